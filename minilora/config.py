@@ -1,0 +1,163 @@
+"""What is fixed before anything runs: the shape of a model, of its adapters, of a training run.
+
+Frozen dataclasses whose field names are Hugging Face's (model), PEFT's (LoRA) and mlx_lm's
+(training), checked when they are made. Everything else in minilora is a function of arrays and
+one of these.
+"""
+
+import math
+from dataclasses import dataclass, field
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+MLP = ("gate_proj", "up_proj", "down_proj")
+ALL_LINEAR = ATTENTION + MLP  # PEFT's "all-linear": every projection, not the output head
+
+
+class InputError(ValueError):
+    """Something that a user handed over cannot be used: one line that says what, where, what to do."""
+
+
+def require(ok, message):
+    """Raise InputError(message) unless ok."""
+    if not ok:
+        raise InputError(message)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A Llama-type decoder, under the names of Hugging Face's config.json."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-5
+    tie_word_embeddings: bool = True
+    max_position_embeddings: int = 2048
+    eos_token_id: tuple[int, ...] = ()  # each of them ends a generated text
+    bos_token_id: int | None = None
+    rope_scaling: dict | None = None  # None, or Llama 3's or the linear stretching of the rotation
+
+    def __post_init__(self):
+        require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            f"num_attention_heads {self.num_attention_heads} is not a multiple of "
+            f"num_key_value_heads {self.num_key_value_heads}",
+        )
+        require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd: rotation needs pairs")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """Which projections get a low-rank update, how large, how strong (PEFT's LoraConfig).
+
+    `rank_pattern` and `alpha_pattern` map a module name (whole path or `.name` suffix) to an
+    exception from `r` and `lora_alpha`.
+    """
+
+    r: int = 8
+    lora_alpha: float = 16
+    lora_dropout: float = 0.0
+    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    use_rslora: bool = False
+    layers_to_transform: tuple[int, ...] | None = None
+    rank_pattern: dict = field(default_factory=dict)
+    alpha_pattern: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        for r in (self.r, *self.rank_pattern.values()):
+            require(isinstance(r, int) and r >= 1, f"lora r must be a whole number from 1, got {r}")
+        for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
+            require(0 < alpha < math.inf, f"lora alpha must be a positive number, got {alpha}")
+        require(
+            0 <= self.lora_dropout < 1, f"lora dropout must lie in [0, 1), got {self.lora_dropout}"
+        )
+
+    def at(self, path):
+        """(rank, scaling) of the adapter on the module at `path`."""
+        r = _pattern(self.rank_pattern, path, self.r)
+        alpha = _pattern(self.alpha_pattern, path, self.lora_alpha)
+        return r, scaling(r, alpha, self.use_rslora)
+
+
+def scaling(r, lora_alpha, use_rslora=False):
+    """The factor before BA: α/r (LoRA, Sec. 4.1), or α/√r (rsLoRA, Kalajdzievski 2023)."""
+    return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
+
+
+def names_module(name, path):
+    """PEFT's rule for a listed module name: the whole path, or its end after a dot."""
+    return path == name or path.endswith("." + name)
+
+
+def _pattern(pattern, path, default):
+    return next((value for name, value in pattern.items() if names_module(name, path)), default)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A run: how many steps of what size, at which rate, over which rows.
+
+    Rates are per optimizer step, lengths in tokens. One iteration is one optimizer step over
+    `batch_size * grad_accumulation_steps` rows.
+    """
+
+    iters: int = 200
+    batch_size: int = 4
+    grad_accumulation_steps: int = 1
+    max_seq_length: int = 256
+    learning_rate: float = 2e-4
+    lr_schedule: str = "cosine"
+    warmup_ratio: float = 0.06
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_eps: float = 1e-8
+    also_train_lr_scale: float = 0.1
+    adapter_dtype: str = "float32"
+    mask_prompt: bool = False
+    packing: bool = False
+    gradient_checkpointing: bool = False
+    steps_per_eval: int = 50
+    val_batches: int = 8
+    early_stopping_patience: int = 0  # evaluations without a better loss; 0 never stops early
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in (
+            "iters", "batch_size", "grad_accumulation_steps", "max_seq_length",
+            "steps_per_eval", "val_batches",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            require(
+                isinstance(value, int) and value >= 1,
+                f"{flag(name)} must be a whole number from 1, got {value}",
+            )
+        for name in ("learning_rate", "max_grad_norm", "adam_eps", "also_train_lr_scale"):
+            value = getattr(self, name)
+            require(0 < value < math.inf, f"{flag(name)} must be a positive number, got {value}")
+        for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{flag(name)} must lie in [0, 1), got {value}")
+        for name in ("weight_decay", "early_stopping_patience", "seed"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"{flag(name)} must not be negative, got {value}")
+        for name, allowed in CHOICES.items():
+            value = getattr(self, name)
+            require(value in allowed, f"{flag(name)} must be one of {allowed}, got {value!r}")
+
+
+CHOICES = {
+    "lr_schedule": ("constant", "linear", "cosine"),
+    "adapter_dtype": ("float32", "bfloat16", "float16"),
+}
+
+
+def flag(name):
+    """The command-line flag of a field: learning_rate -> --learning-rate."""
+    return "--" + name.replace("_", "-")
