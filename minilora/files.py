@@ -1,0 +1,64 @@
+"""What every reader and writer of files shares: JSON that explains itself, folders that appear whole."""
+
+import importlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from .config import InputError, require
+
+
+def read_json(path, default=None):
+    """The object in a JSON file, or `default` if there is no such file; InputError if broken."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if default is None:
+            raise InputError(f"{path} is missing") from error
+        return default
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    require(isinstance(value, dict), f"{path} must hold one JSON object")
+    return value
+
+
+def write_json(path, value):
+    """Write an object as indented JSON, in UTF-8 on every platform."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def new_folder(path):
+    """Yield a temporary folder that becomes `path` if the block succeeds and vanishes if it fails.
+
+    Raises InputError if `path` exists and is not an empty folder: nothing of a user's is replaced.
+    """
+    path = Path(path)
+    empty = path.is_dir() and not any(path.iterdir())
+    require(empty or not os.path.lexists(path), f"{path} exists already: name a new folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if empty:
+            path.rmdir()
+        temporary.rename(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def library(name):
+    """Import a package of the `hf` extra, or say how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"reading a real model needs the package {name}: pip install 'minilora[hf]'"
+        ) from error
