@@ -1,0 +1,332 @@
+"""The operations of `nn.py` made fast: same names, same arguments, same values.
+
+Each is one autograd primitive with its backward pass derived by hand above it, and keeps for that
+pass only what cannot be had again cheaply. Loops are numba's; products are BLAS's. `nn.py` is the
+text, this is the engine, and the tests hold one against the other in value and in gradient.
+
+Letters as in `nn.py`; g is the gradient that arrives from above, ∂L/∂y.
+"""
+
+import numpy as np
+from autograd.extend import defvjp_argnums, primitive
+from autograd.tracer import isbox
+
+from . import nn
+from .kernels import exp, fast_jit, share_rows
+
+LOGIT_FLOATS = 2**23  # logits held at once (32 MiB), however large batch and vocabulary are
+SCORE_FLOATS = 2**22  # the same for attention's scores
+
+
+def rows(x):
+    """x as a contiguous matrix (rows, last axis): what the kernels loop over."""
+    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+
+
+# ---------------------------------------------------------------------------------- RMSNorm
+# With r = 1/√(mean(x²) + ε) and y = r·x∘w:
+#   ∂L/∂x = r·(g∘w) − x·(r³/D)·Σ(g∘w∘x)        ∂L/∂w = Σ_rows g∘(r·x)
+
+
+@primitive
+def rms_norm(x, weight, eps):
+    """As `nn.rms_norm`; keeps x."""
+    y, width = np.empty_like(x), x.shape[-1]
+    share_rows(_rms_norm, x.size // width, rows(x), weight, x.dtype.type(eps), rows(y), width=width)
+    return y
+
+
+def _rms_norm_vjp(argnums, y, args, kwargs):
+    x, weight, eps = args
+
+    def vjp(g):
+        dx, width = np.empty_like(x), x.shape[-1]
+        a = (rows(x), weight, x.dtype.type(eps), rows(g), rows(dx))
+        share_rows(_rms_norm_back, x.size // width, *a, width=width)
+        return tuple(dx if n == 0 else _rms_norm_dw(x, eps, g) for n in argnums)
+
+    return vjp
+
+
+def _rms_norm_dw(x, eps, g):
+    x_hat = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps))
+    return np.sum(rows(g * x_hat), axis=0)
+
+
+defvjp_argnums(rms_norm, _rms_norm_vjp)
+
+
+@fast_jit
+def _rms_norm(lo, hi, x, w, eps, y):
+    D = x.shape[1]
+    for i in range(lo, hi):
+        total = eps * D
+        for j in range(D):
+            total += x[i, j] * x[i, j]
+        r = 1 / np.sqrt(total / D)
+        r = x.dtype.type(r)
+        for j in range(D):
+            y[i, j] = x[i, j] * r * w[j]
+
+
+@fast_jit
+def _rms_norm_back(lo, hi, x, w, eps, g, dx):
+    D = x.shape[1]
+    for i in range(lo, hi):
+        total, dot = eps * D, eps * 0
+        for j in range(D):
+            total += x[i, j] * x[i, j]
+            dot += g[i, j] * w[j] * x[i, j]
+        r = x.dtype.type(1 / np.sqrt(total / D))
+        c = x.dtype.type(r * r * r * dot / D)
+        for j in range(D):
+            dx[i, j] = r * g[i, j] * w[j] - c * x[i, j]
+
+
+# ----------------------------------------------------------------------------------- SwiGLU
+# With σ = 1/(1 + e^−a) and y = a·σ∘b:
+#   ∂L/∂a = g∘b∘σ∘(1 + a∘(1 − σ))        ∂L/∂b = g∘a∘σ
+
+
+@primitive
+def swiglu(gate, up):
+    """As `nn.swiglu`; keeps its two inputs."""
+    y = np.empty_like(gate)
+    share_rows(_swiglu, gate.size, gate.ravel(), up.ravel(), y.reshape(-1))
+    return y
+
+
+def _swiglu_vjp(y, gate, up):
+    def vjp(g):
+        da, db = np.empty_like(gate), np.empty_like(up)
+        a = (gate.ravel(), up.ravel(), g.ravel(), da.reshape(-1), db.reshape(-1))
+        share_rows(_swiglu_back, gate.size, *a)
+        return da, db
+
+    return vjp
+
+
+defvjp_argnums(swiglu, lambda argnums, y, args, kwargs: _swiglu_vjp(y, *args))
+
+
+@fast_jit
+def _swiglu(lo, hi, a, b, y):
+    one = a.dtype.type(1)
+    for i in range(lo, hi):
+        y[i] = a[i] / (one + exp(-a[i])) * b[i]
+
+
+@fast_jit
+def _swiglu_back(lo, hi, a, b, g, da, db):
+    one = a.dtype.type(1)
+    for i in range(lo, hi):
+        s = one / (one + exp(-a[i]))
+        da[i] = g[i] * b[i] * s * (one + a[i] * (one - s))
+        db[i] = g[i] * a[i] * s
+
+
+# -------------------------------------------------------------------------------- Attention
+# With S = QKᵀ/√hd + mask, P = softmax(S), Y = PV, per head:
+#   ∂L/∂V = Pᵀg        ∂L/∂P = gVᵀ        ∂L/∂S = P∘(∂L/∂P − Σ_s P∘∂L/∂P)
+#   ∂L/∂Q = ∂L/∂S·K/√hd    ∂L/∂K = (∂L/∂S)ᵀQ/√hd, both then turned back by −angle.
+# P is not kept but made again from Q, K and log Σ eˢ (Dao et al. 2022, Sec. 3.1). The heads that
+# share keys are stacked, (B, K, G·T, hd), so that each key/value head is one product.
+
+
+def attention(q, k, v, angles, starts, cache=None):
+    """As `nn.attention`; keeps q and k (turned), v and one number a row of scores."""
+    if cache is not None:
+        return nn.attention(q, k, v, angles, starts, cache)
+    return _attention(q, k, v, angles, starts, {})
+
+
+@primitive
+def _attention(q, k, v, angles, starts, kept):
+    hd, (B, T) = 2 * angles[0].shape[-1], starts.shape
+    K = k.shape[-1] // hd
+    q, k = turned(q, K, angles, hd**-0.5), turned(k, K, angles)
+    v = stacked(v, K, hd)
+    y, log_z = np.empty_like(q), np.empty(q.shape[:3], q.dtype)
+    for b in chunks(B, q.shape[1] * q.shape[2] * T):
+        s = q[b] @ k[b].swapaxes(-1, -2)
+        share_rows(_softmax, s.size // T, rows(s), starts[b], log_z[b].reshape(-1), width=T)
+        y[b] = s @ v[b]
+    kept.update(q=q, k=k, v=v, log_z=log_z)
+    return unstacked(y, T)
+
+
+def _attention_vjp(argnums, y, args, kwargs):
+    *_, angles, starts, kept = args
+    q, k, v, log_z = (kept[name] for name in ("q", "k", "v", "log_z"))
+    (B, K, _, hd), T = q.shape, starts.shape[1]
+
+    def vjp(g):
+        g = stacked(g, K, hd)
+        dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(k)
+        for b in chunks(B, q.shape[1] * q.shape[2] * T):
+            s, dp = q[b] @ k[b].swapaxes(-1, -2), g[b] @ v[b].swapaxes(-1, -2)
+            a = (rows(s), rows(dp), starts[b], log_z[b].reshape(-1))
+            share_rows(_softmax_back, s.size // T, *a, width=T)
+            dq[b], dk[b] = dp @ k[b], dp.swapaxes(-1, -2) @ q[b]
+            dv[b] = s.swapaxes(-1, -2) @ g[b]
+        grads = (
+            lambda: turned_back(dq, T, angles, hd**-0.5),
+            lambda: turned_back(dk, T, angles),
+            lambda: unstacked(dv, T),
+        )
+        return tuple(grads[n]() for n in argnums)
+
+    return vjp
+
+
+defvjp_argnums(_attention, _attention_vjp)
+
+
+def chunks(n, floats):
+    """Slices of range(n) whose scores, `floats` each, stay within SCORE_FLOATS."""
+    size = max(1, SCORE_FLOATS // floats)
+    return [slice(i, i + size) for i in range(0, n, size)]
+
+
+def stacked(x, K, hd):
+    """(B, T, heads·hd) -> (B, K, G·T, hd), contiguous."""
+    B, T, _ = x.shape
+    x = x.reshape(B, T, K, -1, hd).transpose(0, 2, 3, 1, 4)
+    return np.ascontiguousarray(x).reshape(B, K, -1, hd)
+
+
+def unstacked(x, T):
+    """(B, K, G·T, hd) -> (B, T, heads·hd)."""
+    B, K, _, hd = x.shape
+    return x.reshape(B, -1, T, hd).transpose(0, 2, 1, 3).reshape(B, T, -1)
+
+
+def turned(x, K, angles, scale=1.0):
+    """Rotated by +angle, times scale: (B, T, heads·hd) -> (B, K, G·T, hd)."""
+    (B, T, _), (cos, sin) = x.shape, angles
+    hd, scale = 2 * cos.shape[-1], x.dtype.type(scale)
+    y = np.empty((B, x.shape[-1] // hd, T, hd), x.dtype)
+    a = (x.reshape(B, T, -1, hd).transpose(0, 2, 1, 3), y, cos, sin, scale)
+    share_rows(_turn, B * T, *a, width=x.shape[-1])
+    return y.reshape(B, K, -1, hd)
+
+
+def turned_back(y, T, angles, scale=1.0):
+    """Rotated by −angle, times scale: (B, K, G·T, hd) -> (B, T, heads·hd)."""
+    (B, _, _, hd), (cos, sin) = y.shape, angles
+    y = y.reshape(B, -1, T, hd)
+    x = np.empty((B, T, y.shape[1], hd), y.dtype)
+    a = (y, x.transpose(0, 2, 1, 3), cos, -sin, y.dtype.type(scale))
+    share_rows(_turn, B * T, *a, width=y.shape[1] * hd)
+    return x.reshape(B, T, -1)
+
+
+@fast_jit
+def _turn(lo, hi, x, y, cos, sin, scale):
+    _, heads, T, hd = x.shape
+    half = hd // 2
+    for i in range(lo, hi):
+        b, t = divmod(i, T)
+        for h in range(heads):
+            for j in range(half):
+                c, s = scale * cos[b, t, j], scale * sin[b, t, j]
+                u, w = x[b, h, t, j], x[b, h, t, j + half]
+                y[b, h, t, j], y[b, h, t, j + half] = u * c - w * s, w * c + u * s
+
+
+@fast_jit
+def _softmax(lo, hi, s, starts, log_z):
+    B, T = starts.shape
+    for i in range(lo, hi):
+        t = i % T
+        first = starts[i // (s.shape[0] // B), t]
+        top = s[i, first]
+        for j in range(first + 1, t + 1):
+            top = max(top, s[i, j])
+        total = s[i, first] * 0
+        for j in range(first, t + 1):
+            s[i, j] = exp(s[i, j] - top)
+            total += s[i, j]
+        log_z[i] = top + np.log(total)
+        for j in range(first, t + 1):
+            s[i, j] /= total
+        s[i, :first] = 0
+        s[i, t + 1 :] = 0
+
+
+@fast_jit
+def _softmax_back(lo, hi, s, dp, starts, log_z):
+    B, T = starts.shape
+    for i in range(lo, hi):
+        t = i % T
+        first = starts[i // (s.shape[0] // B), t]
+        dot = s[i, first] * 0
+        for j in range(first, t + 1):
+            s[i, j] = exp(s[i, j] - log_z[i])
+            dot += s[i, j] * dp[i, j]
+        for j in range(first, t + 1):
+            dp[i, j] = s[i, j] * (dp[i, j] - dot)
+        s[i, :first] = 0
+        dp[i, :first] = 0
+        s[i, t + 1 :] = 0
+        dp[i, t + 1 :] = 0
+
+
+# ---------------------------------------------------------------------------- Cross-entropy
+# With z = hEᵀ, p = softmax(z), weight c = m/Σm and target one-hot y:
+#   L = Σ c·(log Σ eᶻ − z[target])        ∂L/∂z = c·(p − y)
+#   ∂L/∂h = ∂L/∂z·E        ∂L/∂E = (∂L/∂z)ᵀ h
+# V is large: the logits exist only a few rows at a time, and each batch of rows gives its part of
+# the gradient before it is dropped. Rows with m = 0 are never computed.
+
+
+def cross_entropy(hidden, head, targets, mask):
+    """As `nn.cross_entropy`; keeps the gradients, which the same pass computes."""
+    kept = {"hidden": isbox(hidden), "head": isbox(head)}
+    return _cross_entropy(hidden, head, targets, mask, kept)
+
+
+@primitive
+def _cross_entropy(hidden, head, targets, mask, kept):
+    at = np.nonzero(mask)
+    h, t, c = hidden[at], targets[at], (mask[at] / np.sum(mask)).astype(hidden.dtype)
+    nll, dh = np.empty_like(c), np.empty_like(h)
+    de = np.zeros_like(head) if kept["head"] else None
+    step = max(1, LOGIT_FLOATS // len(head))
+    for i in (slice(i, i + step) for i in range(0, len(h), step)):
+        z = h[i] @ head.T
+        share_rows(_softmax_nll, len(z), z, t[i], c[i], nll[i], width=z.shape[1])
+        if kept["hidden"]:
+            dh[i] = z @ head
+        if kept["head"]:
+            de += z.T @ h[i]
+    kept["head"], kept["hidden"] = de, np.zeros_like(hidden)
+    kept["hidden"][at] = dh
+    return np.dot(nll.astype(np.float64), c.astype(np.float64))
+
+
+defvjp_argnums(
+    _cross_entropy,
+    lambda argnums, loss, args, kwargs: lambda g: tuple(
+        (args[4]["hidden"], args[4]["head"])[n] * g for n in argnums
+    ),
+)
+
+
+@fast_jit
+def _softmax_nll(lo, hi, z, targets, c, nll):
+    V = z.shape[1]
+    for i in range(lo, hi):
+        top = z[i, 0]
+        for j in range(1, V):
+            top = max(top, z[i, j])
+        target = z[i, targets[i]]
+        total = top * 0
+        for j in range(V):
+            z[i, j] = exp(z[i, j] - top)
+            total += z[i, j]
+        nll[i] = top - target + np.log(total)
+        scale = c[i] / total
+        for j in range(V):
+            z[i, j] *= scale
+        z[i, targets[i]] -= c[i]

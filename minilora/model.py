@@ -1,0 +1,116 @@
+"""A Llama-type decoder as a function of two trees: what is trained, and what is frozen.
+
+    loss(adapters, base, batch, config) -> scalar
+
+The gradient is taken with respect to argument 0. That is the whole freeze: `base` is argument 1.
+A leaf of `adapters` stands at the path of the weight that it adapts or replaces.
+
+`ops` is `nn`, the text to read, or `fused`, the same functions made fast.
+"""
+
+import os
+from functools import partial
+
+import autograd.numpy as np
+from autograd import make_vjp
+from autograd.extend import defvjp_argnums, primitive
+
+from . import fused, nn
+from .tree import child
+
+OPS = nn if os.environ.get("MINILORA_PLAIN") else fused
+
+
+def loss(adapters, base, batch, config, ops=OPS, rng=None, checkpointing=False):
+    """Mean cross-entropy over the target tokens of a batch, in nats.
+
+    batch: `tokens`, `targets`, `mask` and `starts`, each (B, T); see `data.collate`.
+    """
+    x = hidden(adapters, base, batch["tokens"], batch["starts"], config, ops, rng, checkpointing)
+    return ops.cross_entropy(x, head(adapters, base), batch["targets"], batch["mask"])
+
+
+def forward(adapters, base, tokens, config, ops=OPS):
+    """Logits (B, T, V) for tokens (B, T)."""
+    x = hidden(adapters, base, tokens, np.zeros_like(tokens), config, ops)
+    return nn.matmul(x, head(adapters, base))
+
+
+def hidden(
+    adapters, base, tokens, starts, config, ops=OPS, rng=None, checkpointing=False, cache=None
+):
+    """The normed state above the last block: (B, T, D).
+
+    `starts` (B, T) says where each token's example begins (0 unless packed). With a `cache`, the
+    tokens continue those that it holds. `rng` turns dropout on.
+    """
+    trained, frozen = child(adapters, "model"), base["model"]
+    past = 0 if cache is None else cache.length
+    x = nn.leaf(child(trained, "embed_tokens"), frozen["embed_tokens"], "weight")[tokens]
+    angles = nn.rotation(past + np.arange(tokens.shape[1]) - starts, config, x.dtype)
+    layers = child(trained, "layers")
+    seeds = rng.integers(2**63, size=config.num_hidden_layers) if rng is not None else None
+
+    def run(i, trained, x):
+        layer_rng = None if seeds is None else np.random.default_rng(seeds[i])
+        layer_cache = None if cache is None else cache.layer(i)
+        attend = partial(ops.attention, angles=angles, starts=starts, cache=layer_cache)
+        return block(trained, frozen["layers"][str(i)], x, attend, config, ops, layer_rng)
+
+    for i in range(config.num_hidden_layers):
+        step, node = partial(run, i), child(layers, str(i))
+        x = recomputed(step, node, x) if checkpointing else step(node, x)
+    norm = nn.leaf(child(trained, "norm"), frozen["norm"], "weight")
+    return ops.rms_norm(x, norm, config.rms_norm_eps)
+
+
+def block(trained, frozen, x, attend, config, ops, rng=None):
+    """One decoder layer: x (B, T, D) plus what attention and the feed-forward layer add to it."""
+
+    def norm(x, name):
+        weight = nn.leaf(child(trained, name), frozen[name], "weight")
+        return ops.rms_norm(x, weight, config.rms_norm_eps)
+
+    def project(x, part, name):
+        return nn.linear(x, child(child(trained, part), name), frozen[part][name], rng)
+
+    h = norm(x, "input_layernorm")
+    q, k, v = (project(h, "self_attn", name) for name in ("q_proj", "k_proj", "v_proj"))
+    x = x + project(attend(q, k, v), "self_attn", "o_proj")
+
+    h = norm(x, "post_attention_layernorm")
+    gate, up = (project(h, "mlp", name) for name in ("gate_proj", "up_proj"))
+    return x + project(ops.swiglu(gate, up), "mlp", "down_proj")
+
+
+def head(adapters, base):
+    """The output matrix (V, D): a trained one, the base's own, or the embedding when tied."""
+    for tree in (adapters, base):
+        if "lm_head" in tree:
+            return tree["lm_head"]["weight"]
+    embedding = child(child(adapters, "model"), "embed_tokens")
+    return nn.leaf(embedding, base["model"]["embed_tokens"], "weight")
+
+
+@primitive
+def recomputed(step, trained, x):
+    """step(trained, x), keeping only its arguments: the backward pass runs the step once more.
+
+    (Chen et al. 2016.) Memory grows by one block's input per layer.
+    """
+    return step(trained, x)
+
+
+def _recomputed_vjp(argnums, ans, args, kwargs):
+    step, *inputs = args  # argnums ⊂ {1, 2}: x is not followed below the first adapted layer
+
+    def of_followed(followed):
+        full = list(inputs)
+        for n, value in zip(argnums, followed):
+            full[n - 1] = value
+        return step(*full)
+
+    return lambda g: make_vjp(of_followed)(tuple(inputs[n - 1] for n in argnums))[0](g)
+
+
+defvjp_argnums(recomputed, _recomputed_vjp)

@@ -1,0 +1,167 @@
+"""The operations of a Llama block, one equation a function: the text that `fused.py` must equal.
+
+Everything here is `autograd.numpy`, so a debugger shows plain arrays and autograd derives the
+backward pass. A model's weights come as two nodes: `trained`, which autograd follows, and
+`frozen`, which it never sees. The names of the leaves say what each function does with them.
+
+Letters: B batch, T time, S keys, D model width, F feed-forward, H heads, K key/value heads,
+G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x Wᵀ.
+"""
+
+import autograd.numpy as np
+from autograd.extend import defvjp, primitive
+
+
+def linear(x, trained, frozen, rng=None):
+    """A projection with whatever is trained on it.
+
+    x: (..., in) -> (..., out). Leaves of `frozen`: `weight` (out, in) dense or quantized, `bias`,
+    and beside an adapter its `lora_scaling` and `lora_dropout`. Leaves of `trained`: `lora_A`
+    (r, in) and `lora_B` (out, r) add a low-rank update, `bias` and `weight` take the place of the
+    frozen ones. `rng` draws the dropout mask of the adapter's branch; None means no dropout.
+    """
+    # h = W₀x + (α/r)·BAx + b   (LoRA, Eq. 3)
+    h = matmul(x, trained["weight"]) if "weight" in trained else product(x, frozen["weight"])
+    if "lora_A" in trained:
+        z = dropout(x, frozen["lora_dropout"], rng)
+        h = h + frozen["lora_scaling"] * matmul(matmul(z, trained["lora_A"]), trained["lora_B"])
+    if "bias" in trained or "bias" in frozen:
+        h = h + leaf(trained, frozen, "bias")
+    return h
+
+
+def leaf(trained, frozen, name):
+    """The trained leaf where there is one, else the frozen one."""
+    return trained[name] if name in trained else frozen[name]
+
+
+def matmul(x, w):
+    """x Wᵀ with autograd on both sides; the leading axes are folded so that it is one product."""
+    return np.reshape(np.dot(np.reshape(x, (-1, x.shape[-1])), w.T), (*x.shape[:-1], -1))
+
+
+@primitive
+def product(x, w):
+    """x Wᵀ with a frozen W: (..., in) -> (..., out).
+
+    A primitive of its own, so that autograd keeps W's codes and not its dense copy: a quantized
+    weight is dequantized here, used and dropped, and dequantized again in the backward pass
+    (QLoRA, Sec. 3, Eq. 5).
+    """
+    return _fold(x, dense(w).T)
+
+
+# ∂L/∂x = (∂L/∂y) W, and no ∂L/∂W: frozen.
+defvjp(product, lambda y, x, w: lambda g: _fold(g, dense(w)), argnums=(0,))
+
+
+def _fold(x, m):
+    return (x.reshape(-1, x.shape[-1]) @ m).reshape(*x.shape[:-1], -1)
+
+
+def dense(w):
+    """The weight as an array: the one place that knows dense, 4-bit and 8-bit apart."""
+    return w.dequantize() if hasattr(w, "dequantize") else w
+
+
+def dropout(x, p, rng):
+    """x∘m/(1−p), m ~ Bernoulli(1−p), so the mean stays; x itself without an rng."""
+    if rng is None or p == 0:
+        return x
+    return x * ((rng.random(x.shape, dtype=np.float32) >= p) / np.float32(1 - p)).astype(x.dtype)
+
+
+def rms_norm(x, weight, eps):
+    """(Zhang and Sennrich 2019, Eq. 4) over the last axis; weight (D,)."""
+    # y = x / √(mean(x²) + ε) ∘ w
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+
+
+def swiglu(gate, up):
+    """(Shazeer 2020, Eq. 6): the hidden units of the feed-forward layer."""
+    # y = gate·σ(gate) ∘ up
+    return gate / (1 + np.exp(-gate)) * up
+
+
+def rotation(positions, config, dtype=np.float32):
+    """cos and sin of the rotary angles: two arrays (..., T, hd/2) for positions (..., T)."""
+    # angle(t, j) = t·θ_base^(−2j/hd)   (RoFormer, Sec. 3.2.2)
+    angles = positions[..., None].astype(np.float32) * frequencies(config)
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
+def frequencies(config):
+    """The rotary frequencies in float32, as checkpoints are trained with: (hd/2,)."""
+    j = np.arange(0, config.head_dim, 2, dtype=np.float32)
+    base = np.float32(1) / np.float32(config.rope_theta) ** (j / np.float32(config.head_dim))
+    return base if config.rope_scaling is None else stretched(base, config.rope_scaling)
+
+
+def stretched(freq, scaling):
+    """Frequencies for contexts longer than pretrained ones: divided by `factor`.
+
+    `linear` divides all of them (Chen et al. 2023); `llama3` only the slow ones, with a ramp
+    between (Llama 3.1's published parameters).
+    """
+    slow = freq / np.float32(scaling["factor"])
+    if scaling["rope_type"] == "linear":
+        return slow
+    turns = scaling["original_max_position_embeddings"] * freq / (2 * np.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    fast = np.clip((turns - low) / (high - low), 0, 1)  # 0: slow, keep divided; 1: untouched
+    return ((1 - fast) * slow + fast * freq).astype(np.float32)
+
+
+def rotate(x, cos, sin):
+    """Rotary positions, Hugging Face's layout: element j turns with element j + hd/2.
+
+    x: (B, T, heads, hd), cos and sin (B, T, hd/2).
+    """
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    cos, sin = cos[..., None, :], sin[..., None, :]  # the same for every head
+    # (a, b) → (a·cos − b·sin, b·cos + a·sin)   (RoFormer, Eq. 34)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attention(q, k, v, angles, starts, cache=None):
+    """Causal grouped-query attention with rotary positions.
+
+    q: (B, T, H·hd), k, v: (B, T, K·hd) -> (B, T, H·hd). `angles` is (cos, sin) from `rotation`.
+    `starts` (B, T): the first position that each token may see, so packed examples stay apart.
+    `cache` appends k and v to those of earlier tokens and returns all of them.
+    """
+    hd = 2 * angles[0].shape[-1]
+    B, T, _ = q.shape
+    q, k, v = (np.reshape(x, (B, T, -1, hd)) for x in (q, k, v))
+    q, k = rotate(q, *angles), rotate(k, *angles)
+    if cache is not None:
+        k, v = cache.extend(k, v)
+    S, K = k.shape[1], k.shape[2]
+    q = np.reshape(q, (B, T, K, -1, hd))
+    scores = np.einsum("btkgd,bskd->bkgts", q, k) / np.float32(hd**0.5)  # (B, K, G, T, S)
+    scores = np.where(visible(starts, S)[:, None, None], scores, -np.inf)
+    # attention = softmax(QKᵀ/√hd + mask) V   (Vaswani et al. 2017, Eq. 1)
+    p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+    p = p / np.sum(p, axis=-1, keepdims=True)
+    return np.reshape(np.einsum("bkgts,bskd->btkgd", p, v), (B, T, -1))
+
+
+def visible(starts, S):
+    """(B, T, S) booleans: token t of the last T sees keys starts[t] … t of all S."""
+    T = starts.shape[1]
+    s, t = np.arange(S), np.arange(S - T, S)
+    return (s >= starts[..., None]) & (s <= t[:, None])
+
+
+def cross_entropy(hidden, head, targets, mask):
+    """Mean negative log-likelihood, in nats, of the target tokens that the mask keeps.
+
+    hidden: (B, T, D), head: (V, D) dense, targets: (B, T) integers, mask: (B, T) 0 or 1.
+    """
+    logits = matmul(hidden, head)
+    logits = logits - np.max(logits, axis=-1, keepdims=True)
+    # L = −Σ m·log softmax(h Eᵀ)[target] / Σ m
+    log_z = np.log(np.sum(np.exp(logits), axis=-1))
+    b, t = np.indices(targets.shape)
+    return np.sum(mask * (log_z - logits[b, t, targets])) / np.sum(mask)
