@@ -1,0 +1,117 @@
+"""Fine-tuning: one loop, to be read from top to bottom.
+
+Every random choice of a step (which rows, which dropout mask) is drawn from (seed, step), so the
+state of a run is its trained tree, the two moments of Adam, and a step count: what was interrupted
+goes on as if it had not been.
+"""
+
+import math
+import time
+
+import numpy as np
+from autograd import value_and_grad
+from tqdm import tqdm
+
+from . import model
+from .config import InputError
+from .data import batch_at, collate, pack
+from .metrics import evaluate
+from .optim import adamw, adamw_init, clip, learning_rate, to_dtype
+from .tree import tree_map
+
+
+def train(adapters, base, examples, model_config, config, valid=(), state=None, on_step=None):
+    """Fit `adapters` to the examples; returns (adapters, history).
+
+    examples, valid: lists of `data.Example`. `history` has a dict a step (`step`, `loss`,
+    `learning_rate`, `grad_norm`, `tokens`, `seconds`) and one an evaluation (`step`, `eval_loss`).
+    `state` continues an earlier run. `on_step(rows, adapters, state)` is called after every step.
+    Raises InputError when loss or gradient is not finite; the last good state has then been handed
+    to `on_step`.
+    """
+    bins = pack(examples, config.max_seq_length) if config.packing else [[e] for e in examples]
+    adapters = to_dtype(adapters, config.adapter_dtype)
+    state = state or start(adapters)
+    history = []
+    bar = tqdm(total=config.iters, initial=state["step"], unit="step", disable=None)
+    while state["step"] < config.iters and not stopped(state, config):
+        began, step = time.perf_counter(), state["step"]
+        loss, grads, tokens = gradient(adapters, base, bins, step, model_config, config)
+        grads, norm = clip(grads, config.max_grad_norm)
+        if not math.isfinite(loss + norm):
+            raise InputError(
+                f"the loss is {loss:g} and its gradient {norm:g} at step {step + 1}: lower "
+                "--learning-rate, or hold the adapters in float32; the checkpoint before it is kept"
+            )
+        rate = learning_rate(step, config)
+        adapters, moments = adamw(adapters, grads, state, rates(rate, config), config)
+        adapters = to_dtype(adapters, config.adapter_dtype)
+        state = {**state, **moments}
+        seconds = time.perf_counter() - began
+        rows = [
+            {"step": step + 1, "loss": loss, "learning_rate": rate, "grad_norm": norm,
+             "tokens": tokens, "seconds": round(seconds, 4)}
+        ]  # fmt: skip
+        if valid and ((step + 1) % config.steps_per_eval == 0 or step + 1 == config.iters):
+            score = evaluate(adapters, base, valid, model_config)["loss"]
+            rows.append({"step": step + 1, "eval_loss": score})
+            state = judged(state, adapters, score, config)
+            bar.write(f"step {step + 1}: train loss {loss:.4f}, held-out loss {score:.4f}")
+        history += rows
+        if on_step:
+            on_step(rows, adapters, state)
+        bar.set_postfix_str(f"loss {loss:.3f}, {tokens / seconds:.0f} tokens/s")
+        bar.update()
+    bar.close()
+    return state.get("best", adapters), history
+
+
+def start(adapters):
+    """The state before the first step."""
+    return {**adamw_init(adapters), "best_loss": math.inf, "worse": 0}
+
+
+def gradient(adapters, base, bins, step, model_config, config):
+    """(mean loss, its gradient, target tokens) over all the micro-batches of a step.
+
+    Each micro-batch counts by its target tokens, so the sum is the large batch's mean, not a mean
+    of means.
+    """
+    n = config.grad_accumulation_steps
+    batches = [
+        collate(batch_at(bins, step * n + i, config.batch_size, config.seed)) for i in range(n)
+    ]
+    total = sum(float(batch["mask"].sum()) for batch in batches)
+    loss, grads = 0.0, None
+    for i, batch in enumerate(batches):
+        share = float(batch["mask"].sum()) / total
+        if share == 0:
+            continue
+        rng = np.random.default_rng([config.seed, step, i])
+        value, grad = value_and_grad(model.loss)(
+            adapters, base, batch, model_config, rng=rng, checkpointing=config.gradient_checkpointing
+        )
+        loss += share * float(value)
+        grad = tree_map(lambda g: g * np.float32(share), grad)
+        grads = grad if grads is None else tree_map(np.add, grads, grad)
+    return loss, grads, int(total)
+
+
+def rates(rate, config):
+    """The rate of each leaf: low-rank factors at `rate`, what else is trained at its share."""
+    other = rate * config.also_train_lr_scale
+    return lambda path: rate if path.endswith(("lora_A", "lora_B")) else other
+
+
+def judged(state, adapters, score, config):
+    """The state after an evaluation: with early stopping, the best adapters so far are kept."""
+    if not config.early_stopping_patience:
+        return state
+    if score < state["best_loss"]:
+        return {**state, "best_loss": score, "worse": 0, "best": adapters}
+    return {**state, "worse": state["worse"] + 1}
+
+
+def stopped(state, config):
+    """True when the held-out loss has not improved for `early_stopping_patience` evaluations."""
+    return 0 < config.early_stopping_patience <= state["worse"]
