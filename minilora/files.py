@@ -1,4 +1,4 @@
-"""What every reader and writer of files shares: JSON that explains itself, folders that appear whole."""
+"""What readers and writers of files share: errors that name the file, folders that appear whole."""
 
 import importlib
 import json

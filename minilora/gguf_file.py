@@ -27,7 +27,19 @@ NOT_READ = {
     16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 20: "IQ4_NL", 21: "IQ3_S", 23: "IQ4_XS",
 }  # fmt: skip
 STRING, ARRAY = 8, 9
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
 
 
 @dataclass(frozen=True)
@@ -125,7 +137,7 @@ class Cursor:
 def read_header(path):
     """(metadata, {GGUF's name: Entry}) of a GGUF file.
 
-    Raises InputError if the file is missing, no GGUF, truncated, or its header does not describe it.
+    Raises InputError if the file is missing, no GGUF, truncated, or not what its header says.
     """
     path = os.fspath(path)
     try:

@@ -134,7 +134,7 @@ def _rope_scaling(path, metadata, factor):
 
 
 def _llama3_rope(config, entry):
-    """The config with the published parameters of Llama 3.1 to 3.3 that give the stored divisors."""
+    """The config with Llama 3.1's published way of stretching, if it gives the stored divisors."""
     divisors = entry.read()
     scaling = {
         "rope_type": "llama3",

@@ -127,6 +127,14 @@ def from_folder(folder, eos_token_id=None):
         f"{folder} has no tokenizer.json; write one with transformers: "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
     )
+    backend, settings = _backend(path), read_json(folder / "tokenizer_config.json", default={})
+    special = {name: _text(folder, name, settings[name]) for name in SPECIAL if settings.get(name)}
+    eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
+    require(eos is not None, f"{folder}/tokenizer_config.json names no eos_token of tokenizer.json")
+    return PretrainedTokenizer(backend, eos, special, _template(folder, settings), settings)
+
+
+def _backend(path):
     tokenizers = library("tokenizers")
     try:
         backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
@@ -134,27 +142,25 @@ def from_folder(folder, eos_token_id=None):
         raise InputError(f"{path} is no tokenizer: {error}") from error
     backend.no_padding()
     backend.no_truncation()
-    settings = read_json(folder / "tokenizer_config.json", default={})
-    special = {name: _content(settings[name]) for name in SPECIAL if settings.get(name)}
-    eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
-    require(eos is not None, f"{folder}/tokenizer_config.json names no eos_token of tokenizer.json")
-    return PretrainedTokenizer(backend, eos, special, _template(folder, settings), settings)
+    return backend
 
 
-def _content(token):
-    """A special token is written as its text, or as an object with its text under `content`."""
-    return token["content"] if isinstance(token, dict) else token
+def _text(folder, name, value):
+    """A setting that is text, or an object with its text under `content`, as special tokens are."""
+    value = value.get("content") if isinstance(value, dict) else value
+    require(isinstance(value, str), f"{folder}/tokenizer_config.json: {name} must be text")
+    return value
 
 
 def _template(folder, settings):
+    """The file's, as in transformers; else the settings', of several the default one."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
     template = settings.get("chat_template")
-    if isinstance(template, list):  # several, by name
-        named = {entry["name"]: entry["template"] for entry in template}
-        return named.get("default")
-    return template
+    if isinstance(template, list):
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return None if template is None else _text(folder, "chat_template", template)
 
 
 @cache
