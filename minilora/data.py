@@ -122,20 +122,21 @@ def prepare(rows, tokenizer, config):
 
 
 def pack(examples, length):
-    """Bins of examples that fit together in `length` tokens: first fit, longest first.
+    """Bins of examples that fit together in `length` tokens: best fit, longest first.
 
     Examples keep to themselves: `collate` notes where each begins.
     """
-    bins, room = [], []
+    bins, with_room = [], [[] for _ in range(length)]  # with_room[n]: bins with n tokens free
     for example in sorted(examples, key=lambda e: -len(e.tokens)):
         need = len(example.tokens) - 1
-        fit = next((i for i, free in enumerate(room) if free >= need), None)
-        if fit is None:
-            fit = len(bins)
+        room = next((n for n in range(need, length) if with_room[n]), None)
+        if room is None:
+            room = length - 1
             bins.append([])
-            room.append(length - 1)
-        bins[fit].append(example)
-        room[fit] -= need
+            with_room[room].append(bins[-1])
+        best = with_room[room].pop()
+        best.append(example)
+        with_room[room - need].append(best)
     return bins
 
 

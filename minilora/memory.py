@@ -1,0 +1,77 @@
+"""The byte ledger: where a fine-tuning step's memory goes, predicted and measured."""
+
+import sys
+
+from .config import ALL_LINEAR
+from .lora import adapted
+from .tree import count, get, nbytes, walk
+
+ADAM_FLOATS = 2  # m and v, a float32 each, for every trained parameter
+
+
+def ledger(adapters, base, config, tokens):
+    """{part: bytes} of a step of the fused path over `tokens` tokens a batch, float32.
+
+    Weights, adapters, gradients and Adam's moments are exact; `activations` is what the backward
+    pass keeps (see `kept_floats`), without gradient checkpointing.
+    """
+    trained = 4 * count(adapters)
+    return {
+        "frozen weights": nbytes(base),
+        "trained weights": trained,
+        "their gradients": trained,
+        "Adam's two moments": ADAM_FLOATS * trained,
+        "activations": 4 * tokens * kept_floats(adapters, base, config),
+    }
+
+
+def kept_floats(adapters, base, config):
+    """Floats a token that the fused operations keep for the backward pass.
+
+    Each layer: the inputs of the two norms, turned q and k, v, one number a head, gate and up; and
+    for each adapted projection its input x and A x. The first adapted layer's share is counted in
+    full.
+    """
+    D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
+    H, K = config.num_attention_heads, config.num_key_value_heads
+    layer = 2 * D + (H + 2 * K) * hd + H + 2 * F
+    paths = adapted(adapters)
+    first = min((int(path.split(".")[2]) for path in paths), default=0)
+    inputs = sum(sum(get(adapters, path)["lora_A"].shape) for path in paths)
+    return (config.num_hidden_layers - first) * layer + inputs + D
+
+
+def table(parts):
+    """The ledger as text, a line a part, with the sum."""
+    lines = [f"  {name:<20}{size / 1e6:>12,.2f} MB" for name, size in parts.items()]
+    return "\n".join([*lines, f"  {'together':<20}{sum(parts.values()) / 1e6:>12,.2f} MB"])
+
+
+def summary(adapters, base):
+    """How much is trained of how much: one line."""
+    trained, total = count(adapters), count(base)
+    added = sum(leaf.size for path, leaf in walk(adapters) if "lora_" in path)
+    return (
+        f"{trained:,} trained parameters beside {total:,} ({100 * trained / total:.3f} %), "
+        f"{added:,} of them in low-rank factors"
+    )
+
+
+def bits_per_weight(base):
+    """Bits that a weight of the layers' projections occupies, scales included."""
+    leaves = [w for path, w in walk(base) if path.removesuffix(".weight").endswith(ALL_LINEAR)]
+    weights = [w for w in leaves if hasattr(w, "shape") and len(w.shape) == 2]
+    return 8 * sum(w.nbytes for w in weights) / sum(w.shape[0] * w.shape[1] for w in weights)
+
+
+def peak_rss_mb():
+    """The largest resident set of this process so far, in MB, as the operating system counts it.
+
+    None where it does not count (Windows).
+    """
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e6 if sys.platform == "darwin" else 1e3)

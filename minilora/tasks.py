@@ -1,0 +1,105 @@
+"""The language of the embedded bases, and the task that they are fine-tuned on.
+
+The language is notes about who has what, each closed by looking one thing up:
+
+    Ada has a red kite. Tom has a blue drum. Mia has a green boat. Find the drum: Tom has it.
+
+A note is a handful of fair draws and nothing else, and the text shows every draw, so its
+probability is the product of theirs and the entropy of the language is known exactly: no model can
+have a lower loss than the mean of −log p(note), and a good one comes close.
+
+The task asks about such notes in words that the bases never saw:
+
+    Ada has a red kite. Tom has a blue drum. Mia has a green boat.
+    Q: Who has the drum?
+    A: Tom
+"""
+
+import math
+
+import numpy as np
+
+NAMES = (
+    "Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jane", "Kai", "Lena",
+    "Mia", "Noor", "Otto", "Pia", "Quin", "Rosa", "Sam", "Tom", "Uma", "Vera", "Will", "Zoe",
+)  # fmt: skip
+THINGS = (
+    "ball", "bell", "boat", "book", "coat", "coin", "cup", "doll", "drum", "fan", "flag", "hat",
+    "jar", "key", "kite", "lamp", "mask", "pen", "ring", "rope", "shoe", "sled", "vase", "whip",
+)  # fmt: skip
+COLOURS = ("black", "blue", "brown", "green", "grey", "pink", "red", "white")
+SIZES = (2, 3, 4)  # facts in a note
+CLOSINGS = (
+    "Find the {thing}: {name} has it.",
+    "Ask {name}: a {colour} {thing}.",
+    "Paint the {thing}: now it is {colour}.",
+)
+QUESTIONS = (
+    ("Who has the {thing}?", "{name}"),
+    ("What has {name}?", "a {colour} {thing}"),
+    ("What colour is the {thing}?", "{colour}"),
+)
+
+
+class Dice:
+    """Fair draws, and the information that they carry: `nats` = −log of their joint probability."""
+
+    def __init__(self, rng):
+        self.rng, self.nats = rng, 0.0
+
+    def one(self, options):
+        """One of the options."""
+        self.nats += math.log(len(options))
+        return options[self.rng.integers(len(options))]
+
+    def some(self, options, k):
+        """k different ones, in order: n·(n−1)·… equally likely outcomes."""
+        self.nats += sum(math.log(len(options) - i) for i in range(k))
+        return [options[i] for i in self.rng.permutation(len(options))[:k]]
+
+
+def facts(dice):
+    """(the sentences, what they say): two to four people with a coloured thing each."""
+    k = dice.one(SIZES)
+    names, things = dice.some(NAMES, k), dice.some(THINGS, k)
+    said = [dict(name=n, thing=t, colour=dice.one(COLOURS)) for n, t in zip(names, things)]
+    return " ".join("{name} has a {colour} {thing}.".format(**f) for f in said), said
+
+
+def note(rng):
+    """({"text": one note}, −log p(note) in nats)."""
+    dice = Dice(rng)
+    text, said = facts(dice)
+    closing = dice.one(CLOSINGS).format(**dice.one(said))
+    return {"text": f"{text} {closing}"}, dice.nats
+
+
+def notes(n, seed):
+    """(n rows of the language, their −log p in nats as an array)."""
+    rng = np.random.default_rng([1, seed])
+    rows, nats = zip(*(note(rng) for _ in range(n)))
+    return list(rows), np.array(nats)
+
+
+def question(rng, held_out):
+    """A prompt and its completion; one pair in eight of name and thing is asked about only in the
+    held-out split, so nothing can be answered from memory."""
+    while True:
+        dice = Dice(rng)
+        text, said = facts(dice)
+        asked = dice.one(said)
+        ask, answer = dice.one(QUESTIONS)
+        if reserved(asked) == held_out:
+            prompt = f"{text}\nQ: {ask}\nA:".format(**asked)
+            return {"prompt": prompt, "completion": " " + answer.format(**asked)}
+
+
+def reserved(fact):
+    """True for the pairs of name and thing that only held-out questions ask about."""
+    return (NAMES.index(fact["name"]) + THINGS.index(fact["thing"])) % 8 == 0
+
+
+def questions(split, n, seed):
+    """n rows of the task; split `train`, `valid` or `test`, the latter two of reserved pairs."""
+    rng = np.random.default_rng([2, ("train", "valid", "test").index(split), seed])
+    return [question(rng, held_out=split != "train") for _ in range(n)]
