@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import tasks
 from .config import InputError, require
 
 SHAPES = ({"text"}, {"prompt", "completion"}, {"messages"})
@@ -172,3 +173,25 @@ def batch_at(bins, step, size, seed):
 
 def _order(n, epoch, seed):
     return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def load_rows(name, split):
+    """The rows of a built-in data set, a .jsonl file, or a folder with train.jsonl and valid.jsonl.
+
+    split: `train`, `valid` or `test`. Of a single file every tenth row is held out, for both of
+    the latter (none of fewer than ten); a folder without test.jsonl tests on valid.jsonl.
+    InputError says what is missing.
+    """
+    path = Path(name)
+    if name in tasks.BUILTIN:
+        return tasks.builtin(name, split)
+    if path.is_dir():
+        files = [path / f"{split}.jsonl"] + [path / "valid.jsonl"] * (split == "test")
+        return read_rows(next((f for f in files if f.exists()), files[0]))
+    require(
+        path.suffix == ".jsonl" and path.exists(),
+        f"there are no data {name!r}: give {', '.join(tasks.BUILTIN)}, a .jsonl file that exists, "
+        "or a folder with train.jsonl and valid.jsonl",
+    )
+    rows = read_rows(path)
+    return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]

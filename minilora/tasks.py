@@ -19,6 +19,10 @@ import math
 
 import numpy as np
 
+from . import toolcalls
+
+SPLITS = ("train", "valid", "test")
+
 NAMES = (
     "Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jane", "Kai", "Lena",
     "Mia", "Noor", "Otto", "Pia", "Quin", "Rosa", "Sam", "Tom", "Uma", "Vera", "Will", "Zoe",
@@ -101,5 +105,33 @@ def reserved(fact):
 
 def questions(split, n, seed):
     """n rows of the task; split `train`, `valid` or `test`, the latter two of reserved pairs."""
-    rng = np.random.default_rng([2, ("train", "valid", "test").index(split), seed])
+    rng = np.random.default_rng([2, SPLITS.index(split), seed])
     return [question(rng, held_out=split != "train") for _ in range(n)]
+
+
+# What `--data NAME` can name: (split, n, seed) -> rows, and how many rows each split has.
+BUILTIN = {
+    "notes": lambda split, n, seed: notes(n, SPLITS.index(split) + 3 * seed)[0],
+    "questions": questions,
+    "toolcalls": toolcalls.rows,
+    "toolcalls-few-shot": lambda split, n, seed: [
+        toolcalls.few_shot_row(row) for row in toolcalls.rows(split, n, seed)
+    ],
+}
+SIZES = {"train": 4000, "valid": 200, "test": 400}
+FEWER = {"toolcalls": {"train": 1600, "valid": 96, "test": 240}}
+FEWER["toolcalls-few-shot"] = FEWER["toolcalls"]
+
+# The settings that a built-in data set is trained with, where the user gives none.
+RECIPES = {
+    "questions": "--iters 300 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
+    "--target-modules all-linear --steps-per-eval 50",
+    "toolcalls": "--iters 150 --learning-rate 2e-3 --batch-size 8 --mask-prompt "
+    "--target-modules all-linear --steps-per-eval 50",
+}
+
+
+def builtin(name, split, seed=0):
+    """The rows of a built-in data set's split."""
+    size = FEWER.get(name, SIZES)[split]
+    return BUILTIN[name](split, size, seed)
