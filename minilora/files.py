@@ -32,6 +32,11 @@ def write_json(path, value):
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
+def first_line(error):
+    """What another library says, cut to one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 @contextmanager
 def new_folder(path):
     """Yield a temporary folder that becomes `path` if the block succeeds and vanishes if it fails.

@@ -168,6 +168,7 @@ def _parse(cursor):
 def _row(cursor):
     """(name, shape, type number, offset) of the next tensor in the table."""
     name, dims = cursor.string(), cursor.number("I")
+    require(name.isprintable(), f"{cursor.path}: {name!r} is no name of a tensor")
     require(1 <= dims <= 4, f"{cursor.path}: tensor {name} has {dims} dimensions")
     shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]  # the file lists columns first
     return name, shape, cursor.number("I"), cursor.number("Q")

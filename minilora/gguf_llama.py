@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import gguf_file, nn
-from .config import ModelConfig, require
+from .config import require
+from .hf_config import model_config
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -105,7 +106,8 @@ def read_config(path, metadata, entries):
 
     heads, width = size("attention.head_count"), size("embedding_length")
     ends = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
-    config = ModelConfig(
+    config = model_config(
+        path,
         vocab_size=size("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
         hidden_size=width,
         intermediate_size=size("feed_forward_length"),
@@ -136,6 +138,8 @@ def _rope_scaling(path, metadata, factor):
 def _llama3_rope(config, entry):
     """The config with Llama 3.1's published way of stretching, if it gives the stored divisors."""
     divisors = entry.read()
+    require(np.isfinite(divisors).all(), f"{entry.where} has a NaN or an infinite number")
+    require((divisors >= 1).all(), f"{entry.where} has a divisor below 1")
     scaling = {
         "rope_type": "llama3",
         "factor": float(divisors.max()),  # 8 in Llama 3.1, 32 in Llama 3.2

@@ -7,7 +7,7 @@ score.
 """
 
 from .config import InputError, require
-from .files import library
+from .files import first_line, library
 from .tokenizer import SPECIAL, PretrainedTokenizer
 
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
@@ -35,7 +35,7 @@ def from_metadata(path, metadata):
     except InputError:
         raise
     except Exception as error:  # the library raises plain Exception
-        raise InputError(f"{path}: its tokenizer is broken: {error}") from error
+        raise InputError(f"{path}: its tokenizer is broken: {first_line(error)}") from error
     special = _special(path, metadata)
     require("eos_token" in special, f"{path}: tokenizer.ggml.eos_token_id is missing")
     settings = {

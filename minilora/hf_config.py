@@ -8,7 +8,7 @@ would change the arithmetic and is not implemented here is refused by name.
 import math
 from pathlib import Path
 
-from .config import ModelConfig, require
+from .config import InputError, ModelConfig, require
 from .files import read_json
 
 LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
@@ -26,7 +26,8 @@ def read_config(folder):
     width = _size(path, raw, "hidden_size")
     theta, scaling = read_rope(path, raw)
     generation = read_json(path.with_name("generation_config.json"), default={})
-    config = ModelConfig(
+    config = model_config(
+        path,
         vocab_size=_size(path, raw, "vocab_size"),
         hidden_size=width,
         intermediate_size=_size(path, raw, "intermediate_size"),
@@ -43,6 +44,14 @@ def read_config(folder):
         rope_scaling=scaling,
     )
     return config, raw
+
+
+def model_config(path, **fields):
+    """ModelConfig(**fields); what it objects to is said with the file's name in front."""
+    try:
+        return ModelConfig(**fields)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _refuse_other_architectures(path, raw):

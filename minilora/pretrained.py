@@ -52,7 +52,7 @@ def open_model(name):
         return open_folder(EMBEDDED / name)
     if name in fetch.MODELS:
         return open_gguf(fetch.cached(name))
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return open_folder(Path(name))
     if name.endswith(".gguf"):
         return open_gguf(Path(name))
@@ -154,8 +154,10 @@ def read_tree(checkpoint, scheme, block_size):
     """The base tree, every tensor checked and quantized as it is read."""
     from .quantize import quantize_leaf
 
-    expected = shapes(checkpoint.config, checkpoint.attention_bias, checkpoint.mlp_bias)
     tensors, base = checkpoint.tensors, {}
+    last = f"model.layers.{checkpoint.config.num_hidden_layers - 1}.input_layernorm.weight"
+    require(last in tensors, f"tensor {last} is missing from {_origin(tensors)}")
+    expected = shapes(checkpoint.config, checkpoint.attention_bias, checkpoint.mlp_bias)
     for name, entry in tensors.items():
         require(name in expected or _needless(name), f"{entry.where} is not one of a Llama's")
     for path, shape in expected.items():

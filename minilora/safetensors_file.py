@@ -124,9 +124,10 @@ def _entries(path, header, data, size):
 
 
 def _entry(path, name, fields, data):
+    require(name.isprintable(), f"{path}: {name!r} is no name of a tensor")
     try:
         dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
-        sound = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+        sound = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
     except (TypeError, KeyError, ValueError):
         sound = False
     require(sound, f"{path}: the header's entry for tensor {name} is malformed")

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from .config import InputError, require
-from .files import library, read_json, write_json
+from .files import first_line, library, read_json, write_json
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -102,7 +102,9 @@ class PretrainedTokenizer:
                 add_generation_prompt=add_generation_prompt, **self.special,
             )  # fmt: skip
         except Exception as error:  # a template is a program of somebody else's: anything goes
-            raise InputError(f"the chat template refuses these messages: {error}") from error
+            raise InputError(
+                f"the chat template refuses these messages: {first_line(error)}"
+            ) from error
 
     def save(self, folder):
         """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, for transformers."""
@@ -139,7 +141,7 @@ def _backend(path):
     try:
         backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises plain Exception
-        raise InputError(f"{path} is no tokenizer: {error}") from error
+        raise InputError(f"{path} is no tokenizer: {first_line(error)}") from error
     backend.no_padding()
     backend.no_truncation()
     return backend
@@ -184,7 +186,7 @@ def compiled(template):
     try:
         return environment.from_string(_GENERATION.sub(_plain_block, template))
     except jinja2.TemplateError as error:
-        raise InputError(f"the chat template is no Jinja: {error}") from error
+        raise InputError(f"the chat template is no Jinja: {first_line(error)}") from error
 
 
 # transformers marks the assistant's text with a block of its own, {% generation %} …

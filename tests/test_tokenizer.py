@@ -6,53 +6,12 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from toy_models import CHATML, sentencepiece_metadata, tiny, tiny_vocabulary
 
 from minilora.config import InputError
 from minilora.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled, from_folder
 
-CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
-    "+ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 CHAT = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Hello"}]
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-
-
-def byte_spelling():
-    """GPT-2's printable character for each byte (written out here, not taken from the library)."""
-    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    shifted = iter(range(256, 512))
-    return {b: chr(b) if b in kept else chr(next(shifted)) for b in range(256)}
-
-
-def tiny_vocabulary():
-    """Three special tokens, the 256 bytes, and the results of two merges."""
-    return SPECIAL + list(byte_spelling().values()) + ["he", "hel"]
-
-
-def tiny_metadata(**changes):
-    """What a GGUF file with that vocabulary says of its tokenizer."""
-    tokens = tiny_vocabulary()
-    return {
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "smollm",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [3, 3, 3] + [1] * (len(tokens) - 3),
-        "tokenizer.ggml.merges": ["h e", "he l"],
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.chat_template": CHATML,
-        **{f"tokenizer.ggml.{key}": value for key, value in changes.items()},
-    }
-
-
-def tiny(**changes):
-    pytest.importorskip("tokenizers")
-    from minilora.gguf_tokenizer import from_metadata
-
-    return from_metadata("m.gguf", tiny_metadata(**changes))
-
 
 # --- bytes
 
@@ -132,22 +91,6 @@ def test_llama3_takes_a_piece_that_is_a_token_whole():
     assert t.encode("hex", add_special_tokens=False) == [tokens.index("hex")]
     assert t.encode("<|im_start|>hex") == [1, tokens.index("hex")], "no second BOS"
     assert tokens.index("hex") not in tiny(**{**changes, "pre": "gpt-2"}).encode("hex")
-
-
-def sentencepiece_metadata(**changes):
-    pieces = ["▁", "h", "e", "l", "o", "he", "ll", "hell", "▁hell", "▁hello"]
-    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *pieces]
-    scores = [0.0] * 259 + [-100.0] * 5 + [-1.0, -2.0, -3.0, -4.0, -5.0]
-    return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(pieces),
-        "tokenizer.ggml.bos_token_id": 1,
-        "tokenizer.ggml.eos_token_id": 2,
-        "tokenizer.ggml.unknown_token_id": 0,
-        **{f"tokenizer.ggml.{key}": value for key, value in changes.items()},
-    }
 
 
 def test_sentencepiece_from_scores():

@@ -1,0 +1,211 @@
+"""Toy models and toy files that several test files share."""
+
+import json
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from minilora.config import ModelConfig
+from minilora.pretrained import shapes
+from minilora.tree import flatten
+
+CONFIG = ModelConfig(
+    vocab_size=256, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=8, eos_token_id=(255,),
+)  # fmt: skip
+Q = "model.layers.1.self_attn.q_proj.weight"
+
+
+def leaves(config=CONFIG, seed=0, **biases):
+    rng = np.random.default_rng(seed)
+    return {
+        path: rng.standard_normal(shape, dtype=np.float32)
+        for path, shape in shapes(config, **biases).items()
+    }
+
+
+def raw_config(**changes):
+    """A config.json as transformers 5 writes it, without what `changes` sets to None."""
+    raw = {
+        "model_type": "llama", "vocab_size": 256, "hidden_size": 32, "intermediate_size": 64,
+        "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "hidden_act": "silu", "rms_norm_eps": 1e-5, "tie_word_embeddings": True,
+        "eos_token_id": 255, "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+    }  # fmt: skip
+    return {key: value for key, value in {**raw, **changes}.items() if value is not None}
+
+
+def folder(tmp_path, tensors=None, **changes):
+    """A Hugging Face folder written by the safetensors library."""
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(raw_config(**changes)))
+    safetensors.numpy.save_file(tensors or leaves(), path / "model.safetensors")
+    return path
+
+
+def assert_same(tree, expected):
+    actual = flatten(tree)
+    assert actual.keys() == expected.keys()
+    for path, w in expected.items():
+        np.testing.assert_array_equal(actual[path], w, err_msg=path)
+
+
+# --- tokenizers
+
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' "
+    "+ message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+CHAT = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Hello"}]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def byte_spelling():
+    """GPT-2's printable character for each byte (written out here, not taken from the library)."""
+    kept = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    shifted = iter(range(256, 512))
+    return {b: chr(b) if b in kept else chr(next(shifted)) for b in range(256)}
+
+
+def tiny_vocabulary():
+    """Three special tokens, the 256 bytes, and the results of two merges."""
+    return SPECIAL + list(byte_spelling().values()) + ["he", "hel"]
+
+
+def tiny_metadata(**changes):
+    """What a GGUF file with that vocabulary says of its tokenizer."""
+    tokens = tiny_vocabulary()
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [3, 3, 3] + [1] * (len(tokens) - 3),
+        "tokenizer.ggml.merges": ["h e", "he l"],
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.chat_template": CHATML,
+        **{f"tokenizer.ggml.{key}": value for key, value in changes.items()},
+    }
+
+
+def tiny(**changes):
+    pytest.importorskip("tokenizers")
+    from minilora.gguf_tokenizer import from_metadata
+
+    return from_metadata("m.gguf", tiny_metadata(**changes))
+
+
+def sentencepiece_metadata(**changes):
+    pieces = ["▁", "h", "e", "l", "o", "he", "ll", "hell", "▁hell", "▁hello"]
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *pieces]
+    scores = [0.0] * 259 + [-100.0] * 5 + [-1.0, -2.0, -3.0, -4.0, -5.0]
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": [2, 3, 3] + [6] * 256 + [1] * len(pieces),
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.unknown_token_id": 0,
+        **{f"tokenizer.ggml.{key}": value for key, value in changes.items()},
+    }
+
+
+# --- GGUF
+
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
+
+
+def put_string(text):
+    return struct.pack("<Q", len(text.encode())) + text.encode()
+
+
+def put_value(value):
+    """A metadata value with its type number in front."""
+    if isinstance(value, bool):
+        return struct.pack("<I?", 7, value)
+    if isinstance(value, int):
+        return struct.pack("<II", 4, value)
+    if isinstance(value, float):
+        return struct.pack("<If", 6, value)
+    if isinstance(value, str):
+        return struct.pack("<I", 8) + put_string(value)
+    items = [put_value(item) for item in value]
+    return struct.pack("<I", 9) + items[0][:4] + struct.pack("<Q", len(items)) + b"".join(
+        item[4:] for item in items
+    )  # fmt: skip
+
+
+def gguf(path, metadata, tensors):
+    """A GGUF file, written out by hand. tensors: {name: (type number, shape, bytes)}."""
+    head = struct.pack("<4sIQQ", b"GGUF", 3, len(tensors), len(metadata))
+    head += b"".join(put_string(key) + put_value(value) for key, value in metadata.items())
+    data = b""
+    for name, (kind, shape, raw) in tensors.items():
+        data += b"\0" * (-len(data) % 32)
+        head += put_string(name) + struct.pack(f"<I{len(shape)}Q", len(shape), *shape[::-1])
+        head += struct.pack("<IQ", kind, len(data))
+        data += raw
+    path.write_bytes(head + b"\0" * (-len(head) % 32) + data)
+    return path
+
+
+def gguf_names(path):
+    """Written apart from the reader's table, as llama.cpp names things."""
+    for ours, theirs in (
+        ("model.layers.", "blk."), ("self_attn.o_proj", "attn_output"), ("self_attn.", "attn_"),
+        ("post_attention_layernorm", "ffn_norm"), ("input_layernorm", "attn_norm"),
+        ("mlp.", "ffn_"), ("_proj", ""), ("model.embed_tokens", "token_embd"),
+        ("model.norm", "output_norm"), ("lm_head", "output"),
+    ):  # fmt: skip
+        path = path.replace(ours, theirs)
+    return path
+
+
+def interleave(path, w):
+    """llama.cpp's order of the rows of q_proj and k_proj: (half, j) of a head becomes (j, half)."""
+    heads = 4 if "q_proj" in path else 2 if "k_proj" in path else 0
+    if not heads:
+        return w
+    order = np.arange(w.shape[0]).reshape(heads, 2, -1).transpose(0, 2, 1).reshape(-1)
+    return w[order]
+
+
+def gguf_metadata(**changes):
+    metadata = {
+        "general.architecture": "llama",
+        "llama.block_count": 2,
+        "llama.context_length": 2048,
+        "llama.embedding_length": 32,
+        "llama.feed_forward_length": 64,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.layer_norm_rms_epsilon": 2.0**-17,
+        **tiny_metadata(),
+        **{key.replace("__", "."): value for key, value in changes.items()},
+    }
+    return {key: value for key, value in metadata.items() if value is not None}
+
+
+GGUF_CONFIG = replace(
+    CONFIG, vocab_size=261, rms_norm_eps=2.0**-17, eos_token_id=(2,), bos_token_id=1
+)
+
+
+def gguf_tensors(w):
+    return {
+        gguf_names(p): (0, x.shape, np.ascontiguousarray(interleave(p, x)).tobytes())
+        for p, x in w.items()
+    }
+
+
+def needs_hf():
+    pytest.importorskip("tokenizers")
