@@ -1,0 +1,132 @@
+"""Double quantization: the scales of a 4-bit weight, in eight bits themselves.
+
+The idea (QLoRA, Dettmers et al. 2023, Sec. 3). One float32 absmax for every 64 weights is half a
+bit a weight. The absmax are all of one sign and much alike, so their mean, the offset, is taken
+off first; what is left is cut into blocks of 256, divided by the block's own absmax, and rounded
+to one of 256 values that stand closer together the nearer they are to zero (a "dynamic" map:
+Dettmers 2016, 8-Bit Approximations for Parallelism in Deep Learning). That leaves 8/64 + 32/(64·256)
+bits a weight.
+
+Codes, offset and absmax have the bits that bitsandbytes gives on a CPU. Letter: m absmax.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from .kernels import jit, share_rows
+
+BLOCK = 256  # absmax in a block
+
+
+@dataclass(frozen=True, eq=False)
+class Nested:
+    """m absmax in eight bits each: absmaxᵢ ≈ map[codeᵢ] · absmax of its block + offset."""
+
+    codes: np.ndarray  # (m,) uint8
+    absmax: np.ndarray  # (⌈m/256⌉,) float32
+    offset: np.float32
+
+    @property
+    def nbytes(self):
+        return self.codes.nbytes + self.absmax.nbytes + self.offset.nbytes
+
+
+def dynamic_map():
+    """The 256 values of the second level, ascending, float32.
+
+    0 and 1, and for each decade i = 0 … 6 the middles of 2ⁱ equal steps from 0.1 to 1, times
+    10^(i-6), with both signs.
+    """
+    values = [np.float32([0, 1])]
+    for i in range(7):
+        edges = _linspace(2**i + 1)
+        middles = np.float32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
+        values += [middles, -middles]
+    return np.sort(np.concatenate(values))
+
+
+def _linspace(n):
+    """n points from 0.1 to 1, each counted from the nearer end and rounded once, as torch does."""
+    start, k = np.float32(0.1), np.arange(n, dtype=np.float64)
+    step = np.float64((1 - start) / np.float32(n - 1))
+    return np.where(k < n // 2, start + step * k, 1 - step * k[::-1]).astype(np.float32)
+
+
+DYNAMIC = dynamic_map()
+
+
+def nest(absmax):
+    """Quantize the absmax (m,) float32 of a tensor's blocks -> Nested."""
+    return nest_around(mean(absmax), absmax)
+
+
+def nest_around(offset, absmax):
+    """`nest`, around a given offset."""
+    m = absmax.size
+    blocks = np.pad(absmax - offset, (0, -m % BLOCK)).reshape(-1, BLOCK)
+    absmax = np.abs(blocks).max(axis=1)
+    with np.errstate(all="ignore"):  # a block of zeros is 0 · ∞, which becomes -1, and code 0
+        x = np.fmin(np.fmax(blocks * (1 / absmax)[:, None], -1), 1)
+    # bitsandbytes does not look for the value nearest to x, but to x rounded to one of 65,536
+    # equal steps: one code in a thousand is the neighbour of the nearest.
+    step = (x + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
+    return Nested(_code_of_step()[step.astype(np.uint16)].ravel()[:m], absmax, offset)
+
+
+@cache
+def _code_of_step():
+    """The code nearest to each of 65,536 equal steps from -1 to 1; halfway, the lower one."""
+    steps = np.arange(65536, dtype=np.float32) * np.float32(2) / np.float32(65535) - 1
+    midpoints = (DYNAMIC[:-1] + DYNAMIC[1:]) / np.float32(2)
+    return np.searchsorted(midpoints, steps, side="left").astype(np.uint8)
+
+
+def unnest_plain(nested):
+    """The absmax (m,) float32 that a Nested stands for, in NumPy."""
+    scale = np.repeat(nested.absmax, BLOCK)[: nested.codes.size]
+    return DYNAMIC[nested.codes] * scale + nested.offset
+
+
+def unnest(nested):
+    """The same bits, in a loop."""
+    out = np.empty(nested.codes.size, np.float32)
+    share_rows(_unnest, out.size, nested.codes, nested.absmax, nested.offset, DYNAMIC, out)
+    return out
+
+
+@jit
+def _unnest(lo, hi, codes, absmax, offset, dynamic, out):
+    for i in range(lo, hi):
+        out[i] = dynamic[codes[i]] * absmax[i // BLOCK] + offset
+
+
+def mean(x):
+    """Mean of x (n,) float32, with the bits of torch's mean on one thread.
+
+    A float32 sum depends on the order of its terms. This is torch's: vectors of eight numbers,
+    four running sums side by side, and at the end what fills no four vectors, the four sums, what
+    fills no vector, the eight numbers. (From 32,768 numbers on, torch also splits the sum over its
+    threads; its last bit then depends on the machine.)
+    """
+    width = 8 if x.size >= 8 else 1
+    vectors = x[: x.size // width * width].reshape(-1, width)
+    fours = len(vectors) // 4 * 4
+    sums = _cascade(vectors[:fours].reshape(-1, 4 * width)).reshape(4, width)
+    sums[0] = sum(vectors[fours:], start=sums[0])
+    return sum(sum(sums), start=sum(x[vectors.size :])) / np.float32(x.size)
+
+
+def _cascade(rows):
+    """Sum of the rows (k, c), in four levels: of 16 or more rows, of as many such sums, …
+
+    Only numbers of like size are added, so the error grows with log k and not with k.
+    """
+    step = 2 ** max(4, (len(rows) - 1).bit_length() // 4)
+    total = np.zeros(rows.shape[1], np.float32)
+    for _ in range(3):
+        whole = len(rows) // step * step
+        total += sum(rows[whole:])
+        rows = sum(rows[:whole].reshape(-1, step, rows.shape[1]).swapaxes(0, 1))
+    return total + sum(rows)
