@@ -54,9 +54,9 @@ def parse(argv):
     if args.resume:
         files.append(toml_flags(os.path.join(args.adapter_path, "train_config.toml")))
     args = parser().parse_args(["train", *sum(files, []), *given])
-    from .tasks import RECIPES
+    from .tasks import BUILTIN
 
-    recipe = RECIPES.get(args.data, "").split()
+    recipe = BUILTIN[args.data].recipe.split() if args.data in BUILTIN else []
     return parser().parse_args(["train", *recipe, *sum(files, []), *given])
 
 

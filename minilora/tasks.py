@@ -16,6 +16,8 @@ The task asks about such notes in words that the bases never saw:
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -109,29 +111,37 @@ def questions(split, n, seed):
     return [question(rng, held_out=split != "train") for _ in range(n)]
 
 
-# What `--data NAME` can name: (split, n, seed) -> rows, and how many rows each split has.
-BUILTIN = {
-    "notes": lambda split, n, seed: notes(n, SPLITS.index(split) + 3 * seed)[0],
-    "questions": questions,
-    "toolcalls": toolcalls.rows,
-    "toolcalls-few-shot": lambda split, n, seed: [
-        toolcalls.few_shot_row(row) for row in toolcalls.rows(split, n, seed)
-    ],
-}
-SIZES = {"train": 4000, "valid": 200, "test": 400}
-FEWER = {"toolcalls": {"train": 1600, "valid": 96, "test": 240}}
-FEWER["toolcalls-few-shot"] = FEWER["toolcalls"]
+class Builtin(NamedTuple):
+    """A data set that `--data` can name."""
 
-# The settings that a built-in data set is trained with, where the user gives none.
-RECIPES = {
-    "questions": "--iters 300 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
-    "--target-modules all-linear --steps-per-eval 50",
-    "toolcalls": "--iters 150 --learning-rate 2e-3 --batch-size 8 --mask-prompt "
-    "--target-modules all-linear --steps-per-eval 50",
-}
+    rows: Callable  # (split, n, seed) -> n rows
+    counts: tuple[int, int, int]  # rows of train, valid and test
+    recipe: str = ""  # the flags of `minilora train` that suit it, where the user gives none
+
+
+def few_shot(split, n, seed):
+    """The tool calls, each asked with the schemas and an example of every tool."""
+    return [toolcalls.few_shot_row(row) for row in toolcalls.rows(split, n, seed)]
+
+
+BUILTIN = {
+    "notes": Builtin(lambda split, n, seed: notes(n, SPLITS.index(split) + 3 * seed)[0],
+                     (4000, 200, 400)),
+    "questions": Builtin(
+        questions, (4000, 200, 400),
+        "--iters 300 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
+        "--target-modules all-linear --steps-per-eval 50",
+    ),
+    "toolcalls": Builtin(
+        toolcalls.rows, (1600, 96, 240),
+        "--iters 150 --learning-rate 1e-3 --batch-size 8 --mask-prompt "
+        "--target-modules all-linear --steps-per-eval 50",
+    ),
+    "toolcalls-few-shot": Builtin(few_shot, (1600, 96, 240)),
+}  # fmt: skip
 
 
 def builtin(name, split, seed=0):
     """The rows of a built-in data set's split."""
-    size = FEWER.get(name, SIZES)[split]
-    return BUILTIN[name](split, size, seed)
+    task = BUILTIN[name]
+    return task.rows(split, task.counts[SPLITS.index(split)], seed)
