@@ -1,8 +1,8 @@
 """The language of the embedded bases, and the task that they are fine-tuned on.
 
-The language is notes about who has what, each closed by looking one thing up:
+The language is notes about who has what, each closed by looking everything up again:
 
-    Ada has a red kite. Tom has a blue drum. Mia has a green boat. Find the drum: Tom has it.
+    Ada has a red kite. Tom has a blue drum. Find the drum: Tom has it. Ask Ada: a red kite.
 
 A note is a handful of fair draws and nothing else, and the text shows every draw, so its
 probability is the product of theirs and the entropy of the language is known exactly: no model can
@@ -76,8 +76,8 @@ def note(rng):
     """({"text": one note}, −log p(note) in nats)."""
     dice = Dice(rng)
     text, said = facts(dice)
-    closing = dice.one(CLOSINGS).format(**dice.one(said))
-    return {"text": f"{text} {closing}"}, dice.nats
+    closings = [dice.one(CLOSINGS).format(**fact) for fact in dice.some(said, len(said))]
+    return {"text": " ".join([text, *closings])}, dice.nats
 
 
 def notes(n, seed):
