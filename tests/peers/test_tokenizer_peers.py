@@ -1,0 +1,168 @@
+"""SmolLM2's tokenizer and chat template against transformers', on a hundred strings."""
+
+import json
+import random
+import re
+
+import pytest
+
+from minilora import fetch, gguf_file, gguf_tokenizer
+from minilora.config import InputError
+from minilora.tokenizer import from_folder
+
+transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
+pytest.importorskip("tokenizers")
+pytest.importorskip("jinja2")
+
+BY_HAND = [
+    "", " ", "  ", "\n", "\n\n\n", "\t\tx", "a b", "a  b", "a   b\n", " leading", "trailing  ",
+    "Hello, world!", "The capital of France is", "don't I'll we've you're he'd it's I'm",
+    "DON'T SHOUT'S", "price: $3.50, 12,345 items, 2024-01-31", "1", "12", "a1b22c333",
+    "x = 10\ny  =  20", "٣٤٥ ½ ² Ⅷ ①②", "a  1", "\n 7", "\u00a0 5", "v1.2.3-rc4",
+    "🙂", "👩‍👩‍👧‍👦 🇫🇷 👍🏽", "🙂🙂 🙂", "日本語のテキスト", "汉字，标点。",
+    "한국어 문장", "日本123語",
+    "Ελληνικά кириллица עברית العربية हिन्दी ไทย", "é e\u0301 ﬁ Å", "\u200b\u200d\ufeff",
+    "\u3000full width　space", "\r\n\r\n", "a\r\nb\rc", "\x00\x01\x7f", "“quotes” — dash…",
+    "def f(x):\n    return x + 1\n", "for (int i = 0; i < n; ++i) {\n\ta[i] = 0;\n}",
+    '{"name": "get_weather", "arguments": {"city": "Paris", "days": 3}}',
+    "<html><b>&amp;</b></html>",
+    "SELECT * FROM t WHERE a >= 10;", "https://example.org/a?b=c&d=1#e", "$\\int_0^1 x^2\\,dx$",
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "x<|im_end|>y", "<|im_end|><|im_end|>",
+    " <|im_start|> user\n", "<|im_start|>user\nHi<|im_end|>\n",
+    "<|im_end", "<repo_name>a<file_sep>",
+    "<|unknown|>", "1<|im_end|>2", "  <|endoftext|>  ", "a" * 300, "=" * 80, " " * 100,
+]  # fmt: skip
+PIECES = [
+    "hello", "World", " ", "  ", "\n", "\t", "🙂", "語", "12", "3.5", "'s", "'LL", "é", "½",
+    "_", "()", "<|im_end|>", "def ", "\u00a0", "。",
+]  # fmt: skip
+
+
+def hundred():
+    rng = random.Random(0)
+    mixed = ["".join(rng.choices(PIECES, k=rng.randint(2, 12))) for _ in range(120 - len(BY_HAND))]
+    return BY_HAND + mixed
+
+
+CHATS = [
+    [{"role": "user", "content": "Hi"}],
+    [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "  2 + 2 ? \n"}],
+    [
+        {"role": "user", "content": "🙂 <|im_end|> {{ x }} {% raw %}"},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "日本語 <b> & \"q\" 'q'"},
+    ],
+    [{"role": "assistant", "content": "I start"}],
+]
+
+
+@pytest.fixture(scope="module")
+def gguf():
+    try:
+        return fetch.cached("smollm2")
+    except InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="module")
+def ours(gguf):
+    return gguf_tokenizer.from_metadata(gguf, gguf_file.read_header(gguf)[0])
+
+
+@pytest.fixture(scope="module")
+def from_gguf(gguf):
+    """transformers' own reading of the same file."""
+    return transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+
+
+@pytest.fixture(scope="module")
+def published(from_gguf, tmp_path_factory):
+    """SmolLM2's published tokenizer.json, in transformers.
+
+    It differs from what transformers reads out of the GGUF file in one setting, which is put back
+    here: before GPT-2's cut, the digits are cut out one by one.
+    """
+    folder = tmp_path_factory.mktemp("published")
+    from_gguf.save_pretrained(folder)
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    digits = {"type": "Digits", "individual_digits": True}
+    steps = [digits, content["pre_tokenizer"]]
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+    path.write_text(json.dumps(content))
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def test_ids_and_text_equal_the_published_tokenizer(ours, published):
+    texts = hundred()
+    assert len(set(texts)) > 100
+    for text in texts:
+        ids = ours.encode(text)
+        assert ids == published.encode(text), repr(text)
+        assert ours.decode(ids) == published.decode(ids, skip_special_tokens=True), repr(text)
+    assert ours.eos_token_id == published.eos_token_id == 2
+    assert ours.vocab_size == len(published) == 49152
+
+
+def test_where_transformers_reads_the_gguf_file_otherwise(ours, from_gguf):
+    """transformers 5 forgets SmolLM's rule for digits when it reads a GGUF file.
+
+    GPT-2's cut takes a space with the number after it, so of several spaces before a number one
+    goes to it; SmolLM's leaves the spaces together. And a number beyond 0 to 9 can be several
+    tokens, which may merge with a space or with their neighbours. Nothing else may differ. The
+    published file and llama.cpp do as is done here.
+    """
+    cut_otherwise = re.compile(r"\s\s[0-9]|[½²Ⅷ①٣]")
+    agree = [text for text in hundred() if not cut_otherwise.search(text)]
+    assert len(agree) > 90
+    for text in agree:
+        assert ours.encode(text) == from_gguf.encode(text), repr(text)
+    decoded = [ours.backend.id_to_token(i) for i in ours.encode("a  1")]
+    assert decoded == ["a", "ĠĠ", "1"]
+
+
+@pytest.mark.parametrize("add_generation_prompt", [False, True])
+def test_the_chat_template_equals_transformers(ours, published, add_generation_prompt):
+    for chat in CHATS:
+        text = ours.render(chat, add_generation_prompt)
+        theirs = {"add_generation_prompt": add_generation_prompt, "return_dict": False}
+        assert text == published.apply_chat_template(chat, tokenize=False, **theirs)
+        assert ours.encode(text) == published.apply_chat_template(chat, **theirs)
+
+
+TEMPLATES = [
+    "{{ messages | tojson }}{{ messages | tojson(indent=2) }}",
+    "{{ bos_token }}{% for m in messages %}\n    {% if m.role == 'user' %}\nU: {{ m.content }}\n"
+    "    {% endif %}\n{% endfor %}",
+    "{%- for m in messages -%} {% if loop.index > 1 %}{% break %}{% endif %} "
+    "{{ m.content | trim }}\n{%- endfor -%}",
+    "{% for m in messages %}{% generation %}{{ m.content }}\n{% endgeneration %}\n{% endfor %}",
+    "{% set ns = namespace(n=0) %}{% for m in messages %}{% set ns.n = ns.n + 1 %}"
+    "{% endfor %}{{ ns.n }}",
+    "{{ tools is none }}{{ documents is none }}{{ add_generation_prompt }}{{ nothing is defined }}",
+    "{{ strftime_now('%d %b %Y') }}{{ eos_token }}{{ unk_token }}{{ pad_token }}",
+]
+
+
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_other_templates_equal_transformers(published, tmp_path, template):
+    """What templates of other models make use of: whitespace rules, filters, globals, blocks."""
+    published.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(template)
+    ours = from_folder(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for chat in CHATS:
+        assert ours.render(chat) == theirs.apply_chat_template(chat, tokenize=False)
+
+
+def test_our_folder_in_transformers(ours, tmp_path):
+    ours.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in hundred():
+        assert theirs.encode(text) == ours.encode(text), repr(text)
+    assert theirs.eos_token_id == 2 and theirs.bos_token_id == 1 and theirs.pad_token_id == 2
+    chat = CHATS[1]
+    assert theirs.apply_chat_template(chat, tokenize=False) == ours.render(chat)
