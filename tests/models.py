@@ -1,0 +1,172 @@
+"""Random tiny models for the tests: any shape, tied or not, dense or 4-bit, float32 or float64."""
+
+import hashlib
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora import lora, nf4, nn
+from minilora.config import ALL_LINEAR, ATTENTION, LoraConfig, ModelConfig
+from minilora.data import Example
+from minilora.tree import flatten, tree_map, unflatten, walk
+
+TINY = ModelConfig(
+    vocab_size=11, hidden_size=12, intermediate_size=10, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=6,
+)  # fmt: skip
+
+
+@st.composite
+def configs(draw, max_layers=3):
+    """Any shape of model: odd widths, one head, shared keys, heads that do not add up to D."""
+    heads = draw(st.integers(1, 3))
+    return ModelConfig(
+        vocab_size=draw(st.integers(3, 17)),
+        hidden_size=draw(st.integers(1, 13)),
+        intermediate_size=draw(st.integers(1, 15)),
+        num_hidden_layers=draw(st.integers(1, max_layers)),
+        num_attention_heads=heads * draw(st.integers(1, 3)),
+        num_key_value_heads=heads,
+        head_dim=draw(st.sampled_from((2, 4, 6))),
+        tie_word_embeddings=draw(st.booleans()),
+    )
+
+
+seeds = st.integers(0, 2**32 - 1)
+target_sets = st.sets(st.sampled_from(ALL_LINEAR), min_size=1).map(sorted).map(tuple)
+
+
+def projection_shapes(config):
+    """(out, in) of each of the seven projections, written down from the drawing of the model."""
+    D, F = config.hidden_size, config.intermediate_size
+    q = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
+    return {
+        "q_proj": (q, D), "k_proj": (kv, D), "v_proj": (kv, D), "o_proj": (D, q),
+        "gate_proj": (F, D), "up_proj": (F, D), "down_proj": (D, F),
+    }  # fmt: skip
+
+
+def random_base(config, seed=0, dtype=np.float32, biases=()):
+    """A base with weights of the size that keeps activations near one. `biases`: which have one."""
+    rng, leaves = np.random.default_rng(seed), {}
+
+    def normal(shape, scale=1.0, mean=0.0):
+        return (mean + scale * rng.standard_normal(shape)).astype(np.float32).astype(dtype)
+
+    D, V = config.hidden_size, config.vocab_size
+    leaves["model.embed_tokens.weight"] = normal((V, D))
+    for i in range(config.num_hidden_layers):
+        layer = f"model.layers.{i}"
+        for name, (out, into) in projection_shapes(config).items():
+            path = f"{layer}.{'self_attn' if name in ATTENTION else 'mlp'}.{name}"
+            leaves[f"{path}.weight"] = normal((out, into), into**-0.5)
+            if name in biases:
+                leaves[f"{path}.bias"] = normal(out, 0.5)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            leaves[f"{layer}.{name}.weight"] = normal(D, 0.2, 1.0)
+    leaves["model.norm.weight"] = normal(D, 0.2, 1.0)
+    if not config.tie_word_embeddings:
+        leaves["lm_head.weight"] = normal((V, D))
+    return unflatten(leaves)
+
+
+def quantized(base, double_quant=False):
+    """The base with its projections in NF4."""
+    return unflatten({
+        path: nf4.quantize(w, 16, double_quant) if path.endswith("_proj.weight") else w
+        for path, w in walk(base)
+    })  # fmt: skip
+
+
+def adapted(base, seed=0, **lora_fields):
+    """(adapters, frozen) with both factors random, so that the update is as large as the weight."""
+    rng = np.random.default_rng([9, seed])
+    adapters, frozen = lora.init(base, LoraConfig(**lora_fields), rng)
+    dtype = base["model"]["norm"]["weight"].dtype
+    return tree_map(lambda w: rng.uniform(-0.5, 0.5, w.shape).astype(dtype), adapters), frozen
+
+
+def random_batch(config, seed=0, B=2, T=5, packed=True):
+    """A batch whose mask has holes and whose rows, if packed, hold several examples."""
+    rng = np.random.default_rng([8, seed])
+    tokens, targets = rng.integers(config.vocab_size, size=(2, B, T))
+    mask = (rng.random((B, T)) < 0.7).astype(np.float32)
+    mask[rng.integers(B), rng.integers(T)] = 1
+    starts = random_starts(rng, B, T) if packed else np.zeros((B, T), np.int64)
+    return {"tokens": tokens, "targets": targets, "mask": mask, "starts": starts}
+
+
+def random_starts(rng, B, T):
+    """For every token the position at which its example begins: (B, T), a staircase a row."""
+    begins = rng.random((B, T)) < 0.3
+    begins[:, 0] = True
+    return np.maximum.accumulate(np.where(begins, np.arange(T), 0), axis=1)
+
+
+def random_examples(config, n, seed=0, longest=9):
+    """n examples of 2 to `longest` tokens; each with a masked prompt of random length."""
+    rng, examples = np.random.default_rng([7, seed]), []
+    for _ in range(n):
+        tokens = rng.integers(config.vocab_size, size=rng.integers(2, longest + 1)).tolist()
+        prompt = int(rng.integers(0, len(tokens) - 1))
+        examples.append(Example(tokens, [0] * prompt + [1] * (len(tokens) - prompt)))
+    return examples
+
+
+@st.composite
+def attention_inputs(draw):
+    """(q, k, v, angles, starts, hd) in float64: any groups of heads, one token, packed rows."""
+    kv, groups = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    hd, B, T = draw(st.sampled_from((2, 4, 6))), draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    rng = np.random.default_rng(draw(seeds))
+    q, k, v = (rng.standard_normal((B, T, n * hd)) for n in (kv * groups, kv, kv))
+    starts = random_starts(rng, B, T) if draw(st.booleans()) else np.zeros((B, T), np.int64)
+    angles = nn.rotation(np.arange(T) - starts, replace(TINY, head_dim=hd), np.float64)
+    return q, k, v, angles, starts, hd
+
+
+def as_dtype(tree, dtype):
+    """The tree with its arrays cast; what is no array stays."""
+    return tree_map(lambda w: w.astype(dtype) if isinstance(w, np.ndarray) else w, tree)
+
+
+def fingerprint(tree):
+    """A hash of every byte of every leaf, and of the paths."""
+    digest = hashlib.sha256()
+    for path, leaf in sorted(flatten(tree).items()):
+        digest.update(path.encode())
+        for part in vars(leaf).values() if hasattr(leaf, "dequantize") else (leaf,):
+            digest.update(part.tobytes() if isinstance(part, np.ndarray) else repr(part).encode())
+    return digest.hexdigest()
+
+
+def read_only(tree):
+    """The same arrays, and any attempt to write one of them raises."""
+    for _, leaf in walk(tree):
+        for part in vars(leaf).values() if hasattr(leaf, "dequantize") else (leaf,):
+            if isinstance(part, np.ndarray):
+                part.flags.writeable = False
+    return tree
+
+
+def spying(ops, seen):
+    """`ops` whose every call appends (name, arguments) to `seen`, to see what autograd follows."""
+
+    def spy(name):
+        def call(*args, **kwargs):
+            seen.append((name, args))
+            return getattr(ops, name)(*args, **kwargs)
+
+        return call
+
+    return SimpleNamespace(
+        **{name: spy(name) for name in ("rms_norm", "swiglu", "attention", "cross_entropy")}
+    )
+
+
+def bits(x):
+    """The bytes of an array: equal only if every bit is."""
+    return np.ascontiguousarray(x).tobytes()

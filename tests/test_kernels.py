@@ -1,0 +1,116 @@
+"""The ground under the fused operations: an exponential, and rows shared out over threads."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from models import bits
+from test_fused import some_attention, some_cross_entropy, value_and_gradients
+
+from minilora import fused, kernels
+
+# ------------------------------------------------------------------------------ exponential
+
+
+# As `fast_jit`, but never from a cache, which would not notice that `exp` has changed.
+@numba.njit(fastmath=kernels.FAST, error_model="numpy")
+def _exp_of(lo, hi, x, y):
+    for i in range(lo, hi):
+        y[i] = kernels.exp(x[i])
+
+
+def exp_in_kernel(x):
+    y = np.empty_like(x)
+    _exp_of(0, x.size, x, y)
+    return y
+
+
+def ulps(y, exact):
+    return np.abs(y.astype(np.float64) - exact) / np.spacing(exact.astype(np.float32)).astype(float)
+
+
+@pytest.mark.xfail(strict=True, reason="the flag `reassoc` undoes the two-part ln 2: 4.5 units")
+def test_exp_is_within_two_units_of_the_last_place():
+    x = np.linspace(-87, 88, 500_001).astype(np.float32)
+    # and the places where the number of halvings changes: both neighbours of every (n + ½)·ln 2
+    edges = ((np.arange(-125, 126) + 0.5) * math.log(2)).astype(np.float32)
+    x = np.concatenate([x, edges, *(np.nextafter(edges, np.float32(s)) for s in (-99, 99)), [0]])
+    assert ulps(exp_in_kernel(x.astype(np.float32)), np.exp(x.astype(np.float64))).max() <= 2
+    assert exp_in_kernel(np.float32([0])) == 1
+
+
+@pytest.mark.xfail(strict=True, reason="the flag `reassoc` undoes the two-part ln 2: 4.5 units")
+@given(st.floats(-87, 88, width=32))
+def test_exp_of_any_number(x):
+    x = np.float32([x])
+    assert ulps(exp_in_kernel(x), np.exp(x.astype(np.float64))).max() <= 2
+
+
+def test_exp_at_and_beyond_its_ends():
+    # It stands still there: at e⁻⁸⁷ = 1.6e-38, nothing beside the 1 of a softmax's largest; and
+    # at e⁸⁸, so that no infinity arises where SwiGLU divides by it.
+    y = exp_in_kernel(np.float32([-np.inf, -1e30, -88, -87, 88, 89, 1e30, np.inf]))
+    assert (y[:4] == y[3]).all() and 0 < y[3] < 2e-38
+    assert (y[4:] == y[4]).all() and 1e38 < y[4] < np.inf
+    assert np.isnan(exp_in_kernel(np.float32([np.nan] * 9))).all()
+    assert (exp_in_kernel(np.float64([-800, 0, 1])) == np.exp([-800.0, 0, 1])).all()
+
+
+# ---------------------------------------------------------------------------------- threads
+
+
+@kernels.jit
+def _count(lo, hi, times):
+    for i in range(lo, hi):
+        times[i] += 1
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 7])
+def test_every_row_is_done_once_on_any_number_of_cores(monkeypatch, cpus):
+    monkeypatch.setattr(kernels.os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(kernels, "SERIAL_BELOW", 0)
+    for n in (0, 1, 2, 3, 5, 64, 1001):
+        times = np.zeros(n, np.int64)
+        kernels.share_rows(_count, n, times)
+        assert (times == 1).all()
+
+
+def all_operations(dtype=np.float32):
+    """The bytes of every fused operation's value and gradients."""
+    q, k, v, angles, starts = some_attention(T=9, dtype=dtype)
+    hidden, head, targets, mask = some_cross_entropy(dtype)
+    x = np.linspace(-9, 9, 37 * 3).reshape(3, 37).astype(dtype)
+    calls = (
+        (lambda x, w: fused.rms_norm(x, w, 1e-5), (x, x[0])),
+        (fused.swiglu, (x, x[::-1])),
+        (lambda q, k, v: fused.attention(q, k, v, angles, starts), (q, k, v)),
+        (lambda h, e: fused.cross_entropy(h, e, targets, mask), (hidden, head)),
+    )
+    out = []
+    for f, args in calls:
+        g = 1.0 if f is calls[-1][0] else np.ones_like(f(*args))
+        y, grads = value_and_gradients(f, args, g)
+        out += [bits(y), *map(bits, grads)]
+    return out
+
+
+def test_the_same_bits_for_any_number_of_threads(monkeypatch):
+    alone = all_operations()
+    monkeypatch.setattr(kernels, "SERIAL_BELOW", 0)
+    for cpus in (2, 3, 5):
+        monkeypatch.setattr(kernels.os, "cpu_count", lambda cpus=cpus: cpus)
+        assert all_operations() == alone
+
+
+def test_kernels_from_several_threads_at_once(monkeypatch):
+    # numba's `workqueue` layer aborts the whole process here; one thread's rows must not end in
+    # another's either.
+    monkeypatch.setattr(kernels, "SERIAL_BELOW", 0)
+    expected = all_operations()
+    with ThreadPoolExecutor(4) as pool:
+        results = [pool.submit(all_operations) for _ in range(24)]
+    assert all(result.result() == expected for result in results)

@@ -1,0 +1,75 @@
+"""Trees: paths there and back, maps that keep the shape, counts that mean parameters, not bytes."""
+
+import numpy as np
+import pytest
+from autograd import grad
+from hypothesis import given
+from hypothesis import strategies as st
+from models import TINY, quantized, random_base
+
+from minilora import tree
+
+names = st.text("abcxyz_01", min_size=1, max_size=3)
+trees = st.recursive(
+    st.integers(), lambda inner: st.dictionaries(names, inner, min_size=1, max_size=3), max_leaves=9
+).filter(lambda t: isinstance(t, dict))
+
+
+@given(trees)
+def test_flatten_and_unflatten_are_inverse(t):
+    flat = tree.flatten(t)
+    assert tree.unflatten(flat) == t
+    assert all(tree.get(t, path) == leaf for path, leaf in flat.items())
+    assert list(flat) == [path for path, _ in tree.walk(t)]
+
+
+@given(trees)
+def test_map_keeps_the_shape_and_the_tree(t):
+    before = tree.flatten(t)
+    doubled = tree.tree_map(lambda x: 2 * x, t)
+    assert tree.flatten(doubled) == {path: 2 * leaf for path, leaf in before.items()}
+    assert tree.flatten(tree.tree_map(lambda x, y: y - x, t, doubled)) == before
+    assert tree.flatten(t) == before
+
+
+@given(trees, trees)
+def test_merge_prefers_the_second(a, b):
+    flat_a, flat_b = tree.flatten(a), tree.flatten(b)
+    clash = any(p.startswith(f"{q}.") or q.startswith(f"{p}.") for p in flat_a for q in flat_b)
+    if not clash:  # a leaf of one at a node of the other has no meaning
+        assert tree.flatten(tree.merge_trees(a, b)) == {**flat_a, **flat_b}
+    assert tree.flatten(a) == flat_a and tree.flatten(b) == flat_b
+
+
+def test_put_makes_nodes_and_get_names_what_is_missing():
+    t = {}
+    tree.put(t, "a.b.c", 1)
+    tree.put(t, "a.d", 2)
+    assert t == {"a": {"b": {"c": 1}, "d": 2}}
+    with pytest.raises(KeyError, match="x"):
+        tree.get(t, "a.x.c")
+
+
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_count_is_of_logical_parameters_however_they_are_stored(double_quant):
+    # Counts of 4-bit models are reported halved when packed bytes are counted (qlora#260).
+    base = random_base(TINY)
+    expected = sum(w.size for _, w in tree.walk(base))
+    four_bit = quantized(base, double_quant)
+    assert tree.count(base) == tree.count(four_bit) == expected
+    assert tree.nbytes(base) == 4 * expected
+    assert tree.nbytes(four_bit) < tree.nbytes(base) / 2
+
+
+def test_count_passes_over_plain_numbers():
+    assert tree.count({"weight": np.ones((2, 3)), "lora_scaling": 2.0, "scalar": np.ones(())}) == 7
+    assert tree.count({}) == tree.nbytes({}) == 0
+
+
+def test_child_asks_in_a_way_that_works_under_a_trace():
+    # `isinstance(node, dict)` is False there, and a gradient would silently be zero.
+    def loss(t):
+        return tree.child(tree.child(t, "a"), "w") ** 2 if "a" in t else 0.0
+
+    assert grad(loss)({"a": {"w": 3.0}})["a"]["w"] == 6.0
+    assert tree.child({"a": 1}, "b") == {}
