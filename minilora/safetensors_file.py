@@ -59,8 +59,9 @@ def decode(raw, dtype):
 def encode(w, dtype, where="tensor"):
     """float32 numbers as `dtype` (F32, F16 or BF16) stores them, rounded to nearest, ties to even.
 
-    Raises InputError naming `where` if a number is too large for the type.
+    Raises InputError naming `where` if a number is not finite or too large for the type.
     """
+    require(is_finite(w), f"{where} has a NaN or an infinite number")
     if dtype == "BF16":
         bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
         # adding half of the last place, less one where the kept half is even
@@ -70,7 +71,7 @@ def encode(w, dtype, where="tensor"):
             raw = np.ascontiguousarray(w, FLOATS[dtype])
     require(
         is_finite(decode(raw, dtype)),
-        f"{where} has a number that {dtype} cannot hold; write float32 instead",
+        f"{where} has a number that {dtype} cannot hold: write float32 instead",
     )
     return raw
 

@@ -1,0 +1,194 @@
+"""Folders and GGUF files against transformers and the gguf library: tensors and logits."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from minilora import fetch, model
+from minilora.config import InputError, ModelConfig
+from minilora.hf_folder import shapes
+from minilora.pretrained import load, save_pretrained
+from minilora.tokenizer import ByteTokenizer
+from minilora.tree import flatten, unflatten
+
+torch = pytest.importorskip("torch", reason="the peers group is not installed")
+transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
+
+CONFIG = ModelConfig(
+    vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=16, eos_token_id=(255,),
+)  # fmt: skip
+TOKENS = np.random.default_rng(0).integers(256, size=(2, 40))
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
+
+
+def hf_config(**fields):
+    theirs = {
+        "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 255,
+    }  # fmt: skip
+    return transformers.LlamaConfig(**theirs | fields)
+
+
+def random_model(**fields):
+    """A Llama of transformers whose weights are large enough to tell every mistake apart."""
+    torch.manual_seed(0)
+    llama = transformers.LlamaForCausalLM(hf_config(**fields)).eval()
+    with torch.no_grad():
+        for name, p in llama.named_parameters():
+            torch.nn.init.normal_(p, mean=1.0 if "norm" in name else 0.0, std=0.2)
+    return llama
+
+
+def their_logits(llama):
+    with torch.no_grad():
+        return llama(torch.tensor(TOKENS)).logits.float().numpy()
+
+
+def assert_close(ours, theirs):
+    """Logits of a float32 model of depth 2: sums of at most 96 terms, a dozen one after the other.
+
+    A sum of n terms is off by about √n units in the last place, 6e-8 of its size: 1e-5 of the
+    largest logit leaves room for the dozen; a wrong row, bias or angle is off by its whole size.
+    """
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tie_word_embeddings": True},
+        {"attention_bias": True, "mlp_bias": True},
+        {"head_dim": 32, "rms_norm_eps": 1e-2},
+        {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}},
+        {"rope_parameters": {"rope_theta": 500.0, **LINEAR}},
+        {"rope_parameters": {"rope_theta": 500.0, **LLAMA3}},
+    ],
+)
+def test_a_folder_of_transformers_here(tmp_path, fields):
+    llama = random_model(**fields)
+    llama.save_pretrained(tmp_path)
+    config, base, _ = load(tmp_path)
+    assert set(flatten(base)) <= set(llama.state_dict())
+    assert_close(model.forward({}, base, TOKENS, config), their_logits(llama))
+
+
+def test_shards_of_transformers_here(tmp_path):
+    llama = random_model()
+    llama.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    config, base, _ = load(tmp_path)
+    assert_close(model.forward({}, base, TOKENS, config), their_logits(llama))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_folders_here(tmp_path, dtype):
+    """The numbers that torch reads are the numbers read here, bit for bit."""
+    llama = random_model().to(dtype)
+    llama.save_pretrained(tmp_path)
+    base = flatten(load(tmp_path)[1])
+    for name, p in llama.named_parameters():
+        np.testing.assert_array_equal(base[name], p.detach().float().numpy(), err_msg=name)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("scaling", [None, LINEAR, LLAMA3])
+def test_our_folder_in_transformers(tmp_path, tied, biased, scaling):
+    config = replace(CONFIG, tie_word_embeddings=tied, rope_scaling=scaling, rope_theta=500.0)
+    rng = np.random.default_rng(0)
+    w = {
+        path: rng.standard_normal(shape, dtype=np.float32) * np.float32(0.2)
+        for path, shape in shapes(config, attention_bias=biased, mlp_bias=biased).items()
+    }
+    base = unflatten(w)
+    save_pretrained(tmp_path / "out", config, base, ByteTokenizer())
+    llama, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", output_loading_info=True
+    )
+    assert not any(info.values()), "no tensor missing, unexpected or misshapen"
+    assert llama.dtype == torch.float32
+    assert llama.config.eos_token_id == 255
+    assert_close(model.forward({}, base, TOKENS, config), their_logits(llama))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_our_half_precision_folder_in_transformers(tmp_path, dtype):
+    """torch rounds the same numbers to the same bits."""
+    rng = np.random.default_rng(0)
+    w = {p: rng.standard_normal(shape, dtype=np.float32) for p, shape in shapes(CONFIG).items()}
+    save_pretrained(tmp_path / "out", CONFIG, unflatten(w), dtype=dtype)
+    llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert llama.dtype == getattr(torch, dtype), "transformers 5 keeps the stored type"
+    state = llama.state_dict()
+    for path, x in w.items():
+        assert torch.equal(state[path], torch.tensor(x).to(state[path].dtype)), path
+
+
+@pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+def test_a_gguf_file_of_the_gguf_library(tmp_path, kind):
+    """Written by the library, read here and by transformers: the same numbers in the same rows."""
+    gguf = pytest.importorskip("gguf")
+    pytest.importorskip("tokenizers")
+    path = write_gguf(gguf, tmp_path / "m.gguf", kind)
+    llama = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="m.gguf", dtype=torch.float32
+    )
+    config, base, _ = load(path)
+    state = llama.state_dict()
+    for name, x in flatten(base).items():
+        np.testing.assert_array_equal(x, state[name].numpy(), err_msg=name)
+    assert_close(model.forward({}, base, TOKENS, config), their_logits(llama))
+
+
+def write_gguf(gguf, path, kind):
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_context_length(128)
+    writer.add_embedding_length(64)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_rope_dimension_count(16)
+    writer.add_rope_freq_base(500.0)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(256)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([*(chr(0x100 + i) for i in range(254)), "\u0100\u0101", "<end>"])
+    writer.add_token_types([1] * 256)
+    writer.add_token_merges(["\u0100 \u0101"])
+    writer.add_eos_token_id(255)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 2)
+    rng, quantization = np.random.default_rng(0), gguf.GGMLQuantizationType[kind]
+    for path_, shape in shapes(CONFIG).items():
+        w = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.2)
+        stored = gguf.GGMLQuantizationType.F32 if w.ndim == 1 else quantization
+        raw = gguf.quants.quantize(w, stored)
+        writer.add_tensor(names.get_name(path_, try_suffixes=(".weight",)), raw, raw_dtype=stored)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_the_real_base_tensor_by_tensor():
+    """Every weight of SmolLM2 as transformers reads it from the same file, bit for bit."""
+    pytest.importorskip("gguf")
+    try:
+        path = fetch.cached("smollm2")
+    except InputError as error:
+        pytest.skip(str(error))
+    llama = transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    )
+    state = llama.state_dict()
+    for name, x in flatten(load("smollm2")[1]).items():
+        np.testing.assert_array_equal(x, state[name].numpy(), err_msg=name)
