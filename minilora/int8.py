@@ -96,7 +96,8 @@ def matmul(x, q, threshold=6.0):
     codes, absmax = _row_codes(np.where(large, np.float32(0), rows))
     codes[:, outliers] = 0
     # y = absmaxₓ absmax_w / 127² · Σ qₓ q_w  +  Σ over the outliers x w   (LLM.int8, Sec. 3.2)
-    y = _integer_product(codes, q.codes) * np.outer(absmax, q.absmax) * np.float32(1 / 127**2)
+    product = _integer_product(codes, q.codes).astype(np.float32)
+    y = product * np.outer(absmax, q.absmax) * np.float32(1 / 127**2)
     columns = Int8(q.codes[:, outliers], q.absmax)
     y += rows[:, outliers] @ dequantize_plain(columns).T
     return y.reshape(*np.shape(x)[:-1], -1)

@@ -4,8 +4,8 @@ The idea (QLoRA, Dettmers et al. 2023, Sec. 3). One float32 absmax for every 64 
 bit a weight. The absmax are all of one sign and much alike, so their mean, the offset, is taken
 off first; what is left is cut into blocks of 256, divided by the block's own absmax, and rounded
 to one of 256 values that stand closer together the nearer they are to zero (a "dynamic" map:
-Dettmers 2016, 8-Bit Approximations for Parallelism in Deep Learning). That leaves 8/64 + 32/(64·256)
-bits a weight.
+Dettmers 2016, 8-Bit Approximations for Parallelism in Deep Learning). That leaves an eighth of a
+bit a weight, and 32/(64·256) for the second absmax.
 
 Codes, offset and absmax have the bits that bitsandbytes gives on a CPU. Letter: m absmax.
 """
@@ -15,6 +15,7 @@ from functools import cache
 
 import numpy as np
 
+from .config import require
 from .kernels import jit, share_rows
 
 BLOCK = 256  # absmax in a block
@@ -39,7 +40,7 @@ def dynamic_map():
     0 and 1, and for each decade i = 0 … 6 the middles of 2ⁱ equal steps from 0.1 to 1, times
     10^(i-6), with both signs.
     """
-    values = [np.float32([0, 1])]
+    values = [np.array([0, 1], np.float32)]
     for i in range(7):
         edges = _linspace(2**i + 1)
         middles = np.float32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
@@ -58,8 +59,11 @@ DYNAMIC = dynamic_map()
 
 
 def nest(absmax):
-    """Quantize the absmax (m,) float32 of a tensor's blocks -> Nested."""
-    return nest_around(mean(absmax), absmax)
+    """Quantize the absmax (m,) float32 of a tensor's blocks. InputError if their sum overflows."""
+    with np.errstate(over="ignore"):
+        offset = mean(absmax)
+    require(np.isfinite(offset), "holds weights too large for double quantization: use nf4")
+    return nest_around(offset, absmax)
 
 
 def nest_around(offset, absmax):
@@ -70,7 +74,7 @@ def nest_around(offset, absmax):
     with np.errstate(all="ignore"):  # a block of zeros is 0 · ∞, which becomes -1, and code 0
         x = np.fmin(np.fmax(blocks * (1 / absmax)[:, None], -1), 1)
     # bitsandbytes does not look for the value nearest to x, but to x rounded to one of 65,536
-    # equal steps: one code in a thousand is the neighbour of the nearest.
+    # equal steps: one code in a thousand is not the nearest, and the more often the nearer to zero.
     step = (x + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
     return Nested(_code_of_step()[step.astype(np.uint16)].ravel()[:m], absmax, offset)
 

@@ -22,16 +22,16 @@ from .config import require
 from .kernels import fast_jit, jit, share_rows
 from .nested import Nested, nest, unnest, unnest_plain
 
-NF4 = np.float32([
+NF4 = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
     -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
     0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-])  # fmt: skip
+], np.float32)  # fmt: skip
 
 # bitsandbytes' FP4: eight magnitudes, and the same again with the sign bit
-FP4 = np.float32([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4])
-FP4 = np.concatenate([FP4, 0 - FP4])
+_MAGNITUDES = np.array([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4], np.float32)
+FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])
 
 TINY = np.float32(1e-38)  # the smallest absmax that anything is divided by
 SPAN = 4096  # elements that are dequantized at a time: they stay in the nearest cache
@@ -102,7 +102,7 @@ def quantize_plain(w, block_size=64, double_quant=False, code="nf4"):
 
 
 def normalize(w, block_size):
-    """w (n,) -> x (n,) in [-1, 1], each element over the absmax of its block; and the absmax (m,)."""
+    """w (n,) -> x (n,) in [-1, 1], w over the absmax of its block; and the absmax (m,)."""
     whole = w.size // block_size * block_size
     blocks, rest = w[:whole].reshape(-1, block_size), w[whole:]
     absmax = np.abs(blocks).max(axis=1)
@@ -144,21 +144,23 @@ def quantize(w, block_size=64, double_quant=False, code="nf4"):
     require(code in CODES, f"there is no 4-bit code {code!r}: use one of {', '.join(CODES)}")
     w = np.ascontiguousarray(w, np.float32)
     codes, absmax = _quantize(w.reshape(-1), block_size, code)
-    require(np.isfinite(absmax).all(), "holds a NaN or an infinity: take a sound copy of the file")
     return Quantized(codes, nest(absmax) if double_quant else absmax, w.shape, block_size, code)
 
 
 def _quantize(w, block_size, code):
     """(packed codes, absmax) of w (n,): whole blocks in the loop, a short last one in NumPy."""
-    whole, short = divmod(w.size, block_size)
+    whole = w.size // block_size
+    rest = w[whole * block_size :]
     codes = np.empty((w.size + 1) // 2, np.uint8)
-    absmax = np.empty(whole + bool(short), np.float32)
+    absmax = np.empty(whole + (rest.size > 0), np.float32)
     midpoints, order = CODES[code].midpoints, CODES[code].order
     share_rows(_encode, whole, w, midpoints, block_size, codes, absmax, width=block_size)
+    finite = np.isfinite(absmax[:whole]).all() and np.isfinite(rest).all()
+    require(finite, "holds a NaN or an infinity: take a sound copy of the file")
     if code != "nf4":  # the loop wrote ranks
         codes = pack(order[unpack(np.arange(256))])[codes]
-    if short:
-        last = quantize_plain(w[-short:], block_size, code=code)
+    if rest.size:
+        last = quantize_plain(rest, block_size, code=code)
         codes[whole * block_size // 2 :], absmax[whole:] = last.codes, last.absmax
     return codes, absmax
 
@@ -205,7 +207,7 @@ def _encode(lo, hi, w, midpoints, block_size, codes, absmax):
 
 @jit
 def _rank(x, midpoints):
-    """How many of the midpoints lie below x: counting them all beats searching, it never branches."""
+    """How many midpoints lie below x. Counting beats searching: it needs no branches."""
     rank = np.int32(0)
     for i in range(15):
         rank += x > midpoints[i]

@@ -43,7 +43,7 @@ def quantize_leaf(path, w, scheme, block_size=64):
     require(scheme in SCHEMES, f"unknown scheme {scheme!r}: --quantize takes {', '.join(SCHEMES)}")
     if scheme == "none":
         return w
-    require(isinstance(w, np.ndarray), f"{path} is quantized already: start from a base that is not")
+    require(isinstance(w, np.ndarray), f"{path} is quantized already: take the original base")
     try:
         if scheme == "int8":
             return int8.quantize(w)
@@ -92,6 +92,6 @@ def _rms(x):
 
 
 def _block_max(x, block_size):
-    """The largest magnitude in each block of the flat x; a short last block is filled with zeros."""
+    """The largest magnitude in each block of the flat x, the last filled up with zeros."""
     flat = np.abs(x).ravel()
     return np.pad(flat, (0, -flat.size % block_size)).reshape(-1, block_size).max(axis=1)

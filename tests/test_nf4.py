@@ -1,0 +1,347 @@
+"""NF4, FP4 and double quantization: what is true of them, for every array."""
+
+import math
+from statistics import NormalDist
+
+import numpy as np
+import pytest
+from arrays import KINDS, SHAPES, weights
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minilora import nested, nf4
+from minilora.config import InputError
+
+EPS = 2.0**-24  # the largest relative error of one float32 operation
+
+seeds = st.integers(0, 2**32 - 1)
+kinds = st.sampled_from(KINDS)
+shapes = st.sampled_from(SHAPES) | st.tuples(st.integers(1, 40), st.integers(1, 200))
+block_sizes = st.sampled_from([16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
+codes = st.sampled_from(["nf4", "fp4"])
+
+
+def by_element(per_block, q):
+    """(m,) -> q.shape: what belongs to its block, for each element."""
+    return np.repeat(per_block, q.block_size)[: math.prod(q.shape)].reshape(q.shape)
+
+
+def half_widest_gap(code):
+    return np.diff(np.sort(nf4.CODES[code].values)).max() / 2
+
+
+# --- the codes ---
+
+
+def test_nf4_values_are_quantiles_of_a_normal_distribution():
+    # Eight positive and seven negative values at evenly spaced probabilities, and zero. The
+    # outermost probability is the mean of 1 - 1/32 and 1 - 1/30, half a bin of 16 and of 15, and
+    # was taken with seven digits.
+    outer = round(1 - (1 / 32 + 1 / 30) / 2, 7)
+    quantile = NormalDist().inv_cdf
+    positive = [quantile(p) for p in np.linspace(outer, 0.5, 9)[:-1]]
+    negative = [-quantile(p) for p in np.linspace(outer, 0.5, 8)[:-1]]
+    values = np.sort([*positive, 0.0, *negative]) / max(positive)
+    # The literals were computed in float32: a rounded quantile over a rounded quantile.
+    np.testing.assert_allclose(nf4.NF4, values, rtol=0, atol=2**-23)
+    assert half_widest_gap("nf4") == pytest.approx(0.1519036, abs=1e-7)
+
+
+def test_fp4_has_two_zeros_and_a_smallest_value_that_no_e2m1_has():
+    magnitudes = nf4.FP4[:8]
+    np.testing.assert_array_equal(nf4.FP4[8:], -magnitudes)
+    e2m1 = np.float32([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / np.float32(6)
+    assert set(np.sort(magnitudes).tolist()) ^ set(e2m1.tolist()) == {
+        float(np.float32(1 / 192)),  # bitsandbytes has this
+        float(np.float32(1 / 12)),  # in the place of this
+    }
+
+
+@given(st.binary(min_size=1))
+def test_packing_is_reversible_and_puts_the_first_code_in_the_high_half(data):
+    packed = np.frombuffer(data, np.uint8)
+    codes = nf4.unpack(packed)
+    assert codes.size == 2 * packed.size and codes.max() < 16
+    assert codes[0] == packed[0] // 16 and codes[1] == packed[0] % 16
+    np.testing.assert_array_equal(nf4.pack(codes), packed)
+
+
+def test_golden_bytes():
+    w = np.zeros(64, np.float32)
+    w[:4] = 1, -1, 0.5, -0.25
+    q = nf4.quantize(w)
+    assert bytes(q.codes) == bytes([0xF0, 0xC4]) + bytes([0x77]) * 30
+    assert q.absmax.tolist() == [1.0]
+    for shape, packed, blocks in (((3, 5), 8, 1), ((7, 64), 224, 7), ((1, 1), 1, 1)):
+        q = nf4.quantize(weights("normal", shape))
+        assert (q.codes.size, q.absmax.size) == (packed, blocks)
+        assert q.shape == q.dequantize().shape == shape
+
+
+def test_a_tie_goes_to_the_lower_code():
+    midpoints = nf4.CODES["nf4"].midpoints
+    w = np.zeros(16, np.float32)
+    w[:15], w[15] = midpoints, 1
+    assert nf4.unpack(nf4.quantize(w, 16).codes).tolist() == list(range(16))
+    w[:15] = np.nextafter(midpoints, np.float32(2))
+    assert nf4.unpack(nf4.quantize(w, 16).codes).tolist() == [*range(1, 16), 15]
+
+
+def test_zeros():
+    q = nf4.quantize(np.zeros(64 + 16, np.float32))
+    assert set(nf4.unpack(q.codes)) == {7}
+    # as in bitsandbytes, only a short last block never has an absmax of 0
+    assert q.absmax.tolist() == [0, float(nf4.TINY)]
+    assert not q.dequantize().any()
+
+
+# --- single quantization ---
+
+
+@given(seeds, kinds, shapes, block_sizes, codes)
+def test_error_is_at_most_half_the_widest_gap_times_absmax(seed, kind, shape, block_size, code):
+    w = weights(kind, shape, seed)
+    q = nf4.quantize(w, block_size, code=code)
+    error = np.abs(q.dequantize().astype(np.float64) - w)
+    # 1/absmax and its product with w are rounded before the search, value · absmax after it.
+    bound = (half_widest_gap(code) + 3 * EPS) * by_element(q.absmax.astype(np.float64), q)
+    assert (error <= bound).all()
+
+
+@given(seeds, kinds, shapes, block_sizes, codes)
+def test_quantizing_what_was_dequantized_changes_nothing(seed, kind, shape, block_size, code):
+    q = nf4.quantize(weights(kind, shape, seed), block_size, code=code)
+    again = nf4.quantize(q.dequantize(), block_size, code=code)
+    np.testing.assert_array_equal(again.absmax, q.absmax)
+    np.testing.assert_array_equal(again.dequantize(), q.dequantize())
+    if code == "nf4":  # FP4 has two codes for zero
+        np.testing.assert_array_equal(again.codes, q.codes)
+
+
+@given(seeds, kinds, shapes, block_sizes, codes)
+def test_the_largest_of_a_block_is_kept_exactly(seed, kind, shape, block_size, code):
+    w = weights(kind, shape, seed)
+    q = nf4.quantize(w, block_size, code=code)
+    largest = (np.abs(w) == by_element(q.absmax, q)) & (w != 0)
+    np.testing.assert_array_equal(q.dequantize()[largest], w[largest])
+
+
+@pytest.mark.parametrize(
+    ("code", "block_size", "mean_error", "rmse"),
+    [
+        ("nf4", 32, 0.067746, None),
+        ("nf4", 64, 0.072798, 0.0920),
+        ("nf4", 128, 0.076831, None),
+        ("nf4", 256, 0.080337, None),
+        ("nf4", 4096, 0.092547, None),
+        ("fp4", 64, None, 0.1220),
+    ],
+)
+def test_expected_error_on_normal_weights(code, block_size, mean_error, rmse):
+    w = weights("normal", (1 << 20,))
+    error = np.abs(nf4.quantize(w, block_size, code=code).dequantize() - w)
+    blocks = error.reshape(-1, block_size).astype(np.float64)
+
+    def agrees(of_blocks, expected):  # blocks are independent: five standard errors of their mean
+        bound = 5 * of_blocks.std() / math.sqrt(of_blocks.size)
+        return abs(of_blocks.mean() - expected) <= bound
+
+    if mean_error:
+        assert agrees(blocks.mean(axis=1), mean_error)
+    if rmse:  # known to four digits
+        assert np.sqrt(np.mean(blocks**2)) == pytest.approx(rmse, abs=1e-4)
+
+
+def test_the_sixteen_bins_are_not_equally_filled():
+    q = nf4.quantize(weights("normal", (1 << 20,)))
+    share = np.bincount(nf4.unpack(q.codes), minlength=16) / (1 << 20)
+    # one share's standard error is at most √(0.1 · 0.9 / 2²⁰) = 0.0003
+    assert share.min() == pytest.approx(0.017, abs=0.001)
+    assert share.max() == pytest.approx(0.093, abs=0.001)
+
+
+# --- double quantization ---
+
+
+def test_the_dynamic_map():
+    assert nested.DYNAMIC.dtype == np.float32 and nested.DYNAMIC.size == 256
+    assert (np.diff(nested.DYNAMIC) > 0).all()
+    assert nested.DYNAMIC[[0, 126, 127, 128, 255]].tolist() == pytest.approx(
+        [-0.99296874, -5.5e-7, 0, 5.5e-7, 1], rel=1e-6
+    )
+
+
+def nesting_bound(absmax, second):
+    """How far absmax may move: derived, per block.
+
+    absmax - offset is divided by its own block's absmax, moved to a grid of 65,536 points from -1
+    to 1 (half a step is 1/65535), and from there to the nearest of the map's values, of which the
+    widest gap is 0.9/64, and -1 lies half such a gap below the lowest. Beside that, float32
+    rounds the difference, quotient and grid point, and on the way back the product and the sum.
+    """
+    scale = np.repeat(second.absmax, nested.BLOCK)[: absmax.size].astype(np.float64)
+    rounding = 2 * EPS * (np.abs(absmax) + abs(second.offset) + scale)
+    return scale * (0.9 / 128 + 1 / 65535 + 8 * EPS) + rounding
+
+
+@given(seeds, kinds, st.integers(1, 2000))
+def test_double_quantization_moves_absmax_by_no_more_than_the_map_allows(seed, kind, m):
+    absmax = np.abs(weights(kind, (m,), seed))
+    second = nested.nest(absmax)
+    moved = np.abs(nested.unnest(second).astype(np.float64) - absmax)
+    assert (moved <= nesting_bound(absmax, second)).all()
+
+
+@given(seeds, kinds, shapes, block_sizes, codes)
+def test_error_of_double_quantization(seed, kind, shape, block_size, code):
+    w = weights(kind, shape, seed)
+    single, double = (nf4.quantize(w, block_size, dq, code) for dq in (False, True))
+    np.testing.assert_array_equal(single.codes, double.codes)
+    error = np.abs(double.dequantize().astype(np.float64) - w)
+    # No value is larger than 1, so what the absmax moves by is all that is added.
+    absmax = single.absmax.astype(np.float64)
+    bound = absmax * (half_widest_gap(code) + 3 * EPS)
+    bound += nesting_bound(absmax, double.scales) * (1 + EPS)
+    assert (error <= by_element(bound, double)).all()
+
+
+def test_what_does_not_hold_for_double_quantization():
+    # One block is a million times the others: their absmax lies far below the offset, so that
+    # what is stored is mostly the offset, and can even come out negative.
+    w = np.full((300, 64), 1e-3, np.float32)
+    w[0] *= 1e6
+    q = nf4.quantize(w, double_quant=True)
+    assert q.absmax[1] < 0
+    assert np.abs(q.dequantize() - w)[1].max() > 100 * half_widest_gap("nf4") * 1e-3
+    again = nf4.quantize(q.dequantize(), double_quant=True)
+    assert (again.codes != q.codes).any()
+
+
+def test_equal_absmax_are_all_offset():
+    second = nested.nest(np.full(300, 0.5, np.float32))  # sums of halves are exact
+    assert second.absmax.tolist() == [0, 0] and not second.codes.any()
+    np.testing.assert_array_equal(nested.unnest(second), np.full(300, second.offset))
+
+
+def test_one_code_in_a_thousand_is_not_the_nearest():
+    absmax = np.abs(weights("normal", (1 << 18,))) + 3
+    second = nested.nest(absmax)
+    x = (absmax - second.offset).reshape(-1, nested.BLOCK) / second.absmax[:, None]
+    midpoints = (nested.DYNAMIC[:-1] + nested.DYNAMIC[1:]) / 2
+    nearest = np.searchsorted(midpoints, x).ravel()
+    assert 0.0005 < (nearest != second.codes).mean() < 0.003
+    # but it is as near as a step of the grid allows, and one rounding of each side
+    distance, least = (abs(nested.DYNAMIC[c] - x.ravel()) for c in (second.codes, nearest))
+    assert (distance <= least + 2 / 65535 + 4 * EPS).all()
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),  # torch.tensor(x).mean() of the first n terms of 1, 1/2, 1/3, …
+    [
+        (5, "0x1.d3a06cp-2"),
+        (100, "0x1.a8f334p-5"),
+        (1000, "0x1.ea915cp-8"),
+        (32767, "0x1.5f3116p-12"),
+    ],
+)
+def test_mean_adds_in_torchs_order(n, expected):
+    x = (1 / np.arange(1, n + 1)).astype(np.float32)
+    assert float(nested.mean(x)) == float.fromhex(expected)
+
+
+@given(seeds, st.integers(1, 5000))
+def test_mean_is_the_mean(seed, n):
+    x = np.abs(weights("normal", (n,), seed))
+    # terms of one sign, and no sum is longer than 16 + 16 + 16 + n/32/4096 + 4 + 8 < 64 additions
+    assert nested.mean(x) == pytest.approx(x.astype(np.float64).mean(), rel=64 * EPS)
+
+
+# --- the loops and the text ---
+
+
+def assert_same(q, plain):
+    np.testing.assert_array_equal(q.codes, plain.codes)
+    np.testing.assert_array_equal(q.absmax.view(np.uint32), plain.absmax.view(np.uint32))
+    ours, text = nf4.dequantize(q), nf4.dequantize_plain(plain)
+    np.testing.assert_array_equal(ours.view(np.uint32), text.view(np.uint32))
+
+
+@given(seeds, kinds, shapes, block_sizes, codes, st.booleans())
+def test_loops_give_the_bits_of_their_twins(seed, kind, shape, block_size, code, double_quant):
+    w = weights(kind, shape, seed)
+    arguments = block_size, double_quant, code
+    assert_same(nf4.quantize(w, *arguments), nf4.quantize_plain(w, *arguments))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("double_quant", [False, True])
+def test_loops_give_the_bits_of_their_twins_on_several_threads(kind, double_quant):
+    w = weights(kind, (1001, 777))  # large enough to be shared out, ends in a short block
+    q = nf4.quantize(w, 64, double_quant)
+    assert_same(q, nf4.quantize_plain(w, 64, double_quant))
+    if double_quant:
+        np.testing.assert_array_equal(nested.unnest(q.scales), nested.unnest_plain(q.scales))
+
+
+@given(seeds, kinds, shapes, st.booleans())
+def test_dequantize_fills_the_array_that_it_is_given(seed, kind, shape, double_quant):
+    q = nf4.quantize(weights(kind, shape, seed), double_quant=double_quant)
+    out = np.full(shape, np.nan, np.float32)
+    assert q.dequantize(out) is out
+    np.testing.assert_array_equal(out, q.dequantize())
+
+
+@given(
+    seeds,
+    st.integers(1, 40),
+    st.integers(1, 300),
+    st.sampled_from([16, 64, 1024]),
+    codes,
+    st.booleans(),
+)
+def test_matvec_is_the_product(seed, rows, columns, block_size, code, double_quant):
+    q = nf4.quantize(weights("normal", (rows, columns), seed), block_size, double_quant, code)
+    x = weights("normal", (columns,), seed + 1)
+    w = q.dequantize().astype(np.float64)
+    # every product and every partial sum is rounded once, in whatever order they are added
+    bound = (columns + 1) * EPS * (np.abs(w) @ np.abs(x))
+    assert (np.abs(nf4.matvec(q, x) - w @ x) <= bound).all()
+
+
+# --- what is stored, and what is refused ---
+
+
+@pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
+def test_bits_per_parameter(block_size):
+    n = nested.BLOCK * block_size
+    single, double = (nf4.quantize(np.ones(n), block_size, dq) for dq in (False, True))
+    assert 8 * single.nbytes / n == 4 + 32 / block_size
+    # the offset is one float32 for the whole tensor
+    assert 8 * double.nbytes / n == 4 + 8 / block_size + 32 / (256 * block_size) + 32 / n
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("position", [0, 63, 64 * 5 + 3])  # the last is in the short block
+def test_a_weight_that_is_not_finite_is_refused(value, position):
+    w = weights("normal", (64 * 5 + 20,))
+    w[position] = value
+    with pytest.raises(InputError, match="NaN or an infinity"):
+        nf4.quantize(w)
+
+
+@pytest.mark.parametrize("block_size", [0, -64, 1, 8, 48, 65])
+def test_a_block_size_that_is_no_power_of_two_from_16_is_refused(block_size):
+    with pytest.raises(InputError, match=f"block size of {block_size} "):
+        nf4.quantize(np.ones(128), block_size)
+
+
+def test_absmax_whose_sum_overflows_have_no_mean_to_be_nested_around():
+    w = np.full((8, 64), 1e38, np.float32)
+    assert nf4.quantize(w).dequantize().max() == np.float32(1e38)
+    with pytest.raises(InputError, match="too large for double quantization"):
+        nf4.quantize(w, double_quant=True)
+
+
+def test_an_unknown_code_is_refused():
+    with pytest.raises(InputError, match="'nf3'"):
+        nf4.quantize(np.ones(64), code="nf3")

@@ -1,0 +1,95 @@
+"""Which weights are quantized, and the report on what it costs."""
+
+import numpy as np
+import pytest
+from arrays import weights
+
+from minilora import int8, nf4
+from minilora.config import ALL_LINEAR, InputError
+from minilora.quantize import SCHEMES, error_report, is_projection, quantize, quantize_leaf
+from minilora.tree import count, flatten, nbytes, put
+
+
+def small_base():
+    base = {}
+    for i, name in enumerate(ALL_LINEAR):
+        block = "self_attn" if name[0] in "qkvo" and name != "up_proj" else "mlp"
+        put(base, f"model.layers.0.{block}.{name}.weight", weights("normal", (32, 64), i))
+    put(base, "model.layers.0.input_layernorm.weight", np.ones(64, np.float32))
+    put(base, "model.embed_tokens.weight", weights("normal", (100, 64)))
+    put(base, "lm_head.weight", weights("normal", (100, 64)))
+    return base
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_only_the_seven_projections_change(scheme):
+    base = small_base()
+    before = {path: w.copy() for path, w in flatten(base).items()}
+    quantized = flatten(quantize(base, scheme, 32))
+    assert list(quantized) == list(before)
+    for path, w in quantized.items():
+        assert hasattr(w, "dequantize") == (scheme != "none" and "_proj" in path)
+        assert w.shape == before[path].shape
+        np.testing.assert_array_equal(flatten(base)[path], before[path])
+    assert count(quantize(base, scheme, 32)) == count(base)
+    if scheme != "none":
+        assert nbytes(quantize(base, scheme, 32)) < nbytes(base)
+
+
+def test_schemes():
+    w = weights("normal", (32, 64))
+    assert quantize_leaf("w", w, "none") is w
+    assert isinstance(quantize_leaf("w", w, "int8"), int8.Int8)
+    for scheme, code, double_quant in (("fp4", "fp4", 0), ("nf4", "nf4", 0), ("nf4-dq", "nf4", 1)):
+        ours, expected = quantize_leaf("w", w, scheme, 32), nf4.quantize(w, 32, double_quant, code)
+        assert (ours.code, ours.block_size) == (code, 32)
+        assert ours.nbytes == expected.nbytes
+        np.testing.assert_array_equal(ours.dequantize(), expected.dequantize())
+
+
+def test_what_is_a_projection():
+    assert is_projection("model.layers.11.mlp.down_proj.weight")
+    assert not is_projection("model.layers.11.mlp.down_proj.bias")
+    assert not is_projection("model.layers.11.mlp.not_down_proj.weight")
+    assert not is_projection("model.embed_tokens.weight")
+
+
+@pytest.mark.parametrize("scheme", SCHEMES[1:])
+def test_error_report_is_what_one_would_compute(scheme):
+    base = small_base()
+    rows = error_report(base, quantize(base, scheme, 32))
+    assert [row.path for row in rows] == [path for path in flatten(base) if "_proj" in path]
+    for row in rows:
+        w = flatten(base)[row.path].astype(np.float64)
+        q = quantize_leaf(row.path, flatten(base)[row.path], scheme, 32)
+        error, norm = q.dequantize() - w, np.linalg.norm
+        block = w.shape[1] if scheme == "int8" else 32
+        share = np.abs(error).reshape(-1, block) / np.abs(w).reshape(-1, block).max(1)[:, None]
+        assert row.rmse == pytest.approx(np.sqrt((error**2).mean()), rel=1e-6)
+        assert row.relative_rmse == pytest.approx(norm(error) / norm(w), rel=1e-6)
+        assert row.max_error == pytest.approx(share.max(), rel=1e-6)
+        assert row.bits == 8 * q.nbytes / w.size
+
+
+def test_error_report_with_zeros_and_a_short_block():
+    base = {"q_proj": {"weight": np.zeros((3, 7), np.float32)}}
+    (row,) = error_report(base, quantize(base, "nf4", 16))
+    assert row[1:4] == (0, 0, 0)
+
+
+PATH = "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("w", "scheme", "block_size", "message"),
+    [
+        (np.ones((4, 4)), "nf5", 64, "unknown scheme 'nf5'"),
+        (np.ones((4, 4)), "nf4", 48, f"{PATH}: a block size of 48"),
+        (np.full((4, 4), np.nan), "nf4-dq", 64, f"{PATH}: holds a NaN"),
+        (np.full((4, 4), np.inf), "int8", 64, f"{PATH}: holds a NaN"),
+        (nf4.quantize(np.ones((4, 4))), "int8", 64, f"{PATH} is quantized already"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused_by_name(w, scheme, block_size, message):
+    with pytest.raises(InputError, match=message):
+        quantize_leaf(PATH, w, scheme, block_size)
