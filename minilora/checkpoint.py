@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from . import lora, peft_format, safetensors_file
-from .config import ALL_LINEAR, InputError, require
+from .config import InputError, require
 from .files import write_json
 from .safetensors_file import FLOATS, FORMAT_NAME, Source
 from .tree import flatten, get, put, tree_map, unflatten, walk
@@ -131,7 +131,7 @@ def load_adapter(folder, base):
     """
     folder = Path(folder)
     tensors = _tensors(folder)
-    config, with_bias, modules = peft_format.read_config(folder / CONFIG, _projections(base))
+    config, with_bias, modules = peft_format.read_config(folder / CONFIG, base)
     try:
         paths = lora.targets(base, config)
     except InputError as error:
@@ -159,14 +159,9 @@ def _tensors(folder):
     return safetensors_file.read_header(folder / WEIGHTS)
 
 
-def _projections(base):
-    weights = tuple(f".{name}.weight" for name in ALL_LINEAR)
-    return [path.removesuffix(".weight") for path, _ in walk(base) if path.endswith(weights)]
-
-
 def _shapes(base, paths, config, with_bias):
     """{path: shape} of the low-rank factors and, if they have them, of their biases."""
-    shapes = {}
+    shapes: dict = {}
     for path in paths:
         (out_features, in_features), (r, _) = get(base, path)["weight"].shape, config.at(path)
         shapes[f"{path}.lora_A"], shapes[f"{path}.lora_B"] = (r, in_features), (out_features, r)
@@ -234,6 +229,8 @@ def load_state(path):
     entries = safetensors_file.read_header(path)
     numbers, facts = _metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
+    sound = type(numbers.get("step")) is int and numbers["step"] >= 0 and ours
+    require(sound, f"{path} is no checkpoint of a run")
     trees = {"adapters", "m", "v", *(name.partition(".")[0] for name in entries)}
     shapes = {f"{tree}.{name}": entry.shape for name, entry in ours.items() for tree in trees}
     state = numbers | unflatten(_read(path, entries, shapes))
@@ -241,6 +238,7 @@ def load_state(path):
 
 
 def _metadata(path):
+    """(numbers, facts) beside the tensors, as `save_state` put them there."""
     with open(path, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
     try:

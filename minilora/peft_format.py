@@ -93,7 +93,7 @@ NEUTRAL = {
     "inference_mode": True, "megatron_core": "megatron.core", "peft_version": "0.21.2",
     "qalora_group_size": 16, "revision": None,
 }  # fmt: skip
-OFF = {
+OFF: dict = {
     "alora_invocation_tokens": None, "arrow_config": None, "bias": "none", "corda_config": None,
     "ensure_weight_tying": False, "exclude_modules": None, "fan_in_fan_out": False,
     "kasa_config": None, "layer_replication": None, "layers_pattern": None, "loftq_config": {},
@@ -107,15 +107,17 @@ STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 KNOWN = {*HONOURED, *NEUTRAL, "init_lora_weights", "peft_type", "runtime_config", "task_type"}
 
 
-def read_config(path, projections):
-    """(LoraConfig, lora_bias, modules_to_save) of an adapter_config.json.
+def read_config(path, base):
+    """(LoraConfig, lora_bias, modules_to_save) of an adapter_config.json for this base.
 
-    `projections`: the paths in the base that can be adapted. PEFT reads a string of target_modules
-    and the keys of the patterns as regular expressions; they become the names that they match.
-    Raises InputError naming the file and the field that is malformed or not implemented.
+    PEFT reads a string of target_modules and the keys of the patterns as regular expressions; they
+    become the names of the base's projections that they match. Raises InputError naming the file
+    and the field that is malformed or not implemented.
     """
     raw = read_json(path)
     _refuse(path, raw)
+    weights = tuple(f".{name}.weight" for name in ALL_LINEAR)
+    projections = [p.removesuffix(".weight") for p, _ in walk(base) if p.endswith(weights)]
     fields = {name: _field(path, raw, name) for name in HONOURED}
     lora_bias, modules = fields.pop("lora_bias"), fields.pop("modules_to_save")
     fields["target_modules"] = _targets(path, fields, projections)
@@ -177,7 +179,7 @@ def _by_name(path, name, pattern, projections):
 
     The first key that matches decides, in PEFT as in LoraConfig.at.
     """
-    by_name = {}
+    by_name: dict = {}
     for regex, value in pattern.items():
         found = _found(path, name, rf"(.*\.)?({regex})$", projections)
         plain = found == [p for p in projections if names_module(regex, p)]
@@ -190,7 +192,7 @@ def _found(path, name, regex, projections):
     try:
         return [p for p in projections if re.fullmatch(regex, p)]
     except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(f"{path}: {name}: {regex!r} is no regular expression: {error}") from error
+        raise InputError(f"{path}: {name} {regex!r} is no regular expression: {error}") from error
 
 
 def as_json(config, base_name, lora_bias=False, modules=()):
