@@ -128,7 +128,8 @@ def _entry(path, name, fields, data):
     require(name.isprintable(), f"{path}: {name!r} is no name of a tensor")
     try:
         dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
-        sound = isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+        sizes = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+        sound = sizes and isinstance(dtype, str)
     except (TypeError, KeyError, ValueError):
         sound = False
     require(sound, f"{path}: the header's entry for tensor {name} is malformed")

@@ -1,0 +1,175 @@
+"""Quantized folders between here and transformers with bitsandbytes, both ways, on the CPU."""
+
+import numpy as np
+import pytest
+
+from minilora import model
+from minilora.pretrained import load, save_pretrained
+from minilora.quantize import quantize_leaf
+from minilora.quantized_file import save_quantized
+from minilora.tree import flatten
+
+torch = pytest.importorskip("torch", reason="the peers group is not installed")
+transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
+bnb = pytest.importorskip("bitsandbytes", reason="the peers group is not installed")
+
+FOUR_BIT = {
+    "nf4-dq": {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "nf4": {"bnb_4bit_quant_type": "nf4"},
+    "fp4": {"bnb_4bit_quant_type": "fp4"},
+}
+TOKENS = np.random.default_rng(0).integers(256, size=(2, 40))
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    """A Llama of transformers, saved dense; its rows are whole blocks of 64 and of 128."""
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=256, hidden_size=128, intermediate_size=384, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, eos_token_id=255, tie_word_embeddings=False,
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("dense")
+    llama = transformers.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for name, p in llama.named_parameters():
+            torch.nn.init.normal_(p, mean=1.0 if "norm" in name else 0.0, std=0.2)
+    llama.save_pretrained(folder)
+    return folder
+
+
+def by_transformers(folder, scheme, dtype=torch.float32):
+    if scheme == "int8":
+        settings = transformers.BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        settings = transformers.BitsAndBytesConfig(load_in_4bit=True, **FOUR_BIT[scheme])
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=settings, dtype=dtype, device_map="cpu"
+    )
+
+
+def dequantized(module):
+    """The weight that a layer of bitsandbytes computes with, as float32."""
+    if isinstance(module, bnb.nn.Linear8bitLt):
+        absmax = module.weight.SCB if module.state.SCB is None else module.state.SCB
+        return bnb.functional.int8_vectorwise_dequant(module.weight.data, absmax)
+    return bnb.functional.dequantize_4bit(module.weight.data, module.weight.quant_state)
+
+
+def projections(llama):
+    """{path: module} of bitsandbytes' layers, seven in each of two blocks."""
+    kinds = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
+    found = {f"{name}.weight": m for name, m in llama.named_modules() if isinstance(m, kinds)}
+    assert len(found) == 14
+    return found
+
+
+@pytest.mark.parametrize("scheme", ["nf4-dq", "nf4", "fp4", "int8"])
+def test_a_folder_of_transformers_here(dense, tmp_path, scheme):
+    llama = by_transformers(dense, scheme)
+    llama.save_pretrained(tmp_path)
+    ours, original = flatten(load(tmp_path, scheme)[1]), flatten(load(dense)[1])
+    for path, module in projections(llama).items():
+        w = ours[path].dequantize()
+        np.testing.assert_array_equal(w, dequantized(module).numpy(), err_msg=path)
+        if scheme != "int8":  # the 8-bit codes are made of a float16 copy of the weight
+            own = quantize_leaf(path, original[path], scheme).dequantize()
+            np.testing.assert_array_equal(w, own, err_msg=f"{path}, quantized here")
+
+
+@pytest.mark.parametrize("scheme", ["nf4-dq", "nf4", "fp4", "int8"])
+def test_our_folder_in_transformers(dense, tmp_path, scheme):
+    config, base, words = load(dense, scheme)
+    save_quantized(tmp_path / "q", config, base, words)
+    llama, info = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "q", output_loading_info=True
+    )
+    assert not any(info.values()), "no tensor missing, unexpected or misshapen"
+    theirs, ours = projections(llama), flatten(base)
+    for path, module in theirs.items():
+        w = dequantized(module).numpy()
+        np.testing.assert_array_equal(w, ours[path].dequantize(), err_msg=path)
+    if scheme != "int8":  # bitsandbytes' 8-bit product quantizes its input as well
+        assert_same_logits(llama, base, config)
+
+
+def assert_same_logits(llama, base, config):
+    llama.train()  # in evaluation, processors with bfloat16 products get weights of that precision
+    with torch.no_grad():
+        theirs = llama(torch.tensor(TOKENS)).logits.float().numpy()
+    ours = model.forward({}, base, TOKENS, config)
+    # the same float32 weights: the bound of test_pretrained_peers
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def test_other_block_sizes_in_transformers(dense, tmp_path):
+    config, base, words = load(dense, "nf4-dq", 128)
+    save_quantized(tmp_path / "q", config, base, words)
+    llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "q")
+    for path, module in projections(llama).items():
+        np.testing.assert_array_equal(
+            dequantized(module).numpy(), flatten(base)[path].dequantize(), err_msg=path
+        )
+
+
+def test_a_half_precision_folder_of_transformers_here(dense, tmp_path):
+    """A 16-bit run stores the same codes; bitsandbytes rounds what it dequantizes to 16 bits.
+
+    Here it stays float32, so the two differ by that rounding: half a unit in the last of
+    bfloat16's eight significant bits.
+    """
+    llama = by_transformers(dense, "nf4", torch.bfloat16)
+    llama.save_pretrained(tmp_path)
+    ours = flatten(load(tmp_path)[1])
+    for path, module in projections(llama).items():
+        w, theirs = ours[path].dequantize(), dequantized(module)
+        assert theirs.dtype == torch.bfloat16
+        assert np.all(np.abs(w - theirs.float().numpy()) <= 2.0**-8 * np.abs(w))
+
+
+def test_biases_stay_dense(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
+        num_attention_heads=4, num_key_value_heads=2, eos_token_id=255, attention_bias=True,
+    )  # fmt: skip
+    llama = transformers.LlamaForCausalLM(config)
+    torch.nn.init.normal_(llama.model.layers[1].self_attn.k_proj.bias)
+    llama.save_pretrained(tmp_path / "dense")
+    by_transformers(tmp_path / "dense", "nf4").save_pretrained(tmp_path / "q")
+    bias = "model.layers.1.self_attn.k_proj.bias"
+    expected = llama.state_dict()[bias].numpy()
+    config, base, words = load(tmp_path / "q")
+    np.testing.assert_array_equal(flatten(base)[bias], expected)
+    save_quantized(tmp_path / "again", config, base, words)
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
+    np.testing.assert_array_equal(back.state_dict()[bias].numpy(), expected)
+
+
+def test_the_dense_folder_of_a_quantized_base(dense, tmp_path):
+    """What `merge` does without an adapter: codes out, the same function in transformers."""
+    config, base, words = load(dense, "nf4-dq")
+    save_pretrained(tmp_path / "d", config, base, words)
+    llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "d")
+    assert_same_logits(llama, base, config)
+
+
+def test_rows_that_are_no_whole_blocks(tmp_path):
+    """bitsandbytes' loop for the CPU, 0.50.2, mistakes the block where a row is no whole blocks.
+
+    Its own reference, which it uses for odd rows, gives what is given here: blocks run across rows.
+    Of the bases here that concerns `micro` (rows of 48).
+    """
+    from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
+
+    w = np.random.default_rng(0).standard_normal((40, 96), dtype=np.float32)
+    codes, state = bnb.functional.quantize_4bit(torch.tensor(w), blocksize=64, quant_type="nf4")
+    reference = _dequantize_4bit_compute(
+        codes.reshape(-1), state.absmax, state.code, 64, w.shape, torch.float32
+    )
+    ours = quantize_leaf("w", w, "nf4", 64)
+    np.testing.assert_array_equal(codes.numpy().ravel(), ours.codes)
+    np.testing.assert_array_equal(reference.numpy(), ours.dequantize())
+    their_error = np.abs(bnb.functional.dequantize_4bit(codes, state).numpy() - w).max()
+    if their_error <= 0.1519036 * np.abs(w).max():
+        pytest.skip("this version of bitsandbytes has it right: the note above can go")
