@@ -1,0 +1,389 @@
+"""LoRA: what is counted, what starts at zero, and merging as an equation between two calls."""
+
+import math
+
+import numpy as np
+import pytest
+from autograd import grad
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import (
+    TINY,
+    adapted,
+    as_dtype,
+    bits,
+    configs,
+    fingerprint,
+    projection_shapes,
+    quantized,
+    random_base,
+    random_batch,
+    seeds,
+    target_sets,
+)
+
+from minilora import fused, lora, model, nn
+from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
+from minilora.tree import count, flatten, get, put, walk
+
+U32, U64 = 2.0**-24, 2.0**-53
+BASES = {"dense": lambda base: base, "nf4": quantized, "nf4-dq": lambda b: quantized(b, True)}
+EVERY_BASE = pytest.mark.parametrize("kind", BASES)
+
+few = settings(max_examples=25)
+
+
+def fresh(base, seed=0, **lora_fields):
+    return lora.init(base, LoraConfig(**lora_fields), np.random.default_rng(seed))
+
+
+# --------------------------------------------------------------------------------- counting
+
+
+@given(configs(), target_sets, st.integers(1, 9), st.booleans())
+def test_parameter_counts(config, names, r, four_bit):
+    base = quantized(random_base(config)) if four_bit else random_base(config)
+    adapters, frozen = fresh(base, target_modules=names, r=r)
+    L, shapes = config.num_hidden_layers, projection_shapes(config)
+    # a projection of (out, in) gets r·(out + in)
+    assert count(adapters) == L * sum(r * sum(shapes[name]) for name in names)
+    assert count(frozen) == count(base) == count(random_base(config))
+
+
+@given(configs(), st.integers(1, 9))
+def test_the_usual_counts_in_closed_form(config, r):
+    # where the heads together are as wide as the model: q and v, L·r·(3d + k); all seven,
+    # L·r·(9d + 2k + 3f)
+    d = config.num_attention_heads * config.head_dim
+    config = config.__class__(**{**vars(config), "hidden_size": d})
+    L, k = config.num_hidden_layers, config.num_key_value_heads * config.head_dim
+    base, f = random_base(config), config.intermediate_size
+    assert count(fresh(base, r=r)[0]) == L * r * (3 * d + k)
+    for names in (ALL_LINEAR, ("all-linear",), ("q_proj", "all-linear")):
+        assert count(fresh(base, r=r, target_modules=names)[0]) == L * r * (9 * d + 2 * k + 3 * f)
+
+
+@pytest.mark.parametrize(
+    "names, r, expected",
+    [(("q_proj", "v_proj"), 8, 4_194_304), (("all-linear",), 64, 159_907_840)],
+)
+def test_llama_7b(names, r, expected):
+    # LoRA's and QLoRA's published numbers; weights without memory, as only their shapes count
+    def empty(out, into):
+        return {"weight": np.broadcast_to(np.float32(0), (out, into))}
+
+    layer = {
+        "self_attn": {name: empty(4096, 4096) for name in ATTENTION},
+        "mlp": {
+            "gate_proj": empty(11008, 4096),
+            "up_proj": empty(11008, 4096),
+            "down_proj": empty(4096, 11008),
+        },
+    }
+    base = {"model": {"layers": {str(i): layer for i in range(32)}}}
+    config = LoraConfig(target_modules=names, r=r)
+    shapes = [get(base, path)["weight"].shape for path in lora.targets(base, config)]
+    assert sum(r * (out + into) for out, into in shapes) == expected
+
+
+@given(configs(), st.sets(st.sampled_from(["norm", "bias", "head"])))
+def test_counts_beside_the_adapters(config, groups):
+    adapters, frozen = fresh(random_base(config), target_modules=ALL_LINEAR)
+    L, D, shapes = config.num_hidden_layers, config.hidden_size, projection_shapes(config)
+    expected = {
+        "norm": (2 * L + 1) * D,
+        "bias": L * sum(out for out, _ in shapes.values()),
+        "head": config.vocab_size * D,
+    }
+    more = lora.also_train(adapters, frozen, groups)
+    assert count(more) - count(adapters) == sum(expected[g] for g in groups)
+
+
+# ------------------------------------------------------------------------------------ start
+
+
+@EVERY_BASE
+@pytest.mark.parametrize("ops", [nn, fused], ids=["plain", "fused"])
+@settings(max_examples=10)
+@given(configs(), seeds, target_sets)
+def test_a_fresh_adapter_changes_no_bit(kind, ops, config, seed, names):
+    base = BASES[kind](random_base(config, seed))
+    adapters, frozen = fresh(base, seed, target_modules=names)
+    tokens = random_batch(config, seed)["tokens"]
+    before = model.forward({}, base, tokens, config, ops)
+    assert bits(before) == bits(model.forward(adapters, frozen, tokens, config, ops))
+    more = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
+    assert bits(before) == bits(model.forward(more, frozen, tokens, config, ops))
+
+
+@given(configs(), seeds, st.integers(1, 8))
+def test_a_is_uniform_and_b_is_zero(config, seed, r):
+    adapters, _ = fresh(random_base(config), seed, target_modules=ALL_LINEAR, r=r)
+    for path, w in walk(adapters):
+        assert w.dtype == np.float32
+        if path.endswith("lora_B"):
+            assert w.shape[1] == r and bits(w) == bytes(w.nbytes)
+        else:
+            assert w.shape[0] == r and (np.abs(w) <= np.float32(1 / math.sqrt(w.shape[1]))).all()
+
+
+def test_a_fills_its_range_evenly():
+    base = {"model": {"layers": {"0": {"q_proj": {"weight": np.zeros((1, 100), np.float32)}}}}}
+    a = fresh(base, target_modules=("q_proj",), r=1000)[0]["model"]["layers"]["0"]["q_proj"][
+        "lora_A"
+    ]
+    u = np.sort((a.ravel() * 10 + 1) / 2)  # in [0, 1]
+    n = u.size
+    # Kolmogorov and Smirnov: the largest distance exceeds 3/√n once in 2e^18 runs
+    assert np.abs(u - (np.arange(n) + 0.5) / n).max() < 3 / math.sqrt(n)
+    assert abs(np.corrcoef(a[:-1].ravel(), a[1:].ravel())[0, 1]) < 5 / math.sqrt(n)
+
+
+def test_every_projection_has_its_own_a_and_the_generator_decides_it():
+    base = random_base(TINY)
+    one, same, other = (fresh(base, s, target_modules=ALL_LINEAR)[0] for s in (0, 0, 1))
+    assert fingerprint(one) == fingerprint(same) != fingerprint(other)
+    firsts = [w[0, 0] for path, w in walk(one) if path.endswith("lora_A")]
+    assert len(set(firsts)) == len(firsts) == 14
+
+
+def test_at_the_start_only_b_has_a_gradient():
+    # ∂L/∂A is a multiple of B, which is zero: the first step moves B alone, and has to.
+    adapters, frozen = fresh(random_base(TINY), target_modules=ALL_LINEAR)
+    grads = grad(model.loss)(adapters, frozen, random_batch(TINY), TINY)
+    for path, g in walk(grads):
+        assert (np.abs(g).max() > 0) == path.endswith("lora_B"), path
+
+
+def test_init_leaves_the_base_alone_and_copies_no_weight():
+    base = random_base(TINY)
+    before = fingerprint(base)
+    _, frozen = fresh(base)
+    assert fingerprint(base) == before and "lora_scaling" not in str(base)
+    for path, w in walk(base):
+        assert get(frozen, path) is w
+
+
+@given(st.integers(1, 64), st.floats(0.5, 64), st.booleans())
+def test_the_scaling_stands_beside_the_weight(r, alpha, rs):
+    config = {"r": r, "lora_alpha": alpha, "use_rslora": rs, "lora_dropout": 0.25}
+    _, frozen = fresh(random_base(TINY), **config)
+    node = get(frozen, "model.layers.1.self_attn.v_proj")
+    assert node["lora_scaling"] == alpha / (math.sqrt(r) if rs else r)
+    assert node["lora_dropout"] == 0.25
+
+
+def test_exceptions_in_rank_and_alpha():
+    adapters, frozen = fresh(
+        random_base(TINY), r=4, lora_alpha=8, rank_pattern={"v_proj": 2},
+        alpha_pattern={"model.layers.0.self_attn.v_proj": 32},
+    )  # fmt: skip
+    for layer, name, r, scaling in (
+        ("0", "q_proj", 4, 2), ("1", "q_proj", 4, 2), ("0", "v_proj", 2, 16), ("1", "v_proj", 2, 4),
+    ):  # fmt: skip
+        path = f"model.layers.{layer}.self_attn.{name}"
+        assert get(adapters, path)["lora_A"].shape[0] == r
+        assert get(frozen, path)["lora_scaling"] == scaling
+
+
+# ---------------------------------------------------------------------------------- targets
+
+
+def test_targets_are_names_or_paths_or_all():
+    base = random_base(TINY)
+    path = "model.layers.1.mlp.up_proj"
+    assert lora.targets(base, LoraConfig(target_modules=(path,))) == [path]
+    assert len(lora.targets(base, LoraConfig(target_modules=(path, "q_proj")))) == 3
+    every = lora.targets(base, LoraConfig(target_modules=("all-linear",)))
+    assert len(every) == 14 and not any("head" in p or "embed" in p for p in every)
+    one = LoraConfig(target_modules=("self_attn.q_proj",), layers_to_transform=(1,))
+    assert lora.targets(base, one) == ["model.layers.1.self_attn.q_proj"]
+
+
+@pytest.mark.parametrize(
+    "name", ["query", "proj", "lm_head", "model.layers.2.self_attn.q_proj", ""]
+)
+def test_a_target_that_matches_nothing_is_refused(name):
+    with pytest.raises(
+        InputError, match=f"--target-modules {name} matches nothing.*q_proj, k_proj"
+    ):
+        fresh(random_base(TINY), target_modules=("q_proj", name))
+
+
+@pytest.mark.parametrize("layer", [-1, 2])
+def test_a_layer_that_is_not_there_is_refused(layer):
+    with pytest.raises(InputError, match=f"--layers-to-transform {layer}: .* layers 0 to 1"):
+        fresh(random_base(TINY), layers_to_transform=(0, layer))
+
+
+@pytest.mark.xfail(strict=True, reason="an empty choice makes an adapter that trains nothing")
+@pytest.mark.parametrize("empty", [{"target_modules": ()}, {"layers_to_transform": ()}])
+def test_an_adapter_on_nothing_is_refused(empty):
+    with pytest.raises(InputError):
+        fresh(random_base(TINY), **empty)
+
+
+# ---------------------------------------------------------------------------------- merging
+
+
+def sum_bound(n, *terms):
+    """n roundings of a sum whose terms are `terms` in size, and as much again to be safe."""
+    return 2 * n * U32 * sum(terms)
+
+
+@EVERY_BASE
+@few
+@given(configs(), seeds, st.integers(1, 4), st.booleans())
+def test_a_merged_projection_equals_the_unmerged_one(kind, config, seed, r, rs):
+    base = BASES[kind](random_base(config, seed))
+    adapters, frozen = adapted(base, seed, target_modules=ALL_LINEAR, r=r, use_rslora=rs)
+    merged, rng = lora.merge(adapters, frozen), np.random.default_rng(seed)
+    for path in lora.adapted(adapters):
+        node, beside = get(adapters, path), get(frozen, path)
+        w, s = nn.dense(beside["weight"]), beside["lora_scaling"]
+        x = rng.standard_normal((3, w.shape[1]), dtype=np.float32)
+        apart, together = nn.linear(x, node, beside), nn.linear(x, {}, get(merged, path))
+        # Each side is |x||W| and s|x||A||B| in size at most. A number passes through two sums of
+        # in and r terms, one scaling, and the sum of both; merged, through the rounding of W'.
+        n, a, b = w.shape[1] + r + 5, np.abs(node["lora_A"]), np.abs(node["lora_B"])
+        size = np.abs(x) @ np.abs(w).T, s * (np.abs(x) @ a.T @ b.T)
+        assert (np.abs(apart - together) <= sum_bound(n, *size)).all()
+
+
+@few
+@given(configs(), seeds, target_sets, st.sampled_from([1, 2, 4]))
+def test_merging_is_an_equation_between_two_calls(config, seed, names, r):
+    # in float64, where a model's ill-conditioned places do not matter; α/r is a power of two,
+    # because ΔW takes the scaling in float32
+    base = random_base(config, seed, np.float64)
+    adapters, frozen = adapted(base, seed, target_modules=names, r=r, lora_alpha=1)
+    tokens = random_batch(config, seed)["tokens"]
+    apart = model.forward(adapters, frozen, tokens, config)
+    together = model.forward({}, lora.merge(adapters, frozen, np.float64), tokens, config)
+    assert np.abs(model.forward({}, frozen, tokens, config) - apart).max() > 0
+    # a thousand roundings, each amplified by no more than an RMSNorm near zero, 1/√ε, squared
+    np.testing.assert_allclose(
+        together, apart, rtol=0, atol=1e8 * U64 * max(1, np.abs(apart).max())
+    )
+
+
+@pytest.mark.parametrize("kind", BASES)
+@pytest.mark.parametrize("seed", range(5))
+def test_a_merged_model_equals_the_unmerged_one_in_float32(kind, seed):
+    # TINY's weights are of order one and its norms not near zero: an error grows by less than ten
+    # from layer to layer. A logit has 2 layers of 4 sums in a row above it, each of 12 + 8 terms.
+    base = BASES[kind](random_base(TINY, seed))
+    adapters, frozen = adapted(base, seed, target_modules=ALL_LINEAR)
+    tokens = random_batch(TINY, seed)["tokens"]
+    apart = model.forward(adapters, frozen, tokens, TINY)
+    together = model.forward({}, lora.merge(adapters, frozen), tokens, TINY)
+    bound = 2 * 4 * 20 * U32 * 10 * np.abs(apart).max()
+    np.testing.assert_allclose(together, apart, rtol=0, atol=bound)
+
+
+@EVERY_BASE
+def test_merging_makes_a_new_dense_tree(kind):
+    base = BASES[kind](random_base(TINY))
+    adapters, frozen = adapted(base)
+    adapters = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
+    adapters["lm_head"]["weight"] += 1
+    before = fingerprint(frozen), fingerprint(adapters)
+    merged = lora.merge(adapters, frozen)
+    assert before == (fingerprint(frozen), fingerprint(adapters))
+    biases = [f"{path}.bias" for path in lora.adapted(adapters)]
+    assert flatten(merged).keys() == {*flatten(base), "lm_head.weight", *biases}
+    for path, w in walk(merged):
+        assert type(w) is np.ndarray and w.dtype == np.float32, path
+
+
+@pytest.mark.xfail(strict=True, reason="what has no place in the base moves in uncopied")
+def test_the_merged_tree_has_memory_of_its_own():
+    adapters, frozen = adapted(random_base(TINY))
+    adapters = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
+    before = fingerprint(frozen), fingerprint(adapters)
+    for _, w in walk(lora.merge(adapters, frozen)):
+        w += 1
+    assert before == (fingerprint(frozen), fingerprint(adapters))
+
+
+def test_what_is_not_adapted_merges_to_its_own_bits():
+    base = random_base(TINY)
+    adapters, frozen = adapted(base)
+    merged = flatten(lora.merge(adapters, frozen))
+    for path, w in walk(base):
+        same = bits(merged[path]) == bits(w)
+        assert same != path.endswith(("q_proj.weight", "v_proj.weight"))
+
+
+@pytest.mark.xfail(strict=True, reason="what has no place in the base moves in uncast")
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_merging_to_another_dtype_casts_every_leaf(dtype):
+    adapters, frozen = adapted(random_base(TINY))
+    adapters = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
+    for path, w in walk(lora.merge(adapters, frozen, dtype)):
+        assert w.dtype == dtype, path
+
+
+@given(configs(), seeds, target_sets)
+def test_unmerging_returns(config, seed, names):
+    base = random_base(config, seed)
+    adapters, frozen = adapted(base, seed, target_modules=names)
+    merged = lora.merge(adapters, frozen)
+    restored = flatten(lora.unmerge(adapters, frozen, merged))
+    assert restored.keys() == flatten(base).keys()
+    for path, w in walk(base):
+        change = np.abs(w.astype(np.float64) - restored[path])
+        # W' = W + Δ rounds once, W' − Δ once more, each by at most U32 of its result's size
+        w_merged = np.abs(flatten(merged)[path])
+        assert (change <= U32 * (w_merged + np.abs(restored[path]))).all()
+
+
+def test_replaced_leaves_move_in_and_biases_add():
+    base = random_base(TINY, biases=("q_proj",))
+    adapters, frozen = adapted(base)
+    adapters = as_dtype(lora.also_train(adapters, frozen, ("norm", "bias", "head")), np.float32)
+    rng, tokens = np.random.default_rng(0), random_batch(TINY)["tokens"]
+    for path, w in walk(adapters):
+        put(adapters, path, w + rng.standard_normal(w.shape, dtype=np.float32) / 4)
+    apart = model.forward(adapters, frozen, tokens, TINY)
+    together = model.forward({}, lora.merge(adapters, frozen), tokens, TINY)
+    np.testing.assert_allclose(together, apart, rtol=0, atol=1600 * U32 * np.abs(apart).max())
+
+
+def test_a_trained_bias_starts_from_the_bases_own():
+    base = random_base(TINY, biases=("q_proj",))
+    adapters, frozen = fresh(base)
+    attn = lora.also_train(adapters, frozen, ("bias",))["model"]["layers"]["0"]["self_attn"]
+    own = get(base, "model.layers.0.self_attn.q_proj.bias")
+    assert bits(attn["q_proj"]["bias"]) == bits(own) and attn["q_proj"]["bias"] is not own
+    assert not attn["v_proj"]["bias"].any()
+
+
+NOISY = pytest.mark.xfail(strict=True, reason="NumPy warns before the error says it")
+
+
+@pytest.mark.parametrize(
+    "leaf, bad",
+    [
+        ("self_attn.q_proj.lora_B", np.nan),
+        pytest.param("self_attn.q_proj.lora_B", np.inf, marks=NOISY),
+        ("self_attn.q_proj.bias", np.nan),
+        ("self_attn.q_proj.bias", np.inf),
+    ],
+)
+def test_a_merge_that_is_not_finite_is_refused_by_name(leaf, bad):
+    adapters, frozen = adapted(random_base(TINY))
+    adapters = lora.also_train(adapters, frozen, ("bias",))
+    get(adapters, f"model.layers.1.{leaf}").flat[0] = bad
+    path = f"model.layers.1.{leaf.replace('lora_B', 'weight')}"
+    with pytest.raises(InputError, match=f"make {path} not finite"):
+        lora.merge(adapters, frozen)
+
+
+@NOISY
+def test_a_merge_that_overflows_half_precision_is_refused():
+    adapters, frozen = adapted(random_base(TINY))
+    get(adapters, "model.layers.0.self_attn.q_proj")["lora_B"][:] = 1e5
+    path = "model.layers.0.self_attn.q_proj.weight"
+    with pytest.raises(InputError, match=f"make {path} not finite"):
+        lora.merge(adapters, frozen, np.float16)
