@@ -50,14 +50,15 @@ def parse(argv):
     if args.command != "train":
         return args
     given = argv[1:]
-    files = [toml_flags(args.config)] if args.config else []
     if args.resume:
-        files.append(toml_flags(os.path.join(args.adapter_path, "train_config.toml")))
-    args = parser().parse_args(["train", *sum(files, []), *given])
+        given = toml_flags(os.path.join(args.adapter_path, "train_config.toml")) + given
+    if args.config:
+        given = toml_flags(args.config) + given
+    args = parser().parse_args(["train", *given])
     from .tasks import BUILTIN
 
     recipe = BUILTIN[args.data].recipe.split() if args.data in BUILTIN else []
-    return parser().parse_args(["train", *recipe, *sum(files, []), *given])
+    return parser().parse_args(["train", *recipe, *given])
 
 
 def toml_settings(path):
@@ -87,23 +88,6 @@ def toml_flags(path):
             flags += [flag(name), *map(str, value)] if value else []
         else:
             flags.append(f"{flag(name)}={value}")
-    return flags
-
-
-NOT_IN_A_FILE}
-    flags = []
-    for key, value in settings.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            raise InputError(f"{path}: unknown setting {key!r} (see minilora train --help)")
-        if isinstance(value, dict):
-            raise InputError(f"{path}: {key} must be a value, not a table")
-        if isinstance(value, list):
-            flags += [flag(name), *map(str, value)]
-        elif isinstance(value, bool):
-            flags += [flag(name)] if value else [flag(name).replace("--", "--no-", 1)]
-        else:
-            flags += [f"{flag(name)}={value}"]
     return flags
 
 
@@ -169,7 +153,7 @@ def train_flags(sub):
     add("--block-size", type=int, default=64, help="weights that share a scale")
     add("--method", choices=("lora",), default="lora")
     add("--lora-r", type=int, default=lora["r"])
-    add("--lora-alpha", type=float, default=lora["lora_alpha"])
+    add("--lora-alpha", type=number, default=lora["lora_alpha"])
     add("--lora-dropout", type=float, default=lora["lora_dropout"])
     add("--target-modules", nargs="+", default=list(lora["target_modules"]))
     add("--layers-to-transform", nargs="+", type=int)
@@ -184,11 +168,18 @@ def train_flags(sub):
     add("--save-every", type=int, default=50, help="steps between checkpoints")
     add("--adapter-path", default="adapters", help="where the run is written")
     add("--init-adapter", help="an adapter folder to start from, with a fresh optimizer")
-    add("--resume", action="store_true", help="go on from the run's last checkpoint")
-    add("--overwrite", action="store_true", help="replace a run that is already there")
+    existing = sub.add_mutually_exclusive_group().add_argument
+    existing("--resume", action="store_true", help="go on from the run's last checkpoint")
+    existing("--overwrite", action="store_true", help="replace a run that is already there")
     add("--plain", action=switch, default=False, help="the readable operations, not the fused ones")
     add("--dry-run", action="store_true", help="say what would be trained and its bytes, and stop")
     add("-c", "--config", help="a TOML file with the same names")
+
+
+def number(text):
+    """16 stays a whole number, as PEFT writes it."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
 
 
 def base_flags(sub, adapter=True):

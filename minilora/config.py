@@ -14,7 +14,7 @@ ALL_LINEAR = ATTENTION + MLP  # PEFT's "all-linear": every projection, not the o
 
 
 class InputError(ValueError):
-    """Something that a user handed over cannot be used: one line that says what, where, what to do."""
+    """What a user handed over cannot be used: one line that says what, where, and what to do."""
 
 
 def require(ok, message):

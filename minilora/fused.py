@@ -197,7 +197,7 @@ def stacked(x, K, hd):
 
 def unstacked(x, T):
     """(B, K, G·T, hd) -> (B, T, heads·hd)."""
-    B, K, _, hd = x.shape
+    B, hd = x.shape[0], x.shape[-1]
     return x.reshape(B, -1, T, hd).transpose(0, 2, 1, 3).reshape(B, T, -1)
 
 
@@ -307,8 +307,8 @@ def _cross_entropy(hidden, head, targets, mask, kept):
 
 defvjp_argnums(
     _cross_entropy,
-    lambda argnums, loss, args, kwargs: lambda g: tuple(
-        (args[4]["hidden"], args[4]["head"])[n] * g for n in argnums
+    lambda argnums, loss, args, kwargs: (
+        lambda g: tuple((args[4]["hidden"], args[4]["head"])[n] * g for n in argnums)
     ),
 )
 

@@ -68,7 +68,7 @@ class _SayOnce(event.Listener):
     def on_start(self, event):
         if not self.said:
             self.said = True
-            print("minilora: compiling kernels, once for this machine …", file=sys.stderr, flush=True)
+            print("minilora: compiling kernels, once for this machine", file=sys.stderr, flush=True)
 
     def on_end(self, event):
         pass

@@ -112,7 +112,7 @@ def also_train(adapters, base, groups):
 
     groups: any of `norm` (the gains of every RMSNorm), `bias` (a new bias, zero, on every adapted
     projection, or the base's own where it has one), `head` (a copy of the output matrix, untied
-    from the embedding). Their own learning rate is `TrainConfig.also_train_lr_scale` times the rate.
+    from the embedding). They learn at `TrainConfig.also_train_lr_scale` times the rate.
     """
     adapters = tree_map(lambda w: w, adapters)
     for group in groups:

@@ -79,6 +79,8 @@ def calibration_error(confidence, hit):
 
     confidence: (N,) in (0, 1], hit: (N,) booleans.
     """
+    if not np.isfinite(confidence).all():
+        return float("nan")
     # ECE = Σ_b |B_b|/N · |accuracy(B_b) − confidence(B_b)|   (Guo et al. 2017, Eq. 3)
     which = np.minimum((confidence * BINS).astype(int), BINS - 1)
     gap = np.bincount(which, weights=hit.astype(float) - confidence, minlength=BINS)

@@ -4,7 +4,6 @@ Only the trained tree is ever handed in, so nothing frozen can be stepped or dec
 """
 
 import math
-from functools import partial
 
 import numpy as np
 

@@ -31,7 +31,9 @@ def figure(path, xlabel, ylabel, title, width=6.4, height=3.6):
 
 def smooth(values, span):
     """The mean of each value and up to `span - 1` before it."""
-    return [sum(values[max(0, i + 1 - span) : i + 1]) / min(i + 1, span) for i in range(len(values))]
+    return [
+        sum(values[max(0, i + 1 - span) : i + 1]) / min(i + 1, span) for i in range(len(values))
+    ]
 
 
 def curve(path, history, title, floor=None):

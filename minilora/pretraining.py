@@ -1,6 +1,6 @@
 """Where the embedded bases come from: the same training loop, with the whole model as argument 0.
 
-    minilora pretrain micro --out DIR
+minilora pretrain micro --out DIR
 """
 
 import math

@@ -88,8 +88,9 @@ def fresh_adapter(args, base):
 
 def claim(folder, args):
     """Raise InputError if the run may not be written to `folder`; nothing is changed."""
-    require(args.save_every >= 1, f"--save-every must be a whole number from 1, got {args.save_every}")
-    require(not (args.resume and args.overwrite), "--resume and --overwrite exclude each other")
+    require(
+        args.save_every >= 1, f"--save-every must be a whole number from 1, got {args.save_every}"
+    )
     require(not folder.exists() or folder.is_dir(), f"{folder} is a file: name another folder")
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     if args.resume:

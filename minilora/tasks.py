@@ -68,7 +68,7 @@ def facts(dice):
     """(the sentences, what they say): two to four people with a coloured thing each."""
     k = dice.one(SIZES)
     names, things = dice.some(NAMES, k), dice.some(THINGS, k)
-    said = [dict(name=n, thing=t, colour=dice.one(COLOURS)) for n, t in zip(names, things)]
+    said = [{"name": n, "thing": t, "colour": dice.one(COLOURS)} for n, t in zip(names, things)]
     return " ".join("{name} has a {colour} {thing}.".format(**f) for f in said), said
 
 

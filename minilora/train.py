@@ -7,6 +7,7 @@ goes on as if it had not been.
 
 import math
 import time
+from functools import partial
 
 import numpy as np
 from autograd import value_and_grad
@@ -87,12 +88,12 @@ def gradient(adapters, base, bins, step, model_config, config):
         share = float(batch["mask"].sum()) / total
         if share == 0:
             continue
-        rng = np.random.default_rng([config.seed, step, i])
+        rng, again = np.random.default_rng([config.seed, step, i]), config.gradient_checkpointing
         value, grad = value_and_grad(model.loss)(
-            adapters, base, batch, model_config, rng=rng, checkpointing=config.gradient_checkpointing
+            adapters, base, batch, model_config, rng=rng, checkpointing=again
         )
         loss += share * float(value)
-        grad = tree_map(lambda g: g * np.float32(share), grad)
+        grad = tree_map(partial(np.multiply, np.float32(share)), grad)
         grads = grad if grads is None else tree_map(np.add, grads, grad)
     return loss, grads, int(total)
 

@@ -51,7 +51,7 @@ def child(node, name):
 
     Asked with `in`, because under autograd's trace a dict is no longer a `dict`.
     """
-    return node[name] if name in node else {}
+    return node[name] if name in node else {}  # noqa: SIM401
 
 
 def tree_map(f, tree, *others):
