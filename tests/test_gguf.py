@@ -38,7 +38,7 @@ def test_a_sentencepiece_gguf_file_loads(tmp_path):
     needs_hf()
     metadata = gguf_metadata(tokenizer__ggml__pre=None, tokenizer__ggml__merges=None)
     metadata = {**metadata, **sentencepiece_metadata()}
-    w = leaves(replace(GGUF_CONFIG, vocab_size=269))
+    w = leaves(replace(GGUF_CONFIG, vocab_size=270))
     words = load(gguf(tmp_path / "m.gguf", metadata, gguf_tensors(w)))[2]
     assert words.decode(words.encode("hello é")) == "hello é"
 

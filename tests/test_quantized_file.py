@@ -7,7 +7,7 @@ import pytest
 import safetensors.numpy
 from toy_models import CONFIG, Q, leaves
 
-from minilora import nf4, safetensors_file
+from minilora import int8, nf4, safetensors_file
 from minilora.config import InputError
 from minilora.pretrained import load, save_pretrained
 from minilora.quantize import quantize
@@ -88,7 +88,7 @@ def test_the_layout_is_that_of_bitsandbytes(tmp_path):
 
 def test_a_base_of_two_schemes_has_no_folder(tmp_path):
     w = flatten(quantize(unflatten(leaves()), "nf4"))
-    for mixed in ({**w, Q: leaves()[Q]}, leaves()):
+    for mixed in ({**w, Q: leaves()[Q]}, {**w, Q: int8.quantize(leaves()[Q])}, leaves()):
         with pytest.raises(InputError, match="all projections in one scheme"):
             save_quantized(tmp_path / "q", CONFIG, unflatten(mixed))
 

@@ -37,7 +37,11 @@ def test_written_tensors_are_read_by_the_library_and_back(tmp_path_factory, w):
         assert file.metadata() == {"format": "pt"}, "without it transformers refuses the file"
 
 
-@given(st.integers(0, 2**32 - 1))
+any_bits = st.integers(0, 2**32 - 1)
+halfway = st.integers(0, 2**16 - 1).map(lambda upper: upper << 16 | 0x8000)
+
+
+@given(any_bits | halfway)
 @settings(deadline=None)
 def test_bfloat16_rounds_to_the_nearest_even(bits):
     """Against the definition in exact arithmetic: the nearer neighbour, of two the even one."""

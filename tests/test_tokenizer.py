@@ -100,6 +100,8 @@ def test_sentencepiece_from_scores():
     metadata = sentencepiece_metadata()
     t, tokens = from_metadata("m.gguf", metadata), metadata["tokenizer.ggml.tokens"]
     assert t.encode("hello") == [1, tokens.index("▁hello")]
+    # of the two ways to cut it, the better-scored pair: he + l, not h + el
+    assert t.encode("hel")[2:] == [tokens.index("he"), tokens.index("l")]
     assert t.encode("é") == [1, tokens.index("▁"), 3 + 0xC3, 3 + 0xA9]
     for text in ("hello hello", "é🙂 l", " leading", "日本"):
         assert t.decode(t.encode(text)) == text

@@ -101,9 +101,9 @@ def tiny(**changes):
 
 
 def sentencepiece_metadata(**changes):
-    pieces = ["▁", "h", "e", "l", "o", "he", "ll", "hell", "▁hell", "▁hello"]
+    pieces = ["▁", "h", "e", "l", "o", "he", "ll", "hell", "▁hell", "▁hello", "el"]
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), *pieces]
-    scores = [0.0] * 259 + [-100.0] * 5 + [-1.0, -2.0, -3.0, -4.0, -5.0]
+    scores = [0.0] * 259 + [-100.0] * 5 + [-1.0, -2.0, -3.0, -4.0, -5.0, -6.0]
     return {
         "tokenizer.ggml.model": "llama",
         "tokenizer.ggml.tokens": tokens,
