@@ -1,4 +1,4 @@
-"""Random tiny models for the tests: any shape, tied or not, dense or 4-bit, float32 or float64."""
+"""Random tiny models for the tests: any shape, tied or not, dense or quantized, any precision."""
 
 import hashlib
 from dataclasses import replace
@@ -7,9 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 from hypothesis import strategies as st
 
-from minilora import lora, nf4, nn
+from minilora import lora, nn
 from minilora.config import ALL_LINEAR, ATTENTION, LoraConfig, ModelConfig
 from minilora.data import Example
+from minilora.quantize import quantize
 from minilora.tree import flatten, tree_map, unflatten, walk
 
 TINY = ModelConfig(
@@ -73,12 +74,9 @@ def random_base(config, seed=0, dtype=np.float32, biases=()):
     return unflatten(leaves)
 
 
-def quantized(base, double_quant=False):
-    """The base with its projections in NF4."""
-    return unflatten({
-        path: nf4.quantize(w, 16, double_quant) if path.endswith("_proj.weight") else w
-        for path, w in walk(base)
-    })  # fmt: skip
+def quantized(base, scheme="nf4"):
+    """The base with its projections in few bits, in blocks that divide none of its shapes."""
+    return quantize(base, scheme, block_size=16)
 
 
 def adapted(base, seed=0, **lora_fields):

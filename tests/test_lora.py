@@ -27,8 +27,7 @@ from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
 from minilora.tree import count, flatten, get, put, walk
 
 U32, U64 = 2.0**-24, 2.0**-53
-BASES = {"dense": lambda base: base, "nf4": quantized, "nf4-dq": lambda b: quantized(b, True)}
-EVERY_BASE = pytest.mark.parametrize("kind", BASES)
+EVERY_BASE = pytest.mark.parametrize("scheme", ["none", "int8", "fp4", "nf4", "nf4-dq"])
 
 few = settings(max_examples=25)
 
@@ -106,8 +105,8 @@ def test_counts_beside_the_adapters(config, groups):
 @pytest.mark.parametrize("ops", [nn, fused], ids=["plain", "fused"])
 @settings(max_examples=10)
 @given(configs(), seeds, target_sets)
-def test_a_fresh_adapter_changes_no_bit(kind, ops, config, seed, names):
-    base = BASES[kind](random_base(config, seed))
+def test_a_fresh_adapter_changes_no_bit(scheme, ops, config, seed, names):
+    base = quantized(random_base(config, seed), scheme)
     adapters, frozen = fresh(base, seed, target_modules=names)
     tokens = random_batch(config, seed)["tokens"]
     before = model.forward({}, base, tokens, config, ops)
@@ -234,8 +233,8 @@ def sum_bound(n, *terms):
 @EVERY_BASE
 @few
 @given(configs(), seeds, st.integers(1, 4), st.booleans())
-def test_a_merged_projection_equals_the_unmerged_one(kind, config, seed, r, rs):
-    base = BASES[kind](random_base(config, seed))
+def test_a_merged_projection_equals_the_unmerged_one(scheme, config, seed, r, rs):
+    base = quantized(random_base(config, seed), scheme)
     adapters, frozen = adapted(base, seed, target_modules=ALL_LINEAR, r=r, use_rslora=rs)
     merged, rng = lora.merge(adapters, frozen), np.random.default_rng(seed)
     for path in lora.adapted(adapters):
@@ -267,12 +266,12 @@ def test_merging_is_an_equation_between_two_calls(config, seed, names, r):
     )
 
 
-@pytest.mark.parametrize("kind", BASES)
+@EVERY_BASE
 @pytest.mark.parametrize("seed", range(5))
-def test_a_merged_model_equals_the_unmerged_one_in_float32(kind, seed):
+def test_a_merged_model_equals_the_unmerged_one_in_float32(scheme, seed):
     # TINY's weights are of order one and its norms not near zero: an error grows by less than ten
     # from layer to layer. A logit has 2 layers of 4 sums in a row above it, each of 12 + 8 terms.
-    base = BASES[kind](random_base(TINY, seed))
+    base = quantized(random_base(TINY, seed), scheme)
     adapters, frozen = adapted(base, seed, target_modules=ALL_LINEAR)
     tokens = random_batch(TINY, seed)["tokens"]
     apart = model.forward(adapters, frozen, tokens, TINY)
@@ -282,8 +281,8 @@ def test_a_merged_model_equals_the_unmerged_one_in_float32(kind, seed):
 
 
 @EVERY_BASE
-def test_merging_makes_a_new_dense_tree(kind):
-    base = BASES[kind](random_base(TINY))
+def test_merging_makes_a_new_dense_tree(scheme):
+    base = quantized(random_base(TINY), scheme)
     adapters, frozen = adapted(base)
     adapters = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
     adapters["lm_head"]["weight"] += 1
