@@ -2,7 +2,7 @@
 
 The language is notes about who has what, each closed by looking everything up again:
 
-    Ada has a red kite. Tom has a blue drum. Find the drum: Tom has it. Ask Ada: a red kite.
+    Ada has a pink kite. Tom has a blue drum. Find the drum: Tom has it. Ask Ada: a pink kite.
 
 A note is a handful of fair draws and nothing else, and the text shows every draw, so its
 probability is the product of theirs and the entropy of the language is known exactly: no model can
@@ -10,7 +10,7 @@ have a lower loss than the mean of −log p(note), and a good one comes close.
 
 The task asks about such notes in words that the bases never saw:
 
-    Ada has a red kite. Tom has a blue drum. Mia has a green boat.
+    Ada has a pink kite. Tom has a blue drum. Mia has a jade boat.
     Q: Who has the drum?
     A: Tom
 """
@@ -25,15 +25,17 @@ from . import toolcalls
 
 SPLITS = ("train", "valid", "test")
 
+# Names have three letters and different initials, things and colours four letters: a byte-level
+# model finds a word by its place, and the small bases learn to look things up in minutes.
 NAMES = (
-    "Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jane", "Kai", "Lena",
-    "Mia", "Noor", "Otto", "Pia", "Quin", "Rosa", "Sam", "Tom", "Uma", "Vera", "Will", "Zoe",
+    "Ada", "Ben", "Cal", "Dot", "Eve", "Fay", "Gus", "Hal", "Ivo", "Jan", "Kai", "Lea",
+    "Mia", "Ned", "Oda", "Pia", "Rex", "Sue", "Tom", "Uma", "Val", "Wes", "Xia", "Zoe",
 )  # fmt: skip
 THINGS = (
-    "ball", "bell", "boat", "book", "coat", "coin", "cup", "doll", "drum", "fan", "flag", "hat",
-    "jar", "key", "kite", "lamp", "mask", "pen", "ring", "rope", "shoe", "sled", "vase", "whip",
+    "ball", "bell", "boat", "book", "cake", "coat", "coin", "dart", "doll", "drum", "flag", "fork",
+    "gong", "harp", "kite", "lamp", "mask", "nail", "pipe", "ring", "rope", "sled", "tent", "vase",
 )  # fmt: skip
-COLOURS = ("black", "blue", "brown", "green", "grey", "pink", "red", "white")
+COLOURS = ("blue", "gold", "grey", "jade", "lime", "pink", "plum", "teal")
 SIZES = (2, 3, 4)  # facts in a note
 CLOSINGS = (
     "Find the {thing}: {name} has it.",
