@@ -1,0 +1,231 @@
+"""AdamW against the paper's algorithm one number at a time, clipping, schedules, and rounding."""
+
+import math
+import struct
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from models import fingerprint, read_only, seeds
+
+from minilora.config import InputError, TrainConfig
+from minilora.optim import adamw, adamw_init, clip, global_norm, learning_rate, to_dtype
+from minilora.tree import flatten, tree_map, walk
+
+U32, U64 = 2.0**-24, 2.0**-53
+
+
+def random_tree(seed, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    tree = {
+        "a": {"lora_A": rng.standard_normal((2, 3))},
+        "norm": {"weight": rng.standard_normal(4)},
+    }
+    return tree_map(lambda w: w.astype(dtype), tree)
+
+
+# ------------------------------------------------------------------------------------ AdamW
+
+
+def adam_by_hand(theta, gradients, rate, b1, b2, eps, decay):
+    """Loshchilov and Hutter 2019, Algorithm 2, for one number; lines as there."""
+    m = v = 0.0
+    for t, g in enumerate(gradients, 1):
+        m = b1 * m + (1 - b1) * g  # 7
+        v = b2 * v + (1 - b2) * g**2  # 8
+        m_hat = m / (1 - b1**t)  # 9
+        v_hat = v / (1 - b2**t)  # 10
+        # 12, with λ multiplied by the rate, as torch has it
+        theta = theta - rate * (m_hat / (math.sqrt(v_hat) + eps) + decay * theta)
+    return theta
+
+
+betas = st.sampled_from([0.0, 0.5, 0.9, 0.999])
+
+
+@given(seeds, betas, betas, st.sampled_from([1e-8, 1e-3]), st.sampled_from([0.0, 0.1, 3.0]))
+def test_adamw_is_the_papers(seed, b1, b2, eps, decay):
+    config = TrainConfig(adam_beta1=b1, adam_beta2=b2, adam_eps=eps, weight_decay=decay)
+    rates = {"a.lora_A": 0.01, "norm.weight": 0.002}
+    start = params = random_tree(seed)
+    gradients = [random_tree([seed, t]) for t in range(7)]
+    state = adamw_init(params)
+    for g in gradients:
+        params, state = adamw(params, g, state, rates.__getitem__, config)
+    assert state["step"] == 7
+    for path, got in walk(params):
+        for at in np.ndindex(got.shape):
+            expected = adam_by_hand(
+                flatten(start)[path][at], [flatten(g)[path][at] for g in gradients],
+                rates[path], b1, b2, eps, decay,
+            )  # fmt: skip
+            # Seven steps of some ten roundings, of a number and of seven updates no larger than
+            # the rate times 1/√(1 − β₂) ≤ 32 each; 1 − β₂ᵗ cancels three digits.
+            size = abs(flatten(start)[path][at]) + 7 * 32 * rates[path]
+            assert abs(got[at] - expected) <= 7 * 10 * 1000 * U64 * size
+
+
+def test_adamw_reads_what_it_is_given_and_writes_something_new():
+    params, grads = (read_only(random_tree(seed, np.float32)) for seed in (0, 1))
+    state = adamw_init(params)
+    read_only({"m": state["m"], "v": state["v"]})
+    new, after = adamw(params, grads, state, lambda path: 0.1, TrainConfig(weight_decay=0.1))
+    assert fingerprint(params) != fingerprint(new) and state["step"] == 0
+    for tree in (new, after["m"], after["v"]):
+        assert flatten(tree).keys() == flatten(params).keys()
+        assert all(w.dtype == np.float32 for _, w in walk(tree))
+
+
+def test_the_first_step_is_the_rate_whatever_the_gradients_size():
+    # m̂ = g and v̂ = g², so the step is η·g/(|g| + ε)
+    params, g = {"w": np.zeros(4)}, {"w": np.array([1e-5, -1e-2, 1.0, -1e4])}
+    new, _ = adamw(params, g, adamw_init(params), lambda path: 0.1, TrainConfig())
+    np.testing.assert_allclose(new["w"], [-0.1, 0.1, -0.1, 0.1], rtol=1.001e-8 / 1e-5)
+
+
+def test_decay_is_decoupled():
+    # Without a gradient a weight shrinks by 1 − ηλ, whatever Adam's moments would have made of
+    # λθ; a leaf whose rate is zero stays as it is.
+    config = TrainConfig(weight_decay=0.5)
+    params = {"w": np.array([1.0, -1e3, 1e-3]), "still": np.ones(2)}
+    zero = tree_map(np.zeros_like, params)
+    new, state = adamw(
+        params, zero, adamw_init(params), lambda path: 0.1 if path == "w" else 0.0, config
+    )
+    np.testing.assert_array_equal(new["w"], params["w"] * (1 - 0.1 * 0.5))
+    np.testing.assert_array_equal(new["still"], 1)
+    assert not state["m"]["w"].any() and not state["v"]["w"].any()
+
+
+# --------------------------------------------------------------------------------- clipping
+
+
+@given(seeds, st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_clip(seed, size, most):
+    grads = tree_map(lambda g: size * g, random_tree(seed))
+    flat = np.concatenate([g.ravel() for _, g in walk(grads)])
+    clipped, norm = clip(grads, most)
+    exact = math.sqrt(math.fsum(flat**2))
+    assert math.isclose(norm, exact, rel_tol=20 * U64) and norm == global_norm(grads)
+    if exact + 1e-6 <= most:
+        assert clipped is grads
+        return
+    # torch's factor, most/(norm + 1e-6), and one direction for all leaves
+    new = np.concatenate([g.ravel() for _, g in walk(clipped)])
+    np.testing.assert_allclose(new, flat * (most / (exact + 1e-6)), rtol=30 * U64)
+    assert np.linalg.norm(new) <= most
+
+
+def test_clip_keeps_dtypes_and_shows_what_is_not_finite():
+    clipped, _ = clip(random_tree(0, np.float32), 1e-3)
+    assert all(g.dtype == np.float32 for _, g in walk(clipped))
+    for bad in (np.nan, np.inf):
+        with np.errstate(invalid="ignore"):
+            assert not math.isfinite(clip({"w": np.float32([1, bad])}, 1.0)[1])
+
+
+# -------------------------------------------------------------------------------- schedules
+
+schedules = st.sampled_from(["constant", "linear", "cosine"])
+ratios = st.sampled_from([0.0, 0.03, 0.06, 0.1, 0.5, 0.99])
+
+
+def config_of(schedule, iters, ratio, rate=2e-4):
+    return TrainConfig(lr_schedule=schedule, iters=iters, warmup_ratio=ratio, learning_rate=rate)
+
+
+@given(schedules, st.integers(1, 400), ratios)
+def test_the_schedules_ends(schedule, iters, ratio):
+    config = config_of(schedule, iters, ratio)
+    rates = [learning_rate(step, config) for step in range(iters)]
+    warmup = math.ceil(ratio * iters)
+    # The first step of a warm-up has rate zero; the one after the warm-up has all of it.
+    assert rates[0] == (0 if warmup else config.learning_rate)
+    if warmup < iters:
+        assert rates[warmup] == config.learning_rate == max(rates)
+        assert rates[-1] > 0  # the last step still moves: zero would come one step later
+        end = learning_rate(iters, config)
+        assert end == (config.learning_rate if schedule == "constant" else 0)
+    assert all(a < b for a, b in pairwise(rates[: warmup + 1]))
+    falling = list(pairwise(rates[warmup:]))
+    if schedule == "constant":
+        assert all(a == b for a, b in falling)
+    else:
+        assert all(a > b for a, b in falling)
+
+
+@given(st.integers(2, 200), ratios)
+def test_the_schedules_shape(iters, ratio):
+    warmup = math.ceil(ratio * iters)
+    if warmup >= iters:
+        return
+    linear, cosine = (config_of(s, iters, ratio, 1.0) for s in ("linear", "cosine"))
+    at = np.array([learning_rate(s, linear) for s in range(warmup, iters + 1)])
+    np.testing.assert_allclose(np.diff(at), -1 / (iters - warmup), rtol=0, atol=4 * U64)
+    at = np.array([learning_rate(s, cosine) for s in range(warmup, iters + 1)])
+    np.testing.assert_allclose(at + at[::-1], 1, rtol=0, atol=8 * U64)  # a half turn, symmetric
+    if warmup > 1:
+        up = [learning_rate(s, cosine) for s in range(warmup + 1)]
+        np.testing.assert_allclose(np.diff(up), 1 / warmup, rtol=0, atol=4 * U64)
+
+
+@pytest.mark.xfail(strict=True, reason="in another order of operations, so not in the last bit")
+@given(schedules, st.integers(1, 1000), ratios, st.floats(1e-6, 1.0))
+def test_the_schedules_bits_are_transformers(schedule, iters, ratio, rate):
+    config, warmup = config_of(schedule, iters, ratio, rate), math.ceil(ratio * iters)
+    for step in range(0, iters, 1 + iters // 50):
+        done = (step - warmup) / max(1, iters - warmup)
+        factor = {
+            "constant": 1.0,
+            "linear": max(0.0, (iters - step) / max(1, iters - warmup)),
+            "cosine": max(0.0, 0.5 * (1.0 + math.cos(math.pi * 0.5 * 2.0 * done))),
+        }[schedule]
+        if step < warmup:
+            factor = step / max(1, warmup)
+        assert learning_rate(step, config) == rate * factor
+
+
+# --------------------------------------------------------------------------- adapter's dtype
+
+floats = hnp.arrays(np.float32, 5, elements=st.floats(-6e4, 6e4, width=32))
+
+
+def bfloat16(x):
+    """The nearest number of eight bits, ties to the even one, by trying both neighbours."""
+    word = struct.unpack("<I", struct.pack("<f", x))[0]
+    low, high = (
+        struct.unpack("<f", struct.pack("<I", w << 16))[0] for w in (word >> 16, (word >> 16) + 1)
+    )
+    below, above = abs(float(x) - low), abs(high - float(x))
+    even = low if word >> 16 & 1 == 0 else high
+    return even if below == above else (low if below < above else high)
+
+
+@given(floats)
+def test_rounding_to_bfloat16(x):
+    y = to_dtype({"w": x}, "bfloat16")["w"]
+    assert y.dtype == np.float32
+    assert y.tolist() == [bfloat16(v) for v in x]
+    assert (np.abs(y - x) <= np.abs(x) * 2.0**-8 + 2.0**-134).all()  # eight bits, or the last one
+
+
+@given(floats)
+def test_rounding_to_float16(x):
+    y = to_dtype({"w": x}, "float16")["w"]
+    assert y.dtype == np.float32 and (y == x.astype(np.float16)).all()
+
+
+@given(floats, st.sampled_from(["bfloat16", "float16", "float32"]))
+def test_rounding_twice_is_rounding_once(x, dtype):
+    once = to_dtype({"w": x}, dtype)
+    assert fingerprint(to_dtype(once, dtype)) == fingerprint(once)
+    if dtype == "float32":
+        assert once["w"] is x
+
+
+def test_a_number_too_large_for_the_dtype_is_refused():
+    with pytest.raises(InputError, match="F16 cannot hold"):
+        to_dtype({"w": np.float32([1, 7e4])}, "float16")
