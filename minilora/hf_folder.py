@@ -21,7 +21,7 @@ def shapes(config, attention_bias=False, mlp_bias=False):
     q, kv = config.num_attention_heads * hd, config.num_key_value_heads * hd
     projections = dict(zip(ATTENTION, ((q, D), (kv, D), (kv, D), (D, q))))
     projections |= dict(zip(MLP, ((F, D), (F, D), (D, F))))
-    layer = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
+    layer: dict = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
     for name, shape in projections.items():
         part, biased = ("mlp", mlp_bias) if name in MLP else ("self_attn", attention_bias)
         layer[f"{part}.{name}.weight"] = shape
@@ -114,7 +114,7 @@ def write(folder, config, base, tokenizer, dtype, sources, **fields):
     for path, w in leaves.items():
         require(path in expected, f"{path} has no place in a Llama's folder: merge it first")
         require(w.shape == expected[path], f"{path} has the shape {w.shape}, not {expected[path]}")
-    tensors = {}
+    tensors: dict = {}
     for path, shape in expected.items():
         require(path in leaves or path.endswith(".bias"), f"the base lacks {path}")
         tensors |= sources(path, leaves.get(path), shape)

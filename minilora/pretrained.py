@@ -82,7 +82,8 @@ def open_folder(folder):
 
 def read_tree(checkpoint, scheme, block_size):
     """The base tree, every tensor checked and quantized as it is read."""
-    tensors, base = checkpoint.tensors, {}
+    tensors = checkpoint.tensors
+    base: dict = {}
     last = f"model.layers.{checkpoint.config.num_hidden_layers - 1}.input_layernorm.weight"
     require(last in tensors, f"tensor {last} is missing from {_origin(tensors)}")
     expected = shapes(checkpoint.config, **checkpoint.biases)

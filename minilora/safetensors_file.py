@@ -9,14 +9,19 @@ against the file before it is believed.
 import json
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from .config import InputError, require
 
-FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
-DTYPES = FLOATS | {
+FLOATS: dict[str, np.dtype] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
+DTYPES: dict[str, np.dtype] = FLOATS | {
     "F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"),
     "I8": np.dtype("i1"), "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"),
     "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
@@ -148,7 +153,7 @@ class Source:
 
     dtype: str
     shape: tuple[int, ...]
-    make: object  # () -> array of `shape`
+    make: Callable[[], np.ndarray]
 
 
 def write(path, sources, metadata=None):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from .config import InputError, require
 from .files import first_line, library, read_json, write_json
@@ -58,7 +59,7 @@ class PretrainedTokenizer:
     `settings` is the content of tokenizer_config.json, kept so that it can be written back.
     """
 
-    backend: object
+    backend: Any
     eos_token_id: int
     special: dict = field(default_factory=dict)
     chat_template: str | None = None
@@ -161,7 +162,8 @@ def _template(folder, settings):
         return path.read_text(encoding="utf-8")
     template = settings.get("chat_template")
     if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        named = (entry for entry in template if isinstance(entry, dict))
+        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
     return None if template is None else _text(folder, "chat_template", template)
 
 

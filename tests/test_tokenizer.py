@@ -142,7 +142,8 @@ def test_where_a_folder_keeps_its_template(tmp_path):
     config = json.loads(path.read_text())
     assert "chat_template" not in config
     named = [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]
-    for value, expected in (("in the config", "in the config"), (named, "D"), (None, None)):
+    broken = [7, {"name": "default"}]
+    for value, expected in (("here", "here"), (named, "D"), (None, None), (broken, None)):
         path.write_text(json.dumps({**config, "chat_template": value}))
         assert from_folder(tmp_path).chat_template == CHATML, "the file wins, as in transformers"
         template = file.read_text()
