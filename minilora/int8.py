@@ -19,7 +19,7 @@ import numpy as np
 from .config import require
 from .kernels import jit, share_rows
 
-TINY = np.float32(1e-36)  # the smallest absmax that anything is divided by: 127 / 1e-36 is finite
+TINY = np.float32(1e-36)  # the smallest absmax that anything is divided by: 127/1e-36 is finite
 EXACT = 1040  # 1040 · 127² < 2²⁴: so many products of codes add up without rounding in float32
 
 
@@ -60,8 +60,8 @@ def quantize(w):
 
 def _row_codes(w):
     absmax = np.abs(w).max(axis=1)
-    # q = round(w · (127/absmax))   (LLM.int8, Sec. 2)
-    scale = np.float32(127) / np.maximum(absmax, TINY)
+    # q = round(w · 127/absmax)   (LLM.int8, Sec. 2); bitsandbytes takes the reciprocal first
+    scale = 1 / np.maximum(absmax, TINY) * np.float32(127)
     return np.rint(w * scale[:, None]).astype(np.int8), absmax
 
 

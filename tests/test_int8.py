@@ -22,9 +22,9 @@ def test_error_is_at_most_half_a_step(seed, kind, shape):
     q = int8.quantize(w)
     assert q.codes.dtype == np.int8 and q.codes.min() >= -127
     error = np.abs(q.dequantize().astype(np.float64) - w)
-    # half of absmax/127; 127/absmax and its product with w are rounded, and then two products
+    # half of absmax/127; three operations are rounded before the code is chosen, two after it
     absmax = np.abs(w).max(axis=1, keepdims=True).astype(np.float64)
-    assert (error <= absmax * (0.5 / 127 + 4 * EPS)).all()
+    assert (error <= absmax * (0.5 / 127 + 5 * EPS)).all()
 
 
 @given(seeds, kinds, shapes)
