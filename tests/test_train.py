@@ -1,0 +1,320 @@
+"""The loop: what it never writes, what it repeats byte for byte, when it stops, what it keeps."""
+
+import math
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from autograd import value_and_grad
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import (
+    TINY,
+    adapted,
+    as_dtype,
+    fingerprint,
+    quantized,
+    random_base,
+    random_examples,
+    read_only,
+    seeds,
+)
+
+from minilora import lora, metrics, model
+from minilora.config import ALL_LINEAR, InputError, TrainConfig
+from minilora.data import batch_at, collate
+from minilora.optim import learning_rate, to_dtype
+from minilora.train import gradient, rates, start, stopped, train
+from minilora.tree import flatten, tree_map, walk
+
+MODULE = sys.modules["minilora.train"]  # `minilora.train` is the function
+U32 = 2.0**-24
+EXAMPLES, VALID = random_examples(TINY, 9, seed=1), random_examples(TINY, 4, seed=2)
+SMALL = TrainConfig(
+    iters=6, batch_size=2, learning_rate=0.02, max_seq_length=9, steps_per_eval=2, seed=3,
+)  # fmt: skip
+# everything that a run can carry from step to step
+RICH = replace(
+    SMALL, grad_accumulation_steps=2, weight_decay=0.1, max_grad_norm=0.3, packing=True,
+    early_stopping_patience=9, adapter_dtype="bfloat16", gradient_checkpointing=True,
+)  # fmt: skip
+
+
+def setting(dropout=0.2, base=None, **lora_fields):
+    """(adapters, frozen) with dropout, norms, biases and a head."""
+    base = random_base(TINY) if base is None else base
+    adapters, frozen = adapted(base, lora_dropout=dropout, **lora_fields)
+    return lora.also_train(adapters, frozen, ("norm", "bias", "head")), frozen
+
+
+def run(config, valid=VALID, state=None, adapters=None, **kwargs):
+    """(adapters, history, [(rows, adapters, state) of each step]) of a run from the same start."""
+    start_at, frozen = setting(**kwargs)
+    steps = []
+    adapters, history = train(
+        start_at if adapters is None else adapters, frozen, EXAMPLES, TINY, config, valid, state,
+        lambda *step: steps.append(step),
+    )  # fmt: skip
+    return adapters, history, steps
+
+
+def of_state(state):
+    """A hash of all that a state holds."""
+    trees = {k: v for k, v in state.items() if isinstance(v, dict)}
+    numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
+    return {k: fingerprint(v) for k, v in trees.items()}, numbers
+
+
+def timeless(rows):
+    return [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+# ----------------------------------------------------------------------------------- freeze
+
+
+@pytest.mark.parametrize("scheme", ["none", "int8", "fp4", "nf4", "nf4-dq"])
+def test_frozen_leaves_are_never_written(scheme):
+    base = quantized(random_base(TINY), scheme)
+    adapters, frozen = setting(base=base, target_modules=ALL_LINEAR)
+    before = fingerprint(base), fingerprint(frozen), fingerprint(adapters)
+    read_only(frozen), read_only(adapters)  # any write raises
+    trained, _ = train(adapters, frozen, EXAMPLES, TINY, replace(RICH, weight_decay=1.0), VALID)
+    assert before == (fingerprint(base), fingerprint(frozen), fingerprint(adapters))
+    for path, w in walk(trained):  # and every trained one is
+        assert (w != flatten(adapters)[path]).any(), path
+        assert w.dtype == np.float32 and w.shape == flatten(adapters)[path].shape
+
+
+# ------------------------------------------------------------------------------- repetition
+
+
+@pytest.mark.parametrize("config", [SMALL, RICH], ids=["small", "rich"])
+def test_the_same_seed_gives_the_same_bytes(config):
+    (a, rows, _), (b, same_rows, _) = run(config), run(config)
+    assert fingerprint(a) == fingerprint(b) and timeless(rows) == timeless(same_rows)
+    assert fingerprint(run(replace(config, seed=4))[0]) != fingerprint(a)
+
+
+@pytest.mark.parametrize("config", [SMALL, RICH], ids=["small", "rich"])
+def test_resuming_at_any_step_gives_the_same_bytes(config):
+    whole, history, steps = run(config)
+    for k, (_, adapters, state) in enumerate(steps, 1):
+        resumed, rest, later = run(config, state=state, adapters=adapters)
+        assert fingerprint(resumed) == fingerprint(whole)
+        done = [row for row in history if row["step"] <= k]
+        assert timeless(done + rest) == timeless(history)
+        for (_, a, s), (_, b, t) in zip(steps[k:], later, strict=True):
+            assert fingerprint(a) == fingerprint(b) and of_state(s) == of_state(t)
+
+
+def test_what_was_handed_out_is_not_written_again():
+    # a checkpoint may be written by another thread while the run goes on
+    hashes = []
+    start_at, frozen = setting()
+
+    def on_step(rows, adapters, state):
+        hashes.append((adapters, state, fingerprint(adapters), of_state(state)))
+
+    train(start_at, frozen, EXAMPLES, TINY, RICH, VALID, None, on_step)
+    assert all(fingerprint(a) == h and of_state(s) == g for a, s, h, g in hashes)
+
+
+def test_neither_evaluation_nor_recomputing_changes_the_run():
+    expected = fingerprint(run(SMALL)[0])
+    assert fingerprint(run(SMALL, valid=())[0]) == expected
+    assert fingerprint(run(replace(SMALL, steps_per_eval=1))[0]) == expected
+    assert fingerprint(run(replace(SMALL, gradient_checkpointing=True))[0]) == expected
+
+
+# ----------------------------------------------------------------------------- accumulation
+
+
+@settings(max_examples=12)
+@given(seeds, st.integers(2, 4), st.integers(1, 3))
+def test_accumulation_equals_the_large_batch(seed, n, size):
+    # examples of 1 to 8 targets: a mean of the micro-batches' means would be another number
+    adapters, frozen = (as_dtype(tree, np.float64) for tree in setting(dropout=0.0))
+    examples = [[e] for e in random_examples(TINY, 12, seed)]
+    config = replace(SMALL, batch_size=size, grad_accumulation_steps=n)
+    loss, grads, tokens = gradient(adapters, frozen, examples, 1, TINY, config)
+
+    f = value_and_grad(model.loss)
+    large = collate(batch_at(examples, 1, n * size, config.seed))
+    expected, expected_grads = f(adapters, frozen, large, TINY)
+    parts = [collate(batch_at(examples, n + i, size, config.seed)) for i in range(n)]
+    shares = [part["mask"].sum() / large["mask"].sum() for part in parts]
+    alone = [f(adapters, frozen, part, TINY) for part in parts]
+
+    assert tokens == large["mask"].sum() == sum(part["mask"].sum() for part in parts)
+    # all is float64 but the weights m/Σm and the shares, which round once each
+    bound = 4 * U32 * sum(s * value for s, (value, _) in zip(shares, alone))
+    assert abs(loss - expected) <= bound
+    for path, g in walk(grads):
+        size = sum(s * np.abs(flatten(tree)[path]) for s, (_, tree) in zip(shares, alone))
+        assert (np.abs(g - flatten(expected_grads)[path]) <= 4 * U32 * size + 1e-12).all(), path
+    naive = np.mean([value for value, _ in alone])
+    assert len(set(shares)) == 1 or abs(naive - expected) > bound
+
+
+def test_a_micro_batch_has_a_dropout_mask_of_its_own():
+    adapters, frozen = setting(dropout=0.5)
+    twice = [[EXAMPLES[0]]] * 2
+    one, two = (
+        gradient(adapters, frozen, twice, 0, TINY, replace(SMALL, batch_size=1, **more))
+        for more in ({}, {"grad_accumulation_steps": 2})
+    )
+    assert one[0] != two[0]  # the mean of two masks, not one mask twice
+    later = gradient(adapters, frozen, twice, 1, TINY, replace(SMALL, batch_size=1))
+    assert one[0] != later[0]
+
+
+# ------------------------------------------------------------------------------ what a step is
+
+
+def test_history_says_what_happened():
+    config = replace(SMALL, iters=5, steps_per_eval=2, max_grad_norm=0.05)
+    _, history, steps = run(config, dropout=0.0)
+    training = [row for row in history if "loss" in row]
+    assert [row["step"] for row in training] == [1, 2, 3, 4, 5]
+    assert [row["step"] for row in history if "eval_loss" in row] == [2, 4, 5]
+    assert [row for rows, _, _ in steps for row in rows] == history
+    assert [state["step"] for _, _, state in steps] == [1, 2, 3, 4, 5]
+    adapters, frozen = setting(dropout=0.0)
+    for i, row in enumerate(training):
+        batch = collate(batch_at([[e] for e in EXAMPLES], i, 2, config.seed))
+        loss, grads = value_and_grad(model.loss)(adapters, frozen, batch, TINY)
+        assert row["learning_rate"] == learning_rate(i, config)
+        assert row["tokens"] == batch["mask"].sum() and row["seconds"] >= 0
+        assert row["loss"] == pytest.approx(float(loss), rel=4 * U32)
+        norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for _, g in walk(grads)))
+        assert row["grad_norm"] == pytest.approx(norm, rel=100 * U32) and norm > 0.05  # unclipped
+        adapters = steps[i][1]
+        if any("eval_loss" in r for r in steps[i][0]):
+            score = metrics.evaluate(adapters, frozen, VALID, TINY)["loss"]
+            assert steps[i][0][1]["eval_loss"] == score
+
+
+def test_low_rank_factors_and_the_rest_have_their_own_rates():
+    config = replace(SMALL, also_train_lr_scale=0.25)
+    of = rates(0.1, config)
+    assert of("a.q_proj.lora_A") == of("a.q_proj.lora_B") == 0.1
+    for path in ("model.norm.weight", "a.q_proj.bias", "lm_head.weight"):
+        assert of(path) == 0.025
+    # Adam's first step is the rate itself, wherever there is a gradient to speak of
+    config = replace(config, iters=1, warmup_ratio=0, lr_schedule="constant", max_grad_norm=1e9)
+    before, frozen = setting(dropout=0.0)
+    after, _ = train(before, frozen, EXAMPLES, TINY, config)
+    for path, w in walk(after):
+        moved = np.abs(w - flatten(before)[path]).max()
+        assert moved == pytest.approx(rates(0.02, config)(path), rel=1e-3), path
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_adapters_are_on_the_grid_of_their_dtype_after_every_step(dtype):
+    _, _, steps = run(replace(SMALL, adapter_dtype=dtype))
+    for _, adapters, _ in steps:
+        assert fingerprint(to_dtype(adapters, dtype)) == fingerprint(adapters)
+    assert fingerprint(steps[-1][1]) != fingerprint(run(SMALL)[0])
+
+
+def test_a_run_learns():
+    adapters, frozen = setting(dropout=0.0, r=4, target_modules=ALL_LINEAR)
+    config = replace(SMALL, iters=100, learning_rate=0.02)
+    _, history = train(adapters, frozen, EXAMPLES[:2], TINY, config)
+    assert history[-1]["loss"] < 0.1 * history[0]["loss"]  # two rows can be learnt by heart
+
+
+def test_packing_trains_on_the_same_tokens():
+    config = replace(SMALL, packing=True, max_seq_length=30, batch_size=1, iters=4)
+    every = sum(sum(e.mask[1:]) for e in EXAMPLES)
+    _, history = train(*setting(), EXAMPLES, TINY, config)
+    bins = -(-sum(len(e.tokens) - 1 for e in EXAMPLES) // 29)
+    assert sum(row["tokens"] for row in history[:bins]) == every
+
+
+# --------------------------------------------------------------------------------- stopping
+
+
+def scripted(monkeypatch, scores):
+    """Evaluation says these losses, one after the other."""
+    remaining = iter(scores)
+    monkeypatch.setattr(MODULE, "evaluate", lambda *args: {"loss": next(remaining)})
+
+
+def test_early_stopping_keeps_the_best(monkeypatch):
+    scripted(monkeypatch, [3.0, 2.0, 2.5, 2.0, 2.1, 1.0])
+    config = replace(SMALL, iters=20, steps_per_eval=1, early_stopping_patience=3)
+    best, history, steps = run(config)
+    # equal is not better: the third in a row without a better one is step 5
+    assert [row["eval_loss"] for row in history if "eval_loss" in row] == [3.0, 2.0, 2.5, 2.0, 2.1]
+    assert len(steps) == 5 and fingerprint(best) == fingerprint(steps[1][1])
+    assert steps[-1][2]["best_loss"] == 2.0
+
+
+def test_a_better_loss_starts_the_count_again(monkeypatch):
+    scripted(monkeypatch, [3.0, 4.0, 2.0, 4.0, 1.0, 4.0])
+    config = replace(SMALL, steps_per_eval=1, early_stopping_patience=2)
+    best, _, steps = run(config)
+    assert len(steps) == 6 and fingerprint(best) == fingerprint(steps[4][1])
+
+
+def test_a_stopped_run_stays_stopped_and_a_finished_one_finished(monkeypatch):
+    scripted(monkeypatch, [1.0, 2.0, 2.0])
+    config = replace(SMALL, iters=20, steps_per_eval=1, early_stopping_patience=2)
+    best, _, steps = run(config)
+    assert stopped(steps[-1][2], config)
+    again, history, _ = run(config, state=steps[-1][2], adapters=steps[-1][1])
+    assert fingerprint(again) == fingerprint(best) and history == []
+    done, _, steps = run(SMALL, valid=())
+    again, history, _ = run(SMALL, state=steps[-1][2], adapters=steps[-1][1])
+    assert fingerprint(again) == fingerprint(done) and history == []
+
+
+def test_without_patience_the_last_adapters_count(monkeypatch):
+    scripted(monkeypatch, [1.0, 2.0, math.nan])
+    last, _, steps = run(SMALL)
+    assert len(steps) == 6 and fingerprint(last) == fingerprint(steps[-1][1])
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, bad, what):
+    real = gradient
+
+    def fake(adapters, base, bins, step, *rest):
+        loss, grads, tokens = real(adapters, base, bins, step, *rest)
+        if step == 3 and what == "loss":
+            return bad, grads, tokens
+        if step == 3:
+            grads = tree_map(lambda g: np.full_like(g, bad), grads)
+        return loss, grads, tokens
+
+    monkeypatch.setattr(MODULE, "gradient", fake)
+    steps = []
+    with (
+        np.errstate(invalid="ignore"),
+        pytest.raises(InputError, match="at step 4: lower --learning-rate") as error,
+    ):
+        train(*setting(), EXAMPLES, TINY, SMALL, (), None, lambda *step: steps.append(step))
+    assert "\n" not in str(error.value)
+    # the state of step 3 has been handed out, and it is sound
+    assert steps[-1][2]["step"] == 3
+    assert all(np.isfinite(w).all() for _, w in walk(steps[-1][1]))
+    monkeypatch.undo()
+    resumed, _, _ = run(SMALL, valid=(), state=steps[-1][2], adapters=steps[-1][1])
+    assert fingerprint(resumed) == fingerprint(run(SMALL, valid=())[0])
+
+
+def test_a_run_that_diverges_says_so():
+    config = replace(SMALL, iters=50, learning_rate=1e20, warmup_ratio=0, lr_schedule="constant")
+    with np.errstate(all="ignore"), pytest.raises(InputError, match=r"at step \d+: lower"):
+        train(*setting(), EXAMPLES, TINY, config)
+
+
+def test_start_has_taken_no_step():
+    adapters, _ = setting()
+    state = start(adapters)
+    assert state["step"] == 0 and state["best_loss"] == math.inf and not stopped(state, RICH)
+    for tree in (state["m"], state["v"]):
+        assert all(not w.any() and w.dtype == np.float32 for _, w in walk(tree))
