@@ -157,7 +157,7 @@ def _quantize(w, block_size, code):
     share_rows(_encode, whole, w, midpoints, block_size, codes, absmax, width=block_size)
     finite = np.isfinite(absmax[:whole]).all() and np.isfinite(rest).all()
     require(finite, "holds a NaN or an infinity: take a sound copy of the file")
-    if code != "nf4":  # the loop wrote ranks
+    if code != "nf4":  # the loop wrote ranks by value, which only for NF4 are the codes
         codes = pack(order[unpack(np.arange(256))])[codes]
     if rest.size:
         last = quantize_plain(rest, block_size, code=code)
@@ -168,7 +168,7 @@ def _quantize(w, block_size, code):
 def dequantize(q, out=None):
     """The tensor (q.shape, float32) that q stands for, written to `out`, C-contiguous, if given."""
     out = np.empty(q.shape, np.float32) if out is None else out
-    assert out.flags.c_contiguous and out.shape == q.shape
+    assert out.flags.c_contiguous and out.shape == q.shape and out.dtype == np.float32
     spans, table = -(-out.size // SPAN), CODES[q.code].byte_values
     share_rows(
         _dequantize, spans, q.codes, q.absmax, table, q.block_size, out.reshape(-1), width=SPAN
@@ -180,6 +180,7 @@ def matvec(q, x):
     """y = W x for the W (out, in) that q stands for and x (in,), without W in memory: (out,)."""
     (rows, width), table = q.shape, CODES[q.code].byte_values
     x, y = np.ascontiguousarray(x, np.float32), np.empty(rows, np.float32)
+    assert x.shape == (width,)
     share_rows(_matvec, rows, q.codes, q.absmax, table, q.block_size, x, y, width=width)
     return y
 
