@@ -145,17 +145,17 @@ def parser():
 
 def train_flags(sub):
     """The flags of `minilora train`; defaults are those of LoraConfig and TrainConfig."""
-    lora = {f.name: f.default for f in fields(LoraConfig)}
+    lora = LoraConfig()
     add, switch = sub.add_argument, argparse.BooleanOptionalAction
     add("--model", default="tiny", help="micro, tiny, smollm2, a Hugging Face folder or .gguf file")
     add("--data", default=DEFAULT_DATA, help="questions, notes, toolcalls, a .jsonl file, a folder")
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="how the frozen base is stored")
     add("--block-size", type=int, default=64, help="weights that share a scale")
     add("--method", choices=("lora",), default="lora")
-    add("--lora-r", type=int, default=lora["r"])
-    add("--lora-alpha", type=number, default=lora["lora_alpha"])
-    add("--lora-dropout", type=float, default=lora["lora_dropout"])
-    add("--target-modules", nargs="+", default=list(lora["target_modules"]))
+    add("--lora-r", type=int, default=lora.r)
+    add("--lora-alpha", type=number, default=lora.lora_alpha)
+    add("--lora-dropout", type=float, default=lora.lora_dropout)
+    add("--target-modules", nargs="+", default=list(lora.target_modules))
     add("--layers-to-transform", nargs="+", type=int)
     add("--use-rslora", action=switch, default=False, help="scale by alpha/sqrt(r)")
     add("--also-train", nargs="+", choices=("norm", "bias", "head"), default=[])

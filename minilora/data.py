@@ -127,7 +127,8 @@ def pack(examples, length):
 
     Examples keep to themselves: `collate` notes where each begins.
     """
-    bins, with_room = [], [[] for _ in range(length)]  # with_room[n]: bins with n tokens free
+    bins: list[list[Example]] = []
+    with_room: list[list] = [[] for _ in range(length)]  # with_room[n]: bins with n tokens free
     for example in sorted(examples, key=lambda e: -len(e.tokens)):
         need = len(example.tokens) - 1
         room = next((n for n in range(need, length) if with_room[n]), None)

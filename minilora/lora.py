@@ -19,7 +19,8 @@ def init(base, config, rng):
     `lora_dropout` beside each adapted weight (the weights themselves are shared, not copied).
     Raises InputError when a target matches no projection of the base.
     """
-    adapters, frozen = {}, tree_map(lambda w: w, base)
+    adapters: dict = {}
+    frozen = tree_map(lambda w: w, base)
     for path in targets(base, config):
         r, scaling = config.at(path)
         out_features, in_features = get(base, path)["weight"].shape

@@ -39,7 +39,7 @@ def evaluate(adapters, base, examples, config):
 
 def batches(examples):
     """Batches of similar lengths, at most TOKENS tokens each."""
-    some = []
+    some: list = []
     for example in sorted(examples, key=lambda e: len(e.tokens)):
         if some and (len(some) + 1) * len(example.tokens) > TOKENS:
             yield collate(some)

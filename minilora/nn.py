@@ -11,6 +11,8 @@ G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x 
 import autograd.numpy as np
 from autograd.extend import defvjp, primitive
 
+from . import nf4
+
 
 def linear(x, trained, frozen, rng=None):
     """A projection with whatever is trained on it.
@@ -46,8 +48,11 @@ def product(x, w):
 
     A primitive of its own, so that autograd keeps W's codes and not its dense copy: a quantized
     weight is dequantized here, used and dropped, and dequantized again in the backward pass
-    (QLoRA, Sec. 3, Eq. 5).
+    (QLoRA, Sec. 3, Eq. 5). A single row of x, as in generating token by token, is multiplied
+    straight from the codes.
     """
+    if isinstance(w, nf4.Quantized) and x.size == x.shape[-1] and x.dtype == np.float32:
+        return nf4.matvec(w, x.ravel()).reshape(*x.shape[:-1], -1)
     return _fold(x, dense(w).T)
 
 

@@ -25,7 +25,7 @@ def flatten(tree):
 
 def unflatten(leaves):
     """The tree whose leaves are `leaves`, {dotted path: leaf}."""
-    tree = {}
+    tree: dict = {}
     for path, leaf in leaves.items():
         put(tree, path, leaf)
     return tree
