@@ -207,6 +207,7 @@ def test_every_way_to_name_the_targets(tmp_path, targets, layers, names):
         ({r"^model\.layers\.1\..*": 3}, 8, 3),
         ({r"layers.0.*q_proj": 3, "q_proj": 4}, 3, 4),
         ({"q_proj": 4, r"layers.0.*q_proj": 3}, 4, 4),  # the first that matches decides
+        ({r"layers.0.*q_proj": 3, r"[qk]_proj": 4}, 3, 4),
         ({"_proj": 3}, 8, 8),  # the end of a name is not a name
         ({"q.proj": 3}, 3, 3),  # a dot matches anything
         ({"k_proj": 3}, 8, 8),
@@ -267,7 +268,7 @@ REFUSED = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "value"), REFUSED)
+@pytest.mark.parametrize(("name", "value"), REFUSED, ids=[f"{n} {v}"[:40] for n, v in REFUSED])
 def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value):
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))

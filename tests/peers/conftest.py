@@ -1,0 +1,71 @@
+"""What the peer tests share: a random Llama that both sides read, the real base if it is here."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
+
+import numpy as np
+import pytest
+
+from minilora import fetch
+from minilora.config import InputError
+from minilora.pretrained import load
+
+TINY = {
+    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 255,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: half a minute or more, on the real base")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory):
+    """tiny_llama(**fields of LlamaConfig) -> a folder with a random Llama, float32.
+
+    Its weights are so large that a mistake in any of them shows in the logits.
+    """
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    made = {}
+
+    def make(**fields):
+        name = repr(sorted(fields.items()))
+        if name not in made:
+            torch.manual_seed(0)
+            llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY | fields))
+            for path, p in llama.named_parameters():
+                torch.nn.init.normal_(p, mean=1.0 if "norm" in path else 0.0, std=0.15)
+            made[name] = tmp_path_factory.mktemp("llama")
+            llama.save_pretrained(made[name])
+        return made[name]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """(ModelConfig, base, tokenizer, the path of its GGUF file); skips if it was not fetched."""
+    try:
+        path = fetch.cached("smollm2")
+    except InputError as error:
+        pytest.skip(str(error))
+    return *load("smollm2"), path
+
+
+@pytest.fixture(scope="session")
+def their_smollm2(smollm2):
+    """SmolLM2 in transformers, float32, of the same file. PEFT changes a model: hand it a copy."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    path = smollm2[-1]
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
+
+
+@pytest.fixture
+def tokens():
+    """(3, 21) token ids of a vocabulary of 256."""
+    return np.random.default_rng(0).integers(256, size=(3, 21))
