@@ -195,6 +195,10 @@ def test_a_text_row_keeps_what_follows_an_end_token():
     assert bytes(encode({"text": text}, Chat()).tokens) == b"^" + text.encode() + b"|"
 
 
+def test_an_end_that_is_written_out_is_not_doubled():
+    assert bytes(encode({"text": "ab|"}, Chat()).tokens) == b"^ab|"
+
+
 def test_a_template_that_rewrites_the_past_is_refused():
     class Rewriting(Chat):
         def render(self, messages, add_generation_prompt=False):

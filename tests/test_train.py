@@ -24,7 +24,7 @@ from models import (
 from minilora import lora, metrics, model
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
 from minilora.data import batch_at, collate
-from minilora.optim import learning_rate, to_dtype
+from minilora.optim import global_norm, learning_rate, to_dtype
 from minilora.train import gradient, rates, start, stopped, train
 from minilora.tree import flatten, tree_map, walk
 
@@ -189,6 +189,9 @@ def test_history_says_what_happened():
         assert row["loss"] == pytest.approx(float(loss), rel=4 * U32)
         norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for _, g in walk(grads)))
         assert row["grad_norm"] == pytest.approx(norm, rel=100 * U32) and norm > 0.05  # unclipped
+        if i == 0:  # Adam saw the clipped one
+            clipped = global_norm(steps[0][2]["m"]) / (1 - config.adam_beta1)
+            assert clipped == pytest.approx(0.05, rel=1e-6 / norm + 100 * U32)
         adapters = steps[i][1]
         if any("eval_loss" in r for r in steps[i][0]):
             score = metrics.evaluate(adapters, frozen, VALID, TINY)["loss"]
