@@ -6,6 +6,7 @@ from .config import ALL_LINEAR
 from .lora import adapted
 from .tree import count, get, nbytes, walk
 
+SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 ADAM_FLOATS = 2  # m and v, a float32 each, for every trained parameter
 
 
@@ -29,16 +30,20 @@ def kept_floats(adapters, base, config):
     """Floats a token that the fused operations keep for the backward pass.
 
     Each layer: the inputs of the two norms, turned q and k, v, one number a head, gate and up; and
-    for each adapted projection its input x and A x. The first adapted layer's share is counted in
-    full.
+    for each adapted projection its input x and A x, an input that several share counted once. The
+    first adapted layer's share is counted in full.
     """
     D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
     H, K = config.num_attention_heads, config.num_key_value_heads
     layer = 2 * D + (H + 2 * K) * hd + H + 2 * F
     paths = adapted(adapters)
     first = min((int(path.split(".")[2]) for path in paths), default=0)
-    inputs = sum(sum(get(adapters, path)["lora_A"].shape) for path in paths)
-    return (config.num_hidden_layers - first) * layer + inputs + D
+    inputs, ranks = {}, 0
+    for path in paths:
+        node, _, name = path.rpartition(".")
+        r, inputs[node, SAME_INPUT.get(name, name)] = get(adapters, path)["lora_A"].shape
+        ranks += r
+    return (config.num_hidden_layers - first) * layer + sum(inputs.values()) + ranks + D
 
 
 def table(parts):

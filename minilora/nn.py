@@ -37,9 +37,18 @@ def leaf(trained, frozen, name):
     return trained[name] if name in trained else frozen[name]
 
 
+@primitive
 def matmul(x, w):
-    """x Wᵀ with autograd on both sides; the leading axes are folded so that it is one product."""
-    return np.reshape(np.dot(np.reshape(x, (-1, x.shape[-1])), w.T), (*x.shape[:-1], -1))
+    """x Wᵀ with a trained W: (..., in) -> (..., out); the leading axes are one product's rows."""
+    return _fold(x, w.T)
+
+
+# ∂L/∂x = (∂L/∂y) W        ∂L/∂W = (∂L/∂y)ᵀ x
+defvjp(
+    matmul,
+    lambda y, x, w: lambda g: _fold(g, w),
+    lambda y, x, w: lambda g: _rows(g).T @ _rows(x),
+)
 
 
 @primitive
@@ -61,7 +70,11 @@ defvjp(product, lambda y, x, w: lambda g: _fold(g, dense(w)), argnums=(0,))
 
 
 def _fold(x, m):
-    return (x.reshape(-1, x.shape[-1]) @ m).reshape(*x.shape[:-1], -1)
+    return (_rows(x) @ m).reshape(*x.shape[:-1], -1)
+
+
+def _rows(x):
+    return x.reshape(-1, x.shape[-1])
 
 
 def dense(w):

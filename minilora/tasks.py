@@ -1,18 +1,16 @@
 """The language of the embedded bases, and the task that they are fine-tuned on.
 
-The language is notes about who has what, each closed by looking everything up again:
+The language is notes about who keeps what where, each fact followed by an echo of it:
 
-    Ada has a pink kite. Tom has a blue drum. Find the drum: Tom has it. Ask Ada: a pink kite.
+    Ada keeps a pink kite in the barn. Who? Ada. Tom keeps a blue drum in the loft. In the loft.
 
 A note is a handful of fair draws and nothing else, and the text shows every draw, so its
 probability is the product of theirs and the entropy of the language is known exactly: no model can
 have a lower loss than the mean of −log p(note), and a good one comes close.
 
-The task asks about such notes in words that the bases never saw:
+The task asks about such a sentence in a way that the bases never saw:
 
-    Ada has a pink kite. Tom has a blue drum. Mia has a jade boat.
-    Q: Who has the drum?
-    A: Tom
+    Ada keeps a pink kite in the barn. Who, what, where? Ada, pink kite, barn.
 """
 
 import math
@@ -25,8 +23,8 @@ from . import toolcalls
 
 SPLITS = ("train", "valid", "test")
 
-# Names have three letters and different initials, things and colours four letters: a byte-level
-# model finds a word by its place, and the small bases learn to look things up in minutes.
+# Names have three letters and different initials, all other words four: a byte-level model finds a
+# word by its distance, and even the small base learns to copy one within a few hundred steps.
 NAMES = (
     "Ada", "Ben", "Cal", "Dot", "Eve", "Fay", "Gus", "Hal", "Ivo", "Jan", "Kai", "Lea",
     "Mia", "Ned", "Oda", "Pia", "Rex", "Sue", "Tom", "Uma", "Val", "Wes", "Xia", "Zoe",
@@ -36,17 +34,11 @@ THINGS = (
     "gong", "harp", "kite", "lamp", "mask", "nail", "pipe", "ring", "rope", "sled", "tent", "vase",
 )  # fmt: skip
 COLOURS = ("blue", "gold", "grey", "jade", "lime", "pink", "plum", "teal")
-SIZES = (2, 3, 4)  # facts in a note
-CLOSINGS = (
-    "Find the {thing}: {name} has it.",
-    "Ask {name}: a {colour} {thing}.",
-    "Paint the {thing}: now it is {colour}.",
-)
-QUESTIONS = (
-    ("Who has the {thing}?", "{name}"),
-    ("What has {name}?", "a {colour} {thing}"),
-    ("What colour is the {thing}?", "{colour}"),
-)
+PLACES = ("barn", "cave", "dock", "hall", "loft", "park", "shed", "yard")
+FACTS = (1, 2, 3)  # facts in a note
+STATEMENT = "{name} keeps a {colour} {thing} in the {place}."
+ECHOES = ("Who? {name}.", "What? The {thing}, a {colour} one.", "In the {place}.")
+QUESTION, ANSWER = " Who, what, where?", " {name}, {colour} {thing}, {place}."
 
 
 class Dice:
@@ -60,26 +52,23 @@ class Dice:
         self.nats += math.log(len(options))
         return options[self.rng.integers(len(options))]
 
-    def some(self, options, k):
-        """k different ones, in order: n·(n−1)·… equally likely outcomes."""
-        self.nats += sum(math.log(len(options) - i) for i in range(k))
-        return [options[i] for i in self.rng.permutation(len(options))[:k]]
 
-
-def facts(dice):
-    """(the sentences, what they say): two to four people with a coloured thing each."""
-    k = dice.one(SIZES)
-    names, things = dice.some(NAMES, k), dice.some(THINGS, k)
-    said = [{"name": n, "thing": t, "colour": dice.one(COLOURS)} for n, t in zip(names, things)]
-    return " ".join("{name} has a {colour} {thing}.".format(**f) for f in said), said
+def fact(dice):
+    """Who keeps what where: four draws."""
+    return {
+        "name": dice.one(NAMES),
+        "colour": dice.one(COLOURS),
+        "thing": dice.one(THINGS),
+        "place": dice.one(PLACES),
+    }
 
 
 def note(rng):
     """({"text": one note}, −log p(note) in nats)."""
     dice = Dice(rng)
-    text, said = facts(dice)
-    closings = [dice.one(CLOSINGS).format(**fact) for fact in dice.some(said, len(said))]
-    return {"text": " ".join([text, *closings])}, dice.nats
+    said = [fact(dice) for _ in range(dice.one(FACTS))]
+    sentences = (f"{STATEMENT} {dice.one(ECHOES)}".format(**some) for some in said)
+    return {"text": " ".join(sentences)}, dice.nats
 
 
 def notes(n, seed):
@@ -89,22 +78,21 @@ def notes(n, seed):
     return list(rows), np.array(nats)
 
 
+def reserved(some):
+    """True for the pairs of name and thing that only held-out rows of the task are about."""
+    return (NAMES.index(some["name"]) + THINGS.index(some["thing"])) % 8 == 0
+
+
 def question(rng, held_out):
-    """A prompt and its completion; one pair in eight of name and thing is asked about only in the
-    held-out split, so nothing can be answered from memory."""
+    """A prompt and its completion; one pair in eight of name and thing is kept for the held-out
+    splits, so that no answer can be remembered."""
     while True:
-        dice = Dice(rng)
-        text, said = facts(dice)
-        asked = dice.one(said)
-        ask, answer = dice.one(QUESTIONS)
-        if reserved(asked) == held_out:
-            prompt = f"{text}\nQ: {ask}\nA:".format(**asked)
-            return {"prompt": prompt, "completion": " " + answer.format(**asked)}
-
-
-def reserved(fact):
-    """True for the pairs of name and thing that only held-out questions ask about."""
-    return (NAMES.index(fact["name"]) + THINGS.index(fact["thing"])) % 8 == 0
+        some = fact(Dice(rng))
+        if reserved(some) == held_out:
+            return {
+                "prompt": STATEMENT.format(**some) + QUESTION,
+                "completion": ANSWER.format(**some),
+            }
 
 
 def questions(split, n, seed):
