@@ -147,6 +147,9 @@ class TrainConfig:
         for name in ("weight_decay", "early_stopping_patience", "seed"):
             value = getattr(self, name)
             require(0 <= value < math.inf, f"{flag(name)} must not be negative, got {value}")
+        for name in ("early_stopping_patience", "seed"):
+            value = getattr(self, name)
+            require(isinstance(value, int), f"{flag(name)} must be a whole number, got {value}")
         for name, allowed in CHOICES.items():
             value = getattr(self, name)
             require(value in allowed, f"{flag(name)} must be one of {allowed}, got {value!r}")

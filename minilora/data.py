@@ -7,6 +7,7 @@ so that packed neighbours stay invisible to each other).
 """
 
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +67,11 @@ def check_row(row, where):
         )
     texts = [row[k] for k in shape - {"messages"}] + [m["content"] for m in messages]
     require(all(isinstance(t, str) for t in texts), f"{where}: a text must be a string")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where}: surrogate without its other half: no text") from error
 
 
 def split_row(row, tokenizer):
@@ -100,8 +106,10 @@ def encode(row, tokenizer, mask_prompt=False):
     prompt, answer = split_row(row, tokenizer)
     head = tokenizer.encode(prompt) if prompt else []
     tail = tokenizer.encode(answer, add_special_tokens=not prompt)
-    if tokenizer.eos_token_id in tail:
+    if prompt and tokenizer.eos_token_id in tail:
         tail = tail[: tail.index(tokenizer.eos_token_id)]
+    elif tail[-1:] == [tokenizer.eos_token_id]:
+        tail = tail[:-1]
     tail = [*tail, tokenizer.eos_token_id]
     return Example(head + tail, [0 if mask_prompt else 1] * len(head) + [1] * len(tail))
 
@@ -172,6 +180,7 @@ def batch_at(bins, step, size, seed):
     return picked
 
 
+@lru_cache(maxsize=4)
 def _order(n, epoch, seed):
     return np.random.default_rng([seed, epoch]).permutation(n)
 

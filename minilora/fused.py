@@ -31,7 +31,7 @@ def rows(x):
 @primitive
 def rms_norm(x, weight, eps):
     """As `nn.rms_norm`; keeps x."""
-    y, width = np.empty_like(x), x.shape[-1]
+    y, width = np.empty(x.shape, x.dtype), x.shape[-1]
     share_rows(_rms_norm, x.size // width, rows(x), weight, x.dtype.type(eps), rows(y), width=width)
     return y
 
@@ -40,7 +40,7 @@ def _rms_norm_vjp(argnums, y, args, kwargs):
     x, weight, eps = args
 
     def vjp(g):
-        dx, width = np.empty_like(x), x.shape[-1]
+        dx, width = np.empty(x.shape, x.dtype), x.shape[-1]
         a = (rows(x), weight, x.dtype.type(eps), rows(g), rows(dx))
         share_rows(_rms_norm_back, x.size // width, *a, width=width)
         return tuple(dx if n == 0 else _rms_norm_dw(x, eps, g) for n in argnums)
@@ -91,22 +91,24 @@ def _rms_norm_back(lo, hi, x, w, eps, g, dx):
 @primitive
 def swiglu(gate, up):
     """As `nn.swiglu`; keeps its two inputs."""
-    y = np.empty_like(gate)
+    y = np.empty(gate.shape, gate.dtype)
     share_rows(_swiglu, gate.size, gate.ravel(), up.ravel(), y.reshape(-1))
     return y
 
 
-def _swiglu_vjp(y, gate, up):
+def _swiglu_vjp(argnums, y, args, kwargs):
+    gate, up = args
+
     def vjp(g):
-        da, db = np.empty_like(gate), np.empty_like(up)
+        da, db = np.empty(gate.shape, gate.dtype), np.empty(up.shape, up.dtype)
         a = (gate.ravel(), up.ravel(), g.ravel(), da.reshape(-1), db.reshape(-1))
         share_rows(_swiglu_back, gate.size, *a)
-        return da, db
+        return tuple((da, db)[n] for n in argnums)
 
     return vjp
 
 
-defvjp_argnums(swiglu, lambda argnums, y, args, kwargs: _swiglu_vjp(y, *args))
+defvjp_argnums(swiglu, _swiglu_vjp)
 
 
 @fast_jit
@@ -289,7 +291,10 @@ def cross_entropy(hidden, head, targets, mask):
 @primitive
 def _cross_entropy(hidden, head, targets, mask, kept):
     at = np.nonzero(mask)
-    h, t, c = hidden[at], targets[at], (mask[at] / np.sum(mask)).astype(hidden.dtype)
+    h, t = hidden[at], targets[at]
+    if t.size and not 0 <= t.min() <= t.max() < len(head):  # the loop below checks no bounds
+        raise IndexError(f"target {t.max()} is not one of {len(head)} tokens")
+    c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
     nll, dh = np.empty_like(c), np.empty_like(h)
     de = np.zeros_like(head) if kept["head"] else None
     step = max(1, LOGIT_FLOATS // len(head))
@@ -308,7 +313,7 @@ def _cross_entropy(hidden, head, targets, mask, kept):
 defvjp_argnums(
     _cross_entropy,
     lambda argnums, loss, args, kwargs: (
-        lambda g: tuple((args[4]["hidden"], args[4]["head"])[n] * g for n in argnums)
+        lambda g: tuple((args[4]["hidden"], args[4]["head"])[n] * float(g) for n in argnums)
     ),
 )
 

@@ -22,6 +22,8 @@ from numba.core import event
 from numba.extending import overload
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # reorder and fuse, but keep NaN and infinity
+# the cores that this process may use, where the system says so
+THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SERIAL_BELOW = 32768  # elements; less work than this costs less than waking a thread
 
 
@@ -43,11 +45,10 @@ def fast_jit(kernel):
 
 def share_rows(kernel, n, *args, width=1):
     """Run kernel(lo, hi, *args) over the n rows, each of `width` elements, on all cores."""
-    threads = os.cpu_count() or 1
-    if threads == 1 or n < 2 or n * width < SERIAL_BELOW:
+    if THREADS == 1 or n < 2 or n * width < SERIAL_BELOW:
         kernel(0, n, *args)
         return
-    edges = [n * i // threads for i in range(threads + 1)]
+    edges = [n * i // THREADS for i in range(THREADS + 1)]
     others = [_pool(os.getpid()).submit(kernel, *span, *args) for span in pairwise(edges[1:])]
     kernel(0, edges[1], *args)
     for other in others:
@@ -57,7 +58,7 @@ def share_rows(kernel, n, *args, width=1):
 @cache
 def _pool(pid):
     """One pool a process: threads do not survive a fork, so the process id is part of the key."""
-    return ThreadPoolExecutor(max(1, (os.cpu_count() or 1) - 1), thread_name_prefix="minilora")
+    return ThreadPoolExecutor(THREADS - 1, thread_name_prefix="minilora")
 
 
 class _SayOnce(event.Listener):
@@ -104,6 +105,6 @@ def _exp32(x):
     return (p * r * r + r + ONE) * two_n
 
 
-@overload(exp, jit_options={"fastmath": FAST}, inline="always")
+@overload(exp, jit_options={"fastmath": FAST - {"reassoc"}})
 def _exp_for(x):
     return _exp32 if x == numba.types.float32 else lambda x: np.exp(x)

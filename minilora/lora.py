@@ -46,7 +46,9 @@ def targets(base, config):
             f"{', '.join(ALL_LINEAR)} or all-linear",
         )
     paths = [path for path in paths if any(names_module(name, path) for name in names)]
-    if config.layers_to_transform is None:
+    layers = config.layers_to_transform
+    require(names and layers != (), "the adapter has no target: give --target-modules a name")
+    if layers is None:
         return paths
     depth = len(base["model"]["layers"])
     for layer in config.layers_to_transform:
@@ -62,6 +64,7 @@ def delta(trained, frozen):
     return np.float32(frozen["lora_scaling"]) * (trained["lora_B"] @ trained["lora_A"])
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by name
 def merge(adapters, base, dtype=np.float32):
     """A new dense tree that computes what `base` with `adapters` computes.
 
@@ -81,7 +84,7 @@ def merge(adapters, base, dtype=np.float32):
             w = w + delta(get(adapters, node), get(base, node))
         merged[path] = _finite(path, w.astype(dtype))
     added = {p: w for p, w in trained.items() if not p.endswith(("lora_A", "lora_B"))}
-    return unflatten({**{p: _finite(p, w) for p, w in added.items()}, **merged})
+    return unflatten({**{p: _finite(p, w.astype(dtype)) for p, w in added.items()}, **merged})
 
 
 def unmerge(adapters, base, merged):

@@ -97,8 +97,8 @@ def rms_norm(x, weight, eps):
 
 def swiglu(gate, up):
     """(Shazeer 2020, Eq. 6): the hidden units of the feed-forward layer."""
-    # y = gate·σ(gate) ∘ up
-    return gate / (1 + np.exp(-gate)) * up
+    # y = gate·σ(gate) ∘ up,  σ(a) = e^(−log(1 + e^−a)), which never overflows
+    return gate * np.exp(-np.logaddexp(0, -gate)) * up
 
 
 def rotation(positions, config, dtype=np.float32):
@@ -157,7 +157,7 @@ def attention(q, k, v, angles, starts, cache=None):
         k, v = cache.extend(k, v)
     S, K = k.shape[1], k.shape[2]
     q = np.reshape(q, (B, T, K, -1, hd))
-    scores = np.einsum("btkgd,bskd->bkgts", q, k) / np.float32(hd**0.5)  # (B, K, G, T, S)
+    scores = np.einsum("btkgd,bskd->bkgts", q, k) / hd**0.5  # (B, K, G, T, S)
     scores = np.where(visible(starts, S)[:, None, None], scores, -np.inf)
     # attention = softmax(QKᵀ/√hd + mask) V   (Vaswani et al. 2017, Eq. 1)
     p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))

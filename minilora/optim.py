@@ -59,16 +59,22 @@ def learning_rate(step, config):
     """
     warmup = math.ceil(config.warmup_ratio * config.iters)
     if step < warmup:
-        return config.learning_rate * step / warmup
+        return config.learning_rate * (step / warmup)
     if config.lr_schedule == "constant":
         return config.learning_rate
-    done = (step - warmup) / max(1, config.iters - warmup)
+    rest = max(1, config.iters - warmup)
     if config.lr_schedule == "linear":
-        return config.learning_rate * max(0.0, 1 - done)
+        return config.learning_rate * max(0.0, (config.iters - step) / rest)
+    done = (step - warmup) / rest
     return config.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def to_dtype(params, dtype):
-    """`params` rounded to the float32, float16 or bfloat16 grid, still as float32 arrays."""
+    """`params` rounded to the float32, float16 or bfloat16 grid, still as float32 arrays.
+
+    Raises InputError naming the leaf that has a number too large for `dtype`.
+    """
     name = FORMAT_NAME[dtype]
-    return params if name == "F32" else tree_map(lambda p: decode(encode(p, name), name), params)
+    if name == "F32":
+        return params
+    return unflatten({path: decode(encode(p, name, path), name) for path, p in walk(params)})

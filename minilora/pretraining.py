@@ -45,8 +45,8 @@ def schedule(iters, batch_size, learning_rate):
 
 
 RECIPES = {
-    "micro": Recipe(llama(48, 128, 3, 3, 3), schedule(4000, 16, 4e-3), 60_000),
-    "tiny": Recipe(llama(128, 512, 4, 4, 2), schedule(3000, 16, 2e-3), 60_000),
+    "micro": Recipe(llama(48, 128, 3, 3, 3), schedule(1200, 16, 4e-3), 60_000),
+    "tiny": Recipe(llama(128, 512, 4, 4, 2), schedule(1200, 16, 2e-3), 60_000),
 }
 
 

@@ -46,7 +46,10 @@ def train(adapters, base, examples, model_config, config, valid=(), state=None, 
             )
         rate = learning_rate(step, config)
         adapters, moments = adamw(adapters, grads, state, rates(rate, config), config)
-        adapters = to_dtype(adapters, config.adapter_dtype)
+        try:
+            adapters = to_dtype(adapters, config.adapter_dtype)
+        except InputError as error:
+            raise InputError(f"step {step + 1}: {error}") from error
         state = {**state, **moments}
         seconds = time.perf_counter() - began
         rows = [

@@ -70,7 +70,6 @@ def test_refused_training_values_name_their_flag(field, value):
         TrainConfig(**{field: value})
 
 
-@pytest.mark.xfail(strict=True, reason="TrainConfig takes 1.5, and NumPy's generator then raises")
 @pytest.mark.parametrize("field", ["seed", "early_stopping_patience"])
 def test_a_count_is_a_whole_number(field):
     with pytest.raises(InputError, match=f"^{flag(field)} must"):

@@ -69,7 +69,6 @@ def test_rows_of_all_shapes(tmp_path):
     assert read_rows(write(tmp_path, '{"text": "a\u2028b\x85c"}')) == [{"text": "a\u2028b\x85c"}]
 
 
-SURROGATE = pytest.mark.xfail(strict=True, reason="found by the tokenizer, which knows no line")
 BAD_LINES = [
     (b'{"text": "a"', "broken JSON"),
     (b"{'text': 'a'}", "broken JSON"),
@@ -97,7 +96,7 @@ BAD_LINES = [
     (b'{"messages": [{"role": "assistant"}]}', "messages must be"),
     (b'{"messages": [{"role": "user", "content": "a"}]}', "messages must be"),
     (b'{"messages": [{"role": "assistant", "content": null}]}', "a text must be a string"),
-    pytest.param(rb'{"text": "\ud800"}', "surrogate", marks=SURROGATE),
+    (rb'{"text": "\ud800"}', "surrogate"),
 ]
 
 
@@ -188,7 +187,6 @@ def test_of_several_turns_only_the_last_answer_counts_when_the_prompt_is_masked(
     assert targets_of(example) == "two|"
 
 
-@pytest.mark.xfail(strict=True, reason="a text is cut at its first end token, without a word")
 def test_a_text_row_keeps_what_follows_an_end_token():
     # People bring chats that are rendered already: all the turns are the text.
     text = "<u:1|>\n<a:one|>\n<u:2|>\n<a:two|>"

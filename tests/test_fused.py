@@ -135,9 +135,7 @@ def attention_bounds(q, k, v, hd, g):
     return [v * (of_p + T), ds * k * 2, rows * ds * q * 2, rows * g * (of_p + rows)]
 
 
-@pytest.mark.parametrize(
-    "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.xfail(strict=True))]
-)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @settings(max_examples=40)
 @given(attention_inputs(), seeds, st.sampled_from([0.1, 1.0, 6.0]))
 def test_attention(dtype, inputs, seed, size):
@@ -221,9 +219,7 @@ def cross_entropy_bounds(hidden, head, mask):
     return [of_p, 2 * e * (of_p + V) / n, h * (of_p + n)]
 
 
-@pytest.mark.parametrize(
-    "dtype", [np.float32, pytest.param(np.float64, marks=pytest.mark.xfail(strict=True))]
-)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(cross_entropy_inputs())
 def test_cross_entropy(dtype, inputs):
     hidden, head, targets, mask = inputs
@@ -264,7 +260,6 @@ def test_cross_entropy_in_chunks(monkeypatch, floats):
         np.testing.assert_allclose(a, b, rtol=0, atol=20 * UNIT[np.float64])
 
 
-@pytest.mark.xfail(strict=True, reason="the loss is float64 and so is what it multiplies")
 @pytest.mark.parametrize("which", [0, 1])
 def test_the_gradient_of_one_argument_has_its_dtype(which):
     # the loss is float64, its gradient must not be: it would double the backward pass
@@ -319,19 +314,10 @@ def call(name):
     }[name]
 
 
-def each(*soon):
-    """A parameter for every operation; those in `soon` are still to be mended."""
-    marks = {name: pytest.mark.xfail(strict=True) for name in soon}
-    return pytest.mark.parametrize(
-        "name",
-        [
-            pytest.param(name, marks=marks.get(name, ()))
-            for name in ("rms_norm", "swiglu", "attention", "cross_entropy")
-        ],
-    )
+EACH = pytest.mark.parametrize("name", ["rms_norm", "swiglu", "attention", "cross_entropy"])
 
 
-@each("swiglu")
+@EACH
 def test_any_of_the_arguments_may_be_followed(name):
     # Below the first adapted projection nothing is: with up_proj alone, SwiGLU's gate is plain.
     args, rest = call(name)
@@ -358,7 +344,7 @@ def other_layouts(x):
     yield np.broadcast_to(x[:1], x.shape)
 
 
-@each("rms_norm", "swiglu")
+@EACH
 def test_the_order_in_memory_does_not_matter(name):
     (first, *others), rest = call(name)
     f = lambda *a: getattr(fused, name)(*a, *rest)  # noqa: E731

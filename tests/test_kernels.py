@@ -33,7 +33,6 @@ def ulps(y, exact):
     return np.abs(y.astype(np.float64) - exact) / np.spacing(exact.astype(np.float32)).astype(float)
 
 
-@pytest.mark.xfail(strict=True, reason="the flag `reassoc` undoes the two-part ln 2: 4.5 units")
 def test_exp_is_within_two_units_of_the_last_place():
     x = np.linspace(-87, 88, 500_001).astype(np.float32)
     # and the places where the number of halvings changes: both neighbours of every (n + ½)·ln 2
@@ -43,7 +42,6 @@ def test_exp_is_within_two_units_of_the_last_place():
     assert exp_in_kernel(np.float32([0])) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="the flag `reassoc` undoes the two-part ln 2: 4.5 units")
 @given(st.floats(-87, 88, width=32))
 def test_exp_of_any_number(x):
     x = np.float32([x])

@@ -36,11 +36,6 @@ U32, U64 = 2.0**-24, 2.0**-53
 PATHS = pytest.mark.parametrize("ops", [nn, fused], ids=["plain", "fused"])
 WORST = 1e4  # how much a random tiny model may amplify an error: an RMSNorm near zero, by 1/√ε each
 
-XFAIL = pytest.mark.xfail(strict=True, reason="fused.cross_entropy rounds m/Σm to float32")
-FUSED_SOON = pytest.mark.parametrize(
-    "ops", [nn, pytest.param(fused, marks=XFAIL)], ids=["plain", "fused"]
-)
-
 few = settings(max_examples=15)
 
 
@@ -106,7 +101,7 @@ def test_logits_by_hand(ops, config, seed):
         assert np.abs(got - exact).max() < 20 * U32 * 5 * WORST / 10 * scale
 
 
-@FUSED_SOON
+@PATHS
 @few
 @given(configs(), seeds)
 def test_loss_is_the_mean_over_the_kept_targets(ops, config, seed):
@@ -158,7 +153,6 @@ def test_finite_differences_of_the_whole_tree(ops, config, seed):
     check_grads(loss, modes=["rev"], order=1)(base)
 
 
-@XFAIL
 @few
 @given(configs(), seeds, target_sets, st.booleans(), st.sampled_from([0.0, 0.5]))
 def test_both_paths_agree_in_float64(config, seed, names, checkpointing, p):
@@ -242,7 +236,7 @@ def test_every_token_changes_its_own_and_later_logits(ops):
         assert (np.abs(after - before).max(-1)[0, t:] > 1e-3).all()
 
 
-@FUSED_SOON
+@PATHS
 @few
 @given(configs(), seeds, st.integers(2, 5))
 def test_packed_examples_equal_the_same_alone(ops, config, seed, n):
@@ -272,7 +266,7 @@ def test_a_packed_neighbour_is_invisible_to_the_last_bit(ops):
     assert bits(x) == bits(y)
 
 
-@FUSED_SOON
+@PATHS
 @few
 @given(configs(), seeds)
 def test_padding_does_not_count(ops, config, seed):

@@ -172,7 +172,6 @@ def test_the_schedules_shape(iters, ratio):
         np.testing.assert_allclose(np.diff(up), 1 / warmup, rtol=0, atol=4 * U64)
 
 
-@pytest.mark.xfail(strict=True, reason="in another order of operations, so not in the last bit")
 @given(schedules, st.integers(1, 1000), ratios, st.floats(1e-6, 1.0))
 def test_the_schedules_bits_are_transformers(schedule, iters, ratio, rate):
     config, warmup = config_of(schedule, iters, ratio, rate), math.ceil(ratio * iters)
