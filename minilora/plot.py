@@ -36,19 +36,25 @@ def smooth(values, span):
     ]
 
 
-def curve(path, history, title, floor=None):
-    """The learning curve: training loss a step (thin), its moving mean, held-out loss (dots).
+def curve(path, history, title):
+    """The learning curve: training loss a step (thin), its moving mean, held-out loss (dots),
+    and on the right-hand axis the share of held-out rows that are answered exactly (squares).
 
-    history: rows of `train.train`. `floor` draws a line that no model can get below, in nats.
+    history: rows of `train.train`.
     """
     steps = [row["step"] for row in history if "loss" in row]
     losses = [row["loss"] for row in history if "loss" in row]
-    held_out = [(row["step"], row["eval_loss"]) for row in history if "eval_loss" in row]
+    held_out = [row for row in history if "eval_loss" in row]
+    at = [row["step"] for row in held_out]
     with figure(path, "optimizer step", "loss (nats a target token)", title) as axes:
         axes.plot(steps, losses, color=GREY, linewidth=0.6, alpha=0.6)
         axes.plot(steps, smooth(losses, 10), label="training (mean of 10 steps)", **LINES[0])
-        if held_out:
-            axes.plot(*zip(*held_out), marker="o", markersize=4, label="held out", **LINES[1])
-        if floor is not None:
-            axes.axhline(floor, color=INK, linewidth=1, linestyle=":", label="entropy of the text")
         axes.set_ylim(bottom=0)
+        if held_out:
+            losses = [row["eval_loss"] for row in held_out]
+            axes.plot(at, losses, marker="o", markersize=4, label="held out", **LINES[1])
+            share = axes.twinx()
+            share.set(ylim=(0, 1.03), ylabel="exact match (share of held-out rows)")
+            exact = [row["eval_exact_match"] for row in held_out]
+            share.plot(at, exact, marker="s", markersize=4, label="exact match", **LINES[2])
+            axes.plot([], [], marker="s", markersize=4, label="exact match (right)", **LINES[2])

@@ -25,10 +25,10 @@ def train(adapters, base, examples, model_config, config, valid=(), state=None, 
     """Fit `adapters` to the examples; returns (adapters, history).
 
     examples, valid: lists of `data.Example`. `history` has a dict a step (`step`, `loss`,
-    `learning_rate`, `grad_norm`, `tokens`, `seconds`) and one an evaluation (`step`, `eval_loss`).
-    `state` continues an earlier run. `on_step(rows, adapters, state)` is called after every step.
-    Raises InputError when loss or gradient is not finite; the last good state has then been handed
-    to `on_step`.
+    `learning_rate`, `grad_norm`, `tokens`, `seconds`) and one an evaluation (`step`, `eval_loss`,
+    `eval_exact_match`). `state` continues an earlier run. `on_step(rows, adapters, state)` is
+    called after every step. Raises InputError when loss or gradient is not finite; the last good
+    state has then been handed to `on_step`.
     """
     bins = pack(examples, config.max_seq_length) if config.packing else [[e] for e in examples]
     adapters = to_dtype(adapters, config.adapter_dtype)
@@ -45,22 +45,19 @@ def train(adapters, base, examples, model_config, config, valid=(), state=None, 
                 "--learning-rate, or hold the adapters in float32; the checkpoint before it is kept"
             )
         rate = learning_rate(step, config)
-        adapters, moments = adamw(adapters, grads, state, rates(rate, config), config)
-        try:
-            adapters = to_dtype(adapters, config.adapter_dtype)
-        except InputError as error:
-            raise InputError(f"step {step + 1}: {error}") from error
-        state = {**state, **moments}
+        adapters, state = update(adapters, grads, state, rate, config)
         seconds = time.perf_counter() - began
         rows = [
             {"step": step + 1, "loss": loss, "learning_rate": rate, "grad_norm": norm,
              "tokens": tokens, "seconds": round(seconds, 4)}
         ]  # fmt: skip
         if valid and ((step + 1) % config.steps_per_eval == 0 or step + 1 == config.iters):
-            score = evaluate(adapters, base, valid, model_config)["loss"]
-            rows.append({"step": step + 1, "eval_loss": score})
-            state = judged(state, adapters, score, config)
-            bar.write(f"step {step + 1}: train loss {loss:.4f}, held-out loss {score:.4f}")
+            score = evaluate(adapters, base, valid, model_config)
+            eval_loss, exact = score["loss"], score["exact_match"]
+            rows.append({"step": step + 1, "eval_loss": eval_loss, "eval_exact_match": exact})
+            state = judged(state, adapters, eval_loss, config)
+            line = f"step {step + 1}: train loss {loss:.4f}, held-out loss {eval_loss:.4f}"
+            bar.write(f"{line}, exact match {100 * exact:.1f} %")
         history += rows
         if on_step:
             on_step(rows, adapters, state)
@@ -99,6 +96,16 @@ def gradient(adapters, base, bins, step, model_config, config):
         grad = tree_map(partial(np.multiply, np.float32(share)), grad)
         grads = grad if grads is None else tree_map(np.add, grads, grad)
     return loss, grads, int(total)
+
+
+def update(adapters, grads, state, rate, config):
+    """(adapters, state) after one optimizer step, the adapters as `adapter_dtype` holds them."""
+    adapters, moments = adamw(adapters, grads, state, rates(rate, config), config)
+    try:
+        adapters = to_dtype(adapters, config.adapter_dtype)
+    except InputError as error:
+        raise InputError(f"step {moments['step']}: {error}") from error
+    return adapters, {**state, **moments}
 
 
 def rates(rate, config):
