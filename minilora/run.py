@@ -99,7 +99,7 @@ def claim(folder, args):
             f"{folder} has no checkpoint to --resume from: start anew with --overwrite",
         )
         return
-    foreign = [name for name in there if name not in FILES]
+    foreign = [name for name in there if name.removesuffix(".tmp") not in FILES]  # or a kill's
     require(
         not foreign,
         f"{folder} holds {', '.join(foreign[:3])}, which is no run's: name another --adapter-path",
@@ -116,7 +116,8 @@ def begin(folder, args, adapters):
     if not args.resume:
         folder.mkdir(parents=True, exist_ok=True)
         for name in FILES:
-            (folder / name).unlink(missing_ok=True)
+            for left in (folder / name, folder / f"{name}.tmp"):
+                left.unlink(missing_ok=True)
         replace_text(folder / "train_config.toml", as_toml(settings))
         return adapters, None
     saved, state, earlier = load_state(checkpoint)

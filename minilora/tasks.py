@@ -119,12 +119,12 @@ BUILTIN = {
                      (4000, 200, 400)),
     "questions": Builtin(
         questions, (4000, 200, 400),
-        "--iters 300 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
+        "--iters 200 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
         "--target-modules all-linear --steps-per-eval 50",
     ),
     "toolcalls": Builtin(
         toolcalls.rows, (1600, 96, 240),
-        "--iters 150 --learning-rate 1e-3 --batch-size 8 --mask-prompt "
+        "--iters 300 --learning-rate 1e-3 --batch-size 4 --mask-prompt "
         "--target-modules all-linear --steps-per-eval 50",
     ),
     "toolcalls-few-shot": Builtin(few_shot, (1600, 96, 240)),
