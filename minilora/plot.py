@@ -24,7 +24,7 @@ def figure(path, xlabel, ylabel, title, width=6.4, height=3.6):
     axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
     yield axes
     if axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, loc="center right")
     # no date and no version in the file: the same figure has the same bytes
     fig.savefig(path, dpi=144, metadata={"Software": None})
 

@@ -181,14 +181,17 @@ class Showing:
             f"{when}: held-out loss {score['loss']:.4f} nats a token, "
             f"exact match {100 * score['exact_match']:.1f} %"
         )
-        prompt, answer = split_row(self.rows[0], self.tokenizer)
-        ids = self.tokenizer.encode(prompt or answer[: len(answer) // 3])
-        said = self.tokenizer.decode(
-            list(generate(adapters, self.base, ids, self.model, max_tokens=48))
-        )
-        print(f"  asked: {self.tokenizer.decode(ids).strip()!r}\n  says:  {said.strip()!r}")
-        if prompt:
-            print(f"  right: {self.tokenizer.decode(self.tokenizer.encode(answer)).strip()!r}")
+        row = self.rows[0]
+        prompt, answer = split_row(row, self.tokenizer)
+        if not prompt:  # a text row: continue its first third
+            prompt, answer = answer[: len(answer) // 3], answer[len(answer) // 3 :]
+        ids = self.tokenizer.encode(prompt)
+        said = generate(adapters, self.base, ids, self.model, max_tokens=48)
+        asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
+        right = self.tokenizer.decode(self.tokenizer.encode(answer))
+        print(f"  asked: {asked.strip()!r}")
+        print(f"  says:  {self.tokenizer.decode(list(said)).strip()!r}")
+        print(f"  right: {right.strip()!r}")
 
 
 def read_metrics(folder):

@@ -506,13 +506,13 @@ def test_gradients_on_the_real_base(smollm2, their_smollm2, prose, tmp_path):
     """210 adapters, 420 factors."""
     config, base, _, _ = smollm2
     theirs = small_random_peft(deepcopy(their_smollm2))
-    batch = prose_batch(prose, (48, 33))
+    batch = prose_batch(prose, (128, 100))
     worst, loss = compare_gradients(tmp_path, theirs, base, config, batch)
     assert worst <= 1e-4 and loss <= 2e-6
 
 
 def small_random_peft(llama):
-    """All seven targets at r = 4, B as small as after some training, so that the model still speaks."""
+    """All seven targets at r = 4, with B as small as after some training."""
     torch.manual_seed(6)
     theirs = peft.get_peft_model(
         llama, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=ALL, r=4, lora_alpha=8)
@@ -553,7 +553,7 @@ def compare_four_bits(bnb, llama, base, config, batch, folder):
 
 def test_gradients_through_a_four_bit_base(tiny_llama, tmp_path):
     bnb = pytest.importorskip("bitsandbytes", reason="the peers group is not installed")
-    # rows of whole blocks: others bitsandbytes 0.50 dequantizes wrongly on a CPU, see the next test
+    # Rows of whole blocks: others are dequantized wrongly by bitsandbytes 0.50's loop for the CPU.
     folder = tiny_llama(intermediate_size=128)
     config, base, _ = load(folder)
     batch = random_batch(256, B=3, T=24)
@@ -565,6 +565,6 @@ def test_gradients_through_a_four_bit_base(tiny_llama, tmp_path):
 def test_gradients_through_the_real_base_in_four_bits(smollm2, their_smollm2, prose, tmp_path):
     bnb = pytest.importorskip("bitsandbytes", reason="the peers group is not installed")
     config, base, _, _ = smollm2
-    batch = prose_batch(prose, (48, 33))
+    batch = prose_batch(prose, (128, 100))
     worst, loss = compare_four_bits(bnb, deepcopy(their_smollm2), base, config, batch, tmp_path)
     assert worst <= 1e-4 and loss <= 2e-6
