@@ -124,7 +124,7 @@ BUILTIN = {
     ),
     "toolcalls": Builtin(
         toolcalls.rows, (1600, 96, 240),
-        "--iters 200 --learning-rate 1e-3 --batch-size 4 --mask-prompt "
+        "--iters 260 --learning-rate 1e-3 --batch-size 4 --mask-prompt "
         "--target-modules all-linear --steps-per-eval 50",
     ),
     "toolcalls-few-shot": Builtin(few_shot, (1600, 96, 240)),
