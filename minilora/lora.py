@@ -118,10 +118,11 @@ def also_train(adapters, base, groups):
     projection, or the base's own where it has one), `head` (a copy of the output matrix, untied
     from the embedding). They learn at `TrainConfig.also_train_lr_scale` times the rate.
     """
-    adapters = tree_map(lambda w: w, adapters)
+    adapters, trained = tree_map(lambda w: w, adapters), flatten(adapters)
     for group in groups:
         for path, w in _GROUPS[group](adapters, base):
-            put(adapters, path, np.array(w, "f4"))
+            if path not in trained:  # else the adapter started from has trained it already
+                put(adapters, path, np.array(w, "f4"))
     return adapters
 
 

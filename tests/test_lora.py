@@ -379,3 +379,12 @@ def test_a_merge_that_overflows_half_precision_is_refused():
     path = "model.layers.0.self_attn.q_proj.weight"
     with pytest.raises(InputError, match=f"make {path} not finite"):
         lora.merge(adapters, frozen, np.float16)
+
+
+def test_what_an_adapter_has_trained_already_is_not_reset():
+    adapters, frozen = adapted(random_base(TINY))
+    once = lora.also_train(adapters, frozen, ("norm",))
+    gain = once["model"]["norm"]["weight"] = once["model"]["norm"]["weight"] + 1
+    again = lora.also_train(once, frozen, ("norm", "head"))
+    assert np.array_equal(again["model"]["norm"]["weight"], gain)
+    assert "lm_head" in again
