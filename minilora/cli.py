@@ -13,8 +13,8 @@ import tomllib
 from dataclasses import fields
 
 from .config import CHOICES, InputError, LoraConfig, TrainConfig, flag
+from .quantize import SCHEMES
 
-SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")
 DEFAULT_DATA = "questions"
 
 
