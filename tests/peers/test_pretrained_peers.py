@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minilora import fetch, model
+from minilora import fetch, model, nn
 from minilora.config import InputError, ModelConfig
 from minilora.hf_folder import shapes
 from minilora.pretrained import load, save_pretrained
@@ -14,6 +14,7 @@ from minilora.tree import flatten, unflatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
+LlamaRotaryEmbedding = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
 
 CONFIG = ModelConfig(
     vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
@@ -129,6 +130,17 @@ def test_our_half_precision_folder_in_transformers(tmp_path, dtype):
     state = llama.state_dict()
     for path, x in w.items():
         assert torch.equal(state[path], torch.tensor(x).to(state[path].dtype)), path
+
+
+@pytest.mark.parametrize("theta", [1e4, 1e5, 5e5])
+@pytest.mark.parametrize("head_dim", [32, 64, 128])
+@pytest.mark.parametrize("scaling", [None, LINEAR])
+def test_rotary_frequencies(theta, head_dim, scaling):
+    """Bit for bit: an ulp of a frequency is 3e-5 of a cosine near position 1,000."""
+    parameters = {"rope_theta": theta, "rope_type": "default", **(scaling or {})}
+    theirs = LlamaRotaryEmbedding(hf_config(head_dim=head_dim, rope_parameters=parameters))
+    config = replace(CONFIG, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling)
+    np.testing.assert_array_equal(nn.frequencies(config), theirs.inv_freq.numpy())
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
