@@ -69,6 +69,27 @@ def their_smollm2(smollm2):
     ).eval()
 
 
+PROSE = " ".join(
+    f"In the year {1600 + 7 * i} the town of {place} had {13 * i + 40} houses, a mill on the river "
+    f"and a market where {goods} were sold every {day}; people came from far away to see it."
+    for i, (place, goods, day) in enumerate(
+        (place, goods, day)
+        for day in ("Monday", "Wednesday", "Saturday")
+        for goods in ("apples and cheese", "books", "horses", "wool, salt and iron")
+        for place in ("Harlow", "Lund", "Siena")
+    )
+)
+
+
+@pytest.fixture(scope="session")
+def prose(smollm2):
+    """1,024 tokens of plain English. (On random tokens float32 itself is no better than 1e-4: at
+    some positions attention hangs on the last bit, in transformers as here.)"""
+    ids = smollm2[2].encode(PROSE)[:1024]
+    assert len(ids) == 1024
+    return np.array([ids])
+
+
 @pytest.fixture
 def tokens():
     """(3, 21) token ids of a vocabulary of 256."""

@@ -1,0 +1,129 @@
+"""Llamas with PEFT's adapters on them, and what the tests against PEFT ask of them.
+
+Both sides compute in float32, so no two numbers are equal to the last bit: a sum of n terms in
+another order differs by about √n·6e-8 of its size, and a dozen such sums follow one another.
+"""
+
+import warnings
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+
+from minilora.config import ALL_LINEAR
+from minilora.data import Example, collate
+
+torch = pytest.importorskip("torch", reason="the peers group is not installed")
+transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
+peft = pytest.importorskip("peft", reason="the peers group is not installed")
+
+ALL = list(ALL_LINEAR)
+
+
+@contextmanager
+def quietly():
+    """PEFT and transformers warn a lot about what is meant here (tied heads, biases)."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def llama_of(folder):
+    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def random_peft(llama, **fields):
+    """A PEFT model on `llama` in which every trained number differs from where it started."""
+    torch.manual_seed(1)
+    with quietly():
+        theirs = peft.get_peft_model(llama, peft.LoraConfig(task_type="CAUSAL_LM", **fields))
+    with torch.no_grad():
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p += 0.1 * torch.randn_like(p)
+    return theirs.eval()
+
+
+def peft_folder(path, theirs, dtype=torch.float32):
+    """Save what PEFT trains, held in `dtype`."""
+    for p in theirs.parameters():
+        if p.requires_grad:
+            p.data = p.data.to(dtype)
+    with quietly():
+        theirs.save_pretrained(path)
+    return path
+
+
+def their_logits(theirs, tokens):
+    with torch.no_grad():
+        return theirs(torch.tensor(tokens)).logits.numpy()
+
+
+def assert_logits(ours, theirs):
+    """Of the largest logit: the noise is some 1e-6; a scaling or a matrix mixed up is all of it."""
+    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+
+
+def loss_of(logits, tokens):
+    """Mean cross-entropy of the next tokens, in float64, so that only the logits count."""
+    logits = logits[:, :-1].astype(np.float64)
+    log_z = np.log(np.exp(logits).sum(-1))
+    return float((log_z - np.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]).mean())
+
+
+def peft_loss(theirs, batch):
+    """Mean cross-entropy over the kept targets.
+
+    From the logits on in float64: over a vocabulary of 49,152 torch's float32 cross-entropy is off
+    by 3e-6, and with it the worst gradient by 4e-4. (Ours is off by 1e-8 and 2e-5.)
+    """
+    logits = theirs(torch.tensor(batch["tokens"])).logits.double()
+    targets, mask = torch.tensor(batch["targets"]), torch.tensor(batch["mask"])
+    nll = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), reduction="none"
+    )
+    return (nll * mask.flatten()).sum() / mask.sum()
+
+
+def random_batch(vocabulary, B, T, seed=3):
+    """Rows of different lengths, each with a masked prompt, as `train` makes them."""
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(vocabulary, size=T - 5 * (i % 3)).tolist() for i in range(B)]
+    return collate([[Example(row, [0] * 4 + [1] * (len(row) - 4))] for row in rows])
+
+
+def prose_batch(prose, lengths):
+    """Rows of English, the first four tokens of each masked."""
+    rows = [prose[0, 100 * i : 100 * i + n].tolist() for i, n in enumerate(lengths)]
+    return collate([[Example(row, [0] * 4 + [1] * (len(row) - 4))] for row in rows])
+
+
+def small_random_peft(llama):
+    """All seven targets at r = 4, with B as small as after some training."""
+    torch.manual_seed(6)
+    theirs = peft.get_peft_model(
+        llama, peft.LoraConfig(task_type="CAUSAL_LM", target_modules=ALL, r=4, lora_alpha=8)
+    )
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if "lora_B" in name:
+                p += 0.01 * torch.randn_like(p)
+    return theirs.eval()
+
+
+def in_four_bits(llama, bnb):
+    """`llama` with bitsandbytes' Linear4bit for its projections: NF4, double quantization."""
+    for layer in llama.model.layers:
+        for name in ALL:
+            part = layer.mlp if hasattr(layer.mlp, name) else layer.self_attn
+            dense = getattr(part, name)
+            four = bnb.nn.Linear4bit(
+                dense.in_features, dense.out_features, bias=False, compute_dtype=torch.float32,
+                compress_statistics=True, quant_type="nf4",
+            )  # fmt: skip
+            four.weight = bnb.nn.Params4bit(
+                dense.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
+            )
+            setattr(part, name, four.to("cpu"))
+    llama.is_loaded_in_4bit = True  # what PEFT asks before it wraps a Linear4bit
+    return llama

@@ -1,0 +1,249 @@
+"""Adapter folders: PEFT's here, ours in PEFT."""
+
+import json
+import re
+import warnings
+
+import numpy as np
+import pytest
+from peft_models import (
+    ALL,
+    assert_logits,
+    llama_of,
+    loss_of,
+    peft_folder,
+    quietly,
+    random_peft,
+    their_logits,
+)
+
+from minilora import lora, model
+from minilora.checkpoint import load_adapter, save_adapter
+from minilora.config import ALL_LINEAR, InputError, LoraConfig
+from minilora.pretrained import load
+from minilora.tree import flatten, tree_map
+
+torch = pytest.importorskip("torch", reason="the peers group is not installed")
+peft = pytest.importorskip("peft", reason="the peers group is not installed")
+load_file = pytest.importorskip("safetensors.torch").load_file
+
+PEFT_CONFIGS = {
+    "defaults": {},
+    "r, alpha, dropout": {"r": 3, "lora_alpha": 5, "lora_dropout": 0.1},
+    "rslora": {"r": 4, "lora_alpha": 16, "use_rslora": True},
+    "all-linear": {"target_modules": "all-linear", "r": 2},
+    "one projection": {"target_modules": ["down_proj"]},
+    "a whole path": {"target_modules": ["model.layers.1.mlp.up_proj", "k_proj"]},
+    "a regular expression": {"target_modules": r".*layers\.[02]\.(self_attn|mlp)\.(k|up)_proj"},
+    "layers": {"target_modules": ALL, "layers_to_transform": [0, 2]},
+    "one layer": {"target_modules": ["o_proj"], "layers_to_transform": 1},
+    "patterns": {
+        "target_modules": ALL,
+        "rank_pattern": {"q_proj": 2, "model.layers.1.mlp.up_proj": 5, "self_attn.v_proj": 1},
+        "alpha_pattern": {"mlp.down_proj": 3, "q_proj": 1},
+    },
+    "regular expressions": {
+        "target_modules": ALL,
+        "rank_pattern": {r"^model\.layers\.0\..*": 2, r"layers.[12].self_attn.(q|k)_proj": 3},
+        "alpha_pattern": {r".*\.mlp\..*": 2},
+        "use_rslora": True,
+    },
+    "gaussian": {"init_lora_weights": "gaussian"},
+    "head": {"modules_to_save": ["lm_head"]},
+    "norms": {"modules_to_save": ["norm"], "target_modules": ALL},
+    "one norm": {"modules_to_save": ["model.norm", "1.input_layernorm"]},
+    "biases": {"lora_bias": True, "target_modules": ALL, "lora_alpha": 24},
+    "everything": {
+        "lora_bias": True, "target_modules": "all-linear", "use_rslora": True, "lora_alpha": 12,
+        "modules_to_save": ["lm_head", "input_layernorm", "post_attention_layernorm", "norm"],
+    },
+}  # fmt: skip
+
+
+# --- PEFT's folders here
+
+
+@pytest.mark.parametrize("name", PEFT_CONFIGS)
+@pytest.mark.parametrize("biased", [False, True])
+def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, name, biased):
+    base_folder = tiny_llama(attention_bias=biased, mlp_bias=biased)
+    theirs = random_peft(llama_of(base_folder), **PEFT_CONFIGS[name])
+    peft_folder(tmp_path, theirs)
+    config, base, _ = load(base_folder)
+    adapters, frozen, _ = load_adapter(tmp_path, base)
+    ours, expected = model.forward(adapters, frozen, tokens, config), their_logits(theirs, tokens)
+    assert_logits(ours, expected)
+    assert abs(loss_of(ours, tokens) - loss_of(expected, tokens)) <= 2e-6
+    # and it is no empty claim: without the adapter the logits are others
+    bare = model.forward({}, base, tokens, config)
+    assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_adapters_of_peft_here(tiny_llama, tmp_path, tokens, dtype):
+    fields = {"target_modules": "all-linear", "modules_to_save": ["lm_head"]}
+    peft_folder(tmp_path, random_peft(llama_of(tiny_llama()), **fields), dtype)
+    stored = load_file(tmp_path / "adapter_model.safetensors")
+    assert {w.dtype for w in stored.values()} == {dtype}
+    config, base, _ = load(tiny_llama())
+    adapters, frozen, _ = load_adapter(tmp_path, base)
+    with quietly():
+        theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path)
+    for path, w in flatten(adapters).items():
+        name = f"base_model.model.{path}" + (".weight" if "lora_" in path else "")
+        np.testing.assert_array_equal(w, stored[name].float().numpy(), err_msg=name)
+    # PEFT computes with low-rank factors in float32, but keeps a head as it was stored
+    head = theirs.base_model.model.lm_head
+    head.modules_to_save["default"].float()
+    assert_logits(model.forward(adapters, frozen, tokens, config), their_logits(theirs, tokens))
+
+
+REFUSED = {
+    "dora": ("use_dora", {"use_dora": True}),
+    "trained biases": ("bias", {"bias": "lora_only"}),
+    "embedding": ("modules_to_save", {"modules_to_save": ["embed_tokens"]}),
+    "an adapted head": ("lm_head", {"target_modules": ["q_proj", "lm_head"]}),
+    "replicated layers": ("layer_replication", {"layer_replication": [[0, 2], [1, 3]]}),
+    "excluded modules": (
+        "exclude_modules", {"target_modules": ALL, "exclude_modules": ["v_proj"]},
+    ),
+    "tokens": ("trainable_token_indices", {"trainable_token_indices": [1, 2]}),
+    "alora": ("alora_invocation_tokens", {"alora_invocation_tokens": [1]}),
+    "pissa": ("init_lora_weights", {"init_lora_weights": "pissa"}),
+    "olora": ("init_lora_weights", {"init_lora_weights": "olora"}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_what_cannot_be_honoured_is_refused_by_name(tiny_llama, tmp_path, what):
+    named, fields = REFUSED[what]
+    base_folder = tiny_llama(attention_bias=True, mlp_bias=True)
+    with quietly():
+        peft_folder(tmp_path, random_peft(llama_of(base_folder), **fields))
+    with pytest.raises(InputError, match=named):
+        load_adapter(tmp_path, load(base_folder)[1])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        lambda: peft.IA3Config(task_type="CAUSAL_LM"),
+        lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        lambda: peft.VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2),
+    ],
+)
+def test_other_methods_are_refused_by_name(tiny_llama, tmp_path, config):
+    with quietly():
+        peft.get_peft_model(llama_of(tiny_llama()), config()).save_pretrained(tmp_path)
+    with pytest.raises(
+        InputError, match=r"peft_type '(IA3|PROMPT_TUNING|VERA)' is not implemented"
+    ):
+        load_adapter(tmp_path, load(tiny_llama())[1])
+
+
+def test_a_start_that_changes_the_base_is_no_adapter_of_that_base(tiny_llama, tmp_path, tokens):
+    """Why OLoRA's and PiSSA's folders are refused: read as plain LoRA, they compute another model.
+
+    PEFT repeats the change of the base when it loads such a folder.
+    """
+    llama = llama_of(tiny_llama())
+    with quietly():
+        theirs = peft.get_peft_model(
+            llama, peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights="olora")
+        )
+    expected = their_logits(theirs.eval(), tokens)
+    peft_folder(tmp_path, theirs)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": True}))
+    config, base, _ = load(tiny_llama())
+    adapters, frozen, _ = load_adapter(tmp_path, base)
+    wrong = model.forward(adapters, frozen, tokens, config)
+    assert np.abs(wrong - expected).max() > 0.01 * np.abs(expected).max()
+
+
+# --- our folders in PEFT
+
+OUR_CONFIGS = {
+    "defaults": (LoraConfig(), ()),
+    "all seven": (LoraConfig(target_modules=("all-linear",), r=2, lora_alpha=5.0), ()),
+    "rslora": (LoraConfig(use_rslora=True, lora_dropout=0.1), ()),
+    "layers": (LoraConfig(layers_to_transform=(0, 2), target_modules=("up_proj",)), ()),
+    "a whole path": (LoraConfig(target_modules=("model.layers.1.mlp.up_proj",)), ()),
+    "patterns": (
+        LoraConfig(
+            target_modules=ALL_LINEAR,
+            rank_pattern={"q_proj": 2, "model.layers.1.mlp.up_proj": 5, "self_attn.v_proj": 1},
+            alpha_pattern={"mlp.down_proj": 3, "q_proj": 1},
+        ),
+        (),
+    ),
+    "norms": (LoraConfig(), ("norm",)),
+    "head": (LoraConfig(), ("head",)),
+    "biases": (LoraConfig(target_modules=ALL_LINEAR, lora_alpha=24), ("bias",)),
+    "everything": (LoraConfig(target_modules=ALL_LINEAR), ("norm", "bias", "head")),
+}  # fmt: skip
+
+
+def our_adapter(base, config, groups):
+    rng = np.random.default_rng(2)
+    adapters, frozen = lora.init(base, config, rng)
+    adapters = lora.also_train(adapters, base, groups)
+    return tree_map(lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)), adapters), frozen
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("name", OUR_CONFIGS)
+def test_our_adapter_in_peft(tiny_llama, tmp_path, tokens, name, tied, dtype):
+    base_folder, (lora_config, groups) = tiny_llama(tie_word_embeddings=tied), OUR_CONFIGS[name]
+    config, base, _ = load(base_folder)
+    adapters, frozen = our_adapter(base, lora_config, groups)
+    save_adapter(tmp_path / "ours", adapters, frozen, lora_config, base_folder, dtype)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        theirs = peft.PeftModel.from_pretrained(llama_of(base_folder), tmp_path / "ours").eval()
+        result = theirs.load_adapter(tmp_path / "ours", "default")
+    assert result.unexpected_keys == []
+    assert [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key] == []
+    assert not [w for w in said if re.search("missing|nexpected", str(w.message))]
+    stored, frozen, _ = load_adapter(tmp_path / "ours", base)
+    ours, expected = model.forward(stored, frozen, tokens, config), their_logits(theirs, tokens)
+    if dtype == "float32" or not groups:  # otherwise PEFT computes with modules_to_save in `dtype`
+        assert_logits(ours, expected)
+        assert abs(loss_of(ours, tokens) - loss_of(expected, tokens)) <= 2e-6
+    with quietly():
+        theirs.save_pretrained(tmp_path / "theirs")
+    assert_same_config(tmp_path / "ours", tmp_path / "theirs")
+    a, b = (load_file(tmp_path / who / "adapter_model.safetensors") for who in ("ours", "theirs"))
+    assert a.keys() == b.keys()
+    for key, w in a.items():
+        assert torch.equal(w.float(), b[key].float()), key
+
+
+def assert_same_config(ours, theirs):
+    """What PEFT makes of our adapter_config.json, written out again by itself, is the same."""
+    ours, theirs = (
+        json.loads((path / "adapter_config.json").read_text()) for path in (ours, theirs)
+    )
+    if peft.__version__.startswith("0.21."):  # the version whose fields we write
+        assert ours.keys() == theirs.keys()
+    for key in ours.keys() & theirs.keys() - {"peft_version"}:
+        a, b = (v[key] for v in (ours, theirs))
+        assert a == b or sorted(a) == sorted(b), key
+    for key in theirs.keys() - ours.keys():
+        assert not theirs[key], f"a new field of PEFT is on: {key}"
+
+
+def test_a_trained_bias_cannot_be_merged_there_and_can_here(tiny_llama, tmp_path, tokens):
+    """PEFT computes with lora_bias on a base without biases; it has no place to merge it into."""
+    config, base, _ = load(tiny_llama())
+    lora_config = LoraConfig()
+    adapters, frozen = our_adapter(base, lora_config, ("bias",))
+    save_adapter(tmp_path, adapters, frozen, lora_config, tiny_llama())
+    with quietly():
+        theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path)
+        with pytest.raises(RuntimeError, match="Impossible to merge"):
+            theirs.merge_and_unload()
+        theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path).eval()
+    merged = lora.merge(adapters, frozen)
+    assert_logits(model.forward({}, merged, tokens, config), their_logits(theirs, tokens))
