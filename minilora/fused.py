@@ -7,6 +7,8 @@ text, this is the engine, and the tests hold one against the other in value and 
 Letters as in `nn.py`; g is the gradient that arrives from above, ∂L/∂y.
 """
 
+from itertools import pairwise
+
 import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 from autograd.tracer import isbox
@@ -91,8 +93,8 @@ def _rms_norm_back(lo, hi, x, w, eps, g, dx):
 @primitive
 def swiglu(gate, up):
     """As `nn.swiglu`; keeps its two inputs."""
-    y = np.empty(gate.shape, gate.dtype)
-    share_rows(_swiglu, gate.size, gate.ravel(), up.ravel(), y.reshape(-1))
+    y, width = np.empty(gate.shape, gate.dtype), gate.shape[-1]
+    share_rows(_swiglu, gate.size // width, rows(gate), rows(up), rows(y), width=width)
     return y
 
 
@@ -101,8 +103,8 @@ def _swiglu_vjp(argnums, y, args, kwargs):
 
     def vjp(g):
         da, db = np.empty(gate.shape, gate.dtype), np.empty(up.shape, up.dtype)
-        a = (gate.ravel(), up.ravel(), g.ravel(), da.reshape(-1), db.reshape(-1))
-        share_rows(_swiglu_back, gate.size, *a)
+        a, width = (rows(x) for x in (gate, up, g, da, db)), gate.shape[-1]
+        share_rows(_swiglu_back, gate.size // width, *a, width=width)
         return tuple((da, db)[n] for n in argnums)
 
     return vjp
@@ -115,16 +117,18 @@ defvjp_argnums(swiglu, _swiglu_vjp)
 def _swiglu(lo, hi, a, b, y):
     one = a.dtype.type(1)
     for i in range(lo, hi):
-        y[i] = a[i] / (one + exp(-a[i])) * b[i]
+        for j in range(a.shape[1]):
+            y[i, j] = a[i, j] / (one + exp(-a[i, j])) * b[i, j]
 
 
 @fast_jit
 def _swiglu_back(lo, hi, a, b, g, da, db):
     one = a.dtype.type(1)
     for i in range(lo, hi):
-        s = one / (one + exp(-a[i]))
-        da[i] = g[i] * b[i] * s * (one + a[i] * (one - s))
-        db[i] = g[i] * a[i] * s
+        for j in range(a.shape[1]):
+            s = one / (one + exp(-a[i, j]))
+            da[i, j] = g[i, j] * b[i, j] * s * (one + a[i, j] * (one - s))
+            db[i, j] = g[i, j] * a[i, j] * s
 
 
 # -------------------------------------------------------------------------------- Attention
@@ -149,7 +153,7 @@ def _attention(q, k, v, angles, starts, kept):
     q, k = turned(q, K, angles, hd**-0.5), turned(k, K, angles)
     v = stacked(v, K, hd)
     y, log_z = np.empty_like(q), np.empty(q.shape[:3], q.dtype)
-    for b in chunks(B, q.shape[1] * q.shape[2] * T):
+    for b in chunks(B, q.shape[1] * q.shape[2] * T, SCORE_FLOATS):
         s = q[b] @ k[b].swapaxes(-1, -2)
         share_rows(_softmax, s.size // T, rows(s), starts[b], log_z[b].reshape(-1), width=T)
         y[b] = s @ v[b]
@@ -165,7 +169,7 @@ def _attention_vjp(argnums, y, args, kwargs):
     def vjp(g):
         g = stacked(g, K, hd)
         dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(k)
-        for b in chunks(B, q.shape[1] * q.shape[2] * T):
+        for b in chunks(B, q.shape[1] * q.shape[2] * T, SCORE_FLOATS):
             s, dp = q[b] @ k[b].swapaxes(-1, -2), g[b] @ v[b].swapaxes(-1, -2)
             a = (rows(s), rows(dp), starts[b], log_z[b].reshape(-1))
             share_rows(_softmax_back, s.size // T, *a, width=T)
@@ -184,10 +188,11 @@ def _attention_vjp(argnums, y, args, kwargs):
 defvjp_argnums(_attention, _attention_vjp)
 
 
-def chunks(n, floats):
-    """Slices of range(n) whose scores, `floats` each, stay within SCORE_FLOATS."""
-    size = max(1, SCORE_FLOATS // floats)
-    return [slice(i, i + size) for i in range(0, n, size)]
+def chunks(n, floats, most):
+    """As few slices of range(n) as hold about `most` floats, of nearly equal length."""
+    pieces = min(n, -(-n * floats // most))
+    edges = [n * i // pieces for i in range(pieces + 1)] if n else []
+    return [slice(*edge) for edge in pairwise(edges)]
 
 
 def stacked(x, K, hd):
@@ -242,16 +247,16 @@ def _softmax(lo, hi, s, starts, log_z):
     for i in range(lo, hi):
         t = i % T
         first = starts[i // (s.shape[0] // B), t]
-        top = s[i, first]
-        for j in range(first + 1, t + 1):
-            top = max(top, s[i, j])
-        total = s[i, first] * 0
-        for j in range(first, t + 1):
-            s[i, j] = exp(s[i, j] - top)
-            total += s[i, j]
+        seen = s[i, first : t + 1]
+        top, total = seen[0], seen[0] * 0
+        for j in range(seen.size):
+            top = max(top, seen[j])
+        for j in range(seen.size):
+            seen[j] = exp(seen[j] - top)
+            total += seen[j]
         log_z[i] = top + np.log(total)
-        for j in range(first, t + 1):
-            s[i, j] /= total
+        for j in range(seen.size):
+            seen[j] /= total
         s[i, :first] = 0
         s[i, t + 1 :] = 0
 
@@ -262,12 +267,13 @@ def _softmax_back(lo, hi, s, dp, starts, log_z):
     for i in range(lo, hi):
         t = i % T
         first = starts[i // (s.shape[0] // B), t]
-        dot = s[i, first] * 0
-        for j in range(first, t + 1):
-            s[i, j] = exp(s[i, j] - log_z[i])
-            dot += s[i, j] * dp[i, j]
-        for j in range(first, t + 1):
-            dp[i, j] = s[i, j] * (dp[i, j] - dot)
+        p, d = s[i, first : t + 1], dp[i, first : t + 1]
+        dot = log_z[i] * 0
+        for j in range(p.size):
+            p[j] = exp(p[j] - log_z[i])
+            dot += p[j] * d[j]
+        for j in range(p.size):
+            d[j] = p[j] * (d[j] - dot)
         s[i, :first] = 0
         dp[i, :first] = 0
         s[i, t + 1 :] = 0
@@ -297,8 +303,7 @@ def _cross_entropy(hidden, head, targets, mask, kept):
     c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
     nll, dh = np.empty_like(c), np.empty_like(h)
     de = np.zeros_like(head) if kept["head"] else None
-    step = max(1, LOGIT_FLOATS // len(head))
-    for i in (slice(i, i + step) for i in range(0, len(h), step)):
+    for i in chunks(len(h), len(head), LOGIT_FLOATS):
         z = h[i] @ head.T
         share_rows(_softmax_nll, len(z), z, t[i], c[i], nll[i], width=z.shape[1])
         if kept["hidden"]:
