@@ -1,11 +1,15 @@
 """What the peer tests share: a random Llama that both sides read, the real base if it is here."""
 
 import os
+import sys
+from pathlib import Path
 
+sys.path.append(str(Path(__file__).parents[1]))  # arrays.py
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
 
 import numpy as np
 import pytest
+from comparisons import Row, bits, table, unequal
 
 from minilora import fetch
 from minilora.config import InputError
@@ -18,8 +22,74 @@ TINY = {
 }  # fmt: skip
 
 
+ROWS = pytest.StashKey[dict]()
+
+
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: half a minute or more, on the real base")
+    config.stash[ROWS] = {}
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The table, as Markdown: what these tests have just seen, and nothing else."""
+    if config.stash[ROWS]:
+        terminalreporter.section("what is compared with what")
+        for line in table(config.stash[ROWS]):
+            terminalreporter.write_line(line)
+        skipped = terminalreporter.stats.get("skipped", ())
+        for reason in sorted({report.longrepr[2] for report in skipped}):
+            terminalreporter.write_line(f"Not compared. {reason}")
+
+
+@pytest.fixture(scope="session")
+def record(request):
+    """record(what, against, differences, bound, floor): more cases of a row of the table."""
+
+    def record(what, against, differences, bound, floor=None):
+        row = request.config.stash[ROWS].setdefault((what, against), Row(bound))
+        row.add(np.ravel(differences), bound, floor)
+
+    return record
+
+
+@pytest.fixture(scope="session")
+def compared(record):
+    """compared(what, against, differences, bound, floor=None): record them, and hold them to it.
+
+    `differences` is a number for each case, `floor` the same between float32 and float64 here.
+    """
+
+    def compared(what, against, differences, bound, floor=None):
+        record(what, against, differences, bound, floor)
+        assert np.max(differences) <= bound, f"{what} against {against}"
+
+    return compared
+
+
+@pytest.fixture(scope="session")
+def equal(record):
+    """equal(what, against, (ours, theirs), …): one case, whose pairs are equal bit for bit."""
+
+    def equal(what, against, *pairs):
+        pairs = [(bits(ours), bits(theirs)) for ours, theirs in pairs]
+        record(what, against, sum(unequal(*pair) for pair in pairs), bound=0)
+        for ours, theirs in pairs:
+            np.testing.assert_array_equal(ours, theirs, f"{what} against {against}")
+
+    return equal
+
+
+@pytest.fixture
+def eager():
+    """For tests of small tensors: there threads only cost time, and so does it when bitsandbytes
+    has torch compile its loops."""
+    torch = pytest.importorskip("torch")
+    torch.compiler.set_stance("force_eager")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    torch.compiler.set_stance("default")
 
 
 @pytest.fixture(scope="session")

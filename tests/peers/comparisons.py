@@ -1,0 +1,79 @@
+"""What the peer tests have compared: the rows of the table that `pytest tests/peers` ends with.
+
+A row gathers the cases of one comparison (what is ours, and whose it is held against) with the
+largest difference seen, the bound that the tests assert, and, where rounding decides, the noise
+floor: the same quantity between float32 and float64 here. A difference below the floor means
+nothing; one far above it is not rounding.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from minilora.nn import dense
+from minilora.tree import tree_map
+
+HEAD = ("here", "against", "cases", "largest difference", "bound", "float32 against float64 here")
+
+
+@dataclass
+class Row:
+    """Bound 0: equal bit for bit, and the differences count numbers that are not."""
+
+    bound: float
+    cases: int = 0
+    largest: float = 0.0
+    floor: float | None = None
+
+    def add(self, differences, bound, floor):
+        assert bound == self.bound, "a row has one bound"
+        self.cases += differences.size
+        self.largest = float(np.max(differences, initial=self.largest))  # and NaN stays NaN
+        if floor is not None:
+            self.floor = float(np.max(floor, initial=self.floor or 0.0))
+
+    def cells(self):
+        floor = "" if self.floor is None else number(self.floor)
+        if self.bound == 0:
+            seen = "equal" if self.largest == 0 else f"{self.largest:,g} numbers"
+            return f"{self.cases:,}", seen, "equal", floor
+        return f"{self.cases:,}", number(self.largest), number(self.bound), floor
+
+
+def number(x):
+    """1.9e-6 rather than 1.9e-06."""
+    return "0" if x == 0 else f"{x:.1e}".replace(".0e", "e").replace("e-0", "e-")
+
+
+def table(rows):
+    """Lines of Markdown for rows {(what, against): Row}."""
+    lines = [HEAD, ("---",) * len(HEAD)]
+    lines += [(what, against, *row.cells()) for (what, against), row in rows.items()]
+    return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def bits(x):
+    """An array that is equal to another's exactly when the floats, whole numbers or texts are."""
+    x = np.asarray(list(x.encode()) if isinstance(x, str) else x)
+    return x.view(f"u{x.itemsize}") if x.dtype.kind == "f" else x
+
+
+def unequal(ours, theirs):
+    """How many numbers of two arrays of bits are not the same; all of them if the shapes differ."""
+    if ours.shape != theirs.shape:
+        return max(ours.size, theirs.size, 1)
+    return int(np.count_nonzero(ours != theirs))
+
+
+def relative(a, b):
+    """The largest difference, as a share of the largest number."""
+    return np.abs(a - b).max() / np.abs(b).max()
+
+
+def in_float64(tree):
+    """The same numbers in float64, a quantized weight's being those that it stands for.
+
+    All that is computed from them is then float64's, but for the rotary angles, which are rounded
+    to float32 as checkpoints are trained with them.
+    """
+    return tree_map(lambda w: np.asarray(dense(w), np.float64), tree)

@@ -1,0 +1,42 @@
+"""A tensor in four bits as bitsandbytes makes and reads it on a CPU."""
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the peers group is not installed")
+# before 0.50 the second level looked for the nearest value, without the grid of 65,536 steps
+bitsandbytes = pytest.importorskip("bitsandbytes", minversion="0.50")
+functional = bitsandbytes.functional
+
+
+def theirs(w, block_size, double_quant, code):
+    """(packed codes, state) of w as bitsandbytes quantizes it."""
+    packed, state = functional.quantize_4bit(
+        torch.from_numpy(w),
+        blocksize=block_size,
+        compress_statistics=double_quant,
+        quant_type=code,
+    )
+    return packed.numpy().ravel(), state
+
+
+def their_absmax(state):
+    if state.state2 is None:
+        return state.absmax.numpy()
+    return (functional.dequantize_blockwise(state.absmax, state.state2) + state.offset).numpy()
+
+
+def their_values(packed, state, size):
+    """What bitsandbytes dequantizes, of the tensor as one row.
+
+    As one row, because on CPUs with AVX-512 version 0.50 reads the wrong absmax where a row is no
+    multiple of the block size: see test_disagreements.py.
+    """
+    values = torch.ops.bitsandbytes.dequantize_4bit(
+        torch.from_numpy(packed).reshape(-1, 1),
+        torch.from_numpy(their_absmax(state)),
+        state.blocksize,
+        state.quant_type,
+        [size],
+        torch.float32,
+    )
+    return values.numpy().ravel()
