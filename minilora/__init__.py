@@ -11,8 +11,9 @@ dense = minilora.lora.merge(adapters, base)
 import os
 
 # OpenBLAS's idle threads otherwise spin for some 20 ms after each product, on the cores that the
-# kernels of `fused.py` need. Read when NumPy loads: a program that imports NumPy first can set it.
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "4")
+# kernels of `fused.py` need; after 2¹⁶ cycles they sleep. (After 2⁴ they sleep between any two
+# products, and waking them costs a twentieth of a step.) Read when NumPy loads.
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
 
 from . import lora, nf4
 from .checkpoint import load_adapter, save_adapter

@@ -188,11 +188,16 @@ def test_attention_in_chunks_is_the_same(monkeypatch):
 
 
 def test_chunks_cover_everything_once():
+    assert fused.chunks(0, 3, 10) == []
     for n in range(1, 9):
-        for floats in (1, 3, 100, fused.SCORE_FLOATS, 10 * fused.SCORE_FLOATS):
-            parts = [np.arange(n)[c] for c in fused.chunks(n, floats)]
+        for floats in (1, 3, 100, 1000):
+            parts = [np.arange(n)[c] for c in fused.chunks(n, floats, 100)]
             assert np.concatenate(parts).tolist() == list(range(n))
-            assert all(len(p) == 1 or len(p) * floats <= fused.SCORE_FLOATS for p in parts)
+            sizes = [len(p) for p in parts]
+            assert max(sizes) - min(sizes) <= 1
+            # as few as can be: within the limit but for the row that does not divide evenly
+            assert max(sizes) == 1 or (max(sizes) - 1) * floats <= 100
+            assert len(parts) == min(n, -(-n * floats // 100))
 
 
 # ---------------------------------------------------------------------------- Cross-entropy
