@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from minilora import model
 from minilora.nn import dense
 from minilora.tree import tree_map
 
@@ -77,3 +78,16 @@ def in_float64(tree):
     to float32 as checkpoints are trained with them.
     """
     return tree_map(lambda w: np.asarray(dense(w), np.float64), tree)
+
+
+def forward(adapters, base, tokens, config):
+    """Our logits as they are, and in float64."""
+    precise = in_float64(adapters), in_float64(base)
+    return model.forward(adapters, base, tokens, config), model.forward(*precise, tokens, config)
+
+
+def loss_of(logits, tokens):
+    """Mean cross-entropy of the next tokens, in float64, so that only the logits count."""
+    logits = logits[:, :-1].astype(np.float64)
+    log_z = np.log(np.exp(logits).sum(-1))
+    return float((log_z - np.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]).mean())

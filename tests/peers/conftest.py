@@ -9,7 +9,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is import
 
 import numpy as np
 import pytest
-from comparisons import Row, bits, table, unequal
+from comparisons import Row, bits, forward, loss_of, relative, table, unequal
 
 from minilora import fetch
 from minilora.config import InputError
@@ -77,6 +77,26 @@ def equal(record):
             np.testing.assert_array_equal(ours, theirs, f"{what} against {against}")
 
     return equal
+
+
+@pytest.fixture(scope="session")
+def same_logits(compared):
+    """same_logits(what, against, theirs, adapters, base, tokens, config, loss=False).
+
+    Our logits and theirs, relative to the largest logit: the noise is some 1e-6; a scaling, an
+    angle or a matrix mixed up is all of it. With `loss`, the mean losses too, in nats.
+    """
+
+    def same_logits(what, against, theirs, adapters, base, tokens, config, loss=False):
+        ours, precise = forward(adapters, base, tokens, config)
+        noise = relative(ours, precise)
+        compared(f"{what}: logits", against, relative(ours, theirs), 1e-5, noise)
+        if loss:
+            mean, *others = (loss_of(logits, tokens) for logits in (ours, theirs, precise))
+            difference, noise = (abs(mean - other) for other in others)
+            compared(f"{what}: loss", against, difference, 2e-6, noise)
+
+    return same_logits
 
 
 @pytest.fixture

@@ -59,18 +59,6 @@ def their_logits(theirs, tokens):
         return theirs(torch.tensor(tokens)).logits.numpy()
 
 
-def assert_logits(ours, theirs):
-    """Of the largest logit: the noise is some 1e-6; a scaling or a matrix mixed up is all of it."""
-    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
-
-
-def loss_of(logits, tokens):
-    """Mean cross-entropy of the next tokens, in float64, so that only the logits count."""
-    logits = logits[:, :-1].astype(np.float64)
-    log_z = np.log(np.exp(logits).sum(-1))
-    return float((log_z - np.take_along_axis(logits, tokens[:, 1:, None], -1)[..., 0]).mean())
-
-
 def peft_loss(theirs, batch):
     """Mean cross-entropy over the kept targets.
 
@@ -111,8 +99,9 @@ def small_random_peft(llama):
     return theirs.eval()
 
 
-def in_four_bits(llama, bnb):
+def in_four_bits(llama):
     """`llama` with bitsandbytes' Linear4bit for its projections: NF4, double quantization."""
+    bnb = pytest.importorskip("bitsandbytes", reason="the peers group is not installed")
     for layer in llama.model.layers:
         for name in ALL:
             part = layer.mlp if hasattr(layer.mlp, name) else layer.self_attn
@@ -127,3 +116,13 @@ def in_four_bits(llama, bnb):
             setattr(part, name, four.to("cpu"))
     llama.is_loaded_in_4bit = True  # what PEFT asks before it wraps a Linear4bit
     return llama
+
+
+def four_bit_peft(llama):
+    """A PEFT model as `small_random_peft`, on bitsandbytes' four bits."""
+    theirs = small_random_peft(in_four_bits(llama))
+    wrapped = theirs.base_model.model.model.layers[0].self_attn.q_proj
+    assert type(wrapped) is peft.tuners.lora.bnb.Linear4bit
+    # In evaluation bitsandbytes multiplies in bfloat16 on processors that can, and is off by 1e-2.
+    theirs.train()
+    return theirs

@@ -8,9 +8,7 @@ import numpy as np
 import pytest
 from peft_models import (
     ALL,
-    assert_logits,
     llama_of,
-    loss_of,
     peft_folder,
     quietly,
     random_peft,
@@ -19,6 +17,7 @@ from peft_models import (
 
 from minilora import lora, model
 from minilora.checkpoint import load_adapter, save_adapter
+from minilora.cli import main
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.pretrained import load
 from minilora.tree import flatten, tree_map
@@ -27,6 +26,7 @@ torch = pytest.importorskip("torch", reason="the peers group is not installed")
 peft = pytest.importorskip("peft", reason="the peers group is not installed")
 load_file = pytest.importorskip("safetensors.torch").load_file
 
+PEFT_HERE, OURS_THERE = ("PEFT's adapters read here", "PEFT"), ("our adapters in PEFT", "PEFT")
 PEFT_CONFIGS = {
     "defaults": {},
     "r, alpha, dropout": {"r": 3, "lora_alpha": 5, "lora_dropout": 0.1},
@@ -65,22 +65,21 @@ PEFT_CONFIGS = {
 
 @pytest.mark.parametrize("name", PEFT_CONFIGS)
 @pytest.mark.parametrize("biased", [False, True])
-def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, name, biased):
+def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, name, biased):
     base_folder = tiny_llama(attention_bias=biased, mlp_bias=biased)
     theirs = random_peft(llama_of(base_folder), **PEFT_CONFIGS[name])
     peft_folder(tmp_path, theirs)
     config, base, _ = load(base_folder)
     adapters, frozen, _ = load_adapter(tmp_path, base)
-    ours, expected = model.forward(adapters, frozen, tokens, config), their_logits(theirs, tokens)
-    assert_logits(ours, expected)
-    assert abs(loss_of(ours, tokens) - loss_of(expected, tokens)) <= 2e-6
+    expected = their_logits(theirs, tokens)
+    same_logits(*PEFT_HERE, expected, adapters, frozen, tokens, config, loss=True)
     # and it is no empty claim: without the adapter the logits are others
     bare = model.forward({}, base, tokens, config)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_adapters_of_peft_here(tiny_llama, tmp_path, tokens, dtype):
+def test_half_precision_adapters_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, dtype):
     fields = {"target_modules": "all-linear", "modules_to_save": ["lm_head"]}
     peft_folder(tmp_path, random_peft(llama_of(tiny_llama()), **fields), dtype)
     stored = load_file(tmp_path / "adapter_model.safetensors")
@@ -95,7 +94,8 @@ def test_half_precision_adapters_of_peft_here(tiny_llama, tmp_path, tokens, dtyp
     # PEFT computes with low-rank factors in float32, but keeps a head as it was stored
     head = theirs.base_model.model.lm_head
     head.modules_to_save["default"].float()
-    assert_logits(model.forward(adapters, frozen, tokens, config), their_logits(theirs, tokens))
+    expected = their_logits(theirs, tokens)
+    same_logits(*PEFT_HERE, expected, adapters, frozen, tokens, config, loss=True)
 
 
 REFUSED = {
@@ -194,7 +194,7 @@ def our_adapter(base, config, groups):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("name", OUR_CONFIGS)
-def test_our_adapter_in_peft(tiny_llama, tmp_path, tokens, name, tied, dtype):
+def test_our_adapter_in_peft(tiny_llama, tmp_path, tokens, same_logits, name, tied, dtype):
     base_folder, (lora_config, groups) = tiny_llama(tie_word_embeddings=tied), OUR_CONFIGS[name]
     config, base, _ = load(base_folder)
     adapters, frozen = our_adapter(base, lora_config, groups)
@@ -207,10 +207,9 @@ def test_our_adapter_in_peft(tiny_llama, tmp_path, tokens, name, tied, dtype):
     assert [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key] == []
     assert not [w for w in said if re.search("missing|nexpected", str(w.message))]
     stored, frozen, _ = load_adapter(tmp_path / "ours", base)
-    ours, expected = model.forward(stored, frozen, tokens, config), their_logits(theirs, tokens)
     if dtype == "float32" or not groups:  # otherwise PEFT computes with modules_to_save in `dtype`
-        assert_logits(ours, expected)
-        assert abs(loss_of(ours, tokens) - loss_of(expected, tokens)) <= 2e-6
+        expected = their_logits(theirs, tokens)
+        same_logits(*OURS_THERE, expected, stored, frozen, tokens, config, loss=True)
     with quietly():
         theirs.save_pretrained(tmp_path / "theirs")
     assert_same_config(tmp_path / "ours", tmp_path / "theirs")
@@ -234,7 +233,9 @@ def assert_same_config(ours, theirs):
         assert not theirs[key], f"a new field of PEFT is on: {key}"
 
 
-def test_a_trained_bias_cannot_be_merged_there_and_can_here(tiny_llama, tmp_path, tokens):
+def test_a_trained_bias_cannot_be_merged_there_and_can_here(
+    tiny_llama, tmp_path, tokens, same_logits
+):
     """PEFT computes with lora_bias on a base without biases; it has no place to merge it into."""
     config, base, _ = load(tiny_llama())
     lora_config = LoraConfig()
@@ -245,5 +246,20 @@ def test_a_trained_bias_cannot_be_merged_there_and_can_here(tiny_llama, tmp_path
         with pytest.raises(RuntimeError, match="Impossible to merge"):
             theirs.merge_and_unload()
         theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path).eval()
-    merged = lora.merge(adapters, frozen)
-    assert_logits(model.forward({}, merged, tokens, config), their_logits(theirs, tokens))
+    merged, expected = lora.merge(adapters, frozen), their_logits(theirs, tokens)
+    same_logits(*OURS_THERE, expected, {}, merged, tokens, config, loss=True)
+
+
+@pytest.mark.parametrize("scheme", ["none", "nf4-dq", "int8"])
+@pytest.mark.parametrize("name", ["all seven", "rslora", "patterns", "everything"])
+def test_the_merged_folder_in_transformers(tiny_llama, tmp_path, tokens, same_logits, name, scheme):
+    """What `minilora merge` writes computes there what base and adapter compute here."""
+    (lora_config, groups), base_folder = OUR_CONFIGS[name], tiny_llama()
+    config, base, _ = load(base_folder, scheme)
+    adapters, frozen = our_adapter(base, lora_config, groups)
+    save_adapter(tmp_path / "adapter", adapters, frozen, lora_config, base_folder)
+    merge = ["merge", "--model", base_folder, "--adapter-path", tmp_path / "adapter"]
+    main([*map(str, merge), "--quantize", scheme, "--out", str(tmp_path / "merged")])
+    theirs = their_logits(llama_of(tmp_path / "merged"), tokens)
+    what = "merged folder", "transformers"
+    same_logits(*what, theirs, adapters, frozen, tokens, config, loss=True)
