@@ -14,7 +14,7 @@ from minilora import model
 from minilora.nn import dense
 from minilora.tree import tree_map
 
-HEAD = ("here", "against", "cases", "largest difference", "bound", "float32 against float64 here")
+HEAD = ("here", "against", "cases", "largest difference", "bound", "noise floor")
 
 
 @dataclass

@@ -20,8 +20,6 @@ TINY = {
     "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 255,
     "tie_word_embeddings": True,
 }  # fmt: skip
-
-
 ROWS = pytest.StashKey[dict]()
 
 
@@ -36,6 +34,8 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section("what is compared with what")
         for line in table(config.stash[ROWS]):
             terminalreporter.write_line(line)
+        note = "Noise floor: the same quantity between float32 and float64, both of them here."
+        terminalreporter.write_line(note)
         skipped = terminalreporter.stats.get("skipped", ())
         for reason in sorted({report.longrepr[2] for report in skipped}):
             terminalreporter.write_line(f"Not compared. {reason}")
@@ -68,13 +68,13 @@ def compared(record):
 
 @pytest.fixture(scope="session")
 def equal(record):
-    """equal(what, against, (ours, theirs), …): one case, whose pairs are equal bit for bit."""
+    """equal(what, against, (ours, theirs), …, case=""): one case, its pairs equal bit for bit."""
 
-    def equal(what, against, *pairs):
+    def equal(what, against, *pairs, case=""):
         pairs = [(bits(ours), bits(theirs)) for ours, theirs in pairs]
         record(what, against, sum(unequal(*pair) for pair in pairs), bound=0)
         for ours, theirs in pairs:
-            np.testing.assert_array_equal(ours, theirs, f"{what} against {against}")
+            np.testing.assert_array_equal(ours, theirs, f"{what} against {against}: {case}")
 
     return equal
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minilora import fetch, model, nn
-from minilora.config import InputError, ModelConfig
+from minilora import nn
+from minilora.config import ModelConfig
 from minilora.hf_folder import shapes
 from minilora.pretrained import load, save_pretrained
 from minilora.tokenizer import ByteTokenizer
@@ -16,6 +16,8 @@ torch = pytest.importorskip("torch", reason="the peers group is not installed")
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
 LlamaRotaryEmbedding = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
 
+WEIGHTS = "weights of folders and GGUF files, both ways", "transformers"
+LLAMAS = "random Llamas, their folders both ways and GGUF files", "transformers"
 CONFIG = ModelConfig(
     vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, head_dim=16, eos_token_id=(255,),
@@ -51,15 +53,6 @@ def their_logits(llama):
         return llama(torch.tensor(TOKENS)).logits.float().numpy()
 
 
-def assert_close(ours, theirs):
-    """Logits of a float32 model of depth 2: sums of at most 96 terms, a dozen one after the other.
-
-    A sum of n terms is off by about √n units in the last place, 6e-8 of its size: 1e-5 of the
-    largest logit leaves room for the dozen; a wrong row, bias or angle is off by its whole size.
-    """
-    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
-
-
 @pytest.mark.parametrize(
     "fields",
     [
@@ -72,36 +65,36 @@ def assert_close(ours, theirs):
         {"rope_parameters": {"rope_theta": 500.0, **LLAMA3}},
     ],
 )
-def test_a_folder_of_transformers_here(tmp_path, fields):
+def test_a_folder_of_transformers_here(tmp_path, same_logits, fields):
     llama = random_model(**fields)
     llama.save_pretrained(tmp_path)
     config, base, _ = load(tmp_path)
     assert set(flatten(base)) <= set(llama.state_dict())
-    assert_close(model.forward({}, base, TOKENS, config), their_logits(llama))
+    same_logits(*LLAMAS, their_logits(llama), {}, base, TOKENS, config)
 
 
-def test_shards_of_transformers_here(tmp_path):
+def test_shards_of_transformers_here(tmp_path, same_logits):
     llama = random_model()
     llama.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     config, base, _ = load(tmp_path)
-    assert_close(model.forward({}, base, TOKENS, config), their_logits(llama))
+    same_logits(*LLAMAS, their_logits(llama), {}, base, TOKENS, config)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_folders_here(tmp_path, dtype):
+def test_half_precision_folders_here(tmp_path, equal, dtype):
     """The numbers that torch reads are the numbers read here, bit for bit."""
     llama = random_model().to(dtype)
     llama.save_pretrained(tmp_path)
     base = flatten(load(tmp_path)[1])
     for name, p in llama.named_parameters():
-        np.testing.assert_array_equal(base[name], p.detach().float().numpy(), err_msg=name)
+        equal(*WEIGHTS, (base[name], p.detach().float()), case=name)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("biased", [True, False])
 @pytest.mark.parametrize("scaling", [None, LINEAR, LLAMA3])
-def test_our_folder_in_transformers(tmp_path, tied, biased, scaling):
+def test_our_folder_in_transformers(tmp_path, same_logits, tied, biased, scaling):
     config = replace(CONFIG, tie_word_embeddings=tied, rope_scaling=scaling, rope_theta=500.0)
     rng = np.random.default_rng(0)
     w = {
@@ -116,11 +109,11 @@ def test_our_folder_in_transformers(tmp_path, tied, biased, scaling):
     assert not any(info.values()), "no tensor missing, unexpected or misshapen"
     assert llama.dtype == torch.float32
     assert llama.config.eos_token_id == 255
-    assert_close(model.forward({}, base, TOKENS, config), their_logits(llama))
+    same_logits(*LLAMAS, their_logits(llama), {}, base, TOKENS, config)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_our_half_precision_folder_in_transformers(tmp_path, dtype):
+def test_our_half_precision_folder_in_transformers(tmp_path, equal, dtype):
     """torch rounds the same numbers to the same bits."""
     rng = np.random.default_rng(0)
     w = {p: rng.standard_normal(shape, dtype=np.float32) for p, shape in shapes(CONFIG).items()}
@@ -129,22 +122,23 @@ def test_our_half_precision_folder_in_transformers(tmp_path, dtype):
     assert llama.dtype == getattr(torch, dtype), "transformers 5 keeps the stored type"
     state = llama.state_dict()
     for path, x in w.items():
-        assert torch.equal(state[path], torch.tensor(x).to(state[path].dtype)), path
+        rounded = torch.tensor(x).to(state[path].dtype)
+        equal(*WEIGHTS, (rounded.float(), state[path].float()), case=path)
 
 
 @pytest.mark.parametrize("theta", [1e4, 1e5, 5e5])
 @pytest.mark.parametrize("head_dim", [32, 64, 128])
 @pytest.mark.parametrize("scaling", [None, LINEAR])
-def test_rotary_frequencies(theta, head_dim, scaling):
+def test_rotary_frequencies(equal, theta, head_dim, scaling):
     """Bit for bit: an ulp of a frequency is 3e-5 of a cosine near position 1,000."""
     parameters = {"rope_theta": theta, "rope_type": "default", **(scaling or {})}
     theirs = LlamaRotaryEmbedding(hf_config(head_dim=head_dim, rope_parameters=parameters))
     config = replace(CONFIG, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling)
-    np.testing.assert_array_equal(nn.frequencies(config), theirs.inv_freq.numpy())
+    equal("rotary frequencies", "transformers", (nn.frequencies(config), theirs.inv_freq))
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
-def test_a_gguf_file_of_the_gguf_library(tmp_path, kind):
+def test_a_gguf_file_of_the_gguf_library(tmp_path, equal, same_logits, kind):
     """Written by the library, read here and by transformers: the same numbers in the same rows."""
     gguf = pytest.importorskip("gguf")
     pytest.importorskip("tokenizers")
@@ -155,8 +149,8 @@ def test_a_gguf_file_of_the_gguf_library(tmp_path, kind):
     config, base, _ = load(path)
     state = llama.state_dict()
     for name, x in flatten(base).items():
-        np.testing.assert_array_equal(x, state[name].numpy(), err_msg=name)
-    assert_close(model.forward({}, base, TOKENS, config), their_logits(llama))
+        equal(*WEIGHTS, (x, state[name]), case=name)
+    same_logits(*LLAMAS, their_logits(llama), {}, base, TOKENS, config)
 
 
 def write_gguf(gguf, path, kind):
@@ -189,18 +183,3 @@ def write_gguf(gguf, path, kind):
     writer.write_tensors_to_file()
     writer.close()
     return path
-
-
-def test_the_real_base_tensor_by_tensor():
-    """Every weight of SmolLM2 as transformers reads it from the same file, bit for bit."""
-    pytest.importorskip("gguf")
-    try:
-        path = fetch.cached("smollm2")
-    except InputError as error:
-        pytest.skip(str(error))
-    llama = transformers.AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32
-    )
-    state = llama.state_dict()
-    for name, x in flatten(load("smollm2")[1]).items():
-        np.testing.assert_array_equal(x, state[name].numpy(), err_msg=name)

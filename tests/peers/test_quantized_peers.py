@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from minilora import model
 from minilora.pretrained import load, save_pretrained
 from minilora.quantize import quantize_leaf
 from minilora.quantized_file import save_quantized
@@ -18,6 +17,10 @@ FOUR_BIT = {
     "nf4": {"bnb_4bit_quant_type": "nf4"},
     "fp4": {"bnb_4bit_quant_type": "fp4"},
 }
+PEERS = "transformers + bitsandbytes"
+READ = "quantized folders read here: each weight", PEERS
+WRITTEN = "quantized folders written here: each weight", PEERS
+FOUR_BITS = "random Llamas in NF4 or FP4", PEERS
 TOKENS = np.random.default_rng(0).integers(256, size=(2, 40))
 
 
@@ -65,20 +68,20 @@ def projections(llama):
 
 
 @pytest.mark.parametrize("scheme", ["nf4-dq", "nf4", "fp4", "int8"])
-def test_a_folder_of_transformers_here(dense, tmp_path, scheme):
+def test_a_folder_of_transformers_here(dense, tmp_path, equal, scheme):
     llama = by_transformers(dense, scheme)
     llama.save_pretrained(tmp_path)
     ours, original = flatten(load(tmp_path, scheme)[1]), flatten(load(dense)[1])
     for path, module in projections(llama).items():
         w = ours[path].dequantize()
-        np.testing.assert_array_equal(w, dequantized(module).numpy(), err_msg=path)
+        equal(*READ, (w, dequantized(module)), case=path)
         if scheme != "int8":  # the 8-bit codes are made of a float16 copy of the weight
             own = quantize_leaf(path, original[path], scheme).dequantize()
             np.testing.assert_array_equal(w, own, err_msg=f"{path}, quantized here")
 
 
 @pytest.mark.parametrize("scheme", ["nf4-dq", "nf4", "fp4", "int8"])
-def test_our_folder_in_transformers(dense, tmp_path, scheme):
+def test_our_folder_in_transformers(dense, tmp_path, equal, same_logits, scheme):
     config, base, words = load(dense, scheme)
     save_quantized(tmp_path / "q", config, base, words)
     llama, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -87,29 +90,23 @@ def test_our_folder_in_transformers(dense, tmp_path, scheme):
     assert not any(info.values()), "no tensor missing, unexpected or misshapen"
     theirs, ours = projections(llama), flatten(base)
     for path, module in theirs.items():
-        w = dequantized(module).numpy()
-        np.testing.assert_array_equal(w, ours[path].dequantize(), err_msg=path)
+        equal(*WRITTEN, (ours[path].dequantize(), dequantized(module)), case=path)
     if scheme != "int8":  # bitsandbytes' 8-bit product quantizes its input as well
-        assert_same_logits(llama, base, config)
+        same_logits(*FOUR_BITS, their_logits(llama), {}, base, TOKENS, config)
 
 
-def assert_same_logits(llama, base, config):
+def their_logits(llama):
     llama.train()  # in evaluation, processors with bfloat16 products get weights of that precision
     with torch.no_grad():
-        theirs = llama(torch.tensor(TOKENS)).logits.float().numpy()
-    ours = model.forward({}, base, TOKENS, config)
-    # the same float32 weights: the bound of test_pretrained_peers
-    assert np.abs(ours - theirs).max() <= 1e-5 * np.abs(theirs).max()
+        return llama(torch.tensor(TOKENS)).logits.float().numpy()
 
 
-def test_other_block_sizes_in_transformers(dense, tmp_path):
+def test_other_block_sizes_in_transformers(dense, tmp_path, equal):
     config, base, words = load(dense, "nf4-dq", 128)
     save_quantized(tmp_path / "q", config, base, words)
     llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "q")
     for path, module in projections(llama).items():
-        np.testing.assert_array_equal(
-            dequantized(module).numpy(), flatten(base)[path].dequantize(), err_msg=path
-        )
+        equal(*WRITTEN, (flatten(base)[path].dequantize(), dequantized(module)), case=path)
 
 
 def test_a_half_precision_folder_of_transformers_here(dense, tmp_path):
@@ -146,9 +143,9 @@ def test_biases_stay_dense(tmp_path):
     np.testing.assert_array_equal(back.state_dict()[bias].numpy(), expected)
 
 
-def test_the_dense_folder_of_a_quantized_base(dense, tmp_path):
+def test_the_dense_folder_of_a_quantized_base(dense, tmp_path, same_logits):
     """What `merge` does without an adapter: codes out, the same function in transformers."""
     config, base, words = load(dense, "nf4-dq")
     save_pretrained(tmp_path / "d", config, base, words)
     llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "d")
-    assert_same_logits(llama, base, config)
+    same_logits(*FOUR_BITS, their_logits(llama), {}, base, TOKENS, config)

@@ -2,30 +2,54 @@
 
 import numpy as np
 import pytest
-from peft_models import assert_logits, their_logits
+from comparisons import relative
+from peft_models import their_logits
 
 from minilora import model
+from minilora.tree import flatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 
-
-@pytest.mark.slow
-def test_logits_of_the_real_base(smollm2, their_smollm2, prose):
-    config, base, _, _ = smollm2
-    for length in (1, 7, 128, 1024):
-        ids = prose[:, :length]
-        assert_logits(model.forward({}, base, ids, config), their_logits(their_smollm2, ids))
+WEIGHTS = "SmolLM2: each tensor of its file", "transformers"
 
 
 @pytest.mark.slow
-def test_padding_changes_nothing(smollm2, their_smollm2, prose):
-    """Three rows of different lengths in a batch, against transformers with its attention mask."""
+def test_every_tensor(smollm2, their_smollm2, equal):
+    """Transformers reads the same file, with its own decoding of Q4_1 and Q8_0."""
+    _, base, _, _ = smollm2
+    state = their_smollm2.state_dict()
+    for name, x in flatten(base).items():
+        equal(*WEIGHTS, (x, state[name]), case=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [1, 7, 128, 1024])
+def test_logits(smollm2, their_smollm2, prose, same_logits, length):
     config, base, _, _ = smollm2
-    lengths = (128, 7, 60)
-    ids, kept = np.full((3, 128), 2), np.zeros((3, 128), np.int64)
+    ids = prose[:, :length]
+    same_logits("SmolLM2", "transformers", their_logits(their_smollm2, ids), {}, base, ids, config)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lengths", [(7, 1024), (128, 1, 60)])
+def test_logits_beside_padding(smollm2, their_smollm2, prose, compared, lengths):
+    """Rows of different lengths in a batch, against transformers with its attention mask.
+
+    The rows that are no padding: what is in the others, nobody reads.
+    """
+    config, base, _, _ = smollm2
+    ids = np.full((len(lengths), max(lengths)), config.eos_token_id[0])
+    kept = np.arange(max(lengths)) < np.array(lengths)[:, None]
     for row, n in enumerate(lengths):
-        ids[row, :n], kept[row, :n] = prose[0, 50 * row : 50 * row + n], 1
+        start = 50 * (len(lengths) - 1 - row)  # each row another text
+        ids[row, :n] = prose[0, start : start + n]
     with torch.no_grad():
-        theirs = their_smollm2(torch.tensor(ids), attention_mask=torch.tensor(kept)).logits.numpy()
-    ours = model.forward({}, base, ids, config)
-    assert_logits(ours[kept == 1], theirs[kept == 1])
+        mask = torch.tensor(kept.astype(np.int64))
+        states = their_smollm2.model(torch.tensor(ids), attention_mask=mask).last_hidden_state
+        theirs = their_smollm2.lm_head(states[torch.tensor(kept)]).numpy()
+    states = model.hidden({}, base, ids, np.zeros_like(ids), config)
+    ours = states[kept] @ model.head({}, base).T
+    row_of = np.nonzero(kept)[0]
+    for row in range(len(lengths)):
+        difference = relative(ours[row_of == row], theirs[row_of == row])
+        compared("SmolLM2: logits", "transformers", difference, 1e-5)

@@ -14,6 +14,8 @@ transformers = pytest.importorskip("transformers", reason="the peers group is no
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
 
+STRINGS = "SmolLM2: token ids of a string, and back", "transformers"
+CHAT = "chat templates: text, SmolLM2's token ids", "transformers"
 BY_HAND = [
     "", " ", "  ", "\n", "\n\n\n", "\t\tx", "a b", "a  b", "a   b\n", " leading", "trailing  ",
     "Hello, world!", "The capital of France is", "don't I'll we've you're he'd it's I'm",
@@ -96,13 +98,13 @@ def published(from_gguf, tmp_path_factory):
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
-def test_ids_and_text_equal_the_published_tokenizer(ours, published):
+def test_ids_and_text_equal_the_published_tokenizer(equal, ours, published):
     texts = hundred()
     assert len(set(texts)) > 100
     for text in texts:
         ids = ours.encode(text)
-        assert ids == published.encode(text), repr(text)
-        assert ours.decode(ids) == published.decode(ids, skip_special_tokens=True), repr(text)
+        back = ours.decode(ids), published.decode(ids, skip_special_tokens=True)
+        equal(*STRINGS, (ids, published.encode(text)), back, case=repr(text))
     assert ours.eos_token_id == published.eos_token_id == 2
     assert ours.vocab_size == len(published) == 49152
 
@@ -125,12 +127,13 @@ def test_where_transformers_reads_the_gguf_file_otherwise(ours, from_gguf):
 
 
 @pytest.mark.parametrize("add_generation_prompt", [False, True])
-def test_the_chat_template_equals_transformers(ours, published, add_generation_prompt):
+def test_the_chat_template_equals_transformers(equal, ours, published, add_generation_prompt):
     for chat in CHATS:
         text = ours.render(chat, add_generation_prompt)
         theirs = {"add_generation_prompt": add_generation_prompt, "return_dict": False}
-        assert text == published.apply_chat_template(chat, tokenize=False, **theirs)
-        assert ours.encode(text) == published.apply_chat_template(chat, **theirs)
+        texts = text, published.apply_chat_template(chat, tokenize=False, **theirs)
+        ids = ours.encode(text), published.apply_chat_template(chat, **theirs)
+        equal(*CHAT, texts, ids)
 
 
 TEMPLATES = [
@@ -148,14 +151,15 @@ TEMPLATES = [
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_other_templates_equal_transformers(published, tmp_path, template):
+def test_other_templates_equal_transformers(equal, published, tmp_path, template):
     """What templates of other models make use of: whitespace rules, filters, globals, blocks."""
     published.save_pretrained(tmp_path)
     (tmp_path / "chat_template.jinja").write_text(template)
     ours = from_folder(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for chat in CHATS:
-        assert ours.render(chat) == theirs.apply_chat_template(chat, tokenize=False)
+        texts = ours.render(chat), theirs.apply_chat_template(chat, tokenize=False)
+        equal(*CHAT, texts)
 
 
 def test_our_folder_in_transformers(ours, tmp_path):
