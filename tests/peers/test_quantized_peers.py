@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minilora.cli import main
 from minilora.pretrained import load, save_pretrained
 from minilora.quantize import quantize_leaf
 from minilora.quantized_file import save_quantized
@@ -82,8 +83,8 @@ def test_a_folder_of_transformers_here(dense, tmp_path, equal, scheme):
 
 @pytest.mark.parametrize("scheme", ["nf4-dq", "nf4", "fp4", "int8"])
 def test_our_folder_in_transformers(dense, tmp_path, equal, same_logits, scheme):
-    config, base, words = load(dense, scheme)
-    save_quantized(tmp_path / "q", config, base, words)
+    main(["quantize", "--model", str(dense), "--quantize", scheme, "--out", str(tmp_path / "q")])
+    config, base, _ = load(dense, scheme)
     llama, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "q", output_loading_info=True
     )
