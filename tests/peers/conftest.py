@@ -30,15 +30,15 @@ def pytest_configure(config):
 
 def pytest_terminal_summary(terminalreporter, config):
     """The table, as Markdown: what these tests have just seen, and nothing else."""
-    if config.stash[ROWS]:
+    lines, rows = [], config.stash[ROWS]
+    if rows:
+        lines = [*table(rows), "Noise floor: the same quantity, float32 against float64 here."]
+    skipped = terminalreporter.stats.get("skipped", ())
+    lines += sorted({f"Not compared. {report.longrepr[2]}" for report in skipped})
+    if lines:
         terminalreporter.section("what is compared with what")
-        for line in table(config.stash[ROWS]):
-            terminalreporter.write_line(line)
-        note = "Noise floor: the same quantity between float32 and float64, both of them here."
-        terminalreporter.write_line(note)
-        skipped = terminalreporter.stats.get("skipped", ())
-        for reason in sorted({report.longrepr[2] for report in skipped}):
-            terminalreporter.write_line(f"Not compared. {reason}")
+    for line in lines:
+        terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
