@@ -10,6 +10,7 @@ matrix products' threads for the cores (a training step takes twice as long), an
 aborts the process when two Python threads call kernels at once. A plain thread pool does neither.
 """
 
+import ctypes
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,22 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}  # reorder and fuse, but keep NaN 
 # the cores that this process may use, where the system says so
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 SERIAL_BELOW = 32768  # elements; less work than this costs less than waking a thread
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+
+def keep_freed_memory():
+    """Have glibc keep what is freed, for the next array.
+
+    Else it goes back to the system after each training step and is had again page by page, each
+    page filled with zeros first: a third of a small model's step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 2**30)
+        mallopt(M_MMAP_THRESHOLD, 2**30)
+
+
+keep_freed_memory()
 
 
 def jit(kernel):
