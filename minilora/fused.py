@@ -150,13 +150,13 @@ def attention(q, k, v, angles, starts, cache=None):
 def _attention(q, k, v, angles, starts, kept):
     hd, (B, T) = 2 * angles[0].shape[-1], starts.shape
     K = k.shape[-1] // hd
-    q, k = turned(q, K, angles, hd**-0.5), turned(k, K, angles)
-    v = stacked(v, K, hd)
+    q, k = turned(q, angles, hd**-0.5), turned(k, angles)
+    q, k, v = (stacked(x, K, hd) for x in (q, k, v))
     y, log_z = np.empty_like(q), np.empty(q.shape[:3], q.dtype)
     for b in chunks(B, q.shape[1] * q.shape[2] * T, SCORE_FLOATS):
         s = q[b] @ k[b].swapaxes(-1, -2)
         share_rows(_softmax, s.size // T, rows(s), starts[b], log_z[b].reshape(-1), width=T)
-        y[b] = s @ v[b]
+        np.matmul(s, v[b], out=y[b])
     kept.update(q=q, k=k, v=v, log_z=log_z)
     return unstacked(y, T)
 
@@ -173,11 +173,13 @@ def _attention_vjp(argnums, y, args, kwargs):
             s, dp = q[b] @ k[b].swapaxes(-1, -2), g[b] @ v[b].swapaxes(-1, -2)
             a = (rows(s), rows(dp), starts[b], log_z[b].reshape(-1))
             share_rows(_softmax_back, s.size // T, *a, width=T)
-            dq[b], dk[b] = dp @ k[b], dp.swapaxes(-1, -2) @ q[b]
-            dv[b] = s.swapaxes(-1, -2) @ g[b]
+            np.matmul(dp, k[b], out=dq[b])
+            np.matmul(dp.swapaxes(-1, -2), q[b], out=dk[b])
+            np.matmul(s.swapaxes(-1, -2), g[b], out=dv[b])
+        back = (angles[0], -angles[1])
         grads = (
-            lambda: turned_back(dq, T, angles, hd**-0.5),
-            lambda: turned_back(dk, T, angles),
+            lambda: turned(unstacked(dq, T), back, hd**-0.5),
+            lambda: turned(unstacked(dk, T), back),
             lambda: unstacked(dv, T),
         )
         return tuple(grads[n]() for n in argnums)
@@ -208,37 +210,25 @@ def unstacked(x, T):
     return x.reshape(B, -1, T, hd).transpose(0, 2, 1, 3).reshape(B, T, -1)
 
 
-def turned(x, K, angles, scale=1.0):
-    """Rotated by +angle, times scale: (B, T, heads·hd) -> (B, K, G·T, hd)."""
-    (B, T, _), (cos, sin) = x.shape, angles
-    hd, scale = 2 * cos.shape[-1], x.dtype.type(scale)
-    y = np.empty((B, x.shape[-1] // hd, T, hd), x.dtype)
-    a = (x.reshape(B, T, -1, hd).transpose(0, 2, 1, 3), y, cos, sin, scale)
-    share_rows(_turn, B * T, *a, width=x.shape[-1])
-    return y.reshape(B, K, -1, hd)
-
-
-def turned_back(y, T, angles, scale=1.0):
-    """Rotated by −angle, times scale: (B, K, G·T, hd) -> (B, T, heads·hd)."""
-    (B, _, _, hd), (cos, sin) = y.shape, angles
-    y = y.reshape(B, -1, T, hd)
-    x = np.empty((B, T, y.shape[1], hd), y.dtype)
-    a = (y, x.transpose(0, 2, 1, 3), cos, -sin, y.dtype.type(scale))
-    share_rows(_turn, B * T, *a, width=y.shape[1] * hd)
-    return x.reshape(B, T, -1)
+def turned(x, angles, scale=1.0):
+    """x (B, T, heads·hd) rotated by the angles, times scale."""
+    cos, sin = (rows(a) for a in angles)  # (B·T, hd/2)
+    y, (n, half), width = np.empty(x.shape, x.dtype), cos.shape, x.shape[-1]
+    a = (x.reshape(n, -1, 2 * half), y.reshape(n, -1, 2 * half), cos, sin, x.dtype.type(scale))
+    share_rows(_turn, n, *a, width=width)
+    return y
 
 
 @fast_jit
 def _turn(lo, hi, x, y, cos, sin, scale):
-    _, heads, T, hd = x.shape
+    _, heads, hd = x.shape
     half = hd // 2
     for i in range(lo, hi):
-        b, t = divmod(i, T)
         for h in range(heads):
+            u, w = x[i, h, :half], x[i, h, half:]
             for j in range(half):
-                c, s = scale * cos[b, t, j], scale * sin[b, t, j]
-                u, w = x[b, h, t, j], x[b, h, t, j + half]
-                y[b, h, t, j], y[b, h, t, j + half] = u * c - w * s, w * c + u * s
+                c, s = scale * cos[i, j], scale * sin[i, j]
+                y[i, h, j], y[i, h, j + half] = u[j] * c - w[j] * s, w[j] * c + u[j] * s
 
 
 @fast_jit
