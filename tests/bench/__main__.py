@@ -1,0 +1,185 @@
+"""minilora beside PyTorch, PEFT, transformers and bitsandbytes, on this machine.
+
+    python tests/bench [--rounds 3] [--only step small …]
+
+Every number is from a process of its own; the two sides of a row take turns, and the ratio is
+the median over the rounds of the ratio of the two neighbours, so that a machine whose speed
+wanders wanders for both. Needs the groups `test` and `peers`, and `minilora fetch smollm2`. Keep
+the machine quiet: the threads of matrix products lose far more than their share to other work.
+Prints a Markdown table and draws figures/bench.png.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+
+HERE = Path(__file__).parent
+FIGURE = HERE.parent.parent / "figures" / "bench.png"
+
+# (group, what, case of ours, case of theirs, of which the ratio of time and of memory is to be …)
+PAIRS = (
+    ("step", "LoRA step, q and v", "lora_step q_proj,v_proj", "", 0.75, 0.5),
+    ("step", "LoRA step, all seven", "lora_step all", "", 0.75, 0.5),
+    ("step", "QLoRA step, q and v", "lora_step q_proj,v_proj nf4-dq", "", 0.85, 0.3),
+    ("step", "the same, checkpointed", "lora_step q_proj,v_proj nf4-dq yes",
+     "lora_step q_proj,v_proj nf4-dq", None, None),
+    ("floor", "LoRA step against its own products", "lora_step q_proj,v_proj",
+     "ours floor q_proj,v_proj", 1.25, None),
+    ("small", "LoRA step, 0.75 million parameters", "small_step", "", 0.5, None),
+    ("kernels", "quantize 4096²", "quantize 4096 4096", "", 1 / 20, None),
+    ("kernels", "quantize 1536×576", "quantize 1536 576", "", 1 / 20, None),
+    ("kernels", "dequantize 4096²", "dequantize 4096 4096", "", 1, None),
+    ("kernels", "dequantize 1536×576", "dequantize 1536 576", "", 1, None),
+    ("kernels", "a vector times 4096² in NF4", "matvec nf4", "", 1 / 5, None),
+    ("kernels", "the same against dense NumPy", "matvec nf4", "ours matvec dense", None, None),
+    ("generate", "48 tokens, dense", "generate none", "", None, None),
+    ("generate", "48 tokens, NF4 against their dense", "generate nf4-dq", "generate none", 1, None),
+)  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=None)
+    args = parser.parse_args()
+    print(machine(), flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_dense(folder)
+        pairs = [p for p in PAIRS if args.only is None or p[0] in args.only]
+        rows = [compared(folder, pair, args.rounds) for pair in pairs]
+        print(table(rows), flush=True)
+        if args.only is None or "start" in args.only:
+            print(starting(folder))
+        if args.only is None or "scaling" in args.only:
+            print(scaling(folder))
+    if args.only is None:
+        draw(rows)
+
+
+def machine():
+    cores = len(os.sched_getaffinity(0))
+    packages = ("numpy", "numba", "torch", "transformers", "peft", "bitsandbytes")
+    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    return f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, {versions}"
+
+
+def write_dense(folder):
+    """SmolLM2 in float32 for transformers, once."""
+    code = "import sys, minilora; c, b, t = minilora.load('smollm2'); "
+    code += "minilora.save_pretrained(sys.argv[1], c, b, t)"
+    subprocess.run([sys.executable, "-c", code, folder], check=True)
+
+
+def run(side, folder, case):
+    """{"seconds", "peak_mb", "wall"} of one case in a new process."""
+    name, *arguments = case.split()
+    began = time.perf_counter()
+    out = subprocess.run(
+        [sys.executable, str(HERE / f"{side}.py"), name, folder, *arguments],
+        check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    result = json.loads(out.stdout.splitlines()[-1])
+    return {**result, "wall": time.perf_counter() - began}
+
+
+def compared(folder, pair, rounds):
+    """A row of the table: both sides, turn by turn."""
+    _, what, case, other, goal, memory_goal = pair
+    side, _, case_of_theirs = ("theirs", "", other or case)
+    if other.startswith("ours "):
+        side, _, case_of_theirs = other.partition(" ")
+    both = [(run("ours", folder, case), run(side, folder, case_of_theirs)) for _ in range(rounds)]
+    ours, theirs = zip(*both)
+    row = {"what": what, "goal": goal, "memory_goal": memory_goal}
+    for key in ("seconds", "peak_mb"):
+        row[key] = median(r[key] for r in ours), median(r[key] for r in theirs)
+        row[f"{key}_ratios"] = [a[key] / b[key] for a, b in both]
+    print(f"  {what}: {row['seconds_ratios']}", file=sys.stderr, flush=True)
+    return row
+
+
+def table(rows):
+    """Median times and peaks, the median ratio with the span over the rounds, and the goals."""
+    lines = [
+        "| what | ours | theirs | ratio (rounds) | goal | our peak | theirs | ratio | goal |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        (a, b), (m, n) = row["seconds"], row["peak_mb"]
+        r = row["seconds_ratios"]
+        cells = [
+            row["what"], span(a), span(b), f"{median(r):.3g} ({min(r):.3g} to {max(r):.3g})",
+            goal(row["goal"]), f"{m:,.0f} MB", f"{n:,.0f} MB",
+            f"{median(row['peak_mb_ratios']):.2f}", goal(row["memory_goal"]),
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def span(seconds):
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
+def goal(value):
+    return "" if value is None else f"≤ {value:.3g}"
+
+
+def starting(folder):
+    """From the shell to the first loss, with kernels cached and without."""
+    run("ours", folder, "first_loss")
+    cached = median(run("ours", folder, "first_loss")["wall"] for _ in range(3))
+    with tempfile.TemporaryDirectory() as empty:
+        os.environ["NUMBA_CACHE_DIR"] = empty
+        first = run("ours", folder, "first_loss")["wall"]
+        del os.environ["NUMBA_CACHE_DIR"]
+    return (
+        f"from the shell to SmolLM2's first loss: {cached:.1f} s with kernels cached (goal ≤ 6), "
+        f"{first - cached:.1f} s more when they are compiled first (goal ≤ 25)"
+    )
+
+
+def scaling(folder):
+    """A QLoRA step against depth and against length; memory against depth, checkpointed."""
+    lines = []
+    for name, cases in (
+        ("layers, at 128 tokens a row", [(n, 128) for n in (6, 12, 18, 24, 30)]),
+        ("tokens a row, at 12 layers", [(12, n) for n in (64, 128, 256, 512)]),
+    ):
+        for how in ("", "yes"):
+            results = [run("ours", folder, f"scaled_step {n} {t} {how}") for n, t in cases]
+            at = [n if name.startswith("layers") else t for n, t in cases]
+            said = ", ".join(
+                f"{x}: {r['seconds'] * 1e3:.0f} ms {r['peak_mb']:.0f} MB"
+                for x, r in zip(at, results)
+            )
+            lines.append(f"{name}{', checkpointed' if how else ''}: {said}")
+    return "\n".join(lines)
+
+
+def draw(rows):
+    from minilora.plot import GREY, LINES, figure
+
+    rows = rows[::-1]
+    title = "minilora beside PyTorch + PEFT + bitsandbytes, two cores: shorter is better"
+    xlabel = "time (or peak memory) as a share of theirs, log scale"
+    with figure(FIGURE, xlabel, "", title, width=8.0, height=5.2) as axes:
+        at = range(len(rows))
+        times = [median(row["seconds_ratios"]) for row in rows]
+        peaks = [median(row["peak_mb_ratios"]) for row in rows]
+        axes.barh([y + 0.2 for y in at], times, 0.38, label="time", color=LINES[0]["color"])
+        axes.barh([y - 0.2 for y in at], peaks, 0.38, label="peak memory", color=GREY, hatch="//")
+        axes.axvline(1, color="black", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_yticks(list(at), [row["what"] for row in rows])
+
+
+if __name__ == "__main__":
+    main()

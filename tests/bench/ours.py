@@ -1,0 +1,158 @@
+"""What minilora takes: `python tests/bench/ours.py CASE FOLDER [ARGUMENTS]` prints one JSON object.
+
+FOLDER holds SmolLM2-135M-Instruct in float32, for transformers; here it is read from the file that
+was fetched. Every case runs in a process of its own, so that its peak memory is its own.
+"""
+
+import minilora  # first, so that its settings for the matrix products' threads hold  # noqa: I001
+
+import sys
+
+import numpy as np
+from autograd import value_and_grad
+from cases import ADAM, BATCH, LENGTH, SMALL, SMALL_BATCH, prompt, report, seconds, tokens
+
+from minilora import LoraConfig, ModelConfig, TrainConfig, lora, model, nf4
+from minilora.config import ALL_LINEAR
+from minilora.optim import adamw, adamw_init, clip
+from minilora.pretraining import random_params
+
+
+def batch(vocab, rows, length):
+    ids = tokens(vocab, rows, length + 1)
+    zero, one = np.zeros((rows, length), np.int64), np.ones((rows, length), np.float32)
+    return {"tokens": ids[:, :-1], "targets": ids[:, 1:], "mask": one, "starts": zero}
+
+
+def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
+    """One whole training step, as a function without arguments: loss, gradient, clip, AdamW."""
+    lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=targets)
+    adapters, base = lora.init(base, lora_config, np.random.default_rng(0))
+    data, state = batch(config.vocab_size, rows, length), adamw_init(adapters)
+    settings, kept = TrainConfig(**ADAM), {"adapters": adapters, "state": state}
+    gradient = value_and_grad(model.loss)
+
+    def run():
+        loss, grads = gradient(kept["adapters"], base, data, config, checkpointing=checkpointing)
+        grads, _ = clip(grads, settings.max_grad_norm)
+        kept["adapters"], kept["state"] = adamw(
+            kept["adapters"], grads, kept["state"], lambda _: settings.learning_rate, settings
+        )
+        return float(loss)
+
+    return run
+
+
+def lora_step(folder, targets="q_proj,v_proj", scheme="none", checkpointing=""):
+    targets = ALL_LINEAR if targets == "all" else tuple(targets.split(","))
+    config, base, _ = minilora.load("smollm2", scheme)
+    report(seconds(step(config, base, targets, checkpointing=bool(checkpointing))))
+
+
+def first_loss(folder):
+    """From the shell to the first loss, the GGUF file as it was fetched."""
+    config, base, _ = minilora.load("smollm2", "nf4-dq")
+    report([step(config, base, ("q_proj", "v_proj"))()])
+
+
+def small_step(folder):
+    config = ModelConfig(**SMALL, head_dim=SMALL["hidden_size"] // SMALL["num_attention_heads"])
+    base = random_params(config, np.random.default_rng(0))
+    report(seconds(step(config, base, ("q_proj", "v_proj"), *SMALL_BATCH), repeat=50))
+
+
+def scaled_step(folder, layers, length, checkpointing=""):
+    """A step of the first so many layers of the model."""
+    config, base, _ = minilora.load("smollm2", "nf4-dq")
+    layers = int(layers)
+    config = ModelConfig(**{**vars(config), "num_hidden_layers": layers})
+    nodes = {str(i): base["model"]["layers"][str(i)] for i in range(layers)}
+    base = {**base, "model": {**base["model"], "layers": nodes}}
+    run = step(config, base, ("q_proj", "v_proj"), BATCH, int(length), bool(checkpointing))
+    report(seconds(run, repeat=3))
+
+
+def quantize(folder, rows, columns):
+    w = np.random.default_rng(0).standard_normal((int(rows), int(columns)), dtype=np.float32)
+    report(seconds(lambda: nf4.quantize(w), repeat=30))
+
+
+def dequantize(folder, rows, columns):
+    w = np.random.default_rng(0).standard_normal((int(rows), int(columns)), dtype=np.float32)
+    q = nf4.quantize(w)
+    report(seconds(lambda: nf4.dequantize(q), repeat=100))
+
+
+def matvec(folder, scheme="nf4"):
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((4096, 4096), dtype=np.float32)
+    x = rng.standard_normal(4096, dtype=np.float32)
+    q = nf4.quantize(w)
+    report(seconds((lambda: nf4.matvec(q, x)) if scheme == "nf4" else (lambda: w @ x), repeat=50))
+
+
+def generate(folder, scheme="none"):
+    config, base, _ = minilora.load("smollm2", scheme)
+    ids = prompt(folder)
+    never_ends = ModelConfig(**{**vars(config), "eos_token_id": ()})
+
+    def run():
+        return sum(1 for _ in minilora.generate({}, base, ids, never_ends, max_tokens=48))
+
+    report(seconds(run, repeat=3))
+
+
+def floor(folder, targets="q_proj,v_proj"):
+    """Nothing but the matrix products of a step, the same number in the same shapes.
+
+    Forward, y = xWᵀ; backward, ∂L/∂x = gW, and for the adapters ∂L/∂A and ∂L/∂B. The first layer
+    hands no gradient further down. Attention: QKᵀ and PV forward; backward QKᵀ once more, gVᵀ,
+    Pᵀg, dS·K and dSᵀ·Q.
+    """
+    config, base, _ = minilora.load("smollm2")
+    targets = ALL_LINEAR if targets == "all" else tuple(targets.split(","))
+    rng, tall = np.random.default_rng(0), BATCH * LENGTH
+    hd, K = config.head_dim, config.num_key_value_heads
+    G = config.num_attention_heads // K
+
+    def some(*shape):
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    x = {n: some(tall, n) for n in (config.hidden_size, config.intermediate_size, K * hd, 8)}
+    A = {n: some(8, n) for n in x}
+    B = {n: some(n, 8) for n in x}
+    q, k = some(BATCH, K, G * LENGTH, hd), some(BATCH, K, LENGTH, hd)
+    p = some(BATCH, K, G * LENGTH, LENGTH)
+    head, logits = base["model"]["embed_tokens"]["weight"], some(171, config.vocab_size)
+
+    def run():
+        for i, layer in base["model"]["layers"].items():
+            for part in ("self_attn", "mlp"):
+                for name, node in layer[part].items():
+                    w = node["weight"]
+                    out, width = w.shape
+                    x[width] @ w.T
+                    enters = i == "0" and name in ("q_proj", "k_proj", "v_proj")
+                    if not enters:
+                        x[out] @ w
+                    if name in targets:
+                        x[width] @ A[width].T, x[8] @ B[out].T
+                        x[out] @ B[out], x[out].T @ x[8], x[8].T @ x[width]
+                        if not enters:
+                            x[8] @ A[width]
+            for _ in range(2):  # forward, and once more backward
+                q @ k.swapaxes(-1, -2)
+            p @ k, q @ k.swapaxes(-1, -2), p.swapaxes(-1, -2) @ q, p @ k, p.swapaxes(-1, -2) @ q
+        for at in range(0, tall, 171):
+            h = x[config.hidden_size][at : at + 171]
+            h @ head.T, logits[: len(h)] @ head
+
+    report(seconds(run, repeat=5))
+
+
+CASES = (
+    lora_step, first_loss, small_step, scaled_step, quantize, dequantize, matvec, generate, floor
+)  # fmt: skip
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    {case.__name__: case for case in CASES}[name](*arguments)

@@ -1,0 +1,100 @@
+"""What PyTorch, PEFT, transformers and bitsandbytes take for the same: see ours.py."""
+
+import os
+import sys
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from cases import ADAM, BATCH, LENGTH, SMALL, SMALL_BATCH, prompt, report, seconds, tokens
+
+ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+
+
+def step(llama, targets, rows=BATCH, length=LENGTH):
+    """One whole training step: loss, gradient, clip, AdamW."""
+    import peft
+
+    config = peft.LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM")
+    llama = peft.get_peft_model(llama, config).train()
+    trained = [p for p in llama.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=ADAM["learning_rate"], weight_decay=0.0)
+    ids = torch.from_numpy(tokens(llama.config.vocab_size, rows, length + 1))
+    # transformers shifts labels itself, so that it would see one target fewer: both get `length`
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+
+    def run():
+        optimizer.zero_grad()
+        logits = llama(inputs).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained, ADAM["max_grad_norm"])
+        optimizer.step()
+        return loss.item()
+
+    return run
+
+
+def load(folder, scheme="none"):
+    import transformers
+
+    kwargs = {}
+    if scheme != "none":
+        kwargs["quantization_config"] = transformers.BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.float32,
+        )
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **kwargs)
+
+
+def lora_step(folder, targets="q_proj,v_proj", scheme="none"):
+    targets = ALL if targets == "all" else targets.split(",")
+    report(seconds(step(load(folder, scheme), targets)))
+
+
+def small_step(folder):
+    import transformers
+
+    llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SMALL))
+    report(seconds(step(llama, ["q_proj", "v_proj"], *SMALL_BATCH), repeat=50))
+
+
+def quantize(folder, rows, columns):
+    from bitsandbytes.functional import quantize_4bit
+
+    w = torch.randn(int(rows), int(columns))
+    report(seconds(lambda: quantize_4bit(w, blocksize=64, quant_type="nf4"), repeat=10))
+
+
+def dequantize(folder, rows, columns):
+    from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+
+    w = torch.randn(int(rows), int(columns))
+    q, state = quantize_4bit(w, blocksize=64, quant_type="nf4")
+    report(seconds(lambda: dequantize_4bit(q, state), repeat=100))
+
+
+def matvec(folder, scheme="nf4"):
+    from bitsandbytes.nn import Linear4bit
+
+    linear = Linear4bit(4096, 4096, bias=False, compute_dtype=torch.float32, quant_type="nf4")
+    linear = linear.to("cpu").train()  # in evaluation mode it may compute in bfloat16
+    x = torch.randn(1, 4096)
+    with torch.no_grad():
+        report(seconds(lambda: linear(x), repeat=20))
+
+
+def generate(folder, scheme="none"):
+    llama = load(folder, scheme).eval()
+    ids = torch.tensor([prompt(folder)])
+    kwargs = {"max_new_tokens": 48, "min_new_tokens": 48, "do_sample": False, "pad_token_id": 0}
+    with torch.no_grad():
+        report(seconds(lambda: llama.generate(ids, **kwargs).shape[1] - ids.shape[1], repeat=3))
+
+
+CASES = (lora_step, small_step, quantize, dequantize, matvec, generate)
+if __name__ == "__main__":
+    name, *arguments = sys.argv[1:]
+    {case.__name__: case for case in CASES}[name](*arguments)
