@@ -131,7 +131,7 @@ def inspect(args):
     opened = open_model(args)
     for path, leaf in [*walk(opened.base), *walk(opened.adapters)]:
         if hasattr(leaf, "shape"):
-            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
             print(f"{path:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
     print(summary(opened.adapters, opened.base))
     parts = ledger(opened.adapters, opened.base, opened.config, args.tokens)

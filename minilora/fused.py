@@ -13,7 +13,7 @@ import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 from autograd.tracer import isbox
 
-from . import nn
+from . import nn, stored
 from .kernels import exp, fast_jit, share_rows
 
 LOGIT_FLOATS = 2**23  # logits held at once (32 MiB), however large batch and vocabulary are
@@ -275,7 +275,8 @@ def _softmax_back(lo, hi, s, dp, starts, log_z):
 #   L = Σ c·(log Σ eᶻ − z[target])        ∂L/∂z = c·(p − y)
 #   ∂L/∂h = ∂L/∂z·E        ∂L/∂E = (∂L/∂z)ᵀ h
 # V is large: the logits exist only a few rows at a time, and each batch of rows gives its part of
-# the gradient before it is dropped. Rows with m = 0 are never computed.
+# the gradient before it is dropped. Rows with m = 0 are never computed. A head that is held in
+# few bits goes through both products in tiles; it is frozen, so there is no ∂L/∂E.
 
 
 def cross_entropy(hidden, head, targets, mask):
@@ -288,16 +289,16 @@ def cross_entropy(hidden, head, targets, mask):
 def _cross_entropy(hidden, head, targets, mask, kept):
     at = np.nonzero(mask)
     h, t = hidden[at], targets[at]
-    if t.size and not 0 <= t.min() <= t.max() < len(head):  # the loop below checks no bounds
-        raise IndexError(f"target {t.max()} is not one of {len(head)} tokens")
+    if t.size and not 0 <= t.min() <= t.max() < head.shape[0]:  # the loop below checks no bounds
+        raise IndexError(f"target {t.max()} is not one of {head.shape[0]} tokens")
     c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
     nll, dh = np.empty_like(c), np.empty_like(h)
     de = np.zeros_like(head) if kept["head"] else None
-    for i in chunks(len(h), len(head), LOGIT_FLOATS):
-        z = h[i] @ head.T
+    for i in chunks(len(h), head.shape[0], LOGIT_FLOATS):
+        z = stored.product(h[i], head)
         share_rows(_softmax_nll, len(z), z, t[i], c[i], nll[i], width=z.shape[1])
         if kept["hidden"]:
-            dh[i] = z @ head
+            dh[i] = stored.product_back(z, head)
         if kept["head"]:
             de += z.T @ h[i]
     kept["head"], kept["hidden"] = de, np.zeros_like(hidden)

@@ -6,7 +6,7 @@ new token costs one column of the model instead of all of them.
 
 import numpy as np
 
-from . import model
+from . import model, nn
 from .config import require
 
 
@@ -59,7 +59,7 @@ def generate(
         starts = np.zeros_like(tokens)
         x = model.hidden(adapters, base, tokens, starts, config, ops, cache=cache)
         cache.length += tokens.shape[1]
-        token = pick(head @ x[0, -1], temp, top_p, rng)
+        token = pick(nn.product(x[0, -1], head), temp, top_p, rng)
         if token in config.eos_token_id:
             return
         yield token

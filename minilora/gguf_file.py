@@ -15,6 +15,7 @@ import numpy as np
 
 from .config import InputError, require
 from .safetensors_file import decode
+from .stored import Stored, halves
 
 BLOCK = 32  # weights that share a scale
 # type number -> (name, weights in a block, bytes of a block)
@@ -63,9 +64,23 @@ class Entry:
 
     def read(self):
         """The tensor as float32. Raises InputError if the file has become shorter."""
+        return dequantize(self._raw(), TYPES[self.kind][0]).reshape(self.shape)
+
+    def read_stored(self):
+        """A matrix, left in F16, BF16 or Q8_0 if it is in one of them; else as `read`."""
+        kind = TYPES[self.kind][0]
+        if kind in ("F16", "BF16"):
+            return halves(self._raw().view("<u2").reshape(self.shape), kind)
+        if kind != "Q8_0":
+            return self.read()
+        blocks = self._raw().reshape(-1, 34)
+        codes = np.ascontiguousarray(blocks[:, 2:]).view(np.int8).reshape(self.shape)
+        return Stored(kind, codes, _float16(blocks, 0).reshape(len(codes), -1))
+
+    def _raw(self):
         raw = np.fromfile(self.path, np.uint8, self.nbytes, offset=self.offset)
         require(raw.size == self.nbytes, f"{self.where} is cut off: the file is truncated")
-        return dequantize(raw, TYPES[self.kind][0]).reshape(self.shape)
+        return raw
 
 
 def dequantize(raw, kind):

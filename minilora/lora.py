@@ -122,7 +122,7 @@ def also_train(adapters, base, groups):
     for group in groups:
         for path, w in _GROUPS[group](adapters, base):
             if path not in trained:  # else the adapter started from has trained it already
-                put(adapters, path, np.array(w, "f4"))
+                put(adapters, path, np.array(dense(w), "f4"))
     return adapters
 
 

@@ -6,7 +6,7 @@ row that greedy decoding would reproduce, so exact match needs no generation.
 
 import numpy as np
 
-from . import model
+from . import model, stored
 from .data import collate
 
 LOGIT_FLOATS = 2**23  # logits held at once
@@ -54,8 +54,9 @@ def token_scores(adapters, base, batch, config):
     head = model.head(adapters, base)
     at = np.nonzero(batch["mask"])
     h, targets = x[at], batch["targets"][at]
-    n, step = len(targets), max(1, LOGIT_FLOATS // len(head))
-    parts = [_scores(h[i : i + step] @ head.T, targets[i : i + step]) for i in range(0, n, step)]
+    n, step = len(targets), max(1, LOGIT_FLOATS // head.shape[0])
+    pieces = [slice(i, i + step) for i in range(0, n, step)]
+    parts = [_scores(stored.product(h[i], head), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
     misses = np.bincount(at[0], weights=~hit, minlength=len(x))
     exact = misses == 0

@@ -33,7 +33,7 @@ def loss(adapters, base, batch, config, ops=OPS, rng=None, checkpointing=False):
 def forward(adapters, base, tokens, config, ops=OPS):
     """Logits (B, T, V) for tokens (B, T)."""
     x = hidden(adapters, base, tokens, np.zeros_like(tokens), config, ops)
-    return nn.matmul(x, head(adapters, base))
+    return nn.matmul(x, nn.dense(head(adapters, base)))
 
 
 def hidden(

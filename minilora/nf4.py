@@ -89,6 +89,9 @@ class Quantized:
     def dequantize(self, out=None):
         return dequantize(self, out)
 
+    def matvec(self, x):
+        return matvec(self, x)
+
 
 # --- the text ---
 

@@ -11,8 +11,6 @@ G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x 
 import autograd.numpy as np
 from autograd.extend import defvjp, primitive
 
-from . import nf4
-
 
 def linear(x, trained, frozen, rng=None):
     """A projection with whatever is trained on it.
@@ -60,8 +58,8 @@ def product(x, w):
     (QLoRA, Sec. 3, Eq. 5). A single row of x, as in generating token by token, is multiplied
     straight from the codes.
     """
-    if isinstance(w, nf4.Quantized) and x.size == x.shape[-1] and x.dtype == np.float32:
-        return nf4.matvec(w, x.ravel()).reshape(*x.shape[:-1], -1)
+    if hasattr(w, "matvec") and x.size == x.shape[-1] and x.dtype == np.float32:
+        return w.matvec(x.ravel()).reshape(*x.shape[:-1], -1)
     return _fold(x, dense(w).T)
 
 
@@ -78,7 +76,7 @@ def _rows(x):
 
 
 def dense(w):
-    """The weight as an array: the one place that knows dense, 4-bit and 8-bit apart."""
+    """The weight as an array: the one place that knows dense weights and codes apart."""
     return w.dequantize() if hasattr(w, "dequantize") else w
 
 
@@ -180,9 +178,9 @@ def visible(starts, S):
 def cross_entropy(hidden, head, targets, mask):
     """Mean negative log-likelihood, in nats, of the target tokens that the mask keeps.
 
-    hidden: (B, T, D), head: (V, D) dense, targets: (B, T) integers, mask: (B, T) 0 or 1.
+    hidden: (B, T, D), head: (V, D), targets: (B, T) integers, mask: (B, T) 0 or 1.
     """
-    logits = matmul(hidden, head)
+    logits = matmul(hidden, dense(head))
     logits = logits - np.max(logits, axis=-1, keepdims=True)
     # L = −Σ m·log softmax(h Eᵀ)[target] / Σ m
     log_z = np.log(np.sum(np.exp(logits), axis=-1))

@@ -2,7 +2,7 @@
 
 A base is loaded tensor by tensor, each one checked (present, of the right shape, finite) and, under
 a quantization scheme, turned into codes before the next is read: at no time does the whole dense
-model exist.
+model exist. With a quantized base, the embedding and the head stay in the type of their file.
 """
 
 import os
@@ -17,9 +17,11 @@ from .hf_config import read_config
 from .hf_folder import shapes
 from .quantize import is_projection, quantize_leaf
 from .safetensors_file import is_finite
+from .stored import Stored
 from .tree import put
 
 EMBEDDED = Path(__file__).parent / "bases"
+TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 @dataclass(frozen=True)
@@ -38,8 +40,9 @@ def load(name, scheme="none", block_size=64):
     `name`: "micro" or "tiny" (embedded), "smollm2" (after `minilora fetch smollm2`), a Hugging Face
     folder, or a .gguf file. Weights are float32 (out, in), the seven projections quantized by
     `scheme` (none, int8, fp4, nf4, nf4-dq) in blocks of `block_size` weights; a folder that is
-    stored quantized stays as it is. Raises InputError naming the file and the tensor or field that
-    cannot be used.
+    stored quantized stays as it is. If the base is quantized, an embedding and a head that their
+    file holds in F16, BF16 or Q8_0 stay in that type (`stored.Stored`), which loses nothing.
+    Raises InputError naming the file and the tensor or field that cannot be used.
     """
     checkpoint = open_model(os.fspath(name))
     return checkpoint.config, read_tree(checkpoint, scheme, block_size), checkpoint.tokenizer
@@ -87,6 +90,7 @@ def read_tree(checkpoint, scheme, block_size):
     last = f"model.layers.{checkpoint.config.num_hidden_layers - 1}.input_layernorm.weight"
     require(last in tensors, f"tensor {last} is missing from {_origin(tensors)}")
     expected = shapes(checkpoint.config, **checkpoint.biases)
+    quantized = scheme != "none" or quantized_file.is_quantized(tensors)
     for name, entry in tensors.items():
         require(name in expected or _needless(name), f"{entry.where} is not one of a Llama's")
     for path, shape in expected.items():
@@ -96,12 +100,16 @@ def read_tree(checkpoint, scheme, block_size):
             entry.shape == shape,
             f"{entry.where} has the shape {entry.shape}, its config says {shape}",
         )
-        put(base, path, _leaf(path, entry, scheme, block_size))
+        stored = quantized and path in TABLES and hasattr(entry, "read_stored")
+        w = entry.read_stored() if stored else entry.read()
+        put(base, path, _leaf(path, entry, w, scheme, block_size))
     return base
 
 
-def _leaf(path, entry, scheme, block_size):
-    w = entry.read()
+def _leaf(path, entry, w, scheme, block_size):
+    if isinstance(w, Stored):
+        require(w.is_finite(), f"{entry.where} has a NaN or an infinite number")
+        return w
     if isinstance(w, np.ndarray):
         require(w.dtype == "float32", f"{entry.where} holds {w.dtype}, not F32, F16 or BF16")
         require(is_finite(w), f"{entry.where} has a NaN or an infinite number")

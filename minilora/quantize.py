@@ -2,7 +2,8 @@
 
 Only the seven projections of every layer are quantized: they are almost all of a model's weights,
 and the embedding, the norms and the head are the parts that suffer most (QLoRA, Sec. 2, leaves
-them in full precision as well).
+them in full precision as well). Beside a quantized base they stay in the type of their file, which
+loses nothing: see stored.py.
 """
 
 import math

@@ -60,6 +60,11 @@ def join(folder, settings, tensors):
     return rest | joined
 
 
+def is_quantized(tensors):
+    """Whether any of the entries is a quantized weight."""
+    return any(isinstance(entry, EightBit | FourBit) for entry in tensors.values())
+
+
 @dataclass(frozen=True)
 class EightBit:
     """An 8-bit weight on disk."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import InputError, require
+from .stored import halves
 
 FLOATS: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"),
@@ -48,10 +49,19 @@ class Entry:
 
         Raises InputError if the file has become shorter.
         """
+        return decode(self._raw(), self.dtype)
+
+    def read_stored(self):
+        """A matrix, left in F16 or BF16 if it is in one of them; else as `read`."""
+        if self.dtype in ("F16", "BF16"):
+            return halves(self._raw(), self.dtype)
+        return self.read()
+
+    def _raw(self):
         count = math.prod(self.shape)
         raw = np.fromfile(self.path, DTYPES[self.dtype], count, offset=self.offset)
         require(raw.size == count, f"{self.where} is cut off: the file is truncated, copy it again")
-        return decode(raw, self.dtype).reshape(self.shape)
+        return raw.reshape(self.shape)
 
 
 def decode(raw, dtype):
