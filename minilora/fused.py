@@ -26,63 +26,63 @@ def rows(x):
 
 
 # ---------------------------------------------------------------------------------- RMSNorm
-# With r = 1/√(mean(x²) + ε) and y = r·x∘w:
-#   ∂L/∂x = r·(g∘w) − x·(r³/D)·Σ(g∘w∘x)        ∂L/∂w = Σ_rows g∘(r·x)
+# With r = 1/√(mean(x²) + ε), x̂ = r·x and y = x̂∘w:
+#   ∂L/∂x = r·(g∘w − x̂·mean(g∘w∘x̂))        ∂L/∂w = Σ_rows g∘x̂
+# x̂ is had again as y/w: y is what an adapter above keeps anyway, so x need not be kept as well.
+
+
+def rms_norm(x, weight, eps):
+    """As `nn.rms_norm`; keeps y, and one number a row."""
+    return _rms_norm(x, weight, eps, {})
 
 
 @primitive
-def rms_norm(x, weight, eps):
-    """As `nn.rms_norm`; keeps x."""
+def _rms_norm(x, weight, eps, kept):
     y, width = np.empty(x.shape, x.dtype), x.shape[-1]
-    share_rows(_rms_norm, x.size // width, rows(x), weight, x.dtype.type(eps), rows(y), width=width)
+    kept["r"] = np.empty(x.size // width, x.dtype)
+    share_rows(_norm, len(kept["r"]), rows(x), weight, eps, rows(y), kept["r"], width=width)
+    kept["x_hat"] = None if weight.all() else x * kept["r"].reshape(*x.shape[:-1], 1)
     return y
 
 
 def _rms_norm_vjp(argnums, y, args, kwargs):
-    x, weight, eps = args
+    weight, kept = args[1], args[3]
 
     def vjp(g):
-        dx, width = np.empty(x.shape, x.dtype), x.shape[-1]
-        a = (rows(x), weight, x.dtype.type(eps), rows(g), rows(dx))
-        share_rows(_rms_norm_back, x.size // width, *a, width=width)
-        return tuple(dx if n == 0 else _rms_norm_dw(x, eps, g) for n in argnums)
+        x_hat = y / weight if kept["x_hat"] is None else kept["x_hat"]
+        dx, width = np.empty(y.shape, y.dtype), y.shape[-1]
+        a = (rows(x_hat), weight, kept["r"], rows(g), rows(dx))
+        share_rows(_norm_back, len(kept["r"]), *a, width=width)
+        return tuple(dx if n == 0 else np.sum(rows(g * x_hat), axis=0) for n in argnums)
 
     return vjp
 
 
-def _rms_norm_dw(x, eps, g):
-    x_hat = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + x.dtype.type(eps))
-    return np.sum(rows(g * x_hat), axis=0)
-
-
-defvjp_argnums(rms_norm, _rms_norm_vjp)
+defvjp_argnums(_rms_norm, _rms_norm_vjp)
 
 
 @fast_jit
-def _rms_norm(lo, hi, x, w, eps, y):
+def _norm(lo, hi, x, w, eps, y, r):
     D = x.shape[1]
     for i in range(lo, hi):
-        total = eps * D
+        total = x[i, 0] * 0
         for j in range(D):
             total += x[i, j] * x[i, j]
-        r = 1 / np.sqrt(total / D)
-        r = x.dtype.type(r)
+        r[i] = 1 / np.sqrt(total / D + eps)
         for j in range(D):
-            y[i, j] = x[i, j] * r * w[j]
+            y[i, j] = x[i, j] * r[i] * w[j]
 
 
 @fast_jit
-def _rms_norm_back(lo, hi, x, w, eps, g, dx):
-    D = x.shape[1]
+def _norm_back(lo, hi, x_hat, w, r, g, dx):
+    D = x_hat.shape[1]
     for i in range(lo, hi):
-        total, dot = eps * D, eps * 0
+        dot = x_hat[i, 0] * 0
         for j in range(D):
-            total += x[i, j] * x[i, j]
-            dot += g[i, j] * w[j] * x[i, j]
-        r = x.dtype.type(1 / np.sqrt(total / D))
-        c = x.dtype.type(r * r * r * dot / D)
+            dot += g[i, j] * w[j] * x_hat[i, j]
+        mean = x_hat.dtype.type(dot / D)
         for j in range(D):
-            dx[i, j] = r * g[i, j] * w[j] - c * x[i, j]
+            dx[i, j] = r[i] * (g[i, j] * w[j] - x_hat[i, j] * mean)
 
 
 # ----------------------------------------------------------------------------------- SwiGLU
@@ -301,6 +301,7 @@ def _cross_entropy(hidden, head, targets, mask, kept):
             dh[i] = stored.product_back(z, head)
         if kept["head"]:
             de += z.T @ h[i]
+        del z  # before the next rows' are made
     kept["head"], kept["hidden"] = de, np.zeros_like(hidden)
     kept["hidden"][at] = dh
     return np.dot(nll.astype(np.float64), c.astype(np.float64))

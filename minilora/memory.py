@@ -6,7 +6,6 @@ from .config import ALL_LINEAR
 from .lora import adapted
 from .tree import count, get, nbytes, walk
 
-SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
 ADAM_FLOATS = 2  # m and v, a float32 each, for every trained parameter
 
 
@@ -29,21 +28,21 @@ def ledger(adapters, base, config, tokens):
 def kept_floats(adapters, base, config):
     """Floats a token that the fused operations keep for the backward pass.
 
-    Each layer: the inputs of the two norms, turned q and k, v, one number a head, gate and up; and
-    for each adapted projection its input x and A x, an input that several share counted once. The
-    first adapted layer's share is counted in full.
+    Each layer: the outputs of the two norms (which the adapters on q, k, v and on gate, up read as
+    well) and a number a norm, turned q and k, v, a number a head, gate and up; for each adapted
+    projection A x, and for o_proj and down_proj the input x. The first adapted layer's share is
+    counted in full.
     """
     D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
     H, K = config.num_attention_heads, config.num_key_value_heads
-    layer = 2 * D + (H + 2 * K) * hd + H + 2 * F
+    layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
     paths = adapted(adapters)
     first = min((int(path.split(".")[2]) for path in paths), default=0)
-    inputs, ranks = {}, 0
+    kept = (config.num_hidden_layers - first) * layer + D + 1
     for path in paths:
-        node, _, name = path.rpartition(".")
-        r, inputs[node, SAME_INPUT.get(name, name)] = get(adapters, path)["lora_A"].shape
-        ranks += r
-    return (config.num_hidden_layers - first) * layer + sum(inputs.values()) + ranks + D
+        r, width = get(adapters, path)["lora_A"].shape
+        kept += r + (width if path.endswith(("o_proj", "down_proj")) else 0)
+    return kept
 
 
 def table(parts):

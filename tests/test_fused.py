@@ -68,7 +68,9 @@ def rms_norm_inputs(draw):
     rng = np.random.default_rng(draw(seeds))
     x = rng.standard_normal(shape) * 10.0 ** draw(st.integers(-4, 4))
     eps = draw(st.sampled_from([1e-5, 1e-2]))
-    return x, rng.standard_normal(shape[-1]), eps, rng.standard_normal(shape)
+    w = rng.standard_normal(shape[-1])
+    w[: draw(st.integers(0, 2))] = 0  # a gain of zero: x̂ cannot be had from y
+    return x, w, eps, rng.standard_normal(shape)
 
 
 @given(rms_norm_inputs(), dtypes)

@@ -6,7 +6,8 @@ Every number is from a process of its own; the two sides of a row take turns, an
 the median over the rounds of the ratio of the two neighbours, so that a machine whose speed
 wanders wanders for both. Needs the groups `test` and `peers`, and `minilora fetch smollm2`. Keep
 the machine quiet: the threads of matrix products lose far more than their share to other work.
-Prints a Markdown table and draws figures/bench.png.
+Prints a Markdown table, draws figures/bench.png, and keeps the rows in results.json beside this
+file; with `--only`, the other rows are those of earlier runs.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from statistics import median
 
 HERE = Path(__file__).parent
 FIGURE = HERE.parent.parent / "figures" / "bench.png"
+RESULTS = HERE / "results.json"
 
 # (group, what, case of ours, case of theirs, of which the ratio of time and of memory is to be …)
 PAIRS = (
@@ -48,20 +50,25 @@ PAIRS = (
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="+", default=None)
+    groups = (*dict.fromkeys(pair[0] for pair in PAIRS), "start", "scaling")
+    parser.add_argument("--only", nargs="+", choices=groups, default=groups)
     args = parser.parse_args()
-    print(machine(), flush=True)
+    saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         write_dense(folder)
-        pairs = [p for p in PAIRS if args.only is None or p[0] in args.only]
-        rows = [compared(folder, pair, args.rounds) for pair in pairs]
-        print(table(rows), flush=True)
-        if args.only is None or "start" in args.only:
-            print(starting(folder))
-        if args.only is None or "scaling" in args.only:
-            print(scaling(folder))
-    if args.only is None:
-        draw(rows)
+        for pair in PAIRS:
+            if pair[0] in args.only:
+                saved[pair[1]] = compared(folder, pair, args.rounds)
+        if "start" in args.only:
+            saved["start"] = starting(folder)
+        if "scaling" in args.only:
+            saved["scaling"] = scaling(folder)
+    saved["machine"] = machine()
+    RESULTS.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
+    rows = [{"what": pair[1], **saved[pair[1]]} for pair in PAIRS if pair[1] in saved]
+    lines = [saved.get(name, "") for name in ("machine", "start", "scaling")]
+    print(lines[0], table(rows), *lines[1:], sep="\n\n")
+    draw(rows)
 
 
 def machine():
@@ -98,10 +105,10 @@ def compared(folder, pair, rounds):
         side, _, case_of_theirs = other.partition(" ")
     both = [(run("ours", folder, case), run(side, folder, case_of_theirs)) for _ in range(rounds)]
     ours, theirs = zip(*both)
-    row = {"what": what, "goal": goal, "memory_goal": memory_goal}
+    row = {"goal": goal, "memory_goal": memory_goal}
     for key in ("seconds", "peak_mb"):
-        row[key] = median(r[key] for r in ours), median(r[key] for r in theirs)
-        row[f"{key}_ratios"] = [a[key] / b[key] for a, b in both]
+        row[key] = [round(median(r[key] for r in side), 6) for side in (ours, theirs)]
+        row[f"{key}_ratios"] = [round(a[key] / b[key], 4) for a, b in both]
     print(f"  {what}: {row['seconds_ratios']}", file=sys.stderr, flush=True)
     return row
 
