@@ -68,7 +68,8 @@ def main():
     rows = [{"what": pair[1], **saved[pair[1]]} for pair in PAIRS if pair[1] in saved]
     lines = [saved.get(name, "") for name in ("machine", "start", "scaling")]
     print(lines[0], table(rows), *lines[1:], sep="\n\n")
-    draw(rows)
+    itself = {pair[1] for pair in PAIRS if pair[3].startswith("ours ")}
+    draw([row for row in rows if row["what"] not in itself])
 
 
 def machine():
@@ -175,9 +176,9 @@ def draw(rows):
     from minilora.plot import GREY, LINES, figure
 
     rows = rows[::-1]
-    title = "minilora beside PyTorch + PEFT + bitsandbytes, two cores: shorter is better"
-    xlabel = "time (or peak memory) as a share of theirs, log scale"
-    with figure(FIGURE, xlabel, "", title, width=8.0, height=5.2) as axes:
+    title = "Beside PyTorch, PEFT and bitsandbytes: shorter is better"
+    xlabel = "time, or peak memory, as a share of theirs (log scale)"
+    with figure(FIGURE, xlabel, "", title, width=8.0, height=4.8) as axes:
         at = range(len(rows))
         times = [median(row["seconds_ratios"]) for row in rows]
         peaks = [median(row["peak_mb_ratios"]) for row in rows]
