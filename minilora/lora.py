@@ -61,6 +61,7 @@ def targets(base, config):
 
 def delta(trained, frozen):
     """ΔW = (α/r)·BA: (out, in), float32."""
+    require(trained["lora_A"].ndim == 2, "adapters that differ from row to row cannot be merged")
     return np.float32(frozen["lora_scaling"]) * (trained["lora_B"] @ trained["lora_A"])
 
 
@@ -76,15 +77,22 @@ def merge(adapters, base, dtype=np.float32):
     trained = flatten(adapters)
     for path, w in walk(base):
         node, _, name = path.rpartition(".")
-        if name in ("lora_scaling", "lora_dropout"):
+        if name in ("lora_scaling", "lora_dropout") or ".lora_stack." in path:
             continue
         # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
         w = dense(trained.get(path, w))
+        for under in stacked(base, node) if name == "weight" else ():
+            w = w + delta(under, under)
         if f"{node}.lora_A" in trained and name == "weight":
             w = w + delta(get(adapters, node), get(base, node))
         merged[path] = _finite(path, w.astype(dtype))
     added = {p: w for p, w in trained.items() if not p.endswith(("lora_A", "lora_B"))}
     return unflatten({**{p: _finite(p, w.astype(dtype)) for p, w in added.items()}, **merged})
+
+
+def stacked(base, path):
+    """The adapters that are frozen on the projection at `path`, the first one first."""
+    return get(base, path).get("lora_stack", {}).values()
 
 
 def unmerge(adapters, base, merged):

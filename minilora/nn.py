@@ -20,10 +20,14 @@ def linear(x, trained, frozen, rng=None):
     x: (..., in) -> (..., out). Leaves of `frozen`: `weight` (out, in) dense or quantized, `bias`,
     and beside an adapter its `lora_scaling` and `lora_dropout`. Leaves of `trained`: `lora_A`
     (r, in) and `lora_B` (out, r) add a low-rank update, `bias` and `weight` take the place of the
-    frozen ones. `rng` draws the dropout mask of the adapter's branch; None means no dropout.
+    frozen ones. `lora_stack` of `frozen` holds adapters that are frozen too (`compose.stack`).
+    `rng` draws the dropout mask of the adapter's branch; None means no dropout.
     """
     # h = W₀x + (α/r)·BAx + b   (LoRA, Eq. 3)
     h = matmul(x, trained["weight"]) if "weight" in trained else product(x, frozen["weight"])
+    for under in frozen.get("lora_stack", {}).values():
+        z = product(product(x, under["lora_A"]), under["lora_B"])
+        h = h + under["lora_scaling"] * z
     if "lora_A" in trained:
         z = dropout(x, frozen["lora_dropout"], rng)
         h = h + frozen["lora_scaling"] * matmul(matmul(z, trained["lora_A"]), trained["lora_B"])
@@ -39,15 +43,18 @@ def leaf(trained, frozen, name):
 
 @primitive
 def matmul(x, w):
-    """x Wᵀ with a trained W: (..., in) -> (..., out); the leading axes are one product's rows."""
-    return _fold(x, w.T)
+    """x Wᵀ with a trained W: (..., in) -> (..., out); the leading axes are one product's rows.
+
+    A W (B, out, in) is a matrix for each row of the batch x (B, T, in).
+    """
+    return _fold(x, w.swapaxes(-1, -2))
 
 
 # ∂L/∂x = (∂L/∂y) W        ∂L/∂W = (∂L/∂y)ᵀ x
 defvjp(
     matmul,
     lambda y, x, w: lambda g: _fold(g, w),
-    lambda y, x, w: lambda g: _rows(g).T @ _rows(x),
+    lambda y, x, w: lambda g: g.swapaxes(-1, -2) @ x if w.ndim == 3 else _rows(g).T @ _rows(x),
 )
 
 
@@ -70,7 +77,7 @@ defvjp(product, lambda y, x, w: lambda g: _fold(g, dense(w)), argnums=(0,))
 
 
 def _fold(x, m):
-    return (_rows(x) @ m).reshape(*x.shape[:-1], -1)
+    return x @ m if m.ndim == 3 else (_rows(x) @ m).reshape(*x.shape[:-1], -1)
 
 
 def _rows(x):
