@@ -8,7 +8,7 @@ frozen tree next to the weight, where `nn.linear` reads both.
 import numpy as np
 
 from .config import ALL_LINEAR, InputError, names_module, require
-from .nn import dense
+from .nn import dense, row_norms
 from .tree import child, flatten, get, put, tree_map, unflatten, walk
 
 
@@ -21,6 +21,10 @@ def init(base, config, rng):
     """
     adapters: dict = {}
     frozen = tree_map(lambda w: w, base)
+    require(
+        config.init_lora_weights is True,
+        f"init_lora_weights {config.init_lora_weights!r} changes the base, too: see starts.init",
+    )
     for path in targets(base, config):
         r, scaling = config.at(path)
         out_features, in_features = get(base, path)["weight"].shape
@@ -31,6 +35,10 @@ def init(base, config, rng):
         put(adapters, f"{path}.lora_B", np.zeros((out_features, r), "f4"))
         put(frozen, f"{path}.lora_scaling", scaling)
         put(frozen, f"{path}.lora_dropout", config.lora_dropout)
+        if config.use_dora:
+            require("lora_stack" not in get(base, path), "DoRA cannot stand upon another adapter")
+            norms = row_norms(get(adapters, path), get(frozen, path))  # m = ‖W₀‖: DoRA, Sec. 4.1
+            put(adapters, f"{path}.lora_magnitude_vector", norms)
     return adapters, frozen
 
 
@@ -139,7 +147,12 @@ def _norms(adapters, base):
 
 
 def _biases(adapters, base):
-    nodes = {path: get(base, path) for path in adapted(adapters)}
+    return biases(adapted(adapters), base)
+
+
+def biases(paths, base):
+    """(path, bias) of the projections at `paths`: the base's own, or zeros."""
+    nodes = {path: get(base, path) for path in paths}
     return [
         (f"{path}.bias", node["bias"] if "bias" in node else np.zeros(node["weight"].shape[0]))
         for path, node in nodes.items()
