@@ -128,21 +128,24 @@ def test_the_gradient_passes_through_a_stack():
 
 
 @EVERY_BASE
-def test_a_stack_of_three_merges(scheme):
-    # the bound of test_lora's merged model, with three updates of 4 terms each in a projection
+def test_a_stack_of_three_merges_and_is_the_sum_of_the_three(scheme):
     base = quantized(random_base(TINY), scheme)
+    fields = [{"target_modules": names, "r": 4} for names in (ALL_LINEAR, ALL_LINEAR, ("q_proj",))]
     frozen = base
     for seed in range(2):
-        adapters, frozen = adapted(frozen, seed, target_modules=ALL_LINEAR, r=4)
-        frozen = compose.stack(adapters, frozen)
-    adapters, frozen = adapted(frozen, 2, target_modules=("q_proj", "up_proj"), r=4)
+        frozen = compose.stack(*adapted(frozen, seed, **fields[seed]))
+    adapters, frozen = adapted(frozen, 2, **fields[2])
     tokens = random_batch(TINY)["tokens"]
     apart = model.forward(adapters, frozen, tokens, TINY)
     merged = lora.merge(adapters, frozen)
     assert flatten(merged).keys() == flatten(base).keys()
-    together = model.forward({}, merged, tokens, TINY)
+    pairs = [adapted(base, seed, **fields[seed]) for seed in range(3)]
+    summed = compose.combine(pairs, [1, 1, 1])[:2]
+    # the bound of test_lora's merged model, with three updates of rank 4 on a projection
     bound = 2 * 4 * (12 + 12) * U32 * 10 * np.abs(apart).max()
-    np.testing.assert_allclose(together, apart, rtol=0, atol=bound)
+    for pair in (({}, merged), summed):
+        together = model.forward(*pair, tokens, TINY)
+        np.testing.assert_allclose(together, apart, rtol=0, atol=bound)
 
 
 def test_replaced_leaves_are_stacked_in_the_bases_place_and_others_refused():
