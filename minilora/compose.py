@@ -104,11 +104,14 @@ def svd(parts, r):
 
 
 def linear(parts, r):
-    """(Σ ±√|wᵢsᵢ|·Bᵢ)(Σ √|wᵢsᵢ|·Aᵢ): its terms i ≠ j belong to no adapter. Here to be measured."""
+    """(Σ √|wᵢsᵢ|·Bᵢ)(Σ ±√|wᵢsᵢ|·Aᵢ): its terms i ≠ j belong to no adapter. Here to be measured.
+
+    Even a sign makes two of it: PEFT's stands with A, and so does ours.
+    """
     require(len({len(A) for _, A, _ in parts}) == 1, "only equal ranks can be averaged")
     roots = [abs(ws) ** 0.5 for ws, _, _ in parts]
-    B = sum(np.copysign(root, ws) * B for root, (ws, _, B) in zip(roots, parts))
-    return sum(root * A for root, (_, A, _) in zip(roots, parts)), B
+    A = sum(np.copysign(root, ws) * A for root, (ws, A, _) in zip(roots, parts))
+    return A, sum(root * B for root, (_, _, B) in zip(roots, parts))
 
 
 HOW = {"cat": cat, "svd": svd, "linear": linear}
