@@ -1,5 +1,7 @@
 """The whole family: how each method starts, what it counts, and that its leaves are read."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from autograd import value_and_grad
@@ -16,7 +18,7 @@ from models import (
     seeds,
 )
 
-from minilora import fused, lora, model, nn
+from minilora import fused, lora, model, nn, starts
 from minilora.config import InputError, LoraConfig, MethodConfig, TrainConfig
 from minilora.generate import Cache
 from minilora.methods import METHODS
@@ -242,6 +244,92 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
     packed = model.hidden(adapters, frozen, np.concatenate(alone, axis=1), starts, TINY)
     expected = np.concatenate(apart, axis=1)
     np.testing.assert_allclose(packed, expected, atol=1e-5 * np.abs(expected).max())
+
+
+# ------------------------------------------------------------------------- starts and merges
+
+
+@BASES
+@pytest.mark.parametrize("name", MERGEABLE)
+def test_merging_is_an_equation(name, scheme):
+    """forward(adapters, frozen, x) = forward({}, merged, x), to the rounding of one more float32
+    weight: a dozen sums after one another, each some units in the last place."""
+    base = stored(random_base(TINY, biases=("k_proj", "o_proj")), scheme, name)
+    adapters, frozen = trained(name, base)
+    tokens = np.arange(10).reshape(2, 5) % TINY.vocab_size
+    ours = model.forward(adapters, frozen, tokens, TINY)
+    merged = model.forward({}, lora.merge(adapters, frozen), tokens, TINY)
+    assert np.abs(ours - model.forward({}, base, tokens, TINY)).max() > 0.01 * np.abs(ours).max()
+    np.testing.assert_allclose(merged, ours, atol=3e-5 * np.abs(ours).max())
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    {
+        "prompt": "a prompt",
+        "p-tuning": "P-tuning",
+        "prefix": "prefix",
+        "bottleneck": "a bottleneck",
+    }.items(),
+)
+def test_merging_is_refused_by_name(name, words):
+    with pytest.raises(InputError, match=f"{words}.* cannot be merged"):
+        lora.merge(*trained(name, random_base(TINY)))
+
+
+def test_what_was_multiplied_in_is_not_subtracted():
+    adapters, frozen = trained("dora", random_base(TINY))
+    with pytest.raises(InputError, match="lora_magnitude_vector"):
+        lora.unmerge(adapters, frozen, lora.merge(adapters, frozen))
+
+
+def start_of(name, base, scheme="none", **fields):
+    config = LoraConfig(init_lora_weights=name, target_modules=("all-linear",), **fields)
+    return starts.init(base, config, np.random.default_rng(0), scheme, 16), config
+
+
+@few
+@given(configs(), seeds, st.integers(1, 9), st.booleans())
+def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r, dora):
+    base = random_base(config, seed)
+    (adapters, frozen), lora_config = start_of("pissa", base, r=r, lora_alpha=5, use_dora=dora)
+    for path in lora.adapted(adapters):
+        w, node, rest = (lora.get(t, path) for t in (base, adapters, frozen))
+        w, rest = w["weight"].astype("f8"), rest["weight"].astype("f8")
+        singular = np.linalg.svd(w, compute_uv=False)
+        # eigenvalues are squares: a singular value is good to √u of the largest; rank r, the rest
+        np.testing.assert_allclose(
+            np.linalg.norm(rest), np.linalg.norm(singular[r:]), atol=1e-5 * singular[0]
+        )
+        ours = rest + lora_config.at(path)[1] * node["lora_B"].astype("f8") @ node["lora_A"]
+        np.testing.assert_allclose(ours, w, atol=1e-6 * singular[0])
+    tokens = np.arange(6)[None] % config.vocab_size
+    bare, ours = (model.forward(*t, tokens, config) for t in (({}, base), (adapters, frozen)))
+    np.testing.assert_allclose(ours, bare, atol=1e-4 * np.abs(bare).max())
+
+
+@pytest.mark.parametrize("scheme", ["int8", "nf4"])
+def test_loftq_is_nearer_to_the_weights_than_quantizing(scheme):
+    """And A, B are then the best of their rank for the codes as they are."""
+    base = random_base(replace(TINY, hidden_size=24, intermediate_size=32))
+    (adapters, frozen), config = start_of("loftq", base, scheme, r=4)
+    plain = quantized(base, scheme)
+    for path in lora.adapted(adapters):
+        w, q, alone = (nn.dense(lora.get(t, path)["weight"]) for t in (base, frozen, plain))
+        node, scaling = lora.get(adapters, path), config.at(path)[1]
+        left = np.linalg.norm(w - q - scaling * node["lora_B"] @ node["lora_A"])
+        assert left < 0.9 * np.linalg.norm(w - alone)
+        singular = np.linalg.svd(w - q, compute_uv=False)
+        assert left == pytest.approx(np.linalg.norm(singular[4:]), rel=1e-4)
+
+
+def test_starts_need_the_dense_base_and_loftq_a_scheme():
+    with pytest.raises(InputError, match="needs it dense"):
+        start_of("pissa", quantized(random_base(TINY)), "nf4")
+    with pytest.raises(InputError, match="--quantize"):
+        start_of("loftq", random_base(TINY))
+    with pytest.raises(InputError, match="starts"):
+        lora.init(random_base(TINY), LoraConfig(init_lora_weights="pissa"), None)
 
 
 # ----------------------------------------------------------------------- rates, combinations
