@@ -1,5 +1,6 @@
 """The whole family: how each method starts, what it counts, and that its leaves are read."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ from models import (
     as_dtype,
     bits,
     configs,
+    fingerprint,
     quantized,
     random_base,
     random_batch,
@@ -19,7 +21,8 @@ from models import (
 )
 
 from minilora import fused, lora, model, nn, starts
-from minilora.config import InputError, LoraConfig, MethodConfig, TrainConfig
+from minilora.checkpoint import changes_base, load_adapter, save_adapter
+from minilora.config import ALL_LINEAR, InputError, LoraConfig, MethodConfig, TrainConfig
 from minilora.generate import Cache
 from minilora.methods import METHODS
 from minilora.train import check, rates
@@ -36,7 +39,8 @@ few = settings(max_examples=25)
 def config_of(name, n=3, m=4):
     if name in ("lora", "dora"):
         return LoraConfig(r=2, target_modules=NAMES, use_dora=name == "dora")
-    return MethodConfig(name, num_virtual_tokens=n, bottleneck_size=m)
+    sizes = {"num_virtual_tokens": n} if name in VIRTUAL else {}
+    return MethodConfig(name, **sizes, **({"bottleneck_size": m} if name == "bottleneck" else {}))
 
 
 def started(name, base, seed=0, **sizes):
@@ -284,7 +288,7 @@ def test_what_was_multiplied_in_is_not_subtracted():
 
 
 def start_of(name, base, scheme="none", **fields):
-    config = LoraConfig(init_lora_weights=name, target_modules=("all-linear",), **fields)
+    config = LoraConfig(init_lora_weights=name, target_modules=ALL_LINEAR, **fields)
     return starts.init(base, config, np.random.default_rng(0), scheme, 16), config
 
 
@@ -330,6 +334,66 @@ def test_starts_need_the_dense_base_and_loftq_a_scheme():
         start_of("loftq", random_base(TINY))
     with pytest.raises(InputError, match="starts"):
         lora.init(random_base(TINY), LoraConfig(init_lora_weights="pissa"), None)
+
+
+# -------------------------------------------------------------------------------- the files
+
+
+@EVERY
+@BASES
+def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
+    base = stored(random_base(TINY), scheme, name)
+    adapters, frozen = trained(name, base)
+    save_adapter(tmp_path, adapters, frozen, config_of(name), "a base")
+    back, frozen_back, config = load_adapter(tmp_path, base)
+    assert config == config_of(name)
+    if name == "p-tuning":  # the file has what the network puts out
+        adapters = {"model": {"prompt_embeddings": nn.prompt(adapters["model"])}}
+    assert fingerprint(back) == fingerprint(adapters)
+    assert fingerprint(frozen_back) == fingerprint(frozen)
+    save_adapter(tmp_path / "again", back, frozen_back, config, "a base")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name, scheme", [("pissa", "none"), ("pissa", "nf4"), ("loftq", "nf4")])
+def test_a_start_that_changes_the_base_is_made_again_on_loading(name, scheme, tmp_path):
+    base = random_base(TINY)
+    (adapters, frozen), config = start_of(name, base, scheme)
+    adapters = tree_map(lambda w: w + np.float32(0.01), adapters)
+    save_adapter(tmp_path, adapters, frozen, config, "a base")
+    assert changes_base(tmp_path)
+    back, frozen_back, config_back = load_adapter(tmp_path, base, scheme, 16)
+    assert config_back == config
+    assert fingerprint(back) == fingerprint(adapters)
+    assert fingerprint(frozen_back) == fingerprint(frozen)
+
+
+REFUSED = [
+    ("ia3", "target_modules", ["q_proj"]), ("ia3", "feedforward_modules", ["k_proj"]),
+    ("ia3", "fan_in_fan_out", True), ("ia3", "modules_to_save", ["norm"]), ("ia3", "r", 8),
+    ("prompt", "num_virtual_tokens", 0), ("prompt", "num_virtual_tokens", 4),
+    ("prompt", "num_virtual_tokens", 10**9), ("prompt", "num_virtual_tokens", "3"),
+    ("prompt", "num_transformer_submodules", 2), ("prompt", "a_field_of_tomorrow", 1),
+    ("prefix", "task_type", "SEQ_CLS"), ("prefix", "bottleneck_size", 3),
+    ("p-tuning", "peft_type", "MULTITASK_PROMPT_TUNING"), ("bottleneck", "bottleneck_size", None),
+    ("bottleneck", "bottleneck_size", 5), ("bitfit", "minilora_method", "lora"),
+    ("norm", "minilora_method", ["norm"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, field, value", REFUSED)
+def test_a_field_that_cannot_be_honoured_is_refused(name, field, value, tmp_path):
+    base = random_base(TINY)
+    save_adapter(tmp_path, *trained(name, base), config_of(name), "a base")
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(InputError) as caught:
+        load_adapter(tmp_path, base)
+    message = str(caught.value)
+    assert "\n" not in message and str(tmp_path) in message
+    # where the number is sound and the tensors are of another size, these are named
+    assert field in message or "has the shape" in message
 
 
 # ----------------------------------------------------------------------- rates, combinations
