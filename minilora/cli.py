@@ -12,7 +12,8 @@ import sys
 import tomllib
 from dataclasses import fields
 
-from .config import CHOICES, InputError, LoraConfig, TrainConfig, flag
+from .config import CHOICES, STARTS, InputError, LoraConfig, TrainConfig, flag
+from .methods import METHODS
 from .quantize import SCHEMES
 
 DEFAULT_DATA = "questions"
@@ -151,7 +152,10 @@ def train_flags(sub):
     add("--data", default=DEFAULT_DATA, help="questions, notes, toolcalls, a .jsonl file, a folder")
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="how the frozen base is stored")
     add("--block-size", type=int, default=64, help="weights that share a scale")
-    add("--method", choices=("lora",), default="lora")
+    add("--method", choices=tuple(METHODS), default="lora", help="see the README's table")
+    add("--num-virtual-tokens", type=int, default=16, help="of prompt, p-tuning and prefix")
+    add("--bottleneck-size", type=int, default=8, help="of bottleneck")
+    add("--init-lora-weights", choices=STARTS, help="how A and B start, in place of random and 0")
     add("--lora-r", type=int, default=lora.r)
     add("--lora-alpha", type=number, default=lora.lora_alpha)
     add("--lora-dropout", type=float, default=lora.lora_dropout)

@@ -9,13 +9,13 @@ import numpy as np
 
 from . import fetch as fetching
 from . import lora, pretraining
-from .checkpoint import load_adapter
 from .cli import toml_settings
 from .config import ModelConfig, TrainConfig, require
 from .data import load_rows, prepare
 from .generate import generate as generate_tokens
 from .memory import bits_per_weight, ledger, summary, table
 from .metrics import evaluate as scores
+from .opening import open_adapter
 from .pretrained import load, save_pretrained
 from .quantize import error_report
 from .quantized_file import save_quantized
@@ -51,11 +51,11 @@ def open_model(args):
     require(name, f"{path} does not say which base it belongs to: give --model")
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
-    config, base, tokenizer = load(name, scheme, block_size)
-    adapters = {}
     if path:
-        adapters, base, _ = load_adapter(path, base)
-    return Opened(adapters, base, config, tokenizer, settings)
+        config, base, tokenizer, adapters, _ = open_adapter(path, name, scheme, block_size)
+        return Opened(adapters, base, config, tokenizer, settings)
+    config, base, tokenizer = load(name, scheme, block_size)
+    return Opened({}, base, config, tokenizer, settings)
 
 
 def open_examples(args, opened, split):

@@ -1,11 +1,10 @@
 """The files of the methods other than LoRA: PEFT's where PEFT has the method, else our own.
 
 Ours are the same two: an adapter_config.json with `minilora_method` in the place of `peft_type`
-(and `bottleneck_size`), and tensors under the paths of the trained tree. PEFT refuses such a folder.
+(and `bottleneck_size`), which PEFT refuses, and tensors under the paths of the trained tree.
 
 In PEFT's files a prompt is one tensor, `prompt_embeddings` (n, D). So is what P-tuning's network
-puts out (the network itself is dropped), and a prefix, (n, L·2·K·hd): keys, values, layer by
-layer.
+puts out (the network itself is dropped), and a prefix: (n, L·2·K·hd), each layer's keys, values.
 """
 
 import numpy as np
