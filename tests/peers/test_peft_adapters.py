@@ -50,8 +50,6 @@ PEFT_CONFIGS = {
     },
     "gaussian": {"init_lora_weights": "gaussian"},
     "dora": {"use_dora": True, "target_modules": ALL, "lora_dropout": 0.1, "lora_alpha": 20},
-    "pissa": {"init_lora_weights": "pissa", "target_modules": ALL, "lora_alpha": 20},
-    "pissa and dora": {"init_lora_weights": "pissa", "use_dora": True, "use_rslora": True},
     "head": {"modules_to_save": ["lm_head"]},
     "norms": {"modules_to_save": ["norm"], "target_modules": ALL},
     "one norm": {"modules_to_save": ["model.norm", "1.input_layernorm"]},
