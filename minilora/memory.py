@@ -3,10 +3,16 @@
 import sys
 
 from .config import ALL_LINEAR
-from .lora import adapted
-from .tree import count, get, nbytes, walk
+from .tree import count, layer_of, nbytes, walk
 
 SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}
+# Floats a token that the line which reads a leaf keeps, beside a projection's input.
+BESIDE = {
+    "lora_A": len,  # A x
+    "lora_magnitude_vector": len,  # the output before it is scaled
+    "ia3_l": lambda w: w.size,  # what is scaled
+    "bottleneck_down": lambda w: w.shape[1] + 8 * len(w),  # h, and the powers inside gelu
+}
 ADAM_FLOATS = 2  # m and v, a float32 each, for every trained parameter
 
 
@@ -29,21 +35,30 @@ def ledger(adapters, base, config, tokens):
 def kept_floats(adapters, base, config):
     """Floats a token that the fused operations keep for the backward pass.
 
-    Each layer: the inputs of the two norms, turned q and k, v, one number a head, gate and up; and
-    for each adapted projection its input x and A x, an input that several share counted once. The
-    first adapted layer's share is counted in full.
+    Each layer: the inputs of the two norms, turned q and k, v, one number a head, gate and up; for
+    each projection with low-rank factors or a trained weight its input, one that several share
+    counted once; and what the leaves beside it keep (`BESIDE`). The first adapted layer's share is
+    counted in full. A prefix's scores, which grow with the square of the length, are left out.
     """
     D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
     H, K = config.num_attention_heads, config.num_key_value_heads
     layer = 2 * D + (H + 2 * K) * hd + H + 2 * F
-    paths = adapted(adapters)
-    first = min((int(path.split(".")[2]) for path in paths), default=0)
-    inputs, ranks = {}, 0
-    for path in paths:
+    L, inputs, beside = config.num_hidden_layers, {}, 0
+    for path, w in walk(adapters):
         node, _, name = path.rpartition(".")
-        r, inputs[node, SAME_INPUT.get(name, name)] = get(adapters, path)["lora_A"].shape
-        ranks += r
-    return (config.num_hidden_layers - first) * layer + sum(inputs.values()) + ranks + D
+        part, _, projection = node.rpartition(".")
+        if name == "lora_A" or (name == "weight" and projection in ALL_LINEAR):
+            inputs[part, SAME_INPUT.get(projection, projection)] = w.shape[1]
+        beside += BESIDE[name](w) if name in BESIDE else 0
+    return (L - first_layer(adapters, L)) * layer + sum(inputs.values()) + beside + D
+
+
+def first_layer(adapters, L):
+    """The lowest layer that the backward pass has to go back to; L if it stops at the head."""
+    paths = [path for path, _ in walk(adapters)]
+    if any(path.startswith(("model.embed", "model.prompt")) for path in paths):
+        return 0
+    return min((layer_of(path) for path in paths if layer_of(path) >= 0), default=L)
 
 
 def table(parts):

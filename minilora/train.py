@@ -19,7 +19,7 @@ from .data import batch_at, collate, pack
 from .metrics import evaluate
 from .nn import prompt
 from .optim import adamw, adamw_init, clip, learning_rate, to_dtype
-from .tree import child, tree_map, walk
+from .tree import child, layer_of, tree_map, walk
 
 
 def train(adapters, base, examples, model_config, config, valid=(), state=None, on_step=None):
@@ -138,11 +138,6 @@ def rates(rate, config, adapters):
         return rate * share * plus * config.layer_lr_decay ** (depth - 1 - top)
 
     return of
-
-
-def layer_of(path):
-    """The number of the layer that a leaf belongs to; −1 for the embedding, the norm, the head."""
-    return int(path.split(".")[2]) if path.startswith("model.layers.") else -1
 
 
 def judged(state, adapters, score, config):
