@@ -1,6 +1,6 @@
 """The command line: arguments in, one call, text out.
 
-    minilora train | generate | evaluate | merge | quantize | inspect | fetch | pretrain
+    minilora train | generate | evaluate | merge | quantize | inspect | fetch | pretrain | compare
 
 A built-in data set's recipe, a TOML file (`-c`) and the command line are three lists of the same
 flags, read in that order, so the later one wins and every setting is checked at one place.
@@ -141,6 +141,13 @@ def parser():
     sub = command("pretrain", "rebuild an embedded base from its recipe")
     sub.add_argument("model", choices=("micro", "tiny"))
     sub.add_argument("--out", required=True, help="a new folder")
+
+    sub = command("compare", "train every method on one task; a table and a figure of the costs")
+    sub.add_argument("--methods", nargs="+", help="rows of the table; default: all of them")
+    sub.add_argument("--seeds", type=int, default=3, help="runs of each method")
+    sub.add_argument("--iters", type=int, default=200)
+    sub.add_argument("--budget", type=int, default=5472, help="parameters where a size is free")
+    sub.add_argument("--out", default="compare.png", help="the figure")
     return top
 
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import compare as comparing
 from . import fetch as fetching
 from . import lora, pretraining
 from .cli import toml_settings
@@ -151,3 +152,17 @@ def fetch(args):
 def pretrain(args):
     """Rebuild an embedded base."""
     print(pretraining.pretrain(args.model, args.out), file=sys.stderr)
+
+
+def compare(args):
+    """Print what each method costs, learns and forgets, as a table in Markdown; draw it."""
+    out = Path(args.out)
+    require(
+        out.suffix == ".png" and out.parent.is_dir() and not out.is_dir(),
+        f"--out {out} cannot be written: give a .png file in a folder that exists",
+    )
+    jobs = comparing.jobs(args.methods or comparing.TABLE, args.seeds, args.iters, args.budget)
+    rows = comparing.compare(jobs)
+    print(comparing.markdown(rows))
+    comparing.draw(out, rows)
+    print(f"drawn in {out}", file=sys.stderr)
