@@ -53,21 +53,22 @@ class Entry(NamedTuple):
     loraplus_lr_ratio: float = 1.0
 
 
-# The rates are the best of 1e-3, 2e-3, 5e-3, 1e-2, … 1 by held-out loss: of the split `valid` after
-# 200 steps, one seed, at the budget (`Job.rate`, `Job.split`).
+# The rates come from a sweep: the lowest loss on the split `valid` after 200 steps, one seed, at the
+# budget, over 1, 2 and 5 times powers of ten until the next ones on both sides were worse
+# (`Job.rate`, `Job.split`). Virtual tokens hardly care: prompt is within 0.06 from 5e-3 to 1.
 TABLE = {
     "lora": Entry("lora", 1e-2, "r"),
     "lora+": Entry("lora", 1e-2, "r", loraplus_lr_ratio=4),
     "pissa": Entry("lora", 1e-2, "r", start="pissa"),
     "dora": Entry("dora", 2e-2, "r"),
-    "bottleneck": Entry("bottleneck", 1e-2, "bottleneck_size"),
-    "prefix": Entry("prefix", 1e-1, "num_virtual_tokens"),
-    "prompt": Entry("prompt", 1e-1, "num_virtual_tokens"),
-    "p-tuning": Entry("p-tuning", 1e-2),
-    "ia3": Entry("ia3", 1e-1),
-    "bitfit": Entry("bitfit", 1e-2),
+    "bottleneck": Entry("bottleneck", 5e-2, "bottleneck_size"),
+    "prefix": Entry("prefix", 5e-1, "num_virtual_tokens"),
+    "prompt": Entry("prompt", 2e-2, "num_virtual_tokens"),
+    "p-tuning": Entry("p-tuning", 1e-1),
+    "ia3": Entry("ia3", 5e-1),
+    "bitfit": Entry("bitfit", 1e-1),
     "norm": Entry("norm", 1e-1),
-    "head": Entry("head", 1e-2),
+    "head": Entry("head", 2e-1),
     "full": Entry("full", 5e-3),
 }
 
