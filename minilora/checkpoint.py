@@ -5,46 +5,18 @@ the old file or the new one, whole. Nothing is pickled, and no pickle is opened.
 """
 
 import json
-import os
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from . import lora, peft_format, safetensors_file
-from .config import InputError, require
-from .files import write_json
+from . import lora, method_format, peft_format, safetensors_file, starts
+from .config import STARTS, InputError, MethodConfig, require
+from .files import read_json, replacing, write_json
 from .safetensors_file import FLOATS, FORMAT_NAME, Source
 from .tree import flatten, get, put, tree_map, unflatten, walk
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-@contextmanager
-def replacing(*paths):
-    """Yield a temporary name for each path; when the block succeeds, they take the paths' places.
-
-    Raises InputError if the disk or the folder does not let them.
-    """
-    temporary = [path.with_name(path.name + ".tmp") for path in paths]
-    try:
-        yield temporary
-        for name in temporary:
-            _flush(name)
-        for name, path in zip(temporary, paths):
-            os.replace(name, path)
-    except OSError as error:
-        raise InputError(f"{paths[0]} cannot be written: {error.strerror}") from error
-    finally:
-        for name in temporary:
-            name.unlink(missing_ok=True)
-
-
-def _flush(path):
-    """To the disk, not only to the system's cache: or the rename may get there before the bytes."""
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
 
 
 # --- the adapter
@@ -53,6 +25,7 @@ def _flush(path):
 def save_adapter(folder, adapters, frozen, config, base_name, dtype="float32"):
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
+    `config`: the LoraConfig, or the MethodConfig of another method (see `method_format`).
     `frozen`: the base with its lora_scaling leaves. `dtype`: float32, bfloat16 or float16. Trained
     norms and a trained head become PEFT's modules_to_save. A trained bias b becomes the bias b_B of
     lora_B (PEFT's lora_bias), which PEFT scales and adds to the base's own, b₀ or nothing:
@@ -64,17 +37,26 @@ def save_adapter(folder, adapters, frozen, config, base_name, dtype="float32"):
     InputError if a leaf has no place in the format, if a number does not fit `dtype`, or if
     `config` does not describe the tree.
     """
-    folder, trained = Path(folder), flatten(adapters)
+    if isinstance(config, MethodConfig):
+        tensors = method_format.tensors(adapters, config)
+        sources = {name: _source(w, dtype) for name, w in tensors.items()}
+        _write(Path(folder), method_format.as_json(config, base_name), sources)
+        return
+    trained = flatten(adapters)
     _check_description(adapters, frozen, config)
     modules = _modules_to_save(adapters, frozen)
     with_bias = any(path.endswith(".bias") for path in trained)
+    require(not (with_bias and config.use_dora), "PEFT's DoRA has no place for trained biases")
     if with_bias:
         trained |= _scaled_biases(adapters, frozen)
     sources = {
         peft_format.key(path): _source(w, "float32" if path.endswith(".bias") else dtype)
         for path, w in trained.items()
     }
-    text = peft_format.as_json(config, base_name, with_bias, modules)
+    _write(Path(folder), peft_format.as_json(config, base_name, with_bias, modules), sources)
+
+
+def _write(folder, text, sources):
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CONFIG, folder / WEIGHTS) as (config_file, weights_file):
         write_json(config_file, text)
@@ -103,7 +85,8 @@ def _check_description(adapters, frozen, config):
 
 def _modules_to_save(adapters, frozen):
     low_rank, whole = lora.adapted(adapters), peft_format.replaceable(frozen)
-    known = {f"{path}.{name}" for path in low_rank for name in ("lora_A", "lora_B", "bias")}
+    names = ("lora_A", "lora_B", "lora_magnitude_vector", "bias")
+    known = {f"{path}.{name}" for path in low_rank for name in names}
     others = [path for path, _ in walk(adapters) if path not in known]
     for path in others:
         require(path in whole, f"PEFT's format has no place for a trained {path}")
@@ -122,15 +105,21 @@ def _scaled_biases(adapters, frozen):
     return biases
 
 
-def load_adapter(folder, base):
-    """(adapters, frozen, LoraConfig) of a folder that PEFT or `save_adapter` wrote.
+def load_adapter(folder, base, scheme="none", block_size=64):
+    """(adapters, frozen, config) of a folder that PEFT or `save_adapter` wrote.
 
-    `frozen` is `base` with lora_scaling and lora_dropout beside each adapted weight. Raises
+    `config` is a LoraConfig or a MethodConfig. `frozen` is `base`, for LoRA with lora_scaling and
+    lora_dropout beside each adapted weight; if the adapter `changes_base`, `base` must be dense,
+    and what the start leaves of it is stored in `scheme`. Raises
     InputError naming the file and the tensor or field that is missing, left over, misshapen, not
     finite, or asks for what is not implemented. A folder with only a pickle is refused unopened.
     """
     folder = Path(folder)
-    tensors = _tensors(folder)
+    tensors, raw = _tensors(folder), read_json(folder / CONFIG)
+    if raw.get("peft_type") != "LORA":
+        other = method_format.read_config(folder / CONFIG, raw)
+        read = _read(folder / WEIGHTS, tensors, method_format.shapes(other, base))
+        return method_format.tree(other, read, base), base, other
     config, with_bias, modules = peft_format.read_config(folder / CONFIG, base)
     try:
         paths = lora.targets(base, config)
@@ -140,6 +129,8 @@ def load_adapter(folder, base):
     names = {path: peft_format.key(path) for path in shapes}
     read = _read(folder / WEIGHTS, tensors, {names[path]: s for path, s in shapes.items()})
     adapters = unflatten({path: read[name] for path, name in names.items()})
+    if config.init_lora_weights in STARTS:
+        base = starts.init(base, config, np.random.default_rng(0), scheme, block_size)[1]
     frozen = tree_map(lambda w: w, base)
     for path in paths:
         put(frozen, f"{path}.lora_scaling", config.at(path)[1])
@@ -147,6 +138,11 @@ def load_adapter(folder, base):
         if with_bias:
             put(adapters, f"{path}.bias", _bias(get(adapters, path), get(frozen, path)))
     return adapters, frozen, config
+
+
+def changes_base(folder):
+    """Whether the adapter's start changed the base, and the dense base is needed to load it."""
+    return read_json(Path(folder) / CONFIG).get("init_lora_weights") in STARTS
 
 
 def _tensors(folder):
@@ -167,6 +163,8 @@ def _shapes(base, paths, config, with_bias):
         shapes[f"{path}.lora_A"], shapes[f"{path}.lora_B"] = (r, in_features), (out_features, r)
         if with_bias:
             shapes[f"{path}.bias"] = (out_features,)
+        if config.use_dora:
+            shapes[f"{path}.lora_magnitude_vector"] = (out_features,)
     return shapes
 
 

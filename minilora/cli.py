@@ -1,6 +1,6 @@
 """The command line: arguments in, one call, text out.
 
-    minilora train | generate | evaluate | merge | quantize | inspect | fetch | pretrain
+    minilora train | generate | evaluate | merge | quantize | inspect | fetch | pretrain | compare
 
 A built-in data set's recipe, a TOML file (`-c`) and the command line are three lists of the same
 flags, read in that order, so the later one wins and every setting is checked at one place.
@@ -12,7 +12,8 @@ import sys
 import tomllib
 from dataclasses import fields
 
-from .config import CHOICES, InputError, LoraConfig, TrainConfig, flag
+from .config import CHOICES, STARTS, InputError, LoraConfig, TrainConfig, flag
+from .methods import METHODS
 from .quantize import SCHEMES
 
 DEFAULT_DATA = "questions"
@@ -140,6 +141,13 @@ def parser():
     sub = command("pretrain", "rebuild an embedded base from its recipe")
     sub.add_argument("model", choices=("micro", "tiny"))
     sub.add_argument("--out", required=True, help="a new folder")
+
+    sub = command("compare", "train every method on one task; a table and a figure of the costs")
+    sub.add_argument("--methods", nargs="+", help="rows of the table; default: all of them")
+    sub.add_argument("--seeds", type=int, default=3, help="runs of each method")
+    sub.add_argument("--iters", type=int, default=200)
+    sub.add_argument("--budget", type=int, default=5472, help="parameters where a size is free")
+    sub.add_argument("--out", default="compare.png", help="the figure")
     return top
 
 
@@ -151,7 +159,10 @@ def train_flags(sub):
     add("--data", default=DEFAULT_DATA, help="questions, notes, toolcalls, a .jsonl file, a folder")
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="how the frozen base is stored")
     add("--block-size", type=int, default=64, help="weights that share a scale")
-    add("--method", choices=("lora",), default="lora")
+    add("--method", choices=tuple(METHODS), default="lora", help="see the README's table")
+    add("--num-virtual-tokens", type=int, default=16, help="of prompt, p-tuning and prefix")
+    add("--bottleneck-size", type=int, default=8, help="of bottleneck")
+    add("--init-lora-weights", choices=STARTS, help="how A and B start, in place of random and 0")
     add("--lora-r", type=int, default=lora.r)
     add("--lora-alpha", type=number, default=lora.lora_alpha)
     add("--lora-dropout", type=float, default=lora.lora_dropout)

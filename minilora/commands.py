@@ -7,15 +7,16 @@ from typing import NamedTuple
 
 import numpy as np
 
+from . import compare as comparing
 from . import fetch as fetching
 from . import lora, pretraining
-from .checkpoint import load_adapter
 from .cli import toml_settings
 from .config import ModelConfig, TrainConfig, require
 from .data import load_rows, prepare
 from .generate import generate as generate_tokens
 from .memory import bits_per_weight, ledger, summary, table
 from .metrics import evaluate as scores
+from .opening import open_adapter
 from .pretrained import load, save_pretrained
 from .quantize import error_report
 from .quantized_file import save_quantized
@@ -51,11 +52,11 @@ def open_model(args):
     require(name, f"{path} does not say which base it belongs to: give --model")
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
-    config, base, tokenizer = load(name, scheme, block_size)
-    adapters = {}
     if path:
-        adapters, base, _ = load_adapter(path, base)
-    return Opened(adapters, base, config, tokenizer, settings)
+        config, base, tokenizer, adapters, _ = open_adapter(path, name, scheme, block_size)
+        return Opened(adapters, base, config, tokenizer, settings)
+    config, base, tokenizer = load(name, scheme, block_size)
+    return Opened({}, base, config, tokenizer, settings)
 
 
 def open_examples(args, opened, split):
@@ -151,3 +152,17 @@ def fetch(args):
 def pretrain(args):
     """Rebuild an embedded base."""
     print(pretraining.pretrain(args.model, args.out), file=sys.stderr)
+
+
+def compare(args):
+    """Print what each method costs, learns and forgets, as a table in Markdown; draw it."""
+    out = Path(args.out)
+    require(
+        out.suffix == ".png" and out.parent.is_dir() and not out.is_dir(),
+        f"--out {out} cannot be written: give a .png file in a folder that exists",
+    )
+    jobs = comparing.jobs(args.methods or comparing.TABLE, args.seeds, args.iters, args.budget)
+    rows = comparing.compare(jobs)
+    print(comparing.markdown(rows))
+    comparing.draw(out, rows)
+    print(f"drawn in {out}", file=sys.stderr)

@@ -67,6 +67,8 @@ class LoraConfig:
     layers_to_transform: tuple[int, ...] | None = None
     rank_pattern: dict = field(default_factory=dict)
     alpha_pattern: dict = field(default_factory=dict)
+    use_dora: bool = False
+    init_lora_weights: bool | str = True  # or one of STARTS
 
     def __post_init__(self):
         for r in (self.r, *self.rank_pattern.values()):
@@ -76,12 +78,36 @@ class LoraConfig:
         require(
             0 <= self.lora_dropout < 1, f"lora dropout must lie in [0, 1), got {self.lora_dropout}"
         )
+        require(
+            self.init_lora_weights in (True, *STARTS),
+            f"init_lora_weights must be true or one of {STARTS}, got {self.init_lora_weights!r}",
+        )
 
     def at(self, path):
         """(rank, scaling) of the adapter on the module at `path`."""
         r = _pattern(self.rank_pattern, path, self.r)
         alpha = _pattern(self.alpha_pattern, path, self.lora_alpha)
         return r, scaling(r, alpha, self.use_rslora)
+
+
+STARTS = ("pissa", "loftq")  # starts of A and B that change the frozen weight, too
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """A method other than LoRA: its name in `methods.METHODS`, and its size where it has one."""
+
+    method: str
+    num_virtual_tokens: int = 16  # of prompt, p-tuning, prefix
+    bottleneck_size: int = 8
+
+    def __post_init__(self):
+        for name in ("num_virtual_tokens", "bottleneck_size"):
+            value = getattr(self, name)
+            require(
+                type(value) is int and value >= 1,
+                f"{flag(name)} must be a whole number from 1, got {value}",
+            )
 
 
 def scaling(r, lora_alpha, use_rslora=False):
@@ -119,6 +145,8 @@ class TrainConfig:
     adam_beta2: float = 0.999
     adam_eps: float = 1e-8
     also_train_lr_scale: float = 0.1
+    layer_lr_decay: float = 1.0  # of the rate, from each layer to the one below it
+    loraplus_lr_ratio: float = 1.0  # lora_B's rate in units of lora_A's
     adapter_dtype: str = "float32"
     mask_prompt: bool = False
     packing: bool = False
@@ -138,7 +166,10 @@ class TrainConfig:
                 isinstance(value, int) and value >= 1,
                 f"{flag(name)} must be a whole number from 1, got {value}",
             )
-        for name in ("learning_rate", "max_grad_norm", "adam_eps", "also_train_lr_scale"):
+        for name in (
+            "learning_rate", "max_grad_norm", "adam_eps", "also_train_lr_scale",
+            "layer_lr_decay", "loraplus_lr_ratio",
+        ):  # fmt: skip
             value = getattr(self, name)
             require(0 < value < math.inf, f"{flag(name)} must be a positive number, got {value}")
         for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):

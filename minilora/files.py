@@ -59,6 +59,32 @@ def new_folder(path):
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def replacing(*paths):
+    """Yield a temporary name for each path; when the block succeeds, they take the paths' places.
+
+    Raises InputError if the disk or the folder does not let them.
+    """
+    temporary = [path.with_name(path.name + ".tmp") for path in paths]
+    try:
+        yield temporary
+        for name in temporary:
+            _flush(name)
+        for name, path in zip(temporary, paths):
+            os.replace(name, path)
+    except OSError as error:
+        raise InputError(f"{paths[0]} cannot be written: {error.strerror}") from error
+    finally:
+        for name in temporary:
+            name.unlink(missing_ok=True)
+
+
+def _flush(path):
+    """To the disk, not only to the system's cache: or the rename may get there before the bytes."""
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
 def library(name):
     """Import a package of the `hf` extra, or say how to install it."""
     try:

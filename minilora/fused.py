@@ -139,10 +139,13 @@ def _swiglu_back(lo, hi, a, b, g, da, db):
 # share keys are stacked, (B, K, G·T, hd), so that each key/value head is one product.
 
 
-def attention(q, k, v, angles, starts, cache=None):
-    """As `nn.attention`; keeps q and k (turned), v and one number a row of scores."""
-    if cache is not None:
-        return nn.attention(q, k, v, angles, starts, cache)
+def attention(q, k, v, angles, starts, cache=None, prefix=None):
+    """As `nn.attention`; keeps q and k (turned), v and one number a row of scores.
+
+    With a cache or a prefix it is `nn.attention` itself.
+    """
+    if cache is not None or prefix is not None:
+        return nn.attention(q, k, v, angles, starts, cache, prefix)
     return _attention(q, k, v, angles, starts, {})
 
 

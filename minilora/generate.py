@@ -27,10 +27,15 @@ class Cache:
 
 
 class LayerCache:
-    """One layer's part of a Cache; `cache.length` moves on when all layers are done."""
+    """One layer's part of a Cache; `model.hidden` moves `cache.length` on after all layers."""
 
     def __init__(self, cache, k, v):
         self.cache, self.k, self.v = cache, k, v
+
+    @property
+    def empty(self):
+        """Whether no token has been here yet: a prefix goes in before the first."""
+        return self.cache.length == 0
 
     def extend(self, k, v):
         """Append k, v (B, T, K, hd); returns those of all tokens so far, (B, S, K, hd)."""
@@ -53,12 +58,11 @@ def generate(
     require(0 < top_p <= 1, f"--top-p must lie in (0, 1], got {top_p}")
     require(max_tokens >= 1, f"--max-tokens must be a whole number from 1, got {max_tokens}")
     require(len(prompt) > 0, "the prompt is empty: give --prompt some text")
-    cache = Cache(config, len(prompt) + max_tokens)
+    cache = Cache(config, model.virtual_tokens(adapters) + len(prompt) + max_tokens)
     head, tokens = model.head(adapters, base), np.array([prompt])
     for _ in range(max_tokens):
         starts = np.zeros_like(tokens)
         x = model.hidden(adapters, base, tokens, starts, config, ops, cache=cache)
-        cache.length += tokens.shape[1]
         token = pick(nn.product(x[0, -1], head), temp, top_p, rng)
         if token in config.eos_token_id:
             return

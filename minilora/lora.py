@@ -5,10 +5,12 @@ An adapter is a small tree beside the base's: at the path of an adapted projecti
 frozen tree next to the weight, where `nn.linear` reads both.
 """
 
+from functools import reduce
+
 import numpy as np
 
 from .config import ALL_LINEAR, InputError, names_module, require
-from .nn import dense
+from .nn import dense, row_norms
 from .tree import child, flatten, get, put, tree_map, unflatten, walk
 
 
@@ -21,6 +23,10 @@ def init(base, config, rng):
     """
     adapters: dict = {}
     frozen = tree_map(lambda w: w, base)
+    require(
+        config.init_lora_weights is True,
+        f"init_lora_weights {config.init_lora_weights!r} changes the base, too: see starts.init",
+    )
     for path in targets(base, config):
         r, scaling = config.at(path)
         out_features, in_features = get(base, path)["weight"].shape
@@ -31,6 +37,10 @@ def init(base, config, rng):
         put(adapters, f"{path}.lora_B", np.zeros((out_features, r), "f4"))
         put(frozen, f"{path}.lora_scaling", scaling)
         put(frozen, f"{path}.lora_dropout", config.lora_dropout)
+        if config.use_dora:
+            require("lora_stack" not in get(base, path), "DoRA cannot stand upon another adapter")
+            norms = row_norms(get(adapters, path), get(frozen, path))  # m = ‖W₀‖: DoRA, Sec. 4.1
+            put(adapters, f"{path}.lora_magnitude_vector", norms)
     return adapters, frozen
 
 
@@ -59,8 +69,17 @@ def targets(base, config):
     return [path for path in paths if int(path.split(".")[2]) in config.layers_to_transform]
 
 
+# Leaves that merging turns into another weight, and those that no weight can stand for.
+MERGED = ("lora_A", "lora_B", "lora_magnitude_vector", "ia3_l")
+UNMERGED = {
+    "prompt_embeddings": "a prompt or P-tuning", "prompt_encoder": "P-tuning",
+    "prefix_k": "prefix tuning", "prefix_v": "prefix tuning", "bottleneck_down": "a bottleneck",
+}  # fmt: skip
+
+
 def delta(trained, frozen):
     """ΔW = (α/r)·BA: (out, in), float32."""
+    require(trained["lora_A"].ndim == 2, "adapters that differ from row to row cannot be merged")
     return np.float32(frozen["lora_scaling"]) * (trained["lora_B"] @ trained["lora_A"])
 
 
@@ -70,21 +89,46 @@ def merge(adapters, base, dtype=np.float32):
 
     Quantized weights are dequantized: merging *into* 4 bits would round the update away (see
     `quantize` for that separate step). Replaced and added leaves move in as they are. Raises
-    InputError, naming the weight, when the result is not finite.
+    InputError, naming the weight, when the result is not finite, and naming the method when it
+    does more than change weights.
     """
     merged = {}
     trained = flatten(adapters)
+    for path in trained:
+        for name in set(path.split(".")) & set(UNMERGED):
+            raise InputError(f"{UNMERGED[name]} cannot be merged: {path} is part of no weight")
     for path, w in walk(base):
-        node, _, name = path.rpartition(".")
-        if name in ("lora_scaling", "lora_dropout"):
+        if path.endswith(("lora_scaling", "lora_dropout")) or ".lora_stack." in path:
             continue
-        # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
-        w = dense(trained.get(path, w))
-        if f"{node}.lora_A" in trained and name == "weight":
-            w = w + delta(get(adapters, node), get(base, node))
+        w = _merged(path, dense(trained.get(path, w)), adapters, base)
         merged[path] = _finite(path, w.astype(dtype))
-    added = {p: w for p, w in trained.items() if not p.endswith(("lora_A", "lora_B"))}
+    added = {p: w for p, w in trained.items() if not p.endswith(MERGED)}
     return unflatten({**{p: _finite(p, w.astype(dtype)) for p, w in added.items()}, **merged})
+
+
+def _merged(path, w, adapters, base):
+    """The leaf w at `path` with what is trained beside it."""
+    node, _, name = path.rpartition(".")
+    trained, frozen = reduce(child, node.split("."), adapters), get(base, node)
+    if name == "weight":
+        # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
+        for under in stacked(base, node):
+            w = w + delta(under, under)
+        if "lora_A" in trained:
+            w = w + delta(trained, frozen)
+        if "lora_magnitude_vector" in trained:
+            # W' = m∘(W₀ + (α/r)·BA)/‖W₀ + (α/r)·BA‖   (DoRA, Eq. 5)
+            w = (trained["lora_magnitude_vector"] / row_norms(trained, frozen))[:, None] * w
+        if "ia3_l" in trained:
+            w = trained["ia3_l"] * w  # (out, 1): rows, (1, in): columns
+    elif name == "bias" and len(trained.get("ia3_l", ())) > 1:
+        w = trained["ia3_l"][:, 0] * w
+    return w
+
+
+def stacked(base, path):
+    """The adapters that are frozen on the projection at `path`, the first one first."""
+    return get(base, path).get("lora_stack", {}).values()
 
 
 def unmerge(adapters, base, merged):
@@ -93,6 +137,8 @@ def unmerge(adapters, base, merged):
     `base` gives the scalings. Exact up to the rounding of W' (LoRA, Sec. 4, "No Additional
     Inference Latency"); replaced leaves cannot be had back from `merged` alone.
     """
+    for path, _ in walk(adapters):
+        require(not path.endswith(MERGED[2:]), f"{path} was multiplied in: take the base instead")
     restored = tree_map(lambda w: w, merged)
     for path in adapted(adapters):
         w = get(merged, path)["weight"]
@@ -131,7 +177,12 @@ def _norms(adapters, base):
 
 
 def _biases(adapters, base):
-    nodes = {path: get(base, path) for path in adapted(adapters)}
+    return biases(adapted(adapters), base)
+
+
+def biases(paths, base):
+    """(path, bias) of the projections at `paths`: the base's own, or zeros."""
+    nodes = {path: get(base, path) for path in paths}
     return [
         (f"{path}.bias", node["bias"] if "bias" in node else np.zeros(node["weight"].shape[0]))
         for path, node in nodes.items()

@@ -3,9 +3,15 @@
 import sys
 
 from .config import ALL_LINEAR
-from .lora import adapted
-from .tree import count, get, nbytes, walk
+from .tree import count, layer_of, nbytes, walk
 
+# Floats a token that the line which reads a leaf keeps, beside a projection's input.
+BESIDE = {
+    "lora_A": len,  # A x
+    "lora_magnitude_vector": len,  # the output before it is scaled
+    "ia3_l": lambda w: w.size,  # what is scaled
+    "bottleneck_down": lambda w: w.shape[1] + 8 * len(w),  # h, and the powers inside gelu
+}
 ADAM_FLOATS = 2  # m and v, a float32 each, for every trained parameter
 
 
@@ -28,21 +34,30 @@ def ledger(adapters, base, config, tokens):
 def kept_floats(adapters, base, config):
     """Floats a token that the fused operations keep for the backward pass.
 
-    Each layer: the outputs of the two norms (which the adapters on q, k, v and on gate, up read as
-    well) and a number a norm, turned q and k, v, a number a head, gate and up; for each adapted
-    projection A x, and for o_proj and down_proj the input x. The first adapted layer's share is
-    counted in full.
+    Each layer: the outputs of the two norms (which q, k, v and gate, up read as well) and a number
+    a norm, turned q and k, v, a number a head, gate and up; for o_proj and down_proj, where they
+    have low-rank factors or a trained weight, their input; and what the leaves beside a projection
+    keep (`BESIDE`). The first adapted layer's share is counted in full. A prefix's scores, which
+    grow with the square of the length, are left out.
     """
     D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
     H, K = config.num_attention_heads, config.num_key_value_heads
     layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
-    paths = adapted(adapters)
-    first = min((int(path.split(".")[2]) for path in paths), default=0)
-    kept = (config.num_hidden_layers - first) * layer + D + 1
-    for path in paths:
-        r, width = get(adapters, path)["lora_A"].shape
-        kept += r + (width if path.endswith(("o_proj", "down_proj")) else 0)
-    return kept
+    L, kept = config.num_hidden_layers, D + 1
+    for path, w in walk(adapters):
+        node, _, name = path.rpartition(".")
+        if name in ("lora_A", "weight") and node.endswith(("o_proj", "down_proj")):
+            kept += w.shape[1]
+        kept += BESIDE[name](w) if name in BESIDE else 0
+    return (L - first_layer(adapters, L)) * layer + kept
+
+
+def first_layer(adapters, L):
+    """The lowest layer that the backward pass has to go back to; L if it stops at the head."""
+    paths = [path for path, _ in walk(adapters)]
+    if any(path.startswith(("model.embed", "model.prompt")) for path in paths):
+        return 0
+    return min((layer_of(path) for path in paths if layer_of(path) >= 0), default=L)
 
 
 def table(parts):

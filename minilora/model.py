@@ -42,13 +42,22 @@ def hidden(
     """The normed state above the last block: (B, T, D).
 
     `starts` (B, T) says where each token's example begins (0 unless packed). With a `cache`, the
-    tokens continue those that it holds. `rng` turns dropout on.
+    tokens continue those that it holds. `rng` turns dropout on. A trained prompt or prefix takes
+    the first positions; the prompt's own states are not among those returned.
     """
     trained, frozen = child(adapters, "model"), base["model"]
+    layers = child(trained, "layers")
     past = 0 if cache is None else cache.length
     x = nn.leaf(child(trained, "embed_tokens"), frozen["embed_tokens"], "weight")[tokens]
-    angles = nn.rotation(past + np.arange(tokens.shape[1]) - starts, config, x.dtype)
-    layers = child(trained, "layers")
+    prompt = None if past else nn.prompt(trained)
+    n = 0
+    if prompt is not None:
+        n = prompt.shape[0]
+        # [P; E(x)]   (Lester et al. 2021, Sec. 2)
+        x = np.concatenate([np.repeat(prompt[None], len(tokens), axis=0), x], axis=1)
+        starts = np.pad(np.where(starts == 0, 0, starts + n), ((0, 0), (n, 0)))
+    first = past or prefix_length(layers)
+    angles = nn.rotation(first + np.arange(x.shape[1]) - starts, config, x.dtype)
     seeds = rng.integers(2**63, size=config.num_hidden_layers) if rng is not None else None
 
     def run(i, trained, x):
@@ -60,8 +69,28 @@ def hidden(
     for i in range(config.num_hidden_layers):
         step, node = partial(run, i), child(layers, str(i))
         x = recomputed(step, node, x) if checkpointing else step(node, x)
+    if cache is not None:
+        cache.length = first + x.shape[1]
     norm = nn.leaf(child(trained, "norm"), frozen["norm"], "weight")
-    return ops.rms_norm(x, norm, config.rms_norm_eps)
+    return ops.rms_norm(x[:, n:] if n else x, norm, config.rms_norm_eps)
+
+
+def virtual_tokens(adapters):
+    """How many positions a trained prompt or prefix takes before the tokens."""
+    trained = child(adapters, "model")
+    prompt = nn.prompt(trained)
+    return (0 if prompt is None else len(prompt)) + prefix_length(child(trained, "layers"))
+
+
+def prefix_length(layers):
+    """How many keys stand before the first token's, in every layer alike."""
+    prefix = prefix_of(child(child(layers, "0"), "self_attn"))
+    return 0 if prefix is None else prefix[0].shape[0]
+
+
+def prefix_of(trained):
+    """(prefix_k, prefix_v), each (n, K·hd), of a layer's `self_attn` node, or None."""
+    return (trained["prefix_k"], trained["prefix_v"]) if "prefix_k" in trained else None
 
 
 def block(trained, frozen, x, attend, config, ops, rng=None):
@@ -76,7 +105,8 @@ def block(trained, frozen, x, attend, config, ops, rng=None):
 
     h = norm(x, "input_layernorm")
     q, k, v = (project(h, "self_attn", name) for name in ("q_proj", "k_proj", "v_proj"))
-    x = x + project(attend(q, k, v), "self_attn", "o_proj")
+    mixed = attend(q, k, v, prefix=prefix_of(child(trained, "self_attn")))
+    x = x + project(mixed, "self_attn", "o_proj")
 
     h = norm(x, "post_attention_layernorm")
     gate, up = (project(h, "mlp", name) for name in ("gate_proj", "up_proj"))

@@ -9,7 +9,7 @@ G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x 
 """
 
 import autograd.numpy as np
-from autograd.extend import defvjp, primitive
+from autograd.extend import defvjp, notrace_primitive, primitive
 
 
 def linear(x, trained, frozen, rng=None):
@@ -18,16 +18,29 @@ def linear(x, trained, frozen, rng=None):
     x: (..., in) -> (..., out). Leaves of `frozen`: `weight` (out, in) dense or quantized, `bias`,
     and beside an adapter its `lora_scaling` and `lora_dropout`. Leaves of `trained`: `lora_A`
     (r, in) and `lora_B` (out, r) add a low-rank update, `bias` and `weight` take the place of the
-    frozen ones. `rng` draws the dropout mask of the adapter's branch; None means no dropout.
+    frozen ones; `lora_magnitude_vector` (out,) scales the rows, `ia3_l` the input if (1, in) or
+    the output if (out, 1); `bottleneck_down` and its like come last. `lora_stack` of `frozen` holds
+    adapters that are frozen too (`compose.stack`). `rng` draws the dropout mask of the adapter's
+    branch; None means no dropout.
     """
+    if "ia3_l" in trained and trained["ia3_l"].shape[0] == 1:
+        x = x * trained["ia3_l"][0]  # W_down(l_ff ∘ h)   (IA³, Liu et al. 2022, Sec. 3.3)
     # h = W₀x + (α/r)·BAx + b   (LoRA, Eq. 3)
     h = matmul(x, trained["weight"]) if "weight" in trained else product(x, frozen["weight"])
+    for under in frozen.get("lora_stack", {}).values():
+        z = product(product(x, under["lora_A"]), under["lora_B"])
+        h = h + under["lora_scaling"] * z
     if "lora_A" in trained:
         z = dropout(x, frozen["lora_dropout"], rng)
         h = h + frozen["lora_scaling"] * matmul(matmul(z, trained["lora_A"]), trained["lora_B"])
+    if "lora_magnitude_vector" in trained:
+        # h = m∘h/‖W₀ + (α/r)·BA‖, the norm of each row a constant   (DoRA, Eqs. 5 and 11)
+        h = h * (trained["lora_magnitude_vector"] / row_norms(trained, frozen))
     if "bias" in trained or "bias" in frozen:
         h = h + leaf(trained, frozen, "bias")
-    return h
+    if "ia3_l" in trained and trained["ia3_l"].shape[0] > 1:
+        h = h * trained["ia3_l"][:, 0]  # l_k ∘ K and l_v ∘ V
+    return bottleneck(h, trained) if "bottleneck_down" in trained else h
 
 
 def leaf(trained, frozen, name):
@@ -35,17 +48,68 @@ def leaf(trained, frozen, name):
     return trained[name] if name in trained else frozen[name]
 
 
+def row_norms(trained, frozen):
+    """‖W₀ + (α/r)·BA‖ of each row, (out,), a constant to autograd; 1 for a row of zeros."""
+    factors = frozen["lora_scaling"], trained["lora_A"], trained["lora_B"]
+    return _row_norms(leaf(trained, frozen, "weight"), *factors)
+
+
+@notrace_primitive
+def _row_norms(w, scaling, a, b):
+    w = dense(w)
+    norms = np.linalg.norm(w + w.dtype.type(scaling) * (b @ a), axis=1)
+    return np.where(norms == 0, norms.dtype.type(1), norms)
+
+
+def bottleneck(h, trained):
+    """An adapter behind a sublayer (Houlsby et al. 2019, Sec. 2.1): (..., D) -> (..., D).
+
+    Leaves: `bottleneck_down` (m, D), `bottleneck_down_bias` (m,), `bottleneck_up` (D, m),
+    `bottleneck_up_bias` (D,).
+    """
+    # h + W_up·gelu(W_down·h + b) + b
+    z = gelu(matmul(h, trained["bottleneck_down"]) + trained["bottleneck_down_bias"])
+    return h + matmul(z, trained["bottleneck_up"]) + trained["bottleneck_up_bias"]
+
+
+def gelu(x):
+    """x·Φ(x), by their approximation with tanh (Hendrycks and Gimpel 2016, Sec. 2)."""
+    return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * (x * x * x))))
+
+
+def prompt(trained):
+    """The rows (n, D) that stand before the embedded tokens, or None.
+
+    `prompt_embeddings` as they are (Lester et al. 2021, Sec. 2), or what a network of three layers
+    makes of the rows of `prompt_encoder` (P-Tuning, Liu et al. 2021; the network is PEFT's).
+    """
+    if "prompt_embeddings" in trained:
+        return trained["prompt_embeddings"]
+    if "prompt_encoder" not in trained:
+        return None
+    x, layers = (
+        trained["prompt_encoder"]["embedding"]["weight"],
+        trained["prompt_encoder"]["mlp_head"],
+    )
+    for n in ("0", "2", "4"):  # PEFT's numbers: 1 and 3 are the ReLUs
+        x = matmul(x if n == "0" else np.maximum(x, 0), layers[n]["weight"]) + layers[n]["bias"]
+    return x
+
+
 @primitive
 def matmul(x, w):
-    """x Wᵀ with a trained W: (..., in) -> (..., out); the leading axes are one product's rows."""
-    return _fold(x, w.T)
+    """x Wᵀ with a trained W: (..., in) -> (..., out); the leading axes are one product's rows.
+
+    A W (B, out, in) is a matrix for each row of the batch x (B, T, in).
+    """
+    return _fold(x, w.swapaxes(-1, -2))
 
 
 # ∂L/∂x = (∂L/∂y) W        ∂L/∂W = (∂L/∂y)ᵀ x
 defvjp(
     matmul,
     lambda y, x, w: lambda g: _fold(g, w),
-    lambda y, x, w: lambda g: _rows(g).T @ _rows(x),
+    lambda y, x, w: lambda g: g.swapaxes(-1, -2) @ x if w.ndim == 3 else _rows(g).T @ _rows(x),
 )
 
 
@@ -68,7 +132,7 @@ defvjp(product, lambda y, x, w: lambda g: _fold(g, dense(w)), argnums=(0,))
 
 
 def _fold(x, m):
-    return (_rows(x) @ m).reshape(*x.shape[:-1], -1)
+    return x @ m if m.ndim == 3 else (_rows(x) @ m).reshape(*x.shape[:-1], -1)
 
 
 def _rows(x):
@@ -145,34 +209,43 @@ def rotate(x, cos, sin):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def attention(q, k, v, angles, starts, cache=None):
+def attention(q, k, v, angles, starts, cache=None, prefix=None):
     """Causal grouped-query attention with rotary positions.
 
     q: (B, T, H·hd), k, v: (B, T, K·hd) -> (B, T, H·hd). `angles` is (cos, sin) from `rotation`.
     `starts` (B, T): the first position that each token may see, so packed examples stay apart.
-    `cache` appends k and v to those of earlier tokens and returns all of them.
+    `cache` appends k and v to those of earlier tokens and returns all of them. `prefix`: keys and
+    values, each (n, K·hd), that every token sees and nothing rotates (Li and Liang 2021, Sec. 4.2).
     """
     hd = 2 * angles[0].shape[-1]
     B, T, _ = q.shape
     q, k, v = (np.reshape(x, (B, T, -1, hd)) for x in (q, k, v))
     q, k = rotate(q, *angles), rotate(k, *angles)
+    if prefix is not None and (cache is None or cache.empty):
+        # [P_k; K] and [P_v; V]
+        p_k, p_v = (np.repeat(np.reshape(p, (1, -1, *k.shape[2:])), B, axis=0) for p in prefix)
+        k, v = np.concatenate([p_k, k], axis=1), np.concatenate([p_v, v], axis=1)
     if cache is not None:
         k, v = cache.extend(k, v)
     S, K = k.shape[1], k.shape[2]
     q = np.reshape(q, (B, T, K, -1, hd))
     scores = np.einsum("btkgd,bskd->bkgts", q, k) / hd**0.5  # (B, K, G, T, S)
-    scores = np.where(visible(starts, S)[:, None, None], scores, -np.inf)
+    n = 0 if prefix is None else prefix[0].shape[0]
+    scores = np.where(visible(starts, S, n)[:, None, None], scores, -np.inf)
     # attention = softmax(QKᵀ/√hd + mask) V   (Vaswani et al. 2017, Eq. 1)
     p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
     p = p / np.sum(p, axis=-1, keepdims=True)
     return np.reshape(np.einsum("bkgts,bskd->btkgd", p, v), (B, T, -1))
 
 
-def visible(starts, S):
-    """(B, T, S) booleans: token t of the last T sees keys starts[t] … t of all S."""
+def visible(starts, S, n=0):
+    """(B, T, S) booleans: token t of the last T sees keys starts[t] … t of all S.
+
+    The first n keys are no token's: `starts` does not count them, and every token sees them.
+    """
     T = starts.shape[1]
     s, t = np.arange(S), np.arange(S - T, S)
-    return (s >= starts[..., None]) & (s <= t[:, None])
+    return ((s < n) | (s >= starts[..., None] + n)) & (s <= t[:, None])
 
 
 def cross_entropy(hidden, head, targets, mask):

@@ -7,7 +7,7 @@ not implemented here; they must be off, and so must fields of later versions tha
 
 import re
 
-from .config import ALL_LINEAR, InputError, LoraConfig, names_module, require
+from .config import ALL_LINEAR, STARTS, InputError, LoraConfig, names_module, require
 from .files import read_json
 from .tree import walk
 
@@ -85,6 +85,7 @@ HONOURED = {
     "rank_pattern": ({}, _ranks),
     "alpha_pattern": ({}, _alphas),
     "use_rslora": (False, _flag),
+    "use_dora": (False, _flag),
     "lora_bias": (False, _flag),
     "modules_to_save": ([], _names),
 }
@@ -99,16 +100,18 @@ OFF: dict = {
     "kasa_config": None, "layer_replication": None, "layers_pattern": None, "loftq_config": {},
     "lora_ga_config": None, "megatron_config": None, "monteclora_config": None,
     "target_parameters": None, "trainable_token_indices": None, "use_bdlora": None,
-    "use_dora": False, "use_qalora": False, "velora_config": None,
+    "use_qalora": False, "velora_config": None,
 }  # fmt: skip
 # How A and B started no longer matters, unless the start also changed the base, as PiSSA, OLoRA,
-# CorDA, LoftQ and LoRA-GA do: PEFT repeats that change when it loads the adapter.
-STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+# CorDA, LoftQ and LoRA-GA do: PEFT repeats that change when it loads the adapter, and so do we for
+# those of config.STARTS. (PEFT's LoftQ, with its loftq_config, quantizes otherwise; ours has none,
+# and PEFT refuses it.)
+NEUTRAL_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 KNOWN = {*HONOURED, *NEUTRAL, "init_lora_weights", "peft_type", "runtime_config", "task_type"}
 
 
 def read_config(path, base):
-    """(LoraConfig, lora_bias, modules_to_save) of an adapter_config.json for this base.
+    """(LoraConfig, lora_bias, modules_to_save) of LoRA's adapter_config.json for this base.
 
     PEFT reads a string of target_modules and the keys of the patterns as regular expressions; they
     become the names of the base's projections that they match. Raises InputError naming the file
@@ -120,6 +123,8 @@ def read_config(path, base):
     projections = [p.removesuffix(".weight") for p, _ in walk(base) if p.endswith(weights)]
     fields = {name: _field(path, raw, name) for name in HONOURED}
     lora_bias, modules = fields.pop("lora_bias"), fields.pop("modules_to_save")
+    start = raw.get("init_lora_weights")
+    fields["init_lora_weights"] = start if start in STARTS else True
     fields["target_modules"] = _targets(path, fields, projections)
     fields["layers_to_transform"] = _layer_tuple(fields["layers_to_transform"])
     for name in ("rank_pattern", "alpha_pattern"):
@@ -131,14 +136,13 @@ def read_config(path, base):
 
 
 def _refuse(path, raw):
-    method, task = raw.get("peft_type"), raw.get("task_type")
-    require(method == "LORA", f"{path}: peft_type {method!r} is not implemented; LORA is")
+    task = raw.get("task_type")
     require(
         task in (None, "CAUSAL_LM"), f"{path}: task_type {task!r} is not implemented; CAUSAL_LM is"
     )
     start = raw.get("init_lora_weights")
     require(
-        start in STARTS,
+        start in (*NEUTRAL_STARTS, *STARTS),
         f"{path}: init_lora_weights {start!r} is not implemented: it changes the base, too",
     )
     for name, value in raw.items():
@@ -211,7 +215,7 @@ def as_json(config, base_name, lora_bias=False, modules=()):
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": str(base_name),
-        "init_lora_weights": True,
+        "init_lora_weights": config.init_lora_weights,
         "r": config.r,
         "lora_alpha": config.lora_alpha,
         "lora_dropout": config.lora_dropout,
@@ -220,6 +224,7 @@ def as_json(config, base_name, lora_bias=False, modules=()):
         "rank_pattern": config.rank_pattern,
         "alpha_pattern": config.alpha_pattern,
         "use_rslora": config.use_rslora,
+        "use_dora": config.use_dora,
         "lora_bias": lora_bias,
         "modules_to_save": list(modules) or None,
     }  # fmt: skip

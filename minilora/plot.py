@@ -58,3 +58,48 @@ def curve(path, history, title):
             exact = [row["eval_exact_match"] for row in held_out]
             share.plot(at, exact, marker="s", markersize=4, label="exact match", **LINES[2])
             axes.plot([], [], marker="s", markersize=4, label="exact match (right)", **LINES[2])
+
+
+def comparison(path, points):
+    """Held-out loss over trained parameters, both axes logarithmic.
+
+    points: (label, parameters, loss, (least, most) over the seeds, whether a budget set the size),
+    the last ones filled.
+    """
+    title = "held-out loss, exact match beside it; filled: one budget set the size"
+    ylabel = "held-out loss (nats a target token)"
+    with figure(path, "trained parameters", ylabel, title, 7.6, 4.8) as axes:
+        axes.set(xscale="log", yscale="log")
+        points = sorted(points, key=lambda point: point[2])
+        sizes, color = [point[1] for point in points], LINES[0]["color"]
+        budget = [x for _, x, *_, filled in points if filled] or sizes
+        axes.set_xlim(min(sizes) / 5, max(sizes) * 5)
+        for _, x, y, seeds, filled in points:
+            axes.plot([x, x], seeds, color=color, linewidth=1)
+            axes.plot(x, y, marker="o", color=color, markerfacecolor=color if filled else "white")
+        bottom, top = axes.get_ylim()
+        # the budget's methods have their labels in a column on the left, larger ones on the right
+        at = [
+            min(budget) / 1.3 if filled else x * 1.3 if x > max(budget) else x / 1.3
+            for _, x, _, _, filled in points
+        ]
+        heights = apart([(x, point[2]) for x, point in zip(at, points)], (top / bottom) ** (1 / 26))
+        for (label, x, y, *_), left, height in zip(points, at, heights):
+            axes.annotate(
+                label, (x, y), (left, height), fontsize=8, color=INK, va="center",
+                ha="left" if left > x else "right",
+                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0,
+                            "relpos": (0 if left > x else 1, 0.5)},
+            )  # fmt: skip
+
+
+def apart(points, step):
+    """Heights for the labels of points (x, y), the lowest first: their own, or a factor of `step`
+    above a label that is in the way."""
+    placed: list = []
+    for x, y in points:
+        for other, height in placed:
+            if 1 / 2 < x / other < 2:
+                y = max(y, height * step)
+        placed.append((x, y))
+    return [height for _, height in placed]

@@ -10,18 +10,15 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
-import numpy as np
-
-from . import lora
-from .checkpoint import load_adapter, load_state, save_adapter, save_state
-from .config import LoraConfig, TrainConfig, flag, require
+from .checkpoint import load_state, save_adapter, save_state
+from .config import TrainConfig, flag, require
 from .data import load_rows, prepare, split_row
 from .generate import generate
 from .memory import ledger, peak_rss_mb, summary, table
 from .metrics import evaluate
+from .opening import starting
 from .plot import curve
-from .pretrained import load
-from .train import train
+from .train import check, train
 
 FILES = (
     "adapter_config.json", "adapter_model.safetensors", "checkpoint.safetensors", "curve.png",
@@ -34,11 +31,11 @@ def fine_tune(args):
     """`minilora train`: everything is checked before the first file is written."""
     folder, config = Path(args.adapter_path), TrainConfig(**_picked(args, TrainConfig))
     claim(folder, args)
-    model, base, tokenizer = load(args.model, args.quantize, args.block_size)
+    model, base, tokenizer, adapters, adapter_config = starting(args)
+    check(adapters, config)
     examples, cut = prepare(load_rows(args.data, "train"), tokenizer, config)
     held_out = load_rows(args.data, "valid")
     valid = prepare(held_out, tokenizer, config)[0] if held_out else []
-    adapters, base, lora_config = fresh_adapter(args, base)
     print(summary(adapters, base))
     tokens = config.batch_size * max(len(e.tokens) - 1 for e in examples)
     print(f"a step over {tokens} tokens:\n{table(ledger(adapters, base, model, tokens))}")
@@ -49,7 +46,7 @@ def fine_tune(args):
     show = Showing(base, model, tokenizer, held_out, valid)
     show("before", adapters)
 
-    log = Log(folder, args, base, lora_config)
+    log = Log(folder, args, base, adapter_config)
     some = valid[: config.val_batches * config.batch_size]
     try:
         best, _ = train(adapters, base, examples, model, config, some, state, log.on_step)
@@ -57,7 +54,7 @@ def fine_tune(args):
         log.save()
     if log.latest is None:
         best = (state or {}).get("best", adapters)
-    save_adapter(folder, best, base, lora_config, args.model, config.adapter_dtype)
+    save_adapter(folder, best, base, adapter_config, args.model, config.adapter_dtype)
     history = read_metrics(folder)
     curve(folder / "curve.png", history, f"{args.model} on {args.data}")
     show("after", best)
@@ -66,24 +63,6 @@ def fine_tune(args):
 
 def _picked(args, kind):
     return {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
-
-
-def fresh_adapter(args, base):
-    """(adapters, frozen base, LoraConfig) at step 0: new, or from --init-adapter."""
-    if args.init_adapter:
-        adapters, base, config = load_adapter(args.init_adapter, base)
-    else:
-        layers = args.layers_to_transform
-        config = LoraConfig(
-            r=args.lora_r,
-            lora_alpha=args.lora_alpha,
-            lora_dropout=args.lora_dropout,
-            target_modules=tuple(args.target_modules),
-            use_rslora=args.use_rslora,
-            layers_to_transform=None if layers is None else tuple(layers),
-        )
-        adapters, base = lora.init(base, config, np.random.default_rng(args.seed))
-    return lora.also_train(adapters, base, args.also_train), base, config
 
 
 def claim(folder, args):
@@ -140,8 +119,9 @@ def settings_of(args):
 class Log:
     """Writes down a run as it goes: a metrics row a step, a checkpoint every few."""
 
-    def __init__(self, folder, args, base, lora_config):
-        self.folder, self.args, self.base, self.lora_config = folder, args, base, lora_config
+    def __init__(self, folder, args, base, adapter_config):
+        self.folder, self.args, self.base = folder, args, base
+        self.adapter_config = adapter_config
         self.latest, self.saved_step = None, None
 
     def on_step(self, rows, adapters, state):
@@ -160,7 +140,7 @@ class Log:
         adapters, state = self.latest
         save_state(self.folder / "checkpoint.safetensors", adapters, state, settings_of(self.args))
         save_adapter(
-            self.folder, state.get("best", adapters), self.base, self.lora_config,
+            self.folder, state.get("best", adapters), self.base, self.adapter_config,
             self.args.model, self.args.adapter_dtype,
         )  # fmt: skip
         self.saved_step = state["step"]

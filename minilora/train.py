@@ -14,11 +14,12 @@ from autograd import value_and_grad
 from tqdm import tqdm
 
 from . import model
-from .config import InputError
+from .config import InputError, require
 from .data import batch_at, collate, pack
 from .metrics import evaluate
+from .nn import prompt
 from .optim import adamw, adamw_init, clip, learning_rate, to_dtype
-from .tree import tree_map
+from .tree import child, layer_of, tree_map, walk
 
 
 def train(adapters, base, examples, model_config, config, valid=(), state=None, on_step=None):
@@ -30,6 +31,7 @@ def train(adapters, base, examples, model_config, config, valid=(), state=None, 
     called after every step. Raises InputError when loss or gradient is not finite; the last good
     state has then been handed to `on_step`.
     """
+    check(adapters, config)
     bins = pack(examples, config.max_seq_length) if config.packing else [[e] for e in examples]
     adapters = to_dtype(adapters, config.adapter_dtype)
     state = state or start(adapters)
@@ -67,6 +69,15 @@ def train(adapters, base, examples, model_config, config, valid=(), state=None, 
     return state.get("best", adapters), history
 
 
+def check(adapters, config):
+    """Raise InputError if `config` asks for what these adapters cannot do."""
+    require(
+        not (config.packing and prompt(child(adapters, "model")) is not None),
+        "--packing puts several examples into a row, and only the first would see the trained "
+        "prompt: train it without",
+    )
+
+
 def start(adapters):
     """The state before the first step."""
     return {**adamw_init(adapters), "best_loss": math.inf, "worse": 0}
@@ -100,7 +111,7 @@ def gradient(adapters, base, bins, step, model_config, config):
 
 def update(adapters, grads, state, rate, config):
     """(adapters, state) after one optimizer step, the adapters as `adapter_dtype` holds them."""
-    adapters, moments = adamw(adapters, grads, state, rates(rate, config), config)
+    adapters, moments = adamw(adapters, grads, state, rates(rate, config, adapters), config)
     try:
         adapters = to_dtype(adapters, config.adapter_dtype)
     except InputError as error:
@@ -108,10 +119,25 @@ def update(adapters, grads, state, rate, config):
     return adapters, {**state, **moments}
 
 
-def rates(rate, config):
-    """The rate of each leaf: low-rank factors at `rate`, what else is trained at its share."""
-    other = rate * config.also_train_lr_scale
-    return lambda path: rate if path.endswith(("lora_A", "lora_B")) else other
+def rates(rate, config, adapters):
+    """The rate of each leaf, as a function of its path.
+
+    What is trained beside low-rank factors learns at `also_train_lr_scale` of the rate, lora_B at
+    `loraplus_lr_ratio` times it (LoRA+, Hayou et al. 2024), and each layer at `layer_lr_decay` of
+    the rate of the layer above it (Howard and Ruder 2018, Sec. 3.2), the embedding lowest.
+    """
+    paths = [path for path, _ in walk(adapters)]
+    beside = config.also_train_lr_scale if any(p.endswith("lora_A") for p in paths) else 1.0
+    depth = 1 + max((layer_of(path) for path in paths), default=0)
+
+    def of(path):
+        name = path.rpartition(".")[2]
+        share = 1.0 if name.startswith("lora_") else beside
+        plus = config.loraplus_lr_ratio if name == "lora_B" else 1.0
+        top = depth - 1 if path.startswith(("model.norm.", "lm_head.")) else layer_of(path)
+        return rate * share * plus * config.layer_lr_decay ** (depth - 1 - top)
+
+    return of
 
 
 def judged(state, adapters, score, config):

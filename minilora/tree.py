@@ -46,6 +46,11 @@ def get(tree, path):
     return tree
 
 
+def layer_of(path):
+    """The number of the layer that a leaf is in; −1 for the embedding, the last norm, the head."""
+    return int(path.split(".")[2]) if path.startswith("model.layers.") else -1
+
+
 def child(node, name):
     """node[name], or an empty node: an adapter tree has only the branches that it trains.
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY, adapted, bits, configs, random_base, seeds, target_sets
 
-from minilora import checkpoint, lora
+from minilora import lora
 from minilora.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.optim import to_dtype
@@ -249,8 +249,8 @@ def refusal(folder, base=None):
 
 
 REFUSED = [
-    ("peft_type", "IA3"), ("peft_type", "PROMPT_TUNING"), ("peft_type", None),
-    ("task_type", "SEQ_CLS"), ("use_dora", True), ("bias", "lora_only"), ("bias", "all"),
+    ("peft_type", "VERA"), ("peft_type", "ADALORA"), ("peft_type", None),
+    ("task_type", "SEQ_CLS"), ("use_dora", "yes"), ("bias", "lora_only"), ("bias", "all"),
     ("fan_in_fan_out", True), ("layers_pattern", "h"), ("exclude_modules", ["v_proj"]),
     ("target_parameters", ["x"]), ("trainable_token_indices", [1]),
     ("alora_invocation_tokens", [1]), ("megatron_config", {"x": 1}), ("loftq_config", {"b": 4}),
@@ -407,7 +407,7 @@ def test_a_kill_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, what,
             raise Killed
         return real(*args)
 
-    monkeypatch.setattr(checkpoint.os, what, dying)
+    monkeypatch.setattr(os, what, dying)
     try:
         save_adapter(folder, new, frozen, config, "a base")
     except Killed:
@@ -437,7 +437,7 @@ def test_a_disk_that_is_full_says_so(folder, monkeypatch):
 
     base = random_base(TINY)
     adapters, frozen, config = load_adapter(folder, base)
-    monkeypatch.setattr(checkpoint.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"adapter_config\.json cannot be written: No space"):
         save_adapter(folder, adapters, frozen, config, "a base")
     with pytest.raises(InputError, match=r"state cannot be written: No space"):

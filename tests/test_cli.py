@@ -1,6 +1,7 @@
 """The command line as a user meets it: a whole run, and everything that can go wrong."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 
 from minilora import cli
-from minilora.checkpoint import load_state
+from minilora.checkpoint import load_state, save_state
+from minilora.methods import METHODS
 from minilora.pretrained import load, save_pretrained
 from minilora.pretraining import llama, random_params
 from minilora.safetensors_file import read_header
@@ -321,3 +323,101 @@ def test_plain_and_fused_runs_agree(base, data, tmp_path):
             [json.loads(x)["loss"] for x in (out / "metrics.jsonl").open() if '"loss"' in x]
         )
     assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+
+# -------------------------------------------------------------------------------- the methods
+
+OF_METHOD = {
+    **{name: f"--method {name}" for name in METHODS},
+    "full": "--method full --quantize none --layer-lr-decay 0.8",
+    "prefix": "--method prefix --num-virtual-tokens 3 --packing",
+    "pissa": "--init-lora-weights pissa",
+    "loftq": "--method dora --init-lora-weights loftq --lora-r 4",
+    "lora+": "--loraplus-lr-ratio 16",
+}
+NO_MERGE = ("prompt", "p-tuning", "prefix", "bottleneck")
+
+
+@pytest.mark.parametrize("name", OF_METHOD)
+def test_every_method_trains_evaluates_generates_and_merges(name, base, data, tmp_path, capsys):
+    """The last evaluation is that of the files, read again: the same base, the same numbers."""
+    out, merged = tmp_path / "run", tmp_path / "merged"
+    flags = "--target-modules q_proj down_proj", "--quantize nf4", OF_METHOD[name]
+    assert train(base, data, out, *flags) == 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["grad_norm"] > 0
+    capsys.readouterr()
+    assert run("evaluate --json --split valid --adapter-path", out) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert score["loss"] == pytest.approx(rows[-1]["eval_loss"], rel=1e-6)
+    assert run("generate --prompt 1+1= --max-tokens 3 --adapter-path", out) == 0
+    answer = capsys.readouterr().out
+    assert run("inspect --adapter-path", out) == 0
+    status = run("merge --adapter-path", out, "--out", merged)
+    if name in NO_MERGE:
+        assert "cannot be merged" in error_of(capsys, status)
+        return
+    assert status == 0
+    capsys.readouterr()
+    assert run("generate --prompt 1+1= --max-tokens 3 --model", merged) == 0
+    assert capsys.readouterr().out == answer
+
+
+@pytest.mark.parametrize("name", ["p-tuning", "prefix", "pissa", "loftq"])
+def test_a_method_resumes_to_the_same_bytes(name, base, data, tmp_path):
+    """From the checkpoint of step 2 of 4: the encoder is in it, and the start is made again."""
+    flags = "--quantize nf4 --num-virtual-tokens 3", OF_METHOD[name]
+    short = tmp_path / "short"
+    assert (
+        train(base, data, short, *flags, "--iters 2 --lr-schedule constant --warmup-ratio 0") == 0
+    )
+    long = tmp_path / "long"
+    assert train(base, data, long, *flags, "--lr-schedule constant --warmup-ratio 0") == 0
+    _, _, facts = load_state(long / "checkpoint.safetensors")
+    adapters, state, _ = load_state(short / "checkpoint.safetensors")
+    shutil.copytree(long, tmp_path / "resumed")
+    save_state(
+        tmp_path / "resumed" / "checkpoint.safetensors", adapters, state,
+        facts | {"adapter_path": str(tmp_path / "resumed")},
+    )  # fmt: skip
+    assert run("train --resume --adapter-path", tmp_path / "resumed") == 0
+    for file in ("adapter_model.safetensors", "checkpoint.safetensors"):
+        a, b = weights(long / file), weights(tmp_path / "resumed" / file)
+        assert a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
+
+
+def test_an_adapter_of_any_method_is_gone_on_from(base, data, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(base, data, first, "--method p-tuning --num-virtual-tokens 3") == 0
+    again = "--method p-tuning --learning-rate 1e-12 --init-adapter"
+    assert train(base, data, second, again, first) == 0
+    a, b = (weights(folder / "adapter_model.safetensors") for folder in (first, second))
+    np.testing.assert_allclose(a["prompt_embeddings"], b["prompt_embeddings"], atol=1e-9)
+    status = train(base, data, tmp_path / "third", "--method ia3 --init-adapter", first)
+    assert "holds p-tuning" in error_of(capsys, status)
+
+
+NOT_TOGETHER = {
+    "--method full": "--quantize none",
+    "--method full --quantize int8": "--quantize none",
+    "--method prompt --packing": "--packing",
+    "--method p-tuning --packing": "--packing",
+    "--method prompt --num-virtual-tokens 0": "--num-virtual-tokens",
+    "--method bottleneck --bottleneck-size 0": "--bottleneck-size",
+    "--method ia3 --also-train norm": "--also-train",
+    "--method dora --also-train bias": "--also-train bias",
+    "--method ia3 --init-lora-weights pissa": "--init-lora-weights",
+    "--init-lora-weights loftq --quantize none": "--quantize",
+    "--loraplus-lr-ratio 0": "--loraplus-lr-ratio",
+    "--layer-lr-decay -1": "--layer-lr-decay",
+    "--method prayer": "--method",
+}
+
+
+@pytest.mark.parametrize("flags", NOT_TOGETHER)
+def test_what_does_not_go_together_is_one_line_and_writes_nothing(
+    flags, base, data, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert NOT_TOGETHER[flags] in error_of(capsys, train(base, data, out, flags))
+    assert not out.exists()

@@ -200,7 +200,7 @@ def test_history_says_what_happened():
 
 def test_low_rank_factors_and_the_rest_have_their_own_rates():
     config = replace(SMALL, also_train_lr_scale=0.25)
-    of = rates(0.1, config)
+    of = rates(0.1, config, setting(dropout=0.0)[0])
     assert of("a.q_proj.lora_A") == of("a.q_proj.lora_B") == 0.1
     for path in ("model.norm.weight", "a.q_proj.bias", "lm_head.weight"):
         assert of(path) == 0.025
@@ -210,7 +210,7 @@ def test_low_rank_factors_and_the_rest_have_their_own_rates():
     after, _ = train(before, frozen, EXAMPLES, TINY, config)
     for path, w in walk(after):
         moved = np.abs(w - flatten(before)[path]).max()
-        assert moved == pytest.approx(rates(0.02, config)(path), rel=1e-3), path
+        assert moved == pytest.approx(rates(0.02, config, before)(path), rel=1e-3), path
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

@@ -55,8 +55,9 @@ def peft_folder(path, theirs, dtype=torch.float32):
 
 
 def their_logits(theirs, tokens):
+    """(B, T, V): without those of a trained prompt, which stand in front."""
     with torch.no_grad():
-        return theirs(torch.tensor(tokens)).logits.numpy()
+        return theirs(torch.tensor(tokens)).logits[:, -tokens.shape[1] :].numpy()
 
 
 def peft_loss(theirs, batch):
@@ -65,7 +66,7 @@ def peft_loss(theirs, batch):
     From the logits on in float64: over a vocabulary of 49,152 torch's float32 cross-entropy is off
     by 3e-6, and with it the worst gradient by 4e-4. (Ours is off by 1e-8 and 2e-5.)
     """
-    logits = theirs(torch.tensor(batch["tokens"])).logits.double()
+    logits = theirs(torch.tensor(batch["tokens"])).logits[:, -batch["tokens"].shape[1] :].double()
     targets, mask = torch.tensor(batch["targets"]), torch.tensor(batch["mask"])
     nll = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1), targets.flatten(), reduction="none"

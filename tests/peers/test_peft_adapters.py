@@ -49,6 +49,7 @@ PEFT_CONFIGS = {
         "use_rslora": True,
     },
     "gaussian": {"init_lora_weights": "gaussian"},
+    "dora": {"use_dora": True, "target_modules": ALL, "lora_dropout": 0.1, "lora_alpha": 20},
     "head": {"modules_to_save": ["lm_head"]},
     "norms": {"modules_to_save": ["norm"], "target_modules": ALL},
     "one norm": {"modules_to_save": ["model.norm", "1.input_layernorm"]},
@@ -99,7 +100,6 @@ def test_half_precision_adapters_of_peft_here(tiny_llama, tmp_path, tokens, same
 
 
 REFUSED = {
-    "dora": ("use_dora", {"use_dora": True}),
     "trained biases": ("bias", {"bias": "lora_only"}),
     "embedding": ("modules_to_save", {"modules_to_save": ["embed_tokens"]}),
     "an adapted head": ("lm_head", {"target_modules": ["q_proj", "lm_head"]}),
@@ -109,7 +109,6 @@ REFUSED = {
     ),
     "tokens": ("trainable_token_indices", {"trainable_token_indices": [1, 2]}),
     "alora": ("alora_invocation_tokens", {"alora_invocation_tokens": [1]}),
-    "pissa": ("init_lora_weights", {"init_lora_weights": "pissa"}),
     "olora": ("init_lora_weights", {"init_lora_weights": "olora"}),
 }  # fmt: skip
 
@@ -127,22 +126,19 @@ def test_what_cannot_be_honoured_is_refused_by_name(tiny_llama, tmp_path, what):
 @pytest.mark.parametrize(
     "config",
     [
-        lambda: peft.IA3Config(task_type="CAUSAL_LM"),
-        lambda: peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2),
+        lambda: peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["norm"]),
         lambda: peft.VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2),
     ],
 )
 def test_other_methods_are_refused_by_name(tiny_llama, tmp_path, config):
     with quietly():
         peft.get_peft_model(llama_of(tiny_llama()), config()).save_pretrained(tmp_path)
-    with pytest.raises(
-        InputError, match=r"peft_type '(IA3|PROMPT_TUNING|VERA)' is not implemented"
-    ):
+    with pytest.raises(InputError, match=r"peft_type '(LN_TUNING|VERA)' is not implemented"):
         load_adapter(tmp_path, load(tiny_llama())[1])
 
 
 def test_a_start_that_changes_the_base_is_no_adapter_of_that_base(tiny_llama, tmp_path, tokens):
-    """Why OLoRA's and PiSSA's folders are refused: read as plain LoRA, they compute another model.
+    """Why OLoRA's folders are refused: read as plain LoRA, they compute another model.
 
     PEFT repeats the change of the base when it loads such a folder.
     """
@@ -177,6 +173,7 @@ OUR_CONFIGS = {
         ),
         (),
     ),
+    "dora": (LoraConfig(target_modules=ALL_LINEAR, use_dora=True, lora_alpha=20), ()),
     "norms": (LoraConfig(), ("norm",)),
     "head": (LoraConfig(), ("head",)),
     "biases": (LoraConfig(target_modules=ALL_LINEAR, lora_alpha=24), ("bias",)),

@@ -1,0 +1,29 @@
+"""A sweep that outgrows one machine runs on an engine that exists: dask's, here on this machine."""
+
+import pytest
+
+from minilora import compare
+from minilora.compare import Job
+
+distributed = pytest.importorskip("distributed", reason="the peers group is not installed")
+
+
+def test_jobs_over_a_dask_cluster(compared):
+    jobs = [Job("norm", seed, iters=2) for seed in range(3)]
+    with (
+        compare.one_thread(),  # the workers, which start here, read it
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        there = compare.compare(jobs, client.get_executor())
+        workers = client.scheduler_info()["workers"]
+    here = [compare.run_one(job) for job in jobs]
+    assert len(workers) == 2 and len(there) == 3
+    for row in (*here, *there):
+        del row["step_ms"]  # all else follows from the job
+    differences = [
+        sum(ours[name] != theirs[name] for name in ours) for ours, theirs in zip(here, there)
+    ]
+    compared("a sweep's rows, from dask's workers", "the same jobs here", differences, 0)

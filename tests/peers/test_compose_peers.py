@@ -1,0 +1,83 @@
+"""Combined adapters: ours against PEFT's add_weighted_adapter, and each against the exact sum."""
+
+import numpy as np
+import pytest
+from comparisons import relative
+from peft_models import ALL, llama_of, quietly, their_logits
+
+from minilora import compose, lora, model
+from minilora.checkpoint import load_adapter
+from minilora.pretrained import load
+from minilora.tree import get
+
+torch = pytest.importorskip("torch", reason="the peers group is not installed")
+peft = pytest.importorskip("peft", reason="the peers group is not installed")
+
+PEFT = "PEFT's add_weighted_adapter"
+RANKS = {"cat": (2, 5), "svd": (2, 5), "linear": (4, 4)}
+WEIGHTS = ([0.5, 0.5], [0.7, -1.3])
+
+
+def two_adapters(llama, ranks):
+    """A PEFT model with adapters a and b, every factor random; b is not where a is everywhere."""
+    torch.manual_seed(2)
+    a, b = (
+        peft.LoraConfig(task_type="CAUSAL_LM", target_modules=names, r=r, lora_alpha=3)
+        for names, r in zip((ALL, ["q_proj", "k_proj", "down_proj"]), ranks)
+    )
+    with quietly():
+        theirs = peft.get_peft_model(llama, a, adapter_name="a")
+        theirs.add_adapter("b", b)
+    with torch.no_grad():
+        for name, p in theirs.named_parameters():
+            if "lora_" in name:
+                p.copy_(0.2 * torch.randn_like(p))
+    return theirs.eval()
+
+
+@pytest.mark.parametrize("weights", WEIGHTS, ids=str)
+@pytest.mark.parametrize("how", RANKS)
+def test_what_peft_combines(tiny_llama, tmp_path, tokens, compared, how, weights):
+    folder = tiny_llama()
+    theirs = two_adapters(llama_of(folder), RANKS[how])
+    with quietly():
+        theirs.save_pretrained(tmp_path)
+        theirs.add_weighted_adapter(["a", "b"], weights, "both", how, svd_rank=5)
+        theirs.set_adapter("both")
+    config, base, _ = load(folder)
+    pairs = [load_adapter(tmp_path / name, base)[:2] for name in "ab"]
+    adapters, frozen, errors = compose.combine(pairs, weights, how, 5)
+
+    ours, modules = {}, dict(theirs.base_model.model.named_modules())
+    for path in lora.adapted(adapters):
+        ours[path] = lora.delta(get(adapters, path), get(frozen, path))
+        with torch.no_grad():
+            delta = modules[path].get_delta_weight("both").numpy()
+        # A float32 sum of at most 7 products; and PEFT's SVD of a whole matrix in float32, which
+        # errs by its size, 96, in units of roundoff: 6e-6 of the largest singular value.
+        compared(f"combined by {how}: each update", PEFT, relative(ours[path], delta), 6e-6)
+    assert len(ours) == 7 * config.num_hidden_layers
+    logits = model.forward(adapters, frozen, tokens, config)
+    compared(
+        "combined adapters: logits", PEFT, relative(logits, their_logits(theirs, tokens)), 1e-5
+    )
+
+    # What the way of combining costs, by our own measure: nothing, little, nearly everything.
+    worst = max(errors.values())
+    assert {"cat": worst < 1e-7, "svd": 1e-3 < worst < 1, "linear": worst > 0.8}[how], worst
+
+
+def test_cat_is_exact_and_linear_is_not_in_peft_too(tiny_llama):
+    theirs = two_adapters(llama_of(tiny_llama()), (4, 4))
+    off = {}
+    for how, rank in (("cat", None), ("svd", 8), ("linear", None)):
+        with quietly():
+            theirs.add_weighted_adapter(["a", "b"], [0.5, 0.5], how, how, svd_rank=rank)
+        layer = theirs.base_model.model.model.layers[0].self_attn.q_proj
+        with torch.no_grad():
+            a, b, both = (layer.get_delta_weight(name).double().numpy() for name in ("a", "b", how))
+        exact = (a + b) / 2
+        off[how] = np.linalg.norm(both - exact) / np.linalg.norm(exact)
+    # float32: a unit of roundoff, and for the SVD of a 64 × 64 matrix a few dozen
+    assert off["cat"] < 2e-7 and off["svd"] < 64 * 6e-8
+    assert off["linear"] > 0.5

@@ -1,0 +1,220 @@
+"""The whole family against PEFT: its folders here, ours there, the gradient of every leaf."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+from autograd import value_and_grad
+from comparisons import forward, in_float64, relative
+from peft_models import (
+    ALL,
+    llama_of,
+    peft_folder,
+    peft_loss,
+    prose_batch,
+    quietly,
+    random_batch,
+    their_logits,
+)
+
+from minilora import lora, method_format, model, starts
+from minilora.checkpoint import load_adapter, save_adapter
+from minilora.config import ALL_LINEAR, LoraConfig, MethodConfig
+from minilora.methods import METHODS
+from minilora.pretrained import load
+from minilora.tree import flatten, tree_map
+
+torch = pytest.importorskip("torch", reason="the peers group is not installed")
+peft = pytest.importorskip("peft", reason="the peers group is not installed")
+
+TASK = {"task_type": "CAUSAL_LM"}
+CONFIGS = {
+    "dora": lambda: peft.LoraConfig(use_dora=True, target_modules=ALL, r=4, lora_alpha=6, **TASK),
+    "pissa": lambda: peft.LoraConfig(
+        init_lora_weights="pissa", target_modules=ALL, r=4, lora_alpha=6, **TASK
+    ),
+    "ia3": lambda: peft.IA3Config(**TASK),
+    "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=5, **TASK),
+    "p-tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=5, **TASK),
+    "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=5, **TASK),
+}
+EVERY = pytest.mark.parametrize("name", CONFIGS)
+
+
+def moved_peft(llama, name, size=0.1):
+    """PEFT's model of that method, every trained number moved away from its start."""
+    torch.manual_seed(1)
+    with quietly():
+        theirs = peft.get_peft_model(llama, CONFIGS[name]())
+    with torch.no_grad():
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p += size * torch.randn_like(p)
+    return theirs.eval()
+
+
+def their_gradients(theirs, batch):
+    """{our path: gradient}, a prefix's as one leaf and P-tuning's layers under our names."""
+    peft_loss(theirs, batch).backward()
+    found = {}
+    for name, p in theirs.named_parameters():
+        if p.requires_grad:
+            path = name.removeprefix("base_model.model.").replace(".default", "")
+            path = path.replace("prompt_encoder.embedding.weight", "prompt_embeddings")
+            if "lora_" in path:
+                path = path.removesuffix(".weight")
+            found[path] = p.grad.numpy()
+    return found
+
+
+def our_gradients(name, trees, batch, config):
+    """As `their_gradients`."""
+    _, grads = value_and_grad(model.loss)(*trees, batch, config)
+    if name == "prefix":
+        return method_format.tensors(grads, MethodConfig("prefix"))
+    leaves = flatten(grads)
+    if name in ("prompt", "p-tuning"):
+        leaves = {path.removeprefix("model."): g for path, g in leaves.items()}
+    return {
+        path.replace("prompt_encoder.embedding.weight", "prompt_embeddings"): g
+        for path, g in leaves.items()
+    }
+
+
+def trees_of(theirs, name, base, folder):
+    """(adapters, frozen) of what PEFT saved; P-tuning's network, which it drops, beside it."""
+    adapters, frozen, _ = load_adapter(peft_folder(folder, theirs), base)
+    if name == "p-tuning":
+        encoder = theirs.prompt_encoder["default"].state_dict()
+        adapters = {"model": {"prompt_encoder": {}}}
+        for path, w in encoder.items():
+            lora.put(adapters, f"model.prompt_encoder.{path}", w.numpy().copy())
+    return adapters, frozen
+
+
+def relative_errors(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    return [np.linalg.norm(ours[p] - g) / np.linalg.norm(g) for p, g in theirs.items()]
+
+
+# Of a random Llama float32's noise is 3e-6. SmolLM2's deeper sums have ten times as much in the
+# logits, and a hundred times where a leaf's gradient is what large terms of both signs leave over
+# (IA³'s scales, a prefix's keys). A wrong term is 1e-2 and more everywhere.
+LOGITS, GRADIENTS = (
+    {"random Llamas": 1e-5, "SmolLM2": 1e-4},
+    {"random Llamas": 1e-4, "SmolLM2": 2e-3},
+)
+# For PiSSA both sides decompose the weights anew, PEFT in float32. Singular vectors are known to
+# u·σ₁/(σᵣ − σᵣ₊₁) only, u being 6e-8, and so is what is left of the weights: the gap is as small as
+# 0.3 % of σ₁ among the random matrices, and its residual is off by 1e-5 of σ₁; ours by 2e-8.
+DECOMPOSED = 3e-4
+
+
+@pytest.fixture
+def same_here(compared):
+    """same_here(what, whose, name, theirs, trees, tokens, config): the logits of that method."""
+
+    def same_here(what, whose, name, theirs, trees, tokens, config):
+        expected = their_logits(theirs, tokens)
+        ours, precise = forward(*trees, tokens, config)
+        bound = DECOMPOSED if name == "pissa" else LOGITS[what]
+        row = f"{what} with {'PiSSA' if name == 'pissa' else 'other methods'}, {whose}: logits"
+        compared(row, "PEFT", relative(ours, expected), bound, relative(ours, precise))
+        return expected
+
+    return same_here
+
+
+@pytest.fixture
+def same_gradients(compared):
+    """same_gradients(what, name, theirs, trees, batch, config): that of each leaf."""
+
+    def same_gradients(what, name, theirs, trees, batch, config):
+        expected = their_gradients(theirs, batch)
+        ours = our_gradients(name, trees, batch, config)
+        precise = our_gradients(name, map(in_float64, trees), batch, config)
+        bound = DECOMPOSED if (what, name) == ("random Llamas", "pissa") else GRADIENTS[what]
+        row = (
+            f"{what} with {'PiSSA' if name == 'pissa' else 'other methods'}: gradient of each leaf"
+        )
+        floor = relative_errors(ours, precise)
+        compared(row, "PyTorch + PEFT", relative_errors(ours, expected), bound, floor)
+
+    return same_gradients
+
+
+@EVERY
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_and_gradients(tiny_llama, tmp_path, same_here, same_gradients, name, tied):
+    folder = tiny_llama(tie_word_embeddings=tied)
+    config, base, _ = load(folder)
+    theirs, batch = moved_peft(llama_of(folder), name), random_batch(256, B=3, T=24)
+    trees = trees_of(theirs, name, base, tmp_path)
+    expected = same_here("random Llamas", "theirs", name, theirs, trees, batch["tokens"], config)
+    bare = model.forward({}, base, batch["tokens"], config)
+    assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
+    same_gradients("random Llamas", name, theirs, trees, batch, config)
+
+
+@pytest.mark.slow
+@EVERY
+def test_on_the_real_base(smollm2, their_smollm2, prose, tmp_path, same_here, same_gradients, name):
+    config, base, _, _ = smollm2
+    theirs = moved_peft(deepcopy(their_smollm2), name, size=0.001)
+    if name in ("prompt", "prefix"):  # as large as SmolLM2's own rows, keys and values
+        with torch.no_grad():
+            theirs.prompt_encoder["default"].embedding.weight.mul_(0.1)
+    trees = trees_of(theirs, name, base, tmp_path)
+    same_here("SmolLM2", "theirs", name, theirs, trees, prose[:, :128], config)
+    same_gradients("SmolLM2", name, theirs, trees, prose_batch(prose, (128, 100)), config)
+
+
+def our_adapter(name, base):
+    """(adapters, frozen, config) of that method, every number moved away from its start."""
+    rng = np.random.default_rng(2)
+    if name in ("dora", "pissa"):
+        start = "pissa" if name == "pissa" else True
+        config = LoraConfig(
+            target_modules=ALL_LINEAR, use_dora=name == "dora", init_lora_weights=start
+        )
+    else:
+        config = MethodConfig(name, num_virtual_tokens=5)
+    init = starts.init if name == "pissa" else METHODS[name]
+    adapters, frozen = init(base, config, rng)
+    moved = tree_map(lambda w: w + np.float32(0.1) * rng.standard_normal(w.shape, "f4"), adapters)
+    return moved, frozen, config
+
+
+@EVERY
+def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, same_here, name):
+    folder = tiny_llama()
+    config, base, _ = load(folder)
+    adapters, frozen, adapter_config = our_adapter(name, base)
+    save_adapter(tmp_path, adapters, frozen, adapter_config, folder)
+    with quietly():
+        theirs = peft.PeftModel.from_pretrained(llama_of(folder), tmp_path).eval()
+    expected = same_here("random Llamas", "ours", name, theirs, (adapters, frozen), tokens, config)
+    bare = model.forward({}, base, tokens, config)
+    assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", ["dora", "ia3"])
+def test_merged_as_peft_merges(tiny_llama, tmp_path, tokens, same_logits, name):
+    folder = tiny_llama(attention_bias=True, mlp_bias=True)
+    config, base, _ = load(folder)
+    theirs = moved_peft(llama_of(folder), name)
+    adapters, frozen, _ = load_adapter(peft_folder(tmp_path, theirs), base)
+    expected = their_logits(theirs.merge_and_unload(), tokens)
+    same_logits(
+        "other methods merged", "PEFT's merge", expected, {}, lora.merge(adapters, frozen), tokens,
+        config,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["bitfit", "bottleneck"])
+def test_peft_refuses_our_own_methods(tiny_llama, tmp_path, name):
+    folder = tiny_llama()
+    base = load(folder)[1]
+    save_adapter(tmp_path, *our_adapter(name, base), folder)
+    with pytest.raises((KeyError, ValueError, TypeError)), quietly():
+        peft.PeftModel.from_pretrained(llama_of(folder), tmp_path)
