@@ -17,8 +17,9 @@ os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
 
 from . import lora, nf4
 from .checkpoint import load_adapter, save_adapter
-from .config import InputError, LoraConfig, ModelConfig, TrainConfig
+from .config import InputError, LoraConfig, MethodConfig, ModelConfig, TrainConfig
 from .generate import generate
+from .methods import METHODS
 from .metrics import evaluate
 from .model import forward, loss
 from .pretrained import load, save_pretrained
@@ -26,7 +27,7 @@ from .quantize import quantize
 from .train import train
 
 __all__ = [
-    "InputError", "LoraConfig", "ModelConfig", "TrainConfig", "evaluate", "forward", "generate",
-    "load", "load_adapter", "lora", "loss", "nf4", "quantize", "save_adapter", "save_pretrained",
-    "train",
+    "METHODS", "InputError", "LoraConfig", "MethodConfig", "ModelConfig", "TrainConfig", "evaluate",
+    "forward", "generate", "load", "load_adapter", "lora", "loss", "nf4", "quantize",
+    "save_adapter", "save_pretrained", "train",
 ]  # fmt: skip

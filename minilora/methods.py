@@ -27,7 +27,10 @@ EVERY_LINEAR = LoraConfig(target_modules=ALL_LINEAR)
 
 
 def dora(base, config, rng):
-    """Weight-decomposed LoRA (Liu et al. 2024), m the norms of W₀'s rows: the base at first."""
+    """Weight-decomposed LoRA (Liu et al. 2024), m the norms of W₀'s rows: the base at first.
+
+    Dropout is the low-rank branch's alone; PEFT also drops x where a row's own scale changes.
+    """
     return lora.init(base, replace(config, use_dora=True), rng)
 
 
