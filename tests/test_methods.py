@@ -133,7 +133,11 @@ def test_dora_starts_as_the_base_where_a_row_is_zero():
 @few
 @given(configs(), seeds, st.sampled_from([*METHODS]), st.booleans())
 def test_both_paths_agree(config, seed, name, checkpointing):
-    """In float64: the bound is some dozens of sums of up to a hundred terms, each to 1e-16."""
+    """In float64: the bound is some dozens of sums of up to a hundred terms, each to 1e-16.
+
+    The terms are of the size of one, and where the model is one number wide they cancel in its
+    norms until next to nothing is left: so the absolute part does not shrink with the gradient.
+    """
     base = as_dtype(random_base(config, seed), np.float64)
     adapters, frozen = trained(name, base, seed, np.float64)
     batch = random_batch(config, seed, packed=name not in VIRTUAL or name == "prefix")
@@ -145,7 +149,7 @@ def test_both_paths_agree(config, seed, name, checkpointing):
     assert quick == pytest.approx(plain, rel=1e-11)
     total = np.sqrt(sum(np.sum(g * g) for g in flatten(g_plain).values()))
     for path, g in flatten(g_plain).items():
-        np.testing.assert_allclose(flatten(g_quick)[path], g, rtol=1e-9, atol=1e-11 * total)
+        np.testing.assert_allclose(flatten(g_quick)[path], g, rtol=1e-9, atol=1e-11 * max(1, total))
 
 
 @EVERY
