@@ -331,6 +331,29 @@ def test_loftq_is_nearer_to_the_weights_than_quantizing(scheme):
         assert left == pytest.approx(np.linalg.norm(singular[4:]), rel=1e-4)
 
 
+def test_each_step_of_loftq_comes_nearer(monkeypatch):
+    """Alg. 1 is an alternation: the frozen codes are those of what A and B leave, not of W."""
+    base = random_base(replace(TINY, hidden_size=24, intermediate_size=32))
+
+    def left(steps):
+        monkeypatch.setattr(starts, "LOFTQ_STEPS", steps)
+        (adapters, frozen), _ = start_of("loftq", base, "nf4", r=4)
+        merged = flatten(lora.merge(adapters, frozen))
+        return sum(np.sum((w - merged[path]) ** 2) for path, w in flatten(base).items())
+
+    assert left(5) < 0.98 * left(2) < 0.98**2 * left(1)
+
+
+def test_p_tuning_is_three_layers_with_relus_between():
+    adapters, _ = trained("p-tuning", random_base(TINY))
+    node = adapters["model"]["prompt_encoder"]
+    x = node["embedding"]["weight"]
+    for n in ("0", "2", "4"):
+        x = x @ node["mlp_head"][n]["weight"].T + node["mlp_head"][n]["bias"]
+        x = np.where(x > 0, x, 0) if n != "4" else x
+    np.testing.assert_allclose(nn.prompt(adapters["model"]), x, rtol=1e-5, atol=1e-5)
+
+
 def test_starts_need_the_dense_base_and_loftq_a_scheme():
     with pytest.raises(InputError, match="needs it dense"):
         start_of("pissa", quantized(random_base(TINY)), "nf4")
