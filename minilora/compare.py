@@ -90,8 +90,8 @@ def run_one(job):
 
     `trained` parameters, `adapter_bytes` in its file, `optimizer_bytes` of Adam's two moments,
     `step_ms` (median), `loss` (nats a target token) and `exact_match` on the split, and the loss on
-    the base's own text, `notes_before` and `notes_after`. The same job gives the same row, but for
-    the time.
+    the base's own text, `notes_before` and `notes_after`. A job gives the same row each time, but
+    for the time.
     """
     entry, (config, base, words) = TABLE[job.method], load(job.model)
     settings = TrainConfig(
@@ -174,12 +174,8 @@ def compare(jobs, executor=None):
     if executor is not None:
         rows = executor.map(run_one, jobs)
         return list(tqdm(rows, total=len(jobs), unit="run", disable=None))
-    with (
-        one_thread(),
-        ProcessPoolExecutor(
-            kernels.THREADS, get_context("spawn"), initializer=_one_thread
-        ) as processes,
-    ):
+    processes = ProcessPoolExecutor(kernels.THREADS, get_context("spawn"), _one_thread)
+    with one_thread(), processes:
         return compare(jobs, processes)
 
 

@@ -23,7 +23,8 @@ def stack(adapters, frozen):
 
     Each adapted projection gets its factors and scaling under `lora_stack`, where `nn.linear` adds
     them without a gradient and `lora.merge` finds them; trained norms, biases and weights take the
-    base's place. Nothing is copied. Raises InputError for leaves that are neither.
+    base's place. Nothing is copied. An adapter trained upon a stack is saved without it, and loaded
+    onto the same stack again. Raises InputError for leaves that cannot be stacked.
     """
     new = tree_map(lambda w: w, frozen)
     for path, w in walk(adapters):

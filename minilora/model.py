@@ -55,7 +55,7 @@ def hidden(
         n = prompt.shape[0]
         # [P; E(x)]   (Lester et al. 2021, Sec. 2)
         x = np.concatenate([np.repeat(prompt[None], len(tokens), axis=0), x], axis=1)
-        starts = np.pad(np.where(starts == 0, 0, starts + n), ((0, 0), (n, 0)))
+        starts = np.pad(starts, ((0, 0), (n, 0)))  # other than 0 only for padding: not packed
     first = past or prefix_length(layers)
     angles = nn.rotation(first + np.arange(x.shape[1]) - starts, config, x.dtype)
     seeds = rng.integers(2**63, size=config.num_hidden_layers) if rng is not None else None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models import TINY, fingerprint, random_base
 
 from minilora import compare, methods, plot, pretrained
-from minilora.cli import main
+from minilora.cli import main, parse
 from minilora.compare import TABLE, Job
 from minilora.config import InputError
 from minilora.tree import count
@@ -61,6 +61,7 @@ def test_the_default_budget_is_lora_at_rank_two(micro):
     assert compare.BUDGET == 3 * 2 * (9 * 48 + 2 * 48 + 3 * 128)
     assert compare.sized(TABLE["lora"], micro, compare.BUDGET).r == 2
     assert compare.jobs(["lora"], 1, 1)[0].budget == compare.BUDGET
+    assert parse(["compare"]).budget == compare.BUDGET
 
 
 @pytest.mark.parametrize("method", TABLE)

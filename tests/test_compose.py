@@ -119,6 +119,19 @@ def test_training_on_a_stack_moves_the_new_adapter_and_nothing_under_it():
     assert all(bits(w) != bits(flatten(fresh)[path]) for path, w in walk(trained))
 
 
+def test_an_adapter_upon_a_stack_is_saved_alone_and_loaded_onto_it(tmp_path):
+    base, tokens = random_base(TINY), random_batch(TINY)["tokens"]
+    stacked = compose.stack(*adapted(base))
+    adapters, frozen = adapted(stacked, seed=1, r=3, target_modules=("q_proj", "up_proj"))
+    save_adapter(tmp_path, adapters, frozen, compose.described(adapters, frozen), "tiny")
+    again, on_top, _ = load_adapter(tmp_path, stacked)
+    assert flatten(again).keys() == flatten(adapters).keys()
+    ours, theirs = (
+        model.forward(*pair, tokens, TINY) for pair in ((adapters, frozen), (again, on_top))
+    )
+    assert bits(ours) == bits(theirs)
+
+
 def test_the_gradient_passes_through_a_stack():
     rng = np.random.default_rng(0)
     normal = rng.standard_normal
