@@ -1,5 +1,7 @@
 """Generation: the cache changes nothing but the cost; draws follow the distribution asked for."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,6 +14,7 @@ from minilora.generate import Cache, generate, pick
 
 @given(configs(), seeds, st.integers(1, 4), st.sampled_from((nn, fused)), st.booleans())
 def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, split, ops, four_bit):
+    config = replace(config, rms_norm_eps=1.0)  # no norm makes a rounding larger
     base = random_base(config, seed)
     adapters, frozen = adapted(quantized(base) if four_bit else base, seed)
     tokens = np.random.default_rng(seed).integers(config.vocab_size, size=(2, 5))
@@ -42,8 +45,6 @@ def test_greedy_generation_is_the_argmax_of_the_whole_sequence(seed):
 
 
 def test_it_stops_before_the_end_token():
-    from dataclasses import replace
-
     base = random_base(TINY, 1)
     free = list(generate({}, base, [1, 2], TINY, max_tokens=8))
     stopping = replace(TINY, eos_token_id=(free[3],))
