@@ -8,8 +8,8 @@ import numpy as np
 
 from . import model, stored
 from .data import collate
+from .fused import LOGIT_FLOATS, chunks
 
-LOGIT_FLOATS = 2**23  # logits held at once
 TOKENS = 4096  # tokens of a batch
 BINS = 15  # of the reliability diagram, as in Guo et al. 2017
 
@@ -54,8 +54,7 @@ def token_scores(adapters, base, batch, config):
     head = model.head(adapters, base)
     at = np.nonzero(batch["mask"])
     h, targets = x[at], batch["targets"][at]
-    n, step = len(targets), max(1, LOGIT_FLOATS // head.shape[0])
-    pieces = [slice(i, i + step) for i in range(0, n, step)]
+    pieces = chunks(len(targets), head.shape[0], LOGIT_FLOATS)
     parts = [_scores(stored.product(h[i], head), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
     misses = np.bincount(at[0], weights=~hit, minlength=len(x))

@@ -52,7 +52,7 @@ def init(base, config, rng, scheme="none", block_size=64):
 def pissa(w, node, scaling, store):
     """The principal part goes to A and B, the rest stays frozen (Meng et al. 2024, Eqs. 2 to 4)."""
     put_factors(node, *principal(w, len(node["lora_A"]), scaling))
-    return store(w - update(node, scaling))
+    return store(w - lora.delta(node, {"lora_scaling": scaling}))
 
 
 def loftq(w, node, scaling, store):
@@ -62,16 +62,11 @@ def loftq(w, node, scaling, store):
     for _ in range(LOFTQ_STEPS):
         q = store(rest)
         put_factors(node, *principal(w - dense(q), len(node["lora_A"]), scaling))
-        rest = w - update(node, scaling)
+        rest = w - lora.delta(node, {"lora_scaling": scaling})
     return q
 
 
 START = {"pissa": pissa, "loftq": loftq}
-
-
-def update(node, scaling):
-    """s·BA (out, in), float32."""
-    return np.float32(scaling) * (node["lora_B"] @ node["lora_A"])
 
 
 def put_factors(node, a, b):
