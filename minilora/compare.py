@@ -165,18 +165,22 @@ def jobs(methods, seeds, iters, budget=BUDGET):
 
 
 def compare(jobs, executor=None):
-    """The rows of the jobs, in their order.
+    """The rows of the jobs, in their order; `executor` as in `mapped`."""
+    return mapped(run_one, jobs, executor)
 
-    executor: any `concurrent.futures.Executor` whose workers can import minilora, such as
+
+def mapped(function, jobs, executor=None):
+    """[function(job) for each job], in parallel, with a bar.
+
+    executor: any `concurrent.futures.Executor` whose workers can import `function`, such as
     `dask.distributed.Client(…).get_executor()` or `mpi4py.futures.MPIPoolExecutor()`. Default: a
     process for each core, with one thread each, so that step times can be compared.
     """
     if executor is not None:
-        rows = executor.map(run_one, jobs)
-        return list(tqdm(rows, total=len(jobs), unit="run", disable=None))
+        return list(tqdm(executor.map(function, jobs), total=len(jobs), unit="run", disable=None))
     processes = ProcessPoolExecutor(kernels.THREADS, get_context("spawn"), _one_thread)
     with one_thread(), processes:
-        return compare(jobs, processes)
+        return mapped(function, jobs, processes)
 
 
 @contextmanager

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 1. A model and a small tree
+# # 0. A model and a small tree
 #
 # **The question.** What is fine-tuning with LoRA, in code, from the first line to the last?
 #

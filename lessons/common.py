@@ -1,0 +1,96 @@
+"""What the lessons share: the quick switch, one fine-tuning run, tables, figures, sweeps.
+
+A sweep that takes longer than a lesson may is a file in `sweeps/`, which writes a CSV beside it:
+the command that made it in the first line, then a row a run.
+"""
+
+import csv
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+import minilora
+from minilora import LoraConfig, TrainConfig, compare, data, lora, plot
+
+QUICK = bool(os.environ.get("MINILORA_QUICK"))
+LESSONS = Path(__file__).parent
+FIGURES = LESSONS.parent / "figures"
+SWEEPS = LESSONS / "sweeps"
+
+
+def short(full, quick):
+    """`full`, or `quick` where MINILORA_QUICK is set."""
+    return quick if QUICK else full
+
+
+def figure(name, xlabel, ylabel, title, **options):
+    """`plot.figure` in figures/; a quick run draws into the temporary folder instead."""
+    folder = Path(tempfile.gettempdir()) if QUICK else FIGURES
+    return plot.figure(folder / f"{name}.png", xlabel, ylabel, title, **options)
+
+
+class Run(NamedTuple):
+    """What a fine-tuning run leaves: the trained tree, the frozen one, its steps, its scores."""
+
+    adapters: dict
+    frozen: dict
+    history: list
+    scores: dict  # of `minilora.evaluate`, on held-out rows
+
+
+def finetune(
+    config=None, model="micro", scheme="none", rows=None, held_out=None, seed=0, **settings
+):
+    """Fine-tune an embedded base with LoRA on the questions, and score it on held-out ones.
+
+    config: LoraConfig (default: all projections, r = 8, alpha = 16). rows, held_out: lists of data
+    rows (default: the questions' splits train and valid). settings: fields of TrainConfig, over
+    200 steps of 16 rows at 4e-3.
+    """
+    config = config or LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
+    model_config, base, tokenizer = minilora.load(model, scheme)
+    adapters, frozen = lora.init(base, config, np.random.default_rng(seed))
+    defaults = {"iters": 200, "batch_size": 16, "learning_rate": 4e-3, "mask_prompt": True}
+    train_config = TrainConfig(**{**defaults, "seed": seed, **settings})
+    rows = data.load_rows("questions", "train") if rows is None else rows
+    held_out = data.load_rows("questions", "valid") if held_out is None else held_out
+    examples, valid = (data.prepare(r, tokenizer, train_config)[0] for r in (rows, held_out))
+    adapters, history = minilora.train(adapters, frozen, examples, model_config, train_config)
+    return Run(adapters, frozen, history, minilora.evaluate(adapters, frozen, valid, model_config))
+
+
+def table(header, rows):
+    """Print rows of cells in columns, numbers to the right; cells are strings or whole numbers."""
+    rows = [[f"{c:,}" if isinstance(c, int) else str(c) for c in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]
+        print("  ".join(cells).rstrip())
+
+
+def write_sweep(name, function, jobs, command=None):
+    """sweeps/NAME.csv from a dict a run: `function(job)` for each job, a process a core."""
+    rows = compare.mapped(function, jobs)
+    with open(SWEEPS / f"{name}.csv", "w", newline="") as file:
+        file.write(f"# {command or f'python lessons/sweeps/{name}.py'}\n")
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_sweep(name):
+    """The rows of sweeps/NAME.csv, what is a number as a float."""
+    with open(SWEEPS / f"{name}.csv", newline="") as file:
+        rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
+    return [{key: number(value) for key, value in row.items()} for row in rows]
+
+
+def number(text):
+    """The float that `text` is, or `text`."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
