@@ -55,7 +55,7 @@ def open_model(args):
     if path:
         config, base, tokenizer, adapters, _ = open_adapter(path, name, scheme, block_size)
         return Opened(adapters, base, config, tokenizer, settings)
-    config, base, tokenizer = load(name, scheme, block_size)
+    config, base, tokenizer = load(name, scheme, block_size, stored=True)
     return Opened({}, base, config, tokenizer, settings)
 
 

@@ -82,7 +82,8 @@ def fresh(args, config):
         model, base, tokenizer = load(name)
         adapters, base = starts.init(base, config, rng, args.quantize, args.block_size)
     else:
-        model, base, tokenizer = load(name, args.quantize, args.block_size)
+        stored = args.method != "full"  # what stays frozen may stay in its file's type
+        model, base, tokenizer = load(name, args.quantize, args.block_size, stored)
         adapters, base = METHODS[args.method](base, config, rng)
     return Start(model, base, tokenizer, adapters, config)
 
@@ -93,7 +94,7 @@ def open_adapter(folder, name, scheme, block_size):
     Raises InputError if either cannot be used.
     """
     dense = changes_base(folder)
-    model, base, tokenizer = load(name, "none" if dense else scheme, block_size)
+    model, base, tokenizer = load(name, "none" if dense else scheme, block_size, stored=True)
     how = (scheme, block_size) if dense else ()
     adapters, base, config = load_adapter(folder, base, *how)
     return Start(model, base, tokenizer, adapters, config)

@@ -2,7 +2,7 @@
 
 A base is loaded tensor by tensor, each one checked (present, of the right shape, finite) and, under
 a quantization scheme, turned into codes before the next is read: at no time does the whole dense
-model exist. With a quantized base, the embedding and the head stay in the type of their file.
+model exist. The embedding and the head can stay in the type of their file.
 """
 
 import os
@@ -34,18 +34,20 @@ class Checkpoint:
     biases: dict
 
 
-def load(name, scheme="none", block_size=64):
+def load(name, scheme="none", block_size=64, stored=None):
     """(ModelConfig, base tree, tokenizer) of a model.
 
     `name`: "micro" or "tiny" (embedded), "smollm2" (after `minilora fetch smollm2`), a Hugging Face
     folder, or a .gguf file. Weights are float32 (out, in), the seven projections quantized by
     `scheme` (none, int8, fp4, nf4, nf4-dq) in blocks of `block_size` weights; a folder that is
-    stored quantized stays as it is. If the base is quantized, an embedding and a head that their
-    file holds in F16, BF16 or Q8_0 stay in that type (`stored.Stored`), which loses nothing.
+    stored quantized stays as it is. If `stored` (default: if the base is quantized), an embedding
+    and a head that their file holds in F16, BF16 or Q8_0 stay in that type (`stored.Stored`), which
+    loses nothing.
     Raises InputError naming the file and the tensor or field that cannot be used.
     """
     checkpoint = open_model(os.fspath(name))
-    return checkpoint.config, read_tree(checkpoint, scheme, block_size), checkpoint.tokenizer
+    base = read_tree(checkpoint, scheme, block_size, stored)
+    return checkpoint.config, base, checkpoint.tokenizer
 
 
 def open_model(name):
@@ -83,14 +85,15 @@ def open_folder(folder):
     return Checkpoint(config, tensors, words, biases)
 
 
-def read_tree(checkpoint, scheme, block_size):
+def read_tree(checkpoint, scheme, block_size, stored=None):
     """The base tree, every tensor checked and quantized as it is read."""
     tensors = checkpoint.tensors
     base: dict = {}
     last = f"model.layers.{checkpoint.config.num_hidden_layers - 1}.input_layernorm.weight"
     require(last in tensors, f"tensor {last} is missing from {_origin(tensors)}")
     expected = shapes(checkpoint.config, **checkpoint.biases)
-    quantized = scheme != "none" or quantized_file.is_quantized(tensors)
+    if stored is None:
+        stored = scheme != "none" or quantized_file.is_quantized(tensors)
     for name, entry in tensors.items():
         require(name in expected or _needless(name), f"{entry.where} is not one of a Llama's")
     for path, shape in expected.items():
@@ -100,8 +103,8 @@ def read_tree(checkpoint, scheme, block_size):
             entry.shape == shape,
             f"{entry.where} has the shape {entry.shape}, its config says {shape}",
         )
-        stored = quantized and path in TABLES and hasattr(entry, "read_stored")
-        w = entry.read_stored() if stored else entry.read()
+        as_stored = stored and path in TABLES and hasattr(entry, "read_stored")
+        w = entry.read_stored() if as_stored else entry.read()
         put(base, path, _leaf(path, entry, w, scheme, block_size))
     return base
 

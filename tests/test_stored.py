@@ -267,8 +267,10 @@ def test_a_gguf_files_tables_stay_in_their_type(tmp_path, kind, tied):
     path = gguf_with(tmp_path, kind, w)
     dense = flatten(load(path)[1])
     held = flatten(load(path, "nf4")[1])
+    beside_dense = flatten(load(path, stored=True)[1])
     assert type(dense[EMBEDDING]) is np.ndarray
     for name in (EMBEDDING, HEAD)[: 1 if tied else 2]:
+        assert type(beside_dense[name]) is type(held[name])
         if kind in KINDS:
             assert isinstance(held[name], Stored) and held[name].kind == kind
         else:

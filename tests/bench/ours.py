@@ -45,7 +45,7 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
 
 def lora_step(folder, targets="q_proj,v_proj", scheme="none", checkpointing=""):
     targets = ALL_LINEAR if targets == "all" else tuple(targets.split(","))
-    config, base, _ = minilora.load("smollm2", scheme)
+    config, base, _ = minilora.load("smollm2", scheme, stored=True)  # as `minilora train` does
     report(seconds(step(config, base, targets, checkpointing=bool(checkpointing))))
 
 
@@ -92,7 +92,7 @@ def matvec(folder, scheme="nf4"):
 
 
 def generate(folder, scheme="none"):
-    config, base, _ = minilora.load("smollm2", scheme)
+    config, base, _ = minilora.load("smollm2", scheme, stored=True)
     ids = prompt(folder)
     never_ends = ModelConfig(**{**vars(config), "eos_token_id": ()})
 
