@@ -10,7 +10,7 @@ from functools import reduce
 import numpy as np
 
 from .config import ALL_LINEAR, InputError, names_module, require
-from .nn import dense, row_norms
+from .nn import dense, leaf, row_norms
 from .tree import child, flatten, get, put, tree_map, unflatten, walk
 
 
@@ -100,35 +100,38 @@ def merge(adapters, base, dtype=np.float32):
     for path, w in walk(base):
         if path.endswith(("lora_scaling", "lora_dropout")) or ".lora_stack." in path:
             continue
-        w = _merged(path, dense(trained.get(path, w)), adapters, base)
-        merged[path] = _finite(path, w.astype(dtype))
+        merged[path] = _finite(path, _merged(path, w, adapters, base).astype(dtype))
     added = {p: w for p, w in trained.items() if not p.endswith(MERGED)}
     return unflatten({**{p: _finite(p, w.astype(dtype)) for p, w in added.items()}, **merged})
 
 
 def _merged(path, w, adapters, base):
-    """The leaf w at `path` with what is trained beside it."""
+    """The leaf at `path`, w in the base, dense, with what is trained there and beside it."""
     node, _, name = path.rpartition(".")
     trained, frozen = reduce(child, node.split("."), adapters), get(base, node)
     if name == "weight":
-        # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
-        for under in stacked(base, node):
-            w = w + delta(under, under)
-        if "lora_A" in trained:
-            w = w + delta(trained, frozen)
-        if "lora_magnitude_vector" in trained:
-            # W' = m∘(W₀ + (α/r)·BA)/‖W₀ + (α/r)·BA‖   (DoRA, Eq. 5)
-            w = (trained["lora_magnitude_vector"] / row_norms(trained, frozen))[:, None] * w
-        if "ia3_l" in trained:
-            w = trained["ia3_l"] * w  # (out, 1): rows, (1, in): columns
-    elif name == "bias" and len(trained.get("ia3_l", ())) > 1:
-        w = trained["ia3_l"][:, 0] * w
+        return merged_weight(trained, frozen)
+    w = dense(trained[name] if name in trained else w)
+    return trained["ia3_l"][:, 0] * w if name == "bias" and len(trained.get("ia3_l", ())) > 1 else w
+
+
+def merged_weight(trained, frozen):
+    """The weight (out, in), dense, of a projection with what stands beside its own.
+
+    Leaves as in `nn.linear`, which computes with them what this weight computes without.
+    """
+    w = dense(leaf(trained, frozen, "weight"))
+    # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4), upon the adapters that are frozen below it
+    for under in frozen.get("lora_stack", {}).values():
+        w = w + delta(under, under)
+    if "lora_A" in trained:
+        w = w + delta(trained, frozen)
+    if "lora_magnitude_vector" in trained:
+        # W' = m∘(W₀ + (α/r)·BA)/‖W₀ + (α/r)·BA‖   (DoRA, Eq. 5)
+        w = (trained["lora_magnitude_vector"] / row_norms(trained, frozen))[:, None] * w
+    if "ia3_l" in trained:
+        w = trained["ia3_l"] * w  # (out, 1): rows, (1, in): columns
     return w
-
-
-def stacked(base, path):
-    """The adapters that are frozen on the projection at `path`, the first one first."""
-    return get(base, path).get("lora_stack", {}).values()
 
 
 def unmerge(adapters, base, merged):
