@@ -1,6 +1,7 @@
 """The command line: arguments in, one call, text out.
 
     minilora train | generate | evaluate | merge | quantize | inspect | fetch | pretrain | compare
+    minilora learn | teach (in `course`)
 
 A built-in data set's recipe, a TOML file (`-c`) and the command line are three lists of the same
 flags, read in that order, so the later one wins and every setting is checked at one place.
@@ -17,6 +18,7 @@ from .methods import METHODS
 from .quantize import SCHEMES
 
 DEFAULT_DATA = "questions"
+COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,6 +32,10 @@ def main(argv=None):
     """Run one command; returns the exit status, 0 or 2."""
     argv = sys.argv[1:] if argv is None else argv
     try:
+        if argv[:1] and argv[0] in COURSE:
+            from .course import commands as course
+
+            return course.main(argv)
         args = parse(argv)
         if getattr(args, "plain", False):
             os.environ["MINILORA_PLAIN"] = "1"  # read when the model is imported, in the next line
@@ -148,6 +154,9 @@ def parser():
     sub.add_argument("--iters", type=int, default=200)
     sub.add_argument("--budget", type=int, default=5472, help="parameters where a size is free")
     sub.add_argument("--out", default="compare.png", help="the figure")
+
+    for name, text in COURSE.items():  # for the list of commands: `course.commands` has their flags
+        command(name, text)
     return top
 
 

@@ -111,7 +111,7 @@ def _merged(path, w, adapters, base):
     trained, frozen = reduce(child, node.split("."), adapters), get(base, node)
     if name == "weight":
         return merged_weight(trained, frozen)
-    w = dense(trained[name] if name in trained else w)
+    w = dense(trained.get(name, w))
     return trained["ia3_l"][:, 0] * w if name == "bias" and len(trained.get("ia3_l", ())) > 1 else w
 
 

@@ -1,0 +1,53 @@
+"""adamw: one step of AdamW over a tree."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora.config import TrainConfig
+from minilora.course.properties import close
+
+CASES = {
+    "rows": st.integers(1, 4),
+    "step": st.integers(0, 30),
+    "decay": st.sampled_from([0.0, 0.1]),
+    "eps": st.sampled_from([1e-8, 0.1]),
+}
+
+
+def arguments(rng, rows, step, decay, eps):
+    def tree(low=-1.0):
+        return {
+            "layer": {"lora_A": rng.uniform(low, 1, (2, rows)), "lora_B": rng.uniform(low, 1, rows)}
+        }
+
+    # After t steps the sums of the moments' weights are 1 − βᵗ; at the start there is nothing.
+    m, v, share = tree(), tree(0.01), 1 - 0.9**step
+    m, v = (
+        {"layer": {k: s * x for k, x in t["layer"].items()}}
+        for t, s in ((m, share), (v, 1 - 0.99**step))
+    )
+    rates = {"layer.lora_A": 0.01, "layer.lora_B": 0.16}
+    config = TrainConfig(weight_decay=decay, adam_eps=eps, adam_beta2=0.99)
+    return tree(), tree(), {"m": m, "v": v, "step": step}, rates.get, config
+
+
+def tolerance(*_):
+    """float64, and nothing is larger than 3: some ten roundings of 2⁻⁵³."""
+    return 2.0**-47
+
+
+def property_length_of_the_first_step(function, params, grads, state, rate, config):
+    """at the first step m̂/√v̂ is the gradient's sign, so without decay a step is η long"""
+    if state["step"] == 0 and config.adam_eps < 1e-6 and config.weight_decay == 0:
+        new, _ = function(params, grads, state, rate, config)
+        for name, p in params["layer"].items():
+            eta, g = rate(f"layer.{name}"), grads["layer"][name]
+            # ε beside √v̂ = |g|
+            length = eta * np.abs(g) / (np.abs(g) + config.adam_eps)
+            close(np.abs(new["layer"][name] - p), length, 2.0**-40)
+
+
+def property_steps_are_counted(function, params, grads, state, rate, config):
+    """the new state has taken one step more"""
+    _, new = function(params, grads, state, rate, config)
+    assert new["step"] == state["step"] + 1, f"step {new['step']} after step {state['step']}"

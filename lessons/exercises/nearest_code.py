@@ -1,0 +1,24 @@
+"""nearest-code: of sixteen values, the code of the one that is nearest."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora import nf4
+
+CASES = {"n": st.integers(1, 40), "code": st.sampled_from(["nf4", "fp4"]), "ties": st.booleans()}
+
+
+def arguments(rng, n, code, ties):
+    x = rng.uniform(-1, 1, n).astype(np.float32)
+    if ties:  # some elements exactly halfway between two values
+        x[::2] = rng.choice(nf4.CODES[code].midpoints, x[::2].size)
+    return x, nf4.CODES[code]
+
+
+def property_nothing_is_nearer(function, x, code):
+    """no other of the sixteen values is nearer to x than the one that its code names"""
+    codes = np.asarray(function(x, code))
+    assert codes.shape == x.shape, f"shape {codes.shape} for x of shape {x.shape}"
+    distance = np.abs(x[:, None] - code.values).astype(np.float64)  # (n, 16)
+    # x, a value and their difference are at most 2: one rounding of 2⁻²⁴·2 on either side
+    assert (distance[np.arange(x.size), codes] <= distance.min(axis=1) + 2**-22).all()

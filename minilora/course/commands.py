@@ -1,0 +1,70 @@
+"""The flags of `minilora learn` and `minilora teach`, and which function each command is."""
+
+from ..cli import Parser
+from ..config import InputError
+from .report import FORMATS
+
+
+def main(argv):
+    """Run `learn …` or `teach …`; returns the exit status."""
+    args = parser().parse_args(argv)
+    try:
+        if args.room == "learn":
+            from . import learn as room
+        else:
+            from . import teach as room  # type: ignore[no-redef]
+        name = {"list": "list_", "next": "next_"}.get(args.command, args.command)
+        return getattr(room, name)(args) or 0
+    except KeyboardInterrupt:
+        if args.command == "watch":
+            return 0
+        raise
+    except BrokenPipeError as error:
+        raise InputError("nobody reads what is printed") from error
+
+
+def parser():
+    top = Parser(prog="minilora")
+    rooms = top.add_subparsers(dest="room", required=True, parser_class=Parser)
+    learn = rooms.add_parser("learn", description="Solve exercises in a folder of plain files.")
+    learn_commands(learn.add_subparsers(dest="command", required=True, parser_class=Parser))
+    teach = rooms.add_parser("teach", description="Hand out exercises, and grade them.")
+    teach_commands(teach.add_subparsers(dest="command", required=True, parser_class=Parser))
+    return top
+
+
+def learn_commands(commands):
+    def command(name, text, id_="needed"):
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument("--dir", default=".", help="the workspace; default: the current folder")
+        if id_:
+            sub.add_argument("id", nargs=None if id_ == "needed" else "?", metavar="ID")
+        return sub
+
+    sub = commands.add_parser("init", help="make a workspace, or add what is missing in one")
+    sub.add_argument("folder", metavar="DIR", nargs="?", default=".")
+    command("list", "all exercises and how far they are", id_=None)
+    command("next", "an exercise that can be begun now", id_=None)
+    command("check", "check one exercise, or all that are begun", id_="optional")
+    sub = command("watch", "check each file when it changes", id_=None)
+    sub.add_argument("--interval", type=float, default=0.5, help="seconds between two looks")
+    command("hint", "the next of three hints")
+    sub = command("solution", "the reference, once the exercise is passed")
+    sub.add_argument("--anyway", action="store_true", help="before that; progress will say so")
+    command("reset", "a fresh stub; the old file is moved to a numbered name")
+
+
+def teach_commands(commands):
+    def command(name, text):
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.add_argument("--only", nargs="+", metavar="ID", help="these exercises alone")
+        return sub
+
+    sub = command("build", "a folder for students: stubs and checks, no solutions")
+    sub.add_argument("--out", required=True, metavar="DIR", help="a new folder")
+    sub = command("grade", "grade a folder that was handed in")
+    sub.add_argument("submission", metavar="SUBMISSION")
+    sub.add_argument("--format", choices=tuple(FORMATS), default="text")
+    sub.add_argument("--out", metavar="FILE", help="default: standard output")
+    sub.add_argument("--seed", type=int, help="of the hidden checks; keep it private")
+    command("check", "prove the set: stubs fail, references pass, mistakes are told apart")
