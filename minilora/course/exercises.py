@@ -139,10 +139,9 @@ def load(folder=LESSONS):
     for entry in entries:
         exercise = _made(entry, Path(folder) / "exercises")
         require(exercise.id not in exercises, f"{path}: {exercise.id} stands there twice")
+        for need in exercise.needs:  # so there is no circle, and the order can be followed
+            require(need in exercises, f"{path}: {exercise.id} needs {need}: put that above it")
         exercises[exercise.id] = exercise
-    for exercise in exercises.values():
-        for need in exercise.needs:
-            require(need in exercises, f"{path}: {exercise.id} needs {need}, which is not there")
     return exercises
 
 

@@ -35,13 +35,15 @@ class Problem(NamedTuple):
 
 def outcome(exercise, subject, case):
     """What `subject` makes of the call of `case`, as the exercise observes it."""
+    arguments = exercise.arguments(case)
     try:
-        value, changed = subject.call(*exercise.arguments(case))
+        value, changed = subject.call(*arguments)
+    except Crash as error:
+        return Outcome(crash=error)
+    try:
         observe = getattr(exercise.checks, "observe", None)
         if observe:
             value = observe(value, *exercise.arguments(case))
-    except Crash as error:
-        return Outcome(crash=error)
     except Exception as error:  # `observe` met something that it does not know
         return Outcome(crash=Crash("unreadable", f"the result cannot be read: {error}"))
     return Outcome(value, changed)

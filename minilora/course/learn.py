@@ -74,6 +74,7 @@ def shown(verdict):
 
 def watch(args):
     """Check each file when it changes, until interrupted; a line a change."""
+    require(args.interval > 0, "--interval must be a positive number of seconds")
     space = Workspace(args.dir)
     print(f"watching {space.folder}, interrupt to end", flush=True)
     seen = _times(space)
@@ -82,10 +83,9 @@ def watch(args):
         now = _times(space)
         for e in [space.exercises[name] for name in now if now[name] != seen.get(name)]:
             verdict = space.check(e)
-            lines = verdict.text.splitlines()
-            why = f"  {verdict.mistake or lines[0].strip()}" if verdict.status == "failed" else ""
-            clock = time.strftime("%H:%M:%S")
-            print(f"{clock} {e.id} {painted(verdict.status, verdict.status)}{why}", flush=True)
+            why = (verdict.brief or verdict.text.splitlines()[0]) * (verdict.status == "failed")
+            line = f"{time.strftime('%H:%M:%S')} {e.id} {painted(verdict.status, verdict.status)}"
+            print(f"{line}  {why}".rstrip(), flush=True)
         seen = now
 
 
@@ -143,8 +143,10 @@ def debug(path):
     try:
         space = Workspace(path.parent)
         e = space.named(path.name)
-        module = load_file(path, "submission")
-        verdict = checked_here(e, Local(getattr(module, e.sought[1][-1]), (str(path),)))
+        name = e.sought[1][-1]
+        function = getattr(load_file(path, "submission"), name, None)
+        require(function, f"{path} has no function {name}")
+        verdict = checked_here(e, Local(function, (str(path),)))
     except InputError as error:
         sys.exit(f"error: {error}")
     print(f"{e.id}: {shown(verdict)}")

@@ -34,15 +34,15 @@ class Difference(NamedTuple):
     """The first place where two values differ: a leaf, and an index in it."""
 
     path: str  # "[0]['lora_A']"
-    index: tuple[int, ...] | None  # None where the leaves are of different kinds or shapes
+    place: tuple[int, ...] | None  # in the leaf; None where kinds or shapes differ
     expected: str  # the leaf, described
     got: str
-    numbers: tuple = ()  # what stands at the index
+    numbers: tuple = ()  # what stands there
 
     def __str__(self):
         expected, got = self.numbers or (self.expected, self.got)
-        place = [self.path] * bool(self.path) + [f"index {self.index}"] * bool(self.index)
-        return f"{', '.join(place) or 'the result'}: expected {expected}, got {got}"
+        where = [self.path] * bool(self.path) + [f"index {self.place}"] * bool(self.place)
+        return f"{', '.join(where) or 'the result'}: expected {expected}, got {got}"
 
 
 def leaves(value, path=""):
@@ -67,8 +67,8 @@ def difference(expected, got, bound=0.0):
     wanted, given = dict(leaves(expected)), dict(leaves(got))
     for path in [*wanted, *given]:
         if (path in wanted) != (path in given):
-            texts = (describe(d[path]) if path in d else "nothing" for d in (wanted, given))
-            return Difference(path, None, *texts)
+            a, b = (describe(d[path]) if path in d else "nothing" for d in (wanted, given))
+            return Difference(path, None, a, b)
         found = _of_leaf(path, wanted[path], given[path], bound)
         if found:
             return found

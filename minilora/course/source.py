@@ -55,7 +55,8 @@ class Text(NamedTuple):
     def imports(self, names):
         """The import lines that the functions `names` need when they stand in another file."""
         used = {n for name in names for n in global_names(self.function(name))} - set(names)
-        plain, own = [], {}
+        plain: list[str] = []
+        own: dict[str, list[str]] = {}
         for node in ast.parse(self.source).body:
             for alias in getattr(node, "names", ()):
                 bound = alias.asname or alias.name

@@ -7,17 +7,22 @@ dataclasses, and nothing else.
 import io
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from dataclasses import is_dataclass
 from pathlib import Path
+from typing import Any
 
 from .outcome import Crash, Stopped
-from .worker import send
+from .worker import frame
 
+SEED = "MINILORA_GRADING_SEED"  # of the hidden checks
+STARTING = 60  # seconds that the process may take to import minilora
 LARGEST = 256 * 2**20  # bytes of an answer
 HARMLESS = {
     "numpy": {"ndarray", "dtype"},
@@ -37,33 +42,48 @@ class Student:
         self.seconds = seconds or exercise.seconds
 
     def __enter__(self):
-        package = str(Path(__file__).parents[2])
-        path = os.pathsep.join([package, os.environ.get("PYTHONPATH", "")])
-        self.late, self.folder = False, tempfile.TemporaryDirectory()
-        self.process = subprocess.Popen(
+        self.late, self.clock, self.folder = False, None, tempfile.TemporaryDirectory()
+        self.process: Any = subprocess.Popen(
             [sys.executable, "-m", "minilora.course.worker", str(self.seconds)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            cwd=self.folder.name, env={**os.environ, "PYTHONPATH": path},
+            cwd=self.folder.name, env=environment(), start_new_session=True,
         )  # fmt: skip
-        self.clock = threading.Timer(self.seconds, self._too_late)
-        self.clock.daemon = True
-        self.clock.start()
         try:
+            self._start_clock(STARTING)
+            self._ask("hello")  # minilora is imported by now: what follows is the student's time
+            self._start_clock(self.seconds)
             self._load()
         except BaseException:
             self.__exit__()
             raise
         return self
 
+    def _start_clock(self, seconds):
+        if self.clock:
+            self.clock.cancel()
+        self.clock = threading.Timer(seconds, self._too_late)
+        self.clock.daemon = True
+        self.clock.start()
+
     def __exit__(self, *_):
         self.clock.cancel()
-        self.process.kill()
-        self.process.communicate()
+        self._kill()
+        for pipe in (self.process.stdin, self.process.stdout):
+            with suppress(OSError):  # what was still to be written to it
+                pipe.close()
+        self.process.wait()
         self.folder.cleanup()
 
     def _too_late(self):
         self.late = True
-        self.process.kill()
+        self._kill()
+
+    def _kill(self):
+        """The process, and what it started, where the system knows groups."""
+        with suppress(OSError):
+            if hasattr(os, "killpg"):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.kill()
 
     def _load(self):
         exercise = self.exercise
@@ -76,8 +96,9 @@ class Student:
 
     def _ask(self, *request):
         """The answer to a request; Crash where the student's code raised."""
+        data = pickle.dumps(request)  # an error here is the exercise's, not the student's
         try:
-            send(self.process.stdin, *request)
+            frame(self.process.stdin, data)
             head = self.process.stdout.read(8)
             size = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
             data = self.process.stdout.read(size) if 0 < size <= LARGEST else b""
@@ -112,6 +133,13 @@ class Student:
         except Crash as error:
             return error
         return None
+
+
+def environment():
+    """What the student's process sees of ours: not the private seed, and the same minilora."""
+    known = {key: value for key, value in os.environ.items() if key != SEED}
+    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**known, "PYTHONPATH": os.pathsep.join(path)}
 
 
 class _Compiling:

@@ -15,12 +15,11 @@ from . import report, source
 from .exercises import Exercise, load
 from .outcome import Stopped
 from .proof import prove, table
-from .student import Student
+from .student import SEED, Student
 from .verdict import Verdict
 from .verdict import check as verdict_of
 from .workspace import CHECKS, PROGRESS, write
 
-SEED = "MINILORA_GRADING_SEED"
 TRIMMED = {"folder", "mistakes"}
 
 

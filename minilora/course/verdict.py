@@ -15,7 +15,7 @@ class Verdict:
     share: float  # of the points, 0 to 1
     text: str  # what to read, several lines
     mistake: str = ""  # "name: what it is", where one is recognised
-    seconds: float = 0.0
+    brief: str = ""  # the same in one line
 
 
 def check(exercise, subject, seed=0, hidden=False, examples=judge.EXAMPLES):
@@ -35,7 +35,7 @@ def check(exercise, subject, seed=0, hidden=False, examples=judge.EXAMPLES):
     text = "a hidden check fails" if hidden else explained(exercise, wrong)
     if mistake:
         text += f"\n  likely    {mistake}"
-    return Verdict("failed", 0.0, text, mistake)
+    return Verdict("failed", 0.0, text, mistake, mistake or f"not true: {wrong.rule}")
 
 
 def _todo(exercise, crash):

@@ -18,6 +18,7 @@ from .exercises import load_file
 from .outcome import Crash
 from .subject import Local, crash
 
+STARTING = 10  # seconds of CPU time for importing minilora, beside the student's
 MEMORY = 4 * 2**30  # bytes of address space
 FILE = 64 * 2**20  # bytes of a file
 
@@ -27,7 +28,7 @@ def main():
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
-    limit(int(float(sys.argv[1])) + 1)
+    limit(int(float(sys.argv[1])) + STARTING)
     subject = None
     while True:
         request = receive(requests)
@@ -35,6 +36,8 @@ def main():
             return
         if request[0] == "load":
             subject, answer = loaded(*request[1:])
+        elif request[0] == "hello":
+            answer = ("ready",)
         else:
             answer = answered(subject, *request)
         send(replies, *answer)
@@ -62,9 +65,11 @@ def loaded(path, name, written):
             if own is not None and hasattr(place, written_name):
                 setattr(place, written_name, _refusing(written_name))
     try:
-        function = getattr(load_file(path, "submission"), name)
+        function = getattr(load_file(path, "submission"), name, None)
     except BaseException as error:
         return None, ("crash", *_told(crash(error, (path,))))
+    if function is None:
+        return None, ("crash", "NameError", f"it has no function {name}")
     return Local(function, (path,)), ("loaded",)
 
 
@@ -91,17 +96,22 @@ def _told(error):
 
 
 def send(file, *answer):
-    """A pickle behind its length; the answer says so where it cannot be one."""
+    """The answer as a frame; one that says so where it cannot be pickled."""
     try:
         data = pickle.dumps(answer)
     except Exception as error:
         data = pickle.dumps(("crash", "TypeError", f"TypeError: the result is no data: {error}"))
+    frame(file, data)
+
+
+def frame(file, data):
+    """Bytes behind their length."""
     file.write(struct.pack("<Q", len(data)) + data)
     file.flush()
 
 
 def receive(file):
-    """What `send` sent by the trusted side; None at the end."""
+    """A request, from the trusted side; None at the end."""
     head = file.read(8)
     return pickle.loads(file.read(struct.unpack("<Q", head)[0])) if len(head) == 8 else None
 

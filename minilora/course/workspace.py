@@ -62,7 +62,8 @@ class Workspace:
         return self.progress.get(exercise.id, {})
 
     def note(self, exercise, **values):
-        """Write down what happened."""
+        """Write down what happened, beside what another command may have noted meanwhile."""
+        self.progress = self._read()
         self.progress[exercise.id] = {**self.of(exercise), **values}
         write(self.folder / PROGRESS, json.dumps(self.progress, indent=1) + "\n")
 
