@@ -6,7 +6,7 @@ another. It never runs a student's code itself.
 
 import random
 from functools import cache
-from itertools import combinations
+from itertools import permutations
 from typing import NamedTuple
 
 from ..config import InputError
@@ -165,7 +165,7 @@ def diagnose(exercise, subject, case, seed=0):
         return telling
 
     suspects = exercise.mistakes
-    for group in [*combinations(suspects, 1), *combinations(suspects, 2)]:
+    for group in [*permutations(suspects, 1), *permutations(suspects, 2)]:
         function = exercise.mistaken(*group)
         if function and explains(function):
             return group

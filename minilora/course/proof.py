@@ -54,7 +54,7 @@ def prove(exercise):
             ]
         else:
             for mistake in exercise.mistakes:
-                faults = _unedited(exercise, mistake) or _undiagnosed(exercise, mistake)
+                faults = faults_of(exercise, mistake)
                 proof.caught += not faults
                 proof.faults += [f"{mistake.name}: {fault}" for fault in faults]
     return proof
@@ -82,6 +82,11 @@ def _differing(exercise):
             yield f"the stub's signature of {name} is not the reference's"
         if ast.get_docstring(ours) != ast.get_docstring(theirs):
             yield f"the stub's docstring of {name} is not the reference's"
+
+
+def faults_of(exercise, mistake):
+    """What is wrong with a planted mistake of a function."""
+    return _unedited(exercise, mistake) or _undiagnosed(exercise, mistake)
 
 
 def _unedited(exercise, mistake):

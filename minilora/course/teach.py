@@ -128,9 +128,9 @@ def grade(args):
     """Grade a folder, and write the result to standard output or a file."""
     submission = Path(args.submission)
     require(submission.is_dir(), f"{submission} is no folder: name the one that was handed in")
-    seed = private_seed(args.seed)
+    exercises, seed = chosen(args.only), private_seed(args.seed)
     began = time.perf_counter()
-    grades = [graded(e, submission / f"{e.stem}.py", seed) for e in chosen(args.only)]
+    grades = [graded(e, submission / f"{e.stem}.py", seed) for e in exercises]
     text = report.FORMATS[args.format](grades, time.perf_counter() - began)
     if args.out:
         try:
