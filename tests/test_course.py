@@ -121,7 +121,8 @@ def test_the_same_call_must_give_the_same():
 def test_a_test_is_graded_by_the_mistakes_that_it_catches(tmp_path):
     nothing = answer(MERGE, lambda merge: None)
     assert (nothing.status, nothing.share) == ("failed", 0)
-    assert f"catches 0 of {len(MERGE.mistakes)}" in nothing.text and "not caught: scaling-forgotten: " in nothing.text
+    assert f"catches 0 of {len(MERGE.mistakes)}" in nothing.text
+    assert "not caught: scaling-forgotten: " in nothing.text
     refusing = answer(MERGE, lambda merge: 1 / 0)
     assert "fails the reference itself" in refusing.text and refusing.share == 0
     hidden = verdict.check(MERGE, Local(lambda merge: None), seed=5, hidden=True)

@@ -53,7 +53,8 @@ def _of_test(exercise, subject, seed, hidden):
     text = f"the reference passes your test, which catches {caught} of {total} planted mistakes"
     if not hidden:
         text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed)
-    return Verdict("failed" if missed else "passed", caught / max(total, 1), text)
+    share = caught / total if total else 1.0
+    return Verdict("failed" if missed else "passed", share, text)
 
 
 def explained(exercise, wrong):

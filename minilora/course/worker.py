@@ -15,6 +15,7 @@ import sys
 
 from .. import fused
 from .exercises import load_file
+from .frames import frame
 from .outcome import Crash
 from .subject import Local, crash
 
@@ -102,12 +103,6 @@ def send(file, *answer):
     except Exception as error:
         data = pickle.dumps(("crash", "TypeError", f"TypeError: the result is no data: {error}"))
     frame(file, data)
-
-
-def frame(file, data):
-    """Bytes behind their length."""
-    file.write(struct.pack("<Q", len(data)) + data)
-    file.flush()
 
 
 def receive(file):
