@@ -15,7 +15,18 @@ import pytest
 from minilora import nf4
 from minilora.cli import main
 from minilora.config import InputError
-from minilora.course import exercises, judge, learn, proof, report, source, student, teach, verdict
+from minilora.course import (
+    diagnosis,
+    exercises,
+    handout,
+    learn,
+    proof,
+    report,
+    source,
+    student,
+    teach,
+    verdict,
+)
 from minilora.course.subject import Local
 from minilora.course.workspace import Workspace, checked
 
@@ -184,8 +195,8 @@ def test_the_private_seed_is_not_in_the_students_environment(monkeypatch):
 
 def test_hidden_checks_say_no_call_and_no_value(tmp_path):
     # right on the calls of the open check, wrong on most others
-    seen = judge.samples(NEAREST, 0)
-    assert seen != judge.samples(NEAREST, 1) and seen == judge.samples(NEAREST, 0)
+    seen = diagnosis.samples(NEAREST, 0)
+    assert seen != diagnosis.samples(NEAREST, 1) and seen == diagnosis.samples(NEAREST, 0)
     subject = Local(lambda x, code: code.order[np.searchsorted(code.midpoints, x, side="right")])
     hidden = verdict.check(NEAREST, subject, seed=12345, hidden=True)
     says = NEAREST.mistakes[0].says
@@ -325,8 +336,8 @@ def test_a_built_tree_has_no_mistakes_and_no_solutions(tmp_path, capsys, monkeyp
 def test_mistakes_written_as_functions_stay_behind(tmp_path):
     path = tmp_path / "x.py"
     path.write_text("A = 1\n\n\n@A\ndef mistake_a():\n    pass\n\n\nB = 2\n", encoding="utf-8")
-    assert "mistake" not in teach.without_mistakes(path)
-    assert teach.without_mistakes(path).split() == ["A", "=", "1", "B", "=", "2"]
+    assert "mistake" not in handout.without_mistakes(path)
+    assert handout.without_mistakes(path).split() == ["A", "=", "1", "B", "=", "2"]
 
 
 GRADESCOPE = {"score", "execution_time", "output", "visibility", "stdout_visibility", "tests"}

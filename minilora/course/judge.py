@@ -4,13 +4,10 @@ The judge asks a *subject* for values: `subject.Local` in this process, `student
 another. It never runs a student's code itself.
 """
 
-import random
 from functools import cache
-from itertools import permutations
 from typing import NamedTuple
 
 from ..config import InputError
-from .exercises import Mistake
 from .outcome import Crash, Outcome, Stopped, same
 from .subject import Local
 
@@ -20,7 +17,7 @@ try:
 except ImportError as error:
     raise InputError("the exercises need hypothesis: pip install 'minilora[course]'") from error
 
-EXAMPLES, SAMPLES = 60, 24  # calls that a check tries, and that a diagnosis compares
+EXAMPLES = 60  # calls that a check tries
 
 
 class Problem(NamedTuple):
@@ -93,7 +90,7 @@ class _Found(Exception):
     pass
 
 
-def _given(exercise, seed, examples, visit, shrink=False):
+def given(exercise, seed, examples, visit, shrink=False):
     """Call `visit(case)` on cases drawn from `seed`; `shrink` one for which it raises _Found."""
     phases = [hypothesis.Phase.generate, hypothesis.Phase.shrink]
 
@@ -124,7 +121,7 @@ def search(exercise, subject, seed=0, examples=EXAMPLES, shrink=True):
             raise _Found
 
     try:
-        _given(exercise, seed, examples, visit, shrink)
+        given(exercise, seed, examples, visit, shrink)
     except _Found:
         return found[-1]  # hypothesis ends with the smallest
     except hypothesis.errors.Flaky:
@@ -134,59 +131,3 @@ def search(exercise, subject, seed=0, examples=EXAMPLES, shrink=True):
             raise
         return found[-1]
     return None
-
-
-def samples(exercise, seed):
-    """Some calls, to tell mistakes apart by what they do."""
-    cases: list[dict] = []
-    _given(exercise, seed, SAMPLES, cases.append)
-    return cases
-
-
-def diagnose(exercise, subject, case, seed=0):
-    """The mistakes whose answers are the subject's, to `case` and to other calls: (), one or two.
-
-    A mistake that only ever fails to run, where it differs from the reference, proves nothing.
-    """
-    cases = [case, *samples(exercise, seed)]
-    try:
-        mine = [outcome(exercise, subject, c) for c in cases]
-    except Stopped:
-        return ()
-    bounds, right = [bound(exercise, c) for c in cases], [right_outcome(exercise, c) for c in cases]
-
-    def explains(function):
-        telling = False
-        for c, m, r, b in zip(cases, mine, right, bounds):
-            theirs = outcome(exercise, Local(function), c)
-            if not same(theirs, m, b):
-                return False
-            telling = telling or not (theirs.crash or same(theirs, r, b))
-        return telling
-
-    suspects = exercise.mistakes
-    for group in [*permutations(suspects, 1), *permutations(suspects, 2)]:
-        function = exercise.mistaken(*group)
-        if function and explains(function):
-            return group
-    return ()
-
-
-def missed(exercise, subject, seed, hidden=False):
-    """(Crash on the reference or None, mistakes that the test `subject` lets pass, how many).
-
-    The reference comes twice, at places that the seed decides, so that counting calls is no test.
-    """
-    mistakes = [m for m in exercise.mistakes if m.hidden == hidden] or list(exercise.mistakes)
-    jobs: list[Mistake | None] = [None, None, *mistakes]
-    random.Random(seed).shuffle(jobs)
-    passed = []
-    for job in jobs:
-        raised = subject.check(exercise, exercise.edited(job) if job else exercise.reference)
-        if job is None and raised:
-            return raised, mistakes, len(mistakes)
-        if raised and raised.kind == "NotImplementedError":
-            return raised, mistakes, len(mistakes)
-        if job and not raised:
-            passed.append(job)
-    return None, passed, len(mistakes)

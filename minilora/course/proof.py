@@ -11,7 +11,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import judge, source
+from . import diagnosis, judge, source
 from .subject import Local
 from .workspace import checked
 
@@ -105,7 +105,7 @@ def _undiagnosed(exercise, mistake):
     wrong = judge.search(exercise, subject, shrink=False)
     if wrong is None:
         return ["it passes every property"]
-    group = judge.diagnose(exercise, subject, wrong.case)
+    group = diagnosis.diagnose(exercise, subject, wrong.case)
     if [m.name for m in group] != [mistake.name]:
         return [f"it is diagnosed as {' and '.join(m.name for m in group) or 'nothing known'}"]
     return []

@@ -1,31 +1,27 @@
 """`minilora teach`: a tree for students, the grading of what comes back, the proof of the set."""
 
-import ast
-import json
 import os
 import secrets
 import sys
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import InputError, require
 from ..files import new_folder
-from . import report, source
+from . import handout, report
 from .exercises import Exercise, load
 from .outcome import Stopped
 from .proof import prove, table
 from .student import SEED, Student
 from .verdict import Verdict
 from .verdict import check as verdict_of
-from .workspace import CHECKS, PROGRESS, write
-
-TRIMMED = {"folder", "mistakes"}
+from .workspace import write
 
 
-def chosen(only, folder=None):
+def chosen(only):
     """The exercises with these ids, in their order; all of them if there are none."""
-    known = load(folder) if folder else load()
+    known = load()
     for name in only or ():
         require(name in known, f"there is no exercise {name!r}: choose from {', '.join(known)}")
     return [e for e in known.values() if not only or e.id in only]
@@ -34,71 +30,9 @@ def chosen(only, folder=None):
 def build(args):
     """A folder for students: stubs and properties; no solution, no mistake."""
     exercises = chosen(args.only)
-    ids = {e.id for e in exercises}
     with new_folder(args.out) as folder:
-        (folder / CHECKS / "exercises").mkdir(parents=True)
-        write(folder / PROGRESS, "{}\n")
-        write(folder / "README.md", readme(exercises))
-        entries = [entry(e, ids) for e in exercises]
-        write(folder / CHECKS / "exercises.toml", "\n".join(entries))
-        for e in exercises:
-            text = source.file_text(e)
-            write(folder / f"{e.stem}.py", text)
-            write(
-                folder / CHECKS / "exercises" / f"{e.stem}.py",
-                text if e.kind == "test" else without_mistakes(e.folder / f"{e.stem}.py"),
-            )
+        handout.write_tree(folder, exercises)
     print(f"{args.out}: {len(exercises)} exercises, {sum(e.points for e in exercises):g} points")
-
-
-def entry(exercise, ids):
-    """The exercise's entry in TOML, without its mistakes and without what it needs beyond `ids`."""
-    lines = ["[[exercise]]"]
-    for field in fields(Exercise):
-        value = getattr(exercise, field.name)
-        if field.name == "needs":
-            value = [need for need in value if need in ids]
-        if field.name not in TRIMMED:
-            value = list(value) if isinstance(value, tuple) else value
-            lines.append(f"{field.name} = {json.dumps(value, ensure_ascii=False)}")
-    return "\n".join(lines) + "\n"
-
-
-def without_mistakes(path):
-    """A Python file of cases and properties without its functions `mistake_…`."""
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    for node in reversed(ast.parse(text).body):
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("mistake_"):
-            del lines[source.start(node) - 1 : node.end_lineno]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-README = """# Exercises
-
-Each file is a function of minilora without its body. Write it, and check it:
-
-    minilora learn list
-    minilora learn next
-    minilora learn check ID      without ID: all that you have begun
-    minilora learn hint ID       three of them, one at a time
-    minilora learn reset ID      a fresh stub; your file is kept under another name
-
-Run a file by itself to step through it in a debugger. What you hand in is this folder. It is
-graded by these checks and by hidden ones: the same rules, on other calls.
-
-| exercise | file | lesson | difficulty | minutes | points |
-| --- | --- | --- | --- | --- | --- |
-"""
-
-
-def readme(exercises):
-    rows = [
-        f"| {e.id} | [{e.stem}.py]({e.stem}.py) | {e.lesson} | {e.difficulty} | {e.minutes} "
-        f"| {e.points:g} |"
-        for e in exercises
-    ]
-    return README + "\n".join(rows) + "\n"
 
 
 @dataclass(frozen=True)

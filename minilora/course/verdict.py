@@ -3,7 +3,7 @@
 import inspect
 from dataclasses import dataclass
 
-from . import judge
+from . import diagnosis, judge
 from .outcome import Stopped, describe, difference
 
 
@@ -30,7 +30,7 @@ def check(exercise, subject, seed=0, hidden=False, examples=judge.EXAMPLES):
         return Verdict("passed", 1.0, "passed")
     if _todo(exercise, wrong.mine.crash):
         return Verdict("todo", 0.0, "still to be written")
-    group = judge.diagnose(exercise, subject, wrong.case)
+    group = diagnosis.diagnose(exercise, subject, wrong.case)
     mistake = "; and ".join(f"{m.name}: {m.says}" for m in group)
     text = "a hidden check fails" if hidden else explained(exercise, wrong)
     if mistake:
@@ -43,7 +43,7 @@ def _todo(exercise, crash):
 
 
 def _of_test(exercise, subject, seed, hidden):
-    raised, missed, total = judge.missed(exercise, subject, seed, hidden)
+    raised, missed, total = diagnosis.missed(exercise, subject, seed, hidden)
     if _todo(exercise, raised):
         return Verdict("todo", 0.0, "still to be written")
     if raised:
