@@ -1,4 +1,4 @@
-"""Which usual mistake a wrong answer is, by what it does; which mistakes a student's test catches."""
+"""Which usual mistake a wrong answer is, by what it does; which mistakes a test catches."""
 
 import random
 from itertools import permutations
