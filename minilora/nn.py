@@ -9,7 +9,7 @@ G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x 
 """
 
 import autograd.numpy as np
-from autograd.extend import defvjp, notrace_primitive, primitive
+from autograd.extend import defvjp, defvjp_argnums, notrace_primitive, primitive
 
 
 def linear(x, trained, frozen, rng=None):
@@ -28,11 +28,10 @@ def linear(x, trained, frozen, rng=None):
     # h = W₀x + (α/r)·BAx + b   (LoRA, Eq. 3)
     h = matmul(x, trained["weight"]) if "weight" in trained else product(x, frozen["weight"])
     for under in frozen.get("lora_stack", {}).values():
-        z = product(product(x, under["lora_A"]), under["lora_B"])
-        h = h + under["lora_scaling"] * z
+        h = h + lowrank(x, under["lora_A"], under["lora_B"], under["lora_scaling"])
     if "lora_A" in trained:
         z = dropout(x, frozen["lora_dropout"], rng)
-        h = h + frozen["lora_scaling"] * matmul(matmul(z, trained["lora_A"]), trained["lora_B"])
+        h = h + lowrank(z, trained["lora_A"], trained["lora_B"], frozen["lora_scaling"])
     if "lora_magnitude_vector" in trained:
         # h = m∘h/‖W₀ + (α/r)·BA‖, the norm of each row a constant   (DoRA, Eqs. 5 and 11)
         h = h * (trained["lora_magnitude_vector"] / row_norms(trained, frozen))
@@ -41,6 +40,28 @@ def linear(x, trained, frozen, rng=None):
     if "ia3_l" in trained and trained["ia3_l"].shape[0] > 1:
         h = h * trained["ia3_l"][:, 0]  # l_k ∘ K and l_v ∘ V
     return bottleneck(h, trained) if "bottleneck_down" in trained else h
+
+
+@primitive
+def lowrank(x, a, b, scaling):
+    """s·BAx by two thin products, never BA itself: (..., in) -> (..., out).
+
+    a: `lora_A` (r, in), b: `lora_B` (out, r); both may have an axis in front, the batch's.
+    """
+    return _fold(scaling * _fold(x, a.swapaxes(-1, -2)), b.swapaxes(-1, -2))
+
+
+def lowrank_back(g, x, a, b, scaling):
+    """∂L/∂x, ∂L/∂A and ∂L/∂B of `lowrank`, for g = ∂L/∂y (..., out)."""
+    # y = s·B(Ax):   ∂L/∂B = g·(s·Ax)ᵀ    ∂L/∂A = (s·Bᵀg)·xᵀ    ∂L/∂x = Aᵀ(s·Bᵀg)
+    down, up = scaling * _fold(x, a.swapaxes(-1, -2)), scaling * _fold(g, b)
+    return _fold(up, a), _outer(up, x, a), _outer(g, down, b)
+
+
+defvjp_argnums(
+    lowrank,
+    lambda argnums, y, args, kwargs: lambda g: tuple(lowrank_back(g, *args)[n] for n in argnums),
+)
 
 
 def leaf(trained, frozen, name):
@@ -109,7 +130,7 @@ def matmul(x, w):
 defvjp(
     matmul,
     lambda y, x, w: lambda g: _fold(g, w),
-    lambda y, x, w: lambda g: g.swapaxes(-1, -2) @ x if w.ndim == 3 else _rows(g).T @ _rows(x),
+    lambda y, x, w: lambda g: _outer(g, x, w),
 )
 
 
@@ -127,12 +148,22 @@ def product(x, w):
     return _fold(x, dense(w).T)
 
 
-# ∂L/∂x = (∂L/∂y) W, and no ∂L/∂W: frozen.
-defvjp(product, lambda y, x, w: lambda g: _fold(g, dense(w)), argnums=(0,))
+def product_back(g, w):
+    """∂L/∂x of `product`, for g = ∂L/∂y (..., out); there is no ∂L/∂W, for W is frozen."""
+    # ∂L/∂x = (∂L/∂y) W
+    return _fold(g, dense(w))
+
+
+defvjp(product, lambda y, x, w: lambda g: product_back(g, w), argnums=(0,))
 
 
 def _fold(x, m):
     return x @ m if m.ndim == 3 else (_rows(x) @ m).reshape(*x.shape[:-1], -1)
+
+
+def _outer(g, x, w):
+    """gᵀx, as w is one matrix or one for each row of the batch."""
+    return g.swapaxes(-1, -2) @ x if w.ndim == 3 else _rows(g).T @ _rows(x)
 
 
 def _rows(x):

@@ -84,29 +84,38 @@ def start(adapters):
 
 
 def gradient(adapters, base, bins, step, model_config, config):
-    """(mean loss, its gradient, target tokens) over all the micro-batches of a step.
-
-    Each micro-batch counts by its target tokens, so the sum is the large batch's mean, not a mean
-    of means.
-    """
+    """(mean loss, its gradient, target tokens) over all the micro-batches of a step."""
     n = config.grad_accumulation_steps
     batches = [
         collate(batch_at(bins, step * n + i, config.batch_size, config.seed)) for i in range(n)
     ]
-    total = sum(float(batch["mask"].sum()) for batch in batches)
-    loss, grads = 0.0, None
-    for i, batch in enumerate(batches):
-        share = float(batch["mask"].sum()) / total
-        if share == 0:
-            continue
+    counts = [float(batch["mask"].sum()) for batch in batches]
+
+    def part(i):
         rng, again = np.random.default_rng([config.seed, step, i]), config.gradient_checkpointing
-        value, grad = value_and_grad(model.loss)(
-            adapters, base, batch, model_config, rng=rng, checkpointing=again
+        return value_and_grad(model.loss)(
+            adapters, base, batches[i], model_config, rng=rng, checkpointing=again
         )
+
+    total = sum(counts)
+    loss, grads = accumulated(((counts[i], *part(i)) for i in range(n) if counts[i]), total)
+    return loss, grads, int(total)
+
+
+def accumulated(parts, total):
+    """(mean loss, its gradient) of a large batch from its micro-batches.
+
+    parts: (target tokens n, mean loss over them, its gradient) of each, one at a time; total: the
+    sum of their n.
+    """
+    loss, grads = 0.0, None
+    for n, value, grad in parts:
+        # L = Σ (nᵢ/n)·Lᵢ: the large batch's mean, not a mean of means
+        share = n / total
         loss += share * float(value)
         grad = tree_map(partial(np.multiply, np.float32(share)), grad)
         grads = grad if grads is None else tree_map(np.add, grads, grad)
-    return loss, grads, int(total)
+    return loss, grads
 
 
 def update(adapters, grads, state, rate, config):
