@@ -1,0 +1,50 @@
+"""byte-ledger: where the memory of a training step goes."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora import nf4
+from minilora.config import ModelConfig
+
+CASES = {
+    "layers": st.integers(1, 3),
+    "r": st.integers(1, 4),
+    "tokens": st.integers(1, 64),
+    "quantized": st.booleans(),
+}
+
+
+def arguments(rng, layers, r, tokens, quantized):
+    config = ModelConfig(32, 16, 24, layers, 2, 1, 8)
+
+    def weight():
+        w = rng.uniform(-1, 1, (16, 16)).astype("f4")
+        return nf4.quantize(w) if quantized else w
+
+    def factors():
+        return {"lora_A": np.ones((r, 16), "f4"), "lora_B": np.zeros((16, r), "f4")}
+
+    def tree(leaf):
+        nodes = {str(i): {"self_attn": {"q_proj": leaf()}} for i in range(layers)}
+        return {"model": {"layers": nodes}}
+
+    return tree(factors), tree(lambda: {"weight": weight()}), config, tokens
+
+
+def property_only_the_activations_grow(function, adapters, base, config, tokens):
+    """twice the tokens, twice the activations, and all else as it was"""
+    once, twice = (function(adapters, base, config, n) for n in (tokens, 2 * tokens))
+    changed = {part for part in once if once[part] != twice[part]}
+    assert changed == {"activations"}, f"what grew: {sorted(changed)}"
+    assert twice["activations"] == 2 * once["activations"]
+
+
+def property_twelve_bytes(function, adapters, base, config, tokens):
+    """a trained parameter costs 4 bytes, as does its gradient, and Adam's moments 8"""
+    parts = function(adapters, base, config, tokens)
+    trained = sum(
+        w.size for layer in adapters["model"]["layers"].values()
+        for w in layer["self_attn"]["q_proj"].values()
+    )  # fmt: skip
+    names = ("trained weights", "their gradients", "Adam's two moments")
+    assert [parts[name] / trained for name in names] == [4, 4, 8]

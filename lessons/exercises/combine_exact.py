@@ -1,0 +1,36 @@
+"""combine-exact: several adapters in one, without a cross term."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora.course.properties import close
+
+CASES = {"adapters": st.integers(1, 3), "out": st.integers(2, 4), "width": st.integers(2, 4)}
+
+
+def arguments(rng, adapters, out, width):
+    parts = [
+        (float(rng.uniform(-3, -1.5) if i % 2 else rng.uniform(1.5, 3)),
+         rng.uniform(-1, 1, (i + 1, width)), rng.uniform(-1, 1, (out, i + 1)))
+        for i in range(adapters)
+    ]  # fmt: skip
+    return parts, 1
+
+
+def tolerance(*_):
+    """float64 products of two numbers."""
+    return 2.0**-50
+
+
+def property_the_sum_of_the_updates(function, parts, r):
+    """BA is the weighted sum of the adapters' updates"""
+    A, B = function(parts, r)
+    expected = sum(ws * (b @ a) for ws, a, b in parts)
+    close(np.asarray(B) @ np.asarray(A), expected, 2.0**-46)
+
+
+def property_ranks_add_up(function, parts, r):
+    """the rank is the sum of the ranks"""
+    A, B = function(parts, r)
+    ranks = sum(len(a) for _, a, _ in parts)
+    assert len(A) == np.shape(B)[1] == ranks, f"A of {np.shape(A)}, B of {np.shape(B)}"

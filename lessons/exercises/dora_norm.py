@@ -1,0 +1,38 @@
+"""dora-norm: how long each row of the updated weight is."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora import nf4
+from minilora.course.properties import close
+
+CASES = {
+    "out": st.integers(1, 4),
+    "width": st.integers(1, 4),
+    "r": st.integers(1, 2),
+    "quantized": st.booleans(),
+    "zeros": st.booleans(),
+}
+
+
+def arguments(rng, out, width, r, quantized, zeros):
+    w = rng.uniform(-2, 2, (out, width)).astype("f4")
+    a, b = rng.uniform(-1, 1, (r, width)).astype("f4"), rng.uniform(-1, 1, (out, r)).astype("f4")
+    if zeros:
+        w[0], b[0] = 0, 0
+    return nf4.quantize(w, 16) if quantized else w, float(rng.uniform(1.5, 3)), a, b
+
+
+def tolerance(*_):
+    """float32: a norm of at most √4·(2 + 3·2), four squares and two terms each: 2⁻²⁴·16·8."""
+    return 128 * 2.0**-24
+
+
+def property_unit_rows(function, w, scaling, a, b):
+    """divided by its norm, every row of W₀ + s·BA has length 1, a row of zeros stays"""
+    dense = nf4.dequantize_plain(w) if isinstance(w, nf4.Quantized) else w
+    updated = dense.astype("f8") + scaling * (b.astype("f8") @ a)
+    norms = np.asarray(function(w, scaling, a, b))
+    assert norms.shape == (len(updated),), f"shape {norms.shape} for {len(updated)} rows"
+    lengths = np.linalg.norm(updated, axis=1)
+    close(norms.astype("f8"), np.where(lengths == 0, 1, lengths), tolerance())

@@ -1,0 +1,45 @@
+"""ia3: the smallest of the siblings, three vectors a layer."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora.tree import flatten
+
+CASES = {"layers": st.integers(1, 2), "biased": st.booleans()}
+SHAPES = {
+    "self_attn": {"q_proj": (8, 8), "k_proj": (4, 8), "v_proj": (4, 8), "o_proj": (8, 8)},
+    "mlp": {"gate_proj": (12, 8), "up_proj": (12, 8), "down_proj": (8, 12)},
+}
+
+
+def tree(rng, layers, biased=False):
+    """A base of that many layers, with every projection."""
+    def leaf(shape):
+        w = {"weight": rng.uniform(-1, 1, shape).astype("f4")}
+        return w | ({"bias": np.zeros(shape[0], "f4")} if biased else {})
+
+    nodes = {
+        str(i): {part: {name: leaf(shape) for name, shape in shapes.items()}
+                 for part, shapes in SHAPES.items()}
+        for i in range(layers)
+    }  # fmt: skip
+    return {"model": {"layers": nodes}}
+
+
+def arguments(rng, layers, biased):
+    return tree(rng, layers, biased), None, np.random.default_rng(0)
+
+
+def observe(result, base, config, rng):
+    return result[0]
+
+
+def property_counted(function, base, config, rng):
+    """a layer has two vectors of the keys' width and one of the hidden units': 4 + 4 + 12"""
+    count = sum(np.size(w) for w in flatten(function(base, config, rng)[0]).values())
+    assert count == 20 * len(base["model"]["layers"]), f"{count} parameters"
+
+
+def property_the_base_at_first(function, base, config, rng):
+    """every scale is one"""
+    assert all(np.all(np.asarray(w) == 1) for w in flatten(function(base, config, rng)[0]).values())

@@ -1,0 +1,59 @@
+"""linear-4bit: a product with a weight that is stored in four bits."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora import nf4
+from minilora.course.properties import close
+
+CASES = {
+    "rows": st.integers(1, 3),
+    "width": st.sampled_from([4, 6]),
+    "out": st.sampled_from([4, 6]),
+    "storage": st.sampled_from(["nf4", "fp4", "dense"]),
+}
+
+
+def arguments(rng, rows, width, out, storage):
+    x = rng.uniform(-2, 2, (rows, 1, width)).astype("f4")
+    w = rng.uniform(-3, 3, (out, width)).astype("f4")
+    return x, w if storage == "dense" else nf4.quantize(w, 16, code=storage)
+
+
+def tolerance(x, w):
+    """float32, and the sum in another order for one row: six terms of at most 2·3, 2⁻²⁴ each."""
+    return 6 * 6 * 6 * 2.0**-24
+
+
+def plain(w):
+    return nf4.dequantize_plain(w) if isinstance(w, nf4.Quantized) else w
+
+
+def property_row_by_row(function, x, w):
+    """each output is the sum of x times a row of the dequantized weight"""
+    expected = [[np.dot(plain(w)[o].astype("f8"), row.ravel()) for o in range(w.shape[0])]
+                for row in x]  # fmt: skip
+    close(np.asarray(function(x, w))[:, 0], np.array(expected, "f4"), tolerance(x, w))
+
+
+def values(w, scale):
+    """The values of a 4-bit weight's codes, times scale; a dense one as it is."""
+    if not isinstance(w, nf4.Quantized):
+        return w
+    n = w.shape[0] * w.shape[1]
+    return (nf4.CODES[w.code].values[nf4.unpack(w.codes)[:n]] * scale(w, n)).reshape(w.shape)
+
+
+def mistake_absmax_left_out(x, w):
+    return x @ values(w, lambda w, n: np.float32(1)).T
+
+
+def mistake_first_absmax_for_all(x, w):
+    return x @ values(w, lambda w, n: w.absmax[0]).T
+
+
+def mistake_nibbles_swapped(x, w):
+    if not isinstance(w, nf4.Quantized):
+        return x @ w.T
+    turned = nf4.Quantized(w.codes << 4 | w.codes >> 4, w.scales, w.shape, w.block_size, w.code)
+    return x @ nf4.dequantize_plain(turned).T

@@ -1,0 +1,44 @@
+"""linear-4bit-backward: the gradient that goes through a 4-bit weight and leaves it alone."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora import nf4
+from minilora.course.properties import close
+
+CASES = {
+    "rows": st.integers(1, 3),
+    "width": st.sampled_from([4, 6]),
+    "out": st.sampled_from([4, 6]),
+    "quantized": st.booleans(),
+}
+
+
+def arguments(rng, rows, width, out, quantized):
+    g = rng.uniform(-2, 2, (rows, 2, out)).astype("f4")
+    w = rng.uniform(-3, 3, (out, width)).astype("f4")
+    return g, nf4.quantize(w, 16) if quantized else w
+
+
+def tolerance(g, w):
+    """float32: six terms of at most 2·3, 2⁻²⁴ each."""
+    return 6 * 6 * 6 * 2.0**-24
+
+
+def plain(w):
+    return nf4.dequantize_plain(w) if isinstance(w, nf4.Quantized) else w
+
+
+def property_the_same_number_from_both_sides(function, g, w):
+    """for every x, Σ g∘(xWᵀ) = Σ (∂L/∂x)∘x: forward and backward are one bilinear form"""
+    dx = np.asarray(function(g, w), "f8")
+    for j in range(w.shape[1]):
+        column = plain(w)[:, j].astype("f8")
+        close(dx[..., j], g.astype("f8") @ column, tolerance(g, w))
+
+
+def mistake_absmax_left_out(g, w):
+    if not isinstance(w, nf4.Quantized):
+        return g @ w
+    n = w.shape[0] * w.shape[1]
+    return g @ nf4.CODES[w.code].values[nf4.unpack(w.codes)[:n]].reshape(w.shape)

@@ -1,0 +1,34 @@
+"""lora-count: parameters, however few bytes hold them."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora import int8, nf4
+
+CASES = {
+    "rows": st.integers(2, 6),
+    "width": st.integers(2, 6),
+    "layers": st.integers(0, 2),
+    "scheme": st.sampled_from(["dense", "nf4", "nf4-dq", "int8"]),
+}
+
+
+def arguments(rng, rows, width, layers, scheme):
+    def weight():
+        w = rng.uniform(-1, 1, (rows, width)).astype("f4")
+        if scheme == "int8":
+            return int8.quantize(w)
+        return w if scheme == "dense" else nf4.quantize(w, 16, scheme == "nf4-dq")
+
+    def layer():
+        factors = {"lora_A": np.ones((2, width), "f4"), "lora_scaling": 2.0}
+        return {"q_proj": {"weight": weight(), **factors}, "norm": {"weight": np.ones(width, "f4")}}
+
+    return ({"layers": {str(i): layer() for i in range(layers)}, "head": weight()},)
+
+
+def property_counted_by_hand(function, tree):
+    """a layer has a matrix, two rows of lora_A and a norm; storage and scalings do not count"""
+    rows, width = tree["head"].shape
+    expected = rows * width + len(tree["layers"]) * (rows * width + 3 * width)
+    assert function(tree) == expected, f"{function(tree)} in place of {expected}"

@@ -1,0 +1,34 @@
+"""rms-norm: rows brought to one size."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora.course.properties import close
+
+CASES = {
+    "rows": st.integers(1, 3),
+    "width": st.integers(1, 6),
+    "eps": st.sampled_from([1e-5, 0.5]),
+}
+
+
+def arguments(rng, rows, width, eps):
+    x = rng.uniform(-3, 3, (rows, 2, width)) + rng.uniform(1, 2)
+    return x, rng.uniform(0.5, 2, width), eps
+
+
+def tolerance(*_):
+    """float64: |y| ≤ 2·√6, a sum of six terms and a few operations: some ten times 2⁻⁵³·5."""
+    return 2.0**-46
+
+
+def property_the_mean_square(function, x, weight, eps):
+    """before the gain, the mean of the squares is m/(m + ε), m that of x"""
+    m = np.mean(x * x, axis=-1)
+    close(np.mean((np.asarray(function(x, weight, eps)) / weight) ** 2, axis=-1), m / (m + eps),
+          2.0**-44)  # fmt: skip
+
+
+def property_only_direction(function, x, weight, eps):
+    """with ε = 0, a row that is three times as long gives the same"""
+    close(function(3 * x, weight, 0.0), function(x, weight, 0.0), 2.0**-46)

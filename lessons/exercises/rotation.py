@@ -1,0 +1,38 @@
+"""rotation: where a token stands, as an angle."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora.course.properties import close
+
+CASES = {"length": st.integers(1, 4), "heads": st.integers(1, 2), "half": st.integers(1, 4)}
+
+
+def arguments(rng, length, heads, half):
+    angles = rng.uniform(-3, 3, (2, length, half))
+    return rng.uniform(-2, 2, (2, length, heads, 2 * half)), np.cos(angles), np.sin(angles)
+
+
+def tolerance(*_):
+    """float64: two products of at most 2 and their sum."""
+    return 2.0**-50
+
+
+def property_lengths_stay(function, x, cos, sin):
+    """a rotation changes no length, pair by pair"""
+    half = x.shape[-1] // 2
+    y = np.asarray(function(x, cos, sin))
+    close(y[..., :half] ** 2 + y[..., half:] ** 2, x[..., :half] ** 2 + x[..., half:] ** 2,
+          2.0**-47)  # fmt: skip
+
+
+def property_back_again(function, x, cos, sin):
+    """turning by the angle and by its negative is nothing"""
+    close(function(function(x, cos, sin), cos, -sin), x, 2.0**-48)
+
+
+def property_a_quarter_turn(function, x, cos, sin):
+    """by 90 degrees the first half becomes the second, and the second, negated, the first"""
+    half = x.shape[-1] // 2
+    y = function(x, np.zeros_like(cos), np.ones_like(sin))
+    close(y, np.concatenate([-x[..., half:], x[..., :half]], axis=-1))

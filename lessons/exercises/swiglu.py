@@ -1,0 +1,30 @@
+"""swiglu: the hidden units of the feed-forward layer."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from minilora.course.properties import close
+
+CASES = {"rows": st.integers(1, 3), "width": st.integers(1, 5), "large": st.booleans()}
+
+
+def arguments(rng, rows, width, large):
+    gate, up = rng.uniform(-4, 4, (2, rows, 2, width))
+    return (1000 * gate if large else gate), up
+
+
+def tolerance(gate, up):
+    """float64: |y| ≤ |gate|·|up|, and e^(−log …) adds the rounding of an exponent of |gate|."""
+    return 2.0**-50 * (1 + float(np.abs(gate).max())) ** 2
+
+
+def property_an_open_gate(function, gate, up):
+    """at +100 the gate lets a hundred times `up` through, at −1000 nothing"""
+    close(function(np.full_like(gate, 100.0), up), 100 * up, 2.0**-42)
+    close(function(np.full_like(gate, -1000.0), up), 0 * up, 1e-300)
+
+
+def property_both_signs(function, gate, up):
+    """y(gate) − y(−gate) = gate·up, since σ(a) + σ(−a) = 1"""
+    both = np.asarray(function(gate, up)) - np.asarray(function(-gate, up))
+    close(both, gate * up, 2 * tolerance(gate, up))
