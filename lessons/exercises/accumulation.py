@@ -1,6 +1,5 @@
 """accumulation: one large batch from several small ones."""
 
-import numpy as np
 from hypothesis import strategies as st
 
 from minilora.course.properties import close

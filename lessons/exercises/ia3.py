@@ -14,6 +14,7 @@ SHAPES = {
 
 def tree(rng, layers, biased=False):
     """A base of that many layers, with every projection."""
+
     def leaf(shape):
         w = {"weight": rng.uniform(-1, 1, shape).astype("f4")}
         return w | ({"bias": np.zeros(shape[0], "f4")} if biased else {})

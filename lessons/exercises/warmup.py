@@ -13,9 +13,8 @@ CASES = {
 
 
 def arguments(rng, iters, ratio, schedule, share):
-    config = TrainConfig(
-        iters=iters, warmup_ratio=ratio, lr_schedule=schedule, learning_rate=float(rng.uniform(1, 2))
-    )  # fmt: skip
+    rate = float(rng.uniform(1, 2))
+    config = TrainConfig(iters=iters, warmup_ratio=ratio, lr_schedule=schedule, learning_rate=rate)
     return round(share * (iters - 1)), config
 
 
