@@ -219,10 +219,10 @@ if not QUICK:
 # ![Held-out loss over the rate at two ranks, a panel for each rule](../figures/scaling.png)
 #
 # Without a rule the best rate falls eightfold from r = 2 to r = 32. With either rule it stays
-# within one step of the grid, a factor of two. So dividing by something is right, and LoRA's own reason
-# for α/r holds here. That α/√r is *the* exponent, as the first step says, does not show: the
-# best rate of a whole run goes as r^(−0.75), which lies half-way between the two rules, and two
-# seeds on a small model do not tell them apart. Why −0.75 and not −0.5 is not answered here.
+# within one step of the grid, a factor of two. So dividing by something is right, and LoRA's own
+# reason for α/r holds here. That α/√r is *the* exponent, as the first step says, does not show:
+# the best rate of a whole run goes as r^(−0.75), half-way between the two rules, and two seeds on
+# a small model do not tell them apart. Why −0.75 and not −0.5 is not answered here.
 #
 # ## Is the change of full fine-tuning of low rank?
 #
