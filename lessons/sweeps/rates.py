@@ -1,0 +1,64 @@
+"""Held-out loss over the learning rate: LoRA, full fine-tuning, and training from nothing.
+
+    python lessons/sweeps/rates.py
+
+About six minutes of one core. A run is 200 steps of `micro` on the questions; all that differs is
+what is argument 0 of the loss, and from where it starts.
+"""
+
+import io
+import sys
+from contextlib import redirect_stderr
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import write_sweep
+
+import minilora
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora.methods import METHODS
+from minilora.pretraining import random_params
+
+RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+WAYS = ("lora", "full", "scratch")
+SEEDS = (0, 1, 2)
+
+
+def start(way, seed=0, model="micro"):
+    """(trained, frozen, model config, tokenizer) before the first step."""
+    config, base, tokenizer = minilora.load(model)
+    rng = np.random.default_rng(seed)
+    if way == "scratch":
+        base = random_params(config, rng)
+    lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
+    method = ("lora", lora_config) if way == "lora" else ("full", MethodConfig("full"))
+    trained, frozen = METHODS[method[0]](base, method[1], rng)
+    return trained, frozen, config, tokenizer
+
+
+def run(job, iters=200):
+    """The row of a run: (way, rate, seed) and its scores on held-out questions."""
+    way, rate, seed = job
+    trained, frozen, config, tokenizer = start(way, seed)
+    settings = TrainConfig(
+        iters=iters, batch_size=16, learning_rate=rate, mask_prompt=True, seed=seed
+    )
+    rows, held_out = (
+        data.prepare(data.load_rows("questions", split), tokenizer, settings)[0]
+        for split in ("train", "valid")
+    )
+    with redirect_stderr(io.StringIO()):
+        trained, _ = minilora.train(trained, frozen, rows, config, settings)
+    score = minilora.evaluate(trained, frozen, held_out, config)
+    return {
+        "way": way, "rate": rate, "seed": seed,
+        "loss": round(score["loss"], 5), "exact_match": score["exact_match"],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    write_sweep("rates", run, list(product(WAYS, RATES, SEEDS)))
