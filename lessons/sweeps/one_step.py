@@ -1,0 +1,63 @@
+"""Lesson 7: one training step in a process of its own: its peak memory, measured and predicted.
+
+python lessons/sweeps/one_step.py SCHEME LAYERS prints, in MB, by how much the
+process grew, what the ledger predicts, and how much of that is activations.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from autograd import value_and_grad
+
+from minilora import LoraConfig, ModelConfig, TrainConfig, lora, memory, model, optim
+from minilora.pretrained import shapes
+from minilora.quantize import is_projection, quantize_leaf
+from minilora.tree import unflatten
+
+B, T = 4, 64
+
+
+def step(scheme, width, layers):
+    """The ledger of a step of LoRA on a random Llama, weights made and quantized one by one."""
+    heads = width // 64
+    config = ModelConfig(
+        vocab_size=256, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=heads, head_dim=64,
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+
+    def leaf(path, shape):
+        w = rng.standard_normal(shape, np.float32) * np.float32(0.02)
+        return quantize_leaf(path, w, scheme) if is_projection(path) else w
+
+    base = unflatten({path: leaf(path, shape) for path, shape in shapes(config).items()})
+    adapters, frozen = lora.init(base, LoraConfig(target_modules=("all-linear",)), rng)
+    tokens = rng.integers(256, size=(B, T))
+    batch = {
+        "tokens": tokens, "targets": tokens, "mask": np.ones((B, T), "f4"), "starts": 0 * tokens
+    }  # fmt: skip
+    _, grads = value_and_grad(model.loss)(adapters, frozen, batch, config)
+    optim.adamw(adapters, grads, optim.adamw_init(adapters), lambda path: 1e-3, TrainConfig())
+    return memory.ledger(adapters, frozen, config, B * T)
+
+
+def peak():
+    """The largest resident set of this process in MB.
+
+    Linux counts a process that another one started from that one's peak on (getrusage); what it
+    needed itself stands in /proc.
+    """
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return memory.peak_rss_mb()
+    lines = status.read_text().splitlines()
+    return next(int(line.split()[1]) / 1e3 for line in lines if line.startswith("VmHWM"))
+
+
+if __name__ == "__main__":
+    scheme, layers = sys.argv[1], int(sys.argv[2])
+    step(scheme, 128, 1)  # so that the kernels are loaded
+    before = peak()
+    predicted = step(scheme, 512, layers)
+    print(peak() - before, sum(predicted.values()) / 1e6, predicted["activations"] / 1e6)
