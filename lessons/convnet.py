@@ -1,0 +1,179 @@
+"""A small convolutional network with batch normalization, for pictures of 16 × 16.
+
+It is `nn.linear` upon the patches of a picture, so the leaves that adapt a language model adapt it,
+too. Batch normalization has no state: its running statistics are an argument of `forward`, and the
+moments of what it was given are a result.
+
+Letters: N pictures, H height, W width, C channels, k side of a patch.
+"""
+
+import autograd.numpy as np
+import numpy as onp
+from autograd import value_and_grad
+from autograd.extend import defvjp, primitive
+
+from minilora import TrainConfig, nn
+from minilora.optim import clip, learning_rate
+from minilora.train import start, update
+from minilora.tree import child, get, put, tree_map, unflatten, walk
+
+LAYERS = ((3, 2, 1, 16), (3, 2, 1, 32), (4, 1, 0, 64), (1, 1, 0, 0))  # k, stride, padding, out
+EPS = 1e-5
+
+
+@primitive
+def patches(x, k, stride, padding):
+    """The k × k patches of x (N, H, W, C), as rows: (N, H', W', k·k·C). Convolution is a linear
+    layer upon them."""
+    x = onp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    return onp.concatenate([x[at] for at in _shifts(x.shape, k, stride)], axis=-1)
+
+
+def _shifts(shape, k, stride):
+    """Where the pixel (i, j) of every patch lies in the padded picture."""
+    ends = [side - k + 1 for side in shape[1:3]]
+    return [
+        onp.s_[:, i : i + ends[0] : stride, j : j + ends[1] : stride]
+        for i in range(k)
+        for j in range(k)
+    ]
+
+
+def _patches_vjp(y, x, k, stride, padding):
+    def vjp(g):
+        # ∂L/∂x: each patch's gradient goes back to where its pixels came from, and adds up
+        N, H, W, C = x.shape
+        dx = onp.zeros((N, H + 2 * padding, W + 2 * padding, C), x.dtype)
+        for n, at in enumerate(_shifts(dx.shape, k, stride)):
+            dx[at] += g[..., n * C : (n + 1) * C]
+        return dx[:, padding : padding + H, padding : padding + W]
+
+    return vjp
+
+
+defvjp(patches, _patches_vjp, argnums=(0,))
+
+
+def batch_norm(x, moments, weight, bias):
+    """x (…, C) with mean and variance (C,) taken away, then scaled and moved (Ioffe and Szegedy
+    2015, Alg. 1)."""
+    # y = γ·(x − μ)/√(σ² + ε) + β
+    return weight * (x - moments["mean"]) / np.sqrt(moments["var"] + EPS) + bias
+
+
+def moments_of(x):
+    """Mean and variance of each channel, over pictures and pixels alike."""
+    mean = np.mean(x, axis=(0, 1, 2))
+    return {"mean": mean, "var": np.mean((x - mean) ** 2, axis=(0, 1, 2))}
+
+
+def forward(adapters, base, pictures, running=None, rng=None):
+    """(logits (N, classes), moments of each normalized layer by its number).
+
+    Normalizes with `running`, a tree like `moments`; with None, with the batch's own moments.
+    """
+    layers, moments = child(child(adapters, "model"), "layers"), {}
+    x = pictures[..., None]  # (N, H, W, C)
+    for i, (k, stride, padding, _) in enumerate(LAYERS):
+        trained, frozen = child(layers, str(i)), base["model"]["layers"][str(i)]
+        x = patches(x, k, stride, padding)
+        x = nn.linear(x, child(trained, "linear"), frozen["linear"], rng)
+        if "norm" in frozen:
+            moments[str(i)] = moments_of(x)
+            used = moments[str(i)] if running is None else running[str(i)]
+            gain, shift = (
+                nn.leaf(child(trained, "norm"), frozen["norm"], n) for n in ("weight", "bias")
+            )
+            x = np.maximum(batch_norm(x, used, gain, shift), 0)
+    return x[:, 0, 0], moments
+
+
+def loss(adapters, base, batch, running=None, rng=None):
+    """Mean cross-entropy in nats; batch: (pictures, labels)."""
+    return cross_entropy(forward(adapters, base, batch[0], running, rng)[0], batch[1])
+
+
+def cross_entropy(logits, labels):
+    """The mean of −log p(label), in nats."""
+    logits = logits - np.max(logits, axis=-1, keepdims=True)
+    of_label = np.sum(logits * (labels[:, None] == onp.arange(logits.shape[1])), axis=-1)
+    return np.mean(np.log(np.sum(np.exp(logits), axis=-1)) - of_label)
+
+
+def evaluate(adapters, base, batch, running=None):
+    """`loss` in nats and `accuracy`, in [0, 1]."""
+    logits, _ = forward(adapters, base, batch[0], running)
+    hit = onp.argmax(logits, axis=-1) == batch[1]
+    return {"loss": float(cross_entropy(logits, batch[1])), "accuracy": float(hit.mean())}
+
+
+def statistics(adapters, base, pictures):
+    """The moments of all the pictures together, to normalize others with."""
+    return forward(adapters, base, pictures)[1]
+
+
+# --- training
+
+
+def network(classes, rng):
+    """A network with random weights."""
+    base, channels = {}, 1
+    for i, (k, _, _, out) in enumerate(LAYERS):
+        node, out, fan_in = f"model.layers.{i}", out or classes, k * k * channels
+        weight = rng.standard_normal((out, fan_in)) * (2 / fan_in) ** 0.5  # He et al. 2015, Eq. 10
+        put(base, f"{node}.linear.weight", weight.astype("f4"))
+        if i < len(LAYERS) - 1:
+            put(base, f"{node}.norm.weight", onp.ones(out, "f4"))
+            put(base, f"{node}.norm.bias", onp.zeros(out, "f4"))
+        else:
+            put(base, f"{node}.linear.bias", onp.zeros(out, "f4"))
+        channels = out
+    return base
+
+
+def low_rank(base, r, lora_alpha, rng, layers=(0, 1, 2, 3), lora_dropout=0.0):
+    """(adapters, frozen) as `lora.init` starts them, for the linear layers of this network."""
+    adapters, frozen = {}, tree_map(lambda w: w, base)
+    for node in (f"model.layers.{i}.linear" for i in layers):
+        out, fan_in = get(base, node)["weight"].shape
+        bound = fan_in**-0.5
+        put(adapters, f"{node}.lora_A", rng.uniform(-bound, bound, (r, fan_in)).astype("f4"))
+        put(adapters, f"{node}.lora_B", onp.zeros((out, r), "f4"))
+        put(frozen, f"{node}.lora_scaling", lora_alpha / r)
+        put(frozen, f"{node}.lora_dropout", lora_dropout)
+    return adapters, frozen
+
+
+def copies(base, *names):
+    """The tree of copies of the base's leaves whose paths end in one of the names."""
+    return unflatten({path: onp.array(w) for path, w in walk(base) if path.endswith(names)})
+
+
+def fit(adapters, base, batch, config, running=None, augment=None, on_step=None):
+    """Fit `adapters` to (pictures, labels); returns (adapters, the loss of each step).
+
+    Normalizes with `running`, or with None each batch with its own moments. `augment(pictures,
+    rng)` changes what a step sees; `on_step(step, adapters)` is called after each, from 1.
+    """
+    pictures, labels = batch
+    state, history = start(adapters), []
+    for step in range(config.iters):
+        rng = onp.random.default_rng([config.seed, step])
+        some = rng.choice(len(labels), min(config.batch_size, len(labels)), replace=False)
+        seen = augment(pictures[some], rng) if augment else pictures[some]
+        value, grads = value_and_grad(loss)(adapters, base, (seen, labels[some]), running, rng)
+        grads, _ = clip(grads, config.max_grad_norm)
+        rate = learning_rate(step, config)
+        adapters, state = update(adapters, grads, state, rate, config)
+        history.append(float(value))
+        if on_step:
+            on_step(step + 1, adapters)
+    return adapters, history
+
+
+def pretrain(batch, classes, seed=0, iters=400):
+    """(base, running): a network trained from nothing on (pictures, labels), its statistics."""
+    base = network(classes, onp.random.default_rng(seed))
+    config = TrainConfig(iters=iters, batch_size=64, learning_rate=5e-3, seed=seed)
+    base, _ = fit(base, base, batch, config)
+    return base, statistics({}, base, batch[0])

@@ -1,0 +1,63 @@
+"""What is trained beside or in place of low-rank factors on `micro`, at which rates (lesson 10)."""
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import write_sweep
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.methods import METHODS
+from minilora.pretraining import held_out_notes
+from minilora.tree import count
+
+LORA = LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",))
+SCALES = (0.1, 1.0, 10.0)  # of the rate, for what is trained beside low-rank factors
+SEEDS = (0, 1, 2)
+
+
+def run(job, iters=150):
+    """The row of a job: (what is trained, rate, scale of the rest, decay between layers, seed).
+
+    `lora`, `norm`, `bias` alone, or `lora+norm`, `lora+bias`: fine-tuned on the questions, then the
+    held-out loss and the loss on the base's own text, in nats a token.
+    """
+    trains, rate, scale, decay, seed = job
+    config, base, tokenizer = minilora.load("micro")
+    first, _, beside = trains.partition("+")
+    method = METHODS[{"bias": "bitfit"}.get(first, first)]
+    adapters, frozen = method(base, LORA, np.random.default_rng(seed))
+    adapters = lora.also_train(adapters, frozen, [beside] if beside else [])
+    settings = TrainConfig(
+        iters=iters, batch_size=16, learning_rate=rate, mask_prompt=True, seed=seed,
+        also_train_lr_scale=scale, layer_lr_decay=decay,
+    )  # fmt: skip
+    train, valid = (
+        data.prepare(data.load_rows("questions", split), tokenizer, settings)[0]
+        for split in ("train", "valid")
+    )
+    notes, _ = held_out_notes(tokenizer, settings)
+    with contextlib.redirect_stderr(io.StringIO()):
+        adapters, _ = minilora.train(adapters, frozen, train, config, settings)
+    score = minilora.evaluate(adapters, frozen, valid, config)
+    return {
+        "trains": trains, "rate": rate, "scale": scale, "decay": decay, "seed": seed,
+        "trained": count(adapters), "loss": score["loss"], "exact_match": score["exact_match"],
+        "notes": minilora.evaluate(adapters, frozen, notes[:100], config)["loss"],
+    }  # fmt: skip
+
+
+def jobs():
+    """LoRA at two rates; norms or biases beside it at three scales; two decays at two rates."""
+    beside = [(f"lora+{group}", 1e-2, scale, 1.0) for group in ("norm", "bias") for scale in SCALES]
+    decays = [("lora", rate, 1.0, decay) for decay in (1.0, 0.7, 0.4) for rate in (1e-2, 2e-2)]
+    return [(*job, seed) for seed in SEEDS for job in decays + beside]
+
+
+if __name__ == "__main__":
+    write_sweep("freezing", run, jobs())

@@ -1,0 +1,109 @@
+"""A few examples: rank, dropout, augmentation, and when to stop (lesson 11)."""
+
+import contextlib
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import convnet
+import pictures
+import sounds
+from common import write_sweep
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data, lora
+
+VARIANTS = (  # r, lora_dropout, augmented
+    (8, 0.0, False), (1, 0.0, False), (32, 0.0, False), (8, 0.3, False), (8, 0.0, True),
+    (8, 0.3, True),
+)  # fmt: skip
+SEEDS = (0, 1, 2, 3)
+EVERY = 25  # steps
+
+
+def task(kind, seed):
+    """(base, train, valid, test, augment): five examples a class of what the base never met."""
+    if kind == "pictures":
+        n, draw, base = len(pictures.LETTERS), pictures.draw, pictures.reader(seed)[0]
+        splits = [draw("italic", m * n, s) for m, s in ((5, seed), (20, 98), (40, 99))]
+        return base, *splits, pictures.shifted
+    n, play, base = len(sounds.GESTURES), sounds.play, sounds.listener(seed)[0]
+    splits = [play("reed", m * n, s) for m, s in ((5, seed), (50, 98), (100, 99))]
+    return base, *splits, sounds.masked
+
+
+def run(job, iters=200):
+    """The row of a job (kind, r, dropout, augmented, seed): the scores on test rows of the last
+    step, and of the step that was best on held-out rows."""
+    kind, r, dropout, augmented, seed = job
+    scores = (questions if kind == "questions" else small)(kind, r, dropout, augmented, seed, iters)
+    best = min(scores, key=lambda score: score["valid"])
+    return {
+        "kind": kind, "r": r, "dropout": dropout, "augmented": int(augmented), "seed": seed,
+        **scores[-1], **{f"best_{name}": value for name, value in best.items()},
+    }  # fmt: skip
+
+
+def small(kind, r, dropout, augmented, seed, iters):
+    """The scores after every EVERY steps, of pictures or sounds."""
+    base, train, valid, test, augment = task(kind, seed)
+    rng = np.random.default_rng(seed)
+    adapters, frozen = convnet.low_rank(base, r, 2 * r, rng, lora_dropout=dropout)
+    config = TrainConfig(iters=iters, batch_size=32, learning_rate=1e-2, seed=seed)
+    scores = []
+
+    def on_step(step, adapters):
+        if step % EVERY == 0:
+            own = convnet.statistics(adapters, frozen, train[0])
+            loss = [convnet.evaluate(adapters, frozen, b, own) for b in (train, valid, test)]
+            train_loss, valid_loss, test_loss = (score["loss"] for score in loss)
+            scores.append({"step": step, "train": train_loss, "valid": valid_loss,
+                           "test": test_loss, "right": loss[2]["accuracy"]})  # fmt: skip
+
+    augment = augment if augmented else None
+    convnet.fit(adapters, frozen, train, config, augment=augment, on_step=on_step)
+    return scores
+
+
+def questions(kind, r, dropout, augmented, seed, iters):
+    """The same of `micro` with 64 questions; `right` is exact match."""
+    model_config, base, tokenizer = minilora.load("micro")
+    lora_config = LoraConfig(
+        r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=("all-linear",)
+    )
+    adapters, frozen = lora.init(base, lora_config, np.random.default_rng(seed))
+    config = TrainConfig(
+        iters=iters, batch_size=16, learning_rate=1e-2, mask_prompt=True, seed=seed
+    )
+    rows = data.load_rows("questions", "train")[64 * seed : 64 * (seed + 1)]
+    held_out = data.load_rows("questions", "valid")
+    train, valid, test = (
+        data.prepare(r, tokenizer, config)[0] for r in (rows, held_out[:60], held_out[60:])
+    )
+    scores = []
+
+    def on_step(_, adapters, state):
+        if state["step"] % EVERY == 0:
+            found = [minilora.evaluate(adapters, frozen, e, model_config)
+                     for e in (train, valid, test)]  # fmt: skip
+            train_loss, valid_loss, test_loss = (score["loss"] for score in found)
+            scores.append({"step": state["step"], "train": train_loss, "valid": valid_loss,
+                           "test": test_loss, "right": found[2]["exact_match"]})  # fmt: skip
+
+    with contextlib.redirect_stderr(io.StringIO()):
+        minilora.train(adapters, frozen, train, model_config, config, on_step=on_step)
+    return scores
+
+
+def jobs():
+    """Every variant of pictures and of sounds; of questions those that have no augmentation."""
+    asked = [("questions", *v) for v in VARIANTS if not v[2] and v[0] < 32]
+    others = [(kind, *v) for kind in ("pictures", "sounds") for v in VARIANTS]
+    return [(*job, seed) for seed in SEEDS for job in others + asked * (seed < 3)]
+
+
+if __name__ == "__main__":
+    write_sweep("little", run, jobs())

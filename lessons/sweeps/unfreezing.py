@@ -1,0 +1,57 @@
+"""What is trained, and at which rate, when a reader of one typeface meets another (lesson 10)."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import convnet
+import pictures
+from common import write_sweep
+
+from minilora import TrainConfig
+from minilora.tree import count
+
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+SEEDS = (0, 1, 2)
+
+
+def trained(trains, base, seed):
+    """(adapters, frozen) of what a job trains: a copy of the named leaves, or low-rank factors."""
+    if trains == "lora":
+        return convnet.low_rank(base, 4, 8, np.random.default_rng(seed))
+    names = {"norm": ("norm.weight", "norm.bias"), "head": ("3.linear.weight", "3.linear.bias")}
+    return convnet.copies(base, *names.get(trains, ("weight", "bias"))), base
+
+
+def run(job, typeface="italic"):
+    """The row of a job: (what is trained, rate, decay from layer to layer, seed); 150 steps."""
+    trains, rate, decay, seed = job
+    base, _ = pictures.reader(seed)
+    adapters, frozen = trained(trains, base, seed)
+    train, test = (pictures.draw(typeface, n, s) for n, s in ((1040, seed), (1040, 99)))
+    config = TrainConfig(
+        iters=150, batch_size=32, learning_rate=rate, layer_lr_decay=decay, seed=seed
+    )
+    adapters, _ = convnet.fit(adapters, frozen, train, config)
+    own = convnet.statistics(adapters, frozen, train[0])
+    old = pictures.draw("sans", 1040, 99)
+    score = convnet.evaluate(adapters, frozen, test, own)
+    before = convnet.statistics(adapters, frozen, old[0])
+    return {
+        "trains": trains, "rate": rate, "decay": decay, "seed": seed, "trained": count(adapters),
+        **score, "old_accuracy": convnet.evaluate(adapters, frozen, old, before)["accuracy"],
+    }  # fmt: skip
+
+
+def jobs():
+    """Each at every rate; everything and LoRA with smaller rates below, at three."""
+    kinds = ("lora", "norm", "head", "full")
+    alone = [(trains, rate, 1.0) for trains in kinds for rate in RATES]
+    decays = [(trains, rate, 0.4) for trains in ("lora", "full") for rate in (3e-3, 1e-2, 3e-2)]
+    return [(*job, seed) for seed in SEEDS for job in alone + decays]
+
+
+if __name__ == "__main__":
+    write_sweep("unfreezing", run, jobs())
