@@ -94,3 +94,15 @@ def number(text):
         return float(text)
     except ValueError:
         return text
+
+
+def of(rows, name, **where):
+    """The column `name` of the rows of a sweep that agree with `where`: a value a seed."""
+    found = [row[name] for row in rows if all(row[key] == value for key, value in where.items())]
+    assert found, where
+    return found
+
+
+def spread(values, digits=2):
+    """The text "mean (least to most)"."""
+    return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
