@@ -334,7 +334,7 @@ with figure("spectrum", xlabels, ylabels, titles, columns=2, width=9.6, height=3
 #
 # **Where to stop with a debugger.**
 # - `lora.init` (`minilora/lora.py`): the two `put` lines; look at A's `bound` and at B.
-# - `nn.linear` with `MINILORA_PLAIN=1`: the line with two `matmul`s; which shapes go through it?
+# - `nn.linear` with `MINILORA_PLAIN=1`: the line with `lowrank`; which shapes go through it?
 # - `config.scaling`: the one place where α/r is computed.
 #
 # **Exercises.** lowrank-product, lora-init, lora-merge, lora-count.

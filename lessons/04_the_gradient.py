@@ -312,8 +312,8 @@ assert live["full"] < live["lora"] / 1.5
 
 # %% [markdown]
 # **Where to stop with a debugger.**
-# - `nn.matmul`'s `defvjp` (`minilora/nn.py`) with `MINILORA_PLAIN=1`: the second of its lambdas is
-#   ∂L/∂A and ∂L/∂B; look at the shapes of `g` and `x`.
+# - `products.lowrank_back` (`minilora/products.py`), ∂L/∂x, ∂L/∂A and ∂L/∂B in two lines: look at
+#   the shapes of `g`, `down` and `up`.
 # - `train.gradient`: argument 0 of `value_and_grad`, and nothing else, comes back in `grad`.
 # - `optim.adamw`, function `step`: `m / denominator` at the first step is ±1 up to a factor.
 #

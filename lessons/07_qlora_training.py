@@ -34,6 +34,7 @@ from minilora import (
     optim,
     plot,
     pretraining,
+    products,
 )
 from minilora.quantize import SCHEMES
 from minilora.train import gradient
@@ -61,7 +62,7 @@ x, g = rng.standard_normal((3, 64)), rng.standard_normal((3, 16))
 
 def loss(x):
     """A loss with ∂L/∂y = g."""
-    return anp.sum(g * nn.product(x, q))
+    return anp.sum(g * products.product(x, q))
 
 
 numeric, h = np.empty_like(x), 1e-4
@@ -168,8 +169,8 @@ big = nf4.quantize(rng.standard_normal((1024, 1024)), double_quant=True)
 some = np.ones((4, 1024), np.float32)
 kept = {}
 for name, operation in (
-    ("product with the codes", lambda x: nn.product(x, big)),
-    ("product with a dense copy", lambda x: nn.matmul(x, big.dequantize())),
+    ("product with the codes", lambda x: products.product(x, big)),
+    ("product with a dense copy", lambda x: products.matmul(x, big.dequantize())),
 ):
     operation(some)
     tracemalloc.start()
@@ -312,7 +313,7 @@ with figure("qlora", xlabels, ylabels, titles, width=8.4, columns=2) as (left, r
 # stands for; the frozen bytes stay; quality is that of the dense base; and memory is what the
 # ledger says.
 #
-# **Where to stop with a debugger.** `nn.product` (its `defvjp`: `dense(w)` again, in the
+# **Where to stop with a debugger.** `products.product` (its `defvjp`: `dense(w)` again, in the
 # backward pass), `train.update` (`to_dtype` after the step), `memory.kept_floats`.
 #
 # **Exercises.** linear-4bit, linear-4bit-backward, test-frozen, byte-ledger, adamw.

@@ -310,7 +310,7 @@ assert list(losses) == sorted(losses, reverse=True) and list(notes) == sorted(no
 # rate does; 0.7 at 0.02 is a fair point between the two. Measure before you believe it.
 #
 # **Where to stop with a debugger.** `convnet.forward` (look at `used` with `running` given and
-# with None). `train.rates`, function `of` (which layer gets which rate). `nn.leaf` (a trained gain
-# takes the frozen one's place).
+# with None). `train.rates`, function `of` (which layer gets which rate). `tree.leaf` (a trained
+# gain takes the frozen one's place).
 #
 # **Exercises.** `rms-norm`, `test-frozen`, `adamw`, `lora-count`.

@@ -8,7 +8,7 @@ from . import safetensors_file, tokenizer
 from .config import ATTENTION, MLP, InputError, require
 from .files import new_folder, read_json, write_json
 from .hf_config import as_json
-from .nn import dense
+from .products import dense
 from .safetensors_file import FORMAT_NAME, Source
 from .tree import flatten
 

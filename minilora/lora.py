@@ -10,8 +10,9 @@ from functools import reduce
 import numpy as np
 
 from .config import ALL_LINEAR, InputError, names_module, require
-from .nn import dense, leaf, row_norms
-from .tree import child, flatten, get, put, tree_map, unflatten, walk
+from .products import dense
+from .siblings import row_norms
+from .tree import child, flatten, get, leaf, put, tree_map, unflatten, walk
 
 
 def init(base, config, rng):

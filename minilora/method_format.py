@@ -11,7 +11,7 @@ import numpy as np
 
 from .config import MethodConfig, require
 from .methods import METHODS
-from .nn import prompt
+from .siblings import prompt
 from .tree import get, unflatten, walk
 
 PREFIX = "base_model.model."  # PEFT's wrapper, and transformers' model inside it

@@ -6,9 +6,9 @@ A method is the names of its leaves, how they start, and the one line that reads
 |---|---|---|
 | lora, dora | `lora_A`, `lora_B`, `lora_magnitude_vector` | `nn.linear` |
 | ia3 | `ia3_l` | `nn.linear` |
-| bitfit, norm, head, full | `bias`, `weight` in place of the base's | `nn.leaf` |
-| bottleneck | `bottleneck_down`, `bottleneck_up` and their biases | `nn.bottleneck` |
-| prompt, p-tuning | `prompt_embeddings`, `prompt_encoder` | `nn.prompt` |
+| bitfit, norm, head, full | `bias`, `weight` in place of the base's | `tree.leaf` |
+| bottleneck | `bottleneck_down`, `bottleneck_up` and their biases | `siblings.bottleneck` |
+| prompt, p-tuning | `prompt_embeddings`, `prompt_encoder` | `siblings.prompt` |
 | prefix | `prefix_k`, `prefix_v` | `nn.attention` |
 
 Each start is start(base, config, rng) -> (adapters, frozen), as `lora.init`: `config` is a

@@ -15,8 +15,9 @@ import autograd.numpy as np
 from autograd import make_vjp
 from autograd.extend import defvjp_argnums, primitive
 
-from . import fused, nn
-from .tree import child
+from . import fused, nn, siblings
+from .products import dense, matmul
+from .tree import child, leaf
 
 OPS = nn if os.environ.get("MINILORA_PLAIN") else fused
 
@@ -33,7 +34,7 @@ def loss(adapters, base, batch, config, ops=OPS, rng=None, checkpointing=False):
 def forward(adapters, base, tokens, config, ops=OPS):
     """Logits (B, T, V) for tokens (B, T)."""
     x = hidden(adapters, base, tokens, np.zeros_like(tokens), config, ops)
-    return nn.matmul(x, nn.dense(head(adapters, base)))
+    return matmul(x, dense(head(adapters, base)))
 
 
 def hidden(
@@ -48,8 +49,8 @@ def hidden(
     trained, frozen = child(adapters, "model"), base["model"]
     layers = child(trained, "layers")
     past = 0 if cache is None else cache.length
-    x = nn.leaf(child(trained, "embed_tokens"), frozen["embed_tokens"], "weight")[tokens]
-    prompt = None if past else nn.prompt(trained)
+    x = leaf(child(trained, "embed_tokens"), frozen["embed_tokens"], "weight")[tokens]
+    prompt = None if past else siblings.prompt(trained)
     n = 0
     if prompt is not None:
         n = prompt.shape[0]
@@ -71,14 +72,14 @@ def hidden(
         x = recomputed(step, node, x) if checkpointing else step(node, x)
     if cache is not None:
         cache.length = first + x.shape[1]
-    norm = nn.leaf(child(trained, "norm"), frozen["norm"], "weight")
+    norm = leaf(child(trained, "norm"), frozen["norm"], "weight")
     return ops.rms_norm(x[:, n:] if n else x, norm, config.rms_norm_eps)
 
 
 def virtual_tokens(adapters):
     """How many positions a trained prompt or prefix takes before the tokens."""
     trained = child(adapters, "model")
-    prompt = nn.prompt(trained)
+    prompt = siblings.prompt(trained)
     return (0 if prompt is None else len(prompt)) + prefix_length(child(trained, "layers"))
 
 
@@ -97,7 +98,7 @@ def block(trained, frozen, x, attend, config, ops, rng=None):
     """One decoder layer: x (B, T, D) plus what attention and the feed-forward layer add to it."""
 
     def norm(x, name):
-        weight = nn.leaf(child(trained, name), frozen[name], "weight")
+        weight = leaf(child(trained, name), frozen[name], "weight")
         return ops.rms_norm(x, weight, config.rms_norm_eps)
 
     def project(x, part, name):
@@ -119,7 +120,7 @@ def head(adapters, base):
         if "lm_head" in tree:
             return tree["lm_head"]["weight"]
     embedding = child(child(adapters, "model"), "embed_tokens")
-    return nn.leaf(embedding, base["model"]["embed_tokens"], "weight")
+    return leaf(embedding, base["model"]["embed_tokens"], "weight")
 
 
 @primitive

@@ -9,7 +9,10 @@ G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x 
 """
 
 import autograd.numpy as np
-from autograd.extend import defvjp, defvjp_argnums, notrace_primitive, primitive
+
+from .products import dense, lowrank, matmul, product
+from .siblings import bottleneck, row_norms
+from .tree import leaf
 
 
 def linear(x, trained, frozen, rng=None):
@@ -40,139 +43,6 @@ def linear(x, trained, frozen, rng=None):
     if "ia3_l" in trained and trained["ia3_l"].shape[0] > 1:
         h = h * trained["ia3_l"][:, 0]  # l_k ∘ K and l_v ∘ V
     return bottleneck(h, trained) if "bottleneck_down" in trained else h
-
-
-@primitive
-def lowrank(x, a, b, scaling):
-    """s·BAx by two thin products, never BA itself: (..., in) -> (..., out).
-
-    a: `lora_A` (r, in), b: `lora_B` (out, r); both may have an axis in front, the batch's.
-    """
-    return _fold(scaling * _fold(x, a.swapaxes(-1, -2)), b.swapaxes(-1, -2))
-
-
-def lowrank_back(g, x, a, b, scaling):
-    """∂L/∂x, ∂L/∂A and ∂L/∂B of `lowrank`, for g = ∂L/∂y (..., out)."""
-    # y = s·B(Ax):   ∂L/∂B = g·(s·Ax)ᵀ    ∂L/∂A = (s·Bᵀg)·xᵀ    ∂L/∂x = Aᵀ(s·Bᵀg)
-    down, up = scaling * _fold(x, a.swapaxes(-1, -2)), scaling * _fold(g, b)
-    return _fold(up, a), _outer(up, x, a), _outer(g, down, b)
-
-
-defvjp_argnums(
-    lowrank,
-    lambda argnums, y, args, kwargs: lambda g: tuple(lowrank_back(g, *args)[n] for n in argnums),
-)
-
-
-def leaf(trained, frozen, name):
-    """The trained leaf where there is one, else the frozen one."""
-    return trained[name] if name in trained else frozen[name]
-
-
-def row_norms(trained, frozen):
-    """‖W₀ + (α/r)·BA‖ of each row, (out,), a constant to autograd; 1 for a row of zeros."""
-    factors = frozen["lora_scaling"], trained["lora_A"], trained["lora_B"]
-    return _row_norms(leaf(trained, frozen, "weight"), *factors)
-
-
-@notrace_primitive
-def _row_norms(w, scaling, a, b):
-    w = dense(w)
-    norms = np.linalg.norm(w + w.dtype.type(scaling) * (b @ a), axis=1)
-    return np.where(norms == 0, norms.dtype.type(1), norms)
-
-
-def bottleneck(h, trained):
-    """An adapter behind a sublayer (Houlsby et al. 2019, Sec. 2.1): (..., D) -> (..., D).
-
-    Leaves: `bottleneck_down` (m, D), `bottleneck_down_bias` (m,), `bottleneck_up` (D, m),
-    `bottleneck_up_bias` (D,).
-    """
-    # h + W_up·gelu(W_down·h + b) + b
-    z = gelu(matmul(h, trained["bottleneck_down"]) + trained["bottleneck_down_bias"])
-    return h + matmul(z, trained["bottleneck_up"]) + trained["bottleneck_up_bias"]
-
-
-def gelu(x):
-    """x·Φ(x), by their approximation with tanh (Hendrycks and Gimpel 2016, Sec. 2)."""
-    return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * (x * x * x))))
-
-
-def prompt(trained):
-    """The rows (n, D) that stand before the embedded tokens, or None.
-
-    `prompt_embeddings` as they are (Lester et al. 2021, Sec. 2), or what a network of three layers
-    makes of the rows of `prompt_encoder` (P-Tuning, Liu et al. 2021; the network is PEFT's).
-    """
-    if "prompt_embeddings" in trained:
-        return trained["prompt_embeddings"]
-    if "prompt_encoder" not in trained:
-        return None
-    x, layers = (
-        trained["prompt_encoder"]["embedding"]["weight"],
-        trained["prompt_encoder"]["mlp_head"],
-    )
-    for n in ("0", "2", "4"):  # PEFT's numbers: 1 and 3 are the ReLUs
-        x = matmul(x if n == "0" else np.maximum(x, 0), layers[n]["weight"]) + layers[n]["bias"]
-    return x
-
-
-@primitive
-def matmul(x, w):
-    """x Wᵀ with a trained W: (..., in) -> (..., out); the leading axes are one product's rows.
-
-    A W (B, out, in) is a matrix for each row of the batch x (B, T, in).
-    """
-    return _fold(x, w.swapaxes(-1, -2))
-
-
-# ∂L/∂x = (∂L/∂y) W        ∂L/∂W = (∂L/∂y)ᵀ x
-defvjp(
-    matmul,
-    lambda y, x, w: lambda g: _fold(g, w),
-    lambda y, x, w: lambda g: _outer(g, x, w),
-)
-
-
-@primitive
-def product(x, w):
-    """x Wᵀ with a frozen W: (..., in) -> (..., out).
-
-    A primitive of its own, so that autograd keeps W's codes and not its dense copy: a quantized
-    weight is dequantized here, used and dropped, and dequantized again in the backward pass
-    (QLoRA, Sec. 3, Eq. 5). A single row of x, as in generating token by token, is multiplied
-    straight from the codes.
-    """
-    if hasattr(w, "matvec") and x.size == x.shape[-1] and x.dtype == np.float32:
-        return w.matvec(x.ravel()).reshape(*x.shape[:-1], -1)
-    return _fold(x, dense(w).T)
-
-
-def product_back(g, w):
-    """∂L/∂x of `product`, for g = ∂L/∂y (..., out); there is no ∂L/∂W, for W is frozen."""
-    # ∂L/∂x = (∂L/∂y) W
-    return _fold(g, dense(w))
-
-
-defvjp(product, lambda y, x, w: lambda g: product_back(g, w), argnums=(0,))
-
-
-def _fold(x, m):
-    return x @ m if m.ndim == 3 else (_rows(x) @ m).reshape(*x.shape[:-1], -1)
-
-
-def _outer(g, x, w):
-    """gᵀx, as w is one matrix or one for each row of the batch."""
-    return g.swapaxes(-1, -2) @ x if w.ndim == 3 else _rows(g).T @ _rows(x)
-
-
-def _rows(x):
-    return x.reshape(-1, x.shape[-1])
-
-
-def dense(w):
-    """The weight as an array: the one place that knows dense weights and codes apart."""
-    return w.dequantize() if hasattr(w, "dequantize") else w
 
 
 def dropout(x, p, rng):

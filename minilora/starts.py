@@ -13,8 +13,9 @@ import numpy as np
 
 from . import lora
 from .config import require
-from .nn import dense, row_norms
+from .products import dense
 from .quantize import is_projection, quantize_leaf
+from .siblings import row_norms
 from .tree import get, put, tree_map, walk
 
 LOFTQ_STEPS = 5  # the most that the paper tries

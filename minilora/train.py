@@ -17,8 +17,8 @@ from . import model
 from .config import InputError, require
 from .data import batch_at, collate, pack
 from .metrics import evaluate
-from .nn import prompt
 from .optim import adamw, adamw_init, clip, learning_rate, to_dtype
+from .siblings import prompt
 from .tree import child, layer_of, tree_map, walk
 
 

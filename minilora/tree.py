@@ -59,6 +59,11 @@ def child(node, name):
     return node[name] if name in node else {}  # noqa: SIM401
 
 
+def leaf(trained, frozen, name):
+    """The trained leaf where there is one, else the frozen one."""
+    return trained[name] if name in trained else frozen[name]
+
+
 def tree_map(f, tree, *others):
     """The tree of f(leaf, *leaves at the same place in the others)."""
     return {

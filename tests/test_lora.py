@@ -22,7 +22,7 @@ from models import (
     target_sets,
 )
 
-from minilora import fused, lora, model, nn
+from minilora import fused, lora, model, nn, products
 from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
 from minilora.tree import count, flatten, get, put, walk
 
@@ -238,7 +238,7 @@ def test_a_merged_projection_equals_the_unmerged_one(scheme, config, seed, r, rs
     merged, rng = lora.merge(adapters, frozen), np.random.default_rng(seed)
     for path in lora.adapted(adapters):
         node, beside = get(adapters, path), get(frozen, path)
-        w, s = nn.dense(beside["weight"]), beside["lora_scaling"]
+        w, s = products.dense(beside["weight"]), beside["lora_scaling"]
         x = rng.standard_normal((3, w.shape[1]), dtype=np.float32)
         apart, together = nn.linear(x, node, beside), nn.linear(x, {}, get(merged, path))
         # Each side is |x||W| and s|x||A||B| in size at most. A number passes through two sums of

@@ -20,7 +20,7 @@ from models import (
     seeds,
 )
 
-from minilora import fused, lora, model, nn, starts
+from minilora import fused, lora, model, nn, products, siblings, starts
 from minilora.checkpoint import changes_base, load_adapter, save_adapter
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, MethodConfig, TrainConfig
 from minilora.generate import Cache
@@ -181,7 +181,7 @@ def holding_norms(moved, adapters, frozen):
         name = f"{path}.lora_magnitude_vector"
         if name in leaves:
             nodes = [lora.get(tree, path) for tree in (moved, adapters)]
-            now, then = (nn.row_norms(node, lora.get(frozen, path)) for node in nodes)
+            now, then = (siblings.row_norms(node, lora.get(frozen, path)) for node in nodes)
             leaves[name] = leaves[name] * now / then
     return unflatten(leaves)
 
@@ -323,7 +323,7 @@ def test_loftq_is_nearer_to_the_weights_than_quantizing(scheme):
     (adapters, frozen), config = start_of("loftq", base, scheme, r=4)
     plain = quantized(base, scheme)
     for path in lora.adapted(adapters):
-        w, q, alone = (nn.dense(lora.get(t, path)["weight"]) for t in (base, frozen, plain))
+        w, q, alone = (products.dense(lora.get(t, path)["weight"]) for t in (base, frozen, plain))
         node, scaling = lora.get(adapters, path), config.at(path)[1]
         left = np.linalg.norm(w - q - scaling * node["lora_B"] @ node["lora_A"])
         assert left < 0.9 * np.linalg.norm(w - alone)
@@ -351,7 +351,7 @@ def test_p_tuning_is_three_layers_with_relus_between():
     for n in ("0", "2", "4"):
         x = x @ node["mlp_head"][n]["weight"].T + node["mlp_head"][n]["bias"]
         x = np.where(x > 0, x, 0) if n != "4" else x
-    np.testing.assert_allclose(nn.prompt(adapters["model"]), x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(siblings.prompt(adapters["model"]), x, rtol=1e-5, atol=1e-5)
 
 
 def test_starts_need_the_dense_base_and_loftq_a_scheme():
@@ -375,7 +375,7 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
     back, frozen_back, config = load_adapter(tmp_path, base)
     assert config == config_of(name)
     if name == "p-tuning":  # the file has what the network puts out
-        adapters = {"model": {"prompt_embeddings": nn.prompt(adapters["model"])}}
+        adapters = {"model": {"prompt_embeddings": siblings.prompt(adapters["model"])}}
     assert fingerprint(back) == fingerprint(adapters)
     assert fingerprint(frozen_back) == fingerprint(frozen)
     save_adapter(tmp_path / "again", back, frozen_back, config, "a base")

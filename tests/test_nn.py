@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, attention_inputs, bits, seeds
 
-from minilora import nf4, nn
+from minilora import nf4, nn, products
 
 U32, U64 = 2.0**-24, 2.0**-53  # unit roundoff
 
@@ -78,8 +78,8 @@ def test_gradient_of_a_projection(seed, out, into, r, p):
     # the mask is drawn anew from the same seed: the function is the same at each evaluation
     gradients_agree(lambda x, t: nn.linear(x, t, frozen, np.random.default_rng(1)), x, node)
     gradients_agree(lambda x, w: nn.linear(x, {"weight": w}, frozen), x, w)
-    gradients_agree(nn.matmul, x, w)
-    gradients_agree(lambda x: nn.product(x, w), x)
+    gradients_agree(products.matmul, x, w)
+    gradients_agree(lambda x: products.product(x, w), x)
 
 
 class Counted:
@@ -97,9 +97,9 @@ def test_a_quantized_weight_is_unpacked_once_each_way():
     # QLoRA, Sec. 3: the dense copy lives only inside the product, in both directions.
     x, w = arrays(1, (2, 3, 4), (5, 4))
     counted = Counted(w)
-    gradients_agree(lambda x: nn.product(x, counted), x)
+    gradients_agree(lambda x: products.product(x, counted), x)
     counted.calls = 0
-    back, y = make_vjp(lambda x: nn.product(x, counted))(x)
+    back, y = make_vjp(lambda x: products.product(x, counted))(x)
     assert counted.calls == 1
     np.testing.assert_array_equal(y, x @ w.T)
     np.testing.assert_array_equal(back(y), y @ w)
@@ -110,7 +110,7 @@ def test_a_quantized_weight_is_unpacked_once_each_way():
 def test_a_product_with_codes_is_the_product_with_what_they_stand_for(seed, out, into):
     x, w = (a.astype(np.float32) for a in arrays(seed, (2, into), (out, into)))
     q = nf4.quantize(w, 16)
-    assert bits(nn.product(x, q)) == bits(nn.product(x, q.dequantize()))
+    assert bits(products.product(x, q)) == bits(products.product(x, q.dequantize()))
 
 
 # ---------------------------------------------------------------------------------- dropout

@@ -19,7 +19,7 @@ from toy_models import (
     needs_hf,
 )
 
-from minilora import fused, lora, metrics, model, nn, stored
+from minilora import fused, lora, metrics, model, nn, products, stored
 from minilora.config import InputError
 from minilora.generate import generate
 from minilora.pretrained import load, save_pretrained
@@ -72,7 +72,7 @@ def test_every_way_of_reading_gives_the_same_bits(kind, seed, rows, blocks):
     dense, out = exact(w), np.empty(w.shape, np.float32)
     assert w.shape == dense.shape and w.is_finite()
     assert w.dequantize(out) is out
-    assert bits(out) == bits(nn.dense(w)) == bits(dequantize_plain(w)) == bits(dense)
+    assert bits(out) == bits(products.dense(w)) == bits(dequantize_plain(w)) == bits(dense)
     index = np.random.default_rng(seed).integers(-rows, rows, (2, 3))
     for at in (index, index[:0], -1, slice(1, 4)):
         assert w[at].shape == dense[at].shape and bits(w[at]) == bits(dense[at])
@@ -105,9 +105,13 @@ def test_matvec(kind, seed):
     dense = exact(w).astype(np.float64)
     bound = 66 * UNIT * (np.abs(dense) @ np.abs(x)) + 64 * 2.0**-126
     assert (np.abs(w.matvec(x) - dense @ x) <= bound).all()
-    assert bits(nn.product(x, w)) == bits(w.matvec(x)) == bits(nn.product(x[None, None], w))
+    assert (
+        bits(products.product(x, w))
+        == bits(w.matvec(x))
+        == bits(products.product(x[None, None], w))
+    )
     rows = np.stack([x, -x])
-    assert bits(nn.product(rows, w)) == bits(rows @ exact(w).T)
+    assert bits(products.product(rows, w)) == bits(rows @ exact(w).T)
 
 
 def test_matvec_of_small_numbers():
@@ -275,7 +279,7 @@ def test_a_gguf_files_tables_stay_in_their_type(tmp_path, kind, tied):
             assert isinstance(held[name], Stored) and held[name].kind == kind
         else:
             assert type(held[name]) is np.ndarray
-        assert bits(nn.dense(held[name])) == bits(dense[name])
+        assert bits(products.dense(held[name])) == bits(dense[name])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -302,4 +306,4 @@ def test_a_folders_embedding_stays_in_its_type(tmp_path, dtype):
     for base in (held, load(tmp_path / "quantized")[1]):  # quantized here, and in the file
         w = get(base, EMBEDDING)
         assert w.kind == kind if kind else type(w) is np.ndarray
-        assert bits(nn.dense(w)) == bits(expected)
+        assert bits(products.dense(w)) == bits(expected)

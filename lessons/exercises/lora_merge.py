@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from minilora import nf4, nn
+from minilora import nf4, nn, products
 from minilora.course.properties import close
 
 CASES = {
@@ -50,4 +50,4 @@ def property_no_update_no_change(function, trained, frozen):
     """with B = 0 the merged weight is W₀, dense"""
     if "lora_stack" not in frozen and "lora_magnitude_vector" not in trained:
         nothing = {**trained, "lora_B": np.zeros_like(trained["lora_B"])}
-        close(function(nothing, frozen), nn.dense(frozen["weight"]))
+        close(function(nothing, frozen), products.dense(frozen["weight"]))
