@@ -48,59 +48,117 @@ def losses(part, name, rate=None):
 # %%
 budget = {name: losses("budget", name, targets.BEST[name]) for name in targets.SPENT}
 sizes = {row["name"]: int(row["trained"]) for row in sweep if row["part"] == "budget"}
+
+
+def cells(loss):
+    """The mean over the seeds, then each seed."""
+    return f"{loss.mean():.3f}", " ".join(f"{x:.3f}" for x in loss)
+
+
 table(
     ("spent on", "trained", "rate", "held-out loss", "of seeds"),
-    [(name, sizes[name], f"{targets.BEST[name]:g}", f"{loss.mean():.3f}",
-      " ".join(f"{x:.3f}" for x in loss)) for name, loss in budget.items()],
-)  # fmt: skip
+    [(name, sizes[name], f"{targets.BEST[name]:g}", *cells(loss)) for name, loss in budget.items()],
+)
 assert all(abs(n / targets.BUDGET - 1) < 0.02 for n in sizes.values())
 
-one_each = [budget[name].mean() for name in ("q", "k", "v", "o")]
-assert budget["q v"].mean() < 0.8 * min(budget["q"].mean(), budget["v"].mean())
-assert budget["q k v o"].mean() < 0.6 * min(one_each)
-assert budget["all"].mean() < 0.3 * min(one_each)
+one_each = np.concatenate([budget[name] for name in ("q", "k", "v", "o", "down")])
+assert budget["q k v o"].max() < 0.75 * one_each.min()
+assert budget["all"].max() < 0.6 * one_each.min()
+assert budget["all"].mean() < 0.8 * budget["q k v o"].mean()
+assert budget["q v"].max() > budget["q"].min()  # seeds overlap: no verdict on q v against q
 assert budget["v"].min() > 1.5 * max(budget["q"].max(), budget["k"].max())  # not as for GPT-3
 
-with figure(
-    "budget", "held-out loss (nats a target token)", "", "One budget of 10,944 parameters, a dot a seed"
-) as axes:  # fmt: skip
-    for height, (_, loss) in enumerate(reversed(budget.items())):
+title = "One budget of 10,944 parameters, a dot a seed"
+with figure("budget", "held-out loss (nats a target token)", "", title) as axes:
+    ranks = {
+        name: "/".join(map(str, dict.fromkeys(r.values()))) for name, r in targets.SPENT.items()
+    }
+    for height, (name, loss) in enumerate(reversed(budget.items())):
         axes.plot(loss, [height] * len(loss), marker="o", linestyle="", color=plot.INK, alpha=0.6)
-    labels = [f"{name}, r = {'/'.join(map(str, dict.fromkeys(ranks.values())))}"
-              for name, ranks in reversed(targets.SPENT.items())]  # fmt: skip
+    labels = [f"{name}, r = {ranks[name]}" for name in reversed(budget)]
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xscale("log")
+    axes.set_xticks(
+        [0.01, 0.02, 0.05, 0.1, 0.2, 0.5], ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]
+    )
 
 # %% [markdown]
 # ![Held-out loss of ten ways to spend one budget](../figures/budget.png)
 #
-# **What it shows.** The paper's conclusion holds, and one of its numbers does not.
+# **What it shows.** The paper's conclusion holds; the order of its columns does not.
 #
-# - *Spread it.* Half the rank on two matrices beats all of it on either, four are better again,
-#   and the best is r = 4 everywhere. A rank of 38 on one matrix of width 48 is nearly the whole
-#   matrix: what is missing there is not rank but another place.
-# - *v before q* is not a law. v alone is the worst place here; q or k alone are the best single
-#   ones. The base can copy already (its own language echoes facts), and what the question asks for
-#   is to look elsewhere. Where a head looks is a matter of q and k.
-
-# %% [markdown]
+# - *Spread it.* Every seed of q, k, v, o beats every seed of any single matrix, and all seven at
+#   r = 4 are better still. Rank 38 of a width of 48 is nearly the whole matrix: what is missing
+#   there is not rank but a second place. (q and v against q alone: the seeds overlap.)
+# - *v before q and k* is no law. v alone is the worst place here. One reading: the base knows how
+#   to copy a word, its own language does it; the questions need it to look at other places, and
+#   where a head looks is a matter of q and k.
+#
 # ## When a task underfits
 #
 # A usual ladder: begin with q and v, add o, then the MLP of some layers, then everything. The sign
-# that it is time to climb is a training loss that is as high as the held-out one: the adapter does
-# not memorize, it cannot do the task. r = 8 on each rung, three seeds.
+# that it is time to climb is a training loss as high as the held-out one: nothing is being
+# memorized, the adapter just cannot do the task. r = 8 on each rung, three seeds.
 #
 # **Predict:** which rung brings most? Does it matter which layer's MLP is added?
 
 # %%
 climb = {name: losses("climb", name) for name in targets.CLIMB}
-train_loss = {row["name"]: row["train_loss"] for row in sweep if row["part"] == "climb"}
-parameters = {row["name"]: int(row["trained"]) for row in sweep if row["part"] == "climb"}
+rungs = [row for row in sweep if row["part"] == "climb"]
+parameters = {row["name"]: int(row["trained"]) for row in rungs}
+trains = {
+    name: np.mean([row["train_loss"] for row in rungs if row["name"] == name]) for name in climb
+}
 table(
-    ("rung", "trained", "training loss, a seed", "held-out loss", "of seeds"),
-    [(name, parameters[name], f"{train_loss[name]:.3f}", f"{loss.mean():.3f}",
-      " ".join(f"{x:.3f}" for x in loss)) for name, loss in climb.items()],
-)  # fmt: skip
+    ("rung", "trained", "training loss", "held-out loss", "of seeds"),
+    [(name, parameters[name], f"{trains[name]:.3f}", *cells(loss)) for name, loss in climb.items()],
+)
+bottom, with_o, top = (climb[name] for name in ("q v", "q v o", "all seven"))
+assert 0.75 < bottom.mean() / trains["q v"] < 1.25  # it underfits
+assert with_o.mean() < 0.6 * bottom.mean() and top.mean() < 0.5 * with_o.mean()
+one_layer = [climb[f"q v o, MLP of layer {i}"] for i in range(3)]
+assert max(loss.min() for loss in one_layer) < min(loss.max() for loss in one_layer)  # they overlap
+
+# %% [markdown]
+# **What it shows.** o more than halves the loss, all seven halve it twice more. Which layer's MLP
+# is added first does not matter here: the three overlap seed by seed. The middle rungs save
+# parameters and cost quality; with an adapter this small, begin with all seven (QLoRA, Dettmers et
+# al. 2023, found the same on LLaMA: all linear layers are what matches full fine-tuning).
+#
+# ## Rank
+#
+# Table 6 of the paper: from r = 1 to 64 on q and v of GPT-3, WikiSQL moves between 73.3 and 73.8.
+#
+# **Predict:** is r = 1 enough here? And can r = 64 be worse than r = 32?
+
+# %%
+sweep_of_r = read_sweep("rank")
+RANKS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def by_rank(where, rate):
+    """{r: the held-out losses of its seeds}."""
+    some = [row for row in sweep_of_r if (row["targets"], row["rate"]) == (where, rate)]
+    return {r: np.array([row["loss"] for row in some if row["r"] == r]) for r in RANKS}
+
+
+two, seven, slower = by_rank("q v", 1e-2), by_rank("all", 1e-2), by_rank("all", 4e-3)
+table(
+    ("r", "q v, rate 0.01", "all, rate 0.01", "all, rate 0.004"),
+    [(str(r), *(f"{some[r].mean():.3f}" for some in (two, seven, slower))) for r in RANKS],
+)
+assert two[1].min() > 4 * two[16].max() and seven[1].min() > 4 * seven[4].max()  # r = 1: too little
+flat = np.array([seven[r].mean() for r in (4, 8, 16, 32)])
+assert flat.max() < 2.5 * flat.min()
+assert seven[64].min() > 5 * seven[32].max()  # too much, at this rate
+assert slower[64].max() < 0.1 * seven[64].min()  # the rate was it, not the rank
+
+# %% [markdown]
+# **What it shows.** "Rank hardly matters" has a beginning and an end. On all seven matrices it is
+# true from r = 4 to 32. r = 1 is too little, and on q and v more rank helps up to 32: GPT-3 has 96
+# layers of rank one, this base has three. And r = 64 fails at a rate that suits r = 32, while at
+# 0.4 of that rate it is the best of its column: with alpha = 2r, more rank is also a longer step.
+# Lesson 8 says why. (A product of rank 64 cannot have more than 48 here, the width.)
 
 # %% [markdown]
 # ## Do two runs find the same directions?
@@ -155,6 +213,14 @@ def train(r, seed, rate=4e-3, names=("all-linear",)):
 
 
 trained = {pair: train(*pair) for pair in RUNS}
+for (r, seed), run in trained.items():
+    before = slower[r][seed]
+    print(
+        f"r = {r}, seed {seed}: held-out loss {run.scores['loss']:.4f}, in the sweep {before:.4f}"
+    )
+    # Equal where the sweep was made. Another BLAS rounds differently, which training magnifies:
+    # half or double is the same run, and r = 1 or 2 would not pass for it.
+    assert QUICK or 0.5 < run.scores["loss"] / before < 2
 paths = lora.adapted(trained[8, 0].adapters)
 
 
@@ -179,7 +245,6 @@ def shared(one, other, side, i, j):
 
 PAIRS = {"r = 8, two seeds": ((8, 0), (8, 1)), "r = 8 and r = 32": ((8, 0), (32, 2))}
 header = ("mean of 21 matrices", "side", "φ(1, 1)", "φ(1, 8)", "φ(4, 4)", "φ(8, 8)")
-inputs = np.mean([get(base, p)["weight"].shape[1] for p in paths])
 AT = ((1, 1), (1, 8), (4, 4), (8, 8))
 table(
     header,
@@ -196,7 +261,42 @@ for pair in PAIRS.values():
         assert shared(*pair, "output", 1, 1) > 4 * chance[1, 1]
         assert shared(*pair, "output", 8, 8) > 1.5 * chance[8, 8]
         assert shared(*pair, "output", 8, 8) > 1.25 * shared(*pair, "input", 8, 8)
-        assert shared(*pair, "input", 1, 1) < 0.5
+        assert 2 * chance[1, 1] < shared(*pair, "input", 1, 1) < 0.5
+
+title = "Directions that r = 8 and r = 32 share, mean of 21 matrices"
+at = range(1, 9)
+with figure("subspaces", "leading directions compared, i = j", "φ(i, j)", title) as axes:
+    for (side, marker), style in zip(
+        {"output": "o", "input": "s", "untrained A": "^"}.items(), plot.LINES
+    ):
+        values = [shared((8, 0), (32, 2), side, i, i) for i in at]
+        axes.plot(at, values, marker=marker, markersize=4, label=side, **style)
+    mean = chance[1, 1]
+    axes.plot(at, [i * mean for i in at], label="chance, i/d", **plot.LINES[3])
+    axes.set_ylim(0, 0.4)
+    axes.legend(frameon=False, loc="upper left", ncols=2)
+
+# %% [markdown]
+# ![The output side is shared well above chance, the input side hardly](../figures/subspaces.png)
+#
+# **What it shows.** Two runs do find the same directions, far above chance, but mostly on the
+# output's side, and never the more than 0.5 of the paper's A. The start explains the sides. B = 0,
+# so the first gradients are ∂L/∂B = s·G·Aᵀ, with G = ∂L/∂W, and ∂L/∂A = s·Bᵀ·G = 0: the columns of
+# B come from G, which every run shares. The rows of A begin at random, and a run can only turn
+# them, not choose them: at r = 8 they reach 8 of 48 directions of the input.
+# Chance is no detail either. With d = 48, φ(8, 8) of 0.19 means nothing; with GPT-3's 12,288 it
+# would mean everything.
+
+# %%
+for pair in RUNS:
+    fresh, _ = lora.init(
+        base, LoraConfig(r=pair[0], target_modules=("all-linear",)), np.random.default_rng(pair[1])
+    )
+    kept = [get(fresh, p)["lora_A"] for p in paths]
+    turned = [get(trained[pair].adapters, p)["lora_A"] - a for p, a in zip(paths, kept)]
+    moved = np.mean([np.linalg.norm(t) / np.linalg.norm(a) for t, a in zip(turned, kept)])
+    print(f"r, seed {pair}: A has moved by {moved:.2f} of its length; B by all of its own")
+    assert moved < 0.8
 
 # %% [markdown]
 # ## Amplification
@@ -238,9 +338,25 @@ for r, seed in ((4, 0), (8, 0), (32, 2)):
     ratios[r] = np.median(each[:, 0] / each[:, 1])
     rows.append((f"here, r = {r}", *(f"{x:.2f}" for x in (size, mine, own, random, ratios[r]))))
     assert abs(random / expected - 1) < 0.1
-    if not QUICK:
-        assert mine < 0.7 * own if r < 32 else mine < own
-        assert mine > random
+    assert mine < 0.7 * own  # ΔW does not repeat what is large in W
+    assert 0.9 < mine / random < 2  # it lies where any direction might, or little more
 rows.append(("GPT-3, r = 4", "6.91", "0.32", "21.67", "0.02", f"{6.91 / 0.32:.1f}"))
 rows.append(("GPT-3, r = 64", "3.57", "1.90", "37.71", "0.33", f"{3.57 / 1.9:.1f}"))
 table(("mean of 21 matrices", "‖ΔW‖", "of ΔW", "of W", "random", "amplification"), rows)
+if not QUICK:
+    assert ratios[4] > 2 * ratios[8] > 4 * ratios[32] / 1.25
+    assert ratios[4] < 21.5 / 3
+
+# %% [markdown]
+# **What it shows.** Two claims of the paper hold. ΔW does not repeat W's leading directions: it
+# takes up a small part of them. And the factor falls as r grows, here from r = 4 to 32, there from
+# 21.5 to 1.9. The third, that ΔW picks directions which W has *more* than chance, is hardly to be
+# seen: a little above chance here, 16 times chance in GPT-3. Nor is 21.5 a number to look for in
+# another model: for directions without any relation to W it is ‖ΔW‖/‖W‖·√(mn)/r, which grows with
+# the width by itself.
+#
+# **Where to stop with a debugger.** `lora.targets` (how a name, or a layer's name, picks
+# matrices), `LoraConfig.at` in `config.py` (r and scaling of one path, exceptions included),
+# `nn.linear` under `MINILORA_PLAIN=1` (which of the seven has a `lora_A`).
+#
+# **Exercises.** lora-count, lora-init, lowrank-product, lowrank-gradient.

@@ -40,9 +40,7 @@ def noisy(rows, share, rng):
 
 def train(rows, noise, dropout, seed):
     """A Run on the first `rows` training rows, a share `noise` of them with another's answer."""
-    config = LoraConfig(
-        r=8, lora_alpha=64, lora_dropout=dropout, target_modules=("all-linear",)
-    )
+    config = LoraConfig(r=8, lora_alpha=64, lora_dropout=dropout, target_modules=("all-linear",))
     some = noisy(data.load_rows("questions", "train")[:rows], noise, np.random.default_rng(seed))
     with redirect_stderr(io.StringIO()):
         return finetune(config, rows=some, seed=seed, batch_size=8)
