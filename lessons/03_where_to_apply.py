@@ -73,11 +73,12 @@ with figure("budget", "held-out loss (nats a target token)", "", title) as axes:
     ranks = {
         name: "/".join(map(str, dict.fromkeys(r.values()))) for name, r in targets.SPENT.items()
     }
-    for height, (name, loss) in enumerate(reversed(budget.items())):
+    for height, loss in enumerate(reversed(budget.values())):
         axes.plot(loss, [height] * len(loss), marker="o", linestyle="", color=plot.INK, alpha=0.6)
     labels = [f"{name}, r = {ranks[name]}" for name in reversed(budget)]
     axes.set_yticks(range(len(labels)), labels)
     axes.set_xscale("log")
+    axes.minorticks_off()
     axes.set_xticks(
         [0.01, 0.02, 0.05, 0.1, 0.2, 0.5], ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]
     )
@@ -254,6 +255,7 @@ table(
 chance = {
     (i, j): np.mean([max(i, j) / get(base, p)["weight"].shape[1] for p in paths]) for i, j in AT
 }
+# of the input; the output's is lower, for two of the seven matrices have 128 outputs
 print("chance:", ", ".join(f"{value:.3f}" for value in chance.values()))
 for pair in PAIRS.values():
     assert abs(shared(*pair, "untrained A", 8, 8) / chance[8, 8] - 1) < 0.15
@@ -272,7 +274,7 @@ with figure("subspaces", "leading directions compared, i = j", "φ(i, j)", title
         values = [shared((8, 0), (32, 2), side, i, i) for i in at]
         axes.plot(at, values, marker=marker, markersize=4, label=side, **style)
     mean = chance[1, 1]
-    axes.plot(at, [i * mean for i in at], label="chance, i/d", **plot.LINES[3])
+    axes.plot(at, [i * mean for i in at], label="chance (input), i/d", **plot.LINES[3])
     axes.set_ylim(0, 0.4)
     axes.legend(frameon=False, loc="upper left", ncols=2)
 
@@ -282,8 +284,8 @@ with figure("subspaces", "leading directions compared, i = j", "φ(i, j)", title
 # **What it shows.** Two runs do find the same directions, far above chance, but mostly on the
 # output's side, and never the more than 0.5 of the paper's A. The start explains the sides. B = 0,
 # so the first gradients are ∂L/∂B = s·G·Aᵀ, with G = ∂L/∂W, and ∂L/∂A = s·Bᵀ·G = 0: the columns of
-# B come from G, which every run shares. The rows of A begin at random, and a run can only turn
-# them, not choose them: at r = 8 they reach 8 of 48 directions of the input.
+# B come from G, which every run shares. The rows of A begin at random, and a run turns them by
+# about half of their length: at r = 8 they start from 8 of 48 directions of the input, whichever.
 # Chance is no detail either. With d = 48, φ(8, 8) of 0.19 means nothing; with GPT-3's 12,288 it
 # would mean everything.
 
@@ -342,7 +344,7 @@ for r, seed in ((4, 0), (8, 0), (32, 2)):
     assert 0.9 < mine / random < 2  # it lies where any direction might, or little more
 rows.append(("GPT-3, r = 4", "6.91", "0.32", "21.67", "0.02", f"{6.91 / 0.32:.1f}"))
 rows.append(("GPT-3, r = 64", "3.57", "1.90", "37.71", "0.33", f"{3.57 / 1.9:.1f}"))
-table(("mean of 21 matrices", "‖ΔW‖", "of ΔW", "of W", "random", "amplification"), rows)
+table(("mean of 21 matrices", "‖ΔW‖", "of ΔW", "of W", "random", "amplification (median)"), rows)
 if not QUICK:
     assert ratios[4] > 2 * ratios[8] > 4 * ratios[32] / 1.25
     assert ratios[4] < 21.5 / 3
