@@ -2,7 +2,7 @@
 
     python lessons/sweeps/alpha.py
 
-About seven minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`, all
+About six minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`, all
 seven projections.
 """
 

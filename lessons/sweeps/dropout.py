@@ -2,7 +2,7 @@
 
     python lessons/sweeps/dropout.py
 
-About seven minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`, all seven
+About three minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`, all seven
 projections at r = 8, alpha = 64: less than half an epoch of 4,000 rows, 25 epochs of 64.
 """
 

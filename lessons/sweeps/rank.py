@@ -2,7 +2,7 @@
 
     python lessons/sweeps/rank.py
 
-About five minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`.
+About four minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`.
 """
 
 import io

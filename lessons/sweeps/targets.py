@@ -2,7 +2,7 @@
 
     python lessons/sweeps/targets.py
 
-About six minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`, at a
+About four minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`, at a
 scaling of 2 throughout.
 """
 
