@@ -1,0 +1,90 @@
+"""Which matrices: one budget spent in ten ways, and the climb from q and v to all seven.
+
+    python lessons/sweeps/targets.py
+
+About four minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`, at a
+scaling of 2 throughout.
+"""
+
+import io
+import sys
+from contextlib import redirect_stderr
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import finetune, write_sweep
+
+from minilora import LoraConfig
+from minilora.tree import count
+
+# micro has 3 layers, d = 48, f = 128: rank 1 costs 288 parameters on an attention matrix of every
+# layer (3 · (48 + 48)), 528 on one of the MLP. The budget is all seven at r = 4, or 38 · 288.
+BUDGET = 10_944
+SPENT = {
+    "q": {"q_proj": 38},
+    "k": {"k_proj": 38},
+    "v": {"v_proj": 38},
+    "o": {"o_proj": 38},
+    "q k": {"q_proj": 19, "k_proj": 19},
+    "q v": {"q_proj": 19, "v_proj": 19},
+    "q k v o": {"q_proj": 10, "k_proj": 9, "v_proj": 10, "o_proj": 9},
+    "down": {"down_proj": 21},
+    "MLP": {"gate_proj": 7, "up_proj": 7, "down_proj": 7},
+    "all": dict.fromkeys(
+        ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), 4
+    ),
+}
+
+
+def mlp(*layers):
+    """The names of the MLP's three matrices in the given layers."""
+    return [f"{i}.mlp.{name}" for i in layers for name in ("gate_proj", "up_proj", "down_proj")]
+
+
+R = 8
+CLIMB = {
+    "q v": ["q_proj", "v_proj"],
+    "q v o": ["q_proj", "v_proj", "o_proj"],
+    "q v o, MLP of layer 0": ["q_proj", "v_proj", "o_proj", *mlp(0)],
+    "q v o, MLP of layer 1": ["q_proj", "v_proj", "o_proj", *mlp(1)],
+    "q v o, MLP of layer 2": ["q_proj", "v_proj", "o_proj", *mlp(2)],
+    "q v o, every MLP": ["q_proj", "v_proj", "o_proj", *mlp(0, 1, 2)],
+    "all seven": ["all-linear"],
+}
+RATES = (4e-3, 1e-2, 2.5e-2)
+BEST = {name: 2.5e-2 if name in ("o", "MLP") else 1e-2 for name in SPENT}  # of seed 0
+SEEDS = (0, 1, 2)
+JOBS = [
+    *(("budget", name, rate, 0) for name, rate in product(SPENT, RATES)),
+    *(("budget", name, BEST[name], seed) for seed, name in product(SEEDS[1:], SPENT)),
+    *(("climb", name, 1e-2, seed) for seed, name in product(SEEDS, CLIMB)),
+]
+
+
+def config(part, name):
+    """The LoraConfig of a row: the budget's ranks, or r = 8 on the climb's names."""
+    if part == "climb":
+        return LoraConfig(r=R, lora_alpha=2 * R, target_modules=tuple(CLIMB[name]))
+    ranks = SPENT[name]
+    alphas = {module: 2 * r for module, r in ranks.items()}
+    return LoraConfig(target_modules=tuple(ranks), rank_pattern=ranks, alpha_pattern=alphas)
+
+
+def run(job):
+    """The row of a job (part, name, rate, seed)."""
+    part, name, rate, seed = job
+    with redirect_stderr(io.StringIO()):
+        done = finetune(config(part, name), seed=seed, learning_rate=rate, batch_size=8)
+    return {
+        "part": part, "name": name, "rate": rate, "seed": seed, "trained": count(done.adapters),
+        "train_loss": float(np.mean([step["loss"] for step in done.history[-20:]])),
+        "loss": done.scores["loss"], "exact_match": done.scores["exact_match"],
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    write_sweep("targets", run, JOBS)
