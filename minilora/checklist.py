@@ -58,7 +58,10 @@ def _rate(lora, settings, model, rows, also_train):
             f"{total_rate(settings):.1g} at most in this run; is 1e-4 or more meant? (lesson 4)"
         )
     if rate >= 1e-2:
-        yield f"--learning-rate {rate:g}: 1e-2 suited only micro at r 1 and 2 (lessons 8 and 15)"
+        yield (
+            f"--learning-rate {rate:g}: micro takes 1e-2 (lesson 4), but the recipes of tiny and "
+            "SmolLM2 4e-3 and 1e-3: is it meant?"
+        )
     # A ~ U(−1/√in, 1/√in): what is under half the spacing of its largest numbers rounds away
     octave = 2.0 ** math.floor(math.log2(model.hidden_size**-0.5))
     least = octave * HALF_UNIT[settings.adapter_dtype]
@@ -67,10 +70,10 @@ def _rate(lora, settings, model, rows, also_train):
             f"--adapter-dtype {settings.adapter_dtype} rounds away steps below {least:.1g} where A "
             f"is large, and the rate is {rate:g}: float32 while it trains? (lesson 7)"
         )
-    if "norm" in also_train and beside > 0.5:
+    if {"norm", "bias"} & set(also_train) and beside > 1:
         yield (
-            f"norms learn at {beside:g} of the rate, and each gain scales a whole channel: is "
-            "--also-train-lr-scale 0.1 not enough? (lesson 10)"
+            f"norms or biases learn at {beside:g} times the rate: ten times doubled the loss and "
+            "made micro forget more; is that meant? (lesson 10)"
         )
     seen = settings.iters * settings.batch_size * settings.grad_accumulation_steps
     if lora.lora_dropout and seen <= rows.train:

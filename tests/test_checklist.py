@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import configs, projection_shapes, random_base, target_sets
 
-from minilora import compare, lora, nf4, optim
+from minilora import compare, lora, nf4, optim, tasks
 from minilora.checklist import Rows, projections, questions, total_rate
+from minilora.cli import parse
 from minilora.config import LoraConfig, MethodConfig, ModelConfig, TrainConfig
 from minilora.pretraining import llama
 from minilora.quantize import quantize
@@ -53,10 +54,10 @@ FIRES = {
     "scales the update by 5.66": {"use_rslora": True},
     "only q_proj and v_proj": {"target_modules": ("q_proj", "v_proj")},
     "5e-05 is full fine-tuning's": {"learning_rate": 5e-5},
-    "--learning-rate 0.01": {"learning_rate": 1e-2},
+    "--learning-rate 0.01: micro takes 1e-2": {"learning_rate": 1e-2},
     "--adapter-dtype float16": {"adapter_dtype": "float16", "learning_rate": 2e-5},
     "--adapter-dtype bfloat16": {"adapter_dtype": "bfloat16", "learning_rate": 2e-4},
-    "norms learn at 1": {"also_train": ["norm"], "also_train_lr_scale": 1.0},
+    "learn at 2 times the rate": {"also_train": ["norm"], "also_train_lr_scale": 2.0},
     "lora_dropout": {"lora_dropout": 0.1},
     "fp4": {"scheme": "fp4"},
     "0.373 bits a weight": {"scheme": "nf4"},
@@ -166,6 +167,8 @@ def test_fp4_errs_by_a_third_more_at_the_same_bits():
     assert error[0] / error[1] == pytest.approx(4 / 3, rel=0.02)
 
 
-def test_only_the_smallest_ranks_learned_best_at_the_questioned_rates():
-    rates = {entry.rate for entry in compare.TABLE.values() if entry.size == "r"}
-    assert min(rates) == 1e-2
+def test_the_rates_are_those_that_are_named():
+    best = {entry.rate for entry in compare.TABLE.values() if entry.size == "r"}  # micro's
+    recipes = {name: parse(["train", "--data", name]).learning_rate for name in tasks.BUILTIN}
+    assert min(best) == 1e-2
+    assert (recipes["questions"], recipes["toolcalls"]) == (4e-3, 1e-3)
