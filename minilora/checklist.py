@@ -96,10 +96,7 @@ def _run(settings, rows):
     if rows.prompts and not settings.mask_prompt:
         yield "the loss counts the rows' prompts: is the model to learn to say them? (lesson 16)"
     if rows.cut:
-        yield (
-            f"{rows.cut} of {rows.train} rows are cut to --max-seq-length and lose their end, and "
-            "so the sign to stop: are they to teach that? (lesson 16)"
-        )
+        yield f"{rows.cut} of {rows.train} rows are cut, their sign to stop too: why? (lesson 16)"
     if not rows.held_out:
         yield "no row is held out: how will learning be told from learning by heart? (lesson 12)"
     if warmup > 0.1:
