@@ -10,6 +10,7 @@ import os
 from dataclasses import fields
 from pathlib import Path
 
+from .checklist import Rows, questions
 from .checkpoint import load_state, save_adapter, save_state
 from .config import TrainConfig, flag, require
 from .data import load_rows, prepare, split_row
@@ -33,7 +34,8 @@ def fine_tune(args):
     claim(folder, args)
     model, base, tokenizer, adapters, adapter_config = starting(args)
     check(adapters, config)
-    examples, cut = prepare(load_rows(args.data, "train"), tokenizer, config)
+    rows = load_rows(args.data, "train")
+    examples, cut = prepare(rows, tokenizer, config)
     held_out = load_rows(args.data, "valid")
     valid = prepare(held_out, tokenizer, config)[0] if held_out else []
     print(summary(adapters, base))
@@ -41,6 +43,11 @@ def fine_tune(args):
     print(f"a step over {tokens} tokens:\n{table(ledger(adapters, base, model, tokens))}")
     print(f"{len(examples)} rows to train on, {len(valid)} held out, {cut} cut to --max-seq-length")
     if args.dry_run:
+        facts = Rows(len(examples), len(valid), cut, any("text" not in row for row in rows))
+        asked = questions(
+            adapter_config, config, args.quantize, model, facts, args.also_train, args.block_size
+        )
+        print("\n".join(f"question: {line}" for line in asked) or "no setting is questioned")
         return
     adapters, state = begin(folder, args, adapters)
     show = Showing(base, model, tokenizer, held_out, valid)

@@ -1,0 +1,28 @@
+"""Every method of `minilora compare` on micro, at one budget: what it costs, learns and forgets.
+
+    python lessons/sweeps/siblings.py
+
+About seven minutes of one core: 13 methods, three seeds, 200 steps each, scored on the test rows.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import write_sweep
+
+from minilora import compare
+
+SEEDS = 3
+NAMES = ("method", "seed", "trained", "loss", "exact_match", "notes_before", "notes_after")
+
+
+def row(job):
+    """The row of a job without its times, which are another machine's."""
+    found = compare.run_one(job)
+    return {name: round(v, 5) if isinstance(v := found[name], float) else v for name in NAMES}
+
+
+if __name__ == "__main__":
+    write_sweep("siblings", row, compare.jobs(compare.TABLE, SEEDS, 200))

@@ -1,0 +1,96 @@
+"""Prompts and prefixes on micro: more steps, more tokens, another start, another task.
+
+    python lessons/sweeps/virtual_tokens.py
+
+About four minutes of one core. Lesson 15 reads the CSV and imports what is here.
+"""
+
+import io
+import sys
+from contextlib import redirect_stderr
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import write_sweep
+
+import minilora
+from minilora import METHODS, LoraConfig, MethodConfig, TrainConfig, data
+
+RATES = {"lora": 1e-2, "prompt": 1e-1, "prefix": 5e-1}
+
+
+class Job(NamedTuple):
+    """One run; `tokens` is r of `lora`. start: `vocabulary` rows, or `normal` numbers."""
+
+    method: str
+    tokens: int
+    iters: int = 200
+    task: str = "questions"
+    start: str = "vocabulary"
+    seed: int = 0
+
+
+def rows(task, split):
+    """The questions, or `who`: the same sentences, to be followed by an echo of the base's own.
+
+    In its own text, the base says "Who? {name}." after a third of all sentences, and ends there
+    after a third of all notes.
+    """
+    questions = data.load_rows("questions", split)
+    if task == "questions":
+        return questions
+    return [
+        {
+            "prompt": row["prompt"].partition(" Who,")[0],
+            "completion": f" Who? {row['prompt'].split()[0]}.",
+        }
+        for row in questions
+    ]
+
+
+def train(job):
+    """(adapters, frozen, history, held-out examples, model config) of a job."""
+    config, base, tokenizer = minilora.load("micro")
+    settings = TrainConfig(
+        iters=job.iters, batch_size=16, learning_rate=RATES[job.method], mask_prompt=True,
+        seed=job.seed,
+    )  # fmt: skip
+    method = MethodConfig(job.method, num_virtual_tokens=job.tokens)
+    if job.method == "lora":
+        method = LoraConfig(r=job.tokens, lora_alpha=2 * job.tokens, target_modules=("all-linear",))
+    rng = np.random.default_rng(job.seed)
+    adapters, frozen = METHODS[job.method](base, method, rng)
+    if job.start == "normal":
+        shape = adapters["model"]["prompt_embeddings"].shape
+        adapters["model"]["prompt_embeddings"] = rng.standard_normal(shape, "f4")
+    train, valid = (
+        data.prepare(rows(job.task, split), tokenizer, settings)[0] for split in ("train", "valid")
+    )
+    with redirect_stderr(io.StringIO()):
+        adapters, history = minilora.train(adapters, frozen, train, config, settings)
+    return adapters, frozen, history, valid, config
+
+
+def row(job):
+    """The row of a job: what it was, and its scores on held-out rows."""
+    adapters, frozen, _, valid, config = train(job)
+    score = minilora.evaluate(adapters, frozen, valid, config)
+    return job._asdict() | {name: round(score[name], 5) for name in ("loss", "exact_match")}
+
+
+JOBS = [
+    job._replace(seed=seed)
+    for seed in (0, 1)
+    for job in (
+        Job("prompt", 16, task="who"), Job("prefix", 8, task="who"),
+        Job("prompt", 16), Job("prompt", 16, 800), Job("prompt", 16, 800, start="normal"),
+        Job("prompt", 64), Job("prompt", 64, 800), Job("prefix", 8), Job("prefix", 8, 400),
+    )
+]  # fmt: skip
+
+if __name__ == "__main__":
+    write_sweep("virtual_tokens", row, JOBS)
