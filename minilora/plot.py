@@ -14,21 +14,21 @@ LINES = (  # told apart by darkness and by dash, not by hue alone
 
 
 @contextmanager
-def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1):
+def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1, rows=1):
     """Yield the axes of a figure that is written to `path` (PNG) at the end of the block.
 
-    With more than one column, `xlabel`, `ylabel` and `title` are a list each, or one for all, and
-    the axes are a list, too.
+    With more than one panel, `xlabel`, `ylabel` and `title` are a list each, or one for all, and
+    the axes are a list, too, row by row.
     """
     fig = Figure(figsize=(width, height), layout="constrained")
-    panels = list(fig.subplots(1, columns, squeeze=False)[0])
+    panels = list(fig.subplots(rows, columns, squeeze=False).ravel())
     for i, axes in enumerate(panels):
         x, y, head = (t if isinstance(t, str) else t[i] for t in (xlabel, ylabel, title))
         axes.set(xlabel=x, ylabel=y)
         axes.set_title(head, loc="left", fontsize=11, color=INK)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e4e4e4", linewidth=0.6)
-    yield panels if columns > 1 else panels[0]
+    yield panels if len(panels) > 1 else panels[0]
     for axes in panels:
         if axes.get_legend_handles_labels()[0] and not axes.get_legend():
             axes.legend(frameon=False, loc="center right")

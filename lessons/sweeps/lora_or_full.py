@@ -1,0 +1,114 @@
+"""Lesson 14's runs: LoRA and full fine-tuning, two shifts, more or less data, clean or noisy.
+
+About eight minutes of one core.
+
+python lessons/sweeps/lora_or_full.py
+"""
+
+import io
+import sys
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from common import write_sweep
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data, lora, methods, pretraining, tasks
+from minilora.tree import count, put
+
+# The rates: on the large shift, one seed, the best of 4e-3, 1e-2 and 2e-2 for LoRA at r = 8 and of
+# 2e-3, 5e-3 and 1e-2 for full; on the small one, those of minilora/compare.py, which are the same.
+RATES = {"lora": 1e-2, "full": 5e-3}
+RANKS = {"8 + embedding": 8, "32, half the rate": 32}
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+
+def cipher(text, seed=5):
+    """`text` in a language of the same notes whose letters are permuted, capitals alike."""
+    other = "".join(np.random.default_rng(seed).permutation(list(LETTERS)))
+    return text.translate(str.maketrans(LETTERS + LETTERS.upper(), other + other.upper()))
+
+
+def rows_of(shift, split, n, noise, seed):
+    """n rows of the small shift (questions) or the large one (ciphered notes).
+
+    noise: the share of questions that are answered with another row's answer.
+    """
+    at = tasks.SPLITS.index(split)
+    if shift == "large":
+        return [{"text": cipher(row["text"])} for row in tasks.notes(n, at + 3 * seed + 100)[0]]
+    rows, rng = tasks.questions(split, n, seed), np.random.default_rng([3, seed])
+    wrong = rng.permutation(n)[: round(noise * n)]
+    others = np.roll(wrong, 1)
+    answers = [row["completion"] for row in rows]
+    for i, j in zip(wrong, others):
+        rows[i] = {**rows[i], "completion": answers[j]}
+    return rows
+
+
+def start(base, size, seed):
+    """(adapters, frozen): every leaf for "full", else all projections at the rank `size`.
+
+    "8 + embedding" is rank 8 and the embedding itself, "32, half the rate" is what it says.
+    """
+    rng = np.random.default_rng(seed)
+    if size == "full":
+        return methods.full(base, None, rng)
+    r = RANKS.get(size, size)
+    config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=("all-linear",))
+    adapters, frozen = lora.init(base, config, rng)
+    if size == "8 + embedding":
+        embedding = base["model"]["embed_tokens"]["weight"]
+        put(adapters, "model.embed_tokens.weight", np.array(embedding))
+    return adapters, frozen
+
+
+def run_one(job, iters=200, rate=None):
+    """One run: held-out loss and exact match, and the loss on the base's own notes."""
+    shift, n, noise, size, seed = job
+    config, base, words = minilora.load("micro")
+    rate = rate or RATES["full" if size in ("full", "32, half the rate") else "lora"]
+    settings = TrainConfig(
+        iters=iters, batch_size=16, mask_prompt=True, seed=seed,
+        learning_rate=rate,
+        also_train_lr_scale=RATES["full"] / RATES["lora"],  # the embedding's, where it is trained
+    )  # fmt: skip
+    train, test = (
+        data.prepare(rows_of(shift, split, m, x, seed), words, settings)[0]
+        for split, m, x in (("train", n, noise), ("test", 200, 0.0))
+    )
+    adapters, frozen = start(base, size, seed)
+    with redirect_stderr(io.StringIO()):
+        adapters, history = minilora.train(adapters, frozen, train, config, settings)
+    score = minilora.evaluate(adapters, frozen, test, config)
+    notes, _ = pretraining.held_out_notes(words, TrainConfig())
+    return {
+        "shift": shift,
+        "rows": n,
+        "noise": noise,
+        "size": size,
+        "seed": seed,
+        "trained": count(adapters),
+        "train_loss": round(float(np.mean([row["loss"] for row in history[-10:]])), 5),
+        "loss": round(score["loss"], 5),
+        "exact_match": score["exact_match"],
+        "notes": round(minilora.evaluate(adapters, frozen, notes, config)["loss"], 4),
+    }
+
+
+SEEDS = range(3)
+JOBS = [
+    *(("small", n, noise, size, seed)
+      for n in (64, 4000) for noise in (0.0, 0.25) for size in (8, "full") for seed in SEEDS),
+    *(("large", n, 0.0, size, seed) for n in (64, 4000) for size in (8, "full") for seed in SEEDS),
+    *((shift, 4000, 0.0, size, seed)
+      for shift in ("small", "large") for size in (1, 32) for seed in SEEDS),
+    *(("large", 4000, 0.0, size, seed) for size in RANKS for seed in SEEDS),
+]  # fmt: skip
+
+if __name__ == "__main__":
+    write_sweep("lora_or_full", run_one, JOBS)

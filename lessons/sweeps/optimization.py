@@ -1,0 +1,80 @@
+"""Lesson 9's runs: one setting changed at a time, three seeds each. About six minutes of one core.
+
+python lessons/sweeps/optimization.py
+"""
+
+import io
+import sys
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from common import finetune, write_sweep
+
+import minilora
+from minilora import TrainConfig, data, pretraining
+
+NEVER = 1e9  # a max_grad_norm that nothing reaches
+CASES = {
+    "all as it is": {},
+    "no warm-up": {"warmup_ratio": 0.0},
+    "no clipping": {"max_grad_norm": NEVER},
+    "no clipping, beta2 0.95": {"max_grad_norm": NEVER, "adam_beta2": 0.95},
+    "clipping at 0.1": {"max_grad_norm": 0.1},
+    "constant rate": {"lr_schedule": "constant"},
+    "constant, half the rate": {"lr_schedule": "constant", "learning_rate": 2e-3},
+    "five times the rate": {"learning_rate": 2e-2},
+    "five times, constant": {"learning_rate": 2e-2, "lr_schedule": "constant"},
+    "linear to zero": {"lr_schedule": "linear"},
+    "weight decay 0.1": {"weight_decay": 0.1},
+    "weight decay 10": {"weight_decay": 10.0},
+    "bad rows": {"bad": 20},
+    "bad rows, no clipping": {"bad": 20, "max_grad_norm": NEVER},
+    "ten times the rate": {"learning_rate": 4e-2},
+    "ten times, no warm-up": {"learning_rate": 4e-2, "warmup_ratio": 0.0},
+    "ten times, no clipping": {"learning_rate": 4e-2, "max_grad_norm": NEVER},
+    "4 rows, 800 steps": {"batch_size": 4, "iters": 800},
+    "64 rows, 50 steps": {"batch_size": 64, "iters": 50},
+}
+
+
+def rows(bad=0):
+    """The questions' training rows, `bad` of them answered with 200 random letters."""
+    good, rng = data.load_rows("questions", "train"), np.random.default_rng(7)
+    for i in rng.choice(len(good), bad, replace=False):
+        noise = "".join(map(chr, rng.integers(97, 123, 200)))
+        good[i] = {"prompt": good[i]["prompt"], "completion": noise}
+    return good
+
+
+def notes_loss(adapters, frozen):
+    """The loss on the base's own language, in nats a byte."""
+    config, _, words = minilora.load("micro")
+    notes, _ = pretraining.held_out_notes(words, TrainConfig())
+    return minilora.evaluate(adapters, frozen, notes, config)["loss"]
+
+
+def run_one(job):
+    """One run: its held-out scores, the largest loss on the way, what is left of the notes."""
+    case, seed = job
+    settings = dict(CASES[case])
+    with redirect_stderr(io.StringIO()):
+        run = finetune(rows=rows(settings.pop("bad", 0)), seed=seed, **settings)
+    losses = [row["loss"] for row in run.history]
+    return {
+        "case": case,
+        "seed": seed,
+        "loss": round(run.scores["loss"], 5),
+        "exact_match": run.scores["exact_match"],
+        "worst": round(max(losses), 3),
+        "notes": round(notes_loss(run.adapters, run.frozen), 4),
+    }
+
+
+JOBS = [(case, seed) for case in CASES for seed in range(3)]
+
+if __name__ == "__main__":
+    write_sweep("optimization", run_one, JOBS)
