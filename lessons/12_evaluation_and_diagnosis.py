@@ -22,7 +22,7 @@ from minilora import TrainConfig, data, plot, tasks
 from minilora.metrics import BINS, calibration_error
 from minilora.pretraining import held_out_notes
 
-ITERS = short(200, 30)
+ITERS = short(200, 20)
 PER_ANSWER = 23  # target tokens: 22 letters and the end
 
 # %% [markdown]
@@ -84,7 +84,7 @@ table(
 blind_place = math.log(len(tasks.PLACES)) / 2  # a letter and the end
 right, wrong = (runs["head", "place", fault][0] for fault in ("none", "shuffled labels"))
 assert right["exact_match"] > 0.9 and right["loss"] < blind_place / 4
-assert wrong["exact_match"] < 0.3 and wrong["loss"] > 0.95 * blind_place
+assert wrong["exact_match"] < 0.5 and wrong["loss"] > 0.95 * blind_place
 
 # %% [markdown]
 # The same over five seeds, from `sweeps/label_check.csv`, with two faults more: answers that are
@@ -109,13 +109,20 @@ for trained, task, fault in dict.fromkeys((r["trained"], r["task"], r["fault"]) 
                   f"{exact.min():.0%} to {exact.max():.0%}"))  # fmt: skip
 table(("trained", "task", "fault", "train loss", "held-out loss", "exact match"), cells)
 
+place = {"trained": "head", "task": "place"}
+assert seeds_of("exact_match", **place, fault="none").min() > 0.9
+assert seeds_of("loss", **place, fault="shuffled labels").min() > 0.95 * blind_place
 rank_1 = {"trained": "rank 1", "task": "questions"}
-assert seeds_of("exact_match", **rank_1, fault="none").min() > 0.3
-assert seeds_of("loss", **rank_1, fault="none").max() < floor / 2
+assert seeds_of("exact_match", **rank_1, fault="none").min() > 0.5
+assert seeds_of("loss", **rank_1, fault="none").max() < floor / 4
 for fault in ("shuffled labels", "answers cut", "mask inverted"):
     assert seeds_of("exact_match", **rank_1, fault=fault).max() < 0.01
-# Shuffled labels leave the form, and nothing else: within 5 % of the blind model's loss.
-assert np.abs(seeds_of("loss", **rank_1, fault="shuffled labels") / floor - 1).max() < 0.05
+# Shuffled labels leave the form, and nothing else: both losses within 5 % of the blind model's.
+for name in ("train_loss", "loss"):
+    assert np.abs(seeds_of(name, **rank_1, fault="shuffled labels") / floor - 1).max() < 0.05
+cut, inverted = ({**rank_1, "fault": fault} for fault in ("answers cut", "mask inverted"))
+assert (seeds_of("loss", **cut) > 3 * seeds_of("train_loss", **cut)).all()
+assert seeds_of("train_loss", **cut).max() < floor / 2 < seeds_of("train_loss", **inverted).min()
 # The head on the full question: worse than blind with the *right* labels.
 head = {"trained": "head", "task": "questions"}
 assert seeds_of("loss", **head, fault="none").min() > 1.1 * floor
@@ -130,15 +137,16 @@ if not QUICK:
 # Three things are worth keeping.
 #
 # - **A check that fails on right labels checks nothing.** "With shuffled labels both must fail" is
-#   true of the head on the full question, and empty: it fails with the right ones as well, because
-#   no linear map of one state copies four words from thirty tokens back. A head is a check where
-#   the answer is linear in the state, as the letter of the place is. Rank 1 is one on both.
-# - **Which loss is stuck tells which fault it is.** Shuffled labels: both losses stand at the
-#   floor that we computed. Answers cut: the training loss is low and the held-out loss high, which
-#   looks like overfitting; but 2,736 parameters cannot learn 4,000 rows by heart, so the rows
-#   differ. Mask inverted: the training loss is stuck too, and at no floor of the *answers*.
-# - **The score moves later than the loss.** An exact match of 0 % is all that three of these
-#   failures say. The loss tells them apart.
+#   true of the head on the full question, and empty: it fails with the right ones as well, and does
+#   worse than blind, because no linear map of one state copies four words out of a sentence. A head
+#   is a check where the answer is linear in the state, as the place's letter is; rank 1 is one here.
+# - **Which loss is stuck tells which fault it is.** Shuffled labels: both losses stand at the floor
+#   that we computed. Answers cut: training loss low, held-out loss high, which looks like
+#   overfitting; but so few parameters cannot learn 4,000 rows by heart, so the rows must differ.
+#   Mask inverted: held-out loss near the bare base's, for the answers were never trained.
+# - **Look at the loss, not only at the score.** The exact match of three different faults is the
+#   same 0 %. And one seed of shuffled places has 36 % right at a loss within 2 % of the floor: eight
+#   near-equal letters, and a shuffle that happens to break the ties well.
 #
 # ## Underfitting, overfitting
 #
@@ -248,8 +256,8 @@ p, hit = confidence(judged[32][0]), judged[32][1]
 noise = [calibration_error(p, rng.random(len(p)) < p) for _ in range(200)]
 print(f"ECE of the run on 32 rows {calibration_error(p, hit):.3f}; if it were calibrated exactly: "
       f"{np.mean(noise):.3f}, at most {np.quantile(noise, 0.95):.3f} in 19 of 20 samples")  # fmt: skip
-assert min(noise) > 0 and np.mean(noise) > 0.01
 if not QUICK:
+    assert min(noise) > 0 and np.mean(noise) > 0.01
     assert calibration_error(p, hit) > np.quantile(noise, 0.95)
 
 # %% [markdown]
@@ -274,5 +282,101 @@ def over_seeds(name, n):
 columns = ("accuracy", "confidence_raw", "ece_raw", "temperature", "confidence_mended", "ece_mended")
 table(
     ("rows", *(name.replace("_", " ") for name in columns)),
-    [(n, *(f"{over_seeds(name, n).mean():.2f}" for name in columns)) for n in sizes],
+    [(n, *(f"{over_seeds(name, n).mean():.3f}" for name in columns)) for n in sizes],
 )
+for n in sizes:
+    gap, temperature = (over_seeds("confidence_raw", n) - over_seeds("accuracy", n),
+                        over_seeds("temperature", n))  # fmt: skip
+    if n <= 32:
+        assert (gap > 0.03).all() and (temperature > 1.05).all()  # too sure
+    if n >= 128:
+        assert (gap < -0.08).all() and (temperature < 0.9).all()  # not sure enough
+    assert over_seeds("ece_mended", n).mean() < over_seeds("ece_raw", n).mean() / 2
+    assert over_seeds("brier_mended", n).mean() < over_seeds("brier_raw", n).mean()
+assert over_seeds("token_ece", 4000).max() < 0.02 and over_seeds("ece_raw", 4000).min() > 0.08
+
+# %% [markdown]
+# **Overconfidence is not a property of fine-tuning, but of too few rows.** With 16 and 32 rows, the
+# training rows are known by heart and every seed is too sure; from 128 rows on every seed is not sure
+# enough, because its learning rate reached zero before the last nats were squeezed out of tokens
+# that were already right. Temperature mends both, in opposite directions, at the price of one
+# number. (Where no validation answer was wrong, τ runs to the end of its range, 0.25. Six hundred
+# rows without an error show only that errors are rarer than about 3/600 = 0.5 %.)
+#
+# Now on the live runs, bin by bin.
+
+# %%
+with figure("calibration", ["confidence of the answer", "training rows"],
+            ["share of answers that are right", "confidence − accuracy (share)"],
+            ["32 rows: too sure; one τ mends most", "the sign depends on the rows"],
+            width=9.2, height=3.8, columns=2) as (diagram, signs):  # fmt: skip
+    logits, hit = judged[32]
+    valid_rows = tasks.questions("valid", short(600, 100), 1)
+    pair = few.adapters, few.frozen
+    tau = {32: fitted(*answers(*pair, valid_rows))}
+    diagram.plot([0, 1], [0, 1], color=plot.GREY, linewidth=0.8)
+    ways = (("as trained", 1.0, "o"), (f"τ = {tau[32]:.2f}", tau[32], "s"))
+    for style, (name, temperature, marker) in zip(plot.LINES, ways):
+        p = confidence(logits, temperature)
+        which = np.minimum((p * BINS).astype(int), BINS - 1)
+        filled = [b for b in range(BINS) if (which == b).sum() >= 10]
+        points = [(p[which == b].mean(), hit[which == b].mean()) for b in filled]
+        diagram.plot(*zip(*points), label=name, marker=marker, markersize=4, **style)
+    diagram.legend(frameon=False, loc="upper left")
+    signs.axhline(0, color=plot.GREY, linewidth=0.8)
+    for style, way, marker in zip(plot.LINES, ("raw", "mended"), "os"):
+        gaps = [over_seeds(f"confidence_{way}", n) - over_seeds("accuracy", n) for n in sizes]
+        middle = [gap.mean() for gap in gaps]
+        reach = [[m - g.min() for m, g in zip(middle, gaps)],
+                 [g.max() - m for m, g in zip(middle, gaps)]]  # fmt: skip
+        label = {"raw": "as trained", "mended": "with its τ"}[way]
+        signs.errorbar(sizes, middle, reach, label=label, marker=marker, markersize=4, **style)
+    signs.set_xscale("log")
+    signs.set_xticks(sizes, [str(n) for n in sizes])
+    signs.minorticks_off()
+    signs.legend(frameon=False, loc="upper right")
+
+# %% [markdown]
+# ![Left: reliability diagram; right: confidence minus accuracy over rows](../figures/calibration.png)
+#
+# (Left: bins with at least ten answers. Right: mean, least and most of five seeds.)
+#
+# ## A decision
+#
+# A wrong answer costs 1; to hand the question to a person costs c. Answering costs 1 − p on
+# average *if p is calibrated*, so answer where
+#
+#     1 − p < c        (Chow 1970: reject where the likeliest class is not likely enough)
+#
+# which promises a mean cost of mean(min(1 − p, c)). Handing over everything costs c, and a rule that
+# costs more than that is worse than no model.
+#
+# **Predict:** which of the two runs is worse than no model, and at which c? Which one throws good
+# answers away?
+
+# %%
+tau[4000] = fitted(*answers(many.adapters, many.frozen, valid_rows))
+cells, paid = [], {}
+for n, (logits, hit) in judged.items():
+    for way, temperature in (("as trained", 1.0), ("with τ", tau[n])):
+        p = confidence(logits, temperature)
+        for c in COSTS:
+            paid[n, way, c] = cost(p, hit, c)
+            promised = np.minimum(1 - p, c).mean()
+            cells.append((f"{n:,} rows, {way}", f"{c}", f"{(1 - p < c).mean():.0%}",
+                          f"{promised:.3f}", f"{paid[n, way, c]:.3f}"))  # fmt: skip
+table(("", "a person costs", "answered", "promised cost", "paid"), cells)
+if not QUICK:
+    assert paid[4000, "as trained", 0.05] > 0.03 > 0.01 > paid[4000, "with τ", 0.05]
+
+# And over all seeds: what is paid beyond c, by rows and by c (0 is: as good as handing over all).
+for way in ("raw", "mended"):
+    print(f"paid − c, {way}: least and most of five seeds")
+    table(
+        ("rows", *(f"c = {c}" for c in COSTS)),
+        [
+            (n, *(f"{x.min():+.3f} to {x.max():+.3f}" for x in over))
+            for n in sizes
+            for over in [[over_seeds(f"cost_{way}_{c}", n) - c for c in COSTS]]
+        ],
+    )

@@ -85,10 +85,11 @@ def check(job, iters=200, **settings):
             adapters, frozen, examples, config, train_config, held_out if settings else ()
         )
     scores = minilora.evaluate(adapters, frozen, held_out, config)
+    losses = [step["loss"] for step in history if "loss" in step]
     row = {
         "trained": trained, "task": task, "fault": fault, "seed": seed,
-        "train_loss": float(np.mean([step["loss"] for step in history[-20:]])),
-        "loss": scores["loss"], "exact_match": scores["exact_match"],
+        "train_loss": float(np.mean(losses[-20:])), "loss": scores["loss"],
+        "exact_match": scores["exact_match"],
     }  # fmt: skip
     return row, history, adapters, frozen
 
