@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finetune, write_sweep
 
 import minilora
-from minilora import model, tasks
+from minilora import model, plot, tasks
 from minilora.generate import Cache
-from minilora.metrics import calibration_error
+from minilora.metrics import BINS, calibration_error
 
 ROWS = (16, 32, 64, 128, 512, 4000)
 SEEDS = (0, 1, 2, 3, 4)
@@ -90,6 +90,37 @@ def scored(done, n, seed):
         row |= {f"cost_{name}_{person}": cost(p, hit, person) for person in COSTS}
         row |= {f"promised_{name}_{k}": np.minimum(1 - p, k).mean() for k in COSTS}
     return {key: float(value) for key, value in row.items()}
+
+
+def draw_reliability(axes, ways, hit):
+    """Accuracy over confidence in bins of at least ten answers; ways: (label, confidence)."""
+    axes.plot([0, 1], [0, 1], color=plot.GREY, linewidth=0.8)
+    for style, marker, (label, p) in zip(plot.LINES, "os", ways):
+        which = np.minimum((p * BINS).astype(int), BINS - 1)
+        filled = [b for b in range(BINS) if (which == b).sum() >= 10]
+        points = [(p[which == b].mean(), hit[which == b].mean()) for b in filled]
+        axes.plot(*np.reshape(points, (-1, 2)).T, label=label, marker=marker, **style)
+    axes.legend(frameon=False, loc="upper left")
+
+
+def draw_gaps(axes, sweep):
+    """Confidence minus accuracy over rows: mean, least and most of the seeds."""
+    axes.axhline(0, color=plot.GREY, linewidth=0.8)
+    for style, marker, way in zip(plot.LINES, "os", ("raw", "mended")):
+        gaps = np.array(
+            [
+                [r[f"confidence_{way}"] - r["accuracy"] for r in sweep if r["rows"] == n]
+                for n in ROWS
+            ]
+        )
+        middle = gaps.mean(axis=1)
+        reach = middle - gaps.min(axis=1), gaps.max(axis=1) - middle
+        label = {"raw": "as trained", "mended": "with its τ"}[way]
+        axes.errorbar(ROWS, middle, reach, label=label, marker=marker, **style)
+    axes.set_xscale("log")
+    axes.set_xticks(ROWS, [str(n) for n in ROWS])
+    axes.minorticks_off()
+    axes.legend(frameon=False, loc="upper right")
 
 
 if __name__ == "__main__":
