@@ -13,7 +13,7 @@
 import math
 
 import numpy as np
-from common import QUICK, figure, finetune, read_sweep, short, table
+from common import QUICK, figure, finetune, of, read_sweep, short, table
 from sweeps.confidence import COSTS, answers, confidence, cost, draw_gaps, draw_reliability, fitted
 from sweeps.label_check import check
 
@@ -97,7 +97,7 @@ sweep = read_sweep("label_check")
 
 def seeds_of(name, **where):
     """The values of a column over the rows that agree with `where`."""
-    return np.array([row[name] for row in sweep if where.items() <= row.items()])
+    return np.array(of(sweep, name, **where))
 
 
 cells = []
@@ -282,7 +282,7 @@ sizes = sorted({int(row["rows"]) for row in sweep})
 
 
 def over_seeds(name, n):
-    return np.array([row[name] for row in sweep if row["rows"] == n])
+    return np.array(of(sweep, name, rows=n))
 
 
 columns = ["accuracy", "temperature"]

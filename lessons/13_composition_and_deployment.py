@@ -11,7 +11,7 @@
 import time
 
 import numpy as np
-from common import QUICK, figure, finetune, read_sweep, short, table
+from common import QUICK, figure, finetune, of, read_sweep, short, table
 from sweeps import combining, merging
 from sweeps.combining import backwards, fit, forwards, held_out
 
@@ -185,7 +185,7 @@ for size, a, o in ((0.01, 1.09, 9.3), (0.03, 1.08, 3.2), (0.1, 0.79, 0.95), (0.3
 assert min(again[0.01], again[0.03]) > 1.02 and kept[0.03] < 0.2 < 0.6 < kept[0.1]
 
 with figure("dead_zone", "‖ΔW‖/‖W‖", "error / ‖ΔW‖",
-            "below 3 % of the weight, four bits keep nothing of an update") as axes:  # fmt: skip
+            "below 3 % of the weight, four bits lose the update") as axes:  # fmt: skip
     labels = {"again": "4 bits again", "original": "on the original W", "bfloat16": "in bfloat16"}
     for style, marker, (way, values) in zip(plot.LINES, "os^", off.items()):
         axes.plot(sizes, values, label=labels[way], marker=marker, **style)
@@ -208,7 +208,7 @@ sweep = read_sweep("merging")
 
 
 def column(name, **where):
-    return np.array([row[name] for row in sweep if where.items() <= row.items()])
+    return np.array(of(sweep, name, **where))
 
 
 WAYS = {"apart": "adapter apart", "dequantized": "Ŵ + ΔW", "dequantized_4bit": "… in 4 bits again",
@@ -232,6 +232,7 @@ gentle, fast = ({way: column(way, rate=rate) for way in WAYS} for rate in mergin
 assert (gentle["original"] < gentle["dequantized_4bit"]).all()
 lost = [some["dequantized_4bit"] - some["apart"] for some in (gentle, fast)]
 assert lost[0].min() > 3 * lost[1].max()
+assert 1.6 < column("size", rate=4e-3).mean() / column("size", rate=1e-3).mean() < 2.5
 
 run = finetune(scheme="nf4-dq", iters=short(200, 20))
 live = merging.scored(run, 4e-3, 0)
@@ -247,8 +248,8 @@ if not QUICK:
 #
 # **The error in the weights does not rank the rest.** After the gentle run, by the table above, the
 # original W should be worse than four bits again (0.92 of ‖ΔW‖ against 0.77 at a size of 0.1); the
-# task says the opposite in every seed. Rounding is noise, while W − Ŵ leads back to weights that
-# were once trained. And the dead zone is about size: the gentle run, whose updates are half as
+# task says the opposite in every seed, probably because rounding is noise, while W − Ŵ leads back
+# to weights that were once trained. And the dead zone is about size: the gentle run, whose updates are half as
 # large, loses several times as many nats to four bits as the fast one.
 #
 # ## Averaging two adapters
@@ -300,8 +301,8 @@ for kind in ("other", "sibling"):  # an exact average is no better than the bett
 #
 # ## Adding two tasks, stacking two adapters
 #
-# **Predict:** the two tasks' updates have a cosine of about 0.05: almost orthogonal. Added, does each
-# adapter still do its task? And when the second is trained *upon* the first, frozen?
+# **Predict:** the two tasks' updates have a cosine of about 0.05: almost orthogonal. Added, does
+# each adapter still do its task? And when the second is trained *upon* the first, frozen?
 
 # %%
 both, summed, errors = compose.combine([one, turned], [1.0, 1.0])
@@ -337,11 +338,10 @@ if not QUICK:
         assert abs(value - column(name, seed=0.0)[0]) < 0.5 * value
 
 # %% [markdown]
-# **Nearly orthogonal updates are not independent tasks.** A cosine over all weights counts
-# directions that no input ever takes; both adapters act on the same tokens, and what one adds there
-# the other has never seen. A stack mends it for the upper one, which was trained beside the lower,
-# and for it alone. Measure with `compose.interference`, do not infer from angles; where both tasks
-# are needed at once, take an adapter a row.
+# **Nearly orthogonal updates are not independent tasks.** A cosine over all weights says nothing of
+# the few inputs that both adapters act on: what one adds there, the other has never seen. A stack
+# mends it for the upper one, which was trained beside the lower, and for it alone. Measure with
+# `compose.interference`, do not infer from angles; where a batch needs both, take one a row.
 #
 # ## What serving costs
 #
