@@ -278,11 +278,11 @@ if not QUICK:
 
 # %%
 sweep = read_sweep("confidence")
-sizes = sorted({int(row["rows"]) for row in sweep})
+sizes = sorted({int(row["n"]) for row in sweep})
 
 
 def over_seeds(name, n):
-    return np.array(of(sweep, name, rows=n))
+    return np.array(of(sweep, name, n=n))
 
 
 columns = ["accuracy", "temperature"]

@@ -249,8 +249,8 @@ if not QUICK:
 # **The error in the weights does not rank the rest.** After the gentle run, by the table above, the
 # original W should be worse than four bits again (0.92 of ‖ΔW‖ against 0.77 at a size of 0.1); the
 # task says the opposite in every seed, probably because rounding is noise, while W − Ŵ leads back
-# to weights that were once trained. And the dead zone is about size: the gentle run, whose updates are half as
-# large, loses several times as many nats to four bits as the fast one.
+# to weights that were once trained. And the dead zone is about size: the gentle run, whose updates
+# are half as large, loses several times as many nats to four bits as the fast one.
 #
 # ## Averaging two adapters
 #

@@ -80,7 +80,7 @@ def scored(done, n, seed):
     temperature = fitted(*answers(*pair, tasks.questions("valid", 600, 1)))
     logits, hit = answers(*pair, tasks.questions("test", 1000, 1))
     row = {
-        "rows": n, "seed": seed, "train_loss": np.mean([s["loss"] for s in done.history[-10:]]),
+        "n": n, "seed": seed, "train_loss": np.mean([s["loss"] for s in done.history[-10:]]),
         "loss": done.scores["loss"], "token_ece": done.scores["ece"],
         "accuracy": hit.mean(), "temperature": temperature,
     }  # fmt: skip
@@ -108,10 +108,7 @@ def draw_gaps(axes, sweep):
     axes.axhline(0, color=plot.GREY, linewidth=0.8)
     for style, marker, way in zip(plot.LINES, "os", ("raw", "mended")):
         gaps = np.array(
-            [
-                [r[f"confidence_{way}"] - r["accuracy"] for r in sweep if r["rows"] == n]
-                for n in ROWS
-            ]
+            [[r[f"confidence_{way}"] - r["accuracy"] for r in sweep if r["n"] == n] for n in ROWS]
         )
         middle = gaps.mean(axis=1)
         reach = middle - gaps.min(axis=1), gaps.max(axis=1) - middle
