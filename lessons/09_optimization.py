@@ -304,9 +304,7 @@ titles = [
 xlabels = ["optimizer step", "held-out loss (nats a target token)"]
 with figure("optimization", xlabels, ["gradient norm", ""], titles, width=9.6, height=3.9,
             columns=2) as (left, right):  # fmt: skip
-    left.plot(
-        norms[1.0], color=plot.GREY, linewidth=0.8, label="the gradient"
-    )
+    left.plot(norms[1.0], color=plot.GREY, linewidth=0.8, label="the gradient")
     left.plot(roots[NEVER], label="√(Σ v̂), no clipping", **plot.LINES[1])
     left.plot(roots[1.0], label="√(Σ v̂), clipping at 1", **plot.LINES[0])
     left.plot(roots["forgetful"], label="√(Σ v̂), no clipping, β₂ = 0.95", **plot.LINES[2])
