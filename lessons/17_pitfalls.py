@@ -23,12 +23,12 @@ from minilora.quantize import is_projection
 from minilora.tree import count, flatten, unflatten
 
 SEED = 0
-STEPS = short(120, 20)
+STEPS = short(120, 12)
 config, base, words = minilora.load("micro")
 questions, held_out = (data.load_rows("questions", split) for split in ("train", "valid"))
 settings = TrainConfig(
     iters=STEPS, batch_size=16, learning_rate=1e-2, mask_prompt=True, seed=SEED,
-    steps_per_eval=short(15, 10),
+    steps_per_eval=short(20, 6),
 )  # fmt: skip
 valid, _ = data.prepare(held_out[:100], words, settings)
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
@@ -130,7 +130,8 @@ if not QUICK:
     assert min(wrong.loss, wrong_wide.loss) > 4 * sound.loss
 
 # %% [markdown]
-# **Symptom:** that of too little capacity, with capacity to spare. **No mend:** more rank in the
+# **Symptom:** that of too little capacity, with capacity to spare: both losses agree, and after as
+# many steps both are several times the sound run's. **No mend:** more rank in the
 # same place. **Mend:** all projections, or those that the task needs. That is why QLoRA's advice
 # (all linear layers) is a good first choice: it does not have to know.
 #
@@ -236,7 +237,7 @@ assert blocks["with outliers"][-1] > 2 * blocks["with outliers"][1] > 0.02
 # **Predict:** which of these three merges gives the adapter's scores?
 
 # %%
-qlora = Outcome(scheme="nf4-dq", iters=short(200, 20), learning_rate=4e-3)
+qlora = Outcome(scheme="nf4-dq", iters=short(200, 12), learning_rate=4e-3)
 merged = lora.merge(qlora.adapters, qlora.frozen)
 ways = {"adapter kept apart": (qlora.loss, qlora.exact), "merged, dense": scores({}, merged)}
 for scheme in ("int8", "nf4-dq"):
@@ -246,7 +247,7 @@ table(["QLoRA run", "held-out loss", "exact"], rows)
 assert abs(ways["merged, dense"][0] / qlora.loss - 1) < 1e-3
 assert abs(ways["merged into int8"][0] / qlora.loss - 1) < 0.05
 if not QUICK:
-    assert ways["merged into nf4-dq"][0] > 1.05 * qlora.loss
+    assert ways["merged into nf4-dq"][0] > 1.3 * qlora.loss
 
 # %% [markdown]
 # **Symptom:** good in the run, worse after the merge, and no error anywhere. **Mend:** keep the
@@ -256,7 +257,7 @@ if not QUICK:
 titles = [
     "1. capacity: both curves high",
     "2. little data: a gap",
-    "3. wrong targets: a plateau",
+    "3. wrong targets: as if too small",
     "4. rate too high: it stays high",
     "5. norms: harm from 10 times",
     "6. NF4 and outliers",
@@ -281,7 +282,7 @@ with figure("pitfalls", xlabels, ylabels, titles, width=10.2, height=6, columns=
     axes[1].plot(at, losses, "o", markersize=3, color=plot.LINES[1]["color"])
     axes[4].plot(SCALES, [norms[s].loss for s in SCALES], marker="o", **plot.LINES[1])
     axes[4].axhline(sound.loss, label="norms frozen", **plot.LINES[0])
-    axes[4].set(xscale="log", yscale="log")
+    axes[4].set(xscale="log", yscale="log", ylim=(0.003, 1))
     for (name, costs), style, marker in zip(blocks.items(), plot.LINES, "so"):
         axes[5].plot(BLOCKS, costs, marker=marker, label=name, **style)
     axes[5].set(xscale="log", xticks=BLOCKS, xticklabels=BLOCKS)
