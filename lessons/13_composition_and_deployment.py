@@ -403,7 +403,7 @@ assert sum(w.size for _, w in walk(adapters)) < 0.04 * per_token
 # was, and evaluate what you ship.
 #
 # **Where to stop with a debugger.** `compose.per_row` (shapes of the gathered factors),
-# `compose.linear` (the roots), `lora._merged`, and `nn.product` (the one row that takes
+# `compose.linear` (the roots), `lora._merged`, and `products.product` (the one row that takes
 # `matvec`, the many that dequantize).
 #
 # **Exercises.** lora-merge, test-merge, combine-exact, linear-4bit, nearest-code.
