@@ -22,6 +22,7 @@ CASES = {
     "all as it is": {},
     "no warm-up": {"warmup_ratio": 0.0},
     "no clipping": {"max_grad_norm": NEVER},
+    "no clipping, beta2 0.99": {"max_grad_norm": NEVER, "adam_beta2": 0.99},
     "no clipping, beta2 0.95": {"max_grad_norm": NEVER, "adam_beta2": 0.95},
     "clipping at 0.1": {"max_grad_norm": 0.1},
     "constant rate": {"lr_schedule": "constant"},
