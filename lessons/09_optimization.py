@@ -238,8 +238,8 @@ assert case("no clipping, beta2 0.95").mean() < between < case("no clipping").me
 assert case("clipping at 0.1").max() < 0.75 * case(USUAL).min()
 
 # %% [markdown]
-# Both do. β₂ = 0.99 was tried first and mends only a part: a memory of a hundred steps is still half
-# the run. That fits the account, but 0.95 was chosen after seeing it. Here clipping keeps the
+# Both do. β₂ = 0.99 was tried first and mends only a part: a memory of a hundred steps is still
+# half the run. That fits the account, but 0.95 was chosen after seeing it. Here clipping keeps the
 # first, large gradients from lowering Adam's rate for the rest of the run. In a run of many
 # thousand steps v forgets by itself, and this gain should go with it (not run here).
 #
