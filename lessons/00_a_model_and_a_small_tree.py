@@ -26,8 +26,8 @@ for path in list(flatten(base))[:4]:
     print(" ", path, flatten(base)[path].shape)
 
 # %% [markdown]
-# The base speaks one language: notes about who has what (`minilora.tasks`). We are going to ask
-# it questions about such notes, in words that it never saw.
+# The base, the model before fine-tuning, speaks one language: notes about who has what
+# (`minilora.tasks`). We are going to ask it questions about such notes, in words that it never saw.
 #
 # **Predict:** what will it answer before any training?
 
@@ -45,7 +45,10 @@ print("it says: ", repr(say({}, base, rows[0]["prompt"])))
 print("right is:", repr(rows[0]["completion"]))
 
 # %% [markdown]
-# Now the base goes into four bits, and an adapter is put on it. Two things are worth stopping at.
+# Now the base goes into four bits (NF4, its scales quantized too: lessons 5 and 6), and an adapter
+# is put on it. Beside each weight W₀ of the seven projections of a layer ("all-linear") stand two
+# thin matrices, `lora_A` (r, in) and `lora_B` (out, r); their product times α/r (`lora_alpha` over
+# `r`) is added to W₀. Two things are worth stopping at.
 #
 # - `lora.init` returns *two* trees: what is trained, and the frozen base with a scaling beside
 #   each adapted weight. Nothing else tells trained from frozen: the trained tree is argument 0.
@@ -69,9 +72,18 @@ assert embedding > nbytes(frozen) / 2
 print(f"{count(adapters):,} parameters to train beside {count(frozen):,}")
 
 # %% [markdown]
-# Training is a loop over `value_and_grad(loss)`. Stop in it with a debugger: set a breakpoint in
-# `minilora/nn.py`, function `linear`, run this file with `MINILORA_PLAIN=1`, and look at `x.shape`,
-# `trained` and `frozen`.
+# Training is a loop over `value_and_grad(loss)`. Stop in it with a debugger, in an editor or so:
+#
+#     MINILORA_PLAIN=1 python -m pdb lessons/00_a_model_and_a_small_tree.py
+#     (Pdb) import minilora.nn
+#     (Pdb) b minilora.nn.linear, "lora_A" in trained
+#     (Pdb) c
+#
+# and look at `x.shape`, `trained` and `frozen`. Without the condition the first stops are in the
+# bare base, where `trained` is `{}`. (pdb finds what is imported already: hence the first line.)
+#
+# The loss is in nats a token (the natural logarithm), of the answer alone (`mask_prompt`). Exact
+# match is the share of rows in which every token of the answer is the likeliest one.
 
 # %%
 settings = TrainConfig(
@@ -88,6 +100,9 @@ for name in ("loss", "exact_match"):
 assert before["exact_match"] < 0.05
 assert after["loss"] < before["loss"] / 2
 print("it says: ", repr(say(adapters, frozen, rows[0]["prompt"])))
+as_it_was = flatten(minilora.load("micro")[1])
+assert all(np.array_equal(w, as_it_was[path]) for path, w in flatten(base).items())
+assert round(nbytes(adapters) / 1000) == 88
 
 # %% [markdown]
 # **The merge.** W' = W₀ + (α/r)·BA is a matrix of the same shape as W₀, so a trained adapter can
@@ -109,8 +124,10 @@ assert 0 < difference < 21 * 128 * 2**-24
 
 # %% [markdown]
 # **What this showed.** The base was never written to; all that was learned is in a tree of
-# `lora_A` and `lora_B`, a few kilobytes; and it can be kept apart (to swap it) or merged (to
-# forget that it was ever there).
+# `lora_A` and `lora_B` (88 kB, nearly as much as so small a base in four bits; of a real model it
+# is a small part); and it can be kept apart (to swap it) or merged (to forget that it was there).
 #
 # **Where to stop with a debugger.** `nn.linear` (the one place where an adapter is read),
 # `lora.init` (why B is zero), `train.train` (the loop).
+#
+# **Exercises.** rms-norm, rotation, swiglu, cross-entropy, attention.

@@ -7,7 +7,7 @@
 # A ledger, computed: for the embedded base, where every entry is a real array that we can weigh,
 # and for Llamas of 7 and 65 billion parameters, where it is arithmetic on shapes.
 #
-# Time: about half a minute. You need: lesson 0.
+# Time: about a quarter of a minute. You need: lesson 0.
 
 # %%
 import tempfile

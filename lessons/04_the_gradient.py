@@ -4,7 +4,7 @@
 # **The question.** What is the gradient of the loss with respect to A and B, who makes sure that
 # nothing else moves, and why does an adapter want another learning rate than the whole model?
 #
-# Time: about half a minute. You need: lesson 2, and the chain rule.
+# Time: about a quarter of a minute. You need: lesson 2, and the chain rule.
 
 # %%
 import math

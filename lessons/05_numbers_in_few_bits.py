@@ -7,7 +7,7 @@
 # Storing a weight in four bits is one division and one look-up. All the thinking is in two
 # choices: how many weights share a scale, and where the sixteen values lie.
 #
-# Time: about fifteen seconds. You need: what a histogram and a quantile are.
+# Time: about ten seconds. You need: what a histogram and a quantile are.
 
 # %%
 from statistics import NormalDist
@@ -32,9 +32,10 @@ def rms(x):
 # %% [markdown]
 # ## One block
 #
-# A block keeps its largest magnitude, the absmax. Everything in it, divided by that, lies in
-# [-1, 1] and becomes the nearest of a few fixed values. With k bits and whole numbers these are
-# q/Q for q = -Q … Q, Q = 2ᵏ⁻¹ - 1: 7 for int4, 127 for int8.
+# Weights are cut into blocks of B neighbours. A block keeps its largest magnitude, the absmax.
+# Everything in it, divided by that, lies in [-1, 1] and becomes the nearest of a few fixed values.
+# With k bits and whole numbers these are q/M for q = -M … M, M = 2ᵏ⁻¹ - 1: 7 for int4, 127 for
+# int8.
 #
 # **Predict:** the eight weights below, in int4: how far off can one be? And when the first is
 # 10?
@@ -55,9 +56,10 @@ assert np.count_nonzero(q) == 2  # beside the outlier only -0.72 is left
 #
 # ## Four times sixteen values
 #
-# **int4** is evenly spaced. **E2M1**, the FP4 of QLoRA's tables, is a float with a sign, two
-# bits of exponent and one of mantissa, over its largest, 6. **bitsandbytes' fp4** has 1/192
-# where E2M1 has 1/12. **NF4** we come to.
+# Errors are compared by RMSE, the root of their mean square. **int4** is evenly spaced. **E2M1**,
+# the FP4 of QLoRA's tables, is a float with a sign, two bits of exponent and one of mantissa, over
+# its largest, 6. **The fp4 of bitsandbytes**, the library that QLoRA is run with, has 1/192 where
+# E2M1 has 1/12. **NF4** we come to.
 #
 # **Predict:** normal weights in blocks of 64. Which code is best, which worst, and by what
 # factor is int8 better than int4?
@@ -222,7 +224,8 @@ with figure("four_bits", *labels, titles, width=8.4, columns=2) as (left, right)
 #
 # ## A trained model
 #
-# **Predict:** is the kurtosis of our base's weights near 3 (normal), 1.8 (uniform), or far
+# **Predict:** is the kurtosis of our base's weights (the mean fourth power over the square of the
+# variance: how heavy the tails are) near 3 (normal), 1.8 (uniform), or far
 # above? And does the code with the least error cost the model the least?
 #
 # One rounding is one throw of the dice. So each weight is also read from its 4th, 8th, … element
@@ -264,9 +267,10 @@ if not QUICK:
 # %% [markdown]
 # Trained weights are close to normal. But error and cost rank the codes differently. "Least
 # squares" has less error than NF4 and costs more; bitsandbytes' fp4 has a third more error and
-# costs several times as much. A mean over all weights is not what a model feels. NF4 is best, as
-# in QLoRA's Table 2; E2M1 and int4 stand the other way round there. And NF4 costs this base less
-# than a hundredth of its loss, so all of this ranks small numbers.
+# costs several times as much. A mean over all weights is not what a model feels. NF4 is best in the
+# mean over the cuts, as in QLoRA's Table 2, though one cut alone can say otherwise; E2M1 and int4
+# stand the other way round there. And NF4 costs this base less than a hundredth of its loss, so all
+# of this ranks small numbers.
 #
 # ## Outliers in what comes in: LLM.int8
 #
@@ -277,7 +281,8 @@ if not QUICK:
 # Columns of x with any |x| ≥ 6 are multiplied in floating point. The paper finds that from 6.7
 # billion parameters on all layers have them, and that they are few.
 #
-# **Predict:** our base has a million parameters. Does a number that enters a projection reach 6?
+# **Predict:** our larger base, `tiny`, has a million parameters. Does a number that enters one of
+# its projections reach 6?
 
 # %%
 config, base, _ = minilora.load("tiny")

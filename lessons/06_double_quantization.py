@@ -4,7 +4,7 @@
 # **The question.** Four bits a weight are four and a half, because of the scales. What brings
 # them to 4.127, what does that cost, and where is every byte?
 #
-# Time: about fifteen seconds. You need: lesson 5.
+# Time: about ten seconds. You need: lesson 5.
 
 # %%
 import struct

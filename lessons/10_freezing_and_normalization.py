@@ -9,7 +9,7 @@
 # groups of parameters that people unfreeze, at rates that differ from layer to layer, and at the
 # statistics of batches, on letters drawn from matplotlib's own typefaces.
 #
-# Time: under a minute. You need: lesson 0, and what a mean and a variance are.
+# Time: about half a minute. You need: lesson 0, and what a mean and a variance are.
 
 # %%
 import convnet

@@ -8,7 +8,7 @@
 # (a reader of Sans meets an italic), on sounds (a listener to whistles meets a reed) and on text
 # (`micro` and its questions). They do not agree.
 #
-# Time: under a minute. You need: lessons 0 and 10.
+# Time: about half a minute. You need: lessons 0 and 10.
 
 # %%
 import time

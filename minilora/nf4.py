@@ -118,7 +118,7 @@ def normalize(w, block_size):
 
 
 def nearest(x, code):
-    """The codes of the values nearest to x; of two equally near, the lower value's."""
+    """The codes of the values nearest to x, between `code.midpoints`; on one, the lower value's."""
     return code.order[np.searchsorted(code.midpoints, x, side="left")]
 
 

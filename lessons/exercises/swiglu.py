@@ -19,7 +19,7 @@ def tolerance(gate, up):
 
 
 def property_an_open_gate(function, gate, up):
-    """at +100 the gate lets a hundred times `up` through, at −1000 nothing"""
+    """with every gate replaced by +100 it gives a hundred times `up`, by −1000 nothing"""
     close(function(np.full_like(gate, 100.0), up), 100 * up, 2.0**-42)
     close(function(np.full_like(gate, -1000.0), up), 0 * up, 1e-300)
 

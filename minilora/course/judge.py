@@ -15,7 +15,8 @@ try:
     import hypothesis
     from hypothesis import strategies as st
 except ImportError as error:
-    raise InputError("the exercises need hypothesis: pip install 'minilora[course]'") from error
+    way = "pip install -e '.[hf,course]' in the clone"
+    raise InputError(f"the exercises need hypothesis: {way}") from error
 
 EXAMPLES = 60  # calls that a check tries
 
