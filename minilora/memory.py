@@ -7,7 +7,6 @@ from .tree import count, layer_of, nbytes, walk
 
 # Floats a token that the line which reads a leaf keeps, beside a projection's input.
 BESIDE = {
-    "lora_A": len,  # A x
     "lora_magnitude_vector": len,  # the output before it is scaled
     "ia3_l": lambda w: w.size,  # what is scaled
     "bottleneck_down": lambda w: w.shape[1] + 8 * len(w),  # h, and the powers inside gelu
