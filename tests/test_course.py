@@ -175,6 +175,9 @@ def test_the_reference_is_out_of_reach_and_results_are_only_data(tmp_path):
     path = tmp_path / "nearest_code.py"
     borrowed = "    from minilora import nf4\n    return nf4.nearest(x, code)\n"
     assert "not to call minilora's" in checked(NEAREST, written(NEAREST, path, borrowed)).text
+    thin, elsewhere = ALL["lowrank-product"], tmp_path / "lowrank_product.py"
+    borrowed = "    from minilora import nn\n    return nn.lowrank(x, a, b, scaling)\n"
+    assert "not to call minilora's" in checked(thin, written(thin, elsewhere, borrowed)).text
     mark = tmp_path / "mark"
     hostile = (
         "    class Evil:\n        def __reduce__(self):\n"

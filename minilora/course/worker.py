@@ -62,8 +62,10 @@ def loaded(path, name, written):
     module, names = written
     for written_name in names:
         own = getattr(importlib.import_module(module), written_name, None)
-        for place in (sys.modules[module], fused):
-            if own is not None and hasattr(place, written_name):
+        for place in [m for name_, m in sys.modules.items() if name_.startswith("minilora")]:
+            found = getattr(place, written_name, None)
+            # wherever it was imported to, and its twin in the engine
+            if own is not None and (found is own or (place is fused and found is not None)):
                 setattr(place, written_name, _refusing(written_name))
     try:
         function = getattr(load_file(path, "submission"), name, None)
