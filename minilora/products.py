@@ -64,10 +64,15 @@ def lowrank_back(g, x, a, b, scaling):
     return _fold(up, a), _outer(up, x, a), _outer(g, down, b)
 
 
-defvjp_argnums(
-    lowrank,
-    lambda argnums, y, args, kwargs: lambda g: tuple(lowrank_back(g, *args)[n] for n in argnums),
-)
+def _lowrank_vjp(argnums, y, args, kwargs):
+    def vjp(g):
+        grads = lowrank_back(g, *args)
+        return tuple(grads[n] for n in argnums)
+
+    return vjp
+
+
+defvjp_argnums(lowrank, _lowrank_vjp)
 
 
 def _fold(x, m):
