@@ -14,10 +14,12 @@ from autograd.extend import defvjp_argnums, primitive
 from autograd.tracer import isbox
 
 from . import nn, stored
-from .kernels import exp, fast_jit, share_rows
+from .kernels import exp, fast_jit, largest, share_rows
+from .products import lowrank, lowrank_back, product, product_back
 
-LOGIT_FLOATS = 2**23  # logits held at once (32 MiB), however large batch and vocabulary are
+LOGIT_FLOATS = 2**22  # logits held at once (16 MiB), however large batch and vocabulary are
 SCORE_FLOATS = 2**22  # the same for attention's scores
+QUERIES = 32  # tokens whose scores are one product: fewer waste less on keys they may not see
 
 
 def rows(x):
@@ -99,15 +101,19 @@ def swiglu(gate, up):
 
 
 def _swiglu_vjp(argnums, y, args, kwargs):
-    gate, up = args
-
     def vjp(g):
-        da, db = np.empty(gate.shape, gate.dtype), np.empty(up.shape, up.dtype)
-        a, width = (rows(x) for x in (gate, up, g, da, db)), gate.shape[-1]
-        share_rows(_swiglu_back, gate.size // width, *a, width=width)
-        return tuple((da, db)[n] for n in argnums)
+        grads = swiglu_back(g, *args)
+        return tuple(grads[n] for n in argnums)
 
     return vjp
+
+
+def swiglu_back(g, gate, up):
+    """∂L/∂gate and ∂L/∂up for g = ∂L/∂y."""
+    da, db = np.empty(gate.shape, gate.dtype), np.empty(up.shape, up.dtype)
+    a, width = (rows(x) for x in (gate, up, g, da, db)), gate.shape[-1]
+    share_rows(_swiglu_back, gate.size // width, *a, width=width)
+    return da, db
 
 
 defvjp_argnums(swiglu, _swiglu_vjp)
@@ -131,12 +137,92 @@ def _swiglu_back(lo, hi, a, b, g, da, db):
             db[i, j] = g[i, j] * a[i, j] * s
 
 
+# ------------------------------------------------------------------- Projections with LoRA on them
+# y = W₀x + s·B(Ax): the gradients of both products (`products.py`), added in place.
+# Of x = swiglu(gate, up), the input of W_down, nothing is kept: what makes it again costs a
+# thousandth of the product that reads it, and it is the widest input of all.
+
+
+def linear(x, trained, frozen, rng=None):
+    """As `nn.linear`, which does all but the commonest case: low-rank factors and nothing else."""
+    if not factors_alone(trained, frozen, rng is not None):
+        return nn.linear(x, trained, frozen, rng)
+    return _adapted(x, *_factors(trained, frozen))
+
+
+def down(gate, up, trained, frozen, rng=None):
+    """As `nn.down`; keeps its two inputs."""
+    if not factors_alone(trained, frozen, rng is not None):
+        return nn.linear(swiglu(gate, up), trained, frozen, rng)
+    return _adapted_down(gate, up, *_factors(trained, frozen))
+
+
+def factors_alone(trained, frozen, training=True):
+    """Whether all that stands beside a weight is `lora_A` and `lora_B`, without a dropout."""
+    return (
+        set(trained) == {"lora_A", "lora_B"}
+        and not {"bias", "lora_stack"} & frozen.keys()
+        and not (training and frozen["lora_dropout"])
+    )
+
+
+def _factors(trained, frozen):
+    return trained["lora_A"], trained["lora_B"], frozen["weight"], frozen["lora_scaling"]
+
+
+@primitive
+def _adapted(x, a, b, w, scaling):
+    y = product(x, w)
+    y += lowrank(x, a, b, scaling)
+    return y
+
+
+def _adapted_vjp(argnums, y, args, kwargs):
+    def vjp(g):
+        grads = adapted_back(g, args, 0 in argnums)
+        return tuple(grads[n] for n in argnums)
+
+    return vjp
+
+
+def adapted_back(g, args, x_followed=True):
+    """∂L/∂x, ∂L/∂A and ∂L/∂B for g = ∂L/∂y; without W₀'s part of the first if nothing reads it."""
+    x, a, b, w, scaling = args
+    dx, da, db = lowrank_back(g, x, a, b, scaling)
+    if x_followed:
+        dx += product_back(g, w)
+    return dx, da, db
+
+
+defvjp_argnums(_adapted, _adapted_vjp)
+
+
+@primitive
+def _adapted_down(gate, up, a, b, w, scaling):
+    return _adapted(swiglu(gate, up), a, b, w, scaling)
+
+
+def _adapted_down_vjp(argnums, y, args, kwargs):
+    gate, up, *factors = args
+
+    def vjp(g):
+        dx, da, db = adapted_back(g, (swiglu(gate, up), *factors))
+        grads = (*swiglu_back(dx, gate, up), da, db)
+        return tuple(grads[n] for n in argnums)
+
+    return vjp
+
+
+defvjp_argnums(_adapted_down, _adapted_down_vjp)
+
+
 # -------------------------------------------------------------------------------- Attention
 # With S = QKᵀ/√hd + mask, P = softmax(S), Y = PV, per head:
 #   ∂L/∂V = Pᵀg        ∂L/∂P = gVᵀ        ∂L/∂S = P∘(∂L/∂P − Σ_s P∘∂L/∂P)
 #   ∂L/∂Q = ∂L/∂S·K/√hd    ∂L/∂K = (∂L/∂S)ᵀQ/√hd, both then turned back by −angle.
-# P is not kept but made again from Q, K and log Σ eˢ (Dao et al. 2022, Sec. 3.1). The heads that
-# share keys are stacked, (B, K, G·T, hd), so that each key/value head is one product.
+# P is not kept but made again from Q, K and log Σ eˢ (Dao et al. 2022, Sec. 3.1). The G heads that
+# share keys are stacked token by token, (B, K, T·G, hd), so that some tokens are one product with
+# the keys that they may see, which for the first tokens are few.
 
 
 def attention(q, k, v, angles, starts, cache=None, prefix=None):
@@ -151,39 +237,38 @@ def attention(q, k, v, angles, starts, cache=None, prefix=None):
 
 @primitive
 def _attention(q, k, v, angles, starts, kept):
-    hd, (B, T) = 2 * angles[0].shape[-1], starts.shape
+    hd = 2 * angles[0].shape[-1]
     K = k.shape[-1] // hd
-    q, k = turned(q, angles, hd**-0.5), turned(k, angles)
-    q, k, v = (stacked(x, K, hd) for x in (q, k, v))
+    q, k, v = turned(q, angles, K, hd**-0.5), turned(k, angles, K), stacked(v, K, hd)
     y, log_z = np.empty_like(q), np.empty(q.shape[:3], q.dtype)
-    for b in chunks(B, q.shape[1] * q.shape[2] * T, SCORE_FLOATS):
-        s = q[b] @ k[b].swapaxes(-1, -2)
-        share_rows(_softmax, s.size // T, rows(s), starts[b], log_z[b].reshape(-1), width=T)
-        np.matmul(s, v[b], out=y[b])
+    for b, rows, keys in spans(q, k):
+        s = q[b, :, rows] @ k[b, :, keys].swapaxes(-1, -2)
+        a = (s, starts[b], log_z[b], rows.start)
+        share_rows(_softmax, s.size // keys.stop, *a, width=keys.stop)
+        np.matmul(s, v[b, :, keys], out=y[b, :, rows])
     kept.update(q=q, k=k, v=v, log_z=log_z)
-    return unstacked(y, T)
+    return unstacked(y, k.shape[2])
 
 
 def _attention_vjp(argnums, y, args, kwargs):
     *_, angles, starts, kept = args
     q, k, v, log_z = (kept[name] for name in ("q", "k", "v", "log_z"))
-    (B, K, _, hd), T = q.shape, starts.shape[1]
 
     def vjp(g):
-        g = stacked(g, K, hd)
-        dq, dk, dv = np.empty_like(q), np.empty_like(k), np.empty_like(k)
-        for b in chunks(B, q.shape[1] * q.shape[2] * T, SCORE_FLOATS):
-            s, dp = q[b] @ k[b].swapaxes(-1, -2), g[b] @ v[b].swapaxes(-1, -2)
-            a = (rows(s), rows(dp), starts[b], log_z[b].reshape(-1))
-            share_rows(_softmax_back, s.size // T, *a, width=T)
-            np.matmul(dp, k[b], out=dq[b])
-            np.matmul(dp.swapaxes(-1, -2), q[b], out=dk[b])
-            np.matmul(s.swapaxes(-1, -2), g[b], out=dv[b])
-        back = (angles[0], -angles[1])
+        g = stacked(g, *k.shape[1::2])
+        dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
+        for b, rows, keys in spans(q, k):
+            s = q[b, :, rows] @ k[b, :, keys].swapaxes(-1, -2)
+            dp = g[b, :, rows] @ v[b, :, keys].swapaxes(-1, -2)
+            a = (s, dp, starts[b], log_z[b], rows.start)
+            share_rows(_softmax_back, s.size // keys.stop, *a, width=keys.stop)
+            np.matmul(dp, k[b, :, keys], out=dq[b, :, rows])
+            dk[b, :, keys] += dp.swapaxes(-1, -2) @ q[b, :, rows]
+            dv[b, :, keys] += s.swapaxes(-1, -2) @ g[b, :, rows]
         grads = (
-            lambda: turned(unstacked(dq, T), back, hd**-0.5),
-            lambda: turned(unstacked(dk, T), back),
-            lambda: unstacked(dv, T),
+            lambda: turned_back(dq, angles, k.shape[2], k.shape[3] ** -0.5),
+            lambda: turned_back(dk, angles, k.shape[2]),
+            lambda: unstacked(dv, k.shape[2]),
         )
         return tuple(grads[n]() for n in argnums)
 
@@ -191,6 +276,15 @@ def _attention_vjp(argnums, y, args, kwargs):
 
 
 defvjp_argnums(_attention, _attention_vjp)
+
+
+def spans(q, k):
+    """(batch rows, rows of q, keys that these can see) of every product, as slices."""
+    (B, K, R, _), T = q.shape, k.shape[2]
+    for b in chunks(B, K * R * min(T, QUERIES), SCORE_FLOATS):
+        for t in range(0, T, QUERIES):
+            end = min(t + QUERIES, T)
+            yield b, slice(t * R // T, end * R // T), slice(0, end)
 
 
 def chunks(n, floats, most):
@@ -201,85 +295,104 @@ def chunks(n, floats, most):
 
 
 def stacked(x, K, hd):
-    """(B, T, heads·hd) -> (B, K, G·T, hd), contiguous."""
+    """(B, T, K·G·hd) -> (B, K, T·G, hd), contiguous."""
     B, T, _ = x.shape
-    x = x.reshape(B, T, K, -1, hd).transpose(0, 2, 3, 1, 4)
+    x = x.reshape(B, T, K, -1).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(x).reshape(B, K, -1, hd)
 
 
 def unstacked(x, T):
-    """(B, K, G·T, hd) -> (B, T, heads·hd)."""
-    B, hd = x.shape[0], x.shape[-1]
-    return x.reshape(B, -1, T, hd).transpose(0, 2, 1, 3).reshape(B, T, -1)
+    """(B, K, T·G, hd) -> (B, T, K·G·hd)."""
+    B, K, *_ = x.shape
+    return x.reshape(B, K, T, -1).transpose(0, 2, 1, 3).reshape(B, T, -1)
 
 
-def turned(x, angles, scale=1.0):
-    """x (B, T, heads·hd) rotated by the angles, times scale."""
-    cos, sin = (rows(a) for a in angles)  # (B·T, hd/2)
-    y, (n, half), width = np.empty(x.shape, x.dtype), cos.shape, x.shape[-1]
-    a = (x.reshape(n, -1, 2 * half), y.reshape(n, -1, 2 * half), cos, sin, x.dtype.type(scale))
-    share_rows(_turn, n, *a, width=width)
+def turned(x, angles, K, scale=1.0):
+    """`stacked` x, rotated by the angles, times scale."""
+    (B, T, width), hd = x.shape, 2 * angles[0].shape[-1]
+    y = np.empty((B, K, T * width // (K * hd), hd), x.dtype)
+    _turn_all(x, y, angles[0], angles[1], scale, True)
     return y
 
 
+def turned_back(y, angles, T, scale=1.0):
+    """`unstacked` y, rotated by −angle, times scale."""
+    B, K, rows, hd = y.shape
+    x = np.empty((B, T, K * rows // T * hd), y.dtype)
+    _turn_all(x, y, angles[0], -angles[1], scale, False)
+    return x
+
+
+def _turn_all(x, y, cos, sin, scale, forth):
+    (B, T, width), hd = x.shape, y.shape[-1]
+    x, cos, sin = x.reshape(B * T, -1, hd), rows(cos), rows(sin)
+    share_rows(_turn, B * T, x, y, cos, sin, x.dtype.type(scale), forth, width=width)
+
+
 @fast_jit
-def _turn(lo, hi, x, y, cos, sin, scale):
-    _, heads, hd = x.shape
-    half = hd // 2
+def _turn(lo, hi, x, y, cos, sin, scale, forth):
+    (n, heads, hd), (B, K) = x.shape, y.shape[:2]
+    T, G, half = n // B, heads // K, hd // 2
     for i in range(lo, hi):
         for h in range(heads):
-            u, w = x[i, h, :half], x[i, h, half:]
+            flat, stacked = x[i, h], y[i // T, h // G, i % T * G + h % G]
+            source, target = (flat, stacked) if forth else (stacked, flat)
             for j in range(half):
                 c, s = scale * cos[i, j], scale * sin[i, j]
-                y[i, h, j], y[i, h, j + half] = u[j] * c - w[j] * s, w[j] * c + u[j] * s
+                u, w = source[j], source[j + half]
+                target[j], target[j + half] = u * c - w * s, w * c + u * s
 
 
 @fast_jit
-def _softmax(lo, hi, s, starts, log_z):
-    B, T = starts.shape
+def _softmax(lo, hi, s, starts, log_z, offset):
+    K, R = s.shape[1:3]
+    G = log_z.shape[2] // starts.shape[1]
     for i in range(lo, hi):
-        t = i % T
-        first = starts[i // (s.shape[0] // B), t]
-        seen = s[i, first : t + 1]
-        top, total = seen[0], seen[0] * 0
-        for j in range(seen.size):
-            top = max(top, seen[j])
+        b, k, r = i // (K * R), i // R % K, i % R
+        t = (offset + r) // G
+        first, row = starts[b, t], s[b, k, r]
+        seen = row[first : t + 1]
+        top, total = largest(seen), seen[0] * 0
         for j in range(seen.size):
             seen[j] = exp(seen[j] - top)
             total += seen[j]
-        log_z[i] = top + np.log(total)
+        log_z[b, k, offset + r] = top + np.log(total)
         for j in range(seen.size):
             seen[j] /= total
-        s[i, :first] = 0
-        s[i, t + 1 :] = 0
+        row[:first] = 0
+        row[t + 1 :] = 0
 
 
 @fast_jit
-def _softmax_back(lo, hi, s, dp, starts, log_z):
-    B, T = starts.shape
+def _softmax_back(lo, hi, s, dp, starts, log_z, offset):
+    K, R = s.shape[1:3]
+    G = log_z.shape[2] // starts.shape[1]
     for i in range(lo, hi):
-        t = i % T
-        first = starts[i // (s.shape[0] // B), t]
-        p, d = s[i, first : t + 1], dp[i, first : t + 1]
-        dot = log_z[i] * 0
+        b, k, r = i // (K * R), i // R % K, i % R
+        t = (offset + r) // G
+        first, row, drow, z = starts[b, t], s[b, k, r], dp[b, k, r], log_z[b, k, offset + r]
+        p, d = row[first : t + 1], drow[first : t + 1]
+        dot = z * 0
         for j in range(p.size):
-            p[j] = exp(p[j] - log_z[i])
+            p[j] = exp(p[j] - z)
             dot += p[j] * d[j]
         for j in range(p.size):
             d[j] = p[j] * (d[j] - dot)
-        s[i, :first] = 0
-        dp[i, :first] = 0
-        s[i, t + 1 :] = 0
-        dp[i, t + 1 :] = 0
+        row[:first] = 0
+        drow[:first] = 0
+        row[t + 1 :] = 0
+        drow[t + 1 :] = 0
 
 
 # ---------------------------------------------------------------------------- Cross-entropy
 # With z = hEᵀ, p = softmax(z), weight c = m/Σm and target one-hot y:
 #   L = Σ c·(log Σ eᶻ − z[target])        ∂L/∂z = c·(p − y)
-#   ∂L/∂h = ∂L/∂z·E        ∂L/∂E = (∂L/∂z)ᵀ h
-# V is large: the logits exist only a few rows at a time, and each batch of rows gives its part of
-# the gradient before it is dropped. Rows with m = 0 are never computed. A head that is held in
-# few bits goes through both products in tiles; it is frozen, so there is no ∂L/∂E.
+#   ∂L/∂h = c·(pE − E[target])            ∂L/∂E = (∂L/∂z)ᵀ h
+# pE is attention whose keys and values are both E, and V is large: so E goes by in tiles, and for
+# the tiles so far there are the largest z, Σ e^(z − largest) and Σ e^(z − largest)·E, which shrink
+# when a larger z comes (Milakov and Gimelshein 2018, Alg. 3). The logits of one tile exist at a
+# time, and a head that is held in few bits is read once for both products. Only a trained E needs
+# the logits again, when Σ eᶻ is known. Rows with m = 0 are never computed.
 
 
 def cross_entropy(hidden, head, targets, mask):
@@ -292,21 +405,18 @@ def cross_entropy(hidden, head, targets, mask):
 def _cross_entropy(hidden, head, targets, mask, kept):
     at = np.nonzero(mask)
     h, t = hidden[at], targets[at]
-    if t.size and not 0 <= t.min() <= t.max() < head.shape[0]:  # the loop below checks no bounds
+    if t.size and not 0 <= t.min() <= t.max() < head.shape[0]:  # the loops below check no bounds
         raise IndexError(f"target {t.max()} is not one of {head.shape[0]} tokens")
     c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
-    nll, dh = np.empty_like(c), np.empty_like(h)
-    de = np.zeros_like(head) if kept["head"] else None
-    for i in chunks(len(h), head.shape[0], LOGIT_FLOATS):
-        z = stored.product(h[i], head)
-        share_rows(_softmax_nll, len(z), z, t[i], c[i], nll[i], width=z.shape[1])
-        if kept["hidden"]:
-            dh[i] = stored.product_back(z, head)
-        if kept["head"]:
-            de += z.T @ h[i]
-        del z  # before the next rows' are made
-    kept["head"], kept["hidden"] = de, np.zeros_like(hidden)
-    kept["hidden"][at] = dh
+    log_z, mean = np.empty_like(c), np.zeros_like(h) if kept["hidden"] else None
+    for i in chunks(len(h), stored.TILE, LOGIT_FLOATS):
+        log_z[i] = _log_z(h[i], head, mean if mean is None else mean[i])
+    e_target = head[t]
+    nll = log_z - np.sum(h * e_target, axis=-1)
+    if kept["hidden"]:
+        kept["hidden"] = np.zeros_like(hidden)
+        kept["hidden"][at] = c[:, None] * (mean - e_target)
+    kept["head"] = _head_gradient(h, head, t, c, log_z) if kept["head"] else None
     return np.dot(nll.astype(np.float64), c.astype(np.float64))
 
 
@@ -318,20 +428,46 @@ defvjp_argnums(
 )
 
 
+def _log_z(h, head, mean):
+    """log Σ eᶻ of the rows h (n, D): (n,); and pE to `mean` (n, D), zeros before, if given."""
+    top, total = np.full(len(h), -np.inf, h.dtype), np.zeros(len(h), h.dtype)
+    shrink = np.empty_like(top)
+    for _, tile in stored.tiles(head):
+        z = h @ tile.T
+        share_rows(_exp_tile, len(z), z, top, total, shrink, width=z.shape[1])
+        if mean is not None:
+            mean *= shrink[:, None]
+            mean += z @ tile
+    if mean is not None:
+        mean /= total[:, None]
+    return top + np.log(total)
+
+
+def _head_gradient(h, head, targets, c, log_z):
+    """∂L/∂E (V, D) of a trained head."""
+    de = np.zeros_like(head)
+    for i in chunks(len(h), stored.TILE, LOGIT_FLOATS):
+        for rows, tile in stored.tiles(head):
+            z = h[i] @ tile.T
+            share_rows(_probabilities, len(z), z, c[i], log_z[i], width=z.shape[1])
+            de[rows] += z.T @ h[i]
+    np.subtract.at(de, targets, c[:, None] * h)
+    return de
+
+
 @fast_jit
-def _softmax_nll(lo, hi, z, targets, c, nll):
-    V = z.shape[1]
+def _exp_tile(lo, hi, z, top, total, shrink):
     for i in range(lo, hi):
-        top = z[i, 0]
-        for j in range(1, V):
-            top = max(top, z[i, j])
-        target = z[i, targets[i]]
-        total = top * 0
-        for j in range(V):
-            z[i, j] = exp(z[i, j] - top)
-            total += z[i, j]
-        nll[i] = top - target + np.log(total)
-        scale = c[i] / total
-        for j in range(V):
-            z[i, j] *= scale
-        z[i, targets[i]] -= c[i]
+        new, part = max(top[i], largest(z[i])), total[i] * 0
+        for j in range(z.shape[1]):
+            z[i, j] = exp(z[i, j] - new)
+            part += z[i, j]
+        shrink[i] = exp(top[i] - new)
+        top[i], total[i] = new, total[i] * shrink[i] + part
+
+
+@fast_jit
+def _probabilities(lo, hi, z, c, log_z):
+    for i in range(lo, hi):
+        for j in range(z.shape[1]):
+            z[i, j] = exp(z[i, j] - log_z[i]) * c[i]

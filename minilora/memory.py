@@ -3,7 +3,8 @@
 import sys
 
 from .config import ALL_LINEAR
-from .tree import count, layer_of, nbytes, walk
+from .fused import factors_alone
+from .tree import count, get, layer_of, nbytes, walk
 
 # Floats a token that the line which reads a leaf keeps, beside a projection's input.
 BESIDE = {
@@ -35,9 +36,10 @@ def kept_floats(adapters, base, config):
 
     Each layer: the outputs of the two norms (which q, k, v and gate, up read as well) and a number
     a norm, turned q and k, v, a number a head, gate and up; for o_proj and down_proj, where they
-    have low-rank factors or a trained weight, their input; and what the leaves beside a projection
-    keep (`BESIDE`). The first adapted layer's share is counted in full. A prefix's scores, which
-    grow with the square of the length, are left out.
+    have low-rank factors or a trained weight, their input (down_proj's is made again where the
+    factors stand alone); and what the leaves beside a projection keep (`BESIDE`). The first adapted
+    layer's share is counted in full. A prefix's scores, which grow with the square of the length,
+    are left out.
     """
     D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
     H, K = config.num_attention_heads, config.num_key_value_heads
@@ -46,7 +48,10 @@ def kept_floats(adapters, base, config):
     for path, w in walk(adapters):
         node, _, name = path.rpartition(".")
         if name in ("lora_A", "weight") and node.endswith(("o_proj", "down_proj")):
-            kept += w.shape[1]
+            again = node.endswith("down_proj") and factors_alone(
+                get(adapters, node), get(base, node)
+            )
+            kept += 0 if again else w.shape[1]
         kept += BESIDE[name](w) if name in BESIDE else 0
     return (L - first_layer(adapters, L)) * layer + kept
 

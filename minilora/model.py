@@ -17,7 +17,7 @@ from autograd.extend import defvjp_argnums, primitive
 
 from . import fused, nn, siblings
 from .products import dense, matmul
-from .tree import child, leaf
+from .tree import child, flatten, leaf, opened, unflatten
 
 OPS = nn if os.environ.get("MINILORA_PLAIN") else fused
 
@@ -27,6 +27,7 @@ def loss(adapters, base, batch, config, ops=OPS, rng=None, checkpointing=False):
 
     batch: `tokens`, `targets`, `mask` and `starts`, each (B, T); see `data.collate`.
     """
+    adapters = opened(adapters)
     x = hidden(adapters, base, batch["tokens"], batch["starts"], config, ops, rng, checkpointing)
     return ops.cross_entropy(x, head(adapters, base), batch["targets"], batch["mask"])
 
@@ -101,17 +102,17 @@ def block(trained, frozen, x, attend, config, ops, rng=None):
         weight = leaf(child(trained, name), frozen[name], "weight")
         return ops.rms_norm(x, weight, config.rms_norm_eps)
 
-    def project(x, part, name):
-        return nn.linear(x, child(child(trained, part), name), frozen[part][name], rng)
+    def at(part, name):
+        return child(child(trained, part), name), frozen[part][name], rng
 
     h = norm(x, "input_layernorm")
-    q, k, v = (project(h, "self_attn", name) for name in ("q_proj", "k_proj", "v_proj"))
+    q, k, v = (ops.linear(h, *at("self_attn", name)) for name in ("q_proj", "k_proj", "v_proj"))
     mixed = attend(q, k, v, prefix=prefix_of(child(trained, "self_attn")))
-    x = x + project(mixed, "self_attn", "o_proj")
+    x = x + ops.linear(mixed, *at("self_attn", "o_proj"))
 
     h = norm(x, "post_attention_layernorm")
-    gate, up = (project(h, "mlp", name) for name in ("gate_proj", "up_proj"))
-    return x + project(ops.swiglu(gate, up), "mlp", "down_proj")
+    gate, up = (ops.linear(h, *at("mlp", name)) for name in ("gate_proj", "up_proj"))
+    return x + ops.down(gate, up, *at("mlp", "down_proj"))
 
 
 def head(adapters, base):
@@ -123,17 +124,26 @@ def head(adapters, base):
     return leaf(embedding, base["model"]["embed_tokens"], "weight")
 
 
-@primitive
 def recomputed(step, trained, x):
     """step(trained, x), keeping only its arguments: the backward pass runs the step once more.
 
     (Chen et al. 2016.) Memory grows by one block's input per layer.
     """
-    return step(trained, x)
+    leaves = flatten(opened(trained))
+
+    def of_arrays(x, *arrays):
+        return step(unflatten(dict(zip(leaves, arrays))), x)
+
+    return _recomputed(of_arrays, x, *leaves.values())
+
+
+@primitive
+def _recomputed(step, *arrays):
+    return step(*arrays)
 
 
 def _recomputed_vjp(argnums, ans, args, kwargs):
-    step, *inputs = args  # argnums ⊂ {1, 2}: x is not followed below the first adapted layer
+    step, *inputs = args  # argnums need not hold 1: x is not followed below the first adapted layer
 
     def of_followed(followed):
         full = list(inputs)
@@ -144,4 +154,4 @@ def _recomputed_vjp(argnums, ans, args, kwargs):
     return lambda g: make_vjp(of_followed)(tuple(inputs[n - 1] for n in argnums))[0](g)
 
 
-defvjp_argnums(recomputed, _recomputed_vjp)
+defvjp_argnums(_recomputed, _recomputed_vjp)

@@ -64,6 +64,11 @@ def swiglu(gate, up):
     return gate * np.exp(-np.logaddexp(0, -gate)) * up
 
 
+def down(gate, up, trained, frozen, rng=None):
+    """The feed-forward layer's second half: `linear` of its hidden units."""
+    return linear(swiglu(gate, up), trained, frozen, rng)
+
+
 def rotation(positions, config, dtype=np.float32):
     """cos and sin of the rotary angles: two arrays (..., T, hd/2) for positions (..., T)."""
     # angle(t, j) = t·θ_base^(−2j/hd)   (RoFormer, Sec. 3.2.2)

@@ -21,7 +21,7 @@ ONE = np.float32(1)
 # how far the bits move, and the power of two that they then lack
 MOVE = {"Q8_0": (0, ONE), "F16": (13, ONE * 2**112), "BF16": (16, ONE)}
 INFINITY = {"F16": 0x7C00, "BF16": 0x7F80}  # its bits; what is larger is NaN
-TILE = 2048  # rows that are float32 at a time
+TILE = 2048
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,17 +88,18 @@ def dequantize_plain(w):
 
 
 def tiles(w):
-    """Yield (rows, their float32 matrix) of w from top to bottom; a dense w comes in one piece.
+    """Yield (rows, their float32 matrix) of w, TILE at a time: views of a dense w.
 
     Each tile of a stored w is read into the buffer of the one before.
     """
+    spans = [slice(at, min(at + TILE, w.shape[0])) for at in range(0, w.shape[0], TILE)]
     if not isinstance(w, Stored):
-        yield slice(None), w
+        yield from ((rows, w[rows]) for rows in spans)
         return
     buffer = np.empty((min(TILE, len(w.codes)), w.shape[1]), np.float32)
-    for at in range(0, len(w.codes), TILE):
-        rows = np.arange(at, min(at + TILE, len(w.codes)))
-        yield slice(at, at + TILE), w._read(rows, buffer[: rows.size])
+    for rows in spans:
+        index = np.arange(rows.start, rows.stop)
+        yield rows, w._read(index, buffer[: index.size])
 
 
 def product(x, w):
@@ -107,11 +108,6 @@ def product(x, w):
     for rows, tile in tiles(w):
         np.matmul(x, tile.T, out=y[:, rows])
     return y
-
-
-def product_back(g, w):
-    """g w: (n, rows) -> (n, width)."""
-    return sum(g[:, rows] @ tile for rows, tile in tiles(w))
 
 
 # --- the loops

@@ -16,10 +16,13 @@ from tqdm import tqdm
 from . import model
 from .config import InputError, require
 from .data import batch_at, collate, pack
+from .kernels import THREADS, on_cores
 from .metrics import evaluate
 from .optim import adamw, adamw_init, clip, learning_rate, to_dtype
 from .siblings import prompt
-from .tree import child, layer_of, tree_map, walk
+from .tree import child, count, layer_of, tree_map, walk
+
+FEW = 2**24  # trained parameters, with a gradient of 64 MiB
 
 
 def train(adapters, base, examples, model_config, config, valid=(), state=None, on_step=None):
@@ -86,20 +89,36 @@ def start(adapters):
 def gradient(adapters, base, bins, step, model_config, config):
     """(mean loss, its gradient, target tokens) over all the micro-batches of a step."""
     n = config.grad_accumulation_steps
-    batches = [
-        collate(batch_at(bins, step * n + i, config.batch_size, config.seed)) for i in range(n)
-    ]
-    counts = [float(batch["mask"].sum()) for batch in batches]
+    micro = [batch_at(bins, step * n + i, config.batch_size, config.seed) for i in range(n)]
+    shares = [[collate(rows) for rows in shared(some, adapters)] for some in micro]
 
-    def part(i):
-        rng, again = np.random.default_rng([config.seed, step, i]), config.gradient_checkpointing
-        return value_and_grad(model.loss)(
-            adapters, base, batches[i], model_config, rng=rng, checkpointing=again
-        )
+    def part(i, k, batch):
+        tokens = float(batch["mask"].sum())
+        if not tokens:
+            return 0.0, 0.0, None
+        rng, again = np.random.default_rng([config.seed, step, i, k]), config.gradient_checkpointing
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by name
+            return tokens, *value_and_grad(model.loss)(
+                adapters, base, batch, model_config, rng=rng, checkpointing=again
+            )
 
-    total = sum(counts)
-    loss, grads = accumulated(((counts[i], *part(i)) for i in range(n) if counts[i]), total)
+    def parts():
+        for i, batches in enumerate(shares):
+            yield from on_cores(lambda job: part(*job), [(i, k, b) for k, b in enumerate(batches)])
+
+    total = sum(float(batch["mask"].sum()) for batches in shares for batch in batches)
+    loss, grads = accumulated((p for p in parts() if p[0]), total)
     return loss, grads, int(total)
+
+
+def shared(rows, adapters):
+    """The rows of a micro-batch, split into one share for each core.
+
+    In one piece where there are fewer rows than cores, or where a gradient for each core would be
+    large beside what a step takes in any case.
+    """
+    n = THREADS if len(rows) >= THREADS and count(adapters) <= FEW else 1
+    return [rows[i::n] for i in range(n)]
 
 
 def accumulated(parts, total):

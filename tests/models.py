@@ -160,9 +160,8 @@ def spying(ops, seen):
 
         return call
 
-    return SimpleNamespace(
-        **{name: spy(name) for name in ("rms_norm", "swiglu", "attention", "cross_entropy")}
-    )
+    names = ("linear", "down", "rms_norm", "attention", "cross_entropy")
+    return SimpleNamespace(**{name: spy(name) for name in names})
 
 
 def bits(x):

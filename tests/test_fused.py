@@ -5,6 +5,7 @@ plain one *in float64, on the same numbers*: a bound on its own error, not on th
 """
 
 import math
+import tracemalloc
 from itertools import combinations
 
 import numpy as np
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import attention_inputs, bits, random_starts, seeds
 
-from minilora import fused, nn
+from minilora import fused, nn, stored
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}  # unit roundoff
 SAFETY = 2  # the bounds are first order, and the twin in float64 errs too
@@ -189,6 +190,20 @@ def test_attention_in_chunks_is_the_same(monkeypatch):
         assert run() == whole
 
 
+@pytest.mark.parametrize("tokens", [1, 2, 3, 64])
+def test_attention_of_some_tokens_at_a_time_is_the_same(monkeypatch, tokens):
+    q, k, v, angles, _ = some_attention(T=7, dtype=np.float64)
+    starts = np.array([[0, 0, 0, 0, 0, 0, 0], [0, 0, 2, 2, 2, 5, 5], [0, 1, 2, 3, 4, 5, 6]])
+    monkeypatch.setattr(fused, "QUERIES", tokens)
+    outcomes = [
+        value_and_gradients(lambda q, k, v, f=f: f(q, k, v, angles, starts), (q, k, v), q + 1)
+        for f in (fused.attention, nn.attention)
+    ]
+    for got, expected in zip(*((y, *grads) for y, grads in outcomes)):
+        # sums of at most 7 + 4 terms of size one to ten, and the softmax's few roundings
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1000 * UNIT[np.float64])
+
+
 def test_chunks_cover_everything_once():
     assert fused.chunks(0, 3, 10) == []
     for n in range(1, 9):
@@ -267,6 +282,22 @@ def test_cross_entropy_in_chunks(monkeypatch, floats):
         np.testing.assert_allclose(a, b, rtol=0, atol=20 * UNIT[np.float64])
 
 
+@pytest.mark.parametrize("tile", [1, 2, 3, 7])
+@pytest.mark.parametrize("size", [1.0, 300.0])
+def test_cross_entropy_tile_by_tile(monkeypatch, tile, size):
+    """The largest logit may come in any tile; what was summed before it shrinks, to nothing too."""
+    hidden, head, targets, mask = some_cross_entropy(np.float64)
+    hidden, mask[0, 0] = hidden * size, 1
+    monkeypatch.setattr(stored, "TILE", tile)
+    outcomes = [
+        value_and_gradients(lambda *a, f=f: f(*a, targets, mask), (hidden, head), 1.0)
+        for f in (fused.cross_entropy, nn.cross_entropy)
+    ]
+    for got, expected in zip(*((y, *grads) for y, grads in outcomes)):
+        # a logit, a sum of 4 terms up to size·10, has 5 roundings; p errs by as much of itself
+        np.testing.assert_allclose(got, expected, rtol=0, atol=200 * size**2 * UNIT[np.float64])
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_the_gradient_of_one_argument_has_its_dtype(which):
     # the loss is float64, its gradient must not be: it would double the backward pass
@@ -286,6 +317,58 @@ def test_cross_entropy_with_large_logits_is_finite():
     # a mean of 6·10⁴ and 0; and of 1 − (−1) and 0, where e⁻⁸⁷ stands for nothing
     assert loss == 3e4
     np.testing.assert_allclose(dh.ravel(), [1, 0], rtol=0, atol=2.0**-100)
+
+
+# ------------------------------------------------------------- projections with factors on them
+
+
+def some_projection(F=9, D=5, r=2, dtype=np.float64, **more):
+    rng = np.random.default_rng(4)
+    trained = {"lora_A": rng.standard_normal((r, F)), "lora_B": rng.standard_normal((D, r))}
+    w = rng.standard_normal((D, F)).astype(dtype)
+    frozen = {"weight": w, "lora_scaling": 2.0, "lora_dropout": 0.0, **more}
+    gate, up, g = rng.standard_normal((2, 3, F)), rng.standard_normal((2, 3, F)), rng.random(6 * D)
+    trained = {name: factor.astype(dtype) for name, factor in trained.items()}
+    return trained, frozen, gate.astype(dtype), up.astype(dtype), g.reshape(2, 3, D)
+
+
+@pytest.mark.parametrize(
+    "more", [{}, {"bias": np.arange(5.0)}, {"lora_dropout": 0.5}, "ia3_l", "per row"]
+)
+@pytest.mark.parametrize("name", ["linear", "down"])
+def test_projections(name, more):
+    """What is a primitive of its own, and what is left to `nn.linear`, are the same function."""
+    trained, frozen, gate, up, g = some_projection(**(more if isinstance(more, dict) else {}))
+    if more == "ia3_l":
+        trained["ia3_l"] = np.linspace(0.5, 2, 9)[None]
+    if more == "per row":
+        trained = {path: np.stack([w, 2 * w]) for path, w in trained.items()}
+    inputs = (gate, up) if name == "down" else (gate,)
+
+    def of(ops):
+        def f(*args):
+            *x, leaves = args
+            return getattr(ops, name)(*x, leaves, frozen, np.random.default_rng(1))
+
+        back, y = make_vjp(lambda args: f(*args))((*inputs, trained))
+        *dx, leaves = back(g)
+        return [y, *dx, *(leaves[path] for path in trained)]
+
+    alone = fused.factors_alone(trained, frozen)
+    assert alone == (more in ({}, "per row"))
+    for got, expected in zip(of(fused), of(nn), strict=True):
+        # a few sums of at most 9 terms, of some hundred altogether
+        np.testing.assert_allclose(got, expected, rtol=0, atol=1000 * UNIT[np.float64])
+
+
+def test_the_hidden_units_are_not_kept():
+    trained, frozen, gate, up, _ = some_projection(F=4096, D=1, dtype=np.float32)
+    gate, up = (np.tile(x, (1, 64, 1)) for x in (gate, up))  # (2, 192, 4096): 6.3 MB each
+    tracemalloc.start()
+    vjp, _ = make_vjp(lambda t: fused.down(gate, up, t, frozen))(trained)
+    kept = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert kept < gate.nbytes / 10, vjp
 
 
 # ---------------------------------------------------------------- finite differences, layout

@@ -1,6 +1,8 @@
 """The ground under the fused operations: an exponential, and rows shared out over threads."""
 
 import math
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numba
@@ -10,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import bits
 from test_fused import some_attention, some_cross_entropy, value_and_gradients
+from threadpoolctl import threadpool_info
 
 from minilora import fused, kernels
 
@@ -69,7 +72,7 @@ def _count(lo, hi, times):
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 7])
 def test_every_row_is_done_once_on_any_number_of_cores(monkeypatch, cpus):
-    monkeypatch.setattr(kernels.os, "cpu_count", lambda: cpus)
+    monkeypatch.setattr(kernels, "THREADS", cpus)
     monkeypatch.setattr(kernels, "SERIAL_BELOW", 0)
     for n in (0, 1, 2, 3, 5, 64, 1001):
         times = np.zeros(n, np.int64)
@@ -100,7 +103,7 @@ def test_the_same_bits_for_any_number_of_threads(monkeypatch):
     alone = all_operations()
     monkeypatch.setattr(kernels, "SERIAL_BELOW", 0)
     for cpus in (2, 3, 5):
-        monkeypatch.setattr(kernels.os, "cpu_count", lambda cpus=cpus: cpus)
+        monkeypatch.setattr(kernels, "THREADS", cpus)
         assert all_operations() == alone
 
 
@@ -112,3 +115,53 @@ def test_kernels_from_several_threads_at_once(monkeypatch):
     with ThreadPoolExecutor(4) as pool:
         results = [pool.submit(all_operations) for _ in range(24)]
     assert all(result.result() == expected for result in results)
+
+
+def blas_threads():
+    """Of NumPy's own library: others that a test has loaded are no matter here."""
+    return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
+
+
+@pytest.mark.parametrize("cores", [1, 2, 4])
+def test_calls_on_cores_of_their_own(monkeypatch, cores):
+    monkeypatch.setattr(kernels, "THREADS", cores)
+    monkeypatch.setattr(kernels, "SERIAL_BELOW", 0)
+    before = blas_threads()
+
+    def call(i):
+        times = np.zeros(100, np.int64)
+        kernels.share_rows(_count, 100, times)  # the cores are taken: alone, and no deadlock
+        inner = kernels.on_cores(lambda k: k, [1, 2])
+        return 10 * i, threading.get_ident(), blas_threads(), times.tolist(), inner
+
+    for n in range(cores + 2):
+        results = kernels.on_cores(call, list(range(n)))
+        assert [r[0] for r in results] == [10 * i for i in range(n)]
+        together = 1 < n <= cores
+        assert len({r[1] for r in results}) == (n if together else min(n, 1))
+        assert all(r[2] == ({1} if together else before) for r in results)
+        assert all(r[3] == [1] * 100 and r[4] == [1, 2] for r in results)
+        assert blas_threads() == before
+
+
+@pytest.mark.parametrize("bad", [0, 1, 2])
+def test_what_a_call_raises_comes_back_when_all_are_done(monkeypatch, bad):
+    monkeypatch.setattr(kernels, "THREADS", 3)
+    done = []
+
+    def call(i):
+        if i == bad:
+            raise KeyError(i)
+        time.sleep(0.01)
+        done.append(i)
+
+    for _ in range(2):  # the helpers survive it
+        done.clear()
+        with pytest.raises(KeyError, match=str(bad)):
+            kernels.on_cores(call, [0, 1, 2])
+        assert sorted(done) == [i for i in range(3) if i != bad]
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40))
+def test_largest(x):
+    assert kernels.largest(np.array(x, np.float32)) == max(x)

@@ -383,7 +383,7 @@ def test_nothing_below_the_first_adapted_layer_is_differentiated(
 ):
     config = replace(TINY, num_hidden_layers=3)
     adapters, frozen = adapted(random_base(config), layers_to_transform=tuple(range(first, 3)))
-    followed, seen, product = [], [], nn.product
+    followed, seen, product, adapted_product = [], [], nn.product, fused._adapted
     layers = [get(frozen, f"model.layers.{i}") for i in range(3)]
 
     def layer_of(w):
@@ -394,7 +394,12 @@ def test_nothing_below_the_first_adapted_layer_is_differentiated(
         followed.append((layer_of(w), isbox(x)))
         return product(x, w)
 
+    def adapted_spy(x, a, b, w, scaling):
+        followed.append((layer_of(w), isbox(x)))
+        return adapted_product(x, a, b, w, scaling)
+
     monkeypatch.setattr(nn, "product", spy)
+    monkeypatch.setattr(fused, "_adapted", adapted_spy)
     value_and_grad(model.loss)(
         adapters, frozen, random_batch(config), config, spying(ops, seen), None, checkpointing
     )

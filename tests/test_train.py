@@ -25,8 +25,8 @@ from minilora import lora, metrics, model
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
 from minilora.data import batch_at, collate
 from minilora.optim import global_norm, learning_rate, to_dtype
-from minilora.train import gradient, rates, start, stopped, train
-from minilora.tree import flatten, tree_map, walk
+from minilora.train import gradient, rates, shared, start, stopped, train
+from minilora.tree import flatten, get, tree_map, walk
 
 MODULE = sys.modules["minilora.train"]  # `minilora.train` is the function
 U32 = 2.0**-24
@@ -142,7 +142,8 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
     f = value_and_grad(model.loss)
     large = collate(batch_at(examples, 1, n * size, config.seed))
     expected, expected_grads = f(adapters, frozen, large, TINY)
-    parts = [collate(batch_at(examples, n + i, size, config.seed)) for i in range(n)]
+    micro = [batch_at(examples, n + i, size, config.seed) for i in range(n)]
+    parts = [collate(rows) for some in micro for rows in shared(some, adapters)]
     shares = [part["mask"].sum() / large["mask"].sum() for part in parts]
     alone = [f(adapters, frozen, part, TINY) for part in parts]
 
@@ -155,6 +156,31 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
         assert (np.abs(g - flatten(expected_grads)[path]) <= 4 * U32 * size + 1e-12).all(), path
     naive = np.mean([value for value, _ in alone])
     assert len(set(shares)) == 1 or abs(naive - expected) > bound
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 5, 9])
+def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
+    monkeypatch.setattr(MODULE, "THREADS", cores)
+    adapters, frozen = (as_dtype(tree, np.float64) for tree in setting(dropout=0.0))
+    rows = [[e] for e in EXAMPLES[:5]]
+    shares = shared(rows, adapters)
+    assert len(shares) == (cores if cores <= 5 else 1)
+    assert sorted(map(id, rows)) == sorted(id(row) for share in shares for row in share)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+    monkeypatch.setattr(MODULE, "FEW", 1)  # a large tree's gradient exists once
+    assert shared(rows, adapters) == [rows]
+    monkeypatch.undo()
+    config = replace(SMALL, batch_size=5)
+    whole = value_and_grad(model.loss)(adapters, frozen, collate(rows), TINY)
+    monkeypatch.setattr(MODULE, "THREADS", cores)
+    monkeypatch.setattr(MODULE, "batch_at", lambda bins, *rest: bins)
+    loss, grads, tokens = gradient(adapters, frozen, rows, 0, TINY, config)
+    # shares n/total round to float32, once each; m/Σm does so in both
+    assert loss == pytest.approx(whole[0], rel=4 * U32) and tokens == collate(rows)["mask"].sum()
+    size = max(np.abs(g).max() for _, g in walk(whole[1]))
+    for path, g in walk(grads):
+        np.testing.assert_allclose(g, get(whole[1], path), rtol=0, atol=8 * cores * U32 * size)
 
 
 def test_a_micro_batch_has_a_dropout_mask_of_its_own():

@@ -9,36 +9,35 @@ import minilora  # first, so that its settings for the matrix products' threads 
 import sys
 
 import numpy as np
-from autograd import value_and_grad
 from cases import ADAM, BATCH, LENGTH, SMALL, SMALL_BATCH, prompt, report, seconds, tokens
 
-from minilora import LoraConfig, ModelConfig, TrainConfig, lora, model, nf4
+from minilora import LoraConfig, ModelConfig, TrainConfig, lora, nf4
 from minilora.config import ALL_LINEAR
-from minilora.optim import adamw, adamw_init, clip
+from minilora.data import Example
+from minilora.optim import clip
 from minilora.pretraining import random_params
 
+from importlib import import_module
 
-def batch(vocab, rows, length):
-    ids = tokens(vocab, rows, length + 1)
-    zero, one = np.zeros((rows, length), np.int64), np.ones((rows, length), np.float32)
-    return {"tokens": ids[:, :-1], "targets": ids[:, 1:], "mask": one, "starts": zero}
+train = import_module("minilora.train")
+
+
+def examples(vocab, rows, length):
+    return [[Example(row, np.ones(len(row), np.int64))] for row in tokens(vocab, rows, length + 1)]
 
 
 def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
     """One whole training step, as a function without arguments: loss, gradient, clip, AdamW."""
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=targets)
     adapters, base = lora.init(base, lora_config, np.random.default_rng(0))
-    data, state = batch(config.vocab_size, rows, length), adamw_init(adapters)
-    settings, kept = TrainConfig(**ADAM), {"adapters": adapters, "state": state}
-    gradient = value_and_grad(model.loss)
+    settings = TrainConfig(**ADAM, batch_size=rows, gradient_checkpointing=checkpointing)
+    bins, kept = examples(config.vocab_size, rows, length), [adapters, train.start(adapters)]
 
     def run():
-        loss, grads = gradient(kept["adapters"], base, data, config, checkpointing=checkpointing)
+        loss, grads, _ = train.gradient(kept[0], base, bins, 0, config, settings)
         grads, _ = clip(grads, settings.max_grad_norm)
-        kept["adapters"], kept["state"] = adamw(
-            kept["adapters"], grads, kept["state"], lambda _: settings.learning_rate, settings
-        )
-        return float(loss)
+        kept[:] = train.update(kept[0], grads, kept[1], settings.learning_rate, settings)
+        return loss
 
     return run
 
