@@ -62,6 +62,18 @@ def fast_jit(kernel):
     return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(kernel)
 
 
+def rows(x):
+    """x as a contiguous matrix (rows, last axis): what the kernels loop over."""
+    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+
+
+def chunks(n, floats, most):
+    """As few slices of range(n) as hold about `most` floats, of nearly equal length."""
+    pieces = min(n, -(-n * floats // most))
+    edges = [n * i // pieces for i in range(pieces + 1)] if n else []
+    return [slice(*edge) for edge in pairwise(edges)]
+
+
 def share_rows(kernel, n, *args, width=1):
     """Run kernel(lo, hi, *args) over the n rows, each of `width` elements, on all cores.
 

@@ -8,7 +8,8 @@ import numpy as np
 
 from . import model, stored
 from .data import collate
-from .fused import LOGIT_FLOATS, chunks
+from .fused_loss import LOGIT_FLOATS
+from .kernels import chunks
 
 TOKENS = 4096  # tokens of a batch
 BINS = 15  # of the reliability diagram, as in Guo et al. 2017

@@ -87,12 +87,20 @@ def start(adapters):
 
 
 def gradient(adapters, base, bins, step, model_config, config):
-    """(mean loss, its gradient, target tokens) over all the micro-batches of a step."""
+    """(mean loss, its gradient, target tokens) over all the micro-batches of a step.
+
+    The micro-batches come one after the other, the shares of each together, a core for each.
+    """
     n = config.grad_accumulation_steps
     micro = [batch_at(bins, step * n + i, config.batch_size, config.seed) for i in range(n)]
-    shares = [[collate(rows) for rows in shared(some, adapters)] for some in micro]
+    jobs = [
+        [(i, k, collate(share)) for k, share in enumerate(shared(rows, adapters))]
+        for i, rows in enumerate(micro)
+    ]
+    total = sum(float(batch["mask"].sum()) for shares in jobs for _, _, batch in shares)
 
-    def part(i, k, batch):
+    def part(job):
+        i, k, batch = job
         tokens = float(batch["mask"].sum())
         if not tokens:
             return 0.0, 0.0, None
@@ -102,12 +110,8 @@ def gradient(adapters, base, bins, step, model_config, config):
                 adapters, base, batch, model_config, rng=rng, checkpointing=again
             )
 
-    def parts():
-        for i, batches in enumerate(shares):
-            yield from on_cores(lambda job: part(*job), [(i, k, b) for k, b in enumerate(batches)])
-
-    total = sum(float(batch["mask"].sum()) for batches in shares for batch in batches)
-    loss, grads = accumulated((p for p in parts() if p[0]), total)
+    parts = (p for shares in jobs for p in on_cores(part, shares) if p[0])
+    loss, grads = accumulated(parts, total)
     return loss, grads, int(total)
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import attention_inputs, bits, random_starts, seeds
 
-from minilora import fused, nn, stored
+from minilora import fused, fused_attention, fused_loss, kernels, nn, stored
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}  # unit roundoff
 SAFETY = 2  # the bounds are first order, and the twin in float64 errs too
@@ -186,7 +186,7 @@ def test_attention_in_chunks_is_the_same(monkeypatch):
 
     whole = run()
     for floats in (1, 250):  # one row of the batch at a time; two, and a rest of one
-        monkeypatch.setattr(fused, "SCORE_FLOATS", floats)
+        monkeypatch.setattr(fused_attention, "SCORE_FLOATS", floats)
         assert run() == whole
 
 
@@ -194,7 +194,7 @@ def test_attention_in_chunks_is_the_same(monkeypatch):
 def test_attention_of_some_tokens_at_a_time_is_the_same(monkeypatch, tokens):
     q, k, v, angles, _ = some_attention(T=7, dtype=np.float64)
     starts = np.array([[0, 0, 0, 0, 0, 0, 0], [0, 0, 2, 2, 2, 5, 5], [0, 1, 2, 3, 4, 5, 6]])
-    monkeypatch.setattr(fused, "QUERIES", tokens)
+    monkeypatch.setattr(fused_attention, "QUERIES", tokens)
     outcomes = [
         value_and_gradients(lambda q, k, v, f=f: f(q, k, v, angles, starts), (q, k, v), q + 1)
         for f in (fused.attention, nn.attention)
@@ -205,10 +205,10 @@ def test_attention_of_some_tokens_at_a_time_is_the_same(monkeypatch, tokens):
 
 
 def test_chunks_cover_everything_once():
-    assert fused.chunks(0, 3, 10) == []
+    assert kernels.chunks(0, 3, 10) == []
     for n in range(1, 9):
         for floats in (1, 3, 100, 1000):
-            parts = [np.arange(n)[c] for c in fused.chunks(n, floats, 100)]
+            parts = [np.arange(n)[c] for c in kernels.chunks(n, floats, 100)]
             assert np.concatenate(parts).tolist() == list(range(n))
             sizes = [len(p) for p in parts]
             assert max(sizes) - min(sizes) <= 1
@@ -276,7 +276,7 @@ def test_cross_entropy_in_chunks(monkeypatch, floats):
         return [y, *grads]
 
     whole = run()
-    monkeypatch.setattr(fused, "LOGIT_FLOATS", floats)
+    monkeypatch.setattr(fused_loss, "LOGIT_FLOATS", floats)
     for a, b in zip(run(), whole):
         # the chunks' parts of ∂L/∂E are added in another order: ten terms of size one
         np.testing.assert_allclose(a, b, rtol=0, atol=20 * UNIT[np.float64])

@@ -11,9 +11,10 @@ import sys
 import numpy as np
 from cases import ADAM, BATCH, LENGTH, SMALL, SMALL_BATCH, prompt, report, seconds, tokens
 
-from minilora import LoraConfig, ModelConfig, TrainConfig, lora, nf4
+from minilora import LoraConfig, ModelConfig, TrainConfig, fused_attention, lora, nf4, stored
 from minilora.config import ALL_LINEAR
 from minilora.data import Example
+from minilora.kernels import THREADS, on_cores
 from minilora.optim import clip
 from minilora.pretraining import random_params
 
@@ -44,7 +45,7 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
 
 def lora_step(folder, targets="q_proj,v_proj", scheme="none", checkpointing=""):
     targets = ALL_LINEAR if targets == "all" else tuple(targets.split(","))
-    config, base, _ = minilora.load("smollm2", scheme, stored=True)  # as `minilora train` does
+    config, base = minilora.load("smollm2", scheme, stored=True)[:2]  # as `minilora train` does
     report(seconds(step(config, base, targets, checkpointing=bool(checkpointing))))
 
 
@@ -104,27 +105,31 @@ def generate(folder, scheme="none"):
 def floor(folder, targets="q_proj,v_proj"):
     """Nothing but the matrix products of a step, the same number in the same shapes.
 
-    Forward, y = xWᵀ; backward, ∂L/∂x = gW, and for the adapters ∂L/∂A and ∂L/∂B. The first layer
-    hands no gradient further down. Attention: QKᵀ and PV forward; backward QKᵀ once more, gVᵀ,
-    Pᵀg, dS·K and dSᵀ·Q.
+    Forward, y = xWᵀ; backward, ∂L/∂x = gW, and for the adapters Ax once more, ∂L/∂A and ∂L/∂B. The
+    first layer hands no gradient further down. Attention, by tokens that see some keys: QKᵀ and PV
+    forward; backward QKᵀ once more, gVᵀ, dS·K, dSᵀ·Q and Pᵀg. The head by tiles, there and back.
     """
     config, base, _ = minilora.load("smollm2")
     targets = ALL_LINEAR if targets == "all" else tuple(targets.split(","))
-    rng, tall = np.random.default_rng(0), BATCH * LENGTH
     hd, K = config.head_dim, config.num_key_value_heads
     G = config.num_attention_heads // K
+    shares = THREADS if BATCH >= THREADS else 1
 
-    def some(*shape):
-        return rng.standard_normal(shape, dtype=np.float32)
+    def share(seed):
+        rng, rows = np.random.default_rng(seed), BATCH // shares
 
-    x = {n: some(tall, n) for n in (config.hidden_size, config.intermediate_size, K * hd, 8)}
-    A = {n: some(8, n) for n in x}
-    B = {n: some(n, 8) for n in x}
-    q, k = some(BATCH, K, G * LENGTH, hd), some(BATCH, K, LENGTH, hd)
-    p = some(BATCH, K, G * LENGTH, LENGTH)
-    head, logits = base["model"]["embed_tokens"]["weight"], some(171, config.vocab_size)
+        def some(*shape):
+            return rng.standard_normal(shape, dtype=np.float32)
 
-    def run():
+        widths = (config.hidden_size, config.intermediate_size, K * hd, 8)
+        x = {n: some(rows * LENGTH, n) for n in widths}
+        A = {n: some(8, n) for n in x}
+        B = {n: some(n, 8) for n in x}
+        q, k = some(rows, K, G * LENGTH, hd), some(rows, K, LENGTH, hd)
+        p = some(rows, K, G * fused_attention.QUERIES, LENGTH)
+        return x, A, B, q, k, p, some(rows * LENGTH, stored.TILE)
+
+    def products(x, A, B, q, k, p, z):
         for i, layer in base["model"]["layers"].items():
             for part in ("self_attn", "mlp"):
                 for name, node in layer[part].items():
@@ -135,18 +140,20 @@ def floor(folder, targets="q_proj,v_proj"):
                     if not enters:
                         x[out] @ w
                     if name in targets:
-                        x[width] @ A[width].T, x[8] @ B[out].T
+                        x[width] @ A[width].T, x[8] @ B[out].T, x[width] @ A[width].T
                         x[out] @ B[out], x[out].T @ x[8], x[8].T @ x[width]
                         if not enters:
                             x[8] @ A[width]
-            for _ in range(2):  # forward, and once more backward
-                q @ k.swapaxes(-1, -2)
-            p @ k, q @ k.swapaxes(-1, -2), p.swapaxes(-1, -2) @ q, p @ k, p.swapaxes(-1, -2) @ q
-        for at in range(0, tall, 171):
-            h = x[config.hidden_size][at : at + 171]
-            h @ head.T, logits[: len(h)] @ head
+            for b, some, keys in fused_attention.spans(q, k):
+                some, seen, s = q[b, :, some], k[b, :, keys], p[b, :, :, keys]
+                for _ in range(3):
+                    some @ seen.swapaxes(-1, -2)
+                s @ seen, s @ seen, s.swapaxes(-1, -2) @ some, s.swapaxes(-1, -2) @ some
+        for _, tile in stored.tiles(base["model"]["embed_tokens"]["weight"]):
+            x[config.hidden_size] @ tile.T, z[:, : len(tile)] @ tile
 
-    report(seconds(run, repeat=5))
+    parts = [share(i) for i in range(shares)]
+    report(seconds(lambda: on_cores(lambda part: products(*part), parts), repeat=5))
 
 
 CASES = (

@@ -61,6 +61,41 @@ def small_step(folder):
     report(seconds(step(llama, ["q_proj", "v_proj"], *SMALL_BATCH), repeat=50))
 
 
+def floor(folder, targets="q_proj,v_proj"):
+    """Nothing but the matrix products of a step, each of all rows at once; see ours.py."""
+    llama = load(folder).eval()
+    config, rows, targets = llama.config, BATCH * LENGTH, ALL if targets == "all" else targets
+    K, hd = config.num_key_value_heads, config.hidden_size // config.num_attention_heads
+    x = {n: torch.randn(rows, n) for n in (config.hidden_size, config.intermediate_size, K * hd, 8)}
+    A, B = ({n: torch.randn(*at(n)) for n in x} for at in (lambda n: (8, n), lambda n: (n, 8)))
+    q, k = (torch.randn(BATCH * config.num_attention_heads, LENGTH, hd) for _ in range(2))
+    p, logits = torch.randn(len(q), LENGTH, LENGTH), torch.randn(rows, config.vocab_size)
+
+    def run():
+        for i, layer in enumerate(llama.model.layers):
+            for name, module in layer.named_modules():
+                name = name.rpartition(".")[2]
+                if name not in ALL:
+                    continue
+                w = module.weight
+                out, width = w.shape
+                x[width] @ w.T
+                enters = i == 0 and name in ("q_proj", "k_proj", "v_proj")
+                if not enters:
+                    x[out] @ w
+                if name in targets:
+                    x[width] @ A[width].T, x[8] @ B[out].T
+                    x[out] @ B[out], x[out].T @ x[8], x[8].T @ x[width]
+                    if not enters:
+                        x[8] @ A[width]
+            q @ k.mT, p @ k, q @ k.mT, p.mT @ q, p @ k, p.mT @ q
+        head = llama.lm_head.weight
+        x[config.hidden_size] @ head.T, logits @ head
+
+    with torch.no_grad():
+        report(seconds(run))
+
+
 def quantize(folder, rows, columns):
     from bitsandbytes.functional import quantize_4bit
 
@@ -94,7 +129,7 @@ def generate(folder, scheme="none"):
         report(seconds(lambda: llama.generate(ids, **kwargs).shape[1] - ids.shape[1], repeat=3))
 
 
-CASES = (lora_step, small_step, quantize, dequantize, matvec, generate)
+CASES = (lora_step, small_step, floor, quantize, dequantize, matvec, generate)
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
     {case.__name__: case for case in CASES}[name](*arguments)

@@ -1,0 +1,172 @@
+"""Attention made fast: `nn.attention` as one primitive, for `fused.py`.
+
+Letters as in `nn.py`; G = H/K heads share a key; g is the gradient from above, ∂L/∂y.
+"""
+
+import numpy as np
+from autograd.extend import defvjp_argnums, primitive
+
+from . import nn
+from .kernels import chunks, exp, fast_jit, largest, rows, share_rows
+
+SCORE_FLOATS = 2**22  # scores held at once (16 MiB), however large the batch is
+QUERIES = 64  # tokens whose scores are one product: fewer waste less on keys they may not see
+
+# With S = QKᵀ/√hd + mask, P = softmax(S), Y = PV, per head:
+#   ∂L/∂V = Pᵀg        ∂L/∂P = gVᵀ        ∂L/∂S = P∘(∂L/∂P − Σ_s P∘∂L/∂P)
+#   ∂L/∂Q = ∂L/∂S·K/√hd    ∂L/∂K = (∂L/∂S)ᵀQ/√hd, both then turned back by −angle.
+# P is not kept but made again from Q, K and log Σ eˢ (Dao et al. 2022, Sec. 3.1). The G heads that
+# share keys are stacked token by token, (B, K, T·G, hd), so that some tokens are one product with
+# the keys that they may see, which for the first tokens are few.
+
+
+def attention(q, k, v, angles, starts, cache=None, prefix=None):
+    """As `nn.attention`; keeps q and k (turned), v and one number a row of scores.
+
+    With a cache or a prefix it is `nn.attention` itself.
+    """
+    if cache is not None or prefix is not None:
+        return nn.attention(q, k, v, angles, starts, cache, prefix)
+    return _attention(q, k, v, angles, starts, {})
+
+
+@primitive
+def _attention(q, k, v, angles, starts, kept):
+    hd = 2 * angles[0].shape[-1]
+    K = k.shape[-1] // hd
+    q, k, v = turned(q, angles, K, hd**-0.5), turned(k, angles, K), stacked(v, K, hd)
+    y, log_z = np.empty_like(q), np.empty(q.shape[:3], q.dtype)
+    for b, some, keys in spans(q, k):
+        s = q[b, :, some] @ k[b, :, keys].swapaxes(-1, -2)
+        a = (s, starts[b], log_z[b], some.start)
+        share_rows(_softmax, s.size // keys.stop, *a, width=keys.stop)
+        np.matmul(s, v[b, :, keys], out=y[b, :, some])
+    kept.update(q=q, k=k, v=v, log_z=log_z)
+    return unstacked(y, k.shape[2])
+
+
+def _attention_vjp(argnums, y, args, kwargs):
+    *_, angles, starts, kept = args
+    q, k, v, log_z = (kept[name] for name in ("q", "k", "v", "log_z"))
+
+    def vjp(g):
+        g = stacked(g, *k.shape[1::2])
+        dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
+        for b, some, keys in spans(q, k):
+            s = q[b, :, some] @ k[b, :, keys].swapaxes(-1, -2)
+            dp = g[b, :, some] @ v[b, :, keys].swapaxes(-1, -2)
+            a = (s, dp, starts[b], log_z[b], some.start)
+            share_rows(_softmax_back, s.size // keys.stop, *a, width=keys.stop)
+            np.matmul(dp, k[b, :, keys], out=dq[b, :, some])
+            dk[b, :, keys] += dp.swapaxes(-1, -2) @ q[b, :, some]
+            dv[b, :, keys] += s.swapaxes(-1, -2) @ g[b, :, some]
+        grads = (
+            lambda: turned_back(dq, angles, k.shape[2], k.shape[3] ** -0.5),
+            lambda: turned_back(dk, angles, k.shape[2]),
+            lambda: unstacked(dv, k.shape[2]),
+        )
+        return tuple(grads[n]() for n in argnums)
+
+    return vjp
+
+
+defvjp_argnums(_attention, _attention_vjp)
+
+
+def spans(q, k):
+    """(rows of the batch, of q, keys that these can see) of every product, as slices."""
+    (B, K, R, _), T = q.shape, k.shape[2]
+    for b in chunks(B, K * R * min(T, QUERIES), SCORE_FLOATS):
+        for t in range(0, T, QUERIES):
+            end = min(t + QUERIES, T)
+            yield b, slice(t * R // T, end * R // T), slice(0, end)
+
+
+def stacked(x, K, hd):
+    """(B, T, K·G·hd) -> (B, K, T·G, hd), contiguous."""
+    B, T, _ = x.shape
+    x = x.reshape(B, T, K, -1).transpose(0, 2, 1, 3)
+    return np.ascontiguousarray(x).reshape(B, K, -1, hd)
+
+
+def unstacked(x, T):
+    """(B, K, T·G, hd) -> (B, T, K·G·hd)."""
+    B, K, *_ = x.shape
+    return x.reshape(B, K, T, -1).transpose(0, 2, 1, 3).reshape(B, T, -1)
+
+
+def turned(x, angles, K, scale=1.0):
+    """`stacked` x, rotated by the angles, times scale."""
+    (B, T, width), hd = x.shape, 2 * angles[0].shape[-1]
+    y = np.empty((B, K, T * width // (K * hd), hd), x.dtype)
+    _turn_all(x, y, angles[0], angles[1], scale, True)
+    return y
+
+
+def turned_back(y, angles, T, scale=1.0):
+    """`unstacked` y, rotated by −angle, times scale."""
+    B, K, rows, hd = y.shape
+    x = np.empty((B, T, K * rows // T * hd), y.dtype)
+    _turn_all(x, y, angles[0], -angles[1], scale, False)
+    return x
+
+
+def _turn_all(x, y, cos, sin, scale, forth):
+    (B, T, width), hd = x.shape, y.shape[-1]
+    x, cos, sin = x.reshape(B * T, -1, hd), rows(cos), rows(sin)
+    share_rows(_turn, B * T, x, y, cos, sin, x.dtype.type(scale), forth, width=width)
+
+
+@fast_jit
+def _turn(lo, hi, x, y, cos, sin, scale, forth):
+    (n, heads, hd), (B, K) = x.shape, y.shape[:2]
+    T, G, half = n // B, heads // K, hd // 2
+    for i in range(lo, hi):
+        for h in range(heads):
+            flat, stacked = x[i, h], y[i // T, h // G, i % T * G + h % G]
+            source, target = (flat, stacked) if forth else (stacked, flat)
+            for j in range(half):
+                c, s = scale * cos[i, j], scale * sin[i, j]
+                u, w = source[j], source[j + half]
+                target[j], target[j + half] = u * c - w * s, w * c + u * s
+
+
+@fast_jit
+def _softmax(lo, hi, s, starts, log_z, offset):
+    K, R = s.shape[1:3]
+    G = log_z.shape[2] // starts.shape[1]
+    for i in range(lo, hi):
+        b, k, r = i // (K * R), i // R % K, i % R
+        t = (offset + r) // G
+        first, row = starts[b, t], s[b, k, r]
+        seen = row[first : t + 1]
+        top, total = largest(seen), seen[0] * 0
+        for j in range(seen.size):
+            seen[j] = exp(seen[j] - top)
+            total += seen[j]
+        log_z[b, k, offset + r] = top + np.log(total)
+        for j in range(seen.size):
+            seen[j] /= total
+        row[:first] = 0
+        row[t + 1 :] = 0
+
+
+@fast_jit
+def _softmax_back(lo, hi, s, dp, starts, log_z, offset):
+    K, R = s.shape[1:3]
+    G = log_z.shape[2] // starts.shape[1]
+    for i in range(lo, hi):
+        b, k, r = i // (K * R), i // R % K, i % R
+        t = (offset + r) // G
+        first, row, drow, z = starts[b, t], s[b, k, r], dp[b, k, r], log_z[b, k, offset + r]
+        p, d = row[first : t + 1], drow[first : t + 1]
+        dot = z * 0
+        for j in range(p.size):
+            p[j] = exp(p[j] - z)
+            dot += p[j] * d[j]
+        for j in range(p.size):
+            d[j] = p[j] * (d[j] - dot)
+        row[:first] = 0
+        drow[:first] = 0
+        row[t + 1 :] = 0
+        drow[t + 1 :] = 0

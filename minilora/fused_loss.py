@@ -1,0 +1,100 @@
+"""Cross-entropy made fast: `nn.cross_entropy` with the head in one pass, for `fused.py`.
+
+Letters as in `nn.py`.
+"""
+
+import numpy as np
+from autograd.extend import defvjp_argnums, primitive
+from autograd.tracer import isbox
+
+from . import stored
+from .kernels import chunks, exp, fast_jit, largest, share_rows
+
+LOGIT_FLOATS = 2**22  # logits held at once (16 MiB), however large the batch is
+
+# With z = hEᵀ, p = softmax(z), weight c = m/Σm and target one-hot y:
+#   L = Σ c·(log Σ eᶻ − z[target])        ∂L/∂z = c·(p − y)
+#   ∂L/∂h = c·(pE − E[target])            ∂L/∂E = (∂L/∂z)ᵀ h
+# pE is attention whose keys and values are both E, and V is large: so E goes by in tiles, and for
+# the tiles so far there are the largest z, Σ e^(z − largest) and Σ e^(z − largest)·E, which shrink
+# when a larger z comes (Milakov and Gimelshein 2018, Alg. 3). The logits of one tile exist at a
+# time, and a head that is held in few bits is read once for both products. Only a trained E needs
+# the logits again, when Σ eᶻ is known. Rows with m = 0 are never computed.
+
+
+def cross_entropy(hidden, head, targets, mask):
+    """As `nn.cross_entropy`; keeps the gradients, which the same pass computes."""
+    kept = {"hidden": isbox(hidden), "head": isbox(head)}
+    return _cross_entropy(hidden, head, targets, mask, kept)
+
+
+@primitive
+def _cross_entropy(hidden, head, targets, mask, kept):
+    at = np.nonzero(mask)
+    h, t = hidden[at], targets[at]
+    if t.size and not 0 <= t.min() <= t.max() < head.shape[0]:  # the loops below check no bounds
+        raise IndexError(f"target {t.max()} is not one of {head.shape[0]} tokens")
+    c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
+    log_z, mean = np.empty_like(c), np.zeros_like(h) if kept["hidden"] else None
+    for i in chunks(len(h), stored.TILE, LOGIT_FLOATS):
+        log_z[i] = _log_z(h[i], head, mean if mean is None else mean[i])
+    e_target = head[t]
+    nll = log_z - np.sum(h * e_target, axis=-1)
+    if kept["hidden"]:
+        kept["hidden"] = np.zeros_like(hidden)
+        kept["hidden"][at] = c[:, None] * (mean - e_target)
+    kept["head"] = _head_gradient(h, head, t, c, log_z) if kept["head"] else None
+    return np.dot(nll.astype(np.float64), c.astype(np.float64))
+
+
+defvjp_argnums(
+    _cross_entropy,
+    lambda argnums, loss, args, kwargs: (
+        lambda g: tuple((args[4]["hidden"], args[4]["head"])[n] * float(g) for n in argnums)
+    ),
+)
+
+
+def _log_z(h, head, mean):
+    """log Σ eᶻ of the rows h (n, D): (n,); and pE to `mean` (n, D), zeros before, if given."""
+    top, total = np.full(len(h), -np.inf, h.dtype), np.zeros(len(h), h.dtype)
+    shrink = np.empty_like(top)
+    for _, tile in stored.tiles(head):
+        z = h @ tile.T
+        share_rows(_exp_tile, len(z), z, top, total, shrink, width=z.shape[1])
+        if mean is not None:
+            mean *= shrink[:, None]
+            mean += z @ tile
+    if mean is not None:
+        mean /= total[:, None]
+    return top + np.log(total)
+
+
+def _head_gradient(h, head, targets, c, log_z):
+    """∂L/∂E (V, D) of a trained head."""
+    de = np.zeros_like(head)
+    for i in chunks(len(h), stored.TILE, LOGIT_FLOATS):
+        for rows, tile in stored.tiles(head):
+            z = h[i] @ tile.T
+            share_rows(_probabilities, len(z), z, c[i], log_z[i], width=z.shape[1])
+            de[rows] += z.T @ h[i]
+    np.subtract.at(de, targets, c[:, None] * h)
+    return de
+
+
+@fast_jit
+def _exp_tile(lo, hi, z, top, total, shrink):
+    for i in range(lo, hi):
+        new, part = max(top[i], largest(z[i])), total[i] * 0
+        for j in range(z.shape[1]):
+            z[i, j] = exp(z[i, j] - new)
+            part += z[i, j]
+        shrink[i] = exp(top[i] - new)
+        top[i], total[i] = new, total[i] * shrink[i] + part
+
+
+@fast_jit
+def _probabilities(lo, hi, z, c, log_z):
+    for i in range(lo, hi):
+        for j in range(z.shape[1]):
+            z[i, j] = exp(z[i, j] - log_z[i]) * c[i]
