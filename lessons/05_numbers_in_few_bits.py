@@ -301,7 +301,13 @@ def seen(name):
     return operation
 
 
-ops = SimpleNamespace(**{name: seen(name) for name in inputs})
+def down(gate, up, *weights):
+    return fused.linear(seen("swiglu")(gate, up), *weights)
+
+
+ops = SimpleNamespace(
+    rms_norm=seen("rms_norm"), attention=seen("attention"), linear=fused.linear, down=down
+)
 model.hidden({}, base, batch["tokens"], batch["starts"], config, ops)
 for name, some in inputs.items():
     print(f"largest number that comes from {name}: {max(np.abs(x).max() for x in some):.1f}")

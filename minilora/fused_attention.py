@@ -105,8 +105,8 @@ def turned(x, angles, K, scale=1.0):
 
 def turned_back(y, angles, T, scale=1.0):
     """`unstacked` y, rotated by −angle, times scale."""
-    B, K, rows, hd = y.shape
-    x = np.empty((B, T, K * rows // T * hd), y.dtype)
+    B, K, R, hd = y.shape
+    x = np.empty((B, T, K * R // T * hd), y.dtype)
     _turn_all(x, y, angles[0], -angles[1], scale, False)
     return x
 

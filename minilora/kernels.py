@@ -27,7 +27,7 @@ from threadpoolctl import ThreadpoolController
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # reorder and fuse, but keep NaN and infinity
 # the cores that this process may use, where the system says so
 THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-SERIAL_BELOW = 2**18  # elements; less work than this takes no longer than to wake a thread
+SERIAL_BELOW = 2**19  # elements; less work than this takes no longer than to wake a thread
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from .config import require
 from .kernels import fast_jit, jit, share_rows
 from .nested import Nested, nest, unnest, unnest_plain
+from .sixteens import decode_sixteens
 
 NF4 = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -61,6 +62,11 @@ class Code:
         order = np.argsort(values, kind="stable").astype(np.uint8)
         midpoints = (values[order][:-1] + values[order][1:]) / np.float32(2)
         return cls(values, order, midpoints, values[unpack(np.arange(256))].view(np.uint64))
+
+    @property
+    def tables(self):
+        """What codes are looked up in, sixteen at a time and two."""
+        return self.values, self.byte_values
 
 
 CODES = {"nf4": Code.of(NF4), "fp4": Code.of(FP4)}
@@ -172,19 +178,18 @@ def dequantize(q, out=None):
     """The tensor (q.shape, float32) that q stands for, written to `out`, C-contiguous, if given."""
     out = np.empty(q.shape, np.float32) if out is None else out
     assert out.flags.c_contiguous and out.shape == q.shape and out.dtype == np.float32
-    spans, table = -(-out.size // SPAN), CODES[q.code].byte_values
-    share_rows(
-        _dequantize, spans, q.codes, q.absmax, table, q.block_size, out.reshape(-1), width=SPAN
-    )
+    a = (q.codes, q.absmax, *CODES[q.code].tables, q.block_size, out.reshape(-1))
+    share_rows(_dequantize, -(-out.size // SPAN), *a, width=SPAN)
     return out
 
 
 def matvec(q, x):
     """y = W x for the W (out, in) that q stands for and x (in,), without W in memory: (out,)."""
-    (rows, width), table = q.shape, CODES[q.code].byte_values
+    rows, width = q.shape
     x, y = np.ascontiguousarray(x, np.float32), np.empty(rows, np.float32)
     assert x.shape == (width,)
-    share_rows(_matvec, rows, q.codes, q.absmax, table, q.block_size, x, y, width=width)
+    a = (q.codes, q.absmax, *CODES[q.code].tables, q.block_size, x, y)
+    share_rows(_matvec, rows, *a, width=width)
     return y
 
 
@@ -219,19 +224,20 @@ def _rank(x, midpoints):
 
 
 @jit
-def _dequantize(lo, hi, codes, absmax, table, block_size, out):
+def _dequantize(lo, hi, codes, absmax, values, table, block_size, out):
     """Spans lo..hi of the flat tensor."""
     for start in range(lo * SPAN, min(hi * SPAN, out.size), SPAN):
-        _decode(start, codes, absmax, table, block_size, out[start : start + SPAN])
+        _decode(start, codes, absmax, values, table, block_size, out[start : start + SPAN])
 
 
 @fast_jit
-def _matvec(lo, hi, codes, absmax, table, block_size, x, y):
+def _matvec(lo, hi, codes, absmax, values, table, block_size, x, y):
     """Rows lo..hi of y, each with its row of W in a buffer."""
     buffer = np.empty(x.size + 1, np.float32)
     for i in range(lo, hi):
         odd = i * x.size % 2  # the row begins in the middle of a byte
-        _decode(i * x.size - odd, codes, absmax, table, block_size, buffer[: odd + x.size])
+        some = buffer[: odd + x.size]
+        _decode(i * x.size - odd, codes, absmax, values, table, block_size, some)
         row, total = buffer[odd:], np.float32(0)
         for j in range(x.size):
             total += row[j] * x[j]
@@ -239,8 +245,12 @@ def _matvec(lo, hi, codes, absmax, table, block_size, x, y):
 
 
 @jit
-def _decode(start, codes, absmax, table, block_size, out):
+def _decode(start, codes, absmax, values, table, block_size, out):
     """out = the elements of the flat tensor from `start` on, an even number."""
+    done = decode_sixteens(start, codes, absmax, values, block_size, out)
+    start, out = start + done, out[done:]
+    if out.size == 0:
+        return
     packed, pairs = codes[start // 2 :], out[: out.size // 2 * 2].view(np.uint64)
     for i in range(pairs.size):
         pairs[i] = table[packed[i]]

@@ -13,7 +13,7 @@ import numpy as np
 from autograd import value_and_grad
 from tqdm import tqdm
 
-from . import model
+from . import model, nn
 from .config import InputError, require
 from .data import batch_at, collate, pack
 from .kernels import THREADS, on_cores
@@ -118,10 +118,11 @@ def gradient(adapters, base, bins, step, model_config, config):
 def shared(rows, adapters):
     """The rows of a micro-batch, split into one share for each core.
 
-    In one piece where there are fewer rows than cores, or where a gradient for each core would be
-    large beside what a step takes in any case.
+    In one piece where there are fewer rows than cores, where a gradient for each core would be
+    large beside what a step takes in any case, and on the plain path, so that a debugger sees all.
     """
-    n = THREADS if len(rows) >= THREADS and count(adapters) <= FEW else 1
+    apart = len(rows) >= THREADS and count(adapters) <= FEW and model.OPS is not nn
+    n = THREADS if apart else 1
     return [rows[i::n] for i in range(n)]
 
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from minilora import nested, nf4
 from minilora.config import InputError
+from minilora.sixteens import AVX512, decode_sixteens
 
 EPS = 2.0**-24  # the largest relative error of one float32 operation
 
@@ -345,3 +346,16 @@ def test_absmax_whose_sum_overflows_have_no_mean_to_be_nested_around():
 def test_an_unknown_code_is_refused():
     with pytest.raises(InputError, match="'nf3'"):
         nf4.quantize(np.ones(64), code="nf3")
+
+
+@given(seeds, st.sampled_from([16, 64, 256]), st.integers(0, 400), st.integers(1, 500))
+def test_any_part_of_a_tensor(seed, block_size, start, size):
+    """From a multiple of sixteen on a register does it, else and at the end the table."""
+    w = np.random.default_rng(seed).standard_normal(1000, np.float32)
+    q, start = nf4.quantize(w, block_size), 2 * start
+    out = np.empty(min(size, 1000 - start), np.float32)
+    arguments = (start, q.codes, q.absmax, *nf4.CODES["nf4"].tables)
+    nf4._decode(*arguments, block_size, out)
+    assert out.tobytes() == nf4.dequantize_plain(q)[start : start + out.size].tobytes()
+    done = decode_sixteens(*arguments[:-1], block_size, out)
+    assert done == (out.size // 16 * 16 if AVX512 and start % 16 == 0 else 0)

@@ -65,7 +65,8 @@ def loaded(path, name, written):
         for place in [m for name_, m in sys.modules.items() if name_.startswith("minilora")]:
             found = getattr(place, written_name, None)
             # wherever it was imported to, and its twin in the engine
-            if own is not None and (found is own or (place is fused and found is not None)):
+            twin = found is not None and place.__name__.startswith(fused.__name__)
+            if own is not None and (found is own or twin):
                 setattr(place, written_name, _refusing(written_name))
     try:
         function = getattr(load_file(path, "submission"), name, None)
