@@ -37,7 +37,8 @@ from .tree import count, nbytes
 
 BUDGET = 5472  # micro's seven projections at r = 2
 THREAD_COUNTS = (
-    "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"
+    "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
 )  # fmt: skip
 NUMBERS = ("trained", "adapter_bytes", "optimizer_bytes", "step_ms", "loss", "exact_match",
            "notes_before", "notes_after")  # fmt: skip
@@ -178,14 +179,14 @@ def mapped(function, jobs, executor=None):
     """
     if executor is not None:
         return list(tqdm(executor.map(function, jobs), total=len(jobs), unit="run", disable=None))
-    processes = ProcessPoolExecutor(kernels.THREADS, get_context("spawn"), _one_thread)
+    processes = ProcessPoolExecutor(kernels.THREADS, get_context("spawn"))
     with one_thread(), processes:
         return mapped(function, jobs, processes)
 
 
 @contextmanager
 def one_thread():
-    """Processes that start meanwhile read in their environment: one thread for a matrix product."""
+    """Processes that start meanwhile read in their environment that they have one thread."""
     before = {name: os.environ[name] for name in THREAD_COUNTS if name in os.environ}
     os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
     try:
@@ -194,10 +195,6 @@ def one_thread():
         for name in THREAD_COUNTS:
             del os.environ[name]
         os.environ.update(before)
-
-
-def _one_thread():
-    kernels.THREADS = 1
 
 
 # --- what came out

@@ -3,7 +3,8 @@
 A kernel is a plain function `kernel(lo, hi, *arrays)` that fills rows lo..hi of its outputs, so it
 can be read, and stepped through, as Python; `@jit` compiles it; `share_rows` runs it on every
 core, each with its own span of rows. No two threads ever write or sum into the same number, so
-the result has the same bits for any number of threads.
+the result has the same bits for any number of threads. `on_cores` gives whole calls a core each:
+to wake a thread that sleeps can take 0.1 ms, and a training step would do so a thousand times.
 
 numba's own thread layers are not used: OpenMP's threads spin while they wait and fight with the
 matrix products' threads for the cores (a training step takes twice as long), and `workqueue`
@@ -20,14 +21,13 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba.core import event
+from numba.core import config, event
 from numba.extending import overload
 from threadpoolctl import ThreadpoolController
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # reorder and fuse, but keep NaN and infinity
-# the cores that this process may use, where the system says so
-THREADS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-SERIAL_BELOW = 2**19  # elements; less work than this takes no longer than to wake a thread
+THREADS: int = vars(config)["NUMBA_NUM_THREADS"]  # this variable, else the cores it may use
+SERIAL_BELOW = 2**20  # elements; less work than this takes no longer than to wake a thread
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 

@@ -12,12 +12,11 @@ import os
 from functools import partial
 
 import autograd.numpy as np
-from autograd import make_vjp
-from autograd.extend import defvjp_argnums, primitive
 
 from . import fused, nn, siblings
 from .products import dense, matmul
-from .tree import child, flatten, leaf, opened, unflatten
+from .tape import opened, recomputed
+from .tree import child, leaf
 
 OPS = nn if os.environ.get("MINILORA_PLAIN") else fused
 
@@ -122,36 +121,3 @@ def head(adapters, base):
             return tree["lm_head"]["weight"]
     embedding = child(child(adapters, "model"), "embed_tokens")
     return leaf(embedding, base["model"]["embed_tokens"], "weight")
-
-
-def recomputed(step, trained, x):
-    """step(trained, x), keeping only its arguments: the backward pass runs the step once more.
-
-    (Chen et al. 2016.) Memory grows by one block's input per layer.
-    """
-    leaves = flatten(opened(trained))
-
-    def of_arrays(x, *arrays):
-        return step(unflatten(dict(zip(leaves, arrays))), x)
-
-    return _recomputed(of_arrays, x, *leaves.values())
-
-
-@primitive
-def _recomputed(step, *arrays):
-    return step(*arrays)
-
-
-def _recomputed_vjp(argnums, ans, args, kwargs):
-    step, *inputs = args  # argnums need not hold 1: x is not followed below the first adapted layer
-
-    def of_followed(followed):
-        full = list(inputs)
-        for n, value in zip(argnums, followed):
-            full[n - 1] = value
-        return step(*full)
-
-    return lambda g: make_vjp(of_followed)(tuple(inputs[n - 1] for n in argnums))[0](g)
-
-
-defvjp_argnums(_recomputed, _recomputed_vjp)

@@ -6,10 +6,6 @@ array, a quantized weight (anything with a `shape`), or a plain float that belon
 """
 
 import math
-from functools import partial
-
-from autograd.extend import SparseObject, defvjp, primitive, vspace
-from autograd.tracer import getval, isbox
 
 
 def walk(tree, path=""):
@@ -76,37 +72,6 @@ def tree_map(f, tree, *others):
         else f(value, *(o[key] for o in others))
         for key, value in tree.items()
     }
-
-
-def opened(tree):
-    """A tree that autograd follows, as plain dicts whose leaves it follows; any other as it is.
-
-    autograd boxes the dict at the root, and then each look at a branch is a step on its tape, with
-    a tree of zeros in the backward pass. Here a leaf is one step, whatever its depth.
-    """
-    if not isbox(tree):
-        return tree
-    values = getval(tree)
-    space = vspace(values)
-    return unflatten({path: _leaf_at(tree, path, space) for path, _ in walk(values)})
-
-
-@primitive
-def _leaf_at(tree, path, space):
-    return get(tree, path)
-
-
-def _leaf_at_vjp(leaf, tree, path, space):
-    def add(g, total):
-        here = get(total, path)
-        here += g
-        put(total, path, here)
-        return total
-
-    return lambda g: SparseObject(space, partial(add, g))
-
-
-defvjp(_leaf_at, _leaf_at_vjp)
 
 
 def merge_trees(tree, other):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, fingerprint, random_base
 
-from minilora import compare, methods, plot, pretrained
+from minilora import compare, kernels, methods, plot, pretrained
 from minilora.cli import main, parse
 from minilora.compare import TABLE, Job
 from minilora.config import InputError
@@ -77,8 +77,10 @@ def test_a_start_follows_from_its_seed(method, micro):
 
 @pytest.fixture(scope="module")
 def rows():
-    """Of the first two of three jobs, one after the other in this process."""
-    return [compare.run_one(job) for job in JOBS[:2]]
+    """Of the first two of three jobs, one after the other in this process, on one core like them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "THREADS", 1)  # shares of a batch round in another way
+        return [compare.run_one(job) for job in JOBS[:2]]
 
 
 def test_a_row_says_what_was_trained(rows):

@@ -21,7 +21,7 @@ from models import (
     seeds,
 )
 
-from minilora import lora, metrics, model
+from minilora import kernels, lora, metrics, model
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
 from minilora.data import batch_at, collate
 from minilora.optim import global_norm, learning_rate, to_dtype
@@ -160,7 +160,7 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 5, 9])
 def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
-    monkeypatch.setattr(MODULE, "THREADS", cores)
+    monkeypatch.setattr(kernels, "THREADS", cores)
     adapters, frozen = (as_dtype(tree, np.float64) for tree in setting(dropout=0.0))
     rows = [[e] for e in EXAMPLES[:5]]
     shares = shared(rows, adapters)
@@ -173,7 +173,7 @@ def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
     monkeypatch.undo()
     config = replace(SMALL, batch_size=5)
     whole = value_and_grad(model.loss)(adapters, frozen, collate(rows), TINY)
-    monkeypatch.setattr(MODULE, "THREADS", cores)
+    monkeypatch.setattr(kernels, "THREADS", cores)
     monkeypatch.setattr(MODULE, "batch_at", lambda bins, *rest: bins)
     loss, grads, tokens = gradient(adapters, frozen, rows, 0, TINY, config)
     # shares n/total round to float32, once each; m/Σm does so in both

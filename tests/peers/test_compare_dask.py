@@ -2,13 +2,13 @@
 
 import pytest
 
-from minilora import compare
+from minilora import compare, kernels
 from minilora.compare import Job
 
 distributed = pytest.importorskip("distributed", reason="the peers group is not installed")
 
 
-def test_jobs_over_a_dask_cluster(compared):
+def test_jobs_over_a_dask_cluster(compared, monkeypatch):
     jobs = [Job("norm", seed, iters=2) for seed in range(3)]
     with (
         compare.one_thread(),  # the workers, which start here, read it
@@ -19,6 +19,7 @@ def test_jobs_over_a_dask_cluster(compared):
     ):
         there = compare.compare(jobs, client.get_executor())
         workers = client.scheduler_info()["workers"]
+    monkeypatch.setattr(kernels, "THREADS", 1)  # as there: shares of a batch round in another way
     here = [compare.run_one(job) for job in jobs]
     assert len(workers) == 2 and len(there) == 3
     for row in (*here, *there):
