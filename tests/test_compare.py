@@ -77,7 +77,7 @@ def test_a_start_follows_from_its_seed(method, micro):
 
 @pytest.fixture(scope="module")
 def rows():
-    """Of the first two of three jobs, one after the other in this process, on one core like them."""
+    """Of the first two of three jobs, one after the other in this process, one core each."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kernels, "THREADS", 1)  # shares of a batch round in another way
         return [compare.run_one(job) for job in JOBS[:2]]
