@@ -92,8 +92,10 @@ table(["bytes", *parts["full"], "together"], cells)
 # %% [markdown]
 # All that is kept *for what is trained* (weights, gradients, moments: 16 bytes a parameter in
 # float32) falls with the number of trained parameters, here eleven times. The base falls to less
-# than a sixth in 4 bits (its embedding stays dense). But **the activations do not fall**: the
-# gradient of A needs the same inputs as the gradient of W would. And for a small model and a
+# than a sixth in 4 bits (its embedding stays dense). But **LoRA makes no activation needless**: the
+# gradient of A needs the same inputs as the gradient of W would. The quarter that is missing here
+# is one array a layer, the input of `down_proj`, which the engine makes again from its two factors
+# (`fused.down`; it does so for LoRA alone, but could for any method). And for a small model and a
 # thousand tokens, activations are most of the ledger. So the rule "LoRA makes training fit" is
 # about models whose weights outweigh their batch. Here it is not much of a rule.
 
@@ -103,11 +105,13 @@ for_trained = {name: row["trained"] + row["gradients"] + row["moments"]
 assert for_trained["full"] == 16 * count(base)
 assert 10 < for_trained["full"] / for_trained["LoRA"] < 12
 assert 6 < parts["LoRA"]["frozen"] / parts["QLoRA"]["frozen"] < 7
-assert abs(parts["LoRA"]["activations"] / parts["full"]["activations"] - 1) < 0.02
+made_again = 4 * batch["tokens"].size * config.intermediate_size * config.num_hidden_layers
+needed = parts["LoRA"]["activations"] + made_again
+assert abs(needed / parts["full"]["activations"] - 1) < 0.02
 assert parts["LoRA"]["activations"] > total["LoRA"] / 2
 print(f"the whole step: LoRA's is {total['full'] / total['LoRA']:.2f} times smaller,")
 print(f"QLoRA's {total['full'] / total['QLoRA']:.2f} times")
-assert 1.1 < total["full"] / total["LoRA"] < total["full"] / total["QLoRA"] < 1.6
+assert 1.3 < total["full"] / total["LoRA"] < total["full"] / total["QLoRA"] < 2
 
 # %% [markdown]
 # ## 7 and 65 billion parameters
