@@ -7,6 +7,7 @@ was fetched. Every case runs in a process of its own, so that its peak memory is
 import minilora  # first, so that its settings for the matrix products' threads hold  # noqa: I001
 
 import sys
+from importlib import import_module
 
 import numpy as np
 from cases import ADAM, BATCH, LENGTH, SMALL, SMALL_BATCH, prompt, report, seconds, tokens
@@ -18,9 +19,7 @@ from minilora.kernels import THREADS, on_cores
 from minilora.optim import clip
 from minilora.pretraining import random_params
 
-from importlib import import_module
-
-train = import_module("minilora.train")
+train = import_module("minilora.train")  # `minilora.train` is the function
 
 
 def examples(vocab, rows, length):
@@ -45,7 +44,8 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
 
 def lora_step(folder, targets="q_proj,v_proj", scheme="none", checkpointing=""):
     targets = ALL_LINEAR if targets == "all" else tuple(targets.split(","))
-    config, base = minilora.load("smollm2", scheme, stored=True)[:2]  # as `minilora train` does
+    # stored as `minilora train` does; without the tokenizer, which the other side has not got either
+    config, base = minilora.load("smollm2", scheme, stored=True)[:2]
     report(seconds(step(config, base, targets, checkpointing=bool(checkpointing))))
 
 
