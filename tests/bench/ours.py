@@ -44,7 +44,7 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
 
 def lora_step(folder, targets="q_proj,v_proj", scheme="none", checkpointing=""):
     targets = ALL_LINEAR if targets == "all" else tuple(targets.split(","))
-    # stored as `minilora train` does; without the tokenizer, which the other side has not got either
+    # stored as `minilora train` does; without the tokenizer, which the other side lacks too
     config, base = minilora.load("smollm2", scheme, stored=True)[:2]
     report(seconds(step(config, base, targets, checkpointing=bool(checkpointing))))
 
