@@ -132,8 +132,8 @@ def _swiglu_back(lo, hi, a, b, g, da, db):
 
 # ------------------------------------------------------------------- Projections with LoRA on them
 # y = W₀x + s·B(Ax): the gradients of both products (`products.py`), added in place.
-# Of x = swiglu(gate, up), the input of W_down, nothing is kept: what makes it again costs a
-# thousandth of the product that reads it, and it is the widest input of all.
+# Of x = swiglu(gate, up), the input of W_down, nothing is kept: to make it again takes a tenth of
+# the time of the product that reads it, and it is the widest input of all.
 
 
 def linear(x, trained, frozen, rng=None):
