@@ -21,7 +21,7 @@ import numpy as np
 from .config import require
 from .kernels import fast_jit, jit, share_rows
 from .nested import Nested, nest, unnest, unnest_plain
-from .sixteens import decode_sixteens
+from .sixteens import decode_sixteens, dot_sixteens
 
 NF4 = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -190,7 +190,7 @@ def matvec(q, x):
     x, y = np.ascontiguousarray(x, np.float32), np.empty(rows, np.float32)
     assert x.shape == (width,)
     a = (q.codes, q.absmax, *CODES[q.code].tables, q.block_size, x, y)
-    share_rows(_matvec, rows, *a, width=2 * width)  # each is looked up, then multiplied
+    share_rows(_matvec, rows, *a, width=width)
     return y
 
 
@@ -201,6 +201,8 @@ def matvec(q, x):
 def _encode(lo, hi, w, midpoints, block_size, codes, absmax):
     """Blocks lo..hi: the absmax, and two ranks among the sixteen values a byte."""
     half, absmax_bits = block_size // 2, absmax.view(np.uint32)
+    ranks = np.empty(block_size, np.int32)
+    pairs = ranks.view(np.uint64)  # the first of two in the low half, as numba's processors have it
     for b in range(lo, hi):
         block = w[b * block_size : (b + 1) * block_size]
         # Without the sign bit, floats compare as whole numbers do, and NaN is the largest.
@@ -209,10 +211,11 @@ def _encode(lo, hi, w, midpoints, block_size, codes, absmax):
             largest = max(largest, bits[i] & np.uint32(0x7FFFFFFF))
         absmax_bits[b] = largest
         scale = np.float32(1) / max(absmax[b], TINY)
+        for i in range(block_size):
+            ranks[i] = _rank(block[i] * scale, midpoints)
         packed = codes[b * half : (b + 1) * half]
         for i in range(half):
-            first = _rank(block[2 * i] * scale, midpoints)
-            packed[i] = first << 4 | _rank(block[2 * i + 1] * scale, midpoints)
+            packed[i] = (pairs[i] << np.uint64(4) | pairs[i] >> np.uint64(32)) & np.uint64(255)
 
 
 @jit
@@ -233,15 +236,17 @@ def _dequantize(lo, hi, codes, absmax, values, table, block_size, out):
 
 @fast_jit
 def _matvec(lo, hi, codes, absmax, values, table, block_size, x, y):
-    """Rows lo..hi of y, each with its row of W in a buffer."""
+    """Rows lo..hi of y, each sixteen elements at a time; what these leave over by a buffer."""
     buffer = np.empty(x.size + 1, np.float32)
     for i in range(lo, hi):
-        odd = i * x.size % 2  # the row begins in the middle of a byte
-        some = buffer[: odd + x.size]
-        _decode(i * x.size - odd, codes, absmax, values, table, block_size, some)
-        row, total = buffer[odd:], np.float32(0)
-        for j in range(x.size):
-            total += row[j] * x[j]
+        start = i * x.size
+        done, total = dot_sixteens(start, codes, absmax, values, block_size, x)
+        rest, odd = x[done:], (start + done) % 2  # a row may begin in the middle of a byte
+        if rest.size:
+            some = buffer[: odd + rest.size]
+            _decode(start + done - odd, codes, absmax, values, table, block_size, some)
+            for j in range(rest.size):
+                total += some[odd + j] * rest[j]
         y[i] = total
 
 

@@ -2,12 +2,13 @@
 
 `nf4._decode` looks one byte, two codes, up after the other. The instruction vpermps takes sixteen
 numbers from a register of sixteen, each by four bits of its own: that is dequantizing itself.
-numba reaches it by LLVM's name for it. Where there is no such instruction, the other loop does all.
+numba reaches it by LLVM's name for it. Where there is no such instruction, the other loops do all.
 """
 
+import numpy as np
 from llvmlite import ir
 from llvmlite.binding import get_host_cpu_features
-from numba.core import config, types
+from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 from .kernels import jit
@@ -22,24 +23,45 @@ def decode_sixteens(start, codes, absmax, values, block_size, out):
     A block is a multiple of sixteen elements too, so sixteen from such a start have one scale.
     """
     done, i = out.size // 16 * 16 if start % 16 == 0 else 0, 0
+    b, end = start // block_size, block_size - start % block_size
     while i < done:
-        b = (start + i) // block_size
-        end = min((b + 1) * block_size - start, done)
-        for j in range(i, end, 16):
+        for j in range(i, min(end, done), 16):
             _decode16(values, codes, (start + j) // 2, absmax[b], out, j)  # type: ignore[call-arg]
-        i = end
+        i, b, end = end, b + 1, end + block_size
     return done
 
 
 @jit
-def _none(start, codes, absmax, values, block_size, out):
+def dot_sixteens(start, codes, absmax, values, block_size, x):
+    """The first elements of the flat tensor from `start` on times those of x (n,), and their sum.
+
+    Returns (how many, sum). The scale of a block is a factor of its own sum.
+    """
+    done, i = x.size // 16 * 16 if start % 16 == 0 else 0, 0
+    b, end, total = start // block_size, block_size - start % block_size, np.float32(0)
+    while i < done:
+        n = (min(end, done) - i) // 16
+        part = _dot16(values, codes, (start + i) // 2, x, i, n)  # type: ignore[call-arg, var-annotated]
+        total += absmax[b] * part
+        i, b, end = end, b + 1, end + block_size
+    return done, total
+
+
+@jit
+def _none_decoded(start, codes, absmax, values, block_size, out):
     return 0
 
 
+@jit
+def _none_added(start, codes, absmax, values, block_size, x):
+    return 0, np.float32(0)
+
+
 if not AVX512:
-    decode_sixteens = _none
+    decode_sixteens, dot_sixteens = _none_decoded, _none_added
 
 
+AHEAD = 2048  # bytes of codes that are on their way: memory is slower than the looking up
 INT, FLOATS, BYTES = ir.IntType(32), ir.VectorType(ir.FloatType(), 16), ir.IntType(8)
 
 
@@ -51,26 +73,69 @@ def _decode16(typingctx, values, codes, at, scale, out, to):
     """
 
     def generate(context, builder, signature, arguments):
-        at, scale, to = (arguments[n] for n in (2, 3, 5))
-
-        def address(n, index, kind):
-            array = context.make_array(signature.args[n])(context, builder, arguments[n])
-            return builder.bitcast(builder.gep(array.data, [index]), kind.as_pointer())
-
-        def numbers(some):
-            return ir.Constant(ir.VectorType(INT, 16), some)
-
-        book = builder.load(address(0, ir.Constant(ir.IntType(64), 0), FLOATS), align=4)
-        eight = builder.load(address(1, at, ir.VectorType(BYTES, 8)), align=1)
-        # b₀ b₁ … → b₀ b₀ b₁ b₁ … → b₀»4 b₀ b₁»4 b₁ …: of each the low four bits are the index
-        twice = builder.shuffle_vector(eight, eight, numbers([i // 2 for i in range(16)]))
-        index = builder.lshr(builder.zext(twice, ir.VectorType(INT, 16)), numbers([4, 0] * 8))
-        kind = ir.FunctionType(FLOATS, [FLOATS, index.type])
-        permute = builder.module.declare_intrinsic("llvm.x86.avx512.permvar.sf.512", fnty=kind)
-        first = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), scale, INT(0))
-        scales = builder.shuffle_vector(first, first, numbers([0] * 16))
-        found = builder.fmul(builder.call(permute, [book, index]), scales)
-        builder.store(found, address(4, to, FLOATS), align=4)
+        values, codes, out = _data(context, builder, signature, arguments, 0, 1, 4)
+        first = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), arguments[3], INT(0))
+        scale = builder.shuffle_vector(first, first, _numbers([0] * 16))
+        found = builder.fmul(_look_up(builder, values, codes, arguments[2]), scale)
+        builder.store(found, _floats(builder, out, arguments[5]), align=4)
         return context.get_dummy_value()
 
     return types.void(values, codes, at, scale, out, to), generate
+
+
+@intrinsic
+def _dot16(typingctx, values, codes, at, x, i, n):
+    """Σ values[codes[at : at + 8n]]∘x[i : i + 16n], a float32; arguments as of `_decode16`."""
+
+    def generate(context, builder, signature, arguments):
+        values, codes, x = _data(context, builder, signature, arguments, 0, 1, 3)
+        _, _, at, _, i, n = arguments
+        sums = cgutils.alloca_once_value(builder, ir.Constant(FLOATS, [0.0] * 16))
+        with cgutils.for_range(builder, n) as loop:
+            here = builder.mul(loop.index, at.type(8))
+            _fetch(builder, codes, builder.add(at, builder.add(here, at.type(AHEAD))))
+            found = _look_up(builder, values, codes, builder.add(at, here))
+            some = _floats(builder, x, builder.add(i, builder.add(here, here)))
+            term = builder.fmul(found, builder.load(some, align=4), flags=("contract",))
+            builder.store(builder.fadd(builder.load(sums), term, flags=("contract",)), sums)
+        kind = ir.FunctionType(FLOATS.element, [FLOATS.element, FLOATS])
+        add = builder.module.declare_intrinsic("llvm.vector.reduce.fadd.v16f32", fnty=kind)
+        zero = ir.Constant(FLOATS.element, 0.0)
+        return builder.call(add, [zero, builder.load(sums)], fastmath=("reassoc",))
+
+    return types.float32(values, codes, at, x, i, n), generate
+
+
+def _data(context, builder, signature, arguments, *which):
+    """Where the elements of those arguments that are arrays begin."""
+    kinds = [context.make_array(signature.args[n]) for n in which]
+    return [kind(context, builder, arguments[n]).data for kind, n in zip(kinds, which)]
+
+
+def _look_up(builder, values, codes, at):
+    """Sixteen floats: what the eight bytes from codes[at] on stand for."""
+    book = builder.load(_floats(builder, values, at.type(0)), align=4)
+    kind = ir.VectorType(BYTES, 8).as_pointer()
+    eight = builder.load(builder.bitcast(builder.gep(codes, [at]), kind), align=1)
+    # b₀ b₁ … → b₀ b₀ b₁ b₁ … → b₀»4 b₀ b₁»4 b₁ …: of each the low four bits are the index
+    twice = builder.shuffle_vector(eight, eight, _numbers([i // 2 for i in range(16)]))
+    index = builder.lshr(builder.zext(twice, ir.VectorType(INT, 16)), _numbers([4, 0] * 8))
+    kind = ir.FunctionType(FLOATS, [FLOATS, index.type])
+    permute = builder.module.declare_intrinsic("llvm.x86.avx512.permvar.sf.512", fnty=kind)
+    return builder.call(permute, [book, index])
+
+
+def _fetch(builder, data, at):
+    """Begin to bring data[at] into the cache; past the end of the array it does nothing."""
+    kind = ir.FunctionType(ir.VoidType(), [data.type, INT, INT, INT])
+    prefetch = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
+    builder.call(prefetch, [builder.gep(data, [at]), INT(0), INT(3), INT(1)])  # to read and keep
+
+
+def _floats(builder, data, at):
+    """The sixteen floats from data[at] on, as one to load or store."""
+    return builder.bitcast(builder.gep(data, [at]), FLOATS.as_pointer())
+
+
+def _numbers(some):
+    return ir.Constant(ir.VectorType(INT, 16), some)
