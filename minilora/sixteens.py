@@ -11,7 +11,7 @@ from llvmlite.binding import get_host_cpu_features
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
-from .kernels import jit
+from .kernels import AHEAD, jit, prefetch
 
 AVX512 = bool(get_host_cpu_features().get("avx512f")) and not vars(config)["DISABLE_JIT"]
 
@@ -61,7 +61,6 @@ if not AVX512:
     decode_sixteens, dot_sixteens = _none_decoded, _none_added
 
 
-AHEAD = 2048  # bytes of codes that are on their way: memory is slower than the looking up
 INT, FLOATS, BYTES = ir.IntType(32), ir.VectorType(ir.FloatType(), 16), ir.IntType(8)
 
 
@@ -74,6 +73,7 @@ def _decode16(typingctx, values, codes, at, scale, out, to):
 
     def generate(context, builder, signature, arguments):
         values, codes, out = _data(context, builder, signature, arguments, 0, 1, 4)
+        prefetch(builder, out, builder.add(arguments[5], arguments[5].type(AHEAD)))
         first = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), arguments[3], INT(0))
         scale = builder.shuffle_vector(first, first, _numbers([0] * 16))
         found = builder.fmul(_look_up(builder, values, codes, arguments[2]), scale)
@@ -93,7 +93,7 @@ def _dot16(typingctx, values, codes, at, x, i, n):
         sums = cgutils.alloca_once_value(builder, ir.Constant(FLOATS, [0.0] * 16))
         with cgutils.for_range(builder, n) as loop:
             here = builder.mul(loop.index, at.type(8))
-            _fetch(builder, codes, builder.add(at, builder.add(here, at.type(AHEAD))))
+            prefetch(builder, codes, builder.add(at, builder.add(here, at.type(AHEAD))))
             found = _look_up(builder, values, codes, builder.add(at, here))
             some = _floats(builder, x, builder.add(i, builder.add(here, here)))
             term = builder.fmul(found, builder.load(some, align=4), flags=("contract",))
@@ -123,13 +123,6 @@ def _look_up(builder, values, codes, at):
     kind = ir.FunctionType(FLOATS, [FLOATS, index.type])
     permute = builder.module.declare_intrinsic("llvm.x86.avx512.permvar.sf.512", fnty=kind)
     return builder.call(permute, [book, index])
-
-
-def _fetch(builder, data, at):
-    """Begin to bring data[at] into the cache; past the end of the array it does nothing."""
-    kind = ir.FunctionType(ir.VoidType(), [data.type, INT, INT, INT])
-    prefetch = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
-    builder.call(prefetch, [builder.gep(data, [at]), INT(0), INT(3), INT(1)])  # to read and keep
 
 
 def _floats(builder, data, at):

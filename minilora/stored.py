@@ -15,13 +15,13 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from .kernels import fast_jit, jit, share_rows
+from .kernels import AHEAD, ahead, fast_jit, jit, share_rows
 
 ONE = np.float32(1)
 # how far the bits move, and the power of two that they then lack
 MOVE = {"Q8_0": (0, ONE), "F16": (13, ONE * 2**112), "BF16": (16, ONE)}
 INFINITY = {"F16": 0x7C00, "BF16": 0x7F80}  # its bits; what is larger is NaN
-TILE = 2048
+TILE = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +136,7 @@ def _matvec(lo, hi, codes, scales, shift, power, x, y):
         total = np.float32(0)
         for b in range(scales.shape[1]):
             at = slice(b * size, (b + 1) * size)
+            ahead(codes, i * codes.shape[1] + at.start + AHEAD)
             some, block = codes[i, at], x[at]
             part = np.float32(0)
             for j in range(block.size):
@@ -146,16 +147,19 @@ def _matvec(lo, hi, codes, scales, shift, power, x, y):
 
 def _number(code, shift, power):
     """What a code stands for, but for the scale of its block."""
+    return (_whole if code.dtype == np.int8 else _half)(code, shift, power)
+
+
+def _whole(code, shift, power):
+    return np.float32(code)
+
+
+def _half(code, shift, power):
+    sign, magnitude = np.uint32(code & 0x8000) << 16, np.uint32(code & 0x7FFF) << shift
+    return np.uint32(sign | magnitude).view(np.float32) * power
 
 
 # Nothing in it is reordered: the moved bits are so small a number that times x they may be none.
 @overload(_number, jit_options={"fastmath": False})
 def _number_of(code, shift, power):
-    def whole(code, shift, power):
-        return np.float32(code)
-
-    def half(code, shift, power):
-        sign, magnitude = np.uint32(code & 0x8000) << 16, np.uint32(code & 0x7FFF) << shift
-        return np.uint32(sign | magnitude).view(np.float32) * power
-
-    return whole if code == numba.types.int8 else half
+    return _whole if code == numba.types.int8 else _half
