@@ -53,7 +53,7 @@ PAIRS = (
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
-    groups = (*dict.fromkeys(pair[0] for pair in PAIRS), "start", "scaling")
+    groups = (*dict.fromkeys(pair[0] for pair in PAIRS), "start", "scaling", "profile")
     parser.add_argument("--only", nargs="+", choices=groups, default=groups)
     args = parser.parse_args()
     saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
@@ -66,10 +66,12 @@ def main():
             saved["start"] = starting(folder)
         if "scaling" in args.only:
             saved["scaling"] = scaling(folder)
+        if "profile" in args.only:
+            saved["profile"] = profile(folder)
     saved["machine"] = machine()
     RESULTS.write_text(json.dumps(saved, indent=1, ensure_ascii=False) + "\n")
     rows = [{"what": pair[1], **saved[pair[1]]} for pair in PAIRS if pair[1] in saved]
-    lines = [saved.get(name, "") for name in ("machine", "start", "scaling")]
+    lines = [saved.get(name, "") for name in ("machine", "start", "scaling", "profile")]
     print(lines[0], table(rows), *lines[1:], sep="\n\n")
     itself = {pair[1] for pair in PAIRS if pair[3].startswith("ours ")}
     draw([row for row in rows if row["what"] not in itself])
@@ -172,6 +174,17 @@ def scaling(folder):
                 for x, r in zip(at, results)
             )
             lines.append(f"{name}{', checkpointed' if how else ''}: {said}")
+    return "\n".join(lines)
+
+
+def profile(folder):
+    """Where a core spends a step: matrix products by what they are for, loops, and the rest."""
+    lines = []
+    for case in ("lora q_proj,v_proj", "lora all", "lora q_proj,v_proj nf4-dq", "small"):
+        spent = run("ours", folder, f"profile {case}")
+        whole, _ = spent.pop("seconds"), spent.pop("wall")
+        parts = ", ".join(f"{name} {part / whole:.0%}" for name, part in spent.items())
+        lines.append(f"of a core's {span(whole)}, {case}: {parts}")
     return "\n".join(lines)
 
 

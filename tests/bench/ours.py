@@ -6,8 +6,13 @@ was fetched. Every case runs in a process of its own, so that its peak memory is
 
 import minilora  # first, so that its settings for the matrix products' threads hold  # noqa: I001
 
+import cProfile
+import json
+import pstats
 import sys
+import time
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 from cases import ADAM, BATCH, LENGTH, SMALL, SMALL_BATCH, prompt, report, seconds, tokens
@@ -20,6 +25,14 @@ from minilora.optim import clip
 from minilora.pretraining import random_params
 
 train = import_module("minilora.train")  # `minilora.train` is the function
+
+
+PARTS = {  # functions whose own time is that of matrix products, or of waiting for the other core
+    ("products.py", "_fold"): "projections", ("products.py", "_outer"): "projections",
+    ("fused_loss.py", "_log_z"): "head",
+    ("fused_attention.py", "_attention"): "attention", ("fused_attention.py", "vjp"): "attention",
+    ("~", "<method 'acquire' of '_thread.lock' objects>"): "waiting",
+}  # fmt: skip
 
 
 def examples(vocab, rows, length):
@@ -42,23 +55,54 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
     return run
 
 
-def lora_step(folder, targets="q_proj,v_proj", scheme="none", checkpointing=""):
+def of_smollm2(folder, targets="q_proj,v_proj", scheme="none", checkpointing=""):
     targets = ALL_LINEAR if targets == "all" else tuple(targets.split(","))
     # stored as `minilora train` does; without the tokenizer, which the other side lacks too
     config, base = minilora.load("smollm2", scheme, stored=True)[:2]
-    report(seconds(step(config, base, targets, checkpointing=bool(checkpointing))))
+    return step(config, base, targets, checkpointing=bool(checkpointing))
+
+
+def of_small(folder):
+    config = ModelConfig(**SMALL, head_dim=SMALL["hidden_size"] // SMALL["num_attention_heads"])
+    base = random_params(config, np.random.default_rng(0))
+    return step(config, base, ("q_proj", "v_proj"), *SMALL_BATCH)
+
+
+def lora_step(folder, *arguments):
+    report(seconds(of_smollm2(folder, *arguments)))
+
+
+def small_step(folder):
+    report(seconds(of_small(folder), repeat=50))
+
+
+def profile(folder, name, *arguments):
+    """Where one of the cores spends a step: seconds of products by what they are for, and so on.
+
+    Seen by a profiler, which makes Python's calls slower: without it "the rest" is less.
+    """
+    run = {"lora": of_smollm2, "small": of_small}[name](folder, *arguments)
+    run()
+    profiler, steps = cProfile.Profile(), 5 if name == "lora" else 100
+    began = time.perf_counter()
+    profiler.runcall(lambda: [run() for _ in range(steps)])
+    whole = (time.perf_counter() - began) / steps
+    mine = [vars(module).values() for key, module in sys.modules.items() if "minilora" in key]
+    loops = {f.py_func.__code__ for values in mine for f in values if hasattr(f, "py_func")}
+    loops = {(code.co_filename, code.co_name) for code in loops}
+    parts = dict.fromkeys((*PARTS.values(), "loops"), 0.0)
+    for (path, _, function), (_, _, own, *_) in pstats.Stats(profiler).stats.items():
+        part = PARTS.get((Path(path).name, function))
+        part = "loops" if (path, function) in loops else part
+        if part:
+            parts[part] += own / steps
+    print(json.dumps({**parts, "rest": whole - sum(parts.values()), "seconds": whole}))
 
 
 def first_loss(folder):
     """From the shell to the first loss, the GGUF file as it was fetched."""
     config, base, _ = minilora.load("smollm2", "nf4-dq")
     report([step(config, base, ("q_proj", "v_proj"))()])
-
-
-def small_step(folder):
-    config = ModelConfig(**SMALL, head_dim=SMALL["hidden_size"] // SMALL["num_attention_heads"])
-    base = random_params(config, np.random.default_rng(0))
-    report(seconds(step(config, base, ("q_proj", "v_proj"), *SMALL_BATCH), repeat=50))
 
 
 def scaled_step(folder, layers, length, checkpointing=""):
@@ -157,7 +201,8 @@ def floor(folder, targets="q_proj,v_proj"):
 
 
 CASES = (
-    lora_step, first_loss, small_step, scaled_step, quantize, dequantize, matvec, generate, floor
+    lora_step, first_loss, small_step, scaled_step, quantize, dequantize, matvec, generate, floor,
+    profile,
 )  # fmt: skip
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
