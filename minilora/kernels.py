@@ -21,14 +21,12 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba.core import config, event
-from numba.extending import intrinsic, overload
+from numba.extending import overload
 from threadpoolctl import ThreadpoolController
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # reorder and fuse, but keep NaN and infinity
 THREADS: int = vars(config)["NUMBA_NUM_THREADS"]  # this variable, else the cores it may use
-AHEAD = 2048  # elements between what a loop is at and what it asks for
 SERIAL_BELOW = 2**20  # elements; less work than this takes no longer than to wake a thread
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
@@ -196,36 +194,6 @@ def largest(x):
     for i in range(four, x.size):
         a = max(a, x[i])
     return max(max(a, b), max(c, d))
-
-
-def ahead(array, at):
-    """Begin to bring element `at`, counted flat, into the cache; past the end it does nothing.
-
-    Inside a compiled loop over numbers that come from memory: the processor alone does not look
-    far enough ahead, and half the time of such a loop can be waiting.
-    """
-
-
-@overload(ahead)
-def _ahead(array, at):
-    return lambda array, at: _prefetch(array, at)  # type: ignore[call-arg]
-
-
-@intrinsic
-def _prefetch(typingctx, array, at):
-    def generate(context, builder, signature, arguments):
-        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        prefetch(builder, data, arguments[1])
-        return context.get_dummy_value()
-
-    return numba.types.void(array, at), generate
-
-
-def prefetch(builder, data, at):
-    """LLVM's instruction for it: to read, to be kept in every cache, data."""
-    kind = ir.FunctionType(ir.VoidType(), [data.type] + [ir.IntType(32)] * 3)
-    instruction = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
-    builder.call(instruction, [builder.gep(data, [at]), *(ir.IntType(32)(n) for n in (0, 3, 1))])
 
 
 def exp(x):

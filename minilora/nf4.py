@@ -20,8 +20,8 @@ import numpy as np
 
 from .config import require
 from .kernels import fast_jit, jit, share_rows
+from .lookup import decode, dot
 from .nested import Nested, nest, unnest, unnest_plain
-from .sixteens import decode_sixteens, dot_sixteens
 
 NF4 = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -231,38 +231,12 @@ def _rank(x, midpoints):
 def _dequantize(lo, hi, codes, absmax, values, table, block_size, out):
     """Spans lo..hi of the flat tensor."""
     for start in range(lo * SPAN, min(hi * SPAN, out.size), SPAN):
-        _decode(start, codes, absmax, values, table, block_size, out[start : start + SPAN])
+        decode(start, codes, absmax, values, table, block_size, out[start : start + SPAN])
 
 
 @fast_jit
 def _matvec(lo, hi, codes, absmax, values, table, block_size, x, y):
-    """Rows lo..hi of y, each sixteen elements at a time; what these leave over by a buffer."""
+    """Rows lo..hi of y."""
     buffer = np.empty(x.size + 1, np.float32)
     for i in range(lo, hi):
-        start = i * x.size
-        done, total = dot_sixteens(start, codes, absmax, values, block_size, x)
-        rest, odd = x[done:], (start + done) % 2  # a row may begin in the middle of a byte
-        if rest.size:
-            some = buffer[: odd + rest.size]
-            _decode(start + done - odd, codes, absmax, values, table, block_size, some)
-            for j in range(rest.size):
-                total += some[odd + j] * rest[j]
-        y[i] = total
-
-
-@jit
-def _decode(start, codes, absmax, values, table, block_size, out):
-    """out = the elements of the flat tensor from `start` on, an even number."""
-    done = decode_sixteens(start, codes, absmax, values, block_size, out)
-    start, out = start + done, out[done:]
-    if out.size == 0:
-        return
-    packed, pairs = codes[start // 2 :], out[: out.size // 2 * 2].view(np.uint64)
-    for i in range(pairs.size):
-        pairs[i] = table[packed[i]]
-    if out.size % 2:
-        out[out.size - 1] = table[packed[pairs.size] :].view(np.float32)[0]
-    for b in range(start // block_size, (start + out.size - 1) // block_size + 1):
-        block, scale = out[max(b * block_size - start, 0) : (b + 1) * block_size - start], absmax[b]
-        for i in range(block.size):
-            block[i] *= scale
+        y[i] = dot(i * x.size, codes, absmax, values, table, block_size, x, buffer)

@@ -15,7 +15,8 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from .kernels import AHEAD, ahead, fast_jit, jit, share_rows
+from .ahead import AHEAD, ahead
+from .kernels import fast_jit, jit, share_rows
 
 ONE = np.float32(1)
 # how far the bits move, and the power of two that they then lack

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minilora import nested, nf4
 from minilora.config import InputError
-from minilora.sixteens import AVX512, decode_sixteens, dot_sixteens
+from minilora.lookup import AVX512, decode, decode_sixteens, dot, dot_sixteens
 
 EPS = 2.0**-24  # the largest relative error of one float32 operation
 
@@ -356,12 +356,19 @@ def test_any_part_of_a_tensor(seed, block_size, start, size):
     q, start = nf4.quantize(w, block_size), 2 * start
     out = np.empty(min(size, 1000 - start), np.float32)
     arguments = (start, q.codes, q.absmax, *nf4.CODES["nf4"].tables)
-    nf4._decode(*arguments, block_size, out)
+    decode(*arguments, block_size, out)
     assert out.tobytes() == nf4.dequantize_plain(q)[start : start + out.size].tobytes()
-    sixteens = out.size // 16 * 16 if AVX512 and start % 16 == 0 else 0
-    assert decode_sixteens(*arguments[:-1], block_size, out) == sixteens
-    x = w[: out.size]
-    done, total = dot_sixteens(*arguments[:-1], block_size, x)
-    assert done == sixteens
-    terms = out[:done].astype(np.float64) * x[:done]
-    assert abs(total - terms.sum()) <= (done + 2) * EPS * np.abs(terms).sum()
+    done = decode_sixteens(*arguments[:-1], block_size, out)
+    assert done == (out.size // 16 * 16 if AVX512 and start % 16 == 0 else 0)
+
+
+@given(seeds, st.sampled_from([16, 64, 256]), st.integers(0, 800), st.integers(1, 500))
+def test_any_part_of_a_tensor_times_a_vector(seed, block_size, start, size):
+    w = np.random.default_rng(seed).standard_normal(1000, np.float32)
+    q, x = nf4.quantize(w, block_size), w[::-1][: min(size, 1000 - start)].copy()
+    arguments = (start, q.codes, q.absmax, *nf4.CODES["nf4"].tables)
+    total = dot(*arguments, block_size, x, np.empty(x.size + 1, np.float32))
+    terms = nf4.dequantize_plain(q)[start : start + x.size].astype(np.float64) * x
+    assert abs(total - terms.sum()) <= (x.size + 2) * EPS * np.abs(terms).sum()
+    done, _ = dot_sixteens(*arguments[:-1], block_size, x)
+    assert done == (x.size // 16 * 16 if AVX512 and start % 16 == 0 else 0)

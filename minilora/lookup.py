@@ -1,8 +1,12 @@
-"""Sixteen codes at a time: the code book fits into one register of a processor with AVX-512.
+"""What codes stand for, looked up: sixteen at a time in a register, or two in a table.
 
-`nf4._decode` looks one byte, two codes, up after the other. The instruction vpermps takes sixteen
-numbers from a register of sixteen, each by four bits of its own: that is dequantizing itself.
-numba reaches it by LLVM's name for it. Where there is no such instruction, the other loops do all.
+The code book of a 4-bit scheme fits into one register of a processor with AVX-512. Its instruction
+vpermps takes sixteen numbers from a register of sixteen, each by four bits of its own: that is
+dequantizing itself. numba reaches it by LLVM's name for it. Where there is no such instruction, or
+not sixteen codes, a table gives the two numbers of each byte.
+
+The tensor is read as one flat row, `start` and what follows count its elements; `values` (16,) is
+the book and `table` (256,) the two float32 of every byte, as one uint64. See `nf4.Quantized`.
 """
 
 import numpy as np
@@ -11,14 +15,49 @@ from llvmlite.binding import get_host_cpu_features
 from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
-from .kernels import AHEAD, jit, prefetch
+from .ahead import AHEAD, prefetch
+from .kernels import fast_jit, jit
 
 AVX512 = bool(get_host_cpu_features().get("avx512f")) and not vars(config)["DISABLE_JIT"]
 
 
 @jit
+def decode(start, codes, absmax, values, table, block_size, out):
+    """out = the elements of the flat tensor from `start` on, an even number."""
+    done = decode_sixteens(start, codes, absmax, values, block_size, out)
+    start, out = start + done, out[done:]
+    if out.size == 0:
+        return
+    packed, pairs = codes[start // 2 :], out[: out.size // 2 * 2].view(np.uint64)
+    for i in range(pairs.size):
+        pairs[i] = table[packed[i]]
+    if out.size % 2:
+        out[out.size - 1] = table[packed[pairs.size] :].view(np.float32)[0]
+    for b in range(start // block_size, (start + out.size - 1) // block_size + 1):
+        block, scale = out[max(b * block_size - start, 0) : (b + 1) * block_size - start], absmax[b]
+        for i in range(block.size):
+            block[i] *= scale
+
+
+@fast_jit
+def dot(start, codes, absmax, values, table, block_size, x, buffer):
+    """The sum of x (n,) times as many elements from `start` on; `buffer` holds n + 1 of them."""
+    done, total = dot_sixteens(start, codes, absmax, values, block_size, x)
+    rest, odd = x[done:], (start + done) % 2  # it may begin in the middle of a byte
+    if rest.size:
+        some = buffer[: odd + rest.size]
+        decode(start + done - odd, codes, absmax, values, table, block_size, some)
+        for j in range(rest.size):
+            total += some[odd + j] * rest[j]
+    return total
+
+
+# ------------------------------------------------------------------------- sixteen at a time
+
+
+@jit
 def decode_sixteens(start, codes, absmax, values, block_size, out):
-    """As `nf4._decode` for the first elements of `out`; how many they are, a multiple of 16.
+    """As `decode` for the first elements of `out`; how many they are, a multiple of 16.
 
     A block is a multiple of sixteen elements too, so sixteen from such a start have one scale.
     """
@@ -33,9 +72,9 @@ def decode_sixteens(start, codes, absmax, values, block_size, out):
 
 @jit
 def dot_sixteens(start, codes, absmax, values, block_size, x):
-    """The first elements of the flat tensor from `start` on times those of x (n,), and their sum.
+    """As `dot` for the first elements of x: (how many, their sum).
 
-    Returns (how many, sum). The scale of a block is a factor of its own sum.
+    What the codes of a block stand for is summed before its scale multiplies it.
     """
     done, i = x.size // 16 * 16 if start % 16 == 0 else 0, 0
     b, end, total = start // block_size, block_size - start % block_size, np.float32(0)
