@@ -78,10 +78,10 @@ def main():
 
 
 def machine():
-    cores = len(os.sched_getaffinity(0))
+    cores = f"{len(os.sched_getaffinity(0))} cores and threads"
     packages = ("numpy", "numba", "torch", "transformers", "peft", "bitsandbytes")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{platform.machine()}, {cores} cores, Python {platform.python_version()}, {versions}"
+    return f"{platform.machine()}, {cores}, Python {platform.python_version()}, {versions}"
 
 
 def write_dense(folder):
