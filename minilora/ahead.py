@@ -1,15 +1,15 @@
-"""Asking memory for a number before it is read.
+"""Asking memory for a number before the loop comes to it.
 
-A loop over a large weight reads each number once, from memory. The processor guesses what will be
-read next, but not far enough ahead: half the time of such a loop can be waiting. Here the loop
-itself says what it will read.
+A loop over a large weight meets each number once, in memory. The processor guesses what comes next
+and fetches it, but not far enough ahead: half the time of such a loop can be waiting. Here the loop
+itself says it, and early.
 """
 
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, overload
 
-AHEAD = 2048  # elements of codes between what a loop is at and what it asks for
+AHEAD = 2048  # items of an array between what a loop is at and what it asks for
 
 
 def ahead(array, at):
@@ -32,7 +32,9 @@ def _prefetch(typingctx, array, at):
 
 
 def prefetch(builder, data, at):
-    """LLVM's instruction for data[at]: to read, to be kept in every cache, data."""
-    kind = ir.FunctionType(ir.VoidType(), [data.type] + [ir.IntType(32)] * 3)
+    """LLVM's instruction for data[at]: to be read, and kept in every cache; data, not code."""
+    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
     instruction = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
-    builder.call(instruction, [builder.gep(data, [at]), *(ir.IntType(32)(n) for n in (0, 3, 1))])
+    where = builder.bitcast(builder.gep(data, [at]), byte)
+    builder.call(instruction, [where, number(0), number(3), number(1)])

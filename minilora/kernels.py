@@ -17,7 +17,9 @@ import sys
 import threading
 from functools import cache, partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numba
 import numpy as np
@@ -28,6 +30,7 @@ from threadpoolctl import ThreadpoolController
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # reorder and fuse, but keep NaN and infinity
 THREADS: int = vars(config)["NUMBA_NUM_THREADS"]  # this variable, else the cores it may use
 SERIAL_BELOW = 2**20  # elements; less work than this takes no longer than to wake a thread
+CALLED = ("kernels.py", "ahead.py", "lookup.py")  # with loops that those of other files call
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
@@ -51,7 +54,7 @@ def jit(kernel):
 
     Every operation rounds as it is written, so the plain twin gives the same bits.
     """
-    return numba.njit(nogil=True, cache=True)(kernel)
+    return numba.njit(nogil=True, cache=True)(_stamped(kernel))
 
 
 def fast_jit(kernel):
@@ -59,7 +62,21 @@ def fast_jit(kernel):
 
     NaN and infinity keep their meaning: a loss that is not finite has to be seen.
     """
-    return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(kernel)
+    return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(_stamped(kernel))
+
+
+def _stamped(kernel):
+    """The kernel, whose compiled code is kept under a name that changes with `CALLED`.
+
+    numba itself sees a change of the kernel's own file only, and not of what it calls elsewhere.
+    """
+    kernel.__qualname__ += f"-{_stamp():08x}"
+    return kernel
+
+
+@cache
+def _stamp():
+    return crc32(b"".join(Path(__file__).with_name(name).read_bytes() for name in CALLED))
 
 
 def rows(x):

@@ -5,25 +5,26 @@ vpermps takes sixteen numbers from a register of sixteen, each by four bits of i
 dequantizing itself. numba reaches it by LLVM's name for it. Where there is no such instruction, or
 not sixteen codes, a table gives the two numbers of each byte.
 
-The tensor is read as one flat row, `start` and what follows count its elements; `values` (16,) is
-the book and `table` (256,) the two float32 of every byte, as one uint64. See `nf4.Quantized`.
+The tensor is one flat row, and `start` the number of an element in it. `values` (16,) is the book,
+`table` (256,) the two float32 of every byte as one uint64; `codes` and the rest as `nf4.Quantized`.
 """
 
 import numpy as np
 from llvmlite import ir
-from llvmlite.binding import get_host_cpu_features
 from numba.core import cgutils, config, types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 
 from .ahead import AHEAD, prefetch
 from .kernels import fast_jit, jit
 
-AVX512 = bool(get_host_cpu_features().get("avx512f")) and not vars(config)["DISABLE_JIT"]
+_, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()  # of what numba compiles for
+AVX512 = "+avx512f" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
 
 
 @jit
 def decode(start, codes, absmax, values, table, block_size, out):
-    """out = the elements of the flat tensor from `start` on, an even number."""
+    """out = the elements of the flat tensor from `start` on, which is even."""
     done = decode_sixteens(start, codes, absmax, values, block_size, out)
     start, out = start + done, out[done:]
     if out.size == 0:
@@ -56,13 +57,19 @@ def dot(start, codes, absmax, values, table, block_size, x, buffer):
 
 
 @jit
-def decode_sixteens(start, codes, absmax, values, block_size, out):
-    """As `decode` for the first elements of `out`; how many they are, a multiple of 16.
+def _sixteens(start, n, block_size):
+    """How many of n elements can be taken by sixteens; 0; the first block; where it ends.
 
     A block is a multiple of sixteen elements too, so sixteen from such a start have one scale.
     """
-    done, i = out.size // 16 * 16 if start % 16 == 0 else 0, 0
-    b, end = start // block_size, block_size - start % block_size
+    done = n // 16 * 16 if start % 16 == 0 else 0
+    return done, 0, start // block_size, block_size - start % block_size
+
+
+@jit
+def decode_sixteens(start, codes, absmax, values, block_size, out):
+    """As `decode` for the first elements of `out`; returns how many they are."""
+    done, i, b, end = _sixteens(start, out.size, block_size)
     while i < done:
         for j in range(i, min(end, done), 16):
             _decode16(values, codes, (start + j) // 2, absmax[b], out, j)  # type: ignore[call-arg]
@@ -74,10 +81,10 @@ def decode_sixteens(start, codes, absmax, values, block_size, out):
 def dot_sixteens(start, codes, absmax, values, block_size, x):
     """As `dot` for the first elements of x: (how many, their sum).
 
-    What the codes of a block stand for is summed before its scale multiplies it.
+    The products of a block are summed before its scale multiplies them, once.
     """
-    done, i = x.size // 16 * 16 if start % 16 == 0 else 0, 0
-    b, end, total = start // block_size, block_size - start % block_size, np.float32(0)
+    total = np.float32(0)
+    done, i, b, end = _sixteens(start, x.size, block_size)
     while i < done:
         n = (min(end, done) - i) // 16
         part = _dot16(values, codes, (start + i) // 2, x, i, n)  # type: ignore[call-arg, var-annotated]

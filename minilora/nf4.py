@@ -199,10 +199,14 @@ def matvec(q, x):
 
 @jit
 def _encode(lo, hi, w, midpoints, block_size, codes, absmax):
-    """Blocks lo..hi: the absmax, and two ranks among the sixteen values a byte."""
+    """Blocks lo..hi: the absmax, and two ranks among the sixteen values a byte.
+
+    All ranks of a block first, then two of them read as one number: both loops then run in whole
+    vectors. The first of the two is the low half, as on every processor that numba knows.
+    """
     half, absmax_bits = block_size // 2, absmax.view(np.uint32)
     ranks = np.empty(block_size, np.int32)
-    pairs = ranks.view(np.uint64)  # the first of two in the low half, as numba's processors have it
+    pairs = ranks.view(np.uint64)
     for b in range(lo, hi):
         block = w[b * block_size : (b + 1) * block_size]
         # Without the sign bit, floats compare as whole numbers do, and NaN is the largest.

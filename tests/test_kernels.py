@@ -1,9 +1,14 @@
 """The ground under the fused operations: an exponential, and rows shared out over threads."""
 
 import math
+import os
+import shutil
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -165,3 +170,29 @@ def test_what_a_call_raises_comes_back_when_all_are_done(monkeypatch, bad):
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40))
 def test_largest(x):
     assert kernels.largest(np.array(x, np.float32)) == max(x)
+
+
+# -------------------------------------------------------------------- compiled code on disk
+
+
+def test_a_changed_loop_is_compiled_again_in_what_calls_it(tmp_path):
+    """A copy of the package runs, `dot` in lookup.py is changed, and `matvec` in nf4.py follows."""
+    package = tmp_path / "minilora"
+    shutil.copytree(Path(kernels.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*"))
+    script = (
+        "import numpy as np; from minilora import nf4\n"
+        "print(nf4.matvec(nf4.quantize(np.ones((1, 64), np.float32)), np.ones(64, np.float32))[0])"
+    )
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+
+    def run():
+        command = [sys.executable, "-c", script]
+        return float(subprocess.check_output(command, cwd=tmp_path, env=environment, text=True))
+
+    assert run() == 64
+    assert run() == 64  # from the cache
+    loops = package / "lookup.py"
+    text = loops.read_text()
+    assert text.count("    return total\n") == 1
+    loops.write_text(text.replace("    return total\n", "    return 3 * total\n"))
+    assert run() == 192

@@ -1,6 +1,9 @@
 """NF4, FP4 and double quantization: what is true of them, for every array."""
 
 import math
+import os
+import subprocess
+import sys
 from statistics import NormalDist
 
 import numpy as np
@@ -349,26 +352,44 @@ def test_an_unknown_code_is_refused():
         nf4.quantize(np.ones(64), code="nf3")
 
 
-@given(seeds, st.sampled_from([16, 64, 256]), st.integers(0, 400), st.integers(1, 500))
-def test_any_part_of_a_tensor(seed, block_size, start, size):
+some_blocks = st.sampled_from([16, 64, 256, 4096])
+
+
+@given(seeds, some_blocks, codes, st.integers(0, 4400), st.integers(1, 5000))
+def test_any_part_of_a_tensor(seed, block_size, code, start, size):
     """From a multiple of sixteen on a register does it, else and at the end the table."""
-    w = np.random.default_rng(seed).standard_normal(1000, np.float32)
-    q, start = nf4.quantize(w, block_size), 2 * start
-    out = np.empty(min(size, 1000 - start), np.float32)
-    arguments = (start, q.codes, q.absmax, *nf4.CODES["nf4"].tables)
+    w = np.random.default_rng(seed).standard_normal(9000, np.float32)
+    q, start = nf4.quantize(w, block_size, code=code), 2 * start
+    out = np.empty(min(size, w.size - start), np.float32)
+    arguments = (start, q.codes, q.absmax, *nf4.CODES[code].tables)
     decode(*arguments, block_size, out)
     assert out.tobytes() == nf4.dequantize_plain(q)[start : start + out.size].tobytes()
     done = decode_sixteens(*arguments[:-1], block_size, out)
     assert done == (out.size // 16 * 16 if AVX512 and start % 16 == 0 else 0)
 
 
-@given(seeds, st.sampled_from([16, 64, 256]), st.integers(0, 800), st.integers(1, 500))
-def test_any_part_of_a_tensor_times_a_vector(seed, block_size, start, size):
-    w = np.random.default_rng(seed).standard_normal(1000, np.float32)
-    q, x = nf4.quantize(w, block_size), w[::-1][: min(size, 1000 - start)].copy()
-    arguments = (start, q.codes, q.absmax, *nf4.CODES["nf4"].tables)
+@given(seeds, some_blocks, codes, st.integers(0, 8900), st.integers(1, 5000))
+def test_any_part_of_a_tensor_times_a_vector(seed, block_size, code, start, size):
+    w = np.random.default_rng(seed).standard_normal(9000, np.float32)
+    q, x = nf4.quantize(w, block_size, code=code), w[::-1][: min(size, w.size - start)].copy()
+    arguments = (start, q.codes, q.absmax, *nf4.CODES[code].tables)
     total = dot(*arguments, block_size, x, np.empty(x.size + 1, np.float32))
     terms = nf4.dequantize_plain(q)[start : start + x.size].astype(np.float64) * x
+    # n + 2 roundings of each term: see test_matvec_is_the_product
     assert abs(total - terms.sum()) <= (x.size + 2) * EPS * np.abs(terms).sum()
     done, _ = dot_sixteens(*arguments[:-1], block_size, x)
     assert done == (x.size // 16 * 16 if AVX512 and start % 16 == 0 else 0)
+
+
+def test_a_processor_without_the_instruction_gives_the_same_bits(tmp_path):
+    """numba compiles for the plainest processor of this kind; the loops then never ask for it."""
+    script = (
+        "import numpy as np; from minilora import lookup, nf4\n"
+        "w = np.random.default_rng(0).standard_normal((5, 96), np.float32); q = nf4.quantize(w)\n"
+        "assert not lookup.AVX512\n"
+        "assert q.dequantize().tobytes() == nf4.dequantize_plain(q).tobytes()\n"
+        "w, x = q.dequantize().astype(np.float64), w[0]\n"  # the bound: test_matvec_is_the_product
+        "assert (abs(nf4.matvec(q, x) - w @ x) <= 98 * 2.0**-24 * (abs(w) @ abs(x))).all()\n"
+    )
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)

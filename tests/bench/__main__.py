@@ -78,7 +78,11 @@ def main():
 
 
 def machine():
-    cores = f"{len(os.sched_getaffinity(0))} cores and threads"
+    import torch
+
+    from minilora.kernels import THREADS
+
+    cores = f"{len(os.sched_getaffinity(0))} cores, {THREADS} and {torch.get_num_threads()} threads"
     packages = ("numpy", "numba", "torch", "transformers", "peft", "bitsandbytes")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
     return f"{platform.machine()}, {cores}, Python {platform.python_version()}, {versions}"

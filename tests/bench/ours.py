@@ -27,7 +27,7 @@ from minilora.pretraining import random_params
 train = import_module("minilora.train")  # `minilora.train` is the function
 
 
-PARTS = {  # functions whose own time is that of matrix products, or of waiting for the other core
+PARTS = {  # functions whose own time is products with the NumPy around them, or waiting
     ("products.py", "_fold"): "projections", ("products.py", "_outer"): "projections",
     ("fused_loss.py", "_log_z"): "head",
     ("fused_attention.py", "_attention"): "attention", ("fused_attention.py", "vjp"): "attention",
