@@ -9,6 +9,7 @@ The tensor is one flat row, and `start` the number of an element in it. `values`
 `table` (256,) the two float32 of every byte as one uint64; `codes` and the rest as `nf4.Quantized`.
 """
 
+import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, config, types
@@ -41,35 +42,39 @@ def decode(start, codes, absmax, values, table, block_size, out):
 
 
 @fast_jit
-def dot(start, codes, absmax, values, table, block_size, x, buffer):
-    """The sum of x (n,) times as many elements from `start` on; `buffer` holds n + 1 of them."""
-    done, total = dot_sixteens(start, codes, absmax, values, block_size, x)
-    rest, odd = x[done:], (start + done) % 2  # it may begin in the middle of a byte
-    if rest.size:
-        some = buffer[: odd + rest.size]
-        decode(start + done - odd, codes, absmax, values, table, block_size, some)
-        for j in range(rest.size):
-            total += some[odd + j] * rest[j]
-    return total
+def dot_rows(lo, hi, codes, absmax, values, table, block_size, x, y):
+    """Rows lo..hi of y = W x; what sixteens leave over of a row goes through a buffer."""
+    buffer = np.empty(x.size + 1, np.float32)
+    for i in range(lo, hi):
+        start = i * x.size
+        done, total = dot_sixteens(start, codes, absmax, values, block_size, x)
+        rest, odd = x[done:], (start + done) % 2  # it may begin in the middle of a byte
+        if rest.size:
+            some = buffer[: odd + rest.size]
+            decode(start + done - odd, codes, absmax, values, table, block_size, some)
+            for j in range(rest.size):
+                total += some[odd + j] * rest[j]
+        y[i] = total
 
 
 # ------------------------------------------------------------------------- sixteen at a time
 
 
-@jit
+@numba.njit(inline="always")  # a call a row would take as long as the row
 def _sixteens(start, n, block_size):
-    """How many of n elements can be taken by sixteens; 0; the first block; where it ends.
+    """(how many of n elements can be taken by sixteens, the first block, where of n it ends).
 
     A block is a multiple of sixteen elements too, so sixteen from such a start have one scale.
     """
     done = n // 16 * 16 if start % 16 == 0 else 0
-    return done, 0, start // block_size, block_size - start % block_size
+    return done, start // block_size, block_size - start % block_size
 
 
 @jit
 def decode_sixteens(start, codes, absmax, values, block_size, out):
     """As `decode` for the first elements of `out`; returns how many they are."""
-    done, i, b, end = _sixteens(start, out.size, block_size)
+    i = 0
+    done, b, end = _sixteens(start, out.size, block_size)
     while i < done:
         for j in range(i, min(end, done), 16):
             _decode16(values, codes, (start + j) // 2, absmax[b], out, j)  # type: ignore[call-arg]
@@ -79,12 +84,12 @@ def decode_sixteens(start, codes, absmax, values, block_size, out):
 
 @jit
 def dot_sixteens(start, codes, absmax, values, block_size, x):
-    """As `dot` for the first elements of x: (how many, their sum).
+    """The sum of the first elements from `start` on, times those of x: (how many, sum).
 
     The products of a block are summed before its scale multiplies them, once.
     """
-    total = np.float32(0)
-    done, i, b, end = _sixteens(start, x.size, block_size)
+    i, total = 0, np.float32(0)
+    done, b, end = _sixteens(start, x.size, block_size)
     while i < done:
         n = (min(end, done) - i) // 16
         part = _dot16(values, codes, (start + i) // 2, x, i, n)  # type: ignore[call-arg, var-annotated]

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import require
-from .kernels import fast_jit, jit, share_rows
-from .lookup import decode, dot
+from .kernels import jit, share_rows
+from .lookup import decode, dot_rows
 from .nested import Nested, nest, unnest, unnest_plain
 
 NF4 = np.array([
@@ -190,7 +190,7 @@ def matvec(q, x):
     x, y = np.ascontiguousarray(x, np.float32), np.empty(rows, np.float32)
     assert x.shape == (width,)
     a = (q.codes, q.absmax, *CODES[q.code].tables, q.block_size, x, y)
-    share_rows(_matvec, rows, *a, width=width)
+    share_rows(dot_rows, rows, *a, width=width)
     return y
 
 
@@ -236,11 +236,3 @@ def _dequantize(lo, hi, codes, absmax, values, table, block_size, out):
     """Spans lo..hi of the flat tensor."""
     for start in range(lo * SPAN, min(hi * SPAN, out.size), SPAN):
         decode(start, codes, absmax, values, table, block_size, out[start : start + SPAN])
-
-
-@fast_jit
-def _matvec(lo, hi, codes, absmax, values, table, block_size, x, y):
-    """Rows lo..hi of y."""
-    buffer = np.empty(x.size + 1, np.float32)
-    for i in range(lo, hi):
-        y[i] = dot(i * x.size, codes, absmax, values, table, block_size, x, buffer)
