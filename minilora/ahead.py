@@ -25,16 +25,12 @@ def _ahead(array, at):
 def _prefetch(typingctx, array, at):
     def generate(context, builder, signature, arguments):
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        prefetch(builder, data, arguments[1])
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        prefetch = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
+        where = builder.bitcast(builder.gep(data, [arguments[1]]), byte)
+        # to be read, and kept in every cache; data, not code
+        builder.call(prefetch, [where, number(0), number(3), number(1)])
         return context.get_dummy_value()
 
     return types.void(array, at), generate
-
-
-def prefetch(builder, data, at):
-    """LLVM's instruction for data[at]: to be read, and kept in every cache; data, not code."""
-    byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-    instruction = builder.module.declare_intrinsic("llvm.prefetch.p0", fnty=kind)
-    where = builder.bitcast(builder.gep(data, [at]), byte)
-    builder.call(instruction, [where, number(0), number(3), number(1)])

@@ -9,6 +9,7 @@ from autograd.tracer import isbox
 
 from . import stored
 from .kernels import chunks, exp, fast_jit, largest, share_rows
+from .panels import times
 
 LOGIT_FLOATS = 2**22  # logits held at once (16 MiB), however large the batch is
 
@@ -60,11 +61,11 @@ def _log_z(h, head, mean):
     top, total = np.full(len(h), -np.inf, h.dtype), np.zeros(len(h), h.dtype)
     shrink = np.empty_like(top)
     for _, tile in stored.tiles(head):
-        z = h @ tile.T
+        z = times(h, tile.T)
         share_rows(_exp_tile, len(z), z, top, total, shrink, width=z.shape[1])
         if mean is not None:
             mean *= shrink[:, None]
-            mean += z @ tile
+            times(z, tile, mean)
     if mean is not None:
         mean /= total[:, None]
     return top + np.log(total)
@@ -75,9 +76,9 @@ def _head_gradient(h, head, targets, c, log_z):
     de = np.zeros_like(head)
     for i in chunks(len(h), stored.TILE, LOGIT_FLOATS):
         for rows, tile in stored.tiles(head):
-            z = h[i] @ tile.T
+            z = times(h[i], tile.T)
             share_rows(_probabilities, len(z), z, c[i], log_z[i], width=z.shape[1])
-            de[rows] += z.T @ h[i]
+            times(z.T, h[i], de[rows])
     np.subtract.at(de, targets, c[:, None] * h)
     return de
 

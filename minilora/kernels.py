@@ -30,7 +30,8 @@ from threadpoolctl import ThreadpoolController
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # reorder and fuse, but keep NaN and infinity
 THREADS: int = vars(config)["NUMBA_NUM_THREADS"]  # this variable, else the cores it may use
 SERIAL_BELOW = 2**20  # elements; less work than this takes no longer than to wake a thread
-CALLED = ("kernels.py", "ahead.py", "lookup.py")  # with loops that those of other files call
+# with what loops of other files call
+CALLED = ("kernels.py", "ahead.py", "registers.py", "lookup.py")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 

@@ -7,6 +7,8 @@ y = x Wᵀ. The leading axes of x, (..., in), are the rows of one product.
 import numpy as np
 from autograd.extend import defvjp, defvjp_argnums, primitive
 
+from .panels import times
+
 
 @primitive
 def matmul(x, w):
@@ -76,12 +78,12 @@ defvjp_argnums(lowrank, _lowrank_vjp)
 
 
 def _fold(x, m):
-    return x @ m if m.ndim == 3 else (_rows(x) @ m).reshape(*x.shape[:-1], -1)
+    return x @ m if m.ndim == 3 else times(_rows(x), m).reshape(*x.shape[:-1], -1)
 
 
 def _outer(g, x, w):
     """gᵀx, as w is one matrix or one for each row of the batch."""
-    return g.swapaxes(-1, -2) @ x if w.ndim == 3 else _rows(g).T @ _rows(x)
+    return g.swapaxes(-1, -2) @ x if w.ndim == 3 else times(_rows(g).T, _rows(x))
 
 
 def _rows(x):

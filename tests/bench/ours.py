@@ -23,12 +23,14 @@ from minilora.data import Example
 from minilora.kernels import THREADS, on_cores
 from minilora.optim import clip
 from minilora.pretraining import random_params
+from minilora.panels import times
 
 train = import_module("minilora.train")  # `minilora.train` is the function
 
 
 PARTS = {  # functions whose own time is products with the NumPy around them, or waiting
     ("products.py", "_fold"): "projections", ("products.py", "_outer"): "projections",
+    ("panels.py", "_times"): "projections",
     ("fused_loss.py", "_log_z"): "head",
     ("fused_attention.py", "_attention"): "attention", ("fused_attention.py", "vjp"): "attention",
     ("~", "<method 'acquire' of '_thread.lock' objects>"): "waiting",
@@ -179,22 +181,23 @@ def floor(folder, targets="q_proj,v_proj"):
                 for name, node in layer[part].items():
                     w = node["weight"]
                     out, width = w.shape
-                    x[width] @ w.T
+                    times(x[width], w.T)
                     enters = i == "0" and name in ("q_proj", "k_proj", "v_proj")
                     if not enters:
-                        x[out] @ w
+                        times(x[out], w)
                     if name in targets:
-                        x[width] @ A[width].T, x[8] @ B[out].T, x[width] @ A[width].T
-                        x[out] @ B[out], x[out].T @ x[8], x[8].T @ x[width]
+                        times(x[width], A[width].T), times(x[8], B[out].T)
+                        times(x[width], A[width].T), times(x[out], B[out])
+                        times(x[out].T, x[8]), times(x[8].T, x[width])
                         if not enters:
-                            x[8] @ A[width]
+                            times(x[8], A[width])
             for b, some, keys in fused_attention.spans(q, k):
                 some, seen, s = q[b, :, some], k[b, :, keys], p[b, :, :, keys]
                 for _ in range(3):
                     some @ seen.swapaxes(-1, -2)
                 s @ seen, s @ seen, s.swapaxes(-1, -2) @ some, s.swapaxes(-1, -2) @ some
         for _, tile in stored.tiles(base["model"]["embed_tokens"]["weight"]):
-            x[config.hidden_size] @ tile.T, z[:, : len(tile)] @ tile
+            times(x[config.hidden_size], tile.T), times(z[:, : len(tile)], tile)
 
     parts = [share(i) for i in range(shares)]
     report(seconds(lambda: on_cores(lambda part: products(*part), parts), repeat=5))
