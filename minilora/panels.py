@@ -3,19 +3,19 @@
     Y = X M        y[i, j] = Σ_k x[i, k]·m[k, j]
 
 What bounds a training step is its products, and a library's are made for matrices that are large on
-every side; here M is a weight and X a few hundred tokens. So M is cut into panels of 48 columns,
-three registers wide. A panel is copied so that its rows lie one after the other, and stays in the
-core's cache while all of X goes by, eight rows at a time (Goto and van de Geijn 2008, Sec. 4):
+every side; here M is a weight and X a few hundred tokens. So M is cut into panels of 64 columns,
+four registers wide. A panel is copied so that its rows lie one after the other, and stays in the
+core's cache while all of X goes by, six rows at a time (Goto and van de Geijn 2008, Sec. 4):
 
              ┌────────────┐
-             │  panel     │      For each k, three registers hold the panel's row k, and one after
-             │  m[k, j…]  │      the other of eight rows' x[i, k] multiplies them. The tile of Y is
+             │  panel     │      For each k, four registers hold the panel's row k, and one after
+             │  m[k, j…]  │      the other of six rows' x[i, k] multiplies them. The tile of Y is
     ┌─────┐  ├────────────┤      24 registers, and y + x·m one instruction, rounded once.
     │ x[i]│  │ tile y[i,j]│
     └─────┘  └────────────┘
 
 A row of Y is the same sum, over rising k, whatever rows are beside it. Registers of sixteen floats
-are AVX-512's. Elsewhere, in float64, and where M or X is small, the product is NumPy's.
+are AVX-512's. Elsewhere, in float64, and where M is narrow or X short, the product is NumPy's.
 """
 
 import numba
@@ -26,9 +26,9 @@ from .ahead import ahead
 from .kernels import jit, share_rows
 from .registers import AVX512, load, multiply_add, spread, store, transposed
 
-ROWS, WIDE = 8, 48  # of a tile
+ROWS, WIDE = 6, 64  # of a tile
 DEPTH = 1536  # rows of a panel, at most: it takes a third of a core's cache
-SMALL = 2**16  # elements of an M that a library, too, keeps in the cache: it is as fast there
+FEW, NARROW = 32, 64  # rows of X, and either side of M, below which NumPy's product is as fast
 
 
 def times(x, m, y=None):
@@ -36,9 +36,9 @@ def times(x, m, y=None):
 
     x may have any strides; the rows of y are contiguous.
     """
-    small = m.size < SMALL or len(x) < 2 * ROWS
+    large = len(x) >= FEW and min(m.shape) >= NARROW
     whole = m.flags.c_contiguous or m.flags.f_contiguous
-    if small or not whole or not AVX512 or x.dtype != np.float32 or m.dtype != np.float32:
+    if not (AVX512 and large and whole and x.dtype == m.dtype == np.float32):
         return x @ m if y is None else np.add(y, x @ m, out=y)
     add, y = y is not None, np.empty((len(x), m.shape[1]), np.float32) if y is None else y
     across = not m.flags.c_contiguous
@@ -68,10 +68,10 @@ def _times(lo, hi, x, w, across, y, add):
 def _times_panel(lo, hi, x, panel, y, add, edge, w, ask, step, turn):
     """Rows lo..hi of y (+)= x panel; a tile that reaches beyond them or beyond y goes by `edge`.
 
-    The last three tiles ask memory for w's next panel, each for a third of it.
+    The last four tiles ask memory for w's next panel, each for a quarter of it.
     """
     for i in range(lo, hi, ROWS):
-        some, late = y[i : min(i + ROWS, hi)], i + 3 * ROWS >= hi
+        some, late = y[i : min(i + ROWS, hi)], i + 4 * ROWS >= hi
         further = step if late else 0
         if some.shape == edge.shape:
             _tile(x, i, hi - 1, panel, some, add, w, ask, further)
@@ -85,58 +85,55 @@ def _times_panel(lo, hi, x, panel, y, add, edge, w, ask, step, turn):
 
 @jit
 def _tile(x, i, last, panel, y, add, w, ask, step):
-    """y (+)= x[i : i + 8] panel, where row `last` of x stands for those after it.
+    """y (+)= x[i : i + 6] panel, where row `last` of x stands for those after it.
 
     Meanwhile memory is asked for w's elements ask, ask + step, …, counted flat.
     """
-    x0, x1, x2, x3 = x[i], x[min(i + 1, last)], x[min(i + 2, last)], x[min(i + 3, last)]
-    i += 4
-    x4, x5, x6, x7 = x[min(i, last)], x[min(i + 1, last)], x[min(i + 2, last)], x[min(i + 3, last)]
+    x0, x1, x2 = x[i], x[min(i + 1, last)], x[min(i + 2, last)]
+    x3, x4, x5 = x[min(i + 3, last)], x[min(i + 4, last)], x[min(i + 5, last)]
     zero = spread(np.float32(0))
-    s0 = s1 = s2 = s3 = s4 = s5 = s6 = s7 = (zero, zero, zero)
+    s0 = s1 = s2 = s3 = s4 = s5 = (zero, zero, zero, zero)
     for k in range(panel.shape[0]):
         ahead(w, ask + k * step)
-        m = _three(panel[k])
+        m = _four(panel[k])
         s0 = _plus(s0, x0[k], m)
         s1 = _plus(s1, x1[k], m)
         s2 = _plus(s2, x2[k], m)
         s3 = _plus(s3, x3[k], m)
         s4 = _plus(s4, x4[k], m)
         s5 = _plus(s5, x5[k], m)
-        s6 = _plus(s6, x6[k], m)
-        s7 = _plus(s7, x7[k], m)
     _put(y[0], s0, add)
     _put(y[1], s1, add)
     _put(y[2], s2, add)
     _put(y[3], s3, add)
     _put(y[4], s4, add)
     _put(y[5], s5, add)
-    _put(y[6], s6, add)
-    _put(y[7], s7, add)
 
 
 inlined = numba.njit(inline="always")  # for what is too short to be called
 
 
 @inlined
-def _three(row):
-    return load(row, 0), load(row, 16), load(row, 32)
+def _four(row):
+    return load(row, 0), load(row, 16), load(row, 32), load(row, 48)
 
 
 @inlined
 def _plus(s, x, m):
     """s + x·m, where x is a number."""
     x = spread(x)
-    return multiply_add(x, m[0], s[0]), multiply_add(x, m[1], s[1]), multiply_add(x, m[2], s[2])
+    low = multiply_add(x, m[0], s[0]), multiply_add(x, m[1], s[1])
+    return low[0], low[1], multiply_add(x, m[2], s[2]), multiply_add(x, m[3], s[3])
 
 
 @inlined
 def _put(y, s, add):
     if add:
-        s = _plus(s, np.float32(1), _three(y))
+        s = _plus(s, np.float32(1), _four(y))
     store(y, 0, s[0])
     store(y, 16, s[1])
     store(y, 32, s[2])
+    store(y, 48, s[3])
 
 
 # --- panels
