@@ -1,9 +1,10 @@
 """The operations of `nn.py` made fast: same names, same arguments, same values.
 
 Each is one autograd primitive with its backward pass derived by hand above it, and keeps for that
-pass only what cannot be had again cheaply. Loops are numba's; products are BLAS's. `nn.py` is the
-text, this is the engine, and the tests hold one against the other in value and in gradient. The two
-longest stand in `fused_attention.py` and `fused_loss.py`.
+pass only what cannot be had again cheaply. Loops are numba's, and so are products with a weight
+(`panels.py`); the others are NumPy's. `nn.py` is the text, this is the engine, and the tests hold
+one against the other in value and in gradient. The two longest stand in `fused_attention.py` and
+`fused_loss.py`.
 
 Letters as in `nn.py`; g is the gradient that arrives from above, ∂L/∂y.
 """

@@ -31,7 +31,7 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}  # reorder and fuse, but keep NaN 
 THREADS: int = vars(config)["NUMBA_NUM_THREADS"]  # this variable, else the cores it may use
 SERIAL_BELOW = 2**20  # elements; less work than this takes no longer than to wake a thread
 # with what loops of other files call
-CALLED = ("kernels.py", "ahead.py", "registers.py", "lookup.py")
+CALLED = ("kernels.py", "ahead.py", "registers.py", "panels.py", "lookup.py")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 

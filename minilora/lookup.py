@@ -2,8 +2,8 @@
 
 The code book of a 4-bit scheme fits into one register of a processor with AVX-512. Its instruction
 vpermps takes sixteen numbers from a register of sixteen, each by four bits of its own: that is
-dequantizing itself. numba reaches it by LLVM's name for it. Where there is no such instruction, or
-not sixteen codes, a table gives the two numbers of each byte.
+dequantizing itself (`registers.look_up`). Where there is no such instruction, or not sixteen codes,
+a table gives the two numbers of each byte.
 
 The tensor is one flat row, and `start` the number of an element in it. `values` (16,) is the book,
 `table` (256,) the two float32 of every byte as one uint64; `codes` and the rest as `nf4.Quantized`.
@@ -14,7 +14,10 @@ import numpy as np
 
 from .ahead import AHEAD, ahead
 from .kernels import fast_jit, jit
+from .panels import times_rows
 from .registers import AVX512, load, look_up, multiply, multiply_add, spread, store, total
+
+STRIP = 192  # rows of a weight that are dequantized at a time, an even number
 
 
 @jit
@@ -49,6 +52,20 @@ def dot_rows(lo, hi, codes, absmax, values, table, block_size, x, y):
             for j in range(rest.size):
                 total += some[odd + j] * rest[j]
         y[i] = total
+
+
+@jit
+def strip_rows(lo, hi, codes, absmax, values, table, block_size, x, across, y):
+    """Rows lo..hi of y = x Wᵀ if `across`, else of x W, by strips of rows of W."""
+    rows, width = (y.shape[1], x.shape[1]) if across else (x.shape[1], y.shape[1])
+    buffer = np.empty((STRIP, width), np.float32)
+    for i in range(0, rows, STRIP):
+        strip = buffer[: min(STRIP, rows - i)]
+        decode(i * width, codes, absmax, values, table, block_size, strip.reshape(-1))
+        if across:
+            times_rows(lo, hi, x, strip, across, y[:, i : i + STRIP], False)
+        else:
+            times_rows(lo, hi, x[:, i : i + STRIP], strip, across, y, i > 0)
 
 
 # ------------------------------------------------------------------------- sixteen at a time

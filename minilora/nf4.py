@@ -20,7 +20,7 @@ import numpy as np
 
 from .config import require
 from .kernels import jit, share_rows
-from .lookup import decode, dot_rows
+from .lookup import decode, dot_rows, strip_rows
 from .nested import Nested, nest, unnest, unnest_plain
 
 NF4 = np.array([
@@ -97,6 +97,9 @@ class Quantized:
 
     def matvec(self, x):
         return matvec(self, x)
+
+    def times(self, x, across):
+        return times(self, x, across)
 
 
 # --- the text ---
@@ -191,6 +194,14 @@ def matvec(q, x):
     assert x.shape == (width,)
     a = (q.codes, q.absmax, *CODES[q.code].tables, q.block_size, x, y)
     share_rows(dot_rows, rows, *a, width=width)
+    return y
+
+
+def times(q, x, across):
+    """x Wᵀ if `across`, else x W, W dequantized a strip of rows at a time: (n, k) -> (n, width)."""
+    y = np.empty((len(x), q.shape[0 if across else 1]), np.float32)
+    a = (q.codes, q.absmax, *CODES[q.code].tables, q.block_size, x, across, y)
+    share_rows(strip_rows, len(x), *a, width=math.prod(q.shape) // 16)
     return y
 
 

@@ -36,18 +36,22 @@ def times(x, m, y=None):
 
     x may have any strides; the rows of y are contiguous.
     """
-    large = len(x) >= FEW and min(m.shape) >= NARROW
     whole = m.flags.c_contiguous or m.flags.f_contiguous
-    if not (AVX512 and large and whole and x.dtype == m.dtype == np.float32):
+    if not (suits(x, m.shape) and whole and m.dtype == np.float32):
         return x @ m if y is None else np.add(y, x @ m, out=y)
     add, y = y is not None, np.empty((len(x), m.shape[1]), np.float32) if y is None else y
     across = not m.flags.c_contiguous
-    share_rows(_times, len(x), x, m.T if across else m, across, y, add, width=m.size // 16)
+    share_rows(times_rows, len(x), x, m.T if across else m, across, y, add, width=m.size // 16)
     return y
 
 
+def suits(x, shape):
+    """Whether the product of x and a float32 matrix of this shape is made for this way."""
+    return AVX512 and len(x) >= FEW and min(shape) >= NARROW and x.dtype == np.float32
+
+
 @jit
-def _times(lo, hi, x, w, across, y, add):
+def times_rows(lo, hi, x, w, across, y, add):
     """Rows lo..hi of y (+)= x m, where w is m, or if `across` mᵀ."""
     depth, width = x.shape[1], y.shape[1]
     buffer, edge = np.empty((DEPTH, WIDE), np.float32), np.empty((ROWS, WIDE), np.float32)

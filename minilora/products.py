@@ -1,13 +1,14 @@
 """The products of a projection, each with its gradient written out: the arithmetic of `nn.linear`.
 
 A weight is trained (`matmul`), frozen (`product`) or of low rank (`lowrank`), and always (out, in):
-y = x Wᵀ. The leading axes of x, (..., in), are the rows of one product.
+y = x Wᵀ. The leading axes of x, (..., in), are the rows of one product. `times(x, m)` is x m, and
+NumPy's x @ m wherever `panels.py` knows no faster way.
 """
 
 import numpy as np
 from autograd.extend import defvjp, defvjp_argnums, primitive
 
-from .panels import times
+from .panels import suits, times
 
 
 @primitive
@@ -34,15 +35,19 @@ def product(x, w):
     A primitive of its own, so that autograd keeps W's codes and not its dense copy: a quantized
     weight is dequantized here, used and dropped, and dequantized again in the backward pass
     (QLoRA, Sec. 3, Eq. 5). A single row of x, as in generating token by token, is multiplied
-    straight from the codes.
+    straight from the codes, and many rows by a strip of W after the other.
     """
     if hasattr(w, "matvec") and x.size == x.shape[-1] and x.dtype == np.float32:
         return w.matvec(x.ravel()).reshape(*x.shape[:-1], -1)
+    if by_strips(x, w):
+        return w.times(_rows(x), True).reshape(*x.shape[:-1], -1)
     return _fold(x, dense(w).T)
 
 
 def product_back(g, w):
     """∂L/∂x of `product`, for g = ∂L/∂y (..., out); there is no ∂L/∂W, for W is frozen."""
+    if by_strips(g, w):
+        return w.times(_rows(g), False).reshape(*g.shape[:-1], -1)
     # ∂L/∂x = (∂L/∂y) W
     return _fold(g, dense(w))
 
@@ -84,6 +89,11 @@ def _fold(x, m):
 def _outer(g, x, w):
     """gᵀx, as w is one matrix or one for each row of the batch."""
     return g.swapaxes(-1, -2) @ x if w.ndim == 3 else times(_rows(g).T, _rows(x))
+
+
+def by_strips(x, w):
+    """Whether W is in codes that x is multiplied with strip by strip, never all of W dense."""
+    return hasattr(w, "times") and suits(_rows(x), w.shape)
 
 
 def _rows(x):

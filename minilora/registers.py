@@ -18,10 +18,16 @@ AVX512 = "+avx512f" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
 
 intrinsic: Any = extending.intrinsic  # it is called without its first argument, the compiler's
 INT, FLOATS = ir.IntType(32), ir.VectorType(ir.FloatType(), 16)
-REGISTER = type("Register", (types.Type,), {})("float32x16")
 
 
-@extending.register_model(type(REGISTER))
+class Register(types.Type):
+    """The type of such a value, as numba sees it."""
+
+
+REGISTER = Register("float32x16")
+
+
+@extending.register_model(Register)
 class _Model(models.PrimitiveModel):
     def __init__(self, manager, kind):
         super().__init__(manager, kind, FLOATS)

@@ -12,7 +12,7 @@ from arrays import KINDS, SHAPES, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import nested, nf4
+from minilora import lookup, nested, nf4, products
 from minilora.config import InputError
 from minilora.lookup import AVX512, decode, decode_sixteens, dot_sixteens
 
@@ -394,3 +394,34 @@ def test_a_processor_without_the_instruction_gives_the_same_bits(tmp_path):
     )
     environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+
+
+@given(
+    seeds, some_blocks, codes, st.booleans(), st.booleans(),
+    st.integers(1, 20), st.integers(1, 2 * lookup.STRIP + 9), st.integers(1, 70),
+)  # fmt: skip
+@pytest.mark.skipif(not AVX512, reason="products.by_strips does not ask for it here")
+def test_many_rows_by_strips(seed, block_size, code, double, across, n, out, width):
+    """x Wᵀ and x W, whatever the strips, blocks and tiles end at."""
+    rng = np.random.default_rng(seed)
+    w = rng.standard_normal((out, width), dtype=np.float32)
+    q = nf4.quantize(w, block_size, double, code)
+    x = rng.standard_normal((n, width if across else out), dtype=np.float32)
+    m = nf4.dequantize_plain(q).astype(np.float64)
+    m = m.T if across else m
+    # k products and sums, fused to k roundings; see test_panels.bound
+    error = 2 * (len(m) + 1) * EPS * (np.abs(x) @ np.abs(m)) + 1e-30
+    assert (np.abs(q.times(x, across) - x @ m) <= error).all()
+
+
+@pytest.mark.skipif(not AVX512, reason="products.by_strips does not ask for it here")
+def test_products_of_many_rows_never_hold_the_dense_weight(monkeypatch):
+    q = nf4.quantize(np.random.default_rng(0).standard_normal((200, 128), np.float32))
+    x = np.random.default_rng(1).standard_normal((2, 40, 128), np.float32)
+    dense = nf4.dequantize(q).astype(np.float64)
+    monkeypatch.setattr(nf4, "dequantize", None)
+    y = products.product(x, q)
+    error = 2 * 201 * EPS * (np.abs(x) @ np.abs(dense).T)
+    assert y.shape == (2, 40, 200) and (np.abs(y - x @ dense.T) <= error).all()
+    error = 2 * 201 * EPS * (np.abs(y) @ np.abs(dense))
+    assert (np.abs(products.product_back(y, q) - y @ dense) <= error).all()

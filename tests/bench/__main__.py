@@ -38,6 +38,8 @@ PAIRS = (
     ("floor", "these products against PyTorch's", "floor q_proj,v_proj", "", None, None),
     ("floor", "these products against PyTorch's whole step", "floor q_proj,v_proj",
      "lora_step q_proj,v_proj", None, None),
+    ("floor", "60 weights there and back, against NumPy", "weights panels", "ours weights numpy",
+     None, None),
     ("small", "LoRA step, 0.75 million parameters", "small_step", "", 0.5, None),
     ("kernels", "quantize 4096²", "quantize 4096 4096", "", 1 / 20, None),
     ("kernels", "quantize 1536×576", "quantize 1536 576", "", 1 / 20, None),

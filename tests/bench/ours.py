@@ -30,7 +30,7 @@ train = import_module("minilora.train")  # `minilora.train` is the function
 
 PARTS = {  # functions whose own time is products with the NumPy around them, or waiting
     ("products.py", "_fold"): "projections", ("products.py", "_outer"): "projections",
-    ("panels.py", "_times"): "projections",
+    ("panels.py", "times_rows"): "projections",
     ("fused_loss.py", "_log_z"): "head",
     ("fused_attention.py", "_attention"): "attention", ("fused_attention.py", "vjp"): "attention",
     ("~", "<method 'acquire' of '_thread.lock' objects>"): "waiting",
@@ -203,9 +203,24 @@ def floor(folder, targets="q_proj,v_proj"):
     report(seconds(lambda: on_cores(lambda part: products(*part), parts), repeat=5))
 
 
+def weights(folder, how):
+    """x Wᵀ and g W of 60 weights that memory holds and the cache does not, 256 rows a core."""
+    rng = np.random.default_rng(0)
+    some = [rng.standard_normal((1536, 576), dtype=np.float32) for _ in range(60)]
+    rows = [rng.standard_normal((256, 576 + 1536), dtype=np.float32) for _ in range(THREADS)]
+    one = times if how == "panels" else np.matmul
+
+    def products(both):
+        x, g = (np.ascontiguousarray(part) for part in np.split(both, [576], axis=1))
+        for w in some:
+            one(x, w.T), one(g, w)
+
+    report(seconds(lambda: on_cores(products, rows), repeat=10))
+
+
 CASES = (
     lora_step, first_loss, small_step, scaled_step, quantize, dequantize, matvec, generate, floor,
-    profile,
+    weights, profile,
 )  # fmt: skip
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]
