@@ -192,7 +192,7 @@ assert 1.6 < measured["none"] / measured["nf4-dq"] < 3  # found: 2.0
 assert activations > 0.6 * predicted  # of the 4-bit step
 
 # %% [markdown]
-# The ledger is right to a few per cent: the dense copy lives for one product, in a few megabytes
+# The ledger is right to a few per cent: what is dense lives for one product, in a few megabytes
 # that are used again. With the weights at an eighth, activations are the largest part, so the
 # whole is half and not an eighth. (A trap in measuring: Linux's `ru_maxrss` of a child process
 # starts from its parent's peak. `sweeps/one_step.py` reads `VmHWM` instead.)

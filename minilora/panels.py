@@ -37,7 +37,8 @@ def times(x, m, y=None):
     x may have any strides; the rows of y are contiguous.
     """
     whole = m.flags.c_contiguous or m.flags.f_contiguous
-    if not (suits(x, m.shape) and whole and m.dtype == np.float32):
+    floats = m.dtype == np.float32 and (y is None or y.dtype == np.float32)
+    if not (suits(x, m.shape) and whole and floats):
         return x @ m if y is None else np.add(y, x @ m, out=y)
     add, y = y is not None, np.empty((len(x), m.shape[1]), np.float32) if y is None else y
     across = not m.flags.c_contiguous

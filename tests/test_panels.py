@@ -112,6 +112,8 @@ def test_float64_few_rows_and_an_m_with_gaps_are_numpys(however_small):
     assert (times(x.astype(np.float32), parted) == 3).all()
     y = np.ones((16, 5))
     assert times(x, m, y) is y and (y == 4).all()
+    some = x.astype(np.float32), m.astype(np.float32)
+    assert times(*some, y) is y and (y == 7).all()
     assert not however_small
 
 
