@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minilora import kernels, panels
-from minilora.panels import DEPTH, ROWS, WIDE, times
+from minilora.panels import DEPTH, ROWS, RUN, WIDE, times
 from minilora.registers import AVX512
 
 EPS = 2.0**-24
@@ -69,6 +69,19 @@ def test_the_product(seed, n, k, width, of_x, of_m, add):
 def test_registers_are_used_where_there_are_some(however_small):
     times(np.ones((16, 3), np.float32), np.ones((3, 5), np.float32))
     assert len(however_small) == AVX512
+
+
+@pytest.mark.skipif(not AVX512, reason="NumPy's own product promises no such thing")
+@pytest.mark.parametrize("k", [RUN + 1, 3 * RUN, DEPTH + 2 * RUN + 5])
+def test_sums_are_made_in_runs(k):
+    """2²⁴ + 1 rounds to 2²⁴: one after the other, the ones are all lost; in runs, the first's are.
+
+    The ones of every other run are summed among themselves, and their sum is even, or lost by one.
+    """
+    m = np.ones((k, 2), np.float32)
+    m[0] = 2**24
+    lost = RUN - 1 + k % RUN % 2
+    assert (times(np.ones((8, k), np.float32), m) == 2**24 + k - 1 - lost).all()
 
 
 @pytest.mark.skipif(not AVX512, reason="NumPy's own product promises no such thing")
