@@ -29,9 +29,8 @@ train = import_module("minilora.train")  # `minilora.train` is the function
 
 
 PARTS = {  # functions whose own time is products with the NumPy around them, or waiting
-    ("products.py", "_fold"): "projections", ("products.py", "_outer"): "projections",
-    ("panels.py", "times_rows"): "projections",
-    ("fused_loss.py", "_log_z"): "head",
+    ("panels.py", "times_rows"): "weights", ("lookup.py", "strip_rows"): "weights",
+    ("panels.py", "times"): "factors",
     ("fused_attention.py", "_attention"): "attention", ("fused_attention.py", "vjp"): "attention",
     ("~", "<method 'acquire' of '_thread.lock' objects>"): "waiting",
 }  # fmt: skip
@@ -79,7 +78,7 @@ def small_step(folder):
 
 
 def profile(folder, name, *arguments):
-    """Where one of the cores spends a step: seconds of products by what they are for, and so on.
+    """Where one of the cores spends a step: seconds of products with weights, of loops, and so on.
 
     Seen by a profiler, which makes Python's calls slower: without it "the rest" is less.
     """
@@ -95,7 +94,7 @@ def profile(folder, name, *arguments):
     parts = dict.fromkeys((*PARTS.values(), "loops"), 0.0)
     for (path, _, function), (_, _, own, *_) in pstats.Stats(profiler).stats.items():
         part = PARTS.get((Path(path).name, function))
-        part = "loops" if (path, function) in loops else part
+        part = part or ("loops" if (path, function) in loops else None)
         if part:
             parts[part] += own / steps
     print(json.dumps({**parts, "rest": whole - sum(parts.values()), "seconds": whole}))
