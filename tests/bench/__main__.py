@@ -209,6 +209,7 @@ def draw(rows):
         axes.axvline(1, color="black", linewidth=0.8)
         axes.set_xscale("log")
         axes.set_yticks(list(at), [row["what"] for row in rows])
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(-0.6, -0.15))
 
 
 if __name__ == "__main__":
