@@ -66,6 +66,9 @@ def fast_jit(kernel):
     return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(_stamped(kernel))
 
 
+inlined = numba.njit(inline="always")  # for what is too short to be called
+
+
 def _stamped(kernel):
     """The kernel, whose compiled code is kept under a name that changes with `CALLED`.
 

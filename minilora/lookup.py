@@ -9,11 +9,10 @@ The tensor is one flat row, and `start` the number of an element in it. `values`
 `table` (256,) the two float32 of every byte as one uint64; `codes` and the rest as `nf4.Quantized`.
 """
 
-import numba
 import numpy as np
 
 from .ahead import AHEAD, ahead
-from .kernels import fast_jit, jit
+from .kernels import fast_jit, inlined, jit
 from .panels import times_rows
 from .registers import AVX512, load, look_up, multiply, multiply_add, spread, store, total
 
@@ -71,7 +70,7 @@ def strip_rows(lo, hi, codes, absmax, values, table, block_size, x, across, y):
 # ------------------------------------------------------------------------- sixteen at a time
 
 
-@numba.njit(inline="always")  # a call a row would take as long as the row
+@inlined  # a call a row would take as long as the row
 def _sixteens(start, n, block_size):
     """(how many of n elements can be taken by sixteens, the first block, where of n it ends).
 

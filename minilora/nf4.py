@@ -198,7 +198,7 @@ def matvec(q, x):
 
 
 def times(q, x, across):
-    """x Wᵀ if `across`, else x W, W dequantized a strip of rows at a time: (n, k) -> (n, width)."""
+    """x Wᵀ if `across`, else x W, by dequantized strips of W; float32 x (n, k) -> (n, width)."""
     y = np.empty((len(x), q.shape[0 if across else 1]), np.float32)
     a = (q.codes, q.absmax, *CODES[q.code].tables, q.block_size, x, across, y)
     share_rows(strip_rows, len(x), *a, width=math.prod(q.shape) // 16)

@@ -14,18 +14,16 @@ core's cache while all of X goes by, six rows at a time (Goto and van de Geijn 2
     │ x[i]│  │ tile y[i,j]│
     └─────┘  └────────────┘
 
-What is summed is first RUN terms and then such sums, so that rounding grows with √RUN and not with
-√k: the result is nearer to the exact one than NumPy's. A row of Y is the same sum whatever rows are
-beside it. Registers of sixteen floats are AVX-512's. Elsewhere, in float64, and where M is narrow
-or X short, the product is NumPy's.
+What is summed is first RUN terms and then such sums, so that rounding grows with RUN + k/RUN and
+not with k. A row of Y is the same sum whatever rows are beside it. Registers of sixteen floats are
+AVX-512's. Elsewhere, in float64, and where M is narrow or X short, the product is NumPy's.
 """
 
-import numba
 import numpy as np
 from numba import literal_unroll
 
 from .ahead import ahead
-from .kernels import jit, share_rows
+from .kernels import inlined, jit, share_rows
 from .registers import AVX512, load, multiply_add, spread, store, transposed
 
 ROWS, WIDE = 6, 64  # of a tile
@@ -118,9 +116,6 @@ def _tile(x, i, last, panel, y, add, w, ask, step):
     _put(y[3], s3, add)
     _put(y[4], s4, add)
     _put(y[5], s5, add)
-
-
-inlined = numba.njit(inline="always")  # for what is too short to be called
 
 
 @inlined

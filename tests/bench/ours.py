@@ -22,8 +22,8 @@ from minilora.config import ALL_LINEAR
 from minilora.data import Example
 from minilora.kernels import THREADS, on_cores
 from minilora.optim import clip
-from minilora.pretraining import random_params
 from minilora.panels import times
+from minilora.pretraining import random_params
 
 train = import_module("minilora.train")  # `minilora.train` is the function
 
