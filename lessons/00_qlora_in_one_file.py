@@ -1,0 +1,377 @@
+# %% [markdown]
+# # 0. QLoRA in one file
+#
+# This file fine-tunes a language model with QLoRA. It uses NumPy, autograd and the standard
+# library, and nothing of `minilora`. Read it from top to bottom:
+#
+# 1. the base model, read from a file
+# 2. NF4: a weight in 4 bits, and its scales in 8 bits
+# 3. LoRA: two small trained matrices next to each frozen weight
+# 4. the Llama: from tokens to the loss
+# 5. the data: questions about short sentences
+# 6. training with AdamW
+# 7. merging: adapters and weights become one model
+#
+# `minilora` computes the same numbers: its 4-bit weights are equal to these bit for bit, and the
+# losses of all 200 steps agree to 2·10⁻⁶ (`tests/test_one_file.py`). The line in italics at the
+# head of each part names the files of the package that make this part general, fast and safe.
+#
+# **Time:** a quarter of a minute to run, twenty minutes to read. **You need:** Python, matrix
+# products, and the idea of a gradient.
+#
+# Letters in shapes: `B` rows of a batch, `T` tokens of a row, `D` width of the model, `H` attention
+# heads, `hd` width of a head, `V` vocabulary, `r` rank, `m` blocks of a weight. Weights have the
+# shape (out, in), as in PyTorch: y = x Wᵀ.
+
+# %%
+import json
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import autograd.numpy as np
+from autograd import value_and_grad
+from autograd.extend import defvjp, primitive
+
+# %% [markdown]
+# ## 1. The base model
+#
+# *In the package: `safetensors_file.py`, `hf_folder.py` (other types, large files, damaged files).*
+#
+# A safetensors file holds eight bytes with a length, a JSON header of that length, and the numbers
+# of all tensors. The names of the tensors are Hugging Face's. Here, a model is a dict from these
+# names to arrays. The model `micro` comes with the package and has three layers.
+
+# %%
+MICRO = Path(find_spec("minilora").origin).parent / "bases" / "micro"
+config = json.loads((MICRO / "config.json").read_text())
+raw = (MICRO / "model.safetensors").read_bytes()
+start = 8 + int.from_bytes(raw[:8], "little")
+header = json.loads(raw[8:start])
+dense_base = {}
+for name in sorted(header.keys() - {"__metadata__"}):
+    begin, end = header[name]["data_offsets"]
+    numbers = np.frombuffer(raw[start + begin : start + end], np.float16).astype(np.float32)
+    dense_base[name.removesuffix(".weight")] = numbers.reshape(header[name]["shape"])
+print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_base)} tensors")
+
+# %% [markdown]
+# ## 2. NF4: a weight in 4 bits
+#
+# *In the package: `nf4.py`, `nested.py` (other block sizes, short blocks, FP4, speed).*
+#
+# NF4 has sixteen values between -1 and 1, more of them near zero, where most weights are. A weight
+# matrix is cut into blocks of 64 numbers. Each block keeps its largest magnitude, the *absmax*, and
+# for each number a 4-bit code, the index of the nearest value:
+#
+# $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
+#
+# **Double quantization.** One float32 absmax per 64 weights costs half a bit per weight. So the
+# absmax values are quantized, too: subtract their mean, cut the rest into blocks of 256, divide
+# each block by its largest magnitude (its *scale*), and take the nearest of 256 values. A weight
+# then needs 4 + 8/64 + 32/(64·256) = 4.127 bits.
+
+# %%
+NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+    -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534,
+    0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434,
+    0.5626170039176941, 0.7229568362236023, 1.0], np.float32)  # fmt: skip
+
+
+class NF4Weight(NamedTuple):
+    """A weight (out, in) in 4 bits per number; m = out·in/64 blocks."""
+
+    codes: np.ndarray  # (32·m,) uint8: two codes per byte, the first one in the high four bits
+    absmax_codes: np.ndarray  # (m,) uint8
+    scales: np.ndarray  # (⌈m/256⌉,) float32
+    offset: np.float32  # the mean of the m absmax values
+    shape: tuple
+
+
+def quantize(w):
+    """Quantize w (out, in) float32, of a multiple of 64 numbers and at least 512."""
+    blocks = w.reshape(-1, 64)
+    absmax = np.max(np.abs(blocks), axis=1)
+    normalized = blocks * (1 / np.maximum(absmax, np.float32(1e-38)))[:, None]
+    # code = argminᵢ |NF4ᵢ − w/absmax|   (QLoRA, Sec. 3)
+    codes = nearest(normalized, NF4)
+    return NF4Weight(codes[0::2] << 4 | codes[1::2], *double_quantize(absmax), w.shape)
+
+
+def dequantize(q):
+    """Compute the weight (out, in) float32 that an NF4Weight stands for."""
+    codes = np.stack([q.codes >> 4, q.codes & 15], axis=1).reshape(-1, 64)
+    absmax = DYNAMIC_MAP[q.absmax_codes] * np.repeat(q.scales, 256)[: len(codes)] + q.offset
+    # ŵ = NF4[code]·absmax
+    return (NF4[codes] * absmax[:, None]).reshape(q.shape)
+
+
+def nearest(x, values):
+    """Return the index of the value nearest to each number of x, flat; the lower one if two are."""
+    return np.searchsorted((values[:-1] + values[1:]) / 2, x.ravel()).astype(np.uint8)
+
+
+def double_quantize(absmax):
+    """Quantize the absmax values (m,) of a weight: (absmax_codes, scales, offset)."""
+    offset = mean(absmax)
+    blocks = np.pad(absmax - offset, (0, -len(absmax) % 256)).reshape(-1, 256)
+    scales = np.max(np.abs(blocks), axis=1)
+    normalized = np.clip(blocks * (1 / np.maximum(scales, np.float32(1e-38)))[:, None], -1, 1)
+    normalized[scales == 0] = -1
+    # bitsandbytes rounds to one of 65,536 equal steps before it takes the nearest value
+    steps = (normalized + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
+    rounded = steps.astype(np.uint16) * np.float32(2) / np.float32(65535) - 1
+    return nearest(rounded, DYNAMIC_MAP)[: len(absmax)], scales, offset
+
+
+# %% [markdown]
+# The 256 values (Dettmers 2016) are 0, 1 and, with both signs, the midpoints of 1, 2, 4, … 64 equal
+# steps from 0.1 to 1, times a power of ten. Two details decide the last bit of the result, and with
+# them it is the one that bitsandbytes gives: how the steps are computed, and the order in which the
+# mean adds its numbers.
+
+# %%
+parts, low = [np.array([0, 1], np.float32)], np.float32(0.1)
+for i in range(7):
+    k, width = np.arange(2**i + 1) / 2**i, np.float64(1 - low)
+    edges = np.where(k < 0.5, low + width * k, 1 - width * (1 - k)).astype(np.float32)
+    midpoints = np.float32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / 2)
+    parts += [midpoints, -midpoints]
+DYNAMIC_MAP = np.sort(np.concatenate(parts))
+
+
+def mean(x):
+    """Average x (m,), m at least 8, with the additions in torch's order."""
+    a, b = len(x) // 32 * 32, len(x) // 8 * 8
+    rows = list(x[:a].reshape(-1, 4, 8))  # four vectors of eight numbers are added side by side
+    while len(rows) > 16:  # in groups of 16, so that fewer digits are lost
+        rows = [sum(rows[i : i + 16]) for i in range(0, len(rows), 16)]
+    four = np.zeros((4, 8), np.float32) + sum(rows)
+    four[0] = sum(x[a:b].reshape(-1, 8), start=four[0])
+    return sum(sum(four), start=sum(x[b:])) / np.float32(len(x))
+
+
+base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.items()}
+
+# %% [markdown]
+# ## 3. LoRA
+#
+# *In the package: `lora.py` (other targets and ranks), `products.py` (the products' gradients).*
+#
+# Each frozen weight W₀ gets two small matrices, A of shape (r, in) and B of shape (out, r):
+#
+# $$h = W_0 x + \frac{\alpha}{r} B A x$$
+#
+# A starts random and B starts at zero, so the adapter changes nothing before training. The trained
+# matrices are in a dict of their own, `adapters`. The loss takes `adapters` as its first argument
+# and `base` as its second, and the gradient is taken for the first: that is how the base stays
+# frozen.
+
+# %%
+RANK, ALPHA = 8, 16
+
+
+def init_lora(base, rng):
+    """Create the factors of every quantized weight: {name: float32 array}."""
+    adapters = {}
+    for path, w in base.items():
+        if isinstance(w, NF4Weight):
+            A = rng.uniform(-1, 1, (RANK, w.shape[1])) / np.sqrt(w.shape[1])
+            adapters[f"{path}.lora_A"] = A.astype(np.float32)
+            adapters[f"{path}.lora_B"] = np.zeros((w.shape[0], RANK), np.float32)
+    return adapters
+
+
+def linear(x, path, adapters, base):
+    """Apply the projection at `path`, with its factors if it has any: (…, in) -> (…, out)."""
+    h = frozen_matmul(x, base[path])
+    if f"{path}.lora_A" in adapters:
+        A, B = adapters[f"{path}.lora_A"], adapters[f"{path}.lora_B"]
+        # h = W₀x + (α/r)·BAx   (LoRA, Eq. 3)
+        h = h + ALPHA / RANK * (x @ A.T @ B.T)
+    return h
+
+
+@primitive
+def frozen_matmul(x, w):
+    """Compute x Wᵀ. W is dequantized for this product and then dropped (QLoRA, Eq. 5)."""
+    return x @ dense(w).T
+
+
+# ∂L/∂x = (∂L/∂y)·W, with W dequantized once more. W itself gets no gradient.
+defvjp(frozen_matmul, lambda y, x, w: lambda g: g @ dense(w), argnums=(0,))
+
+
+def dense(w):
+    """Return a weight, quantized or not, as a float32 array."""
+    return dequantize(w) if isinstance(w, NF4Weight) else w
+
+
+# %% [markdown]
+# ## 4. The Llama
+#
+# *In the package: `nn.py`, `model.py` (caches, prefixes, packed rows), `fused.py` (speed).*
+#
+# A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D. Each
+# layer adds to this vector: first what attention collects from earlier tokens, then what the MLP
+# computes from the result. At the end, the product of the vector with the embedding of each token
+# gives the logits of the next token. The loss counts only the answers: the model does not learn to
+# ask.
+
+
+# %%
+def rms_norm(x, weight, config):
+    """Scale x (…, D) to a root mean square of 1, and then by weight (D,)."""
+    # y = x / √(mean(x²) + ε) ∘ w   (Zhang and Sennrich 2019, Eq. 4)
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + config["rms_norm_eps"]) * weight
+
+
+def apply_rope(x, theta):
+    """Encode positions 0, 1, 2, … in x (B, H, T, hd) by rotating pairs of its numbers."""
+    T, hd = x.shape[-2:]
+    # angle(t, j) = t·θ^(−2j/hd)   (RoFormer, Sec. 3.2.2)
+    frequencies = 1 / (theta ** (np.arange(0, hd, 2) / hd)).astype(np.float32)
+    angles = np.arange(T, dtype=np.float32)[:, None] * frequencies  # (T, hd/2)
+    cos, sin, a, b = np.cos(angles), np.sin(angles), x[..., : hd // 2], x[..., hd // 2 :]
+    # (a, b) → (a·cos − b·sin, b·cos + a·sin)   (RoFormer, Eq. 34)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+def attention(x, layer, adapters, base, config):
+    """Collect from earlier tokens: (B, T, D) -> (B, T, D)."""
+    q, k, v = (linear(x, f"{layer}.self_attn.{n}_proj", adapters, base) for n in "qkv")
+    shape = (*x.shape[:2], -1, config["head_dim"])  # (B, T, H, hd)
+    q, k, v = (np.transpose(np.reshape(y, shape), (0, 2, 1, 3)) for y in (q, k, v))
+    q, k = apply_rope(q, config["rope_theta"]), apply_rope(k, config["rope_theta"])
+    scores = q @ np.swapaxes(k, -1, -2) / config["head_dim"] ** 0.5  # (B, H, T, T)
+    scores = np.where(np.tri(x.shape[1], dtype=bool), scores, -np.inf)  # no later tokens
+    # softmax(QKᵀ/√hd) V   (Vaswani et al. 2017, Eq. 1)
+    p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+    mixed = np.transpose(p / np.sum(p, axis=-1, keepdims=True) @ v, (0, 2, 1, 3))
+    return linear(np.reshape(mixed, x.shape), f"{layer}.self_attn.o_proj", adapters, base)
+
+
+def mlp(x, layer, adapters, base):
+    """Apply the gated feed-forward layer: (B, T, D) -> (B, T, D)."""
+    gate, up = (linear(x, f"{layer}.mlp.{n}_proj", adapters, base) for n in ("gate", "up"))
+    # W_down(gate·σ(gate) ∘ up)   (SwiGLU: Shazeer 2020, Eq. 6)
+    return linear(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj", adapters, base)
+
+
+def forward(adapters, base, tokens, config):
+    """Compute the logits (B, T, V) of tokens (B, T)."""
+    x = base["model.embed_tokens"][tokens]  # (B, T, D)
+    for i in range(config["num_hidden_layers"]):
+        layer = f"model.layers.{i}"
+        h = rms_norm(x, base[f"{layer}.input_layernorm"], config)
+        x = x + attention(h, layer, adapters, base, config)
+        h = rms_norm(x, base[f"{layer}.post_attention_layernorm"], config)
+        x = x + mlp(h, layer, adapters, base)
+    return rms_norm(x, base["model.norm"], config) @ base["model.embed_tokens"].T
+
+
+def loss(adapters, base, rows, config):
+    """Mean negative log-likelihood, in nats, of the answers' tokens in rows of (prompt, answer)."""
+    tokens = np.array([[*(prompt + answer).encode(), 255] for prompt, answer in rows])  # (B, T)
+    start = len(rows[0][0])  # the first token of the answers
+    logits = forward(adapters, base, tokens[:, :-1], config)[:, start - 1 :]  # of the next tokens
+    logits = logits - np.max(logits, axis=-1, keepdims=True)
+    log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+    one_hot = np.eye(config["vocab_size"], dtype=np.float32)[tokens[:, start:]]
+    # L = −mean(log p[target])
+    return -np.sum(one_hot * log_p) / np.sum(one_hot)
+
+
+# %% [markdown]
+# ## 5. The data
+#
+# *In the package: `tasks.py` (the language, its exact entropy), `data.py` (your rows, packing).*
+#
+# The base model knows sentences about who keeps what where. It has never seen a question about
+# them. A row is a sentence with a question, and the answer. All names have three letters and all
+# other words four, so every row has the same length and needs no padding.
+
+# %%
+NAMES = "Ada Ben Cal Dot Eve Fay Gus Hal Ivo Jan Kai Lea Mia Ned Oda Pia"
+COLOURS = "blue gold grey jade lime pink plum teal"
+THINGS = "ball bell boat book cake coat coin dart doll drum flag fork gong harp kite lamp"
+PLACES = "barn cave dock hall loft park shed yard"
+
+
+def question(rng):
+    """Draw a prompt and its answer."""
+    name, colour, thing, place = (rng.choice(w.split()) for w in (NAMES, COLOURS, THINGS, PLACES))
+    prompt = f"{name} keeps a {colour} {thing} in the {place}. Who, what, where?"
+    return prompt, f" {name}, {colour} {thing}, {place}."
+
+
+def generate(adapters, base, prompt, config):
+    """Continue the prompt with 24 tokens, each the likeliest, and keep those before the end."""
+    tokens = list(prompt.encode())
+    for _ in range(24):
+        logits = forward(adapters, base, np.array([tokens]), config)[0, -1]
+        tokens.append(int(np.argmax(logits)))
+    return bytes(tokens[len(prompt) :]).split(b"\xff")[0].decode(errors="replace")
+
+
+# %% [markdown]
+# ## 6. Training
+#
+# *In the package: `optim.py` (decay, clipping, schedules), `train.py` (evaluation, accumulation).*
+#
+# Adam keeps two running averages per parameter, of the gradient and of its square, and moves the
+# parameter by their ratio. The learning rate rises from zero in a short warm-up and falls back to
+# zero along half a cosine.
+
+# %%
+STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 200, 16, 2e-3, 12
+BETA1, BETA2, EPS, MAX_NORM = 0.9, 0.999, 1e-8, 1.0
+t = np.arange(STEPS)
+cosine = 0.5 * (1 + np.cos(np.pi * (t - WARMUP) / (STEPS - WARMUP)))
+rates = LEARNING_RATE * np.where(t < WARMUP, t / WARMUP, cosine)
+
+
+def report(when, adapters, base):
+    """Print the loss on the held-out rows, and the answer to the first of them."""
+    prompt = held_out[0][0]
+    print(f"{when}: held-out loss {loss(adapters, base, held_out, config):.4f}")
+    print(f"  {prompt}{generate(adapters, base, prompt, config)}")
+
+
+rng = np.random.default_rng(0)
+rows = [question(rng) for _ in range(STEPS * BATCH_SIZE)]
+held_out = [row for row in (question(rng) for _ in range(200)) if row not in rows]
+adapters = init_lora(base, rng)
+report("before training", adapters, base)
+
+m, v, losses = dict.fromkeys(adapters, 0), dict.fromkeys(adapters, 0), np.zeros(STEPS)
+for step in range(STEPS):
+    batch = rows[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
+    losses[step], grads = value_and_grad(loss)(adapters, base, batch, config)
+    norm = np.sqrt(sum(np.sum(g * g) for g in grads.values()))
+    for n, g in grads.items():
+        g = g * min(1, MAX_NORM / (norm + 1e-6))
+        m[n] = BETA1 * m[n] + (1 - BETA1) * g
+        v[n] = BETA2 * v[n] + (1 - BETA2) * g * g
+        m_hat, v_hat = m[n] / (1 - BETA1 ** (step + 1)), v[n] / (1 - BETA2 ** (step + 1))
+        # θ ← θ − η·m̂/(√v̂ + ε)   (Loshchilov and Hutter 2019, Alg. 2, without weight decay)
+        adapters[n] = adapters[n] - rates[step] * m_hat / (np.sqrt(v_hat) + EPS)
+report("after training", adapters, base)
+
+# %% [markdown]
+# ## 7. Merging
+#
+# *In the package: `lora.py` (unmerging), `pretrained.py` (a folder that transformers loads).*
+#
+# W₀ + (α/r)·BA has the shape of W₀, so an adapter can be added to its weight. The merged model has
+# the shape and the speed of the base. It stays in float32: rounding it to 4 bits again would lose
+# much of what the adapter learned.
+
+# %%
+merged = {path: dense(w) for path, w in base.items()}
+for path in merged:
+    if f"{path}.lora_A" in adapters:
+        A, B = adapters[f"{path}.lora_A"], adapters[f"{path}.lora_B"]
+        # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
+        merged[path] = merged[path] + ALPHA / RANK * (B @ A)
+report("merged", {}, merged)

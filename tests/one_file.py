@@ -1,0 +1,37 @@
+"""The lesson that has QLoRA in one file, run as a script runs: its names and what it printed."""
+
+import contextlib
+import io
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+LESSON = Path(__file__).parents[1] / "lessons" / "00_qlora_in_one_file.py"
+
+
+@cache
+def one_file():
+    """(the lesson's names, the text that it printed); it runs once per process, in 15 s."""
+    names, printed = {"__name__": "__main__"}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(compile(LESSON.read_text(encoding="utf-8"), str(LESSON), "exec"), names)
+    return SimpleNamespace(**names), printed.getvalue()
+
+
+def parts(q):
+    """The arrays of a lesson's NF4Weight and of a package's `nf4.Quantized`, in one order."""
+    if hasattr(q, "absmax_codes"):
+        return q.codes, q.absmax_codes, q.scales, q.offset
+    return q.codes, q.scales.codes, q.scales.absmax, q.scales.offset
+
+
+def assert_equal_bits(lesson, package, w):
+    """Both sides give w the same codes, scales, offset and dequantized weight, bit for bit."""
+    ours, theirs = lesson.quantize(w), package.quantize(w, 64, double_quant=True)
+    for a, b in zip(parts(ours), parts(theirs)):
+        assert a.dtype == b.dtype
+        np.testing.assert_array_equal(a, b)
+    a, b = lesson.dequantize(ours), theirs.dequantize()
+    np.testing.assert_array_equal(a.view(np.uint32), b.view(np.uint32))

@@ -1,0 +1,173 @@
+"""QLoRA in one file equals the package: 4-bit weights, losses, logits, the merged model."""
+
+import ast
+import io
+import re
+import tokenize
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arrays import KINDS, weights
+from hypothesis import given
+from hypothesis import strategies as st
+from models import seeds
+from one_file import LESSON, assert_equal_bits, one_file
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data, lora, model, nf4, nn
+from minilora.quantize import is_projection
+from minilora.tree import flatten, unflatten, walk
+
+STEPS, RATE = 200, 2e-3
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    return one_file()[0]
+
+
+def test_it_imports_numpy_autograd_and_the_standard_library():
+    tree = ast.parse(LESSON.read_text(encoding="utf-8"))
+    modules = [n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+    modules += [a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names]
+    packages = {name.split(".")[0] for name in modules}
+    assert packages == {"json", "importlib", "pathlib", "typing", "autograd"}
+
+
+def test_it_has_at_most_170_lines_of_code():
+    source = LESSON.read_text(encoding="utf-8")
+    skipped = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT}
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        docstring = token.type == tokenize.STRING and token.string.startswith('"""')
+        if token.type not in skipped and token.string and not docstring:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    assert len(lines) <= 170
+
+
+def test_what_it_prints():
+    _, printed = one_file()
+    before, after, merged = printed.split("held-out loss ")[1:]
+    assert float(before.split()[0]) > 4 and float(after.split()[0]) < 0.05
+    assert "Who, what, where? Dot, teal doll, barn." in after
+    # the loss of the merged model, to the four digits that are printed, and the same answer
+    assert merged.splitlines() == after.splitlines()[:2]
+
+
+# --- 4-bit weights
+
+
+@pytest.mark.parametrize("name", ["micro", "tiny"])
+def test_the_4_bit_weights_of_a_base(lesson, name):
+    _, base, _ = minilora.load(name)
+    projections = [w for path, w in walk(base) if is_projection(path)]
+    assert len(projections) == {"micro": 21, "tiny": 28}[name]
+    for w in projections:
+        assert_equal_bits(lesson, nf4, w)
+
+
+@given(st.sampled_from(KINDS), st.integers(8, 700), seeds)
+def test_the_4_bit_weight_of_a_random_array(lesson, kind, m, seed):
+    """m blocks. A weight whose absmax values are all equal has only zeros at the second level."""
+    assert_equal_bits(lesson, nf4, weights(kind, (m, 64), seed))
+
+
+@pytest.mark.parametrize("m", [8, 31, 32, 512, 513, 544, 8192, 8191, 9000, 13824])
+def test_the_mean_adds_in_groups_of_groups(lesson, m):
+    """From 8,192 absmax values on, the mean of them is made of sums of 16 sums of 16 vectors."""
+    assert_equal_bits(lesson, nf4, weights("normal", (m, 64), m))
+
+
+def test_constant_absmax(lesson):
+    assert_equal_bits(lesson, nf4, np.ones((512, 64), np.float32))
+    assert_equal_bits(lesson, nf4, np.zeros((16, 64), np.float32))
+
+
+# --- logits, losses, the merged model
+
+
+def package_start(lesson):
+    """(config, adapters, frozen) of the package, where the lesson's training starts."""
+    config, base, _ = minilora.load("micro", "nf4-dq")
+    lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
+    _, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+    rng = np.random.default_rng(0)  # the lesson draws its rows before its factors
+    for _ in range(len(lesson.rows) + 200):
+        lesson.question(rng)
+    return config, unflatten(lesson.init_lora(lesson.base, rng)), frozen
+
+
+def test_logits_on_the_dense_and_the_4_bit_base(lesson):
+    """float32 in both, summed in another order: 21 products of at most 128 terms, each rounded
+    to 2⁻²⁴ of its size."""
+    config, adapters, frozen = package_start(lesson)
+    _, dense, _ = minilora.load("micro")
+    tokens = np.array([list(prompt.encode()) for prompt, _ in lesson.held_out[:8]])
+    trained = unflatten(lesson.adapters)
+    for theirs, ours in [
+        (lesson.forward({}, lesson.dense_base, tokens, lesson.config), ({}, dense)),
+        (lesson.forward({}, lesson.base, tokens, lesson.config), (adapters, frozen)),
+        (lesson.forward(lesson.adapters, lesson.base, tokens, lesson.config), (trained, frozen)),
+        (lesson.forward({}, lesson.merged, tokens, lesson.config), (trained, frozen)),
+    ]:
+        for ops in (nn, model.OPS):
+            logits = minilora.forward(*ours, tokens, config, ops)
+            assert np.abs(logits - theirs).max() < 21 * 128 * 2**-24 * np.abs(theirs).max()
+
+
+def test_the_merged_weights(lesson):
+    _, _, frozen = package_start(lesson)
+    merged = flatten(lora.merge(unflatten(lesson.adapters), frozen))
+    assert {path.removesuffix(".weight") for path in merged} == set(lesson.merged)
+    for path, w in merged.items():
+        # ΔW is a sum of 8 terms, ordered by each side's BLAS; then one addition
+        theirs = lesson.merged[path.removesuffix(".weight")]
+        assert np.abs(w - theirs).max() <= 10 * 2**-24 * np.abs(w).max()
+
+
+@pytest.mark.parametrize("ops", [nn, model.OPS], ids=["plain", "fast"])
+def test_the_losses_of_all_steps(lesson, monkeypatch, ops):
+    """The two sides round differently, and training amplifies the difference.
+
+    A loss of 4 is rounded to 2.4e-7; with float32 sums of 16 · 20 such terms, 7e-7 is seen.
+    """
+    monkeypatch.setattr(model, "OPS", ops)
+    monkeypatch.setattr(model, "loss", partial(model.loss, ops=ops))
+    config, adapters, frozen = package_start(lesson)
+    settings = TrainConfig(STEPS, batch_size=16, learning_rate=RATE, mask_prompt=True)
+    tokenizer = minilora.load("micro")[2]
+    examples = [None] * len(lesson.rows)
+    order = np.random.default_rng([0, 0]).permutation(len(examples))  # as `data.batch_at` draws it
+    for place, (prompt, answer) in zip(order, lesson.rows):
+        row = {"prompt": prompt, "completion": answer}
+        examples[place] = data.encode(row, tokenizer, settings.mask_prompt)
+    _, history = minilora.train(adapters, frozen, examples, config, settings)
+    losses = np.array([row["loss"] for row in history])
+    assert losses.shape == lesson.losses.shape == (STEPS,)
+    np.testing.assert_allclose(losses, lesson.losses, rtol=0, atol=2e-6)
+
+
+# --- what the texts say
+
+
+def test_the_parts_and_the_files_of_the_package_name_each_other():
+    text = LESSON.read_text(encoding="utf-8")
+    package = Path(minilora.__file__).parent
+    parts = re.findall(r"## (\d)\. .*\n#\n# (\*In the package: [^*]*\*)", text)
+    assert [int(number) for number, _ in parts] == [1, 2, 3, 4, 5, 6, 7]
+    for number, line in parts:
+        for name in re.findall(r"`(\w+\.py)`", line):
+            (path,) = package.rglob(name)
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+            assert f"`lessons/{LESSON.name}`" in docstring
+            assert re.search(rf"[Pp]art {number}\b", docstring)
+
+
+def test_the_readme_shows_the_lessons_own_lines():
+    readme = (LESSON.parents[1] / "README.md").read_text(encoding="utf-8")
+    heart = re.search(r"## QLoRA in one file\n.*?```python\n(.*?)```", readme, re.DOTALL)[1]
+    lesson = LESSON.read_text(encoding="utf-8")
+    for piece in heart.strip().split("\n\n\n"):
+        assert piece in lesson
