@@ -1,5 +1,8 @@
 """From a user's rows to batches of tokens: JSONL, prompt masks, packing, padding, order.
 
+Part 5 of `lessons/00_qlora_in_one_file.py`, made general: rows of a user, padding, masks, and
+packing.
+
 A row is {"text"}, {"prompt", "completion"} or {"messages"}. An `Example` is its tokens with a mask
 that says which of them are targets. A batch is four arrays (B, T): `tokens`, `targets` (the next
 token of each), `mask` (1 where the target counts) and `starts` (where each token's example begins,

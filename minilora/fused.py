@@ -1,5 +1,8 @@
 """The operations of `nn.py` made fast: same names, same arguments, same values.
 
+Part 4 of `lessons/00_qlora_in_one_file.py`, made general: the same equations, with gradients
+derived by hand.
+
 Each is one autograd primitive with its backward pass derived by hand above it, and keeps for that
 pass only what cannot be had again cheaply. Loops are numba's, and so are products with a weight
 (`panels.py`); the others are NumPy's. `nn.py` is the text, this is the engine, and the tests hold

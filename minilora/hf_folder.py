@@ -1,4 +1,8 @@
-"""A Hugging Face folder of a Llama: which tensors it holds, in which files, and writing one."""
+"""A Hugging Face folder of a Llama: which tensors it holds, in which files, and writing one.
+
+Part 1 of `lessons/00_qlora_in_one_file.py`, made general: several files per model, other shapes,
+and writing a folder.
+"""
 
 from dataclasses import replace
 

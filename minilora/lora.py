@@ -1,5 +1,8 @@
 """LoRA (Hu et al. 2021): W' = W₀ + (α/r)·BA, on chosen projections of a frozen model.
 
+Part 3 of `lessons/00_qlora_in_one_file.py`, made general: any choice of projections, layers and
+ranks; part 7 for merging.
+
 An adapter is a small tree beside the base's: at the path of an adapted projection stand `lora_A`
 (r, in) and `lora_B` (out, r). What is fixed about it, its scaling and its dropout, stands in the
 frozen tree next to the weight, where `nn.linear` reads both.

@@ -1,5 +1,8 @@
 """A Llama-type decoder as a function of two trees: what is trained, and what is frozen.
 
+Part 4 of `lessons/00_qlora_in_one_file.py`, made general: any Llama, with a cache, packing, and a
+choice of `ops`.
+
     loss(adapters, base, batch, config) -> scalar
 
 The gradient is taken with respect to argument 0. That is the whole freeze: `base` is argument 1.

@@ -1,5 +1,7 @@
 """Double quantization: the scales of a 4-bit weight, in eight bits themselves.
 
+Part 2 of `lessons/00_qlora_in_one_file.py`, made general: any number of blocks, and compiled loops.
+
 The idea (QLoRA, Dettmers et al. 2023, Sec. 3). One float32 absmax for every 64 weights is half a
 bit a weight. The absmax are all of one sign and much alike, so their mean, the offset, is taken
 off first; what is left is cut into blocks of 256, divided by the block's own absmax, and rounded

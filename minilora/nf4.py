@@ -1,5 +1,8 @@
 """NF4: a weight in four bits.
 
+Part 2 of `lessons/00_qlora_in_one_file.py`, made general: other block sizes, short last blocks,
+FP4, and compiled loops.
+
 The idea (QLoRA, Dettmers et al. 2023, Sec. 2 and 3). A tensor is read as one long row of n
 elements and cut into blocks of B. A block keeps its largest magnitude, the absmax, and for every
 element the number of the nearest of sixteen values in [-1, 1]:

@@ -1,5 +1,8 @@
 """The operations of a Llama block, one equation a function: the text that `fused.py` must equal.
 
+Part 4 of `lessons/00_qlora_in_one_file.py`, made general: grouped-query attention, packed rows,
+caches, prefixes, and other methods than LoRA.
+
 Everything here is `autograd.numpy`, so a debugger shows plain arrays and autograd derives the
 backward pass. A model's weights come as two nodes: `trained`, which autograd follows, and
 `frozen`, which it never sees. The names of the leaves say what each function does with them.

@@ -1,5 +1,8 @@
 """AdamW, clipping by global norm, and learning-rate schedules: pure functions over trees.
 
+Part 6 of `lessons/00_qlora_in_one_file.py`, made general: weight decay, other schedules, and a
+rate for each parameter.
+
 Only the trained tree is ever handed in, so nothing frozen can be stepped or decayed.
 """
 

@@ -1,5 +1,8 @@
 """Bases in and out: the embedded ones, Hugging Face folders, GGUF files.
 
+Part 7 of `lessons/00_qlora_in_one_file.py`, made general: merged and other models in folders that
+transformers loads, and reading them.
+
 A base is loaded tensor by tensor, each one checked (present, of the right shape, finite) and, under
 a quantization scheme, turned into codes before the next is read: at no time does the whole dense
 model exist. The embedding and the head can stay in the type of their file.

@@ -1,5 +1,8 @@
 """The products of a projection, each with its gradient written out: the arithmetic of `nn.linear`.
 
+Part 3 of `lessons/00_qlora_in_one_file.py`, made general: the products of a projection with the
+gradients of all their factors.
+
 A weight is trained (`matmul`), frozen (`product`) or of low rank (`lowrank`), and always (out, in):
 y = x Wᵀ. The leading axes of x, (..., in), are the rows of one product. `times(x, m)` is x m, and
 NumPy's x @ m wherever `panels.py` knows no faster way.

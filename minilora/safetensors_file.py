@@ -1,5 +1,8 @@
 """The safetensors format: eight bytes of length, a JSON header, then the tensors' raw bytes.
 
+Part 1 of `lessons/00_qlora_in_one_file.py`, made general: every type of number, large files,
+damaged files.
+
 Nothing in such a file is executed, which is why it took the place of pickled checkpoints. Written
 out here because NumPy has no bfloat16, which the library's NumPy side therefore cannot read, and
 because a large model has to pass through tensor by tensor. Every number in the header is checked

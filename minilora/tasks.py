@@ -1,5 +1,8 @@
 """The language of the embedded bases, and the task that they are fine-tuned on.
 
+Part 5 of `lessons/00_qlora_in_one_file.py`, made general: all words of the language, three splits,
+and its exact entropy.
+
 The language is notes about who keeps what where, each fact followed by an echo of it:
 
     Ada keeps a pink kite in the barn. Who? Ada. Tom keeps a blue drum in the loft. In the loft.

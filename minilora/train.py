@@ -1,5 +1,8 @@
 """Fine-tuning: one loop, to be read from top to bottom.
 
+Part 6 of `lessons/00_qlora_in_one_file.py`, made general: accumulation, evaluation, early
+stopping, and runs that can be resumed.
+
 Every random choice of a step (which rows, which dropout mask) is drawn from (seed, step), so the
 state of a run is its trained tree, the two moments of Adam, and a step count: what was interrupted
 goes on as if it had not been.

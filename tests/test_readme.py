@@ -13,7 +13,8 @@ README = Path(__file__).parent.parent / "README.md"
 
 def test_the_dozen_lines(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    block = re.search(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)[1]
+    text = README.read_text(encoding="utf-8")
+    block = re.search(r"## In a dozen lines\n\n```python\n(.*?)```", text, re.DOTALL)[1]
     names: dict = {}
     exec(block, names)
 
