@@ -26,7 +26,7 @@ from minilora.hf_folder import shapes
 from minilora.methods import METHODS
 from minilora.optim import adamw_init
 from minilora.plot import LINES
-from minilora.quantize import is_projection
+from minilora.quant.quantize import is_projection
 from minilora.tree import count, flatten, nbytes, unflatten, walk
 
 rng = np.random.default_rng(0)

@@ -18,7 +18,7 @@ from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.lora import adapted, delta
 from minilora.optim import adamw, adamw_init, global_norm
 from minilora.plot import LINES
-from minilora.quantize import is_projection
+from minilora.quant.quantize import is_projection
 from minilora.tree import count, flatten, get, unflatten, walk
 
 config, base, words = minilora.load("micro")

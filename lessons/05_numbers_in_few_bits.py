@@ -17,8 +17,10 @@ import numpy as np
 from common import QUICK, figure, short, table
 
 import minilora
-from minilora import TrainConfig, data, fused, int8, model, nf4, plot, pretraining
-from minilora.quantize import is_projection
+from minilora import TrainConfig, data, model, nf4, plot, pretraining
+from minilora.kernels import fused
+from minilora.quant import int8
+from minilora.quant.quantize import is_projection
 from minilora.tree import flatten, get, unflatten
 
 rng = np.random.default_rng(0)

@@ -36,7 +36,7 @@ from minilora import (
     pretraining,
     products,
 )
-from minilora.quantize import SCHEMES
+from minilora.quant.quantize import SCHEMES
 from minilora.train import gradient
 from minilora.tree import flatten, unflatten, walk
 

@@ -18,6 +18,7 @@ from sweeps.combining import backwards, fit, forwards, held_out
 import minilora
 from minilora import LoraConfig, compose, lora, nf4, plot
 from minilora.config import ModelConfig
+from minilora.kernels.nf4 import matvec
 from minilora.optim import to_dtype
 from minilora.pretraining import random_params
 from minilora.tree import flatten, nbytes, tree_map, walk
@@ -346,8 +347,8 @@ if not QUICK:
 # ## What serving costs
 #
 # A model of 12.7 million random parameters, in five ways, one token after the other. Token by
-# token, a 4-bit weight is multiplied straight from its codes (`nf4.matvec`); a prompt of several
-# tokens dequantizes each weight first.
+# token, a 4-bit weight is multiplied straight from its codes (`kernels.nf4.matvec`). For
+# a prompt of several tokens, each weight is dequantized first.
 #
 # **Predict:** the 4-bit model has a seventh of the bytes to read. Is it faster? What does an
 # adapter cost in operations, and what in time?
@@ -386,7 +387,7 @@ assert nbytes(large) > 6 * nbytes(codes)
 x = rng.standard_normal(512, np.float32)
 q = codes["model"]["layers"]["0"]["mlp"]["gate_proj"]["weight"]
 terms = np.abs(q.dequantize()) @ np.abs(x)
-assert (np.abs(q.matvec(x) - q.dequantize() @ x) <= 512 * 2**-24 * terms).all()
+assert (np.abs(matvec(q, x) - q.dequantize() @ x) <= 512 * 2**-24 * terms).all()
 per_token = sum(w.size for path, w in walk(large) if "proj" in path)
 assert sum(w.size for _, w in walk(adapters)) < 0.04 * per_token
 
@@ -403,7 +404,7 @@ assert sum(w.size for _, w in walk(adapters)) < 0.04 * per_token
 # was, and evaluate what you ship.
 #
 # **Where to stop with a debugger.** `compose.per_row` (shapes of the gathered factors),
-# `compose.linear` (the roots), `lora._merged`, and `products.product` (the one row that takes
-# `matvec`, the many that dequantize).
+# `compose.linear` (the roots), `lora._merged`, and `kernels.weights.product` (one row is
+# multiplied straight from the codes, for many the weight is dequantized).
 #
 # **Exercises.** lora-merge, test-merge, combine-exact, linear-4bit, nearest-code.

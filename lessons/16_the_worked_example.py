@@ -15,8 +15,9 @@ import numpy as np
 from common import QUICK, finetune, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, fused, lora, nn
+from minilora import LoraConfig, TrainConfig, data, lora, nn
 from minilora.checklist import Rows, questions
+from minilora.kernels import fused
 from minilora.train import gradient
 from minilora.tree import count, flatten, get
 

@@ -19,7 +19,7 @@ from common import QUICK, figure, short, table
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora, plot
-from minilora.quantize import is_projection
+from minilora.quant.quantize import is_projection
 from minilora.tree import count, flatten, unflatten
 
 SEED = 0

@@ -8,23 +8,21 @@ minilora.save_adapter("adapters", adapters, base, lora_config, "tiny")
 dense = minilora.lora.merge(adapters, base)
 """
 
-import os
-
-# OpenBLAS's idle threads otherwise spin for some 20 ms after each product, on the cores that the
-# kernels of `fused.py` need; after 2¹⁶ cycles they sleep. (After 2⁴ they sleep between any two
-# products, and waking them costs a twentieth of a step.) Read when NumPy loads.
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "16")
+from functools import partial
 
 from . import lora, nf4
 from .checkpoint import load_adapter, save_adapter
 from .config import InputError, LoraConfig, MethodConfig, ModelConfig, TrainConfig
 from .generate import generate
+from .kernels.nf4 import quantize as quantize_4bit
 from .methods import METHODS
 from .metrics import evaluate
 from .model import forward, loss
 from .pretrained import load, save_pretrained
-from .quantize import quantize
+from .quant.quantize import quantize as _quantize
 from .train import train
+
+quantize = partial(_quantize, quantize_4bit=quantize_4bit)
 
 __all__ = [
     "METHODS", "InputError", "LoraConfig", "MethodConfig", "ModelConfig", "TrainConfig", "evaluate",

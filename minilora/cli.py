@@ -15,7 +15,7 @@ from dataclasses import fields
 
 from .config import CHOICES, STARTS, InputError, LoraConfig, TrainConfig, flag
 from .methods import METHODS
-from .quantize import SCHEMES
+from .quant.quantize import SCHEMES
 
 DEFAULT_DATA = "questions"
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}

@@ -18,7 +18,7 @@ from .memory import bits_per_weight, ledger, summary, table
 from .metrics import evaluate as scores
 from .opening import open_adapter
 from .pretrained import load, save_pretrained
-from .quantize import error_report
+from .quant.quantize import error_report
 from .quantized_file import save_quantized
 from .run import fine_tune
 from .tree import walk

@@ -22,10 +22,11 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from . import kernels, starts
+from . import starts
 from .checkpoint import WEIGHTS, save_adapter
 from .config import ALL_LINEAR, LoraConfig, MethodConfig, TrainConfig, require
 from .data import load_rows, prepare
+from .kernels import threads
 from .methods import METHODS
 from .metrics import evaluate
 from .optim import adamw_init
@@ -179,7 +180,7 @@ def mapped(function, jobs, executor=None):
     """
     if executor is not None:
         return list(tqdm(executor.map(function, jobs), total=len(jobs), unit="run", disable=None))
-    processes = ProcessPoolExecutor(kernels.THREADS, get_context("spawn"))
+    processes = ProcessPoolExecutor(threads.THREADS, get_context("spawn"))
     with one_thread(), processes:
         return mapped(function, jobs, processes)
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from . import model
 from .config import require
-from .products import product
 
 
 class Cache:
@@ -64,7 +63,7 @@ def generate(
     for _ in range(max_tokens):
         starts = np.zeros_like(tokens)
         x = model.hidden(adapters, base, tokens, starts, config, ops, cache=cache)
-        token = pick(product(x[0, -1], head), temp, top_p, rng)
+        token = pick(ops.product(x[0, -1], head), temp, top_p, rng)
         if token in config.eos_token_id:
             return
         yield token

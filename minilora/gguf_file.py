@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import InputError, require
+from .quant.stored import Stored, halves
 from .safetensors_file import decode
-from .stored import Stored, halves
 
 BLOCK = 32  # weights that share a scale
 # type number -> (name, weights in a block, bytes of a block)

@@ -12,7 +12,7 @@ from . import safetensors_file, tokenizer
 from .config import ATTENTION, MLP, InputError, require
 from .files import new_folder, read_json, write_json
 from .hf_config import as_json
-from .products import dense
+from .kernels.weights import dense
 from .safetensors_file import FORMAT_NAME, Source
 from .tree import flatten
 

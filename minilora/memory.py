@@ -3,7 +3,7 @@
 import sys
 
 from .config import ALL_LINEAR
-from .fused import factors_alone
+from .kernels.fused import factors_alone
 from .tree import count, get, layer_of, nbytes, walk
 
 # Floats a token that the line which reads a leaf keeps, beside a projection's input.

@@ -6,10 +6,11 @@ row that greedy decoding would reproduce, so exact match needs no generation.
 
 import numpy as np
 
-from . import model, stored
+from . import model
 from .data import collate
-from .fused_loss import LOGIT_FLOATS
-from .kernels import chunks
+from .kernels.fused_loss import LOGIT_FLOATS
+from .kernels.loops import chunks
+from .kernels.weights import product
 
 TOKENS = 4096  # tokens of a batch
 BINS = 15  # of the reliability diagram, as in Guo et al. 2017
@@ -56,7 +57,7 @@ def token_scores(adapters, base, batch, config):
     at = np.nonzero(batch["mask"])
     h, targets = x[at], batch["targets"][at]
     pieces = chunks(len(targets), head.shape[0], LOGIT_FLOATS)
-    parts = [_scores(stored.product(h[i], head), targets[i]) for i in pieces]
+    parts = [_scores(product(h[i], head), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
     misses = np.bincount(at[0], weights=~hit, minlength=len(x))
     exact = misses == 0

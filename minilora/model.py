@@ -15,10 +15,12 @@ import os
 from functools import partial
 
 import autograd.numpy as np
+from autograd.tracer import isbox
 
-from . import fused, nn, siblings
-from .products import dense, matmul
-from .tape import opened, recomputed
+from . import nn, siblings
+from .kernels import fused
+from .kernels.tape import opened, recomputed
+from .products import matmul
 from .tree import child, leaf
 
 OPS = nn if os.environ.get("MINILORA_PLAIN") else fused
@@ -37,7 +39,8 @@ def loss(adapters, base, batch, config, ops=OPS, rng=None, checkpointing=False):
 def forward(adapters, base, tokens, config, ops=OPS):
     """Logits (B, T, V) for tokens (B, T)."""
     x = hidden(adapters, base, tokens, np.zeros_like(tokens), config, ops)
-    return matmul(x, dense(head(adapters, base)))
+    weight = head(adapters, base)
+    return matmul(x, weight) if isbox(weight) else ops.product(x, weight)
 
 
 def hidden(

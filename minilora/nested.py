@@ -18,7 +18,6 @@ from functools import cache
 import numpy as np
 
 from .config import require
-from .kernels import jit, share_rows
 
 BLOCK = 256  # absmax in a block
 
@@ -89,23 +88,10 @@ def _code_of_step():
     return np.searchsorted(midpoints, steps, side="left").astype(np.uint8)
 
 
-def unnest_plain(nested):
-    """The absmax (m,) float32 that a Nested stands for, in NumPy."""
+def unnest(nested):
+    """Compute the absmax (m,) float32 that a Nested stands for."""
     scale = np.repeat(nested.absmax, BLOCK)[: nested.codes.size]
     return DYNAMIC[nested.codes] * scale + nested.offset
-
-
-def unnest(nested):
-    """The same bits, in a loop."""
-    out = np.empty(nested.codes.size, np.float32)
-    share_rows(_unnest, out.size, nested.codes, nested.absmax, nested.offset, DYNAMIC, out)
-    return out
-
-
-@jit
-def _unnest(lo, hi, codes, absmax, offset, dynamic, out):
-    for i in range(lo, hi):
-        out[i] = dynamic[codes[i]] * absmax[i // BLOCK] + offset
 
 
 def mean(x):

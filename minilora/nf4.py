@@ -12,8 +12,8 @@ element the number of the nearest of sixteen values in [-1, 1]:
 The values are quantiles of a normal distribution, close together near zero, because trained
 weights are. The m = ⌈n/B⌉ absmax may in turn be quantized to eight bits: see nested.py.
 
-The functions that end in `_plain` are the text. The loops that run stand at the end and give the
-same bits, and these are the bits that bitsandbytes gives on a CPU.
+All of it is plain NumPy, and its bits are those of bitsandbytes on a CPU. The compiled loops of
+`kernels/nf4.py` give the same bits.
 """
 
 import math
@@ -22,9 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import require
-from .kernels import jit, share_rows
-from .lookup import decode, dot_rows, strip_rows
-from .nested import Nested, nest, unnest, unnest_plain
+from .nested import Nested, nest, unnest
 
 NF4 = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -38,7 +36,6 @@ _MAGNITUDES = np.array([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4], np.fl
 FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])
 
 TINY = np.float32(1e-38)  # the smallest absmax that anything is divided by
-SPAN = 4096  # elements that are dequantized at a time: they stay in the nearest cache
 
 
 def pack(codes):
@@ -66,11 +63,6 @@ class Code:
         midpoints = (values[order][:-1] + values[order][1:]) / np.float32(2)
         return cls(values, order, midpoints, values[unpack(np.arange(256))].view(np.uint64))
 
-    @property
-    def tables(self):
-        """What codes are looked up in, sixteen at a time and two."""
-        return self.values, self.byte_values
-
 
 CODES = {"nf4": Code.of(NF4), "fp4": Code.of(FP4)}
 
@@ -95,25 +87,38 @@ class Quantized:
         """All bytes that are stored."""
         return self.codes.nbytes + self.scales.nbytes
 
-    def dequantize(self, out=None):
-        return dequantize(self, out)
-
-    def matvec(self, x):
-        return matvec(self, x)
-
-    def times(self, x, across):
-        return times(self, x, across)
+    def dequantize(self):
+        return dequantize(self)
 
 
-# --- the text ---
+def quantize(w, block_size=64, double_quant=False, code="nf4"):
+    """Quantize w, of any shape and taken as float32, to four bits per element -> Quantized.
 
-
-def quantize_plain(w, block_size=64, double_quant=False, code="nf4"):
-    """`quantize`, in NumPy."""
+    `block_size` is a power of two from 16, `code` is "nf4" or "fp4"; `double_quant` quantizes the
+    absmax too. InputError if one of them is something else, or if a weight is not finite.
+    """
+    check(block_size, code)
+    w = np.asarray(w, np.float32)
+    require_finite(w)
     x, absmax = normalize(w.ravel(), block_size)
     x = np.pad(x, (0, x.size % 2))  # an odd tensor gets one element more, a zero
     codes = pack(nearest(x, CODES[code]))
     return Quantized(codes, nest(absmax) if double_quant else absmax, w.shape, block_size, code)
+
+
+def check(block_size, code):
+    """Raise InputError unless weights can be quantized in blocks of that size with that code."""
+    require(
+        block_size >= 16 and block_size & (block_size - 1) == 0,
+        f"a block size of {block_size} is not a power of two from 16: use 64",
+    )
+    require(code in CODES, f"there is no 4-bit code {code!r}: use one of {', '.join(CODES)}")
+
+
+def require_finite(*arrays):
+    """Raise InputError if an array holds a NaN or an infinity."""
+    finite = all(np.isfinite(w).all() for w in arrays)
+    require(finite, "holds a NaN or an infinity: take a sound copy of the file")
 
 
 def normalize(w, block_size):
@@ -134,119 +139,9 @@ def nearest(x, code):
     return code.order[np.searchsorted(code.midpoints, x, side="left")]
 
 
-def dequantize_plain(q):
-    """`dequantize`, in NumPy."""
+def dequantize(q):
+    """Compute the tensor (q.shape, float32) that q stands for."""
     n = math.prod(q.shape)
     values = CODES[q.code].values[unpack(q.codes)[:n]]
-    absmax = unnest_plain(q.scales) if isinstance(q.scales, Nested) else q.scales
     # ŵ = value[code] · absmax of its block
-    return (values * np.repeat(absmax, q.block_size)[:n]).reshape(q.shape)
-
-
-# --- what to call ---
-
-
-def quantize(w, block_size=64, double_quant=False, code="nf4"):
-    """w, of any shape and taken as float32, in four bits -> Quantized.
-
-    `block_size` is a power of two from 16, `code` is "nf4" or "fp4"; `double_quant` quantizes the
-    absmax too. InputError if one of them is something else, or if a weight is not finite.
-    """
-    require(
-        block_size >= 16 and block_size & (block_size - 1) == 0,
-        f"a block size of {block_size} is not a power of two from 16: use 64",
-    )
-    require(code in CODES, f"there is no 4-bit code {code!r}: use one of {', '.join(CODES)}")
-    w = np.ascontiguousarray(w, np.float32)
-    codes, absmax = _quantize(w.reshape(-1), block_size, code)
-    return Quantized(codes, nest(absmax) if double_quant else absmax, w.shape, block_size, code)
-
-
-def _quantize(w, block_size, code):
-    """(packed codes, absmax) of w (n,): whole blocks in the loop, a short last one in NumPy."""
-    whole = w.size // block_size
-    rest = w[whole * block_size :]
-    codes = np.empty((w.size + 1) // 2, np.uint8)
-    absmax = np.empty(whole + (rest.size > 0), np.float32)
-    midpoints, order = CODES[code].midpoints, CODES[code].order
-    a = (w, midpoints, block_size, codes, absmax)
-    share_rows(_encode, whole, *a, width=2 * block_size)  # an element is 15 comparisons
-    finite = np.isfinite(absmax[:whole]).all() and np.isfinite(rest).all()
-    require(finite, "holds a NaN or an infinity: take a sound copy of the file")
-    if code != "nf4":  # the loop wrote ranks by value, which only for NF4 are the codes
-        codes = pack(order[unpack(np.arange(256))])[codes]
-    if rest.size:
-        last = quantize_plain(rest, block_size, code=code)
-        codes[whole * block_size // 2 :], absmax[whole:] = last.codes, last.absmax
-    return codes, absmax
-
-
-def dequantize(q, out=None):
-    """The tensor (q.shape, float32) that q stands for, written to `out`, C-contiguous, if given."""
-    out = np.empty(q.shape, np.float32) if out is None else out
-    assert out.flags.c_contiguous and out.shape == q.shape and out.dtype == np.float32
-    a = (q.codes, q.absmax, *CODES[q.code].tables, q.block_size, out.reshape(-1))
-    share_rows(_dequantize, -(-out.size // SPAN), *a, width=SPAN)
-    return out
-
-
-def matvec(q, x):
-    """y = W x for the W (out, in) that q stands for and x (in,), without W in memory: (out,)."""
-    rows, width = q.shape
-    x, y = np.ascontiguousarray(x, np.float32), np.empty(rows, np.float32)
-    assert x.shape == (width,)
-    a = (q.codes, q.absmax, *CODES[q.code].tables, q.block_size, x, y)
-    share_rows(dot_rows, rows, *a, width=width)
-    return y
-
-
-def times(q, x, across):
-    """x Wᵀ if `across`, else x W, by dequantized strips of W; float32 x (n, k) -> (n, width)."""
-    y = np.empty((len(x), q.shape[0 if across else 1]), np.float32)
-    a = (q.codes, q.absmax, *CODES[q.code].tables, q.block_size, x, across, y)
-    share_rows(strip_rows, len(x), *a, width=math.prod(q.shape) // 16)
-    return y
-
-
-# --- the loops that run ---
-
-
-@jit
-def _encode(lo, hi, w, midpoints, block_size, codes, absmax):
-    """Blocks lo..hi: the absmax, and two ranks among the sixteen values a byte.
-
-    All ranks of a block first, then two of them read as one number: both loops then run in whole
-    vectors. The first of the two is the low half, as on every processor that numba knows.
-    """
-    half, absmax_bits = block_size // 2, absmax.view(np.uint32)
-    ranks = np.empty(block_size, np.int32)
-    pairs = ranks.view(np.uint64)
-    for b in range(lo, hi):
-        block = w[b * block_size : (b + 1) * block_size]
-        # Without the sign bit, floats compare as whole numbers do, and NaN is the largest.
-        bits, largest = block.view(np.uint32), np.uint32(0)
-        for i in range(block_size):
-            largest = max(largest, bits[i] & np.uint32(0x7FFFFFFF))
-        absmax_bits[b] = largest
-        scale = np.float32(1) / max(absmax[b], TINY)
-        for i in range(block_size):
-            ranks[i] = _rank(block[i] * scale, midpoints)
-        packed = codes[b * half : (b + 1) * half]
-        for i in range(half):
-            packed[i] = (pairs[i] << np.uint64(4) | pairs[i] >> np.uint64(32)) & np.uint64(255)
-
-
-@jit
-def _rank(x, midpoints):
-    """How many midpoints lie below x. Counting beats searching: it needs no branches."""
-    rank = np.int32(0)
-    for i in range(15):
-        rank += x > midpoints[i]
-    return rank
-
-
-@jit
-def _dequantize(lo, hi, codes, absmax, values, table, block_size, out):
-    """Spans lo..hi of the flat tensor."""
-    for start in range(lo * SPAN, min(hi * SPAN, out.size), SPAN):
-        decode(start, codes, absmax, values, table, block_size, out[start : start + SPAN])
+    return (values * np.repeat(q.absmax, q.block_size)[:n]).reshape(q.shape)

@@ -18,7 +18,7 @@ from .siblings import bottleneck, row_norms
 from .tree import leaf
 
 
-def linear(x, trained, frozen, rng=None):
+def linear(x, trained, frozen, rng=None, frozen_product=None):
     """A projection with whatever is trained on it.
 
     x: (..., in) -> (..., out). Leaves of `frozen`: `weight` (out, in) dense or quantized, `bias`,
@@ -27,12 +27,15 @@ def linear(x, trained, frozen, rng=None):
     frozen ones; `lora_magnitude_vector` (out,) scales the rows, `ia3_l` the input if (1, in) or
     the output if (out, 1); `bottleneck_down` and its like come last. `lora_stack` of `frozen` holds
     adapters that are frozen too (`compose.stack`). `rng` draws the dropout mask of the adapter's
-    branch; None means no dropout.
+    branch; None means no dropout. `frozen_product` takes the place of `product`.
     """
     if "ia3_l" in trained and trained["ia3_l"].shape[0] == 1:
         x = x * trained["ia3_l"][0]  # W_down(l_ff ∘ h)   (IA³, Liu et al. 2022, Sec. 3.3)
     # h = W₀x + (α/r)·BAx + b   (LoRA, Eq. 3)
-    h = matmul(x, trained["weight"]) if "weight" in trained else product(x, frozen["weight"])
+    if "weight" in trained:
+        h = matmul(x, trained["weight"])
+    else:
+        h = (frozen_product or product)(x, frozen["weight"])
     for under in frozen.get("lora_stack", {}).values():
         h = h + lowrank(x, under["lora_A"], under["lora_B"], under["lora_scaling"])
     if "lora_A" in trained:

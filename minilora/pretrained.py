@@ -18,9 +18,11 @@ from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, quantized_file
 from .config import InputError, ModelConfig, require
 from .hf_config import read_config
 from .hf_folder import shapes
-from .quantize import is_projection, quantize_leaf
+from .kernels import nf4
+from .kernels.weights import dense
+from .quant.quantize import is_projection, quantize_leaf
+from .quant.stored import Stored
 from .safetensors_file import is_finite
-from .stored import Stored
 from .tree import put
 
 EMBEDDED = Path(__file__).parent / "bases"
@@ -119,9 +121,11 @@ def _leaf(path, entry, w, scheme, block_size):
     if isinstance(w, np.ndarray):
         require(w.dtype == "float32", f"{entry.where} holds {w.dtype}, not F32, F16 or BF16")
         require(is_finite(w), f"{entry.where} has a NaN or an infinite number")
-        return quantize_leaf(path, w, scheme, block_size) if is_projection(path) else w
+        return (
+            quantize_leaf(path, w, scheme, block_size, nf4.quantize) if is_projection(path) else w
+        )
     if not is_projection(path):  # an output head that somebody quantized
-        return w.dequantize()
+        return dense(w)
     stored = quantized_file.scheme(w)
     require(
         scheme == "none" or stored in ((scheme, block_size), (scheme, None)),

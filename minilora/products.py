@@ -4,14 +4,10 @@ Part 3 of `lessons/00_qlora_in_one_file.py`, made general: the products of a pro
 gradients of all their factors.
 
 A weight is trained (`matmul`), frozen (`product`) or of low rank (`lowrank`), and always (out, in):
-y = x Wᵀ. The leading axes of x, (..., in), are the rows of one product. `times(x, m)` is x m, and
-NumPy's x @ m wherever `panels.py` knows no faster way.
+y = x Wᵀ. The leading axes of x, (..., in), are the rows of one product.
 """
 
-import numpy as np
 from autograd.extend import defvjp, defvjp_argnums, primitive
-
-from .panels import suits, times
 
 
 @primitive
@@ -37,20 +33,13 @@ def product(x, w):
 
     A primitive of its own, so that autograd keeps W's codes and not its dense copy: a quantized
     weight is dequantized here, used and dropped, and dequantized again in the backward pass
-    (QLoRA, Sec. 3, Eq. 5). A single row of x, as in generating token by token, is multiplied
-    straight from the codes, and many rows by a strip of W after the other.
+    (QLoRA, Sec. 3, Eq. 5).
     """
-    if hasattr(w, "matvec") and x.size == x.shape[-1] and x.dtype == np.float32:
-        return w.matvec(x.ravel()).reshape(*x.shape[:-1], -1)
-    if by_strips(x, w):
-        return w.times(_rows(x), True).reshape(*x.shape[:-1], -1)
     return _fold(x, dense(w).T)
 
 
 def product_back(g, w):
     """∂L/∂x of `product`, for g = ∂L/∂y (..., out); there is no ∂L/∂W, for W is frozen."""
-    if by_strips(g, w):
-        return w.times(_rows(g), False).reshape(*g.shape[:-1], -1)
     # ∂L/∂x = (∂L/∂y) W
     return _fold(g, dense(w))
 
@@ -86,17 +75,13 @@ defvjp_argnums(lowrank, _lowrank_vjp)
 
 
 def _fold(x, m):
-    return x @ m if m.ndim == 3 else times(_rows(x), m).reshape(*x.shape[:-1], -1)
+    """x m, the leading axes of x folded into rows; m (in, out), or one per row of the batch."""
+    return x @ m if m.ndim == 3 else (_rows(x) @ m).reshape(*x.shape[:-1], -1)
 
 
 def _outer(g, x, w):
     """gᵀx, as w is one matrix or one for each row of the batch."""
-    return g.swapaxes(-1, -2) @ x if w.ndim == 3 else times(_rows(g).T, _rows(x))
-
-
-def by_strips(x, w):
-    """Whether W is in codes that x is multiplied with strip by strip, never all of W dense."""
-    return hasattr(w, "times") and suits(_rows(x), w.shape)
+    return g.swapaxes(-1, -2) @ x if w.ndim == 3 else _rows(g).T @ _rows(x)
 
 
 def _rows(x):
@@ -104,5 +89,5 @@ def _rows(x):
 
 
 def dense(w):
-    """The weight as an array: the one place that knows dense weights and codes apart."""
+    """Return the weight as an array, dequantized if it is in codes."""
     return w.dequantize() if hasattr(w, "dequantize") else w

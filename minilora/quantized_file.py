@@ -15,8 +15,8 @@ import numpy as np
 
 from . import hf_folder, nf4
 from .config import require
-from .int8 import Int8
 from .nested import BLOCK, DYNAMIC, Nested
+from .quant.int8 import Int8
 from .safetensors_file import Entry, Source, is_finite
 from .tree import walk
 

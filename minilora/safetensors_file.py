@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import InputError, require
-from .stored import halves
+from .quant.stored import halves
 
 FLOATS: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"),

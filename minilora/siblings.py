@@ -7,7 +7,8 @@
 import autograd.numpy as np
 from autograd.extend import notrace_primitive
 
-from .products import dense, matmul
+from .kernels.weights import dense
+from .products import matmul
 from .tree import leaf
 
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from . import lora
 from .config import require
-from .products import dense
-from .quantize import is_projection, quantize_leaf
+from .kernels import nf4
+from .kernels.weights import dense
+from .quant.quantize import is_projection, quantize_leaf
 from .siblings import row_norms
 from .tree import get, put, tree_map, walk
 
@@ -40,7 +41,8 @@ def init(base, config, rng, scheme="none", block_size=64):
     for path, w in walk(frozen):
         if is_projection(path):
             require(isinstance(w, np.ndarray), f"{path} is quantized: {name} needs it dense")
-            store = partial(quantize_leaf, path, scheme=scheme, block_size=block_size)
+            store = partial(quantize_leaf, path, scheme=scheme, block_size=block_size,
+                            quantize_4bit=nf4.quantize)  # fmt: skip
             node = path.removesuffix(".weight")
             args = (get(adapters, node), config.at(node)[1]) if node in adapted else None
             put(stored, path, START[name](w, *args, store) if args else store(w))

@@ -16,9 +16,10 @@ import numpy as np
 from autograd import value_and_grad
 from tqdm import tqdm
 
-from . import kernels, model, nn
+from . import model, nn
 from .config import InputError, require
 from .data import batch_at, collate, pack
+from .kernels import threads
 from .metrics import evaluate
 from .optim import adamw, adamw_init, clip, learning_rate, to_dtype
 from .siblings import prompt
@@ -112,7 +113,7 @@ def gradient(adapters, base, bins, step, model_config, config):
                 adapters, base, batch, model_config, rng=rng, checkpointing=again
             )
 
-    parts = (p for shares in jobs for p in kernels.on_cores(part, shares) if p[0])
+    parts = (p for shares in jobs for p in threads.on_cores(part, shares) if p[0])
     loss, grads = accumulated(parts, total)
     return loss, grads, int(total)
 
@@ -123,7 +124,7 @@ def shared(rows, adapters):
     In one piece where there are fewer rows than cores, where a gradient for each core would be
     large beside what a step takes in any case, and on the plain path, so that a debugger sees all.
     """
-    n = kernels.THREADS
+    n = threads.THREADS
     if len(rows) < n or count(adapters) > FEW or model.OPS is nn:
         return [rows]
     return [rows[i::n] for i in range(n)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minilora import lora, nn
 from minilora.config import ALL_LINEAR, ATTENTION, LoraConfig, ModelConfig
 from minilora.data import Example
-from minilora.quantize import quantize
+from minilora.quant.quantize import quantize
 from minilora.tree import flatten, tree_map, unflatten, walk
 
 TINY = ModelConfig(

@@ -14,7 +14,7 @@ from minilora.checklist import Rows, projections, questions, total_rate
 from minilora.cli import parse
 from minilora.config import LoraConfig, MethodConfig, ModelConfig, TrainConfig
 from minilora.pretraining import llama
-from minilora.quantize import quantize
+from minilora.quant.quantize import quantize
 from minilora.tree import count, nbytes
 
 SHAPE = llama(128, 352, 4, 4, 2)

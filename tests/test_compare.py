@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, fingerprint, random_base
 
-from minilora import compare, kernels, methods, plot, pretrained
+from minilora import compare, methods, plot, pretrained
 from minilora.cli import main, parse
 from minilora.compare import TABLE, Job
 from minilora.config import InputError
+from minilora.kernels import threads
 from minilora.tree import count
 
 MEASURED = ("step_ms",)  # all else in a row follows from its job
@@ -79,7 +80,7 @@ def test_a_start_follows_from_its_seed(method, micro):
 def rows():
     """Of the first two of three jobs, one after the other in this process, one core each."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kernels, "THREADS", 1)  # shares of a batch round in another way
+        patch.setattr(threads, "THREADS", 1)  # shares of a batch round in another way
         return [compare.run_one(job) for job in JOBS[:2]]
 
 

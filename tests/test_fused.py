@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import attention_inputs, bits, random_starts, seeds
 
-from minilora import fused, fused_attention, fused_loss, kernels, nn, stored
+from minilora import nn
+from minilora.kernels import fused, fused_attention, fused_loss, loops
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}  # unit roundoff
 SAFETY = 2  # the bounds are first order, and the twin in float64 errs too
@@ -205,10 +206,10 @@ def test_attention_of_some_tokens_at_a_time_is_the_same(monkeypatch, tokens):
 
 
 def test_chunks_cover_everything_once():
-    assert kernels.chunks(0, 3, 10) == []
+    assert loops.chunks(0, 3, 10) == []
     for n in range(1, 9):
         for floats in (1, 3, 100, 1000):
-            parts = [np.arange(n)[c] for c in kernels.chunks(n, floats, 100)]
+            parts = [np.arange(n)[c] for c in loops.chunks(n, floats, 100)]
             assert np.concatenate(parts).tolist() == list(range(n))
             sizes = [len(p) for p in parts]
             assert max(sizes) - min(sizes) <= 1
@@ -288,7 +289,7 @@ def test_cross_entropy_tile_by_tile(monkeypatch, tile, size):
     """The largest logit may come in any tile; what was summed before it shrinks, to nothing too."""
     hidden, head, targets, mask = some_cross_entropy(np.float64)
     hidden, mask[0, 0] = hidden * size, 1
-    monkeypatch.setattr(stored, "TILE", tile)
+    monkeypatch.setattr(fused_loss, "TILE", tile)
     outcomes = [
         value_and_gradients(lambda *a, f=f: f(*a, targets, mask), (hidden, head), 1.0)
         for f in (fused.cross_entropy, nn.cross_entropy)

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY, adapted, configs, quantized, random_base, seeds
 
-from minilora import fused, lora, model, nn
+from minilora import lora, model, nn
 from minilora.generate import Cache, generate, pick
+from minilora.kernels import fused
 from minilora.tree import tree_map
 
 U32 = 2.0**-24  # unit roundoff

@@ -1,14 +1,9 @@
 """The ground under the fused operations: an exponential, and rows shared out over threads."""
 
 import math
-import os
-import shutil
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numba
 import numpy as np
@@ -19,16 +14,16 @@ from models import bits
 from test_fused import some_attention, some_cross_entropy, value_and_gradients
 from threadpoolctl import threadpool_info
 
-from minilora import fused, kernels
+from minilora.kernels import fused, loops, threads
 
 # ------------------------------------------------------------------------------ exponential
 
 
 # As `fast_jit`, but never from a cache, which would not notice that `exp` has changed.
-@numba.njit(fastmath=kernels.FAST, error_model="numpy")
+@numba.njit(fastmath=loops.FAST, error_model="numpy")
 def _exp_of(lo, hi, x, y):
     for i in range(lo, hi):
-        y[i] = kernels.exp(x[i])
+        y[i] = loops.exp(x[i])
 
 
 def exp_in_kernel(x):
@@ -69,7 +64,7 @@ def test_exp_at_and_beyond_its_ends():
 # ---------------------------------------------------------------------------------- threads
 
 
-@kernels.jit
+@loops.jit
 def _count(lo, hi, times):
     for i in range(lo, hi):
         times[i] += 1
@@ -77,11 +72,11 @@ def _count(lo, hi, times):
 
 @pytest.mark.parametrize("cpus", [1, 2, 3, 7])
 def test_every_row_is_done_once_on_any_number_of_cores(monkeypatch, cpus):
-    monkeypatch.setattr(kernels, "THREADS", cpus)
-    monkeypatch.setattr(kernels, "SERIAL_BELOW", 0)
+    monkeypatch.setattr(threads, "THREADS", cpus)
+    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
     for n in (0, 1, 2, 3, 5, 64, 1001):
         times = np.zeros(n, np.int64)
-        kernels.share_rows(_count, n, times)
+        threads.share_rows(_count, n, times)
         assert (times == 1).all()
 
 
@@ -106,16 +101,16 @@ def all_operations(dtype=np.float32):
 
 def test_the_same_bits_for_any_number_of_threads(monkeypatch):
     alone = all_operations()
-    monkeypatch.setattr(kernels, "SERIAL_BELOW", 0)
+    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
     for cpus in (2, 3, 5):
-        monkeypatch.setattr(kernels, "THREADS", cpus)
+        monkeypatch.setattr(threads, "THREADS", cpus)
         assert all_operations() == alone
 
 
 def test_kernels_from_several_threads_at_once(monkeypatch):
     # numba's `workqueue` layer aborts the whole process here; one thread's rows must not end in
     # another's either.
-    monkeypatch.setattr(kernels, "SERIAL_BELOW", 0)
+    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
     expected = all_operations()
     with ThreadPoolExecutor(4) as pool:
         results = [pool.submit(all_operations) for _ in range(24)]
@@ -129,20 +124,22 @@ def blas_threads():
 
 @pytest.mark.parametrize("cores", [1, 2, 4])
 def test_calls_on_cores_of_their_own(monkeypatch, cores):
-    monkeypatch.setattr(kernels, "THREADS", cores)
-    monkeypatch.setattr(kernels, "SERIAL_BELOW", 0)
+    monkeypatch.setattr(threads, "THREADS", cores)
+    monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
     before = blas_threads()
 
     def call(i):
+        barrier.wait(30)  # all of them run at the same time, or this raises
         times = np.zeros(100, np.int64)
-        kernels.share_rows(_count, 100, times)  # the cores are taken: alone, and no deadlock
-        inner = kernels.on_cores(lambda k: k, [1, 2])
+        threads.share_rows(_count, 100, times)  # the cores are taken: alone, and no deadlock
+        inner = threads.on_cores(lambda k: k, [1, 2])
         return 10 * i, threading.get_ident(), blas_threads(), times.tolist(), inner
 
     for n in range(cores + 2):
-        results = kernels.on_cores(call, list(range(n)))
-        assert [r[0] for r in results] == [10 * i for i in range(n)]
         together = 1 < n <= cores
+        barrier = threading.Barrier(n if together else 1)
+        results = threads.on_cores(call, list(range(n)))
+        assert [r[0] for r in results] == [10 * i for i in range(n)]
         assert len({r[1] for r in results}) == (n if together else min(n, 1))
         assert all(r[2] == ({1} if together else before) for r in results)
         assert all(r[3] == [1] * 100 and r[4] == [1, 2] for r in results)
@@ -151,7 +148,7 @@ def test_calls_on_cores_of_their_own(monkeypatch, cores):
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_what_a_call_raises_comes_back_when_all_are_done(monkeypatch, bad):
-    monkeypatch.setattr(kernels, "THREADS", 3)
+    monkeypatch.setattr(threads, "THREADS", 3)
     done = []
 
     def call(i):
@@ -163,36 +160,10 @@ def test_what_a_call_raises_comes_back_when_all_are_done(monkeypatch, bad):
     for _ in range(2):  # the helpers survive it
         done.clear()
         with pytest.raises(KeyError, match=str(bad)):
-            kernels.on_cores(call, [0, 1, 2])
+            threads.on_cores(call, [0, 1, 2])
         assert sorted(done) == [i for i in range(3) if i != bad]
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40))
 def test_largest(x):
-    assert kernels.largest(np.array(x, np.float32)) == max(x)
-
-
-# -------------------------------------------------------------------- compiled code on disk
-
-
-def test_a_changed_loop_is_compiled_again_in_what_calls_it(tmp_path):
-    """A copy of the package runs, a loop in lookup.py is changed, and what calls it follows."""
-    package = tmp_path / "minilora"
-    shutil.copytree(Path(kernels.__file__).parent, package, ignore=shutil.ignore_patterns("__pyc*"))
-    script = (
-        "import numpy as np; from minilora import nf4\n"
-        "print(nf4.quantize(np.ones(63, np.float32)).dequantize().sum())"
-    )
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
-
-    def run():
-        command = [sys.executable, "-c", script]
-        return float(subprocess.check_output(command, cwd=tmp_path, env=environment, text=True))
-
-    assert run() == 63
-    assert run() == 63  # from the cache
-    loops = package / "lookup.py"
-    text = loops.read_text()
-    assert text.count("block[i] *= scale") == 1
-    loops.write_text(text.replace("block[i] *= scale", "block[i] *= 3 * scale"))
-    assert run() in (63 * 3, 48 + 15 * 3)  # the last fifteen elements, or all, go by this loop
+    assert loops.largest(np.array(x, np.float32)) == max(x)

@@ -22,8 +22,9 @@ from models import (
     target_sets,
 )
 
-from minilora import fused, lora, model, nn, products
+from minilora import lora, model, nn, products
 from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
+from minilora.kernels import fused
 from minilora.tree import count, flatten, get, put, walk
 
 U32, U64 = 2.0**-24, 2.0**-53

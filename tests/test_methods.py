@@ -20,10 +20,11 @@ from models import (
     seeds,
 )
 
-from minilora import fused, lora, model, nn, products, siblings, starts
+from minilora import lora, model, nn, products, siblings, starts
 from minilora.checkpoint import changes_base, load_adapter, save_adapter
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, MethodConfig, TrainConfig
 from minilora.generate import Cache
+from minilora.kernels import fused
 from minilora.methods import METHODS
 from minilora.train import check, rates
 from minilora.tree import count, flatten, tree_map, unflatten

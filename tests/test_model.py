@@ -27,9 +27,10 @@ from models import (
     target_sets,
 )
 
-from minilora import fused, lora, model, nn
+from minilora import lora, model, nn
 from minilora.config import ALL_LINEAR
 from minilora.data import collate
+from minilora.kernels import fused
 from minilora.tree import flatten, get, unflatten, walk
 
 U32, U64 = 2.0**-24, 2.0**-53
@@ -399,6 +400,7 @@ def test_nothing_below_the_first_adapted_layer_is_differentiated(
         return adapted_product(x, a, b, w, scaling)
 
     monkeypatch.setattr(nn, "product", spy)
+    monkeypatch.setattr(fused, "product", spy)
     monkeypatch.setattr(fused, "_adapted", adapted_spy)
     value_and_grad(model.loss)(
         adapters, frozen, random_batch(config), config, spying(ops, seen), None, checkpointing

@@ -12,9 +12,11 @@ from arrays import KINDS, SHAPES, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import lookup, nested, nf4, products
+from minilora import nested, nf4
 from minilora.config import InputError
-from minilora.lookup import AVX512, decode, decode_sixteens, dot_sixteens
+from minilora.kernels import lookup
+from minilora.kernels import nf4 as compiled
+from minilora.kernels import weights as weights_
 
 EPS = 2.0**-24  # the largest relative error of one float32 operation
 
@@ -265,33 +267,31 @@ def test_mean_is_the_mean(seed, n):
 
 def assert_same(q, plain):
     np.testing.assert_array_equal(q.codes, plain.codes)
-    np.testing.assert_array_equal(q.absmax.view(np.uint32), plain.absmax.view(np.uint32))
-    ours, text = nf4.dequantize(q), nf4.dequantize_plain(plain)
-    np.testing.assert_array_equal(ours.view(np.uint32), text.view(np.uint32))
+    ours, theirs = compiled.absmax(q.scales), plain.absmax
+    np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+    ours, theirs = compiled.dequantize(q), plain.dequantize()
+    np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
 
 
 @given(seeds, kinds, shapes, block_sizes, codes, st.booleans())
 def test_loops_give_the_bits_of_their_twins(seed, kind, shape, block_size, code, double_quant):
     w = weights(kind, shape, seed)
     arguments = block_size, double_quant, code
-    assert_same(nf4.quantize(w, *arguments), nf4.quantize_plain(w, *arguments))
+    assert_same(compiled.quantize(w, *arguments), nf4.quantize(w, *arguments))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("double_quant", [False, True])
 def test_loops_give_the_bits_of_their_twins_on_several_threads(kind, double_quant):
     w = weights(kind, (1001, 777))  # large enough to be shared out, ends in a short block
-    q = nf4.quantize(w, 64, double_quant)
-    assert_same(q, nf4.quantize_plain(w, 64, double_quant))
-    if double_quant:
-        np.testing.assert_array_equal(nested.unnest(q.scales), nested.unnest_plain(q.scales))
+    assert_same(compiled.quantize(w, 64, double_quant), nf4.quantize(w, 64, double_quant))
 
 
 @given(seeds, kinds, shapes, st.booleans())
 def test_dequantize_fills_the_array_that_it_is_given(seed, kind, shape, double_quant):
     q = nf4.quantize(weights(kind, shape, seed), double_quant=double_quant)
     out = np.full(shape, np.nan, np.float32)
-    assert q.dequantize(out) is out
+    assert compiled.dequantize(q, out) is out
     np.testing.assert_array_equal(out, q.dequantize())
 
 
@@ -310,7 +310,7 @@ def test_matvec_is_the_product(seed, rows, columns, block_size, code, double_qua
     # n products and n - 1 sums, in whatever order, each rounded once; the scale, a factor of a
     # block's sum there, was rounded into each element of w here
     bound = (columns + 2) * EPS * (np.abs(w) @ np.abs(x))
-    assert (np.abs(nf4.matvec(q, x) - w @ x) <= bound).all()
+    assert (np.abs(compiled.matvec(q, x) - w @ x) <= bound).all()
 
 
 # --- what is stored, and what is refused ---
@@ -357,38 +357,23 @@ some_blocks = st.sampled_from([16, 64, 256, 4096])
 
 @given(seeds, some_blocks, codes, st.integers(0, 4400), st.integers(1, 5000))
 def test_any_part_of_a_tensor(seed, block_size, code, start, size):
-    """From a multiple of sixteen on a register does it, else and at the end the table."""
+    """By the table, and from a multiple of sixteen on by the instruction where there is one."""
     w = np.random.default_rng(seed).standard_normal(9000, np.float32)
     q, start = nf4.quantize(w, block_size, code=code), 2 * start
-    out = np.empty(min(size, w.size - start), np.float32)
-    arguments = (start, q.codes, q.absmax, *nf4.CODES[code].tables)
-    decode(*arguments, block_size, out)
-    assert out.tobytes() == nf4.dequantize_plain(q)[start : start + out.size].tobytes()
-    done = decode_sixteens(*arguments[:-1], block_size, out)
-    assert done == (out.size // 16 * 16 if AVX512 and start % 16 == 0 else 0)
-
-
-@given(
-    seeds, some_blocks, codes, st.sampled_from([*range(0, 8900, 16), 1, 8]), st.integers(1, 5000)
-)
-def test_any_part_of_a_tensor_times_a_vector(seed, block_size, code, start, size):
-    w = np.random.default_rng(seed).standard_normal(9000, np.float32)
-    q, x = nf4.quantize(w, block_size, code=code), w[::-1][: min(size, w.size - start)].copy()
-    values = nf4.CODES[code].values
-    done, total = dot_sixteens(start, q.codes, q.absmax, values, block_size, x)
-    assert done == (x.size // 16 * 16 if AVX512 and start % 16 == 0 else 0)
-    terms = nf4.dequantize_plain(q)[start : start + done].astype(np.float64) * x[:done]
-    # n + 2 roundings of each term: see test_matvec_is_the_product
-    assert abs(total - terms.sum()) <= (done + 2) * EPS * np.abs(terms).sum()
+    for decode in (lookup.decode_by_table, lookup.decode):
+        out = np.empty(min(size, w.size - start), np.float32)
+        decode(start, *compiled.parts(q), out)
+        assert out.tobytes() == q.dequantize()[start : start + out.size].tobytes()
 
 
 def test_a_processor_without_the_instruction_gives_the_same_bits(tmp_path):
     """numba compiles for the plainest processor of this kind; the loops then never ask for it."""
     script = (
-        "import numpy as np; from minilora import lookup, nf4\n"
+        "import numpy as np\n"
+        "from minilora.kernels import lookup, nf4\n"
         "w = np.random.default_rng(0).standard_normal((5, 96), np.float32); q = nf4.quantize(w)\n"
-        "assert not lookup.AVX512\n"
-        "assert q.dequantize().tobytes() == nf4.dequantize_plain(q).tobytes()\n"
+        "assert lookup.decode is lookup.decode_by_table\n"
+        "assert nf4.dequantize(q).tobytes() == q.dequantize().tobytes()\n"
         "w, x = q.dequantize().astype(np.float64), w[0]\n"  # the bound: test_matvec_is_the_product
         "assert (abs(nf4.matvec(q, x) - w @ x) <= 98 * 2.0**-24 * (abs(w) @ abs(x))).all()\n"
     )
@@ -398,30 +383,37 @@ def test_a_processor_without_the_instruction_gives_the_same_bits(tmp_path):
 
 @given(
     seeds, some_blocks, codes, st.booleans(), st.booleans(),
-    st.integers(1, 20), st.integers(1, 2 * lookup.STRIP + 9), st.integers(1, 70),
+    st.integers(1, 20), st.integers(1, 50), st.integers(1, 70), st.sampled_from([2, 6, 512]),
 )  # fmt: skip
-@pytest.mark.skipif(not AVX512, reason="products.by_strips does not ask for it here")
-def test_many_rows_by_strips(seed, block_size, code, double, across, n, out, width):
-    """x Wᵀ and x W, whatever the strips, blocks and tiles end at."""
+def test_products_by_tiles(seed, block_size, code, double, back, n, out, width, tile):
+    """x Wᵀ and g W, whatever the tiles, blocks and rows end at."""
     rng = np.random.default_rng(seed)
     w = rng.standard_normal((out, width), dtype=np.float32)
     q = nf4.quantize(w, block_size, double, code)
-    x = rng.standard_normal((n, width if across else out), dtype=np.float32)
-    m = nf4.dequantize_plain(q).astype(np.float64)
-    m = m.T if across else m
-    # k products and sums, fused to k roundings; see test_panels.bound
+    x = rng.standard_normal((n, out if back else width), dtype=np.float32)
+    m = q.dequantize().astype(np.float64)
+    m = m if back else m.T
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights_.tiles, "__defaults__", (tile,))
+        y = (weights_.product_back if back else weights_.product)(x, q)
+    # k products and k - 1 sums, in whatever order, each rounded once
     error = 2 * (len(m) + 1) * EPS * (np.abs(x) @ np.abs(m)) + 1e-30
-    assert (np.abs(q.times(x, across) - x @ m) <= error).all()
+    assert (np.abs(y - x @ m) <= error).all()
 
 
-@pytest.mark.skipif(not AVX512, reason="products.by_strips does not ask for it here")
 def test_products_of_many_rows_never_hold_the_dense_weight(monkeypatch):
-    q = nf4.quantize(np.random.default_rng(0).standard_normal((200, 128), np.float32))
+    q = nf4.quantize(np.random.default_rng(0).standard_normal((1500, 128), np.float32))
     x = np.random.default_rng(1).standard_normal((2, 40, 128), np.float32)
-    dense = nf4.dequantize(q).astype(np.float64)
-    monkeypatch.setattr(nf4, "dequantize", None)
-    y = products.product(x, q)
-    error = 2 * 201 * EPS * (np.abs(x) @ np.abs(dense).T)
-    assert y.shape == (2, 40, 200) and (np.abs(y - x @ dense.T) <= error).all()
-    error = 2 * 201 * EPS * (np.abs(y) @ np.abs(dense))
-    assert (np.abs(products.product_back(y, q) - y @ dense) <= error).all()
+    dense = q.dequantize().astype(np.float64)
+    read, sizes = compiled.read_rows, []
+    monkeypatch.setitem(
+        weights_.READ_ROWS,
+        nf4.Quantized,
+        lambda q, i, out: sizes.append(len(out)) or read(q, i, out),
+    )
+    y = weights_.product(x, q)
+    error = 2 * 1501 * EPS * (np.abs(x) @ np.abs(dense).T)
+    assert y.shape == (2, 40, 1500) and (np.abs(y - x @ dense.T) <= error).all()
+    error = 2 * 1501 * EPS * (np.abs(y) @ np.abs(dense))
+    assert (np.abs(weights_.product_back(y, q) - y @ dense) <= error).all()
+    assert sizes == [weights_.TILE, 1500 - weights_.TILE] * 2

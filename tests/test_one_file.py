@@ -17,7 +17,7 @@ from one_file import LESSON, assert_equal_bits, one_file
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora, model, nf4, nn
-from minilora.quantize import is_projection
+from minilora.quant.quantize import is_projection
 from minilora.tree import flatten, unflatten, walk
 
 STEPS, RATE = 200, 2e-3

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from arrays import weights
 
-from minilora import int8, nf4
+from minilora import nf4
 from minilora.config import ALL_LINEAR, InputError
-from minilora.quantize import SCHEMES, error_report, is_projection, quantize, quantize_leaf
+from minilora.quant import int8
+from minilora.quant.quantize import SCHEMES, error_report, is_projection, quantize, quantize_leaf
 from minilora.tree import count, flatten, nbytes, put
 
 

@@ -7,10 +7,11 @@ import pytest
 import safetensors.numpy
 from toy_models import CONFIG, Q, leaves
 
-from minilora import int8, nf4, safetensors_file
+from minilora import nf4, safetensors_file
 from minilora.config import InputError
 from minilora.pretrained import load, save_pretrained
-from minilora.quantize import quantize
+from minilora.quant import int8
+from minilora.quant.quantize import quantize
 from minilora.quantized_file import save_quantized, scheme
 from minilora.tree import flatten, get, unflatten
 

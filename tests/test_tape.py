@@ -3,7 +3,8 @@
 import numpy as np
 from autograd import grad
 
-from minilora import tape, tree
+from minilora import tree
+from minilora.kernels import tape
 
 
 def test_opened_changes_no_gradient():

@@ -21,9 +21,10 @@ from models import (
     seeds,
 )
 
-from minilora import kernels, lora, metrics, model
+from minilora import lora, metrics, model
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
 from minilora.data import batch_at, collate
+from minilora.kernels import threads
 from minilora.optim import global_norm, learning_rate, to_dtype
 from minilora.train import gradient, rates, shared, start, stopped, train
 from minilora.tree import flatten, get, tree_map, walk
@@ -160,7 +161,7 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
 
 @pytest.mark.parametrize("cores", [1, 2, 3, 5, 9])
 def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
-    monkeypatch.setattr(kernels, "THREADS", cores)
+    monkeypatch.setattr(threads, "THREADS", cores)
     adapters, frozen = (as_dtype(tree, np.float64) for tree in setting(dropout=0.0))
     rows = [[e] for e in EXAMPLES[:5]]
     shares = shared(rows, adapters)
@@ -173,7 +174,7 @@ def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
     monkeypatch.undo()
     config = replace(SMALL, batch_size=5)
     whole = value_and_grad(model.loss)(adapters, frozen, collate(rows), TINY)
-    monkeypatch.setattr(kernels, "THREADS", cores)
+    monkeypatch.setattr(threads, "THREADS", cores)
     monkeypatch.setattr(MODULE, "batch_at", lambda bins, *rest: bins)
     loss, grads, tokens = gradient(adapters, frozen, rows, 0, TINY, config)
     # shares n/total round to float32, once each; m/Σm does so in both

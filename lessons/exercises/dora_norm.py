@@ -30,7 +30,7 @@ def tolerance(*_):
 
 def property_unit_rows(function, w, scaling, a, b):
     """divided by its norm, every row of W₀ + s·BA has length 1, a row of zeros stays"""
-    dense = nf4.dequantize_plain(w) if isinstance(w, nf4.Quantized) else w
+    dense = nf4.dequantize(w) if isinstance(w, nf4.Quantized) else w
     updated = dense.astype("f8") + scaling * (b.astype("f8") @ a)
     norms = np.asarray(function(w, scaling, a, b))
     assert norms.shape == (len(updated),), f"shape {norms.shape} for {len(updated)} rows"

@@ -26,7 +26,7 @@ def tolerance(x, w):
 
 
 def plain(w):
-    return nf4.dequantize_plain(w) if isinstance(w, nf4.Quantized) else w
+    return nf4.dequantize(w) if isinstance(w, nf4.Quantized) else w
 
 
 def property_row_by_row(function, x, w):
@@ -56,4 +56,4 @@ def mistake_nibbles_swapped(x, w):
     if not isinstance(w, nf4.Quantized):
         return x @ w.T
     turned = nf4.Quantized(w.codes << 4 | w.codes >> 4, w.scales, w.shape, w.block_size, w.code)
-    return x @ nf4.dequantize_plain(turned).T
+    return x @ nf4.dequantize(turned).T

@@ -26,7 +26,7 @@ def tolerance(g, w):
 
 
 def plain(w):
-    return nf4.dequantize_plain(w) if isinstance(w, nf4.Quantized) else w
+    return nf4.dequantize(w) if isinstance(w, nf4.Quantized) else w
 
 
 def property_the_same_number_from_both_sides(function, g, w):

@@ -3,7 +3,8 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from minilora import int8, nf4
+from minilora import nf4
+from minilora.quant import int8
 
 CASES = {
     "rows": st.integers(2, 6),

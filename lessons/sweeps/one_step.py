@@ -12,7 +12,7 @@ from autograd import value_and_grad
 
 from minilora import LoraConfig, ModelConfig, TrainConfig, lora, memory, model, optim
 from minilora.pretrained import shapes
-from minilora.quantize import is_projection, quantize_leaf
+from minilora.quant.quantize import is_projection, quantize_leaf
 from minilora.tree import unflatten
 
 B, T = 4, 64

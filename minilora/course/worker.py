@@ -13,7 +13,7 @@ import pickle
 import struct
 import sys
 
-from .. import fused
+from ..kernels import fused
 from .exercises import load_file
 from .frames import frame
 from .outcome import Crash

@@ -33,14 +33,16 @@ PAIRS = (
     ("step", "QLoRA step, q and v", "lora_step q_proj,v_proj nf4-dq", "", 0.85, 0.3),
     ("step", "the same, checkpointed", "lora_step q_proj,v_proj nf4-dq yes",
      "lora_step q_proj,v_proj nf4-dq", None, None),
+    ("peer", "LoRA step, q and v, theirs with bfloat16 weights", "lora_step q_proj,v_proj",
+     "lora_step q_proj,v_proj none bfloat16", 1.1, None),
+    ("peer", "LoRA step, q and v, theirs with autocast", "lora_step q_proj,v_proj",
+     "lora_step q_proj,v_proj none autocast", None, None),
     ("floor", "LoRA step against its own products", "lora_step q_proj,v_proj",
      "ours floor q_proj,v_proj", 1.25, None),
     ("floor", "these products against PyTorch's", "floor q_proj,v_proj", "", None, None),
     ("floor", "these products against PyTorch's whole step", "floor q_proj,v_proj",
      "lora_step q_proj,v_proj", None, None),
-    ("floor", "60 weights there and back, against NumPy", "weights panels", "ours weights numpy",
-     None, None),
-    ("small", "LoRA step, 0.75 million parameters", "small_step", "", 0.5, None),
+    ("small", "LoRA step, 0.75 million parameters", "small_step", "", 0.6, None),
     ("kernels", "quantize 4096²", "quantize 4096 4096", "", 1 / 20, None),
     ("kernels", "quantize 1536×576", "quantize 1536 576", "", 1 / 20, None),
     ("kernels", "dequantize 4096²", "dequantize 4096 4096", "", 1, None),
@@ -53,6 +55,8 @@ PAIRS = (
 
 
 def main():
+    for name in ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"):  # they can halve NumPy's speed
+        os.environ.pop(name, None)
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     groups = (*dict.fromkeys(pair[0] for pair in PAIRS), "start", "scaling", "profile")
@@ -80,14 +84,25 @@ def main():
 
 
 def machine():
+    """The processor, the kernels that NumPy's BLAS chose for it, the threads, the versions."""
+    import numpy  # noqa: F401
     import torch
+    from threadpoolctl import threadpool_info
 
-    from minilora.kernels import THREADS
+    from minilora.kernels.threads import THREADS
+
+    cpuinfo = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    named = dict(line.split("\t: ", 1) for line in cpuinfo.splitlines() if "\t: " in line)
+    named = {key.strip(): value for key, value in named.items()}
+    cpu = " ".join(named.get(k, "") for k in ("model name", "cpu family", "model"))
+    blas = {i.get("architecture") for i in threadpool_info() if i["user_api"] == "blas"}
 
     cores = f"{len(os.sched_getaffinity(0))} cores, {THREADS} and {torch.get_num_threads()} threads"
     packages = ("numpy", "numba", "torch", "transformers", "peft", "bitsandbytes")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    return f"{platform.machine()}, {cores}, Python {platform.python_version()}, {versions}"
+    kernels = ", ".join(sorted(map(str, blas)))
+    cpu = f"{cpu or platform.machine()}, BLAS kernels {kernels}"
+    return f"{cpu}, {cores}, Python {platform.python_version()}, {versions}"
 
 
 def write_dense(folder):

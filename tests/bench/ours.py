@@ -4,8 +4,6 @@ FOLDER holds SmolLM2-135M-Instruct in float32, for transformers; here it is read
 was fetched. Every case runs in a process of its own, so that its peak memory is its own.
 """
 
-import minilora  # first, so that its settings for the matrix products' threads hold  # noqa: I001
-
 import cProfile
 import json
 import pstats
@@ -17,20 +15,22 @@ from pathlib import Path
 import numpy as np
 from cases import ADAM, BATCH, LENGTH, SMALL, SMALL_BATCH, prompt, report, seconds, tokens
 
-from minilora import LoraConfig, ModelConfig, TrainConfig, fused_attention, lora, nf4, stored
+import minilora
+from minilora import LoraConfig, ModelConfig, TrainConfig, lora
 from minilora.config import ALL_LINEAR
 from minilora.data import Example
-from minilora.kernels import THREADS, on_cores
+from minilora.kernels import fused_attention, fused_loss, nf4
+from minilora.kernels.threads import THREADS, on_cores
+from minilora.kernels.weights import tiles
 from minilora.optim import clip
-from minilora.panels import times
 from minilora.pretraining import random_params
 
 train = import_module("minilora.train")  # `minilora.train` is the function
 
 
 PARTS = {  # functions whose own time is products with the NumPy around them, or waiting
-    ("panels.py", "times_rows"): "weights", ("lookup.py", "strip_rows"): "weights",
-    ("panels.py", "times"): "factors",
+    ("weights.py", "product"): "weights", ("weights.py", "product_back"): "weights",
+    ("products.py", "_fold"): "factors", ("products.py", "_outer"): "factors",
     ("fused_attention.py", "_attention"): "attention", ("fused_attention.py", "vjp"): "attention",
     ("~", "<method 'acquire' of '_thread.lock' objects>"): "waiting",
 }  # fmt: skip
@@ -172,7 +172,7 @@ def floor(folder, targets="q_proj,v_proj"):
         B = {n: some(n, 8) for n in x}
         q, k = some(rows, K, G * LENGTH, hd), some(rows, K, LENGTH, hd)
         p = some(rows, K, G * fused_attention.QUERIES, LENGTH)
-        return x, A, B, q, k, p, some(rows * LENGTH, stored.TILE)
+        return x, A, B, q, k, p, some(rows * LENGTH, fused_loss.TILE)
 
     def products(x, A, B, q, k, p, z):
         for i, layer in base["model"]["layers"].items():
@@ -180,46 +180,31 @@ def floor(folder, targets="q_proj,v_proj"):
                 for name, node in layer[part].items():
                     w = node["weight"]
                     out, width = w.shape
-                    times(x[width], w.T)
+                    x[width] @ w.T
                     enters = i == "0" and name in ("q_proj", "k_proj", "v_proj")
                     if not enters:
-                        times(x[out], w)
+                        x[out] @ w
                     if name in targets:
-                        times(x[width], A[width].T), times(x[8], B[out].T)
-                        times(x[width], A[width].T), times(x[out], B[out])
-                        times(x[out].T, x[8]), times(x[8].T, x[width])
+                        x[width] @ A[width].T, x[8] @ B[out].T
+                        x[width] @ A[width].T, x[out] @ B[out]
+                        x[out].T @ x[8], x[8].T @ x[width]
                         if not enters:
-                            times(x[8], A[width])
+                            x[8] @ A[width]
             for b, some, keys in fused_attention.spans(q, k):
                 some, seen, s = q[b, :, some], k[b, :, keys], p[b, :, :, keys]
                 for _ in range(3):
                     some @ seen.swapaxes(-1, -2)
                 s @ seen, s @ seen, s.swapaxes(-1, -2) @ some, s.swapaxes(-1, -2) @ some
-        for _, tile in stored.tiles(base["model"]["embed_tokens"]["weight"]):
-            times(x[config.hidden_size], tile.T), times(z[:, : len(tile)], tile)
+        for _, tile in tiles(base["model"]["embed_tokens"]["weight"], fused_loss.TILE):
+            x[config.hidden_size] @ tile.T, z[:, : len(tile)] @ tile
 
     parts = [share(i) for i in range(shares)]
     report(seconds(lambda: on_cores(lambda part: products(*part), parts), repeat=5))
 
 
-def weights(folder, how):
-    """x Wᵀ and g W of 60 weights that memory holds and the cache does not, 256 rows a core."""
-    rng = np.random.default_rng(0)
-    some = [rng.standard_normal((1536, 576), dtype=np.float32) for _ in range(60)]
-    rows = [rng.standard_normal((256, 576 + 1536), dtype=np.float32) for _ in range(THREADS)]
-    one = times if how == "panels" else np.matmul
-
-    def products(both):
-        x, g = (np.ascontiguousarray(part) for part in np.split(both, [576], axis=1))
-        for w in some:
-            one(x, w.T), one(g, w)
-
-    report(seconds(lambda: on_cores(products, rows), repeat=10))
-
-
 CASES = (
     lora_step, first_loss, small_step, scaled_step, quantize, dequantize, matvec, generate, floor,
-    weights, profile,
+    profile,
 )  # fmt: skip
 if __name__ == "__main__":
     name, *arguments = sys.argv[1:]

@@ -35,7 +35,7 @@ def step(llama, targets, rows=BATCH, length=LENGTH):
     return run
 
 
-def load(folder, scheme="none"):
+def load(folder, scheme="none", dtype=torch.float32):
     import transformers
 
     kwargs = {}
@@ -46,12 +46,16 @@ def load(folder, scheme="none"):
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=torch.float32,
         )
-    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **kwargs)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **kwargs)
 
 
-def lora_step(folder, targets="q_proj,v_proj", scheme="none"):
+def lora_step(folder, targets="q_proj,v_proj", scheme="none", precision="float32"):
+    """precision: float32, bfloat16 (the weights too), or autocast (only the arithmetic)."""
     targets = ALL if targets == "all" else targets.split(",")
-    report(seconds(step(load(folder, scheme), targets)))
+    dtype = torch.bfloat16 if precision == "bfloat16" else torch.float32
+    run = step(load(folder, scheme, dtype), targets)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "autocast"):
+        report(seconds(run))
 
 
 def small_step(folder):

@@ -5,7 +5,8 @@ import pytest
 from arrays import KINDS, SHAPES, weights
 from four_bits import bitsandbytes, functional, their_absmax, their_values, theirs, torch
 
-from minilora import int8, nested, nf4
+from minilora import nested, nf4
+from minilora.quant import int8
 
 pytestmark = pytest.mark.usefixtures("eager")
 

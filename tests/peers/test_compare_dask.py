@@ -2,8 +2,9 @@
 
 import pytest
 
-from minilora import compare, kernels
+from minilora import compare
 from minilora.compare import Job
+from minilora.kernels import threads
 
 distributed = pytest.importorskip("distributed", reason="the peers group is not installed")
 
@@ -19,7 +20,7 @@ def test_jobs_over_a_dask_cluster(compared, monkeypatch):
     ):
         there = compare.compare(jobs, client.get_executor())
         workers = client.scheduler_info()["workers"]
-    monkeypatch.setattr(kernels, "THREADS", 1)  # as there: shares of a batch round in another way
+    monkeypatch.setattr(threads, "THREADS", 1)  # as there: shares of a batch round in another way
     here = [compare.run_one(job) for job in jobs]
     assert len(workers) == 2 and len(there) == 3
     for row in (*here, *there):

@@ -9,8 +9,9 @@ import pytest
 from arrays import weights
 from four_bits import bitsandbytes, functional, their_values, theirs, torch
 
-from minilora import int8, lora, nested, nf4
+from minilora import lora, nested, nf4
 from minilora.config import LoraConfig
+from minilora.quant import int8
 
 pytestmark = pytest.mark.usefixtures("eager")
 

@@ -6,7 +6,7 @@ from comparisons import relative
 from one_file import assert_equal_bits, one_file
 
 from minilora import nf4, pretrained
-from minilora.quantize import is_projection
+from minilora.quant.quantize import is_projection
 from minilora.tree import unflatten, walk
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")

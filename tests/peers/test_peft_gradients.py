@@ -21,7 +21,7 @@ from peft_models import (
 from minilora import model
 from minilora.checkpoint import load_adapter
 from minilora.pretrained import load
-from minilora.quantize import quantize
+from minilora.quant.quantize import quantize
 from minilora.tree import flatten
 
 PEFT, FOUR_BITS = "PyTorch + PEFT", "PyTorch + PEFT + bitsandbytes"

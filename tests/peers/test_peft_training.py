@@ -13,7 +13,7 @@ from minilora.config import TrainConfig
 from minilora.data import Example, batch_at, collate, load_rows, prepare
 from minilora.optim import learning_rate
 from minilora.pretrained import load
-from minilora.quantize import quantize
+from minilora.quant.quantize import quantize
 from minilora.train import train
 from minilora.tree import flatten, get
 

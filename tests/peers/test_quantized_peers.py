@@ -5,7 +5,7 @@ import pytest
 
 from minilora.cli import main
 from minilora.pretrained import load, save_pretrained
-from minilora.quantize import quantize_leaf
+from minilora.quant.quantize import quantize_leaf
 from minilora.quantized_file import save_quantized
 from minilora.tree import flatten
 

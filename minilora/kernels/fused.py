@@ -4,10 +4,9 @@ Part 4 of `lessons/00_qlora_in_one_file.py`, made general: the same equations, w
 derived by hand.
 
 Each is one autograd primitive with its backward pass derived by hand above it, and keeps for that
-pass only what cannot be had again cheaply. Loops are numba's, and so are products with a weight
-(`panels.py`); the others are NumPy's. `nn.py` is the text, this is the engine, and the tests hold
-one against the other in value and in gradient. The two longest stand in `fused_attention.py` and
-`fused_loss.py`.
+pass only what cannot be recomputed cheaply. Loops are numba's, matrix products NumPy's. Tests hold
+each function and its twin in `nn.py` together, in value and in gradient. The two longest are in
+`fused_attention.py` and `fused_loss.py`.
 
 Letters as in `nn.py`; g is the gradient that arrives from above, ∂L/∂y.
 """
@@ -15,13 +14,15 @@ Letters as in `nn.py`; g is the gradient that arrives from above, ∂L/∂y.
 import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 
-from . import nn
+from .. import nn
+from ..products import lowrank, lowrank_back
 from .fused_attention import attention
 from .fused_loss import cross_entropy
-from .kernels import exp, fast_jit, rows, share_rows
-from .products import lowrank, lowrank_back, product, product_back
+from .loops import exp, fast_jit, rows
+from .threads import share_rows
+from .weights import product, product_back
 
-__all__ = ["attention", "cross_entropy", "down", "linear", "rms_norm", "swiglu"]
+__all__ = ["attention", "cross_entropy", "down", "linear", "product", "rms_norm", "swiglu"]
 
 
 # ---------------------------------------------------------------------------------- RMSNorm
@@ -143,14 +144,14 @@ def _swiglu_back(lo, hi, a, b, g, da, db):
 def linear(x, trained, frozen, rng=None):
     """As `nn.linear`, which does all but the commonest case: low-rank factors and nothing else."""
     if not factors_alone(trained, frozen, rng is not None):
-        return nn.linear(x, trained, frozen, rng)
+        return nn.linear(x, trained, frozen, rng, product)
     return _adapted(x, *_factors(trained, frozen))
 
 
 def down(gate, up, trained, frozen, rng=None):
     """As `nn.down`; keeps its two inputs."""
     if not factors_alone(trained, frozen, rng is not None):
-        return nn.linear(swiglu(gate, up), trained, frozen, rng)
+        return nn.linear(swiglu(gate, up), trained, frozen, rng, product)
     return _adapted_down(gate, up, *_factors(trained, frozen))
 
 

@@ -7,9 +7,9 @@ import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 from autograd.tracer import isbox
 
-from . import stored
-from .kernels import chunks, exp, fast_jit, largest, share_rows
-from .panels import times
+from .loops import chunks, exp, fast_jit, largest
+from .threads import share_rows
+from .weights import TILE, tiles
 
 LOGIT_FLOATS = 2**22  # logits held at once (16 MiB), however large the batch is
 
@@ -37,7 +37,7 @@ def _cross_entropy(hidden, head, targets, mask, kept):
         raise IndexError(f"target {t.max()} is not one of {head.shape[0]} tokens")
     c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
     log_z, mean = np.empty_like(c), np.zeros_like(h) if kept["hidden"] else None
-    for i in chunks(len(h), stored.TILE, LOGIT_FLOATS):
+    for i in chunks(len(h), TILE, LOGIT_FLOATS):
         log_z[i] = _log_z(h[i], head, mean if mean is None else mean[i])
     e_target = head[t]
     nll = log_z - np.sum(h * e_target, axis=-1)
@@ -60,12 +60,12 @@ def _log_z(h, head, mean):
     """log Σ eᶻ of the rows h (n, D): (n,); and pE to `mean` (n, D), zeros before, if given."""
     top, total = np.full(len(h), -np.inf, h.dtype), np.zeros(len(h), h.dtype)
     shrink = np.empty_like(top)
-    for _, tile in stored.tiles(head):
-        z = times(h, tile.T)
+    for _, tile in tiles(head, TILE):
+        z = h @ tile.T
         share_rows(_exp_tile, len(z), z, top, total, shrink, width=z.shape[1])
         if mean is not None:
             mean *= shrink[:, None]
-            times(z, tile, mean)
+            mean += z @ tile
     if mean is not None:
         mean /= total[:, None]
     return top + np.log(total)
@@ -74,11 +74,11 @@ def _log_z(h, head, mean):
 def _head_gradient(h, head, targets, c, log_z):
     """∂L/∂E (V, D) of a trained head."""
     de = np.zeros_like(head)
-    for i in chunks(len(h), stored.TILE, LOGIT_FLOATS):
-        for rows, tile in stored.tiles(head):
-            z = times(h[i], tile.T)
+    for i in chunks(len(h), TILE, LOGIT_FLOATS):
+        for rows, tile in tiles(head, TILE):
+            z = h[i] @ tile.T
             share_rows(_probabilities, len(z), z, c[i], log_z[i], width=z.shape[1])
-            times(z.T, h[i], de[rows])
+            de[rows] += z.T @ h[i]
     np.subtract.at(de, targets, c[:, None] * h)
     return de
 

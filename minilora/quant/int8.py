@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .config import require
-from .kernels import jit, share_rows
+from ..config import require
 
 TINY = np.float32(1e-36)  # the smallest absmax that anything is divided by: 127/1e-36 is finite
 EXACT = 1040  # 1040 · 127² < 2²⁴: so many products of codes add up without rounding in float32
@@ -44,8 +43,8 @@ class Int8:
         """All bytes that are stored."""
         return self.codes.nbytes + self.absmax.nbytes
 
-    def dequantize(self, out=None):
-        return dequantize(self, out)
+    def dequantize(self):
+        return dequantize(self)
 
 
 def quantize(w):
@@ -65,23 +64,9 @@ def _row_codes(w):
     return np.rint(w * scale[:, None]).astype(np.int8), absmax
 
 
-def dequantize_plain(q):
-    """`dequantize`, in NumPy."""
+def dequantize(q):
+    """The matrix (out, in) float32 that q stands for."""
     return q.codes * q.absmax[:, None] * np.float32(1 / 127)
-
-
-def dequantize(q, out=None):
-    """The matrix (out, in) float32 that q stands for, written to `out` if given."""
-    out = np.empty(q.shape, np.float32) if out is None else out
-    share_rows(_dequantize, len(out), q.codes, q.absmax, out, width=out.shape[1])
-    return out
-
-
-@jit
-def _dequantize(lo, hi, codes, absmax, out):
-    for i in range(lo, hi):
-        for j in range(codes.shape[1]):
-            out[i, j] = np.float32(codes[i, j]) * absmax[i] * np.float32(1 / 127)
 
 
 def matmul(x, q, threshold=6.0):
@@ -99,7 +84,7 @@ def matmul(x, q, threshold=6.0):
     product = _integer_product(codes, q.codes).astype(np.float32)
     y = product * np.outer(absmax, q.absmax) * np.float32(1 / 127**2)
     columns = Int8(q.codes[:, outliers], q.absmax)
-    y += rows[:, outliers] @ dequantize_plain(columns).T
+    y += rows[:, outliers] @ dequantize(columns).T
     return y.reshape(*np.shape(x)[:-1], -1)
 
 

@@ -11,24 +11,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import int8, nf4
-from .config import ALL_LINEAR, InputError, names_module, require
-from .tree import flatten, unflatten
+from .. import nf4
+from ..config import ALL_LINEAR, InputError, names_module, require
+from ..tree import flatten, unflatten
+from . import int8
 
 SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")
 
 
-def quantize(base, scheme, block_size=64):
+def quantize(base, scheme, block_size=64, quantize_4bit=nf4.quantize):
     """A new tree: `base` with the seven projections' weights in `scheme`, all else shared.
 
     `scheme` is one of SCHEMES, "none" leaving them as they are; "nf4-dq" is NF4 with double
-    quantization. `block_size` is that of the 4-bit schemes. InputError, which names the weight,
-    for an unknown scheme or block size, for a weight that is not finite, and for one that is
-    quantized already.
+    quantization. `block_size` is that of the 4-bit schemes, `quantize_4bit` the plain quantizer or
+    its compiled twin (`kernels.nf4.quantize`). InputError, which names the weight, for an unknown
+    scheme or block size, for a weight that is not finite, and for one that is quantized already.
     """
     return unflatten(
         {
-            path: quantize_leaf(path, w, scheme, block_size) if is_projection(path) else w
+            path: quantize_leaf(path, w, scheme, block_size, quantize_4bit)
+            if is_projection(path)
+            else w
             for path, w in flatten(base).items()
         }
     )
@@ -39,7 +42,7 @@ def is_projection(path):
     return any(names_module(f"{name}.weight", path) for name in ALL_LINEAR)
 
 
-def quantize_leaf(path, w, scheme, block_size=64):
+def quantize_leaf(path, w, scheme, block_size=64, quantize_4bit=nf4.quantize):
     """The weight w (out, in) at `path` in `scheme`: an array, an Int8 or a Quantized."""
     require(scheme in SCHEMES, f"unknown scheme {scheme!r}: --quantize takes {', '.join(SCHEMES)}")
     if scheme == "none":
@@ -49,7 +52,7 @@ def quantize_leaf(path, w, scheme, block_size=64):
         if scheme == "int8":
             return int8.quantize(w)
         code, _, double_quant = scheme.partition("-")
-        return nf4.quantize(w, block_size, bool(double_quant), code)
+        return quantize_4bit(w, block_size, bool(double_quant), code)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

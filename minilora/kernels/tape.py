@@ -9,7 +9,7 @@ from autograd import make_vjp
 from autograd.extend import SparseObject, defvjp, defvjp_argnums, primitive, vspace
 from autograd.tracer import getval, isbox
 
-from .tree import flatten, get, put, unflatten, walk
+from ..tree import flatten, get, put, unflatten, walk
 
 
 def opened(tree):

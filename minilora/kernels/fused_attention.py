@@ -6,8 +6,9 @@ Letters as in `nn.py`; G = H/K heads share a key; g is the gradient from above, 
 import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 
-from . import nn
-from .kernels import chunks, exp, fast_jit, largest, rows, share_rows
+from .. import nn
+from .loops import chunks, exp, fast_jit, largest, rows
+from .threads import share_rows
 
 SCORE_FLOATS = 2**22  # scores held at once (16 MiB), however large the batch is
 QUERIES = 64  # tokens whose scores are one product: fewer waste less on keys they may not see

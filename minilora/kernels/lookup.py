@@ -1,0 +1,86 @@
+"""Sixteen 4-bit codes looked up by one instruction, next to the loop that it equals.
+
+The sixteen values of a 4-bit code fill one register of a processor with AVX-512. Its instruction
+vpermps takes sixteen numbers from such a register, each by a 4-bit index: exactly a dequantization.
+numba has no name for it, so `look_up_16` is written in LLVM's terms, the only such function here.
+On other processors, and where fewer than sixteen codes are left, a table gives the two values of
+each byte.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba.core import config, types
+from numba.core.registry import cpu_target
+from numba.extending import intrinsic
+
+from .loops import jit
+
+_, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()  # of what numba compiles for
+AVX512 = "+avx512f" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
+
+
+@jit
+def decode_by_table(start, codes, absmax, values, table, block_size, out):
+    """Write the elements start, start + 1, … of the flat tensor into out (n,) float32.
+
+    codes: (⌈N/2⌉,) uint8 and absmax: (⌈N/block_size⌉,) of a tensor of N elements; values: (16,) by
+    code; table: (256,) uint64, the two float32 values of each byte. The caller guarantees that
+    start is even, that start + n ≤ N, and that block_size is a multiple of 16.
+    """
+    if out.size == 0:
+        return
+    packed, pairs = codes[start // 2 :], out[: out.size // 2 * 2].view(np.uint64)
+    for i in range(pairs.size):
+        pairs[i] = table[packed[i]]
+    if out.size % 2:
+        out[out.size - 1] = table[packed[pairs.size] :].view(np.float32)[0]
+    for b in range(start // block_size, (start + out.size - 1) // block_size + 1):
+        block, scale = out[max(b * block_size - start, 0) : (b + 1) * block_size - start], absmax[b]
+        for i in range(block.size):
+            block[i] *= scale
+
+
+@jit
+def decode_by_sixteens(start, codes, absmax, values, table, block_size, out):
+    """The same, sixteen elements at a time: from a multiple of 16 on, sixteen share a scale."""
+    done = out.size // 16 * 16 if start % 16 == 0 else 0
+    i, b, end = 0, start // block_size, block_size - start % block_size
+    while i < done:
+        scale = absmax[b]
+        for j in range(i, min(end, done), 16):
+            look_up_16(values, codes, (start + j) // 2, scale, out, j)
+        i, b, end = end, b + 1, end + block_size
+    decode_by_table(start + done, codes, absmax, values, table, block_size, out[done:])
+
+
+@intrinsic
+def look_up_16(typingctx, values, codes, at, scale, out, to):
+    """out[to : to + 16] = values[c]·scale for the sixteen codes c in codes[at : at + 8]."""
+
+    def generate(context, builder, signature, arguments):
+        def pointer(n, kind):  # to element `arguments[n + 1]` of the array `arguments[n]`
+            data = context.make_array(signature.args[n])(context, builder, arguments[n]).data
+            place = builder.gep(data, [arguments[n + 1]]) if n else data
+            return builder.bitcast(place, kind.as_pointer())
+
+        def numbers(some):
+            return ir.Constant(ir.VectorType(ir.IntType(32), 16), some)
+
+        floats, wide = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
+        eight = builder.load(pointer(1, ir.VectorType(ir.IntType(8), 8)), align=1)
+        # b₀ b₁ … → b₀ b₀ b₁ b₁ … → b₀»4 b₀ b₁»4 b₁ …: the instruction reads the low four bits
+        twice = builder.shuffle_vector(eight, eight, numbers([i // 2 for i in range(16)]))
+        index = builder.lshr(builder.zext(twice, wide), numbers([4, 0] * 8))
+        kind = ir.FunctionType(floats, [floats, wide])
+        vpermps = builder.module.declare_intrinsic("llvm.x86.avx512.permvar.sf.512", fnty=kind)
+        found = builder.call(vpermps, [builder.load(pointer(0, floats), align=4), index])
+        zero, none = ir.IntType(32)(0), ir.Constant(floats, ir.Undefined)
+        one = builder.insert_element(none, arguments[3], zero)
+        scales = builder.shuffle_vector(one, one, numbers([0] * 16))
+        builder.store(builder.fmul(found, scales), pointer(4, floats), align=4)
+        return context.get_dummy_value()
+
+    return types.void(values, codes, types.intp, types.float32, out, types.intp), generate
+
+
+decode = decode_by_sixteens if AVX512 else decode_by_table

@@ -1,0 +1,155 @@
+"""4-bit weights, compiled: the bits of `nf4.py` and `nested.py`, on all cores.
+
+Quantizing, dequantizing, and a product with a vector that never makes the dense weight.
+"""
+
+import numpy as np
+
+from .. import nf4
+from ..config import require
+from ..nested import BLOCK, DYNAMIC, Nested, nest
+from ..nf4 import CODES, TINY, Quantized, pack, unpack
+from .lookup import decode
+from .loops import fast_jit, jit
+from .threads import share_rows
+
+SPAN = 4096  # elements that are dequantized at a time: they stay in the nearest cache
+
+
+def quantize(w, block_size=64, double_quant=False, code="nf4"):
+    """Quantize w, of any shape and taken as float32; see `nf4.quantize`."""
+    nf4.check(block_size, code)
+    w = np.ascontiguousarray(w, np.float32)
+    codes, absmax = _quantize(w.reshape(-1), block_size, code)
+    return Quantized(codes, nest(absmax) if double_quant else absmax, w.shape, block_size, code)
+
+
+def _quantize(w, block_size, code):
+    """(packed codes, absmax) of w (n,): whole blocks in the loop, a short last one in NumPy."""
+    whole = w.size // block_size
+    rest = w[whole * block_size :]
+    codes = np.empty((w.size + 1) // 2, np.uint8)
+    absmax = np.empty(whole + (rest.size > 0), np.float32)
+    midpoints, order = CODES[code].midpoints, CODES[code].order
+    a = (w, midpoints, block_size, codes, absmax)
+    share_rows(_encode, whole, *a, width=2 * block_size)  # an element is 15 comparisons
+    nf4.require_finite(absmax[:whole], rest)
+    if code != "nf4":  # the loop wrote ranks by value, which only for NF4 are the codes
+        codes = pack(order[unpack(np.arange(256))])[codes]
+    if rest.size:
+        last = nf4.quantize(rest, block_size, code=code)
+        codes[whole * block_size // 2 :], absmax[whole:] = last.codes, last.absmax
+    return codes, absmax
+
+
+def dequantize(q, out=None):
+    """Compute the tensor (q.shape, float32) that q stands for, in `out` if it is given.
+
+    out: C-contiguous float32 of q's shape.
+    """
+    out = np.empty(q.shape, np.float32) if out is None else out
+    require(out.flags.c_contiguous and out.shape == q.shape and out.dtype == np.float32,
+            f"out must be a C-contiguous float32 array of shape {q.shape}")  # fmt: skip
+    a = (*parts(q), out.reshape(-1))
+    share_rows(_dequantize, -(-out.size // SPAN), *a, width=SPAN)
+    return out
+
+
+def matvec(q, x):
+    """Compute W x for the W (out, in) that q stands for and x (in,): (out,) float32."""
+    rows, width = q.shape
+    x, y = np.ascontiguousarray(x, np.float32), np.empty(rows, np.float32)
+    require(x.shape == (width,), f"x has the shape {x.shape}, the weight {q.shape}")
+    share_rows(_matvec, rows, *parts(q), x, y, width=width)
+    return y
+
+
+def read_rows(q, first, out):
+    """Write rows first, first + 1, … of the matrix that q stands for into out (n, in) float32.
+
+    first is even, so that a row begins with a byte.
+    """
+    require(first % 2 == 0 and 0 <= first <= q.shape[0] - len(out), "rows outside the weight")
+    decode(first * q.shape[1], *parts(q), out.reshape(-1))
+
+
+def parts(q):
+    """What the loops read of q; its sizes fit each other, as `Quantized` checks."""
+    code = CODES[q.code]
+    return q.codes, absmax(q.scales), code.values, code.byte_values, q.block_size
+
+
+def absmax(scales):
+    """The absmax values (m,) float32 of a weight's scales, double-quantized or not."""
+    if not isinstance(scales, Nested):
+        return scales
+    out = np.empty(scales.codes.size, np.float32)
+    share_rows(_unnest, out.size, scales.codes, scales.absmax, scales.offset, DYNAMIC, out)
+    return out
+
+
+@jit
+def _unnest(lo, hi, codes, absmax, offset, dynamic, out):
+    for i in range(lo, hi):
+        out[i] = dynamic[codes[i]] * absmax[i // BLOCK] + offset
+
+
+@jit
+def _encode(lo, hi, w, midpoints, block_size, codes, absmax):
+    """Blocks lo to hi - 1: the absmax, and two ranks among the sixteen values per byte.
+
+    All ranks of a block first, then two of them read as one number: both loops then run in whole
+    vectors. The first of the two is the low half, as on every processor that numba knows.
+    """
+    half, absmax_bits = block_size // 2, absmax.view(np.uint32)
+    ranks = np.empty(block_size, np.int32)
+    pairs = ranks.view(np.uint64)
+    for b in range(lo, hi):
+        block = w[b * block_size : (b + 1) * block_size]
+        # Without the sign bit, floats compare as whole numbers do, and NaN is the largest.
+        bits, largest = block.view(np.uint32), np.uint32(0)
+        for i in range(block_size):
+            largest = max(largest, bits[i] & np.uint32(0x7FFFFFFF))
+        absmax_bits[b] = largest
+        scale = np.float32(1) / max(absmax[b], TINY)
+        for i in range(block_size):
+            ranks[i] = _rank(block[i] * scale, midpoints)
+        packed = codes[b * half : (b + 1) * half]
+        for i in range(half):
+            packed[i] = (pairs[i] << np.uint64(4) | pairs[i] >> np.uint64(32)) & np.uint64(255)
+
+
+@jit
+def _rank(x, midpoints):
+    """How many midpoints lie below x. Counting beats searching: it needs no branches."""
+    rank = np.int32(0)
+    for i in range(15):
+        rank += x > midpoints[i]
+    return rank
+
+
+@jit
+def _dequantize(lo, hi, codes, absmax, values, table, block_size, out):
+    """Spans lo to hi - 1 of the flat tensor."""
+    for start in range(lo * SPAN, min(hi * SPAN, out.size), SPAN):
+        decode(start, codes, absmax, values, table, block_size, out[start : start + SPAN])
+
+
+@fast_jit
+def _matvec(lo, hi, codes, absmax, values, table, block_size, x, y):
+    """Rows lo to hi - 1 of y = W x: some rows are decoded, then each is multiplied with x."""
+    width = x.size
+    group = max(1, SPAN // width)
+    buffer = np.empty(group * width + 1, np.float32)
+    for first in range(lo, hi, group):
+        last = min(first + group, hi)
+        start = first * width
+        odd = start % 2  # the first row may begin in the middle of a byte
+        part = buffer[: odd + (last - first) * width]
+        decode(start - odd, codes, absmax, values, table, block_size, part)
+        for i in range(first, last):
+            row = part[odd + (i - first) * width :]
+            total = np.float32(0)
+            for j in range(width):
+                total += row[j] * x[j]
+            y[i] = total

@@ -1,0 +1,99 @@
+"""8-bit and 16-bit matrices, compiled: the bits of `quant/int8.py` and `quant/stored.py`."""
+
+import numba
+import numpy as np
+from numba.extending import overload
+
+from ..config import require
+from ..quant.stored import MOVE
+from .loops import fast_jit, jit
+from .threads import share_rows
+
+
+def dequantize_int8(q, out=None):
+    """Compute the matrix (out, in) float32 that an Int8 stands for, in `out` if it is given."""
+    out = np.empty(q.shape, np.float32) if out is None else out
+    read_int8_rows(q, 0, out)
+    return out
+
+
+def read_int8_rows(q, first, out):
+    """Write rows first, first + 1, … of an Int8 into out (n, in) float32."""
+    codes, absmax = (part[first : first + len(out)] for part in (q.codes, q.absmax))
+    require(len(codes) == len(absmax) == len(out), "rows outside the matrix")
+    share_rows(_int8_rows, len(out), codes, absmax, out, width=out.shape[1])
+
+
+@jit
+def _int8_rows(lo, hi, codes, absmax, out):
+    for i in range(lo, hi):
+        for j in range(codes.shape[1]):
+            out[i, j] = np.float32(codes[i, j]) * absmax[i] * np.float32(1 / 127)
+
+
+def read_rows(w, first, out):
+    """Write rows first, first + 1, … of a Stored matrix into out (n, width) float32."""
+    codes, scales, *moves = _parts(w)
+    codes, scales = codes[first : first + len(out)], scales[first : first + len(out)]
+    require(codes.shape == out.shape, "rows outside the matrix")
+    share_rows(_rows, len(out), codes, scales, *moves, out, width=w.shape[1])
+
+
+def matvec(w, x):
+    """Compute W x for a Stored W (rows, width) and x (width,), a row of W at a time: (rows,)."""
+    x, y = np.ascontiguousarray(x, np.float32), np.empty(w.shape[0], np.float32)
+    require(x.shape == w.shape[1:], f"x has the shape {x.shape}, the matrix {w.shape}")
+    share_rows(_matvec, len(y), *_parts(w), x, y, width=x.size)
+    return y
+
+
+def _parts(w):
+    """Codes and scales of every row, and how sixteen bits become a float32; see `Stored`."""
+    scales = np.broadcast_to(w.scales, (len(w.codes), w.scales.shape[1]))
+    return w.codes, scales, *MOVE[w.kind]
+
+
+@jit
+def _rows(lo, hi, codes, scales, shift, power, out):
+    size = codes.shape[1] // scales.shape[1]
+    for i in range(lo, hi):
+        for b in range(scales.shape[1]):
+            at, scale = slice(b * size, (b + 1) * size), scales[i, b]
+            block, packed = out[i, at], codes[i, at]
+            for j in range(block.size):
+                block[j] = _number(packed[j], shift, power) * scale
+
+
+@fast_jit
+def _matvec(lo, hi, codes, scales, shift, power, x, y):
+    size = codes.shape[1] // scales.shape[1]
+    for i in range(lo, hi):
+        total = np.float32(0)
+        for b in range(scales.shape[1]):
+            at = slice(b * size, (b + 1) * size)
+            packed, block = codes[i, at], x[at]
+            part = np.float32(0)
+            for j in range(block.size):
+                part += _number(packed[j], shift, power) * block[j]
+            total += part * scales[i, b]
+        y[i] = total
+
+
+def _number(code, shift, power):
+    """Decode one element, before its block's scale."""
+    return (_whole if code.dtype == np.int8 else _half)(code, shift, power)
+
+
+def _whole(code, shift, power):
+    return np.float32(code)
+
+
+def _half(code, shift, power):
+    sign, magnitude = np.uint32(code & 0x8000) << 16, np.uint32(code & 0x7FFF) << shift
+    return np.uint32(sign | magnitude).view(np.float32) * power
+
+
+# Nothing in it is reordered: the moved bits can be so small a number that times x they vanish.
+@overload(_number, jit_options={"fastmath": False})
+def _number_of(code, shift, power):
+    return _whole if code == numba.types.int8 else _half

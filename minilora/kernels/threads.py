@@ -1,0 +1,92 @@
+"""Rows and whole calls shared out over the cores, on threads of the standard library.
+
+No two threads ever write or sum into the same number, so the result has the same bits for any
+number of threads. numba's own thread layers are not used: OpenMP's threads spin while they wait
+and compete with the matrix products' threads (a training step takes twice as long), and
+`workqueue` aborts the process when two Python threads call kernels at once.
+"""
+
+import ctypes
+import os
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache, partial
+from itertools import pairwise
+
+from numba.core import config
+from threadpoolctl import ThreadpoolController
+
+THREADS: int = vars(config)["NUMBA_NUM_THREADS"]  # this variable, else the cores it may use
+SERIAL_BELOW = 2**20  # elements; less work than this takes no longer than to wake a thread
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
+
+_free = threading.Lock()  # held by the call that has the cores
+
+
+def share_rows(kernel, n, *args, width=1):
+    """Run kernel(lo, hi, *args) over n rows of `width` elements each, a span of rows per core.
+
+    It runs on the calling thread alone where the work is small, or where `on_cores` or another
+    Python thread has the cores already.
+    """
+    if THREADS == 1 or n < 2 or n * width < SERIAL_BELOW or not _free.acquire(blocking=False):
+        kernel(0, n, *args)
+        return
+    try:
+        edges = [n * i // THREADS for i in range(THREADS + 1)]
+        _together([partial(kernel, *span, *args) for span in pairwise(edges)])
+    finally:
+        _free.release()
+
+
+def on_cores(f, items):
+    """Return [f(item), …], each call on a core of its own, its matrix products and kernels too.
+
+    No call waits for another until all are done: to wake a thread takes 0.1 ms, and a training
+    step that shared out each operation would do so a thousand times. The calls run one after the
+    other where there are not as many cores, or where the cores are taken.
+    """
+    keep_freed_memory()
+    if not 1 < len(items) <= THREADS or not _free.acquire(blocking=False):
+        return [f(item) for item in items]
+    try:
+        with _blas().limit(limits=1, user_api="blas"):
+            return _together([partial(f, item) for item in items])
+    finally:
+        _free.release()
+
+
+def _together(calls):
+    """Return what the calls return; the first runs on this thread, the others on the pool's."""
+    first, *others = calls
+    futures = [_pool(os.getpid(), THREADS - 1).submit(call) for call in others]
+    try:
+        result = first()
+    finally:
+        wait(futures)  # whatever happened, none of them may go on writing into the arrays
+    return [result, *(future.result() for future in futures)]
+
+
+@cache
+def _pool(pid, workers):
+    """The threads of this process; they do not survive a fork, so its id is part of the key."""
+    return ThreadPoolExecutor(workers, thread_name_prefix="minilora")
+
+
+@cache
+def _blas():
+    return ThreadpoolController()
+
+
+@cache
+def keep_freed_memory():
+    """Have glibc keep freed memory for the next array, from the first training step on.
+
+    Otherwise it returns the memory to the system after each step and gets it back page by page,
+    each page filled with zeros first: a third of a small model's step.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(M_TRIM_THRESHOLD, 2**30)
+        mallopt(M_MMAP_THRESHOLD, 2**30)

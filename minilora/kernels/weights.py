@@ -1,0 +1,74 @@
+"""A frozen weight, however it is stored, and its products: the one place that tells them apart.
+
+A dense weight is an array. Every other kind is decoded by its own compiled loop, a tile of rows at
+a time, so the dense matrix never exists as a whole.
+"""
+
+import numpy as np
+from autograd.extend import defvjp, primitive
+
+from ..nf4 import Quantized
+from ..quant.int8 import Int8
+from ..quant.stored import Stored
+from . import nf4, stored
+
+TILE = 1024  # rows of a weight that are decoded at a time, an even number
+READ_ROWS = {Quantized: nf4.read_rows, Int8: stored.read_int8_rows, Stored: stored.read_rows}
+MATVEC = {Quantized: nf4.matvec, Stored: stored.matvec}  # straight from the codes
+
+
+def dense(w):
+    """Return a weight as a float32 array."""
+    if isinstance(w, Quantized):
+        return nf4.dequantize(w)
+    return w if type(w) not in READ_ROWS else next(tiles(w, w.shape[0]))[1]
+
+
+def tiles(w, size=TILE):
+    """Yield (rows, their float32 matrix) of w, `size` rows at a time: views of a dense w.
+
+    Each tile of another w is decoded into the buffer of the tile before.
+    """
+    spans = [slice(i, min(i + size, w.shape[0])) for i in range(0, w.shape[0], size)]
+    read_rows = READ_ROWS.get(type(w))
+    buffer = np.empty((min(size, w.shape[0]), w.shape[1]), np.float32) if read_rows else None
+    for rows in spans:
+        if read_rows:
+            tile = buffer[: rows.stop - rows.start]
+            read_rows(w, rows.start, tile)
+        else:
+            tile = w[rows]
+        yield rows, tile
+
+
+@primitive
+def product(x, w):
+    """x Wᵀ with a frozen W: (..., in) -> (..., out); see `products.product`.
+
+    One row of x, as in generating token by token, is multiplied straight from the codes.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    if len(flat) == 1 and type(w) in MATVEC and x.dtype == np.float32:
+        y = MATVEC[type(w)](w, flat[0])
+    elif type(w) in READ_ROWS:
+        y = np.empty((len(flat), w.shape[0]), x.dtype)
+        for rows, tile in tiles(w):
+            np.matmul(flat, tile.T, out=y[:, rows])
+    else:
+        y = flat @ w.T
+    return y.reshape(*x.shape[:-1], -1)
+
+
+def product_back(g, w):
+    """∂L/∂x = (∂L/∂y) W of `product`, for g = ∂L/∂y (..., out)."""
+    flat = g.reshape(-1, g.shape[-1])
+    if type(w) in READ_ROWS:
+        dx = np.zeros((len(flat), w.shape[1]), g.dtype)
+        for rows, tile in tiles(w):
+            dx += flat[:, rows] @ tile
+    else:
+        dx = flat @ w
+    return dx.reshape(*g.shape[:-1], -1)
+
+
+defvjp(product, lambda y, x, w: lambda g: product_back(g, w), argnums=(0,))
