@@ -25,14 +25,13 @@ from tqdm import tqdm
 from . import starts
 from .checkpoint import WEIGHTS, save_adapter
 from .config import ALL_LINEAR, LoraConfig, MethodConfig, TrainConfig, require
-from .data import load_rows, prepare
+from .data import held_out_notes, load_rows, prepare
 from .kernels import threads
 from .methods import METHODS
 from .metrics import evaluate
 from .optim import adamw_init
 from .plot import comparison
 from .pretrained import load
-from .pretraining import held_out_notes
 from .train import train
 from .tree import count, nbytes
 

@@ -1,32 +1,19 @@
-"""From a user's rows to batches of tokens: JSONL, prompt masks, packing, padding, order.
+"""From a user's rows to examples: JSONL files, chat templates, and the mask of the prompt.
 
-Part 5 of `lessons/00_qlora_in_one_file.py`, made general: rows of a user, padding, masks, and
-packing.
-
-A row is {"text"}, {"prompt", "completion"} or {"messages"}. An `Example` is its tokens with a mask
-that says which of them are targets. A batch is four arrays (B, T): `tokens`, `targets` (the next
-token of each), `mask` (1 where the target counts) and `starts` (where each token's example begins,
-so that packed neighbours stay invisible to each other).
+Part 5 of `lessons/00_qlora_in_one_file.py`, made general: the rows of a user. A row is {"text"},
+{"prompt", "completion"} or {"messages"}.
 """
 
 import json
-from functools import lru_cache
+import math
 from pathlib import Path
-from typing import NamedTuple
-
-import numpy as np
 
 from . import tasks
+from .batching import Example
 from .config import InputError, require
+from .tasks import NAMES, notes
 
 SHAPES = ({"text"}, {"prompt", "completion"}, {"messages"})
-
-
-class Example(NamedTuple):
-    """Token ids, and for each of them 1 if the model is to learn to say it."""
-
-    tokens: list[int]
-    mask: list[int]
 
 
 def read_rows(path):
@@ -133,61 +120,6 @@ def prepare(rows, tokenizer, config):
     return kept, sum(len(e.tokens) > config.max_seq_length for e in full)
 
 
-def pack(examples, length):
-    """Bins of examples that fit together in `length` tokens: best fit, longest first.
-
-    Examples keep to themselves: `collate` notes where each begins.
-    """
-    bins: list[list[Example]] = []
-    with_room: list[list] = [[] for _ in range(length)]  # with_room[n]: bins with n tokens free
-    for example in sorted(examples, key=lambda e: -len(e.tokens)):
-        need = len(example.tokens) - 1
-        room = next((n for n in range(need, length) if with_room[n]), None)
-        if room is None:
-            room = length - 1
-            bins.append([])
-            with_room[room].append(bins[-1])
-        best = with_room[room].pop()
-        best.append(example)
-        with_room[room - need].append(best)
-    return bins
-
-
-def collate(bins):
-    """A batch of bins (lists of examples), padded on the right with tokens that never count."""
-    T = max(sum(len(e.tokens) - 1 for e in some) for some in bins)
-    batch = {k: np.zeros((len(bins), T), np.int64) for k in ("tokens", "targets", "mask", "starts")}
-    for row, some in enumerate(bins):
-        at = 0
-        for tokens, mask in some:
-            end = at + len(tokens) - 1
-            batch["tokens"][row, at:end] = tokens[:-1]
-            batch["targets"][row, at:end] = tokens[1:]
-            batch["mask"][row, at:end] = mask[1:]
-            batch["starts"][row, at:] = at
-            at = end
-        batch["starts"][row, at:] = min(at, T - 1)
-    batch["mask"] = batch["mask"].astype(np.float32)
-    return batch
-
-
-def batch_at(bins, step, size, seed):
-    """The bins of batch number `step`: every epoch a new order, each bin once.
-
-    A function of (seed, step) alone, so a resumed run has no position to restore.
-    """
-    picked = []
-    for i in range(step * size, (step + 1) * size):
-        epoch, position = divmod(i, len(bins))
-        picked.append(bins[_order(len(bins), epoch, seed)[position]])
-    return picked
-
-
-@lru_cache(maxsize=4)
-def _order(n, epoch, seed):
-    return np.random.default_rng([seed, epoch]).permutation(n)
-
-
 def load_rows(name, split):
     """The rows of a built-in data set, a .jsonl file, or a folder with train.jsonl and valid.jsonl.
 
@@ -208,3 +140,16 @@ def load_rows(name, split):
     )
     rows = read_rows(path)
     return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]
+
+
+def held_out_notes(tokenizer, settings, n=256):
+    """(examples, their entropy): notes of another seed, in nats a target token.
+
+    The first byte is context, never a target: it is the initial of the first name, and no two
+    names share one, so it carries log 24 nats of the note.
+    """
+    require(len({name[0] for name in NAMES}) == len(NAMES), "two names share an initial")
+    rows, nats = notes(n, seed=1)
+    examples, _ = prepare(rows, tokenizer, settings)
+    targets = sum(len(e.tokens) - 1 for e in examples)
+    return examples, float(nats.sum() - n * math.log(len(NAMES))) / targets

@@ -7,7 +7,7 @@ row that greedy decoding would reproduce, so exact match needs no generation.
 import numpy as np
 
 from . import model
-from .data import collate
+from .batching import collate
 from .kernels.fused_loss import LOGIT_FLOATS
 from .kernels.loops import chunks
 from .kernels.weights import product

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .config import ModelConfig, TrainConfig, require
-from .data import prepare
+from .config import ModelConfig, TrainConfig
+from .data import held_out_notes, prepare
 from .pretrained import save_pretrained, shapes
-from .tasks import NAMES, notes
+from .tasks import notes
 from .tokenizer import ByteTokenizer
 from .train import train
 from .tree import unflatten
@@ -63,19 +63,6 @@ def pretrain(name, out):
         f"{name}: held-out loss {history[-1]['eval_loss']:.4f} nats a token where the text's "
         f"entropy is {floor:.4f}, in {time.perf_counter() - began:.0f} s, written to {out}"
     )
-
-
-def held_out_notes(tokenizer, settings, n=256):
-    """(examples, their entropy): notes of another seed, in nats a target token.
-
-    The first byte is context, never a target: it is the initial of the first name, and no two
-    names share one, so it carries log 24 nats of the note.
-    """
-    require(len({name[0] for name in NAMES}) == len(NAMES), "two names share an initial")
-    rows, nats = notes(n, seed=1)
-    examples, _ = prepare(rows, tokenizer, settings)
-    targets = sum(len(e.tokens) - 1 for e in examples)
-    return examples, float(nats.sum() - n * math.log(len(NAMES))) / targets
 
 
 def random_params(config, rng):

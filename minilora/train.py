@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from . import model, nn
 from .config import InputError, require
-from .data import batch_at, collate, pack
+from .batching import batch_at, collate, pack
 from .kernels import threads
 from .metrics import evaluate
 from .optim import adamw, adamw_init, clip, learning_rate, to_dtype
