@@ -36,14 +36,15 @@ from autograd.extend import defvjp, primitive
 # %% [markdown]
 # ## 1. The base model
 #
-# *In the package: `safetensors_file.py`, `hf_folder.py` (other types, large files, damaged files).*
+# *In the package: `formats/safetensors_file.py`, `formats/hf_folder.py` (other types, large files,
+# damaged files).*
 #
 # A safetensors file holds eight bytes with a length, a JSON header of that length, and the numbers
 # of all tensors. The names of the tensors are Hugging Face's. Here, a model is a dict from these
 # names to arrays. The model `micro` comes with the package and has three layers.
 
 # %%
-MICRO = Path(find_spec("minilora").origin).parent / "bases" / "micro"
+MICRO = Path(find_spec("minilora").origin).parent / "data" / "bases" / "micro"
 config = json.loads((MICRO / "config.json").read_text())
 raw = (MICRO / "model.safetensors").read_bytes()
 start = 8 + int.from_bytes(raw[:8], "little")
@@ -210,7 +211,7 @@ def dense(w):
 # %% [markdown]
 # ## 4. The Llama
 #
-# *In the package: `nn.py`, `model.py` (caches, prefixes, packed rows), `fused.py` (speed).*
+# *In the package: `nn.py`, `model.py` (caches, prefixes, packed rows), `kernels/fused.py` (speed).*
 #
 # A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D. Each
 # layer adds to this vector: first what attention collects from earlier tokens, then what the MLP
@@ -285,7 +286,8 @@ def loss(adapters, base, rows, config):
 # %% [markdown]
 # ## 5. The data
 #
-# *In the package: `tasks.py` (the language, its exact entropy), `data.py` (your rows, packing).*
+# *In the package: `data/tasks.py` (the language, its exact entropy), `data/rows.py` (your rows),
+# `batching.py` (padding, packing).*
 #
 # The base model knows sentences about who keeps what where. It has never seen a question about
 # them. A row is a sentence with a question, and the answer. All names have three letters and all
@@ -361,7 +363,8 @@ report("after training", adapters, base)
 # %% [markdown]
 # ## 7. Merging
 #
-# *In the package: `lora.py` (unmerging), `pretrained.py` (a folder that transformers loads).*
+# *In the package: `lora.py` (unmerging), `formats/pretrained.py` (a folder that
+# transformers loads).*
 #
 # W₀ + (α/r)·BA has the shape of W₀, so an adapter can be added to its weight. The merged model has
 # the shape and the speed of the base. It stays in float32: rounding it to 4 bits again would lose

@@ -19,13 +19,14 @@ from autograd import make_vjp
 from common import QUICK, figure, finetune, short, table
 
 import minilora
-from minilora import LoraConfig, MethodConfig, ModelConfig, TrainConfig, data, lora, memory, nf4
-from minilora.compare import file_bytes
-from minilora.data import collate
-from minilora.hf_folder import shapes
-from minilora.methods import METHODS
+from minilora import LoraConfig, MethodConfig, ModelConfig, TrainConfig, data, lora, nf4
+from minilora.batching import collate
+from minilora.evaluation import memory
+from minilora.evaluation.compare import file_bytes
+from minilora.evaluation.plot import LINES
+from minilora.formats.hf_folder import shapes
+from minilora.methods.methods import METHODS
 from minilora.optim import adamw_init
-from minilora.plot import LINES
 from minilora.quant.quantize import is_projection
 from minilora.tree import count, flatten, nbytes, unflatten, walk
 

@@ -15,9 +15,9 @@ from sweeps import scaling
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.evaluation.plot import LINES
 from minilora.lora import adapted, delta
 from minilora.optim import adamw, adamw_init, global_norm
-from minilora.plot import LINES
 from minilora.quant.quantize import is_projection
 from minilora.tree import count, flatten, get, unflatten, walk
 

@@ -18,7 +18,8 @@ import numpy as np
 from common import QUICK, SWEEPS, figure, finetune, read_sweep, short, table
 
 import minilora
-from minilora import LoraConfig, lora, plot
+from minilora import LoraConfig, lora
+from minilora.evaluation import plot
 from minilora.tree import get
 
 sys.path.insert(0, str(SWEEPS))

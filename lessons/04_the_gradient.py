@@ -16,10 +16,10 @@ from sweeps import rates
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora, nn
+from minilora.cli.pretraining import held_out_notes
+from minilora.evaluation.plot import LINES
 from minilora.lora import adapted, delta
 from minilora.optim import adamw, adamw_init, global_norm
-from minilora.plot import LINES
-from minilora.pretraining import held_out_notes
 from minilora.tree import count, flatten, get, tree_map, unflatten
 
 rng = np.random.default_rng(0)

@@ -17,7 +17,9 @@ import numpy as np
 from common import QUICK, figure, short, table
 
 import minilora
-from minilora import TrainConfig, data, model, nf4, plot, pretraining
+from minilora import TrainConfig, data, model, nf4
+from minilora.cli import pretraining
+from minilora.evaluation import plot
 from minilora.kernels import fused
 from minilora.quant import int8
 from minilora.quant.quantize import is_projection

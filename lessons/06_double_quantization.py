@@ -15,7 +15,10 @@ import numpy as np
 from common import figure, short, table
 
 import minilora
-from minilora import TrainConfig, memory, nested, nf4, plot, pretraining, quantized_file
+from minilora import TrainConfig, nested, nf4
+from minilora.cli import pretraining
+from minilora.evaluation import memory, plot
+from minilora.formats import quantized_file
 from minilora.nested import BLOCK, DYNAMIC
 from minilora.tree import count, flatten, nbytes
 

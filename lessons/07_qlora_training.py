@@ -23,19 +23,9 @@ from autograd import grad, make_vjp
 from common import SWEEPS, figure, finetune, read_sweep, short, table
 
 import minilora
-from minilora import (
-    InputError,
-    LoraConfig,
-    TrainConfig,
-    data,
-    lora,
-    nf4,
-    nn,
-    optim,
-    plot,
-    pretraining,
-    products,
-)
+from minilora import InputError, LoraConfig, TrainConfig, data, lora, nf4, nn, optim, products
+from minilora.cli import pretraining
+from minilora.evaluation import plot
 from minilora.quant.quantize import SCHEMES
 from minilora.train import gradient
 from minilora.tree import flatten, unflatten, walk

@@ -17,7 +17,8 @@ import numpy as np
 from common import QUICK, SWEEPS, figure, finetune, read_sweep, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora, plot
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.evaluation import plot
 from minilora.train import gradient
 from minilora.tree import flatten, tree_map, walk
 

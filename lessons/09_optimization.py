@@ -18,7 +18,8 @@ from autograd import value_and_grad
 from common import QUICK, figure, finetune, read_sweep, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora, model, optim, plot
+from minilora import LoraConfig, TrainConfig, data, lora, model, optim
+from minilora.evaluation import plot
 from minilora.train import gradient
 from minilora.tree import flatten, tree_map
 

@@ -20,8 +20,9 @@ from common import QUICK, figure, of, read_sweep, short, spread, table
 from sweeps import freezing, unfreezing
 
 import minilora
-from minilora import TrainConfig, compare, plot
-from minilora.methods import METHODS
+from minilora import TrainConfig
+from minilora.evaluation import compare, plot
+from minilora.methods.methods import METHODS
 from minilora.optim import global_norm
 from minilora.train import rates
 from minilora.tree import count, tree_map, unflatten, walk

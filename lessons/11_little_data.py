@@ -20,7 +20,8 @@ from common import QUICK, figure, of, read_sweep, short, spread, table
 from sweeps import little
 
 import minilora
-from minilora import TrainConfig, data, model, nn, plot
+from minilora import TrainConfig, data, model, nn
+from minilora.evaluation import plot
 
 # %% [markdown]
 # ## Sounds are pictures

@@ -18,9 +18,11 @@ from sweeps.confidence import COSTS, answers, confidence, cost, draw_gaps, draw_
 from sweeps.label_check import check
 
 import minilora
-from minilora import TrainConfig, data, plot, tasks
-from minilora.metrics import calibration_error
-from minilora.pretraining import held_out_notes
+from minilora import TrainConfig, data
+from minilora.cli.pretraining import held_out_notes
+from minilora.data import tasks
+from minilora.evaluation import plot
+from minilora.evaluation.metrics import calibration_error
 
 ITERS = short(200, 20)
 PER_ANSWER = 23  # target tokens: 22 letters and the end

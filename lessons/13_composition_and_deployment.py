@@ -16,11 +16,13 @@ from sweeps import combining, merging
 from sweeps.combining import backwards, fit, forwards, held_out
 
 import minilora
-from minilora import LoraConfig, compose, lora, nf4, plot
+from minilora import LoraConfig, lora, nf4
+from minilora.cli.pretraining import random_params
 from minilora.config import ModelConfig
+from minilora.evaluation import plot
 from minilora.kernels.nf4 import matvec
+from minilora.methods import compose
 from minilora.optim import to_dtype
-from minilora.pretraining import random_params
 from minilora.tree import flatten, nbytes, tree_map, walk
 
 ITERS = short(100, 10)

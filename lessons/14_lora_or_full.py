@@ -17,8 +17,12 @@ import numpy as np
 from common import QUICK, SWEEPS, figure, read_sweep, short, table
 
 import minilora
-from minilora import TrainConfig, data, methods, plot, pretraining, tasks
-from minilora.memory import ledger
+from minilora import TrainConfig, data
+from minilora.cli import pretraining
+from minilora.data import tasks
+from minilora.evaluation import plot
+from minilora.evaluation.memory import ledger
+from minilora.methods import methods
 from minilora.tree import count, flatten, put, tree_map
 
 sys.path.insert(0, str(SWEEPS))

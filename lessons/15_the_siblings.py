@@ -16,7 +16,9 @@ import numpy as np
 from common import LESSONS, QUICK, figure, read_sweep, short, table
 
 import minilora
-from minilora import compare, data, metrics, nn, plot, tasks
+from minilora import data, nn
+from minilora.data import tasks
+from minilora.evaluation import compare, metrics, plot
 from minilora.tree import count, flatten
 
 sys.path.insert(0, str(LESSONS / "sweeps"))

@@ -16,7 +16,7 @@ from common import QUICK, finetune, short, table
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora, nn
-from minilora.checklist import Rows, questions
+from minilora.cli.checklist import Rows, questions
 from minilora.kernels import fused
 from minilora.train import gradient
 from minilora.tree import count, flatten, get

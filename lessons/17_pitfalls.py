@@ -18,7 +18,8 @@ import numpy as np
 from common import QUICK, figure, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora, plot
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.evaluation import plot
 from minilora.quant.quantize import is_projection
 from minilora.tree import count, flatten, unflatten
 

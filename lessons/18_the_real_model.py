@@ -22,9 +22,10 @@ import numpy as np
 from common import FIGURES, QUICK, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora, metrics, plot
-from minilora.memory import ledger, peak_rss_mb, summary
-from minilora.memory import table as bytes_table
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.evaluation import metrics, plot
+from minilora.evaluation.memory import ledger, peak_rss_mb, summary
+from minilora.evaluation.memory import table as bytes_table
 from minilora.tree import count, nbytes
 
 config, base, tokenizer = minilora.load("smollm2", "nf4-dq")

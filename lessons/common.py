@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, compare, data, lora, plot
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.evaluation import compare, plot
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 LESSONS = Path(__file__).parent

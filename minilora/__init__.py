@@ -11,14 +11,14 @@ dense = minilora.lora.merge(adapters, base)
 from functools import partial
 
 from . import lora, nf4
-from .checkpoint import load_adapter, save_adapter
 from .config import InputError, LoraConfig, MethodConfig, ModelConfig, TrainConfig
+from .evaluation.metrics import evaluate
+from .formats.checkpoint import load_adapter, save_adapter
+from .formats.pretrained import load, save_pretrained
 from .generate import generate
 from .kernels.nf4 import quantize as quantize_4bit
-from .methods import METHODS
-from .metrics import evaluate
+from .methods.methods import METHODS
 from .model import forward, loss
-from .pretrained import load, save_pretrained
 from .quant.quantize import quantize as _quantize
 from .train import train
 

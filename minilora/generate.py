@@ -46,7 +46,7 @@ class LayerCache:
 
 
 def generate(
-    adapters, base, prompt, config, max_tokens=256, temp=0.0, top_p=1.0, rng=None, ops=model.OPS
+    adapters, base, prompt, config, max_tokens=256, temp=0.0, top_p=1.0, rng=None, ops=None
 ):
     """Yield up to `max_tokens` token ids that continue the ids of `prompt`.
 
@@ -58,6 +58,7 @@ def generate(
     require(0 < top_p <= 1, f"--top-p must lie in (0, 1], got {top_p}")
     require(max_tokens >= 1, f"--max-tokens must be a whole number from 1, got {max_tokens}")
     require(len(prompt) > 0, "the prompt is empty: give --prompt some text")
+    ops = ops or model.OPS
     cache = Cache(config, model.virtual_tokens(adapters) + len(prompt) + max_tokens)
     head, tokens = model.head(adapters, base), np.array([prompt])
     for _ in range(max_tokens):

@@ -13,8 +13,8 @@ from functools import reduce
 import numpy as np
 
 from .config import ALL_LINEAR, InputError, names_module, require
+from .methods.siblings import row_norms
 from .products import dense
-from .siblings import row_norms
 from .tree import child, flatten, get, leaf, put, tree_map, unflatten, walk
 
 

@@ -12,39 +12,53 @@ A leaf of `adapters` stands at the path of the weight that it adapts or replaces
 """
 
 import os
+from contextlib import contextmanager
 from functools import partial
 
 import autograd.numpy as np
 from autograd.tracer import isbox
 
-from . import nn, siblings
+from . import nn
 from .kernels import fused
 from .kernels.tape import opened, recomputed
+from .methods import siblings
 from .products import matmul
 from .tree import child, leaf
 
-OPS = nn if os.environ.get("MINILORA_PLAIN") else fused
+OPS = nn if os.environ.get("MINILORA_PLAIN") else fused  # where a caller does not choose
 
 
-def loss(adapters, base, batch, config, ops=OPS, rng=None, checkpointing=False):
+@contextmanager
+def operations(ops):
+    """Use `ops`, nn or fused, inside the block wherever a caller does not choose."""
+    global OPS
+    before, OPS = OPS, ops
+    try:
+        yield
+    finally:
+        OPS = before
+
+
+def loss(adapters, base, batch, config, ops=None, rng=None, checkpointing=False):
     """Mean cross-entropy over the target tokens of a batch, in nats.
 
     batch: `tokens`, `targets`, `mask` and `starts`, each (B, T); see `data.collate`.
     """
-    adapters = opened(adapters)
+    ops, adapters = ops or OPS, opened(adapters)
     x = hidden(adapters, base, batch["tokens"], batch["starts"], config, ops, rng, checkpointing)
     return ops.cross_entropy(x, head(adapters, base), batch["targets"], batch["mask"])
 
 
-def forward(adapters, base, tokens, config, ops=OPS):
+def forward(adapters, base, tokens, config, ops=None):
     """Logits (B, T, V) for tokens (B, T)."""
+    ops = ops or OPS
     x = hidden(adapters, base, tokens, np.zeros_like(tokens), config, ops)
     weight = head(adapters, base)
     return matmul(x, weight) if isbox(weight) else ops.product(x, weight)
 
 
 def hidden(
-    adapters, base, tokens, starts, config, ops=OPS, rng=None, checkpointing=False, cache=None
+    adapters, base, tokens, starts, config, ops=None, rng=None, checkpointing=False, cache=None
 ):
     """The normed state above the last block: (B, T, D).
 
@@ -52,7 +66,7 @@ def hidden(
     tokens continue those that it holds. `rng` turns dropout on. A trained prompt or prefix takes
     the first positions; the prompt's own states are not among those returned.
     """
-    trained, frozen = child(adapters, "model"), base["model"]
+    ops, trained, frozen = ops or OPS, child(adapters, "model"), base["model"]
     layers = child(trained, "layers")
     past = 0 if cache is None else cache.length
     x = leaf(child(trained, "embed_tokens"), frozen["embed_tokens"], "weight")[tokens]

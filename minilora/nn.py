@@ -13,8 +13,8 @@ G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x 
 
 import autograd.numpy as np
 
+from .methods.siblings import bottleneck, row_norms
 from .products import dense, lowrank, matmul, product
-from .siblings import bottleneck, row_norms
 from .tree import leaf
 
 

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from .safetensors_file import FORMAT_NAME, decode, encode
+from .formats.safetensors_file import FORMAT_NAME, decode, encode
 from .tree import flatten, tree_map, unflatten, walk
 
 

@@ -17,12 +17,12 @@ from autograd import value_and_grad
 from tqdm import tqdm
 
 from . import model, nn
-from .config import InputError, require
 from .batching import batch_at, collate, pack
+from .config import InputError, require
+from .evaluation.metrics import evaluate
 from .kernels import threads
-from .metrics import evaluate
+from .methods.siblings import prompt
 from .optim import adamw, adamw_init, clip, learning_rate, to_dtype
-from .siblings import prompt
 from .tree import child, count, layer_of, tree_map, walk
 
 FEW = 2**24  # trained parameters, with a gradient of 64 MiB

@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from minilora import lora, nn
+from minilora.batching import Example
 from minilora.config import ALL_LINEAR, ATTENTION, LoraConfig, ModelConfig
-from minilora.data import Example
 from minilora.quant.quantize import quantize
 from minilora.tree import flatten, tree_map, unflatten, walk
 

@@ -28,8 +28,8 @@ from models import (
 )
 
 from minilora import lora, model, nn
+from minilora.batching import collate
 from minilora.config import ALL_LINEAR
-from minilora.data import collate
 from minilora.kernels import fused
 from minilora.tree import flatten, get, unflatten, walk
 

@@ -21,9 +21,10 @@ from models import (
     seeds,
 )
 
-from minilora import lora, metrics, model
+from minilora import lora, model
+from minilora.batching import batch_at, collate
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
-from minilora.data import batch_at, collate
+from minilora.evaluation import metrics
 from minilora.kernels import threads
 from minilora.optim import global_norm, learning_rate, to_dtype
 from minilora.train import gradient, rates, shared, start, stopped, train

@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 
 from minilora.config import ModelConfig
-from minilora.pretrained import shapes
+from minilora.formats.pretrained import shapes
 from minilora.tree import flatten
 
 CONFIG = ModelConfig(
@@ -95,7 +95,7 @@ def tiny_metadata(**changes):
 
 def tiny(**changes):
     pytest.importorskip("tokenizers")
-    from minilora.gguf_tokenizer import from_metadata
+    from minilora.formats.gguf_tokenizer import from_metadata
 
     return from_metadata("m.gguf", tiny_metadata(**changes))
 

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from minilora.data import Example
+from minilora.batching import Example
 
 CASES = {"bins": st.integers(1, 3), "packed": st.integers(1, 2), "longest": st.integers(2, 6)}
 

@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, compose, data, lora
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.methods import compose
 from minilora.tree import get, tree_map
 
 JOBS = [0, 1, 2, 3, 4]  # seeds

@@ -18,9 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finetune, write_sweep
 
 import minilora
-from minilora import model, plot, tasks
+from minilora import model
+from minilora.data import tasks
+from minilora.evaluation import plot
+from minilora.evaluation.metrics import BINS, calibration_error
 from minilora.generate import Cache
-from minilora.metrics import BINS, calibration_error
 
 ROWS = (16, 32, 64, 128, 512, 4000)
 SEEDS = (0, 1, 2, 3, 4)

@@ -12,8 +12,8 @@ from common import write_sweep
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
-from minilora.methods import METHODS
-from minilora.pretraining import held_out_notes
+from minilora.cli.pretraining import held_out_notes
+from minilora.methods.methods import METHODS
 from minilora.tree import count
 
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",))

@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora, methods, tasks
-from minilora.data import Example
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.batching import Example
+from minilora.data import tasks
+from minilora.methods import methods
 
 RATE = 2e-1, 2e-2  # of the head, of the adapter
 FAULTS = ("none", "shuffled labels", "answers cut", "mask inverted")

@@ -17,7 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora, methods, pretraining, tasks
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.cli import pretraining
+from minilora.data import tasks
+from minilora.methods import methods
 from minilora.tree import count, put
 
 # The rates. Large shift: with seed 0, on the test rows of the sweep themselves, the best of 4e-3,

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 from autograd import value_and_grad
 
-from minilora import LoraConfig, ModelConfig, TrainConfig, lora, memory, model, optim
-from minilora.pretrained import shapes
+from minilora import LoraConfig, ModelConfig, TrainConfig, lora, model, optim
+from minilora.evaluation import memory
+from minilora.formats.pretrained import shapes
 from minilora.quant.quantize import is_projection, quantize_leaf
 from minilora.tree import unflatten
 

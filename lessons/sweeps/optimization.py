@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import finetune, write_sweep
 
 import minilora
-from minilora import TrainConfig, data, pretraining
+from minilora import TrainConfig, data
+from minilora.cli import pretraining
 
 NEVER = 1e9  # a max_grad_norm that nothing reaches
 CASES = {

@@ -20,8 +20,8 @@ from common import write_sweep
 
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
-from minilora.methods import METHODS
-from minilora.pretraining import random_params
+from minilora.cli.pretraining import random_params
+from minilora.methods.methods import METHODS
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WAYS = ("lora", "full", "scratch")

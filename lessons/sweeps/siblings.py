@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import write_sweep
 
-from minilora import compare
+from minilora.evaluation import compare
 
 SEEDS = 3
 NAMES = ("method", "seed", "trained", "loss", "exact_match", "notes_before", "notes_after")

@@ -1,13 +1,11 @@
 """The flags of `minilora learn` and `minilora teach`, and which function each command is."""
 
-from ..cli import Parser
 from ..config import InputError
 from .report import FORMATS
 
 
-def main(argv):
+def run(args):
     """Run `learn …` or `teach …`; returns the exit status."""
-    args = parser().parse_args(argv)
     try:
         if args.room == "learn":
             from . import learn as room
@@ -23,14 +21,13 @@ def main(argv):
         raise InputError("nobody reads what is printed") from error
 
 
-def parser():
-    top = Parser(prog="minilora")
-    rooms = top.add_subparsers(dest="room", required=True, parser_class=Parser)
+def add_commands(top):
+    """Add `learn` and `teach` with their commands to an argument parser."""
+    rooms = top.add_subparsers(dest="room", required=True)
     learn = rooms.add_parser("learn", description="Solve exercises in a folder of plain files.")
-    learn_commands(learn.add_subparsers(dest="command", required=True, parser_class=Parser))
+    learn_commands(learn.add_subparsers(dest="command", required=True))
     teach = rooms.add_parser("teach", description="Hand out exercises, and grade them.")
-    teach_commands(teach.add_subparsers(dest="command", required=True, parser_class=Parser))
-    return top
+    teach_commands(teach.add_subparsers(dest="command", required=True))
 
 
 def learn_commands(commands):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..config import InputError, require
-from ..files import new_folder
+from ..formats.files import new_folder
 from . import handout, report
 from .exercises import Exercise, load
 from .outcome import Stopped

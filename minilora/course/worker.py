@@ -13,7 +13,7 @@ import pickle
 import struct
 import sys
 
-from ..kernels import fused
+from .. import kernels
 from .exercises import load_file
 from .frames import frame
 from .outcome import Crash
@@ -65,7 +65,7 @@ def loaded(path, name, written):
         for place in [m for name_, m in sys.modules.items() if name_.startswith("minilora")]:
             found = getattr(place, written_name, None)
             # wherever it was imported to, and its twin in the engine
-            twin = found is not None and place.__name__.startswith(fused.__name__)
+            twin = found is not None and place.__name__.startswith(kernels.__name__)
             if own is not None and (found is own or twin):
                 setattr(place, written_name, _refusing(written_name))
     try:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from ..config import InputError, require
-from ..files import read_json, replacing
+from ..formats.files import read_json, replacing
 from . import exercises, source
 from .outcome import Stopped
 from .student import Student

@@ -48,7 +48,7 @@ def decode_by_sixteens(start, codes, absmax, values, table, block_size, out):
     while i < done:
         scale = absmax[b]
         for j in range(i, min(end, done), 16):
-            look_up_16(values, codes, (start + j) // 2, scale, out, j)
+            look_up_16(values, codes, (start + j) // 2, scale, out, j)  # type: ignore[call-arg]
         i, b, end = end, b + 1, end + block_size
     decode_by_table(start + done, codes, absmax, values, table, block_size, out[done:])
 

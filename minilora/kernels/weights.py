@@ -31,13 +31,13 @@ def tiles(w, size=TILE):
     """
     spans = [slice(i, min(i + size, w.shape[0])) for i in range(0, w.shape[0], size)]
     read_rows = READ_ROWS.get(type(w))
-    buffer = np.empty((min(size, w.shape[0]), w.shape[1]), np.float32) if read_rows else None
+    if read_rows is None:
+        yield from ((rows, w[rows]) for rows in spans)
+        return
+    buffer = np.empty((min(size, w.shape[0]), w.shape[1]), np.float32)
     for rows in spans:
-        if read_rows:
-            tile = buffer[: rows.stop - rows.start]
-            read_rows(w, rows.start, tile)
-        else:
-            tile = w[rows]
+        tile = buffer[: rows.stop - rows.start]
+        read_rows(w, rows.start, tile)
         yield rows, tile
 
 

@@ -210,7 +210,7 @@ def profile(folder):
 
 
 def draw(rows):
-    from minilora.plot import GREY, LINES, figure
+    from minilora.evaluation.plot import GREY, LINES, figure
 
     rows = rows[::-1]
     title = "Beside PyTorch, PEFT and bitsandbytes: shorter is better"

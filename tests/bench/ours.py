@@ -17,13 +17,13 @@ from cases import ADAM, BATCH, LENGTH, SMALL, SMALL_BATCH, prompt, report, secon
 
 import minilora
 from minilora import LoraConfig, ModelConfig, TrainConfig, lora
+from minilora.batching import Example
+from minilora.cli.pretraining import random_params
 from minilora.config import ALL_LINEAR
-from minilora.data import Example
 from minilora.kernels import fused_attention, fused_loss, nf4
 from minilora.kernels.threads import THREADS, on_cores
 from minilora.kernels.weights import tiles
 from minilora.optim import clip
-from minilora.pretraining import random_params
 
 train = import_module("minilora.train")  # `minilora.train` is the function
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from comparisons import Row, bits, forward, loss_of, relative, table, unequal
 
-from minilora import fetch
 from minilora.config import InputError
-from minilora.pretrained import load
+from minilora.formats import fetch
+from minilora.formats.pretrained import load
 
 TINY = {
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,

@@ -10,8 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from minilora.batching import Example, collate
 from minilora.config import ALL_LINEAR
-from minilora.data import Example, collate
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")

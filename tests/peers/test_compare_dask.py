@@ -2,8 +2,8 @@
 
 import pytest
 
-from minilora import compare
-from minilora.compare import Job
+from minilora.evaluation import compare
+from minilora.evaluation.compare import Job
 from minilora.kernels import threads
 
 distributed = pytest.importorskip("distributed", reason="the peers group is not installed")

@@ -5,9 +5,10 @@ import pytest
 from comparisons import relative
 from peft_models import ALL, llama_of, quietly, their_logits
 
-from minilora import compose, lora, model
-from minilora.checkpoint import load_adapter
-from minilora.pretrained import load
+from minilora import lora, model
+from minilora.formats.checkpoint import load_adapter
+from minilora.formats.pretrained import load
+from minilora.methods import compose
 from minilora.tree import get
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")

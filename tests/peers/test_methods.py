@@ -17,11 +17,13 @@ from peft_models import (
     their_logits,
 )
 
-from minilora import lora, method_format, model, starts
-from minilora.checkpoint import load_adapter, save_adapter
+from minilora import lora, model
 from minilora.config import ALL_LINEAR, LoraConfig, MethodConfig
-from minilora.methods import METHODS
-from minilora.pretrained import load
+from minilora.formats import method_format
+from minilora.formats.checkpoint import load_adapter, save_adapter
+from minilora.formats.pretrained import load
+from minilora.methods import starts
+from minilora.methods.methods import METHODS
 from minilora.tree import flatten, get, tree_map
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")

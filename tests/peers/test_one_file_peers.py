@@ -5,7 +5,8 @@ import pytest
 from comparisons import relative
 from one_file import assert_equal_bits, one_file
 
-from minilora import nf4, pretrained
+from minilora import nf4
+from minilora.formats import pretrained
 from minilora.quant.quantize import is_projection
 from minilora.tree import unflatten, walk
 

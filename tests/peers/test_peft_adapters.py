@@ -16,10 +16,10 @@ from peft_models import (
 )
 
 from minilora import lora, model
-from minilora.checkpoint import load_adapter, save_adapter
-from minilora.cli import main
+from minilora.cli.arguments import main
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
-from minilora.pretrained import load
+from minilora.formats.checkpoint import load_adapter, save_adapter
+from minilora.formats.pretrained import load
 from minilora.tree import flatten, tree_map
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")

@@ -19,8 +19,8 @@ from peft_models import (
 )
 
 from minilora import model
-from minilora.checkpoint import load_adapter
-from minilora.pretrained import load
+from minilora.formats.checkpoint import load_adapter
+from minilora.formats.pretrained import load
 from minilora.quant.quantize import quantize
 from minilora.tree import flatten
 

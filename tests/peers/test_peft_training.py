@@ -8,11 +8,12 @@ import pytest
 from comparisons import in_float64
 from peft_models import ALL, in_four_bits, llama_of, peft_folder, peft_loss
 
-from minilora.checkpoint import load_adapter
+from minilora.batching import Example, batch_at, collate
 from minilora.config import TrainConfig
-from minilora.data import Example, batch_at, collate, load_rows, prepare
+from minilora.data.rows import load_rows, prepare
+from minilora.formats.checkpoint import load_adapter
+from minilora.formats.pretrained import load
 from minilora.optim import learning_rate
-from minilora.pretrained import load
 from minilora.quant.quantize import quantize
 from minilora.train import train
 from minilora.tree import flatten, get

@@ -7,9 +7,9 @@ import pytest
 
 from minilora import nn
 from minilora.config import ModelConfig
-from minilora.hf_folder import shapes
-from minilora.pretrained import load, save_pretrained
-from minilora.tokenizer import ByteTokenizer
+from minilora.data.tokenizer import ByteTokenizer
+from minilora.formats.hf_folder import shapes
+from minilora.formats.pretrained import load, save_pretrained
 from minilora.tree import flatten, unflatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from minilora.cli import main
-from minilora.pretrained import load, save_pretrained
+from minilora.cli.arguments import main
+from minilora.formats.pretrained import load, save_pretrained
+from minilora.formats.quantized_file import save_quantized
 from minilora.quant.quantize import quantize_leaf
-from minilora.quantized_file import save_quantized
 from minilora.tree import flatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")

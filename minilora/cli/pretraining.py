@@ -1,0 +1,79 @@
+"""Where the embedded bases come from: the same training loop, with the whole model as argument 0.
+
+minilora pretrain micro --out DIR
+"""
+
+import math
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from ..config import ModelConfig, TrainConfig
+from ..data.rows import held_out_notes, prepare
+from ..data.tasks import notes
+from ..data.tokenizer import ByteTokenizer
+from ..formats.pretrained import save_pretrained, shapes
+from ..train import train
+from ..tree import unflatten
+
+
+class Recipe(NamedTuple):
+    """A base's shape and how it is trained: `notes` different rows, packed."""
+
+    config: ModelConfig
+    train: TrainConfig
+    notes: int
+
+
+def llama(width, hidden, layers, heads, kv_heads):
+    """The configuration of a byte-level Llama with tied embeddings."""
+    return ModelConfig(
+        vocab_size=256, hidden_size=width, intermediate_size=hidden, num_hidden_layers=layers,
+        num_attention_heads=heads, num_key_value_heads=kv_heads, head_dim=width // heads,
+        max_position_embeddings=512, eos_token_id=(255,),
+    )  # fmt: skip
+
+
+def schedule(iters, batch_size, learning_rate):
+    """How both bases are trained: packed to 256 tokens, everything at one rate."""
+    return TrainConfig(
+        iters=iters, batch_size=batch_size, max_seq_length=256, learning_rate=learning_rate,
+        warmup_ratio=0.03, weight_decay=0.1, adam_beta2=0.99, packing=True,
+        also_train_lr_scale=1.0, steps_per_eval=200,
+    )  # fmt: skip
+
+
+RECIPES = {
+    "micro": Recipe(llama(48, 128, 3, 3, 3), schedule(1200, 16, 4e-3), 60_000),
+    "tiny": Recipe(llama(128, 512, 4, 4, 2), schedule(1200, 16, 2e-3), 60_000),
+}
+
+
+def pretrain(name, out):
+    """Train base `name` from nothing and write it to the new folder `out`; returns a summary."""
+    config, settings, n = RECIPES[name]
+    began, words = time.perf_counter(), ByteTokenizer()
+    params = random_params(config, np.random.default_rng(0))
+    examples, _ = prepare(notes(n, seed=0)[0], words, settings)
+    held_out, floor = held_out_notes(words, settings)
+    params, history = train(params, params, examples, config, settings, held_out)
+    save_pretrained(out, config, params, words, "float16")
+    return (
+        f"{name}: held-out loss {history[-1]['eval_loss']:.4f} nats a token where the text's "
+        f"entropy is {floor:.4f}, in {time.perf_counter() - began:.0f} s, written to {out}"
+    )
+
+
+def random_params(config, rng):
+    """Fresh float32 weights: N(0, 1/in), the two that write to the residual smaller by √(2L)."""
+    leaves = {}
+    for path, shape in shapes(config).items():
+        if len(shape) == 1:
+            leaves[path] = np.ones(shape, "f4")
+            continue
+        scale = 0.02 if "embed" in path else shape[1] ** -0.5
+        if path.endswith(("o_proj.weight", "down_proj.weight")):
+            scale /= math.sqrt(2 * config.num_hidden_layers)
+        leaves[path] = (scale * rng.standard_normal(shape)).astype("f4")
+    return unflatten(leaves)

@@ -1,0 +1,155 @@
+"""From a user's rows to examples: JSONL files, chat templates, and the mask of the prompt.
+
+Part 5 of `lessons/00_qlora_in_one_file.py`, made general: the rows of a user. A row is {"text"},
+{"prompt", "completion"} or {"messages"}.
+"""
+
+import json
+import math
+from pathlib import Path
+
+from ..batching import Example
+from ..config import InputError, require
+from . import tasks
+from .tasks import NAMES, notes
+
+SHAPES = ({"text"}, {"prompt", "completion"}, {"messages"})
+
+
+def read_rows(path):
+    """The rows of a JSONL file. Raises InputError naming file and line of what is wrong with it."""
+    try:
+        text = Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    lines = [(n, line) for n, line in enumerate(text.split(b"\n"), 1) if line.strip()]
+    require(lines, f"{path} is empty: give it one JSON object a line")
+    return [_parse(f"{path}, line {n}", line) for n, line in lines]
+
+
+def _parse(where, line):
+    try:
+        row = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8: save the file as UTF-8") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: broken JSON: {error}") from error
+    check_row(row, where)
+    return row
+
+
+def check_row(row, where):
+    """Raise InputError unless `row` has one of the three shapes."""
+    require(isinstance(row, dict), f"{where}: a row must be a JSON object")
+    shape = {key for keys in SHAPES for key in keys & set(row)}
+    require(
+        shape in SHAPES,
+        f"{where}: keys {sorted(row)}: give text, or prompt and completion, or messages",
+    )
+    messages = row.get("messages", ())
+    if "messages" in row:
+        require(
+            isinstance(messages, list)
+            and messages
+            and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages)
+            and messages[-1]["role"] == "assistant",
+            f"{where}: messages must be objects with role and content, the last the assistant's",
+        )
+    texts = [row[k] for k in shape - {"messages"}] + [m["content"] for m in messages]
+    require(all(isinstance(t, str) for t in texts), f"{where}: a text must be a string")
+    for text in texts:
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{where}: surrogate without its other half: no text") from error
+
+
+def split_row(row, tokenizer):
+    """(prompt, answer) as the model reads them; the prompt of a text row is empty."""
+    if "text" in row:
+        return "", row["text"]
+    if "messages" in row:
+        messages = row["messages"]
+    elif tokenizer.has_chat_template:
+        messages = [
+            {"role": "user", "content": row["prompt"]},
+            {"role": "assistant", "content": row["completion"]},
+        ]
+    else:
+        return row["prompt"], row["completion"]
+    prompt, whole = (
+        tokenizer.render(messages[:-1], add_generation_prompt=True),
+        tokenizer.render(messages),
+    )
+    require(
+        whole.startswith(prompt), "this base's chat template rewrites earlier turns: use text rows"
+    )
+    return prompt, whole[len(prompt) :]
+
+
+def encode(row, tokenizer, mask_prompt=False):
+    """The Example of a row: prompt, answer, end of sequence.
+
+    With `mask_prompt` only the answer's tokens and the end are targets. What a chat template
+    writes after the end of the answer is left out.
+    """
+    prompt, answer = split_row(row, tokenizer)
+    head = tokenizer.encode(prompt) if prompt else []
+    tail = tokenizer.encode(answer, add_special_tokens=not prompt)
+    if prompt and tokenizer.eos_token_id in tail:
+        tail = tail[: tail.index(tokenizer.eos_token_id)]
+    elif tail[-1:] == [tokenizer.eos_token_id]:
+        tail = tail[:-1]
+    tail = [*tail, tokenizer.eos_token_id]
+    return Example(head + tail, [0 if mask_prompt else 1] * len(head) + [1] * len(tail))
+
+
+def prepare(rows, tokenizer, config):
+    """(examples, how many were cut to max_seq_length); rows with nothing left to learn go.
+
+    Raises InputError if no row is left.
+    """
+    full = [encode(row, tokenizer, config.mask_prompt) for row in rows]
+    cut = [Example(*(part[: config.max_seq_length] for part in example)) for example in full]
+    kept = [example for example in cut if any(example.mask[1:])]
+    require(
+        kept,
+        "no row has a target token within --max-seq-length "
+        f"{config.max_seq_length}: give it more, or longer texts",
+    )
+    return kept, sum(len(e.tokens) > config.max_seq_length for e in full)
+
+
+def load_rows(name, split):
+    """The rows of a built-in data set, a .jsonl file, or a folder with train.jsonl and valid.jsonl.
+
+    split: `train`, `valid` or `test`. Of a single file every tenth row is held out, for both of
+    the latter (none of fewer than ten); a folder without test.jsonl tests on valid.jsonl.
+    InputError says what is missing.
+    """
+    path = Path(name)
+    if name in tasks.BUILTIN:
+        return tasks.builtin(name, split)
+    if path.is_dir():
+        files = [path / f"{split}.jsonl"] + [path / "valid.jsonl"] * (split == "test")
+        return read_rows(next((f for f in files if f.exists()), files[0]))
+    require(
+        path.suffix == ".jsonl" and path.exists(),
+        f"there are no data {name!r}: give {', '.join(tasks.BUILTIN)}, a .jsonl file that exists, "
+        "or a folder with train.jsonl and valid.jsonl",
+    )
+    rows = read_rows(path)
+    return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]
+
+
+def held_out_notes(tokenizer, settings, n=256):
+    """(examples, their entropy): notes of another seed, in nats a target token.
+
+    The first byte is context, never a target: it is the initial of the first name, and no two
+    names share one, so it carries log 24 nats of the note.
+    """
+    require(len({name[0] for name in NAMES}) == len(NAMES), "two names share an initial")
+    rows, nats = notes(n, seed=1)
+    examples, _ = prepare(rows, tokenizer, settings)
+    targets = sum(len(e.tokens) - 1 for e in examples)
+    return examples, float(nats.sum() - n * math.log(len(NAMES))) / targets

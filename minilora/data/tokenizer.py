@@ -1,0 +1,201 @@
+"""From text to token ids and back: bytes for the embedded bases, a real model's own for the rest.
+
+Both kinds answer to the same names: `vocab_size`, `eos_token_id`, `encode`, `decode`, `render`,
+`has_chat_template`. A chat template is a Jinja program that comes with a model, so it is
+run in a sandbox; the globals and switches are those of transformers, so that a template sees what
+its author tested it with.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..config import InputError, require
+from ..formats.files import first_line, library, read_json, write_json
+
+SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
+
+
+@dataclass(frozen=True)
+class ByteTokenizer:
+    """A token is a byte of UTF-8. Byte 0xFF never occurs in UTF-8, so id 255 ends a sequence."""
+
+    vocab_size: int = 256
+    eos_token_id: int = 255
+    has_chat_template: bool = False
+
+    def encode(self, text, add_special_tokens=True):
+        """list of ids in 0..254; there are no special tokens to add. InputError for half a pair."""
+        return list(utf8(text))
+
+    def decode(self, ids):
+        """Text; the end-of-sequence token is left out and what is no UTF-8 becomes U+FFFD."""
+        return bytes(i for i in ids if i != self.eos_token_id).decode("utf-8", errors="replace")
+
+    def render(self, messages, add_generation_prompt=False):
+        raise InputError("this base has no chat template: use prompt and completion, or text rows")
+
+
+def utf8(text):
+    """The text's bytes; InputError for a lone surrogate, which no UTF-8 text can hold."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        bad = text[error.start]
+        raise InputError(
+            f"the text has a lone surrogate {bad!r} at character {error.start}, which is no text"
+        ) from error
+
+
+@dataclass(frozen=True)
+class PretrainedTokenizer:
+    """A model's own tokenizer. Made by `from_folder` here or by `gguf_tokenizer.from_metadata`.
+
+    `backend` is a `tokenizers.Tokenizer`. `special` maps bos_token, eos_token, … to their text.
+    `settings` is the content of tokenizer_config.json, kept so that it can be written back.
+    """
+
+    backend: Any
+    eos_token_id: int
+    special: dict = field(default_factory=dict)
+    chat_template: str | None = None
+    settings: dict = field(default_factory=dict)
+
+    @property
+    def vocab_size(self):
+        """Ids run from 0 to vocab_size - 1."""
+        return self.backend.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def has_chat_template(self):
+        return self.chat_template is not None
+
+    def encode(self, text, add_special_tokens=True):
+        """list of ids. A special token's text becomes that token, as in transformers.
+
+        What the tokenizer adds by itself (Llama's BOS) is added if `add_special_tokens`, unless
+        the text already starts with BOS, as a rendered chat does.
+        """
+        utf8(text)
+        bos = self.special.get("bos_token")
+        add = add_special_tokens and not (bos and text.startswith(bos))
+        return self.backend.encode(text, add_special_tokens=add).ids
+
+    def decode(self, ids):
+        """Text, special tokens left out."""
+        return self.backend.decode(list(ids), skip_special_tokens=True)
+
+    def render(self, messages, add_generation_prompt=False):
+        """The chat as one string, by the model's own template.
+
+        messages: list of {"role", "content"}. `add_generation_prompt` opens the assistant's turn.
+        Raises InputError if there is no template or if it refuses the messages.
+        """
+        require(self.chat_template is not None, "this base has no chat template")
+        program = compiled(self.chat_template)
+        try:
+            return program.render(
+                messages=messages, tools=None, documents=None,
+                add_generation_prompt=add_generation_prompt, **self.special,
+            )  # fmt: skip
+        except Exception as error:  # a template is a program of somebody else's: anything goes
+            raise InputError(
+                f"the chat template refuses these messages: {first_line(error)}"
+            ) from error
+
+    def save(self, folder):
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, for transformers."""
+        folder = Path(folder)
+        (folder / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
+        settings = {k: v for k, v in self.settings.items() if k != "chat_template"}
+        write_json(folder / "tokenizer_config.json", settings)
+        if self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+
+
+def from_folder(folder, eos_token_id=None):
+    """The PretrainedTokenizer of a Hugging Face folder.
+
+    `eos_token_id`: used if tokenizer_config.json names no end-of-sequence token. Raises InputError
+    naming the file that is missing or broken.
+    """
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    require(
+        path.is_file(),
+        f"{folder} has no tokenizer.json; write one with transformers: "
+        "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+    )
+    backend, settings = _backend(path), read_json(folder / "tokenizer_config.json", default={})
+    special = {name: _text(folder, name, settings[name]) for name in SPECIAL if settings.get(name)}
+    eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
+    require(eos is not None, f"{folder}/tokenizer_config.json names no eos_token of tokenizer.json")
+    return PretrainedTokenizer(backend, eos, special, _template(folder, settings), settings)
+
+
+def _backend(path):
+    tokenizers = library("tokenizers")
+    try:
+        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(f"{path} is no tokenizer: {first_line(error)}") from error
+    backend.no_padding()
+    backend.no_truncation()
+    return backend
+
+
+def _text(folder, name, value):
+    """A setting that is text, or an object with its text under `content`, as special tokens are."""
+    value = value.get("content") if isinstance(value, dict) else value
+    require(isinstance(value, str), f"{folder}/tokenizer_config.json: {name} must be text")
+    return value
+
+
+def _template(folder, settings):
+    """The file's, as in transformers; else the settings', of several the default one."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = (entry for entry in template if isinstance(entry, dict))
+        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
+    return None if template is None else _text(folder, "chat_template", template)
+
+
+@cache
+def compiled(template):
+    """A chat template, ready to render; InputError if it is no Jinja."""
+    jinja2, sandbox = library("jinja2"), library("jinja2.sandbox")
+
+    def raise_exception(message):
+        raise jinja2.TemplateError(message)
+
+    def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
+                          sort_keys=sort_keys)  # fmt: skip
+
+    environment = sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = tojson  # Jinja's own escapes HTML
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    try:
+        return environment.from_string(_GENERATION.sub(_plain_block, template))
+    except jinja2.TemplateError as error:
+        raise InputError(f"the chat template is no Jinja: {first_line(error)}") from error
+
+
+# transformers marks the assistant's text with a block of its own, {% generation %} …
+# {% endgeneration %}, which prints its content unchanged: here, an `if` that is always true.
+_GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
+
+
+def _plain_block(match):
+    opening, end, closing = match.groups()
+    return opening + ("endif" if end else "if true") + closing

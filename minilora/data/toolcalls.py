@@ -1,0 +1,156 @@
+"""Tool calls: the real task. A request in plain English goes in, one line of JSON comes out.
+
+    Could you wake me tomorrow at 6:30 am?
+    {"tool": "set_alarm", "arguments": {"time": "6:30 am", "day": "tomorrow"}}
+
+The rows are generated from a table of phrasings and values, `toolcalls.toml`. A request decides
+its answer by five rules, which hold in every split, so that they can be learned from the rows:
+
+1. values are copied as they stand in the request, without quotes and without a final stop;
+2. durations become whole minutes ("half an hour" -> 30), currencies their three-letter code
+   ("Swiss francs" -> "CHF"), and on/off becomes true/false;
+3. what the request does not say is not in the answer;
+4. arguments stand in the order of the schema;
+5. the line is `json.dumps` with its default spaces.
+
+Rows carry no system message: what is trained is then what `generate --prompt` asks.
+
+Why a good score is not memory. A call (a tool with its arguments) lives in one split only, chosen
+by a checksum of its answer, and the test split also has phrasings of its own. So `valid` asks for
+unseen calls in known words, and `test` for unseen calls in unseen words.
+"""
+
+import json
+import random
+import re
+import tomllib
+import zlib
+from importlib.resources import files
+from itertools import islice
+
+from minilora.config import InputError, require
+
+TABLE = tomllib.loads(files(__package__).joinpath("toolcalls.toml").read_text("utf-8"))
+POOLS, TOOLS = TABLE["pools"], TABLE["tools"]
+SPLIT_OF_BUCKET = 7 * ("train",) + ("valid",) + 2 * ("test",)  # tenths of all calls
+FEW_SHOTS = 6  # SmolLM2-135M answers 2, 1 and 0 of 60 test rows exactly with 6, 8 and 12 examples
+TRIES = 2000  # draws before a tool counts as exhausted: its rarest calls are a few in a hundred
+
+RULES = """Answer the request with one line of JSON that calls one of these tools.
+Copy values as they stand in the request. Give durations in minutes and currencies as three-letter \
+codes. Leave out an optional argument (marked ?) that the request does not mention."""
+
+
+def schema(tool):
+    """The JSON-schema-like description of one tool: what it does, its typed arguments."""
+    arguments = TOOLS[tool]["arguments"]
+    return {
+        "description": TOOLS[tool]["description"],
+        "properties": {name: {"type": a["type"]} for name, a in arguments.items()},
+        "required": [name for name, a in arguments.items() if not a.get("optional")],
+    }
+
+
+SCHEMAS = {tool: schema(tool) for tool in TOOLS}
+
+
+def rows(split, n, seed=0):
+    """n chat rows `{"messages": [user, assistant]}` of "train", "valid" or "test".
+
+    The same split and seed give the same rows everywhere, and fewer rows are the first of more.
+    Every run of len(SCHEMAS) rows, from the first on, has each tool once; no request comes twice.
+    InputError for an unknown split, or for more rows than the split has requests.
+    """
+    require(split in SPLIT_OF_BUCKET, f"toolcalls has train, valid and test, not {split!r}")
+    return list(islice(_stream(split, seed), n))
+
+
+def _stream(split, seed):
+    # A seed of text is hashed by `random` itself, so it does not depend on PYTHONHASHSEED, and
+    # `random()` is the one method whose numbers Python promises never to change.
+    rng = random.Random(f"toolcalls {split} {seed}")
+    seen: set[str] = set()
+    while True:
+        for tool in sorted(TOOLS, key=lambda _: rng.random()):
+            request, answer = _new(tool, split, rng, seen)
+            seen.add(request)
+            yield {"messages": [_turn("user", request), _turn("assistant", answer)]}
+
+
+def _new(tool, split, rng, seen):
+    """A (request, answer) of the split that is not among the requests seen."""
+    for _ in range(TRIES):
+        request, answer = _draw(tool, split, rng)
+        if split_of(answer) == split and request not in seen:
+            return request, answer
+    raise InputError(f"toolcalls {split} has no further {tool} request: ask for fewer rows")
+
+
+def split_of(answer):
+    """The one split in which the call `answer` may be asked for."""
+    return SPLIT_OF_BUCKET[zlib.crc32(answer.encode()) % len(SPLIT_OF_BUCKET)]
+
+
+def _draw(tool, split, rng):
+    phrasing = _pick(rng, TOOLS[tool]["test" if split == "test" else "train"])
+    said: dict = {}
+    meant: dict = {}
+    for name, argument in TOOLS[tool]["arguments"].items():
+        if "{" + name + "}" in phrasing:
+            pool = POOLS[argument["pool"]]
+            # Not said yet: a route needs two towns, an exchange two currencies.
+            said[name] = _pick(rng, [value for value in pool if value not in said.values()])
+            meant[name] = pool[said[name]] if isinstance(pool, dict) else said[name]
+    if rng.random() < 0.5:
+        phrasing = _casual(phrasing)
+    return _smooth(phrasing.format(**said)), call(tool, meant)
+
+
+def _pick(rng, values):
+    return values[int(rng.random() * len(values))]
+
+
+def _casual(phrasing):
+    """As people type: no capital at the start, no stop at the end."""
+    return phrasing[0].lower() + phrasing[1:].rstrip(".?")
+
+
+def _smooth(request):
+    """English after the slots are filled: "on tomorrow" -> "tomorrow", "a eye test" -> "an …"."""
+    request = re.sub(r"\bon (today|tomorrow)\b", r"\1", request)
+    return re.sub(r"\b([Aa]) (?=[AEIOUaeiou])", r"\1n ", request)
+
+
+def call(tool, arguments):
+    """The one line of JSON that calls `tool`: what the model must produce to the character."""
+    return json.dumps({"tool": tool, "arguments": arguments}, ensure_ascii=False)
+
+
+def _turn(role, content):
+    return {"role": role, "content": content}
+
+
+def few_shot_prompt(request):
+    """Messages that ask the untrained base fairly: the rules, every tool, examples, the request.
+
+    The examples are the first FEW_SHOTS rows of the train split. About 720 tokens of SmolLM2.
+    """
+    system = "\n".join([RULES, *map(_signature, SCHEMAS)])
+    shots = [turn for row in rows("train", FEW_SHOTS) for turn in row["messages"]]
+    return [_turn("system", system), *shots, _turn("user", request)]
+
+
+def few_shot_row(row):
+    """The same question and answer as `row`, asked with `few_shot_prompt`."""
+    user, assistant = row["messages"]
+    return {"messages": [*few_shot_prompt(user["content"]), assistant]}
+
+
+def _signature(tool):
+    """set_timer(minutes: integer, label?: string): Count down some minutes."""
+    required = SCHEMAS[tool]["required"]
+    arguments = ", ".join(
+        f"{name}{'' if name in required else '?'}: {spec['type']}"
+        for name, spec in SCHEMAS[tool]["properties"].items()
+    )
+    return f"{tool}({arguments}): {SCHEMAS[tool]['description']}"

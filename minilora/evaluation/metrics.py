@@ -1,0 +1,89 @@
+"""How good a model is: loss, perplexity, exact match, calibration.
+
+One teacher-forced pass gives all of them. A row whose every target token is the likeliest one is a
+row that greedy decoding would reproduce, so exact match needs no generation.
+"""
+
+import numpy as np
+
+from .. import model
+from ..batching import collate
+from ..kernels.fused_loss import LOGIT_FLOATS
+from ..kernels.loops import chunks
+from ..kernels.weights import product
+
+TOKENS = 4096  # tokens of a batch
+BINS = 15  # of the reliability diagram, as in Guo et al. 2017
+
+
+def evaluate(adapters, base, examples, config):
+    """Scores over the target tokens of `examples`, each on its own (never packed).
+
+    Returns `loss` (mean negative log-likelihood a token, nats), `perplexity` (its exponential),
+    `tokens`, `exact_match` (share of rows whose every target is the likeliest token), `ece` and
+    `brier`.
+    """
+    scores = [token_scores(adapters, base, batch, config) for batch in batches(examples)]
+    nll, hit, confidence, brier = (
+        np.concatenate([s[k] for s in scores]) for k in ("nll", "hit", "confidence", "brier")
+    )
+    exact = np.concatenate([s["exact"] for s in scores])
+    loss = float(np.mean(nll, dtype=np.float64))
+    return {
+        "loss": loss,
+        "perplexity": float(np.exp(loss)),
+        "tokens": len(nll),
+        "exact_match": float(np.mean(exact)),
+        "ece": calibration_error(confidence, hit),
+        "brier": float(np.mean(brier, dtype=np.float64)),
+    }
+
+
+def batches(examples):
+    """Batches of similar lengths, at most TOKENS tokens each."""
+    some: list = []
+    for example in sorted(examples, key=lambda e: len(e.tokens)):
+        if some and (len(some) + 1) * len(example.tokens) > TOKENS:
+            yield collate(some)
+            some = []
+        some.append([example])
+    yield collate(some)
+
+
+def token_scores(adapters, base, batch, config):
+    """Per target token `nll`, `hit`, `confidence`, `brier`; per row `exact`."""
+    x = model.hidden(adapters, base, batch["tokens"], batch["starts"], config)
+    head = model.head(adapters, base)
+    at = np.nonzero(batch["mask"])
+    h, targets = x[at], batch["targets"][at]
+    pieces = chunks(len(targets), head.shape[0], LOGIT_FLOATS)
+    parts = [_scores(product(h[i], head), targets[i]) for i in pieces]
+    nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
+    misses = np.bincount(at[0], weights=~hit, minlength=len(x))
+    exact = misses == 0
+    return {"nll": nll, "hit": hit, "confidence": confidence, "brier": brier, "exact": exact}
+
+
+def _scores(logits, targets):
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    rows = np.arange(len(targets))
+    of_target, best = logits[rows, targets], logits.argmax(axis=-1)
+    p = np.exp(logits, out=logits)
+    total = p.sum(axis=-1)
+    p /= total[:, None]
+    # Σ_k (p_k − y_k)²   (Brier 1950), with y one-hot
+    brier = np.einsum("nv,nv->n", p, p) - 2 * p[rows, targets] + 1
+    return np.log(total) - of_target, best == targets, p[rows, best], brier
+
+
+def calibration_error(confidence, hit):
+    """Expected calibration error: the mean gap between confidence and accuracy over bins.
+
+    confidence: (N,) in (0, 1], hit: (N,) booleans.
+    """
+    if not np.isfinite(confidence).all():
+        return float("nan")
+    # ECE = Σ_b |B_b|/N · |accuracy(B_b) − confidence(B_b)|   (Guo et al. 2017, Eq. 3)
+    which = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    gap = np.bincount(which, weights=hit.astype(float) - confidence, minlength=BINS)
+    return float(np.abs(gap).sum() / len(hit))

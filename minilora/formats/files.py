@@ -1,0 +1,95 @@
+"""What readers and writers of files share: errors that name the file, folders that appear whole."""
+
+import importlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..config import InputError, require
+
+
+def read_json(path, default=None):
+    """The object in a JSON file, or `default` if there is no such file; InputError if broken."""
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if default is None:
+            raise InputError(f"{path} is missing") from error
+        return default
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    require(isinstance(value, dict), f"{path} must hold one JSON object")
+    return value
+
+
+def write_json(path, value):
+    """Write an object as indented JSON, in UTF-8 on every platform."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def first_line(error):
+    """What another library says, cut to one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def new_folder(path):
+    """Yield a temporary folder that becomes `path` if the block succeeds and vanishes if it fails.
+
+    Raises InputError if `path` exists and is not an empty folder: nothing of a user's is replaced.
+    """
+    path = Path(path)
+    empty = path.is_dir() and not any(path.iterdir())
+    require(empty or not os.path.lexists(path), f"{path} exists already: name a new folder")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        if empty:
+            path.rmdir()
+        temporary.rename(path)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def replacing(*paths):
+    """Yield a temporary name for each path; when the block succeeds, they take the paths' places.
+
+    Raises InputError if the disk or the folder does not let them.
+    """
+    temporary = [path.with_name(path.name + ".tmp") for path in paths]
+    try:
+        yield temporary
+        for name in temporary:
+            _flush(name)
+        for name, path in zip(temporary, paths):
+            os.replace(name, path)
+    except OSError as error:
+        raise InputError(f"{paths[0]} cannot be written: {error.strerror}") from error
+    finally:
+        for name in temporary:
+            name.unlink(missing_ok=True)
+
+
+def _flush(path):
+    """To the disk, not only to the system's cache: or the rename may get there before the bytes."""
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
+def library(name):
+    """Import a package of the `hf` extra, or say how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"reading a real model needs the package {name}: pip install 'minilora[hf]'"
+        ) from error

@@ -1,0 +1,152 @@
+"""The tokenizer that a GGUF file's metadata describes, rebuilt with the `tokenizers` library.
+
+Two families occur in Llamas. Byte-level BPE (GPT-2; SmolLM and Llama 3 differ only in how text is
+cut before merging): vocabulary and merges are in the file. SentencePiece BPE (Llama 1 and 2): the
+file has a score for each token and no merges; a pair merges the earlier, the higher its result's
+score.
+"""
+
+from ..config import InputError, require
+from ..data.tokenizer import SPECIAL, PretrainedTokenizer
+from .files import first_line, library
+
+CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
+ID_KEYS = {
+    "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding",
+}  # fmt: skip
+# where Llama 3 cuts text before merging
+LLAMA3_CUT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+BYTE_LEVEL = ("smollm", "gpt-2", "llama-bpe")
+
+
+def from_metadata(path, metadata):
+    """The PretrainedTokenizer of the GGUF file at `path` whose metadata is given.
+
+    Raises InputError naming the key that is missing or holds what is not read.
+    """
+    kind = _get(path, metadata, "model")
+    require(kind in BUILDERS, f"{path}: tokenizer.ggml.model {kind!r} is not read; gpt2, llama are")
+    try:
+        backend = BUILDERS[kind](path, metadata)
+        _add_special(backend, path, metadata)
+    except InputError:
+        raise
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(f"{path}: its tokenizer is broken: {first_line(error)}") from error
+    special = _special(path, metadata)
+    require("eos_token" in special, f"{path}: tokenizer.ggml.eos_token_id is missing")
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **special,
+        "model_max_length": metadata.get("llama.context_length"),
+        "clean_up_tokenization_spaces": False,
+    }
+    template = metadata.get("tokenizer.chat_template")
+    eos = metadata["tokenizer.ggml.eos_token_id"]
+    return PretrainedTokenizer(backend, eos, special, template, settings)
+
+
+def _get(path, metadata, name):
+    key = f"tokenizer.ggml.{name}"
+    require(key in metadata, f"{path}: {key} is missing")
+    return metadata[key]
+
+
+def _special(path, metadata):
+    """{"eos_token": "<|im_end|>", …} for the ids that the file names."""
+    tokens = _get(path, metadata, "tokens")
+    ids = {name: metadata.get(f"tokenizer.ggml.{ID_KEYS[name]}_token_id") for name in SPECIAL}
+    for name, i in ids.items():
+        require(
+            i is None or (type(i) is int and 0 <= i < len(tokens)),
+            f"{path}: {name} has the id {i!r} of {len(tokens)} tokens",
+        )
+    return {name: tokens[i] for name, i in ids.items() if i is not None}
+
+
+def byte_level(path, metadata):
+    """GPT-2's BPE over bytes spelled as printable characters (Radford et al. 2019, Sec. 2.2)."""
+    pre = metadata.get("tokenizer.ggml.pre")
+    require(
+        pre in BYTE_LEVEL,
+        f"{path}: tokenizer.ggml.pre {pre!r} is not read; {', '.join(BYTE_LEVEL)} are",
+    )
+    tk = library("tokenizers")
+    merges = [tuple(merge.split(" ", 1)) for merge in _get(path, metadata, "merges")]
+    # Llama 3 takes a whole piece that is a token at once, whatever the merges would make of it
+    model = tk.models.BPE(_vocabulary(path, metadata), merges, ignore_merges=pre == "llama-bpe")
+    backend = tk.Tokenizer(model)
+    by_gpt2 = tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre != "llama-bpe")
+    cut = {
+        # every digit alone, then GPT-2's cut of what is between: in "a  12" both spaces stay
+        # together, where GPT-2 alone would leave one of them with the number
+        "smollm": tk.pre_tokenizers.Digits(individual_digits=True),
+        "llama-bpe": tk.pre_tokenizers.Split(tk.Regex(LLAMA3_CUT), behavior="isolated"),
+    }
+    first = [cut[pre]] if pre in cut else []
+    backend.pre_tokenizer = tk.pre_tokenizers.Sequence([*first, by_gpt2])
+    backend.decoder = tk.decoders.ByteLevel()
+    if metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
+        _prepend_bos(backend, path, metadata)
+    return backend
+
+
+def sentencepiece(path, metadata):
+    """Llama 2's BPE over characters, a space spelled ▁, unknown characters as bytes <0xE2>."""
+    tk = library("tokenizers")
+    vocabulary = _vocabulary(path, metadata)
+    scores = dict(zip(vocabulary, _get(path, metadata, "scores")))
+    model = tk.models.BPE(
+        vocabulary, merges_by_score(vocabulary, scores), unk_token="<unk>", fuse_unk=True,
+        byte_fallback=True,
+    )  # fmt: skip
+    backend = tk.Tokenizer(model)
+    space = [tk.normalizers.Replace(" ", "▁")]
+    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    before = [tk.normalizers.Prepend("▁")] if prefix else []
+    backend.normalizer = tk.normalizers.Sequence(before + space)
+    d = tk.decoders
+    after = [d.Strip(" ", 1, 0)] if prefix else []
+    backend.decoder = d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), *after])
+    if metadata.get("tokenizer.ggml.add_bos_token", True):
+        _prepend_bos(backend, path, metadata)
+    return backend
+
+
+BUILDERS = {"gpt2": byte_level, "llama": sentencepiece}
+
+
+def merges_by_score(vocabulary, scores):
+    """Every cut of a token into two tokens, the best-scored token's first."""
+    merges = []
+    for token in sorted(vocabulary, key=lambda token: -scores[token]):
+        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
+        pairs = [(a, b) for a, b in cuts if a in vocabulary and b in vocabulary]
+        merges += sorted(pairs, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
+    return merges
+
+
+def _vocabulary(path, metadata):
+    return {token: i for i, token in enumerate(_get(path, metadata, "tokens"))}
+
+
+def _add_special(backend, path, metadata):
+    """Tokens that are found in the text as they are; control tokens are not printed."""
+    tk = library("tokenizers")
+    types = metadata.get("tokenizer.ggml.token_type", ())
+    for token, kind in zip(_get(path, metadata, "tokens"), types):
+        if kind == CONTROL:
+            backend.add_special_tokens([tk.AddedToken(token, normalized=False, special=True)])
+        elif kind == USER_DEFINED:
+            backend.add_tokens([tk.AddedToken(token, normalized=False)])
+
+
+def _prepend_bos(backend, path, metadata):
+    bos = _special(path, metadata).get("bos_token")
+    require(bos is not None, f"{path}: tokenizer.ggml.bos_token_id is missing")
+    backend.post_processor = library("tokenizers").processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, metadata["tokenizer.ggml.bos_token_id"])]
+    )

@@ -1,0 +1,193 @@
+"""The safetensors format: eight bytes of length, a JSON header, then the tensors' raw bytes.
+
+Part 1 of `lessons/00_qlora_in_one_file.py`, made general: every type of number, large files,
+damaged files.
+
+Nothing in such a file is executed, which is why it took the place of pickled checkpoints. Written
+out here because NumPy has no bfloat16, which the library's NumPy side therefore cannot read, and
+because a large model has to pass through tensor by tensor. Every number in the header is checked
+against the file before it is believed.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..config import InputError, require
+from ..quant.stored import halves
+
+FLOATS: dict[str, np.dtype] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
+DTYPES: dict[str, np.dtype] = FLOATS | {
+    "F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"), "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+}  # fmt: skip
+FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies: `offset` in bytes from the start of the file at `path`."""
+
+    path: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def where(self):
+        return f"{self.path}: tensor {self.name}"
+
+    def read(self):
+        """The tensor; F32, F16 and BF16 as float32, whole numbers and F64 as they are stored.
+
+        Raises InputError if the file has become shorter.
+        """
+        return decode(self._raw(), self.dtype)
+
+    def read_stored(self):
+        """A matrix, left in F16 or BF16 if it is in one of them; else as `read`."""
+        if self.dtype in ("F16", "BF16"):
+            return halves(self._raw(), self.dtype)
+        return self.read()
+
+    def _raw(self):
+        count = math.prod(self.shape)
+        raw = np.fromfile(self.path, DTYPES[self.dtype], count, offset=self.offset)
+        require(raw.size == count, f"{self.where} is cut off: the file is truncated, copy it again")
+        return raw.reshape(self.shape)
+
+
+def decode(raw, dtype):
+    """The stored numbers as float32 if `dtype` is a float type; any shape, kept."""
+    if dtype == "BF16":  # the upper half of a float32
+        return (raw.astype(np.uint32) << 16).view(np.float32)
+    return raw.astype(np.float32, copy=False) if dtype in FLOATS else raw
+
+
+def encode(w, dtype, where="tensor"):
+    """float32 numbers as `dtype` (F32, F16 or BF16) stores them, rounded to nearest, ties to even.
+
+    Raises InputError naming `where` if a number is not finite or too large for the type.
+    """
+    require(is_finite(w), f"{where} has a NaN or an infinite number")
+    if dtype == "BF16":
+        bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
+        # adding half of the last place, less one where the kept half is even
+        raw = ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2")
+    else:
+        with np.errstate(over="ignore"):
+            raw = np.ascontiguousarray(w, FLOATS[dtype])
+    require(
+        is_finite(decode(raw, dtype)),
+        f"{where} has a number that {dtype} cannot hold: write float32 instead",
+    )
+    return raw
+
+
+def is_finite(w):
+    """Neither NaN nor infinity anywhere, without a temporary of w's size."""
+    return w.size == 0 or bool(np.isfinite(w.min()) and np.isfinite(w.max()))
+
+
+def read_header(path):
+    """{tensor name: Entry} of a safetensors file.
+
+    Raises InputError if the file is missing, truncated, or its header does not describe it.
+    """
+    path = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            length = int.from_bytes(file.read(8), "little")
+            require(8 + length <= size, f"{path} is truncated or no safetensors file")
+            header = json.loads(file.read(length))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is no safetensors file: its header is not JSON") from error
+    require(isinstance(header, dict), f"{path} is no safetensors file: its header is no object")
+    return _entries(path, header, data=8 + length, size=size)
+
+
+def _entries(path, header, data, size):
+    """The tensors must fill the rest of the file without gap or overlap, as the format demands."""
+    spans, entries = [], {}
+    for name, fields in header.items():
+        if name != "__metadata__":
+            entry, span = _entry(path, name, fields, data)
+            entries[name] = entry
+            spans.append((*span, name))
+    end = 0
+    for start, stop, name in sorted(spans):
+        require(start == end, f"{path}: tensor {name} overlaps another or leaves a gap")
+        require(
+            data + stop <= size,
+            f"{path}: tensor {name} ends at byte {data + stop} of a file of {size} bytes: "
+            "truncated, copy it again",
+        )
+        end = stop
+    require(data + end == size, f"{path} has {size - data - end} bytes that its header leaves out")
+    return entries
+
+
+def _entry(path, name, fields, data):
+    require(name.isprintable(), f"{path}: {name!r} is no name of a tensor")
+    try:
+        dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
+        sizes = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
+        sound = sizes and isinstance(dtype, str)
+    except (TypeError, KeyError, ValueError):
+        sound = False
+    require(sound, f"{path}: the header's entry for tensor {name} is malformed")
+    require(dtype in DTYPES, f"{path}: tensor {name} has the unsupported type {dtype}")
+    require(
+        math.prod(shape) * DTYPES[dtype].itemsize == stop - start,
+        f"{path}: the header gives tensor {name} the shape {shape}, which is not its "
+        f"{stop - start} bytes",
+    )
+    return Entry(path, name, dtype, tuple(shape), data + start), (start, stop)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A tensor to be written: `make()` is called when its turn comes, so one at a time is dense."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    make: Callable[[], np.ndarray]
+
+
+def write(path, sources, metadata=None):
+    """Write {name: Source} to `path`, with {"format": "pt"} so that transformers takes it.
+
+    Raises InputError if a number does not fit its type.
+    """
+    # the widest types first, so that every tensor starts at a multiple of its own width
+    names = sorted(sources, key=lambda name: (-DTYPES[sources[name].dtype].itemsize, name))
+    header, end = {"__metadata__": metadata or {"format": "pt"}}, 0
+    for name in names:
+        source = sources[name]
+        start, end = end, end + math.prod(source.shape) * DTYPES[source.dtype].itemsize
+        fields = {"dtype": source.dtype, "shape": list(source.shape), "data_offsets": [start, end]}
+        header[name] = fields
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            source = sources[name]
+            w = source.make()
+            raw = encode(w, source.dtype, name) if source.dtype in FLOATS else w
+            np.ascontiguousarray(raw, DTYPES[source.dtype]).tofile(file)

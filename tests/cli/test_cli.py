@@ -1,0 +1,434 @@
+"""The command line as a user meets it: a whole run, and everything that can go wrong."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tomllib
+
+import numpy as np
+import pytest
+
+from minilora.cli import arguments as cli
+from minilora.cli.pretraining import llama, random_params
+from minilora.data.tokenizer import ByteTokenizer
+from minilora.formats.checkpoint import load_state, save_state
+from minilora.formats.pretrained import load, save_pretrained
+from minilora.formats.safetensors_file import read_header
+from minilora.methods.methods import METHODS
+from minilora.tree import flatten
+
+FEW_STEPS = "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A folder with a random byte-level Llama of two layers."""
+    folder = tmp_path_factory.mktemp("bases") / "base"
+    config = llama(16, 24, 2, 2, 1)
+    save_pretrained(
+        folder, config, random_params(config, np.random.default_rng(0)), ByteTokenizer()
+    )
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Twenty rows of prompt and completion."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def run(*words):
+    """The exit status of `minilora` with these words (a string is split at its spaces)."""
+    argv = [str(a) for word in words for a in (word.split() if isinstance(word, str) else [word])]
+    return cli.main(argv)
+
+
+def train(base, data, out, *more):
+    return run("train --model", base, "--data", data, "--adapter-path", out, FEW_STEPS, *more)
+
+
+def files(folder):
+    """{name: bytes} of everything below a folder."""
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def weights(folder):
+    return {name: entry.read() for name, entry in read_header(folder).items()}
+
+
+def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out, "--quantize nf4-dq --target-modules all-linear") == 0
+    printed = capsys.readouterr().out
+    assert "before: held-out loss" in printed and "after: held-out loss" in printed
+    assert {p.name for p in out.iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "checkpoint.safetensors", "curve.png",
+        "metrics.jsonl", "train_config.toml",
+    }  # fmt: skip
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4]
+    assert {
+        "step",
+        "loss",
+        "learning_rate",
+        "grad_norm",
+        "tokens",
+        "seconds",
+        "peak_rss_mb",
+    } == set(rows[0])
+    settings = tomllib.loads((out / "train_config.toml").read_text())
+    assert settings["quantize"] == "nf4-dq" and settings["block_size"] == 64
+
+    assert run("evaluate --json --split valid --adapter-path", out) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert set(score) == {"loss", "perplexity", "tokens", "exact_match", "ece", "brier"}
+    assert score["loss"] == pytest.approx(
+        rows[-1]["eval_loss"], rel=1e-6
+    )  # the same base, as stored
+
+    assert run("generate --prompt 1+1= --max-tokens 3 --adapter-path", out) == 0
+    answer = capsys.readouterr().out
+    merged = tmp_path / "merged"
+    assert run("merge --adapter-path", out, "--out", merged) == 0
+    capsys.readouterr()
+    assert run("generate --prompt 1+1= --max-tokens 3 --model", merged) == 0
+    assert capsys.readouterr().out == answer
+    assert run("inspect --adapter-path", out, "--data", data) == 0
+    assert "trained parameters" in capsys.readouterr().out
+
+
+def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_path, capsys):
+    out = tmp_path / "four-bit"
+    assert run("quantize --model", base, "--quantize nf4 --block-size 32 --out", out) == 0
+    assert "bits a weight" in capsys.readouterr().out
+    stored, direct = flatten(load(out)[1]), flatten(load(base, "nf4", 32)[1])
+    for path, leaf in direct.items():
+        if hasattr(leaf, "codes"):
+            assert np.array_equal(stored[path].codes, leaf.codes)
+            assert np.array_equal(stored[path].absmax, leaf.absmax)
+
+
+def test_the_same_seed_gives_the_same_bytes(base, data, tmp_path):
+    for name in ("a", "b"):
+        assert train(base, data, tmp_path / name, "--lora-dropout 0.3") == 0
+    a, b = (tmp_path / n / "adapter_model.safetensors" for n in "ab")
+    assert a.read_bytes() == b.read_bytes()
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(base, data, tmp_path):
+    """SIGKILL as soon as a checkpoint exists; resume; compare with a run never interrupted."""
+    steps = "--iters 40 --batch-size 2 --save-every 1 --lora-dropout 0.2 --learning-rate 0.01"
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    words = ["train", "--model", str(base), "--data", str(data), *steps.split()]
+    assert run(*words, "--adapter-path", whole) == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minilora", *words, "--adapter-path", str(broken)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not (broken / "checkpoint.safetensors").exists():
+        assert process.poll() is None, "the run ended before it was killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert load_state(broken / "checkpoint.safetensors")[1]["step"] < 40
+    assert run("train --resume --adapter-path", broken) == 0
+    for name in ("adapter_model.safetensors", "checkpoint.safetensors"):
+        a, b = weights(whole / name), weights(broken / name)
+        assert a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
+    steps = [json.loads(x)["step"] for x in (broken / "metrics.jsonl").read_text().splitlines()]
+    assert sorted(set(steps)) == list(range(1, 41)) and len(steps) == 40 + 1  # one evaluation
+
+
+def test_a_folder_of_two_splits_and_the_settings_file(base, data, tmp_path):
+    folder = tmp_path / "splits"
+    folder.mkdir()
+    for split in ("train", "valid"):
+        (folder / f"{split}.jsonl").write_text('{"text": "ab ab ab"}\n')
+    toml = tmp_path / "settings.toml"
+    toml.write_text('lora-r = 3\nuse_rslora = true\ntarget_modules = ["v_proj"]\niters = 9\n')
+    out = tmp_path / "out"
+    assert train(base, folder, out, "-c", toml) == 0
+    config = json.loads((out / "adapter_config.json").read_text())
+    assert config["r"] == 3 and config["use_rslora"] is True
+    settings = tomllib.loads((out / "train_config.toml").read_text())
+    assert settings["iters"] == 4  # the command line wins
+
+
+def test_also_train_starts_from_an_adapter_and_in_bfloat16(base, data, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(base, data, first, "--lora-r 5") == 0
+    more = "--also-train norm head --adapter-dtype bfloat16 --learning-rate 1e-9"
+    assert train(base, data, second, "--init-adapter", first, more) == 0
+    config = json.loads((second / "adapter_config.json").read_text())
+    assert config["r"] == 5
+    entries = read_header(second / "adapter_model.safetensors")
+    assert {entry.dtype for entry in entries.values()} == {"BF16"}
+
+
+def error_of(capsys, status):
+    """The one line on standard error of a command that failed as it should."""
+    lines = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("minilora:")]
+    assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
+    return lines[0]
+
+
+BAD_FLAGS = {
+    "--target-modules w_proj": "w_proj",
+    "--lora-r 0": "r must be",
+    "--lora-dropout 1.0": "dropout",
+    "--learning-rate -1": "--learning-rate",
+    "--learning-rate nan": "--learning-rate",
+    "--max-grad-norm 0": "--max-grad-norm",
+    "--iters 0": "--iters",
+    "--save-every 0": "--save-every",
+    "--layers-to-transform 7": "--layers-to-transform 7",
+    "--block-size 48": "48",
+    "--model nowhere": "nowhere",
+    "--data nowhere.jsonl": "nowhere.jsonl",
+    "--init-adapter nowhere": "nowhere",
+    "--quantize nf5": "--quantize",
+    "--max-seq-length 1": "--max-seq-length",
+    "--resume --overwrite": "not allowed with",
+    "--lora-r eight": "--lora-r",
+    "--no-such-flag": "--no-such-flag",
+    "-c nowhere.toml": "nowhere.toml",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS)
+def test_a_bad_flag_is_one_line_and_writes_nothing(flags, base, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert BAD_FLAGS[flags] in error_of(capsys, train(base, data, out, flags))
+    assert not out.exists()
+
+
+BAD_ROWS = {
+    "": "empty",
+    '{"text": "a"}\n{"text": ': "line 2",
+    '{"words": "a"}': "line 1",
+    '{"text": "a", "prompt": "b", "completion": "c"}': "line 1",
+    '{"text": 3}': "line 1",
+    '{"messages": []}': "line 1",
+    '{"messages": [{"role": "user", "content": "a"}]}': "line 1",
+    '["text"]': "line 1",
+    '{"text": "a"}\n\n{"prompt": "b"}': "line 3",
+}
+
+
+@pytest.mark.parametrize("text", BAD_ROWS)
+def test_bad_rows_are_named_by_file_and_line(text, base, tmp_path, capsys):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    line = error_of(capsys, train(base, path, tmp_path / "out"))
+    assert str(path) in line and BAD_ROWS[text] in line
+
+
+def test_bytes_that_are_no_utf8_are_named_by_line(base, tmp_path, capsys):
+    path = tmp_path / "bad.jsonl"
+    path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
+    assert "line 2: not UTF-8" in error_of(capsys, train(base, path, tmp_path / "out"))
+
+
+BAD_TOML = {
+    "lora-r = ": "TOML",
+    "lora-q = 3": "lora_q",
+    "[lora]\nr = 3": "lora",
+    "lora-r = 'x'": "x",
+}
+
+
+@pytest.mark.parametrize("text", BAD_TOML)
+def test_a_bad_settings_file_is_one_line(text, base, data, tmp_path, capsys):
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    assert BAD_TOML[text] in error_of(capsys, train(base, data, tmp_path / "out", "-c", path))
+
+
+def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    before = files(out)
+    assert "--overwrite" in error_of(capsys, train(base, data, out))
+    assert "--lora-r" in error_of(capsys, train(base, data, out, "--resume --lora-r 2"))
+    assert files(out) == before
+    (out / "thesis.tex").write_text("years of work")
+    assert "thesis.tex" in error_of(capsys, train(base, data, out, "--overwrite"))
+    (out / "thesis.tex").unlink()
+    (out / "checkpoint.safetensors.tmp").write_text("cut off by a kill")
+    assert train(base, data, out, "--overwrite --seed 3") == 0
+    assert files(out).keys() == before.keys() and files(out) != before
+    assert "exists" in error_of(capsys, run("merge --adapter-path", out, "--out", out))
+
+
+def test_resuming_needs_a_checkpoint(base, data, tmp_path, capsys):
+    assert "cannot be read" in error_of(capsys, run("train --resume --adapter-path", tmp_path))
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_weights(base, data, tmp_path):
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    before = files(out)
+    assert run("train --resume --adapter-path", out) == 0
+    after = files(out)
+    assert before == after
+
+
+def test_a_diverged_run_names_the_step_and_keeps_the_checkpoint_before(
+    base, data, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    with np.errstate(all="ignore"):
+        status = train(base, data, out, "--target-modules all-linear --learning-rate 1e30")
+    assert "at step" in error_of(capsys, status)
+    adapters, state, _ = load_state(out / "checkpoint.safetensors")
+    assert 1 <= state["step"] < 4
+    assert all(np.isfinite(leaf).all() for leaf in flatten(adapters).values())
+
+
+def test_a_dry_run_writes_nothing(base, data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert train(base, data, out, "--dry-run") == 0
+    assert "trained parameters" in capsys.readouterr().out and not out.exists()
+
+
+def test_a_dry_run_says_what_it_would_question(base, data, tmp_path, capsys):
+    flags = "--dry-run --target-modules all-linear --learning-rate 1e-3 --lora-r 2 --lora-alpha"
+    assert train(base, data, tmp_path / "out", flags, "4 --mask-prompt") == 0
+    assert capsys.readouterr().out.endswith("\nno setting is questioned\n")
+    assert train(base, data, tmp_path / "out", flags, "16 --max-seq-length 4") == 0
+    asked = [line for line in capsys.readouterr().out.splitlines() if "question: " in line]
+    assert [word in line for word, line in zip(("alpha 16", "prompts", "18 of 18"), asked)] == [
+        True
+    ] * 3
+
+
+def test_a_bare_peft_folder_does_not_say_its_base(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    (out / "train_config.toml").unlink()
+    capsys.readouterr()
+    assert "--model" in error_of(capsys, run("evaluate --adapter-path", out))
+
+
+def test_generate_refuses_what_it_cannot_do(base, capsys):
+    for flags in ("--temp -1", "--top-p 0", "--max-tokens 0"):
+        assert flags.split()[0] in error_of(capsys, run("generate --prompt x --model", base, flags))
+    assert "empty" in error_of(capsys, run("generate --model", base, "--prompt="))
+
+
+def test_plain_and_fused_runs_agree(base, data, tmp_path):
+    first = []
+    for name in ("--plain", "--no-plain"):
+        out = tmp_path / name
+        words = ["train", "--model", str(base), "--data", str(data), "--iters", "3"]
+        subprocess.run(
+            [sys.executable, "-m", "minilora", *words, name, "--adapter-path", str(out)],
+            check=True, capture_output=True,
+        )  # fmt: skip
+        first.append(
+            [json.loads(x)["loss"] for x in (out / "metrics.jsonl").open() if '"loss"' in x]
+        )
+    assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+
+# -------------------------------------------------------------------------------- the methods
+
+OF_METHOD = {
+    **{name: f"--method {name}" for name in METHODS},
+    "full": "--method full --quantize none --layer-lr-decay 0.8",
+    "prefix": "--method prefix --num-virtual-tokens 3 --packing",
+    "pissa": "--init-lora-weights pissa",
+    "loftq": "--method dora --init-lora-weights loftq --lora-r 4",
+    "lora+": "--loraplus-lr-ratio 16",
+}
+NO_MERGE = ("prompt", "p-tuning", "prefix", "bottleneck")
+
+
+@pytest.mark.parametrize("name", OF_METHOD)
+def test_every_method_trains_evaluates_generates_and_merges(name, base, data, tmp_path, capsys):
+    """The last evaluation is that of the files, read again: the same base, the same numbers."""
+    out, merged = tmp_path / "run", tmp_path / "merged"
+    flags = "--target-modules q_proj down_proj", "--quantize nf4", OF_METHOD[name]
+    assert train(base, data, out, *flags) == 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["grad_norm"] > 0
+    capsys.readouterr()
+    assert run("evaluate --json --split valid --adapter-path", out) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert score["loss"] == pytest.approx(rows[-1]["eval_loss"], rel=1e-6)
+    assert run("generate --prompt 1+1= --max-tokens 3 --adapter-path", out) == 0
+    answer = capsys.readouterr().out
+    assert run("inspect --adapter-path", out) == 0
+    status = run("merge --adapter-path", out, "--out", merged)
+    if name in NO_MERGE:
+        assert "cannot be merged" in error_of(capsys, status)
+        return
+    assert status == 0
+    capsys.readouterr()
+    assert run("generate --prompt 1+1= --max-tokens 3 --model", merged) == 0
+    assert capsys.readouterr().out == answer
+
+
+@pytest.mark.parametrize("name", ["p-tuning", "prefix", "pissa", "loftq"])
+def test_a_method_resumes_to_the_same_bytes(name, base, data, tmp_path):
+    """From the checkpoint of step 2 of 4: the encoder is in it, and the start is made again."""
+    flags = "--quantize nf4 --num-virtual-tokens 3", OF_METHOD[name]
+    short = tmp_path / "short"
+    assert (
+        train(base, data, short, *flags, "--iters 2 --lr-schedule constant --warmup-ratio 0") == 0
+    )
+    long = tmp_path / "long"
+    assert train(base, data, long, *flags, "--lr-schedule constant --warmup-ratio 0") == 0
+    _, _, facts = load_state(long / "checkpoint.safetensors")
+    adapters, state, _ = load_state(short / "checkpoint.safetensors")
+    shutil.copytree(long, tmp_path / "resumed")
+    save_state(
+        tmp_path / "resumed" / "checkpoint.safetensors", adapters, state,
+        facts | {"adapter_path": str(tmp_path / "resumed")},
+    )  # fmt: skip
+    assert run("train --resume --adapter-path", tmp_path / "resumed") == 0
+    for file in ("adapter_model.safetensors", "checkpoint.safetensors"):
+        a, b = weights(long / file), weights(tmp_path / "resumed" / file)
+        assert a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
+
+
+def test_an_adapter_of_any_method_is_gone_on_from(base, data, tmp_path, capsys):
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(base, data, first, "--method p-tuning --num-virtual-tokens 3") == 0
+    again = "--method p-tuning --learning-rate 1e-12 --init-adapter"
+    assert train(base, data, second, again, first) == 0
+    a, b = (weights(folder / "adapter_model.safetensors") for folder in (first, second))
+    np.testing.assert_allclose(a["prompt_embeddings"], b["prompt_embeddings"], atol=1e-9)
+    status = train(base, data, tmp_path / "third", "--method ia3 --init-adapter", first)
+    assert "holds p-tuning" in error_of(capsys, status)
+
+
+NOT_TOGETHER = {
+    "--method full": "--quantize none",
+    "--method full --quantize int8": "--quantize none",
+    "--method prompt --packing": "--packing",
+    "--method p-tuning --packing": "--packing",
+    "--method prompt --num-virtual-tokens 0": "--num-virtual-tokens",
+    "--method bottleneck --bottleneck-size 0": "--bottleneck-size",
+    "--method ia3 --also-train norm": "--also-train",
+    "--method dora --also-train bias": "--also-train bias",
+    "--method ia3 --init-lora-weights pissa": "--init-lora-weights",
+    "--init-lora-weights loftq --quantize none": "--quantize",
+    "--loraplus-lr-ratio 0": "--loraplus-lr-ratio",
+    "--layer-lr-decay -1": "--layer-lr-decay",
+    "--method prayer": "--method",
+}
+
+
+@pytest.mark.parametrize("flags", NOT_TOGETHER)
+def test_what_does_not_go_together_is_one_line_and_writes_nothing(
+    flags, base, data, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    assert NOT_TOGETHER[flags] in error_of(capsys, train(base, data, out, flags))
+    assert not out.exists()

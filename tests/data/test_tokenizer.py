@@ -1,0 +1,253 @@
+"""Text to ids and back: what must hold for bytes, for a rebuilt BPE and for a chat template."""
+
+import json
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_models import CHATML, sentencepiece_metadata, tiny, tiny_vocabulary
+
+from minilora.config import InputError
+from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled, from_folder
+
+CHAT = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Hello"}]
+
+# --- bytes
+
+
+@given(st.text())
+@settings(deadline=None)
+def test_bytes_come_back(text):
+    t = ByteTokenizer()
+    ids = t.encode(text)
+    assert t.decode(ids) == text
+    assert all(0 <= i < t.eos_token_id for i in ids), "255 must stay free to end a sequence"
+
+
+def test_bytes_are_utf8_and_the_end_is_not_printed():
+    t = ByteTokenizer()
+    assert t.encode("é🙂") == [0xC3, 0xA9, 0xF0, 0x9F, 0x99, 0x82]
+    assert t.decode([72, 105, 255]) == "Hi"
+    assert t.decode([72, 0xC3]) == "H�", "a cut-off character is shown as such, not raised"
+    assert not t.has_chat_template
+    with pytest.raises(InputError, match="no chat template"):
+        t.render(CHAT)
+
+
+def test_half_a_surrogate_pair_is_refused():
+    for t in (ByteTokenizer(), tiny()):
+        with pytest.raises(InputError, match=r"surrogate .* at character 2"):
+            t.encode("ab\ud83d")
+
+
+# --- a model's own
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+@settings(deadline=None)
+def test_byte_level_bpe_comes_back(text):
+    t = tiny_once()
+    assert t.decode(t.encode(text)) == text.replace("<|im_end|>", "")
+
+
+_TINY = []
+
+
+def tiny_once():
+    if not _TINY:
+        _TINY.append(tiny())
+    return _TINY[0]
+
+
+def test_merges_special_tokens_and_single_digits():
+    t = tiny()
+    he, hel, space = (tiny_vocabulary().index(x) for x in ("he", "hel", "Ġ"))
+    assert t.vocab_size == 3 + 256 + 2
+    assert t.eos_token_id == 2
+    assert t.encode("hel") == [hel]
+    assert t.encode("h<|im_end|>") == [t.encode("h")[0], 2]
+    assert t.encode("hehe") == [he, he]
+    assert t.decode([hel, 2, he]) == "helhe"
+    assert t.encode("  1") == [space, space, *t.encode("1")]
+
+
+def test_digits_are_cut_off_before_anything_merges():
+    """No merge takes in a digit after SmolLM's cut; after GPT-2's it does."""
+    tokens = [*tiny_vocabulary(), "12", "Ġ1"]
+    changes = {"tokens": tokens, "token_type": [3] * 3 + [1] * 260, "merges": ["1 2", "Ġ 1"]}
+    one, two, space = (tokens.index(x) for x in ("1", "2", "Ġ"))
+    assert tiny(**changes).encode("12 1") == [one, two, space, one]
+    changes["pre"] = "gpt-2"
+    assert tiny(**changes).encode("12 1") == [tokens.index("12"), tokens.index("Ġ1")]
+
+
+def test_llama3_takes_a_piece_that_is_a_token_whole():
+    """`hex` is in the vocabulary and no merge makes it: Llama 3 finds it all the same."""
+    tokens = [*tiny_vocabulary(), "hex"]
+    changes = {"tokens": tokens, "token_type": [3] * 3 + [1] * 259, "pre": "llama-bpe"}
+    t = tiny(**changes)
+    assert t.encode("hex") == [1, tokens.index("hex")], "BOS first, as Llama 3 does"
+    assert t.encode("hex", add_special_tokens=False) == [tokens.index("hex")]
+    assert t.encode("<|im_start|>hex") == [1, tokens.index("hex")], "no second BOS"
+    assert tokens.index("hex") not in tiny(**{**changes, "pre": "gpt-2"}).encode("hex")
+
+
+def test_sentencepiece_from_scores():
+    pytest.importorskip("tokenizers")
+    from minilora.formats.gguf_tokenizer import from_metadata
+
+    metadata = sentencepiece_metadata()
+    t, tokens = from_metadata("m.gguf", metadata), metadata["tokenizer.ggml.tokens"]
+    assert t.encode("hello") == [1, tokens.index("▁hello")]
+    # of the two ways to cut it, the better-scored pair: he + l, not h + el
+    assert t.encode("hel")[2:] == [tokens.index("he"), tokens.index("l")]
+    assert t.encode("é") == [1, tokens.index("▁"), 3 + 0xC3, 3 + 0xA9]
+    for text in ("hello hello", "é🙂 l", " leading", "日本"):
+        assert t.decode(t.encode(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "bert"}, "tokenizer.ggml.model 'bert' is not read"),
+        ({"pre": "tekken"}, "tokenizer.ggml.pre 'tekken' is not read"),
+        ({"merges": ["h zz"]}, "tokenizer is broken"),
+        ({"merges": ["he"]}, "tokenizer is broken"),
+        ({"eos_token_id": None}, "eos_token_id is missing"),
+        ({"eos_token_id": 5000}, "eos_token has the id 5000"),
+        ({"add_bos_token": True, "bos_token_id": None}, "bos_token_id is missing"),
+    ],
+)
+def test_gguf_tokenizers_that_are_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        tiny(**changes)
+
+
+# --- folders
+
+
+def test_a_saved_tokenizer_comes_back(tmp_path):
+    t = tiny()
+    t.save(tmp_path)
+    back = from_folder(tmp_path)
+    text = "hello  12 <|im_end|> é🙂\n"
+    assert back.encode(text) == t.encode(text)
+    assert (back.eos_token_id, back.special, back.chat_template) == (2, t.special, CHATML)
+
+
+def test_where_a_folder_keeps_its_template(tmp_path):
+    tiny().save(tmp_path)
+    path, file = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.jinja"
+    config = json.loads(path.read_text())
+    assert "chat_template" not in config
+    named = [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]
+    broken = [7, {"name": "default"}]
+    for value, expected in (("here", "here"), (named, "D"), (None, None), (broken, None)):
+        path.write_text(json.dumps({**config, "chat_template": value}))
+        assert from_folder(tmp_path).chat_template == CHATML, "the file wins, as in transformers"
+        template = file.read_text()
+        file.unlink()
+        assert from_folder(tmp_path).chat_template == expected
+        assert from_folder(tmp_path).has_chat_template == (expected is not None)
+        file.write_text(template)
+
+
+def test_special_tokens_written_as_objects(tmp_path):
+    tiny().save(tmp_path)
+    config = {"eos_token": {"__type": "AddedToken", "content": "<|im_end|>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert from_folder(tmp_path).eos_token_id == 2
+
+
+def test_the_end_token_can_come_from_the_model(tmp_path):
+    tiny().save(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    assert from_folder(tmp_path, eos_token_id=0).eos_token_id == 0
+    with pytest.raises(InputError, match="names no eos_token"):
+        from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("tokenizer.json", None, "has no tokenizer.json"),
+        ("tokenizer.json", "{}", "is no tokenizer"),
+        ("tokenizer.json", "{", "is no tokenizer"),
+        ("tokenizer_config.json", "[1]", "must hold one JSON object"),
+        ("tokenizer_config.json", "{,}", "is not JSON"),
+        ("tokenizer_config.json", '{"eos_token": "</s>"}', "names no eos_token"),
+        ("tokenizer_config.json", '{"eos_token": 7}', "eos_token must be text"),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "<|im_end|>", "chat_template": 7}',
+            "chat_template must be text",
+        ),
+    ],
+)
+def test_broken_folders_are_refused(tmp_path, name, content, message):
+    tiny().save(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink()
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=message):
+        from_folder(tmp_path)
+
+
+def test_a_missing_library_says_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(InputError, match=r"pip install 'minilora\[hf\]'"):
+        from_folder(tmp_path)
+
+
+# --- chat templates
+
+
+def rendered(template, messages=CHAT, **special):
+    pytest.importorskip("jinja2")
+    return PretrainedTokenizer(None, 0, special, template).render(messages)
+
+
+def test_a_chat_template_prints_the_chat():
+    t = tiny()
+    expected = "<|im_start|>user\nHi <b><|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n"
+    assert t.render(CHAT) == expected
+    assert t.render(CHAT[:1], add_generation_prompt=True).endswith("<|im_start|>assistant\n")
+
+
+def test_a_template_sees_what_transformers_gives_it():
+    assert rendered("{{ messages[0] | tojson }}") == '{"role": "user", "content": "Hi <b>"}'
+    assert (
+        rendered("{{ bos_token }}{{ eos_token }}", bos_token="<s>", eos_token="</s>") == "<s></s>"
+    )
+    assert rendered("{{ tools is none }}") == "True"
+    assert len(rendered("{{ strftime_now('%Y') }}")) == 4
+    loop = (
+        "{% for m in messages %}\n  {% if loop.first %}{% continue %}{% endif %}\n"
+        "{{ m.role }}{% endfor %}"
+    )
+    assert rendered(loop) == "assistant", "trim_blocks and lstrip_blocks, loop controls"
+    assert rendered("{%- generation %}x{% endgeneration -%}\n y") == "xy"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[0]['text'] + 'x' }}", "refuses these messages"),
+        ("{% for %}", "no Jinja"),
+        ("{{ ''.__class__.__mro__ }}", "refuses these messages: .*unsafe"),
+        ("{{ messages.append(1) }}", "refuses these messages: .*(unsafe|not safely callable)"),
+    ],
+)
+def test_what_a_template_may_not_do(template, message):
+    with pytest.raises(InputError, match=message):
+        rendered(template)
+
+
+def test_a_template_is_compiled_once():
+    pytest.importorskip("jinja2")
+    assert compiled("{{ 1 }}") is compiled("{{ 1 }}")

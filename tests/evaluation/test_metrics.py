@@ -1,0 +1,154 @@
+"""Scores against slow oracles: the loss, greedy decoding, and calibration counted one by one."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from models import TINY, adapted, as_dtype, configs, random_base, random_examples, seeds
+
+from minilora import model
+from minilora.batching import Example, collate
+from minilora.evaluation import metrics
+from minilora.evaluation.metrics import calibration_error, evaluate
+
+U32 = 2.0**-24
+
+few = settings(max_examples=20)
+
+
+def slow_scores(adapters, base, examples, config):
+    """(nll, probabilities, target, row) of every target token, one example at a time, float64."""
+    adapters, base = as_dtype(adapters, np.float64), as_dtype(base, np.float64)
+    for row, (tokens, mask) in enumerate(examples):
+        logits = model.forward(adapters, base, np.array([tokens[:-1]]), config)[0]
+        for z, target, counts in zip(logits, tokens[1:], mask[1:]):
+            if counts:
+                p = np.exp(z - z.max())
+                p /= p.sum()
+                yield -math.log(p[target]), p, target, row
+
+
+@few
+@given(configs(), seeds, st.integers(1, 9))
+def test_every_score_by_its_definition(config, seed, n):
+    # √ε of 0.3 keeps every norm, and so the error of float32, within a factor of ten or so
+    config = replace(config, rms_norm_eps=0.1)
+    adapters, base = adapted(random_base(config, seed), seed)
+    examples = random_examples(config, n, seed)
+    scores = evaluate(adapters, base, examples, config)
+    nll, p, target, row = zip(*slow_scores(adapters, base, examples, config))
+    # Float32 logits, of size Z, have up to 3·12 sums of some ten terms above them.
+    Z = max(np.abs(np.log(q)).max() for q in p)
+    bound = 360 * 10 * U32 * max(1.0, Z)
+    assert abs(scores["loss"] - math.fsum(nll) / len(nll)) < bound
+    assert scores["perplexity"] == pytest.approx(math.exp(scores["loss"]), rel=1e-14)
+    assert scores["tokens"] == len(nll)
+    brier = [sum((q - (k == t)) ** 2 for k, q in enumerate(pk)) for pk, t in zip(p, target)]
+    assert abs(scores["brier"] - math.fsum(brier) / len(brier)) < 4 * bound
+    if all(np.diff(np.sort(pk))[-1] > bound for pk in p):  # no tie for the likeliest
+        hits = [pk.argmax() == t for pk, t in zip(p, target)]
+        exact = [all(h for h, r in zip(hits, row) if r == i) for i in range(n)]
+        assert scores["exact_match"] == sum(exact) / n
+
+
+def test_the_loss_is_the_models():
+    adapters, base = adapted(random_base(TINY))
+    examples = random_examples(TINY, 7)
+    loss = model.loss(adapters, base, collate([[e] for e in examples]), TINY)
+    # both are means, in float64, of float32 terms near ln 11; batches differ in shape
+    assert evaluate(adapters, base, examples, TINY)["loss"] == pytest.approx(loss, rel=300 * U32)
+
+
+def test_exact_match_is_what_greedy_decoding_says():
+    # Rows that greedy decoding made are matched; the same with one token changed are not.
+    base, rng = random_base(TINY, 3), np.random.default_rng(0)
+    rows = []
+    for _ in range(6):
+        tokens = rng.integers(TINY.vocab_size, size=3).tolist()
+        for _ in range(4):
+            tokens.append(int(model.forward({}, base, np.array([tokens]), TINY)[0, -1].argmax()))
+        rows.append(Example(tokens, [0, 0, 0, 1, 1, 1, 1]))
+    assert evaluate({}, base, rows, TINY)["exact_match"] == 1
+    for at in range(3, 7):
+        tokens = list(rows[0].tokens)
+        tokens[at] = (tokens[at] + 1) % TINY.vocab_size
+        wrong = [Example(tokens, rows[0].mask), *rows[1:]]
+        assert evaluate({}, base, wrong, TINY)["exact_match"] == 5 / 6
+    # what the mask leaves out need not be likely
+    prompt = [Example([5, *rows[0].tokens[1:]], [0, 0, 0, 0, 0, 0, 1])]
+    assert evaluate({}, base, prompt, TINY)["tokens"] == 1
+
+
+def test_scores_do_not_depend_on_order_or_chunks(monkeypatch):
+    adapters, base = adapted(random_base(TINY))
+    examples = random_examples(TINY, 12)
+    whole = evaluate(adapters, base, examples, TINY)
+    monkeypatch.setattr(metrics, "LOGIT_FLOATS", 3 * TINY.vocab_size)
+    monkeypatch.setattr(metrics, "TOKENS", 12)
+    for rows in (examples, examples[::-1]):
+        again = evaluate(adapters, base, rows, TINY)
+        assert again.keys() == whole.keys()
+        for name, value in whole.items():
+            assert again[name] == pytest.approx(value, rel=300 * U32, abs=300 * U32), name
+
+
+@given(seeds, st.integers(1, 30), st.integers(8, 60))
+def test_batches_hold_every_row_once_and_are_small(seed, n, tokens):
+    examples = [Example(e.tokens, [1] * len(e.tokens)) for e in random_examples(TINY, n, seed)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(metrics, "TOKENS", tokens)
+        parts = list(metrics.batches(examples))
+    # a row alone may be as long as it likes; the longest here has 8 targets
+    assert all(part["tokens"].size <= tokens for part in parts)
+    rows = [
+        (tokens[: int(sum(mask))].tolist(), targets[: int(sum(mask))].tolist())
+        for part in parts
+        for tokens, targets, mask in zip(part["tokens"], part["targets"], part["mask"])
+    ]
+    assert sorted(rows) == sorted((e.tokens[:-1], e.tokens[1:]) for e in examples)
+
+
+# ------------------------------------------------------------------------------ calibration
+
+
+def slow_calibration_error(confidence, hit):
+    """Guo et al. 2017, Eq. 3, fifteen bins."""
+    bins = [[] for _ in range(15)]
+    for c, h in zip(confidence.tolist(), hit.tolist()):
+        bins[min(int(c * 15), 14)].append((c, h))
+    gaps = [
+        len(b) * abs(sum(h for _, h in b) / len(b) - sum(c for c, _ in b) / len(b))
+        for b in bins
+        if b
+    ]
+    return sum(gaps) / len(confidence)
+
+
+@given(hnp.arrays(np.float64, st.integers(1, 60), elements=st.floats(0.01, 1)), seeds)
+def test_calibration_error(confidence, seed):
+    hit = np.random.default_rng(seed).random(confidence.size) < 0.5
+    assert calibration_error(confidence, hit) == pytest.approx(
+        slow_calibration_error(confidence, hit), abs=1e-13
+    )
+
+
+def test_calibration_of_the_extremes():
+    ones, half = np.ones(8, np.float32), np.full(8, 0.5, np.float32)
+    assert calibration_error(ones, ones > 0) == 0
+    assert calibration_error(ones, ones < 0) == 1
+    assert calibration_error(half, np.arange(8) % 2 == 0) == 0
+    assert calibration_error(half, ones > 0) == 0.5
+    # over- and underconfidence in two bins do not cancel
+    mixed = np.float64([0.9] * 5 + [0.5] * 5)
+    assert calibration_error(mixed, np.arange(10) >= 5) == pytest.approx((0.9 + 0.5) / 2)
+
+
+def test_a_certain_model_has_brier_zero_and_a_wrong_one_two():
+    logits = np.float32([[200, 0, 0], [200, 0, 0]])
+    nll, hit, confidence, brier = metrics._scores(logits, np.array([0, 1]))
+    assert nll.tolist() == [0, 200] and hit.tolist() == [True, False]
+    assert confidence.tolist() == [1, 1] and brier.tolist() == [0, 2]

@@ -1,0 +1,558 @@
+"""Adapter folders and run states: what is read back, what is refused, what a kill leaves."""
+
+import json
+import math
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+from models import TINY, adapted, bits, configs, random_base, seeds, target_sets
+
+from minilora import lora
+from minilora.config import ALL_LINEAR, InputError, LoraConfig
+from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
+from minilora.formats.peft_format import as_json
+from minilora.optim import to_dtype
+from minilora.train import start
+from minilora.tree import flatten, get, put, tree_map, unflatten, walk
+
+Q0 = "model.layers.0.self_attn.q_proj"
+KEY = f"base_model.model.{Q0}.lora_A.weight"
+
+
+def trained_adapter(base, config, groups=(), seed=0):
+    """(adapters, frozen) in which every leaf differs from where it started."""
+    rng = np.random.default_rng([5, seed])
+    adapters, frozen = lora.init(base, config, rng)
+    adapters = lora.also_train(adapters, base, groups)
+    return tree_map(lambda w: np.float32(w + rng.standard_normal(w.shape)), adapters), frozen
+
+
+def assert_same_bits(tree, expected):
+    actual, expected = flatten(tree), flatten(expected)
+    assert actual.keys() == expected.keys()
+    for path, w in expected.items():
+        assert actual[path].dtype == np.float32 and bits(actual[path]) == bits(w), path
+
+
+lora_configs = st.builds(
+    LoraConfig,
+    r=st.integers(1, 5),
+    lora_alpha=st.one_of(st.integers(1, 64), st.floats(0.1, 64)),
+    lora_dropout=st.sampled_from((0.0, 0.05)),
+    target_modules=target_sets | st.just(("all-linear",)),
+    use_rslora=st.booleans(),
+    layers_to_transform=st.sampled_from((None, (0,))),
+    rank_pattern=st.dictionaries(st.sampled_from(("q_proj", "mlp.up_proj", Q0)), st.integers(1, 9)),
+    alpha_pattern=st.dictionaries(st.sampled_from(("v_proj", "0.mlp.up_proj", Q0)), st.just(3)),
+)
+
+
+# --- there and back
+
+
+@given(configs(), lora_configs, st.sets(st.sampled_from(("norm", "head"))), seeds)
+def test_an_adapter_comes_back_bit_for_bit(tmp_path_factory, model, config, groups, seed):
+    base = random_base(model, seed)
+    adapters, frozen = trained_adapter(base, config, groups, seed)
+    folder = tmp_path_factory.mktemp("adapter")
+    save_adapter(folder, adapters, frozen, config, "a base")
+    loaded, loaded_frozen, loaded_config = load_adapter(folder, base)
+    assert_same_bits(loaded, adapters)
+    for path in lora.adapted(adapters):
+        assert loaded_config.at(path) == config.at(path)
+        for name in ("lora_scaling", "lora_dropout"):
+            assert get(loaded_frozen, path)[name] == get(frozen, path)[name]
+    assert not any(path.endswith("lora_scaling") for path, _ in walk(base))  # base is not touched
+
+
+@given(lora_configs, st.booleans(), seeds)
+def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, seed):
+    base = random_base(TINY, seed, biases=ALL_LINEAR if base_has_biases else ())
+    adapters, frozen = trained_adapter(base, config, ("bias",), seed)
+    folder = tmp_path_factory.mktemp("adapter")
+    save_adapter(folder, adapters, frozen, config, "a base", "bfloat16")
+    loaded, _, _ = load_adapter(folder, base)
+    for path in lora.adapted(adapters):
+        node, own = get(frozen, path), get(base, path).get("bias", 0)
+        b, found = (np.float64(get(tree, path)["bias"]) for tree in (adapters, loaded))
+        # b_B and (α/r)·b_B + b₀ are each rounded once to float32, by at most 2⁻²⁴ of themselves
+        assert (abs(found - b) <= 2**-24 * (1 + 1e-6) * (abs(b - own) + abs(found))).all()
+        if math.frexp(node["lora_scaling"])[0] == 0.5 and not base_has_biases:
+            assert (found == b).all()  # dividing by a power of two only moves the exponent
+
+
+def test_a_projection_without_a_trained_bias_keeps_its_own(tmp_path):
+    base = random_base(TINY, biases=("q_proj",))
+    adapters, frozen = adapted(base, target_modules=("q_proj", "v_proj"))
+    put(adapters, f"{Q0}.bias", np.ones(24, "f4"))
+    config = LoraConfig(target_modules=("q_proj", "v_proj"))
+    save_adapter(tmp_path, adapters, frozen, config, "a base")
+    loaded, _, _ = load_adapter(tmp_path, base)
+    other = Q0.replace("0", "1")
+    assert (get(loaded, other)["bias"] == get(base, other)["bias"]).all()
+    assert (get(loaded, other.replace("q_proj", "v_proj"))["bias"] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_rounds_once(tmp_path, dtype):
+    base, config = random_base(TINY), LoraConfig()
+    adapters, frozen = trained_adapter(base, config, ("norm", "head"))
+    save_adapter(tmp_path / "a", adapters, frozen, config, "a base", dtype)
+    loaded, frozen, _ = load_adapter(tmp_path / "a", base)
+    assert_same_bits(loaded, to_dtype(adapters, dtype))
+    save_adapter(tmp_path / "b", loaded, frozen, config, "a base", dtype)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_the_files_are_what_peft_expects(tmp_path):
+    base, config = random_base(TINY), LoraConfig(r=2, target_modules=("q_proj",))
+    adapters, frozen = trained_adapter(base, config, ("norm", "head"))
+    save_adapter(tmp_path, adapters, frozen, config, "models/a base", "bfloat16")
+    assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", "adapter_model.safetensors"]
+    with safetensors.safe_open(tmp_path / "adapter_model.safetensors", "numpy") as file:
+        assert file.metadata() == {"format": "pt"}
+        assert KEY in file.keys() and KEY.replace("_A", "_B") in file.keys()  # noqa: SIM118
+        assert "base_model.model.lm_head.weight" in file.keys()  # noqa: SIM118
+        assert file.get_slice(KEY).get_dtype() == "BF16" and file.get_slice(KEY).get_shape() == [
+            2,
+            12,
+        ]
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["base_model_name_or_path"] == "models/a base"
+    assert (written["peft_type"], written["task_type"], written["bias"]) == (
+        "LORA",
+        "CAUSAL_LM",
+        "none",
+    )
+    # `norm` alone would do, as PEFT compares ends; the other two say it to a person
+    assert written["modules_to_save"] == [
+        "input_layernorm", "lm_head", "norm", "post_attention_layernorm",
+    ]  # fmt: skip
+
+
+def test_norms_trained_one_by_one_are_named_one_by_one(tmp_path):
+    base = random_base(TINY)
+    adapters, frozen = adapted(base)
+    put(adapters, "model.norm.weight", np.ones(12, "f4"))
+    save_adapter(tmp_path, adapters, frozen, LoraConfig(), "a base")
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["modules_to_save"] == ["model.norm"]
+    assert_same_bits(load_adapter(tmp_path, base)[0], adapters)
+
+
+# --- PEFT's ways of saying it
+
+
+def write_folder(path, ranks, **fields):
+    """A folder as PEFT would write it: {projection: rank} and fields of its config."""
+    path.mkdir(exist_ok=True)
+    tensors, base = {}, random_base(TINY)
+    for module, r in ranks.items():
+        out, into = get(base, module)["weight"].shape
+        tensors[f"base_model.model.{module}.lora_A.weight"] = np.ones((r, into), "f4")
+        tensors[f"base_model.model.{module}.lora_B.weight"] = np.ones((out, r), "f4")
+    safetensors.numpy.save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
+    (path / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **fields}))
+    return path
+
+
+def everywhere(*names, r=8):
+    """{path: r} of the projections with these names."""
+    return {
+        path.removesuffix(".weight"): r
+        for path, _ in walk(random_base(TINY))
+        if path.endswith(tuple(f"{name}.weight" for name in names))
+    }
+
+
+def test_absent_fields_have_pefts_defaults(tmp_path):
+    folder = write_folder(tmp_path / "a", everywhere("q_proj", "v_proj"))
+    _, frozen, config = load_adapter(folder, random_base(TINY))
+    assert (config.r, config.lora_alpha, config.target_modules) == (8, 8, ("q_proj", "v_proj"))
+    assert get(frozen, Q0)["lora_scaling"] == 1.0 and get(frozen, Q0)["lora_dropout"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("targets", "layers", "names"),
+    [
+        ("all-linear", None, ALL_LINEAR),
+        ("All-Linear", None, ALL_LINEAR),
+        (list(ALL_LINEAR), [], ALL_LINEAR),
+        ([Q0], None, [Q0]),
+        (r".*\.layers\.0\..*(q|k)_proj", None, [Q0, Q0.replace("q_proj", "k_proj")]),
+        (["self_attn.q_proj"], 0, [Q0]),
+        (["q_proj"], [0], [Q0]),
+    ],
+)
+def test_every_way_to_name_the_targets(tmp_path, targets, layers, names):
+    ranks = everywhere(*names)
+    folder = write_folder(tmp_path / "a", ranks, target_modules=targets, layers_to_transform=layers)
+    adapters, _, _ = load_adapter(folder, random_base(TINY))
+    assert sorted(lora.adapted(adapters)) == sorted(ranks)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "of_layer_0", "of_layer_1"),
+    [
+        ({"q_proj": 3}, 3, 3),
+        ({Q0: 3}, 3, 8),
+        ({r"^model\.layers\.1\..*": 3}, 8, 3),
+        ({r"layers.0.*q_proj": 3, "q_proj": 4}, 3, 4),
+        ({"q_proj": 4, r"layers.0.*q_proj": 3}, 4, 4),  # the first that matches decides
+        ({r"layers.0.*q_proj": 3, r"[qk]_proj": 4}, 3, 4),
+        ({"_proj": 3}, 8, 8),  # the end of a name is not a name
+        ({"q.proj": 3}, 3, 3),  # a dot matches anything
+        ({"k_proj": 3}, 8, 8),
+    ],
+)
+def test_the_keys_of_a_pattern_are_regular_expressions(tmp_path, pattern, of_layer_0, of_layer_1):
+    one = Q0.replace("0", "1")
+    folder = write_folder(
+        tmp_path / "a", {Q0: of_layer_0, one: of_layer_1},
+        target_modules=["q_proj"], rank_pattern=pattern, alpha_pattern=pattern, use_rslora=True,
+    )  # fmt: skip
+    adapters, frozen, config = load_adapter(folder, random_base(TINY))
+    for path, r in {Q0: of_layer_0, one: of_layer_1}.items():
+        assert config.at(path) == (r, r / math.sqrt(r))
+        assert len(get(adapters, path)["lora_A"]) == r
+        assert get(frozen, path)["lora_scaling"] == r / math.sqrt(r)
+    save_adapter(tmp_path / "b", adapters, frozen, config, "a base")  # and back
+    assert load_adapter(tmp_path / "b", random_base(TINY))[2] == config
+
+
+# --- what is refused
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A sound adapter on q_proj and v_proj of TINY, r 8."""
+    base = random_base(TINY)
+    adapters, frozen = adapted(base)
+    save_adapter(tmp_path / "adapter", adapters, frozen, LoraConfig(), "a base")
+    return tmp_path / "adapter"
+
+
+def refusal(folder, base=None):
+    with pytest.raises(InputError) as caught:
+        load_adapter(folder, base or random_base(TINY))
+    message = str(caught.value)
+    assert "\n" not in message and str(folder) in message
+    return message
+
+
+REFUSED = [
+    ("peft_type", "VERA"), ("peft_type", "ADALORA"), ("peft_type", None),
+    ("task_type", "SEQ_CLS"), ("use_dora", "yes"), ("bias", "lora_only"), ("bias", "all"),
+    ("fan_in_fan_out", True), ("layers_pattern", "h"), ("exclude_modules", ["v_proj"]),
+    ("target_parameters", ["x"]), ("trainable_token_indices", [1]),
+    ("alora_invocation_tokens", [1]), ("megatron_config", {"x": 1}), ("loftq_config", {"b": 4}),
+    ("layer_replication", [[0, 1]]), ("use_qalora", True), ("init_lora_weights", "pissa_niter_4"),
+    ("init_lora_weights", "olora"), ("a_field_of_tomorrow", "x"), ("r", 0), ("r", "8"), ("r", True),
+    ("r", 8.0), ("r", 10**12), ("lora_alpha", 0), ("lora_alpha", "16"), ("lora_alpha", 10**400),
+    ("lora_alpha", math.nan), ("lora_dropout", 1), ("lora_dropout", -0.1), ("use_rslora", "yes"),
+    ("rank_pattern", {"q_proj": 0}), ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", {"(": 4}),
+    ("rank_pattern", ["q_proj"]), ("alpha_pattern", {"q_proj": [1]}), ("target_modules", []),
+    ("target_modules", ["q_proj", 1]), ("target_modules", ["q_proj", "nowhere"]),
+    ("target_modules", ["lm_head"]), ("target_modules", "q_proj"), ("target_modules", "(q_proj"),
+    ("target_modules", {"q_proj": 1}), ("layers_to_transform", [2]), ("layers_to_transform", "0"),
+    ("modules_to_save", ["embed_tokens"]), ("modules_to_save", ["mlp"]), ("modules_to_save", [""]),
+    ("modules_to_save", "norm"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSED, ids=[f"{n} {v}"[:40] for n, v in REFUSED])
+def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    message = refusal(folder).removeprefix(str(folder))
+    spellings = {  # of config.py and lora.py, which check for the command line, too
+        "r": "lora r", "rank_pattern": "lora r", "lora_dropout": "lora dropout",
+        "lora_alpha": "lora alpha", "target_modules": "--target-modules",
+        "layers_to_transform": "--layers-to-transform",
+    }  # fmt: skip
+    assert f" {name} " in message or spellings.get(name, name) in message
+
+
+def test_a_pattern_of_targets_excludes_layers(folder):
+    path = folder / "adapter_config.json"
+    raw = json.loads(path.read_text()) | {"target_modules": ".*q_proj", "layers_to_transform": [0]}
+    path.write_text(json.dumps(raw))
+    assert "layers_to_transform" in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("init_lora_weights", "gaussian"), ("init_lora_weights", False), ("revision", "main"),
+        ("auto_mapping", {"x": 1}), ("inference_mode", False), ("eva_config", {"rho": 2.0}),
+        ("peft_version", "0.9"), ("a_field_of_tomorrow", False), ("another", None),
+        ("runtime_config", {"ephemeral_gpu_offload": False}),
+    ],
+)  # fmt: skip
+def test_a_field_that_changes_nothing_is_let_by(folder, name, value):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    load_adapter(folder, random_base(TINY))
+
+
+def change_tensors(folder, change):
+    path = folder / "adapter_model.safetensors"
+    tensors = safetensors.numpy.load_file(path)
+    change(tensors)
+    safetensors.numpy.save_file(tensors, path, {"format": "pt"})
+
+
+BAD_TENSORS = {
+    "missing": lambda t: t.pop(KEY),
+    "left over": lambda t: t.update({KEY.replace("q_proj", "k_proj"): t[KEY]}),
+    "of another rank": lambda t: t.update({KEY: t[KEY][:4].copy()}),
+    "transposed": lambda t: t.update({KEY: t[KEY].T.copy()}),
+    "NaN": lambda t: t[KEY].__setitem__((0, 0), np.nan),
+    "infinite": lambda t: t[KEY].__setitem__((0, 0), -np.inf),
+    "float64": lambda t: t.update({KEY: t[KEY].astype("f8")}),
+    "renamed": lambda t: t.update({KEY.removeprefix("base_model."): t.pop(KEY)}),
+    "of DoRA": lambda t: t.update({KEY.replace("lora_A.weight", "lora_magnitude_vector"): t[KEY]}),
+}
+
+
+@pytest.mark.parametrize("what", BAD_TENSORS)
+def test_a_tensor_that_does_not_fit_is_named(folder, what):
+    change_tensors(folder, BAD_TENSORS[what])
+    message = refusal(folder)
+    assert f"{Q0.removesuffix('q_proj')}" in message and "adapter_model.safetensors" in message
+
+
+def test_an_adapter_of_another_base_is_refused(folder):
+    message = refusal(folder, random_base(replace(TINY, hidden_size=13)))
+    assert "shape (8, 12), not (8, 13)" in message
+    assert "missing" in refusal(folder, random_base(replace(TINY, num_hidden_layers=3)))
+    assert "does not belong" in refusal(folder, random_base(replace(TINY, num_hidden_layers=1)))
+
+
+def test_a_pickle_is_never_opened(folder):
+    class Bomb:
+        def __reduce__(self):
+            return os.abort, ()
+
+    import pickle
+
+    (folder / "adapter_model.safetensors").unlink()
+    (folder / "adapter_model.bin").write_bytes(pickle.dumps(Bomb()))
+    assert "pickle" in refusal(folder)
+
+
+def test_folders_that_are_none(folder, tmp_path):
+    assert "no folder" in refusal(tmp_path / "nowhere")
+    assert "no folder" in refusal(folder / "adapter_config.json")
+    (folder / "adapter_config.json").write_text("[]")
+    assert "one JSON object" in refusal(folder)
+    (folder / "adapter_config.json").unlink()
+    assert "is missing" in refusal(folder)
+    (folder / "adapter_model.safetensors").unlink()
+    assert "cannot be read" in refusal(folder)
+
+
+def test_saving_refuses_what_the_format_would_lose(tmp_path):
+    base, config = random_base(TINY), LoraConfig()
+    adapters, frozen = adapted(base)
+
+    def refused(adapters, frozen, config=config, dtype="float32"):
+        with pytest.raises(InputError) as caught:
+            save_adapter(tmp_path / "a", adapters, frozen, config, "a base", dtype)
+        assert not any((tmp_path / "a").glob("*")), "nothing is left behind"
+        return str(caught.value)
+
+    assert "LoraConfig" in refused(adapters, frozen, LoraConfig(r=4))
+    assert "LoraConfig" in refused(adapters, frozen, LoraConfig(lora_alpha=3))
+    assert "LoraConfig" in refused(adapters, frozen, LoraConfig(target_modules=("q_proj",)))
+    assert "rank_pattern" in refused(adapters, frozen, LoraConfig(rank_pattern={"q.*": 8}))
+    embedding = unflatten(
+        {**flatten(adapters), "model.embed_tokens.weight": np.ones((11, 12), "f4")}
+    )
+    assert "embed_tokens" in refused(embedding, frozen)
+    whole = unflatten({**flatten(adapters), f"{Q0}.weight": np.ones((24, 12), "f4")})
+    assert f"{Q0}.weight" in refused(whole, frozen)
+    large = unflatten({**flatten(adapters), f"{Q0}.lora_A": np.full((8, 12), 1e5, "f4")})
+    assert "F16" in refused(large, frozen, dtype="float16")
+    diverged = unflatten({**flatten(adapters), f"{Q0}.lora_A": np.full((8, 12), np.nan, "f4")})
+    assert f"{Q0}.lora_A" in refused(diverged, frozen)
+
+
+# --- a kill
+
+
+class Killed(BaseException):
+    """What no `except Exception` catches."""
+
+
+@pytest.mark.parametrize("calls_until_death", range(4))
+@pytest.mark.parametrize("what", ["replace", "fsync"])
+def test_a_kill_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, what, calls_until_death):
+    base = random_base(TINY)
+    old, frozen, config = load_adapter(folder, base)
+    new = tree_map(lambda w: w + 1, old)
+    real, calls = getattr(os, what), []
+
+    def dying(*args):
+        calls.append(args)
+        if len(calls) > calls_until_death:
+            raise Killed
+        return real(*args)
+
+    monkeypatch.setattr(os, what, dying)
+    try:
+        save_adapter(folder, new, frozen, config, "a base")
+    except Killed:
+        assert_same_bits(load_adapter(folder, base)[0], old)
+        assert calls_until_death < 2
+    else:
+        assert_same_bits(load_adapter(folder, base)[0], new)
+        assert calls_until_death >= 2
+    assert sorted(os.listdir(folder)) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+def test_what_a_kill_left_half_written_does_no_harm(folder):
+    """A process that dies cannot clean up after itself."""
+    base = random_base(TINY)
+    adapters, frozen, config = load_adapter(folder, base)
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (folder / f"{name}.tmp").write_bytes(b"half")
+    assert_same_bits(load_adapter(folder, base)[0], adapters)
+    save_adapter(folder, adapters, frozen, config, "a base")
+    assert_same_bits(load_adapter(folder, base)[0], adapters)
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_disk_that_is_full_says_so(folder, monkeypatch):
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    base = random_base(TINY)
+    adapters, frozen, config = load_adapter(folder, base)
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"adapter_config\.json cannot be written: No space"):
+        save_adapter(folder, adapters, frozen, config, "a base")
+    with pytest.raises(InputError, match=r"state cannot be written: No space"):
+        save_state(folder / "state", adapters, start(adapters), {})
+    assert len(os.listdir(folder)) == 2
+
+
+# --- the state of a run
+
+
+def random_state(seed, with_best=True):
+    """Trees whose numbers are any finite float32 at all: subnormal ones, and minus zero, too."""
+    rng = np.random.default_rng(seed)
+
+    def any_bits(w):
+        w = rng.integers(0, 2**32, w.shape, dtype=np.uint32).view("f4")
+        return np.where(np.isfinite(w), w, np.float32(-0.0))
+
+    like = adapted(random_base(TINY))[0]
+    adapters, m, v, best = (tree_map(any_bits, like) for _ in range(4))
+    return adapters, {"m": m, "v": v} | ({"best": best} if with_best else {})
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=8,
+)
+
+
+@given(
+    seeds, st.booleans(), st.integers(0, 10**9), st.floats(allow_nan=False), st.integers(0, 99),
+    st.dictionaries(st.text(), json_values),
+)  # fmt: skip
+def test_a_state_comes_back_bit_for_bit(
+    tmp_path_factory, seed, with_best, step, best_loss, worse, facts
+):
+    path = tmp_path_factory.mktemp("run") / "state"
+    adapters, trees = random_state(seed, with_best)
+    numbers = {"step": step, "best_loss": best_loss, "worse": worse}
+    save_state(path, adapters, trees | numbers, facts)
+    loaded, state, loaded_facts = load_state(path)
+    assert_same_bits(loaded, adapters)
+    assert state.keys() == trees.keys() | numbers.keys()
+    for name, tree in trees.items():
+        assert_same_bits(state[name], tree)
+    assert {name: state[name] for name in numbers} == numbers and loaded_facts == facts
+    assert os.listdir(path.parent) == ["state"]
+
+
+def test_the_state_before_the_first_step(tmp_path):
+    adapters = random_state(0)[0]
+    save_state(tmp_path / "state", adapters, start(adapters), {"model": "tiny"})
+    _, state, _ = load_state(tmp_path / "state")
+    assert (state["step"], state["best_loss"], state["worse"]) == (0, math.inf, 0)
+
+
+def test_every_truncated_state_is_refused(tmp_path):
+    tree = {"lm_head": {"weight": np.ones((2, 3), "f4")}}
+    save_state(tmp_path / "state", tree, {"m": tree, "v": tree, "step": 1}, {})
+    whole = (tmp_path / "state").read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / "cut").write_bytes(whole[:length])
+        with pytest.raises(InputError, match="cut"):
+            load_state(tmp_path / "cut")
+
+
+def write_state(path, tensors, **metadata):
+    safetensors.numpy.save_file(tensors, path, metadata or None)
+
+
+def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
+    w, path = np.ones((2, 3), "f4"), tmp_path / "state"
+    sound = {f"{tree}.lm_head.weight": w for tree in ("adapters", "m", "v")}
+    marks = {"minilora_run": '{"step": 1, "best_loss": 2.0, "worse": 0}', "facts": "{}"}
+    write_state(path, sound, **marks)
+    assert load_state(path)[1]["step"] == 1
+
+    def refused(tensors=sound, **metadata):
+        write_state(path, tensors, **metadata)
+        with pytest.raises(InputError) as caught:
+            load_state(path)
+        assert str(path) in str(caught.value)
+        return str(caught.value)
+
+    shutil.copy(folder / "adapter_model.safetensors", path)
+    with pytest.raises(InputError, match="no checkpoint"):
+        load_state(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        load_state(tmp_path / "nowhere")
+    assert "no checkpoint" in refused()
+    assert "no checkpoint" in refused(facts="{}")
+    for broken in ("[1]", "7", "{", "null", "{}", '{"step": "1"}', '{"step": -1}'):
+        assert "no checkpoint" in refused(**marks | {"minilora_run": broken})
+    assert "no checkpoint" in refused({}, **marks)
+    assert "m.lm_head" in refused({k: w for k in sound if k[0] != "m"}, **marks)
+    assert "other.lm_head" in refused({**sound, "other.lm_head.bias": w}, **marks)
+    assert "v.lm_head" in refused({**sound, "v.lm_head.weight": np.ones((3, 2), "f4")}, **marks)
+    assert "v.lm_head" in refused({**sound, "v.lm_head.weight": w * np.inf}, **marks)
+    assert "m.lm_head" in refused({**sound, "m.lm_head.weight": w.astype("f8")}, **marks)
+
+
+def test_a_state_that_is_not_finite_does_not_take_the_place_of_a_sound_one(tmp_path):
+    adapters, _ = random_state(0)
+    save_state(tmp_path / "state", adapters, start(adapters), {})
+    before = (tmp_path / "state").read_bytes()
+    bad = tree_map(lambda w: w * np.float32(np.nan), adapters)
+    with pytest.raises(InputError, match="lora_A"):
+        save_state(tmp_path / "state", bad, start(adapters), {})
+    assert (tmp_path / "state").read_bytes() == before and os.listdir(tmp_path) == ["state"]
+
+
+def test_our_config_is_pefts_with_everything_else_off():
+    """What `as_json` writes, `read_config` lets by: the tables of both are one."""
+    written = as_json(LoraConfig(), "a base")
+    assert written == dict(sorted(written.items())) and written["peft_type"] == "LORA"
+    for name in ("use_dora", "exclude_modules", "layer_replication", "lora_bias"):
+        assert not written[name]

@@ -1,0 +1,181 @@
+"""GGUF files written out by hand, read here, and damaged in every way."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from toy_models import (
+    GGUF_CONFIG,
+    LLAMA3,
+    assert_same,
+    gguf,
+    gguf_metadata,
+    gguf_tensors,
+    leaves,
+    needs_hf,
+    sentencepiece_metadata,
+)
+
+from minilora import nn
+from minilora.config import InputError
+from minilora.formats import gguf_file, gguf_llama
+from minilora.formats.pretrained import load
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_gguf_file_loads(tmp_path, tied):
+    needs_hf()
+    expected = replace(GGUF_CONFIG, tie_word_embeddings=tied)
+    w = leaves(expected, attention_bias=True)
+    config, base, words = load(gguf(tmp_path / "m.gguf", gguf_metadata(), gguf_tensors(w)))
+    assert config == expected
+    assert_same(base, w)
+    assert (words.vocab_size, words.eos_token_id, words.has_chat_template) == (261, 2, True)
+
+
+def test_a_sentencepiece_gguf_file_loads(tmp_path):
+    needs_hf()
+    metadata = gguf_metadata(tokenizer__ggml__pre=None, tokenizer__ggml__merges=None)
+    metadata = {**metadata, **sentencepiece_metadata()}
+    w = leaves(replace(GGUF_CONFIG, vocab_size=270))
+    words = load(gguf(tmp_path / "m.gguf", metadata, gguf_tensors(w)))[2]
+    assert words.decode(words.encode("hello é")) == "hello é"
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])
+def test_llama3_rotation_is_recognised_by_its_divisors(tmp_path, factor):
+    needs_hf()
+    scaling = {**LLAMA3, "factor": factor}
+    stretched = replace(GGUF_CONFIG, rope_scaling=scaling, rope_theta=5e5)
+    plain = replace(stretched, rope_scaling=None)
+    divisors = (nn.frequencies(plain) / nn.frequencies(stretched)).astype(np.float32)
+    w = gguf_tensors(leaves(GGUF_CONFIG))
+    metadata = gguf_metadata(llama__rope__freq_base=5e5)
+    path = tmp_path / "m.gguf"
+    gguf(path, metadata, {**w, "rope_freqs.weight": (0, (4,), divisors.tobytes())})
+    assert load(path)[0] == stretched
+    divisors[1] += 1
+    gguf(path, metadata, {**w, "rope_freqs.weight": (0, (4,), divisors.tobytes())})
+    with pytest.raises(InputError, match=r"rope_freqs.weight stretches the rotation"):
+        load(path)
+
+
+def test_half_rotation_order_undoes_the_permutation():
+    """Two heads of width 4: llama.cpp stores rows 0 2 1 3 of each."""
+    stored = np.float32([[0], [2], [1], [3], [4], [6], [5], [7]])
+    back = gguf_llama.half_rotation_order(stored, heads=2)
+    np.testing.assert_array_equal(back[:, 0], np.arange(8))
+    np.testing.assert_array_equal(gguf_llama.half_rotation_order(stored[:, 0], 2), np.arange(8))
+
+
+def test_blocks_by_hand():
+    """One block of each type, worked out from the format's definition."""
+    codes = np.arange(16, dtype=np.uint8)
+    packed = codes | (15 - codes) << 4  # the first sixteen count up, the rest down
+    nibbles = np.concatenate([codes, 15 - codes]).astype(np.float32)
+    d, m = np.float16(0.5).tobytes(), np.float16(-3).tobytes()
+    q8 = np.arange(-16, 16, dtype=np.int8)
+    for kind, block, expected in (
+        ("Q4_0", d + packed.tobytes(), 0.5 * (nibbles - 8)),
+        ("Q4_1", d + m + packed.tobytes(), 0.5 * nibbles - 3),
+        ("Q8_0", d + q8.tobytes(), 0.5 * q8.astype(np.float32)),
+    ):
+        raw = np.frombuffer(block * 2, np.uint8)
+        w = gguf_file.dequantize(raw, kind)
+        assert w.dtype == np.float32
+        np.testing.assert_array_equal(w, np.tile(expected, 2))
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
+def test_dequantizing_equals_the_gguf_library(name):
+    quants = pytest.importorskip("gguf.quants")
+    kind = pytest.importorskip("gguf").GGMLQuantizationType[name]
+    w = np.random.default_rng(0).standard_normal((6, 96), dtype=np.float32) * 3
+    raw = np.ascontiguousarray(quants.quantize(w, kind)).view(np.uint8)
+    expected = quants.dequantize(raw, kind).reshape(-1)
+    np.testing.assert_array_equal(gguf_file.dequantize(raw.reshape(-1), name), expected)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"general__architecture": "gemma"}, "holds a 'gemma' model"),
+        ({"general__architecture": None}, "holds a None model"),
+        ({"general__alignment": 0}, "general.alignment is 0"),
+        ({"llama__block_count": None}, "llama.block_count must be a whole number from 1, got None"),
+        ({"llama__block_count": 3}, "tensor model.layers.2.input_layernorm.weight is missing"),
+        ({"llama__attention__head_count": "4"}, "llama.attention.head_count must be"),
+        ({"llama__attention__head_count": 3}, "m.gguf: num_attention_heads 3 is not a multiple"),
+        ({"llama__rope__freq_base": -1.0}, "llama.rope.freq_base must be a positive number"),
+        ({"llama__rope__scaling__type": "yarn"}, "llama.rope.scaling.type 'yarn' is not read"),
+        ({"llama__embedding_length": 64}, r"tensor token_embd.weight has the shape \(261, 32\)"),
+        ({"llama__vocab_size": 260}, "its tokenizer has 261 tokens, its embedding only 260 rows"),
+        ({"tokenizer__ggml__model": None}, "tokenizer.ggml.model is missing"),
+    ],
+)
+def test_gguf_metadata_that_is_refused(tmp_path, changes, message):
+    needs_hf()
+    path = gguf(tmp_path / "m.gguf", gguf_metadata(**changes), gguf_tensors(leaves(GGUF_CONFIG)))
+    with pytest.raises(InputError, match=message):
+        load(path)
+
+
+NAN, ONES = np.full((32, 32), np.nan, np.float32), np.ones((32, 32), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        ("blk.1.attn_q.weight", None, "tensor model.layers.1.self_attn.q_proj.weight is missing"),
+        ("blk.1.attn_q.weight", (0, (32, 32), NAN.tobytes()), "blk.1.attn_q.weight has a NaN"),
+        ("blk.1.attn_q.weight", (0, (8, 32), ONES.tobytes()), "attn_q.weight has the shape"),
+        ("blk.1.attn_q.weight", (12, (32, 32), ONES.tobytes()), "attn_q.weight has the type Q4_K"),
+        ("blk.1.attn_q.weight", (99, (32, 32), ONES.tobytes()), "attn_q.weight has the type 99"),
+        ("blk.1.attn_q.weight", (2, (64, 16), ONES.tobytes()), "rows of 16, no whole blocks"),
+        ("blk.1.attn_q.weight", (0, (1,) * 5, ONES.tobytes()), "has 5 dimensions"),
+        ("blk.0.ffn_gate_exps.weight", (0, (32, 32), ONES.tobytes()), "not one of a Llama's"),
+        ("blk.7.attn_q.weight", (0, (32, 32), ONES.tobytes()), "not one of a Llama's"),
+        ("weight", (0, (32, 32), ONES.tobytes()), "tensor weight is not one of a Llama's"),
+        ("z", (0, (2**40, 32), b""), "tensor z ends at byte"),
+    ],
+)
+def test_gguf_tensors_that_are_refused(tmp_path, name, tensor, message):
+    needs_hf()
+    tensors = {**gguf_tensors(leaves(GGUF_CONFIG)), name: tensor}
+    tensors = {key: value for key, value in tensors.items() if value is not None}
+    with pytest.raises(InputError, match=message):
+        load(gguf(tmp_path / "m.gguf", gguf_metadata(), tensors))
+
+
+def test_a_gguf_file_cut_off_anywhere(tmp_path):
+    needs_hf()
+    path = gguf(tmp_path / "m.gguf", gguf_metadata(), gguf_tensors(leaves(GGUF_CONFIG)))
+    whole = path.read_bytes()
+    for size in (0, 3, 4, 10, 24, 200, 3000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"truncated|no GGUF file"):
+            load(path)
+    for start, lie in ((4, b"\x09"), (8, b"\xff" * 8), (16, b"\xff" * 8), (24, b"\xff" * 8)):
+        path.write_bytes(whole[:start] + lie + whole[start + len(lie) :])
+        with pytest.raises(InputError, match=r"GGUF version 9|truncated"):
+            load(path)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=60)
+def test_a_damaged_gguf_header_is_an_input_error_or_loads(tmp_path_factory, data):
+    """Whatever byte of the header is hit: one line for the user, never a traceback."""
+    needs_hf()
+    path = tmp_path_factory.mktemp("g") / "m.gguf"
+    whole = gguf(path, gguf_metadata(), gguf_tensors(leaves(GGUF_CONFIG))).read_bytes()
+    numbers = sum(w.size for w in leaves(GGUF_CONFIG).values())
+    at = data.draw(st.integers(0, len(whole) - 4 * numbers))
+    damaged = bytearray(whole)
+    damaged[at] = data.draw(st.integers(0, 255))
+    path.write_bytes(damaged)
+    try:
+        load(path)
+    except InputError as error:
+        assert "\n" not in str(error)

@@ -1,0 +1,273 @@
+"""Hugging Face folders in and out, and each way in which one can be wrong."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.numpy
+from toy_models import CONFIG, LLAMA3, Q, assert_same, folder, leaves, needs_hf, tiny
+
+from minilora.config import InputError
+from minilora.data.tokenizer import ByteTokenizer
+from minilora.formats import fetch, pretrained, safetensors_file
+from minilora.formats.pretrained import load, save_pretrained, shapes
+from minilora.tree import flatten, get, unflatten
+
+
+def test_a_folder_loads(tmp_path):
+    w = leaves()
+    config, base, words = load(folder(tmp_path, w))
+    assert_same(base, w)
+    assert replace(config, rms_norm_eps=CONFIG.rms_norm_eps) == CONFIG
+    assert isinstance(words, ByteTokenizer)
+    assert get(base, Q).dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_save_and_load(tmp_path, dtype, tied):
+    config = replace(
+        CONFIG, tie_word_embeddings=tied, rope_theta=5e5, bos_token_id=3, eos_token_id=(255, 7),
+        rope_scaling={"rope_type": "linear", "factor": 2.0},
+    )  # fmt: skip
+    w = leaves(config)
+    save_pretrained(tmp_path / "out", config, unflatten(w), dtype=dtype)
+    back, base, _ = load(tmp_path / "out")
+    name = safetensors_file.FORMAT_NAME[dtype]
+    stored = {
+        p: safetensors_file.decode(safetensors_file.encode(x, name), name) for p, x in w.items()
+    }
+    assert back == config
+    assert_same(base, stored)
+    # float16 keeps 11 significant bits, bfloat16 8: half a unit in the last place
+    bound = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}[dtype]
+    # (numbers below float16's normal range, 2⁻¹⁴, keep fewer)
+    normal = {p: np.abs(x) >= 2**-14 for p, x in w.items()}
+    error = max(np.max(np.abs(stored[p] / x - 1)[normal[p]]) for p, x in w.items())
+    assert error <= bound and (dtype == "float32" or error > bound / 2)
+
+
+def test_the_tokenizer_travels_with_the_model(tmp_path):
+    words = tiny()
+    config = replace(CONFIG, vocab_size=words.vocab_size, eos_token_id=(2,))
+    save_pretrained(tmp_path / "out", config, unflatten(leaves(config)), words)
+    back = load(tmp_path / "out")[2]
+    assert back.encode("hel 1<|im_end|>") == words.encode("hel 1<|im_end|>")
+    assert back.chat_template == words.chat_template
+
+
+def test_shards(tmp_path):
+    path, w = folder(tmp_path), leaves()
+    (path / "model.safetensors").unlink()
+    names = sorted(w)
+    where = {n: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, n in enumerate(names)}
+    for shard in set(where.values()):
+        safetensors.numpy.save_file({n: w[n] for n in names if where[n] == shard}, path / shard)
+    index = path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": where}))
+    assert_same(load(path)[1], w)
+
+    for weight_map, message in (
+        ({**where, names[0]: where[names[1]]}, f"lacks tensor {names[0]}"),
+        ({**where, names[0]: "../secret.safetensors"}, "weight_map must map"),
+        ({**where, names[0]: "none.safetensors"}, "none.safetensors cannot be read"),
+        (["a"], "weight_map must map"),
+    ):
+        index.write_text(json.dumps({"weight_map": weight_map}))
+        with pytest.raises(InputError, match=message):
+            load(path)
+
+
+def test_biases_are_leaves(tmp_path):
+    w = leaves(attention_bias=True, mlp_bias=True)
+    path = folder(tmp_path, w, attention_bias=True, mlp_bias=True)
+    base = load(path)[1]
+    assert_same(base, w)
+    save_pretrained(tmp_path / "out", CONFIG, base)
+    assert_same(load(tmp_path / "out")[1], w)
+
+
+def test_a_bias_trained_in_one_place_is_zero_in_the_others(tmp_path):
+    """Hugging Face knows biases for all four attention projections of all layers, or for none."""
+    bias = "model.layers.0.self_attn.q_proj.bias"
+    w = {**leaves(), bias: np.ones(32, np.float32)}
+    save_pretrained(tmp_path / "out", CONFIG, unflatten(w))
+    base = flatten(load(tmp_path / "out")[1])
+    assert set(base) == set(shapes(CONFIG, attention_bias=True))
+    assert all(base[p].any() == (p == bias) for p in base if p.endswith("bias"))
+
+
+def test_a_new_head_unties_the_embedding(tmp_path):
+    w = leaves(replace(CONFIG, tie_word_embeddings=False))
+    save_pretrained(tmp_path / "out", CONFIG, unflatten(w))
+    config, base, _ = load(tmp_path / "out")
+    assert not config.tie_word_embeddings
+    assert_same(base, w)
+
+
+def test_needless_tensors_are_left_out(tmp_path):
+    old = {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+    tied = {"lm_head.weight": leaves()["model.embed_tokens.weight"]}
+    assert_same(load(folder(tmp_path, {**leaves(), **old, **tied}))[1], leaves())
+
+
+@pytest.mark.parametrize(
+    ("fields", "theta", "scaling"),
+    [
+        ({"rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}}, 5e5, None),
+        ({"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": None}, 5e5, None),
+        ({"rope_parameters": None}, 1e4, None),
+        ({"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}, 5e5, LLAMA3),
+        ({"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LLAMA3}, 5e5, LLAMA3),
+        (
+            {"rope_parameters": None, "rope_scaling": {"type": "linear", "factor": 4.0}},
+            1e4,
+            {"rope_type": "linear", "factor": 4.0},
+        ),
+    ],
+)
+def test_rope_fields_of_both_generations(tmp_path, fields, theta, scaling):
+    config = load(folder(tmp_path, **fields))[0]
+    assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
+
+
+def test_end_tokens_and_defaults(tmp_path):
+    path = folder(
+        tmp_path, eos_token_id=[255, 7], head_dim=None, tie_word_embeddings=None,
+        tensors=leaves(replace(CONFIG, tie_word_embeddings=False)),
+    )  # fmt: skip
+    config = load(path)[0]
+    assert config.eos_token_id == (255, 7)
+    assert config.head_dim == 8
+    assert not config.tie_word_embeddings, "Hugging Face's default for a Llama"
+    (path / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
+    assert load(path)[0].eos_token_id == (1, 2), "what generation uses wins, as in transformers"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "mistral"}, "model_type 'mistral' is not implemented"),
+        ({"model_type": None}, "model_type None is not implemented"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_size": None}, "config.json: hidden_size must be a whole number from 1, got None"),
+        ({"hidden_size": "32"}, "hidden_size must be a whole number"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number from 1"),
+        ({"num_key_value_heads": 3}, "config.json: num_attention_heads 4 is not a multiple"),
+        ({"rms_norm_eps": "x"}, "rms_norm_eps must be a positive number"),
+        ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not implemented"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "factor must be a positive number"),
+        ({"rope_parameters": [1]}, "rope parameters must be an object"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        # the header says one thing, the configuration another
+        ({"intermediate_size": 48}, r"gate_proj.weight has the shape \(64, 32\), its config says"),
+        ({"num_hidden_layers": 3}, "tensor model.layers.2.input_layernorm.weight is missing"),
+        ({"num_hidden_layers": 10**12}, "input_layernorm.weight is missing"),
+        ({"num_hidden_layers": 1}, "tensor model.layers.1.[a-z_.]+ is not one of a Llama's"),
+        ({"attention_bias": True}, "self_attn.q_proj.bias is missing"),
+        ({"vocab_size": 512}, "has no tokenizer.json"),
+        ({"tie_word_embeddings": False}, "tensor lm_head.weight is missing"),
+    ],
+)
+def test_configurations_that_are_refused(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        load(folder(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.full((32, 32), np.nan, np.float32), "q_proj.weight has a NaN"),
+        (np.full((32, 32), -np.inf, np.float16), "q_proj.weight has a NaN or an infinite"),
+        (np.ones((16, 32), np.float32), r"q_proj.weight has the shape \(16, 32\)"),
+        (np.ones((32, 32), np.int8), "q_proj.weight holds int8"),
+        (None, "q_proj.weight is missing from .*model.safetensors"),
+    ],
+)
+def test_tensors_that_are_refused(tmp_path, value, message):
+    w = {**leaves(), Q: value}
+    path = folder(tmp_path, {p: x for p, x in w.items() if x is not None})
+    with pytest.raises(InputError, match=message):
+        load(path)
+
+
+def test_a_truncated_model(tmp_path):
+    file = folder(tmp_path) / "model.safetensors"
+    whole = file.read_bytes()
+    for size in (0, 7, 100, len(whole) - 1):
+        file.write_bytes(whole[:size])
+        with pytest.raises(InputError, match=r"model.safetensors.*truncated"):
+            load(file.parent)
+
+
+def test_a_pickle_is_never_opened(tmp_path):
+    path = folder(tmp_path)
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    with pytest.raises(InputError, match=r"pytorch_model.bin, which is never opened .* pickle"):
+        load(path)
+
+
+def test_models_that_do_not_exist(tmp_path):
+    for name in ("tinny", str(tmp_path / "none"), ""):
+        with pytest.raises(InputError, match="there is no model"):
+            load(name)
+    with pytest.raises(InputError, match=r"config.json is missing"):
+        load(tmp_path)
+    with pytest.raises(InputError, match=r"none.gguf cannot be read"):
+        load(tmp_path / "none.gguf")
+
+
+def test_nothing_of_a_users_is_replaced(tmp_path):
+    (tmp_path / "out").mkdir()
+    save_pretrained(tmp_path / "out", CONFIG, unflatten(leaves()))  # an empty folder is fine
+    before = sorted((tmp_path / "out").iterdir())
+    with pytest.raises(InputError, match="exists already"):
+        save_pretrained(tmp_path / "out", CONFIG, unflatten(leaves(seed=1)))
+    assert sorted((tmp_path / "out").iterdir()) == before
+    assert_same(load(tmp_path / "out")[1], leaves())
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="exists already"):
+        save_pretrained(tmp_path / "file", CONFIG, unflatten(leaves()))
+
+
+def test_a_failed_save_leaves_nothing(tmp_path):
+    w = {**leaves(), Q: np.full((32, 32), 1e38, np.float32)}
+    with pytest.raises(InputError, match=r"q_proj.weight has a number that F16 cannot hold"):
+        save_pretrained(tmp_path / "out", CONFIG, unflatten(w), dtype="float16")
+    assert list(tmp_path.iterdir()) == []
+    for path, x, message in (
+        (Q, w[Q][:5], "has the shape"),
+        ("model.layers.0.self_attn.q_proj.lora_A", w[Q], "no place in a Llama's folder"),
+    ):
+        with pytest.raises(InputError, match=message):
+            save_pretrained(tmp_path / "out", CONFIG, unflatten({**leaves(), path: x}))
+    with pytest.raises(InputError, match="--dtype must be one of"):
+        save_pretrained(tmp_path / "out", CONFIG, unflatten(leaves()), dtype="int4")
+
+
+@pytest.mark.parametrize("name", ["micro", "tiny"])
+def test_embedded_bases(name):
+    if not (pretrained.EMBEDDED / name).is_dir():
+        pytest.skip(f"the base {name} is not built yet: minilora pretrain {name}")
+    config, base, words = load(name)
+    assert set(flatten(base)) == set(shapes(config))
+    assert isinstance(words, ByteTokenizer) and config.eos_token_id == (255,)
+
+
+def test_the_real_base():
+    needs_hf()
+    try:
+        path = fetch.cached("smollm2")
+    except InputError as error:
+        pytest.skip(str(error))
+    config, base, words = load("smollm2")
+    assert (config.hidden_size, config.num_hidden_layers, config.eos_token_id) == (576, 30, (2,))
+    assert sum(w.size for w in flatten(base).values()) == 134_515_008
+    assert words.vocab_size == config.vocab_size == 49152
+    chat = words.render([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    assert chat.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert path.stat().st_size == 98_362_432

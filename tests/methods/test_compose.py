@@ -1,0 +1,369 @@
+"""Several adapters on one base: shared, stacked, one a row, summed; and how much they interfere."""
+
+import numpy as np
+import pytest
+from autograd import grad
+from autograd.test_util import check_grads
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import (
+    TINY,
+    adapted,
+    bits,
+    configs,
+    fingerprint,
+    quantized,
+    random_base,
+    random_batch,
+    read_only,
+    seeds,
+    target_sets,
+)
+
+import minilora
+from minilora import data, lora, model, nn
+from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
+from minilora.data import tasks
+from minilora.formats.checkpoint import load_adapter, save_adapter
+from minilora.methods import compose
+from minilora.tree import count, flatten, get, nbytes, put, tree_map, walk
+
+U32, U64 = 2.0**-24, 2.0**-53
+EVERY_BASE = pytest.mark.parametrize("scheme", ["none", "int8", "nf4-dq"])
+
+few = settings(max_examples=25)
+
+
+def several(base, n=3, **fields):
+    """n random adapters of different ranks on the same projections, each as large as the weight."""
+    return [adapted(base, seed=i, r=i + 1, lora_alpha=3, **fields) for i in range(n)]
+
+
+def deltas(pair):
+    """{path: ΔW} in float64, zero where there is no adapter."""
+    adapters, frozen = pair
+    return {
+        path: get(frozen, path)["lora_scaling"]
+        * (np.float64(get(adapters, path)["lora_B"]) @ get(adapters, path)["lora_A"])
+        for path in lora.adapted(adapters)
+    }
+
+
+def weighted(pairs, weights):
+    """{path: Σ wᵢ·ΔWᵢ} in float64."""
+    total: dict = {}
+    for pair, w in zip(pairs, weights):
+        for path, dw in deltas(pair).items():
+            total[path] = total.get(path, 0) + w * dw
+    return total
+
+
+# -------------------------------------------------------------------------------- switching
+
+
+@EVERY_BASE
+def test_another_adapter_shares_the_base_and_none_is_the_base(scheme):
+    base = quantized(random_base(TINY), scheme)
+    tokens, before = random_batch(TINY)["tokens"], fingerprint(base)
+    outputs = {bits(model.forward({}, base, tokens, TINY))}
+    for adapters, frozen in several(base):
+        shared = flatten(frozen)
+        assert all(shared[path] is w for path, w in walk(base))  # the same objects: no copy
+        assert bits(model.forward({}, frozen, tokens, TINY)) in outputs  # disabled
+        outputs.add(bits(model.forward(adapters, frozen, tokens, TINY)))
+    assert len(outputs) == 4 and fingerprint(base) == before
+
+
+# --------------------------------------------------------------------------------- stacking
+
+
+@EVERY_BASE
+@few
+@given(configs(), seeds, target_sets)
+def test_a_stacked_adapter_computes_what_it_did_bit_for_bit(scheme, config, seed, names):
+    base = quantized(random_base(config, seed), scheme)
+    adapters, frozen = adapted(base, seed, target_modules=names, lora_alpha=3)
+    tokens = random_batch(config, seed)["tokens"]
+    stacked = compose.stack(adapters, frozen)
+    alone = model.forward(adapters, frozen, tokens, config)
+    assert bits(model.forward({}, stacked, tokens, config)) == bits(alone)
+    # and a fresh adapter on top, whose B is zero, adds exactly nothing
+    fresh, on_top = lora.init(stacked, LoraConfig(r=2), np.random.default_rng(0))
+    assert bits(model.forward(fresh, on_top, tokens, config)) == bits(alone)
+
+
+def test_what_stands_in_a_stack_is_shared_counted_and_not_in_the_pair_it_came_from():
+    base = random_base(TINY)
+    adapters, frozen = adapted(base)
+    before = fingerprint(frozen)
+    stacked = compose.stack(adapters, frozen)
+    assert fingerprint(frozen) == before
+    assert count(stacked) == count(base) + count(adapters)
+    assert nbytes(stacked) == nbytes(base) + nbytes(adapters)
+    shared = [
+        w for path, w in walk(stacked) if ".lora_stack." in path and "lora_s" not in path[-12:]
+    ]
+    assert {id(w) for w in shared} == {id(w) for _, w in walk(adapters)}
+
+
+def test_training_on_a_stack_moves_the_new_adapter_and_nothing_under_it():
+    base = read_only(random_base(TINY))  # to write any frozen array would raise
+    adapters, frozen = adapted(base, target_modules=ALL_LINEAR)
+    stacked = compose.stack(read_only(adapters), frozen)
+    fresh, on_top = lora.init(stacked, LoraConfig(r=2), np.random.default_rng(0))
+    before, batch = fingerprint(on_top), random_batch(TINY)
+    gradient = grad(model.loss)(fresh, on_top, batch, TINY)
+    assert flatten(gradient).keys() == flatten(fresh).keys()
+    examples = [data.Example([1, 2, 3, 4], [0, 1, 1, 1])]
+    config = TrainConfig(iters=3, learning_rate=1e-2, warmup_ratio=0)
+    trained, _ = minilora.train(fresh, on_top, examples, TINY, config)
+    assert fingerprint(on_top) == before
+    assert all(bits(w) != bits(flatten(fresh)[path]) for path, w in walk(trained))
+
+
+def test_an_adapter_upon_a_stack_is_saved_alone_and_loaded_onto_it(tmp_path):
+    base, tokens = random_base(TINY), random_batch(TINY)["tokens"]
+    stacked = compose.stack(*adapted(base))
+    adapters, frozen = adapted(stacked, seed=1, r=3, target_modules=("q_proj", "up_proj"))
+    save_adapter(tmp_path, adapters, frozen, compose.described(adapters, frozen), "tiny")
+    again, on_top, _ = load_adapter(tmp_path, stacked)
+    assert flatten(again).keys() == flatten(adapters).keys()
+    ours, theirs = (
+        model.forward(*pair, tokens, TINY) for pair in ((adapters, frozen), (again, on_top))
+    )
+    assert bits(ours) == bits(theirs)
+
+
+def test_the_gradient_passes_through_a_stack():
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal
+    under = {"lora_A": normal((2, 4)), "lora_B": normal((3, 2)), "lora_scaling": 1.5}
+    frozen = {"weight": normal((3, 4)), "lora_stack": {"0": under, "1": under}}
+    check_grads(lambda x: nn.linear(x, {}, frozen), modes=["rev"], order=1)(normal((2, 5, 4)))
+
+
+@EVERY_BASE
+def test_a_stack_of_three_merges_and_is_the_sum_of_the_three(scheme):
+    base = quantized(random_base(TINY), scheme)
+    fields = [{"target_modules": names, "r": 4} for names in (ALL_LINEAR, ALL_LINEAR, ("q_proj",))]
+    frozen = base
+    for seed in range(2):
+        frozen = compose.stack(*adapted(frozen, seed, **fields[seed]))
+    adapters, frozen = adapted(frozen, 2, **fields[2])
+    tokens = random_batch(TINY)["tokens"]
+    apart = model.forward(adapters, frozen, tokens, TINY)
+    merged = lora.merge(adapters, frozen)
+    assert flatten(merged).keys() == flatten(base).keys()
+    pairs = [adapted(base, seed, **fields[seed]) for seed in range(3)]
+    summed = compose.combine(pairs, [1, 1, 1])[:2]
+    # the bound of test_lora's merged model, with three updates of rank 4 on a projection
+    bound = 2 * 4 * (12 + 12) * U32 * 10 * np.abs(apart).max()
+    for pair in (({}, merged), summed):
+        together = model.forward(*pair, tokens, TINY)
+        np.testing.assert_allclose(together, apart, rtol=0, atol=bound)
+
+
+def test_replaced_leaves_are_stacked_in_the_bases_place_and_others_refused():
+    base = random_base(TINY, biases=("q_proj",))
+    adapters, frozen = adapted(base)
+    adapters = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
+    adapters = tree_map(lambda w: w + np.float32(0.25), adapters)
+    tokens = random_batch(TINY)["tokens"]
+    alone = model.forward(adapters, frozen, tokens, TINY)
+    stacked = compose.stack(adapters, frozen)
+    assert bits(model.forward({}, stacked, tokens, TINY)) == bits(alone)
+    put(adapters, "model.layers.0.mlp.up_proj.ia3_l", np.ones(10))
+    with pytest.raises(InputError, match=r"up_proj.ia3_l cannot be stacked"):
+        compose.stack(adapters, frozen)
+
+
+# --------------------------------------------------------------------------- an adapter a row
+
+
+@few
+@given(seeds, st.integers(1, 6), st.integers(1, 6), st.sampled_from([1.0, 1.7]))
+def test_a_projection_of_rows_is_each_row_with_its_own_adapter(seed, out, into, alpha):
+    rng = np.random.default_rng(seed)
+    base = {"weight": rng.standard_normal((out, into), np.float32)}
+    pairs = []
+    for r in (1, 3):
+        node = {"lora_A": rng.standard_normal((r, into), np.float32),
+                "lora_B": rng.standard_normal((out, r), np.float32)}  # fmt: skip
+        pairs.append(({"q_proj": node}, {"q_proj": base | {"lora_scaling": alpha / r,
+                                                            "lora_dropout": 0.0}}))  # fmt: skip
+    pairs.append(({}, {"q_proj": base}))
+    rows = [1, 0, 2, 1]
+    x = rng.standard_normal((4, 2, into), np.float32)
+    adapters, frozen = compose.per_row(pairs, rows)
+    together = nn.linear(x, adapters["q_proj"], frozen["q_proj"])
+    for b, i in enumerate(rows):
+        node, beside = pairs[i][0].get("q_proj", {}), pairs[i][1]["q_proj"]
+        alone = nn.linear(x[b : b + 1], node, beside)[0]
+        size = np.abs(x[b]) @ np.abs(base["weight"]).T
+        if node:
+            a, c = np.abs(node["lora_A"]), np.abs(node["lora_B"])
+            size = size + beside["lora_scaling"] * (np.abs(x[b]) @ a.T @ c.T)
+        # on either side a number passes through two sums of `into` and 3 terms (the zeros that
+        # fill up a rank add exactly nothing), one scaling, rounded to float32, and the sum of both
+        assert (np.abs(together[b] - alone) <= 2 * (into + 3 + 3) * U32 * size).all()
+
+
+@EVERY_BASE
+@pytest.mark.parametrize("ops", ["plain", "fused"])
+def test_a_batch_of_rows_is_each_row_alone(scheme, ops):
+    ops = {"plain": nn, "fused": model.fused}[ops]
+    base = quantized(random_base(TINY), scheme)
+    pairs = [*several(base, 2), adapted(base, 7, target_modules=ALL_LINEAR), ({}, base)]
+    rows, tokens = [2, 0, 3, 1, 2], random_batch(TINY, B=5)["tokens"]
+    adapters, frozen = compose.per_row(pairs, rows)
+    together = model.forward(adapters, frozen, tokens, TINY, ops)
+    # the bound of test_lora's merged model: the same sums, in another order
+    bound = 2 * 4 * 20 * U32 * 10 * np.abs(together).max()
+    for b, i in enumerate(rows):
+        alone = model.forward(*pairs[i], tokens[b : b + 1], TINY, ops)[0]
+        np.testing.assert_allclose(together[b], alone, rtol=0, atol=bound)
+        others = [model.forward(*pair, tokens[b : b + 1], TINY)[0] for pair in pairs]
+        assert min(np.abs(o - alone).max() for j, o in enumerate(others) if j != i) > 100 * bound
+
+
+def test_rows_train_apart():
+    rng = np.random.default_rng(0)
+    normal = rng.standard_normal
+    frozen = {"weight": normal((3, 4)), "lora_dropout": 0.0, "lora_scaling": normal((2, 1, 1))}
+    node = {"lora_A": normal((2, 2, 4)), "lora_B": normal((2, 3, 2))}
+    check_grads(lambda x, t: nn.linear(x, t, frozen), modes=["rev"], order=1)(
+        normal((2, 5, 4)), node
+    )
+
+
+def test_rows_cannot_be_merged():
+    base = random_base(TINY)
+    with pytest.raises(InputError, match="differ from row to row"):
+        lora.merge(*compose.per_row(several(base), [0, 1]))
+
+
+# -------------------------------------------------------------------------------- combining
+
+
+@few
+@given(configs(), seeds, st.lists(st.floats(-2, 2), min_size=2, max_size=2))
+def test_concatenated_ranks_are_the_exact_sum(config, seed, weights):
+    base = random_base(config, seed)
+    pairs = [
+        adapted(base, seed, r=2, lora_alpha=3, target_modules=("q_proj", "up_proj")),
+        adapted(base, seed + 1, r=3, lora_alpha=5, target_modules=("q_proj", "down_proj")),
+    ]
+    adapters, frozen, errors = compose.combine(pairs, weights)
+    exact, ours = weighted(pairs, weights), deltas((adapters, frozen))
+    assert ours.keys() == exact.keys() == errors.keys()
+    sizes = weighted([(tree_map(np.abs, a), f) for a, f in pairs], np.abs(weights))
+    for path, dw in exact.items():
+        # one product, w·s·B, is rounded to float32; and float32 ends at 2⁻¹⁴⁹
+        assert (np.abs(ours[path] - dw) <= 2 * U32 * sizes[path] + 1e-44).all()
+        assert (
+            len(get(adapters, path)["lora_A"]) == {"q": 5, "u": 2, "d": 3}[path.split(".")[-1][0]]
+        )
+
+
+@few
+@given(configs(), seeds)
+def test_the_svd_is_exact_at_full_rank_and_nearest_below(config, seed):
+    base = random_base(config, seed)
+    pairs = several(base)  # ranks 1, 2 and 3
+    exact = weighted(pairs, [0.7, -0.4, 1.2])
+    for r in (1, 3, 6):
+        adapters, frozen, errors = compose.combine(pairs, [0.7, -0.4, 1.2], "svd", r)
+        for path, dw in deltas((adapters, frozen)).items():
+            sigma = np.linalg.svd(exact[path], compute_uv=False)
+            # Eckart–Young: what is left is the rest of the singular values. A and B are rounded
+            # to float32 once each: of relative size 2·U32·√r at most, and U32 for w·s·B.
+            rest, size = np.linalg.norm(sigma[r:]), np.linalg.norm(sigma)
+            error = np.linalg.norm(dw - exact[path])
+            assert abs(error - rest) <= 4 * U32 * r**0.5 * size + 1e-12
+            assert errors[path] == pytest.approx(error / size, rel=1e-6, abs=1e-9)
+
+
+def test_averaging_the_factors_is_not_averaging_the_updates():
+    base = random_base(TINY)
+    pairs = [adapted(base, seed, r=4) for seed in range(2)]
+    apart = [compose.combine(pairs, [0.5, 0.5], how) for how in ("cat", "svd", "linear")]
+    cat, svd, linear = (list(errors.values()) for *_, errors in apart)
+    assert max(cat) <= U32  # the halves are exact, and so is the sum
+    # Half of the terms of (½B₁ + ½B₂)(A₁ + A₂) are cross terms, which belong to no adapter; with
+    # factors that know nothing of each other they are as large as the rest: an error around 1.
+    assert min(linear) > 0.5
+    assert min(svd) > 0.01  # rank 4 of 8: not exact either,
+    assert max(svd) < min(linear)  # and better everywhere
+    # only with itself can an adapter be averaged so
+    *_, errors = compose.combine([pairs[0], pairs[0]], [0.5, 0.5], "linear")
+    assert min(errors.values()) > 0.9  # even then: √½·√½ four times over, ΔW twice
+
+
+def test_a_combined_adapter_is_saved_and_loaded(tmp_path):
+    base = random_base(TINY)
+    pairs = [adapted(base, 0, r=2), adapted(base, 1, r=3, target_modules=("q_proj", "down_proj"))]
+    adapters, frozen, _ = compose.combine(pairs, [0.5, 0.25])
+    save_adapter(tmp_path, adapters, frozen, compose.described(adapters, frozen), "tiny")
+    again, frozen_again, _ = load_adapter(tmp_path, base)
+    tokens = random_batch(TINY)["tokens"]
+    ours, theirs = (
+        model.forward(a, f, tokens, TINY) for a, f in ((adapters, frozen), (again, frozen_again))
+    )
+    assert bits(ours) == bits(theirs)
+
+
+@pytest.mark.parametrize("together", [
+    lambda pairs: compose.combine(pairs, [1, 1]), lambda pairs: compose.per_row(pairs, [0, 1]),
+])  # fmt: skip
+def test_what_does_not_belong_together_is_refused(together):
+    base = random_base(TINY)
+    a, b = several(base, 2)
+    with pytest.raises(InputError, match="different bases"):
+        together([a, adapted(random_base(TINY))])  # equal, and yet loaded twice
+    with pytest.raises(InputError, match="different bases"):
+        together([a, adapted(compose.stack(*b))])
+    with pytest.raises(InputError, match=r"norm\.weight is no low-rank factor"):
+        together([a, (lora.also_train(b[0], b[1], ("norm",)), b[1])])
+
+
+def test_combine_names_what_it_cannot_do():
+    pairs = several(random_base(TINY), 2)
+    with pytest.raises(InputError, match="combined by cat, svd, linear, not 'ties'"):
+        compose.combine(pairs, [1, 1], "ties")
+    with pytest.raises(InputError, match="2 adapters need as many weights"):
+        compose.combine(pairs, [1])
+    with pytest.raises(InputError, match="equal ranks"):
+        compose.combine(pairs, [1, 1], "linear")
+
+
+# ------------------------------------------------------------------------------ interference
+
+
+def backwards(rows):
+    """The questions turned round: where, what, who?"""
+    for row in rows:
+        name, what, place = row["completion"].strip(" .").split(", ")
+        prompt = row["prompt"].replace("Who, what, where?", "Where, what, who?")
+        yield {"prompt": prompt, "completion": f" {place}, {what}, {name}."}
+
+
+def test_two_tasks_interfere_when_both_adapters_are_active():
+    config, base, words = minilora.load("micro")
+    settings = TrainConfig(iters=40, batch_size=16, learning_rate=1e-2, mask_prompt=True)
+    lora_config = LoraConfig(r=4, lora_alpha=8, target_modules=ALL_LINEAR)
+    pairs, held_out = [], []
+    for seed, kind in enumerate((list, backwards)):
+        train, test = (
+            data.prepare(list(kind(tasks.questions(split, n, 0))), words, settings)[0]
+            for split, n in (("train", 2000), ("test", 100))
+        )
+        adapters, frozen = lora.init(base, lora_config, np.random.default_rng(seed))
+        adapters, _ = minilora.train(adapters, frozen, train, config, settings)
+        pairs.append((adapters, frozen))
+        held_out.append(test)
+    for scores in compose.interference(pairs, held_out, config):
+        bare, alone, together = (scores[way]["loss"] for way in ("bare", "alone", "together"))
+        # Measured: 4.0, 0.51, 1.6 nats a token, and 4.6, 0.45, 1.3. Each learns its task, and each
+        # is in the other's way: the two updates meet.
+        assert alone < bare / 4
+        assert together - alone > 0.5

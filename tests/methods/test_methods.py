@@ -1,0 +1,445 @@
+"""The whole family: how each method starts, what it counts, and that its leaves are read."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from autograd import value_and_grad
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import (
+    TINY,
+    as_dtype,
+    bits,
+    configs,
+    fingerprint,
+    quantized,
+    random_base,
+    random_batch,
+    seeds,
+)
+
+from minilora import lora, model, nn, products
+from minilora.config import ALL_LINEAR, InputError, LoraConfig, MethodConfig, TrainConfig
+from minilora.formats.checkpoint import changes_base, load_adapter, save_adapter
+from minilora.generate import Cache
+from minilora.kernels import fused
+from minilora.methods import siblings, starts
+from minilora.methods.methods import METHODS
+from minilora.train import check, rates
+from minilora.tree import count, flatten, tree_map, unflatten
+
+BASES = pytest.mark.parametrize("scheme", ["none", "int8", "nf4"])
+EVERY = pytest.mark.parametrize("name", METHODS)
+VIRTUAL = ("prompt", "p-tuning", "prefix")
+MERGEABLE = ("lora", "dora", "ia3", "bitfit", "norm", "head", "full")
+NAMES = ("q_proj", "v_proj", "o_proj", "down_proj")
+few = settings(max_examples=25)
+
+
+def config_of(name, n=3, m=4):
+    if name in ("lora", "dora"):
+        return LoraConfig(r=2, target_modules=NAMES, use_dora=name == "dora")
+    sizes = {"num_virtual_tokens": n} if name in VIRTUAL else {}
+    return MethodConfig(name, **sizes, **({"bottleneck_size": m} if name == "bottleneck" else {}))
+
+
+def started(name, base, seed=0, **sizes):
+    return METHODS[name](base, config_of(name, **sizes), np.random.default_rng(seed))
+
+
+def trained(name, base, seed=0, dtype=np.float32, **sizes):
+    """The method's leaves as after some training: each moved away from its start."""
+    adapters, frozen = started(name, base, seed, **sizes)
+    rng = np.random.default_rng([5, seed])
+    return tree_map(
+        lambda w: (w + 0.2 * rng.standard_normal(w.shape)).astype(dtype), adapters
+    ), frozen
+
+
+def stored(base, scheme, name):
+    if name == "full" and scheme != "none":
+        pytest.skip("full fine-tuning is for dense bases")
+    return base if scheme == "none" else quantized(base, scheme)
+
+
+# --------------------------------------------------------------------------------- counting
+
+
+@given(configs(), st.integers(1, 5), st.integers(1, 5))
+def test_parameter_counts(config, n, m):
+    base = random_base(config)
+    # q is the width of all heads, which in the table of formulas is d as well
+    L, d, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
+    q, k = (h * config.head_dim for h in (config.num_attention_heads, config.num_key_value_heads))
+    head = config.vocab_size * d
+    expected = {
+        "bitfit": L * (q + 2 * k + d + 2 * f + d),
+        "ia3": L * (2 * k + f),
+        "prompt": n * d,
+        "p-tuning": n * d + 3 * d * d + 3 * d,
+        "prefix": 2 * L * n * k,
+        "bottleneck": 2 * L * (2 * d * m + m + d),
+        "norm": (2 * L + 1) * d,
+        "head": head,
+        "full": count(base),
+    }
+    for name, number in expected.items():
+        assert count(started(name, base, n=n, m=m)[0]) == number, name
+    low_rank, magnitudes = (count(started(name, base)[0]) for name in ("lora", "dora"))
+    assert magnitudes - low_rank == L * (q + k + d + d)  # the rows of q, v, o and down
+
+
+@given(configs(), st.integers(1, 9))
+def test_the_usual_counts_in_closed_form(config, r):
+    """Heads as wide together as the model: DoRA adds L(3d + 2k + 2f), BitFit is as many."""
+    d = config.num_attention_heads * config.head_dim
+    config = config.__class__(**{**vars(config), "hidden_size": d})
+    L, f = config.num_hidden_layers, config.intermediate_size
+    k, base = config.num_key_value_heads * config.head_dim, random_base(config)
+    every = LoraConfig(r=r, target_modules=("all-linear",))
+    adapters, _ = METHODS["dora"](base, every, np.random.default_rng(0))
+    assert count(adapters) == L * r * (9 * d + 2 * k + 3 * f) + L * (3 * d + 2 * k + 2 * f)
+    assert count(started("bitfit", base)[0]) == L * (3 * d + 2 * k + 2 * f)
+
+
+# ------------------------------------------------------------------------- where they start
+
+
+@BASES
+@EVERY
+@pytest.mark.parametrize("ops", [nn, fused])
+def test_the_start_is_the_base_bit_for_bit(name, scheme, ops):
+    base = stored(random_base(TINY, biases=("q_proj", "down_proj")), scheme, name)
+    adapters, frozen = started(name, base)
+    tokens = np.arange(10).reshape(2, 5) % TINY.vocab_size
+    bare, at_start = (
+        model.forward(*trees, tokens, TINY, ops) for trees in (({}, base), (adapters, frozen))
+    )
+    assert np.isfinite(at_start).all()
+    assert (bits(bare) == bits(at_start)) == (name not in VIRTUAL)
+
+
+def test_dora_starts_as_the_base_where_a_row_is_zero():
+    base = random_base(TINY)
+    base["model"]["layers"]["0"]["self_attn"]["q_proj"]["weight"][1] = 0
+    tokens = np.arange(5)[None]
+    expected = model.forward({}, base, tokens, TINY)
+    assert bits(model.forward(*started("dora", base), tokens, TINY)) == bits(expected)
+
+
+# ------------------------------------------------------------------- both paths, every leaf
+
+
+@few
+@given(configs(), seeds, st.sampled_from([*METHODS]), st.booleans())
+def test_both_paths_agree(config, seed, name, checkpointing):
+    """In float64: the bound is some dozens of sums of up to a hundred terms, each to 1e-16.
+
+    The terms are of the size of one, and where the model is one number wide they cancel in its
+    norms until next to nothing is left: so the absolute part does not shrink with the gradient.
+    """
+    base = as_dtype(random_base(config, seed), np.float64)
+    adapters, frozen = trained(name, base, seed, np.float64)
+    batch = random_batch(config, seed, packed=name not in VIRTUAL or name == "prefix")
+    results = [
+        value_and_grad(model.loss)(adapters, frozen, batch, config, ops, None, checkpointing)
+        for ops in (nn, fused)
+    ]
+    (plain, g_plain), (quick, g_quick) = results
+    assert quick == pytest.approx(plain, rel=1e-11)
+    total = np.sqrt(sum(np.sum(g * g) for g in flatten(g_plain).values()))
+    for path, g in flatten(g_plain).items():
+        np.testing.assert_allclose(flatten(g_quick)[path], g, rtol=1e-9, atol=1e-11 * max(1, total))
+
+
+@EVERY
+def test_gradients_are_those_of_finite_differences(name):
+    """Central differences over h = 1e-6 in float64 are good to h² and to 1e-16/h: 1e-9 or so.
+
+    DoRA's are not the derivative: its norms are constants. There the difference is taken with m
+    divided by the norms first, and then held.
+    """
+    base = as_dtype(random_base(TINY), np.float64)
+    adapters, frozen = trained(name, base, dtype=np.float64)
+    batch = random_batch(TINY, packed=False)
+    _, grads = value_and_grad(model.loss)(adapters, frozen, batch, TINY)
+    rng = np.random.default_rng(1)
+    step = tree_map(lambda w: rng.standard_normal(w.shape), adapters)
+    slope = sum(np.sum(g * flatten(step)[path]) for path, g in flatten(grads).items())
+
+    def at(h):
+        moved = tree_map(lambda w, s: w + h * s, adapters, step)
+        return model.loss(holding_norms(moved, adapters, frozen), frozen, batch, TINY)
+
+    assert slope == pytest.approx((at(1e-6) - at(-1e-6)) / 2e-6, rel=1e-6, abs=1e-8)
+
+
+def holding_norms(moved, adapters, frozen):
+    """`moved` with magnitudes such that nn.linear divides by the norms of `adapters` instead."""
+    leaves = flatten(moved)
+    for path in lora.adapted(adapters):
+        name = f"{path}.lora_magnitude_vector"
+        if name in leaves:
+            nodes = [lora.get(tree, path) for tree in (moved, adapters)]
+            now, then = (siblings.row_norms(node, lora.get(frozen, path)) for node in nodes)
+            leaves[name] = leaves[name] * now / then
+    return unflatten(leaves)
+
+
+# ------------------------------------------------------------------------- cache and packing
+
+
+@EVERY
+@BASES
+def test_with_a_cache_as_without(name, scheme):
+    """One token at a time, after a prompt of three; float32 to some units in the last place of the
+    largest logit, times the dozen sums on the way."""
+    base = stored(random_base(TINY), scheme, name)
+    adapters, frozen = trained(name, base)
+    tokens = np.random.default_rng(3).integers(TINY.vocab_size, size=(1, 7))
+    whole = model.hidden(adapters, frozen, tokens, np.zeros_like(tokens), TINY)
+    cache = Cache(TINY, model.virtual_tokens(adapters) + 7)
+    parts = [
+        model.hidden(adapters, frozen, part, np.zeros_like(part), TINY, cache=cache)
+        for part in np.split(tokens, [3, 4, 5, 6], axis=1)
+    ]
+    assert cache.length == 7 + (3 if name in VIRTUAL else 0)
+    np.testing.assert_allclose(
+        np.concatenate(parts, axis=1), whole, atol=3e-5 * np.abs(whole).max()
+    )
+
+
+def test_a_prompt_sees_itself_causally_and_moves_the_tokens_on():
+    """A prompt made of vocabulary rows is those tokens in front."""
+    base = random_base(TINY)
+    front, tokens = np.array([[3, 1, 4]]), np.array([[1, 5, 9, 2, 6]])
+    rows = base["model"]["embed_tokens"]["weight"][front[0]]
+    ours = model.forward({"model": {"prompt_embeddings": rows}}, base, tokens, TINY)
+    both = model.forward({}, base, np.concatenate([front, tokens], axis=1), TINY)
+    np.testing.assert_allclose(ours, both[:, 3:], atol=1e-5 * np.abs(both).max())
+
+
+def test_a_prefix_of_a_prompts_keys_and_values_is_that_prompt():
+    """Keys as attention has them, turned, so nothing turns them again; tokens start at n."""
+    base, n = random_base(TINY), 3
+    front, tokens = np.array([[3, 1, 4]]), np.array([[1, 5, 9, 2, 6]])
+    cache = Cache(TINY, n)
+    model.hidden({}, base, front, np.zeros_like(front), TINY, cache=cache)
+    layers = {
+        str(i): {
+            "self_attn": {"prefix_k": c.k[0].reshape(n, -1), "prefix_v": c.v[0].reshape(n, -1)}
+        }
+        for i, c in enumerate(cache.layers)
+    }
+    ours = model.forward({"model": {"layers": layers}}, base, tokens, TINY)
+    both = model.forward({}, base, np.concatenate([front, tokens], axis=1), TINY)
+    np.testing.assert_allclose(ours, both[:, n:], atol=1e-5 * np.abs(both).max())
+
+
+@EVERY
+def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
+    base = random_base(TINY)
+    adapters, frozen = trained(name, base)
+    config = TrainConfig(packing=True)
+    if name in ("prompt", "p-tuning"):
+        with pytest.raises(InputError, match="--packing"):
+            check(adapters, config)
+        return
+    check(adapters, config)
+    alone = [np.array([[1, 2, 3]]), np.array([[4, 5]])]
+    apart = [model.hidden(adapters, frozen, t, np.zeros_like(t), TINY) for t in alone]
+    starts = np.array([[0, 0, 0, 3, 3]])
+    packed = model.hidden(adapters, frozen, np.concatenate(alone, axis=1), starts, TINY)
+    expected = np.concatenate(apart, axis=1)
+    np.testing.assert_allclose(packed, expected, atol=1e-5 * np.abs(expected).max())
+
+
+# ------------------------------------------------------------------------- starts and merges
+
+
+@BASES
+@pytest.mark.parametrize("name", MERGEABLE)
+def test_merging_is_an_equation(name, scheme):
+    """forward(adapters, frozen, x) = forward({}, merged, x), to the rounding of one more float32
+    weight: a dozen sums after one another, each some units in the last place."""
+    base = stored(random_base(TINY, biases=("k_proj", "o_proj")), scheme, name)
+    adapters, frozen = trained(name, base)
+    tokens = np.arange(10).reshape(2, 5) % TINY.vocab_size
+    ours = model.forward(adapters, frozen, tokens, TINY)
+    merged = model.forward({}, lora.merge(adapters, frozen), tokens, TINY)
+    assert np.abs(ours - model.forward({}, base, tokens, TINY)).max() > 0.01 * np.abs(ours).max()
+    np.testing.assert_allclose(merged, ours, atol=3e-5 * np.abs(ours).max())
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    {
+        "prompt": "a prompt",
+        "p-tuning": "P-tuning",
+        "prefix": "prefix",
+        "bottleneck": "a bottleneck",
+    }.items(),
+)
+def test_merging_is_refused_by_name(name, words):
+    with pytest.raises(InputError, match=f"{words}.* cannot be merged"):
+        lora.merge(*trained(name, random_base(TINY)))
+
+
+def test_what_was_multiplied_in_is_not_subtracted():
+    adapters, frozen = trained("dora", random_base(TINY))
+    with pytest.raises(InputError, match="lora_magnitude_vector"):
+        lora.unmerge(adapters, frozen, lora.merge(adapters, frozen))
+
+
+def start_of(name, base, scheme="none", **fields):
+    config = LoraConfig(init_lora_weights=name, target_modules=ALL_LINEAR, **fields)
+    return starts.init(base, config, np.random.default_rng(0), scheme, 16), config
+
+
+@few
+@given(configs(), seeds, st.integers(1, 9), st.booleans())
+def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r, dora):
+    base = random_base(config, seed)
+    (adapters, frozen), lora_config = start_of("pissa", base, r=r, lora_alpha=5, use_dora=dora)
+    for path in lora.adapted(adapters):
+        w, node, rest = (lora.get(t, path) for t in (base, adapters, frozen))
+        w, rest = w["weight"].astype("f8"), rest["weight"].astype("f8")
+        singular = np.linalg.svd(w, compute_uv=False)
+        # eigenvalues are squares: a singular value is good to √u of the largest; rank r, the rest
+        np.testing.assert_allclose(
+            np.linalg.norm(rest), np.linalg.norm(singular[r:]), atol=1e-5 * singular[0]
+        )
+        ours = rest + lora_config.at(path)[1] * node["lora_B"].astype("f8") @ node["lora_A"]
+        np.testing.assert_allclose(ours, w, atol=1e-6 * singular[0])
+    tokens = np.arange(6)[None] % config.vocab_size
+    bare, ours = (model.forward(*t, tokens, config) for t in (({}, base), (adapters, frozen)))
+    np.testing.assert_allclose(ours, bare, atol=1e-4 * np.abs(bare).max())
+
+
+@pytest.mark.parametrize("scheme", ["int8", "nf4"])
+def test_loftq_is_nearer_to_the_weights_than_quantizing(scheme):
+    """And A, B are then the best of their rank for the codes as they are."""
+    base = random_base(replace(TINY, hidden_size=24, intermediate_size=32))
+    (adapters, frozen), config = start_of("loftq", base, scheme, r=4)
+    plain = quantized(base, scheme)
+    for path in lora.adapted(adapters):
+        w, q, alone = (products.dense(lora.get(t, path)["weight"]) for t in (base, frozen, plain))
+        node, scaling = lora.get(adapters, path), config.at(path)[1]
+        left = np.linalg.norm(w - q - scaling * node["lora_B"] @ node["lora_A"])
+        assert left < 0.9 * np.linalg.norm(w - alone)
+        singular = np.linalg.svd(w - q, compute_uv=False)
+        assert left == pytest.approx(np.linalg.norm(singular[4:]), rel=1e-4)
+
+
+def test_each_step_of_loftq_comes_nearer(monkeypatch):
+    """Alg. 1 is an alternation: the frozen codes are those of what A and B leave, not of W."""
+    base = random_base(replace(TINY, hidden_size=24, intermediate_size=32))
+
+    def left(steps):
+        monkeypatch.setattr(starts, "LOFTQ_STEPS", steps)
+        (adapters, frozen), _ = start_of("loftq", base, "nf4", r=4)
+        merged = flatten(lora.merge(adapters, frozen))
+        return sum(np.sum((w - merged[path]) ** 2) for path, w in flatten(base).items())
+
+    assert left(5) < 0.98 * left(2) < 0.98**2 * left(1)
+
+
+def test_p_tuning_is_three_layers_with_relus_between():
+    adapters, _ = trained("p-tuning", random_base(TINY))
+    node = adapters["model"]["prompt_encoder"]
+    x = node["embedding"]["weight"]
+    for n in ("0", "2", "4"):
+        x = x @ node["mlp_head"][n]["weight"].T + node["mlp_head"][n]["bias"]
+        x = np.where(x > 0, x, 0) if n != "4" else x
+    np.testing.assert_allclose(siblings.prompt(adapters["model"]), x, rtol=1e-5, atol=1e-5)
+
+
+def test_starts_need_the_dense_base_and_loftq_a_scheme():
+    with pytest.raises(InputError, match="needs it dense"):
+        start_of("pissa", quantized(random_base(TINY)), "nf4")
+    with pytest.raises(InputError, match="--quantize"):
+        start_of("loftq", random_base(TINY))
+    with pytest.raises(InputError, match="starts"):
+        lora.init(random_base(TINY), LoraConfig(init_lora_weights="pissa"), None)
+
+
+# -------------------------------------------------------------------------------- the files
+
+
+@EVERY
+@BASES
+def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
+    base = stored(random_base(TINY), scheme, name)
+    adapters, frozen = trained(name, base)
+    save_adapter(tmp_path, adapters, frozen, config_of(name), "a base")
+    back, frozen_back, config = load_adapter(tmp_path, base)
+    assert config == config_of(name)
+    if name == "p-tuning":  # the file has what the network puts out
+        adapters = {"model": {"prompt_embeddings": siblings.prompt(adapters["model"])}}
+    assert fingerprint(back) == fingerprint(adapters)
+    assert fingerprint(frozen_back) == fingerprint(frozen)
+    save_adapter(tmp_path / "again", back, frozen_back, config, "a base")
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        assert (tmp_path / file).read_bytes() == (tmp_path / "again" / file).read_bytes()
+
+
+@pytest.mark.parametrize("name, scheme", [("pissa", "none"), ("pissa", "nf4"), ("loftq", "nf4")])
+def test_a_start_that_changes_the_base_is_made_again_on_loading(name, scheme, tmp_path):
+    base = random_base(TINY)
+    (adapters, frozen), config = start_of(name, base, scheme)
+    adapters = tree_map(lambda w: w + np.float32(0.01), adapters)
+    save_adapter(tmp_path, adapters, frozen, config, "a base")
+    assert changes_base(tmp_path)
+    back, frozen_back, config_back = load_adapter(tmp_path, base, scheme, 16)
+    assert config_back == config
+    assert fingerprint(back) == fingerprint(adapters)
+    assert fingerprint(frozen_back) == fingerprint(frozen)
+
+
+REFUSED = [
+    ("ia3", "target_modules", ["q_proj"]), ("ia3", "feedforward_modules", ["k_proj"]),
+    ("ia3", "fan_in_fan_out", True), ("ia3", "modules_to_save", ["norm"]), ("ia3", "r", 8),
+    ("prompt", "num_virtual_tokens", 0), ("prompt", "num_virtual_tokens", 4),
+    ("prompt", "num_virtual_tokens", 10**9), ("prompt", "num_virtual_tokens", "3"),
+    ("prompt", "num_transformer_submodules", 2), ("prompt", "a_field_of_tomorrow", 1),
+    ("prefix", "task_type", "SEQ_CLS"), ("prefix", "bottleneck_size", 3),
+    ("p-tuning", "peft_type", "MULTITASK_PROMPT_TUNING"), ("bottleneck", "bottleneck_size", None),
+    ("bottleneck", "bottleneck_size", 5), ("bitfit", "minilora_method", "lora"),
+    ("norm", "minilora_method", ["norm"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name, field, value", REFUSED)
+def test_a_field_that_cannot_be_honoured_is_refused(name, field, value, tmp_path):
+    base = random_base(TINY)
+    save_adapter(tmp_path, *trained(name, base), config_of(name), "a base")
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
+    with pytest.raises(InputError) as caught:
+        load_adapter(tmp_path, base)
+    message = str(caught.value)
+    assert "\n" not in message and str(tmp_path) in message
+    # where the number is sound and the tensors are of another size, these are named
+    assert field in message or "has the shape" in message
+
+
+# ----------------------------------------------------------------------- rates, combinations
+
+
+def test_rates_of_layers_and_of_lora_plus():
+    full, _ = started("full", random_base(TINY))
+    of = rates(1.0, TrainConfig(layer_lr_decay=0.5), full)
+    assert of("model.norm.weight") == of("model.layers.1.mlp.up_proj.weight") == 1.0
+    assert of("model.layers.0.input_layernorm.weight") == 0.5
+    assert of("model.embed_tokens.weight") == 0.25
+    pair, _ = started("dora", random_base(TINY))
+    of = rates(1.0, TrainConfig(loraplus_lr_ratio=16), pair)
+    q = "model.layers.0.self_attn.q_proj"
+    assert of(f"{q}.lora_B") == 16 and of(f"{q}.lora_A") == of(f"{q}.lora_magnitude_vector") == 1
+
+
+def test_full_is_for_dense_bases_only():
+    with pytest.raises(InputError, match=r"--method full.*--quantize none"):
+        started("full", quantized(random_base(TINY)))
