@@ -9,14 +9,9 @@ flags, read in that order, so the later one wins and every setting is checked at
 
 import argparse
 import os
-import sys
 import tomllib
 from dataclasses import fields
-from functools import cache
 
-from numba.core import event
-
-from .. import model, nn
 from ..config import CHOICES, STARTS, InputError, LoraConfig, TrainConfig, flag
 from ..methods.methods import METHODS
 from ..quant.quantize import SCHEMES
@@ -30,50 +25,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise InputError(f"{message} (see {self.prog} --help)")
-
-
-def main(argv=None):
-    """Run one command; returns the exit status, 0 or 2."""
-    argv = sys.argv[1:] if argv is None else argv
-    try:
-        if argv[:1] and argv[0] in COURSE:
-            from ..course import commands as course
-
-            top = Parser(prog="minilora")
-            course.add_commands(top)
-            return course.run(top.parse_args(argv))
-        args = parse(argv)
-        from . import commands
-
-        say_when_compiling()
-        with model.operations(nn if getattr(args, "plain", False) else model.OPS):
-            getattr(commands, args.command)(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 2
-    return 0
-
-
-@cache
-def say_when_compiling():
-    """Print one line when the first loop is really compiled, not when it comes from the cache."""
-
-    class SayOnce(event.Listener):
-        said = False
-
-        def on_start(self, event):
-            if not self.said:
-                self.said = True
-                text = "minilora: compiling kernels, once for this machine"
-                print(text, file=sys.stderr, flush=True)
-
-        def on_end(self, event):
-            pass
-
-    event.register("numba:compile", SayOnce())
 
 
 def parse(argv):

@@ -27,7 +27,7 @@ from ..data.rows import held_out_notes, load_rows, prepare
 from ..formats.checkpoint import WEIGHTS, save_adapter
 from ..formats.pretrained import load
 from ..kernels import threads
-from ..methods import starts
+from ..methods import compose, starts
 from ..methods.methods import METHODS
 from ..optim import adamw_init
 from ..train import train
@@ -249,3 +249,23 @@ def draw(path, rows):
             for method, row in by_method(rows).items()
         ],
     )  # fmt: skip
+
+
+# --- several adapters together
+
+
+def interference(pairs, tasks, config):
+    """How far adapters disturb each other: each one's task, bare, with it alone, and with all.
+
+    tasks: for each pair its held-out examples. Returns a dict for each, with `bare`, `alone` and
+    `together`, each the scores of `evaluate`. Updates that met in no direction would leave
+    `together` where `alone` is; the difference of the two losses, in nats, says how much they do.
+    """
+    base = compose.common_base(pairs)
+    everything, summed, _ = compose.combine(pairs, [1.0] * len(pairs))
+
+    def scores(pair, examples):
+        ways = {"bare": ({}, base), "alone": pair, "together": (everything, summed)}
+        return {way: evaluate(a, frozen, examples, config) for way, (a, frozen) in ways.items()}
+
+    return [scores(pair, examples) for pair, examples in zip(pairs, tasks)]

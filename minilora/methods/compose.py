@@ -10,7 +10,6 @@ Letters: i counts adapters, wᵢ is the weight of one, sᵢ its scaling α/r, Δ
 import numpy as np
 
 from ..config import LoraConfig, require
-from ..evaluation.metrics import evaluate
 from ..lora import adapted
 from ..tree import flatten, get, put, tree_map, unflatten, walk
 
@@ -128,23 +127,6 @@ def described(adapters, frozen):
         rank_pattern={path: n for path, n in ranks.items() if n != r},
         alpha_pattern={path: a for path, a in alphas.items() if a != alpha},
     )  # fmt: skip
-
-
-def interference(pairs, tasks, config):
-    """How far adapters disturb each other: each one's task, bare, with it alone, and with all.
-
-    tasks: for each pair its held-out examples. Returns a dict for each, with `bare`, `alone` and
-    `together`, each the scores of `evaluate`. Updates that met in no direction would leave
-    `together` where `alone` is; the difference of the two losses, in nats, says how much they do.
-    """
-    base = common_base(pairs)
-    everything, summed, _ = combine(pairs, [1.0] * len(pairs))
-
-    def scores(pair, examples):
-        ways = {"bare": ({}, base), "alone": pair, "together": (everything, summed)}
-        return {way: evaluate(a, frozen, examples, config) for way, (a, frozen) in ways.items()}
-
-    return [scores(pair, examples) for pair, examples in zip(pairs, tasks)]
 
 
 def common_base(pairs):

@@ -10,12 +10,13 @@ import tomllib
 import numpy as np
 import pytest
 
-from minilora.cli import arguments as cli
+from minilora import cli, model
 from minilora.cli.pretraining import llama, random_params
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.checkpoint import load_state, save_state
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
+from minilora.kernels import fused
 from minilora.methods.methods import METHODS
 from minilora.tree import flatten
 
@@ -334,6 +335,19 @@ def test_plain_and_fused_runs_agree(base, data, tmp_path):
             [json.loads(x)["loss"] for x in (out / "metrics.jsonl").open() if '"loss"' in x]
         )
     assert first[0] == pytest.approx(first[1], rel=1e-5)
+
+
+def test_plain_runs_none_of_the_optimized_operations(base, data, tmp_path, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("an optimized operation")
+
+    for name in fused.__all__:
+        monkeypatch.setattr(fused, name, forbidden)
+    words = f"train --model {base} --data {data} --iters 2 --adapter-path {tmp_path / 'run'}"
+    assert run(f"{words} --plain") == 0
+    assert model.OPS is fused  # the choice ends with the command
+    with pytest.raises(AssertionError, match="an optimized operation"):
+        run(f"{words} --overwrite")
 
 
 # -------------------------------------------------------------------------------- the methods

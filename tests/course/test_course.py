@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from minilora import nf4
-from minilora.cli.arguments import main
+from minilora.cli import main
 from minilora.config import InputError
 from minilora.course import (
     diagnosis,

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, fingerprint, random_base
 
-from minilora.cli.arguments import main, parse
+from minilora.cli import main
+from minilora.cli.arguments import parse
 from minilora.config import InputError
 from minilora.evaluation import compare, plot
 from minilora.evaluation.compare import TABLE, Job

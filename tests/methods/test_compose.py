@@ -24,6 +24,7 @@ import minilora
 from minilora import data, lora, model, nn
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.data import tasks
+from minilora.evaluation import compare
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.methods import compose
 from minilora.tree import count, flatten, get, nbytes, put, tree_map, walk
@@ -361,7 +362,7 @@ def test_two_tasks_interfere_when_both_adapters_are_active():
         adapters, _ = minilora.train(adapters, frozen, train, config, settings)
         pairs.append((adapters, frozen))
         held_out.append(test)
-    for scores in compose.interference(pairs, held_out, config):
+    for scores in compare.interference(pairs, held_out, config):
         bare, alone, together = (scores[way]["loss"] for way in ("bare", "alone", "together"))
         # Measured: 4.0, 0.51, 1.6 nats a token, and 4.6, 0.45, 1.3. Each learns its task, and each
         # is in the other's way: the two updates meet.

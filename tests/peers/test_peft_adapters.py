@@ -16,7 +16,7 @@ from peft_models import (
 )
 
 from minilora import lora, model
-from minilora.cli.arguments import main
+from minilora.cli import main
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minilora.cli.arguments import main
+from minilora.cli import main
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.quant.quantize import quantize_leaf
