@@ -19,6 +19,7 @@ import autograd.numpy as np
 from autograd.tracer import isbox
 
 from . import nn
+from .config import ALL_LINEAR
 from .kernels import fused
 from .kernels.tape import opened, recomputed
 from .methods import siblings
@@ -63,8 +64,8 @@ def hidden(
     """The normed state above the last block: (B, T, D).
 
     `starts` (B, T) says where each token's example begins (0 unless packed). With a `cache`, the
-    tokens continue those that it holds. `rng` turns dropout on. A trained prompt or prefix takes
-    the first positions; the prompt's own states are not among those returned.
+    tokens continue those that it holds. `rng`, a `nn.RowRng`, turns dropout on. A trained prompt or
+    prefix takes the first positions; the prompt's own states are not among those returned.
     """
     ops, trained, frozen = ops or OPS, child(adapters, "model"), base["model"]
     layers = child(trained, "layers")
@@ -79,10 +80,9 @@ def hidden(
         starts = np.pad(starts, ((0, 0), (n, 0)))  # other than 0 only for padding: not packed
     first = past or prefix_length(layers)
     angles = nn.rotation(first + np.arange(x.shape[1]) - starts, config, x.dtype)
-    seeds = rng.integers(2**63, size=config.num_hidden_layers) if rng is not None else None
 
     def run(i, trained, x):
-        layer_rng = None if seeds is None else np.random.default_rng(seeds[i])
+        layer_rng = None if rng is None else rng.child(i)
         layer_cache = None if cache is None else cache.layer(i)
         attend = partial(ops.attention, angles=angles, starts=starts, cache=layer_cache)
         return block(trained, frozen["layers"][str(i)], x, attend, config, ops, layer_rng)
@@ -122,7 +122,8 @@ def block(trained, frozen, x, attend, config, ops, rng=None):
         return ops.rms_norm(x, weight, config.rms_norm_eps)
 
     def at(part, name):
-        return child(child(trained, part), name), frozen[part][name], rng
+        own_rng = None if rng is None else rng.child(ALL_LINEAR.index(name))
+        return child(child(trained, part), name), frozen[part][name], own_rng
 
     h = norm(x, "input_layernorm")
     q, k, v = (ops.linear(h, *at("self_attn", name)) for name in ("q_proj", "k_proj", "v_proj"))

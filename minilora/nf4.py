@@ -69,13 +69,31 @@ CODES = {"nf4": Code.of(NF4), "fp4": Code.of(FP4)}
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A tensor in four bits an element."""
+    """A tensor of n elements in four bits each, in m = ⌈n/B⌉ blocks.
+
+    Raises InputError unless the sizes fit each other: compiled loops check no bounds.
+    """
 
     codes: np.ndarray  # (⌈n/2⌉,) uint8
     scales: np.ndarray | Nested  # absmax (m,) float32, or quantized once more
     shape: tuple[int, ...]  # of the tensor that it stands for
     block_size: int
     code: str  # "nf4" or "fp4"
+
+    def __post_init__(self):
+        check(self.block_size, self.code)
+        n = math.prod(self.shape)
+        scales = self.scales.codes if isinstance(self.scales, Nested) else self.scales
+        dtype = np.uint8 if isinstance(self.scales, Nested) else np.float32
+        for part, size, kind in (
+            (self.codes, -(-n // 2), np.uint8),
+            (scales, -(-n // self.block_size), dtype),
+        ):
+            require(
+                part.shape == (size,) and part.dtype == kind and part.flags.c_contiguous,
+                f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size} needs {size} "
+                f"numbers of type {np.dtype(kind)}, not {part.dtype} of shape {part.shape}",
+            )
 
     @property
     def absmax(self):
@@ -109,8 +127,8 @@ def quantize(w, block_size=64, double_quant=False, code="nf4"):
 def check(block_size, code):
     """Raise InputError unless weights can be quantized in blocks of that size with that code."""
     require(
-        block_size >= 16 and block_size & (block_size - 1) == 0,
-        f"a block size of {block_size} is not a power of two from 16: use 64",
+        16 <= block_size <= 65536 and block_size & (block_size - 1) == 0,
+        f"a block size of {block_size} is not a power of two from 16 to 65,536: use 64",
     )
     require(code in CODES, f"there is no 4-bit code {code!r}: use one of {', '.join(CODES)}")
 

@@ -51,6 +51,26 @@ def linear(x, trained, frozen, rng=None, frozen_product=None):
     return bottleneck(h, trained) if "bottleneck_down" in trained else h
 
 
+class RowRng:
+    """Random numbers for dropout: each row of a batch draws from a generator of its own.
+
+    seeds: a list of whole numbers for each row. A row's mask depends on its seed alone, so it is
+    the same for any number of cores, any split into micro-batches, and any padding.
+    """
+
+    def __init__(self, seeds):
+        self.seeds = seeds
+
+    def child(self, number):
+        """The generators of a layer or a projection, by its number."""
+        return RowRng([[*seed, number] for seed in self.seeds])
+
+    def random(self, shape, dtype):
+        """Uniform numbers in [0, 1) of a shape (B, …); token after token, so padding comes last."""
+        rows = [np.random.default_rng(seed).random(shape[1:], dtype) for seed in self.seeds]
+        return np.stack(rows)
+
+
 def dropout(x, p, rng):
     """x∘m/(1−p), m ~ Bernoulli(1−p), so the mean stays; x itself without an rng."""
     if rng is None or p == 0:

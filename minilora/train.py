@@ -3,7 +3,7 @@
 Part 6 of `lessons/00_qlora_in_one_file.py`, made general: accumulation, evaluation, early
 stopping, and runs that can be resumed.
 
-Every random choice of a step (which rows, which dropout mask) is drawn from (seed, step), so the
+Every random choice is drawn from (seed, step), a dropout mask also from the row's position, so the
 state of a run is its trained tree, the two moments of Adam, and a step count: what was interrupted
 goes on as if it had not been.
 """
@@ -96,18 +96,20 @@ def gradient(adapters, base, bins, step, model_config, config):
     """
     n = config.grad_accumulation_steps
     micro = [batch_at(bins, step * n + i, config.batch_size, config.seed) for i in range(n)]
-    jobs = [
-        [(i, k, collate(share)) for k, share in enumerate(shared(rows, adapters))]
-        for i, rows in enumerate(micro)
-    ]
-    total = sum(float(batch["mask"].sum()) for shares in jobs for _, _, batch in shares)
+    jobs = []
+    for i, rows in enumerate(micro):
+        numbered = list(enumerate(rows, start=i * config.batch_size))
+        shares = (zip(*share) for share in shared(numbered, adapters))
+        jobs.append([(positions, collate(bins)) for positions, bins in shares])
+    total = sum(float(batch["mask"].sum()) for shares in jobs for _, batch in shares)
 
     def part(job):
-        i, k, batch = job
+        positions, batch = job
         tokens = float(batch["mask"].sum())
         if not tokens:
             return 0.0, 0.0, None
-        rng, again = np.random.default_rng([config.seed, step, i, k]), config.gradient_checkpointing
+        rng = nn.RowRng([[config.seed, step, position] for position in positions])
+        again = config.gradient_checkpointing
         with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by name
             return tokens, *value_and_grad(model.loss)(
                 adapters, base, batch, model_config, rng=rng, checkpointing=again
@@ -121,11 +123,11 @@ def gradient(adapters, base, bins, step, model_config, config):
 def shared(rows, adapters):
     """The rows of a micro-batch, split into one share for each core.
 
-    In one piece where there are fewer rows than cores, where a gradient for each core would be
-    large beside what a step takes in any case, and on the plain path, so that a debugger sees all.
+    In one piece where a gradient per core would be large compared with what a step takes in any
+    case, and on the plain path, so that a debugger sees all.
     """
-    n = threads.THREADS
-    if len(rows) < n or count(adapters) > FEW or model.OPS is nn:
+    n = min(len(rows), threads.THREADS)
+    if count(adapters) > FEW or model.OPS is nn:
         return [rows]
     return [rows[i::n] for i in range(n)]
 
@@ -141,7 +143,7 @@ def accumulated(parts, total):
         # L = Σ (nᵢ/n)·Lᵢ: the large batch's mean, not a mean of means
         share = n / total
         loss += share * float(value)
-        grad = tree_map(partial(np.multiply, np.float32(share)), grad)
+        grad = tree_map(partial(np.multiply, share), grad)
         grads = grad if grads is None else tree_map(np.add, grads, grad)
     return loss, grads
 

@@ -162,7 +162,7 @@ def test_finite_differences(ops, checkpointing, config, seed, p):
     batch = random_batch(config, seed)
 
     def loss(adapters):
-        rng = np.random.default_rng(5)  # the same masks at each call
+        rng = nn.RowRng([[5, 0], [5, 1]])  # the same masks at each call
         return model.loss(adapters, frozen, batch, config, ops, rng, checkpointing)
 
     slope_agrees(loss, adapters, seed)
@@ -189,7 +189,7 @@ def test_both_paths_agree_in_float64(config, seed, names, checkpointing, p):
     batch = random_batch(config, seed)
     results = [
         value_and_grad(model.loss)(
-            adapters, frozen, batch, config, ops, np.random.default_rng(3), checkpointing
+            adapters, frozen, batch, config, ops, nn.RowRng([[3, 0], [3, 1]]), checkpointing
         )
         for ops in (nn, fused)
     ]
@@ -312,7 +312,7 @@ def test_padding_does_not_count(ops, config, seed):
 
 def run(ops, seed=None, checkpointing=False, p=0.4):
     adapters, frozen = adapted(random_base(TINY), target_modules=ALL_LINEAR, lora_dropout=p)
-    rng = None if seed is None else np.random.default_rng(seed)
+    rng = None if seed is None else nn.RowRng([[seed, 0], [seed, 1]])
     loss, grads = value_and_grad(model.loss)(
         adapters, frozen, random_batch(TINY), TINY, ops, rng, checkpointing
     )
@@ -333,7 +333,7 @@ def test_recomputing_on_the_plain_path(config, seed):
     adapters, frozen = adapted(random_base(config, seed, np.float64), seed, lora_dropout=0.2)
 
     def gradient(checkpointing):
-        rng, batch = np.random.default_rng(seed), random_batch(config, seed)
+        rng, batch = nn.RowRng([[seed, 0], [seed, 1]]), random_batch(config, seed)
         f = value_and_grad(model.loss)
         return f(adapters, frozen, batch, config, nn, rng, checkpointing)
 
@@ -354,10 +354,13 @@ def test_dropout_is_a_function_of_its_generator(ops):
 def test_layers_have_masks_of_their_own(monkeypatch):
     # one mask for all layers would be a hidden tie between them
     masks = []
-    monkeypatch.setattr(nn, "dropout", lambda x, p, rng: masks.append(rng.random(9).tolist()) or x)
+    monkeypatch.setattr(
+        nn, "dropout", lambda x, p, rng: masks.append(rng.random((2, 9), "f4").tolist()) or x
+    )
     adapters, frozen = adapted(random_base(TINY), target_modules=ALL_LINEAR, lora_dropout=0.5)
-    model.loss(adapters, frozen, random_batch(TINY), TINY, nn, np.random.default_rng(0))
-    assert len(masks) == len(set(map(tuple, masks))) == 14
+    model.loss(adapters, frozen, random_batch(TINY), TINY, nn, nn.RowRng([[0], [1]]))
+    rows = [tuple(row) for mask in masks for row in mask]
+    assert len(rows) == len(set(rows)) == 2 * 14
 
 
 @PATHS

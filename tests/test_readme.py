@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import minilora
 from minilora import tree
@@ -36,3 +37,10 @@ def test_the_dozen_lines(tmp_path, monkeypatch):
     assert tree.flatten(loaded).keys() == tree.flatten(adapters).keys()
     for path, leaf in tree.walk(loaded):
         np.testing.assert_array_equal(leaf, tree.get(adapters, path))
+
+
+@pytest.mark.parametrize("path", ["README.md", "lessons/README.md", "lessons/exercises/README.md"])
+def test_every_link_to_a_file_leads_to_one(path):
+    page = README.parent / path
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target

@@ -21,7 +21,7 @@ from models import (
     seeds,
 )
 
-from minilora import lora, model
+from minilora import lora, model, nn
 from minilora.batching import batch_at, collate
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
 from minilora.evaluation import metrics
@@ -166,7 +166,7 @@ def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
     adapters, frozen = (as_dtype(tree, np.float64) for tree in setting(dropout=0.0))
     rows = [[e] for e in EXAMPLES[:5]]
     shares = shared(rows, adapters)
-    assert len(shares) == (cores if cores <= 5 else 1)
+    assert len(shares) == min(cores, 5)
     assert sorted(map(id, rows)) == sorted(id(row) for share in shares for row in share)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -195,6 +195,43 @@ def test_a_micro_batch_has_a_dropout_mask_of_its_own():
     assert one[0] != two[0]  # the mean of two masks, not one mask twice
     later = gradient(adapters, frozen, twice, 1, TINY, replace(SMALL, batch_size=1))
     assert one[0] != later[0]
+
+
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("cores", [1, 2, 4, 8])
+@pytest.mark.parametrize("batch_size", [1, 3, 6])
+def test_a_rows_masks_depend_on_its_position_alone(monkeypatch, plain, cores, batch_size):
+    """Not on the cores, the micro-batches, the padding that a longer row causes, or the path."""
+    monkeypatch.setattr(threads, "THREADS", cores)
+    if plain:
+        monkeypatch.setattr(model, "OPS", nn)
+    adapters, frozen = setting(dropout=0.5)
+    rows, drawn = [[e] for e in EXAMPLES[:6]], {}
+    monkeypatch.setattr(
+        MODULE, "batch_at", lambda bins, step, size, seed: bins[step * size : (step + 1) * size]
+    )
+    random = nn.RowRng.random
+
+    def recorded(rng, shape, dtype):
+        masks = random(rng, shape, dtype)
+        for seed, mask in zip(rng.seeds, masks):
+            length = len(EXAMPLES[seed[2]].tokens) - 1  # without the padding
+            drawn.setdefault(tuple(seed), set()).add(mask[:length].tobytes())
+        return masks
+
+    monkeypatch.setattr(nn.RowRng, "random", recorded)
+    config = replace(SMALL, batch_size=batch_size, grad_accumulation_steps=6 // batch_size)
+    loss, _, _ = gradient(adapters, frozen, rows, 0, TINY, config)
+    # seed, step, row; layer; q_proj and v_proj
+    keys = {(3, 0, row, layer, name) for row in range(6) for layer in range(2) for name in (0, 2)}
+    assert drawn.keys() == keys and all(len(masks) == 1 for masks in drawn.values())
+    if "expected" not in SEEN:
+        SEEN["expected"] = drawn, loss
+    assert drawn == SEEN["expected"][0]
+    assert loss == pytest.approx(SEEN["expected"][1], rel=1e-5)
+
+
+SEEN: dict = {}  # what the first of these runs drew
 
 
 # ------------------------------------------------------------------------------ what a step is

@@ -28,6 +28,8 @@ def attention(q, k, v, angles, starts, cache=None, prefix=None):
     """
     if cache is not None or prefix is not None:
         return nn.attention(q, k, v, angles, starts, cache, prefix)
+    if not ((starts >= 0) & (starts <= np.arange(q.shape[1]))).all():  # loops check no bounds
+        raise IndexError("an example starts after one of its tokens, or before the row")
     return _attention(q, k, v, angles, starts, {})
 
 
