@@ -9,3 +9,17 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 settings.register_profile("minilora", deadline=None)
 settings.load_profile("minilora")
+
+
+def pytest_addoption(parser):
+    text = "every method with every storage, and the other long versions"
+    parser.addoption("--all-combinations", action="store_true", help=text)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out the tests marked `combinations`, unless the option asks for them."""
+    if config.getoption("--all-combinations"):
+        return
+    long = [item for item in items if item.get_closest_marker("combinations")]
+    items[:] = [item for item in items if item not in long]
+    config.hook.pytest_deselected(items=long)

@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import lora
 from ..config import STARTS, LoraConfig, MethodConfig, ModelConfig, require
-from ..formats.checkpoint import changes_base, load_adapter
+from ..formats.checkpoint import changes_base, load_adapter, trains_everything
 from ..formats.pretrained import load
 from ..methods import starts
 from ..methods.methods import METHODS
@@ -94,8 +94,8 @@ def open_adapter(folder, name, scheme, block_size):
 
     Raises InputError if either cannot be used.
     """
-    dense = changes_base(folder)
-    model, base, tokenizer = load(name, "none" if dense else scheme, block_size, stored=True)
+    dense, whole = changes_base(folder), trains_everything(folder)
+    model, base, tokenizer = load(name, "none" if dense else scheme, block_size, stored=not whole)
     how = (scheme, block_size) if dense else ()
     adapters, base, config = load_adapter(folder, base, *how)
     return Start(model, base, tokenizer, adapters, config)

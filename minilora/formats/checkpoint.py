@@ -147,6 +147,11 @@ def changes_base(folder):
     return read_json(Path(folder) / CONFIG).get("init_lora_weights") in STARTS
 
 
+def trains_everything(folder):
+    """Tell whether the folder is of full fine-tuning, whose base is held in float32."""
+    return read_json(Path(folder) / CONFIG).get("minilora_method") == "full"
+
+
 def _tensors(folder):
     require(folder.is_dir(), f"{folder} is no folder: give one that holds {CONFIG} and {WEIGHTS}")
     require(

@@ -93,7 +93,8 @@ def prompt(base, config, rng):
     Not the base at first: every token sees them and moves on by as many positions.
     """
     embedding, n = base["model"]["embed_tokens"]["weight"], config.num_virtual_tokens
-    rows = rng.choice(len(embedding), n, replace=n > len(embedding))
+    vocab_size = embedding.shape[0]
+    rows = rng.choice(vocab_size, n, replace=n > vocab_size)
     return unflatten({"model.prompt_embeddings": np.array(embedding[rows], "f4")}), base
 
 

@@ -1,0 +1,45 @@
+"""Every method, on a base as the command line opens it, through every command that reads it."""
+
+from itertools import product
+
+import pytest
+
+from minilora import cli
+from minilora.methods.methods import METHODS
+
+STORAGE = ("none", "int8", "nf4", "nf4-dq", "fp4")
+UNMERGEABLE = ("bottleneck", "prompt", "p-tuning", "prefix")
+READING = (
+    "evaluate --split valid --json", "generate --prompt Ada --max-tokens 3", "inspect --data notes",
+)  # fmt: skip
+
+
+def combinations():
+    """All of methods × storage with --all-combinations; else every method, every storage."""
+    every = [(m, s) for m, s in product(METHODS, STORAGE) if m != "full" or s == "none"]
+    few = {(m, STORAGE[i % len(STORAGE)] if m != "full" else "none") for i, m in enumerate(METHODS)}
+    return [
+        pytest.param(*pair, marks=[] if pair in few else [pytest.mark.combinations])
+        for pair in every
+    ]
+
+
+def run(words):
+    return cli.main(words.split())
+
+
+@pytest.mark.parametrize(("method", "storage"), combinations())
+def test_a_methods_folder_is_read_by_every_command(method, storage, tmp_path, capsys):
+    folder, merged = tmp_path / "run", tmp_path / "merged"
+    words = f"--model micro --method {method} --quantize {storage} --adapter-path {folder}"
+    assert run(f"train {words} --iters 1 --val-batches 1 --batch-size 2") == 0, capsys.readouterr()
+    for command in READING:
+        assert run(f"{command} --adapter-path {folder}") == 0, (command, capsys.readouterr())
+    status = run(f"merge --adapter-path {folder} --out {merged}")
+    if method in UNMERGEABLE:
+        assert status == 2 and "cannot be merged" in capsys.readouterr().err
+    else:
+        assert status == 0, capsys.readouterr()
+        assert run(f"evaluate --model {merged} --data notes --split valid") == 0
+    rest = f"train {words.replace(str(folder), str(tmp_path / 'second'))} --init-adapter {folder}"
+    assert run(f"{rest} --iters 1 --val-batches 1 --batch-size 2") == 0, capsys.readouterr()
