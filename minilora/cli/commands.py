@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import lora
 from ..config import ModelConfig, TrainConfig, require
-from ..data.rows import load_rows, prepare
+from ..data.rows import load_rows, prepare, read_rows
 from ..evaluation import compare as comparing
 from ..evaluation.memory import bits_per_weight, ledger, summary, table
 from ..evaluation.metrics import evaluate as scores
@@ -21,7 +21,7 @@ from ..quant.quantize import error_report
 from ..tree import walk
 from . import pretraining
 from .arguments import toml_settings
-from .opening import open_adapter
+from .opening import open_adapter, warn, warn_of_another_base
 from .run import fine_tune
 
 
@@ -54,6 +54,7 @@ def open_model(args):
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
     if path:
+        warn_of_another_base(path, scheme, block_size)
         config, base, tokenizer, adapters, _ = open_adapter(path, name, scheme, block_size)
         return Opened(adapters, base, config, tokenizer, settings)
     config, base, tokenizer = load(name, scheme, block_size, stored=True)
@@ -61,16 +62,25 @@ def open_model(args):
 
 
 def open_examples(args, opened, split):
-    """The rows of --data, or of the data that the adapter was trained on, as Examples."""
-    name = args.data or opened.settings.get("data", "questions")
-    rows = load_rows(name, split)
-    require(rows, f"{name} has no {split} rows: give a folder, or a file of at least ten rows")
+    """(examples, a description of them): every row of the file that --data names, else a split.
+
+    Without --data it is a split of the data that the adapter was trained on.
+    """
+    trained_on = opened.settings.get("data")
+    name = args.data or trained_on or "questions"
+    if args.data and Path(args.data).is_file():
+        rows, described = read_rows(args.data), f"all rows of {name}"
+        if trained_on and Path(trained_on).is_file() and Path(name).samefile(trained_on):
+            warn(f"the adapter was trained on rows of {name}: these scores say little of others")
+    else:
+        rows, described = load_rows(name, split), f"{split} split of {name}"
+        require(rows, f"{name} has no {split} rows: give a folder, or a file of at least ten rows")
     length = args.max_seq_length or opened.settings.get("max_seq_length")
     masked = args.mask_prompt
     if masked is None:
         masked = opened.settings.get("mask_prompt", any("text" not in row for row in rows))
     config = TrainConfig(max_seq_length=length or 2048, mask_prompt=masked)
-    return prepare(rows, opened.tokenizer, config)[0]
+    return prepare(rows, opened.tokenizer, config)[0], described
 
 
 def generate(args):
@@ -96,11 +106,12 @@ def generate(args):
 def evaluate(args):
     """Print the scores on a split of the data."""
     opened = open_model(args)
-    examples = open_examples(args, opened, args.split)
+    examples, described = open_examples(args, opened, args.split)
     score = scores(opened.adapters, opened.base, examples, opened.config)
     if args.json:
-        print(json.dumps(score))
+        print(json.dumps({**score, "rows": len(examples), "data": described}))
         return
+    print(f"{len(examples)} rows, {described}")
     for name, value in score.items():
         print(f"{name:<12}{value:>12,}" if name == "tokens" else f"{name:<12}{value:>12.6f}")
 
@@ -139,7 +150,7 @@ def inspect(args):
     parts = ledger(opened.adapters, opened.base, opened.config, args.tokens)
     print(f"a step over {args.tokens} tokens:\n{table(parts)}")
     if args.data:
-        tokens, mask = open_examples(args, opened, "train")[0]
+        tokens, mask = open_examples(args, opened, "train")[0][0]
         print("the first row, a token a line; * marks those that the loss counts:")
         for token, counts in zip(tokens, [0, *mask[1:]]):
             print(f"{'*' if counts else ' '} {token:>6}  {opened.tokenizer.decode([token])!r}")

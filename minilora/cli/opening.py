@@ -4,6 +4,8 @@ Most adapters stand on the base as it is stored. Those whose start changed the b
 it dense first; here is where that is seen to.
 """
 
+import sys
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -14,6 +16,7 @@ from ..formats.checkpoint import changes_base, load_adapter, trains_everything
 from ..formats.pretrained import load
 from ..methods import starts
 from ..methods.methods import METHODS
+from .arguments import toml_settings
 
 
 class Start(NamedTuple):
@@ -26,9 +29,35 @@ class Start(NamedTuple):
     config: LoraConfig | MethodConfig
 
 
+def warn(text):
+    """Print a warning, one line on standard error."""
+    print(f"warning: {text}", file=sys.stderr)
+
+
+def warn_of_another_base(folder, scheme, block_size):
+    """Warn if the run in `folder` trained its adapter on a base that was stored otherwise.
+
+    An adapter also makes up for what quantization did to its own base: on another base a small
+    model can lose all that it learned.
+    """
+    path = Path(folder) / "train_config.toml"
+    settings = toml_settings(path) if path.exists() else {}
+    its_own = settings.get("quantize", scheme), settings.get("block_size", block_size)
+    before, now = (
+        kind if kind in ("none", "int8") else f"{kind}, block size {size}"
+        for kind, size in (its_own, (scheme, block_size))
+    )
+    if before != now:
+        warn(
+            f"{folder} was trained on a base stored as {before}, not {now}: an adapter can lose "
+            "all that it learned on another base (lesson 13)"
+        )
+
+
 def starting(args):
     """The Start of a run: new, or from --init-adapter."""
     if args.init_adapter:
+        warn_of_another_base(args.init_adapter, args.quantize, args.block_size)
         start = open_adapter(args.init_adapter, args.model, args.quantize, args.block_size)
         require(
             method_of(start.config) == args.method,

@@ -41,6 +41,10 @@ def fine_tune(args):
     print(summary(adapters, base))
     tokens = config.batch_size * max(len(e.tokens) - 1 for e in examples)
     print(f"a step over {tokens} tokens:\n{table(ledger(adapters, base, model, tokens))}")
+    if Path(args.data).is_file():
+        whole = len(rows) + len(held_out)
+        how = "every tenth held out" if held_out else "none held out: fewer than ten"
+        print(f"{args.data}: {whole} rows: {len(rows)} for training, {how}")
     print(f"{len(examples)} rows to train on, {len(valid)} held out, {cut} cut to --max-seq-length")
     if args.dry_run:
         facts = Rows(len(examples), len(valid), cut, any("text" not in row for row in rows))

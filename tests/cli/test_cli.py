@@ -88,7 +88,9 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
 
     assert run("evaluate --json --split valid --adapter-path", out) == 0
     score = json.loads(capsys.readouterr().out)
-    assert set(score) == {"loss", "perplexity", "tokens", "exact_match", "ece", "brier"}
+    metrics = {"loss", "perplexity", "tokens", "exact_match", "ece", "brier"}
+    assert set(score) == metrics | {"rows", "data"}
+    assert score["rows"] == 2 and score["data"] == f"valid split of {data}"
     assert score["loss"] == pytest.approx(
         rows[-1]["eval_loss"], rel=1e-6
     )  # the same base, as stored
@@ -314,6 +316,53 @@ def test_a_bare_peft_folder_does_not_say_its_base(base, data, tmp_path, capsys):
     (out / "train_config.toml").unlink()
     capsys.readouterr()
     assert "--model" in error_of(capsys, run("evaluate --adapter-path", out))
+
+
+def test_evaluate_scores_every_row_of_a_file(base, data, tmp_path, capsys):
+    for n in (1, 5, 20):
+        path = tmp_path / f"{n}.jsonl"
+        path.write_text("".join(data.read_text().splitlines(keepends=True)[:n]))
+        assert run("evaluate --json --model", base, "--data", path) == 0
+        score = json.loads(capsys.readouterr().out)
+        assert (score["rows"], score["data"]) == (n, f"all rows of {path}")
+        answers = sum(len(str(i + 1)) + 1 for i in range(n))  # and the end of the sequence
+        assert score["tokens"] == answers
+        assert run("evaluate --model", base, "--data", path) == 0
+        assert f"{n} rows, all rows of {path}" in capsys.readouterr().out
+
+
+def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    assert "20 rows: 18 for training, every tenth held out" in capsys.readouterr().out
+    assert run("evaluate --adapter-path", out) == 0  # the split that the run made itself
+    assert capsys.readouterr().err == ""
+    assert run("evaluate --adapter-path", out, "--data", data) == 0
+    assert "warning: the adapter was trained on rows of" in capsys.readouterr().err
+
+
+def test_an_adapter_on_another_base_than_its_own(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out, "--quantize nf4-dq") == 0
+    capsys.readouterr()
+    commands = {
+        "evaluate": "", "generate": "--prompt 1+1= --max-tokens 1", "inspect": "",
+        "merge": f"--out {tmp_path / 'm'}",
+    }  # fmt: skip
+    for command, flags in commands.items():
+        assert run(command, "--adapter-path", out, flags) == 0
+        assert capsys.readouterr().err == ""
+    for command, flags in commands.items():
+        flags = flags.replace("/m", "/n")
+        assert run(command, "--adapter-path", out, flags, "--quantize none") == 0
+        warning = f"warning: {out} was trained on a base stored as nf4-dq, block size 64, not none"
+        assert warning in capsys.readouterr().err
+    more = ["--init-adapter", out, "--adapter-path", tmp_path / "second", FEW_STEPS]
+    words = ["train --model", base, "--data", data]
+    assert run(*words, *more, "--quantize nf4-dq") == 0
+    assert "warning" not in capsys.readouterr().err
+    assert run(*words, *more, "--quantize int8 --overwrite") == 0
+    assert "was trained on a base stored as nf4-dq" in capsys.readouterr().err
 
 
 def test_generate_refuses_what_it_cannot_do(base, capsys):
