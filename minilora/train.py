@@ -42,36 +42,37 @@ def train(adapters, base, examples, model_config, config, valid=(), state=None, 
     adapters = to_dtype(adapters, config.adapter_dtype)
     state = state or start(adapters)
     history = []
-    bar = tqdm(total=config.iters, initial=state["step"], unit="step", disable=None)
-    while state["step"] < config.iters and not stopped(state, config):
-        began, step = time.perf_counter(), state["step"]
-        loss, grads, tokens = gradient(adapters, base, bins, step, model_config, config)
-        grads, norm = clip(grads, config.max_grad_norm)
-        if not math.isfinite(loss + norm):
-            raise InputError(
-                f"the loss is {loss:g} and its gradient {norm:g} at step {step + 1}: lower "
-                "--learning-rate, or hold the adapters in float32; the checkpoint before it is kept"
-            )
-        rate = learning_rate(step, config)
-        adapters, state = update(adapters, grads, state, rate, config)
-        seconds = time.perf_counter() - began
-        rows = [
-            {"step": step + 1, "loss": loss, "learning_rate": rate, "grad_norm": norm,
-             "tokens": tokens, "seconds": round(seconds, 4)}
-        ]  # fmt: skip
-        if valid and ((step + 1) % config.steps_per_eval == 0 or step + 1 == config.iters):
-            score = evaluate(adapters, base, valid, model_config)
-            eval_loss, exact = score["loss"], score["exact_match"]
-            rows.append({"step": step + 1, "eval_loss": eval_loss, "eval_exact_match": exact})
-            state = judged(state, adapters, eval_loss, config)
-            line = f"step {step + 1}: train loss {loss:.4f}, held-out loss {eval_loss:.4f}"
-            bar.write(f"{line}, exact match {100 * exact:.1f} %")
-        history += rows
-        if on_step:
-            on_step(rows, adapters, state)
-        bar.set_postfix_str(f"loss {loss:.3f}, {tokens / seconds:.0f} tokens/s")
-        bar.update()
-    bar.close()
+    first = state["step"]
+    with tqdm(total=config.iters, initial=first, unit="step", disable=None) as bar:
+        while state["step"] < config.iters and not stopped(state, config):
+            began, step = time.perf_counter(), state["step"]
+            loss, grads, tokens = gradient(adapters, base, bins, step, model_config, config)
+            grads, norm = clip(grads, config.max_grad_norm)
+            if not math.isfinite(loss + norm):
+                raise InputError(
+                    f"the loss is {loss:g} and its gradient {norm:g} at step {step + 1}: lower "
+                    "--learning-rate, or hold the adapters in float32; the checkpoint before it "
+                    "is kept"
+                )
+            rate = learning_rate(step, config)
+            adapters, state = update(adapters, grads, state, rate, config)
+            seconds = time.perf_counter() - began
+            rows = [
+                {"step": step + 1, "loss": loss, "learning_rate": rate, "grad_norm": norm,
+                 "tokens": tokens, "seconds": round(seconds, 4)}
+            ]  # fmt: skip
+            if valid and ((step + 1) % config.steps_per_eval == 0 or step + 1 == config.iters):
+                score = evaluate(adapters, base, valid, model_config)
+                eval_loss, exact = score["loss"], score["exact_match"]
+                rows.append({"step": step + 1, "eval_loss": eval_loss, "eval_exact_match": exact})
+                state = judged(state, adapters, eval_loss, config)
+                line = f"step {step + 1}: train loss {loss:.4f}, held-out loss {eval_loss:.4f}"
+                bar.write(f"{line}, exact match {100 * exact:.1f} %")
+            history += rows
+            if on_step:
+                on_step(rows, adapters, state)
+            bar.set_postfix_str(f"loss {loss:.3f}, {tokens / seconds:.0f} tokens/s")
+            bar.update()
     return state.get("best", adapters), history
 
 

@@ -3,7 +3,11 @@
 Read `run.py` first: it is what `minilora train` does, from the first check to the last file.
 """
 
+import os
+import signal
 import sys
+import threading
+from contextlib import contextmanager
 from functools import cache
 
 from numba.core import event
@@ -15,25 +19,70 @@ from . import commands
 from .arguments import COURSE, Parser, parse
 
 
+class Terminated(KeyboardInterrupt):
+    """The process was asked to end (SIGTERM): the same as Ctrl-C, with another exit status."""
+
+
 def main(argv=None):
-    """Run one command; returns the exit status, 0 or 2."""
-    argv = sys.argv[1:] if argv is None else argv
+    """Run one command; return the exit status: 0, 2 for an error, 130 or 143 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal that knows only ASCII shows escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
-        if argv[:1] and argv[0] in COURSE:
-            top = Parser(prog="minilora")
-            course_commands.add_commands(top)
-            return course_commands.run(top.parse_args(argv))
-        args = parse(argv)
-        say_when_compiling()
-        with model.operations(nn if getattr(args, "plain", False) else model.OPS):
-            getattr(commands, args.command)(args)
+        with interruptible():
+            return dispatch(sys.argv[1:] if argv is None else argv) or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 2
-    return 0
+        return failed(error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads what is still to be flushed
+        return failed("nobody reads the output: the pipe is closed")
+    except OSError as error:
+        return failed(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
+    except (MemoryError, RecursionError) as error:
+        return failed(f"{type(error).__name__}: too large for this machine ({error})")
+    except KeyboardInterrupt as error:
+        print(one_line(error) or "interrupted", file=sys.stderr)
+        return 143 if isinstance(error, Terminated) else 130
+
+
+def dispatch(argv):
+    """Run the command that the words in `argv` name; its exit status, or None for 0."""
+    if argv[:1] and argv[0] in COURSE:
+        top = Parser(prog="minilora")
+        course_commands.add_commands(top)
+        return course_commands.run(top.parse_args(argv))
+    args = parse(argv)
+    say_when_compiling()
+    with model.operations(nn if getattr(args, "plain", False) else model.OPS):
+        return getattr(commands, args.command)(args)
+
+
+def failed(error):
+    """Print what went wrong as one line on standard error; return the exit status."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return 2
+
+
+def one_line(text):
+    """The text with line breaks and control characters of names in it escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+@contextmanager
+def interruptible():
+    """Turn SIGTERM into Terminated inside the block, where this is the main thread."""
+
+    def terminate(number, frame):
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @cache

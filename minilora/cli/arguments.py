@@ -13,6 +13,7 @@ import tomllib
 from dataclasses import fields
 
 from ..config import CHOICES, STARTS, InputError, LoraConfig, TrainConfig, flag
+from ..formats.checkpoint import load_facts
 from ..methods.methods import METHODS
 from ..quant.quantize import SCHEMES
 
@@ -34,9 +35,10 @@ def parse(argv):
         return args
     given = argv[1:]
     if args.resume:
-        given = toml_flags(os.path.join(args.adapter_path, "train_config.toml")) + given
+        path = os.path.join(args.adapter_path, "checkpoint.safetensors")
+        given = flags_of(load_facts(path).get("settings", {}), path) + given
     if args.config:
-        given = toml_flags(args.config) + given
+        given = flags_of(toml_settings(args.config), args.config) + given
     args = parser().parse_args(["train", *given])
     from ..data.tasks import BUILTIN
 
@@ -54,17 +56,23 @@ def toml_settings(path):
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     settings = {key.replace("-", "_"): value for key, value in settings.items()}
+    check_names(settings, path)
+    return settings
+
+
+def check_names(settings, path):
+    """Raise InputError, naming the file, for a name that is no setting of a run."""
     known = vars(parser().parse_args(["train"])).keys() - {"command", "config", *NOT_IN_A_FILE}
     for name, value in settings.items():
         if name not in known or isinstance(value, dict):
             raise InputError(f"{path}: unknown setting {name!r} (see minilora train --help)")
-    return settings
 
 
-def toml_flags(path):
-    """The settings of a TOML file as a list of flags."""
+def flags_of(settings, path):
+    """The settings from the file at `path` as a list of flags."""
+    check_names(settings, path)
     flags = []
-    for name, value in toml_settings(path).items():
+    for name, value in settings.items():
         if isinstance(value, bool):
             flags.append(flag(name) if value else "--no-" + flag(name)[2:])
         elif isinstance(value, list):

@@ -242,6 +242,12 @@ def load_state(path):
     return state.pop("adapters"), state, facts
 
 
+def load_facts(path):
+    """Read the facts of a run that `save_state` wrote into the file."""
+    safetensors_file.read_header(path)  # or its error
+    return _metadata(path)[1]
+
+
 def _metadata(path):
     """(numbers, facts) beside the tensors, as `save_state` put them there."""
     with open(path, "rb") as file:

@@ -1,16 +1,19 @@
 """The command line as a user meets it: a whole run, and everything that can go wrong."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 import tomllib
 
 import numpy as np
 import pytest
 
 from minilora import cli, model
+from minilora.cli import run_folder
 from minilora.cli.pretraining import llama, random_params
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.checkpoint import load_state, save_state
@@ -68,8 +71,8 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
     printed = capsys.readouterr().out
     assert "before: held-out loss" in printed and "after: held-out loss" in printed
     assert {p.name for p in out.iterdir()} == {
-        "adapter_config.json", "adapter_model.safetensors", "checkpoint.safetensors", "curve.png",
-        "metrics.jsonl", "train_config.toml",
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint.safetensors",
+        "curve.png", "metrics.jsonl", "train_config.toml",
     }  # fmt: skip
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
@@ -266,6 +269,81 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, tmp_path, 
     assert train(base, data, out, "--overwrite --seed 3") == 0
     assert files(out).keys() == before.keys() and files(out) != before
     assert "exists" in error_of(capsys, run("merge --adapter-path", out, "--out", out))
+
+
+def test_overwriting_touches_nothing_before_the_first_checkpoint(base, data, tmp_path, capsys):
+    """Neither what fails before the first step, nor what is interrupted in it."""
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    before = files(out)
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minilora.cli.run.train", interrupted)
+        assert train(base, data, out, "--overwrite --seed 4") == 130
+        assert files(out) == before
+        assert train(base, data, tmp_path / "new") == 130
+    assert not (tmp_path / "new").exists()
+    assert capsys.readouterr().err.endswith("start the same command again\n")
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_how_to_go_on(base, data, tmp_path, number, status):
+    out = tmp_path / "run"
+    words = ["train", "--model", str(base), "--data", str(data), "--adapter-path", str(out)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minilora", *words, "--iters", "100000", "--save-every", "1"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (out / "adapter_model.safetensors").exists():
+        time.sleep(0.01)
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert errors.splitlines()[-1].endswith(f"minilora train --resume --adapter-path {out}`")
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\udcff", "a\tb"])
+def test_a_message_stays_one_line_whatever_a_name_holds(tmp_path, capsys, name):
+    line = error_of(capsys, run("evaluate --model micro --adapter-path", tmp_path / name))
+    assert line.isprintable() and "is missing" in line
+
+
+def test_short_texts_train(base, tmp_path):
+    """A held-out text of two letters leaves no prompt to show."""
+    path = tmp_path / "short.jsonl"
+    path.write_text('{"text": "ab"}\n' * 20)
+    assert train(base, path, tmp_path / "run") == 0
+
+
+def test_resuming_notices_other_data_and_another_base(base, data, tmp_path, capsys):
+    out, own = tmp_path / "run", tmp_path / "base"
+    shutil.copytree(base, own)
+    assert train(own, data, out) == 0
+    capsys.readouterr()
+    text = data.read_text()
+    data.write_text(text.replace("+1=", "+2="))
+    assert f"the files of --data {data} are not" in error_of(
+        capsys, run("train --resume --adapter-path", out)
+    )
+    data.write_text(text)
+    weights_file = own / "model.safetensors"
+    weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"\1")
+    assert f"the files of --model {own} are not" in error_of(
+        capsys, run("train --resume --adapter-path", out)
+    )
+
+
+def test_two_runs_in_one_folder(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    with run_folder.lock(out):
+        line = error_of(capsys, train(base, data, out))
+    assert f"in use by process {os.getpid()}" in line
+    assert train(base, data, out) == 0
 
 
 def test_resuming_needs_a_checkpoint(base, data, tmp_path, capsys):

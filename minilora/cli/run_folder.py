@@ -1,0 +1,215 @@
+"""The folder of a training run: whose it is, what is in it, how a run goes on, its model card."""
+
+import hashlib
+import json
+import os
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from ..config import InputError, LoraConfig, flag, require
+from ..data.tasks import BUILTIN
+from ..formats import fetch
+from ..formats.checkpoint import load_state
+from ..formats.pretrained import EMBEDDED
+from .opening import warn
+
+LOCK, VERSION = ".lock", 1  # of the checkpoint's facts
+FILES = (
+    "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint.safetensors",
+    "curve.png", "metrics.jsonl", "train_config.toml", LOCK,
+)  # fmt: skip
+NOT_SETTINGS = ("command", "config", "resume", "overwrite", "dry_run")
+
+
+def claim(folder, args):
+    """Raise InputError if the run may not be written to `folder`; nothing is changed."""
+    require(
+        args.save_every >= 1, f"--save-every must be a whole number from 1, got {args.save_every}"
+    )
+    require(not folder.exists() or folder.is_dir(), f"{folder} is a file: name another folder")
+    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    there = [name for name in there if name != LOCK]  # `lock` looks at that
+    if args.resume:
+        require(
+            "checkpoint.safetensors" in there,
+            f"{folder} has no checkpoint to --resume from: start anew with --overwrite",
+        )
+        return
+    foreign = [name for name in there if name.removesuffix(".tmp") not in FILES]  # or a kill's
+    require(
+        not foreign,
+        f"{folder} holds {', '.join(foreign[:3])}, which is no run's: name another --adapter-path",
+    )
+    require(
+        not there or args.overwrite or args.dry_run,
+        f"{folder} holds a run: --resume it, --overwrite it, or name another --adapter-path",
+    )
+
+
+def resume(folder, facts):
+    """Return (adapters, state) of the run's checkpoint, once it is sure that nothing has changed.
+
+    facts: settings, digests and threads of now. Rows of metrics.jsonl after the checkpoint go.
+    """
+    adapters, state, then = load_state(folder / "checkpoint.safetensors")
+    for name, value in facts["settings"].items():
+        before = then["settings"].get(name)
+        require(
+            name == "adapter_path" or before == value,
+            f"{flag(name)} is {value} but was {before} when {folder} was started: "
+            "a run is resumed with its own settings",
+        )
+    for name, value in facts["digests"].items():
+        require(
+            then["digests"].get(name) == value,
+            f"the files of {flag(name)} {facts['settings'][name]} are not those that {folder} was "
+            "started with: restore them, or start anew with --overwrite",
+        )
+    if then["threads"] != facts["threads"]:
+        now, before = facts["threads"], then["threads"]
+        warn(f"resuming on {now} threads what was started on {before}: last bits can differ")
+    rows = [row for row in read_metrics(folder) if row["step"] <= state["step"]]
+    replace_text(folder / "metrics.jsonl", lines(rows))
+    return adapters, state
+
+
+def digests(args):
+    """{setting: SHA-256} of the files that --data and --model name; None for built-in data."""
+    return {"data": digest(data_files(args.data)), "model": digest(weight_files(args.model))}
+
+
+def settings_of(args):
+    """Every resolved setting of a run, by its flag's name; None (not given) left out."""
+    return {k: v for k, v in vars(args).items() if k not in NOT_SETTINGS and v is not None}
+
+
+@contextmanager
+def lock(folder):
+    """Hold the run's folder, so that no other process writes to it; make it if it is not there.
+
+    The system lets go of the lock when the process ends, however that is. A folder that is empty
+    at the end is removed. Where a system has no such locks, none is held.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / LOCK
+        with open(path, "a+") as file:
+            if not _locked(file):
+                holder = path.read_text().strip() or "another process"
+                raise InputError(
+                    f"{folder} is in use by process {holder}: wait for it to end, or name another "
+                    "--adapter-path"
+                )
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # only if nothing was written
+
+
+def _locked(file):
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def data_files(name):
+    """The files of --data; none for a built-in data set."""
+    path = Path(name)
+    if name in BUILTIN:
+        return []
+    return sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
+
+
+def weight_files(name):
+    """The files of --model that hold its configuration and its weights."""
+    if name in fetch.MODELS:
+        return [fetch.cached(name)]
+    path = EMBEDDED / name if (EMBEDDED / name).is_dir() else Path(name)
+    if not path.is_dir():
+        return [path]
+    return [path / "config.json", *sorted(path.glob("*.safetensors"))]
+
+
+def digest(files):
+    """The SHA-256 of the files' contents, one after the other; None if there are none."""
+    if not files:
+        return None
+    whole = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+def model_card(args, config, scores):
+    """The text of the folder's README.md: what was trained on what, its scores, how to load it."""
+    four_bit = args.quantize not in ("none", "int8")
+    stored = f"{args.quantize}, blocks of {args.block_size}" if four_bit else args.quantize
+    text = f"""# An adapter for {args.model}
+
+Trained by minilora with `{args.method}`. Every setting is in `train_config.toml`.
+
+- Base: {args.model}, stored as {stored}. On another base, or on this one stored otherwise, the
+  adapter can lose all that it learned.
+- Data: {args.data}, {args.iters} steps.
+- Held-out rows: {_scores(scores)}
+
+    minilora evaluate --adapter-path .
+    minilora generate --adapter-path . --prompt "…"
+    minilora merge --adapter-path . --out merged    # base and adapter in one, for transformers
+"""
+    if isinstance(config, LoraConfig) and args.quantize != "none":
+        text += f"""
+In PEFT, on exactly this base:
+
+    # minilora quantize --model {args.model} --quantize {args.quantize} --out base
+    base = transformers.AutoModelForCausalLM.from_pretrained("base")
+    model = peft.PeftModel.from_pretrained(base, ".")
+"""
+    return text
+
+
+def _scores(scores):
+    if scores is None:
+        return "none"
+    return f"loss {scores['loss']:.4f} nats per token, exact match {scores['exact_match']:.1%}"
+
+
+def read_metrics(folder):
+    """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    path, rows = Path(folder) / "metrics.jsonl", []
+    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def replace_text(path, text):
+    """Write a text file whole or not at all."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def lines(rows):
+    """Rows as JSON, one per line."""
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def as_toml(settings):
+    """Settings as TOML: strings, numbers, booleans and lists of them."""
+    return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
