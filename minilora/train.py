@@ -9,12 +9,13 @@ goes on as if it had not been.
 """
 
 import math
+import sys
 import time
 from functools import partial
 
 import numpy as np
 from autograd import value_and_grad
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from . import model, nn
 from .batching import batch_at, collate, pack
@@ -25,6 +26,7 @@ from .methods.siblings import prompt
 from .optim import adamw, adamw_init, clip, learning_rate, to_dtype
 from .tree import child, count, layer_of, tree_map, walk
 
+SECONDS_BETWEEN_LINES = 10  # where there is no terminal for a progress bar
 FEW = 2**24  # trained parameters, with a gradient of 64 MiB
 
 
@@ -42,8 +44,9 @@ def train(adapters, base, examples, model_config, config, valid=(), state=None, 
     adapters = to_dtype(adapters, config.adapter_dtype)
     state = state or start(adapters)
     history = []
-    first = state["step"]
-    with tqdm(total=config.iters, initial=first, unit="step", disable=None) as bar:
+    first, said = state["step"], time.perf_counter()
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    with tqdm(total=config.iters, initial=first, unit="step", disable=not watched) as bar:
         while state["step"] < config.iters and not stopped(state, config):
             began, step = time.perf_counter(), state["step"]
             loss, grads, tokens = gradient(adapters, base, bins, step, model_config, config)
@@ -71,8 +74,12 @@ def train(adapters, base, examples, model_config, config, valid=(), state=None, 
             history += rows
             if on_step:
                 on_step(rows, adapters, state)
-            bar.set_postfix_str(f"loss {loss:.3f}, {tokens / seconds:.0f} tokens/s")
+            line = f"loss {loss:.3f}, {tokens / seconds:.0f} tokens/s"
+            bar.set_postfix_str(line)
             bar.update()
+            if not watched and time.perf_counter() - said > SECONDS_BETWEEN_LINES:
+                said = time.perf_counter()
+                print(f"step {step + 1} of {config.iters}: {line}", file=sys.stderr, flush=True)
     return state.get("best", adapters), history
 
 

@@ -8,10 +8,14 @@ numba caches compiled code next to the source, and notices changes of that sourc
 a change to this file, delete `minilora/kernels/__pycache__`.
 """
 
+import sys
+import tempfile
+from functools import cache, partial
 from itertools import pairwise
 
 import numba
 import numpy as np
+from numba.core import config
 from numba.extending import overload
 
 FAST = {"reassoc", "contract", "arcp", "nsz"}  # reorder and fuse, but keep NaN and infinity
@@ -22,7 +26,7 @@ def jit(kernel):
 
     Every operation rounds as it is written, so the plain twin gives the same bits.
     """
-    return numba.njit(nogil=True, cache=True)(kernel)
+    return _compiled(kernel)
 
 
 def fast_jit(kernel):
@@ -30,7 +34,22 @@ def fast_jit(kernel):
 
     NaN and infinity keep their meaning: a loss that is not finite has to be seen.
     """
-    return numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")(kernel)
+    return _compiled(kernel, fastmath=FAST, error_model="numpy")
+
+
+def _compiled(kernel, **options):
+    try:
+        return numba.njit(nogil=True, cache=True, **options)(kernel)
+    except RuntimeError:  # neither the package's folder nor the user's cache can be written
+        _use_temporary_cache()
+        return numba.njit(nogil=True, cache=True, **options)(kernel)
+
+
+@cache
+def _use_temporary_cache():
+    vars(config)["CACHE_DIR"] = tempfile.mkdtemp(prefix="minilora-")
+    print("minilora: no folder for compiled code can be written; using a temporary one",
+          file=sys.stderr)  # fmt: skip
 
 
 def rows(x):
@@ -48,7 +67,7 @@ def chunks(n, floats, most):
     return [slice(*edge) for edge in pairwise(edges)]
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@partial(_compiled, fastmath=True)
 def largest(x):
     """Return the largest number of x (n,), n ≥ 1: four at a time, for each waits for the last one.
 
