@@ -4,7 +4,9 @@ import hashlib
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numba
 import numpy as np
+import pytest
 from hypothesis import strategies as st
 
 from minilora import lora, nn
@@ -12,6 +14,11 @@ from minilora.batching import Example
 from minilora.config import ALL_LINEAR, ATTENTION, LoraConfig, ModelConfig
 from minilora.quant.quantize import quantize
 from minilora.tree import flatten, tree_map, unflatten, walk
+
+# The exponential inside a loop is a polynomial only when it is compiled.
+compiled_only = pytest.mark.skipif(
+    bool(numba.config.DISABLE_JIT), reason="NUMBA_DISABLE_JIT is set"
+)
 
 TINY = ModelConfig(
     vocab_size=11, hidden_size=12, intermediate_size=10, num_hidden_layers=2,

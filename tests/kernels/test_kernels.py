@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import bits
+from models import bits, compiled_only
 from test_fused import some_attention, some_cross_entropy, value_and_gradients
 from threadpoolctl import threadpool_info
 
@@ -39,6 +39,7 @@ def ulps(y, exact):
     return np.abs(y.astype(np.float64) - exact) / np.spacing(exact.astype(np.float32)).astype(float)
 
 
+@compiled_only
 def test_exp_is_within_two_units_of_the_last_place():
     x = np.linspace(-87, 88, 500_001).astype(np.float32)
     # and the places where the number of halvings changes: both neighbours of every (n + ½)·ln 2
@@ -48,12 +49,14 @@ def test_exp_is_within_two_units_of_the_last_place():
     assert exp_in_kernel(np.float32([0])) == 1
 
 
+@compiled_only
 @given(st.floats(-87, 88, width=32))
 def test_exp_of_any_number(x):
     x = np.float32([x])
     assert ulps(exp_in_kernel(x), np.exp(x.astype(np.float64))).max() <= 2
 
 
+@compiled_only
 def test_exp_at_and_beyond_its_ends():
     # It stands still there: at e⁻⁸⁷ = 1.6e-38, nothing beside the 1 of a softmax's largest; and
     # at e⁸⁸, so that no infinity arises where SwiGLU divides by it.
@@ -172,6 +175,7 @@ def test_largest(x):
     assert loops.largest(np.array(x, np.float32)) == max(x)
 
 
+@compiled_only
 def test_without_a_folder_for_compiled_code(tmp_path):
     """Neither the package's folder nor the user's can be written: a temporary one is used."""
     script = (
