@@ -98,10 +98,10 @@ def parser():
     sub = command("generate", "text from a base, with or without an adapter")
     base_flags(sub)
     sub.add_argument("--prompt", required=True, help="what the text begins with, or the request")
-    sub.add_argument("--max-tokens", type=int, default=200)
+    sub.add_argument("--max-tokens", type=positive, default=200)
     sub.add_argument("--temp", type=float, default=0.0, help="0 always takes the likeliest token")
     sub.add_argument("--top-p", type=float, default=1.0)
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=whole, default=0)
     sub.add_argument("--raw", action="store_true", help="continue the prompt without chat template")
 
     sub = command("evaluate", "loss, perplexity, exact match and calibration on held-out rows")
@@ -122,7 +122,7 @@ def parser():
     sub = command("inspect", "the tree, what an adapter trains, the byte ledger, the tokens")
     base_flags(sub)
     data_flags(sub)
-    sub.add_argument("--tokens", type=int, default=512, help="of a batch, for the ledger")
+    sub.add_argument("--tokens", type=positive, default=512, help="of a batch, for the ledger")
 
     sub = command("fetch", "bring the real base into the cache folder")
     sub.add_argument("model", choices=("smollm2",))
@@ -180,6 +180,20 @@ def train_flags(sub):
     add("-c", "--config", help="a TOML file with the same names")
 
 
+def whole(text):
+    """A whole number from 0, as a flag's value."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text}")
+    return int(text)
+
+
+def positive(text):
+    """A whole number from 1, as a flag's value."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text}")
+    return int(text)
+
+
 def number(text):
     """16 stays a whole number, as PEFT writes it."""
     value = float(text)
@@ -190,7 +204,7 @@ def base_flags(sub, adapter=True):
     """Which base, stored how; what an adapter's run folder says holds where a flag is not given."""
     sub.add_argument("--model", help="as in train; default: the adapter's base, or tiny")
     sub.add_argument("--quantize", choices=SCHEMES, help="default: as trained, or none")
-    sub.add_argument("--block-size", type=int)
+    sub.add_argument("--block-size", type=positive)
     if adapter:
         sub.add_argument("--adapter-path", help="an adapter folder, ours or PEFT's")
 
@@ -198,6 +212,6 @@ def base_flags(sub, adapter=True):
 def data_flags(sub):
     """Which rows, and how they become targets."""
     sub.add_argument("--data", help="as in train; default: what the adapter was trained on")
-    sub.add_argument("--max-seq-length", type=int)
+    sub.add_argument("--max-seq-length", type=positive)
     switch = argparse.BooleanOptionalAction
     sub.add_argument("--mask-prompt", action=switch, default=None, help="score only the answers")

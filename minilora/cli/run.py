@@ -5,11 +5,13 @@ the new file, whole. The first files are written at the first checkpoint; until 
 folder changes.
 """
 
+import math
+import os
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig
+from ..config import TrainConfig, require
 from ..data.rows import load_rows, prepare, split_row
 from ..evaluation.memory import ledger, peak_rss_mb, summary, table
 from ..evaluation.metrics import evaluate
@@ -47,7 +49,13 @@ def fine_tune(args):
     valid = prepare(held_out, tokenizer, config)[0] if held_out else []
     print(summary(adapters, base))
     tokens = config.batch_size * max(len(e.tokens) - 1 for e in examples)
-    print(f"a step over {tokens} tokens:\n{table(ledger(adapters, base, model, tokens))}")
+    parts = ledger(adapters, base, model, tokens)
+    print(f"a step over {tokens} tokens:\n{table(parts)}")
+    require(
+        sum(parts.values()) < physical_memory(),
+        f"a step over {tokens} tokens needs {sum(parts.values()) / 1e9:,.0f} GB, this machine has "
+        f"{physical_memory() / 1e9:,.0f}: lower --batch-size or --max-seq-length",
+    )
     if Path(args.data).is_file():
         whole = len(rows) + len(held_out)
         how = "every tenth held out" if held_out else "none held out: fewer than ten"
@@ -87,6 +95,14 @@ def fine_tune(args):
         scores = show("after", best)
         replace_text(folder / "README.md", model_card(args, adapter_config, scores))
     print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
+
+
+def physical_memory():
+    """Bytes of memory of this machine; infinite where the system does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def _picked(args, kind):

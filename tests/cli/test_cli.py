@@ -206,6 +206,26 @@ BAD_FLAGS = {
 }
 
 
+BAD_NUMBERS = (
+    "generate --prompt a --seed -1", "generate --prompt a --block-size 0",
+    "generate --prompt a --max-tokens 1000000000000", "evaluate --max-seq-length 0",
+    "inspect --tokens -5", "train --lora-r 1000000000000", "train --batch-size 1000000000",
+    "train --block-size 1099511627776", "train --max-seq-length -1", "train --seed -1",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", BAD_NUMBERS)
+def test_a_number_out_of_range_is_one_line(words, tmp_path, capsys):
+    more = ["--adapter-path", tmp_path / "out"] if words.startswith("train") else []
+    error_of(capsys, run(words, "--model micro", *more))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_of_very_many_steps_ends(tmp_path, capsys):
+    words = "train --model micro --dry-run --iters 1000000000000000000 --adapter-path"
+    assert run(words, tmp_path / "out") == 0
+
+
 @pytest.mark.parametrize("flags", BAD_FLAGS)
 def test_a_bad_flag_is_one_line_and_writes_nothing(flags, base, data, tmp_path, capsys):
     out = tmp_path / "out"
