@@ -64,10 +64,11 @@ def hidden(
     """The normed state above the last block: (B, T, D).
 
     `starts` (B, T) says where each token's example begins (0 unless packed). With a `cache`, the
-    tokens continue those that it holds. `rng`, a `nn.RowRng`, turns dropout on. A trained prompt or
+    tokens continue those that it holds. `rng`, NumPy's or a `nn.RowRng`, turns dropout on. A trained prompt or
     prefix takes the first positions; the prompt's own states are not among those returned.
     """
-    ops, trained, frozen = ops or OPS, child(adapters, "model"), base["model"]
+    ops, rng = ops or OPS, nn.row_rng(rng, len(tokens))
+    trained, frozen = child(adapters, "model"), base["model"]
     layers = child(trained, "layers")
     past = 0 if cache is None else cache.length
     x = leaf(child(trained, "embed_tokens"), frozen["embed_tokens"], "weight")[tokens]

@@ -71,6 +71,13 @@ class RowRng:
         return np.stack(rows)
 
 
+def row_rng(rng, rows):
+    """Return a RowRng or None as it is; from a NumPy generator draw a seed for each row."""
+    if rng is None or isinstance(rng, RowRng):
+        return rng
+    return RowRng(rng.integers(2**63, size=(rows, 1)).tolist())
+
+
 def dropout(x, p, rng):
     """x∘m/(1−p), m ~ Bernoulli(1−p), so the mean stays; x itself without an rng."""
     if rng is None or p == 0:

@@ -349,6 +349,12 @@ def test_dropout_is_a_function_of_its_generator(ops):
     assert run(ops, seed=1) == run(ops, seed=1)
     assert run(ops, seed=1)[0] != run(ops, seed=2)[0] != run(ops)[0]
     assert run(ops) == run(ops, p=0.0) == run(ops, seed=1, p=0.0)
+    adapters, frozen = adapted(random_base(TINY), lora_dropout=0.5)
+    losses = [
+        model.loss(adapters, frozen, random_batch(TINY), TINY, ops, np.random.default_rng(seed))
+        for seed in (1, 1, 2)
+    ]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_layers_have_masks_of_their_own(monkeypatch):
