@@ -64,8 +64,8 @@ def hidden(
     """The normed state above the last block: (B, T, D).
 
     `starts` (B, T) says where each token's example begins (0 unless packed). With a `cache`, the
-    tokens continue those that it holds. `rng`, NumPy's or a `nn.RowRng`, turns dropout on. A trained prompt or
-    prefix takes the first positions; the prompt's own states are not among those returned.
+    tokens continue those that it holds. `rng`, NumPy's or a `nn.RowRng`, turns dropout on. A
+    trained prompt or prefix takes the first positions; its own states are not returned.
     """
     ops, rng = ops or OPS, nn.row_rng(rng, len(tokens))
     trained, frozen = child(adapters, "model"), base["model"]
