@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config import InputError, require
 from ..quant.stored import Stored, halves
-from .safetensors_file import decode
+from .safetensors_file import Entry, decode, read_raw
 
 BLOCK = 32  # weights that share a scale
 # type number -> (name, weights in a block, bytes of a block)
@@ -29,58 +29,8 @@ NOT_READ = {
 }  # fmt: skip
 STRING, ARRAY = 8, 9
 SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one tensor lies: `kind` is a key of TYPES, `offset` in bytes from the file's start."""
-
-    path: str
-    name: str
-    kind: int
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def where(self):
-        return f"{self.path}: tensor {self.name}"
-
-    @property
-    def nbytes(self):
-        _, block, size = TYPES[self.kind]
-        return math.prod(self.shape) // block * size
-
-    def read(self):
-        """The tensor as float32. Raises InputError if the file has become shorter."""
-        return dequantize(self._raw(), TYPES[self.kind][0]).reshape(self.shape)
-
-    def read_stored(self):
-        """A matrix, left in F16, BF16 or Q8_0 if it is in one of them; else as `read`."""
-        kind = TYPES[self.kind][0]
-        if kind in ("F16", "BF16"):
-            return halves(self._raw().view("<u2").reshape(self.shape), kind)
-        if kind != "Q8_0":
-            return self.read()
-        blocks = self._raw().reshape(-1, 34)
-        codes = np.ascontiguousarray(blocks[:, 2:]).view(np.int8).reshape(self.shape)
-        return Stored(kind, codes, _float16(blocks, 0).reshape(len(codes), -1))
-
-    def _raw(self):
-        raw = np.fromfile(self.path, np.uint8, self.nbytes, offset=self.offset)
-        require(raw.size == self.nbytes, f"{self.where} is cut off: the file is truncated")
-        return raw
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}  # fmt: skip
 
 
 def dequantize(raw, kind):
@@ -103,6 +53,15 @@ def dequantize(raw, kind):
         # x = d·q + m, q in 0 … 15   (Q4_1)
         x = _float16(blocks, 0) * _nibbles(blocks[:, 4:]) + _float16(blocks, 2)
     return x.reshape(-1)
+
+
+def keep(raw, kind, shape):
+    """The matrix in the bytes of a tensor of type F16, BF16 or Q8_0, left in that type."""
+    if kind != "Q8_0":
+        return halves(raw.view("<u2").reshape(shape), kind)
+    blocks = raw.reshape(-1, 34)
+    codes = np.ascontiguousarray(blocks[:, 2:]).view(np.int8).reshape(shape)
+    return Stored(kind, codes, _float16(blocks, 0).reshape(len(codes), -1))
 
 
 def _float16(blocks, at):
@@ -196,8 +155,15 @@ def _entry(cursor, start, name, shape, kind, offset):
         f"{where} has the type {NOT_READ.get(kind, kind)}, which is not read; "
         "take a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1",
     )
-    require(shape[-1] % TYPES[kind][1] == 0, f"{where} has rows of {shape[-1]}, no whole blocks")
-    entry = Entry(cursor.path, name, kind, shape, start + offset)
-    end = entry.offset + entry.nbytes
-    require(end <= size, f"{where} ends at byte {end} of {size}: truncated, copy it again")
-    return entry
+    dtype, block, width = TYPES[kind]
+    require(shape[-1] % block == 0, f"{where} has rows of {shape[-1]}, no whole blocks")
+    count, at = math.prod(shape) // block * width, start + offset
+    require(
+        at + count <= size, f"{where} ends at byte {at + count} of {size}: truncated, copy it again"
+    )
+
+    def raw():
+        return read_raw(where, cursor.path, np.uint8, count, at)
+
+    stored = (lambda: keep(raw(), dtype, shape)) if dtype in ("F16", "BF16", "Q8_0") else None
+    return Entry(where, shape, dtype, lambda: dequantize(raw(), dtype).reshape(shape), stored)

@@ -5,7 +5,7 @@ q_proj and k_proj, and Llama 3's stretched rotation, which it stores as a tensor
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -24,25 +24,6 @@ NAMES = {
 DIVISORS = "rope_freqs.weight"
 
 
-@dataclass(frozen=True)
-class Permuted:
-    """A tensor of q_proj or k_proj whose rows come out in Hugging Face's order."""
-
-    entry: gguf_file.Entry
-    heads: int
-
-    @property
-    def shape(self):
-        return self.entry.shape
-
-    @property
-    def where(self):
-        return self.entry.where
-
-    def read(self):
-        return half_rotation_order(self.entry.read(), self.heads)
-
-
 def half_rotation_order(w, heads):
     """Undo llama.cpp's order of the rows of q_proj and k_proj: weight (heads·hd, in), or bias.
 
@@ -53,37 +34,34 @@ def half_rotation_order(w, heads):
 
 
 def read(path):
-    """(ModelConfig, {Hugging Face's path: entry with shape, where, read()}, metadata).
+    """Read (ModelConfig, {Hugging Face's path: Entry}, metadata) of a GGUF file.
 
     Raises InputError naming the key or tensor that is missing, unknown or not read.
     """
     metadata, entries = gguf_file.read_header(path)
     config = read_config(path, metadata, entries)
-    tensors = {
-        _path(entry): _in_order(entry, config)
-        for name, entry in entries.items()
-        if name != DIVISORS
-    }
+    entries.pop(DIVISORS, None)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    tensors = {}
+    for name, entry in entries.items():
+        place = _path(name, entry.where)
+        module = place.split(".")[-2]
+        tensors[place] = _in_order(entry, heads[module]) if module in heads else entry
     return config, tensors, metadata
 
 
-def _path(entry):
+def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
-    *block, module, leaf = entry.name.split(".") if "." in entry.name else ("", entry.name)
+    *block, module, leaf = name.split(".") if "." in name else ("", name)
     known = module in NAMES and leaf in ("weight", "bias") and len(block) in (0, 2)
-    require(known, f"{entry.where} is not one of a Llama's")
+    require(known, f"{where} is not one of a Llama's")
     layer = f"model.layers.{block[1]}." if block else ""
     return f"{layer}{NAMES[module]}.{leaf}"
 
 
-def _in_order(entry, config):
-    for module, heads in (
-        (".attn_q.", config.num_attention_heads),
-        (".attn_k.", config.num_key_value_heads),
-    ):
-        if module in entry.name and entry.shape[0] == heads * config.head_dim:
-            return Permuted(entry, heads)
-    return entry  # if its shape is wrong, the reader of the tree says so
+def _in_order(entry, heads):
+    """Make the entry read its rows in Hugging Face's order."""
+    return replace(entry, read=lambda: half_rotation_order(entry.read(), heads), read_stored=None)
 
 
 def read_config(path, metadata, entries):

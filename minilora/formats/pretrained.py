@@ -98,7 +98,9 @@ def read_tree(checkpoint, scheme, block_size, stored=None):
     require(last in tensors, f"tensor {last} is missing from {_origin(tensors)}")
     expected = shapes(checkpoint.config, **checkpoint.biases)
     if stored is None:
-        stored = scheme != "none" or quantized_file.is_quantized(tensors)
+        stored = scheme != "none" or any(
+            entry.dtype in quantized_file.TYPES for entry in tensors.values()
+        )
     for name, entry in tensors.items():
         require(name in expected or _needless(name), f"{entry.where} is not one of a Llama's")
     for path, shape in expected.items():
@@ -108,7 +110,7 @@ def read_tree(checkpoint, scheme, block_size, stored=None):
             entry.shape == shape,
             f"{entry.where} has the shape {entry.shape}, its config says {shape}",
         )
-        as_stored = stored and path in TABLES and hasattr(entry, "read_stored")
+        as_stored = stored and path in TABLES and entry.read_stored
         w = entry.read_stored() if as_stored else entry.read()
         put(base, path, _leaf(path, entry, w, scheme, block_size))
     return base

@@ -9,7 +9,6 @@ eight-bit codes, and `weight.nested_absmax` and `weight.nested_quant_map` are wh
 
 import json
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,10 +18,11 @@ from ..nested import BLOCK, DYNAMIC, Nested
 from ..quant.int8 import Int8
 from ..tree import walk
 from . import hf_folder
-from .safetensors_file import Entry, Source, is_finite
+from .safetensors_file import Entry, Source, check_floats
 
 STATE = ".quant_state.bitsandbytes__"
 MAPS = {"nf4": nf4.NF4, "fp4": nf4.FP4}
+TYPES = ("int8", *MAPS)  # an Entry's dtype if its weight is quantized
 
 
 def scheme(leaf):
@@ -51,83 +51,32 @@ def join(folder, settings, tensors):
     for name in tensors:
         weight, _, code = name.partition(STATE)
         if code:
-            parts = {key: rest.pop(key) for key in list(rest) if key.startswith(weight + ".")}
-            joined[weight] = _four_bit(weight, code, rest.pop(weight, None), parts)
+            own = [key for key in rest if key.startswith(weight + ".")]
+            parts = {key.removeprefix(weight + "."): rest.pop(key) for key in own}
+            joined[weight] = _four_bit(code, rest.pop(weight, None), tensors[name], parts)
         elif name.endswith(".SCB"):
             weight = name.removesuffix("SCB") + "weight"
             rest.pop(weight + "_format", None)
-            joined[weight] = EightBit(rest.pop(weight, None), rest.pop(name))
-            require(joined[weight].codes is not None, f"{tensors[name].where} has no weight")
+            joined[weight] = _eight_bit(rest.pop(weight, None), rest.pop(name))
     return rest | joined
 
 
-def is_quantized(tensors):
-    """Whether any of the entries is a quantized weight."""
-    return any(isinstance(entry, EightBit | FourBit) for entry in tensors.values())
+def _eight_bit(codes, absmax):
+    """Make the Entry of the weight whose codes and absmax are these entries."""
+    require(codes is not None, f"{absmax.where} has no weight")
+    shape = codes.shape
+
+    def read():
+        return Int8(_part(codes, np.int8, shape), _part(absmax, np.float32, shape[:1]))
+
+    return Entry(codes.where, shape, "int8", read)
 
 
-@dataclass(frozen=True)
-class EightBit:
-    """An 8-bit weight on disk."""
+def _four_bit(code, codes, state, parts):
+    """Make the Entry of the weight with these entries of its codes, its state and its parts.
 
-    codes: Entry
-    absmax: Entry
-
-    @property
-    def where(self):
-        return self.codes.where
-
-    @property
-    def shape(self):
-        return self.codes.shape
-
-    def read(self):
-        codes = _part(self.codes, np.int8, self.shape)
-        return Int8(codes, _part(self.absmax, np.float32, self.shape[:1]))
-
-
-@dataclass(frozen=True)
-class FourBit:
-    """A 4-bit weight on disk. `parts` are named as in the file, without the weight's own name."""
-
-    codes: Entry
-    parts: dict
-    state: dict
-
-    @property
-    def where(self):
-        return self.codes.where
-
-    @property
-    def shape(self):
-        return tuple(self.state["shape"])
-
-    def read(self):
-        n, block_size = math.prod(self.shape), self.state["blocksize"]
-        m, code = -(-n // block_size), self.state["quant_type"]
-        codes = _part(self.codes, np.uint8, (-(-n // 2), 1)).reshape(-1)
-        self._check_map("quant_map", MAPS[code])
-        scales = self._nested(m) if "nested_absmax" in self.parts else self._read("absmax", (m,))
-        return nf4.Quantized(codes, scales, self.shape, block_size, code)
-
-    def _nested(self, m):
-        self._check_map("nested_quant_map", DYNAMIC)
-        codes = self._read("absmax", (m,), np.uint8)
-        absmax = self._read("nested_absmax", (-(-m // BLOCK),))
-        return Nested(codes, absmax, np.float32(self.state["nested_offset"]))
-
-    def _read(self, name, shape, dtype=np.float32):
-        require(name in self.parts, f"{self.where} has no {name}")
-        return _part(self.parts[name], dtype, shape)
-
-    def _check_map(self, name, values):
-        same = np.allclose(self._read(name, values.shape), values, rtol=0, atol=1e-6)
-        require(same, f"{self.where} is in another code: its {name} is not bitsandbytes'")
-
-
-def _four_bit(weight, code, codes, parts):
-    named = {key.removeprefix(weight + "."): entry for key, entry in parts.items()}
-    state = parts[weight + STATE + code]
+    `parts` are named as in the file, without the weight's own name.
+    """
     require(codes is not None, f"{state.where} has no weight")
     try:
         fields = json.loads(bytes(state.read()))
@@ -138,12 +87,35 @@ def _four_bit(weight, code, codes, parts):
             and fields["quant_type"] == code
             and code in MAPS
             and sizes[-1] == BLOCK
-            and ("nested_absmax" not in named or math.isfinite(fields["nested_offset"]))
+            and ("nested_absmax" not in parts or abs(fields["nested_offset"]) < 1e38)
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     require(sound, f"{state.where} is malformed")
-    return FourBit(codes, named, fields)
+    shape, block_size = tuple(fields["shape"]), fields["blocksize"]
+    n = math.prod(shape)
+    m = -(-n // block_size)
+
+    def part(name, shape, dtype=np.float32):
+        require(name in parts, f"{codes.where} has no {name}")
+        return _part(parts[name], dtype, shape)
+
+    def check_map(name, values):
+        same = np.allclose(part(name, values.shape), values, rtol=0, atol=1e-6)
+        require(same, f"{codes.where} is in another code: its {name} is not bitsandbytes'")
+
+    def read():
+        packed = _part(codes, np.uint8, (-(-n // 2), 1)).reshape(-1)
+        check_map("quant_map", MAPS[code])
+        if "nested_absmax" not in parts:
+            return nf4.Quantized(packed, part("absmax", (m,)), shape, block_size, code)
+        check_map("nested_quant_map", DYNAMIC)
+        absmax = part("nested_absmax", (-(-m // BLOCK),))
+        offset = np.float32(fields["nested_offset"])
+        scales = Nested(part("absmax", (m,), np.uint8), absmax, offset)
+        return nf4.Quantized(packed, scales, shape, block_size, code)
+
+    return Entry(codes.where, shape, code, read)
 
 
 def _part(entry, dtype, shape):
@@ -152,8 +124,7 @@ def _part(entry, dtype, shape):
         w.dtype == dtype and w.shape == shape,
         f"{entry.where} is {w.dtype} {w.shape}, expected {np.dtype(dtype)} {shape}",
     )
-    require(w.dtype.kind != "f" or is_finite(w), f"{entry.where} has a NaN or an infinite number")
-    return w
+    return check_floats(entry.where, w) if dtype is np.float32 else w
 
 
 # --- writing

@@ -1,12 +1,11 @@
 """The safetensors format: eight bytes of length, a JSON header, then the tensors' raw bytes.
 
-Part 1 of `lessons/00_qlora_in_one_file.py`, made general: every type of number, large files,
-damaged files.
+Part 1 of `lessons/00_qlora_in_one_file.py`, made general: large files, damaged files.
 
-Nothing in such a file is executed, which is why it took the place of pickled checkpoints. Written
-out here because NumPy has no bfloat16, which the library's NumPy side therefore cannot read, and
-because a large model has to pass through tensor by tensor. Every number in the header is checked
-against the file before it is believed.
+Nothing in such a file is executed, which is why it took the place of pickled checkpoints. The
+format is implemented here because NumPy has no bfloat16, which the library's NumPy side therefore
+cannot read, and because a large model has to pass through tensor by tensor. Every number in the
+header is checked against the file before it is believed.
 """
 
 import json
@@ -14,6 +13,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,50 +21,31 @@ from ..config import InputError, require
 from ..quant.stored import halves
 
 FLOATS: dict[str, np.dtype] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-}
-DTYPES: dict[str, np.dtype] = FLOATS | {
-    "F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"), "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
 }  # fmt: skip
+DTYPES: dict[str, np.dtype] = FLOATS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
 FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: `offset` in bytes from the start of the file at `path`."""
+    """A tensor of a file whose header is checked and whose numbers are not read yet.
 
-    path: str
-    name: str
-    dtype: str
+    `read` and `read_stored` raise InputError if the file has become shorter.
+    """
+
+    where: str  # the file and the tensor, for messages
     shape: tuple[int, ...]
-    offset: int
+    dtype: str  # the type's name in the file, or the code of a quantized weight
+    read: Callable[[], Any]  # float32, 8-bit numbers as they are, or a quantized weight
+    read_stored: Callable[[], Any] | None = None  # a matrix left in F16, BF16 or Q8_0
 
-    @property
-    def where(self):
-        return f"{self.path}: tensor {self.name}"
 
-    def read(self):
-        """The tensor; F32, F16 and BF16 as float32, whole numbers and F64 as they are stored.
-
-        Raises InputError if the file has become shorter.
-        """
-        return decode(self._raw(), self.dtype)
-
-    def read_stored(self):
-        """A matrix, left in F16 or BF16 if it is in one of them; else as `read`."""
-        if self.dtype in ("F16", "BF16"):
-            return halves(self._raw(), self.dtype)
-        return self.read()
-
-    def _raw(self):
-        count = math.prod(self.shape)
-        raw = np.fromfile(self.path, DTYPES[self.dtype], count, offset=self.offset)
-        require(raw.size == count, f"{self.where} is cut off: the file is truncated, copy it again")
-        return raw.reshape(self.shape)
+def read_raw(where, path, dtype, count, offset):
+    """Read `count` numbers from byte `offset` of the file; InputError if they are not all there."""
+    raw = np.fromfile(path, dtype, count, offset=offset)
+    require(raw.size == count, f"{where} is cut off: the file is truncated, copy it again")
+    return raw
 
 
 def decode(raw, dtype):
@@ -99,12 +80,45 @@ def is_finite(w):
     return w.size == 0 or bool(np.isfinite(w.min()) and np.isfinite(w.max()))
 
 
-def read_header(path):
-    """{tensor name: Entry} of a safetensors file.
+def check_floats(where, w):
+    """Return w if it is float32 and finite; else raise InputError naming `where`."""
+    require(w.dtype == np.float32, f"{where} holds {w.dtype}, not F32, F16 or BF16")
+    require(is_finite(w), f"{where} has a NaN or an infinite number")
+    return w
 
-    Raises InputError if the file is missing, truncated, or its header does not describe it.
+
+def read_header(path):
+    """Read {tensor name: Entry} of a safetensors file.
+
+    The tensors must fill the rest of the file without gap or overlap, as the format demands. Raises
+    InputError if the file is missing, truncated, or its header does not describe it.
     """
     path = os.fspath(path)
+    header, data, size = _json(path)
+    header.pop("__metadata__", None)
+    spans = {name: _span(path, name, fields) for name, fields in header.items()}
+    end, entries = 0, {}
+    for name, (start, stop) in sorted(spans.items(), key=lambda item: item[1]):
+        where = f"{path}: tensor {name}"
+        require(start == end, f"{where} overlaps another or leaves a gap")
+        require(
+            data + stop <= size,
+            f"{where} ends at byte {data + stop} of a file of {size} bytes: "
+            "truncated, copy it again",
+        )
+        entries[name] = _entry(where, path, header[name], data + start)
+        end = stop
+    require(data + end == size, f"{path} has {size - data - end} bytes that its header leaves out")
+    return entries
+
+
+def read_metadata(path):
+    """Read the texts that the header holds beside the tensors."""
+    return _json(path)[0].get("__metadata__")
+
+
+def _json(path):
+    """Read (header, offset of the tensors' bytes, size of the file)."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -113,36 +127,16 @@ def read_header(path):
             header = json.loads(file.read(length))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} is no safetensors file: its header is not JSON") from error
     require(isinstance(header, dict), f"{path} is no safetensors file: its header is no object")
-    return _entries(path, header, data=8 + length, size=size)
+    return header, 8 + length, size
 
 
-def _entries(path, header, data, size):
-    """The tensors must fill the rest of the file without gap or overlap, as the format demands."""
-    spans, entries = [], {}
-    for name, fields in header.items():
-        if name != "__metadata__":
-            entry, span = _entry(path, name, fields, data)
-            entries[name] = entry
-            spans.append((*span, name))
-    end = 0
-    for start, stop, name in sorted(spans):
-        require(start == end, f"{path}: tensor {name} overlaps another or leaves a gap")
-        require(
-            data + stop <= size,
-            f"{path}: tensor {name} ends at byte {data + stop} of a file of {size} bytes: "
-            "truncated, copy it again",
-        )
-        end = stop
-    require(data + end == size, f"{path} has {size - data - end} bytes that its header leaves out")
-    return entries
-
-
-def _entry(path, name, fields, data):
+def _span(path, name, fields):
+    """Check the header's fields of one tensor and return its data_offsets."""
     require(name.isprintable(), f"{path}: {name!r} is no name of a tensor")
     try:
         dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -157,7 +151,18 @@ def _entry(path, name, fields, data):
         f"{path}: the header gives tensor {name} the shape {shape}, which is not its "
         f"{stop - start} bytes",
     )
-    return Entry(path, name, dtype, tuple(shape), data + start), (start, stop)
+    return start, stop
+
+
+def _entry(where, path, fields, offset):
+    dtype, shape = fields["dtype"], tuple(fields["shape"])
+
+    def raw():
+        return read_raw(where, path, DTYPES[dtype], math.prod(shape), offset).reshape(shape)
+
+    sixteen_bits = dtype in ("F16", "BF16")
+    stored = (lambda: halves(raw(), dtype)) if sixteen_bits else None
+    return Entry(where, shape, dtype, lambda: decode(raw(), dtype), stored)
 
 
 @dataclass(frozen=True)
