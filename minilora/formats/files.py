@@ -38,6 +38,15 @@ def first_line(error):
 
 
 @contextmanager
+def naming(path):
+    """Put the file's name in front of what an InputError of the block says."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+@contextmanager
 def new_folder(path):
     """Yield a temporary folder that becomes `path` if the block succeeds and vanishes if it fails.
 

@@ -4,15 +4,16 @@ llama.cpp differs from Hugging Face in three ways that matter: the names, the or
 q_proj and k_proj, and Llama 3's stretched rotation, which it stores as a tensor of divisors.
 """
 
-import math
 from dataclasses import replace
 
 import numpy as np
 
 from .. import nn
-from ..config import require
+from ..config import ModelConfig, require
 from . import gguf_file
-from .hf_config import model_config
+from .files import naming
+from .hf_config import ids, positive, size
+from .safetensors_file import check_floats
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -39,8 +40,10 @@ def read(path):
     Raises InputError naming the key or tensor that is missing, unknown or not read.
     """
     metadata, entries = gguf_file.read_header(path)
-    config = read_config(path, metadata, entries)
-    entries.pop(DIVISORS, None)
+    with naming(path):
+        config = _config(metadata, tied="output.weight" not in entries)
+    if DIVISORS in entries:
+        config = _llama3_rope(config, entries.pop(DIVISORS))
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     tensors = {}
     for name, entry in entries.items():
@@ -64,60 +67,48 @@ def _in_order(entry, heads):
     return replace(entry, read=lambda: half_rotation_order(entry.read(), heads), read_stored=None)
 
 
-def read_config(path, metadata, entries):
-    """The ModelConfig that the metadata spells; InputError naming the key that is missing."""
+def _config(metadata, tied):
     architecture = metadata.get("general.architecture")
-    require(architecture == "llama", f"{path} holds a {architecture!r} model; only llama is read")
+    require(architecture == "llama", f"the file holds a {architecture!r} model; only llama is read")
 
-    def size(name, default=None):
-        value = metadata.get(f"llama.{name}", default)
-        require(
-            type(value) is int and value > 0,
-            f"{path}: llama.{name} must be a whole number from 1, got {value!r}",
-        )
-        return value
+    def whole(name, default=None):
+        return size(metadata, f"llama.{name}", default)
 
     def real(name, default):
-        value = metadata.get(f"llama.{name}", default)
-        sound = isinstance(value, int | float) and 0 < value < math.inf
-        require(sound, f"{path}: llama.{name} must be a positive number, got {value!r}")
-        return float(value)
+        return float(positive(metadata, f"llama.{name}", default))
 
-    heads, width = size("attention.head_count"), size("embedding_length")
-    ends = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
-    config = model_config(
-        path,
-        vocab_size=size("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
+    def token(name):
+        return ids(metadata, f"tokenizer.ggml.{name}_token_id")
+
+    heads, width = whole("attention.head_count"), whole("embedding_length")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    stretch = metadata.get("llama.rope.scaling.type", "none")
+    require(
+        stretch in ("none", "linear"),
+        f"llama.rope.scaling.type {stretch!r} is not read; none, linear and Llama 3's are",
+    )
+    linear = {"rope_type": "linear", "factor": real("rope.scaling.factor", 1)}
+    return ModelConfig(
+        vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
         hidden_size=width,
-        intermediate_size=size("feed_forward_length"),
-        num_hidden_layers=size("block_count"),
+        intermediate_size=whole("feed_forward_length"),
+        num_hidden_layers=whole("block_count"),
         num_attention_heads=heads,
-        num_key_value_heads=size("attention.head_count_kv", heads),
-        head_dim=size("attention.key_length", size("rope.dimension_count", width // heads)),
+        num_key_value_heads=whole("attention.head_count_kv", heads),
+        head_dim=whole("attention.key_length", whole("rope.dimension_count", width // heads)),
         rope_theta=real("rope.freq_base", 10000),
         rms_norm_eps=real("attention.layer_norm_rms_epsilon", 1e-5),
-        tie_word_embeddings="output.weight" not in entries,
-        max_position_embeddings=size("context_length", 2048),
-        eos_token_id=tuple(dict.fromkeys(end for end in ends if end is not None)),
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        rope_scaling=_rope_scaling(path, metadata, real("rope.scaling.factor", 1)),
+        tie_word_embeddings=tied,
+        max_position_embeddings=whole("context_length", 2048),
+        eos_token_id=tuple(dict.fromkeys(token("eos") + token("eot"))),
+        bos_token_id=next(iter(token("bos")), None),
+        rope_scaling=linear if stretch == "linear" else None,
     )
-    return _llama3_rope(config, entries[DIVISORS]) if DIVISORS in entries else config
-
-
-def _rope_scaling(path, metadata, factor):
-    kind = metadata.get("llama.rope.scaling.type", "none")
-    require(
-        kind in ("none", "linear"),
-        f"{path}: llama.rope.scaling.type {kind!r} is not read; none, linear and Llama 3's are",
-    )
-    return {"rope_type": "linear", "factor": factor} if kind == "linear" else None
 
 
 def _llama3_rope(config, entry):
     """The config with Llama 3.1's published way of stretching, if it gives the stored divisors."""
-    divisors = entry.read()
-    require(np.isfinite(divisors).all(), f"{entry.where} has a NaN or an infinite number")
+    divisors = check_floats(entry.where, entry.read())
     require((divisors >= 1).all(), f"{entry.where} has a divisor below 1")
     scaling = {
         "rope_type": "llama3",

@@ -7,8 +7,8 @@ score.
 """
 
 from ..config import InputError, require
-from ..data.tokenizer import SPECIAL, PretrainedTokenizer
-from .files import first_line, library
+from ..data.tokenizer import PretrainedTokenizer
+from .files import first_line, library, naming
 
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
 ID_KEYS = {
@@ -23,96 +23,88 @@ BYTE_LEVEL = ("smollm", "gpt-2", "llama-bpe")
 
 
 def from_metadata(path, metadata):
-    """The PretrainedTokenizer of the GGUF file at `path` whose metadata is given.
+    """Make the PretrainedTokenizer of the GGUF file at `path` whose metadata is given.
 
     Raises InputError naming the key that is missing or holds what is not read.
     """
-    kind = _get(path, metadata, "model")
-    require(kind in BUILDERS, f"{path}: tokenizer.ggml.model {kind!r} is not read; gpt2, llama are")
-    try:
-        backend = BUILDERS[kind](path, metadata)
-        _add_special(backend, path, metadata)
-    except InputError:
-        raise
-    except Exception as error:  # the library raises plain Exception
-        raise InputError(f"{path}: its tokenizer is broken: {first_line(error)}") from error
-    special = _special(path, metadata)
-    require("eos_token" in special, f"{path}: tokenizer.ggml.eos_token_id is missing")
+    with naming(path):
+        kind = _get(metadata, "model")
+        require(kind in BUILDERS, f"tokenizer.ggml.model {kind!r} is not read; gpt2, llama are")
+        try:
+            backend = BUILDERS[kind](metadata)
+            _add_special(backend, metadata)
+            special = _special(metadata)
+        except InputError:
+            raise
+        except Exception as error:  # the library raises plain Exception
+            raise InputError(f"its tokenizer is broken: {first_line(error)}") from error
+        require("eos_token" in special, "tokenizer.ggml.eos_token_id is missing")
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **special,
         "model_max_length": metadata.get("llama.context_length"),
         "clean_up_tokenization_spaces": False,
     }
-    template = metadata.get("tokenizer.chat_template")
-    eos = metadata["tokenizer.ggml.eos_token_id"]
+    eos, template = _get(metadata, "eos_token_id"), metadata.get("tokenizer.chat_template")
     return PretrainedTokenizer(backend, eos, special, template, settings)
 
 
-def _get(path, metadata, name):
+def _get(metadata, name):
     key = f"tokenizer.ggml.{name}"
-    require(key in metadata, f"{path}: {key} is missing")
+    require(key in metadata, f"{key} is missing")
     return metadata[key]
 
 
-def _special(path, metadata):
-    """{"eos_token": "<|im_end|>", …} for the ids that the file names."""
-    tokens = _get(path, metadata, "tokens")
-    ids = {name: metadata.get(f"tokenizer.ggml.{ID_KEYS[name]}_token_id") for name in SPECIAL}
-    for name, i in ids.items():
-        require(
-            i is None or (type(i) is int and 0 <= i < len(tokens)),
-            f"{path}: {name} has the id {i!r} of {len(tokens)} tokens",
-        )
-    return {name: tokens[i] for name, i in ids.items() if i is not None}
+def _special(metadata):
+    """Look up {"eos_token": "<|im_end|>", …} for the ids that the file names."""
+    tokens = _get(metadata, "tokens")
+    special = {}
+    for name, key in ID_KEYS.items():
+        i = metadata.get(f"tokenizer.ggml.{key}_token_id")
+        sound = i is None or (type(i) is int and 0 <= i < len(tokens))
+        require(sound, f"{name} has the id {i!r} of {len(tokens)} tokens")
+        if i is not None:
+            special[name] = tokens[i]
+    return special
 
 
-def byte_level(path, metadata):
-    """GPT-2's BPE over bytes spelled as printable characters (Radford et al. 2019, Sec. 2.2)."""
+def byte_level(metadata):
+    """Make GPT-2's BPE over bytes spelled as printable characters (Radford et al. 2019, Sec. 2.2)."""
     pre = metadata.get("tokenizer.ggml.pre")
     require(
-        pre in BYTE_LEVEL,
-        f"{path}: tokenizer.ggml.pre {pre!r} is not read; {', '.join(BYTE_LEVEL)} are",
+        pre in BYTE_LEVEL, f"tokenizer.ggml.pre {pre!r} is not read; {', '.join(BYTE_LEVEL)} are"
     )
     tk = library("tokenizers")
-    merges = [tuple(merge.split(" ", 1)) for merge in _get(path, metadata, "merges")]
+    merges = [tuple(merge.split(" ", 1)) for merge in _get(metadata, "merges")]
     # Llama 3 takes a whole piece that is a token at once, whatever the merges would make of it
-    model = tk.models.BPE(_vocabulary(path, metadata), merges, ignore_merges=pre == "llama-bpe")
-    backend = tk.Tokenizer(model)
-    by_gpt2 = tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre != "llama-bpe")
+    llama3 = pre == "llama-bpe"
+    backend = tk.Tokenizer(tk.models.BPE(_vocabulary(metadata), merges, ignore_merges=llama3))
     cut = {
         # every digit alone, then GPT-2's cut of what is between: in "a  12" both spaces stay
         # together, where GPT-2 alone would leave one of them with the number
-        "smollm": tk.pre_tokenizers.Digits(individual_digits=True),
-        "llama-bpe": tk.pre_tokenizers.Split(tk.Regex(LLAMA3_CUT), behavior="isolated"),
+        "smollm": [tk.pre_tokenizers.Digits(individual_digits=True)],
+        "llama-bpe": [tk.pre_tokenizers.Split(tk.Regex(LLAMA3_CUT), behavior="isolated")],
     }
-    first = [cut[pre]] if pre in cut else []
-    backend.pre_tokenizer = tk.pre_tokenizers.Sequence([*first, by_gpt2])
+    by_gpt2 = tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not llama3)
+    backend.pre_tokenizer = tk.pre_tokenizers.Sequence([*cut.get(pre, ()), by_gpt2])
     backend.decoder = tk.decoders.ByteLevel()
-    if metadata.get("tokenizer.ggml.add_bos_token", pre == "llama-bpe"):
-        _prepend_bos(backend, path, metadata)
+    _prepend_bos(backend, metadata, default=llama3)
     return backend
 
 
-def sentencepiece(path, metadata):
-    """Llama 2's BPE over characters, a space spelled ▁, unknown characters as bytes <0xE2>."""
+def sentencepiece(metadata):
+    """Make Llama 2's BPE over characters: a space is ▁, an unknown character its bytes <0xE2>."""
     tk = library("tokenizers")
-    vocabulary = _vocabulary(path, metadata)
-    scores = dict(zip(vocabulary, _get(path, metadata, "scores")))
-    model = tk.models.BPE(
-        vocabulary, merges_by_score(vocabulary, scores), unk_token="<unk>", fuse_unk=True,
-        byte_fallback=True,
-    )  # fmt: skip
+    vocabulary = _vocabulary(metadata)
+    merges = merges_by_score(vocabulary, dict(zip(vocabulary, _get(metadata, "scores"))))
+    model = tk.models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
     backend = tk.Tokenizer(model)
-    space = [tk.normalizers.Replace(" ", "▁")]
     prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
-    before = [tk.normalizers.Prepend("▁")] if prefix else []
-    backend.normalizer = tk.normalizers.Sequence(before + space)
-    d = tk.decoders
-    after = [d.Strip(" ", 1, 0)] if prefix else []
+    n, d = tk.normalizers, tk.decoders
+    before, after = ([n.Prepend("▁")], [d.Strip(" ", 1, 0)]) if prefix else ([], [])
+    backend.normalizer = n.Sequence([*before, n.Replace(" ", "▁")])
     backend.decoder = d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), *after])
-    if metadata.get("tokenizer.ggml.add_bos_token", True):
-        _prepend_bos(backend, path, metadata)
+    _prepend_bos(backend, metadata, default=True)
     return backend
 
 
@@ -129,24 +121,27 @@ def merges_by_score(vocabulary, scores):
     return merges
 
 
-def _vocabulary(path, metadata):
-    return {token: i for i, token in enumerate(_get(path, metadata, "tokens"))}
+def _vocabulary(metadata):
+    return {token: i for i, token in enumerate(_get(metadata, "tokens"))}
 
 
-def _add_special(backend, path, metadata):
-    """Tokens that are found in the text as they are; control tokens are not printed."""
-    tk = library("tokenizers")
+def _add_special(backend, metadata):
+    """Have tokens found in the text as they are; control tokens are not printed."""
+    added = library("tokenizers").AddedToken
     types = metadata.get("tokenizer.ggml.token_type", ())
-    for token, kind in zip(_get(path, metadata, "tokens"), types):
+    for token, kind in zip(_get(metadata, "tokens"), types):
         if kind == CONTROL:
-            backend.add_special_tokens([tk.AddedToken(token, normalized=False, special=True)])
+            backend.add_special_tokens([added(token, normalized=False, special=True)])
         elif kind == USER_DEFINED:
-            backend.add_tokens([tk.AddedToken(token, normalized=False)])
+            backend.add_tokens([added(token, normalized=False)])
 
 
-def _prepend_bos(backend, path, metadata):
-    bos = _special(path, metadata).get("bos_token")
-    require(bos is not None, f"{path}: tokenizer.ggml.bos_token_id is missing")
+def _prepend_bos(backend, metadata, default):
+    """Have BOS put before a text if the file says so, or by default."""
+    if not metadata.get("tokenizer.ggml.add_bos_token", default):
+        return
+    bos = _special(metadata).get("bos_token")
+    require(bos is not None, "tokenizer.ggml.bos_token_id is missing")
     backend.post_processor = library("tokenizers").processors.TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, metadata["tokenizer.ggml.bos_token_id"])]
+        single=f"{bos} $A", special_tokens=[(bos, _get(metadata, "bos_token_id"))]
     )

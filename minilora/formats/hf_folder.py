@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..config import ATTENTION, MLP, InputError, require
+from ..config import MLP, InputError, require
 from ..data import tokenizer
 from ..kernels.weights import dense
 from ..tree import flatten
@@ -21,13 +21,10 @@ PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def shapes(config, attention_bias=False, mlp_bias=False):
-    """{path: shape} of every tensor of a Llama with this configuration."""
-    D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
-    q, kv = config.num_attention_heads * hd, config.num_key_value_heads * hd
-    projections = dict(zip(ATTENTION, ((q, D), (kv, D), (kv, D), (D, q))))
-    projections |= dict(zip(MLP, ((F, D), (F, D), (D, F))))
+    """Compute {path: shape} of every tensor of a Llama with this configuration."""
+    D = config.hidden_size
     layer: dict = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
-    for name, shape in projections.items():
+    for name, shape in config.projections().items():
         part, biased = ("mlp", mlp_bias) if name in MLP else ("self_attn", attention_bias)
         layer[f"{part}.{name}.weight"] = shape
         if biased:
