@@ -6,7 +6,6 @@ checkpoint on resuming.
 """
 
 import json
-import os
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from ..evaluation.memory import ledger, peak_rss_mb, summary, table
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
 from ..formats.checkpoint import load_state, save_adapter, save_state
+from ..formats.files import replacing
 from ..generate import generate
 from ..train import check, train
 from .checklist import Rows, questions
@@ -104,7 +104,8 @@ def begin(folder, args, adapters):
         for name in FILES:
             for left in (folder / name, folder / f"{name}.tmp"):
                 left.unlink(missing_ok=True)
-        replace_text(folder / "train_config.toml", as_toml(settings))
+        with replacing(folder / "train_config.toml") as (temporary,):
+            temporary.write_text(as_toml(settings), encoding="utf-8")
         return adapters, None
     saved, state, earlier = load_state(checkpoint)
     for name, value in settings.items():
@@ -114,7 +115,8 @@ def begin(folder, args, adapters):
             "a run is resumed with its own settings",
         )
     rows = [row for row in read_metrics(folder) if row["step"] <= state["step"]]
-    replace_text(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    with replacing(folder / "metrics.jsonl") as (temporary,):
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return saved, state
 
 
@@ -190,13 +192,6 @@ def read_metrics(folder):
         except ValueError:
             break
     return rows
-
-
-def replace_text(path, text):
-    """Write a text file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def as_toml(settings):

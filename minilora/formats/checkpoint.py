@@ -15,8 +15,8 @@ from ..config import STARTS, InputError, MethodConfig, require
 from ..methods import starts
 from ..tree import flatten, get, put, tree_map, unflatten, walk
 from . import method_format, peft_format, safetensors_file
-from .files import read_json, replacing, write_json
-from .safetensors_file import FLOATS, FORMAT_NAME, Source
+from .files import naming, read_json, replacing, write_json
+from .safetensors_file import FORMAT_NAME, Source, check_floats
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -41,27 +41,25 @@ def save_adapter(folder, adapters, frozen, config, base_name, dtype="float32"):
     """
     if isinstance(config, MethodConfig):
         tensors = method_format.tensors(adapters, config)
-        sources = {name: _source(w, dtype) for name, w in tensors.items()}
-        _write(Path(folder), method_format.as_json(config, base_name), sources)
-        return
-    trained = flatten(adapters)
-    _check_description(adapters, frozen, config)
-    modules = _modules_to_save(adapters, frozen)
-    with_bias = any(path.endswith(".bias") for path in trained)
-    require(not (with_bias and config.use_dora), "PEFT's DoRA has no place for trained biases")
-    if with_bias:
-        trained |= _scaled_biases(adapters, frozen)
-    sources = {
-        peft_format.key(path): _source(w, "float32" if path.endswith(".bias") else dtype)
-        for path, w in trained.items()
-    }
-    _write(Path(folder), peft_format.as_json(config, base_name, with_bias, modules), sources)
-
-
-def _write(folder, text, sources):
+        fields = method_format.as_json(config, base_name)
+    else:
+        _check_description(adapters, frozen, config)
+        trained = flatten(adapters)
+        with_bias = any(path.endswith(".bias") for path in trained)
+        require(not (with_bias and config.use_dora), "PEFT's DoRA has no place for trained biases")
+        modules = _modules_to_save(adapters, frozen)
+        if with_bias:
+            trained |= _scaled_biases(adapters, frozen)
+        tensors = {peft_format.key(path): w for path, w in trained.items()}
+        fields = peft_format.as_json(config, base_name, with_bias, modules)
+    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CONFIG, folder / WEIGHTS) as (config_file, weights_file):
-        write_json(config_file, text)
+        write_json(config_file, fields)
+        sources = {
+            name: _source(w, "float32" if name.endswith("lora_B.bias") else dtype)
+            for name, w in tensors.items()
+        }
         safetensors_file.write(weights_file, sources)
 
 
@@ -70,40 +68,40 @@ def _source(w, dtype="float32"):
 
 
 def _check_description(adapters, frozen, config):
-    """PEFT rebuilds an adapter from its config: what that does not say would be lost."""
-    paths = lora.adapted(adapters)
-    require(
-        sorted(paths) == sorted(lora.targets(frozen, config)),
-        "the adapter is not on the projections that its LoraConfig names",
-    )
-    for path in paths:
-        found = (len(get(adapters, path)["lora_A"]), get(frozen, path)["lora_scaling"])
+    """Raise InputError unless PEFT can rebuild the low-rank part from the config."""
+    expected = {path: config.at(path) for path in lora.targets(frozen, config)}
+    found = {
+        path: (len(get(adapters, path)["lora_A"]), get(frozen, path)["lora_scaling"])
+        for path in lora.adapted(adapters)
+    }
+    for path in expected | found:
         require(
-            found == config.at(path),
-            f"the adapter on {path} has rank and scaling {found}, its LoraConfig says "
-            f"{config.at(path)}",
+            found.get(path) == expected.get(path),
+            f"the adapter on {path} has rank and scaling {found.get(path)}, its LoraConfig says "
+            f"{expected.get(path)}",
         )
 
 
 def _modules_to_save(adapters, frozen):
-    low_rank, whole = lora.adapted(adapters), peft_format.replaceable(frozen)
-    names = ("lora_A", "lora_B", "lora_magnitude_vector", "bias")
-    known = {f"{path}.{name}" for path in low_rank for name in names}
-    others = [path for path, _ in walk(adapters) if path not in known]
+    """Name the modules that are trained whole: by their last name, if that means no others."""
+    places, names = peft_format.replaceable(frozen), peft_format.LEAVES
+    low_rank = {f"{path}.{name}" for path in lora.adapted(adapters) for name in names}
+    others = sorted(flatten(adapters).keys() - low_rank)
     for path in others:
-        require(path in whole, f"PEFT's format has no place for a trained {path}")
-    return peft_format.names_of(others, whole)
+        require(path in places, f"PEFT's format has no place for a trained {path}")
+    modules = [path.removesuffix(".weight") for path in others]
+    short = sorted({module.rpartition(".")[2] for module in modules})
+    return short if sorted(peft_format.named(short, places)) == others else modules
 
 
 def _scaled_biases(adapters, frozen):
-    """{path: b_B} for every adapted projection: PEFT's lora_bias is for all or none."""
-    biases = {}
-    for path in lora.adapted(adapters):
-        node = get(frozen, path)
-        own = np.float64(node.get("bias", np.zeros(node["weight"].shape[0])))
+    """Compute {path: b_B} for every adapted projection: PEFT's lora_bias is for all or none."""
+    biases, trained = {}, flatten(adapters)
+    for path, own in lora.biases(lora.adapted(adapters), frozen):
+        scaling = get(frozen, path.removesuffix(".bias"))["lora_scaling"]
         # b_B = (b − b₀) / (α/r)
-        b = get(adapters, path).get("bias", own)
-        biases[f"{path}.bias"] = np.float32((b - own) / node["lora_scaling"])
+        b = np.float64(trained.get(path, own))
+        biases[path] = np.float32((b - own) / scaling)
     return biases
 
 
@@ -117,19 +115,18 @@ def load_adapter(folder, base, scheme="none", block_size=64):
     finite, or asks for what is not implemented. A folder with only a pickle is refused unopened.
     """
     folder = Path(folder)
-    tensors, raw = _tensors(folder), read_json(folder / CONFIG)
+    entries, raw = _header(folder), read_json(folder / CONFIG)
     if raw.get("peft_type") != "LORA":
-        other = method_format.read_config(folder / CONFIG, raw)
-        read = _read(folder / WEIGHTS, tensors, method_format.shapes(other, base))
+        with naming(folder / CONFIG):
+            other = method_format.read_config(raw)
+        read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
         return method_format.tree(other, read, base), base, other
-    config, with_bias, modules = peft_format.read_config(folder / CONFIG, base)
-    try:
+    with naming(folder / CONFIG):
+        config, with_bias, whole = peft_format.read_config(raw, base)
         paths = lora.targets(base, config)
-    except InputError as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from error
-    shapes = _shapes(base, paths, config, with_bias) | _whole(folder / CONFIG, base, modules)
+    shapes = _shapes(base, paths, config, with_bias) | whole
     names = {path: peft_format.key(path) for path in shapes}
-    read = _read(folder / WEIGHTS, tensors, {names[path]: s for path, s in shapes.items()})
+    read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
     adapters = unflatten({path: read[name] for path, name in names.items()})
     if config.init_lora_weights in STARTS:
         base = starts.init(base, config, np.random.default_rng(0), scheme, block_size)[1]
@@ -137,8 +134,11 @@ def load_adapter(folder, base, scheme="none", block_size=64):
     for path in paths:
         put(frozen, f"{path}.lora_scaling", config.at(path)[1])
         put(frozen, f"{path}.lora_dropout", config.lora_dropout)
-        if with_bias:
-            put(adapters, f"{path}.bias", _bias(get(adapters, path), get(frozen, path)))
+    for path, own in lora.biases(paths, base) if with_bias else ():
+        scaling = get(frozen, path.removesuffix(".bias"))["lora_scaling"]
+        # b = b₀ + (α/r)·b_B
+        b = np.float64(own) + scaling * np.float64(get(adapters, path))
+        put(adapters, path, np.float32(b))
     return adapters, frozen, config
 
 
@@ -147,7 +147,7 @@ def changes_base(folder):
     return read_json(Path(folder) / CONFIG).get("init_lora_weights") in STARTS
 
 
-def _tensors(folder):
+def _header(folder):
     require(folder.is_dir(), f"{folder} is no folder: give one that holds {CONFIG} and {WEIGHTS}")
     require(
         (folder / WEIGHTS).exists() or not (folder / "adapter_model.bin").exists(),
@@ -170,38 +170,17 @@ def _shapes(base, paths, config, with_bias):
     return shapes
 
 
-def _whole(path, base, modules):
-    """{path: shape} of the weights that are trained whole."""
-    whole = peft_format.replaceable(base)
-    for name in modules:
-        require(
-            peft_format.named([name], whole),
-            f"{path}: modules_to_save {name!r} is not implemented; norms and lm_head are",
-        )
-    return {p: whole[p] for p in peft_format.named(modules, whole)}
-
-
-def _bias(trained, frozen):
-    # b = b₀ + (α/r)·b_B
-    own = np.float64(frozen.get("bias", 0))
-    return np.float32(own + frozen["lora_scaling"] * np.float64(trained["bias"]))
-
-
 def _read(path, entries, shapes):
-    """{name: array} of exactly the tensors in {name: shape}."""
+    """Read {name: array} of exactly the tensors in {name: shape}."""
     for name, entry in entries.items():
         require(name in shapes, f"{entry.where} does not belong to this adapter and this base")
-    for name in shapes:
+    read = {}
+    for name, shape in shapes.items():
         require(name in entries, f"{path}: tensor {name} is missing")
-    return {name: _checked(entries[name], shape) for name, shape in shapes.items()}
-
-
-def _checked(entry, shape):
-    require(entry.shape == shape, f"{entry.where} has the shape {entry.shape}, not {shape}")
-    require(entry.dtype in FLOATS, f"{entry.where} holds {entry.dtype}, not F32, F16 or BF16")
-    w = entry.read()
-    require(safetensors_file.is_finite(w), f"{entry.where} has a NaN or an infinite number")
-    return w
+        entry = entries[name]
+        require(entry.shape == shape, f"{entry.where} has the shape {entry.shape}, not {shape}")
+        read[name] = check_floats(entry.where, entry.read())
+    return read
 
 
 # --- the state of a run
@@ -227,7 +206,11 @@ def load_state(path):
     Raises InputError if the file is missing, truncated, or something else.
     """
     entries = safetensors_file.read_header(path)
-    numbers, facts = _metadata(path)
+    try:
+        metadata = safetensors_file.read_metadata(path)
+        numbers, facts = dict(json.loads(metadata["minilora_run"])), json.loads(metadata["facts"])
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} is no checkpoint of a run") from error
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
     sound = type(numbers.get("step")) is int and numbers["step"] >= 0 and ours
     require(sound, f"{path} is no checkpoint of a run")
@@ -235,14 +218,3 @@ def load_state(path):
     shapes = {f"{tree}.{name}": entry.shape for name, entry in ours.items() for tree in trees}
     state = numbers | unflatten(_read(path, entries, shapes))
     return state.pop("adapters"), state, facts
-
-
-def _metadata(path):
-    """(numbers, facts) beside the tensors, as `save_state` put them there."""
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-    try:
-        metadata = header["__metadata__"]
-        return dict(json.loads(metadata["minilora_run"])), json.loads(metadata["facts"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is no checkpoint of a run") from error

@@ -78,7 +78,8 @@ def replacing(*paths):
     try:
         yield temporary
         for name in temporary:
-            _flush(name)
+            with open(name, "r+b") as file:  # to the disk, or the rename may get there first
+                os.fsync(file.fileno())
         for name, path in zip(temporary, paths):
             os.replace(name, path)
     except OSError as error:
@@ -86,12 +87,6 @@ def replacing(*paths):
     finally:
         for name in temporary:
             name.unlink(missing_ok=True)
-
-
-def _flush(path):
-    """To the disk, not only to the system's cache: or the rename may get there before the bytes."""
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
 
 
 def library(name):
