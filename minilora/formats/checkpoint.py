@@ -5,7 +5,6 @@ the old file or the new one, whole. Nothing is pickled, and no pickle is opened.
 """
 
 import json
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from ..methods import starts
 from ..tree import flatten, get, put, tree_map, unflatten, walk
 from . import method_format, peft_format, safetensors_file
 from .files import naming, read_json, replacing, write_json
-from .safetensors_file import FORMAT_NAME, Source, check_floats
+from .safetensors_file import FORMAT_NAME, check_floats, entry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -57,14 +56,10 @@ def save_adapter(folder, adapters, frozen, config, base_name, dtype="float32"):
     with replacing(folder / CONFIG, folder / WEIGHTS) as (config_file, weights_file):
         write_json(config_file, fields)
         sources = {
-            name: _source(w, "float32" if name.endswith("lora_B.bias") else dtype)
+            name: entry("F32" if name.endswith("lora_B.bias") else FORMAT_NAME[dtype], w)
             for name, w in tensors.items()
         }
         safetensors_file.write(weights_file, sources)
-
-
-def _source(w, dtype="float32"):
-    return Source(FORMAT_NAME[dtype], w.shape, partial(np.asarray, w))
 
 
 def _check_description(adapters, frozen, config):
@@ -86,12 +81,12 @@ def _modules_to_save(adapters, frozen):
     """Name the modules that are trained whole: by their last name, if that means no others."""
     places, names = peft_format.replaceable(frozen), peft_format.LEAVES
     low_rank = {f"{path}.{name}" for path in lora.adapted(adapters) for name in names}
-    others = sorted(flatten(adapters).keys() - low_rank)
+    others = [path for path in flatten(adapters) if path not in low_rank]
     for path in others:
         require(path in places, f"PEFT's format has no place for a trained {path}")
     modules = [path.removesuffix(".weight") for path in others]
     short = sorted({module.rpartition(".")[2] for module in modules})
-    return short if sorted(peft_format.named(short, places)) == others else modules
+    return short if sorted(peft_format.named(short, places)) == sorted(others) else modules
 
 
 def _scaled_biases(adapters, frozen):
@@ -172,14 +167,14 @@ def _shapes(base, paths, config, with_bias):
 
 def _read(path, entries, shapes):
     """Read {name: array} of exactly the tensors in {name: shape}."""
-    for name, entry in entries.items():
-        require(name in shapes, f"{entry.where} does not belong to this adapter and this base")
+    for name, found in entries.items():
+        require(name in shapes, f"{found.where} does not belong to this adapter and this base")
     read = {}
     for name, shape in shapes.items():
         require(name in entries, f"{path}: tensor {name} is missing")
-        entry = entries[name]
-        require(entry.shape == shape, f"{entry.where} has the shape {entry.shape}, not {shape}")
-        read[name] = check_floats(entry.where, entry.read())
+        found = entries[name]
+        require(found.shape == shape, f"{found.where} has the shape {found.shape}, not {shape}")
+        read[name] = check_floats(found.where, found.read())
     return read
 
 
@@ -194,7 +189,7 @@ def save_state(path, adapters, state, facts):
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
-    sources = {name: _source(w) for name, w in walk(trees)}
+    sources = {name: entry("F32", w) for name, w in walk(trees)}
     metadata = {"minilora_run": json.dumps(numbers), "facts": json.dumps(facts)}
     with replacing(Path(path)) as (temporary,):
         safetensors_file.write(temporary, sources, metadata)
@@ -215,6 +210,6 @@ def load_state(path):
     sound = type(numbers.get("step")) is int and numbers["step"] >= 0 and ours
     require(sound, f"{path} is no checkpoint of a run")
     trees = {"adapters", "m", "v", *(name.partition(".")[0] for name in entries)}
-    shapes = {f"{tree}.{name}": entry.shape for name, entry in ours.items() for tree in trees}
+    shapes = {f"{tree}.{name}": found.shape for name, found in ours.items() for tree in trees}
     state = numbers | unflatten(_read(path, entries, shapes))
     return state.pop("adapters"), state, facts

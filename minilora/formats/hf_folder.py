@@ -5,19 +5,20 @@ and writing a folder.
 """
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
 from ..config import MLP, InputError, require
-from ..data import tokenizer
 from ..kernels.weights import dense
 from ..tree import flatten
 from . import safetensors_file
 from .files import new_folder, read_json, write_json
 from .hf_config import as_json
-from .safetensors_file import FORMAT_NAME, Source
+from .safetensors_file import FORMAT_NAME, Entry
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+BIASES = {"attention_bias": "self_attn", "mlp_bias": "mlp"}  # config.json's fields: parts of layers
 
 
 def shapes(config, attention_bias=False, mlp_bias=False):
@@ -38,31 +39,27 @@ def shapes(config, attention_bias=False, mlp_bias=False):
 
 
 def biases(paths):
-    """Which parts of the model have biases, as `shapes` and config.json name them."""
+    """Tell which parts of the model have biases, as `shapes` and config.json name them."""
     parts = {path.split(".")[-3] for path in paths if path.endswith(".bias")}
-    return {"attention_bias": "self_attn" in parts, "mlp_bias": "mlp" in parts}
+    return {field: part in parts for field, part in BIASES.items()}
 
 
 def read_tensors(folder):
-    """{name: entry} of model.safetensors, or of the shards that model.safetensors.index.json lists.
+    """Read {name: Entry} of model.safetensors, or of the shards that its index lists.
 
     Raises InputError if there is neither. Pickled weights are never opened.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return safetensors_file.read_header(single)
-    if index.is_file():
-        return _sharded(folder, index)
-    pickled = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
-    require(
-        not pickled,
-        f"{folder} has only {', '.join(pickled[:1])}, which is never opened because it is a pickle "
-        "and could run any program; save the model as safetensors",
-    )
-    raise InputError(f"{folder} has no model.safetensors and no model.safetensors.index.json")
-
-
-def _sharded(folder, index):
+    if not index.is_file():
+        pickled = next((path for kind in PICKLES for path in sorted(folder.glob(kind))), None)
+        raise InputError(
+            f"{folder} has only {pickled.name}, which is never opened because it is a pickle "
+            "and could run any program; save the model as safetensors"
+            if pickled
+            else f"{folder} has no model.safetensors and no model.safetensors.index.json"
+        )
     where = read_json(index).get("weight_map")
     sound = isinstance(where, dict) and all(
         isinstance(shard, str) and "/" not in shard and "\\" not in shard
@@ -75,39 +72,13 @@ def _sharded(folder, index):
     return {name: headers[shard][name] for name, shard in where.items()}
 
 
-def read_tokenizer(folder, config):
-    """The folder's own tokenizer; bytes for a base of 256 tokens that has none."""
-    if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
-        return tokenizer.ByteTokenizer()
-    words = tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
-    return fitting(folder, words, config)
-
-
-def fitting(where, words, config):
-    """The tokenizer, if the model at `where` has an embedding for each of its tokens."""
-    require(
-        words.vocab_size <= config.vocab_size,
-        f"{where}: its tokenizer has {words.vocab_size} tokens, its embedding only "
-        f"{config.vocab_size} rows",
-    )
-    return words
-
-
-def dense_source(leaf, shape, dtype):
-    """The leaf as dense numbers, made when their turn comes. A missing one is a bias of zeros.
-
-    Hugging Face knows biases for all projections of a part or for none.
-    """
-    make = (lambda: np.zeros(shape, np.float32)) if leaf is None else (lambda: dense(leaf))
-    return Source(FORMAT_NAME[dtype], shape, make)
-
-
-def write(folder, config, base, tokenizer, dtype, sources, **fields):
+def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {}, **fields):
     """Write a new folder: config.json (with `fields` in it), model.safetensors, the tokenizer's.
 
-    `sources(path, leaf or None, shape)` gives {name: Source} for a leaf of the tree. Raises
-    InputError, and leaves nothing behind, if the folder exists and is not empty, or if a leaf is
-    none of a Llama's, is missing, or has the wrong shape.
+    `quantized(path, leaf)` gives {name: Entry} for a leaf that is to be stored quantized; every
+    other leaf is stored dense in `dtype`, and made dense when its turn comes. Raises InputError,
+    and leaves nothing behind, if the folder exists and is not empty, or if a leaf is none of a
+    Llama's, is missing, or has the wrong shape.
     """
     require(dtype in FORMAT_NAME, f"--dtype must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
     leaves = {path: w for path, w in flatten(base).items() if hasattr(w, "shape")}
@@ -118,8 +89,11 @@ def write(folder, config, base, tokenizer, dtype, sources, **fields):
         require(w.shape == expected[path], f"{path} has the shape {w.shape}, not {expected[path]}")
     tensors: dict = {}
     for path, shape in expected.items():
+        # Hugging Face knows biases for all projections of a part or for none: the others are zeros
         require(path in leaves or path.endswith(".bias"), f"the base lacks {path}")
-        tensors |= sources(path, leaves.get(path), shape)
+        leaf = leaves.get(path)
+        read = partial(np.zeros, shape, np.float32) if leaf is None else partial(dense, leaf)
+        tensors |= quantized(path, leaf) or {path: Entry(FORMAT_NAME[dtype], shape, read)}
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / "model.safetensors", tensors)
         content = as_json(config, dtype, **biases(leaves)) | fields

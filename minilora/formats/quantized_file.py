@@ -18,11 +18,10 @@ from ..nested import BLOCK, DYNAMIC, Nested
 from ..quant.int8 import Int8
 from ..tree import walk
 from . import hf_folder
-from .safetensors_file import Entry, Source, check_floats
+from .safetensors_file import Entry, check_floats, entry
 
 STATE = ".quant_state.bitsandbytes__"
 MAPS = {"nf4": nf4.NF4, "fp4": nf4.FP4}
-TYPES = ("int8", *MAPS)  # an Entry's dtype if its weight is quantized
 
 
 def scheme(leaf):
@@ -61,6 +60,11 @@ def join(folder, settings, tensors):
     return rest | joined
 
 
+def is_quantized(tensors):
+    """Tell whether any of the entries is a quantized weight."""
+    return any(found.dtype in ("int8", *MAPS) for found in tensors.values())
+
+
 def _eight_bit(codes, absmax):
     """Make the Entry of the weight whose codes and absmax are these entries."""
     require(codes is not None, f"{absmax.where} has no weight")
@@ -69,7 +73,7 @@ def _eight_bit(codes, absmax):
     def read():
         return Int8(_part(codes, np.int8, shape), _part(absmax, np.float32, shape[:1]))
 
-    return Entry(codes.where, shape, "int8", read)
+    return Entry("int8", shape, read, codes.where)
 
 
 def _four_bit(code, codes, state, parts):
@@ -104,27 +108,28 @@ def _four_bit(code, codes, state, parts):
         same = np.allclose(part(name, values.shape), values, rtol=0, atol=1e-6)
         require(same, f"{codes.where} is in another code: its {name} is not bitsandbytes'")
 
-    def read():
-        packed = _part(codes, np.uint8, (-(-n // 2), 1)).reshape(-1)
-        check_map("quant_map", MAPS[code])
+    def scales():
         if "nested_absmax" not in parts:
-            return nf4.Quantized(packed, part("absmax", (m,)), shape, block_size, code)
+            return part("absmax", (m,))
         check_map("nested_quant_map", DYNAMIC)
-        absmax = part("nested_absmax", (-(-m // BLOCK),))
-        offset = np.float32(fields["nested_offset"])
-        scales = Nested(part("absmax", (m,), np.uint8), absmax, offset)
-        return nf4.Quantized(packed, scales, shape, block_size, code)
+        absmax, offset = part("nested_absmax", (-(-m // BLOCK),)), fields["nested_offset"]
+        return Nested(part("absmax", (m,), np.uint8), absmax, np.float32(offset))
 
-    return Entry(codes.where, shape, code, read)
+    def read():
+        check_map("quant_map", MAPS[code])
+        packed = _part(codes, np.uint8, (-(-n // 2), 1)).reshape(-1)
+        return nf4.Quantized(packed, scales(), shape, block_size, code)
+
+    return Entry(code, shape, read, codes.where)
 
 
-def _part(entry, dtype, shape):
-    w = entry.read()
+def _part(found, dtype, shape):
+    w = found.read()
     require(
         w.dtype == dtype and w.shape == shape,
-        f"{entry.where} is {w.dtype} {w.shape}, expected {np.dtype(dtype)} {shape}",
+        f"{found.where} is {w.dtype} {w.shape}, expected {np.dtype(dtype)} {shape}",
     )
-    return check_floats(entry.where, w) if dtype is np.float32 else w
+    return check_floats(found.where, w) if dtype is np.float32 else w
 
 
 # --- writing
@@ -147,63 +152,48 @@ def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
         f"a quantized folder needs all projections in one scheme, this base has {sorted(schemes)}",
     )
     ((name, _),) = schemes
-
-    def sources(path, leaf, shape):
-        if isinstance(leaf, Int8):
-            return _eight_bit_sources(path, leaf)
-        if isinstance(leaf, nf4.Quantized):
-            return _four_bit_sources(path, leaf, dtype)
-        return {path: hf_folder.dense_source(leaf, shape, dtype)}
-
-    fields = {"quantization_config": quantization_config(name, dtype)}
-    hf_folder.write(folder, config, base, tokenizer, dtype, sources, **fields)
-
-
-def quantization_config(name, dtype):
-    """What transformers' BitsAndBytesConfig writes for that scheme."""
-    four_bit = name != "int8"
-    return {
+    four_bits = name != "int8"
+    settings = {  # as transformers' BitsAndBytesConfig writes them
         "quant_method": "bitsandbytes",
-        "load_in_4bit": four_bit,
-        "load_in_8bit": not four_bit,
-        "bnb_4bit_quant_type": name.removesuffix("-dq") if four_bit else "fp4",
+        "load_in_4bit": four_bits,
+        "load_in_8bit": not four_bits,
+        "bnb_4bit_quant_type": name.removesuffix("-dq") if four_bits else "fp4",
         "bnb_4bit_use_double_quant": name.endswith("-dq"),
         "bnb_4bit_quant_storage": "uint8",
         "bnb_4bit_compute_dtype": dtype,
         "llm_int8_threshold": 6.0,
     }
 
+    def quantized(path, leaf):
+        if isinstance(leaf, Int8):
+            return _eight_bit_sources(path, leaf)
+        return _four_bit_sources(path, leaf, dtype) if isinstance(leaf, nf4.Quantized) else {}
 
-def _source(dtype, array):
-    return Source(dtype, array.shape, lambda: array)
+    hf_folder.write(folder, config, base, tokenizer, dtype, quantized, quantization_config=settings)
 
 
 def _eight_bit_sources(path, leaf):
     module = path.removesuffix(".weight")
     return {
-        path: _source("I8", leaf.codes),
-        f"{module}.SCB": _source("F32", leaf.absmax),
-        f"{module}.weight_format": _source("U8", np.array(0, np.uint8)),  # row-major
+        path: entry("I8", leaf.codes),
+        f"{module}.SCB": entry("F32", leaf.absmax),
+        f"{module}.weight_format": entry("U8", np.array(0, np.uint8)),  # row-major
     }
 
 
 def _four_bit_sources(path, leaf, dtype):
-    state = {
-        "quant_type": leaf.code,
-        "blocksize": leaf.block_size,
-        "dtype": dtype,
-        "shape": list(leaf.shape),
-    }
-    parts = {"quant_map": _source("F32", MAPS[leaf.code])}
+    state = {"quant_type": leaf.code, "blocksize": leaf.block_size, "dtype": dtype}
+    state["shape"] = list(leaf.shape)
+    parts = {"quant_map": entry("F32", MAPS[leaf.code])}
     if isinstance(leaf.scales, Nested):
         state |= {"nested_blocksize": BLOCK, "nested_dtype": "float32"}
         state["nested_offset"] = float(leaf.scales.offset)
-        parts["absmax"] = _source("U8", leaf.scales.codes)
-        parts["nested_absmax"] = _source("F32", leaf.scales.absmax)
-        parts["nested_quant_map"] = _source("F32", DYNAMIC)
+        parts["absmax"] = entry("U8", leaf.scales.codes)
+        parts["nested_absmax"] = entry("F32", leaf.scales.absmax)
+        parts["nested_quant_map"] = entry("F32", DYNAMIC)
     else:
-        parts["absmax"] = _source("F32", leaf.scales)
+        parts["absmax"] = entry("F32", leaf.scales)
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    parts[f"quant_state.bitsandbytes__{leaf.code}"] = _source("U8", text)
-    codes = _source("U8", leaf.codes.reshape(-1, 1))
-    return {path: codes} | {f"{path}.{name}": source for name, source in parts.items()}
+    parts[STATE[1:] + leaf.code] = entry("U8", text)
+    codes = entry("U8", leaf.codes.reshape(-1, 1))
+    return {path: codes} | {f"{path}.{name}": found for name, found in parts.items()}

@@ -29,15 +29,16 @@ FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a file whose header is checked and whose numbers are not read yet.
+    """A tensor on its way out of a file or into one: `read` makes its numbers when its turn comes.
 
-    `read` and `read_stored` raise InputError if the file has become shorter.
+    The header of a file that is read is checked; `read` and `read_stored` raise InputError if the
+    file has become shorter.
     """
 
-    where: str  # the file and the tensor, for messages
+    dtype: str  # the type in the file, or the code of a quantized weight
     shape: tuple[int, ...]
-    dtype: str  # the type's name in the file, or the code of a quantized weight
     read: Callable[[], Any]  # float32, 8-bit numbers as they are, or a quantized weight
+    where: str = ""  # the file and the tensor, for messages
     read_stored: Callable[[], Any] | None = None  # a matrix left in F16, BF16 or Q8_0
 
 
@@ -162,37 +163,31 @@ def _entry(where, path, fields, offset):
 
     sixteen_bits = dtype in ("F16", "BF16")
     stored = (lambda: halves(raw(), dtype)) if sixteen_bits else None
-    return Entry(where, shape, dtype, lambda: decode(raw(), dtype), stored)
+    return Entry(dtype, shape, lambda: decode(raw(), dtype), where, stored)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A tensor to be written: `make()` is called when its turn comes, so one at a time is dense."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    make: Callable[[], np.ndarray]
+def entry(dtype, w):
+    """Make the Entry that writes the array w as `dtype`."""
+    return Entry(dtype, w.shape, lambda: w)
 
 
-def write(path, sources, metadata=None):
-    """Write {name: Source} to `path`, with {"format": "pt"} so that transformers takes it.
+def write(path, entries, metadata=None):
+    """Write {name: Entry} to `path`, with {"format": "pt"} so that transformers takes it.
 
     Raises InputError if a number does not fit its type.
     """
     # the widest types first, so that every tensor starts at a multiple of its own width
-    names = sorted(sources, key=lambda name: (-DTYPES[sources[name].dtype].itemsize, name))
+    names = sorted(entries, key=lambda name: (-DTYPES[entries[name].dtype].itemsize, name))
     header, end = {"__metadata__": metadata or {"format": "pt"}}, 0
     for name in names:
-        source = sources[name]
-        start, end = end, end + math.prod(source.shape) * DTYPES[source.dtype].itemsize
-        fields = {"dtype": source.dtype, "shape": list(source.shape), "data_offsets": [start, end]}
-        header[name] = fields
+        dtype, shape = entries[name].dtype, entries[name].shape
+        start, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            source = sources[name]
-            w = source.make()
-            raw = encode(w, source.dtype, name) if source.dtype in FLOATS else w
-            np.ascontiguousarray(raw, DTYPES[source.dtype]).tofile(file)
+            w, dtype = entries[name].read(), entries[name].dtype
+            raw = encode(w, dtype, name) if dtype in FLOATS else w
+            np.ascontiguousarray(raw, DTYPES[dtype]).tofile(file)

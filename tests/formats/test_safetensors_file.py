@@ -24,8 +24,8 @@ def test_written_tensors_are_read_by_the_library_and_back(tmp_path_factory, w):
     safetensors_file.write(
         path,
         {
-            "b": safetensors_file.Source("U8", odd.shape, lambda: odd),
-            "a": safetensors_file.Source("F32", w.shape, lambda: w),
+            "b": safetensors_file.Entry("U8", odd.shape, lambda: odd),
+            "a": safetensors_file.Entry("F32", w.shape, lambda: w),
         },
     )
     theirs = safetensors.numpy.load_file(path)
