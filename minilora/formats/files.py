@@ -1,4 +1,4 @@
-"""What readers and writers of files share: errors that name the file, folders that appear whole."""
+"""Shared by readers and writers of files: errors that name the file, folders that appear whole."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ from ..config import InputError, require
 
 
 def read_json(path, default=None):
-    """The object in a JSON file, or `default` if there is no such file; InputError if broken."""
+    """Read the object in a JSON file, or return `default` if there is no file."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -33,7 +33,7 @@ def write_json(path, value):
 
 
 def first_line(error):
-    """What another library says, cut to one line."""
+    """Cut the message of another library to one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -48,8 +48,8 @@ def read(path):
     tensors = {}
     for name, entry in entries.items():
         place = _path(name, entry.where)
-        module = place.split(".")[-2]
-        tensors[place] = _in_order(entry, heads[module]) if module in heads else entry
+        n = heads.get(place.split(".")[-2])
+        tensors[place] = _in_order(entry, n) if n else entry
     return config, tensors, metadata
 
 
@@ -107,9 +107,10 @@ def _config(metadata, tied):
 
 
 def _llama3_rope(config, entry):
-    """The config with Llama 3.1's published way of stretching, if it gives the stored divisors."""
+    """Give the config Llama 3.1's published stretching, if that makes the stored divisors."""
     divisors = check_floats(entry.where, entry.read())
-    require((divisors >= 1).all(), f"{entry.where} has a divisor below 1")
+    sound = divisors.size and (divisors >= 1).all()
+    require(sound, f"{entry.where} has no divisor, or one below 1")
     scaling = {
         "rope_type": "llama3",
         "factor": float(divisors.max()),  # 8 in Llama 3.1, 32 in Llama 3.2

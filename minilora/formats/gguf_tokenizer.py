@@ -28,12 +28,8 @@ def from_metadata(path, metadata):
     Raises InputError naming the key that is missing or holds what is not read.
     """
     with naming(path):
-        kind = _get(metadata, "model")
-        require(kind in BUILDERS, f"tokenizer.ggml.model {kind!r} is not read; gpt2, llama are")
         try:
-            backend = BUILDERS[kind](metadata)
-            _add_special(backend, metadata)
-            special = _special(metadata)
+            backend, special = _backend(metadata)
         except InputError:
             raise
         except Exception as error:  # the library raises plain Exception
@@ -55,9 +51,12 @@ def _get(metadata, name):
     return metadata[key]
 
 
-def _special(metadata):
-    """Look up {"eos_token": "<|im_end|>", …} for the ids that the file names."""
-    tokens = _get(metadata, "tokens")
+def _backend(metadata):
+    """Make (tokenizers.Tokenizer, {"eos_token": "<|im_end|>", …})."""
+    kind, tokens = _get(metadata, "model"), _get(metadata, "tokens")
+    require(
+        kind in ("gpt2", "llama"), f"tokenizer.ggml.model {kind!r} is not read; gpt2, llama are"
+    )
     special = {}
     for name, key in ID_KEYS.items():
         i = metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -65,20 +64,34 @@ def _special(metadata):
         require(sound, f"{name} has the id {i!r} of {len(tokens)} tokens")
         if i is not None:
             special[name] = tokens[i]
-    return special
+    tk = library("tokenizers")
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    backend = (_byte_level if kind == "gpt2" else _sentencepiece)(tk, metadata, vocabulary)
+    by_default = kind == "llama" or _get(metadata, "pre") == "llama-bpe"
+    if metadata.get("tokenizer.ggml.add_bos_token", by_default):
+        require("bos_token" in special, "tokenizer.ggml.bos_token_id is missing")
+        bos = special["bos_token"]
+        backend.post_processor = tk.processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, _get(metadata, "bos_token_id"))]
+        )
+    # tokens that are found in a text as they are; control tokens are not printed
+    for token, use in zip(tokens, metadata.get("tokenizer.ggml.token_type", ())):
+        if use in (CONTROL, USER_DEFINED):
+            added = tk.AddedToken(token, normalized=False, special=use == CONTROL)
+            (backend.add_special_tokens if use == CONTROL else backend.add_tokens)([added])
+    return backend, special
 
 
-def byte_level(metadata):
-    """Make GPT-2's BPE over bytes spelled as printable characters (Radford et al. 2019, Sec. 2.2)."""
+def _byte_level(tk, metadata, vocabulary):
+    """Make GPT-2's BPE over bytes spelled as printable characters (Radford et al. 2019, 2.2)."""
     pre = metadata.get("tokenizer.ggml.pre")
     require(
         pre in BYTE_LEVEL, f"tokenizer.ggml.pre {pre!r} is not read; {', '.join(BYTE_LEVEL)} are"
     )
-    tk = library("tokenizers")
     merges = [tuple(merge.split(" ", 1)) for merge in _get(metadata, "merges")]
     # Llama 3 takes a whole piece that is a token at once, whatever the merges would make of it
     llama3 = pre == "llama-bpe"
-    backend = tk.Tokenizer(tk.models.BPE(_vocabulary(metadata), merges, ignore_merges=llama3))
+    backend = tk.Tokenizer(tk.models.BPE(vocabulary, merges, ignore_merges=llama3))
     cut = {
         # every digit alone, then GPT-2's cut of what is between: in "a  12" both spaces stay
         # together, where GPT-2 alone would leave one of them with the number
@@ -88,60 +101,28 @@ def byte_level(metadata):
     by_gpt2 = tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not llama3)
     backend.pre_tokenizer = tk.pre_tokenizers.Sequence([*cut.get(pre, ()), by_gpt2])
     backend.decoder = tk.decoders.ByteLevel()
-    _prepend_bos(backend, metadata, default=llama3)
     return backend
 
 
-def sentencepiece(metadata):
+def _sentencepiece(tk, metadata, vocabulary):
     """Make Llama 2's BPE over characters: a space is ▁, an unknown character its bytes <0xE2>."""
-    tk = library("tokenizers")
-    vocabulary = _vocabulary(metadata)
     merges = merges_by_score(vocabulary, dict(zip(vocabulary, _get(metadata, "scores"))))
-    model = tk.models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    backend = tk.Tokenizer(model)
+    backend = tk.Tokenizer(
+        tk.models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
     prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
     n, d = tk.normalizers, tk.decoders
     before, after = ([n.Prepend("▁")], [d.Strip(" ", 1, 0)]) if prefix else ([], [])
     backend.normalizer = n.Sequence([*before, n.Replace(" ", "▁")])
     backend.decoder = d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), *after])
-    _prepend_bos(backend, metadata, default=True)
     return backend
 
 
-BUILDERS = {"gpt2": byte_level, "llama": sentencepiece}
-
-
 def merges_by_score(vocabulary, scores):
-    """Every cut of a token into two tokens, the best-scored token's first."""
+    """List every cut of a token into two tokens, the best-scored token's first."""
     merges = []
     for token in sorted(vocabulary, key=lambda token: -scores[token]):
         cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
         pairs = [(a, b) for a, b in cuts if a in vocabulary and b in vocabulary]
         merges += sorted(pairs, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
     return merges
-
-
-def _vocabulary(metadata):
-    return {token: i for i, token in enumerate(_get(metadata, "tokens"))}
-
-
-def _add_special(backend, metadata):
-    """Have tokens found in the text as they are; control tokens are not printed."""
-    added = library("tokenizers").AddedToken
-    types = metadata.get("tokenizer.ggml.token_type", ())
-    for token, kind in zip(_get(metadata, "tokens"), types):
-        if kind == CONTROL:
-            backend.add_special_tokens([added(token, normalized=False, special=True)])
-        elif kind == USER_DEFINED:
-            backend.add_tokens([added(token, normalized=False)])
-
-
-def _prepend_bos(backend, metadata, default):
-    """Have BOS put before a text if the file says so, or by default."""
-    if not metadata.get("tokenizer.ggml.add_bos_token", default):
-        return
-    bos = _special(metadata).get("bos_token")
-    require(bos is not None, "tokenizer.ggml.bos_token_id is missing")
-    backend.post_processor = library("tokenizers").processors.TemplateProcessing(
-        single=f"{bos} $A", special_tokens=[(bos, _get(metadata, "bos_token_id"))]
-    )

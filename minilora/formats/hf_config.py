@@ -12,6 +12,10 @@ from .files import naming, read_json
 
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim",
+)  # fmt: skip
+OTHERS = (
+    "rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings", "tie_word_embeddings",
 )  # fmt: skip
 LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -31,13 +35,11 @@ def _config(raw, generation):
     kind, act = raw.get("model_type"), raw.get("hidden_act", "silu")
     require(kind == "llama", f"model_type {kind!r} is not implemented; only llama is")
     require(act == "silu", f"hidden_act {act!r} is not implemented; only silu is")
-    sizes = {name: size(raw, name) for name in SIZES}
-    heads = sizes["num_attention_heads"]
+    heads, width = size(raw, "num_attention_heads"), size(raw, "hidden_size")
+    defaults = {"num_key_value_heads": heads, "head_dim": width // heads}
     theta, scaling = _rope(raw)
     return ModelConfig(
-        **sizes,
-        num_key_value_heads=size(raw, "num_key_value_heads", heads),
-        head_dim=size(raw, "head_dim", sizes["hidden_size"] // heads),
+        **{name: size(raw, name, defaults.get(name)) for name in SIZES},
         rope_theta=theta,
         rms_norm_eps=float(positive(raw, "rms_norm_eps", 1e-6)),
         tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
@@ -95,7 +97,7 @@ def _rope(raw):
 
 
 def as_json(config, dtype, attention_bias=False, mlp_bias=False):
-    """The object for config.json, in the spelling that transformers 4 and 5 both read.
+    """Make the object for config.json, in the spelling that transformers 4 and 5 both read.
 
     `dtype`: float32, float16 or bfloat16, in which the tensors beside it are stored.
     """
@@ -104,14 +106,8 @@ def as_json(config, dtype, attention_bias=False, mlp_bias=False):
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         **{name: getattr(config, name) for name in SIZES},
-        "num_key_value_heads": config.num_key_value_heads,
-        "head_dim": config.head_dim,
         "hidden_act": "silu",
-        "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": config.rope_scaling,
-        "max_position_embeddings": config.max_position_embeddings,
-        "tie_word_embeddings": config.tie_word_embeddings,
+        **{name: getattr(config, name) for name in OTHERS},
         "attention_bias": attention_bias,
         "mlp_bias": mlp_bias,
         "bos_token_id": config.bos_token_id,

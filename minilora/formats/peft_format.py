@@ -7,12 +7,13 @@ not implemented here; they must be off, and so must fields of later versions tha
 
 import re
 
+import numpy as np
+
+from .. import lora
 from ..config import ALL_LINEAR, STARTS, InputError, LoraConfig, names_module, require
-from ..tree import walk
+from ..tree import flatten, get, walk
 
 PREFIX = "base_model.model."  # PEFT's wrapper, and transformers' model inside it
-
-
 # PEFT's names of the leaves of an adapted projection
 LEAVES = {
     "lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "lora_B.bias",
@@ -26,6 +27,71 @@ def key(path):
     return f"{PREFIX}{node}.{LEAVES.get(name, name)}"
 
 
+def tensors(adapters, frozen, config):
+    """Make ({tensor's name: array}, modules_to_save) of a LoRA adapter.
+
+    Trained norms and a trained head are modules_to_save. A trained bias b becomes the bias b_B of
+    lora_B (PEFT's lora_bias, for all projections or none), which PEFT scales and adds to the base's
+    own, b₀ or nothing:
+
+        b = b₀ + (α/r)·b_B
+
+    Unless α/r is a power of two, b comes back rounded once more. (On a base without biases PEFT
+    computes with such an adapter, but cannot merge it.)
+    """
+    expected = {path: config.at(path) for path in lora.targets(frozen, config)}
+    low_rank, trained = lora.adapted(adapters), flatten(adapters)
+    found = {p: (len(trained[f"{p}.lora_A"]), get(frozen, p)["lora_scaling"]) for p in low_rank}
+    for path in expected | found:
+        require(
+            found.get(path) == expected.get(path),
+            f"the adapter on {path} has rank and scaling {found.get(path)}, its LoraConfig says "
+            f"{expected.get(path)}",
+        )
+    known = {f"{path}.{name}" for path in low_rank for name in LEAVES}
+    whole, places = [path for path in trained if path not in known], replaceable(frozen)
+    for path in whole:
+        require(path in places, f"PEFT's format has no place for a trained {path}")
+    modules = [path.removesuffix(".weight") for path in whole]
+    short = sorted({module.rpartition(".")[2] for module in modules})
+    if sorted(named(short, places)) == sorted(whole):
+        modules = short
+    if any(path.endswith(".bias") for path in trained):
+        require(not config.use_dora, "PEFT's DoRA has no place for trained biases")
+        for path, own in lora.biases(low_rank, frozen):
+            # b_B = (b − b₀) / (α/r)
+            b, scaling = np.float64(trained.get(path, own)), _scaling(path, frozen)
+            trained[path] = np.float32((b - own) / scaling)
+    return {key(path): w for path, w in trained.items()}, modules
+
+
+def trained_biases(adapters, frozen):
+    """List (path, b) of the biases whose b_B are in `adapters`."""
+    return [
+        # b = b₀ + (α/r)·b_B
+        (path, np.float32(own + _scaling(path, frozen) * np.float64(get(adapters, path))))
+        for path, own in lora.biases(lora.adapted(adapters), frozen)
+    ]
+
+
+def _scaling(path, frozen):
+    return get(frozen, path.removesuffix(".bias"))["lora_scaling"]
+
+
+def shapes(config, with_bias, modules, base):
+    """Compute {path: shape} of every leaf of such an adapter on this base."""
+    places = replaceable(base)
+    expected = {path: places[path] for path in named(modules, places)}
+    for path in lora.targets(base, config):
+        (n, m), (r, _) = get(base, path)["weight"].shape, config.at(path)
+        expected |= {f"{path}.lora_A": (r, m), f"{path}.lora_B": (n, r)}
+        if with_bias:
+            expected[f"{path}.bias"] = (n,)
+        if config.use_dora:
+            expected[f"{path}.lora_magnitude_vector"] = (n,)
+    return expected
+
+
 def replaceable(base):
     """Compute {path: shape} of what may be trained whole: the norms' gains, and the head."""
     gains = {path: w.shape for path, w in walk(base) if path.endswith("norm.weight")}
@@ -33,50 +99,24 @@ def replaceable(base):
 
 
 def named(modules, paths):
-    """List the paths that modules_to_save means: as in PEFT, a name is the end of a module's path."""
+    """List the paths that modules_to_save mean: to PEFT a name is the end of a module's path."""
     return [path for path in paths if path.removesuffix(".weight").endswith(tuple(modules))]
 
 
-# --- adapter_config.json
-
-
-def _whole(value):
-    return type(value) is int and abs(value) < 2**31
-
-
-def _number(value):
-    return type(value) in (int, float) and abs(value) < 1e38  # what float32 holds; not NaN
-
-
-def _flag(value):
-    return type(value) is bool
-
-
-def _names(value):
-    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-
-
-def _layers(value):
-    return _whole(value) or (isinstance(value, list) and all(map(_whole, value)))
-
-
-def _values(sound):
-    return lambda value: isinstance(value, dict) and all(map(sound, value.values()))
-
-
-# field: (PEFT's default for a Llama, what a sound value is)
-HONOURED = {
-    "r": (8, _whole),
-    "lora_alpha": (8, _number),
-    "lora_dropout": (0.0, _number),
-    "target_modules": (["q_proj", "v_proj"], lambda value: isinstance(value, str) or _names(value)),
-    "layers_to_transform": ([], _layers),
-    "rank_pattern": ({}, _values(_whole)),
-    "alpha_pattern": ({}, _values(_number)),
-    "use_rslora": (False, _flag),
-    "use_dora": (False, _flag),
-    "lora_bias": (False, _flag),
-    "modules_to_save": ([], _names),
+NUMBER = (int, float)
+# field: (PEFT's default for a Llama, types of a sound value, types of its items)
+HONOURED: dict = {
+    "r": (8, (int,), ()),
+    "lora_alpha": (8, NUMBER, ()),
+    "lora_dropout": (0.0, NUMBER, ()),
+    "target_modules": (["q_proj", "v_proj"], (str, list), (str,)),
+    "layers_to_transform": ([], (int, list), (int,)),
+    "rank_pattern": ({}, (dict,), (int,)),
+    "alpha_pattern": ({}, (dict,), NUMBER),
+    "use_rslora": (False, (bool,), ()),
+    "use_dora": (False, (bool,), ()),
+    "lora_bias": (False, (bool,), ()),
+    "modules_to_save": ([], (list,), (str,)),
 }
 NEUTRAL = {
     "auto_mapping": None, "base_model_name_or_path": None, "inference_mode": True,
@@ -96,7 +136,6 @@ OFF: dict = {
 # those of config.STARTS. (PEFT's LoftQ, with its loftq_config, quantizes otherwise; ours has none,
 # and PEFT refuses it.)
 NEUTRAL_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-KNOWN = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights", "runtime_config"}
 
 
 def refuse_unknown(raw, free, fixed):
@@ -113,8 +152,17 @@ def _in_order(value):  # PEFT writes the items of a set in any order
     return sorted(value, key=repr) if isinstance(value, list) else value
 
 
+def _is_sound(value, types, item_types=()):
+    if type(value) not in types or value == "":
+        return False
+    if isinstance(value, list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return all(_is_sound(item, item_types) for item in items)
+    return isinstance(value, str) or abs(value) < 2**31  # not NaN
+
+
 def read_config(raw, base):
-    """Read (LoraConfig, lora_bias, {path: shape} of what is trained whole) for this base.
+    """Read (LoraConfig, lora_bias, modules_to_save) from the object in an adapter_config.json.
 
     PEFT reads a string of target_modules and the keys of the patterns as regular expressions; they
     become the names of the base's projections that they match. Raises InputError naming the field
@@ -125,76 +173,65 @@ def read_config(raw, base):
         start in (*NEUTRAL_STARTS, *STARTS),
         f"init_lora_weights {start!r} is not implemented: it changes the base, too",
     )
-    refuse_unknown(raw, KNOWN, OFF)
+    free = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights", "runtime_config"}
+    refuse_unknown(raw, free, OFF)
     fields: dict = {}
-    for name, (default, sound) in HONOURED.items():
+    for name, (default, *types) in HONOURED.items():
         fields[name] = default if raw.get(name) is None else raw[name]
-        require(sound(fields[name]), f"{name} is malformed: {fields[name]!r}")
-    lora_bias, modules, places = (
-        fields.pop("lora_bias"),
-        fields.pop("modules_to_save"),
-        replaceable(base),
-    )
+        require(_is_sound(fields[name], *types), f"{name} is malformed: {fields[name]!r}")
+    lora_bias, modules = fields.pop("lora_bias"), fields.pop("modules_to_save")
     for name in modules:
-        known = named([name], places)
+        known = named([name], replaceable(base))
         require(known, f"modules_to_save {name!r} is not implemented; norms and lm_head are")
     weights = tuple(f".{name}.weight" for name in ALL_LINEAR)
     projections = [p.removesuffix(".weight") for p, _ in walk(base) if p.endswith(weights)]
-    layers = fields["layers_to_transform"]
+    layers, targets = fields["layers_to_transform"], fields["target_modules"]
+    if isinstance(targets, str):
+        require(
+            layers == [], f"layers_to_transform needs a list of target_modules, not {targets!r}"
+        )
+        every = targets.lower() == "all-linear"
+        targets = ALL_LINEAR if every else _found("target_modules", targets, projections)
+    require(targets, f"target_modules {fields['target_modules']!r} match no projection")
     fields["init_lora_weights"] = start if start in STARTS else True
-    fields["target_modules"] = _targets(fields, projections)
+    fields["target_modules"] = tuple(targets)
     # to PEFT an empty list is all layers, too
-    fields["layers_to_transform"] = (layers,) if _whole(layers) else tuple(layers) or None
+    fields["layers_to_transform"] = (layers,) if type(layers) is int else tuple(layers) or None
     for name in ("rank_pattern", "alpha_pattern"):
         fields[name] = _by_name(name, fields[name], projections)
-    return LoraConfig(**fields), lora_bias, {path: places[path] for path in named(modules, places)}
+    return LoraConfig(**fields), lora_bias, modules
 
 
-def _targets(fields, projections):
-    value = fields["target_modules"]
-    if isinstance(value, str):
-        require(
-            fields["layers_to_transform"] == [],
-            f"layers_to_transform needs a list of target_modules, not {value!r}",
-        )
-        whole = value.lower() == "all-linear"
-        value = ALL_LINEAR if whole else _found("target_modules", value, projections)
-    require(value, f"target_modules {fields['target_modules']!r} match no projection")
-    return tuple(value)
-
-
-def _by_name(name, pattern, projections):
-    """Make the pattern with plain names: a key that is one stays, others give way to their matches.
+def _by_name(field, pattern, projections):
+    """Give way with each key that is no plain name to the names that it matches.
 
     The first key that matches decides, in PEFT as in LoraConfig.at.
     """
     by_name: dict = {}
     for regex, value in pattern.items():
-        found = _found(name, rf"(.*\.)?({regex})$", projections)
+        found = _found(field, rf"(.*\.)?({regex})$", projections)
         plain = found == [p for p in projections if names_module(regex, p)]
-        for each in [regex] if plain else found:
-            by_name.setdefault(each, value)
+        for name in [regex] if plain else found:
+            by_name.setdefault(name, value)
     return by_name
 
 
-def _found(name, regex, projections):
+def _found(field, regex, projections):
     try:
         return [p for p in projections if re.fullmatch(regex, p)]
     except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(f"{name} {regex!r} is no regular expression: {error}") from error
+        raise InputError(f"{field} {regex!r} is no regular expression: {error}") from error
 
 
 def as_json(config, base_name, lora_bias=False, modules=()):
-    """The object for adapter_config.json, with every field that PEFT itself writes.
+    """Make the object for adapter_config.json, with every field that PEFT itself writes.
 
     `base_name`: the name or folder of the base. Raises InputError if a key of a pattern would mean
     something else to PEFT.
     """
     for name in (*config.rank_pattern, *config.alpha_pattern):
-        require(
-            re.fullmatch(r"\w+(\.\w+)*", name),
-            f"rank_pattern and alpha_pattern take module names, not {name!r}",
-        )
+        plain = re.fullmatch(r"\w+(\.\w+)*", name)
+        require(plain, f"rank_pattern and alpha_pattern take module names, not {name!r}")
     every = "all-linear" in config.target_modules
     written = OFF | NEUTRAL | LORA_NEUTRAL | vars(config) | {
         "base_model_name_or_path": str(base_name),

@@ -52,7 +52,8 @@ def load(name, scheme="none", block_size=64, stored=None):
     origin = next((entry.where.split(": tensor")[0] for entry in tensors.values()), path)
     last = f"model.layers.{config.num_hidden_layers - 1}.input_layernorm.weight"
     require(last in tensors, f"tensor {last} is missing from {origin}")
-    expected, base = shapes(config, **biases), {}
+    base: dict = {}
+    expected = shapes(config, **biases)
     for path, entry in tensors.items():
         # what old folders hold beside the weights: rotary frequencies, a copy of a tied head
         needless = path.endswith("rotary_emb.inv_freq") or path == "lm_head.weight"

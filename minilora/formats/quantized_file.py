@@ -25,17 +25,16 @@ MAPS = {"nf4": nf4.NF4, "fp4": nf4.FP4}
 
 
 def scheme(leaf):
-    """(scheme, block size or None) of a quantized weight, as `load` takes them."""
+    """Return (scheme, block size or None) of a weight, as `load` takes them."""
     if isinstance(leaf, Int8):
         return "int8", None
-    return leaf.code + ("-dq" if isinstance(leaf.scales, Nested) else ""), leaf.block_size
-
-
-# --- reading
+    if isinstance(leaf, nf4.Quantized):
+        return leaf.code + ("-dq" if isinstance(leaf.scales, Nested) else ""), leaf.block_size
+    return "none", None
 
 
 def join(folder, settings, tensors):
-    """{path: entry} in which the parts of each quantized weight have become one entry.
+    """Make {path: Entry} in which the parts of each quantized weight have become one entry.
 
     `settings` is config.json's quantization_config. Raises InputError for any other method than
     bitsandbytes, or if a weight's state is malformed.
@@ -84,19 +83,18 @@ def _four_bit(code, codes, state, parts):
     require(codes is not None, f"{state.where} has no weight")
     try:
         fields = json.loads(bytes(state.read()))
-        sizes = [*fields["shape"], fields["blocksize"], fields.get("nested_blocksize", BLOCK)]
+        shape, block_size = tuple(fields["shape"]), fields["blocksize"]
         sound = (
-            len(fields["shape"]) == 2
-            and all(type(size) is int and size > 0 for size in sizes)
+            len(shape) == 2
+            and all(type(size) is int and size > 0 for size in (*shape, block_size))
             and fields["quant_type"] == code
             and code in MAPS
-            and sizes[-1] == BLOCK
+            and fields.get("nested_blocksize", BLOCK) == BLOCK
             and ("nested_absmax" not in parts or abs(fields["nested_offset"]) < 1e38)
         )
     except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     require(sound, f"{state.where} is malformed")
-    shape, block_size = tuple(fields["shape"]), fields["blocksize"]
     n = math.prod(shape)
     m = -(-n // block_size)
 
@@ -132,9 +130,6 @@ def _part(found, dtype, shape):
     return check_floats(found.where, w) if dtype is np.float32 else w
 
 
-# --- writing
-
-
 def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
     """Write a quantized base as a folder that loads here and, with bitsandbytes, in transformers.
 
@@ -142,11 +137,7 @@ def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
     to. Raises InputError as `save_pretrained` does, and if the projections are not all quantized
     in one way.
     """
-    schemes = {
-        scheme(w) if hasattr(w, "dequantize") else ("none", None)
-        for path, w in walk(base)
-        if path.endswith("_proj.weight")
-    }
+    schemes = {scheme(w) for path, w in walk(base) if path.endswith("_proj.weight")}
     require(
         len(schemes) == 1 and ("none", None) not in schemes,
         f"a quantized folder needs all projections in one scheme, this base has {sorted(schemes)}",
@@ -165,20 +156,17 @@ def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
     }
 
     def quantized(path, leaf):
-        if isinstance(leaf, Int8):
-            return _eight_bit_sources(path, leaf)
-        return _four_bit_sources(path, leaf, dtype) if isinstance(leaf, nf4.Quantized) else {}
+        if isinstance(leaf, nf4.Quantized):
+            return _four_bit_sources(path, leaf, dtype)
+        if not isinstance(leaf, Int8):
+            return {}
+        return {
+            path: entry("I8", leaf.codes),
+            path.removesuffix("weight") + "SCB": entry("F32", leaf.absmax),
+            path + "_format": entry("U8", np.array(0, np.uint8)),  # row-major
+        }
 
     hf_folder.write(folder, config, base, tokenizer, dtype, quantized, quantization_config=settings)
-
-
-def _eight_bit_sources(path, leaf):
-    module = path.removesuffix(".weight")
-    return {
-        path: entry("I8", leaf.codes),
-        f"{module}.SCB": entry("F32", leaf.absmax),
-        f"{module}.weight_format": entry("U8", np.array(0, np.uint8)),  # row-major
-    }
 
 
 def _four_bit_sources(path, leaf, dtype):

@@ -50,14 +50,14 @@ def read_raw(where, path, dtype, count, offset):
 
 
 def decode(raw, dtype):
-    """The stored numbers as float32 if `dtype` is a float type; any shape, kept."""
+    """Return the stored numbers as float32 if `dtype` is a float type; any shape, kept."""
     if dtype == "BF16":  # the upper half of a float32
         return (raw.astype(np.uint32) << 16).view(np.float32)
     return raw.astype(np.float32, copy=False) if dtype in FLOATS else raw
 
 
 def encode(w, dtype, where="tensor"):
-    """float32 numbers as `dtype` (F32, F16 or BF16) stores them, rounded to nearest, ties to even.
+    """Round float32 numbers to `dtype` (F32, F16 or BF16): to the nearest, of two to the even one.
 
     Raises InputError naming `where` if a number is not finite or too large for the type.
     """
@@ -77,7 +77,7 @@ def encode(w, dtype, where="tensor"):
 
 
 def is_finite(w):
-    """Neither NaN nor infinity anywhere, without a temporary of w's size."""
+    """Tell whether w has no NaN and no infinity, without a temporary of its size."""
     return w.size == 0 or bool(np.isfinite(w.min()) and np.isfinite(w.max()))
 
 
@@ -97,18 +97,16 @@ def read_header(path):
     path = os.fspath(path)
     header, data, size = _json(path)
     header.pop("__metadata__", None)
-    spans = {name: _span(path, name, fields) for name, fields in header.items()}
+    found = {name: _entry(path, name, fields, data) for name, fields in header.items()}
     end, entries = 0, {}
-    for name, (start, stop) in sorted(spans.items(), key=lambda item: item[1]):
-        where = f"{path}: tensor {name}"
-        require(start == end, f"{where} overlaps another or leaves a gap")
+    for name, (start, stop, entry) in sorted(found.items(), key=lambda item: item[1][:2]):
+        require(start == end, f"{entry.where} overlaps another or leaves a gap")
         require(
             data + stop <= size,
-            f"{where} ends at byte {data + stop} of a file of {size} bytes: "
+            f"{entry.where} ends at byte {data + stop} of a file of {size} bytes: "
             "truncated, copy it again",
         )
-        entries[name] = _entry(where, path, header[name], data + start)
-        end = stop
+        entries[name], end = entry, stop
     require(data + end == size, f"{path} has {size - data - end} bytes that its header leaves out")
     return entries
 
@@ -136,8 +134,9 @@ def _json(path):
     return header, 8 + length, size
 
 
-def _span(path, name, fields):
-    """Check the header's fields of one tensor and return its data_offsets."""
+def _entry(path, name, fields, data):
+    """Check the header's fields of one tensor and make (its first byte, its end, its Entry)."""
+    where = f"{path}: tensor {name}"
     require(name.isprintable(), f"{path}: {name!r} is no name of a tensor")
     try:
         dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -146,24 +145,19 @@ def _span(path, name, fields):
     except (TypeError, KeyError, ValueError):
         sound = False
     require(sound, f"{path}: the header's entry for tensor {name} is malformed")
-    require(dtype in DTYPES, f"{path}: tensor {name} has the unsupported type {dtype}")
+    require(dtype in DTYPES, f"{where} has the unsupported type {dtype}")
+    count = math.prod(shape)
     require(
-        math.prod(shape) * DTYPES[dtype].itemsize == stop - start,
+        count * DTYPES[dtype].itemsize == stop - start,
         f"{path}: the header gives tensor {name} the shape {shape}, which is not its "
         f"{stop - start} bytes",
     )
-    return start, stop
-
-
-def _entry(where, path, fields, offset):
-    dtype, shape = fields["dtype"], tuple(fields["shape"])
 
     def raw():
-        return read_raw(where, path, DTYPES[dtype], math.prod(shape), offset).reshape(shape)
+        return read_raw(where, path, DTYPES[dtype], count, data + start).reshape(shape)
 
-    sixteen_bits = dtype in ("F16", "BF16")
-    stored = (lambda: halves(raw(), dtype)) if sixteen_bits else None
-    return Entry(dtype, shape, lambda: decode(raw(), dtype), where, stored)
+    stored = (lambda: halves(raw(), dtype)) if dtype in ("F16", "BF16") else None
+    return start, stop, Entry(dtype, tuple(shape), lambda: decode(raw(), dtype), where, stored)
 
 
 def entry(dtype, w):
