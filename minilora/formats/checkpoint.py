@@ -1,4 +1,4 @@
-"""What a run leaves behind: its adapter, in PEFT's format, and the state that it goes on from.
+"""The files of a run: its adapter, in PEFT's format, and the state from which it continues.
 
 A file is written beside its place, flushed to the disk, and renamed: a kill at any moment leaves
 the old file or the new one, whole. Nothing is pickled, and no pickle is opened.
@@ -12,7 +12,7 @@ import numpy as np
 from .. import lora
 from ..config import STARTS, InputError, MethodConfig, require
 from ..methods import starts
-from ..tree import put, tree_map, unflatten, walk
+from ..tree import get, put, tree_map, unflatten, walk
 from . import method_format, peft_format, safetensors_file
 from .files import naming, read_json, replacing, write_json
 from .safetensors_file import FORMAT_NAME, check_floats, entry
@@ -24,10 +24,9 @@ def save_adapter(folder, adapters, frozen, config, base_name, dtype="float32"):
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
     `config`: the LoraConfig, or the MethodConfig of another method (see `method_format`).
-    `frozen`: the base with its lora_scaling leaves. `dtype`: float32, bfloat16 or float16, but a
-    trained bias is stored in float32 (see `peft_format.tensors`). Raises InputError if a leaf has
-    no place in the format, if a number does not fit `dtype`, or if `config` does not describe the
-    tree.
+    `frozen`: the base with its lora_scaling leaves. `dtype`: float32, bfloat16 or float16; trained
+    biases stay float32 (see `peft_format.tensors`). Raises InputError if a leaf has no place in the
+    format, if a number does not fit `dtype`, or if `config` does not describe the tree.
     """
     if isinstance(config, MethodConfig):
         tensors = method_format.tensors(adapters, config)
@@ -53,8 +52,8 @@ def load_adapter(folder, base, scheme="none", block_size=64):
     `config` is a LoraConfig or a MethodConfig. `frozen` is `base`, for LoRA with lora_scaling and
     lora_dropout beside each adapted weight; if the adapter `changes_base`, `base` must be dense,
     and what the start leaves of it is stored in `scheme`. Raises InputError naming the file and the
-    tensor or field that is missing, left over, misshapen, not finite, or asks for what is not
-    implemented. A folder with only a pickle is refused unopened.
+    tensor or field that is missing, left over, misshapen, not finite or not implemented. A folder
+    with only a pickle is refused unopened.
     """
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is no folder: give one that holds {CONFIG} and {WEIGHTS}")
@@ -79,10 +78,13 @@ def load_adapter(folder, base, scheme="none", block_size=64):
         base = starts.init(base, config, np.random.default_rng(0), scheme, block_size)[1]
     frozen = tree_map(lambda w: w, base)
     for path in lora.adapted(adapters):
-        put(frozen, f"{path}.lora_scaling", config.at(path)[1])
+        scaling, node = config.at(path)[1], get(adapters, path)
+        put(frozen, f"{path}.lora_scaling", scaling)
         put(frozen, f"{path}.lora_dropout", config.lora_dropout)
-    for path, b in peft_format.trained_biases(adapters, frozen) if with_bias else ():
-        put(adapters, path, b)
+        if with_bias:
+            # b = b₀ + (α/r)·b_B
+            own = np.float64(get(base, path).get("bias", 0))
+            node["bias"] = np.float32(own + scaling * np.float64(node["bias"]))
     return adapters, frozen, config
 
 
@@ -125,7 +127,7 @@ def load_state(path):
     """
     entries = safetensors_file.read_header(path)
     try:
-        metadata = safetensors_file.read_metadata(path)
+        metadata = safetensors_file.read_json_header(path)[0]["__metadata__"]
         numbers, facts = dict(json.loads(metadata["minilora_run"])), json.loads(metadata["facts"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is no checkpoint of a run") from error

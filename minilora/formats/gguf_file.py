@@ -155,7 +155,5 @@ def _entry(cursor, start, name, shape, number, offset):
     def raw():
         return read_raw(where, cursor.path, np.uint8, count, at)
 
-    return Entry(
-        kind, shape, lambda: dequantize(raw(), kind).reshape(shape), where,
-        (lambda: keep(raw(), kind, shape)) if kind in ("F16", "BF16", "Q8_0") else None,
-    )  # fmt: skip
+    stored = (lambda: keep(raw(), kind, shape)) if kind in ("F16", "BF16", "Q8_0") else None
+    return Entry(kind, shape, lambda: dequantize(raw(), kind).reshape(shape), where, stored)

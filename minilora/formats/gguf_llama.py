@@ -12,7 +12,7 @@ from .. import nn
 from ..config import ModelConfig, require
 from . import gguf_file
 from .files import naming
-from .hf_config import ids, positive, size
+from .hf_folder import ids, positive, size
 from .safetensors_file import check_floats
 
 NAMES = {
@@ -23,6 +23,10 @@ NAMES = {
     "ffn_down": "mlp.down_proj",
 }  # fmt: skip
 DIVISORS = "rope_freqs.weight"
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
 
 
 def half_rotation_order(w, heads):
@@ -68,8 +72,8 @@ def _in_order(entry, heads):
 
 
 def _config(metadata, tied):
-    architecture = metadata.get("general.architecture")
-    require(architecture == "llama", f"the file holds a {architecture!r} model; only llama is read")
+    kind = metadata.get("general.architecture")
+    require(kind == "llama", f"the file holds a {kind!r} model; only llama is read")
 
     def whole(name, default=None):
         return size(metadata, f"llama.{name}", default)
@@ -83,10 +87,8 @@ def _config(metadata, tied):
     heads, width = whole("attention.head_count"), whole("embedding_length")
     tokens = metadata.get("tokenizer.ggml.tokens")
     stretch = metadata.get("llama.rope.scaling.type", "none")
-    require(
-        stretch in ("none", "linear"),
-        f"llama.rope.scaling.type {stretch!r} is not read; none, linear and Llama 3's are",
-    )
+    known = stretch in ("none", "linear")
+    require(known, f"llama.rope.scaling.type {stretch!r} is not read; none, linear, Llama 3's are")
     linear = {"rope_type": "linear", "factor": real("rope.scaling.factor", 1)}
     return ModelConfig(
         vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
@@ -111,14 +113,8 @@ def _llama3_rope(config, entry):
     divisors = check_floats(entry.where, entry.read())
     sound = divisors.size and (divisors >= 1).all()
     require(sound, f"{entry.where} has no divisor, or one below 1")
-    scaling = {
-        "rope_type": "llama3",
-        "factor": float(divisors.max()),  # 8 in Llama 3.1, 32 in Llama 3.2
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    stretched = replace(config, rope_scaling=scaling)
+    factor = float(divisors.max())  # 8 in Llama 3.1, 32 in Llama 3.2
+    stretched = replace(config, rope_scaling=LLAMA3 | {"factor": factor})
     expected = nn.frequencies(config) / nn.frequencies(stretched)
     # both were computed in float32, in a different order: a few parts in 10⁷ apart
     same = divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-5, atol=0)

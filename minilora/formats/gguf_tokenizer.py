@@ -2,8 +2,7 @@
 
 Two families occur in Llamas. Byte-level BPE (GPT-2; SmolLM and Llama 3 differ only in how text is
 cut before merging): vocabulary and merges are in the file. SentencePiece BPE (Llama 1 and 2): the
-file has a score for each token and no merges; a pair merges the earlier, the higher its result's
-score.
+file has no merges, but a score for each token; a pair merges the earlier, the higher the result's.
 """
 
 from ..config import InputError, require
@@ -54,9 +53,8 @@ def _get(metadata, name):
 def _backend(metadata):
     """Make (tokenizers.Tokenizer, {"eos_token": "<|im_end|>", …})."""
     kind, tokens = _get(metadata, "model"), _get(metadata, "tokens")
-    require(
-        kind in ("gpt2", "llama"), f"tokenizer.ggml.model {kind!r} is not read; gpt2, llama are"
-    )
+    known = kind in ("gpt2", "llama")
+    require(known, f"tokenizer.ggml.model {kind!r} is not read; gpt2, llama are")
     special = {}
     for name, key in ID_KEYS.items():
         i = metadata.get(f"tokenizer.ggml.{key}_token_id")
@@ -76,18 +74,18 @@ def _backend(metadata):
         )
     # tokens that are found in a text as they are; control tokens are not printed
     for token, use in zip(tokens, metadata.get("tokenizer.ggml.token_type", ())):
-        if use in (CONTROL, USER_DEFINED):
-            added = tk.AddedToken(token, normalized=False, special=use == CONTROL)
-            (backend.add_special_tokens if use == CONTROL else backend.add_tokens)([added])
+        if use == CONTROL:
+            backend.add_special_tokens([tk.AddedToken(token, normalized=False, special=True)])
+        elif use == USER_DEFINED:
+            backend.add_tokens([tk.AddedToken(token, normalized=False)])
     return backend, special
 
 
 def _byte_level(tk, metadata, vocabulary):
     """Make GPT-2's BPE over bytes spelled as printable characters (Radford et al. 2019, 2.2)."""
     pre = metadata.get("tokenizer.ggml.pre")
-    require(
-        pre in BYTE_LEVEL, f"tokenizer.ggml.pre {pre!r} is not read; {', '.join(BYTE_LEVEL)} are"
-    )
+    known = ", ".join(BYTE_LEVEL)
+    require(pre in BYTE_LEVEL, f"tokenizer.ggml.pre {pre!r} is not read; {known} are")
     merges = [tuple(merge.split(" ", 1)) for merge in _get(metadata, "merges")]
     # Llama 3 takes a whole piece that is a token at once, whatever the merges would make of it
     llama3 = pre == "llama-bpe"

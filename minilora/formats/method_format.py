@@ -42,9 +42,7 @@ FREE: dict = {
         "encoder_reparameterization_type": "MLP", "encoder_hidden_size": None,
         "encoder_num_layers": 2, "encoder_dropout": 0.0,
     },
-    "prefix": BASE | {
-        "encoder_hidden_size": None, "prefix_projection": False, "init_weights": None,
-    },
+    "prefix": BASE | {"encoder_hidden_size": None, "prefix_projection": False, "init_weights": None}
 }  # fmt: skip
 SIZE = dict.fromkeys(("prompt", "p-tuning", "prefix"), "num_virtual_tokens")
 SIZE["bottleneck"] = "bottleneck_size"
@@ -69,10 +67,8 @@ def read_config(raw):
     """
     kind, method = raw.get("peft_type"), raw.get("minilora_method")
     types = {fields["peft_type"]: name for name, fields in FIXED.items()}
-    require(
-        kind is None or str(kind) in types,
-        f"peft_type {kind!r} is not implemented; LORA, {', '.join(types)} are",
-    )
+    known = kind is None or str(kind) in types
+    require(known, f"peft_type {kind!r} is not implemented; LORA, {', '.join(types)} are")
     own = [name for name in METHODS if name not in (*FIXED, "lora", "dora")]
     require(kind or method in own, "neither a peft_type nor a minilora_method that is known")
     method = types.get(kind, method)
@@ -117,5 +113,5 @@ def tree(config, read, base):
 
 def _prefixes(tree):
     """List the paths of the keys and values, from the first layer to the last."""
-    nodes = [f"model.layers.{i}.self_attn" for i in range(len(tree["model"]["layers"]))]
-    return [f"{node}.{name}" for node in nodes for name in ("prefix_k", "prefix_v")]
+    layers, names = range(len(tree["model"]["layers"])), ("prefix_k", "prefix_v")
+    return [f"model.layers.{i}.self_attn.{name}" for i in layers for name in names]

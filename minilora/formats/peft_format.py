@@ -31,23 +31,17 @@ def tensors(adapters, frozen, config):
     """Make ({tensor's name: array}, modules_to_save) of a LoRA adapter.
 
     Trained norms and a trained head are modules_to_save. A trained bias b becomes the bias b_B of
-    lora_B (PEFT's lora_bias, for all projections or none), which PEFT scales and adds to the base's
-    own, b₀ or nothing:
-
-        b = b₀ + (α/r)·b_B
-
-    Unless α/r is a power of two, b comes back rounded once more. (On a base without biases PEFT
-    computes with such an adapter, but cannot merge it.)
+    lora_B (PEFT's lora_bias, for all projections or none): b = b₀ + (α/r)·b_B, where b₀ is the
+    base's own bias or zero. Unless α/r is a power of two, b comes back rounded once more. (On a
+    base without biases PEFT computes with such an adapter, but cannot merge it.)
     """
     expected = {path: config.at(path) for path in lora.targets(frozen, config)}
     low_rank, trained = lora.adapted(adapters), flatten(adapters)
     found = {p: (len(trained[f"{p}.lora_A"]), get(frozen, p)["lora_scaling"]) for p in low_rank}
     for path in expected | found:
-        require(
-            found.get(path) == expected.get(path),
-            f"the adapter on {path} has rank and scaling {found.get(path)}, its LoraConfig says "
-            f"{expected.get(path)}",
-        )
+        has, says = found.get(path), expected.get(path)
+        message = f"the adapter on {path} has rank and scaling {has}, its LoraConfig says {says}"
+        require(has == says, message)
     known = {f"{path}.{name}" for path in low_rank for name in LEAVES}
     whole, places = [path for path in trained if path not in known], replaceable(frozen)
     for path in whole:
@@ -59,23 +53,10 @@ def tensors(adapters, frozen, config):
     if any(path.endswith(".bias") for path in trained):
         require(not config.use_dora, "PEFT's DoRA has no place for trained biases")
         for path, own in lora.biases(low_rank, frozen):
+            scaling = config.at(path.removesuffix(".bias"))[1]
             # b_B = (b − b₀) / (α/r)
-            b, scaling = np.float64(trained.get(path, own)), _scaling(path, frozen)
-            trained[path] = np.float32((b - own) / scaling)
+            trained[path] = np.float32((np.float64(trained.get(path, own)) - own) / scaling)
     return {key(path): w for path, w in trained.items()}, modules
-
-
-def trained_biases(adapters, frozen):
-    """List (path, b) of the biases whose b_B are in `adapters`."""
-    return [
-        # b = b₀ + (α/r)·b_B
-        (path, np.float32(own + _scaling(path, frozen) * np.float64(get(adapters, path))))
-        for path, own in lora.biases(lora.adapted(adapters), frozen)
-    ]
-
-
-def _scaling(path, frozen):
-    return get(frozen, path.removesuffix(".bias"))["lora_scaling"]
 
 
 def shapes(config, with_bias, modules, base):
@@ -103,21 +84,15 @@ def named(modules, paths):
     return [path for path in paths if path.removesuffix(".weight").endswith(tuple(modules))]
 
 
-NUMBER = (int, float)
+NUMBER, FLAG = (int, float), (False, (bool,), ())
 # field: (PEFT's default for a Llama, types of a sound value, types of its items)
 HONOURED: dict = {
-    "r": (8, (int,), ()),
-    "lora_alpha": (8, NUMBER, ()),
-    "lora_dropout": (0.0, NUMBER, ()),
+    "r": (8, (int,), ()), "lora_alpha": (8, NUMBER, ()), "lora_dropout": (0.0, NUMBER, ()),
     "target_modules": (["q_proj", "v_proj"], (str, list), (str,)),
-    "layers_to_transform": ([], (int, list), (int,)),
-    "rank_pattern": ({}, (dict,), (int,)),
-    "alpha_pattern": ({}, (dict,), NUMBER),
-    "use_rslora": (False, (bool,), ()),
-    "use_dora": (False, (bool,), ()),
-    "lora_bias": (False, (bool,), ()),
-    "modules_to_save": ([], (list,), (str,)),
-}
+    "layers_to_transform": ([], (int, list), (int,)), "modules_to_save": ([], (list,), (str,)),
+    "rank_pattern": ({}, (dict,), (int,)), "alpha_pattern": ({}, (dict,), NUMBER),
+    "use_rslora": FLAG, "use_dora": FLAG, "lora_bias": FLAG,
+}  # fmt: skip
 NEUTRAL = {
     "auto_mapping": None, "base_model_name_or_path": None, "inference_mode": True,
     "peft_version": "0.21.2", "revision": None,
@@ -131,25 +106,21 @@ OFF: dict = {
     "target_parameters": None, "task_type": "CAUSAL_LM", "trainable_token_indices": None,
     "use_bdlora": None, "use_qalora": False, "velora_config": None,
 }  # fmt: skip
-# How A and B started no longer matters, unless the start also changed the base, as PiSSA, OLoRA,
-# CorDA, LoftQ and LoRA-GA do: PEFT repeats that change when it loads the adapter, and so do we for
-# those of config.STARTS. (PEFT's LoftQ, with its loftq_config, quantizes otherwise; ours has none,
-# and PEFT refuses it.)
+# Starts of A and B that leave the base as it is. PEFT repeats the change that any other start made
+# to the base when it loads the adapter, and so does `load_adapter` for those of config.STARTS.
+# (PEFT's LoftQ, with its loftq_config, quantizes otherwise; ours has none, and PEFT refuses it.)
 NEUTRAL_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def refuse_unknown(raw, free, fixed):
     """Raise InputError for a field that is not off, not in `free`, and not as in `fixed`."""
     for name, value in raw.items():
-        off = value in (None, False, "", [], {})
-        require(
-            off or name in free or _in_order(value) == _in_order(fixed.get(name)),
-            f"{name} = {value!r} is not implemented: the adapter would compute otherwise",
-        )
-
-
-def _in_order(value):  # PEFT writes the items of a set in any order
-    return sorted(value, key=repr) if isinstance(value, list) else value
+        expected = fixed.get(name)
+        same = value in (None, False, "", [], {}, expected)
+        if isinstance(value, list) and isinstance(expected, list):  # PEFT's sets have no order
+            same = sorted(value, key=repr) == sorted(expected, key=repr)
+        message = f"{name} = {value!r} is not implemented: the adapter would compute otherwise"
+        require(same or name in free, message)
 
 
 def _is_sound(value, types, item_types=()):
@@ -169,10 +140,8 @@ def read_config(raw, base):
     that is malformed or not implemented.
     """
     start = raw.get("init_lora_weights")
-    require(
-        start in (*NEUTRAL_STARTS, *STARTS),
-        f"init_lora_weights {start!r} is not implemented: it changes the base, too",
-    )
+    known = start in (*NEUTRAL_STARTS, *STARTS)
+    require(known, f"init_lora_weights {start!r} is not implemented: it changes the base, too")
     free = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights", "runtime_config"}
     refuse_unknown(raw, free, OFF)
     fields: dict = {}
@@ -187,9 +156,8 @@ def read_config(raw, base):
     projections = [p.removesuffix(".weight") for p, _ in walk(base) if p.endswith(weights)]
     layers, targets = fields["layers_to_transform"], fields["target_modules"]
     if isinstance(targets, str):
-        require(
-            layers == [], f"layers_to_transform needs a list of target_modules, not {targets!r}"
-        )
+        sound = layers == []
+        require(sound, f"layers_to_transform needs a list of target_modules, not {targets!r}")
         every = targets.lower() == "all-linear"
         targets = ALL_LINEAR if every else _found("target_modules", targets, projections)
     require(targets, f"target_modules {fields['target_modules']!r} match no projection")
@@ -203,7 +171,7 @@ def read_config(raw, base):
 
 
 def _by_name(field, pattern, projections):
-    """Give way with each key that is no plain name to the names that it matches.
+    """Replace each key that is no plain name by the names that it matches.
 
     The first key that matches decides, in PEFT as in LoraConfig.at.
     """

@@ -22,8 +22,7 @@ from ..quant.quantize import is_projection, quantize_leaf
 from ..quant.stored import Stored
 from ..tree import put
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, quantized_file
-from .hf_config import read_config
-from .hf_folder import shapes
+from .hf_folder import read_config, shapes
 from .safetensors_file import check_floats
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "bases"
@@ -40,16 +39,18 @@ def load(name, scheme="none", block_size=64, stored=None):
     and a head that their file holds in F16, BF16 or Q8_0 stay in that type (`stored.Stored`), which
     loses nothing. Raises InputError naming the file and the tensor or field that cannot be used.
     """
-    path = _place(os.fspath(name))
-    config, tensors, words, biases = (_folder if path.is_dir() else _gguf)(path)
-    require(
-        words.vocab_size <= config.vocab_size,
-        f"{path}: its tokenizer has {words.vocab_size} tokens, its embedding only "
-        f"{config.vocab_size} rows",
-    )
+    place = _place(os.fspath(name))
+    if place.is_dir():
+        config, tensors, words, biases = _folder(place)
+    else:
+        config, tensors, metadata = gguf_llama.read(place)
+        words, biases = gguf_tokenizer.from_metadata(place, metadata), hf_folder.biases(tensors)
+    n, rows = words.vocab_size, config.vocab_size
+    require(n <= rows, f"{place}: its tokenizer has {n} tokens, its embedding only {rows} rows")
     if stored is None:
-        stored = scheme != "none" or quantized_file.is_quantized(tensors)
-    origin = next((entry.where.split(": tensor")[0] for entry in tensors.values()), path)
+        types = {entry.dtype for entry in tensors.values()}
+        stored = scheme != "none" or not types.isdisjoint(quantized_file.TYPES)
+    origin = next((entry.where.split(": tensor")[0] for entry in tensors.values()), place)
     last = f"model.layers.{config.num_hidden_layers - 1}.input_layernorm.weight"
     require(last in tensors, f"tensor {last} is missing from {origin}")
     base: dict = {}
@@ -61,10 +62,8 @@ def load(name, scheme="none", block_size=64, stored=None):
     for path, shape in expected.items():
         require(path in tensors, f"tensor {path} is missing from {origin}")
         entry = tensors[path]
-        require(
-            entry.shape == shape,
-            f"{entry.where} has the shape {entry.shape}, its config says {shape}",
-        )
+        same = entry.shape == shape
+        require(same, f"{entry.where} has the shape {entry.shape}, its config says {shape}")
         as_stored = stored and path in TABLES and entry.read_stored
         w = entry.read_stored() if as_stored else entry.read()
         put(base, path, _leaf(path, entry.where, w, scheme, block_size))
@@ -77,23 +76,14 @@ def _place(name):
         return EMBEDDED / name
     if name in fetch.MODELS:
         return fetch.cached(name)
-    require(
-        (name and Path(name).is_dir()) or name.endswith(".gguf"),
-        f"there is no model {name!r}: give tiny, micro, smollm2, a Hugging Face folder "
-        "or a .gguf file",
-    )
+    known = "tiny, micro, smollm2, a Hugging Face folder or a .gguf file"
+    there = (name and Path(name).is_dir()) or name.endswith(".gguf")
+    require(there, f"there is no model {name!r}: give {known}")
     return Path(name)
 
 
-def _gguf(path):
-    """Open a GGUF file: (ModelConfig, {path: Entry}, tokenizer, which parts have biases)."""
-    config, tensors, metadata = gguf_llama.read(path)
-    words = gguf_tokenizer.from_metadata(path, metadata)
-    return config, tensors, words, hf_folder.biases(tensors)
-
-
 def _folder(folder):
-    """Open a Hugging Face folder, dense or stored by bitsandbytes: as `_gguf`."""
+    """Open a folder: (ModelConfig, {path: Entry}, tokenizer, which parts have biases)."""
     config, raw = read_config(folder)
     if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
         words = tokenizer.ByteTokenizer()
@@ -118,11 +108,9 @@ def _leaf(path, where, w, scheme, block_size):
     if not is_projection(path):  # an output head that somebody quantized
         return dense(w)
     name, size = quantized_file.scheme(w)
-    require(
-        scheme == "none" or (name == scheme and size in (block_size, None)),
-        f"{where} is stored in {name}{f', blocks of {size}' if size else ''}: "
-        "give --quantize none to take it as it is",
-    )
+    kind = f"{name}, blocks of {size}" if size else name
+    same = scheme == "none" or (name == scheme and size in (block_size, None))
+    require(same, f"{where} is stored in {kind}: give --quantize none to take it as it is")
     return w
 
 

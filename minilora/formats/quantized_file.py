@@ -1,10 +1,10 @@
 """A quantized base on disk, under the names and in the layout of bitsandbytes.
 
-A 4-bit weight is its codes and what reads them: `weight` (the packed codes, one a row),
-`weight.absmax`, `weight.quant_map` (the sixteen values) and a JSON text, stored as bytes, under
+A 4-bit weight consists of `weight` (the packed codes, one byte per row), `weight.absmax`,
+`weight.quant_map` (the sixteen values) and a JSON text, stored as bytes, under
 `weight.quant_state.bitsandbytes__nf4` (or fp4). With double quantization `weight.absmax` holds
-eight-bit codes, and `weight.nested_absmax` and `weight.nested_quant_map` are what reads them. An
-8-bit weight is `weight` (int8) and `SCB`, its rows' absmax.
+eight-bit codes, which `weight.nested_absmax` and `weight.nested_quant_map` decode. An 8-bit weight
+consists of `weight` (int8) and `SCB`, its rows' absmax.
 """
 
 import json
@@ -18,10 +18,12 @@ from ..nested import BLOCK, DYNAMIC, Nested
 from ..quant.int8 import Int8
 from ..tree import walk
 from . import hf_folder
+from .files import naming
 from .safetensors_file import Entry, check_floats, entry
 
 STATE = ".quant_state.bitsandbytes__"
 MAPS = {"nf4": nf4.NF4, "fp4": nf4.FP4}
+TYPES = ("int8", *MAPS)  # of the entries of quantized weights
 
 
 def scheme(leaf):
@@ -39,12 +41,11 @@ def join(folder, settings, tensors):
     `settings` is config.json's quantization_config. Raises InputError for any other method than
     bitsandbytes, or if a weight's state is malformed.
     """
-    require(isinstance(settings, dict), f"{folder}/config.json: quantization_config is no object")
-    method = settings.get("quant_method", "bitsandbytes")
-    require(
-        method == "bitsandbytes",
-        f"{folder}/config.json: a base quantized by {method!r} is not read; bitsandbytes' are",
-    )
+    with naming(f"{folder}/config.json"):
+        require(isinstance(settings, dict), "quantization_config is no object")
+        kind = settings.get("quant_method", "bitsandbytes")
+        known = kind == "bitsandbytes"
+        require(known, f"a base quantized by {kind!r} is not read; bitsandbytes' are")
     rest, joined = dict(tensors), {}
     for name in tensors:
         weight, _, code = name.partition(STATE)
@@ -59,13 +60,8 @@ def join(folder, settings, tensors):
     return rest | joined
 
 
-def is_quantized(tensors):
-    """Tell whether any of the entries is a quantized weight."""
-    return any(found.dtype in ("int8", *MAPS) for found in tensors.values())
-
-
 def _eight_bit(codes, absmax):
-    """Make the Entry of the weight whose codes and absmax are these entries."""
+    """Make the Entry of the weight that consists of these."""
     require(codes is not None, f"{absmax.where} has no weight")
     shape = codes.shape
 
@@ -76,10 +72,7 @@ def _eight_bit(codes, absmax):
 
 
 def _four_bit(code, codes, state, parts):
-    """Make the Entry of the weight with these entries of its codes, its state and its parts.
-
-    `parts` are named as in the file, without the weight's own name.
-    """
+    """Make the Entry of the weight that consists of these: {name after the weight's own: part}."""
     require(codes is not None, f"{state.where} has no weight")
     try:
         fields = json.loads(bytes(state.read()))
@@ -123,10 +116,9 @@ def _four_bit(code, codes, state, parts):
 
 def _part(found, dtype, shape):
     w = found.read()
-    require(
-        w.dtype == dtype and w.shape == shape,
-        f"{found.where} is {w.dtype} {w.shape}, expected {np.dtype(dtype)} {shape}",
-    )
+    same = w.dtype == dtype and w.shape == shape
+    expected = f"expected {np.dtype(dtype)} {shape}"
+    require(same, f"{found.where} is {w.dtype} {w.shape}, {expected}")
     return check_floats(found.where, w) if dtype is np.float32 else w
 
 
@@ -138,22 +130,16 @@ def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
     in one way.
     """
     schemes = {scheme(w) for path, w in walk(base) if path.endswith("_proj.weight")}
-    require(
-        len(schemes) == 1 and ("none", None) not in schemes,
-        f"a quantized folder needs all projections in one scheme, this base has {sorted(schemes)}",
-    )
+    one = len(schemes) == 1 and ("none", None) not in schemes
+    require(one, f"a quantized folder needs all projections in one scheme, not {sorted(schemes)}")
     ((name, _),) = schemes
     four_bits = name != "int8"
     settings = {  # as transformers' BitsAndBytesConfig writes them
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": four_bits,
-        "load_in_8bit": not four_bits,
+        "quant_method": "bitsandbytes", "load_in_4bit": four_bits, "load_in_8bit": not four_bits,
         "bnb_4bit_quant_type": name.removesuffix("-dq") if four_bits else "fp4",
-        "bnb_4bit_use_double_quant": name.endswith("-dq"),
-        "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_compute_dtype": dtype,
-        "llm_int8_threshold": 6.0,
-    }
+        "bnb_4bit_use_double_quant": name.endswith("-dq"), "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_compute_dtype": dtype, "llm_int8_threshold": 6.0,
+    }  # fmt: skip
 
     def quantized(path, leaf):
         if isinstance(leaf, nf4.Quantized):

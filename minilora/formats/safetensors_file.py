@@ -3,9 +3,9 @@
 Part 1 of `lessons/00_qlora_in_one_file.py`, made general: large files, damaged files.
 
 Nothing in such a file is executed, which is why it took the place of pickled checkpoints. The
-format is implemented here because NumPy has no bfloat16, which the library's NumPy side therefore
-cannot read, and because a large model has to pass through tensor by tensor. Every number in the
-header is checked against the file before it is believed.
+library is not used because its NumPy side has no bfloat16, and because a large model has to pass
+through tensor by tensor. Every number in the header is checked against the file before it is
+believed.
 """
 
 import json
@@ -23,7 +23,7 @@ from ..quant.stored import halves
 FLOATS: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
 }  # fmt: skip
-DTYPES: dict[str, np.dtype] = FLOATS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
+DTYPES = FLOATS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
 FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -31,8 +31,7 @@ FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 class Entry:
     """A tensor on its way out of a file or into one: `read` makes its numbers when its turn comes.
 
-    The header of a file that is read is checked; `read` and `read_stored` raise InputError if the
-    file has become shorter.
+    `read` and `read_stored` raise InputError if the file is shorter than when its header was read.
     """
 
     dtype: str  # the type in the file, or the code of a quantized weight
@@ -69,10 +68,8 @@ def encode(w, dtype, where="tensor"):
     else:
         with np.errstate(over="ignore"):
             raw = np.ascontiguousarray(w, FLOATS[dtype])
-    require(
-        is_finite(decode(raw, dtype)),
-        f"{where} has a number that {dtype} cannot hold: write float32 instead",
-    )
+    held = is_finite(decode(raw, dtype))
+    require(held, f"{where} has a number that {dtype} cannot hold: write float32 instead")
     return raw
 
 
@@ -95,28 +92,20 @@ def read_header(path):
     InputError if the file is missing, truncated, or its header does not describe it.
     """
     path = os.fspath(path)
-    header, data, size = _json(path)
+    header, data, size = read_json_header(path)
     header.pop("__metadata__", None)
     found = {name: _entry(path, name, fields, data) for name, fields in header.items()}
     end, entries = 0, {}
     for name, (start, stop, entry) in sorted(found.items(), key=lambda item: item[1][:2]):
         require(start == end, f"{entry.where} overlaps another or leaves a gap")
-        require(
-            data + stop <= size,
-            f"{entry.where} ends at byte {data + stop} of a file of {size} bytes: "
-            "truncated, copy it again",
-        )
+        last = data + stop
+        require(last <= size, f"{entry.where} ends at byte {last} of {size}: truncated, copy again")
         entries[name], end = entry, stop
     require(data + end == size, f"{path} has {size - data - end} bytes that its header leaves out")
     return entries
 
 
-def read_metadata(path):
-    """Read the texts that the header holds beside the tensors."""
-    return _json(path)[0].get("__metadata__")
-
-
-def _json(path):
+def read_json_header(path):
     """Read (header, offset of the tensors' bytes, size of the file)."""
     try:
         with open(path, "rb") as file:
@@ -147,11 +136,9 @@ def _entry(path, name, fields, data):
     require(sound, f"{path}: the header's entry for tensor {name} is malformed")
     require(dtype in DTYPES, f"{where} has the unsupported type {dtype}")
     count = math.prod(shape)
-    require(
-        count * DTYPES[dtype].itemsize == stop - start,
-        f"{path}: the header gives tensor {name} the shape {shape}, which is not its "
-        f"{stop - start} bytes",
-    )
+    span = f"the shape {shape}, which is not its {stop - start} bytes"
+    fits = count * DTYPES[dtype].itemsize == stop - start
+    require(fits, f"{path}: the header gives tensor {name} {span}")
 
     def raw():
         return read_raw(where, path, DTYPES[dtype], count, data + start).reshape(shape)
