@@ -50,6 +50,12 @@ class ModelConfig:
         )
         require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd: rotation needs pairs")
 
+    def projections(self):
+        """Compute {name: (out, in)} of a layer's seven projections."""
+        D, F = self.hidden_size, self.intermediate_size
+        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
+        return dict(zip(ALL_LINEAR, ((q, D), (kv, D), (kv, D), (D, q), (F, D), (F, D), (D, F))))
+
 
 @dataclass(frozen=True)
 class LoraConfig:

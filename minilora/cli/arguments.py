@@ -13,7 +13,7 @@ import tomllib
 from dataclasses import fields
 
 from ..config import CHOICES, STARTS, InputError, LoraConfig, TrainConfig, flag
-from ..formats.checkpoint import load_facts
+from ..formats.checkpoint import read_metadata
 from ..methods.methods import METHODS
 from ..quant.quantize import SCHEMES
 
@@ -36,7 +36,7 @@ def parse(argv):
     given = argv[1:]
     if args.resume:
         path = os.path.join(args.adapter_path, "checkpoint.safetensors")
-        given = flags_of(load_facts(path).get("settings", {}), path) + given
+        given = flags_of(read_metadata(path)[1].get("settings", {}), path) + given
     if args.config:
         given = flags_of(toml_settings(args.config), args.config) + given
     args = parser().parse_args(["train", *given])

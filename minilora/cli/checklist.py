@@ -7,7 +7,7 @@ None forbids anything: what cannot work at all is an error already (`config`).
 import math
 from typing import NamedTuple
 
-from ..config import ALL_LINEAR, LoraConfig
+from ..config import LoraConfig
 from ..optim import learning_rate
 
 HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of 1.0
@@ -37,7 +37,7 @@ def questions(lora_config, train_config, scheme, model_config, rows, also_train=
 
 def _shape(lora, model):
     (r, scaling), names = lora.at(""), lora.target_modules
-    for name, (n, m) in projections(model).items():
+    for name, (n, m) in model.projections().items():
         if {name, "all-linear"} & set(names) and r * (n + m) >= n * m:
             yield f"r {r} trains {r * (n + m):,} numbers on {name}'s {n * m:,}: why? (lesson 2)"
             break
@@ -86,7 +86,7 @@ def _base(scheme, model, block_size):
     if scheme == "nf4":
         # 32/B bits a weight become 8/B + 32/(256·B)   (QLoRA, Sec. 3)
         bits = (32 - 8 - 32 / 256) / block_size
-        weights = model.num_hidden_layers * sum(map(math.prod, projections(model).values()))
+        weights = model.num_hidden_layers * sum(map(math.prod, model.projections().values()))
         saved = f"{bits:.3f} bits a weight, {bits * weights / 8e6:.2g} MB here"
         yield f"nf4-dq saves {saved}, and adds hardly any error: is it meant? (lesson 6)"
 
@@ -104,13 +104,6 @@ def _run(settings, rows):
     lost = 1 - math.exp(-decay * total_rate(settings))  # of what the first step learned: Π (1 − ηλ)
     if lost > 0.1:
         yield f"--weight-decay {decay:g} takes back {100 * lost:.0f} % of early steps (lesson 9)"
-
-
-def projections(model):
-    """{name: (out, in)} of a layer's seven projections."""
-    D, F = model.hidden_size, model.intermediate_size
-    q, kv = (n * model.head_dim for n in (model.num_attention_heads, model.num_key_value_heads))
-    return dict(zip(ALL_LINEAR, ((q, D), (kv, D), (kv, D), (D, q), (F, D), (F, D), (D, F))))
 
 
 def total_rate(settings):

@@ -10,6 +10,7 @@ from ..config import InputError, LoraConfig, flag, require
 from ..data.tasks import BUILTIN
 from ..formats import fetch
 from ..formats.checkpoint import load_state
+from ..formats.files import replacing
 from ..formats.pretrained import EMBEDDED
 from .opening import warn
 
@@ -200,9 +201,8 @@ def read_metrics(folder):
 
 def replace_text(path, text):
     """Write a text file whole or not at all."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as (temporary,):
+        temporary.write_text(text, encoding="utf-8")
 
 
 def lines(rows):

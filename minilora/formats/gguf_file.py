@@ -2,7 +2,7 @@
 
 A quantized tensor is a run of blocks of 32 weights. Each block has its own scale (and for Q4_1 an
 offset) in float16, and a small whole number per weight. Every length in the file is checked
-against the file before it is believed. What a Llama makes of it stands in `gguf_llama.py`.
+against the file before it is believed. `gguf_llama.py` makes a Llama of it.
 """
 
 import math
@@ -15,99 +15,52 @@ import numpy as np
 
 from ..config import InputError, require
 from ..quant.stored import Stored, halves
-from .safetensors_file import decode
+from .safetensors_file import FLOATS, Entry, decode, read_raw
 
 BLOCK = 32  # weights that share a scale
-# type number -> (name, weights in a block, bytes of a block)
+BLOCKS = {
+    "Q4_0": np.dtype([("d", "<f2"), ("q", "u1", BLOCK // 2)]),
+    "Q4_1": np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", BLOCK // 2)]),
+    "Q8_0": np.dtype([("d", "<f2"), ("q", "i1", BLOCK)]),
+}
+FORMS: dict[str, np.dtype] = FLOATS | BLOCKS  # the types that are read
 TYPES = {
-    0: ("F32", 1, 4), 1: ("F16", 1, 2), 30: ("BF16", 1, 2),
-    2: ("Q4_0", BLOCK, 18), 3: ("Q4_1", BLOCK, 20), 8: ("Q8_0", BLOCK, 34),
-}  # fmt: skip
-NOT_READ = {
-    6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K",
-    16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 20: "IQ4_NL", 21: "IQ3_S", 23: "IQ4_XS",
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1",
+    10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 16: "IQ2_XXS", 17: "IQ2_XS",
+    18: "IQ3_XXS", 20: "IQ4_NL", 21: "IQ3_S", 23: "IQ4_XS", 30: "BF16",
 }  # fmt: skip
 STRING, ARRAY = 8, 9
 SCALARS = {
-    0: "B",
-    1: "b",
-    2: "H",
-    3: "h",
-    4: "I",
-    5: "i",
-    6: "f",
-    7: "?",
-    10: "Q",
-    11: "q",
-    12: "d",
-}
-
-
-@dataclass(frozen=True)
-class Entry:
-    """Where one tensor lies: `kind` is a key of TYPES, `offset` in bytes from the file's start."""
-
-    path: str
-    name: str
-    kind: int
-    shape: tuple[int, ...]
-    offset: int
-
-    @property
-    def where(self):
-        return f"{self.path}: tensor {self.name}"
-
-    @property
-    def nbytes(self):
-        _, block, size = TYPES[self.kind]
-        return math.prod(self.shape) // block * size
-
-    def read(self):
-        """The tensor as float32. Raises InputError if the file has become shorter."""
-        return dequantize(self._raw(), TYPES[self.kind][0]).reshape(self.shape)
-
-    def read_stored(self):
-        """A matrix, left in F16, BF16 or Q8_0 if it is in one of them; else as `read`."""
-        kind = TYPES[self.kind][0]
-        if kind in ("F16", "BF16"):
-            return halves(self._raw().view("<u2").reshape(self.shape), kind)
-        if kind != "Q8_0":
-            return self.read()
-        blocks = self._raw().reshape(-1, 34)
-        codes = np.ascontiguousarray(blocks[:, 2:]).view(np.int8).reshape(self.shape)
-        return Stored(kind, codes, _float16(blocks, 0).reshape(len(codes), -1))
-
-    def _raw(self):
-        raw = np.fromfile(self.path, np.uint8, self.nbytes, offset=self.offset)
-        require(raw.size == self.nbytes, f"{self.where} is cut off: the file is truncated")
-        return raw
+    0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
+}  # fmt: skip
 
 
 def dequantize(raw, kind):
-    """float32 numbers, flat, from the bytes (uint8) of a tensor of type `kind`, a name in TYPES.
-
-    A block is its scale d in float16, for Q4_1 its offset m in float16, then its codes q.
-    """
-    if kind in ("F32", "F16", "BF16"):
-        return decode(raw.view({"F32": "<f4", "F16": "<f2", "BF16": "<u2"}[kind]), kind)
+    """Compute the float32 numbers, flat, in the bytes (uint8) of a tensor of type `kind`."""
+    if kind in FLOATS:
+        return decode(raw.view(FLOATS[kind]), kind)
+    blocks = raw.view(BLOCKS[kind])
+    d, q = _column(blocks["d"]), blocks["q"]
     if kind == "Q8_0":
-        blocks = raw.reshape(-1, 34)
-        # x = d·q, q in −127 … 127
-        x = _float16(blocks, 0) * blocks[:, 2:].view(np.int8)
+        x = d * q  # x = d·q, q in −127 … 127
     elif kind == "Q4_0":
-        blocks = raw.reshape(-1, 18)
-        # x = d·(q − 8), q in 0 … 15
-        x = _float16(blocks, 0) * (_nibbles(blocks[:, 2:]) - np.float32(8))
+        x = d * (_nibbles(q) - np.float32(8))  # x = d·(q − 8), q in 0 … 15
     else:
-        blocks = raw.reshape(-1, 20)
-        # x = d·q + m, q in 0 … 15   (Q4_1)
-        x = _float16(blocks, 0) * _nibbles(blocks[:, 4:]) + _float16(blocks, 2)
+        x = d * _nibbles(q) + _column(blocks["m"])  # x = d·q + m, q in 0 … 15
     return x.reshape(-1)
 
 
-def _float16(blocks, at):
-    """The two bytes at `at` of each block, as a column of float32."""
-    return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2").astype(np.float32)
+def keep(raw, kind, shape):
+    """Make the matrix in the bytes of a tensor of type F16, BF16 or Q8_0, left in that type."""
+    if kind != "Q8_0":
+        return halves(raw.view("<u2").reshape(shape), kind)
+    blocks = raw.view(BLOCKS[kind])
+    codes = np.ascontiguousarray(blocks["q"]).reshape(shape)
+    return Stored(kind, codes, _column(blocks["d"]).reshape(len(codes), -1))
+
+
+def _column(numbers):
+    return numbers.astype(np.float32)[:, None]
 
 
 def _nibbles(packed):
@@ -138,7 +91,7 @@ class Cursor:
             raise InputError(f"{self.path}: the text before byte {self.at} is not UTF-8") from error
 
     def value(self, kind):
-        """A metadata value of the type numbered `kind`; an array becomes a list."""
+        """Read a metadata value of the type numbered `kind`; an array becomes a list."""
         if kind == STRING:
             return self.string()
         if kind == ARRAY:
@@ -150,7 +103,7 @@ class Cursor:
 
 
 def read_header(path):
-    """(metadata, {GGUF's name: Entry}) of a GGUF file.
+    """Read (metadata, {GGUF's name: Entry}) of a GGUF file.
 
     Raises InputError if the file is missing, no GGUF, truncated, or not what its header says.
     """
@@ -168,11 +121,16 @@ def _parse(cursor):
     version = cursor.number("I")
     require(version in (2, 3), f"{cursor.path} is GGUF version {version}; 2 and 3 are read")
     tensors, keys = cursor.number("Q"), cursor.number("Q")
-    metadata = {}
+    metadata, table = {}, []
     for _ in range(keys):
         key = cursor.string()
         metadata[key] = cursor.value(cursor.number("I"))
-    table = [_row(cursor) for _ in range(tensors)]
+    for _ in range(tensors):
+        name, dims = cursor.string(), cursor.number("I")
+        require(name.isprintable(), f"{cursor.path}: {name!r} is no name of a tensor")
+        require(1 <= dims <= 4, f"{cursor.path}: tensor {name} has {dims} dimensions")
+        shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]  # the file: columns first
+        table.append((name, shape, cursor.number("I"), cursor.number("Q")))
     alignment = metadata.get("general.alignment", 32)
     sound = isinstance(alignment, int) and alignment > 0
     require(sound, f"{cursor.path}: general.alignment is {alignment!r}")
@@ -180,24 +138,22 @@ def _parse(cursor):
     return metadata, {row[0]: _entry(cursor, start, *row) for row in table}
 
 
-def _row(cursor):
-    """(name, shape, type number, offset) of the next tensor in the table."""
-    name, dims = cursor.string(), cursor.number("I")
-    require(name.isprintable(), f"{cursor.path}: {name!r} is no name of a tensor")
-    require(1 <= dims <= 4, f"{cursor.path}: tensor {name} has {dims} dimensions")
-    shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]  # the file lists columns first
-    return name, shape, cursor.number("I"), cursor.number("Q")
-
-
-def _entry(cursor, start, name, shape, kind, offset):
+def _entry(cursor, start, name, shape, number, offset):
     where, size = f"{cursor.path}: tensor {name}", len(cursor.data)
+    kind = TYPES.get(number, number)
     require(
-        kind in TYPES,
-        f"{where} has the type {NOT_READ.get(kind, kind)}, which is not read; "
+        kind in FORMS,
+        f"{where} has the type {kind}, which is not read; "
         "take a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1",
     )
-    require(shape[-1] % TYPES[kind][1] == 0, f"{where} has rows of {shape[-1]}, no whole blocks")
-    entry = Entry(cursor.path, name, kind, shape, start + offset)
-    end = entry.offset + entry.nbytes
+    block = BLOCK if kind in BLOCKS else 1
+    require(shape[-1] % block == 0, f"{where} has rows of {shape[-1]}, no whole blocks")
+    count, at = math.prod(shape) // block * FORMS[kind].itemsize, start + offset
+    end = at + count
     require(end <= size, f"{where} ends at byte {end} of {size}: truncated, copy it again")
-    return entry
+
+    def raw():
+        return read_raw(where, cursor.path, np.uint8, count, at)
+
+    stored = (lambda: keep(raw(), kind, shape)) if kind in ("F16", "BF16", "Q8_0") else None
+    return Entry(kind, shape, lambda: dequantize(raw(), kind).reshape(shape), where, stored)

@@ -4,15 +4,16 @@ llama.cpp differs from Hugging Face in three ways that matter: the names, the or
 q_proj and k_proj, and Llama 3's stretched rotation, which it stores as a tensor of divisors.
 """
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from .. import nn
-from ..config import require
+from ..config import ModelConfig, require
 from . import gguf_file
-from .hf_config import model_config
+from .files import naming
+from .hf_folder import ids, positive, size
+from .safetensors_file import check_floats
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -22,25 +23,10 @@ NAMES = {
     "ffn_down": "mlp.down_proj",
 }  # fmt: skip
 DIVISORS = "rope_freqs.weight"
-
-
-@dataclass(frozen=True)
-class Permuted:
-    """A tensor of q_proj or k_proj whose rows come out in Hugging Face's order."""
-
-    entry: gguf_file.Entry
-    heads: int
-
-    @property
-    def shape(self):
-        return self.entry.shape
-
-    @property
-    def where(self):
-        return self.entry.where
-
-    def read(self):
-        return half_rotation_order(self.entry.read(), self.heads)
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
 
 
 def half_rotation_order(w, heads):
@@ -53,102 +39,82 @@ def half_rotation_order(w, heads):
 
 
 def read(path):
-    """(ModelConfig, {Hugging Face's path: entry with shape, where, read()}, metadata).
+    """Read (ModelConfig, {Hugging Face's path: Entry}, metadata) of a GGUF file.
 
     Raises InputError naming the key or tensor that is missing, unknown or not read.
     """
     metadata, entries = gguf_file.read_header(path)
-    config = read_config(path, metadata, entries)
-    tensors = {
-        _path(entry): _in_order(entry, config)
-        for name, entry in entries.items()
-        if name != DIVISORS
-    }
+    with naming(path):
+        config = _config(metadata, tied="output.weight" not in entries)
+    if DIVISORS in entries:
+        config = _llama3_rope(config, entries.pop(DIVISORS))
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    tensors = {}
+    for name, entry in entries.items():
+        place = _path(name, entry.where)
+        n = heads.get(place.split(".")[-2])
+        tensors[place] = _in_order(entry, n) if n else entry
     return config, tensors, metadata
 
 
-def _path(entry):
+def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
-    *block, module, leaf = entry.name.split(".") if "." in entry.name else ("", entry.name)
+    *block, module, leaf = name.split(".") if "." in name else ("", name)
     known = module in NAMES and leaf in ("weight", "bias") and len(block) in (0, 2)
-    require(known, f"{entry.where} is not one of a Llama's")
+    require(known, f"{where} is not one of a Llama's")
     layer = f"model.layers.{block[1]}." if block else ""
     return f"{layer}{NAMES[module]}.{leaf}"
 
 
-def _in_order(entry, config):
-    for module, heads in (
-        (".attn_q.", config.num_attention_heads),
-        (".attn_k.", config.num_key_value_heads),
-    ):
-        if module in entry.name and entry.shape[0] == heads * config.head_dim:
-            return Permuted(entry, heads)
-    return entry  # if its shape is wrong, the reader of the tree says so
+def _in_order(entry, heads):
+    """Make the entry read its rows in Hugging Face's order."""
+    return replace(entry, read=lambda: half_rotation_order(entry.read(), heads), read_stored=None)
 
 
-def read_config(path, metadata, entries):
-    """The ModelConfig that the metadata spells; InputError naming the key that is missing."""
-    architecture = metadata.get("general.architecture")
-    require(architecture == "llama", f"{path} holds a {architecture!r} model; only llama is read")
+def _config(metadata, tied):
+    kind = metadata.get("general.architecture")
+    require(kind == "llama", f"the file holds a {kind!r} model; only llama is read")
 
-    def size(name, default=None):
-        value = metadata.get(f"llama.{name}", default)
-        require(
-            type(value) is int and value > 0,
-            f"{path}: llama.{name} must be a whole number from 1, got {value!r}",
-        )
-        return value
+    def whole(name, default=None):
+        return size(metadata, f"llama.{name}", default)
 
     def real(name, default):
-        value = metadata.get(f"llama.{name}", default)
-        sound = isinstance(value, int | float) and 0 < value < math.inf
-        require(sound, f"{path}: llama.{name} must be a positive number, got {value!r}")
-        return float(value)
+        return float(positive(metadata, f"llama.{name}", default))
 
-    heads, width = size("attention.head_count"), size("embedding_length")
-    ends = (metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot"))
-    config = model_config(
-        path,
-        vocab_size=size("vocab_size", len(metadata.get("tokenizer.ggml.tokens", ()))),
+    def token(name):
+        return ids(metadata, f"tokenizer.ggml.{name}_token_id")
+
+    heads, width = whole("attention.head_count"), whole("embedding_length")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    stretch = metadata.get("llama.rope.scaling.type", "none")
+    known = stretch in ("none", "linear")
+    require(known, f"llama.rope.scaling.type {stretch!r} is not read; none, linear, Llama 3's are")
+    linear = {"rope_type": "linear", "factor": real("rope.scaling.factor", 1)}
+    return ModelConfig(
+        vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
         hidden_size=width,
-        intermediate_size=size("feed_forward_length"),
-        num_hidden_layers=size("block_count"),
+        intermediate_size=whole("feed_forward_length"),
+        num_hidden_layers=whole("block_count"),
         num_attention_heads=heads,
-        num_key_value_heads=size("attention.head_count_kv", heads),
-        head_dim=size("attention.key_length", size("rope.dimension_count", width // heads)),
+        num_key_value_heads=whole("attention.head_count_kv", heads),
+        head_dim=whole("attention.key_length", whole("rope.dimension_count", width // heads)),
         rope_theta=real("rope.freq_base", 10000),
         rms_norm_eps=real("attention.layer_norm_rms_epsilon", 1e-5),
-        tie_word_embeddings="output.weight" not in entries,
-        max_position_embeddings=size("context_length", 2048),
-        eos_token_id=tuple(dict.fromkeys(end for end in ends if end is not None)),
-        bos_token_id=metadata.get("tokenizer.ggml.bos_token_id"),
-        rope_scaling=_rope_scaling(path, metadata, real("rope.scaling.factor", 1)),
+        tie_word_embeddings=tied,
+        max_position_embeddings=whole("context_length", 2048),
+        eos_token_id=tuple(dict.fromkeys(token("eos") + token("eot"))),
+        bos_token_id=next(iter(token("bos")), None),
+        rope_scaling=linear if stretch == "linear" else None,
     )
-    return _llama3_rope(config, entries[DIVISORS]) if DIVISORS in entries else config
-
-
-def _rope_scaling(path, metadata, factor):
-    kind = metadata.get("llama.rope.scaling.type", "none")
-    require(
-        kind in ("none", "linear"),
-        f"{path}: llama.rope.scaling.type {kind!r} is not read; none, linear and Llama 3's are",
-    )
-    return {"rope_type": "linear", "factor": factor} if kind == "linear" else None
 
 
 def _llama3_rope(config, entry):
-    """The config with Llama 3.1's published way of stretching, if it gives the stored divisors."""
-    divisors = entry.read()
-    require(np.isfinite(divisors).all(), f"{entry.where} has a NaN or an infinite number")
-    require((divisors >= 1).all(), f"{entry.where} has a divisor below 1")
-    scaling = {
-        "rope_type": "llama3",
-        "factor": float(divisors.max()),  # 8 in Llama 3.1, 32 in Llama 3.2
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    stretched = replace(config, rope_scaling=scaling)
+    """Give the config Llama 3.1's published stretching, if that makes the stored divisors."""
+    divisors = check_floats(entry.where, entry.read())
+    sound = divisors.size and (divisors >= 1).all()
+    require(sound, f"{entry.where} has no divisor, or one below 1")
+    factor = float(divisors.max())  # 8 in Llama 3.1, 32 in Llama 3.2
+    stretched = replace(config, rope_scaling=LLAMA3 | {"factor": factor})
     expected = nn.frequencies(config) / nn.frequencies(stretched)
     # both were computed in float32, in a different order: a few parts in 10⁷ apart
     same = divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-5, atol=0)

@@ -1,33 +1,132 @@
-"""A Hugging Face folder of a Llama: which tensors it holds, in which files, and writing one.
+"""A Hugging Face folder of a Llama: its config.json, its tensors, in which files, and writing one.
 
-Part 1 of `lessons/00_qlora_in_one_file.py`, made general: several files per model, other shapes,
-and writing a folder.
+Part 1 of `lessons/00_qlora_in_one_file.py`, made general: several files per model, other shapes.
+
+The fields of config.json moved over the years: the rotation's base was `rope_theta` with
+`rope_scaling` beside it up to transformers 4 and is inside `rope_parameters` from 5 on; `rope_type`
+was once `type`. What would change the arithmetic and is not implemented here is refused by name.
 """
 
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 
-from ..config import ATTENTION, MLP, InputError, require
-from ..data import tokenizer
+from ..config import MLP, InputError, ModelConfig, require
 from ..kernels.weights import dense
 from ..tree import flatten
 from . import safetensors_file
-from .files import new_folder, read_json, write_json
-from .hf_config import as_json
-from .safetensors_file import FORMAT_NAME, Source
+from .files import naming, new_folder, read_json, write_json
+from .safetensors_file import FORMAT_NAME, Entry
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+BIASES = {"attention_bias": "self_attn", "mlp_bias": "mlp"}  # config.json's fields: parts of layers
+SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim",
+)  # fmt: skip
+OTHERS = (
+    "rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings", "tie_word_embeddings",
+)  # fmt: skip
+LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def read_config(folder):
+    """Read (ModelConfig, the whole object) of folder/config.json.
+
+    Raises InputError naming the file and the field that is missing, malformed or not implemented.
+    """
+    path = Path(folder) / "config.json"
+    raw, generation = read_json(path), read_json(path.with_name("generation_config.json"), {})
+    with naming(path):
+        kind, act = raw.get("model_type"), raw.get("hidden_act", "silu")
+        require(kind == "llama", f"model_type {kind!r} is not implemented; only llama is")
+        require(act == "silu", f"hidden_act {act!r} is not implemented; only silu is")
+        heads, width = size(raw, "num_attention_heads"), size(raw, "hidden_size")
+        defaults = {"num_key_value_heads": heads, "head_dim": width // heads}
+        theta, scaling = _rope(raw)
+        config = ModelConfig(
+            **{name: size(raw, name, defaults.get(name)) for name in SIZES},
+            rope_theta=theta,
+            rms_norm_eps=float(positive(raw, "rms_norm_eps", 1e-6)),
+            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
+            max_position_embeddings=size(raw, "max_position_embeddings", 2048),
+            eos_token_id=ids(raw | generation, "eos_token_id"),
+            bos_token_id=next(iter(ids(raw, "bos_token_id")), None),
+            rope_scaling=scaling,
+        )
+    return config, raw
+
+
+def size(raw, name, default=None):
+    """Return raw[name], or the default for null, if it is a whole number from 1."""
+    value = default if raw.get(name) is None else raw[name]
+    sound = type(value) is int and value > 0
+    require(sound, f"{name} must be a whole number from 1, got {value!r}")
+    return value
+
+
+def positive(raw, name, default=None):
+    """Return raw[name], or the default for null, if it is a positive number that float32 holds."""
+    value = default if raw.get(name) is None else raw[name]
+    sound = isinstance(value, int | float) and 0 < value < 1e38
+    require(sound, f"{name} must be a positive number, got {value!r}")
+    return value
+
+
+def ids(raw, name):
+    """Return raw[name], a token id, a list of them or null, as a tuple."""
+    value = raw.get(name)
+    found = value if isinstance(value, list) else [] if value is None else [value]
+    sound = all(type(i) is int and i >= 0 for i in found)
+    require(sound, f"{name} must be a token id or a list of them, got {value!r}")
+    return tuple(found)
+
+
+def _rope(raw):
+    """Read (rope_theta, rope_scaling as ModelConfig has it) from either generation's fields."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    require(isinstance(rope, dict), f"the rope parameters must be an object, got {rope!r}")
+    every = raw | rope
+    theta = float(positive(every, "rope_theta", 10000))
+    part = every.get("partial_rotary_factor")
+    require(part in (None, 1), f"partial_rotary_factor {part} is not implemented; only 1 is")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    known = kind in ("linear", "llama3")
+    require(known, f"rope type {kind!r} is not implemented; default, linear and llama3 are")
+    scaling = {"rope_type": kind, "factor": float(positive(rope, "factor"))}
+    if kind == "llama3":
+        scaling |= {name: positive(rope, name) for name in LLAMA3}
+    return theta, scaling
+
+
+def as_json(config, dtype, biases):
+    """Make the object for config.json, in the spelling that transformers 4 and 5 both read.
+
+    `dtype`: float32, float16 or bfloat16, in which the tensors beside it are stored.
+    """
+    eos = list(config.eos_token_id)
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        **{name: getattr(config, name) for name in SIZES},
+        "hidden_act": "silu",
+        **{name: getattr(config, name) for name in OTHERS},
+        **biases,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        "torch_dtype": dtype,
+    }
 
 
 def shapes(config, attention_bias=False, mlp_bias=False):
-    """{path: shape} of every tensor of a Llama with this configuration."""
-    D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
-    q, kv = config.num_attention_heads * hd, config.num_key_value_heads * hd
-    projections = dict(zip(ATTENTION, ((q, D), (kv, D), (kv, D), (D, q))))
-    projections |= dict(zip(MLP, ((F, D), (F, D), (D, F))))
+    """Compute {path: shape} of every tensor of a Llama with this configuration."""
+    D = config.hidden_size
     layer: dict = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
-    for name, shape in projections.items():
+    for name, shape in config.projections().items():
         part, biased = ("mlp", mlp_bias) if name in MLP else ("self_attn", attention_bias)
         layer[f"{part}.{name}.weight"] = shape
         if biased:
@@ -41,36 +140,30 @@ def shapes(config, attention_bias=False, mlp_bias=False):
 
 
 def biases(paths):
-    """Which parts of the model have biases, as `shapes` and config.json name them."""
+    """Tell which parts of the model have biases, as `shapes` and config.json name them."""
     parts = {path.split(".")[-3] for path in paths if path.endswith(".bias")}
-    return {"attention_bias": "self_attn" in parts, "mlp_bias": "mlp" in parts}
+    return {field: part in parts for field, part in BIASES.items()}
 
 
 def read_tensors(folder):
-    """{name: entry} of model.safetensors, or of the shards that model.safetensors.index.json lists.
+    """Read {name: Entry} of model.safetensors, or of the shards that its index lists.
 
     Raises InputError if there is neither. Pickled weights are never opened.
     """
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return safetensors_file.read_header(single)
-    if index.is_file():
-        return _sharded(folder, index)
-    pickled = [path.name for pattern in PICKLES for path in sorted(folder.glob(pattern))]
-    require(
-        not pickled,
-        f"{folder} has only {', '.join(pickled[:1])}, which is never opened because it is a pickle "
-        "and could run any program; save the model as safetensors",
-    )
-    raise InputError(f"{folder} has no model.safetensors and no model.safetensors.index.json")
-
-
-def _sharded(folder, index):
+    if not index.is_file():
+        pickled = next((path for kind in PICKLES for path in sorted(folder.glob(kind))), None)
+        if pickled:
+            raise InputError(
+                f"{folder} has only {pickled.name}, which is never opened because it is a pickle "
+                "and could run any program; save the model as safetensors"
+            )
+        raise InputError(f"{folder} has no model.safetensors and no model.safetensors.index.json")
     where = read_json(index).get("weight_map")
-    sound = isinstance(where, dict) and all(
-        isinstance(shard, str) and "/" not in shard and "\\" not in shard
-        for shard in where.values()
-    )
+    names = where.values() if isinstance(where, dict) else [None]
+    sound = all(isinstance(s, str) and "/" not in s and "\\" not in s for s in names)
     require(sound, f"{index}: weight_map must map each tensor to a file of this folder")
     headers = {s: safetensors_file.read_header(folder / s) for s in sorted(set(where.values()))}
     for name, shard in where.items():
@@ -78,39 +171,13 @@ def _sharded(folder, index):
     return {name: headers[shard][name] for name, shard in where.items()}
 
 
-def read_tokenizer(folder, config):
-    """The folder's own tokenizer; bytes for a base of 256 tokens that has none."""
-    if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
-        return tokenizer.ByteTokenizer()
-    words = tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
-    return fitting(folder, words, config)
-
-
-def fitting(where, words, config):
-    """The tokenizer, if the model at `where` has an embedding for each of its tokens."""
-    require(
-        words.vocab_size <= config.vocab_size,
-        f"{where}: its tokenizer has {words.vocab_size} tokens, its embedding only "
-        f"{config.vocab_size} rows",
-    )
-    return words
-
-
-def dense_source(leaf, shape, dtype):
-    """The leaf as dense numbers, made when their turn comes. A missing one is a bias of zeros.
-
-    Hugging Face knows biases for all projections of a part or for none.
-    """
-    make = (lambda: np.zeros(shape, np.float32)) if leaf is None else (lambda: dense(leaf))
-    return Source(FORMAT_NAME[dtype], shape, make)
-
-
-def write(folder, config, base, tokenizer, dtype, sources, **fields):
+def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {}, **fields):
     """Write a new folder: config.json (with `fields` in it), model.safetensors, the tokenizer's.
 
-    `sources(path, leaf or None, shape)` gives {name: Source} for a leaf of the tree. Raises
-    InputError, and leaves nothing behind, if the folder exists and is not empty, or if a leaf is
-    none of a Llama's, is missing, or has the wrong shape.
+    `quantized(path, leaf)` gives {name: Entry} for a leaf that is to be stored quantized; every
+    other leaf is stored dense in `dtype`, and made dense when its turn comes. Raises InputError,
+    and leaves nothing behind, if the folder exists and is not empty, or if a leaf is none of a
+    Llama's, is missing, or has the wrong shape.
     """
     require(dtype in FORMAT_NAME, f"--dtype must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
     leaves = {path: w for path, w in flatten(base).items() if hasattr(w, "shape")}
@@ -121,11 +188,13 @@ def write(folder, config, base, tokenizer, dtype, sources, **fields):
         require(w.shape == expected[path], f"{path} has the shape {w.shape}, not {expected[path]}")
     tensors: dict = {}
     for path, shape in expected.items():
+        # Hugging Face knows biases for all projections of a part or for none: the others are zeros
         require(path in leaves or path.endswith(".bias"), f"the base lacks {path}")
-        tensors |= sources(path, leaves.get(path), shape)
+        leaf = leaves.get(path)
+        read = partial(np.zeros, shape, np.float32) if leaf is None else partial(dense, leaf)
+        tensors |= quantized(path, leaf) or {path: Entry(FORMAT_NAME[dtype], shape, read)}
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / "model.safetensors", tensors)
-        content = as_json(config, dtype, **biases(leaves)) | fields
-        write_json(temporary / "config.json", content)
+        write_json(temporary / "config.json", as_json(config, dtype, biases(leaves)) | fields)
         if hasattr(tokenizer, "save"):
             tokenizer.save(temporary)

@@ -7,224 +7,203 @@ not implemented here; they must be off, and so must fields of later versions tha
 
 import re
 
+import numpy as np
+
+from .. import lora
 from ..config import ALL_LINEAR, STARTS, InputError, LoraConfig, names_module, require
-from ..tree import walk
-from .files import read_json
+from ..tree import flatten, get, walk
 
 PREFIX = "base_model.model."  # PEFT's wrapper, and transformers' model inside it
+# PEFT's names of the leaves of an adapted projection
+LEAVES = {
+    "lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "lora_B.bias",
+    "lora_magnitude_vector": "lora_magnitude_vector",
+}  # fmt: skip
 
 
 def key(path):
-    """PEFT's name of the trained leaf at `path`. A bias beside low-rank factors is lora_B's."""
+    """Make PEFT's name of the trained leaf at `path`."""
     node, _, name = path.rpartition(".")
-    names = {"lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "lora_B.bias"}
-    return f"{PREFIX}{node}.{names.get(name, name)}"
+    return f"{PREFIX}{node}.{LEAVES.get(name, name)}"
+
+
+def tensors(adapters, frozen, config):
+    """Make ({tensor's name: array}, modules_to_save) of a LoRA adapter.
+
+    Trained norms and a trained head are modules_to_save. A trained bias b becomes the bias b_B of
+    lora_B (PEFT's lora_bias, for all projections or none): b = b₀ + (α/r)·b_B, where b₀ is the
+    base's own bias or zero. Unless α/r is a power of two, b comes back rounded once more. (On a
+    base without biases PEFT computes with such an adapter, but cannot merge it.)
+    """
+    expected = {path: config.at(path) for path in lora.targets(frozen, config)}
+    low_rank, trained = lora.adapted(adapters), flatten(adapters)
+    found = {p: (len(trained[f"{p}.lora_A"]), get(frozen, p)["lora_scaling"]) for p in low_rank}
+    for path in expected | found:
+        has, says = found.get(path), expected.get(path)
+        message = f"the adapter on {path} has rank and scaling {has}, its LoraConfig says {says}"
+        require(has == says, message)
+    known = {f"{path}.{name}" for path in low_rank for name in LEAVES}
+    whole, places = [path for path in trained if path not in known], replaceable(frozen)
+    for path in whole:
+        require(path in places, f"PEFT's format has no place for a trained {path}")
+    modules = [path.removesuffix(".weight") for path in whole]
+    short = sorted({module.rpartition(".")[2] for module in modules})
+    if sorted(named(short, places)) == sorted(whole):
+        modules = short
+    if any(path.endswith(".bias") for path in trained):
+        require(not config.use_dora, "PEFT's DoRA has no place for trained biases")
+        for path, own in lora.biases(low_rank, frozen):
+            scaling = config.at(path.removesuffix(".bias"))[1]
+            # b_B = (b − b₀) / (α/r)
+            trained[path] = np.float32((np.float64(trained.get(path, own)) - own) / scaling)
+    return {key(path): w for path, w in trained.items()}, modules
+
+
+def shapes(config, with_bias, modules, base):
+    """Compute {path: shape} of every leaf of such an adapter on this base."""
+    places = replaceable(base)
+    expected = {path: places[path] for path in named(modules, places)}
+    for path in lora.targets(base, config):
+        (n, m), (r, _) = get(base, path)["weight"].shape, config.at(path)
+        expected |= {f"{path}.lora_A": (r, m), f"{path}.lora_B": (n, r)}
+        if with_bias:
+            expected[f"{path}.bias"] = (n,)
+        if config.use_dora:
+            expected[f"{path}.lora_magnitude_vector"] = (n,)
+    return expected
 
 
 def replaceable(base):
-    """{path: shape} of what may be trained whole (modules_to_save): norms' gains, and the head."""
+    """Compute {path: shape} of what may be trained whole: the norms' gains, and the head."""
     gains = {path: w.shape for path, w in walk(base) if path.endswith("norm.weight")}
     return gains | {"lm_head.weight": base["model"]["embed_tokens"]["weight"].shape}
 
 
-def named(names, paths):
-    """The paths of weights whose modules the names of modules_to_save mean, in PEFT's reading:
-    only how a path ends counts, so that `norm` is every norm."""
-    return [path for path in paths if path.removesuffix(".weight").endswith(tuple(names))]
+def named(modules, paths):
+    """List the paths that modules_to_save mean: to PEFT a name is the end of a module's path."""
+    return [path for path in paths if path.removesuffix(".weight").endswith(tuple(modules))]
 
 
-def names_of(some, paths):
-    """Names of modules_to_save that mean `some` of the paths: short ones where they are enough."""
-    modules = [path.removesuffix(".weight") for path in some]
-    short = sorted({module.rpartition(".")[2] for module in modules})
-    return short if sorted(named(short, paths)) == sorted(some) else modules
-
-
-# --- adapter_config.json
-
-
-def _whole(value):
-    return type(value) is int and abs(value) < 2**31
-
-
-def _number(value):
-    return type(value) in (int, float) and abs(value) < 1e38  # what float32 holds; not NaN
-
-
-def _flag(value):
-    return type(value) is bool
-
-
-def _names(value):
-    return isinstance(value, list) and all(isinstance(name, str) and name for name in value)
-
-
-def _names_or_pattern(value):
-    return isinstance(value, str) or _names(value)
-
-
-def _layers(value):
-    return _whole(value) or (isinstance(value, list) and all(map(_whole, value)))
-
-
-def _ranks(value):
-    return isinstance(value, dict) and all(map(_whole, value.values()))
-
-
-def _alphas(value):
-    return isinstance(value, dict) and all(map(_number, value.values()))
-
-
-# field: (PEFT's default for a Llama, what a sound value is)
-HONOURED = {
-    "r": (8, _whole),
-    "lora_alpha": (8, _number),
-    "lora_dropout": (0.0, _number),
-    "target_modules": (["q_proj", "v_proj"], _names_or_pattern),
-    "layers_to_transform": ([], _layers),
-    "rank_pattern": ({}, _ranks),
-    "alpha_pattern": ({}, _alphas),
-    "use_rslora": (False, _flag),
-    "use_dora": (False, _flag),
-    "lora_bias": (False, _flag),
-    "modules_to_save": ([], _names),
-}
-NEUTRAL = {
-    "auto_mapping": None, "base_model_name_or_path": None, "eva_config": None,
-    "inference_mode": True, "megatron_core": "megatron.core", "peft_version": "0.21.2",
-    "qalora_group_size": 16, "revision": None,
+NUMBER, FLAG = (int, float), (False, (bool,), ())
+# field: (PEFT's default for a Llama, types of a sound value, types of its items)
+HONOURED: dict = {
+    "r": (8, (int,), ()), "lora_alpha": (8, NUMBER, ()), "lora_dropout": (0.0, NUMBER, ()),
+    "target_modules": (["q_proj", "v_proj"], (str, list), (str,)),
+    "layers_to_transform": ([], (int, list), (int,)), "modules_to_save": ([], (list,), (str,)),
+    "rank_pattern": ({}, (dict,), (int,)), "alpha_pattern": ({}, (dict,), NUMBER),
+    "use_rslora": FLAG, "use_dora": FLAG, "lora_bias": FLAG,
 }  # fmt: skip
+NEUTRAL = {
+    "auto_mapping": None, "base_model_name_or_path": None, "inference_mode": True,
+    "peft_version": "0.21.2", "revision": None,
+}  # fmt: skip
+LORA_NEUTRAL = {"eva_config": None, "megatron_core": "megatron.core", "qalora_group_size": 16}
 OFF: dict = {
     "alora_invocation_tokens": None, "arrow_config": None, "bias": "none", "corda_config": None,
     "ensure_weight_tying": False, "exclude_modules": None, "fan_in_fan_out": False,
     "kasa_config": None, "layer_replication": None, "layers_pattern": None, "loftq_config": {},
-    "lora_ga_config": None, "megatron_config": None, "monteclora_config": None,
-    "target_parameters": None, "trainable_token_indices": None, "use_bdlora": None,
-    "use_qalora": False, "velora_config": None,
+    "lora_ga_config": None, "megatron_config": None, "monteclora_config": None, "peft_type": "LORA",
+    "target_parameters": None, "task_type": "CAUSAL_LM", "trainable_token_indices": None,
+    "use_bdlora": None, "use_qalora": False, "velora_config": None,
 }  # fmt: skip
-# How A and B started no longer matters, unless the start also changed the base, as PiSSA, OLoRA,
-# CorDA, LoftQ and LoRA-GA do: PEFT repeats that change when it loads the adapter, and so do we for
-# those of config.STARTS. (PEFT's LoftQ, with its loftq_config, quantizes otherwise; ours has none,
-# and PEFT refuses it.)
+# Starts of A and B that leave the base as it is. PEFT repeats the change that any other start made
+# to the base when it loads the adapter, and so does `load_adapter` for those of config.STARTS.
+# (PEFT's LoftQ, with its loftq_config, quantizes otherwise; ours has none, and PEFT refuses it.)
 NEUTRAL_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
-KNOWN = {*HONOURED, *NEUTRAL, "init_lora_weights", "peft_type", "runtime_config", "task_type"}
 
 
-def read_config(path, base):
-    """(LoraConfig, lora_bias, modules_to_save) of LoRA's adapter_config.json for this base.
+def refuse_unknown(raw, free, fixed):
+    """Raise InputError for a field that is not off, not in `free`, and not as in `fixed`."""
+    for name, value in raw.items():
+        expected = fixed.get(name)
+        same = value in (None, False, "", [], {}, expected)
+        if isinstance(value, list) and isinstance(expected, list):  # PEFT's sets have no order
+            same = sorted(value, key=repr) == sorted(expected, key=repr)
+        message = f"{name} = {value!r} is not implemented: the adapter would compute otherwise"
+        require(same or name in free, message)
+
+
+def _is_sound(value, types, item_types=()):
+    if type(value) not in types or value == "":
+        return False
+    if isinstance(value, list | dict):
+        items = value.values() if isinstance(value, dict) else value
+        return all(_is_sound(item, item_types) for item in items)
+    return isinstance(value, str) or abs(value) < 2**31  # not NaN
+
+
+def read_config(raw, base):
+    """Read (LoraConfig, lora_bias, modules_to_save) from the object in an adapter_config.json.
 
     PEFT reads a string of target_modules and the keys of the patterns as regular expressions; they
-    become the names of the base's projections that they match. Raises InputError naming the file
-    and the field that is malformed or not implemented.
+    become the names of the base's projections that they match. Raises InputError naming the field
+    that is malformed or not implemented.
     """
-    raw = read_json(path)
-    _refuse(path, raw)
+    start = raw.get("init_lora_weights")
+    known = start in (*NEUTRAL_STARTS, *STARTS)
+    require(known, f"init_lora_weights {start!r} is not implemented: it changes the base, too")
+    free = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights", "runtime_config"}
+    refuse_unknown(raw, free, OFF)
+    fields: dict = {}
+    for name, (default, *types) in HONOURED.items():
+        fields[name] = default if raw.get(name) is None else raw[name]
+        require(_is_sound(fields[name], *types), f"{name} is malformed: {fields[name]!r}")
+    lora_bias, modules = fields.pop("lora_bias"), fields.pop("modules_to_save")
+    for name in modules:
+        known = named([name], replaceable(base))
+        require(known, f"modules_to_save {name!r} is not implemented; norms and lm_head are")
     weights = tuple(f".{name}.weight" for name in ALL_LINEAR)
     projections = [p.removesuffix(".weight") for p, _ in walk(base) if p.endswith(weights)]
-    fields = {name: _field(path, raw, name) for name in HONOURED}
-    lora_bias, modules = fields.pop("lora_bias"), fields.pop("modules_to_save")
-    start = raw.get("init_lora_weights")
+    layers, targets = fields["layers_to_transform"], fields["target_modules"]
+    if isinstance(targets, str):
+        sound = layers == []
+        require(sound, f"layers_to_transform needs a list of target_modules, not {targets!r}")
+        every = targets.lower() == "all-linear"
+        targets = ALL_LINEAR if every else _found("target_modules", targets, projections)
+    require(targets, f"target_modules {fields['target_modules']!r} match no projection")
     fields["init_lora_weights"] = start if start in STARTS else True
-    fields["target_modules"] = _targets(path, fields, projections)
-    fields["layers_to_transform"] = _layer_tuple(fields["layers_to_transform"])
+    fields["target_modules"] = tuple(targets)
+    # to PEFT an empty list is all layers, too
+    fields["layers_to_transform"] = (layers,) if type(layers) is int else tuple(layers) or None
     for name in ("rank_pattern", "alpha_pattern"):
-        fields[name] = _by_name(path, name, fields[name], projections)
-    try:
-        return LoraConfig(**fields), lora_bias, modules
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
+        fields[name] = _by_name(name, fields[name], projections)
+    return LoraConfig(**fields), lora_bias, modules
 
 
-def _refuse(path, raw):
-    task = raw.get("task_type")
-    require(
-        task in (None, "CAUSAL_LM"), f"{path}: task_type {task!r} is not implemented; CAUSAL_LM is"
-    )
-    start = raw.get("init_lora_weights")
-    require(
-        start in (*NEUTRAL_STARTS, *STARTS),
-        f"{path}: init_lora_weights {start!r} is not implemented: it changes the base, too",
-    )
-    for name, value in raw.items():
-        off = value in (None, False, "", [], {}) or value == OFF.get(name)
-        require(
-            off or name in KNOWN,
-            f"{path}: {name} = {value!r} is not implemented: the adapter would compute otherwise",
-        )
-
-
-def _field(path, raw, name):
-    default, sound = HONOURED[name]
-    value = default if raw.get(name) is None else raw[name]
-    require(sound(value), f"{path}: {name} is malformed: {value!r}")
-    return value
-
-
-def _targets(path, fields, projections):
-    value = fields["target_modules"]
-    if isinstance(value, str):
-        require(
-            fields["layers_to_transform"] == [],
-            f"{path}: layers_to_transform needs a list of target_modules, not {value!r}",
-        )
-        whole = value.lower() == "all-linear"
-        value = ALL_LINEAR if whole else _found(path, "target_modules", value, projections)
-    require(value, f"{path}: target_modules {fields['target_modules']!r} match no projection")
-    return tuple(value)
-
-
-def _layer_tuple(layers):
-    """None for all; to PEFT an empty list is all, too."""
-    return (layers,) if _whole(layers) else tuple(layers) or None
-
-
-def _by_name(path, name, pattern, projections):
-    """The pattern with plain names: a key that is one stays, others give way to what they match.
+def _by_name(field, pattern, projections):
+    """Replace each key that is no plain name by the names that it matches.
 
     The first key that matches decides, in PEFT as in LoraConfig.at.
     """
     by_name: dict = {}
     for regex, value in pattern.items():
-        found = _found(path, name, rf"(.*\.)?({regex})$", projections)
+        found = _found(field, rf"(.*\.)?({regex})$", projections)
         plain = found == [p for p in projections if names_module(regex, p)]
-        for each in [regex] if plain else found:
-            by_name.setdefault(each, value)
+        for name in [regex] if plain else found:
+            by_name.setdefault(name, value)
     return by_name
 
 
-def _found(path, name, regex, projections):
+def _found(field, regex, projections):
     try:
         return [p for p in projections if re.fullmatch(regex, p)]
     except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(f"{path}: {name} {regex!r} is no regular expression: {error}") from error
+        raise InputError(f"{field} {regex!r} is no regular expression: {error}") from error
 
 
 def as_json(config, base_name, lora_bias=False, modules=()):
-    """The object for adapter_config.json, with every field that PEFT itself writes.
+    """Make the object for adapter_config.json, with every field that PEFT itself writes.
 
     `base_name`: the name or folder of the base. Raises InputError if a key of a pattern would mean
     something else to PEFT.
     """
     for name in (*config.rank_pattern, *config.alpha_pattern):
-        require(
-            re.fullmatch(r"\w+(\.\w+)*", name),
-            f"rank_pattern and alpha_pattern take module names, not {name!r}",
-        )
+        plain = re.fullmatch(r"\w+(\.\w+)*", name)
+        require(plain, f"rank_pattern and alpha_pattern take module names, not {name!r}")
     every = "all-linear" in config.target_modules
-    written = OFF | NEUTRAL | {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+    written = OFF | NEUTRAL | LORA_NEUTRAL | vars(config) | {
         "base_model_name_or_path": str(base_name),
-        "init_lora_weights": config.init_lora_weights,
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
-        "lora_dropout": config.lora_dropout,
-        "target_modules": list(ALL_LINEAR if every else config.target_modules),
-        "layers_to_transform": config.layers_to_transform and list(config.layers_to_transform),
-        "rank_pattern": config.rank_pattern,
-        "alpha_pattern": config.alpha_pattern,
-        "use_rslora": config.use_rslora,
-        "use_dora": config.use_dora,
+        "target_modules": ALL_LINEAR if every else config.target_modules,
         "lora_bias": lora_bias,
         "modules_to_save": list(modules) or None,
     }  # fmt: skip

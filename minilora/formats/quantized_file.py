@@ -1,15 +1,14 @@
 """A quantized base on disk, under the names and in the layout of bitsandbytes.
 
-A 4-bit weight is its codes and what reads them: `weight` (the packed codes, one a row),
-`weight.absmax`, `weight.quant_map` (the sixteen values) and a JSON text, stored as bytes, under
+A 4-bit weight consists of `weight` (the packed codes, one byte per row), `weight.absmax`,
+`weight.quant_map` (the sixteen values) and a JSON text, stored as bytes, under
 `weight.quant_state.bitsandbytes__nf4` (or fp4). With double quantization `weight.absmax` holds
-eight-bit codes, and `weight.nested_absmax` and `weight.nested_quant_map` are what reads them. An
-8-bit weight is `weight` (int8) and `SCB`, its rows' absmax.
+eight-bit codes, which `weight.nested_absmax` and `weight.nested_quant_map` decode. An 8-bit weight
+consists of `weight` (int8) and `SCB`, its rows' absmax.
 """
 
 import json
 import math
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -19,144 +18,108 @@ from ..nested import BLOCK, DYNAMIC, Nested
 from ..quant.int8 import Int8
 from ..tree import walk
 from . import hf_folder
-from .safetensors_file import Entry, Source, is_finite
+from .files import naming
+from .safetensors_file import Entry, check_floats, entry
 
 STATE = ".quant_state.bitsandbytes__"
 MAPS = {"nf4": nf4.NF4, "fp4": nf4.FP4}
+TYPES = ("int8", *MAPS)  # of the entries of quantized weights
 
 
 def scheme(leaf):
-    """(scheme, block size or None) of a quantized weight, as `load` takes them."""
+    """Return (scheme, block size or None) of a weight, as `load` takes them."""
     if isinstance(leaf, Int8):
         return "int8", None
-    return leaf.code + ("-dq" if isinstance(leaf.scales, Nested) else ""), leaf.block_size
-
-
-# --- reading
+    if isinstance(leaf, nf4.Quantized):
+        return leaf.code + ("-dq" if isinstance(leaf.scales, Nested) else ""), leaf.block_size
+    return "none", None
 
 
 def join(folder, settings, tensors):
-    """{path: entry} in which the parts of each quantized weight have become one entry.
+    """Make {path: Entry} in which the parts of each quantized weight have become one entry.
 
     `settings` is config.json's quantization_config. Raises InputError for any other method than
     bitsandbytes, or if a weight's state is malformed.
     """
-    require(isinstance(settings, dict), f"{folder}/config.json: quantization_config is no object")
-    method = settings.get("quant_method", "bitsandbytes")
-    require(
-        method == "bitsandbytes",
-        f"{folder}/config.json: a base quantized by {method!r} is not read; bitsandbytes' are",
-    )
+    with naming(f"{folder}/config.json"):
+        require(isinstance(settings, dict), "quantization_config is no object")
+        kind = settings.get("quant_method", "bitsandbytes")
+        known = kind == "bitsandbytes"
+        require(known, f"a base quantized by {kind!r} is not read; bitsandbytes' are")
     rest, joined = dict(tensors), {}
     for name in tensors:
         weight, _, code = name.partition(STATE)
         if code:
-            parts = {key: rest.pop(key) for key in list(rest) if key.startswith(weight + ".")}
-            joined[weight] = _four_bit(weight, code, rest.pop(weight, None), parts)
+            own = [key for key in rest if key.startswith(weight + ".")]
+            parts = {key.removeprefix(weight + "."): rest.pop(key) for key in own}
+            joined[weight] = _four_bit(code, rest.pop(weight, None), tensors[name], parts)
         elif name.endswith(".SCB"):
             weight = name.removesuffix("SCB") + "weight"
             rest.pop(weight + "_format", None)
-            joined[weight] = EightBit(rest.pop(weight, None), rest.pop(name))
-            require(joined[weight].codes is not None, f"{tensors[name].where} has no weight")
+            joined[weight] = _eight_bit(rest.pop(weight, None), rest.pop(name))
     return rest | joined
 
 
-def is_quantized(tensors):
-    """Whether any of the entries is a quantized weight."""
-    return any(isinstance(entry, EightBit | FourBit) for entry in tensors.values())
+def _eight_bit(codes, absmax):
+    """Make the Entry of the weight that consists of these."""
+    require(codes is not None, f"{absmax.where} has no weight")
+    shape = codes.shape
+
+    def read():
+        return Int8(_part(codes, np.int8, shape), _part(absmax, np.float32, shape[:1]))
+
+    return Entry("int8", shape, read, codes.where)
 
 
-@dataclass(frozen=True)
-class EightBit:
-    """An 8-bit weight on disk."""
-
-    codes: Entry
-    absmax: Entry
-
-    @property
-    def where(self):
-        return self.codes.where
-
-    @property
-    def shape(self):
-        return self.codes.shape
-
-    def read(self):
-        codes = _part(self.codes, np.int8, self.shape)
-        return Int8(codes, _part(self.absmax, np.float32, self.shape[:1]))
-
-
-@dataclass(frozen=True)
-class FourBit:
-    """A 4-bit weight on disk. `parts` are named as in the file, without the weight's own name."""
-
-    codes: Entry
-    parts: dict
-    state: dict
-
-    @property
-    def where(self):
-        return self.codes.where
-
-    @property
-    def shape(self):
-        return tuple(self.state["shape"])
-
-    def read(self):
-        n, block_size = math.prod(self.shape), self.state["blocksize"]
-        m, code = -(-n // block_size), self.state["quant_type"]
-        codes = _part(self.codes, np.uint8, (-(-n // 2), 1)).reshape(-1)
-        self._check_map("quant_map", MAPS[code])
-        scales = self._nested(m) if "nested_absmax" in self.parts else self._read("absmax", (m,))
-        return nf4.Quantized(codes, scales, self.shape, block_size, code)
-
-    def _nested(self, m):
-        self._check_map("nested_quant_map", DYNAMIC)
-        codes = self._read("absmax", (m,), np.uint8)
-        absmax = self._read("nested_absmax", (-(-m // BLOCK),))
-        return Nested(codes, absmax, np.float32(self.state["nested_offset"]))
-
-    def _read(self, name, shape, dtype=np.float32):
-        require(name in self.parts, f"{self.where} has no {name}")
-        return _part(self.parts[name], dtype, shape)
-
-    def _check_map(self, name, values):
-        same = np.allclose(self._read(name, values.shape), values, rtol=0, atol=1e-6)
-        require(same, f"{self.where} is in another code: its {name} is not bitsandbytes'")
-
-
-def _four_bit(weight, code, codes, parts):
-    named = {key.removeprefix(weight + "."): entry for key, entry in parts.items()}
-    state = parts[weight + STATE + code]
+def _four_bit(code, codes, state, parts):
+    """Make the Entry of the weight that consists of these: {name after the weight's own: part}."""
     require(codes is not None, f"{state.where} has no weight")
     try:
         fields = json.loads(bytes(state.read()))
-        sizes = [*fields["shape"], fields["blocksize"], fields.get("nested_blocksize", BLOCK)]
+        shape, block_size = tuple(fields["shape"]), fields["blocksize"]
         sound = (
-            len(fields["shape"]) == 2
-            and all(type(size) is int and size > 0 for size in sizes)
+            len(shape) == 2
+            and all(type(size) is int and size > 0 for size in (*shape, block_size))
             and fields["quant_type"] == code
             and code in MAPS
-            and sizes[-1] == BLOCK
-            and ("nested_absmax" not in named or math.isfinite(fields["nested_offset"]))
+            and fields.get("nested_blocksize", BLOCK) == BLOCK
+            and ("nested_absmax" not in parts or abs(fields["nested_offset"]) < 1e38)
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     require(sound, f"{state.where} is malformed")
-    return FourBit(codes, named, fields)
+    n = math.prod(shape)
+    m = -(-n // block_size)
+
+    def part(name, shape, dtype=np.float32):
+        require(name in parts, f"{codes.where} has no {name}")
+        return _part(parts[name], dtype, shape)
+
+    def check_map(name, values):
+        same = np.allclose(part(name, values.shape), values, rtol=0, atol=1e-6)
+        require(same, f"{codes.where} is in another code: its {name} is not bitsandbytes'")
+
+    def scales():
+        if "nested_absmax" not in parts:
+            return part("absmax", (m,))
+        check_map("nested_quant_map", DYNAMIC)
+        absmax, offset = part("nested_absmax", (-(-m // BLOCK),)), fields["nested_offset"]
+        return Nested(part("absmax", (m,), np.uint8), absmax, np.float32(offset))
+
+    def read():
+        check_map("quant_map", MAPS[code])
+        packed = _part(codes, np.uint8, (-(-n // 2), 1)).reshape(-1)
+        return nf4.Quantized(packed, scales(), shape, block_size, code)
+
+    return Entry(code, shape, read, codes.where)
 
 
-def _part(entry, dtype, shape):
-    w = entry.read()
-    require(
-        w.dtype == dtype and w.shape == shape,
-        f"{entry.where} is {w.dtype} {w.shape}, expected {np.dtype(dtype)} {shape}",
-    )
-    require(w.dtype.kind != "f" or is_finite(w), f"{entry.where} has a NaN or an infinite number")
-    return w
-
-
-# --- writing
+def _part(found, dtype, shape):
+    w = found.read()
+    same = w.dtype == dtype and w.shape == shape
+    expected = f"expected {np.dtype(dtype)} {shape}"
+    require(same, f"{found.where} is {w.dtype} {w.shape}, {expected}")
+    return check_floats(found.where, w) if dtype is np.float32 else w
 
 
 def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
@@ -166,73 +129,45 @@ def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
     to. Raises InputError as `save_pretrained` does, and if the projections are not all quantized
     in one way.
     """
-    schemes = {
-        scheme(w) if hasattr(w, "dequantize") else ("none", None)
-        for path, w in walk(base)
-        if path.endswith("_proj.weight")
-    }
-    require(
-        len(schemes) == 1 and ("none", None) not in schemes,
-        f"a quantized folder needs all projections in one scheme, this base has {sorted(schemes)}",
-    )
+    schemes = {scheme(w) for path, w in walk(base) if path.endswith("_proj.weight")}
+    one = len(schemes) == 1 and ("none", None) not in schemes
+    require(one, f"a quantized folder needs all projections in one scheme, not {sorted(schemes)}")
     ((name, _),) = schemes
+    four_bits = name != "int8"
+    settings = {  # as transformers' BitsAndBytesConfig writes them
+        "quant_method": "bitsandbytes", "load_in_4bit": four_bits, "load_in_8bit": not four_bits,
+        "bnb_4bit_quant_type": name.removesuffix("-dq") if four_bits else "fp4",
+        "bnb_4bit_use_double_quant": name.endswith("-dq"), "bnb_4bit_quant_storage": "uint8",
+        "bnb_4bit_compute_dtype": dtype, "llm_int8_threshold": 6.0,
+    }  # fmt: skip
 
-    def sources(path, leaf, shape):
-        if isinstance(leaf, Int8):
-            return _eight_bit_sources(path, leaf)
+    def quantized(path, leaf):
         if isinstance(leaf, nf4.Quantized):
             return _four_bit_sources(path, leaf, dtype)
-        return {path: hf_folder.dense_source(leaf, shape, dtype)}
+        if not isinstance(leaf, Int8):
+            return {}
+        return {
+            path: entry("I8", leaf.codes),
+            path.removesuffix("weight") + "SCB": entry("F32", leaf.absmax),
+            path + "_format": entry("U8", np.array(0, np.uint8)),  # row-major
+        }
 
-    fields = {"quantization_config": quantization_config(name, dtype)}
-    hf_folder.write(folder, config, base, tokenizer, dtype, sources, **fields)
-
-
-def quantization_config(name, dtype):
-    """What transformers' BitsAndBytesConfig writes for that scheme."""
-    four_bit = name != "int8"
-    return {
-        "quant_method": "bitsandbytes",
-        "load_in_4bit": four_bit,
-        "load_in_8bit": not four_bit,
-        "bnb_4bit_quant_type": name.removesuffix("-dq") if four_bit else "fp4",
-        "bnb_4bit_use_double_quant": name.endswith("-dq"),
-        "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_compute_dtype": dtype,
-        "llm_int8_threshold": 6.0,
-    }
-
-
-def _source(dtype, array):
-    return Source(dtype, array.shape, lambda: array)
-
-
-def _eight_bit_sources(path, leaf):
-    module = path.removesuffix(".weight")
-    return {
-        path: _source("I8", leaf.codes),
-        f"{module}.SCB": _source("F32", leaf.absmax),
-        f"{module}.weight_format": _source("U8", np.array(0, np.uint8)),  # row-major
-    }
+    hf_folder.write(folder, config, base, tokenizer, dtype, quantized, quantization_config=settings)
 
 
 def _four_bit_sources(path, leaf, dtype):
-    state = {
-        "quant_type": leaf.code,
-        "blocksize": leaf.block_size,
-        "dtype": dtype,
-        "shape": list(leaf.shape),
-    }
-    parts = {"quant_map": _source("F32", MAPS[leaf.code])}
+    state = {"quant_type": leaf.code, "blocksize": leaf.block_size, "dtype": dtype}
+    state["shape"] = list(leaf.shape)
+    parts = {"quant_map": entry("F32", MAPS[leaf.code])}
     if isinstance(leaf.scales, Nested):
         state |= {"nested_blocksize": BLOCK, "nested_dtype": "float32"}
         state["nested_offset"] = float(leaf.scales.offset)
-        parts["absmax"] = _source("U8", leaf.scales.codes)
-        parts["nested_absmax"] = _source("F32", leaf.scales.absmax)
-        parts["nested_quant_map"] = _source("F32", DYNAMIC)
+        parts["absmax"] = entry("U8", leaf.scales.codes)
+        parts["nested_absmax"] = entry("F32", leaf.scales.absmax)
+        parts["nested_quant_map"] = entry("F32", DYNAMIC)
     else:
-        parts["absmax"] = _source("F32", leaf.scales)
+        parts["absmax"] = entry("F32", leaf.scales)
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    parts[f"quant_state.bitsandbytes__{leaf.code}"] = _source("U8", text)
-    codes = _source("U8", leaf.codes.reshape(-1, 1))
-    return {path: codes} | {f"{path}.{name}": source for name, source in parts.items()}
+    parts[STATE[1:] + leaf.code] = entry("U8", text)
+    codes = entry("U8", leaf.codes.reshape(-1, 1))
+    return {path: codes} | {f"{path}.{name}": found for name, found in parts.items()}

@@ -1,12 +1,11 @@
 """The safetensors format: eight bytes of length, a JSON header, then the tensors' raw bytes.
 
-Part 1 of `lessons/00_qlora_in_one_file.py`, made general: every type of number, large files,
-damaged files.
+Part 1 of `lessons/00_qlora_in_one_file.py`, made general: large files, damaged files.
 
-Nothing in such a file is executed, which is why it took the place of pickled checkpoints. Written
-out here because NumPy has no bfloat16, which the library's NumPy side therefore cannot read, and
-because a large model has to pass through tensor by tensor. Every number in the header is checked
-against the file before it is believed.
+Nothing in such a file is executed, which is why it took the place of pickled checkpoints. The
+library is not used because its NumPy side has no bfloat16, and because a large model has to pass
+through tensor by tensor. Every number in the header is checked against the file before it is
+believed.
 """
 
 import json
@@ -14,6 +13,7 @@ import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,61 +21,42 @@ from ..config import InputError, require
 from ..quant.stored import halves
 
 FLOATS: dict[str, np.dtype] = {
-    "F32": np.dtype("<f4"),
-    "F16": np.dtype("<f2"),
-    "BF16": np.dtype("<u2"),
-}
-DTYPES: dict[str, np.dtype] = FLOATS | {
-    "F64": np.dtype("<f8"), "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"),
-    "I8": np.dtype("i1"), "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"),
-    "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
 }  # fmt: skip
+DTYPES = FLOATS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
 FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where one tensor lies: `offset` in bytes from the start of the file at `path`."""
+    """A tensor on its way out of a file or into one: `read` makes its numbers when its turn comes.
 
-    path: str
-    name: str
-    dtype: str
+    `read` and `read_stored` raise InputError if the file is shorter than when its header was read.
+    """
+
+    dtype: str  # the type in the file, or the code of a quantized weight
     shape: tuple[int, ...]
-    offset: int
+    read: Callable[[], Any]  # float32, 8-bit numbers as they are, or a quantized weight
+    where: str = ""  # the file and the tensor, for messages
+    read_stored: Callable[[], Any] | None = None  # a matrix left in F16, BF16 or Q8_0
 
-    @property
-    def where(self):
-        return f"{self.path}: tensor {self.name}"
 
-    def read(self):
-        """The tensor; F32, F16 and BF16 as float32, whole numbers and F64 as they are stored.
-
-        Raises InputError if the file has become shorter.
-        """
-        return decode(self._raw(), self.dtype)
-
-    def read_stored(self):
-        """A matrix, left in F16 or BF16 if it is in one of them; else as `read`."""
-        if self.dtype in ("F16", "BF16"):
-            return halves(self._raw(), self.dtype)
-        return self.read()
-
-    def _raw(self):
-        count = math.prod(self.shape)
-        raw = np.fromfile(self.path, DTYPES[self.dtype], count, offset=self.offset)
-        require(raw.size == count, f"{self.where} is cut off: the file is truncated, copy it again")
-        return raw.reshape(self.shape)
+def read_raw(where, path, dtype, count, offset):
+    """Read `count` numbers from byte `offset` of the file; InputError if they are not all there."""
+    raw = np.fromfile(path, dtype, count, offset=offset)
+    require(raw.size == count, f"{where} is cut off: the file is truncated, copy it again")
+    return raw
 
 
 def decode(raw, dtype):
-    """The stored numbers as float32 if `dtype` is a float type; any shape, kept."""
+    """Return the stored numbers as float32 if `dtype` is a float type; any shape, kept."""
     if dtype == "BF16":  # the upper half of a float32
         return (raw.astype(np.uint32) << 16).view(np.float32)
     return raw.astype(np.float32, copy=False) if dtype in FLOATS else raw
 
 
 def encode(w, dtype, where="tensor"):
-    """float32 numbers as `dtype` (F32, F16 or BF16) stores them, rounded to nearest, ties to even.
+    """Round float32 numbers to `dtype` (F32, F16 or BF16): to the nearest, of two to the even one.
 
     Raises InputError naming `where` if a number is not finite or too large for the type.
     """
@@ -87,24 +68,45 @@ def encode(w, dtype, where="tensor"):
     else:
         with np.errstate(over="ignore"):
             raw = np.ascontiguousarray(w, FLOATS[dtype])
-    require(
-        is_finite(decode(raw, dtype)),
-        f"{where} has a number that {dtype} cannot hold: write float32 instead",
-    )
+    held = is_finite(decode(raw, dtype))
+    require(held, f"{where} has a number that {dtype} cannot hold: write float32 instead")
     return raw
 
 
 def is_finite(w):
-    """Neither NaN nor infinity anywhere, without a temporary of w's size."""
+    """Tell whether w has no NaN and no infinity, without a temporary of its size."""
     return w.size == 0 or bool(np.isfinite(w.min()) and np.isfinite(w.max()))
 
 
-def read_header(path):
-    """{tensor name: Entry} of a safetensors file.
+def check_floats(where, w):
+    """Return w if it is float32 and finite; else raise InputError naming `where`."""
+    require(w.dtype == np.float32, f"{where} holds {w.dtype}, not F32, F16 or BF16")
+    require(is_finite(w), f"{where} has a NaN or an infinite number")
+    return w
 
-    Raises InputError if the file is missing, truncated, or its header does not describe it.
+
+def read_header(path):
+    """Read {tensor name: Entry} of a safetensors file.
+
+    The tensors must fill the rest of the file without gap or overlap, as the format demands. Raises
+    InputError if the file is missing, truncated, or its header does not describe it.
     """
     path = os.fspath(path)
+    header, data, size = read_json_header(path)
+    header.pop("__metadata__", None)
+    found = {name: _entry(path, name, fields, data) for name, fields in header.items()}
+    end, entries = 0, {}
+    for name, (start, stop, entry) in sorted(found.items(), key=lambda item: item[1][:2]):
+        require(start == end, f"{entry.where} overlaps another or leaves a gap")
+        last = data + stop
+        require(last <= size, f"{entry.where} ends at byte {last} of {size}: truncated, copy again")
+        entries[name], end = entry, stop
+    require(data + end == size, f"{path} has {size - data - end} bytes that its header leaves out")
+    return entries
+
+
+def read_json_header(path):
+    """Read (header, offset of the tensors' bytes, size of the file)."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -113,36 +115,17 @@ def read_header(path):
             header = json.loads(file.read(length))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} is no safetensors file: its header is not JSON") from error
     require(isinstance(header, dict), f"{path} is no safetensors file: its header is no object")
-    return _entries(path, header, data=8 + length, size=size)
-
-
-def _entries(path, header, data, size):
-    """The tensors must fill the rest of the file without gap or overlap, as the format demands."""
-    spans, entries = [], {}
-    for name, fields in header.items():
-        if name != "__metadata__":
-            entry, span = _entry(path, name, fields, data)
-            entries[name] = entry
-            spans.append((*span, name))
-    end = 0
-    for start, stop, name in sorted(spans):
-        require(start == end, f"{path}: tensor {name} overlaps another or leaves a gap")
-        require(
-            data + stop <= size,
-            f"{path}: tensor {name} ends at byte {data + stop} of a file of {size} bytes: "
-            "truncated, copy it again",
-        )
-        end = stop
-    require(data + end == size, f"{path} has {size - data - end} bytes that its header leaves out")
-    return entries
+    return header, 8 + length, size
 
 
 def _entry(path, name, fields, data):
+    """Check the header's fields of one tensor and make (its first byte, its end, its Entry)."""
+    where = f"{path}: tensor {name}"
     require(name.isprintable(), f"{path}: {name!r} is no name of a tensor")
     try:
         dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
@@ -151,43 +134,41 @@ def _entry(path, name, fields, data):
     except (TypeError, KeyError, ValueError):
         sound = False
     require(sound, f"{path}: the header's entry for tensor {name} is malformed")
-    require(dtype in DTYPES, f"{path}: tensor {name} has the unsupported type {dtype}")
-    require(
-        math.prod(shape) * DTYPES[dtype].itemsize == stop - start,
-        f"{path}: the header gives tensor {name} the shape {shape}, which is not its "
-        f"{stop - start} bytes",
-    )
-    return Entry(path, name, dtype, tuple(shape), data + start), (start, stop)
+    require(dtype in DTYPES, f"{where} has the unsupported type {dtype}")
+    count = math.prod(shape)
+    span = f"the shape {shape}, which is not its {stop - start} bytes"
+    fits = count * DTYPES[dtype].itemsize == stop - start
+    require(fits, f"{path}: the header gives tensor {name} {span}")
+
+    def raw():
+        return read_raw(where, path, DTYPES[dtype], count, data + start).reshape(shape)
+
+    stored = (lambda: halves(raw(), dtype)) if dtype in ("F16", "BF16") else None
+    return start, stop, Entry(dtype, tuple(shape), lambda: decode(raw(), dtype), where, stored)
 
 
-@dataclass(frozen=True)
-class Source:
-    """A tensor to be written: `make()` is called when its turn comes, so one at a time is dense."""
-
-    dtype: str
-    shape: tuple[int, ...]
-    make: Callable[[], np.ndarray]
+def entry(dtype, w):
+    """Make the Entry that writes the array w as `dtype`."""
+    return Entry(dtype, w.shape, lambda: w)
 
 
-def write(path, sources, metadata=None):
-    """Write {name: Source} to `path`, with {"format": "pt"} so that transformers takes it.
+def write(path, entries, metadata=None):
+    """Write {name: Entry} to `path`, with {"format": "pt"} so that transformers takes it.
 
     Raises InputError if a number does not fit its type.
     """
     # the widest types first, so that every tensor starts at a multiple of its own width
-    names = sorted(sources, key=lambda name: (-DTYPES[sources[name].dtype].itemsize, name))
+    names = sorted(entries, key=lambda name: (-DTYPES[entries[name].dtype].itemsize, name))
     header, end = {"__metadata__": metadata or {"format": "pt"}}, 0
     for name in names:
-        source = sources[name]
-        start, end = end, end + math.prod(source.shape) * DTYPES[source.dtype].itemsize
-        fields = {"dtype": source.dtype, "shape": list(source.shape), "data_offsets": [start, end]}
-        header[name] = fields
+        dtype, shape = entries[name].dtype, entries[name].shape
+        start, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            source = sources[name]
-            w = source.make()
-            raw = encode(w, source.dtype, name) if source.dtype in FLOATS else w
-            np.ascontiguousarray(raw, DTYPES[source.dtype]).tofile(file)
+            w, dtype = entries[name].read(), entries[name].dtype
+            raw = encode(w, dtype, name) if dtype in FLOATS else w
+            np.ascontiguousarray(raw, DTYPES[dtype]).tofile(file)

@@ -11,7 +11,7 @@ from models import configs, projection_shapes, random_base, target_sets
 
 from minilora import lora, nf4, optim
 from minilora.cli.arguments import parse
-from minilora.cli.checklist import Rows, projections, questions, total_rate
+from minilora.cli.checklist import Rows, questions, total_rate
 from minilora.cli.pretraining import llama
 from minilora.config import LoraConfig, MethodConfig, ModelConfig, TrainConfig
 from minilora.data import tasks
@@ -106,11 +106,11 @@ def test_another_method_is_still_asked_about_its_base_and_its_rows():
 
 @given(configs(max_layers=1), target_sets, st.integers(1, 8))
 def test_the_sizes_are_the_models(config, names, r):
-    assert projections(config) == projection_shapes(config)
+    assert config.projections() == projection_shapes(config)
     adapters, _ = lora.init(
         random_base(config), LoraConfig(r=r, target_modules=names), np.random.default_rng(0)
     )
-    shapes = projections(config)
+    shapes = config.projections()
     assert count(adapters) == sum(r * sum(shapes[name]) for name in names)
     large = any(r * sum(shapes[name]) >= np.prod(shapes[name]) for name in names)
     said = asked(r=r, lora_alpha=r, target_modules=names, model_config=config)

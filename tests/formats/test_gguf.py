@@ -113,6 +113,9 @@ def test_dequantizing_equals_the_gguf_library(name):
         ({"llama__embedding_length": 64}, r"tensor token_embd.weight has the shape \(261, 32\)"),
         ({"llama__vocab_size": 260}, "its tokenizer has 261 tokens, its embedding only 260 rows"),
         ({"tokenizer__ggml__model": None}, "tokenizer.ggml.model is missing"),
+        ({"tokenizer__ggml__model": ["gpt2"]}, r"tokenizer.ggml.model \['gpt2'\] is not read"),
+        ({"tokenizer__ggml__tokens": 5}, "llama.vocab_size must be a whole number from 1"),
+        ({"tokenizer__ggml__eot_token_id": "x"}, "eot_token_id must be a token id"),
     ],
 )
 def test_gguf_metadata_that_is_refused(tmp_path, changes, message):
@@ -139,6 +142,7 @@ NAN, ONES = np.full((32, 32), np.nan, np.float32), np.ones((32, 32), np.float32)
         ("blk.7.attn_q.weight", (0, (32, 32), ONES.tobytes()), "not one of a Llama's"),
         ("weight", (0, (32, 32), ONES.tobytes()), "tensor weight is not one of a Llama's"),
         ("z", (0, (2**40, 32), b""), "tensor z ends at byte"),
+        ("rope_freqs.weight", (0, (0,), b""), "rope_freqs.weight has no divisor"),
     ],
 )
 def test_gguf_tensors_that_are_refused(tmp_path, name, tensor, message):

@@ -156,6 +156,7 @@ def test_end_tokens_and_defaults(tmp_path):
         ({"num_attention_heads": 0}, "num_attention_heads must be a whole number from 1"),
         ({"num_key_value_heads": 3}, "config.json: num_attention_heads 4 is not a multiple"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps must be a positive number"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a positive number"),
         ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not implemented"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor must be a positive number"),

@@ -120,6 +120,7 @@ def drop(name):
 
 
 FLOATS = np.float32([np.nan] * 16)
+DEEP = np.frombuffer(b"[" * 100_000, np.uint8)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +139,9 @@ FLOATS = np.float32([np.nan] * 16)
         ("nf4", lambda t: state_with(t, blocksize=32), r"absmax is float32 \(16,\), expected"),
         ("nf4", lambda t: state_with(t, quant_type="af4"), "bitsandbytes__nf4 is malformed"),
         ("nf4-dq", lambda t: state_with(t, nested_offset=None), "nf4 is malformed"),
+        ("nf4-dq", lambda t: state_with(t, nested_offset=10**400), "nf4 is malformed"),
         ("nf4-dq", lambda t: state_with(t, nested_blocksize=128), "nf4 is malformed"),
+        ("nf4", put(".quant_state.bitsandbytes__nf4", DEEP), "nf4 is malformed"),
         ("nf4-dq", put(".absmax", np.ones(16, np.float32)), "absmax is float32"),
         ("nf4-dq", put(".nested_absmax", FLOATS[:1]), "nested_absmax has a NaN"),
         ("nf4-dq", put(".nested_quant_map", np.ones(256, np.float32)), "in another code"),

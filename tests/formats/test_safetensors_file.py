@@ -24,8 +24,8 @@ def test_written_tensors_are_read_by_the_library_and_back(tmp_path_factory, w):
     safetensors_file.write(
         path,
         {
-            "b": safetensors_file.Source("U8", odd.shape, lambda: odd),
-            "a": safetensors_file.Source("F32", w.shape, lambda: w),
+            "b": safetensors_file.Entry("U8", odd.shape, lambda: odd),
+            "a": safetensors_file.Entry("F32", w.shape, lambda: w),
         },
     )
     theirs = safetensors.numpy.load_file(path)
@@ -86,6 +86,7 @@ def entry(dtype="F32", shape=(4,), offsets=(0, 16)):
         (header({"w": entry(shape=(-4,), offsets=(0, -16))}), "entry for tensor w is malformed"),
         (header({"w": entry(shape=(2.0, 2))}), "entry for tensor w is malformed"),
         (header({"w": entry("F8_E4M3", (16,))}), "tensor w has the unsupported type F8_E4M3"),
+        (header({"w": entry("F64", (2,))}), "tensor w has the unsupported type F64"),
         (header({"w": entry(["F32"])}), "entry for tensor w is malformed"),
         (header({"w": entry(shape=(5,))}), r"tensor w the shape \[5\]"),
         (header({"w": entry()}, data=b"\0" * 15), "tensor w ends at byte"),

@@ -405,6 +405,7 @@ REFUSED = [
     ("prompt", "num_virtual_tokens", 10**9), ("prompt", "num_virtual_tokens", "3"),
     ("prompt", "num_transformer_submodules", 2), ("prompt", "a_field_of_tomorrow", 1),
     ("prefix", "task_type", "SEQ_CLS"), ("prefix", "bottleneck_size", 3),
+    ("ia3", "peft_type", ["IA3"]),
     ("p-tuning", "peft_type", "MULTITASK_PROMPT_TUNING"), ("bottleneck", "bottleneck_size", None),
     ("bottleneck", "bottleneck_size", 5), ("bitfit", "minilora_method", "lora"),
     ("norm", "minilora_method", ["norm"]),
