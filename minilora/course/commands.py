@@ -1,18 +1,17 @@
-"""The flags of `minilora learn` and `minilora teach`, and which function each command is."""
+"""Add the flags of `minilora learn` and `minilora teach`, and run the command that was chosen."""
+
+import importlib
 
 from ..config import InputError
-from .report import FORMATS
+
+FORMATS = ("text", "json", "csv", "gradescope")
 
 
 def run(args):
-    """Run `learn …` or `teach …`; returns the exit status."""
+    """Run `learn …` or `teach …`; return the exit status."""
     try:
-        if args.room == "learn":
-            from . import learn as room
-        else:
-            from . import teach as room  # type: ignore[no-redef]
-        name = {"list": "list_", "next": "next_"}.get(args.command, args.command)
-        return getattr(room, name)(args) or 0
+        room = importlib.import_module(f".{args.room}", __package__)
+        return getattr(room, f"do_{args.command}")(args) or 0
     except KeyboardInterrupt:
         if args.command == "watch":
             return 0
@@ -31,24 +30,24 @@ def add_commands(top):
 
 
 def learn_commands(commands):
-    def command(name, text, id_="needed"):
+    def command(name, text, **id_):
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.add_argument("--dir", default=".", help="the workspace; default: the current folder")
         if id_:
-            sub.add_argument("id", nargs=None if id_ == "needed" else "?", metavar="ID")
+            sub.add_argument("id", metavar="ID", **id_)
         return sub
 
     sub = commands.add_parser("init", help="make a workspace, or add what is missing in one")
     sub.add_argument("folder", metavar="DIR", nargs="?", default=".")
-    command("list", "all exercises and how far they are", id_=None)
-    command("next", "an exercise that can be begun now", id_=None)
-    command("check", "check one exercise, or all that are begun", id_="optional")
-    sub = command("watch", "check each file when it changes", id_=None)
+    command("list", "all exercises and how far they are")
+    command("next", "an exercise that can be begun now")
+    command("check", "check one exercise, or all that are begun", nargs="?")
+    sub = command("watch", "check each file when it changes")
     sub.add_argument("--interval", type=float, default=0.5, help="seconds between two looks")
-    command("hint", "the next of three hints")
-    sub = command("solution", "the reference, once the exercise is passed")
+    command("hint", "the next of three hints", nargs=None)
+    sub = command("solution", "the reference, once the exercise is passed", nargs=None)
     sub.add_argument("--anyway", action="store_true", help="before that; progress will say so")
-    command("reset", "a fresh stub; the old file is moved to a numbered name")
+    command("reset", "a fresh stub; the old file is moved to a numbered name", nargs=None)
 
 
 def teach_commands(commands):
@@ -61,7 +60,7 @@ def teach_commands(commands):
     sub.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     sub = command("grade", "grade a folder that was handed in")
     sub.add_argument("submission", metavar="SUBMISSION")
-    sub.add_argument("--format", choices=tuple(FORMATS), default="text")
+    sub.add_argument("--format", choices=FORMATS, default="text")
     sub.add_argument("--out", metavar="FILE", help="default: standard output")
     sub.add_argument("--seed", type=int, help="of the hidden checks; keep it private")
     command("check", "prove the set: stubs fail, references pass, mistakes are told apart")

@@ -1,13 +1,13 @@
-"""What an exercise is: an entry of `exercises.toml`, and a Python file of cases and properties.
+"""Read the exercises: entries of `exercises.toml`, each with a Python file of cases and properties.
 
-The set's own mistakes are found here: an unknown key, a hint that is missing, an edit that does
-not match the reference's source exactly once.
+Reading finds the set's own mistakes: an unknown key, a hint that is missing, an exercise that
+stands above one that it needs.
 """
 
 import importlib.util
 import sys
 import tomllib
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 
 from ..config import InputError, require
 from . import source
+from .outcome import Local
 
 LESSONS = Path(__file__).parents[2] / "lessons"  # of the clone that this package runs from
 KINDS = ("function", "test")
@@ -42,13 +43,13 @@ class Exercise:
     difficulty: int  # 1 to 3
     minutes: int
     points: float
-    hints: list[str]
+    hints: Sequence[str]
     folder: Path  # of the Python file
-    helpers: tuple[str, ...] = ()  # functions of the same module that the student writes, too
-    needs: tuple[str, ...] = ()
+    helpers: Sequence[str] = ()  # functions of the same module that the student writes, too
+    needs: Sequence[str] = ()
     kind: str = "function"
     seconds: float = 20  # the time limit of a check
-    mistakes: tuple[Mistake, ...] = ()
+    mistakes: Sequence[Mistake] = ()
 
     @property
     def module(self):
@@ -73,22 +74,23 @@ class Exercise:
     @cached_property
     def reference(self):
         """The source of the reference: what a mistake edits."""
-        return source.functions(self.module, (*self.helpers, self.name))
+        return source.Text.of_module(self.module).function(*self.helpers, self.name)
+
+    @cached_property
+    def right(self):
+        """The reference as a subject."""
+        return Local(self.mistaken())
 
     @cached_property
     def sought(self):
-        """(module, names, source) of what the student writes."""
+        """(text, names) of the functions that the student writes."""
         if self.kind == "test":
             path = self.folder / f"{self.stem}.py"
-            return source.Text.of_file(path), ("check",)
+            return source.Text(None, path.read_text(encoding="utf-8")), ("check",)
         return source.Text.of_module(self.module), (*self.helpers, self.name)
 
-    def compiled(self, text) -> Callable:
-        """The function that `text`, the reference's source or an edit of it, defines."""
-        return source.compiled(self.module, text, self.name)
-
     def edited(self, *mistakes):
-        """The reference's source with these mistakes' edits; None where they cannot all be."""
+        """Return the reference's source with these mistakes' edits; None if one does not apply."""
         text = self.reference
         for mistake in mistakes:
             if not mistake.find or text.count(mistake.find) != 1:
@@ -97,24 +99,24 @@ class Exercise:
         return text
 
     def mistaken(self, *mistakes):
-        """The function with these mistakes; None where they cannot all be."""
+        """Return the function with these mistakes; None if one does not apply."""
         if len(mistakes) == 1 and not mistakes[0].find:
             return getattr(self.checks, f"mistake_{mistakes[0].name.replace('-', '_')}", None)
         text = self.edited(*mistakes)
-        return text and self.compiled(text)
+        return text and source.compiled(self.module, text, self.name)
 
     def arguments(self, case):
-        """The arguments of the call that `case` stands for, made anew."""
+        """Make the arguments of the call that `case` stands for."""
         sizes = {key: value for key, value in case.items() if key != "seed"}
         return tuple(self.checks.arguments(np.random.default_rng(case["seed"]), **sizes))
 
     def properties(self):
-        """What is true of every right answer: the `property_…` functions, in their order."""
+        """Return the `property_…` functions, which hold for every right answer, in their order."""
         return [f for name, f in vars(self.checks).items() if name.startswith("property_")]
 
 
 def load_file(path, name):
-    """The module that the Python file at `path` is."""
+    """Import the Python file at `path` as the module `name`."""
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -124,7 +126,7 @@ def load_file(path, name):
 
 
 def load(folder=LESSONS):
-    """{id: Exercise} of `folder`/exercises.toml, checked."""
+    """Read `folder`/exercises.toml, check it, and return {id: Exercise}."""
     path = Path(folder) / "exercises.toml"
     require(
         path.exists(),
@@ -135,29 +137,24 @@ def load(folder=LESSONS):
         entries = tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
         raise InputError(f"{path} is no list of exercises: {error}") from error
-    exercises = {}
+    exercises: dict[str, Exercise] = {}
     for entry in entries:
-        exercise = _made(entry, Path(folder) / "exercises")
-        require(exercise.id not in exercises, f"{path}: {exercise.id} stands there twice")
-        for need in exercise.needs:  # so there is no circle, and the order can be followed
-            require(need in exercises, f"{path}: {exercise.id} needs {need}: put that above it")
-        exercises[exercise.id] = exercise
+        where = f"exercise {entry.get('id', '?')}"
+        mistakes = [_filled(Mistake, m, where) for m in entry.pop("mistake", ())]
+        entry |= {"folder": Path(folder) / "exercises", "mistakes": mistakes}
+        e = _filled(Exercise, entry, where)
+        require(e.kind in KINDS, f"{where}: kind must be one of {KINDS}")
+        require(e.difficulty in (1, 2, 3), f"{where}: difficulty must be 1, 2 or 3")
+        require(len(e.hints) == 3, f"{where}: give three hints, from gentle to plain")
+        require(e.id not in exercises, f"{path}: {e.id} stands there twice")
+        for need in e.needs:  # so there is no circle, and the order can be followed
+            require(need in exercises, f"{path}: {e.id} needs {need}: put that above it")
+        exercises[e.id] = e
     return exercises
 
 
-def _made(entry, folder):
-    where = f"exercise {entry.get('id', '?')}"
-    mistakes = tuple(_filled(Mistake, m, where) for m in entry.get("mistake", ()))
-    rest = {key: tuple(v) if key in ("needs", "helpers") else v for key, v in entry.items()}
-    rest.pop("mistake", None)
-    exercise = _filled(Exercise, {**rest, "folder": folder, "mistakes": mistakes}, where)
-    require(exercise.kind in KINDS, f"{where}: kind must be one of {KINDS}")
-    require(exercise.difficulty in (1, 2, 3), f"{where}: difficulty must be 1, 2 or 3")
-    require(len(exercise.hints) == 3, f"{where}: give three hints, from gentle to plain")
-    return exercise
-
-
 def _filled(kind, values, where):
+    """Make a dataclass of the keys that an entry has."""
     names = {field.name for field in fields(kind)}
     require(set(values) <= names, f"{where}: unknown keys {sorted(set(values) - names)}")
     try:

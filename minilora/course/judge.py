@@ -1,15 +1,18 @@
 """Is an answer right, and if not, on which smallest call, and which usual mistake is it?
 
-The judge asks a *subject* for values: `subject.Local` in this process, `student.Student` in
-another. It never runs a student's code itself.
+The judge asks a subject for values: `outcome.Local` in this process, `student.Student` in another.
+It never runs a student's code itself.
 """
 
-from functools import cache
+import inspect
+import random
+from dataclasses import dataclass
+from itertools import permutations
 from typing import NamedTuple
 
 from ..config import InputError
-from .outcome import Crash, Outcome, Stopped, same
-from .subject import Local
+from .outcome import Crash, Local, Outcome, Stopped, describe, difference, same
+from .student import running
 
 try:
     import hypothesis
@@ -19,6 +22,8 @@ except ImportError as error:
     raise InputError(f"the exercises need hypothesis: {way}") from error
 
 EXAMPLES = 60  # calls that a check tries
+SAMPLES = 24  # calls on which a subject and a mistake are compared
+SEEDS = st.integers(0, 2**32 - 1)
 
 
 class Problem(NamedTuple):
@@ -31,11 +36,27 @@ class Problem(NamedTuple):
     detail: str = ""  # what the property's own assertion says
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """How an exercise went."""
+
+    status: str  # passed, failed, or todo: nothing written yet
+    share: float  # of the points, 0 to 1
+    text: str  # what to read, several lines
+    mistake: str = ""  # "name: what it is", where one is recognised
+    brief: str = ""  # the same in one line
+
+
+TODO = Verdict("todo", 0.0, "still to be written")
+
+
+# --- one call ---
+
+
 def outcome(exercise, subject, case):
-    """What `subject` makes of the call of `case`, as the exercise observes it."""
-    arguments = exercise.arguments(case)
+    """Call the subject as `case` says, and return what the exercise observes of it."""
     try:
-        value, changed = subject.call(*arguments)
+        value, changed = subject.call(*exercise.arguments(case))
     except Crash as error:
         return Outcome(crash=error)
     try:
@@ -48,26 +69,14 @@ def outcome(exercise, subject, case):
 
 
 def bound(exercise, case):
-    """How far a float may be from the reference's, on this call."""
+    """Return how far a float may be from the reference's, on this call."""
     tolerance = getattr(exercise.checks, "tolerance", None)
     return tolerance(*exercise.arguments(case)) if tolerance else 0.0
 
 
-@cache
-def reference(exercise_id, module, text, name):
-    from .source import compiled
-
-    return Local(compiled(module, text, name))
-
-
-def right_outcome(exercise, case):
-    key = (exercise.id, exercise.module, exercise.reference, exercise.name)
-    return outcome(exercise, reference(*key), case)
-
-
 def problem(exercise, subject, case):
-    """What is wrong with the subject's answer to `case`: a Problem, or None."""
-    mine, right = outcome(exercise, subject, case), right_outcome(exercise, case)
+    """Return what is wrong with the subject's answer to `case`, a Problem, or None."""
+    mine, right = outcome(exercise, subject, case), outcome(exercise, exercise.right, case)
     if mine.crash and not same(mine, right, 0):
         return Problem(case, "the call returns", mine, right)
     if mine.touched != right.touched:
@@ -85,6 +94,9 @@ def problem(exercise, subject, case):
     if not same(mine, right, bound(exercise, case)):
         return Problem(case, "it gives what the reference gives", mine, right)
     return None
+
+
+# --- many calls ---
 
 
 class _Found(Exception):
@@ -108,11 +120,8 @@ def given(exercise, seed, examples, visit, shrink=False):
     every()
 
 
-SEEDS = st.integers(0, 2**32 - 1)
-
-
-def search(exercise, subject, seed=0, examples=EXAMPLES, shrink=True):
-    """The smallest call that `subject` gets wrong (the first, unless `shrink`): Problem or None."""
+def search(exercise, subject, seed=0, shrink=True):
+    """Return the smallest wrong call (the first, unless `shrink`) as a Problem, or None."""
     found: list[Problem] = []
 
     def visit(case):
@@ -122,7 +131,7 @@ def search(exercise, subject, seed=0, examples=EXAMPLES, shrink=True):
             raise _Found
 
     try:
-        given(exercise, seed, examples, visit, shrink)
+        given(exercise, seed, EXAMPLES, visit, shrink)
     except _Found:
         return found[-1]  # hypothesis ends with the smallest
     except hypothesis.errors.Flaky:
@@ -132,3 +141,130 @@ def search(exercise, subject, seed=0, examples=EXAMPLES, shrink=True):
             raise
         return found[-1]
     return None
+
+
+def samples(exercise, seed):
+    """Draw some calls, to tell mistakes apart by what they do."""
+    cases: list[dict] = []
+    given(exercise, seed, SAMPLES, cases.append)
+    return cases
+
+
+def diagnose(exercise, subject, case):
+    """Return the one or two mistakes that answer `case` and other calls as the subject does, or ().
+
+    A mistake that only ever fails to run, where it differs from the reference, proves nothing.
+    """
+    cases = [case, *samples(exercise, seed=0)]
+    try:
+        mine = [outcome(exercise, subject, c) for c in cases]
+    except Stopped:
+        return ()
+    right = [outcome(exercise, exercise.right, c) for c in cases]
+    bounds = [bound(exercise, c) for c in cases]
+
+    def explains(function):
+        telling = False
+        for c, m, r, b in zip(cases, mine, right, bounds):
+            theirs = outcome(exercise, Local(function), c)
+            if not same(theirs, m, b):
+                return False
+            telling = telling or not (theirs.crash or same(theirs, r, b))
+        return telling
+
+    suspects = exercise.mistakes
+    for group in [*permutations(suspects, 1), *permutations(suspects, 2)]:
+        function = exercise.mistaken(*group)
+        if function and explains(function):
+            return group
+    return ()
+
+
+# --- the verdict ---
+
+
+def checked(exercise, path):
+    """Return the Verdict on the file at `path`, which runs in a process of its own."""
+    try:
+        with running(exercise, path) as subject:
+            return check(exercise, subject)
+    except Stopped as stop:
+        return Verdict("failed", 0.0, str(stop))
+
+
+def check(exercise, subject, seed=0, hidden=False):
+    """Return the Verdict on a subject. What a hidden check says names no call and no value."""
+    try:
+        if exercise.kind == "test":
+            return _of_test(exercise, subject, seed, hidden)
+        wrong = search(exercise, subject, seed)
+    except Stopped as stop:
+        return Verdict("failed", 0.0, str(stop))
+    if wrong is None:
+        return Verdict("passed", 1.0, "passed")
+    if _todo(exercise, wrong.mine.crash):
+        return TODO
+    group = diagnose(exercise, subject, wrong.case)
+    mistake = "; and ".join(f"{m.name}: {m.says}" for m in group)
+    text = "a hidden check fails" if hidden else explained(exercise, wrong)
+    if mistake:
+        text += f"\n  likely    {mistake}"
+    return Verdict("failed", 0.0, text, mistake, mistake or f"not true: {wrong.rule}")
+
+
+def _todo(exercise, crash):
+    return bool(crash and crash.kind == "NotImplementedError" and f"{exercise.id}:" in crash.text)
+
+
+def _of_test(exercise, subject, seed, hidden):
+    """Return the Verdict on a test: its share is that of the planted mistakes that it catches.
+
+    The reference comes twice, at places that the seed decides, so that counting calls is no test.
+    """
+    mistakes = [m for m in exercise.mistakes if m.hidden == hidden] or exercise.mistakes
+    jobs = [(), (), *((m,) for m in mistakes)]
+    random.Random(seed).shuffle(jobs)
+    missed = []
+    for job in jobs:
+        try:
+            subject.check(exercise.module, exercise.edited(*job), exercise.name)
+            missed += job
+        except Crash as crash:
+            if _todo(exercise, crash):
+                return TODO
+            if not job or crash.kind == "NotImplementedError":
+                text = "your test fails the reference itself, which is right"
+                text += "" if hidden else f"\n  it raised {crash.text}"
+                return Verdict("failed", 0.0, text)
+    caught, total = len(mistakes) - len(missed), len(mistakes)
+    text = f"the reference passes your test, which catches {caught} of {total} planted mistakes"
+    if not hidden:
+        text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed)
+    return Verdict("failed" if missed else "passed", caught / total if total else 1.0, text)
+
+
+def explained(exercise, wrong):
+    """Explain a Problem in lines: the call, its arguments, what was expected, what came."""
+    arguments, mine, right = exercise.arguments(wrong.case), wrong.mine, wrong.right
+    names = list(inspect.signature(exercise.right.function).parameters)
+    made = ", ".join(f"{key}={value!r}" for key, value in wrong.case.items())
+    lines = [
+        f"is true   {wrong.rule}",
+        f"not for   {exercise.name}({', '.join(names[: len(arguments)])}), where",
+        *(f"  {name:<10}{describe(value)}" for name, value in zip(names, arguments)),
+        f"made by   arguments({made})",
+    ]
+    if mine.crash:
+        lines.append(f"raised    {mine.crash.text}")
+    elif right.crash:
+        lines += [f"expected  {right.crash.text}", f"got       {describe(mine.value)}"]
+    else:
+        if mine.touched != right.touched:
+            lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
+        found = difference(right.value, mine.value, bound(exercise, wrong.case))
+        if found:
+            lines += [f"expected  {found.expected}", f"got       {found.got}"]
+            lines.append(f"first at  {found.text}")
+        elif wrong.detail:
+            lines.append(f"there     {wrong.detail}")
+    return "\n  ".join(lines)

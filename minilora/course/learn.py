@@ -1,86 +1,182 @@
-"""`minilora learn`: what each of its commands prints and does."""
+"""`minilora learn`: work in a folder of one Python file per exercise, and `progress.json`.
 
+No command overwrites a student's file: a file that exists stays, and `reset` first moves it to a
+numbered name.
+"""
+
+import json
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ..config import InputError, require
-from .exercises import load_file
-from .subject import Local
-from .verdict import check as checked_here
-from .workspace import Workspace
+from ..formats.files import read_json, replacing
+from . import exercises, judge, source
+from .outcome import Local
 
+PROGRESS = "progress.json"
+CHECKS = "checks"  # the folder of a built tree that has its exercises and properties
 COLOURS = {"passed": "32", "failed": "31", "todo": "2"}
 
 
-def init(args):
-    space, made = Workspace.create(args.folder)
-    kept = len(space.exercises) - len(made)
-    print(f"{args.folder}: {len(made)} exercises to write, {kept} files kept as they are")
+class Workspace:
+    """The folder, its exercises, and what was done so far."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.built = (self.folder / CHECKS).is_dir()
+        self.exercises = exercises.load(self.folder / CHECKS if self.built else exercises.LESSONS)
+        self.read()
+
+    def read(self):
+        path = self.folder / PROGRESS
+        require(
+            path.exists(), f"{self.folder} is no workspace: make one with minilora learn init DIR"
+        )
+        self.progress = read_json(path)
+        require(
+            all(isinstance(noted, dict) for noted in self.progress.values()),
+            f"{path} must hold an object for each exercise",
+        )
+
+    def path(self, exercise):
+        return self.folder / f"{exercise.stem}.py"
+
+    def of(self, exercise):
+        """Return what was noted about an exercise: `passed`, `checks`, `hints`, `solution`."""
+        return self.progress.get(exercise.id, {})
+
+    def note(self, exercise, **values):
+        """Note what happened, and keep what another command may have noted meanwhile."""
+        self.read()
+        self.progress[exercise.id] = {**self.of(exercise), **values}
+        write(self.folder / PROGRESS, json.dumps(self.progress, indent=1) + "\n")
+
+    def named(self, name):
+        """Return the exercise with that id, or with that file name."""
+        name = Path(name).stem.replace("_", "-")
+        require(name in self.exercises, f"there is no exercise {name!r}: see minilora learn list")
+        return self.exercises[name]
+
+    def begun(self, exercise):
+        """Return whether the exercise's file is more than the stub."""
+        path = self.path(exercise)
+        return path.exists() and path.read_text("utf-8", "replace") != source.file_text(exercise)
+
+    def check(self, exercise):
+        """Return the Verdict on the exercise's file, and note that it was checked."""
+        path = self.path(exercise)
+        require(path.exists(), f"{path} is gone: minilora learn reset {exercise.id} brings it back")
+        verdict = judge.checked(exercise, path)
+        passed = {"passed": True} if verdict.status == "passed" else {}
+        if verdict.status != "todo":
+            self.note(exercise, checks=self.of(exercise).get("checks", 0) + 1, **passed)
+        return verdict
+
+
+def write(path, text):
+    """Write a text file whole, or not at all."""
+    with replacing(Path(path)) as (temporary,):
+        temporary.write_text(text, encoding="utf-8")
+
+
+def painted(text, status):
+    """Return `text` in the status's colour on a terminal, unless NO_COLOR is set."""
+    plain = (
+        not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+    )
+    return text if plain or status not in COLOURS else f"\033[{COLOURS[status]}m{text}\033[0m"
+
+
+def show(exercise, verdict):
+    status = painted(verdict.status, verdict.status)
+    text = "" if verdict.text == verdict.status else f"\n  {verdict.text}"
+    print(f"{exercise.id}: {status}{text}")
+
+
+def debug(path):
+    """Check one file in this process: breakpoints are met, prints are seen."""
+    path = Path(path).resolve()
+    try:
+        e = Workspace(path.parent).named(path.name)
+        name = e.sought[1][-1]
+        function = getattr(exercises.load_file(path, "submission"), name, None)
+        require(function, f"{path} has no function {name}")
+        verdict = judge.check(e, Local(function, str(path)))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    show(e, verdict)
+
+
+# --- the commands ---
+
+
+def do_init(args):
+    folder = Path(args.folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{args.folder} cannot be made: {error.strerror}") from error
+    if not (folder / PROGRESS).exists():
+        write(folder / PROGRESS, "{}\n")
+    space = Workspace(folder)
+    missing = [e for e in space.exercises.values() if not space.path(e).exists()]
+    for e in missing:
+        write(space.path(e), source.file_text(e))
+    kept = len(space.exercises) - len(missing)
+    print(f"{args.folder}: {len(missing)} exercises to write, {kept} files kept as they are")
     print(f"next: cd {args.folder}, then minilora learn next")
 
 
-def list_(args):
+def do_list(args):
     space = Workspace(args.dir)
+    passed = 0
     for e in space.exercises.values():
         noted = space.of(e)
-        state = "passed" if noted.get("passed") else "todo"
-        state = "begun" if state == "todo" and noted.get("checks") else state
-        marks = "*" * e.difficulty
+        passed += bool(noted.get("passed"))
+        state = "passed" if noted.get("passed") else "begun" if noted.get("checks") else "todo"
         extra = f"  {noted['hints']} hints" if noted.get("hints") else ""
         extra += "  solution seen" if noted.get("solution") else ""
         print(
-            f"{painted(f'{state:<7}', state)} {e.id:<22} lesson {e.lesson:<2} {marks:<3} "
-            f"{e.minutes:>3} min {e.points:>3g} points{extra}"
+            f"{painted(f'{state:<7}', state)} {e.id:<22} lesson {e.lesson:<2} "
+            f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points{extra}"
         )
-    passed = sum(bool(space.of(e).get("passed")) for e in space.exercises.values())
     print(f"{passed} of {len(space.exercises)} passed")
 
 
-def next_(args):
+def do_next(args):
     space = Workspace(args.dir)
-    ready = space.ready()
-    if not ready:
-        print("all exercises are passed")
-        return
-    e = ready[0]
-    print(f"{e.id}: `{e.name}` of {e.module}, lesson {e.lesson}, about {e.minutes} minutes")
-    print(f"edit {space.path(e)}, then minilora learn check {e.id}")
+    for e in space.exercises.values():
+        needs = [space.exercises[need] for need in e.needs]
+        if not space.of(e).get("passed") and all(space.of(n).get("passed") for n in needs):
+            print(f"{e.id}: `{e.name}` of {e.module}, lesson {e.lesson}, about {e.minutes} minutes")
+            print(f"edit {space.path(e)}, then minilora learn check {e.id}")
+            return
+    print("all exercises are passed")
 
 
-def check(args):
-    """One exercise, or all whose files are more than stubs. Returns the exit status."""
+def do_check(args):
     space = Workspace(args.dir)
-    chosen = [space.named(args.id)] if args.id else _begun(space)
-    require(chosen, "nothing is written yet: see minilora learn next")
-    failed = 0
-    for e in chosen:
-        verdict = space.check(e)
-        failed += verdict.status != "passed"
-        print(f"{e.id}: {shown(verdict)}")
-    return 1 if failed else 0
+    begun = [space.named(args.id)] if args.id else filter(space.begun, space.exercises.values())
+    verdicts = []
+    for e in begun:
+        verdicts.append(space.check(e))
+        show(e, verdicts[-1])
+    require(verdicts, "nothing is written yet: see minilora learn next")
+    return int(any(verdict.status != "passed" for verdict in verdicts))
 
 
-def _begun(space):
-    return [e for e in space.exercises.values() if space.written(e)]
-
-
-def shown(verdict):
-    """A verdict's text behind its status."""
-    status = painted(verdict.status, verdict.status)
-    return status if verdict.text == verdict.status else f"{status}\n  {verdict.text}"
-
-
-def watch(args):
-    """Check each file when it changes, until interrupted; a line a change."""
+def do_watch(args):
+    """Check each file when it changes, until interrupted; print one line per change."""
     require(args.interval > 0, "--interval must be a positive number of seconds")
     space = Workspace(args.dir)
     print(f"watching {space.folder}, interrupt to end", flush=True)
-    seen = _times(space)
+    seen = times(space)
     while True:
         time.sleep(args.interval)
-        now = _times(space)
+        now = times(space)
         for e in [space.exercises[name] for name in now if now[name] != seen.get(name)]:
             verdict = space.check(e)
             why = (verdict.brief or verdict.text.splitlines()[0]) * (verdict.status == "failed")
@@ -89,33 +185,30 @@ def watch(args):
         seen = now
 
 
-def _times(space):
-    """{id: (time of change, size)} of the files that are there."""
-    times = {}
+def times(space):
+    """Return {id: (time of change, size)} of the files that exist."""
+    found = {}
     for e in space.exercises.values():
-        try:
+        with suppress(OSError):  # an editor may be replacing the file
             stat = space.path(e).stat()
-        except OSError:  # an editor may be replacing it
-            continue
-        times[e.id] = (stat.st_mtime_ns, stat.st_size)
-    return times
+            found[e.id] = stat.st_mtime_ns, stat.st_size
+    return found
 
 
-def hint(args):
-    """The next hint; when all three are given, all of them again."""
+def do_hint(args):
+    """Print the next hint; when all three are given, all of them again."""
     space = Workspace(args.dir)
     e = space.named(args.id)
-    given = space.of(e).get("hints", 0)
-    if given < len(e.hints):
+    given, total = space.of(e).get("hints", 0), len(e.hints)
+    numbers = [given] if given < total else range(total)
+    if given < total:
         space.note(e, hints=given + 1)
-        print(f"hint {given + 1} of {len(e.hints)}: {e.hints[given]}")
-        return
-    for n, text in enumerate(e.hints, 1):
-        print(f"hint {n} of {len(e.hints)}: {text}")
+    for n in numbers:
+        print(f"hint {n + 1} of {total}: {e.hints[n]}")
 
 
-def solution(args):
-    """The reference's text, after passing or on request."""
+def do_solution(args):
+    """Print the reference's text, after passing or on request."""
     space = Workspace(args.dir)
     e = space.named(args.id)
     require(not space.built, "the solutions of this course are your teacher's")
@@ -127,34 +220,19 @@ def solution(args):
     if not passed:
         space.note(e, solution=True)
     text, names = e.sought
-    print("\n\n\n".join(text.function(name) for name in names))
+    print(text.function(*names))
 
 
-def reset(args):
+def do_reset(args):
+    """Write a fresh stub; nearest_code.py becomes nearest_code.1.py, or the next free number."""
     space = Workspace(args.dir)
     e = space.named(args.id)
-    kept = space.reset(e)
-    print(f"{space.path(e)} is the stub again" + (f"; yours is {kept}" if kept else ""))
-
-
-def debug(path):
-    """The check of one file in this process: breakpoints are met, prints are seen."""
-    path = Path(path).resolve()
-    try:
-        space = Workspace(path.parent)
-        e = space.named(path.name)
-        name = e.sought[1][-1]
-        function = getattr(load_file(path, "submission"), name, None)
-        require(function, f"{path} has no function {name}")
-        verdict = checked_here(e, Local(function, (str(path),)))
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    print(f"{e.id}: {shown(verdict)}")
-
-
-def painted(text, status):
-    """`text` in the status's colour on a terminal, unless NO_COLOR is set."""
-    plain = (
-        not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    )
-    return text if plain or status not in COLOURS else f"\033[{COLOURS[status]}m{text}\033[0m"
+    path, kept = space.path(e), ""
+    if path.exists():
+        n = 1
+        while (old := path.with_suffix(f".{n}.py")).exists():
+            n += 1
+        path.rename(old)
+        kept = f"; yours is {old}"
+    write(path, source.file_text(e))
+    print(f"{path} is the stub again{kept}")

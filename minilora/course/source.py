@@ -1,4 +1,4 @@
-"""Stubs, solutions and planted mistakes, all made from the reference's own source.
+"""Make stubs, solutions and planted mistakes from the reference's own source.
 
 A stub keeps a function's decorators, signature, comments and docstring, line for line; its body
 becomes one `raise`. What the body uses of its module is imported from there.
@@ -9,10 +9,26 @@ import importlib
 import inspect
 import linecache
 import symtable
-from pathlib import Path
+from importlib.util import resolve_name
 from typing import NamedTuple
 
-from ..config import require
+from ..config import InputError
+
+HEADER = '''"""{e.id}: {what}`{e.name}` of {e.module}, to be written here.
+
+Lesson {e.lesson}, difficulty {e.difficulty} of 3, about {e.minutes} minutes, {e.points:g} points.
+    check    minilora learn check {e.id}
+    hint     minilora learn hint {e.id}
+    debug    run this file; a breakpoint in your function stops in the check's calls
+"""
+
+'''
+
+FOOTER = """if __name__ == "__main__":  # the check, in this process and without a time limit
+    from minilora.course import debug
+
+    debug(__file__)
+"""
 
 
 class Text(NamedTuple):
@@ -25,37 +41,32 @@ class Text(NamedTuple):
     def of_module(cls, name):
         return cls(name, inspect.getsource(importlib.import_module(name)))
 
-    @classmethod
-    def of_file(cls, path):
-        return cls(None, Path(path).read_text(encoding="utf-8"))
-
     def definition(self, name):
-        """The syntax tree of the function `name` of this module."""
+        """Return the syntax tree of the function `name`."""
         for node in ast.parse(self.source).body:
             if isinstance(node, ast.FunctionDef) and node.name == name:
                 return node
-        require(False, f"{self.name or 'the file'} has no function {name}")
+        raise InputError(f"{self.name or 'the file'} has no function {name}")
 
-    def lines(self, first, last):
-        return "\n".join(self.source.splitlines()[first - 1 : last])
-
-    def function(self, name):
-        """Its source, decorators included."""
-        node = self.definition(name)
-        return self.lines(start(node), node.end_lineno)
+    def function(self, *names):
+        """Return the source of these functions, decorators included, one after the other."""
+        nodes = [self.definition(name) for name in names]
+        return "\n\n\n".join(self._lines(start(node), node.end_lineno) for node in nodes)
 
     def stub(self, name, message):
-        """Its decorators, signature and docstring, and a body that raises `message`."""
+        """Return its decorators, signature and docstring, and a body that raises `message`."""
         node = self.definition(name)
         first = node.body[0]
-        has_docstring = ast.get_docstring(node) is not None
-        last = first.end_lineno if has_docstring else first.lineno - 1
-        return f'{self.lines(start(node), last)}\n    raise NotImplementedError("{message}")'
+        last = first.lineno - 1 if ast.get_docstring(node) is None else first.end_lineno
+        return f'{self._lines(start(node), last)}\n    raise NotImplementedError("{message}")'
+
+    def _lines(self, first, last):
+        return "\n".join(self.source.splitlines()[first - 1 : last])
 
     def imports(self, names):
-        """The import lines that the functions `names` need when they stand in another file."""
-        used = {n for name in names for n in global_names(self.function(name))} - set(names)
-        plain: list[str] = []
+        """Return the import lines that these functions need when they stand in another file."""
+        used = global_names(self.function(*names)) - set(names)
+        lines = []
         own: dict[str, list[str]] = {}
         for node in ast.parse(self.source).body:
             for alias in getattr(node, "names", ()):
@@ -64,47 +75,38 @@ class Text(NamedTuple):
                     continue
                 used.discard(bound)
                 if isinstance(node, ast.Import):
-                    plain.append(ast.unparse(ast.Import([alias])))
+                    lines.append(ast.unparse(ast.Import([alias])))
                 else:
-                    own.setdefault(self._absolute(node), []).append(ast.unparse(alias))
+                    relative = "." * node.level + (node.module or "")
+                    module = resolve_name(relative, (self.name or "").rpartition(".")[0])
+                    own.setdefault(module, []).append(ast.unparse(alias))
         if self.name:
             defined = used & set(vars(importlib.import_module(self.name)))
             own.setdefault(self.name, []).extend(defined)
-        lines = [f"from {m} import {', '.join(sorted(n))}" for m, n in sorted(own.items()) if n]
-        groups = [[x for x in plain + lines if ("minilora" in x) == ours] for ours in (False, True)]
+        lines += [f"from {m} import {', '.join(sorted(n))}" for m, n in sorted(own.items()) if n]
+        groups = [[x for x in lines if ("minilora" in x) == ours] for ours in (False, True)]
         return "\n\n".join("\n".join(group) for group in groups if group)
-
-    def _absolute(self, node):
-        package = (self.name or "").split(".")[: -node.level] if node.level else []
-        return ".".join([*package, node.module] if node.module else package)
 
 
 def start(node):
-    """The first line of a function, its decorators included."""
+    """Return the number of a function's first line, its decorators included."""
     return min([node.lineno, *(d.lineno for d in node.decorator_list)])
 
 
 def global_names(text):
-    """Names that the code `text` uses and does not itself bind, except at its top level."""
-
-    def walk(table):
+    """Return the names that the code `text` uses and binds nowhere but at its top level."""
+    names = set()
+    tables = [symtable.symtable(text, "source", "exec")]
+    for table in tables:  # the list grows by the tables of inner functions
+        tables += table.get_children()
         for symbol in table.get_symbols():
             if symbol.is_referenced() and (symbol.is_global() or table.get_type() == "module"):
-                yield symbol.get_name()
-        for child in table.get_children():
-            yield from walk(child)
-
-    return set(walk(symtable.symtable(text, "source", "exec")))
-
-
-def functions(module, names):
-    """The source of these functions of a module, one after the other."""
-    text = Text.of_module(module)
-    return "\n\n\n".join(text.function(name) for name in names)
+                names.add(symbol.get_name())
+    return names
 
 
 def compiled(module, text, name):
-    """The function `name` that `text` defines, in a copy of the module's namespace."""
+    """Return the function `name` that `text` defines, in a copy of the module's namespace."""
     namespace = dict(vars(importlib.import_module(module)))
     file = f"<{module}: {name}, edited {hash(text)}>"
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # for tracebacks
@@ -112,36 +114,14 @@ def compiled(module, text, name):
     return namespace[name]
 
 
-HEADER = '''"""{id}: {what}
-
-Lesson {lesson}, difficulty {difficulty} of 3, about {minutes} minutes, {points:g} points.
-    check    minilora learn check {id}
-    hint     minilora learn hint {id}
-    debug    run this file; a breakpoint in your function stops in the check's calls
-"""
-'''
-
-FOOTER = """
-if __name__ == "__main__":  # the check, in this process and without a time limit
-    from minilora.course import debug
-
-    debug(__file__)
-"""
-
-
 def file_text(exercise, solved=False):
-    """The student's file: the stub, or the solution."""
+    """Return the text of a student's file: the stub, or the solution."""
     text, names = exercise.sought
-    what = f"`{exercise.name}` of {exercise.module}, to be written here."
-    if exercise.kind == "test":
-        what = f"a test of `{exercise.name}` of {exercise.module}, to be written here."
-    message = "{}: {} is still to be written"
     parts = [
-        text.function(name) if solved else text.stub(name, message.format(exercise.id, name))
+        text.function(name)
+        if solved
+        else text.stub(name, f"{exercise.id}: {name} is still to be written")
         for name in names
     ]
-    header = HEADER.format(what=what, **{k: getattr(exercise, k) for k in PRINTED})
-    return "\n\n\n".join([header + "\n" + text.imports(names), *parts, FOOTER.lstrip("\n")])
-
-
-PRINTED = ("id", "lesson", "difficulty", "minutes", "points")
+    header = HEADER.format(e=exercise, what="a test of " if exercise.kind == "test" else "")
+    return "\n\n\n".join([header + text.imports(names), *parts, FOOTER])

@@ -15,20 +15,10 @@ import pytest
 from minilora import nf4
 from minilora.cli.arguments import main
 from minilora.config import InputError
-from minilora.course import (
-    diagnosis,
-    exercises,
-    handout,
-    learn,
-    proof,
-    report,
-    source,
-    student,
-    teach,
-    verdict,
-)
-from minilora.course.subject import Local
-from minilora.course.workspace import Workspace, checked
+from minilora.course import exercises, judge, learn, proof, source, student, teach
+from minilora.course.judge import checked
+from minilora.course.learn import Workspace
+from minilora.course.outcome import Local
 
 ALL = exercises.load()
 NEAREST, PACK, MERGE = ALL["nearest-code"], ALL["packing-nibbles"], ALL["test-merge"]
@@ -45,7 +35,7 @@ def written(exercise, path, body):
 
 
 def answer(exercise, function):
-    return verdict.check(exercise, Local(function))
+    return judge.check(exercise, Local(function))
 
 
 # --- the files ---
@@ -136,7 +126,7 @@ def test_a_test_is_graded_by_the_mistakes_that_it_catches(tmp_path):
     assert "not caught: scaling-forgotten: " in nothing.text
     refusing = answer(MERGE, lambda merge: 1 / 0)
     assert "fails the reference itself" in refusing.text and refusing.share == 0
-    hidden = verdict.check(MERGE, Local(lambda merge: None), seed=5, hidden=True)
+    hidden = judge.check(MERGE, Local(lambda merge: None), seed=5, hidden=True)
     assert "scaling" not in hidden.text
 
 
@@ -168,7 +158,7 @@ def test_a_crash_shows_the_students_line_and_nothing_of_the_grader(tmp_path):
     path = written(NEAREST, tmp_path / "nearest_code.py", "    y = x + 1\n    return y.nothing\n")
     text = checked(NEAREST, path).text
     assert "AttributeError" in text and "return y.nothing" in text
-    assert "subject.py" not in text and "Traceback" not in text
+    assert "outcome.py" not in text and "student.py" not in text and "Traceback" not in text
 
 
 def test_the_reference_is_out_of_reach_and_results_are_only_data(tmp_path):
@@ -198,13 +188,13 @@ def test_the_private_seed_is_not_in_the_students_environment(monkeypatch):
 
 def test_hidden_checks_say_no_call_and_no_value(tmp_path):
     # right on the calls of the open check, wrong on most others
-    seen = diagnosis.samples(NEAREST, 0)
-    assert seen != diagnosis.samples(NEAREST, 1) and seen == diagnosis.samples(NEAREST, 0)
+    seen = judge.samples(NEAREST, 0)
+    assert seen != judge.samples(NEAREST, 1) and seen == judge.samples(NEAREST, 0)
     subject = Local(lambda x, code: code.order[np.searchsorted(code.midpoints, x, side="right")])
-    hidden = verdict.check(NEAREST, subject, seed=12345, hidden=True)
+    hidden = judge.check(NEAREST, subject, seed=12345, hidden=True)
     says = NEAREST.mistakes[0].says
     assert hidden.text == f"a hidden check fails\n  likely    ties-upward: {says}"
-    crash = verdict.check(NEAREST, Local(lambda x, code: int(str(x))), seed=3, hidden=True)
+    crash = judge.check(NEAREST, Local(lambda x, code: int(str(x))), seed=3, hidden=True)
     assert crash.text == "a hidden check fails"
 
 
@@ -339,8 +329,8 @@ def test_a_built_tree_has_no_mistakes_and_no_solutions(tmp_path, capsys, monkeyp
 def test_mistakes_written_as_functions_stay_behind(tmp_path):
     path = tmp_path / "x.py"
     path.write_text("A = 1\n\n\n@A\ndef mistake_a():\n    pass\n\n\nB = 2\n", encoding="utf-8")
-    assert "mistake" not in handout.without_mistakes(path)
-    assert handout.without_mistakes(path).split() == ["A", "=", "1", "B", "=", "2"]
+    assert "mistake" not in teach.without_mistakes(path)
+    assert teach.without_mistakes(path).split() == ["A", "=", "1", "B", "=", "2"]
 
 
 GRADESCOPE = {"score", "execution_time", "output", "visibility", "stdout_visibility", "tests"}
@@ -365,12 +355,12 @@ def test_reports(tmp_path, capsys):
     assert sum(t["score"] for t in result["tests"]) == result["score"] == 0
     assert "hidden" in result["output"]
 
-    passed, failed = verdict.Verdict("passed", 1.0, "passed"), verdict.Verdict("failed", 0.0, "no")
+    passed, failed = judge.Verdict("passed", 1.0, "passed"), judge.Verdict("failed", 0.0, "no")
     grades = [teach.Grade(NEAREST, passed, failed, 1.0), teach.Grade(PACK, passed, passed, 1.0)]
-    rows = list(csv.DictReader(io.StringIO(report.as_csv(grades, 2.0))))
+    rows = list(csv.DictReader(io.StringIO(teach.as_csv(grades, 2.0))))
     assert [r["points"] for r in rows] == ["2", "3"] and rows[0]["hidden"] == "failed"
-    assert json.loads(report.as_json(grades, 2.0))["points"] == 5
-    assert "together 5 of 7 points" in report.as_text(grades, 2.0)
+    assert json.loads(teach.as_json(grades, 2.0))["points"] == 5
+    assert "together 5 of 7 points" in teach.as_text(grades, 2.0)
 
 
 # --- the set ---
