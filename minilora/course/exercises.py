@@ -1,25 +1,109 @@
-"""Read the exercises: entries of `exercises.toml`, each with a Python file of cases and properties.
+"""Read the exercises, and make stubs, solutions and planted mistakes from the reference's source.
 
-Reading finds the set's own mistakes: an unknown key, a hint that is missing, an exercise that
-stands above one that it needs.
+An exercise is an entry of `exercises.toml` with a Python file of cases and properties. A stub keeps
+a function's decorators, signature, comments and docstring, line for line; its body becomes one
+`raise`. What the body uses of its module is imported from there.
 """
 
+import ast
 import importlib.util
+import inspect
+import linecache
 import sys
 import tomllib
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..config import InputError, require
-from . import source
-from .outcome import Local
 
 LESSONS = Path(__file__).parents[2] / "lessons"  # of the clone that this package runs from
 KINDS = ("function", "test")
+HEADER = '''"""{e.id}: {what}`{e.name}` of {e.module}, to be written here.
+
+Lesson {e.lesson}, difficulty {e.difficulty} of 3, about {e.minutes} minutes, {e.points:g} points.
+    check    minilora learn check {e.id}
+    hint     minilora learn hint {e.id}
+    debug    run this file; a breakpoint in your function stops in the check's calls
+"""
+
+'''
+FOOTER = """if __name__ == "__main__":  # the check, in this process and without a time limit
+    from minilora.course import debug
+
+    debug(__file__)
+"""
+
+
+class Text(NamedTuple):
+    """The source of a module, and its name; None for a file that nobody can import from."""
+
+    name: str | None
+    source: str
+
+    def definition(self, name):
+        """Return the syntax tree of the function `name`."""
+        for node in ast.parse(self.source).body:
+            if isinstance(node, ast.FunctionDef) and node.name == name:
+                return node
+        raise InputError(f"{self.name or 'the file'} has no function {name}")
+
+    def function(self, *names):
+        """Return the source of these functions, decorators included, one after the other."""
+        nodes = [self.definition(name) for name in names]
+        return "\n\n\n".join(self._lines(start(node), node.end_lineno) for node in nodes)
+
+    def stub(self, name, message):
+        """Return its decorators, signature and docstring, and a body that raises `message`."""
+        node = self.definition(name)
+        first = node.body[0]
+        last = first.lineno - 1 if ast.get_docstring(node) is None else first.end_lineno
+        return f'{self._lines(start(node), last)}\n    raise NotImplementedError("{message}")'
+
+    def _lines(self, first, last):
+        return "\n".join(self.source.splitlines()[first - 1 : last])
+
+    def imports(self, names):
+        """Return the import lines that these functions need when they stand in another file."""
+        used = set().union(*(free_names(self.definition(name)) for name in names)) - set(names)
+        lines = []
+        modules: dict[str, list[str]] = defaultdict(list)
+        for node in ast.parse(self.source).body:
+            if not isinstance(node, ast.Import | ast.ImportFrom):
+                continue
+            aliases = [alias for alias in node.names if (alias.asname or alias.name) in used]
+            used -= {alias.asname or alias.name for alias in aliases}
+            if isinstance(node, ast.Import):
+                lines += [ast.unparse(ast.Import([alias])) for alias in aliases]
+            else:
+                relative = "." * node.level + (node.module or "")
+                module = importlib.util.resolve_name(relative, (self.name or "").rpartition(".")[0])
+                modules[module] += map(ast.unparse, aliases)
+        if self.name:
+            modules[self.name] += used & set(vars(importlib.import_module(self.name)))
+        lines += [
+            f"from {m} import {', '.join(sorted(n))}" for m, n in sorted(modules.items()) if n
+        ]
+        groups = [[x for x in lines if ("minilora" in x) == ours] for ours in (False, True)]
+        return "\n\n".join("\n".join(group) for group in groups if group)
+
+
+def start(node):
+    """Return the number of a function's first line, its decorators included."""
+    return min([node.lineno, *(d.lineno for d in node.decorator_list)])
+
+
+def free_names(function):
+    """Return the names that a function's syntax tree uses and does not bind."""
+    names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
+    bound = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
+    bound |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    return {node.id for node in names} - bound
 
 
 @dataclass(frozen=True)
@@ -60,34 +144,48 @@ class Exercise:
         return self.function.partition(":")[2]
 
     @property
-    def stem(self):
-        """The id as a file's name."""
-        return self.id.replace("-", "_")
+    def file(self):
+        """The name of the student's file and of the file of cases and properties."""
+        return f"{self.id.replace('-', '_')}.py"
 
     @cached_property
     def checks(self):
-        """The exercise's Python file, as a module."""
-        path = self.folder / f"{self.stem}.py"
+        """The cases and properties, as a module."""
+        path = self.folder / self.file
         require(path.exists(), f"{self.id}: there is no {path}")
-        return load_file(path, f"minilora_exercise_{self.stem}")
-
-    @cached_property
-    def reference(self):
-        """The source of the reference: what a mistake edits."""
-        return source.Text.of_module(self.module).function(*self.helpers, self.name)
-
-    @cached_property
-    def right(self):
-        """The reference as a subject."""
-        return Local(self.mistaken())
+        return load_file(path, f"minilora_exercise_{path.stem}")
 
     @cached_property
     def sought(self):
         """(text, names) of the functions that the student writes."""
         if self.kind == "test":
-            path = self.folder / f"{self.stem}.py"
-            return source.Text(None, path.read_text(encoding="utf-8")), ("check",)
-        return source.Text.of_module(self.module), (*self.helpers, self.name)
+            return Text(None, (self.folder / self.file).read_text(encoding="utf-8")), ["check"]
+        return self.text, [*self.helpers, self.name]
+
+    @cached_property
+    def text(self):
+        return Text(self.module, inspect.getsource(importlib.import_module(self.module)))
+
+    @cached_property
+    def reference(self):
+        """The source of the reference: what a mistake edits."""
+        return self.text.function(*self.helpers, self.name)
+
+    @cached_property
+    def right(self):
+        return self.mistaken()
+
+    def student_file(self, solved=False):
+        """Return the text of a student's file: the stub, or the solution."""
+        text, names = self.sought
+        parts = [
+            text.function(name)
+            if solved
+            else text.stub(name, f"{self.id}: {name} is still to be written")
+            for name in names
+        ]
+        header = HEADER.format(e=self, what="a test of " if self.kind == "test" else "")
+        return "\n\n\n".join([header + text.imports(names), *parts, FOOTER])
 
     def edited(self, *mistakes):
         """Return the reference's source with these mistakes' edits; None if one does not apply."""
@@ -103,16 +201,21 @@ class Exercise:
         if len(mistakes) == 1 and not mistakes[0].find:
             return getattr(self.checks, f"mistake_{mistakes[0].name.replace('-', '_')}", None)
         text = self.edited(*mistakes)
-        return text and source.compiled(self.module, text, self.name)
+        return text and compiled(self.module, text, self.name)
 
     def arguments(self, case):
         """Make the arguments of the call that `case` stands for."""
         sizes = {key: value for key, value in case.items() if key != "seed"}
         return tuple(self.checks.arguments(np.random.default_rng(case["seed"]), **sizes))
 
-    def properties(self):
-        """Return the `property_…` functions, which hold for every right answer, in their order."""
-        return [f for name, f in vars(self.checks).items() if name.startswith("property_")]
+
+def compiled(module, text, name):
+    """Return the function `name` that `text` defines, in a copy of the module's namespace."""
+    namespace = dict(vars(importlib.import_module(module)))
+    file = f"<{module}: {name}, edited {hash(text)}>"
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # for tracebacks
+    exec(compile(text, file, "exec"), namespace)
+    return namespace[name]
 
 
 def load_file(path, name):

@@ -1,6 +1,6 @@
-"""Is an answer right, and if not, on which smallest call, and which usual mistake is it?
+"""Find out if a function is right, and if not, on which smallest call and by which usual mistake.
 
-The judge asks a subject for values: `outcome.Local` in this process, `student.Student` in another.
+The judge asks a subject for values: `student.Local` in this process, `student.Student` in another.
 It never runs a student's code itself.
 """
 
@@ -11,8 +11,9 @@ from itertools import permutations
 from typing import NamedTuple
 
 from ..config import InputError
-from .outcome import Crash, Local, Outcome, Stopped, describe, difference, same
-from .student import running
+from .exercises import Mistake
+from .outcome import Crash, Outcome, Stopped, describe, difference, same
+from .student import Local, running
 
 try:
     import hypothesis
@@ -50,13 +51,10 @@ class Verdict:
 TODO = Verdict("todo", 0.0, "still to be written")
 
 
-# --- one call ---
-
-
 def outcome(exercise, subject, case):
     """Call the subject as `case` says, and return what the exercise observes of it."""
     try:
-        value, changed = subject.call(*exercise.arguments(case))
+        value, changed = subject.ask("call", *exercise.arguments(case))
     except Crash as error:
         return Outcome(crash=error)
     try:
@@ -76,15 +74,19 @@ def bound(exercise, case):
 
 def problem(exercise, subject, case):
     """Return what is wrong with the subject's answer to `case`, a Problem, or None."""
-    mine, right = outcome(exercise, subject, case), outcome(exercise, exercise.right, case)
+    mine, right = outcome(exercise, subject, case), outcome(exercise, Local(exercise.right), case)
     if mine.crash and not same(mine, right, 0):
         return Problem(case, "the call returns", mine, right)
     if mine.touched != right.touched:
         return Problem(case, "the arguments are left as they are", mine, right)
-    for rule in exercise.properties():
+
+    def function(*arguments):
+        return subject.ask("call", *arguments)[0]
+
+    for rule in [f for name, f in vars(exercise.checks).items() if name.startswith("property_")]:
         said = " ".join((rule.__doc__ or rule.__name__).split())
         try:
-            rule(subject, *exercise.arguments(case))
+            rule(function, *exercise.arguments(case))
         except Crash as error:
             return Problem(case, said, Outcome(crash=error), right)
         except AssertionError as error:
@@ -96,22 +98,18 @@ def problem(exercise, subject, case):
     return None
 
 
-# --- many calls ---
-
-
 class _Found(Exception):
     pass
 
 
 def given(exercise, seed, examples, visit, shrink=False):
     """Call `visit(case)` on cases drawn from `seed`; `shrink` one for which it raises _Found."""
-    phases = [hypothesis.Phase.generate, hypothesis.Phase.shrink]
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
         max_examples=examples, deadline=None, database=None, report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck),
-        phases=phases[: 1 + shrink],
+        phases=[hypothesis.Phase.generate] + [hypothesis.Phase.shrink] * shrink,
     )  # fmt: skip
     @hypothesis.given(st.fixed_dictionaries({"seed": SEEDS, **exercise.checks.CASES}))
     def every(case):
@@ -132,15 +130,12 @@ def search(exercise, subject, seed=0, shrink=True):
 
     try:
         given(exercise, seed, EXAMPLES, visit, shrink)
-    except _Found:
-        return found[-1]  # hypothesis ends with the smallest
-    except hypothesis.errors.Flaky:
-        return found[-1]._replace(rule="the same call gives the same answer twice")
-    except Stopped:
+    except (_Found, Stopped):
         if not found:
             raise
-        return found[-1]
-    return None
+    except hypothesis.errors.Flaky:
+        return found[-1]._replace(rule="the same call gives the same answer twice")
+    return found[-1] if found else None  # hypothesis ends with the smallest
 
 
 def samples(exercise, seed):
@@ -153,34 +148,25 @@ def samples(exercise, seed):
 def diagnose(exercise, subject, case):
     """Return the one or two mistakes that answer `case` and other calls as the subject does, or ().
 
-    A mistake that only ever fails to run, where it differs from the reference, proves nothing.
+    A subject that only ever fails to run, where it differs from the reference, proves nothing.
     """
     cases = [case, *samples(exercise, seed=0)]
     try:
         mine = [outcome(exercise, subject, c) for c in cases]
     except Stopped:
         return ()
-    right = [outcome(exercise, exercise.right, c) for c in cases]
+    right = [outcome(exercise, Local(exercise.right), c) for c in cases]
     bounds = [bound(exercise, c) for c in cases]
-
-    def explains(function):
-        telling = False
-        for c, m, r, b in zip(cases, mine, right, bounds):
-            theirs = outcome(exercise, Local(function), c)
-            if not same(theirs, m, b):
-                return False
-            telling = telling or not (theirs.crash or same(theirs, r, b))
-        return telling
-
-    suspects = exercise.mistakes
-    for group in [*permutations(suspects, 1), *permutations(suspects, 2)]:
+    if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
+        return ()
+    for group in [*permutations(exercise.mistakes, 1), *permutations(exercise.mistakes, 2)]:
         function = exercise.mistaken(*group)
-        if function and explains(function):
+        if function and all(
+            same(outcome(exercise, Local(function), c), m, b)
+            for c, m, b in zip(cases, mine, bounds)
+        ):
             return group
     return ()
-
-
-# --- the verdict ---
 
 
 def checked(exercise, path):
@@ -194,12 +180,9 @@ def checked(exercise, path):
 
 def check(exercise, subject, seed=0, hidden=False):
     """Return the Verdict on a subject. What a hidden check says names no call and no value."""
-    try:
-        if exercise.kind == "test":
-            return _of_test(exercise, subject, seed, hidden)
-        wrong = search(exercise, subject, seed)
-    except Stopped as stop:
-        return Verdict("failed", 0.0, str(stop))
+    if exercise.kind == "test":
+        return _of_test(exercise, subject, seed, hidden)
+    wrong = search(exercise, subject, seed)
     if wrong is None:
         return Verdict("passed", 1.0, "passed")
     if _todo(exercise, wrong.mine.crash):
@@ -224,10 +207,10 @@ def _of_test(exercise, subject, seed, hidden):
     mistakes = [m for m in exercise.mistakes if m.hidden == hidden] or exercise.mistakes
     jobs = [(), (), *((m,) for m in mistakes)]
     random.Random(seed).shuffle(jobs)
-    missed = []
+    missed: list[Mistake] = []
     for job in jobs:
         try:
-            subject.check(exercise.module, exercise.edited(*job), exercise.name)
+            subject.ask("check", exercise.module, exercise.edited(*job), exercise.name)
             missed += job
         except Crash as crash:
             if _todo(exercise, crash):
@@ -246,7 +229,7 @@ def _of_test(exercise, subject, seed, hidden):
 def explained(exercise, wrong):
     """Explain a Problem in lines: the call, its arguments, what was expected, what came."""
     arguments, mine, right = exercise.arguments(wrong.case), wrong.mine, wrong.right
-    names = list(inspect.signature(exercise.right.function).parameters)
+    names = list(inspect.signature(exercise.right).parameters)
     made = ", ".join(f"{key}={value!r}" for key, value in wrong.case.items())
     lines = [
         f"is true   {wrong.rule}",
@@ -263,8 +246,8 @@ def explained(exercise, wrong):
             lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
         found = difference(right.value, mine.value, bound(exercise, wrong.case))
         if found:
-            lines += [f"expected  {found.expected}", f"got       {found.got}"]
-            lines.append(f"first at  {found.text}")
+            expected, got, place = found
+            lines += [f"expected  {expected}", f"got       {got}", f"first at  {place}"]
         elif wrong.detail:
             lines.append(f"there     {wrong.detail}")
     return "\n  ".join(lines)

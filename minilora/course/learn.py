@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..config import InputError, require
 from ..formats.files import read_json, replacing
-from . import exercises, judge, source
-from .outcome import Local
+from . import exercises, judge
+from .student import Local
 
 PROGRESS = "progress.json"
 CHECKS = "checks"  # the folder of a built tree that has its exercises and properties
@@ -32,17 +32,14 @@ class Workspace:
 
     def read(self):
         path = self.folder / PROGRESS
-        require(
-            path.exists(), f"{self.folder} is no workspace: make one with minilora learn init DIR"
-        )
+        way = "make one with minilora learn init DIR"
+        require(path.exists(), f"{self.folder} is no workspace: {way}")
         self.progress = read_json(path)
-        require(
-            all(isinstance(noted, dict) for noted in self.progress.values()),
-            f"{path} must hold an object for each exercise",
-        )
+        objects = all(isinstance(noted, dict) for noted in self.progress.values())
+        require(objects, f"{path} must hold an object for each exercise")
 
     def path(self, exercise):
-        return self.folder / f"{exercise.stem}.py"
+        return self.folder / exercise.file
 
     def of(self, exercise):
         """Return what was noted about an exercise: `passed`, `checks`, `hints`, `solution`."""
@@ -59,11 +56,6 @@ class Workspace:
         name = Path(name).stem.replace("_", "-")
         require(name in self.exercises, f"there is no exercise {name!r}: see minilora learn list")
         return self.exercises[name]
-
-    def begun(self, exercise):
-        """Return whether the exercise's file is more than the stub."""
-        path = self.path(exercise)
-        return path.exists() and path.read_text("utf-8", "replace") != source.file_text(exercise)
 
     def check(self, exercise):
         """Return the Verdict on the exercise's file, and note that it was checked."""
@@ -84,9 +76,8 @@ def write(path, text):
 
 def painted(text, status):
     """Return `text` in the status's colour on a terminal, unless NO_COLOR is set."""
-    plain = (
-        not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    )
+    env = os.environ
+    plain = not sys.stdout.isatty() or env.get("NO_COLOR") or env.get("TERM") == "dumb"
     return text if plain or status not in COLOURS else f"\033[{COLOURS[status]}m{text}\033[0m"
 
 
@@ -124,7 +115,7 @@ def do_init(args):
     space = Workspace(folder)
     missing = [e for e in space.exercises.values() if not space.path(e).exists()]
     for e in missing:
-        write(space.path(e), source.file_text(e))
+        write(space.path(e), e.student_file())
     kept = len(space.exercises) - len(missing)
     print(f"{args.folder}: {len(missing)} exercises to write, {kept} files kept as they are")
     print(f"next: cd {args.folder}, then minilora learn next")
@@ -159,7 +150,11 @@ def do_next(args):
 
 def do_check(args):
     space = Workspace(args.dir)
-    begun = [space.named(args.id)] if args.id else filter(space.begun, space.exercises.values())
+    begun = [space.named(args.id)] if args.id else []
+    for e in space.exercises.values() if not args.id else ():
+        path = space.path(e)
+        if path.exists() and path.read_text("utf-8", "replace") != e.student_file():
+            begun.append(e)
     verdicts = []
     for e in begun:
         verdicts.append(space.check(e))
@@ -173,26 +168,21 @@ def do_watch(args):
     require(args.interval > 0, "--interval must be a positive number of seconds")
     space = Workspace(args.dir)
     print(f"watching {space.folder}, interrupt to end", flush=True)
-    seen = times(space)
+    seen = None
     while True:
-        time.sleep(args.interval)
-        now = times(space)
-        for e in [space.exercises[name] for name in now if now[name] != seen.get(name)]:
+        now = {}
+        for e in space.exercises.values():
+            with suppress(OSError):  # an editor may be replacing the file
+                stat = space.path(e).stat()
+                now[e.id] = stat.st_mtime_ns, stat.st_size
+        changed = [name for name in now if seen is not None and now[name] != seen.get(name)]
+        for e in map(space.named, changed):
             verdict = space.check(e)
             why = (verdict.brief or verdict.text.splitlines()[0]) * (verdict.status == "failed")
             line = f"{time.strftime('%H:%M:%S')} {e.id} {painted(verdict.status, verdict.status)}"
             print(f"{line}  {why}".rstrip(), flush=True)
         seen = now
-
-
-def times(space):
-    """Return {id: (time of change, size)} of the files that exist."""
-    found = {}
-    for e in space.exercises.values():
-        with suppress(OSError):  # an editor may be replacing the file
-            stat = space.path(e).stat()
-            found[e.id] = stat.st_mtime_ns, stat.st_size
-    return found
+        time.sleep(args.interval)
 
 
 def do_hint(args):
@@ -234,5 +224,5 @@ def do_reset(args):
             n += 1
         path.rename(old)
         kept = f"; yours is {old}"
-    write(path, source.file_text(e))
+    write(path, e.student_file())
     print(f"{path} is the stub again{kept}")

@@ -1,19 +1,15 @@
-"""Call a function, record what the call gave, and compare two records.
+"""Record what a call gave, and compare two records.
 
 An outcome is what was returned (arrays in trees, tuples and dataclasses), which arguments the
 call changed, or how it failed. Whole numbers and booleans must be equal, floats to within the
 exercise's bound.
 """
 
-import copy
 import dataclasses
 import traceback
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from . import source
 
 
 class Crash(Exception):
@@ -42,44 +38,6 @@ class Outcome(NamedTuple):
     crash: Crash | None = None
 
 
-class Local:
-    """A function of this process as a subject that can be judged; `student.Student` is another.
-
-    `call` gives (value, numbers of the arguments that the call changed) or raises Crash; calling
-    the subject gives the value alone, which is what properties see. A crash may show lines of
-    `file` only.
-    """
-
-    def __init__(self, function, file=None):
-        self.function, self.file = function, file
-
-    def call(self, *arguments):
-        before = copy.deepcopy(arguments)
-        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
-            try:
-                value = self.function(*arguments)
-            except Exception as error:
-                raise Crash.of(error, self.file) from error
-        pairs = enumerate(zip(before, arguments))
-        return value, tuple(n for n, (old, new) in pairs if difference(old, new))
-
-    def __call__(self, *arguments):
-        return self.call(*arguments)[0]
-
-    def check(self, module, text, name):
-        """Run the function, a test, on the function that `text` defines."""
-        self.call(source.compiled(module, text, name))
-        return None, ()
-
-
-class Difference(NamedTuple):
-    """The first place where two values differ."""
-
-    expected: str  # the array or other leaf at that place, described
-    got: str
-    text: str  # the place, and what stands there
-
-
 def leaves(value, path=""):
     """Yield (path, leaf) of a tree, a tuple or a dataclass; arrays and numbers as arrays."""
     if isinstance(value, dict):
@@ -98,7 +56,10 @@ def leaves(value, path=""):
 
 
 def difference(expected, got, bound=0.0):
-    """Return the first Difference between two values, or None; floats may be `bound` apart."""
+    """Return (expected leaf, leaf, place and content) of the first difference, or None.
+
+    The three are texts; floats may be `bound` apart.
+    """
     wanted, given = dict(leaves(expected)), dict(leaves(got))
     for path in wanted | given:
         both = path in wanted and path in given
@@ -112,7 +73,7 @@ def difference(expected, got, bound=0.0):
             where += [f"index {index}"] * bool(index)
             here, there = wanted[path][index], given[path][index]
         where = ", ".join(where) or "the result"
-        return Difference(a, b, f"{where}: expected {here}, got {there}")
+        return a, b, f"{where}: expected {here}, got {there}"
     return None
 
 

@@ -8,7 +8,7 @@ from .outcome import difference
 def close(got, expected, bound=0.0):
     """Assert that two values (arrays, trees, tuples) are equal, floats to within `bound`."""
     found = difference(expected, got, bound)
-    assert found is None, found.text
+    assert found is None, found[2]
 
 
 def slope(function, x, step=1e-5):

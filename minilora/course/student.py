@@ -1,14 +1,15 @@
-"""Run a student's file in a process of its own: `Student` is the judge's side, `main` the file's.
+"""Call a student's function: in this process, `Local`, or in one of its own, `Student`.
 
     python -m minilora.course.student SECONDS
 
-Requests come through what was the process's standard input, answers leave through what was its
-standard output; both are then closed to the student's code, whose own printing goes nowhere. The
-process is never asked whether an answer is right, only for values; the right answers and the
-private seed stay on the judge's side. A message is a pickle behind its length. The judge's side
-reads pickles of arrays, plain containers and minilora's own dataclasses, and of nothing else.
+is the process. Requests come through what was its standard input, answers leave through what was
+its standard output; both are then closed to the student's code, whose own printing goes nowhere.
+The process is never asked whether an answer is right, only for values; the right answers and the
+private seed stay with the judge. A message is a pickle behind its length. The judge reads pickles
+of arrays, plain containers and minilora's own dataclasses, and of nothing else.
 """
 
+import copy
 import importlib
 import io
 import os
@@ -21,14 +22,17 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from .. import kernels
-from .exercises import load_file
-from .outcome import Crash, Local, Stopped
+from .exercises import compiled, load_file
+from .outcome import Crash, Stopped, difference
 
 SEED = "MINILORA_GRADING_SEED"  # of the hidden checks
 STARTING = 60  # seconds that the process may take to import minilora
@@ -42,6 +46,30 @@ HARMLESS = {
     "numpy._core.numeric": {"_frombuffer"},
     "builtins": {"set", "frozenset", "slice", "complex", "range"},
 }
+
+
+class Local:
+    """A function of this process; a crash shows no lines but those of `file`."""
+
+    def __init__(self, function, file=None):
+        self.function, self.file = function, file
+
+    def ask(self, kind, *arguments):
+        """Call the function, or (kind `check`) call it, a test, on the function of a source.
+
+        Return the value, and the numbers of the arguments that the call changed.
+        """
+        if kind == "check":
+            arguments = (compiled(*arguments),)
+        before = copy.deepcopy(arguments)
+        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+            try:
+                value = self.function(*arguments)
+            except Exception as error:
+                raise Crash.of(error, self.file) from error
+        pairs = enumerate(zip(before, arguments))
+        changed = tuple(n for n, (old, new) in pairs if difference(old, new))
+        return (None if kind == "check" else value), changed
 
 
 def send(file, data):
@@ -72,9 +100,6 @@ class Reader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is neither an array nor minilora's")
 
 
-# --- the judge's side ---
-
-
 def environment():
     """Return the environment of a student's process: the same minilora, not the private seed."""
     known = {key: value for key, value in os.environ.items() if key != SEED}
@@ -86,9 +111,10 @@ def environment():
 def running(exercise, path, seconds=None):
     """Give a Student for the file at `path`, and end its process afterwards."""
     seconds = seconds or exercise.seconds
-    written = () if exercise.kind == "test" else exercise.sought[1]
+    names = exercise.sought[1]
+    written = () if exercise.kind == "test" else names
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
+        process: Any = subprocess.Popen(
             [sys.executable, "-m", "minilora.course.student", str(seconds)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             cwd=folder, env=environment(), start_new_session=True,
@@ -99,7 +125,7 @@ def running(exercise, path, seconds=None):
             student.deadline = time.monotonic() + seconds
             path = str(Path(path).resolve())
             try:
-                student.ask("load", path, exercise.sought[1][-1], exercise.module, written)
+                student.ask("load", path, names[-1], exercise.module, written)
             except Crash as error:
                 raise Stopped(f"the file cannot be loaded: {error.text}") from error
             yield student
@@ -114,7 +140,7 @@ def running(exercise, path, seconds=None):
 
 
 class Student:
-    """A subject whose calls go through pipes to a process with a time limit."""
+    """A function of another process, which has a time limit."""
 
     def __init__(self, process, seconds):
         self.requests = io.BufferedWriter(process.stdin)
@@ -153,18 +179,6 @@ class Student:
             raise Crash("TypeError", f"the result is no plain data: {error}") from error
         raise crash
 
-    def call(self, *arguments):
-        return self.ask("call", *arguments)
-
-    def __call__(self, *arguments):
-        return self.call(*arguments)[0]
-
-    def check(self, module, text, name):
-        return self.ask("check", module, text, name)
-
-
-# --- the student's side ---
-
 
 def main():
     """Answer each request until there are no more."""
@@ -181,7 +195,7 @@ def main():
             if kind == "load":
                 subject = loaded(*rest)
             elif kind != "start":
-                answer = ("value", *getattr(subject, kind)(*rest))
+                answer = ("value", *subject.ask(kind, *rest))
         except Crash as error:
             answer = ("crash", error.kind, error.text[:2000])
         try:
@@ -207,13 +221,7 @@ def limit(seconds):
 def loaded(path, name, module, written):
     """Return the student's function; take minilora's own functions `written` out of its reach."""
     for own in written:
-        original = getattr(importlib.import_module(module), own)
-        for place in [m for key, m in sys.modules.items() if key.startswith("minilora")]:
-            found = getattr(place, own, None)
-            # wherever it was imported to, and its twin in the engine
-            twin = found is not None and place.__name__.startswith(kernels.__name__)
-            if found is original or twin:
-                setattr(place, own, refusing(own))
+        take_away(importlib.import_module(module), own)
     try:
         function = getattr(load_file(path, "submission"), name, None)
     except BaseException as error:
@@ -223,11 +231,18 @@ def loaded(path, name, module, written):
     return Local(function, path)
 
 
-def refusing(name):
+def take_away(module, name):
+    """Replace a function wherever it was imported to, and its twin in the engine."""
+
     def refuse(*_, **__):
         raise RuntimeError(f"the exercise is to write {name}, not to call minilora's")
 
-    return refuse
+    original = getattr(module, name)
+    for place in [m for key, m in sys.modules.items() if key.startswith("minilora")]:
+        found = getattr(place, name, None)
+        twin = found is not None and place.__name__.startswith(kernels.__name__)
+        if found is original or twin:
+            setattr(place, name, refuse)
 
 
 if __name__ == "__main__":

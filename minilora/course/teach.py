@@ -7,20 +7,19 @@ import json
 import os
 import secrets
 import sys
+import tempfile
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 from ..config import InputError, require
 from ..formats.files import new_folder
-from . import source
-from .exercises import Exercise, load
+from . import judge
+from .exercises import Exercise, load, start
 from .judge import Verdict
-from .judge import check as verdict_of
 from .learn import CHECKS, PROGRESS, write
 from .outcome import Stopped
-from .proof import prove
-from .student import SEED, running
+from .student import SEED, Local, running
 
 README = """# Exercises
 
@@ -48,38 +47,30 @@ def chosen(only):
     return [e for e in known.values() if not only or e.id in only]
 
 
-# --- build ---
-
-
 def do_build(args):
     """Make the tree that students get: stubs, hints and open checks; no solution, no mistake."""
     exercises = chosen(args.only)
-    readme, entries = README, []
+    ids, readme, entries = [e.id for e in exercises], README, []
     with new_folder(args.out) as folder:
         checks = folder / CHECKS / "exercises"
         checks.mkdir(parents=True)
         for e in exercises:
-            stub = source.file_text(e)
-            write(folder / f"{e.stem}.py", stub)
+            stub = e.student_file()
+            write(folder / e.file, stub)
             # the file of a test holds its solution
-            rules = stub if e.kind == "test" else without_mistakes(e.folder / f"{e.stem}.py")
-            write(checks / f"{e.stem}.py", rules)
-            entries.append(entry(e, [other.id for other in exercises]))
-            cells = e.id, f"[{e.stem}.py]({e.stem}.py)", e.lesson, e.difficulty, e.minutes
+            rules = stub if e.kind == "test" else without_mistakes(e.folder / e.file)
+            write(checks / e.file, rules)
+            values = {field.name: getattr(e, field.name) for field in fields(Exercise)}
+            values["needs"] = [need for need in e.needs if need in ids]
+            del values["folder"], values["mistakes"]
+            entry = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items()]
+            entries.append("[[exercise]]\n" + "".join(entry))
+            cells = e.id, f"[{e.file}]({e.file})", e.lesson, e.difficulty, e.minutes
             readme += f"| {' | '.join(map(str, cells))} | {e.points:g} |\n"
         write(folder / CHECKS / "exercises.toml", "\n".join(entries))
         write(folder / "README.md", readme)
         write(folder / PROGRESS, "{}\n")
     print(f"{args.out}: {len(exercises)} exercises, {sum(e.points for e in exercises):g} points")
-
-
-def entry(exercise, ids):
-    """Return the exercise's entry in TOML, without its mistakes and its needs beyond `ids`."""
-    values = {field.name: getattr(exercise, field.name) for field in fields(Exercise)}
-    values["needs"] = [need for need in exercise.needs if need in ids]
-    del values["folder"], values["mistakes"]
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
-    return "\n".join(["[[exercise]]", *lines]) + "\n"
 
 
 def without_mistakes(path):
@@ -88,11 +79,8 @@ def without_mistakes(path):
     lines = text.splitlines()
     for node in reversed(ast.parse(text).body):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("mistake_"):
-            del lines[source.start(node) - 1 : node.end_lineno]
+            del lines[start(node) - 1 : node.end_lineno]
     return "\n".join(lines).rstrip() + "\n"
-
-
-# --- grade ---
 
 
 @dataclass(frozen=True)
@@ -116,8 +104,9 @@ def do_grade(args):
     require(submission.is_dir(), f"{submission} is no folder: name the one that was handed in")
     exercises, seed = chosen(args.only), private_seed(args.seed)
     began = time.perf_counter()
-    grades = [graded(e, submission / f"{e.stem}.py", seed) for e in exercises]
-    text = globals()[f"as_{args.format}"](grades, time.perf_counter() - began)
+    grades = [graded(e, submission / e.file, seed) for e in exercises]
+    formats = {"text": as_text, "json": as_json, "csv": as_csv, "gradescope": as_gradescope}
+    text = formats[args.format](grades, time.perf_counter() - began)
     if not args.out:
         print(text, end="")
         return
@@ -140,22 +129,18 @@ def private_seed(given):
 
 def graded(exercise, path, seed):
     """Return the Grade of one file, whose process costs only the file's own points if it dies."""
-    began = time.perf_counter()
+    began, seen = time.perf_counter(), None
     if not path.is_file():
         nothing = Verdict("failed", 0.0, f"{path.name} was not handed in")
         return Grade(exercise, nothing, nothing, 0.0)
     try:
         with running(exercise, path, 2 * exercise.seconds) as subject:
-            seen = hidden = verdict_of(exercise, subject)
+            seen = hidden = judge.check(exercise, subject)
             if seen.status != "todo":
-                hidden = verdict_of(exercise, subject, seed, hidden=True)
+                hidden = judge.check(exercise, subject, seed, hidden=True)
     except Stopped as stop:
-        seen = hidden = Verdict("failed", 0.0, str(stop))
-    return Grade(exercise, seen, hidden, time.perf_counter() - began)
-
-
-def totals(grades):
-    return sum(g.points for g in grades), sum(g.exercise.points for g in grades)
+        hidden = Verdict("failed", 0.0, str(stop))
+    return Grade(exercise, seen or hidden, hidden, time.perf_counter() - began)
 
 
 def as_text(grades, seconds):
@@ -164,12 +149,11 @@ def as_text(grades, seconds):
         lines.append(f"{g.exercise.id}: {g.points:g} of {g.exercise.points:g}")
         texts = dict.fromkeys([g.open.text, g.hidden.text])  # one line where they are the same
         lines += [f"  {text}" for text in texts if text != "passed"]
-    score, most = totals(grades)
+    score, most = sum(g.points for g in grades), sum(g.exercise.points for g in grades)
     return "\n".join([*lines, f"together {score:g} of {most:g} points in {seconds:.0f} s"]) + "\n"
 
 
 def as_json(grades, seconds):
-    score, most = totals(grades)
     exercises = [
         {
             "id": g.exercise.id,
@@ -185,8 +169,13 @@ def as_json(grades, seconds):
         }
         for g in grades
     ]
-    whole = {"points": score, "max_points": most, "seconds": round(seconds, 2)}
-    return json.dumps({**whole, "exercises": exercises}, indent=2, ensure_ascii=False) + "\n"
+    result = {
+        "points": sum(g.points for g in grades),
+        "max_points": sum(g.exercise.points for g in grades),
+        "seconds": round(seconds, 2),
+        "exercises": exercises,
+    }
+    return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
 
 def as_csv(grades, seconds):
@@ -217,7 +206,7 @@ def as_gradescope(grades, seconds):
                 "tags": [f"lesson {g.exercise.lesson}", kind],
             })  # fmt: skip
     result = {
-        "score": totals(grades)[0],
+        "score": sum(g.points for g in grades),
         "execution_time": round(seconds),
         "output": "Each exercise has open checks and hidden ones: the same rules, on other calls.",
         "visibility": "visible",
@@ -227,21 +216,68 @@ def as_gradescope(grades, seconds):
     return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
 
-# --- check ---
-
-
 def do_check(args):
     """Prove the set; return the exit status."""
-    proofs = [(e, prove(e)) for e in chosen(args.only)]
+    proofs = [(e, *prove(e)) for e in chosen(args.only)]
     print("| exercise | lesson | difficulty | minutes | points | mistakes caught | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for e, proof in proofs:
+    for e, caught, seconds, _ in proofs:
         cells = [e.id, e.lesson, e.difficulty, e.minutes, f"{e.points:g}"]
-        cells += [f"{proof.caught} of {len(e.mistakes)}", f"{proof.seconds:.2f}"]
+        cells += [f"{caught} of {len(e.mistakes)}", f"{seconds:.2f}"]
         print(f"| {' | '.join(map(str, cells))} |")
-    caught = sum(proof.caught for _, proof in proofs)
-    print(f"\n{len(proofs)} exercises, {caught} planted mistakes caught and told apart")
-    faults = [f"{e.id}: {fault}" for e, proof in proofs for fault in proof.faults]
+    mistakes = sum(caught for _, caught, _, _ in proofs)
+    print(f"\n{len(proofs)} exercises, {mistakes} planted mistakes caught and told apart")
+    faults = [f"fault: {e.id}: {fault}" for e, _, _, found in proofs for fault in found]
     for fault in faults:
-        print(f"fault: {fault}", file=sys.stderr)
+        print(fault, file=sys.stderr)
     return 1 if faults else 0
+
+
+def prove(exercise):
+    """Return (mistakes caught, seconds of the reference's check, faults) of one exercise.
+
+    The stub must fail as unwritten, the reference's own text must pass in a quarter of the time
+    that a student is given, and each planted mistake must be told from the others.
+    """
+    faults = []
+    if len(exercise.mistakes) < 3:
+        faults.append(f"{len(exercise.mistakes)} planted mistakes: at least three")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / exercise.file
+        path.write_text(exercise.student_file(), encoding="utf-8")
+        status = judge.checked(exercise, path).status
+        if status != "todo":
+            faults.append(f"the stub is not refused as unwritten but {status}")
+        path.write_text(exercise.student_file(solved=True), encoding="utf-8")
+        began = sum(os.times()[:4])  # CPU time, with that of child processes
+        right = judge.checked(exercise, path)
+        seconds = sum(os.times()[:4]) - began
+    if right.status != "passed":
+        return 0, seconds, [*faults, f"the reference {right.status}: {right.text}"]
+    if seconds > exercise.seconds / 4:
+        faults.append(f"the reference takes {seconds:.1f} s of {exercise.seconds:g}")
+    caught = 0
+    for mistake in exercise.mistakes:
+        found = faults_of(exercise, mistake)
+        caught += not found
+        faults += [f"{mistake.name}: {fault}" for fault in found]
+    return caught, seconds, faults
+
+
+def faults_of(exercise, mistake):
+    """Return the fault of a mistake that cannot be planted, passes, or is taken for another."""
+    times = exercise.reference.count(mistake.find) if mistake.find else 1
+    if times != 1:
+        return [f"its `find` is {times} times in the source of the reference, not once"]
+    if not mistake.find and (exercise.kind == "test" or not exercise.mistaken(mistake)):
+        return ["it has neither `find` nor a function mistake_… in the exercise's file"]
+    if exercise.kind == "test":  # the solution passed, so it catches them all
+        return []
+    subject = Local(exercise.mistaken(mistake))
+    wrong = judge.search(exercise, subject, shrink=False)
+    if wrong is None:
+        return ["it passes every property"]
+    group = judge.diagnose(exercise, subject, wrong.case)
+    if [m.name for m in group] != [mistake.name]:
+        return [f"it is diagnosed as {' and '.join(m.name for m in group) or 'nothing known'}"]
+    return []

@@ -15,10 +15,10 @@ import pytest
 from minilora import nf4
 from minilora.cli.arguments import main
 from minilora.config import InputError
-from minilora.course import exercises, judge, learn, proof, source, student, teach
+from minilora.course import exercises, judge, learn, student, teach
 from minilora.course.judge import checked
 from minilora.course.learn import Workspace
-from minilora.course.outcome import Local
+from minilora.course.student import Local
 
 ALL = exercises.load()
 NEAREST, PACK, MERGE = ALL["nearest-code"], ALL["packing-nibbles"], ALL["test-merge"]
@@ -28,7 +28,7 @@ TIES = '    return code.order[np.searchsorted(code.midpoints, x, side="right")]\
 
 def written(exercise, path, body):
     """The exercise's stub at `path` with `body` in the place of what it raises."""
-    text = source.file_text(exercise)
+    text = exercise.student_file()
     first = text.index("    raise NotImplementedError")
     path.write_text(text[:first] + body + text[text.index("\n", first) + 1 :], encoding="utf-8")
     return path
@@ -43,13 +43,13 @@ def answer(exercise, function):
 
 @pytest.mark.parametrize("exercise", ALL.values(), ids=ALL)
 def test_a_stub_is_the_reference_without_its_body(exercise, tmp_path):
-    path = tmp_path / f"{exercise.stem}.py"
-    path.write_text(source.file_text(exercise), encoding="utf-8")
-    stub = exercises.load_file(path, f"stub_{exercise.stem}")
+    path = tmp_path / exercise.file
+    path.write_text(exercise.student_file(), encoding="utf-8")
+    stub = exercises.load_file(path, f"stub_{path.stem}")
     text, names = exercise.sought
     for name in names:
         function = getattr(stub, name)
-        reference = source.compiled(exercise.module, text.function(name), name)
+        reference = exercises.compiled(exercise.module, text.function(name), name)
         assert inspect.signature(function) == inspect.signature(reference)
         assert inspect.getdoc(function) == inspect.getdoc(reference)
         with pytest.raises(NotImplementedError, match=f"{exercise.id}: {name}"):
@@ -57,7 +57,7 @@ def test_a_stub_is_the_reference_without_its_body(exercise, tmp_path):
 
 
 def test_a_stub_keeps_decorators_and_comments_and_imports_what_its_body_used():
-    text = source.Text("minilora.optim", (
+    text = exercises.Text("minilora.optim", (
         "import math\nimport numpy as np\nfrom .tree import walk, put as place\nLIMIT = 3\n\n"
         "def other():\n    pass\n\n"
         "@np.vectorize  # by element\ndef f(\n    x,  # (B, T)\n    n=LIMIT,\n):\n"
@@ -218,7 +218,7 @@ def test_nothing_that_a_student_wrote_is_overwritten(space, capsys):
         main(["learn", "reset", "nearest-code"])
         assert (space / f"nearest_code.{n}.py").exists()
     assert (space / "nearest_code.1.py").read_text(encoding="utf-8") == mine
-    stub = source.file_text(NEAREST)
+    stub = NEAREST.student_file()
     assert (space / "nearest_code.py").read_text(encoding="utf-8") == stub
 
 
@@ -376,9 +376,9 @@ def test_faults_of_a_planted_mistake_are_found():
     planted = [replace(first, name=name, find=find) for name, (find, _) in broken.items()]
     planted[1] = replace(planted[1], replace="x + 0, side")
     exercise = replace(NEAREST, mistakes=(first, *planted))
-    assert proof.faults_of(exercise, first) == []
+    assert teach.faults_of(exercise, first) == []
     for mistake in planted:
-        (fault,) = proof.faults_of(exercise, mistake)
+        (fault,) = teach.faults_of(exercise, mistake)
         assert fault.startswith(broken[mistake.name][1])
 
 
