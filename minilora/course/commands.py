@@ -11,10 +11,6 @@ def run(args):
     try:
         room = importlib.import_module(f".{args.room}", __package__)
         return getattr(room, f"do_{args.command}")(args) or 0
-    except KeyboardInterrupt:
-        if args.command == "watch":
-            return 0
-        raise
     except BrokenPipeError as error:
         raise InputError("nobody reads what is printed") from error
 

@@ -11,7 +11,6 @@ import inspect
 import linecache
 import sys
 import tomllib
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -71,24 +70,23 @@ class Text(NamedTuple):
     def imports(self, names):
         """Return the import lines that these functions need when they stand in another file."""
         used = set().union(*(free_names(self.definition(name)) for name in names)) - set(names)
+        package = (self.name or "").rpartition(".")[0]
         lines = []
-        modules: dict[str, list[str]] = defaultdict(list)
         for node in ast.parse(self.source).body:
             if not isinstance(node, ast.Import | ast.ImportFrom):
                 continue
-            aliases = [alias for alias in node.names if (alias.asname or alias.name) in used]
-            used -= {alias.asname or alias.name for alias in aliases}
-            if isinstance(node, ast.Import):
-                lines += [ast.unparse(ast.Import([alias])) for alias in aliases]
-            else:
+            node.names = [alias for alias in node.names if (alias.asname or alias.name) in used]
+            node.names.sort(key=ast.unparse)
+            used -= {alias.asname or alias.name for alias in node.names}
+            if isinstance(node, ast.ImportFrom):
                 relative = "." * node.level + (node.module or "")
-                module = importlib.util.resolve_name(relative, (self.name or "").rpartition(".")[0])
-                modules[module] += map(ast.unparse, aliases)
-        if self.name:
-            modules[self.name] += used & set(vars(importlib.import_module(self.name)))
-        lines += [
-            f"from {m} import {', '.join(sorted(n))}" for m, n in sorted(modules.items()) if n
-        ]
+                node.module, node.level = importlib.util.resolve_name(relative, package), 0
+            if node.names:
+                lines.append(ast.unparse(node))
+        own = used & set(vars(importlib.import_module(self.name))) if self.name else ()
+        if own:
+            lines.append(f"from {self.name} import {', '.join(sorted(own))}")
+        lines.sort(key=lambda line: (line.startswith("from"), line))
         groups = [[x for x in lines if ("minilora" in x) == ours] for ours in (False, True)]
         return "\n\n".join("\n".join(group) for group in groups if group)
 
@@ -117,7 +115,7 @@ class Mistake:
     hidden: bool = False  # of a `test` exercise: counted, never named
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exercise:
     """A function of the reference for a student to write, or (kind `test`) a test of one."""
 
@@ -135,18 +133,9 @@ class Exercise:
     seconds: float = 20  # the time limit of a check
     mistakes: Sequence[Mistake] = ()
 
-    @property
-    def module(self):
-        return self.function.partition(":")[0]
-
-    @property
-    def name(self):
-        return self.function.partition(":")[2]
-
-    @property
-    def file(self):
-        """The name of the student's file and of the file of cases and properties."""
-        return f"{self.id.replace('-', '_')}.py"
+    def __post_init__(self):
+        self.module, _, self.name = self.function.partition(":")
+        self.file = f"{self.id.replace('-', '_')}.py"  # the student's, and the Python file
 
     @cached_property
     def checks(self):
@@ -178,14 +167,12 @@ class Exercise:
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
         text, names = self.sought
-        parts = [
-            text.function(name)
-            if solved
-            else text.stub(name, f"{self.id}: {name} is still to be written")
-            for name in names
-        ]
-        header = HEADER.format(e=self, what="a test of " if self.kind == "test" else "")
-        return "\n\n\n".join([header + text.imports(names), *parts, FOOTER])
+        parts = [HEADER.format(e=self, what="a test of " if self.kind == "test" else "")]
+        parts[0] += text.imports(names)
+        for name in names:
+            stub = text.stub(name, f"{self.id}: {name} is still to be written")
+            parts.append(text.function(name) if solved else stub)
+        return "\n\n\n".join([*parts, FOOTER])
 
     def edited(self, *mistakes):
         """Return the reference's source with these mistakes' edits; None if one does not apply."""
@@ -238,7 +225,7 @@ def load(folder=LESSONS):
     )
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError) as error:
+    except (ValueError, KeyError) as error:
         raise InputError(f"{path} is no list of exercises: {error}") from error
     exercises: dict[str, Exercise] = {}
     for entry in entries:

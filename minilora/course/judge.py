@@ -48,28 +48,22 @@ class Verdict:
     brief: str = ""  # the same in one line
 
 
-TODO = Verdict("todo", 0.0, "still to be written")
-
-
 def outcome(exercise, subject, case):
     """Call the subject as `case` says, and return what the exercise observes of it."""
+    found = subject.ask("call", *exercise.arguments(case))
+    observe = getattr(exercise.checks, "observe", None)
+    if found.crash or not observe:
+        return found
     try:
-        value, changed = subject.ask("call", *exercise.arguments(case))
-    except Crash as error:
-        return Outcome(crash=error)
-    try:
-        observe = getattr(exercise.checks, "observe", None)
-        if observe:
-            value = observe(value, *exercise.arguments(case))
+        return found._replace(value=observe(found.value, *exercise.arguments(case)))
     except Exception as error:  # `observe` met something that it does not know
         return Outcome(crash=Crash("unreadable", f"the result cannot be read: {error}"))
-    return Outcome(value, changed)
 
 
 def bound(exercise, case):
     """Return how far a float may be from the reference's, on this call."""
-    tolerance = getattr(exercise.checks, "tolerance", None)
-    return tolerance(*exercise.arguments(case)) if tolerance else 0.0
+    tolerance = getattr(exercise.checks, "tolerance", lambda *_: 0.0)
+    return tolerance(*exercise.arguments(case))
 
 
 def problem(exercise, subject, case):
@@ -81,7 +75,10 @@ def problem(exercise, subject, case):
         return Problem(case, "the arguments are left as they are", mine, right)
 
     def function(*arguments):
-        return subject.ask("call", *arguments)[0]
+        answer = subject.ask("call", *arguments)
+        if answer.crash:
+            raise answer.crash
+        return answer.value
 
     for rule in [f for name, f in vars(exercise.checks).items() if name.startswith("property_")]:
         said = " ".join((rule.__doc__ or rule.__name__).split())
@@ -98,12 +95,8 @@ def problem(exercise, subject, case):
     return None
 
 
-class _Found(Exception):
-    pass
-
-
 def given(exercise, seed, examples, visit, shrink=False):
-    """Call `visit(case)` on cases drawn from `seed`; `shrink` one for which it raises _Found."""
+    """Call `visit(case)` on cases drawn from `seed`; `shrink` one for which it raises."""
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
@@ -122,15 +115,18 @@ def search(exercise, subject, seed=0, shrink=True):
     """Return the smallest wrong call (the first, unless `shrink`) as a Problem, or None."""
     found: list[Problem] = []
 
+    class Found(Exception):
+        pass
+
     def visit(case):
         wrong = problem(exercise, subject, case)
         if wrong:
             found.append(wrong)
-            raise _Found
+            raise Found
 
     try:
         given(exercise, seed, EXAMPLES, visit, shrink)
-    except (_Found, Stopped):
+    except (Found, Stopped):
         if not found:
             raise
     except hypothesis.errors.Flaky:
@@ -152,18 +148,16 @@ def diagnose(exercise, subject, case):
     """
     cases = [case, *samples(exercise, seed=0)]
     try:
-        mine = [outcome(exercise, subject, c) for c in cases]
+        rows = [(c, outcome(exercise, subject, c), bound(exercise, c)) for c in cases]
     except Stopped:
         return ()
     right = [outcome(exercise, Local(exercise.right), c) for c in cases]
-    bounds = [bound(exercise, c) for c in cases]
-    if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
+    if all(mine.crash or same(mine, r, b) for (_, mine, b), r in zip(rows, right)):
         return ()
     for group in [*permutations(exercise.mistakes, 1), *permutations(exercise.mistakes, 2)]:
         function = exercise.mistaken(*group)
         if function and all(
-            same(outcome(exercise, Local(function), c), m, b)
-            for c, m, b in zip(cases, mine, bounds)
+            same(outcome(exercise, Local(function), c), mine, b) for c, mine, b in rows
         ):
             return group
     return ()
@@ -186,7 +180,7 @@ def check(exercise, subject, seed=0, hidden=False):
     if wrong is None:
         return Verdict("passed", 1.0, "passed")
     if _todo(exercise, wrong.mine.crash):
-        return TODO
+        return Verdict("todo", 0.0, "still to be written")
     group = diagnose(exercise, subject, wrong.case)
     mistake = "; and ".join(f"{m.name}: {m.says}" for m in group)
     text = "a hidden check fails" if hidden else explained(exercise, wrong)
@@ -209,16 +203,14 @@ def _of_test(exercise, subject, seed, hidden):
     random.Random(seed).shuffle(jobs)
     missed: list[Mistake] = []
     for job in jobs:
-        try:
-            subject.ask("check", exercise.module, exercise.edited(*job), exercise.name)
-            missed += job
-        except Crash as crash:
-            if _todo(exercise, crash):
-                return TODO
-            if not job or crash.kind == "NotImplementedError":
-                text = "your test fails the reference itself, which is right"
-                text += "" if hidden else f"\n  it raised {crash.text}"
-                return Verdict("failed", 0.0, text)
+        crash = subject.ask("check", exercise.module, exercise.edited(*job), exercise.name).crash
+        if _todo(exercise, crash):
+            return Verdict("todo", 0.0, "still to be written")
+        if crash and (not job or crash.kind == "NotImplementedError"):
+            text = "your test fails the reference itself, which is right"
+            text += "" if hidden else f"\n  it raised {crash.text}"
+            return Verdict("failed", 0.0, text)
+        missed += () if crash else job
     caught, total = len(mistakes) - len(missed), len(mistakes)
     text = f"the reference passes your test, which catches {caught} of {total} planted mistakes"
     if not hidden:

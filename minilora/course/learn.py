@@ -74,17 +74,17 @@ def write(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
-def painted(text, status):
-    """Return `text` in the status's colour on a terminal, unless NO_COLOR is set."""
+def painted(status, width=0):
+    """Return a status in its colour on a terminal, unless NO_COLOR is set."""
     env = os.environ
     plain = not sys.stdout.isatty() or env.get("NO_COLOR") or env.get("TERM") == "dumb"
+    text = f"{status:<{width}}"
     return text if plain or status not in COLOURS else f"\033[{COLOURS[status]}m{text}\033[0m"
 
 
 def show(exercise, verdict):
-    status = painted(verdict.status, verdict.status)
     text = "" if verdict.text == verdict.status else f"\n  {verdict.text}"
-    print(f"{exercise.id}: {status}{text}")
+    print(f"{exercise.id}: {painted(verdict.status)}{text}")
 
 
 def debug(path):
@@ -99,9 +99,6 @@ def debug(path):
     except InputError as error:
         sys.exit(f"error: {error}")
     show(e, verdict)
-
-
-# --- the commands ---
 
 
 def do_init(args):
@@ -131,7 +128,7 @@ def do_list(args):
         extra = f"  {noted['hints']} hints" if noted.get("hints") else ""
         extra += "  solution seen" if noted.get("solution") else ""
         print(
-            f"{painted(f'{state:<7}', state)} {e.id:<22} lesson {e.lesson:<2} "
+            f"{painted(state, 7)} {e.id:<22} lesson {e.lesson:<2} "
             f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points{extra}"
         )
     print(f"{passed} of {len(space.exercises)} passed")
@@ -164,25 +161,25 @@ def do_check(args):
 
 
 def do_watch(args):
-    """Check each file when it changes, until interrupted; print one line per change."""
     require(args.interval > 0, "--interval must be a positive number of seconds")
     space = Workspace(args.dir)
     print(f"watching {space.folder}, interrupt to end", flush=True)
     seen = None
-    while True:
-        now = {}
-        for e in space.exercises.values():
-            with suppress(OSError):  # an editor may be replacing the file
-                stat = space.path(e).stat()
-                now[e.id] = stat.st_mtime_ns, stat.st_size
-        changed = [name for name in now if seen is not None and now[name] != seen.get(name)]
-        for e in map(space.named, changed):
-            verdict = space.check(e)
-            why = (verdict.brief or verdict.text.splitlines()[0]) * (verdict.status == "failed")
-            line = f"{time.strftime('%H:%M:%S')} {e.id} {painted(verdict.status, verdict.status)}"
-            print(f"{line}  {why}".rstrip(), flush=True)
-        seen = now
-        time.sleep(args.interval)
+    with suppress(KeyboardInterrupt):
+        while True:
+            now = {}
+            for e in space.exercises.values():
+                with suppress(OSError):  # an editor may be replacing the file
+                    stat = space.path(e).stat()
+                    now[e.id] = stat.st_mtime_ns, stat.st_size
+            changed = [name for name in now if seen is not None and now[name] != seen.get(name)]
+            for e in map(space.named, changed):
+                verdict = space.check(e)
+                why = verdict.brief or verdict.text.splitlines()[0]
+                line = f"{time.strftime('%H:%M:%S')} {e.id} {painted(verdict.status)}"
+                print(f"{line}  {why}" if verdict.status == "failed" else line, flush=True)
+            seen = now
+            time.sleep(args.interval)
 
 
 def do_hint(args):
@@ -198,7 +195,6 @@ def do_hint(args):
 
 
 def do_solution(args):
-    """Print the reference's text, after passing or on request."""
     space = Workspace(args.dir)
     e = space.named(args.id)
     require(not space.built, "the solutions of this course are your teacher's")

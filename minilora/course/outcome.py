@@ -24,7 +24,8 @@ class Crash(Exception):
         """Make a Crash of `error`, with the last line of `file` that it came through."""
         lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
         where = f"\n    line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
-        return cls(type(error).__name__, f"{type(error).__name__}: {error}{where}")
+        kind = type(error).__name__
+        return cls(kind, f"{kind}: {error}{where}"[:2000])
 
 
 class Stopped(BaseException):
@@ -67,13 +68,12 @@ def difference(expected, got, bound=0.0):
         if np.all(same):
             continue
         a, b = (describe(side[path]) if path in side else "nothing" for side in (wanted, given))
-        where, here, there = [path] * bool(path), a, b
+        place, here, there = [path] * bool(path), a, b
         if same is not False:
             index = tuple(int(i) for i in np.argwhere(~same)[0])
-            where += [f"index {index}"] * bool(index)
+            place += [f"index {index}"] * bool(index)
             here, there = wanted[path][index], given[path][index]
-        where = ", ".join(where) or "the result"
-        return a, b, f"{where}: expected {here}, got {there}"
+        return a, b, f"{', '.join(place) or 'the result'}: expected {here}, got {there}"
     return None
 
 
@@ -91,9 +91,10 @@ def _equal(a, b, bound):
 
 def same(a, b, bound):
     """Compare two outcomes: the same kind of crash, or the same value and changes."""
-    if a.crash or b.crash:
-        return bool(a.crash and b.crash) and a.crash.kind == b.crash.kind
-    return a.touched == b.touched and difference(a.value, b.value, bound) is None
+    kinds = [outcome.crash and outcome.crash.kind for outcome in (a, b)]
+    if kinds[0] != kinds[1] or a.touched != b.touched:
+        return False
+    return difference(a.value, b.value, bound) is None
 
 
 def describe(value, contents=True):

@@ -26,13 +26,13 @@ import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import kernels
 from .exercises import compiled, load_file
-from .outcome import Crash, Stopped, difference
+from .outcome import Crash, Outcome, Stopped, difference
 
 SEED = "MINILORA_GRADING_SEED"  # of the hidden checks
 STARTING = 60  # seconds that the process may take to import minilora
@@ -48,17 +48,14 @@ HARMLESS = {
 }
 
 
-class Local:
+class Local(NamedTuple):
     """A function of this process; a crash shows no lines but those of `file`."""
 
-    def __init__(self, function, file=None):
-        self.function, self.file = function, file
+    function: Any
+    file: str | None = None
 
     def ask(self, kind, *arguments):
-        """Call the function, or (kind `check`) call it, a test, on the function of a source.
-
-        Return the value, and the numbers of the arguments that the call changed.
-        """
+        """Call the function, or (kind `check`) call it, a test, on the function of a source."""
         if kind == "check":
             arguments = (compiled(*arguments),)
         before = copy.deepcopy(arguments)
@@ -66,10 +63,10 @@ class Local:
             try:
                 value = self.function(*arguments)
             except Exception as error:
-                raise Crash.of(error, self.file) from error
+                return Outcome(crash=Crash.of(error, self.file))
         pairs = enumerate(zip(before, arguments))
-        changed = tuple(n for n, (old, new) in pairs if difference(old, new))
-        return (None if kind == "check" else value), changed
+        touched = tuple(n for n, (old, new) in pairs if difference(old, new))
+        return Outcome(None if kind == "check" else value, touched)
 
 
 def send(file, data):
@@ -102,8 +99,8 @@ class Reader(pickle.Unpickler):
 
 def environment():
     """Return the environment of a student's process: the same minilora, not the private seed."""
+    path = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
     known = {key: value for key, value in os.environ.items() if key != SEED}
-    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**known, "PYTHONPATH": os.pathsep.join(path)}
 
 
@@ -124,10 +121,9 @@ def running(exercise, path, seconds=None):
             student.ask("start")  # minilora is imported by now: what follows is the student's time
             student.deadline = time.monotonic() + seconds
             path = str(Path(path).resolve())
-            try:
-                student.ask("load", path, names[-1], exercise.module, written)
-            except Crash as error:
-                raise Stopped(f"the file cannot be loaded: {error.text}") from error
+            crash = student.ask("load", path, names[-1], exercise.module, written).crash
+            if crash:
+                raise Stopped(f"the file cannot be loaded: {crash.text}")
             yield student
         finally:
             with suppress(OSError):
@@ -148,7 +144,7 @@ class Student:
         self.seconds, self.deadline = seconds, time.monotonic() + STARTING
 
     def ask(self, *request):
-        """Return the answer to a request; raise Crash where the student's code raised.
+        """Send a request, and return the Outcome of the student's code.
 
         A thread writes and reads, because either may block: a process that nobody can kill, which
         the student's code started, may hold the pipes open.
@@ -171,13 +167,11 @@ class Student:
         if answer is None:
             raise Stopped("the process of your code ended without an answer")
         try:
-            kind, first, second = Reader(io.BytesIO(answer)).load()
-            if kind == "value":
-                return first, tuple(map(int, second))
-            crash = Crash(str(first), str(second))
+            value, touched, crash = Reader(io.BytesIO(answer)).load()
+            crash = crash and Crash(*map(str, crash))
+            return Outcome(value, tuple(map(int, touched)), crash)
         except Exception as error:
-            raise Crash("TypeError", f"the result is no plain data: {error}") from error
-        raise crash
+            return Outcome(crash=Crash("TypeError", f"the result is no plain data: {error}"))
 
 
 def main():
@@ -190,45 +184,41 @@ def main():
     subject: Any = None
     while (data := receive(requests)) is not None:
         kind, *rest = pickle.loads(data)  # from the trusted side
-        answer: tuple = ("value", None, ())
+        answer = Outcome()
+        if kind == "load":
+            subject, answer = loaded(*rest)
+        elif kind != "start":
+            answer = subject.ask(kind, *rest)
+        crash = answer.crash and (answer.crash.kind, answer.crash.text)
         try:
-            if kind == "load":
-                subject = loaded(*rest)
-            elif kind != "start":
-                answer = ("value", *subject.ask(kind, *rest))
-        except Crash as error:
-            answer = ("crash", error.kind, error.text[:2000])
-        try:
-            data = pickle.dumps(answer)
+            data = pickle.dumps((answer.value, answer.touched, crash))
         except Exception as error:
-            text = f"TypeError: the result is no data: {error}"
-            data = pickle.dumps(("crash", "TypeError", text))
+            crash = "TypeError", f"TypeError: the result is no data: {error}"
+            data = pickle.dumps((None, (), crash))
         send(replies, data)
 
 
 def limit(seconds):
     """Bound the process's time, memory and files, where the system can."""
-    try:
+    with suppress(ImportError):
         import resource
-    except ImportError:
-        return
-    for kind, most in (("CPU", seconds), ("AS", MEMORY), ("FSIZE", FILE)):
-        # an error: already lower, or not for this system
-        with suppress(ValueError, OSError, AttributeError):
-            resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
+
+        for kind, most in (("CPU", seconds), ("AS", MEMORY), ("FSIZE", FILE)):
+            # an error: already lower, or not for this system
+            with suppress(ValueError, OSError, AttributeError):
+                resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
 
 
 def loaded(path, name, module, written):
-    """Return the student's function; take minilora's own functions `written` out of its reach."""
+    """Return (subject, Outcome) of the file, from which minilora's `written` are out of reach."""
     for own in written:
         take_away(importlib.import_module(module), own)
     try:
         function = getattr(load_file(path, "submission"), name, None)
     except BaseException as error:
-        raise Crash.of(error, path) from error
-    if function is None:
-        raise Crash("NameError", f"it has no function {name}")
-    return Local(function, path)
+        return None, Outcome(crash=Crash.of(error, path))
+    crash = None if function else Crash("NameError", f"it has no function {name}")
+    return Local(function, path), Outcome(crash=crash)
 
 
 def take_away(module, name):

@@ -9,7 +9,7 @@ import secrets
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..config import InputError, require
@@ -60,8 +60,7 @@ def do_build(args):
             # the file of a test holds its solution
             rules = stub if e.kind == "test" else without_mistakes(e.folder / e.file)
             write(checks / e.file, rules)
-            values = {field.name: getattr(e, field.name) for field in fields(Exercise)}
-            values["needs"] = [need for need in e.needs if need in ids]
+            values = {**asdict(e), "needs": [need for need in e.needs if need in ids]}
             del values["folder"], values["mistakes"]
             entry = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items()]
             entries.append("[[exercise]]\n" + "".join(entry))
@@ -99,7 +98,6 @@ class Grade:
 
 
 def do_grade(args):
-    """Grade a folder, and write the result to standard output or a file."""
     submission = Path(args.submission)
     require(submission.is_dir(), f"{submission} is no folder: name the one that was handed in")
     exercises, seed = chosen(args.only), private_seed(args.seed)
@@ -154,26 +152,25 @@ def as_text(grades, seconds):
 
 
 def as_json(grades, seconds):
-    exercises = [
-        {
-            "id": g.exercise.id,
-            "lesson": g.exercise.lesson,
-            "points": g.points,
-            "max_points": g.exercise.points,
-            "status": g.open.status,
-            "hidden_status": g.hidden.status,
-            "mistake": g.open.mistake or g.hidden.mistake,
-            "output": g.open.text,
-            "hidden_output": g.hidden.text,
-            "seconds": round(g.seconds, 2),
-        }
-        for g in grades
-    ]
     result = {
         "points": sum(g.points for g in grades),
         "max_points": sum(g.exercise.points for g in grades),
         "seconds": round(seconds, 2),
-        "exercises": exercises,
+        "exercises": [
+            {
+                "id": g.exercise.id,
+                "lesson": g.exercise.lesson,
+                "points": g.points,
+                "max_points": g.exercise.points,
+                "status": g.open.status,
+                "hidden_status": g.hidden.status,
+                "mistake": g.open.mistake or g.hidden.mistake,
+                "output": g.open.text,
+                "hidden_output": g.hidden.text,
+                "seconds": round(g.seconds, 2),
+            }
+            for g in grades
+        ],
     }
     return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
@@ -217,7 +214,6 @@ def as_gradescope(grades, seconds):
 
 
 def do_check(args):
-    """Prove the set; return the exit status."""
     proofs = [(e, *prove(e)) for e in chosen(args.only)]
     print("| exercise | lesson | difficulty | minutes | points | mistakes caught | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
