@@ -1,28 +1,28 @@
 """Read the exercises, and make stubs, solutions and planted mistakes from the reference's source.
 
 An exercise is an entry of `exercises.toml` with a Python file of cases and properties. A stub keeps
-a function's decorators, signature, comments and docstring, line for line; its body becomes one
-`raise`. What the body uses of its module is imported from there.
+a function's decorators, signature, comments and docstring; its body becomes one `raise`.
 """
 
 import ast
 import importlib.util
 import inspect
 import linecache
-import sys
+import runpy
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import numpy as np
 
 from ..config import InputError, require
 
-LESSONS = Path(__file__).parents[2] / "lessons"  # of the clone that this package runs from
 KINDS = ("function", "test")
+LESSONS = Path(__file__).parents[2] / "lessons"  # of the clone that this package runs from
 HEADER = '''"""{e.id}: {what}`{e.name}` of {e.module}, to be written here.
 
 Lesson {e.lesson}, difficulty {e.difficulty} of 3, about {e.minutes} minutes, {e.points:g} points.
@@ -72,9 +72,8 @@ class Text(NamedTuple):
         used = set().union(*(free_names(self.definition(name)) for name in names)) - set(names)
         package = (self.name or "").rpartition(".")[0]
         lines = []
-        for node in ast.parse(self.source).body:
-            if not isinstance(node, ast.Import | ast.ImportFrom):
-                continue
+        tree = ast.parse(self.source)
+        for node in [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]:
             node.names = [alias for alias in node.names if (alias.asname or alias.name) in used]
             node.names.sort(key=ast.unparse)
             used -= {alias.asname or alias.name for alias in node.names}
@@ -139,10 +138,10 @@ class Exercise:
 
     @cached_property
     def checks(self):
-        """The cases and properties, as a module."""
+        """What the Python file defines: cases and properties."""
         path = self.folder / self.file
         require(path.exists(), f"{self.id}: there is no {path}")
-        return load_file(path, f"minilora_exercise_{path.stem}")
+        return SimpleNamespace(**runpy.run_path(str(path), run_name=path.stem))
 
     @cached_property
     def sought(self):
@@ -203,16 +202,6 @@ def compiled(module, text, name):
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # for tracebacks
     exec(compile(text, file, "exec"), namespace)
     return namespace[name]
-
-
-def load_file(path, name):
-    """Import the Python file at `path` as the module `name`."""
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def load(folder=LESSONS):

@@ -115,18 +115,15 @@ def search(exercise, subject, seed=0, shrink=True):
     """Return the smallest wrong call (the first, unless `shrink`) as a Problem, or None."""
     found: list[Problem] = []
 
-    class Found(Exception):
-        pass
-
     def visit(case):
         wrong = problem(exercise, subject, case)
         if wrong:
             found.append(wrong)
-            raise Found
+            raise AssertionError(wrong.rule)
 
     try:
         given(exercise, seed, EXAMPLES, visit, shrink)
-    except (Found, Stopped):
+    except (AssertionError, Stopped):
         if not found:
             raise
     except hypothesis.errors.Flaky:
@@ -142,10 +139,7 @@ def samples(exercise, seed):
 
 
 def diagnose(exercise, subject, case):
-    """Return the one or two mistakes that answer `case` and other calls as the subject does, or ().
-
-    A subject that only ever fails to run, where it differs from the reference, proves nothing.
-    """
+    """Return the one or two mistakes that answer `case` and other calls as the subject, or ()."""
     cases = [case, *samples(exercise, seed=0)]
     try:
         rows = [(c, outcome(exercise, subject, c), bound(exercise, c)) for c in cases]
@@ -153,7 +147,7 @@ def diagnose(exercise, subject, case):
         return ()
     right = [outcome(exercise, Local(exercise.right), c) for c in cases]
     if all(mine.crash or same(mine, r, b) for (_, mine, b), r in zip(rows, right)):
-        return ()
+        return ()  # the subject only fails to run, where it differs from the reference
     for group in [*permutations(exercise.mistakes, 1), *permutations(exercise.mistakes, 2)]:
         function = exercise.mistaken(*group)
         if function and all(
@@ -194,12 +188,9 @@ def _todo(exercise, crash):
 
 
 def _of_test(exercise, subject, seed, hidden):
-    """Return the Verdict on a test: its share is that of the planted mistakes that it catches.
-
-    The reference comes twice, at places that the seed decides, so that counting calls is no test.
-    """
+    """Return the Verdict on a test: its share is that of the planted mistakes that it catches."""
     mistakes = [m for m in exercise.mistakes if m.hidden == hidden] or exercise.mistakes
-    jobs = [(), (), *((m,) for m in mistakes)]
+    jobs = [(), (), *((m,) for m in mistakes)]  # the reference twice: counting calls is no test
     random.Random(seed).shuffle(jobs)
     missed: list[Mistake] = []
     for job in jobs:

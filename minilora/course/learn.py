@@ -1,11 +1,11 @@
 """`minilora learn`: work in a folder of one Python file per exercise, and `progress.json`.
 
-No command overwrites a student's file: a file that exists stays, and `reset` first moves it to a
-numbered name.
+No command overwrites a student's file.
 """
 
 import json
 import os
+import runpy
 import sys
 import time
 from contextlib import suppress
@@ -38,9 +38,6 @@ class Workspace:
         objects = all(isinstance(noted, dict) for noted in self.progress.values())
         require(objects, f"{path} must hold an object for each exercise")
 
-    def path(self, exercise):
-        return self.folder / exercise.file
-
     def of(self, exercise):
         """Return what was noted about an exercise: `passed`, `checks`, `hints`, `solution`."""
         return self.progress.get(exercise.id, {})
@@ -59,7 +56,7 @@ class Workspace:
 
     def check(self, exercise):
         """Return the Verdict on the exercise's file, and note that it was checked."""
-        path = self.path(exercise)
+        path = self.folder / exercise.file
         require(path.exists(), f"{path} is gone: minilora learn reset {exercise.id} brings it back")
         verdict = judge.checked(exercise, path)
         passed = {"passed": True} if verdict.status == "passed" else {}
@@ -93,7 +90,7 @@ def debug(path):
     try:
         e = Workspace(path.parent).named(path.name)
         name = e.sought[1][-1]
-        function = getattr(exercises.load_file(path, "submission"), name, None)
+        function = runpy.run_path(str(path), run_name="submission").get(name)
         require(function, f"{path} has no function {name}")
         verdict = judge.check(e, Local(function, str(path)))
     except InputError as error:
@@ -110,9 +107,9 @@ def do_init(args):
     if not (folder / PROGRESS).exists():
         write(folder / PROGRESS, "{}\n")
     space = Workspace(folder)
-    missing = [e for e in space.exercises.values() if not space.path(e).exists()]
+    missing = [e for e in space.exercises.values() if not (space.folder / e.file).exists()]
     for e in missing:
-        write(space.path(e), e.student_file())
+        write(space.folder / e.file, e.student_file())
     kept = len(space.exercises) - len(missing)
     print(f"{args.folder}: {len(missing)} exercises to write, {kept} files kept as they are")
     print(f"next: cd {args.folder}, then minilora learn next")
@@ -140,7 +137,7 @@ def do_next(args):
         needs = [space.exercises[need] for need in e.needs]
         if not space.of(e).get("passed") and all(space.of(n).get("passed") for n in needs):
             print(f"{e.id}: `{e.name}` of {e.module}, lesson {e.lesson}, about {e.minutes} minutes")
-            print(f"edit {space.path(e)}, then minilora learn check {e.id}")
+            print(f"edit {space.folder / e.file}, then minilora learn check {e.id}")
             return
     print("all exercises are passed")
 
@@ -149,7 +146,7 @@ def do_check(args):
     space = Workspace(args.dir)
     begun = [space.named(args.id)] if args.id else []
     for e in space.exercises.values() if not args.id else ():
-        path = space.path(e)
+        path = space.folder / e.file
         if path.exists() and path.read_text("utf-8", "replace") != e.student_file():
             begun.append(e)
     verdicts = []
@@ -170,7 +167,7 @@ def do_watch(args):
             now = {}
             for e in space.exercises.values():
                 with suppress(OSError):  # an editor may be replacing the file
-                    stat = space.path(e).stat()
+                    stat = (space.folder / e.file).stat()
                     now[e.id] = stat.st_mtime_ns, stat.st_size
             changed = [name for name in now if seen is not None and now[name] != seen.get(name)]
             for e in map(space.named, changed):
@@ -186,12 +183,12 @@ def do_hint(args):
     """Print the next hint; when all three are given, all of them again."""
     space = Workspace(args.dir)
     e = space.named(args.id)
-    given, total = space.of(e).get("hints", 0), len(e.hints)
-    numbers = [given] if given < total else range(total)
-    if given < total:
+    given = space.of(e).get("hints", 0)
+    if given < len(e.hints):
         space.note(e, hints=given + 1)
-    for n in numbers:
-        print(f"hint {n + 1} of {total}: {e.hints[n]}")
+    for n, text in enumerate(e.hints):
+        if n == given or given >= len(e.hints):
+            print(f"hint {n + 1} of {len(e.hints)}: {text}")
 
 
 def do_solution(args):
@@ -199,10 +196,8 @@ def do_solution(args):
     e = space.named(args.id)
     require(not space.built, "the solutions of this course are your teacher's")
     passed = space.of(e).get("passed")
-    require(
-        passed or args.anyway,
-        f"{e.id} is not passed yet: a hint may do (minilora learn hint {e.id}), --anyway shows it",
-    )
+    way = f"a hint may do (minilora learn hint {e.id}), --anyway shows it"
+    require(passed or args.anyway, f"{e.id} is not passed yet: {way}")
     if not passed:
         space.note(e, solution=True)
     text, names = e.sought
@@ -213,7 +208,7 @@ def do_reset(args):
     """Write a fresh stub; nearest_code.py becomes nearest_code.1.py, or the next free number."""
     space = Workspace(args.dir)
     e = space.named(args.id)
-    path, kept = space.path(e), ""
+    path, kept = space.folder / e.file, ""
     if path.exists():
         n = 1
         while (old := path.with_suffix(f".{n}.py")).exists():

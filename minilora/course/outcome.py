@@ -1,8 +1,7 @@
-"""Record what a call gave, and compare two records.
+"""Record what a call gave, and compare values: whole numbers exactly, floats to within a bound.
 
 An outcome is what was returned (arrays in trees, tuples and dataclasses), which arguments the
-call changed, or how it failed. Whole numbers and booleans must be equal, floats to within the
-exercise's bound.
+call changed, or how it failed. `close` and `slope` are for the properties of exercises.
 """
 
 import dataclasses
@@ -29,8 +28,7 @@ class Crash(Exception):
 
 
 class Stopped(BaseException):
-    """The student's process is over, by itself or by the clock. No `Exception`, so that the search
-    for a smaller case does not catch it."""
+    """The student's process is over; no `Exception`, so that the search does not catch it."""
 
 
 class Outcome(NamedTuple):
@@ -41,12 +39,11 @@ class Outcome(NamedTuple):
 
 def leaves(value, path=""):
     """Yield (path, leaf) of a tree, a tuple or a dataclass; arrays and numbers as arrays."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, f"{path}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for n, inner in enumerate(value):
-            yield from leaves(inner, f"{path}[{n}]")
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
@@ -57,10 +54,7 @@ def leaves(value, path=""):
 
 
 def difference(expected, got, bound=0.0):
-    """Return (expected leaf, leaf, place and content) of the first difference, or None.
-
-    The three are texts; floats may be `bound` apart.
-    """
+    """Return three texts on the first difference (expected leaf, leaf, place), or None."""
     wanted, given = dict(leaves(expected)), dict(leaves(got))
     for path in wanted | given:
         both = path in wanted and path in given
@@ -113,3 +107,26 @@ def describe(value, contents=True):
     else:
         text = repr(value)
     return text if len(text) <= 160 else text[:158] + " …"
+
+
+def close(got, expected, bound=0.0):
+    """Assert that two values (arrays, trees, tuples) are equal, floats to within `bound`."""
+    found = difference(expected, got, bound)
+    assert found is None, found[2]
+
+
+def slope(function, x, step=1e-5):
+    """∂ Σ function / ∂x by central differences, for a float64 array x: what a gradient must be.
+
+    The error is of the order step², and 2⁻⁵³/step of rounding: use a bound of some 1e-8 times the
+    size of what is summed.
+    """
+    gradient = np.empty_like(x)
+    for index in np.ndindex(x.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = x.copy()
+            moved[index] += sign * step
+            ends.append(np.sum(function(moved)))
+        gradient[index] = (ends[0] - ends[1]) / (2 * step)
+    return gradient

@@ -1,12 +1,10 @@
 """Call a student's function: in this process, `Local`, or in one of its own, `Student`.
 
-    python -m minilora.course.student SECONDS
-
-is the process. Requests come through what was its standard input, answers leave through what was
-its standard output; both are then closed to the student's code, whose own printing goes nowhere.
-The process is never asked whether an answer is right, only for values; the right answers and the
-private seed stay with the judge. A message is a pickle behind its length. The judge reads pickles
-of arrays, plain containers and minilora's own dataclasses, and of nothing else.
+`python -m minilora.course.student SECONDS` is that process. It takes requests and gives answers
+through what was its standard input and output, which are then closed to the student's code. The
+process is only asked for values: the right answers and the private seed stay with the judge. A
+message is a pickle behind its length; the judge reads pickles of arrays, plain containers and
+minilora's own dataclasses, and of nothing else.
 """
 
 import copy
@@ -15,6 +13,7 @@ import io
 import os
 import pickle
 import queue
+import runpy
 import signal
 import struct
 import subprocess
@@ -31,15 +30,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import kernels
-from .exercises import compiled, load_file
+from .exercises import compiled
 from .outcome import Crash, Outcome, Stopped, difference
 
 SEED = "MINILORA_GRADING_SEED"  # of the hidden checks
 STARTING = 60  # seconds that the process may take to import minilora
 STARTING_CPU = 10  # seconds of CPU time for that, beside the student's
 LARGEST = 256 * 2**20  # bytes of an answer
-MEMORY = 4 * 2**30  # bytes of address space
-FILE = 64 * 2**20  # bytes of a file
 HARMLESS = {
     "numpy": {"ndarray", "dtype"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
@@ -144,15 +141,11 @@ class Student:
         self.seconds, self.deadline = seconds, time.monotonic() + STARTING
 
     def ask(self, *request):
-        """Send a request, and return the Outcome of the student's code.
-
-        A thread writes and reads, because either may block: a process that nobody can kill, which
-        the student's code started, may hold the pipes open.
-        """
+        """Send a request, and return the Outcome of the student's code."""
         data = pickle.dumps(request)  # an error here is the exercise's, not the student's
         answers: queue.SimpleQueue = queue.SimpleQueue()
 
-        def exchange():
+        def exchange():  # in a thread: what the student's code started may block the pipes
             answer = None
             with suppress(OSError, ValueError):  # ValueError: closed meanwhile
                 send(self.requests, data)
@@ -203,9 +196,8 @@ def limit(seconds):
     with suppress(ImportError):
         import resource
 
-        for kind, most in (("CPU", seconds), ("AS", MEMORY), ("FSIZE", FILE)):
-            # an error: already lower, or not for this system
-            with suppress(ValueError, OSError, AttributeError):
+        for kind, most in (("CPU", seconds), ("AS", 4 * 2**30), ("FSIZE", 64 * 2**20)):
+            with suppress(ValueError, OSError, AttributeError):  # already lower, or unknown here
                 resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
 
 
@@ -214,7 +206,7 @@ def loaded(path, name, module, written):
     for own in written:
         take_away(importlib.import_module(module), own)
     try:
-        function = getattr(load_file(path, "submission"), name, None)
+        function = runpy.run_path(path, run_name="submission").get(name)
     except BaseException as error:
         return None, Outcome(crash=Crash.of(error, path))
     crash = None if function else Crash("NameError", f"it has no function {name}")

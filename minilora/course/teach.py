@@ -16,7 +16,6 @@ from ..config import InputError, require
 from ..formats.files import new_folder
 from . import judge
 from .exercises import Exercise, load, start
-from .judge import Verdict
 from .learn import CHECKS, PROGRESS, write
 from .outcome import Stopped
 from .student import SEED, Local, running
@@ -87,8 +86,8 @@ class Grade:
     """One exercise of a submission: half of its points for the open checks, half for the hidden."""
 
     exercise: Exercise
-    open: Verdict
-    hidden: Verdict
+    open: judge.Verdict
+    hidden: judge.Verdict
     seconds: float
 
     @property
@@ -128,16 +127,15 @@ def private_seed(given):
 def graded(exercise, path, seed):
     """Return the Grade of one file, whose process costs only the file's own points if it dies."""
     began, seen = time.perf_counter(), None
-    if not path.is_file():
-        nothing = Verdict("failed", 0.0, f"{path.name} was not handed in")
-        return Grade(exercise, nothing, nothing, 0.0)
     try:
+        if not path.is_file():
+            raise Stopped(f"{path.name} was not handed in")
         with running(exercise, path, 2 * exercise.seconds) as subject:
             seen = hidden = judge.check(exercise, subject)
             if seen.status != "todo":
                 hidden = judge.check(exercise, subject, seed, hidden=True)
     except Stopped as stop:
-        hidden = Verdict("failed", 0.0, str(stop))
+        hidden = judge.Verdict("failed", 0.0, str(stop))
     return Grade(exercise, seen or hidden, hidden, time.perf_counter() - began)
 
 
@@ -230,11 +228,7 @@ def do_check(args):
 
 
 def prove(exercise):
-    """Return (mistakes caught, seconds of the reference's check, faults) of one exercise.
-
-    The stub must fail as unwritten, the reference's own text must pass in a quarter of the time
-    that a student is given, and each planted mistake must be told from the others.
-    """
+    """Return (mistakes caught, seconds of the reference's check, faults) of one exercise."""
     faults = []
     if len(exercise.mistakes) < 3:
         faults.append(f"{len(exercise.mistakes)} planted mistakes: at least three")
@@ -252,12 +246,9 @@ def prove(exercise):
         return 0, seconds, [*faults, f"the reference {right.status}: {right.text}"]
     if seconds > exercise.seconds / 4:
         faults.append(f"the reference takes {seconds:.1f} s of {exercise.seconds:g}")
-    caught = 0
-    for mistake in exercise.mistakes:
-        found = faults_of(exercise, mistake)
-        caught += not found
-        faults += [f"{mistake.name}: {fault}" for fault in found]
-    return caught, seconds, faults
+    found = [(mistake.name, faults_of(exercise, mistake)) for mistake in exercise.mistakes]
+    faults += [f"{name}: {fault}" for name, some in found for fault in some]
+    return sum(not some for _, some in found), seconds, faults
 
 
 def faults_of(exercise, mistake):
