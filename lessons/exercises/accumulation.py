@@ -2,7 +2,7 @@
 
 from hypothesis import strategies as st
 
-from minilora.course.properties import close
+from minilora.course.outcome import close
 
 CASES = {"parts": st.integers(1, 4), "size": st.integers(1, 3), "alike": st.booleans()}
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from minilora.config import TrainConfig
-from minilora.course.properties import close
+from minilora.course.outcome import close
 
 CASES = {
     "rows": st.integers(1, 4),

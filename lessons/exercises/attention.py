@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from minilora import nn
 from minilora.config import ModelConfig
-from minilora.course.properties import close
+from minilora.course.outcome import close
 
 CASES = {
     "batch": st.integers(1, 2),

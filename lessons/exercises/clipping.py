@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from minilora.course.properties import close
+from minilora.course.outcome import close
 from minilora.optim import global_norm
 
 CASES = {"leaves": st.integers(1, 3), "size": st.integers(1, 4), "limit": st.floats(0.25, 8)}

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from minilora import nf4
-from minilora.course.properties import close
+from minilora.course.outcome import close
 
 CASES = {
     "out": st.integers(1, 4),

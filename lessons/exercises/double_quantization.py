@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from minilora.course.properties import close
+from minilora.course.outcome import close
 from minilora.nested import BLOCK, DYNAMIC
 
 CASES = {"m": st.integers(1, 600), "spread": st.sampled_from([0.1, 0.5])}

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from minilora import products
-from minilora.course.properties import close, slope
+from minilora.course.outcome import close, slope
 
 CASES = {
     "batch": st.integers(1, 2),

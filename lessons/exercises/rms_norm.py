@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from minilora.course.properties import close
+from minilora.course.outcome import close
 
 CASES = {
     "rows": st.integers(1, 3),

@@ -1,22 +1,16 @@
-"""The flags of `minilora learn` and `minilora teach`, and which function each command is."""
+"""Add the flags of `minilora learn` and `minilora teach`, and run the command that was chosen."""
+
+import argparse
+import importlib
 
 from ..config import InputError
-from .report import FORMATS
 
 
 def run(args):
-    """Run `learn …` or `teach …`; returns the exit status."""
+    """Run `learn …` or `teach …`; return the exit status."""
     try:
-        if args.room == "learn":
-            from . import learn as room
-        else:
-            from . import teach as room  # type: ignore[no-redef]
-        name = {"list": "list_", "next": "next_"}.get(args.command, args.command)
-        return getattr(room, name)(args) or 0
-    except KeyboardInterrupt:
-        if args.command == "watch":
-            return 0
-        raise
+        room = importlib.import_module(f".{args.room}", __package__)
+        return getattr(room, f"do_{args.command}")(args) or 0
     except BrokenPipeError as error:
         raise InputError("nobody reads what is printed") from error
 
@@ -25,43 +19,39 @@ def add_commands(top):
     """Add `learn` and `teach` with their commands to an argument parser."""
     rooms = top.add_subparsers(dest="room", required=True)
     learn = rooms.add_parser("learn", description="Solve exercises in a folder of plain files.")
-    learn_commands(learn.add_subparsers(dest="command", required=True))
     teach = rooms.add_parser("teach", description="Hand out exercises, and grade them.")
-    teach_commands(teach.add_subparsers(dest="command", required=True))
+    commands = learn.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--dir", default=".", help="the workspace; default: the current folder")
 
-
-def learn_commands(commands):
-    def command(name, text, id_="needed"):
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("--dir", default=".", help="the workspace; default: the current folder")
-        if id_:
-            sub.add_argument("id", nargs=None if id_ == "needed" else "?", metavar="ID")
-        return sub
+    def command(name, text):
+        return commands.add_parser(
+            name, help=text, description=text, allow_abbrev=False, parents=[shared]
+        )
 
     sub = commands.add_parser("init", help="make a workspace, or add what is missing in one")
     sub.add_argument("folder", metavar="DIR", nargs="?", default=".")
-    command("list", "all exercises and how far they are", id_=None)
-    command("next", "an exercise that can be begun now", id_=None)
-    command("check", "check one exercise, or all that are begun", id_="optional")
-    sub = command("watch", "check each file when it changes", id_=None)
+    command("list", "all exercises and how far they are")
+    command("next", "an exercise that can be begun now")
+    sub = command("check", "check one exercise, or all that are begun")
+    sub.add_argument("id", metavar="ID", nargs="?")
+    sub = command("watch", "check each file when it changes")
     sub.add_argument("--interval", type=float, default=0.5, help="seconds between two looks")
-    command("hint", "the next of three hints")
+    command("hint", "the next of three hints").add_argument("id", metavar="ID")
     sub = command("solution", "the reference, once the exercise is passed")
+    sub.add_argument("id", metavar="ID")
     sub.add_argument("--anyway", action="store_true", help="before that; progress will say so")
-    command("reset", "a fresh stub; the old file is moved to a numbered name")
+    sub = command("reset", "a fresh stub; the old file is moved to a numbered name")
+    sub.add_argument("id", metavar="ID")
 
-
-def teach_commands(commands):
-    def command(name, text):
-        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.add_argument("--only", nargs="+", metavar="ID", help="these exercises alone")
-        return sub
-
+    commands = teach.add_subparsers(dest="command", required=True)
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--only", nargs="+", metavar="ID", help="these exercises alone")
     sub = command("build", "a folder for students: stubs and checks, no solutions")
     sub.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     sub = command("grade", "grade a folder that was handed in")
     sub.add_argument("submission", metavar="SUBMISSION")
-    sub.add_argument("--format", choices=tuple(FORMATS), default="text")
+    sub.add_argument("--format", choices=("text", "json", "csv", "gradescope"), default="text")
     sub.add_argument("--out", metavar="FILE", help="default: standard output")
     sub.add_argument("--seed", type=int, help="of the hidden checks; keep it private")
     command("check", "prove the set: stubs fail, references pass, mistakes are told apart")

@@ -1,160 +1,219 @@
-"""`minilora learn`: what each of its commands prints and does."""
+"""`minilora learn`: work in a folder of one Python file per exercise, and `progress.json`.
 
+No command overwrites a student's file.
+"""
+
+import json
 import os
+import runpy
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from ..config import InputError, require
-from .exercises import load_file
-from .subject import Local
-from .verdict import check as checked_here
-from .workspace import Workspace
+from ..formats.files import read_json, replacing
+from . import exercises, judge
+from .student import Local
 
+PROGRESS = "progress.json"
+CHECKS = "checks"  # the folder of a built tree that has its exercises and properties
 COLOURS = {"passed": "32", "failed": "31", "todo": "2"}
 
 
-def init(args):
-    space, made = Workspace.create(args.folder)
-    kept = len(space.exercises) - len(made)
-    print(f"{args.folder}: {len(made)} exercises to write, {kept} files kept as they are")
+class Workspace:
+    """The folder, its exercises, and what was done so far."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+        self.built = (self.folder / CHECKS).is_dir()
+        self.exercises = exercises.load(self.folder / CHECKS if self.built else exercises.LESSONS)
+        self.read()
+
+    def read(self):
+        path = self.folder / PROGRESS
+        way = "make one with minilora learn init DIR"
+        require(path.exists(), f"{self.folder} is no workspace: {way}")
+        self.progress = read_json(path)
+        objects = all(isinstance(noted, dict) for noted in self.progress.values())
+        require(objects, f"{path} must hold an object for each exercise")
+
+    def of(self, exercise):
+        """Return what was noted about an exercise: `passed`, `checks`, `hints`, `solution`."""
+        return self.progress.get(exercise.id, {})
+
+    def note(self, exercise, **values):
+        """Note what happened, and keep what another command may have noted meanwhile."""
+        self.read()
+        self.progress[exercise.id] = {**self.of(exercise), **values}
+        write(self.folder / PROGRESS, json.dumps(self.progress, indent=1) + "\n")
+
+    def named(self, name):
+        """Return the exercise with that id, or with that file name."""
+        name = Path(name).stem.replace("_", "-")
+        require(name in self.exercises, f"there is no exercise {name!r}: see minilora learn list")
+        return self.exercises[name]
+
+    def check(self, exercise):
+        """Return the Verdict on the exercise's file, and note that it was checked."""
+        path = self.folder / exercise.file
+        require(path.exists(), f"{path} is gone: minilora learn reset {exercise.id} brings it back")
+        verdict = judge.checked(exercise, path)
+        passed = {"passed": True} if verdict.status == "passed" else {}
+        if verdict.status != "todo":
+            self.note(exercise, checks=self.of(exercise).get("checks", 0) + 1, **passed)
+        return verdict
+
+
+def write(path, text):
+    """Write a text file whole, or not at all."""
+    with replacing(Path(path)) as (temporary,):
+        temporary.write_text(text, encoding="utf-8")
+
+
+def painted(status, width=0):
+    """Return a status in its colour on a terminal, unless NO_COLOR is set."""
+    env = os.environ
+    plain = not sys.stdout.isatty() or env.get("NO_COLOR") or env.get("TERM") == "dumb"
+    text = f"{status:<{width}}"
+    return text if plain or status not in COLOURS else f"\033[{COLOURS[status]}m{text}\033[0m"
+
+
+def show(exercise, verdict):
+    text = "" if verdict.text == verdict.status else f"\n  {verdict.text}"
+    print(f"{exercise.id}: {painted(verdict.status)}{text}")
+
+
+def debug(path):
+    """Check one file in this process: breakpoints are met, prints are seen."""
+    path = Path(path).resolve()
+    try:
+        e = Workspace(path.parent).named(path.name)
+        name = e.sought[1][-1]
+        function = runpy.run_path(str(path), run_name="submission").get(name)
+        require(function, f"{path} has no function {name}")
+        verdict = judge.check(e, Local(function, str(path)))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+    show(e, verdict)
+
+
+def do_init(args):
+    folder = Path(args.folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{args.folder} cannot be made: {error.strerror}") from error
+    if not (folder / PROGRESS).exists():
+        write(folder / PROGRESS, "{}\n")
+    space = Workspace(folder)
+    missing = [e for e in space.exercises.values() if not (space.folder / e.file).exists()]
+    for e in missing:
+        write(space.folder / e.file, e.student_file())
+    kept = len(space.exercises) - len(missing)
+    print(f"{args.folder}: {len(missing)} exercises to write, {kept} files kept as they are")
     print(f"next: cd {args.folder}, then minilora learn next")
 
 
-def list_(args):
+def do_list(args):
     space = Workspace(args.dir)
+    passed = 0
     for e in space.exercises.values():
         noted = space.of(e)
-        state = "passed" if noted.get("passed") else "todo"
-        state = "begun" if state == "todo" and noted.get("checks") else state
-        marks = "*" * e.difficulty
+        passed += bool(noted.get("passed"))
+        state = "passed" if noted.get("passed") else "begun" if noted.get("checks") else "todo"
         extra = f"  {noted['hints']} hints" if noted.get("hints") else ""
         extra += "  solution seen" if noted.get("solution") else ""
         print(
-            f"{painted(f'{state:<7}', state)} {e.id:<22} lesson {e.lesson:<2} {marks:<3} "
-            f"{e.minutes:>3} min {e.points:>3g} points{extra}"
+            f"{painted(state, 7)} {e.id:<22} lesson {e.lesson:<2} "
+            f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points{extra}"
         )
-    passed = sum(bool(space.of(e).get("passed")) for e in space.exercises.values())
     print(f"{passed} of {len(space.exercises)} passed")
 
 
-def next_(args):
+def do_next(args):
     space = Workspace(args.dir)
-    ready = space.ready()
-    if not ready:
-        print("all exercises are passed")
-        return
-    e = ready[0]
-    print(f"{e.id}: `{e.name}` of {e.module}, lesson {e.lesson}, about {e.minutes} minutes")
-    print(f"edit {space.path(e)}, then minilora learn check {e.id}")
+    for e in space.exercises.values():
+        needs = [space.exercises[need] for need in e.needs]
+        if not space.of(e).get("passed") and all(space.of(n).get("passed") for n in needs):
+            print(f"{e.id}: `{e.name}` of {e.module}, lesson {e.lesson}, about {e.minutes} minutes")
+            print(f"edit {space.folder / e.file}, then minilora learn check {e.id}")
+            return
+    print("all exercises are passed")
 
 
-def check(args):
-    """One exercise, or all whose files are more than stubs. Returns the exit status."""
+def do_check(args):
     space = Workspace(args.dir)
-    chosen = [space.named(args.id)] if args.id else _begun(space)
-    require(chosen, "nothing is written yet: see minilora learn next")
-    failed = 0
-    for e in chosen:
-        verdict = space.check(e)
-        failed += verdict.status != "passed"
-        print(f"{e.id}: {shown(verdict)}")
-    return 1 if failed else 0
+    begun = [space.named(args.id)] if args.id else []
+    for e in space.exercises.values() if not args.id else ():
+        path = space.folder / e.file
+        if path.exists() and path.read_text("utf-8", "replace") != e.student_file():
+            begun.append(e)
+    verdicts = []
+    for e in begun:
+        verdicts.append(space.check(e))
+        show(e, verdicts[-1])
+    require(verdicts, "nothing is written yet: see minilora learn next")
+    return int(any(verdict.status != "passed" for verdict in verdicts))
 
 
-def _begun(space):
-    return [e for e in space.exercises.values() if space.written(e)]
-
-
-def shown(verdict):
-    """A verdict's text behind its status."""
-    status = painted(verdict.status, verdict.status)
-    return status if verdict.text == verdict.status else f"{status}\n  {verdict.text}"
-
-
-def watch(args):
-    """Check each file when it changes, until interrupted; a line a change."""
+def do_watch(args):
     require(args.interval > 0, "--interval must be a positive number of seconds")
     space = Workspace(args.dir)
     print(f"watching {space.folder}, interrupt to end", flush=True)
-    seen = _times(space)
-    while True:
-        time.sleep(args.interval)
-        now = _times(space)
-        for e in [space.exercises[name] for name in now if now[name] != seen.get(name)]:
-            verdict = space.check(e)
-            why = (verdict.brief or verdict.text.splitlines()[0]) * (verdict.status == "failed")
-            line = f"{time.strftime('%H:%M:%S')} {e.id} {painted(verdict.status, verdict.status)}"
-            print(f"{line}  {why}".rstrip(), flush=True)
-        seen = now
+    seen = None
+    with suppress(KeyboardInterrupt):
+        while True:
+            now = {}
+            for e in space.exercises.values():
+                with suppress(OSError):  # an editor may be replacing the file
+                    stat = (space.folder / e.file).stat()
+                    now[e.id] = stat.st_mtime_ns, stat.st_size
+            changed = [name for name in now if seen is not None and now[name] != seen.get(name)]
+            for e in map(space.named, changed):
+                verdict = space.check(e)
+                why = verdict.brief or verdict.text.splitlines()[0]
+                line = f"{time.strftime('%H:%M:%S')} {e.id} {painted(verdict.status)}"
+                print(f"{line}  {why}" if verdict.status == "failed" else line, flush=True)
+            seen = now
+            time.sleep(args.interval)
 
 
-def _times(space):
-    """{id: (time of change, size)} of the files that are there."""
-    times = {}
-    for e in space.exercises.values():
-        try:
-            stat = space.path(e).stat()
-        except OSError:  # an editor may be replacing it
-            continue
-        times[e.id] = (stat.st_mtime_ns, stat.st_size)
-    return times
-
-
-def hint(args):
-    """The next hint; when all three are given, all of them again."""
+def do_hint(args):
+    """Print the next hint; when all three are given, all of them again."""
     space = Workspace(args.dir)
     e = space.named(args.id)
     given = space.of(e).get("hints", 0)
     if given < len(e.hints):
         space.note(e, hints=given + 1)
-        print(f"hint {given + 1} of {len(e.hints)}: {e.hints[given]}")
-        return
-    for n, text in enumerate(e.hints, 1):
-        print(f"hint {n} of {len(e.hints)}: {text}")
+    for n, text in enumerate(e.hints):
+        if n == given or given >= len(e.hints):
+            print(f"hint {n + 1} of {len(e.hints)}: {text}")
 
 
-def solution(args):
-    """The reference's text, after passing or on request."""
+def do_solution(args):
     space = Workspace(args.dir)
     e = space.named(args.id)
     require(not space.built, "the solutions of this course are your teacher's")
     passed = space.of(e).get("passed")
-    require(
-        passed or args.anyway,
-        f"{e.id} is not passed yet: a hint may do (minilora learn hint {e.id}), --anyway shows it",
-    )
+    way = f"a hint may do (minilora learn hint {e.id}), --anyway shows it"
+    require(passed or args.anyway, f"{e.id} is not passed yet: {way}")
     if not passed:
         space.note(e, solution=True)
     text, names = e.sought
-    print("\n\n\n".join(text.function(name) for name in names))
+    print(text.function(*names))
 
 
-def reset(args):
+def do_reset(args):
+    """Write a fresh stub; nearest_code.py becomes nearest_code.1.py, or the next free number."""
     space = Workspace(args.dir)
     e = space.named(args.id)
-    kept = space.reset(e)
-    print(f"{space.path(e)} is the stub again" + (f"; yours is {kept}" if kept else ""))
-
-
-def debug(path):
-    """The check of one file in this process: breakpoints are met, prints are seen."""
-    path = Path(path).resolve()
-    try:
-        space = Workspace(path.parent)
-        e = space.named(path.name)
-        name = e.sought[1][-1]
-        function = getattr(load_file(path, "submission"), name, None)
-        require(function, f"{path} has no function {name}")
-        verdict = checked_here(e, Local(function, (str(path),)))
-    except InputError as error:
-        sys.exit(f"error: {error}")
-    print(f"{e.id}: {shown(verdict)}")
-
-
-def painted(text, status):
-    """`text` in the status's colour on a terminal, unless NO_COLOR is set."""
-    plain = (
-        not sys.stdout.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
-    )
-    return text if plain or status not in COLOURS else f"\033[{COLOURS[status]}m{text}\033[0m"
+    path, kept = space.folder / e.file, ""
+    if path.exists():
+        n = 1
+        while (old := path.with_suffix(f".{n}.py")).exists():
+            n += 1
+        path.rename(old)
+        kept = f"; yours is {old}"
+    write(path, e.student_file())
+    print(f"{path} is the stub again{kept}")

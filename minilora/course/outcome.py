@@ -1,11 +1,11 @@
-"""What a call gave, and whether two calls gave the same.
+"""Record what a call gave, and compare values: whole numbers exactly, floats to within a bound.
 
 An outcome is what was returned (arrays in trees, tuples and dataclasses), which arguments the
-call changed, or how it failed. Whole numbers and booleans must be equal, floats to within the
-exercise's bound.
+call changed, or how it failed. `close` and `slope` are for the properties of exercises.
 """
 
 import dataclasses
+import traceback
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,10 +18,17 @@ class Crash(Exception):
         super().__init__(text)
         self.kind, self.text = kind, text
 
+    @classmethod
+    def of(cls, error, file):
+        """Make a Crash of `error`, with the last line of `file` that it came through."""
+        lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        where = f"\n    line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
+        kind = type(error).__name__
+        return cls(kind, f"{kind}: {error}{where}"[:2000])
+
 
 class Stopped(BaseException):
-    """The student's process is over, by itself or by the clock. No `Exception`, so that the search
-    for a smaller case does not catch it."""
+    """The student's process is over; no `Exception`, so that the search does not catch it."""
 
 
 class Outcome(NamedTuple):
@@ -30,29 +37,13 @@ class Outcome(NamedTuple):
     crash: Crash | None = None
 
 
-class Difference(NamedTuple):
-    """The first place where two values differ: a leaf, and an index in it."""
-
-    path: str  # "[0]['lora_A']"
-    place: tuple[int, ...] | None  # in the leaf; None where kinds or shapes differ
-    expected: str  # the leaf, described
-    got: str
-    numbers: tuple = ()  # what stands there
-
-    def __str__(self):
-        expected, got = self.numbers or (self.expected, self.got)
-        where = [self.path] * bool(self.path) + [f"index {self.place}"] * bool(self.place)
-        return f"{', '.join(where) or 'the result'}: expected {expected}, got {got}"
-
-
 def leaves(value, path=""):
-    """(path, leaf) of what a tree, a tuple or a dataclass holds; arrays and numbers as arrays."""
+    """Yield (path, leaf) of a tree, a tuple or a dataclass; arrays and numbers as arrays."""
+    if isinstance(value, list | tuple):
+        value = dict(enumerate(value))
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, f"{path}[{key!r}]")
-    elif isinstance(value, list | tuple):
-        for n, inner in enumerate(value):
-            yield from leaves(inner, f"{path}[{n}]")
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for field in dataclasses.fields(value):
             yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
@@ -63,74 +54,79 @@ def leaves(value, path=""):
 
 
 def difference(expected, got, bound=0.0):
-    """The first Difference between two values, or None."""
+    """Return three texts on the first difference (expected leaf, leaf, place), or None."""
     wanted, given = dict(leaves(expected)), dict(leaves(got))
-    for path in [*wanted, *given]:
-        if (path in wanted) != (path in given):
-            a, b = (describe(d[path]) if path in d else "nothing" for d in (wanted, given))
-            return Difference(path, None, a, b)
-        found = _of_leaf(path, wanted[path], given[path], bound)
-        if found:
-            return found
+    for path in wanted | given:
+        both = path in wanted and path in given
+        same = both and _equal(wanted[path], given[path], bound)
+        if np.all(same):
+            continue
+        a, b = (describe(side[path]) if path in side else "nothing" for side in (wanted, given))
+        place, here, there = [path] * bool(path), a, b
+        if same is not False:
+            index = tuple(int(i) for i in np.argwhere(~same)[0])
+            place += [f"index {index}"] * bool(index)
+            here, there = wanted[path][index], given[path][index]
+        return a, b, f"{', '.join(place) or 'the result'}: expected {here}, got {there}"
     return None
 
 
-def _of_leaf(path, a, b, bound):
-    arrays = isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
-    if not arrays and type(a) is type(b) and a == b:
-        return None
-    if not arrays or a.shape != b.shape or _sort(a) != _sort(b):
-        return Difference(path, None, describe(a), describe(b))
+def _equal(a, b, bound):
+    """Compare two leaves: one boolean per element, or False where kinds or shapes differ."""
+    if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
+        return type(a) is type(b) and a == b
+    kinds = {x.dtype.kind.replace("u", "i") for x in (a, b)}  # of any width, signed or not
+    if a.shape != b.shape or len(kinds) > 1:
+        return False
     with np.errstate(all="ignore"):
         same = (a == b) | ((a != a) & (b != b))
-        if _sort(a) == "float":
-            same |= np.abs(a - b) <= bound
-    if same.all():
-        return None
-    index = tuple(int(i) for i in np.argwhere(~same)[0])
-    return Difference(path, index, describe(a), describe(b), (a[index], b[index]))
-
-
-def _sort(a):
-    """Which arrays may be equal: integers of any width, floats of any width."""
-    return {"i": "integer", "u": "integer", "b": "boolean", "f": "float"}.get(a.dtype.kind, "other")
+        return same | (np.abs(a - b) <= bound) if kinds == {"f"} else same
 
 
 def same(a, b, bound):
-    """Whether two outcomes are the same."""
-    if a.crash or b.crash:
-        return bool(a.crash and b.crash) and a.crash.kind == b.crash.kind
-    return a.touched == b.touched and difference(a.value, b.value, bound) is None
-
-
-def snapshot(arguments):
-    """The leaves of each argument, copied."""
-    return [[(p, np.copy(x) if isinstance(x, np.ndarray) else x) for p, x in leaves(a)]
-            for a in arguments]  # fmt: skip
-
-
-def touched(before, arguments):
-    """The numbers of the arguments that are no longer as in the snapshot `before`."""
-    after = [list(leaves(a)) for a in arguments]
-    return tuple(n for n, (x, y) in enumerate(zip(before, after)) if difference(x, y))
+    """Compare two outcomes: the same kind of crash, or the same value and changes."""
+    kinds = [outcome.crash and outcome.crash.kind for outcome in (a, b)]
+    if kinds[0] != kinds[1] or a.touched != b.touched:
+        return False
+    return difference(a.value, b.value, bound) is None
 
 
 def describe(value, contents=True):
-    """A value in a few words: shape and dtype, and what is in it if it is small."""
+    """Describe a value in a few words: shape and dtype, and the contents if it is small."""
     if isinstance(value, np.ndarray):
         text = f"{value.shape} {value.dtype}"
-        if not contents or value.size > 8:
-            return text
-        return f"{text} {np.array2string(value, separator=', ')}".replace("\n", "")
+        if contents and value.size <= 8:
+            text += f" {np.array2string(value, separator=', ')}".replace("\n", "")
+        return text
     if isinstance(value, dict):
-        inner = ", ".join(f"{key}: {describe(v, False)}" for key, v in value.items())
-        return _cut("{" + inner + "}")
-    if isinstance(value, list | tuple):
-        return _cut("(" + ", ".join(describe(v, False) for v in value) + ")")
-    if dataclasses.is_dataclass(value) or callable(value):
+        text = f"{{{', '.join(f'{key}: {describe(v, False)}' for key, v in value.items())}}}"
+    elif isinstance(value, list | tuple):
+        text = f"({', '.join(describe(v, False) for v in value)})"
+    elif dataclasses.is_dataclass(value) or callable(value):
         return type(value).__name__
-    return _cut(repr(value))
+    else:
+        text = repr(value)
+    return text if len(text) <= 160 else text[:158] + " …"
 
 
-def _cut(text, most=160):
-    return text if len(text) <= most else text[: most - 2] + " …"
+def close(got, expected, bound=0.0):
+    """Assert that two values (arrays, trees, tuples) are equal, floats to within `bound`."""
+    found = difference(expected, got, bound)
+    assert found is None, found[2]
+
+
+def slope(function, x, step=1e-5):
+    """∂ Σ function / ∂x by central differences, for a float64 array x: what a gradient must be.
+
+    The error is of the order step², and 2⁻⁵³/step of rounding: use a bound of some 1e-8 times the
+    size of what is summed.
+    """
+    gradient = np.empty_like(x)
+    for index in np.ndindex(x.shape):
+        ends = []
+        for sign in (1, -1):
+            moved = x.copy()
+            moved[index] += sign * step
+            ends.append(np.sum(function(moved)))
+        gradient[index] = (ends[0] - ends[1]) / (2 * step)
+    return gradient

@@ -1,148 +1,231 @@
-"""The judge's side of the student's process: a subject whose calls go through a pipe.
+"""Call a student's function: in this process, `Local`, or in one of its own, `Student`.
 
-The private seed stays on this side; so do the right answers.
+`python -m minilora.course.student SECONDS` is that process. It takes requests and gives answers
+through what was its standard input and output, which are then closed to the student's code. The
+process is only asked for values: the right answers and the private seed stay with the judge. A
+message is a pickle behind its length; the judge reads pickles of arrays, plain containers and
+minilora's own dataclasses, and of nothing else.
 """
 
+import copy
+import importlib
 import io
 import os
 import pickle
 import queue
+import runpy
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
 import threading
-from contextlib import suppress
+import time
+import warnings
+from contextlib import contextmanager, suppress
+from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from .frames import frame, harmless, read_frames
-from .outcome import Crash, Stopped
+import numpy as np
+
+from .. import kernels
+from .exercises import compiled
+from .outcome import Crash, Outcome, Stopped, difference
 
 SEED = "MINILORA_GRADING_SEED"  # of the hidden checks
 STARTING = 60  # seconds that the process may take to import minilora
+STARTING_CPU = 10  # seconds of CPU time for that, beside the student's
+LARGEST = 256 * 2**20  # bytes of an answer
+HARMLESS = {
+    "numpy": {"ndarray", "dtype"},
+    "numpy._core.multiarray": {"_reconstruct", "scalar"},
+    "numpy._core.numeric": {"_frombuffer"},
+    "builtins": {"set", "frozenset", "slice", "complex", "range"},
+}
 
 
-class Student:
-    """An exercise's function as the file at `path` defines it, in a process with a time limit."""
+class Local(NamedTuple):
+    """A function of this process; a crash shows no lines but those of `file`."""
 
-    def __init__(self, exercise, path, seconds=None):
-        self.exercise, self.path = exercise, str(Path(path).resolve())
-        self.seconds = seconds or exercise.seconds
+    function: Any
+    file: str | None = None
 
-    def __enter__(self):
-        self.late, self.folder = False, tempfile.TemporaryDirectory()
-        process: Any = subprocess.Popen(
-            [sys.executable, "-m", "minilora.course.worker", str(self.seconds)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-            cwd=self.folder.name, env=environment(), start_new_session=True,
-        )  # fmt: skip
-        self.process = process
-        self.requests = io.BufferedWriter(process.stdin)
-        self.answers: queue.SimpleQueue = queue.SimpleQueue()
-        # A thread reads: what a student's code started and nobody can kill may hold the pipe open.
-        threading.Thread(
-            target=read_frames, args=(self.process.stdout, self.answers), daemon=True
-        ).start()
-        self.clock = self._clock(STARTING)
-        try:
-            self._ask("hello")  # minilora is imported by now: what follows is the student's time
-            self.clock.cancel()
-            self.clock = self._clock(self.seconds)
-            self._load()
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+    def ask(self, kind, *arguments):
+        """Call the function, or (kind `check`) call it, a test, on the function of a source."""
+        if kind == "check":
+            arguments = (compiled(*arguments),)
+        before = copy.deepcopy(arguments)
+        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+            try:
+                value = self.function(*arguments)
+            except Exception as error:
+                return Outcome(crash=Crash.of(error, self.file))
+        pairs = enumerate(zip(before, arguments))
+        touched = tuple(n for n, (old, new) in pairs if difference(old, new))
+        return Outcome(None if kind == "check" else value, touched)
 
-    def __exit__(self, *_):
-        self.clock.cancel()
-        self._kill()
-        for pipe in (self.requests, self.process.stdout):
-            with suppress(OSError):  # what was still to be written to it
-                pipe.close()
-        self.process.wait()
-        self.folder.cleanup()
 
-    def _clock(self, seconds):
-        clock = threading.Timer(seconds, self._too_late)
-        clock.daemon = True
-        clock.start()
-        return clock
+def send(file, data):
+    """Write a message: bytes behind their length."""
+    file.write(struct.pack("<Q", len(data)) + data)
+    file.flush()
 
-    def _too_late(self):
-        self.late = True
-        self._kill()
-        self.answers.put(None)
 
-    def _kill(self):
-        """The process, and what it started, where the system knows groups."""
-        with suppress(OSError):
-            if hasattr(os, "killpg"):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.kill()
-
-    def _load(self):
-        exercise = self.exercise
-        names = () if exercise.kind == "test" else (*exercise.helpers, exercise.name)
-        name = "check" if exercise.kind == "test" else exercise.name
-        try:
-            self._ask("load", self.path, name, (exercise.module, names))
-        except Crash as error:
-            raise Stopped(f"the file cannot be loaded: {error.text}") from error
-
-    def _ask(self, *request):
-        """The answer to a request; Crash where the student's code raised."""
-        data = pickle.dumps(request)  # an error here is the exercise's, not the student's
-        with suppress(OSError):  # then there is no answer either
-            frame(self.requests, data)
-        data = self.answers.get()
-        if data is None:
-            self.answers.put(None)  # for whoever asks again
-            if self.late:
-                raise Stopped(f"stopped after {self.seconds:g} s: an endless loop?")
-            raise Stopped("the process of your code ended without an answer")
-        try:
-            kind, *rest = harmless(data)
-            if kind == "crash":
-                name, text = map(str, rest)
-            elif kind == "value":
-                value, touched = rest
-                return value, tuple(map(int, touched))
-        except Exception as error:
-            raise Crash("TypeError", f"the result is no plain data: {error}") from error
-        if kind == "crash":
-            raise Crash(name, text)
+def receive(file):
+    """Read a message; None at the end, or where the message is too large."""
+    head = file.read(8)
+    if len(head) < 8 or (size := struct.unpack("<Q", head)[0]) > LARGEST:
         return None
+    data = file.read(size)
+    return data if len(data) == size else None
 
-    def call(self, *arguments):
-        return self._ask("call", *arguments) or (None, ())
 
-    def __call__(self, *arguments):
-        return self.call(*arguments)[0]
+class Reader(pickle.Unpickler):
+    """Read a pickle of arrays and plain data; UnpicklingError if there is more in it."""
 
-    def check(self, exercise, text):
-        try:
-            self._ask("check", _Compiling(exercise.module, exercise.name), text)
-        except Crash as error:
-            return error
-        return None
+    def find_class(self, module, name):
+        if name in HARMLESS.get(module, ()):
+            return super().find_class(module, name)
+        found = getattr(sys.modules.get(module), name, None)
+        plain = isinstance(found, type) and (is_dataclass(found) or issubclass(found, tuple))
+        if module.startswith("minilora.") and plain:
+            return found
+        raise pickle.UnpicklingError(f"{module}.{name} is neither an array nor minilora's")
 
 
 def environment():
-    """What the student's process sees of ours: not the private seed, and the same minilora."""
+    """Return the environment of a student's process: the same minilora, not the private seed."""
+    path = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
     known = {key: value for key, value in os.environ.items() if key != SEED}
-    path = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**known, "PYTHONPATH": os.pathsep.join(path)}
 
 
-class _Compiling:
-    """As much of an exercise as its worker needs for running a test on a source."""
+@contextmanager
+def running(exercise, path, seconds=None):
+    """Give a Student for the file at `path`, and end its process afterwards."""
+    seconds = seconds or exercise.seconds
+    names = exercise.sought[1]
+    written = () if exercise.kind == "test" else names
+    with tempfile.TemporaryDirectory() as folder:
+        process: Any = subprocess.Popen(
+            [sys.executable, "-m", "minilora.course.student", str(seconds)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
+            cwd=folder, env=environment(), start_new_session=True,
+        )  # fmt: skip
+        try:
+            student = Student(process, seconds)
+            student.ask("start")  # minilora is imported by now: what follows is the student's time
+            student.deadline = time.monotonic() + seconds
+            path = str(Path(path).resolve())
+            crash = student.ask("load", path, names[-1], exercise.module, written).crash
+            if crash:
+                raise Stopped(f"the file cannot be loaded: {crash.text}")
+            yield student
+        finally:
+            with suppress(OSError):
+                if hasattr(os, "killpg"):  # with what the process started
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.kill()
+            process.stdin.close()
+            process.stdout.close()
+            process.wait()
 
-    def __init__(self, module, name):
-        self.module, self.name = module, name
 
-    def compiled(self, text):
-        from .source import compiled
+class Student:
+    """A function of another process, which has a time limit."""
 
-        return compiled(self.module, text, self.name)
+    def __init__(self, process, seconds):
+        self.requests = io.BufferedWriter(process.stdin)
+        self.replies = io.BufferedReader(process.stdout)
+        self.seconds, self.deadline = seconds, time.monotonic() + STARTING
+
+    def ask(self, *request):
+        """Send a request, and return the Outcome of the student's code."""
+        data = pickle.dumps(request)  # an error here is the exercise's, not the student's
+        answers: queue.SimpleQueue = queue.SimpleQueue()
+
+        def exchange():  # in a thread: what the student's code started may block the pipes
+            answer = None
+            with suppress(OSError, ValueError):  # ValueError: closed meanwhile
+                send(self.requests, data)
+                answer = receive(self.replies)
+            answers.put(answer)
+
+        threading.Thread(target=exchange, daemon=True).start()
+        try:
+            answer = answers.get(timeout=max(0, self.deadline - time.monotonic()))
+        except queue.Empty:
+            raise Stopped(f"stopped after {self.seconds:g} s: an endless loop?") from None
+        if answer is None:
+            raise Stopped("the process of your code ended without an answer")
+        try:
+            value, touched, crash = Reader(io.BytesIO(answer)).load()
+            crash = crash and Crash(*map(str, crash))
+            return Outcome(value, tuple(map(int, touched)), crash)
+        except Exception as error:
+            return Outcome(crash=Crash("TypeError", f"the result is no plain data: {error}"))
+
+
+def main():
+    """Answer each request until there are no more."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nothing, number)
+    limit(int(float(sys.argv[1])) + STARTING_CPU)
+    subject: Any = None
+    while (data := receive(requests)) is not None:
+        kind, *rest = pickle.loads(data)  # from the trusted side
+        answer = Outcome()
+        if kind == "load":
+            subject, answer = loaded(*rest)
+        elif kind != "start":
+            answer = subject.ask(kind, *rest)
+        crash = answer.crash and (answer.crash.kind, answer.crash.text)
+        try:
+            data = pickle.dumps((answer.value, answer.touched, crash))
+        except Exception as error:
+            crash = "TypeError", f"TypeError: the result is no data: {error}"
+            data = pickle.dumps((None, (), crash))
+        send(replies, data)
+
+
+def limit(seconds):
+    """Bound the process's time, memory and files, where the system can."""
+    with suppress(ImportError):
+        import resource
+
+        for kind, most in (("CPU", seconds), ("AS", 4 * 2**30), ("FSIZE", 64 * 2**20)):
+            with suppress(ValueError, OSError, AttributeError):  # already lower, or unknown here
+                resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
+
+
+def loaded(path, name, module, written):
+    """Return (subject, Outcome) of the file, from which minilora's `written` are out of reach."""
+    for own in written:
+        take_away(importlib.import_module(module), own)
+    try:
+        function = runpy.run_path(path, run_name="submission").get(name)
+    except BaseException as error:
+        return None, Outcome(crash=Crash.of(error, path))
+    crash = None if function else Crash("NameError", f"it has no function {name}")
+    return Local(function, path), Outcome(crash=crash)
+
+
+def take_away(module, name):
+    """Replace a function wherever it was imported to, and its twin in the engine."""
+
+    def refuse(*_, **__):
+        raise RuntimeError(f"the exercise is to write {name}, not to call minilora's")
+
+    original = getattr(module, name)
+    for place in [m for key, m in sys.modules.items() if key.startswith("minilora")]:
+        found = getattr(place, name, None)
+        twin = found is not None and place.__name__.startswith(kernels.__name__)
+        if found is original or twin:
+            setattr(place, name, refuse)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,6 +4,7 @@ import csv
 import inspect
 import io
 import json
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -15,20 +16,10 @@ import pytest
 from minilora import nf4
 from minilora.cli import main
 from minilora.config import InputError
-from minilora.course import (
-    diagnosis,
-    exercises,
-    handout,
-    learn,
-    proof,
-    report,
-    source,
-    student,
-    teach,
-    verdict,
-)
-from minilora.course.subject import Local
-from minilora.course.workspace import Workspace, checked
+from minilora.course import exercises, judge, learn, student, teach
+from minilora.course.judge import checked
+from minilora.course.learn import Workspace
+from minilora.course.student import Local
 
 ALL = exercises.load()
 NEAREST, PACK, MERGE = ALL["nearest-code"], ALL["packing-nibbles"], ALL["test-merge"]
@@ -38,14 +29,14 @@ TIES = '    return code.order[np.searchsorted(code.midpoints, x, side="right")]\
 
 def written(exercise, path, body):
     """The exercise's stub at `path` with `body` in the place of what it raises."""
-    text = source.file_text(exercise)
+    text = exercise.student_file()
     first = text.index("    raise NotImplementedError")
     path.write_text(text[:first] + body + text[text.index("\n", first) + 1 :], encoding="utf-8")
     return path
 
 
 def answer(exercise, function):
-    return verdict.check(exercise, Local(function))
+    return judge.check(exercise, Local(function))
 
 
 # --- the files ---
@@ -53,13 +44,13 @@ def answer(exercise, function):
 
 @pytest.mark.parametrize("exercise", ALL.values(), ids=ALL)
 def test_a_stub_is_the_reference_without_its_body(exercise, tmp_path):
-    path = tmp_path / f"{exercise.stem}.py"
-    path.write_text(source.file_text(exercise), encoding="utf-8")
-    stub = exercises.load_file(path, f"stub_{exercise.stem}")
+    path = tmp_path / exercise.file
+    path.write_text(exercise.student_file(), encoding="utf-8")
+    stub = runpy.run_path(str(path))
     text, names = exercise.sought
     for name in names:
-        function = getattr(stub, name)
-        reference = source.compiled(exercise.module, text.function(name), name)
+        function = stub[name]
+        reference = exercises.compiled(exercise.module, text.function(name), name)
         assert inspect.signature(function) == inspect.signature(reference)
         assert inspect.getdoc(function) == inspect.getdoc(reference)
         with pytest.raises(NotImplementedError, match=f"{exercise.id}: {name}"):
@@ -67,7 +58,7 @@ def test_a_stub_is_the_reference_without_its_body(exercise, tmp_path):
 
 
 def test_a_stub_keeps_decorators_and_comments_and_imports_what_its_body_used():
-    text = source.Text("minilora.optim", (
+    text = exercises.Text("minilora.optim", (
         "import math\nimport numpy as np\nfrom .tree import walk, put as place\nLIMIT = 3\n\n"
         "def other():\n    pass\n\n"
         "@np.vectorize  # by element\ndef f(\n    x,  # (B, T)\n    n=LIMIT,\n):\n"
@@ -136,7 +127,7 @@ def test_a_test_is_graded_by_the_mistakes_that_it_catches(tmp_path):
     assert "not caught: scaling-forgotten: " in nothing.text
     refusing = answer(MERGE, lambda merge: 1 / 0)
     assert "fails the reference itself" in refusing.text and refusing.share == 0
-    hidden = verdict.check(MERGE, Local(lambda merge: None), seed=5, hidden=True)
+    hidden = judge.check(MERGE, Local(lambda merge: None), seed=5, hidden=True)
     assert "scaling" not in hidden.text
 
 
@@ -168,7 +159,7 @@ def test_a_crash_shows_the_students_line_and_nothing_of_the_grader(tmp_path):
     path = written(NEAREST, tmp_path / "nearest_code.py", "    y = x + 1\n    return y.nothing\n")
     text = checked(NEAREST, path).text
     assert "AttributeError" in text and "return y.nothing" in text
-    assert "subject.py" not in text and "Traceback" not in text
+    assert "outcome.py" not in text and "student.py" not in text and "Traceback" not in text
 
 
 def test_the_reference_is_out_of_reach_and_results_are_only_data(tmp_path):
@@ -198,13 +189,13 @@ def test_the_private_seed_is_not_in_the_students_environment(monkeypatch):
 
 def test_hidden_checks_say_no_call_and_no_value(tmp_path):
     # right on the calls of the open check, wrong on most others
-    seen = diagnosis.samples(NEAREST, 0)
-    assert seen != diagnosis.samples(NEAREST, 1) and seen == diagnosis.samples(NEAREST, 0)
+    seen = judge.samples(NEAREST, 0)
+    assert seen != judge.samples(NEAREST, 1) and seen == judge.samples(NEAREST, 0)
     subject = Local(lambda x, code: code.order[np.searchsorted(code.midpoints, x, side="right")])
-    hidden = verdict.check(NEAREST, subject, seed=12345, hidden=True)
+    hidden = judge.check(NEAREST, subject, seed=12345, hidden=True)
     says = NEAREST.mistakes[0].says
     assert hidden.text == f"a hidden check fails\n  likely    ties-upward: {says}"
-    crash = verdict.check(NEAREST, Local(lambda x, code: int(str(x))), seed=3, hidden=True)
+    crash = judge.check(NEAREST, Local(lambda x, code: int(str(x))), seed=3, hidden=True)
     assert crash.text == "a hidden check fails"
 
 
@@ -228,7 +219,7 @@ def test_nothing_that_a_student_wrote_is_overwritten(space, capsys):
         main(["learn", "reset", "nearest-code"])
         assert (space / f"nearest_code.{n}.py").exists()
     assert (space / "nearest_code.1.py").read_text(encoding="utf-8") == mine
-    stub = source.file_text(NEAREST)
+    stub = NEAREST.student_file()
     assert (space / "nearest_code.py").read_text(encoding="utf-8") == stub
 
 
@@ -339,8 +330,8 @@ def test_a_built_tree_has_no_mistakes_and_no_solutions(tmp_path, capsys, monkeyp
 def test_mistakes_written_as_functions_stay_behind(tmp_path):
     path = tmp_path / "x.py"
     path.write_text("A = 1\n\n\n@A\ndef mistake_a():\n    pass\n\n\nB = 2\n", encoding="utf-8")
-    assert "mistake" not in handout.without_mistakes(path)
-    assert handout.without_mistakes(path).split() == ["A", "=", "1", "B", "=", "2"]
+    assert "mistake" not in teach.without_mistakes(path)
+    assert teach.without_mistakes(path).split() == ["A", "=", "1", "B", "=", "2"]
 
 
 GRADESCOPE = {"score", "execution_time", "output", "visibility", "stdout_visibility", "tests"}
@@ -365,12 +356,12 @@ def test_reports(tmp_path, capsys):
     assert sum(t["score"] for t in result["tests"]) == result["score"] == 0
     assert "hidden" in result["output"]
 
-    passed, failed = verdict.Verdict("passed", 1.0, "passed"), verdict.Verdict("failed", 0.0, "no")
+    passed, failed = judge.Verdict("passed", 1.0, "passed"), judge.Verdict("failed", 0.0, "no")
     grades = [teach.Grade(NEAREST, passed, failed, 1.0), teach.Grade(PACK, passed, passed, 1.0)]
-    rows = list(csv.DictReader(io.StringIO(report.as_csv(grades, 2.0))))
+    rows = list(csv.DictReader(io.StringIO(teach.as_csv(grades, 2.0))))
     assert [r["points"] for r in rows] == ["2", "3"] and rows[0]["hidden"] == "failed"
-    assert json.loads(report.as_json(grades, 2.0))["points"] == 5
-    assert "together 5 of 7 points" in report.as_text(grades, 2.0)
+    assert json.loads(teach.as_json(grades, 2.0))["points"] == 5
+    assert "together 5 of 7 points" in teach.as_text(grades, 2.0)
 
 
 # --- the set ---
@@ -386,9 +377,9 @@ def test_faults_of_a_planted_mistake_are_found():
     planted = [replace(first, name=name, find=find) for name, (find, _) in broken.items()]
     planted[1] = replace(planted[1], replace="x + 0, side")
     exercise = replace(NEAREST, mistakes=(first, *planted))
-    assert proof.faults_of(exercise, first) == []
+    assert teach.faults_of(exercise, first) == []
     for mistake in planted:
-        (fault,) = proof.faults_of(exercise, mistake)
+        (fault,) = teach.faults_of(exercise, mistake)
         assert fault.startswith(broken[mistake.name][1])
 
 
