@@ -36,7 +36,7 @@ def claim(folder, args):
             f"{folder} has no checkpoint to --resume from: start anew with --overwrite",
         )
         return
-    foreign = [name for name in there if name.removesuffix(".tmp") not in FILES]  # or a kill's
+    foreign = [name for name in there if not _ours(name)]
     require(
         not foreign,
         f"{folder} holds {', '.join(foreign[:3])}, which is no run's: name another --adapter-path",
@@ -45,6 +45,12 @@ def claim(folder, args):
         not there or args.overwrite or args.dry_run,
         f"{folder} holds a run: --resume it, --overwrite it, or name another --adapter-path",
     )
+
+
+def _ours(name):
+    """Whether a run writes a file of that name, or a kill left it half-written."""
+    whole, _, number = name.removesuffix(".tmp").rpartition(".")
+    return name in FILES or (name.endswith(".tmp") and (whole in FILES and number.isdecimal()))
 
 
 def resume(folder, facts):
@@ -104,6 +110,9 @@ def lock(folder):
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
+            for left in folder.glob("*.tmp"):  # half-written when a run was killed
+                if _ours(left.name):
+                    left.unlink()
             try:
                 yield
             finally:

@@ -61,9 +61,13 @@ def new_folder(path):
         yield temporary
         if empty:
             path.rmdir()
+        for name in temporary.iterdir():
+            with open(name, "r+b") as file:
+                os.fsync(file.fileno())
         temporary.rename(path)
+        sync_folder(path.parent)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from error
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -74,7 +78,7 @@ def replacing(*paths):
 
     Raises InputError if the disk or the folder does not let them.
     """
-    temporary = [path.with_name(path.name + ".tmp") for path in paths]
+    temporary = [path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in paths]
     try:
         yield temporary
         for name in temporary:
@@ -82,11 +86,23 @@ def replacing(*paths):
                 os.fsync(file.fileno())
         for name, path in zip(temporary, paths):
             os.replace(name, path)
+        sync_folder(paths[0].parent)
     except OSError as error:
-        raise InputError(f"{paths[0]} cannot be written: {error.strerror}") from error
+        reason = error.strerror or error
+        raise InputError(f"{paths[0]} cannot be written: {reason}") from error
     finally:
         for name in temporary:
             name.unlink(missing_ok=True)
+
+
+def sync_folder(folder):
+    """Bring the names in a folder to the disk, where the system can (POSIX)."""
+    if os.name == "posix":
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def library(name):

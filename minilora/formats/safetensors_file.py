@@ -171,4 +171,4 @@ def write(path, entries, metadata=None):
         for name in names:
             w, dtype = entries[name].read(), entries[name].dtype
             raw = encode(w, dtype, name) if dtype in FLOATS else w
-            np.ascontiguousarray(raw, DTYPES[dtype]).tofile(file)
+            file.write(np.ascontiguousarray(raw, DTYPES[dtype]).data)

@@ -285,7 +285,7 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, tmp_path, 
     (out / "thesis.tex").write_text("years of work")
     assert "thesis.tex" in error_of(capsys, train(base, data, out, "--overwrite"))
     (out / "thesis.tex").unlink()
-    (out / "checkpoint.safetensors.tmp").write_text("cut off by a kill")
+    (out / "checkpoint.safetensors.123.tmp").write_text("cut off by a kill")
     assert train(base, data, out, "--overwrite --seed 3") == 0
     assert files(out).keys() == before.keys() and files(out) != before
     assert "exists" in error_of(capsys, run("merge --adapter-path", out, "--out", out))
