@@ -4,6 +4,7 @@ A file is written beside its place, flushed to the disk, and renamed: a kill at 
 the old file or the new one, whole. Nothing is pickled, and no pickle is opened.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -18,6 +19,12 @@ from .files import naming, read_json, replacing, write_json
 from .safetensors_file import FORMAT_NAME, check_floats, entry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Two files are one adapter: the weights' metadata hold a digest of the config's fields.
+PAIR = "minilora_config_sha256"
+PAIRED = (
+    "peft_type", "minilora_method", "r", "lora_alpha", "use_rslora", "use_dora", "lora_bias",
+    "target_modules", "rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save",
+)  # fmt: skip
 
 
 def save_adapter(folder, adapters, frozen, config, base_name, dtype="float32"):
@@ -43,7 +50,14 @@ def save_adapter(folder, adapters, frozen, config, base_name, dtype="float32"):
             name: entry("F32" if name.endswith("lora_B.bias") else FORMAT_NAME[dtype], w)
             for name, w in tensors.items()
         }
-        safetensors_file.write(weights_file, entries)
+        metadata = {"format": "pt", PAIR: pair_digest(fields)}
+        safetensors_file.write(weights_file, entries, metadata)
+
+
+def pair_digest(fields):
+    """The SHA-256 of what an adapter_config.json says about how its weights are used."""
+    used = {name: fields[name] for name in PAIRED if name in fields}
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 
 def load_adapter(folder, base, scheme="none", block_size=64):
@@ -67,12 +81,14 @@ def load_adapter(folder, base, scheme="none", block_size=64):
         with naming(folder / CONFIG):
             other = method_format.read_config(raw)
         read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
+        _check_pair(folder, raw)
         return method_format.tree(other, read, base), base, other
     with naming(folder / CONFIG):
         config, with_bias, modules = peft_format.read_config(raw, base)
         shapes = peft_format.shapes(config, with_bias, modules, base)
     names = {path: peft_format.key(path) for path in shapes}
     read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
+    _check_pair(folder, raw)
     adapters = unflatten({path: read[name] for path, name in names.items()})
     if config.init_lora_weights in STARTS:
         base = starts.init(base, config, np.random.default_rng(0), scheme, block_size)[1]
@@ -86,6 +102,17 @@ def load_adapter(folder, base, scheme="none", block_size=64):
             own = np.float64(get(base, path).get("bias", 0))
             node["bias"] = np.float32(own + scaling * np.float64(node["bias"]))
     return adapters, frozen, config
+
+
+def _check_pair(folder, fields):
+    """Raise InputError unless config and weights are of one save; PEFT writes no digest."""
+    metadata = safetensors_file.read_json_header(folder / WEIGHTS)[0].get("__metadata__")
+    pair = metadata.get(PAIR) if isinstance(metadata, dict) else None
+    require(
+        pair is None or pair == pair_digest(fields),
+        f"{CONFIG} and {WEIGHTS} in {folder} are not of one save: go on with --resume, which "
+        "writes both again",
+    )
 
 
 def changes_base(folder):
