@@ -1,8 +1,7 @@
 """What is fixed before anything runs: the shape of a model, of its adapters, of a training run.
 
 Frozen dataclasses whose field names are Hugging Face's (model), PEFT's (LoRA) and mlx_lm's
-(training), checked when they are made. Everything else in minilora is a function of arrays and
-one of these.
+(training), checked when they are made.
 """
 
 import math
@@ -21,6 +20,20 @@ def require(ok, message):
     """Raise InputError(message) unless ok."""
     if not ok:
         raise InputError(message)
+
+
+RULES = {  # what a value must do, and the test of it
+    "be a whole number from 1": lambda value: type(value) is int and value >= 1,
+    "be a positive number": lambda value: 0 < value < math.inf,
+    "lie in [0, 1)": lambda value: 0 <= value < 1,
+    "not be negative": lambda value: 0 <= value < math.inf,
+    "be a whole number": lambda value: isinstance(value, int),
+}
+
+
+def check(name, value, rule):
+    """Raise InputError unless the value does what the rule says, a key of RULES."""
+    require(RULES[rule](value), f"{name} must {rule}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -72,12 +85,10 @@ class LoraConfig:
 
     def __post_init__(self):
         for r in (self.r, *self.rank_pattern.values()):
-            require(isinstance(r, int) and r >= 1, f"lora r must be a whole number from 1, got {r}")
+            check("lora r", r, "be a whole number from 1")
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
-            require(0 < alpha < math.inf, f"lora alpha must be a positive number, got {alpha}")
-        require(
-            0 <= self.lora_dropout < 1, f"lora dropout must lie in [0, 1), got {self.lora_dropout}"
-        )
+            check("lora alpha", alpha, "be a positive number")
+        check("lora dropout", self.lora_dropout, "lie in [0, 1)")
         require(
             self.init_lora_weights in (True, *STARTS),
             f"init_lora_weights must be true or one of {STARTS}, got {self.init_lora_weights!r}",
@@ -103,11 +114,7 @@ class MethodConfig:
 
     def __post_init__(self):
         for name in ("num_virtual_tokens", "bottleneck_size"):
-            value = getattr(self, name)
-            require(
-                type(value) is int and value >= 1,
-                f"{flag(name)} must be a whole number from 1, got {value}",
-            )
+            check(flag(name), getattr(self, name), "be a whole number from 1")
 
 
 def scaling(r, lora_alpha, use_rslora=False):
@@ -157,35 +164,25 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in (
-            "iters", "batch_size", "grad_accumulation_steps", "max_seq_length",
-            "steps_per_eval", "val_batches",
-        ):  # fmt: skip
+        for name, kind in self.__annotations__.items():
             value = getattr(self, name)
-            require(
-                isinstance(value, int) and value >= 1,
-                f"{flag(name)} must be a whole number from 1, got {value}",
-            )
-        for name in (
-            "learning_rate", "max_grad_norm", "adam_eps", "also_train_lr_scale",
-            "layer_lr_decay", "loraplus_lr_ratio",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            require(0 < value < math.inf, f"{flag(name)} must be a positive number, got {value}")
-        for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"{flag(name)} must lie in [0, 1), got {value}")
-        for name in ("weight_decay", "early_stopping_patience", "seed"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"{flag(name)} must not be negative, got {value}")
-        for name in ("early_stopping_patience", "seed"):
-            value = getattr(self, name)
-            require(isinstance(value, int), f"{flag(name)} must be a whole number, got {value}")
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            require(value in allowed, f"{flag(name)} must be one of {allowed}, got {value!r}")
+            if name in CHOICES:
+                allowed = CHOICES[name]
+                require(value in allowed, f"{flag(name)} must be one of {allowed}, got {value!r}")
+            elif name in FRACTIONS:
+                check(flag(name), value, "lie in [0, 1)")
+            elif name in FROM_ZERO:
+                check(flag(name), value, "not be negative")
+                if kind is int:
+                    check(flag(name), value, "be a whole number")
+            elif kind is int:
+                check(flag(name), value, "be a whole number from 1")
+            elif kind is float:
+                check(flag(name), value, "be a positive number")
 
 
+FRACTIONS = ("warmup_ratio", "adam_beta1", "adam_beta2")
+FROM_ZERO = ("weight_decay", "early_stopping_patience", "seed")
 CHOICES = {
     "lr_schedule": ("constant", "linear", "cosine"),
     "adapter_dtype": ("float32", "bfloat16", "float16"),
