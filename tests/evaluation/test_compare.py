@@ -12,7 +12,7 @@ from models import TINY, fingerprint, random_base
 from minilora.cli import main
 from minilora.cli.arguments import parse
 from minilora.config import InputError
-from minilora.evaluation import compare, plot
+from minilora.evaluation import compare
 from minilora.evaluation.compare import TABLE, Job
 from minilora.formats import pretrained
 from minilora.kernels import threads
@@ -162,17 +162,6 @@ def test_the_figure(tmp_path):
     compare.draw(tmp_path / "two.png", ROWS)
     first = (tmp_path / "one.png").read_bytes()
     assert first[:4] == b"\x89PNG" and first == (tmp_path / "two.png").read_bytes()
-
-
-@given(st.lists(st.tuples(st.floats(1, 1e6), st.floats(1e-3, 10)), max_size=12))
-def test_no_label_covers_another(points):
-    points = sorted(points, key=lambda point: point[1])
-    heights = plot.apart(points, 1.1)
-    for i, (x, y) in enumerate(points):
-        assert heights[i] >= y
-        for (other, _), height in zip(points[:i], heights):
-            if 1 / 2 < x / other < 2:
-                assert heights[i] >= height * 1.1 * (1 - 1e-12)
 
 
 # -------------------------------------------------------------------------------- the command
