@@ -92,10 +92,6 @@ class Builtin(NamedTuple):
     recipe: str = ""  # the flags of `minilora train` that suit it, where the user gives none
 
 
-def _few_shot(split, n, seed):
-    return [toolcalls.few_shot_row(row) for row in toolcalls.rows(split, n, seed)]
-
-
 BUILTIN = {
     "notes": Builtin(lambda split, n, seed: notes(n, SPLITS.index(split) + 3 * seed)[0],
                      (4000, 200, 400)),
@@ -109,7 +105,10 @@ BUILTIN = {
         "--iters 260 --learning-rate 1e-3 --batch-size 4 --mask-prompt "
         "--target-modules all-linear --steps-per-eval 50",
     ),
-    "toolcalls-few-shot": Builtin(_few_shot, (1600, 96, 240)),
+    "toolcalls-few-shot": Builtin(
+        lambda *args: [toolcalls.few_shot_row(row) for row in toolcalls.rows(*args)],
+        (1600, 96, 240),
+    ),
 }  # fmt: skip
 
 

@@ -39,21 +39,11 @@ Copy values as they stand in the request. Give durations in minutes and currenci
 codes. Leave out an optional argument (marked ?) that the request does not mention."""
 
 
-SCHEMAS = {  # as in JSON Schema: what a tool does, its typed arguments
-    tool: {
-        "description": entry["description"],
-        "properties": {name: {"type": a["type"]} for name, a in entry["arguments"].items()},
-        "required": [name for name, a in entry["arguments"].items() if not a.get("optional")],
-    }
-    for tool, entry in TOOLS.items()
-}
-
-
 def rows(split, n, seed=0):
     """Return n chat rows `{"messages": [user, assistant]}` of "train", "valid" or "test".
 
     The same split and seed give the same rows everywhere, and fewer rows are the first of more.
-    Every run of len(SCHEMAS) rows, from the first on, has each tool once; no request comes twice.
+    Every run of len(TOOLS) rows, from the first on, has each tool once; no request comes twice.
     InputError for an unknown split, or for more rows than the split has requests.
     """
     require(split in SPLIT_OF_BUCKET, f"toolcalls has train, valid and test, not {split!r}")
@@ -64,20 +54,18 @@ def rows(split, n, seed=0):
     tools: list[str] = []
     while len(answers) < n:
         tools = tools or sorted(TOOLS, key=lambda _: rng.random())
-        request, answer = _new(tools.pop(0), split, rng, answers)
+        tool = tools.pop(0)
+        for _ in range(TRIES):
+            request, answer = _draw(tool, split, rng)
+            if split_of(answer) == split and request not in answers:
+                break
+        else:
+            raise InputError(f"toolcalls {split} has no further {tool} request: ask for fewer rows")
         answers[request] = answer
     return [
         {"messages": [_turn("user", request), _turn("assistant", answer)]}
         for request, answer in answers.items()
     ]
-
-
-def _new(tool, split, rng, seen):
-    for _ in range(TRIES):
-        request, answer = _draw(tool, split, rng)
-        if split_of(answer) == split and request not in seen:
-            return request, answer
-    raise InputError(f"toolcalls {split} has no further {tool} request: ask for fewer rows")
 
 
 def split_of(answer):
@@ -113,21 +101,18 @@ def _turn(role, content):
 
 def few_shot_prompt(request):
     """Return messages for the untrained base: rules, tools, FEW_SHOTS rows of train, request."""
-    system = "\n".join([RULES, *map(_signature, SCHEMAS)])
+    system = [RULES]
+    for tool, entry in TOOLS.items():
+        arguments = ", ".join(
+            f"{name}{'?' if a.get('optional') else ''}: {a['type']}"
+            for name, a in entry["arguments"].items()
+        )
+        system.append(f"{tool}({arguments}): {entry['description']}")
     shots = [turn for row in rows("train", FEW_SHOTS) for turn in row["messages"]]
-    return [_turn("system", system), *shots, _turn("user", request)]
+    return [_turn("system", "\n".join(system)), *shots, _turn("user", request)]
 
 
 def few_shot_row(row):
     """Return the question and answer of `row`, asked with `few_shot_prompt`."""
     user, assistant = row["messages"]
     return {"messages": [*few_shot_prompt(user["content"]), assistant]}
-
-
-def _signature(tool):
-    """Write the line set_timer(minutes: integer, label?: string): Count down some minutes."""
-    arguments = ", ".join(
-        f"{name}{'?' if a.get('optional') else ''}: {a['type']}"
-        for name, a in TOOLS[tool]["arguments"].items()
-    )
-    return f"{tool}({arguments}): {TOOLS[tool]['description']}"

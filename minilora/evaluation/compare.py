@@ -8,15 +8,15 @@ the base is dense here, so that full fine-tuning can take part.
 """
 
 import io
-import os
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, redirect_stderr
+from contextlib import redirect_stderr
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from ..config import ALL_LINEAR, LoraConfig, MethodConfig, TrainConfig, require
@@ -30,13 +30,9 @@ from ..optim import adamw_init
 from ..train import train
 from ..tree import count, nbytes
 from .metrics import evaluate
-from .plot import comparison
+from .plot import LINES, figure
 
 BUDGET = 5472  # micro's seven projections at r = 2
-THREAD_COUNTS = (
-    "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)  # fmt: skip
 NUMBERS = ("trained", "adapter_bytes", "optimizer_bytes", "step_ms", "loss", "exact_match",
            "notes_before", "notes_after")  # fmt: skip
 
@@ -170,22 +166,16 @@ def mapped(function, jobs, executor=None):
     process per core, with one thread each, so that step times can be compared.
     """
     if executor is None:
-        with one_thread(), ProcessPoolExecutor(threads.THREADS, get_context("spawn")) as processes:
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(threads.THREADS, spawn, initializer=one_thread) as processes:
             return mapped(function, jobs, processes)
     return list(tqdm(executor.map(function, jobs), total=len(jobs), unit="run", disable=None))
 
 
-@contextmanager
 def one_thread():
-    """Set the environment so that processes started in the block have one thread."""
-    before = {name: os.environ[name] for name in THREAD_COUNTS if name in os.environ}
-    os.environ.update(dict.fromkeys(THREAD_COUNTS, "1"))
-    try:
-        yield
-    finally:
-        for name in THREAD_COUNTS:
-            del os.environ[name]
-        os.environ.update(before)
+    """Have this process compute on one thread, a worker of `mapped`."""
+    threads.THREADS = 1
+    threadpool_limits(1)
 
 
 def by_method(rows):
@@ -222,12 +212,22 @@ def markdown(rows):
 
 
 def draw(path, rows):
-    """Draw held-out loss over trained parameters, a point per method."""
-    points = []
-    for method, row in by_method(rows).items():
-        label = f"{method}, {100 * row['exact_match'][0]:.0f} %"
-        points.append((label, row["trained"][0], row["loss"], bool(TABLE[method].size)))
-    comparison(path, points)
+    """Draw held-out loss over trained parameters, filled where the budget set the size."""
+    title = "held-out loss, exact match beside it; filled: one budget set the size"
+    ylabel, color = "held-out loss (nats a target token)", LINES[0]["color"]
+    found = sorted(by_method(rows).items(), key=lambda item: item[1]["loss"])
+    with figure(path, "trained parameters", ylabel, title, 7.6, 4.8) as axes:
+        axes.set(xscale="log", yscale="log")
+        axes.margins(x=0.25)
+        for i, (method, row) in enumerate(found):
+            x, (y, _, least, most) = row["trained"][0], row["loss"]
+            fill = color if TABLE[method].size else "white"
+            axes.plot([x, x], [least, most], color=color, linewidth=1)
+            axes.plot(x, y, marker="o", color=color, markerfacecolor=fill)
+            # labels to the right and to the left in turn, so that two close points keep apart
+            side, offset = ("left", (6, -3)) if i % 2 else ("right", (-6, -3))
+            label = f"{method}, {100 * row['exact_match'][0]:.0f} %"
+            axes.annotate(label, (x, y), offset, textcoords="offset points", fontsize=8, ha=side)
 
 
 def interference(pairs, tasks, config):

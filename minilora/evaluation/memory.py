@@ -53,14 +53,10 @@ def kept_floats(adapters, base, config):
             kept += (
                 0 if node.endswith("down_proj") and factors_alone(trained, frozen) else w.shape[1]
             )
-    return (L - first_layer(adapters, L)) * layer + kept
-
-
-def first_layer(adapters, L):
-    """Return the lowest layer that the backward pass goes back to; L if it stops at the head."""
+    # the backward pass goes back to the lowest of these layers; to none if all is in the head
     virtual = ("model.embed", "model.prompt")
     layers = [0 if path.startswith(virtual) else layer_of(path) for path, _ in walk(adapters)]
-    return min((layer for layer in layers if layer >= 0), default=L)
+    return (L - min((n for n in layers if n >= 0), default=L)) * layer + kept
 
 
 def table(parts):
@@ -86,10 +82,7 @@ def bits_per_weight(base):
 
 
 def peak_rss_mb():
-    """The largest resident set of this process so far, in MB, as the operating system counts it.
-
-    None where it does not count (Windows).
-    """
+    """Return the largest resident set of this process so far, in MB; None on Windows."""
     try:
         import resource
     except ImportError:

@@ -47,40 +47,18 @@ def curve(path, history, title):
 
     history: rows of `train.train`.
     """
-    steps = [row["step"] for row in history if "loss" in row]
-    losses = [row["loss"] for row in history if "loss" in row]
+    trained = [row for row in history if "loss" in row]
+    steps, losses = ([row[key] for row in trained] for key in ("step", "loss"))
     held_out = [row for row in history if "eval_loss" in row]
-    at = [row["step"] for row in held_out]
+    keys = "step", "eval_loss", "eval_exact_match"
+    at, held_out_losses, exact = ([row[key] for row in held_out] for key in keys)
     with figure(path, "optimizer step", "loss (nats a target token)", title) as axes:
         axes.plot(steps, losses, color=GREY, linewidth=0.6, alpha=0.6)
         axes.plot(steps, smooth(losses, 10), label="training (mean of 10 steps)", **LINES[0])
         axes.set_ylim(bottom=0)
         if held_out:
-            losses = [row["eval_loss"] for row in held_out]
-            axes.plot(at, losses, marker="o", markersize=4, label="held out", **LINES[1])
+            axes.plot(at, held_out_losses, marker="o", markersize=4, label="held out", **LINES[1])
             share = axes.twinx()
             share.set(ylim=(0, 1.03), ylabel="exact match (share of held-out rows)")
-            exact = [row["eval_exact_match"] for row in held_out]
-            share.plot(at, exact, marker="s", markersize=4, label="exact match", **LINES[2])
+            share.plot(at, exact, marker="s", markersize=4, **LINES[2])
             axes.plot([], [], marker="s", markersize=4, label="exact match (right)", **LINES[2])
-
-
-def comparison(path, points):
-    """Draw held-out loss over trained parameters, both axes logarithmic.
-
-    points: (label, parameters, (mean, standard deviation, least, most) of the loss, whether a
-    budget set the size), the last ones filled.
-    """
-    title = "held-out loss, exact match beside it; filled: one budget set the size"
-    ylabel = "held-out loss (nats a target token)"
-    color = LINES[0]["color"]
-    with figure(path, "trained parameters", ylabel, title, 7.6, 4.8) as axes:
-        axes.set(xscale="log", yscale="log")
-        axes.margins(x=0.25)
-        points = sorted(points, key=lambda point: point[2])
-        for i, (label, x, (y, _, least, most), filled) in enumerate(points):
-            axes.plot([x, x], [least, most], color=color, linewidth=1)
-            axes.plot(x, y, marker="o", color=color, markerfacecolor=color if filled else "white")
-            # labels to the right and to the left in turn, so that two close points keep apart
-            side, offset = ("left", (6, -3)) if i % 2 else ("right", (-6, -3))
-            axes.annotate(label, (x, y), offset, textcoords="offset points", fontsize=8, ha=side)

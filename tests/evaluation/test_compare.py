@@ -1,6 +1,5 @@
 """The comparison: pure jobs over any executor, sizes at a budget, a table and a figure of them."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, fingerprint, random_base
+from threadpoolctl import threadpool_info
 
 from minilora.cli import main
 from minilora.cli.arguments import parse
@@ -100,10 +100,8 @@ def test_a_row_says_what_was_trained(rows):
 
 def test_processes_give_what_a_loop_gives(rows):
     # and so a row is a function of its job; another seed or another rate is another job
-    before = {name: os.environ.get(name) for name in compare.THREAD_COUNTS}
     again = compare.compare(JOBS)
     assert [sure(row) for row in again[:2]] == [sure(row) for row in rows]
-    assert {name: os.environ.get(name) for name in compare.THREAD_COUNTS} == before
     assert len({row["loss"] for row in again}) == 3
 
 
@@ -114,12 +112,15 @@ def test_any_executor_keeps_the_order(monkeypatch):
         assert compare.compare(jobs, executor) == list(range(20))
 
 
-def test_processes_take_one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    with compare.one_thread():
-        assert {os.environ[name] for name in compare.THREAD_COUNTS} == {"1"}
-    assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ
+def threads_of(_):
+    return threads.THREADS, [pool["num_threads"] for pool in threadpool_info()]
+
+
+def test_processes_take_one_thread():
+    before = threads_of(None)
+    for own, libraries in compare.mapped(threads_of, range(2)):
+        assert own == 1 and libraries and set(libraries) == {1}
+    assert threads_of(None) == before
 
 
 # ------------------------------------------------------------------------------ what came out
