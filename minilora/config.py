@@ -66,11 +66,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Which projections get a low-rank update, how large, how strong (PEFT's LoraConfig).
-
-    `rank_pattern` and `alpha_pattern` map a module name (whole path or `.name` suffix) to an
-    exception from `r` and `lora_alpha`.
-    """
+    """Which projections get a low-rank update, how large, how strong (PEFT's LoraConfig)."""
 
     r: int = 8
     lora_alpha: float = 16
@@ -78,7 +74,7 @@ class LoraConfig:
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
     use_rslora: bool = False
     layers_to_transform: tuple[int, ...] | None = None
-    rank_pattern: dict = field(default_factory=dict)
+    rank_pattern: dict = field(default_factory=dict)  # exceptions from r, by module name
     alpha_pattern: dict = field(default_factory=dict)
     use_dora: bool = False
     init_lora_weights: bool | str = True  # or one of STARTS
@@ -95,7 +91,7 @@ class LoraConfig:
         )
 
     def at(self, path):
-        """(rank, scaling) of the adapter on the module at `path`."""
+        """Return (rank, scaling) of the adapter on the module at `path`."""
         r = _pattern(self.rank_pattern, path, self.r)
         alpha = _pattern(self.alpha_pattern, path, self.lora_alpha)
         return r, scaling(r, alpha, self.use_rslora)
@@ -118,12 +114,12 @@ class MethodConfig:
 
 
 def scaling(r, lora_alpha, use_rslora=False):
-    """The factor before BA: α/r (LoRA, Sec. 4.1), or α/√r (rsLoRA, Kalajdzievski 2023)."""
+    """Return the factor before BA: α/r (LoRA, Sec. 4.1), or α/√r (rsLoRA, Kalajdzievski 2023)."""
     return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
 
 
 def names_module(name, path):
-    """PEFT's rule for a listed module name: the whole path, or its end after a dot."""
+    """Return whether a listed name is the whole path, or its end after a dot, as in PEFT."""
     return path == name or path.endswith("." + name)
 
 
@@ -133,17 +129,13 @@ def _pattern(pattern, path, default):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run: how many steps of what size, at which rate, over which rows.
-
-    Rates are per optimizer step, lengths in tokens. One iteration is one optimizer step over
-    `batch_size * grad_accumulation_steps` rows.
-    """
+    """A run; one iteration is one step over `batch_size * grad_accumulation_steps` rows."""
 
     iters: int = 200
     batch_size: int = 4
     grad_accumulation_steps: int = 1
-    max_seq_length: int = 256
-    learning_rate: float = 2e-4
+    max_seq_length: int = 256  # tokens
+    learning_rate: float = 2e-4  # per optimizer step
     lr_schedule: str = "cosine"
     warmup_ratio: float = 0.06
     weight_decay: float = 0.0
@@ -190,5 +182,5 @@ CHOICES = {
 
 
 def flag(name):
-    """The command-line flag of a field: learning_rate -> --learning-rate."""
+    """Return the command-line flag of a field: learning_rate -> --learning-rate."""
     return "--" + name.replace("_", "-")

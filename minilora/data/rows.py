@@ -126,17 +126,13 @@ def load_rows(name, split):
         f"there are no data {name!r}: give {', '.join(tasks.BUILTIN)}, a .jsonl file that exists, "
         "or a folder with train.jsonl and valid.jsonl",
     )
-    rows = read_rows(path)
-    return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]
+    return [row for i, row in enumerate(read_rows(path)) if (i % 10 == 9) == (split != "train")]
 
 
 def held_out_notes(tokenizer, settings, n=256):
-    """Return (examples, their entropy): notes of another seed, in nats per target token.
-
-    The first byte is context, never a target: it is the initial of the first name, and no two
-    names share one, so it carries log 24 nats of the note.
-    """
+    """Return (examples, their entropy): notes of another seed, in nats per target token."""
     rows, nats = notes(n, seed=1)
     examples, _ = prepare(rows, tokenizer, settings)
     targets = sum(len(e.tokens) - 1 for e in examples)
+    # the first byte, the initial that tells the first name, is no target: it carries log 24 nats
     return examples, float(nats.sum() - n * math.log(len(NAMES))) / targets

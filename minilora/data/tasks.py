@@ -68,15 +68,12 @@ def notes(n, seed):
 
 
 def questions(split, n, seed):
-    """Return n rows of the task, a prompt and its completion each.
-
-    One pair of name and thing in eight is for the splits `valid` and `test` alone, so that no
-    answer can be remembered.
-    """
+    """Return n rows of the task, a prompt and its completion each."""
     rng = np.random.default_rng([2, SPLITS.index(split), seed])
     rows: list = []
     while len(rows) < n:
         fact = _fact(rng)
+        # one pair of name and thing in eight is held out, so that no answer can be remembered
         held_out = (NAMES.index(fact["name"]) + THINGS.index(fact["thing"])) % 8 == 0
         if held_out == (split != "train"):
             prompt = STATEMENT.format(**fact) + QUESTION

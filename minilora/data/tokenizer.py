@@ -43,9 +43,9 @@ def utf8(text):
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        bad = text[error.start]
         raise InputError(
-            f"the text has a lone surrogate {bad!r} at character {error.start}, which is no text"
+            f"the text has a lone surrogate {text[error.start]!r} at character {error.start}, "
+            "which is no text"
         ) from error
 
 
@@ -68,10 +68,7 @@ class PretrainedTokenizer:
         return self.chat_template is not None
 
     def encode(self, text, add_special_tokens=True):
-        """Return ids; a special token's text becomes that token, as in transformers.
-
-        `add_special_tokens` adds Llama's BOS, unless the text starts with it, as a rendered chat.
-        """
+        """Return ids, special tokens' among them; a text that starts with BOS gets no other."""
         utf8(text)
         bos = self.special.get("bos_token")
         add = add_special_tokens and not (bos and text.startswith(bos))
@@ -82,10 +79,7 @@ class PretrainedTokenizer:
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def render(self, messages, add_generation_prompt=False):
-        """Return the chat as one string, by the model's own template.
-
-        messages: list of {"role", "content"}. `add_generation_prompt` opens the assistant's turn.
-        """
+        """Return the chat by the model's own template, its generation prompt last if asked."""
         require(self.chat_template is not None, "this base has no chat template")
         program = compiled(self.chat_template)
         try:
@@ -109,10 +103,7 @@ class PretrainedTokenizer:
 
 
 def from_folder(folder, eos_token_id=None):
-    """Return the PretrainedTokenizer of a Hugging Face folder.
-
-    `eos_token_id`: used if tokenizer_config.json names no end-of-sequence token.
-    """
+    """Return the tokenizer of a Hugging Face folder; `eos_token_id` is for one that names none."""
     folder = Path(folder)
     path = folder / "tokenizer.json"
     require(

@@ -14,9 +14,8 @@ its answer by five rules, which hold in every split, so that they can be learned
 5. the line is `json.dumps` with its default spaces.
 
 Rows carry no system message: what is trained is then what `generate --prompt` asks. A call (a tool
-with its arguments) is in one split only, chosen by a checksum of its answer, and the test split
-also has phrasings of its own. So `valid` asks for unseen calls in known words, and `test` for
-unseen calls in unseen words.
+with its arguments) is in one split only, and the test split has phrasings of its own: `valid` asks
+for unseen calls in known words, and `test` for unseen calls in unseen words.
 """
 
 import json
@@ -44,7 +43,6 @@ def rows(split, n, seed=0):
 
     The same split and seed give the same rows everywhere, and fewer rows are the first of more.
     Every run of len(TOOLS) rows, from the first on, has each tool once; no request comes twice.
-    InputError for an unknown split, or for more rows than the split has requests.
     """
     require(split in SPLIT_OF_BUCKET, f"toolcalls has train, valid and test, not {split!r}")
     # A seed of text is hashed by `random` itself, so it does not depend on PYTHONHASHSEED, and
@@ -99,8 +97,8 @@ def _turn(role, content):
     return {"role": role, "content": content}
 
 
-def few_shot_prompt(request):
-    """Return messages for the untrained base: rules, tools, FEW_SHOTS rows of train, request."""
+def few_shot_row(row):
+    """Return `row` with the rules, the tools and FEW_SHOTS rows of train before it."""
     system = [RULES]
     for tool, entry in TOOLS.items():
         arguments = ", ".join(
@@ -108,11 +106,5 @@ def few_shot_prompt(request):
             for name, a in entry["arguments"].items()
         )
         system.append(f"{tool}({arguments}): {entry['description']}")
-    shots = [turn for row in rows("train", FEW_SHOTS) for turn in row["messages"]]
-    return [_turn("system", "\n".join(system)), *shots, _turn("user", request)]
-
-
-def few_shot_row(row):
-    """Return the question and answer of `row`, asked with `few_shot_prompt`."""
-    user, assistant = row["messages"]
-    return {"messages": [*few_shot_prompt(user["content"]), assistant]}
+    shots = [turn for shot in rows("train", FEW_SHOTS) for turn in shot["messages"]]
+    return {"messages": [_turn("system", "\n".join(system)), *shots, *row["messages"]]}

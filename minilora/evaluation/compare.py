@@ -33,8 +33,6 @@ from .metrics import evaluate
 from .plot import LINES, figure
 
 BUDGET = 5472  # micro's seven projections at r = 2
-NUMBERS = ("trained", "adapter_bytes", "optimizer_bytes", "step_ms", "loss", "exact_match",
-           "notes_before", "notes_after")  # fmt: skip
 
 
 class Entry(NamedTuple):
@@ -79,12 +77,7 @@ class Job(NamedTuple):
 
 
 def run_one(job):
-    """Run a job and return its row of plain numbers, which but for `step_ms` follow from the job.
-
-    `trained` counts parameters, `step_ms` is the median, `loss` (nats per target token) and
-    `exact_match` are of the split, `notes_before` and `notes_after` are losses on the base's own
-    text.
-    """
+    """Run a job; return its row of plain numbers, which follow from the job but for `step_ms`."""
     entry, (config, base, words) = TABLE[job.method], load(job.model)
     settings = TrainConfig(
         iters=job.iters, batch_size=16, learning_rate=job.rate or entry.rate, mask_prompt=True,
@@ -102,12 +95,13 @@ def run_one(job):
     return {
         "method": job.method,
         "seed": job.seed,
-        "trained": count(adapters),
+        "trained": count(adapters),  # parameters
         "adapter_bytes": file_bytes(adapters, frozen, method, job.model),
         "optimizer_bytes": nbytes(adamw_init(adapters)),
         "step_ms": 1e3 * float(np.median([row["seconds"] for row in history])),
-        "loss": score["loss"],
+        "loss": score["loss"],  # nats per target token of the split
         "exact_match": score["exact_match"],
+        # the losses on the base's own text
         "notes_before": evaluate({}, base, notes, config)["loss"],
         "notes_after": evaluate(adapters, frozen, notes, config)["loss"],
     }
@@ -183,7 +177,8 @@ def by_method(rows):
     found = {}
     for method in dict.fromkeys(row["method"] for row in rows):
         some = [row for row in rows if row["method"] == method]
-        found[method] = {name: spread([row[name] for row in some]) for name in NUMBERS}
+        names = some[0].keys() - {"method", "seed"}
+        found[method] = {name: spread([row[name] for row in some]) for name in names}
     return found
 
 
@@ -202,10 +197,11 @@ def markdown(rows):
         "| --- |" + " ---: |" * 7,
     ]
     for method, row in by_method(rows).items():
-        sizes = " | ".join(f"{row[name][0]:,.0f}" for name in NUMBERS[:3])
+        sizes = (row[name][0] for name in ("trained", "adapter_bytes", "optimizer_bytes"))
+        cells = " | ".join(f"{size:,.0f}" for size in sizes)
         loss, exact, after = row["loss"], row["exact_match"], row["notes_after"]
         lines.append(
-            f"| {method} | {sizes} | {row['step_ms'][0]:.1f} | {loss[0]:.4f} ± {loss[1]:.4f} "
+            f"| {method} | {cells} | {row['step_ms'][0]:.1f} | {loss[0]:.4f} ± {loss[1]:.4f} "
             f"| {100 * exact[0]:.1f} ± {100 * exact[1]:.1f} | {after[0]:.3f} ± {after[1]:.3f} |"
         )
     return "\n".join(lines)
@@ -241,5 +237,5 @@ def interference(pairs, tasks, config):
     found = []
     for pair, examples in zip(pairs, tasks):
         ways = {"bare": ({}, base), "alone": pair, "together": (everything, summed)}
-        found.append({way: evaluate(*trees, examples, config) for way, trees in ways.items()})
+        found.append({way: evaluate(a, b, examples, config) for way, (a, b) in ways.items()})
     return found

@@ -50,9 +50,8 @@ def kept_floats(adapters, base, config):
             kept += BESIDE[name](w)
         elif name in ("lora_A", "weight") and node.endswith(("o_proj", "down_proj")):
             trained, frozen = get(adapters, node), get(base, node)
-            kept += (
-                0 if node.endswith("down_proj") and factors_alone(trained, frozen) else w.shape[1]
-            )
+            if node.endswith("o_proj") or not factors_alone(trained, frozen):
+                kept += w.shape[1]
     # the backward pass goes back to the lowest of these layers; to none if all is in the head
     virtual = ("model.embed", "model.prompt")
     layers = [0 if path.startswith(virtual) else layer_of(path) for path, _ in walk(adapters)]

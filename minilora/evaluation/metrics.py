@@ -17,11 +17,7 @@ BINS = 15  # of the reliability diagram, as in Guo et al. 2017
 
 
 def evaluate(adapters, base, examples, config):
-    """Return scores over the target tokens of `examples`, each on its own (never packed).
-
-    `loss` is the mean negative log-likelihood per token in nats, `exact_match` the share of rows
-    whose every target is the likeliest token.
-    """
+    """Return scores over the target tokens of `examples`, each on its own; the loss in nats."""
     parts = [token_scores(adapters, base, batch, config) for batch in batches(examples)]
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))

@@ -37,16 +37,11 @@ def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1, rows=1
 
 def smooth(values, span):
     """Return the mean of each value and up to `span - 1` before it."""
-    return [
-        sum(values[max(0, i + 1 - span) : i + 1]) / min(i + 1, span) for i in range(len(values))
-    ]
+    return [sum(values[max(0, i - span) : i]) / min(i, span) for i in range(1, len(values) + 1)]
 
 
 def curve(path, history, title):
-    """Draw the training loss and its moving mean; if evaluated, held-out loss and exact match.
-
-    history: rows of `train.train`.
-    """
+    """Draw the losses and the exact match of a training history, the rows of `train.train`."""
     trained = [row for row in history if "loss" in row]
     steps, losses = ([row[key] for row in trained] for key in ("step", "loss"))
     held_out = [row for row in history if "eval_loss" in row]

@@ -53,10 +53,9 @@ def per_row(pairs, rows):
         r = max(map(len, As))
         wide = [np.pad(A, ((0, r - len(A)), (0, 0))) for A in As]
         tall = [np.pad(B, ((0, 0), (0, r - B.shape[1]))) for B in Bs]
-        put(adapters, f"{path}.lora_A", np.stack(wide)[rows])
-        put(adapters, f"{path}.lora_B", np.stack(tall)[rows])
-        put(frozen, f"{path}.lora_scaling", np.array(scalings, "f4")[rows][:, None, None])
-        put(frozen, f"{path}.lora_dropout", 0.0)
+        put(adapters, path, {"lora_A": np.stack(wide)[rows], "lora_B": np.stack(tall)[rows]})
+        scaling = np.array(scalings, "f4")[rows][:, None, None]
+        get(frozen, path).update(lora_scaling=scaling, lora_dropout=0.0)
     return adapters, frozen
 
 
@@ -75,10 +74,8 @@ def combine(pairs, weights, how="cat", r=None):
         parts = [(w * s, A, B) for w, (s, A, B) in zip(weights, factors) if len(A)]
         rank = r or max(len(A) for _, A, _ in parts)
         A, B = (factor.astype("f4") for factor in HOW[how](parts, rank))
-        put(adapters, f"{path}.lora_A", A)
-        put(adapters, f"{path}.lora_B", B)
-        put(frozen, f"{path}.lora_scaling", 1.0)
-        put(frozen, f"{path}.lora_dropout", 0.0)
+        put(adapters, path, {"lora_A": A, "lora_B": B})
+        get(frozen, path).update(lora_scaling=1.0, lora_dropout=0.0)
         exact = sum(ws * (np.float64(b) @ a) for ws, a, b in parts)
         off = np.linalg.norm(np.float64(B) @ A - exact)
         errors[path] = float(off / (np.linalg.norm(exact) or 1.0))

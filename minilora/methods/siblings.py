@@ -38,13 +38,10 @@ def gelu(x):
 
 
 def prompt(trained):
-    """Return the rows (n, D) that stand before the embedded tokens, or None.
-
-    They are `prompt_embeddings` (Lester et al. 2021, Sec. 2), or what PEFT's network of three
-    layers makes of the rows of `prompt_encoder` (Liu et al. 2021).
-    """
+    """Return the rows (n, D) that stand before the embedded tokens, or None."""
     if "prompt_encoder" not in trained:
         return trained.get("prompt_embeddings")
+    # PEFT's network of three layers (Liu et al. 2021)
     x = trained["prompt_encoder"]["embedding"]["weight"]
     layers = trained["prompt_encoder"]["mlp_head"]
     for n in ("0", "2", "4"):  # PEFT's numbers: 1 and 3 are the ReLUs

@@ -29,6 +29,7 @@ def init(base, config, rng, scheme="none", block_size=64):
     LoftQ's Q + s·BA is nearer to W than the quantized W is.
     """
     name = config.init_lora_weights
+    start = {"pissa": pissa, "loftq": loftq}[name]
     require(
         name != "loftq" or scheme != "none",
         "loftq makes up for what quantization takes away: give --quantize a scheme, or take pissa",
@@ -45,7 +46,7 @@ def init(base, config, rng, scheme="none", block_size=64):
 
             node = path.removesuffix(".weight")
             if node in adapted:
-                put(stored, path, START[name](w, get(adapters, node), config.at(node)[1], store))
+                put(stored, path, start(w, get(adapters, node), config.at(node)[1], store))
             else:
                 put(stored, path, store(w))
     for path in adapted if config.use_dora else ():
@@ -68,9 +69,6 @@ def loftq(w, node, scaling, store):
     return q
 
 
-START = {"pissa": pissa, "loftq": loftq}
-
-
 def without_principal(w, part, node, scaling):
     """Set s·BA to the principal part of `part` in place, and return W − s·BA."""
     a, b = principal(part, len(node["lora_A"]), scaling)
@@ -81,14 +79,11 @@ def without_principal(w, part, node, scaling):
 
 
 def principal(w, r, scaling):
-    """Return A and B of rank r, or W's if that is less, so that s·BA is nearest to W.
-
-    The singular vectors are the eigenvectors of the smaller of WWᵀ and WᵀW, in float64, which
-    takes a tenth of the time of the whole decomposition.
-    """
+    """Return A and B of rank r, or W's if that is less, so that s·BA is nearest to W."""
     if w.shape[0] > w.shape[1]:
         a, b = principal(w.T, r, scaling)  # (BA)ᵀ = AᵀBᵀ
         return b.T, a.T
+    # eigenvectors of WWᵀ, in float64, take a tenth of the time of the whole decomposition
     w = w.astype(np.float64)
     u = np.linalg.eigh(w @ w.T)[1][:, ::-1][:, :r]
     sv = u.T @ w  # σVᵀ

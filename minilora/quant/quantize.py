@@ -15,15 +15,13 @@ from ..config import ALL_LINEAR, InputError, names_module, require
 from ..tree import flatten, unflatten, walk
 from . import int8
 
-SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")
+SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")  # the last: NF4 with double quantization
 
 
 def quantize(base, scheme, block_size=64, quantize_4bit=nf4.quantize):
     """Return a new tree: `base` with the projections' weights in `scheme`, all else shared.
 
-    `scheme` is one of SCHEMES; "nf4-dq" is NF4 with double quantization. `block_size` is that of
-    the 4-bit schemes, `quantize_4bit` the plain quantizer or its compiled twin
-    (`kernels.nf4.quantize`).
+    `quantize_4bit` is the plain quantizer or its compiled twin (`kernels.nf4.quantize`).
     """
     leaves = flatten(base)
     for path in filter(is_projection, leaves):

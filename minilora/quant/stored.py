@@ -43,26 +43,22 @@ class Stored:
 
     def __getitem__(self, index):
         """Return the float32 rows that `index` takes of the dense matrix: (*index, width)."""
+        shift, power = MOVE[self.kind]
         index = np.arange(len(self.codes))[index]
-        scales = np.broadcast_to(self.scales, (len(self.codes), self.scales.shape[1]))
-        return _decode(self.kind, self.codes[index], scales[index])
+        codes = self.codes[index]
+        scales = np.broadcast_to(self.scales, (len(self.codes), self.scales.shape[1]))[index]
+        if self.kind == "Q8_0":
+            x = codes.astype(np.float32)
+        else:
+            bits = codes.astype(np.uint32)
+            x = ((bits & 0x8000) << 16 | (bits & 0x7FFF) << shift).view(np.float32) * power
+        size = codes.shape[-1] // scales.shape[-1]  # of a block
+        blocks = x.reshape(*codes.shape[:-1], scales.shape[-1], size) * scales[..., None]
+        return blocks.reshape(codes.shape)
 
     def dequantize(self):
         """Return the dense matrix in float32."""
-        return _decode(self.kind, self.codes, self.scales)
-
-
-def _decode(kind, codes, scales):
-    """Decode codes (..., width) with scales (..., blocks), or (1, 1), to float32."""
-    shift, power = MOVE[kind]
-    if kind == "Q8_0":
-        x = codes.astype(np.float32)
-    else:
-        bits = codes.astype(np.uint32)
-        x = ((bits & 0x8000) << 16 | (bits & 0x7FFF) << shift).view(np.float32) * power
-    size = codes.shape[-1] // scales.shape[-1]  # of a block
-    blocks = x.reshape(*codes.shape[:-1], scales.shape[-1], size) * scales[..., None]
-    return blocks.reshape(codes.shape)
+        return self[:]
 
 
 def halves(bits, kind):

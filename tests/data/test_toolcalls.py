@@ -10,7 +10,7 @@ import pytest
 
 from minilora.config import InputError
 from minilora.data import toolcalls
-from minilora.data.toolcalls import POOLS, TOOLS, few_shot_prompt, few_shot_row, rows
+from minilora.data.toolcalls import POOLS, TOOLS, few_shot_row, rows
 
 SIZES = {"train": 1800, "valid": 1500, "test": 1200}  # enough that no phrasing stays unused
 PYTHON_TYPE = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
@@ -237,15 +237,14 @@ def test_rows_are_short(everything):
 
 def test_the_prompted_baseline_holds_the_rules_every_tool_and_only_rows_of_train():
     row = rows("test", 1)[0]
-    request, answer = texts(row)
-    system, *shots, last = few_shot_prompt(request)
-    assert system["role"] == "system" and last == row["messages"][0]
+    _, answer = texts(row)
+    system, *shots, last, said = few_shot_row(row)["messages"]
+    assert system["role"] == "system" and [last, said] == row["messages"]
     assert all(f"\n{tool}(" in system["content"] for tool in TOOLS)
     assert "set_timer(minutes: integer, label?: string): Count down" in system["content"]
     answers = [turn["content"] for turn in shots[1::2]]
     assert len({json.loads(line)["tool"] for line in answers}) == toolcalls.FEW_SHOTS
     assert {toolcalls.split_of(line) for line in answers} == {"train"}
-    assert few_shot_row(row)["messages"] == [*few_shot_prompt(request), row["messages"][1]]
     assert answer not in answers
 
 
