@@ -1,8 +1,7 @@
 """What is fixed before anything runs: the shape of a model, of its adapters, of a training run.
 
 Frozen dataclasses whose field names are Hugging Face's (model), PEFT's (LoRA) and mlx_lm's
-(training), checked when they are made. Everything else in minilora is a function of arrays and
-one of these.
+(training), checked when they are made.
 """
 
 import math
@@ -21,6 +20,20 @@ def require(ok, message):
     """Raise InputError(message) unless ok."""
     if not ok:
         raise InputError(message)
+
+
+RULES = {  # what a value must do, and the test of it
+    "be a whole number from 1": lambda value: type(value) is int and value >= 1,
+    "be a positive number": lambda value: 0 < value < math.inf,
+    "lie in [0, 1)": lambda value: 0 <= value < 1,
+    "not be negative": lambda value: 0 <= value < math.inf,
+    "be a whole number": lambda value: isinstance(value, int),
+}
+
+
+def check(name, value, rule):
+    """Raise InputError unless the value does what the rule says, a key of RULES."""
+    require(RULES[rule](value), f"{name} must {rule}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -59,11 +72,7 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Which projections get a low-rank update, how large, how strong (PEFT's LoraConfig).
-
-    `rank_pattern` and `alpha_pattern` map a module name (whole path or `.name` suffix) to an
-    exception from `r` and `lora_alpha`.
-    """
+    """Which projections get a low-rank update, how large, how strong (PEFT's LoraConfig)."""
 
     r: int = 8
     lora_alpha: float = 16
@@ -71,26 +80,24 @@ class LoraConfig:
     target_modules: tuple[str, ...] = ("q_proj", "v_proj")
     use_rslora: bool = False
     layers_to_transform: tuple[int, ...] | None = None
-    rank_pattern: dict = field(default_factory=dict)
+    rank_pattern: dict = field(default_factory=dict)  # exceptions from r, by module name
     alpha_pattern: dict = field(default_factory=dict)
     use_dora: bool = False
     init_lora_weights: bool | str = True  # or one of STARTS
 
     def __post_init__(self):
         for r in (self.r, *self.rank_pattern.values()):
-            require(isinstance(r, int) and r >= 1, f"lora r must be a whole number from 1, got {r}")
+            check("lora r", r, "be a whole number from 1")
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
-            require(0 < alpha < math.inf, f"lora alpha must be a positive number, got {alpha}")
-        require(
-            0 <= self.lora_dropout < 1, f"lora dropout must lie in [0, 1), got {self.lora_dropout}"
-        )
+            check("lora alpha", alpha, "be a positive number")
+        check("lora dropout", self.lora_dropout, "lie in [0, 1)")
         require(
             self.init_lora_weights in (True, *STARTS),
             f"init_lora_weights must be true or one of {STARTS}, got {self.init_lora_weights!r}",
         )
 
     def at(self, path):
-        """(rank, scaling) of the adapter on the module at `path`."""
+        """Return (rank, scaling) of the adapter on the module at `path`."""
         r = _pattern(self.rank_pattern, path, self.r)
         alpha = _pattern(self.alpha_pattern, path, self.lora_alpha)
         return r, scaling(r, alpha, self.use_rslora)
@@ -109,20 +116,16 @@ class MethodConfig:
 
     def __post_init__(self):
         for name in ("num_virtual_tokens", "bottleneck_size"):
-            value = getattr(self, name)
-            require(
-                type(value) is int and value >= 1,
-                f"{flag(name)} must be a whole number from 1, got {value}",
-            )
+            check(flag(name), getattr(self, name), "be a whole number from 1")
 
 
 def scaling(r, lora_alpha, use_rslora=False):
-    """The factor before BA: α/r (LoRA, Sec. 4.1), or α/√r (rsLoRA, Kalajdzievski 2023)."""
+    """Return the factor before BA: α/r (LoRA, Sec. 4.1), or α/√r (rsLoRA, Kalajdzievski 2023)."""
     return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
 
 
 def names_module(name, path):
-    """PEFT's rule for a listed module name: the whole path, or its end after a dot."""
+    """Return whether a listed name is the whole path, or its end after a dot, as in PEFT."""
     return path == name or path.endswith("." + name)
 
 
@@ -132,17 +135,13 @@ def _pattern(pattern, path, default):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run: how many steps of what size, at which rate, over which rows.
-
-    Rates are per optimizer step, lengths in tokens. One iteration is one optimizer step over
-    `batch_size * grad_accumulation_steps` rows.
-    """
+    """A run; one iteration is one step over `batch_size * grad_accumulation_steps` rows."""
 
     iters: int = 200
     batch_size: int = 4
     grad_accumulation_steps: int = 1
-    max_seq_length: int = 256
-    learning_rate: float = 2e-4
+    max_seq_length: int = 256  # tokens
+    learning_rate: float = 2e-4  # per optimizer step
     lr_schedule: str = "cosine"
     warmup_ratio: float = 0.06
     weight_decay: float = 0.0
@@ -163,35 +162,25 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name in (
-            "iters", "batch_size", "grad_accumulation_steps", "max_seq_length",
-            "steps_per_eval", "val_batches",
-        ):  # fmt: skip
+        for name, kind in self.__annotations__.items():
             value = getattr(self, name)
-            require(
-                isinstance(value, int) and value >= 1,
-                f"{flag(name)} must be a whole number from 1, got {value}",
-            )
-        for name in (
-            "learning_rate", "max_grad_norm", "adam_eps", "also_train_lr_scale",
-            "layer_lr_decay", "loraplus_lr_ratio",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            require(0 < value < math.inf, f"{flag(name)} must be a positive number, got {value}")
-        for name in ("warmup_ratio", "adam_beta1", "adam_beta2"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"{flag(name)} must lie in [0, 1), got {value}")
-        for name in ("weight_decay", "early_stopping_patience", "seed"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"{flag(name)} must not be negative, got {value}")
-        for name in ("early_stopping_patience", "seed"):
-            value = getattr(self, name)
-            require(isinstance(value, int), f"{flag(name)} must be a whole number, got {value}")
-        for name, allowed in CHOICES.items():
-            value = getattr(self, name)
-            require(value in allowed, f"{flag(name)} must be one of {allowed}, got {value!r}")
+            if name in CHOICES:
+                allowed = CHOICES[name]
+                require(value in allowed, f"{flag(name)} must be one of {allowed}, got {value!r}")
+            elif name in FRACTIONS:
+                check(flag(name), value, "lie in [0, 1)")
+            elif name in FROM_ZERO:
+                check(flag(name), value, "not be negative")
+                if kind is int:
+                    check(flag(name), value, "be a whole number")
+            elif kind is int:
+                check(flag(name), value, "be a whole number from 1")
+            elif kind is float:
+                check(flag(name), value, "be a positive number")
 
 
+FRACTIONS = ("warmup_ratio", "adam_beta1", "adam_beta2")
+FROM_ZERO = ("weight_decay", "early_stopping_patience", "seed")
 CHOICES = {
     "lr_schedule": ("constant", "linear", "cosine"),
     "adapter_dtype": ("float32", "bfloat16", "float16"),
@@ -199,5 +188,5 @@ CHOICES = {
 
 
 def flag(name):
-    """The command-line flag of a field: learning_rate -> --learning-rate."""
+    """Return the command-line flag of a field: learning_rate -> --learning-rate."""
     return "--" + name.replace("_", "-")

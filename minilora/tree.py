@@ -74,11 +74,6 @@ def tree_map(f, tree, *others):
     }
 
 
-def merge_trees(tree, other):
-    """A new tree with the leaves of both; where both have a leaf, `other`'s."""
-    return unflatten({**flatten(tree), **flatten(other)})
-
-
 def count(tree):
     """Logical parameters: elements of the weights, however few bytes store them."""
     return sum(math.prod(leaf.shape) for _, leaf in walk(tree) if hasattr(leaf, "shape"))

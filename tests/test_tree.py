@@ -32,15 +32,6 @@ def test_map_keeps_the_shape_and_the_tree(t):
     assert tree.flatten(t) == before
 
 
-@given(trees, trees)
-def test_merge_prefers_the_second(a, b):
-    flat_a, flat_b = tree.flatten(a), tree.flatten(b)
-    clash = any(p.startswith(f"{q}.") or q.startswith(f"{p}.") for p in flat_a for q in flat_b)
-    if not clash:  # a leaf of one at a node of the other has no meaning
-        assert tree.flatten(tree.merge_trees(a, b)) == {**flat_a, **flat_b}
-    assert tree.flatten(a) == flat_a and tree.flatten(b) == flat_b
-
-
 def test_put_makes_nodes_and_get_names_what_is_missing():
     t = {}
     tree.put(t, "a.b.c", 1)

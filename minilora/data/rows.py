@@ -1,7 +1,7 @@
 """From a user's rows to examples: JSONL files, chat templates, and the mask of the prompt.
 
-Part 5 of `lessons/00_qlora_in_one_file.py`, made general: the rows of a user. A row is {"text"},
-{"prompt", "completion"} or {"messages"}.
+A row is {"text"}, {"prompt", "completion"} or {"messages"}; part 5 of
+`lessons/00_qlora_in_one_file.py`, made general.
 """
 
 import json
@@ -17,7 +17,7 @@ SHAPES = ({"text"}, {"prompt", "completion"}, {"messages"})
 
 
 def read_rows(path):
-    """The rows of a JSONL file. Raises InputError naming file and line of what is wrong with it."""
+    """Return the rows of a JSONL file; InputError names file and line of what is wrong with it."""
     try:
         text = Path(path).read_bytes()
     except OSError as error:
@@ -55,32 +55,24 @@ def check_row(row, where):
             and messages[-1]["role"] == "assistant",
             f"{where}: messages must be objects with role and content, the last the assistant's",
         )
-    texts = [row[k] for k in shape - {"messages"}] + [m["content"] for m in messages]
-    require(all(isinstance(t, str) for t in texts), f"{where}: a text must be a string")
-    for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise InputError(f"{where}: surrogate without its other half: no text") from error
+    for text in [row[key] for key in shape - {"messages"}] + [m["content"] for m in messages]:
+        require(isinstance(text, str), f"{where}: a text must be a string")
+        whole = text.encode(errors="ignore").decode() == text
+        require(whole, f"{where}: surrogate without its other half: no text")
 
 
 def split_row(row, tokenizer):
-    """(prompt, answer) as the model reads them; the prompt of a text row is empty."""
+    """Return (prompt, answer) as the model reads them; the prompt of a text row is empty."""
     if "text" in row:
         return "", row["text"]
-    if "messages" in row:
-        messages = row["messages"]
-    elif tokenizer.has_chat_template:
-        messages = [
-            {"role": "user", "content": row["prompt"]},
-            {"role": "assistant", "content": row["completion"]},
-        ]
-    else:
+    if "prompt" in row and not tokenizer.has_chat_template:
         return row["prompt"], row["completion"]
-    prompt, whole = (
-        tokenizer.render(messages[:-1], add_generation_prompt=True),
-        tokenizer.render(messages),
-    )
+    messages = row.get("messages") or [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["completion"]},
+    ]
+    prompt = tokenizer.render(messages[:-1], add_generation_prompt=True)
+    whole = tokenizer.render(messages)
     require(
         whole.startswith(prompt), "this base's chat template rewrites earlier turns: use text rows"
     )
@@ -88,10 +80,10 @@ def split_row(row, tokenizer):
 
 
 def encode(row, tokenizer, mask_prompt=False):
-    """The Example of a row: prompt, answer, end of sequence.
+    """Return the Example of a row: prompt, answer, end of sequence.
 
-    With `mask_prompt` only the answer's tokens and the end are targets. What a chat template
-    writes after the end of the answer is left out.
+    With `mask_prompt` the prompt has no targets. What a chat template writes after the end of the
+    answer is left out.
     """
     prompt, answer = split_row(row, tokenizer)
     head = tokenizer.encode(prompt) if prompt else []
@@ -105,10 +97,7 @@ def encode(row, tokenizer, mask_prompt=False):
 
 
 def prepare(rows, tokenizer, config):
-    """(examples, how many were cut to max_seq_length); rows with nothing left to learn go.
-
-    Raises InputError if no row is left.
-    """
+    """Return (examples, how many were cut to max_seq_length), without rows that have no target."""
     full = [encode(row, tokenizer, config.mask_prompt) for row in rows]
     cut = [Example(*(part[: config.max_seq_length] for part in example)) for example in full]
     kept = [example for example in cut if any(example.mask[1:])]
@@ -121,11 +110,10 @@ def prepare(rows, tokenizer, config):
 
 
 def load_rows(name, split):
-    """The rows of a built-in data set, a .jsonl file, or a folder with train.jsonl and valid.jsonl.
+    """Return a split of a built-in data set, a .jsonl file, or a folder of train and valid.jsonl.
 
     split: `train`, `valid` or `test`. Of a single file every tenth row is held out, for both of
     the latter (none of fewer than ten); a folder without test.jsonl tests on valid.jsonl.
-    InputError says what is missing.
     """
     path = Path(name)
     if name in tasks.BUILTIN:
@@ -138,18 +126,13 @@ def load_rows(name, split):
         f"there are no data {name!r}: give {', '.join(tasks.BUILTIN)}, a .jsonl file that exists, "
         "or a folder with train.jsonl and valid.jsonl",
     )
-    rows = read_rows(path)
-    return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]
+    return [row for i, row in enumerate(read_rows(path)) if (i % 10 == 9) == (split != "train")]
 
 
 def held_out_notes(tokenizer, settings, n=256):
-    """(examples, their entropy): notes of another seed, in nats a target token.
-
-    The first byte is context, never a target: it is the initial of the first name, and no two
-    names share one, so it carries log 24 nats of the note.
-    """
-    require(len({name[0] for name in NAMES}) == len(NAMES), "two names share an initial")
+    """Return (examples, their entropy): notes of another seed, in nats per target token."""
     rows, nats = notes(n, seed=1)
     examples, _ = prepare(rows, tokenizer, settings)
     targets = sum(len(e.tokens) - 1 for e in examples)
+    # the first byte, the initial that tells the first name, is no target: it carries log 24 nats
     return examples, float(nats.sum() - n * math.log(len(NAMES))) / targets

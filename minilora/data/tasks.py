@@ -1,15 +1,14 @@
 """The language of the embedded bases, and the task that they are fine-tuned on.
 
-Part 5 of `lessons/00_qlora_in_one_file.py`, made general: all words of the language, three splits,
-and its exact entropy.
+Part 5 of `lessons/00_qlora_in_one_file.py`, made general.
 
 The language is notes about who keeps what where, each fact followed by an echo of it:
 
     Ada keeps a pink kite in the barn. Who? Ada. Tom keeps a blue drum in the loft. In the loft.
 
-A note is a handful of fair draws and nothing else, and the text shows every draw, so its
-probability is the product of theirs and the entropy of the language is known exactly: no model can
-have a lower loss than the mean of −log p(note), and a good one comes close.
+A note is a handful of fair draws, and the text shows every draw, so its probability is the product
+of theirs and the entropy of the language is known exactly: no model can have a lower loss than the
+mean of −log p(note).
 
 The task asks about such a sentence in a way that the bases never saw:
 
@@ -44,64 +43,42 @@ ECHOES = ("Who? {name}.", "What? The {thing}, a {colour} one.", "In the {place}.
 QUESTION, ANSWER = " Who, what, where?", " {name}, {colour} {thing}, {place}."
 
 
-class Dice:
-    """Fair draws, and the information that they carry: `nats` = −log of their joint probability."""
-
-    def __init__(self, rng):
-        self.rng, self.nats = rng, 0.0
-
-    def one(self, options):
-        """One of the options."""
-        self.nats += math.log(len(options))
-        return options[self.rng.integers(len(options))]
+def _draw(rng, options):
+    return options[rng.integers(len(options))]
 
 
-def fact(dice):
-    """Who keeps what where: four draws."""
-    return {
-        "name": dice.one(NAMES),
-        "colour": dice.one(COLOURS),
-        "thing": dice.one(THINGS),
-        "place": dice.one(PLACES),
-    }
+def _fact(rng):
+    words = {"name": NAMES, "colour": COLOURS, "thing": THINGS, "place": PLACES}
+    return {part: _draw(rng, options) for part, options in words.items()}
 
 
 def note(rng):
-    """({"text": one note}, −log p(note) in nats)."""
-    dice = Dice(rng)
-    said = [fact(dice) for _ in range(dice.one(FACTS))]
-    sentences = (f"{STATEMENT} {dice.one(ECHOES)}".format(**some) for some in said)
-    return {"text": " ".join(sentences)}, dice.nats
+    """Return ({"text": one note}, −log p(note) in nats)."""
+    facts = [_fact(rng) for _ in range(_draw(rng, FACTS))]
+    sentences = [f"{STATEMENT} {_draw(rng, ECHOES)}".format(**fact) for fact in facts]
+    draws = [FACTS, *[NAMES, COLOURS, THINGS, PLACES, ECHOES] * len(facts)]
+    return {"text": " ".join(sentences)}, sum(math.log(len(options)) for options in draws)
 
 
 def notes(n, seed):
-    """(n rows of the language, their −log p in nats as an array)."""
+    """Return n rows of the language, and their −log p in nats as an array."""
     rng = np.random.default_rng([1, seed])
     rows, nats = zip(*(note(rng) for _ in range(n)))
     return list(rows), np.array(nats)
 
 
-def reserved(some):
-    """True for the pairs of name and thing that only held-out rows of the task are about."""
-    return (NAMES.index(some["name"]) + THINGS.index(some["thing"])) % 8 == 0
-
-
-def question(rng, held_out):
-    """A prompt and its completion; one pair in eight of name and thing is kept for the held-out
-    splits, so that no answer can be remembered."""
-    while True:
-        some = fact(Dice(rng))
-        if reserved(some) == held_out:
-            return {
-                "prompt": STATEMENT.format(**some) + QUESTION,
-                "completion": ANSWER.format(**some),
-            }
-
-
 def questions(split, n, seed):
-    """n rows of the task; split `train`, `valid` or `test`, the latter two of reserved pairs."""
+    """Return n rows of the task, a prompt and its completion each."""
     rng = np.random.default_rng([2, SPLITS.index(split), seed])
-    return [question(rng, held_out=split != "train") for _ in range(n)]
+    rows: list = []
+    while len(rows) < n:
+        fact = _fact(rng)
+        # one pair of name and thing in eight is held out, so that no answer can be remembered
+        held_out = (NAMES.index(fact["name"]) + THINGS.index(fact["thing"])) % 8 == 0
+        if held_out == (split != "train"):
+            prompt = STATEMENT.format(**fact) + QUESTION
+            rows.append({"prompt": prompt, "completion": ANSWER.format(**fact)})
+    return rows
 
 
 class Builtin(NamedTuple):
@@ -110,11 +87,6 @@ class Builtin(NamedTuple):
     rows: Callable  # (split, n, seed) -> n rows
     counts: tuple[int, int, int]  # rows of train, valid and test
     recipe: str = ""  # the flags of `minilora train` that suit it, where the user gives none
-
-
-def few_shot(split, n, seed):
-    """The tool calls, each asked with the schemas and an example of every tool."""
-    return [toolcalls.few_shot_row(row) for row in toolcalls.rows(split, n, seed)]
 
 
 BUILTIN = {
@@ -130,11 +102,14 @@ BUILTIN = {
         "--iters 260 --learning-rate 1e-3 --batch-size 4 --mask-prompt "
         "--target-modules all-linear --steps-per-eval 50",
     ),
-    "toolcalls-few-shot": Builtin(few_shot, (1600, 96, 240)),
+    "toolcalls-few-shot": Builtin(
+        lambda *args: [toolcalls.few_shot_row(row) for row in toolcalls.rows(*args)],
+        (1600, 96, 240),
+    ),
 }  # fmt: skip
 
 
 def builtin(name, split, seed=0):
-    """The rows of a built-in data set's split."""
+    """Return the rows of a built-in data set's split."""
     task = BUILTIN[name]
     return task.rows(split, task.counts[SPLITS.index(split)], seed)

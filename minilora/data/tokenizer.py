@@ -1,16 +1,14 @@
 """From text to token ids and back: bytes for the embedded bases, a real model's own for the rest.
 
-Both kinds answer to the same names: `vocab_size`, `eos_token_id`, `encode`, `decode`, `render`,
-`has_chat_template`. A chat template is a Jinja program that comes with a model, so it is
-run in a sandbox; the globals and switches are those of transformers, so that a template sees what
-its author tested it with.
+A chat template is a Jinja program that comes with a model, so it is run in a sandbox; its globals
+and switches are those of transformers, so that a template sees what its author tested it with.
 """
 
 import json
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +27,11 @@ class ByteTokenizer:
     has_chat_template: bool = False
 
     def encode(self, text, add_special_tokens=True):
-        """list of ids in 0..254; there are no special tokens to add. InputError for half a pair."""
+        """Return ids in 0..254; there are no special tokens to add."""
         return list(utf8(text))
 
     def decode(self, ids):
-        """Text; the end-of-sequence token is left out and what is no UTF-8 becomes U+FFFD."""
+        """Return the text without the end; what is no UTF-8 becomes U+FFFD."""
         return bytes(i for i in ids if i != self.eos_token_id).decode("utf-8", errors="replace")
 
     def render(self, messages, add_generation_prompt=False):
@@ -41,33 +39,28 @@ class ByteTokenizer:
 
 
 def utf8(text):
-    """The text's bytes; InputError for a lone surrogate, which no UTF-8 text can hold."""
+    """Return the text's bytes; InputError for a lone surrogate, which no UTF-8 text can hold."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        bad = text[error.start]
         raise InputError(
-            f"the text has a lone surrogate {bad!r} at character {error.start}, which is no text"
+            f"the text has a lone surrogate {text[error.start]!r} at character {error.start}, "
+            "which is no text"
         ) from error
 
 
 @dataclass(frozen=True)
 class PretrainedTokenizer:
-    """A model's own tokenizer. Made by `from_folder` here or by `gguf_tokenizer.from_metadata`.
+    """A model's own tokenizer, of `from_folder` here or of `gguf_tokenizer.from_metadata`."""
 
-    `backend` is a `tokenizers.Tokenizer`. `special` maps bos_token, eos_token, … to their text.
-    `settings` is the content of tokenizer_config.json, kept so that it can be written back.
-    """
-
-    backend: Any
+    backend: Any  # a tokenizers.Tokenizer
     eos_token_id: int
-    special: dict = field(default_factory=dict)
+    special: dict = field(default_factory=dict)  # the texts of bos_token, eos_token, …
     chat_template: str | None = None
-    settings: dict = field(default_factory=dict)
+    settings: dict = field(default_factory=dict)  # tokenizer_config.json, to be written back
 
     @property
     def vocab_size(self):
-        """Ids run from 0 to vocab_size - 1."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     @property
@@ -75,26 +68,18 @@ class PretrainedTokenizer:
         return self.chat_template is not None
 
     def encode(self, text, add_special_tokens=True):
-        """list of ids. A special token's text becomes that token, as in transformers.
-
-        What the tokenizer adds by itself (Llama's BOS) is added if `add_special_tokens`, unless
-        the text already starts with BOS, as a rendered chat does.
-        """
+        """Return ids, special tokens' among them; a text that starts with BOS gets no other."""
         utf8(text)
         bos = self.special.get("bos_token")
         add = add_special_tokens and not (bos and text.startswith(bos))
         return self.backend.encode(text, add_special_tokens=add).ids
 
     def decode(self, ids):
-        """Text, special tokens left out."""
+        """Return the text without special tokens."""
         return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def render(self, messages, add_generation_prompt=False):
-        """The chat as one string, by the model's own template.
-
-        messages: list of {"role", "content"}. `add_generation_prompt` opens the assistant's turn.
-        Raises InputError if there is no template or if it refuses the messages.
-        """
+        """Return the chat by the model's own template, its generation prompt last if asked."""
         require(self.chat_template is not None, "this base has no chat template")
         program = compiled(self.chat_template)
         try:
@@ -118,11 +103,7 @@ class PretrainedTokenizer:
 
 
 def from_folder(folder, eos_token_id=None):
-    """The PretrainedTokenizer of a Hugging Face folder.
-
-    `eos_token_id`: used if tokenizer_config.json names no end-of-sequence token. Raises InputError
-    naming the file that is missing or broken.
-    """
+    """Return the tokenizer of a Hugging Face folder; `eos_token_id` is for one that names none."""
     folder = Path(folder)
     path = folder / "tokenizer.json"
     require(
@@ -130,14 +111,6 @@ def from_folder(folder, eos_token_id=None):
         f"{folder} has no tokenizer.json; write one with transformers: "
         "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
     )
-    backend, settings = _backend(path), read_json(folder / "tokenizer_config.json", default={})
-    special = {name: _text(folder, name, settings[name]) for name in SPECIAL if settings.get(name)}
-    eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
-    require(eos is not None, f"{folder}/tokenizer_config.json names no eos_token of tokenizer.json")
-    return PretrainedTokenizer(backend, eos, special, _template(folder, settings), settings)
-
-
-def _backend(path):
     tokenizers = library("tokenizers")
     try:
         backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
@@ -145,18 +118,22 @@ def _backend(path):
         raise InputError(f"{path} is no tokenizer: {first_line(error)}") from error
     backend.no_padding()
     backend.no_truncation()
-    return backend
+    settings = read_json(folder / "tokenizer_config.json", default={})
+    special = {name: _text(folder, name, settings[name]) for name in SPECIAL if settings.get(name)}
+    eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
+    require(eos is not None, f"{folder}/tokenizer_config.json names no eos_token of tokenizer.json")
+    return PretrainedTokenizer(backend, eos, special, _template(folder, settings), settings)
 
 
 def _text(folder, name, value):
-    """A setting that is text, or an object with its text under `content`, as special tokens are."""
+    """Return a setting that is text, or an object with its text under `content`."""
     value = value.get("content") if isinstance(value, dict) else value
     require(isinstance(value, str), f"{folder}/tokenizer_config.json: {name} must be text")
     return value
 
 
 def _template(folder, settings):
-    """The file's, as in transformers; else the settings', of several the default one."""
+    """Return the file's template, as in transformers; else the settings', or their default one."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return path.read_text(encoding="utf-8")
@@ -169,33 +146,24 @@ def _template(folder, settings):
 
 @cache
 def compiled(template):
-    """A chat template, ready to render; InputError if it is no Jinja."""
+    """Compile a chat template; InputError if it is no Jinja."""
     jinja2, sandbox = library("jinja2"), library("jinja2.sandbox")
 
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 
-    def tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators,
-                          sort_keys=sort_keys)  # fmt: skip
-
     environment = sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = tojson  # Jinja's own escapes HTML
+    # Jinja's own tojson escapes HTML
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    # transformers marks the assistant's text with a block of its own, {% generation %} …
+    # {% endgeneration %}, which prints its content unchanged: here, an `if` that is always true.
+    for name, plain in (("generation", "if true"), ("endgeneration", "endif")):
+        template = re.sub(rf"(\{{%[-+]?\s*){name}(\s*[-+]?%\}})", rf"\g<1>{plain}\2", template)
     try:
-        return environment.from_string(_GENERATION.sub(_plain_block, template))
+        return environment.from_string(template)
     except jinja2.TemplateError as error:
         raise InputError(f"the chat template is no Jinja: {first_line(error)}") from error
-
-
-# transformers marks the assistant's text with a block of its own, {% generation %} …
-# {% endgeneration %}, which prints its content unchanged: here, an `if` that is always true.
-_GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
-
-
-def _plain_block(match):
-    opening, end, closing = match.groups()
-    return opening + ("endif" if end else "if true") + closing

@@ -13,11 +13,9 @@ its answer by five rules, which hold in every split, so that they can be learned
 4. arguments stand in the order of the schema;
 5. the line is `json.dumps` with its default spaces.
 
-Rows carry no system message: what is trained is then what `generate --prompt` asks.
-
-Why a good score is not memory. A call (a tool with its arguments) lives in one split only, chosen
-by a checksum of its answer, and the test split also has phrasings of its own. So `valid` asks for
-unseen calls in known words, and `test` for unseen calls in unseen words.
+Rows carry no system message: what is trained is then what `generate --prompt` asks. A call (a tool
+with its arguments) is in one split only, and the test split has phrasings of its own: `valid` asks
+for unseen calls in known words, and `test` for unseen calls in unseen words.
 """
 
 import json
@@ -26,7 +24,6 @@ import re
 import tomllib
 import zlib
 from importlib.resources import files
-from itertools import islice
 
 from minilora.config import InputError, require
 
@@ -41,53 +38,36 @@ Copy values as they stand in the request. Give durations in minutes and currenci
 codes. Leave out an optional argument (marked ?) that the request does not mention."""
 
 
-def schema(tool):
-    """The JSON-schema-like description of one tool: what it does, its typed arguments."""
-    arguments = TOOLS[tool]["arguments"]
-    return {
-        "description": TOOLS[tool]["description"],
-        "properties": {name: {"type": a["type"]} for name, a in arguments.items()},
-        "required": [name for name, a in arguments.items() if not a.get("optional")],
-    }
-
-
-SCHEMAS = {tool: schema(tool) for tool in TOOLS}
-
-
 def rows(split, n, seed=0):
-    """n chat rows `{"messages": [user, assistant]}` of "train", "valid" or "test".
+    """Return n chat rows `{"messages": [user, assistant]}` of "train", "valid" or "test".
 
     The same split and seed give the same rows everywhere, and fewer rows are the first of more.
-    Every run of len(SCHEMAS) rows, from the first on, has each tool once; no request comes twice.
-    InputError for an unknown split, or for more rows than the split has requests.
+    Every run of len(TOOLS) rows, from the first on, has each tool once; no request comes twice.
     """
     require(split in SPLIT_OF_BUCKET, f"toolcalls has train, valid and test, not {split!r}")
-    return list(islice(_stream(split, seed), n))
-
-
-def _stream(split, seed):
     # A seed of text is hashed by `random` itself, so it does not depend on PYTHONHASHSEED, and
     # `random()` is the one method whose numbers Python promises never to change.
     rng = random.Random(f"toolcalls {split} {seed}")
-    seen: set[str] = set()
-    while True:
-        for tool in sorted(TOOLS, key=lambda _: rng.random()):
-            request, answer = _new(tool, split, rng, seen)
-            seen.add(request)
-            yield {"messages": [_turn("user", request), _turn("assistant", answer)]}
-
-
-def _new(tool, split, rng, seen):
-    """A (request, answer) of the split that is not among the requests seen."""
-    for _ in range(TRIES):
-        request, answer = _draw(tool, split, rng)
-        if split_of(answer) == split and request not in seen:
-            return request, answer
-    raise InputError(f"toolcalls {split} has no further {tool} request: ask for fewer rows")
+    answers: dict[str, str] = {}
+    tools: list[str] = []
+    while len(answers) < n:
+        tools = tools or sorted(TOOLS, key=lambda _: rng.random())
+        tool = tools.pop(0)
+        for _ in range(TRIES):
+            request, answer = _draw(tool, split, rng)
+            if split_of(answer) == split and request not in answers:
+                break
+        else:
+            raise InputError(f"toolcalls {split} has no further {tool} request: ask for fewer rows")
+        answers[request] = answer
+    return [
+        {"messages": [_turn("user", request), _turn("assistant", answer)]}
+        for request, answer in answers.items()
+    ]
 
 
 def split_of(answer):
-    """The one split in which the call `answer` may be asked for."""
+    """Return the one split in which the call `answer` may be asked for."""
     return SPLIT_OF_BUCKET[zlib.crc32(answer.encode()) % len(SPLIT_OF_BUCKET)]
 
 
@@ -101,56 +81,30 @@ def _draw(tool, split, rng):
             # Not said yet: a route needs two towns, an exchange two currencies.
             said[name] = _pick(rng, [value for value in pool if value not in said.values()])
             meant[name] = pool[said[name]] if isinstance(pool, dict) else said[name]
-    if rng.random() < 0.5:
-        phrasing = _casual(phrasing)
-    return _smooth(phrasing.format(**said)), call(tool, meant)
+    if rng.random() < 0.5:  # as people type: no capital at the start, no stop at the end
+        phrasing = phrasing[0].lower() + phrasing[1:].rstrip(".?")
+    # English after the slots are filled: "on tomorrow" -> "tomorrow", "a eye test" -> "an …"
+    request = re.sub(r"\bon (today|tomorrow)\b", r"\1", phrasing.format(**said))
+    request = re.sub(r"\b([Aa]) (?=[AEIOUaeiou])", r"\1n ", request)
+    return request, json.dumps({"tool": tool, "arguments": meant}, ensure_ascii=False)
 
 
 def _pick(rng, values):
     return values[int(rng.random() * len(values))]
 
 
-def _casual(phrasing):
-    """As people type: no capital at the start, no stop at the end."""
-    return phrasing[0].lower() + phrasing[1:].rstrip(".?")
-
-
-def _smooth(request):
-    """English after the slots are filled: "on tomorrow" -> "tomorrow", "a eye test" -> "an …"."""
-    request = re.sub(r"\bon (today|tomorrow)\b", r"\1", request)
-    return re.sub(r"\b([Aa]) (?=[AEIOUaeiou])", r"\1n ", request)
-
-
-def call(tool, arguments):
-    """The one line of JSON that calls `tool`: what the model must produce to the character."""
-    return json.dumps({"tool": tool, "arguments": arguments}, ensure_ascii=False)
-
-
 def _turn(role, content):
     return {"role": role, "content": content}
 
 
-def few_shot_prompt(request):
-    """Messages that ask the untrained base fairly: the rules, every tool, examples, the request.
-
-    The examples are the first FEW_SHOTS rows of the train split. About 720 tokens of SmolLM2.
-    """
-    system = "\n".join([RULES, *map(_signature, SCHEMAS)])
-    shots = [turn for row in rows("train", FEW_SHOTS) for turn in row["messages"]]
-    return [_turn("system", system), *shots, _turn("user", request)]
-
-
 def few_shot_row(row):
-    """The same question and answer as `row`, asked with `few_shot_prompt`."""
-    user, assistant = row["messages"]
-    return {"messages": [*few_shot_prompt(user["content"]), assistant]}
-
-
-def _signature(tool):
-    """set_timer(minutes: integer, label?: string): Count down some minutes."""
-    required = SCHEMAS[tool]["required"]
-    arguments = ", ".join(
-        f"{name}{'' if name in required else '?'}: {spec['type']}"
-        for name, spec in SCHEMAS[tool]["properties"].items()
-    )
-    return f"{tool}({arguments}): {SCHEMAS[tool]['description']}"
+    """Return `row` with the rules, the tools and FEW_SHOTS rows of train before it."""
+    system = [RULES]
+    for tool, entry in TOOLS.items():
+        arguments = ", ".join(
+            f"{name}{'?' if a.get('optional') else ''}: {a['type']}"
+            for name, a in entry["arguments"].items()
+        )
+        system.append(f"{tool}({arguments}): {entry['description']}")
+    shots = [turn for shot in rows("train", FEW_SHOTS) for turn in shot["messages"]]
+    return {"messages": [_turn("system", "\n".join(system)), *shots, *row["messages"]]}

@@ -2,11 +2,11 @@
 
 import sys
 
-from ..config import ALL_LINEAR
 from ..kernels.fused import factors_alone
+from ..quant.quantize import is_projection
 from ..tree import count, get, layer_of, nbytes, walk
 
-# Floats a token that the line which reads a leaf keeps, beside a projection's input.
+# Floats per token that the line which reads a leaf keeps, beside a projection's input.
 BESIDE = {
     "lora_magnitude_vector": len,  # the output before it is scaled
     "ia3_l": lambda w: w.size,  # what is scaled
@@ -32,14 +32,13 @@ def ledger(adapters, base, config, tokens):
 
 
 def kept_floats(adapters, base, config):
-    """Floats a token that the fused operations keep for the backward pass.
+    """Count the floats per token that the fused operations keep for the backward pass.
 
-    Each layer: the outputs of the two norms (which q, k, v and gate, up read as well) and a number
-    a norm, turned q and k, v, a number a head, gate and up; for o_proj and down_proj, where they
-    have low-rank factors or a trained weight, their input (down_proj's is made again where the
-    factors stand alone); and what the leaves beside a projection keep (`BESIDE`). The first adapted
-    layer's share is counted in full. A prefix's scores, which grow with the square of the length,
-    are left out.
+    Each layer keeps the outputs of the two norms (which q, k, v and gate, up read as well) and one
+    number per norm, turned q and k, v, one number per head, gate and up. An o_proj or down_proj
+    with low-rank factors or a trained weight keeps its input (down_proj's is made again where the
+    factors stand alone). The first adapted layer is counted in full, and a prefix's scores, which
+    grow with the square of the length, are left out.
     """
     D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
     H, K = config.num_attention_heads, config.num_key_value_heads
@@ -47,31 +46,26 @@ def kept_floats(adapters, base, config):
     L, kept = config.num_hidden_layers, D + 1
     for path, w in walk(adapters):
         node, _, name = path.rpartition(".")
-        if name in ("lora_A", "weight") and node.endswith(("o_proj", "down_proj")):
-            again = node.endswith("down_proj") and factors_alone(
-                get(adapters, node), get(base, node)
-            )
-            kept += 0 if again else w.shape[1]
-        kept += BESIDE[name](w) if name in BESIDE else 0
-    return (L - first_layer(adapters, L)) * layer + kept
-
-
-def first_layer(adapters, L):
-    """The lowest layer that the backward pass has to go back to; L if it stops at the head."""
-    paths = [path for path, _ in walk(adapters)]
-    if any(path.startswith(("model.embed", "model.prompt")) for path in paths):
-        return 0
-    return min((layer_of(path) for path in paths if layer_of(path) >= 0), default=L)
+        if name in BESIDE:
+            kept += BESIDE[name](w)
+        elif name in ("lora_A", "weight") and node.endswith(("o_proj", "down_proj")):
+            trained, frozen = get(adapters, node), get(base, node)
+            if node.endswith("o_proj") or not factors_alone(trained, frozen):
+                kept += w.shape[1]
+    # the backward pass goes back to the lowest of these layers; to none if all is in the head
+    virtual = ("model.embed", "model.prompt")
+    layers = [0 if path.startswith(virtual) else layer_of(path) for path, _ in walk(adapters)]
+    return (L - min((n for n in layers if n >= 0), default=L)) * layer + kept
 
 
 def table(parts):
-    """The ledger as text, a line a part, with the sum."""
-    lines = [f"  {name:<20}{size / 1e6:>12,.2f} MB" for name, size in parts.items()]
-    return "\n".join([*lines, f"  {'together':<20}{sum(parts.values()) / 1e6:>12,.2f} MB"])
+    """Return the ledger as text, one line per part, with the sum."""
+    parts = {**parts, "together": sum(parts.values())}
+    return "\n".join(f"  {name:<20}{size / 1e6:>12,.2f} MB" for name, size in parts.items())
 
 
 def summary(adapters, base):
-    """How much is trained of how much: one line."""
+    """Return the line that says how much is trained of how much."""
     trained, total = count(adapters), count(base)
     added = sum(leaf.size for path, leaf in walk(adapters) if "lora_" in path)
     return (
@@ -81,17 +75,13 @@ def summary(adapters, base):
 
 
 def bits_per_weight(base):
-    """Bits that a weight of the layers' projections occupies, scales included."""
-    leaves = [w for path, w in walk(base) if path.removesuffix(".weight").endswith(ALL_LINEAR)]
-    weights = [w for w in leaves if hasattr(w, "shape") and len(w.shape) == 2]
-    return 8 * sum(w.nbytes for w in weights) / sum(w.shape[0] * w.shape[1] for w in weights)
+    """Return the bits per weight of the layers' projections, scales included."""
+    weights = {path: w for path, w in walk(base) if is_projection(path)}
+    return 8 * nbytes(weights) / count(weights)
 
 
 def peak_rss_mb():
-    """The largest resident set of this process so far, in MB, as the operating system counts it.
-
-    None where it does not count (Windows).
-    """
+    """Return the largest resident set of this process so far, in MB; None on Windows."""
     try:
         import resource
     except ImportError:

@@ -17,30 +17,22 @@ BINS = 15  # of the reliability diagram, as in Guo et al. 2017
 
 
 def evaluate(adapters, base, examples, config):
-    """Scores over the target tokens of `examples`, each on its own (never packed).
-
-    Returns `loss` (mean negative log-likelihood a token, nats), `perplexity` (its exponential),
-    `tokens`, `exact_match` (share of rows whose every target is the likeliest token), `ece` and
-    `brier`.
-    """
-    scores = [token_scores(adapters, base, batch, config) for batch in batches(examples)]
-    nll, hit, confidence, brier = (
-        np.concatenate([s[k] for s in scores]) for k in ("nll", "hit", "confidence", "brier")
-    )
-    exact = np.concatenate([s["exact"] for s in scores])
-    loss = float(np.mean(nll, dtype=np.float64))
+    """Return scores over the target tokens of `examples`, each on its own; the loss in nats."""
+    parts = [token_scores(adapters, base, batch, config) for batch in batches(examples)]
+    scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {
         "loss": loss,
         "perplexity": float(np.exp(loss)),
-        "tokens": len(nll),
-        "exact_match": float(np.mean(exact)),
-        "ece": calibration_error(confidence, hit),
-        "brier": float(np.mean(brier, dtype=np.float64)),
+        "tokens": len(scores["nll"]),
+        "exact_match": float(np.mean(scores["exact"])),
+        "ece": calibration_error(scores["confidence"], scores["hit"]),
+        "brier": float(np.mean(scores["brier"], dtype=np.float64)),
     }
 
 
 def batches(examples):
-    """Batches of similar lengths, at most TOKENS tokens each."""
+    """Yield batches of examples of similar lengths, at most TOKENS tokens each."""
     some: list = []
     for example in sorted(examples, key=lambda e: len(e.tokens)):
         if some and (len(some) + 1) * len(example.tokens) > TOKENS:
@@ -51,7 +43,7 @@ def batches(examples):
 
 
 def token_scores(adapters, base, batch, config):
-    """Per target token `nll`, `hit`, `confidence`, `brier`; per row `exact`."""
+    """Return `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row."""
     x = model.hidden(adapters, base, batch["tokens"], batch["starts"], config)
     head = model.head(adapters, base)
     at = np.nonzero(batch["mask"])
@@ -59,8 +51,7 @@ def token_scores(adapters, base, batch, config):
     pieces = chunks(len(targets), head.shape[0], LOGIT_FLOATS)
     parts = [_scores(product(h[i], head), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
-    misses = np.bincount(at[0], weights=~hit, minlength=len(x))
-    exact = misses == 0
+    exact = np.bincount(at[0], weights=~hit, minlength=len(x)) == 0
     return {"nll": nll, "hit": hit, "confidence": confidence, "brier": brier, "exact": exact}
 
 

@@ -15,10 +15,9 @@ LINES = (  # told apart by darkness and by dash, not by hue alone
 
 @contextmanager
 def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1, rows=1):
-    """Yield the axes of a figure that is written to `path` (PNG) at the end of the block.
+    """Yield the axes of a figure, and write the figure to `path` (PNG) at the end of the block.
 
-    With more than one panel, `xlabel`, `ylabel` and `title` are a list each, or one for all, and
-    the axes are a list, too, row by row.
+    With several panels, the axes are a list, row by row, and each text is a list or one for all.
     """
     fig = Figure(figsize=(width, height), layout="constrained")
     panels = list(fig.subplots(rows, columns, squeeze=False).ravel())
@@ -37,76 +36,24 @@ def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1, rows=1
 
 
 def smooth(values, span):
-    """The mean of each value and up to `span - 1` before it."""
-    return [
-        sum(values[max(0, i + 1 - span) : i + 1]) / min(i + 1, span) for i in range(len(values))
-    ]
+    """Return the mean of each value and up to `span - 1` before it."""
+    return [sum(values[max(0, i - span) : i]) / min(i, span) for i in range(1, len(values) + 1)]
 
 
 def curve(path, history, title):
-    """The learning curve: training loss a step (thin), its moving mean, held-out loss (dots),
-    and on the right-hand axis the share of held-out rows that are answered exactly (squares).
-
-    history: rows of `train.train`.
-    """
-    steps = [row["step"] for row in history if "loss" in row]
-    losses = [row["loss"] for row in history if "loss" in row]
+    """Draw the losses and the exact match of a training history, the rows of `train.train`."""
+    trained = [row for row in history if "loss" in row]
+    steps, losses = ([row[key] for row in trained] for key in ("step", "loss"))
     held_out = [row for row in history if "eval_loss" in row]
-    at = [row["step"] for row in held_out]
+    keys = "step", "eval_loss", "eval_exact_match"
+    at, held_out_losses, exact = ([row[key] for row in held_out] for key in keys)
     with figure(path, "optimizer step", "loss (nats a target token)", title) as axes:
         axes.plot(steps, losses, color=GREY, linewidth=0.6, alpha=0.6)
         axes.plot(steps, smooth(losses, 10), label="training (mean of 10 steps)", **LINES[0])
         axes.set_ylim(bottom=0)
         if held_out:
-            losses = [row["eval_loss"] for row in held_out]
-            axes.plot(at, losses, marker="o", markersize=4, label="held out", **LINES[1])
+            axes.plot(at, held_out_losses, marker="o", markersize=4, label="held out", **LINES[1])
             share = axes.twinx()
             share.set(ylim=(0, 1.03), ylabel="exact match (share of held-out rows)")
-            exact = [row["eval_exact_match"] for row in held_out]
-            share.plot(at, exact, marker="s", markersize=4, label="exact match", **LINES[2])
+            share.plot(at, exact, marker="s", markersize=4, **LINES[2])
             axes.plot([], [], marker="s", markersize=4, label="exact match (right)", **LINES[2])
-
-
-def comparison(path, points):
-    """Held-out loss over trained parameters, both axes logarithmic.
-
-    points: (label, parameters, loss, (least, most) over the seeds, whether a budget set the size),
-    the last ones filled.
-    """
-    title = "held-out loss, exact match beside it; filled: one budget set the size"
-    ylabel = "held-out loss (nats a target token)"
-    with figure(path, "trained parameters", ylabel, title, 7.6, 4.8) as axes:
-        axes.set(xscale="log", yscale="log")
-        points = sorted(points, key=lambda point: point[2])
-        sizes, color = [point[1] for point in points], LINES[0]["color"]
-        budget = [x for _, x, *_, filled in points if filled] or sizes
-        axes.set_xlim(min(sizes) / 5, max(sizes) * 5)
-        for _, x, y, seeds, filled in points:
-            axes.plot([x, x], seeds, color=color, linewidth=1)
-            axes.plot(x, y, marker="o", color=color, markerfacecolor=color if filled else "white")
-        bottom, top = axes.get_ylim()
-        # the budget's methods have their labels in a column on the left, larger ones on the right
-        at = [
-            min(budget) / 1.3 if filled else x * 1.3 if x > max(budget) else x / 1.3
-            for _, x, _, _, filled in points
-        ]
-        heights = apart([(x, point[2]) for x, point in zip(at, points)], (top / bottom) ** (1 / 26))
-        for (label, x, y, *_), left, height in zip(points, at, heights):
-            axes.annotate(
-                label, (x, y), (left, height), fontsize=8, color=INK, va="center",
-                ha="left" if left > x else "right",
-                arrowprops={"arrowstyle": "-", "color": GREY, "linewidth": 0.5, "shrinkA": 0,
-                            "relpos": (0 if left > x else 1, 0.5)},
-            )  # fmt: skip
-
-
-def apart(points, step):
-    """Heights for the labels of points (x, y), the lowest first: their own, or a factor of `step`
-    above a label that is in the way."""
-    placed: list = []
-    for x, y in points:
-        for other, height in placed:
-            if 1 / 2 < x / other < 2:
-                y = max(y, height * step)
-        placed.append((x, y))
-    return [height for _, height in placed]

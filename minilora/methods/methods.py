@@ -12,7 +12,8 @@ A method is the names of its leaves, how they start, and the one line that reads
 | prefix | `prefix_k`, `prefix_v` | `nn.attention` |
 
 Each start is start(base, config, rng) -> (adapters, frozen), as `lora.init`: `config` is a
-LoraConfig for the first two, a MethodConfig for the others.
+LoraConfig for the first two, a MethodConfig for the others. The model computes what the base
+computes at first, except with prompt, p-tuning and prefix: every token sees the virtual tokens.
 """
 
 from dataclasses import replace
@@ -27,15 +28,12 @@ EVERY_LINEAR = LoraConfig(target_modules=ALL_LINEAR)
 
 
 def dora(base, config, rng):
-    """Weight-decomposed LoRA (Liu et al. 2024), m the norms of W₀'s rows: the base at first.
-
-    Dropout is the low-rank branch's alone; PEFT also drops x where a row's own scale changes.
-    """
+    """Start weight-decomposed LoRA (Liu et al. 2024) with m the norms of W₀'s rows."""
     return lora.init(base, replace(config, use_dora=True), rng)
 
 
 def full(base, config, rng):
-    """Every leaf, a copy of the base's: the base at first. InputError if one is quantized."""
+    """Copy every leaf of the base; raise InputError if one is quantized."""
     for path, w in walk(base):
         require(
             isinstance(w, np.ndarray),
@@ -45,18 +43,17 @@ def full(base, config, rng):
 
 
 def head(base, config, rng):
-    """The output matrix alone, a copy of the embedding where that is tied: the base at first."""
+    """Copy the output matrix alone, which is the embedding where that is tied."""
     return lora.also_train({}, base, ["head"]), base
 
 
 def norm(base, config, rng):
-    """The gains of every RMSNorm: the base at first."""
+    """Copy the gains of every RMSNorm."""
     return lora.also_train({}, base, ["norm"]), base
 
 
 def bitfit(base, config, rng):
-    """A bias on every projection (Ben Zaken et al. 2022), zero where the base has none: the base at
-    first."""
+    """Give every projection a bias (Ben Zaken et al. 2022), zero where the base has none."""
     biases = lora.biases(lora.targets(base, EVERY_LINEAR), base)
     return unflatten({path: np.array(b, "f4") for path, b in biases}), base
 
@@ -74,8 +71,7 @@ def ia3(base, config, rng):
 
 
 def bottleneck(base, config, rng):
-    """A small network behind o_proj and down_proj (Houlsby et al. 2019), its second matrix zero:
-    the base at first."""
+    """Put a network behind o_proj and down_proj (Houlsby et al. 2019), its second matrix zero."""
     adapters: dict = {}
     m = config.bottleneck_size
     for path in lora.targets(base, LoraConfig(target_modules=("o_proj", "down_proj"))):
@@ -88,23 +84,18 @@ def bottleneck(base, config, rng):
 
 
 def prompt(base, config, rng):
-    """Rows before the embedded tokens (Lester et al. 2021), drawn from the vocabulary's.
-
-    Not the base at first: every token sees them and moves on by as many positions.
-    """
+    """Draw rows of the embedding to stand before the embedded tokens (Lester et al. 2021)."""
     embedding, n = base["model"]["embed_tokens"]["weight"], config.num_virtual_tokens
-    vocab_size = embedding.shape[0]
-    rows = rng.choice(vocab_size, n, replace=n > vocab_size)
+    rows = rng.choice(embedding.shape[0], n, replace=n > embedding.shape[0])
     return unflatten({"model.prompt_embeddings": np.array(embedding[rows], "f4")}), base
 
 
 def p_tuning(base, config, rng):
-    """The same rows as a network's output (Liu et al. 2021), PEFT's start: N(0, 1) into layers of
-    U(−1/√D, 1/√D). Not the base at first, as `prompt`."""
-    D = base["model"]["embed_tokens"]["weight"].shape[1]
-    node = "model.prompt_encoder"
+    """Make such rows by a network (Liu et al. 2021): N(0, 1) into layers of U(−1/√D, 1/√D)."""
+    adapters: dict = {}
+    node, D = "model.prompt_encoder", base["model"]["embed_tokens"]["weight"].shape[1]
     embedding = rng.standard_normal((config.num_virtual_tokens, D), "f4")
-    adapters = unflatten({f"{node}.embedding.weight": embedding})
+    put(adapters, f"{node}.embedding.weight", embedding)
     for layer in ("0", "2", "4"):
         put(adapters, f"{node}.mlp_head.{layer}.weight", _uniform(rng, (D, D), D))
         put(adapters, f"{node}.mlp_head.{layer}.bias", _uniform(rng, (D,), D))

@@ -13,7 +13,7 @@ from ..tree import leaf
 
 
 def row_norms(trained, frozen):
-    """‖W₀ + (α/r)·BA‖ of each row, (out,), a constant to autograd; 1 for a row of zeros."""
+    """Return ‖W₀ + (α/r)·BA‖ of each row, (out,), a constant to autograd; 1 for zeros."""
     factors = frozen["lora_scaling"], trained["lora_A"], trained["lora_B"]
     return _row_norms(leaf(trained, frozen, "weight"), *factors)
 
@@ -26,35 +26,24 @@ def _row_norms(w, scaling, a, b):
 
 
 def bottleneck(h, trained):
-    """An adapter behind a sublayer (Houlsby et al. 2019, Sec. 2.1): (..., D) -> (..., D).
-
-    Leaves: `bottleneck_down` (m, D), `bottleneck_down_bias` (m,), `bottleneck_up` (D, m),
-    `bottleneck_up_bias` (D,).
-    """
+    """Apply an adapter behind a sublayer (Houlsby et al. 2019, Sec. 2.1): (..., D) -> (..., D)."""
     # h + W_up·gelu(W_down·h + b) + b
     z = gelu(matmul(h, trained["bottleneck_down"]) + trained["bottleneck_down_bias"])
     return h + matmul(z, trained["bottleneck_up"]) + trained["bottleneck_up_bias"]
 
 
 def gelu(x):
-    """x·Φ(x), by their approximation with tanh (Hendrycks and Gimpel 2016, Sec. 2)."""
+    """Compute x·Φ(x) by the approximation with tanh (Hendrycks and Gimpel 2016, Sec. 2)."""
     return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * (x * x * x))))
 
 
 def prompt(trained):
-    """The rows (n, D) that stand before the embedded tokens, or None.
-
-    `prompt_embeddings` as they are (Lester et al. 2021, Sec. 2), or what a network of three layers
-    makes of the rows of `prompt_encoder` (P-Tuning, Liu et al. 2021; the network is PEFT's).
-    """
-    if "prompt_embeddings" in trained:
-        return trained["prompt_embeddings"]
+    """Return the rows (n, D) that stand before the embedded tokens, or None."""
     if "prompt_encoder" not in trained:
-        return None
-    x, layers = (
-        trained["prompt_encoder"]["embedding"]["weight"],
-        trained["prompt_encoder"]["mlp_head"],
-    )
+        return trained.get("prompt_embeddings")
+    # PEFT's network of three layers (Liu et al. 2021)
+    x = trained["prompt_encoder"]["embedding"]["weight"]
+    layers = trained["prompt_encoder"]["mlp_head"]
     for n in ("0", "2", "4"):  # PEFT's numbers: 1 and 3 are the ReLUs
         x = matmul(x if n == "0" else np.maximum(x, 0), layers[n]["weight"]) + layers[n]["bias"]
     return x

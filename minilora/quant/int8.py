@@ -24,7 +24,7 @@ EXACT = 1040  # 1040 · 127² < 2²⁴: so many products of codes add up without
 
 @dataclass(frozen=True, eq=False)
 class Int8:
-    """A matrix in eight bits an element."""
+    """A matrix in eight bits per element."""
 
     codes: np.ndarray  # (out, in) int8
     absmax: np.ndarray  # (out,) float32
@@ -35,20 +35,19 @@ class Int8:
 
     @property
     def block_size(self):
-        """Elements that share an absmax: a row."""
         return self.codes.shape[1]
 
     @property
     def nbytes(self):
-        """All bytes that are stored."""
         return self.codes.nbytes + self.absmax.nbytes
 
     def dequantize(self):
-        return dequantize(self)
+        """Return the matrix (out, in) in float32."""
+        return self.codes * self.absmax[:, None] * np.float32(1 / 127)
 
 
 def quantize(w):
-    """w (out, in), taken as float32, in eight bits -> Int8. InputError if it is not finite.
+    """Quantize w (out, in), taken as float32; InputError if it is not finite.
 
     A row whose absmax is below 1e-36 comes back smaller than it was, by less than that.
     """
@@ -64,13 +63,8 @@ def _row_codes(w):
     return np.rint(w * scale[:, None]).astype(np.int8), absmax
 
 
-def dequantize(q):
-    """The matrix (out, in) float32 that q stands for."""
-    return q.codes * q.absmax[:, None] * np.float32(1 / 127)
-
-
 def matmul(x, q, threshold=6.0):
-    """y = x Wᵀ for the W (O, D) that q stands for and x (..., D): (..., O) float32.
+    """Compute y = x Wᵀ for the W (O, D) that q stands for and x (..., D): (..., O) float32.
 
     Columns of x that hold an |x| ≥ `threshold` are multiplied in floating point, all others as
     8-bit integers, x quantized row by row without what lies above the threshold.
@@ -83,13 +77,12 @@ def matmul(x, q, threshold=6.0):
     # y = absmaxₓ absmax_w / 127² · Σ qₓ q_w  +  Σ over the outliers x w   (LLM.int8, Sec. 3.2)
     product = _integer_product(codes, q.codes).astype(np.float32)
     y = product * np.outer(absmax, q.absmax) * np.float32(1 / 127**2)
-    columns = Int8(q.codes[:, outliers], q.absmax)
-    y += rows[:, outliers] @ dequantize(columns).T
+    y += rows[:, outliers] @ Int8(q.codes[:, outliers], q.absmax).dequantize().T
     return y.reshape(*np.shape(x)[:-1], -1)
 
 
 def _integer_product(a, b):
-    """a (N, D) · b (O, D) transposed, both int8, in int32 without rounding.
+    """Multiply a (N, D) by b (O, D) transposed, both int8, in int32 without rounding.
 
     NumPy has a fast product for floats only. Its sums are exact as long as they stay below 2²⁴.
     """

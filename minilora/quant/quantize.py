@@ -1,9 +1,8 @@
 """Which weights of a model are stored in few bits, in which scheme, and what that costs them.
 
 Only the seven projections of every layer are quantized: they are almost all of a model's weights,
-and the embedding, the norms and the head are the parts that suffer most (QLoRA, Sec. 2, leaves
-them in full precision as well). Beside a quantized base they stay in the type of their file, which
-loses nothing: see stored.py.
+and the embedding, the norms and the head lose most by quantization (QLoRA, Sec. 2, leaves them in
+full precision as well). Beside a quantized base they stay in the type of their file: see stored.py.
 """
 
 import math
@@ -13,37 +12,30 @@ import numpy as np
 
 from .. import nf4
 from ..config import ALL_LINEAR, InputError, names_module, require
-from ..tree import flatten, unflatten
+from ..tree import flatten, unflatten, walk
 from . import int8
 
-SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")
+SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")  # the last: NF4 with double quantization
 
 
 def quantize(base, scheme, block_size=64, quantize_4bit=nf4.quantize):
-    """A new tree: `base` with the seven projections' weights in `scheme`, all else shared.
+    """Return a new tree: `base` with the projections' weights in `scheme`, all else shared.
 
-    `scheme` is one of SCHEMES, "none" leaving them as they are; "nf4-dq" is NF4 with double
-    quantization. `block_size` is that of the 4-bit schemes, `quantize_4bit` the plain quantizer or
-    its compiled twin (`kernels.nf4.quantize`). InputError, which names the weight, for an unknown
-    scheme or block size, for a weight that is not finite, and for one that is quantized already.
+    `quantize_4bit` is the plain quantizer or its compiled twin (`kernels.nf4.quantize`).
     """
-    return unflatten(
-        {
-            path: quantize_leaf(path, w, scheme, block_size, quantize_4bit)
-            if is_projection(path)
-            else w
-            for path, w in flatten(base).items()
-        }
-    )
+    leaves = flatten(base)
+    for path in filter(is_projection, leaves):
+        leaves[path] = quantize_leaf(path, leaves[path], scheme, block_size, quantize_4bit)
+    return unflatten(leaves)
 
 
 def is_projection(path):
-    """Whether `path` is the weight of one of the seven projections."""
+    """Return whether `path` is the weight of one of the seven projections."""
     return any(names_module(f"{name}.weight", path) for name in ALL_LINEAR)
 
 
 def quantize_leaf(path, w, scheme, block_size=64, quantize_4bit=nf4.quantize):
-    """The weight w (out, in) at `path` in `scheme`: an array, an Int8 or a Quantized."""
+    """Return the weight w (out, in) at `path` in `scheme`: an array, an Int8 or a Quantized."""
     require(scheme in SCHEMES, f"unknown scheme {scheme!r}: --quantize takes {', '.join(SCHEMES)}")
     if scheme == "none":
         return w
@@ -58,37 +50,29 @@ def quantize_leaf(path, w, scheme, block_size=64, quantize_4bit=nf4.quantize):
 
 
 class ErrorRow(NamedTuple):
-    """What quantization did to one weight."""
+    """The error of one quantized weight."""
 
     path: str
     rmse: float  # root of the mean squared error
     relative_rmse: float  # the same over the root mean square of the weight
     max_error: float  # the largest error in units of the absmax of its block
-    bits: float  # stored bits a parameter, scales included
+    bits: float  # stored bits per parameter, scales included
 
 
 def error_report(base, quantized):
-    """An ErrorRow for every weight of `quantized` that is quantized; `base` holds the originals."""
+    """Return an ErrorRow for every quantized weight of `quantized`; `base` holds the originals."""
     originals = flatten(base)
-    return [
-        _error_row(path, np.asarray(originals[path], np.float32), q)
-        for path, q in flatten(quantized).items()
-        if isinstance(q, (int8.Int8, nf4.Quantized))
-    ]
-
-
-def _error_row(path, w, q):
-    error = q.dequantize() - w
-    rmse, size = _rms(error), _rms(w)
-    largest, absmax = _block_max(error, q.block_size), _block_max(w, q.block_size)
-    share = largest[absmax > 0] / absmax[absmax > 0]
-    return ErrorRow(
-        path,
-        rmse,
-        rmse / size if size else 0.0,
-        float(share.max(initial=0)),
-        8 * q.nbytes / math.prod(q.shape),
-    )
+    rows = []
+    for path, q in walk(quantized):
+        if isinstance(q, (int8.Int8, nf4.Quantized)):
+            w = np.asarray(originals[path], np.float32)
+            error = q.dequantize() - w
+            rmse, size = _rms(error), _rms(w)
+            largest, absmax = _block_max(error, q.block_size), _block_max(w, q.block_size)
+            share = float((largest[absmax > 0] / absmax[absmax > 0]).max(initial=0))
+            bits = 8 * q.nbytes / math.prod(q.shape)
+            rows.append(ErrorRow(path, rmse, rmse / size if size else 0.0, share, bits))
+    return rows
 
 
 def _rms(x):
@@ -96,6 +80,5 @@ def _rms(x):
 
 
 def _block_max(x, block_size):
-    """The largest magnitude in each block of the flat x, the last filled up with zeros."""
     flat = np.abs(x).ravel()
     return np.pad(flat, (0, -flat.size % block_size)).reshape(-1, block_size).max(axis=1)

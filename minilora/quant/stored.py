@@ -2,8 +2,8 @@
 
 They are never quantized here (see `quantize.py`), but a file may hold them in sixteen or eight bits
 already. Beside a quantized base they stay so: every number read is the float32 number that the file
-stands for, in a half to a quarter of the bytes. What reads them, reads parts: the embedding some
-rows, the head one tile of rows after the other, so the dense matrix never exists.
+stands for. The embedding reads some rows, the head one tile of rows after the other, so the dense
+matrix never exists.
 
     Q8_0        x = d·q: blocks of 32 whole numbers q, −128 … 127, each with a scale d   (GGUF)
     F16, BF16   sixteen bits: moved to where float32 has its exponent, they are x/2¹¹² and x
@@ -21,7 +21,7 @@ INFINITY = {"F16": 0x7C00, "BF16": 0x7F80}  # its bits; what is larger is NaN
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A matrix in sixteen or eight bits an element; finite, as `is_finite` tells."""
+    """A matrix in sixteen or eight bits per element."""
 
     kind: str  # a key of MOVE
     codes: np.ndarray  # (rows, width): int8 of Q8_0, else the sixteen bits as uint16
@@ -33,40 +33,34 @@ class Stored:
 
     @property
     def nbytes(self):
-        """All bytes that are stored."""
         return self.codes.nbytes + self.scales.nbytes
 
     def is_finite(self):
-        """Neither NaN nor infinity anywhere."""
+        """Return whether no number is NaN or infinite."""
         if self.kind == "Q8_0":
             return bool(np.isfinite(self.scales).all())
         return int((self.codes & 0x7FFF).max(initial=0)) < INFINITY[self.kind]
 
     def __getitem__(self, index):
-        """The float32 rows that `index` takes, as of the dense matrix: (*index, width)."""
+        """Return the float32 rows that `index` takes of the dense matrix: (*index, width)."""
+        shift, power = MOVE[self.kind]
         index = np.arange(len(self.codes))[index]
-        scales = np.broadcast_to(self.scales, (len(self.codes), self.scales.shape[1]))
-        return _decode(self.kind, self.codes[index], scales[index])
+        codes = self.codes[index]
+        scales = np.broadcast_to(self.scales, (len(self.codes), self.scales.shape[1]))[index]
+        if self.kind == "Q8_0":
+            x = codes.astype(np.float32)
+        else:
+            bits = codes.astype(np.uint32)
+            x = ((bits & 0x8000) << 16 | (bits & 0x7FFF) << shift).view(np.float32) * power
+        size = codes.shape[-1] // scales.shape[-1]  # of a block
+        blocks = x.reshape(*codes.shape[:-1], scales.shape[-1], size) * scales[..., None]
+        return blocks.reshape(codes.shape)
 
     def dequantize(self):
-        """The dense matrix in float32."""
-        return _decode(self.kind, self.codes, self.scales)
-
-
-def _decode(kind, codes, scales):
-    """The numbers of codes (..., width) with scales (..., blocks), or (1, 1): float32."""
-    shift, power = MOVE[kind]
-    if kind == "Q8_0":
-        x = codes.astype(np.float32)
-    else:
-        bits = codes.astype(np.uint32)
-        x = ((bits & 0x8000) << 16 | (bits & 0x7FFF) << shift).view(np.float32) * power
-    *lead, width = codes.shape
-    size = width // scales.shape[-1]  # of a block
-    blocks = x.reshape(*lead, scales.shape[-1], size) * scales[..., None]
-    return blocks.reshape(codes.shape)
+        """Return the dense matrix in float32."""
+        return self[:]
 
 
 def halves(bits, kind):
-    """The matrix whose elements have these bits (rows, width); kind: F16 or BF16."""
+    """Return the matrix whose elements have these bits (rows, width); kind: F16 or BF16."""
     return Stored(kind, bits.view(np.uint16), np.ones((1, 1), np.float32))

@@ -10,7 +10,7 @@ import pytest
 
 from minilora.config import InputError
 from minilora.data import toolcalls
-from minilora.data.toolcalls import POOLS, SCHEMAS, TOOLS, few_shot_prompt, few_shot_row, rows
+from minilora.data.toolcalls import POOLS, TOOLS, few_shot_row, rows
 
 SIZES = {"train": 1800, "valid": 1500, "test": 1200}  # enough that no phrasing stays unused
 PYTHON_TYPE = {"string": (str,), "integer": (int,), "number": (int, float), "boolean": (bool,)}
@@ -73,8 +73,8 @@ def test_seeds_and_splits_differ_and_fewer_rows_are_the_first_of_more():
 def test_every_round_has_each_tool_once(splits):
     for triples in splits.values():
         tools = [parsed["tool"] for _, _, parsed in triples]
-        for start in range(0, len(tools), len(SCHEMAS)):
-            assert sorted(tools[start : start + len(SCHEMAS)]) == sorted(SCHEMAS)
+        for start in range(0, len(tools), len(TOOLS)):
+            assert sorted(tools[start : start + len(TOOLS)]) == sorted(TOOLS)
 
 
 def test_no_call_is_in_two_splits(splits):
@@ -141,16 +141,20 @@ def test_each_tool_has_many_phrasings_and_several_are_held_out():
         assert len(set(entry["test"])) >= 5
 
 
+def required(tool):
+    return {name for name, a in TOOLS[tool]["arguments"].items() if not a.get("optional")}
+
+
 def test_answers_are_canonical_and_fit_their_schema(everything):
     for _, answer, parsed in everything:
         assert answer == json.dumps(parsed, ensure_ascii=False) and "\n" not in answer
         assert list(parsed) == ["tool", "arguments"]
-        schema, arguments = SCHEMAS[parsed["tool"]], parsed["arguments"]
-        assert list(arguments) == [name for name in schema["properties"] if name in arguments]
-        assert set(schema["required"]) <= set(arguments)
+        schema, arguments = TOOLS[parsed["tool"]]["arguments"], parsed["arguments"]
+        assert list(arguments) == [name for name in schema if name in arguments]
+        assert required(parsed["tool"]) <= set(arguments)
         for name, value in arguments.items():
             # type(), not isinstance(): True is an int for isinstance
-            assert type(value) in PYTHON_TYPE[schema["properties"][name]["type"]], answer
+            assert type(value) in PYTHON_TYPE[schema[name]["type"]], answer
 
 
 def ways_to_say(argument, value):
@@ -188,7 +192,7 @@ def test_required_arguments_stand_in_every_phrasing_and_slots_are_arguments():
         for phrasing in entry["train"] + entry["test"]:
             slots = re.findall(r"{(\w+)}", phrasing)
             assert len(slots) == len(set(slots))
-            assert set(SCHEMAS[tool]["required"]) <= set(slots) <= set(entry["arguments"])
+            assert required(tool) <= set(slots) <= set(entry["arguments"])
 
 
 def test_pools_have_the_type_of_their_argument_and_no_doubles():
@@ -233,15 +237,14 @@ def test_rows_are_short(everything):
 
 def test_the_prompted_baseline_holds_the_rules_every_tool_and_only_rows_of_train():
     row = rows("test", 1)[0]
-    request, answer = texts(row)
-    system, *shots, last = few_shot_prompt(request)
-    assert system["role"] == "system" and last == row["messages"][0]
-    assert all(f"\n{tool}(" in system["content"] for tool in SCHEMAS)
+    _, answer = texts(row)
+    system, *shots, last, said = few_shot_row(row)["messages"]
+    assert system["role"] == "system" and [last, said] == row["messages"]
+    assert all(f"\n{tool}(" in system["content"] for tool in TOOLS)
     assert "set_timer(minutes: integer, label?: string): Count down" in system["content"]
     answers = [turn["content"] for turn in shots[1::2]]
     assert len({json.loads(line)["tool"] for line in answers}) == toolcalls.FEW_SHOTS
     assert {toolcalls.split_of(line) for line in answers} == {"train"}
-    assert few_shot_row(row)["messages"] == [*few_shot_prompt(request), row["messages"][1]]
     assert answer not in answers
 
 

@@ -1,6 +1,5 @@
 """The comparison: pure jobs over any executor, sizes at a budget, a table and a figure of them."""
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,11 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, fingerprint, random_base
+from threadpoolctl import threadpool_info
 
 from minilora.cli import main
 from minilora.cli.arguments import parse
 from minilora.config import InputError
-from minilora.evaluation import compare, plot
+from minilora.evaluation import compare
 from minilora.evaluation.compare import TABLE, Job
 from minilora.formats import pretrained
 from minilora.kernels import threads
@@ -100,10 +100,8 @@ def test_a_row_says_what_was_trained(rows):
 
 def test_processes_give_what_a_loop_gives(rows):
     # and so a row is a function of its job; another seed or another rate is another job
-    before = {name: os.environ.get(name) for name in compare.THREAD_COUNTS}
     again = compare.compare(JOBS)
     assert [sure(row) for row in again[:2]] == [sure(row) for row in rows]
-    assert {name: os.environ.get(name) for name in compare.THREAD_COUNTS} == before
     assert len({row["loss"] for row in again}) == 3
 
 
@@ -114,12 +112,15 @@ def test_any_executor_keeps_the_order(monkeypatch):
         assert compare.compare(jobs, executor) == list(range(20))
 
 
-def test_processes_take_one_thread(monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
-    with compare.one_thread():
-        assert {os.environ[name] for name in compare.THREAD_COUNTS} == {"1"}
-    assert os.environ["OMP_NUM_THREADS"] == "7" and "MKL_NUM_THREADS" not in os.environ
+def threads_of(_):
+    return threads.THREADS, [pool["num_threads"] for pool in threadpool_info()]
+
+
+def test_processes_take_one_thread():
+    before = threads_of(None)
+    for own, libraries in compare.mapped(threads_of, range(2)):
+        assert own == 1 and libraries and set(libraries) == {1}
+    assert threads_of(None) == before
 
 
 # ------------------------------------------------------------------------------ what came out
@@ -162,17 +163,6 @@ def test_the_figure(tmp_path):
     compare.draw(tmp_path / "two.png", ROWS)
     first = (tmp_path / "one.png").read_bytes()
     assert first[:4] == b"\x89PNG" and first == (tmp_path / "two.png").read_bytes()
-
-
-@given(st.lists(st.tuples(st.floats(1, 1e6), st.floats(1e-3, 10)), max_size=12))
-def test_no_label_covers_another(points):
-    points = sorted(points, key=lambda point: point[1])
-    heights = plot.apart(points, 1.1)
-    for i, (x, y) in enumerate(points):
-        assert heights[i] >= y
-        for (other, _), height in zip(points[:i], heights):
-            if 1 / 2 < x / other < 2:
-                assert heights[i] >= height * 1.1 * (1 - 1e-12)
 
 
 # -------------------------------------------------------------------------------- the command

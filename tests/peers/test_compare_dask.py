@@ -11,8 +11,9 @@ distributed = pytest.importorskip("distributed", reason="the peers group is not 
 
 def test_jobs_over_a_dask_cluster(compared, monkeypatch):
     jobs = [Job("norm", seed, iters=2) for seed in range(3)]
+    for library in ("NUMBA", "OPENBLAS", "MKL", "OMP"):  # the workers, which start here, read it
+        monkeypatch.setenv(f"{library}_NUM_THREADS", "1")
     with (
-        compare.one_thread(),  # the workers, which start here, read it
         distributed.LocalCluster(
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
         ) as cluster,
