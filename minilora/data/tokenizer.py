@@ -4,16 +4,15 @@ A chat template is a Jinja program that comes with a model, so it is run in a sa
 and switches are those of transformers, so that a template sees what its author tested it with.
 """
 
+import importlib
 import json
 import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 from ..config import InputError, require
-from ..formats.files import first_line, library, read_json, write_json
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -51,7 +50,7 @@ def utf8(text):
 
 @dataclass(frozen=True)
 class PretrainedTokenizer:
-    """A model's own tokenizer, of `from_folder` here or of `gguf_tokenizer.from_metadata`."""
+    """A model's own tokenizer, as `formats` reads it from a folder or a GGUF file."""
 
     backend: Any  # a tokenizers.Tokenizer
     eos_token_id: int
@@ -92,57 +91,6 @@ class PretrainedTokenizer:
                 f"the chat template refuses these messages: {first_line(error)}"
             ) from error
 
-    def save(self, folder):
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, for transformers."""
-        folder = Path(folder)
-        (folder / "tokenizer.json").write_text(self.backend.to_str(), encoding="utf-8")
-        settings = {k: v for k, v in self.settings.items() if k != "chat_template"}
-        write_json(folder / "tokenizer_config.json", settings)
-        if self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-
-
-def from_folder(folder, eos_token_id=None):
-    """Return the tokenizer of a Hugging Face folder; `eos_token_id` is for one that names none."""
-    folder = Path(folder)
-    path = folder / "tokenizer.json"
-    require(
-        path.is_file(),
-        f"{folder} has no tokenizer.json; write one with transformers: "
-        "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
-    )
-    tokenizers = library("tokenizers")
-    try:
-        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain Exception
-        raise InputError(f"{path} is no tokenizer: {first_line(error)}") from error
-    backend.no_padding()
-    backend.no_truncation()
-    settings = read_json(folder / "tokenizer_config.json", default={})
-    special = {name: _text(folder, name, settings[name]) for name in SPECIAL if settings.get(name)}
-    eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
-    require(eos is not None, f"{folder}/tokenizer_config.json names no eos_token of tokenizer.json")
-    return PretrainedTokenizer(backend, eos, special, _template(folder, settings), settings)
-
-
-def _text(folder, name, value):
-    """Return a setting that is text, or an object with its text under `content`."""
-    value = value.get("content") if isinstance(value, dict) else value
-    require(isinstance(value, str), f"{folder}/tokenizer_config.json: {name} must be text")
-    return value
-
-
-def _template(folder, settings):
-    """Return the file's template, as in transformers; else the settings', or their default one."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    template = settings.get("chat_template")
-    if isinstance(template, list):
-        named = (entry for entry in template if isinstance(entry, dict))
-        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
-    return None if template is None else _text(folder, "chat_template", template)
-
 
 @cache
 def compiled(template):
@@ -167,3 +115,18 @@ def compiled(template):
         return environment.from_string(template)
     except jinja2.TemplateError as error:
         raise InputError(f"the chat template is no Jinja: {first_line(error)}") from error
+
+
+def first_line(error):
+    """Cut the message of another library to one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def library(name):
+    """Import a package of the `hf` extra, or say how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"reading a real model needs the package {name}: pip install 'minilora[hf]'"
+        ) from error

@@ -25,7 +25,7 @@ import tomllib
 import zlib
 from importlib.resources import files
 
-from minilora.config import InputError, require
+from ..config import InputError, require
 
 TABLE = tomllib.loads(files(__package__).joinpath("toolcalls.toml").read_text("utf-8"))
 POOLS, TOOLS = TABLE["pools"], TABLE["tools"]

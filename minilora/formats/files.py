@@ -1,6 +1,5 @@
 """Shared by readers and writers of files: errors that name the file, folders that appear whole."""
 
-import importlib
 import json
 import os
 import shutil
@@ -30,11 +29,6 @@ def write_json(path, value):
     """Write an object as indented JSON, in UTF-8 on every platform."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     Path(path).write_text(text + "\n", encoding="utf-8")
-
-
-def first_line(error):
-    """Cut the message of another library to one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 @contextmanager
@@ -103,12 +97,3 @@ def sync_folder(folder):
             os.fsync(number)
         finally:
             os.close(number)
-
-
-def library(name):
-    """Import a package of the `hf` extra, or say how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        message = f"reading a real model needs the package {name}: pip install 'minilora[hf]'"
-        raise InputError(message) from error

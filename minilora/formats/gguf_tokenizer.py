@@ -6,8 +6,8 @@ file has no merges, but a score for each token; a pair merges the earlier, the h
 """
 
 from ..config import InputError, require
-from ..data.tokenizer import PretrainedTokenizer
-from .files import first_line, library, naming
+from ..data.tokenizer import PretrainedTokenizer, first_line, library
+from .files import naming
 
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
 ID_KEYS = {

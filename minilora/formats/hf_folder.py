@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from ..config import MLP, InputError, ModelConfig, require
+from ..data.tokenizer import PretrainedTokenizer
 from ..kernels.weights import dense
 from ..tree import flatten
-from . import safetensors_file
+from . import hf_tokenizer, safetensors_file
 from .files import naming, new_folder, read_json, write_json
 from .safetensors_file import FORMAT_NAME, Entry
 
@@ -196,5 +197,5 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / "model.safetensors", tensors)
         write_json(temporary / "config.json", as_json(config, dtype, biases(leaves)) | fields)
-        if hasattr(tokenizer, "save"):
-            tokenizer.save(temporary)
+        if isinstance(tokenizer, PretrainedTokenizer):
+            hf_tokenizer.save(tokenizer, temporary)

@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from ..config import require
-from ..data import tokenizer
+from ..data.tokenizer import ByteTokenizer
 from ..kernels import nf4
 from ..kernels.weights import dense
 from ..quant.quantize import is_projection, quantize_leaf
 from ..quant.stored import Stored
 from ..tree import put
-from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, quantized_file
+from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
 from .hf_folder import read_config, shapes
 from .safetensors_file import check_floats
 
@@ -86,9 +86,9 @@ def _folder(folder):
     """Open a folder: (ModelConfig, {path: Entry}, tokenizer, which parts have biases)."""
     config, raw = read_config(folder)
     if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
-        words = tokenizer.ByteTokenizer()
+        words = ByteTokenizer()
     else:
-        words = tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
+        words = hf_tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
     config = replace(config, eos_token_id=config.eos_token_id or (words.eos_token_id,))
     tensors = hf_folder.read_tensors(folder)
     if raw.get("quantization_config"):

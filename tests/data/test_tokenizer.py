@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from toy_models import CHATML, sentencepiece_metadata, tiny, tiny_vocabulary
 
 from minilora.config import InputError
-from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled, from_folder
+from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled
+from minilora.formats.hf_tokenizer import from_folder, save
 
 CHAT = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Hello"}]
 
@@ -129,7 +130,7 @@ def test_gguf_tokenizers_that_are_refused(changes, message):
 
 def test_a_saved_tokenizer_comes_back(tmp_path):
     t = tiny()
-    t.save(tmp_path)
+    save(t, tmp_path)
     back = from_folder(tmp_path)
     text = "hello  12 <|im_end|> é🙂\n"
     assert back.encode(text) == t.encode(text)
@@ -137,7 +138,7 @@ def test_a_saved_tokenizer_comes_back(tmp_path):
 
 
 def test_where_a_folder_keeps_its_template(tmp_path):
-    tiny().save(tmp_path)
+    save(tiny(), tmp_path)
     path, file = tmp_path / "tokenizer_config.json", tmp_path / "chat_template.jinja"
     config = json.loads(path.read_text())
     assert "chat_template" not in config
@@ -154,14 +155,14 @@ def test_where_a_folder_keeps_its_template(tmp_path):
 
 
 def test_special_tokens_written_as_objects(tmp_path):
-    tiny().save(tmp_path)
+    save(tiny(), tmp_path)
     config = {"eos_token": {"__type": "AddedToken", "content": "<|im_end|>"}}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     assert from_folder(tmp_path).eos_token_id == 2
 
 
 def test_the_end_token_can_come_from_the_model(tmp_path):
-    tiny().save(tmp_path)
+    save(tiny(), tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("{}")
     assert from_folder(tmp_path, eos_token_id=0).eos_token_id == 0
     with pytest.raises(InputError, match="names no eos_token"):
@@ -186,7 +187,7 @@ def test_the_end_token_can_come_from_the_model(tmp_path):
     ],
 )
 def test_broken_folders_are_refused(tmp_path, name, content, message):
-    tiny().save(tmp_path)
+    save(tiny(), tmp_path)
     (tmp_path / "chat_template.jinja").unlink()
     if content is None:
         (tmp_path / name).unlink()

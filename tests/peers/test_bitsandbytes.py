@@ -6,6 +6,7 @@ from arrays import KINDS, SHAPES, weights
 from four_bits import bitsandbytes, functional, their_absmax, their_values, theirs, torch
 
 from minilora import nested, nf4
+from minilora.kernels import nf4 as compiled
 from minilora.quant import int8
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -106,7 +107,7 @@ def test_linear4bit(compared):
     ŵ = q.dequantize()
     size = np.abs(x) @ np.abs(ŵ).T
     exact = x.astype(np.float64) @ ŵ.T.astype(np.float64)
-    for ours in (x @ ŵ.T, np.stack([nf4.matvec(q, row) for row in x])):
+    for ours in (x @ ŵ.T, np.stack([compiled.matvec(q, row) for row in x])):
         # the order of 128 additions is free: each rounds by at most 2⁻²⁴, here and there
         compared(
             "product with a 4-bit weight (relative to the sum of its terms' sizes)",

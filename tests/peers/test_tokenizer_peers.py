@@ -7,8 +7,8 @@ import re
 import pytest
 
 from minilora.config import InputError
-from minilora.data.tokenizer import from_folder
 from minilora.formats import fetch, gguf_file, gguf_tokenizer
+from minilora.formats.hf_tokenizer import from_folder, save
 
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
 pytest.importorskip("tokenizers")
@@ -163,7 +163,7 @@ def test_other_templates_equal_transformers(equal, published, tmp_path, template
 
 
 def test_our_folder_in_transformers(ours, tmp_path):
-    ours.save(tmp_path)
+    save(ours, tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
     for text in hundred():
         assert theirs.encode(text) == ours.encode(text), repr(text)

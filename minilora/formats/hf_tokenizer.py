@@ -1,0 +1,59 @@
+"""The tokenizer of a Hugging Face folder: reading and writing its three files."""
+
+from pathlib import Path
+
+from ..config import InputError, require
+from ..data.tokenizer import SPECIAL, PretrainedTokenizer, first_line, library
+from .files import read_json, write_json
+
+
+def from_folder(folder, eos_token_id=None):
+    """Return the tokenizer of a Hugging Face folder; `eos_token_id` is for one that names none."""
+    folder = Path(folder)
+    path = folder / "tokenizer.json"
+    require(
+        path.is_file(),
+        f"{folder} has no tokenizer.json; write one with transformers: "
+        "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
+    )
+    tokenizers = library("tokenizers")
+    try:
+        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(f"{path} is no tokenizer: {first_line(error)}") from error
+    backend.no_padding()
+    backend.no_truncation()
+    settings = read_json(folder / "tokenizer_config.json", default={})
+    special = {name: _text(folder, name, settings[name]) for name in SPECIAL if settings.get(name)}
+    eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
+    require(eos is not None, f"{folder}/tokenizer_config.json names no eos_token of tokenizer.json")
+    return PretrainedTokenizer(backend, eos, special, _template(folder, settings), settings)
+
+
+def _text(folder, name, value):
+    """Return a setting that is text, or an object with its text under `content`."""
+    value = value.get("content") if isinstance(value, dict) else value
+    require(isinstance(value, str), f"{folder}/tokenizer_config.json: {name} must be text")
+    return value
+
+
+def _template(folder, settings):
+    """Return the file's template, as in transformers; else the settings', or their default one."""
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    template = settings.get("chat_template")
+    if isinstance(template, list):
+        named = (entry for entry in template if isinstance(entry, dict))
+        template = next((e.get("template") for e in named if e.get("name") == "default"), None)
+    return None if template is None else _text(folder, "chat_template", template)
+
+
+def save(tokenizer, folder):
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, for transformers."""
+    folder = Path(folder)
+    (folder / "tokenizer.json").write_text(tokenizer.backend.to_str(), encoding="utf-8")
+    settings = {k: v for k, v in tokenizer.settings.items() if k != "chat_template"}
+    write_json(folder / "tokenizer_config.json", settings)
+    if tokenizer.chat_template is not None:
+        (folder / "chat_template.jinja").write_text(tokenizer.chat_template, encoding="utf-8")
