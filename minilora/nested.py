@@ -119,14 +119,12 @@ def mean(x):
 
 
 def _cascade(rows):
-    """Sum of the rows (k, c), in four levels: of 16 or more rows, of as many such sums, …
+    """Sum of the rows (k, c): of groups of rows, of groups of such sums, and so on.
 
     Only numbers of like size are added, so the error grows with log k and not with k.
     """
-    step = 2 ** max(4, (len(rows) - 1).bit_length() // 4)
-    total = np.zeros(rows.shape[1], np.float32)
-    for _ in range(3):
-        whole = len(rows) // step * step
-        total += sum(rows[whole:])
-        rows = sum(rows[:whole].reshape(-1, step, rows.shape[1]).swapaxes(0, 1))
-    return total + sum(rows)
+    group = 2 ** max(4, (len(rows) - 1).bit_length() // 4)
+    sums = list(rows)
+    while len(sums) > group:
+        sums = [sum(sums[i : i + group]) for i in range(0, len(sums), group)]
+    return sum(sums, start=np.zeros(rows.shape[1], np.float32))

@@ -85,3 +85,10 @@ def test_every_subpackage_says_what_it_is_for():
     for name in ORDER[1:]:
         docstring = ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8")))
         assert "Read `" in docstring and len(docstring.split()) > 15, name
+
+
+def test_the_package_stays_small():
+    lines = {m: len(path.read_text(encoding="utf-8").splitlines()) for m, path in FILES.items()}
+    course = [m for m in FILES if m.partition(".")[0] == "course"]
+    assert sum(lines.values()) <= 9000
+    assert len(course) <= 12 and sum(lines[m] for m in course) <= 1400

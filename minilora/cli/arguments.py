@@ -1,16 +1,14 @@
-"""The command line: arguments in, one call, text out.
-
-    minilora train | generate | evaluate | merge | quantize | inspect | fetch | pretrain | compare
-    minilora learn | teach (in `course`)
+"""The flags of every command, and where their values come from.
 
 A built-in data set's recipe, a TOML file (`-c`) and the command line are three lists of the same
-flags, read in that order, so the later one wins and every setting is checked at one place.
+flags, read in that order, so the later one wins and every setting is checked in one place.
 """
 
 import argparse
 import os
 import tomllib
 from dataclasses import fields
+from functools import partial
 
 from ..config import CHOICES, STARTS, InputError, LoraConfig, TrainConfig, flag
 from ..formats.checkpoint import read_metadata
@@ -180,18 +178,14 @@ def train_flags(sub):
     add("-c", "--config", help="a TOML file with the same names")
 
 
-def whole(text):
-    """A whole number from 0, as a flag's value."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text}")
+def whole(text, least=0):
+    """A whole number from `least` on, as a flag's value."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text}")
     return int(text)
 
 
-def positive(text):
-    """A whole number from 1, as a flag's value."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text}")
-    return int(text)
+positive = partial(whole, least=1)
 
 
 def number(text):

@@ -14,6 +14,7 @@ from ..evaluation import compare as comparing
 from ..evaluation.memory import bits_per_weight, ledger, summary, table
 from ..evaluation.metrics import evaluate as scores
 from ..formats import fetch as fetching
+from ..formats.files import require_new
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
 from ..generate import generate as generate_tokens
@@ -24,10 +25,7 @@ from .arguments import toml_settings
 from .opening import open_adapter, warn, warn_of_another_base
 from .run import fine_tune
 
-
-def train(args):
-    """Fine-tune a base and write the run's folder."""
-    fine_tune(args)
+train = fine_tune
 
 
 class Opened(NamedTuple):
@@ -120,6 +118,7 @@ def merge(args):
     """Write W₀ + (α/r)·BA as a dense folder, onto the base as --quantize stores it."""
     opened = open_model(args)
     require(opened.adapters, "there is nothing to merge: give --adapter-path")
+    require_new(args.out)
     dense = lora.merge(opened.adapters, opened.base)
     save_pretrained(args.out, opened.config, dense, opened.tokenizer, args.dtype)
     print(f"merged into {args.out}")
@@ -129,6 +128,7 @@ def quantize(args):
     """Write the base quantized, and say what that cost in each layer."""
     args.quantize = args.quantize or "nf4-dq"
     require(args.quantize != "none", "--quantize none leaves nothing to do: choose a scheme")
+    require_new(args.out)
     name, block_size = args.model or "tiny", args.block_size or 64
     config, base, tokenizer = load(name)
     quantized = load(name, args.quantize, block_size)[1]

@@ -1,8 +1,4 @@
-"""Which base and which adapter: of a new run, of a saved one.
-
-Most adapters stand on the base as it is stored. Those whose start changed the base (`starts`) need
-it dense first; here is where that is seen to.
-"""
+"""Open a base and an adapter: for a new run, or from the folder of an earlier one."""
 
 import sys
 from pathlib import Path

@@ -13,6 +13,7 @@ from ..config import ModelConfig, TrainConfig
 from ..data.rows import held_out_notes, prepare
 from ..data.tasks import notes
 from ..data.tokenizer import ByteTokenizer
+from ..formats.files import require_new
 from ..formats.pretrained import save_pretrained, shapes
 from ..train import train
 from ..tree import unflatten
@@ -52,6 +53,7 @@ RECIPES = {
 
 def pretrain(name, out):
     """Train base `name` from nothing and write it to the new folder `out`; returns a summary."""
+    require_new(out)  # before minutes of training, not after them
     config, settings, n = RECIPES[name]
     began, words = time.perf_counter(), ByteTokenizer()
     params = random_params(config, np.random.default_rng(0))

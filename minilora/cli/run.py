@@ -76,8 +76,8 @@ def fine_tune(args):
         state = None
         if args.resume:
             adapters, state = resume(folder, facts)
-        show = Showing(base, model, tokenizer, held_out, valid)
-        show("before", adapters)
+        shown = base, model, tokenizer, held_out, valid
+        show("before", adapters, *shown)
 
         log = Log(folder, args, base, adapter_config, facts, new=not args.resume)
         some = valid[: config.val_batches * config.batch_size]
@@ -92,7 +92,7 @@ def fine_tune(args):
             best = (state or {}).get("best", adapters)
         save_adapter(folder, best, base, adapter_config, args.model, config.adapter_dtype)
         curve(folder / "curve.png", read_metrics(folder), f"{args.model} on {args.data}")
-        scores = show("after", best)
+        scores = show("after", best, *shown)
         replace_text(folder / "README.md", model_card(args, adapter_config, scores))
     print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
 
@@ -155,32 +155,25 @@ class Log:
         return f"interrupted: go on with `minilora train --resume --adapter-path {self.folder}`"
 
 
-class Showing:
-    """Prints what the model can do: held-out scores, and one answer beside the right one."""
-
-    def __init__(self, base, model, tokenizer, rows, examples):
-        self.base, self.model, self.tokenizer = base, model, tokenizer
-        self.rows, self.examples = rows, examples
-
-    def __call__(self, when, adapters):
-        """Print scores and an answer; return the scores, or None without held-out rows."""
-        if not self.rows:
-            return None
-        score = evaluate(adapters, self.base, self.examples, self.model)
-        print(
-            f"{when}: held-out loss {score['loss']:.4f} nats per token, "
-            f"exact match {100 * score['exact_match']:.1f} %"
-        )
-        row = self.rows[0]
-        prompt, answer = split_row(row, self.tokenizer)
-        if not prompt:  # a text row: continue its first third
-            prompt, answer = answer[: len(answer) // 3], answer[len(answer) // 3 :]
-        ids = self.tokenizer.encode(prompt)
-        if ids:  # nothing can be asked with a text of two letters
-            said = generate(adapters, self.base, ids, self.model, max_tokens=48)
-            asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
-            right = self.tokenizer.decode(self.tokenizer.encode(answer))
-            print(f"  asked: {asked.strip()!r}")
-            print(f"  says:  {self.tokenizer.decode(list(said)).strip()!r}")
-            print(f"  right: {right.strip()!r}")
-        return score
+def show(when, adapters, base, model, tokenizer, rows, examples):
+    """Print held-out scores, and one answer with the right one; return the scores if there are."""
+    if not rows:
+        return None
+    score = evaluate(adapters, base, examples, model)
+    print(
+        f"{when}: held-out loss {score['loss']:.4f} nats per token, "
+        f"exact match {100 * score['exact_match']:.1f} %"
+    )
+    row = rows[0]
+    prompt, answer = split_row(row, tokenizer)
+    if not prompt:  # a text row: continue its first third
+        prompt, answer = answer[: len(answer) // 3], answer[len(answer) // 3 :]
+    ids = tokenizer.encode(prompt)
+    if ids:  # nothing can be asked with a text of two letters
+        said = generate(adapters, base, ids, model, max_tokens=48)
+        asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
+        right = tokenizer.decode(tokenizer.encode(answer))
+        print(f"  asked: {asked.strip()!r}")
+        print(f"  says:  {tokenizer.decode(list(said)).strip()!r}")
+        print(f"  right: {right.strip()!r}")
+    return score

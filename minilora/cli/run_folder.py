@@ -81,8 +81,8 @@ def resume(folder, facts):
 
 
 def digests(args):
-    """{setting: SHA-256} of the files that --data and --model name; None for built-in data."""
-    return {"data": digest(data_files(args.data)), "model": digest(weight_files(args.model))}
+    """{setting: SHA-256} of the files that --data and --model name."""
+    return {name: digest(files_of(name, getattr(args, name))) for name in ("data", "model")}
 
 
 def settings_of(args):
@@ -101,12 +101,16 @@ def lock(folder):
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOCK
         with open(path, "a+") as file:
-            if not _locked(file):
-                holder = path.read_text().strip() or "another process"
+            try:
+                with suppress(ImportError):  # only POSIX has such locks
+                    import fcntl
+
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
                 raise InputError(
-                    f"{folder} is in use by process {holder}: wait for it to end, or name another "
-                    "--adapter-path"
-                )
+                    f"{folder} is in use by process {path.read_text()}: wait for it to end, or "
+                    "name another --adapter-path"
+                ) from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -122,40 +126,20 @@ def lock(folder):
             folder.rmdir()  # only if nothing was written
 
 
-def _locked(file):
-    try:
-        import fcntl
-    except ImportError:
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def data_files(name):
-    """The files of --data; none for a built-in data set."""
+def files_of(setting, name):
+    """The files that --data or --model names; none for built-in data."""
     path = Path(name)
-    if name in BUILTIN:
-        return []
-    return sorted(path.glob("*.jsonl")) if path.is_dir() else [path]
-
-
-def weight_files(name):
-    """The files of --model that hold its configuration and its weights."""
-    if name in fetch.MODELS:
+    if setting == "model" and name in fetch.MODELS:
         return [fetch.cached(name)]
-    path = EMBEDDED / name if (EMBEDDED / name).is_dir() else Path(name)
-    if not path.is_dir():
-        return [path]
-    return [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    if setting == "model" and (EMBEDDED / name).is_dir():
+        path = EMBEDDED / name
+    if setting == "data" and name in BUILTIN:
+        return []
+    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
 
 
 def digest(files):
-    """The SHA-256 of the files' contents, one after the other; None if there are none."""
-    if not files:
-        return None
+    """The SHA-256 of the files' contents, one after the other."""
     whole = hashlib.sha256()
     for path in files:
         with open(path, "rb") as file:
@@ -165,36 +149,29 @@ def digest(files):
 
 def model_card(args, config, scores):
     """The text of the folder's README.md: what was trained on what, its scores, how to load it."""
-    four_bit = args.quantize not in ("none", "int8")
-    stored = f"{args.quantize}, blocks of {args.block_size}" if four_bit else args.quantize
-    text = f"""# An adapter for {args.model}
-
-Trained by minilora with `{args.method}`. Every setting is in `train_config.toml`.
-
-- Base: {args.model}, stored as {stored}. On another base, or on this one stored otherwise, the
-  adapter can lose all that it learned.
-- Data: {args.data}, {args.iters} steps.
-- Held-out rows: {_scores(scores)}
-
-    minilora evaluate --adapter-path .
-    minilora generate --adapter-path . --prompt "…"
-    minilora merge --adapter-path . --out merged    # base and adapter in one, for transformers
-"""
-    if isinstance(config, LoraConfig) and args.quantize != "none":
-        text += f"""
+    stored = f"{args.quantize}, blocks of {args.block_size}"
+    if args.quantize in ("none", "int8"):
+        stored = args.quantize
+    peft = f"""
 In PEFT, on exactly this base:
 
     # minilora quantize --model {args.model} --quantize {args.quantize} --out base
     base = transformers.AutoModelForCausalLM.from_pretrained("base")
     model = peft.PeftModel.from_pretrained(base, ".")
 """
-    return text
+    return f"""# An adapter for {args.model}
 
+Trained by minilora with `{args.method}`. Every setting is in `train_config.toml`.
 
-def _scores(scores):
-    if scores is None:
-        return "none"
-    return f"loss {scores['loss']:.4f} nats per token, exact match {scores['exact_match']:.1%}"
+- Base: {args.model}, stored as {stored}. On another base, or on this one stored otherwise, the
+  adapter can lose all that it learned.
+- Data: {args.data}, {args.iters} steps.
+- Held-out rows: {", ".join(f"{k} {v:.4f}" for k, v in (scores or {"none": 0}).items())}
+
+    minilora evaluate --adapter-path .
+    minilora generate --adapter-path . --prompt "…"
+    minilora merge --adapter-path . --out merged    # base and adapter in one, for transformers
+{peft if isinstance(config, LoraConfig) and args.quantize != "none" else ""}"""
 
 
 def read_metrics(folder):

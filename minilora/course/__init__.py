@@ -1,7 +1,7 @@
 """The course: exercises that are the reference itself, with their bodies taken out.
 
 The rest of minilora does not import this package; the command line does, for `learn` and `teach`.
-Read in this order: `exercises`, `outcome`, `student`, `judge`, `learn`, `teach`.
+Read `exercises.py` first, then `outcome`, `student`, `judge`, `learn` and `teach`.
 """
 
 

@@ -4,7 +4,6 @@ No command overwrites a student's file.
 """
 
 import json
-import os
 import runpy
 import sys
 import time
@@ -18,7 +17,6 @@ from .student import Local
 
 PROGRESS = "progress.json"
 CHECKS = "checks"  # the folder of a built tree that has its exercises and properties
-COLOURS = {"passed": "32", "failed": "31", "todo": "2"}
 
 
 class Workspace:
@@ -71,17 +69,9 @@ def write(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
-def painted(status, width=0):
-    """Return a status in its colour on a terminal, unless NO_COLOR is set."""
-    env = os.environ
-    plain = not sys.stdout.isatty() or env.get("NO_COLOR") or env.get("TERM") == "dumb"
-    text = f"{status:<{width}}"
-    return text if plain or status not in COLOURS else f"\033[{COLOURS[status]}m{text}\033[0m"
-
-
 def show(exercise, verdict):
     text = "" if verdict.text == verdict.status else f"\n  {verdict.text}"
-    print(f"{exercise.id}: {painted(verdict.status)}{text}")
+    print(f"{exercise.id}: {verdict.status}{text}")
 
 
 def debug(path):
@@ -125,7 +115,7 @@ def do_list(args):
         extra = f"  {noted['hints']} hints" if noted.get("hints") else ""
         extra += "  solution seen" if noted.get("solution") else ""
         print(
-            f"{painted(state, 7)} {e.id:<22} lesson {e.lesson:<2} "
+            f"{state:<7} {e.id:<22} lesson {e.lesson:<2} "
             f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points{extra}"
         )
     print(f"{passed} of {len(space.exercises)} passed")
@@ -173,7 +163,7 @@ def do_watch(args):
             for e in map(space.named, changed):
                 verdict = space.check(e)
                 why = verdict.brief or verdict.text.splitlines()[0]
-                line = f"{time.strftime('%H:%M:%S')} {e.id} {painted(verdict.status)}"
+                line = f"{time.strftime('%H:%M:%S')} {e.id} {verdict.status}"
                 print(f"{line}  {why}" if verdict.status == "failed" else line, flush=True)
             seen = now
             time.sleep(args.interval)

@@ -3,9 +3,5 @@
 Read `rows.py` first. `tasks.py` and `toolcalls.py` generate the built-in data sets.
 """
 
-from ..batching import Example, batch_at, collate, pack
-from .rows import encode, load_rows, prepare, read_rows
-
-__all__ = [
-    "Example", "batch_at", "collate", "encode", "load_rows", "pack", "prepare", "read_rows",
-]  # fmt: skip
+from ..batching import Example, batch_at, collate, pack  # noqa: F401
+from .rows import encode, load_rows, prepare, read_rows  # noqa: F401

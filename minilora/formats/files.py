@@ -40,24 +40,30 @@ def naming(path):
         raise InputError(f"{path}: {error}") from error
 
 
+def require_new(path):
+    """Raise InputError if `path` exists and is not an empty folder; return whether it is one."""
+    path = Path(path)
+    empty = path.is_dir() and not any(path.iterdir())
+    require(empty or not os.path.lexists(path), f"{path} exists already: name a new folder")
+    return empty
+
+
 @contextmanager
 def new_folder(path):
     """Yield a temporary folder that becomes `path` if the block succeeds and vanishes if it fails.
 
     Raises InputError if `path` exists and is not an empty folder: nothing of a user's is replaced.
     """
-    path = Path(path)
-    empty = path.is_dir() and not any(path.iterdir())
-    require(empty or not os.path.lexists(path), f"{path} exists already: name a new folder")
+    path, empty = Path(path), require_new(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         yield temporary
         if empty:
             path.rmdir()
-        for name in temporary.iterdir():
-            with open(name, "r+b") as file:
-                os.fsync(file.fileno())
+        for name in temporary.rglob("*"):
+            if name.is_file():
+                sync(name)
         temporary.rename(path)
         sync_folder(path.parent)
     except OSError as error:
@@ -76,8 +82,7 @@ def replacing(*paths):
     try:
         yield temporary
         for name in temporary:
-            with open(name, "r+b") as file:  # to the disk, or the rename may get there first
-                os.fsync(file.fileno())
+            sync(name)
         for name, path in zip(temporary, paths):
             os.replace(name, path)
         sync_folder(paths[0].parent)
@@ -89,11 +94,15 @@ def replacing(*paths):
             name.unlink(missing_ok=True)
 
 
+def sync(path):
+    """Bring a file's bytes to the disk, or its new name may get there first."""
+    with open(path, "r+b") as file:
+        os.fsync(file.fileno())
+
+
 def sync_folder(folder):
     """Bring the names in a folder to the disk, where the system can (POSIX)."""
     if os.name == "posix":
         number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+        os.fsync(number)
+        os.close(number)

@@ -10,13 +10,6 @@ from .loops import fast_jit, jit
 from .threads import share_rows
 
 
-def dequantize_int8(q, out=None):
-    """Compute the matrix (out, in) float32 that an Int8 stands for, in `out` if it is given."""
-    out = np.empty(q.shape, np.float32) if out is None else out
-    read_int8_rows(q, 0, out)
-    return out
-
-
 def read_int8_rows(q, first, out):
     """Write rows first, first + 1, … of an Int8 into out (n, in) float32."""
     codes, absmax = (part[first : first + len(out)] for part in (q.codes, q.absmax))

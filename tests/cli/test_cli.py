@@ -366,6 +366,14 @@ def test_two_runs_in_one_folder(base, data, tmp_path, capsys):
     assert train(base, data, out) == 0
 
 
+def test_commands_that_take_long_check_their_output_first(base, tmp_path, capsys, monkeypatch):
+    (tmp_path / "there").write_text("a user's file")
+    monkeypatch.setattr("minilora.cli.pretraining.train", None)  # it would be called too early
+    assert "exists already" in error_of(capsys, run("pretrain micro --out", tmp_path / "there"))
+    monkeypatch.setattr("minilora.evaluation.compare.compare", None)
+    assert "--out" in error_of(capsys, run("compare --out", tmp_path / "there"))
+
+
 def test_resuming_needs_a_checkpoint(base, data, tmp_path, capsys):
     assert "cannot be read" in error_of(capsys, run("train --resume --adapter-path", tmp_path))
 
