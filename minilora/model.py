@@ -43,7 +43,7 @@ def operations(ops):
 def loss(adapters, base, batch, config, ops=None, rng=None, checkpointing=False):
     """Mean cross-entropy over the target tokens of a batch, in nats.
 
-    batch: `tokens`, `targets`, `mask` and `starts`, each (B, T); see `data.collate`.
+    batch: `tokens`, `targets`, `mask` and `starts`, each (B, T); see `batching.collate`.
     """
     ops, adapters = ops or OPS, opened(adapters)
     x = hidden(adapters, base, batch["tokens"], batch["starts"], config, ops, rng, checkpointing)

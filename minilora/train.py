@@ -33,7 +33,7 @@ FEW = 2**24  # trained parameters, with a gradient of 64 MiB
 def train(adapters, base, examples, model_config, config, valid=(), state=None, on_step=None):
     """Fit `adapters` to the examples; returns (adapters, history).
 
-    examples, valid: lists of `data.Example`. `history` has a dict a step (`step`, `loss`,
+    examples, valid: lists of `batching.Example`. `history` has a dict a step (`step`, `loss`,
     `learning_rate`, `grad_norm`, `tokens`, `seconds`) and one an evaluation (`step`, `eval_loss`,
     `eval_exact_match`). `state` continues an earlier run. `on_step(rows, adapters, state)` is
     called after every step. Raises InputError when loss or gradient is not finite; the last good

@@ -1,6 +1,8 @@
 """The order of the subpackages: each imports only those before it, and no imports form a cycle."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import minilora
@@ -92,3 +94,18 @@ def test_the_package_stays_small():
     course = [m for m in FILES if m.partition(".")[0] == "course"]
     assert sum(lines.values()) <= 9000
     assert len(course) <= 12 and sum(lines[m] for m in course) <= 1400
+
+
+def test_importing_changes_nothing_of_the_process():
+    """No environment variable, no thread, no listener to compilations, no warning filter."""
+    script = (
+        "import os, threading, warnings, numpy, autograd, numba, matplotlib\n"
+        "from numba.core import event\n"
+        "def state():\n"
+        "    listeners = sum(map(len, event._registered.values()))\n"
+        "    return dict(os.environ), threading.active_count(), listeners, list(warnings.filters)\n"
+        "before = state()\n"
+        "import minilora, minilora.cli\n"
+        "assert state() == before\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
