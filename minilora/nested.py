@@ -30,14 +30,6 @@ class Nested:
     absmax: np.ndarray  # (⌈m/256⌉,) float32
     offset: np.float32
 
-    def __post_init__(self):
-        size = -(-self.codes.size // BLOCK)
-        require(
-            self.absmax.shape == (size,) and self.absmax.dtype == np.float32,
-            f"{self.codes.size} double-quantized scales need {size} scales of their own in "
-            f"float32, not {self.absmax.dtype} of shape {self.absmax.shape}",
-        )
-
     @property
     def nbytes(self):
         return self.codes.nbytes + self.absmax.nbytes + self.offset.nbytes

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import require
-from .nested import Nested, nest, unnest
+from .nested import BLOCK, Nested, nest, unnest
 
 NF4 = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -83,12 +83,14 @@ class Quantized:
     def __post_init__(self):
         check(self.block_size, self.code)
         n = math.prod(self.shape)
-        scales = self.scales.codes if isinstance(self.scales, Nested) else self.scales
-        dtype = np.uint8 if isinstance(self.scales, Nested) else np.float32
-        for part, size, kind in (
-            (self.codes, -(-n // 2), np.uint8),
-            (scales, -(-n // self.block_size), dtype),
-        ):
+        m = -(-n // self.block_size)
+        parts: list = [(self.codes, -(-n // 2), np.uint8)]
+        if isinstance(self.scales, Nested):
+            parts.append((self.scales.codes, m, np.uint8))
+            parts.append((self.scales.absmax, -(-m // BLOCK), np.float32))
+        else:
+            parts.append((self.scales, m, np.float32))
+        for part, size, kind in parts:
             require(
                 part.shape == (size,) and part.dtype == kind and part.flags.c_contiguous,
                 f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size} needs {size} "

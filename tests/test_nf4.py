@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from statistics import NormalDist
 
 import numpy as np
@@ -332,6 +333,37 @@ def test_a_weight_that_is_not_finite_is_refused(value, position):
     w[position] = value
     with pytest.raises(InputError, match="NaN or an infinity"):
         nf4.quantize(w)
+
+
+@given(
+    seeds, st.booleans(), st.sampled_from([16, 64, 4096]),
+    st.sampled_from(["codes", "scales", "absmax", "dtype", "shape", "block_size"]),
+    st.sampled_from([-1, 1, 300]),
+)  # fmt: skip
+def test_sizes_that_do_not_fit_each_other_are_refused(seed, double, block_size, what, by):
+    """Compiled loops check no bounds: a weight with wrong sizes is never made."""
+    q = nf4.quantize(weights("normal", (40, 64 * 33), seed), block_size, double)
+    codes, scales, shape = q.codes, q.scales, q.shape
+
+    def resized(x):
+        return np.resize(x, max(0, x.size + by))
+
+    if what == "codes":
+        codes = resized(codes)
+    elif what == "dtype":
+        codes = codes.astype(np.int64)
+    elif what == "shape":
+        shape = (shape[0], shape[1] + 2 * by)
+    elif what == "block_size":
+        block_size = {16: 32, 64: 17, 4096: 2**63}[block_size]
+    elif not double:
+        scales = resized(scales)
+    elif what == "scales":
+        scales = replace(scales, codes=resized(scales.codes))
+    else:
+        scales = replace(scales, absmax=resized(scales.absmax))
+    with pytest.raises(InputError):
+        nf4.Quantized(codes, scales, shape, block_size, "nf4")
 
 
 @pytest.mark.parametrize("block_size", [0, -64, 1, 8, 48, 65])
