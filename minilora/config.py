@@ -1,7 +1,7 @@
-"""What is fixed before anything runs: the shape of a model, of its adapters, of a training run.
+"""The settings: the shape of a model, of its adapters, of a training run, checked when made.
 
-Frozen dataclasses whose field names are Hugging Face's (model), PEFT's (LoRA) and mlx_lm's
-(training), checked when they are made.
+The constants of parts 1, 3 and 6 of `lessons/00_qlora_in_one_file.py`, made general. The names of
+the fields are Hugging Face's (model), PEFT's (LoRA) and mlx_lm's (training).
 """
 
 import math

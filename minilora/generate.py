@@ -1,6 +1,7 @@
 """Text from a model, one token at a time, with a key/value cache.
 
-The keys and values of earlier tokens never change (attention is causal), so they are kept and each
+`generate` of part 5 of `lessons/00_qlora_in_one_file.py`, made general: sampling, and a cache. Keys
+and values of earlier tokens never change, because attention is causal. So they are kept, and each
 new token costs one column of the model instead of all of them.
 """
 

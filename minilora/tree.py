@@ -1,5 +1,6 @@
 """Trees of arrays: nested dicts whose paths are Hugging Face's parameter names.
 
+The flat dict of part 1 of `lessons/00_qlora_in_one_file.py`, as a tree:
 `{"model": {"layers": {"0": {"self_attn": {"q_proj": {"weight": W}}}}}}` is the tree that
 Hugging Face's flat name `model.layers.0.self_attn.q_proj.weight` spells with dots. A leaf is an
 array, a quantized weight (anything with a `shape`), or a plain float that belongs to the node.

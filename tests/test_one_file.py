@@ -164,6 +164,13 @@ def test_the_parts_and_the_files_of_the_package_name_each_other():
             assert re.search(rf"[Pp]art {number}\b", docstring)
 
 
+def test_every_core_file_names_the_part_that_it_makes_general():
+    for path in Path(minilora.__file__).parent.glob("[a-z]*.py"):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+        assert f"`lessons/{LESSON.name}`" in docstring, path.name
+        assert re.search(r"[Pp]arts? \d", docstring), path.name
+
+
 def test_the_readme_shows_the_lessons_own_lines():
     readme = (LESSON.parents[1] / "README.md").read_text(encoding="utf-8")
     heart = re.search(r"## QLoRA in one file\n.*?```python\n(.*?)```", readme, re.DOTALL)[1]
