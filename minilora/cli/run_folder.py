@@ -152,10 +152,14 @@ def model_card(args, config, scores):
     stored = f"{args.quantize}, blocks of {args.block_size}"
     if args.quantize in ("none", "int8"):
         stored = args.quantize
+    # PiSSA and LoftQ change the base: there `quantize` does not write the one of this adapter
+    plain_start = isinstance(config, LoraConfig) and config.init_lora_weights is True
+    its_own = plain_start and args.quantize != "none"
     peft = f"""
 In PEFT, on exactly this base:
 
-    # minilora quantize --model {args.model} --quantize {args.quantize} --out base
+    # minilora quantize --model {args.model} --quantize {args.quantize} \\
+    #     --block-size {args.block_size} --out base
     base = transformers.AutoModelForCausalLM.from_pretrained("base")
     model = peft.PeftModel.from_pretrained(base, ".")
 """
@@ -171,7 +175,7 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
     minilora evaluate --adapter-path .
     minilora generate --adapter-path . --prompt "…"
     minilora merge --adapter-path . --out merged    # base and adapter in one, for transformers
-{peft if isinstance(config, LoraConfig) and args.quantize != "none" else ""}"""
+{peft if its_own else ""}"""
 
 
 def read_metrics(folder):
