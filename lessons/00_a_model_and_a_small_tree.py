@@ -15,13 +15,13 @@ import numpy as np
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
-from minilora.tree import count, flatten, nbytes
+from minilora.tree import flatten, nbytes, num_parameters
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 rng = np.random.default_rng(0)
 
 config, base, tokenizer = minilora.load("micro")
-print(f"{count(base):,} parameters in {len(flatten(base))} arrays, for example")
+print(f"{num_parameters(base):,} parameters in {len(flatten(base))} arrays, for example")
 for path in list(flatten(base))[:4]:
     print(" ", path, flatten(base)[path].shape)
 
@@ -69,7 +69,7 @@ print(f"{nbytes(base):,} bytes dense, {nbytes(frozen):,} in NF4 with double quan
 print("the embedding, which stays dense, is most of what is left of so small a model")
 embedding = base["model"]["embed_tokens"]["weight"].nbytes
 assert embedding > nbytes(frozen) / 2
-print(f"{count(adapters):,} parameters to train beside {count(frozen):,}")
+print(f"{num_parameters(adapters):,} parameters to train beside {num_parameters(frozen):,}")
 
 # %% [markdown]
 # Training is a loop over `value_and_grad(loss)`. Stop in it with a debugger, in an editor or so:

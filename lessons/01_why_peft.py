@@ -28,7 +28,7 @@ from minilora.formats.hf_folder import shapes
 from minilora.methods.methods import METHODS
 from minilora.optim import adamw_init
 from minilora.quant.quantize import is_projection
-from minilora.tree import count, flatten, nbytes, unflatten, walk
+from minilora.tree import flatten, named_leaves, nbytes, num_parameters, unflatten
 
 rng = np.random.default_rng(0)
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
@@ -82,8 +82,8 @@ for name, (trained, frozen) in ways.items():
     }
     # What was weighed is what the ledger predicts: exactly for the arrays, nearly for the rest.
     predicted = memory.ledger(trained, frozen, config, batch["tokens"].size)
-    assert parts[name]["gradients"] == predicted["their gradients"] == 4 * count(trained)
-    assert parts[name]["moments"] == predicted["Adam's two moments"] == 8 * count(trained)
+    assert parts[name]["gradients"] == predicted["their gradients"] == 4 * num_parameters(trained)
+    assert parts[name]["moments"] == predicted["Adam's two moments"] == 8 * num_parameters(trained)
     assert abs(kept / predicted["activations"] - 1) < 0.25
 
 total = {name: sum(row.values()) for name, row in parts.items()}
@@ -103,7 +103,7 @@ table(["bytes", *parts["full"], "together"], cells)
 # %%
 for_trained = {name: row["trained"] + row["gradients"] + row["moments"]
                for name, row in parts.items()}  # fmt: skip
-assert for_trained["full"] == 16 * count(base)
+assert for_trained["full"] == 16 * num_parameters(base)
 assert 10 < for_trained["full"] / for_trained["LoRA"] < 12
 assert 6 < parts["LoRA"]["frozen"] / parts["QLoRA"]["frozen"] < 7
 made_again = 4 * batch["tokens"].size * config.intermediate_size * config.num_hidden_layers
@@ -141,15 +141,15 @@ def on_paper(width, hidden, layers, heads):
 def lora_count(base, config):
     """Σ r·(in + out) over the adapted projections."""
     weights = flatten(base)
-    return sum(config.r * sum(weights[f"{p}.weight"].shape) for p in lora.targets(base, config))
+    return sum(config.r * sum(weights[f"{p}.weight"].shape) for p in lora.target_paths(base, config))
 
 
 SEVEN = LoraConfig(r=64, lora_alpha=16, target_modules=("all-linear",))
 config_7b, llama_7b = on_paper(4096, 11008, 32, 32)
 config_65b, llama_65b = on_paper(8192, 22016, 80, 64)
 # The formula first on what is real: it counts what lora.init makes.
-assert lora_count(base, ALL) == count(ways["LoRA"][0])
-assert count(llama_7b) == 6_738_415_616 and count(llama_65b) == 65_285_660_672
+assert lora_count(base, ALL) == num_parameters(ways["LoRA"][0])
+assert num_parameters(llama_7b) == 6_738_415_616 and num_parameters(llama_65b) == 65_285_660_672
 assert lora_count(llama_7b, LoraConfig(r=8)) == 4_194_304  # q_proj and v_proj
 assert lora_count(llama_7b, SEVEN) == 159_907_840
 
@@ -163,10 +163,10 @@ for scheme, expected in bits.items():
 
 def on_paper_ledger(base, config, method, tokens=512):
     """{part: GB}: adapters and gradients in 16 bits, moments in 32; the frozen as `method` says."""
-    n = count(base) if method == "full" else lora_count(base, SEVEN)
+    n = num_parameters(base) if method == "full" else lora_count(base, SEVEN)
     low = {"full": 0, "LoRA": 16, "QLoRA, scales in 32 bits": bits["nf4"], "QLoRA": bits["nf4-dq"]}
     rest = 0 if method == "full" else 16
-    frozen = sum(w.size * (low[method] if is_projection(p) else rest) / 8 for p, w in walk(base))
+    frozen = sum(w.size * (low[method] if is_projection(p) else rest) / 8 for p, w in named_leaves(base))
     # with gradient checkpointing: one state a layer and token
     states = 2 * config.num_hidden_layers * config.hidden_size * tokens
     made = {"frozen": frozen, "trained": 2 * n, "gradients": 2 * n, "moments": 8 * n,
@@ -198,7 +198,7 @@ assert 2.9 < saved < 3.1  # "approximately 3 GB for a 65B model", QLoRA, Sec. 1
 
 # %%
 assert lora_count(llama_65b, SEVEN) == 799_539_200
-codes = sum(w.size for p, w in walk(llama_65b) if is_projection(p)) * bits["nf4-dq"] / 8
+codes = sum(w.size for p, w in named_leaves(llama_65b) if is_projection(p)) * bits["nf4-dq"] / 8
 assert 33 < codes / 1e9 < 34
 beside = {part: size for part, size in paper["65B", "QLoRA"].items() if part != "frozen"}
 assert max(beside, key=beside.get) == "moments" and 2 < 48 - sums["65B", "QLoRA"] < 6
@@ -239,8 +239,8 @@ assert 2 * gpt3 == 36 * 2**20 and 9_250 < 350e9 / (2 * gpt3) < 9_300
 
 adapters, frozen = ways["LoRA"]
 size = file_bytes(adapters, frozen, ALL, "tiny")
-print(f"tiny: {size:,} bytes of file for {4 * count(adapters):,} bytes of numbers")
-assert 0 < size - 4 * count(adapters) < 200 * len(flatten(adapters))  # names and shapes
+print(f"tiny: {size:,} bytes of file for {4 * num_parameters(adapters):,} bytes of numbers")
+assert 0 < size - 4 * num_parameters(adapters) < 200 * len(flatten(adapters))  # names and shapes
 print(f"a hundred tasks: {100 * nbytes(base) / 1e6:.0f} MB of models,", end=" ")
 print(f"or {(nbytes(base) + 100 * size) / 1e6:.0f} MB of a base and adapters")
 
@@ -269,7 +269,7 @@ whole = {split: data.load_rows("questions", split) for split in ("train", "valid
 tasks = {"whole": whole, "place": {split: [*map(place_only, r)] for split, r in whole.items()}}
 iters = short(200, 60)
 config, base, words = minilora.load("micro")
-before = {path: w.tobytes() for path, w in walk(base)}
+before = {path: w.tobytes() for path, w in named_leaves(base)}
 pairs = {}
 with tempfile.TemporaryDirectory() as folder:
     for name, split in tasks.items():
@@ -298,9 +298,9 @@ for asked in tasks:
     assert loss[asked, asked] < min(loss[used, asked] for used in tasks if used != asked) / 2
 
 # One base: the frozen trees hold the same arrays, not equal ones, and no byte of them was written.
-one, two = (dict(walk(frozen)) for _, frozen in pairs.values())
-assert all(one[path] is w and two[path] is w for path, w in walk(base))
-assert all(w.tobytes() == before[path] for path, w in walk(base))
+one, two = (dict(named_leaves(frozen)) for _, frozen in pairs.values())
+assert all(one[path] is w and two[path] is w for path, w in named_leaves(base))
+assert all(w.tobytes() == before[path] for path, w in named_leaves(base))
 
 # %% [markdown]
 # To swap is to pass another small tree. Nothing is copied, nothing reloaded, and no byte of the

@@ -16,10 +16,10 @@ from sweeps import scaling
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.evaluation.plot import LINES
-from minilora.lora import adapted, delta
+from minilora.lora import adapted_paths, delta
 from minilora.optim import adamw, adamw_init, global_norm
 from minilora.quant.quantize import is_projection
-from minilora.tree import count, flatten, get, unflatten, walk
+from minilora.tree import flatten, get, named_leaves, num_parameters, unflatten
 
 config, base, words = minilora.load("micro")
 masked = TrainConfig(mask_prompt=True)
@@ -28,7 +28,7 @@ train_set, valid = (
     for split in ("train", "valid")
 )
 batch = data.collate([[e] for e in train_set[:16]])
-PROJECTIONS = {path: w for path, w in walk(base) if is_projection(path)}
+PROJECTIONS = {path: w for path, w in named_leaves(base) if is_projection(path)}
 
 
 def loss_and_gradient(trained, frozen):
@@ -56,7 +56,7 @@ assert np.linalg.matrix_rank(B @ A) == 4
 # (BA)x = B(Ax): BA is never formed, so a token costs r·(out + in) multiplications, not out·in
 assert np.allclose((B @ A) @ x, B @ (A @ x), rtol=0, atol=1e-12)
 adapters, _ = lora.init(base, LoraConfig(r=24, target_modules=("all-linear",)), rng)
-print(f"micro at r = 24, half its width: {count(adapters):,} trained,", end=" ")
+print(f"micro at r = 24, half its width: {num_parameters(adapters):,} trained,", end=" ")
 print(f"in its projections {sum(w.size for w in PROJECTIONS.values()):,}")
 
 # %% [markdown]
@@ -79,7 +79,7 @@ def fill(adapters, a, b, rng):
         {
             path: (random[path.rpartition(".")[2]] * rng.uniform(-1, 1, w.shape)
                    / w.shape[1] ** 0.5).astype("f4")
-            for path, w in walk(adapters)
+            for path, w in named_leaves(adapters)
         }
     )  # fmt: skip
 
@@ -98,7 +98,7 @@ for name, a, b in (("A random, B zero", 1, 0), ("A zero, B random", 0, 1),
                    ("both random", 1, 1), ("both zero", 0, 0)):  # fmt: skip
     for seed in short((0, 1), (0,)):
         start = fill(fresh, a, b, np.random.default_rng(seed))
-        of_factor = {factor: global_norm({p: g for p, g in walk(loss_and_gradient(start, frozen)[1])
+        of_factor = {factor: global_norm({p: g for p, g in named_leaves(loss_and_gradient(start, frozen)[1])
                                           if p.endswith(factor)})
                      for factor in ("lora_A", "lora_B")}  # fmt: skip
         before = minilora.evaluate(start, frozen, valid, config)["loss"]
@@ -113,7 +113,7 @@ for name, a, b in (("A random, B zero", 1, 0), ("A zero, B random", 0, 1),
         if a or b:
             assert after < bare / short(3, 1.5)
         else:
-            assert all(not w.any() for _, w in walk(trained))  # not one bit has moved
+            assert all(not w.any() for _, w in named_leaves(trained))  # not one bit has moved
 table(["start", "seed", "‖∂L/∂A‖", "‖∂L/∂B‖", "loss before", f"after {n} steps"], rows)
 
 # %% [markdown]
@@ -142,7 +142,7 @@ def first_update(config_of_r, rate=1e-3, seed=0):
     adapters, frozen = lora.init(base, config_of_r, np.random.default_rng(seed))
     gradient = loss_and_gradient(adapters, frozen)[1]
     adapters, _ = adamw(adapters, gradient, adamw_init(adapters), lambda _: rate, TrainConfig())
-    return {path: delta(get(adapters, path), get(frozen, path)) for path in adapted(adapters)}
+    return {path: delta(get(adapters, path), get(frozen, path)) for path in adapted_paths(adapters)}
 
 
 ranks, exponents = np.array([1, 2, 4, 8, 16, 32]), {}

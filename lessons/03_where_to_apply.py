@@ -216,7 +216,7 @@ for (r, seed), run in trained.items():
     # Equal where the sweep was made. Another BLAS rounds differently, which training magnifies:
     # half or double is the same run, and r = 1 or 2 would not pass for it.
     assert QUICK or 0.5 < run.scores["loss"] / before < 2
-paths = lora.adapted(trained[8, 0].adapters)
+paths = lora.adapted_paths(trained[8, 0].adapters)
 
 
 def sides(run):

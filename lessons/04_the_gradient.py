@@ -15,12 +15,12 @@ from common import QUICK, figure, read_sweep, short, table
 from sweeps import rates
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora, nn
+from minilora import LoraConfig, TrainConfig, data, layers, lora
 from minilora.cli.pretraining import held_out_notes
 from minilora.evaluation.plot import LINES
-from minilora.lora import adapted, delta
+from minilora.lora import adapted_paths, delta
 from minilora.optim import adamw, adamw_init, global_norm
-from minilora.tree import count, flatten, get, tree_map, unflatten
+from minilora.tree import flatten, get, num_parameters, tree_map, unflatten
 
 rng = np.random.default_rng(0)
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
@@ -61,7 +61,7 @@ node = {"weight": W, "lora_scaling": s, "lora_dropout": 0.0}
 
 def toy(trained):
     """Any loss will do: Σ C∘tanh(h)."""
-    return np.sum(C * nn.np.tanh(nn.linear(x, trained, node)))
+    return np.sum(C * layers.np.tanh(layers.linear(x, trained, node)))
 
 
 h = x @ W.T + s * (x @ A.T) @ B.T
@@ -98,19 +98,19 @@ for name, theta in (("lora_A", A), ("lora_B", B)):
 config, base, batch = prepared("micro", "f8")
 adapters, frozen = lora.init(base, ALL, rng)
 adapters = tree_map(lambda w: w + 0.05 * rng.standard_normal(w.shape), adapters)  # B is not zero
-_, of_factors = value_and_grad(minilora.loss)(adapters, frozen, batch, config, ops=nn)
+_, of_factors = value_and_grad(minilora.loss)(adapters, frozen, batch, config, ops=layers)
 merged = lora.merge(adapters, frozen, dtype="f8")
-whole = unflatten({f"{p}.weight": get(merged, p)["weight"] for p in adapted(adapters)})
-_, G = value_and_grad(minilora.loss)(whole, merged, batch, config, ops=nn)
+whole = unflatten({f"{p}.weight": get(merged, p)["weight"] for p in adapted_paths(adapters)})
+_, G = value_and_grad(minilora.loss)(whole, merged, batch, config, ops=layers)
 worst = 0.0
-for path in adapted(adapters):
+for path in adapted_paths(adapters):
     scale, ours = get(frozen, path)["lora_scaling"], get(of_factors, path)
     factors, full = get(adapters, path), get(G, path)["weight"]
     for name, projected in (("lora_B", scale * full @ factors["lora_A"].T),
                             ("lora_A", scale * factors["lora_B"].T @ full)):  # fmt: skip
         gap = np.linalg.norm(projected - ours[name]) / np.linalg.norm(ours[name])
         worst = max(worst, float(gap))
-print(f"{2 * len(adapted(adapters))} gradients, the worst off by {worst:.0e}")
+print(f"{2 * len(adapted_paths(adapters))} gradients, the worst off by {worst:.0e}")
 assert worst < 1e-12
 
 # %% [markdown]
@@ -128,7 +128,7 @@ config, base, batch = prepared("micro")
 adapters, frozen = lora.init(base, ALL, rng)
 _, gradient = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
 assert flatten(gradient).keys() == flatten(adapters).keys()
-assert count(gradient) < count(base)
+assert num_parameters(gradient) < num_parameters(base)
 
 decaying = TrainConfig(weight_decay=0.1)
 zero, moved, state = tree_map(np.zeros_like, base), base, adamw_init(base)
@@ -209,11 +209,11 @@ def first_steps(model, eta=1e-3):
     adapters, frozen = lora.init(base, ALL, np.random.default_rng(1))
     _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
     new, _ = adamw(adapters, grads, adamw_init(adapters), lambda _: eta, TrainConfig())
-    whole = unflatten({f"{p}.weight": get(base, p)["weight"] for p in adapted(adapters)})
+    whole = unflatten({f"{p}.weight": get(base, p)["weight"] for p in adapted_paths(adapters)})
     _, grads = value_and_grad(minilora.loss)(whole, base, batch, config)
     moved, _ = adamw(whole, grads, adamw_init(whole), lambda _: eta, TrainConfig())
     measured, predicted = [], []
-    for p in adapted(adapters):
+    for p in adapted_paths(adapters):
         before, after = get(whole, p)["weight"], get(moved, p)["weight"]
         full = np.linalg.norm(after - before)
         measured.append(np.linalg.norm(delta(get(new, p), get(frozen, p))) / full)

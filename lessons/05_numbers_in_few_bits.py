@@ -312,7 +312,7 @@ def down(gate, up, *weights):
 ops = SimpleNamespace(
     rms_norm=seen("rms_norm"), attention=seen("attention"), linear=fused.linear, down=down
 )
-model.hidden({}, base, batch["tokens"], batch["starts"], config, ops)
+model.hidden_states({}, base, batch["tokens"], batch["segment_starts"], config, ops)
 for name, some in inputs.items():
     print(f"largest number that comes from {name}: {max(np.abs(x).max() for x in some):.1f}")
     assert (max(np.abs(x).max() for x in some) > 6) == (name == "swiglu")

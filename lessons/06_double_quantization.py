@@ -15,12 +15,12 @@ import numpy as np
 from common import figure, short, table
 
 import minilora
-from minilora import TrainConfig, nested, nf4
+from minilora import TrainConfig, double_quant, nf4
 from minilora.cli import pretraining
+from minilora.double_quant import BLOCK, DYNAMIC_MAP
 from minilora.evaluation import memory, plot
 from minilora.formats import quantized_file
-from minilora.nested import BLOCK, DYNAMIC
-from minilora.tree import count, flatten, nbytes
+from minilora.tree import flatten, nbytes, num_parameters
 
 rng = np.random.default_rng(0)
 
@@ -101,12 +101,12 @@ m = short(2**16, 2**12)  # absmax
 def errors(w):
     """RMSE of its absmax in eight bits: the dynamic map, even steps, the map without an offset."""
     absmax = nf4.quantize(w).absmax
-    offset = nested.mean(absmax)
+    offset = double_quant.mean(absmax)
     centred = (absmax - offset).reshape(-1, BLOCK)
     largest = np.abs(centred).max(axis=1, keepdims=True)
     even = np.rint(centred / largest * 127) / 127 * largest + offset
-    maps = (nested.nest(absmax), nested.nest_around(np.float32(0), absmax))
-    dynamic, bare = (rms(nested.unnest(n) - absmax) for n in maps)
+    maps = (double_quant.double_quantize(absmax), double_quant.double_quantize_around(np.float32(0), absmax))
+    dynamic, bare = (rms(double_quant.double_dequantize(n) - absmax) for n in maps)
     return [dynamic, rms(even.ravel() - absmax), bare], (centred / largest).ravel()
 
 
@@ -119,7 +119,7 @@ table(["RMSE of the absmax", "dynamic map", "even steps", "dynamic, no offset"],
     [kind, *(f"{e:.4f}" for e in row)] for kind, row in zip(kinds, rows)
 ])  # fmt: skip
 normal, heavy = rows
-near = [np.mean(np.abs(x) < 0.1) for x in (DYNAMIC, *coded)]
+near = [np.mean(np.abs(x) < 0.1) for x in (DYNAMIC_MAP, *coded)]
 print(f"within 0.1 of zero: {near[0]:.0%} of the map")
 print("  {:.0%} of the absmax if weights are normal, {:.0%} if heavy-tailed".format(*near[1:]))
 assert normal[1] < 0.8 * normal[0] < 0.5 * normal[2]  # found: 0.67, and 3.2 times
@@ -212,7 +212,7 @@ labels = ["distance from zero, in units of the largest", "factor on the weights 
 titles = ["where the map's values and the absmax lie", "the error of the 255 blocks beside it"]
 ylabels = ["share nearer to zero (%)", "RMSE / RMS of w"]
 with figure("double_quantization", labels, ylabels, titles, width=8.4, columns=2) as (left, right):
-    named = zip(("the map's values", *(f"absmax, {k}" for k in kinds)), (DYNAMIC, *coded))
+    named = zip(("the map's values", *(f"absmax, {k}" for k in kinds)), (DYNAMIC_MAP, *coded))
     for (label, x), style in zip(named, plot.LINES):
         at = np.linspace(0, 1, 101)
         left.plot(at, [100 * np.mean(np.abs(x) <= a) for a in at], label=label, **style)
@@ -249,7 +249,7 @@ table(["part of tiny", "bytes"], [*parts.items(), ["together", nbytes(frozen)]])
 assert sum(parts.values()) == nbytes(frozen)
 bits = memory.bits_per_weight(frozen)
 print(f"{bits:.4f} bits a weight of the projections")
-print(f"{nbytes(frozen) / 4 / count(frozen):.3f} of the dense size, not {4.127 / 32:.3f}")
+print(f"{nbytes(frozen) / 4 / num_parameters(frozen):.3f} of the dense size, not {4.127 / 32:.3f}")
 assert 4.1269 < bits < 4.13  # above the formula: offsets, and groups of fewer than 256
 
 # %%
@@ -262,7 +262,7 @@ for name in ("micro", "tiny"):
     weights = [q for q in flatten(base).values() if isinstance(q, nf4.Quantized)]
     elements = sum(int(np.prod(q.shape)) for q in weights)
     stored = sum(q.nbytes for q in weights)
-    dense = 2 * (count(base) - elements)  # embedding and norms in sixteen bits
+    dense = 2 * (num_parameters(base) - elements)  # embedding and norms in sixteen bits
     extra = len(file) - 8 - header - dense - stored
     rows = [["header", 8 + header], ["embedding and norms", dense], ["codes and scales", stored]]
     table([f"file of {name}", "bytes"], [*rows, ["maps and JSON", extra], ["in all", len(file)]])

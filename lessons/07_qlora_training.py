@@ -23,12 +23,12 @@ from autograd import grad, make_vjp
 from common import SWEEPS, figure, finetune, read_sweep, short, table
 
 import minilora
-from minilora import InputError, LoraConfig, TrainConfig, data, lora, nf4, nn, optim, products
+from minilora import InputError, LoraConfig, TrainConfig, data, layers, lora, nf4, optim
 from minilora.cli import pretraining
 from minilora.evaluation import plot
 from minilora.quant.quantize import SCHEMES
-from minilora.train import gradient
-from minilora.tree import flatten, unflatten, walk
+from minilora.training import gradient_at
+from minilora.tree import flatten, named_leaves, unflatten
 
 rng = np.random.default_rng(0)
 
@@ -52,7 +52,7 @@ x, g = rng.standard_normal((3, 64)), rng.standard_normal((3, 16))
 
 def loss(x):
     """A loss with ∂L/∂y = g."""
-    return anp.sum(g * products.product(x, q))
+    return anp.sum(g * layers.frozen_matmul(x, q))
 
 
 numeric, h = np.empty_like(x), 1e-4
@@ -159,8 +159,8 @@ big = nf4.quantize(rng.standard_normal((1024, 1024)), double_quant=True)
 some = np.ones((4, 1024), np.float32)
 kept = {}
 for name, operation in (
-    ("product with the codes", lambda x: products.product(x, big)),
-    ("product with a dense copy", lambda x: products.matmul(x, big.dequantize())),
+    ("product with the codes", lambda x: layers.frozen_matmul(x, big)),
+    ("product with a dense copy", lambda x: layers.matmul(x, big.dequantize())),
 ):
     operation(some)
     tracemalloc.start()
@@ -203,7 +203,7 @@ rate = 6e-5
 for dtype, p in BITS.items():
     value = {"lora_A": np.full(1, 0.1, np.float32)}
     for _ in range(100):  # a hundred steps, each rounded
-        value = optim.to_dtype({"lora_A": value["lora_A"] + np.float32(rate)}, dtype)
+        value = optim.round_to({"lora_A": value["lora_A"] + np.float32(rate)}, dtype)
     after = steps(rate, dtype=dtype)
     a = [(old[k], new[k]) for old, new in pairwise(after[9:]) for k in old if "lora_A" in k]
     still = np.mean([np.mean(old == new) for old, new in a])
@@ -247,27 +247,27 @@ for seed in short([0], []):  # a slice of the sweep, live
 # Adam's second moment of a model that has learnt.
 
 # %%
-print("a weight: 65504 stays", optim.to_dtype({"lora_B": np.float32([65504])}, "float16")["lora_B"])
+print("a weight: 65504 stays", optim.round_to({"lora_B": np.float32([65504])}, "float16")["lora_B"])
 try:
-    optim.to_dtype({"lora_B": np.float32([65520])}, "float16")
+    optim.round_to({"lora_B": np.float32([65520])}, "float16")
     raise AssertionError("65520 went into float16")
 except InputError as error:
     print("         ", error)
 
 with np.errstate(over="ignore"):
-    normed = nn.rms_norm(np.float16([[300, 100, 1, 1]]), np.ones(4, np.float16), 1e-5)
+    normed = layers.rms_norm(np.float16([[300, 100, 1, 1]]), np.ones(4, np.float16), 1e-5)
 print("an activation: 300² > 65504, so RMSNorm gives", normed)
 assert not normed.any()  # x/√∞: the row is silently zero
-assert nn.rms_norm(np.float32([[300, 100, 1, 1]]), np.ones(4, np.float32), 1e-5)[0, 0] > 1
+assert layers.rms_norm(np.float32([[300, 100, 1, 1]]), np.ones(4, np.float32), 1e-5)[0, 0] > 1
 
 trained = steps(4e-3, n=short(150, 60))[-1]
-_, grads, _ = gradient(unflatten(trained), frozen, [[e] for e in examples], 0, config,
+_, grads, _ = gradient_at(unflatten(trained), frozen, [[e] for e in examples], 0, config,
                        TrainConfig(batch_size=16))  # fmt: skip
-entries = np.concatenate([g.ravel() for _, g in walk(grads)])
+entries = np.concatenate([g.ravel() for _, g in named_leaves(grads)])
 lost = {"g": np.mean(np.float16(entries) == 0), "g²": np.mean(np.float16(entries**2) == 0)}
 print(f"of the gradient's entries are zero in float16: g {lost['g']:.1%}, g² {lost['g²']:.1%}")
 print(f"and Adam's ε of 1e-8 is {np.float16(1e-8)}, so these are divided by zero")
-brain = optim.to_dtype({"v": entries**2}, "bfloat16")["v"]
+brain = optim.round_to({"v": entries**2}, "bfloat16")["v"]
 assert lost["g²"] > short(0.5, 0.05) and lost["g"] < 0.02 and np.float16(1e-8) == 0
 assert np.mean(brain == 0) < 1e-3
 

@@ -19,8 +19,8 @@ from common import QUICK, SWEEPS, figure, finetune, read_sweep, short, table
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.evaluation import plot
-from minilora.train import gradient
-from minilora.tree import flatten, tree_map, walk
+from minilora.training import gradient_at
+from minilora.tree import flatten, named_leaves, tree_map
 
 sys.path.insert(0, str(SWEEPS))
 import dropout  # the sweep's own noisy labels and runs
@@ -94,8 +94,8 @@ def first_gain(r, alpha):
     for seed in range(short(3, 2)):
         config = LoraConfig(r=r, lora_alpha=alpha, target_modules=SEVEN)
         adapters, frozen = lora.init(base, config, np.random.default_rng(seed))
-        _, grads, _ = gradient(adapters, frozen, bins, 0, model_config, settings)
-        sums.append(sum(np.abs(g).sum() for path, g in walk(grads) if path.endswith("lora_B")))
+        _, grads, _ = gradient_at(adapters, frozen, bins, 0, model_config, settings)
+        sums.append(sum(np.abs(g).sum() for path, g in named_leaves(grads) if path.endswith("lora_B")))
     return np.mean(sums)
 
 

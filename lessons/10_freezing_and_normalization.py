@@ -24,8 +24,8 @@ from minilora import TrainConfig
 from minilora.evaluation import compare, plot
 from minilora.methods.methods import METHODS
 from minilora.optim import global_norm
-from minilora.train import rates
-from minilora.tree import count, tree_map, unflatten, walk
+from minilora.training import rates
+from minilora.tree import named_leaves, num_parameters, tree_map, unflatten
 
 config, micro, tokenizer = minilora.load("micro")
 SEED = 0
@@ -45,13 +45,13 @@ sizes, rows = {}, []
 for method, group in (("lora", "lora"), ("norm", "norm"), ("bitfit", "bias")):
     adapters, _ = METHODS[method](micro, freezing.LORA, np.random.default_rng(0))
     losses = [freezing.run((group, rate, 1.0, 1.0, SEED), STEPS)["loss"] for rate in (1e-2, 1e-1)]
-    sizes[method] = count(adapters)
+    sizes[method] = num_parameters(adapters)
     rows.append([group, sizes[method], f"{best[method]:g}", *(f"{x:.2f}" for x in losses)])
     if method != "lora":
         assert best[method] == 10 * best["lora"]
         assert QUICK or losses[1] < losses[0] - 0.08
 table(["alone", "parameters", "best rate", f"loss after {STEPS} steps at 0.01", "at 0.1"], rows)
-assert sizes["norm"] < sizes["bitfit"] < sizes["lora"] < count(micro) / 15
+assert sizes["norm"] < sizes["bitfit"] < sizes["lora"] < num_parameters(micro) / 15
 
 # %% [markdown]
 # Alone they want ten times LoRA's rate, not a tenth of it. Adam moves each parameter by about the
@@ -217,7 +217,7 @@ slopes = [
     for moments in (None, running)
 ]
 print(f"gradient of the biases: {slopes[0]:.0e} with the batch's, {slopes[1]:.0e} with running")
-assert slopes[0] < 1e-4 * slopes[1] and sum(leaf.size for _, leaf in walk(running)) == 224
+assert slopes[0] < 1e-4 * slopes[1] and sum(leaf.size for _, leaf in named_leaves(running)) == 224
 
 # %% [markdown]
 # BitFit's biases do nothing there in training; it is the normalization's β that has to be trained.

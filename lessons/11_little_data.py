@@ -20,7 +20,7 @@ from common import QUICK, figure, of, read_sweep, short, spread, table
 from sweeps import little
 
 import minilora
-from minilora import TrainConfig, data, model, nn
+from minilora import TrainConfig, data, layers, model
 from minilora.evaluation import plot
 
 # %% [markdown]
@@ -251,13 +251,13 @@ def logits(bins, mask=True, restart=True):
 
     def attention(q, k, v, angles, starts, **rest):
         if not restart:
-            angles = nn.rotation(np.arange(q.shape[1])[None], config)
-        return nn.attention(q, k, v, angles, starts if mask else 0 * starts, **rest)
+            angles = layers.rope_cos_sin(np.arange(q.shape[1])[None], config)
+        return layers.attention(q, k, v, angles, starts if mask else 0 * starts, **rest)
 
-    changed = SimpleNamespace(**{**vars(nn), "attention": attention})
+    changed = SimpleNamespace(**{**vars(layers), "attention": attention})
     batch, ops = data.collate(bins), model.OPS if mask and restart else changed
-    x = model.hidden({}, base, batch["tokens"], batch["starts"], config, ops)
-    return nn.matmul(x, base["model"]["embed_tokens"]["weight"])
+    x = model.hidden_states({}, base, batch["tokens"], batch["segment_starts"], config, ops)
+    return layers.matmul(x, base["model"]["embed_tokens"]["weight"])
 
 
 some = max(data.pack(examples[:200], 256), key=len)
@@ -306,7 +306,7 @@ assert opened > closed + 0.1
 # Without the mask nothing fails and nothing warns. The loss is only higher, and in training a model
 # would learn to live with neighbours that it will not have later.
 #
-# **Where to stop with a debugger.** `data.collate` (look at `batch["starts"]`). `nn.visible` (print
+# **Where to stop with a debugger.** `data.collate` (look at `batch["segment_starts"]`). `nn.visible` (print
 # one row of it as 0 and 1: the blocks). `train.judged` (what is kept, and when).
 #
 # **Exercises.** `attention`, `rotation`, `prompt-mask`, `cross-entropy`.

@@ -22,8 +22,8 @@ from minilora.config import ModelConfig
 from minilora.evaluation import compare, plot
 from minilora.kernels.nf4 import matvec
 from minilora.methods import compose
-from minilora.optim import to_dtype
-from minilora.tree import flatten, nbytes, tree_map, walk
+from minilora.optim import round_to
+from minilora.tree import flatten, named_leaves, nbytes, tree_map
 
 ITERS = short(100, 10)
 rng = np.random.default_rng(0)
@@ -45,7 +45,7 @@ def loss(pair, examples):
 # %%
 one, turned = fit(base, forwards, 0, iters=ITERS), fit(base, backwards, 100, iters=ITERS)
 tasks = {"there": held_out(forwards), "back": held_out(backwards)}
-before = {path: w.tobytes() for path, w in walk(base)}
+before = {path: w.tobytes() for path, w in named_leaves(base)}
 began = time.perf_counter()
 scores = {name: loss(pair, tasks[name]) for name, pair in (("there", one), ("back", turned))}
 took = time.perf_counter() - began
@@ -54,8 +54,8 @@ print(
 )
 print(f"base {nbytes(base):,} bytes, each adapter {nbytes(one[0]):,}")
 shared = flatten(turned[1])
-assert all(shared[path] is w for path, w in walk(base))  # the same objects, no copies
-assert all(before[path] == w.tobytes() for path, w in walk(base))  # and nobody wrote to them
+assert all(shared[path] is w for path, w in named_leaves(base))  # the same objects, no copies
+assert all(before[path] == w.tobytes() for path, w in named_leaves(base))  # and nobody wrote to them
 if not QUICK:
     assert all(scores[name] < loss(({}, base), tasks[name]) / 4 for name in tasks)
 
@@ -101,7 +101,7 @@ def kept_in(kind):
     """The function that stores a weight as `kind` and reads it back."""
     if kind.startswith("nf4"):
         return lambda w: nf4.quantize(w, double_quant=kind == "nf4-dq").dequantize()
-    return lambda w: to_dtype({"w": w}, kind)["w"]
+    return lambda w: round_to({"w": w}, kind)["w"]
 
 
 d, drift = update_of(0.01), {}
@@ -390,8 +390,8 @@ x = rng.standard_normal(512, np.float32)
 q = codes["model"]["layers"]["0"]["mlp"]["gate_proj"]["weight"]
 terms = np.abs(q.dequantize()) @ np.abs(x)
 assert (np.abs(matvec(q, x) - q.dequantize() @ x) <= 512 * 2**-24 * terms).all()
-per_token = sum(w.size for path, w in walk(large) if "proj" in path)
-assert sum(w.size for _, w in walk(adapters)) < 0.04 * per_token
+per_token = sum(w.size for path, w in named_leaves(large) if "proj" in path)
+assert sum(w.size for _, w in named_leaves(adapters)) < 0.04 * per_token
 
 # %% [markdown]
 # The rates are those of your machine, and on a busy machine they vary by a third. **A seventh of

@@ -23,7 +23,7 @@ from minilora.data import tasks
 from minilora.evaluation import plot
 from minilora.evaluation.memory import ledger
 from minilora.methods import methods
-from minilora.tree import count, flatten, put, tree_map
+from minilora.tree import flatten, num_parameters, set_leaf, tree_map
 
 sys.path.insert(0, str(SWEEPS))
 from lora_or_full import cipher, run_one, start
@@ -67,7 +67,7 @@ shifted = np.array(base["model"]["embed_tokens"]["weight"])
 for letter in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ":
     shifted[ord(cipher(letter))] = base["model"]["embed_tokens"]["weight"][ord(letter)]
 translated = tree_map(lambda w: w, base)
-put(translated, "model.embed_tokens.weight", shifted)
+set_leaf(translated, "model.embed_tokens.weight", shifted)
 print(f"with its embedding permuted, the base is at {score(translated, strange):.6f}")
 assert abs(score(translated, strange) - known) < 1e-4
 
@@ -240,12 +240,12 @@ for size in SIZES:
     parts = ledger(adapters, frozen, config, tokens=0)
     state = sum(parts[k] for k in ("trained weights", "their gradients", "Adam's two moments"))
     exact = 100 * cell("exact_match", "small", 4000, 0, size).mean()
-    costs.append([f"r = {size}" if size != "full" else size, count(adapters), state,
+    costs.append([f"r = {size}" if size != "full" else size, num_parameters(adapters), state,
                   f"{exact:.0f} %", f"{small[size].mean():.4f}"])  # fmt: skip
 table(["small shift", "trained", "bytes of state", "exact", "held-out loss"], costs)
 lora_state, full_state = costs[1][2], costs[3][2]
 assert full_state > 4 * lora_state
-assert count(methods.full(base, None, None)[0]) == sum(w.size for w in flatten(base).values())
+assert num_parameters(methods.full(base, None, None)[0]) == sum(w.size for w in flatten(base).values())
 
 # %% [markdown]
 # On the small shift the way from r = 8 to full costs over four times the training state, a file as

@@ -16,10 +16,10 @@ import numpy as np
 from common import LESSONS, QUICK, figure, read_sweep, short, table
 
 import minilora
-from minilora import data, nn
+from minilora import data, layers
 from minilora.data import tasks
 from minilora.evaluation import compare, metrics, plot
-from minilora.tree import count, flatten
+from minilora.tree import flatten, num_parameters
 
 sys.path.insert(0, str(LESSONS / "sweeps"))
 import virtual_tokens as sweep
@@ -59,11 +59,11 @@ for name, entry in compare.TABLE.items():
     method = compare.sized(entry, base, compare.BUDGET)
     adapters, frozen = compare.start(entry, base, method)
     size = getattr(method, entry.size or "num_virtual_tokens")
-    assert count(adapters) == COUNTS[entry.method](size), name
+    assert num_parameters(adapters) == COUNTS[entry.method](size), name
     logits = minilora.forward(adapters, frozen, tokens, config)
     away[name] = np.abs(logits - bare).max() / np.abs(bare).max()
     leaf = next(iter(flatten(adapters))).replace("prompt_encoder", "prompt_encoder ").split()[0]
-    lines.append([name, count(adapters), f"{away[name]:.1e}", leaf.rpartition(".")[2]])
+    lines.append([name, num_parameters(adapters), f"{away[name]:.1e}", leaf.rpartition(".")[2]])
 table(["method", "trained", "from the base", "a leaf"], lines)
 
 virtual = {"prefix", "prompt", "p-tuning"}
@@ -250,16 +250,16 @@ with figure(
 T = 16  # as many tokens as a head is wide, so that values of one token each read the weights out
 node = base["model"]["layers"]["0"]
 x = base["model"]["embed_tokens"]["weight"][tokens[:, :T]]
-h = nn.rms_norm(x, node["input_layernorm"]["weight"], config.rms_norm_eps)
-q, key = (nn.linear(h, {}, node["self_attn"][name]) for name in ("q_proj", "k_proj"))
+h = layers.rms_norm(x, node["input_layernorm"]["weight"], config.rms_norm_eps)
+q, key = (layers.linear(h, {}, node["self_attn"][name]) for name in ("q_proj", "k_proj"))
 starts = np.zeros((1, T), int)
-angles = nn.rotation(np.arange(T)[None], config)
+angles = layers.rope_cos_sin(np.arange(T)[None], config)
 identity = np.tile(np.eye(T, dtype="f4"), config.num_attention_heads)[None]  # (1, T, H·hd)
 
 
 def weights(q, prefix=None):
     """The attention weights on the text: (T, H, S)."""
-    mixed = nn.attention(q, key, identity, angles, starts, prefix=prefix)
+    mixed = layers.attention(q, key, identity, angles, starts, prefix=prefix)
     return mixed.reshape(T, config.num_attention_heads, T)
 
 
@@ -268,7 +268,7 @@ p_k = rng.standard_normal((8, k)).astype("f4")
 plain, prefixed = weights(q), weights(q, (p_k, np.zeros_like(p_k)))
 adapters, frozen = found["LoRA, r = 2"][:2]
 self_attn = [tree["model"]["layers"]["0"]["self_attn"]["q_proj"] for tree in (adapters, frozen)]
-adapted = weights(nn.linear(h, *self_attn))
+adapted = weights(layers.linear(h, *self_attn))
 
 
 def scatter(changed):

@@ -15,11 +15,11 @@ import numpy as np
 from common import QUICK, finetune, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora, nn
+from minilora import LoraConfig, TrainConfig, data, layers, lora
 from minilora.cli.checklist import Rows, questions
 from minilora.kernels import fused
-from minilora.train import gradient
-from minilora.tree import count, flatten, get
+from minilora.training import gradient_at
+from minilora.tree import flatten, get, num_parameters
 
 # %% [markdown]
 # ## The dozen lines
@@ -58,7 +58,7 @@ first = adapters
 with redirect_stderr(io.StringIO()):  # the bar
     adapters, history = minilora.train(adapters, frozen, examples, config, settings)
 dense = lora.merge(adapters, frozen)
-print(f"{count(adapters):,} parameters trained, last loss {history[-1]['loss']:.4f}")
+print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1]['loss']:.4f}")
 
 # %% [markdown]
 # None freezes, and none sets a mode. What the other dozen does by changing an object, these do by
@@ -69,7 +69,7 @@ print(f"{count(adapters):,} parameters trained, last loss {history[-1]['loss']:.
 
 # %%
 bins = [[example] for example in examples]
-grads = gradient(adapters, frozen, bins, 0, config, settings)[1]
+grads = gradient_at(adapters, frozen, bins, 0, config, settings)[1]
 print(f"{len(flatten(grads))} gradients, beside {len(flatten(base))} arrays of the base")
 assert flatten(grads).keys() == flatten(adapters).keys()
 assert all(path.endswith(("lora_A", "lora_B")) for path in flatten(grads))
@@ -123,7 +123,7 @@ assert error["fp4"] > 1.15 * error["nf4-dq"]
 # %%
 again = minilora.quantize(dense, "nf4-dq")
 lost, update = [], []
-for path in lora.adapted(adapters):
+for path in lora.adapted_paths(adapters):
     q, w = (get(tree, f"{path}.weight") for tree in (again, dense))
     lost.append(np.linalg.norm(q.dequantize() - w))
     update.append(np.linalg.norm(lora.delta(get(adapters, path), get(frozen, path))))
@@ -140,7 +140,7 @@ if not QUICK:
 # bytes. And limits are hidden: one machine, float32 to compute in, no device but the CPU.
 
 # %%
-plain, quick = (float(minilora.loss(adapters, frozen, batch, config, ops=o)) for o in (nn, fused))
+plain, quick = (float(minilora.loss(adapters, frozen, batch, config, ops=o)) for o in (layers, fused))
 print(f"loss as text {plain:.7f}, by the engine {quick:.7f}")
 assert abs(plain - quick) < 1e-4 * plain
 

@@ -21,7 +21,7 @@ import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.evaluation import plot
 from minilora.quant.quantize import is_projection
-from minilora.tree import count, flatten, unflatten
+from minilora.tree import flatten, num_parameters, unflatten
 
 SEED = 0
 STEPS = short(120, 12)
@@ -54,7 +54,7 @@ class Outcome:
         self.loss, self.exact = scores(self.adapters, self.frozen)
 
     def row(self, name):
-        return [name, count(self.adapters), f"{self.train:.4f}", f"{self.loss:.4f}",
+        return [name, num_parameters(self.adapters), f"{self.train:.4f}", f"{self.loss:.4f}",
                 f"{100 * self.exact:.0f} %"]  # fmt: skip
 
 
@@ -126,7 +126,7 @@ MLP = ("gate_proj", "up_proj", "down_proj")
 wrong = Outcome(LoraConfig(r=14, lora_alpha=28, target_modules=MLP))
 wrong_wide = Outcome(LoraConfig(r=42, lora_alpha=84, target_modules=MLP))
 show(feed_forward=wrong, feed_forward_three_times_the_rank=wrong_wide, mend_all=sound)
-assert abs(count(wrong.adapters) / count(sound.adapters) - 1) < 0.02
+assert abs(num_parameters(wrong.adapters) / num_parameters(sound.adapters) - 1) < 0.02
 if not QUICK:
     assert min(wrong.loss, wrong_wide.loss) > 4 * sound.loss
 

@@ -26,7 +26,7 @@ from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.evaluation import metrics, plot
 from minilora.evaluation.memory import ledger, peak_rss_mb, summary
 from minilora.evaluation.memory import table as bytes_table
-from minilora.tree import count, nbytes
+from minilora.tree import nbytes, num_parameters
 
 config, base, tokenizer = minilora.load("smollm2", "nf4-dq")
 LENGTH = short(48, 12)  # tokens of an answer
@@ -44,9 +44,9 @@ print(summary(adapters, frozen))
 L, d, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
 k = config.num_key_value_heads * config.head_dim
 # A is (r, in) and B is (out, r): r·(in + out) for each of seven projections, in L layers
-assert count(adapters) == L * lora_config.r * (9 * d + 2 * k + 3 * f) == 2_442_240
-assert 0.018 < count(adapters) / count(base) < 0.019
-assert 1_400 < count(base) / count(minilora.load("micro")[1]) < 1_410
+assert num_parameters(adapters) == L * lora_config.r * (9 * d + 2 * k + 3 * f) == 2_442_240
+assert 0.018 < num_parameters(adapters) / num_parameters(base) < 0.019
+assert 1_400 < num_parameters(base) / num_parameters(minilora.load("micro")[1]) < 1_410
 
 settings = TrainConfig(
     iters=short(150, 2), batch_size=4, learning_rate=1e-3, mask_prompt=True, steps_per_eval=50,
@@ -59,9 +59,9 @@ parts = ledger(adapters, frozen, config, tokens)
 print(f"a step over at most {tokens} tokens:\n{bytes_table(parts)}")
 
 # Full fine-tuning holds each weight, its gradient and Adam's two moments, in float32.
-FULL_MB = 16 * count(base) / 1e6
+FULL_MB = 16 * num_parameters(base) / 1e6
 print(f"full fine-tuning, before any activation: {FULL_MB:,.0f} MB")
-assert 6 < 4 * count(base) / nbytes(frozen) < 6.5
+assert 6 < 4 * num_parameters(base) / nbytes(frozen) < 6.5
 assert sum(parts.values()) / 1e6 < FULL_MB / 4
 
 # %% [markdown]

@@ -12,10 +12,10 @@ import numpy as onp
 from autograd import value_and_grad
 from autograd.extend import defvjp, primitive
 
-from minilora import TrainConfig, nn
+from minilora import TrainConfig, layers
 from minilora.optim import clip, learning_rate
-from minilora.train import start, update
-from minilora.tree import child, get, put, tree_map, unflatten, walk
+from minilora.training import init_state, update
+from minilora.tree import get, named_leaves, set_leaf, subtree, tree_map, unflatten
 
 LAYERS = ((3, 2, 1, 16), (3, 2, 1, 32), (4, 1, 0, 64), (1, 1, 0, 0))  # k, stride, padding, out
 EPS = 1e-5
@@ -72,17 +72,17 @@ def forward(adapters, base, pictures, running=None, rng=None):
 
     Normalizes with `running`, a tree like `moments`; with None, with the batch's own moments.
     """
-    layers, moments = child(child(adapters, "model"), "layers"), {}
+    layers, moments = subtree(subtree(adapters, "model"), "layers"), {}
     x = pictures[..., None]  # (N, H, W, C)
     for i, (k, stride, padding, _) in enumerate(LAYERS):
-        trained, frozen = child(layers, str(i)), base["model"]["layers"][str(i)]
+        trained, frozen = subtree(layers, str(i)), base["model"]["layers"][str(i)]
         x = patches(x, k, stride, padding)
-        x = nn.linear(x, child(trained, "linear"), frozen["linear"], rng)
+        x = layers.linear(x, subtree(trained, "linear"), frozen["linear"], rng)
         if "norm" in frozen:
             moments[str(i)] = moments_of(x)
             used = moments[str(i)] if running is None else running[str(i)]
             gain, shift = (
-                nn.leaf(child(trained, "norm"), frozen["norm"], n) for n in ("weight", "bias")
+                layers.leaf(subtree(trained, "norm"), frozen["norm"], n) for n in ("weight", "bias")
             )
             x = np.maximum(batch_norm(x, used, gain, shift), 0)
     return x[:, 0, 0], moments
@@ -121,12 +121,12 @@ def network(classes, rng):
     for i, (k, _, _, out) in enumerate(LAYERS):
         node, out, fan_in = f"model.layers.{i}", out or classes, k * k * channels
         weight = rng.standard_normal((out, fan_in)) * (2 / fan_in) ** 0.5  # He et al. 2015, Eq. 10
-        put(base, f"{node}.linear.weight", weight.astype("f4"))
+        set_leaf(base, f"{node}.linear.weight", weight.astype("f4"))
         if i < len(LAYERS) - 1:
-            put(base, f"{node}.norm.weight", onp.ones(out, "f4"))
-            put(base, f"{node}.norm.bias", onp.zeros(out, "f4"))
+            set_leaf(base, f"{node}.norm.weight", onp.ones(out, "f4"))
+            set_leaf(base, f"{node}.norm.bias", onp.zeros(out, "f4"))
         else:
-            put(base, f"{node}.linear.bias", onp.zeros(out, "f4"))
+            set_leaf(base, f"{node}.linear.bias", onp.zeros(out, "f4"))
         channels = out
     return base
 
@@ -137,16 +137,16 @@ def low_rank(base, r, lora_alpha, rng, layers=(0, 1, 2, 3), lora_dropout=0.0):
     for node in (f"model.layers.{i}.linear" for i in layers):
         out, fan_in = get(base, node)["weight"].shape
         bound = fan_in**-0.5
-        put(adapters, f"{node}.lora_A", rng.uniform(-bound, bound, (r, fan_in)).astype("f4"))
-        put(adapters, f"{node}.lora_B", onp.zeros((out, r), "f4"))
-        put(frozen, f"{node}.lora_scaling", lora_alpha / r)
-        put(frozen, f"{node}.lora_dropout", lora_dropout)
+        set_leaf(adapters, f"{node}.lora_A", rng.uniform(-bound, bound, (r, fan_in)).astype("f4"))
+        set_leaf(adapters, f"{node}.lora_B", onp.zeros((out, r), "f4"))
+        set_leaf(frozen, f"{node}.lora_scaling", lora_alpha / r)
+        set_leaf(frozen, f"{node}.lora_dropout", lora_dropout)
     return adapters, frozen
 
 
 def copies(base, *names):
     """The tree of copies of the base's leaves whose paths end in one of the names."""
-    return unflatten({path: onp.array(w) for path, w in walk(base) if path.endswith(names)})
+    return unflatten({path: onp.array(w) for path, w in named_leaves(base) if path.endswith(names)})
 
 
 def fit(adapters, base, batch, config, running=None, augment=None, on_step=None):
@@ -156,7 +156,7 @@ def fit(adapters, base, batch, config, running=None, augment=None, on_step=None)
     rng)` changes what a step sees; `on_step(step, adapters)` is called after each, from 1.
     """
     pictures, labels = batch
-    state, history = start(adapters), []
+    state, history = init_state(adapters), []
     for step in range(config.iters):
         rng = onp.random.default_rng([config.seed, step])
         some = rng.choice(len(labels), min(config.batch_size, len(labels)), replace=False)

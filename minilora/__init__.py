@@ -5,27 +5,47 @@ base = minilora.quantize(base, "nf4-dq")
 adapters, base = minilora.lora.init(base, LoraConfig(r=8, lora_alpha=16), rng)
 adapters, history = minilora.train(adapters, base, examples, config, TrainConfig(iters=200))
 minilora.save_adapter("adapters", adapters, base, lora_config, "tiny")
-dense = minilora.lora.merge(adapters, base)
+dense = minilora.merge(adapters, base)
+
+The functions here choose the fastest operations that this machine has. Those of the core
+(`minilora.model`, `minilora.training`, `minilora.generation`) take them as the argument `ops`.
 """
 
-from functools import partial
-
-from . import lora, nf4
+from . import generation, layers, lora, model, nf4
 from .config import InputError, LoraConfig, MethodConfig, ModelConfig, TrainConfig
 from .evaluation.metrics import evaluate
+from .evaluation.trainer import train
 from .formats.checkpoint import load_adapter, save_adapter
 from .formats.pretrained import load, save_pretrained
-from .generate import generate
-from .kernels.nf4 import quantize as quantize_4bit
+from .kernels import quantize_4bit
+from .methods.merging import merge
 from .methods.methods import METHODS
-from .model import forward, loss
-from .quant.quantize import quantize as _quantize
-from .train import train
-
-quantize = partial(_quantize, quantize_4bit=quantize_4bit)
+from .methods.operations import operations
+from .quant import quantize as _quantize
 
 __all__ = [
     "METHODS", "InputError", "LoraConfig", "MethodConfig", "ModelConfig", "TrainConfig", "evaluate",
-    "forward", "generate", "load", "load_adapter", "lora", "loss", "nf4", "quantize",
-    "save_adapter", "save_pretrained", "train",
+    "forward", "generate", "layers", "load", "load_adapter", "lora", "loss", "merge", "nf4",
+    "operations", "quantize", "save_adapter", "save_pretrained", "train",
 ]  # fmt: skip
+
+
+def forward(adapters, base, tokens, config):
+    """Compute the logits (B, T, V) of tokens (B, T)."""
+    return model.forward(adapters, base, tokens, config, operations(adapters, base))
+
+
+def loss(adapters, base, batch, config):
+    """Compute the mean cross-entropy, in nats, over the target tokens of a `batching.collate`."""
+    return model.loss(adapters, base, batch, config, operations(adapters, base))
+
+
+def generate(adapters, base, prompt, config, **options):
+    """Yield the token ids that continue the ids of `prompt`; see `generation.generate`."""
+    ops = operations(adapters, base)
+    return generation.generate(adapters, base, prompt, config, ops, **options)
+
+
+def quantize(base, scheme, block_size=64):
+    """Return `base` with the projections' weights in `scheme`; see `quant.quantize`."""
+    return _quantize.quantize(base, scheme, block_size, quantize_4bit)

@@ -83,7 +83,7 @@ class LoraConfig:
     rank_pattern: dict = field(default_factory=dict)  # exceptions from r, by module name
     alpha_pattern: dict = field(default_factory=dict)
     use_dora: bool = False
-    init_lora_weights: bool | str = True  # or one of STARTS
+    init_lora_weights: bool | str = True  # or one of INITIALIZERS
 
     def __post_init__(self):
         for r in (self.r, *self.rank_pattern.values()):
@@ -92,18 +92,18 @@ class LoraConfig:
             check("lora alpha", alpha, "be a positive number")
         check("lora dropout", self.lora_dropout, "lie in [0, 1)")
         require(
-            self.init_lora_weights in (True, *STARTS),
-            f"init_lora_weights must be true or one of {STARTS}, got {self.init_lora_weights!r}",
+            self.init_lora_weights in (True, *INITIALIZERS),
+            f"init_lora_weights must be true or one of {INITIALIZERS}, got {self.init_lora_weights!r}",
         )
 
-    def at(self, path):
+    def rank_and_scaling(self, path):
         """Return (rank, scaling) of the adapter on the module at `path`."""
         r = _pattern(self.rank_pattern, path, self.r)
         alpha = _pattern(self.alpha_pattern, path, self.lora_alpha)
         return r, scaling(r, alpha, self.use_rslora)
 
 
-STARTS = ("pissa", "loftq")  # starts of A and B that change the frozen weight, too
+INITIALIZERS = ("pissa", "loftq")  # of A and B that change the frozen weight as well
 
 
 @dataclass(frozen=True)

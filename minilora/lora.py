@@ -3,55 +3,63 @@
 Part 3 of `lessons/00_qlora_in_one_file.py`, made general: any choice of projections, layers and
 ranks; part 7 for merging.
 
-An adapter is a small tree beside the base's: at the path of an adapted projection stand `lora_A`
-(r, in) and `lora_B` (out, r). What is fixed about it, its scaling and its dropout, stands in the
-frozen tree next to the weight, where `nn.linear` reads both.
+An adapter is a small tree next to the base's. At the path of an adapted projection it has `lora_A`
+(r, in) and `lora_B` (out, r). What is fixed about it, its scaling and its dropout, is in the frozen
+tree next to the weight. `layers.linear` reads both.
 """
 
-from functools import reduce
+from typing import Any
 
 import numpy as np
 
-from .config import ALL_LINEAR, InputError, names_module, require
-from .methods.siblings import row_norms
-from .products import dense
-from .tree import child, flatten, get, leaf, put, tree_map, unflatten, walk
+from .config import ALL_LINEAR, InputError, LoraConfig, names_module, require
+from .layers import dense
+from .tree import (
+    Array,
+    Tree,
+    flatten,
+    get,
+    named_leaves,
+    set_leaf,
+    tree_map,
+    unflatten,
+)
+
+FACTORS, FIXED = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout")
+LEAVES = ("weight", "bias", *FACTORS)  # trained leaves of a projection that `layers.linear` reads
 
 
-def init(base, config, rng):
-    """A fresh adapter that changes nothing yet.
+def init(base: Tree, config: LoraConfig, rng: np.random.Generator) -> tuple[Tree, Tree]:
+    """Create an adapter that changes nothing yet.
 
     Returns (adapters, frozen): the tree to train, and the base with a `lora_scaling` and a
-    `lora_dropout` beside each adapted weight (the weights themselves are shared, not copied).
-    Raises InputError when a target matches no projection of the base.
+    `lora_dropout` next to each adapted weight. The weights are shared, not copied. Raises
+    InputError if a target matches no projection of the base.
     """
-    adapters: dict = {}
-    frozen = tree_map(lambda w: w, base)
     require(
-        config.init_lora_weights is True,
-        f"init_lora_weights {config.init_lora_weights!r} changes the base, too: see starts.init",
+        config.init_lora_weights is True and not config.use_dora,
+        "lora.init is plain LoRA: use METHODS['dora'], or initializers.init for PiSSA and LoftQ",
     )
-    for path in targets(base, config):
-        r, scaling = config.at(path)
+    adapters: Tree = {}
+    frozen = tree_map(lambda w: w, base)
+    for path in target_paths(base, config):
+        r, scaling = config.rank_and_scaling(path)
         out_features, in_features = get(base, path)["weight"].shape
         bound = 1 / np.sqrt(in_features)
-        # A ~ U(−1/√in, 1/√in), B = 0: so BA = 0, and yet ∂L/∂B ≠ 0   (PEFT; LoRA, Sec. 4.1, has
-        # a Gaussian A). With both at zero each gradient is zero too, and nothing ever moves.
-        put(adapters, f"{path}.lora_A", rng.uniform(-bound, bound, (r, in_features)).astype("f4"))
-        put(adapters, f"{path}.lora_B", np.zeros((out_features, r), "f4"))
-        put(frozen, f"{path}.lora_scaling", scaling)
-        put(frozen, f"{path}.lora_dropout", config.lora_dropout)
-        if config.use_dora:
-            require("lora_stack" not in get(base, path), "DoRA cannot stand upon another adapter")
-            norms = row_norms(get(adapters, path), get(frozen, path))  # m = ‖W₀‖: DoRA, Sec. 4.1
-            put(adapters, f"{path}.lora_magnitude_vector", norms)
+        # A ~ U(−1/√in, 1/√in), B = 0: BA = 0, but ∂L/∂B ≠ 0   (PEFT; Gaussian in LoRA, Sec. 4.1).
+        # With both at zero, every gradient would be zero as well, and nothing would ever change.
+        A = rng.uniform(-bound, bound, (r, in_features)).astype(np.float32)
+        set_leaf(adapters, f"{path}.lora_A", A)
+        set_leaf(adapters, f"{path}.lora_B", np.zeros((out_features, r), np.float32))
+        set_leaf(frozen, f"{path}.lora_scaling", scaling)
+        set_leaf(frozen, f"{path}.lora_dropout", config.lora_dropout)
     return adapters, frozen
 
 
-def targets(base, config):
-    """Paths of the projections that `config` adapts, in the order of the tree."""
-    paths = [path.removesuffix(".weight") for path, _ in walk(base["model"]["layers"])]
-    paths = [f"model.layers.{p}" for p in paths if p.endswith(ALL_LINEAR)]
+def target_paths(base: Tree, config: LoraConfig) -> list[str]:
+    """Return the paths of the projections that `config` adapts, in the order of the tree."""
+    paths = [path.removesuffix(".weight") for path, _ in named_leaves(base["model"]["layers"])]
+    paths = [f"model.layers.{path}" for path in paths if path.endswith(ALL_LINEAR)]
     names = ALL_LINEAR if "all-linear" in config.target_modules else config.target_modules
     for name in names:
         require(
@@ -65,141 +73,66 @@ def targets(base, config):
     if layers is None:
         return paths
     depth = len(base["model"]["layers"])
-    for layer in config.layers_to_transform:
+    for layer in layers:
         require(
             0 <= layer < depth,
             f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}",
         )
-    return [path for path in paths if int(path.split(".")[2]) in config.layers_to_transform]
+    return [path for path in paths if int(path.split(".")[2]) in layers]
 
 
-# Leaves that merging turns into another weight, and those that no weight can stand for.
-MERGED = ("lora_A", "lora_B", "lora_magnitude_vector", "ia3_l")
-UNMERGED = {
-    "prompt_embeddings": "a prompt or P-tuning", "prompt_encoder": "P-tuning",
-    "prefix_k": "prefix tuning", "prefix_v": "prefix tuning", "bottleneck_down": "a bottleneck",
-}  # fmt: skip
+def adapted_paths(adapters: Tree) -> list[str]:
+    """Return the paths of the projections that have a low-rank update."""
+    paths = (path for path, _ in named_leaves(adapters))
+    return [path.removesuffix(".lora_A") for path in paths if path.endswith(".lora_A")]
 
 
-def delta(trained, frozen):
-    """ΔW = (α/r)·BA: (out, in), float32."""
+def delta(trained: Tree, frozen: Tree) -> Array:
+    """Compute ΔW = (α/r)·BA of one projection: (out, in), float32."""
     require(trained["lora_A"].ndim == 2, "adapters that differ from row to row cannot be merged")
     return np.float32(frozen["lora_scaling"]) * (trained["lora_B"] @ trained["lora_A"])
 
 
 @np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by name
-def merge(adapters, base, dtype=np.float32):
-    """A new dense tree that computes what `base` with `adapters` computes.
+def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
+    """Return a dense tree that computes alone what `base` computes with `adapters`.
 
-    Quantized weights are dequantized: merging *into* 4 bits would round the update away (see
-    `quantize` for that separate step). Replaced and added leaves move in as they are. Raises
-    InputError, naming the weight, when the result is not finite, and naming the method when it
-    does more than change weights.
+    Quantized weights are dequantized. Quantizing the result again would lose much of the update;
+    that is a separate step, see `quantize`. Raises InputError, with the path, for a leaf that is
+    not LoRA's and for a weight that is not finite.
     """
+    weights = {path: w for path, w in named_leaves(base) if not path.endswith(FIXED)}
     merged = {}
-    trained = flatten(adapters)
-    for path in trained:
-        for name in set(path.split(".")) & set(UNMERGED):
-            raise InputError(f"{UNMERGED[name]} cannot be merged: {path} is part of no weight")
-    for path, w in walk(base):
-        if path.endswith(("lora_scaling", "lora_dropout")) or ".lora_stack." in path:
-            continue
-        merged[path] = _finite(path, _merged(path, w, adapters, base).astype(dtype))
-    added = {p: w for p, w in trained.items() if not p.endswith(MERGED)}
-    return unflatten({**{p: _finite(p, w.astype(dtype)) for p, w in added.items()}, **merged})
+    for path, w in flatten(adapters).items():
+        known = path in weights or path.endswith(LEAVES[1:]) or path == "lm_head.weight"
+        require(known, f"lora.merge does not know {path}: see methods.merge")
+        if not path.endswith(FACTORS):
+            merged[path] = w  # it replaces the frozen one, or is new
+    for path, w in weights.items():
+        merged[path] = dense(merged.get(path, w))
+    for path in adapted_paths(adapters):
+        # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
+        w = f"{path}.weight"
+        merged[w] = merged[w] + delta(get(adapters, path), get(base, path))
+    return unflatten({path: _finite(path, w.astype(dtype)) for path, w in merged.items()})
 
 
-def _merged(path, w, adapters, base):
-    """The leaf at `path`, w in the base, dense, with what is trained there and beside it."""
-    node, _, name = path.rpartition(".")
-    trained, frozen = reduce(child, node.split("."), adapters), get(base, node)
-    if name == "weight":
-        return merged_weight(trained, frozen)
-    w = dense(trained.get(name, w))
-    return trained["ia3_l"][:, 0] * w if name == "bias" and len(trained.get("ia3_l", ())) > 1 else w
+def unmerge(adapters: Tree, base: Tree, merged: Tree) -> Tree:
+    """Return the weights before merging: W₀ = W' − (α/r)·BA for every adapted projection.
 
-
-def merged_weight(trained, frozen):
-    """The weight (out, in), dense, of a projection with what stands beside its own.
-
-    Leaves as in `nn.linear`, which computes with them what this weight computes without.
+    `base` has the scalings. The result is exact up to the rounding of W' (LoRA, Sec. 4, "No
+    Additional Inference Latency"). Leaves that were replaced cannot be recovered from `merged`.
     """
-    w = dense(leaf(trained, frozen, "weight"))
-    # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4), upon the adapters that are frozen below it
-    for under in frozen.get("lora_stack", {}).values():
-        w = w + delta(under, under)
-    if "lora_A" in trained:
-        w = w + delta(trained, frozen)
-    if "lora_magnitude_vector" in trained:
-        # W' = m∘(W₀ + (α/r)·BA)/‖W₀ + (α/r)·BA‖   (DoRA, Eq. 5)
-        w = (trained["lora_magnitude_vector"] / row_norms(trained, frozen))[:, None] * w
-    if "ia3_l" in trained:
-        w = trained["ia3_l"] * w  # (out, 1): rows, (1, in): columns
-    return w
-
-
-def unmerge(adapters, base, merged):
-    """The weights before merging: W₀ = W' − (α/r)·BA, for the projections that have an adapter.
-
-    `base` gives the scalings. Exact up to the rounding of W' (LoRA, Sec. 4, "No Additional
-    Inference Latency"); replaced leaves cannot be had back from `merged` alone.
-    """
-    for path, _ in walk(adapters):
-        require(not path.endswith(MERGED[2:]), f"{path} was multiplied in: take the base instead")
+    for path, _ in named_leaves(adapters):
+        require(path.endswith(LEAVES), f"{path} was multiplied into its weight: load the base")
     restored = tree_map(lambda w: w, merged)
-    for path in adapted(adapters):
+    for path in adapted_paths(adapters):
         w = get(merged, path)["weight"]
-        put(restored, f"{path}.weight", w - delta(get(adapters, path), get(base, path)))
+        set_leaf(restored, f"{path}.weight", w - delta(get(adapters, path), get(base, path)))
     return restored
 
 
-def adapted(adapters):
-    """Paths of the projections that carry a low-rank update."""
-    return [path.removesuffix(".lora_A") for path, _ in walk(adapters) if path.endswith(".lora_A")]
-
-
-def _finite(path, w):
+def _finite(path: str, w: Array) -> Array:
     if not np.isfinite(w).all():
         raise InputError(f"merging would make {path} not finite: the adapter has diverged")
     return w
-
-
-def also_train(adapters, base, groups):
-    """`adapters` with further leaves of the base beside the low-rank updates.
-
-    groups: any of `norm` (the gains of every RMSNorm), `bias` (a new bias, zero, on every adapted
-    projection, or the base's own where it has one), `head` (a copy of the output matrix, untied
-    from the embedding). They learn at `TrainConfig.also_train_lr_scale` times the rate.
-    """
-    adapters, trained = tree_map(lambda w: w, adapters), flatten(adapters)
-    for group in groups:
-        for path, w in _GROUPS[group](adapters, base):
-            if path not in trained:  # else the adapter started from has trained it already
-                put(adapters, path, np.array(dense(w), "f4"))
-    return adapters
-
-
-def _norms(adapters, base):
-    return [(path, w) for path, w in walk(base) if path.endswith("norm.weight")]
-
-
-def _biases(adapters, base):
-    return biases(adapted(adapters), base)
-
-
-def biases(paths, base):
-    """(path, bias) of the projections at `paths`: the base's own, or zeros."""
-    nodes = {path: get(base, path) for path in paths}
-    return [
-        (f"{path}.bias", node["bias"] if "bias" in node else np.zeros(node["weight"].shape[0]))
-        for path, node in nodes.items()
-    ]
-
-
-def _head(adapters, base):
-    tied = base["model"]["embed_tokens"]["weight"]
-    return [("lm_head.weight", child(base, "lm_head").get("weight", tied))]
-
-
-_GROUPS = {"norm": _norms, "bias": _biases, "head": _head}
-ALSO_TRAIN = tuple(_GROUPS)

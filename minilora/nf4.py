@@ -10,7 +10,7 @@ element the number of the nearest of sixteen values in [-1, 1]:
     w ≈ value[code] · absmax
 
 The values are quantiles of a normal distribution, close together near zero, because trained
-weights are. The m = ⌈n/B⌉ absmax may in turn be quantized to eight bits: see nested.py.
+weights are. The m = ⌈n/B⌉ absmax may in turn be quantized to eight bits: see double_quant.py.
 
 All of it is plain NumPy, and its bits are those of bitsandbytes on a CPU. The compiled loops of
 `kernels/nf4.py` give the same bits.
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .config import require
-from .nested import BLOCK, Nested, nest, unnest
+from .double_quant import BLOCK, DoubleQuantized, double_dequantize, double_quantize
 
 NF4 = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -75,7 +75,7 @@ class Quantized:
     """
 
     codes: np.ndarray  # (⌈n/2⌉,) uint8
-    scales: np.ndarray | Nested  # absmax (m,) float32, or quantized once more
+    scales: np.ndarray | DoubleQuantized  # absmax (m,) float32, or quantized once more
     shape: tuple[int, ...]  # of the tensor that it stands for
     block_size: int
     code: str  # "nf4" or "fp4"
@@ -85,7 +85,7 @@ class Quantized:
         n = math.prod(self.shape)
         m = -(-n // self.block_size)
         parts: list = [(self.codes, -(-n // 2), np.uint8)]
-        if isinstance(self.scales, Nested):
+        if isinstance(self.scales, DoubleQuantized):
             parts.append((self.scales.codes, m, np.uint8))
             parts.append((self.scales.absmax, -(-m // BLOCK), np.float32))
         else:
@@ -100,7 +100,7 @@ class Quantized:
     @property
     def absmax(self):
         """(m,) float32, as it dequantizes."""
-        return unnest(self.scales) if isinstance(self.scales, Nested) else self.scales
+        return double_dequantize(self.scales) if isinstance(self.scales, DoubleQuantized) else self.scales
 
     @property
     def nbytes(self):
@@ -123,7 +123,7 @@ def quantize(w, block_size=64, double_quant=False, code="nf4"):
     x, absmax = normalize(w.ravel(), block_size)
     x = np.pad(x, (0, x.size % 2))  # an odd tensor gets one element more, a zero
     codes = pack(nearest(x, CODES[code]))
-    return Quantized(codes, nest(absmax) if double_quant else absmax, w.shape, block_size, code)
+    return Quantized(codes, double_quantize(absmax) if double_quant else absmax, w.shape, block_size, code)
 
 
 def check(block_size, code):

@@ -1,61 +1,67 @@
-"""AdamW, clipping by global norm, and learning-rate schedules: pure functions over trees.
+"""AdamW, clipping by global norm, learning-rate schedules and rounding: pure functions of trees.
 
-Part 6 of `lessons/00_qlora_in_one_file.py`, made general: weight decay, other schedules, and a
-rate for each parameter.
+Part 6 of `lessons/00_qlora_in_one_file.py`, made general: weight decay, other schedules, a learning
+rate per parameter, and adapters in 16 bits.
 
-Only the trained tree is ever handed in, so nothing frozen can be stepped or decayed.
+Only the trained tree is ever passed in, so nothing frozen can change or decay.
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from .formats.safetensors_file import FORMAT_NAME, decode, encode
-from .tree import flatten, tree_map, unflatten, walk
+from .config import TrainConfig, require
+from .tree import Array, Tree, flatten, named_leaves, tree_map, unflatten
 
 
-def adamw_init(params):
-    """Both moments at zero, no step taken: {"m": tree, "v": tree, "step": 0}."""
-    zero = tree_map(np.zeros_like, params)
-    return {"m": zero, "v": zero, "step": 0}
+def adamw_init(params: Tree) -> Tree:
+    """Return the state before the first step: {"m": zeros, "v": zeros, "step": 0}."""
+    zeros = tree_map(np.zeros_like, params)
+    return {"m": zeros, "v": zeros, "step": 0}
 
 
-def adamw(params, grads, state, rate, config):
-    """One step of Adam with decoupled weight decay (Loshchilov and Hutter 2019, Alg. 2).
+def adamw(
+    params: Tree, grads: Tree, state: Tree, rate: Callable[[str], float], config: TrainConfig
+) -> tuple[Tree, Tree]:
+    """Take one step of Adam with decoupled weight decay (Loshchilov and Hutter 2019, Alg. 2).
 
-    rate(path) is the learning rate of a leaf, in units of the parameter per step. Returns new
-    (params, state); the arrays handed in stay as they are.
+    rate(path) is the learning rate of a leaf. Returns new (params, state); the arrays passed in do
+    not change.
     """
     b1, b2, decay = config.adam_beta1, config.adam_beta2, config.weight_decay
     t = state["step"] + 1
     m = tree_map(lambda m, g: b1 * m + (1 - b1) * g, state["m"], grads)
     v = tree_map(lambda v, g: b2 * v + (1 - b2) * (g * g), state["v"], grads)
 
-    def step(path, p, m, v):
+    def step(path: str, p: Array, m: Array, v: Array) -> Array:
         # θ ← θ − η·λ·θ − η·m̂/(√v̂ + ε),  m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
         denominator = np.sqrt(v) / math.sqrt(1 - b2**t) + config.adam_eps
         p = p * (1 - rate(path) * decay)
         return p - rate(path) / (1 - b1**t) * m / denominator
 
     m_flat, v_flat = flatten(m), flatten(v)
-    new = {path: step(path, p, m_flat[path], v_flat[path]) for path, p in walk(params)}
+    new = {path: step(path, p, m_flat[path], v_flat[path]) for path, p in named_leaves(params)}
     return unflatten(new), {"m": m, "v": v, "step": t}
 
 
-def global_norm(grads):
-    """√Σ g² over all leaves, as a float."""
-    return math.sqrt(sum(float(np.vdot(g, g)) for _, g in walk(grads)))
+def global_norm(grads: Tree) -> float:
+    """Compute √Σ g² over all leaves."""
+    return math.sqrt(sum(float(np.vdot(g, g)) for _, g in named_leaves(grads)))
 
 
-def clip(grads, max_norm):
-    """(grads scaled to at most `max_norm`, their norm before) (Pascanu et al. 2013)."""
+def clip(grads: Tree, max_norm: float) -> tuple[Tree, float]:
+    """Scale the gradients to a norm of at most `max_norm` (Pascanu et al. 2013).
+
+    Returns (gradients, their norm before).
+    """
     norm = global_norm(grads)
     factor = min(1.0, max_norm / (norm + 1e-6))  # the 1e-6 as in torch.nn.utils.clip_grad_norm_
     return (grads if factor == 1.0 else tree_map(lambda g: g * factor, grads)), norm
 
 
-def learning_rate(step, config):
-    """The rate of step 0, 1, …, as transformers' schedulers compute it.
+def learning_rate(step: int, config: TrainConfig) -> float:
+    """Return the learning rate of step 0, 1, …, as transformers' schedulers compute it.
 
     Linear warm-up over ⌈warmup_ratio·iters⌉ steps, the first at zero; then constant, linear to
     zero, or half a cosine to zero.
@@ -72,12 +78,30 @@ def learning_rate(step, config):
     return config.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
 
 
-def to_dtype(params, dtype):
-    """`params` rounded to the float32, float16 or bfloat16 grid, still as float32 arrays.
+def round_to(params: Tree, dtype: str) -> Tree:
+    """Round to the numbers that float16 or bfloat16 can hold; the arrays stay float32.
 
-    Raises InputError naming the leaf that has a number too large for `dtype`.
+    Raises InputError, with the path, for a number that is not finite afterwards.
     """
-    name = FORMAT_NAME[dtype]
-    if name == "F32":
+    if dtype == "float32":
         return params
-    return unflatten({path: decode(encode(p, name, path), name) for path, p in walk(params)})
+    rounded = {}
+    for path, w in named_leaves(params):
+        with np.errstate(over="ignore"):
+            half = from_bfloat16(to_bfloat16(w)) if dtype == "bfloat16" else w.astype(np.float16)
+        finite = bool(np.isfinite(half).all())
+        require(finite, f"{path} has a number that {dtype} cannot hold: use float32 adapters")
+        rounded[path] = half.astype(np.float32)
+    return unflatten(rounded)
+
+
+def to_bfloat16(w: Array) -> Array:
+    """Round finite float32 numbers to bfloat16, of two as near to the even one: its bits, uint16."""
+    bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
+    # add half of the last place that is kept, less one where the kept part is even
+    return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
+
+
+def from_bfloat16(bits: Array) -> Array:
+    """Return the float32 numbers whose upper halves are `bits`."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -7,79 +7,94 @@ array, a quantized weight (anything with a `shape`), or a plain float that belon
 """
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from numpy.typing import NDArray
+
+from .config import require
+
+Array = NDArray[Any]
+Tree = dict[str, Any]
 
 
-def walk(tree, path=""):
+def named_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted path, leaf) in the order of the keys."""
     for key, value in tree.items():
-        here = f"{path}.{key}" if path else key
-        if isinstance(value, dict):
-            yield from walk(value, here)
+        path = f"{prefix}.{key}" if prefix else key
+        if hasattr(value, "items"):  # a dict, or autograd's box of one
+            yield from named_leaves(value, path)
         else:
-            yield here, value
+            yield path, value
 
 
-def flatten(tree):
-    """{dotted path: leaf}."""
-    return dict(walk(tree))
+def flatten(tree: Tree) -> Tree:
+    """Return {dotted path: leaf}."""
+    return dict(named_leaves(tree))
 
 
-def unflatten(leaves):
-    """The tree whose leaves are `leaves`, {dotted path: leaf}."""
-    tree: dict = {}
+def unflatten(leaves: Tree) -> Tree:
+    """Return the tree with these leaves, {dotted path: leaf}."""
+    tree: Tree = {}
     for path, leaf in leaves.items():
-        put(tree, path, leaf)
+        set_leaf(tree, path, leaf)
     return tree
 
 
-def put(tree, path, leaf):
-    """Set the leaf at `path`, making the nodes on the way (in place)."""
+def set_leaf(tree: Tree, path: str, leaf: Any) -> None:
+    """Set the leaf at `path` in place; missing nodes on the way are created."""
     *nodes, name = path.split(".")
     for key in nodes:
         tree = tree.setdefault(key, {})
     tree[name] = leaf
 
 
-def get(tree, path):
-    """The node or leaf at `path`; KeyError if there is none."""
+def get(tree: Tree, path: str) -> Any:
+    """Return the node or leaf at `path`. Raises KeyError if there is none."""
+    node: Any = tree
     for key in path.split("."):
-        tree = tree[key]
-    return tree
+        node = node[key]
+    return node
 
 
-def layer_of(path):
-    """The number of the layer that a leaf is in; −1 for the embedding, the last norm, the head."""
+def layer_of(path: str) -> int:
+    """Return the number of a leaf's layer; −1 for the embedding, the last norm and the head."""
     return int(path.split(".")[2]) if path.startswith("model.layers.") else -1
 
 
-def child(node, name):
-    """node[name], or an empty node: an adapter tree has only the branches that it trains.
-
-    Asked with `in`, because under autograd's trace a dict is no longer a `dict`.
-    """
-    return node[name] if name in node else {}  # noqa: SIM401
+def subtree(node: Tree, name: str) -> Any:
+    """Return node[name], or an empty node: an adapter tree has only the branches that it trains."""
+    return node.get(name, {})
 
 
-def leaf(trained, frozen, name):
-    """The trained leaf where there is one, else the frozen one."""
+def trained_or_frozen(trained: Tree, frozen: Tree, name: str) -> Any:
+    """Return the trained leaf if there is one, otherwise the frozen one."""
     return trained[name] if name in trained else frozen[name]
 
 
-def tree_map(f, tree, *others):
-    """The tree of f(leaf, *leaves at the same place in the others)."""
+def check_leaves(node: Tree, known: tuple[str, ...], place: str) -> None:
+    """Raise InputError if the node has an entry that is not in `known`: nothing is ignored."""
+    unknown = sorted(set(node) - set(known))
+    require(not unknown, f"{place} does not read {', '.join(unknown)}: see methods.operations")
+
+
+def tree_map(f: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+    """Return the tree of f(leaf, *leaves at the same path of the other trees)."""
     return {
-        key: tree_map(f, value, *(o[key] for o in others))
-        if isinstance(value, dict)
-        else f(value, *(o[key] for o in others))
+        key: (tree_map if isinstance(value, dict) else _apply)(f, value, *(o[key] for o in others))
         for key, value in tree.items()
     }
 
 
-def count(tree):
-    """Logical parameters: elements of the weights, however few bytes store them."""
-    return sum(math.prod(leaf.shape) for _, leaf in walk(tree) if hasattr(leaf, "shape"))
+def _apply(f: Callable[..., Any], *leaves: Any) -> Any:
+    return f(*leaves)
 
 
-def nbytes(tree):
-    """Bytes that the leaves occupy in memory."""
-    return sum(getattr(leaf, "nbytes", 0) for _, leaf in walk(tree))
+def num_parameters(tree: Tree) -> int:
+    """Count the elements of the weights, however few bytes store each."""
+    return sum(math.prod(leaf.shape) for _, leaf in named_leaves(tree) if hasattr(leaf, "shape"))
+
+
+def nbytes(tree: Tree) -> int:
+    """Count the bytes that the leaves occupy in memory."""
+    return sum(getattr(leaf, "nbytes", 0) for _, leaf in named_leaves(tree))

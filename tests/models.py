@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from minilora import lora, nn
+from minilora import layers, lora
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR, ATTENTION, LoraConfig, ModelConfig
 from minilora.quant.quantize import quantize
-from minilora.tree import flatten, tree_map, unflatten, walk
+from minilora.tree import flatten, named_leaves, tree_map, unflatten
 
 # The exponential inside a loop is a polynomial only when it is compiled.
 compiled_only = pytest.mark.skipif(
@@ -129,7 +129,7 @@ def attention_inputs(draw):
     rng = np.random.default_rng(draw(seeds))
     q, k, v = (rng.standard_normal((B, T, n * hd)) for n in (kv * groups, kv, kv))
     starts = random_starts(rng, B, T) if draw(st.booleans()) else np.zeros((B, T), np.int64)
-    angles = nn.rotation(np.arange(T) - starts, replace(TINY, head_dim=hd), np.float64)
+    angles = layers.rope_cos_sin(np.arange(T) - starts, replace(TINY, head_dim=hd), np.float64)
     return q, k, v, angles, starts, hd
 
 
@@ -150,7 +150,7 @@ def fingerprint(tree):
 
 def read_only(tree):
     """The same arrays, and any attempt to write one of them raises."""
-    for _, leaf in walk(tree):
+    for _, leaf in named_leaves(tree):
         for part in vars(leaf).values() if hasattr(leaf, "dequantize") else (leaf,):
             if isinstance(part, np.ndarray):
                 part.flags.writeable = False

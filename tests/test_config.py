@@ -25,9 +25,9 @@ def test_scaling(r, alpha):
 
 def test_an_exception_takes_its_own_rank_and_alpha():
     config = LoraConfig(r=8, lora_alpha=16, rank_pattern={"q_proj": 2}, alpha_pattern={Q: 3})
-    assert config.at(Q) == (2, 1.5)
-    assert config.at("model.layers.4.self_attn.q_proj") == (2, 8.0)
-    assert config.at("model.layers.3.self_attn.v_proj") == (8, 2.0)
+    assert config.rank_and_scaling(Q) == (2, 1.5)
+    assert config.rank_and_scaling("model.layers.4.self_attn.q_proj") == (2, 8.0)
+    assert config.rank_and_scaling("model.layers.3.self_attn.v_proj") == (8, 2.0)
     assert replace(config, use_rslora=True).at(Q) == (2, 3 / math.sqrt(2))
 
 

@@ -22,10 +22,10 @@ from models import (
     target_sets,
 )
 
-from minilora import lora, model, nn, products
+from minilora import layers, lora, model
 from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
 from minilora.kernels import fused
-from minilora.tree import count, flatten, get, put, walk
+from minilora.tree import flatten, get, named_leaves, num_parameters, set_leaf
 
 U32, U64 = 2.0**-24, 2.0**-53
 EVERY_BASE = pytest.mark.parametrize("scheme", ["none", "int8", "fp4", "nf4", "nf4-dq"])
@@ -46,8 +46,8 @@ def test_parameter_counts(config, names, r, four_bit):
     adapters, frozen = fresh(base, target_modules=names, r=r)
     L, shapes = config.num_hidden_layers, projection_shapes(config)
     # a projection of (out, in) gets r·(out + in)
-    assert count(adapters) == L * sum(r * sum(shapes[name]) for name in names)
-    assert count(frozen) == count(base) == count(random_base(config))
+    assert num_parameters(adapters) == L * sum(r * sum(shapes[name]) for name in names)
+    assert num_parameters(frozen) == num_parameters(base) == num_parameters(random_base(config))
 
 
 @given(configs(), st.integers(1, 9))
@@ -58,9 +58,9 @@ def test_the_usual_counts_in_closed_form(config, r):
     config = config.__class__(**{**vars(config), "hidden_size": d})
     L, k = config.num_hidden_layers, config.num_key_value_heads * config.head_dim
     base, f = random_base(config), config.intermediate_size
-    assert count(fresh(base, r=r)[0]) == L * r * (3 * d + k)
+    assert num_parameters(fresh(base, r=r)[0]) == L * r * (3 * d + k)
     for names in (ALL_LINEAR, ("all-linear",), ("q_proj", "all-linear")):
-        assert count(fresh(base, r=r, target_modules=names)[0]) == L * r * (9 * d + 2 * k + 3 * f)
+        assert num_parameters(fresh(base, r=r, target_modules=names)[0]) == L * r * (9 * d + 2 * k + 3 * f)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +82,7 @@ def test_llama_7b(names, r, expected):
     }
     base = {"model": {"layers": {str(i): layer for i in range(32)}}}
     config = LoraConfig(target_modules=names, r=r)
-    shapes = [get(base, path)["weight"].shape for path in lora.targets(base, config)]
+    shapes = [get(base, path)["weight"].shape for path in lora.target_paths(base, config)]
     assert sum(r * (out + into) for out, into in shapes) == expected
 
 
@@ -96,14 +96,14 @@ def test_counts_beside_the_adapters(config, groups):
         "head": config.vocab_size * D,
     }
     more = lora.also_train(adapters, frozen, groups)
-    assert count(more) - count(adapters) == sum(expected[g] for g in groups)
+    assert num_parameters(more) - num_parameters(adapters) == sum(expected[g] for g in groups)
 
 
 # ------------------------------------------------------------------------------------ start
 
 
 @EVERY_BASE
-@pytest.mark.parametrize("ops", [nn, fused], ids=["plain", "fused"])
+@pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
 @settings(max_examples=10)
 @given(configs(), seeds, target_sets)
 def test_a_fresh_adapter_changes_no_bit(scheme, ops, config, seed, names):
@@ -119,7 +119,7 @@ def test_a_fresh_adapter_changes_no_bit(scheme, ops, config, seed, names):
 @given(configs(), seeds, st.integers(1, 8))
 def test_a_is_uniform_and_b_is_zero(config, seed, r):
     adapters, _ = fresh(random_base(config), seed, target_modules=ALL_LINEAR, r=r)
-    for path, w in walk(adapters):
+    for path, w in named_leaves(adapters):
         assert w.dtype == np.float32
         if path.endswith("lora_B"):
             assert w.shape[1] == r and bits(w) == bytes(w.nbytes)
@@ -143,7 +143,7 @@ def test_every_projection_has_its_own_a_and_the_generator_decides_it():
     base = random_base(TINY)
     one, same, other = (fresh(base, s, target_modules=ALL_LINEAR)[0] for s in (0, 0, 1))
     assert fingerprint(one) == fingerprint(same) != fingerprint(other)
-    firsts = [w[0, 0] for path, w in walk(one) if path.endswith("lora_A")]
+    firsts = [w[0, 0] for path, w in named_leaves(one) if path.endswith("lora_A")]
     assert len(set(firsts)) == len(firsts) == 14
 
 
@@ -151,7 +151,7 @@ def test_at_the_start_only_b_has_a_gradient():
     # ∂L/∂A is a multiple of B, which is zero: the first step moves B alone, and has to.
     adapters, frozen = fresh(random_base(TINY), target_modules=ALL_LINEAR)
     grads = grad(model.loss)(adapters, frozen, random_batch(TINY), TINY)
-    for path, g in walk(grads):
+    for path, g in named_leaves(grads):
         assert (np.abs(g).max() > 0) == path.endswith("lora_B"), path
 
 
@@ -160,7 +160,7 @@ def test_init_leaves_the_base_alone_and_copies_no_weight():
     before = fingerprint(base)
     _, frozen = fresh(base)
     assert fingerprint(base) == before and "lora_scaling" not in str(base)
-    for path, w in walk(base):
+    for path, w in named_leaves(base):
         assert get(frozen, path) is w
 
 
@@ -192,12 +192,12 @@ def test_exceptions_in_rank_and_alpha():
 def test_targets_are_names_or_paths_or_all():
     base = random_base(TINY)
     path = "model.layers.1.mlp.up_proj"
-    assert lora.targets(base, LoraConfig(target_modules=(path,))) == [path]
-    assert len(lora.targets(base, LoraConfig(target_modules=(path, "q_proj")))) == 3
-    every = lora.targets(base, LoraConfig(target_modules=("all-linear",)))
+    assert lora.target_paths(base, LoraConfig(target_modules=(path,))) == [path]
+    assert len(lora.target_paths(base, LoraConfig(target_modules=(path, "q_proj")))) == 3
+    every = lora.target_paths(base, LoraConfig(target_modules=("all-linear",)))
     assert len(every) == 14 and not any("head" in p or "embed" in p for p in every)
     one = LoraConfig(target_modules=("self_attn.q_proj",), layers_to_transform=(1,))
-    assert lora.targets(base, one) == ["model.layers.1.self_attn.q_proj"]
+    assert lora.target_paths(base, one) == ["model.layers.1.self_attn.q_proj"]
 
 
 @pytest.mark.parametrize(
@@ -237,11 +237,11 @@ def test_a_merged_projection_equals_the_unmerged_one(scheme, config, seed, r, rs
     base = quantized(random_base(config, seed), scheme)
     adapters, frozen = adapted(base, seed, target_modules=ALL_LINEAR, r=r, use_rslora=rs)
     merged, rng = lora.merge(adapters, frozen), np.random.default_rng(seed)
-    for path in lora.adapted(adapters):
+    for path in lora.adapted_paths(adapters):
         node, beside = get(adapters, path), get(frozen, path)
-        w, s = products.dense(beside["weight"]), beside["lora_scaling"]
+        w, s = layers.dense(beside["weight"]), beside["lora_scaling"]
         x = rng.standard_normal((3, w.shape[1]), dtype=np.float32)
-        apart, together = nn.linear(x, node, beside), nn.linear(x, {}, get(merged, path))
+        apart, together = layers.linear(x, node, beside), layers.linear(x, {}, get(merged, path))
         # Each side is |x||W| and s|x||A||B| in size at most. A number passes through two sums of
         # in and r terms, one scaling, and the sum of both; merged, through the rounding of W'.
         n, a, b = w.shape[1] + r + 5, np.abs(node["lora_A"]), np.abs(node["lora_B"])
@@ -289,9 +289,9 @@ def test_merging_makes_a_new_dense_tree(scheme):
     before = fingerprint(frozen), fingerprint(adapters)
     merged = lora.merge(adapters, frozen)
     assert before == (fingerprint(frozen), fingerprint(adapters))
-    biases = [f"{path}.bias" for path in lora.adapted(adapters)]
+    biases = [f"{path}.bias" for path in lora.adapted_paths(adapters)]
     assert flatten(merged).keys() == {*flatten(base), "lm_head.weight", *biases}
-    for path, w in walk(merged):
+    for path, w in named_leaves(merged):
         assert type(w) is np.ndarray and w.dtype == np.float32, path
 
 
@@ -299,7 +299,7 @@ def test_the_merged_tree_has_memory_of_its_own():
     adapters, frozen = adapted(random_base(TINY))
     adapters = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
     before = fingerprint(frozen), fingerprint(adapters)
-    for _, w in walk(lora.merge(adapters, frozen)):
+    for _, w in named_leaves(lora.merge(adapters, frozen)):
         w += 1
     assert before == (fingerprint(frozen), fingerprint(adapters))
 
@@ -308,7 +308,7 @@ def test_what_is_not_adapted_merges_to_its_own_bits():
     base = random_base(TINY)
     adapters, frozen = adapted(base)
     merged = flatten(lora.merge(adapters, frozen))
-    for path, w in walk(base):
+    for path, w in named_leaves(base):
         same = bits(merged[path]) == bits(w)
         assert same != path.endswith(("q_proj.weight", "v_proj.weight"))
 
@@ -317,7 +317,7 @@ def test_what_is_not_adapted_merges_to_its_own_bits():
 def test_merging_to_another_dtype_casts_every_leaf(dtype):
     adapters, frozen = adapted(random_base(TINY))
     adapters = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
-    for path, w in walk(lora.merge(adapters, frozen, dtype)):
+    for path, w in named_leaves(lora.merge(adapters, frozen, dtype)):
         assert w.dtype == dtype, path
 
 
@@ -328,7 +328,7 @@ def test_unmerging_returns(config, seed, names):
     merged = lora.merge(adapters, frozen)
     restored = flatten(lora.unmerge(adapters, frozen, merged))
     assert restored.keys() == flatten(base).keys()
-    for path, w in walk(base):
+    for path, w in named_leaves(base):
         change = np.abs(w.astype(np.float64) - restored[path])
         # W' = W + Δ rounds once, W' − Δ once more, each by at most U32 of its result's size
         w_merged = np.abs(flatten(merged)[path])
@@ -340,8 +340,8 @@ def test_replaced_leaves_move_in_and_biases_add():
     adapters, frozen = adapted(base)
     adapters = as_dtype(lora.also_train(adapters, frozen, ("norm", "bias", "head")), np.float32)
     rng, tokens = np.random.default_rng(0), random_batch(TINY)["tokens"]
-    for path, w in walk(adapters):
-        put(adapters, path, w + rng.standard_normal(w.shape, dtype=np.float32) / 4)
+    for path, w in named_leaves(adapters):
+        set_leaf(adapters, path, w + rng.standard_normal(w.shape, dtype=np.float32) / 4)
     apart = model.forward(adapters, frozen, tokens, TINY)
     together = model.forward({}, lora.merge(adapters, frozen), tokens, TINY)
     np.testing.assert_allclose(together, apart, rtol=0, atol=1600 * U32 * np.abs(apart).max())

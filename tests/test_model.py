@@ -27,14 +27,14 @@ from models import (
     target_sets,
 )
 
-from minilora import lora, model, nn
+from minilora import layers, lora, model
 from minilora.batching import collate
 from minilora.config import ALL_LINEAR
 from minilora.kernels import fused
-from minilora.tree import flatten, get, unflatten, walk
+from minilora.tree import flatten, get, named_leaves, unflatten
 
 U32, U64 = 2.0**-24, 2.0**-53
-PATHS = pytest.mark.parametrize("ops", [nn, fused], ids=["plain", "fused"])
+PATHS = pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
 WORST = 1e4  # how much a random tiny model may amplify an error: an RMSNorm near zero, by 1/√ε each
 
 few = settings(max_examples=15)
@@ -162,7 +162,7 @@ def test_finite_differences(ops, checkpointing, config, seed, p):
     batch = random_batch(config, seed)
 
     def loss(adapters):
-        rng = nn.RowRng([[5, 0], [5, 1]])  # the same masks at each call
+        rng = layers.RowRng([[5, 0], [5, 1]])  # the same masks at each call
         return model.loss(adapters, frozen, batch, config, ops, rng, checkpointing)
 
     slope_agrees(loss, adapters, seed)
@@ -189,9 +189,9 @@ def test_both_paths_agree_in_float64(config, seed, names, checkpointing, p):
     batch = random_batch(config, seed)
     results = [
         value_and_grad(model.loss)(
-            adapters, frozen, batch, config, ops, nn.RowRng([[3, 0], [3, 1]]), checkpointing
+            adapters, frozen, batch, config, ops, layers.RowRng([[3, 0], [3, 1]]), checkpointing
         )
-        for ops in (nn, fused)
+        for ops in (layers, fused)
     ]
     (plain, plain_grads), (fast, fast_grads) = results
     close(fast, plain)
@@ -213,10 +213,10 @@ def test_in_float32_the_fused_path_is_no_noisier_than_the_plain_one():
         def gradient(ops, dtype, trees=(adapters, frozen), batch=batch):
             adapters, frozen = (as_dtype(tree, dtype) for tree in trees)
             loss, grads = value_and_grad(model.loss)(adapters, frozen, batch, TINY, ops)
-            return float(loss), np.concatenate([g.ravel() for _, g in walk(grads)])
+            return float(loss), np.concatenate([g.ravel() for _, g in named_leaves(grads)])
 
-        loss, exact = gradient(nn, np.float64)
-        noises = [np.linalg.norm(gradient(ops, np.float32)[1] - exact) for ops in (nn, fused)]
+        loss, exact = gradient(layers, np.float64)
+        noises = [np.linalg.norm(gradient(ops, np.float32)[1] - exact) for ops in (layers, fused)]
         ratios.append(noises[1] / noises[0])
         # a loss near ln 11 has some hundred roundings above it, most of which cancel
         assert abs(gradient(fused, np.float32)[0] - loss) < 100 * U32 * loss
@@ -272,11 +272,11 @@ def test_packed_examples_equal_the_same_alone(ops, config, seed, n):
     adapters, frozen = adapted(base, seed)
     examples = random_examples(config, n, seed)
     packed = collate([examples])
-    together = model.hidden(adapters, frozen, packed["tokens"], packed["starts"], config, ops)
+    together = model.hidden_states(adapters, frozen, packed["tokens"], packed["segment_starts"], config, ops)
     loss, total, at = 0.0, 0.0, 0
     for example in examples:
         alone = collate([[example]])
-        x = model.hidden(adapters, frozen, alone["tokens"], alone["starts"], config, ops)
+        x = model.hidden_states(adapters, frozen, alone["tokens"], alone["segment_starts"], config, ops)
         close(together[:, at : at + x.shape[1]], x)
         count = alone["mask"].sum()
         loss += count * model.loss(adapters, frozen, alone, config, ops)
@@ -290,7 +290,7 @@ def test_a_packed_neighbour_is_invisible_to_the_last_bit(ops):
     other = first._replace(tokens=[(t + 1) % TINY.vocab_size for t in first.tokens])
     a, b = (collate([[e, second]]) for e in (first, other))
     at = len(first.tokens) - 1
-    x, y = (model.hidden({}, base, c["tokens"], c["starts"], TINY, ops)[:, at:] for c in (a, b))
+    x, y = (model.hidden_states({}, base, c["tokens"], c["segment_starts"], TINY, ops)[:, at:] for c in (a, b))
     assert bits(x) == bits(y)
 
 
@@ -312,7 +312,7 @@ def test_padding_does_not_count(ops, config, seed):
 
 def run(ops, seed=None, checkpointing=False, p=0.4):
     adapters, frozen = adapted(random_base(TINY), target_modules=ALL_LINEAR, lora_dropout=p)
-    rng = None if seed is None else nn.RowRng([[seed, 0], [seed, 1]])
+    rng = None if seed is None else layers.RowRng([[seed, 0], [seed, 1]])
     loss, grads = value_and_grad(model.loss)(
         adapters, frozen, random_batch(TINY), TINY, ops, rng, checkpointing
     )
@@ -324,7 +324,7 @@ def test_recomputing_changes_no_bit(seed):
     assert run(fused, seed, checkpointing=True) == run(fused, seed)
     # On the plain path autograd adds the three gradients that meet at a block's input in another
     # order: the loss keeps its bits, the gradients are equal to rounding (`close`, below).
-    assert run(nn, seed, checkpointing=True)[0] == run(nn, seed)[0]
+    assert run(layers, seed, checkpointing=True)[0] == run(layers, seed)[0]
 
 
 @few
@@ -333,13 +333,13 @@ def test_recomputing_on_the_plain_path(config, seed):
     adapters, frozen = adapted(random_base(config, seed, np.float64), seed, lora_dropout=0.2)
 
     def gradient(checkpointing):
-        rng, batch = nn.RowRng([[seed, 0], [seed, 1]]), random_batch(config, seed)
+        rng, batch = layers.RowRng([[seed, 0], [seed, 1]]), random_batch(config, seed)
         f = value_and_grad(model.loss)
-        return f(adapters, frozen, batch, config, nn, rng, checkpointing)
+        return f(adapters, frozen, batch, config, layers, rng, checkpointing)
 
     (loss, grads), (same_loss, same_grads) = gradient(False), gradient(True)
     assert loss == same_loss
-    for (path, a), (same_path, b) in zip(walk(grads), walk(same_grads), strict=True):
+    for (path, a), (same_path, b) in zip(named_leaves(grads), named_leaves(same_grads), strict=True):
         assert path == same_path
         close(b, a)
 
@@ -361,10 +361,10 @@ def test_layers_have_masks_of_their_own(monkeypatch):
     # one mask for all layers would be a hidden tie between them
     masks = []
     monkeypatch.setattr(
-        nn, "dropout", lambda x, p, rng: masks.append(rng.random((2, 9), "f4").tolist()) or x
+        layers, "dropout", lambda x, p, rng: masks.append(rng.random((2, 9), "f4").tolist()) or x
     )
     adapters, frozen = adapted(random_base(TINY), target_modules=ALL_LINEAR, lora_dropout=0.5)
-    model.loss(adapters, frozen, random_batch(TINY), TINY, nn, nn.RowRng([[0], [1]]))
+    model.loss(adapters, frozen, random_batch(TINY), TINY, layers, layers.RowRng([[0], [1]]))
     rows = [tuple(row) for mask in masks for row in mask]
     assert len(rows) == len(set(rows)) == 2 * 14
 
@@ -393,7 +393,7 @@ def test_nothing_below_the_first_adapted_layer_is_differentiated(
 ):
     config = replace(TINY, num_hidden_layers=3)
     adapters, frozen = adapted(random_base(config), layers_to_transform=tuple(range(first, 3)))
-    followed, seen, product, adapted_product = [], [], nn.product, fused._adapted
+    followed, seen, product, adapted_product = [], [], layers.product, fused._adapted
     layers = [get(frozen, f"model.layers.{i}") for i in range(3)]
 
     def layer_of(w):
@@ -408,7 +408,7 @@ def test_nothing_below_the_first_adapted_layer_is_differentiated(
         followed.append((layer_of(w), isbox(x)))
         return adapted_product(x, a, b, w, scaling)
 
-    monkeypatch.setattr(nn, "product", spy)
+    monkeypatch.setattr(layers, "product", spy)
     monkeypatch.setattr(fused, "product", spy)
     monkeypatch.setattr(fused, "_adapted", adapted_spy)
     value_and_grad(model.loss)(
@@ -437,8 +437,8 @@ def test_a_trained_leaf_replaces_the_frozen_one_wherever_it_stands(ops):
     tokens = np.arange(6).reshape(2, 3)
     for path, leaf in flatten(other).items():
         adapters, mixed = {}, as_dtype(base, np.float32)
-        lora.put(adapters, path, leaf)
-        lora.put(mixed, path, leaf)
+        lora.set_leaf(adapters, path, leaf)
+        lora.set_leaf(mixed, path, leaf)
         got = model.forward(adapters, base, tokens, TINY, ops)
         assert bits(got) == bits(model.forward({}, mixed, tokens, TINY, ops))
         assert bits(got) != bits(model.forward({}, base, tokens, TINY, ops))
@@ -447,10 +447,10 @@ def test_a_trained_leaf_replaces_the_frozen_one_wherever_it_stands(ops):
 def test_the_head_is_the_trained_one_or_the_bases_or_the_embedding():
     tied, untied = random_base(TINY), random_base(replace(TINY, tie_word_embeddings=False))
     embedding, own, new = tied["model"]["embed_tokens"]["weight"], untied["lm_head"]["weight"], 7
-    assert model.head({}, tied) is embedding
-    assert model.head({}, untied) is own
-    assert model.head({"lm_head": {"weight": new}}, untied) is new
-    assert model.head({"model": {"embed_tokens": {"weight": new}}}, tied) is new
+    assert model.lm_head({}, tied) is embedding
+    assert model.lm_head({}, untied) is own
+    assert model.lm_head({"lm_head": {"weight": new}}, untied) is new
+    assert model.lm_head({"model": {"embed_tokens": {"weight": new}}}, tied) is new
 
 
 def test_the_environment_chooses_the_path_for_a_whole_run():

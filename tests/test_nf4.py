@@ -13,7 +13,7 @@ from arrays import KINDS, SHAPES, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilora import nested, nf4
+from minilora import double_quant, nf4
 from minilora.config import InputError
 from minilora.kernels import lookup
 from minilora.kernels import nf4 as compiled
@@ -171,9 +171,9 @@ def test_the_sixteen_bins_are_not_equally_filled():
 
 
 def test_the_dynamic_map():
-    assert nested.DYNAMIC.dtype == np.float32 and nested.DYNAMIC.size == 256
-    assert (np.diff(nested.DYNAMIC) > 0).all()
-    assert nested.DYNAMIC[[0, 126, 127, 128, 255]].tolist() == pytest.approx(
+    assert double_quant.DYNAMIC_MAP.dtype == np.float32 and double_quant.DYNAMIC_MAP.size == 256
+    assert (np.diff(double_quant.DYNAMIC_MAP) > 0).all()
+    assert double_quant.DYNAMIC_MAP[[0, 126, 127, 128, 255]].tolist() == pytest.approx(
         [-0.99296874, -5.5e-7, 0, 5.5e-7, 1], rel=1e-6
     )
 
@@ -186,7 +186,7 @@ def nesting_bound(absmax, second):
     widest gap is 0.9/64, and -1 lies half such a gap below the lowest. Beside that, float32
     rounds the difference, quotient and grid point, and on the way back the product and the sum.
     """
-    scale = np.repeat(second.absmax, nested.BLOCK)[: absmax.size].astype(np.float64)
+    scale = np.repeat(second.absmax, double_quant.BLOCK)[: absmax.size].astype(np.float64)
     rounding = 2 * EPS * (np.abs(absmax) + abs(second.offset) + scale)
     return scale * (0.9 / 128 + 1 / 65535 + 8 * EPS) + rounding
 
@@ -194,8 +194,8 @@ def nesting_bound(absmax, second):
 @given(seeds, kinds, st.integers(1, 2000))
 def test_double_quantization_moves_absmax_by_no_more_than_the_map_allows(seed, kind, m):
     absmax = np.abs(weights(kind, (m,), seed))
-    second = nested.nest(absmax)
-    moved = np.abs(nested.unnest(second).astype(np.float64) - absmax)
+    second = double_quant.double_quantize(absmax)
+    moved = np.abs(double_quant.double_dequantize(second).astype(np.float64) - absmax)
     assert (moved <= nesting_bound(absmax, second)).all()
 
 
@@ -225,20 +225,20 @@ def test_what_does_not_hold_for_double_quantization():
 
 
 def test_equal_absmax_are_all_offset():
-    second = nested.nest(np.full(300, 0.5, np.float32))  # sums of halves are exact
+    second = double_quant.double_quantize(np.full(300, 0.5, np.float32))  # sums of halves are exact
     assert second.absmax.tolist() == [0, 0] and not second.codes.any()
-    np.testing.assert_array_equal(nested.unnest(second), np.full(300, second.offset))
+    np.testing.assert_array_equal(double_quant.double_dequantize(second), np.full(300, second.offset))
 
 
 def test_one_code_in_a_thousand_is_not_the_nearest():
     absmax = np.abs(weights("normal", (1 << 18,))) + 3
-    second = nested.nest(absmax)
-    x = (absmax - second.offset).reshape(-1, nested.BLOCK) / second.absmax[:, None]
-    midpoints = (nested.DYNAMIC[:-1] + nested.DYNAMIC[1:]) / 2
+    second = double_quant.double_quantize(absmax)
+    x = (absmax - second.offset).reshape(-1, double_quant.BLOCK) / second.absmax[:, None]
+    midpoints = (double_quant.DYNAMIC_MAP[:-1] + double_quant.DYNAMIC_MAP[1:]) / 2
     nearest = np.searchsorted(midpoints, x).ravel()
     assert 0.0005 < (nearest != second.codes).mean() < 0.003
     # but it is as near as a step of the grid allows, and one rounding of each side
-    distance, least = (abs(nested.DYNAMIC[c] - x.ravel()) for c in (second.codes, nearest))
+    distance, least = (abs(double_quant.DYNAMIC_MAP[c] - x.ravel()) for c in (second.codes, nearest))
     assert (distance <= least + 2 / 65535 + 4 * EPS).all()
 
 
@@ -253,14 +253,14 @@ def test_one_code_in_a_thousand_is_not_the_nearest():
 )
 def test_mean_adds_in_torchs_order(n, expected):
     x = (1 / np.arange(1, n + 1)).astype(np.float32)
-    assert float(nested.mean(x)) == float.fromhex(expected)
+    assert float(double_quant.mean(x)) == float.fromhex(expected)
 
 
 @given(seeds, st.integers(1, 5000))
 def test_mean_is_the_mean(seed, n):
     x = np.abs(weights("normal", (n,), seed))
     # terms of one sign, and no sum is longer than 16 + 16 + 16 + n/32/4096 + 4 + 8 < 64 additions
-    assert nested.mean(x) == pytest.approx(x.astype(np.float64).mean(), rel=64 * EPS)
+    assert double_quant.mean(x) == pytest.approx(x.astype(np.float64).mean(), rel=64 * EPS)
 
 
 # --- the loops and the text ---
@@ -319,7 +319,7 @@ def test_matvec_is_the_product(seed, rows, columns, block_size, code, double_qua
 
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
 def test_bits_per_parameter(block_size):
-    n = nested.BLOCK * block_size
+    n = double_quant.BLOCK * block_size
     single, double = (nf4.quantize(np.ones(n), block_size, dq) for dq in (False, True))
     assert 8 * single.nbytes / n == 4 + 32 / block_size
     # the offset is one float32 for the whole tensor
@@ -427,7 +427,7 @@ def test_products_by_tiles(seed, block_size, code, double, back, n, out, width, 
     m = m if back else m.T
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights_.tiles, "__defaults__", (tile,))
-        y = (weights_.product_back if back else weights_.product)(x, q)
+        y = (weights_.frozen_matmul_back if back else weights_.frozen_matmul)(x, q)
     # k products and k - 1 sums, in whatever order, each rounded once
     error = 2 * (len(m) + 1) * EPS * (np.abs(x) @ np.abs(m)) + 1e-30
     assert (np.abs(y - x @ m) <= error).all()
@@ -443,9 +443,9 @@ def test_products_of_many_rows_never_hold_the_dense_weight(monkeypatch):
         nf4.Quantized,
         lambda q, i, out: sizes.append(len(out)) or read(q, i, out),
     )
-    y = weights_.product(x, q)
+    y = weights_.frozen_matmul(x, q)
     error = 2 * 1501 * EPS * (np.abs(x) @ np.abs(dense).T)
     assert y.shape == (2, 40, 1500) and (np.abs(y - x @ dense.T) <= error).all()
     error = 2 * 1501 * EPS * (np.abs(y) @ np.abs(dense))
-    assert (np.abs(weights_.product_back(y, q) - y @ dense) <= error).all()
+    assert (np.abs(weights_.frozen_matmul_back(y, q) - y @ dense) <= error).all()
     assert sizes == [weights_.TILE, 1500 - weights_.TILE] * 2

@@ -16,9 +16,9 @@ from models import seeds
 from one_file import LESSON, assert_equal_bits, one_file
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora, model, nf4, nn
+from minilora import LoraConfig, TrainConfig, data, layers, lora, model, nf4
 from minilora.quant.quantize import is_projection
-from minilora.tree import flatten, unflatten, walk
+from minilora.tree import flatten, named_leaves, unflatten
 
 STEPS, RATE = 200, 2e-3
 
@@ -62,7 +62,7 @@ def test_what_it_prints():
 @pytest.mark.parametrize("name", ["micro", "tiny"])
 def test_the_4_bit_weights_of_a_base(lesson, name):
     _, base, _ = minilora.load(name)
-    projections = [w for path, w in walk(base) if is_projection(path)]
+    projections = [w for path, w in named_leaves(base) if is_projection(path)]
     assert len(projections) == {"micro": 21, "tiny": 28}[name]
     for w in projections:
         assert_equal_bits(lesson, nf4, w)
@@ -112,7 +112,7 @@ def test_logits_on_the_dense_and_the_4_bit_base(lesson):
         (lesson.forward(lesson.adapters, lesson.base, tokens, lesson.config), (trained, frozen)),
         (lesson.forward({}, lesson.merged, tokens, lesson.config), (trained, frozen)),
     ]:
-        for ops in (nn, model.OPS):
+        for ops in (layers, model.OPS):
             logits = minilora.forward(*ours, tokens, config, ops)
             assert np.abs(logits - theirs).max() < 21 * 128 * 2**-24 * np.abs(theirs).max()
 
@@ -127,7 +127,7 @@ def test_the_merged_weights(lesson):
         assert np.abs(w - theirs).max() <= 10 * 2**-24 * np.abs(w).max()
 
 
-@pytest.mark.parametrize("ops", [nn, model.OPS], ids=["plain", "fast"])
+@pytest.mark.parametrize("ops", [layers, model.OPS], ids=["plain", "fast"])
 def test_the_losses_of_all_steps(lesson, monkeypatch, ops):
     """The two sides round differently, and training amplifies the difference.
 

@@ -12,8 +12,8 @@ from hypothesis.extra import numpy as hnp
 from models import fingerprint, read_only, seeds
 
 from minilora.config import InputError, TrainConfig
-from minilora.optim import adamw, adamw_init, clip, global_norm, learning_rate, to_dtype
-from minilora.tree import flatten, tree_map, walk
+from minilora.optim import adamw, adamw_init, clip, global_norm, learning_rate, round_to
+from minilora.tree import flatten, named_leaves, tree_map
 
 U32, U64 = 2.0**-24, 2.0**-53
 
@@ -56,7 +56,7 @@ def test_adamw_is_the_papers(seed, b1, b2, eps, decay):
     for g in gradients:
         params, state = adamw(params, g, state, rates.__getitem__, config)
     assert state["step"] == 7
-    for path, got in walk(params):
+    for path, got in named_leaves(params):
         for at in np.ndindex(got.shape):
             expected = adam_by_hand(
                 flatten(start)[path][at], [flatten(g)[path][at] for g in gradients],
@@ -76,7 +76,7 @@ def test_adamw_reads_what_it_is_given_and_writes_something_new():
     assert fingerprint(params) != fingerprint(new) and state["step"] == 0
     for tree in (new, after["m"], after["v"]):
         assert flatten(tree).keys() == flatten(params).keys()
-        assert all(w.dtype == np.float32 for _, w in walk(tree))
+        assert all(w.dtype == np.float32 for _, w in named_leaves(tree))
 
 
 def test_the_first_step_is_the_rate_whatever_the_gradients_size():
@@ -106,7 +106,7 @@ def test_decay_is_decoupled():
 @given(seeds, st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
 def test_clip(seed, size, most):
     grads = tree_map(lambda g: size * g, random_tree(seed))
-    flat = np.concatenate([g.ravel() for _, g in walk(grads)])
+    flat = np.concatenate([g.ravel() for _, g in named_leaves(grads)])
     clipped, norm = clip(grads, most)
     exact = math.sqrt(math.fsum(flat**2))
     assert math.isclose(norm, exact, rel_tol=20 * U64) and norm == global_norm(grads)
@@ -114,14 +114,14 @@ def test_clip(seed, size, most):
         assert clipped is grads
         return
     # torch's factor, most/(norm + 1e-6), and one direction for all leaves
-    new = np.concatenate([g.ravel() for _, g in walk(clipped)])
+    new = np.concatenate([g.ravel() for _, g in named_leaves(clipped)])
     np.testing.assert_allclose(new, flat * (most / (exact + 1e-6)), rtol=30 * U64)
     assert np.linalg.norm(new) <= most
 
 
 def test_clip_keeps_dtypes_and_shows_what_is_not_finite():
     clipped, _ = clip(random_tree(0, np.float32), 1e-3)
-    assert all(g.dtype == np.float32 for _, g in walk(clipped))
+    assert all(g.dtype == np.float32 for _, g in named_leaves(clipped))
     for bad in (np.nan, np.inf):
         with np.errstate(invalid="ignore"):
             assert not math.isfinite(clip({"w": np.float32([1, bad])}, 1.0)[1])
@@ -205,7 +205,7 @@ def bfloat16(x):
 
 @given(floats)
 def test_rounding_to_bfloat16(x):
-    y = to_dtype({"w": x}, "bfloat16")["w"]
+    y = round_to({"w": x}, "bfloat16")["w"]
     assert y.dtype == np.float32
     assert y.tolist() == [bfloat16(v) for v in x]
     assert (np.abs(y - x) <= np.abs(x) * 2.0**-8 + 2.0**-134).all()  # eight bits, or the last one
@@ -213,18 +213,18 @@ def test_rounding_to_bfloat16(x):
 
 @given(floats)
 def test_rounding_to_float16(x):
-    y = to_dtype({"w": x}, "float16")["w"]
+    y = round_to({"w": x}, "float16")["w"]
     assert y.dtype == np.float32 and (y == x.astype(np.float16)).all()
 
 
 @given(floats, st.sampled_from(["bfloat16", "float16", "float32"]))
 def test_rounding_twice_is_rounding_once(x, dtype):
-    once = to_dtype({"w": x}, dtype)
-    assert fingerprint(to_dtype(once, dtype)) == fingerprint(once)
+    once = round_to({"w": x}, dtype)
+    assert fingerprint(round_to(once, dtype)) == fingerprint(once)
     if dtype == "float32":
         assert once["w"] is x
 
 
 def test_a_number_too_large_for_the_dtype_is_refused():
     with pytest.raises(InputError, match="F16 cannot hold"):
-        to_dtype({"w": np.float32([1, 7e4])}, "float16")
+        round_to({"w": np.float32([1, 7e4])}, "float16")

@@ -35,7 +35,7 @@ def test_the_dozen_lines(tmp_path, monkeypatch):
     loaded, _, lora_config = minilora.load_adapter("adapters", frozen)
     assert (lora_config.r, lora_config.lora_alpha) == (8, 16)
     assert tree.flatten(loaded).keys() == tree.flatten(adapters).keys()
-    for path, leaf in tree.walk(loaded):
+    for path, leaf in tree.named_leaves(loaded):
         np.testing.assert_array_equal(leaf, tree.get(adapters, path))
 
 

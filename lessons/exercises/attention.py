@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from minilora import nn
+from minilora import layers
 from minilora.config import ModelConfig
 from minilora.course.outcome import close
 
@@ -28,7 +28,7 @@ def arguments(rng, batch, length, groups, kv_heads, half, packed, prefix):
     if packed:  # a second example begins in the middle of the row
         starts[:, length // 2 :] = length // 2
     rows = tuple(rng.uniform(-2, 2, (2, prefix, kv_heads * hd))) if prefix else None
-    return q, k, v, nn.rotation(positions, shape, np.float64), starts, None, rows
+    return q, k, v, layers.rope_cos_sin(positions, shape, np.float64), starts, None, rows
 
 
 def tolerance(*_):

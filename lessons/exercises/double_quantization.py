@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from minilora.course.outcome import close
-from minilora.nested import BLOCK, DYNAMIC
+from minilora.double_quant import BLOCK, DYNAMIC_MAP
 
 CASES = {"m": st.integers(1, 600), "spread": st.sampled_from([0.1, 0.5])}
 
@@ -22,9 +22,9 @@ def property_as_near_as_eight_bits_allow(function, offset, absmax):
     """what it stands for is off by at most half the widest gap, times the absmax of its block"""
     q = function(offset, absmax)
     scale = np.repeat(q.absmax, BLOCK)[: absmax.size]
-    again = DYNAMIC[q.codes] * scale + q.offset
+    again = DYNAMIC_MAP[q.codes] * scale + q.offset
     # half the widest gap, a step of 2/65,535 that is rounded to first, and float32's own roundings
-    bound = (np.diff(DYNAMIC).max() / 2 + 2 / 65535) * scale.max() + 2**-21
+    bound = (np.diff(DYNAMIC_MAP).max() / 2 + 2 / 65535) * scale.max() + 2**-21
     close(again, absmax, float(bound))
 
 

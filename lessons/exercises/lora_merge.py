@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from minilora import nf4, nn, products
+from minilora import layers, nf4
 from minilora.course.outcome import close
 
 CASES = {
@@ -43,11 +43,11 @@ def property_merging_is_an_equation(function, trained, frozen):
     """x W'ᵀ is what the projection with its adapter computes"""
     x = np.eye(frozen["weight"].shape[1], dtype=np.float32)
     merged = np.asarray(function(trained, frozen))
-    close(x @ merged.T, nn.linear(x, trained, frozen), tolerance(trained, frozen))
+    close(x @ merged.T, layers.linear(x, trained, frozen), tolerance(trained, frozen))
 
 
 def property_no_update_no_change(function, trained, frozen):
     """with B = 0 the merged weight is W₀, dense"""
     if "lora_stack" not in frozen and "lora_magnitude_vector" not in trained:
         nothing = {**trained, "lora_B": np.zeros_like(trained["lora_B"])}
-        close(function(nothing, frozen), products.dense(frozen["weight"]))
+        close(function(nothing, frozen), layers.dense(frozen["weight"]))

@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from minilora import products
+from minilora import layers
 from minilora.course.outcome import close, slope
 
 CASES = {
@@ -30,9 +30,9 @@ def property_slopes(function, g, x, a, b, scaling):
     """each gradient is the slope of Σ g∘(s·BAx), by finite differences"""
     dx, da, db = function(g, x, a, b, scaling)
     bound = 1e-7  # slope: 1e-8 times the size of the sum, and that is at most some ten
-    close(dx, slope(lambda x: g * products.lowrank(x, a, b, scaling), x), bound)
-    close(da, slope(lambda a: g * products.lowrank(x, a, b, scaling), a), bound)
-    close(db, slope(lambda b: g * products.lowrank(x, a, b, scaling), b), bound)
+    close(dx, slope(lambda x: g * layers.lowrank(x, a, b, scaling), x), bound)
+    close(da, slope(lambda a: g * layers.lowrank(x, a, b, scaling), a), bound)
+    close(db, slope(lambda b: g * layers.lowrank(x, a, b, scaling), b), bound)
 
 
 def property_why_b_moves_first(function, g, x, a, b, scaling):

@@ -4,7 +4,7 @@ import numpy as np
 
 import minilora
 from minilora import LoraConfig, lora
-from minilora.tree import get, put
+from minilora.tree import get, set_leaf
 
 
 def check(merge):
@@ -17,11 +17,11 @@ def check(merge):
     rng = np.random.default_rng(0)
     config, base, _ = minilora.load("micro")
     adapters, base = lora.init(base, LoraConfig(r=4, lora_alpha=12), rng)
-    for path in lora.adapted(adapters):
+    for path in lora.adapted_paths(adapters):
         b = get(adapters, path)["lora_B"]
-        put(adapters, f"{path}.lora_B", rng.normal(0, 0.05, b.shape).astype("f4"))
-    put(adapters, "model.norm.weight", get(base, "model.norm.weight") + 1)
-    before = {path: get(base, path)["weight"].copy() for path in lora.adapted(adapters)}
+        set_leaf(adapters, f"{path}.lora_B", rng.normal(0, 0.05, b.shape).astype("f4"))
+    set_leaf(adapters, "model.norm.weight", get(base, "model.norm.weight") + 1)
+    before = {path: get(base, path)["weight"].copy() for path in lora.adapted_paths(adapters)}
     tokens = rng.integers(0, config.vocab_size, (1, 12))
     merged = merge(adapters, base)
     apart, together = (

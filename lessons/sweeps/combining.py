@@ -68,7 +68,7 @@ def mean_of_factors(a, b):
 
 def update(pair):
     """All ΔW of an adapter as one vector."""
-    nodes = [(get(pair[0], path), get(pair[1], path)) for path in lora.adapted(pair[0])]
+    nodes = [(get(pair[0], path), get(pair[1], path)) for path in lora.adapted_paths(pair[0])]
     return np.concatenate([lora.delta(*node).ravel() for node in nodes])
 
 

@@ -22,7 +22,7 @@ from minilora import model
 from minilora.data import tasks
 from minilora.evaluation import plot
 from minilora.evaluation.metrics import BINS, calibration_error
-from minilora.generate import Cache
+from minilora.generation import Cache
 
 ROWS = (16, 32, 64, 128, 512, 4000)
 SEEDS = (0, 1, 2, 3, 4)
@@ -40,8 +40,8 @@ def answers(adapters, frozen, rows):
     cache = Cache(config, prompts.shape[1] + wanted.shape[1], len(rows))
     tokens, logits = prompts, []
     for _ in range(wanted.shape[1]):
-        x = model.hidden(adapters, frozen, tokens, np.zeros_like(tokens), config, cache=cache)
-        logits.append(x[:, -1] @ model.head(adapters, frozen).T)
+        x = model.hidden_states(adapters, frozen, tokens, np.zeros_like(tokens), config, cache=cache)
+        logits.append(x[:, -1] @ model.lm_head(adapters, frozen).T)
         tokens = logits[-1].argmax(axis=-1)[:, None]
     logits = np.stack(logits, axis=1)
     return logits, (logits.argmax(axis=-1) == wanted).all(axis=1)

@@ -14,7 +14,7 @@ import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.cli.pretraining import held_out_notes
 from minilora.methods.methods import METHODS
-from minilora.tree import count
+from minilora.tree import num_parameters
 
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",))
 SCALES = (0.1, 1.0, 10.0)  # of the rate, for what is trained beside low-rank factors
@@ -47,7 +47,7 @@ def run(job, iters=150):
     score = minilora.evaluate(adapters, frozen, valid, config)
     return {
         "trains": trains, "rate": rate, "scale": scale, "decay": decay, "seed": seed,
-        "trained": count(adapters), "loss": score["loss"], "exact_match": score["exact_match"],
+        "trained": num_parameters(adapters), "loss": score["loss"], "exact_match": score["exact_match"],
         "notes": minilora.evaluate(adapters, frozen, notes[:100], config)["loss"],
     }  # fmt: skip
 

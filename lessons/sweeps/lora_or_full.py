@@ -21,7 +21,7 @@ from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.cli import pretraining
 from minilora.data import tasks
 from minilora.methods import methods
-from minilora.tree import count, put
+from minilora.tree import num_parameters, set_leaf
 
 # The rates. Large shift: with seed 0, on the test rows of the sweep themselves, the best of 4e-3,
 # 1e-2 and 2e-2 for LoRA at r = 8 and of 2e-3, 5e-3 and 1e-2 for full. Small shift: those of
@@ -69,7 +69,7 @@ def start(base, size, seed):
     adapters, frozen = lora.init(base, config, rng)
     if size == "8 + embedding":
         embedding = base["model"]["embed_tokens"]["weight"]
-        put(adapters, "model.embed_tokens.weight", np.array(embedding))
+        set_leaf(adapters, "model.embed_tokens.weight", np.array(embedding))
     return adapters, frozen
 
 
@@ -98,7 +98,7 @@ def run_one(job, iters=200, rate=None):
         "noise": noise,
         "size": size,
         "seed": seed,
-        "trained": count(adapters),
+        "trained": num_parameters(adapters),
         "train_loss": round(float(np.mean([row["loss"] for row in history[-10:]])), 5),
         "loss": round(score["loss"], 5),
         "exact_match": score["exact_match"],

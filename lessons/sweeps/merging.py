@@ -19,7 +19,7 @@ from common import finetune, write_sweep
 
 import minilora
 from minilora import TrainConfig, data, lora
-from minilora.tree import flatten, get, unflatten, walk
+from minilora.tree import flatten, get, named_leaves, unflatten
 
 RATES = (1e-3, 4e-3)
 SEEDS = (0, 1, 2, 3, 4)
@@ -30,7 +30,7 @@ def merged_ways(adapters, frozen):
     """{name: dense or 4-bit tree without an adapter}."""
     _, base, _ = minilora.load("micro")
     dense = flatten(base)
-    on_original = unflatten({path: dense.get(path, w) for path, w in walk(frozen)})
+    on_original = unflatten({path: dense.get(path, w) for path, w in named_leaves(frozen)})
     merged, original = lora.merge(adapters, frozen), lora.merge(adapters, on_original)
     return {
         "dequantized": merged,
@@ -42,7 +42,7 @@ def merged_ways(adapters, frozen):
 
 def sizes(adapters, frozen):
     """‖ΔW‖/‖W‖ of every adapted projection."""
-    nodes = [(get(adapters, path), get(frozen, path)) for path in lora.adapted(adapters)]
+    nodes = [(get(adapters, path), get(frozen, path)) for path in lora.adapted_paths(adapters)]
     return np.array(
         [
             np.linalg.norm(lora.delta(*n)) / np.linalg.norm(n[1]["weight"].dequantize())

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finetune, write_sweep
 
 from minilora import LoraConfig
-from minilora.tree import count
+from minilora.tree import num_parameters
 
 RANKS = (1, 2, 4, 8, 16, 32, 64)
 TARGETS = {"q v": ("q_proj", "v_proj"), "all": ("all-linear",)}
@@ -32,7 +32,7 @@ def run(job):
     with redirect_stderr(io.StringIO()):
         done = finetune(config, seed=seed, learning_rate=rate, batch_size=8)
     return {
-        "targets": name, "r": r, "rate": rate, "seed": seed, "trained": count(done.adapters),
+        "targets": name, "r": r, "rate": rate, "seed": seed, "trained": num_parameters(done.adapters),
         "loss": done.scores["loss"], "exact_match": done.scores["exact_match"],
     }  # fmt: skip
 

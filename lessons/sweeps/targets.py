@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finetune, write_sweep
 
 from minilora import LoraConfig
-from minilora.tree import count
+from minilora.tree import num_parameters
 
 # micro has 3 layers, d = 48, f = 128: rank 1 costs 288 parameters on an attention matrix of every
 # layer (3 · (48 + 48)), 528 on one of the MLP. The budget is all seven at r = 4, or 38 · 288.
@@ -80,7 +80,7 @@ def run(job):
     with redirect_stderr(io.StringIO()):
         done = finetune(config(part, name), seed=seed, learning_rate=rate, batch_size=8)
     return {
-        "part": part, "name": name, "rate": rate, "seed": seed, "trained": count(done.adapters),
+        "part": part, "name": name, "rate": rate, "seed": seed, "trained": num_parameters(done.adapters),
         "train_loss": float(np.mean([step["loss"] for step in done.history[-20:]])),
         "loss": done.scores["loss"], "exact_match": done.scores["exact_match"],
     }  # fmt: skip

@@ -11,7 +11,7 @@ import pictures
 from common import write_sweep
 
 from minilora import TrainConfig
-from minilora.tree import count
+from minilora.tree import num_parameters
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 SEEDS = (0, 1, 2)
@@ -40,7 +40,7 @@ def run(job, typeface="italic"):
     score = convnet.evaluate(adapters, frozen, test, own)
     before = convnet.statistics(adapters, frozen, old[0])
     return {
-        "trains": trains, "rate": rate, "decay": decay, "seed": seed, "trained": count(adapters),
+        "trains": trains, "rate": rate, "decay": decay, "seed": seed, "trained": num_parameters(adapters),
         **score, "old_accuracy": convnet.evaluate(adapters, frozen, old, before)["accuracy"],
     }  # fmt: skip
 

@@ -12,7 +12,6 @@ from functools import cache
 
 from numba.core import event
 
-from .. import model, nn
 from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
@@ -53,8 +52,7 @@ def dispatch(argv):
         return course_commands.run(top.parse_args(argv))
     args = parse(argv)
     say_when_compiling()
-    with model.operations(nn if getattr(args, "plain", False) else model.OPS):
-        return getattr(commands, args.command)(args)
+    return getattr(commands, args.command)(args)
 
 
 def failed(error):

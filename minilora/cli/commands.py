@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import lora
+from .. import generation
 from ..config import ModelConfig, TrainConfig, require
 from ..data.rows import load_rows, prepare, read_rows
 from ..evaluation import compare as comparing
@@ -17,9 +17,10 @@ from ..formats import fetch as fetching
 from ..formats.files import require_new
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
-from ..generate import generate as generate_tokens
+from ..methods.merging import merge as merge_adapter
+from ..methods.operations import operations
 from ..quant.quantize import error_report
-from ..tree import walk
+from ..tree import named_leaves
 from . import pretraining
 from .arguments import toml_settings
 from .opening import open_adapter, warn, warn_of_another_base
@@ -89,9 +90,9 @@ def generate(args):
     if words.has_chat_template and not args.raw:
         prompt = words.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
     ids, printed = [], ""
-    for token in generate_tokens(
+    for token in generation.generate(
         opened.adapters, opened.base, words.encode(prompt), opened.config,
-        args.max_tokens, args.temp, args.top_p, np.random.default_rng(args.seed),
+        operations(opened.adapters, opened.base), args.max_tokens, args.temp, args.top_p, np.random.default_rng(args.seed),
     ):  # fmt: skip
         ids.append(token)
         text = words.decode(ids)
@@ -119,7 +120,7 @@ def merge(args):
     opened = open_model(args)
     require(opened.adapters, "there is nothing to merge: give --adapter-path")
     require_new(args.out)
-    dense = lora.merge(opened.adapters, opened.base)
+    dense = merge_adapter(opened.adapters, opened.base)
     save_pretrained(args.out, opened.config, dense, opened.tokenizer, args.dtype)
     print(f"merged into {args.out}")
 
@@ -142,7 +143,7 @@ def quantize(args):
 def inspect(args):
     """Print the tree, what is trained of it, the byte ledger, and with --data a row's tokens."""
     opened = open_model(args)
-    for path, leaf in [*walk(opened.base), *walk(opened.adapters)]:
+    for path, leaf in [*named_leaves(opened.base), *named_leaves(opened.adapters)]:
         if hasattr(leaf, "shape"):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
             print(f"{path:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")

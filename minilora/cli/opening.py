@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .. import lora
-from ..config import STARTS, LoraConfig, MethodConfig, ModelConfig, require
+from ..config import INITIALIZERS, LoraConfig, MethodConfig, ModelConfig, require
 from ..formats.checkpoint import changes_base, load_adapter, trains_everything
 from ..formats.pretrained import load
-from ..methods import starts
-from ..methods.methods import METHODS
+from ..methods import initializers
+from ..methods.methods import METHODS, also_train
 from .arguments import toml_settings
 
 
@@ -70,7 +69,7 @@ def starting(args):
         "bias" not in args.also_train or args.method != "dora",
         "--also-train bias has no place in PEFT's files of DoRA: take norm or head",
     )
-    return start._replace(adapters=lora.also_train(start.adapters, start.base, args.also_train))
+    return start._replace(adapters=also_train(start.adapters, start.base, args.also_train))
 
 
 def config_of(args):
@@ -104,9 +103,9 @@ def method_of(config):
 def fresh(args, config):
     """A new adapter on the base that --model and --quantize name."""
     rng, name = np.random.default_rng(args.seed), args.model
-    if isinstance(config, LoraConfig) and config.init_lora_weights in STARTS:
+    if isinstance(config, LoraConfig) and config.init_lora_weights in INITIALIZERS:
         model, base, tokenizer = load(name)
-        adapters, base = starts.init(base, config, rng, args.quantize, args.block_size)
+        adapters, base = initializers.init(base, config, rng, args.quantize, args.block_size)
     else:
         stored = args.method != "full"  # what stays frozen may stay in its file's type
         model, base, tokenizer = load(name, args.quantize, args.block_size, stored)

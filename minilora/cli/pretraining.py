@@ -13,9 +13,9 @@ from ..config import ModelConfig, TrainConfig
 from ..data.rows import held_out_notes, prepare
 from ..data.tasks import notes
 from ..data.tokenizer import ByteTokenizer
+from ..evaluation.trainer import train
 from ..formats.files import require_new
 from ..formats.pretrained import save_pretrained, shapes
-from ..train import train
 from ..tree import unflatten
 
 

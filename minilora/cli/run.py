@@ -11,15 +11,18 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from .. import layers
 from ..config import TrainConfig, require
 from ..data.rows import load_rows, prepare, split_row
 from ..evaluation.memory import ledger, peak_rss_mb, summary, table
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
+from ..evaluation.trainer import train
 from ..formats.checkpoint import save_adapter, save_state
-from ..generate import generate
-from ..kernels.threads import THREADS
-from ..train import check, train
+from ..generation import generate
+from ..kernels import num_threads
+from ..methods.operations import operations
+from ..training import check_packing
 from .checklist import Rows, questions
 from .opening import starting
 from .run_folder import (
@@ -42,7 +45,7 @@ def fine_tune(args):
     folder, config = Path(args.adapter_path), TrainConfig(**_picked(args, TrainConfig))
     claim(folder, args)
     model, base, tokenizer, adapters, adapter_config = starting(args)
-    check(adapters, config)
+    check_packing(adapters, config)
     rows = load_rows(args.data, "train")
     examples, cut = prepare(rows, tokenizer, config)
     held_out = load_rows(args.data, "valid")
@@ -70,19 +73,22 @@ def fine_tune(args):
         return
     facts = {
         "version": VERSION, "settings": settings_of(args), "digests": digests(args),
-        "threads": THREADS,
+        "threads": num_threads(),
     }  # fmt: skip
+    ops = operations(adapters, base, layers if args.plain else None)
     with lock(folder):
         state = None
         if args.resume:
             adapters, state = resume(folder, facts)
-        shown = base, model, tokenizer, held_out, valid
+        shown = base, model, tokenizer, held_out, valid, ops
         show("before", adapters, *shown)
 
         log = Log(folder, args, base, adapter_config, facts, new=not args.resume)
         some = valid[: config.val_batches * config.batch_size]
         try:
-            best, _ = train(adapters, base, examples, model, config, some, state, log.on_step)
+            best, _ = train(
+                adapters, base, examples, model, config, some, state, log.on_step, ops
+            )  # fmt: skip
         except KeyboardInterrupt as error:
             log.save()
             raise type(error)(log.how_to_go_on()) from None
@@ -155,11 +161,11 @@ class Log:
         return f"interrupted: go on with `minilora train --resume --adapter-path {self.folder}`"
 
 
-def show(when, adapters, base, model, tokenizer, rows, examples):
+def show(when, adapters, base, model, tokenizer, rows, examples, ops):
     """Print held-out scores, and one answer with the right one; return the scores if there are."""
     if not rows:
         return None
-    score = evaluate(adapters, base, examples, model)
+    score = evaluate(adapters, base, examples, model, ops)
     print(
         f"{when}: held-out loss {score['loss']:.4f} nats per token, "
         f"exact match {100 * score['exact_match']:.1f} %"
@@ -170,7 +176,7 @@ def show(when, adapters, base, model, tokenizer, rows, examples):
         prompt, answer = answer[: len(answer) // 3], answer[len(answer) // 3 :]
     ids = tokenizer.encode(prompt)
     if ids:  # nothing can be asked with a text of two letters
-        said = generate(adapters, base, ids, model, max_tokens=48)
+        said = generate(adapters, base, ids, model, ops, max_tokens=48)
         asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
         right = tokenizer.decode(tokenizer.encode(answer))
         print(f"  asked: {asked.strip()!r}")

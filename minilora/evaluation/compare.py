@@ -23,14 +23,14 @@ from ..config import ALL_LINEAR, LoraConfig, MethodConfig, TrainConfig, require
 from ..data.rows import held_out_notes, load_rows, prepare
 from ..formats.checkpoint import WEIGHTS, save_adapter
 from ..formats.pretrained import load
-from ..kernels import threads
-from ..methods import compose, starts
+from ..kernels import num_threads
+from ..methods import compose, initializers
 from ..methods.methods import METHODS
 from ..optim import adamw_init
-from ..train import train
-from ..tree import count, nbytes
+from ..tree import nbytes, num_parameters
 from .metrics import evaluate
 from .plot import LINES, figure
+from .trainer import train
 
 BUDGET = 5472  # micro's seven projections at r = 2
 
@@ -95,7 +95,7 @@ def run_one(job):
     return {
         "method": job.method,
         "seed": job.seed,
-        "trained": count(adapters),  # parameters
+        "trained": num_parameters(adapters),  # parameters
         "adapter_bytes": file_bytes(adapters, frozen, method, job.model),
         "optimizer_bytes": nbytes(adamw_init(adapters)),
         "step_ms": 1e3 * float(np.median([row["seconds"] for row in history])),
@@ -119,7 +119,7 @@ def config_of(entry, size):
 
 def start(entry, base, config, seed=0):
     """Return (adapters, frozen) of an entry at step 0."""
-    init = starts.init if entry.start else METHODS[entry.method]
+    init = initializers.init if entry.start else METHODS[entry.method]
     return init(base, config, np.random.default_rng(seed))
 
 
@@ -127,7 +127,7 @@ def sized(entry, base, budget):
     """Return the config whose count of trained parameters, linear in size, is nearest to budget."""
     if not entry.size:
         return config_of(entry, 1)
-    one, two = (count(start(entry, base, config_of(entry, size))[0]) for size in (1, 2))
+    one, two = (num_parameters(start(entry, base, config_of(entry, size))[0]) for size in (1, 2))
     return config_of(entry, max(1, 1 + round((budget - one) / (two - one))))
 
 
@@ -161,13 +161,15 @@ def mapped(function, jobs, executor=None):
     """
     if executor is None:
         spawn = get_context("spawn")
-        with ProcessPoolExecutor(threads.THREADS, spawn, initializer=one_thread) as processes:
+        with ProcessPoolExecutor(num_threads(), spawn, initializer=one_thread) as processes:
             return mapped(function, jobs, processes)
     return list(tqdm(executor.map(function, jobs), total=len(jobs), unit="run", disable=None))
 
 
 def one_thread():
     """Have this process compute on one thread, a worker of `mapped`."""
+    from ..kernels import threads  # also without numba
+
     threads.THREADS = 1
     threadpool_limits(1)
 

@@ -2,9 +2,9 @@
 
 import sys
 
-from ..kernels.fused import factors_alone
+from ..kernels.plans import plain_lora
 from ..quant.quantize import is_projection
-from ..tree import count, get, layer_of, nbytes, walk
+from ..tree import get, layer_of, named_leaves, nbytes, num_parameters
 
 # Floats per token that the line which reads a leaf keeps, beside a projection's input.
 BESIDE = {
@@ -21,7 +21,7 @@ def ledger(adapters, base, config, tokens):
     Weights, adapters, gradients and Adam's moments are exact; `activations` is what the backward
     pass keeps (see `kept_floats`), without gradient checkpointing.
     """
-    trained = 4 * count(adapters)
+    trained = 4 * num_parameters(adapters)
     return {
         "frozen weights": nbytes(base),
         "trained weights": trained,
@@ -44,17 +44,18 @@ def kept_floats(adapters, base, config):
     H, K = config.num_attention_heads, config.num_key_value_heads
     layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
     L, kept = config.num_hidden_layers, D + 1
-    for path, w in walk(adapters):
+    for path, w in named_leaves(adapters):
         node, _, name = path.rpartition(".")
         if name in BESIDE:
             kept += BESIDE[name](w)
         elif name in ("lora_A", "weight") and node.endswith(("o_proj", "down_proj")):
-            trained, frozen = get(adapters, node), get(base, node)
-            if node.endswith("o_proj") or not factors_alone(trained, frozen):
+            sublayer = node.rpartition(".")[0]
+            plain = plain_lora(get(adapters, sublayer), get(base, sublayer))
+            if node.endswith("o_proj") or not plain:
                 kept += w.shape[1]
     # the backward pass goes back to the lowest of these layers; to none if all is in the head
     virtual = ("model.embed", "model.prompt")
-    layers = [0 if path.startswith(virtual) else layer_of(path) for path, _ in walk(adapters)]
+    layers = [0 if path.startswith(virtual) else layer_of(path) for path, _ in named_leaves(adapters)]
     return (L - min((n for n in layers if n >= 0), default=L)) * layer + kept
 
 
@@ -66,8 +67,8 @@ def table(parts):
 
 def summary(adapters, base):
     """Return the line that says how much is trained of how much."""
-    trained, total = count(adapters), count(base)
-    added = sum(leaf.size for path, leaf in walk(adapters) if "lora_" in path)
+    trained, total = num_parameters(adapters), num_parameters(base)
+    added = sum(leaf.size for path, leaf in named_leaves(adapters) if "lora_" in path)
     return (
         f"{trained:,} trained parameters beside {total:,} ({100 * trained / total:.3f} %), "
         f"{added:,} of them in low-rank factors"
@@ -76,8 +77,8 @@ def summary(adapters, base):
 
 def bits_per_weight(base):
     """Return the bits per weight of the layers' projections, scales included."""
-    weights = {path: w for path, w in walk(base) if is_projection(path)}
-    return 8 * nbytes(weights) / count(weights)
+    weights = {path: w for path, w in named_leaves(base) if is_projection(path)}
+    return 8 * nbytes(weights) / num_parameters(weights)
 
 
 def peak_rss_mb():

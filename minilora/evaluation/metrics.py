@@ -8,17 +8,17 @@ import numpy as np
 
 from .. import model
 from ..batching import collate
-from ..kernels.fused_loss import LOGIT_FLOATS
-from ..kernels.loops import chunks
-from ..kernels.weights import product
+from ..kernels.plans import LOGIT_FLOATS, chunks
+from ..methods.operations import operations
 
 TOKENS = 4096  # tokens of a batch
 BINS = 15  # of the reliability diagram, as in Guo et al. 2017
 
 
-def evaluate(adapters, base, examples, config):
+def evaluate(adapters, base, examples, config, ops=None):
     """Return scores over the target tokens of `examples`, each on its own; the loss in nats."""
-    parts = [token_scores(adapters, base, batch, config) for batch in batches(examples)]
+    ops = operations(adapters, base, ops)
+    parts = [token_scores(adapters, base, batch, config, ops) for batch in batches(examples)]
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {
@@ -42,14 +42,15 @@ def batches(examples):
     yield collate(some)
 
 
-def token_scores(adapters, base, batch, config):
+def token_scores(adapters, base, batch, config, ops):
     """Return `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row."""
-    x = model.hidden(adapters, base, batch["tokens"], batch["starts"], config)
-    head = model.head(adapters, base)
+    x = model.hidden_states(
+        adapters, base, batch["tokens"], batch["segment_starts"], config, ops
+    )
     at = np.nonzero(batch["mask"])
     h, targets = x[at], batch["targets"][at]
-    pieces = chunks(len(targets), head.shape[0], LOGIT_FLOATS)
-    parts = [_scores(product(h[i], head), targets[i]) for i in pieces]
+    pieces = chunks(len(targets), config.vocab_size, LOGIT_FLOATS)
+    parts = [_scores(model.logits(h[i], adapters, base, ops), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
     exact = np.bincount(at[0], weights=~hit, minlength=len(x)) == 0
     return {"nll": nll, "hit": hit, "confidence": confidence, "brier": brier, "exact": exact}

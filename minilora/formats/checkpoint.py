@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import lora
-from ..config import STARTS, InputError, MethodConfig, require
-from ..methods import starts
-from ..tree import get, put, tree_map, unflatten, walk
+from ..config import INITIALIZERS, InputError, MethodConfig, require
+from ..methods import initializers
+from ..tree import get, named_leaves, set_leaf, tree_map, unflatten
 from . import method_format, peft_format, safetensors_file
 from .files import naming, read_json, replacing, write_json
 from .safetensors_file import FORMAT_NAME, check_floats, entry
@@ -90,13 +90,13 @@ def load_adapter(folder, base, scheme="none", block_size=64):
     read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
     _check_pair(folder, raw)
     adapters = unflatten({path: read[name] for path, name in names.items()})
-    if config.init_lora_weights in STARTS:
-        base = starts.init(base, config, np.random.default_rng(0), scheme, block_size)[1]
+    if config.init_lora_weights in INITIALIZERS:
+        base = initializers.init(base, config, np.random.default_rng(0), scheme, block_size)[1]
     frozen = tree_map(lambda w: w, base)
-    for path in lora.adapted(adapters):
-        scaling, node = config.at(path)[1], get(adapters, path)
-        put(frozen, f"{path}.lora_scaling", scaling)
-        put(frozen, f"{path}.lora_dropout", config.lora_dropout)
+    for path in lora.adapted_paths(adapters):
+        scaling, node = config.rank_and_scaling(path)[1], get(adapters, path)
+        set_leaf(frozen, f"{path}.lora_scaling", scaling)
+        set_leaf(frozen, f"{path}.lora_dropout", config.lora_dropout)
         if with_bias:
             # b = b₀ + (α/r)·b_B
             own = np.float64(get(base, path).get("bias", 0))
@@ -117,7 +117,7 @@ def _check_pair(folder, fields):
 
 def changes_base(folder):
     """Tell whether the adapter's start changed the base, so that the dense base must be loaded."""
-    return read_json(Path(folder) / CONFIG).get("init_lora_weights") in STARTS
+    return read_json(Path(folder) / CONFIG).get("init_lora_weights") in INITIALIZERS
 
 
 def trains_everything(folder):
@@ -146,7 +146,7 @@ def save_state(path, adapters, state, facts):
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
-    entries = {name: entry("F32", w) for name, w in walk(trees)}
+    entries = {name: entry("F32", w) for name, w in named_leaves(trees)}
     metadata = {"minilora_run": json.dumps(numbers), "facts": json.dumps(facts)}
     with replacing(Path(path)) as (temporary,):
         safetensors_file.write(temporary, entries, metadata)

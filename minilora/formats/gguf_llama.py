@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from .. import nn
+from .. import layers
 from ..config import ModelConfig, require
 from . import gguf_file
 from .files import naming
@@ -115,7 +115,7 @@ def _llama3_rope(config, entry):
     require(sound, f"{entry.where} has no divisor, or one below 1")
     factor = float(divisors.max())  # 8 in Llama 3.1, 32 in Llama 3.2
     stretched = replace(config, rope_scaling=LLAMA3 | {"factor": factor})
-    expected = nn.frequencies(config) / nn.frequencies(stretched)
+    expected = layers.rope_frequencies(config) / layers.rope_frequencies(stretched)
     # both were computed in float32, in a different order: a few parts in 10⁷ apart
     same = divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-5, atol=0)
     require(same, f"{entry.where} stretches the rotation in a way that is not Llama 3's")

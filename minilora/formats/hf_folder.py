@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config import MLP, InputError, ModelConfig, require
 from ..data.tokenizer import PretrainedTokenizer
-from ..kernels.weights import dense
+from ..kernels import dense
 from ..tree import flatten
 from . import hf_tokenizer, safetensors_file
 from .files import naming, new_folder, read_json, write_json

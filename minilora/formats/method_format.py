@@ -11,8 +11,8 @@ import numpy as np
 
 from ..config import MethodConfig, require
 from ..methods.methods import METHODS
-from ..methods.siblings import prompt
-from ..tree import get, unflatten, walk
+from ..methods.operations import prompt
+from ..tree import get, named_leaves, unflatten
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
 
 LARGEST = 2**12  # of a size in a file: what is larger is malformed
@@ -97,7 +97,7 @@ def tensors(adapters, config):
     if config.method == "prefix":
         return {PROMPT: np.concatenate([get(adapters, p) for p in _prefixes(adapters)], axis=1)}
     prefix = PREFIX if config.method in FIXED else ""
-    return {prefix + path: w for path, w in walk(adapters)}
+    return {prefix + path: w for path, w in named_leaves(adapters)}
 
 
 def tree(config, read, base):

@@ -10,8 +10,9 @@ import re
 import numpy as np
 
 from .. import lora
-from ..config import ALL_LINEAR, STARTS, InputError, LoraConfig, names_module, require
-from ..tree import flatten, get, walk
+from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, names_module, require
+from ..methods.methods import biases
+from ..tree import flatten, get, named_leaves
 
 PREFIX = "base_model.model."  # PEFT's wrapper, and transformers' model inside it
 # PEFT's names of the leaves of an adapted projection
@@ -35,8 +36,8 @@ def tensors(adapters, frozen, config):
     base's own bias or zero. Unless α/r is a power of two, b comes back rounded once more. (On a
     base without biases PEFT computes with such an adapter, but cannot merge it.)
     """
-    expected = {path: config.at(path) for path in lora.targets(frozen, config)}
-    low_rank, trained = lora.adapted(adapters), flatten(adapters)
+    expected = {path: config.rank_and_scaling(path) for path in lora.target_paths(frozen, config)}
+    low_rank, trained = lora.adapted_paths(adapters), flatten(adapters)
     found = {p: (len(trained[f"{p}.lora_A"]), get(frozen, p)["lora_scaling"]) for p in low_rank}
     for path in expected | found:
         has, says = found.get(path), expected.get(path)
@@ -52,8 +53,8 @@ def tensors(adapters, frozen, config):
         modules = short
     if any(path.endswith(".bias") for path in trained):
         require(not config.use_dora, "PEFT's DoRA has no place for trained biases")
-        for path, own in lora.biases(low_rank, frozen):
-            scaling = config.at(path.removesuffix(".bias"))[1]
+        for path, own in biases(low_rank, frozen):
+            scaling = config.rank_and_scaling(path.removesuffix(".bias"))[1]
             # b_B = (b − b₀) / (α/r)
             trained[path] = np.float32((np.float64(trained.get(path, own)) - own) / scaling)
     return {key(path): w for path, w in trained.items()}, modules
@@ -63,8 +64,8 @@ def shapes(config, with_bias, modules, base):
     """Compute {path: shape} of every leaf of such an adapter on this base."""
     places = replaceable(base)
     expected = {path: places[path] for path in named(modules, places)}
-    for path in lora.targets(base, config):
-        (n, m), (r, _) = get(base, path)["weight"].shape, config.at(path)
+    for path in lora.target_paths(base, config):
+        (n, m), (r, _) = get(base, path)["weight"].shape, config.rank_and_scaling(path)
         expected |= {f"{path}.lora_A": (r, m), f"{path}.lora_B": (n, r)}
         if with_bias:
             expected[f"{path}.bias"] = (n,)
@@ -75,7 +76,7 @@ def shapes(config, with_bias, modules, base):
 
 def replaceable(base):
     """Compute {path: shape} of what may be trained whole: the norms' gains, and the head."""
-    gains = {path: w.shape for path, w in walk(base) if path.endswith("norm.weight")}
+    gains = {path: w.shape for path, w in named_leaves(base) if path.endswith("norm.weight")}
     return gains | {"lm_head.weight": base["model"]["embed_tokens"]["weight"].shape}
 
 
@@ -107,9 +108,9 @@ OFF: dict = {
     "use_bdlora": None, "use_qalora": False, "velora_config": None,
 }  # fmt: skip
 # Starts of A and B that leave the base as it is. PEFT repeats the change that any other start made
-# to the base when it loads the adapter, and so does `load_adapter` for those of config.STARTS.
+# to the base when it loads the adapter, and so does `load_adapter` for those of config.INITIALIZERS.
 # (PEFT's LoftQ, with its loftq_config, quantizes otherwise; ours has none, and PEFT refuses it.)
-NEUTRAL_STARTS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+NEUTRAL_INITIALIZERS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def refuse_unknown(raw, free, fixed):
@@ -140,7 +141,7 @@ def read_config(raw, base):
     that is malformed or not implemented.
     """
     start = raw.get("init_lora_weights")
-    known = start in (*NEUTRAL_STARTS, *STARTS)
+    known = start in (*NEUTRAL_INITIALIZERS, *INITIALIZERS)
     require(known, f"init_lora_weights {start!r} is not implemented: it changes the base, too")
     free = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights", "runtime_config"}
     refuse_unknown(raw, free, OFF)
@@ -153,7 +154,7 @@ def read_config(raw, base):
         known = named([name], replaceable(base))
         require(known, f"modules_to_save {name!r} is not implemented; norms and lm_head are")
     weights = tuple(f".{name}.weight" for name in ALL_LINEAR)
-    projections = [p.removesuffix(".weight") for p, _ in walk(base) if p.endswith(weights)]
+    projections = [p.removesuffix(".weight") for p, _ in named_leaves(base) if p.endswith(weights)]
     layers, targets = fields["layers_to_transform"], fields["target_modules"]
     if isinstance(targets, str):
         sound = layers == []
@@ -161,7 +162,7 @@ def read_config(raw, base):
         every = targets.lower() == "all-linear"
         targets = ALL_LINEAR if every else _found("target_modules", targets, projections)
     require(targets, f"target_modules {fields['target_modules']!r} match no projection")
-    fields["init_lora_weights"] = start if start in STARTS else True
+    fields["init_lora_weights"] = start if start in INITIALIZERS else True
     fields["target_modules"] = tuple(targets)
     # to PEFT an empty list is all layers, too
     fields["layers_to_transform"] = (layers,) if type(layers) is int else tuple(layers) or None

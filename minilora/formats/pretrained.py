@@ -16,11 +16,10 @@ import numpy as np
 
 from ..config import require
 from ..data.tokenizer import ByteTokenizer
-from ..kernels import nf4
-from ..kernels.weights import dense
+from ..kernels import dense, quantize_4bit
 from ..quant.quantize import is_projection, quantize_leaf
 from ..quant.stored import Stored
-from ..tree import put
+from ..tree import set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
 from .hf_folder import read_config, shapes
 from .safetensors_file import check_floats
@@ -66,7 +65,7 @@ def load(name, scheme="none", block_size=64, stored=None):
         require(same, f"{entry.where} has the shape {entry.shape}, its config says {shape}")
         as_stored = stored and path in TABLES and entry.read_stored
         w = entry.read_stored() if as_stored else entry.read()
-        put(base, path, _leaf(path, entry.where, w, scheme, block_size))
+        set_leaf(base, path, _leaf(path, entry.where, w, scheme, block_size))
     return config, base, words
 
 
@@ -104,7 +103,7 @@ def _leaf(path, where, w, scheme, block_size):
     if isinstance(w, np.ndarray):
         check_floats(where, w)
         quantized = is_projection(path)
-        return quantize_leaf(path, w, scheme, block_size, nf4.quantize) if quantized else w
+        return quantize_leaf(path, w, scheme, block_size, quantize_4bit) if quantized else w
     if not is_projection(path):  # an output head that somebody quantized
         return dense(w)
     name, size = quantized_file.scheme(w)

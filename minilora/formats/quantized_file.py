@@ -14,9 +14,9 @@ import numpy as np
 
 from .. import nf4
 from ..config import require
-from ..nested import BLOCK, DYNAMIC, Nested
+from ..double_quant import BLOCK, DYNAMIC_MAP, DoubleQuantized
 from ..quant.int8 import Int8
-from ..tree import walk
+from ..tree import named_leaves
 from . import hf_folder
 from .files import naming
 from .safetensors_file import Entry, check_floats, entry
@@ -31,7 +31,7 @@ def scheme(leaf):
     if isinstance(leaf, Int8):
         return "int8", None
     if isinstance(leaf, nf4.Quantized):
-        return leaf.code + ("-dq" if isinstance(leaf.scales, Nested) else ""), leaf.block_size
+        return leaf.code + ("-dq" if isinstance(leaf.scales, DoubleQuantized) else ""), leaf.block_size
     return "none", None
 
 
@@ -102,9 +102,9 @@ def _four_bit(code, codes, state, parts):
     def scales():
         if "nested_absmax" not in parts:
             return part("absmax", (m,))
-        check_map("nested_quant_map", DYNAMIC)
+        check_map("nested_quant_map", DYNAMIC_MAP)
         absmax, offset = part("nested_absmax", (-(-m // BLOCK),)), fields["nested_offset"]
-        return Nested(part("absmax", (m,), np.uint8), absmax, np.float32(offset))
+        return DoubleQuantized(part("absmax", (m,), np.uint8), absmax, np.float32(offset))
 
     def read():
         check_map("quant_map", MAPS[code])
@@ -129,7 +129,7 @@ def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
     to. Raises InputError as `save_pretrained` does, and if the projections are not all quantized
     in one way.
     """
-    schemes = {scheme(w) for path, w in walk(base) if path.endswith("_proj.weight")}
+    schemes = {scheme(w) for path, w in named_leaves(base) if path.endswith("_proj.weight")}
     one = len(schemes) == 1 and ("none", None) not in schemes
     require(one, f"a quantized folder needs all projections in one scheme, not {sorted(schemes)}")
     ((name, _),) = schemes
@@ -159,12 +159,12 @@ def _four_bit_sources(path, leaf, dtype):
     state = {"quant_type": leaf.code, "blocksize": leaf.block_size, "dtype": dtype}
     state["shape"] = list(leaf.shape)
     parts = {"quant_map": entry("F32", MAPS[leaf.code])}
-    if isinstance(leaf.scales, Nested):
+    if isinstance(leaf.scales, DoubleQuantized):
         state |= {"nested_blocksize": BLOCK, "nested_dtype": "float32"}
         state["nested_offset"] = float(leaf.scales.offset)
         parts["absmax"] = entry("U8", leaf.scales.codes)
         parts["nested_absmax"] = entry("F32", leaf.scales.absmax)
-        parts["nested_quant_map"] = entry("F32", DYNAMIC)
+        parts["nested_quant_map"] = entry("F32", DYNAMIC_MAP)
     else:
         parts["absmax"] = entry("F32", leaf.scales)
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)

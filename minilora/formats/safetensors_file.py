@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError, require
+from ..optim import from_bfloat16, to_bfloat16
 from ..quant.stored import halves
 
 FLOATS: dict[str, np.dtype] = {
@@ -50,8 +51,8 @@ def read_raw(where, path, dtype, count, offset):
 
 def decode(raw, dtype):
     """Return the stored numbers as float32 if `dtype` is a float type; any shape, kept."""
-    if dtype == "BF16":  # the upper half of a float32
-        return (raw.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "BF16":
+        return from_bfloat16(raw)
     return raw.astype(np.float32, copy=False) if dtype in FLOATS else raw
 
 
@@ -62,9 +63,7 @@ def encode(w, dtype, where="tensor"):
     """
     require(is_finite(w), f"{where} has a NaN or an infinite number")
     if dtype == "BF16":
-        bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
-        # adding half of the last place, less one where the kept half is even
-        raw = ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype("<u2")
+        raw = to_bfloat16(w)
     else:
         with np.errstate(over="ignore"):
             raw = np.ascontiguousarray(w, FLOATS[dtype])

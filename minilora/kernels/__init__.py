@@ -1,5 +1,33 @@
-"""The operations of the core, optimized: derived backward passes, compiled loops, threads.
+"""The same operations optimized: derived backward passes, numba loops, tiles, threads.
 
-Every function here has a plain twin in `nn.py`, `nf4.py` or `quant`, with the same arguments, and
-tests hold the two together. Read `fused.py` first: one derivation and one loop per operation.
+Read `fused.py` first: it has the operations of `layers.py`, with the derivation of each gradient.
+The package takes `OPS` and the functions next to it from here. Without numba, or with
+MINILORA_PLAIN=1 in the environment, they are those of the reference implementation.
 """
+
+import os
+import warnings
+
+PLAIN = bool(os.environ.get("MINILORA_PLAIN"))
+try:
+    if PLAIN:
+        raise ImportError
+    from . import fused as OPS
+    from .nf4 import quantize as quantize_4bit
+    from .threads import num_threads, parallel_map
+    from .weights import dense
+except ImportError as error:
+    if not PLAIN:
+        warnings.warn(f"{error}: minilora computes without numba, slower", stacklevel=2)
+    from .. import layers as OPS  # type: ignore[no-redef]
+    from ..layers import dense
+    from ..nf4 import quantize as quantize_4bit
+
+    parallel_map = map
+
+    def num_threads():
+        """Return how many calls `parallel_map` computes at the same time."""
+        return 1
+
+
+__all__ = ["OPS", "dense", "num_threads", "parallel_map", "quantize_4bit"]

@@ -1,38 +1,50 @@
-"""The operations of `nn.py` made fast: same names, same arguments, same values.
+"""The operations of `layers.py` made fast: same names, same arguments, same values.
 
 Part 4 of `lessons/00_qlora_in_one_file.py`, made general: the same equations, with gradients
 derived by hand.
 
-Each is one autograd primitive with its backward pass derived by hand above it, and keeps for that
-pass only what cannot be recomputed cheaply. Loops are numba's, matrix products NumPy's. Tests hold
-each function and its twin in `nn.py` together, in value and in gradient. The two longest are in
-`fused_attention.py` and `fused_loss.py`.
+A sublayer with plain LoRA on it is one autograd primitive. Its backward pass is derived by hand
+above it and keeps only what cannot be recomputed cheaply. With a dropout, a trained weight or
+anything else, the sublayer is composed of its parts as in `layers.py`. Loops are numba's, matmuls
+are NumPy's. Tests hold each function and its twin in `layers.py` together, in value and gradient.
+`fused_attention.py` and `fused_loss.py` have the two longest.
 
-Letters as in `nn.py`; g is the gradient that arrives from above, ∂L/∂y.
+Letters as in `layers.py`; g is the gradient of the output, ∂L/∂y.
 """
 
 import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 
-from .. import nn
-from ..products import lowrank, lowrank_back
-from .fused_attention import attention
+from .. import layers
+from ..config import MLP
+from ..layers import checkpoint, embed, value_and_grad
+from ..tree import check_leaves
+from . import fused_projection
+from .fused_attention import attention, self_attention
 from .fused_loss import cross_entropy
+from .fused_projection import (
+    linear,
+    project,
+    project_back,
+    projections,
+    with_factors,
+)
 from .loops import exp, fast_jit, rows
+from .plans import plain_lora
 from .threads import share_rows
-from .weights import product, product_back
 
-__all__ = ["attention", "cross_entropy", "down", "linear", "product", "rms_norm", "swiglu"]
+__all__ = ["attention", "checkpoint", "cross_entropy", "embed", "linear", "mlp", "rms_norm",
+           "self_attention", "swiglu", "value_and_grad"]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------- RMSNorm
 # With r = 1/√(mean(x²) + ε), x̂ = r·x and y = x̂∘w:
 #   ∂L/∂x = r·(g∘w − x̂·mean(g∘w∘x̂))        ∂L/∂w = Σ_rows g∘x̂
-# x̂ is had again as y/w: y is what an adapter above keeps anyway, so x need not be kept as well.
+# x̂ is recomputed as y/w: the adapters above keep y in any case, so x need not be kept as well.
 
 
 def rms_norm(x, weight, eps):
-    """As `nn.rms_norm`; keeps y, and one number a row."""
+    """Compute `layers.rms_norm`; keeps y, and one number per row."""
     return _rms_norm(x, weight, eps, {})
 
 
@@ -92,7 +104,7 @@ def _norm_back(lo, hi, x_hat, w, r, g, dx):
 
 @primitive
 def swiglu(gate, up):
-    """As `nn.swiglu`; keeps its two inputs."""
+    """Compute `layers.swiglu`; keeps its two inputs."""
     y, width = np.empty(gate.shape, gate.dtype), gate.shape[-1]
     share_rows(_swiglu, gate.size // width, rows(gate), rows(up), rows(y), width=width)
     return y
@@ -107,7 +119,7 @@ def _swiglu_vjp(argnums, y, args, kwargs):
 
 
 def swiglu_back(g, gate, up):
-    """∂L/∂gate and ∂L/∂up for g = ∂L/∂y."""
+    """Compute ∂L/∂gate and ∂L/∂up for g = ∂L/∂y."""
     da, db = np.empty(gate.shape, gate.dtype), np.empty(up.shape, up.dtype)
     a, width = (rows(x) for x in (gate, up, g, da, db)), gate.shape[-1]
     share_rows(_swiglu_back, gate.size // width, *a, width=width)
@@ -135,80 +147,41 @@ def _swiglu_back(lo, hi, a, b, g, da, db):
             db[i, j] = g[i, j] * a[i, j] * s
 
 
-# ------------------------------------------------------------------- Projections with LoRA on them
-# y = W₀x + s·B(Ax): the gradients of both products (`products.py`), added in place.
-# Of x = swiglu(gate, up), the input of W_down, nothing is kept: to make it again takes a tenth of
-# the time of the product that reads it, and it is the widest input of all.
+# -------------------------------------------------------------------------------------- MLP
+# y = W_down·swiglu(W_gate·x, W_up·x), each W with its adapter: the gradients go back the same way.
+# The input of down_proj is recomputed in the backward pass instead of being kept. It is the widest
+# array of all, and recomputing it takes a tenth of the time of the matmul that reads it.
 
 
-def linear(x, trained, frozen, rng=None):
-    """As `nn.linear`, which does all but the commonest case: low-rank factors and nothing else."""
-    if not factors_alone(trained, frozen, rng is not None):
-        return nn.linear(x, trained, frozen, rng, product)
-    return _adapted(x, *_factors(trained, frozen))
-
-
-def down(gate, up, trained, frozen, rng=None):
-    """As `nn.down`; keeps its two inputs."""
-    if not factors_alone(trained, frozen, rng is not None):
-        return nn.linear(swiglu(gate, up), trained, frozen, rng, product)
-    return _adapted_down(gate, up, *_factors(trained, frozen))
-
-
-def factors_alone(trained, frozen, training=True):
-    """Whether all that stands beside a weight is `lora_A` and `lora_B`, without a dropout."""
-    return (
-        set(trained) == {"lora_A", "lora_B"}
-        and not {"bias", "lora_stack"} & frozen.keys()
-        and not (training and frozen["lora_dropout"])
-    )
-
-
-def _factors(trained, frozen):
-    return trained["lora_A"], trained["lora_B"], frozen["weight"], frozen["lora_scaling"]
+def mlp(x, trained, frozen, rng=None, linear=None):
+    """Compute `layers.mlp`; keeps x and the outputs of gate_proj and up_proj."""
+    if linear is not None or not plain_lora(trained, frozen, rng is not None):
+        return layers.mlp(x, trained, frozen, rng, linear or fused_projection.linear, swiglu)
+    check_leaves(trained, MLP, "mlp")
+    found, factors = projections(MLP, trained, frozen)
+    return _mlp(x, found, {}, *factors)
 
 
 @primitive
-def _adapted(x, a, b, w, scaling):
-    y = product(x, w)
-    y += lowrank(x, a, b, scaling)
-    return y
+def _mlp(x, found, kept, *factors):
+    gate, up, down = with_factors(found, factors)
+    kept["gate"], kept["up"] = project(x, gate, up)
+    return project(swiglu(kept["gate"], kept["up"]), down)[0]
 
 
-def _adapted_vjp(argnums, y, args, kwargs):
+def _mlp_vjp(argnums, y, args, kwargs):
+    x, found, kept, *factors = args
+    gate, up, down = with_factors(found, factors)
+
     def vjp(g):
-        grads = adapted_back(g, args, 0 in argnums)
+        hidden = swiglu(kept["gate"], kept["up"]) if down.A is not None else None
+        d_hidden, d_down = project_back([g], hidden, down)
+        d_hidden = swiglu_back(d_hidden, kept["gate"], kept["up"])
+        dx, d_factors = project_back(d_hidden, x, gate, up, needs_x=0 in argnums)
+        grads = [dx, None, None, *d_factors, *d_down]
         return tuple(grads[n] for n in argnums)
 
     return vjp
 
 
-def adapted_back(g, args, x_followed=True):
-    """∂L/∂x, ∂L/∂A and ∂L/∂B for g = ∂L/∂y; without W₀'s part of the first if nothing reads it."""
-    x, a, b, w, scaling = args
-    dx, da, db = lowrank_back(g, x, a, b, scaling)
-    if x_followed:
-        dx += product_back(g, w)
-    return dx, da, db
-
-
-defvjp_argnums(_adapted, _adapted_vjp)
-
-
-@primitive
-def _adapted_down(gate, up, a, b, w, scaling):
-    return _adapted(swiglu(gate, up), a, b, w, scaling)
-
-
-def _adapted_down_vjp(argnums, y, args, kwargs):
-    gate, up, *factors = args
-
-    def vjp(g):
-        dx, da, db = adapted_back(g, (swiglu(gate, up), *factors))
-        grads = (*swiglu_back(dx, gate, up), da, db)
-        return tuple(grads[n] for n in argnums)
-
-    return vjp
-
-
-defvjp_argnums(_adapted_down, _adapted_down_vjp)
+defvjp_argnums(_mlp, _mlp_vjp)

@@ -1,13 +1,18 @@
-"""Attention made fast: `nn.attention` as one primitive, for `fused.py`.
+"""Attention made fast: `layers.attention` as one primitive, for `fused.py`.
 
-Letters as in `nn.py`; G = H/K heads share a key; g is the gradient from above, ∂L/∂y.
+Letters as in `layers.py`; G = H/K heads share a key; g is the gradient from above, ∂L/∂y.
 """
 
 import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 
-from .. import nn
-from .loops import chunks, exp, fast_jit, largest, rows
+from .. import layers
+from ..config import ATTENTION
+from ..tree import check_leaves
+from . import fused_projection
+from .fused_projection import project, project_back, projections, with_factors
+from .loops import exp, fast_jit, largest, rows
+from .plans import chunks, plain_lora
 from .threads import share_rows
 
 SCORE_FLOATS = 2**22  # scores held at once (16 MiB), however large the batch is
@@ -21,23 +26,42 @@ QUERIES = 64  # tokens whose scores are one product: fewer waste less on keys th
 # the keys that they may see, which for the first tokens are few.
 
 
-def attention(q, k, v, angles, starts, cache=None, prefix=None):
-    """As `nn.attention`; keeps q and k (turned), v and one number a row of scores.
+def attention(q, k, v, rope, segment_starts, cache=None):
+    """Compute `layers.attention`; keeps q and k (rotated), v and one number per row of scores.
 
-    With a cache or a prefix it is `nn.attention` itself.
+    With a cache it is `layers.attention` itself.
     """
-    if cache is not None or prefix is not None:
-        return nn.attention(q, k, v, angles, starts, cache, prefix)
-    if not ((starts >= 0) & (starts <= np.arange(q.shape[1]))).all():  # loops check no bounds
+    if cache is not None:
+        return layers.attention(q, k, v, rope, segment_starts, cache)
+    check_starts(segment_starts)
+    return _attention(q, k, v, rope, segment_starts, {})
+
+
+def check_starts(segment_starts):
+    """Raise IndexError unless every segment starts in its row, before its tokens."""
+    T = segment_starts.shape[1]
+    if not ((segment_starts >= 0) & (segment_starts <= np.arange(T))).all():
         raise IndexError("an example starts after one of its tokens, or before the row")
-    return _attention(q, k, v, angles, starts, {})
 
 
 @primitive
-def _attention(q, k, v, angles, starts, kept):
-    hd = 2 * angles[0].shape[-1]
+def _attention(q, k, v, rope, starts, kept):
+    return attend(q, k, v, rope, starts, kept)
+
+
+defvjp_argnums(
+    _attention,
+    lambda argnums, y, args, kwargs: (
+        lambda g: tuple(attend_back(g, *args[3:])[n] for n in argnums)
+    ),
+)
+
+
+def attend(q, k, v, rope, starts, kept):
+    """Compute attention forward; put what the backward pass needs into the dict `kept`."""
+    hd = 2 * rope[0].shape[-1]
     K = k.shape[-1] // hd
-    q, k, v = turned(q, angles, K, hd**-0.5), turned(k, angles, K), stacked(v, K, hd)
+    q, k, v = turned(q, rope, K, hd**-0.5), turned(k, rope, K), stacked(v, K, hd)
     y, log_z = np.empty_like(q), np.empty(q.shape[:3], q.dtype)
     for b, some, keys in spans(q, k):
         s = q[b, :, some] @ k[b, :, keys].swapaxes(-1, -2)
@@ -48,32 +72,73 @@ def _attention(q, k, v, angles, starts, kept):
     return unstacked(y, k.shape[2])
 
 
-def _attention_vjp(argnums, y, args, kwargs):
-    *_, angles, starts, kept = args
+def attend_back(g, rope, starts, kept):
+    """Compute ∂L/∂q, ∂L/∂k and ∂L/∂v for g = ∂L/∂y."""
     q, k, v, log_z = (kept[name] for name in ("q", "k", "v", "log_z"))
+    g = stacked(g, *k.shape[1::2])
+    dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
+    for b, some, keys in spans(q, k):
+        s = q[b, :, some] @ k[b, :, keys].swapaxes(-1, -2)
+        dp = g[b, :, some] @ v[b, :, keys].swapaxes(-1, -2)
+        a = (s, dp, starts[b], log_z[b], some.start)
+        share_rows(_softmax_back, s.size // keys.stop, *a, width=keys.stop)
+        np.matmul(dp, k[b, :, keys], out=dq[b, :, some])
+        dk[b, :, keys] += dp.swapaxes(-1, -2) @ q[b, :, some]
+        dv[b, :, keys] += s.swapaxes(-1, -2) @ g[b, :, some]
+    T = k.shape[2]
+    dq, dk = turned_back(dq, rope, T, k.shape[3] ** -0.5), turned_back(dk, rope, T)
+    return dq, dk, unstacked(dv, T)
+
+
+# ------------------------------------------------------------------------------- the sublayer
+
+
+def self_attention(
+    x, trained, frozen, rope, segment_starts, cache=None, rng=None, linear=None
+):
+    """Compute `layers.self_attention`; keeps x and what `attention` keeps.
+
+    If o_proj has an adapter, it keeps the input of o_proj as well.
+    """
+    if linear is not None or cache is not None or not plain_lora(trained, frozen, rng is not None):
+        linear = linear or fused_projection.linear
+        return layers.self_attention(
+            x, trained, frozen, rope, segment_starts, cache, rng, linear, attention
+        )
+    check_leaves(trained, ATTENTION, "self_attention")
+    check_starts(segment_starts)
+    found, factors = projections(ATTENTION, trained, frozen)
+    return _self_attention(x, found, rope, segment_starts, {}, *factors)
+
+
+@primitive
+def _self_attention(x, found, rope, starts, kept, *factors):
+    q, k, v, o = with_factors(found, factors)
+    q, k, v = project(x, q, k, v)
+    mixed = attend(q, k, v, rope, starts, kept)
+    if o.A is not None:
+        kept["mixed"] = mixed
+    return project(mixed, o)[0]
+
+
+def _self_attention_vjp(argnums, y, args, kwargs):
+    x, found, rope, starts, kept, *factors = args
+    q, k, v, o = with_factors(found, factors)
 
     def vjp(g):
-        g = stacked(g, *k.shape[1::2])
-        dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
-        for b, some, keys in spans(q, k):
-            s = q[b, :, some] @ k[b, :, keys].swapaxes(-1, -2)
-            dp = g[b, :, some] @ v[b, :, keys].swapaxes(-1, -2)
-            a = (s, dp, starts[b], log_z[b], some.start)
-            share_rows(_softmax_back, s.size // keys.stop, *a, width=keys.stop)
-            np.matmul(dp, k[b, :, keys], out=dq[b, :, some])
-            dk[b, :, keys] += dp.swapaxes(-1, -2) @ q[b, :, some]
-            dv[b, :, keys] += s.swapaxes(-1, -2) @ g[b, :, some]
-        grads = (
-            lambda: turned_back(dq, angles, k.shape[2], k.shape[3] ** -0.5),
-            lambda: turned_back(dk, angles, k.shape[2]),
-            lambda: unstacked(dv, k.shape[2]),
-        )
-        return tuple(grads[n]() for n in argnums)
+        d_mixed, d_o = project_back([g], kept.get("mixed"), o)
+        d_qkv = attend_back(d_mixed, rope, starts, kept)
+        dx, d_factors = project_back(d_qkv, x, q, k, v, needs_x=0 in argnums)
+        grads = [dx, None, None, None, None, *d_factors, *d_o]
+        return tuple(grads[n] for n in argnums)
 
     return vjp
 
 
-defvjp_argnums(_attention, _attention_vjp)
+defvjp_argnums(_self_attention, _self_attention_vjp)
+
+
+# ---------------------------------------------------------------------- layout, rotation, softmax
 
 
 def spans(q, k):
@@ -98,19 +163,19 @@ def unstacked(x, T):
     return x.reshape(B, K, T, -1).transpose(0, 2, 1, 3).reshape(B, T, -1)
 
 
-def turned(x, angles, K, scale=1.0):
-    """`stacked` x, rotated by the angles, times scale."""
-    (B, T, width), hd = x.shape, 2 * angles[0].shape[-1]
+def turned(x, rope, K, scale=1.0):
+    """`stacked` x, rotated by the rope, times scale."""
+    (B, T, width), hd = x.shape, 2 * rope[0].shape[-1]
     y = np.empty((B, K, T * width // (K * hd), hd), x.dtype)
-    _turn_all(x, y, angles[0], angles[1], scale, True)
+    _turn_all(x, y, rope[0], rope[1], scale, True)
     return y
 
 
-def turned_back(y, angles, T, scale=1.0):
+def turned_back(y, rope, T, scale=1.0):
     """`unstacked` y, rotated by −angle, times scale."""
     B, K, R, hd = y.shape
     x = np.empty((B, T, K * R // T * hd), y.dtype)
-    _turn_all(x, y, angles[0], -angles[1], scale, False)
+    _turn_all(x, y, rope[0], -rope[1], scale, False)
     return x
 
 

@@ -1,17 +1,16 @@
-"""Cross-entropy made fast: `nn.cross_entropy` with the head in one pass, for `fused.py`.
+"""Cross-entropy made fast: `layers.cross_entropy` with the head in one pass, for `fused.py`.
 
-Letters as in `nn.py`.
+Letters as in `layers.py`.
 """
 
 import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 from autograd.tracer import isbox
 
-from .loops import chunks, exp, fast_jit, largest
+from .loops import exp, fast_jit, largest
+from .plans import LOGIT_FLOATS, chunks
 from .threads import share_rows
 from .weights import TILE, tiles
-
-LOGIT_FLOATS = 2**22  # logits held at once (16 MiB), however large the batch is
 
 # With z = hEᵀ, p = softmax(z), weight c = m/Σm and target one-hot y:
 #   L = Σ c·(log Σ eᶻ − z[target])        ∂L/∂z = c·(p − y)
@@ -24,7 +23,7 @@ LOGIT_FLOATS = 2**22  # logits held at once (16 MiB), however large the batch is
 
 
 def cross_entropy(hidden, head, targets, mask):
-    """As `nn.cross_entropy`; keeps the gradients, which the same pass computes."""
+    """Compute `layers.cross_entropy`; keeps the gradients, which the same pass computes."""
     kept = {"hidden": isbox(hidden), "head": isbox(head)}
     return _cross_entropy(hidden, head, targets, mask, kept)
 

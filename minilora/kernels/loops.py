@@ -1,4 +1,4 @@
-"""How a loop over rows is compiled, and what loops share: an exponential, a maximum, chunks.
+"""How a loop over rows is compiled, and what loops share: an exponential and a maximum.
 
 A kernel is a plain function `kernel(lo, hi, *arrays)` that fills the rows lo to hi - 1 of its
 outputs. It can be read, and stepped through, as Python (`NUMBA_DISABLE_JIT=1`). Compiled loops
@@ -11,7 +11,6 @@ a change to this file, delete `minilora/kernels/__pycache__`.
 import sys
 import tempfile
 from functools import cache, partial
-from itertools import pairwise
 
 import numba
 import numpy as np
@@ -55,16 +54,6 @@ def _use_temporary_cache():
 def rows(x):
     """Return x as a contiguous matrix (rows, last axis), the shape that kernels loop over."""
     return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
-
-
-def chunks(n, floats, most):
-    """Cut range(n) into as few slices as hold about `most` floats, of nearly equal length.
-
-    floats: how many of them an element of the range needs.
-    """
-    pieces = min(n, -(-n * floats // most))
-    edges = [n * i // pieces for i in range(pieces + 1)] if n else []
-    return [slice(*edge) for edge in pairwise(edges)]
 
 
 @partial(_compiled, fastmath=True)

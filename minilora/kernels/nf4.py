@@ -1,4 +1,4 @@
-"""4-bit weights, compiled: the bits of `nf4.py` and `nested.py`, on all cores.
+"""4-bit weights, compiled: the bits of `nf4.py` and `double_quant.py`, on all cores.
 
 Quantizing, dequantizing, and a product with a vector that never makes the dense weight.
 """
@@ -7,7 +7,7 @@ import numpy as np
 
 from .. import nf4
 from ..config import require
-from ..nested import BLOCK, DYNAMIC, Nested, nest
+from ..double_quant import BLOCK, DYNAMIC_MAP, DoubleQuantized, double_quantize
 from ..nf4 import CODES, TINY, Quantized, pack, unpack
 from .lookup import decode
 from .loops import fast_jit, jit
@@ -21,7 +21,7 @@ def quantize(w, block_size=64, double_quant=False, code="nf4"):
     nf4.check(block_size, code)
     w = np.ascontiguousarray(w, np.float32)
     codes, absmax = _quantize(w.reshape(-1), block_size, code)
-    return Quantized(codes, nest(absmax) if double_quant else absmax, w.shape, block_size, code)
+    return Quantized(codes, double_quantize(absmax) if double_quant else absmax, w.shape, block_size, code)
 
 
 def _quantize(w, block_size, code):
@@ -81,15 +81,15 @@ def parts(q):
 
 def absmax(scales):
     """The absmax values (m,) float32 of a weight's scales, double-quantized or not."""
-    if not isinstance(scales, Nested):
+    if not isinstance(scales, DoubleQuantized):
         return scales
     out = np.empty(scales.codes.size, np.float32)
-    share_rows(_unnest, out.size, scales.codes, scales.absmax, scales.offset, DYNAMIC, out)
+    share_rows(_double_dequantize, out.size, scales.codes, scales.absmax, scales.offset, DYNAMIC_MAP, out)
     return out
 
 
 @jit
-def _unnest(lo, hi, codes, absmax, offset, dynamic, out):
+def _double_dequantize(lo, hi, codes, absmax, offset, dynamic, out):
     for i in range(lo, hi):
         out[i] = dynamic[codes[i]] * absmax[i // BLOCK] + offset
 

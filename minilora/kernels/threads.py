@@ -27,7 +27,7 @@ _free = threading.Lock()  # held by the call that has the cores
 def share_rows(kernel, n, *args, width=1):
     """Run kernel(lo, hi, *args) over n rows of `width` elements each, a span of rows per core.
 
-    It runs on the calling thread alone where the work is small, or where `on_cores` or another
+    It runs on the calling thread alone where the work is small, or where `parallel_map` or another
     Python thread has the cores already.
     """
     if THREADS == 1 or n < 2 or n * width < SERIAL_BELOW or not _free.acquire(blocking=False):
@@ -40,7 +40,12 @@ def share_rows(kernel, n, *args, width=1):
         _free.release()
 
 
-def on_cores(f, items):
+def num_threads():
+    """Return how many calls `parallel_map` computes at the same time."""
+    return THREADS
+
+
+def parallel_map(f, items):
     """Return [f(item), …], each call on a core of its own, its matrix products and kernels too.
 
     No call waits for another until all are done: to wake a thread takes 0.1 ms, and a training

@@ -42,8 +42,8 @@ def tiles(w, size=TILE):
 
 
 @primitive
-def product(x, w):
-    """x Wᵀ with a frozen W: (..., in) -> (..., out); see `products.product`.
+def frozen_matmul(x, w):
+    """Compute x Wᵀ with a frozen W: (..., in) -> (..., out); see `layers.frozen_matmul`.
 
     One row of x, as in generating token by token, is multiplied straight from the codes.
     """
@@ -59,8 +59,8 @@ def product(x, w):
     return y.reshape(*x.shape[:-1], -1)
 
 
-def product_back(g, w):
-    """∂L/∂x = (∂L/∂y) W of `product`, for g = ∂L/∂y (..., out)."""
+def frozen_matmul_back(g, w):
+    """Compute ∂L/∂x = (∂L/∂y) W of `frozen_matmul`, for g = ∂L/∂y (..., out)."""
     flat = g.reshape(-1, g.shape[-1])
     if type(w) in READ_ROWS:
         dx = np.zeros((len(flat), w.shape[1]), g.dtype)
@@ -71,4 +71,4 @@ def product_back(g, w):
     return dx.reshape(*g.shape[:-1], -1)
 
 
-defvjp(product, lambda y, x, w: lambda g: product_back(g, w), argnums=(0,))
+defvjp(frozen_matmul, lambda y, x, w: lambda g: frozen_matmul_back(g, w), argnums=(0,))

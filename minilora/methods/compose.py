@@ -10,27 +10,26 @@ Letters: i counts adapters, wᵢ is the weight of one, sᵢ its scaling α/r, Δ
 import numpy as np
 
 from ..config import LoraConfig, require
-from ..lora import adapted
-from ..tree import flatten, get, put, tree_map, unflatten, walk
+from ..lora import FACTORS, FIXED, adapted_paths
+from ..tree import flatten, get, named_leaves, set_leaf, tree_map, unflatten
 
-FACTORS, FIXED = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout")
 REPLACED = ("weight", "bias")
 
 
 def stack(adapters, frozen):
     """Return the frozen tree with this adapter frozen into it, for another to be trained upon.
 
-    An adapted projection gets its factors and scaling under `lora_stack`, where `nn.linear` adds
-    them without a gradient and `lora.merge` finds them; trained norms, biases and weights replace
+    An adapted projection gets its factors and scaling under `lora_stack`, where `MethodOps.linear` adds
+    them without a gradient and `methods.merge` finds them; trained norms, biases and weights replace
     the base's. An adapter trained upon a stack is saved without it, and loaded onto the same stack.
     """
     new = tree_map(lambda w: w, frozen)
-    for path, w in walk(adapters):
+    for path, w in named_leaves(adapters):
         name = path.rpartition(".")[2]
         require(name in FACTORS + REPLACED, f"{path} cannot be stacked: merge that adapter instead")
         if name in REPLACED:
-            put(new, path, w)
-    for path in adapted(adapters):
+            set_leaf(new, path, w)
+    for path in adapted_paths(adapters):
         node = get(new, path)
         factors = {name: get(adapters, path)[name] for name in FACTORS}
         below = node.setdefault("lora_stack", {})
@@ -53,7 +52,7 @@ def per_row(pairs, rows):
         r = max(map(len, As))
         wide = [np.pad(A, ((0, r - len(A)), (0, 0))) for A in As]
         tall = [np.pad(B, ((0, 0), (0, r - B.shape[1]))) for B in Bs]
-        put(adapters, path, {"lora_A": np.stack(wide)[rows], "lora_B": np.stack(tall)[rows]})
+        set_leaf(adapters, path, {"lora_A": np.stack(wide)[rows], "lora_B": np.stack(tall)[rows]})
         scaling = np.array(scalings, "f4")[rows][:, None, None]
         get(frozen, path).update(lora_scaling=scaling, lora_dropout=0.0)
     return adapters, frozen
@@ -74,7 +73,7 @@ def combine(pairs, weights, how="cat", r=None):
         parts = [(w * s, A, B) for w, (s, A, B) in zip(weights, factors) if len(A)]
         rank = r or max(len(A) for _, A, _ in parts)
         A, B = (factor.astype("f4") for factor in HOW[how](parts, rank))
-        put(adapters, path, {"lora_A": A, "lora_B": B})
+        set_leaf(adapters, path, {"lora_A": A, "lora_B": B})
         get(frozen, path).update(lora_scaling=1.0, lora_dropout=0.0)
         exact = sum(ws * (np.float64(b) @ a) for ws, a, b in parts)
         off = np.linalg.norm(np.float64(B) @ A - exact)
@@ -109,7 +108,7 @@ HOW = {"cat": cat, "svd": svd, "linear": linear}
 
 def described(adapters, frozen):
     """Return the LoraConfig that describes an adapter, path by path, as `save_adapter` wants it."""
-    ranks = {path: len(get(adapters, path)["lora_A"]) for path in adapted(adapters)}
+    ranks = {path: len(get(adapters, path)["lora_A"]) for path in adapted_paths(adapters)}
     alphas = {path: r * get(frozen, path)["lora_scaling"] for path, r in ranks.items()}
     r, alpha = max(ranks.values()), max(alphas.values())
     return LoraConfig(
@@ -122,7 +121,7 @@ def described(adapters, frozen):
 def common_base(pairs):
     """Return the one base under all the pairs, without their scalings; InputError if it differs."""
     first, *others = (
-        {p: w for p, w in walk(frozen) if not p.endswith(FIXED) or ".lora_stack." in p}
+        {p: w for p, w in named_leaves(frozen) if not p.endswith(FIXED) or ".lora_stack." in p}
         for _, frozen in pairs
     )
     for other in others:

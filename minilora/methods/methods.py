@@ -1,19 +1,16 @@
-"""The whole family: what each method trains beside or in place of the frozen weights.
+"""The whole family: what each method trains next to, or in place of, the frozen weights.
 
-A method is the names of its leaves, how they start, and the one line that reads them:
+A method is defined by the parameters it adds, their initialization, and the line that uses them:
 
 | method | leaves | read in |
 |---|---|---|
-| lora, dora | `lora_A`, `lora_B`, `lora_magnitude_vector` | `nn.linear` |
-| ia3 | `ia3_l` | `nn.linear` |
-| bitfit, norm, head, full | `bias`, `weight` in place of the base's | `tree.leaf` |
-| bottleneck | `bottleneck_down`, `bottleneck_up` and their biases | `siblings.bottleneck` |
-| prompt, p-tuning | `prompt_embeddings`, `prompt_encoder` | `siblings.prompt` |
-| prefix | `prefix_k`, `prefix_v` | `nn.attention` |
+| lora | `lora_A`, `lora_B` | `layers.linear` |
+| bitfit, norm, head, full | `bias`, `weight` in place of the base's | `tree.trained_or_frozen` |
+| dora, ia3, bottleneck, prompt, p-tuning, prefix | see `operations.py` | `operations.MethodOps` |
 
-Each start is start(base, config, rng) -> (adapters, frozen), as `lora.init`: `config` is a
-LoraConfig for the first two, a MethodConfig for the others. The model computes what the base
-computes at first, except with prompt, p-tuning and prefix: every token sees the virtual tokens.
+Each function of METHODS is init(base, config, rng) -> (adapters, frozen), as `lora.init`: `config`
+is a LoraConfig for lora and dora, a MethodConfig for the others. At first the model computes what
+the base computes, except with prompt, p-tuning and prefix: every token sees the virtual tokens.
 """
 
 from dataclasses import replace
@@ -22,51 +19,64 @@ import numpy as np
 
 from .. import lora
 from ..config import ALL_LINEAR, LoraConfig, require
-from ..tree import get, put, unflatten, walk
+from ..layers import dense
+from ..tree import flatten, get, named_leaves, set_leaf, subtree, tree_map, unflatten
+from .operations import row_norms, without
 
 EVERY_LINEAR = LoraConfig(target_modules=ALL_LINEAR)
 
 
+def low_rank(base, config, rng):
+    """Create LoRA's factors, or DoRA's if `config` asks for them."""
+    return (dora if config.use_dora else lora.init)(base, config, rng)
+
+
 def dora(base, config, rng):
-    """Start weight-decomposed LoRA (Liu et al. 2024) with m the norms of W₀'s rows."""
-    return lora.init(base, replace(config, use_dora=True), rng)
+    """Create the factors and m, the norms of W₀'s rows: weight-decomposed LoRA (Liu et al. 2024)."""
+    adapters, frozen = lora.init(base, replace(config, use_dora=False), rng)
+    for path in lora.adapted_paths(adapters):
+        node = get(frozen, path)
+        require("lora_stack" not in node, "DoRA cannot be trained on top of another adapter")
+        norms = row_norms(get(adapters, path), node)  # m = ‖W₀‖   (DoRA, Sec. 4.1)
+        set_leaf(adapters, f"{path}.lora_magnitude_vector", norms)
+    return adapters, frozen
 
 
 def full(base, config, rng):
     """Copy every leaf of the base; raise InputError if one is quantized."""
-    for path, w in walk(base):
+    for path, w in named_leaves(base):
         require(
             isinstance(w, np.ndarray),
             f"--method full changes every weight, and {path} is quantized: give --quantize none",
         )
-    return unflatten({path: np.array(w) for path, w in walk(base)}), base
+    return unflatten({path: np.array(w) for path, w in named_leaves(base)}), base
 
 
 def head(base, config, rng):
     """Copy the output matrix alone, which is the embedding where that is tied."""
-    return lora.also_train({}, base, ["head"]), base
+    return also_train({}, base, ["head"]), base
 
 
 def norm(base, config, rng):
     """Copy the gains of every RMSNorm."""
-    return lora.also_train({}, base, ["norm"]), base
+    return also_train({}, base, ["norm"]), base
 
 
 def bitfit(base, config, rng):
     """Give every projection a bias (Ben Zaken et al. 2022), zero where the base has none."""
-    biases = lora.biases(lora.targets(base, EVERY_LINEAR), base)
+    biases = biases(lora.target_paths(base, EVERY_LINEAR), base)
     return unflatten({path: np.array(b, "f4") for path, b in biases}), base
 
 
 def ia3(base, config, rng):
     """Scales of keys, values and hidden units (Liu et al. 2022), all one: the base at first."""
     adapters: dict = {}
-    for path in lora.targets(base, EVERY_LINEAR):
+    for path in lora.target_paths(base, EVERY_LINEAR):
         out_features, in_features = get(base, path)["weight"].shape
         if path.endswith(("k_proj", "v_proj")):
-            put(adapters, f"{path}.ia3_l", np.ones((out_features, 1), "f4"))
+            set_leaf(adapters, f"{path}.ia3_l", np.ones((out_features, 1), "f4"))
         elif path.endswith("down_proj"):
-            put(adapters, f"{path}.ia3_l", np.ones((1, in_features), "f4"))
+            set_leaf(adapters, f"{path}.ia3_l", np.ones((1, in_features), "f4"))
     return adapters, base
 
 
@@ -74,12 +84,12 @@ def bottleneck(base, config, rng):
     """Put a network behind o_proj and down_proj (Houlsby et al. 2019), its second matrix zero."""
     adapters: dict = {}
     m = config.bottleneck_size
-    for path in lora.targets(base, LoraConfig(target_modules=("o_proj", "down_proj"))):
+    for path in lora.target_paths(base, LoraConfig(target_modules=("o_proj", "down_proj"))):
         D = get(base, path)["weight"].shape[0]
-        put(adapters, f"{path}.bottleneck_down", _uniform(rng, (m, D), D))
-        put(adapters, f"{path}.bottleneck_down_bias", np.zeros(m, "f4"))
-        put(adapters, f"{path}.bottleneck_up", np.zeros((D, m), "f4"))
-        put(adapters, f"{path}.bottleneck_up_bias", np.zeros(D, "f4"))
+        set_leaf(adapters, f"{path}.bottleneck_down", _uniform(rng, (m, D), D))
+        set_leaf(adapters, f"{path}.bottleneck_down_bias", np.zeros(m, "f4"))
+        set_leaf(adapters, f"{path}.bottleneck_up", np.zeros((D, m), "f4"))
+        set_leaf(adapters, f"{path}.bottleneck_up_bias", np.zeros(D, "f4"))
     return adapters, base
 
 
@@ -95,10 +105,10 @@ def p_tuning(base, config, rng):
     adapters: dict = {}
     node, D = "model.prompt_encoder", base["model"]["embed_tokens"]["weight"].shape[1]
     embedding = rng.standard_normal((config.num_virtual_tokens, D), "f4")
-    put(adapters, f"{node}.embedding.weight", embedding)
+    set_leaf(adapters, f"{node}.embedding.weight", embedding)
     for layer in ("0", "2", "4"):
-        put(adapters, f"{node}.mlp_head.{layer}.weight", _uniform(rng, (D, D), D))
-        put(adapters, f"{node}.mlp_head.{layer}.bias", _uniform(rng, (D,), D))
+        set_leaf(adapters, f"{node}.mlp_head.{layer}.weight", _uniform(rng, (D, D), D))
+        set_leaf(adapters, f"{node}.mlp_head.{layer}.bias", _uniform(rng, (D,), D))
     return adapters, base
 
 
@@ -106,10 +116,10 @@ def prefix(base, config, rng):
     """Keys and values before those of the tokens, in every layer (Li and Liang 2021), N(0, 1) as in
     PEFT. Not the base at first, as `prompt`."""
     adapters: dict = {}
-    for path in lora.targets(base, LoraConfig(target_modules=("k_proj",))):
+    for path in lora.target_paths(base, LoraConfig(target_modules=("k_proj",))):
         shape = config.num_virtual_tokens, get(base, path)["weight"].shape[0]
         for name in ("prefix_k", "prefix_v"):
-            put(adapters, f"{path[: -len('.k_proj')]}.{name}", rng.standard_normal(shape, "f4"))
+            set_leaf(adapters, f"{path[: -len('.k_proj')]}.{name}", rng.standard_normal(shape, "f4"))
     return adapters, base
 
 
@@ -118,8 +128,49 @@ def _uniform(rng, shape, in_features):
     return rng.uniform(-bound, bound, shape).astype("f4")
 
 
+def also_train(adapters, base, groups):
+    """Return `adapters` with further leaves of the base next to the low-rank factors.
+
+    groups: any of `norm` (the gains of every RMSNorm), `bias` (a bias on every adapted projection,
+    zero or the base's), `head` (a copy of the output matrix, untied from the embedding). They learn
+    at `TrainConfig.also_train_lr_scale` times the rate.
+    """
+    adapters, trained = tree_map(lambda w: w, adapters), flatten(adapters)
+    for group in groups:
+        for path, w in GROUPS[group](adapters, base):
+            if path not in trained:  # otherwise the adapter that the run starts from has trained it
+                set_leaf(adapters, path, np.array(dense(w), "f4"))
+    return adapters
+
+
+def norms(adapters, base):
+    """Return (path, gain) of every RMSNorm."""
+    return [(path, w) for path, w in named_leaves(base) if path.endswith("norm.weight")]
+
+
+def biases(paths, base):
+    """Return (path, bias) of the projections at `paths`: the base's, or zeros."""
+    nodes = {path: get(base, path) for path in paths}
+    return [
+        (f"{path}.bias", node["bias"] if "bias" in node else np.zeros(node["weight"].shape[0]))
+        for path, node in nodes.items()
+    ]
+
+
+def output_matrix(adapters, base):
+    """Return (path, output matrix); it is the embedding where the two are tied."""
+    tied = base["model"]["embed_tokens"]["weight"]
+    return [("lm_head.weight", subtree(base, "lm_head").get("weight", tied))]
+
+
+GROUPS = {
+    "norm": norms,
+    "bias": lambda adapters, base: biases(lora.adapted_paths(adapters), base),
+    "head": output_matrix,
+}
+
 METHODS = {
-    "lora": lora.init, "dora": dora, "ia3": ia3, "bitfit": bitfit, "norm": norm, "head": head,
+    "lora": low_rank, "dora": dora, "ia3": ia3, "bitfit": bitfit, "norm": norm, "head": head,
     "bottleneck": bottleneck, "prompt": prompt, "p-tuning": p_tuning, "prefix": prefix,
     "full": full,
 }  # fmt: skip

@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import nf4
 from ..config import ALL_LINEAR, InputError, names_module, require
-from ..tree import flatten, unflatten, walk
+from ..tree import flatten, named_leaves, unflatten
 from . import int8
 
 SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")  # the last: NF4 with double quantization
@@ -63,7 +63,7 @@ def error_report(base, quantized):
     """Return an ErrorRow for every quantized weight of `quantized`; `base` holds the originals."""
     originals = flatten(base)
     rows = []
-    for path, q in walk(quantized):
+    for path, q in named_leaves(quantized):
         if isinstance(q, (int8.Int8, nf4.Quantized)):
             w = np.asarray(originals[path], np.float32)
             error = q.dequantize() - w

@@ -21,7 +21,7 @@ from minilora.batching import Example
 from minilora.cli.pretraining import random_params
 from minilora.config import ALL_LINEAR
 from minilora.kernels import fused_attention, fused_loss, nf4
-from minilora.kernels.threads import THREADS, on_cores
+from minilora.kernels.threads import THREADS, parallel_map
 from minilora.kernels.weights import tiles
 from minilora.optim import clip
 
@@ -199,7 +199,7 @@ def floor(folder, targets="q_proj,v_proj"):
             x[config.hidden_size] @ tile.T, z[:, : len(tile)] @ tile
 
     parts = [share(i) for i in range(shares)]
-    report(seconds(lambda: on_cores(lambda part: products(*part), parts), repeat=5))
+    report(seconds(lambda: parallel_map(lambda part: products(*part), parts), repeat=5))
 
 
 CASES = (

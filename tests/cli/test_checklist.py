@@ -17,7 +17,7 @@ from minilora.config import LoraConfig, MethodConfig, ModelConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation import compare
 from minilora.quant.quantize import quantize
-from minilora.tree import count, nbytes
+from minilora.tree import nbytes, num_parameters
 
 SHAPE = llama(128, 352, 4, 4, 2)
 PLAN = {
@@ -111,7 +111,7 @@ def test_the_sizes_are_the_models(config, names, r):
         random_base(config), LoraConfig(r=r, target_modules=names), np.random.default_rng(0)
     )
     shapes = config.projections()
-    assert count(adapters) == sum(r * sum(shapes[name]) for name in names)
+    assert num_parameters(adapters) == sum(r * sum(shapes[name]) for name in names)
     large = any(r * sum(shapes[name]) >= np.prod(shapes[name]) for name in names)
     said = asked(r=r, lora_alpha=r, target_modules=names, model_config=config)
     assert large == any("numbers on" in line for line in said)
@@ -145,8 +145,8 @@ def test_a_step_below_the_named_one_is_rounded_away(dtype, rate):
         said = asked(adapter_dtype=dtype, learning_rate=size)
         assert any("rounds away" in line for line in said) == fires
         a = {"lora_A": np.array([0.0625 + 2.0**-8, 0.08], "f4")}
-        grid = optim.to_dtype(a, dtype)
-        moved = optim.to_dtype({"lora_A": grid["lora_A"] + np.float32(size)}, dtype)
+        grid = optim.round_to(a, dtype)
+        moved = optim.round_to({"lora_A": grid["lora_A"] + np.float32(size)}, dtype)
         assert np.array_equal(moved["lora_A"], grid["lora_A"]) == fires
 
 

@@ -274,11 +274,11 @@ def test_a_batch_holds_its_examples_shifted_by_one(seed, n, length):
                 ("mask", mask[1:]),
             ):
                 assert batch[name][row, at:end].tolist() == part
-            assert (batch["starts"][row, at:end] == at).all()
+            assert (batch["segment_starts"][row, at:end] == at).all()
             at = end
         # the padding never counts, sees no example, and sees at least itself
         assert not batch["mask"][row, at:].any()
-        assert (batch["starts"][row, at:] == at).all()
+        assert (batch["segment_starts"][row, at:] == at).all()
     assert batch["mask"].sum() == sum(sum(e.mask[1:]) for e in examples)
 
 

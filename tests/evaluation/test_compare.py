@@ -17,7 +17,7 @@ from minilora.evaluation.compare import TABLE, Job
 from minilora.formats import pretrained
 from minilora.kernels import threads
 from minilora.methods import methods
-from minilora.tree import count
+from minilora.tree import num_parameters
 
 MEASURED = ("step_ms",)  # all else in a row follows from its job
 
@@ -52,7 +52,7 @@ def test_a_size_is_the_nearest_to_the_budget(method, budget):
     entry, base = TABLE[method], random_base(TINY)
 
     def off(config):
-        return abs(count(compare.start(entry, base, config)[0]) - budget)
+        return abs(num_parameters(compare.start(entry, base, config)[0]) - budget)
 
     found = compare.sized(entry, base, budget)
     size = getattr(found, entry.size)

@@ -11,7 +11,7 @@ from minilora import model
 from minilora.config import ALL_LINEAR, LoraConfig, MethodConfig, ModelConfig
 from minilora.evaluation import memory
 from minilora.methods.methods import METHODS
-from minilora.tree import count, nbytes
+from minilora.tree import nbytes, num_parameters
 
 CONFIG = ModelConfig(
     vocab_size=31, hidden_size=48, intermediate_size=96, num_hidden_layers=3,
@@ -56,13 +56,13 @@ def test_weights_and_optimizer_are_exact():
     adapters, frozen = adapted(quantized(random_base(CONFIG)))
     parts = memory.ledger(adapters, frozen, CONFIG, 1)
     assert parts["frozen weights"] == nbytes(frozen)
-    assert parts["Adam's two moments"] == 2 * parts["trained weights"] == 8 * count(adapters)
+    assert parts["Adam's two moments"] == 2 * parts["trained weights"] == 8 * num_parameters(adapters)
 
 
 def test_counts_are_logical_and_bits_are_stored():
     base = random_base(CONFIG)
     four_bit = quantized(base)
-    assert count(four_bit) == count(base)
+    assert num_parameters(four_bit) == num_parameters(base)
     weights = sum(
         w.size
         for w in (base["model"]["layers"][str(i)]["mlp"]["up_proj"]["weight"] for i in range(3))

@@ -18,9 +18,9 @@ from minilora import lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.peft_format import as_json
-from minilora.optim import to_dtype
-from minilora.train import start
-from minilora.tree import flatten, get, put, tree_map, unflatten, walk
+from minilora.optim import round_to
+from minilora.training import init_state
+from minilora.tree import flatten, get, named_leaves, set_leaf, tree_map, unflatten
 
 Q0 = "model.layers.0.self_attn.q_proj"
 KEY = f"base_model.model.{Q0}.lora_A.weight"
@@ -65,11 +65,11 @@ def test_an_adapter_comes_back_bit_for_bit(tmp_path_factory, model, config, grou
     save_adapter(folder, adapters, frozen, config, "a base")
     loaded, loaded_frozen, loaded_config = load_adapter(folder, base)
     assert_same_bits(loaded, adapters)
-    for path in lora.adapted(adapters):
-        assert loaded_config.at(path) == config.at(path)
+    for path in lora.adapted_paths(adapters):
+        assert loaded_config.rank_and_scaling(path) == config.rank_and_scaling(path)
         for name in ("lora_scaling", "lora_dropout"):
             assert get(loaded_frozen, path)[name] == get(frozen, path)[name]
-    assert not any(path.endswith("lora_scaling") for path, _ in walk(base))  # base is not touched
+    assert not any(path.endswith("lora_scaling") for path, _ in named_leaves(base))  # base is not touched
 
 
 @given(lora_configs, st.booleans(), seeds)
@@ -79,7 +79,7 @@ def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, see
     folder = tmp_path_factory.mktemp("adapter")
     save_adapter(folder, adapters, frozen, config, "a base", "bfloat16")
     loaded, _, _ = load_adapter(folder, base)
-    for path in lora.adapted(adapters):
+    for path in lora.adapted_paths(adapters):
         node, own = get(frozen, path), get(base, path).get("bias", 0)
         b, found = (np.float64(get(tree, path)["bias"]) for tree in (adapters, loaded))
         # b_B and (α/r)·b_B + b₀ are each rounded once to float32, by at most 2⁻²⁴ of themselves
@@ -91,7 +91,7 @@ def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, see
 def test_a_projection_without_a_trained_bias_keeps_its_own(tmp_path):
     base = random_base(TINY, biases=("q_proj",))
     adapters, frozen = adapted(base, target_modules=("q_proj", "v_proj"))
-    put(adapters, f"{Q0}.bias", np.ones(24, "f4"))
+    set_leaf(adapters, f"{Q0}.bias", np.ones(24, "f4"))
     config = LoraConfig(target_modules=("q_proj", "v_proj"))
     save_adapter(tmp_path, adapters, frozen, config, "a base")
     loaded, _, _ = load_adapter(tmp_path, base)
@@ -106,7 +106,7 @@ def test_half_precision_rounds_once(tmp_path, dtype):
     adapters, frozen = trained_adapter(base, config, ("norm", "head"))
     save_adapter(tmp_path / "a", adapters, frozen, config, "a base", dtype)
     loaded, frozen, _ = load_adapter(tmp_path / "a", base)
-    assert_same_bits(loaded, to_dtype(adapters, dtype))
+    assert_same_bits(loaded, round_to(adapters, dtype))
     save_adapter(tmp_path / "b", loaded, frozen, config, "a base", dtype)
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
@@ -141,7 +141,7 @@ def test_the_files_are_what_peft_expects(tmp_path):
 def test_norms_trained_one_by_one_are_named_one_by_one(tmp_path):
     base = random_base(TINY)
     adapters, frozen = adapted(base)
-    put(adapters, "model.norm.weight", np.ones(12, "f4"))
+    set_leaf(adapters, "model.norm.weight", np.ones(12, "f4"))
     save_adapter(tmp_path, adapters, frozen, LoraConfig(), "a base")
     written = json.loads((tmp_path / "adapter_config.json").read_text())
     assert written["modules_to_save"] == ["model.norm"]
@@ -168,7 +168,7 @@ def everywhere(*names, r=8):
     """{path: r} of the projections with these names."""
     return {
         path.removesuffix(".weight"): r
-        for path, _ in walk(random_base(TINY))
+        for path, _ in named_leaves(random_base(TINY))
         if path.endswith(tuple(f"{name}.weight" for name in names))
     }
 
@@ -196,7 +196,7 @@ def test_every_way_to_name_the_targets(tmp_path, targets, layers, names):
     ranks = everywhere(*names)
     folder = write_folder(tmp_path / "a", ranks, target_modules=targets, layers_to_transform=layers)
     adapters, _, _ = load_adapter(folder, random_base(TINY))
-    assert sorted(lora.adapted(adapters)) == sorted(ranks)
+    assert sorted(lora.adapted_paths(adapters)) == sorted(ranks)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_the_keys_of_a_pattern_are_regular_expressions(tmp_path, pattern, of_lay
     )  # fmt: skip
     adapters, frozen, config = load_adapter(folder, random_base(TINY))
     for path, r in {Q0: of_layer_0, one: of_layer_1}.items():
-        assert config.at(path) == (r, r / math.sqrt(r))
+        assert config.rank_and_scaling(path) == (r, r / math.sqrt(r))
         assert len(get(adapters, path)["lora_A"]) == r
         assert get(frozen, path)["lora_scaling"] == r / math.sqrt(r)
     save_adapter(tmp_path / "b", adapters, frozen, config, "a base")  # and back
@@ -401,8 +401,8 @@ def test_a_kill_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, what,
     old, frozen, config = load_adapter(folder, base)
     save_adapter(folder, old, frozen, config, "a base")
     new, config = tree_map(lambda w: w + 1, old), replace(config, lora_alpha=1000)
-    for path in lora.adapted(old):
-        put(frozen, f"{path}.lora_scaling", config.at(path)[1])
+    for path in lora.adapted_paths(old):
+        set_leaf(frozen, f"{path}.lora_scaling", config.rank_and_scaling(path)[1])
     real, calls = getattr(os, what), []
 
     def dying(*args):
@@ -450,7 +450,7 @@ def test_a_disk_that_is_full_says_so(folder, monkeypatch):
     with pytest.raises(InputError, match=r"adapter_config\.json cannot be written: No space"):
         save_adapter(folder, adapters, frozen, config, "a base")
     with pytest.raises(InputError, match=r"state cannot be written: No space"):
-        save_state(folder / "state", adapters, start(adapters), {})
+        save_state(folder / "state", adapters, init_state(adapters), {})
     assert len(os.listdir(folder)) == 2
 
 
@@ -499,7 +499,7 @@ def test_a_state_comes_back_bit_for_bit(
 
 def test_the_state_before_the_first_step(tmp_path):
     adapters = random_state(0)[0]
-    save_state(tmp_path / "state", adapters, start(adapters), {"model": "tiny"})
+    save_state(tmp_path / "state", adapters, init_state(adapters), {"model": "tiny"})
     _, state, _ = load_state(tmp_path / "state")
     assert (state["step"], state["best_loss"], state["worse"]) == (0, math.inf, 0)
 
@@ -551,11 +551,11 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
 
 def test_a_state_that_is_not_finite_does_not_take_the_place_of_a_sound_one(tmp_path):
     adapters, _ = random_state(0)
-    save_state(tmp_path / "state", adapters, start(adapters), {})
+    save_state(tmp_path / "state", adapters, init_state(adapters), {})
     before = (tmp_path / "state").read_bytes()
     bad = tree_map(lambda w: w * np.float32(np.nan), adapters)
     with pytest.raises(InputError, match="lora_A"):
-        save_state(tmp_path / "state", bad, start(adapters), {})
+        save_state(tmp_path / "state", bad, init_state(adapters), {})
     assert (tmp_path / "state").read_bytes() == before and os.listdir(tmp_path) == ["state"]
 
 

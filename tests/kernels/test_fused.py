@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import attention_inputs, bits, compiled_only, random_starts, seeds
 
-from minilora import nn
+from minilora import layers
 from minilora.kernels import fused, fused_attention, fused_loss, loops
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}  # unit roundoff
@@ -44,7 +44,7 @@ def held_against_plain(name, args, rest, g, dtype, bounds):
     args = cast(dtype, *args)
     y, dargs = value_and_gradients(lambda *a: getattr(fused, name)(*a, *rest), args, g)
     exact = cast(np.float64, *args)
-    y0, dargs0 = value_and_gradients(lambda *a: getattr(nn, name)(*a, *rest), exact, g)
+    y0, dargs0 = value_and_gradients(lambda *a: getattr(layers, name)(*a, *rest), exact, g)
     for got, expected, bound in zip((y, *dargs), (y0, *dargs0), bounds, strict=True):
         assert got.shape == expected.shape and np.isfinite(got).all()
         assert got.dtype == dtype or got.ndim == 0
@@ -169,7 +169,7 @@ def test_attention_with_large_scores_is_a_choice(dtype):
     )
     assert np.isfinite(y).all() and all(np.isfinite(d).all() for d in grads)
     scores = np.einsum("btkgd,bskd->bkgts", q.reshape(3, 5, 2, 2, 4), k.reshape(3, 5, 2, 4))
-    scores = np.where(nn.visible(starts, 5)[:, None, None], scores, -np.inf)
+    scores = np.where(layers.attention_mask(starts, 5)[:, None, None], scores, -np.inf)
     best = np.take_along_axis(
         v.reshape(3, 1, 5, 2, 4).transpose(0, 3, 1, 2, 4),
         scores.argmax(-1).reshape(3, 2, 1, -1)[:, :, 0, :, None][:, :, None], axis=3,
@@ -199,7 +199,7 @@ def test_attention_of_some_tokens_at_a_time_is_the_same(monkeypatch, tokens):
     monkeypatch.setattr(fused_attention, "QUERIES", tokens)
     outcomes = [
         value_and_gradients(lambda q, k, v, f=f: f(q, k, v, angles, starts), (q, k, v), q + 1)
-        for f in (fused.attention, nn.attention)
+        for f in (fused.attention, layers.attention)
     ]
     for got, expected in zip(*((y, *grads) for y, grads in outcomes)):
         # sums of at most 7 + 4 terms of size one to ten, and the softmax's few roundings
@@ -293,7 +293,7 @@ def test_cross_entropy_tile_by_tile(monkeypatch, tile, size):
     monkeypatch.setattr(fused_loss, "TILE", tile)
     outcomes = [
         value_and_gradients(lambda *a, f=f: f(*a, targets, mask), (hidden, head), 1.0)
-        for f in (fused.cross_entropy, nn.cross_entropy)
+        for f in (fused.cross_entropy, layers.cross_entropy)
     ]
     for got, expected in zip(*((y, *grads) for y, grads in outcomes)):
         # a logit, a sum of 4 terms up to size·10, has 5 roundings; p errs by as much of itself
@@ -358,7 +358,7 @@ def test_projections(name, more):
 
     alone = fused.factors_alone(trained, frozen)
     assert alone == (more in ({}, "per row"))
-    for got, expected in zip(of(fused), of(nn), strict=True):
+    for got, expected in zip(of(fused), of(layers), strict=True):
         # a few sums of at most 9 terms, of some hundred altogether
         np.testing.assert_allclose(got, expected, rtol=0, atol=1000 * UNIT[np.float64])
 

@@ -138,13 +138,13 @@ def test_calls_on_cores_of_their_own(monkeypatch, cores):
         barrier.wait(30)  # all of them run at the same time, or this raises
         times = np.zeros(100, np.int64)
         threads.share_rows(_count, 100, times)  # the cores are taken: alone, and no deadlock
-        inner = threads.on_cores(lambda k: k, [1, 2])
+        inner = threads.parallel_map(lambda k: k, [1, 2])
         return 10 * i, threading.get_ident(), blas_threads(), times.tolist(), inner
 
     for n in range(cores + 2):
         together = 1 < n <= cores
         barrier = threading.Barrier(n if together else 1)
-        results = threads.on_cores(call, list(range(n)))
+        results = threads.parallel_map(call, list(range(n)))
         assert [r[0] for r in results] == [10 * i for i in range(n)]
         assert len({r[1] for r in results}) == (n if together else min(n, 1))
         assert all(r[2] == ({1} if together else before) for r in results)
@@ -166,7 +166,7 @@ def test_what_a_call_raises_comes_back_when_all_are_done(monkeypatch, bad):
     for _ in range(2):  # the helpers survive it
         done.clear()
         with pytest.raises(KeyError, match=str(bad)):
-            threads.on_cores(call, [0, 1, 2])
+            threads.parallel_map(call, [0, 1, 2])
         assert sorted(done) == [i for i in range(3) if i != bad]
 
 

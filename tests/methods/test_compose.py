@@ -21,13 +21,13 @@ from models import (
 )
 
 import minilora
-from minilora import data, lora, model, nn
+from minilora import data, layers, lora, model
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation import compare
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.methods import compose
-from minilora.tree import count, flatten, get, nbytes, put, tree_map, walk
+from minilora.tree import flatten, get, named_leaves, nbytes, num_parameters, set_leaf, tree_map
 
 U32, U64 = 2.0**-24, 2.0**-53
 EVERY_BASE = pytest.mark.parametrize("scheme", ["none", "int8", "nf4-dq"])
@@ -46,7 +46,7 @@ def deltas(pair):
     return {
         path: get(frozen, path)["lora_scaling"]
         * (np.float64(get(adapters, path)["lora_B"]) @ get(adapters, path)["lora_A"])
-        for path in lora.adapted(adapters)
+        for path in lora.adapted_paths(adapters)
     }
 
 
@@ -69,7 +69,7 @@ def test_another_adapter_shares_the_base_and_none_is_the_base(scheme):
     outputs = {bits(model.forward({}, base, tokens, TINY))}
     for adapters, frozen in several(base):
         shared = flatten(frozen)
-        assert all(shared[path] is w for path, w in walk(base))  # the same objects: no copy
+        assert all(shared[path] is w for path, w in named_leaves(base))  # the same objects: no copy
         assert bits(model.forward({}, frozen, tokens, TINY)) in outputs  # disabled
         outputs.add(bits(model.forward(adapters, frozen, tokens, TINY)))
     assert len(outputs) == 4 and fingerprint(base) == before
@@ -99,12 +99,12 @@ def test_what_stands_in_a_stack_is_shared_counted_and_not_in_the_pair_it_came_fr
     before = fingerprint(frozen)
     stacked = compose.stack(adapters, frozen)
     assert fingerprint(frozen) == before
-    assert count(stacked) == count(base) + count(adapters)
+    assert num_parameters(stacked) == num_parameters(base) + num_parameters(adapters)
     assert nbytes(stacked) == nbytes(base) + nbytes(adapters)
     shared = [
-        w for path, w in walk(stacked) if ".lora_stack." in path and "lora_s" not in path[-12:]
+        w for path, w in named_leaves(stacked) if ".lora_stack." in path and "lora_s" not in path[-12:]
     ]
-    assert {id(w) for w in shared} == {id(w) for _, w in walk(adapters)}
+    assert {id(w) for w in shared} == {id(w) for _, w in named_leaves(adapters)}
 
 
 def test_training_on_a_stack_moves_the_new_adapter_and_nothing_under_it():
@@ -119,7 +119,7 @@ def test_training_on_a_stack_moves_the_new_adapter_and_nothing_under_it():
     config = TrainConfig(iters=3, learning_rate=1e-2, warmup_ratio=0)
     trained, _ = minilora.train(fresh, on_top, examples, TINY, config)
     assert fingerprint(on_top) == before
-    assert all(bits(w) != bits(flatten(fresh)[path]) for path, w in walk(trained))
+    assert all(bits(w) != bits(flatten(fresh)[path]) for path, w in named_leaves(trained))
 
 
 def test_an_adapter_upon_a_stack_is_saved_alone_and_loaded_onto_it(tmp_path):
@@ -140,7 +140,7 @@ def test_the_gradient_passes_through_a_stack():
     normal = rng.standard_normal
     under = {"lora_A": normal((2, 4)), "lora_B": normal((3, 2)), "lora_scaling": 1.5}
     frozen = {"weight": normal((3, 4)), "lora_stack": {"0": under, "1": under}}
-    check_grads(lambda x: nn.linear(x, {}, frozen), modes=["rev"], order=1)(normal((2, 5, 4)))
+    check_grads(lambda x: layers.linear(x, {}, frozen), modes=["rev"], order=1)(normal((2, 5, 4)))
 
 
 @EVERY_BASE
@@ -173,7 +173,7 @@ def test_replaced_leaves_are_stacked_in_the_bases_place_and_others_refused():
     alone = model.forward(adapters, frozen, tokens, TINY)
     stacked = compose.stack(adapters, frozen)
     assert bits(model.forward({}, stacked, tokens, TINY)) == bits(alone)
-    put(adapters, "model.layers.0.mlp.up_proj.ia3_l", np.ones(10))
+    set_leaf(adapters, "model.layers.0.mlp.up_proj.ia3_l", np.ones(10))
     with pytest.raises(InputError, match=r"up_proj.ia3_l cannot be stacked"):
         compose.stack(adapters, frozen)
 
@@ -196,10 +196,10 @@ def test_a_projection_of_rows_is_each_row_with_its_own_adapter(seed, out, into, 
     rows = [1, 0, 2, 1]
     x = rng.standard_normal((4, 2, into), np.float32)
     adapters, frozen = compose.per_row(pairs, rows)
-    together = nn.linear(x, adapters["q_proj"], frozen["q_proj"])
+    together = layers.linear(x, adapters["q_proj"], frozen["q_proj"])
     for b, i in enumerate(rows):
         node, beside = pairs[i][0].get("q_proj", {}), pairs[i][1]["q_proj"]
-        alone = nn.linear(x[b : b + 1], node, beside)[0]
+        alone = layers.linear(x[b : b + 1], node, beside)[0]
         size = np.abs(x[b]) @ np.abs(base["weight"]).T
         if node:
             a, c = np.abs(node["lora_A"]), np.abs(node["lora_B"])
@@ -212,7 +212,7 @@ def test_a_projection_of_rows_is_each_row_with_its_own_adapter(seed, out, into, 
 @EVERY_BASE
 @pytest.mark.parametrize("ops", ["plain", "fused"])
 def test_a_batch_of_rows_is_each_row_alone(scheme, ops):
-    ops = {"plain": nn, "fused": model.fused}[ops]
+    ops = {"plain": layers, "fused": model.fused}[ops]
     base = quantized(random_base(TINY), scheme)
     pairs = [*several(base, 2), adapted(base, 7, target_modules=ALL_LINEAR), ({}, base)]
     rows, tokens = [2, 0, 3, 1, 2], random_batch(TINY, B=5)["tokens"]
@@ -232,7 +232,7 @@ def test_rows_train_apart():
     normal = rng.standard_normal
     frozen = {"weight": normal((3, 4)), "lora_dropout": 0.0, "lora_scaling": normal((2, 1, 1))}
     node = {"lora_A": normal((2, 2, 4)), "lora_B": normal((2, 3, 2))}
-    check_grads(lambda x, t: nn.linear(x, t, frozen), modes=["rev"], order=1)(
+    check_grads(lambda x, t: layers.linear(x, t, frozen), modes=["rev"], order=1)(
         normal((2, 5, 4)), node
     )
 

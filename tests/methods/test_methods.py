@@ -20,15 +20,15 @@ from models import (
     seeds,
 )
 
-from minilora import lora, model, nn, products
+from minilora import layers, lora, model
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, MethodConfig, TrainConfig
 from minilora.formats.checkpoint import changes_base, load_adapter, save_adapter
-from minilora.generate import Cache
+from minilora.generation import Cache
 from minilora.kernels import fused
-from minilora.methods import siblings, starts
+from minilora.methods import initializers, operations
 from minilora.methods.methods import METHODS
-from minilora.train import check, rates
-from minilora.tree import count, flatten, tree_map, unflatten
+from minilora.training import check_packing, rates
+from minilora.tree import flatten, num_parameters, tree_map, unflatten
 
 BASES = pytest.mark.parametrize("scheme", ["none", "int8", "nf4"])
 EVERY = pytest.mark.parametrize("name", METHODS)
@@ -83,11 +83,11 @@ def test_parameter_counts(config, n, m):
         "bottleneck": 2 * L * (2 * d * m + m + d),
         "norm": (2 * L + 1) * d,
         "head": head,
-        "full": count(base),
+        "full": num_parameters(base),
     }
     for name, number in expected.items():
-        assert count(started(name, base, n=n, m=m)[0]) == number, name
-    low_rank, magnitudes = (count(started(name, base)[0]) for name in ("lora", "dora"))
+        assert num_parameters(started(name, base, n=n, m=m)[0]) == number, name
+    low_rank, magnitudes = (num_parameters(started(name, base)[0]) for name in ("lora", "dora"))
     assert magnitudes - low_rank == L * (q + k + d + d)  # the rows of q, v, o and down
 
 
@@ -100,8 +100,8 @@ def test_the_usual_counts_in_closed_form(config, r):
     k, base = config.num_key_value_heads * config.head_dim, random_base(config)
     every = LoraConfig(r=r, target_modules=("all-linear",))
     adapters, _ = METHODS["dora"](base, every, np.random.default_rng(0))
-    assert count(adapters) == L * r * (9 * d + 2 * k + 3 * f) + L * (3 * d + 2 * k + 2 * f)
-    assert count(started("bitfit", base)[0]) == L * (3 * d + 2 * k + 2 * f)
+    assert num_parameters(adapters) == L * r * (9 * d + 2 * k + 3 * f) + L * (3 * d + 2 * k + 2 * f)
+    assert num_parameters(started("bitfit", base)[0]) == L * (3 * d + 2 * k + 2 * f)
 
 
 # ------------------------------------------------------------------------- where they start
@@ -109,7 +109,7 @@ def test_the_usual_counts_in_closed_form(config, r):
 
 @BASES
 @EVERY
-@pytest.mark.parametrize("ops", [nn, fused])
+@pytest.mark.parametrize("ops", [layers, fused])
 def test_the_start_is_the_base_bit_for_bit(name, scheme, ops):
     base = stored(random_base(TINY, biases=("q_proj", "down_proj")), scheme, name)
     adapters, frozen = started(name, base)
@@ -145,7 +145,7 @@ def test_both_paths_agree(config, seed, name, checkpointing):
     batch = random_batch(config, seed, packed=name not in VIRTUAL or name == "prefix")
     results = [
         value_and_grad(model.loss)(adapters, frozen, batch, config, ops, None, checkpointing)
-        for ops in (nn, fused)
+        for ops in (layers, fused)
     ]
     (plain, g_plain), (quick, g_quick) = results
     assert quick == pytest.approx(plain, rel=1e-11)
@@ -179,11 +179,11 @@ def test_gradients_are_those_of_finite_differences(name):
 def holding_norms(moved, adapters, frozen):
     """`moved` with magnitudes such that nn.linear divides by the norms of `adapters` instead."""
     leaves = flatten(moved)
-    for path in lora.adapted(adapters):
+    for path in lora.adapted_paths(adapters):
         name = f"{path}.lora_magnitude_vector"
         if name in leaves:
             nodes = [lora.get(tree, path) for tree in (moved, adapters)]
-            now, then = (siblings.row_norms(node, lora.get(frozen, path)) for node in nodes)
+            now, then = (operations.row_norms(node, lora.get(frozen, path)) for node in nodes)
             leaves[name] = leaves[name] * now / then
     return unflatten(leaves)
 
@@ -199,10 +199,10 @@ def test_with_a_cache_as_without(name, scheme):
     base = stored(random_base(TINY), scheme, name)
     adapters, frozen = trained(name, base)
     tokens = np.random.default_rng(3).integers(TINY.vocab_size, size=(1, 7))
-    whole = model.hidden(adapters, frozen, tokens, np.zeros_like(tokens), TINY)
+    whole = model.hidden_states(adapters, frozen, tokens, np.zeros_like(tokens), TINY)
     cache = Cache(TINY, model.virtual_tokens(adapters) + 7)
     parts = [
-        model.hidden(adapters, frozen, part, np.zeros_like(part), TINY, cache=cache)
+        model.hidden_states(adapters, frozen, part, np.zeros_like(part), TINY, cache=cache)
         for part in np.split(tokens, [3, 4, 5, 6], axis=1)
     ]
     assert cache.length == 7 + (3 if name in VIRTUAL else 0)
@@ -226,7 +226,7 @@ def test_a_prefix_of_a_prompts_keys_and_values_is_that_prompt():
     base, n = random_base(TINY), 3
     front, tokens = np.array([[3, 1, 4]]), np.array([[1, 5, 9, 2, 6]])
     cache = Cache(TINY, n)
-    model.hidden({}, base, front, np.zeros_like(front), TINY, cache=cache)
+    model.hidden_states({}, base, front, np.zeros_like(front), TINY, cache=cache)
     layers = {
         str(i): {
             "self_attn": {"prefix_k": c.k[0].reshape(n, -1), "prefix_v": c.v[0].reshape(n, -1)}
@@ -245,13 +245,13 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
     config = TrainConfig(packing=True)
     if name in ("prompt", "p-tuning"):
         with pytest.raises(InputError, match="--packing"):
-            check(adapters, config)
+            check_packing(adapters, config)
         return
-    check(adapters, config)
+    check_packing(adapters, config)
     alone = [np.array([[1, 2, 3]]), np.array([[4, 5]])]
-    apart = [model.hidden(adapters, frozen, t, np.zeros_like(t), TINY) for t in alone]
-    starts = np.array([[0, 0, 0, 3, 3]])
-    packed = model.hidden(adapters, frozen, np.concatenate(alone, axis=1), starts, TINY)
+    apart = [model.hidden_states(adapters, frozen, t, np.zeros_like(t), TINY) for t in alone]
+    initializers = np.array([[0, 0, 0, 3, 3]])
+    packed = model.hidden_states(adapters, frozen, np.concatenate(alone, axis=1), initializers, TINY)
     expected = np.concatenate(apart, axis=1)
     np.testing.assert_allclose(packed, expected, atol=1e-5 * np.abs(expected).max())
 
@@ -295,7 +295,7 @@ def test_what_was_multiplied_in_is_not_subtracted():
 
 def start_of(name, base, scheme="none", **fields):
     config = LoraConfig(init_lora_weights=name, target_modules=ALL_LINEAR, **fields)
-    return starts.init(base, config, np.random.default_rng(0), scheme, 16), config
+    return initializers.init(base, config, np.random.default_rng(0), scheme, 16), config
 
 
 @few
@@ -303,7 +303,7 @@ def start_of(name, base, scheme="none", **fields):
 def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r, dora):
     base = random_base(config, seed)
     (adapters, frozen), lora_config = start_of("pissa", base, r=r, lora_alpha=5, use_dora=dora)
-    for path in lora.adapted(adapters):
+    for path in lora.adapted_paths(adapters):
         w, node, rest = (lora.get(t, path) for t in (base, adapters, frozen))
         w, rest = w["weight"].astype("f8"), rest["weight"].astype("f8")
         singular = np.linalg.svd(w, compute_uv=False)
@@ -311,7 +311,7 @@ def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r,
         np.testing.assert_allclose(
             np.linalg.norm(rest), np.linalg.norm(singular[r:]), atol=1e-5 * singular[0]
         )
-        ours = rest + lora_config.at(path)[1] * node["lora_B"].astype("f8") @ node["lora_A"]
+        ours = rest + lora_config.rank_and_scaling(path)[1] * node["lora_B"].astype("f8") @ node["lora_A"]
         np.testing.assert_allclose(ours, w, atol=1e-6 * singular[0])
     tokens = np.arange(6)[None] % config.vocab_size
     bare, ours = (model.forward(*t, tokens, config) for t in (({}, base), (adapters, frozen)))
@@ -324,9 +324,9 @@ def test_loftq_is_nearer_to_the_weights_than_quantizing(scheme):
     base = random_base(replace(TINY, hidden_size=24, intermediate_size=32))
     (adapters, frozen), config = start_of("loftq", base, scheme, r=4)
     plain = quantized(base, scheme)
-    for path in lora.adapted(adapters):
-        w, q, alone = (products.dense(lora.get(t, path)["weight"]) for t in (base, frozen, plain))
-        node, scaling = lora.get(adapters, path), config.at(path)[1]
+    for path in lora.adapted_paths(adapters):
+        w, q, alone = (layers.dense(lora.get(t, path)["weight"]) for t in (base, frozen, plain))
+        node, scaling = lora.get(adapters, path), config.rank_and_scaling(path)[1]
         left = np.linalg.norm(w - q - scaling * node["lora_B"] @ node["lora_A"])
         assert left < 0.9 * np.linalg.norm(w - alone)
         singular = np.linalg.svd(w - q, compute_uv=False)
@@ -338,7 +338,7 @@ def test_each_step_of_loftq_comes_nearer(monkeypatch):
     base = random_base(replace(TINY, hidden_size=24, intermediate_size=32))
 
     def left(steps):
-        monkeypatch.setattr(starts, "LOFTQ_STEPS", steps)
+        monkeypatch.setattr(initializers, "LOFTQ_STEPS", steps)
         (adapters, frozen), _ = start_of("loftq", base, "nf4", r=4)
         merged = flatten(lora.merge(adapters, frozen))
         return sum(np.sum((w - merged[path]) ** 2) for path, w in flatten(base).items())
@@ -353,7 +353,7 @@ def test_p_tuning_is_three_layers_with_relus_between():
     for n in ("0", "2", "4"):
         x = x @ node["mlp_head"][n]["weight"].T + node["mlp_head"][n]["bias"]
         x = np.where(x > 0, x, 0) if n != "4" else x
-    np.testing.assert_allclose(siblings.prompt(adapters["model"]), x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(operations.prompt(adapters["model"]), x, rtol=1e-5, atol=1e-5)
 
 
 def test_starts_need_the_dense_base_and_loftq_a_scheme():
@@ -377,7 +377,7 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
     back, frozen_back, config = load_adapter(tmp_path, base)
     assert config == config_of(name)
     if name == "p-tuning":  # the file has what the network puts out
-        adapters = {"model": {"prompt_embeddings": siblings.prompt(adapters["model"])}}
+        adapters = {"model": {"prompt_embeddings": operations.prompt(adapters["model"])}}
     assert fingerprint(back) == fingerprint(adapters)
     assert fingerprint(frozen_back) == fingerprint(frozen)
     save_adapter(tmp_path / "again", back, frozen_back, config, "a base")

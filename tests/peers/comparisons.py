@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from minilora import model
-from minilora.products import dense
+from minilora.layers import dense
 from minilora.tree import tree_map
 
 HEAD = ("here", "against", "cases", "largest difference", "bound", "noise floor")

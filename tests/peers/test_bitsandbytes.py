@@ -5,7 +5,7 @@ import pytest
 from arrays import KINDS, SHAPES, weights
 from four_bits import bitsandbytes, functional, their_absmax, their_values, theirs, torch
 
-from minilora import nested, nf4
+from minilora import double_quant, nf4
 from minilora.kernels import nf4 as compiled
 from minilora.quant import int8
 
@@ -68,19 +68,19 @@ def test_the_offset_of_a_large_tensor(equal, n):
     offset = shared.offset.numpy()
     np.testing.assert_allclose(offset, q.scales.offset, rtol=2 * 2.0**-23)
     # Given the same offset, all else is the same.
-    again = nested.nest_around(offset, nf4.quantize(w, 32).absmax)
+    again = double_quant.double_quantize_around(offset, nf4.quantize(w, 32).absmax)
     np.testing.assert_array_equal(again.codes, shared.absmax.numpy())
-    np.testing.assert_array_equal(nested.unnest(again), their_absmax(shared))
+    np.testing.assert_array_equal(double_quant.double_dequantize(again), their_absmax(shared))
 
 
 @pytest.mark.parametrize("n", [*range(1, 70), 511, 512, 513, 1023, 4095, 16385, 300001, 2**24 + 99])
 def test_mean(n):
     x = np.abs(weights("normal", (n,), n))
-    np.testing.assert_array_equal(nested.mean(x), torch.from_numpy(x).mean())
+    np.testing.assert_array_equal(double_quant.mean(x), torch.from_numpy(x).mean())
 
 
 def test_tables(equal):
-    equal(*DOUBLE, (nested.DYNAMIC, functional.create_dynamic_map()))
+    equal(*DOUBLE, (double_quant.DYNAMIC_MAP, functional.create_dynamic_map()))
     for code in ("nf4", "fp4"):
         equal(*FOUR, (nf4.CODES[code].values, functional.get_4bit_type(code, device="cpu")))
 
@@ -90,8 +90,8 @@ def test_second_level_alone(equal, scale):
     """Differences that hardly exist: equal absmax, and a few that are not."""
     absmax = np.full(600, scale, np.float32)
     absmax[300:310] = np.nextafter(absmax[0], np.float32(np.inf))
-    offset = nested.mean(absmax)
-    second = nested.nest_around(offset, absmax)
+    offset = double_quant.mean(absmax)
+    second = double_quant.double_quantize_around(offset, absmax)
     codes, state = functional.quantize_blockwise(torch.from_numpy(absmax - offset), blocksize=256)
     equal(*DOUBLE, (second.codes, codes), (second.absmax, state.absmax))
 

@@ -50,7 +50,7 @@ def test_what_peft_combines(tiny_llama, tmp_path, tokens, compared, how, weights
     adapters, frozen, errors = compose.combine(pairs, weights, how, 5)
 
     ours, modules = {}, dict(theirs.base_model.model.named_modules())
-    for path in lora.adapted(adapters):
+    for path in lora.adapted_paths(adapters):
         ours[path] = lora.delta(get(adapters, path), get(frozen, path))
         with torch.no_grad():
             delta = modules[path].get_delta_weight("both").numpy()

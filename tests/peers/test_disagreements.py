@@ -9,7 +9,7 @@ import pytest
 from arrays import weights
 from four_bits import bitsandbytes, functional, their_values, theirs, torch
 
-from minilora import lora, nested, nf4
+from minilora import double_quant, lora, nf4
 from minilora.config import LoraConfig
 from minilora.quant import int8
 
@@ -132,12 +132,12 @@ def test_double_quantization_rounds_to_a_step_first():
     absmax = nf4.quantize(w, 64).absmax
     blocks = (absmax - state.offset.numpy()).reshape(-1, 256)
     x = (blocks * (1 / state.state2.absmax.numpy())[:, None]).ravel()
-    midpoints = (nested.DYNAMIC[:-1] + nested.DYNAMIC[1:]) / np.float32(2)
+    midpoints = (double_quant.DYNAMIC_MAP[:-1] + double_quant.DYNAMIC_MAP[1:]) / np.float32(2)
     nearest = np.searchsorted(midpoints, x, side="left")
     other = nearest != codes
     assert 0.001 < other.mean() < 0.003
     assert 0.05 < other[np.abs(x) < 1e-3].mean() < 0.2
-    more = np.abs(nested.DYNAMIC[codes] - x) - np.abs(nested.DYNAMIC[nearest] - x)
+    more = np.abs(double_quant.DYNAMIC_MAP[codes] - x) - np.abs(double_quant.DYNAMIC_MAP[nearest] - x)
     assert 0 < more.max() <= 2 / 65535 + 2.0**-24
     np.testing.assert_array_equal(nf4.quantize(w, 64, True).scales.codes, codes)
 

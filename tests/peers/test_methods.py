@@ -22,7 +22,7 @@ from minilora.config import ALL_LINEAR, LoraConfig, MethodConfig
 from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
-from minilora.methods import starts
+from minilora.methods import initializers
 from minilora.methods.methods import METHODS
 from minilora.tree import flatten, get, tree_map
 
@@ -90,7 +90,7 @@ def trees_of(theirs, name, base, folder):
         encoder = theirs.prompt_encoder["default"].state_dict()
         adapters = {"model": {"prompt_encoder": {}}}
         for path, w in encoder.items():
-            lora.put(adapters, f"model.prompt_encoder.{path}", w.numpy().copy())
+            lora.set_leaf(adapters, f"model.prompt_encoder.{path}", w.numpy().copy())
     return adapters, frozen
 
 
@@ -132,7 +132,7 @@ def with_their_residual(compared):
 
     def with_their_residual(what, theirs, adapters, frozen, base):
         frozen, tensors, errors = tree_map(lambda w: w, frozen), theirs.state_dict(), []
-        for path in lora.adapted(adapters):
+        for path in lora.adapted_paths(adapters):
             w, r = get(base, path)["weight"], len(get(adapters, path)["lora_A"])
             residual = tensors[f"base_model.model.{path}.base_layer.weight"].numpy()
             sigma = np.linalg.svd(w.astype(np.float64), compute_uv=False)
@@ -140,7 +140,7 @@ def with_their_residual(compared):
             rounding = 2.0**-24 * sigma[0] * np.sqrt(len(sigma)) * turned
             difference = get(frozen, path)["weight"] - residual
             errors.append(np.linalg.norm(difference) / rounding)
-            lora.put(frozen, f"{path}.weight", residual)
+            lora.set_leaf(frozen, f"{path}.weight", residual)
         row = f"{what} with PiSSA: what it leaves of each weight (in u·σ₁·√n·σᵣ/(σᵣ − σᵣ₊₁))"
         compared(row, "PEFT", errors, RESIDUAL)
         return frozen
@@ -230,7 +230,7 @@ def our_adapter(name, base):
         )
     else:
         config = MethodConfig(name, num_virtual_tokens=5)
-    init = starts.init if name == "pissa" else METHODS[name]
+    init = initializers.init if name == "pissa" else METHODS[name]
     adapters, frozen = init(base, config, rng)
     moved = tree_map(lambda w: w + np.float32(0.1) * rng.standard_normal(w.shape, "f4"), adapters)
     return moved, frozen, config

@@ -8,7 +8,7 @@ from one_file import assert_equal_bits, one_file
 from minilora import nf4
 from minilora.formats import pretrained
 from minilora.quant.quantize import is_projection
-from minilora.tree import unflatten, walk
+from minilora.tree import named_leaves, unflatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
@@ -34,5 +34,5 @@ def test_logits(tmp_path, compared):
 @pytest.mark.slow
 def test_the_4_bit_weights_of_the_real_base(smollm2):
     lesson, (_, base, _, _) = one_file()[0], smollm2
-    for w in (w for path, w in walk(base) if is_projection(path)):
+    for w in (w for path, w in named_leaves(base) if is_projection(path)):
         assert_equal_bits(lesson, nf4, w)

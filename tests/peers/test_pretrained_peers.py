@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minilora import nn
+from minilora import layers
 from minilora.config import ModelConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.hf_folder import shapes
@@ -134,7 +134,7 @@ def test_rotary_frequencies(equal, theta, head_dim, scaling):
     parameters = {"rope_theta": theta, "rope_type": "default", **(scaling or {})}
     theirs = LlamaRotaryEmbedding(hf_config(head_dim=head_dim, rope_parameters=parameters))
     config = replace(CONFIG, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling)
-    equal("rotary frequencies", "transformers", (nn.frequencies(config), theirs.inv_freq))
+    equal("rotary frequencies", "transformers", (layers.rope_frequencies(config), theirs.inv_freq))
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])

@@ -8,17 +8,17 @@ from minilora import nf4
 from minilora.config import ALL_LINEAR, InputError
 from minilora.quant import int8
 from minilora.quant.quantize import SCHEMES, error_report, is_projection, quantize, quantize_leaf
-from minilora.tree import count, flatten, nbytes, put
+from minilora.tree import flatten, nbytes, num_parameters, set_leaf
 
 
 def small_base():
     base = {}
     for i, name in enumerate(ALL_LINEAR):
         block = "self_attn" if name[0] in "qkvo" and name != "up_proj" else "mlp"
-        put(base, f"model.layers.0.{block}.{name}.weight", weights("normal", (32, 64), i))
-    put(base, "model.layers.0.input_layernorm.weight", np.ones(64, np.float32))
-    put(base, "model.embed_tokens.weight", weights("normal", (100, 64)))
-    put(base, "lm_head.weight", weights("normal", (100, 64)))
+        set_leaf(base, f"model.layers.0.{block}.{name}.weight", weights("normal", (32, 64), i))
+    set_leaf(base, "model.layers.0.input_layernorm.weight", np.ones(64, np.float32))
+    set_leaf(base, "model.embed_tokens.weight", weights("normal", (100, 64)))
+    set_leaf(base, "lm_head.weight", weights("normal", (100, 64)))
     return base
 
 
@@ -32,7 +32,7 @@ def test_only_the_seven_projections_change(scheme):
         assert hasattr(w, "dequantize") == (scheme != "none" and "_proj" in path)
         assert w.shape == before[path].shape
         np.testing.assert_array_equal(flatten(base)[path], before[path])
-    assert count(quantize(base, scheme, 32)) == count(base)
+    assert num_parameters(quantize(base, scheme, 32)) == num_parameters(base)
     if scheme != "none":
         assert nbytes(quantize(base, scheme, 32)) < nbytes(base)
 

@@ -19,19 +19,19 @@ from toy_models import (
     needs_hf,
 )
 
-from minilora import lora, model, nn, products
+from minilora import layers, lora, model
 from minilora.config import InputError
 from minilora.evaluation import metrics
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.formats.safetensors_file import encode
-from minilora.generate import generate
+from minilora.generation import generate
 from minilora.kernels import fused, fused_loss, weights
 from minilora.kernels import stored as compiled
 from minilora.quant import stored
 from minilora.quant.quantize import error_report
 from minilora.quant.stored import Stored, halves
-from minilora.tree import count, flatten, get, nbytes, tree_map, unflatten, walk
+from minilora.tree import flatten, get, named_leaves, nbytes, num_parameters, tree_map, unflatten
 
 UNIT = 2.0**-24  # of float32: half of the distance from 1 to the next number
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -75,7 +75,7 @@ def test_every_way_of_reading_gives_the_same_bits(kind, seed, rows, blocks):
     w = some(kind, rows, blocks, seed)
     dense = exact(w)
     assert w.shape == dense.shape and w.is_finite()
-    assert bits(weights.dense(w)) == bits(products.dense(w)) == bits(w.dequantize()) == bits(dense)
+    assert bits(weights.dense(w)) == bits(layers.dense(w)) == bits(w.dequantize()) == bits(dense)
     index = np.random.default_rng(seed).integers(-rows, rows, (2, 3))
     for at in (index, index[:0], -1, slice(1, 4)):
         assert w[at].shape == dense[at].shape and bits(w[at]) == bits(dense[at])
@@ -110,9 +110,9 @@ def test_matvec(kind, seed):
     bound = 66 * UNIT * (np.abs(dense) @ np.abs(x)) + 64 * 2.0**-126
     y = compiled.matvec(w, x)
     assert (np.abs(y - dense @ x) <= bound).all()
-    assert bits(weights.product(x, w)) == bits(y) == bits(weights.product(x[None, None], w))
+    assert bits(weights.frozen_matmul(x, w)) == bits(y) == bits(weights.frozen_matmul(x[None, None], w))
     rows = np.stack([x, -x])
-    assert bits(products.product(rows, w)) == bits(rows @ exact(w).T)
+    assert bits(layers.frozen_matmul(rows, w)) == bits(rows @ exact(w).T)
 
 
 def test_matvec_of_small_numbers():
@@ -131,7 +131,7 @@ def test_tiles(monkeypatch, kind, tile):
     assert all(bits(dense[at]) == bits(part) for at, part in parts)
     assert bits(np.concatenate([part for _, part in weights.tiles(dense, tile)])) == bits(dense)
     monkeypatch.setattr(weights.tiles, "__defaults__", (tile,))
-    y = weights.product(h, w)
+    y = weights.frozen_matmul(h, w)
     # two sums of 64 terms in some order, each rounding at most of the terms' sizes
     assert (np.abs(y - h @ dense.T) <= 2 * 64 * UNIT * (np.abs(h) @ np.abs(dense.T))).all()
 
@@ -157,16 +157,16 @@ def loss_and_gradient(ops, hidden, head, batch):
 
 @EACH
 @pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("ops", [nn, fused])
+@pytest.mark.parametrize("ops", [layers, fused])
 def test_a_step_is_that_of_the_dense_twin(monkeypatch, kind, tied, ops):
     monkeypatch.setattr(fused_loss, "TILE", 16)  # five tiles, the last one short
     config, held, dense = twins(kind, tied=tied)
     batch = random_batch(config)
-    head, twin = model.head({}, held), model.head({}, dense)
+    head, twin = model.lm_head({}, held), model.lm_head({}, dense)
     assert isinstance(head, Stored)
-    args = (batch["tokens"], batch["starts"], config, ops)
-    x = model.hidden({}, held, *args)
-    assert bits(x) == bits(model.hidden({}, dense, *args))
+    args = (batch["tokens"], batch["segment_starts"], config, ops)
+    x = model.hidden_states({}, held, *args)
+    assert bits(x) == bits(model.hidden_states({}, dense, *args))
     logits, of_twin = (model.forward({}, b, batch["tokens"], config, ops) for b in (held, dense))
     # a logit is a sum of 32 terms, which a tile adds in another order
     size = np.abs(x) @ np.abs(exact(head)).T
@@ -211,7 +211,7 @@ def test_a_trained_embedding_or_head_takes_its_place():
     config, held, dense = twins("Q8_0")
     adapters, frozen = adapted(held)
     adapters = lora.also_train(adapters, frozen, ("head",))
-    head = model.head(adapters, frozen)
+    head = model.lm_head(adapters, frozen)
     assert type(head) is np.ndarray and bits(head) == bits(get(dense, EMBEDDING))
     trained = {"model": {"embed_tokens": {"weight": get(dense, EMBEDDING) + 1}}}
     batch = random_batch(config)
@@ -226,12 +226,12 @@ def test_what_is_made_of_such_a_base(tmp_path, kind):
     stored_bytes = rows * width + 4 * rows if kind == "Q8_0" else 2 * rows * width + 4
     assert get(held, EMBEDDING).nbytes == stored_bytes
     assert nbytes(dense) - nbytes(held) == 4 * rows * width - stored_bytes
-    assert count(held) == count(dense)
+    assert num_parameters(held) == num_parameters(dense)
     report = error_report(random_base(config), held)
-    assert [row.path for row in report] == [p for p, _ in walk(held) if p.endswith("_proj.weight")]
+    assert [row.path for row in report] == [p for p, _ in named_leaves(held) if p.endswith("_proj.weight")]
     adapters, frozen = adapted(held)
     merged = lora.merge(adapters, frozen)
-    assert all(type(w) is np.ndarray for _, w in walk(merged))
+    assert all(type(w) is np.ndarray for _, w in named_leaves(merged))
     assert bits(get(merged, EMBEDDING)) == bits(get(dense, EMBEDDING))
     save_pretrained(tmp_path / "dense", config, held)
     save_quantized(tmp_path / "quantized", config, held)
@@ -278,7 +278,7 @@ def test_a_gguf_files_tables_stay_in_their_type(tmp_path, kind, tied):
             assert isinstance(held[name], Stored) and held[name].kind == kind
         else:
             assert type(held[name]) is np.ndarray
-        assert bits(products.dense(held[name])) == bits(dense[name])
+        assert bits(layers.dense(held[name])) == bits(dense[name])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -305,4 +305,4 @@ def test_a_folders_embedding_stays_in_its_type(tmp_path, dtype):
     for base in (held, load(tmp_path / "quantized")[1]):  # quantized here, and in the file
         w = get(base, EMBEDDING)
         assert w.kind == kind if kind else type(w) is np.ndarray
-        assert bits(products.dense(w)) == bits(expected)
+        assert bits(layers.dense(w)) == bits(expected)

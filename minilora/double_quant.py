@@ -23,7 +23,7 @@ BLOCK = 256  # absmax in a block
 
 
 @dataclass(frozen=True, eq=False)
-class Nested:
+class DoubleQuantized:
     """m absmax in eight bits each: absmaxᵢ ≈ map[codeᵢ] · absmax of its block + offset."""
 
     codes: np.ndarray  # (m,) uint8
@@ -56,19 +56,19 @@ def _linspace(n):
     return np.where(k < n // 2, start + step * k, 1 - step * k[::-1]).astype(np.float32)
 
 
-DYNAMIC = dynamic_map()
+DYNAMIC_MAP = dynamic_map()
 
 
-def nest(absmax):
+def double_quantize(absmax):
     """Quantize the absmax (m,) float32 of a tensor's blocks. InputError if their sum overflows."""
     with np.errstate(over="ignore"):
         offset = mean(absmax)
     require(np.isfinite(offset), "holds weights too large for double quantization: use nf4")
-    return nest_around(offset, absmax)
+    return double_quantize_around(offset, absmax)
 
 
-def nest_around(offset, absmax):
-    """`nest`, around a given offset."""
+def double_quantize_around(offset, absmax):
+    """`double_quantize`, around a given offset."""
     m = absmax.size
     blocks = np.pad(absmax - offset, (0, -m % BLOCK)).reshape(-1, BLOCK)
     absmax = np.abs(blocks).max(axis=1)
@@ -77,21 +77,21 @@ def nest_around(offset, absmax):
     # bitsandbytes does not look for the value nearest to x, but to x rounded to one of 65,536
     # equal steps: one code in a thousand is not the nearest, and the more often the nearer to zero.
     step = (x + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
-    return Nested(_code_of_step()[step.astype(np.uint16)].ravel()[:m], absmax, offset)
+    return DoubleQuantized(_code_of_step()[step.astype(np.uint16)].ravel()[:m], absmax, offset)
 
 
 @cache
 def _code_of_step():
     """The code nearest to each of 65,536 equal steps from -1 to 1; halfway, the lower one."""
     steps = np.arange(65536, dtype=np.float32) * np.float32(2) / np.float32(65535) - 1
-    midpoints = (DYNAMIC[:-1] + DYNAMIC[1:]) / np.float32(2)
+    midpoints = (DYNAMIC_MAP[:-1] + DYNAMIC_MAP[1:]) / np.float32(2)
     return np.searchsorted(midpoints, steps, side="left").astype(np.uint8)
 
 
-def unnest(nested):
-    """Compute the absmax (m,) float32 that a Nested stands for."""
-    scale = np.repeat(nested.absmax, BLOCK)[: nested.codes.size]
-    return DYNAMIC[nested.codes] * scale + nested.offset
+def double_dequantize(q):
+    """Compute the absmax (m,) float32 that a DoubleQuantized stands for."""
+    scale = np.repeat(q.absmax, BLOCK)[: q.codes.size]
+    return DYNAMIC_MAP[q.codes] * scale + q.offset
 
 
 def mean(x):

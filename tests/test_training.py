@@ -21,14 +21,14 @@ from models import (
     seeds,
 )
 
-from minilora import lora, model, nn
+from minilora import layers, lora, model
 from minilora.batching import batch_at, collate
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
 from minilora.evaluation import metrics
 from minilora.kernels import threads
-from minilora.optim import global_norm, learning_rate, to_dtype
-from minilora.train import gradient, rates, shared, start, stopped, train
-from minilora.tree import flatten, get, tree_map, walk
+from minilora.optim import global_norm, learning_rate, round_to
+from minilora.training import gradient_at, init_state, rates, shared, should_stop, train
+from minilora.tree import flatten, get, named_leaves, tree_map
 
 MODULE = sys.modules["minilora.train"]  # `minilora.train` is the function
 U32 = 2.0**-24
@@ -83,7 +83,7 @@ def test_frozen_leaves_are_never_written(scheme):
     read_only(frozen), read_only(adapters)  # any write raises
     trained, _ = train(adapters, frozen, EXAMPLES, TINY, replace(RICH, weight_decay=1.0), VALID)
     assert before == (fingerprint(base), fingerprint(frozen), fingerprint(adapters))
-    for path, w in walk(trained):  # and every trained one is
+    for path, w in named_leaves(trained):  # and every trained one is
         assert (w != flatten(adapters)[path]).any(), path
         assert w.dtype == np.float32 and w.shape == flatten(adapters)[path].shape
 
@@ -139,7 +139,7 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
     adapters, frozen = (as_dtype(tree, np.float64) for tree in setting(dropout=0.0))
     examples = [[e] for e in random_examples(TINY, 12, seed)]
     config = replace(SMALL, batch_size=size, grad_accumulation_steps=n)
-    loss, grads, tokens = gradient(adapters, frozen, examples, 1, TINY, config)
+    loss, grads, tokens = gradient_at(adapters, frozen, examples, 1, TINY, config)
 
     f = value_and_grad(model.loss)
     large = collate(batch_at(examples, 1, n * size, config.seed))
@@ -153,7 +153,7 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
     # all is float64 but the weights m/Σm and the shares, which round once each
     bound = 4 * U32 * sum(s * value for s, (value, _) in zip(shares, alone))
     assert abs(loss - expected) <= bound
-    for path, g in walk(grads):
+    for path, g in named_leaves(grads):
         size = sum(s * np.abs(flatten(tree)[path]) for s, (_, tree) in zip(shares, alone))
         assert (np.abs(g - flatten(expected_grads)[path]) <= 4 * U32 * size + 1e-12).all(), path
     naive = np.mean([value for value, _ in alone])
@@ -177,11 +177,11 @@ def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
     whole = value_and_grad(model.loss)(adapters, frozen, collate(rows), TINY)
     monkeypatch.setattr(threads, "THREADS", cores)
     monkeypatch.setattr(MODULE, "batch_at", lambda bins, *rest: bins)
-    loss, grads, tokens = gradient(adapters, frozen, rows, 0, TINY, config)
+    loss, grads, tokens = gradient_at(adapters, frozen, rows, 0, TINY, config)
     # shares n/total round to float32, once each; m/Σm does so in both
     assert loss == pytest.approx(whole[0], rel=4 * U32) and tokens == collate(rows)["mask"].sum()
-    size = max(np.abs(g).max() for _, g in walk(whole[1]))
-    for path, g in walk(grads):
+    size = max(np.abs(g).max() for _, g in named_leaves(whole[1]))
+    for path, g in named_leaves(grads):
         np.testing.assert_allclose(g, get(whole[1], path), rtol=0, atol=8 * cores * U32 * size)
 
 
@@ -189,11 +189,11 @@ def test_a_micro_batch_has_a_dropout_mask_of_its_own():
     adapters, frozen = setting(dropout=0.5)
     twice = [[EXAMPLES[0]]] * 2
     one, two = (
-        gradient(adapters, frozen, twice, 0, TINY, replace(SMALL, batch_size=1, **more))
+        gradient_at(adapters, frozen, twice, 0, TINY, replace(SMALL, batch_size=1, **more))
         for more in ({}, {"grad_accumulation_steps": 2})
     )
     assert one[0] != two[0]  # the mean of two masks, not one mask twice
-    later = gradient(adapters, frozen, twice, 1, TINY, replace(SMALL, batch_size=1))
+    later = gradient_at(adapters, frozen, twice, 1, TINY, replace(SMALL, batch_size=1))
     assert one[0] != later[0]
 
 
@@ -204,13 +204,13 @@ def test_a_rows_masks_depend_on_its_position_alone(monkeypatch, plain, cores, ba
     """Not on the cores, the micro-batches, the padding that a longer row causes, or the path."""
     monkeypatch.setattr(threads, "THREADS", cores)
     if plain:
-        monkeypatch.setattr(model, "OPS", nn)
+        monkeypatch.setattr(model, "OPS", layers)
     adapters, frozen = setting(dropout=0.5)
     rows, drawn = [[e] for e in EXAMPLES[:6]], {}
     monkeypatch.setattr(
         MODULE, "batch_at", lambda bins, step, size, seed: bins[step * size : (step + 1) * size]
     )
-    random = nn.RowRng.random
+    random = layers.RowRng.random
 
     def recorded(rng, shape, dtype):
         masks = random(rng, shape, dtype)
@@ -219,9 +219,9 @@ def test_a_rows_masks_depend_on_its_position_alone(monkeypatch, plain, cores, ba
             drawn.setdefault(tuple(seed), set()).add(mask[:length].tobytes())
         return masks
 
-    monkeypatch.setattr(nn.RowRng, "random", recorded)
+    monkeypatch.setattr(layers.RowRng, "random", recorded)
     config = replace(SMALL, batch_size=batch_size, grad_accumulation_steps=6 // batch_size)
-    loss, _, _ = gradient(adapters, frozen, rows, 0, TINY, config)
+    loss, _, _ = gradient_at(adapters, frozen, rows, 0, TINY, config)
     # seed, step, row; layer; q_proj and v_proj
     keys = {(3, 0, row, layer, name) for row in range(6) for layer in range(2) for name in (0, 2)}
     assert drawn.keys() == keys and all(len(masks) == 1 for masks in drawn.values())
@@ -252,7 +252,7 @@ def test_history_says_what_happened():
         assert row["learning_rate"] == learning_rate(i, config)
         assert row["tokens"] == batch["mask"].sum() and row["seconds"] >= 0
         assert row["loss"] == pytest.approx(float(loss), rel=4 * U32)
-        norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for _, g in walk(grads)))
+        norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for _, g in named_leaves(grads)))
         assert row["grad_norm"] == pytest.approx(norm, rel=100 * U32) and norm > 0.05  # unclipped
         if i == 0:  # Adam saw the clipped one
             clipped = global_norm(steps[0][2]["m"]) / (1 - config.adam_beta1)
@@ -273,7 +273,7 @@ def test_low_rank_factors_and_the_rest_have_their_own_rates():
     config = replace(config, iters=1, warmup_ratio=0, lr_schedule="constant", max_grad_norm=1e9)
     before, frozen = setting(dropout=0.0)
     after, _ = train(before, frozen, EXAMPLES, TINY, config)
-    for path, w in walk(after):
+    for path, w in named_leaves(after):
         moved = np.abs(w - flatten(before)[path]).max()
         assert moved == pytest.approx(rates(0.02, config, before)(path), rel=1e-3), path
 
@@ -282,7 +282,7 @@ def test_low_rank_factors_and_the_rest_have_their_own_rates():
 def test_adapters_are_on_the_grid_of_their_dtype_after_every_step(dtype):
     _, _, steps = run(replace(SMALL, adapter_dtype=dtype))
     for _, adapters, _ in steps:
-        assert fingerprint(to_dtype(adapters, dtype)) == fingerprint(adapters)
+        assert fingerprint(round_to(adapters, dtype)) == fingerprint(adapters)
     assert fingerprint(steps[-1][1]) != fingerprint(run(SMALL)[0])
 
 
@@ -333,7 +333,7 @@ def test_a_stopped_run_stays_stopped_and_a_finished_one_finished(monkeypatch):
     scripted(monkeypatch, [1.0, 2.0, 2.0])
     config = replace(SMALL, iters=20, steps_per_eval=1, early_stopping_patience=2)
     best, _, steps = run(config)
-    assert stopped(steps[-1][2], config)
+    assert should_stop(steps[-1][2], config)
     again, history, _ = run(config, state=steps[-1][2], adapters=steps[-1][1])
     assert fingerprint(again) == fingerprint(best) and history == []
     done, _, steps = run(SMALL, valid=())
@@ -350,7 +350,7 @@ def test_without_patience_the_last_adapters_count(monkeypatch):
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("what", ["loss", "gradient"])
 def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, bad, what):
-    real = gradient
+    real = gradient_at
 
     def fake(adapters, base, bins, step, *rest):
         loss, grads, tokens = real(adapters, base, bins, step, *rest)
@@ -370,7 +370,7 @@ def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, bad, what):
     assert "\n" not in str(error.value)
     # the state of step 3 has been handed out, and it is sound
     assert steps[-1][2]["step"] == 3
-    assert all(np.isfinite(w).all() for _, w in walk(steps[-1][1]))
+    assert all(np.isfinite(w).all() for _, w in named_leaves(steps[-1][1]))
     monkeypatch.undo()
     resumed, _, _ = run(SMALL, valid=(), state=steps[-1][2], adapters=steps[-1][1])
     assert fingerprint(resumed) == fingerprint(run(SMALL, valid=())[0])
@@ -384,7 +384,7 @@ def test_a_run_that_diverges_says_so():
 
 def test_start_has_taken_no_step():
     adapters, _ = setting()
-    state = start(adapters)
-    assert state["step"] == 0 and state["best_loss"] == math.inf and not stopped(state, RICH)
+    state = init_state(adapters)
+    assert state["step"] == 0 and state["best_loss"] == math.inf and not should_stop(state, RICH)
     for tree in (state["m"], state["v"]):
-        assert all(not w.any() and w.dtype == np.float32 for _, w in walk(tree))
+        assert all(not w.any() and w.dtype == np.float32 for _, w in named_leaves(tree))

@@ -8,25 +8,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY, adapted, configs, quantized, random_base, seeds
 
-from minilora import lora, model, nn
-from minilora.generate import Cache, generate, pick
+from minilora import layers, lora, model
+from minilora.generation import Cache, generate, sample
 from minilora.kernels import fused
 from minilora.tree import tree_map
 
 U32 = 2.0**-24  # unit roundoff
 
 
-@given(configs(), seeds, st.integers(1, 4), st.sampled_from((nn, fused)), st.booleans())
+@given(configs(), seeds, st.integers(1, 4), st.sampled_from((layers, fused)), st.booleans())
 def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, split, ops, four_bit):
     base = random_base(config, seed)
     adapters, frozen = adapted(quantized(base) if four_bit else base, seed)
     tokens = np.random.default_rng(seed).integers(config.vocab_size, size=(2, 5))
     starts, cache = np.zeros_like(tokens), Cache(config, 5, batch=2)
-    whole = model.hidden(adapters, frozen, tokens, starts, config, ops)
+    whole = model.hidden_states(adapters, frozen, tokens, starts, config, ops)
     parts = []
     for part in np.split(tokens, [split], axis=1):
         parts.append(
-            model.hidden(
+            model.hidden_states(
                 adapters, frozen, part, starts[:, : part.shape[1]], config, ops, cache=cache
             )
         )
@@ -34,11 +34,11 @@ def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, split, o
     # near zero makes it larger by up to 1/√ε = 316; and sums of up to 17 terms in each of two
     # results have some 32 where a weight has one.
     dense = lora.merge(adapters, frozen, np.float64)
-    exact, rng = model.hidden({}, dense, tokens, starts, config, nn), np.random.default_rng(seed)
+    exact, rng = model.hidden_states({}, dense, tokens, starts, config, layers), np.random.default_rng(seed)
     noise = 0.0
     for _ in range(4):
         rounded = tree_map(lambda w: w * (1 + U32 * rng.standard_normal(w.shape)), dense)
-        moved = model.hidden({}, rounded, tokens, starts, config, nn) - exact
+        moved = model.hidden_states({}, rounded, tokens, starts, config, layers) - exact
         noise = np.maximum(noise, np.abs(moved).max())
     assert np.abs(np.concatenate(parts, axis=1) - whole).max() <= 32 * noise
 
@@ -65,7 +65,7 @@ def test_it_stops_before_the_end_token():
 def test_drawing_follows_softmax_at_the_temperature():
     logits, n, temp = np.float32([0, 1, 2, -1]), 20_000, 0.7
     rng = np.random.default_rng(0)
-    drawn = np.bincount([pick(logits, temp, 1.0, rng) for _ in range(n)], minlength=4) / n
+    drawn = np.bincount([sample(logits, temp, 1.0, rng) for _ in range(n)], minlength=4) / n
     p = np.exp(logits / temp) / np.exp(logits / temp).sum()
     # four standard deviations of a share of n draws
     assert (np.abs(drawn - p) < 4 * np.sqrt(p * (1 - p) / n)).all()
@@ -76,7 +76,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
     logits = np.log(np.float32([0.2, 0.6, 0.15, 0.05]))
     rng = np.random.default_rng(0)
     order = [1, 0, 2, 3]
-    drawn = {pick(logits, 1.0, top_p, rng) for _ in range(2000)}
+    drawn = {sample(logits, 1.0, top_p, rng) for _ in range(2000)}
     assert drawn == set(order[:kept])
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, attention_inputs, bits, seeds
 
-from minilora import nf4, nn, products
+from minilora import layers, nf4
 
 U32, U64 = 2.0**-24, 2.0**-53  # unit roundoff
 
@@ -47,7 +47,7 @@ def test_linear_is_the_equation(seed, out, into, r, scaling):
     x, w, b = arrays(seed, (2, 3, into), (out, into), out)
     node = lora_node(rng, out, into, r)
     frozen = {"weight": w, "bias": b, "lora_scaling": scaling, "lora_dropout": 0.0}
-    h = nn.linear(x, node, frozen)
+    h = layers.linear(x, node, frozen)
     assert h.shape == (2, 3, out)
     for *at, o in np.ndindex(2, 3, out):
         terms = [w[o, i] * x[*at, i] for i in range(into)] + [b[o]]
@@ -62,10 +62,10 @@ def test_linear_is_the_equation(seed, out, into, r, scaling):
 def test_trained_leaves_take_the_place_of_frozen_ones():
     x, w, w2, b, b2 = arrays(0, (3, 4), (5, 4), (5, 4), 5, 5)
     frozen = {"weight": w, "bias": b}
-    np.testing.assert_array_equal(nn.linear(x, {}, frozen), x @ w.T + b)
-    np.testing.assert_array_equal(nn.linear(x, {"bias": b2}, frozen), x @ w.T + b2)
-    np.testing.assert_array_equal(nn.linear(x, {"bias": b2}, {"weight": w}), x @ w.T + b2)
-    np.testing.assert_array_equal(nn.linear(x, {"weight": w2}, frozen), x @ w2.T + b)
+    np.testing.assert_array_equal(layers.linear(x, {}, frozen), x @ w.T + b)
+    np.testing.assert_array_equal(layers.linear(x, {"bias": b2}, frozen), x @ w.T + b2)
+    np.testing.assert_array_equal(layers.linear(x, {"bias": b2}, {"weight": w}), x @ w.T + b2)
+    np.testing.assert_array_equal(layers.linear(x, {"weight": w2}, frozen), x @ w2.T + b)
 
 
 @few
@@ -76,10 +76,10 @@ def test_gradient_of_a_projection(seed, out, into, r, p):
     node = {**lora_node(rng, out, into, r), "bias": rng.standard_normal(out)}
     frozen = {"weight": w, "lora_scaling": 1.5, "lora_dropout": p}
     # the mask is drawn anew from the same seed: the function is the same at each evaluation
-    gradients_agree(lambda x, t: nn.linear(x, t, frozen, np.random.default_rng(1)), x, node)
-    gradients_agree(lambda x, w: nn.linear(x, {"weight": w}, frozen), x, w)
-    gradients_agree(products.matmul, x, w)
-    gradients_agree(lambda x: products.product(x, w), x)
+    gradients_agree(lambda x, t: layers.linear(x, t, frozen, np.random.default_rng(1)), x, node)
+    gradients_agree(lambda x, w: layers.linear(x, {"weight": w}, frozen), x, w)
+    gradients_agree(layers.matmul, x, w)
+    gradients_agree(lambda x: layers.frozen_matmul(x, w), x)
 
 
 class Counted:
@@ -97,9 +97,9 @@ def test_a_quantized_weight_is_unpacked_once_each_way():
     # QLoRA, Sec. 3: the dense copy lives only inside the product, in both directions.
     x, w = arrays(1, (2, 3, 4), (5, 4))
     counted = Counted(w)
-    gradients_agree(lambda x: products.product(x, counted), x)
+    gradients_agree(lambda x: layers.frozen_matmul(x, counted), x)
     counted.calls = 0
-    back, y = make_vjp(lambda x: products.product(x, counted))(x)
+    back, y = make_vjp(lambda x: layers.frozen_matmul(x, counted))(x)
     assert counted.calls == 1
     np.testing.assert_array_equal(y, x @ w.T)
     np.testing.assert_array_equal(back(y), y @ w)
@@ -110,7 +110,7 @@ def test_a_quantized_weight_is_unpacked_once_each_way():
 def test_a_product_with_codes_is_the_product_with_what_they_stand_for(seed, out, into):
     x, w = (a.astype(np.float32) for a in arrays(seed, (2, into), (out, into)))
     q = nf4.quantize(w, 16)
-    assert bits(products.product(x, q)) == bits(products.product(x, q.dequantize()))
+    assert bits(layers.frozen_matmul(x, q)) == bits(layers.frozen_matmul(x, q.dequantize()))
 
 
 # ---------------------------------------------------------------------------------- dropout
@@ -119,17 +119,17 @@ def test_a_product_with_codes_is_the_product_with_what_they_stand_for(seed, out,
 @given(st.floats(0, 0.99), seeds, st.sampled_from([np.float32, np.float64]))
 def test_dropout_zeroes_or_scales(p, seed, dtype):
     x = np.ones((7, 5), dtype)
-    y = nn.dropout(x, p, np.random.default_rng(seed))
+    y = layers.dropout(x, p, np.random.default_rng(seed))
     assert y.dtype == dtype
     kept = np.float32(1) / np.float32(1 - p)
     assert np.isin(y, [0, kept]).all()
     assert (p > 0) or (y == 1).all()
-    assert nn.dropout(x, p, None) is x and nn.dropout(x, 0, np.random.default_rng(0)) is x
+    assert layers.dropout(x, p, None) is x and layers.dropout(x, 0, np.random.default_rng(0)) is x
 
 
 def test_dropout_keeps_the_mean():
     n, p = 100_000, 0.3
-    y = nn.dropout(np.ones(n), p, np.random.default_rng(0))
+    y = layers.dropout(np.ones(n), p, np.random.default_rng(0))
     # n draws of variance p/(1−p): six standard deviations are one chance in 5·10⁸
     assert abs(y.mean() - 1) < 6 * math.sqrt(p / (1 - p) / n)
     assert abs((y == 0).mean() - p) < 6 * math.sqrt(p * (1 - p) / n)
@@ -139,11 +139,11 @@ def test_dropout_is_on_the_adapters_branch_only():
     x, w, a = arrays(2, (4, 6), (5, 6), (2, 6))
     frozen = {"weight": w, "lora_scaling": 1.0, "lora_dropout": 0.5}
     b = np.zeros((5, 2))
-    y = nn.linear(x, {"lora_A": a, "lora_B": b}, frozen, np.random.default_rng(0))
+    y = layers.linear(x, {"lora_A": a, "lora_B": b}, frozen, np.random.default_rng(0))
     np.testing.assert_array_equal(y, x @ w.T)
     b = np.ones((5, 2))
-    y = nn.linear(x, {"lora_A": a, "lora_B": b}, frozen, np.random.default_rng(0))
-    z = nn.dropout(x, 0.5, np.random.default_rng(0))  # of the input, before A
+    y = layers.linear(x, {"lora_A": a, "lora_B": b}, frozen, np.random.default_rng(0))
+    z = layers.dropout(x, 0.5, np.random.default_rng(0))  # of the input, before A
     np.testing.assert_allclose(y, x @ w.T + z @ a.T @ b.T, rtol=0, atol=100 * U64)
 
 
@@ -154,22 +154,22 @@ def test_dropout_is_on_the_adapters_branch_only():
 @given(seeds, sizes, sizes, st.floats(0, 1))
 def test_rms_norm(seed, n, width, eps):
     x, w = arrays(seed, (n, width), width)
-    y = nn.rms_norm(x, w, eps)
+    y = layers.rms_norm(x, w, eps)
     for i in range(n):
         r = 1 / math.sqrt(math.fsum(x[i] * x[i]) / width + eps)
         np.testing.assert_allclose(y[i], r * x[i] * w, rtol=(width + 6) * U64)
-    gradients_agree(lambda x, w: nn.rms_norm(x, w, eps + 1e-3), x, w)
+    gradients_agree(lambda x, w: layers.rms_norm(x, w, eps + 1e-3), x, w)
 
 
 @few
 @given(seeds, sizes)
 def test_swiglu(seed, width):
     gate, up = arrays(seed, (2, width), (2, width))
-    y = nn.swiglu(5 * gate, up)
+    y = layers.swiglu(5 * gate, up)
     exact = [5 * a / (1 + math.exp(-5 * a)) * b for a, b in zip(gate.flat, up.flat)]
     # a relative error of the exponent's argument a comes out as |a| times as much
     np.testing.assert_allclose(y.ravel(), exact, rtol=(8 + 5 * np.abs(gate).max()) * U64)
-    gradients_agree(nn.swiglu, gate, up)
+    gradients_agree(layers.swiglu, gate, up)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -178,8 +178,8 @@ def test_swiglu_far_from_zero(dtype):
     gate, one = np.array([-800, -90, -50, 50, 90, 800], dtype), np.ones(6, dtype)
     relu = np.maximum(gate, 0)
     # gate·σ(gate) falls short of relu by |gate|·e^−|gate|, at most 50·e⁻⁵⁰ < 1e-19
-    np.testing.assert_allclose(nn.swiglu(gate, one), relu, rtol=4 * U32, atol=1e-19)
-    slope = elementwise_grad(lambda a: nn.swiglu(a, one))(gate)
+    np.testing.assert_allclose(layers.swiglu(gate, one), relu, rtol=4 * U32, atol=1e-19)
+    slope = elementwise_grad(lambda a: layers.swiglu(a, one))(gate)
     np.testing.assert_allclose(slope, relu / np.abs(gate), rtol=4 * U32, atol=1e-19)
 
 
@@ -198,7 +198,7 @@ def angle_bound(angle, theta):
 @given(st.integers(0, 3000), st.sampled_from([2, 4, 6, 64]), st.floats(100, 1e6))
 def test_the_angle_is_the_papers(t, hd, theta):
     config = replace(TINY, head_dim=hd, rope_theta=theta)
-    cos, sin = nn.rotation(np.array([[t]]), config, np.float64)
+    cos, sin = layers.rope_cos_sin(np.array([[t]]), config, np.float64)
     exact = np.array([t * theta ** (-2 * j / hd) for j in range(hd // 2)])
     assert cos.shape == sin.shape == (1, 1, hd // 2)
     assert (np.abs(cos[0, 0] - np.cos(exact)) <= angle_bound(exact, theta)).all()
@@ -209,10 +209,10 @@ def test_the_angle_is_the_papers(t, hd, theta):
 @given(seeds, st.sampled_from([2, 4, 6]))
 def test_rotation_is_a_complex_product_of_the_two_halves(seed, hd):
     x, angle = arrays(seed, (2, 3, 2, hd), (2, 3, hd // 2))
-    y = nn.rotate(x, np.cos(angle), np.sin(angle))
+    y = layers.apply_rope(x, np.cos(angle), np.sin(angle))
     z = (x[..., : hd // 2] + 1j * x[..., hd // 2 :]) * np.exp(1j * angle)[:, :, None]
     np.testing.assert_allclose(y, np.concatenate([z.real, z.imag], -1), rtol=0, atol=40 * U64)
-    gradients_agree(lambda x: nn.rotate(x, np.cos(angle), np.sin(angle)), x)
+    gradients_agree(lambda x: layers.apply_rope(x, np.cos(angle), np.sin(angle)), x)
 
 
 @few
@@ -221,8 +221,8 @@ def test_a_score_depends_on_the_distance_only(seed, t, s, shift):
     q, k = (x.reshape(1, 1, 1, 6) for x in arrays(seed, 6, 6))
 
     def score(t, s):
-        at = [nn.rotation(np.array([[p]]), TINY, np.float64) for p in (t, s)]
-        return float(np.sum(nn.rotate(q, *at[0]) * nn.rotate(k, *at[1])))
+        at = [layers.rope_cos_sin(np.array([[p]]), TINY, np.float64) for p in (t, s)]
+        return float(np.sum(layers.apply_rope(q, *at[0]) * layers.apply_rope(k, *at[1])))
 
     # Two scores of two turned vectors each; an error of cosine and sine moves a vector by at most
     # √2 of its length times as much.
@@ -232,7 +232,7 @@ def test_a_score_depends_on_the_distance_only(seed, t, s, shift):
 
 def test_linear_stretching_is_slower_time():
     stretched = replace(TINY, rope_scaling={"rope_type": "linear", "factor": 4.0})
-    np.testing.assert_array_equal(nn.frequencies(stretched), nn.frequencies(TINY) / 4)
+    np.testing.assert_array_equal(layers.rope_frequencies(stretched), layers.rope_frequencies(TINY) / 4)
 
 
 def test_llama3_stretching():
@@ -242,9 +242,9 @@ def test_llama3_stretching():
         "original_max_position_embeddings": 8192,
     }  # fmt: skip
     config = replace(TINY, head_dim=64, rope_theta=500000.0)
-    new = nn.frequencies(replace(config, rope_scaling=scaling))
+    new = layers.rope_frequencies(replace(config, rope_scaling=scaling))
     kinds = set()
-    for f, got in zip(nn.frequencies(config).tolist(), new.tolist()):
+    for f, got in zip(layers.rope_frequencies(config).tolist(), new.tolist()):
         wavelength = 2 * math.pi / f
         if wavelength < 8192 / 4.0:
             kinds.add("fast")
@@ -294,22 +294,22 @@ def test_attention_by_loops(inputs):
     # score's error, relatively, and by the sum's T roundings; y is a mean of v weighed by p.
     S = 2 * math.sqrt(hd) * np.abs(q).max() * np.abs(k).max()
     bound = 2 * (hd + q.shape[1] + 6) * U64 * (1 + S) * np.abs(v).max()
-    np.testing.assert_allclose(nn.attention(q, k, v, angles, starts), exact, rtol=0, atol=bound)
+    np.testing.assert_allclose(layers.attention(q, k, v, angles, starts), exact, rtol=0, atol=bound)
 
 
 @few
 @given(attention_inputs())
 def test_gradient_of_attention(inputs):
     *qkv, angles, starts, _ = inputs
-    gradients_agree(lambda q, k, v: nn.attention(q, k, v, angles, starts), *qkv)
+    gradients_agree(lambda q, k, v: layers.attention(q, k, v, angles, starts), *qkv)
 
 
 def test_visible():
     starts = np.array([[0, 0, 2, 2]])
     expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
-    np.testing.assert_array_equal(nn.visible(starts, 4)[0], np.array(expected, bool))
+    np.testing.assert_array_equal(layers.attention_mask(starts, 4)[0], np.array(expected, bool))
     # the last two of four tokens, when the first two are in a cache
-    np.testing.assert_array_equal(nn.visible(np.zeros((1, 2), int), 4)[0], [[1, 1, 1, 0], [1] * 4])
+    np.testing.assert_array_equal(layers.attention_mask(np.zeros((1, 2), int), 4)[0], [[1, 1, 1, 0], [1] * 4])
 
 
 # ---------------------------------------------------------------------------- cross-entropy
@@ -326,14 +326,14 @@ def test_cross_entropy(seed, T, width, vocab):
     for at in zip(*np.nonzero(mask)):
         z = [math.fsum(hidden[at] * row) for row in head]
         terms.append(math.log(math.fsum(map(math.exp, z))) - z[targets[at]])
-    loss = nn.cross_entropy(hidden, head, targets, mask)
+    loss = layers.cross_entropy(hidden, head, targets, mask)
     # the logits' own sums, then a sum over the vocabulary and one over the rows
     size = 1 + np.abs(hidden).max() * np.abs(head).max() * width
     assert abs(loss - math.fsum(terms) / len(terms)) < (width + vocab + len(terms) + 8) * U64 * size
-    gradients_agree(lambda h, e: nn.cross_entropy(h, e, targets, mask), hidden, head)
+    gradients_agree(lambda h, e: layers.cross_entropy(h, e, targets, mask), hidden, head)
 
 
 def test_cross_entropy_of_a_uniform_guess_is_the_logarithm_of_the_vocabulary():
     hidden, head = np.zeros((1, 3, 4), np.float32), np.ones((7, 4), np.float32)
-    loss = nn.cross_entropy(hidden, head, np.array([[0, 3, 6]]), np.ones((1, 3), np.float32))
+    loss = layers.cross_entropy(hidden, head, np.array([[0, 3, 6]]), np.ones((1, 3), np.float32))
     assert abs(loss - math.log(7)) < 4 * U32 * math.log(7)

@@ -12,11 +12,10 @@ import numpy as np
 
 from .. import lora
 from ..config import require
-from ..kernels import nf4
-from ..kernels.weights import dense
+from ..kernels import dense, quantize_4bit
 from ..quant.quantize import is_projection, quantize_leaf
-from ..tree import get, put, tree_map, walk
-from .siblings import row_norms
+from ..tree import get, named_leaves, set_leaf, tree_map
+from .operations import row_norms
 
 LOFTQ_STEPS = 5  # the most that the paper tries
 
@@ -34,24 +33,25 @@ def init(base, config, rng, scheme="none", block_size=64):
         name != "loftq" or scheme != "none",
         "loftq makes up for what quantization takes away: give --quantize a scheme, or take pissa",
     )
-    adapters, frozen = lora.init(base, replace(config, init_lora_weights=True), rng)
-    adapted = lora.adapted(adapters)
+    adapters, frozen = lora.init(base, replace(config, init_lora_weights=True, use_dora=False), rng)
+    adapted = lora.adapted_paths(adapters)
     stored = tree_map(lambda w: w, frozen)
-    for path, w in walk(frozen):
+    for path, w in named_leaves(frozen):
         if is_projection(path):
             require(isinstance(w, np.ndarray), f"{path} is quantized: {name} needs it dense")
 
             def store(w, path=path):
-                return quantize_leaf(path, w, scheme, block_size, nf4.quantize)
+                return quantize_leaf(path, w, scheme, block_size, quantize_4bit)
 
             node = path.removesuffix(".weight")
             if node in adapted:
-                put(stored, path, start(w, get(adapters, node), config.at(node)[1], store))
+                scaling = config.rank_and_scaling(node)[1]
+                set_leaf(stored, path, start(w, get(adapters, node), scaling, store))
             else:
-                put(stored, path, store(w))
+                set_leaf(stored, path, store(w))
     for path in adapted if config.use_dora else ():
         norms = row_norms(get(adapters, path), get(stored, path))
-        put(adapters, f"{path}.lora_magnitude_vector", norms)
+        set_leaf(adapters, f"{path}.lora_magnitude_vector", norms)
     return adapters, stored
 
 

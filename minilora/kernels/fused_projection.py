@@ -1,0 +1,103 @@
+"""Projections with plain LoRA on them, several of one input at a time, for the fused sublayers.
+
+Part 3 of `lessons/00_qlora_in_one_file.py`, made fast: the projections of one input share the thin
+matmuls with their A. These are plain functions of arrays, not autograd's: the sublayers call them
+in both directions.
+
+Letters as in `layers.py`; g is the gradient of an output, ∂L/∂y.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import layers
+from ..config import require
+from ..lora import FACTORS
+from ..tree import subtree
+from .loops import rows
+from .weights import frozen_matmul, frozen_matmul_back
+
+
+def linear(x, trained, frozen, rng=None, frozen_matmul=frozen_matmul):
+    """Compute `layers.linear` with tiles of a quantized weight in place of all of it."""
+    return layers.linear(x, trained, frozen, rng, frozen_matmul)
+
+
+class Projection(NamedTuple):
+    """A frozen weight and what is next to it. A and B are None where nothing is trained."""
+
+    weight: Any  # (out, in), an array or quantized
+    bias: Any = None  # (out,), frozen
+    scaling: Any = None  # α/r
+    A: Any = None  # (r, in)
+    B: Any = None  # (out, r)
+
+
+def projections(names, trained, frozen):
+    """Return the Projections of a sublayer without their factors, and all factors as a flat list.
+
+    autograd follows only arrays that are arguments of a primitive themselves.
+    """
+    found, factors = [], []
+    for name in names:
+        node, own = subtree(trained, name), frozen[name]
+        known = own.keys() <= {"weight", "bias", "lora_scaling", "lora_dropout"}
+        require(known, f"{name}: the base has leaves that linear does not read: {', '.join(own)}")
+        scaling = own["lora_scaling"] if node else None
+        found.append(Projection(own["weight"], own.get("bias"), scaling))
+        factors += [node[factor] for factor in FACTORS if node]
+    return found, factors
+
+
+def with_factors(found, factors):
+    """Return the Projections with their factors, the inverse of `projections`."""
+    pairs = iter(zip(factors[::2], factors[1::2]))
+    return [p if p.scaling is None else p._replace(**dict(zip("AB", next(pairs)))) for p in found]
+
+
+def project(x, *projections):
+    """Compute [W₀x + s·B(Ax) + b of each projection]: x (..., in) -> (..., out) each."""
+    flat = rows(x)
+    outputs = [frozen_matmul(flat, p.weight) for p in projections]
+    thin = down_all(flat, projections)
+    for y, z, p in zip(outputs, thin, projections):
+        if p.A is not None:
+            y += z @ p.B.T
+        if p.bias is not None:
+            y += p.bias
+    return [y.reshape(*x.shape[:-1], -1) for y in outputs]
+
+
+def down_all(flat, projections):
+    """Compute [s·Ax of each projection], x (n, in) -> (n, r), with one matmul for all of them."""
+    adapted = [p for p in projections if p.A is not None]
+    if not adapted:
+        return [None] * len(projections)
+    z = flat @ np.concatenate([p.A for p in adapted]).T
+    parts = iter(np.split(z, np.cumsum([len(p.A) for p in adapted])[:-1], axis=1))
+    return [None if p.A is None else p.scaling * next(parts) for p in projections]
+
+
+def project_back(gs, x, *projections, needs_x=True):
+    """Compute ∂L/∂x, or None, and [∂L/∂A, ∂L/∂B, …] for the gradients gs of the outputs.
+
+    With y = W₀x + s·B(Ax):  ∂L/∂B = g·(s·Ax)ᵀ,  ∂L/∂A = (s·Bᵀg)·xᵀ,  ∂L/∂x = W₀ᵀg + Aᵀ(s·Bᵀg).
+    x may be None if nothing is trained.
+    """
+    shape, dx, grads = gs[0].shape[:-1], None, []
+    gs = [rows(g) for g in gs]
+    for g, p in zip(gs, projections if needs_x else ()):
+        part = frozen_matmul_back(g, p.weight)
+        dx = part if dx is None else np.add(dx, part, out=dx)
+    adapted = [(g, p) for g, p in zip(gs, projections) if p.A is not None]
+    if adapted:
+        flat, As = rows(x), np.concatenate([p.A for _, p in adapted])
+        ups = np.concatenate([p.scaling * (g @ p.B) for g, p in adapted], axis=1)
+        dAs = iter(np.split(ups.T @ flat, np.cumsum([len(p.A) for _, p in adapted])[:-1]))
+        thin = [z for z in down_all(flat, projections) if z is not None]
+        for (g, _), z in zip(adapted, thin):
+            grads += [next(dAs), g.T @ z]
+        if needs_x:
+            dx += ups @ As
+    return None if dx is None else dx.reshape(*shape, -1), grads

@@ -1,0 +1,425 @@
+"""The operations of a Llama, one equation per function: the reference for the optimized kernels.
+
+Parts 3 and 4 of `lessons/00_qlora_in_one_file.py`, made general: grouped-query attention, packed
+rows, a cache, biases, dropout, and any weight that `dequantize` turns into an array.
+
+Everything is `autograd.numpy`, and autograd derives the backward pass. Only where autograd would
+waste memory or time has a function a derivative of its own. Weights come as two nodes: `trained`,
+which autograd follows, and `frozen`, which it never sees. A traced array is autograd's box: in a
+debugger, `print(x)` or `x._value` shows its array.
+
+Letters: B batch, T time, S keys, D model width, F feed-forward, H heads, K key/value heads,
+G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x Wᵀ.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import autograd
+import autograd.numpy as np
+from autograd.extend import defvjp, defvjp_argnums, primitive
+
+from .config import ALL_LINEAR, ATTENTION, MLP, ModelConfig
+from .tree import Array, Tree, check_leaves, flatten, subtree, trained_or_frozen, unflatten
+
+# --------------------------------------------------------------------------------- linear with LoRA
+
+
+@primitive
+def matmul(x: Array, w: Array) -> Array:
+    """Compute x Wᵀ with a trained W: (..., in) -> (..., out)."""
+    return _matmul(x, w.T)
+
+
+# ∂L/∂x = (∂L/∂y) W        ∂L/∂W = (∂L/∂y)ᵀ x
+defvjp(
+    matmul,
+    lambda y, x, w: lambda g: _matmul(g, w),
+    lambda y, x, w: lambda g: _rows(g).T @ _rows(x),
+)
+
+
+@primitive
+def frozen_matmul(x: Array, w: Any) -> Array:
+    """Compute x Wᵀ with a frozen W, an array or quantized: (..., in) -> (..., out).
+
+    W is dequantized for this product and then dropped, and dequantized again in the backward pass
+    (QLoRA, Sec. 3, Eq. 5). autograd keeps the quantized W only.
+    """
+    return _matmul(x, dense(w).T)
+
+
+# ∂L/∂x = (∂L/∂y) W. There is no ∂L/∂W, because W is frozen.
+defvjp(frozen_matmul, lambda y, x, w: lambda g: _matmul(g, dense(w)), argnums=(0,))
+
+
+def dense(w: Any) -> Array:
+    """Return a weight as an array, dequantized if it is quantized."""
+    return w.dequantize() if hasattr(w, "dequantize") else w
+
+
+def _matmul(x: Array, m: Array) -> Array:
+    return (_rows(x) @ m).reshape(*x.shape[:-1], -1)
+
+
+def _rows(x: Array) -> Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def linear(
+    x: Array,
+    trained: Tree,
+    frozen: Tree,
+    rng: "RowRng | None" = None,
+    frozen_matmul: Callable[..., Array] = frozen_matmul,
+) -> Array:
+    """Apply a projection and the adapter on it: (..., in) -> (..., out).
+
+    Leaves of `frozen`: `weight` (out, in), an array or quantized; a model may have a `bias` (out,);
+    an adapter adds its `lora_scaling` and `lora_dropout`. Leaves of `trained`: `lora_A` (r, in) and
+    `lora_B` (out, r); a trained `weight` or `bias` replaces the frozen one. `rng` draws the dropout
+    mask of the adapter's input, None means no dropout. Raises InputError for any other leaf.
+    """
+    check_leaves(trained, ("weight", "bias", "lora_A", "lora_B"), "linear")
+    check_leaves(frozen, ("weight", "bias", "lora_scaling", "lora_dropout"), "linear")
+    # h = W₀x + (α/r)·BAx + b   (LoRA, Eq. 3)
+    if "weight" in trained:
+        h = matmul(x, trained["weight"])
+    else:
+        h = frozen_matmul(x, frozen["weight"])
+    if "lora_A" in trained:
+        z = dropout(x, frozen["lora_dropout"], rng)
+        h = h + matmul(frozen["lora_scaling"] * matmul(z, trained["lora_A"]), trained["lora_B"])
+    if "bias" in trained or "bias" in frozen:
+        h = h + trained_or_frozen(trained, frozen, "bias")
+    return h
+
+
+class RowRng:
+    """Random numbers for dropout: each row of a batch draws from a generator of its own.
+
+    seeds: a list of whole numbers per row. A row's mask depends on its seed alone, so it is the
+    same for any number of cores, any split into micro-batches, and any padding.
+    """
+
+    def __init__(self, seeds: list[list[int]]) -> None:
+        self.seeds = seeds
+
+    def child(self, number: int) -> "RowRng":
+        """Return the generators of a layer or of a projection, by its number."""
+        return RowRng([[*seed, number] for seed in self.seeds])
+
+    def random(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Draw from [0, 1) an array of shape (B, …), token after token, so padding comes last."""
+        rows = [np.random.default_rng(seed).random(shape[1:], dtype) for seed in self.seeds]
+        return np.stack(rows)
+
+
+def row_rng(rng: Any, rows: int) -> RowRng | None:
+    """Return a RowRng or None unchanged; from a NumPy generator, draw a seed per row."""
+    if rng is None or isinstance(rng, RowRng):
+        return rng
+    return RowRng(rng.integers(2**63, size=(rows, 1)).tolist())
+
+
+def dropout(x: Array, p: float, rng: Any) -> Array:
+    """Compute x∘m/(1−p) with m ~ Bernoulli(1−p), so the mean stays; x itself without an rng."""
+    if rng is None or p == 0:
+        return x
+    return x * ((rng.random(x.shape, dtype=np.float32) >= p) / np.float32(1 - p)).astype(x.dtype)
+
+
+# ---------------------------------------------------------------------------- embedding and norm
+
+
+def embed(
+    trained: Tree, frozen: Tree, tokens: Array, segment_starts: Array, past: int = 0
+) -> tuple[Array, Array, Array]:
+    """Look up the tokens: states (B, T, D), their positions (B, T), and `segment_starts` (B, T).
+
+    trained, frozen: the nodes `model`. A token's position counts from the start of its own segment,
+    the example that it belongs to, after `past` tokens in a cache.
+    """
+    check_leaves(trained, ("embed_tokens", "layers", "norm"), "embed")
+    weight = trained_or_frozen(
+        subtree(trained, "embed_tokens"), frozen["embed_tokens"], "weight"
+    )
+    return weight[tokens], past + np.arange(tokens.shape[1]) - segment_starts, segment_starts
+
+
+def rms_norm(x: Array, weight: Array, eps: float) -> Array:
+    """Scale x (..., D) to a root mean square of 1, then by weight (D,)."""
+    # y = x / √(mean(x²) + ε) ∘ w   (Zhang and Sennrich 2019, Eq. 4)
+    return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
+
+
+# ------------------------------------------------------------------------------ rotary positions
+
+
+def rope_cos_sin(
+    positions: Array, config: ModelConfig, dtype: Any = np.float32
+) -> tuple[Array, Array]:
+    """Compute cosine and sine of the rotary angles, (..., T, hd/2), for positions (..., T)."""
+    # angle(t, j) = t·θ_base^(−2j/hd)   (RoFormer, Sec. 3.2.2)
+    angles = positions[..., None].astype(np.float32) * rope_frequencies(config)
+    return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
+
+
+def rope_frequencies(config: ModelConfig) -> Array:
+    """Compute the rotary frequencies (hd/2,) in float32, as checkpoints are trained with.
+
+    The power is rounded once, from float64, as torch's float32 power is. NumPy's float32 power
+    differs in the last bit of every sixth value: 3e-5 in a cosine at position 1,000.
+    """
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    powers = np.float64(config.rope_theta) ** exponents.astype(np.float64)
+    frequencies = np.float32(1) / powers.astype(np.float32)
+    return frequencies if config.rope_scaling is None else scale_rope(
+        frequencies, config.rope_scaling
+    )
+
+
+def scale_rope(frequencies: Array, scaling: dict[str, Any]) -> Array:
+    """Lower the frequencies for contexts longer than in pretraining.
+
+    `linear` divides all of them by `factor` (Chen et al. 2023). `llama3` divides the low ones only,
+    with a ramp in between (Llama 3.1's published parameters).
+    """
+    divided = frequencies / np.float32(scaling["factor"])
+    if scaling["rope_type"] == "linear":
+        return divided
+    turns = scaling["original_max_position_embeddings"] * frequencies / (2 * np.pi)
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    kept = np.clip((turns - low) / (high - low), 0, 1)  # 0: divided, 1: unchanged
+    return ((1 - kept) * divided + kept * frequencies).astype(np.float32)
+
+
+def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate pairs of numbers of x (B, T, heads, hd) by angles with cos and sin (B, T, hd/2).
+
+    The pairs are Hugging Face's: element j belongs with element j + hd/2.
+    """
+    half = x.shape[-1] // 2
+    a, b = x[..., :half], x[..., half:]
+    cos, sin = cos[..., None, :], sin[..., None, :]  # the same for every head
+    # (a, b) → (a·cos − b·sin, b·cos + a·sin)   (RoFormer, Eq. 34)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+
+
+# ------------------------------------------------------------------------------------- attention
+
+
+class LayerCache:
+    """The rotated keys and the values of one layer's earlier tokens, `length` of them."""
+
+    def __init__(self) -> None:
+        self.k: Array | None = None  # (B, room, K, hd)
+        self.v: Array | None = None
+        self.length = 0
+
+    def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
+        """Append k and v (B, T, K, hd); return those of all tokens so far, (B, S, K, hd)."""
+        end = self.length + k.shape[1]
+        self.k, self.v = _with_room(self.k, k, end), _with_room(self.v, v, end)
+        self.k[:, self.length : end], self.v[:, self.length : end] = k, v
+        self.length = end
+        return self.k[:, :end], self.v[:, :end]
+
+
+def _with_room(held: Array | None, x: Array, size: int) -> Array:
+    """Return `held`, or where it has no room for `size` tokens, a copy with twice as much."""
+    if held is not None and size <= held.shape[1]:
+        return held
+    larger = np.empty((x.shape[0], 2 * size, *x.shape[2:]), x.dtype)
+    if held is not None:
+        larger[:, : held.shape[1]] = held
+    return larger
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    rope: tuple[Array, Array],
+    segment_starts: Array,
+    cache: LayerCache | None = None,
+) -> Array:
+    """Apply causal grouped-query attention: q (B, T, H·hd), k and v (B, T, K·hd) -> like q.
+
+    rope: cos and sin from `rope_cos_sin`. segment_starts (B, T): the first token that each token
+    may see, so packed examples stay apart. A `cache` puts keys and values of earlier tokens before
+    k and v, and every token sees them.
+    """
+    hd = 2 * rope[0].shape[-1]
+    B, T, _ = q.shape
+    q, k, v = (np.reshape(x, (B, T, -1, hd)) for x in (q, k, v))
+    q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+    if cache is not None:
+        k, v = cache.extend(k, v)
+    S, K = k.shape[1], k.shape[2]
+    q = np.reshape(q, (B, T, K, -1, hd))
+    scores = np.einsum("btkgd,bskd->bkgts", q, k) / hd**0.5  # (B, K, G, T, S)
+    scores = np.where(attention_mask(segment_starts, S)[:, None, None], scores, -np.inf)
+    # attention = softmax(QKᵀ/√hd + mask) V   (Vaswani et al. 2017, Eq. 1)
+    p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
+    p = p / np.sum(p, axis=-1, keepdims=True)
+    return np.reshape(np.einsum("bkgts,bskd->btkgd", p, v), (B, T, -1))
+
+
+def attention_mask(segment_starts: Array, S: int) -> Array:
+    """Return (B, T, S) booleans: which of the S keys each of the last T tokens sees.
+
+    Token t sees the keys from the start of its segment to its own. The S − T keys before the first
+    token's are those of a cache, and every token sees them.
+    """
+    past = S - segment_starts.shape[1]
+    s, t = np.arange(S), np.arange(past, S)
+    return ((s < past) | (s >= segment_starts[..., None] + past)) & (s <= t[:, None])
+
+
+def self_attention(
+    x: Array,
+    trained: Tree,
+    frozen: Tree,
+    rope: tuple[Array, Array],
+    segment_starts: Array,
+    cache: LayerCache | None = None,
+    rng: RowRng | None = None,
+    linear: Callable[..., Array] = linear,
+    attention: Callable[..., Array] = attention,
+) -> Array:
+    """Apply the attention sublayer: (B, T, D) -> (B, T, D).
+
+    trained, frozen: the nodes `self_attn`, with `q_proj`, `k_proj`, `v_proj` and `o_proj`. The
+    other arguments are those of `attention` and `linear`, two functions that may be replaced.
+    """
+    check_leaves(trained, ATTENTION, "self_attention")
+    check_leaves(frozen, ATTENTION, "self_attention")
+    q, k, v = (linear(x, *projection(trained, frozen, rng, n)) for n in ATTENTION[:3])
+    mixed = attention(q, k, v, rope, segment_starts, cache)
+    return linear(mixed, *projection(trained, frozen, rng, "o_proj"))
+
+
+def projection(
+    trained: Tree, frozen: Tree, rng: RowRng | None, name: str
+) -> tuple[Tree, Tree, RowRng | None]:
+    """Return what `linear` takes for one projection of a sublayer: two nodes and an rng."""
+    own_rng = None if rng is None else rng.child(ALL_LINEAR.index(name))
+    return subtree(trained, name), frozen[name], own_rng
+
+
+# ------------------------------------------------------------------------------------------- MLP
+
+
+def swiglu(gate: Array, up: Array) -> Array:
+    """Compute the hidden units of the MLP (Shazeer 2020, Eq. 6)."""
+    # y = gate·σ(gate) ∘ up,  σ(a) = e^(−log(1 + e^−a)), which never overflows
+    return gate * np.exp(-np.logaddexp(0, -gate)) * up
+
+
+def mlp(
+    x: Array,
+    trained: Tree,
+    frozen: Tree,
+    rng: RowRng | None = None,
+    linear: Callable[..., Array] = linear,
+    swiglu: Callable[..., Array] = swiglu,
+) -> Array:
+    """Apply the feed-forward sublayer: (B, T, D) -> (B, T, D).
+
+    trained, frozen: the nodes `mlp`, with `gate_proj`, `up_proj` and `down_proj`.
+    """
+    check_leaves(trained, MLP, "mlp")
+    check_leaves(frozen, MLP, "mlp")
+    gate, up = (linear(x, *projection(trained, frozen, rng, n)) for n in ("gate_proj", "up_proj"))
+    return linear(swiglu(gate, up), *projection(trained, frozen, rng, "down_proj"))
+
+
+# ----------------------------------------------------------------------------------------- the loss
+
+
+def cross_entropy(hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
+    """Compute the mean negative log-likelihood, in nats, of the targets that the mask keeps.
+
+    hidden: (B, T, D), head: (V, D), targets: (B, T) integers, mask: (B, T) 0 or 1.
+    """
+    logits = matmul(hidden, dense(head))
+    logits = logits - np.max(logits, axis=-1, keepdims=True)
+    # L = −Σ m·log softmax(h Eᵀ)[target] / Σ m
+    log_z = np.log(np.sum(np.exp(logits), axis=-1))
+    return np.sum(mask * (log_z - take_targets(logits, targets))) / np.sum(mask)
+
+
+@primitive
+def take_targets(logits: Array, targets: Array) -> Array:
+    """Return logits[b, t, targets[b, t]]: (B, T)."""
+    return np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+def _put_targets(y: Array, logits: Array, targets: Array) -> Callable[[Array], Array]:
+    def vjp(g: Array) -> Array:
+        # ∂L/∂logits is zero but for the targets. autograd's own derivative takes ten times as long.
+        grad = np.zeros_like(logits)
+        np.put_along_axis(grad, targets[..., None], g[..., None], axis=-1)
+        return grad
+
+    return vjp
+
+
+defvjp(take_targets, _put_targets, argnums=(0,))
+
+
+# ------------------------------------------------------------------------------------- autograd
+
+
+def value_and_grad(f: Callable[..., Any]) -> Callable[..., tuple[Any, Tree]]:
+    """Return a function that computes f(tree, …) and the gradient of it, a tree of the same paths.
+
+    autograd's own function of this name also follows every look into a nested dict. This one
+    follows the leaves alone.
+    """
+
+    def evaluate(tree: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
+        leaves = flatten(tree)
+
+        def of_leaves(arrays: Any) -> Any:
+            return f(unflatten(dict(zip(leaves, arrays))), *args, **kwargs)
+
+        value, grads = autograd.value_and_grad(of_leaves)(tuple(leaves.values()))
+        return value, unflatten(dict(zip(leaves, grads)))
+
+    return evaluate
+
+
+def checkpoint(f: Callable[..., Array], trained: Tree, x: Array) -> Array:
+    """Compute f(trained, x) and keep only its arguments: the backward pass computes f once more.
+
+    Memory then grows by one layer's input per layer (Chen et al. 2016). autograd's own `checkpoint`
+    recomputes once per argument.
+    """
+    leaves = flatten(trained)
+
+    def of_arrays(x: Array, *arrays: Array) -> Array:
+        return f(unflatten(dict(zip(leaves, arrays))), x)
+
+    return _checkpoint(of_arrays, x, *leaves.values())
+
+
+@primitive
+def _checkpoint(f: Callable[..., Array], *arrays: Array) -> Array:
+    return f(*arrays)
+
+
+def _checkpoint_vjp(argnums: Any, y: Array, args: Any, kwargs: Any) -> Callable[[Array], Any]:
+    f, *inputs = args
+
+    def of_traced(traced: Any) -> Array:  # x is not traced below the first adapted layer
+        arrays = list(inputs)
+        for n, value in zip(argnums, traced):
+            arrays[n - 1] = value
+        return f(*arrays)
+
+    return lambda g: autograd.make_vjp(of_traced)(tuple(inputs[n - 1] for n in argnums))[0](g)
+
+
+defvjp_argnums(_checkpoint, _checkpoint_vjp)

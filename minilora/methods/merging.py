@@ -1,0 +1,59 @@
+"""Merging an adapter of any method that changes weights alone."""
+
+from functools import reduce
+
+import numpy as np
+
+from .. import lora
+from ..config import InputError
+from ..layers import dense
+from ..tree import flatten, get, subtree, trained_or_frozen, unflatten
+from .operations import row_norms
+
+# Nodes and leaves that no weight can replace.
+UNMERGED = {
+    "prompt_embeddings": "a prompt or P-tuning", "prompt_encoder": "P-tuning",
+    "prefix_k": "prefix tuning", "prefix_v": "prefix tuning", "bottleneck_down": "a bottleneck",
+}  # fmt: skip
+OWN = ("lora_magnitude_vector", "ia3_l")  # leaves that `lora.merge` does not know
+
+
+def merge(adapters, base, dtype=np.float32):
+    """Return a dense tree that computes alone what `base` computes with `adapters`.
+
+    As `lora.merge`, also for DoRA, IA³ and stacked adapters. Raises InputError for methods that do
+    more than change weights.
+    """
+    leaves, frozen = flatten(adapters), flatten(base)
+    for path in leaves:
+        for name in set(path.split(".")) & UNMERGED.keys():
+            raise InputError(f"{UNMERGED[name]} cannot be merged: {path} is part of no weight")
+    nodes = {path.rpartition(".")[0] for path in leaves if path.endswith(OWN)}
+    nodes |= {path.partition(".lora_stack.")[0] for path in frozen if ".lora_stack." in path}
+    plain = {path: w for path, w in leaves.items() if not path.endswith(OWN)}
+    for node in nodes:
+        trained, own = reduce(subtree, node.split("."), adapters), get(base, node)
+        for name in lora.FACTORS:
+            plain.pop(f"{node}.{name}", None)
+        plain[f"{node}.weight"] = merged_weight(trained, own)
+        if "bias" in own | trained and len(trained.get("ia3_l", ())) > 1:
+            bias = trained_or_frozen(trained, own, "bias")
+            plain[f"{node}.bias"] = trained["ia3_l"][:, 0] * bias
+    frozen = {path: w for path, w in frozen.items() if ".lora_stack." not in path}
+    return lora.merge(unflatten(plain), unflatten(frozen), dtype)
+
+
+@np.errstate(over="ignore", invalid="ignore")  # `lora.merge` refuses what is not finite by name
+def merged_weight(trained, frozen):
+    """Return the dense weight (out, in) of a projection with all that is trained on it."""
+    w = dense(trained_or_frozen(trained, frozen, "weight"))
+    for below in subtree(frozen, "lora_stack").values():
+        w = w + lora.delta(below, below)
+    if "lora_A" in trained:
+        w = w + lora.delta(trained, frozen)
+    if "lora_magnitude_vector" in trained:
+        # W' = m∘(W₀ + (α/r)·BA)/‖W₀ + (α/r)·BA‖   (DoRA, Eq. 5)
+        w = (trained["lora_magnitude_vector"] / row_norms(trained, frozen))[:, None] * w
+    if "ia3_l" in trained:
+        w = trained["ia3_l"] * w  # (out, 1): rows, (1, in): columns
+    return w

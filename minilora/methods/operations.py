@@ -1,0 +1,168 @@
+"""The operations of a model with the leaves of every method, as a wrapper of plain `ops`.
+
+| leaves | method | read in |
+|---|---|---|
+| `lora_magnitude_vector` | dora | `linear` |
+| `ia3_l` | ia3 | `linear` |
+| `bottleneck_down`, `bottleneck_up` and their biases | bottleneck | `linear` |
+| `lora_stack` of the frozen tree, factors per row | `compose.stack`, `compose.per_row` | `linear` |
+| `prompt_embeddings`, `prompt_encoder` | prompt, p-tuning | `embed` |
+| `prefix_k`, `prefix_v` | prefix | `self_attention` |
+
+Letters as in `layers`; n is the number of virtual tokens.
+"""
+
+import autograd.numpy as np
+from autograd.extend import notrace_primitive
+
+from .. import kernels
+from ..layers import LayerCache, dense, matmul
+from ..lora import LEAVES
+from ..tree import named_leaves, subtree, trained_or_frozen
+
+EXTRA = ("ia3_l", "lora_magnitude_vector", "bottleneck_down", "bottleneck_down_bias",
+         "bottleneck_up", "bottleneck_up_bias")  # fmt: skip
+
+
+def operations(adapters, base, ops=None):
+    """Return `ops` itself for plain LoRA and replaced leaves, otherwise a wrapper that knows more.
+
+    ops: `layers`, `kernels.fused`, or None for the fastest that this machine has.
+    """
+    ops = ops or kernels.OPS
+    plain = all(path.endswith(LEAVES) for path, _ in named_leaves(adapters))
+    per_row = any(getattr(w, "ndim", 2) == 3 for _, w in named_leaves(adapters))
+    stacked = any(".lora_stack." in path for path, _ in named_leaves(base))
+    encoder = "prompt_encoder" in subtree(adapters, "model")
+    return ops if plain and not (per_row or stacked or encoder) else MethodOps(ops)
+
+
+class MethodOps:
+    """`ops` (see `ops.Ops`) that read the leaves of every method."""
+
+    def __init__(self, ops):
+        self.ops = ops
+        self.rms_norm, self.cross_entropy = ops.rms_norm, ops.cross_entropy
+        self.checkpoint, self.value_and_grad = ops.checkpoint, ops.value_and_grad
+
+    def embed(self, trained, frozen, tokens, segment_starts, past=0):
+        """Look up the tokens, after the rows of a trained prompt if nothing is in the cache yet."""
+        plain = without(trained, "prompt_embeddings", "prompt_encoder")
+        x, positions, starts = self.ops.embed(plain, frozen, tokens, segment_starts, past)
+        rows = prompt(trained)
+        if past:
+            return x, positions, starts
+        if rows is not None:
+            # [P; E(x)]   (Lester et al. 2021, Sec. 2)
+            n = len(rows)
+            x = np.concatenate([np.repeat(rows[None], len(tokens), axis=0), x], axis=1)
+            starts = np.pad(starts, ((0, 0), (n, 0)))  # 0 except for padding: rows are not packed
+            positions = np.arange(x.shape[1]) - starts
+        return x, positions + prefix_length(trained), starts
+
+    def linear(self, x, trained, frozen, rng=None):
+        """Apply a projection with all that is trained on it: (..., in) -> (..., out)."""
+        plain, held = without(trained, *EXTRA), without(frozen, "lora_stack")
+        if "ia3_l" in trained and trained["ia3_l"].shape[0] == 1:
+            x = x * trained["ia3_l"][0]  # W_down(l_ff ∘ h)   (IA³, Liu et al. 2022, Sec. 3.3)
+        if "lora_magnitude_vector" in trained:
+            # h = m∘(W₀x + (α/r)·BAx)/‖W₀ + (α/r)·BA‖ + b, the norms constant   (DoRA, Eqs. 5, 11)
+            h = self.ops.linear(x, without(plain, "bias"), without(held, "bias"), rng)
+            h = h * (trained["lora_magnitude_vector"] / row_norms(trained, frozen))
+            if "bias" in trained or "bias" in frozen:
+                h = h + trained_or_frozen(trained, frozen, "bias")
+        elif "lora_A" in plain and plain["lora_A"].ndim == 3:  # an adapter per row of the batch
+            h = self.ops.linear(x, without(plain, "lora_A", "lora_B"), held, rng)
+            A, B = (np.swapaxes(plain[name], -1, -2) for name in ("lora_A", "lora_B"))
+            h = h + (held["lora_scaling"] * (x @ A)) @ B
+        else:
+            h = self.ops.linear(x, plain, held, rng)
+        for below in subtree(frozen, "lora_stack").values():
+            h = h + matmul(below["lora_scaling"] * matmul(x, below["lora_A"]), below["lora_B"])
+        if "ia3_l" in trained and trained["ia3_l"].shape[0] > 1:
+            h = h * trained["ia3_l"][:, 0]  # l_k ∘ K and l_v ∘ V
+        return bottleneck(h, trained) if "bottleneck_down" in trained else h
+
+    def self_attention(
+        self, x, trained, frozen, rope, segment_starts, cache=None, rng=None, linear=None
+    ):
+        """Apply the attention sublayer, with a trained prefix before the keys of the tokens."""
+        plain = without(trained, "prefix_k", "prefix_v")
+        if "prefix_k" in trained and (cache is None or cache.length == 0):
+            cache = Prefix(trained["prefix_k"], trained["prefix_v"], cache)
+        return self.ops.self_attention(
+            x, plain, frozen, rope, segment_starts, cache, rng, linear or self.linear
+        )
+
+    def mlp(self, x, trained, frozen, rng=None, linear=None):
+        """Apply the feed-forward sublayer."""
+        return self.ops.mlp(x, trained, frozen, rng, linear or self.linear)
+
+
+def without(node, *names):
+    """Return the node without the entries of these names."""
+    return {name: value for name, value in node.items() if name not in names}
+
+
+def row_norms(trained, frozen):
+    """Return ‖W₀ + (α/r)·BA‖ of each row, (out,), a constant to autograd; 1 for zeros."""
+    factors = frozen["lora_scaling"], trained["lora_A"], trained["lora_B"]
+    return _row_norms(trained_or_frozen(trained, frozen, "weight"), *factors)
+
+
+@notrace_primitive
+def _row_norms(w, scaling, a, b):
+    w = kernels.dense(w)
+    norms = np.linalg.norm(w + w.dtype.type(scaling) * (b @ a), axis=1)
+    return np.where(norms == 0, norms.dtype.type(1), norms)
+
+
+def bottleneck(h, trained):
+    """Apply an adapter behind a sublayer (Houlsby et al. 2019, Sec. 2.1): (..., D) -> (..., D)."""
+    # h + W_up·gelu(W_down·h + b) + b
+    z = gelu(matmul(h, trained["bottleneck_down"]) + trained["bottleneck_down_bias"])
+    return h + matmul(z, trained["bottleneck_up"]) + trained["bottleneck_up_bias"]
+
+
+def gelu(x):
+    """Compute x·Φ(x) by the approximation with tanh (Hendrycks and Gimpel 2016, Sec. 2)."""
+    return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * (x * x * x))))
+
+
+def prompt(trained):
+    """Return the rows (n, D) before the embedded tokens, or None; trained: the node `model`."""
+    if "prompt_encoder" not in trained:
+        return trained.get("prompt_embeddings")
+    # PEFT's network of three layers (Liu et al. 2021)
+    x = trained["prompt_encoder"]["embedding"]["weight"]
+    layers = trained["prompt_encoder"]["mlp_head"]
+    for n in ("0", "2", "4"):  # PEFT's numbers: 1 and 3 are the ReLUs
+        x = matmul(x if n == "0" else np.maximum(x, 0), layers[n]["weight"]) + layers[n]["bias"]
+    return x
+
+
+def prefix_length(trained):
+    """Return how many keys come before the first token's, in every layer; 0 without a prefix."""
+    first = subtree(subtree(subtree(trained, "layers"), "0"), "self_attn")
+    return len(first["prefix_k"]) if "prefix_k" in first else 0
+
+
+class Prefix(LayerCache):
+    """Trained keys and values (n, K·hd) that every token sees, in front of those of a cache.
+
+    Nothing rotates them (Li and Liang 2021, Sec. 4.2).
+    """
+
+    def __init__(self, k, v, cache=None):
+        self.k, self.v, self.cache, self.length = k, v, cache, 0
+
+    def extend(self, k, v):
+        """Put the prefix before k and v (B, T, K, hd); return (B, n + T, K, hd) of both."""
+        # [P_k; K] and [P_v; V]
+        k, v = (
+            np.concatenate(
+                [np.repeat(np.reshape(p, (1, -1, *x.shape[2:])), len(x), axis=0), x], axis=1
+            )
+            for p, x in ((self.k, k), (self.v, v))
+        )
+        return (k, v) if self.cache is None else self.cache.extend(k, v)
