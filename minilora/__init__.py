@@ -30,14 +30,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-def forward(adapters, base, tokens, config):
+def forward(adapters, base, tokens, config, ops=None):
     """Compute the logits (B, T, V) of tokens (B, T)."""
-    return model.forward(adapters, base, tokens, config, operations(adapters, base))
+    return model.forward(adapters, base, tokens, config, operations(adapters, base, ops))
 
 
-def loss(adapters, base, batch, config):
-    """Compute the mean cross-entropy, in nats, over the target tokens of a `batching.collate`."""
-    return model.loss(adapters, base, batch, config, operations(adapters, base))
+def loss(adapters, base, batch, config, ops=None, **options):
+    """Compute the mean cross-entropy, in nats, over the target tokens of a batch; see `model.loss`."""
+    return model.loss(adapters, base, batch, config, operations(adapters, base, ops), **options)
 
 
 def generate(adapters, base, prompt, config, **options):

@@ -102,10 +102,12 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     not LoRA's and for a weight that is not finite.
     """
     weights = {path: w for path, w in named_leaves(base) if not path.endswith(FIXED)}
+    stacked = any(".lora_stack." in path for path in weights)
+    require(not stacked, "lora.merge does not know adapters below another one: see methods.merging")
     merged = {}
     for path, w in flatten(adapters).items():
         known = path in weights or path.endswith(LEAVES[1:]) or path == "lm_head.weight"
-        require(known, f"lora.merge does not know {path}: see methods.merge")
+        require(known, f"lora.merge does not know {path}: see methods.merging")
         if not path.endswith(FACTORS):
             merged[path] = w  # it replaces the frozen one, or is new
     for path, w in weights.items():

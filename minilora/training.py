@@ -9,14 +9,12 @@ continues as if it had not been interrupted.
 """
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import numpy as np
-from tqdm.auto import tqdm
 
 from . import model
 from .batching import Example, batch_at, collate, pack
@@ -26,22 +24,13 @@ from .ops import Ops
 from .optim import adamw, adamw_init, clip, learning_rate, round_to
 from .tree import Tree, layer_of, named_leaves, tree_map
 
-SECONDS_BETWEEN_LINES = 10  # where there is no terminal for a progress bar
-
 
 def train(
-    adapters: Tree,
-    base: Tree,
-    examples: list[Example],
-    model_config: ModelConfig,
-    config: TrainConfig,
-    ops: Ops,
-    evaluate: Callable[[Tree], dict[str, float]] | None = None,
-    state: Tree | None = None,
-    on_step: Callable[[list[dict[str, Any]], Tree, Tree], None] | None = None,
-    parallel_map: Callable[..., Iterable[Any]] = map,
-    shares: int = 1,
-) -> tuple[Tree, list[dict[str, Any]]]:
+    adapters: Tree, base: Tree, examples: list[Example], model_config: ModelConfig,
+    config: TrainConfig, ops: Ops, evaluate: Callable[[Tree], Tree] | None = None,
+    state: Tree | None = None, on_step: Callable[[list[Tree], Tree, Tree], None] | None = None,
+    parallel_map: Callable[..., Iterable[Any]] = map, shares: int = 1,
+) -> tuple[Tree, list[Tree]]:  # fmt: skip
     """Fit `adapters` to the examples; return (adapters, history).
 
     `history` has a dict per step (`step`, `loss`, `learning_rate`, `grad_norm`, `tokens`,
@@ -51,77 +40,36 @@ def train(
     `shares`, which `parallel_map` may compute at the same time. Raises InputError if the loss or
     the gradient is not finite; the last good state has then been passed to `on_step`.
     """
-    check_packing(adapters, config)
     bins = pack(examples, config.max_seq_length) if config.packing else [[e] for e in examples]
     adapters = round_to(adapters, config.adapter_dtype)
     state = state or init_state(adapters)
-    gradient = partial(
-        gradient_at, base=base, bins=bins, model_config=model_config, config=config, ops=ops,
-        parallel_map=parallel_map, shares=shares,
-    )  # fmt: skip
-    history = []
-    with Progress(state["step"], config.iters) as progress:
-        while state["step"] < config.iters and not should_stop(state, config):
-            began, step = time.perf_counter(), state["step"]
-            loss, grads, tokens = gradient(adapters, step)
-            grads, norm = clip(grads, config.max_grad_norm)
-            require(
-                math.isfinite(loss + norm),
-                f"the loss is {loss:g} and its gradient {norm:g} at step {step + 1}: lower "
-                "--learning-rate, or hold the adapters in float32; the checkpoint before it is kept",
-            )
-            rate = learning_rate(step, config)
-            adapters, state = update(adapters, grads, state, rate, config)
-            seconds = time.perf_counter() - began
-            rows: list[dict[str, Any]] = [
-                {"step": step + 1, "loss": loss, "learning_rate": rate, "grad_norm": norm,
-                 "tokens": tokens, "seconds": round(seconds, 4)}
-            ]  # fmt: skip
-            last = step + 1 == config.iters
-            if evaluate and (last or (step + 1) % config.steps_per_eval == 0):
-                score = evaluate(adapters)
-                eval_loss, exact = score["loss"], score["exact_match"]
-                rows.append({"step": step + 1, "eval_loss": eval_loss, "eval_exact_match": exact})
-                state = update_early_stopping(state, adapters, eval_loss, config)
-                progress.write(
-                    f"step {step + 1}: train loss {loss:.4f}, held-out loss {eval_loss:.4f}, "
-                    f"exact match {100 * exact:.1f} %"
-                )
-            history += rows
-            if on_step:
-                on_step(rows, adapters, state)
-            progress.step(f"loss {loss:.3f}, {tokens / seconds:.0f} tokens/s")
+    history: list[Tree] = []
+    while state["step"] < config.iters and not should_stop(state, config):
+        began, step = time.perf_counter(), state["step"]
+        loss, grads, tokens = gradient_at(
+            adapters, base, bins, step, model_config, config, ops, parallel_map, shares
+        )
+        grads, norm = clip(grads, config.max_grad_norm)
+        require(
+            math.isfinite(loss + norm),
+            f"the loss is {loss:g} and its gradient {norm:g} at step {step + 1}: lower "
+            "--learning-rate, or hold the adapters in float32; the checkpoint before it is kept",
+        )
+        rate = learning_rate(step, config)
+        adapters, state = update(adapters, grads, state, rate, config)
+        rows: list[Tree] = [{"step": step + 1, "loss": loss, "learning_rate": rate}]
+        rows[0] |= {"grad_norm": norm, "tokens": tokens}
+        rows[0]["seconds"] = round(time.perf_counter() - began, 4)
+        last = step + 1 == config.iters
+        if evaluate and (last or (step + 1) % config.steps_per_eval == 0):
+            score = evaluate(adapters)
+            rows.append({"step": step + 1, "eval_loss": score["loss"]})
+            rows[1]["eval_exact_match"] = score["exact_match"]
+            state = update_early_stopping(state, adapters, score["loss"], config)
+        history += rows
+        if on_step:
+            on_step(rows, adapters, state)
     return state.get("best", adapters), history
-
-
-class Progress(tqdm):  # type: ignore[misc]
-    """A progress bar in a terminal or a notebook; elsewhere a line every few seconds."""
-
-    def __init__(self, first: int, total: int) -> None:
-        watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-        super().__init__(total=total, initial=first, unit="step", disable=not watched)
-        self.total, self.n, self.last_line = total, first, time.perf_counter()
-
-    def step(self, text: str) -> None:
-        """Count a step, and show the text next to the count."""
-        if not self.disable:
-            self.set_postfix_str(text)
-            self.update()
-            return
-        self.n += 1
-        if time.perf_counter() - self.last_line > SECONDS_BETWEEN_LINES:
-            self.last_line = time.perf_counter()
-            print(f"step {self.n} of {self.total}: {text}", file=sys.stderr, flush=True)
-
-
-def check_packing(adapters: Tree, config: TrainConfig) -> None:
-    """Raise InputError if rows would be packed behind a trained prompt."""
-    node = adapters.get("model", {})
-    require(
-        not (config.packing and {"prompt_embeddings", "prompt_encoder"} & node.keys()),
-        "--packing puts several examples into a row, and only the first would see the trained "
-        "prompt: train it without",
-    )
 
 
 def init_state(adapters: Tree) -> Tree:
@@ -130,16 +78,10 @@ def init_state(adapters: Tree) -> Tree:
 
 
 def gradient_at(
-    adapters: Tree,
-    step: int,
-    base: Tree,
-    bins: list[list[Example]],
-    model_config: ModelConfig,
-    config: TrainConfig,
-    ops: Ops,
-    parallel_map: Callable[..., Iterable[Any]] = map,
+    adapters: Tree, base: Tree, bins: list[list[Example]], step: int, model_config: ModelConfig,
+    config: TrainConfig, ops: Ops, parallel_map: Callable[..., Iterable[Any]] = map,
     shares: int = 1,
-) -> tuple[float, Tree, int]:
+) -> tuple[float, Tree, int]:  # fmt: skip
     """Compute (mean loss, its gradient, target tokens) of a step, over all its micro-batches.
 
     The micro-batches come one after the other; the shares of each may be computed in parallel.
@@ -148,7 +90,7 @@ def gradient_at(
     batches = []
     for i in range(n):
         rows = list(enumerate(batch_at(bins, step * n + i, size, config.seed), start=i * size))
-        batches.append([rows[share::shares] for share in range(min(shares, len(rows)))])
+        batches.append(split_batch(rows, shares))
     total = sum(num_targets(row) for batch in batches for share in batch for _, row in share)
 
     def part(share: list[tuple[int, list[Example]]]) -> tuple[int, float, Tree] | None:
@@ -166,6 +108,12 @@ def gradient_at(
 
     results = (result for batch in batches for result in parallel_map(part, batch))
     return *accumulate(filter(None, results), total), total
+
+
+def split_batch(rows: list[Any], shares: int) -> list[list[Any]]:
+    """Split the rows of a batch into as many shares, or one per row if there are fewer rows."""
+    n = min(shares, len(rows))
+    return [rows[i::n] for i in range(n)]
 
 
 def num_targets(examples: Iterable[Example]) -> int:

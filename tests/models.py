@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from minilora import layers, lora
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR, ATTENTION, LoraConfig, ModelConfig
+from minilora.ops import Ops
 from minilora.quant.quantize import quantize
 from minilora.tree import flatten, named_leaves, tree_map, unflatten
 
@@ -101,7 +102,7 @@ def random_batch(config, seed=0, B=2, T=5, packed=True):
     mask = (rng.random((B, T)) < 0.7).astype(np.float32)
     mask[rng.integers(B), rng.integers(T)] = 1
     starts = random_starts(rng, B, T) if packed else np.zeros((B, T), np.int64)
-    return {"tokens": tokens, "targets": targets, "mask": mask, "starts": starts}
+    return {"tokens": tokens, "targets": targets, "mask": mask, "segment_starts": starts}
 
 
 def random_starts(rng, B, T):
@@ -167,8 +168,7 @@ def spying(ops, seen):
 
         return call
 
-    names = ("linear", "down", "rms_norm", "attention", "cross_entropy")
-    return SimpleNamespace(**{name: spy(name) for name in names})
+    return SimpleNamespace(**{name: spy(name) for name in vars(Ops) if name[0] != "_"})
 
 
 def bits(x):

@@ -20,7 +20,7 @@ def test_scaling(r, alpha):
     # most 2⁻⁵³. (The same √r is rounded on both, but divides here and multiplies there.)
     rslora = scaling(r, alpha, use_rslora=True)
     assert math.isclose(rslora, math.sqrt(r) * alpha / r, rel_tol=5 * 2.0**-53)
-    assert LoraConfig(r=r, lora_alpha=alpha).at(Q) == (r, alpha / r)
+    assert LoraConfig(r=r, lora_alpha=alpha).rank_and_scaling(Q) == (r, alpha / r)
 
 
 def test_an_exception_takes_its_own_rank_and_alpha():
@@ -28,7 +28,7 @@ def test_an_exception_takes_its_own_rank_and_alpha():
     assert config.rank_and_scaling(Q) == (2, 1.5)
     assert config.rank_and_scaling("model.layers.4.self_attn.q_proj") == (2, 8.0)
     assert config.rank_and_scaling("model.layers.3.self_attn.v_proj") == (8, 2.0)
-    assert replace(config, use_rslora=True).at(Q) == (2, 3 / math.sqrt(2))
+    assert replace(config, use_rslora=True).rank_and_scaling(Q) == (2, 3 / math.sqrt(2))
 
 
 def test_a_name_is_a_whole_path_or_an_end_after_a_dot():

@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY, adapted, configs, quantized, random_base, seeds
 
-from minilora import layers, lora, model
-from minilora.generation import Cache, generate, sample
+import minilora
+from minilora import generate, layers, lora, model
+from minilora.generation import sample
 from minilora.kernels import fused
+from minilora.layers import LayerCache
 from minilora.tree import tree_map
 
 U32 = 2.0**-24  # unit roundoff
@@ -21,7 +23,8 @@ def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, split, o
     base = random_base(config, seed)
     adapters, frozen = adapted(quantized(base) if four_bit else base, seed)
     tokens = np.random.default_rng(seed).integers(config.vocab_size, size=(2, 5))
-    starts, cache = np.zeros_like(tokens), Cache(config, 5, batch=2)
+    starts = np.zeros_like(tokens)
+    cache = [LayerCache() for _ in range(config.num_hidden_layers)]
     whole = model.hidden_states(adapters, frozen, tokens, starts, config, ops)
     parts = []
     for part in np.split(tokens, [split], axis=1):
@@ -48,7 +51,7 @@ def test_greedy_generation_is_the_argmax_of_the_whole_sequence(seed):
     base = random_base(TINY, seed)
     tokens = [1, 2, 3]
     for token in generate({}, base, tokens[:3], TINY, max_tokens=6):
-        logits = model.forward({}, base, np.array([tokens]), TINY)[0, -1]
+        logits = minilora.forward({}, base, np.array([tokens]), TINY)[0, -1]
         # a near tie may fall either way: the sums are taken in another order
         assert logits[token] >= logits.max() - 1e-4
         tokens.append(token)
@@ -83,7 +86,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
 def test_the_same_seed_draws_the_same_text():
     base = random_base(TINY, 2)
     a, b = (
-        list(generate({}, base, [1], TINY, 10, temp=1.0, rng=np.random.default_rng(5)))
+        list(generate({}, base, [1], TINY, max_tokens=10, temp=1.0, rng=np.random.default_rng(5)))
         for _ in range(2)
     )
     assert a == b

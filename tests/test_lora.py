@@ -22,9 +22,11 @@ from models import (
     target_sets,
 )
 
+import minilora
 from minilora import layers, lora, model
 from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
 from minilora.kernels import fused
+from minilora.methods.methods import also_train
 from minilora.tree import flatten, get, named_leaves, num_parameters, set_leaf
 
 U32, U64 = 2.0**-24, 2.0**-53
@@ -95,7 +97,7 @@ def test_counts_beside_the_adapters(config, groups):
         "bias": L * sum(out for out, _ in shapes.values()),
         "head": config.vocab_size * D,
     }
-    more = lora.also_train(adapters, frozen, groups)
+    more = also_train(adapters, frozen, groups)
     assert num_parameters(more) - num_parameters(adapters) == sum(expected[g] for g in groups)
 
 
@@ -112,7 +114,7 @@ def test_a_fresh_adapter_changes_no_bit(scheme, ops, config, seed, names):
     tokens = random_batch(config, seed)["tokens"]
     before = model.forward({}, base, tokens, config, ops)
     assert bits(before) == bits(model.forward(adapters, frozen, tokens, config, ops))
-    more = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
+    more = also_train(adapters, frozen, ("norm", "bias", "head"))
     assert bits(before) == bits(model.forward(more, frozen, tokens, config, ops))
 
 
@@ -150,7 +152,7 @@ def test_every_projection_has_its_own_a_and_the_generator_decides_it():
 def test_at_the_start_only_b_has_a_gradient():
     # ∂L/∂A is a multiple of B, which is zero: the first step moves B alone, and has to.
     adapters, frozen = fresh(random_base(TINY), target_modules=ALL_LINEAR)
-    grads = grad(model.loss)(adapters, frozen, random_batch(TINY), TINY)
+    grads = grad(minilora.loss)(adapters, frozen, random_batch(TINY), TINY)
     for path, g in named_leaves(grads):
         assert (np.abs(g).max() > 0) == path.endswith("lora_B"), path
 
@@ -257,9 +259,9 @@ def test_merging_is_an_equation_between_two_calls(config, seed, names, r):
     base = random_base(config, seed, np.float64)
     adapters, frozen = adapted(base, seed, target_modules=names, r=r, lora_alpha=1)
     tokens = random_batch(config, seed)["tokens"]
-    apart = model.forward(adapters, frozen, tokens, config)
-    together = model.forward({}, lora.merge(adapters, frozen, np.float64), tokens, config)
-    assert np.abs(model.forward({}, frozen, tokens, config) - apart).max() > 0
+    apart = minilora.forward(adapters, frozen, tokens, config)
+    together = minilora.forward({}, lora.merge(adapters, frozen, np.float64), tokens, config)
+    assert np.abs(minilora.forward({}, frozen, tokens, config) - apart).max() > 0
     # a thousand roundings, each amplified by no more than an RMSNorm near zero, 1/√ε, squared
     np.testing.assert_allclose(
         together, apart, rtol=0, atol=1e8 * U64 * max(1, np.abs(apart).max())
@@ -274,8 +276,8 @@ def test_a_merged_model_equals_the_unmerged_one_in_float32(scheme, seed):
     base = quantized(random_base(TINY, seed), scheme)
     adapters, frozen = adapted(base, seed, target_modules=ALL_LINEAR)
     tokens = random_batch(TINY, seed)["tokens"]
-    apart = model.forward(adapters, frozen, tokens, TINY)
-    together = model.forward({}, lora.merge(adapters, frozen), tokens, TINY)
+    apart = minilora.forward(adapters, frozen, tokens, TINY)
+    together = minilora.forward({}, lora.merge(adapters, frozen), tokens, TINY)
     bound = 2 * 4 * 20 * U32 * 10 * np.abs(apart).max()
     np.testing.assert_allclose(together, apart, rtol=0, atol=bound)
 
@@ -284,7 +286,7 @@ def test_a_merged_model_equals_the_unmerged_one_in_float32(scheme, seed):
 def test_merging_makes_a_new_dense_tree(scheme):
     base = quantized(random_base(TINY), scheme)
     adapters, frozen = adapted(base)
-    adapters = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
+    adapters = also_train(adapters, frozen, ("norm", "bias", "head"))
     adapters["lm_head"]["weight"] += 1
     before = fingerprint(frozen), fingerprint(adapters)
     merged = lora.merge(adapters, frozen)
@@ -297,7 +299,7 @@ def test_merging_makes_a_new_dense_tree(scheme):
 
 def test_the_merged_tree_has_memory_of_its_own():
     adapters, frozen = adapted(random_base(TINY))
-    adapters = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
+    adapters = also_train(adapters, frozen, ("norm", "bias", "head"))
     before = fingerprint(frozen), fingerprint(adapters)
     for _, w in named_leaves(lora.merge(adapters, frozen)):
         w += 1
@@ -316,7 +318,7 @@ def test_what_is_not_adapted_merges_to_its_own_bits():
 @pytest.mark.parametrize("dtype", [np.float16, np.float64])
 def test_merging_to_another_dtype_casts_every_leaf(dtype):
     adapters, frozen = adapted(random_base(TINY))
-    adapters = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
+    adapters = also_train(adapters, frozen, ("norm", "bias", "head"))
     for path, w in named_leaves(lora.merge(adapters, frozen, dtype)):
         assert w.dtype == dtype, path
 
@@ -338,19 +340,19 @@ def test_unmerging_returns(config, seed, names):
 def test_replaced_leaves_move_in_and_biases_add():
     base = random_base(TINY, biases=("q_proj",))
     adapters, frozen = adapted(base)
-    adapters = as_dtype(lora.also_train(adapters, frozen, ("norm", "bias", "head")), np.float32)
+    adapters = as_dtype(also_train(adapters, frozen, ("norm", "bias", "head")), np.float32)
     rng, tokens = np.random.default_rng(0), random_batch(TINY)["tokens"]
     for path, w in named_leaves(adapters):
         set_leaf(adapters, path, w + rng.standard_normal(w.shape, dtype=np.float32) / 4)
-    apart = model.forward(adapters, frozen, tokens, TINY)
-    together = model.forward({}, lora.merge(adapters, frozen), tokens, TINY)
+    apart = minilora.forward(adapters, frozen, tokens, TINY)
+    together = minilora.forward({}, lora.merge(adapters, frozen), tokens, TINY)
     np.testing.assert_allclose(together, apart, rtol=0, atol=1600 * U32 * np.abs(apart).max())
 
 
 def test_a_trained_bias_starts_from_the_bases_own():
     base = random_base(TINY, biases=("q_proj",))
     adapters, frozen = fresh(base)
-    attn = lora.also_train(adapters, frozen, ("bias",))["model"]["layers"]["0"]["self_attn"]
+    attn = also_train(adapters, frozen, ("bias",))["model"]["layers"]["0"]["self_attn"]
     own = get(base, "model.layers.0.self_attn.q_proj.bias")
     assert bits(attn["q_proj"]["bias"]) == bits(own) and attn["q_proj"]["bias"] is not own
     assert not attn["v_proj"]["bias"].any()
@@ -367,7 +369,7 @@ def test_a_trained_bias_starts_from_the_bases_own():
 )
 def test_a_merge_that_is_not_finite_is_refused_by_name(leaf, bad):
     adapters, frozen = adapted(random_base(TINY))
-    adapters = lora.also_train(adapters, frozen, ("bias",))
+    adapters = also_train(adapters, frozen, ("bias",))
     get(adapters, f"model.layers.1.{leaf}").flat[0] = bad
     path = f"model.layers.1.{leaf.replace('lora_B', 'weight')}"
     with pytest.raises(InputError, match=f"make {path} not finite"):
@@ -384,8 +386,8 @@ def test_a_merge_that_overflows_half_precision_is_refused():
 
 def test_what_an_adapter_has_trained_already_is_not_reset():
     adapters, frozen = adapted(random_base(TINY))
-    once = lora.also_train(adapters, frozen, ("norm",))
+    once = also_train(adapters, frozen, ("norm",))
     gain = once["model"]["norm"]["weight"] = once["model"]["norm"]["weight"] + 1
-    again = lora.also_train(once, frozen, ("norm", "head"))
+    again = also_train(once, frozen, ("norm", "head"))
     assert np.array_equal(again["model"]["norm"]["weight"], gain)
     assert "lm_head" in again

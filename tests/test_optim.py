@@ -226,5 +226,5 @@ def test_rounding_twice_is_rounding_once(x, dtype):
 
 
 def test_a_number_too_large_for_the_dtype_is_refused():
-    with pytest.raises(InputError, match="F16 cannot hold"):
+    with pytest.raises(InputError, match="float16 cannot hold"):
         round_to({"w": np.float32([1, 7e4])}, "float16")

@@ -1,12 +1,10 @@
 """The loop: what it never writes, what it repeats byte for byte, when it stops, what it keeps."""
 
 import math
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from autograd import value_and_grad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
@@ -21,16 +19,18 @@ from models import (
     seeds,
 )
 
-from minilora import layers, lora, model
+import minilora
+from minilora import kernels, layers, train, training
 from minilora.batching import batch_at, collate
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
-from minilora.evaluation import metrics
+from minilora.evaluation import metrics, trainer
 from minilora.kernels import threads
+from minilora.layers import value_and_grad
+from minilora.methods.methods import also_train
 from minilora.optim import global_norm, learning_rate, round_to
-from minilora.training import gradient_at, init_state, rates, shared, should_stop, train
+from minilora.training import gradient_at, init_state, rates, should_stop, split_batch
 from minilora.tree import flatten, get, named_leaves, tree_map
 
-MODULE = sys.modules["minilora.train"]  # `minilora.train` is the function
 U32 = 2.0**-24
 EXAMPLES, VALID = random_examples(TINY, 9, seed=1), random_examples(TINY, 4, seed=2)
 SMALL = TrainConfig(
@@ -47,7 +47,7 @@ def setting(dropout=0.2, base=None, **lora_fields):
     """(adapters, frozen) with dropout, norms, biases and a head."""
     base = random_base(TINY) if base is None else base
     adapters, frozen = adapted(base, lora_dropout=dropout, **lora_fields)
-    return lora.also_train(adapters, frozen, ("norm", "bias", "head")), frozen
+    return also_train(adapters, frozen, ("norm", "bias", "head")), frozen
 
 
 def run(config, valid=VALID, state=None, adapters=None, **kwargs):
@@ -139,13 +139,15 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
     adapters, frozen = (as_dtype(tree, np.float64) for tree in setting(dropout=0.0))
     examples = [[e] for e in random_examples(TINY, 12, seed)]
     config = replace(SMALL, batch_size=size, grad_accumulation_steps=n)
-    loss, grads, tokens = gradient_at(adapters, frozen, examples, 1, TINY, config)
+    loss, grads, tokens = gradient_at(
+        adapters, frozen, examples, 1, TINY, config, kernels.OPS, kernels.parallel_map, 2
+    )
 
-    f = value_and_grad(model.loss)
+    f = value_and_grad(minilora.loss)
     large = collate(batch_at(examples, 1, n * size, config.seed))
     expected, expected_grads = f(adapters, frozen, large, TINY)
     micro = [batch_at(examples, n + i, size, config.seed) for i in range(n)]
-    parts = [collate(rows) for some in micro for rows in shared(some, adapters)]
+    parts = [collate(rows) for some in micro for rows in split_batch(some, 2)]
     shares = [part["mask"].sum() / large["mask"].sum() for part in parts]
     alone = [f(adapters, frozen, part, TINY) for part in parts]
 
@@ -165,19 +167,16 @@ def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
     monkeypatch.setattr(threads, "THREADS", cores)
     adapters, frozen = (as_dtype(tree, np.float64) for tree in setting(dropout=0.0))
     rows = [[e] for e in EXAMPLES[:5]]
-    shares = shared(rows, adapters)
+    shares = split_batch(rows, cores)
     assert len(shares) == min(cores, 5)
     assert sorted(map(id, rows)) == sorted(id(row) for share in shares for row in share)
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
-
-    monkeypatch.setattr(MODULE, "FEW", 1)  # a large tree's gradient exists once
-    assert shared(rows, adapters) == [rows]
-    monkeypatch.undo()
     config = replace(SMALL, batch_size=5)
-    whole = value_and_grad(model.loss)(adapters, frozen, collate(rows), TINY)
-    monkeypatch.setattr(threads, "THREADS", cores)
-    monkeypatch.setattr(MODULE, "batch_at", lambda bins, *rest: bins)
-    loss, grads, tokens = gradient_at(adapters, frozen, rows, 0, TINY, config)
+    whole = value_and_grad(minilora.loss)(adapters, frozen, collate(rows), TINY)
+    monkeypatch.setattr(training, "batch_at", lambda bins, *rest: bins)
+    loss, grads, tokens = gradient_at(
+        adapters, frozen, rows, 0, TINY, config, kernels.OPS, kernels.parallel_map, cores
+    )
     # shares n/total round to float32, once each; m/Σm does so in both
     assert loss == pytest.approx(whole[0], rel=4 * U32) and tokens == collate(rows)["mask"].sum()
     size = max(np.abs(g).max() for _, g in named_leaves(whole[1]))
@@ -185,15 +184,28 @@ def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
         np.testing.assert_allclose(g, get(whole[1], path), rtol=0, atol=8 * cores * U32 * size)
 
 
+def test_one_share_for_the_reference_and_for_a_large_tree(monkeypatch):
+    """A debugger sees the whole batch, and a large gradient exists once."""
+    monkeypatch.setattr(threads, "THREADS", 2)
+    seen = []
+    monkeypatch.setattr(
+        training, "split_batch", lambda rows, shares: seen.append(shares) or [rows]
+    )
+    for ops, few in ((None, 2**24), (layers, 2**24), (None, 1)):
+        monkeypatch.setattr(trainer, "FEW", few)
+        train(*setting(), EXAMPLES, TINY, replace(SMALL, iters=1), ops=ops)
+    assert seen == [2, 1, 1]
+
+
 def test_a_micro_batch_has_a_dropout_mask_of_its_own():
     adapters, frozen = setting(dropout=0.5)
     twice = [[EXAMPLES[0]]] * 2
     one, two = (
-        gradient_at(adapters, frozen, twice, 0, TINY, replace(SMALL, batch_size=1, **more))
+        gradient_at(adapters, frozen, twice, 0, TINY, replace(SMALL, batch_size=1, **more), layers)
         for more in ({}, {"grad_accumulation_steps": 2})
     )
     assert one[0] != two[0]  # the mean of two masks, not one mask twice
-    later = gradient_at(adapters, frozen, twice, 1, TINY, replace(SMALL, batch_size=1))
+    later = gradient_at(adapters, frozen, twice, 1, TINY, replace(SMALL, batch_size=1), layers)
     assert one[0] != later[0]
 
 
@@ -203,12 +215,11 @@ def test_a_micro_batch_has_a_dropout_mask_of_its_own():
 def test_a_rows_masks_depend_on_its_position_alone(monkeypatch, plain, cores, batch_size):
     """Not on the cores, the micro-batches, the padding that a longer row causes, or the path."""
     monkeypatch.setattr(threads, "THREADS", cores)
-    if plain:
-        monkeypatch.setattr(model, "OPS", layers)
+    ops = layers if plain else kernels.OPS
     adapters, frozen = setting(dropout=0.5)
     rows, drawn = [[e] for e in EXAMPLES[:6]], {}
     monkeypatch.setattr(
-        MODULE, "batch_at", lambda bins, step, size, seed: bins[step * size : (step + 1) * size]
+        training, "batch_at", lambda bins, step, size, seed: bins[step * size : (step + 1) * size]
     )
     random = layers.RowRng.random
 
@@ -221,7 +232,9 @@ def test_a_rows_masks_depend_on_its_position_alone(monkeypatch, plain, cores, ba
 
     monkeypatch.setattr(layers.RowRng, "random", recorded)
     config = replace(SMALL, batch_size=batch_size, grad_accumulation_steps=6 // batch_size)
-    loss, _, _ = gradient_at(adapters, frozen, rows, 0, TINY, config)
+    loss, _, _ = gradient_at(
+        adapters, frozen, rows, 0, TINY, config, ops, kernels.parallel_map, cores
+    )
     # seed, step, row; layer; q_proj and v_proj
     keys = {(3, 0, row, layer, name) for row in range(6) for layer in range(2) for name in (0, 2)}
     assert drawn.keys() == keys and all(len(masks) == 1 for masks in drawn.values())
@@ -248,7 +261,7 @@ def test_history_says_what_happened():
     adapters, frozen = setting(dropout=0.0)
     for i, row in enumerate(training):
         batch = collate(batch_at([[e] for e in EXAMPLES], i, 2, config.seed))
-        loss, grads = value_and_grad(model.loss)(adapters, frozen, batch, TINY)
+        loss, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, TINY)
         assert row["learning_rate"] == learning_rate(i, config)
         assert row["tokens"] == batch["mask"].sum() and row["seconds"] >= 0
         assert row["loss"] == pytest.approx(float(loss), rel=4 * U32)
@@ -308,7 +321,7 @@ def scripted(monkeypatch, scores):
     """Evaluation says these losses, one after the other."""
     remaining = iter(scores)
     monkeypatch.setattr(
-        MODULE, "evaluate", lambda *args: {"loss": next(remaining), "exact_match": 0.0}
+        trainer, "evaluate", lambda *args, **kwargs: {"loss": next(remaining), "exact_match": 0.0}
     )
 
 
@@ -360,7 +373,7 @@ def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, bad, what):
             grads = tree_map(lambda g: np.full_like(g, bad), grads)
         return loss, grads, tokens
 
-    monkeypatch.setattr(MODULE, "gradient", fake)
+    monkeypatch.setattr(training, "gradient_at", fake)
     steps = []
     with (
         np.errstate(invalid="ignore"),

@@ -36,7 +36,7 @@ def questions(lora_config, train_config, scheme, model_config, rows, also_train=
 
 
 def _shape(lora, model):
-    (r, scaling), names = lora.at(""), lora.target_modules
+    (r, scaling), names = lora.rank_and_scaling(""), lora.target_modules
     for name, (n, m) in model.projections().items():
         if {name, "all-linear"} & set(names) and r * (n + m) >= n * m:
             yield f"r {r} trains {r * (n + m):,} numbers on {name}'s {n * m:,}: why? (lesson 2)"

@@ -24,7 +24,7 @@ from ..tree import named_leaves
 from . import pretraining
 from .arguments import toml_settings
 from .opening import open_adapter, warn, warn_of_another_base
-from .run import fine_tune
+from .run import fine_tune, physical_memory
 
 train = fine_tune
 
@@ -89,6 +89,11 @@ def generate(args):
     prompt = args.prompt
     if words.has_chat_template and not args.raw:
         prompt = words.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    keys_and_values = 8 * opened.config.num_hidden_layers * opened.config.num_key_value_heads
+    require(
+        keys_and_values * opened.config.head_dim * args.max_tokens < physical_memory(),
+        f"--max-tokens {args.max_tokens}: keys and values of that many tokens do not fit into memory",
+    )
     ids, printed = [], ""
     for token in generation.generate(
         opened.adapters, opened.base, words.encode(prompt), opened.config,

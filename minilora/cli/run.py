@@ -21,8 +21,7 @@ from ..evaluation.trainer import train
 from ..formats.checkpoint import save_adapter, save_state
 from ..generation import generate
 from ..kernels import num_threads
-from ..methods.operations import operations
-from ..training import check_packing
+from ..methods.operations import check_packing, operations
 from .checklist import Rows, questions
 from .opening import starting
 from .run_folder import (

@@ -18,7 +18,6 @@ from autograd.extend import defvjp_argnums, primitive
 from .. import layers
 from ..config import MLP
 from ..layers import checkpoint, embed, value_and_grad
-from ..tree import check_leaves
 from . import fused_projection
 from .fused_attention import attention, self_attention
 from .fused_loss import cross_entropy
@@ -157,7 +156,6 @@ def mlp(x, trained, frozen, rng=None, linear=None):
     """Compute `layers.mlp`; keeps x and the outputs of gate_proj and up_proj."""
     if linear is not None or not plain_lora(trained, frozen, rng is not None):
         return layers.mlp(x, trained, frozen, rng, linear or fused_projection.linear, swiglu)
-    check_leaves(trained, MLP, "mlp")
     found, factors = projections(MLP, trained, frozen)
     return _mlp(x, found, {}, *factors)
 

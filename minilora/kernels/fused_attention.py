@@ -8,7 +8,6 @@ from autograd.extend import defvjp_argnums, primitive
 
 from .. import layers
 from ..config import ATTENTION
-from ..tree import check_leaves
 from . import fused_projection
 from .fused_projection import project, project_back, projections, with_factors
 from .loops import exp, fast_jit, largest, rows
@@ -49,12 +48,17 @@ def _attention(q, k, v, rope, starts, kept):
     return attend(q, k, v, rope, starts, kept)
 
 
-defvjp_argnums(
-    _attention,
-    lambda argnums, y, args, kwargs: (
-        lambda g: tuple(attend_back(g, *args[3:])[n] for n in argnums)
-    ),
-)
+def _attention_vjp(argnums, y, args, kwargs):
+    *_, rope, starts, kept = args
+
+    def vjp(g):
+        grads = attend_back(g, rope, starts, kept)
+        return tuple(grads[n] for n in argnums)
+
+    return vjp
+
+
+defvjp_argnums(_attention, _attention_vjp)
 
 
 def attend(q, k, v, rope, starts, kept):
@@ -105,7 +109,6 @@ def self_attention(
         return layers.self_attention(
             x, trained, frozen, rope, segment_starts, cache, rng, linear, attention
         )
-    check_leaves(trained, ATTENTION, "self_attention")
     check_starts(segment_starts)
     found, factors = projections(ATTENTION, trained, frozen)
     return _self_attention(x, found, rope, segment_starts, {}, *factors)

@@ -12,9 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import layers
-from ..config import require
-from ..lora import FACTORS
-from ..tree import subtree
+from ..lora import FACTORS, FIXED
+from ..tree import check_leaves, subtree
 from .loops import rows
 from .weights import frozen_matmul, frozen_matmul_back
 
@@ -37,13 +36,15 @@ class Projection(NamedTuple):
 def projections(names, trained, frozen):
     """Return the Projections of a sublayer without their factors, and all factors as a flat list.
 
-    autograd follows only arrays that are arguments of a primitive themselves.
+    autograd follows only arrays that are arguments of a primitive themselves. Raises InputError for
+    a leaf that plain LoRA does not read.
     """
+    check_leaves(trained, names, "the sublayer")
+    check_leaves(frozen, names, "the sublayer")
     found, factors = [], []
     for name in names:
         node, own = subtree(trained, name), frozen[name]
-        known = own.keys() <= {"weight", "bias", "lora_scaling", "lora_dropout"}
-        require(known, f"{name}: the base has leaves that linear does not read: {', '.join(own)}")
+        check_leaves(own, ("weight", "bias", *FIXED), name)
         scaling = own["lora_scaling"] if node else None
         found.append(Projection(own["weight"], own.get("bias"), scaling))
         factors += [node[factor] for factor in FACTORS if node]

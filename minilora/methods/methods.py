@@ -21,7 +21,7 @@ from .. import lora
 from ..config import ALL_LINEAR, LoraConfig, require
 from ..layers import dense
 from ..tree import flatten, get, named_leaves, set_leaf, subtree, tree_map, unflatten
-from .operations import row_norms, without
+from .operations import row_norms
 
 EVERY_LINEAR = LoraConfig(target_modules=ALL_LINEAR)
 
@@ -64,8 +64,8 @@ def norm(base, config, rng):
 
 def bitfit(base, config, rng):
     """Give every projection a bias (Ben Zaken et al. 2022), zero where the base has none."""
-    biases = biases(lora.target_paths(base, EVERY_LINEAR), base)
-    return unflatten({path: np.array(b, "f4") for path, b in biases}), base
+    paths = lora.target_paths(base, EVERY_LINEAR)
+    return unflatten({path: np.array(b, "f4") for path, b in biases(paths, base)}), base
 
 
 def ia3(base, config, rng):

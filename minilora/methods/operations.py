@@ -16,8 +16,9 @@ import autograd.numpy as np
 from autograd.extend import notrace_primitive
 
 from .. import kernels
-from ..layers import LayerCache, dense, matmul
-from ..lora import LEAVES
+from ..config import require
+from ..layers import LayerCache, matmul
+from ..lora import FACTORS, LEAVES
 from ..tree import named_leaves, subtree, trained_or_frozen
 
 EXTRA = ("ia3_l", "lora_magnitude_vector", "bottleneck_down", "bottleneck_down_bias",
@@ -27,14 +28,25 @@ EXTRA = ("ia3_l", "lora_magnitude_vector", "bottleneck_down", "bottleneck_down_b
 def operations(adapters, base, ops=None):
     """Return `ops` itself for plain LoRA and replaced leaves, otherwise a wrapper that knows more.
 
-    ops: `layers`, `kernels.fused`, or None for the fastest that this machine has.
+    ops: `layers`, `kernels.fused`, what this function returned, or None for the fastest that this
+    machine has.
     """
-    ops = ops or kernels.OPS
+    ops = getattr(ops, "ops", ops) or kernels.OPS  # never a wrapper of a wrapper
     plain = all(path.endswith(LEAVES) for path, _ in named_leaves(adapters))
     per_row = any(getattr(w, "ndim", 2) == 3 for _, w in named_leaves(adapters))
     stacked = any(".lora_stack." in path for path, _ in named_leaves(base))
     encoder = "prompt_encoder" in subtree(adapters, "model")
     return ops if plain and not (per_row or stacked or encoder) else MethodOps(ops)
+
+
+def check_packing(adapters, config):
+    """Raise InputError if rows would be packed behind a trained prompt."""
+    prompts = {"prompt_embeddings", "prompt_encoder"} & subtree(adapters, "model").keys()
+    require(
+        not (config.packing and prompts),
+        "--packing puts several examples into a row, and only the first would see the trained "
+        "prompt: train it without",
+    )
 
 
 class MethodOps:
@@ -62,23 +74,21 @@ class MethodOps:
 
     def linear(self, x, trained, frozen, rng=None):
         """Apply a projection with all that is trained on it: (..., in) -> (..., out)."""
-        plain, held = without(trained, *EXTRA), without(frozen, "lora_stack")
+        per_row = "lora_A" in trained and trained["lora_A"].ndim == 3  # an adapter per row
+        plain = without(trained, "bias", *EXTRA, *(FACTORS if per_row else ()))
         if "ia3_l" in trained and trained["ia3_l"].shape[0] == 1:
             x = x * trained["ia3_l"][0]  # W_down(l_ff ∘ h)   (IA³, Liu et al. 2022, Sec. 3.3)
-        if "lora_magnitude_vector" in trained:
-            # h = m∘(W₀x + (α/r)·BAx)/‖W₀ + (α/r)·BA‖ + b, the norms constant   (DoRA, Eqs. 5, 11)
-            h = self.ops.linear(x, without(plain, "bias"), without(held, "bias"), rng)
-            h = h * (trained["lora_magnitude_vector"] / row_norms(trained, frozen))
-            if "bias" in trained or "bias" in frozen:
-                h = h + trained_or_frozen(trained, frozen, "bias")
-        elif "lora_A" in plain and plain["lora_A"].ndim == 3:  # an adapter per row of the batch
-            h = self.ops.linear(x, without(plain, "lora_A", "lora_B"), held, rng)
-            A, B = (np.swapaxes(plain[name], -1, -2) for name in ("lora_A", "lora_B"))
-            h = h + (held["lora_scaling"] * (x @ A)) @ B
-        else:
-            h = self.ops.linear(x, plain, held, rng)
+        h = self.ops.linear(x, plain, without(frozen, "bias", "lora_stack"), rng)
+        if per_row:
+            A, B = (np.swapaxes(trained[name], -1, -2) for name in FACTORS)
+            h = h + (frozen["lora_scaling"] * (x @ A)) @ B
         for below in subtree(frozen, "lora_stack").values():
             h = h + matmul(below["lora_scaling"] * matmul(x, below["lora_A"]), below["lora_B"])
+        if "lora_magnitude_vector" in trained:
+            # h = m∘(W₀x + (α/r)·BAx)/‖W₀ + (α/r)·BA‖, the norms constant   (DoRA, Eqs. 5 and 11)
+            h = h * (trained["lora_magnitude_vector"] / row_norms(trained, frozen))
+        if "bias" in trained or "bias" in frozen:
+            h = h + trained_or_frozen(trained, frozen, "bias")
         if "ia3_l" in trained and trained["ia3_l"].shape[0] > 1:
             h = h * trained["ia3_l"][:, 0]  # l_k ∘ K and l_v ∘ V
         return bottleneck(h, trained) if "bottleneck_down" in trained else h

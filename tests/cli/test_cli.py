@@ -12,7 +12,7 @@ import tomllib
 import numpy as np
 import pytest
 
-from minilora import cli, model
+from minilora import cli
 from minilora.cli import run_folder
 from minilora.cli.pretraining import llama, random_params
 from minilora.data.tokenizer import ByteTokenizer
@@ -500,7 +500,6 @@ def test_plain_runs_none_of_the_optimized_operations(base, data, tmp_path, monke
         monkeypatch.setattr(fused, name, forbidden)
     words = f"train --model {base} --data {data} --iters 2 --adapter-path {tmp_path / 'run'}"
     assert run(f"{words} --plain") == 0
-    assert model.OPS is fused  # the choice ends with the command
     with pytest.raises(AssertionError, match="an optimized operation"):
         run(f"{words} --overwrite")
 

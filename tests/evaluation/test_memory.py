@@ -7,7 +7,7 @@ import pytest
 from autograd import make_vjp
 from models import adapted, quantized, random_base, random_batch
 
-from minilora import model
+import minilora
 from minilora.config import ALL_LINEAR, LoraConfig, MethodConfig, ModelConfig
 from minilora.evaluation import memory
 from minilora.methods.methods import METHODS
@@ -24,7 +24,7 @@ def kept_by_a_step(adapters, frozen):
     batch = random_batch(CONFIG, B=8, T=128, packed=False)
 
     def keep():
-        return make_vjp(lambda a: model.loss(a, frozen, batch, CONFIG))(adapters)
+        return make_vjp(lambda a: minilora.loss(a, frozen, batch, CONFIG))(adapters)
 
     keep()  # compile first
     tracemalloc.start()

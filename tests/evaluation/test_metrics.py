@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from models import TINY, adapted, as_dtype, configs, random_base, random_examples, seeds
 
-from minilora import model
+import minilora
 from minilora.batching import Example, collate
 from minilora.evaluation import metrics
 from minilora.evaluation.metrics import calibration_error, evaluate
@@ -24,7 +24,7 @@ def slow_scores(adapters, base, examples, config):
     """(nll, probabilities, target, row) of every target token, one example at a time, float64."""
     adapters, base = as_dtype(adapters, np.float64), as_dtype(base, np.float64)
     for row, (tokens, mask) in enumerate(examples):
-        logits = model.forward(adapters, base, np.array([tokens[:-1]]), config)[0]
+        logits = minilora.forward(adapters, base, np.array([tokens[:-1]]), config)[0]
         for z, target, counts in zip(logits, tokens[1:], mask[1:]):
             if counts:
                 p = np.exp(z - z.max())
@@ -58,7 +58,7 @@ def test_every_score_by_its_definition(config, seed, n):
 def test_the_loss_is_the_models():
     adapters, base = adapted(random_base(TINY))
     examples = random_examples(TINY, 7)
-    loss = model.loss(adapters, base, collate([[e] for e in examples]), TINY)
+    loss = minilora.loss(adapters, base, collate([[e] for e in examples]), TINY)
     # both are means, in float64, of float32 terms near ln 11; batches differ in shape
     assert evaluate(adapters, base, examples, TINY)["loss"] == pytest.approx(loss, rel=300 * U32)
 
@@ -70,7 +70,7 @@ def test_exact_match_is_what_greedy_decoding_says():
     for _ in range(6):
         tokens = rng.integers(TINY.vocab_size, size=3).tolist()
         for _ in range(4):
-            tokens.append(int(model.forward({}, base, np.array([tokens]), TINY)[0, -1].argmax()))
+            tokens.append(int(minilora.forward({}, base, np.array([tokens]), TINY)[0, -1].argmax()))
         rows.append(Example(tokens, [0, 0, 0, 1, 1, 1, 1]))
     assert evaluate({}, base, rows, TINY)["exact_match"] == 1
     for at in range(3, 7):

@@ -18,6 +18,7 @@ from minilora import lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.peft_format import as_json
+from minilora.methods.methods import also_train
 from minilora.optim import round_to
 from minilora.training import init_state
 from minilora.tree import flatten, get, named_leaves, set_leaf, tree_map, unflatten
@@ -30,7 +31,7 @@ def trained_adapter(base, config, groups=(), seed=0):
     """(adapters, frozen) in which every leaf differs from where it started."""
     rng = np.random.default_rng([5, seed])
     adapters, frozen = lora.init(base, config, rng)
-    adapters = lora.also_train(adapters, base, groups)
+    adapters = also_train(adapters, base, groups)
     return tree_map(lambda w: np.float32(w + rng.standard_normal(w.shape)), adapters), frozen
 
 

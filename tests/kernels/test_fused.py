@@ -4,6 +4,7 @@ In float64 the two differ by roundings only. In float32 the fused operation is h
 plain one *in float64, on the same numbers*: a bound on its own error, not on the sum of two.
 """
 
+import inspect
 import math
 import tracemalloc
 from itertools import combinations
@@ -17,7 +18,11 @@ from hypothesis import strategies as st
 from models import attention_inputs, bits, compiled_only, random_starts, seeds
 
 from minilora import layers
-from minilora.kernels import fused, fused_attention, fused_loss, loops
+from minilora.config import ATTENTION, MLP, InputError
+from minilora.kernels import fused, fused_attention, fused_loss, plans
+from minilora.methods.operations import MethodOps
+from minilora.ops import Ops
+from minilora.tree import flatten, unflatten
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}  # unit roundoff
 SAFETY = 2  # the bounds are first order, and the twin in float64 errs too
@@ -207,10 +212,10 @@ def test_attention_of_some_tokens_at_a_time_is_the_same(monkeypatch, tokens):
 
 
 def test_chunks_cover_everything_once():
-    assert loops.chunks(0, 3, 10) == []
+    assert plans.chunks(0, 3, 10) == []
     for n in range(1, 9):
         for floats in (1, 3, 100, 1000):
-            parts = [np.arange(n)[c] for c in loops.chunks(n, floats, 100)]
+            parts = [np.arange(n)[c] for c in plans.chunks(n, floats, 100)]
             assert np.concatenate(parts).tolist() == list(range(n))
             sizes = [len(p) for p in parts]
             assert max(sizes) - min(sizes) <= 1
@@ -321,56 +326,127 @@ def test_cross_entropy_with_large_logits_is_finite():
     np.testing.assert_allclose(dh.ravel(), [1, 0], rtol=0, atol=2.0**-100)
 
 
-# ------------------------------------------------------------- projections with factors on them
+# --------------------------------------------------------------------- whole sublayers with LoRA
 
 
-def some_projection(F=9, D=5, r=2, dtype=np.float64, **more):
-    rng = np.random.default_rng(4)
-    trained = {"lora_A": rng.standard_normal((r, F)), "lora_B": rng.standard_normal((D, r))}
-    w = rng.standard_normal((D, F)).astype(dtype)
-    frozen = {"weight": w, "lora_scaling": 2.0, "lora_dropout": 0.0, **more}
-    gate, up, g = rng.standard_normal((2, 3, F)), rng.standard_normal((2, 3, F)), rng.random(6 * D)
-    trained = {name: factor.astype(dtype) for name, factor in trained.items()}
-    return trained, frozen, gate.astype(dtype), up.astype(dtype), g.reshape(2, 3, D)
+def some_sublayer(kind, adapted, seed=4, dtype=np.float64, quantize=None):
+    """(x, trained, frozen, further arguments) of a sublayer whose `adapted` projections have LoRA."""
+    rng, D, F, r = np.random.default_rng(seed), 6, 9, 2
+    shapes = {"q_proj": (8, D), "k_proj": (4, D), "v_proj": (4, D), "o_proj": (D, 8)}
+    if kind == "mlp":
+        shapes = {"gate_proj": (F, D), "up_proj": (F, D), "down_proj": (D, F)}
+    trained, frozen = {}, {}
+    for name, (n, m) in shapes.items():
+        w = rng.standard_normal((n, m)).astype(dtype)
+        frozen[name] = {"weight": quantize(w) if quantize else w}
+        if name in adapted:
+            A, B = rng.standard_normal((r, m)), rng.standard_normal((n, r))
+            trained[name] = {"lora_A": A.astype(dtype), "lora_B": B.astype(dtype)}
+            frozen[name] |= {"lora_scaling": 1.5, "lora_dropout": 0.0}
+    x = rng.standard_normal((2, 5, D)).astype(dtype)
+    *_, rope, starts = some_attention(B=2, T=5, dtype=dtype)
+    return x, trained, frozen, (rope, starts) if kind == "self_attention" else ()
 
 
+def outcome(ops, kind, x, trained, frozen, rest, x_traced=True, **more):
+    """The output, ∂L/∂x if it is traced, and the gradient of each factor, in order."""
+    g = np.random.default_rng(0).standard_normal(x.shape).astype(x.dtype)
+    leaves = flatten(trained)
+
+    def f(arrays):
+        *factors, x_ = arrays if x_traced else (*arrays, x)
+        node = unflatten(dict(zip(leaves, factors)))
+        return getattr(ops, kind)(x_, node, frozen, *rest, **more)
+
+    back, y = make_vjp(f)((*leaves.values(), x) if x_traced else tuple(leaves.values()))
+    return [y, *back(g)]
+
+
+SUBLAYERS = {"self_attention": ATTENTION, "mlp": MLP}
+
+
+@pytest.mark.parametrize("x_traced", [True, False])
 @pytest.mark.parametrize(
-    "more", [{}, {"bias": np.arange(5.0)}, {"lora_dropout": 0.5}, "ia3_l", "per row"]
-)
-@pytest.mark.parametrize("name", ["linear", "down"])
-def test_projections(name, more):
-    """What is a primitive of its own, and what is left to `nn.linear`, are the same function."""
-    trained, frozen, gate, up, g = some_projection(**(more if isinstance(more, dict) else {}))
-    if more == "ia3_l":
-        trained["ia3_l"] = np.linspace(0.5, 2, 9)[None]
-    if more == "per row":
-        trained = {path: np.stack([w, 2 * w]) for path, w in trained.items()}
-    inputs = (gate, up) if name == "down" else (gate,)
+    ("kind", "adapted"),
+    [(kind, some) for kind, names in SUBLAYERS.items()
+     for n in range(1, len(names) + 1) for some in combinations(names, n)],
+)  # fmt: skip
+def test_a_sublayer_is_its_twin(kind, adapted, x_traced):
+    """With LoRA on any of its projections, and with an input that autograd follows or not."""
+    inputs = some_sublayer(kind, adapted)
+    fast, plain = (outcome(ops, kind, *inputs, x_traced) for ops in (fused, layers))
+    for got, expected in zip(fast, plain, strict=True):
+        # some sums of at most 9 terms of size up to ten, each the input of the next
+        np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e4 * UNIT[np.float64])
 
-    def of(ops):
-        def f(*args):
-            *x, leaves = args
-            return getattr(ops, name)(*x, leaves, frozen, np.random.default_rng(1))
 
-        back, y = make_vjp(lambda args: f(*args))((*inputs, trained))
-        *dx, leaves = back(g)
-        return [y, *dx, *(leaves[path] for path in trained)]
+CHANGES = {  # what makes a sublayer more than plain LoRA, or adds to its projections
+    "a frozen bias": lambda trained, frozen, name: frozen[name].update(bias=np.arange(6.0)),
+    "a trained bias": lambda trained, frozen, name: trained[name].update(bias=np.arange(6.0)),
+    "a trained weight": lambda trained, frozen, name: trained[name].update(
+        weight=2 * frozen[name]["weight"]
+    ),
+    "dropout": lambda trained, frozen, name: frozen[name].update(lora_dropout=0.5),
+}
 
-    alone = fused.factors_alone(trained, frozen)
-    assert alone == (more in ({}, "per row"))
-    for got, expected in zip(of(fused), of(layers), strict=True):
-        # a few sums of at most 9 terms, of some hundred altogether
-        np.testing.assert_allclose(got, expected, rtol=0, atol=1000 * UNIT[np.float64])
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("kind", "name"), [("self_attention", "o_proj"), ("mlp", "down_proj")])
+def test_a_sublayer_with_more_than_lora_is_its_twin(kind, name, change):
+    x, trained, frozen, rest = some_sublayer(kind, (name,))
+    CHANGES[change](trained, frozen, name)
+    more = {"rng": layers.RowRng([[0], [1]])} if change == "dropout" else {}
+    fast, plain = (
+        outcome(ops, kind, x, trained, frozen, rest, **more) for ops in (fused, layers)
+    )
+    for got, expected in zip(fast, plain, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e4 * UNIT[np.float64])
+
+
+@pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
+@pytest.mark.parametrize("kind", SUBLAYERS)
+def test_a_leaf_that_nothing_reads_is_an_error(ops, kind):
+    name = SUBLAYERS[kind][0]
+    for tree in ("trained", "frozen"):
+        x, trained, frozen, rest = some_sublayer(kind, SUBLAYERS[kind])
+        (trained if tree == "trained" else frozen)[name]["ia3_l"] = np.ones((1, 6))
+        with pytest.raises(InputError, match="ia3_l"):
+            getattr(ops, kind)(x, trained, frozen, *rest)
+        x, trained, frozen, rest = some_sublayer(kind, SUBLAYERS[kind])
+        (trained if tree == "trained" else frozen)["q_norm"] = {"weight": np.ones(6)}
+        with pytest.raises(InputError, match="q_norm"):
+            getattr(ops, kind)(x, trained, frozen, *rest)
 
 
 def test_the_hidden_units_are_not_kept():
-    trained, frozen, gate, up, _ = some_projection(F=4096, D=1, dtype=np.float32)
-    gate, up = (np.tile(x, (1, 64, 1)) for x in (gate, up))  # (2, 192, 4096): 6.3 MB each
+    _, trained, frozen, _ = some_sublayer("mlp", ("down_proj",), dtype=np.float32)
+    wide = np.random.default_rng(0).standard_normal((4096, 6)).astype(np.float32)
+    for name in ("gate_proj", "up_proj"):
+        frozen[name]["weight"] = wide
+    frozen["down_proj"]["weight"] = wide.T
+    trained["down_proj"]["lora_A"] = np.ones((2, 4096), np.float32)
+    x = np.ones((2, 192, 6), np.float32)
+    hidden = 2 * 192 * 4096 * 4  # bytes
     tracemalloc.start()
-    vjp, _ = make_vjp(lambda t: fused.down(gate, up, t, frozen))(trained)
+    vjp, _ = make_vjp(lambda t: fused.mlp(x, {"down_proj": t}, frozen))(trained["down_proj"])
     kept = tracemalloc.get_traced_memory()[0]
     tracemalloc.stop()
-    assert kept < gate.nbytes / 10, vjp
+    assert 2 * hidden <= kept < 2.1 * hidden, vjp  # gate and up
+
+
+def test_the_two_implementations_have_the_signatures_of_the_protocol():
+    for name, protocol in inspect.getmembers(Ops, inspect.isfunction):
+        if name.startswith("_"):
+            continue
+        expected = list(inspect.signature(protocol).parameters)[1:]  # without self
+        for ops in (layers, fused, MethodOps):
+            function = getattr(ops, name, None)
+            if function is None:  # MethodOps takes it from the wrapped one
+                continue
+            parameters = list(inspect.signature(function).parameters.values())
+            parameters = [p for p in parameters if p.name != "self"]
+            assert [p.name for p in parameters[: len(expected)]] == expected, (ops, name)
+            assert all(p.default is not p.empty for p in parameters[len(expected) :]), (ops, name)
 
 
 # ---------------------------------------------------------------- finite differences, layout

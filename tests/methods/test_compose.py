@@ -21,12 +21,15 @@ from models import (
 )
 
 import minilora
-from minilora import data, layers, lora, model
+from minilora import data, layers, lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation import compare
 from minilora.formats.checkpoint import load_adapter, save_adapter
+from minilora.kernels import fused
 from minilora.methods import compose
+from minilora.methods.methods import also_train
+from minilora.methods.operations import MethodOps
 from minilora.tree import flatten, get, named_leaves, nbytes, num_parameters, set_leaf, tree_map
 
 U32, U64 = 2.0**-24, 2.0**-53
@@ -66,12 +69,12 @@ def weighted(pairs, weights):
 def test_another_adapter_shares_the_base_and_none_is_the_base(scheme):
     base = quantized(random_base(TINY), scheme)
     tokens, before = random_batch(TINY)["tokens"], fingerprint(base)
-    outputs = {bits(model.forward({}, base, tokens, TINY))}
+    outputs = {bits(minilora.forward({}, base, tokens, TINY))}
     for adapters, frozen in several(base):
         shared = flatten(frozen)
         assert all(shared[path] is w for path, w in named_leaves(base))  # the same objects: no copy
-        assert bits(model.forward({}, frozen, tokens, TINY)) in outputs  # disabled
-        outputs.add(bits(model.forward(adapters, frozen, tokens, TINY)))
+        assert bits(minilora.forward({}, frozen, tokens, TINY)) in outputs  # disabled
+        outputs.add(bits(minilora.forward(adapters, frozen, tokens, TINY)))
     assert len(outputs) == 4 and fingerprint(base) == before
 
 
@@ -86,11 +89,11 @@ def test_a_stacked_adapter_computes_what_it_did_bit_for_bit(scheme, config, seed
     adapters, frozen = adapted(base, seed, target_modules=names, lora_alpha=3)
     tokens = random_batch(config, seed)["tokens"]
     stacked = compose.stack(adapters, frozen)
-    alone = model.forward(adapters, frozen, tokens, config)
-    assert bits(model.forward({}, stacked, tokens, config)) == bits(alone)
+    alone = minilora.forward(adapters, frozen, tokens, config)
+    assert bits(minilora.forward({}, stacked, tokens, config)) == bits(alone)
     # and a fresh adapter on top, whose B is zero, adds exactly nothing
     fresh, on_top = lora.init(stacked, LoraConfig(r=2), np.random.default_rng(0))
-    assert bits(model.forward(fresh, on_top, tokens, config)) == bits(alone)
+    assert bits(minilora.forward(fresh, on_top, tokens, config)) == bits(alone)
 
 
 def test_what_stands_in_a_stack_is_shared_counted_and_not_in_the_pair_it_came_from():
@@ -113,7 +116,7 @@ def test_training_on_a_stack_moves_the_new_adapter_and_nothing_under_it():
     stacked = compose.stack(read_only(adapters), frozen)
     fresh, on_top = lora.init(stacked, LoraConfig(r=2), np.random.default_rng(0))
     before, batch = fingerprint(on_top), random_batch(TINY)
-    gradient = grad(model.loss)(fresh, on_top, batch, TINY)
+    gradient = grad(minilora.loss)(fresh, on_top, batch, TINY)
     assert flatten(gradient).keys() == flatten(fresh).keys()
     examples = [data.Example([1, 2, 3, 4], [0, 1, 1, 1])]
     config = TrainConfig(iters=3, learning_rate=1e-2, warmup_ratio=0)
@@ -130,7 +133,7 @@ def test_an_adapter_upon_a_stack_is_saved_alone_and_loaded_onto_it(tmp_path):
     again, on_top, _ = load_adapter(tmp_path, stacked)
     assert flatten(again).keys() == flatten(adapters).keys()
     ours, theirs = (
-        model.forward(*pair, tokens, TINY) for pair in ((adapters, frozen), (again, on_top))
+        minilora.forward(*pair, tokens, TINY) for pair in ((adapters, frozen), (again, on_top))
     )
     assert bits(ours) == bits(theirs)
 
@@ -140,7 +143,7 @@ def test_the_gradient_passes_through_a_stack():
     normal = rng.standard_normal
     under = {"lora_A": normal((2, 4)), "lora_B": normal((3, 2)), "lora_scaling": 1.5}
     frozen = {"weight": normal((3, 4)), "lora_stack": {"0": under, "1": under}}
-    check_grads(lambda x: layers.linear(x, {}, frozen), modes=["rev"], order=1)(normal((2, 5, 4)))
+    check_grads(lambda x: MethodOps(layers).linear(x, {}, frozen), modes=["rev"], order=1)(normal((2, 5, 4)))
 
 
 @EVERY_BASE
@@ -152,27 +155,27 @@ def test_a_stack_of_three_merges_and_is_the_sum_of_the_three(scheme):
         frozen = compose.stack(*adapted(frozen, seed, **fields[seed]))
     adapters, frozen = adapted(frozen, 2, **fields[2])
     tokens = random_batch(TINY)["tokens"]
-    apart = model.forward(adapters, frozen, tokens, TINY)
-    merged = lora.merge(adapters, frozen)
+    apart = minilora.forward(adapters, frozen, tokens, TINY)
+    merged = minilora.merge(adapters, frozen)
     assert flatten(merged).keys() == flatten(base).keys()
     pairs = [adapted(base, seed, **fields[seed]) for seed in range(3)]
     summed = compose.combine(pairs, [1, 1, 1])[:2]
     # the bound of test_lora's merged model, with three updates of rank 4 on a projection
     bound = 2 * 4 * (12 + 12) * U32 * 10 * np.abs(apart).max()
     for pair in (({}, merged), summed):
-        together = model.forward(*pair, tokens, TINY)
+        together = minilora.forward(*pair, tokens, TINY)
         np.testing.assert_allclose(together, apart, rtol=0, atol=bound)
 
 
 def test_replaced_leaves_are_stacked_in_the_bases_place_and_others_refused():
     base = random_base(TINY, biases=("q_proj",))
     adapters, frozen = adapted(base)
-    adapters = lora.also_train(adapters, frozen, ("norm", "bias", "head"))
+    adapters = also_train(adapters, frozen, ("norm", "bias", "head"))
     adapters = tree_map(lambda w: w + np.float32(0.25), adapters)
     tokens = random_batch(TINY)["tokens"]
-    alone = model.forward(adapters, frozen, tokens, TINY)
+    alone = minilora.forward(adapters, frozen, tokens, TINY)
     stacked = compose.stack(adapters, frozen)
-    assert bits(model.forward({}, stacked, tokens, TINY)) == bits(alone)
+    assert bits(minilora.forward({}, stacked, tokens, TINY)) == bits(alone)
     set_leaf(adapters, "model.layers.0.mlp.up_proj.ia3_l", np.ones(10))
     with pytest.raises(InputError, match=r"up_proj.ia3_l cannot be stacked"):
         compose.stack(adapters, frozen)
@@ -196,10 +199,10 @@ def test_a_projection_of_rows_is_each_row_with_its_own_adapter(seed, out, into, 
     rows = [1, 0, 2, 1]
     x = rng.standard_normal((4, 2, into), np.float32)
     adapters, frozen = compose.per_row(pairs, rows)
-    together = layers.linear(x, adapters["q_proj"], frozen["q_proj"])
+    together = MethodOps(layers).linear(x, adapters["q_proj"], frozen["q_proj"])
     for b, i in enumerate(rows):
         node, beside = pairs[i][0].get("q_proj", {}), pairs[i][1]["q_proj"]
-        alone = layers.linear(x[b : b + 1], node, beside)[0]
+        alone = MethodOps(layers).linear(x[b : b + 1], node, beside)[0]
         size = np.abs(x[b]) @ np.abs(base["weight"]).T
         if node:
             a, c = np.abs(node["lora_A"]), np.abs(node["lora_B"])
@@ -212,18 +215,18 @@ def test_a_projection_of_rows_is_each_row_with_its_own_adapter(seed, out, into, 
 @EVERY_BASE
 @pytest.mark.parametrize("ops", ["plain", "fused"])
 def test_a_batch_of_rows_is_each_row_alone(scheme, ops):
-    ops = {"plain": layers, "fused": model.fused}[ops]
+    ops = {"plain": layers, "fused": fused}[ops]
     base = quantized(random_base(TINY), scheme)
     pairs = [*several(base, 2), adapted(base, 7, target_modules=ALL_LINEAR), ({}, base)]
     rows, tokens = [2, 0, 3, 1, 2], random_batch(TINY, B=5)["tokens"]
     adapters, frozen = compose.per_row(pairs, rows)
-    together = model.forward(adapters, frozen, tokens, TINY, ops)
+    together = minilora.forward(adapters, frozen, tokens, TINY, ops)
     # the bound of test_lora's merged model: the same sums, in another order
     bound = 2 * 4 * 20 * U32 * 10 * np.abs(together).max()
     for b, i in enumerate(rows):
-        alone = model.forward(*pairs[i], tokens[b : b + 1], TINY, ops)[0]
+        alone = minilora.forward(*pairs[i], tokens[b : b + 1], TINY, ops)[0]
         np.testing.assert_allclose(together[b], alone, rtol=0, atol=bound)
-        others = [model.forward(*pair, tokens[b : b + 1], TINY)[0] for pair in pairs]
+        others = [minilora.forward(*pair, tokens[b : b + 1], TINY)[0] for pair in pairs]
         assert min(np.abs(o - alone).max() for j, o in enumerate(others) if j != i) > 100 * bound
 
 
@@ -232,7 +235,7 @@ def test_rows_train_apart():
     normal = rng.standard_normal
     frozen = {"weight": normal((3, 4)), "lora_dropout": 0.0, "lora_scaling": normal((2, 1, 1))}
     node = {"lora_A": normal((2, 2, 4)), "lora_B": normal((2, 3, 2))}
-    check_grads(lambda x, t: layers.linear(x, t, frozen), modes=["rev"], order=1)(
+    check_grads(lambda x, t: MethodOps(layers).linear(x, t, frozen), modes=["rev"], order=1)(
         normal((2, 5, 4)), node
     )
 
@@ -240,7 +243,7 @@ def test_rows_train_apart():
 def test_rows_cannot_be_merged():
     base = random_base(TINY)
     with pytest.raises(InputError, match="differ from row to row"):
-        lora.merge(*compose.per_row(several(base), [0, 1]))
+        minilora.merge(*compose.per_row(several(base), [0, 1]))
 
 
 # -------------------------------------------------------------------------------- combining
@@ -308,7 +311,7 @@ def test_a_combined_adapter_is_saved_and_loaded(tmp_path):
     again, frozen_again, _ = load_adapter(tmp_path, base)
     tokens = random_batch(TINY)["tokens"]
     ours, theirs = (
-        model.forward(a, f, tokens, TINY) for a, f in ((adapters, frozen), (again, frozen_again))
+        minilora.forward(a, f, tokens, TINY) for a, f in ((adapters, frozen), (again, frozen_again))
     )
     assert bits(ours) == bits(theirs)
 
@@ -324,7 +327,7 @@ def test_what_does_not_belong_together_is_refused(together):
     with pytest.raises(InputError, match="different bases"):
         together([a, adapted(compose.stack(*b))])
     with pytest.raises(InputError, match=r"norm\.weight is no low-rank factor"):
-        together([a, (lora.also_train(b[0], b[1], ("norm",)), b[1])])
+        together([a, (also_train(b[0], b[1], ("norm",)), b[1])])
 
 
 def test_combine_names_what_it_cannot_do():

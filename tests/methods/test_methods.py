@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from autograd import value_and_grad
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
@@ -20,15 +19,17 @@ from models import (
     seeds,
 )
 
+import minilora
 from minilora import layers, lora, model
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, MethodConfig, TrainConfig
 from minilora.formats.checkpoint import changes_base, load_adapter, save_adapter
-from minilora.generation import Cache
 from minilora.kernels import fused
+from minilora.layers import LayerCache, value_and_grad
 from minilora.methods import initializers, operations
 from minilora.methods.methods import METHODS
-from minilora.training import check_packing, rates
-from minilora.tree import flatten, num_parameters, tree_map, unflatten
+from minilora.methods.operations import check_packing
+from minilora.training import rates
+from minilora.tree import flatten, get, num_parameters, tree_map, unflatten
 
 BASES = pytest.mark.parametrize("scheme", ["none", "int8", "nf4"])
 EVERY = pytest.mark.parametrize("name", METHODS)
@@ -115,7 +116,7 @@ def test_the_start_is_the_base_bit_for_bit(name, scheme, ops):
     adapters, frozen = started(name, base)
     tokens = np.arange(10).reshape(2, 5) % TINY.vocab_size
     bare, at_start = (
-        model.forward(*trees, tokens, TINY, ops) for trees in (({}, base), (adapters, frozen))
+        minilora.forward(*trees, tokens, TINY, ops) for trees in (({}, base), (adapters, frozen))
     )
     assert np.isfinite(at_start).all()
     assert (bits(bare) == bits(at_start)) == (name not in VIRTUAL)
@@ -125,8 +126,8 @@ def test_dora_starts_as_the_base_where_a_row_is_zero():
     base = random_base(TINY)
     base["model"]["layers"]["0"]["self_attn"]["q_proj"]["weight"][1] = 0
     tokens = np.arange(5)[None]
-    expected = model.forward({}, base, tokens, TINY)
-    assert bits(model.forward(*started("dora", base), tokens, TINY)) == bits(expected)
+    expected = minilora.forward({}, base, tokens, TINY)
+    assert bits(minilora.forward(*started("dora", base), tokens, TINY)) == bits(expected)
 
 
 # ------------------------------------------------------------------- both paths, every leaf
@@ -144,7 +145,9 @@ def test_both_paths_agree(config, seed, name, checkpointing):
     adapters, frozen = trained(name, base, seed, np.float64)
     batch = random_batch(config, seed, packed=name not in VIRTUAL or name == "prefix")
     results = [
-        value_and_grad(model.loss)(adapters, frozen, batch, config, ops, None, checkpointing)
+        value_and_grad(minilora.loss)(
+            adapters, frozen, batch, config, ops, checkpointing=checkpointing
+        )
         for ops in (layers, fused)
     ]
     (plain, g_plain), (quick, g_quick) = results
@@ -164,26 +167,26 @@ def test_gradients_are_those_of_finite_differences(name):
     base = as_dtype(random_base(TINY), np.float64)
     adapters, frozen = trained(name, base, dtype=np.float64)
     batch = random_batch(TINY, packed=False)
-    _, grads = value_and_grad(model.loss)(adapters, frozen, batch, TINY)
+    _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, TINY)
     rng = np.random.default_rng(1)
     step = tree_map(lambda w: rng.standard_normal(w.shape), adapters)
     slope = sum(np.sum(g * flatten(step)[path]) for path, g in flatten(grads).items())
 
     def at(h):
         moved = tree_map(lambda w, s: w + h * s, adapters, step)
-        return model.loss(holding_norms(moved, adapters, frozen), frozen, batch, TINY)
+        return minilora.loss(holding_norms(moved, adapters, frozen), frozen, batch, TINY)
 
     assert slope == pytest.approx((at(1e-6) - at(-1e-6)) / 2e-6, rel=1e-6, abs=1e-8)
 
 
 def holding_norms(moved, adapters, frozen):
-    """`moved` with magnitudes such that nn.linear divides by the norms of `adapters` instead."""
+    """`moved` with magnitudes such that MethodOps divides by the norms of `adapters` instead."""
     leaves = flatten(moved)
     for path in lora.adapted_paths(adapters):
         name = f"{path}.lora_magnitude_vector"
         if name in leaves:
-            nodes = [lora.get(tree, path) for tree in (moved, adapters)]
-            now, then = (operations.row_norms(node, lora.get(frozen, path)) for node in nodes)
+            nodes = [get(tree, path) for tree in (moved, adapters)]
+            now, then = (operations.row_norms(node, get(frozen, path)) for node in nodes)
             leaves[name] = leaves[name] * now / then
     return unflatten(leaves)
 
@@ -199,13 +202,14 @@ def test_with_a_cache_as_without(name, scheme):
     base = stored(random_base(TINY), scheme, name)
     adapters, frozen = trained(name, base)
     tokens = np.random.default_rng(3).integers(TINY.vocab_size, size=(1, 7))
-    whole = model.hidden_states(adapters, frozen, tokens, np.zeros_like(tokens), TINY)
-    cache = Cache(TINY, model.virtual_tokens(adapters) + 7)
+    ops = operations.operations(adapters, frozen)
+    whole = model.hidden_states(adapters, frozen, tokens, np.zeros_like(tokens), TINY, ops)
+    cache = [LayerCache() for _ in range(TINY.num_hidden_layers)]
     parts = [
-        model.hidden_states(adapters, frozen, part, np.zeros_like(part), TINY, cache=cache)
+        model.hidden_states(adapters, frozen, part, np.zeros_like(part), TINY, ops, cache)
         for part in np.split(tokens, [3, 4, 5, 6], axis=1)
     ]
-    assert cache.length == 7 + (3 if name in VIRTUAL else 0)
+    assert {layer.length for layer in cache} == {7 + (3 if name in VIRTUAL else 0)}
     np.testing.assert_allclose(
         np.concatenate(parts, axis=1), whole, atol=3e-5 * np.abs(whole).max()
     )
@@ -216,8 +220,8 @@ def test_a_prompt_sees_itself_causally_and_moves_the_tokens_on():
     base = random_base(TINY)
     front, tokens = np.array([[3, 1, 4]]), np.array([[1, 5, 9, 2, 6]])
     rows = base["model"]["embed_tokens"]["weight"][front[0]]
-    ours = model.forward({"model": {"prompt_embeddings": rows}}, base, tokens, TINY)
-    both = model.forward({}, base, np.concatenate([front, tokens], axis=1), TINY)
+    ours = minilora.forward({"model": {"prompt_embeddings": rows}}, base, tokens, TINY)
+    both = minilora.forward({}, base, np.concatenate([front, tokens], axis=1), TINY)
     np.testing.assert_allclose(ours, both[:, 3:], atol=1e-5 * np.abs(both).max())
 
 
@@ -225,16 +229,18 @@ def test_a_prefix_of_a_prompts_keys_and_values_is_that_prompt():
     """Keys as attention has them, turned, so nothing turns them again; tokens start at n."""
     base, n = random_base(TINY), 3
     front, tokens = np.array([[3, 1, 4]]), np.array([[1, 5, 9, 2, 6]])
-    cache = Cache(TINY, n)
-    model.hidden_states({}, base, front, np.zeros_like(front), TINY, cache=cache)
-    layers = {
+    cache = [LayerCache() for _ in range(TINY.num_hidden_layers)]
+    model.hidden_states({}, base, front, np.zeros_like(front), TINY, layers, cache)
+    prefixes = {
         str(i): {
-            "self_attn": {"prefix_k": c.k[0].reshape(n, -1), "prefix_v": c.v[0].reshape(n, -1)}
+            "self_attn": {
+                "prefix_k": c.k[0, :n].reshape(n, -1), "prefix_v": c.v[0, :n].reshape(n, -1)
+            }
         }
-        for i, c in enumerate(cache.layers)
-    }
-    ours = model.forward({"model": {"layers": layers}}, base, tokens, TINY)
-    both = model.forward({}, base, np.concatenate([front, tokens], axis=1), TINY)
+        for i, c in enumerate(cache)
+    }  # fmt: skip
+    ours = minilora.forward({"model": {"layers": prefixes}}, base, tokens, TINY)
+    both = minilora.forward({}, base, np.concatenate([front, tokens], axis=1), TINY)
     np.testing.assert_allclose(ours, both[:, n:], atol=1e-5 * np.abs(both).max())
 
 
@@ -249,9 +255,10 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
         return
     check_packing(adapters, config)
     alone = [np.array([[1, 2, 3]]), np.array([[4, 5]])]
-    apart = [model.hidden_states(adapters, frozen, t, np.zeros_like(t), TINY) for t in alone]
-    initializers = np.array([[0, 0, 0, 3, 3]])
-    packed = model.hidden_states(adapters, frozen, np.concatenate(alone, axis=1), initializers, TINY)
+    ops = operations.operations(adapters, frozen)
+    apart = [model.hidden_states(adapters, frozen, t, np.zeros_like(t), TINY, ops) for t in alone]
+    starts, together = np.array([[0, 0, 0, 3, 3]]), np.concatenate(alone, axis=1)
+    packed = model.hidden_states(adapters, frozen, together, starts, TINY, ops)
     expected = np.concatenate(apart, axis=1)
     np.testing.assert_allclose(packed, expected, atol=1e-5 * np.abs(expected).max())
 
@@ -267,9 +274,9 @@ def test_merging_is_an_equation(name, scheme):
     base = stored(random_base(TINY, biases=("k_proj", "o_proj")), scheme, name)
     adapters, frozen = trained(name, base)
     tokens = np.arange(10).reshape(2, 5) % TINY.vocab_size
-    ours = model.forward(adapters, frozen, tokens, TINY)
-    merged = model.forward({}, lora.merge(adapters, frozen), tokens, TINY)
-    assert np.abs(ours - model.forward({}, base, tokens, TINY)).max() > 0.01 * np.abs(ours).max()
+    ours = minilora.forward(adapters, frozen, tokens, TINY)
+    merged = minilora.forward({}, minilora.merge(adapters, frozen), tokens, TINY)
+    assert np.abs(ours - minilora.forward({}, base, tokens, TINY)).max() > 0.01 * np.abs(ours).max()
     np.testing.assert_allclose(merged, ours, atol=3e-5 * np.abs(ours).max())
 
 
@@ -284,13 +291,13 @@ def test_merging_is_an_equation(name, scheme):
 )
 def test_merging_is_refused_by_name(name, words):
     with pytest.raises(InputError, match=f"{words}.* cannot be merged"):
-        lora.merge(*trained(name, random_base(TINY)))
+        minilora.merge(*trained(name, random_base(TINY)))
 
 
 def test_what_was_multiplied_in_is_not_subtracted():
     adapters, frozen = trained("dora", random_base(TINY))
     with pytest.raises(InputError, match="lora_magnitude_vector"):
-        lora.unmerge(adapters, frozen, lora.merge(adapters, frozen))
+        lora.unmerge(adapters, frozen, minilora.merge(adapters, frozen))
 
 
 def start_of(name, base, scheme="none", **fields):
@@ -304,7 +311,7 @@ def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r,
     base = random_base(config, seed)
     (adapters, frozen), lora_config = start_of("pissa", base, r=r, lora_alpha=5, use_dora=dora)
     for path in lora.adapted_paths(adapters):
-        w, node, rest = (lora.get(t, path) for t in (base, adapters, frozen))
+        w, node, rest = (get(t, path) for t in (base, adapters, frozen))
         w, rest = w["weight"].astype("f8"), rest["weight"].astype("f8")
         singular = np.linalg.svd(w, compute_uv=False)
         # eigenvalues are squares: a singular value is good to √u of the largest; rank r, the rest
@@ -314,7 +321,7 @@ def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r,
         ours = rest + lora_config.rank_and_scaling(path)[1] * node["lora_B"].astype("f8") @ node["lora_A"]
         np.testing.assert_allclose(ours, w, atol=1e-6 * singular[0])
     tokens = np.arange(6)[None] % config.vocab_size
-    bare, ours = (model.forward(*t, tokens, config) for t in (({}, base), (adapters, frozen)))
+    bare, ours = (minilora.forward(*t, tokens, config) for t in (({}, base), (adapters, frozen)))
     np.testing.assert_allclose(ours, bare, atol=1e-4 * np.abs(bare).max())
 
 
@@ -325,8 +332,8 @@ def test_loftq_is_nearer_to_the_weights_than_quantizing(scheme):
     (adapters, frozen), config = start_of("loftq", base, scheme, r=4)
     plain = quantized(base, scheme)
     for path in lora.adapted_paths(adapters):
-        w, q, alone = (layers.dense(lora.get(t, path)["weight"]) for t in (base, frozen, plain))
-        node, scaling = lora.get(adapters, path), config.rank_and_scaling(path)[1]
+        w, q, alone = (layers.dense(get(t, path)["weight"]) for t in (base, frozen, plain))
+        node, scaling = get(adapters, path), config.rank_and_scaling(path)[1]
         left = np.linalg.norm(w - q - scaling * node["lora_B"] @ node["lora_A"])
         assert left < 0.9 * np.linalg.norm(w - alone)
         singular = np.linalg.svd(w - q, compute_uv=False)
@@ -340,7 +347,7 @@ def test_each_step_of_loftq_comes_nearer(monkeypatch):
     def left(steps):
         monkeypatch.setattr(initializers, "LOFTQ_STEPS", steps)
         (adapters, frozen), _ = start_of("loftq", base, "nf4", r=4)
-        merged = flatten(lora.merge(adapters, frozen))
+        merged = flatten(minilora.merge(adapters, frozen))
         return sum(np.sum((w - merged[path]) ** 2) for path, w in flatten(base).items())
 
     assert left(5) < 0.98 * left(2) < 0.98**2 * left(1)
@@ -361,7 +368,7 @@ def test_starts_need_the_dense_base_and_loftq_a_scheme():
         start_of("pissa", quantized(random_base(TINY)), "nf4")
     with pytest.raises(InputError, match="--quantize"):
         start_of("loftq", random_base(TINY))
-    with pytest.raises(InputError, match="starts"):
+    with pytest.raises(InputError, match="initializers.init"):
         lora.init(random_base(TINY), LoraConfig(init_lora_weights="pissa"), None)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minilora import model
+import minilora
 from minilora.layers import dense
 from minilora.tree import tree_map
 
@@ -83,7 +83,7 @@ def in_float64(tree):
 def forward(adapters, base, tokens, config):
     """Our logits as they are, and in float64."""
     precise = in_float64(adapters), in_float64(base)
-    return model.forward(adapters, base, tokens, config), model.forward(*precise, tokens, config)
+    return minilora.forward(adapters, base, tokens, config), minilora.forward(*precise, tokens, config)
 
 
 def loss_of(logits, tokens):

@@ -5,7 +5,8 @@ import pytest
 from comparisons import relative
 from peft_models import ALL, llama_of, quietly, their_logits
 
-from minilora import lora, model
+import minilora
+from minilora import lora
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.methods import compose
@@ -58,7 +59,7 @@ def test_what_peft_combines(tiny_llama, tmp_path, tokens, compared, how, weights
         # errs by its size, 96, in units of roundoff: 6e-6 of the largest singular value.
         compared(f"combined by {how}: each update", PEFT, relative(ours[path], delta), 6e-6)
     assert len(ours) == 7 * config.num_hidden_layers
-    logits = model.forward(adapters, frozen, tokens, config)
+    logits = minilora.forward(adapters, frozen, tokens, config)
     compared(
         "combined adapters: logits", PEFT, relative(logits, their_logits(theirs, tokens)), 1e-5
     )

@@ -4,7 +4,6 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
-from autograd import value_and_grad
 from comparisons import forward, in_float64, relative
 from peft_models import (
     ALL,
@@ -17,11 +16,13 @@ from peft_models import (
     their_logits,
 )
 
-from minilora import lora, model
+import minilora
+from minilora import lora
 from minilora.config import ALL_LINEAR, LoraConfig, MethodConfig
 from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
+from minilora.layers import value_and_grad
 from minilora.methods import initializers
 from minilora.methods.methods import METHODS
 from minilora.tree import flatten, get, tree_map
@@ -71,7 +72,7 @@ def their_gradients(theirs, batch):
 
 def our_gradients(name, trees, batch, config):
     """As `their_gradients`."""
-    _, grads = value_and_grad(model.loss)(*trees, batch, config)
+    _, grads = value_and_grad(minilora.loss)(*trees, batch, config)
     if name == "prefix":
         return method_format.tensors(grads, MethodConfig("prefix"))
     leaves = flatten(grads)
@@ -191,7 +192,7 @@ def test_logits_and_gradients(
     if name == "pissa":
         trees = trees[0], with_their_residual("random Llamas", theirs, *trees, base)
     expected = same_here("random Llamas", "theirs", name, theirs, trees, batch["tokens"], config)
-    bare = model.forward({}, base, batch["tokens"], config)
+    bare = minilora.forward({}, base, batch["tokens"], config)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
     same_gradients("random Llamas", name, theirs, trees, batch, config)
 
@@ -247,7 +248,7 @@ def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, same_here, with_their
     if name == "pissa":
         frozen = with_their_residual("random Llamas", theirs, adapters, frozen, base)
     expected = same_here("random Llamas", "ours", name, theirs, (adapters, frozen), tokens, config)
-    bare = model.forward({}, base, tokens, config)
+    bare = minilora.forward({}, base, tokens, config)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
 
 

@@ -15,11 +15,13 @@ from peft_models import (
     their_logits,
 )
 
-from minilora import lora, model
+import minilora
+from minilora import lora
 from minilora.cli import main
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
+from minilora.methods.methods import also_train
 from minilora.tree import flatten, tree_map
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
@@ -75,7 +77,7 @@ def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, name
     expected = their_logits(theirs, tokens)
     same_logits(*PEFT_HERE, expected, adapters, frozen, tokens, config, loss=True)
     # and it is no empty claim: without the adapter the logits are others
-    bare = model.forward({}, base, tokens, config)
+    bare = minilora.forward({}, base, tokens, config)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
 
 
@@ -153,7 +155,7 @@ def test_a_start_that_changes_the_base_is_no_adapter_of_that_base(tiny_llama, tm
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": True}))
     config, base, _ = load(tiny_llama())
     adapters, frozen, _ = load_adapter(tmp_path, base)
-    wrong = model.forward(adapters, frozen, tokens, config)
+    wrong = minilora.forward(adapters, frozen, tokens, config)
     assert np.abs(wrong - expected).max() > 0.01 * np.abs(expected).max()
 
 
@@ -184,7 +186,7 @@ OUR_CONFIGS = {
 def our_adapter(base, config, groups):
     rng = np.random.default_rng(2)
     adapters, frozen = lora.init(base, config, rng)
-    adapters = lora.also_train(adapters, base, groups)
+    adapters = also_train(adapters, base, groups)
     return tree_map(lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)), adapters), frozen
 
 

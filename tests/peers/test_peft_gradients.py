@@ -4,7 +4,6 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
-from autograd import value_and_grad
 from comparisons import in_float64
 from peft_models import (
     ALL,
@@ -18,9 +17,10 @@ from peft_models import (
     small_random_peft,
 )
 
-from minilora import model
+import minilora
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
+from minilora.layers import value_and_grad
 from minilora.quant.quantize import quantize
 from minilora.tree import flatten
 
@@ -58,8 +58,8 @@ def same_gradients(compared, tmp_path):
         peft_folder(tmp_path, theirs)
         trees = load_adapter(tmp_path, base)[:2]
         their_loss, expected = their_gradients(theirs, batch)
-        loss, grads = value_and_grad(model.loss)(*trees, batch, config)
-        _, precise = value_and_grad(model.loss)(*map(in_float64, trees), batch, config)
+        loss, grads = value_and_grad(minilora.loss)(*trees, batch, config)
+        _, precise = value_and_grad(minilora.loss)(*map(in_float64, trees), batch, config)
         compared(
             f"{what}: gradient of each factor", against, gradient_errors(grads, expected), 1e-4,
             floor=gradient_errors(grads, flatten(precise)),

@@ -19,6 +19,7 @@ from toy_models import (
     needs_hf,
 )
 
+import minilora
 from minilora import layers, lora, model
 from minilora.config import InputError
 from minilora.evaluation import metrics
@@ -28,6 +29,7 @@ from minilora.formats.safetensors_file import encode
 from minilora.generation import generate
 from minilora.kernels import fused, fused_loss, weights
 from minilora.kernels import stored as compiled
+from minilora.methods.methods import also_train
 from minilora.quant import stored
 from minilora.quant.quantize import error_report
 from minilora.quant.stored import Stored, halves
@@ -188,7 +190,7 @@ def test_gradients_of_the_adapters(kind):
     batch, grads = random_batch(config), []
     for base in (held, dense):
         adapters, frozen = adapted(base)
-        vjp, _ = make_vjp(lambda a, f=frozen: model.loss(a, f, batch, config))(adapters)
+        vjp, _ = make_vjp(lambda a, f=frozen: minilora.loss(a, f, batch, config))(adapters)
         grads.append(flatten(vjp(1.0)))
     norm = max(np.abs(g).max() for g in grads[1].values())
     for path, g in grads[1].items():
@@ -199,7 +201,7 @@ def test_gradients_of_the_adapters(kind):
 @EACH
 def test_generation_and_scores(kind):
     config, held, dense = twins(kind, tied=False)
-    said = [list(generate({}, base, [1, 2, 3], config, 12)) for base in (held, dense)]
+    said = [list(generate({}, base, [1, 2, 3], config, max_tokens=12)) for base in (held, dense)]
     assert said[0] == said[1] and len(set(said[0])) > 2
     batch = random_batch(config)
     parts = [metrics.token_scores({}, base, batch, config) for base in (held, dense)]
@@ -210,12 +212,12 @@ def test_generation_and_scores(kind):
 def test_a_trained_embedding_or_head_takes_its_place():
     config, held, dense = twins("Q8_0")
     adapters, frozen = adapted(held)
-    adapters = lora.also_train(adapters, frozen, ("head",))
+    adapters = also_train(adapters, frozen, ("head",))
     head = model.lm_head(adapters, frozen)
     assert type(head) is np.ndarray and bits(head) == bits(get(dense, EMBEDDING))
     trained = {"model": {"embed_tokens": {"weight": get(dense, EMBEDDING) + 1}}}
     batch = random_batch(config)
-    grads = make_vjp(lambda a: model.loss(a, held, batch, config))(trained)[0](1.0)
+    grads = make_vjp(lambda a: minilora.loss(a, held, batch, config))(trained)[0](1.0)
     assert np.abs(get(grads, EMBEDDING)).max() > 0
 
 
