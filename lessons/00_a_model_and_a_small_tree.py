@@ -36,7 +36,7 @@ for path in list(flatten(base))[:4]:
 def say(adapters, base, prompt, length=24):
     """The model's greedy continuation of `prompt`."""
     ids = tokenizer.encode(prompt)
-    return tokenizer.decode(list(minilora.generate(adapters, base, ids, config, length)))
+    return tokenizer.decode(list(minilora.generate(adapters, base, ids, config, max_tokens=length)))
 
 
 rows = data.load_rows("questions", "valid")
@@ -75,8 +75,8 @@ print(f"{num_parameters(adapters):,} parameters to train beside {num_parameters(
 # Training is a loop over `value_and_grad(loss)`. Stop in it with a debugger, in an editor or so:
 #
 #     MINILORA_PLAIN=1 python -m pdb lessons/00_a_model_and_a_small_tree.py
-#     (Pdb) import minilora.nn
-#     (Pdb) b minilora.nn.linear, "lora_A" in trained
+#     (Pdb) import minilora.layers
+#     (Pdb) b minilora.layers.linear, "lora_A" in trained
 #     (Pdb) c
 #
 # and look at `x.shape`, `trained` and `frozen`. Without the condition the first stops are in the
@@ -127,7 +127,7 @@ assert 0 < difference < 21 * 128 * 2**-24
 # `lora_A` and `lora_B` (88 kB, nearly as much as so small a base in four bits; of a real model it
 # is a small part); and it can be kept apart (to swap it) or merged (to forget that it was there).
 #
-# **Where to stop with a debugger.** `nn.linear` (the one place where an adapter is read),
-# `lora.init` (why B is zero), `train.train` (the loop).
+# **Where to stop with a debugger.** `layers.linear` (the one place where LoRA is read),
+# `lora.init` (why B is zero), `training.train` (the loop).
 #
 # **Exercises.** rms-norm, rotation, swiglu, cross-entropy, attention.

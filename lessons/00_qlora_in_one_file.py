@@ -59,7 +59,7 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # %% [markdown]
 # ## 2. NF4: a weight in 4 bits
 #
-# *In the package: `nf4.py`, `nested.py` (other block sizes, short blocks, FP4, speed).*
+# *In the package: `nf4.py`, `double_quant.py` (other block sizes, short blocks, FP4, speed).*
 #
 # NF4 has sixteen values between -1 and 1, more of them near zero, where most weights are. A weight
 # matrix is cut into blocks of 64 numbers. Each block keeps its largest magnitude, the *absmax*, and
@@ -157,7 +157,8 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # %% [markdown]
 # ## 3. LoRA
 #
-# *In the package: `lora.py` (other targets and ranks), `products.py` (the products' gradients).*
+# *In the package: `lora.py` (other targets and ranks), `layers.py` (biases, dropout),
+# `kernels/fused_projection.py` (speed).*
 #
 # Each frozen weight W₀ gets two small matrices, A of shape (r, in) and B of shape (out, r):
 #
@@ -211,7 +212,7 @@ def dense(w):
 # %% [markdown]
 # ## 4. The Llama
 #
-# *In the package: `nn.py`, `model.py` (caches, prefixes, packed rows), `kernels/fused.py` (speed).*
+# *In the package: `layers.py`, `model.py` (caches, packed rows), `kernels/fused.py` (speed).*
 #
 # A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D. Each
 # layer adds to this vector: first what attention collects from earlier tokens, then what the MLP
@@ -287,7 +288,7 @@ def loss(adapters, base, rows, config):
 # ## 5. The data
 #
 # *In the package: `data/tasks.py` (the language, its exact entropy), `data/rows.py` (your rows),
-# `batching.py` (padding, packing).*
+# `batching.py` (padding, packing), `generation.py` (a cache, sampling).*
 #
 # The base model knows sentences about who keeps what where. It has never seen a question about
 # them. A row is a sentence with a question, and the answer. All names have three letters and all
@@ -319,7 +320,7 @@ def generate(adapters, base, prompt, config):
 # %% [markdown]
 # ## 6. Training
 #
-# *In the package: `optim.py` (decay, clipping, schedules), `train.py` (evaluation, accumulation).*
+# *In the package: `optim.py` (decay, schedules), `training.py` (evaluation, accumulation).*
 #
 # Adam keeps two running averages per parameter, of the gradient and of its square, and moves the
 # parameter by their ratio. The learning rate rises from zero in a short warm-up and falls back to

@@ -95,8 +95,8 @@ table(["bytes", *parts["full"], "together"], cells)
 # float32) falls with the number of trained parameters, here eleven times. The base falls to less
 # than a sixth in 4 bits (its embedding stays dense). But **LoRA makes no activation needless**: the
 # gradient of A needs the same inputs as the gradient of W would. The quarter that is missing here
-# is one array a layer, the input of `down_proj`, which the engine makes again from its two factors
-# (`fused.down`; it does so for LoRA alone, but could for any method). And for a small model and a
+# is one array a layer, the input of `down_proj`, which `kernels.fused.mlp` computes again from
+# `gate` and `up` (it does so for LoRA alone, but could for any method). And for a small model and a
 # thousand tokens, activations are most of the ledger. So the rule "LoRA makes training fit" is
 # about models whose weights outweigh their batch. Here it is not much of a rule.
 
@@ -121,7 +121,8 @@ assert 1.3 < total["full"] / total["LoRA"] < total["full"] / total["QLoRA"] < 2
 # in 16 bits takes more than 780 GB, and QLoRA less than 48 GB. Do the two follow from the shapes?
 #
 # `np.broadcast_to(0, shape)` is an array with a shape, a dtype and an `nbytes`, and no memory. A
-# tree of them is a model on paper: `count` and `lora.targets` cannot tell it from a real one.
+# tree of them is a model on paper: `num_parameters` and `lora.target_paths` cannot tell it from a
+# real one.
 #
 # **Predict:** 65 billion weights of 4 bits are 33 GB. What takes the rest of the 48?
 
@@ -141,7 +142,8 @@ def on_paper(width, hidden, layers, heads):
 def lora_count(base, config):
     """Σ r·(in + out) over the adapted projections."""
     weights = flatten(base)
-    return sum(config.r * sum(weights[f"{p}.weight"].shape) for p in lora.target_paths(base, config))
+    paths = lora.target_paths(base, config)
+    return sum(config.r * sum(weights[f"{path}.weight"].shape) for path in paths)
 
 
 SEVEN = LoraConfig(r=64, lora_alpha=16, target_modules=("all-linear",))
@@ -166,7 +168,8 @@ def on_paper_ledger(base, config, method, tokens=512):
     n = num_parameters(base) if method == "full" else lora_count(base, SEVEN)
     low = {"full": 0, "LoRA": 16, "QLoRA, scales in 32 bits": bits["nf4"], "QLoRA": bits["nf4-dq"]}
     rest = 0 if method == "full" else 16
-    frozen = sum(w.size * (low[method] if is_projection(p) else rest) / 8 for p, w in named_leaves(base))
+    bits_of = {path: low[method] if is_projection(path) else rest for path, _ in named_leaves(base)}
+    frozen = sum(w.size * bits_of[path] / 8 for path, w in named_leaves(base))
     # with gradient checkpointing: one state a layer and token
     states = 2 * config.num_hidden_layers * config.hidden_size * tokens
     made = {"frozen": frozen, "trained": 2 * n, "gradients": 2 * n, "moments": 8 * n,
@@ -291,7 +294,7 @@ for used, (adapters, frozen) in pairs.items():
 prompt = words.encode(whole["valid"][0]["prompt"])
 said = []
 for name in ("whole", "place", "whole"):
-    said.append(words.decode(list(minilora.generate(*pairs[name], prompt, config, 24))))
+    said.append(words.decode(list(minilora.generate(*pairs[name], prompt, config, max_tokens=24))))
     print(f"{name:<6}", repr(said[-1]))
 assert said[0] == said[2] != said[1]
 for asked in tasks:
@@ -307,9 +310,9 @@ assert all(w.tobytes() == before[path] for path, w in named_leaves(base))
 # base was written: that is why one server can hold one base and a thousand adapters.
 #
 # **Where to stop with a debugger.**
-# - `memory.ledger` (`minilora/memory.py`): look at `kept_floats` for `full` and for LoRA, and find
-#   the line that makes LoRA's larger.
+# - `memory.ledger` (`minilora/evaluation/memory.py`): look at `kept_floats` for `full` and for
+#   LoRA, and find the line that makes LoRA's larger.
 # - `checkpoint.load_adapter`: look at `frozen` beside `base`; which leaves are new?
-# - `nn.linear` with `MINILORA_PLAIN=1`: `trained` is all that differs between the two adapters.
+# - `layers.linear` with `MINILORA_PLAIN=1`: `trained` is all that differs between the two adapters.
 #
 # **Exercises.** byte-ledger, lora-count.

@@ -9,13 +9,13 @@
 
 # %%
 import numpy as np
-from autograd import value_and_grad
 from common import QUICK, figure, finetune, read_sweep, short, table
 from sweeps import scaling
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.evaluation.plot import LINES
+from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths, delta
 from minilora.optim import adamw, adamw_init, global_norm
 from minilora.quant.quantize import is_projection
@@ -98,8 +98,8 @@ for name, a, b in (("A random, B zero", 1, 0), ("A zero, B random", 0, 1),
                    ("both random", 1, 1), ("both zero", 0, 0)):  # fmt: skip
     for seed in short((0, 1), (0,)):
         start = fill(fresh, a, b, np.random.default_rng(seed))
-        of_factor = {factor: global_norm({p: g for p, g in named_leaves(loss_and_gradient(start, frozen)[1])
-                                          if p.endswith(factor)})
+        gradient = flatten(loss_and_gradient(start, frozen)[1])
+        of_factor = {factor: global_norm({p: g for p, g in gradient.items() if p.endswith(factor)})
                      for factor in ("lora_A", "lora_B")}  # fmt: skip
         before = minilora.evaluate(start, frozen, valid, config)["loss"]
         trained = steps(start, frozen, n)
@@ -338,10 +338,10 @@ with figure("spectrum", xlabels, ylabels, titles, columns=2, width=9.6, height=3
 # ![Energy of ΔW's singular directions; the loss of models cut to k](../figures/spectrum.png)
 #
 # **Where to stop with a debugger.**
-# - `lora.init` (`minilora/lora.py`): the `put` lines of `lora_A` and `lora_B`; look at A's `bound`
-#   and at B.
-# - `nn.linear` with `MINILORA_PLAIN=1`: the line with `lowrank` under `if "lora_A" in trained`;
-#   which shapes go through it?
+# - `lora.init` (`minilora/lora.py`): the `set_leaf` lines of `lora_A` and `lora_B`; look at
+#   A's `bound` and at B.
+# - `layers.linear` with `MINILORA_PLAIN=1`: the line with two `matmul`s, under
+#   `if "lora_A" in trained`; which shapes go through it?
 # - `scaling` in `minilora/config.py`, a function: the one place where α/r is computed.
 #
 # **Exercises.** lowrank-product, lora-init, lora-merge, lora-count.

@@ -340,8 +340,8 @@ if not QUICK:
 # another model: for directions without any relation to W it is ‖ΔW‖/‖W‖·√(mn)/r, which grows with
 # the width by itself.
 #
-# **Where to stop with a debugger.** `lora.targets` (how a name, or a layer's name, picks
-# matrices), `LoraConfig.at` in `config.py` (r and scaling of one path, exceptions included),
-# `nn.linear` under `MINILORA_PLAIN=1` (which of the seven has a `lora_A`).
+# **Where to stop with a debugger.** `lora.target_paths` (how a name, or a layer's name, picks
+# matrices), `LoraConfig.rank_and_scaling` in `config.py` (of one path, exceptions included),
+# `layers.linear` under `MINILORA_PLAIN=1` (which of the seven has a `lora_A`).
 #
 # **Exercises.** lora-count, lora-init, lowrank-product, lowrank-gradient.

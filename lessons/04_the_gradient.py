@@ -10,14 +10,14 @@
 import math
 
 import numpy as np
-from autograd import value_and_grad
 from common import QUICK, figure, read_sweep, short, table
 from sweeps import rates
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, layers, lora
+from minilora import LoraConfig, TrainConfig, data, layers, lora, model
 from minilora.cli.pretraining import held_out_notes
 from minilora.evaluation.plot import LINES
+from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths, delta
 from minilora.optim import adamw, adamw_init, global_norm
 from minilora.tree import flatten, get, num_parameters, tree_map, unflatten
@@ -26,9 +26,9 @@ rng = np.random.default_rng(0)
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 
 
-def prepared(model, dtype="f4"):
+def prepared(name, dtype="f4"):
     """(config, base, batch): an embedded base, and 16 questions for it."""
-    config, base, words = minilora.load(model)
+    config, base, words = minilora.load(name)
     some = TrainConfig(mask_prompt=True)
     examples, _ = data.prepare(data.load_rows("questions", "train"), words, some)
     batch = data.collate([[e] for e in examples[:16]])
@@ -98,10 +98,10 @@ for name, theta in (("lora_A", A), ("lora_B", B)):
 config, base, batch = prepared("micro", "f8")
 adapters, frozen = lora.init(base, ALL, rng)
 adapters = tree_map(lambda w: w + 0.05 * rng.standard_normal(w.shape), adapters)  # B is not zero
-_, of_factors = value_and_grad(minilora.loss)(adapters, frozen, batch, config, ops=layers)
+_, of_factors = value_and_grad(model.loss)(adapters, frozen, batch, config, layers)
 merged = lora.merge(adapters, frozen, dtype="f8")
 whole = unflatten({f"{p}.weight": get(merged, p)["weight"] for p in adapted_paths(adapters)})
-_, G = value_and_grad(minilora.loss)(whole, merged, batch, config, ops=layers)
+_, G = value_and_grad(model.loss)(whole, merged, batch, config, layers)
 worst = 0.0
 for path in adapted_paths(adapters):
     scale, ours = get(frozen, path)["lora_scaling"], get(of_factors, path)
@@ -203,9 +203,9 @@ assert np.allclose(firsts[0], firsts[1], rtol=0, atol=4e-3 * 0.05)
 
 
 # %%
-def first_steps(model, eta=1e-3):
+def first_steps(name, eta=1e-3):
     """(measured, predicted) mean of LoRA's ‖ΔW‖ over full fine-tuning's, after one step."""
-    config, base, batch = prepared(model)
+    config, base, batch = prepared(name)
     adapters, frozen = lora.init(base, ALL, np.random.default_rng(1))
     _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
     new, _ = adamw(adapters, grads, adamw_init(adapters), lambda _: eta, TrainConfig())
@@ -312,9 +312,9 @@ assert live["full"] < live["lora"] / 1.5
 
 # %% [markdown]
 # **Where to stop with a debugger.**
-# - `products.lowrank_back` (`minilora/products.py`), ∂L/∂x, ∂L/∂A and ∂L/∂B in two lines: look at
-#   the shapes of `g`, `down` and `up`.
-# - `train.gradient`: argument 0 of `value_and_grad`, and nothing else, comes back in `grad`.
+# - `project_back` in `minilora/kernels/fused_projection.py`, without `MINILORA_PLAIN`: ∂L/∂x, ∂L/∂A
+#   and ∂L/∂B of several projections at once; look at the shapes of `gs`, `thin` and `ups`.
+# - `training.gradient_at`: `grads` has the leaves of argument 0 of `value_and_grad`, and no others.
 # - `optim.adamw`, function `step`: `m / denominator` at the first step is ±1 up to a factor.
 #
 # **Exercises.** lowrank-gradient, cross-entropy, adamw, warmup, clipping, test-frozen.

@@ -10,6 +10,7 @@
 # Time: about ten seconds. You need: what a histogram and a quantile are.
 
 # %%
+from functools import partial
 from statistics import NormalDist
 from types import SimpleNamespace
 
@@ -17,7 +18,7 @@ import numpy as np
 from common import QUICK, figure, short, table
 
 import minilora
-from minilora import TrainConfig, data, model, nf4
+from minilora import TrainConfig, data, layers, model, nf4
 from minilora.cli import pretraining
 from minilora.evaluation import plot
 from minilora.kernels import fused
@@ -305,13 +306,13 @@ def seen(name):
     return operation
 
 
-def down(gate, up, *weights):
-    return fused.linear(seen("swiglu")(gate, up), *weights)
-
-
-ops = SimpleNamespace(
-    rms_norm=seen("rms_norm"), attention=seen("attention"), linear=fused.linear, down=down
-)
+seen_by = {name: seen(name) for name in inputs}
+ops = SimpleNamespace(**{
+    **vars(fused),
+    "rms_norm": seen_by["rms_norm"],
+    "self_attention": partial(layers.self_attention, attention=seen_by["attention"]),
+    "mlp": partial(layers.mlp, swiglu=seen_by["swiglu"]),
+})  # fmt: skip
 model.hidden_states({}, base, batch["tokens"], batch["segment_starts"], config, ops)
 for name, some in inputs.items():
     print(f"largest number that comes from {name}: {max(np.abs(x).max() for x in some):.1f}")

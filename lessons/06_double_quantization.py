@@ -15,9 +15,16 @@ import numpy as np
 from common import figure, short, table
 
 import minilora
-from minilora import TrainConfig, double_quant, nf4
+from minilora import TrainConfig, nf4
 from minilora.cli import pretraining
-from minilora.double_quant import BLOCK, DYNAMIC_MAP
+from minilora.double_quant import (
+    BLOCK,
+    DYNAMIC_MAP,
+    double_dequantize,
+    double_quantize,
+    double_quantize_around,
+    mean,
+)
 from minilora.evaluation import memory, plot
 from minilora.formats import quantized_file
 from minilora.tree import flatten, nbytes, num_parameters
@@ -101,12 +108,12 @@ m = short(2**16, 2**12)  # absmax
 def errors(w):
     """RMSE of its absmax in eight bits: the dynamic map, even steps, the map without an offset."""
     absmax = nf4.quantize(w).absmax
-    offset = double_quant.mean(absmax)
+    offset = mean(absmax)
     centred = (absmax - offset).reshape(-1, BLOCK)
     largest = np.abs(centred).max(axis=1, keepdims=True)
     even = np.rint(centred / largest * 127) / 127 * largest + offset
-    maps = (double_quant.double_quantize(absmax), double_quant.double_quantize_around(np.float32(0), absmax))
-    dynamic, bare = (rms(double_quant.double_dequantize(n) - absmax) for n in maps)
+    maps = double_quantize(absmax), double_quantize_around(np.float32(0), absmax)
+    dynamic, bare = (rms(double_dequantize(q) - absmax) for q in maps)
     return [dynamic, rms(even.ravel() - absmax), bare], (centred / largest).ravel()
 
 
@@ -281,7 +288,8 @@ for name in ("micro", "tiny"):
 # because its map fits; it rests on blocks of like size; and a ledger is only right if it adds up
 # to the byte.
 #
-# **Where to stop with a debugger.** `nested.nest_around` (`blocks`, `step`), `nf4.pack`,
-# `nf4._quantize` (`rest`: a tensor of odd size), `quantized_file._four_bit_sources` (`parts`).
+# **Where to stop with a debugger.** `double_quant.double_quantize_around` (`blocks`, `step`),
+# `nf4.pack`, `nf4._quantize` (`rest`: a tensor of odd size), `quantized_file._four_bit_sources`
+# (`parts`).
 #
 # **Exercises.** packing-nibbles, double-quantization, byte-ledger, test-nibbles.

@@ -23,7 +23,7 @@ from autograd import grad, make_vjp
 from common import SWEEPS, figure, finetune, read_sweep, short, table
 
 import minilora
-from minilora import InputError, LoraConfig, TrainConfig, data, layers, lora, nf4, optim
+from minilora import InputError, LoraConfig, TrainConfig, data, kernels, layers, lora, nf4, optim
 from minilora.cli import pretraining
 from minilora.evaluation import plot
 from minilora.quant.quantize import SCHEMES
@@ -148,8 +148,8 @@ for scheme in short(["none", "nf4-dq"], []):  # a slice of the sweep, live
 #
 # ## Memory
 #
-# The ledger of `minilora.memory` predicts a step: frozen weights, adapters, their gradients,
-# Adam's two moments, and activations. It says nothing of dense copies.
+# The ledger of `minilora.evaluation.memory` predicts a step: frozen weights, adapters, their
+# gradients, Adam's two moments, and activations. It says nothing of dense copies.
 #
 # **Predict:** how many bytes does a product with a 4-bit weight of 1024 × 1024 keep for its
 # backward pass, beside its input? And how does a whole step compare with the ledger?
@@ -170,12 +170,12 @@ for name, operation in (
     print(f"{name} keeps {kept[name]:,} bytes")
 assert kept["product with the codes"] < 2**17 and kept["product with a dense copy"] > 4 * 2**20
 
-layers, measured = short(8, 4), {}
+depth, measured = short(8, 4), {}
 for scheme in ("none", "nf4-dq"):
-    command = [sys.executable, SWEEPS / "one_step.py", scheme, str(layers)]
+    command = [sys.executable, SWEEPS / "one_step.py", scheme, str(depth)]
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     measured[scheme], predicted, activations = map(float, answer.split())
-    print(f"a step on {layers} layers of width 512, {scheme}: the process grew by "
+    print(f"a step on {depth} layers of width 512, {scheme}: the process grew by "
           f"{measured[scheme]:.0f} MB, the ledger says {predicted:.0f} MB")  # fmt: skip
     assert 0.85 < measured[scheme] / predicted < short(1.25, 1.4)
 assert 1.6 < measured["none"] / measured["nf4-dq"] < 3  # found: 2.0
@@ -261,8 +261,8 @@ assert not normed.any()  # x/√∞: the row is silently zero
 assert layers.rms_norm(np.float32([[300, 100, 1, 1]]), np.ones(4, np.float32), 1e-5)[0, 0] > 1
 
 trained = steps(4e-3, n=short(150, 60))[-1]
-_, grads, _ = gradient_at(unflatten(trained), frozen, [[e] for e in examples], 0, config,
-                       TrainConfig(batch_size=16))  # fmt: skip
+_, grads, _ = gradient_at(unflatten(trained), 0, frozen, [[e] for e in examples], config,
+                          TrainConfig(batch_size=16), kernels.OPS)  # fmt: skip
 entries = np.concatenate([g.ravel() for _, g in named_leaves(grads)])
 lost = {"g": np.mean(np.float16(entries) == 0), "g²": np.mean(np.float16(entries**2) == 0)}
 print(f"of the gradient's entries are zero in float16: g {lost['g']:.1%}, g² {lost['g²']:.1%}")
@@ -303,7 +303,7 @@ with figure("qlora", xlabels, ylabels, titles, width=8.4, columns=2) as (left, r
 # stands for; the frozen bytes stay; quality is that of the dense base; and memory is what the
 # ledger says.
 #
-# **Where to stop with a debugger.** `products.product` (its `defvjp`: `dense(w)` again, in the
-# backward pass), `train.update` (`to_dtype` after the step), `memory.kept_floats`.
+# **Where to stop with a debugger.** `layers.frozen_matmul` (its `defvjp`: `dense(w)` again, in
+# the backward pass), `training.update` (`round_to` after the step), `memory.kept_floats`.
 #
 # **Exercises.** linear-4bit, linear-4bit-backward, test-frozen, byte-ledger, adamw.

@@ -17,7 +17,7 @@ import numpy as np
 from common import QUICK, SWEEPS, figure, finetune, read_sweep, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, TrainConfig, data, kernels, lora
 from minilora.evaluation import plot
 from minilora.training import gradient_at
 from minilora.tree import flatten, named_leaves, tree_map
@@ -94,8 +94,8 @@ def first_gain(r, alpha):
     for seed in range(short(3, 2)):
         config = LoraConfig(r=r, lora_alpha=alpha, target_modules=SEVEN)
         adapters, frozen = lora.init(base, config, np.random.default_rng(seed))
-        _, grads, _ = gradient_at(adapters, frozen, bins, 0, model_config, settings)
-        sums.append(sum(np.abs(g).sum() for path, g in named_leaves(grads) if path.endswith("lora_B")))
+        _, grads, _ = gradient_at(adapters, 0, frozen, bins, model_config, settings, kernels.OPS)
+        sums.append(sum(np.abs(g).sum() for p, g in named_leaves(grads) if p.endswith("lora_B")))
     return np.mean(sums)
 
 
@@ -284,7 +284,7 @@ assert all(cost > 12 for cost in list(costs.values())[3:])
 # and only if the training loss falls below the held-out one.
 #
 # **Where to stop with a debugger.** `optim.adamw`, its inner `step` (m and √v: the gradient's
-# scale divides out), `config.scaling` (α/r, once), `nn.dropout` (which x is blanked, and that W₀x
-# is not; with `MINILORA_PLAIN=1`).
+# scale divides out), `config.scaling` (α/r, once), `layers.dropout` (which x is blanked, and that
+# W₀x is not; with `MINILORA_PLAIN=1`).
 #
 # **Exercises.** adamw, warmup, clipping, lora-init.

@@ -14,12 +14,12 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from autograd import value_and_grad
 from common import QUICK, figure, finetune, read_sweep, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora, model, optim
+from minilora import LoraConfig, TrainConfig, data, kernels, lora, optim
 from minilora.evaluation import plot
+from minilora.layers import value_and_grad
 from minilora.training import gradient_at
 from minilora.tree import flatten, tree_map
 
@@ -54,7 +54,7 @@ def mean_of_means(settings):
     total, parts = 0.0, []
     for i in range(k):
         batch = data.collate(data.batch_at(bins, i, size, settings.seed))
-        value, grad = value_and_grad(model.loss)(adapters, frozen, batch, config)
+        value, grad = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
         total += float(value) / k
         parts.append(tree_map(lambda g: g / k, grad))
     return total, tree_map(lambda *gs: sum(gs), *parts)
@@ -67,8 +67,8 @@ def distance(grads, others):
 
 large = replace(defaults, batch_size=32)
 cut = replace(defaults, batch_size=1, grad_accumulation_steps=32)
-loss, grads, tokens = gradient_at(adapters, frozen, bins, 0, config, large)
-loss_cut, grads_cut, tokens_cut = gradient_at(adapters, frozen, bins, 0, config, cut)
+loss, grads, tokens = gradient_at(adapters, 0, frozen, bins, config, large, kernels.OPS)
+loss_cut, grads_cut, tokens_cut = gradient_at(adapters, 0, frozen, bins, config, cut, kernels.OPS)
 loss_means, grads_means = mean_of_means(cut)
 alike = {sum(example.mask) for [example] in bins[100:]}
 print(f"targets of a question: {alike}")
@@ -136,7 +136,7 @@ assert case("4 rows, 800 steps").max() < 0.75 * case(USUAL).min()
 # another's? And how far does it move `lora_A`?
 
 # %%
-_, first, _ = gradient_at(adapters, frozen, bins, 0, config, large)
+_, first, _ = gradient_at(adapters, 0, frozen, bins, config, large, kernels.OPS)
 moved, _ = optim.adamw(adapters, first, optim.adamw_init(adapters), lambda path: 4e-3, defaults)
 step = {path: moved_leaf - flatten(adapters)[path] for path, moved_leaf in flatten(moved).items()}
 g = np.concatenate([g.ravel() for path, g in flatten(first).items() if path.endswith("lora_B")])
@@ -329,6 +329,6 @@ with figure("optimization", xlabels, ["gradient norm", ""], titles, width=9.6, h
 # a long run, a rate at its edge or training from nothing ask anew.
 #
 # **Where to stop with a debugger.** `optim.adamw`, its inner `step` (print `m / denominator` at
-# step 1: ones), `optim.clip` (`norm` against `factor`), `train.gradient` (`share`).
+# step 1: ones), `optim.clip` (`norm` against `factor`), `training.accumulate` (`share`).
 #
 # **Exercises.** adamw, warmup, clipping, accumulation.

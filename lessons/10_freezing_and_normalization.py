@@ -90,9 +90,9 @@ if not QUICK:  # one row again; on another machine a run rounds, and ends, a lit
 #
 # ## A convolution is a linear layer on patches
 #
-# Now the pictures. The network (`convnet.py`) hands the 3 × 3 patches of a picture to `nn.linear`,
-# so `lora_A` and `lora_B` adapt a convolution without a new line of code. We hold one output
-# against the sum that defines it, and the backward pass against a finite difference.
+# Now the pictures. The network (`convnet.py`) hands the 3 × 3 patches of a picture to
+# `layers.linear`, so `lora_A` and `lora_B` adapt a convolution without a new line of code. We hold
+# one output against the sum that defines it, and the backward pass against a finite difference.
 
 # %%
 rng = np.random.default_rng(0)
@@ -101,7 +101,7 @@ probe = rng.standard_normal((1, 8, 8, 5))
 
 
 def convolved(x):
-    return convnet.nn.matmul(convnet.patches(x, 3, 2, 1), kernel)
+    return convnet.layers.matmul(convnet.patches(x, 3, 2, 1), kernel)
 
 
 def probed(x):
@@ -311,7 +311,7 @@ assert list(losses) == sorted(losses, reverse=True) and list(notes) == sorted(no
 # rate does; 0.7 at 0.02 is a fair point between the two. Measure before you believe it.
 #
 # **Where to stop with a debugger.** `convnet.forward` (look at `used` with `running` given and
-# with None). `train.rates`, function `of` (which layer gets which rate). `tree.leaf` (a trained
-# gain takes the frozen one's place).
+# with None). `training.rates`, function `rate_of` (which layer gets which rate).
+# `tree.trained_or_frozen` (a trained gain takes the frozen one's place).
 #
 # **Exercises.** `rms-norm`, `test-frozen`, `adamw`, `lora-count`.

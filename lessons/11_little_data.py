@@ -12,6 +12,7 @@
 
 # %%
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,7 @@ from common import QUICK, figure, of, read_sweep, short, spread, table
 from sweeps import little
 
 import minilora
-from minilora import TrainConfig, data, layers, model
+from minilora import TrainConfig, data, kernels, layers, model
 from minilora.evaluation import plot
 
 # %% [markdown]
@@ -238,8 +239,8 @@ assert pairs[longest] < 0.8 * pairs[None] and pairs[512] > 1.5 * pairs[None]
 # ## Neighbours
 #
 # A causal mask lets a token see everything before it, its row's other examples included. `collate`
-# therefore notes in `starts` where each token's example begins. It is used twice: attention sees
-# nothing before it, and positions count from it.
+# therefore notes in `segment_starts` where each token's example begins. It is used twice: attention
+# sees nothing before it, and positions count from it.
 #
 # **Predict:** which of the two is needed for a packed example to get the logits that it gets alone?
 
@@ -249,13 +250,14 @@ def logits(bins, mask=True, restart=True):
     """Logits of a batch of bins: with the block mask or the causal one, positions from each
     example's start or running on."""
 
-    def attention(q, k, v, angles, starts, **rest):
+    def attention(q, k, v, rope, starts, cache):
         if not restart:
-            angles = layers.rope_cos_sin(np.arange(q.shape[1])[None], config)
-        return layers.attention(q, k, v, angles, starts if mask else 0 * starts, **rest)
+            rope = layers.rope_cos_sin(np.arange(q.shape[1])[None], config)
+        return layers.attention(q, k, v, rope, starts if mask else 0 * starts)
 
-    changed = SimpleNamespace(**{**vars(layers), "attention": attention})
-    batch, ops = data.collate(bins), model.OPS if mask and restart else changed
+    changed = partial(layers.self_attention, attention=attention)
+    changed = SimpleNamespace(**{**vars(layers), "self_attention": changed})
+    batch, ops = data.collate(bins), kernels.OPS if mask and restart else changed
     x = model.hidden_states({}, base, batch["tokens"], batch["segment_starts"], config, ops)
     return layers.matmul(x, base["model"]["embed_tokens"]["weight"])
 
@@ -306,7 +308,8 @@ assert opened > closed + 0.1
 # Without the mask nothing fails and nothing warns. The loss is only higher, and in training a model
 # would learn to live with neighbours that it will not have later.
 #
-# **Where to stop with a debugger.** `data.collate` (look at `batch["segment_starts"]`). `nn.visible` (print
-# one row of it as 0 and 1: the blocks). `train.judged` (what is kept, and when).
+# **Where to stop with a debugger.** `data.collate` (look at `batch["segment_starts"]`).
+# `layers.attention_mask` (print one row of it as 0 and 1: the blocks).
+# `training.update_early_stopping` (what is kept, and when).
 #
 # **Exercises.** `attention`, `rotation`, `prompt-mask`, `cross-entropy`.

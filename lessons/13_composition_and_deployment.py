@@ -55,7 +55,7 @@ print(
 print(f"base {nbytes(base):,} bytes, each adapter {nbytes(one[0]):,}")
 shared = flatten(turned[1])
 assert all(shared[path] is w for path, w in named_leaves(base))  # the same objects, no copies
-assert all(before[path] == w.tobytes() for path, w in named_leaves(base))  # and nobody wrote to them
+assert all(before[path] == w.tobytes() for path, w in named_leaves(base))  # and unchanged
 if not QUICK:
     assert all(scores[name] < loss(({}, base), tasks[name]) / 4 for name in tasks)
 
@@ -316,7 +316,7 @@ upon = fit(compose.stack(*one), backwards, 100, iters=ITERS)
 print(
     f"upon the first: {loss(upon, tasks['there']):.2f} there, {loss(upon, tasks['back']):.2f} back"
 )
-merged = lora.merge(*upon)  # a stack of two merges like one
+merged = minilora.merge(*upon)  # a stack of two merges like one
 assert abs(loss(({}, merged), tasks["back"]) - loss(upon, tasks["back"])) < 1e-3
 
 WAYS = (
@@ -374,7 +374,7 @@ served = {"dense": ({}, large), "dense, adapter apart": (adapters, apart),
 def speed(pair, tokens):
     """(ms to the first of `tokens` tokens after a prompt of 32, tokens/s from there on)."""
     times, prompt = [time.perf_counter()], list(range(32))
-    for _ in minilora.generate(*pair, prompt, shape, tokens):
+    for _ in minilora.generate(*pair, prompt, shape, max_tokens=tokens):
         times.append(time.perf_counter())
     return 1e3 * (times[1] - times[0]), (len(times) - 2) / (times[-1] - times[1])
 
@@ -406,7 +406,7 @@ assert sum(w.size for _, w in named_leaves(adapters)) < 0.04 * per_token
 # was, and evaluate what you ship.
 #
 # **Where to stop with a debugger.** `compose.per_row` (shapes of the gathered factors),
-# `compose.linear` (the roots), `lora._merged`, and `kernels.weights.product` (one row is
+# `compose.linear` (the roots), `lora.merge`, and `kernels.weights.frozen_matmul` (one row is
 # multiplied straight from the codes, for many the weight is dequantized).
 #
 # **Exercises.** lora-merge, test-merge, combine-exact, linear-4bit, nearest-code.

@@ -245,7 +245,8 @@ for size in SIZES:
 table(["small shift", "trained", "bytes of state", "exact", "held-out loss"], costs)
 lora_state, full_state = costs[1][2], costs[3][2]
 assert full_state > 4 * lora_state
-assert num_parameters(methods.full(base, None, None)[0]) == sum(w.size for w in flatten(base).values())
+whole = methods.full(base, None, None)[0]
+assert num_parameters(whole) == sum(w.size for w in flatten(base).values())
 
 # %% [markdown]
 # On the small shift the way from r = 8 to full costs over four times the training state, a file as
@@ -270,7 +271,8 @@ for size in (8, "full"):
 # model; if it lies in matrices that you adapt, a small rank does. If it does not (new symbols, a
 # new alphabet), train those leaves too, or everything.
 #
-# **Where to stop with a debugger.** `methods.full` (the whole tree is argument 0), `nn.leaf` (where
-# a trained embedding takes the frozen one's place), `sweeps/lora_or_full.py`, `start`.
+# **Where to stop with a debugger.** `methods.full` (the whole tree is argument 0),
+# `tree.trained_or_frozen` (where a trained embedding takes the frozen one's place),
+# `sweeps/lora_or_full.py`, `start`.
 #
 # **Exercises.** lowrank-product, lora-count, byte-ledger, cross-entropy.

@@ -19,6 +19,7 @@ import minilora
 from minilora import data, layers
 from minilora.data import tasks
 from minilora.evaluation import compare, metrics, plot
+from minilora.methods.operations import Prefix
 from minilora.tree import flatten, num_parameters
 
 sys.path.insert(0, str(LESSONS / "sweeps"))
@@ -180,7 +181,8 @@ for run in found.values():  # nothing was forgotten for good
 def by_token(adapters, frozen, valid):
     """The mean loss at each of an answer's tokens, (23,), in nats."""
     batch = data.collate([[example] for example in valid])
-    nll = metrics.token_scores(adapters, frozen, batch, config)["nll"]
+    ops = minilora.operations(adapters, frozen)
+    nll = metrics.token_scores(adapters, frozen, batch, config, ops)["nll"]
     return nll.reshape(-1, answer).mean(axis=0)
 
 
@@ -259,7 +261,8 @@ identity = np.tile(np.eye(T, dtype="f4"), config.num_attention_heads)[None]  # (
 
 def weights(q, prefix=None):
     """The attention weights on the text: (T, H, S)."""
-    mixed = layers.attention(q, key, identity, angles, starts, prefix=prefix)
+    cache = None if prefix is None else Prefix(*prefix)  # its keys come before those of the tokens
+    mixed = layers.attention(q, key, identity, angles, starts, cache)
     return mixed.reshape(T, config.num_attention_heads, T)
 
 
@@ -327,8 +330,9 @@ assert all(exact == 1 for of in groups if "who" in of for _, exact in groups[of]
 # it: a large model has more skills that a prompt can call for. On `micro` it has one, and there a
 # prompt of 768 numbers is right every time.
 #
-# **Where to stop with a debugger.** `nn.linear` (five of the methods are an `if` of it: look at
-# `list(trained)`), `model.hidden` at `np.concatenate` (a prompt's rows go in; watch `starts`), and
-# `nn.attention` at the same word (the prefix, in every layer; `visible` lets every token see it).
+# **Where to stop with a debugger.** `MethodOps` in `methods/operations.py`: `linear` (DoRA, IA³
+# and the bottleneck are an `if` of it: look at `list(trained)`), `embed` at `np.concatenate` (a
+# prompt's rows go in; watch `starts`), and `Prefix.extend` at the same word (the prefix, in every
+# layer; `layers.attention_mask` lets every token see it).
 #
 # **Exercises.** ia3, prefix, dora-norm, lora-count, attention.

@@ -15,9 +15,8 @@ import numpy as np
 from common import QUICK, finetune, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, layers, lora
+from minilora import LoraConfig, TrainConfig, data, kernels, layers, lora, model
 from minilora.cli.checklist import Rows, questions
-from minilora.kernels import fused
 from minilora.training import gradient_at
 from minilora.tree import flatten, get, num_parameters
 
@@ -69,7 +68,7 @@ print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1][
 
 # %%
 bins = [[example] for example in examples]
-grads = gradient_at(adapters, frozen, bins, 0, config, settings)[1]
+grads = gradient_at(adapters, 0, frozen, bins, config, settings, kernels.OPS)[1]
 print(f"{len(flatten(grads))} gradients, beside {len(flatten(base))} arrays of the base")
 assert flatten(grads).keys() == flatten(adapters).keys()
 assert all(path.endswith(("lora_A", "lora_B")) for path in flatten(grads))
@@ -92,7 +91,7 @@ assert "lora_scaling" in get(frozen, path) and "lora_scaling" not in get(base, p
 _, wet = lora.init(frozen, replace(lora_config, lora_dropout=0.5), np.random.default_rng(0))
 batch = data.collate(bins[:4])
 losses = [
-    float(minilora.loss(adapters, wet, batch, config, rng=some))
+    float(model.loss(adapters, wet, batch, config, kernels.OPS, rng=some))
     for some in (None, None, np.random.default_rng(1), np.random.default_rng(2))
 ]
 print("without an rng twice, with two of them:", *(f"{x:.3f}" for x in losses))
@@ -134,14 +133,17 @@ if not QUICK:
 # %% [markdown]
 # ## What these lines hide
 #
-# Fairness asks for the other list. `import minilora` picks the engine (`fused.py`) where the text
-# would be `nn.py`; both give the same loss, and `MINILORA_PLAIN=1` chooses. `train` hides the tape
-# of autograd and the order of the rows, a function of (seed, step). `load` hides a tokenizer of
+# Fairness asks for the other list. `minilora.loss` and `minilora.train` choose the optimized
+# operations (`kernels/fused.py`) where they could take the reference implementation (`layers.py`);
+# both give the same loss, and `MINILORA_PLAIN=1` chooses the reference. `train` hides autograd, and
+# the order of the rows, a function of (seed, step). `load` hides a tokenizer of
 # bytes. And limits are hidden: one machine, float32 to compute in, no device but the CPU.
 
 # %%
-plain, quick = (float(minilora.loss(adapters, frozen, batch, config, ops=o)) for o in (layers, fused))
-print(f"loss as text {plain:.7f}, by the engine {quick:.7f}")
+plain, quick = (
+    float(model.loss(adapters, frozen, batch, config, ops)) for ops in (layers, kernels.OPS)
+)
+print(f"loss by the reference {plain:.7f}, optimized {quick:.7f}")
 assert abs(plain - quick) < 1e-4 * plain
 
 # %% [markdown]
@@ -190,8 +192,9 @@ for name, changes in runs.items():
     with redirect_stderr(io.StringIO()):
         run = finetune(iters=short(200, 15), **changes)
     scores[name] = minilora.evaluate(run.adapters, run.frozen, valid, config)
-    ids = minilora.generate(run.adapters, run.frozen, tokenizer.encode(prompt), config, 40)
-    said[name] = tokenizer.decode(list(ids))
+    ids = tokenizer.encode(prompt)
+    answer_ids = minilora.generate(run.adapters, run.frozen, ids, config, max_tokens=40)
+    said[name] = tokenizer.decode(list(answer_ids))
 table(
     ["run", "loss of the answers", "exact match", "says"],
     [[name, f"{s['loss']:.3f}", f"{s['exact_match']:.3f}", repr(said[name])]
@@ -213,7 +216,7 @@ if not QUICK:
 # would have written its files. That is why a list of questions is worth its lines.
 #
 # **Where to stop with a debugger.** `checklist.questions` (step through the rules with your own
-# settings), `train.gradient` (what `value_and_grad` is asked for), `nn.linear` at `dropout` (where
-# the `rng` is None, and where not).
+# settings), `training.gradient_at` (what `value_and_grad` is asked for), `layers.linear` at
+# `dropout` (where the `rng` is None, and where not).
 #
 # **Exercises.** lora-init, prompt-mask, test-merge, test-frozen, byte-ledger.

@@ -20,6 +20,7 @@ from common import QUICK, figure, short, table
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.evaluation import plot
+from minilora.methods.methods import also_train
 from minilora.quant.quantize import is_projection
 from minilora.tree import flatten, num_parameters, unflatten
 
@@ -41,7 +42,7 @@ class Outcome:
     def __init__(self, adapter=ALL, rows=questions, also=(), scheme="none", watch=False, **changes):
         rng, now = np.random.default_rng(SEED), replace(settings, **changes)
         adapters, self.frozen = lora.init(minilora.quantize(base, scheme), adapter, rng)
-        adapters = lora.also_train(adapters, base, also)
+        adapters = also_train(adapters, base, also)
         examples, _ = data.prepare(rows, words, now)
         silent = io.StringIO()  # a bar a run would be too many
         with redirect_stderr(silent), redirect_stdout(silent):
@@ -300,7 +301,8 @@ with figure("pitfalls", xlabels, ylabels, titles, width=10.2, height=6, columns=
 # rate, and the rate is the cheapest to try. Only one high: data. Good in the run and bad after it:
 # what was saved, or how it was merged.
 #
-# **Where to stop with a debugger.** `lora.targets` (which paths come back), `train.rates`, its
-# inner `of` (the rate of a norm), `nf4.normalize` (`absmax` of the block with the outlier).
+# **Where to stop with a debugger.** `lora.target_paths` (which paths come back), `training.rates`,
+# its inner `rate_of` (the rate of a norm), `nf4.normalize` (`absmax` of the block with the
+# outlier).
 #
 # **Exercises.** rms-norm, absmax-blocks, nearest-code, lora-merge, prompt-mask, test-merge.

@@ -101,7 +101,7 @@ def say(adapters, base, request, length=LENGTH):
     """The greedy answer to a request in plain English."""
     turn = [{"role": "user", "content": request}]
     ids = tokenizer.encode(tokenizer.render(turn, add_generation_prompt=True))
-    return tokenizer.decode(list(minilora.generate(adapters, base, ids, config, length)))
+    return tokenizer.decode(list(minilora.generate(adapters, base, ids, config, max_tokens=length)))
 
 
 test = examples["test"][: short(96, 4)]
@@ -155,7 +155,8 @@ if not QUICK:
 
 # %%
 some = data.collate([[example] for example in test[:24]])
-exact = metrics.token_scores(adapters, frozen, some, config)["exact"]
+ops = minilora.operations(adapters, frozen)
+exact = metrics.token_scores(adapters, frozen, some, config, ops)["exact"]
 said = []
 for i in np.flatnonzero(~exact)[: short(6, 0)]:
     asked, expected = (turn["content"] for turn in rows["test"][i]["messages"])

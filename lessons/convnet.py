@@ -1,21 +1,29 @@
 """A small convolutional network with batch normalization, for pictures of 16 × 16.
 
-It is `nn.linear` upon the patches of a picture, so the leaves that adapt a language model adapt it,
-too. Batch normalization has no state: its running statistics are an argument of `forward`, and the
-moments of what it was given are a result.
+It is `layers.linear` upon the patches of a picture, so the leaves that adapt a language model adapt
+it, too. Batch normalization has no state: its running statistics are an argument of `forward`, and
+the moments of what it was given are a result.
 
 Letters: N pictures, H height, W width, C channels, k side of a patch.
 """
 
 import autograd.numpy as np
 import numpy as onp
-from autograd import value_and_grad
 from autograd.extend import defvjp, primitive
 
 from minilora import TrainConfig, layers
+from minilora.layers import value_and_grad
 from minilora.optim import clip, learning_rate
 from minilora.training import init_state, update
-from minilora.tree import get, named_leaves, set_leaf, subtree, tree_map, unflatten
+from minilora.tree import (
+    get,
+    named_leaves,
+    set_leaf,
+    subtree,
+    trained_or_frozen,
+    tree_map,
+    unflatten,
+)
 
 LAYERS = ((3, 2, 1, 16), (3, 2, 1, 32), (4, 1, 0, 64), (1, 1, 0, 0))  # k, stride, padding, out
 EPS = 1e-5
@@ -72,17 +80,18 @@ def forward(adapters, base, pictures, running=None, rng=None):
 
     Normalizes with `running`, a tree like `moments`; with None, with the batch's own moments.
     """
-    layers, moments = subtree(subtree(adapters, "model"), "layers"), {}
+    nodes, moments = subtree(subtree(adapters, "model"), "layers"), {}
     x = pictures[..., None]  # (N, H, W, C)
     for i, (k, stride, padding, _) in enumerate(LAYERS):
-        trained, frozen = subtree(layers, str(i)), base["model"]["layers"][str(i)]
+        trained, frozen = subtree(nodes, str(i)), base["model"]["layers"][str(i)]
         x = patches(x, k, stride, padding)
         x = layers.linear(x, subtree(trained, "linear"), frozen["linear"], rng)
         if "norm" in frozen:
             moments[str(i)] = moments_of(x)
             used = moments[str(i)] if running is None else running[str(i)]
             gain, shift = (
-                layers.leaf(subtree(trained, "norm"), frozen["norm"], n) for n in ("weight", "bias")
+                trained_or_frozen(subtree(trained, "norm"), frozen["norm"], name)
+                for name in ("weight", "bias")
             )
             x = np.maximum(batch_norm(x, used, gain, shift), 0)
     return x[:, 0, 0], moments

@@ -1,5 +1,7 @@
 """attention: causal, grouped, with rotary positions."""
 
+from copy import deepcopy
+
 import numpy as np
 from hypothesis import strategies as st
 
@@ -14,21 +16,24 @@ CASES = {
     "kv_heads": st.integers(1, 2),
     "half": st.integers(1, 2),
     "packed": st.booleans(),
-    "prefix": st.integers(0, 2),
+    "past": st.integers(0, 2),
 }
 
 
-def arguments(rng, batch, length, groups, kv_heads, half, packed, prefix):
+def arguments(rng, batch, length, groups, kv_heads, half, packed, past):
     hd = 2 * half
     q = rng.uniform(-2, 2, (batch, length, groups * kv_heads * hd))
     k, v = rng.uniform(-2, 2, (2, batch, length, kv_heads * hd))
     shape = ModelConfig(8, hd, 8, 1, groups * kv_heads, kv_heads, hd, rope_theta=100.0)
-    positions = np.repeat(np.arange(length)[None], batch, axis=0)
+    positions = np.repeat(past + np.arange(length)[None], batch, axis=0)
     starts = np.zeros((batch, length), int)
     if packed:  # a second example begins in the middle of the row
         starts[:, length // 2 :] = length // 2
-    rows = tuple(rng.uniform(-2, 2, (2, prefix, kv_heads * hd))) if prefix else None
-    return q, k, v, layers.rope_cos_sin(positions, shape, np.float64), starts, None, rows
+    cache = None
+    if past:  # earlier tokens, with their keys rotated already
+        cache = layers.LayerCache()
+        cache.extend(*rng.uniform(-2, 2, (2, batch, past, kv_heads, hd)))
+    return q, k, v, layers.rope_cos_sin(positions, shape, np.float64), starts, cache
 
 
 def tolerance(*_):
@@ -37,29 +42,30 @@ def tolerance(*_):
     return 2.0**-40
 
 
-def property_a_mean_of_values(function, q, k, v, angles, starts, cache, prefix):
+def property_a_mean_of_values(function, q, k, v, rope, starts, cache):
     """where all values are one, so is every mean of them"""
-    ones = None if prefix is None else (prefix[0], np.ones_like(prefix[1]))
-    y = function(q, k, np.ones_like(v), angles, starts, cache, ones)
-    close(y, np.ones_like(q), 2.0**-40)
+    if cache is not None:
+        cache = deepcopy(cache)
+        cache.v = np.ones_like(cache.v)
+    close(function(q, k, np.ones_like(v), rope, starts, cache), np.ones_like(q), 2.0**-40)
 
 
-def property_causal(function, q, k, v, angles, starts, cache, prefix):
+def property_causal(function, q, k, v, rope, starts, cache):
     """what comes later changes nothing before it"""
     later_k, later_v = k.copy(), v.copy()
     later_k[:, -1:] += 1
     later_v[:, -1:] -= 3
     a, b = (
-        np.asarray(function(q, key, value, angles, starts, cache, prefix))
+        np.asarray(function(q, key, value, rope, starts, deepcopy(cache)))
         for key, value in ((k, v), (later_k, later_v))
     )
     close(b[:, :-1], a[:, :-1], 2.0**-40)
 
 
-def property_only_distance_counts(function, q, k, v, angles, starts, cache, prefix):
-    """turning all queries and keys by one angle more changes nothing, without a prefix"""
-    if prefix is None:
-        cos, sin = angles
+def property_only_distance_counts(function, q, k, v, rope, starts, cache):
+    """turning all queries and keys by one angle more changes nothing, without a cache"""
+    if cache is None:
+        cos, sin = rope
         more = np.cos(0.5), np.sin(0.5)
         turned = cos * more[0] - sin * more[1], sin * more[0] + cos * more[1]
-        close(function(q, k, v, turned, starts), function(q, k, v, angles, starts), 2.0**-40)
+        close(function(q, k, v, turned, starts), function(q, k, v, rope, starts), 2.0**-40)

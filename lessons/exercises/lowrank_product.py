@@ -1,8 +1,9 @@
-"""lowrank-product: what an adapter adds, by two thin products."""
+"""lowrank-product: a projection with LoRA, by two thin products."""
 
 import numpy as np
 from hypothesis import strategies as st
 
+from minilora import nf4
 from minilora.course.outcome import close
 
 CASES = {
@@ -11,15 +12,25 @@ CASES = {
     "width": st.integers(2, 5),
     "out": st.integers(2, 5),
     "r": st.integers(1, 3),
-    "per_row": st.booleans(),
+    "adapted": st.sampled_from([True, False]),
+    "quantized": st.booleans(),
+    "bias": st.sampled_from(["none", "frozen", "trained"]),
 }
 
 
-def arguments(rng, batch, length, width, out, r, per_row):
-    front = (batch,) if per_row else ()
+def arguments(rng, batch, length, width, out, r, adapted, quantized, bias):
     x = rng.uniform(-2, 2, (batch, length, width))
-    a, b = rng.uniform(-2, 2, (*front, r, width)), rng.uniform(-2, 2, (*front, out, r))
-    return x, a, b, float(rng.uniform(1.5, 3))
+    w = rng.uniform(-2, 2, (out, width))
+    trained, frozen = {}, {"weight": nf4.quantize(w.astype("f4"), 16) if quantized else w}
+    if adapted:
+        trained |= {
+            "lora_A": rng.uniform(-2, 2, (r, width)),
+            "lora_B": rng.uniform(-2, 2, (out, r)),
+        }
+        frozen |= {"lora_scaling": float(rng.uniform(1.5, 3)), "lora_dropout": 0.0}
+    if bias != "none":
+        (trained if bias == "trained" else frozen)["bias"] = rng.uniform(-2, 2, out)
+    return x, trained, frozen
 
 
 def tolerance(*_):
@@ -27,14 +38,19 @@ def tolerance(*_):
     return 2.0**-42
 
 
-def property_the_whole_update(function, x, a, b, scaling):
-    """y is s·BA, formed as a matrix, times x"""
-    update = scaling * (b @ a)  # (…, out, in)
-    y = np.einsum("btd,bod->bto" if a.ndim == 3 else "btd,od->bto", x, update)
-    close(function(x, a, b, scaling), y, tolerance())
+def property_one_matrix(function, x, trained, frozen):
+    """y is (W₀ + s·BA)x + b, where s·BA is formed as a matrix"""
+    w = frozen["weight"]
+    w = nf4.dequantize(w).astype("f8") if isinstance(w, nf4.Quantized) else w
+    if "lora_A" in trained:
+        w = w + frozen["lora_scaling"] * (trained["lora_B"] @ trained["lora_A"])  # (out, in)
+    bias = (frozen | trained).get("bias", 0)
+    close(function(x, trained, frozen), np.einsum("btd,od->bto", x, w) + bias, tolerance())
 
 
-def property_nothing_at_first(function, x, a, b, scaling):
-    """with B = 0 nothing is added"""
-    y = np.asarray(function(x, a, np.zeros_like(b), scaling))
-    close(y, np.zeros((*x.shape[:-1], b.shape[-2])))
+def property_nothing_at_first(function, x, trained, frozen):
+    """with B = 0 the adapter adds nothing"""
+    if "lora_A" in trained:
+        nothing = {**trained, "lora_B": np.zeros_like(trained["lora_B"])}
+        without = {name: w for name, w in trained.items() if not name.startswith("lora_")}
+        close(function(x, nothing, frozen), np.asarray(function(x, without, frozen)))

@@ -36,5 +36,6 @@ def property_the_next_token(function, bins):
             end = at + len(e.tokens) - 1
             assert batch["tokens"][row, at:end].tolist() == e.tokens[:-1]
             assert batch["targets"][row, at:end].tolist() == e.tokens[1:]
-            assert (batch["segment_starts"][row, at:end] == at).all(), "starts: where its example begins"
+            starts = batch["segment_starts"][row, at:end]
+            assert (starts == at).all(), "segment_starts: where its example begins"
             at = end

@@ -3,23 +3,24 @@
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, TrainConfig, data, layers, lora
 from minilora.tree import flatten, tree_map
 
 
 def check(train):
-    """Assert what is true of every right `train(adapters, base, examples, config, settings)`.
+    """Assert what is true of every right `train(adapters, base, examples, config, settings, ops)`.
 
-    Raise on a wrong one. `train` stands for `minilora.train` or for that function with a mistake in
-    it; it returns (adapters, history). Take the base `micro`, a few rows of "questions", and few
-    steps: at the first, warm-up holds the rate at zero (`warmup_ratio=0` does not).
+    Raise on a wrong one. `train` stands for `minilora.training.train` or for that function with a
+    mistake in it; it returns (adapters, history). Pass `minilora.layers` as `ops`. Take the
+    base `micro`, a few rows of "questions", and few steps: at the first, warm-up holds the rate at
+    zero (`warmup_ratio=0` does not).
     """
     config, base, words = minilora.load("micro")
     adapters, base = lora.init(base, LoraConfig(r=2), np.random.default_rng(0))
     settings = TrainConfig(iters=3, batch_size=2, learning_rate=1e-2, warmup_ratio=0)
     examples, _ = data.prepare(data.load_rows("questions", "valid")[:8], words, settings)
     before = tree_map(np.array, adapters), tree_map(np.array, base)
-    new, _ = train(adapters, base, examples, config, settings)
+    new, _ = train(adapters, base, examples, config, settings, layers)
     for tree, old in zip((adapters, base), before):
         old = flatten(old)
         assert all(np.array_equal(w, old[path]) for path, w in flatten(tree).items())

@@ -18,11 +18,11 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finetune, write_sweep
 
 import minilora
-from minilora import model
+from minilora import kernels, model
 from minilora.data import tasks
 from minilora.evaluation import plot
 from minilora.evaluation.metrics import BINS, calibration_error
-from minilora.generation import Cache
+from minilora.layers import LayerCache
 
 ROWS = (16, 32, 64, 128, 512, 4000)
 SEEDS = (0, 1, 2, 3, 4)
@@ -37,11 +37,12 @@ def answers(adapters, frozen, rows):
     prompts, wanted = (
         np.array([words.encode(row[key]) for row in rows]) for key in ("prompt", "completion")
     )  # all prompts have one length, and all completions
-    cache = Cache(config, prompts.shape[1] + wanted.shape[1], len(rows))
+    cache = [LayerCache() for _ in range(config.num_hidden_layers)]
     tokens, logits = prompts, []
     for _ in range(wanted.shape[1]):
-        x = model.hidden_states(adapters, frozen, tokens, np.zeros_like(tokens), config, cache=cache)
-        logits.append(x[:, -1] @ model.lm_head(adapters, frozen).T)
+        starts = np.zeros_like(tokens)
+        x = model.hidden_states(adapters, frozen, tokens, starts, config, kernels.OPS, cache)
+        logits.append(model.logits(x[:, -1], adapters, frozen, kernels.OPS))
         tokens = logits[-1].argmax(axis=-1)[:, None]
     logits = np.stack(logits, axis=1)
     return logits, (logits.argmax(axis=-1) == wanted).all(axis=1)

@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, TrainConfig, data
 from minilora.cli.pretraining import held_out_notes
-from minilora.methods.methods import METHODS
+from minilora.methods.methods import METHODS, also_train
 from minilora.tree import num_parameters
 
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",))
@@ -32,7 +32,7 @@ def run(job, iters=150):
     first, _, beside = trains.partition("+")
     method = METHODS[{"bias": "bitfit"}.get(first, first)]
     adapters, frozen = method(base, LORA, np.random.default_rng(seed))
-    adapters = lora.also_train(adapters, frozen, [beside] if beside else [])
+    adapters = also_train(adapters, frozen, [beside] if beside else [])
     settings = TrainConfig(
         iters=iters, batch_size=16, learning_rate=rate, mask_prompt=True, seed=seed,
         also_train_lr_scale=scale, layer_lr_decay=decay,
@@ -47,7 +47,8 @@ def run(job, iters=150):
     score = minilora.evaluate(adapters, frozen, valid, config)
     return {
         "trains": trains, "rate": rate, "scale": scale, "decay": decay, "seed": seed,
-        "trained": num_parameters(adapters), "loss": score["loss"], "exact_match": score["exact_match"],
+        "trained": num_parameters(adapters), "loss": score["loss"],
+        "exact_match": score["exact_match"],
         "notes": minilora.evaluate(adapters, frozen, notes[:100], config)["loss"],
     }  # fmt: skip
 

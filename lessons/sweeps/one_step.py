@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from autograd import value_and_grad
 
-from minilora import LoraConfig, ModelConfig, TrainConfig, lora, model, optim
+import minilora
+from minilora import LoraConfig, ModelConfig, TrainConfig, lora, optim
 from minilora.evaluation import memory
 from minilora.formats.pretrained import shapes
+from minilora.layers import value_and_grad
 from minilora.quant.quantize import is_projection, quantize_leaf
 from minilora.tree import unflatten
 
@@ -36,9 +37,10 @@ def step(scheme, width, layers):
     adapters, frozen = lora.init(base, LoraConfig(target_modules=("all-linear",)), rng)
     tokens = rng.integers(256, size=(B, T))
     batch = {
-        "tokens": tokens, "targets": tokens, "mask": np.ones((B, T), "f4"), "starts": 0 * tokens
+        "tokens": tokens, "targets": tokens, "mask": np.ones((B, T), "f4"),
+        "segment_starts": 0 * tokens,
     }  # fmt: skip
-    _, grads = value_and_grad(model.loss)(adapters, frozen, batch, config)
+    _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
     optim.adamw(adapters, grads, optim.adamw_init(adapters), lambda path: 1e-3, TrainConfig())
     return memory.ledger(adapters, frozen, config, B * T)
 

@@ -32,8 +32,9 @@ def run(job):
     with redirect_stderr(io.StringIO()):
         done = finetune(config, seed=seed, learning_rate=rate, batch_size=8)
     return {
-        "targets": name, "r": r, "rate": rate, "seed": seed, "trained": num_parameters(done.adapters),
-        "loss": done.scores["loss"], "exact_match": done.scores["exact_match"],
+        "targets": name, "r": r, "rate": rate, "seed": seed,
+        "trained": num_parameters(done.adapters), "loss": done.scores["loss"],
+        "exact_match": done.scores["exact_match"],
     }  # fmt: skip
 
 

@@ -80,7 +80,8 @@ def run(job):
     with redirect_stderr(io.StringIO()):
         done = finetune(config(part, name), seed=seed, learning_rate=rate, batch_size=8)
     return {
-        "part": part, "name": name, "rate": rate, "seed": seed, "trained": num_parameters(done.adapters),
+        "part": part, "name": name, "rate": rate, "seed": seed,
+        "trained": num_parameters(done.adapters),
         "train_loss": float(np.mean([step["loss"] for step in done.history[-20:]])),
         "loss": done.scores["loss"], "exact_match": done.scores["exact_match"],
     }  # fmt: skip

@@ -40,7 +40,8 @@ def run(job, typeface="italic"):
     score = convnet.evaluate(adapters, frozen, test, own)
     before = convnet.statistics(adapters, frozen, old[0])
     return {
-        "trains": trains, "rate": rate, "decay": decay, "seed": seed, "trained": num_parameters(adapters),
+        "trains": trains, "rate": rate, "decay": decay, "seed": seed,
+        "trained": num_parameters(adapters),
         **score, "old_accuracy": convnet.evaluate(adapters, frozen, old, before)["accuracy"],
     }  # fmt: skip
 

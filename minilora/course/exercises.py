@@ -100,7 +100,8 @@ def free_names(function):
     names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
     bound = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
     bound |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
-    return {node.id for node in names} - bound
+    defaults = {node.id for node in function.args.defaults if isinstance(node, ast.Name)}
+    return {node.id for node in names} - bound | defaults  # a parameter may have its default's name
 
 
 @dataclass(frozen=True)

@@ -9,29 +9,27 @@ import json
 import pstats
 import sys
 import time
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from cases import ADAM, BATCH, LENGTH, SMALL, SMALL_BATCH, prompt, report, seconds, tokens
 
 import minilora
-from minilora import LoraConfig, ModelConfig, TrainConfig, lora
+from minilora import LoraConfig, ModelConfig, TrainConfig, lora, training
 from minilora.batching import Example
 from minilora.cli.pretraining import random_params
 from minilora.config import ALL_LINEAR
-from minilora.kernels import fused_attention, fused_loss, nf4
-from minilora.kernels.threads import THREADS, parallel_map
+from minilora.kernels import OPS, fused_attention, fused_loss, nf4, num_threads, parallel_map
+from minilora.kernels.threads import THREADS
 from minilora.kernels.weights import tiles
 from minilora.optim import clip
 
-train = import_module("minilora.train")  # `minilora.train` is the function
-
-
 PARTS = {  # functions whose own time is products with the NumPy around them, or waiting
-    ("weights.py", "product"): "weights", ("weights.py", "product_back"): "weights",
-    ("products.py", "_fold"): "factors", ("products.py", "_outer"): "factors",
-    ("fused_attention.py", "_attention"): "attention", ("fused_attention.py", "vjp"): "attention",
+    ("weights.py", "frozen_matmul"): "weights", ("weights.py", "frozen_matmul_back"): "weights",
+    ("fused_projection.py", "project"): "factors", ("fused_projection.py", "down_all"): "factors",
+    ("fused_projection.py", "project_back"): "factors",
+    ("fused_attention.py", "attend"): "attention",
+    ("fused_attention.py", "attend_back"): "attention",
     ("~", "<method 'acquire' of '_thread.lock' objects>"): "waiting",
 }  # fmt: skip
 
@@ -45,12 +43,15 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=targets)
     adapters, base = lora.init(base, lora_config, np.random.default_rng(0))
     settings = TrainConfig(**ADAM, batch_size=rows, gradient_checkpointing=checkpointing)
-    bins, kept = examples(config.vocab_size, rows, length), [adapters, train.start(adapters)]
+    bins = examples(config.vocab_size, rows, length)
+    kept = [adapters, training.init_state(adapters)]
 
     def run():
-        loss, grads, _ = train.gradient(kept[0], base, bins, 0, config, settings)
+        loss, grads, _ = training.gradient_at(
+            kept[0], 0, base, bins, config, settings, OPS, parallel_map, num_threads()
+        )
         grads, _ = clip(grads, settings.max_grad_norm)
-        kept[:] = train.update(kept[0], grads, kept[1], settings.learning_rate, settings)
+        kept[:] = training.update(kept[0], grads, kept[1], settings.learning_rate, settings)
         return loss
 
     return run

@@ -116,7 +116,7 @@ def dequantize(folder, rows, columns):
 
 
 def matvec(folder, scheme="nf4"):
-    from bitsandbytes.layers import Linear4bit
+    from bitsandbytes.nn import Linear4bit
 
     linear = Linear4bit(4096, 4096, bias=False, compute_dtype=torch.float32, quant_type="nf4")
     linear = linear.to("cpu").train()  # in evaluation mode it may compute in bfloat16

@@ -59,17 +59,18 @@ def test_a_stub_is_the_reference_without_its_body(exercise, tmp_path):
 
 def test_a_stub_keeps_decorators_and_comments_and_imports_what_its_body_used():
     text = exercises.Text("minilora.optim", (
-        "import math\nimport numpy as np\nfrom .tree import walk, put as place\nLIMIT = 3\n\n"
+        "import math\nimport numpy as np\n"
+        "from .tree import named_leaves, set_leaf as place\nLIMIT = 3\n\n"
         "def other():\n    pass\n\n"
         "@np.vectorize  # by element\ndef f(\n    x,  # (B, T)\n    n=LIMIT,\n):\n"
-        '    """Doc."""\n    math = x\n    place(x, n)\n    return [walk(y) for y in x]\n'
+        '    """Doc."""\n    math = x\n    place(x, n)\n    return [named_leaves(y) for y in x]\n'
     ))  # fmt: skip
     assert text.stub("f", "todo") == (
         "@np.vectorize  # by element\ndef f(\n    x,  # (B, T)\n    n=LIMIT,\n):\n"
         '    """Doc."""\n    raise NotImplementedError("todo")'
     )
     assert text.imports(["f"]).splitlines() == [
-        "import numpy as np", "", "from minilora.tree import put as place, walk",
+        "import numpy as np", "", "from minilora.tree import named_leaves, set_leaf as place",
     ]  # fmt: skip
 
 
@@ -167,7 +168,7 @@ def test_the_reference_is_out_of_reach_and_results_are_only_data(tmp_path):
     borrowed = "    from minilora import nf4\n    return nf4.nearest(x, code)\n"
     assert "not to call minilora's" in checked(NEAREST, written(NEAREST, path, borrowed)).text
     thin, elsewhere = ALL["lowrank-product"], tmp_path / "lowrank_product.py"
-    borrowed = "    from minilora import nn\n    return nn.lowrank(x, a, b, scaling)\n"
+    borrowed = "    from minilora import layers\n    return layers.linear(x, trained, frozen)\n"
     assert "not to call minilora's" in checked(thin, written(thin, elsewhere, borrowed)).text
     mark = tmp_path / "mark"
     hostile = (

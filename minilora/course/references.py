@@ -1,0 +1,26 @@
+"""References of exercises that derive a gradient by hand: in the package, autograd derives it."""
+
+import numpy as np
+
+from ..layers import dense
+from ..tree import Array
+
+
+def lowrank_back(
+    g: Array, x: Array, a: Array, b: Array, scaling: float
+) -> tuple[Array, Array, Array]:
+    """Compute (∂L/∂x, ∂L/∂A, ∂L/∂B) of y = s·BAx, the low-rank term of LoRA, for g = ∂L/∂y.
+
+    Shapes: g (B, T, out), x (B, T, in), a (r, in), b (out, r). `scaling` is s.
+    """
+    # y = Bz with z = s·Ax:   ∂L/∂B = Σ g zᵀ,  ∂L/∂A = Σ (s·Bᵀg) xᵀ,  ∂L/∂x = Aᵀ(s·Bᵀg)
+    z, up = scaling * (x @ a.T), scaling * (g @ b)
+    return up @ a, np.einsum("bti,bto->io", up, x), np.einsum("bti,bto->io", g, z)
+
+
+def frozen_matmul_back(g: Array, w: Array) -> Array:
+    """Compute ∂L/∂x of y = x Wᵀ with a frozen W for g = ∂L/∂y: (..., out) -> (..., in).
+
+    w is an array (out, in) or quantized.
+    """
+    return g @ dense(w)
