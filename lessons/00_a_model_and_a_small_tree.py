@@ -15,7 +15,8 @@ import numpy as np
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
-from minilora.tree import flatten, nbytes, num_parameters
+from minilora.evaluation.memory import nbytes
+from minilora.tree import flatten, num_parameters
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 rng = np.random.default_rng(0)

@@ -23,12 +23,13 @@ from minilora import LoraConfig, MethodConfig, ModelConfig, TrainConfig, data, l
 from minilora.batching import collate
 from minilora.evaluation import memory
 from minilora.evaluation.compare import file_bytes
+from minilora.evaluation.memory import nbytes
 from minilora.evaluation.plot import LINES
 from minilora.formats.hf_folder import shapes
 from minilora.methods.methods import METHODS
 from minilora.optim import adamw_init
 from minilora.quant.quantize import is_projection
-from minilora.tree import flatten, named_leaves, nbytes, num_parameters, unflatten
+from minilora.tree import flatten, named_leaves, num_parameters, unflatten
 
 rng = np.random.default_rng(0)
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))

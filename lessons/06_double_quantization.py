@@ -26,8 +26,9 @@ from minilora.double_quant import (
     mean,
 )
 from minilora.evaluation import memory, plot
+from minilora.evaluation.memory import nbytes
 from minilora.formats import quantized_file
-from minilora.tree import flatten, nbytes, num_parameters
+from minilora.tree import flatten, num_parameters
 
 rng = np.random.default_rng(0)
 

@@ -261,7 +261,7 @@ assert not normed.any()  # x/√∞: the row is silently zero
 assert layers.rms_norm(np.float32([[300, 100, 1, 1]]), np.ones(4, np.float32), 1e-5)[0, 0] > 1
 
 trained = steps(4e-3, n=short(150, 60))[-1]
-_, grads, _ = gradient_at(unflatten(trained), 0, frozen, [[e] for e in examples], config,
+_, grads, _ = gradient_at(unflatten(trained), frozen, [[e] for e in examples], 0, config,
                           TrainConfig(batch_size=16), kernels.OPS)  # fmt: skip
 entries = np.concatenate([g.ravel() for _, g in named_leaves(grads)])
 lost = {"g": np.mean(np.float16(entries) == 0), "g²": np.mean(np.float16(entries**2) == 0)}

@@ -94,7 +94,7 @@ def first_gain(r, alpha):
     for seed in range(short(3, 2)):
         config = LoraConfig(r=r, lora_alpha=alpha, target_modules=SEVEN)
         adapters, frozen = lora.init(base, config, np.random.default_rng(seed))
-        _, grads, _ = gradient_at(adapters, 0, frozen, bins, model_config, settings, kernels.OPS)
+        _, grads, _ = gradient_at(adapters, frozen, bins, 0, model_config, settings, kernels.OPS)
         sums.append(sum(np.abs(g).sum() for p, g in named_leaves(grads) if p.endswith("lora_B")))
     return np.mean(sums)
 

@@ -67,8 +67,8 @@ def distance(grads, others):
 
 large = replace(defaults, batch_size=32)
 cut = replace(defaults, batch_size=1, grad_accumulation_steps=32)
-loss, grads, tokens = gradient_at(adapters, 0, frozen, bins, config, large, kernels.OPS)
-loss_cut, grads_cut, tokens_cut = gradient_at(adapters, 0, frozen, bins, config, cut, kernels.OPS)
+loss, grads, tokens = gradient_at(adapters, frozen, bins, 0, config, large, kernels.OPS)
+loss_cut, grads_cut, tokens_cut = gradient_at(adapters, frozen, bins, 0, config, cut, kernels.OPS)
 loss_means, grads_means = mean_of_means(cut)
 alike = {sum(example.mask) for [example] in bins[100:]}
 print(f"targets of a question: {alike}")
@@ -136,7 +136,7 @@ assert case("4 rows, 800 steps").max() < 0.75 * case(USUAL).min()
 # another's? And how far does it move `lora_A`?
 
 # %%
-_, first, _ = gradient_at(adapters, 0, frozen, bins, config, large, kernels.OPS)
+_, first, _ = gradient_at(adapters, frozen, bins, 0, config, large, kernels.OPS)
 moved, _ = optim.adamw(adapters, first, optim.adamw_init(adapters), lambda path: 4e-3, defaults)
 step = {path: moved_leaf - flatten(adapters)[path] for path, moved_leaf in flatten(moved).items()}
 g = np.concatenate([g.ravel() for path, g in flatten(first).items() if path.endswith("lora_B")])

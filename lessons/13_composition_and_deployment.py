@@ -20,10 +20,11 @@ from minilora import LoraConfig, lora, nf4
 from minilora.cli.pretraining import random_params
 from minilora.config import ModelConfig
 from minilora.evaluation import compare, plot
+from minilora.evaluation.memory import nbytes
 from minilora.kernels.nf4 import matvec
 from minilora.methods import compose
 from minilora.optim import round_to
-from minilora.tree import flatten, named_leaves, nbytes, tree_map
+from minilora.tree import flatten, named_leaves, tree_map
 
 ITERS = short(100, 10)
 rng = np.random.default_rng(0)

@@ -68,7 +68,7 @@ print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1][
 
 # %%
 bins = [[example] for example in examples]
-grads = gradient_at(adapters, 0, frozen, bins, config, settings, kernels.OPS)[1]
+grads = gradient_at(adapters, frozen, bins, 0, config, settings, kernels.OPS)[1]
 print(f"{len(flatten(grads))} gradients, beside {len(flatten(base))} arrays of the base")
 assert flatten(grads).keys() == flatten(adapters).keys()
 assert all(path.endswith(("lora_A", "lora_B")) for path in flatten(grads))

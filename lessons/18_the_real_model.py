@@ -24,9 +24,9 @@ from common import FIGURES, QUICK, short, table
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.evaluation import metrics, plot
-from minilora.evaluation.memory import ledger, peak_rss_mb, summary
+from minilora.evaluation.memory import ledger, nbytes, peak_rss_mb, summary
 from minilora.evaluation.memory import table as bytes_table
-from minilora.tree import nbytes, num_parameters
+from minilora.tree import num_parameters
 
 config, base, tokenizer = minilora.load("smollm2", "nf4-dq")
 LENGTH = short(48, 12)  # tokens of an answer

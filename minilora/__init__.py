@@ -12,14 +12,14 @@ The functions here choose the fastest operations that this machine has. Those of
 """
 
 from . import generation, layers, lora, model, nf4
-from .config import InputError, LoraConfig, MethodConfig, ModelConfig, TrainConfig
+from .config import InputError, LoraConfig, ModelConfig, TrainConfig
 from .evaluation.metrics import evaluate
 from .evaluation.trainer import train
 from .formats.checkpoint import load_adapter, save_adapter
 from .formats.pretrained import load, save_pretrained
 from .kernels import quantize_4bit
 from .methods.merging import merge
-from .methods.methods import METHODS
+from .methods.methods import METHODS, MethodConfig
 from .methods.operations import operations
 from .quant import quantize as _quantize
 

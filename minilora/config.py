@@ -5,7 +5,7 @@ the fields are Hugging Face's (model), PEFT's (LoRA) and mlx_lm's (training).
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -24,10 +24,10 @@ def require(ok, message):
 
 RULES = {  # what a value must do, and the test of it
     "be a whole number from 1": lambda value: type(value) is int and value >= 1,
+    "be a whole number from 0": lambda value: type(value) is int and value >= 0,
     "be a positive number": lambda value: 0 < value < math.inf,
     "lie in [0, 1)": lambda value: 0 <= value < 1,
     "not be negative": lambda value: 0 <= value < math.inf,
-    "be a whole number": lambda value: isinstance(value, int),
 }
 
 
@@ -56,11 +56,9 @@ class ModelConfig:
     rope_scaling: dict | None = None  # None, or Llama 3's or the linear stretching of the rotation
 
     def __post_init__(self):
-        require(
-            self.num_attention_heads % self.num_key_value_heads == 0,
-            f"num_attention_heads {self.num_attention_heads} is not a multiple of "
-            f"num_key_value_heads {self.num_key_value_heads}",
-        )
+        heads, kv = self.num_attention_heads, self.num_key_value_heads
+        multiple = f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv}"
+        require(heads % kv == 0, multiple)
         require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd: rotation needs pairs")
 
     def projections(self):
@@ -106,19 +104,6 @@ class LoraConfig:
 INITIALIZERS = ("pissa", "loftq")  # of A and B that change the frozen weight as well
 
 
-@dataclass(frozen=True)
-class MethodConfig:
-    """A method other than LoRA: its name in `methods.METHODS`, and its size where it has one."""
-
-    method: str
-    num_virtual_tokens: int = 16  # of prompt, p-tuning, prefix
-    bottleneck_size: int = 8
-
-    def __post_init__(self):
-        for name in ("num_virtual_tokens", "bottleneck_size"):
-            check(flag(name), getattr(self, name), "be a whole number from 1")
-
-
 def scaling(r, lora_alpha, use_rslora=False):
     """Return the factor before BA: α/r (LoRA, Sec. 4.1), or α/√r (rsLoRA, Kalajdzievski 2023)."""
     return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
@@ -162,25 +147,22 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        for name, kind in self.__annotations__.items():
-            value = getattr(self, name)
-            if name in CHOICES:
-                allowed = CHOICES[name]
-                require(value in allowed, f"{flag(name)} must be one of {allowed}, got {value!r}")
-            elif name in FRACTIONS:
-                check(flag(name), value, "lie in [0, 1)")
-            elif name in FROM_ZERO:
-                check(flag(name), value, "not be negative")
-                if kind is int:
-                    check(flag(name), value, "be a whole number")
-            elif kind is int:
-                check(flag(name), value, "be a whole number from 1")
-            elif kind is float:
-                check(flag(name), value, "be a positive number")
+        for f in fields(self):
+            value, name = getattr(self, f.name), flag(f.name)
+            if f.name in CHOICES:
+                choices = CHOICES[f.name]
+                require(value in choices, f"{name} must be one of {choices}, got {value!r}")
+            elif type(f.default) is not bool:
+                whole = type(f.default) is int
+                usual = "be a whole number from 1" if whole else "be a positive number"
+                check(name, value, RULE_OF.get(f.name, usual))
 
 
-FRACTIONS = ("warmup_ratio", "adam_beta1", "adam_beta2")
-FROM_ZERO = ("weight_decay", "early_stopping_patience", "seed")
+RULE_OF = {
+    "warmup_ratio": "lie in [0, 1)", "adam_beta1": "lie in [0, 1)", "adam_beta2": "lie in [0, 1)",
+    "weight_decay": "not be negative", "early_stopping_patience": "be a whole number from 0",
+    "seed": "be a whole number from 0",
+}  # fmt: skip
 CHOICES = {
     "lr_schedule": ("constant", "linear", "cosine"),
     "adapter_dtype": ("float32", "bfloat16", "float16"),

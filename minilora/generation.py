@@ -6,31 +6,25 @@ token costs one column of the model instead of all of them.
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from . import model
-from .config import InputError, ModelConfig, require
+from .config import ModelConfig, require
 from .layers import LayerCache
 from .ops import Ops
 from .tree import Array, Tree
 
 
 def generate(
-    adapters: Tree,
-    base: Tree,
-    prompt: list[int],
-    config: ModelConfig,
-    ops: Ops,
-    max_tokens: int = 256,
-    temp: float = 0.0,
-    top_p: float = 1.0,
-    rng: np.random.Generator | None = None,
-) -> Iterator[int]:
+    adapters: Tree, base: Tree, prompt: list[int], config: ModelConfig, ops: Ops,
+    max_tokens: int = 256, temp: float = 0.0, top_p: float = 1.0, rng: Any = None,
+) -> Iterator[int]:  # fmt: skip
     """Yield up to `max_tokens` token ids that continue the ids of `prompt`.
 
     Stops before an end-of-sequence token. temp 0 takes the likeliest token; otherwise tokens are
-    drawn with `rng` from softmax(logits / temp), restricted to the likeliest ones that together
+    drawn with `rng` (a NumPy generator or a seed) from softmax(logits / temp), restricted to the likeliest ones that together
     have the probability `top_p` (Holtzman et al. 2020). Raises InputError for an empty prompt, or a
     temperature, top_p or max_tokens out of range.
     """
@@ -39,9 +33,9 @@ def generate(
     require(max_tokens >= 1, f"--max-tokens must be a whole number from 1, got {max_tokens}")
     require(len(prompt) > 0, "the prompt is empty: give --prompt some text")
     cache, tokens = [LayerCache() for _ in range(config.num_hidden_layers)], np.array([prompt])
+    rng = np.random.default_rng(rng)
     for _ in range(max_tokens):
-        starts = np.zeros_like(tokens)
-        x = model.hidden_states(adapters, base, tokens, starts, config, ops, cache)
+        x = model.hidden_states(adapters, base, tokens, np.zeros_like(tokens), config, ops, cache)
         token = sample(model.logits(x[0, -1], adapters, base, ops), temp, top_p, rng)
         if token in config.eos_token_id:
             return
@@ -49,12 +43,10 @@ def generate(
         tokens = np.array([[token]])
 
 
-def sample(logits: Array, temp: float, top_p: float, rng: np.random.Generator | None) -> int:
+def sample(logits: Array, temp: float, top_p: float, rng: np.random.Generator) -> int:
     """Choose the next token's id from its logits (V,)."""
     if temp == 0:
         return int(np.argmax(logits))
-    if rng is None:
-        raise InputError("a temperature above 0 draws tokens: give an rng")
     # p = softmax(z/τ)
     z = (logits - logits.max()).astype(np.float64) / temp
     p = np.exp(z)

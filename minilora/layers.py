@@ -22,6 +22,9 @@ from autograd.extend import defvjp, defvjp_argnums, primitive
 from .config import ALL_LINEAR, ATTENTION, MLP, ModelConfig
 from .tree import Array, Tree, check_leaves, flatten, subtree, trained_or_frozen, unflatten
 
+Function = Callable[..., Any]
+Rope = tuple[Array, Array]  # cosines and sines of the rotary angles, (B, T, hd/2) each
+
 # --------------------------------------------------------------------------------- linear with LoRA
 
 
@@ -67,12 +70,9 @@ def _rows(x: Array) -> Array:
 
 
 def linear(
-    x: Array,
-    trained: Tree,
-    frozen: Tree,
-    rng: "RowRng | None" = None,
-    frozen_matmul: Callable[..., Array] = frozen_matmul,
-) -> Array:
+    x: Array, trained: Tree, frozen: Tree, rng: "RowRng | None" = None,
+    frozen_matmul: Function = frozen_matmul,
+) -> Array:  # fmt: skip
     """Apply a projection and the adapter on it: (..., in) -> (..., out).
 
     Leaves of `frozen`: `weight` (out, in), an array or quantized; a model may have a `bias` (out,);
@@ -116,10 +116,10 @@ class RowRng:
 
 
 def row_rng(rng: Any, rows: int) -> RowRng | None:
-    """Return a RowRng or None unchanged; from a NumPy generator, draw a seed per row."""
+    """Return a RowRng or None unchanged; from a NumPy generator or an int, draw a seed per row."""
     if rng is None or isinstance(rng, RowRng):
         return rng
-    return RowRng(rng.integers(2**63, size=(rows, 1)).tolist())
+    return RowRng(np.random.default_rng(rng).integers(2**63, size=(rows, 1)).tolist())
 
 
 def dropout(x: Array, p: float, rng: Any) -> Array:
@@ -141,9 +141,8 @@ def embed(
     the example that it belongs to, after `past` tokens in a cache.
     """
     check_leaves(trained, ("embed_tokens", "layers", "norm"), "embed")
-    weight = trained_or_frozen(
-        subtree(trained, "embed_tokens"), frozen["embed_tokens"], "weight"
-    )
+    node = subtree(trained, "embed_tokens")
+    weight = trained_or_frozen(node, frozen["embed_tokens"], "weight")
     return weight[tokens], past + np.arange(tokens.shape[1]) - segment_starts, segment_starts
 
 
@@ -156,9 +155,7 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 # ------------------------------------------------------------------------------ rotary positions
 
 
-def rope_cos_sin(
-    positions: Array, config: ModelConfig, dtype: Any = np.float32
-) -> tuple[Array, Array]:
+def rope_cos_sin(positions: Array, config: ModelConfig, dtype: Any = np.float32) -> Rope:
     """Compute cosine and sine of the rotary angles, (..., T, hd/2), for positions (..., T)."""
     # angle(t, j) = t·θ_base^(−2j/hd)   (RoFormer, Sec. 3.2.2)
     angles = positions[..., None].astype(np.float32) * rope_frequencies(config)
@@ -174,9 +171,8 @@ def rope_frequencies(config: ModelConfig) -> Array:
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     powers = np.float64(config.rope_theta) ** exponents.astype(np.float64)
     frequencies = np.float32(1) / powers.astype(np.float32)
-    return frequencies if config.rope_scaling is None else scale_rope(
-        frequencies, config.rope_scaling
-    )
+    scaling = config.rope_scaling
+    return frequencies if scaling is None else scale_rope(frequencies, scaling)
 
 
 def scale_rope(frequencies: Array, scaling: dict[str, Any]) -> Array:
@@ -212,37 +208,20 @@ def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
 class LayerCache:
     """The rotated keys and the values of one layer's earlier tokens, `length` of them."""
 
-    def __init__(self) -> None:
-        self.k: Array | None = None  # (B, room, K, hd)
-        self.v: Array | None = None
-        self.length = 0
+    k: Array  # (B, length, K, hd)
+    v: Array
+    length = 0
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
         """Append k and v (B, T, K, hd); return those of all tokens so far, (B, S, K, hd)."""
-        end = self.length + k.shape[1]
-        self.k, self.v = _with_room(self.k, k, end), _with_room(self.v, v, end)
-        self.k[:, self.length : end], self.v[:, self.length : end] = k, v
-        self.length = end
-        return self.k[:, :end], self.v[:, :end]
-
-
-def _with_room(held: Array | None, x: Array, size: int) -> Array:
-    """Return `held`, or where it has no room for `size` tokens, a copy with twice as much."""
-    if held is not None and size <= held.shape[1]:
-        return held
-    larger = np.empty((x.shape[0], 2 * size, *x.shape[2:]), x.dtype)
-    if held is not None:
-        larger[:, : held.shape[1]] = held
-    return larger
+        if self.length:
+            k, v = np.concatenate([self.k, k], axis=1), np.concatenate([self.v, v], axis=1)
+        self.k, self.v, self.length = k, v, k.shape[1]
+        return k, v
 
 
 def attention(
-    q: Array,
-    k: Array,
-    v: Array,
-    rope: tuple[Array, Array],
-    segment_starts: Array,
-    cache: LayerCache | None = None,
+    q: Array, k: Array, v: Array, rope: Rope, segment_starts: Array, cache: LayerCache | None = None
 ) -> Array:
     """Apply causal grouped-query attention: q (B, T, H·hd), k and v (B, T, K·hd) -> like q.
 
@@ -278,16 +257,10 @@ def attention_mask(segment_starts: Array, S: int) -> Array:
 
 
 def self_attention(
-    x: Array,
-    trained: Tree,
-    frozen: Tree,
-    rope: tuple[Array, Array],
-    segment_starts: Array,
-    cache: LayerCache | None = None,
-    rng: RowRng | None = None,
-    linear: Callable[..., Array] = linear,
-    attention: Callable[..., Array] = attention,
-) -> Array:
+    x: Array, trained: Tree, frozen: Tree, rope: Rope, segment_starts: Array,
+    cache: LayerCache | None = None, rng: RowRng | None = None,
+    linear: Function = linear, attention: Function = attention,
+) -> Array:  # fmt: skip
     """Apply the attention sublayer: (B, T, D) -> (B, T, D).
 
     trained, frozen: the nodes `self_attn`, with `q_proj`, `k_proj`, `v_proj` and `o_proj`. The
@@ -300,9 +273,7 @@ def self_attention(
     return linear(mixed, *projection(trained, frozen, rng, "o_proj"))
 
 
-def projection(
-    trained: Tree, frozen: Tree, rng: RowRng | None, name: str
-) -> tuple[Tree, Tree, RowRng | None]:
+def projection(trained: Tree, frozen: Tree, rng: RowRng | None, name: str) -> tuple[Any, ...]:
     """Return what `linear` takes for one projection of a sublayer: two nodes and an rng."""
     own_rng = None if rng is None else rng.child(ALL_LINEAR.index(name))
     return subtree(trained, name), frozen[name], own_rng
@@ -318,13 +289,9 @@ def swiglu(gate: Array, up: Array) -> Array:
 
 
 def mlp(
-    x: Array,
-    trained: Tree,
-    frozen: Tree,
-    rng: RowRng | None = None,
-    linear: Callable[..., Array] = linear,
-    swiglu: Callable[..., Array] = swiglu,
-) -> Array:
+    x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None,
+    linear: Function = linear, swiglu: Function = swiglu,
+) -> Array:  # fmt: skip
     """Apply the feed-forward sublayer: (B, T, D) -> (B, T, D).
 
     trained, frozen: the nodes `mlp`, with `gate_proj`, `up_proj` and `down_proj`.
@@ -347,32 +314,14 @@ def cross_entropy(hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
     logits = logits - np.max(logits, axis=-1, keepdims=True)
     # L = −Σ m·log softmax(h Eᵀ)[target] / Σ m
     log_z = np.log(np.sum(np.exp(logits), axis=-1))
-    return np.sum(mask * (log_z - take_targets(logits, targets))) / np.sum(mask)
-
-
-@primitive
-def take_targets(logits: Array, targets: Array) -> Array:
-    """Return logits[b, t, targets[b, t]]: (B, T)."""
-    return np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-
-
-def _put_targets(y: Array, logits: Array, targets: Array) -> Callable[[Array], Array]:
-    def vjp(g: Array) -> Array:
-        # ∂L/∂logits is zero but for the targets. autograd's own derivative takes ten times as long.
-        grad = np.zeros_like(logits)
-        np.put_along_axis(grad, targets[..., None], g[..., None], axis=-1)
-        return grad
-
-    return vjp
-
-
-defvjp(take_targets, _put_targets, argnums=(0,))
+    one_hot = np.arange(logits.shape[-1]) == targets[..., None]  # (B, T, V)
+    return np.sum(mask * (log_z - np.sum(one_hot * logits, axis=-1))) / np.sum(mask)
 
 
 # ------------------------------------------------------------------------------------- autograd
 
 
-def value_and_grad(f: Callable[..., Any]) -> Callable[..., tuple[Any, Tree]]:
+def value_and_grad(f: Function) -> Function:
     """Return a function that computes f(tree, …) and the gradient of it, a tree of the same paths.
 
     autograd's own function of this name also follows every look into a nested dict. This one
@@ -391,7 +340,7 @@ def value_and_grad(f: Callable[..., Any]) -> Callable[..., tuple[Any, Tree]]:
     return evaluate
 
 
-def checkpoint(f: Callable[..., Array], trained: Tree, x: Array) -> Array:
+def checkpoint(f: Function, trained: Tree, x: Array) -> Array:
     """Compute f(trained, x) and keep only its arguments: the backward pass computes f once more.
 
     Memory then grows by one layer's input per layer (Chen et al. 2016). autograd's own `checkpoint`
@@ -406,11 +355,11 @@ def checkpoint(f: Callable[..., Array], trained: Tree, x: Array) -> Array:
 
 
 @primitive
-def _checkpoint(f: Callable[..., Array], *arrays: Array) -> Array:
+def _checkpoint(f: Function, *arrays: Array) -> Array:
     return f(*arrays)
 
 
-def _checkpoint_vjp(argnums: Any, y: Array, args: Any, kwargs: Any) -> Callable[[Array], Any]:
+def _checkpoint_vjp(argnums: Any, y: Array, args: Any, kwargs: Any) -> Function:
     f, *inputs = args
 
     def of_traced(traced: Any) -> Array:  # x is not traced below the first adapted layer

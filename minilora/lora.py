@@ -12,18 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .config import ALL_LINEAR, InputError, LoraConfig, names_module, require
+from .config import ALL_LINEAR, LoraConfig, names_module, require
 from .layers import dense
-from .tree import (
-    Array,
-    Tree,
-    flatten,
-    get,
-    named_leaves,
-    set_leaf,
-    tree_map,
-    unflatten,
-)
+from .tree import Array, Tree, flatten, get, layer_of, named_leaves, set_leaf, tree_map, unflatten
 
 FACTORS, FIXED = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout")
 LEAVES = ("weight", "bias", *FACTORS)  # trained leaves of a projection that `layers.linear` reads
@@ -58,8 +49,8 @@ def init(base: Tree, config: LoraConfig, rng: np.random.Generator) -> tuple[Tree
 
 def target_paths(base: Tree, config: LoraConfig) -> list[str]:
     """Return the paths of the projections that `config` adapts, in the order of the tree."""
-    paths = [path.removesuffix(".weight") for path, _ in named_leaves(base["model"]["layers"])]
-    paths = [f"model.layers.{path}" for path in paths if path.endswith(ALL_LINEAR)]
+    leaves = (path for path, _ in named_leaves(base) if layer_of(path) >= 0)
+    paths = [p for p in (path.removesuffix(".weight") for path in leaves) if p.endswith(ALL_LINEAR)]
     names = ALL_LINEAR if "all-linear" in config.target_modules else config.target_modules
     for name in names:
         require(
@@ -67,18 +58,14 @@ def target_paths(base: Tree, config: LoraConfig) -> list[str]:
             f"--target-modules {name} matches nothing in this model: choose from "
             f"{', '.join(ALL_LINEAR)} or all-linear",
         )
-    paths = [path for path in paths if any(names_module(name, path) for name in names)]
-    layers = config.layers_to_transform
-    require(names and layers != (), "the adapter has no target: give --target-modules a name")
-    if layers is None:
-        return paths
-    depth = len(base["model"]["layers"])
+    depth, layers = len(base["model"]["layers"]), config.layers_to_transform
+    layers = range(depth) if layers is None else layers
+    require(names and len(layers), "the adapter has no target: give --target-modules a name")
     for layer in layers:
-        require(
-            0 <= layer < depth,
-            f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}",
-        )
-    return [path for path in paths if int(path.split(".")[2]) in layers]
+        inside = 0 <= layer < depth
+        require(inside, f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}")
+    paths = [path for path in paths if layer_of(path) in layers]
+    return [path for path in paths if any(names_module(name, path) for name in names)]
 
 
 def adapted_paths(adapters: Tree) -> list[str]:
@@ -102,39 +89,20 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     not LoRA's and for a weight that is not finite.
     """
     weights = {path: w for path, w in named_leaves(base) if not path.endswith(FIXED)}
-    stacked = any(".lora_stack." in path for path in weights)
-    require(not stacked, "lora.merge does not know adapters below another one: see methods.merging")
-    merged = {}
-    for path, w in flatten(adapters).items():
-        known = path in weights or path.endswith(LEAVES[1:]) or path == "lm_head.weight"
-        require(known, f"lora.merge does not know {path}: see methods.merging")
-        if not path.endswith(FACTORS):
-            merged[path] = w  # it replaces the frozen one, or is new
-    for path, w in weights.items():
-        merged[path] = dense(merged.get(path, w))
+    trained = flatten(adapters)
+    for path in weights | trained:
+        known = path in weights or path.rpartition(".")[2] in LEAVES[1:] or path == "lm_head.weight"
+        plain = known and ".lora_stack." not in path
+        require(plain, f"lora.merge does not know {path}: see methods.merging")
+    # trained leaves replace frozen ones, or are new
+    replaced = {path: w for path, w in trained.items() if not path.endswith(FACTORS)}
+    merged = {path: dense(w) for path, w in (weights | replaced).items()}
     for path in adapted_paths(adapters):
         # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
         w = f"{path}.weight"
         merged[w] = merged[w] + delta(get(adapters, path), get(base, path))
-    return unflatten({path: _finite(path, w.astype(dtype)) for path, w in merged.items()})
-
-
-def unmerge(adapters: Tree, base: Tree, merged: Tree) -> Tree:
-    """Return the weights before merging: W₀ = W' − (α/r)·BA for every adapted projection.
-
-    `base` has the scalings. The result is exact up to the rounding of W' (LoRA, Sec. 4, "No
-    Additional Inference Latency"). Leaves that were replaced cannot be recovered from `merged`.
-    """
-    for path, _ in named_leaves(adapters):
-        require(path.endswith(LEAVES), f"{path} was multiplied into its weight: load the base")
-    restored = tree_map(lambda w: w, merged)
-    for path in adapted_paths(adapters):
-        w = get(merged, path)["weight"]
-        set_leaf(restored, f"{path}.weight", w - delta(get(adapters, path), get(base, path)))
-    return restored
-
-
-def _finite(path: str, w: Array) -> Array:
-    if not np.isfinite(w).all():
-        raise InputError(f"merging would make {path} not finite: the adapter has diverged")
-    return w
+    merged = {path: w.astype(dtype) for path, w in merged.items()}
+    for path, w in merged.items():
+        finite = np.isfinite(w).all()
+        require(finite, f"merging would make {path} not finite: the adapter has diverged")
+    return unflatten(merged)

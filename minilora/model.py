@@ -15,29 +15,22 @@ from typing import Any
 import autograd.numpy as np
 
 from .config import ModelConfig
-from .layers import LayerCache, RowRng, rope_cos_sin, row_rng
+from .layers import LayerCache, Rope, RowRng, rope_cos_sin, row_rng
 from .ops import Ops
 from .tree import Array, Tree, check_leaves, subtree, trained_or_frozen
 
 
 def loss(
-    adapters: Tree,
-    base: Tree,
-    batch: dict[str, Array],
-    config: ModelConfig,
-    ops: Ops,
-    rng: Any = None,
-    checkpointing: bool = False,
-) -> Any:
+    adapters: Tree, base: Tree, batch: dict[str, Array], config: ModelConfig, ops: Ops,
+    rng: Any = None, checkpointing: bool = False,
+) -> Any:  # fmt: skip
     """Compute the mean cross-entropy over the target tokens of a batch, in nats.
 
     batch: `tokens`, `targets`, `mask` and `segment_starts`, each (B, T); see `batching.collate`.
     rng, NumPy's or a `layers.RowRng`, turns dropout on.
     """
-    x = hidden_states(
-        adapters, base, batch["tokens"], batch["segment_starts"], config, ops,
-        rng=rng, checkpointing=checkpointing,
-    )  # fmt: skip
+    tokens, starts = batch["tokens"], batch["segment_starts"]
+    x = hidden_states(adapters, base, tokens, starts, config, ops, None, rng, checkpointing)
     return ops.cross_entropy(x, lm_head(adapters, base), batch["targets"], batch["mask"])
 
 
@@ -53,16 +46,9 @@ def logits(x: Array, adapters: Tree, base: Tree, ops: Ops) -> Array:
 
 
 def hidden_states(
-    adapters: Tree,
-    base: Tree,
-    tokens: Array,
-    segment_starts: Array,
-    config: ModelConfig,
-    ops: Ops,
-    cache: list[LayerCache] | None = None,
-    rng: Any = None,
-    checkpointing: bool = False,
-) -> Array:
+    adapters: Tree, base: Tree, tokens: Array, segment_starts: Array, config: ModelConfig, ops: Ops,
+    cache: list[LayerCache] | None = None, rng: Any = None, checkpointing: bool = False,
+) -> Array:  # fmt: skip
     """Compute the normed hidden states above the last layer: (B, T, D).
 
     segment_starts (B, T): the first token of each token's example, 0 unless rows are packed. With a
@@ -79,9 +65,9 @@ def hidden_states(
     check_leaves(layers, tuple(numbers), "the model")
     for i, number in enumerate(numbers):
         layer = partial(
-            decoder_layer, frozen=frozen["layers"][number], rope=rope,
-            segment_starts=segment_starts, config=config, ops=ops,
-            cache=cache[i] if cache else None, rng=rng.child(i) if rng else None,
+            decoder_layer, frozen=frozen["layers"][number], rope=rope, config=config, ops=ops,
+            segment_starts=segment_starts, cache=cache[i] if cache else None,
+            rng=rng.child(i) if rng else None,
         )  # fmt: skip
         node = subtree(layers, number)
         x = ops.checkpoint(layer, node, x) if checkpointing else layer(node, x)
@@ -91,16 +77,9 @@ def hidden_states(
 
 
 def decoder_layer(
-    trained: Tree,
-    x: Array,
-    frozen: Tree,
-    rope: tuple[Array, Array],
-    segment_starts: Array,
-    config: ModelConfig,
-    ops: Ops,
-    cache: LayerCache | None = None,
-    rng: RowRng | None = None,
-) -> Array:
+    trained: Tree, x: Array, frozen: Tree, rope: Rope, segment_starts: Array, config: ModelConfig,
+    ops: Ops, cache: LayerCache | None = None, rng: RowRng | None = None,
+) -> Array:  # fmt: skip
     """Add to x (B, T, D) what attention and then the MLP compute from it."""
     norms = ("input_layernorm", "post_attention_layernorm")
     check_leaves(trained, ("self_attn", "mlp", *norms), "decoder_layer")

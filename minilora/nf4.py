@@ -18,6 +18,7 @@ All of it is plain NumPy, and its bits are those of bitsandbytes on a CPU. The c
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -84,12 +85,10 @@ class Quantized:
         check(self.block_size, self.code)
         n = math.prod(self.shape)
         m = -(-n // self.block_size)
-        parts: list = [(self.codes, -(-n // 2), np.uint8)]
+        parts: list[Any] = [(self.codes, -(-n // 2), np.uint8), (self.scales, m, np.float32)]
         if isinstance(self.scales, DoubleQuantized):
-            parts.append((self.scales.codes, m, np.uint8))
-            parts.append((self.scales.absmax, -(-m // BLOCK), np.float32))
-        else:
-            parts.append((self.scales, m, np.float32))
+            second, blocks = self.scales, -(-m // BLOCK)
+            parts[1:] = [(second.codes, m, np.uint8), (second.absmax, blocks, np.float32)]
         for part, size, kind in parts:
             require(
                 part.shape == (size,) and part.dtype == kind and part.flags.c_contiguous,
@@ -99,8 +98,9 @@ class Quantized:
 
     @property
     def absmax(self):
-        """(m,) float32, as it dequantizes."""
-        return double_dequantize(self.scales) if isinstance(self.scales, DoubleQuantized) else self.scales
+        """Return the absmax (m,) float32, dequantized if they are quantized themselves."""
+        double = isinstance(self.scales, DoubleQuantized)
+        return double_dequantize(self.scales) if double else self.scales
 
     @property
     def nbytes(self):
@@ -123,7 +123,9 @@ def quantize(w, block_size=64, double_quant=False, code="nf4"):
     x, absmax = normalize(w.ravel(), block_size)
     x = np.pad(x, (0, x.size % 2))  # an odd tensor gets one element more, a zero
     codes = pack(nearest(x, CODES[code]))
-    return Quantized(codes, double_quantize(absmax) if double_quant else absmax, w.shape, block_size, code)
+    return Quantized(
+        codes, double_quantize(absmax) if double_quant else absmax, w.shape, block_size, code
+    )
 
 
 def check(block_size, code):

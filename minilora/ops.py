@@ -5,13 +5,10 @@ same signatures. `methods.operations` wraps either of them for methods other tha
 that computes takes `ops` as an argument and never chooses it.
 """
 
-from collections.abc import Callable
 from typing import Any, Protocol
 
-from .layers import LayerCache, RowRng
+from .layers import Function, LayerCache, Rope, RowRng
 from .tree import Array, Tree
-
-Linear = Callable[..., Array]
 
 
 class Ops(Protocol):
@@ -21,25 +18,26 @@ class Ops(Protocol):
         self, trained: Tree, frozen: Tree, tokens: Array, segment_starts: Array, past: int = 0
     ) -> tuple[Array, Array, Array]: ...
 
-    def linear(
-        self, x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None
-    ) -> Array: ...
+    def linear(self, x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None) -> Array: ...
 
     def self_attention(
-        self, x: Array, trained: Tree, frozen: Tree, rope: tuple[Array, Array],
-        segment_starts: Array, cache: LayerCache | None = None, rng: RowRng | None = None,
-        linear: Linear = ...,
+        self, x: Array, trained: Tree, frozen: Tree, rope: Rope, segment_starts: Array,
+        cache: LayerCache | None = None, rng: RowRng | None = None, linear: Function = ...,
     ) -> Array: ...  # fmt: skip
 
     def mlp(
-        self, x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None,
-        linear: Linear = ...,
-    ) -> Array: ...  # fmt: skip
+        self,
+        x: Array,
+        trained: Tree,
+        frozen: Tree,
+        rng: RowRng | None = None,
+        linear: Function = ...,
+    ) -> Array: ...
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array: ...
 
     def cross_entropy(self, hidden: Array, head: Any, targets: Array, mask: Array) -> Any: ...
 
-    def checkpoint(self, f: Callable[..., Array], trained: Tree, x: Array) -> Array: ...
+    def checkpoint(self, f: Function, trained: Tree, x: Array) -> Array: ...
 
-    def value_and_grad(self, f: Callable[..., Any]) -> Callable[..., tuple[Any, Tree]]: ...
+    def value_and_grad(self, f: Function) -> Function: ...

@@ -17,8 +17,7 @@ from .tree import Array, Tree, flatten, named_leaves, tree_map, unflatten
 
 def adamw_init(params: Tree) -> Tree:
     """Return the state before the first step: {"m": zeros, "v": zeros, "step": 0}."""
-    zeros = tree_map(np.zeros_like, params)
-    return {"m": zeros, "v": zeros, "step": 0}
+    return {"m": tree_map(np.zeros_like, params), "v": tree_map(np.zeros_like, params), "step": 0}
 
 
 def adamw(

@@ -18,8 +18,8 @@ import numpy as np
 
 from . import model
 from .batching import Example, batch_at, collate, pack
-from .config import InputError, ModelConfig, TrainConfig, require
-from .layers import RowRng
+from .config import ModelConfig, TrainConfig, require
+from .layers import Function, RowRng
 from .ops import Ops
 from .optim import adamw, adamw_init, clip, learning_rate, round_to
 from .tree import Tree, layer_of, named_leaves, tree_map
@@ -29,7 +29,7 @@ def train(
     adapters: Tree, base: Tree, examples: list[Example], model_config: ModelConfig,
     config: TrainConfig, ops: Ops, evaluate: Callable[[Tree], Tree] | None = None,
     state: Tree | None = None, on_step: Callable[[list[Tree], Tree, Tree], None] | None = None,
-    parallel_map: Callable[..., Iterable[Any]] = map, shares: int = 1,
+    parallel_map: Function = map, shares: int = 1,
 ) -> tuple[Tree, list[Tree]]:  # fmt: skip
     """Fit `adapters` to the examples; return (adapters, history).
 
@@ -57,15 +57,15 @@ def train(
         )
         rate = learning_rate(step, config)
         adapters, state = update(adapters, grads, state, rate, config)
-        rows: list[Tree] = [{"step": step + 1, "loss": loss, "learning_rate": rate}]
-        rows[0] |= {"grad_norm": norm, "tokens": tokens}
-        rows[0]["seconds"] = round(time.perf_counter() - began, 4)
+        seconds = round(time.perf_counter() - began, 4)
+        row = {"step": step + 1, "loss": loss, "learning_rate": rate, "grad_norm": norm}
+        rows: list[Tree] = [row | {"tokens": tokens, "seconds": seconds}]
         last = step + 1 == config.iters
         if evaluate and (last or (step + 1) % config.steps_per_eval == 0):
             score = evaluate(adapters)
-            rows.append({"step": step + 1, "eval_loss": score["loss"]})
-            rows[1]["eval_exact_match"] = score["exact_match"]
-            state = update_early_stopping(state, adapters, score["loss"], config)
+            loss, exact = score["loss"], score["exact_match"]
+            rows.append({"step": step + 1, "eval_loss": loss, "eval_exact_match": exact})
+            state = update_early_stopping(state, adapters, loss, config)
         history += rows
         if on_step:
             on_step(rows, adapters, state)
@@ -79,8 +79,7 @@ def init_state(adapters: Tree) -> Tree:
 
 def gradient_at(
     adapters: Tree, base: Tree, bins: list[list[Example]], step: int, model_config: ModelConfig,
-    config: TrainConfig, ops: Ops, parallel_map: Callable[..., Iterable[Any]] = map,
-    shares: int = 1,
+    config: TrainConfig, ops: Ops, parallel_map: Function = map, shares: int = 1,
 ) -> tuple[float, Tree, int]:  # fmt: skip
     """Compute (mean loss, its gradient, target tokens) of a step, over all its micro-batches.
 
@@ -127,8 +126,7 @@ def accumulate(parts: Iterable[tuple[int, float, Tree]], total: int) -> tuple[fl
     parts: (target tokens, mean loss over them, its gradient), one at a time; total: the sum of the
     target tokens.
     """
-    loss: float = 0.0
-    grads: Tree = {}
+    loss, grads = 0.0, dict[str, Any]()
     for n, value, grad in parts:
         # L = Σ (nᵢ/n)·Lᵢ: the mean over all target tokens, not a mean of means
         share = n / total
@@ -143,11 +141,7 @@ def update(
 ) -> tuple[Tree, Tree]:
     """Return (adapters, state) after a step of the optimizer, rounded to `adapter_dtype`."""
     adapters, moments = adamw(adapters, grads, state, rates(rate, config, adapters), config)
-    try:
-        adapters = round_to(adapters, config.adapter_dtype)
-    except InputError as error:
-        raise InputError(f"step {moments['step']}: {error}") from error
-    return adapters, {**state, **moments}
+    return round_to(adapters, config.adapter_dtype), {**state, **moments}
 
 
 def rates(rate: float, config: TrainConfig, adapters: Tree) -> Callable[[str], float]:
@@ -172,14 +166,12 @@ def rates(rate: float, config: TrainConfig, adapters: Tree) -> Callable[[str], f
     return rate_of
 
 
-def update_early_stopping(
-    state: Tree, adapters: Tree, eval_loss: float, config: TrainConfig
-) -> Tree:
+def update_early_stopping(state: Tree, adapters: Tree, loss: float, config: TrainConfig) -> Tree:
     """Return the state after an evaluation: early stopping keeps the best adapters so far."""
     if not config.early_stopping_patience:
         return state
-    if eval_loss < state["best_loss"]:
-        return {**state, "best_loss": eval_loss, "worse": 0, "best": adapters}
+    if loss < state["best_loss"]:
+        return {**state, "best_loss": loss, "worse": 0, "best": adapters}
     return {**state, "worse": state["worse"] + 1}
 
 

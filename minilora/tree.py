@@ -93,8 +93,3 @@ def _apply(f: Callable[..., Any], *leaves: Any) -> Any:
 def num_parameters(tree: Tree) -> int:
     """Count the elements of the weights, however few bytes store each."""
     return sum(math.prod(leaf.shape) for _, leaf in named_leaves(tree) if hasattr(leaf, "shape"))
-
-
-def nbytes(tree: Tree) -> int:
-    """Count the bytes that the leaves occupy in memory."""
-    return sum(getattr(leaf, "nbytes", 0) for _, leaf in named_leaves(tree))

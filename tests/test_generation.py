@@ -37,7 +37,10 @@ def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, split, o
     # near zero makes it larger by up to 1/√ε = 316; and sums of up to 17 terms in each of two
     # results have some 32 where a weight has one.
     dense = lora.merge(adapters, frozen, np.float64)
-    exact, rng = model.hidden_states({}, dense, tokens, starts, config, layers), np.random.default_rng(seed)
+    exact, rng = (
+        model.hidden_states({}, dense, tokens, starts, config, layers),
+        np.random.default_rng(seed),
+    )
     noise = 0.0
     for _ in range(4):
         rounded = tree_map(lambda w: w * (1 + U32 * rng.standard_normal(w.shape)), dense)

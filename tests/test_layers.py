@@ -232,7 +232,9 @@ def test_a_score_depends_on_the_distance_only(seed, t, s, shift):
 
 def test_linear_stretching_is_slower_time():
     stretched = replace(TINY, rope_scaling={"rope_type": "linear", "factor": 4.0})
-    np.testing.assert_array_equal(layers.rope_frequencies(stretched), layers.rope_frequencies(TINY) / 4)
+    np.testing.assert_array_equal(
+        layers.rope_frequencies(stretched), layers.rope_frequencies(TINY) / 4
+    )
 
 
 def test_llama3_stretching():
@@ -309,7 +311,9 @@ def test_visible():
     expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
     np.testing.assert_array_equal(layers.attention_mask(starts, 4)[0], np.array(expected, bool))
     # the last two of four tokens, when the first two are in a cache
-    np.testing.assert_array_equal(layers.attention_mask(np.zeros((1, 2), int), 4)[0], [[1, 1, 1, 0], [1] * 4])
+    np.testing.assert_array_equal(
+        layers.attention_mask(np.zeros((1, 2), int), 4)[0], [[1, 1, 1, 0], [1] * 4]
+    )
 
 
 # ---------------------------------------------------------------------------- cross-entropy

@@ -274,11 +274,15 @@ def test_packed_examples_equal_the_same_alone(ops, config, seed, n):
     adapters, frozen = adapted(base, seed)
     examples = random_examples(config, n, seed)
     packed = collate([examples])
-    together = model.hidden_states(adapters, frozen, packed["tokens"], packed["segment_starts"], config, ops)
+    together = model.hidden_states(
+        adapters, frozen, packed["tokens"], packed["segment_starts"], config, ops
+    )
     loss, total, at = 0.0, 0.0, 0
     for example in examples:
         alone = collate([[example]])
-        x = model.hidden_states(adapters, frozen, alone["tokens"], alone["segment_starts"], config, ops)
+        x = model.hidden_states(
+            adapters, frozen, alone["tokens"], alone["segment_starts"], config, ops
+        )
         close(together[:, at : at + x.shape[1]], x)
         count = alone["mask"].sum()
         loss += count * model.loss(adapters, frozen, alone, config, ops)
@@ -292,7 +296,10 @@ def test_a_packed_neighbour_is_invisible_to_the_last_bit(ops):
     other = first._replace(tokens=[(t + 1) % TINY.vocab_size for t in first.tokens])
     a, b = (collate([[e, second]]) for e in (first, other))
     at = len(first.tokens) - 1
-    x, y = (model.hidden_states({}, base, c["tokens"], c["segment_starts"], TINY, ops)[:, at:] for c in (a, b))
+    x, y = (
+        model.hidden_states({}, base, c["tokens"], c["segment_starts"], TINY, ops)[:, at:]
+        for c in (a, b)
+    )
     assert bits(x) == bits(y)
 
 
@@ -341,7 +348,9 @@ def test_recomputing_on_the_plain_path(config, seed):
 
     (loss, grads), (same_loss, same_grads) = gradient(False), gradient(True)
     assert loss == same_loss
-    for (path, a), (same_path, b) in zip(named_leaves(grads), named_leaves(same_grads), strict=True):
+    for (path, a), (same_path, b) in zip(
+        named_leaves(grads), named_leaves(same_grads), strict=True
+    ):
         assert path == same_path
         close(b, a)
 
@@ -390,9 +399,7 @@ def test_recomputing_costs_one_more_forward_pass(ops):
 @PATHS
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("first", [0, 1, 2])
-def test_nothing_below_the_first_adapted_layer_is_differentiated(
-    ops, checkpointing, first
-):
+def test_nothing_below_the_first_adapted_layer_is_differentiated(ops, checkpointing, first):
     config, seen = replace(TINY, num_hidden_layers=3), []
     adapters, frozen = adapted(random_base(config), layers_to_transform=tuple(range(first, 3)))
     value_and_grad(model.loss)(

@@ -227,7 +227,9 @@ def test_what_does_not_hold_for_double_quantization():
 def test_equal_absmax_are_all_offset():
     second = double_quant.double_quantize(np.full(300, 0.5, np.float32))  # sums of halves are exact
     assert second.absmax.tolist() == [0, 0] and not second.codes.any()
-    np.testing.assert_array_equal(double_quant.double_dequantize(second), np.full(300, second.offset))
+    np.testing.assert_array_equal(
+        double_quant.double_dequantize(second), np.full(300, second.offset)
+    )
 
 
 def test_one_code_in_a_thousand_is_not_the_nearest():
@@ -238,7 +240,9 @@ def test_one_code_in_a_thousand_is_not_the_nearest():
     nearest = np.searchsorted(midpoints, x).ravel()
     assert 0.0005 < (nearest != second.codes).mean() < 0.003
     # but it is as near as a step of the grid allows, and one rounding of each side
-    distance, least = (abs(double_quant.DYNAMIC_MAP[c] - x.ravel()) for c in (second.codes, nearest))
+    distance, least = (
+        abs(double_quant.DYNAMIC_MAP[c] - x.ravel()) for c in (second.codes, nearest)
+    )
     assert (distance <= least + 2 / 65535 + 4 * EPS).all()
 
 

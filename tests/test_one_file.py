@@ -4,7 +4,6 @@ import ast
 import io
 import re
 import tokenize
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from models import seeds
 from one_file import LESSON, assert_equal_bits, one_file
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, layers, lora, model, nf4
+from minilora import LoraConfig, TrainConfig, data, kernels, layers, lora, nf4
 from minilora.quant.quantize import is_projection
 from minilora.tree import flatten, named_leaves, unflatten
 
@@ -112,7 +111,7 @@ def test_logits_on_the_dense_and_the_4_bit_base(lesson):
         (lesson.forward(lesson.adapters, lesson.base, tokens, lesson.config), (trained, frozen)),
         (lesson.forward({}, lesson.merged, tokens, lesson.config), (trained, frozen)),
     ]:
-        for ops in (layers, model.OPS):
+        for ops in (layers, kernels.OPS):
             logits = minilora.forward(*ours, tokens, config, ops)
             assert np.abs(logits - theirs).max() < 21 * 128 * 2**-24 * np.abs(theirs).max()
 

@@ -188,9 +188,7 @@ def test_one_share_for_the_reference_and_for_a_large_tree(monkeypatch):
     """A debugger sees the whole batch, and a large gradient exists once."""
     monkeypatch.setattr(threads, "THREADS", 2)
     seen = []
-    monkeypatch.setattr(
-        training, "split_batch", lambda rows, shares: seen.append(shares) or [rows]
-    )
+    monkeypatch.setattr(training, "split_batch", lambda rows, shares: seen.append(shares) or [rows])
     for ops, few in ((None, 2**24), (layers, 2**24), (None, 1)):
         monkeypatch.setattr(trainer, "FEW", few)
         train(*setting(), EXAMPLES, TINY, replace(SMALL, iters=1), ops=ops)
@@ -265,7 +263,9 @@ def test_history_says_what_happened():
         assert row["learning_rate"] == learning_rate(i, config)
         assert row["tokens"] == batch["mask"].sum() and row["seconds"] >= 0
         assert row["loss"] == pytest.approx(float(loss), rel=4 * U32)
-        norm = math.sqrt(sum(float((g.astype(np.float64) ** 2).sum()) for _, g in named_leaves(grads)))
+        norm = math.sqrt(
+            sum(float((g.astype(np.float64) ** 2).sum()) for _, g in named_leaves(grads))
+        )
         assert row["grad_norm"] == pytest.approx(norm, rel=100 * U32) and norm > 0.05  # unclipped
         if i == 0:  # Adam saw the clipped one
             clipped = global_norm(steps[0][2]["m"]) / (1 - config.adam_beta1)

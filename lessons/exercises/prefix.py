@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from minilora.config import MethodConfig
+from minilora.methods.methods import MethodConfig
 from minilora.tree import flatten
 
 CASES = {"layers": st.integers(1, 2), "n": st.integers(8, 12), "kv": st.sampled_from([4, 6])}

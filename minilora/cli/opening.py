@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config import INITIALIZERS, LoraConfig, MethodConfig, ModelConfig, require
+from ..config import INITIALIZERS, LoraConfig, ModelConfig, require
 from ..formats.checkpoint import changes_base, load_adapter, trains_everything
 from ..formats.pretrained import load
 from ..methods import initializers
-from ..methods.methods import METHODS, also_train
+from ..methods.methods import METHODS, MethodConfig, also_train
 from .arguments import toml_settings
 
 

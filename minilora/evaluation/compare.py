@@ -19,15 +19,16 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from ..config import ALL_LINEAR, LoraConfig, MethodConfig, TrainConfig, require
+from ..config import ALL_LINEAR, LoraConfig, TrainConfig, require
 from ..data.rows import held_out_notes, load_rows, prepare
 from ..formats.checkpoint import WEIGHTS, save_adapter
 from ..formats.pretrained import load
 from ..kernels import num_threads
 from ..methods import compose, initializers
-from ..methods.methods import METHODS
+from ..methods.methods import METHODS, MethodConfig
 from ..optim import adamw_init
-from ..tree import nbytes, num_parameters
+from ..tree import num_parameters
+from .memory import nbytes
 from .metrics import evaluate
 from .plot import LINES, figure
 from .trainer import train

@@ -4,7 +4,7 @@ import sys
 
 from ..kernels.plans import plain_lora
 from ..quant.quantize import is_projection
-from ..tree import get, layer_of, named_leaves, nbytes, num_parameters
+from ..tree import get, layer_of, named_leaves, num_parameters
 
 # Floats per token that the line which reads a leaf keeps, beside a projection's input.
 BESIDE = {
@@ -55,7 +55,9 @@ def kept_floats(adapters, base, config):
                 kept += w.shape[1]
     # the backward pass goes back to the lowest of these layers; to none if all is in the head
     virtual = ("model.embed", "model.prompt")
-    layers = [0 if path.startswith(virtual) else layer_of(path) for path, _ in named_leaves(adapters)]
+    layers = [
+        0 if path.startswith(virtual) else layer_of(path) for path, _ in named_leaves(adapters)
+    ]
     return (L - min((n for n in layers if n >= 0), default=L)) * layer + kept
 
 
@@ -79,6 +81,11 @@ def bits_per_weight(base):
     """Return the bits per weight of the layers' projections, scales included."""
     weights = {path: w for path, w in named_leaves(base) if is_projection(path)}
     return 8 * nbytes(weights) / num_parameters(weights)
+
+
+def nbytes(tree):
+    """Count the bytes that the leaves occupy in memory."""
+    return sum(getattr(leaf, "nbytes", 0) for _, leaf in named_leaves(tree))
 
 
 def peak_rss_mb():

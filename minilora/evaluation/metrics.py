@@ -44,9 +44,7 @@ def batches(examples):
 
 def token_scores(adapters, base, batch, config, ops):
     """Return `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row."""
-    x = model.hidden_states(
-        adapters, base, batch["tokens"], batch["segment_starts"], config, ops
-    )
+    x = model.hidden_states(adapters, base, batch["tokens"], batch["segment_starts"], config, ops)
     at = np.nonzero(batch["mask"])
     h, targets = x[at], batch["targets"][at]
     pieces = chunks(len(targets), config.vocab_size, LOGIT_FLOATS)

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import lora
-from ..config import INITIALIZERS, InputError, MethodConfig, require
+from ..config import INITIALIZERS, InputError, require
 from ..methods import initializers
+from ..methods.methods import MethodConfig
 from ..tree import get, named_leaves, set_leaf, tree_map, unflatten
 from . import method_format, peft_format, safetensors_file
 from .files import naming, read_json, replacing, write_json

@@ -9,8 +9,8 @@ network (the network itself is dropped), and a prefix: (n, L·2·K·hd), each la
 
 import numpy as np
 
-from ..config import MethodConfig, require
-from ..methods.methods import METHODS
+from ..config import require
+from ..methods.methods import METHODS, MethodConfig
 from ..methods.operations import prompt
 from ..tree import get, named_leaves, unflatten
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown

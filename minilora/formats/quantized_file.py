@@ -31,7 +31,9 @@ def scheme(leaf):
     if isinstance(leaf, Int8):
         return "int8", None
     if isinstance(leaf, nf4.Quantized):
-        return leaf.code + ("-dq" if isinstance(leaf.scales, DoubleQuantized) else ""), leaf.block_size
+        return leaf.code + (
+            "-dq" if isinstance(leaf.scales, DoubleQuantized) else ""
+        ), leaf.block_size
     return "none", None
 
 

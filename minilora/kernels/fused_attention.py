@@ -97,9 +97,7 @@ def attend_back(g, rope, starts, kept):
 # ------------------------------------------------------------------------------- the sublayer
 
 
-def self_attention(
-    x, trained, frozen, rope, segment_starts, cache=None, rng=None, linear=None
-):
+def self_attention(x, trained, frozen, rope, segment_starts, cache=None, rng=None, linear=None):
     """Compute `layers.self_attention`; keeps x and what `attention` keeps.
 
     If o_proj has an adapter, it keeps the input of o_proj as well.

@@ -21,7 +21,9 @@ def quantize(w, block_size=64, double_quant=False, code="nf4"):
     nf4.check(block_size, code)
     w = np.ascontiguousarray(w, np.float32)
     codes, absmax = _quantize(w.reshape(-1), block_size, code)
-    return Quantized(codes, double_quantize(absmax) if double_quant else absmax, w.shape, block_size, code)
+    return Quantized(
+        codes, double_quantize(absmax) if double_quant else absmax, w.shape, block_size, code
+    )
 
 
 def _quantize(w, block_size, code):
@@ -84,7 +86,9 @@ def absmax(scales):
     if not isinstance(scales, DoubleQuantized):
         return scales
     out = np.empty(scales.codes.size, np.float32)
-    share_rows(_double_dequantize, out.size, scales.codes, scales.absmax, scales.offset, DYNAMIC_MAP, out)
+    share_rows(
+        _double_dequantize, out.size, scales.codes, scales.absmax, scales.offset, DYNAMIC_MAP, out
+    )
     return out
 
 

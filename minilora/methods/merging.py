@@ -5,9 +5,18 @@ from functools import reduce
 import numpy as np
 
 from .. import lora
-from ..config import InputError
+from ..config import InputError, require
 from ..layers import dense
-from ..tree import flatten, get, subtree, trained_or_frozen, unflatten
+from ..tree import (
+    flatten,
+    get,
+    named_leaves,
+    set_leaf,
+    subtree,
+    trained_or_frozen,
+    tree_map,
+    unflatten,
+)
 from .operations import row_norms
 
 # Nodes and leaves that no weight can replace.
@@ -57,3 +66,18 @@ def merged_weight(trained, frozen):
     if "ia3_l" in trained:
         w = trained["ia3_l"] * w  # (out, 1): rows, (1, in): columns
     return w
+
+
+def unmerge(adapters, base, merged):
+    """Return the weights before merging: W₀ = W' − (α/r)·BA for every adapted projection.
+
+    `base` has the scalings. The result is exact up to the rounding of W' (LoRA, Sec. 4, "No
+    Additional Inference Latency"). Leaves that were replaced cannot be recovered from `merged`.
+    """
+    for path, _ in named_leaves(adapters):
+        require(path.endswith(lora.LEAVES), f"{path} was multiplied into its weight: load the base")
+    restored = tree_map(lambda w: w, merged)
+    for path in lora.adapted_paths(adapters):
+        w = get(merged, path)["weight"]
+        set_leaf(restored, f"{path}.weight", w - lora.delta(get(adapters, path), get(base, path)))
+    return restored

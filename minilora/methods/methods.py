@@ -13,15 +13,29 @@ is a LoraConfig for lora and dora, a MethodConfig for the others. At first the m
 the base computes, except with prompt, p-tuning and prefix: every token sees the virtual tokens.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .. import lora
-from ..config import ALL_LINEAR, LoraConfig, require
+from ..config import ALL_LINEAR, LoraConfig, check, flag, require
 from ..layers import dense
 from ..tree import flatten, get, named_leaves, set_leaf, subtree, tree_map, unflatten
 from .operations import row_norms
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """A method other than LoRA: its name in METHODS, and its size where it has one."""
+
+    method: str
+    num_virtual_tokens: int = 16  # of prompt, p-tuning, prefix
+    bottleneck_size: int = 8
+
+    def __post_init__(self):
+        for name in ("num_virtual_tokens", "bottleneck_size"):
+            check(flag(name), getattr(self, name), "be a whole number from 1")
+
 
 EVERY_LINEAR = LoraConfig(target_modules=ALL_LINEAR)
 
@@ -119,7 +133,9 @@ def prefix(base, config, rng):
     for path in lora.target_paths(base, LoraConfig(target_modules=("k_proj",))):
         shape = config.num_virtual_tokens, get(base, path)["weight"].shape[0]
         for name in ("prefix_k", "prefix_v"):
-            set_leaf(adapters, f"{path[: -len('.k_proj')]}.{name}", rng.standard_normal(shape, "f4"))
+            set_leaf(
+                adapters, f"{path[: -len('.k_proj')]}.{name}", rng.standard_normal(shape, "f4")
+            )
     return adapters, base
 
 

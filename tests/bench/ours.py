@@ -48,7 +48,7 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
 
     def run():
         loss, grads, _ = training.gradient_at(
-            kept[0], 0, base, bins, config, settings, OPS, parallel_map, num_threads()
+            kept[0], base, bins, 0, config, settings, OPS, parallel_map, num_threads()
         )
         grads, _ = clip(grads, settings.max_grad_norm)
         kept[:] = training.update(kept[0], grads, kept[1], settings.learning_rate, settings)

@@ -13,11 +13,13 @@ from minilora import lora, nf4, optim
 from minilora.cli.arguments import parse
 from minilora.cli.checklist import Rows, questions, total_rate
 from minilora.cli.pretraining import llama
-from minilora.config import LoraConfig, MethodConfig, ModelConfig, TrainConfig
+from minilora.config import LoraConfig, ModelConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation import compare
+from minilora.evaluation.memory import nbytes
+from minilora.methods.methods import MethodConfig
 from minilora.quant.quantize import quantize
-from minilora.tree import nbytes, num_parameters
+from minilora.tree import num_parameters
 
 SHAPE = llama(128, 352, 4, 4, 2)
 PLAN = {

@@ -8,10 +8,11 @@ from autograd import make_vjp
 from models import adapted, quantized, random_base, random_batch
 
 import minilora
-from minilora.config import ALL_LINEAR, LoraConfig, MethodConfig, ModelConfig
+from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.evaluation import memory
-from minilora.methods.methods import METHODS
-from minilora.tree import nbytes, num_parameters
+from minilora.evaluation.memory import nbytes
+from minilora.methods.methods import METHODS, MethodConfig
+from minilora.tree import num_parameters
 
 CONFIG = ModelConfig(
     vocab_size=31, hidden_size=48, intermediate_size=96, num_hidden_layers=3,
@@ -56,7 +57,9 @@ def test_weights_and_optimizer_are_exact():
     adapters, frozen = adapted(quantized(random_base(CONFIG)))
     parts = memory.ledger(adapters, frozen, CONFIG, 1)
     assert parts["frozen weights"] == nbytes(frozen)
-    assert parts["Adam's two moments"] == 2 * parts["trained weights"] == 8 * num_parameters(adapters)
+    assert (
+        parts["Adam's two moments"] == 2 * parts["trained weights"] == 8 * num_parameters(adapters)
+    )
 
 
 def test_counts_are_logical_and_bits_are_stored():

@@ -70,7 +70,9 @@ def test_an_adapter_comes_back_bit_for_bit(tmp_path_factory, model, config, grou
         assert loaded_config.rank_and_scaling(path) == config.rank_and_scaling(path)
         for name in ("lora_scaling", "lora_dropout"):
             assert get(loaded_frozen, path)[name] == get(frozen, path)[name]
-    assert not any(path.endswith("lora_scaling") for path, _ in named_leaves(base))  # base is not touched
+    assert not any(
+        path.endswith("lora_scaling") for path, _ in named_leaves(base)
+    )  # base is not touched
 
 
 @given(lora_configs, st.booleans(), seeds)

@@ -50,7 +50,9 @@ def test_llama3_rotation_is_recognised_by_its_divisors(tmp_path, factor):
     scaling = {**LLAMA3, "factor": factor}
     stretched = replace(GGUF_CONFIG, rope_scaling=scaling, rope_theta=5e5)
     plain = replace(stretched, rope_scaling=None)
-    divisors = (layers.rope_frequencies(plain) / layers.rope_frequencies(stretched)).astype(np.float32)
+    divisors = (layers.rope_frequencies(plain) / layers.rope_frequencies(stretched)).astype(
+        np.float32
+    )
     w = gguf_tensors(leaves(GGUF_CONFIG))
     metadata = gguf_metadata(llama__rope__freq_base=5e5)
     path = tmp_path / "m.gguf"

@@ -396,9 +396,7 @@ def test_a_sublayer_with_more_than_lora_is_its_twin(kind, name, change):
     x, trained, frozen, rest = some_sublayer(kind, (name,))
     CHANGES[change](trained, frozen, name)
     more = {"rng": layers.RowRng([[0], [1]])} if change == "dropout" else {}
-    fast, plain = (
-        outcome(ops, kind, x, trained, frozen, rest, **more) for ops in (fused, layers)
-    )
+    fast, plain = (outcome(ops, kind, x, trained, frozen, rest, **more) for ops in (fused, layers))
     for got, expected in zip(fast, plain, strict=True):
         np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e4 * UNIT[np.float64])
 

@@ -25,12 +25,13 @@ from minilora import data, layers, lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation import compare
+from minilora.evaluation.memory import nbytes
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.kernels import fused
 from minilora.methods import compose
 from minilora.methods.methods import also_train
 from minilora.methods.operations import MethodOps
-from minilora.tree import flatten, get, named_leaves, nbytes, num_parameters, set_leaf, tree_map
+from minilora.tree import flatten, get, named_leaves, num_parameters, set_leaf, tree_map
 
 U32, U64 = 2.0**-24, 2.0**-53
 EVERY_BASE = pytest.mark.parametrize("scheme", ["none", "int8", "nf4-dq"])
@@ -105,7 +106,9 @@ def test_what_stands_in_a_stack_is_shared_counted_and_not_in_the_pair_it_came_fr
     assert num_parameters(stacked) == num_parameters(base) + num_parameters(adapters)
     assert nbytes(stacked) == nbytes(base) + nbytes(adapters)
     shared = [
-        w for path, w in named_leaves(stacked) if ".lora_stack." in path and "lora_s" not in path[-12:]
+        w
+        for path, w in named_leaves(stacked)
+        if ".lora_stack." in path and "lora_s" not in path[-12:]
     ]
     assert {id(w) for w in shared} == {id(w) for _, w in named_leaves(adapters)}
 
@@ -143,7 +146,9 @@ def test_the_gradient_passes_through_a_stack():
     normal = rng.standard_normal
     under = {"lora_A": normal((2, 4)), "lora_B": normal((3, 2)), "lora_scaling": 1.5}
     frozen = {"weight": normal((3, 4)), "lora_stack": {"0": under, "1": under}}
-    check_grads(lambda x: MethodOps(layers).linear(x, {}, frozen), modes=["rev"], order=1)(normal((2, 5, 4)))
+    check_grads(lambda x: MethodOps(layers).linear(x, {}, frozen), modes=["rev"], order=1)(
+        normal((2, 5, 4))
+    )
 
 
 @EVERY_BASE

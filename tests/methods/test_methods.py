@@ -21,12 +21,13 @@ from models import (
 
 import minilora
 from minilora import layers, lora, model
-from minilora.config import ALL_LINEAR, InputError, LoraConfig, MethodConfig, TrainConfig
+from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.formats.checkpoint import changes_base, load_adapter, save_adapter
 from minilora.kernels import fused
 from minilora.layers import LayerCache, value_and_grad
 from minilora.methods import initializers, operations
-from minilora.methods.methods import METHODS
+from minilora.methods.merging import unmerge
+from minilora.methods.methods import METHODS, MethodConfig
 from minilora.methods.operations import check_packing
 from minilora.training import rates
 from minilora.tree import flatten, get, num_parameters, tree_map, unflatten
@@ -297,7 +298,7 @@ def test_merging_is_refused_by_name(name, words):
 def test_what_was_multiplied_in_is_not_subtracted():
     adapters, frozen = trained("dora", random_base(TINY))
     with pytest.raises(InputError, match="lora_magnitude_vector"):
-        lora.unmerge(adapters, frozen, minilora.merge(adapters, frozen))
+        unmerge(adapters, frozen, minilora.merge(adapters, frozen))
 
 
 def start_of(name, base, scheme="none", **fields):
@@ -318,7 +319,10 @@ def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r,
         np.testing.assert_allclose(
             np.linalg.norm(rest), np.linalg.norm(singular[r:]), atol=1e-5 * singular[0]
         )
-        ours = rest + lora_config.rank_and_scaling(path)[1] * node["lora_B"].astype("f8") @ node["lora_A"]
+        ours = (
+            rest
+            + lora_config.rank_and_scaling(path)[1] * node["lora_B"].astype("f8") @ node["lora_A"]
+        )
         np.testing.assert_allclose(ours, w, atol=1e-6 * singular[0])
     tokens = np.arange(6)[None] % config.vocab_size
     bare, ours = (minilora.forward(*t, tokens, config) for t in (({}, base), (adapters, frozen)))

@@ -83,7 +83,9 @@ def in_float64(tree):
 def forward(adapters, base, tokens, config):
     """Our logits as they are, and in float64."""
     precise = in_float64(adapters), in_float64(base)
-    return minilora.forward(adapters, base, tokens, config), minilora.forward(*precise, tokens, config)
+    return minilora.forward(adapters, base, tokens, config), minilora.forward(
+        *precise, tokens, config
+    )
 
 
 def loss_of(logits, tokens):

@@ -137,7 +137,9 @@ def test_double_quantization_rounds_to_a_step_first():
     other = nearest != codes
     assert 0.001 < other.mean() < 0.003
     assert 0.05 < other[np.abs(x) < 1e-3].mean() < 0.2
-    more = np.abs(double_quant.DYNAMIC_MAP[codes] - x) - np.abs(double_quant.DYNAMIC_MAP[nearest] - x)
+    more = np.abs(double_quant.DYNAMIC_MAP[codes] - x) - np.abs(
+        double_quant.DYNAMIC_MAP[nearest] - x
+    )
     assert 0 < more.max() <= 2 / 65535 + 2.0**-24
     np.testing.assert_array_equal(nf4.quantize(w, 64, True).scales.codes, codes)
 

@@ -18,13 +18,13 @@ from peft_models import (
 
 import minilora
 from minilora import lora
-from minilora.config import ALL_LINEAR, LoraConfig, MethodConfig
+from minilora.config import ALL_LINEAR, LoraConfig
 from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
 from minilora.methods import initializers
-from minilora.methods.methods import METHODS
+from minilora.methods.methods import METHODS, MethodConfig
 from minilora.tree import flatten, get, tree_map
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")

@@ -20,20 +20,20 @@ from toy_models import (
 )
 
 import minilora
-from minilora import layers, lora, model
+from minilora import generate, layers, lora, model
 from minilora.config import InputError
 from minilora.evaluation import metrics
+from minilora.evaluation.memory import nbytes
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.formats.safetensors_file import encode
-from minilora.generation import generate
 from minilora.kernels import fused, fused_loss, weights
 from minilora.kernels import stored as compiled
 from minilora.methods.methods import also_train
 from minilora.quant import stored
 from minilora.quant.quantize import error_report
 from minilora.quant.stored import Stored, halves
-from minilora.tree import flatten, get, named_leaves, nbytes, num_parameters, tree_map, unflatten
+from minilora.tree import flatten, get, named_leaves, num_parameters, tree_map, unflatten
 
 UNIT = 2.0**-24  # of float32: half of the distance from 1 to the next number
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -112,7 +112,11 @@ def test_matvec(kind, seed):
     bound = 66 * UNIT * (np.abs(dense) @ np.abs(x)) + 64 * 2.0**-126
     y = compiled.matvec(w, x)
     assert (np.abs(y - dense @ x) <= bound).all()
-    assert bits(weights.frozen_matmul(x, w)) == bits(y) == bits(weights.frozen_matmul(x[None, None], w))
+    assert (
+        bits(weights.frozen_matmul(x, w))
+        == bits(y)
+        == bits(weights.frozen_matmul(x[None, None], w))
+    )
     rows = np.stack([x, -x])
     assert bits(layers.frozen_matmul(rows, w)) == bits(rows @ exact(w).T)
 
@@ -230,7 +234,9 @@ def test_what_is_made_of_such_a_base(tmp_path, kind):
     assert nbytes(dense) - nbytes(held) == 4 * rows * width - stored_bytes
     assert num_parameters(held) == num_parameters(dense)
     report = error_report(random_base(config), held)
-    assert [row.path for row in report] == [p for p, _ in named_leaves(held) if p.endswith("_proj.weight")]
+    assert [row.path for row in report] == [
+        p for p, _ in named_leaves(held) if p.endswith("_proj.weight")
+    ]
     adapters, frozen = adapted(held)
     merged = lora.merge(adapters, frozen)
     assert all(type(w) is np.ndarray for _, w in named_leaves(merged))
