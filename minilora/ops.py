@@ -1,5 +1,6 @@
 """What a model computes with, as a type: the meaning of the argument `ops` everywhere.
 
+Parts 3 and 4 of `lessons/00_qlora_in_one_file.py` have one version of these; here there are two.
 `layers` is the reference, in NumPy and autograd. `kernels.fused` computes the same faster, with the
 same signatures. `methods.operations` wraps either of them for methods other than LoRA. A function
 that computes takes `ops` as an argument and never chooses it.

@@ -38,7 +38,8 @@ def train(
         return training.train(
             adapters, base, examples, model_config, config, ops,
             evaluate=score if valid else None, state=state, on_step=report,
-            parallel_map=kernels.parallel_map, shares=1 if one_share else kernels.num_threads(),
+            parallel_map=map if one_share else kernels.parallel_map,
+            shares=1 if one_share else kernels.num_threads(),
         )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from toy_models import (
 )
 
 import minilora
-from minilora import generate, layers, lora, model
+from minilora import kernels, layers, lora, model
 from minilora.config import InputError
 from minilora.evaluation import metrics
 from minilora.evaluation.memory import nbytes
@@ -205,10 +205,10 @@ def test_gradients_of_the_adapters(kind):
 @EACH
 def test_generation_and_scores(kind):
     config, held, dense = twins(kind, tied=False)
-    said = [list(generate({}, base, [1, 2, 3], config, max_tokens=12)) for base in (held, dense)]
+    said = [list(minilora.generate({}, base, [1, 2, 3], config, max_tokens=12)) for base in (held, dense)]
     assert said[0] == said[1] and len(set(said[0])) > 2
     batch = random_batch(config)
-    parts = [metrics.token_scores({}, base, batch, config) for base in (held, dense)]
+    parts = [metrics.token_scores({}, base, batch, config, kernels.OPS) for base in (held, dense)]
     assert bits(parts[0]["hit"]) == bits(parts[1]["hit"])
     np.testing.assert_allclose(parts[0]["nll"], parts[1]["nll"], rtol=0, atol=1e-5)
 
