@@ -101,9 +101,8 @@ def _norm_back(lo, hi, x_hat, w, r, g, dx):
 #   ∂L/∂a = g∘b∘σ∘(1 + a∘(1 − σ))        ∂L/∂b = g∘a∘σ
 
 
-@primitive
-def swiglu(gate, up):
-    """Compute `layers.swiglu`; keeps its two inputs."""
+def hidden_units(gate, up):
+    """Compute `layers.swiglu`."""
     y, width = np.empty(gate.shape, gate.dtype), gate.shape[-1]
     share_rows(_swiglu, gate.size // width, rows(gate), rows(up), rows(y), width=width)
     return y
@@ -125,6 +124,7 @@ def swiglu_back(g, gate, up):
     return da, db
 
 
+swiglu = primitive(hidden_units)  # keeps its two inputs
 defvjp_argnums(swiglu, _swiglu_vjp)
 
 
@@ -164,7 +164,7 @@ def mlp(x, trained, frozen, rng=None, linear=None):
 def _mlp(x, found, kept, *factors):
     gate, up, down = with_factors(found, factors)
     kept["gate"], kept["up"] = project(x, gate, up)
-    return project(swiglu(kept["gate"], kept["up"]), down)[0]
+    return project(hidden_units(kept["gate"], kept["up"]), down)[0]
 
 
 def _mlp_vjp(argnums, y, args, kwargs):
@@ -172,7 +172,7 @@ def _mlp_vjp(argnums, y, args, kwargs):
     gate, up, down = with_factors(found, factors)
 
     def vjp(g):
-        hidden = swiglu(kept["gate"], kept["up"]) if down.A is not None else None
+        hidden = hidden_units(kept["gate"], kept["up"]) if down.A is not None else None
         d_hidden, d_down = project_back([g], hidden, down)
         d_hidden = swiglu_back(d_hidden, kept["gate"], kept["up"])
         dx, d_factors = project_back(d_hidden, x, gate, up, needs_x=0 in argnums)

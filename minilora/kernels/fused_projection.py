@@ -15,7 +15,7 @@ from .. import layers
 from ..lora import FACTORS, FIXED
 from ..tree import check_leaves, subtree
 from .loops import rows
-from .weights import frozen_matmul, frozen_matmul_back
+from .weights import frozen_matmul, multiply, multiply_back
 
 
 def linear(x, trained, frozen, rng=None, frozen_matmul=frozen_matmul):
@@ -60,24 +60,23 @@ def with_factors(found, factors):
 def project(x, *projections):
     """Compute [W₀x + s·B(Ax) + b of each projection]: x (..., in) -> (..., out) each."""
     flat = rows(x)
-    outputs = [frozen_matmul(flat, p.weight) for p in projections]
-    thin = down_all(flat, projections)
-    for y, z, p in zip(outputs, thin, projections):
-        if p.A is not None:
-            y += z @ p.B.T
+    outputs = [multiply(flat, p.weight) for p in projections]
+    for i, z in down(flat, projections):
+        outputs[i] += z @ projections[i].B.T
+    for y, p in zip(outputs, projections):
         if p.bias is not None:
             y += p.bias
     return [y.reshape(*x.shape[:-1], -1) for y in outputs]
 
 
-def down_all(flat, projections):
-    """Compute [s·Ax of each projection], x (n, in) -> (n, r), with one matmul for all of them."""
-    adapted = [p for p in projections if p.A is not None]
-    if not adapted:
-        return [None] * len(projections)
-    z = flat @ np.concatenate([p.A for p in adapted]).T
-    parts = iter(np.split(z, np.cumsum([len(p.A) for p in adapted])[:-1], axis=1))
-    return [None if p.A is None else p.scaling * next(parts) for p in projections]
+def down(flat, projections):
+    """Yield (i, s·Ax) of each adapted projection: flat (n, in) -> (n, r), one matmul for all."""
+    adapted = [(i, p) for i, p in enumerate(projections) if p.A is not None]
+    if adapted:
+        z, end = flat @ np.concatenate([p.A for _, p in adapted]).T, 0
+        for i, p in adapted:
+            start, end = end, end + len(p.A)
+            yield i, p.scaling * z[:, start:end]
 
 
 def project_back(gs, x, *projections, needs_x=True):
@@ -89,16 +88,16 @@ def project_back(gs, x, *projections, needs_x=True):
     shape, dx, grads = gs[0].shape[:-1], None, []
     gs = [rows(g) for g in gs]
     for g, p in zip(gs, projections if needs_x else ()):
-        part = frozen_matmul_back(g, p.weight)
+        part = multiply_back(g, p.weight)
         dx = part if dx is None else np.add(dx, part, out=dx)
     adapted = [(g, p) for g, p in zip(gs, projections) if p.A is not None]
     if adapted:
-        flat, As = rows(x), np.concatenate([p.A for _, p in adapted])
+        flat = rows(x)
         ups = np.concatenate([p.scaling * (g @ p.B) for g, p in adapted], axis=1)
-        dAs = iter(np.split(ups.T @ flat, np.cumsum([len(p.A) for _, p in adapted])[:-1]))
-        thin = [z for z in down_all(flat, projections) if z is not None]
-        for (g, _), z in zip(adapted, thin):
-            grads += [next(dAs), g.T @ z]
+        dA, end = ups.T @ flat, 0  # of all of them, one below the other
+        for i, z in down(flat, projections):
+            start, end = end, end + len(projections[i].A)
+            grads += [dA[start:end], gs[i].T @ z]
         if needs_x:
-            dx += ups @ As
+            dx += ups @ np.concatenate([p.A for _, p in adapted])
     return None if dx is None else dx.reshape(*shape, -1), grads

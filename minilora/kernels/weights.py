@@ -41,8 +41,7 @@ def tiles(w, size=TILE):
         yield rows, tile
 
 
-@primitive
-def frozen_matmul(x, w):
+def multiply(x, w):
     """Compute x Wᵀ with a frozen W: (..., in) -> (..., out); see `layers.frozen_matmul`.
 
     One row of x, as in generating token by token, is multiplied straight from the codes.
@@ -59,8 +58,8 @@ def frozen_matmul(x, w):
     return y.reshape(*x.shape[:-1], -1)
 
 
-def frozen_matmul_back(g, w):
-    """Compute ∂L/∂x = (∂L/∂y) W of `frozen_matmul`, for g = ∂L/∂y (..., out)."""
+def multiply_back(g, w):
+    """Compute ∂L/∂x = (∂L/∂y) W of `multiply`, for g = ∂L/∂y (..., out)."""
     flat = g.reshape(-1, g.shape[-1])
     if type(w) in READ_ROWS:
         dx = np.zeros((len(flat), w.shape[1]), g.dtype)
@@ -71,4 +70,5 @@ def frozen_matmul_back(g, w):
     return dx.reshape(*g.shape[:-1], -1)
 
 
-defvjp(frozen_matmul, lambda y, x, w: lambda g: frozen_matmul_back(g, w), argnums=(0,))
+frozen_matmul = primitive(multiply)
+defvjp(frozen_matmul, lambda y, x, w: lambda g: multiply_back(g, w), argnums=(0,))

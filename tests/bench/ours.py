@@ -25,7 +25,7 @@ from minilora.kernels.weights import tiles
 from minilora.optim import clip
 
 PARTS = {  # functions whose own time is products with the NumPy around them, or waiting
-    ("weights.py", "frozen_matmul"): "weights", ("weights.py", "frozen_matmul_back"): "weights",
+    ("weights.py", "frozen_matmul"): "weights", ("weights.py", "multiply_back"): "weights",
     ("fused_projection.py", "project"): "factors", ("fused_projection.py", "down_all"): "factors",
     ("fused_projection.py", "project_back"): "factors",
     ("fused_attention.py", "attend"): "attention",

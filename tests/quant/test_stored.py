@@ -205,7 +205,10 @@ def test_gradients_of_the_adapters(kind):
 @EACH
 def test_generation_and_scores(kind):
     config, held, dense = twins(kind, tied=False)
-    said = [list(minilora.generate({}, base, [1, 2, 3], config, max_tokens=12)) for base in (held, dense)]
+    said = [
+        list(minilora.generate({}, base, [1, 2, 3], config, max_tokens=12))
+        for base in (held, dense)
+    ]
     assert said[0] == said[1] and len(set(said[0])) > 2
     batch = random_batch(config)
     parts = [metrics.token_scores({}, base, batch, config, kernels.OPS) for base in (held, dense)]
