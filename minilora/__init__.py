@@ -36,7 +36,7 @@ def forward(adapters, base, tokens, config, ops=None):
 
 
 def loss(adapters, base, batch, config, ops=None, **options):
-    """Compute the mean cross-entropy, in nats, over the target tokens of a batch; see `model.loss`."""
+    """Compute the mean cross-entropy, in nats, over a batch's target tokens; see `model.loss`."""
     return model.loss(adapters, base, batch, config, operations(adapters, base, ops), **options)
 
 

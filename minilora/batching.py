@@ -23,7 +23,7 @@ class Example(NamedTuple):
 
 
 def pack(examples: list[Example], length: int) -> list[list[Example]]:
-    """Put examples into bins of at most `length` tokens: the longest first, each where it fits best.
+    """Put examples into bins of at most `length` tokens: longest first, each where it fits best.
 
     The examples of a bin stay separate: `collate` notes where each begins.
     """

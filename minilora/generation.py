@@ -24,9 +24,9 @@ def generate(
     """Yield up to `max_tokens` token ids that continue the ids of `prompt`.
 
     Stops before an end-of-sequence token. temp 0 takes the likeliest token; otherwise tokens are
-    drawn with `rng` (a NumPy generator or a seed) from softmax(logits / temp), restricted to the likeliest ones that together
-    have the probability `top_p` (Holtzman et al. 2020). Raises InputError for an empty prompt, or a
-    temperature, top_p or max_tokens out of range.
+    drawn with `rng`, a NumPy generator or a seed, from softmax(logits / temp), restricted to the
+    likeliest ones that together have the probability `top_p` (Holtzman et al. 2020). Raises
+    InputError for an empty prompt, or a temperature, top_p or max_tokens out of range.
     """
     require(temp >= 0, f"--temp must not be negative, got {temp}")
     require(0 < top_p <= 1, f"--top-p must lie in (0, 1], got {top_p}")

@@ -95,7 +95,7 @@ def round_to(params: Tree, dtype: str) -> Tree:
 
 
 def to_bfloat16(w: Array) -> Array:
-    """Round finite float32 numbers to bfloat16, of two as near to the even one: its bits, uint16."""
+    """Round finite float32 numbers to bfloat16, ties to even; return the bits as uint16."""
     bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
     # add half of the last place that is kept, less one where the kept part is even
     return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)

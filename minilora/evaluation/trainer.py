@@ -20,7 +20,7 @@ def train(
 ):
     """Fit `adapters` to the examples; return (adapters, history). See `training.train`.
 
-    examples, valid: lists of `batching.Example`; valid ones are scored every `steps_per_eval` steps.
+    examples, valid: lists of `batching.Example`; `valid` is scored every `steps_per_eval` steps.
     ops: `layers` for the reference implementation, which runs in one thread so that a debugger
     sees everything; None for the fastest one.
     """

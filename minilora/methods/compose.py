@@ -19,9 +19,9 @@ REPLACED = ("weight", "bias")
 def stack(adapters, frozen):
     """Return the frozen tree with this adapter frozen into it, for another to be trained upon.
 
-    An adapted projection gets its factors and scaling under `lora_stack`, where `MethodOps.linear` adds
-    them without a gradient and `methods.merge` finds them; trained norms, biases and weights replace
-    the base's. An adapter trained upon a stack is saved without it, and loaded onto the same stack.
+    An adapted projection gets its factors and scaling under `lora_stack`, where `MethodOps.linear`
+    adds them without a gradient and `merging.merge` finds them; trained norms, biases and weights
+    replace the base's. An adapter trained upon a stack is saved without it, and loaded onto the same stack.
     """
     new = tree_map(lambda w: w, frozen)
     for path, w in named_leaves(adapters):

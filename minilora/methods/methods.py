@@ -46,7 +46,7 @@ def low_rank(base, config, rng):
 
 
 def dora(base, config, rng):
-    """Create the factors and m, the norms of W₀'s rows: weight-decomposed LoRA (Liu et al. 2024)."""
+    """Create LoRA's factors and m, the norms of W₀'s rows (weight-decomposed: Liu et al. 2024)."""
     adapters, frozen = lora.init(base, replace(config, use_dora=False), rng)
     for path in lora.adapted_paths(adapters):
         node = get(frozen, path)

@@ -330,7 +330,7 @@ def test_cross_entropy_with_large_logits_is_finite():
 
 
 def some_sublayer(kind, adapted, seed=4, dtype=np.float64, quantize=None):
-    """(x, trained, frozen, further arguments) of a sublayer whose `adapted` projections have LoRA."""
+    """(x, trained, frozen, further arguments) of a sublayer with LoRA on `adapted`."""
     rng, D, F, r = np.random.default_rng(seed), 6, 9, 2
     shapes = {"q_proj": (8, D), "k_proj": (4, D), "v_proj": (4, D), "o_proj": (D, 8)}
     if kind == "mlp":
