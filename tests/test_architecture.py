@@ -137,14 +137,15 @@ def test_breakpoints_show_arrays_and_few_calls_lead_to_the_matmul():
 
     def watch(frame, event, argument):
         code = frame.f_code
-        if code.co_name == "_matmul" and code.co_filename == str(FILES["layers"]):
-            if not names:
-                inner = frame
-                while inner is not None and inner.f_code.co_name != "train":
-                    if inner.f_code.co_filename.startswith(str(PACKAGE)):
-                        names.append(inner.f_code.co_name)
-                    inner = inner.f_back
-        if code.co_name == "linear" and code.co_filename == str(FILES["layers"]):
+        if code.co_filename != str(FILES["layers"]):
+            return
+        if code.co_name == "_matmul" and not names:  # the first one: from there up to `train`
+            inner = frame
+            while inner is not None and inner.f_code.co_name != "train":
+                if inner.f_code.co_filename.startswith(str(PACKAGE)):
+                    names.append(inner.f_code.co_name)
+                inner = inner.f_back
+        if code.co_name == "linear":
             values.append(frame.f_locals["x"])
 
     config, base, _ = minilora.load("micro")
