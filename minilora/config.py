@@ -15,6 +15,15 @@ ALL_LINEAR = ATTENTION + MLP  # PEFT's "all-linear": every projection, not the o
 class InputError(ValueError):
     """What a user handed over cannot be used: one line that says what, where, and what to do."""
 
+    def __str__(self):
+        return one_line(super().__str__())
+
+
+def one_line(text):
+    """Return the text with control characters of names in it escaped, and cut if it is long."""
+    text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+    return text if len(text) <= 1200 else f"{text[:800]} … {text[-300:]}"
+
 
 def require(ok, message):
     """Raise InputError(message) unless ok."""

@@ -13,7 +13,7 @@ from functools import cache
 from numba.core import event
 
 from .. import model, nn
-from ..config import InputError
+from ..config import InputError, one_line
 from ..course import commands as course_commands
 from . import commands
 from .arguments import COURSE, Parser, parse
@@ -61,11 +61,6 @@ def failed(error):
     """Print what went wrong as one line on standard error; return the exit status."""
     print(f"error: {one_line(error)}", file=sys.stderr)
     return 2
-
-
-def one_line(text):
-    """The text with line breaks and control characters of names in it escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 @contextmanager

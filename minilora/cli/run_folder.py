@@ -72,8 +72,8 @@ def resume(folder, facts):
             f"the files of {flag(name)} {facts['settings'][name]} are not those that {folder} was "
             "started with: restore them, or start anew with --overwrite",
         )
-    if then["threads"] != facts["threads"]:
-        now, before = facts["threads"], then["threads"]
+    now, before = facts["threads"], then.get("threads")
+    if now != before:
         warn(f"resuming on {now} threads what was started on {before}: last bits can differ")
     rows = [row for row in read_metrics(folder) if row["step"] <= state["step"]]
     replace_text(folder / "metrics.jsonl", lines(rows))
@@ -179,14 +179,31 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
 
 
 def read_metrics(folder):
-    """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
+    """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out.
+
+    Raises InputError naming any other line that is no row.
+    """
     path, rows = Path(folder) / "metrics.jsonl", []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+    found = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    for n, line in enumerate(found, 1):
         try:
             rows.append(json.loads(line))
-        except ValueError:
-            break
+            sound = _is_row(rows[-1])
+        except (ValueError, RecursionError):
+            if n == len(found):
+                break
+            sound = False
+        require(sound, f"{path}, line {n}: no row of metrics: restore the file, or delete it")
     return rows
+
+
+def _is_row(row):
+    """Whether a JSON value is a step's or an evaluation's row: numbers that can be drawn."""
+    if not isinstance(row, dict) or type(row.get("step")) is not int:
+        return False
+    values = [value for name, value in row.items() if name != "peak_rss_mb"]
+    numbers = all(type(v) is float or (type(v) is int and abs(v) < 2**63) for v in values)
+    return numbers and ("eval_loss" in row) == ("eval_exact_match" in row)
 
 
 def replace_text(path, text):

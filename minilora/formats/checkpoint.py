@@ -100,7 +100,9 @@ def load_adapter(folder, base, scheme="none", block_size=64):
         if with_bias:
             # b = b₀ + (α/r)·b_B
             own = np.float64(get(base, path).get("bias", 0))
-            node["bias"] = np.float32(own + scaling * np.float64(node["bias"]))
+            with np.errstate(over="ignore"):
+                bias = np.float32(own + scaling * np.float64(node["bias"]))
+            node["bias"] = check_floats(f"{folder / WEIGHTS}: {path}.bias", bias)
     return adapters, frozen, config
 
 
@@ -170,8 +172,10 @@ def load_state(path):
     """
     entries, (numbers, facts) = safetensors_file.read_header(path), read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
-    sound = type(numbers.get("step")) is int and numbers["step"] >= 0 and ours
-    require(sound, f"{path} is no checkpoint of a run")
+    best, *counts = (numbers.get(name) for name in ("best_loss", "step", "worse"))
+    sound = type(best) in (int, float) and best == best  # not NaN
+    sound = sound and all(type(n) is int and 0 <= n < 2**63 for n in counts)
+    require(sound and ours and len(numbers) == 3, f"{path} is no checkpoint of a run")
     trees = {"adapters", "m", "v", *(name.partition(".")[0] for name in entries)}
     shapes = {f"{tree}.{name}": found.shape for name, found in ours.items() for tree in trees}
     state = numbers | unflatten(_read(path, entries, shapes))

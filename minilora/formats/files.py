@@ -9,16 +9,25 @@ from pathlib import Path
 from ..config import InputError, require
 
 
-def read_json(path, default=None):
-    """Read the object in a JSON file, or return `default` if there is no file."""
+def read_text(path):
+    """Read a text file in UTF-8."""
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if default is None:
-            raise InputError(f"{path} is missing") from error
-        return default
+        return Path(path).read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: save it as UTF-8") from error
+
+
+def read_json(path, default=None):
+    """Read the object in a JSON file, or return `default` if there is no file."""
+    if not Path(path).exists():
+        require(default is not None, f"{path} is missing")
+        return default
+    try:
+        value = json.loads(read_text(path))
+    except InputError:
+        raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}") from error
     require(isinstance(value, dict), f"{path} must hold one JSON object")
@@ -38,6 +47,8 @@ def naming(path):
         yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except RecursionError as error:  # of a message that was to show a value
+        raise InputError(f"{path}: a value in it is nested too deeply") from error
 
 
 def require_new(path):

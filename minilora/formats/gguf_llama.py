@@ -60,7 +60,8 @@ def read(path):
 def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
     *block, module, leaf = name.split(".") if "." in name else ("", name)
-    known = module in NAMES and leaf in ("weight", "bias") and len(block) in (0, 2)
+    known = module in NAMES and leaf in ("weight", "bias")
+    known = known and (not block or (len(block) == 2 and block[0] == "blk"))
     require(known, f"{where} is not one of a Llama's")
     layer = f"model.layers.{block[1]}." if block else ""
     return f"{layer}{NAMES[module]}.{leaf}"
@@ -111,12 +112,14 @@ def _config(metadata, tied):
 def _llama3_rope(config, entry):
     """Give the config Llama 3.1's published stretching, if that makes the stored divisors."""
     divisors = check_floats(entry.where, entry.read())
-    sound = divisors.size and (divisors >= 1).all()
-    require(sound, f"{entry.where} has no divisor, or one below 1")
+    sound = divisors.size and ((divisors >= 1) & (divisors < 1e4)).all()
+    require(sound, f"{entry.where} has no divisor, or one below 1 or above 10,000")
+    wide = f"{entry.where} has the shape {divisors.shape}, not ({config.head_dim // 2},)"
+    require(divisors.shape == (config.head_dim // 2,), wide)
     factor = float(divisors.max())  # 8 in Llama 3.1, 32 in Llama 3.2
     stretched = replace(config, rope_scaling=LLAMA3 | {"factor": factor})
     expected = nn.frequencies(config) / nn.frequencies(stretched)
     # both were computed in float32, in a different order: a few parts in 10⁷ apart
-    same = divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-5, atol=0)
+    same = np.allclose(divisors, expected, rtol=1e-5, atol=0)
     require(same, f"{entry.where} stretches the rotation in a way that is not Llama 3's")
     return stretched

@@ -48,6 +48,7 @@ def read_raw(where, path, dtype, count, offset):
     return raw
 
 
+@np.errstate(invalid="ignore")  # of a NaN, which `check_floats` refuses by name
 def decode(raw, dtype):
     """Return the stored numbers as float32 if `dtype` is a float type; any shape, kept."""
     if dtype == "BF16":  # the upper half of a float32
@@ -129,8 +130,8 @@ def _entry(path, name, fields, data):
     require(name.isprintable(), f"{path}: {name!r} is no name of a tensor")
     try:
         dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
-        sizes = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
-        sound = sizes and isinstance(dtype, str)
+        sizes = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
+        sound = sizes and isinstance(dtype, str) and is_possible(shape)
     except (TypeError, KeyError, ValueError):
         sound = False
     require(sound, f"{path}: the header's entry for tensor {name} is malformed")
@@ -145,6 +146,11 @@ def _entry(path, name, fields, data):
 
     stored = (lambda: halves(raw(), dtype)) if dtype in ("F16", "BF16") else None
     return start, stop, Entry(dtype, tuple(shape), lambda: decode(raw(), dtype), where, stored)
+
+
+def is_possible(shape):
+    """Return whether an array can have this shape; an empty one, too, has a limit (NumPy's)."""
+    return len(shape) <= 32 and math.prod(n or 1 for n in shape) < 2**48
 
 
 def entry(dtype, w):
