@@ -8,9 +8,11 @@ gigabyte of memory is a failure. `--long` tries ten thousand mutations of every 
 import json
 import shutil
 import signal
+import traceback
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import mutations
 import numpy as np
@@ -98,28 +100,28 @@ def fuzz(request, capfd, name, files, read):
             except InputError as error:
                 refused += 1
                 if not str(error).isprintable() or len(str(error)) > 2000:
-                    failures.setdefault(
-                        f"a message of several lines: {str(error)[:300]!r}", []
-                    ).append(seed)
+                    failures.setdefault("no printable line", []).append((seed, error))
             except BaseException as error:  # a panic of the tokenizers library is no Exception
                 if type(error) is KeyboardInterrupt:
                     raise
-                here = error.__traceback__
-                while here.tb_next:
-                    here = here.tb_next
-                code = here.tb_frame.f_code
-                what = (
-                    f"{type(error).__name__} in {code.co_filename.split('/')[-1]}:{here.tb_lineno}"
-                )
-                failures.setdefault(f"{what}: {str(error)[:150]!r}", []).append(seed)
+                failures.setdefault(place_of(error), []).append((seed, error))
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 path.write_bytes(sound[path])
     with capfd.disabled():
         if request.config.getoption("--long"):
             print(f"\n{name}: {n} mutations, {refused} refused, {n - refused} read")
-    listed = [f"{len(seeds)} times, seed {seeds[0]}: {what}" for what, seeds in failures.items()]
+    listed = [
+        f"{len(found)} times, seed {found[0][0]}: {what}: {str(found[0][1])[:150]!r}"
+        for what, found in failures.items()
+    ]
     assert not failures, f"{name}\n" + "\n".join(listed)
+
+
+def place_of(error):
+    """The kind of an exception and where it was raised: what tells failures apart."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
 
 
 def use(config, base, words):
