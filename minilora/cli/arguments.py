@@ -12,7 +12,7 @@ from functools import partial
 
 from ..config import CHOICES, STARTS, InputError, LoraConfig, TrainConfig, flag, require
 from ..formats.checkpoint import read_metadata
-from ..formats.files import naming
+from ..formats.files import naming, read_text
 from ..methods.methods import METHODS
 from ..quant.quantize import SCHEMES
 
@@ -50,12 +50,10 @@ def parse(argv):
 
 def toml_settings(path):
     """{name: value} of a TOML file, names and values checked as flags are."""
+    text = read_text(path)
     try:
-        with open(path, "rb") as file:
-            settings = tomllib.load(file)
+        settings = tomllib.loads(text)
         str(settings)  # a hexadecimal number may have more digits than Python prints
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     settings = {key.replace("-", "_"): value for key, value in settings.items()}

@@ -51,11 +51,10 @@ def fine_tune(args):
     tokens = config.batch_size * max(len(e.tokens) - 1 for e in examples)
     parts = ledger(adapters, base, model, tokens)
     print(f"a step over {tokens} tokens:\n{table(parts)}")
-    require(
-        sum(parts.values()) < physical_memory(),
-        f"a step over {tokens} tokens needs {sum(parts.values()) / 1e9:,.0f} GB, this machine has "
-        f"{physical_memory() / 1e9:,.0f}: lower --batch-size or --max-seq-length",
-    )
+    needed, there = sum(parts.values()), physical_memory()
+    much = f"needs {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f}"
+    way = "lower --batch-size or --max-seq-length"
+    require(needed < there, f"a step over {tokens} tokens {much}: {way}")
     if Path(args.data).is_file():
         whole = len(rows) + len(held_out)
         how = "every tenth held out" if held_out else "none held out: fewer than ten"

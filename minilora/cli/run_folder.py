@@ -6,7 +6,8 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..config import InputError, LoraConfig, flag, require
+from ..config import InputError, LoraConfig, check, flag, require
+from ..data.rows import read_jsonl
 from ..data.tasks import BUILTIN
 from ..formats import fetch
 from ..formats.checkpoint import load_state
@@ -24,27 +25,19 @@ NOT_SETTINGS = ("command", "config", "resume", "overwrite", "dry_run")
 
 def claim(folder, args):
     """Raise InputError if the run may not be written to `folder`; nothing is changed."""
-    require(
-        args.save_every >= 1, f"--save-every must be a whole number from 1, got {args.save_every}"
-    )
+    check("--save-every", args.save_every, "be a whole number from 1")
     require(not folder.exists() or folder.is_dir(), f"{folder} is a file: name another folder")
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     there = [name for name in there if name != LOCK]  # `lock` looks at that
     if args.resume:
-        require(
-            "checkpoint.safetensors" in there,
-            f"{folder} has no checkpoint to --resume from: start anew with --overwrite",
-        )
+        none = f"{folder} has no checkpoint to --resume from: start anew with --overwrite"
+        require("checkpoint.safetensors" in there, none)
         return
-    foreign = [name for name in there if not _ours(name)]
-    require(
-        not foreign,
-        f"{folder} holds {', '.join(foreign[:3])}, which is no run's: name another --adapter-path",
-    )
-    require(
-        not there or args.overwrite or args.dry_run,
-        f"{folder} holds a run: --resume it, --overwrite it, or name another --adapter-path",
-    )
+    foreign = ", ".join([name for name in there if not _ours(name)][:3])
+    way = "name another --adapter-path"
+    require(not foreign, f"{folder} holds {foreign}, which is no run's: {way}")
+    free = not there or args.overwrite or args.dry_run
+    require(free, f"{folder} holds a run: --resume it, --overwrite it, or {way}")
 
 
 def _ours(name):
@@ -61,17 +54,15 @@ def resume(folder, facts):
     adapters, state, then = load_state(folder / "checkpoint.safetensors")
     for name, value in facts["settings"].items():
         before = then["settings"].get(name)
-        require(
-            name == "adapter_path" or before == value,
-            f"{flag(name)} is {value} but was {before} when {folder} was started: "
-            "a run is resumed with its own settings",
-        )
+        changed = f"{flag(name)} is {value} but was {before} when {folder} was started"
+        same = name == "adapter_path" or before == value
+        require(same, f"{changed}: a run is resumed with its own settings")
     for name, value in facts["digests"].items():
-        require(
-            then["digests"].get(name) == value,
-            f"the files of {flag(name)} {facts['settings'][name]} are not those that {folder} was "
-            "started with: restore them, or start anew with --overwrite",
+        other = (
+            f"{flag(name)} {facts['settings'][name]} are not those that {folder} was started with"
         )
+        way = "restore them, or start anew with --overwrite"
+        require(then["digests"].get(name) == value, f"the files of {other}: {way}")
     now, before = facts["threads"], then.get("threads")
     if now != before:
         warn(f"resuming on {now} threads what was started on {before}: last bits can differ")
@@ -107,10 +98,8 @@ def lock(folder):
 
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(
-                    f"{folder} is in use by process {path.read_text()}: wait for it to end, or "
-                    "name another --adapter-path"
-                ) from None
+                who = f"process {path.read_text(errors='replace')}: wait for it to end, or name"
+                raise InputError(f"{folder} is in use by {who} another --adapter-path") from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -179,31 +168,19 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
 
 
 def read_metrics(folder):
-    """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out.
-
-    Raises InputError naming any other line that is no row.
-    """
-    path, rows = Path(folder) / "metrics.jsonl", []
-    found = path.read_bytes().split(b"\n") if path.exists() else [b""]
-    for n, line in enumerate(found, 1):
-        try:
-            rows.append(json.loads(line))
-            sound = _is_row(rows[-1])
-        except (ValueError, RecursionError):
-            if n == len(found):
-                break
-            sound = False
-        require(sound, f"{path}, line {n}: no row of metrics: restore the file, or delete it")
-    return rows
+    """The rows of a run's metrics.jsonl; InputError names the line that is none."""
+    path = Path(folder) / "metrics.jsonl"
+    return read_jsonl(path, _check_metrics) if path.exists() else []
 
 
-def _is_row(row):
-    """Whether a JSON value is a step's or an evaluation's row: numbers that can be drawn."""
-    if not isinstance(row, dict) or type(row.get("step")) is not int:
-        return False
-    values = [value for name, value in row.items() if name != "peak_rss_mb"]
-    numbers = all(type(v) is float or (type(v) is int and abs(v) < 2**63) for v in values)
-    return numbers and ("eval_loss" in row) == ("eval_exact_match" in row)
+def _check_metrics(row, where):
+    """Raise InputError unless `row` is a step's or an evaluation's: numbers that can be drawn."""
+    sound = isinstance(row, dict) and type(row.get("step")) is int
+    sound = sound and ("eval_loss" in row) == ("eval_exact_match" in row)
+    for name, value in row.items() if sound else ():
+        number = type(value) is float or (type(value) is int and abs(value) < 2**63)
+        sound = sound and (number or name == "peak_rss_mb")
+    require(sound, f"{where}: no row of metrics: restore the file, or delete it")
 
 
 def replace_text(path, text):

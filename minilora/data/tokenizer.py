@@ -43,10 +43,8 @@ def utf8(text):
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"the text has a lone surrogate {text[error.start]!r} at character {error.start}, "
-            "which is no text"
-        ) from error
+        which = f"{text[error.start]!r} at character {error.start}"
+        raise InputError(f"the text has a lone surrogate {which}, which is no text") from error
 
 
 @dataclass(frozen=True)
@@ -137,6 +135,5 @@ def library(name):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(
-            f"reading a real model needs the package {name}: pip install 'minilora[hf]'"
-        ) from error
+        way = "pip install 'minilora[hf]'"
+        raise InputError(f"reading a real model needs the package {name}: {way}") from error

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 
 from .. import lora
-from ..config import STARTS, InputError, MethodConfig, require
+from ..config import STARTS, MethodConfig, parse_json, require
 from ..methods import starts
 from ..tree import get, put, tree_map, unflatten, walk
 from . import method_format, peft_format, safetensors_file
-from .files import naming, read_json, replacing, write_json
+from .files import naming, never_opened, read_json, replacing, write_json
 from .safetensors_file import FORMAT_NAME, check_floats, entry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -71,11 +71,8 @@ def load_adapter(folder, base, scheme="none", block_size=64):
     """
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is no folder: give one that holds {CONFIG} and {WEIGHTS}")
-    require(
-        (folder / WEIGHTS).exists() or not (folder / "adapter_model.bin").exists(),
-        f"{folder} has only adapter_model.bin, which is never opened because it is a pickle and "
-        "could run any program; save the adapter as safetensors",
-    )
+    pickled = folder / "adapter_model.bin"
+    require((folder / WEIGHTS).exists() or not pickled.exists(), never_opened(pickled))
     entries, raw = safetensors_file.read_header(folder / WEIGHTS), read_json(folder / CONFIG)
     if raw.get("peft_type") != "LORA":
         with naming(folder / CONFIG):
@@ -110,11 +107,8 @@ def _check_pair(folder, fields):
     """Raise InputError unless config and weights are of one save; PEFT writes no digest."""
     metadata = safetensors_file.read_json_header(folder / WEIGHTS)[0].get("__metadata__")
     pair = metadata.get(PAIR) if isinstance(metadata, dict) else None
-    require(
-        pair is None or pair == pair_digest(fields),
-        f"{CONFIG} and {WEIGHTS} in {folder} are not of one save: go on with --resume, which "
-        "writes both again",
-    )
+    two = f"{CONFIG} and {WEIGHTS} in {folder} are not of one save: --resume writes both again"
+    require(pair is None or pair == pair_digest(fields), two)
 
 
 def changes_base(folder):
@@ -156,13 +150,15 @@ def save_state(path, adapters, state, facts):
 
 def read_metadata(path):
     """Read (numbers of the state, facts) of a file that `save_state` wrote."""
-    try:
-        metadata = safetensors_file.read_json_header(path)[0]["__metadata__"]
-        return dict(json.loads(metadata["minilora_run"])), dict(json.loads(metadata["facts"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is no checkpoint of a run") from error
+    complaint = f"{path} is no checkpoint of a run"
+    metadata = safetensors_file.read_json_header(path)[0].get("__metadata__")
+    texts = isinstance(metadata, dict) and [
+        metadata.get(name) for name in ("minilora_run", "facts")
+    ]
+    require(texts and all(isinstance(text, str) for text in texts), complaint)
+    numbers, facts = (parse_json(text, complaint) for text in texts)
+    require(isinstance(numbers, dict) and isinstance(facts, dict), complaint)
+    return numbers, facts
 
 
 def load_state(path):

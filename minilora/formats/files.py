@@ -6,7 +6,7 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..config import InputError, require
+from ..config import InputError, parse_json, require
 
 
 def read_text(path):
@@ -24,12 +24,7 @@ def read_json(path, default=None):
     if not Path(path).exists():
         require(default is not None, f"{path} is missing")
         return default
-    try:
-        value = json.loads(read_text(path))
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    value = parse_json(read_text(path), f"{path} is not JSON")
     require(isinstance(value, dict), f"{path} must hold one JSON object")
     return value
 
@@ -38,6 +33,12 @@ def write_json(path, value):
     """Write an object as indented JSON, in UTF-8 on every platform."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def never_opened(path):
+    """Say why a pickle of weights is not read."""
+    why = "it is a pickle and could run any program; save the weights as safetensors"
+    return f"{path.parent} has only {path.name}, which is never opened because {why}"
 
 
 @contextmanager

@@ -155,11 +155,8 @@ def _entry(cursor, where, shape, number, at):
     """Make (the Entry, its end) of the tensor whose bytes begin at `at`."""
     size = len(cursor.data)
     kind = TYPES.get(number, number)
-    require(
-        kind in FORMS,
-        f"{where} has the type {kind}, which is not read; "
-        "take a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1",
-    )
+    way = "take a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
+    require(kind in FORMS, f"{where} has the type {kind}, which is not read; {way}")
     require(is_possible(shape), f"{where} has the impossible shape {shape}")
     block = BLOCK if kind in BLOCKS else 1
     require(shape[-1] % block == 0, f"{where} has rows of {shape[-1]}, no whole blocks")

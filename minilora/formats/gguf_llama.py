@@ -4,6 +4,7 @@ llama.cpp differs from Hugging Face in three ways that matter: the names, the or
 q_proj and k_proj, and Llama 3's stretched rotation, which it stores as a tensor of divisors.
 """
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -59,12 +60,10 @@ def read(path):
 
 def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
-    *block, module, leaf = name.split(".") if "." in name else ("", name)
-    known = module in NAMES and leaf in ("weight", "bias")
-    known = known and (not block or (len(block) == 2 and block[0] == "blk"))
-    require(known, f"{where} is not one of a Llama's")
-    layer = f"model.layers.{block[1]}." if block else ""
-    return f"{layer}{NAMES[module]}.{leaf}"
+    found = re.fullmatch(r"(blk\.\d+\.)?(\w+)\.(weight|bias)", name)
+    require(found and found[2] in NAMES, f"{where} is not one of a Llama's")
+    layer = (found[1] or "").replace("blk", "model.layers")
+    return f"{layer}{NAMES[found[2]]}.{found[3]}"
 
 
 def _in_order(entry, heads):
@@ -93,10 +92,8 @@ def _config(metadata, tied):
     linear = {"rope_type": "linear", "factor": real("rope.scaling.factor", 1)}
     return ModelConfig(
         vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
-        hidden_size=width,
-        intermediate_size=whole("feed_forward_length"),
-        num_hidden_layers=whole("block_count"),
-        num_attention_heads=heads,
+        hidden_size=width, intermediate_size=whole("feed_forward_length"),
+        num_hidden_layers=whole("block_count"), num_attention_heads=heads,
         num_key_value_heads=whole("attention.head_count_kv", heads),
         head_dim=whole("attention.key_length", whole("rope.dimension_count", width // heads)),
         rope_theta=real("rope.freq_base", 10000),
@@ -106,7 +103,7 @@ def _config(metadata, tied):
         eos_token_id=tuple(dict.fromkeys(token("eos") + token("eot"))),
         bos_token_id=next(iter(token("bos")), None),
         rope_scaling=linear if stretch == "linear" else None,
-    )
+    )  # fmt: skip
 
 
 def _llama3_rope(config, entry):
@@ -114,8 +111,9 @@ def _llama3_rope(config, entry):
     divisors = check_floats(entry.where, entry.read())
     sound = divisors.size and ((divisors >= 1) & (divisors < 1e4)).all()
     require(sound, f"{entry.where} has no divisor, or one below 1 or above 10,000")
-    wide = f"{entry.where} has the shape {divisors.shape}, not ({config.head_dim // 2},)"
-    require(divisors.shape == (config.head_dim // 2,), wide)
+    shape = (config.head_dim // 2,)
+    same = divisors.shape == shape
+    require(same, f"{entry.where} has the shape {divisors.shape}, not {shape}")
     factor = float(divisors.max())  # 8 in Llama 3.1, 32 in Llama 3.2
     stretched = replace(config, rope_scaling=LLAMA3 | {"factor": factor})
     expected = nn.frequencies(config) / nn.frequencies(stretched)

@@ -33,12 +33,9 @@ def from_metadata(path, metadata):
         require("eos_token" in special, "tokenizer.ggml.eos_token_id is missing")
         is_text = template is None or isinstance(template, str)
         require(is_text, "tokenizer.chat_template must be text")
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **special,
-        "model_max_length": metadata.get("llama.context_length"),
-        "clean_up_tokenization_spaces": False,
-    }
+    settings = special | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings["model_max_length"] = metadata.get("llama.context_length")
+    settings["clean_up_tokenization_spaces"] = False
     eos = _get(metadata, "eos_token_id")
     return PretrainedTokenizer(backend, eos, special, template, settings, str(path))
 

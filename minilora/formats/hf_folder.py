@@ -18,7 +18,7 @@ from ..data.tokenizer import PretrainedTokenizer
 from ..kernels.weights import dense
 from ..tree import flatten
 from . import hf_tokenizer, safetensors_file
-from .files import naming, new_folder, read_json, write_json
+from .files import naming, never_opened, new_folder, read_json, write_json
 from .safetensors_file import FORMAT_NAME, Entry
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -161,12 +161,8 @@ def read_tensors(folder):
         return safetensors_file.read_header(single)
     if not index.is_file():
         pickled = next((path for kind in PICKLES for path in sorted(folder.glob(kind))), None)
-        if pickled:
-            raise InputError(
-                f"{folder} has only {pickled.name}, which is never opened because it is a pickle "
-                "and could run any program; save the model as safetensors"
-            )
-        raise InputError(f"{folder} has no model.safetensors and no model.safetensors.index.json")
+        none = f"{folder} has no model.safetensors and no model.safetensors.index.json"
+        raise InputError(never_opened(pickled) if pickled else none)
     where = read_json(index).get("weight_map")
     names = where.values() if isinstance(where, dict) else [None]
     sound = all(isinstance(s, str) and "/" not in s and "\\" not in s for s in names)

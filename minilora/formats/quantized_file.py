@@ -80,13 +80,10 @@ def _four_bit(code, codes, state, parts):
         fields = json.loads(bytes(state.read()))
         shape, block_size = tuple(fields["shape"]), fields["blocksize"]
         nf4.check(block_size, code)
-        sound = (
-            len(shape) == 2
-            and all(type(size) is int and size > 0 for size in (*shape, block_size))
-            and fields["quant_type"] == code
-            and fields.get("nested_blocksize", BLOCK) == BLOCK
-            and ("nested_absmax" not in parts or abs(fields["nested_offset"]) < 1e38)
-        )
+        sizes = all(type(size) is int and size > 0 for size in (*shape, block_size))
+        sound = sizes and len(shape) == 2 and fields["quant_type"] == code
+        sound = sound and fields.get("nested_blocksize", BLOCK) == BLOCK
+        sound = sound and ("nested_absmax" not in parts or abs(fields["nested_offset"]) < 1e38)
     except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     require(sound, f"{state.where} is malformed")

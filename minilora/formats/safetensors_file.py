@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import InputError, require
+from ..config import InputError, parse_json, require
 from ..quant.stored import halves
 
 FLOATS: dict[str, np.dtype] = {
@@ -112,14 +112,12 @@ def read_json_header(path):
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            require(8 + length <= size, f"{path} is truncated or no safetensors file")
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no safetensors file: its header is not JSON") from error
+            text = file.read(min(length, size))
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        reason = getattr(error, "strerror", error)
+        raise InputError(f"{path} cannot be read: {reason}") from error
+    require(8 + length <= size, f"{path} is truncated or no safetensors file")
+    header = parse_json(text, f"{path} is no safetensors file: its header is not JSON")
     require(isinstance(header, dict), f"{path} is no safetensors file: its header is no object")
     return header, 8 + length, size
 

@@ -13,8 +13,7 @@ from .threads import share_rows
 def read_int8_rows(q, first, out):
     """Write rows first, first + 1, … of an Int8 into out (n, in) float32."""
     codes, absmax = (part[first : first + len(out)] for part in (q.codes, q.absmax))
-    same = codes.shape == out.shape and len(absmax) == len(out)
-    require(same, "rows outside the matrix")
+    require(codes.shape == out.shape and len(absmax) == len(out), "rows outside the matrix")
     share_rows(_int8_rows, len(out), codes, absmax, out, width=out.shape[1])
 
 
