@@ -44,10 +44,8 @@ def warn_of_another_base(folder, scheme, block_size):
         for kind, size in (its_own, (scheme, block_size))
     )
     if before != now:
-        warn(
-            f"{folder} was trained on a base stored as {before}, not {now}: an adapter can lose "
-            "all that it learned on another base (lesson 13)"
-        )
+        what = f"{folder} was trained on a base stored as {before}, not {now}"
+        warn(f"{what}: an adapter can lose all that it learned on another base (lesson 13)")
 
 
 def starting(args):

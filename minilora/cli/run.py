@@ -20,27 +20,16 @@ from ..formats.checkpoint import save_adapter, save_state
 from ..generate import generate
 from ..kernels.threads import THREADS
 from ..train import check, train
+from . import run_folder
 from .checklist import Rows, questions
 from .opening import starting
-from .run_folder import (
-    VERSION,
-    as_toml,
-    claim,
-    digests,
-    lines,
-    lock,
-    model_card,
-    read_metrics,
-    replace_text,
-    resume,
-    settings_of,
-)  # fmt: skip
+from .run_folder import as_toml, lines, model_card, read_metrics, replace_text
 
 
 def fine_tune(args):
     """`minilora train`: everything is checked before the first file is written."""
     folder, config = Path(args.adapter_path), TrainConfig(**_picked(args, TrainConfig))
-    claim(folder, args)
+    run_folder.claim(folder, args)
     model, base, tokenizer, adapters, adapter_config = starting(args)
     check(adapters, config)
     rows = load_rows(args.data, "train")
@@ -68,13 +57,13 @@ def fine_tune(args):
         print("\n".join(f"question: {line}" for line in asked) or "no setting is questioned")
         return
     facts = {
-        "version": VERSION, "settings": settings_of(args), "digests": digests(args),
-        "threads": THREADS,
+        "version": run_folder.VERSION, "settings": run_folder.settings_of(args),
+        "digests": run_folder.digests(args), "threads": THREADS,
     }  # fmt: skip
-    with lock(folder):
+    with run_folder.lock(folder):
         state = None
         if args.resume:
-            adapters, state = resume(folder, facts)
+            adapters, state = run_folder.resume(folder, facts)
         shown = base, model, tokenizer, held_out, valid
         show("before", adapters, *shown)
 
@@ -159,10 +148,8 @@ def show(when, adapters, base, model, tokenizer, rows, examples):
     if not rows:
         return None
     score = evaluate(adapters, base, examples, model)
-    print(
-        f"{when}: held-out loss {score['loss']:.4f} nats per token, "
-        f"exact match {100 * score['exact_match']:.1f} %"
-    )
+    loss, exact = score["loss"], 100 * score["exact_match"]
+    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %")
     row = rows[0]
     prompt, answer = split_row(row, tokenizer)
     if not prompt:  # a text row: continue its first third

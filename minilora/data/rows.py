@@ -47,13 +47,13 @@ def check_row(row, where):
     require(shape in SHAPES, f"{where}: keys {sorted(row)}: {way}")
     messages = row.get("messages", ())
     if "messages" in row:
-        require(
-            isinstance(messages, list)
-            and messages
-            and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages)
-            and messages[-1]["role"] == "assistant",
-            f"{where}: messages must be objects with role and content, the last the assistant's",
+        sound = isinstance(messages, list) and messages
+        sound = sound and all(
+            isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages
         )
+        sound = sound and messages[-1]["role"] == "assistant"
+        what = "objects with role and content, the last the assistant's"
+        require(sound, f"{where}: messages must be {what}")
     for text in [row[key] for key in shape - {"messages"}] + [m["content"] for m in messages]:
         require(isinstance(text, str), f"{where}: a text must be a string")
         whole = text.encode(errors="ignore").decode() == text

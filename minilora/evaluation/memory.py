@@ -68,10 +68,8 @@ def summary(adapters, base):
     """Return the line that says how much is trained of how much."""
     trained, total = count(adapters), count(base)
     added = sum(leaf.size for path, leaf in walk(adapters) if "lora_" in path)
-    return (
-        f"{trained:,} trained parameters beside {total:,} ({100 * trained / total:.3f} %), "
-        f"{added:,} of them in low-rank factors"
-    )
+    share = f"{total:,} ({100 * trained / total:.3f} %)"
+    return f"{trained:,} trained parameters beside {share}, {added:,} of them in low-rank factors"
 
 
 def bits_per_weight(base):

@@ -112,8 +112,7 @@ def _llama3_rope(config, entry):
     sound = divisors.size and ((divisors >= 1) & (divisors < 1e4)).all()
     require(sound, f"{entry.where} has no divisor, or one below 1 or above 10,000")
     shape = (config.head_dim // 2,)
-    same = divisors.shape == shape
-    require(same, f"{entry.where} has the shape {divisors.shape}, not {shape}")
+    require(divisors.shape == shape, f"{entry.where} has the shape {divisors.shape}, not {shape}")
     factor = float(divisors.max())  # 8 in Llama 3.1, 32 in Llama 3.2
     stretched = replace(config, rope_scaling=LLAMA3 | {"factor": factor})
     expected = nn.frequencies(config) / nn.frequencies(stretched)

@@ -31,8 +31,7 @@ def from_metadata(path, metadata):
         with one_error("its tokenizer is broken"):
             backend, special = _backend(metadata)
         require("eos_token" in special, "tokenizer.ggml.eos_token_id is missing")
-        is_text = template is None or isinstance(template, str)
-        require(is_text, "tokenizer.chat_template must be text")
+        require(isinstance(template, str | None), "tokenizer.chat_template must be text")
     settings = special | {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings["model_max_length"] = metadata.get("llama.context_length")
     settings["clean_up_tokenization_spaces"] = False

@@ -116,16 +116,12 @@ def as_json(config, dtype, biases):
     """
     eos = list(config.eos_token_id)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **{name: getattr(config, name) for name in SIZES},
-        "hidden_act": "silu",
-        **{name: getattr(config, name) for name in OTHERS},
-        **biases,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        **{name: getattr(config, name) for name in SIZES}, "hidden_act": "silu",
+        **{name: getattr(config, name) for name in OTHERS}, **biases,
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
-        "torch_dtype": dtype,
-    }
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None, "torch_dtype": dtype,
+    }  # fmt: skip
 
 
 def shapes(config, attention_bias=False, mlp_bias=False):

@@ -57,8 +57,8 @@ def load(name, scheme="none", block_size=64, stored=None):
     n = config.num_hidden_layers
     last = f"model.layers.{n - 1}.input_layernorm.weight"
     require(last in tensors, f"tensor {last} is missing from {origin}")
-    few = f"num_hidden_layers is {n}, but {origin} has {len(tensors)} tensors"
-    require(n <= len(tensors), few)
+    there = len(tensors)
+    require(n <= there, f"num_hidden_layers is {n}, but {origin} has {there} tensors")
     base: dict = {}
     expected = shapes(config, **biases)
     for path, entry in tensors.items():

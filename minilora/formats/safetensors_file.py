@@ -114,8 +114,7 @@ def read_json_header(path):
             length = int.from_bytes(file.read(8), "little")
             text = file.read(min(length, size))
     except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
-        reason = getattr(error, "strerror", error)
-        raise InputError(f"{path} cannot be read: {reason}") from error
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
     require(8 + length <= size, f"{path} is truncated or no safetensors file")
     header = parse_json(text, f"{path} is no safetensors file: its header is not JSON")
     require(isinstance(header, dict), f"{path} is no safetensors file: its header is no object")
