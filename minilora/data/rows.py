@@ -47,7 +47,7 @@ def check_row(row, where):
     require(shape in SHAPES, f"{where}: keys {sorted(row)}: {way}")
     messages = row.get("messages", ())
     if "messages" in row:
-        sound = isinstance(messages, list) and messages
+        sound = isinstance(messages, list) and bool(messages)
         sound = sound and all(
             isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages
         )

@@ -152,11 +152,9 @@ def read_metadata(path):
     """Read (numbers of the state, facts) of a file that `save_state` wrote."""
     complaint = f"{path} is no checkpoint of a run"
     metadata = safetensors_file.read_json_header(path)[0].get("__metadata__")
-    texts = isinstance(metadata, dict) and [
-        metadata.get(name) for name in ("minilora_run", "facts")
-    ]
-    require(texts and all(isinstance(text, str) for text in texts), complaint)
-    numbers, facts = (parse_json(text, complaint) for text in texts)
+    require(isinstance(metadata, dict), complaint)
+    names = "minilora_run", "facts"
+    numbers, facts = (parse_json(str(metadata.get(name)), complaint) for name in names)
     require(isinstance(numbers, dict) and isinstance(facts, dict), complaint)
     return numbers, facts
 

@@ -60,10 +60,10 @@ def read(path):
 
 def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
-    found = re.fullmatch(r"(blk\.\d+\.)?(\w+)\.(weight|bias)", name)
-    require(found and found[2] in NAMES, f"{where} is not one of a Llama's")
-    layer = (found[1] or "").replace("blk", "model.layers")
-    return f"{layer}{NAMES[found[2]]}.{found[3]}"
+    found = re.findall(r"^(blk\.\d+\.|)(\w+)\.(weight|bias)$", name)
+    require(found and found[0][1] in NAMES, f"{where} is not one of a Llama's")
+    block, module, leaf = found[0]
+    return f"{block.replace('blk', 'model.layers')}{NAMES[module]}.{leaf}"
 
 
 def _in_order(entry, heads):
