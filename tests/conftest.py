@@ -14,6 +14,9 @@ settings.load_profile("minilora")
 def pytest_addoption(parser):
     text = "every method with every storage, and the other long versions"
     parser.addoption("--all-combinations", action="store_true", help=text)
+    parser.addoption(
+        "--long", action="store_true", help="the long versions of fuzz, fault and kill tests"
+    )
 
 
 def pytest_collection_modifyitems(config, items):

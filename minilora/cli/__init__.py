@@ -40,7 +40,7 @@ def main(argv=None):
     except (MemoryError, RecursionError) as error:
         return failed(f"{type(error).__name__}: too large for this machine ({error})")
     except KeyboardInterrupt as error:
-        print(one_line(error) or "interrupted", file=sys.stderr)
+        print(str(InputError(error)) or "interrupted", file=sys.stderr)
         return 143 if isinstance(error, Terminated) else 130
 
 
@@ -57,13 +57,8 @@ def dispatch(argv):
 
 def failed(error):
     """Print what went wrong as one line on standard error; return the exit status."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    print(f"error: {InputError(error)}", file=sys.stderr)
     return 2
-
-
-def one_line(text):
-    """The text with line breaks and control characters of names in it escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 @contextmanager

@@ -10,8 +10,9 @@ import tomllib
 from dataclasses import fields
 from functools import partial
 
-from ..config import CHOICES, INITIALIZERS, InputError, LoraConfig, TrainConfig, flag
+from ..config import CHOICES, INITIALIZERS, InputError, LoraConfig, TrainConfig, flag, require
 from ..formats.checkpoint import read_metadata
+from ..formats.files import naming, read_text
 from ..methods.methods import METHODS
 from ..quant.quantize import SCHEMES
 
@@ -34,7 +35,10 @@ def parse(argv):
     given = argv[1:]
     if args.resume:
         path = os.path.join(args.adapter_path, "checkpoint.safetensors")
-        given = flags_of(read_metadata(path)[1].get("settings", {}), path) + given
+        facts = read_metadata(path)[1]
+        sound = all(isinstance(facts.get(name), dict) for name in ("settings", "digests"))
+        require(sound, f"{path} is no checkpoint of a run")
+        given = flags_of(facts["settings"], path) + given
     if args.config:
         given = flags_of(toml_settings(args.config), args.config) + given
     args = parser().parse_args(["train", *given])
@@ -45,17 +49,18 @@ def parse(argv):
 
 
 def toml_settings(path):
-    """{name: value} of a TOML file, the names checked."""
+    """{name: value} of a TOML file, names and values checked as flags are."""
+    text = read_text(path)
     try:
-        with open(path, "rb") as file:
-            settings = tomllib.load(file)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        settings = tomllib.loads(text)
+        str(settings)  # a hexadecimal number may have more digits than Python prints
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     settings = {key.replace("-", "_"): value for key, value in settings.items()}
-    check_names(settings, path)
-    return settings
+    flags = flags_of(settings, path)
+    with naming(path):
+        args = vars(parser().parse_args(["train", *flags]))
+    return {name: args[name] for name in settings if args[name] is not None}
 
 
 def check_names(settings, path):
@@ -74,12 +79,15 @@ def flags_of(settings, path):
         if isinstance(value, bool):
             flags.append(flag(name) if value else "--no-" + flag(name)[2:])
         elif isinstance(value, list):
+            require(name in LISTS, f"{path}: {flag(name)} takes one value")
             flags += [flag(name), *map(str, value)] if value else []
         else:
             flags.append(f"{flag(name)}={value}")
+    require("\0" not in "".join(flags), f"{path}: no setting may have the character U+0000")
     return flags
 
 
+LISTS = ("target_modules", "layers_to_transform", "also_train")
 NOT_IN_A_FILE = ("resume", "overwrite", "dry_run")
 
 

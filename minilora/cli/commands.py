@@ -175,10 +175,8 @@ def pretrain(args):
 def compare(args):
     """Print what each method costs, learns and forgets, as a table in Markdown; draw it."""
     out = Path(args.out)
-    require(
-        out.suffix == ".png" and out.parent.is_dir() and not out.is_dir(),
-        f"--out {out} cannot be written: give a .png file in a folder that exists",
-    )
+    fits = out.suffix == ".png" and out.parent.is_dir() and not out.is_dir()
+    require(fits, f"--out {out} cannot be written: give a .png file in a folder that exists")
     jobs = comparing.jobs(args.methods or comparing.TABLE, args.seeds, args.iters, args.budget)
     rows = comparing.compare(jobs)
     print(comparing.markdown(rows))

@@ -43,10 +43,8 @@ def warn_of_another_base(folder, scheme, block_size):
         for kind, size in (its_own, (scheme, block_size))
     )
     if before != now:
-        warn(
-            f"{folder} was trained on a base stored as {before}, not {now}: an adapter can lose "
-            "all that it learned on another base (lesson 13)"
-        )
+        what = f"{folder} was trained on a base stored as {before}, not {now}"
+        warn(f"{what}: an adapter can lose all that it learned on another base (lesson 13)")
 
 
 def starting(args):
@@ -54,43 +52,31 @@ def starting(args):
     if args.init_adapter:
         warn_of_another_base(args.init_adapter, args.quantize, args.block_size)
         start = open_adapter(args.init_adapter, args.model, args.quantize, args.block_size)
-        require(
-            method_of(start.config) == args.method,
-            f"{args.init_adapter} holds {method_of(start.config)}: give that to --method",
-        )
+        held = method_of(start.config)
+        require(held == args.method, f"{args.init_adapter} holds {held}: give that to --method")
     else:
         start = fresh(args, config_of(args))
     low_rank = isinstance(start.config, LoraConfig)
-    require(
-        low_rank or not args.also_train,
-        f"--also-train is for what stands beside low-rank factors, not for --method {args.method}",
-    )
-    require(
-        "bias" not in args.also_train or args.method != "dora",
-        "--also-train bias has no place in PEFT's files of DoRA: take norm or head",
-    )
+    other = f"not for --method {args.method}"
+    require(low_rank or not args.also_train, f"--also-train is for low-rank factors, {other}")
+    no_place = "--also-train bias has no place in PEFT's files of DoRA: take norm or head"
+    require("bias" not in args.also_train or args.method != "dora", no_place)
     return start._replace(adapters=also_train(start.adapters, start.base, args.also_train))
 
 
 def config_of(args):
     """The LoraConfig or MethodConfig that the flags say."""
     if args.method not in ("lora", "dora"):
-        require(
-            args.init_lora_weights is None,
-            f"--init-lora-weights starts low-rank factors, which --method {args.method} has not",
-        )
+        other = f"--method {args.method} has no low-rank factors for --init-lora-weights to start"
+        require(args.init_lora_weights is None, other)
         return MethodConfig(args.method, args.num_virtual_tokens, args.bottleneck_size)
     layers = args.layers_to_transform
     return LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=tuple(args.target_modules),
-        use_rslora=args.use_rslora,
+        r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
+        target_modules=tuple(args.target_modules), use_rslora=args.use_rslora,
         layers_to_transform=None if layers is None else tuple(layers),
-        use_dora=args.method == "dora",
-        init_lora_weights=args.init_lora_weights or True,
-    )
+        use_dora=args.method == "dora", init_lora_weights=args.init_lora_weights or True,
+    )  # fmt: skip
 
 
 def method_of(config):

@@ -22,27 +22,16 @@ from ..formats.checkpoint import save_adapter, save_state
 from ..generation import generate
 from ..kernels import num_threads
 from ..methods.operations import check_packing, operations
+from . import run_folder
 from .checklist import Rows, questions
 from .opening import starting
-from .run_folder import (
-    VERSION,
-    as_toml,
-    claim,
-    digests,
-    lines,
-    lock,
-    model_card,
-    read_metrics,
-    replace_text,
-    resume,
-    settings_of,
-)  # fmt: skip
+from .run_folder import as_toml, lines, model_card, read_metrics, replace_text
 
 
 def fine_tune(args):
     """`minilora train`: everything is checked before the first file is written."""
     folder, config = Path(args.adapter_path), TrainConfig(**_picked(args, TrainConfig))
-    claim(folder, args)
+    run_folder.claim(folder, args)
     model, base, tokenizer, adapters, adapter_config = starting(args)
     check_packing(adapters, config)
     rows = load_rows(args.data, "train")
@@ -53,11 +42,10 @@ def fine_tune(args):
     tokens = config.batch_size * max(len(e.tokens) - 1 for e in examples)
     parts = ledger(adapters, base, model, tokens)
     print(f"a step over {tokens} tokens:\n{table(parts)}")
-    require(
-        sum(parts.values()) < physical_memory(),
-        f"a step over {tokens} tokens needs {sum(parts.values()) / 1e9:,.0f} GB, this machine has "
-        f"{physical_memory() / 1e9:,.0f}: lower --batch-size or --max-seq-length",
-    )
+    needed, there = sum(parts.values()), physical_memory()
+    much = f"needs {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f}"
+    way = "lower --batch-size or --max-seq-length"
+    require(needed < there, f"a step over {tokens} tokens {much}: {way}")
     if Path(args.data).is_file():
         whole = len(rows) + len(held_out)
         how = "every tenth held out" if held_out else "none held out: fewer than ten"
@@ -71,14 +59,14 @@ def fine_tune(args):
         print("\n".join(f"question: {line}" for line in asked) or "no setting is questioned")
         return
     facts = {
-        "version": VERSION, "settings": settings_of(args), "digests": digests(args),
-        "threads": num_threads(),
+        "version": run_folder.VERSION, "settings": run_folder.settings_of(args),
+        "digests": run_folder.digests(args), "threads": num_threads(),
     }  # fmt: skip
     ops = operations(adapters, base, layers if args.plain else None)
-    with lock(folder):
+    with run_folder.lock(folder):
         state = None
         if args.resume:
-            adapters, state = resume(folder, facts)
+            adapters, state = run_folder.resume(folder, facts)
         shown = base, model, tokenizer, held_out, valid, ops
         show("before", adapters, *shown)
 
@@ -165,10 +153,8 @@ def show(when, adapters, base, model, tokenizer, rows, examples, ops):
     if not rows:
         return None
     score = evaluate(adapters, base, examples, model, ops)
-    print(
-        f"{when}: held-out loss {score['loss']:.4f} nats per token, "
-        f"exact match {100 * score['exact_match']:.1f} %"
-    )
+    loss, exact = score["loss"], 100 * score["exact_match"]
+    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %")
     row = rows[0]
     prompt, answer = split_row(row, tokenizer)
     if not prompt:  # a text row: continue its first third

@@ -6,7 +6,8 @@ import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..config import InputError, LoraConfig, flag, require
+from ..config import InputError, LoraConfig, check, flag, require
+from ..data.rows import read_jsonl
 from ..data.tasks import BUILTIN
 from ..formats import fetch
 from ..formats.checkpoint import load_state
@@ -24,27 +25,19 @@ NOT_SETTINGS = ("command", "config", "resume", "overwrite", "dry_run")
 
 def claim(folder, args):
     """Raise InputError if the run may not be written to `folder`; nothing is changed."""
-    require(
-        args.save_every >= 1, f"--save-every must be a whole number from 1, got {args.save_every}"
-    )
+    check("--save-every", args.save_every, "be a whole number from 1")
     require(not folder.exists() or folder.is_dir(), f"{folder} is a file: name another folder")
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     there = [name for name in there if name != LOCK]  # `lock` looks at that
     if args.resume:
-        require(
-            "checkpoint.safetensors" in there,
-            f"{folder} has no checkpoint to --resume from: start anew with --overwrite",
-        )
+        none = f"{folder} has no checkpoint to --resume from: start anew with --overwrite"
+        require("checkpoint.safetensors" in there, none)
         return
-    foreign = [name for name in there if not _ours(name)]
-    require(
-        not foreign,
-        f"{folder} holds {', '.join(foreign[:3])}, which is no run's: name another --adapter-path",
-    )
-    require(
-        not there or args.overwrite or args.dry_run,
-        f"{folder} holds a run: --resume it, --overwrite it, or name another --adapter-path",
-    )
+    foreign = ", ".join([name for name in there if not _ours(name)][:3])
+    way = "name another --adapter-path"
+    require(not foreign, f"{folder} holds {foreign}, which is no run's: {way}")
+    free = not there or args.overwrite or args.dry_run
+    require(free, f"{folder} holds a run: --resume it, --overwrite it, or {way}")
 
 
 def _ours(name):
@@ -61,19 +54,17 @@ def resume(folder, facts):
     adapters, state, then = load_state(folder / "checkpoint.safetensors")
     for name, value in facts["settings"].items():
         before = then["settings"].get(name)
-        require(
-            name == "adapter_path" or before == value,
-            f"{flag(name)} is {value} but was {before} when {folder} was started: "
-            "a run is resumed with its own settings",
-        )
+        changed = f"{flag(name)} is {value} but was {before} when {folder} was started"
+        same = name == "adapter_path" or before == value
+        require(same, f"{changed}: a run is resumed with its own settings")
     for name, value in facts["digests"].items():
-        require(
-            then["digests"].get(name) == value,
-            f"the files of {flag(name)} {facts['settings'][name]} are not those that {folder} was "
-            "started with: restore them, or start anew with --overwrite",
+        other = (
+            f"{flag(name)} {facts['settings'][name]} are not those that {folder} was started with"
         )
-    if then["threads"] != facts["threads"]:
-        now, before = facts["threads"], then["threads"]
+        way = "restore them, or start anew with --overwrite"
+        require(then["digests"].get(name) == value, f"the files of {other}: {way}")
+    now, before = facts["threads"], then.get("threads")
+    if now != before:
         warn(f"resuming on {now} threads what was started on {before}: last bits can differ")
     rows = [row for row in read_metrics(folder) if row["step"] <= state["step"]]
     replace_text(folder / "metrics.jsonl", lines(rows))
@@ -107,10 +98,8 @@ def lock(folder):
 
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(
-                    f"{folder} is in use by process {path.read_text()}: wait for it to end, or "
-                    "name another --adapter-path"
-                ) from None
+                who = f"process {path.read_text(errors='replace')}: wait for it to end, or name"
+                raise InputError(f"{folder} is in use by {who} another --adapter-path") from None
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -179,14 +168,19 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
 
 
 def read_metrics(folder):
-    """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
-    path, rows = Path(folder) / "metrics.jsonl", []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+    """The rows of a run's metrics.jsonl; InputError names the line that is none."""
+    path = Path(folder) / "metrics.jsonl"
+    return read_jsonl(path, _check_metrics) if path.exists() else []
+
+
+def _check_metrics(row, where):
+    """Raise InputError unless `row` is a step's or an evaluation's: numbers that can be drawn."""
+    sound = isinstance(row, dict) and type(row.get("step")) is int
+    sound = sound and ("eval_loss" in row) == ("eval_exact_match" in row)
+    for name, value in row.items() if sound else ():
+        number = type(value) is float or (type(value) is int and abs(value) < 2**63)
+        sound = sound and (number or name == "peak_rss_mb")
+    require(sound, f"{where}: no row of metrics: restore the file, or delete it")
 
 
 def replace_text(path, text):

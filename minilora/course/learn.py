@@ -114,10 +114,8 @@ def do_list(args):
         state = "passed" if noted.get("passed") else "begun" if noted.get("checks") else "todo"
         extra = f"  {noted['hints']} hints" if noted.get("hints") else ""
         extra += "  solution seen" if noted.get("solution") else ""
-        print(
-            f"{state:<7} {e.id:<22} lesson {e.lesson:<2} "
-            f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points{extra}"
-        )
+        work = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
+        print(f"{state:<7} {e.id:<22} lesson {e.lesson:<2} {work}{extra}")
     print(f"{passed} of {len(space.exercises)} passed")
 
 

@@ -71,10 +71,8 @@ def summary(adapters, base):
     """Return the line that says how much is trained of how much."""
     trained, total = num_parameters(adapters), num_parameters(base)
     added = sum(leaf.size for path, leaf in named_leaves(adapters) if "lora_" in path)
-    return (
-        f"{trained:,} trained parameters beside {total:,} ({100 * trained / total:.3f} %), "
-        f"{added:,} of them in low-rank factors"
-    )
+    share = f"{total:,} ({100 * trained / total:.3f} %)"
+    return f"{trained:,} trained parameters beside {share}, {added:,} of them in low-rank factors"
 
 
 def bits_per_weight(base):

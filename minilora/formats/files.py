@@ -7,20 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..config import InputError, require
+from ..data.rows import parse_json
+
+
+def read_text(path):
+    """Read a text file in UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: save it as UTF-8") from error
 
 
 def read_json(path, default=None):
     """Read the object in a JSON file, or return `default` if there is no file."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if default is None:
-            raise InputError(f"{path} is missing") from error
+    if not Path(path).exists():
+        require(default is not None, f"{path} is missing")
         return default
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    value = parse_json(read_text(path), f"{path} is not JSON")
     require(isinstance(value, dict), f"{path} must hold one JSON object")
     return value
 
@@ -31,6 +36,12 @@ def write_json(path, value):
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
+def never_opened(path):
+    """Say why a pickle of weights is not read."""
+    why = "it is a pickle and could run any program; save the weights as safetensors"
+    return f"{path.parent} has only {path.name}, which is never opened because {why}"
+
+
 @contextmanager
 def naming(path):
     """Put the file's name in front of what an InputError of the block says."""
@@ -38,6 +49,8 @@ def naming(path):
         yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except RecursionError as error:  # of a message that was to show a value
+        raise InputError(f"{path}: a value in it is nested too deeply") from error
 
 
 def require_new(path):
