@@ -7,20 +7,34 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from contextlib import contextmanager
 from functools import cache
 
 from numba.core import event
 
 from .. import model, nn
-from ..config import InputError
+from ..config import InputError, require
 from ..course import commands as course_commands
 from . import commands
 from .arguments import COURSE, Parser, parse
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM): the same as Ctrl-C, with another exit status."""
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C; further signals are ignored as long as one is on its way (see `interruptible`)."""
+
+    status = 130
+    latest = staticmethod(lambda: None)  # the one that is on its way
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        Interrupted.latest = weakref.ref(self)
+
+
+class Terminated(Interrupted):
+    """The process was asked to end (SIGTERM)."""
+
+    status = 143
 
 
 def main(argv=None):
@@ -29,8 +43,10 @@ def main(argv=None):
         if hasattr(stream, "reconfigure"):  # a terminal that knows only ASCII shows escapes
             stream.reconfigure(errors="backslashreplace")
     try:
-        with interruptible():
-            return dispatch(sys.argv[1:] if argv is None else argv) or 0
+        with interruptible(for_good=argv is None):
+            status = dispatch(sys.argv[1:] if argv is None else argv) or 0
+            sys.stdout.flush()
+            return status
     except InputError as error:
         return failed(error)
     except BrokenPipeError:
@@ -42,11 +58,12 @@ def main(argv=None):
         return failed(f"{type(error).__name__}: too large for this machine ({error})")
     except KeyboardInterrupt as error:
         print(one_line(error) or "interrupted", file=sys.stderr)
-        return 143 if isinstance(error, Terminated) else 130
+        return getattr(error, "status", 130)
 
 
 def dispatch(argv):
     """Run the command that the words in `argv` name; its exit status, or None for 0."""
+    require("\0" not in "".join(argv), "an argument has a NUL character: no file's name has one")
     if argv[:1] and argv[0] in COURSE:
         top = Parser(prog="minilora")
         course_commands.add_commands(top)
@@ -69,20 +86,27 @@ def one_line(text):
 
 
 @contextmanager
-def interruptible():
-    """Turn SIGTERM into Terminated inside the block, where this is the main thread."""
+def interruptible(for_good):
+    """Turn SIGINT and SIGTERM into Interrupted inside the block, where this is the main thread.
 
-    def terminate(number, frame):
-        raise Terminated
+    While one is handled, others are ignored. for_good: afterwards, too, as the process ends then.
+    """
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
+    def interrupt(number, frame):
+        if Interrupted.latest() is None:
+            raise Terminated if number == signal.SIGTERM else Interrupted
+
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
     try:
+        for number in before:
+            signal.signal(number, interrupt)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_IGN if for_good else old)
 
 
 @cache

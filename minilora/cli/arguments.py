@@ -8,10 +8,12 @@ import argparse
 import os
 import tomllib
 from dataclasses import fields
+from datetime import date
 from functools import partial
 
-from ..config import CHOICES, STARTS, InputError, LoraConfig, TrainConfig, flag
+from ..config import CHOICES, STARTS, InputError, LoraConfig, TrainConfig, flag, require
 from ..formats.checkpoint import read_metadata
+from ..formats.files import naming
 from ..methods.methods import METHODS
 from ..quant.quantize import SCHEMES
 
@@ -33,10 +35,11 @@ def parse(argv):
         return args
     given = argv[1:]
     if args.resume:
-        path = os.path.join(args.adapter_path, "checkpoint.safetensors")
-        given = flags_of(read_metadata(path)[1].get("settings", {}), path) + given
+        path = os.path.join(args.adapter_path, CHECKPOINT)
+        facts = checked_facts(read_metadata(path)[1], path)
+        given = flags_of(checked_settings(facts["settings"], path)) + given
     if args.config:
-        given = flags_of(toml_settings(args.config), args.config) + given
+        given = flags_of(toml_settings(args.config)) + given
     args = parser().parse_args(["train", *given])
     from ..data.tasks import BUILTIN
 
@@ -45,7 +48,7 @@ def parse(argv):
 
 
 def toml_settings(path):
-    """{name: value} of a TOML file, the names checked."""
+    """{name: value} of a TOML file, the names and the types checked."""
     try:
         with open(path, "rb") as file:
             settings = tomllib.load(file)
@@ -53,22 +56,32 @@ def toml_settings(path):
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
-    settings = {key.replace("-", "_"): value for key, value in settings.items()}
-    check_names(settings, path)
-    return settings
+    return checked_settings({key.replace("-", "_"): v for key, v in settings.items()}, path)
 
 
-def check_names(settings, path):
-    """Raise InputError, naming the file, for a name that is no setting of a run."""
+def checked_facts(facts, path):
+    """Return the facts of the checkpoint at `path`; InputError if they are not this version's."""
+    kinds = {"settings": dict, "digests": dict, "threads": int, "rows": list}
+    sound = all(isinstance(facts.get(name, []), kind) for name, kind in kinds.items())
+    ours = sound and facts.get("version") == VERSION
+    require(ours, f"{path} is not of this version of minilora: start anew with --overwrite")
+    return facts
+
+
+def checked_settings(settings, path):
+    """Return the settings as flags would give them; InputError naming the file if none could."""
     known = vars(parser().parse_args(["train"])).keys() - {"command", "config", *NOT_IN_A_FILE}
     for name, value in settings.items():
         if name not in known or isinstance(value, dict):
             raise InputError(f"{path}: unknown setting {name!r} (see minilora train --help)")
+        require("\0" not in str(value), f"{path}: {name} has a NUL character")
+    with naming(path):
+        found = parser().parse_args(["train", *flags_of(settings)])
+    return {name: getattr(found, name) for name in settings}
 
 
-def flags_of(settings, path):
-    """The settings from the file at `path` as a list of flags."""
-    check_names(settings, path)
+def flags_of(settings):
+    """The settings as a list of flags."""
     flags = []
     for name, value in settings.items():
         if isinstance(value, bool):
@@ -80,6 +93,8 @@ def flags_of(settings, path):
     return flags
 
 
+VERSION = 2  # of the facts in a checkpoint
+CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
 NOT_IN_A_FILE = ("resume", "overwrite", "dry_run")
 
 
@@ -167,7 +182,8 @@ def train_flags(sub):
         else:
             kind = {"int": int, "float": float}.get(getattr(f.type, "__name__", f.type), str)
             add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name))
-    add("--save-every", type=int, default=50, help="steps between checkpoints")
+    add("--save-every", type=positive, default=50, help="steps between checkpoints")
+    add("--chat-date", type=day, default=str(date.today()), help="what chat templates take as now")
     add("--adapter-path", default="adapters", help="where the run is written")
     add("--init-adapter", help="an adapter folder to start from, with a fresh optimizer")
     existing = sub.add_mutually_exclusive_group().add_argument
@@ -186,6 +202,11 @@ def whole(text, least=0):
 
 
 positive = partial(whole, least=1)
+
+
+def day(text):
+    """A date, as YYYY-MM-DD."""
+    return str(date.fromisoformat(text))
 
 
 def number(text):

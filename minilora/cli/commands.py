@@ -1,7 +1,9 @@
 """What each command of the command line does: open, call, print."""
 
 import json
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +23,7 @@ from ..generate import generate as generate_tokens
 from ..quant.quantize import error_report
 from ..tree import walk
 from . import pretraining
-from .arguments import toml_settings
+from .arguments import SETTINGS, toml_settings
 from .opening import open_adapter, warn, warn_of_another_base
 from .run import fine_tune
 
@@ -45,15 +47,17 @@ def open_model(args):
     --model has to be given.
     """
     path = getattr(args, "adapter_path", None)
-    run = Path(path) / "train_config.toml" if path else None
+    run = Path(path) / SETTINGS if path else None
     settings = toml_settings(run) if run and run.exists() else {}
     name = args.model or settings.get("model") or (None if path else "tiny")
-    require(name, f"{path} does not say which base it belongs to: give --model")
+    way = "give --model, or go on with train --resume if a run was stopped there"
+    require(name, f"{path} does not say which base it belongs to: {way}")
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
     if path:
         warn_of_another_base(path, scheme, block_size)
         config, base, tokenizer, adapters, _ = open_adapter(path, name, scheme, block_size)
+        tokenizer = replace(tokenizer, chat_date=settings.get("chat_date"))
         return Opened(adapters, base, config, tokenizer, settings)
     config, base, tokenizer = load(name, scheme, block_size, stored=True)
     return Opened({}, base, config, tokenizer, settings)
@@ -170,8 +174,8 @@ def compare(args):
     """Print what each method costs, learns and forgets, as a table in Markdown; draw it."""
     out = Path(args.out)
     require(
-        out.suffix == ".png" and out.parent.is_dir() and not out.is_dir(),
-        f"--out {out} cannot be written: give a .png file in a folder that exists",
+        out.suffix == ".png" and os.access(out.parent, os.W_OK) and not out.is_dir(),
+        f"--out {out} cannot be written: give a .png file in a folder of yours",
     )
     jobs = comparing.jobs(args.methods or comparing.TABLE, args.seeds, args.iters, args.budget)
     rows = comparing.compare(jobs)

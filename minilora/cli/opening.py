@@ -12,7 +12,7 @@ from ..formats.checkpoint import changes_base, load_adapter, trains_everything
 from ..formats.pretrained import load
 from ..methods import starts
 from ..methods.methods import METHODS
-from .arguments import toml_settings
+from .arguments import SETTINGS, toml_settings
 
 
 class Start(NamedTuple):
@@ -36,7 +36,7 @@ def warn_of_another_base(folder, scheme, block_size):
     An adapter also makes up for what quantization did to its own base: on another base a small
     model can lose all that it learned.
     """
-    path = Path(folder) / "train_config.toml"
+    path = Path(folder) / SETTINGS
     settings = toml_settings(path) if path.exists() else {}
     its_own = settings.get("quantize", scheme), settings.get("block_size", block_size)
     before, now = (

@@ -1,47 +1,38 @@
 """A training run and its folder: settings, metrics, checkpoints, adapter, curve.
 
 Every file is written under a temporary name and renamed, so a kill at any moment leaves the old or
-the new file, whole. The first files are written at the first checkpoint; until then nothing in the
-folder changes.
+the new file, whole. (metrics.jsonl grows; what it has beyond the checkpoint is cut off again.) The
+first file to be written is the first checkpoint; until then nothing in the folder changes.
 """
 
 import math
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import TrainConfig, require
+from ..config import InputError, TrainConfig, require
 from ..data.rows import load_rows, prepare, split_row
 from ..evaluation.memory import ledger, peak_rss_mb, summary, table
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
 from ..formats.checkpoint import save_adapter, save_state
+from ..formats.files import append, replace_text
 from ..generate import generate
 from ..kernels.threads import THREADS
 from ..train import check, train
+from . import run_folder
+from .arguments import CHECKPOINT, SETTINGS
 from .checklist import Rows, questions
 from .opening import starting
-from .run_folder import (
-    VERSION,
-    as_toml,
-    claim,
-    digests,
-    lines,
-    lock,
-    model_card,
-    read_metrics,
-    replace_text,
-    resume,
-    settings_of,
-)  # fmt: skip
 
 
 def fine_tune(args):
     """`minilora train`: everything is checked before the first file is written."""
     folder, config = Path(args.adapter_path), TrainConfig(**_picked(args, TrainConfig))
-    claim(folder, args)
+    run_folder.claim(folder, args)
     model, base, tokenizer, adapters, adapter_config = starting(args)
+    tokenizer = replace(tokenizer, chat_date=args.chat_date)
     check(adapters, config)
     rows = load_rows(args.data, "train")
     examples, cut = prepare(rows, tokenizer, config)
@@ -68,14 +59,11 @@ def fine_tune(args):
         )
         print("\n".join(f"question: {line}" for line in asked) or "no setting is questioned")
         return
-    facts = {
-        "version": VERSION, "settings": settings_of(args), "digests": digests(args),
-        "threads": THREADS,
-    }  # fmt: skip
-    with lock(folder):
+    facts = {**run_folder.facts(args), "threads": THREADS}
+    with run_folder.lock(folder):
         state = None
         if args.resume:
-            adapters, state = resume(folder, facts)
+            adapters, state = run_folder.resume(folder, facts, adapters)
         shown = base, model, tokenizer, held_out, valid
         show("before", adapters, *shown)
 
@@ -85,15 +73,16 @@ def fine_tune(args):
             best, _ = train(adapters, base, examples, model, config, some, state, log.on_step)
         except KeyboardInterrupt as error:
             log.save()
-            raise type(error)(log.how_to_go_on()) from None
+            raise type(error)(f"interrupted: {log.how_to_go_on()}") from None
         finally:
             log.save()
         if log.latest is None:
             best = (state or {}).get("best", adapters)
-        save_adapter(folder, best, base, adapter_config, args.model, config.adapter_dtype)
-        curve(folder / "curve.png", read_metrics(folder), f"{args.model} on {args.data}")
+        log.save_adapter(best)
+        rows = run_folder.read_metrics(folder)
+        curve(folder / "curve.png", rows, f"{args.model} on {args.data}")
         scores = show("after", best, *shown)
-        replace_text(folder / "README.md", model_card(args, adapter_config, scores))
+        replace_text(folder / "README.md", run_folder.model_card(args, adapter_config, scores))
     print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
 
 
@@ -119,6 +108,8 @@ class Log:
     def __init__(self, folder, args, base, adapter_config, facts, new):
         self.folder, self.args, self.base = folder, args, base
         self.adapter_config, self.facts, self.new = adapter_config, facts, new
+        self.metrics, self.can_resume = folder / run_folder.METRICS, not new
+        self.size = 0 if new else self.metrics.stat().st_size
         self.latest: Any = None
         self.rows: list = []
 
@@ -131,28 +122,43 @@ class Log:
             self.save()
 
     def save(self):
-        """Write what is not written yet: metrics, then the checkpoint, then the adapter."""
+        """Write what is not written yet: metrics, then the checkpoint, then the adapter.
+
+        The first checkpoint is what replaces an older run. It holds its rows, because until it is
+        written metrics.jsonl is the older run's.
+        """
         if not self.rows:
             return
-        adapters, state = self.latest
-        earlier = [] if self.new else read_metrics(self.folder)
-        replace_text(self.folder / "metrics.jsonl", lines(earlier + self.rows))
-        save_state(self.folder / "checkpoint.safetensors", adapters, state, self.facts)
-        if self.new:
-            replace_text(self.folder / "train_config.toml", as_toml(self.facts["settings"]))
-            for name in ("curve.png", "README.md"):  # of an older run
-                (self.folder / name).unlink(missing_ok=True)
-        save_adapter(
-            self.folder, state.get("best", adapters), self.base, self.adapter_config,
-            self.args.model, self.args.adapter_dtype,
-        )  # fmt: skip
+        (adapters, state), text = self.latest, run_folder.lines(self.rows)
+        path = self.folder / CHECKPOINT
+        try:
+            if not self.new:
+                append(self.metrics, self.size, text)
+            first = {"rows": self.rows} if self.new else {}
+            save_state(path, adapters, state, self.facts | first)
+            self.can_resume = True
+            if self.new:
+                run_folder.begin(self.folder, text)
+            self.save_adapter(state.get("best", adapters))
+        except InputError as error:
+            raise InputError(f"{error}; then {self.how_to_go_on()}") from error
+        self.size += len(text)
         self.rows, self.new = [], False
+
+    def save_adapter(self, adapters):
+        """Write the adapter, and then the settings if they are not there."""
+        save_adapter(
+            self.folder, adapters, self.base, self.adapter_config, self.args.model,
+            self.args.adapter_dtype,
+        )  # fmt: skip
+        if not (path := self.folder / SETTINGS).exists():
+            replace_text(path, run_folder.as_toml(self.facts["settings"]))
 
     def how_to_go_on(self):
         """What to tell a user whose run was interrupted."""
-        if self.new:
-            return "interrupted before the first step: start the same command again"
-        return f"interrupted: go on with `minilora train --resume --adapter-path {self.folder}`"
+        if not self.can_resume:
+            return "start the same command again"
+        return f"go on with `minilora train --resume --adapter-path {self.folder}`"
 
 
 def show(when, adapters, base, model, tokenizer, rows, examples):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,30 +10,27 @@ from pathlib import Path
 from ..config import InputError, LoraConfig, flag, require
 from ..data.tasks import BUILTIN
 from ..formats import fetch
-from ..formats.checkpoint import load_state
-from ..formats.files import replacing
+from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
+from ..formats.files import replace_text, writing
 from ..formats.pretrained import EMBEDDED
+from .arguments import CHECKPOINT, SETTINGS, VERSION, checked_facts
 from .opening import warn
 
-LOCK, VERSION = ".lock", 1  # of the checkpoint's facts
-FILES = (
-    "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint.safetensors",
-    "curve.png", "metrics.jsonl", "train_config.toml", LOCK,
-)  # fmt: skip
+LOCK, METRICS = ".lock", "metrics.jsonl"
+OTHERS = ("README.md", "curve.png")
+FILES = (*OTHERS, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS, LOCK)
 NOT_SETTINGS = ("command", "config", "resume", "overwrite", "dry_run")
 
 
 def claim(folder, args):
     """Raise InputError if the run may not be written to `folder`; nothing is changed."""
-    require(
-        args.save_every >= 1, f"--save-every must be a whole number from 1, got {args.save_every}"
-    )
-    require(not folder.exists() or folder.is_dir(), f"{folder} is a file: name another folder")
+    free = folder.is_dir() or not os.path.lexists(folder)
+    require(free, f"{folder} is no folder: name another --adapter-path")
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     there = [name for name in there if name != LOCK]  # `lock` looks at that
     if args.resume:
         require(
-            "checkpoint.safetensors" in there,
+            CHECKPOINT in there,
             f"{folder} has no checkpoint to --resume from: start anew with --overwrite",
         )
         return
@@ -53,12 +51,14 @@ def _ours(name):
     return name in FILES or (name.endswith(".tmp") and (whole in FILES and number.isdecimal()))
 
 
-def resume(folder, facts):
+def resume(folder, facts, start):
     """Return (adapters, state) of the run's checkpoint, once it is sure that nothing has changed.
 
-    facts: settings, digests and threads of now. Rows of metrics.jsonl after the checkpoint go.
+    facts: settings, digests and threads of now; start: the adapters before the first step. Rows of
+    metrics.jsonl after the checkpoint go.
     """
-    adapters, state, then = load_state(folder / "checkpoint.safetensors")
+    checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
+    then = checked_facts(read_metadata(checkpoint)[1], checkpoint)
     for name, value in facts["settings"].items():
         before = then["settings"].get(name)
         require(
@@ -72,22 +72,38 @@ def resume(folder, facts):
             f"the files of {flag(name)} {facts['settings'][name]} are not those that {folder} was "
             "started with: restore them, or start anew with --overwrite",
         )
+    adapters, state, _ = load_state(checkpoint, start)
+    step, last = state["step"], facts["settings"]["iters"]
+    require(step <= last, f"{checkpoint} is at step {step} of {last}: start anew with --overwrite")
     if then["threads"] != facts["threads"]:
         now, before = facts["threads"], then["threads"]
         warn(f"resuming on {now} threads what was started on {before}: last bits can differ")
-    rows = [row for row in read_metrics(folder) if row["step"] <= state["step"]]
-    replace_text(folder / "metrics.jsonl", lines(rows))
+    first = lines(then.get("rows", []))
+    if first and not (metrics.exists() and metrics.read_bytes().startswith(first.encode())):
+        begin(folder, first)  # which a kill prevented
+    rows = read_metrics(folder, step)
+    if not rows or rows[-1]["step"] < step:
+        warn(f"{metrics} ends before the checkpoint's step {step}: the curve will lack steps")
+    replace_text(metrics, lines(rows))
     return adapters, state
 
 
-def digests(args):
-    """{setting: SHA-256} of the files that --data and --model name."""
-    return {name: digest(files_of(name, getattr(args, name))) for name in ("data", "model")}
+def begin(folder, text):
+    """Remove what an older run left, but for its adapter, and write the first metrics."""
+    with writing(folder):
+        for name in (SETTINGS, *OTHERS):
+            (folder / name).unlink(missing_ok=True)
+    replace_text(folder / METRICS, text)
 
 
-def settings_of(args):
-    """Every resolved setting of a run, by its flag's name; None (not given) left out."""
-    return {k: v for k, v in vars(args).items() if k not in NOT_SETTINGS and v is not None}
+def facts(args):
+    """What must be the same when a run is resumed: its settings, the files that it reads."""
+    settings = {k: v for k, v in vars(args).items() if k not in NOT_SETTINGS and v is not None}
+    for name, value in settings.items():
+        whole = str(value).encode(errors="ignore").decode() == str(value)
+        require(whole, f"{flag(name)} {value} is not UTF-8: give it another name")
+    files = {name: digest(files_of(name, getattr(args, name))) for name in ("data", "model")}
+    return {"version": VERSION, "settings": settings, "digests": files}
 
 
 @contextmanager
@@ -178,21 +194,24 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
 {peft if its_own else ""}"""
 
 
-def read_metrics(folder):
-    """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
-    path, rows = Path(folder) / "metrics.jsonl", []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
+def read_metrics(folder, last=math.inf):
+    """The rows of a run's metrics.jsonl up to step `last`, behind which a kill may leave anything.
+
+    Raises InputError for a line before that which is no row.
+    """
+    path, rows = Path(folder) / METRICS, []
+    for n, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
         try:
-            rows.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+            names = {"step", "loss"} if "loss" in row else {"step", "eval_loss", "eval_exact_match"}
+            sound = all(type(row[name]) in (int, float) for name in names)
+        except (ValueError, TypeError, KeyError, RecursionError):
+            sound = False
+        if (sound and row["step"] > last) or (not sound and rows and rows[-1]["step"] == last):
             break
+        require(sound, f"{path}, line {n} is no row of a run: restore the file or delete the line")
+        rows.append(row)
     return rows
-
-
-def replace_text(path, text):
-    """Write a text file whole or not at all."""
-    with replacing(path) as (temporary,):
-        temporary.write_text(text, encoding="utf-8")
 
 
 def lines(rows):
@@ -202,4 +221,5 @@ def lines(rows):
 
 def as_toml(settings):
     """Settings as TOML: strings, numbers, booleans and lists of them."""
-    return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
+    text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
+    return text.replace("\x7f", "\\u007f")  # which TOML forbids and JSON does not

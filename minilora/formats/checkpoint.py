@@ -110,8 +110,8 @@ def _check_pair(folder, fields):
     pair = metadata.get(PAIR) if isinstance(metadata, dict) else None
     require(
         pair is None or pair == pair_digest(fields),
-        f"{CONFIG} and {WEIGHTS} in {folder} are not of one save: go on with --resume, which "
-        "writes both again",
+        f"{CONFIG} and {WEIGHTS} in {folder} are not of one save: save the adapter again, which "
+        "train --resume does for a run",
     )
 
 
@@ -163,14 +163,18 @@ def read_metadata(path):
         raise InputError(f"{path} is no checkpoint of a run") from error
 
 
-def load_state(path):
+def load_state(path, like=None):
     """Read (adapters, state, facts) from a file that `save_state` wrote, every bit as it was.
 
-    Raises InputError if the file is missing, truncated, or something else.
+    Raises InputError if the file is missing, truncated, or something else, or if its adapters have
+    other names or shapes than `like`, where that is given.
     """
     entries, (numbers, facts) = safetensors_file.read_header(path), read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
-    sound = type(numbers.get("step")) is int and numbers["step"] >= 0 and ours
+    ours = ours if like is None else dict(walk(like))
+    kinds = {"step": (int,), "worse": (int,), "best_loss": (int, float)}
+    sound = all(type(numbers.get(name, 0)) in kind for name, kind in kinds.items())
+    sound = sound and numbers.get("step", -1) >= 0 and ours
     require(sound, f"{path} is no checkpoint of a run")
     trees = {"adapters", "m", "v", *(name.partition(".")[0] for name in entries)}
     shapes = {f"{tree}.{name}": found.shape for name, found in ours.items() for tree in trees}

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, require
@@ -32,6 +32,15 @@ def write_json(path, value):
 
 
 @contextmanager
+def writing(path):
+    """Turn an OSError of the block into an InputError that says that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
 def naming(path):
     """Put the file's name in front of what an InputError of the block says."""
     try:
@@ -57,17 +66,16 @@ def new_folder(path):
     path, empty = Path(path), require_new(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if empty:
-            path.rmdir()
-        for name in temporary.rglob("*"):
-            if name.is_file():
-                sync(name)
-        temporary.rename(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if empty:
+                path.rmdir()
+            for name in temporary.rglob("*"):
+                if name.is_file():
+                    sync(name)
+            temporary.rename(path)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -80,18 +88,33 @@ def replacing(*paths):
     """
     temporary = [path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in paths]
     try:
-        yield temporary
-        for name in temporary:
-            sync(name)
-        for name, path in zip(temporary, paths):
-            os.replace(name, path)
-        sync_folder(paths[0].parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{paths[0]} cannot be written: {reason}") from error
+        with writing(paths[0]):
+            yield temporary
+            for name in temporary:
+                sync(name)
+            for name, path in zip(temporary, paths):
+                os.replace(name, path)
+            sync_folder(paths[0].parent)
     finally:
         for name in temporary:
-            name.unlink(missing_ok=True)
+            with suppress(OSError):
+                name.unlink()
+
+
+def replace_text(path, text):
+    """Write a text file whole or not at all."""
+    with replacing(Path(path)) as (temporary,):
+        temporary.write_text(text, encoding="utf-8")
+
+
+def append(path, size, text):
+    """Write `text` at byte `size` of a file, in place of what follows, and bring it to the disk."""
+    with writing(path), open(path, "r+b") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(path):

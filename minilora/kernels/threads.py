@@ -10,9 +10,9 @@ import ctypes
 import os
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache, partial
 from itertools import pairwise
+from queue import SimpleQueue
 
 from numba.core import config
 from threadpoolctl import ThreadpoolController
@@ -21,23 +21,19 @@ THREADS: int = vars(config)["NUMBA_NUM_THREADS"]  # this variable, else the core
 SERIAL_BELOW = 2**20  # elements; less work than this takes no longer than to wake a thread
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
-_free = threading.Lock()  # held by the call that has the cores
+_taken: dict = {}  # "by": the `limited` of the call that has the cores
 
 
 def share_rows(kernel, n, *args, width=1):
     """Run kernel(lo, hi, *args) over n rows of `width` elements each, a span of rows per core.
 
-    It runs on the calling thread alone where the work is small, or where `on_cores` or another
-    Python thread has the cores already.
+    It runs on the calling thread alone where the work is small, or where `on_cores` has the cores.
     """
-    if THREADS == 1 or n < 2 or n * width < SERIAL_BELOW or not _free.acquire(blocking=False):
+    if THREADS == 1 or n < 2 or n * width < SERIAL_BELOW or _taken:
         kernel(0, n, *args)
         return
-    try:
-        edges = [n * i // THREADS for i in range(THREADS + 1)]
-        _together([partial(kernel, *span, *args) for span in pairwise(edges)])
-    finally:
-        _free.release()
+    edges = [n * i // THREADS for i in range(THREADS + 1)]
+    _together([partial(kernel, *span, *args) for span in pairwise(edges)])
 
 
 def on_cores(f, items):
@@ -48,35 +44,76 @@ def on_cores(f, items):
     other where there are not as many cores, or where the cores are taken.
     """
     keep_freed_memory()
-    if not 1 < len(items) <= THREADS or not _free.acquire(blocking=False):
-        return [f(item) for item in items]
+    limited: list = []  # BLAS libraries, and the number of threads that each had
     try:
-        with _blas().limit(limits=1, user_api="blas"):
+        try:
+            # no lock: an interrupt just after its `acquire` would leave it locked for ever
+            if not 1 < len(items) <= THREADS or _taken.setdefault("by", limited) is not limited:
+                return [f(item) for item in items]
+            limited += [(library, library.num_threads) for library in _blas().lib_controllers]
+            for library, _ in limited:
+                library.set_num_threads(1)
             return _together([partial(f, item) for item in items])
-    finally:
-        _free.release()
+        finally:
+            _release(limited)
+    except KeyboardInterrupt:
+        _release(limited)  # the interrupt may have come while this was done the first time
+        raise
+
+
+def _release(limited):
+    """Give the cores and the BLAS threads back if the call of `limited` has them."""
+    if _taken.get("by") is limited:
+        for library, threads in limited:
+            library.set_num_threads(threads)
+        _taken.clear()
 
 
 def _together(calls):
-    """Return what the calls return; the first runs on this thread, the others on the pool's."""
-    first, *others = calls
-    futures = [_pool(os.getpid(), THREADS - 1).submit(call) for call in others]
+    """Return what the calls return; the first runs on this thread, the others on workers."""
+    results, ended = [None] * len(calls), SimpleQueue()
+
+    def run(i):
+        error = None
+        try:
+            results[i] = calls[i]()
+        except BaseException as caught:
+            error = caught
+        ended.put(error)
+
+    jobs = _jobs(os.getpid(), THREADS - 1)
+    for i in range(1, len(calls)):
+        jobs.put(partial(run, i))
     try:
-        result = first()
-    finally:
-        wait(futures)  # whatever happened, none of them may go on writing into the arrays
-    return [result, *(future.result() for future in futures)]
+        results[0] = calls[0]()
+    finally:  # whatever happened, none of them may go on writing into the arrays
+        errors = [ended.get() for _ in calls[1:]]
+    for error in filter(None, errors):
+        raise error
+    return results
 
 
 @cache
-def _pool(pid, workers):
-    """The threads of this process; they do not survive a fork, so its id is part of the key."""
-    return ThreadPoolExecutor(workers, thread_name_prefix="minilora")
+def _jobs(pid, workers):
+    """The queue of this process's workers; they do not survive a fork, so its id is in the key.
+
+    SimpleQueue is written in C, so an interrupt leaves no lock of it behind, as it does where it
+    meets `concurrent.futures.wait`.
+    """
+    jobs: SimpleQueue = SimpleQueue()
+
+    def work():
+        while True:
+            jobs.get()()
+
+    for _ in range(workers):
+        threading.Thread(target=work, name="minilora", daemon=True).start()
+    return jobs
 
 
 @cache
 def _blas():
-    return ThreadpoolController()
+    return ThreadpoolController().select(user_api="blas")
 
 
 @cache

@@ -1,0 +1,102 @@
+"""A process that is interrupted again and again while it trains on two threads.
+
+    python interrupted.py SEED TIMES MOMENTS
+
+MOMENTS: `threads`, between two instructions of the code that shares out the work, or `clock`, when
+a timer says so. After each interrupt the process trains once more, and that has to give the same
+bits as its first training, which nothing had interrupted.
+"""
+
+import hashlib
+import random
+import signal
+import sys
+import time
+
+import numpy as np
+import threadpoolctl
+
+from minilora import lora, train
+from minilora.config import LoraConfig, TrainConfig
+from minilora.data.rows import load_rows, prepare
+from minilora.evaluation.metrics import evaluate
+from minilora.formats.pretrained import load
+from minilora.kernels import threads
+from minilora.tree import walk
+
+threads.SERIAL_BELOW = 0  # the shares of rows, too, go to two threads
+WATCHED = {threads.__file__, threadpoolctl.__file__}
+SETTINGS = TrainConfig(iters=2, mask_prompt=True, learning_rate=1e-2)
+
+
+def job():
+    """Train for two steps, evaluate; a digest of every bit, and BLAS's threads afterwards."""
+    config, base, words = load("micro", "nf4-dq")
+    adapters, frozen = lora.init(base, LoraConfig(), np.random.default_rng(0))
+    examples, _ = prepare(load_rows("questions", "train")[:8], words, SETTINGS)
+    adapters, history = train(adapters, frozen, examples, config, SETTINGS)
+    digest = hashlib.sha256(repr([row["loss"] for row in history]).encode())
+    digest.update(repr(evaluate(adapters, frozen, examples, config)).encode())
+    for _, leaf in walk(adapters):
+        digest.update(leaf.tobytes())
+    counts = [info["num_threads"] for info in threadpoolctl.threadpool_info()]
+    return digest.hexdigest(), counts
+
+
+def instructions(stop=None):
+    """Do the job; count the instructions in WATCHED files, and interrupt before number `stop`."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        if frame.f_code.co_filename not in WATCHED:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            count += 1
+            if count == stop:
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        job()
+    finally:
+        sys.settrace(None)
+    return count
+
+
+def timed(seconds):
+    """Do the job, interrupted after so many seconds."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        job()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt
+
+
+def main(seed, times, moments):
+    expected = job()  # compiles
+    rng, interrupted = random.Random(seed), 0
+    signal.signal(signal.SIGALRM, interrupt)
+    began = time.perf_counter()
+    assert job() == expected
+    whole = time.perf_counter() - began
+    total = instructions() if moments == "threads" else None
+    for _ in range(times):
+        moment = rng.uniform(0, whole) if total is None else rng.randint(1, total)
+        try:
+            (timed if total is None else instructions)(moment)
+        except KeyboardInterrupt:
+            interrupted += 1
+        found = job()
+        assert found == expected, (moment, found, expected)
+    print(interrupted)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
