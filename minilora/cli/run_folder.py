@@ -27,14 +27,14 @@ def claim(folder, args):
     free = folder.is_dir() or not os.path.lexists(folder)
     require(free, f"{folder} is no folder: name another --adapter-path")
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    there = [name for name in there if name != LOCK]  # `lock` looks at that
+    there = [name for name in there if name != LOCK and not _half_written(name)]  # see `lock`
     if args.resume:
         require(
             CHECKPOINT in there,
             f"{folder} has no checkpoint to --resume from: start anew with --overwrite",
         )
         return
-    foreign = [name for name in there if not _ours(name)]
+    foreign = [name for name in there if name not in FILES]
     require(
         not foreign,
         f"{folder} holds {', '.join(foreign[:3])}, which is no run's: name another --adapter-path",
@@ -45,10 +45,10 @@ def claim(folder, args):
     )
 
 
-def _ours(name):
-    """Whether a run writes a file of that name, or a kill left it half-written."""
+def _half_written(name):
+    """Whether a killed run may have left a file of that name."""
     whole, _, number = name.removesuffix(".tmp").rpartition(".")
-    return name in FILES or (name.endswith(".tmp") and (whole in FILES and number.isdecimal()))
+    return name.endswith(".tmp") and whole in FILES and number.isdecimal()
 
 
 def resume(folder, facts, start):
@@ -131,7 +131,7 @@ def lock(folder):
             file.write(str(os.getpid()))
             file.flush()
             for left in folder.glob("*.tmp"):  # half-written when a run was killed
-                if _ours(left.name):
+                if _half_written(left.name):
                     left.unlink()
             try:
                 yield

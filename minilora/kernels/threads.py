@@ -70,25 +70,47 @@ def _release(limited):
 
 
 def _together(calls):
-    """Return what the calls return; the first runs on this thread, the others on workers."""
-    results, ended = [None] * len(calls), SimpleQueue()
+    """Return what the calls return; the first runs on this thread, the others on workers.
+
+    An interrupt is passed on when the calls that have begun have ended, and no other will begin:
+    until then they write into arrays, and OpenBLAS must not get another number of threads.
+    """
+    results: list = [None] * len(calls)
+    errors: list = []
+    ended: SimpleQueue = SimpleQueue()
+    wanted: dict = {}  # of each call: True once it has begun, False if it may no longer begin
+    others, done = range(1, len(calls)), set()
 
     def run(i):
-        error = None
-        try:
-            results[i] = calls[i]()
-        except BaseException as caught:
-            error = caught
-        ended.put(error)
+        if wanted.setdefault(i, True):
+            try:
+                results[i] = calls[i]()
+            except BaseException as error:
+                errors.append(error)
+            done.add(i)
+            ended.put(i)
 
-    jobs = _jobs(os.getpid(), THREADS - 1)
-    for i in range(1, len(calls)):
-        jobs.put(partial(run, i))
+    def stop():
+        try:
+            while not done.issuperset(i for i in others if wanted.setdefault(i, False)):
+                ended.get()
+        except KeyboardInterrupt:
+            stop()
+            raise
+
     try:
-        results[0] = calls[0]()
-    finally:  # whatever happened, none of them may go on writing into the arrays
-        errors = [ended.get() for _ in calls[1:]]
-    for error in filter(None, errors):
+        jobs = _jobs(os.getpid(), THREADS - 1)
+        for i in others:
+            jobs.put(partial(run, i))
+        try:
+            results[0] = calls[0]()
+        finally:
+            while not done.issuperset(others):
+                ended.get()
+    except KeyboardInterrupt:
+        stop()
+        raise
+    for error in errors:
         raise error
     return results
 
