@@ -127,16 +127,18 @@ def lock(folder):
                     f"{folder} is in use by process {path.read_text()}: wait for it to end, or "
                     "name another --adapter-path"
                 ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            for left in folder.glob("*.tmp"):  # half-written when a run was killed
-                if _half_written(left.name):
-                    left.unlink()
+            with writing(path):
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+                for left in folder.glob("*.tmp"):  # half-written when a run was killed
+                    if _half_written(left.name):
+                        left.unlink()
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
     finally:
         with suppress(OSError):
             folder.rmdir()  # only if nothing was written

@@ -80,15 +80,15 @@ def load_adapter(folder, base, scheme="none", block_size=64):
     if raw.get("peft_type") != "LORA":
         with naming(folder / CONFIG):
             other = method_format.read_config(raw)
-        read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
         _check_pair(folder, raw)
+        read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
         return method_format.tree(other, read, base), base, other
     with naming(folder / CONFIG):
         config, with_bias, modules = peft_format.read_config(raw, base)
         shapes = peft_format.shapes(config, with_bias, modules, base)
+    _check_pair(folder, raw)
     names = {path: peft_format.key(path) for path in shapes}
     read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
-    _check_pair(folder, raw)
     adapters = unflatten({path: read[name] for path, name in names.items()})
     if config.init_lora_weights in STARTS:
         base = starts.init(base, config, np.random.default_rng(0), scheme, block_size)[1]

@@ -54,6 +54,8 @@ def require_new(path):
     path = Path(path)
     empty = path.is_dir() and not any(path.iterdir())
     require(empty or not os.path.lexists(path), f"{path} exists already: name a new folder")
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    require(os.access(place, os.W_OK), f"{path} cannot be written: {place} does not let you")
     return empty
 
 
