@@ -21,20 +21,13 @@ from .arguments import COURSE, Parser, parse
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C; further signals are ignored as long as one is on its way (see `interruptible`)."""
+    """Ctrl-C or SIGTERM. While one is on its way (`latest`), other signals are ignored."""
 
-    status = 130
-    latest = staticmethod(lambda: None)  # the one that is on its way
+    latest = staticmethod(lambda: None)
 
     def __init__(self, *args):
         super().__init__(*args)
         Interrupted.latest = weakref.ref(self)
-
-
-class Terminated(Interrupted):
-    """The process was asked to end (SIGTERM)."""
-
-    status = 143
 
 
 def main(argv=None):
@@ -42,8 +35,9 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that knows only ASCII shows escapes
             stream.reconfigure(errors="backslashreplace")
+    terminated: list = []
     try:
-        with interruptible(for_good=argv is None):
+        with interruptible(terminated, for_good=argv is None):
             status = dispatch(sys.argv[1:] if argv is None else argv) or 0
             sys.stdout.flush()
             return status
@@ -58,7 +52,7 @@ def main(argv=None):
         return failed(f"{type(error).__name__}: too large for this machine ({error})")
     except KeyboardInterrupt as error:
         print(one_line(error) or "interrupted", file=sys.stderr)
-        return getattr(error, "status", 130)
+        return 143 if terminated else 130
 
 
 def dispatch(argv):
@@ -86,23 +80,28 @@ def one_line(text):
 
 
 @contextmanager
-def interruptible(for_good):
-    """Turn SIGINT and SIGTERM into Interrupted inside the block, where this is the main thread.
+def interruptible(terminated, for_good):
+    """Turn SIGINT and SIGTERM, noted in `terminated`, into Interrupted, if this is the main thread.
 
-    While one is handled, others are ignored. for_good: afterwards, too, as the process ends then.
+    for_good: the process ends after the block, so both are ignored from then on.
     """
 
     def interrupt(number, frame):
         if Interrupted.latest() is None:
-            raise Terminated if number == signal.SIGTERM else Interrupted
+            raise Interrupted
 
-    before = {}
-    if threading.current_thread() is threading.main_thread():
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    def terminate(number, frame):
+        terminated.append(number)
+        handler = signal.getsignal(signal.SIGINT)  # another one while `kernels.threads` computes
+        (handler if callable(handler) else interrupt)(number, frame)
+
+    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: terminate}
+    main = threading.current_thread() is threading.main_thread()
+    before = {number: signal.getsignal(number) for number in handlers if main}
     before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
     try:
         for number in before:
-            signal.signal(number, interrupt)
+            signal.signal(number, handlers[number])
         yield
     finally:
         for number, old in before.items():

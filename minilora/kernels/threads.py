@@ -8,11 +8,13 @@ and compete with the matrix products' threads (a training step takes twice as lo
 
 import ctypes
 import os
+import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache, partial
 from itertools import pairwise
-from queue import SimpleQueue
 
 from numba.core import config
 from threadpoolctl import ThreadpoolController
@@ -21,19 +23,21 @@ THREADS: int = vars(config)["NUMBA_NUM_THREADS"]  # this variable, else the core
 SERIAL_BELOW = 2**20  # elements; less work than this takes no longer than to wake a thread
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
-_taken: dict = {}  # "by": the `limited` of the call that has the cores
+_free = threading.Lock()  # held by the call that has the cores
 
 
 def share_rows(kernel, n, *args, width=1):
     """Run kernel(lo, hi, *args) over n rows of `width` elements each, a span of rows per core.
 
-    It runs on the calling thread alone where the work is small, or where `on_cores` has the cores.
+    It runs on the calling thread alone where the work is small, or where `on_cores` or another
+    Python thread has the cores already.
     """
-    if THREADS == 1 or n < 2 or n * width < SERIAL_BELOW or _taken:
+    if THREADS == 1 or n < 2 or n * width < SERIAL_BELOW:
         kernel(0, n, *args)
         return
-    edges = [n * i // THREADS for i in range(THREADS + 1)]
-    _together([partial(kernel, *span, *args) for span in pairwise(edges)])
+    with cores() as free:
+        edges = [n * i // THREADS for i in range(THREADS + 1)] if free else [0, n]
+        _together([partial(kernel, *span, *args) for span in pairwise(edges)])
 
 
 def on_cores(f, items):
@@ -44,98 +48,57 @@ def on_cores(f, items):
     other where there are not as many cores, or where the cores are taken.
     """
     keep_freed_memory()
-    limited: list = []  # BLAS libraries, and the number of threads that each had
+    if 1 < len(items) <= THREADS:
+        with cores() as free:
+            if free:
+                with _blas().limit(limits=1, user_api="blas"):
+                    return _together([partial(f, item) for item in items])
+    return [f(item) for item in items]
+
+
+@contextmanager
+def cores():
+    """Hold the cores during a block, if they are free; yield whether they were.
+
+    Ctrl-C waits until the block has ended. Inside, it could leave the lock locked, BLAS on one
+    thread, or a thread that goes on writing into the arrays.
+    """
+    handler, late = signal.getsignal(signal.SIGINT), []
+    waits = callable(handler) and threading.current_thread() is threading.main_thread()
+    if waits:
+        signal.signal(signal.SIGINT, lambda *args: late.append(args))
+    free = _free.acquire(blocking=False)
     try:
-        try:
-            # no lock: an interrupt just after its `acquire` would leave it locked for ever
-            if not 1 < len(items) <= THREADS or _taken.setdefault("by", limited) is not limited:
-                return [f(item) for item in items]
-            limited += [(library, library.num_threads) for library in _blas().lib_controllers]
-            for library, _ in limited:
-                library.set_num_threads(1)
-            return _together([partial(f, item) for item in items])
-        finally:
-            _release(limited)
-    except KeyboardInterrupt:
-        _release(limited)  # the interrupt may have come while this was done the first time
-        raise
-
-
-def _release(limited):
-    """Give the cores and the BLAS threads back if the call of `limited` has them."""
-    if _taken.get("by") is limited:
-        for library, threads in limited:
-            library.set_num_threads(threads)
-        _taken.clear()
+        yield free
+    finally:
+        if free:
+            _free.release()
+        if waits:
+            signal.signal(signal.SIGINT, handler)
+        for args in late[:1]:
+            handler(*args)
 
 
 def _together(calls):
-    """Return what the calls return; the first runs on this thread, the others on workers.
-
-    An interrupt is passed on when the calls that have begun have ended, and no other will begin:
-    until then they write into arrays, and OpenBLAS must not get another number of threads.
-    """
-    results: list = [None] * len(calls)
-    errors: list = []
-    ended: SimpleQueue = SimpleQueue()
-    wanted: dict = {}  # of each call: True once it has begun, False if it may no longer begin
-    others, done = range(1, len(calls)), set()
-
-    def run(i):
-        if wanted.setdefault(i, True):
-            try:
-                results[i] = calls[i]()
-            except BaseException as error:
-                errors.append(error)
-            done.add(i)
-            ended.put(i)
-
-    def stop():
-        try:
-            while not done.issuperset(i for i in others if wanted.setdefault(i, False)):
-                ended.get()
-        except KeyboardInterrupt:
-            stop()
-            raise
-
+    """Return what the calls return; the first runs on this thread, the others on the pool's."""
+    first, *others = calls
+    futures = [_pool(os.getpid(), THREADS - 1).submit(call) for call in others]
     try:
-        jobs = _jobs(os.getpid(), THREADS - 1)
-        for i in others:
-            jobs.put(partial(run, i))
-        try:
-            results[0] = calls[0]()
-        finally:
-            while not done.issuperset(others):
-                ended.get()
-    except KeyboardInterrupt:
-        stop()
-        raise
-    for error in errors:
-        raise error
-    return results
+        result = first()
+    finally:
+        wait(futures)  # whatever happened, none of them may go on writing into the arrays
+    return [result, *(future.result() for future in futures)]
 
 
 @cache
-def _jobs(pid, workers):
-    """The queue of this process's workers; they do not survive a fork, so its id is in the key.
-
-    SimpleQueue is written in C, so an interrupt leaves no lock of it behind, as it does where it
-    meets `concurrent.futures.wait`.
-    """
-    jobs: SimpleQueue = SimpleQueue()
-
-    def work():
-        while True:
-            jobs.get()()
-
-    for _ in range(workers):
-        threading.Thread(target=work, name="minilora", daemon=True).start()
-    return jobs
+def _pool(pid, workers):
+    """The threads of this process; they do not survive a fork, so its id is part of the key."""
+    return ThreadPoolExecutor(workers, thread_name_prefix="minilora")
 
 
 @cache
 def _blas():
-    return ThreadpoolController().select(user_api="blas")
+    return ThreadpoolController()
 
 
 @cache

@@ -3,8 +3,10 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from datetime import date
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from minilora import cli
 from minilora.cli.pretraining import llama, random_params
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import safetensors_file
-from minilora.formats.checkpoint import load_adapter
+from minilora.formats.checkpoint import load_adapter, load_state
 from minilora.formats.files import append
 from minilora.formats.pretrained import load, save_pretrained
 
@@ -282,10 +284,8 @@ def test_the_date_of_a_chat_template_is_the_date_of_the_run(whole, run, monkeypa
     from minilora.data import rows
 
     real = rows.encode
-    spy = (
-        lambda row, tokenizer, *mask: (  # noqa: E731
-            seen.append(rows.split_row(row, tokenizer)[0][:11]) or real(row, tokenizer, *mask)
-        )
+    spy = lambda row, tokenizer, *mask: (
+        seen.append(rows.split_row(row, tokenizer)[0][:11]) or real(row, tokenizer, *mask)
     )
     monkeypatch.setattr(rows, "encode", spy)
     day = "--chat-date", "2001-02-03"
@@ -325,3 +325,28 @@ def test_a_terminal_that_knows_only_ascii(whole, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode()
     assert done.stdout.isascii() and rb"\xe9" in done.stdout
+
+
+# ----------------------------------------------------------------------------------- interrupts
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_interrupt_does_no_harm(whole, tmp_path, number, status):
+    """It comes while the first is handled, many times: no traceback, all files whole."""
+    out = tmp_path / "run"
+    words = f"train --model {whole / 'base'} --data {whole / 'rows.jsonl'} {STEPS} --iters 99999"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minilora", *words.split(), "--adapter-path", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (out / "train_config.toml").exists():
+        assert process.poll() is None
+    while process.poll() is None:
+        process.send_signal(number)
+        time.sleep(0.002)
+    errors = process.stderr.read()
+    assert process.returncode == status and "Traceback" not in errors, errors
+    assert errors.count("\n") == 1 and "minilora train --resume" in errors
+    assert not list(out.glob("*.tmp")) and not (out / ".lock").exists()
+    step = load_state(out / "checkpoint.safetensors")[1]["step"]
+    assert len({json.loads(x)["step"] for x in (out / "metrics.jsonl").open()}) == step

@@ -2,16 +2,18 @@
 
     python interrupted.py SEED TIMES MOMENTS
 
-MOMENTS: `threads`, between two instructions of the code that shares out the work, or `clock`, when
-a timer says so. After each interrupt the process trains once more, and that has to give the same
+MOMENTS: `threads`, at an instruction of the code that shares out the work, or `clock`, when a
+timer says so. After each interrupt the process trains once more, and that has to give the same
 bits as its first training, which nothing had interrupted.
 """
 
+import contextlib
 import hashlib
 import random
 import signal
 import sys
 import time
+from concurrent.futures import _base, thread
 
 import numpy as np
 import threadpoolctl
@@ -25,7 +27,7 @@ from minilora.kernels import threads
 from minilora.tree import walk
 
 threads.SERIAL_BELOW = 0  # the shares of rows, too, go to two threads
-WATCHED = {threads.__file__, threadpoolctl.__file__}
+WATCHED = {module.__file__ for module in (threads, threadpoolctl, contextlib, thread, _base)}
 SETTINGS = TrainConfig(iters=1, mask_prompt=True, learning_rate=1e-2)
 
 
@@ -44,7 +46,7 @@ def job():
 
 
 def instructions(stop=None):
-    """Do the job; count the instructions in WATCHED files, and interrupt before number `stop`."""
+    """Do the job; count the instructions in WATCHED files, and interrupt at number `stop`."""
     count = 0
 
     def trace(frame, event, _):
@@ -55,7 +57,7 @@ def instructions(stop=None):
         if event == "opcode":
             count += 1
             if count == stop:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
         return trace
 
     sys.settrace(trace)
@@ -75,14 +77,10 @@ def timed(seconds):
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def interrupt(number, frame):
-    raise KeyboardInterrupt
-
-
 def main(seed, times, moments):
     expected = job()  # compiles
     rng, interrupted = random.Random(seed), 0
-    signal.signal(signal.SIGALRM, interrupt)
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
     began = time.perf_counter()
     assert job() == expected
     whole = time.perf_counter() - began
