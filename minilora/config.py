@@ -56,11 +56,9 @@ class ModelConfig:
     rope_scaling: dict | None = None  # None, or Llama 3's or the linear stretching of the rotation
 
     def __post_init__(self):
-        require(
-            self.num_attention_heads % self.num_key_value_heads == 0,
-            f"num_attention_heads {self.num_attention_heads} is not a multiple of "
-            f"num_key_value_heads {self.num_key_value_heads}",
-        )
+        heads, shared = self.num_attention_heads, self.num_key_value_heads
+        message = f"num_attention_heads {heads} is not a multiple of num_key_value_heads {shared}"
+        require(heads % shared == 0, message)
         require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd: rotation needs pairs")
 
     def projections(self):
@@ -91,10 +89,9 @@ class LoraConfig:
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
             check("lora alpha", alpha, "be a positive number")
         check("lora dropout", self.lora_dropout, "lie in [0, 1)")
-        require(
-            self.init_lora_weights in (True, *STARTS),
-            f"init_lora_weights must be true or one of {STARTS}, got {self.init_lora_weights!r}",
-        )
+        start = self.init_lora_weights
+        message = f"init_lora_weights must be true or one of {STARTS}, got {start!r}"
+        require(start in (True, *STARTS), message)
 
     def at(self, path):
         """Return (rank, scaling) of the adapter on the module at `path`."""

@@ -95,13 +95,11 @@ def interruptible(terminated, for_good):
         handler = signal.getsignal(signal.SIGINT)  # another one while `kernels.threads` computes
         (handler if callable(handler) else interrupt)(number, frame)
 
-    handlers = {signal.SIGINT: interrupt, signal.SIGTERM: terminate}
-    main = threading.current_thread() is threading.main_thread()
-    before = {number: signal.getsignal(number) for number in handlers if main}
-    before = {number: old for number, old in before.items() if old is not signal.SIG_IGN}
+    main, before = threading.current_thread() is threading.main_thread(), {}
     try:
-        for number in before:
-            signal.signal(number, handlers[number])
+        for number, handler in ((signal.SIGINT, interrupt), (signal.SIGTERM, terminate)):
+            if main and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
         yield
     finally:
         for number, old in before.items():

@@ -36,8 +36,7 @@ def parse(argv):
     given = argv[1:]
     if args.resume:
         path = os.path.join(args.adapter_path, CHECKPOINT)
-        facts = checked_facts(read_metadata(path)[1], path)
-        given = flags_of(checked_settings(facts["settings"], path)) + given
+        given = flags_of(checked_settings(settings_of(read_metadata(path)[1], path), path)) + given
     if args.config:
         given = flags_of(toml_settings(args.config)) + given
     args = parser().parse_args(["train", *given])
@@ -59,13 +58,13 @@ def toml_settings(path):
     return checked_settings({key.replace("-", "_"): v for key, v in settings.items()}, path)
 
 
-def checked_facts(facts, path):
-    """Return the facts of the checkpoint at `path`; InputError if they are not this version's."""
+def settings_of(facts, path):
+    """Return the settings in the facts of the checkpoint at `path`; InputError if not a run's."""
     kinds = {"settings": dict, "digests": dict, "threads": int, "rows": list}
     sound = all(isinstance(facts.get(name, []), kind) for name, kind in kinds.items())
     ours = sound and facts.get("version") == VERSION
     require(ours, f"{path} is not of this version of minilora: start anew with --overwrite")
-    return facts
+    return facts["settings"]
 
 
 def checked_settings(settings, path):

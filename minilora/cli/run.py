@@ -29,9 +29,10 @@ from .opening import starting
 
 def fine_tune(args):
     """`minilora train`: everything is checked before the first file is written."""
-    folder, config = Path(args.adapter_path), TrainConfig(**_picked(args, TrainConfig))
+    folder = Path(args.adapter_path)
+    config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     run_folder.claim(folder, args)
-    model, base, tokenizer, adapters, adapter_config = starting(args)
+    model, base, tokenizer, adapters, adapter_config, _ = starting(args)
     tokenizer = replace(tokenizer, chat_date=args.chat_date)
     check(adapters, config)
     rows = load_rows(args.data, "train")
@@ -42,11 +43,10 @@ def fine_tune(args):
     tokens = config.batch_size * max(len(e.tokens) - 1 for e in examples)
     parts = ledger(adapters, base, model, tokens)
     print(f"a step over {tokens} tokens:\n{table(parts)}")
-    require(
-        sum(parts.values()) < physical_memory(),
-        f"a step over {tokens} tokens needs {sum(parts.values()) / 1e9:,.0f} GB, this machine has "
-        f"{physical_memory() / 1e9:,.0f}: lower --batch-size or --max-seq-length",
-    )
+    needs, has = sum(parts.values()), physical_memory()
+    message = f"a step over {tokens} tokens needs {needs / 1e9:,.0f} GB, this machine has"
+    way = "lower --batch-size or --max-seq-length"
+    require(needs < has, f"{message} {has / 1e9:,.0f}: {way}")
     if Path(args.data).is_file():
         whole = len(rows) + len(held_out)
         how = "every tenth held out" if held_out else "none held out: fewer than ten"
@@ -94,10 +94,6 @@ def physical_memory():
         return math.inf
 
 
-def _picked(args, kind):
-    return {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
-
-
 class Log:
     """Writes down a run as it goes: every few steps its metrics, a checkpoint and the adapter.
 
@@ -130,27 +126,23 @@ class Log:
         if not self.rows:
             return
         (adapters, state), text = self.latest, run_folder.lines(self.rows)
-        path = self.folder / CHECKPOINT
+        first = {"rows": self.rows} if self.new else {}
         try:
             if not self.new:
                 append(self.metrics, self.size, text)
-            first = {"rows": self.rows} if self.new else {}
-            save_state(path, adapters, state, self.facts | first)
+            save_state(self.folder / CHECKPOINT, adapters, state, self.facts | first)
             self.can_resume = True
             if self.new:
                 run_folder.begin(self.folder, text)
             self.save_adapter(state.get("best", adapters))
         except InputError as error:
             raise InputError(f"{error}; then {self.how_to_go_on()}") from error
-        self.size += len(text)
-        self.rows, self.new = [], False
+        self.size, self.rows, self.new = self.size + len(text), [], False
 
     def save_adapter(self, adapters):
         """Write the adapter, and then the settings if they are not there."""
-        save_adapter(
-            self.folder, adapters, self.base, self.adapter_config, self.args.model,
-            self.args.adapter_dtype,
-        )  # fmt: skip
+        name, dtype = self.args.model, self.args.adapter_dtype
+        save_adapter(self.folder, adapters, self.base, self.adapter_config, name, dtype)
         if not (path := self.folder / SETTINGS).exists():
             replace_text(path, run_folder.as_toml(self.facts["settings"]))
 
@@ -166,10 +158,8 @@ def show(when, adapters, base, model, tokenizer, rows, examples):
     if not rows:
         return None
     score = evaluate(adapters, base, examples, model)
-    print(
-        f"{when}: held-out loss {score['loss']:.4f} nats per token, "
-        f"exact match {100 * score['exact_match']:.1f} %"
-    )
+    loss, exact = score["loss"], 100 * score["exact_match"]
+    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %")
     row = rows[0]
     prompt, answer = split_row(row, tokenizer)
     if not prompt:  # a text row: continue its first third

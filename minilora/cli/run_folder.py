@@ -13,7 +13,7 @@ from ..formats import fetch
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.files import replace_text, writing
 from ..formats.pretrained import EMBEDDED
-from .arguments import CHECKPOINT, SETTINGS, VERSION, checked_facts
+from .arguments import CHECKPOINT, SETTINGS, VERSION
 from .opening import warn
 
 LOCK, METRICS = ".lock", "metrics.jsonl"
@@ -29,20 +29,13 @@ def claim(folder, args):
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     there = [name for name in there if name != LOCK and not _half_written(name)]  # see `lock`
     if args.resume:
-        require(
-            CHECKPOINT in there,
-            f"{folder} has no checkpoint to --resume from: start anew with --overwrite",
-        )
+        way = "start anew with --overwrite"
+        require(CHECKPOINT in there, f"{folder} has no checkpoint to --resume from: {way}")
         return
-    foreign = [name for name in there if name not in FILES]
-    require(
-        not foreign,
-        f"{folder} holds {', '.join(foreign[:3])}, which is no run's: name another --adapter-path",
-    )
-    require(
-        not there or args.overwrite or args.dry_run,
-        f"{folder} holds a run: --resume it, --overwrite it, or name another --adapter-path",
-    )
+    foreign, way = [name for name in there if name not in FILES], "name another --adapter-path"
+    require(not foreign, f"{folder} holds {', '.join(foreign[:3])}, which is no run's: {way}")
+    free = not there or args.overwrite or args.dry_run
+    require(free, f"{folder} holds a run: --resume it, --overwrite it, or {way}")
 
 
 def _half_written(name):
@@ -58,25 +51,21 @@ def resume(folder, facts, start):
     metrics.jsonl after the checkpoint go.
     """
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
-    then = checked_facts(read_metadata(checkpoint)[1], checkpoint)
-    for name, value in facts["settings"].items():
+    settings, then = facts["settings"], read_metadata(checkpoint)[1]
+    way = "restore them, or start anew with --overwrite"
+    for name, value in settings.items():
         before = then["settings"].get(name)
-        require(
-            name == "adapter_path" or before == value,
-            f"{flag(name)} is {value} but was {before} when {folder} was started: "
-            "a run is resumed with its own settings",
-        )
+        changed = f"{flag(name)} is {value} but was {before} when {folder} was started"
+        same = name == "adapter_path" or before == value
+        require(same, f"{changed}: a run is resumed with its own settings")
     for name, value in facts["digests"].items():
-        require(
-            then["digests"].get(name) == value,
-            f"the files of {flag(name)} {facts['settings'][name]} are not those that {folder} was "
-            "started with: restore them, or start anew with --overwrite",
-        )
+        changed = f"the files of {flag(name)} {settings[name]} are not those that {folder} was"
+        require(then["digests"].get(name) == value, f"{changed} started with: {way}")
     adapters, state, _ = load_state(checkpoint, start)
-    step, last = state["step"], facts["settings"]["iters"]
+    step, last = state["step"], settings["iters"]
     require(step <= last, f"{checkpoint} is at step {step} of {last}: start anew with --overwrite")
-    if then["threads"] != facts["threads"]:
-        now, before = facts["threads"], then["threads"]
+    now, before = facts["threads"], then["threads"]
+    if before != now:
         warn(f"resuming on {now} threads what was started on {before}: last bits can differ")
     first = lines(then.get("rows", []))
     if first and not (metrics.exists() and metrics.read_bytes().startswith(first.encode())):
@@ -197,16 +186,13 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
 
 
 def read_metrics(folder, last=math.inf):
-    """The rows of a run's metrics.jsonl up to step `last`, behind which a kill may leave anything.
-
-    Raises InputError for a line before that which is no row.
-    """
+    """The rows of metrics.jsonl up to step `last`; behind it, a kill may have left anything."""
     path, rows = Path(folder) / METRICS, []
     for n, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
         try:
             row = json.loads(line)
-            names = {"step", "loss"} if "loss" in row else {"step", "eval_loss", "eval_exact_match"}
-            sound = all(type(row[name]) in (int, float) for name in names)
+            losses = ["loss"] if "loss" in row else ["eval_loss", "eval_exact_match"]
+            sound = all(type(row[name]) in (int, float) for name in ["step", *losses])
         except (ValueError, TypeError, KeyError, RecursionError):
             sound = False
         if (sound and row["step"] > last) or (not sound and rows and rows[-1]["step"] == last):

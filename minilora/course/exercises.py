@@ -207,11 +207,8 @@ def compiled(module, text, name):
 def load(folder=LESSONS):
     """Read `folder`/exercises.toml, check it, and return {id: Exercise}."""
     path = Path(folder) / "exercises.toml"
-    require(
-        path.exists(),
-        f"there are no exercises in {folder}: they come with a clone of the repository, or with "
-        "the folder that `minilora teach build` makes",
-    )
+    way = "with a clone of the repository, or with the folder that `minilora teach build` makes"
+    require(path.exists(), f"there are no exercises in {folder}: they come {way}")
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]
     except (ValueError, KeyError) as error:

@@ -154,20 +154,15 @@ def as_json(grades, seconds):
         "seconds": round(seconds, 2),
         "exercises": [
             {
-                "id": g.exercise.id,
-                "lesson": g.exercise.lesson,
-                "points": g.points,
-                "max_points": g.exercise.points,
-                "status": g.open.status,
-                "hidden_status": g.hidden.status,
-                "mistake": g.open.mistake or g.hidden.mistake,
-                "output": g.open.text,
-                "hidden_output": g.hidden.text,
+                "id": g.exercise.id, "lesson": g.exercise.lesson, "points": g.points,
+                "max_points": g.exercise.points, "status": g.open.status,
+                "hidden_status": g.hidden.status, "mistake": g.open.mistake or g.hidden.mistake,
+                "output": g.open.text, "hidden_output": g.hidden.text,
                 "seconds": round(g.seconds, 2),
             }
             for g in grades
         ],
-    }
+    }  # fmt: skip
     return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -199,13 +194,10 @@ def as_gradescope(grades, seconds):
                 "tags": [f"lesson {g.exercise.lesson}", kind],
             })  # fmt: skip
     result = {
-        "score": sum(g.points for g in grades),
-        "execution_time": round(seconds),
+        "score": sum(g.points for g in grades), "execution_time": round(seconds),
         "output": "Each exercise has open checks and hidden ones: the same rules, on other calls.",
-        "visibility": "visible",
-        "stdout_visibility": "hidden",
-        "tests": tests,
-    }
+        "visibility": "visible", "stdout_visibility": "hidden", "tests": tests,
+    }  # fmt: skip
     return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
 

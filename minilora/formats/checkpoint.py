@@ -71,11 +71,10 @@ def load_adapter(folder, base, scheme="none", block_size=64):
     """
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is no folder: give one that holds {CONFIG} and {WEIGHTS}")
-    require(
-        (folder / WEIGHTS).exists() or not (folder / "adapter_model.bin").exists(),
-        f"{folder} has only adapter_model.bin, which is never opened because it is a pickle and "
-        "could run any program; save the adapter as safetensors",
-    )
+    pickled = not (folder / WEIGHTS).exists() and (folder / "adapter_model.bin").exists()
+    why = "is never opened because it is a pickle and could run any program"
+    way = "save the adapter as safetensors"
+    require(not pickled, f"{folder} has only adapter_model.bin, which {why}; {way}")
     entries, raw = safetensors_file.read_header(folder / WEIGHTS), read_json(folder / CONFIG)
     if raw.get("peft_type") != "LORA":
         with naming(folder / CONFIG):
@@ -108,11 +107,9 @@ def _check_pair(folder, fields):
     """Raise InputError unless config and weights are of one save; PEFT writes no digest."""
     metadata = safetensors_file.read_json_header(folder / WEIGHTS)[0].get("__metadata__")
     pair = metadata.get(PAIR) if isinstance(metadata, dict) else None
-    require(
-        pair is None or pair == pair_digest(fields),
-        f"{CONFIG} and {WEIGHTS} in {folder} are not of one save: save the adapter again, which "
-        "train --resume does for a run",
-    )
+    way = "save the adapter again, which train --resume does for a run"
+    same = pair is None or pair == pair_digest(fields)
+    require(same, f"{CONFIG} and {WEIGHTS} in {folder} are not of one save: {way}")
 
 
 def changes_base(folder):
@@ -154,12 +151,10 @@ def save_state(path, adapters, state, facts):
 
 def read_metadata(path):
     """Read (numbers of the state, facts) of a file that `save_state` wrote."""
+    metadata = safetensors_file.read_json_header(path)[0].get("__metadata__")
     try:
-        metadata = safetensors_file.read_json_header(path)[0]["__metadata__"]
         return dict(json.loads(metadata["minilora_run"])), dict(json.loads(metadata["facts"]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
         raise InputError(f"{path} is no checkpoint of a run") from error
 
 

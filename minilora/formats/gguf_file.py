@@ -141,11 +141,8 @@ def _parse(cursor):
 def _entry(cursor, start, name, shape, number, offset):
     where, size = f"{cursor.path}: tensor {name}", len(cursor.data)
     kind = TYPES.get(number, number)
-    require(
-        kind in FORMS,
-        f"{where} has the type {kind}, which is not read; "
-        "take a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1",
-    )
+    way = "take a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
+    require(kind in FORMS, f"{where} has the type {kind}, which is not read; {way}")
     block = BLOCK if kind in BLOCKS else 1
     require(shape[-1] % block == 0, f"{where} has rows of {shape[-1]}, no whole blocks")
     count, at = math.prod(shape) // block * FORMS[kind].itemsize, start + offset

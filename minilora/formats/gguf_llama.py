@@ -92,20 +92,17 @@ def _config(metadata, tied):
     linear = {"rope_type": "linear", "factor": real("rope.scaling.factor", 1)}
     return ModelConfig(
         vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
-        hidden_size=width,
-        intermediate_size=whole("feed_forward_length"),
-        num_hidden_layers=whole("block_count"),
-        num_attention_heads=heads,
+        hidden_size=width, intermediate_size=whole("feed_forward_length"),
+        num_hidden_layers=whole("block_count"), num_attention_heads=heads,
         num_key_value_heads=whole("attention.head_count_kv", heads),
         head_dim=whole("attention.key_length", whole("rope.dimension_count", width // heads)),
         rope_theta=real("rope.freq_base", 10000),
-        rms_norm_eps=real("attention.layer_norm_rms_epsilon", 1e-5),
-        tie_word_embeddings=tied,
+        rms_norm_eps=real("attention.layer_norm_rms_epsilon", 1e-5), tie_word_embeddings=tied,
         max_position_embeddings=whole("context_length", 2048),
         eos_token_id=tuple(dict.fromkeys(token("eos") + token("eot"))),
         bos_token_id=next(iter(token("bos")), None),
         rope_scaling=linear if stretch == "linear" else None,
-    )
+    )  # fmt: skip
 
 
 def _llama3_rope(config, entry):

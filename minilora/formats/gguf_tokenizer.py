@@ -35,11 +35,10 @@ def from_metadata(path, metadata):
             raise InputError(f"its tokenizer is broken: {first_line(error)}") from error
         require("eos_token" in special, "tokenizer.ggml.eos_token_id is missing")
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **special,
+        "tokenizer_class": "PreTrainedTokenizerFast", **special,
         "model_max_length": metadata.get("llama.context_length"),
         "clean_up_tokenization_spaces": False,
-    }
+    }  # fmt: skip
     eos, template = _get(metadata, "eos_token_id"), metadata.get("tokenizer.chat_template")
     return PretrainedTokenizer(backend, eos, special, template, settings)
 

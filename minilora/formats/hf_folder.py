@@ -48,15 +48,13 @@ def read_config(folder):
         defaults = {"num_key_value_heads": heads, "head_dim": width // heads}
         theta, scaling = _rope(raw)
         config = ModelConfig(
-            **{name: size(raw, name, defaults.get(name)) for name in SIZES},
-            rope_theta=theta,
+            **{name: size(raw, name, defaults.get(name)) for name in SIZES}, rope_theta=theta,
             rms_norm_eps=float(positive(raw, "rms_norm_eps", 1e-6)),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             max_position_embeddings=size(raw, "max_position_embeddings", 2048),
-            eos_token_id=ids(raw | generation, "eos_token_id"),
+            eos_token_id=ids(raw | generation, "eos_token_id"), rope_scaling=scaling,
             bos_token_id=next(iter(ids(raw, "bos_token_id")), None),
-            rope_scaling=scaling,
-        )
+        )  # fmt: skip
     return config, raw
 
 
@@ -111,16 +109,12 @@ def as_json(config, dtype, biases):
     """
     eos = list(config.eos_token_id)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **{name: getattr(config, name) for name in SIZES},
-        "hidden_act": "silu",
-        **{name: getattr(config, name) for name in OTHERS},
-        **biases,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        **{name: getattr(config, name) for name in SIZES}, "hidden_act": "silu",
+        **{name: getattr(config, name) for name in OTHERS}, **biases,
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
-        "torch_dtype": dtype,
-    }
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None, "torch_dtype": dtype,
+    }  # fmt: skip
 
 
 def shapes(config, attention_bias=False, mlp_bias=False):

@@ -11,11 +11,8 @@ def from_folder(folder, eos_token_id=None):
     """Return the tokenizer of a Hugging Face folder; `eos_token_id` is for one that names none."""
     folder = Path(folder)
     path = folder / "tokenizer.json"
-    require(
-        path.is_file(),
-        f"{folder} has no tokenizer.json; write one with transformers: "
-        "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
-    )
+    way = "transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+    require(path.is_file(), f"{folder} has no tokenizer.json; write one with {way}")
     tokenizers = library("tokenizers")
     try:
         backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
