@@ -81,7 +81,7 @@ def one_line(text):
 
 @contextmanager
 def interruptible(terminated, for_good):
-    """Turn SIGINT and SIGTERM, noted in `terminated`, into Interrupted, if this is the main thread.
+    """Turn SIGINT and SIGTERM (noted in `terminated`) into Interrupted, on the main thread.
 
     for_good: the process ends after the block, so both are ignored from then on.
     """

@@ -49,10 +49,8 @@ def warn_of_another_base(folder, settings, scheme, block_size):
         for kind, size in (its_own, (scheme, block_size))
     )
     if before != now:
-        warn(
-            f"{folder} was trained on a base stored as {before}, not {now}: an adapter can lose "
-            "all that it learned on another base (lesson 13)"
-        )
+        lost = "an adapter can lose all that it learned on another base (lesson 13)"
+        warn(f"{folder} was trained on a base stored as {before}, not {now}: {lost}")
 
 
 def starting(args):

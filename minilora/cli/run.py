@@ -1,8 +1,7 @@
 """A training run and its folder: settings, metrics, checkpoints, adapter, curve.
 
-Every file is written under a temporary name and renamed, so a kill at any moment leaves the old or
-the new file, whole. (metrics.jsonl grows; what it has beyond the checkpoint is cut off again.) The
-first file to be written is the first checkpoint; until then nothing in the folder changes.
+Every file but metrics.jsonl is written under a temporary name and renamed, so a kill at any moment
+leaves the old or the new file, whole. The first of them is the first checkpoint.
 """
 
 import math
@@ -120,8 +119,7 @@ class Log:
     def save(self):
         """Write what is not written yet: metrics, then the checkpoint, then the adapter.
 
-        The first checkpoint is what replaces an older run. It holds its rows, because until it is
-        written metrics.jsonl is the older run's.
+        The first checkpoint replaces an older run, and holds its rows: metrics.jsonl comes later.
         """
         if not self.rows:
             return

@@ -112,10 +112,9 @@ def lock(folder):
 
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(
-                    f"{folder} is in use by process {path.read_text()}: wait for it to end, or "
-                    "name another --adapter-path"
-                ) from None
+                way = "wait for it to end, or name another --adapter-path"
+                used = f"{folder} is in use by process {path.read_text()}"
+                raise InputError(f"{used}: {way}") from None
             with writing(path):
                 file.truncate(0)
                 file.write(str(os.getpid()))
@@ -156,9 +155,8 @@ def digest(files):
 
 def model_card(args, config, scores):
     """The text of the folder's README.md: what was trained on what, its scores, how to load it."""
-    stored = f"{args.quantize}, blocks of {args.block_size}"
-    if args.quantize in ("none", "int8"):
-        stored = args.quantize
+    blocks = "" if args.quantize in ("none", "int8") else f", blocks of {args.block_size}"
+    stored = args.quantize + blocks
     # PiSSA and LoftQ change the base: there `quantize` does not write the one of this adapter
     plain_start = isinstance(config, LoraConfig) and config.init_lora_weights is True
     its_own = plain_start and args.quantize != "none"

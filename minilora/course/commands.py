@@ -20,9 +20,8 @@ def add_commands(top):
     shared.add_argument("--dir", default=".", help="the workspace; default: the current folder")
 
     def command(name, text):
-        return commands.add_parser(
-            name, help=text, description=text, allow_abbrev=False, parents=[shared]
-        )
+        text = {"help": text, "description": text}
+        return commands.add_parser(name, **text, allow_abbrev=False, parents=[shared])
 
     sub = commands.add_parser("init", help="make a workspace, or add what is missing in one")
     sub.add_argument("folder", metavar="DIR", nargs="?", default=".")

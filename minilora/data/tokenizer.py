@@ -43,10 +43,8 @@ def utf8(text):
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"the text has a lone surrogate {text[error.start]!r} at character {error.start}, "
-            "which is no text"
-        ) from error
+        where = f"{text[error.start]!r} at character {error.start}"
+        raise InputError(f"the text has a lone surrogate {where}, which is no text") from error
 
 
 @dataclass(frozen=True)
@@ -91,9 +89,8 @@ class PretrainedTokenizer:
                 **self.special,
             )  # fmt: skip
         except Exception as error:  # a template is a program of somebody else's: anything goes
-            raise InputError(
-                f"the chat template refuses these messages: {first_line(error)}"
-            ) from error
+            why = first_line(error)
+            raise InputError(f"the chat template refuses these messages: {why}") from error
 
 
 @cache
@@ -130,6 +127,5 @@ def library(name):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(
-            f"reading a real model needs the package {name}: pip install 'minilora[hf]'"
-        ) from error
+        way = "pip install 'minilora[hf]'"
+        raise InputError(f"reading a real model needs the package {name}: {way}") from error

@@ -161,8 +161,8 @@ def read_metadata(path):
 def load_state(path, like=None):
     """Read (adapters, state, facts) from a file that `save_state` wrote, every bit as it was.
 
-    Raises InputError if the file is missing, truncated, or something else, or if its adapters have
-    other names or shapes than `like`, where that is given.
+    Raises InputError if the file is missing, truncated, something else, or of other shapes than the
+    adapters `like`, where they are given.
     """
     entries, (numbers, facts) = safetensors_file.read_header(path), read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}

@@ -151,10 +151,9 @@ def read_tensors(folder):
     if not index.is_file():
         pickled = next((path for kind in PICKLES for path in sorted(folder.glob(kind))), None)
         if pickled:
-            raise InputError(
-                f"{folder} has only {pickled.name}, which is never opened because it is a pickle "
-                "and could run any program; save the model as safetensors"
-            )
+            why = "is never opened because it is a pickle and could run any program"
+            way = "save the model as safetensors"
+            raise InputError(f"{folder} has only {pickled.name}, which {why}; {way}")
         raise InputError(f"{folder} has no model.safetensors and no model.safetensors.index.json")
     where = read_json(index).get("weight_map")
     names = where.values() if isinstance(where, dict) else [None]

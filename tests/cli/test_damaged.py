@@ -189,7 +189,8 @@ def test_every_command_refuses_damaged_files_by_name(run, capsys, name):
 # --------------------------------------------------------------------------- names and folders
 
 NAMES = {
-    "a NUL": "a\0b", "too long": "a" * 300, "no UTF-8": "a\udcff", "too long a folder": "a" * 300 + "/b",
+    "a NUL": "a\0b", "too long": "a" * 300, "no UTF-8": "a\udcff",
+    "too long a folder": "a" * 300 + "/b",
 }  # fmt: skip
 
 
@@ -284,9 +285,11 @@ def test_the_date_of_a_chat_template_is_the_date_of_the_run(whole, run, monkeypa
     from minilora.data import rows
 
     real = rows.encode
-    spy = lambda row, tokenizer, *mask: (
-        seen.append(rows.split_row(row, tokenizer)[0][:11]) or real(row, tokenizer, *mask)
-    )
+
+    def spy(row, tokenizer, *mask):
+        seen.append(rows.split_row(row, tokenizer)[0][:11])
+        return real(row, tokenizer, *mask)
+
     monkeypatch.setattr(rows, "encode", spy)
     day = "--chat-date", "2001-02-03"
     assert train(whole, tmp_path / "dated", "--model", str(base), *day) == 0
