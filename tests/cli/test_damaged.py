@@ -341,6 +341,7 @@ def test_a_second_interrupt_does_no_harm(whole, tmp_path, number, status):
     process = subprocess.Popen(
         [sys.executable, "-m", "minilora", *words.split(), "--adapter-path", str(out)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while not (out / "train_config.toml").exists():
         assert process.poll() is None
