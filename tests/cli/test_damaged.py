@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -27,6 +28,14 @@ READING = {
     "generate": "generate --prompt 1+1= --max-tokens 2", "inspect": "inspect",
     "merge": "merge --out {out}",
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures():
+    """Drawing takes half the time of these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minilora.cli.run.curve", lambda path, *_: path.write_text("a figure"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -146,12 +155,12 @@ def test_a_damaged_checkpoint_is_refused_by_name(run, capsys, what):
 STRANGE = (None, True, -1, 1e400, "x", "", [], [1], [[]], {}, {"x": 1}, {"x": [{}]}, "\0", "\ud800")
 
 
-def test_an_adapter_config_of_strange_types_is_read_or_refused(whole, run):
+def test_an_adapter_config_of_strange_types_is_read_or_refused(whole, run, long):
     _, base, _ = load(whole / "base")
     path = run / "adapter_config.json"
-    sound = json.loads(path.read_text())
+    sound, rng = json.loads(path.read_text()), random.Random(4)
     for name in (*sound, "minilora_method", "num_virtual_tokens", "bottleneck_size"):
-        for value in STRANGE:
+        for value in STRANGE if long else rng.sample(STRANGE, 2):
             for more in ({}, {"peft_type": None, "minilora_method": "bottleneck"}):
                 path.write_text(json.dumps({**sound, **more, name: value}))
                 try:
@@ -208,7 +217,7 @@ def test_a_name_that_cannot_be_is_refused_by_every_command(whole, run, tmp_path,
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["a\nb", "a\x7fb", "ä\u2028", 'a"b\\', "\U0001f600"])
+@pytest.mark.parametrize("name", ["a\nb\x7f", 'ä\u2028"\\\U0001f600'])
 def test_an_odd_name_comes_back(whole, tmp_path, name, capsys):
     shutil.copytree(whole / "base", tmp_path / name)
     assert train(whole, tmp_path / f"{name}.run", "--model", str(tmp_path / name)) == 0
@@ -333,7 +342,10 @@ def test_a_terminal_that_knows_only_ascii(whole, tmp_path):
 # ----------------------------------------------------------------------------------- interrupts
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)],
+)
 def test_a_second_interrupt_does_no_harm(whole, tmp_path, number, status):
     """It comes while the first is handled, many times: no traceback, all files whole."""
     out = tmp_path / "run"

@@ -137,7 +137,7 @@ def test_an_error_at_any_file_operation_is_one_line_and_its_advice_works(
 ):
     rng = random.Random(3)
     started(place, old)
-    for at in moments(place, more, long, 3):
+    for at in moments(place, more, long, 2):
         for number in (errno.ENOSPC, errno.EACCES) if long else (rng.choice((28, 13)),):
 
             def fail(path, number=number):
@@ -161,7 +161,7 @@ def test_an_error_at_any_file_operation_is_one_line_and_its_advice_works(
 @RUNS
 def test_a_kill_at_any_file_operation_loses_nothing(place, old, more, long, capsys):
     started(place, old)
-    for at in moments(place, more, long, 3):
+    for at in moments(place, more, long, 2):
         started(place, old)
         child = os.fork()
         if child == 0:
