@@ -19,15 +19,15 @@ from ..course import commands as course_commands
 from . import commands
 from .arguments import COURSE, Parser, parse
 
+_on_its_way: list = []  # a weak reference to the latest Interrupted
+
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM. While one is on its way (`latest`), other signals are ignored."""
-
-    latest = staticmethod(lambda: None)
+    """Ctrl-C or SIGTERM. While one is on its way, other signals are ignored."""
 
     def __init__(self, *args):
         super().__init__(*args)
-        Interrupted.latest = weakref.ref(self)
+        _on_its_way[:] = [weakref.ref(self)]
 
 
 def main(argv=None):
@@ -87,7 +87,7 @@ def interruptible(terminated, for_good):
     """
 
     def interrupt(number, frame):
-        if Interrupted.latest() is None:
+        if not any(ref() for ref in _on_its_way):
             raise Interrupted
 
     def terminate(number, frame):

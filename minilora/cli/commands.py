@@ -42,7 +42,7 @@ def open_model(args):
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
     if not path:
-        return Start(*load(name, scheme, block_size, stored=True), {}, None, settings)
+        return Start._make((*load(name, scheme, block_size, stored=True), {}, None, settings))
     warn_of_another_base(path, settings, scheme, block_size)
     start = open_adapter(path, name, scheme, block_size)
     words = replace(start.tokenizer, chat_date=settings.get("chat_date"))

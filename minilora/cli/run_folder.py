@@ -185,7 +185,8 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
 
 def read_metrics(folder, last=math.inf):
     """The rows of metrics.jsonl up to step `last`; behind it, a kill may have left anything."""
-    path, rows = Path(folder) / METRICS, []
+    path = Path(folder) / METRICS
+    rows: list = []
     for n, line in enumerate(path.read_bytes().splitlines() if path.exists() else (), 1):
         try:
             row = json.loads(line)

@@ -46,7 +46,7 @@ def check_row(row, where):
     require(shape in SHAPES, f"{where}: keys {sorted(row)}: {way}")
     messages = row.get("messages", ())
     if "messages" in row:
-        sound = isinstance(messages, list) and messages
+        sound = isinstance(messages, list) and len(messages) > 0
         sound = sound and all(
             isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages
         )

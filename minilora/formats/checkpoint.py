@@ -169,7 +169,7 @@ def load_state(path, like=None):
     ours = ours if like is None else dict(walk(like))
     kinds = {"step": (int,), "worse": (int,), "best_loss": (int, float)}
     sound = all(type(numbers.get(name, 0)) in kind for name, kind in kinds.items())
-    sound = sound and numbers.get("step", -1) >= 0 and ours
+    sound = sound and numbers.get("step", -1) >= 0 and bool(ours)
     require(sound, f"{path} is no checkpoint of a run")
     trees = {"adapters", "m", "v", *(name.partition(".")[0] for name in entries)}
     shapes = {f"{tree}.{name}": found.shape for name, found in ours.items() for tree in trees}

@@ -75,8 +75,8 @@ def cores():
             _free.release()
         if waits:
             signal.signal(signal.SIGINT, handler)
-        for args in late[:1]:
-            handler(*args)
+        if callable(handler) and late:
+            handler(*late[0])
 
 
 def _together(calls):
