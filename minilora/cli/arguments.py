@@ -8,6 +8,7 @@ import argparse
 import os
 import tomllib
 from dataclasses import fields
+from datetime import date
 from functools import partial
 
 from ..config import CHOICES, INITIALIZERS, InputError, LoraConfig, TrainConfig, flag, require
@@ -34,13 +35,10 @@ def parse(argv):
         return args
     given = argv[1:]
     if args.resume:
-        path = os.path.join(args.adapter_path, "checkpoint.safetensors")
-        facts = read_metadata(path)[1]
-        sound = all(isinstance(facts.get(name), dict) for name in ("settings", "digests"))
-        require(sound, f"{path} is no checkpoint of a run")
-        given = flags_of(facts["settings"], path) + given
+        path = os.path.join(args.adapter_path, CHECKPOINT)
+        given = flags_of(checked_settings(settings_of(read_metadata(path)[1], path), path)) + given
     if args.config:
-        given = flags_of(toml_settings(args.config), args.config) + given
+        given = flags_of(toml_settings(args.config)) + given
     args = parser().parse_args(["train", *given])
     from ..data.tasks import BUILTIN
 
@@ -56,38 +54,49 @@ def toml_settings(path):
         str(settings)  # a hexadecimal number may have more digits than Python prints
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
-    settings = {key.replace("-", "_"): value for key, value in settings.items()}
-    flags = flags_of(settings, path)
-    with naming(path):
-        args = vars(parser().parse_args(["train", *flags]))
-    return {name: args[name] for name in settings if args[name] is not None}
+    return checked_settings({key.replace("-", "_"): v for key, v in settings.items()}, path)
 
 
-def check_names(settings, path):
-    """Raise InputError, naming the file, for a name that is no setting of a run."""
+def settings_of(facts, path):
+    """Return the settings in the facts of the checkpoint at `path`; InputError if not a run's."""
+    kinds = {"settings": dict, "digests": dict, "threads": int, "rows": list}
+    sound = all(isinstance(facts.get(name, []), kind) for name, kind in kinds.items())
+    ours = sound and facts.get("version") == VERSION
+    require(ours, f"{path} is no checkpoint of a run of this version: start anew with --overwrite")
+    return facts["settings"]
+
+
+def checked_settings(settings, path):
+    """Return the settings as flags would give them; InputError naming the file if none could."""
     known = vars(parser().parse_args(["train"])).keys() - {"command", "config", *NOT_IN_A_FILE}
     for name, value in settings.items():
         if name not in known or isinstance(value, dict):
             raise InputError(f"{path}: unknown setting {name!r} (see minilora train --help)")
+        single = name in LISTS or not isinstance(value, list)
+        require(single, f"{path}: {flag(name)} takes one value")
+    with naming(path):
+        flags = flags_of(settings)
+        require("\0" not in "".join(flags), "a setting has a NUL character")
+        found = vars(parser().parse_args(["train", *flags]))
+    return {name: found[name] for name in settings if found[name] is not None}
 
 
-def flags_of(settings, path):
-    """The settings from the file at `path` as a list of flags."""
-    check_names(settings, path)
+def flags_of(settings):
+    """The settings as a list of flags."""
     flags = []
     for name, value in settings.items():
         if isinstance(value, bool):
             flags.append(flag(name) if value else "--no-" + flag(name)[2:])
         elif isinstance(value, list):
-            require(name in LISTS, f"{path}: {flag(name)} takes one value")
             flags += [flag(name), *map(str, value)] if value else []
         else:
             flags.append(f"{flag(name)}={value}")
-    require("\0" not in "".join(flags), f"{path}: no setting may have the character U+0000")
     return flags
 
 
 LISTS = ("target_modules", "layers_to_transform", "also_train")
+VERSION = 2  # of the facts in a checkpoint
+CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
 NOT_IN_A_FILE = ("resume", "overwrite", "dry_run")
 
 
@@ -179,7 +188,8 @@ def train_flags(sub):
         else:
             kind = {"int": int, "float": float}.get(getattr(f.type, "__name__", f.type), str)
             add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name))
-    add("--save-every", type=int, default=50, help="steps between checkpoints")
+    add("--save-every", type=positive, default=50, help="steps between checkpoints")
+    add("--chat-date", type=day, default=str(date.today()), help="what chat templates take as now")
     add("--adapter-path", default="adapters", help="where the run is written")
     add("--init-adapter", help="an adapter folder to start from, with a fresh optimizer")
     existing = sub.add_mutually_exclusive_group().add_argument
@@ -198,6 +208,11 @@ def whole(text, least=0):
 
 
 positive = partial(whole, least=1)
+
+
+def day(text):
+    """A date, as YYYY-MM-DD."""
+    return str(date.fromisoformat(text))
 
 
 def number(text):

@@ -18,26 +18,25 @@ SHAPES = ({"text"}, {"prompt", "completion"}, {"messages"})
 
 def read_rows(path):
     """Return the rows of a JSONL file; InputError names file and line of what is wrong with it."""
-    rows = read_jsonl(path, check_row)
+    rows = list(read_jsonl(path, check_row))
     require(rows, f"{path} is empty: give it one JSON object a line")
     return rows
 
 
 def read_jsonl(path, check):
-    """Return the values of a file with one JSON value per line; `check(value, where)` may raise."""
+    """Yield the values of a file with one JSON value per line; `check(value, where)` may raise."""
     try:
         text = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    rows = []
     for n, line in enumerate(text.split(b"\n"), 1):
         if line.strip():
             where = f"{path}, line {n}"
             whole = line.decode(errors="ignore").encode() == line
             require(whole, f"{where}: not UTF-8: save the file as UTF-8")
-            rows.append(parse_json(line.decode(), f"{where}: broken JSON"))
-            check(rows[-1], where)
-    return rows
+            value = parse_json(line.decode(), f"{where}: broken JSON")
+            check(value, where)
+            yield value
 
 
 def parse_json(text, complaint):

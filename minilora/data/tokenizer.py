@@ -25,6 +25,7 @@ class ByteTokenizer:
     vocab_size: int = 256
     eos_token_id: int = 255
     has_chat_template: bool = False
+    chat_date: str | None = None
 
     def encode(self, text, add_special_tokens=True):
         """Return ids in 0..254; there are no special tokens to add."""
@@ -57,6 +58,7 @@ class PretrainedTokenizer:
     chat_template: str | None = None
     settings: dict = field(default_factory=dict)  # tokenizer_config.json, to be written back
     source: str = "the tokenizer"  # its file, for messages
+    chat_date: str | None = None  # what a chat template gets for today, YYYY-MM-DD; None: today
 
     @property
     def vocab_size(self):
@@ -84,10 +86,12 @@ class PretrainedTokenizer:
         """Return the chat by the model's own template, its generation prompt last if asked."""
         require(self.chat_template is not None, "this base has no chat template")
         program = compiled(self.chat_template)
+        now = datetime.fromisoformat(self.chat_date) if self.chat_date else datetime.now()
         with one_error("the chat template refuses these messages"):
             return program.render(
                 messages=messages, tools=None, documents=None,
-                add_generation_prompt=add_generation_prompt, **self.special,
+                add_generation_prompt=add_generation_prompt, strftime_now=now.strftime,
+                **self.special,
             )  # fmt: skip
 
 
@@ -105,7 +109,6 @@ def compiled(template):
     # Jinja's own tojson escapes HTML
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     # transformers marks the assistant's text with a block of its own, {% generation %} …
     # {% endgeneration %}, which prints its content unchanged: here, an `if` that is always true.
     for name, plain in (("generation", "if true"), ("endgeneration", "endif")):

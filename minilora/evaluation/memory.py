@@ -24,11 +24,10 @@ def ledger(adapters, base, config, tokens):
     trained = 4 * num_parameters(adapters)
     return {
         "frozen weights": nbytes(base),
-        "trained weights": trained,
-        "their gradients": trained,
+        "trained weights": trained, "their gradients": trained,
         "Adam's two moments": ADAM_FLOATS * trained,
         "activations": 4 * tokens * kept_floats(adapters, base, config),
-    }
+    }  # fmt: skip
 
 
 def kept_floats(adapters, base, config):

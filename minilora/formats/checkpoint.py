@@ -79,15 +79,15 @@ def load_adapter(folder, base, scheme="none", block_size=64):
     if raw.get("peft_type") != "LORA":
         with naming(folder / CONFIG):
             other = method_format.read_config(raw)
-        read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
         _check_pair(folder, raw)
+        read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
         return method_format.tree(other, read, base), base, other
     with naming(folder / CONFIG):
         config, with_bias, modules = peft_format.read_config(raw, base)
         shapes = peft_format.shapes(config, with_bias, modules, base)
+    _check_pair(folder, raw)
     names = {path: peft_format.key(path) for path in shapes}
     read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
-    _check_pair(folder, raw)
     adapters = unflatten({path: read[name] for path, name in names.items()})
     if config.init_lora_weights in INITIALIZERS:
         base = initializers.init(base, config, np.random.default_rng(0), scheme, block_size)[1]
@@ -109,8 +109,9 @@ def _check_pair(folder, fields):
     """Raise InputError unless config and weights are of one save; PEFT writes no digest."""
     metadata = safetensors_file.read_json_header(folder / WEIGHTS)[0].get("__metadata__")
     pair = metadata.get(PAIR) if isinstance(metadata, dict) else None
-    two = f"{CONFIG} and {WEIGHTS} in {folder} are not of one save: --resume writes both again"
-    require(pair is None or pair == pair_digest(fields), two)
+    two = f"{CONFIG} and {WEIGHTS} in {folder} are not of one save"
+    same = pair is None or pair == pair_digest(fields)
+    require(same, f"{two}: save the adapter again, which train --resume does for a run")
 
 
 def changes_base(folder):
@@ -161,13 +162,15 @@ def read_metadata(path):
     return numbers, facts
 
 
-def load_state(path):
+def load_state(path, like=None):
     """Read (adapters, state, facts) from a file that `save_state` wrote, every bit as it was.
 
-    Raises InputError if the file is missing, truncated, or something else.
+    Raises InputError if the file is missing, truncated, something else, or of other shapes than the
+    adapters `like`, where they are given.
     """
     entries, (numbers, facts) = safetensors_file.read_header(path), read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
+    ours = ours if like is None else dict(named_leaves(like))
     best, *counts = (numbers.get(name) for name in ("best_loss", "step", "worse"))
     sound = type(best) in (int, float) and best == best  # not NaN
     sound = sound and all(type(n) is int and 0 <= n < 2**63 for n in counts)

@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, require
@@ -43,6 +43,15 @@ def never_opened(path):
 
 
 @contextmanager
+def writing(path):
+    """Turn an OSError of the block into an InputError that says that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
 def naming(path):
     """Put the file's name in front of what an InputError of the block says."""
     try:
@@ -58,6 +67,8 @@ def require_new(path):
     path = Path(path)
     empty = path.is_dir() and not any(path.iterdir())
     require(empty or not os.path.lexists(path), f"{path} exists already: name a new folder")
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    require(os.access(place, os.W_OK), f"{path} cannot be written: {place} does not let you")
     return empty
 
 
@@ -70,17 +81,16 @@ def new_folder(path):
     path, empty = Path(path), require_new(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if empty:
-            path.rmdir()
-        for name in temporary.rglob("*"):
-            if name.is_file():
-                sync(name)
-        temporary.rename(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if empty:
+                path.rmdir()
+            for name in temporary.rglob("*"):
+                if name.is_file():
+                    sync(name)
+            temporary.rename(path)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -93,18 +103,33 @@ def replacing(*paths):
     """
     temporary = [path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in paths]
     try:
-        yield temporary
-        for name in temporary:
-            sync(name)
-        for name, path in zip(temporary, paths):
-            os.replace(name, path)
-        sync_folder(paths[0].parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{paths[0]} cannot be written: {reason}") from error
+        with writing(paths[0]):
+            yield temporary
+            for name in temporary:
+                sync(name)
+            for name, path in zip(temporary, paths):
+                os.replace(name, path)
+            sync_folder(paths[0].parent)
     finally:
         for name in temporary:
-            name.unlink(missing_ok=True)
+            with suppress(OSError):
+                name.unlink()
+
+
+def replace_text(path, text):
+    """Write a text file whole or not at all."""
+    with replacing(Path(path)) as (temporary,):
+        temporary.write_text(text, encoding="utf-8")
+
+
+def append(path, size, text):
+    """Write `text` at byte `size` of a file, in place of what follows, and bring it to the disk."""
+    with writing(path), open(path, "r+b") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(path):

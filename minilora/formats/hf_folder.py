@@ -51,15 +51,13 @@ def read_config(folder):
             value = raw.get(name, False)
             require(value in (None, False, True), f"{name} must be true or false, got {value!r}")
         config = ModelConfig(
-            **{name: size(raw, name, defaults.get(name)) for name in SIZES},
-            rope_theta=theta,
+            **{name: size(raw, name, defaults.get(name)) for name in SIZES}, rope_theta=theta,
             rms_norm_eps=float(positive(raw, "rms_norm_eps", 1e-6)),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             max_position_embeddings=size(raw, "max_position_embeddings", 2048),
-            eos_token_id=ids(raw | generation, "eos_token_id"),
+            eos_token_id=ids(raw | generation, "eos_token_id"), rope_scaling=scaling,
             bos_token_id=next(iter(ids(raw, "bos_token_id")), None),
-            rope_scaling=scaling,
-        )
+        )  # fmt: skip
     return config, raw
 
 

@@ -269,7 +269,7 @@ BAD_TOML = {
     "iters = 0x" + "f" * 5000: "bad.toml is not TOML",
     "iters = " + "9" * 5000: "bad.toml is not TOML",
     "iters = " + "[" * 5000 + "]" * 5000: "bad.toml is not TOML",
-    r'adapter-path = "a\u0000b"': "U+0000",
+    r'adapter-path = "a\u0000b"': "NUL",
     '"a\\nb" = 3': r"'a\nb'",
 }
 

@@ -6,12 +6,14 @@ gigabyte of memory is a failure. `--long` tries ten thousand mutations of every 
 """
 
 import json
+import math
 import shutil
 import signal
 import traceback
 import warnings
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import mutations
@@ -35,7 +37,7 @@ from toy_models import (
 from minilora import layers, lora, model
 from minilora.cli.arguments import parse, toml_settings
 from minilora.cli.opening import config_of
-from minilora.cli.run_folder import as_toml, read_metrics, resume, settings_of
+from minilora.cli.run_folder import as_toml, facts, read_metrics, resume
 from minilora.config import InputError, LoraConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
@@ -315,15 +317,16 @@ def test_adapters(request, capfd, tmp_path, method):
 def test_checkpoints(request, capfd, tmp_path):
     adapters, _ = lora.init(unflatten(leaves()), LoraConfig(r=2), np.random.default_rng(0))
     args = parse(["train", "--data", "notes"])
-    facts = {"version": 1, "settings": settings_of(args), "digests": {"data": "a"}, "threads": 2}
+    then = facts(args) | {"threads": 2, "rows": [{"step": 1, "loss": 2.5}]}
+    now = then | {"settings": {"iters": args.iters}, "digests": {}}
     state = init_state(adapters) | {"best": adapters}
     path = tmp_path / "checkpoint.safetensors"
-    save_state(path, adapters, state, facts)
+    save_state(path, adapters, state, then)
     shape = tree_map(np.shape, adapters)
 
     def read():
         parse(["train", "--resume", "--adapter-path", str(tmp_path)])
-        found, state = resume(tmp_path, facts | {"settings": {}, "digests": {}})
+        found, state = resume(tmp_path, now, adapters)
         for tree in (found, state["m"], state["v"], state.get("best", found)):
             assert tree_map(np.shape, tree) == shape
         should_stop(state, args)
@@ -353,7 +356,7 @@ def test_rows(request, capfd, tmp_path):
 
 def test_settings(request, capfd, tmp_path):
     path = tmp_path / "train_config.toml"
-    path.write_text(as_toml(settings_of(parse(["train"])) | {"layers_to_transform": [0, 1]}))
+    path.write_text(as_toml(facts(parse(["train"]))["settings"] | {"layers_to_transform": [0, 1]}))
 
     def read():
         args = parse(["train", "-c", str(path)])
@@ -372,9 +375,10 @@ def test_metrics(request, capfd, tmp_path):
     rows = [row, row | {"step": 2}, {"step": 2, "eval_loss": 1.5, "eval_exact_match": 0.25}]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
-    def read():
-        rows = [row for row in read_metrics(tmp_path) if row["step"] <= 1]
+    def read(last=math.inf):
+        rows = read_metrics(tmp_path, last)
         [row["loss"] + 0.0 for row in rows if "loss" in row]
         [row["eval_loss"] + row["eval_exact_match"] for row in rows if "eval_loss" in row]
 
     fuzz(request, capfd, "metrics", {path: mutations.mutated_jsonl}, read)
+    fuzz(request, capfd, "metrics", {path: mutations.mutated_jsonl}, partial(read, 1))
