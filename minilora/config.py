@@ -15,6 +15,10 @@ ALL_LINEAR = ATTENTION + MLP  # PEFT's "all-linear": every projection, not the o
 class InputError(ValueError):
     """What a user handed over cannot be used: one line that says what, where, and what to do."""
 
+    def __str__(self):  # control characters of names in it escaped; cut if it is long
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
+        return text if len(text) <= 1200 else f"{text[:800]} … {text[-300:]}"
+
 
 def require(ok, message):
     """Raise InputError(message) unless ok."""
@@ -56,9 +60,8 @@ class ModelConfig:
     rope_scaling: dict | None = None  # None, or Llama 3's or the linear stretching of the rotation
 
     def __post_init__(self):
-        heads, kv = self.num_attention_heads, self.num_key_value_heads
-        multiple = f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv}"
-        require(heads % kv == 0, multiple)
+        q, k = self.num_attention_heads, self.num_key_value_heads
+        require(not q % k, f"num_attention_heads {q} is not a multiple of num_key_value_heads {k}")
         require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd: rotation needs pairs")
 
     def projections(self):
@@ -89,10 +92,9 @@ class LoraConfig:
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
             check("lora alpha", alpha, "be a positive number")
         check("lora dropout", self.lora_dropout, "lie in [0, 1)")
-        require(
-            self.init_lora_weights in (True, *INITIALIZERS),
-            f"init_lora_weights must be true or one of {INITIALIZERS}, got {self.init_lora_weights!r}",
-        )
+        start = self.init_lora_weights
+        message = f"init_lora_weights must be true or one of {INITIALIZERS}, got {start!r}"
+        require(start in (True, *INITIALIZERS), message)
 
     def rank_and_scaling(self, path):
         """Return (rank, scaling) of the adapter on the module at `path`."""
@@ -153,12 +155,11 @@ class TrainConfig:
                 choices = CHOICES[f.name]
                 require(value in choices, f"{name} must be one of {choices}, got {value!r}")
             elif type(f.default) is not bool:
-                whole = type(f.default) is int
-                usual = "be a whole number from 1" if whole else "be a positive number"
-                check(name, value, RULE_OF.get(f.name, usual))
+                check(name, value, RULE_OF.get(f.name, RULE_OF[type(f.default)]))
 
 
-RULE_OF = {
+RULE_OF: dict = {  # by the field's name, else by its type
+    int: "be a whole number from 1", float: "be a positive number",
     "warmup_ratio": "lie in [0, 1)", "adam_beta1": "lie in [0, 1)", "adam_beta2": "lie in [0, 1)",
     "weight_decay": "not be negative", "early_stopping_patience": "be a whole number from 0",
     "seed": "be a whole number from 0",

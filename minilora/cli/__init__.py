@@ -7,19 +7,26 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from contextlib import contextmanager
 from functools import cache
 
 from numba.core import event
 
-from ..config import InputError
+from ..config import InputError, require
 from ..course import commands as course_commands
 from . import commands
 from .arguments import COURSE, Parser, parse
 
+_on_its_way: list = []  # a weak reference to the latest Interrupted
 
-class Terminated(KeyboardInterrupt):
-    """The process was asked to end (SIGTERM): the same as Ctrl-C, with another exit status."""
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM. While one is on its way, other signals are ignored."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        _on_its_way[:] = [weakref.ref(self)]
 
 
 def main(argv=None):
@@ -27,9 +34,12 @@ def main(argv=None):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that knows only ASCII shows escapes
             stream.reconfigure(errors="backslashreplace")
+    terminated: list = []
     try:
-        with interruptible():
-            return dispatch(sys.argv[1:] if argv is None else argv) or 0
+        with interruptible(terminated, for_good=argv is None):
+            status = dispatch(sys.argv[1:] if argv is None else argv) or 0
+            sys.stdout.flush()
+            return status
     except InputError as error:
         return failed(error)
     except BrokenPipeError:
@@ -40,12 +50,13 @@ def main(argv=None):
     except (MemoryError, RecursionError) as error:
         return failed(f"{type(error).__name__}: too large for this machine ({error})")
     except KeyboardInterrupt as error:
-        print(one_line(error) or "interrupted", file=sys.stderr)
-        return 143 if isinstance(error, Terminated) else 130
+        print(str(InputError(error)) or "interrupted", file=sys.stderr)
+        return 143 if terminated else 130
 
 
 def dispatch(argv):
     """Run the command that the words in `argv` name; its exit status, or None for 0."""
+    require("\0" not in "".join(argv), "an argument has a NUL character: no file's name has one")
     if argv[:1] and argv[0] in COURSE:
         top = Parser(prog="minilora")
         course_commands.add_commands(top)
@@ -57,30 +68,35 @@ def dispatch(argv):
 
 def failed(error):
     """Print what went wrong as one line on standard error; return the exit status."""
-    print(f"error: {one_line(error)}", file=sys.stderr)
+    print(f"error: {InputError(error)}", file=sys.stderr)
     return 2
 
 
-def one_line(text):
-    """The text with line breaks and control characters of names in it escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
-
-
 @contextmanager
-def interruptible():
-    """Turn SIGTERM into Terminated inside the block, where this is the main thread."""
+def interruptible(terminated, for_good):
+    """Turn SIGINT and SIGTERM (noted in `terminated`) into Interrupted, on the main thread.
+
+    for_good: the process ends after the block, so both are ignored from then on.
+    """
+
+    def interrupt(number, frame):
+        if not any(ref() for ref in _on_its_way):
+            raise Interrupted
 
     def terminate(number, frame):
-        raise Terminated
+        terminated.append(number)
+        handler = signal.getsignal(signal.SIGINT)  # another one while `kernels.threads` computes
+        (handler if callable(handler) else interrupt)(number, frame)
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, terminate)
+    main, before = threading.current_thread() is threading.main_thread(), {}
     try:
+        for number, handler in ((signal.SIGINT, interrupt), (signal.SIGTERM, terminate)):
+            if main and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, handler)
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, old in before.items():
+            signal.signal(number, signal.SIG_IGN if for_good else old)
 
 
 @cache

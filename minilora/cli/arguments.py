@@ -8,10 +8,12 @@ import argparse
 import os
 import tomllib
 from dataclasses import fields
+from datetime import date
 from functools import partial
 
-from ..config import CHOICES, INITIALIZERS, InputError, LoraConfig, TrainConfig, flag
+from ..config import CHOICES, INITIALIZERS, InputError, LoraConfig, TrainConfig, flag, require
 from ..formats.checkpoint import read_metadata
+from ..formats.files import naming, read_text
 from ..methods.methods import METHODS
 from ..quant.quantize import SCHEMES
 
@@ -33,10 +35,10 @@ def parse(argv):
         return args
     given = argv[1:]
     if args.resume:
-        path = os.path.join(args.adapter_path, "checkpoint.safetensors")
-        given = flags_of(read_metadata(path)[1].get("settings", {}), path) + given
+        path = os.path.join(args.adapter_path, CHECKPOINT)
+        given = flags_of(checked_settings(settings_of(read_metadata(path)[1], path), path)) + given
     if args.config:
-        given = flags_of(toml_settings(args.config), args.config) + given
+        given = flags_of(toml_settings(args.config)) + given
     args = parser().parse_args(["train", *given])
     from ..data.tasks import BUILTIN
 
@@ -45,30 +47,42 @@ def parse(argv):
 
 
 def toml_settings(path):
-    """{name: value} of a TOML file, the names checked."""
+    """{name: value} of a TOML file, names and values checked as flags are."""
+    text = read_text(path)
     try:
-        with open(path, "rb") as file:
-            settings = tomllib.load(file)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        settings = tomllib.loads(text)
+        str(settings)  # a hexadecimal number may have more digits than Python prints
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
-    settings = {key.replace("-", "_"): value for key, value in settings.items()}
-    check_names(settings, path)
-    return settings
+    return checked_settings({key.replace("-", "_"): v for key, v in settings.items()}, path)
 
 
-def check_names(settings, path):
-    """Raise InputError, naming the file, for a name that is no setting of a run."""
+def settings_of(facts, path):
+    """Return the settings in the facts of the checkpoint at `path`; InputError if not a run's."""
+    kinds = {"settings": dict, "digests": dict, "threads": int, "rows": list}
+    sound = all(isinstance(facts.get(name, []), kind) for name, kind in kinds.items())
+    ours = sound and facts.get("version") == VERSION
+    require(ours, f"{path} is no checkpoint of a run of this version: start anew with --overwrite")
+    return facts["settings"]
+
+
+def checked_settings(settings, path):
+    """Return the settings as flags would give them; InputError naming the file if none could."""
     known = vars(parser().parse_args(["train"])).keys() - {"command", "config", *NOT_IN_A_FILE}
     for name, value in settings.items():
         if name not in known or isinstance(value, dict):
             raise InputError(f"{path}: unknown setting {name!r} (see minilora train --help)")
+        single = name in LISTS or not isinstance(value, list)
+        require(single, f"{path}: {flag(name)} takes one value")
+    with naming(path):
+        flags = flags_of(settings)
+        require("\0" not in "".join(flags), "a setting has a NUL character")
+        found = vars(parser().parse_args(["train", *flags]))
+    return {name: found[name] for name in settings if found[name] is not None}
 
 
-def flags_of(settings, path):
-    """The settings from the file at `path` as a list of flags."""
-    check_names(settings, path)
+def flags_of(settings):
+    """The settings as a list of flags."""
     flags = []
     for name, value in settings.items():
         if isinstance(value, bool):
@@ -80,6 +94,9 @@ def flags_of(settings, path):
     return flags
 
 
+LISTS = ("target_modules", "layers_to_transform", "also_train")
+VERSION = 2  # of the facts in a checkpoint
+CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
 NOT_IN_A_FILE = ("resume", "overwrite", "dry_run")
 
 
@@ -171,7 +188,8 @@ def train_flags(sub):
         else:
             kind = {"int": int, "float": float}.get(getattr(f.type, "__name__", f.type), str)
             add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name))
-    add("--save-every", type=int, default=50, help="steps between checkpoints")
+    add("--save-every", type=positive, default=50, help="steps between checkpoints")
+    add("--chat-date", type=day, default=str(date.today()), help="what chat templates take as now")
     add("--adapter-path", default="adapters", help="where the run is written")
     add("--init-adapter", help="an adapter folder to start from, with a fresh optimizer")
     existing = sub.add_mutually_exclusive_group().add_argument
@@ -190,6 +208,11 @@ def whole(text, least=0):
 
 
 positive = partial(whole, least=1)
+
+
+def day(text):
+    """A date, as YYYY-MM-DD."""
+    return str(date.fromisoformat(text))
 
 
 def number(text):

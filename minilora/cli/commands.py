@@ -1,14 +1,15 @@
 """What each command of the command line does: open, call, print."""
 
 import json
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from .. import generation
-from ..config import ModelConfig, TrainConfig, require
+from ..config import TrainConfig, require
 from ..data.rows import load_rows, prepare, read_rows
 from ..evaluation import compare as comparing
 from ..evaluation.memory import bits_per_weight, ledger, summary, table
@@ -22,42 +23,31 @@ from ..methods.operations import operations
 from ..quant.quantize import error_report
 from ..tree import named_leaves
 from . import pretraining
-from .arguments import toml_settings
-from .opening import open_adapter, warn, warn_of_another_base
+from .opening import Start, open_adapter, settings_in, warn, warn_of_another_base
 from .run import fine_tune, physical_memory
 
 train = fine_tune
 
 
-class Opened(NamedTuple):
-    """A base, the adapter on it if one was named, and the settings that it was trained with."""
-
-    adapters: dict
-    base: dict
-    config: ModelConfig
-    tokenizer: object
-    settings: dict
-
-
 def open_model(args):
-    """What --model, --quantize and --adapter-path name.
+    """The Start that --model, --quantize and --adapter-path name.
 
     A run's folder knows its base and how that was stored; a bare PEFT folder does not, so there
     --model has to be given.
     """
     path = getattr(args, "adapter_path", None)
-    run = Path(path) / "train_config.toml" if path else None
-    settings = toml_settings(run) if run and run.exists() else {}
+    settings = settings_in(path) if path else {}
     name = args.model or settings.get("model") or (None if path else "tiny")
-    require(name, f"{path} does not say which base it belongs to: give --model")
+    way = "give --model, or go on with train --resume if a run was stopped there"
+    require(name, f"{path} does not say which base it belongs to: {way}")
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
-    if path:
-        warn_of_another_base(path, scheme, block_size)
-        config, base, tokenizer, adapters, _ = open_adapter(path, name, scheme, block_size)
-        return Opened(adapters, base, config, tokenizer, settings)
-    config, base, tokenizer = load(name, scheme, block_size, stored=True)
-    return Opened({}, base, config, tokenizer, settings)
+    if not path:
+        return Start._make((*load(name, scheme, block_size, stored=True), {}, None, settings))
+    warn_of_another_base(path, settings, scheme, block_size)
+    start = open_adapter(path, name, scheme, block_size)
+    words = replace(start.tokenizer, chat_date=settings.get("chat_date"))
+    return start._replace(tokenizer=words, settings=settings)
 
 
 def open_examples(args, opened, split):
@@ -89,15 +79,14 @@ def generate(args):
     prompt = args.prompt
     if words.has_chat_template and not args.raw:
         prompt = words.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    keys_and_values = 8 * opened.config.num_hidden_layers * opened.config.num_key_value_heads
-    require(
-        keys_and_values * opened.config.head_dim * args.max_tokens < physical_memory(),
-        f"--max-tokens {args.max_tokens}: keys and values of that many tokens do not fit into memory",
-    )
+    model, n, ops = opened.model, args.max_tokens, operations(opened.adapters, opened.base)
+    keys_and_values = 8 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * n
+    much = f"--max-tokens {n}: keys and values of that many tokens do not fit into memory"
+    require(keys_and_values < physical_memory(), much)
     ids, printed = [], ""
     for token in generation.generate(
-        opened.adapters, opened.base, words.encode(prompt), opened.config,
-        operations(opened.adapters, opened.base), args.max_tokens, args.temp, args.top_p, np.random.default_rng(args.seed),
+        opened.adapters, opened.base, words.encode(prompt), model, ops, n,
+        args.temp, args.top_p, np.random.default_rng(args.seed),
     ):  # fmt: skip
         ids.append(token)
         text = words.decode(ids)
@@ -111,7 +100,7 @@ def evaluate(args):
     """Print the scores on a split of the data."""
     opened = open_model(args)
     examples, described = open_examples(args, opened, args.split)
-    score = scores(opened.adapters, opened.base, examples, opened.config)
+    score = scores(opened.adapters, opened.base, examples, opened.model)
     if args.json:
         print(json.dumps({**score, "rows": len(examples), "data": described}))
         return
@@ -126,7 +115,7 @@ def merge(args):
     require(opened.adapters, "there is nothing to merge: give --adapter-path")
     require_new(args.out)
     dense = merge_adapter(opened.adapters, opened.base)
-    save_pretrained(args.out, opened.config, dense, opened.tokenizer, args.dtype)
+    save_pretrained(args.out, opened.model, dense, opened.tokenizer, args.dtype)
     print(f"merged into {args.out}")
 
 
@@ -153,7 +142,7 @@ def inspect(args):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
             print(f"{path:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
     print(summary(opened.adapters, opened.base))
-    parts = ledger(opened.adapters, opened.base, opened.config, args.tokens)
+    parts = ledger(opened.adapters, opened.base, opened.model, args.tokens)
     print(f"a step over {args.tokens} tokens:\n{table(parts)}")
     if args.data:
         tokens, mask = open_examples(args, opened, "train")[0][0]
@@ -175,10 +164,8 @@ def pretrain(args):
 def compare(args):
     """Print what each method costs, learns and forgets, as a table in Markdown; draw it."""
     out = Path(args.out)
-    require(
-        out.suffix == ".png" and out.parent.is_dir() and not out.is_dir(),
-        f"--out {out} cannot be written: give a .png file in a folder that exists",
-    )
+    possible = out.suffix == ".png" and os.access(out.parent, os.W_OK) and not out.is_dir()
+    require(possible, f"--out {out} cannot be written: give a .png file in a folder of yours")
     jobs = comparing.jobs(args.methods or comparing.TABLE, args.seeds, args.iters, args.budget)
     rows = comparing.compare(jobs)
     print(comparing.markdown(rows))

@@ -11,7 +11,7 @@ from ..formats.checkpoint import changes_base, load_adapter, trains_everything
 from ..formats.pretrained import load
 from ..methods import initializers
 from ..methods.methods import METHODS, MethodConfig, also_train
-from .arguments import toml_settings
+from .arguments import SETTINGS, toml_settings
 
 
 class Start(NamedTuple):
@@ -21,7 +21,8 @@ class Start(NamedTuple):
     base: dict
     tokenizer: object
     adapters: dict
-    config: LoraConfig | MethodConfig
+    config: LoraConfig | MethodConfig | None  # None: no adapter
+    settings: dict = {}  # noqa: RUF012  of the run that trained the adapter
 
 
 def warn(text):
@@ -29,68 +30,58 @@ def warn(text):
     print(f"warning: {text}", file=sys.stderr)
 
 
-def warn_of_another_base(folder, scheme, block_size):
+def settings_in(folder):
+    """The settings of the run in `folder`; none if that is not a run's."""
+    path = Path(folder) / SETTINGS
+    return toml_settings(path) if path.exists() else {}
+
+
+def warn_of_another_base(folder, settings, scheme, block_size):
     """Warn if the run in `folder` trained its adapter on a base that was stored otherwise.
 
     An adapter also makes up for what quantization did to its own base: on another base a small
     model can lose all that it learned.
     """
-    path = Path(folder) / "train_config.toml"
-    settings = toml_settings(path) if path.exists() else {}
     its_own = settings.get("quantize", scheme), settings.get("block_size", block_size)
     before, now = (
         kind if kind in ("none", "int8") else f"{kind}, block size {size}"
         for kind, size in (its_own, (scheme, block_size))
     )
     if before != now:
-        warn(
-            f"{folder} was trained on a base stored as {before}, not {now}: an adapter can lose "
-            "all that it learned on another base (lesson 13)"
-        )
+        what = f"{folder} was trained on a base stored as {before}, not {now}"
+        warn(f"{what}: an adapter can lose all that it learned on another base (lesson 13)")
 
 
 def starting(args):
     """The Start of a run: new, or from --init-adapter."""
     if args.init_adapter:
-        warn_of_another_base(args.init_adapter, args.quantize, args.block_size)
-        start = open_adapter(args.init_adapter, args.model, args.quantize, args.block_size)
-        require(
-            method_of(start.config) == args.method,
-            f"{args.init_adapter} holds {method_of(start.config)}: give that to --method",
-        )
+        folder, how = args.init_adapter, (args.quantize, args.block_size)
+        warn_of_another_base(folder, settings_in(folder), *how)
+        start = open_adapter(folder, args.model, *how)
+        held = method_of(start.config)
+        require(held == args.method, f"{args.init_adapter} holds {held}: give that to --method")
     else:
         start = fresh(args, config_of(args))
-    low_rank = isinstance(start.config, LoraConfig)
-    require(
-        low_rank or not args.also_train,
-        f"--also-train is for what stands beside low-rank factors, not for --method {args.method}",
-    )
-    require(
-        "bias" not in args.also_train or args.method != "dora",
-        "--also-train bias has no place in PEFT's files of DoRA: take norm or head",
-    )
+    possible = isinstance(start.config, LoraConfig) or not args.also_train
+    require(possible, f"--also-train goes with low-rank factors, not with --method {args.method}")
+    possible = "bias" not in args.also_train or args.method != "dora"
+    require(possible, "--also-train bias has no place in PEFT's files of DoRA: take norm or head")
     return start._replace(adapters=also_train(start.adapters, start.base, args.also_train))
 
 
 def config_of(args):
     """The LoraConfig or MethodConfig that the flags say."""
     if args.method not in ("lora", "dora"):
-        require(
-            args.init_lora_weights is None,
-            f"--init-lora-weights starts low-rank factors, which --method {args.method} has not",
-        )
+        why = f"which --method {args.method} does not have"
+        require(args.init_lora_weights is None, f"--init-lora-weights is for lora_A, lora_B, {why}")
         return MethodConfig(args.method, args.num_virtual_tokens, args.bottleneck_size)
     layers = args.layers_to_transform
     return LoraConfig(
-        r=args.lora_r,
-        lora_alpha=args.lora_alpha,
-        lora_dropout=args.lora_dropout,
-        target_modules=tuple(args.target_modules),
-        use_rslora=args.use_rslora,
+        r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
+        target_modules=tuple(args.target_modules), use_rslora=args.use_rslora,
         layers_to_transform=None if layers is None else tuple(layers),
-        use_dora=args.method == "dora",
-        init_lora_weights=args.init_lora_weights or True,
-    )
+        use_dora=args.method == "dora", init_lora_weights=args.init_lora_weights or True,
+    )  # fmt: skip
 
 
 def method_of(config):

@@ -1,49 +1,40 @@
 """A training run and its folder: settings, metrics, checkpoints, adapter, curve.
 
-Every file is written under a temporary name and renamed, so a kill at any moment leaves the old or
-the new file, whole. The first files are written at the first checkpoint; until then nothing in the
-folder changes.
+Every file but metrics.jsonl is written under a temporary name and renamed, so a kill at any moment
+leaves the old or the new file, whole. The first of them is the first checkpoint.
 """
 
 import math
 import os
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from .. import layers
-from ..config import TrainConfig, require
+from ..config import InputError, TrainConfig, require
 from ..data.rows import load_rows, prepare, split_row
 from ..evaluation.memory import ledger, peak_rss_mb, summary, table
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
 from ..evaluation.trainer import train
 from ..formats.checkpoint import save_adapter, save_state
+from ..formats.files import append, replace_text
 from ..generation import generate
 from ..kernels import num_threads
 from ..methods.operations import check_packing, operations
+from . import run_folder
+from .arguments import CHECKPOINT, SETTINGS
 from .checklist import Rows, questions
 from .opening import starting
-from .run_folder import (
-    VERSION,
-    as_toml,
-    claim,
-    digests,
-    lines,
-    lock,
-    model_card,
-    read_metrics,
-    replace_text,
-    resume,
-    settings_of,
-)  # fmt: skip
 
 
 def fine_tune(args):
     """`minilora train`: everything is checked before the first file is written."""
-    folder, config = Path(args.adapter_path), TrainConfig(**_picked(args, TrainConfig))
-    claim(folder, args)
-    model, base, tokenizer, adapters, adapter_config = starting(args)
+    folder = Path(args.adapter_path)
+    config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
+    run_folder.claim(folder, args)
+    model, base, tokenizer, adapters, adapter_config, _ = starting(args)
+    tokenizer = replace(tokenizer, chat_date=args.chat_date)
     check_packing(adapters, config)
     rows = load_rows(args.data, "train")
     examples, cut = prepare(rows, tokenizer, config)
@@ -53,11 +44,10 @@ def fine_tune(args):
     tokens = config.batch_size * max(len(e.tokens) - 1 for e in examples)
     parts = ledger(adapters, base, model, tokens)
     print(f"a step over {tokens} tokens:\n{table(parts)}")
-    require(
-        sum(parts.values()) < physical_memory(),
-        f"a step over {tokens} tokens needs {sum(parts.values()) / 1e9:,.0f} GB, this machine has "
-        f"{physical_memory() / 1e9:,.0f}: lower --batch-size or --max-seq-length",
-    )
+    needed, there = sum(parts.values()), physical_memory()
+    much = f"needs {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f}"
+    way = "lower --batch-size or --max-seq-length"
+    require(needed < there, f"a step over {tokens} tokens {much}: {way}")
     if Path(args.data).is_file():
         whole = len(rows) + len(held_out)
         how = "every tenth held out" if held_out else "none held out: fewer than ten"
@@ -70,15 +60,12 @@ def fine_tune(args):
         )
         print("\n".join(f"question: {line}" for line in asked) or "no setting is questioned")
         return
-    facts = {
-        "version": VERSION, "settings": settings_of(args), "digests": digests(args),
-        "threads": num_threads(),
-    }  # fmt: skip
+    facts = {**run_folder.facts(args), "threads": num_threads()}
     ops = operations(adapters, base, layers if args.plain else None)
-    with lock(folder):
+    with run_folder.lock(folder):
         state = None
         if args.resume:
-            adapters, state = resume(folder, facts)
+            adapters, state = run_folder.resume(folder, facts, adapters)
         shown = base, model, tokenizer, held_out, valid, ops
         show("before", adapters, *shown)
 
@@ -90,15 +77,16 @@ def fine_tune(args):
             )  # fmt: skip
         except KeyboardInterrupt as error:
             log.save()
-            raise type(error)(log.how_to_go_on()) from None
+            raise type(error)(f"interrupted: {log.how_to_go_on()}") from None
         finally:
             log.save()
         if log.latest is None:
             best = (state or {}).get("best", adapters)
-        save_adapter(folder, best, base, adapter_config, args.model, config.adapter_dtype)
-        curve(folder / "curve.png", read_metrics(folder), f"{args.model} on {args.data}")
+        log.save_adapter(best)
+        rows = run_folder.read_metrics(folder)
+        curve(folder / "curve.png", rows, f"{args.model} on {args.data}")
         scores = show("after", best, *shown)
-        replace_text(folder / "README.md", model_card(args, adapter_config, scores))
+        replace_text(folder / "README.md", run_folder.model_card(args, adapter_config, scores))
     print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
 
 
@@ -108,10 +96,6 @@ def physical_memory():
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return math.inf
-
-
-def _picked(args, kind):
-    return {f.name: getattr(args, f.name) for f in fields(kind) if hasattr(args, f.name)}
 
 
 class Log:
@@ -124,6 +108,8 @@ class Log:
     def __init__(self, folder, args, base, adapter_config, facts, new):
         self.folder, self.args, self.base = folder, args, base
         self.adapter_config, self.facts, self.new = adapter_config, facts, new
+        self.metrics, self.can_resume = folder / run_folder.METRICS, not new
+        self.size = 0 if new else self.metrics.stat().st_size
         self.latest: Any = None
         self.rows: list = []
 
@@ -136,28 +122,38 @@ class Log:
             self.save()
 
     def save(self):
-        """Write what is not written yet: metrics, then the checkpoint, then the adapter."""
+        """Write what is not written yet: metrics, then the checkpoint, then the adapter.
+
+        The first checkpoint replaces an older run, and holds its rows: metrics.jsonl comes later.
+        """
         if not self.rows:
             return
-        adapters, state = self.latest
-        earlier = [] if self.new else read_metrics(self.folder)
-        replace_text(self.folder / "metrics.jsonl", lines(earlier + self.rows))
-        save_state(self.folder / "checkpoint.safetensors", adapters, state, self.facts)
-        if self.new:
-            replace_text(self.folder / "train_config.toml", as_toml(self.facts["settings"]))
-            for name in ("curve.png", "README.md"):  # of an older run
-                (self.folder / name).unlink(missing_ok=True)
-        save_adapter(
-            self.folder, state.get("best", adapters), self.base, self.adapter_config,
-            self.args.model, self.args.adapter_dtype,
-        )  # fmt: skip
-        self.rows, self.new = [], False
+        (adapters, state), text = self.latest, run_folder.lines(self.rows)
+        first = {"rows": self.rows} if self.new else {}
+        try:
+            if not self.new:
+                append(self.metrics, self.size, text)
+            save_state(self.folder / CHECKPOINT, adapters, state, self.facts | first)
+            self.can_resume = True
+            if self.new:
+                run_folder.begin(self.folder, text)
+            self.save_adapter(state.get("best", adapters))
+        except InputError as error:
+            raise InputError(f"{error}; then {self.how_to_go_on()}") from error
+        self.size, self.rows, self.new = self.size + len(text), [], False
+
+    def save_adapter(self, adapters):
+        """Write the adapter, and then the settings if they are not there."""
+        name, dtype = self.args.model, self.args.adapter_dtype
+        save_adapter(self.folder, adapters, self.base, self.adapter_config, name, dtype)
+        if not (path := self.folder / SETTINGS).exists():
+            replace_text(path, run_folder.as_toml(self.facts["settings"]))
 
     def how_to_go_on(self):
         """What to tell a user whose run was interrupted."""
-        if self.new:
-            return "interrupted before the first step: start the same command again"
-        return f"interrupted: go on with `minilora train --resume --adapter-path {self.folder}`"
+        if not self.can_resume:
+            return "start the same command again"
+        return f"go on with `minilora train --resume --adapter-path {self.folder}`"
 
 
 def show(when, adapters, base, model, tokenizer, rows, examples, ops):
@@ -165,10 +161,8 @@ def show(when, adapters, base, model, tokenizer, rows, examples, ops):
     if not rows:
         return None
     score = evaluate(adapters, base, examples, model, ops)
-    print(
-        f"{when}: held-out loss {score['loss']:.4f} nats per token, "
-        f"exact match {100 * score['exact_match']:.1f} %"
-    )
+    loss, exact = score["loss"], 100 * score["exact_match"]
+    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %")
     row = rows[0]
     prompt, answer = split_row(row, tokenizer)
     if not prompt:  # a text row: continue its first third

@@ -2,92 +2,98 @@
 
 import hashlib
 import json
+import math
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, LoraConfig, flag, require
+from ..data.rows import read_jsonl
 from ..data.tasks import BUILTIN
 from ..formats import fetch
-from ..formats.checkpoint import load_state
-from ..formats.files import replacing
+from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
+from ..formats.files import replace_text, writing
 from ..formats.pretrained import EMBEDDED
+from .arguments import CHECKPOINT, SETTINGS, VERSION
 from .opening import warn
 
-LOCK, VERSION = ".lock", 1  # of the checkpoint's facts
-FILES = (
-    "README.md", "adapter_config.json", "adapter_model.safetensors", "checkpoint.safetensors",
-    "curve.png", "metrics.jsonl", "train_config.toml", LOCK,
-)  # fmt: skip
+LOCK, METRICS = ".lock", "metrics.jsonl"
+OTHERS = ("README.md", "curve.png")
+FILES = (*OTHERS, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS, LOCK)
 NOT_SETTINGS = ("command", "config", "resume", "overwrite", "dry_run")
 
 
 def claim(folder, args):
     """Raise InputError if the run may not be written to `folder`; nothing is changed."""
-    require(
-        args.save_every >= 1, f"--save-every must be a whole number from 1, got {args.save_every}"
-    )
-    require(not folder.exists() or folder.is_dir(), f"{folder} is a file: name another folder")
+    free = folder.is_dir() or not os.path.lexists(folder)
+    require(free, f"{folder} is no folder: name another --adapter-path")
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    there = [name for name in there if name != LOCK]  # `lock` looks at that
+    there = [name for name in there if name != LOCK and not _half_written(name)]  # see `lock`
     if args.resume:
-        require(
-            "checkpoint.safetensors" in there,
-            f"{folder} has no checkpoint to --resume from: start anew with --overwrite",
-        )
+        way = "start anew with --overwrite"
+        require(CHECKPOINT in there, f"{folder} has no checkpoint to --resume from: {way}")
         return
-    foreign = [name for name in there if not _ours(name)]
-    require(
-        not foreign,
-        f"{folder} holds {', '.join(foreign[:3])}, which is no run's: name another --adapter-path",
-    )
-    require(
-        not there or args.overwrite or args.dry_run,
-        f"{folder} holds a run: --resume it, --overwrite it, or name another --adapter-path",
-    )
+    foreign, way = [name for name in there if name not in FILES], "name another --adapter-path"
+    require(not foreign, f"{folder} holds {', '.join(foreign[:3])}, which is no run's: {way}")
+    free = not there or args.overwrite or args.dry_run
+    require(free, f"{folder} holds a run: --resume it, --overwrite it, or {way}")
 
 
-def _ours(name):
-    """Whether a run writes a file of that name, or a kill left it half-written."""
+def _half_written(name):
+    """Whether a killed run may have left a file of that name."""
     whole, _, number = name.removesuffix(".tmp").rpartition(".")
-    return name in FILES or (name.endswith(".tmp") and (whole in FILES and number.isdecimal()))
+    return name.endswith(".tmp") and whole in FILES and number.isdecimal()
 
 
-def resume(folder, facts):
+def resume(folder, facts, start):
     """Return (adapters, state) of the run's checkpoint, once it is sure that nothing has changed.
 
-    facts: settings, digests and threads of now. Rows of metrics.jsonl after the checkpoint go.
+    facts: settings, digests and threads of now; start: the adapters before the first step. Rows of
+    metrics.jsonl after the checkpoint go.
     """
-    adapters, state, then = load_state(folder / "checkpoint.safetensors")
-    for name, value in facts["settings"].items():
+    checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
+    settings, then = facts["settings"], read_metadata(checkpoint)[1]
+    way = "restore them, or start anew with --overwrite"
+    for name, value in settings.items():
         before = then["settings"].get(name)
-        require(
-            name == "adapter_path" or before == value,
-            f"{flag(name)} is {value} but was {before} when {folder} was started: "
-            "a run is resumed with its own settings",
-        )
+        changed = f"{flag(name)} is {value} but was {before} when {folder} was started"
+        same = name == "adapter_path" or before == value
+        require(same, f"{changed}: a run is resumed with its own settings")
     for name, value in facts["digests"].items():
-        require(
-            then["digests"].get(name) == value,
-            f"the files of {flag(name)} {facts['settings'][name]} are not those that {folder} was "
-            "started with: restore them, or start anew with --overwrite",
-        )
-    if then["threads"] != facts["threads"]:
-        now, before = facts["threads"], then["threads"]
+        changed = f"the files of {flag(name)} {settings[name]} are not those that {folder} was"
+        require(then["digests"].get(name) == value, f"{changed} started with: {way}")
+    adapters, state, _ = load_state(checkpoint, start)
+    step, last = state["step"], settings["iters"]
+    require(step <= last, f"{checkpoint} is at step {step} of {last}: start anew with --overwrite")
+    now, before = facts["threads"], then["threads"]
+    if before != now:
         warn(f"resuming on {now} threads what was started on {before}: last bits can differ")
-    rows = [row for row in read_metrics(folder) if row["step"] <= state["step"]]
-    replace_text(folder / "metrics.jsonl", lines(rows))
+    first = lines(then.get("rows", []))
+    if first and not (metrics.exists() and metrics.read_bytes().startswith(first.encode())):
+        begin(folder, first)  # which a kill prevented
+    rows = read_metrics(folder, step)
+    if not rows or rows[-1]["step"] < step:
+        warn(f"{metrics} ends before the checkpoint's step {step}: the curve will lack steps")
+    replace_text(metrics, lines(rows))
     return adapters, state
 
 
-def digests(args):
-    """{setting: SHA-256} of the files that --data and --model name."""
-    return {name: digest(files_of(name, getattr(args, name))) for name in ("data", "model")}
+def begin(folder, text):
+    """Remove what an older run left, but for its adapter, and write the first metrics."""
+    with writing(folder):
+        for name in (SETTINGS, *OTHERS):
+            (folder / name).unlink(missing_ok=True)
+    replace_text(folder / METRICS, text)
 
 
-def settings_of(args):
-    """Every resolved setting of a run, by its flag's name; None (not given) left out."""
-    return {k: v for k, v in vars(args).items() if k not in NOT_SETTINGS and v is not None}
+def facts(args):
+    """What must be the same when a run is resumed: its settings, the files that it reads."""
+    settings = {k: v for k, v in vars(args).items() if k not in NOT_SETTINGS and v is not None}
+    for name, value in settings.items():
+        whole = str(value).encode(errors="ignore").decode() == str(value)
+        require(whole, f"{flag(name)} {value} is not UTF-8: give it another name")
+    files = {name: digest(files_of(name, getattr(args, name))) for name in ("data", "model")}
+    return {"version": VERSION, "settings": settings, "digests": files}
 
 
 @contextmanager
@@ -107,20 +113,21 @@ def lock(folder):
 
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise InputError(
-                    f"{folder} is in use by process {path.read_text()}: wait for it to end, or "
-                    "name another --adapter-path"
-                ) from None
-            file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
-            for left in folder.glob("*.tmp"):  # half-written when a run was killed
-                if _ours(left.name):
-                    left.unlink()
+                way = "wait for it to end, or name another --adapter-path"
+                used = f"{folder} is in use by process {path.read_text(errors='replace')}"
+                raise InputError(f"{used}: {way}") from None
+            with writing(path):
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+                for left in folder.glob("*.tmp"):  # half-written when a run was killed
+                    if _half_written(left.name):
+                        left.unlink()
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink()
     finally:
         with suppress(OSError):
             folder.rmdir()  # only if nothing was written
@@ -149,9 +156,8 @@ def digest(files):
 
 def model_card(args, config, scores):
     """The text of the folder's README.md: what was trained on what, its scores, how to load it."""
-    stored = f"{args.quantize}, blocks of {args.block_size}"
-    if args.quantize in ("none", "int8"):
-        stored = args.quantize
+    blocks = "" if args.quantize in ("none", "int8") else f", blocks of {args.block_size}"
+    stored = args.quantize + blocks
     # PiSSA and LoftQ change the base: there `quantize` does not write the one of this adapter
     plain_start = isinstance(config, LoraConfig) and config.init_lora_weights is True
     its_own = plain_start and args.quantize != "none"
@@ -178,21 +184,32 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
 {peft if its_own else ""}"""
 
 
-def read_metrics(folder):
-    """The rows of a run's metrics.jsonl; a last line that a kill cut short is left out."""
-    path, rows = Path(folder) / "metrics.jsonl", []
-    for line in path.read_text("utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+def read_metrics(folder, last=math.inf):
+    """The rows of metrics.jsonl up to step `last`; behind it, a kill may have left anything.
+
+    Raises InputError naming the line that is none.
+    """
+    path, rows = Path(folder) / METRICS, list[dict]()
+    try:
+        for row in read_jsonl(path, _check_metrics) if path.exists() else ():
+            if row["step"] > last:
+                break
+            rows.append(row)
+    except InputError:
+        if not rows or rows[-1]["step"] != last:
+            raise
     return rows
 
 
-def replace_text(path, text):
-    """Write a text file whole or not at all."""
-    with replacing(path) as (temporary,):
-        temporary.write_text(text, encoding="utf-8")
+def _check_metrics(row, where):
+    """Raise InputError unless `row` is a step's or an evaluation's: numbers that can be drawn."""
+    sound = isinstance(row, dict) and type(row.get("step")) is int
+    kinds = {"loss"}, {"eval_loss", "eval_exact_match"}
+    sound = sound and set.union(*kinds) & row.keys() in kinds
+    for name, value in row.items() if sound else ():
+        number = type(value) is float or (type(value) is int and abs(value) < 2**63)
+        sound = sound and (number or name == "peak_rss_mb")
+    require(sound, f"{where}: no row of a run: restore the file or delete the line")
 
 
 def lines(rows):
@@ -202,4 +219,5 @@ def lines(rows):
 
 def as_toml(settings):
     """Settings as TOML: strings, numbers, booleans and lists of them."""
-    return "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
+    text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
+    return text.replace("\x7f", "\\u007f")  # which TOML forbids and JSON does not

@@ -208,14 +208,11 @@ def compiled(module, text, name):
 def load(folder=LESSONS):
     """Read `folder`/exercises.toml, check it, and return {id: Exercise}."""
     path = Path(folder) / "exercises.toml"
-    require(
-        path.exists(),
-        f"there are no exercises in {folder}: they come with a clone of the repository, or with "
-        "the folder that `minilora teach build` makes",
-    )
+    way = "they come with a clone of the repository, or with the folder of `minilora teach build`"
+    require(path.exists(), f"there are no exercises in {folder}: {way}")
     try:
         entries = tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise InputError(f"{path} is no list of exercises: {error}") from error
     exercises: dict[str, Exercise] = {}
     for entry in entries:

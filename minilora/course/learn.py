@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..config import InputError, require
-from ..formats.files import read_json, replacing
+from ..formats.files import read_json, replace_text, writing
 from . import exercises, judge
 from .student import Local
 
@@ -44,7 +44,7 @@ class Workspace:
         """Note what happened, and keep what another command may have noted meanwhile."""
         self.read()
         self.progress[exercise.id] = {**self.of(exercise), **values}
-        write(self.folder / PROGRESS, json.dumps(self.progress, indent=1) + "\n")
+        replace_text(self.folder / PROGRESS, json.dumps(self.progress, indent=1) + "\n")
 
     def named(self, name):
         """Return the exercise with that id, or with that file name."""
@@ -61,12 +61,6 @@ class Workspace:
         if verdict.status != "todo":
             self.note(exercise, checks=self.of(exercise).get("checks", 0) + 1, **passed)
         return verdict
-
-
-def write(path, text):
-    """Write a text file whole, or not at all."""
-    with replacing(Path(path)) as (temporary,):
-        temporary.write_text(text, encoding="utf-8")
 
 
 def show(exercise, verdict):
@@ -90,16 +84,14 @@ def debug(path):
 
 def do_init(args):
     folder = Path(args.folder)
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{args.folder} cannot be made: {error.strerror}") from error
     if not (folder / PROGRESS).exists():
-        write(folder / PROGRESS, "{}\n")
+        replace_text(folder / PROGRESS, "{}\n")
     space = Workspace(folder)
     missing = [e for e in space.exercises.values() if not (space.folder / e.file).exists()]
     for e in missing:
-        write(space.folder / e.file, e.student_file())
+        replace_text(space.folder / e.file, e.student_file())
     kept = len(space.exercises) - len(missing)
     print(f"{args.folder}: {len(missing)} exercises to write, {kept} files kept as they are")
     print(f"next: cd {args.folder}, then minilora learn next")
@@ -114,10 +106,8 @@ def do_list(args):
         state = "passed" if noted.get("passed") else "begun" if noted.get("checks") else "todo"
         extra = f"  {noted['hints']} hints" if noted.get("hints") else ""
         extra += "  solution seen" if noted.get("solution") else ""
-        print(
-            f"{state:<7} {e.id:<22} lesson {e.lesson:<2} "
-            f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points{extra}"
-        )
+        work = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
+        print(f"{state:<7} {e.id:<22} lesson {e.lesson:<2} {work}{extra}")
     print(f"{passed} of {len(space.exercises)} passed")
 
 
@@ -205,5 +195,5 @@ def do_reset(args):
             n += 1
         path.rename(old)
         kept = f"; yours is {old}"
-    write(path, e.student_file())
+    replace_text(path, e.student_file())
     print(f"{path} is the stub again{kept}")

@@ -12,11 +12,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..config import InputError, require
-from ..formats.files import new_folder
+from ..config import require
+from ..formats.files import new_folder, replace_text, writing
 from . import judge
 from .exercises import Exercise, load, start
-from .learn import CHECKS, PROGRESS, write
+from .learn import CHECKS, PROGRESS
 from .outcome import Stopped
 from .student import SEED, Local, running
 
@@ -55,19 +55,19 @@ def do_build(args):
         checks.mkdir(parents=True)
         for e in exercises:
             stub = e.student_file()
-            write(folder / e.file, stub)
+            replace_text(folder / e.file, stub)
             # the file of a test holds its solution
             rules = stub if e.kind == "test" else without_mistakes(e.folder / e.file)
-            write(checks / e.file, rules)
+            replace_text(checks / e.file, rules)
             values = {**asdict(e), "needs": [need for need in e.needs if need in ids]}
             del values["folder"], values["mistakes"]
             entry = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items()]
             entries.append("[[exercise]]\n" + "".join(entry))
             cells = e.id, f"[{e.file}]({e.file})", e.lesson, e.difficulty, e.minutes
             readme += f"| {' | '.join(map(str, cells))} | {e.points:g} |\n"
-        write(folder / CHECKS / "exercises.toml", "\n".join(entries))
-        write(folder / "README.md", readme)
-        write(folder / PROGRESS, "{}\n")
+        replace_text(folder / CHECKS / "exercises.toml", "\n".join(entries))
+        replace_text(folder / "README.md", readme)
+        replace_text(folder / PROGRESS, "{}\n")
     print(f"{args.out}: {len(exercises)} exercises, {sum(e.points for e in exercises):g} points")
 
 
@@ -107,11 +107,9 @@ def do_grade(args):
     if not args.out:
         print(text, end="")
         return
-    try:
+    with writing(args.out):
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{args.out} cannot be written: {error.strerror}") from error
-    write(args.out, text)
+    replace_text(args.out, text)
 
 
 def private_seed(given):
@@ -156,20 +154,15 @@ def as_json(grades, seconds):
         "seconds": round(seconds, 2),
         "exercises": [
             {
-                "id": g.exercise.id,
-                "lesson": g.exercise.lesson,
-                "points": g.points,
-                "max_points": g.exercise.points,
-                "status": g.open.status,
-                "hidden_status": g.hidden.status,
-                "mistake": g.open.mistake or g.hidden.mistake,
-                "output": g.open.text,
-                "hidden_output": g.hidden.text,
+                "id": g.exercise.id, "lesson": g.exercise.lesson, "points": g.points,
+                "max_points": g.exercise.points, "status": g.open.status,
+                "hidden_status": g.hidden.status, "mistake": g.open.mistake or g.hidden.mistake,
+                "output": g.open.text, "hidden_output": g.hidden.text,
                 "seconds": round(g.seconds, 2),
             }
             for g in grades
         ],
-    }
+    }  # fmt: skip
     return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
 
@@ -201,13 +194,10 @@ def as_gradescope(grades, seconds):
                 "tags": [f"lesson {g.exercise.lesson}", kind],
             })  # fmt: skip
     result = {
-        "score": sum(g.points for g in grades),
-        "execution_time": round(seconds),
+        "score": sum(g.points for g in grades), "execution_time": round(seconds),
         "output": "Each exercise has open checks and hidden ones: the same rules, on other calls.",
-        "visibility": "visible",
-        "stdout_visibility": "hidden",
-        "tests": tests,
-    }
+        "visibility": "visible", "stdout_visibility": "hidden", "tests": tests,
+    }  # fmt: skip
     return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
 

@@ -18,43 +18,50 @@ SHAPES = ({"text"}, {"prompt", "completion"}, {"messages"})
 
 def read_rows(path):
     """Return the rows of a JSONL file; InputError names file and line of what is wrong with it."""
+    rows = list(read_jsonl(path, check_row))
+    require(rows, f"{path} is empty: give it one JSON object a line")
+    return rows
+
+
+def read_jsonl(path, check):
+    """Yield the values of a file with one JSON value per line; `check(value, where)` may raise."""
     try:
         text = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    lines = [(n, line) for n, line in enumerate(text.split(b"\n"), 1) if line.strip()]
-    require(lines, f"{path} is empty: give it one JSON object a line")
-    return [_parse(f"{path}, line {n}", line) for n, line in lines]
+    for n, line in enumerate(text.split(b"\n"), 1):
+        if line.strip():
+            where = f"{path}, line {n}"
+            whole = line.decode(errors="ignore").encode() == line
+            require(whole, f"{where}: not UTF-8: save the file as UTF-8")
+            value = parse_json(line.decode(), f"{where}: broken JSON")
+            check(value, where)
+            yield value
 
 
-def _parse(where, line):
+def parse_json(text, complaint):
+    """Return the value of a JSON text; InputError, the complaint and the reason, if it is none."""
     try:
-        row = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8: save the file as UTF-8") from error
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: broken JSON: {error}") from error
-    check_row(row, where)
-    return row
+        raise InputError(f"{complaint}: {error}") from error
 
 
 def check_row(row, where):
     """Raise InputError unless `row` has one of the three shapes."""
     require(isinstance(row, dict), f"{where}: a row must be a JSON object")
     shape = {key for keys in SHAPES for key in keys & set(row)}
-    require(
-        shape in SHAPES,
-        f"{where}: keys {sorted(row)}: give text, or prompt and completion, or messages",
-    )
+    way = "give text, or prompt and completion, or messages"
+    require(shape in SHAPES, f"{where}: keys {sorted(row)}: {way}")
     messages = row.get("messages", ())
     if "messages" in row:
-        require(
-            isinstance(messages, list)
-            and messages
-            and all(isinstance(m, dict) and {"role", "content"} <= set(m) for m in messages)
-            and messages[-1]["role"] == "assistant",
-            f"{where}: messages must be objects with role and content, the last the assistant's",
+        sound = isinstance(messages, list) and bool(messages)
+        sound = sound and all(
+            isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages
         )
+        sound = sound and messages[-1]["role"] == "assistant"
+        what = "objects with role and content, the last the assistant's"
+        require(sound, f"{where}: messages must be {what}")
     for text in [row[key] for key in shape - {"messages"}] + [m["content"] for m in messages]:
         require(isinstance(text, str), f"{where}: a text must be a string")
         whole = text.encode(errors="ignore").decode() == text
@@ -73,9 +80,8 @@ def split_row(row, tokenizer):
     ]
     prompt = tokenizer.render(messages[:-1], add_generation_prompt=True)
     whole = tokenizer.render(messages)
-    require(
-        whole.startswith(prompt), "this base's chat template rewrites earlier turns: use text rows"
-    )
+    rewritten = "this base's chat template rewrites earlier turns: use text rows"
+    require(whole.startswith(prompt), rewritten)
     return prompt, whole[len(prompt) :]
 
 
@@ -101,11 +107,8 @@ def prepare(rows, tokenizer, config):
     full = [encode(row, tokenizer, config.mask_prompt) for row in rows]
     cut = [Example(*(part[: config.max_seq_length] for part in example)) for example in full]
     kept = [example for example in cut if any(example.mask[1:])]
-    require(
-        kept,
-        "no row has a target token within --max-seq-length "
-        f"{config.max_seq_length}: give it more, or longer texts",
-    )
+    length = f"--max-seq-length {config.max_seq_length}"
+    require(kept, f"no row has a target token within {length}: give it more, or longer texts")
     return kept, sum(len(e.tokens) > config.max_seq_length for e in full)
 
 
@@ -121,11 +124,9 @@ def load_rows(name, split):
     if path.is_dir():
         files = [path / f"{split}.jsonl"] + [path / "valid.jsonl"] * (split == "test")
         return read_rows(next((f for f in files if f.exists()), files[0]))
-    require(
-        path.suffix == ".jsonl" and path.exists(),
-        f"there are no data {name!r}: give {', '.join(tasks.BUILTIN)}, a .jsonl file that exists, "
-        "or a folder with train.jsonl and valid.jsonl",
-    )
+    known = f"{', '.join(tasks.BUILTIN)}, a .jsonl file that exists, or a folder with train.jsonl"
+    there = path.suffix == ".jsonl" and path.exists()
+    require(there, f"there are no data {name!r}: give {known} and valid.jsonl")
     return [row for i, row in enumerate(read_rows(path)) if (i % 10 == 9) == (split != "train")]
 
 

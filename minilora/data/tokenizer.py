@@ -7,6 +7,7 @@ and switches are those of transformers, so that a template sees what its author 
 import importlib
 import json
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, partial
@@ -24,6 +25,7 @@ class ByteTokenizer:
     vocab_size: int = 256
     eos_token_id: int = 255
     has_chat_template: bool = False
+    chat_date: str | None = None
 
     def encode(self, text, add_special_tokens=True):
         """Return ids in 0..254; there are no special tokens to add."""
@@ -42,10 +44,8 @@ def utf8(text):
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(
-            f"the text has a lone surrogate {text[error.start]!r} at character {error.start}, "
-            "which is no text"
-        ) from error
+        which = f"{text[error.start]!r} at character {error.start}"
+        raise InputError(f"the text has a lone surrogate {which}, which is no text") from error
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,13 @@ class PretrainedTokenizer:
     special: dict = field(default_factory=dict)  # the texts of bos_token, eos_token, …
     chat_template: str | None = None
     settings: dict = field(default_factory=dict)  # tokenizer_config.json, to be written back
+    source: str = "the tokenizer"  # its file, for messages
+    chat_date: str | None = None  # what a chat template gets for today, YYYY-MM-DD; None: today
 
     @property
     def vocab_size(self):
-        return self.backend.get_vocab_size(with_added_tokens=True)
+        """One more than the largest id: ids may have gaps."""
+        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @property
     def has_chat_template(self):
@@ -71,25 +74,25 @@ class PretrainedTokenizer:
         utf8(text)
         bos = self.special.get("bos_token")
         add = add_special_tokens and not (bos and text.startswith(bos))
-        return self.backend.encode(text, add_special_tokens=add).ids
+        with one_error(f"{self.source} cannot encode this text"):
+            return self.backend.encode(text, add_special_tokens=add).ids
 
     def decode(self, ids):
         """Return the text without special tokens."""
-        return self.backend.decode(list(ids), skip_special_tokens=True)
+        with one_error(f"{self.source} cannot decode these tokens"):
+            return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def render(self, messages, add_generation_prompt=False):
         """Return the chat by the model's own template, its generation prompt last if asked."""
         require(self.chat_template is not None, "this base has no chat template")
         program = compiled(self.chat_template)
-        try:
+        now = datetime.fromisoformat(self.chat_date) if self.chat_date else datetime.now()
+        with one_error("the chat template refuses these messages"):
             return program.render(
                 messages=messages, tools=None, documents=None,
-                add_generation_prompt=add_generation_prompt, **self.special,
+                add_generation_prompt=add_generation_prompt, strftime_now=now.strftime,
+                **self.special,
             )  # fmt: skip
-        except Exception as error:  # a template is a program of somebody else's: anything goes
-            raise InputError(
-                f"the chat template refuses these messages: {first_line(error)}"
-            ) from error
 
 
 @cache
@@ -106,20 +109,28 @@ def compiled(template):
     # Jinja's own tojson escapes HTML
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     # transformers marks the assistant's text with a block of its own, {% generation %} …
     # {% endgeneration %}, which prints its content unchanged: here, an `if` that is always true.
     for name, plain in (("generation", "if true"), ("endgeneration", "endif")):
         template = re.sub(rf"(\{{%[-+]?\s*){name}(\s*[-+]?%\}})", rf"\g<1>{plain}\2", template)
-    try:
+    with one_error("the chat template is no Jinja"):
         return environment.from_string(template)
-    except jinja2.TemplateError as error:
-        raise InputError(f"the chat template is no Jinja: {first_line(error)}") from error
 
 
-def first_line(error):
-    """Cut the message of another library to one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
+@contextmanager
+def one_error(what):
+    """Turn whatever another library raises in the block into an InputError that begins with `what`.
+
+    A chat template is a program, so it may raise anything; panics of `tokenizers`, which is written
+    in Rust, derive from BaseException.
+    """
+    try:
+        yield
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{what}: {reason}") from error
 
 
 def library(name):
@@ -127,6 +138,5 @@ def library(name):
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise InputError(
-            f"reading a real model needs the package {name}: pip install 'minilora[hf]'"
-        ) from error
+        way = "pip install 'minilora[hf]'"
+        raise InputError(f"reading a real model needs the package {name}: {way}") from error

@@ -49,20 +49,15 @@ class Entry(NamedTuple):
 # The rates come from a sweep of one seed: each has the lowest loss on the split `valid` after 200
 # steps at the budget, among 1, 2 and 5 times powers of ten.
 TABLE = {
-    "lora": Entry("lora", 1e-2, "r"),
-    "lora+": Entry("lora", 1e-2, "r", loraplus_lr_ratio=4),
-    "pissa": Entry("lora", 1e-2, "r", start="pissa"),
-    "dora": Entry("dora", 2e-2, "r"),
+    "lora": Entry("lora", 1e-2, "r"), "lora+": Entry("lora", 1e-2, "r", loraplus_lr_ratio=4),
+    "pissa": Entry("lora", 1e-2, "r", start="pissa"), "dora": Entry("dora", 2e-2, "r"),
     "bottleneck": Entry("bottleneck", 5e-2, "bottleneck_size"),
     "prefix": Entry("prefix", 5e-1, "num_virtual_tokens"),
     "prompt": Entry("prompt", 2e-2, "num_virtual_tokens"),
-    "p-tuning": Entry("p-tuning", 1e-1),
-    "ia3": Entry("ia3", 5e-1),
-    "bitfit": Entry("bitfit", 1e-1),
-    "norm": Entry("norm", 1e-1),
-    "head": Entry("head", 2e-1),
-    "full": Entry("full", 5e-3),
-}
+    "p-tuning": Entry("p-tuning", 1e-1), "ia3": Entry("ia3", 5e-1),
+    "bitfit": Entry("bitfit", 1e-1), "norm": Entry("norm", 1e-1),
+    "head": Entry("head", 2e-1), "full": Entry("full", 5e-3),
+}  # fmt: skip
 
 
 class Job(NamedTuple):

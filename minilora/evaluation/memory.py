@@ -24,11 +24,10 @@ def ledger(adapters, base, config, tokens):
     trained = 4 * num_parameters(adapters)
     return {
         "frozen weights": nbytes(base),
-        "trained weights": trained,
-        "their gradients": trained,
+        "trained weights": trained, "their gradients": trained,
         "Adam's two moments": ADAM_FLOATS * trained,
         "activations": 4 * tokens * kept_floats(adapters, base, config),
-    }
+    }  # fmt: skip
 
 
 def kept_floats(adapters, base, config):
@@ -71,10 +70,8 @@ def summary(adapters, base):
     """Return the line that says how much is trained of how much."""
     trained, total = num_parameters(adapters), num_parameters(base)
     added = sum(leaf.size for path, leaf in named_leaves(adapters) if "lora_" in path)
-    return (
-        f"{trained:,} trained parameters beside {total:,} ({100 * trained / total:.3f} %), "
-        f"{added:,} of them in low-rank factors"
-    )
+    share = f"{total:,} ({100 * trained / total:.3f} %)"
+    return f"{trained:,} trained parameters beside {share}, {added:,} of them in low-rank factors"
 
 
 def bits_per_weight(base):

@@ -22,13 +22,11 @@ def evaluate(adapters, base, examples, config, ops=None):
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {
-        "loss": loss,
-        "perplexity": float(np.exp(loss)),
-        "tokens": len(scores["nll"]),
+        "loss": loss, "perplexity": float(np.exp(loss)), "tokens": len(scores["nll"]),
         "exact_match": float(np.mean(scores["exact"])),
         "ece": calibration_error(scores["confidence"], scores["hit"]),
         "brier": float(np.mean(scores["brier"], dtype=np.float64)),
-    }
+    }  # fmt: skip
 
 
 def batches(examples):

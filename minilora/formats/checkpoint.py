@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from .. import lora
-from ..config import INITIALIZERS, InputError, require
+from ..config import INITIALIZERS, require
+from ..data.rows import parse_json
 from ..methods import initializers
 from ..methods.methods import MethodConfig
 from ..tree import get, named_leaves, set_leaf, tree_map, unflatten
 from . import method_format, peft_format, safetensors_file
-from .files import naming, read_json, replacing, write_json
+from .files import naming, never_opened, read_json, replacing, write_json
 from .safetensors_file import FORMAT_NAME, check_floats, entry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -72,24 +73,21 @@ def load_adapter(folder, base, scheme="none", block_size=64):
     """
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is no folder: give one that holds {CONFIG} and {WEIGHTS}")
-    require(
-        (folder / WEIGHTS).exists() or not (folder / "adapter_model.bin").exists(),
-        f"{folder} has only adapter_model.bin, which is never opened because it is a pickle and "
-        "could run any program; save the adapter as safetensors",
-    )
+    pickled = folder / "adapter_model.bin"
+    require((folder / WEIGHTS).exists() or not pickled.exists(), never_opened(pickled))
     entries, raw = safetensors_file.read_header(folder / WEIGHTS), read_json(folder / CONFIG)
     if raw.get("peft_type") != "LORA":
         with naming(folder / CONFIG):
             other = method_format.read_config(raw)
-        read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
         _check_pair(folder, raw)
+        read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
         return method_format.tree(other, read, base), base, other
     with naming(folder / CONFIG):
         config, with_bias, modules = peft_format.read_config(raw, base)
         shapes = peft_format.shapes(config, with_bias, modules, base)
+    _check_pair(folder, raw)
     names = {path: peft_format.key(path) for path in shapes}
     read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
-    _check_pair(folder, raw)
     adapters = unflatten({path: read[name] for path, name in names.items()})
     if config.init_lora_weights in INITIALIZERS:
         base = initializers.init(base, config, np.random.default_rng(0), scheme, block_size)[1]
@@ -101,7 +99,9 @@ def load_adapter(folder, base, scheme="none", block_size=64):
         if with_bias:
             # b = b₀ + (α/r)·b_B
             own = np.float64(get(base, path).get("bias", 0))
-            node["bias"] = np.float32(own + scaling * np.float64(node["bias"]))
+            with np.errstate(over="ignore"):
+                bias = np.float32(own + scaling * np.float64(node["bias"]))
+            node["bias"] = check_floats(f"{folder / WEIGHTS}: {path}.bias", bias)
     return adapters, frozen, config
 
 
@@ -109,11 +109,9 @@ def _check_pair(folder, fields):
     """Raise InputError unless config and weights are of one save; PEFT writes no digest."""
     metadata = safetensors_file.read_json_header(folder / WEIGHTS)[0].get("__metadata__")
     pair = metadata.get(PAIR) if isinstance(metadata, dict) else None
-    require(
-        pair is None or pair == pair_digest(fields),
-        f"{CONFIG} and {WEIGHTS} in {folder} are not of one save: go on with --resume, which "
-        "writes both again",
-    )
+    two = f"{CONFIG} and {WEIGHTS} in {folder} are not of one save"
+    same = pair is None or pair == pair_digest(fields)
+    require(same, f"{two}: save the adapter again, which train --resume does for a run")
 
 
 def changes_base(folder):
@@ -155,24 +153,28 @@ def save_state(path, adapters, state, facts):
 
 def read_metadata(path):
     """Read (numbers of the state, facts) of a file that `save_state` wrote."""
-    try:
-        metadata = safetensors_file.read_json_header(path)[0]["__metadata__"]
-        return dict(json.loads(metadata["minilora_run"])), dict(json.loads(metadata["facts"]))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is no checkpoint of a run") from error
+    complaint = f"{path} is no checkpoint of a run"
+    metadata = safetensors_file.read_json_header(path)[0].get("__metadata__")
+    require(isinstance(metadata, dict), complaint)
+    names = "minilora_run", "facts"
+    numbers, facts = (parse_json(str(metadata.get(name)), complaint) for name in names)
+    require(isinstance(numbers, dict) and isinstance(facts, dict), complaint)
+    return numbers, facts
 
 
-def load_state(path):
+def load_state(path, like=None):
     """Read (adapters, state, facts) from a file that `save_state` wrote, every bit as it was.
 
-    Raises InputError if the file is missing, truncated, or something else.
+    Raises InputError if the file is missing, truncated, something else, or of other shapes than the
+    adapters `like`, where they are given.
     """
     entries, (numbers, facts) = safetensors_file.read_header(path), read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
-    sound = type(numbers.get("step")) is int and numbers["step"] >= 0 and ours
-    require(sound, f"{path} is no checkpoint of a run")
+    ours = ours if like is None else dict(named_leaves(like))
+    best, *counts = (numbers.get(name) for name in ("best_loss", "step", "worse"))
+    sound = type(best) in (int, float) and best == best  # not NaN
+    sound = sound and all(type(n) is int and 0 <= n < 2**63 for n in counts)
+    require(sound and ours and len(numbers) == 3, f"{path} is no checkpoint of a run")
     trees = {"adapters", "m", "v", *(name.partition(".")[0] for name in entries)}
     shapes = {f"{tree}.{name}": found.shape for name, found in ours.items() for tree in trees}
     state = numbers | unflatten(_read(path, entries, shapes))

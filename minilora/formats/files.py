@@ -3,24 +3,29 @@
 import json
 import os
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, require
+from ..data.rows import parse_json
+
+
+def read_text(path):
+    """Read a text file in UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: save it as UTF-8") from error
 
 
 def read_json(path, default=None):
     """Read the object in a JSON file, or return `default` if there is no file."""
-    try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if default is None:
-            raise InputError(f"{path} is missing") from error
+    if not Path(path).exists():
+        require(default is not None, f"{path} is missing")
         return default
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
+    value = parse_json(read_text(path), f"{path} is not JSON")
     require(isinstance(value, dict), f"{path} must hold one JSON object")
     return value
 
@@ -31,6 +36,21 @@ def write_json(path, value):
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
+def never_opened(path):
+    """Say why a pickle of weights is not read."""
+    why = "it is a pickle and could run any program; save the weights as safetensors"
+    return f"{path.parent} has only {path.name}, which is never opened because {why}"
+
+
+@contextmanager
+def writing(path):
+    """Turn an OSError of the block into an InputError that says that `path` cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 @contextmanager
 def naming(path):
     """Put the file's name in front of what an InputError of the block says."""
@@ -38,6 +58,8 @@ def naming(path):
         yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    except RecursionError as error:  # of a message that was to show a value
+        raise InputError(f"{path}: a value in it is nested too deeply") from error
 
 
 def require_new(path):
@@ -45,6 +67,8 @@ def require_new(path):
     path = Path(path)
     empty = path.is_dir() and not any(path.iterdir())
     require(empty or not os.path.lexists(path), f"{path} exists already: name a new folder")
+    place = next(folder for folder in path.absolute().parents if folder.exists())
+    require(os.access(place, os.W_OK), f"{path} cannot be written: {place} does not let you")
     return empty
 
 
@@ -57,17 +81,16 @@ def new_folder(path):
     path, empty = Path(path), require_new(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if empty:
-            path.rmdir()
-        for name in temporary.rglob("*"):
-            if name.is_file():
-                sync(name)
-        temporary.rename(path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        with writing(path):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if empty:
+                path.rmdir()
+            for name in temporary.rglob("*"):
+                if name.is_file():
+                    sync(name)
+            temporary.rename(path)
+            sync_folder(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -80,18 +103,33 @@ def replacing(*paths):
     """
     temporary = [path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in paths]
     try:
-        yield temporary
-        for name in temporary:
-            sync(name)
-        for name, path in zip(temporary, paths):
-            os.replace(name, path)
-        sync_folder(paths[0].parent)
-    except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"{paths[0]} cannot be written: {reason}") from error
+        with writing(paths[0]):
+            yield temporary
+            for name in temporary:
+                sync(name)
+            for name, path in zip(temporary, paths):
+                os.replace(name, path)
+            sync_folder(paths[0].parent)
     finally:
         for name in temporary:
-            name.unlink(missing_ok=True)
+            with suppress(OSError):
+                name.unlink()
+
+
+def replace_text(path, text):
+    """Write a text file whole or not at all."""
+    with replacing(Path(path)) as (temporary,):
+        temporary.write_text(text, encoding="utf-8")
+
+
+def append(path, size, text):
+    """Write `text` at byte `size` of a file, in place of what follows, and bring it to the disk."""
+    with writing(path), open(path, "r+b") as file:
+        file.truncate(size)
+        file.seek(size)
+        file.write(text.encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(path):

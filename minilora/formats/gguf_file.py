@@ -15,7 +15,7 @@ import numpy as np
 
 from ..config import InputError, require
 from ..quant.stored import Stored, halves
-from .safetensors_file import FLOATS, Entry, decode, read_raw
+from .safetensors_file import FLOATS, Entry, decode, is_possible, read_raw
 
 BLOCK = 32  # weights that share a scale
 BLOCKS = {
@@ -35,6 +35,7 @@ SCALARS = {
 }  # fmt: skip
 
 
+@np.errstate(invalid="ignore")  # of a scale that is not finite: `check_floats` refuses it by name
 def dequantize(raw, kind):
     """Compute the float32 numbers, flat, in the bytes (uint8) of a tensor of type `kind`."""
     if kind in FLOATS:
@@ -97,6 +98,9 @@ class Cursor:
         if kind == ARRAY:
             kind, count = self.number("I"), self.number("Q")
             require(kind != ARRAY, f"{self.path}: arrays of arrays are not read")
+            if kind in SCALARS:
+                form, size = SCALARS[kind], struct.calcsize("<" + SCALARS[kind])
+                return list(struct.unpack(f"<{count}{form}", self.bytes(count * size)))
             return [self.value(kind) for _ in range(count)]
         require(kind in SCALARS, f"{self.path}: its metadata has the unknown type {kind}")
         return self.number(SCALARS[kind])
@@ -121,34 +125,42 @@ def _parse(cursor):
     version = cursor.number("I")
     require(version in (2, 3), f"{cursor.path} is GGUF version {version}; 2 and 3 are read")
     tensors, keys = cursor.number("Q"), cursor.number("Q")
-    metadata, table = {}, []
+    metadata, table = {}, {}
     for _ in range(keys):
         key = cursor.string()
+        require(key not in metadata, f"{cursor.path}: {key} is there twice")
         metadata[key] = cursor.value(cursor.number("I"))
     for _ in range(tensors):
         name, dims = cursor.string(), cursor.number("I")
         require(name.isprintable(), f"{cursor.path}: {name!r} is no name of a tensor")
+        require(name not in table, f"{cursor.path}: tensor {name} is there twice")
         require(1 <= dims <= 4, f"{cursor.path}: tensor {name} has {dims} dimensions")
         shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]  # the file: columns first
-        table.append((name, shape, cursor.number("I"), cursor.number("Q")))
+        table[name] = shape, cursor.number("I"), cursor.number("Q")
     alignment = metadata.get("general.alignment", 32)
-    sound = isinstance(alignment, int) and alignment > 0
+    sound = type(alignment) is int and alignment > 0
     require(sound, f"{cursor.path}: general.alignment is {alignment!r}")
-    start = -(-cursor.at // alignment) * alignment
-    return metadata, {row[0]: _entry(cursor, start, *row) for row in table}
+    start = end = -(-cursor.at // alignment) * alignment
+    entries = {}
+    for name, (shape, number, offset) in table.items():
+        # one after the other, each from a multiple of the alignment on, as llama.cpp demands
+        at = start + -(-(end - start) // alignment) * alignment
+        where = f"{cursor.path}: tensor {name}"
+        require(start + offset == at, f"{where} overlaps another or leaves a gap")
+        entries[name], end = _entry(cursor, where, shape, number, at)
+    return metadata, entries
 
 
-def _entry(cursor, start, name, shape, number, offset):
-    where, size = f"{cursor.path}: tensor {name}", len(cursor.data)
+def _entry(cursor, where, shape, number, at):
+    """Make (the Entry, its end) of the tensor whose bytes begin at `at`."""
+    size = len(cursor.data)
     kind = TYPES.get(number, number)
-    require(
-        kind in FORMS,
-        f"{where} has the type {kind}, which is not read; "
-        "take a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1",
-    )
+    way = "take a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
+    require(kind in FORMS, f"{where} has the type {kind}, which is not read; {way}")
+    require(is_possible(shape), f"{where} has the impossible shape {shape}")
     block = BLOCK if kind in BLOCKS else 1
     require(shape[-1] % block == 0, f"{where} has rows of {shape[-1]}, no whole blocks")
-    count, at = math.prod(shape) // block * FORMS[kind].itemsize, start + offset
+    count = math.prod(shape) // block * FORMS[kind].itemsize
     end = at + count
     require(end <= size, f"{where} ends at byte {end} of {size}: truncated, copy it again")
 
@@ -156,4 +168,4 @@ def _entry(cursor, start, name, shape, number, offset):
         return read_raw(where, cursor.path, np.uint8, count, at)
 
     stored = (lambda: keep(raw(), kind, shape)) if kind in ("F16", "BF16", "Q8_0") else None
-    return Entry(kind, shape, lambda: dequantize(raw(), kind).reshape(shape), where, stored)
+    return Entry(kind, shape, lambda: dequantize(raw(), kind).reshape(shape), where, stored), end

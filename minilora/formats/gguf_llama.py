@@ -4,6 +4,7 @@ llama.cpp differs from Hugging Face in three ways that matter: the names, the or
 q_proj and k_proj, and Llama 3's stretched rotation, which it stores as a tensor of divisors.
 """
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -59,11 +60,10 @@ def read(path):
 
 def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
-    *block, module, leaf = name.split(".") if "." in name else ("", name)
-    known = module in NAMES and leaf in ("weight", "bias") and len(block) in (0, 2)
-    require(known, f"{where} is not one of a Llama's")
-    layer = f"model.layers.{block[1]}." if block else ""
-    return f"{layer}{NAMES[module]}.{leaf}"
+    found = re.findall(r"^(blk\.\d+\.|)(\w+)\.(weight|bias)$", name)
+    require(found and found[0][1] in NAMES, f"{where} is not one of a Llama's")
+    block, module, leaf = found[0]
+    return f"{block.replace('blk', 'model.layers')}{NAMES[module]}.{leaf}"
 
 
 def _in_order(entry, heads):
@@ -92,31 +92,30 @@ def _config(metadata, tied):
     linear = {"rope_type": "linear", "factor": real("rope.scaling.factor", 1)}
     return ModelConfig(
         vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
-        hidden_size=width,
-        intermediate_size=whole("feed_forward_length"),
-        num_hidden_layers=whole("block_count"),
-        num_attention_heads=heads,
+        hidden_size=width, intermediate_size=whole("feed_forward_length"),
+        num_hidden_layers=whole("block_count"), num_attention_heads=heads,
         num_key_value_heads=whole("attention.head_count_kv", heads),
         head_dim=whole("attention.key_length", whole("rope.dimension_count", width // heads)),
         rope_theta=real("rope.freq_base", 10000),
-        rms_norm_eps=real("attention.layer_norm_rms_epsilon", 1e-5),
-        tie_word_embeddings=tied,
+        rms_norm_eps=real("attention.layer_norm_rms_epsilon", 1e-5), tie_word_embeddings=tied,
         max_position_embeddings=whole("context_length", 2048),
         eos_token_id=tuple(dict.fromkeys(token("eos") + token("eot"))),
         bos_token_id=next(iter(token("bos")), None),
         rope_scaling=linear if stretch == "linear" else None,
-    )
+    )  # fmt: skip
 
 
 def _llama3_rope(config, entry):
     """Give the config Llama 3.1's published stretching, if that makes the stored divisors."""
     divisors = check_floats(entry.where, entry.read())
-    sound = divisors.size and (divisors >= 1).all()
-    require(sound, f"{entry.where} has no divisor, or one below 1")
+    sound = divisors.size and ((divisors >= 1) & (divisors < 1e4)).all()
+    require(sound, f"{entry.where} has no divisor, or one below 1 or above 10,000")
+    shape = (config.head_dim // 2,)
+    require(divisors.shape == shape, f"{entry.where} has the shape {divisors.shape}, not {shape}")
     factor = float(divisors.max())  # 8 in Llama 3.1, 32 in Llama 3.2
     stretched = replace(config, rope_scaling=LLAMA3 | {"factor": factor})
     expected = layers.rope_frequencies(config) / layers.rope_frequencies(stretched)
     # both were computed in float32, in a different order: a few parts in 10⁷ apart
-    same = divisors.shape == expected.shape and np.allclose(divisors, expected, rtol=1e-5, atol=0)
+    same = np.allclose(divisors, expected, rtol=1e-5, atol=0)
     require(same, f"{entry.where} stretches the rotation in a way that is not Llama 3's")
     return stretched

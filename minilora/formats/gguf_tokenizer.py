@@ -5,8 +5,8 @@ cut before merging): vocabulary and merges are in the file. SentencePiece BPE (L
 file has no merges, but a score for each token; a pair merges the earlier, the higher the result's.
 """
 
-from ..config import InputError, require
-from ..data.tokenizer import PretrainedTokenizer, first_line, library
+from ..config import require
+from ..data.tokenizer import PretrainedTokenizer, library, one_error
 from .files import naming
 
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
@@ -26,22 +26,17 @@ def from_metadata(path, metadata):
 
     Raises InputError naming the key that is missing or holds what is not read.
     """
+    template = metadata.get("tokenizer.chat_template")
     with naming(path):
-        try:
+        with one_error("its tokenizer is broken"):
             backend, special = _backend(metadata)
-        except InputError:
-            raise
-        except Exception as error:  # the library raises plain Exception
-            raise InputError(f"its tokenizer is broken: {first_line(error)}") from error
         require("eos_token" in special, "tokenizer.ggml.eos_token_id is missing")
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        **special,
-        "model_max_length": metadata.get("llama.context_length"),
-        "clean_up_tokenization_spaces": False,
-    }
-    eos, template = _get(metadata, "eos_token_id"), metadata.get("tokenizer.chat_template")
-    return PretrainedTokenizer(backend, eos, special, template, settings)
+        require(isinstance(template, str | None), "tokenizer.chat_template must be text")
+    settings = special | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    settings["model_max_length"] = metadata.get("llama.context_length")
+    settings["clean_up_tokenization_spaces"] = False
+    eos = _get(metadata, "eos_token_id")
+    return PretrainedTokenizer(backend, eos, special, template, settings, str(path))
 
 
 def _get(metadata, name):
@@ -55,6 +50,9 @@ def _backend(metadata):
     kind, tokens = _get(metadata, "model"), _get(metadata, "tokens")
     known = kind in ("gpt2", "llama")
     require(known, f"tokenizer.ggml.model {kind!r} is not read; gpt2, llama are")
+    texts = isinstance(tokens, list) and all(isinstance(t, str) and len(t) < 4096 for t in tokens)
+    different = texts and len(set(tokens)) == len(tokens)
+    require(different, "tokenizer.ggml.tokens must be different texts of less than 4,096 letters")
     special = {}
     for name, key in ID_KEYS.items():
         i = metadata.get(f"tokenizer.ggml.{key}_token_id")

@@ -18,7 +18,7 @@ from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import dense
 from ..tree import flatten
 from . import hf_tokenizer, safetensors_file
-from .files import naming, new_folder, read_json, write_json
+from .files import naming, never_opened, new_folder, read_json, write_json
 from .safetensors_file import FORMAT_NAME, Entry
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -47,16 +47,17 @@ def read_config(folder):
         heads, width = size(raw, "num_attention_heads"), size(raw, "hidden_size")
         defaults = {"num_key_value_heads": heads, "head_dim": width // heads}
         theta, scaling = _rope(raw)
+        for name in (*BIASES, "tie_word_embeddings"):
+            value = raw.get(name, False)
+            require(value in (None, False, True), f"{name} must be true or false, got {value!r}")
         config = ModelConfig(
-            **{name: size(raw, name, defaults.get(name)) for name in SIZES},
-            rope_theta=theta,
+            **{name: size(raw, name, defaults.get(name)) for name in SIZES}, rope_theta=theta,
             rms_norm_eps=float(positive(raw, "rms_norm_eps", 1e-6)),
             tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
             max_position_embeddings=size(raw, "max_position_embeddings", 2048),
-            eos_token_id=ids(raw | generation, "eos_token_id"),
+            eos_token_id=ids(raw | generation, "eos_token_id"), rope_scaling=scaling,
             bos_token_id=next(iter(ids(raw, "bos_token_id")), None),
-            rope_scaling=scaling,
-        )
+        )  # fmt: skip
     return config, raw
 
 
@@ -71,7 +72,7 @@ def size(raw, name, default=None):
 def positive(raw, name, default=None):
     """Return raw[name], or the default for null, if it is a positive number that float32 holds."""
     value = default if raw.get(name) is None else raw[name]
-    sound = isinstance(value, int | float) and 0 < value < 1e38
+    sound = type(value) in (int, float) and 1e-38 < value < 1e38
     require(sound, f"{name} must be a positive number, got {value!r}")
     return value
 
@@ -92,7 +93,7 @@ def _rope(raw):
     every = raw | rope
     theta = float(positive(every, "rope_theta", 10000))
     part = every.get("partial_rotary_factor")
-    require(part in (None, 1), f"partial_rotary_factor {part} is not implemented; only 1 is")
+    require(part in (None, 1), f"partial_rotary_factor {part!r} is not implemented; only 1 is")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return theta, None
@@ -101,6 +102,8 @@ def _rope(raw):
     scaling = {"rope_type": kind, "factor": float(positive(rope, "factor"))}
     if kind == "llama3":
         scaling |= {name: positive(rope, name) for name in LLAMA3}
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        require(low < high, f"low_freq_factor {low} must be below high_freq_factor {high}")
     return theta, scaling
 
 
@@ -111,16 +114,12 @@ def as_json(config, dtype, biases):
     """
     eos = list(config.eos_token_id)
     return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        **{name: getattr(config, name) for name in SIZES},
-        "hidden_act": "silu",
-        **{name: getattr(config, name) for name in OTHERS},
-        **biases,
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        **{name: getattr(config, name) for name in SIZES}, "hidden_act": "silu",
+        **{name: getattr(config, name) for name in OTHERS}, **biases,
         "bos_token_id": config.bos_token_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
-        "torch_dtype": dtype,
-    }
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None, "torch_dtype": dtype,
+    }  # fmt: skip
 
 
 def shapes(config, attention_bias=False, mlp_bias=False):
@@ -156,12 +155,8 @@ def read_tensors(folder):
         return safetensors_file.read_header(single)
     if not index.is_file():
         pickled = next((path for kind in PICKLES for path in sorted(folder.glob(kind))), None)
-        if pickled:
-            raise InputError(
-                f"{folder} has only {pickled.name}, which is never opened because it is a pickle "
-                "and could run any program; save the model as safetensors"
-            )
-        raise InputError(f"{folder} has no model.safetensors and no model.safetensors.index.json")
+        none = f"{folder} has no model.safetensors and no model.safetensors.index.json"
+        raise InputError(never_opened(pickled) if pickled else none)
     where = read_json(index).get("weight_map")
     names = where.values() if isinstance(where, dict) else [None]
     sound = all(isinstance(s, str) and "/" not in s and "\\" not in s for s in names)

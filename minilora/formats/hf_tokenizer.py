@@ -2,38 +2,36 @@
 
 from pathlib import Path
 
-from ..config import InputError, require
-from ..data.tokenizer import SPECIAL, PretrainedTokenizer, first_line, library
-from .files import read_json, write_json
+from ..config import require
+from ..data.tokenizer import SPECIAL, PretrainedTokenizer, library, one_error, utf8
+from .files import naming, read_json, read_text, write_json
 
 
 def from_folder(folder, eos_token_id=None):
     """Return the tokenizer of a Hugging Face folder; `eos_token_id` is for one that names none."""
     folder = Path(folder)
     path = folder / "tokenizer.json"
-    require(
-        path.is_file(),
-        f"{folder} has no tokenizer.json; write one with transformers: "
-        "AutoTokenizer.from_pretrained(...).save_pretrained(...)",
-    )
+    way = "write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+    require(path.is_file(), f"{folder} has no tokenizer.json; {way}")
     tokenizers = library("tokenizers")
-    try:
+    with one_error(f"{path} is no tokenizer"):
         backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # the library raises plain Exception
-        raise InputError(f"{path} is no tokenizer: {first_line(error)}") from error
     backend.no_padding()
     backend.no_truncation()
     settings = read_json(folder / "tokenizer_config.json", default={})
     special = {name: _text(folder, name, settings[name]) for name in SPECIAL if settings.get(name)}
     eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
     require(eos is not None, f"{folder}/tokenizer_config.json names no eos_token of tokenizer.json")
-    return PretrainedTokenizer(backend, eos, special, _template(folder, settings), settings)
+    template = _template(folder, settings)
+    return PretrainedTokenizer(backend, eos, special, template, settings, str(path))
 
 
 def _text(folder, name, value):
     """Return a setting that is text, or an object with its text under `content`."""
     value = value.get("content") if isinstance(value, dict) else value
-    require(isinstance(value, str), f"{folder}/tokenizer_config.json: {name} must be text")
+    with naming(f"{folder}/tokenizer_config.json"):
+        require(isinstance(value, str), f"{name} must be text")
+        utf8(value)
     return value
 
 
@@ -41,7 +39,7 @@ def _template(folder, settings):
     """Return the file's template, as in transformers; else the settings', or their default one."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        return read_text(path)
     template = settings.get("chat_template")
     if isinstance(template, list):
         named = (entry for entry in template if isinstance(entry, dict))

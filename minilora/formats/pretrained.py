@@ -44,14 +44,20 @@ def load(name, scheme="none", block_size=64, stored=None):
     else:
         config, tensors, metadata = gguf_llama.read(place)
         words, biases = gguf_tokenizer.from_metadata(place, metadata), hf_folder.biases(tensors)
-    n, rows = words.vocab_size, config.vocab_size
+    # the largest id may be one that the tokenizer puts before every text
+    n, rows = max([words.vocab_size, *(i + 1 for i in words.encode(""))]), config.vocab_size
     require(n <= rows, f"{place}: its tokenizer has {n} tokens, its embedding only {rows} rows")
+    for i in config.eos_token_id:
+        require(i < rows, f"{place}: eos_token_id {i} is outside its vocabulary of {rows} tokens")
     if stored is None:
         types = {entry.dtype for entry in tensors.values()}
         stored = scheme != "none" or not types.isdisjoint(quantized_file.TYPES)
     origin = next((entry.where.split(": tensor")[0] for entry in tensors.values()), place)
-    last = f"model.layers.{config.num_hidden_layers - 1}.input_layernorm.weight"
+    n = config.num_hidden_layers
+    last = f"model.layers.{n - 1}.input_layernorm.weight"
     require(last in tensors, f"tensor {last} is missing from {origin}")
+    there = len(tensors)
+    require(n <= there, f"num_hidden_layers is {n}, but {origin} has {there} tensors")
     base: dict = {}
     expected = shapes(config, **biases)
     for path, entry in tensors.items():

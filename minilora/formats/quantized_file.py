@@ -58,7 +58,8 @@ def join(folder, settings, tensors):
         elif name.endswith(".SCB"):
             weight = name.removesuffix("SCB") + "weight"
             rest.pop(weight + "_format", None)
-            joined[weight] = _eight_bit(rest.pop(weight, None), rest.pop(name))
+            rest.pop(name, None)
+            joined[weight] = _eight_bit(rest.pop(weight, None), tensors[name])
     return rest | joined
 
 
@@ -66,6 +67,7 @@ def _eight_bit(codes, absmax):
     """Make the Entry of the weight that consists of these."""
     require(codes is not None, f"{absmax.where} has no weight")
     shape = codes.shape
+    require(len(shape) == 2, f"{codes.where} is int8 {shape}, which is no matrix")
 
     def read():
         return Int8(_part(codes, np.int8, shape), _part(absmax, np.float32, shape[:1]))
@@ -79,14 +81,11 @@ def _four_bit(code, codes, state, parts):
     try:
         fields = json.loads(bytes(state.read()))
         shape, block_size = tuple(fields["shape"]), fields["blocksize"]
-        sound = (
-            len(shape) == 2
-            and all(type(size) is int and size > 0 for size in (*shape, block_size))
-            and fields["quant_type"] == code
-            and code in MAPS
-            and fields.get("nested_blocksize", BLOCK) == BLOCK
-            and ("nested_absmax" not in parts or abs(fields["nested_offset"]) < 1e38)
-        )
+        nf4.check(block_size, code)
+        sizes = all(type(size) is int and size > 0 for size in (*shape, block_size))
+        sound = sizes and len(shape) == 2 and fields["quant_type"] == code
+        sound = sound and fields.get("nested_blocksize", BLOCK) == BLOCK
+        sound = sound and ("nested_absmax" not in parts or abs(fields["nested_offset"]) < 1e38)
     except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
     require(sound, f"{state.where} is malformed")

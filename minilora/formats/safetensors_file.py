@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError, require
+from ..data.rows import parse_json
 from ..optim import from_bfloat16, to_bfloat16
 from ..quant.stored import halves
 
@@ -49,6 +50,7 @@ def read_raw(where, path, dtype, count, offset):
     return raw
 
 
+@np.errstate(invalid="ignore")  # of a NaN, which `check_floats` refuses by name
 def decode(raw, dtype):
     """Return the stored numbers as float32 if `dtype` is a float type; any shape, kept."""
     if dtype == "BF16":
@@ -110,14 +112,11 @@ def read_json_header(path):
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
-            require(8 + length <= size, f"{path} is truncated or no safetensors file")
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except InputError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no safetensors file: its header is not JSON") from error
+            text = file.read(min(length, size))
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    require(8 + length <= size, f"{path} is truncated or no safetensors file")
+    header = parse_json(text, f"{path} is no safetensors file: its header is not JSON")
     require(isinstance(header, dict), f"{path} is no safetensors file: its header is no object")
     return header, 8 + length, size
 
@@ -128,8 +127,8 @@ def _entry(path, name, fields, data):
     require(name.isprintable(), f"{path}: {name!r} is no name of a tensor")
     try:
         dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
-        sizes = all(type(n) is int and n >= 0 for n in (*shape, start, stop))
-        sound = sizes and isinstance(dtype, str)
+        sizes = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
+        sound = sizes and isinstance(dtype, str) and is_possible(shape)
     except (TypeError, KeyError, ValueError):
         sound = False
     require(sound, f"{path}: the header's entry for tensor {name} is malformed")
@@ -144,6 +143,11 @@ def _entry(path, name, fields, data):
 
     stored = (lambda: halves(raw(), dtype)) if dtype in ("F16", "BF16") else None
     return start, stop, Entry(dtype, tuple(shape), lambda: decode(raw(), dtype), where, stored)
+
+
+def is_possible(shape):
+    """Return whether an array can have this shape; an empty one, too, has a limit (NumPy's)."""
+    return len(shape) <= 32 and math.prod(n or 1 for n in shape) < 2**48
 
 
 def entry(dtype, w):

@@ -56,6 +56,7 @@ def decode_by_sixteens(start, codes, absmax, values, table, block_size, out):
 @intrinsic
 def look_up_16(typingctx, values, codes, at, scale, out, to):
     """out[to : to + 16] = values[c]·scale for the sixteen codes c in codes[at : at + 8]."""
+    # `decode_by_sixteens` stays within both; its caller guarantees what `decode_by_table` asks
 
     def generate(context, builder, signature, arguments):
         def pointer(n, kind):  # to element `arguments[n + 1]` of the array `arguments[n]`

@@ -13,12 +13,13 @@ from .threads import share_rows
 def read_int8_rows(q, first, out):
     """Write rows first, first + 1, … of an Int8 into out (n, in) float32."""
     codes, absmax = (part[first : first + len(out)] for part in (q.codes, q.absmax))
-    require(len(codes) == len(absmax) == len(out), "rows outside the matrix")
+    require(codes.shape == out.shape and len(absmax) == len(out), "rows outside the matrix")
     share_rows(_int8_rows, len(out), codes, absmax, out, width=out.shape[1])
 
 
 @jit
 def _int8_rows(lo, hi, codes, absmax, out):
+    """Rows lo to hi - 1 of out; `read_int8_rows` checks that the shapes fit."""
     for i in range(lo, hi):
         for j in range(codes.shape[1]):
             out[i, j] = np.float32(codes[i, j]) * absmax[i] * np.float32(1 / 127)
@@ -42,12 +43,15 @@ def matvec(w, x):
 
 def _parts(w):
     """Codes and scales of every row, and how sixteen bits become a float32; see `Stored`."""
-    scales = np.broadcast_to(w.scales, (len(w.codes), w.scales.shape[1]))
+    (n, width), (m, blocks) = w.codes.shape, w.scales.shape
+    require(m in (1, n) and blocks and width % blocks == 0, "scales that do not fit the codes")
+    scales = np.broadcast_to(w.scales, (n, blocks))
     return w.codes, scales, *MOVE[w.kind]
 
 
 @jit
 def _rows(lo, hi, codes, scales, shift, power, out):
+    """Rows lo to hi - 1 of out; `read_rows` and `_parts` check that the shapes fit."""
     size = codes.shape[1] // scales.shape[1]
     for i in range(lo, hi):
         for b in range(scales.shape[1]):
@@ -59,6 +63,7 @@ def _rows(lo, hi, codes, scales, shift, power, out):
 
 @fast_jit
 def _matvec(lo, hi, codes, scales, shift, power, x, y):
+    """Rows lo to hi - 1 of y = W x; `matvec` and `_parts` check that the shapes fit."""
     size = codes.shape[1] // scales.shape[1]
     for i in range(lo, hi):
         total = np.float32(0)

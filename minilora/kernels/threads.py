@@ -8,9 +8,11 @@ and compete with the matrix products' threads (a training step takes twice as lo
 
 import ctypes
 import os
+import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache, partial
 from itertools import pairwise
 
@@ -30,14 +32,12 @@ def share_rows(kernel, n, *args, width=1):
     It runs on the calling thread alone where the work is small, or where `parallel_map` or another
     Python thread has the cores already.
     """
-    if THREADS == 1 or n < 2 or n * width < SERIAL_BELOW or not _free.acquire(blocking=False):
+    if THREADS == 1 or n < 2 or n * width < SERIAL_BELOW:
         kernel(0, n, *args)
         return
-    try:
-        edges = [n * i // THREADS for i in range(THREADS + 1)]
+    with cores() as free:
+        edges = [n * i // THREADS for i in range(THREADS + 1)] if free else [0, n]
         _together([partial(kernel, *span, *args) for span in pairwise(edges)])
-    finally:
-        _free.release()
 
 
 def num_threads():
@@ -53,13 +53,35 @@ def parallel_map(f, items):
     other where there are not as many cores, or where the cores are taken.
     """
     keep_freed_memory()
-    if not 1 < len(items) <= THREADS or not _free.acquire(blocking=False):
-        return [f(item) for item in items]
+    if 1 < len(items) <= THREADS:
+        with cores() as free:
+            if free:
+                with _blas().limit(limits=1, user_api="blas"):
+                    return _together([partial(f, item) for item in items])
+    return [f(item) for item in items]
+
+
+@contextmanager
+def cores():
+    """Hold the cores during a block, if they are free; yield whether they were.
+
+    Ctrl-C waits until the block has ended. Inside, it could leave the lock locked, BLAS on one
+    thread, or a thread that goes on writing into the arrays.
+    """
+    handler, late = signal.getsignal(signal.SIGINT), []
+    waits = callable(handler) and threading.current_thread() is threading.main_thread()
+    if waits:
+        signal.signal(signal.SIGINT, lambda *args: late.append(args))
+    free = _free.acquire(blocking=False)
     try:
-        with _blas().limit(limits=1, user_api="blas"):
-            return _together([partial(f, item) for item in items])
+        yield free
     finally:
-        _free.release()
+        if free:
+            _free.release()
+        if waits:
+            signal.signal(signal.SIGINT, handler)
+        if callable(handler) and late:
+            handler(*late[0])
 
 
 def _together(calls):

@@ -15,6 +15,7 @@ import pytest
 from minilora import cli
 from minilora.cli import run_folder
 from minilora.cli.pretraining import llama, random_params
+from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.checkpoint import load_state, save_state
 from minilora.formats.pretrained import load, save_pretrained
@@ -265,6 +266,11 @@ BAD_TOML = {
     "lora-q = 3": "lora_q",
     "[lora]\nr = 3": "lora",
     "lora-r = 'x'": "x",
+    "iters = 0x" + "f" * 5000: "bad.toml is not TOML",
+    "iters = " + "9" * 5000: "bad.toml is not TOML",
+    "iters = " + "[" * 5000 + "]" * 5000: "bad.toml is not TOML",
+    r'adapter-path = "a\u0000b"': "NUL",
+    '"a\\nb" = 3': r"'a\nb'",
 }
 
 
@@ -273,6 +279,59 @@ def test_a_bad_settings_file_is_one_line(text, base, data, tmp_path, capsys):
     path = tmp_path / "bad.toml"
     path.write_text(text)
     assert BAD_TOML[text] in error_of(capsys, train(base, data, tmp_path / "out", "-c", path))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ['block_size = "x"', "block_size = 1.5", "model = [1]", 'quantize = "x"', "data = [1, 2]",
+     'max_seq_length = "x"', 'mask_prompt = "x"', "iters = 1979-05-27"],
+)  # fmt: skip
+def test_a_changed_train_config_is_one_line(line, base, data, tmp_path, capsys):
+    """What a run's folder says of itself is checked like a flag, and the file is named."""
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    path = out / "train_config.toml"
+    name = line.split()[0]
+    kept = [x for x in path.read_text().splitlines() if not x.startswith(name + " ")]
+    path.write_text("\n".join([*kept, line]))
+    for command in ("evaluate", "generate --prompt a"):
+        error = error_of(capsys, run(command, "--adapter-path", out))
+        assert str(path) in error and name.replace("_", "-") in error.replace("_", "-")
+
+
+BAD_METRICS = {
+    b"\xff\n": "line 1",
+    b'{"step": 1, "loss": 2.0}\n[1]\n{"step": 2, "loss": 2.0}\n': "line 2",
+    b'{"loss": 2.0}\n{"step": 2, "loss": 2.0}\n': "line 1",
+    b'{"step": "1", "loss": 2.0}\n{"step": 2, "loss": 2.0}\n': "line 1",
+    b'{"step": 1, "loss": "x"}\n{"step": 2, "loss": 2.0}\n': "line 1",
+    b'{"step": 1, "eval_loss": 2.0}\n{"step": 2, "loss": 2.0}\n': "line 1",
+    b'{"step": 1, "loss": 2.0}\n{"step": 2, "lo': "line 2",  # only whole files are ever written
+    b"[" * 5000 + b'\n{"step": 2, "loss": 2.0}\n': "line 1",
+}
+
+
+@pytest.mark.parametrize("content", BAD_METRICS)
+def test_damaged_metrics_are_named_by_line(content, tmp_path):
+    (tmp_path / "metrics.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match=rf"metrics\.jsonl, {BAD_METRICS[content]}: "):
+        run_folder.read_metrics(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [{}, {"settings": 5}, {"settings": {}}, {"settings": {}, "digests": []},
+     {"settings": [["a", 1]], "digests": {}}],
+)  # fmt: skip
+def test_a_checkpoint_whose_facts_are_not_a_runs(facts, base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    path = out / "checkpoint.safetensors"
+    adapters, state, _ = load_state(path)
+    save_state(path, adapters, state, facts)
+    capsys.readouterr()
+    line = error_of(capsys, train(base, data, out, "--resume"))
+    assert f"{path} is no checkpoint of a run" in line
 
 
 def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, tmp_path, capsys):

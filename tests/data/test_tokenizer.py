@@ -118,6 +118,7 @@ def test_sentencepiece_from_scores():
         ({"eos_token_id": None}, "eos_token_id is missing"),
         ({"eos_token_id": 5000}, "eos_token has the id 5000"),
         ({"add_bos_token": True, "bos_token_id": None}, "bos_token_id is missing"),
+        ({"tokens": ["x" * 10**6, *tiny_vocabulary()]}, "tokens must be different texts"),
     ],
 )
 def test_gguf_tokenizers_that_are_refused(changes, message):
@@ -184,6 +185,14 @@ def test_the_end_token_can_come_from_the_model(tmp_path):
             '{"eos_token": "<|im_end|>", "chat_template": 7}',
             "chat_template must be text",
         ),
+        (
+            "tokenizer_config.json",
+            '{"eos_token": "\\ud800"}',
+            "surrogate|no tokenizer|no eos_token",
+        ),
+        ("tokenizer_config.json", '{"a": ' + "[" * 5000 + "]" * 5000 + "}", "is not JSON"),
+        ("chat_template.jinja", b"\xff", "chat_template.jinja is not UTF-8"),
+        ("tokenizer.json", b"\xff", "tokenizer.json is no tokenizer"),
     ],
 )
 def test_broken_folders_are_refused(tmp_path, name, content, message):
@@ -192,9 +201,44 @@ def test_broken_folders_are_refused(tmp_path, name, content, message):
     if content is None:
         (tmp_path / name).unlink()
     else:
-        (tmp_path / name).write_text(content)
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
         from_folder(tmp_path)
+
+
+def with_part(tmp_path, **parts):
+    """The tokenizer of a folder whose tokenizer.json has these parts."""
+    save(tiny(), tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | parts))
+    return from_folder(tmp_path)
+
+
+def test_a_panic_of_the_library_is_one_line(tmp_path):
+    """Rust's panics derive from BaseException: no `except Exception` catches them."""
+    broken = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
+    with pytest.raises(InputError, match=r"tokenizer\.json is no tokenizer: .*charsmap"):
+        with_part(tmp_path, normalizer=broken)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"type": "WordLevel", "vocab": {"<|im_end|>": 2}, "unk_token": "<unk>"},
+        {"type": "Unigram", "vocab": [["a", -1.0], ["<|im_end|>", -2.0]], "unk_id": None},
+        {"type": "BPE", "vocab": {"a": 0, "<|im_end|>": 2}, "merges": [], "unk_token": "<unk>"},
+    ],
+)
+def test_a_text_that_a_tokenizer_without_an_unknown_token_cannot_take(tmp_path, model):
+    words = with_part(tmp_path, model=model, added_tokens=[], pre_tokenizer=None)
+    with pytest.raises(InputError, match=r"tokenizer\.json cannot encode this text"):
+        words.encode("xyz")
+
+
+def test_ids_with_gaps_count_to_the_largest(tmp_path):
+    """An embedding needs a row for the largest id, however few tokens there are."""
+    model = {"type": "WordLevel", "vocab": {"<|im_end|>": 2, "a": 7_000}, "unk_token": "a"}
+    assert with_part(tmp_path, model=model, added_tokens=[]).vocab_size == 7_001
 
 
 def test_a_missing_library_says_what_to_install(tmp_path, monkeypatch):

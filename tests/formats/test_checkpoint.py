@@ -267,7 +267,9 @@ REFUSED = [
     ("target_modules", ["lm_head"]), ("target_modules", "q_proj"), ("target_modules", "(q_proj"),
     ("target_modules", {"q_proj": 1}), ("layers_to_transform", [2]), ("layers_to_transform", "0"),
     ("modules_to_save", ["embed_tokens"]), ("modules_to_save", ["mlp"]), ("modules_to_save", [""]),
-    ("modules_to_save", "norm"),
+    ("modules_to_save", "norm"), ("peft_type", ["IA3"]), ("peft_type", {"a": 1}), ("peft_type", 5),
+    ("peft_type", ""), ("r", 10**30), ("lora_alpha", 10**30), ("lora_alpha", -math.inf),
+    ("layers_to_transform", [10**30]), ("layers_to_transform", -1),
 ]  # fmt: skip
 
 
@@ -282,6 +284,13 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value)
         "layers_to_transform": "--layers-to-transform",
     }  # fmt: skip
     assert f" {name} " in message or spellings.get(name, name) in message
+
+
+def test_a_fields_name_with_control_characters_stays_on_one_line(folder):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "a\nb\x1b": 1}))
+    message = refusal(folder)
+    assert message.isprintable() and r"a\nb\x1b = 1 is not implemented" in message
 
 
 def test_a_pattern_of_targets_excludes_layers(folder):
@@ -331,6 +340,25 @@ def test_a_tensor_that_does_not_fit_is_named(folder, what):
     change_tensors(folder, BAD_TENSORS[what])
     message = refusal(folder)
     assert f"{Q0.removesuffix('q_proj')}" in message and "adapter_model.safetensors" in message
+
+
+def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
+    """b = b₀ + (α/r)·b_B has to be a float32 number: no warning, and no infinite bias."""
+    base, config = random_base(TINY), LoraConfig(lora_alpha=8)
+    adapters, frozen = trained_adapter(base, config, ("bias",))
+    save_adapter(tmp_path, adapters, frozen, config, "a base")
+    key = KEY.replace("lora_A.weight", "lora_B.bias")
+    change_tensors(tmp_path, lambda t: t.update({key: np.full_like(t[key], 3e38)}))
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 80}))
+    change_metadata(tmp_path)
+    assert f"{Q0}.bias has a NaN or an infinite number" in refusal(tmp_path)
+
+
+def change_metadata(folder):
+    """Write the tensors without the digest that pairs them with their config."""
+    path = folder / "adapter_model.safetensors"
+    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, {"format": "pt"})
 
 
 def test_an_adapter_of_another_base_is_refused(folder):
@@ -542,7 +570,12 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
         load_state(tmp_path / "nowhere")
     assert "no checkpoint" in refused()
     assert "no checkpoint" in refused(facts="{}")
-    for broken in ("[1]", "7", "{", "null", "{}", '{"step": "1"}', '{"step": -1}'):
+    for broken in (
+        "[1]", "7", "{", "null", "{}", '{"step": "1"}', '{"step": -1}', '{"step": 1}',
+        '{"step": 1, "best_loss": "2", "worse": 0}', '{"step": 1, "best_loss": NaN, "worse": 0}',
+        '{"step": 1, "best_loss": 2.0, "worse": 0, "best": 5}', '{"step": true, "best_loss": 2.0}',
+        f'{{"step": {10**30}, "best_loss": 2.0, "worse": 0}}',
+    ):  # fmt: skip
         assert "no checkpoint" in refused(**marks | {"minilora_run": broken})
     assert "no checkpoint" in refused({}, **marks)
     assert "m.lm_head" in refused({k: w for k in sound if k[0] != "m"}, **marks)

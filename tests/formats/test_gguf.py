@@ -118,6 +118,17 @@ def test_dequantizing_equals_the_gguf_library(name):
         ({"tokenizer__ggml__model": ["gpt2"]}, r"tokenizer.ggml.model \['gpt2'\] is not read"),
         ({"tokenizer__ggml__tokens": 5}, "llama.vocab_size must be a whole number from 1"),
         ({"tokenizer__ggml__eot_token_id": "x"}, "eot_token_id must be a token id"),
+        ({"tokenizer__ggml__eot_token_id": 261}, "261 is outside its vocabulary of 261 tokens"),
+        ({"tokenizer__ggml__bos_token_id": 261}, "bos_token has the id 261 of 261 tokens"),
+        ({"general__alignment": True}, "general.alignment is True"),
+        ({"llama__attention__key_length": 2**32 - 2}, "q_proj.weight has the shape|attn_q.weight"),
+        ({"tokenizer__chat_template": ["a"]}, "tokenizer.chat_template must be text"),
+        ({"tokenizer__chat_template": 5}, "tokenizer.chat_template must be text"),
+        ({"tokenizer__ggml__tokens": ["a", "b", "a"]}, "tokens must be different texts"),
+        ({"tokenizer__ggml__tokens": [1, 2, 3]}, "tokens must be different texts"),
+        ({"tokenizer__ggml__token_type": 3}, "m.gguf: its tokenizer is broken"),
+        ({"tokenizer__ggml__merges": ["he"]}, "m.gguf: its tokenizer is broken"),
+        ({"tokenizer__ggml__pre": 5}, "tokenizer.ggml.pre 5 is not read"),
     ],
 )
 def test_gguf_metadata_that_is_refused(tmp_path, changes, message):
@@ -135,7 +146,7 @@ NAN, ONES = np.full((32, 32), np.nan, np.float32), np.ones((32, 32), np.float32)
     [
         ("blk.1.attn_q.weight", None, "tensor model.layers.1.self_attn.q_proj.weight is missing"),
         ("blk.1.attn_q.weight", (0, (32, 32), NAN.tobytes()), "blk.1.attn_q.weight has a NaN"),
-        ("blk.1.attn_q.weight", (0, (8, 32), ONES.tobytes()), "attn_q.weight has the shape"),
+        ("blk.1.attn_q.weight", (0, (8, 32), ONES[:8].tobytes()), "attn_q.weight has the shape"),
         ("blk.1.attn_q.weight", (12, (32, 32), ONES.tobytes()), "attn_q.weight has the type Q4_K"),
         ("blk.1.attn_q.weight", (99, (32, 32), ONES.tobytes()), "attn_q.weight has the type 99"),
         ("blk.1.attn_q.weight", (2, (64, 16), ONES.tobytes()), "rows of 16, no whole blocks"),
@@ -144,6 +155,9 @@ NAN, ONES = np.full((32, 32), np.nan, np.float32), np.ones((32, 32), np.float32)
         ("blk.7.attn_q.weight", (0, (32, 32), ONES.tobytes()), "not one of a Llama's"),
         ("weight", (0, (32, 32), ONES.tobytes()), "tensor weight is not one of a Llama's"),
         ("z", (0, (2**40, 32), b""), "tensor z ends at byte"),
+        ("z", (0, (0, 2**64 - 1), b""), "tensor z has the impossible shape"),
+        ("blx.1.attn_q.weight", (0, (32, 32), ONES.tobytes()), "not one of a Llama's"),
+        ("rope_freqs.weight", (0, (4,), np.float32([1, 1, 1, 3e38]).tobytes()), "or one below 1"),
         ("rope_freqs.weight", (0, (0,), b""), "rope_freqs.weight has no divisor"),
     ],
 )
@@ -153,6 +167,50 @@ def test_gguf_tensors_that_are_refused(tmp_path, name, tensor, message):
     tensors = {key: value for key, value in tensors.items() if value is not None}
     with pytest.raises(InputError, match=message):
         load(gguf(tmp_path / "m.gguf", gguf_metadata(), tensors))
+
+
+def test_a_scale_that_is_not_finite_is_named(tmp_path):
+    """An infinite scale times the code 0 is NaN: one line, and no warning of NumPy's before it."""
+    needs_hf()
+    block = np.float16(np.inf).tobytes() + bytes(32)
+    tensors = {
+        **gguf_tensors(leaves(GGUF_CONFIG)),
+        "blk.1.attn_q.weight": (8, (32, 32), block * 32),
+    }
+    with pytest.raises(InputError, match=r"attn_q.weight has a NaN"):
+        load(gguf(tmp_path / "m.gguf", gguf_metadata(), tensors))
+
+
+def test_a_tensor_in_the_place_of_another_is_refused(tmp_path):
+    """The table's offsets follow one after the other, as in llama.cpp: none points elsewhere."""
+    needs_hf()
+    path = gguf(tmp_path / "m.gguf", gguf_metadata(), gguf_tensors(leaves(GGUF_CONFIG)))
+    whole = path.read_bytes()
+    names = [b"blk.0.ffn_gate.weight", b"blk.0.ffn_up.weight"]
+    ends = [whole.index(name) + len(name) + 4 + 16 + 4 for name in names]
+    offsets = [whole[end : end + 8] for end in ends]
+    path.write_bytes(whole[: ends[1]] + offsets[0] + whole[ends[1] + 8 :])
+    with pytest.raises(InputError, match=r"blk.0.ffn_up.weight overlaps another or leaves a gap"):
+        load(path)
+
+
+def test_what_is_there_twice_is_refused(tmp_path):
+    needs_hf()
+    path = gguf(tmp_path / "m.gguf", gguf_metadata(), gguf_tensors(leaves(GGUF_CONFIG)))
+    whole = path.read_bytes()
+    for old, new in (
+        (b"llama.context_length", b"llama.embedding_leng"),
+        (b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight"),
+    ):
+        path.write_bytes(whole.replace(old, new))
+        if old.startswith(b"blk"):
+            with pytest.raises(InputError, match=r"blk.0.ffn_up.weight is there twice"):
+                load(path)
+    twice = gguf_metadata(a__b=1, a__c=2)
+    gguf(path, twice, gguf_tensors(leaves(GGUF_CONFIG)))
+    path.write_bytes(path.read_bytes().replace(b"a.c", b"a.b"))
+    with pytest.raises(InputError, match=r"a.b is there twice"):
+        load(path)
 
 
 def test_a_gguf_file_cut_off_anywhere(tmp_path):

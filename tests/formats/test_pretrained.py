@@ -157,7 +157,17 @@ def test_end_tokens_and_defaults(tmp_path):
         ({"num_key_value_heads": 3}, "config.json: num_attention_heads 4 is not a multiple"),
         ({"rms_norm_eps": "x"}, "rms_norm_eps must be a positive number"),
         ({"rms_norm_eps": 10**400}, "rms_norm_eps must be a positive number"),
+        ({"rms_norm_eps": True}, "rms_norm_eps must be a positive number"),
+        ({"rms_norm_eps": 1e-300}, "rms_norm_eps must be a positive number"),
         ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
+        ({"eos_token_id": 256}, "256 is outside its vocabulary of 256 tokens"),
+        ({"eos_token_id": [255, 10**30]}, "outside its vocabulary of 256 tokens"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
+        ({"attention_bias": "false"}, "attention_bias must be true or false"),
+        (
+            {"rope_parameters": {"rope_theta": 5e5, **LLAMA3, "high_freq_factor": 1.0}},
+            "low_freq_factor 1.0 .* below high_freq_factor",
+        ),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not implemented"),
         ({"rope_parameters": {"rope_type": "linear"}}, "factor must be a positive number"),
         ({"rope_parameters": [1]}, "rope parameters must be an object"),
@@ -202,6 +212,30 @@ def test_a_truncated_model(tmp_path):
         file.write_bytes(whole[:size])
         with pytest.raises(InputError, match=r"model.safetensors.*truncated"):
             load(file.parent)
+
+
+def test_more_layers_than_tensors(tmp_path):
+    """One tensor with the number of the last layer does not make a base of so many layers."""
+    last = {f"model.layers.{10**9 - 1}.input_layernorm.weight": np.ones(32, np.float32)}
+    with pytest.raises(InputError, match=r"num_hidden_layers is 1000000000, .* has 21 tensors"):
+        load(folder(tmp_path, {**leaves(), **last}, num_hidden_layers=10**9))
+
+
+def test_a_name_with_control_characters_stays_on_one_line(tmp_path):
+    name = "model.layers.0\n\x1b[2J"
+    path = folder(tmp_path)
+    index = {"weight_map": {name: "model-1.safetensors"}}
+    (path / "model.safetensors").rename(path / "model-1.safetensors")
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"layers.0\\n\\x1b\[2J") as caught:
+        load(path)
+    assert str(caught.value).isprintable()
+
+
+def test_a_long_value_is_cut_in_the_message(tmp_path):
+    with pytest.raises(InputError, match=r"hidden_size must be .* … ") as caught:
+        load(folder(tmp_path, hidden_size="x" * 10**6))
+    assert len(str(caught.value)) < 2000
 
 
 def test_a_pickle_is_never_opened(tmp_path):
@@ -256,6 +290,25 @@ def test_embedded_bases(name):
     config, base, words = load(name)
     assert set(flatten(base)) == set(shapes(config))
     assert isinstance(words, ByteTokenizer) and config.eos_token_id == (255,)
+
+
+def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
+    """Token ids, and those that its post-processor puts before every text."""
+    words = tiny()
+    config = replace(CONFIG, vocab_size=words.vocab_size, eos_token_id=(2,))
+    save_pretrained(tmp_path / "out", config, unflatten(leaves(config)), words)
+    path = tmp_path / "out" / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    model = raw["model"] | {"vocab": raw["model"]["vocab"] | {"far": 261}}
+    first = {
+        "type": "TemplateProcessing", "pair": [], "special_tokens": {
+            "far": {"id": "far", "ids": [300], "tokens": ["far"]}},
+        "single": [{"SpecialToken": {"id": "far", "type_id": 0}}],
+    }  # fmt: skip
+    for parts, n in (({"model": model}, 262), ({"post_processor": first}, 301)):
+        path.write_text(json.dumps(raw | parts))
+        with pytest.raises(InputError, match=f"tokenizer has {n} tokens, its embedding only 261"):
+            load(tmp_path / "out")
 
 
 def test_the_real_base():

@@ -119,6 +119,16 @@ def drop(name):
     return lambda tensors: tensors.pop(Q + name)
 
 
+def twice(tensors):
+    """A second state for the same weight."""
+    tensors[Q + ".quant_state.bitsandbytes__fp4"] = tensors[Q + ".quant_state.bitsandbytes__nf4"]
+
+
+def norm_in_int8(tensors):
+    tensors["model.norm.weight"] = np.ones(32, np.int8)
+    tensors["model.norm.SCB"] = np.ones(32, np.float32)
+
+
 FLOATS = np.float32([np.nan] * 16)
 DEEP = np.frombuffer(b"[" * 100_000, np.uint8)
 
@@ -137,6 +147,14 @@ DEEP = np.frombuffer(b"[" * 100_000, np.uint8)
         ("nf4", lambda t: state_with(t, shape=None), "bitsandbytes__nf4 is malformed"),
         ("nf4", lambda t: state_with(t, blocksize=0), "bitsandbytes__nf4 is malformed"),
         ("nf4", lambda t: state_with(t, blocksize=32), r"absmax is float32 \(16,\), expected"),
+        ("nf4", lambda t: state_with(t, blocksize=10**30), "bitsandbytes__nf4 is malformed"),
+        ("nf4", lambda t: state_with(t, blocksize=48), "bitsandbytes__nf4 is malformed"),
+        ("nf4", lambda t: state_with(t, blocksize=True), "bitsandbytes__nf4 is malformed"),
+        ("nf4", lambda t: state_with(t, shape=[0, 10**30]), "bitsandbytes__nf4 is malformed"),
+        ("nf4", lambda t: state_with(t, shape=[[32, 32]]), "bitsandbytes__nf4 is malformed"),
+        ("nf4", twice, r"bitsandbytes__(nf4|fp4) (has no weight|is malformed)"),
+        ("nf4", put(".SCB", np.ones(32, np.float32)), r"SCB has no weight"),
+        ("int8", norm_in_int8, r"norm.weight is int8 \(32,\), .* matrix"),
         ("nf4", lambda t: state_with(t, quant_type="af4"), "bitsandbytes__nf4 is malformed"),
         ("nf4-dq", lambda t: state_with(t, nested_offset=None), "nf4 is malformed"),
         ("nf4-dq", lambda t: state_with(t, nested_offset=10**400), "nf4 is malformed"),

@@ -93,10 +93,16 @@ def entry(dtype="F32", shape=(4,), offsets=(0, 16)):
         (header({"w": entry()}, data=b"\0" * 17), "1 bytes that its header leaves out"),
         (header({"w": entry(offsets=(4, 20))}, data=b"\0" * 20), "tensor w overlaps"),
         (header({"a": entry(), "w": entry(offsets=(8, 24))}, data=b"\0" * 24), "w overlaps"),
+        (header({"w": entry(shape=(0, 10**30), offsets=(0, 0))}, b""), "tensor w is malformed"),
+        (header({"w": entry(shape=(0, 2**62, 2**62), offsets=(0, 0))}, b""), "w is malformed"),
+        (header({"w": entry(shape=(2,) + (1,) * 70, offsets=(0, 8))}, b"12345678"), "malformed"),
+        (header({"w": entry(offsets=(10**4299, 10**4300 - 1))}), "tensor w is malformed"),
+        (header({"w": entry("F8\nx")}), r"unsupported type F8\\nx"),
     ],
 )
 def test_headers_that_lie(tmp_path, content, message):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(InputError, match=message) as caught:
         safetensors_file.read_header(path)
+    assert str(caught.value).isprintable()

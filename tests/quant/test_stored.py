@@ -30,7 +30,7 @@ from minilora.formats.safetensors_file import encode
 from minilora.kernels import fused, fused_loss, weights
 from minilora.kernels import stored as compiled
 from minilora.methods.methods import also_train
-from minilora.quant import stored
+from minilora.quant import int8, stored
 from minilora.quant.quantize import error_report
 from minilora.quant.stored import Stored, halves
 from minilora.tree import flatten, get, named_leaves, num_parameters, tree_map, unflatten
@@ -84,6 +84,31 @@ def test_every_way_of_reading_gives_the_same_bits(kind, seed, rows, blocks):
     for outside in (rows, -rows - 1):
         with pytest.raises(IndexError):
             w[np.array([0, outside])]
+
+
+def test_sizes_that_do_not_fit_are_refused_before_a_compiled_loop():
+    """The loops check no bounds: a row too narrow would be written behind its end."""
+    w, q = some("Q8_0"), int8.Int8(np.ones((4, 32), np.int8), np.ones(4, np.float32))
+    out = np.zeros((2, 32), np.float32)
+    for read, first, of, to in (
+        (compiled.read_int8_rows, 3, q, out),  # rows beyond the last
+        (compiled.read_int8_rows, -2, q, out),
+        (compiled.read_int8_rows, 0, q, out[:, :31]),
+        (compiled.read_int8_rows, 0, int8.Int8(q.codes, q.absmax[:1]), out),
+        (compiled.read_rows, 69, w, np.zeros((2, 64), np.float32)),
+        (compiled.read_rows, -1, w, np.zeros((2, 64), np.float32)),
+        (compiled.read_rows, 0, w, out),
+        (compiled.read_rows, 0, replace(w, scales=w.scales[:2]), np.zeros((2, 64), np.float32)),
+        (compiled.read_rows, 0, replace(w, scales=w.scales[:, :0]), np.zeros((2, 64), np.float32)),
+    ):
+        with pytest.raises(InputError):
+            read(of, first, to)
+    x = np.ones(64, np.float32)
+    for bad in (replace(w, scales=np.ones((70, 3), np.float32)), replace(w, scales=w.scales[:2])):
+        with pytest.raises(InputError):
+            compiled.matvec(bad, x)
+    with pytest.raises(InputError):
+        compiled.matvec(w, x[:63])
 
 
 @pytest.mark.parametrize("kind", ["F16", "BF16"])

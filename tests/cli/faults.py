@@ -1,0 +1,89 @@
+"""Faults in the file operations below one folder: an error of the system, or a kill."""
+
+import builtins
+import io
+import os
+from pathlib import Path
+
+import pytest
+
+
+class Faults:
+    """Counts the operations below `root`, and calls `act` in the place of number `at` (from 1)."""
+
+    def __init__(self, root, at=None, act=None):
+        self.root, self.at, self.act, self.seen = str(root), at, act, []
+
+    def __call__(self, name, path):
+        if isinstance(path, int):
+            path = os.readlink(f"/proc/self/fd/{path}")
+        path = os.path.abspath(os.fspath(path))
+        if path == self.root or path.startswith(self.root + os.sep):
+            self.seen.append((name, Path(path).name))
+            if len(self.seen) == self.at:
+                self.act(path)
+
+    def __enter__(self):
+        self.patch = pytest.MonkeyPatch()
+        for name in ("replace", "rename", "mkdir", "unlink", "rmdir", "open", "fsync"):
+            self.patch.setattr(os, name, self.before(name, getattr(os, name)))
+        for module in (builtins, io):
+            self.patch.setattr(module, "open", self.opening(io.open))
+        return self
+
+    def __exit__(self, *_):
+        self.patch.undo()
+
+    def before(self, name, real):
+        def call(path, *args, **kwargs):
+            self(name, path)
+            return real(path, *args, **kwargs)
+
+        return call
+
+    def opening(self, real):
+        if getattr(real, "faulty", False):
+            return real
+
+        def call(path, mode="r", *args, **kwargs):
+            if mode in ("r", "rb") or isinstance(path, int):
+                return real(path, mode, *args, **kwargs)
+            self("open", path)
+            return File(real(path, mode, *args, **kwargs), path, self)
+
+        call.faulty = True
+        return call
+
+
+class File:
+    """A file whose every writing operation is counted."""
+
+    def __init__(self, file, path, faults):
+        self.file, self.path, self.faults = file, path, faults
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
+
+    def write(self, data):
+        self.faults("write", self.path)
+        return self.file.write(data)
+
+    def flush(self):
+        self.faults("flush", self.path)
+        return self.file.flush()
+
+    def truncate(self, size=None):
+        self.faults("truncate", self.path)
+        return self.file.truncate(size)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self):
+        try:
+            self.faults("close", self.path)  # what is buffered is written now
+        finally:
+            self.file.close()

@@ -1,0 +1,368 @@
+"""Damaged files of a run, strange names and folders, an ASCII terminal: one line, status 2."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minilora import cli
+from minilora.cli.pretraining import llama, random_params
+from minilora.data.tokenizer import ByteTokenizer
+from minilora.formats import safetensors_file
+from minilora.formats.checkpoint import load_adapter, load_state
+from minilora.formats.files import append
+from minilora.formats.pretrained import load, save_pretrained
+
+STEPS = "--iters 2 --batch-size 2 --save-every 1 --steps-per-eval 1"
+READING = {
+    "resume": "train --resume", "evaluate": "evaluate --split valid",
+    "generate": "generate --prompt 1+1= --max-tokens 2", "inspect": "inspect",
+    "merge": "merge --out {out}",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_figures():
+    """Drawing takes half the time of these runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minilora.cli.run.curve", lambda path, *_: path.write_text("a figure"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A base, rows, and a sound run of two steps."""
+    folder = tmp_path_factory.mktemp("damaged")
+    config = llama(16, 24, 2, 2, 1)
+    params = random_params(config, np.random.default_rng(0))
+    save_pretrained(folder / "base", config, params, ByteTokenizer())
+    rows = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(20)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert train(folder, folder / "run") == 0
+    return folder
+
+
+def train(folder, out, *more, steps=STEPS):
+    words = f"train --model {folder / 'base'} --data {folder / 'rows.jsonl'} {steps}"
+    return cli.main([*words.split(), "--adapter-path", str(out), *more])
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """A copy of the sound run, which a test may damage."""
+    return Path(shutil.copytree(whole / "run", tmp_path / "run"))
+
+
+def refused(capsys, status):
+    error = capsys.readouterr().err
+    assert status == 2 and error.count("\n") == 1 and error.startswith("error: "), error
+    return error
+
+
+def command(name, run):
+    words = READING[name].format(out=run.parent / "merged").split()
+    return cli.main([*words, "--adapter-path", str(run)])
+
+
+# ------------------------------------------------------------------------------- damaged files
+
+
+def change_facts(run, **facts):
+    change(run, lambda header: header.update(facts=json.dumps(json.loads(header["facts"]) | facts)))
+
+
+def change_state(run, **numbers):
+    name = "minilora_run"
+    change(
+        run, lambda header: header.update({name: json.dumps(json.loads(header[name]) | numbers)})
+    )
+
+
+def change(run, edit, tensors=lambda entries: None, name="checkpoint.safetensors"):
+    """Rewrite a safetensors file with other metadata or other tensors."""
+    entries = safetensors_file.read_header(run / name)
+    metadata = safetensors_file.read_json_header(run / name)[0]["__metadata__"]
+    entries = {n: safetensors_file.entry(e.dtype, e.read()) for n, e in entries.items()}
+    edit(metadata)
+    tensors(entries)
+    safetensors_file.write(run / name, entries, metadata)
+
+
+def transposed(entries):
+    """Every factor, and its moments with it, so that the file agrees with itself."""
+    for name, found in entries.items():
+        if "lora_A" in name:
+            entries[name] = safetensors_file.entry("F32", np.ascontiguousarray(found.read().T))
+
+
+METRICS = {
+    "a number": b"3\n", "a list": b"[1]\n", "null": b"null\n", "no step": b'{"loss": 1.0}\n',
+    "a text": b'{"step": "1", "loss": 1.0}\n', "a loss that is text": b'{"step": 1, "loss": "a"}\n',
+    "half an evaluation": b'{"step": 1, "eval_loss": 1.0}\n', "no JSON": b"{\n",
+    "no UTF-8": b"\xff\n", "deep": b"[" * 10**5 + b"\n", "a step that is true": b'{"step": true}\n',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", METRICS)
+def test_a_line_of_the_metrics_that_is_no_row(run, capsys, what):
+    path = run / "metrics.jsonl"
+    sound = path.read_bytes()
+    first, *rest = sound.splitlines(keepends=True)
+    path.write_bytes(first + METRICS[what] + b"".join(rest))
+    change_facts(run, rows=[])
+    assert f"{path}, line 2: " in refused(capsys, command("resume", run))
+    path.write_bytes(sound + METRICS[what])  # behind the checkpoint's step: a kill left it
+    assert command("resume", run) == 0 and path.read_bytes() == sound
+
+
+CHECKPOINTS = {
+    "another version": lambda run: change_facts(run, version=1),
+    "no version": lambda run: change_facts(run, version=None),
+    "settings in a list": lambda run: change_facts(run, settings=[1]),
+    "an unknown setting": lambda run: change_facts(run, settings={"x": 1}),
+    "a setting of another type": lambda run: change_facts(run, settings={"iters": "two"}),
+    "a setting with a NUL": lambda run: change_facts(run, settings={"model": "a\0b"}),
+    "digests in a list": lambda run: change_facts(run, digests=[]),
+    "threads in a text": lambda run: change_facts(run, threads="2"),
+    "rows in a text": lambda run: change_facts(run, rows="x"),
+    "facts in a list": lambda run: change(run, lambda m: m.update(facts="[1]")),
+    "a step beyond the last": lambda run: change_state(run, step=3),
+    "a step that is true": lambda run: change_state(run, step=True),
+    "a step in a text": lambda run: change_state(run, step="2"),
+    "a best loss in a text": lambda run: change_state(run, best_loss="2"),
+    "a count in a list": lambda run: change_state(run, worse=[]),
+    "transposed factors": lambda run: change(run, lambda m: None, transposed),
+}
+
+
+@pytest.mark.parametrize("what", CHECKPOINTS)
+def test_a_damaged_checkpoint_is_refused_by_name(run, capsys, what):
+    CHECKPOINTS[what](run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    assert str(run / "checkpoint.safetensors") in refused(capsys, command("resume", run))
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+STRANGE = (None, True, -1, 1e400, "x", "", [], [1], [[]], {}, {"x": 1}, {"x": [{}]}, "\0", "\ud800")
+
+
+def test_an_adapter_config_of_strange_types_is_read_or_refused(whole, run, long):
+    _, base, _ = load(whole / "base")
+    path = run / "adapter_config.json"
+    sound, rng = json.loads(path.read_text()), random.Random(4)
+    for name in (*sound, "minilora_method", "num_virtual_tokens", "bottleneck_size"):
+        for value in STRANGE if long else rng.sample(STRANGE, 2):
+            for more in ({}, {"peft_type": None, "minilora_method": "bottleneck"}):
+                path.write_text(json.dumps({**sound, **more, name: value}))
+                try:
+                    load_adapter(run, base)
+                except cli.InputError as error:
+                    assert str(run) in str(error), (name, value)
+
+
+SETTINGS = {
+    "model = 3": "3", "quantize = 4": "--quantize", 'block_size = "a"': "--block-size",
+    "max_seq_length = [1, 2]": "2", 'mask_prompt = "yes"': "--mask-prompt", "data = {}": "data",
+    "x = 1": "x", "model = ": "TOML", 'model = "a\\u0000b"': "NUL", "block_size = true": "block",
+}  # fmt: skip
+DAMAGE = {
+    **{f"settings: {line}": ("train_config.toml", line.encode()) for line in SETTINGS},
+    "weights that are none": ("adapter_model.safetensors", b"\xff" * 40),
+    "a config that is none": ("adapter_config.json", b"[]"),
+    "a start that is a list": ("adapter_config.json", b'{"init_lora_weights": [[]]}'),
+    "a method that is a list": ("adapter_config.json", b'{"minilora_method": [[]]}'),
+}
+
+
+@pytest.mark.parametrize("name", ["evaluate", "generate", "inspect", "merge"])
+def test_every_command_refuses_damaged_files_by_name(run, capsys, name):
+    for what, (file, raw) in DAMAGE.items():
+        sound = (run / file).read_bytes()
+        (run / file).write_bytes(raw)
+        error = refused(capsys, command(name, run))
+        assert SETTINGS.get(what.removeprefix("settings: "), file) in error, what
+        (run / file).write_bytes(sound)
+    change(run, lambda m: None, transposed, "adapter_model.safetensors")
+    assert "lora_A" in refused(capsys, command(name, run))
+
+
+# --------------------------------------------------------------------------- names and folders
+
+NAMES = {
+    "a NUL": "a\0b", "too long": "a" * 300, "no UTF-8": "a\udcff",
+    "too long a folder": "a" * 300 + "/b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", NAMES)
+def test_a_name_that_cannot_be_is_refused_by_every_command(whole, run, tmp_path, capsys, what):
+    path = tmp_path / NAMES[what]
+    refused(capsys, train(whole, path))
+    for setting in ("--data", "--model", "--init-adapter", "-c"):
+        refused(capsys, train(whole, tmp_path / "new", setting, str(path)))
+    for name in READING:
+        refused(capsys, command(name, path))
+    if what != "no UTF-8":  # which is a name for a folder where nothing has to be written down
+        refused(capsys, cli.main(["merge", "--adapter-path", str(run), "--out", str(path)]))
+        refused(capsys, cli.main(["compare", "--iters", "1", "--out", f"{path}.png"]))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("name", ["a\nb\x7f", 'ä\u2028"\\\U0001f600'])
+def test_an_odd_name_comes_back(whole, tmp_path, name, capsys):
+    shutil.copytree(whole / "base", tmp_path / name)
+    assert train(whole, tmp_path / f"{name}.run", "--model", str(tmp_path / name)) == 0
+    for command_ in READING:
+        assert command(command_, tmp_path / f"{name}.run") == 0, capsys.readouterr().err
+
+
+def test_a_dangling_link_is_no_folder(whole, tmp_path, capsys):
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    assert f"{link} is no folder" in refused(capsys, train(whole, link))
+    for name in READING:
+        assert str(link) in refused(capsys, command(name, link))
+
+
+@pytest.mark.parametrize("becomes", ["nothing", "a file"])
+def test_a_folder_that_goes_away_during_the_run(whole, tmp_path, capsys, monkeypatch, becomes):
+    out = tmp_path / "run"
+
+    def gone(*args):
+        if out.is_dir():
+            shutil.rmtree(out)
+            if becomes == "a file":
+                out.write_text("")
+        return append(*args)
+
+    monkeypatch.setattr("minilora.cli.run.append", gone)
+    error = refused(capsys, train(whole, out))
+    assert f"{out}/metrics.jsonl cannot be written: N" in error  # No such file, Not a directory
+
+
+def test_a_folder_that_may_not_be_written(whole, run, capsys, monkeypatch):
+    """A real one where permissions hold, that is, not for root."""
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    run.chmod(0o500)
+    try:
+        if os.access(run, os.W_OK):
+            pytest.skip("permissions do not hold for this user")
+        for more in ("--overwrite", "--resume"):
+            assert f"{run}/.lock" in refused(capsys, train(whole, run, more))
+        new = run / "new"
+        assert f"{new} cannot" in refused(capsys, train(whole, new))
+    finally:
+        run.chmod(0o700)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+
+
+def test_commands_that_take_long_look_first_whether_they_may_write(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr("minilora.evaluation.compare.compare", None)  # it would be called too early
+    monkeypatch.setattr("minilora.cli.pretraining.train", None)
+    assert "--out" in refused(capsys, cli.main(["compare", "--out", str(tmp_path / "a.png")]))
+    out = tmp_path / "no" / "folder"
+    assert str(out) in refused(capsys, cli.main(["pretrain", "micro", "--out", str(out)]))
+
+
+# ------------------------------------------------------------------------ the date, the terminal
+
+DATED = "{{ strftime_now('%d %b %Y') }}|{% for m in messages %}{{ m['content'] }}|{% endfor %}"
+
+
+def test_the_date_of_a_chat_template_is_the_date_of_the_run(whole, run, monkeypatch, tmp_path):
+    """Resumed on another day, a run reads the same bytes; so does the evaluation of it."""
+    tokenizers = pytest.importorskip("tokenizers")
+    base = shutil.copytree(whole / "base", tmp_path / "base")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[:255]
+    vocabulary = {letter: i for i, letter in enumerate([*alphabet, "<end>"])}
+    words = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
+    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    words.save(str(base / "tokenizer.json"))
+    (base / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
+    (base / "chat_template.jinja").write_text(DATED)
+    seen = []
+    from minilora.data import rows
+
+    real = rows.encode
+
+    def spy(row, tokenizer, *mask):
+        seen.append(rows.split_row(row, tokenizer)[0][:11])
+        return real(row, tokenizer, *mask)
+
+    monkeypatch.setattr(rows, "encode", spy)
+    day = "--chat-date", "2001-02-03"
+    assert train(whole, tmp_path / "dated", "--model", str(base), *day) == 0
+    assert set(seen) == {"03 Feb 2001"}
+    seen.clear()
+    assert cli.main(["train", "--resume", "--adapter-path", str(tmp_path / "dated")]) == 0
+    assert command("evaluate", tmp_path / "dated") == 0
+    assert set(seen) == {"03 Feb 2001"}
+    seen.clear()
+    assert train(whole, tmp_path / "today", "--model", str(base)) == 0
+    assert set(seen) == {date.today().strftime("%d %b %Y")}
+
+
+def test_a_terminal_that_knows_only_ascii(whole, tmp_path):
+    """Every command prints, with escapes for what the terminal has no letters for."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text('{"prompt": "é 漢 \U0001f600", "completion": "ü→"}\n' * 20, encoding="utf-8")
+    words = {
+        "train": ["--model", whole / "base", "--data", data, *STEPS.split()],
+        "evaluate": [], "generate": ["--prompt", "é", "--max-tokens", "9"],
+        "inspect": ["--data", data],
+    }  # fmt: skip
+    calls = [[k, *map(str, w), "--adapter-path", str(tmp_path / "ä")] for k, w in words.items()]
+    learn = str(tmp_path / "kurs")
+    calls += [["learn", "init", learn], ["learn", "list", "--dir", learn]]
+    calls += [["learn", "hint", "nearest-code", "--dir", learn]]
+    script = (
+        "import sys, json\nfrom minilora import cli\n"
+        "assert sys.stdout.encoding == 'ascii', sys.stdout.encoding\n"
+        "for words in json.loads(sys.argv[1]):\n    assert cli.main(words) == 0, words\n"
+    )
+    environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(calls)],
+        env=environment, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode()
+    assert done.stdout.isascii() and rb"\xe9" in done.stdout
+
+
+# ----------------------------------------------------------------------------------- interrupts
+
+
+@pytest.mark.parametrize(
+    ("number", "status"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)],
+)
+def test_a_second_interrupt_does_no_harm(whole, tmp_path, number, status):
+    """It comes while the first is handled, many times: no traceback, all files whole."""
+    out = tmp_path / "run"
+    words = f"train --model {whole / 'base'} --data {whole / 'rows.jsonl'} {STEPS} --iters 99999"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minilora", *words.split(), "--adapter-path", str(out)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    while not (out / "train_config.toml").exists():
+        assert process.poll() is None
+    while process.poll() is None:
+        process.send_signal(number)
+        time.sleep(0.002)
+    errors = process.stderr.read()
+    assert process.returncode == status and "Traceback" not in errors, errors
+    assert errors.count("\n") == 1 and "minilora train --resume" in errors
+    assert not list(out.glob("*.tmp")) and not (out / ".lock").exists()
+    step = load_state(out / "checkpoint.safetensors")[1]["step"]
+    assert len({json.loads(x)["step"] for x in (out / "metrics.jsonl").open()}) == step

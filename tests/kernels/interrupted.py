@@ -1,0 +1,100 @@
+"""A process that is interrupted again and again while it trains on two threads.
+
+    python interrupted.py SEED TIMES MOMENTS
+
+MOMENTS: `threads`, at an instruction of the code that shares out the work, or `clock`, when a
+timer says so. After each interrupt the process trains once more, and that has to give the same
+bits as its first training, which nothing had interrupted.
+"""
+
+import hashlib
+import random
+import signal
+import sys
+import time
+from concurrent.futures import _base, thread
+
+import numpy as np
+import threadpoolctl
+
+from minilora import lora, train
+from minilora.config import LoraConfig, TrainConfig
+from minilora.data.rows import load_rows, prepare
+from minilora.evaluation.metrics import evaluate
+from minilora.formats.pretrained import load
+from minilora.kernels import threads
+from minilora.tree import named_leaves
+
+threads.SERIAL_BELOW = 0  # the shares of rows, too, go to two threads
+WATCHED = {module.__file__ for module in (threads, threadpoolctl, thread, _base)}
+SETTINGS = TrainConfig(iters=1, mask_prompt=True, learning_rate=1e-2)
+
+
+def job():
+    """Train for a step, evaluate; a digest of every bit, and BLAS's threads afterwards."""
+    config, base, words = load("micro", "nf4-dq")
+    adapters, frozen = lora.init(base, LoraConfig(), np.random.default_rng(0))
+    examples, _ = prepare(load_rows("questions", "train")[:4], words, SETTINGS)
+    adapters, history = train(adapters, frozen, examples, config, SETTINGS)
+    digest = hashlib.sha256(repr([row["loss"] for row in history]).encode())
+    digest.update(repr(evaluate(adapters, frozen, examples, config)).encode())
+    for _, leaf in named_leaves(adapters):
+        digest.update(leaf.tobytes())
+    counts = [info["num_threads"] for info in threadpoolctl.threadpool_info()]
+    return digest.hexdigest(), counts
+
+
+def instructions(stop=None):
+    """Do the job; count the instructions in WATCHED files, and interrupt at number `stop`."""
+    count = 0
+
+    def trace(frame, event, _):
+        nonlocal count
+        if frame.f_code.co_filename not in WATCHED:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event == "opcode":
+            count += 1
+            if count == stop:
+                signal.raise_signal(signal.SIGINT)
+        return trace
+
+    sys.settrace(trace)
+    try:
+        job()
+    finally:
+        sys.settrace(None)
+    return count
+
+
+def timed(seconds):
+    """Do the job, interrupted after so many seconds."""
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        job()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def main(seed, times, moments):
+    expected = job()  # compiles
+    rng, interrupted = random.Random(seed), 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has ignored it
+    signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+    began = time.perf_counter()
+    assert job() == expected
+    whole = time.perf_counter() - began
+    total = instructions() if moments == "threads" else None
+    for _ in range(times):
+        moment = rng.uniform(0, whole) if total is None else rng.randint(1, total)
+        try:
+            (timed if total is None else instructions)(moment)
+        except KeyboardInterrupt:
+            interrupted += 1
+        found = job()
+        assert found == expected, (moment, found, expected)
+    print(interrupted)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

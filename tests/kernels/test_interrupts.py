@@ -1,0 +1,69 @@
+"""Interrupts of a training on two threads leave nothing behind in the process."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from minilora.kernels import threads
+
+SCRIPT = Path(__file__).with_name("interrupted.py")
+
+
+def test_an_interrupt_at_any_instruction_leaves_the_cores_free(monkeypatch):
+    """Each instruction of `kernels.threads`: afterwards two calls run on two threads again."""
+    monkeypatch.setattr(threads, "THREADS", 2)
+
+    def both():
+        return threads.parallel_map(lambda i: threading.get_ident(), [0, 1])
+
+    def instructions(stop):
+        """Make the two calls, with SIGINT at instruction number `stop`; count the instructions."""
+        count = 0
+
+        def trace(frame, event, _):
+            nonlocal count
+            if frame.f_code.co_filename != threads.__file__:
+                return None
+            frame.f_trace_opcodes = True
+            if event == "opcode":
+                count += 1
+                if count == stop:
+                    signal.raise_signal(signal.SIGINT)
+            return trace
+
+        sys.settrace(trace)
+        try:
+            both()
+        finally:
+            sys.settrace(None)
+        return count
+
+    both()  # starts the threads
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        for stop in range(1, instructions(None) + 1):
+            with pytest.raises(KeyboardInterrupt):
+                instructions(stop)
+            assert len(set(both())) == 2, stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize(
+    ("moments", "few", "many"),
+    [("clock", 4, 200), pytest.param("threads", 0, 200, marks=pytest.mark.long)],
+)
+def test_training_after_an_interrupt_gives_the_bits_of_a_fresh_process(moments, few, many, long):
+    """An interrupt could leave the cores taken, BLAS on one thread, or a thread writing."""
+    environment = os.environ | {"NUMBA_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
+    command = [sys.executable, SCRIPT, "2", str(many if long else few), moments]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0  # some came in time
