@@ -11,7 +11,7 @@
 import time
 
 import numpy as np
-from common import QUICK, figure, finetune, of, read_sweep, short, table
+from common import QUICK, figure, finetune, interference, of, read_sweep, short, table
 from sweeps import combining, merging
 from sweeps.combining import backwards, fit, forwards, held_out
 
@@ -19,7 +19,7 @@ import minilora
 from minilora import LoraConfig, lora, nf4
 from minilora.cli.pretraining import random_params
 from minilora.config import ModelConfig
-from minilora.evaluation import compare, plot
+from minilora.evaluation import plot
 from minilora.evaluation.memory import nbytes
 from minilora.kernels.nf4 import matvec
 from minilora.methods import compose
@@ -311,7 +311,7 @@ for kind in ("other", "sibling"):  # an exact average is no better than the bett
 # %%
 both, summed, errors = compose.combine([one, turned], [1.0, 1.0])
 print(f"added: off by {max(errors.values()):.0e}, cosine {combining.cosine(one, turned):.2f}")
-for name, score in zip(tasks, compare.interference([one, turned], tasks.values(), config)):
+for name, score in zip(tasks, interference([one, turned], tasks.values(), config)):
     print(name, {way: round(scores["loss"], 2) for way, scores in score.items()})
 upon = fit(compose.stack(*one), backwards, 100, iters=ITERS)
 print(
@@ -345,7 +345,7 @@ if not QUICK:
 # **Nearly orthogonal updates are not independent tasks.** A cosine over all weights says nothing of
 # the few inputs that both adapters act on: what one adds there, the other has never seen. A stack
 # mends it for the upper one, which was trained beside the lower, and for it alone. Measure with
-# `compare.interference`, do not infer from angles; where a batch needs both, take one a row.
+# `common.interference`, do not infer from angles; where a batch needs both, take one a row.
 #
 # ## What serving costs
 #

@@ -15,6 +15,7 @@ import numpy as np
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.evaluation import compare, plot
+from minilora.methods import compose
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 LESSONS = Path(__file__).parent
@@ -110,3 +111,20 @@ def of(rows, name, **where):
 def spread(values, digits=2):
     """The text "mean (least to most)"."""
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+def interference(pairs, tasks, config):
+    """Score each adapter's task by the bare base, by that adapter alone, and by all adapters added.
+
+    tasks: for each pair its held-out examples. Returns a dict per pair, with `bare`, `alone` and
+    `together`, each the scores of `evaluate`.
+    """
+    base = compose.common_base(pairs)
+    everything, summed, _ = compose.combine(pairs, [1.0] * len(pairs))
+    found = []
+    for pair, examples in zip(pairs, tasks):
+        ways = {"bare": ({}, base), "alone": pair, "together": (everything, summed)}
+        found.append(
+            {way: minilora.evaluate(a, b, examples, config) for way, (a, b) in ways.items()}
+        )
+    return found

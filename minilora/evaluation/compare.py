@@ -24,7 +24,7 @@ from ..data.rows import held_out_notes, load_rows, prepare
 from ..formats.checkpoint import WEIGHTS, save_adapter
 from ..formats.pretrained import load
 from ..kernels import num_threads
-from ..methods import compose, initializers
+from ..methods import initializers
 from ..methods.methods import METHODS, MethodConfig
 from ..optim import adamw_init
 from ..tree import num_parameters
@@ -222,18 +222,3 @@ def draw(path, rows):
             side, offset = ("left", (6, -3)) if i % 2 else ("right", (-6, -3))
             label = f"{method}, {100 * row['exact_match'][0]:.0f} %"
             axes.annotate(label, (x, y), offset, textcoords="offset points", fontsize=8, ha=side)
-
-
-def interference(pairs, tasks, config):
-    """Score each adapter's task by the bare base, by that adapter alone, and by all adapters added.
-
-    tasks: for each pair its held-out examples. Returns a dict per pair, with `bare`, `alone` and
-    `together`, each the scores of `evaluate`.
-    """
-    base = compose.common_base(pairs)
-    everything, summed, _ = compose.combine(pairs, [1.0] * len(pairs))
-    found = []
-    for pair, examples in zip(pairs, tasks):
-        ways = {"bare": ({}, base), "alone": pair, "together": (everything, summed)}
-        found.append({way: evaluate(a, b, examples, config) for way, (a, b) in ways.items()})
-    return found

@@ -1,7 +1,6 @@
 """A Llama in a GGUF file: its configuration and its tensors under Hugging Face's names.
 
-llama.cpp differs from Hugging Face in three ways that matter: the names, the order of the rows of
-q_proj and k_proj, and Llama 3's stretched rotation, which it stores as a tensor of divisors.
+llama.cpp differs from Hugging Face in the names and in the order of the rows of q_proj and k_proj.
 """
 
 import re
@@ -9,12 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from .. import layers
 from ..config import ModelConfig, require
 from . import gguf_file
 from .files import naming
 from .hf_folder import ids, positive, size
-from .safetensors_file import check_floats
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -22,11 +19,6 @@ NAMES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
-}  # fmt: skip
-DIVISORS = "rope_freqs.weight"
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
 }  # fmt: skip
 
 
@@ -47,8 +39,6 @@ def read(path):
     metadata, entries = gguf_file.read_header(path)
     with naming(path):
         config = _config(metadata, tied="output.weight" not in entries)
-    if DIVISORS in entries:
-        config = _llama3_rope(config, entries.pop(DIVISORS))
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     tensors = {}
     for name, entry in entries.items():
@@ -61,7 +51,8 @@ def read(path):
 def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
     found = re.findall(r"^(blk\.\d+\.|)(\w+)\.(weight|bias)$", name)
-    require(found and found[0][1] in NAMES, f"{where} is not one of a Llama's")
+    known = found and found[0][1] in NAMES
+    require(known, f"{where} is not read here: load the model as a Hugging Face folder")
     block, module, leaf = found[0]
     return f"{block.replace('blk', 'model.layers')}{NAMES[module]}.{leaf}"
 
@@ -88,7 +79,7 @@ def _config(metadata, tied):
     tokens = metadata.get("tokenizer.ggml.tokens")
     stretch = metadata.get("llama.rope.scaling.type", "none")
     known = stretch in ("none", "linear")
-    require(known, f"llama.rope.scaling.type {stretch!r} is not read; none, linear, Llama 3's are")
+    require(known, f"llama.rope.scaling.type {stretch!r} is not read; none, linear are")
     linear = {"rope_type": "linear", "factor": real("rope.scaling.factor", 1)}
     return ModelConfig(
         vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
@@ -103,19 +94,3 @@ def _config(metadata, tied):
         bos_token_id=next(iter(token("bos")), None),
         rope_scaling=linear if stretch == "linear" else None,
     )  # fmt: skip
-
-
-def _llama3_rope(config, entry):
-    """Give the config Llama 3.1's published stretching, if that makes the stored divisors."""
-    divisors = check_floats(entry.where, entry.read())
-    sound = divisors.size and ((divisors >= 1) & (divisors < 1e4)).all()
-    require(sound, f"{entry.where} has no divisor, or one below 1 or above 10,000")
-    shape = (config.head_dim // 2,)
-    require(divisors.shape == shape, f"{entry.where} has the shape {divisors.shape}, not {shape}")
-    factor = float(divisors.max())  # 8 in Llama 3.1, 32 in Llama 3.2
-    stretched = replace(config, rope_scaling=LLAMA3 | {"factor": factor})
-    expected = layers.rope_frequencies(config) / layers.rope_frequencies(stretched)
-    # both were computed in float32, in a different order: a few parts in 10⁷ apart
-    same = np.allclose(divisors, expected, rtol=1e-5, atol=0)
-    require(same, f"{entry.where} stretches the rotation in a way that is not Llama 3's")
-    return stretched

@@ -1,8 +1,7 @@
 """The tokenizer that a GGUF file's metadata describes, rebuilt with the `tokenizers` library.
 
-Two families occur in Llamas. Byte-level BPE (GPT-2; SmolLM and Llama 3 differ only in how text is
-cut before merging): vocabulary and merges are in the file. SentencePiece BPE (Llama 1 and 2): the
-file has no merges, but a score for each token; a pair merges the earlier, the higher the result's.
+Byte-level BPE is read (GPT-2's; SmolLM's differs in how text is cut before merging): the file has
+its vocabulary and its merges. For other tokenizers, load the model as a Hugging Face folder.
 """
 
 from ..config import require
@@ -13,12 +12,7 @@ CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
 ID_KEYS = {
     "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding",
 }  # fmt: skip
-# where Llama 3 cuts text before merging
-LLAMA3_CUT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-BYTE_LEVEL = ("smollm", "gpt-2", "llama-bpe")
+BYTE_LEVEL = ("smollm", "gpt-2")
 
 
 def from_metadata(path, metadata):
@@ -48,8 +42,7 @@ def _get(metadata, name):
 def _backend(metadata):
     """Make (tokenizers.Tokenizer, {"eos_token": "<|im_end|>", …})."""
     kind, tokens = _get(metadata, "model"), _get(metadata, "tokens")
-    known = kind in ("gpt2", "llama")
-    require(known, f"tokenizer.ggml.model {kind!r} is not read; gpt2, llama are")
+    require(kind == "gpt2", f"tokenizer.ggml.model {kind!r} is not read; gpt2 is")
     texts = isinstance(tokens, list) and all(isinstance(t, str) and len(t) < 4096 for t in tokens)
     different = texts and len(set(tokens)) == len(tokens)
     require(different, "tokenizer.ggml.tokens must be different texts of less than 4,096 letters")
@@ -62,9 +55,8 @@ def _backend(metadata):
             special[name] = tokens[i]
     tk = library("tokenizers")
     vocabulary = {token: i for i, token in enumerate(tokens)}
-    backend = (_byte_level if kind == "gpt2" else _sentencepiece)(tk, metadata, vocabulary)
-    by_default = kind == "llama" or _get(metadata, "pre") == "llama-bpe"
-    if metadata.get("tokenizer.ggml.add_bos_token", by_default):
+    backend = _byte_level(tk, metadata, vocabulary)
+    if metadata.get("tokenizer.ggml.add_bos_token", False):
         require("bos_token" in special, "tokenizer.ggml.bos_token_id is missing")
         bos = special["bos_token"]
         backend.post_processor = tk.processors.TemplateProcessing(
@@ -85,40 +77,11 @@ def _byte_level(tk, metadata, vocabulary):
     known = ", ".join(BYTE_LEVEL)
     require(pre in BYTE_LEVEL, f"tokenizer.ggml.pre {pre!r} is not read; {known} are")
     merges = [tuple(merge.split(" ", 1)) for merge in _get(metadata, "merges")]
-    # Llama 3 takes a whole piece that is a token at once, whatever the merges would make of it
-    llama3 = pre == "llama-bpe"
-    backend = tk.Tokenizer(tk.models.BPE(vocabulary, merges, ignore_merges=llama3))
-    cut = {
-        # every digit alone, then GPT-2's cut of what is between: in "a  12" both spaces stay
-        # together, where GPT-2 alone would leave one of them with the number
-        "smollm": [tk.pre_tokenizers.Digits(individual_digits=True)],
-        "llama-bpe": [tk.pre_tokenizers.Split(tk.Regex(LLAMA3_CUT), behavior="isolated")],
-    }
-    by_gpt2 = tk.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not llama3)
-    backend.pre_tokenizer = tk.pre_tokenizers.Sequence([*cut.get(pre, ()), by_gpt2])
+    backend = tk.Tokenizer(tk.models.BPE(vocabulary, merges))
+    # every digit alone, then GPT-2's cut of what is between: in "a  12" both spaces stay together,
+    # where GPT-2 alone would leave one of them with the number
+    digits = [tk.pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
+    by_gpt2 = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.pre_tokenizer = tk.pre_tokenizers.Sequence([*digits, by_gpt2])
     backend.decoder = tk.decoders.ByteLevel()
     return backend
-
-
-def _sentencepiece(tk, metadata, vocabulary):
-    """Make Llama 2's BPE over characters: a space is ▁, an unknown character its bytes <0xE2>."""
-    merges = merges_by_score(vocabulary, dict(zip(vocabulary, _get(metadata, "scores"))))
-    backend = tk.Tokenizer(
-        tk.models.BPE(vocabulary, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
-    )
-    prefix = metadata.get("tokenizer.ggml.add_space_prefix", True)
-    n, d = tk.normalizers, tk.decoders
-    before, after = ([n.Prepend("▁")], [d.Strip(" ", 1, 0)]) if prefix else ([], [])
-    backend.normalizer = n.Sequence([*before, n.Replace(" ", "▁")])
-    backend.decoder = d.Sequence([d.Replace("▁", " "), d.ByteFallback(), d.Fuse(), *after])
-    return backend
-
-
-def merges_by_score(vocabulary, scores):
-    """List every cut of a token into two tokens, the best-scored token's first."""
-    merges = []
-    for token in sorted(vocabulary, key=lambda token: -scores[token]):
-        cuts = [(token[:i], token[i:]) for i in range(1, len(token))]
-        pairs = [(a, b) for a, b in cuts if a in vocabulary and b in vocabulary]
-        merges += sorted(pairs, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
-    return merges

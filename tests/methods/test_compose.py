@@ -23,8 +23,6 @@ from models import (
 import minilora
 from minilora import data, layers, lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
-from minilora.data import tasks
-from minilora.evaluation import compare
 from minilora.evaluation.memory import nbytes
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.kernels import fused
@@ -343,36 +341,3 @@ def test_combine_names_what_it_cannot_do():
         compose.combine(pairs, [1])
     with pytest.raises(InputError, match="equal ranks"):
         compose.combine(pairs, [1, 1], "linear")
-
-
-# ------------------------------------------------------------------------------ interference
-
-
-def backwards(rows):
-    """The questions turned round: where, what, who?"""
-    for row in rows:
-        name, what, place = row["completion"].strip(" .").split(", ")
-        prompt = row["prompt"].replace("Who, what, where?", "Where, what, who?")
-        yield {"prompt": prompt, "completion": f" {place}, {what}, {name}."}
-
-
-def test_two_tasks_interfere_when_both_adapters_are_active():
-    config, base, words = minilora.load("micro")
-    settings = TrainConfig(iters=40, batch_size=16, learning_rate=1e-2, mask_prompt=True)
-    lora_config = LoraConfig(r=4, lora_alpha=8, target_modules=ALL_LINEAR)
-    pairs, held_out = [], []
-    for seed, kind in enumerate((list, backwards)):
-        train, test = (
-            data.prepare(list(kind(tasks.questions(split, n, 0))), words, settings)[0]
-            for split, n in (("train", 2000), ("test", 100))
-        )
-        adapters, frozen = lora.init(base, lora_config, np.random.default_rng(seed))
-        adapters, _ = minilora.train(adapters, frozen, train, config, settings)
-        pairs.append((adapters, frozen))
-        held_out.append(test)
-    for scores in compare.interference(pairs, held_out, config):
-        bare, alone, together = (scores[way]["loss"] for way in ("bare", "alone", "together"))
-        # Measured: 4.0, 0.51, 1.6 nats a token, and 4.6, 0.45, 1.3. Each learns its task, and each
-        # is in the other's way: the two updates meet.
-        assert alone < bare / 4
-        assert together - alone > 0.5
