@@ -199,7 +199,8 @@ def test_shares_are_dealt_out_in_turn(shares, n):
     rows = list(range(n))
     parts = split_batch(rows, shares)
     assert len(parts) == min(shares, n)
-    assert [row for _, row in sorted((r % len(parts), r) for r in rows)] == sum(parts, [])
+    dealt = [row for _, row in sorted((row % len(parts), row) for row in rows)]
+    assert dealt == [row for part in parts for row in part]
 
 
 @given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), max_size=4))
@@ -211,7 +212,9 @@ def test_the_first_token_is_never_a_target(masks):
 @given(seeds, st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=5))
 def test_parts_count_by_their_targets(seed, counts):
     rng = np.random.default_rng(seed)
-    parts = [(n, float(rng.standard_normal()), {"a": {"w": rng.standard_normal(3)}}) for n in counts]
+    parts = [
+        (n, float(rng.standard_normal()), {"a": {"w": rng.standard_normal(3)}}) for n in counts
+    ]
     loss, grads = accumulate(iter(parts), sum(counts))
     # a share, a product and the sum of up to five terms: each rounds its number once
     bound = 7 * U64 * sum(n * abs(value) for n, value, _ in parts) / sum(counts)
@@ -229,9 +232,7 @@ def test_a_row_without_a_target_takes_no_part():
     config = replace(SMALL, batch_size=2)
     alone = gradient_at(adapters, frozen, [[EXAMPLES[1]]], 0, TINY, replace(config, batch_size=1),
                         layers)  # fmt: skip
-    both = gradient_at(
-        adapters, frozen, [[silent], [EXAMPLES[1]]], 0, TINY, config, layers, map, 2
-    )
+    both = gradient_at(adapters, frozen, [[silent], [EXAMPLES[1]]], 0, TINY, config, layers, map, 2)
     assert both[0] == alone[0] and both[2] == alone[2] == num_targets([EXAMPLES[1]])
     assert fingerprint(both[1]) == fingerprint(alone[1])
 
