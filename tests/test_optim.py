@@ -183,7 +183,7 @@ def test_the_schedules_shape(iters, ratio):
 @given(schedules, st.integers(1, 1000), ratios, st.floats(1e-6, 1.0))
 def test_the_schedules_bits_are_transformers(schedule, iters, ratio, rate):
     config, warmup = config_of(schedule, iters, ratio, rate), math.ceil(ratio * iters)
-    for step in range(0, iters, 1 + iters // 50):
+    for step in (*range(0, iters, 1 + iters // 50), iters, iters + 1, iters + 2):
         done = (step - warmup) / max(1, iters - warmup)
         factor = {
             "constant": 1.0,
@@ -233,9 +233,17 @@ def test_a_tie_goes_to_the_even_number():
     even = [1, 1 + 2.0**-9, -1, -1 - 2.0**-9]
     assert round_to({"w": x}, "float16")["w"].tolist() == even
     above = np.nextafter(np.float32(1 + 2.0**-8), np.float32(2))
-    assert to_bfloat16(np.float32([1, -1, 1 + 2.0**-8, above])).tolist() == [
-        0x3F80, 0xBF80, 0x3F80, 0x3F81,
-    ]  # fmt: skip
+    upper = to_bfloat16(np.float32([1, -1, 1 + 2.0**-8, above]))
+    assert upper.dtype == np.uint16 and upper.tolist() == [0x3F80, 0xBF80, 0x3F80, 0x3F81]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_float64_is_rounded_too(dtype):
+    w = np.array([[1 + 2.0**-7, 0.3], [-5.5, 1e-3]])
+    expected = round_to({"w": w.astype(np.float32)}, dtype)["w"]
+    got = round_to({"w": w.T}, dtype)["w"]  # in another order of memory
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got.T, expected)
 
 
 @given(floats)
