@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY
 
-from minilora.config import InputError, LoraConfig, TrainConfig, flag, names_module, scaling
+from minilora.config import (
+    ALL_LINEAR,
+    InputError,
+    LoraConfig,
+    ModelConfig,
+    TrainConfig,
+    check,
+    flag,
+    names_module,
+    scaling,
+)
 
 Q = "model.layers.3.self_attn.q_proj"
 
@@ -35,6 +45,123 @@ def test_a_name_is_a_whole_path_or_an_end_after_a_dot():
     assert names_module("q_proj", Q) and names_module(Q, Q) and names_module("self_attn.q_proj", Q)
     assert not names_module("proj", Q) and not names_module("attn.q_proj", Q)
     assert not names_module("model", Q) and not names_module("k_proj", Q)
+
+
+BELOW_ONE, SMALLEST, LARGEST = math.nextafter(1, 0), 5e-324, 1.7e308
+RANGES = {  # the rule: what it takes, to the ends, and what it refuses, from the ends on
+    "be a whole number from 1": ((1, 2, 10**9), (0, -1, 1.0, 1.5, True, "1", None)),
+    "be a whole number from 0": ((0, 1, 10**9), (-1, -2, 0.0, 1.5, False, "0", None)),
+    "be a positive number": (
+        (SMALLEST, 0.5, 1, LARGEST),
+        (0, -SMALLEST, -0.5, -2, math.inf, math.nan),
+    ),
+    "lie in [0, 1)": ((0, SMALLEST, 0.5, BELOW_ONE), (-SMALLEST, -0.5, -2, 1, 1.5, 3, math.nan)),
+    "not be negative": ((0, SMALLEST, 0.5, 1, LARGEST), (-SMALLEST, -0.5, -2, math.inf, math.nan)),
+}
+
+
+@pytest.mark.parametrize("rule", RANGES)
+def test_a_rule_takes_its_range_and_nothing_else(rule):
+    good, bad = RANGES[rule]
+    for value in good:
+        check("--some-flag", value, rule)
+    for value in bad:
+        with pytest.raises(InputError, match=r"^--some-flag must ") as error:
+            check("--some-flag", value, rule)
+        assert str(error.value) == f"--some-flag must {rule}, got {value}"
+
+
+WHOLE = ("iters", "batch_size", "grad_accumulation_steps", "max_seq_length", "steps_per_eval",
+         "val_batches")  # fmt: skip
+POSITIVE = ("learning_rate", "max_grad_norm", "adam_eps", "also_train_lr_scale", "layer_lr_decay",
+            "loraplus_lr_ratio")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "rule"),
+    [
+        (TrainConfig, WHOLE, "be a whole number from 1"),
+        (TrainConfig, ("seed", "early_stopping_patience"), "be a whole number from 0"),
+        (TrainConfig, POSITIVE, "be a positive number"),
+        (TrainConfig, ("warmup_ratio", "adam_beta1", "adam_beta2"), "lie in [0, 1)"),
+        (TrainConfig, ("weight_decay",), "not be negative"),
+        (LoraConfig, ("r",), "be a whole number from 1"),
+        (LoraConfig, ("lora_alpha",), "be a positive number"),
+        (LoraConfig, ("lora_dropout",), "lie in [0, 1)"),
+    ],
+)
+def test_every_field_has_its_rule(config, fields, rule):
+    good, bad = RANGES[rule]
+    for name in fields:
+        for value in good:
+            assert getattr(config(**{name: value}), name) == value
+        for value in bad:
+            with pytest.raises(InputError) as error:
+                config(**{name: value})
+            assert f" must {rule}, got " in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "field", "values"),
+    [
+        (TrainConfig, "lr_schedule", ("constant", "linear", "cosine")),
+        (TrainConfig, "adapter_dtype", ("float32", "bfloat16", "float16")),
+        (LoraConfig, "init_lora_weights", (True, "pissa", "loftq")),
+    ],
+)
+def test_every_choice(config, field, values):
+    for value in values:
+        assert getattr(config(**{field: value}), field) == value
+    for value in ("", "Linear", "FLOAT32", "Pissa", False, None):
+        with pytest.raises(InputError, match=f"{field.replace('_', '.')} must be"):
+            config(**{field: value})
+
+
+def test_switches_take_either_value():
+    for name in ("mask_prompt", "packing", "gradient_checkpointing"):
+        assert [getattr(TrainConfig(**{name: v}), name) for v in (False, True)] == [False, True]
+
+
+def test_the_defaults():
+    """PEFT's of an adapter, transformers' of a Llama, mlx_lm's of a run where they are shared."""
+    assert vars(LoraConfig()) == {
+        "r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ("q_proj", "v_proj"),
+        "use_rslora": False, "layers_to_transform": None, "rank_pattern": {}, "alpha_pattern": {},
+        "use_dora": False, "init_lora_weights": True,
+    }  # fmt: skip
+    assert vars(TrainConfig()) == {
+        "iters": 200, "batch_size": 4, "grad_accumulation_steps": 1, "max_seq_length": 256,
+        "learning_rate": 2e-4, "lr_schedule": "cosine", "warmup_ratio": 0.06, "weight_decay": 0.0,
+        "max_grad_norm": 1.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_eps": 1e-8,
+        "also_train_lr_scale": 0.1, "layer_lr_decay": 1.0, "loraplus_lr_ratio": 1.0,
+        "adapter_dtype": "float32", "mask_prompt": False, "packing": False,
+        "gradient_checkpointing": False, "steps_per_eval": 50, "val_batches": 8,
+        "early_stopping_patience": 0, "seed": 0,
+    }  # fmt: skip
+    shape = vars(ModelConfig(11, 12, 10, 2, 4, 2, 6))
+    assert shape == {
+        "vocab_size": 11, "hidden_size": 12, "intermediate_size": 10, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "rope_theta": 10000.0,
+        "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "max_position_embeddings": 2048,
+        "eos_token_id": (), "bos_token_id": None, "rope_scaling": None,
+    }  # fmt: skip
+    assert scaling(4, 6.0) == scaling(4, 6.0, False) == 1.5
+
+
+def test_the_seven_projections():
+    names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert names == ALL_LINEAR
+    shapes = ModelConfig(11, 13, 17, 2, 6, 2, 4).projections()  # q is 24 wide, k and v 8
+    assert [*shapes] == [*names]
+    assert [*shapes.values()] == [
+        (24, 13),
+        (8, 13),
+        (8, 13),
+        (13, 24),
+        (17, 13),
+        (17, 13),
+        (13, 17),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -83,6 +210,7 @@ def test_a_model_has_whole_groups_of_heads_and_pairs_to_turn():
         replace(TINY, num_key_value_heads=3)
     with pytest.raises(InputError, match="head_dim 5 is odd"):
         replace(TINY, head_dim=5)
+    assert replace(TINY, num_key_value_heads=4, head_dim=2).head_dim == 2
 
 
 def test_configurations_are_frozen():

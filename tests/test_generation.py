@@ -1,5 +1,6 @@
 """Generation: the cache changes nothing but the cost; draws follow the distribution asked for."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,13 +10,14 @@ from hypothesis import strategies as st
 from models import TINY, adapted, configs, quantized, random_base, seeds
 
 import minilora
-from minilora import generate, layers, lora, model
+from minilora import generate, generation, layers, lora, model
+from minilora.config import InputError
 from minilora.generation import sample
 from minilora.kernels import fused
 from minilora.layers import LayerCache
 from minilora.tree import tree_map
 
-U32 = 2.0**-24  # unit roundoff
+U32, U64 = 2.0**-24, 2.0**-53  # unit roundoff
 
 
 @given(configs(), seeds, st.integers(1, 4), st.sampled_from((layers, fused)), st.booleans())
@@ -93,3 +95,116 @@ def test_the_same_seed_draws_the_same_text():
         for _ in range(2)
     )
     assert a == b
+
+
+class Drawing:
+    """A generator that keeps what it is to draw from, and takes the likeliest."""
+
+    def choice(self, kept, p):
+        self.kept, self.p = kept.tolist(), p
+        return kept[0]
+
+
+# multiples of 1/8: a difference of two of them is exact in float32; many of them are equal
+eighths = st.one_of(
+    st.lists(st.integers(-240, 240), min_size=1, max_size=9),
+    st.lists(st.integers(-2, 2), min_size=20, max_size=40),
+).map(lambda numbers: np.float32(numbers) / 8)
+
+
+@given(eighths, st.floats(0.05, 20), st.floats(0, 1, exclude_min=True) | st.just(1.0))
+def test_what_is_drawn_from_is_the_nucleus_of_softmax_at_the_temperature(logits, temp, top_p):
+    rng = Drawing()
+    token = sample(logits, temp, top_p, rng)
+    z = [(float(a) - float(logits.max())) / temp for a in logits]
+    weights = [math.exp(a) for a in z]
+    order = sorted(range(len(z)), key=lambda i: (-weights[i], i))
+    reached = np.cumsum([weights[i] for i in order]) / math.fsum(weights)
+    # The temperature's division errs by U64 of z, and so e^z by |z|·U64 of itself; two sums of V
+    # terms, an exponential and two divisions follow. Only that near to top_p may the set differ.
+    bound = (2 * len(z) + 6 + max(map(abs, z))) * U64
+    least, most = (int((reached < top_p + e).sum()) + 1 for e in (-bound, bound))
+    assert type(token) is int and token == order[0]
+    assert rng.kept == order[: len(rng.kept)] and least <= len(rng.kept) <= most
+    kept = math.fsum(weights[i] for i in rng.kept)
+    expected = [weights[i] / kept for i in rng.kept]
+    # e^z that is no normal number any more has an absolute error instead
+    np.testing.assert_allclose(rng.p, expected, rtol=2 * bound, atol=1e-300)
+
+
+@given(eighths)
+def test_without_a_temperature_nothing_is_drawn(logits):
+    token = sample(logits, 0, 0.5, None)
+    assert type(token) is int and token == logits.tolist().index(logits.max())
+
+
+@pytest.mark.parametrize(
+    ("option", "good", "bad"),
+    [
+        ("temp", (0.0, 5e-2, 2.0), (-1e-9, -0.5, -2.0, math.nan)),
+        ("top_p", (1e-9, 0.5, 1.0), (0.0, -1e-9, -0.5, -2.0, 1 + 2 * U64, 1.5, 3.0, math.nan)),
+        ("max_tokens", (1, 2), (0, -1)),
+    ],
+)
+def test_the_ranges_of_the_options(option, good, bad):
+    base = random_base(TINY)
+    for value in good:
+        options = {"max_tokens": 1, "temp": 0.5, option: value}
+        assert len(list(generate({}, base, [1], TINY, rng=0, **options))) == options["max_tokens"]
+    for value in bad:
+        flag = option.replace("_", "-")
+        with pytest.raises(InputError, match=f"--{flag} must .* got {value}"):
+            next(generate({}, base, [1], TINY, rng=0, **{option: value}))
+
+
+def test_an_empty_prompt_is_refused():
+    with pytest.raises(InputError, match="the prompt is empty"):
+        next(generate({}, random_base(TINY), [], TINY))
+
+
+def scripted(monkeypatch, logits):
+    """A model that says these logits at every position; what it was asked, call after call."""
+    calls = []
+
+    def hidden_states(adapters, base, tokens, starts, config, ops, cache):
+        calls.append((tokens.tolist(), starts.tolist(), cache))
+        return np.zeros((1, tokens.shape[1], 1))
+
+    monkeypatch.setattr(generation.model, "hidden_states", hidden_states)
+    monkeypatch.setattr(generation.model, "logits", lambda x, *rest: np.float32(logits))
+    return calls
+
+
+def test_the_prompt_is_read_once_and_then_one_token_at_a_time(monkeypatch):
+    calls = scripted(monkeypatch, [0, 1, 3, 2])
+    assert list(generation.generate({}, {}, [3, 1, 1], TINY, layers, max_tokens=4)) == [2] * 4
+    assert [tokens for tokens, _, _ in calls] == [[[3, 1, 1]], [[2]], [[2]], [[2]]]
+    assert [starts for _, starts, _ in calls] == [[[0, 0, 0]], [[0]], [[0]], [[0]]]
+    caches = [cache for _, _, cache in calls]
+    assert all(cache is caches[0] for cache in caches)
+    assert len(set(map(id, caches[0]))) == TINY.num_hidden_layers
+
+
+def test_the_usual_options(monkeypatch):
+    """256 of the likeliest tokens; with a temperature, from all of them."""
+    scripted(monkeypatch, [0, 3, 0, 0])
+    assert list(generation.generate({}, {}, [1], TINY, layers)) == [1] * 256
+    # a token of probability 1/(e³ + 3) = 0.043 in each of 256 draws: none has the chance 1e-5
+    drawn = set(generation.generate({}, {}, [1], TINY, layers, temp=1.0, rng=0))
+    assert drawn == {0, 1, 2, 3}
+
+
+def test_any_of_the_end_tokens_stops(monkeypatch):
+    for end, length in (((), 3), ((0,), 3), ((1,), 0), ((0, 1), 0), ((1, 0), 0)):
+        scripted(monkeypatch, [0, 3])
+        config = replace(TINY, eos_token_id=end)
+        assert len(list(generation.generate({}, {}, [1], config, layers, max_tokens=3))) == length
+
+
+def test_a_seed_is_the_generator_of_it():
+    base, options = random_base(TINY, 2), {"max_tokens": 10, "temp": 2.0}
+    drawn = [
+        list(generate({}, base, [1], TINY, rng=rng, **options))
+        for rng in (5, np.random.default_rng(5), 6)
+    ]
+    assert drawn[0] == drawn[1] != drawn[2]

@@ -13,7 +13,7 @@ from autograd import elementwise_grad, make_vjp
 from autograd.test_util import check_grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import TINY, attention_inputs, bits, seeds
+from models import TINY, attention_inputs, bits, random_starts, seeds
 
 from minilora import layers, nf4
 
@@ -145,6 +145,38 @@ def test_dropout_is_on_the_adapters_branch_only():
     y = layers.linear(x, {"lora_A": a, "lora_B": b}, frozen, np.random.default_rng(0))
     z = layers.dropout(x, 0.5, np.random.default_rng(0))  # of the input, before A
     np.testing.assert_allclose(y, x @ w.T + z @ a.T @ b.T, rtol=0, atol=100 * U64)
+
+
+@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=4))
+def test_a_rows_numbers_depend_on_its_own_seed(seeds):
+    rng = layers.RowRng(seeds)
+    drawn = rng.random((len(seeds), 3, 2), np.float32)
+    assert drawn.dtype == np.float32 and drawn.shape == (len(seeds), 3, 2)
+    for seed, row in zip(seeds, drawn):
+        np.testing.assert_array_equal(row, np.random.default_rng(seed).random((3, 2), np.float32))
+    assert rng.random((len(seeds), 1), np.float64).dtype == np.float64
+    assert rng.child(7).seeds == [[*seed, 7] for seed in seeds]
+    assert layers.row_rng(rng, 5) is rng and layers.row_rng(None, 5) is None
+
+
+def test_a_seed_or_a_generator_gives_every_row_a_seed_of_its_own():
+    from_int, from_rng = (layers.row_rng(r, 64).seeds for r in (5, np.random.default_rng(5)))
+    assert from_int == from_rng != layers.row_rng(6, 64).seeds
+    assert len({seed for (seed,) in from_int}) == 64  # a list of one whole number per row
+    assert all(type(seed) is int and 0 <= seed < 2**63 for (seed,) in from_int)
+    # 63 random bits: that 64 rows have none above half of that has the chance 2⁻⁶⁴
+    assert max(from_int) >= [2**62]
+
+
+def test_what_dropout_keeps_is_what_is_drawn_from_p_on():
+    class Drawn:
+        def random(self, shape, dtype):
+            assert (shape, dtype) == ((4,), np.float32)
+            return np.float32([0, 0.25, 0.5, 0.75])
+
+    # [0, 1) has as many numbers below p as p is long; p itself is not one of them
+    y = layers.dropout(np.array([1.0, 2.0, 3.0, 4.0]), 0.5, Drawn())
+    np.testing.assert_array_equal(y, [0, 0, 6, 8])
 
 
 # ------------------------------------------------------------------------- norm and SwiGLU
@@ -314,6 +346,30 @@ def test_visible():
     np.testing.assert_array_equal(
         layers.attention_mask(np.zeros((1, 2), int), 4)[0], [[1, 1, 1, 0], [1] * 4]
     )
+
+
+@given(seeds, st.integers(1, 3), st.integers(1, 5), st.integers(0, 4))
+def test_what_a_token_sees_after_others_in_a_cache(seed, B, T, past):
+    starts = random_starts(np.random.default_rng(seed), B, T)
+    seen = layers.attention_mask(starts, past + T)
+    assert seen.shape == (B, T, past + T) and seen.dtype == bool
+    for b, t, s in np.ndindex(B, T, past + T):
+        own = starts[b, t] <= s - past <= t  # of its own example, none of them later
+        assert seen[b, t, s] == (s < past or own)
+
+
+@given(seeds, st.lists(st.integers(1, 3), min_size=1, max_size=4))
+def test_the_cache_holds_the_keys_and_values_in_the_order_of_the_tokens(seed, sizes):
+    cache, rng = layers.LayerCache(), np.random.default_rng(seed)
+    assert cache.length == 0
+    k, v = rng.standard_normal((2, 2, sum(sizes), 3, 4))
+    for n in sizes:
+        part, at = slice(cache.length, cache.length + n), cache.length + n
+        keys, values = cache.extend(k[:, part], v[:, part])
+        assert cache.length == at
+        for got, held, given_ in ((keys, cache.k, k), (values, cache.v, v)):
+            assert held is got
+            np.testing.assert_array_equal(got, given_[:, :at])
 
 
 # ---------------------------------------------------------------------------- cross-entropy

@@ -29,11 +29,11 @@ from models import (
 import minilora
 from minilora import layers, lora, model
 from minilora.batching import collate
-from minilora.config import ALL_LINEAR
+from minilora.config import ALL_LINEAR, InputError
 from minilora.kernels import fused
 from minilora.layers import value_and_grad
 from minilora.methods.methods import also_train
-from minilora.tree import flatten, named_leaves, unflatten
+from minilora.tree import flatten, named_leaves, set_leaf, unflatten
 
 U32, U64 = 2.0**-24, 2.0**-53
 PATHS = pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
@@ -442,6 +442,40 @@ def test_a_trained_leaf_replaces_the_frozen_one_wherever_it_stands(ops):
         got = model.forward(adapters, base, tokens, TINY, ops)
         assert bits(got) == bits(model.forward({}, mixed, tokens, TINY, ops))
         assert bits(got) != bits(model.forward({}, base, tokens, TINY, ops))
+
+
+L0 = "model.layers.0"
+UNREAD = [  # a place of every node of the trained tree
+    "other", "other.weight", "model.other", "model.lm_head.weight", "model.layers.2.mlp.x.bias",
+    "model.layers.-1.mlp.x.bias", "model.layers.other", f"{L0}.other", f"{L0}.q_proj.lora_A",
+    f"{L0}.self_attn.up_proj.lora_A", f"{L0}.self_attn.lora_A", f"{L0}.mlp.q_proj.lora_A",
+    f"{L0}.mlp.other", f"{L0}.input_layernorm.bias", f"{L0}.post_attention_layernorm.bias",
+    "model.norm.bias", *(f"{L0}.self_attn.{name}.other" for name in ALL_LINEAR[:4]),
+    *(f"{L0}.mlp.{name}.other" for name in ALL_LINEAR[4:]), f"{L0}.mlp.up_proj.lora_scaling",
+]  # fmt: skip
+
+
+@PATHS
+@pytest.mark.parametrize("path", UNREAD)
+def test_a_leaf_that_nothing_reads_is_refused_wherever_it_stands(ops, path):
+    adapters, frozen = adapted(random_base(TINY), target_modules=ALL_LINEAR)
+    tokens = np.arange(4)[None]
+    model.forward(adapters, frozen, tokens, TINY, ops)
+    set_leaf(adapters, path, np.ones(3, np.float32))
+    unread = [key for key in path.split(".") if key not in ("model", "layers", "0")]
+    with pytest.raises(InputError, match=r"does not read .*: see methods\.operations") as error:
+        model.forward(adapters, frozen, tokens, TINY, ops)
+    assert any(key in str(error.value) for key in unread)
+
+
+@PATHS
+@pytest.mark.parametrize("name", ALL_LINEAR)
+def test_a_frozen_leaf_that_nothing_reads_is_refused(ops, name):
+    adapters, frozen = adapted(random_base(TINY), target_modules=ALL_LINEAR)
+    part = "self_attn" if name in ALL_LINEAR[:4] else "mlp"
+    set_leaf(frozen, f"{L0}.{part}.{name}.other", 1.0)
+    with pytest.raises(InputError, match="does not read other"):
+        model.forward(adapters, frozen, np.arange(4)[None], TINY, ops)
 
 
 def test_the_head_is_the_trained_one_or_the_bases_or_the_embedding():

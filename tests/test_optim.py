@@ -12,7 +12,15 @@ from hypothesis.extra import numpy as hnp
 from models import fingerprint, read_only, seeds
 
 from minilora.config import InputError, TrainConfig
-from minilora.optim import adamw, adamw_init, clip, global_norm, learning_rate, round_to
+from minilora.optim import (
+    adamw,
+    adamw_init,
+    clip,
+    global_norm,
+    learning_rate,
+    round_to,
+    to_bfloat16,
+)
 from minilora.tree import flatten, named_leaves, tree_map
 
 U32, U64 = 2.0**-24, 2.0**-53
@@ -175,7 +183,7 @@ def test_the_schedules_shape(iters, ratio):
 @given(schedules, st.integers(1, 1000), ratios, st.floats(1e-6, 1.0))
 def test_the_schedules_bits_are_transformers(schedule, iters, ratio, rate):
     config, warmup = config_of(schedule, iters, ratio, rate), math.ceil(ratio * iters)
-    for step in range(0, iters, 1 + iters // 50):
+    for step in (*range(0, iters, 1 + iters // 50), iters, iters + 1, iters + 2):
         done = (step - warmup) / max(1, iters - warmup)
         factor = {
             "constant": 1.0,
@@ -203,12 +211,39 @@ def bfloat16(x):
     return even if below == above else (low if below < above else high)
 
 
-@given(floats)
+# halfway between two neighbours of eight bits, or one step of float32 to either side
+near_ties = st.lists(
+    st.tuples(st.integers(0, 1), st.integers(0, 0x7F7E), st.integers(0x7FFF, 0x8001)), min_size=1
+).map(lambda xs: np.uint32([s << 31 | high << 16 | low for s, high, low in xs]).view(np.float32))
+
+
+@given(floats | near_ties)
 def test_rounding_to_bfloat16(x):
     y = round_to({"w": x}, "bfloat16")["w"]
     assert y.dtype == np.float32
     assert y.tolist() == [bfloat16(v) for v in x]
     assert (np.abs(y - x) <= np.abs(x) * 2.0**-8 + 2.0**-134).all()  # eight bits, or the last one
+
+
+def test_a_tie_goes_to_the_even_number():
+    x = np.float32([1 + 2.0**-8, 1 + 3 * 2.0**-8, -1 - 2.0**-8, -1 - 3 * 2.0**-8])
+    even = [1, 1 + 2.0**-6, -1, -1 - 2.0**-6]
+    assert round_to({"w": x}, "bfloat16")["w"].tolist() == even
+    x = np.float32([1 + 2.0**-11, 1 + 3 * 2.0**-11, -1 - 2.0**-11, -1 - 3 * 2.0**-11])
+    even = [1, 1 + 2.0**-9, -1, -1 - 2.0**-9]
+    assert round_to({"w": x}, "float16")["w"].tolist() == even
+    above = np.nextafter(np.float32(1 + 2.0**-8), np.float32(2))
+    upper = to_bfloat16(np.float32([1, -1, 1 + 2.0**-8, above]))
+    assert upper.dtype == np.uint16 and upper.tolist() == [0x3F80, 0xBF80, 0x3F80, 0x3F81]
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_float64_is_rounded_too(dtype):
+    w = np.array([[1 + 2.0**-7, 0.3], [-5.5, 1e-3]])
+    expected = round_to({"w": w.astype(np.float32)}, dtype)["w"]
+    got = round_to({"w": w.T}, dtype)["w"]  # in another order of memory
+    assert got.dtype == np.float32
+    np.testing.assert_array_equal(got.T, expected)
 
 
 @given(floats)
@@ -228,3 +263,9 @@ def test_rounding_twice_is_rounding_once(x, dtype):
 def test_a_number_too_large_for_the_dtype_is_refused():
     with pytest.raises(InputError, match="float16 cannot hold"):
         round_to({"w": np.float32([1, 7e4])}, "float16")
+    # 65504 is the largest; from halfway to the next one on, 65520, there is none
+    assert round_to({"w": np.float32([65519])}, "float16")["w"] == 65504
+    for dtype, bad in (("float16", 65520), ("bfloat16", np.finfo(np.float32).max)):
+        tree = {"a": {"w": np.float32([1, bad])}}
+        with pytest.raises(InputError, match=f"a.w has a number that {dtype} cannot hold"):
+            round_to(tree, dtype)

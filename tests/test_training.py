@@ -21,17 +21,26 @@ from models import (
 
 import minilora
 from minilora import kernels, layers, train, training
-from minilora.batching import batch_at, collate
+from minilora.batching import Example, batch_at, collate
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
 from minilora.evaluation import metrics, trainer
 from minilora.kernels import threads
 from minilora.layers import value_and_grad
 from minilora.methods.methods import also_train
 from minilora.optim import global_norm, learning_rate, round_to
-from minilora.training import gradient_at, init_state, rates, should_stop, split_batch
+from minilora.training import (
+    accumulate,
+    gradient_at,
+    init_state,
+    num_targets,
+    rates,
+    should_stop,
+    split_batch,
+    update_early_stopping,
+)
 from minilora.tree import flatten, get, named_leaves, tree_map
 
-U32 = 2.0**-24
+U32, U64 = 2.0**-24, 2.0**-53
 EXAMPLES, VALID = random_examples(TINY, 9, seed=1), random_examples(TINY, 4, seed=2)
 SMALL = TrainConfig(
     iters=6, batch_size=2, learning_rate=0.02, max_seq_length=9, steps_per_eval=2, seed=3,
@@ -184,6 +193,50 @@ def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
         np.testing.assert_allclose(g, get(whole[1], path), rtol=0, atol=8 * cores * U32 * size)
 
 
+@given(st.integers(1, 9), st.integers(1, 12))
+def test_shares_are_dealt_out_in_turn(shares, n):
+    """Neighbours of a batch are of like length if it is packed; dealing spreads them."""
+    rows = list(range(n))
+    parts = split_batch(rows, shares)
+    assert len(parts) == min(shares, n)
+    dealt = [row for _, row in sorted((row % len(parts), row) for row in rows)]
+    assert dealt == [row for part in parts for row in part]
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=6), max_size=4))
+def test_the_first_token_is_never_a_target(masks):
+    expected = sum(mask[t] for mask in masks for t in range(1, len(mask)))
+    assert num_targets(Example([5] * len(mask), mask) for mask in masks) == expected
+
+
+@given(seeds, st.lists(st.sampled_from([1, 2, 4, 8]), min_size=1, max_size=5))
+def test_parts_count_by_their_targets(seed, counts):
+    rng = np.random.default_rng(seed)
+    parts = [
+        (n, float(rng.standard_normal()), {"a": {"w": rng.standard_normal(3)}}) for n in counts
+    ]
+    loss, grads = accumulate(iter(parts), sum(counts))
+    # a share, a product and the sum of up to five terms: each rounds its number once
+    bound = 7 * U64 * sum(n * abs(value) for n, value, _ in parts) / sum(counts)
+    assert abs(loss - math.fsum(n * v for n, v, _ in parts) / sum(counts)) <= bound
+    assert grads.keys() == {"a"} and grads["a"].keys() == {"w"}
+    for i, got in enumerate(grads["a"]["w"]):
+        terms = [n * g["a"]["w"][i] / sum(counts) for n, _, g in parts]
+        assert abs(got - math.fsum(terms)) <= 7 * U64 * sum(map(abs, terms))
+
+
+def test_a_row_without_a_target_takes_no_part():
+    """Its mean would be 0/0; alone in its share it is left out."""
+    adapters, frozen = setting(dropout=0.0)
+    silent = Example(EXAMPLES[0].tokens, [0] * len(EXAMPLES[0].tokens))
+    config = replace(SMALL, batch_size=2)
+    alone = gradient_at(adapters, frozen, [[EXAMPLES[1]]], 0, TINY, replace(config, batch_size=1),
+                        layers)  # fmt: skip
+    both = gradient_at(adapters, frozen, [[silent], [EXAMPLES[1]]], 0, TINY, config, layers, map, 2)
+    assert both[0] == alone[0] and both[2] == alone[2] == num_targets([EXAMPLES[1]])
+    assert fingerprint(both[1]) == fingerprint(alone[1])
+
+
 def test_one_share_for_the_reference_and_for_a_large_tree(monkeypatch):
     """A debugger sees the whole batch, and a large gradient exists once."""
     monkeypatch.setattr(threads, "THREADS", 2)
@@ -291,6 +344,34 @@ def test_low_rank_factors_and_the_rest_have_their_own_rates():
         assert moved == pytest.approx(rates(0.02, config, before)(path), rel=1e-3), path
 
 
+@given(st.integers(1, 5), st.floats(0.1, 1.0), st.sampled_from([0.5, 1.0, 16.0]), st.booleans())
+def test_the_rate_of_every_leaf(depth, decay, ratio, factors):
+    """η·λ^(layers above it)·(LoRA+'s ratio for B)·(the scale beside factors), each by itself."""
+    tree = {"model": {"embed_tokens": {"weight": 0}, "norm": {"weight": 0}, "layers": {}}}
+    tree["lm_head"] = {"weight": 0}
+    leaves = {"bias": 0, "lora_A": 0, "lora_B": 0} if factors else {"bias": 0}
+    for i in range(depth):
+        tree["model"]["layers"][str(i)] = {"self_attn": {"q_proj": leaves}}
+    config = TrainConfig(
+        layer_lr_decay=decay, loraplus_lr_ratio=ratio, also_train_lr_scale=0.125
+    )  # fmt: skip
+    of = rates(0.25, config, tree)
+    beside = 0.125 if factors else 1.0  # a power of two, as the ratio is: products are exact
+    above = {"model.embed_tokens.weight": depth, "model.norm.weight": 0, "lm_head.weight": 0}
+    for path, layers_above in above.items():
+        assert of(path) == 0.25 * beside * decay**layers_above
+    for i in range(depth):
+        q, rate = f"model.layers.{i}.self_attn.q_proj", 0.25 * decay ** (depth - 1 - i)
+        assert of(f"{q}.bias") == rate * beside
+        assert of(f"{q}.lora_A") == rate and of(f"{q}.lora_B") == rate * ratio
+
+
+def test_the_rate_of_a_leaf_without_layers():
+    of = rates(0.25, TrainConfig(layer_lr_decay=0.5), {"lm_head": {"weight": 0}})
+    assert of("lm_head.weight") == of("model.embed_tokens.weight") == 0.25
+    assert rates(0.25, TrainConfig(layer_lr_decay=0.5), {})("lm_head.weight") == 0.25
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_adapters_are_on_the_grid_of_their_dtype_after_every_step(dtype):
     _, _, steps = run(replace(SMALL, adapter_dtype=dtype))
@@ -333,6 +414,28 @@ def test_early_stopping_keeps_the_best(monkeypatch):
     assert [row["eval_loss"] for row in history if "eval_loss" in row] == [3.0, 2.0, 2.5, 2.0, 2.1]
     assert len(steps) == 5 and fingerprint(best) == fingerprint(steps[1][1])
     assert steps[-1][2]["best_loss"] == 2.0
+
+
+@given(st.lists(st.sampled_from([1.0, 2.0, 3.0, math.nan]), max_size=9), st.integers(0, 4))
+def test_the_bookkeeping_of_early_stopping(losses, patience):
+    config = replace(SMALL, early_stopping_patience=patience)
+    state, seen = {**init_state({"w": np.zeros(1)}), "step": 7}, []
+    for i, loss in enumerate(losses):
+        before = dict(state)
+        after = update_early_stopping(state, {"w": i}, loss, config)
+        assert state == before  # what was handed out is not written
+        seen.append(loss)
+        if not patience:
+            assert after is state and not should_stop(after, config)
+            continue
+        finite = [x for x in seen if x == x]
+        best = min(finite, default=math.inf)
+        at = seen.index(best) if finite else None
+        assert after["best_loss"] == best and after["step"] == 7
+        assert after.get("best") == (None if at is None else {"w": at})
+        worse = i + 1 if at is None else i - at  # evaluations since the first of the best
+        assert after["worse"] == worse and should_stop(after, config) == (worse >= patience)
+        state = after
 
 
 def test_a_better_loss_starts_the_count_again(monkeypatch):

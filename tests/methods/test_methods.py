@@ -192,6 +192,25 @@ def holding_norms(moved, adapters, frozen):
     return unflatten(leaves)
 
 
+IN_THE_CORE = ("lora", "bitfit", "norm", "head", "full")  # what the bare operations read
+
+
+@EVERY
+@pytest.mark.parametrize("ops", [layers, fused])
+def test_the_bare_operations_read_a_methods_leaves_or_refuse_them(name, ops):
+    """Without `operations`: nothing that would be trained is silently left out of the model."""
+    adapters, frozen = trained(name, random_base(TINY))
+    loss = value_and_grad(model.loss)
+    if name not in IN_THE_CORE:
+        with pytest.raises(InputError, match=r"does not read .*: see methods\.operations"):
+            loss(adapters, frozen, random_batch(TINY), TINY, ops)
+        return
+    _, grads = loss(adapters, frozen, random_batch(TINY), TINY, ops)
+    for path, g in flatten(grads).items():
+        # a bias of the keys adds the same to all scores of a query: its gradient is rounding
+        assert np.abs(g).max() > 0 or path.endswith("k_proj.bias"), path
+
+
 # ------------------------------------------------------------------------- cache and packing
 
 
