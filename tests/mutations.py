@@ -239,9 +239,7 @@ def mutated_gguf(rng, data, metadata, tensors):
         if change == 0:
             del tensors[name]
         elif change == 1:
-            new = pick(
-                rng, (name + "\n", "x." + name[4:], name.upper(), "rope_freqs.weight", "a.b")
-            )
+            new = pick(rng, (name + "\n", "x." + name[4:], name.upper(), "a.b"))
             tensors[new] = tensors.pop(name)
         elif change == 2:
             odd = ((0, 2**63), (0, 2**64 - 1), (2**40, 2**40), (0,), (1,) * 5, shape[::-1], ())
@@ -277,9 +275,9 @@ def mutated_gguf(rng, data, metadata, tensors):
             metadata[key] = values
         elif change == 3:
             extra = ("general.alignment", "llama.vocab_size", "llama.rope.scaling.type",
-                     "llama.rope.scaling.factor", "llama.attention.key_length",
-                     "llama.rope.freq_base", "tokenizer.ggml.add_bos_token",
-                     "tokenizer.ggml.unknown_token_id", "tokenizer.ggml.eot_token_id")  # fmt: skip
+                     "llama.attention.key_length", "llama.rope.freq_base",
+                     "tokenizer.ggml.add_bos_token", "tokenizer.ggml.unknown_token_id",
+                     "tokenizer.ggml.eot_token_id")  # fmt: skip
             metadata[pick(rng, extra)] = pick(rng, ODD)
         else:
             metadata[key] = pick(rng, ODD)

@@ -52,7 +52,7 @@ def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
     found = re.findall(r"^(blk\.\d+\.|)(\w+)\.(weight|bias)$", name)
     known = found and found[0][1] in NAMES
-    require(known, f"{where} is not read here: load the model as a Hugging Face folder")
+    require(known, f"{where} is not read here: {gguf_file.INSTEAD}")
     block, module, leaf = found[0]
     return f"{block.replace('blk', 'model.layers')}{NAMES[module]}.{leaf}"
 
@@ -77,10 +77,9 @@ def _config(metadata, tied):
 
     heads, width = whole("attention.head_count"), whole("embedding_length")
     tokens = metadata.get("tokenizer.ggml.tokens")
-    stretch = metadata.get("llama.rope.scaling.type", "none")
-    known = stretch in ("none", "linear")
-    require(known, f"llama.rope.scaling.type {stretch!r} is not read; none, linear are")
-    linear = {"rope_type": "linear", "factor": real("rope.scaling.factor", 1)}
+    key = "llama.rope.scaling.type"
+    stretch = metadata.get(key, "none")
+    require(stretch == "none", f"{key} {stretch!r} is not read here: {gguf_file.INSTEAD}")
     return ModelConfig(
         vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
         hidden_size=width, intermediate_size=whole("feed_forward_length"),
@@ -92,5 +91,4 @@ def _config(metadata, tied):
         max_position_embeddings=whole("context_length", 2048),
         eos_token_id=tuple(dict.fromkeys(token("eos") + token("eot"))),
         bos_token_id=next(iter(token("bos")), None),
-        rope_scaling=linear if stretch == "linear" else None,
     )  # fmt: skip

@@ -1,18 +1,18 @@
 """The tokenizer that a GGUF file's metadata describes, rebuilt with the `tokenizers` library.
 
 Byte-level BPE is read (GPT-2's; SmolLM's differs in how text is cut before merging): the file has
-its vocabulary and its merges. For other tokenizers, load the model as a Hugging Face folder.
+its vocabulary and its merges. Other tokenizers are read from a Hugging Face folder only.
 """
 
 from ..config import require
 from ..data.tokenizer import PretrainedTokenizer, library, one_error
 from .files import naming
+from .gguf_file import INSTEAD
 
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
 ID_KEYS = {
     "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding",
 }  # fmt: skip
-BYTE_LEVEL = ("smollm", "gpt-2")
 
 
 def from_metadata(path, metadata):
@@ -42,7 +42,7 @@ def _get(metadata, name):
 def _backend(metadata):
     """Make (tokenizers.Tokenizer, {"eos_token": "<|im_end|>", …})."""
     kind, tokens = _get(metadata, "model"), _get(metadata, "tokens")
-    require(kind == "gpt2", f"tokenizer.ggml.model {kind!r} is not read; gpt2 is")
+    require(kind == "gpt2", f"tokenizer.ggml.model {kind!r} is not read here: {INSTEAD}")
     texts = isinstance(tokens, list) and all(isinstance(t, str) and len(t) < 4096 for t in tokens)
     different = texts and len(set(tokens)) == len(tokens)
     require(different, "tokenizer.ggml.tokens must be different texts of less than 4,096 letters")
@@ -56,7 +56,7 @@ def _backend(metadata):
     tk = library("tokenizers")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = _byte_level(tk, metadata, vocabulary)
-    if metadata.get("tokenizer.ggml.add_bos_token", False):
+    if metadata.get("tokenizer.ggml.add_bos_token"):
         require("bos_token" in special, "tokenizer.ggml.bos_token_id is missing")
         bos = special["bos_token"]
         backend.post_processor = tk.processors.TemplateProcessing(
@@ -74,8 +74,8 @@ def _backend(metadata):
 def _byte_level(tk, metadata, vocabulary):
     """Make GPT-2's BPE over bytes spelled as printable characters (Radford et al. 2019, 2.2)."""
     pre = metadata.get("tokenizer.ggml.pre")
-    known = ", ".join(BYTE_LEVEL)
-    require(pre in BYTE_LEVEL, f"tokenizer.ggml.pre {pre!r} is not read; {known} are")
+    known = pre in ("smollm", "gpt-2")
+    require(known, f"tokenizer.ggml.pre {pre!r} is not read here: {INSTEAD}")
     merges = [tuple(merge.split(" ", 1)) for merge in _get(metadata, "merges")]
     backend = tk.Tokenizer(tk.models.BPE(vocabulary, merges))
     # every digit alone, then GPT-2's cut of what is between: in "a  12" both spaces stay together,

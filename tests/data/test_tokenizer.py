@@ -6,7 +6,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_models import CHATML, sentencepiece_metadata, tiny, tiny_vocabulary
+from toy_models import CHATML, tiny, tiny_vocabulary
 
 from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled
@@ -83,29 +83,11 @@ def test_digits_are_cut_off_before_anything_merges():
     assert tiny(**changes).encode("12 1") == [tokens.index("12"), tokens.index("Ġ1")]
 
 
-def test_llama3_takes_a_piece_that_is_a_token_whole():
-    """`hex` is in the vocabulary and no merge makes it: Llama 3 finds it all the same."""
-    tokens = [*tiny_vocabulary(), "hex"]
-    changes = {"tokens": tokens, "token_type": [3] * 3 + [1] * 259, "pre": "llama-bpe"}
-    t = tiny(**changes)
-    assert t.encode("hex") == [1, tokens.index("hex")], "BOS first, as Llama 3 does"
-    assert t.encode("hex", add_special_tokens=False) == [tokens.index("hex")]
-    assert t.encode("<|im_start|>hex") == [1, tokens.index("hex")], "no second BOS"
-    assert tokens.index("hex") not in tiny(**{**changes, "pre": "gpt-2"}).encode("hex")
-
-
-def test_sentencepiece_from_scores():
-    pytest.importorskip("tokenizers")
-    from minilora.formats.gguf_tokenizer import from_metadata
-
-    metadata = sentencepiece_metadata()
-    t, tokens = from_metadata("m.gguf", metadata), metadata["tokenizer.ggml.tokens"]
-    assert t.encode("hello") == [1, tokens.index("▁hello")]
-    # of the two ways to cut it, the better-scored pair: he + l, not h + el
-    assert t.encode("hel")[2:] == [tokens.index("he"), tokens.index("l")]
-    assert t.encode("é") == [1, tokens.index("▁"), 3 + 0xC3, 3 + 0xA9]
-    for text in ("hello hello", "é🙂 l", " leading", "日本"):
-        assert t.decode(t.encode(text)) == text
+def test_a_first_token_if_the_file_says_so():
+    t, he = tiny(add_bos_token=True), tiny_vocabulary().index("he")
+    assert t.encode("he") == [1, he]
+    assert t.encode("<|im_start|>he") == [1, he], "no second BOS"
+    assert t.encode("he", add_special_tokens=False) == [he]
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import safetensors.numpy
-from toy_models import CONFIG, LLAMA3, Q, assert_same, folder, leaves, needs_hf, tiny
+from toy_models import CONFIG, Q, assert_same, folder, leaves, needs_hf, tiny
 
 from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import fetch, pretrained, safetensors_file
 from minilora.formats.pretrained import load, save_pretrained, shapes
 from minilora.tree import flatten, get, unflatten
+
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}  # fmt: skip
 
 
 def test_a_folder_loads(tmp_path):
