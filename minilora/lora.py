@@ -58,8 +58,8 @@ def target_paths(base: Tree, config: LoraConfig) -> list[str]:
             f"--target-modules {name} matches nothing in this model: choose from "
             f"{', '.join(ALL_LINEAR)} or all-linear",
         )
-    depth, layers = len(base["model"]["layers"]), config.layers_to_transform
-    layers = range(depth) if layers is None else layers
+    depth, chosen = len(base["model"]["layers"]), config.layers_to_transform
+    layers = tuple(range(depth)) if chosen is None else chosen
     require(names and len(layers), "the adapter has no target: give --target-modules a name")
     for layer in layers:
         inside = 0 <= layer < depth
@@ -99,8 +99,8 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     merged = {path: dense(w) for path, w in (weights | replaced).items()}
     for path in adapted_paths(adapters):
         # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
-        w = f"{path}.weight"
-        merged[w] = merged[w] + delta(get(adapters, path), get(base, path))
+        name = f"{path}.weight"
+        merged[name] = merged[name] + delta(get(adapters, path), get(base, path))
     merged = {path: w.astype(dtype) for path, w in merged.items()}
     for path, w in merged.items():
         finite = np.isfinite(w).all()

@@ -108,7 +108,7 @@ OFF: dict = {
     "use_bdlora": None, "use_qalora": False, "velora_config": None,
 }  # fmt: skip
 # Starts of A and B that leave the base as it is. PEFT repeats the change that any other start made
-# to the base when it loads the adapter, and so does `load_adapter` for those of config.INITIALIZERS.
+# to the base when it loads the adapter, and so does `load_adapter` for config.INITIALIZERS.
 # (PEFT's LoftQ, with its loftq_config, quantizes otherwise; ours has none, and PEFT refuses it.)
 NEUTRAL_INITIALIZERS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 

@@ -21,7 +21,8 @@ def stack(adapters, frozen):
 
     An adapted projection gets its factors and scaling under `lora_stack`, where `MethodOps.linear`
     adds them without a gradient and `merging.merge` finds them; trained norms, biases and weights
-    replace the base's. An adapter trained upon a stack is saved without it, and loaded onto the same stack.
+    replace the base's. An adapter trained upon a stack is saved without it, and loaded onto the
+    same stack.
     """
     new = tree_map(lambda w: w, frozen)
     for path, w in named_leaves(adapters):

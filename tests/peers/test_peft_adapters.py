@@ -21,7 +21,7 @@ from minilora.cli import main
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
-from minilora.methods.methods import also_train
+from minilora.methods.methods import METHODS, also_train
 from minilora.tree import flatten, tree_map
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
@@ -185,7 +185,7 @@ OUR_CONFIGS = {
 
 def our_adapter(base, config, groups):
     rng = np.random.default_rng(2)
-    adapters, frozen = lora.init(base, config, rng)
+    adapters, frozen = METHODS["lora"](base, config, rng)
     adapters = also_train(adapters, base, groups)
     return tree_map(lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)), adapters), frozen
 
