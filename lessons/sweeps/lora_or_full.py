@@ -25,7 +25,7 @@ from minilora.tree import num_parameters, set_leaf
 
 # The rates. Large shift: with seed 0, on the test rows of the sweep themselves, the best of 4e-3,
 # 1e-2 and 2e-2 for LoRA at r = 8 and of 2e-3, 5e-3 and 1e-2 for full. Small shift: those of
-# minilora/evaluation/compare.py, which are the same. The other sizes have r = 8's rate; tried with
+# sweeps/compare.py, which are the same. The other sizes have r = 8's rate; tried with
 # seed 0: r = 32 at a quarter of it 0.494, at half 0.473 (in the sweep), at twice 0.733; r = 1 at
 # twice 0.982 in place of 1.034; the embedding and rank 8, both at half, 0.298 in place of 0.272.
 RATES = {"lora": 1e-2, "full": 5e-3}

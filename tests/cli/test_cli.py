@@ -429,8 +429,6 @@ def test_commands_that_take_long_check_their_output_first(base, tmp_path, capsys
     (tmp_path / "there").write_text("a user's file")
     monkeypatch.setattr("minilora.cli.pretraining.train", None)  # it would be called too early
     assert "exists already" in error_of(capsys, run("pretrain micro --out", tmp_path / "there"))
-    monkeypatch.setattr("minilora.evaluation.compare.compare", None)
-    assert "--out" in error_of(capsys, run("compare --out", tmp_path / "there"))
 
 
 def test_resuming_needs_a_checkpoint(base, data, tmp_path, capsys):
