@@ -18,8 +18,8 @@ from common import write_sweep
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
-from minilora.cli import pretraining
 from minilora.data import tasks
+from minilora.data.rows import held_out_notes
 from minilora.methods import methods
 from minilora.tree import num_parameters, set_leaf
 
@@ -91,7 +91,7 @@ def run_one(job, iters=200, rate=None):
     with redirect_stderr(io.StringIO()):
         adapters, history = minilora.train(adapters, frozen, train, config, settings)
     score = minilora.evaluate(adapters, frozen, test, config)
-    notes, _ = pretraining.held_out_notes(words, TrainConfig())
+    notes, _ = held_out_notes(words, TrainConfig())
     return {
         "shift": shift,
         "rows": n,

