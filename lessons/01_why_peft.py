@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from autograd import make_vjp
 from common import QUICK, figure, finetune, short, table
+from sweeps.compare import file_bytes
 
 import minilora
 from minilora import LoraConfig, MethodConfig, ModelConfig, TrainConfig, data, lora, nf4
 from minilora.batching import collate
 from minilora.evaluation import memory
-from minilora.evaluation.compare import file_bytes
 from minilora.evaluation.memory import nbytes
 from minilora.evaluation.plot import LINES
 from minilora.formats.hf_folder import shapes

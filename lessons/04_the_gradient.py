@@ -15,7 +15,7 @@ from sweeps import rates
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, layers, lora, model
-from minilora.cli.pretraining import held_out_notes
+from minilora.data.rows import held_out_notes
 from minilora.evaluation.plot import LINES
 from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths, delta

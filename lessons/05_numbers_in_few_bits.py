@@ -19,7 +19,7 @@ from common import QUICK, figure, short, table
 
 import minilora
 from minilora import TrainConfig, data, layers, model, nf4
-from minilora.cli import pretraining
+from minilora.data.rows import held_out_notes
 from minilora.evaluation import plot
 from minilora.kernels import fused
 from minilora.quant import int8
@@ -242,7 +242,7 @@ projections = {p: w.astype(np.float32) for p, w in flatten(base).items() if is_p
 kurtosis = [np.mean((w - w.mean()) ** 4) / w.var() ** 2 for w in projections.values()]
 print(f"kurtosis of {len(kurtosis)} weights: {min(kurtosis):.2f} to {max(kurtosis):.2f}")
 assert min(kurtosis) > 2.7 and max(kurtosis) < 3.6
-notes = pretraining.held_out_notes(tokenizer, TrainConfig())[0][:64]
+notes = held_out_notes(tokenizer, TrainConfig())[0][:64]
 untouched = minilora.evaluate({}, base, notes, config)["loss"]
 
 

@@ -16,7 +16,7 @@ from common import figure, short, table
 
 import minilora
 from minilora import TrainConfig, nf4
-from minilora.cli import pretraining
+from minilora.data.rows import held_out_notes
 from minilora.double_quant import (
     BLOCK,
     DYNAMIC_MAP,
@@ -153,7 +153,7 @@ assert 0 < more[0] < 1e-3 and more[1] < 1e-2  # found: 0.025 %, 0.3 %
 
 for name in short(("micro", "tiny"), ("micro",)):
     config, base, tokenizer = minilora.load(name)
-    notes = pretraining.held_out_notes(tokenizer, TrainConfig())[0][: short(256, 64)]
+    notes = held_out_notes(tokenizer, TrainConfig())[0][: short(256, 64)]
     dense, once, twice = (
         minilora.evaluate({}, minilora.quantize(base, scheme), notes, config)["loss"]
         for scheme in ("none", "nf4", "nf4-dq")

@@ -24,7 +24,7 @@ from common import SWEEPS, figure, finetune, read_sweep, short, table
 
 import minilora
 from minilora import InputError, LoraConfig, TrainConfig, data, kernels, layers, lora, nf4, optim
-from minilora.cli import pretraining
+from minilora.data.rows import held_out_notes
 from minilora.evaluation import plot
 from minilora.quant.quantize import SCHEMES
 from minilora.training import gradient_at
@@ -119,7 +119,7 @@ assert pickle.dumps(frozen) == before and changed == 1
 
 # %%
 dense = minilora.load("micro")[1]
-notes = pretraining.held_out_notes(tokenizer, TrainConfig())[0][:64]
+notes = held_out_notes(tokenizer, TrainConfig())[0][:64]
 rows = read_sweep("bases")
 losses = {s: np.array([row["loss"] for row in rows if row["scheme"] == s]) for s in SCHEMES}
 exact = {s: np.mean([row["exact_match"] for row in rows if row["scheme"] == s]) for s in SCHEMES}

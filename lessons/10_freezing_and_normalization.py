@@ -17,11 +17,11 @@ import numpy as np
 import pictures
 from autograd import grad
 from common import QUICK, figure, of, read_sweep, short, spread, table
-from sweeps import freezing, unfreezing
+from sweeps import compare, freezing, unfreezing
 
 import minilora
 from minilora import TrainConfig
-from minilora.evaluation import compare, plot
+from minilora.evaluation import plot
 from minilora.methods.methods import METHODS
 from minilora.optim import global_norm
 from minilora.training import rates
@@ -35,7 +35,7 @@ SEED = 0
 #
 # BitFit (Ben Zaken et al. 2022) trains the biases alone. Norms are said to be delicate, and are
 # often unfrozen at a tenth of the rate. The best rates below come from the sweep behind
-# `minilora compare`, where each group learns alone.
+# `sweeps/compare.py`, where each group learns alone.
 #
 # **Predict:** do norms and biases learn best below LoRA's rate, at it, or above it?
 

@@ -19,8 +19,8 @@ from sweeps.label_check import check
 
 import minilora
 from minilora import TrainConfig, data
-from minilora.cli.pretraining import held_out_notes
 from minilora.data import tasks
+from minilora.data.rows import held_out_notes
 from minilora.evaluation import plot
 from minilora.evaluation.metrics import calibration_error
 

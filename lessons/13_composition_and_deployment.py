@@ -14,10 +14,10 @@ import numpy as np
 from common import QUICK, figure, finetune, interference, of, read_sweep, short, table
 from sweeps import combining, merging
 from sweeps.combining import backwards, fit, forwards, held_out
+from sweeps.pretraining import random_params
 
 import minilora
 from minilora import LoraConfig, lora, nf4
-from minilora.cli.pretraining import random_params
 from minilora.config import ModelConfig
 from minilora.evaluation import plot
 from minilora.evaluation.memory import nbytes

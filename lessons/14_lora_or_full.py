@@ -18,8 +18,8 @@ from common import QUICK, SWEEPS, figure, read_sweep, short, table
 
 import minilora
 from minilora import TrainConfig, data
-from minilora.cli import pretraining
 from minilora.data import tasks
+from minilora.data.rows import held_out_notes
 from minilora.evaluation import plot
 from minilora.evaluation.memory import ledger
 from minilora.methods import methods
@@ -50,7 +50,7 @@ def score(tree, rows):
 
 
 known, unknown = score(base, plain), score(base, strange)
-_, floor = pretraining.held_out_notes(words, settings)
+_, floor = held_out_notes(words, settings)
 print(f"the base: {known:.3f} nats a byte on its own notes, {unknown:.2f} on the new language")
 print(f"the entropy of either: {floor:.3f}")
 assert known < floor + 0.02 and unknown > 10 * known

@@ -10,20 +10,17 @@
 # Time: half a minute. You need: lessons 0 and 2; for the reason in the middle, attention.
 
 # %%
-import sys
-
 import numpy as np
-from common import LESSONS, QUICK, figure, read_sweep, short, table
+from common import QUICK, figure, read_sweep, short, table
+from sweeps import compare
+from sweeps import virtual_tokens as sweep
 
 import minilora
 from minilora import data, layers
 from minilora.data import tasks
-from minilora.evaluation import compare, metrics, plot
+from minilora.evaluation import metrics, plot
 from minilora.methods.operations import Prefix
 from minilora.tree import flatten, num_parameters
-
-sys.path.insert(0, str(LESSONS / "sweeps"))
-import virtual_tokens as sweep
 
 config, base, tokenizer = minilora.load("micro")
 tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn. Who, what, where?")])

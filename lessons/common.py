@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from sweeps import compare
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
-from minilora.evaluation import compare, plot
+from minilora.evaluation import plot
 from minilora.methods import compose
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))

@@ -12,7 +12,7 @@ from common import write_sweep
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data
-from minilora.cli.pretraining import held_out_notes
+from minilora.data.rows import held_out_notes
 from minilora.methods.methods import METHODS, also_train
 from minilora.tree import num_parameters
 

@@ -18,14 +18,14 @@ from common import write_sweep
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
-from minilora.cli import pretraining
 from minilora.data import tasks
+from minilora.data.rows import held_out_notes
 from minilora.methods import methods
 from minilora.tree import num_parameters, set_leaf
 
 # The rates. Large shift: with seed 0, on the test rows of the sweep themselves, the best of 4e-3,
 # 1e-2 and 2e-2 for LoRA at r = 8 and of 2e-3, 5e-3 and 1e-2 for full. Small shift: those of
-# minilora/evaluation/compare.py, which are the same. The other sizes have r = 8's rate; tried with
+# sweeps/compare.py, which are the same. The other sizes have r = 8's rate; tried with
 # seed 0: r = 32 at a quarter of it 0.494, at half 0.473 (in the sweep), at twice 0.733; r = 1 at
 # twice 0.982 in place of 1.034; the embedding and rank 8, both at half, 0.298 in place of 0.272.
 RATES = {"lora": 1e-2, "full": 5e-3}
@@ -91,7 +91,7 @@ def run_one(job, iters=200, rate=None):
     with redirect_stderr(io.StringIO()):
         adapters, history = minilora.train(adapters, frozen, train, config, settings)
     score = minilora.evaluate(adapters, frozen, test, config)
-    notes, _ = pretraining.held_out_notes(words, TrainConfig())
+    notes, _ = held_out_notes(words, TrainConfig())
     return {
         "shift": shift,
         "rows": n,

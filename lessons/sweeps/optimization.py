@@ -16,7 +16,7 @@ from common import finetune, write_sweep
 
 import minilora
 from minilora import TrainConfig, data
-from minilora.cli import pretraining
+from minilora.data.rows import held_out_notes
 
 NEVER = 1e9  # a max_grad_norm that nothing reaches
 CASES = {
@@ -55,7 +55,7 @@ def rows(bad=0):
 def notes_loss(adapters, frozen):
     """The loss on the base's own language, in nats a byte."""
     config, _, words = minilora.load("micro")
-    notes, _ = pretraining.held_out_notes(words, TrainConfig())
+    notes, _ = held_out_notes(words, TrainConfig())
     return minilora.evaluate(adapters, frozen, notes, config)["loss"]
 
 

@@ -17,10 +17,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import write_sweep
+from sweeps.pretraining import random_params
 
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
-from minilora.cli.pretraining import random_params
 from minilora.methods.methods import METHODS
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)

@@ -1,4 +1,4 @@
-"""Every method of `minilora compare` on micro, at one budget: what it costs, learns and forgets.
+"""Every method of `sweeps/compare.py` on micro, at one budget: what it costs, learns and forgets.
 
     python lessons/sweeps/siblings.py
 
@@ -11,8 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import write_sweep
-
-from minilora.evaluation import compare
+from sweeps import compare
 
 SEEDS = 3
 NAMES = ("method", "seed", "trained", "loss", "exact_match", "notes_before", "notes_after")

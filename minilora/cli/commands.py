@@ -1,8 +1,6 @@
 """What each command of the command line does: open, call, print."""
 
 import json
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +9,6 @@ import numpy as np
 from .. import generation
 from ..config import TrainConfig, require
 from ..data.rows import load_rows, prepare, read_rows
-from ..evaluation import compare as comparing
 from ..evaluation.memory import bits_per_weight, ledger, summary, table
 from ..evaluation.metrics import evaluate as scores
 from ..formats import fetch as fetching
@@ -22,7 +19,6 @@ from ..methods.merging import merge as merge_adapter
 from ..methods.operations import operations
 from ..quant.quantize import error_report
 from ..tree import named_leaves
-from . import pretraining
 from .opening import Start, open_adapter, settings_in, warn, warn_of_another_base
 from .run import fine_tune, physical_memory
 
@@ -154,20 +150,3 @@ def inspect(args):
 def fetch(args):
     """Bring the real base into the cache."""
     print(fetching.fetch(args.model, args.source))
-
-
-def pretrain(args):
-    """Rebuild an embedded base."""
-    print(pretraining.pretrain(args.model, args.out), file=sys.stderr)
-
-
-def compare(args):
-    """Print what each method costs, learns and forgets, as a table in Markdown; draw it."""
-    out = Path(args.out)
-    possible = out.suffix == ".png" and os.access(out.parent, os.W_OK) and not out.is_dir()
-    require(possible, f"--out {out} cannot be written: give a .png file in a folder of yours")
-    jobs = comparing.jobs(args.methods or comparing.TABLE, args.seeds, args.iters, args.budget)
-    rows = comparing.compare(jobs)
-    print(comparing.markdown(rows))
-    comparing.draw(out, rows)
-    print(f"drawn in {out}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""How good a model is, how the methods compare, how much memory a step takes, and the figures.
+"""How good a model is, how much memory a step takes, and the figures.
 
 Read `metrics.py` first: one pass gives loss, perplexity, exact match and calibration.
 """

@@ -12,12 +12,15 @@ import time
 from pathlib import Path
 
 import numpy as np
+
+sys.path.append(str(Path(__file__).parents[2] / "lessons"))
+
 from cases import ADAM, BATCH, LENGTH, SMALL, SMALL_BATCH, prompt, report, seconds, tokens
+from sweeps.pretraining import random_params
 
 import minilora
 from minilora import LoraConfig, ModelConfig, TrainConfig, lora, training
 from minilora.batching import Example
-from minilora.cli.pretraining import random_params
 from minilora.config import ALL_LINEAR
 from minilora.kernels import OPS, fused_attention, fused_loss, nf4, num_threads, parallel_map
 from minilora.kernels.threads import THREADS

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from models import configs, projection_shapes, random_base, target_sets
+from sweeps import compare
+from sweeps.pretraining import llama
 
 from minilora import lora, nf4, optim
 from minilora.cli.arguments import parse
 from minilora.cli.checklist import Rows, questions, total_rate
-from minilora.cli.pretraining import llama
 from minilora.config import LoraConfig, ModelConfig, TrainConfig
 from minilora.data import tasks
-from minilora.evaluation import compare
 from minilora.evaluation.memory import nbytes
 from minilora.methods.methods import MethodConfig
 from minilora.quant.quantize import quantize

@@ -11,10 +11,10 @@ import tomllib
 
 import numpy as np
 import pytest
+from sweeps.pretraining import llama, random_params
 
 from minilora import cli
 from minilora.cli import run_folder
-from minilora.cli.pretraining import llama, random_params
 from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.checkpoint import load_state, save_state
@@ -423,14 +423,6 @@ def test_two_runs_in_one_folder(base, data, tmp_path, capsys):
         line = error_of(capsys, train(base, data, out))
     assert f"in use by process {os.getpid()}" in line
     assert train(base, data, out) == 0
-
-
-def test_commands_that_take_long_check_their_output_first(base, tmp_path, capsys, monkeypatch):
-    (tmp_path / "there").write_text("a user's file")
-    monkeypatch.setattr("minilora.cli.pretraining.train", None)  # it would be called too early
-    assert "exists already" in error_of(capsys, run("pretrain micro --out", tmp_path / "there"))
-    monkeypatch.setattr("minilora.evaluation.compare.compare", None)
-    assert "--out" in error_of(capsys, run("compare --out", tmp_path / "there"))
 
 
 def test_resuming_needs_a_checkpoint(base, data, tmp_path, capsys):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sweeps.pretraining import llama, random_params
 
 from minilora import cli
-from minilora.cli.pretraining import llama, random_params
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import safetensors_file
 from minilora.formats.checkpoint import load_adapter, load_state
@@ -213,7 +213,6 @@ def test_a_name_that_cannot_be_is_refused_by_every_command(whole, run, tmp_path,
         refused(capsys, command(name, path))
     if what != "no UTF-8":  # which is a name for a folder where nothing has to be written down
         refused(capsys, cli.main(["merge", "--adapter-path", str(run), "--out", str(path)]))
-        refused(capsys, cli.main(["compare", "--iters", "1", "--out", f"{path}.png"]))
     assert not (tmp_path / "new").exists()
 
 
@@ -263,15 +262,6 @@ def test_a_folder_that_may_not_be_written(whole, run, capsys, monkeypatch):
     finally:
         run.chmod(0o700)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-
-
-def test_commands_that_take_long_look_first_whether_they_may_write(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, mode: False)
-    monkeypatch.setattr("minilora.evaluation.compare.compare", None)  # it would be called too early
-    monkeypatch.setattr("minilora.cli.pretraining.train", None)
-    assert "--out" in refused(capsys, cli.main(["compare", "--out", str(tmp_path / "a.png")]))
-    out = tmp_path / "no" / "folder"
-    assert str(out) in refused(capsys, cli.main(["pretrain", "micro", "--out", str(out)]))
 
 
 # ------------------------------------------------------------------------ the date, the terminal

@@ -13,9 +13,9 @@ import time
 import numpy as np
 import pytest
 from faults import Faults
+from sweeps.pretraining import llama, random_params
 
 from minilora import cli, lora
-from minilora.cli.pretraining import llama, random_params
 from minilora.config import InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter

@@ -1,5 +1,6 @@
 """The comparison: pure jobs over any executor, sizes at a budget, a table and a figure of them."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -7,13 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, fingerprint, random_base
+from sweeps import compare
+from sweeps.compare import TABLE, Job
 from threadpoolctl import threadpool_info
 
-from minilora.cli import main
-from minilora.cli.arguments import parse
 from minilora.config import InputError
-from minilora.evaluation import compare
-from minilora.evaluation.compare import TABLE, Job
 from minilora.formats import pretrained
 from minilora.kernels import threads
 from minilora.methods import methods
@@ -65,7 +64,6 @@ def test_the_default_budget_is_lora_at_rank_two(micro):
     assert compare.BUDGET == 3 * 2 * (9 * 48 + 2 * 48 + 3 * 128)
     assert compare.sized(TABLE["lora"], micro, compare.BUDGET).r == 2
     assert compare.jobs(["lora"], 1, 1)[0].budget == compare.BUDGET
-    assert parse(["compare"]).budget == compare.BUDGET
 
 
 @pytest.mark.parametrize("method", TABLE)
@@ -171,7 +169,7 @@ def test_the_figure(tmp_path):
 def test_the_command_prints_the_table_and_draws_the_figure(tmp_path, capsys):
     figure = tmp_path / "compare.png"
     flags = ["--methods", "norm", "head", "--seeds", "1", "--iters", "2", "--out", str(figure)]
-    assert main(["compare", *flags]) == 0
+    assert compare.main(flags) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines] == ["method", "---", "norm", "head"]
     assert np.isfinite(float(lines[2].split("|")[6].split("±")[0]))
@@ -185,9 +183,23 @@ def test_the_command_prints_the_table_and_draws_the_figure(tmp_path, capsys):
 def test_what_cannot_be_compared_is_one_line_and_no_run(flags, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(compare, "compare", lambda jobs: pytest.fail("it ran"))
-    assert main(["compare", *flags]) == 2
+    assert compare.main(flags) == 2
     out, err = capsys.readouterr()
     assert err.startswith("error: ") and err.count("\n") == 1 and flags[0] in err and not out
+
+
+@pytest.mark.parametrize("what", ["a folder", "too long", "not allowed"])
+def test_a_figure_that_cannot_be_written_is_refused_before_the_runs(
+    what, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "a folder.png").mkdir()
+    name = "a" * 300 if what == "too long" else what
+    if what == "not allowed":
+        monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(compare, "compare", lambda jobs: pytest.fail("it ran"))
+    assert compare.main(["--out", str(tmp_path / f"{name}.png")]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1 and f"{name}.png" in err
 
 
 def test_a_stranger_is_not_compared():

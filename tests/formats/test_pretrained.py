@@ -291,7 +291,7 @@ def test_a_failed_save_leaves_nothing(tmp_path):
 @pytest.mark.parametrize("name", ["micro", "tiny"])
 def test_embedded_bases(name):
     if not (pretrained.EMBEDDED / name).is_dir():
-        pytest.skip(f"the base {name} is not built yet: minilora pretrain {name}")
+        pytest.skip(f"the base {name} is not built yet: lessons/sweeps/pretraining.py")
     config, base, words = load(name)
     assert set(flatten(base)) == set(shapes(config))
     assert isinstance(words, ByteTokenizer) and config.eos_token_id == (255,)

@@ -1,9 +1,9 @@
 """A sweep that outgrows one machine runs on an engine that exists: dask's, here on this machine."""
 
 import pytest
+from sweeps import compare
+from sweeps.compare import Job
 
-from minilora.evaluation import compare
-from minilora.evaluation.compare import Job
 from minilora.kernels import threads
 
 distributed = pytest.importorskip("distributed", reason="the peers group is not installed")

@@ -1,22 +1,26 @@
 """Where the embedded bases come from: the same training loop, with the whole model as argument 0.
 
-minilora pretrain micro --out DIR
+python lessons/sweeps/pretraining.py micro --out DIR
 """
 
+import argparse
 import math
+import sys
 import time
 from typing import NamedTuple
 
 import numpy as np
 
-from ..config import ModelConfig, TrainConfig
-from ..data.rows import held_out_notes, prepare
-from ..data.tasks import notes
-from ..data.tokenizer import ByteTokenizer
-from ..evaluation.trainer import train
-from ..formats.files import require_new
-from ..formats.pretrained import save_pretrained, shapes
-from ..tree import unflatten
+from minilora.cli import failed
+from minilora.cli.arguments import Parser
+from minilora.config import InputError, ModelConfig, TrainConfig
+from minilora.data.rows import held_out_notes, prepare
+from minilora.data.tasks import notes
+from minilora.data.tokenizer import ByteTokenizer
+from minilora.evaluation.trainer import train
+from minilora.formats.files import require_new
+from minilora.formats.pretrained import save_pretrained, shapes
+from minilora.tree import unflatten
 
 
 class Recipe(NamedTuple):
@@ -79,3 +83,23 @@ def random_params(config, rng):
             scale /= math.sqrt(2 * config.num_hidden_layers)
         leaves[path] = (scale * rng.standard_normal(shape)).astype("f4")
     return unflatten(leaves)
+
+
+def main(argv=None):
+    """Rebuild an embedded base; return the exit status: 0, or 2 for an error."""
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("model", choices=RECIPES)
+    parser.add_argument("--out", required=True, help="a new folder")
+    try:
+        args = parser.parse_args(argv)
+        print(pretrain(args.model, args.out), file=sys.stderr)
+    except (InputError, OSError) as error:
+        return failed(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

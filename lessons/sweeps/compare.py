@@ -1,13 +1,16 @@
 """The whole family on one base and one task: what each method costs, learns and forgets.
 
-    minilora compare
+    python lessons/sweeps/compare.py --out figures/compare.png
 
 A method that has a size (a rank, a width, a number of virtual tokens) gets the size whose count of
 parameters is nearest to the budget. LoftQ is left out: it reduces the error of quantization, and
 the base is dense here, so that full fine-tuning can take part.
 """
 
+import argparse
 import io
+import os
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stderr
 from multiprocessing import get_context
@@ -19,19 +22,21 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from ..config import ALL_LINEAR, LoraConfig, TrainConfig, require
-from ..data.rows import held_out_notes, load_rows, prepare
-from ..formats.checkpoint import WEIGHTS, save_adapter
-from ..formats.pretrained import load
-from ..kernels import num_threads
-from ..methods import initializers
-from ..methods.methods import METHODS, MethodConfig
-from ..optim import adamw_init
-from ..tree import num_parameters
-from .memory import nbytes
-from .metrics import evaluate
-from .plot import LINES, figure
-from .trainer import train
+from minilora.cli import failed
+from minilora.cli.arguments import Parser
+from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig, require
+from minilora.data.rows import held_out_notes, load_rows, prepare
+from minilora.evaluation.memory import nbytes
+from minilora.evaluation.metrics import evaluate
+from minilora.evaluation.plot import LINES, figure
+from minilora.evaluation.trainer import train
+from minilora.formats.checkpoint import WEIGHTS, save_adapter
+from minilora.formats.pretrained import load
+from minilora.kernels import num_threads
+from minilora.methods import initializers
+from minilora.methods.methods import METHODS, MethodConfig
+from minilora.optim import adamw_init
+from minilora.tree import num_parameters
 
 BUDGET = 5472  # micro's seven projections at r = 2
 
@@ -164,7 +169,7 @@ def mapped(function, jobs, executor=None):
 
 def one_thread():
     """Have this process compute on one thread, a worker of `mapped`."""
-    from ..kernels import threads  # also without numba
+    from minilora.kernels import threads  # also without numba
 
     threads.THREADS = 1
     threadpool_limits(1)
@@ -222,3 +227,32 @@ def draw(path, rows):
             side, offset = ("left", (6, -3)) if i % 2 else ("right", (-6, -3))
             label = f"{method}, {100 * row['exact_match'][0]:.0f} %"
             axes.annotate(label, (x, y), offset, textcoords="offset points", fontsize=8, ha=side)
+
+
+def main(argv=None):
+    """Print the table and draw the figure; return the exit status: 0, or 2 for an error."""
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("--methods", nargs="+", help="rows of the table; default: all of them")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each method")
+    parser.add_argument("--iters", type=int, default=200)
+    parser.add_argument("--budget", type=int, default=BUDGET, help="parameters, if a size is free")
+    parser.add_argument("--out", type=Path, default="compare.png", help="the figure")
+    try:
+        args = parser.parse_args(argv)
+        folder, out = args.out.parent, args.out
+        possible = out.suffix == ".png" and os.access(folder, os.W_OK) and not out.is_dir()
+        require(possible, f"--out {out} cannot be written: give a .png file in a folder of yours")
+        rows = compare(jobs(args.methods or TABLE, args.seeds, args.iters, args.budget))
+        print(markdown(rows))
+        draw(out, rows)
+    except (InputError, OSError) as error:
+        return failed(error)
+    print(f"drawn in {out}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
