@@ -12,11 +12,11 @@ from contextlib import redirect_stderr
 from dataclasses import replace
 
 import numpy as np
+from checklist import Rows, questions
 from common import QUICK, finetune, short, table
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, kernels, layers, lora, model
-from minilora.cli.checklist import Rows, questions
 from minilora.training import gradient_at
 from minilora.tree import flatten, get, num_parameters
 
@@ -150,7 +150,7 @@ assert abs(plain - quick) < 1e-4 * plain
 # ## The checklist
 #
 # `checklist.questions` looks at a run's settings before the run. It forbids nothing; each sentence
-# says why it asks, and which lesson shows it. `minilora train … --dry-run` prints them.
+# says why it asks, and which lesson shows it.
 #
 # **Predict:** here is a "minimal QLoRA" as one finds it. How many questions?
 

@@ -24,7 +24,6 @@ from ..kernels import num_threads
 from ..methods.operations import check_packing, operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS
-from .checklist import Rows, questions
 from .opening import starting
 
 
@@ -54,11 +53,6 @@ def fine_tune(args):
         print(f"{args.data}: {whole} rows: {len(rows)} for training, {how}")
     print(f"{len(examples)} rows to train on, {len(valid)} held out, {cut} cut to --max-seq-length")
     if args.dry_run:
-        seen = Rows(len(examples), len(valid), cut, any("text" not in row for row in rows))
-        asked = questions(
-            adapter_config, config, args.quantize, model, seen, args.also_train, args.block_size
-        )
-        print("\n".join(f"question: {line}" for line in asked) or "no setting is questioned")
         return
     facts = {**run_folder.facts(args), "threads": num_threads()}
     ops = operations(adapters, base, layers if args.plain else None)

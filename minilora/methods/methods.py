@@ -6,7 +6,10 @@ A method is defined by the parameters it adds, their initialization, and the lin
 |---|---|---|
 | lora | `lora_A`, `lora_B` | `layers.linear` |
 | bitfit, norm, head, full | `bias`, `weight` in place of the base's | `tree.trained_or_frozen` |
-| dora, ia3, bottleneck, prompt, p-tuning, prefix | see `operations.py` | `operations.MethodOps` |
+| dora, ia3 | `lora_magnitude_vector`, `ia3_l` | `MethodOps.linear` |
+| bottleneck | `bottleneck_down`, `bottleneck_up` and their biases | `MethodOps.linear` |
+| prompt, p-tuning | `prompt_embeddings`, `prompt_encoder` | `MethodOps.embed` |
+| prefix | `prefix_k`, `prefix_v` | `MethodOps.self_attention` |
 
 Each function of METHODS is init(base, config, rng) -> (adapters, frozen), as `lora.init`: `config`
 is a LoraConfig for lora and dora, a MethodConfig for the others. At first the model computes what

@@ -1,15 +1,6 @@
 """The operations of a model with the leaves of every method, as a wrapper of plain `ops`.
 
-| leaves | method | read in |
-|---|---|---|
-| `lora_magnitude_vector` | dora | `linear` |
-| `ia3_l` | ia3 | `linear` |
-| `bottleneck_down`, `bottleneck_up` and their biases | bottleneck | `linear` |
-| `lora_stack` of the frozen tree, factors per row | `compose.stack`, `compose.per_row` | `linear` |
-| `prompt_embeddings`, `prompt_encoder` | prompt, p-tuning | `embed` |
-| `prefix_k`, `prefix_v` | prefix | `self_attention` |
-
-Letters as in `layers`; n is the number of virtual tokens.
+`methods.py` has the table of methods and leaves. Letters as in `layers`; n: virtual tokens.
 """
 
 import autograd.numpy as np

@@ -456,17 +456,6 @@ def test_a_dry_run_writes_nothing(base, data, tmp_path, capsys):
     assert "trained parameters" in capsys.readouterr().out and not out.exists()
 
 
-def test_a_dry_run_says_what_it_would_question(base, data, tmp_path, capsys):
-    flags = "--dry-run --target-modules all-linear --learning-rate 1e-3 --lora-r 2 --lora-alpha"
-    assert train(base, data, tmp_path / "out", flags, "4 --mask-prompt") == 0
-    assert capsys.readouterr().out.endswith("\nno setting is questioned\n")
-    assert train(base, data, tmp_path / "out", flags, "16 --max-seq-length 4") == 0
-    asked = [line for line in capsys.readouterr().out.splitlines() if "question: " in line]
-    assert [word in line for word, line in zip(("alpha 16", "prompts", "18 of 18"), asked)] == [
-        True
-    ] * 3
-
-
 def test_a_bare_peft_folder_does_not_say_its_base(base, data, tmp_path, capsys):
     out = tmp_path / "run"
     assert train(base, data, out) == 0

@@ -26,7 +26,6 @@ from minilora.formats.checkpoint import changes_base, load_adapter, save_adapter
 from minilora.kernels import fused
 from minilora.layers import LayerCache, value_and_grad
 from minilora.methods import initializers, operations
-from minilora.methods.merging import unmerge
 from minilora.methods.methods import METHODS, MethodConfig
 from minilora.methods.operations import check_packing
 from minilora.training import rates
@@ -312,12 +311,6 @@ def test_merging_is_an_equation(name, scheme):
 def test_merging_is_refused_by_name(name, words):
     with pytest.raises(InputError, match=f"{words}.* cannot be merged"):
         minilora.merge(*trained(name, random_base(TINY)))
-
-
-def test_what_was_multiplied_in_is_not_subtracted():
-    adapters, frozen = trained("dora", random_base(TINY))
-    with pytest.raises(InputError, match="lora_magnitude_vector"):
-        unmerge(adapters, frozen, minilora.merge(adapters, frozen))
 
 
 def start_of(name, base, scheme="none", **fields):

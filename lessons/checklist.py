@@ -7,8 +7,8 @@ None forbids anything: what cannot work at all is an error already (`config`).
 import math
 from typing import NamedTuple
 
-from ..config import LoraConfig
-from ..optim import learning_rate
+from minilora.config import LoraConfig
+from minilora.optim import learning_rate
 
 HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of 1.0
 

@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from checklist import Rows, questions, total_rate
 from hypothesis import given
 from hypothesis import strategies as st
 from models import configs, projection_shapes, random_base, target_sets
@@ -13,7 +14,6 @@ from sweeps.pretraining import llama
 
 from minilora import lora, nf4, optim
 from minilora.cli.arguments import parse
-from minilora.cli.checklist import Rows, questions, total_rate
 from minilora.config import LoraConfig, ModelConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation.memory import nbytes
