@@ -78,7 +78,7 @@ wrong = minilora.forward(*compose.per_row(pairs, rows[::-1]), batch, config)
 assert np.abs(wrong - alone).max() / np.abs(mixed).max() > 0.01  # the rows do differ
 
 # %% [markdown]
-# ## Merging, and the type of the weights
+# ## Merging, undoing it, and the type of the weights
 #
 # W' = W + ΔW and W = W' − ΔW are exact on paper (LoRA, Sec. 4). A weight in b bits of significand
 # rounds: what is added below half its last place is lost. A server that swaps by merging and
