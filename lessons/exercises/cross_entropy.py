@@ -1,15 +1,14 @@
 """cross-entropy: the loss that all of it is about."""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora.course.outcome import close
 
 CASES = {
-    "batch": st.integers(1, 3),
-    "length": st.integers(1, 4),
-    "vocab": st.integers(2, 6),
-    "large": st.booleans(),
+    "batch": (1, 3),
+    "length": (1, 4),
+    "vocab": (2, 6),
+    "large": [False, True],
 }
 
 

@@ -1,17 +1,16 @@
 """dora-norm: how long each row of the updated weight is."""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora import nf4
 from minilora.course.outcome import close
 
 CASES = {
-    "out": st.integers(1, 4),
-    "width": st.integers(1, 4),
-    "r": st.integers(1, 2),
-    "quantized": st.booleans(),
-    "zeros": st.booleans(),
+    "out": (1, 4),
+    "width": (1, 4),
+    "r": (1, 2),
+    "quantized": [False, True],
+    "zeros": [False, True],
 }
 
 

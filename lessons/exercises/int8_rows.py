@@ -1,13 +1,12 @@
 """int8-rows: a row of weights in 127ths of its largest."""
 
 import numpy as np
-from hypothesis import strategies as st
 
 CASES = {
-    "rows": st.integers(1, 4),
-    "width": st.integers(1, 6),
-    "zeros": st.booleans(),
-    "negative": st.booleans(),
+    "rows": (1, 4),
+    "width": (1, 6),
+    "zeros": [False, True],
+    "negative": [False, True],
 }
 
 

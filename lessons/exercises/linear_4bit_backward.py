@@ -1,16 +1,15 @@
 """linear-4bit-backward: the gradient that goes through a 4-bit weight and leaves it alone."""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora import nf4
 from minilora.course.outcome import close
 
 CASES = {
-    "rows": st.integers(1, 3),
-    "width": st.sampled_from([4, 6]),
-    "out": st.sampled_from([4, 6]),
-    "quantized": st.booleans(),
+    "rows": (1, 3),
+    "width": [4, 6],
+    "out": [4, 6],
+    "quantized": [False, True],
 }
 
 

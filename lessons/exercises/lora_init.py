@@ -1,16 +1,15 @@
 """lora-init: an adapter that changes nothing and can learn."""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora.config import LoraConfig
 from minilora.tree import flatten
 
 CASES = {
-    "layers": st.integers(1, 2),
-    "r": st.integers(2, 4),
-    "alpha": st.sampled_from([3.0, 16.0]),
-    "everything": st.booleans(),
+    "layers": (1, 2),
+    "r": (2, 4),
+    "alpha": [3.0, 16.0],
+    "everything": [False, True],
 }
 
 

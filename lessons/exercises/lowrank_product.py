@@ -1,17 +1,16 @@
 """lowrank-product: what an adapter adds, by two thin products."""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora.course.outcome import close
 
 CASES = {
-    "batch": st.integers(1, 2),
-    "length": st.integers(1, 3),
-    "width": st.integers(2, 5),
-    "out": st.integers(2, 5),
-    "r": st.integers(1, 3),
-    "per_row": st.booleans(),
+    "batch": (1, 2),
+    "length": (1, 3),
+    "width": (2, 5),
+    "out": (2, 5),
+    "r": (1, 3),
+    "per_row": [False, True],
 }
 
 

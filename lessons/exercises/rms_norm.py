@@ -1,14 +1,13 @@
 """rms-norm: rows brought to one size."""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora.course.outcome import close
 
 CASES = {
-    "rows": st.integers(1, 3),
-    "width": st.integers(1, 6),
-    "eps": st.sampled_from([1e-5, 0.5]),
+    "rows": (1, 3),
+    "width": (1, 6),
+    "eps": [1e-5, 0.5],
 }
 
 
