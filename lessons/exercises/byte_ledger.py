@@ -1,4 +1,13 @@
-"""byte-ledger: where the memory of a training step goes."""
+"""byte-ledger: where the memory of a training step goes.
+
+Return a dict of bytes with exactly these keys:
+
+- "frozen weights": what the base occupies as it is stored, `nbytes(base)`;
+- "trained weights": four bytes for each parameter of the adapters (`count`);
+- "their gradients": as many;
+- "Adam's two moments": ADAM_FLOATS float32 for each trained parameter;
+- "activations": tokens times `kept_floats(adapters, base, config)`, a float32 each.
+"""
 
 import numpy as np
 
@@ -11,6 +20,7 @@ CASES = {
     "tokens": (1, 64),
     "quantized": [False, True],
 }
+HIDDEN = {"layers": (4, 6), "r": (5, 9), "tokens": (65, 999)}
 
 
 def arguments(rng, layers, r, tokens, quantized):

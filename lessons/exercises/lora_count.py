@@ -1,4 +1,9 @@
-"""lora-count: parameters, however few bytes hold them."""
+"""lora-count: parameters, however few bytes hold them.
+
+The number of parameters of a tree, an int: the product of `leaf.shape`, summed over `walk(tree)`.
+A quantized weight has the shape of the matrix that it stands for. Leaves without a shape, such as
+the floats `lora_scaling` and `lora_dropout`, are no parameters.
+"""
 
 import numpy as np
 
@@ -11,6 +16,7 @@ CASES = {
     "layers": (0, 2),
     "scheme": ["dense", "nf4", "nf4-dq", "int8"],
 }
+HIDDEN = {"rows": (7, 11), "width": (7, 13), "layers": (3, 5)}
 
 
 def arguments(rng, rows, width, layers, scheme):

@@ -24,9 +24,9 @@ def add_commands(top):
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--dir", default=".", help="the workspace; default: the current folder")
 
-    def command(name, text):
+    def command(name, text, *more):
         return commands.add_parser(
-            name, help=text, description=text, allow_abbrev=False, parents=[shared]
+            name, help=text, description=text, allow_abbrev=False, parents=[shared, *more]
         )
 
     sub = commands.add_parser("init", help="make a workspace, or add what is missing in one")
@@ -47,11 +47,17 @@ def add_commands(top):
     commands = teach.add_subparsers(dest="command", required=True)
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--only", nargs="+", metavar="ID", help="these exercises alone")
-    sub = command("build", "a folder for students: stubs and checks, no solutions")
+    seed = argparse.ArgumentParser(add_help=False)
+    seed.add_argument("--seed", type=int, help="of the hidden checks; keep it private")
+    sub = command("build", "a folder for students: stubs and a table of them")
     sub.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    sub = command("grade", "grade a folder that was handed in")
-    sub.add_argument("submission", metavar="SUBMISSION")
-    sub.add_argument("--format", choices=("text", "json", "csv", "gradescope"), default="text")
+    sub = command("grade", "grade folders or zip files that were handed in", seed)
+    sub.add_argument("submissions", metavar="SUBMISSION", nargs="+")
+    sub.add_argument("--format", choices=("text", "csv", "gradescope"), default="text")
     sub.add_argument("--out", metavar="FILE", help="default: standard output")
-    sub.add_argument("--seed", type=int, help="of the hidden checks; keep it private")
+    sub.add_argument("--report", metavar="DIR", help="a new folder: tables, a picture, feedback")
+    sub.add_argument("--jobs", type=int, default=1, help="submissions graded at the same time")
+    sub.add_argument("--user", help="run students' code as this user (only root can)")
+    sub = command("autograder", "a zip file that Gradescope runs", seed)
+    sub.add_argument("--out", required=True, metavar="FILE")
     command("check", "prove the set: stubs fail, references pass, mistakes are told apart")

@@ -12,7 +12,7 @@ import runpy
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -20,10 +20,14 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import InputError, require
+from . import calls
 
 KINDS = ("function", "test")
-LESSONS = Path(__file__).parents[2] / "lessons"  # of the clone that this package runs from
+HERE = Path(__file__).parents[1]  # an installed package has the lessons in it, a clone beside it
+LESSONS = next((p for p in (HERE / "lessons", HERE.parent / "lessons") if p.is_dir()), HERE)
 HEADER = '''"""{e.id}: {what}`{e.name}` of {e.module}, to be written here.
+
+{e.task}
 
 Lesson {e.lesson}, difficulty {e.difficulty} of 3, about {e.minutes} minutes, {e.points:g} points.
     check    minilora learn check {e.id}
@@ -33,7 +37,7 @@ Lesson {e.lesson}, difficulty {e.difficulty} of 3, about {e.minutes} minutes, {e
 
 '''
 FOOTER = """if __name__ == "__main__":  # the check, in this process and without a time limit
-    from minilora.course import debug
+    from minilora.course.learn import debug
 
     debug(__file__)
 """
@@ -69,11 +73,13 @@ class Text(NamedTuple):
 
     def imports(self, names):
         """Return the import lines that these functions need when they stand in another file."""
-        used = set().union(*(free_names(self.definition(name)) for name in names)) - set(names)
-        package = (self.name or "").rpartition(".")[0]
-        lines = []
         tree = ast.parse(self.source)
-        for node in [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]:
+        found = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        if self.name is None:
+            return "\n".join(map(ast.unparse, found))
+        used = set().union(*(free_names(self.definition(name)) for name in names)) - set(names)
+        package, lines = self.name.rpartition(".")[0], []
+        for node in found:
             node.names = [alias for alias in node.names if (alias.asname or alias.name) in used]
             node.names.sort(key=ast.unparse)
             used -= {alias.asname or alias.name for alias in node.names}
@@ -82,8 +88,7 @@ class Text(NamedTuple):
                 node.module, node.level = importlib.util.resolve_name(relative, package), 0
             if node.names:
                 lines.append(ast.unparse(node))
-        own = used & set(vars(importlib.import_module(self.name))) if self.name else ()
-        if own:
+        if own := used & set(vars(importlib.import_module(self.name))):
             lines.append(f"from {self.name} import {', '.join(sorted(own))}")
         lines.sort(key=lambda line: (line.startswith("from"), line))
         groups = [[x for x in lines if ("minilora" in x) == ours] for ours in (False, True)]
@@ -114,7 +119,7 @@ class Mistake:
     hidden: bool = False  # of a `test` exercise: counted, never named
 
 
-@dataclass
+@dataclass(eq=False)
 class Exercise:
     """A function of the reference for a student to write, or (kind `test`) a test of one."""
 
@@ -129,7 +134,7 @@ class Exercise:
     helpers: Sequence[str] = ()  # functions of the same module that the student writes, too
     needs: Sequence[str] = ()
     kind: str = "function"
-    seconds: float = 20  # the time limit of a check
+    seconds: float = 7  # the time limit of a file
     mistakes: Sequence[Mistake] = ()
 
     def __post_init__(self):
@@ -142,6 +147,23 @@ class Exercise:
         path = self.folder / self.file
         require(path.exists(), f"{self.id}: there is no {path}")
         return SimpleNamespace(**runpy.run_path(str(path), run_name=path.stem))
+
+    @property
+    def task(self):
+        """What is to be written: the docstring of the Python file without its first line."""
+        path = self.folder / self.file
+        require(path.exists(), f"{self.id}: there is no {path}")
+        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        return text.partition("\n\n")[2]
+
+    @property
+    def lesson_file(self):
+        return next(iter(sorted(LESSONS.glob(f"{self.lesson:02d}_*.py"))), f"lesson {self.lesson}")
+
+    @property
+    def jobs(self):
+        """The planted mistakes, one at a time, that a test is tried on, and twice none."""
+        return [(), (), *((mistake,) for mistake in self.mistakes)]
 
     @cached_property
     def sought(self):
@@ -163,10 +185,10 @@ class Exercise:
     def right(self):
         return self.mistaken()
 
-    def student_file(self, solved=False):
+    def student_file(self, solved=False, header=HEADER):
         """Return the text of a student's file: the stub, or the solution."""
         text, names = self.sought
-        parts = [HEADER.format(e=self, what="a test of " if self.kind == "test" else "")]
+        parts = [header.format(e=self, what="a test of " if self.kind == "test" else "")]
         parts[0] += text.imports(names)
         for name in names:
             stub = text.stub(name, f"{self.id}: {name} is still to be written")
@@ -191,10 +213,12 @@ class Exercise:
 
     def arguments(self, case):
         """Make the arguments of the call that `case` stands for."""
-        sizes = {key: value for key, value in case.items() if key != "seed"}
-        return tuple(self.checks.arguments(np.random.default_rng(case["seed"]), **sizes))
+        sizes = {key: value for key, value in case.items() if key not in ("seed", "stored")}
+        drawn = tuple(self.checks.arguments(np.random.default_rng(case["seed"]), **sizes))
+        return calls.stored(drawn, case.get("stored"))
 
 
+@lru_cache(1024)
 def compiled(module, text, name):
     """Return the function `name` that `text` defines, in a copy of the module's namespace."""
     namespace = dict(vars(importlib.import_module(module)))

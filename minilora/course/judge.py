@@ -4,22 +4,24 @@ The judge asks a subject for values: `student.Local` in this process, `student.S
 It never runs a student's code itself.
 """
 
-import hashlib
 import inspect
 import random
-from dataclasses import dataclass
-from itertools import permutations
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice, permutations
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from . import calls
 from .exercises import Mistake
-from .outcome import Crash, Outcome, Stopped, describe, difference, same
+from .outcome import Crash, Outcome, Stopped, describe, difference, kinds, leaves, same
 from .student import Local, running
 
-CALLS = 40  # calls that a check tries for each rule
+CALLS = {True: 40, False: 16}  # that a check tries: for the reference's rule, and for a property
+ENOUGH = 8  # wrong calls, of which the smallest is shown
 SAMPLES = 24  # calls on which a subject and a mistake are compared
-SIMPLER = 300  # calls tried in order to find a simpler wrong one
 REFERENCE = "it gives what the reference gives"  # the rule of every exercise
 
 
@@ -43,6 +45,11 @@ class Verdict:
     mistake: str = ""  # "name: what it is", where one is recognised
     brief: str = ""  # the same in one line
 
+    def with_output(self, subject):
+        """Return this Verdict with the first line that the subject printed, where it failed."""
+        line = self.status == "failed" and subject.output()
+        return replace(self, text=f"{self.text}\n  it printed {line!r}") if line else self
+
 
 def outcome(exercise, subject, case):
     """Call the subject as `case` says, and return what the exercise observes of it."""
@@ -53,13 +60,27 @@ def outcome(exercise, subject, case):
     try:
         return found._replace(value=observe(found.value, *exercise.arguments(case)))
     except Exception as error:  # `observe` met something that it does not know
-        return Outcome(crash=Crash("unreadable", f"the result cannot be read: {error}"))
+        says = "it returned None: does every way through it end in `return`?"
+        says = f"the result cannot be read: {error}" if found.value is not None else says
+        return Outcome(crash=Crash("unreadable", says))
+
+
+@lru_cache(2**14)
+def _right(exercise, items):
+    return outcome(exercise, Local(exercise.right), dict(items))
+
+
+def right_outcome(exercise, case):
+    """Return the reference's outcome, which is computed once per call."""
+    return _right(exercise, tuple(case.items()))
 
 
 def bound(exercise, case):
     """Return how far a float may be from the reference's, on this call."""
     tolerance = getattr(exercise.checks, "tolerance", lambda *_: 0.0)
-    return tolerance(*exercise.arguments(case))
+    as_drawn = exercise.arguments({**case, "stored": "as drawn"})
+    wider = case.get("stored") == "float32" and difference(as_drawn, exercise.arguments(case))
+    return tolerance(*as_drawn) * (2**29 if wider else 1)  # 2⁻²⁴ in the place of 2⁻⁵³
 
 
 def rules(exercise):
@@ -68,17 +89,23 @@ def rules(exercise):
     return {**{n: f for n, f in named if n.startswith("property_")}, REFERENCE: None}
 
 
+def cases(exercise, rule, seed, hidden):
+    """Draw the calls on which a rule is checked."""
+    choices = calls.choices(exercise, rules(exercise)[rule], hidden)
+    return calls.draw(exercise, seed, rule, choices, CALLS[rule == REFERENCE])
+
+
 def problem(exercise, subject, case, rule):
     """Return what is wrong with the subject's answer to `case`, a Problem, or None."""
-    mine, right = outcome(exercise, subject, case), outcome(exercise, Local(exercise.right), case)
+    mine, right = outcome(exercise, subject, case), right_outcome(exercise, case)
     if mine.crash and not same(mine, right, 0):
         return Problem(case, "the call returns", mine, right)
     if mine.touched != right.touched:
         return Problem(case, "the arguments are left as they are", mine, right)
     holds = rules(exercise)[rule]
-    if holds is None:
+    if holds is None or right.crash:
         equal = same(mine, right, bound(exercise, case))
-        return None if equal else Problem(case, rule, mine, right)
+        return None if equal else Problem(case, REFERENCE, mine, right)
 
     def function(*arguments):
         answer = subject.ask("call", *arguments)
@@ -98,87 +125,29 @@ def problem(exercise, subject, case, rule):
     return None
 
 
-def drawn(exercise, seed, name, count=CALLS):
-    """Draw `count` cases; they depend on the seed, the exercise's id and `name` alone.
-
-    A choice of CASES is a list, the simplest first, or (lowest, highest) of whole numbers or
-    floats. The ends of a range are drawn more often than what lies between them.
-    """
-    text = f"{seed} {exercise.id} {name}".encode()
-    rng = np.random.default_rng(list(hashlib.sha256(text).digest()))
-    cases = []
-    for _ in range(count):
-        case = {"seed": int(rng.integers(2**32))}
-        for key, choice in exercise.checks.CASES.items():
-            if isinstance(choice, list):
-                case[key] = choice[rng.integers(len(choice))]
-            elif rng.random() < 0.2:
-                case[key] = choice[rng.integers(2)]
-            elif all(isinstance(end, int) for end in choice):
-                case[key] = int(rng.integers(choice[0], choice[1] + 1))
-            else:
-                case[key] = float(rng.uniform(*choice))
-        cases.append(case)
-    return cases
-
-
-def simpler(exercise, case):
-    """Yield cases that differ from `case` in one value, which is simpler."""
-    for key, choice in exercise.checks.CASES.items():
-        if isinstance(choice, list):
-            values = choice[: choice.index(case[key])]
-        elif case[key] > choice[0]:
-            values = [choice[0]]
-            if isinstance(case[key], int):
-                values += [(choice[0] + case[key]) // 2, case[key] - 1]
-        else:
-            values = []
-        yield from ({**case, key: value} for value in dict.fromkeys(values))
-
-
-def search(exercise, subject, seed=0, shrink=True):
-    """Return the simplest wrong call (the first, unless `shrink`) as a Problem, or None."""
-    for rule in rules(exercise):
-        for case in drawn(exercise, seed, rule):
-            wrong = problem(exercise, subject, case, rule)
-            if wrong and shrink:
-                return simplest(exercise, subject, wrong, rule)
-            if wrong:
-                return wrong
-    return None
+def wrong_calls(exercise, subject, rule, seed=0, hidden=False):
+    """Yield a Problem for each drawn call that breaks the rule."""
+    found = (problem(exercise, subject, c, rule) for c in cases(exercise, rule, seed, hidden))
+    return filter(None, found)
 
 
 def simplest(exercise, subject, wrong, rule):
-    """Return a Problem as `wrong` whose call cannot be made simpler."""
-    again = problem(exercise, subject, wrong.case, rule)
-    if again is None:
-        return wrong._replace(rule="the same call gives the same answer twice")
-    left, cases = SIMPLER, simpler(exercise, again.case)
-    while left and (case := next(cases, None)) is not None:
-        left -= 1
-        try:
-            found = problem(exercise, subject, case, rule)
-        except Stopped:
-            break
-        if found:
-            again, cases = found, simpler(exercise, found.case)
-    return again
+    """Return the one of these Problems whose call has the fewest numbers."""
 
+    def numbers(one):
+        return sum(np.size(leaf) for _, leaf in leaves(exercise.arguments(one.case)))
 
-def samples(exercise, seed):
-    """Draw some calls, to tell mistakes apart by what they do."""
-    return drawn(exercise, seed, "samples", SAMPLES)
+    least = min(wrong, key=numbers)
+    if problem(exercise, subject, least.case, rule) is None:
+        return least._replace(rule="the same call gives the same answer twice")
+    return least
 
 
 def diagnose(exercise, subject, case):
     """Return the one or two mistakes that answer `case` and other calls as the subject, or ()."""
-    cases = [case, *samples(exercise, seed=0)]
-    try:
-        rows = [(c, outcome(exercise, subject, c), bound(exercise, c)) for c in cases]
-    except Stopped:
-        return ()
-    right = [outcome(exercise, Local(exercise.right), c) for c in cases]
-    if all(mine.crash or same(mine, r, b) for (_, mine, b), r in zip(rows, right)):
+    drawn = [case, *calls.draw(exercise, 0, "samples", exercise.checks.CASES, SAMPLES)]
+    rows = [(c, outcome(exercise, subject, c), bound(exercise, c)) for c in drawn]
+    if all(mine.crash or same(mine, right_outcome(exercise, c), b) for c, mine, b in rows):
         return ()  # the subject only fails to run, where it differs from the reference
     for group in [*permutations(exercise.mistakes, 1), *permutations(exercise.mistakes, 2)]:
         function = exercise.mistaken(*group)
@@ -192,27 +161,43 @@ def diagnose(exercise, subject, case):
 def checked(exercise, path):
     """Return the Verdict on the file at `path`, which runs in a process of its own."""
     try:
-        with running(exercise, path) as subject:
-            return check(exercise, subject)
+        with running(exercise, Path(path).read_bytes()) as subject:
+            verdict = check(exercise, subject)
+            return verdict.with_output(subject)
     except Stopped as stop:
         return Verdict("failed", 0.0, str(stop))
 
 
 def check(exercise, subject, seed=0, hidden=False):
-    """Return the Verdict on a subject. What a hidden check says names no call and no value."""
+    """Return the Verdict on a subject. What a hidden check says names no call and no value.
+
+    Half of the share is for the reference's answers, half for the properties, part by part.
+    """
     if exercise.kind == "test":
         return _of_test(exercise, subject, seed, hidden)
-    wrong = search(exercise, subject, seed)
-    if wrong is None:
+    found = {}
+    for rule in rules(exercise):
+        found[rule] = []
+        for wrong in islice(wrong_calls(exercise, subject, rule, seed, hidden), ENOUGH):
+            if _todo(exercise, wrong.mine.crash):
+                return Verdict("todo", 0.0, "still to be written")
+            found[rule].append(wrong)
+    broken = {rule: wrongs for rule, wrongs in found.items() if wrongs}
+    if not broken:
         return Verdict("passed", 1.0, "passed")
-    if _todo(exercise, wrong.mine.crash):
-        return Verdict("todo", 0.0, "still to be written")
-    group = diagnose(exercise, subject, wrong.case)
+    held = len(found) - len(broken) - (REFERENCE not in broken)
+    share = held / max(1, len(found) - 1) / 2 + (REFERENCE not in broken) / 2
+    rule, wrongs = next(iter(broken.items()))
+    try:
+        wrong = simplest(exercise, subject, wrongs, rule)
+        group = () if wrong.mine.crash else diagnose(exercise, subject, wrong.case)
+    except Stopped:
+        wrong, group = wrongs[0], ()
     mistake = "; and ".join(f"{m.name}: {m.says}" for m in group)
     text = "a hidden check fails" if hidden else explained(exercise, wrong)
     if mistake:
         text += f"\n  likely    {mistake}"
-    return Verdict("failed", 0.0, text, mistake, mistake or f"not true: {wrong.rule}")
+    return Verdict("failed", share, text, mistake, mistake or f"not true: {wrong.rule}")
 
 
 def _todo(exercise, crash):
@@ -221,9 +206,8 @@ def _todo(exercise, crash):
 
 def _of_test(exercise, subject, seed, hidden):
     """Return the Verdict on a test: its share is that of the planted mistakes that it catches."""
-    mistakes = [m for m in exercise.mistakes if m.hidden == hidden] or exercise.mistakes
-    jobs = [(), (), *((m,) for m in mistakes)]  # the reference twice: counting calls is no test
-    random.Random(seed).shuffle(jobs)
+    jobs = [job for job in exercise.jobs if not job or hidden or not job[0].hidden]
+    random.Random(seed).shuffle(jobs)  # the reference is there twice: counting calls is no test
     missed: list[Mistake] = []
     for job in jobs:
         crash = subject.ask("check", exercise.module, exercise.edited(*job), exercise.name).crash
@@ -234,7 +218,8 @@ def _of_test(exercise, subject, seed, hidden):
             text += "" if hidden else f"\n  it raised {crash.text}"
             return Verdict("failed", 0.0, text)
         missed += () if crash else job
-    caught, total = len(mistakes) - len(missed), len(mistakes)
+    total = len(jobs) - 2
+    caught = total - len(missed)
     text = f"the reference passes your test, which catches {caught} of {total} planted mistakes"
     if not hidden:
         text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed)
@@ -253,16 +238,17 @@ def explained(exercise, wrong):
         f"made by   arguments({made})",
     ]
     if mine.crash:
-        lines.append(f"raised    {mine.crash.text}")
-    elif right.crash:
+        return "\n  ".join([*lines, f"raised    {mine.crash.text}"])
+    if right.crash:
         lines += [f"expected  {right.crash.text}", f"got       {describe(mine.value)}"]
-    else:
-        if mine.touched != right.touched:
-            lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
-        found = difference(right.value, mine.value, bound(exercise, wrong.case))
-        if found:
-            expected, got, place = found
-            lines += [f"expected  {expected}", f"got       {got}", f"first at  {place}"]
-        elif wrong.detail:
-            lines.append(f"there     {wrong.detail}")
+        return "\n  ".join(lines)
+    if mine.touched != right.touched:
+        lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
+    if says := kinds(right.value, mine.value):
+        lines.append(f"because   {says}")
+    elif found := difference(right.value, mine.value, bound(exercise, wrong.case)):
+        expected, got, place = found
+        lines += [f"expected  {expected}", f"got       {got}", f"first at  {place}"]
+    elif wrong.detail:
+        lines.append(f"there     {wrong.detail}")
     return "\n  ".join(lines)

@@ -16,7 +16,6 @@ from . import exercises, judge
 from .student import Local
 
 PROGRESS = "progress.json"
-CHECKS = "checks"  # the folder of a built tree that has its exercises and properties
 
 
 class Workspace:
@@ -24,9 +23,13 @@ class Workspace:
 
     def __init__(self, folder):
         self.folder = Path(folder)
-        self.built = (self.folder / CHECKS).is_dir()
-        self.exercises = exercises.load(self.folder / CHECKS if self.built else exercises.LESSONS)
+        self.exercises = exercises.load()
         self.read()
+
+    @property
+    def present(self):
+        """The exercises whose files are in the folder: a teacher may have chosen some."""
+        return [e for e in self.exercises.values() if (self.folder / e.file).exists()]
 
     def read(self):
         path = self.folder / PROGRESS
@@ -82,10 +85,19 @@ def debug(path):
         name = e.sought[1][-1]
         function = runpy.run_path(str(path), run_name="submission").get(name)
         require(function, f"{path} has no function {name}")
-        verdict = judge.check(e, Local(function, str(path)))
+        show(e, judge.check(e, Local(function, str(path))))
     except InputError as error:
         sys.exit(f"error: {error}")
-    show(e, verdict)
+
+
+def fill(folder, chosen):
+    """Write what a workspace lacks: the stubs of these exercises, and progress.json."""
+    if not (folder / PROGRESS).exists():
+        write(folder / PROGRESS, "{}\n")
+    missing = [e for e in chosen if not (folder / e.file).exists()]
+    for e in missing:
+        write(folder / e.file, e.student_file())
+    return len(missing)
 
 
 def do_init(args):
@@ -94,21 +106,17 @@ def do_init(args):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{args.folder} cannot be made: {error.strerror}") from error
-    if not (folder / PROGRESS).exists():
-        write(folder / PROGRESS, "{}\n")
-    space = Workspace(folder)
-    missing = [e for e in space.exercises.values() if not (space.folder / e.file).exists()]
-    for e in missing:
-        write(space.folder / e.file, e.student_file())
-    kept = len(space.exercises) - len(missing)
-    print(f"{args.folder}: {len(missing)} exercises to write, {kept} files kept as they are")
+    known = exercises.load().values()
+    missing = fill(folder, known)
+    kept = len(known) - missing
+    print(f"{args.folder}: {missing} exercises to write, {kept} files kept as they are")
     print(f"next: cd {args.folder}, then minilora learn next")
 
 
 def do_list(args):
     space = Workspace(args.dir)
     passed = 0
-    for e in space.exercises.values():
+    for e in space.present:
         noted = space.of(e)
         passed += bool(noted.get("passed"))
         state = "passed" if noted.get("passed") else "begun" if noted.get("checks") else "todo"
@@ -118,15 +126,16 @@ def do_list(args):
             f"{state:<7} {e.id:<22} lesson {e.lesson:<2} "
             f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points{extra}"
         )
-    print(f"{passed} of {len(space.exercises)} passed")
+    print(f"{passed} of {len(space.present)} passed")
 
 
 def do_next(args):
     space = Workspace(args.dir)
-    for e in space.exercises.values():
-        needs = [space.exercises[need] for need in e.needs]
-        if not space.of(e).get("passed") and all(space.of(n).get("passed") for n in needs):
-            print(f"{e.id}: `{e.name}` of {e.module}, lesson {e.lesson}, about {e.minutes} minutes")
+    left = [e for e in space.present if not space.of(e).get("passed")]
+    for e in left:
+        if not set(e.needs) & {other.id for other in left}:
+            print(f"{e.id}: `{e.name}` of {e.module}, about {e.minutes} minutes")
+            print(f"read {e.lesson_file}")
             print(f"edit {space.folder / e.file}, then minilora learn check {e.id}")
             return
     print("all exercises are passed")
@@ -135,9 +144,8 @@ def do_next(args):
 def do_check(args):
     space = Workspace(args.dir)
     begun = [space.named(args.id)] if args.id else []
-    for e in space.exercises.values() if not args.id else ():
-        path = space.folder / e.file
-        if path.exists() and path.read_text("utf-8", "replace") != e.student_file():
+    for e in space.present if not args.id else ():
+        if (space.folder / e.file).read_text("utf-8", "replace") != e.student_file():
             begun.append(e)
     verdicts = []
     for e in begun:
@@ -161,12 +169,19 @@ def do_watch(args):
                     now[e.id] = stat.st_mtime_ns, stat.st_size
             changed = [name for name in now if seen is not None and now[name] != seen.get(name)]
             for e in map(space.named, changed):
-                verdict = space.check(e)
-                why = verdict.brief or verdict.text.splitlines()[0]
-                line = f"{time.strftime('%H:%M:%S')} {e.id} {verdict.status}"
-                print(f"{line}  {why}" if verdict.status == "failed" else line, flush=True)
+                print(time.strftime("%H:%M:%S"), e.id, watched(space, e), flush=True)
             seen = now
             time.sleep(args.interval)
+
+
+def watched(space, exercise):
+    """Return a line on the exercise's file, also where checking it is not possible."""
+    try:
+        verdict = space.check(exercise)
+    except (InputError, OSError) as error:
+        return f"cannot be checked: {error}"
+    why = verdict.brief or verdict.text.splitlines()[0]
+    return f"failed  {why}" if verdict.status == "failed" else verdict.status
 
 
 def do_hint(args):
@@ -184,7 +199,6 @@ def do_hint(args):
 def do_solution(args):
     space = Workspace(args.dir)
     e = space.named(args.id)
-    require(not space.built, "the solutions of this course are your teacher's")
     passed = space.of(e).get("passed")
     way = f"a hint may do (minilora learn hint {e.id}), --anyway shows it"
     require(passed or args.anyway, f"{e.id} is not passed yet: {way}")

@@ -71,6 +71,23 @@ def difference(expected, got, bound=0.0):
     return None
 
 
+def kinds(expected, got):
+    """Say in a sentence how two results are of different kinds, or return an empty string."""
+    if got is None and expected is not None:
+        return "it returned None: does every way through it end in `return`?"
+    if isinstance(expected, np.ndarray) and isinstance(got, list | tuple):
+        return f"it returned a {type(got).__name__}, not an array: np.array makes one of a list"
+    if isinstance(expected, tuple) and isinstance(got, tuple | list) and len(expected) == len(got):
+        found = [(n, kinds(*pair)) for n, pair in enumerate(zip(expected, got), 1)]
+        return next((f"value {n}: {says}" for n, says in found if says), "")
+    if isinstance(expected, tuple):
+        return f"it returned {describe(got)}, not {len(expected)} values"
+    if isinstance(expected, dict) and (not isinstance(got, dict) or set(expected) != set(got)):
+        found = f"the keys {', '.join(map(str, got))}" if isinstance(got, dict) else describe(got)
+        return f"it returned {found}, not a dict with the keys {', '.join(map(str, expected))}"
+    return ""
+
+
 def _equal(a, b, bound):
     """Compare two leaves: one boolean per element, or False where kinds or shapes differ."""
     if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):

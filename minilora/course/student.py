@@ -1,26 +1,23 @@
 """Call a student's function: in this process, `Local`, or in one of its own, `Student`.
 
-`python -m minilora.course.student SECONDS` is that process. It takes requests and gives answers
-through what was its standard input and output, which are then closed to the student's code. The
-process is only asked for values: the right answers and the private seed stay with the judge. A
-message is a pickle behind its length; the judge reads pickles of arrays, plain containers and
-minilora's own dataclasses, and of nothing else.
+The student's process is only asked for values: right answers, rules and the private seed stay with
+the judge, which has loaded them before. It is forked from a server whose environment was emptied.
+The judge reads its answers as pickles of arrays, plain containers and minilora's own dataclasses.
 """
 
 import copy
+import errno
 import importlib
 import io
+import linecache
+import multiprocessing
 import os
 import pickle
-import queue
-import runpy
 import signal
-import struct
-import subprocess
+import socket
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
@@ -34,15 +31,19 @@ from .exercises import compiled
 from .outcome import Crash, Outcome, Stopped, difference
 
 SEED = "MINILORA_GRADING_SEED"  # of the hidden checks
-STARTING = 60  # seconds that the process may take to import minilora
-STARTING_CPU = 10  # seconds of CPU time for that, beside the student's
-LARGEST = 256 * 2**20  # bytes of an answer
+KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # of the environment
+LARGEST = 2**25  # bytes of an answer
+PRINTED = 2**22  # bytes that a student's code may print, or write to any file
+MEMORY = 4 * 2**30  # bytes of address space
 HARMLESS = {
     "numpy": {"ndarray", "dtype"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
     "numpy._core.numeric": {"_frombuffer"},
     "builtins": {"set", "frozenset", "slice", "complex", "range"},
 }
+FORKS = "forkserver" in multiprocessing.get_all_start_methods()
+CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
+CONTEXT.set_forkserver_preload([__name__, "minilora"])
 
 
 class Local(NamedTuple):
@@ -60,25 +61,18 @@ class Local(NamedTuple):
             try:
                 value = self.function(*arguments)
             except Exception as error:
-                return Outcome(crash=Crash.of(error, self.file))
+                return Outcome(crash=crashed(error, self.file))
+        if kind == "check":
+            return Outcome()
         pairs = enumerate(zip(before, arguments))
-        touched = tuple(n for n, (old, new) in pairs if difference(old, new))
-        return Outcome(None if kind == "check" else value, touched)
+        return Outcome(value, tuple(n for n, (old, new) in pairs if difference(old, new)))
 
 
-def send(file, data):
-    """Write a message: bytes behind their length."""
-    file.write(struct.pack("<Q", len(data)) + data)
-    file.flush()
-
-
-def receive(file):
-    """Read a message; None at the end, or where the message is too large."""
-    head = file.read(8)
-    if len(head) < 8 or (size := struct.unpack("<Q", head)[0]) > LARGEST:
-        return None
-    data = file.read(size)
-    return data if len(data) == size else None
+def crashed(error, file):
+    """Return a Crash with the last line of the student's file that the error came through."""
+    if isinstance(error, OSError) and error.errno == errno.EFBIG:
+        return Crash("OSError", f"the code prints or writes more than {PRINTED >> 20} MB")
+    return Crash.of(error, file)
 
 
 class Reader(pickle.Unpickler):
@@ -94,71 +88,87 @@ class Reader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is neither an array nor minilora's")
 
 
-def environment():
-    """Return the environment of a student's process: the same minilora, not the private seed."""
-    path = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
-    known = {key: value for key, value in os.environ.items() if key != SEED}
-    return {**known, "PYTHONPATH": os.pathsep.join(path)}
+@contextmanager
+def clean_environment():
+    """Leave nothing in the environment but KEPT and the path to this minilora."""
+    saved = dict(os.environ)
+    path = filter(None, [str(Path(__file__).parents[2]), saved.get("PYTHONPATH")])
+    os.environ.clear()
+    os.environ.update({k: v for k, v in saved.items() if k in KEPT})
+    os.environ.update(
+        PYTHONPATH=os.pathsep.join(path), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1",
+        PYTHONWARNINGS="ignore:resource_tracker",  # of locks of the processes that are killed
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(saved)
 
 
 @contextmanager
-def running(exercise, path, seconds=None):
-    """Give a Student for the file at `path`, and end its process afterwards."""
-    seconds = seconds or exercise.seconds
-    names = exercise.sought[1]
-    written = () if exercise.kind == "test" else names
-    with tempfile.TemporaryDirectory() as folder:
-        process: Any = subprocess.Popen(
-            [sys.executable, "-m", "minilora.course.student", str(seconds)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-            cwd=folder, env=environment(), start_new_session=True,
-        )  # fmt: skip
+def running(exercise, source, seconds=None, user=None):
+    """Give a Student for the source (bytes) of a file, and end its processes afterwards."""
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
+        open(Path(folder, "printed"), "w+b") as printed,
+    ):
+        ours, theirs = CONTEXT.Pipe()
+        process = CONTEXT.Process(target=serve, args=(theirs, folder, user), daemon=True)
+        with clean_environment():
+            process.start()
+        theirs.close()
+        student = Student(process, ours, printed, seconds or exercise.seconds)
         try:
-            student = Student(process, seconds)
             student.ask("start")  # minilora is imported by now: what follows is the student's time
-            student.deadline = time.monotonic() + seconds
-            path = str(Path(path).resolve())
-            crash = student.ask("load", path, names[-1], exercise.module, written).crash
-            if crash:
-                raise Stopped(f"the file cannot be loaded: {crash.text}")
+            student.timer.start()
+            name, test = exercise.sought[1][-1], exercise.kind == "test"
+            written = () if test else exercise.sought[1]
+            tried = [exercise.edited(*job) for job in exercise.jobs] if test else []
+            tried = [(exercise.module, text, exercise.name) for text in tried]
+            answer = student.ask(
+                "load", source, exercise.file, name, exercise.module, written, tried
+            )
+            if answer.crash:
+                raise Stopped(f"the file cannot be loaded: {answer.crash.text}")
             yield student
         finally:
-            with suppress(OSError):
-                if hasattr(os, "killpg"):  # with what the process started
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.kill()
-            process.stdin.close()
-            process.stdout.close()
-            process.wait()
+            student.end()
 
 
 class Student:
     """A function of another process, which has a time limit."""
 
-    def __init__(self, process, seconds):
-        self.requests = io.BufferedWriter(process.stdin)
-        self.replies = io.BufferedReader(process.stdout)
-        self.seconds, self.deadline = seconds, time.monotonic() + STARTING
+    def __init__(self, process, connection, printed, seconds):
+        self.process, self.connection, self.printed = process, connection, printed
+        self.seconds, self.late = seconds, False
+        self.timer = threading.Timer(seconds, self.stop)
+        self.timer.daemon = True
+
+    def stop(self):
+        self.late = True
+        self.end()
+
+    def end(self):
+        """Kill the process, what it started, and whoever waits at the connection."""
+        self.timer.cancel()
+        with suppress(OSError, AttributeError):  # no process any more, or no groups here
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        with (
+            suppress(OSError, ValueError),
+            socket.socket(fileno=os.dup(self.connection.fileno())) as end,
+        ):
+            end.shutdown(socket.SHUT_RDWR)
 
     def ask(self, *request):
         """Send a request, and return the Outcome of the student's code."""
-        data = pickle.dumps(request)  # an error here is the exercise's, not the student's
-        answers: queue.SimpleQueue = queue.SimpleQueue()
-
-        def exchange():  # in a thread: what the student's code started may block the pipes
-            answer = None
-            with suppress(OSError, ValueError):  # ValueError: closed meanwhile
-                send(self.requests, data)
-                answer = receive(self.replies)
-            answers.put(answer)
-
-        threading.Thread(target=exchange, daemon=True).start()
         try:
-            answer = answers.get(timeout=max(0, self.deadline - time.monotonic()))
-        except queue.Empty:
-            raise Stopped(f"stopped after {self.seconds:g} s: an endless loop?") from None
-        if answer is None:
-            raise Stopped("the process of your code ended without an answer")
+            self.connection.send(request)
+            answer = self.connection.recv_bytes(2 * LARGEST)
+        except (EOFError, OSError):
+            late = f"stopped after {self.seconds:g} s: an endless loop?"
+            raise Stopped(late if self.late else "the process of your code ended") from None
         try:
             value, touched, crash = Reader(io.BytesIO(answer)).load()
             crash = crash and Crash(*map(str, crash))
@@ -166,55 +176,94 @@ class Student:
         except Exception as error:
             return Outcome(crash=Crash("TypeError", f"the result is no plain data: {error}"))
 
+    def output(self):
+        """Return the first line that the code printed, or an empty string."""
+        self.printed.seek(0)
+        return self.printed.read(200).decode("utf-8", "replace").strip().partition("\n")[0]
 
-def main():
-    """Answer each request until there are no more."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(nothing, number)
-    limit(int(float(sys.argv[1])) + STARTING_CPU)
+
+def serve(connection, folder, user):
+    """Answer each request until there are no more: what the student's process does."""
+    confine(folder, user)
     subject: Any = None
-    while (data := receive(requests)) is not None:
-        kind, *rest = pickle.loads(data)  # from the trusted side
-        answer = Outcome()
-        if kind == "load":
-            subject, answer = loaded(*rest)
-        elif kind != "start":
-            answer = subject.ask(kind, *rest)
-        crash = answer.crash and (answer.crash.kind, answer.crash.text)
-        try:
-            data = pickle.dumps((answer.value, answer.touched, crash))
-        except Exception as error:
-            crash = "TypeError", f"TypeError: the result is no data: {error}"
-            data = pickle.dumps((None, (), crash))
-        send(replies, data)
+    with suppress(EOFError):
+        while True:
+            kind, *rest = connection.recv()  # from the judge, which is trusted
+            answer = Outcome()
+            if kind == "load":
+                subject, answer = loaded(*rest)
+            elif kind != "start":
+                answer = subject.ask(kind, *rest)
+            with suppress(OSError, ValueError):
+                sys.stdout.flush()
+            connection.send_bytes(packed(answer))
 
 
-def limit(seconds):
-    """Bound the process's time, memory and files, where the system can."""
-    with suppress(ImportError):
-        import resource
+def packed(answer):
+    """Return the bytes of an Outcome, or of one that says why there are none."""
+    crash = answer.crash and (answer.crash.kind, answer.crash.text)
+    try:
+        data = pickle.dumps((answer.value, answer.touched, crash))
+        if len(data) <= LARGEST:
+            return data
+        crash = "OverflowError", f"the result is huge: more than {LARGEST >> 20} MB"
+    except Exception as error:
+        crash = "TypeError", f"the result is no data: {error}"
+    return pickle.dumps((None, (), crash))
 
-        for kind, most in (("CPU", seconds), ("AS", 4 * 2**30), ("FSIZE", 64 * 2**20)):
-            with suppress(ValueError, OSError, AttributeError):  # already lower, or unknown here
-                resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
+
+def confine(folder, user):
+    """Leave this process a folder of its own and no input; bound its memory, files and rights."""
+    out = os.open(Path(folder, "printed"), os.O_WRONLY | os.O_APPEND)
+    for number, target in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, out)):
+        os.dup2(target, number)
+    os.chdir(folder)
+    os.environ.update(HOME=folder, TMPDIR=folder)
+    if not FORKS:
+        return
+    import resource
+
+    os.setsid()
+    for kind, most in (("AS", MEMORY), ("FSIZE", PRINTED), ("CORE", 0)):
+        with suppress(ValueError, OSError):  # already lower, or unknown here
+            resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
+    if user:
+        import pwd
+
+        account = pwd.getpwnam(user)
+        os.chown(folder, account.pw_uid, account.pw_gid)
+        os.setgroups([])
+        os.setgid(account.pw_gid)
+        os.setuid(account.pw_uid)
 
 
-def loaded(path, name, module, written):
-    """Return (subject, Outcome) of the file, from which minilora's `written` are out of reach."""
+def loaded(source, file, name, module, written, tried):
+    """Return (subject, Outcome) of a file, from which minilora's `written` are out of reach.
+
+    The functions on which a student's test is tried are made before the file runs.
+    """
+    for arguments in tried:
+        compiled(*arguments)
     for own in written:
         take_away(importlib.import_module(module), own)
+    text = source.decode("utf-8", "replace")
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # for tracebacks
+    names: dict = {"__name__": "submission", "__file__": file}
     try:
-        function = runpy.run_path(path, run_name="submission").get(name)
+        exec(compile(source, file, "exec"), names)
     except BaseException as error:
-        return None, Outcome(crash=Crash.of(error, path))
-    crash = None if function else Crash("NameError", f"it has no function {name}")
-    return Local(function, path), Outcome(crash=crash)
+        return None, Outcome(crash=crashed(error, file))
+    if callable(names.get(name)):
+        return Local(names[name], file), Outcome()
+    others = [
+        key for key, value in names.items() if getattr(value, "__module__", "") == "submission"
+    ]
+    says = f"it has no function {name}" + f", but {', '.join(others)}" * bool(others)
+    return None, Outcome(crash=Crash("NameError", says))
 
 
 def take_away(module, name):
-    """Replace a function wherever it was imported to, and its twin in the engine."""
+    """Replace a function wherever it was imported to, and its twin among the kernels."""
 
     def refuse(*_, **__):
         raise RuntimeError(f"the exercise is to write {name}, not to call minilora's")
@@ -225,7 +274,3 @@ def take_away(module, name):
         twin = found is not None and place.__name__.startswith(kernels.__name__)
         if found is original or twin:
             setattr(place, name, refuse)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,22 +1,23 @@
-"""`minilora teach`: a tree for students, the grading of what comes back, the proof of the set."""
+"""`minilora teach`: hand out exercises, grade what comes back, prove the set of exercises."""
 
-import ast
-import csv
-import io
-import json
 import os
 import secrets
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-from ..config import InputError, require
+from ..config import require
 from ..formats.files import new_folder
-from . import judge
-from .exercises import Exercise, load, start
-from .learn import CHECKS, PROGRESS, write
+from . import gradescope, judge, report
+from .exercises import Exercise, load
+from .learn import fill, write
 from .outcome import Stopped
 from .student import SEED, Local, running
 
@@ -26,7 +27,7 @@ Each file is a function of minilora without its body. Write it, and check it:
 
     minilora learn list
     minilora learn next
-    minilora learn check ID      without ID: all that you have begun
+    minilora learn check ID      without ID: every exercise that you have begun
     minilora learn hint ID       three of them, one at a time
     minilora learn reset ID      a fresh stub; your file is kept under another name
 
@@ -36,6 +37,24 @@ graded by these checks and by hidden ones: the same rules, on other calls.
 | exercise | file | lesson | difficulty | minutes | points |
 | --- | --- | --- | --- | --- | --- |
 """
+LARGEST = 2**20  # bytes of a file that is handed in
+
+
+class Grade(NamedTuple):
+    """One exercise of a submission: half of its points for the open checks, half for the hidden."""
+
+    exercise: Exercise
+    open: judge.Verdict
+    hidden: judge.Verdict
+    seconds: float
+
+    @property
+    def points(self):
+        return self.exercise.points * (self.open.share + self.hidden.share) / 2
+
+    @property
+    def mistake(self):
+        return self.open.mistake or self.hidden.mistake
 
 
 def chosen(only):
@@ -47,71 +66,42 @@ def chosen(only):
 
 
 def do_build(args):
-    """Make the tree that students get: stubs, hints and open checks; no solution, no mistake."""
-    exercises = chosen(args.only)
-    ids, readme, entries = [e.id for e in exercises], README, []
+    """Make the folder that students get: a workspace of these exercises, and a README."""
+    exercises, readme = chosen(args.only), README
     with new_folder(args.out) as folder:
-        checks = folder / CHECKS / "exercises"
-        checks.mkdir(parents=True)
+        fill(folder, exercises)
         for e in exercises:
-            stub = e.student_file()
-            write(folder / e.file, stub)
-            # the file of a test holds its solution
-            rules = stub if e.kind == "test" else without_mistakes(e.folder / e.file)
-            write(checks / e.file, rules)
-            values = {**asdict(e), "needs": [need for need in e.needs if need in ids]}
-            del values["folder"], values["mistakes"]
-            entry = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items()]
-            entries.append("[[exercise]]\n" + "".join(entry))
             cells = e.id, f"[{e.file}]({e.file})", e.lesson, e.difficulty, e.minutes
             readme += f"| {' | '.join(map(str, cells))} | {e.points:g} |\n"
-        write(folder / CHECKS / "exercises.toml", "\n".join(entries))
         write(folder / "README.md", readme)
-        write(folder / PROGRESS, "{}\n")
     print(f"{args.out}: {len(exercises)} exercises, {sum(e.points for e in exercises):g} points")
 
 
-def without_mistakes(path):
-    """Return the text of an exercise's Python file without its functions `mistake_…`."""
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    for node in reversed(ast.parse(text).body):
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("mistake_"):
-            del lines[start(node) - 1 : node.end_lineno]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-@dataclass(frozen=True)
-class Grade:
-    """One exercise of a submission: half of its points for the open checks, half for the hidden."""
-
-    exercise: Exercise
-    open: judge.Verdict
-    hidden: judge.Verdict
-    seconds: float
-
-    @property
-    def points(self):
-        half = self.exercise.points / 2
-        return half * self.open.share + half * self.hidden.share
-
-
 def do_grade(args):
-    submission = Path(args.submission)
-    require(submission.is_dir(), f"{submission} is no folder: name the one that was handed in")
-    exercises, seed = chosen(args.only), private_seed(args.seed)
-    began = time.perf_counter()
-    grades = [graded(e, submission / e.file, seed) for e in exercises]
-    formats = {"text": as_text, "json": as_json, "csv": as_csv, "gradescope": as_gradescope}
-    text = formats[args.format](grades, time.perf_counter() - began)
-    if not args.out:
-        print(text, end="")
-        return
-    try:
+    """Grade submissions, each in a process; print or write one format, or a report on all."""
+    names = [Path(path).resolve().stem for path in args.submissions]
+    for name, path in zip(names, args.submissions):
+        require(Path(path).exists(), f"there is no {path}: name a folder or a zip file")
+        require(names.count(name) == 1, f"two submissions are called {name}: rename one")
+    require(args.jobs > 0, "--jobs must be a whole number from 1")
+    require(len(names) == 1 or args.format != "gradescope", "Gradescope wants one submission")
+    exercises = chosen(args.only)
+    work = partial(graded_submission, args.only, private_seed(args.seed), args.user)
+    if args.jobs == 1:
+        found = list(map(work, args.submissions))
+    else:
+        with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+            found = list(pool.map(work, args.submissions))
+    results = {name: list(map(Grade, exercises, *zip(*f))) for name, f in zip(names, found)}
+    text = getattr(report, f"as_{args.format}")(results)
+    if args.report:
+        with new_folder(args.report) as folder:
+            report.write_all(folder, results)
+    if args.out:
         Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{args.out} cannot be written: {error.strerror}") from error
-    write(args.out, text)
+        write(args.out, text)
+    else:
+        print(text, end="")
 
 
 def private_seed(given):
@@ -124,14 +114,55 @@ def private_seed(given):
     return int(text)
 
 
-def graded(exercise, path, seed):
-    """Return the Grade of one file, whose process costs only the file's own points if it dies."""
+def graded_submission(only, seed, user, path):
+    """Return the Grades of a folder or a zip file, without their exercises."""
+    exercises = chosen(only)
+    files = handed_in(Path(path), {e.file for e in exercises})
+    return [graded(e, files.get(e.file), seed, user)[1:] for e in exercises]
+
+
+def handed_in(path, wanted):
+    """Return {name: bytes} of the wanted files in a folder or a zip file; {} if it is unreadable.
+
+    A file may be in a folder within; of several, the least deep counts. Names in a zip are compared
+    and never used as paths, a link that leads out of the folder is not followed, and a file larger
+    than 1 MB does not count.
+    """
+    found: dict[str, tuple[int, bytes]] = {}
+    try:
+        for name, opened in entries(path):
+            *folders, file = PurePosixPath(name).parts
+            if file in wanted and "__MACOSX" not in folders:
+                with opened() as stream:
+                    data = stream.read(LARGEST + 1)
+                if len(data) <= LARGEST and len(folders) < found.get(file, (99,))[0]:
+                    found[file] = len(folders), data
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        print(f"{path.name} cannot be read: {error}", file=sys.stderr)
+    return {name: data for name, (_, data) in found.items()}
+
+
+def entries(path):
+    """Yield (name, function that opens it) for each file of a folder or a zip file."""
+    if path.is_dir():
+        for file in sorted(path.rglob("*.py")):
+            if file.is_file() and file.resolve().is_relative_to(path.resolve()):
+                yield file.relative_to(path).as_posix(), partial(file.open, "rb")
+        return
+    with zipfile.ZipFile(path) as archive:
+        for name in sorted(archive.namelist()):
+            if not name.endswith("/"):
+                yield name, partial(archive.open, name)
+
+
+def graded(exercise, source, seed, user=None):
+    """Return the Grade of one file's bytes, which cost only the file's own points if they fail."""
     began, seen = time.perf_counter(), None
     try:
-        if not path.is_file():
-            raise Stopped(f"{path.name} was not handed in")
-        with running(exercise, path, 2 * exercise.seconds) as subject:
-            seen = hidden = judge.check(exercise, subject)
+        if source is None:
+            raise Stopped(f"{exercise.file} was not handed in")
+        with running(exercise, source, user=user) as subject:
+            seen = hidden = judge.check(exercise, subject).with_output(subject)
             if seen.status != "todo":
                 hidden = judge.check(exercise, subject, seed, hidden=True)
     except Stopped as stop:
@@ -139,76 +170,11 @@ def graded(exercise, path, seed):
     return Grade(exercise, seen or hidden, hidden, time.perf_counter() - began)
 
 
-def as_text(grades, seconds):
-    lines = []
-    for g in grades:
-        lines.append(f"{g.exercise.id}: {g.points:g} of {g.exercise.points:g}")
-        texts = dict.fromkeys([g.open.text, g.hidden.text])  # one line where they are the same
-        lines += [f"  {text}" for text in texts if text != "passed"]
-    score, most = sum(g.points for g in grades), sum(g.exercise.points for g in grades)
-    return "\n".join([*lines, f"together {score:g} of {most:g} points in {seconds:.0f} s"]) + "\n"
-
-
-def as_json(grades, seconds):
-    result = {
-        "points": sum(g.points for g in grades),
-        "max_points": sum(g.exercise.points for g in grades),
-        "seconds": round(seconds, 2),
-        "exercises": [
-            {
-                "id": g.exercise.id,
-                "lesson": g.exercise.lesson,
-                "points": g.points,
-                "max_points": g.exercise.points,
-                "status": g.open.status,
-                "hidden_status": g.hidden.status,
-                "mistake": g.open.mistake or g.hidden.mistake,
-                "output": g.open.text,
-                "hidden_output": g.hidden.text,
-                "seconds": round(g.seconds, 2),
-            }
-            for g in grades
-        ],
-    }
-    return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-
-
-def as_csv(grades, seconds):
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["exercise", "lesson", "points", "max_points", "status", "hidden", "mistake"])
-    for g in grades:
-        row = [g.exercise.id, g.exercise.lesson, f"{g.points:g}", f"{g.exercise.points:g}"]
-        mistake = g.open.mistake or g.hidden.mistake
-        writer.writerow([*row, g.open.status, g.hidden.status, mistake])
-    return file.getvalue()
-
-
-def as_gradescope(grades, seconds):
-    """Return the fields that Gradescope documents; one test per kind of check, open and hidden."""
-    tests = []
-    for n, g in enumerate(grades, 1):
-        for part, kind, verdict in ((1, "open", g.open), (2, "hidden", g.hidden)):
-            half = g.exercise.points / 2
-            tests.append({
-                "name": g.exercise.id + ", hidden" * (part - 1),
-                "number": f"{n}.{part}",
-                "score": half * verdict.share,
-                "max_score": half,
-                "status": "passed" if verdict.status == "passed" else "failed",
-                "output": verdict.text,
-                "visibility": "visible",
-                "tags": [f"lesson {g.exercise.lesson}", kind],
-            })  # fmt: skip
-    result = {
-        "score": sum(g.points for g in grades),
-        "execution_time": round(seconds),
-        "output": "Each exercise has open checks and hidden ones: the same rules, on other calls.",
-        "visibility": "visible",
-        "stdout_visibility": "hidden",
-        "tests": tests,
-    }
-    return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+def do_autograder(args):
+    """Write the zip file that Gradescope wants for these exercises."""
+    only = [e.id for e in chosen(args.only)] if args.only else None
+    gradescope.write_zip(args.out, private_seed(args.seed), only)
+    print(f"{args.out}: upload it as the autograder of a programming assignment")
 
 
 def do_check(args):
@@ -232,6 +198,8 @@ def prove(exercise):
     faults = []
     if len(exercise.mistakes) < 3:
         faults.append(f"{len(exercise.mistakes)} planted mistakes: at least three")
+    if not exercise.task:
+        faults.append("its Python file does not say in its docstring what is to be written")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / exercise.file
         path.write_text(exercise.student_file(), encoding="utf-8")
@@ -239,13 +207,12 @@ def prove(exercise):
         if status != "todo":
             faults.append(f"the stub is not refused as unwritten but {status}")
         path.write_text(exercise.student_file(solved=True), encoding="utf-8")
-        began = sum(os.times()[:4])  # CPU time, with that of child processes
-        right = judge.checked(exercise, path)
-        seconds = sum(os.times()[:4]) - began
-    if right.status != "passed":
-        return 0, seconds, [*faults, f"the reference {right.status}: {right.text}"]
-    if seconds > exercise.seconds / 4:
-        faults.append(f"the reference takes {seconds:.1f} s of {exercise.seconds:g}")
+        began = time.perf_counter()
+        grade = graded(exercise, path.read_bytes(), seed=1)
+        seconds = time.perf_counter() - began
+    for right in (grade.open, grade.hidden):
+        if right.status != "passed":
+            return 0, seconds, [*faults, f"the reference {right.status}: {right.text}"]
     found = [(mistake.name, faults_of(exercise, mistake)) for mistake in exercise.mistakes]
     faults += [f"{name}: {fault}" for name, some in found for fault in some]
     return sum(not some for _, some in found), seconds, faults
@@ -261,7 +228,8 @@ def faults_of(exercise, mistake):
     if exercise.kind == "test":  # the solution passed, so it catches them all
         return []
     subject = Local(exercise.mistaken(mistake))
-    wrong = judge.search(exercise, subject, shrink=False)
+    found = (judge.wrong_calls(exercise, subject, rule) for rule in judge.rules(exercise))
+    wrong = next(chain.from_iterable(found), None)
     if wrong is None:
         return ["it passes every property"]
     group = judge.diagnose(exercise, subject, wrong.case)
