@@ -25,7 +25,7 @@ def arguments(rng, m, spread):
 
 
 def gaps(absmax, q):
-    """(m, 256): how far each value of the map is from each absmax, in units of its block's scale."""
+    """(m, 256): how far each value of the map is from each absmax, in units of the scale."""
     scale = np.repeat(np.asarray(q.absmax), BLOCK)[: absmax.size]
     x = (absmax - q.offset) / np.where(scale > 0, scale, 1)
     return np.abs(DYNAMIC - x[:, None].astype("f8"))

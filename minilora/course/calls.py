@@ -11,36 +11,35 @@ import numpy as np
 STORED = ("as drawn", "Fortran order", "float32")
 
 
-def choices(exercise, rule, hidden):
+def choices(checks, reference, hidden):
     """Return CASES. A hidden check takes other sizes, HIDDEN, and stores arrays in other ways."""
     if not hidden:
-        return exercise.checks.CASES
-    other = getattr(exercise.checks, "HIDDEN", {})
-    ways = list(STORED if rule is None else STORED[:2])  # a property's bounds are of float64
-    return {**exercise.checks.CASES, "stored": ways, **other}
+        return checks.CASES
+    ways = list(STORED if reference else STORED[:2])  # a property's bounds are of float64
+    return {**checks.CASES, "stored": ways, **getattr(checks, "HIDDEN", {})}
 
 
-def draw(exercise, seed, name, cases, count):
-    """Draw `count` calls from {key: choice}; equal seeds, exercises and names give equal calls.
+def draw(exercise, seed, name, choices, count):
+    """Draw `count` calls; equal seeds, exercises' ids and names give equal calls.
 
     The ends of a range are drawn more often than what lies between them.
     """
-    text = f"{seed} {exercise.id} {name}".encode()
+    text = f"{seed} {exercise} {name}".encode()
     rng = np.random.default_rng(list(hashlib.sha256(text).digest()))
-    calls = []
-    for _ in range(count):
-        call = {"seed": int(rng.integers(2**32))}
-        for key, choice in cases.items():
-            if isinstance(choice, list):
-                call[key] = choice[rng.integers(len(choice))]
-            elif rng.random() < 0.2:
-                call[key] = choice[rng.integers(2)]
-            elif all(isinstance(end, int) for end in choice):
-                call[key] = int(rng.integers(choice[0], choice[1] + 1))
-            else:
-                call[key] = float(rng.uniform(*choice))
-        calls.append(call)
-    return calls
+
+    def value(choice):
+        if isinstance(choice, list):
+            return choice[rng.integers(len(choice))]
+        if rng.random() < 0.2:
+            return choice[rng.integers(2)]
+        if isinstance(choice[0], int):
+            return int(rng.integers(choice[0], choice[1] + 1))
+        return float(rng.uniform(*choice))
+
+    def call():
+        return {"seed": int(rng.integers(2**32)), **{k: value(c) for k, c in choices.items()}}
+
+    return [call() for _ in range(count)]
 
 
 def stored(value, way):

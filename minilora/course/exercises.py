@@ -11,7 +11,7 @@ import linecache
 import runpy
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,27 +20,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import InputError, require
-from . import calls
+from .calls import stored
 
-KINDS = ("function", "test")
-HERE = Path(__file__).parents[1]  # an installed package has the lessons in it, a clone beside it
-LESSONS = next((p for p in (HERE / "lessons", HERE.parent / "lessons") if p.is_dir()), HERE)
-HEADER = '''"""{e.id}: {what}`{e.name}` of {e.module}, to be written here.
-
-{e.task}
-
-Lesson {e.lesson}, difficulty {e.difficulty} of 3, about {e.minutes} minutes, {e.points:g} points.
-    check    minilora learn check {e.id}
-    hint     minilora learn hint {e.id}
-    debug    run this file; a breakpoint in your function stops in the check's calls
-"""
-
-'''
-FOOTER = """if __name__ == "__main__":  # the check, in this process and without a time limit
-    from minilora.course.learn import debug
-
-    debug(__file__)
-"""
+PACKAGE = Path(__file__).parents[1]  # an installed one contains the lessons, a clone has them next
+LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
 class Text(NamedTuple):
@@ -50,62 +34,56 @@ class Text(NamedTuple):
     source: str
 
     def definition(self, name):
-        """Return the syntax tree of the function `name`."""
+        """Return (first line, decorators included, and syntax tree) of the function `name`."""
         for node in ast.parse(self.source).body:
             if isinstance(node, ast.FunctionDef) and node.name == name:
-                return node
+                return min([node.lineno, *(d.lineno for d in node.decorator_list)]), node
         raise InputError(f"{self.name or 'the file'} has no function {name}")
+
+    def lines(self, first, last):
+        return "\n".join(self.source.splitlines()[first - 1 : last])
 
     def function(self, *names):
         """Return the source of these functions, decorators included, one after the other."""
-        nodes = [self.definition(name) for name in names]
-        return "\n\n\n".join(self._lines(start(node), node.end_lineno) for node in nodes)
+        found = [self.definition(name) for name in names]
+        return "\n\n\n".join(self.lines(first, node.end_lineno) for first, node in found)
 
     def stub(self, name, message):
         """Return its decorators, signature and docstring, and a body that raises `message`."""
-        node = self.definition(name)
-        first = node.body[0]
-        last = first.lineno - 1 if ast.get_docstring(node) is None else first.end_lineno
-        return f'{self._lines(start(node), last)}\n    raise NotImplementedError("{message}")'
-
-    def _lines(self, first, last):
-        return "\n".join(self.source.splitlines()[first - 1 : last])
+        first, node = self.definition(name)
+        body = node.body[0]
+        last = body.lineno - 1 if ast.get_docstring(node) is None else body.end_lineno
+        return f'{self.lines(first, last)}\n    raise NotImplementedError("{message}")'
 
     def imports(self, names):
         """Return the import lines that these functions need when they stand in another file."""
-        tree = ast.parse(self.source)
-        found = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        nodes = [
+            n for n in ast.parse(self.source).body if isinstance(n, ast.Import | ast.ImportFrom)
+        ]
         if self.name is None:
-            return "\n".join(map(ast.unparse, found))
-        used = set().union(*(free_names(self.definition(name)) for name in names)) - set(names)
-        package, lines = self.name.rpartition(".")[0], []
-        for node in found:
-            node.names = [alias for alias in node.names if (alias.asname or alias.name) in used]
-            node.names.sort(key=ast.unparse)
-            used -= {alias.asname or alias.name for alias in node.names}
+            return "\n".join(map(ast.unparse, nodes))
+        used = set().union(*(free_names(self.definition(name)[1]) for name in names)) - set(names)
+        package, needed = self.name.rpartition(".")[0], {}  # {start of a line: what is imported}
+        for node in nodes:
+            start = "import"
             if isinstance(node, ast.ImportFrom):
                 relative = "." * node.level + (node.module or "")
-                node.module, node.level = importlib.util.resolve_name(relative, package), 0
-            if node.names:
-                lines.append(ast.unparse(node))
+                start = f"from {importlib.util.resolve_name(relative, package)} import"
+            for alias in node.names:
+                if (bound := alias.asname or alias.name) in used:
+                    used.remove(bound)
+                    needed.setdefault(start, []).append(ast.unparse(alias))
         if own := used & set(vars(importlib.import_module(self.name))):
-            lines.append(f"from {self.name} import {', '.join(sorted(own))}")
-        lines.sort(key=lambda line: (line.startswith("from"), line))
-        groups = [[x for x in lines if ("minilora" in x) == ours] for ours in (False, True)]
-        return "\n\n".join("\n".join(group) for group in groups if group)
-
-
-def start(node):
-    """Return the number of a function's first line, its decorators included."""
-    return min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            needed[f"from {self.name} import"] = own
+        lines = [f"{start} {', '.join(sorted(some))}" for start, some in needed.items()]
+        return "\n".join(sorted(lines, key=lambda line: ("minilora" in line, line[0] == "f", line)))
 
 
 def free_names(function):
     """Return the names that a function's syntax tree uses and does not bind."""
     names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
     bound = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
-    bound |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
-    return {node.id for node in names} - bound
+    return {n.id for n in names} - bound - {n.id for n in names if isinstance(n.ctx, ast.Store)}
 
 
 @dataclass(frozen=True)
@@ -140,36 +118,35 @@ class Exercise:
     def __post_init__(self):
         self.module, _, self.name = self.function.partition(":")
         self.file = f"{self.id.replace('-', '_')}.py"  # the student's, and the Python file
+        self.is_test = self.kind == "test"
+        # a test is tried on the reference twice (counting calls is no test), and on each mistake
+        self.jobs = [(), (), *((mistake,) for mistake in self.mistakes)]
+
+    @cached_property
+    def source(self):
+        path = self.folder / self.file
+        require(path.exists(), f"{self.id}: there is no {path}")
+        return path.read_text(encoding="utf-8")
 
     @cached_property
     def checks(self):
         """What the Python file defines: cases and properties."""
-        path = self.folder / self.file
-        require(path.exists(), f"{self.id}: there is no {path}")
-        return SimpleNamespace(**runpy.run_path(str(path), run_name=path.stem))
+        return SimpleNamespace(**runpy.run_path(str(self.folder / self.file), run_name=self.id))
 
     @property
     def task(self):
         """What is to be written: the docstring of the Python file without its first line."""
-        path = self.folder / self.file
-        require(path.exists(), f"{self.id}: there is no {path}")
-        text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-        return text.partition("\n\n")[2]
+        return (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
 
     @property
     def lesson_file(self):
         return next(iter(sorted(LESSONS.glob(f"{self.lesson:02d}_*.py"))), f"lesson {self.lesson}")
 
-    @property
-    def jobs(self):
-        """The planted mistakes, one at a time, that a test is tried on, and twice none."""
-        return [(), (), *((mistake,) for mistake in self.mistakes)]
-
     @cached_property
     def sought(self):
         """(text, names) of the functions that the student writes."""
-        if self.kind == "test":
-            return Text(None, (self.folder / self.file).read_text(encoding="utf-8")), ["check"]
+        if self.is_test:
+            return Text(None, self.source), ["check"]
         return self.text, [*self.helpers, self.name]
 
     @cached_property
@@ -185,15 +162,18 @@ class Exercise:
     def right(self):
         return self.mistaken()
 
-    def student_file(self, solved=False, header=HEADER):
+    def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
         text, names = self.sought
-        parts = [header.format(e=self, what="a test of " if self.kind == "test" else "")]
-        parts[0] += text.imports(names)
-        for name in names:
-            stub = text.stub(name, f"{self.id}: {name} is still to be written")
-            parts.append(text.function(name) if solved else stub)
-        return "\n\n\n".join([*parts, FOOTER])
+        stubs = [text.stub(name, f"{self.id}: {name} is still to be written") for name in names]
+        functions = text.function(*names) if solved else "\n\n\n".join(stubs)
+        template = (TEMPLATES / "exercise.txt").read_text(encoding="utf-8")
+        return template.format(
+            e=self,
+            what="a test of " * self.is_test,
+            imports=text.imports(names),
+            functions=functions,
+        )
 
     def edited(self, *mistakes):
         """Return the reference's source with these mistakes' edits; None if one does not apply."""
@@ -215,7 +195,7 @@ class Exercise:
         """Make the arguments of the call that `case` stands for."""
         sizes = {key: value for key, value in case.items() if key not in ("seed", "stored")}
         drawn = tuple(self.checks.arguments(np.random.default_rng(case["seed"]), **sizes))
-        return calls.stored(drawn, case.get("stored"))
+        return stored(drawn, case.get("stored"))
 
 
 @lru_cache(1024)
@@ -230,37 +210,19 @@ def compiled(module, text, name):
 
 def load(folder=LESSONS):
     """Read `folder`/exercises.toml, check it, and return {id: Exercise}."""
-    path = Path(folder) / "exercises.toml"
-    require(
-        path.exists(),
-        f"there are no exercises in {folder}: they come with a clone of the repository, or with "
-        "the folder that `minilora teach build` makes",
-    )
-    try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]
-    except (ValueError, KeyError) as error:
-        raise InputError(f"{path} is no list of exercises: {error}") from error
+    path, where = Path(folder) / "exercises.toml", "the file"
     exercises: dict[str, Exercise] = {}
-    for entry in entries:
-        where = f"exercise {entry.get('id', '?')}"
-        mistakes = [_filled(Mistake, m, where) for m in entry.pop("mistake", ())]
-        entry |= {"folder": Path(folder) / "exercises", "mistakes": mistakes}
-        e = _filled(Exercise, entry, where)
-        require(e.kind in KINDS, f"{where}: kind must be one of {KINDS}")
-        require(e.difficulty in (1, 2, 3), f"{where}: difficulty must be 1, 2 or 3")
-        require(len(e.hints) == 3, f"{where}: give three hints, from gentle to plain")
-        require(e.id not in exercises, f"{path}: {e.id} stands there twice")
-        for need in e.needs:  # so there is no circle, and the order can be followed
-            require(need in exercises, f"{path}: {e.id} needs {need}: put that above it")
-        exercises[e.id] = e
-    return exercises
-
-
-def _filled(kind, values, where):
-    """Make a dataclass of the keys that an entry has."""
-    names = {field.name for field in fields(kind)}
-    require(set(values) <= names, f"{where}: unknown keys {sorted(set(values) - names)}")
     try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"{where}: {str(error).rpartition('__init__() ')[2]}") from error
+        for entry in tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]:
+            where = entry.get("id", "an exercise without id")
+            mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
+            e = Exercise(**entry, folder=path.parent / "exercises", mistakes=mistakes)
+            require(e.kind in ("function", "test"), "kind must be function or test")
+            require(e.difficulty in (1, 2, 3), "difficulty must be 1, 2 or 3")
+            require(len(e.hints) == 3, "give three hints, from gentle to plain")
+            require(e.id not in exercises, "the id stands there twice")
+            require(set(e.needs) <= set(exercises), f"it needs {e.needs}: put that above it")
+            exercises[e.id] = e
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is no list of exercises: {where}: {error}") from error
+    return exercises

@@ -1,49 +1,29 @@
-"""`minilora teach autograder`: a zip that Gradescope unpacks, installs and runs."""
+"""Write a zip file that Gradescope unpacks, installs with setup.sh, and runs per submission."""
 
 import zipfile
 from importlib.metadata import requires
 from pathlib import Path
 
-from .. import config
-from .exercises import LESSONS
+from .exercises import LESSONS, TEMPLATES
 
-SETUP = """#!/usr/bin/env bash
-set -e
-root=${{AUTOGRADER:-/autograder}}
-apt-get update && apt-get install -y python3 python3-venv
-python3 -m venv "$root/venv"
-"$root/venv/bin/pip" install {needs}
-"""
-RUN = """#!/usr/bin/env bash
-# A student's code runs as `nobody`, who may read neither the seed nor other files of the grader's.
-set -e
-root=${{AUTOGRADER:-/autograder}}
-chmod 700 "$root/source/run_autograder" "$root/run_autograder" "$root/results"
-export PYTHONPATH="$root/source" MINILORA_GRADING_SEED={seed}
-"$root/venv/bin/python" -m minilora teach grade "$root/submission" {only} \\
-    --user nobody --format gradescope --out "$root/results/results.json"
-"""
+PACKAGE = Path(__file__).parents[1]
 
 
 def write_zip(path, seed, only):
-    """Write setup.sh, run_autograder, the package and its lessons into a zip file."""
-    package = Path(config.__file__).parent
+    """Write the two scripts, the package and its lessons into a zip file."""
     needs = [f"'{need}'" for need in requires("minilora") or () if "extra ==" not in need]
-    scripts = {
-        "setup.sh": SETUP.format(needs=" ".join(needs)),
-        "run_autograder": RUN.format(seed=seed, only=" ".join(["--only", *only] if only else [])),
-    }
+    values = {"@NEEDS@": " ".join(needs), "@SEED@": str(seed)}
+    values["@ONLY@"] = " ".join(["--only", *only]) if only else ""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, text in scripts.items():
-            info = zipfile.ZipInfo(name)
-            info.external_attr = 0o755 << 16
-            archive.writestr(info, text)
-        for folder, inside in ((package, "minilora"), (LESSONS, "minilora/lessons")):
+        for name in ("setup.sh", "run_autograder"):
+            text = (TEMPLATES / name).read_text(encoding="utf-8")
+            for key, value in values.items():
+                text = text.replace(key, value)
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o755 << 16
+            archive.writestr(entry, text)
+        for folder, inside in ((PACKAGE, "minilora"), (LESSONS, "minilora/lessons")):
             for file in sorted(folder.rglob("*")):
-                name = file.relative_to(folder)
-                if (
-                    file.is_file()
-                    and "__pycache__" not in file.parts
-                    and name.parts[0] != "lessons"
-                ):
-                    archive.write(file, f"{inside}/{name.as_posix()}")
+                parts = file.relative_to(folder).parts
+                if file.is_file() and "__pycache__" not in parts and parts[0] != "lessons":
+                    archive.write(file, "/".join([inside, *parts]))

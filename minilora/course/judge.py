@@ -1,4 +1,4 @@
-"""Find out if a function is right, and if not, on which smallest call and by which usual mistake.
+"""Find out if a function is right, and if not, on which small call and by which usual mistake.
 
 The judge asks a subject for values: `student.Local` in this process, `student.Student` in another.
 It never runs a student's code itself.
@@ -6,23 +6,31 @@ It never runs a student's code itself.
 
 import inspect
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice, permutations
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from . import calls
-from .exercises import Mistake
-from .outcome import Crash, Outcome, Stopped, describe, difference, kinds, leaves, same
+from .outcome import (
+    NOTHING,
+    Crash,
+    Outcome,
+    Stopped,
+    describe,
+    difference,
+    leaves,
+    other_kind,
+    same,
+)
 from .student import Local, running
 
-CALLS = {True: 40, False: 16}  # that a check tries: for the reference's rule, and for a property
+REFERENCE = "it gives what the reference gives"  # the rule that every exercise has
+CALLS, CALLS_OF_A_PROPERTY = 40, 16  # that are tried
 ENOUGH = 8  # wrong calls, of which the smallest is shown
 SAMPLES = 24  # calls on which a subject and a mistake are compared
-REFERENCE = "it gives what the reference gives"  # the rule of every exercise
 
 
 class Problem(NamedTuple):
@@ -43,12 +51,9 @@ class Verdict:
     share: float  # of the points, 0 to 1
     text: str  # what to read, several lines
     mistake: str = ""  # "name: what it is", where one is recognised
-    brief: str = ""  # the same in one line
 
-    def with_output(self, subject):
-        """Return this Verdict with the first line that the subject printed, where it failed."""
-        line = self.status == "failed" and subject.output()
-        return replace(self, text=f"{self.text}\n  it printed {line!r}") if line else self
+
+TODO = Verdict("todo", 0.0, "still to be written")
 
 
 def outcome(exercise, subject, case):
@@ -60,19 +65,14 @@ def outcome(exercise, subject, case):
     try:
         return found._replace(value=observe(found.value, *exercise.arguments(case)))
     except Exception as error:  # `observe` met something that it does not know
-        says = "it returned None: does every way through it end in `return`?"
-        says = f"the result cannot be read: {error}" if found.value is not None else says
+        says = NOTHING if found.value is None else f"the result cannot be read: {error}"
         return Outcome(crash=Crash("unreadable", says))
 
 
 @lru_cache(2**14)
-def _right(exercise, items):
+def right_outcome(exercise, items):
+    """Return the reference's outcome on the call with these items, computed once."""
     return outcome(exercise, Local(exercise.right), dict(items))
-
-
-def right_outcome(exercise, case):
-    """Return the reference's outcome, which is computed once per call."""
-    return _right(exercise, tuple(case.items()))
 
 
 def bound(exercise, case):
@@ -84,26 +84,25 @@ def bound(exercise, case):
 
 
 def rules(exercise):
-    """Return {name: property}; the last rule, the reference's answer, has no property."""
-    named = vars(exercise.checks).items()
-    return {**{n: f for n, f in named if n.startswith("property_")}, REFERENCE: None}
+    """Return the names of the properties, and last the reference's rule."""
+    return [*(name for name in vars(exercise.checks) if name.startswith("property_")), REFERENCE]
 
 
-def cases(exercise, rule, seed, hidden):
+def cases(exercise, rule, seed=0, hidden=False):
     """Draw the calls on which a rule is checked."""
-    choices = calls.choices(exercise, rules(exercise)[rule], hidden)
-    return calls.draw(exercise, seed, rule, choices, CALLS[rule == REFERENCE])
+    count = CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY
+    choices = calls.choices(exercise.checks, rule == REFERENCE, hidden)
+    return calls.draw(exercise.id, seed, rule, choices, count)
 
 
 def problem(exercise, subject, case, rule):
     """Return what is wrong with the subject's answer to `case`, a Problem, or None."""
-    mine, right = outcome(exercise, subject, case), right_outcome(exercise, case)
+    mine, right = outcome(exercise, subject, case), right_outcome(exercise, tuple(case.items()))
     if mine.crash and not same(mine, right, 0):
         return Problem(case, "the call returns", mine, right)
     if mine.touched != right.touched:
         return Problem(case, "the arguments are left as they are", mine, right)
-    holds = rules(exercise)[rule]
-    if holds is None or right.crash:
+    if rule == REFERENCE or right.crash:
         equal = same(mine, right, bound(exercise, case))
         return None if equal else Problem(case, REFERENCE, mine, right)
 
@@ -113,41 +112,28 @@ def problem(exercise, subject, case, rule):
             raise answer.crash
         return answer.value
 
-    said = " ".join((holds.__doc__ or rule).split())
     try:
-        holds(function, *exercise.arguments(case))
-    except Crash as error:
-        return Problem(case, said, Outcome(crash=error), right)
-    except AssertionError as error:
+        getattr(exercise.checks, rule)(function, *exercise.arguments(case))
+    except Exception as error:  # the property does not hold, or does not know this kind of result
+        mine = Outcome(crash=error) if isinstance(error, Crash) else mine
+        said = " ".join((getattr(exercise.checks, rule).__doc__ or rule).split())
         return Problem(case, said, mine, right, (str(error).splitlines() or [""])[0])
-    except Exception as error:  # a result of a kind that the property does not know
-        return Problem(case, said, mine, right, f"{type(error).__name__}: {error}")
     return None
 
 
 def wrong_calls(exercise, subject, rule, seed=0, hidden=False):
     """Yield a Problem for each drawn call that breaks the rule."""
-    found = (problem(exercise, subject, c, rule) for c in cases(exercise, rule, seed, hidden))
-    return filter(None, found)
-
-
-def simplest(exercise, subject, wrong, rule):
-    """Return the one of these Problems whose call has the fewest numbers."""
-
-    def numbers(one):
-        return sum(np.size(leaf) for _, leaf in leaves(exercise.arguments(one.case)))
-
-    least = min(wrong, key=numbers)
-    if problem(exercise, subject, least.case, rule) is None:
-        return least._replace(rule="the same call gives the same answer twice")
-    return least
+    drawn = cases(exercise, rule, seed, hidden)
+    return filter(None, (problem(exercise, subject, case, rule) for case in drawn))
 
 
 def diagnose(exercise, subject, case):
     """Return the one or two mistakes that answer `case` and other calls as the subject, or ()."""
-    drawn = [case, *calls.draw(exercise, 0, "samples", exercise.checks.CASES, SAMPLES)]
+    choices = calls.choices(exercise.checks, True, False)
+    drawn = [case, *calls.draw(exercise.id, 0, "samples", choices, SAMPLES)]
     rows = [(c, outcome(exercise, subject, c), bound(exercise, c)) for c in drawn]
-    if all(mine.crash or same(mine, right_outcome(exercise, c), b) for c, mine, b in rows):
+    right = [right_outcome(exercise, tuple(c.items())) for c in drawn]
+    if all(mine.crash or same(mine, r, b) for (_, mine, b), r in zip(rows, right)):
         return ()  # the subject only fails to run, where it differs from the reference
     for group in [*permutations(exercise.mistakes, 1), *permutations(exercise.mistakes, 2)]:
         function = exercise.mistaken(*group)
@@ -158,14 +144,22 @@ def diagnose(exercise, subject, case):
     return ()
 
 
-def checked(exercise, path):
-    """Return the Verdict on the file at `path`, which runs in a process of its own."""
+def verdicts(exercise, source, seed=None, user=None):
+    """Return the open and the hidden Verdict on a file's bytes, which run in another process.
+
+    source: None if there is no file. Without a seed only the open check is made.
+    """
+    opened = None
     try:
-        with running(exercise, Path(path).read_bytes()) as subject:
-            verdict = check(exercise, subject)
-            return verdict.with_output(subject)
+        if source is None:
+            raise Stopped(f"{exercise.file} was not handed in")
+        with running(exercise, source, user) as subject:
+            opened = hidden = check(exercise, subject)
+            if seed is not None and opened is not TODO:
+                hidden = check(exercise, subject, seed, hidden=True)
     except Stopped as stop:
-        return Verdict("failed", 0.0, str(stop))
+        hidden = Verdict("failed", 0.0, str(stop))
+    return opened or hidden, hidden
 
 
 def check(exercise, subject, seed=0, hidden=False):
@@ -173,82 +167,80 @@ def check(exercise, subject, seed=0, hidden=False):
 
     Half of the share is for the reference's answers, half for the properties, part by part.
     """
-    if exercise.kind == "test":
-        return _of_test(exercise, subject, seed, hidden)
-    found = {}
+    if exercise.is_test:
+        return check_test(exercise, subject, seed, hidden)
+    broken = {}
     for rule in rules(exercise):
-        found[rule] = []
-        for wrong in islice(wrong_calls(exercise, subject, rule, seed, hidden), ENOUGH):
-            if _todo(exercise, wrong.mine.crash):
-                return Verdict("todo", 0.0, "still to be written")
-            found[rule].append(wrong)
-    broken = {rule: wrongs for rule, wrongs in found.items() if wrongs}
+        if wrong := list(islice(wrong_calls(exercise, subject, rule, seed, hidden), ENOUGH)):
+            broken[rule] = wrong
+            if any(unwritten(exercise, one.mine.crash) for one in wrong):
+                return TODO
     if not broken:
         return Verdict("passed", 1.0, "passed")
-    held = len(found) - len(broken) - (REFERENCE not in broken)
-    share = held / max(1, len(found) - 1) / 2 + (REFERENCE not in broken) / 2
-    rule, wrongs = next(iter(broken.items()))
+    properties = len(rules(exercise)) - 1
+    held = properties - len(broken.keys() - {REFERENCE})
+    share = (held / max(1, properties) + (REFERENCE not in broken)) / 2
+    rule, wrong = next(iter(broken.items()))
+    sizes = [sum(np.size(x) for _, x in leaves(exercise.arguments(w.case))) for w in wrong]
+    least, group = wrong[sizes.index(min(sizes))], ()
     try:
-        wrong = simplest(exercise, subject, wrongs, rule)
-        group = () if wrong.mine.crash else diagnose(exercise, subject, wrong.case)
-    except Stopped:
-        wrong, group = wrongs[0], ()
+        if problem(exercise, subject, least.case, rule) is None:
+            least = least._replace(rule="the same call gives the same answer twice")
+        elif not least.mine.crash:
+            group = diagnose(exercise, subject, least.case)
+        text = "a hidden check fails" if hidden else explained(exercise, least, subject.output())
+    except Stopped as stop:
+        text = str(stop)
     mistake = "; and ".join(f"{m.name}: {m.says}" for m in group)
-    text = "a hidden check fails" if hidden else explained(exercise, wrong)
-    if mistake:
-        text += f"\n  likely    {mistake}"
-    return Verdict("failed", share, text, mistake, mistake or f"not true: {wrong.rule}")
+    return Verdict("failed", share, text + f"\n  likely    {mistake}" * bool(group), mistake)
 
 
-def _todo(exercise, crash):
-    return bool(crash and crash.kind == "NotImplementedError" and f"{exercise.id}:" in crash.text)
+def unwritten(exercise, crash):
+    return crash and crash.kind == "NotImplementedError" and f"{exercise.id}:" in crash.text
 
 
-def _of_test(exercise, subject, seed, hidden):
+def check_test(exercise, subject, seed, hidden):
     """Return the Verdict on a test: its share is that of the planted mistakes that it catches."""
     jobs = [job for job in exercise.jobs if not job or hidden or not job[0].hidden]
-    random.Random(seed).shuffle(jobs)  # the reference is there twice: counting calls is no test
-    missed: list[Mistake] = []
+    random.Random(seed).shuffle(jobs)
+    missed: list = []
     for job in jobs:
         crash = subject.ask("check", exercise.module, exercise.edited(*job), exercise.name).crash
-        if _todo(exercise, crash):
-            return Verdict("todo", 0.0, "still to be written")
+        if unwritten(exercise, crash):
+            return TODO
         if crash and (not job or crash.kind == "NotImplementedError"):
             text = "your test fails the reference itself, which is right"
-            text += "" if hidden else f"\n  it raised {crash.text}"
-            return Verdict("failed", 0.0, text)
+            return Verdict("failed", 0.0, text + f"\n  it raised {crash.text}" * (not hidden))
         missed += () if crash else job
     total = len(jobs) - 2
-    caught = total - len(missed)
-    text = f"the reference passes your test, which catches {caught} of {total} planted mistakes"
-    if not hidden:
-        text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed)
-    return Verdict("failed" if missed else "passed", caught / total if total else 1.0, text)
+    text = (
+        f"the reference passes your test, which catches {total - len(missed)} of {total} mistakes"
+    )
+    text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if not hidden)
+    return Verdict("failed" if missed else "passed", 1 - len(missed) / max(1, total), text)
 
 
-def explained(exercise, wrong):
+def explained(exercise, wrong, printed):
     """Explain a Problem in lines: the call, its arguments, what was expected, what came."""
     arguments, mine, right = exercise.arguments(wrong.case), wrong.mine, wrong.right
-    names = list(inspect.signature(exercise.right).parameters)
+    names = list(inspect.signature(exercise.right).parameters)[: len(arguments)]
     made = ", ".join(f"{key}={value!r}" for key, value in wrong.case.items())
     lines = [
         f"is true   {wrong.rule}",
-        f"not for   {exercise.name}({', '.join(names[: len(arguments)])}), where",
+        f"not for   {exercise.name}({', '.join(names)}), where",
         *(f"  {name:<10}{describe(value)}" for name, value in zip(names, arguments)),
         f"made by   arguments({made})",
     ]
     if mine.crash:
-        return "\n  ".join([*lines, f"raised    {mine.crash.text}"])
-    if right.crash:
-        lines += [f"expected  {right.crash.text}", f"got       {describe(mine.value)}"]
-        return "\n  ".join(lines)
-    if mine.touched != right.touched:
+        lines.append(f"raised    {mine.crash.text}")
+    elif mine.touched != right.touched:
         lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
-    if says := kinds(right.value, mine.value):
+    elif says := other_kind(right.value, mine.value):
         lines.append(f"because   {says}")
     elif found := difference(right.value, mine.value, bound(exercise, wrong.case)):
-        expected, got, place = found
-        lines += [f"expected  {expected}", f"got       {got}", f"first at  {place}"]
+        lines += [f"expected  {found[0]}", f"got       {found[1]}", f"first at  {found[2]}"]
     elif wrong.detail:
         lines.append(f"there     {wrong.detail}")
+    if printed:
+        lines.append(f"it printed {printed!r}")
     return "\n  ".join(lines)

@@ -4,7 +4,6 @@ No command overwrites a student's file.
 """
 
 import json
-import runpy
 import sys
 import time
 from contextlib import suppress
@@ -13,7 +12,7 @@ from pathlib import Path
 from ..config import InputError, require
 from ..formats.files import read_json, replacing
 from . import exercises, judge
-from .student import Local
+from .student import loaded
 
 PROGRESS = "progress.json"
 
@@ -22,14 +21,12 @@ class Workspace:
     """The folder, its exercises, and what was done so far."""
 
     def __init__(self, folder):
-        self.folder = Path(folder)
-        self.exercises = exercises.load()
+        self.folder, self.exercises = Path(folder), exercises.load()
+        self.present = [e for e in self.exercises.values() if self.path(e).exists()]
         self.read()
 
-    @property
-    def present(self):
-        """The exercises whose files are in the folder: a teacher may have chosen some."""
-        return [e for e in self.exercises.values() if (self.folder / e.file).exists()]
+    def path(self, exercise):
+        return self.folder / exercise.file
 
     def read(self):
         path = self.folder / PROGRESS
@@ -57,11 +54,11 @@ class Workspace:
 
     def check(self, exercise):
         """Return the Verdict on the exercise's file, and note that it was checked."""
-        path = self.folder / exercise.file
+        path = self.path(exercise)
         require(path.exists(), f"{path} is gone: minilora learn reset {exercise.id} brings it back")
-        verdict = judge.checked(exercise, path)
+        verdict = judge.verdicts(exercise, path.read_bytes())[0]
         passed = {"passed": True} if verdict.status == "passed" else {}
-        if verdict.status != "todo":
+        if verdict is not judge.TODO:
             self.note(exercise, checks=self.of(exercise).get("checks", 0) + 1, **passed)
         return verdict
 
@@ -72,26 +69,8 @@ def write(path, text):
         temporary.write_text(text, encoding="utf-8")
 
 
-def show(exercise, verdict):
-    text = "" if verdict.text == verdict.status else f"\n  {verdict.text}"
-    print(f"{exercise.id}: {verdict.status}{text}")
-
-
-def debug(path):
-    """Check one file in this process: breakpoints are met, prints are seen."""
-    path = Path(path).resolve()
-    try:
-        e = Workspace(path.parent).named(path.name)
-        name = e.sought[1][-1]
-        function = runpy.run_path(str(path), run_name="submission").get(name)
-        require(function, f"{path} has no function {name}")
-        show(e, judge.check(e, Local(function, str(path))))
-    except InputError as error:
-        sys.exit(f"error: {error}")
-
-
 def fill(folder, chosen):
-    """Write what a workspace lacks: the stubs of these exercises, and progress.json."""
+    """Write the stubs and progress.json where a workspace lacks them; return how many stubs."""
     if not (folder / PROGRESS).exists():
         write(folder / PROGRESS, "{}\n")
     missing = [e for e in chosen if not (folder / e.file).exists()]
@@ -100,13 +79,28 @@ def fill(folder, chosen):
     return len(missing)
 
 
+def show(exercise, verdict):
+    text = "" if verdict.text == verdict.status else f"\n  {verdict.text}"
+    print(f"{exercise.id}: {verdict.status}{text}")
+
+
+def debug(path):
+    """Check one file in this process: breakpoints are met, prints are seen."""
+    try:
+        e = Workspace(Path(path).parent).named(path)
+        subject, answer = loaded(Path(path).read_bytes(), path, e.sought[1][-1], (), ())
+        require(subject, f"{path} cannot be loaded: {answer.crash}")
+        show(e, judge.check(e, subject))
+    except InputError as error:
+        sys.exit(f"error: {error}")
+
+
 def do_init(args):
-    folder = Path(args.folder)
+    folder, known = Path(args.folder), exercises.load().values()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{args.folder} cannot be made: {error.strerror}") from error
-    known = exercises.load().values()
     missing = fill(folder, known)
     kept = len(known) - missing
     print(f"{args.folder}: {missing} exercises to write, {kept} files kept as they are")
@@ -115,72 +109,63 @@ def do_init(args):
 
 def do_list(args):
     space = Workspace(args.dir)
-    passed = 0
     for e in space.present:
         noted = space.of(e)
-        passed += bool(noted.get("passed"))
         state = "passed" if noted.get("passed") else "begun" if noted.get("checks") else "todo"
         extra = f"  {noted['hints']} hints" if noted.get("hints") else ""
         extra += "  solution seen" if noted.get("solution") else ""
-        print(
-            f"{state:<7} {e.id:<22} lesson {e.lesson:<2} "
-            f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points{extra}"
-        )
-    print(f"{passed} of {len(space.present)} passed")
+        about = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
+        print(f"{state:<7} {e.id:<22} lesson {e.lesson:<2} {about}{extra}")
+    passed = [e for e in space.present if space.of(e).get("passed")]
+    print(f"{len(passed)} of {len(space.present)} passed")
 
 
 def do_next(args):
     space = Workspace(args.dir)
-    left = [e for e in space.present if not space.of(e).get("passed")]
-    for e in left:
-        if not set(e.needs) & {other.id for other in left}:
-            print(f"{e.id}: `{e.name}` of {e.module}, about {e.minutes} minutes")
-            print(f"read {e.lesson_file}")
-            print(f"edit {space.folder / e.file}, then minilora learn check {e.id}")
-            return
-    print("all exercises are passed")
+    left = {e.id: e for e in space.present if not space.of(e).get("passed")}
+    e = next((e for e in left.values() if not set(e.needs) & set(left)), None)
+    if e is None:
+        print("all exercises are passed")
+        return
+    print(f"{e.id}: `{e.name}` of {e.module}, about {e.minutes} minutes")
+    print(f"read {e.lesson_file}")
+    print(f"edit {space.path(e)}, then minilora learn check {e.id}")
 
 
 def do_check(args):
-    space = Workspace(args.dir)
-    begun = [space.named(args.id)] if args.id else []
-    for e in space.present if not args.id else ():
-        if (space.folder / e.file).read_text("utf-8", "replace") != e.student_file():
-            begun.append(e)
-    verdicts = []
-    for e in begun:
-        verdicts.append(space.check(e))
-        show(e, verdicts[-1])
-    require(verdicts, "nothing is written yet: see minilora learn next")
-    return int(any(verdict.status != "passed" for verdict in verdicts))
+    space, passed = Workspace(args.dir), []
+    for e in [space.named(args.id)] if args.id else space.present:
+        if args.id or space.path(e).read_text("utf-8", "replace") != e.student_file():
+            verdict = space.check(e)
+            show(e, verdict)
+            passed.append(verdict.status == "passed")
+    require(passed, "nothing is written yet: see minilora learn next")
+    return int(not all(passed))
 
 
 def do_watch(args):
     require(args.interval > 0, "--interval must be a positive number of seconds")
-    space = Workspace(args.dir)
+    space, seen = Workspace(args.dir), {}
     print(f"watching {space.folder}, interrupt to end", flush=True)
-    seen = None
     with suppress(KeyboardInterrupt):
         while True:
-            now = {}
             for e in space.exercises.values():
                 with suppress(OSError):  # an editor may be replacing the file
-                    stat = (space.folder / e.file).stat()
-                    now[e.id] = stat.st_mtime_ns, stat.st_size
-            changed = [name for name in now if seen is not None and now[name] != seen.get(name)]
-            for e in map(space.named, changed):
-                print(time.strftime("%H:%M:%S"), e.id, watched(space, e), flush=True)
-            seen = now
+                    stat = space.path(e).stat()
+                    now = stat.st_mtime_ns, stat.st_size
+                    if seen.setdefault(e.id, now) != now:
+                        seen[e.id] = now
+                        print(time.strftime("%H:%M:%S"), e.id, watched(space, e), flush=True)
             time.sleep(args.interval)
 
 
 def watched(space, exercise):
-    """Return a line on the exercise's file, also where checking it is not possible."""
+    """Return a line on the exercise's file, also where it cannot be checked."""
     try:
         verdict = space.check(exercise)
     except (InputError, OSError) as error:
         return f"cannot be checked: {error}"
-    why = verdict.brief or verdict.text.splitlines()[0]
+    why = verdict.mistake or verdict.text.splitlines()[0]
     return f"failed  {why}" if verdict.status == "failed" else verdict.status
 
 
@@ -189,20 +174,18 @@ def do_hint(args):
     space = Workspace(args.dir)
     e = space.named(args.id)
     given = space.of(e).get("hints", 0)
-    if given < len(e.hints):
-        space.note(e, hints=given + 1)
-    for n, text in enumerate(e.hints):
-        if n == given or given >= len(e.hints):
-            print(f"hint {n + 1} of {len(e.hints)}: {text}")
+    numbers = range(3) if given >= 3 else [given]
+    space.note(e, hints=min(given + 1, 3))
+    for n in numbers:
+        print(f"hint {n + 1} of 3: {e.hints[n]}")
 
 
 def do_solution(args):
     space = Workspace(args.dir)
     e = space.named(args.id)
-    passed = space.of(e).get("passed")
-    way = f"a hint may do (minilora learn hint {e.id}), --anyway shows it"
-    require(passed or args.anyway, f"{e.id} is not passed yet: {way}")
-    if not passed:
+    if not space.of(e).get("passed"):
+        way = f"a hint may do (minilora learn hint {e.id}), --anyway shows it"
+        require(args.anyway, f"{e.id} is not passed yet: {way}")
         space.note(e, solution=True)
     text, names = e.sought
     print(text.function(*names))
@@ -212,12 +195,10 @@ def do_reset(args):
     """Write a fresh stub; nearest_code.py becomes nearest_code.1.py, or the next free number."""
     space = Workspace(args.dir)
     e = space.named(args.id)
-    path, kept = space.folder / e.file, ""
+    path, kept = space.path(e), ""
     if path.exists():
-        n = 1
-        while (old := path.with_suffix(f".{n}.py")).exists():
-            n += 1
-        path.rename(old)
+        olds = (path.with_suffix(f".{n}.py") for n in range(1, 10**6))
+        old = path.rename(next(old for old in olds if not old.exists()))
         kept = f"; yours is {old}"
     write(path, e.student_file())
     print(f"{path} is the stub again{kept}")

@@ -1,4 +1,4 @@
-"""What `minilora teach grade` writes: text, CSV, Gradescope's JSON, and a report on a class.
+"""What `minilora teach grade` writes: feedback, CSV, Gradescope's JSON, tables and a picture.
 
 Results are {name of the submission: its Grades}.
 """
@@ -7,26 +7,50 @@ import csv
 import io
 import json
 from collections import Counter
+from itertools import chain
+from typing import NamedTuple
 
+from .judge import Verdict
 from .learn import write
+
+COLORS = {"passed": "tab:green", "other mistakes": "tab:red", "not written": "lightgray"}
+
+HEAD = ("student", "exercise", "lesson", "points", "max_points", "status", "hidden", "mistake")
+
+
+class Grade(NamedTuple):
+    """One exercise of a submission: half of its points for the open checks, half for the hidden."""
+
+    id: str
+    lesson: int
+    most: float
+    open: Verdict
+    hidden: Verdict
+    seconds: float
+
+    @property
+    def points(self):
+        return self.most * (self.open.share + self.hidden.share) / 2
+
+    @property
+    def kind(self):
+        """`passed`, `not written`, the name of a mistake, or `other mistakes`."""
+        if self.open.status == self.hidden.status == "passed":
+            return "passed"
+        if self.open.status == "todo" or "not handed in" in self.open.text:
+            return "not written"
+        return (self.open.mistake or self.hidden.mistake).partition(":")[0] or "other mistakes"
 
 
 def total(grades):
     """Return (points, most points) of a submission."""
-    return sum(g.points for g in grades), sum(g.exercise.points for g in grades)
-
-
-def as_text(results):
-    """Return what a student reads; of several submissions, the class's table."""
-    if len(results) > 1:
-        return class_table(results)
-    return "".join(map(feedback, results.values()))
+    return sum(g.points for g in grades), sum(g.most for g in grades)
 
 
 def feedback(grades):
     lines = []
     for g in grades:
-        lines.append(f"{g.exercise.id}: {g.points:.3g} of {g.exercise.points:g}")
+        lines.append(f"{g.id}: {g.points:.3g} of {g.most:g}")
         texts = dict.fromkeys([g.open.text, g.hidden.text])  # one line where they are the same
         lines += [f"  {text}" for text in texts if text != "passed"]
     points, most = total(grades)
@@ -35,14 +59,12 @@ def feedback(grades):
 
 def as_csv(results):
     file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    head = ["student", "exercise", "lesson", "points", "max_points", "status", "hidden", "mistake"]
-    writer.writerow(head)
+    rows = csv.writer(file, lineterminator="\n")
+    rows.writerow(HEAD)
     for name, grades in results.items():
         for g in grades:
-            row = [name, g.exercise.id, g.exercise.lesson, f"{g.points:.4g}"]
-            row += [f"{g.exercise.points:g}", g.open.status, g.hidden.status, g.mistake]
-            writer.writerow([cell(value) for value in row])
+            row = [name, g.id, g.lesson, f"{g.points:.4g}", f"{g.most:g}", g.open.status]
+            rows.writerow(map(cell, [*row, g.hidden.status, g.open.mistake or g.hidden.mistake]))
     return file.getvalue()
 
 
@@ -52,23 +74,21 @@ def cell(value):
     return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
-def as_gradescope(results):
+def as_gradescope(grades):
     """Return the fields that Gradescope documents; one test per kind of check, open and hidden."""
-    tests = []
-    (grades,) = results.values()
-    for n, g in enumerate(grades, 1):
-        for part, kind, verdict in ((1, "open", g.open), (2, "hidden", g.hidden)):
-            half = g.exercise.points / 2
-            tests.append({
-                "name": f"{g.exercise.id}, {kind}",
-                "number": f"{n}.{part}",
-                "score": half * verdict.share,
-                "max_score": half,
-                "status": "passed" if verdict.status == "passed" else "failed",
-                "output": verdict.text,
-                "visibility": "visible",
-                "tags": [f"lesson {g.exercise.lesson}", kind],
-            })  # fmt: skip
+    tests = [
+        {
+            "name": f"{g.id}, {kind}",
+            "score": g.most / 2 * verdict.share,
+            "max_score": g.most / 2,
+            "status": "passed" if verdict.status == "passed" else "failed",
+            "output": verdict.text,
+            "visibility": "visible",
+            "tags": [f"lesson {g.lesson}", kind],
+        }
+        for g in grades
+        for kind, verdict in (("open", g.open), ("hidden", g.hidden))
+    ]
     result = {
         "score": total(grades)[0],
         "execution_time": round(sum(g.seconds for g in grades)),
@@ -80,17 +100,11 @@ def as_gradescope(results):
     return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
 
-def outcomes(results):
-    """Return {exercise id: Counter of `passed`, `not written`, a mistake's name, `other`}."""
+def kinds(results):
+    """Return {exercise id: Counter of the Grades' kinds}."""
     counts: dict = {}
-    for grades in results.values():
-        for g in grades:
-            said = g.mistake.partition(":")[0] or "other"
-            if g.open.status == g.hidden.status == "passed":
-                said = "passed"
-            elif g.open.status == "todo" or "not handed in" in g.open.text:
-                said = "not written"
-            counts.setdefault(g.exercise.id, Counter())[said] += 1
+    for g in chain.from_iterable(results.values()):
+        counts.setdefault(g.id, Counter())[g.kind] += 1
     return counts
 
 
@@ -101,35 +115,32 @@ def class_table(results):
         points, most = total(grades)
         lines.append(f"| {name.replace('|', '/')} | {points:.4g} | {most:g} |")
     lines += ["", "| exercise | passed | not written | mistakes |", "| --- | --- | --- | --- |"]
-    for name, counts in outcomes(results).items():
-        mistakes = [f"{m} {n}" for m, n in counts.most_common() if m not in WITHOUT]
-        cells = name, counts["passed"], counts["not written"], ", ".join(mistakes)
+    for name, found in kinds(results).items():
+        mistakes = [f"{kind} {n}" for kind, n in found.most_common() if kind not in COLORS]
+        mistakes += [f"{kind} {found[kind]}" for kind in ("other mistakes",) if found[kind]]
+        cells = name, found["passed"], found["not written"], ", ".join(mistakes)
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
-
-
-WITHOUT = {"passed": "tab:green", "not written": "lightgray", "other": "tab:red"}
 
 
 def picture(results, path):
     """Draw a bar per exercise: how many passed, and how many made which mistake."""
     from matplotlib.figure import Figure
 
-    counts = outcomes(results)
+    counts = kinds(results)
     figure = Figure(figsize=(10, 2 + 0.3 * len(counts)), layout="constrained")
     axes = figure.subplots()
     for row, found in enumerate(counts.values()):
         left = 0
-        shades = iter(("tab:orange", "gold", "tab:brown", "tab:purple") * len(found))
-        order = {k: found[k] for k in ("passed", *found, "other", "not written") if found[k]}
-        for said, n in order.items():
-            color = WITHOUT.get(said) or next(shades)
-            axes.barh(row, n, left=left, color=color, edgecolor="white")
-            if said not in WITHOUT:
-                axes.text(left + n / 2, row, said, ha="center", va="center", fontsize=6)
-            left += n
-    for said, color in WITHOUT.items():
-        axes.barh(0, 0, color=color, label=said)
+        named = [kind for kind, _ in found.most_common() if kind not in COLORS]
+        for number, kind in enumerate(["passed", *named, "other mistakes", "not written"]):
+            color = COLORS.get(kind, ("gold", "tab:orange")[number % 2])
+            axes.barh(row, found[kind], left=left, color=color, edgecolor="white")
+            if kind in named:
+                axes.text(left + found[kind] / 2, row, kind, ha="center", va="center", fontsize=6)
+            left += found[kind]
+    for kind, color in COLORS.items():
+        axes.barh(0, 0, color=color, label=kind)
     axes.set_yticks(range(len(counts)), counts, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("students (a recognized mistake is named in its part of the bar)")
@@ -138,10 +149,12 @@ def picture(results, path):
 
 
 def write_all(folder, results):
-    """Write the table, the CSV and the picture of a class, and a feedback file per student."""
+    """Write the tables, the CSV, the picture, feedback per student; of one, Gradescope's JSON."""
     write(folder / "grades.csv", as_csv(results))
     write(folder / "class.md", class_table(results))
     picture(results, folder / "class.png")
     (folder / "feedback").mkdir()
     for name, grades in results.items():
         write(folder / "feedback" / f"{name}.txt", feedback(grades))
+        if len(results) == 1:
+            write(folder / "results.json", as_gradescope(grades))

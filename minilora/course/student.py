@@ -6,7 +6,6 @@ The judge reads its answers as pickles of arrays, plain containers and minilora'
 """
 
 import copy
-import errno
 import importlib
 import io
 import linecache
@@ -23,18 +22,18 @@ from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
 from .. import kernels
-from .exercises import compiled
+from .exercises import PACKAGE, compiled
 from .outcome import Crash, Outcome, Stopped, difference
 
 SEED = "MINILORA_GRADING_SEED"  # of the hidden checks
 KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # of the environment
-LARGEST = 2**25  # bytes of an answer
-PRINTED = 2**22  # bytes that a student's code may print, or write to any file
-MEMORY = 4 * 2**30  # bytes of address space
+ANSWER = 2**25  # bytes of an answer
+LIMITS = {"AS": 2**32, "FSIZE": 2**22, "CORE": 0}  # bytes of memory, and of a file or of prints
 HARMLESS = {
     "numpy": {"ndarray", "dtype"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
@@ -54,25 +53,20 @@ class Local(NamedTuple):
 
     def ask(self, kind, *arguments):
         """Call the function, or (kind `check`) call it, a test, on the function of a source."""
-        if kind == "check":
-            arguments = (compiled(*arguments),)
+        test = kind == "check"
+        arguments = (compiled(*arguments),) if test else arguments
         before = copy.deepcopy(arguments)
         with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
             try:
                 value = self.function(*arguments)
             except Exception as error:
-                return Outcome(crash=crashed(error, self.file))
-        if kind == "check":
-            return Outcome()
+                return Outcome(crash=Crash.of(error, self.file))
         pairs = enumerate(zip(before, arguments))
-        return Outcome(value, tuple(n for n, (old, new) in pairs if difference(old, new)))
+        touched = tuple(n for n, (old, new) in pairs if difference(old, new))
+        return Outcome() if test else Outcome(value, touched)
 
-
-def crashed(error, file):
-    """Return a Crash with the last line of the student's file that the error came through."""
-    if isinstance(error, OSError) and error.errno == errno.EFBIG:
-        return Crash("OSError", f"the code prints or writes more than {PRINTED >> 20} MB")
-    return Crash.of(error, file)
+    def output(self):
+        return ""  # prints are seen
 
 
 class Reader(pickle.Unpickler):
@@ -88,26 +82,19 @@ class Reader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is neither an array nor minilora's")
 
 
-@contextmanager
-def clean_environment():
-    """Leave nothing in the environment but KEPT and the path to this minilora."""
-    saved = dict(os.environ)
-    path = filter(None, [str(Path(__file__).parents[2]), saved.get("PYTHONPATH")])
-    os.environ.clear()
-    os.environ.update({k: v for k, v in saved.items() if k in KEPT})
-    os.environ.update(
-        PYTHONPATH=os.pathsep.join(path), OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1",
-        PYTHONWARNINGS="ignore:resource_tracker",  # of locks of the processes that are killed
-    )  # fmt: skip
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(saved)
+def environment():
+    """Return the environment of a student's process: KEPT, and what the process needs."""
+    path = filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
+    return {
+        **{name: os.environ[name] for name in KEPT if name in os.environ},
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
+        "PYTHONPATH": os.pathsep.join(path),
+        "PYTHONWARNINGS": "ignore:resource_tracker",  # about locks of processes that are killed
+    }
 
 
 @contextmanager
-def running(exercise, source, seconds=None, user=None):
+def running(exercise, source, user=None):
     """Give a Student for the source (bytes) of a file, and end its processes afterwards."""
     with (
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
@@ -115,20 +102,18 @@ def running(exercise, source, seconds=None, user=None):
     ):
         ours, theirs = CONTEXT.Pipe()
         process = CONTEXT.Process(target=serve, args=(theirs, folder, user), daemon=True)
-        with clean_environment():
+        with patch.dict(os.environ, environment(), clear=True):
             process.start()
         theirs.close()
-        student = Student(process, ours, printed, seconds or exercise.seconds)
+        student = Student(process, ours, printed, exercise.seconds)
         try:
             student.ask("start")  # minilora is imported by now: what follows is the student's time
             student.timer.start()
-            name, test = exercise.sought[1][-1], exercise.kind == "test"
-            written = () if test else exercise.sought[1]
-            tried = [exercise.edited(*job) for job in exercise.jobs] if test else []
-            tried = [(exercise.module, text, exercise.name) for text in tried]
-            answer = student.ask(
-                "load", source, exercise.file, name, exercise.module, written, tried
-            )
+            module, names = exercise.module, exercise.sought[1]
+            tried = [(module, exercise.edited(*job), exercise.name) for job in exercise.jobs]
+            taken = [(module, name) for name in names]
+            parts = ((), tried) if exercise.is_test else (taken, ())
+            answer = student.ask("load", source, exercise.file, names[-1], *parts)
             if answer.crash:
                 raise Stopped(f"the file cannot be loaded: {answer.crash.text}")
             yield student
@@ -141,34 +126,29 @@ class Student:
 
     def __init__(self, process, connection, printed, seconds):
         self.process, self.connection, self.printed = process, connection, printed
-        self.seconds, self.late = seconds, False
-        self.timer = threading.Timer(seconds, self.stop)
+        self.over = "the process of your code ended"
+        self.timer = threading.Timer(
+            seconds, self.end, [f"stopped after {seconds:g} s: an endless loop?"]
+        )
         self.timer.daemon = True
 
-    def stop(self):
-        self.late = True
-        self.end()
-
-    def end(self):
-        """Kill the process, what it started, and whoever waits at the connection."""
+    def end(self, over=None):
+        """Kill the process and what it started, and wake whoever waits at the connection."""
+        self.over = over or self.over
         self.timer.cancel()
         with suppress(OSError, AttributeError):  # no process any more, or no groups here
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
-        with (
-            suppress(OSError, ValueError),
-            socket.socket(fileno=os.dup(self.connection.fileno())) as end,
-        ):
-            end.shutdown(socket.SHUT_RDWR)
+        with suppress(OSError, ValueError):
+            socket.socket(fileno=os.dup(self.connection.fileno())).shutdown(socket.SHUT_RDWR)
 
     def ask(self, *request):
         """Send a request, and return the Outcome of the student's code."""
         try:
             self.connection.send(request)
-            answer = self.connection.recv_bytes(2 * LARGEST)
+            answer = self.connection.recv_bytes(ANSWER)
         except (EOFError, OSError):
-            late = f"stopped after {self.seconds:g} s: an endless loop?"
-            raise Stopped(late if self.late else "the process of your code ended") from None
+            raise Stopped(self.over) from None
         try:
             value, touched, crash = Reader(io.BytesIO(answer)).load()
             crash = crash and Crash(*map(str, crash))
@@ -196,20 +176,15 @@ def serve(connection, folder, user):
                 answer = subject.ask(kind, *rest)
             with suppress(OSError, ValueError):
                 sys.stdout.flush()
-            connection.send_bytes(packed(answer))
-
-
-def packed(answer):
-    """Return the bytes of an Outcome, or of one that says why there are none."""
-    crash = answer.crash and (answer.crash.kind, answer.crash.text)
-    try:
-        data = pickle.dumps((answer.value, answer.touched, crash))
-        if len(data) <= LARGEST:
-            return data
-        crash = "OverflowError", f"the result is huge: more than {LARGEST >> 20} MB"
-    except Exception as error:
-        crash = "TypeError", f"the result is no data: {error}"
-    return pickle.dumps((None, (), crash))
+            crash = answer.crash and (answer.crash.kind, answer.crash.text)
+            try:
+                data = pickle.dumps((answer.value, answer.touched, crash))
+            except Exception as error:
+                data = pickle.dumps((None, (), ("TypeError", f"the result is no data: {error}")))
+            if len(data) > ANSWER:
+                says = f"the result is huge: more than {ANSWER >> 20} MB"
+                data = pickle.dumps((None, (), ("OverflowError", says)))
+            connection.send_bytes(data)
 
 
 def confine(folder, user):
@@ -219,32 +194,30 @@ def confine(folder, user):
         os.dup2(target, number)
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder)
-    if not FORKS:
-        return
-    import resource
-
-    os.setsid()
-    for kind, most in (("AS", MEMORY), ("FSIZE", PRINTED), ("CORE", 0)):
-        with suppress(ValueError, OSError):  # already lower, or unknown here
-            resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
-    if user:
+    if FORKS:
         import pwd
+        import resource
 
-        account = pwd.getpwnam(user)
-        os.chown(folder, account.pw_uid, account.pw_gid)
-        os.setgroups([])
-        os.setgid(account.pw_gid)
-        os.setuid(account.pw_uid)
+        os.setsid()
+        for kind, most in LIMITS.items():
+            with suppress(ValueError, OSError):  # already lower, or unknown here
+                resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
+        if user:
+            account = pwd.getpwnam(user)
+            os.chown(folder, account.pw_uid, account.pw_gid)
+            os.setgroups([])
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
 
 
-def loaded(source, file, name, module, written, tried):
-    """Return (subject, Outcome) of a file, from which minilora's `written` are out of reach.
+def loaded(source, file, name, taken, tried):
+    """Return (subject, Outcome) of a file, which cannot call minilora's functions `taken`.
 
     The functions on which a student's test is tried are made before the file runs.
     """
     for arguments in tried:
         compiled(*arguments)
-    for own in written:
+    for module, own in taken:
         take_away(importlib.import_module(module), own)
     text = source.decode("utf-8", "replace")
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # for tracebacks
@@ -252,14 +225,11 @@ def loaded(source, file, name, module, written, tried):
     try:
         exec(compile(source, file, "exec"), names)
     except BaseException as error:
-        return None, Outcome(crash=crashed(error, file))
+        return None, Outcome(crash=Crash.of(error, file))
     if callable(names.get(name)):
         return Local(names[name], file), Outcome()
-    others = [
-        key for key, value in names.items() if getattr(value, "__module__", "") == "submission"
-    ]
-    says = f"it has no function {name}" + f", but {', '.join(others)}" * bool(others)
-    return None, Outcome(crash=Crash("NameError", says))
+    own = [key for key, value in names.items() if getattr(value, "__module__", 0) == "submission"]
+    return None, Outcome(crash=Crash("NameError", f"it has no function {name}, but {own}"))
 
 
 def take_away(module, name):
@@ -270,7 +240,6 @@ def take_away(module, name):
 
     original = getattr(module, name)
     for place in [m for key, m in sys.modules.items() if key.startswith("minilora")]:
-        found = getattr(place, name, None)
-        twin = found is not None and place.__name__.startswith(kernels.__name__)
-        if found is original or twin:
+        twin = hasattr(place, name) and place.__name__.startswith(kernels.__name__)
+        if twin or getattr(place, name, None) is original:
             setattr(place, name, refuse)

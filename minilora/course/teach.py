@@ -3,7 +3,6 @@
 import os
 import secrets
 import sys
-import tempfile
 import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
@@ -11,50 +10,15 @@ from functools import partial
 from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from ..config import require
 from ..formats.files import new_folder
 from . import gradescope, judge, report
-from .exercises import Exercise, load
+from .exercises import TEMPLATES, load
 from .learn import fill, write
-from .outcome import Stopped
-from .student import SEED, Local, running
+from .student import SEED, Local
 
-README = """# Exercises
-
-Each file is a function of minilora without its body. Write it, and check it:
-
-    minilora learn list
-    minilora learn next
-    minilora learn check ID      without ID: every exercise that you have begun
-    minilora learn hint ID       three of them, one at a time
-    minilora learn reset ID      a fresh stub; your file is kept under another name
-
-Run a file by itself to step through it in a debugger. What you hand in is this folder. It is
-graded by these checks and by hidden ones: the same rules, on other calls.
-
-| exercise | file | lesson | difficulty | minutes | points |
-| --- | --- | --- | --- | --- | --- |
-"""
 LARGEST = 2**20  # bytes of a file that is handed in
-
-
-class Grade(NamedTuple):
-    """One exercise of a submission: half of its points for the open checks, half for the hidden."""
-
-    exercise: Exercise
-    open: judge.Verdict
-    hidden: judge.Verdict
-    seconds: float
-
-    @property
-    def points(self):
-        return self.exercise.points * (self.open.share + self.hidden.share) / 2
-
-    @property
-    def mistake(self):
-        return self.open.mistake or self.hidden.mistake
 
 
 def chosen(only):
@@ -67,7 +31,8 @@ def chosen(only):
 
 def do_build(args):
     """Make the folder that students get: a workspace of these exercises, and a README."""
-    exercises, readme = chosen(args.only), README
+    exercises = chosen(args.only)
+    readme = (TEMPLATES / "README.md").read_text(encoding="utf-8")
     with new_folder(args.out) as folder:
         fill(folder, exercises)
         for e in exercises:
@@ -77,31 +42,29 @@ def do_build(args):
     print(f"{args.out}: {len(exercises)} exercises, {sum(e.points for e in exercises):g} points")
 
 
+def do_autograder(args):
+    """Write the zip file that Gradescope wants for these exercises."""
+    chosen(args.only)
+    gradescope.write_zip(args.out, private_seed(args.seed), args.only)
+    print(f"{args.out}: upload it as the autograder of a programming assignment")
+
+
 def do_grade(args):
-    """Grade submissions, each in a process; print or write one format, or a report on all."""
+    """Grade submissions; print what came out, and write a folder of reports."""
     names = [Path(path).resolve().stem for path in args.submissions]
     for name, path in zip(names, args.submissions):
         require(Path(path).exists(), f"there is no {path}: name a folder or a zip file")
         require(names.count(name) == 1, f"two submissions are called {name}: rename one")
     require(args.jobs > 0, "--jobs must be a whole number from 1")
-    require(len(names) == 1 or args.format != "gradescope", "Gradescope wants one submission")
-    exercises = chosen(args.only)
-    work = partial(graded_submission, args.only, private_seed(args.seed), args.user)
-    if args.jobs == 1:
-        found = list(map(work, args.submissions))
-    else:
-        with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-            found = list(pool.map(work, args.submissions))
-    results = {name: list(map(Grade, exercises, *zip(*f))) for name, f in zip(names, found)}
-    text = getattr(report, f"as_{args.format}")(results)
-    if args.report:
-        with new_folder(args.report) as folder:
-            report.write_all(folder, results)
+    chosen(args.only)
+    work = partial(graded, args.only, private_seed(args.seed), args.user)
+    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+        mapped = (map if args.jobs == 1 else pool.map)(work, args.submissions)
+        results = dict(zip(names, mapped))
     if args.out:
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-        write(args.out, text)
-    else:
-        print(text, end="")
+        with new_folder(args.out) as folder:
+            report.write_all(folder, results)
+    print(report.class_table(results) if len(names) > 1 else report.feedback(results[name]), end="")
 
 
 def private_seed(given):
@@ -114,11 +77,16 @@ def private_seed(given):
     return int(text)
 
 
-def graded_submission(only, seed, user, path):
-    """Return the Grades of a folder or a zip file, without their exercises."""
-    exercises = chosen(only)
+def graded(only, seed, user, path):
+    """Return the Grades of a folder or a zip file."""
+    exercises, grades = chosen(only), []
     files = handed_in(Path(path), {e.file for e in exercises})
-    return [graded(e, files.get(e.file), seed, user)[1:] for e in exercises]
+    for e in exercises:
+        began = time.perf_counter()
+        verdicts = judge.verdicts(e, files.get(e.file), seed, user)
+        seconds = time.perf_counter() - began
+        grades.append(report.Grade(e.id, e.lesson, e.points, *verdicts, seconds))
+    return grades
 
 
 def handed_in(path, wanted):
@@ -151,30 +119,7 @@ def entries(path):
         return
     with zipfile.ZipFile(path) as archive:
         for name in sorted(archive.namelist()):
-            if not name.endswith("/"):
-                yield name, partial(archive.open, name)
-
-
-def graded(exercise, source, seed, user=None):
-    """Return the Grade of one file's bytes, which cost only the file's own points if they fail."""
-    began, seen = time.perf_counter(), None
-    try:
-        if source is None:
-            raise Stopped(f"{exercise.file} was not handed in")
-        with running(exercise, source, user=user) as subject:
-            seen = hidden = judge.check(exercise, subject).with_output(subject)
-            if seen.status != "todo":
-                hidden = judge.check(exercise, subject, seed, hidden=True)
-    except Stopped as stop:
-        hidden = judge.Verdict("failed", 0.0, str(stop))
-    return Grade(exercise, seen or hidden, hidden, time.perf_counter() - began)
-
-
-def do_autograder(args):
-    """Write the zip file that Gradescope wants for these exercises."""
-    only = [e.id for e in chosen(args.only)] if args.only else None
-    gradescope.write_zip(args.out, private_seed(args.seed), only)
-    print(f"{args.out}: upload it as the autograder of a programming assignment")
+            yield name, partial(archive.open, name)
 
 
 def do_check(args):
@@ -188,51 +133,44 @@ def do_check(args):
     mistakes = sum(caught for _, caught, _, _ in proofs)
     print(f"\n{len(proofs)} exercises, {mistakes} planted mistakes caught and told apart")
     faults = [f"fault: {e.id}: {fault}" for e, _, _, found in proofs for fault in found]
-    for fault in faults:
-        print(fault, file=sys.stderr)
+    print("".join(f"{fault}\n" for fault in faults), end="", file=sys.stderr)
     return 1 if faults else 0
 
 
 def prove(exercise):
-    """Return (mistakes caught, seconds of the reference's check, faults) of one exercise."""
+    """Return (mistakes caught, seconds of grading the reference, faults) of one exercise."""
     faults = []
     if len(exercise.mistakes) < 3:
         faults.append(f"{len(exercise.mistakes)} planted mistakes: at least three")
     if not exercise.task:
         faults.append("its Python file does not say in its docstring what is to be written")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / exercise.file
-        path.write_text(exercise.student_file(), encoding="utf-8")
-        status = judge.checked(exercise, path).status
-        if status != "todo":
-            faults.append(f"the stub is not refused as unwritten but {status}")
-        path.write_text(exercise.student_file(solved=True), encoding="utf-8")
-        began = time.perf_counter()
-        grade = graded(exercise, path.read_bytes(), seed=1)
-        seconds = time.perf_counter() - began
-    for right in (grade.open, grade.hidden):
+    status = judge.verdicts(exercise, exercise.student_file().encode())[0].status
+    if status != "todo":
+        faults.append(f"the stub is not refused as unwritten but {status}")
+    began = time.perf_counter()
+    solution = exercise.student_file(solved=True).encode()
+    for right in judge.verdicts(exercise, solution, seed=1):
         if right.status != "passed":
-            return 0, seconds, [*faults, f"the reference {right.status}: {right.text}"]
-    found = [(mistake.name, faults_of(exercise, mistake)) for mistake in exercise.mistakes]
-    faults += [f"{name}: {fault}" for name, some in found for fault in some]
-    return sum(not some for _, some in found), seconds, faults
+            faults.append(f"the reference {right.status}: {right.text}")
+    seconds = time.perf_counter() - began
+    found = {mistake.name: fault_of(exercise, mistake) for mistake in exercise.mistakes}
+    faults += [f"{name}: {fault}" for name, fault in found.items() if fault]
+    return list(found.values()).count(""), seconds, faults
 
 
-def faults_of(exercise, mistake):
+def fault_of(exercise, mistake):
     """Return the fault of a mistake that cannot be planted, passes, or is taken for another."""
-    times = exercise.reference.count(mistake.find) if mistake.find else 1
-    if times != 1:
-        return [f"its `find` is {times} times in the source of the reference, not once"]
-    if not mistake.find and (exercise.kind == "test" or not exercise.mistaken(mistake)):
-        return ["it has neither `find` nor a function mistake_… in the exercise's file"]
-    if exercise.kind == "test":  # the solution passed, so it catches them all
-        return []
-    subject = Local(exercise.mistaken(mistake))
-    found = (judge.wrong_calls(exercise, subject, rule) for rule in judge.rules(exercise))
+    if mistake.find and (times := exercise.reference.count(mistake.find)) != 1:
+        return f"its `find` is {times} times in the source of the reference, not once"
+    if exercise.is_test:  # the solution passed, so it catches them all
+        return ""
+    if not (function := exercise.mistaken(mistake)):
+        return "it has neither `find` nor a function mistake_… in the exercise's file"
+    rules = judge.rules(exercise)
+    found = (judge.wrong_calls(exercise, Local(function), rule) for rule in rules)
     wrong = next(chain.from_iterable(found), None)
     if wrong is None:
-        return ["it passes every property"]
-    group = judge.diagnose(exercise, subject, wrong.case)
-    if [m.name for m in group] != [mistake.name]:
-        return [f"it is diagnosed as {' and '.join(m.name for m in group) or 'nothing known'}"]
-    return []
+        return "it passes every property"
+    names = [m.name for m in judge.diagnose(exercise, Local(function), wrong.case)]
+    said = " and ".join(names) or "nothing known"
+    return "" if names == [mistake.name] else f"it is diagnosed as {said}"
