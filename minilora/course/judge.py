@@ -56,9 +56,13 @@ class Verdict:
 TODO = Verdict("todo", 0.0, "still to be written")
 
 
-def outcome(exercise, subject, case):
-    """Call the subject as `case` says, and return what the exercise observes of it."""
-    found = subject.ask("call", *exercise.arguments(case))
+def outcomes(exercise, subject, cases):
+    """Call the subject as each case says; return what the exercise observes of the results."""
+    found = subject.ask("call", *map(exercise.arguments, cases))
+    return [observed(exercise, case, one) for case, one in zip(cases, found)]
+
+
+def observed(exercise, case, found):
     observe = getattr(exercise.checks, "observe", None)
     if found.crash or not observe:
         return found
@@ -72,7 +76,7 @@ def outcome(exercise, subject, case):
 @lru_cache(2**14)
 def right_outcome(exercise, items):
     """Return the reference's outcome on the call with these items, computed once."""
-    return outcome(exercise, Local(exercise.right), dict(items))
+    return outcomes(exercise, Local(exercise.right), [dict(items)])[0]
 
 
 def bound(exercise, case):
@@ -95,9 +99,9 @@ def cases(exercise, rule, seed=0, hidden=False):
     return calls.draw(exercise.id, seed, rule, choices, count)
 
 
-def problem(exercise, subject, case, rule):
-    """Return what is wrong with the subject's answer to `case`, a Problem, or None."""
-    mine, right = outcome(exercise, subject, case), right_outcome(exercise, tuple(case.items()))
+def problem(exercise, subject, case, mine, rule):
+    """Return what is wrong with the subject's outcome `mine` on `case`, a Problem, or None."""
+    right = right_outcome(exercise, tuple(case.items()))
     if mine.crash and not same(mine, right, 0):
         return Problem(case, "the call returns", mine, right)
     if mine.touched != right.touched:
@@ -107,7 +111,7 @@ def problem(exercise, subject, case, rule):
         return None if equal else Problem(case, REFERENCE, mine, right)
 
     def function(*arguments):
-        answer = subject.ask("call", *arguments)
+        (answer,) = subject.ask("call", arguments)
         if answer.crash:
             raise answer.crash
         return answer.value
@@ -124,23 +128,24 @@ def problem(exercise, subject, case, rule):
 def wrong_calls(exercise, subject, rule, seed=0, hidden=False):
     """Yield a Problem for each drawn call that breaks the rule."""
     drawn = cases(exercise, rule, seed, hidden)
-    return filter(None, (problem(exercise, subject, case, rule) for case in drawn))
+    pairs = zip(drawn, outcomes(exercise, subject, drawn))
+    return filter(None, (problem(exercise, subject, case, mine, rule) for case, mine in pairs))
 
 
 def diagnose(exercise, subject, case):
     """Return the one or two mistakes that answer `case` and other calls as the subject, or ()."""
     choices = calls.choices(exercise.checks, True, False)
     drawn = [case, *calls.draw(exercise.id, 0, "samples", choices, SAMPLES)]
-    rows = [(c, outcome(exercise, subject, c), bound(exercise, c)) for c in drawn]
+    mine = outcomes(exercise, subject, drawn)
+    bounds = [bound(exercise, c) for c in drawn]
     right = [right_outcome(exercise, tuple(c.items())) for c in drawn]
-    if all(mine.crash or same(mine, r, b) for (_, mine, b), r in zip(rows, right)):
+    if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
         return ()  # the subject only fails to run, where it differs from the reference
     for group in [*permutations(exercise.mistakes, 1), *permutations(exercise.mistakes, 2)]:
-        function = exercise.mistaken(*group)
-        if function and all(
-            same(outcome(exercise, Local(function), c), mine, b) for c, mine, b in rows
-        ):
-            return group
+        if function := exercise.mistaken(*group):
+            theirs = outcomes(exercise, Local(function), drawn)
+            if all(map(same, theirs, mine, bounds)):
+                return group
     return ()
 
 
@@ -184,7 +189,8 @@ def check(exercise, subject, seed=0, hidden=False):
     sizes = [sum(np.size(x) for _, x in leaves(exercise.arguments(w.case))) for w in wrong]
     least, group = wrong[sizes.index(min(sizes))], ()
     try:
-        if problem(exercise, subject, least.case, rule) is None:
+        (again,) = outcomes(exercise, subject, [least.case])
+        if problem(exercise, subject, least.case, again, rule) is None:
             least = least._replace(rule="the same call gives the same answer twice")
         elif not least.mine.crash:
             group = diagnose(exercise, subject, least.case)
@@ -205,7 +211,8 @@ def check_test(exercise, subject, seed, hidden):
     random.Random(seed).shuffle(jobs)
     missed: list = []
     for job in jobs:
-        crash = subject.ask("check", exercise.module, exercise.edited(*job), exercise.name).crash
+        source = exercise.module, exercise.edited(*job), exercise.name
+        crash = next(iter(subject.ask("test", source))).crash
         if unwritten(exercise, crash):
             return TODO
         if crash and (not job or crash.kind == "NotImplementedError"):

@@ -28,7 +28,7 @@ import numpy as np
 
 from .. import kernels
 from .exercises import PACKAGE, compiled
-from .outcome import Crash, Outcome, Stopped, difference
+from .outcome import Crash, Outcome, Stopped, difference, leaves
 
 SEED = "MINILORA_GRADING_SEED"  # of the hidden checks
 KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # of the environment
@@ -51,19 +51,21 @@ class Local(NamedTuple):
     function: Any
     file: str | None = None
 
-    def ask(self, kind, *arguments):
-        """Call the function, or (kind `check`) call it, a test, on the function of a source."""
-        test = kind == "check"
-        arguments = (compiled(*arguments),) if test else arguments
-        before = copy.deepcopy(arguments)
-        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
-            try:
-                value = self.function(*arguments)
-            except Exception as error:
-                return Outcome(crash=Crash.of(error, self.file))
-        pairs = enumerate(zip(before, arguments))
-        touched = tuple(n for n, (old, new) in pairs if difference(old, new))
-        return Outcome() if test else Outcome(value, touched)
+    def ask(self, kind, *many):
+        """Yield the Outcome of each call; kind `test`: of a test, on the functions of sources."""
+        for arguments in many:
+            if kind == "test":
+                arguments = (compiled(*arguments),)
+            before = copy.deepcopy(arguments)
+            with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+                try:
+                    value = self.function(*arguments)
+                except Exception as error:
+                    yield Outcome(crash=Crash.of(error, self.file))
+                    continue
+            pairs = enumerate(zip(before, arguments))
+            touched = tuple(n for n, (old, new) in pairs if difference(old, new))
+            yield Outcome() if kind == "test" else Outcome(value, touched)
 
     def output(self):
         return ""  # prints are seen
@@ -107,13 +109,13 @@ def running(exercise, source, user=None):
         theirs.close()
         student = Student(process, ours, printed, exercise.seconds)
         try:
-            student.ask("start")  # minilora is imported by now: what follows is the student's time
+            student.ask("start", ())  # it has imported minilora: what follows is the student's time
             student.timer.start()
             module, names = exercise.module, exercise.sought[1]
             tried = [(module, exercise.edited(*job), exercise.name) for job in exercise.jobs]
             taken = [(module, name) for name in names]
             parts = ((), tried) if exercise.is_test else (taken, ())
-            answer = student.ask("load", source, exercise.file, names[-1], *parts)
+            (answer,) = student.ask("load", (source, exercise.file, names[-1], *parts))
             if answer.crash:
                 raise Stopped(f"the file cannot be loaded: {answer.crash.text}")
             yield student
@@ -142,24 +144,39 @@ class Student:
         with suppress(OSError, ValueError):
             socket.socket(fileno=os.dup(self.connection.fileno())).shutdown(socket.SHUT_RDWR)
 
-    def ask(self, *request):
-        """Send a request, and return the Outcome of the student's code."""
+    def ask(self, kind, *many):
+        """Send requests of one kind, and return the Outcome of each."""
         try:
-            self.connection.send(request)
-            answer = self.connection.recv_bytes(ANSWER)
+            self.connection.send((kind, *many))
+            answers = [self.connection.recv_bytes(ANSWER) for _ in many]
         except (EOFError, OSError):
             raise Stopped(self.over) from None
-        try:
-            value, touched, crash = Reader(io.BytesIO(answer)).load()
-            crash = crash and Crash(*map(str, crash))
-            return Outcome(value, tuple(map(int, touched)), crash)
-        except Exception as error:
-            return Outcome(crash=Crash("TypeError", f"the result is no plain data: {error}"))
+        return list(map(unpacked, answers))
 
     def output(self):
         """Return the first line that the code printed, or an empty string."""
         self.printed.seek(0)
         return self.printed.read(200).decode("utf-8", "replace").strip().partition("\n")[0]
+
+
+def unpacked(answer):
+    """Read the bytes of an Outcome: it is the student's data, so nothing of it is run."""
+    try:
+        value, touched, crash = Reader(io.BytesIO(answer)).load()
+        return Outcome(value, tuple(map(int, touched)), crash and Crash(*map(str, crash)))
+    except Exception as error:
+        return Outcome(crash=Crash("TypeError", f"the result is no plain data: {error}"))
+
+
+def packed(value, touched, crash):
+    """Return the bytes of an Outcome, or of one that says why there are none."""
+    if sum(getattr(leaf, "nbytes", 0) for _, leaf in leaves(value)) > ANSWER // 2:
+        says = f"the result is huge: more than {ANSWER >> 21} MB"
+        return packed(None, (), Crash("OverflowError", says))
+    try:
+        return pickle.dumps((value, touched, crash and (crash.kind, crash.text)))
+    except Exception as error:
+        return packed(None, (), Crash("TypeError", f"the result is no data: {error}"))
 
 
 def serve(connection, folder, user):
@@ -168,23 +185,16 @@ def serve(connection, folder, user):
     subject: Any = None
     with suppress(EOFError):
         while True:
-            kind, *rest = connection.recv()  # from the judge, which is trusted
-            answer = Outcome()
+            kind, *many = connection.recv()  # from the judge, which is trusted
+            answers = [Outcome()]
             if kind == "load":
-                subject, answer = loaded(*rest)
+                subject, answers[0] = loaded(*many[0])
             elif kind != "start":
-                answer = subject.ask(kind, *rest)
-            with suppress(OSError, ValueError):
-                sys.stdout.flush()
-            crash = answer.crash and (answer.crash.kind, answer.crash.text)
-            try:
-                data = pickle.dumps((answer.value, answer.touched, crash))
-            except Exception as error:
-                data = pickle.dumps((None, (), ("TypeError", f"the result is no data: {error}")))
-            if len(data) > ANSWER:
-                says = f"the result is huge: more than {ANSWER >> 20} MB"
-                data = pickle.dumps((None, (), ("OverflowError", says)))
-            connection.send_bytes(data)
+                answers = subject.ask(kind, *many)
+            for answer in answers:
+                with suppress(OSError, ValueError):
+                    sys.stdout.flush()
+                connection.send_bytes(packed(*answer))
 
 
 def confine(folder, user):
