@@ -20,42 +20,41 @@ def add_commands(top):
     rooms = top.add_subparsers(dest="room", required=True)
     learn = rooms.add_parser("learn", description="Solve exercises in a folder of plain files.")
     teach = rooms.add_parser("teach", description="Hand out exercises, and grade them.")
-    commands = learn.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
+    commands, shared, one, only, seed = (
+        learn.add_subparsers(dest="command", required=True),
+        *(argparse.ArgumentParser(add_help=False) for _ in range(4)),
+    )
     shared.add_argument("--dir", default=".", help="the workspace; default: the current folder")
+    one.add_argument("id", metavar="ID")
+    only.add_argument("--only", nargs="+", metavar="ID", help="these exercises alone")
+    seed.add_argument("--seed", type=int, help="of the hidden checks; keep it private")
 
-    def command(name, text, *more):
+    def command(name, text, *parents):
         return commands.add_parser(
-            name, help=text, description=text, allow_abbrev=False, parents=[shared, *more]
+            name, help=text, description=text, allow_abbrev=False, parents=parents
         )
 
-    sub = commands.add_parser("init", help="make a workspace, or add what is missing in one")
+    sub = command("init", "make a workspace, or add what is missing in one")
     sub.add_argument("folder", metavar="DIR", nargs="?", default=".")
-    command("list", "all exercises and how far they are")
-    command("next", "an exercise that can be begun now")
-    sub = command("check", "check one exercise, or all that are begun")
+    command("list", "all exercises and how far they are", shared)
+    command("next", "an exercise that can be begun now, and its lesson", shared)
+    sub = command("check", "check one exercise, or all that are begun", shared)
     sub.add_argument("id", metavar="ID", nargs="?")
-    sub = command("watch", "check each file when it changes")
+    sub = command("watch", "check each file when it changes", shared)
     sub.add_argument("--interval", type=float, default=0.5, help="seconds between two looks")
-    command("hint", "the next of three hints").add_argument("id", metavar="ID")
-    sub = command("solution", "the reference, once the exercise is passed")
-    sub.add_argument("id", metavar="ID")
+    command("hint", "the next of three hints", shared, one)
+    sub = command("solution", "the reference, once the exercise is passed", shared, one)
     sub.add_argument("--anyway", action="store_true", help="before that; progress will say so")
-    sub = command("reset", "a fresh stub; the old file is moved to a numbered name")
-    sub.add_argument("id", metavar="ID")
+    command("reset", "a fresh stub; the old file is moved to a numbered name", shared, one)
 
     commands = teach.add_subparsers(dest="command", required=True)
-    shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument("--only", nargs="+", metavar="ID", help="these exercises alone")
-    seed = argparse.ArgumentParser(add_help=False)
-    seed.add_argument("--seed", type=int, help="of the hidden checks; keep it private")
-    sub = command("build", "a folder for students: stubs and a table of them")
+    sub = command("build", "a folder for students: stubs and a table of them", only)
     sub.add_argument("--out", required=True, metavar="DIR", help="a new folder")
-    sub = command("grade", "grade folders or zip files that were handed in", seed)
+    sub = command("grade", "grade folders or zip files that were handed in", only, seed)
     sub.add_argument("submissions", metavar="SUBMISSION", nargs="+")
     sub.add_argument("--out", metavar="DIR", help="a new folder: tables, a picture, feedback")
     sub.add_argument("--jobs", type=int, default=1, help="submissions graded at the same time")
     sub.add_argument("--user", help="run students' code as this user (only root can)")
-    sub = command("autograder", "a zip file that Gradescope runs", seed)
+    sub = command("autograder", "a zip file that Gradescope runs", only, seed)
     sub.add_argument("--out", required=True, metavar="FILE")
-    command("check", "prove the set: stubs fail, references pass, mistakes are told apart")
+    command("check", "prove the set: stubs fail, references pass, mistakes are told apart", only)

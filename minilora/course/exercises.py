@@ -5,9 +5,9 @@ a function's decorators, signature, comments and docstring; its body becomes one
 """
 
 import ast
-import importlib.util
+import builtins
+import importlib
 import inspect
-import linecache
 import runpy
 import tomllib
 from collections.abc import Sequence
@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,63 +26,41 @@ LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.par
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-class Text(NamedTuple):
-    """The source of a module, and its name; None for a file that nobody can import from."""
-
-    name: str | None
-    source: str
-
-    def definition(self, name):
-        """Return (first line, decorators included, and syntax tree) of the function `name`."""
-        for node in ast.parse(self.source).body:
-            if isinstance(node, ast.FunctionDef) and node.name == name:
-                return min([node.lineno, *(d.lineno for d in node.decorator_list)]), node
-        raise InputError(f"{self.name or 'the file'} has no function {name}")
-
-    def lines(self, first, last):
-        return "\n".join(self.source.splitlines()[first - 1 : last])
-
-    def function(self, *names):
-        """Return the source of these functions, decorators included, one after the other."""
-        found = [self.definition(name) for name in names]
-        return "\n\n\n".join(self.lines(first, node.end_lineno) for first, node in found)
-
-    def stub(self, name, message):
-        """Return its decorators, signature and docstring, and a body that raises `message`."""
-        first, node = self.definition(name)
-        body = node.body[0]
-        last = body.lineno - 1 if ast.get_docstring(node) is None else body.end_lineno
-        return f'{self.lines(first, last)}\n    raise NotImplementedError("{message}")'
-
-    def imports(self, names):
-        """Return the import lines that these functions need when they stand in another file."""
-        nodes = [
-            n for n in ast.parse(self.source).body if isinstance(n, ast.Import | ast.ImportFrom)
-        ]
-        if self.name is None:
-            return "\n".join(map(ast.unparse, nodes))
-        used = set().union(*(free_names(self.definition(name)[1]) for name in names)) - set(names)
-        package, needed = self.name.rpartition(".")[0], {}  # {start of a line: what is imported}
-        for node in nodes:
-            start = "import"
-            if isinstance(node, ast.ImportFrom):
-                relative = "." * node.level + (node.module or "")
-                start = f"from {importlib.util.resolve_name(relative, package)} import"
-            for alias in node.names:
-                if (bound := alias.asname or alias.name) in used:
-                    used.remove(bound)
-                    needed.setdefault(start, []).append(ast.unparse(alias))
-        if own := used & set(vars(importlib.import_module(self.name))):
-            needed[f"from {self.name} import"] = own
-        lines = [f"{start} {', '.join(sorted(some))}" for start, some in needed.items()]
-        return "\n".join(sorted(lines, key=lambda line: ("minilora" in line, line[0] == "f", line)))
+def definition(source, name):
+    """Return (first line, decorators included, and syntax tree) of the function `name`."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return min([node.lineno, *(d.lineno for d in node.decorator_list)]), node
+    raise InputError(f"there is no function {name}")
 
 
-def free_names(function):
-    """Return the names that a function's syntax tree uses and does not bind."""
-    names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
-    bound = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
-    return {n.id for n in names} - bound - {n.id for n in names if isinstance(n.ctx, ast.Store)}
+def functions(source, names):
+    """Return the source of these functions, decorators included, one after the other."""
+    found, lines = [definition(source, name) for name in names], source.splitlines()
+    return "\n\n\n".join("\n".join(lines[first - 1 : node.end_lineno]) for first, node in found)
+
+
+def stub(source, name, message):
+    """Return its decorators, signature and docstring, and a body that raises `message`."""
+    first, node = definition(source, name)
+    body = node.body[0]
+    last = body.lineno - 1 if ast.get_docstring(node) is None else body.end_lineno
+    lines = source.splitlines()[first - 1 : last]
+    return "\n".join([*lines, f'    raise NotImplementedError("{message}")'])
+
+
+def imports(source, names, module):
+    """Return the import lines that these functions of a module need in another file."""
+    known, lines, used = vars(importlib.import_module(module)), [], set()
+    for name in names:
+        found = [n for n in ast.walk(definition(source, name)[1]) if isinstance(n, ast.Name)]
+        used |= {n.id for n in found} - {n.id for n in found if isinstance(n.ctx, ast.Store)}
+    used = used.intersection(known).difference(names, vars(builtins))
+    for name in sorted(name for name in used if inspect.ismodule(known[name])):
+        path = known[name].__name__
+        lines.append(f"import {path}" if path == name else f"import {path} as {name}")
+        used.remove(name)
+    return "\n".join([*lines, *[f"from {module} import {', '.join(sorted(used))}"] * bool(used)])
 
 
 @dataclass(frozen=True)
@@ -119,11 +96,14 @@ class Exercise:
         self.module, _, self.name = self.function.partition(":")
         self.file = f"{self.id.replace('-', '_')}.py"  # the student's, and the Python file
         self.is_test = self.kind == "test"
+        self.sought = ["check"] if self.is_test else [*self.helpers, self.name]  # to be written
+        self.lesson_file = next(iter(sorted(LESSONS.glob(f"{self.lesson:02d}_*.py"))), "")
         # a test is tried on the reference twice (counting calls is no test), and on each mistake
         self.jobs = [(), (), *((mistake,) for mistake in self.mistakes)]
 
     @cached_property
     def source(self):
+        """The text of the Python file."""
         path = self.folder / self.file
         require(path.exists(), f"{self.id}: there is no {path}")
         return path.read_text(encoding="utf-8")
@@ -138,42 +118,29 @@ class Exercise:
         """What is to be written: the docstring of the Python file without its first line."""
         return (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
 
-    @property
-    def lesson_file(self):
-        return next(iter(sorted(LESSONS.glob(f"{self.lesson:02d}_*.py"))), f"lesson {self.lesson}")
-
-    @cached_property
-    def sought(self):
-        """(text, names) of the functions that the student writes."""
-        if self.is_test:
-            return Text(None, self.source), ["check"]
-        return self.text, [*self.helpers, self.name]
-
     @cached_property
     def text(self):
-        return Text(self.module, inspect.getsource(importlib.import_module(self.module)))
+        """The source of the reference's module."""
+        return inspect.getsource(importlib.import_module(self.module))
 
     @cached_property
     def reference(self):
         """The source of the reference: what a mistake edits."""
-        return self.text.function(*self.helpers, self.name)
-
-    @cached_property
-    def right(self):
-        return self.mistaken()
+        return functions(self.text, [*self.helpers, self.name])
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
-        text, names = self.sought
-        stubs = [text.stub(name, f"{self.id}: {name} is still to be written") for name in names]
-        functions = text.function(*names) if solved else "\n\n\n".join(stubs)
+        if self.is_test:
+            text, nodes = self.source, ast.parse(self.source).body
+            lines = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+            needed = "\n".join(lines)
+        else:
+            text, needed = self.text, imports(self.text, self.sought, self.module)
+        stubs = [stub(text, n, f"{self.id}: {n} is still to be written") for n in self.sought]
+        written = functions(text, self.sought) if solved else "\n\n\n".join(stubs)
         template = (TEMPLATES / "exercise.txt").read_text(encoding="utf-8")
-        return template.format(
-            e=self,
-            what="a test of " * self.is_test,
-            imports=text.imports(names),
-            functions=functions,
-        )
+        kind = "a test of " * self.is_test
+        return template.format(e=self, what=kind, imports=needed, functions=written)
 
     def edited(self, *mistakes):
         """Return the reference's source with these mistakes' edits; None if one does not apply."""
@@ -202,9 +169,7 @@ class Exercise:
 def compiled(module, text, name):
     """Return the function `name` that `text` defines, in a copy of the module's namespace."""
     namespace = dict(vars(importlib.import_module(module)))
-    file = f"<{module}: {name}, edited {hash(text)}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # for tracebacks
-    exec(compile(text, file, "exec"), namespace)
+    exec(compile(text, f"<{module}: {name}>", "exec"), namespace)
     return namespace[name]
 
 

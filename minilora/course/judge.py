@@ -58,25 +58,22 @@ TODO = Verdict("todo", 0.0, "still to be written")
 
 def outcomes(exercise, subject, cases):
     """Call the subject as each case says; return what the exercise observes of the results."""
-    found = subject.ask("call", *map(exercise.arguments, cases))
-    return [observed(exercise, case, one) for case, one in zip(cases, found)]
-
-
-def observed(exercise, case, found):
-    observe = getattr(exercise.checks, "observe", None)
-    if found.crash or not observe:
-        return found
-    try:
-        return found._replace(value=observe(found.value, *exercise.arguments(case)))
-    except Exception as error:  # `observe` met something that it does not know
-        says = NOTHING if found.value is None else f"the result cannot be read: {error}"
-        return Outcome(crash=Crash("unreadable", says))
+    found = []
+    observe = getattr(exercise.checks, "observe", lambda value, *_: value)
+    for case, one in zip(cases, subject.ask("call", *map(exercise.arguments, cases))):
+        try:
+            value = None if one.crash else observe(one.value, *exercise.arguments(case))
+            found.append(one._replace(value=value))
+        except Exception as error:  # `observe` met something that it does not know
+            says = NOTHING if one.value is None else f"the result cannot be read: {error}"
+            found.append(Outcome(crash=Crash("unreadable", says)))
+    return found
 
 
 @lru_cache(2**14)
 def right_outcome(exercise, items):
     """Return the reference's outcome on the call with these items, computed once."""
-    return outcomes(exercise, Local(exercise.right), [dict(items)])[0]
+    return outcomes(exercise, Local(exercise.mistaken()), [dict(items)])[0]
 
 
 def bound(exercise, case):
@@ -136,16 +133,14 @@ def diagnose(exercise, subject, case):
     """Return the one or two mistakes that answer `case` and other calls as the subject, or ()."""
     choices = calls.choices(exercise.checks, True, False)
     drawn = [case, *calls.draw(exercise.id, 0, "samples", choices, SAMPLES)]
-    mine = outcomes(exercise, subject, drawn)
-    bounds = [bound(exercise, c) for c in drawn]
+    mine, bounds = outcomes(exercise, subject, drawn), [bound(exercise, c) for c in drawn]
     right = [right_outcome(exercise, tuple(c.items())) for c in drawn]
     if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
         return ()  # the subject only fails to run, where it differs from the reference
     for group in [*permutations(exercise.mistakes, 1), *permutations(exercise.mistakes, 2)]:
-        if function := exercise.mistaken(*group):
-            theirs = outcomes(exercise, Local(function), drawn)
-            if all(map(same, theirs, mine, bounds)):
-                return group
+        function = exercise.mistaken(*group)
+        if function and all(map(same, outcomes(exercise, Local(function), drawn), mine, bounds)):
+            return group
     return ()
 
 
@@ -188,16 +183,13 @@ def check(exercise, subject, seed=0, hidden=False):
     rule, wrong = next(iter(broken.items()))
     sizes = [sum(np.size(x) for _, x in leaves(exercise.arguments(w.case))) for w in wrong]
     least, group = wrong[sizes.index(min(sizes))], ()
-    try:
-        (again,) = outcomes(exercise, subject, [least.case])
-        if problem(exercise, subject, least.case, again, rule) is None:
-            least = least._replace(rule="the same call gives the same answer twice")
-        elif not least.mine.crash:
-            group = diagnose(exercise, subject, least.case)
-        text = "a hidden check fails" if hidden else explained(exercise, least, subject.output())
-    except Stopped as stop:
-        text = str(stop)
+    (again,) = outcomes(exercise, subject, [least.case])
+    if problem(exercise, subject, least.case, again, rule) is None:
+        least = least._replace(rule="the same call gives the same answer twice")
+    elif not least.mine.crash:
+        group = diagnose(exercise, subject, least.case)
     mistake = "; and ".join(f"{m.name}: {m.says}" for m in group)
+    text = "a hidden check fails" if hidden else explained(exercise, least, subject.output())
     return Verdict("failed", share, text + f"\n  likely    {mistake}" * bool(group), mistake)
 
 
@@ -220,9 +212,8 @@ def check_test(exercise, subject, seed, hidden):
             return Verdict("failed", 0.0, text + f"\n  it raised {crash.text}" * (not hidden))
         missed += () if crash else job
     total = len(jobs) - 2
-    text = (
-        f"the reference passes your test, which catches {total - len(missed)} of {total} mistakes"
-    )
+    caught = f"catches {total - len(missed)} of {total} planted mistakes"
+    text = f"the reference passes your test, which {caught}"
     text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if not hidden)
     return Verdict("failed" if missed else "passed", 1 - len(missed) / max(1, total), text)
 
@@ -230,14 +221,11 @@ def check_test(exercise, subject, seed, hidden):
 def explained(exercise, wrong, printed):
     """Explain a Problem in lines: the call, its arguments, what was expected, what came."""
     arguments, mine, right = exercise.arguments(wrong.case), wrong.mine, wrong.right
-    names = list(inspect.signature(exercise.right).parameters)[: len(arguments)]
+    names = list(inspect.signature(exercise.mistaken()).parameters)[: len(arguments)]
     made = ", ".join(f"{key}={value!r}" for key, value in wrong.case.items())
-    lines = [
-        f"is true   {wrong.rule}",
-        f"not for   {exercise.name}({', '.join(names)}), where",
-        *(f"  {name:<10}{describe(value)}" for name, value in zip(names, arguments)),
-        f"made by   arguments({made})",
-    ]
+    lines = [f"is true   {wrong.rule}", f"not for   {exercise.name}({', '.join(names)}), where"]
+    lines += [f"  {name:<10}{describe(value)}" for name, value in zip(names, arguments)]
+    lines.append(f"made by   arguments({made})")
     if mine.crash:
         lines.append(f"raised    {mine.crash.text}")
     elif mine.touched != right.touched:
@@ -248,6 +236,4 @@ def explained(exercise, wrong, printed):
         lines += [f"expected  {found[0]}", f"got       {found[1]}", f"first at  {found[2]}"]
     elif wrong.detail:
         lines.append(f"there     {wrong.detail}")
-    if printed:
-        lines.append(f"it printed {printed!r}")
-    return "\n  ".join(lines)
+    return "\n  ".join([*lines, *[f"it printed {printed!r}"] * bool(printed)])

@@ -37,7 +37,7 @@ class Workspace:
         require(objects, f"{path} must hold an object for each exercise")
 
     def of(self, exercise):
-        """Return what was noted about an exercise: `passed`, `checks`, `hints`, `solution`."""
+        """Return what was noted about an exercise: `passed`, `hints`, `solution`."""
         return self.progress.get(exercise.id, {})
 
     def note(self, exercise, **values):
@@ -57,10 +57,12 @@ class Workspace:
         path = self.path(exercise)
         require(path.exists(), f"{path} is gone: minilora learn reset {exercise.id} brings it back")
         verdict = judge.verdicts(exercise, path.read_bytes())[0]
-        passed = {"passed": True} if verdict.status == "passed" else {}
-        if verdict is not judge.TODO:
-            self.note(exercise, checks=self.of(exercise).get("checks", 0) + 1, **passed)
+        if verdict.status == "passed":
+            self.note(exercise, passed=True)
         return verdict
+
+    def begun(self, exercise):
+        return self.path(exercise).read_text("utf-8", "replace") != exercise.student_file()
 
 
 def write(path, text):
@@ -88,7 +90,7 @@ def debug(path):
     """Check one file in this process: breakpoints are met, prints are seen."""
     try:
         e = Workspace(Path(path).parent).named(path)
-        subject, answer = loaded(Path(path).read_bytes(), path, e.sought[1][-1], (), ())
+        subject, answer = loaded(Path(path).read_bytes(), path, e.sought[-1], (), ())
         require(subject, f"{path} cannot be loaded: {answer.crash}")
         show(e, judge.check(e, subject))
     except InputError as error:
@@ -111,9 +113,9 @@ def do_list(args):
     space = Workspace(args.dir)
     for e in space.present:
         noted = space.of(e)
-        state = "passed" if noted.get("passed") else "begun" if noted.get("checks") else "todo"
-        extra = f"  {noted['hints']} hints" if noted.get("hints") else ""
-        extra += "  solution seen" if noted.get("solution") else ""
+        state = "passed" if noted.get("passed") else "begun" if space.begun(e) else "todo"
+        extra = f"  {noted['hints']} hints" if "hints" in noted else ""
+        extra += "  solution seen" * noted.get("solution", False)
         about = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
         print(f"{state:<7} {e.id:<22} lesson {e.lesson:<2} {about}{extra}")
     passed = [e for e in space.present if space.of(e).get("passed")]
@@ -135,7 +137,7 @@ def do_next(args):
 def do_check(args):
     space, passed = Workspace(args.dir), []
     for e in [space.named(args.id)] if args.id else space.present:
-        if args.id or space.path(e).read_text("utf-8", "replace") != e.student_file():
+        if args.id or space.begun(e):
             verdict = space.check(e)
             show(e, verdict)
             passed.append(verdict.status == "passed")
@@ -187,18 +189,16 @@ def do_solution(args):
         way = f"a hint may do (minilora learn hint {e.id}), --anyway shows it"
         require(args.anyway, f"{e.id} is not passed yet: {way}")
         space.note(e, solution=True)
-    text, names = e.sought
-    print(text.function(*names))
+    print(exercises.functions(e.source if e.is_test else e.text, e.sought))
 
 
 def do_reset(args):
     """Write a fresh stub; nearest_code.py becomes nearest_code.1.py, or the next free number."""
     space = Workspace(args.dir)
-    e = space.named(args.id)
-    path, kept = space.path(e), ""
+    path = space.path(space.named(args.id))
     if path.exists():
         olds = (path.with_suffix(f".{n}.py") for n in range(1, 10**6))
         old = path.rename(next(old for old in olds if not old.exists()))
-        kept = f"; yours is {old}"
-    write(path, e.student_file())
-    print(f"{path} is the stub again{kept}")
+        print(f"yours is {old}")
+    fill(space.folder, [space.named(args.id)])
+    print(f"{path} is the stub again")

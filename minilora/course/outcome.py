@@ -99,9 +99,9 @@ def other_kind(expected, got):
         return NOTHING * (expected is not None)
     if isinstance(expected, np.ndarray) and isinstance(got, list | tuple):
         return f"it returned a {type(got).__name__}, not an array: np.array makes one of a list"
-    if isinstance(expected, tuple) and isinstance(got, tuple | list) and len(expected) == len(got):
-        return next(filter(None, map(other_kind, expected, got)), "")
     if isinstance(expected, tuple):
+        if isinstance(got, tuple | list) and len(expected) == len(got):
+            return next(filter(None, map(other_kind, expected, got)), "")
         return f"it returned {describe(got)}, not {len(expected)} values"
     if isinstance(expected, dict) and not (isinstance(got, dict) and set(expected) == set(got)):
         return (

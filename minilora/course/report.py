@@ -7,15 +7,12 @@ import csv
 import io
 import json
 from collections import Counter
-from itertools import chain
 from typing import NamedTuple
 
 from .judge import Verdict
 from .learn import write
 
 COLORS = {"passed": "tab:green", "other mistakes": "tab:red", "not written": "lightgray"}
-
-HEAD = ("student", "exercise", "lesson", "points", "max_points", "status", "hidden", "mistake")
 
 
 class Grade(NamedTuple):
@@ -42,36 +39,31 @@ class Grade(NamedTuple):
         return (self.open.mistake or self.hidden.mistake).partition(":")[0] or "other mistakes"
 
 
-def total(grades):
-    """Return (points, most points) of a submission."""
-    return sum(g.points for g in grades), sum(g.most for g in grades)
+def together(grades):
+    return f"{sum(g.points for g in grades):.4g} of {sum(g.most for g in grades):g} points"
 
 
 def feedback(grades):
+    """Return what a student reads."""
     lines = []
     for g in grades:
         lines.append(f"{g.id}: {g.points:.3g} of {g.most:g}")
         texts = dict.fromkeys([g.open.text, g.hidden.text])  # one line where they are the same
         lines += [f"  {text}" for text in texts if text != "passed"]
-    points, most = total(grades)
-    return "\n".join([*lines, f"together {points:.4g} of {most:g} points"]) + "\n"
+    return "\n".join([*lines, f"together {together(grades)}"]) + "\n"
 
 
 def as_csv(results):
+    """Return a row per student and exercise; no cell begins as a spreadsheet's formula does."""
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(HEAD)
+    rows.writerow(["student", "exercise", "lesson", "points", "max_points", "kind", "mistake"])
     for name, grades in results.items():
         for g in grades:
-            row = [name, g.id, g.lesson, f"{g.points:.4g}", f"{g.most:g}", g.open.status]
-            rows.writerow(map(cell, [*row, g.hidden.status, g.open.mistake or g.hidden.mistake]))
+            row = [name, g.id, g.lesson, f"{g.points:.4g}", f"{g.most:g}", g.kind]
+            texts = map(str, [*row, g.open.mistake or g.hidden.mistake])
+            rows.writerow(f"'{text}" if text[:1] in "=+-@\t\r" and text else text for text in texts)
     return file.getvalue()
-
-
-def cell(value):
-    """Return a value that no spreadsheet takes for a formula."""
-    text = str(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def as_gradescope(grades):
@@ -83,14 +75,13 @@ def as_gradescope(grades):
             "max_score": g.most / 2,
             "status": "passed" if verdict.status == "passed" else "failed",
             "output": verdict.text,
-            "visibility": "visible",
             "tags": [f"lesson {g.lesson}", kind],
         }
         for g in grades
         for kind, verdict in (("open", g.open), ("hidden", g.hidden))
     ]
     result = {
-        "score": total(grades)[0],
+        "score": sum(g.points for g in grades),
         "execution_time": round(sum(g.seconds for g in grades)),
         "output": "Each exercise has open checks and hidden ones: the same rules, on other calls.",
         "visibility": "visible",
@@ -101,25 +92,23 @@ def as_gradescope(grades):
 
 
 def kinds(results):
-    """Return {exercise id: Counter of the Grades' kinds}."""
-    counts: dict = {}
-    for g in chain.from_iterable(results.values()):
-        counts.setdefault(g.id, Counter())[g.kind] += 1
-    return counts
+    """Return {exercise id: Counter of the Grades' kinds, the most frequent mistake first}."""
+    by_exercise = {
+        grades[0].id: Counter(g.kind for g in grades) for grades in zip(*results.values())
+    }
+    for name, found in by_exercise.items():
+        named = [kind for kind, _ in found.most_common() if kind not in COLORS]
+        order = ["passed", *named, "other mistakes", "not written"]
+        by_exercise[name] = {kind: found[kind] for kind in order if found[kind]}
+    return by_exercise
 
 
 def class_table(results):
-    """Return two tables in Markdown: the points of each submission, and exercise by mistake."""
-    lines = ["| student | points | of |", "| --- | --- | --- |"]
-    for name, grades in results.items():
-        points, most = total(grades)
-        lines.append(f"| {name.replace('|', '/')} | {points:.4g} | {most:g} |")
-    lines += ["", "| exercise | passed | not written | mistakes |", "| --- | --- | --- | --- |"]
+    """Return the points of each submission, and a table in Markdown: exercise by mistake."""
+    lines = [f"- {name}: {together(grades)}" for name, grades in results.items()]
+    lines += ["", "| exercise | students |", "| --- | --- |"]
     for name, found in kinds(results).items():
-        mistakes = [f"{kind} {n}" for kind, n in found.most_common() if kind not in COLORS]
-        mistakes += [f"{kind} {found[kind]}" for kind in ("other mistakes",) if found[kind]]
-        cells = name, found["passed"], found["not written"], ", ".join(mistakes)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(f"| {name} | {', '.join(f'{kind} {n}' for kind, n in found.items())} |")
     return "\n".join(lines) + "\n"
 
 
@@ -127,21 +116,20 @@ def picture(results, path):
     """Draw a bar per exercise: how many passed, and how many made which mistake."""
     from matplotlib.figure import Figure
 
-    counts = kinds(results)
-    figure = Figure(figsize=(10, 2 + 0.3 * len(counts)), layout="constrained")
+    rows = kinds(results)
+    figure = Figure(figsize=(10, 2 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    for row, found in enumerate(counts.values()):
+    for row, found in enumerate(rows.values()):
         left = 0
-        named = [kind for kind, _ in found.most_common() if kind not in COLORS]
-        for number, kind in enumerate(["passed", *named, "other mistakes", "not written"]):
+        for number, (kind, n) in enumerate(found.items()):
             color = COLORS.get(kind, ("gold", "tab:orange")[number % 2])
-            axes.barh(row, found[kind], left=left, color=color, edgecolor="white")
-            if kind in named:
-                axes.text(left + found[kind] / 2, row, kind, ha="center", va="center", fontsize=6)
-            left += found[kind]
+            axes.barh(row, n, left=left, color=color, edgecolor="white")
+            if kind not in COLORS:
+                axes.text(left + n / 2, row, kind, ha="center", va="center", fontsize=6)
+            left += n
     for kind, color in COLORS.items():
         axes.barh(0, 0, color=color, label=kind)
-    axes.set_yticks(range(len(counts)), counts, fontsize=8)
+    axes.set_yticks(range(len(rows)), rows, fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("students (a recognized mistake is named in its part of the bar)")
     figure.legend(loc="outside upper center", ncols=3)

@@ -86,32 +86,22 @@ class Reader(pickle.Unpickler):
 
 def environment():
     """Return the environment of a student's process: KEPT, and what the process needs."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     path = filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
-    return {
-        **{name: os.environ[name] for name in KEPT if name in os.environ},
-        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-        "PYTHONPATH": os.pathsep.join(path),
-        "PYTHONWARNINGS": "ignore:resource_tracker",  # about locks of processes that are killed
-    }
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    quiet = "ignore:resource_tracker"  # about locks of processes that are killed
+    return kept | threads | {"PYTHONPATH": os.pathsep.join(path), "PYTHONWARNINGS": quiet}
 
 
 @contextmanager
 def running(exercise, source, user=None):
     """Give a Student for the source (bytes) of a file, and end its processes afterwards."""
-    with (
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder,
-        open(Path(folder, "printed"), "w+b") as printed,
-    ):
-        ours, theirs = CONTEXT.Pipe()
-        process = CONTEXT.Process(target=serve, args=(theirs, folder, user), daemon=True)
-        with patch.dict(os.environ, environment(), clear=True):
-            process.start()
-        theirs.close()
-        student = Student(process, ours, printed, exercise.seconds)
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        student = Student(folder, user, exercise.seconds)
         try:
             student.ask("start", ())  # it has imported minilora: what follows is the student's time
             student.timer.start()
-            module, names = exercise.module, exercise.sought[1]
+            module, names = exercise.module, exercise.sought
             tried = [(module, exercise.edited(*job), exercise.name) for job in exercise.jobs]
             taken = [(module, name) for name in names]
             parts = ((), tried) if exercise.is_test else (taken, ())
@@ -126,13 +116,17 @@ def running(exercise, source, user=None):
 class Student:
     """A function of another process, which has a time limit."""
 
-    def __init__(self, process, connection, printed, seconds):
-        self.process, self.connection, self.printed = process, connection, printed
+    def __init__(self, folder, user, seconds):
+        path = Path(folder, "printed")  # the student's process appends to it
+        self.printed = path.open("w+b")
+        self.connection, theirs = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=serve, args=(theirs, folder, user), daemon=True)
+        with patch.dict(os.environ, environment(), clear=True):
+            self.process.start()
+        theirs.close()
         self.over = "the process of your code ended"
-        self.timer = threading.Timer(
-            seconds, self.end, [f"stopped after {seconds:g} s: an endless loop?"]
-        )
-        self.timer.daemon = True
+        late = f"stopped after {seconds:g} s: an endless loop?"
+        self.timer = threading.Timer(seconds, self.end, [late])
 
     def end(self, over=None):
         """Kill the process and what it started, and wake whoever waits at the connection."""
@@ -143,6 +137,7 @@ class Student:
         self.process.kill()
         with suppress(OSError, ValueError):
             socket.socket(fileno=os.dup(self.connection.fileno())).shutdown(socket.SHUT_RDWR)
+        self.printed.close()
 
     def ask(self, kind, *many):
         """Send requests of one kind, and return the Outcome of each."""
@@ -156,7 +151,7 @@ class Student:
     def output(self):
         """Return the first line that the code printed, or an empty string."""
         self.printed.seek(0)
-        return self.printed.read(200).decode("utf-8", "replace").strip().partition("\n")[0]
+        return self.printed.read(200).decode("utf-8", "replace").partition("\n")[0]
 
 
 def unpacked(answer):
@@ -170,13 +165,12 @@ def unpacked(answer):
 
 def packed(value, touched, crash):
     """Return the bytes of an Outcome, or of one that says why there are none."""
-    if sum(getattr(leaf, "nbytes", 0) for _, leaf in leaves(value)) > ANSWER // 2:
-        says = f"the result is huge: more than {ANSWER >> 21} MB"
-        return packed(None, (), Crash("OverflowError", says))
     try:
+        if sum(getattr(leaf, "nbytes", 0) for _, leaf in leaves(value)) > ANSWER // 2:
+            raise OverflowError(f"the result is huge: more than {ANSWER >> 21} MB")
         return pickle.dumps((value, touched, crash and (crash.kind, crash.text)))
     except Exception as error:
-        return packed(None, (), Crash("TypeError", f"the result is no data: {error}"))
+        return packed(None, (), Crash(type(error).__name__, f"the result is no data: {error}"))
 
 
 def serve(connection, folder, user):

@@ -1,22 +1,23 @@
 """`minilora teach`: hand out exercises, grade what comes back, prove the set of exercises."""
 
 import os
+import runpy
 import secrets
 import sys
 import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from itertools import chain
+from importlib.metadata import requires
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 
 from ..config import require
 from ..formats.files import new_folder
-from . import gradescope, judge, report
-from .exercises import TEMPLATES, load
+from . import judge, report
+from .exercises import LESSONS, PACKAGE, TEMPLATES, load
 from .learn import fill, write
-from .student import SEED, Local
+from .student import SEED
 
 LARGEST = 2**20  # bytes of a file that is handed in
 
@@ -43,9 +44,23 @@ def do_build(args):
 
 
 def do_autograder(args):
-    """Write the zip file that Gradescope wants for these exercises."""
-    chosen(args.only)
-    gradescope.write_zip(args.out, private_seed(args.seed), args.only)
+    """Write a zip file that Gradescope unpacks, installs with setup.sh, and runs per submission."""
+    needs = [f"'{need}'" for need in requires("minilora") or () if "extra ==" not in need]
+    only = ["--only", *(e.id for e in chosen(args.only))] if args.only else []
+    values = {"@NEEDS@": needs, "@SEED@": [str(private_seed(args.seed))], "@ONLY@": only}
+    with zipfile.ZipFile(args.out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("setup.sh", "run_autograder"):
+            text = (TEMPLATES / name).read_text(encoding="utf-8")
+            for key, words in values.items():
+                text = text.replace(key, " ".join(words))
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o755 << 16
+            archive.writestr(entry, text)
+        for folder, inside in ((PACKAGE, "minilora"), (LESSONS, "minilora/lessons")):
+            for file in sorted(folder.rglob("*")):
+                parts = file.relative_to(folder).parts
+                if file.is_file() and "__pycache__" not in parts and parts[0] != "lessons":
+                    archive.write(file, "/".join([inside, *parts]))
     print(f"{args.out}: upload it as the autograder of a programming assignment")
 
 
@@ -96,81 +111,26 @@ def handed_in(path, wanted):
     and never used as paths, a link that leads out of the folder is not followed, and a file larger
     than 1 MB does not count.
     """
-    found: dict[str, tuple[int, bytes]] = {}
+    found: dict[str, bytes] = {}
     try:
-        for name, opened in entries(path):
+        if path.is_dir():
+            files = [p for p in path.rglob("*.py") if p.resolve().is_relative_to(path.resolve())]
+            entries = {p.relative_to(path).as_posix(): partial(p.open, "rb") for p in files}
+        else:
+            archive = zipfile.ZipFile(path)
+            entries = {name: partial(archive.open, name) for name in archive.namelist()}
+        for name in sorted(entries, key=lambda name: name.count("/")):
             *folders, file = PurePosixPath(name).parts
-            if file in wanted and "__MACOSX" not in folders:
-                with opened() as stream:
+            if file in wanted.difference(found) and "__MACOSX" not in folders:
+                with entries[name]() as stream:
                     data = stream.read(LARGEST + 1)
-                if len(data) <= LARGEST and len(folders) < found.get(file, (99,))[0]:
-                    found[file] = len(folders), data
+                found |= {file: data} if len(data) <= LARGEST else {}
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         print(f"{path.name} cannot be read: {error}", file=sys.stderr)
-    return {name: data for name, (_, data) in found.items()}
-
-
-def entries(path):
-    """Yield (name, function that opens it) for each file of a folder or a zip file."""
-    if path.is_dir():
-        for file in sorted(path.rglob("*.py")):
-            if file.is_file() and file.resolve().is_relative_to(path.resolve()):
-                yield file.relative_to(path).as_posix(), partial(file.open, "rb")
-        return
-    with zipfile.ZipFile(path) as archive:
-        for name in sorted(archive.namelist()):
-            yield name, partial(archive.open, name)
+    return found
 
 
 def do_check(args):
-    proofs = [(e, *prove(e)) for e in chosen(args.only)]
-    print("| exercise | lesson | difficulty | minutes | points | mistakes caught | seconds |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for e, caught, seconds, _ in proofs:
-        cells = [e.id, e.lesson, e.difficulty, e.minutes, f"{e.points:g}"]
-        cells += [f"{caught} of {len(e.mistakes)}", f"{seconds:.2f}"]
-        print(f"| {' | '.join(map(str, cells))} |")
-    mistakes = sum(caught for _, caught, _, _ in proofs)
-    print(f"\n{len(proofs)} exercises, {mistakes} planted mistakes caught and told apart")
-    faults = [f"fault: {e.id}: {fault}" for e, _, _, found in proofs for fault in found]
-    print("".join(f"{fault}\n" for fault in faults), end="", file=sys.stderr)
-    return 1 if faults else 0
-
-
-def prove(exercise):
-    """Return (mistakes caught, seconds of grading the reference, faults) of one exercise."""
-    faults = []
-    if len(exercise.mistakes) < 3:
-        faults.append(f"{len(exercise.mistakes)} planted mistakes: at least three")
-    if not exercise.task:
-        faults.append("its Python file does not say in its docstring what is to be written")
-    status = judge.verdicts(exercise, exercise.student_file().encode())[0].status
-    if status != "todo":
-        faults.append(f"the stub is not refused as unwritten but {status}")
-    began = time.perf_counter()
-    solution = exercise.student_file(solved=True).encode()
-    for right in judge.verdicts(exercise, solution, seed=1):
-        if right.status != "passed":
-            faults.append(f"the reference {right.status}: {right.text}")
-    seconds = time.perf_counter() - began
-    found = {mistake.name: fault_of(exercise, mistake) for mistake in exercise.mistakes}
-    faults += [f"{name}: {fault}" for name, fault in found.items() if fault]
-    return list(found.values()).count(""), seconds, faults
-
-
-def fault_of(exercise, mistake):
-    """Return the fault of a mistake that cannot be planted, passes, or is taken for another."""
-    if mistake.find and (times := exercise.reference.count(mistake.find)) != 1:
-        return f"its `find` is {times} times in the source of the reference, not once"
-    if exercise.is_test:  # the solution passed, so it catches them all
-        return ""
-    if not (function := exercise.mistaken(mistake)):
-        return "it has neither `find` nor a function mistake_… in the exercise's file"
-    rules = judge.rules(exercise)
-    found = (judge.wrong_calls(exercise, Local(function), rule) for rule in rules)
-    wrong = next(chain.from_iterable(found), None)
-    if wrong is None:
-        return "it passes every property"
-    names = [m.name for m in judge.diagnose(exercise, Local(function), wrong.case)]
-    said = " and ".join(names) or "nothing known"
-    return "" if names == [mistake.name] else f"it is diagnosed as {said}"
+    """Prove the exercises, by the program that lies with them."""
+    prove = runpy.run_path(str(LESSONS / "exercises" / "prove.py"))
+    return prove["main"](chosen(args.only))

@@ -117,7 +117,7 @@ def row(name):
             for hidden in (False, True):
                 choices = calls.choices(exercise.checks, True, hidden)
                 for case in calls.draw(name, 99, "mutants", choices, 1000):
-                    (right,) = Local(exercise.right).ask("call", exercise.arguments(case))
+                    (right,) = Local(exercise.mistaken()).ask("call", exercise.arguments(case))
                     calls_of.append((case, judge.bound(exercise, case), right))
         for case, bound, right in calls_of:
             (mine,) = Local(function).ask("call", exercise.arguments(case))

@@ -27,6 +27,7 @@ from minilora.course.learn import Workspace
 from minilora.course.student import Local
 
 ALL = exercises.load()
+PROVE = runpy.run_path(str(exercises.LESSONS / "exercises" / "prove.py"))
 NEAREST, PACK, MERGE = ALL["nearest-code"], ALL["packing-nibbles"], ALL["test-merge"]
 RIGHT_BODY = "    return code.order[np.searchsorted(code.midpoints, x)]\n"
 TIES = '    return code.order[np.searchsorted(code.midpoints, x, side="right")]\n'
@@ -56,29 +57,30 @@ def test_a_stub_is_the_reference_without_its_body(exercise, tmp_path):
     path = tmp_path / exercise.file
     path.write_text(exercise.student_file(), encoding="utf-8")
     stub = runpy.run_path(str(path))
-    text, names = exercise.sought
-    for name in names:
+    text = exercise.source if exercise.is_test else exercise.text
+    for name in exercise.sought:
         function = stub[name]
-        reference = exercises.compiled(exercise.module, text.function(name), name)
+        source = exercises.functions(text, [name])
+        reference = exercises.compiled(exercise.module, source, name)
         assert inspect.signature(function) == inspect.signature(reference)
         assert inspect.getdoc(function) == inspect.getdoc(reference)
         with pytest.raises(NotImplementedError, match=f"{exercise.id}: {name}"):
-            function(*[None] * len(text.definition(name)[1].args.args))
+            function(*[None] * len(exercises.definition(text, name)[1].args.args))
 
 
 def test_a_stub_keeps_decorators_and_comments_and_imports_what_its_body_used():
-    text = exercises.Text("minilora.optim", (
-        "import math\nimport numpy as np\nfrom .tree import walk, put as place\nLIMIT = 3\n\n"
+    text = (
+        "import math\nimport numpy as np\nfrom .tree import walk\nLIMIT = 3\n\n"
         "def other():\n    pass\n\n"
         "@np.vectorize  # by element\ndef f(\n    x,  # (B, T)\n    n=LIMIT,\n):\n"
-        '    """Doc."""\n    math = x\n    place(x, n)\n    return [walk(y) for y in x]\n'
-    ))  # fmt: skip
-    assert text.stub("f", "todo") == (
+        '    """Doc."""\n    math = x\n    print(x, n)\n    return [walk(y) for y in x]\n'
+    )
+    assert exercises.stub(text, "f", "todo") == (
         "@np.vectorize  # by element\ndef f(\n    x,  # (B, T)\n    n=LIMIT,\n):\n"
         '    """Doc."""\n    raise NotImplementedError("todo")'
     )
-    assert text.imports(["f"]).splitlines() == [
-        "import numpy as np", "from minilora.tree import put as place, walk",
+    assert exercises.imports(text, ["f"], "minilora.optim").splitlines() == [
+        "import numpy as np", "from minilora.optim import walk",
     ]  # fmt: skip
 
 
@@ -387,7 +389,7 @@ def test_a_way_through_an_exercise(space, capsys):
     listed = run("list").out
     assert "passed  nearest-code" in listed and "3 hints" in listed and f"1 of {len(ALL)}" in listed
     noted = json.loads((space / "progress.json").read_text(encoding="utf-8"))["nearest-code"]
-    assert noted == {"hints": 3, "checks": 2, "passed": True}
+    assert noted == {"hints": 3, "passed": True}
     run("solution", "adamw", "--anyway")
     assert Workspace(space).of(ALL["adamw"]) == {"solution": True}
 
@@ -500,10 +502,12 @@ def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
     argv = ["teach", "grade", "=ann", "ben", "cleo.zip", "--only", "nearest-code", "--seed", "3"]
     assert main([*argv, "--jobs", "2", "--out", "class"]) == 0
     table = capsys.readouterr().out
-    assert "| nearest-code | 2 | 0 | ties-upward 1 |" in table and "| cleo | 4 | 4 |" in table
+    assert (
+        "| nearest-code | passed 2, ties-upward 1 |" in table and "- cleo: 4 of 4 points" in table
+    )
     rows = list(csv.DictReader(io.StringIO(Path("class/grades.csv").read_text(encoding="utf-8"))))
     assert [row["student"] for row in rows] == ["'=ann", "ben", "cleo"]
-    assert rows[0]["mistake"].startswith("ties-upward") and rows[1]["status"] == "passed"
+    assert rows[0]["mistake"].startswith("ties-upward") and rows[1]["kind"] == "passed"
     assert Path("class/class.md").read_text(encoding="utf-8") == table
     assert "ties-upward" in Path("class/feedback/=ann.txt").read_text(encoding="utf-8")
     assert Path("class/class.png").read_bytes().startswith(b"\x89PNG")
@@ -546,7 +550,7 @@ def test_gradescope_runs_the_autograder(tmp_path):
 
 
 GRADESCOPE = {"score", "execution_time", "output", "visibility", "stdout_visibility", "tests"}
-GRADESCOPE_TEST = {"name", "score", "max_score", "status", "output", "visibility", "tags"}
+GRADESCOPE_TEST = {"name", "score", "max_score", "status", "output", "tags"}
 
 
 def test_reports(tmp_path, capsys):
@@ -560,7 +564,6 @@ def test_reports(tmp_path, capsys):
     assert set(result) == GRADESCOPE
     for test in result["tests"]:
         assert set(test) == GRADESCOPE_TEST
-        assert test["visibility"] in ("visible", "hidden", "after_due_date", "after_published")
         assert test["status"] in ("passed", "failed") and 0 <= test["score"] <= test["max_score"]
     assert sum(t["max_score"] for t in result["tests"]) == NEAREST.points + PACK.points
     assert sum(t["score"] for t in result["tests"]) == result["score"] == 2
@@ -570,11 +573,8 @@ def test_reports(tmp_path, capsys):
     grades = [report.Grade(NEAREST.id, 5, 4, passed, failed, 1.0)]
     grades.append(report.Grade(PACK.id, 6, 3, passed, passed, 1.0))
     rows = list(csv.DictReader(io.StringIO(report.as_csv({"ann": grades}))))
-    assert [r["points"] for r in rows] == ["2", "3"] and rows[0]["hidden"] == "failed"
+    assert [r["points"] for r in rows] == ["2", "3"] and rows[0]["kind"] == "other mistakes"
     assert "together 5 of 7 points" in report.feedback(grades)
-    assert [report.cell(text) for text in ("=1+1", "+1", "-1", "@a", "a=1")] == [
-        "'=1+1", "'+1", "'-1", "'@a", "a=1",
-    ]  # fmt: skip
 
 
 # --- the set ---
@@ -590,9 +590,9 @@ def test_faults_of_a_planted_mistake_are_found():
     planted = [replace(first, name=name, find=find) for name, (find, _) in broken.items()]
     planted[1] = replace(planted[1], replace="x + 0, side")
     exercise = replace(NEAREST, mistakes=(first, *planted))
-    assert teach.fault_of(exercise, first) == ""
+    assert PROVE["fault_of"](exercise, first) == ""
     for mistake in planted:
-        fault = teach.fault_of(exercise, mistake)
+        fault = PROVE["fault_of"](exercise, mistake)
         assert fault.startswith(broken[mistake.name][1])
 
 
@@ -602,7 +602,7 @@ def test_faults_of_a_set_are_told(capsys, monkeypatch):
     assert main(["teach", "check"]) == 1
     captured = capsys.readouterr()
     assert "| packing-nibbles | 6 |" in captured.out and "2 of 2" in captured.out
-    assert captured.err == "fault: packing-nibbles: 2 planted mistakes: at least three\n"
+    assert captured.err == "fault: packing-nibbles: fewer than three planted mistakes\n"
 
 
 ENTRY = """id = "a"
