@@ -53,7 +53,7 @@ def fault_of(exercise, mistake):
         return ""
     if not (function := exercise.mistaken(mistake)):
         return "it has neither `find` nor a function mistake_… in the exercise's file"
-    subject, rules = Local(function), judge.rules(exercise)
+    subject, rules = Local(function), [*exercise.rules, judge.REFERENCE]
     found = chain.from_iterable(judge.wrong_calls(exercise, subject, rule) for rule in rules)
     if (wrong := next(found, None)) is None:
         return "it passes every property"

@@ -20,12 +20,9 @@ def add_commands(top):
     rooms = top.add_subparsers(dest="room", required=True)
     learn = rooms.add_parser("learn", description="Solve exercises in a folder of plain files.")
     teach = rooms.add_parser("teach", description="Hand out exercises, and grade them.")
-    commands, shared, one, only, seed = (
-        learn.add_subparsers(dest="command", required=True),
-        *(argparse.ArgumentParser(add_help=False) for _ in range(4)),
-    )
+    commands = learn.add_subparsers(dest="command", required=True)
+    shared, only, seed = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     shared.add_argument("--dir", default=".", help="the workspace; default: the current folder")
-    one.add_argument("id", metavar="ID")
     only.add_argument("--only", nargs="+", metavar="ID", help="these exercises alone")
     seed.add_argument("--seed", type=int, help="of the hidden checks; keep it private")
 
@@ -42,10 +39,7 @@ def add_commands(top):
     sub.add_argument("id", metavar="ID", nargs="?")
     sub = command("watch", "check each file when it changes", shared)
     sub.add_argument("--interval", type=float, default=0.5, help="seconds between two looks")
-    command("hint", "the next of three hints", shared, one)
-    sub = command("solution", "the reference, once the exercise is passed", shared, one)
-    sub.add_argument("--anyway", action="store_true", help="before that; progress will say so")
-    command("reset", "a fresh stub; the old file is moved to a numbered name", shared, one)
+    command("hint", "the next of three hints", shared).add_argument("id", metavar="ID")
 
     commands = teach.add_subparsers(dest="command", required=True)
     sub = command("build", "a folder for students: stubs and a table of them", only)

@@ -114,6 +114,11 @@ class Exercise:
         return SimpleNamespace(**runpy.run_path(str(self.folder / self.file), run_name=self.id))
 
     @property
+    def rules(self):
+        """The names of the properties."""
+        return [name for name in vars(self.checks) if name.startswith("property_")]
+
+    @property
     def task(self):
         """What is to be written: the docstring of the Python file without its first line."""
         return (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]

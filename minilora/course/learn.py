@@ -29,15 +29,14 @@ class Workspace:
         return self.folder / exercise.file
 
     def read(self):
-        path = self.folder / PROGRESS
-        way = "make one with minilora learn init DIR"
+        path, way = self.folder / PROGRESS, "make one with minilora learn init DIR"
         require(path.exists(), f"{self.folder} is no workspace: {way}")
         self.progress = read_json(path)
-        objects = all(isinstance(noted, dict) for noted in self.progress.values())
-        require(objects, f"{path} must hold an object for each exercise")
+        for noted in self.progress.values():
+            require(isinstance(noted, dict), f"{path} must hold an object for each exercise")
 
     def of(self, exercise):
-        """Return what was noted about an exercise: `passed`, `hints`, `solution`."""
+        """Return what was noted about an exercise: `passed` and `hints`."""
         return self.progress.get(exercise.id, {})
 
     def note(self, exercise, **values):
@@ -55,7 +54,7 @@ class Workspace:
     def check(self, exercise):
         """Return the Verdict on the exercise's file, and note that it was checked."""
         path = self.path(exercise)
-        require(path.exists(), f"{path} is gone: minilora learn reset {exercise.id} brings it back")
+        require(path.exists(), f"{path} is gone: minilora learn init brings it back")
         verdict = judge.verdicts(exercise, path.read_bytes())[0]
         if verdict.status == "passed":
             self.note(exercise, passed=True)
@@ -82,8 +81,9 @@ def fill(folder, chosen):
 
 
 def show(exercise, verdict):
-    text = "" if verdict.text == verdict.status else f"\n  {verdict.text}"
-    print(f"{exercise.id}: {verdict.status}{text}")
+    print(
+        f"{exercise.id}: {verdict.status}", *[f"\n  {verdict.text}"] * (verdict.share < 1), sep=""
+    )
 
 
 def debug(path):
@@ -115,7 +115,6 @@ def do_list(args):
         noted = space.of(e)
         state = "passed" if noted.get("passed") else "begun" if space.begun(e) else "todo"
         extra = f"  {noted['hints']} hints" if "hints" in noted else ""
-        extra += "  solution seen" * noted.get("solution", False)
         about = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
         print(f"{state:<7} {e.id:<22} lesson {e.lesson:<2} {about}{extra}")
     passed = [e for e in space.present if space.of(e).get("passed")]
@@ -180,25 +179,3 @@ def do_hint(args):
     space.note(e, hints=min(given + 1, 3))
     for n in numbers:
         print(f"hint {n + 1} of 3: {e.hints[n]}")
-
-
-def do_solution(args):
-    space = Workspace(args.dir)
-    e = space.named(args.id)
-    if not space.of(e).get("passed"):
-        way = f"a hint may do (minilora learn hint {e.id}), --anyway shows it"
-        require(args.anyway, f"{e.id} is not passed yet: {way}")
-        space.note(e, solution=True)
-    print(exercises.functions(e.source if e.is_test else e.text, e.sought))
-
-
-def do_reset(args):
-    """Write a fresh stub; nearest_code.py becomes nearest_code.1.py, or the next free number."""
-    space = Workspace(args.dir)
-    path = space.path(space.named(args.id))
-    if path.exists():
-        olds = (path.with_suffix(f".{n}.py") for n in range(1, 10**6))
-        old = path.rename(next(old for old in olds if not old.exists()))
-        print(f"yours is {old}")
-    fill(space.folder, [space.named(args.id)])
-    print(f"{path} is the stub again")

@@ -40,17 +40,17 @@ class Grade(NamedTuple):
 
 
 def together(grades):
-    return f"{sum(g.points for g in grades):.4g} of {sum(g.most for g in grades):g} points"
+    return f"{sum(g.points for g in grades):.4g} of {sum(g.most for g in grades):g} points\n"
 
 
 def feedback(grades):
     """Return what a student reads."""
-    lines = []
+    text = ""
     for g in grades:
-        lines.append(f"{g.id}: {g.points:.3g} of {g.most:g}")
-        texts = dict.fromkeys([g.open.text, g.hidden.text])  # one line where they are the same
-        lines += [f"  {text}" for text in texts if text != "passed"]
-    return "\n".join([*lines, f"together {together(grades)}"]) + "\n"
+        said = dict.fromkeys([g.open.text, g.hidden.text])  # one line where they are the same
+        text += f"{g.id}: {g.points:.3g} of {g.most:g}\n"
+        text += "".join(f"  {line}\n" for line in said if line != "passed")
+    return f"{text}together {together(grades)}"
 
 
 def as_csv(results):
@@ -105,11 +105,11 @@ def kinds(results):
 
 def class_table(results):
     """Return the points of each submission, and a table in Markdown: exercise by mistake."""
-    lines = [f"- {name}: {together(grades)}" for name, grades in results.items()]
-    lines += ["", "| exercise | students |", "| --- | --- |"]
+    text = "".join(f"- {name}: {together(grades)}" for name, grades in results.items())
+    text += "\n| exercise | students |\n| --- | --- |\n"
     for name, found in kinds(results).items():
-        lines.append(f"| {name} | {', '.join(f'{kind} {n}' for kind, n in found.items())} |")
-    return "\n".join(lines) + "\n"
+        text += f"| {name} | {', '.join(f'{kind} {n}' for kind, n in found.items())} |\n"
+    return text
 
 
 def picture(results, path):

@@ -67,9 +67,6 @@ class Local(NamedTuple):
             touched = tuple(n for n, (old, new) in pairs if difference(old, new))
             yield Outcome() if kind == "test" else Outcome(value, touched)
 
-    def output(self):
-        return ""  # prints are seen
-
 
 class Reader(pickle.Unpickler):
     """Read a pickle of arrays and plain data; UnpicklingError if there is more in it."""
@@ -158,6 +155,7 @@ def unpacked(answer):
     """Read the bytes of an Outcome: it is the student's data, so nothing of it is run."""
     try:
         value, touched, crash = Reader(io.BytesIO(answer)).load()
+        list(leaves(value))  # a RecursionError, where a value contains itself
         return Outcome(value, tuple(map(int, touched)), crash and Crash(*map(str, crash)))
     except Exception as error:
         return Outcome(crash=Crash("TypeError", f"the result is no plain data: {error}"))
