@@ -178,6 +178,7 @@ def compiled(module, text, name):
     return namespace[name]
 
 
+@lru_cache
 def load(folder=LESSONS):
     """Read `folder`/exercises.toml, check it, and return {id: Exercise}."""
     path, where = Path(folder) / "exercises.toml", "the file"

@@ -76,9 +76,10 @@ def right_outcome(exercise, items):
     return outcomes(exercise, Local(exercise.mistaken()), [dict(items)])[0]
 
 
-def bound(exercise, case):
-    """Return how far a float may be from the reference's, on this call."""
-    tolerance = getattr(exercise.checks, "tolerance", lambda *_: 0.0)
+@lru_cache(2**14)
+def bound(exercise, items):
+    """Return how far a float may be from the reference's, on the call with these items."""
+    tolerance, case = getattr(exercise.checks, "tolerance", lambda *_: 0.0), dict(items)
     as_drawn = exercise.arguments({**case, "stored": "as drawn"})
     wider = case.get("stored") == "float32" and difference(as_drawn, exercise.arguments(case))
     return tolerance(*as_drawn) * (2**29 if wider else 1)  # 2⁻²⁴ in the place of 2⁻⁵³
@@ -99,7 +100,7 @@ def problem(exercise, subject, case, mine, rule):
     if mine.touched != right.touched:
         return Problem(case, "the arguments are left as they are", mine, right)
     if rule == REFERENCE or right.crash:
-        equal = same(mine, right, bound(exercise, case))
+        equal = same(mine, right, bound(exercise, tuple(case.items())))
         return None if equal else Problem(case, REFERENCE, mine, right)
 
     def function(*arguments):
@@ -128,8 +129,8 @@ def diagnose(exercise, subject, case):
     """Return the one or two mistakes that answer `case` and other calls as the subject, or ()."""
     choices = calls.choices(exercise.checks, True, False)
     drawn = [case, *calls.draw(exercise.id, 0, "samples", choices, SAMPLES)]
-    mine, bounds = outcomes(exercise, subject, drawn), [bound(exercise, c) for c in drawn]
-    right = [right_outcome(exercise, tuple(c.items())) for c in drawn]
+    mine, items = outcomes(exercise, subject, drawn), [tuple(c.items()) for c in drawn]
+    right, bounds = ([f(exercise, i) for i in items] for f in (right_outcome, bound))
     if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
         return ()  # the subject only fails to run, where it differs from the reference
     for group in [*permutations(exercise.mistakes, 1), *permutations(exercise.mistakes, 2)]:
@@ -228,7 +229,7 @@ def explained(exercise, wrong):
         lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
     elif says := other_kind(right.value, mine.value):
         lines.append(f"because   {says}")
-    elif found := difference(right.value, mine.value, bound(exercise, wrong.case)):
+    elif found := difference(right.value, mine.value, bound(exercise, tuple(wrong.case.items()))):
         lines += [f"expected  {found[0]}", f"got       {found[1]}", f"first at  {found[2]}"]
     elif wrong.detail:
         lines.append(f"there     {wrong.detail}")

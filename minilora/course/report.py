@@ -6,6 +6,7 @@ Results are {name of the submission: its Grades}.
 import csv
 import io
 import json
+import textwrap
 from collections import Counter
 from typing import NamedTuple
 
@@ -124,13 +125,14 @@ def picture(results, path):
         for number, (kind, n) in enumerate(found.items()):
             color = COLORS.get(kind, ("gold", "tab:orange")[number % 2])
             axes.barh(row, n, left=left, color=color, edgecolor="white")
-            if kind not in COLORS:
-                axes.text(left + n / 2, row, kind, ha="center", va="center", fontsize=6)
+            if kind not in COLORS and (width := 110 * n // len(results)) > 5:
+                text = textwrap.fill(kind.replace("-", " "), width)
+                axes.text(left + n / 2, row, text, ha="center", va="center", fontsize=5)
             left += n
     for kind, color in COLORS.items():
         axes.barh(0, 0, color=color, label=kind)
     axes.set_yticks(range(len(rows)), rows, fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("students (a recognized mistake is named in its part of the bar)")
     figure.legend(loc="outside upper center", ncols=3)
     figure.savefig(path, dpi=120)

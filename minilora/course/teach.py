@@ -11,13 +11,14 @@ from functools import partial
 from importlib.metadata import requires
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
+from unittest.mock import patch
 
 from ..config import require
 from ..formats.files import new_folder
 from . import judge, report
 from .exercises import LESSONS, PACKAGE, TEMPLATES, load
 from .learn import fill, write
-from .student import SEED
+from .student import SEED, environment
 
 LARGEST = 2**20  # bytes of a file that is handed in
 
@@ -73,7 +74,8 @@ def do_grade(args):
     require(args.jobs > 0, "--jobs must be a whole number from 1")
     chosen(args.only)
     work = partial(graded, args.only, private_seed(args.seed), args.user)
-    with ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+    quiet = patch.dict(os.environ, environment())  # of the process that watches over semaphores
+    with quiet, ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         mapped = (map if args.jobs == 1 else pool.map)(work, args.submissions)
         results = dict(zip(names, mapped))
     if args.out:

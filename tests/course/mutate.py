@@ -1,7 +1,8 @@
 """How many mutants of each exercise's reference are caught: `python tests/course/mutate.py [ID …]`.
 
 A mutant is the reference with one operator, constant, argument or statement changed. It counts if
-some of 2,000 drawn calls, half of them hidden ones, gives another value than the reference. The
+some of 2,000 drawn calls, half of them hidden ones, gives another value than the reference, in what
+the exercise observes of it (padding that its text leaves open does not count). The
 table shows how many of these the open check catches, and the open and the hidden check together.
 """
 
@@ -118,10 +119,11 @@ def row(name):
             for hidden in (False, True):
                 choices = calls.choices(exercise.checks, True, hidden)
                 for case in calls.draw(name, 99, "mutants", choices, 1000):
-                    (right,) = Local(exercise.mistaken()).ask("call", exercise.arguments(case))
-                    calls_of.append((case, judge.bound(exercise, case), right))
+                    items = tuple(case.items())
+                    found = judge.bound(exercise, items), judge.right_outcome(exercise, items)
+                    calls_of.append((case, *found))
         for case, bound, right in calls_of:
-            (mine,) = Local(function).ask("call", exercise.arguments(case))
+            (mine,) = judge.outcomes(exercise, Local(function), [case])
             try:
                 if not mine.crash and not same(mine, right, bound):
                     return True

@@ -224,7 +224,7 @@ ODD = {
     "    print('here I am')\n    return codes\n": "it printed 'here I am'",
     "    return 'bytes'\n": "got       'bytes'",
     "    return codes[::2] * 16 + codes[1::2] + 1.5\n": "float64",
-    "    x = []\n    x.append(x)\n    return x\n": "RecursionError",
+    "    x = []\n    x.append(x)\n    return x\n": "maximum recursion depth",
     "    raise SystemExit\n": "the process of your code ended",
     "    return np.zeros(2**32)\n": "MemoryError",
 }
