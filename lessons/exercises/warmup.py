@@ -9,12 +9,16 @@ least 1) and the step n ≥ w, config.lr_schedule says which:
 - "cosine": learning_rate·½·(1 + cos(π·(n − w)/rest)).
 """
 
+import math
+from dataclasses import replace
+
 import numpy as np
 
 from minilora.config import TrainConfig
+from minilora.course.outcome import close
 
 CASES = {
-    "iters": (1, 60),
+    "iters": [1, 2, 3, 10, 40, 60],
     "ratio": [0.0, 0.06, 0.3, 0.95],
     "schedule": ["constant", "linear", "cosine"],
     "share": (0.0, 1.0),
@@ -52,3 +56,12 @@ def property_one_hill(function, step, config):
     top = rates.index(max(rates))
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def property_the_top_after_the_warm_up(function, step, config):
+    """the first step after the warm-up has the full rate, in short runs, too"""
+    for iters in (1, 2, 3, config.iters):
+        first = math.ceil(config.warmup_ratio * iters)
+        if first < iters:
+            rate = function(first, replace(config, iters=iters))
+            close(rate, config.learning_rate, tolerance(step, config))

@@ -20,10 +20,7 @@ def choices(checks, reference, hidden):
 
 
 def draw(exercise, seed, name, choices, count):
-    """Draw `count` calls; equal seeds, exercises' ids and names give equal calls.
-
-    The ends of a range are drawn more often than what lies between them.
-    """
+    """Draw `count` calls, equal for equal seeds, exercises' ids and names; ends of ranges often."""
     text = f"{seed} {exercise} {name}".encode()
     rng = np.random.default_rng(list(hashlib.sha256(text).digest()))
 
@@ -36,10 +33,10 @@ def draw(exercise, seed, name, choices, count):
             return int(rng.integers(choice[0], choice[1] + 1))
         return float(rng.uniform(*choice))
 
-    def call():
-        return {"seed": int(rng.integers(2**32)), **{k: value(c) for k, c in choices.items()}}
-
-    return [call() for _ in range(count)]
+    return [
+        {"seed": int(rng.integers(2**32)), **{key: value(c) for key, c in choices.items()}}
+        for _ in range(count)
+    ]
 
 
 def stored(value, way):

@@ -135,12 +135,11 @@ class Exercise:
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
+        text, needed = self.text, imports(self.text, [*self.helpers, self.name], self.module)
         if self.is_test:
             text, nodes = self.source, ast.parse(self.source).body
-            lines = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
-            needed = "\n".join(lines)
-        else:
-            text, needed = self.text, imports(self.text, self.sought, self.module)
+            found = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+            needed = "\n".join(found)
         stubs = [stub(text, n, f"{self.id}: {n} is still to be written") for n in self.sought]
         written = functions(text, self.sought) if solved else "\n\n\n".join(stubs)
         template = (TEMPLATES / "exercise.txt").read_text(encoding="utf-8")

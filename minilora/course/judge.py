@@ -29,8 +29,7 @@ from .student import Local, running
 
 REFERENCE = "it gives what the reference gives"  # the rule that every exercise has, the last one
 CALLS, CALLS_OF_A_PROPERTY = 40, 16  # that are tried
-ENOUGH = 8  # wrong calls, of which the smallest is shown
-SAMPLES = 24  # calls on which a subject and a mistake are compared
+ENOUGH, SAMPLES = 8, 24  # wrong calls to choose the smallest from; calls to tell mistakes apart
 
 
 class Problem(NamedTuple):
@@ -201,7 +200,7 @@ def check_test(exercise, subject, seed, hidden):
     missed: list = []
     for job in jobs:
         source = exercise.module, exercise.edited(*job), exercise.name
-        crash = next(iter(subject.ask("test", source))).crash
+        ((_, _, crash),) = subject.ask("test", source)
         if unwritten(exercise, crash):
             return TODO
         if crash and (not job or crash.kind == "NotImplementedError"):
@@ -209,8 +208,8 @@ def check_test(exercise, subject, seed, hidden):
             return Verdict("failed", 0.0, text + f"\n  it raised {crash.text}" * (not hidden))
         missed += () if crash else job
     total = len(jobs) - 2
-    caught = f"catches {total - len(missed)} of {total} planted mistakes"
-    text = f"the reference passes your test, which {caught}"
+    text = "the reference passes your test, which catches "
+    text += f"{total - len(missed)} of {total} planted mistakes"
     text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if not hidden)
     return Verdict("failed" if missed else "passed", 1 - len(missed) / max(1, total), text)
 

@@ -103,9 +103,8 @@ def do_init(args):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{args.folder} cannot be made: {error.strerror}") from error
-    missing = fill(folder, known)
-    kept = len(known) - missing
-    print(f"{args.folder}: {missing} exercises to write, {kept} files kept as they are")
+    new = fill(folder, known)
+    print(f"{args.folder}: {new} exercises to write, {len(known) - new} files kept as they are")
     print(f"next: cd {args.folder}, then minilora learn next")
 
 
@@ -117,20 +116,18 @@ def do_list(args):
         extra = f"  {noted['hints']} hints" if "hints" in noted else ""
         about = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
         print(f"{state:<7} {e.id:<22} lesson {e.lesson:<2} {about}{extra}")
-    passed = [e for e in space.present if space.of(e).get("passed")]
-    print(f"{len(passed)} of {len(space.present)} passed")
+    print(f"{sum('passed' in space.of(e) for e in space.present)} of {len(space.present)} passed")
 
 
 def do_next(args):
     space = Workspace(args.dir)
     left = {e.id: e for e in space.present if not space.of(e).get("passed")}
-    e = next((e for e in left.values() if not set(e.needs) & set(left)), None)
-    if e is None:
+    for e in [e for e in left.values() if not set(e.needs) & set(left)][:1]:
+        print(f"{e.id}: `{e.name}` of {e.module}, about {e.minutes} minutes")
+        print(f"read {e.lesson_file}")
+        print(f"edit {space.path(e)}, then minilora learn check {e.id}")
+    if not left:
         print("all exercises are passed")
-        return
-    print(f"{e.id}: `{e.name}` of {e.module}, about {e.minutes} minutes")
-    print(f"read {e.lesson_file}")
-    print(f"edit {space.path(e)}, then minilora learn check {e.id}")
 
 
 def do_check(args):
@@ -175,7 +172,6 @@ def do_hint(args):
     space = Workspace(args.dir)
     e = space.named(args.id)
     given = space.of(e).get("hints", 0)
-    numbers = range(3) if given >= 3 else [given]
     space.note(e, hints=min(given + 1, 3))
-    for n in numbers:
+    for n in range(3) if given == 3 else [given]:
         print(f"hint {n + 1} of 3: {e.hints[n]}")

@@ -113,10 +113,8 @@ def other_kind(expected, got):
 def describe(value, contents=True):
     """Describe a value in a few words: shape and dtype, and the contents if it is small."""
     if isinstance(value, np.ndarray):
-        text = f"{value.shape} {value.dtype}"
-        if contents and value.size <= 8:
-            text += f" {np.array2string(value, separator=', ')}".replace("\n", "")
-        return text
+        numbers = f" {np.array2string(value, separator=', ')}".replace("\n", "")
+        return f"{value.shape} {value.dtype}" + numbers * (contents and value.size <= 8)
     if isinstance(value, dict):
         text = f"{{{', '.join(f'{key}: {describe(v, False)}' for key, v in value.items())}}}"
     elif isinstance(value, list | tuple):

@@ -40,7 +40,7 @@ HARMLESS = {
     "numpy._core.numeric": {"_frombuffer"},
     "builtins": {"set", "frozenset", "slice", "complex", "range"},
 }
-FORKS = "forkserver" in multiprocessing.get_all_start_methods()
+FORKS = hasattr(os, "fork")
 CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 CONTEXT.set_forkserver_preload([__name__, "minilora"])
 
@@ -114,8 +114,7 @@ class Student:
     """A function of another process, which has a time limit."""
 
     def __init__(self, folder, user, seconds):
-        path = Path(folder, "printed")  # the student's process appends to it
-        self.printed = path.open("w+b")
+        self.printed = open(f"{folder}/printed", "w+b")  # noqa: SIM115 (the student's prints)
         self.connection, theirs = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=serve, args=(theirs, folder, user), daemon=True)
         with patch.dict(os.environ, environment(), clear=True):
