@@ -30,7 +30,9 @@ def draw(exercise, seed, name, choices, count):
         if rng.random() < 0.2:
             return choice[rng.integers(2)]
         if isinstance(choice[0], int):
-            return int(rng.integers(choice[0], choice[1] + 1))
+            return choice[0] + int(
+                (choice[1] + 1 - choice[0]) * rng.random() ** 2
+            )  # more small ones
         return float(rng.uniform(*choice))
 
     return [
