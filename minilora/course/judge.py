@@ -178,12 +178,12 @@ def check(exercise, subject, seed=0, hidden=False):
     share = (len(held) / max(1, len(exercise.rules)) + (REFERENCE not in broken)) / 2
     rule, wrong = next(iter(broken.items()))
     sizes = [sum(np.size(x) for _, x in leaves(exercise.arguments(w.case))) for w in wrong]
-    least, group = wrong[sizes.index(min(sizes))], ()
+    least, group = wrong[sizes.index(min(sizes))], []
     (again,) = outcomes(exercise, subject, [least.case])
     if problem(exercise, subject, least.case, again, rule) is None:
         least = least._replace(rule="the same call gives the same answer twice")
     elif not least.mine.crash:
-        group = diagnose(exercise, subject, least.case)
+        group += diagnose(exercise, subject, least.case)
     mistake = "; and ".join(f"{m.name}: {m.says}" for m in group)
     text = "a hidden check fails" if hidden else explained(exercise, least)
     return Verdict("failed", share, text + f"\n  likely    {mistake}" * bool(group), mistake)

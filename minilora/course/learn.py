@@ -143,7 +143,8 @@ def do_check(args):
 
 def do_watch(args):
     require(args.interval > 0, "--interval must be a positive number of seconds")
-    space, seen = Workspace(args.dir), {}
+    space = Workspace(args.dir)
+    seen: dict = {}
     print(f"watching {space.folder}, interrupt to end", flush=True)
     with suppress(KeyboardInterrupt):
         while True:

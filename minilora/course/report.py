@@ -94,13 +94,12 @@ def as_gradescope(grades):
 
 def kinds(results):
     """Return {exercise id: Counter of the Grades' kinds, the most frequent mistake first}."""
-    by_exercise = {
-        grades[0].id: Counter(g.kind for g in grades) for grades in zip(*results.values())
-    }
-    for name, found in by_exercise.items():
+    by_exercise = {}
+    for grades in zip(*results.values()):
+        found = Counter(g.kind for g in grades)
         named = [kind for kind, _ in found.most_common() if kind not in COLORS]
         order = ["passed", *named, "other mistakes", "not written"]
-        by_exercise[name] = {kind: found[kind] for kind in order if found[kind]}
+        by_exercise[grades[0].id] = {kind: found[kind] for kind in order if found[kind]}
     return by_exercise
 
 
@@ -139,12 +138,13 @@ def picture(results, path):
 
 
 def write_all(folder, results):
-    """Write the tables, the CSV, the picture, feedback per student; of one, Gradescope's JSON."""
+    """Write the tables, the CSV and feedback per student; a picture, or of one Gradescope's JSON."""
     write(folder / "grades.csv", as_csv(results))
     write(folder / "class.md", class_table(results))
-    picture(results, folder / "class.png")
     (folder / "feedback").mkdir()
     for name, grades in results.items():
         write(folder / "feedback" / f"{name}.txt", feedback(grades))
-        if len(results) == 1:
-            write(folder / "results.json", as_gradescope(grades))
+    if len(results) > 1:
+        picture(results, folder / "class.png")
+    else:
+        write(folder / "results.json", as_gradescope(grades))

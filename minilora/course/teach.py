@@ -100,9 +100,9 @@ def graded(only, seed, user, path):
     files = handed_in(Path(path), {e.file for e in exercises})
     for e in exercises:
         began = time.perf_counter()
-        verdicts = judge.verdicts(e, files.get(e.file), seed, user)
+        opened, hidden = judge.verdicts(e, files.get(e.file), seed, user)
         seconds = time.perf_counter() - began
-        grades.append(report.Grade(e.id, e.lesson, e.points, *verdicts, seconds))
+        grades.append(report.Grade(e.id, e.lesson, e.points, opened, hidden, seconds))
     return grades
 
 

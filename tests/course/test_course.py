@@ -135,10 +135,7 @@ RARE = {  # wrong on about one call in fifty: whether it is found depends on the
     "    return codes + (float(np.abs(x).sum()) * 1e4 % 50 < 1)\n",
     "packing-nibbles": "    packed = codes[0::2] * 16 + codes[1::2]\n"
     "    return packed ^ (int(packed.sum()) % 50 == 7)\n",
-    "swiglu": "    y = gate / (1 + np.exp(-gate)) * up\n"
-    "    return y * (float(np.abs(gate).sum()) * 1e4 % 50 >= 1)\n",
 }
-
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(find_spec("minilora").origin).parents[1])}
 
