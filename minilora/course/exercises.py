@@ -89,7 +89,7 @@ class Exercise:
     helpers: Sequence[str] = ()  # functions of the same module that the student writes, too
     needs: Sequence[str] = ()
     kind: str = "function"
-    seconds: float = 7  # the time limit of a file
+    seconds: float = 9  # the time limit of a file
     mistakes: Sequence[Mistake] = ()
 
     def __post_init__(self):

@@ -138,7 +138,7 @@ def picture(results, path):
 
 
 def write_all(folder, results):
-    """Write the tables, the CSV and feedback per student; a picture, or of one Gradescope's JSON."""
+    """Write the tables, the CSV, and feedback per student; also a picture, or Gradescope's JSON."""
     write(folder / "grades.csv", as_csv(results))
     write(folder / "class.md", class_table(results))
     (folder / "feedback").mkdir()

@@ -191,7 +191,7 @@ def test_a_test_is_graded_by_the_mistakes_that_it_catches(tmp_path):
 # --- a student's process ---
 
 
-def graded(exercise, path, body, seconds=7.0):
+def graded(exercise, path, body, seconds=9.0):
     source = written(exercise, path, body).read_bytes()
     return judge.verdicts(replace(exercise, seconds=seconds), source, seed=7)
 
