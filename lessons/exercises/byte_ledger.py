@@ -1,17 +1,26 @@
-"""byte-ledger: where the memory of a training step goes."""
+"""byte-ledger: where the memory of a training step goes.
+
+Return a dict of bytes with exactly these keys:
+
+- "frozen weights": what the base occupies as it is stored, `nbytes(base)`;
+- "trained weights": four bytes for each parameter of the adapters (`num_parameters`);
+- "their gradients": as many;
+- "Adam's two moments": ADAM_FLOATS float32 for each trained parameter;
+- "activations": tokens times `kept_floats(adapters, base, config)`, a float32 each.
+"""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora import nf4
 from minilora.config import ModelConfig
 
 CASES = {
-    "layers": st.integers(1, 3),
-    "r": st.integers(1, 4),
-    "tokens": st.integers(1, 64),
-    "quantized": st.booleans(),
+    "layers": (1, 3),
+    "r": (1, 4),
+    "tokens": (1, 64),
+    "quantized": [False, True],
 }
+HIDDEN = {"layers": (4, 6), "r": (5, 9), "tokens": (65, 999)}
 
 
 def arguments(rng, layers, r, tokens, quantized):

@@ -1,18 +1,23 @@
-"""dora-norm: how long each row of the updated weight is."""
+"""dora-norm: how long each row of the updated weight is.
+
+w is (out, in), a dense float32 array or a quantized one, of which `dense(w)` makes the matrix; a
+is (r, in), b is (out, r), scaling a float. Return the norm (the root of the sum of the squares)
+of each row of W₀ + scaling·BA, (out,) float32, and 1 for a row of zeros.
+"""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora import nf4
 from minilora.course.outcome import close
 
 CASES = {
-    "out": st.integers(1, 4),
-    "width": st.integers(1, 4),
-    "r": st.integers(1, 2),
-    "quantized": st.booleans(),
-    "zeros": st.booleans(),
+    "out": (2, 4),
+    "width": (2, 4),
+    "r": (1, 2),
+    "quantized": [False, True],
+    "zeros": [False, True],
 }
+HIDDEN = {"out": (5, 9), "width": (5, 9), "r": (3, 4)}
 
 
 def arguments(rng, out, width, r, quantized, zeros):
@@ -24,8 +29,8 @@ def arguments(rng, out, width, r, quantized, zeros):
 
 
 def tolerance(*_):
-    """float32: a norm of at most √4·(2 + 3·2), four squares and two terms each: 2⁻²⁴·16·8."""
-    return 128 * 2.0**-24
+    """float32: a norm of at most √9·(2 + 3·4), nine squares and five terms each: 2⁻²⁴·42·14."""
+    return 588 * 2.0**-24
 
 
 def property_unit_rows(function, w, scaling, a, b):

@@ -1,11 +1,17 @@
-"""ia3: the smallest of the siblings, three vectors a layer."""
+"""ia3: the smallest of the siblings, three vectors a layer.
+
+Return (adapters, base): the base as it is, and a new tree with one leaf `ia3_l` at some paths of
+`lora.target_paths(base, EVERY_LINEAR)` (`set_leaf(adapters, f"{path}.ia3_l", array)`), float32
+ones. With the weight's shape (out, in): (out, 1) at k_proj and v_proj, whose outputs are scaled,
+and (1, in) at down_proj, whose input is scaled.
+"""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora.tree import flatten
 
-CASES = {"layers": st.integers(1, 2), "biased": st.booleans()}
+CASES = {"layers": (1, 2), "biased": [False, True]}
+HIDDEN = {"layers": (3, 5)}
 SHAPES = {
     "self_attn": {"q_proj": (8, 8), "k_proj": (4, 8), "v_proj": (4, 8), "o_proj": (8, 8)},
     "mlp": {"gate_proj": (12, 8), "up_proj": (12, 8), "down_proj": (8, 12)},

@@ -1,17 +1,22 @@
-"""linear-4bit-backward: the gradient that goes through a 4-bit weight and leaves it alone."""
+"""linear-4bit-backward: the gradient that goes through a 4-bit weight and leaves it alone.
+
+The gradient of y = x Wᵀ with respect to x: ∂L/∂x = (∂L/∂y) W. g = ∂L/∂y is (..., out); w is (out,
+in), a dense float32 array or a quantized one, of which `dense(w)` makes the matrix. Return (...,
+in).
+"""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora import nf4
 from minilora.course.outcome import close
 
 CASES = {
-    "rows": st.integers(1, 3),
-    "width": st.sampled_from([4, 6]),
-    "out": st.sampled_from([4, 6]),
-    "quantized": st.booleans(),
+    "rows": (1, 3),
+    "width": [4, 6],
+    "out": [4, 6],
+    "quantized": [False, True],
 }
+HIDDEN = {"rows": (4, 6), "width": [9, 16], "out": [9, 11]}
 
 
 def arguments(rng, rows, width, out, quantized):
@@ -21,8 +26,8 @@ def arguments(rng, rows, width, out, quantized):
 
 
 def tolerance(g, w):
-    """float32: six terms of at most 2·3, 2⁻²⁴ each."""
-    return 6 * 6 * 6 * 2.0**-24
+    """float32: n terms of at most 2·3 and n partial sums, 2⁻²⁴ each."""
+    return 6 * g.shape[-1] ** 2 * 2.0**-24
 
 
 def plain(w):

@@ -1,36 +1,59 @@
-"""lora-merge: the weight that a projection with its adapter stands for."""
+"""lora-merge: the weight that a projection with its adapter stands for.
+
+`trained` and `frozen` are the nodes of one projection. Begin with its weight,
+dense(trained_or_frozen(trained, frozen, "weight")): a trained `weight` takes the place of the
+frozen one. Then, for what is there:
+
+1. each node of frozen["lora_stack"] (a dict) adds its own `lora.delta(node, node)`;
+2. "lora_A" in trained adds `lora.delta(trained, frozen)`, which is lora_scaling · BA;
+3. "lora_magnitude_vector" (out,) in trained: multiply each row of the sum by its magnitude over
+   its norm, `row_norms(trained, frozen)`;
+4. "ia3_l" in trained, (out, 1) or (1, in): multiply by it.
+
+Return the dense weight (out, in).
+"""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora import layers, nf4
 from minilora.course.outcome import close
 from minilora.methods.operations import MethodOps
 
 CASES = {
-    "rows": st.integers(1, 6),
-    "width": st.integers(1, 6),
-    "r": st.integers(1, 3),
-    "alpha": st.sampled_from([1.0, 3.0, 16.0]),
-    "quantized": st.booleans(),
-    "stacked": st.integers(0, 2),
-    "magnitudes": st.booleans(),
+    "rows": (2, 6),
+    "width": (2, 6),
+    "r": (2, 3),
+    "alpha": [1.0, 3.0, 16.0],
+    "quantized": [False, True],
+    "stacked": (0, 2),
+    "magnitudes": [False, True],
+    "factors": [True, False],
+    "replaced": [False, True],
+    "ia3": ["none", "rows", "columns"],
 }
+HIDDEN = {"rows": (7, 9), "width": (7, 12), "r": (4, 5)}
 
 
-def arguments(rng, rows, width, r, alpha, quantized, stacked, magnitudes):
-    def factors():
+def arguments(rng, rows, width, r, alpha, quantized, stacked, magnitudes, factors, replaced, ia3):
+    def drawn():
         a, b = rng.uniform(-1, 1, (r, width)), rng.uniform(-1, 1, (rows, r))
         return {"lora_A": a.astype("f4"), "lora_B": b.astype("f4")}
 
     weight = rng.uniform(-1, 1, (rows, width)).astype("f4")
     fixed = {"lora_scaling": alpha / r, "lora_dropout": 0.0}
-    trained = factors()
+    trained = drawn() if factors else {}
     frozen = {"weight": nf4.quantize(weight) if quantized else weight, **fixed}
     if stacked:
-        frozen["lora_stack"] = {str(n): {**factors(), **fixed} for n in range(stacked)}
-    elif magnitudes:  # DoRA cannot stand upon another adapter
+        frozen["lora_stack"] = {
+            str(n): {**drawn(), **fixed, "lora_scaling": 0.5 + n} for n in range(stacked)
+        }
+    elif magnitudes and factors:  # DoRA cannot stand upon another adapter
         trained["lora_magnitude_vector"] = rng.uniform(0.5, 2, rows).astype("f4")
+    if replaced and ia3 == "none":
+        trained["weight"] = rng.uniform(-1, 1, (rows, width)).astype("f4")
+    if ia3 != "none":
+        shape = (rows, 1) if ia3 == "rows" else (1, width)
+        trained["ia3_l"] = rng.uniform(0.5, 2, shape).astype("f4")
     return trained, frozen
 
 
@@ -49,6 +72,6 @@ def property_merging_is_an_equation(function, trained, frozen):
 
 def property_no_update_no_change(function, trained, frozen):
     """with B = 0 the merged weight is W₀, dense"""
-    if "lora_stack" not in frozen and "lora_magnitude_vector" not in trained:
+    if "lora_stack" not in frozen and set(trained) == {"lora_A", "lora_B"}:
         nothing = {**trained, "lora_B": np.zeros_like(trained["lora_B"])}
         close(function(nothing, frozen), layers.dense(frozen["weight"]))

@@ -1,17 +1,16 @@
-"""lowrank-gradient: the backward pass of s·BAx."""
+"""lowrank-gradient: the backward pass of s·BAx.
+
+The backward pass of y = scaling · B(Ax), for each token x: given g = ∂L/∂y (batch, T, out), return
+(∂L/∂x, ∂L/∂A, ∂L/∂B), in the shapes of x (batch, T, in), a (r, in) and b (out, r). All tokens
+share a and b, so their gradients are sums over the tokens.
+"""
 
 import numpy as np
-from hypothesis import strategies as st
 
-from minilora.course.outcome import close, slope
+from minilora.course.outcome import close
 
-CASES = {
-    "batch": st.integers(1, 2),
-    "length": st.integers(1, 3),
-    "width": st.integers(2, 4),
-    "out": st.integers(2, 4),
-    "r": st.integers(1, 3),
-}
+CASES = {"batch": (1, 2), "length": (1, 3), "width": (2, 4), "out": (2, 4), "r": (2, 3)}
+HIDDEN = {"batch": (3, 4), "length": (4, 6), "width": (5, 9), "out": (5, 8), "r": (4, 5)}
 
 
 def arguments(rng, batch, length, width, out, r):
@@ -21,8 +20,8 @@ def arguments(rng, batch, length, width, out, r):
 
 
 def tolerance(*_):
-    """float64: sums of some 6·4·3 terms of at most 3, 2⁻⁵³ each; with room, 2⁻⁴²."""
-    return 2.0**-42
+    """float64: sums of some 24·9·5 terms of at most 3, 2⁻⁵³ each; with room, 2⁻⁴¹."""
+    return 2.0**-41
 
 
 def product(x, a, b, scaling):
@@ -30,8 +29,25 @@ def product(x, a, b, scaling):
     return scaling * (x @ a.T) @ b.T
 
 
+def slope(function, x, step=1e-5):
+    """∂ Σ function / ∂x by central differences, for a float64 array x: what a gradient must be.
+
+    The error is of the order step², and 2⁻⁵³/step of rounding: use a bound of some 1e-8 times the
+    size of what is summed.
+    """
+    gradient = np.empty_like(x)
+    for index in np.ndindex(x.shape):
+        ends = [x.copy(), x.copy()]
+        for moved, sign in zip(ends, (1, -1)):
+            moved[index] += sign * step
+        gradient[index] = (np.sum(function(ends[0])) - np.sum(function(ends[1]))) / (2 * step)
+    return gradient
+
+
 def property_slopes(function, g, x, a, b, scaling):
     """each gradient is the slope of Σ g∘(s·BAx), by finite differences"""
+    if x.size + a.size + b.size > 60:
+        return  # hundreds of slopes take long, and tell no more
     dx, da, db = function(g, x, a, b, scaling)
     bound = 1e-7  # slope: 1e-8 times the size of the sum, and that is at most some ten
     close(dx, slope(lambda x: g * product(x, a, b, scaling), x), bound)

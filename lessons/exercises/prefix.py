@@ -1,12 +1,19 @@
-"""prefix: keys and values that no token has."""
+"""prefix: keys and values that no token has.
+
+Return (adapters, base): the base as it is, and a new tree with two leaves for each layer i,
+"model.layers.i.self_attn.prefix_k" and "model.layers.i.self_attn.prefix_v" (`set_leaf` makes the
+nodes on the way). Each is (n, k) float32 from the standard normal distribution of `rng`: n is
+config.num_virtual_tokens, k the number of rows of the layer's k_proj weight.
+`lora.target_paths(base, LoraConfig(target_modules=("k_proj",)))` has the paths of the k_projs.
+"""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora.methods.methods import MethodConfig
 from minilora.tree import flatten
 
-CASES = {"layers": st.integers(1, 2), "n": st.integers(8, 12), "kv": st.sampled_from([4, 6])}
+CASES = {"layers": (1, 2), "n": (8, 12), "kv": [4, 6]}
+HIDDEN = {"layers": (3, 4), "n": (13, 20)}
 
 
 def arguments(rng, layers, n, kv):
@@ -20,13 +27,30 @@ def arguments(rng, layers, n, kv):
     return base, config, np.random.default_rng(int(rng.integers(1000)))
 
 
+def described(w):
+    """Of 32 draws or more from N(0, 1), the deviation is outside [1/2, 2], or the mean beyond ±1,
+    less than once in a million."""
+    mean, deviation = np.mean(w), np.std(w)
+    right = 0.5 < deviation < 2 and abs(mean) < 1
+    return "N(0, 1)" if right else f"mean {mean:.1g}, deviation {deviation:.1g}"
+
+
 def observe(result, base, config, rng):
-    """Shapes, and of N(0, 1) whether it is spread about as far as it must be: of 32 draws or more
-    the deviation is outside [1/2, 2] less than once in a million."""
-    return {
-        path: (np.shape(w), str(np.asarray(w).dtype), bool(0.5 < np.std(w) < 2))
-        for path, w in flatten(result[0]).items()
-    }
+    return {path: (np.shape(w), described(w)) for path, w in flatten(result[0]).items()}
+
+
+def property_drawn_from_the_generator(function, base, config, rng):
+    """equal generators give equal numbers, others give others, and no two rows are equal"""
+
+    def drawn(seed):
+        leaves = flatten(function(base, config, np.random.default_rng(seed))[0]).values()
+        return np.concatenate([np.asarray(w)[:, :4] for w in leaves])
+
+    first = drawn(1)
+    assert np.array_equal(first, drawn(1)), "the same generator gives other numbers"
+    if first.any():
+        assert not np.array_equal(first, drawn(2)), "another generator gives the same numbers"
+        assert len(np.unique(first, axis=0)) == len(first), "some rows are equal"
 
 
 def property_counted(function, base, config, rng):

@@ -1,15 +1,19 @@
-"""rms-norm: rows brought to one size."""
+"""rms-norm: rows brought to one size.
+
+y = x / √(mean(x²) + eps) · weight, where the mean runs over the last axis. x is (..., D), weight
+is (D,), and eps is a float under the root. Return an array of x's shape. No mean is subtracted.
+"""
 
 import numpy as np
-from hypothesis import strategies as st
 
 from minilora.course.outcome import close
 
 CASES = {
-    "rows": st.integers(1, 3),
-    "width": st.integers(1, 6),
-    "eps": st.sampled_from([1e-5, 0.5]),
+    "rows": (1, 3),
+    "width": (2, 6),
+    "eps": [1e-5, 0.5],
 }
+HIDDEN = {"rows": (4, 9), "width": (7, 33)}
 
 
 def arguments(rng, rows, width, eps):
@@ -18,8 +22,8 @@ def arguments(rng, rows, width, eps):
 
 
 def tolerance(*_):
-    """float64: |y| ≤ 2·√6, a sum of six terms and a few operations: some ten times 2⁻⁵³·5."""
-    return 2.0**-46
+    """float64: |y| ≤ 2·√33, a sum of 33 terms and a few operations: some 40 times 2⁻⁵³·12."""
+    return 2.0**-44
 
 
 def property_the_mean_square(function, x, weight, eps):

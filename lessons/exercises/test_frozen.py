@@ -1,4 +1,9 @@
-"""test-frozen: a test that training moves what it shall move, and nothing else."""
+"""test-frozen: a test that training moves what it shall move, and nothing else.
+
+`minilora.load("micro")` gives (config, base, tokenizer); `lora.init(base, LoraConfig(…), rng)`
+gives (adapters, base). Examples are `data.prepare(data.load_rows("questions", "valid")[:8],
+tokenizer, settings)[0]`, with settings = TrainConfig(…). `flatten(tree)` is {dotted path: array}.
+"""
 
 import numpy as np
 

@@ -1,4 +1,11 @@
-"""test-merge: a test that every right merge passes, and no usual mistake."""
+"""test-merge: a test that every right merge passes, and no usual mistake.
+
+`minilora.load("micro")` gives (config, base, tokenizer); `lora.init(base, LoraConfig(…), rng)`
+gives (adapters, base), where `lora.adapted_paths(adapters)` has the paths of the adapted
+projections. `minilora.forward(adapters, base, tokens, config)` computes logits; {} is an adapter
+that has nothing. A trained norm, {"model": {"norm": {"weight": …}}} in `adapters`, takes the place
+of the base's.
+"""
 
 import numpy as np
 

@@ -1,4 +1,7 @@
-"""test-nibbles: a test that every right packing passes, and no usual mistake."""
+"""test-nibbles: a test that every right packing passes, and no usual mistake.
+
+Call `pack` on codes of your choice, and compare the bytes with what they must be.
+"""
 
 import numpy as np
 

@@ -5,103 +5,70 @@ a function's decorators, signature, comments and docstring; its body becomes one
 """
 
 import ast
-import importlib.util
+import builtins
+import importlib
 import inspect
-import linecache
 import runpy
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 
 from ..config import InputError, require
+from .calls import stored
 
-KINDS = ("function", "test")
-LESSONS = Path(__file__).parents[2] / "lessons"  # of the clone that this package runs from
-HEADER = '''"""{e.id}: {what}`{e.name}` of {e.module}, to be written here.
-
-Lesson {e.lesson}, difficulty {e.difficulty} of 3, about {e.minutes} minutes, {e.points:g} points.
-    check    minilora learn check {e.id}
-    hint     minilora learn hint {e.id}
-    debug    run this file; a breakpoint in your function stops in the check's calls
-"""
-
-'''
-FOOTER = """if __name__ == "__main__":  # the check, in this process and without a time limit
-    from minilora.course import debug
-
-    debug(__file__)
-"""
+PACKAGE = Path(__file__).parents[1]  # an installed one contains the lessons, a clone has them next
+LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-class Text(NamedTuple):
-    """The source of a module, and its name; None for a file that nobody can import from."""
-
-    name: str | None
-    source: str
-
-    def definition(self, name):
-        """Return the syntax tree of the function `name`."""
-        for node in ast.parse(self.source).body:
-            if isinstance(node, ast.FunctionDef) and node.name == name:
-                return node
-        raise InputError(f"{self.name or 'the file'} has no function {name}")
-
-    def function(self, *names):
-        """Return the source of these functions, decorators included, one after the other."""
-        nodes = [self.definition(name) for name in names]
-        return "\n\n\n".join(self._lines(start(node), node.end_lineno) for node in nodes)
-
-    def stub(self, name, message):
-        """Return its decorators, signature and docstring, and a body that raises `message`."""
-        node = self.definition(name)
-        first = node.body[0]
-        last = first.lineno - 1 if ast.get_docstring(node) is None else first.end_lineno
-        return f'{self._lines(start(node), last)}\n    raise NotImplementedError("{message}")'
-
-    def _lines(self, first, last):
-        return "\n".join(self.source.splitlines()[first - 1 : last])
-
-    def imports(self, names):
-        """Return the import lines that these functions need when they stand in another file."""
-        used = set().union(*(free_names(self.definition(name)) for name in names)) - set(names)
-        package = (self.name or "").rpartition(".")[0]
-        lines = []
-        tree = ast.parse(self.source)
-        for node in [n for n in tree.body if isinstance(n, ast.Import | ast.ImportFrom)]:
-            node.names = [alias for alias in node.names if (alias.asname or alias.name) in used]
-            node.names.sort(key=ast.unparse)
-            used -= {alias.asname or alias.name for alias in node.names}
-            if isinstance(node, ast.ImportFrom):
-                relative = "." * node.level + (node.module or "")
-                node.module, node.level = importlib.util.resolve_name(relative, package), 0
-            if node.names:
-                lines.append(ast.unparse(node))
-        own = used & set(vars(importlib.import_module(self.name))) if self.name else ()
-        if own:
-            lines.append(f"from {self.name} import {', '.join(sorted(own))}")
-        lines.sort(key=lambda line: (line.startswith("from"), line))
-        groups = [[x for x in lines if ("minilora" in x) == ours] for ours in (False, True)]
-        return "\n\n".join("\n".join(group) for group in groups if group)
+def definition(source, name):
+    """Return (first line, decorators included, and syntax tree) of the function `name`."""
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == name:
+            return min([node.lineno, *(d.lineno for d in node.decorator_list)]), node
+    raise InputError(f"there is no function {name}")
 
 
-def start(node):
-    """Return the number of a function's first line, its decorators included."""
-    return min([node.lineno, *(d.lineno for d in node.decorator_list)])
+def functions(source, names):
+    """Return the source of these functions, decorators included, one after the other."""
+    found, lines = [definition(source, name) for name in names], source.splitlines()
+    return "\n\n\n".join("\n".join(lines[first - 1 : node.end_lineno]) for first, node in found)
+
+
+def stub(source, name, message):
+    """Return its decorators, signature and docstring, and a body that raises `message`."""
+    first, node = definition(source, name)
+    body = node.body[0]
+    last = body.lineno - 1 if ast.get_docstring(node) is None else body.end_lineno
+    lines = source.splitlines()[first - 1 : last]
+    return "\n".join([*lines, f'    raise NotImplementedError("{message}")'])
 
 
 def free_names(function):
-    """Return the names that a function's syntax tree uses and does not bind."""
+    """Return the names that a function reads and does not bind itself."""
     names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
     bound = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
     bound |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
     defaults = {node.id for node in function.args.defaults if isinstance(node, ast.Name)}
     return {node.id for node in names} - bound | defaults  # a parameter may have its default's name
+
+
+def imports(source, names, module):
+    """Return the import lines that these functions of a module need in another file."""
+    known, lines, used = vars(importlib.import_module(module)), [], set()
+    for name in names:
+        used |= free_names(definition(source, name)[1])
+    used = used.intersection(known).difference(names, vars(builtins))
+    for name in sorted(name for name in used if inspect.ismodule(known[name])):
+        path = known[name].__name__
+        lines.append(f"import {path}" if path == name else f"import {path} as {name}")
+        used.remove(name)
+    return "\n".join([*lines, *[f"from {module} import {', '.join(sorted(used))}"] * bool(used)])
 
 
 @dataclass(frozen=True)
@@ -115,7 +82,7 @@ class Mistake:
     hidden: bool = False  # of a `test` exercise: counted, never named
 
 
-@dataclass
+@dataclass(eq=False)
 class Exercise:
     """A function of the reference for a student to write, or (kind `test`) a test of one."""
 
@@ -130,49 +97,62 @@ class Exercise:
     helpers: Sequence[str] = ()  # functions of the same module that the student writes, too
     needs: Sequence[str] = ()
     kind: str = "function"
-    seconds: float = 20  # the time limit of a check
+    seconds: float = 9  # the time limit of a file
     mistakes: Sequence[Mistake] = ()
 
     def __post_init__(self):
         self.module, _, self.name = self.function.partition(":")
         self.file = f"{self.id.replace('-', '_')}.py"  # the student's, and the Python file
+        self.is_test = self.kind == "test"
+        self.sought = ["check"] if self.is_test else [*self.helpers, self.name]  # to be written
+        self.lesson_file = next(iter(sorted(LESSONS.glob(f"{self.lesson:02d}_*.py"))), "")
+        # a test is tried on the reference twice (counting calls is no test), and on each mistake
+        self.jobs = [(), (), *((mistake,) for mistake in self.mistakes)]
+
+    @cached_property
+    def source(self):
+        """The text of the Python file."""
+        path = self.folder / self.file
+        require(path.exists(), f"{self.id}: there is no {path}")
+        return path.read_text(encoding="utf-8")
 
     @cached_property
     def checks(self):
         """What the Python file defines: cases and properties."""
-        path = self.folder / self.file
-        require(path.exists(), f"{self.id}: there is no {path}")
-        return SimpleNamespace(**runpy.run_path(str(path), run_name=path.stem))
+        return SimpleNamespace(**runpy.run_path(str(self.folder / self.file), run_name=self.id))
 
-    @cached_property
-    def sought(self):
-        """(text, names) of the functions that the student writes."""
-        if self.kind == "test":
-            return Text(None, (self.folder / self.file).read_text(encoding="utf-8")), ["check"]
-        return self.text, [*self.helpers, self.name]
+    @property
+    def rules(self):
+        """The names of the properties."""
+        return [name for name in vars(self.checks) if name.startswith("property_")]
+
+    @property
+    def task(self):
+        """What is to be written: the docstring of the Python file without its first line."""
+        return (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
 
     @cached_property
     def text(self):
-        return Text(self.module, inspect.getsource(importlib.import_module(self.module)))
+        """The source of the reference's module."""
+        return inspect.getsource(importlib.import_module(self.module))
 
     @cached_property
     def reference(self):
         """The source of the reference: what a mistake edits."""
-        return self.text.function(*self.helpers, self.name)
-
-    @cached_property
-    def right(self):
-        return self.mistaken()
+        return functions(self.text, [*self.helpers, self.name])
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
-        text, names = self.sought
-        parts = [HEADER.format(e=self, what="a test of " if self.kind == "test" else "")]
-        parts[0] += text.imports(names)
-        for name in names:
-            stub = text.stub(name, f"{self.id}: {name} is still to be written")
-            parts.append(text.function(name) if solved else stub)
-        return "\n\n\n".join([*parts, FOOTER])
+        text, needed = self.text, imports(self.text, [*self.helpers, self.name], self.module)
+        if self.is_test:
+            text, nodes = self.source, ast.parse(self.source).body
+            found = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+            needed = "\n".join(found)
+        stubs = [stub(text, n, f"{self.id}: {n} is still to be written") for n in self.sought]
+        written = functions(text, self.sought) if solved else "\n\n\n".join(stubs)
+        template = (TEMPLATES / "exercise.txt").read_text(encoding="utf-8")
+        kind = "a test of " * self.is_test
+        return template.format(e=self, what=kind, imports=needed, functions=written)
 
     def edited(self, *mistakes):
         """Return the reference's source with these mistakes' edits; None if one does not apply."""
@@ -192,49 +172,35 @@ class Exercise:
 
     def arguments(self, case):
         """Make the arguments of the call that `case` stands for."""
-        sizes = {key: value for key, value in case.items() if key != "seed"}
-        return tuple(self.checks.arguments(np.random.default_rng(case["seed"]), **sizes))
+        sizes = {key: value for key, value in case.items() if key not in ("seed", "stored")}
+        drawn = tuple(self.checks.arguments(np.random.default_rng(case["seed"]), **sizes))
+        return stored(drawn, case.get("stored"))
 
 
+@lru_cache(1024)
 def compiled(module, text, name):
     """Return the function `name` that `text` defines, in a copy of the module's namespace."""
     namespace = dict(vars(importlib.import_module(module)))
-    file = f"<{module}: {name}, edited {hash(text)}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # for tracebacks
-    exec(compile(text, file, "exec"), namespace)
+    exec(compile(text, f"<{module}: {name}>", "exec"), namespace)
     return namespace[name]
 
 
+@lru_cache
 def load(folder=LESSONS):
     """Read `folder`/exercises.toml, check it, and return {id: Exercise}."""
-    path = Path(folder) / "exercises.toml"
-    way = "they come with a clone of the repository, or with the folder of `minilora teach build`"
-    require(path.exists(), f"there are no exercises in {folder}: {way}")
-    try:
-        entries = tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]
-    except (ValueError, KeyError, RecursionError) as error:
-        raise InputError(f"{path} is no list of exercises: {error}") from error
+    path, where = Path(folder) / "exercises.toml", "the file"
     exercises: dict[str, Exercise] = {}
-    for entry in entries:
-        where = f"exercise {entry.get('id', '?')}"
-        mistakes = [_filled(Mistake, m, where) for m in entry.pop("mistake", ())]
-        entry |= {"folder": Path(folder) / "exercises", "mistakes": mistakes}
-        e = _filled(Exercise, entry, where)
-        require(e.kind in KINDS, f"{where}: kind must be one of {KINDS}")
-        require(e.difficulty in (1, 2, 3), f"{where}: difficulty must be 1, 2 or 3")
-        require(len(e.hints) == 3, f"{where}: give three hints, from gentle to plain")
-        require(e.id not in exercises, f"{path}: {e.id} stands there twice")
-        for need in e.needs:  # so there is no circle, and the order can be followed
-            require(need in exercises, f"{path}: {e.id} needs {need}: put that above it")
-        exercises[e.id] = e
-    return exercises
-
-
-def _filled(kind, values, where):
-    """Make a dataclass of the keys that an entry has."""
-    names = {field.name for field in fields(kind)}
-    require(set(values) <= names, f"{where}: unknown keys {sorted(set(values) - names)}")
     try:
-        return kind(**values)
-    except TypeError as error:
-        raise InputError(f"{where}: {str(error).rpartition('__init__() ')[2]}") from error
+        for entry in tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]:
+            where = entry.get("id", "an exercise without id")
+            mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
+            e = Exercise(**entry, folder=path.parent / "exercises", mistakes=mistakes)
+            require(e.kind in ("function", "test"), "kind must be function or test")
+            require(e.difficulty in (1, 2, 3), "difficulty must be 1, 2 or 3")
+            require(len(e.hints) == 3, "give three hints, from gentle to plain")
+            require(e.id not in exercises, "the id stands there twice")
+            require(set(e.needs) <= set(exercises), f"it needs {e.needs}: put that above it")
+            exercises[e.id] = e
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{path} is no list of exercises: {where}: {error}") from error
+    return exercises

@@ -1,4 +1,4 @@
-"""Find out if a function is right, and if not, on which smallest call and by which usual mistake.
+"""Find out if a function is right, and if not, on which small call and by which usual mistake.
 
 The judge asks a subject for values: `student.Local` in this process, `student.Student` in another.
 It never runs a student's code itself.
@@ -6,25 +6,30 @@ It never runs a student's code itself.
 
 import inspect
 import random
-from dataclasses import dataclass
-from itertools import permutations
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import islice, permutations
 from typing import NamedTuple
 
-from ..config import InputError
-from .exercises import Mistake
-from .outcome import Crash, Outcome, Stopped, describe, difference, same
+import numpy as np
+
+from . import calls
+from .outcome import (
+    NOTHING,
+    Crash,
+    Outcome,
+    Stopped,
+    describe,
+    difference,
+    leaves,
+    other_kind,
+    same,
+)
 from .student import Local, running
 
-try:
-    import hypothesis
-    from hypothesis import strategies as st
-except ImportError as error:
-    way = "pip install -e '.[hf,course]' in the clone"
-    raise InputError(f"the exercises need hypothesis: {way}") from error
-
-EXAMPLES = 60  # calls that a check tries
-SAMPLES = 24  # calls on which a subject and a mistake are compared
-SEEDS = st.integers(0, 2**32 - 1)
+REFERENCE = "it gives what the reference gives"  # the rule that every exercise has, the last one
+CALLS, CALLS_OF_A_PROPERTY = 40, 16  # that are tried
+ENOUGH, SAMPLES = 8, 24  # wrong calls to choose the smallest from; calls to tell mistakes apart
 
 
 class Problem(NamedTuple):
@@ -45,192 +50,186 @@ class Verdict:
     share: float  # of the points, 0 to 1
     text: str  # what to read, several lines
     mistake: str = ""  # "name: what it is", where one is recognised
-    brief: str = ""  # the same in one line
 
 
-def outcome(exercise, subject, case):
-    """Call the subject as `case` says, and return what the exercise observes of it."""
-    found = subject.ask("call", *exercise.arguments(case))
-    observe = getattr(exercise.checks, "observe", None)
-    if found.crash or not observe:
-        return found
-    try:
-        return found._replace(value=observe(found.value, *exercise.arguments(case)))
-    except Exception as error:  # `observe` met something that it does not know
-        return Outcome(crash=Crash("unreadable", f"the result cannot be read: {error}"))
+TODO = Verdict("todo", 0.0, "still to be written")
 
 
-def bound(exercise, case):
-    """Return how far a float may be from the reference's, on this call."""
-    tolerance = getattr(exercise.checks, "tolerance", lambda *_: 0.0)
-    return tolerance(*exercise.arguments(case))
+def outcomes(exercise, subject, cases):
+    """Call the subject as each case says; return what the exercise observes of the results."""
+    found = []
+    observe = getattr(exercise.checks, "observe", lambda value, *_: value)
+    for case, one in zip(cases, subject.ask("call", *map(exercise.arguments, cases))):
+        try:
+            value = None if one.crash else observe(one.value, *exercise.arguments(case))
+            found.append(one._replace(value=value))
+        except Exception as error:  # `observe` met something that it does not know
+            says = NOTHING if one.value is None else f"the result cannot be read: {error}"
+            found.append(Outcome(crash=Crash("unreadable", says)))
+    return found
 
 
-def problem(exercise, subject, case):
-    """Return what is wrong with the subject's answer to `case`, a Problem, or None."""
-    mine, right = outcome(exercise, subject, case), outcome(exercise, Local(exercise.right), case)
+@lru_cache(2**14)
+def right_outcome(exercise, items):
+    """Return the reference's outcome on the call with these items, computed once."""
+    return outcomes(exercise, Local(exercise.mistaken()), [dict(items)])[0]
+
+
+@lru_cache(2**14)
+def bound(exercise, items):
+    """Return how far a float may be from the reference's, on the call with these items."""
+    tolerance, case = getattr(exercise.checks, "tolerance", lambda *_: 0.0), dict(items)
+    as_drawn = exercise.arguments({**case, "stored": "as drawn"})
+    wider = case.get("stored") == "float32" and difference(as_drawn, exercise.arguments(case))
+    return tolerance(*as_drawn) * (2**29 if wider else 1)  # 2⁻²⁴ in the place of 2⁻⁵³
+
+
+def cases(exercise, rule, seed=0, hidden=False):
+    """Draw the calls on which a rule is checked."""
+    count = CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY
+    choices = calls.choices(exercise.checks, rule == REFERENCE, hidden)
+    return calls.draw(exercise.id, seed, rule, choices, count)
+
+
+def problem(exercise, subject, case, mine, rule):
+    """Return what is wrong with the subject's outcome `mine` on `case`, a Problem, or None."""
+    right = right_outcome(exercise, tuple(case.items()))
     if mine.crash and not same(mine, right, 0):
         return Problem(case, "the call returns", mine, right)
     if mine.touched != right.touched:
         return Problem(case, "the arguments are left as they are", mine, right)
+    if rule == REFERENCE or right.crash:
+        equal = same(mine, right, bound(exercise, tuple(case.items())))
+        return None if equal else Problem(case, REFERENCE, mine, right)
 
     def function(*arguments):
-        answer = subject.ask("call", *arguments)
+        (answer,) = subject.ask("call", arguments)
         if answer.crash:
             raise answer.crash
         return answer.value
 
-    for rule in [f for name, f in vars(exercise.checks).items() if name.startswith("property_")]:
-        said = " ".join((rule.__doc__ or rule.__name__).split())
-        try:
-            rule(function, *exercise.arguments(case))
-        except Crash as error:
-            return Problem(case, said, Outcome(crash=error), right)
-        except AssertionError as error:
-            return Problem(case, said, mine, right, (str(error).splitlines() or [""])[0])
-        except Exception as error:  # a result of a kind that the property does not know
-            return Problem(case, said, mine, right, f"{type(error).__name__}: {error}")
-    if not same(mine, right, bound(exercise, case)):
-        return Problem(case, "it gives what the reference gives", mine, right)
+    try:
+        getattr(exercise.checks, rule)(function, *exercise.arguments(case))
+    except Exception as error:  # the property does not hold, or does not know this kind of result
+        mine = Outcome(crash=error) if isinstance(error, Crash) else mine
+        said = " ".join((getattr(exercise.checks, rule).__doc__ or rule).split())
+        return Problem(case, said, mine, right, (str(error).splitlines() or [""])[0])
     return None
 
 
-def given(exercise, seed, examples, visit, shrink=False):
-    """Call `visit(case)` on cases drawn from `seed`; `shrink` one for which it raises."""
-
-    @hypothesis.seed(seed)
-    @hypothesis.settings(
-        max_examples=examples, deadline=None, database=None, report_multiple_bugs=False,
-        suppress_health_check=list(hypothesis.HealthCheck),
-        phases=[hypothesis.Phase.generate] + [hypothesis.Phase.shrink] * shrink,
-    )  # fmt: skip
-    @hypothesis.given(st.fixed_dictionaries({"seed": SEEDS, **exercise.checks.CASES}))
-    def every(case):
-        visit(case)
-
-    every()
-
-
-def search(exercise, subject, seed=0, shrink=True):
-    """Return the smallest wrong call (the first, unless `shrink`) as a Problem, or None."""
-    found: list[Problem] = []
-
-    def visit(case):
-        wrong = problem(exercise, subject, case)
-        if wrong:
-            found.append(wrong)
-            raise AssertionError(wrong.rule)
-
-    try:
-        given(exercise, seed, EXAMPLES, visit, shrink)
-    except (AssertionError, Stopped):
-        if not found:
-            raise
-    except hypothesis.errors.Flaky:
-        return found[-1]._replace(rule="the same call gives the same answer twice")
-    return found[-1] if found else None  # hypothesis ends with the smallest
-
-
-def samples(exercise, seed):
-    """Draw some calls, to tell mistakes apart by what they do."""
-    cases: list[dict] = []
-    given(exercise, seed, SAMPLES, cases.append)
-    return cases
+def wrong_calls(exercise, subject, rule, seed=0, hidden=False):
+    """Yield a Problem for each drawn call that breaks the rule."""
+    drawn = cases(exercise, rule, seed, hidden)
+    pairs = zip(drawn, outcomes(exercise, subject, drawn))
+    return filter(None, (problem(exercise, subject, case, mine, rule) for case, mine in pairs))
 
 
 def diagnose(exercise, subject, case):
     """Return the one or two mistakes that answer `case` and other calls as the subject, or ()."""
-    cases = [case, *samples(exercise, seed=0)]
-    try:
-        rows = [(c, outcome(exercise, subject, c), bound(exercise, c)) for c in cases]
-    except Stopped:
-        return ()
-    right = [outcome(exercise, Local(exercise.right), c) for c in cases]
-    if all(mine.crash or same(mine, r, b) for (_, mine, b), r in zip(rows, right)):
+    choices = calls.choices(exercise.checks, True, False)
+    drawn = [case, *calls.draw(exercise.id, 0, "samples", choices, SAMPLES)]
+    mine, items = outcomes(exercise, subject, drawn), [tuple(c.items()) for c in drawn]
+    right, bounds = ([f(exercise, i) for i in items] for f in (right_outcome, bound))
+    if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
         return ()  # the subject only fails to run, where it differs from the reference
     for group in [*permutations(exercise.mistakes, 1), *permutations(exercise.mistakes, 2)]:
         function = exercise.mistaken(*group)
-        if function and all(
-            same(outcome(exercise, Local(function), c), mine, b) for c, mine, b in rows
-        ):
+        if function and all(map(same, outcomes(exercise, Local(function), drawn), mine, bounds)):
             return group
     return ()
 
 
-def checked(exercise, path):
-    """Return the Verdict on the file at `path`, which runs in a process of its own."""
+def verdicts(exercise, source, seed=None, user=None):
+    """Return the open and the hidden Verdict on a file's bytes, which run in another process.
+
+    source: None if there is no file. Without a seed only the open check is made.
+    """
+    opened = None
     try:
-        with running(exercise, path) as subject:
-            return check(exercise, subject)
+        if source is None:
+            raise Stopped(f"{exercise.file} was not handed in")
+        with running(exercise, source, user) as subject:
+            opened = hidden = check(exercise, subject)
+            if opened.status == "failed" and (line := subject.output()):
+                opened = replace(opened, text=f"{opened.text}\n  it printed {line!r}")
+            if seed is not None and opened is not TODO:
+                hidden = check(exercise, subject, seed, hidden=True)
     except Stopped as stop:
-        return Verdict("failed", 0.0, str(stop))
+        hidden = Verdict("failed", 0.0, str(stop))
+    return opened or hidden, hidden
 
 
 def check(exercise, subject, seed=0, hidden=False):
-    """Return the Verdict on a subject. What a hidden check says names no call and no value."""
-    if exercise.kind == "test":
-        return _of_test(exercise, subject, seed, hidden)
-    wrong = search(exercise, subject, seed)
-    if wrong is None:
+    """Return the Verdict on a subject. What a hidden check says names no call and no value.
+
+    Half of the share is for the reference's answers, half for the properties, part by part.
+    """
+    if exercise.is_test:
+        return check_test(exercise, subject, seed, hidden)
+    broken = {}
+    for rule in [*exercise.rules, REFERENCE]:
+        if wrong := list(islice(wrong_calls(exercise, subject, rule, seed, hidden), ENOUGH)):
+            broken[rule] = wrong
+            if any(unwritten(exercise, one.mine.crash) for one in wrong):
+                return TODO
+    if not broken:
         return Verdict("passed", 1.0, "passed")
-    if _todo(exercise, wrong.mine.crash):
-        return Verdict("todo", 0.0, "still to be written")
-    group = diagnose(exercise, subject, wrong.case)
+    held = [rule for rule in exercise.rules if rule not in broken]
+    share = (len(held) / max(1, len(exercise.rules)) + (REFERENCE not in broken)) / 2
+    rule, wrong = next(iter(broken.items()))
+    sizes = [sum(np.size(x) for _, x in leaves(exercise.arguments(w.case))) for w in wrong]
+    least, group = wrong[sizes.index(min(sizes))], []
+    (again,) = outcomes(exercise, subject, [least.case])
+    if problem(exercise, subject, least.case, again, rule) is None:
+        least = least._replace(rule="the same call gives the same answer twice")
+    elif not least.mine.crash:
+        group += diagnose(exercise, subject, least.case)
     mistake = "; and ".join(f"{m.name}: {m.says}" for m in group)
-    text = "a hidden check fails" if hidden else explained(exercise, wrong)
-    if mistake:
-        text += f"\n  likely    {mistake}"
-    return Verdict("failed", 0.0, text, mistake, mistake or f"not true: {wrong.rule}")
+    text = "a hidden check fails" if hidden else explained(exercise, least)
+    return Verdict("failed", share, text + f"\n  likely    {mistake}" * bool(group), mistake)
 
 
-def _todo(exercise, crash):
-    return bool(crash and crash.kind == "NotImplementedError" and f"{exercise.id}:" in crash.text)
+def unwritten(exercise, crash):
+    return crash and crash.kind == "NotImplementedError" and f"{exercise.id}:" in crash.text
 
 
-def _of_test(exercise, subject, seed, hidden):
+def check_test(exercise, subject, seed, hidden):
     """Return the Verdict on a test: its share is that of the planted mistakes that it catches."""
-    mistakes = [m for m in exercise.mistakes if m.hidden == hidden] or exercise.mistakes
-    jobs = [(), (), *((m,) for m in mistakes)]  # the reference twice: counting calls is no test
+    jobs = [job for job in exercise.jobs if not job or hidden or not job[0].hidden]
     random.Random(seed).shuffle(jobs)
-    missed: list[Mistake] = []
+    missed: list = []
     for job in jobs:
-        crash = subject.ask("check", exercise.module, exercise.edited(*job), exercise.name).crash
-        if _todo(exercise, crash):
-            return Verdict("todo", 0.0, "still to be written")
+        source = exercise.module, exercise.edited(*job), exercise.name
+        ((_, _, crash),) = subject.ask("test", source)
+        if unwritten(exercise, crash):
+            return TODO
         if crash and (not job or crash.kind == "NotImplementedError"):
             text = "your test fails the reference itself, which is right"
-            text += "" if hidden else f"\n  it raised {crash.text}"
-            return Verdict("failed", 0.0, text)
+            return Verdict("failed", 0.0, text + f"\n  it raised {crash.text}" * (not hidden))
         missed += () if crash else job
-    caught, total = len(mistakes) - len(missed), len(mistakes)
-    text = f"the reference passes your test, which catches {caught} of {total} planted mistakes"
-    if not hidden:
-        text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed)
-    return Verdict("failed" if missed else "passed", caught / total if total else 1.0, text)
+    total = len(jobs) - 2
+    text = "the reference passes your test, which catches "
+    text += f"{total - len(missed)} of {total} planted mistakes"
+    text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if not hidden)
+    return Verdict("failed" if missed else "passed", 1 - len(missed) / max(1, total), text)
 
 
 def explained(exercise, wrong):
     """Explain a Problem in lines: the call, its arguments, what was expected, what came."""
     arguments, mine, right = exercise.arguments(wrong.case), wrong.mine, wrong.right
-    names = list(inspect.signature(exercise.right).parameters)
+    names = list(inspect.signature(exercise.mistaken()).parameters)[: len(arguments)]
     made = ", ".join(f"{key}={value!r}" for key, value in wrong.case.items())
-    lines = [
-        f"is true   {wrong.rule}",
-        f"not for   {exercise.name}({', '.join(names[: len(arguments)])}), where",
-        *(f"  {name:<10}{describe(value)}" for name, value in zip(names, arguments)),
-        f"made by   arguments({made})",
-    ]
+    lines = [f"is true   {wrong.rule}", f"not for   {exercise.name}({', '.join(names)}), where"]
+    lines += [f"  {name:<10}{describe(value)}" for name, value in zip(names, arguments)]
+    lines.append(f"made by   arguments({made})")
     if mine.crash:
         lines.append(f"raised    {mine.crash.text}")
-    elif right.crash:
-        lines += [f"expected  {right.crash.text}", f"got       {describe(mine.value)}"]
-    else:
-        if mine.touched != right.touched:
-            lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
-        found = difference(right.value, mine.value, bound(exercise, wrong.case))
-        if found:
-            expected, got, place = found
-            lines += [f"expected  {expected}", f"got       {got}", f"first at  {place}"]
-        elif wrong.detail:
-            lines.append(f"there     {wrong.detail}")
+    elif mine.touched != right.touched:
+        lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
+    elif says := other_kind(right.value, mine.value):
+        lines.append(f"because   {says}")
+    elif found := difference(right.value, mine.value, bound(exercise, tuple(wrong.case.items()))):
+        lines += [f"expected  {found[0]}", f"got       {found[1]}", f"first at  {found[2]}"]
+    elif wrong.detail:
+        lines.append(f"there     {wrong.detail}")
     return "\n  ".join(lines)

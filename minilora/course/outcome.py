@@ -1,14 +1,17 @@
 """Record what a call gave, and compare values: whole numbers exactly, floats to within a bound.
 
 An outcome is what was returned (arrays in trees, tuples and dataclasses), which arguments the
-call changed, or how it failed. `close` and `slope` are for the properties of exercises.
+call changed, or how it failed. `close` is for the properties of exercises.
 """
 
 import dataclasses
+import errno
 import traceback
 from typing import Any, NamedTuple
 
 import numpy as np
+
+NOTHING = "it returned None: does every way through it end in `return`?"
 
 
 class Crash(Exception):
@@ -23,12 +26,14 @@ class Crash(Exception):
         """Make a Crash of `error`, with the last line of `file` that it came through."""
         lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
         where = f"\n    line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
+        large = getattr(error, "errno", 0) == errno.EFBIG
+        says = "the code prints or writes more than it may" if large else error
         kind = type(error).__name__
-        return cls(kind, f"{kind}: {error}{where}"[:2000])
+        return cls(kind, f"{kind}: {says}{where}"[:2000])
 
 
 class Stopped(BaseException):
-    """The student's process is over; no `Exception`, so that the search does not catch it."""
+    """The student's process is over; no `Exception`, so that a property does not catch it."""
 
 
 class Outcome(NamedTuple):
@@ -39,14 +44,13 @@ class Outcome(NamedTuple):
 
 def leaves(value, path=""):
     """Yield (path, leaf) of a tree, a tuple or a dataclass; arrays and numbers as arrays."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
     if isinstance(value, list | tuple):
         value = dict(enumerate(value))
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from leaves(inner, f"{path}[{key!r}]")
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from leaves(getattr(value, field.name), f"{path}.{field.name}")
     elif isinstance(value, np.ndarray | np.generic | int | float):
         yield path, np.asarray(value)
     elif value is None or isinstance(value, str):
@@ -58,20 +62,19 @@ def difference(expected, got, bound=0.0):
     wanted, given = dict(leaves(expected)), dict(leaves(got))
     for path in wanted | given:
         both = path in wanted and path in given
-        same = both and _equal(wanted[path], given[path], bound)
-        if np.all(same):
+        equal = both and equal_elements(wanted[path], given[path], bound)
+        if np.all(equal):
             continue
         a, b = (describe(side[path]) if path in side else "nothing" for side in (wanted, given))
-        place, here, there = [path] * bool(path), a, b
-        if same is not False:
-            index = tuple(int(i) for i in np.argwhere(~same)[0])
-            place += [f"index {index}"] * bool(index)
-            here, there = wanted[path][index], given[path][index]
-        return a, b, f"{', '.join(place) or 'the result'}: expected {here}, got {there}"
+        if equal is False:
+            return a, b, f"{path or 'the result'}: expected {a}, got {b}"
+        index = tuple(int(i) for i in np.argwhere(~equal)[0])
+        place = f"{path} index {index}" if index else path or "the result"
+        return a, b, f"{place.strip()}: expected {wanted[path][index]}, got {given[path][index]}"
     return None
 
 
-def _equal(a, b, bound):
+def equal_elements(a, b, bound):
     """Compare two leaves: one boolean per element, or False where kinds or shapes differ."""
     if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
         return type(a) is type(b) and a == b
@@ -79,33 +82,46 @@ def _equal(a, b, bound):
     if a.shape != b.shape or len(kinds) > 1:
         return False
     with np.errstate(all="ignore"):
-        same = (a == b) | ((a != a) & (b != b))
-        return same | (np.abs(a - b) <= bound) if kinds == {"f"} else same
+        equal = (a == b) | ((a != a) & (b != b))
+        return equal | (np.abs(a - b) <= bound) if kinds == {"f"} else equal
 
 
 def same(a, b, bound):
     """Compare two outcomes: the same kind of crash, or the same value and changes."""
-    kinds = [outcome.crash and outcome.crash.kind for outcome in (a, b)]
-    if kinds[0] != kinds[1] or a.touched != b.touched:
+    if (a.crash and a.crash.kind) != (b.crash and b.crash.kind) or a.touched != b.touched:
         return False
     return difference(a.value, b.value, bound) is None
+
+
+def other_kind(expected, got):
+    """Say in a sentence how two results are of different kinds, or return an empty string."""
+    if got is None:
+        return NOTHING * (expected is not None)
+    if isinstance(expected, np.ndarray) and isinstance(got, list | tuple):
+        return f"it returned a {type(got).__name__}, not an array: np.array makes one of a list"
+    if isinstance(expected, tuple):
+        if isinstance(got, tuple | list) and len(expected) == len(got):
+            return next(filter(None, map(other_kind, expected, got)), "")
+        return f"it returned {describe(got)}, not {len(expected)} values"
+    if isinstance(expected, dict) and not (isinstance(got, dict) and set(expected) == set(got)):
+        return (
+            f"it returned {describe(got)}, not a dict with the keys {', '.join(map(str, expected))}"
+        )
+    return ""
 
 
 def describe(value, contents=True):
     """Describe a value in a few words: shape and dtype, and the contents if it is small."""
     if isinstance(value, np.ndarray):
-        text = f"{value.shape} {value.dtype}"
-        if contents and value.size <= 8:
-            text += f" {np.array2string(value, separator=', ')}".replace("\n", "")
-        return text
+        numbers = f" {np.array2string(value, separator=', ')}".replace("\n", "")
+        return f"{value.shape} {value.dtype}" + numbers * (contents and value.size <= 8)
     if isinstance(value, dict):
         text = f"{{{', '.join(f'{key}: {describe(v, False)}' for key, v in value.items())}}}"
     elif isinstance(value, list | tuple):
         text = f"({', '.join(describe(v, False) for v in value)})"
-    elif dataclasses.is_dataclass(value) or callable(value):
-        return type(value).__name__
     else:
-        text = repr(value)
+        plain = isinstance(value, str | int | float | np.generic) or value is None
+        text = repr(value) if plain else type(value).__name__
     return text if len(text) <= 160 else text[:158] + " …"
 
 
@@ -113,20 +129,3 @@ def close(got, expected, bound=0.0):
     """Assert that two values (arrays, trees, tuples) are equal, floats to within `bound`."""
     found = difference(expected, got, bound)
     assert found is None, found[2]
-
-
-def slope(function, x, step=1e-5):
-    """∂ Σ function / ∂x by central differences, for a float64 array x: what a gradient must be.
-
-    The error is of the order step², and 2⁻⁵³/step of rounding: use a bound of some 1e-8 times the
-    size of what is summed.
-    """
-    gradient = np.empty_like(x)
-    for index in np.ndindex(x.shape):
-        ends = []
-        for sign in (1, -1):
-            moved = x.copy()
-            moved[index] += sign * step
-            ends.append(np.sum(function(moved)))
-        gradient[index] = (ends[0] - ends[1]) / (2 * step)
-    return gradient

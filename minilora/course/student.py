@@ -1,48 +1,48 @@
 """Call a student's function: in this process, `Local`, or in one of its own, `Student`.
 
-`python -m minilora.course.student SECONDS` is that process. It takes requests and gives answers
-through what was its standard input and output, which are then closed to the student's code. The
-process is only asked for values: the right answers and the private seed stay with the judge. A
-message is a pickle behind its length; the judge reads pickles of arrays, plain containers and
-minilora's own dataclasses, and of nothing else.
+The student's process is only asked for values: right answers, rules and the private seed stay with
+the judge, which has loaded them before. It is forked from a server whose environment was emptied.
+The judge reads its answers as pickles of arrays, plain containers and minilora's own dataclasses.
 """
 
 import copy
 import importlib
 import io
+import linecache
+import multiprocessing
 import os
 import pickle
-import queue
-import runpy
 import signal
-import struct
-import subprocess
+import socket
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
 from .. import kernels
-from .exercises import compiled
-from .outcome import Crash, Outcome, Stopped, difference
+from .exercises import PACKAGE, compiled
+from .outcome import Crash, Outcome, Stopped, difference, leaves
 
 SEED = "MINILORA_GRADING_SEED"  # of the hidden checks
-STARTING = 60  # seconds that the process may take to import minilora
-STARTING_CPU = 10  # seconds of CPU time for that, beside the student's
-LARGEST = 256 * 2**20  # bytes of an answer
+KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # of the environment
+ANSWER = 2**25  # bytes of an answer
+LIMITS = {"AS": 2**32, "FSIZE": 2**22, "CORE": 0}  # bytes of memory, and of a file or of prints
 HARMLESS = {
     "numpy": {"ndarray", "dtype"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
     "numpy._core.numeric": {"_frombuffer"},
     "builtins": {"set", "frozenset", "slice", "complex", "range"},
 }
+FORKS = hasattr(os, "fork")
+CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
+CONTEXT.set_forkserver_preload([__name__, "minilora"])
 
 
 class Local(NamedTuple):
@@ -51,34 +51,21 @@ class Local(NamedTuple):
     function: Any
     file: str | None = None
 
-    def ask(self, kind, *arguments):
-        """Call the function, or (kind `check`) call it, a test, on the function of a source."""
-        if kind == "check":
-            arguments = (compiled(*arguments),)
-        before = copy.deepcopy(arguments)
-        with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
-            try:
-                value = self.function(*arguments)
-            except Exception as error:
-                return Outcome(crash=Crash.of(error, self.file))
-        pairs = enumerate(zip(before, arguments))
-        touched = tuple(n for n, (old, new) in pairs if difference(old, new))
-        return Outcome(None if kind == "check" else value, touched)
-
-
-def send(file, data):
-    """Write a message: bytes behind their length."""
-    file.write(struct.pack("<Q", len(data)) + data)
-    file.flush()
-
-
-def receive(file):
-    """Read a message; None at the end, or where the message is too large."""
-    head = file.read(8)
-    if len(head) < 8 or (size := struct.unpack("<Q", head)[0]) > LARGEST:
-        return None
-    data = file.read(size)
-    return data if len(data) == size else None
+    def ask(self, kind, *many):
+        """Yield the Outcome of each call; kind `test`: of a test, on the functions of sources."""
+        for arguments in many:
+            if kind == "test":
+                arguments = (compiled(*arguments),)
+            before = copy.deepcopy(arguments)
+            with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+                try:
+                    value = self.function(*arguments)
+                except Exception as error:
+                    yield Outcome(crash=Crash.of(error, self.file))
+                    continue
+            pairs = enumerate(zip(before, arguments))
+            touched = tuple(n for n, (old, new) in pairs if difference(old, new))
+            yield Outcome() if kind == "test" else Outcome(value, touched)
 
 
 class Reader(pickle.Unpickler):
@@ -95,137 +82,165 @@ class Reader(pickle.Unpickler):
 
 
 def environment():
-    """Return the environment of a student's process: the same minilora, not the private seed."""
-    path = filter(None, [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH")])
-    known = {key: value for key, value in os.environ.items() if key != SEED}
-    return {**known, "PYTHONPATH": os.pathsep.join(path)}
+    """Return the environment of a student's process: KEPT, and what the process needs."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    path = filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    quiet = "ignore:resource_tracker"  # about locks of processes that are killed
+    return kept | threads | {"PYTHONPATH": os.pathsep.join(path), "PYTHONWARNINGS": quiet}
 
 
 @contextmanager
-def running(exercise, path, seconds=None):
-    """Give a Student for the file at `path`, and end its process afterwards."""
-    seconds = seconds or exercise.seconds
-    names = exercise.sought[1]
-    written = () if exercise.kind == "test" else names
-    with tempfile.TemporaryDirectory() as folder:
-        process: Any = subprocess.Popen(
-            [sys.executable, "-m", "minilora.course.student", str(seconds)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-            cwd=folder, env=environment(), start_new_session=True,
-        )  # fmt: skip
+def running(exercise, source, user=None):
+    """Give a Student for the source (bytes) of a file, and end its processes afterwards."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        student = Student(folder, user, exercise.seconds)
         try:
-            student = Student(process, seconds)
-            student.ask("start")  # minilora is imported by now: what follows is the student's time
-            student.deadline = time.monotonic() + seconds
-            path = str(Path(path).resolve())
-            crash = student.ask("load", path, names[-1], exercise.module, written).crash
-            if crash:
-                raise Stopped(f"the file cannot be loaded: {crash.text}")
+            student.ask("start", ())  # it has imported minilora: what follows is the student's time
+            student.timer.start()
+            module, names = exercise.module, exercise.sought
+            tried = [(module, exercise.edited(*job), exercise.name) for job in exercise.jobs]
+            taken = [(module, name) for name in names]
+            parts = ((), tried) if exercise.is_test else (taken, ())
+            (answer,) = student.ask("load", (source, exercise.file, names[-1], *parts))
+            if answer.crash:
+                raise Stopped(f"the file cannot be loaded: {answer.crash.text}")
             yield student
         finally:
-            with suppress(OSError):
-                if hasattr(os, "killpg"):  # with what the process started
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.kill()
-            process.stdin.close()
-            process.stdout.close()
-            process.wait()
+            student.end()
 
 
 class Student:
     """A function of another process, which has a time limit."""
 
-    def __init__(self, process, seconds):
-        self.requests = io.BufferedWriter(process.stdin)
-        self.replies = io.BufferedReader(process.stdout)
-        self.seconds, self.deadline = seconds, time.monotonic() + STARTING
+    def __init__(self, folder, user, seconds):
+        self.printed = open(f"{folder}/printed", "w+b")  # noqa: SIM115 (the student's prints)
+        self.connection, theirs = CONTEXT.Pipe()
+        self.process = CONTEXT.Process(target=serve, args=(theirs, folder, user), daemon=True)
+        with patch.dict(os.environ, environment(), clear=True):
+            self.process.start()
+        theirs.close()
+        self.over = "the process of your code ended"
+        late = f"stopped after {seconds:g} s: an endless loop?"
+        self.timer = threading.Timer(seconds, self.end, [late])
 
-    def ask(self, *request):
-        """Send a request, and return the Outcome of the student's code."""
-        data = pickle.dumps(request)  # an error here is the exercise's, not the student's
-        answers: queue.SimpleQueue = queue.SimpleQueue()
+    def end(self, over=None):
+        """Kill the process and what it started, and wake whoever waits at the connection."""
+        self.over = over or self.over
+        self.timer.cancel()
+        with suppress(OSError, AttributeError):  # no process any more, or no groups here
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
+        with suppress(OSError, ValueError):
+            socket.socket(fileno=os.dup(self.connection.fileno())).shutdown(socket.SHUT_RDWR)
+        self.printed.close()
 
-        def exchange():  # in a thread: what the student's code started may block the pipes
-            answer = None
-            with suppress(OSError, ValueError):  # ValueError: closed meanwhile
-                send(self.requests, data)
-                answer = receive(self.replies)
-            answers.put(answer)
-
-        threading.Thread(target=exchange, daemon=True).start()
+    def ask(self, kind, *many):
+        """Send requests of one kind, and return the Outcome of each."""
         try:
-            answer = answers.get(timeout=max(0, self.deadline - time.monotonic()))
-        except queue.Empty:
-            raise Stopped(f"stopped after {self.seconds:g} s: an endless loop?") from None
-        if answer is None:
-            raise Stopped("the process of your code ended without an answer")
-        try:
-            value, touched, crash = Reader(io.BytesIO(answer)).load()
-            crash = crash and Crash(*map(str, crash))
-            return Outcome(value, tuple(map(int, touched)), crash)
-        except Exception as error:
-            return Outcome(crash=Crash("TypeError", f"the result is no plain data: {error}"))
+            self.connection.send((kind, *many))
+            answers = [self.connection.recv_bytes(ANSWER) for _ in many]
+        except (EOFError, OSError):
+            raise Stopped(self.over) from None
+        return list(map(unpacked, answers))
+
+    def output(self):
+        """Return the first line that the code printed, or an empty string."""
+        self.printed.seek(0)
+        return self.printed.read(200).decode("utf-8", "replace").partition("\n")[0]
 
 
-def main():
-    """Answer each request until there are no more."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
-        os.dup2(nothing, number)
-    limit(int(float(sys.argv[1])) + STARTING_CPU)
+def unpacked(answer):
+    """Read the bytes of an Outcome: it is the student's data, so nothing of it is run."""
+    try:
+        value, touched, crash = Reader(io.BytesIO(answer)).load()
+        list(leaves(value))  # a RecursionError, where a value contains itself
+        return Outcome(value, tuple(map(int, touched)), crash and Crash(*map(str, crash)))
+    except Exception as error:
+        return Outcome(crash=Crash("TypeError", f"the result is no plain data: {error}"))
+
+
+def packed(value, touched, crash):
+    """Return the bytes of an Outcome, or of one that says why there are none."""
+    try:
+        if sum(getattr(leaf, "nbytes", 0) for _, leaf in leaves(value)) > ANSWER // 2:
+            raise OverflowError(f"the result is huge: more than {ANSWER >> 21} MB")
+        return pickle.dumps((value, touched, crash and (crash.kind, crash.text)))
+    except Exception as error:
+        return packed(None, (), Crash(type(error).__name__, f"the result is no data: {error}"))
+
+
+def serve(connection, folder, user):
+    """Answer each request until there are no more: what the student's process does."""
+    confine(folder, user)
     subject: Any = None
-    while (data := receive(requests)) is not None:
-        kind, *rest = pickle.loads(data)  # from the trusted side
-        answer = Outcome()
-        if kind == "load":
-            subject, answer = loaded(*rest)
-        elif kind != "start":
-            answer = subject.ask(kind, *rest)
-        crash = answer.crash and (answer.crash.kind, answer.crash.text)
-        try:
-            data = pickle.dumps((answer.value, answer.touched, crash))
-        except Exception as error:
-            crash = "TypeError", f"TypeError: the result is no data: {error}"
-            data = pickle.dumps((None, (), crash))
-        send(replies, data)
+    with suppress(EOFError):
+        while True:
+            kind, *many = connection.recv()  # from the judge, which is trusted
+            answers = [Outcome()]
+            if kind == "load":
+                subject, answers[0] = loaded(*many[0])
+            elif kind != "start":
+                answers = subject.ask(kind, *many)
+            for answer in answers:
+                with suppress(OSError, ValueError):
+                    sys.stdout.flush()
+                connection.send_bytes(packed(*answer))
 
 
-def limit(seconds):
-    """Bound the process's time, memory and files, where the system can."""
-    with suppress(ImportError):
+def confine(folder, user):
+    """Leave this process a folder of its own and no input; bound its memory, files and rights."""
+    out = os.open(Path(folder, "printed"), os.O_WRONLY | os.O_APPEND)
+    for number, target in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, out)):
+        os.dup2(target, number)
+    os.chdir(folder)
+    os.environ.update(HOME=folder, TMPDIR=folder)
+    if FORKS:
+        import pwd
         import resource
 
-        for kind, most in (("CPU", seconds), ("AS", 4 * 2**30), ("FSIZE", 64 * 2**20)):
-            with suppress(ValueError, OSError, AttributeError):  # already lower, or unknown here
+        os.setsid()
+        for kind, most in LIMITS.items():
+            with suppress(ValueError, OSError):  # already lower, or unknown here
                 resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
+        if user:
+            account = pwd.getpwnam(user)
+            os.chown(folder, account.pw_uid, account.pw_gid)
+            os.setgroups([])
+            os.setgid(account.pw_gid)
+            os.setuid(account.pw_uid)
 
 
-def loaded(path, name, module, written):
-    """Return (subject, Outcome) of the file, from which minilora's `written` are out of reach."""
-    for own in written:
+def loaded(source, file, name, taken, tried):
+    """Return (subject, Outcome) of a file, which cannot call minilora's functions `taken`.
+
+    The functions on which a student's test is tried are made before the file runs.
+    """
+    for arguments in tried:
+        compiled(*arguments)
+    for module, own in taken:
         take_away(importlib.import_module(module), own)
+    text = source.decode("utf-8", "replace")
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # for tracebacks
+    names: dict = {"__name__": "submission", "__file__": file}
     try:
-        function = runpy.run_path(path, run_name="submission").get(name)
+        exec(compile(source, file, "exec"), names)
     except BaseException as error:
-        return None, Outcome(crash=Crash.of(error, path))
-    crash = None if function else Crash("NameError", f"it has no function {name}")
-    return Local(function, path), Outcome(crash=crash)
+        return None, Outcome(crash=Crash.of(error, file))
+    if callable(names.get(name)):
+        return Local(names[name], file), Outcome()
+    own = [key for key, value in names.items() if getattr(value, "__module__", 0) == "submission"]
+    return None, Outcome(crash=Crash("NameError", f"it has no function {name}, but {own}"))
 
 
 def take_away(module, name):
-    """Replace a function wherever it was imported to, and its twin in the engine."""
+    """Replace a function wherever it was imported to, and its twin among the kernels."""
 
     def refuse(*_, **__):
         raise RuntimeError(f"the exercise is to write {name}, not to call minilora's")
 
     original = getattr(module, name)
     for place in [m for key, m in sys.modules.items() if key.startswith("minilora")]:
-        found = getattr(place, name, None)
-        twin = found is not None and place.__name__.startswith(kernels.__name__)
-        if found is original or twin:
+        twin = hasattr(place, name) and place.__name__.startswith(kernels.__name__)
+        if twin or getattr(place, name, None) is original:
             setattr(place, name, refuse)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,41 +1,26 @@
-"""`minilora teach`: a tree for students, the grading of what comes back, the proof of the set."""
+"""`minilora teach`: hand out exercises, grade what comes back, prove the set of exercises."""
 
-import ast
-import csv
-import io
-import json
 import os
+import runpy
 import secrets
 import sys
-import tempfile
 import time
-from dataclasses import asdict, dataclass
-from pathlib import Path
+import zipfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from importlib.metadata import requires
+from multiprocessing import get_context
+from pathlib import Path, PurePosixPath
+from unittest.mock import patch
 
 from ..config import require
-from ..formats.files import new_folder, replace_text, writing
-from . import judge
-from .exercises import Exercise, load, start
-from .learn import CHECKS, PROGRESS
-from .outcome import Stopped
-from .student import SEED, Local, running
+from ..formats.files import new_folder, replace_text
+from . import judge, report
+from .exercises import LESSONS, PACKAGE, TEMPLATES, load
+from .learn import fill
+from .student import SEED, environment
 
-README = """# Exercises
-
-Each file is a function of minilora without its body. Write it, and check it:
-
-    minilora learn list
-    minilora learn next
-    minilora learn check ID      without ID: all that you have begun
-    minilora learn hint ID       three of them, one at a time
-    minilora learn reset ID      a fresh stub; your file is kept under another name
-
-Run a file by itself to step through it in a debugger. What you hand in is this folder. It is
-graded by these checks and by hidden ones: the same rules, on other calls.
-
-| exercise | file | lesson | difficulty | minutes | points |
-| --- | --- | --- | --- | --- | --- |
-"""
+LARGEST = 2**20  # bytes of a file that is handed in
 
 
 def chosen(only):
@@ -47,69 +32,56 @@ def chosen(only):
 
 
 def do_build(args):
-    """Make the tree that students get: stubs, hints and open checks; no solution, no mistake."""
+    """Make the folder that students get: a workspace of these exercises, and a README."""
     exercises = chosen(args.only)
-    ids, readme, entries = [e.id for e in exercises], README, []
+    readme = (TEMPLATES / "README.md").read_text(encoding="utf-8")
     with new_folder(args.out) as folder:
-        checks = folder / CHECKS / "exercises"
-        checks.mkdir(parents=True)
+        fill(folder, exercises)
         for e in exercises:
-            stub = e.student_file()
-            replace_text(folder / e.file, stub)
-            # the file of a test holds its solution
-            rules = stub if e.kind == "test" else without_mistakes(e.folder / e.file)
-            replace_text(checks / e.file, rules)
-            values = {**asdict(e), "needs": [need for need in e.needs if need in ids]}
-            del values["folder"], values["mistakes"]
-            entry = [f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in values.items()]
-            entries.append("[[exercise]]\n" + "".join(entry))
             cells = e.id, f"[{e.file}]({e.file})", e.lesson, e.difficulty, e.minutes
             readme += f"| {' | '.join(map(str, cells))} | {e.points:g} |\n"
-        replace_text(folder / CHECKS / "exercises.toml", "\n".join(entries))
         replace_text(folder / "README.md", readme)
-        replace_text(folder / PROGRESS, "{}\n")
     print(f"{args.out}: {len(exercises)} exercises, {sum(e.points for e in exercises):g} points")
 
 
-def without_mistakes(path):
-    """Return the text of an exercise's Python file without its functions `mistake_…`."""
-    text = path.read_text(encoding="utf-8")
-    lines = text.splitlines()
-    for node in reversed(ast.parse(text).body):
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("mistake_"):
-            del lines[start(node) - 1 : node.end_lineno]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-@dataclass(frozen=True)
-class Grade:
-    """One exercise of a submission: half of its points for the open checks, half for the hidden."""
-
-    exercise: Exercise
-    open: judge.Verdict
-    hidden: judge.Verdict
-    seconds: float
-
-    @property
-    def points(self):
-        half = self.exercise.points / 2
-        return half * self.open.share + half * self.hidden.share
+def do_autograder(args):
+    """Write a zip file that Gradescope unpacks, installs with setup.sh, and runs per submission."""
+    needs = [f"'{need}'" for need in requires("minilora") or () if "extra ==" not in need]
+    only = ["--only", *(e.id for e in chosen(args.only))] if args.only else []
+    values = {"@NEEDS@": needs, "@SEED@": [str(private_seed(args.seed))], "@ONLY@": only}
+    with zipfile.ZipFile(args.out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("setup.sh", "run_autograder"):
+            text = (TEMPLATES / name).read_text(encoding="utf-8")
+            for key, words in values.items():
+                text = text.replace(key, " ".join(words))
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = 0o755 << 16
+            archive.writestr(entry, text)
+        for folder, inside in ((PACKAGE, "minilora"), (LESSONS, "minilora/lessons")):
+            for file in sorted(folder.rglob("*")):
+                parts = file.relative_to(folder).parts
+                if file.is_file() and "__pycache__" not in parts and parts[0] != "lessons":
+                    archive.write(file, "/".join([inside, *parts]))
+    print(f"{args.out}: upload it as the autograder of a programming assignment")
 
 
 def do_grade(args):
-    submission = Path(args.submission)
-    require(submission.is_dir(), f"{submission} is no folder: name the one that was handed in")
-    exercises, seed = chosen(args.only), private_seed(args.seed)
-    began = time.perf_counter()
-    grades = [graded(e, submission / e.file, seed) for e in exercises]
-    formats = {"text": as_text, "json": as_json, "csv": as_csv, "gradescope": as_gradescope}
-    text = formats[args.format](grades, time.perf_counter() - began)
-    if not args.out:
-        print(text, end="")
-        return
-    with writing(args.out):
-        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    replace_text(args.out, text)
+    """Grade submissions; print what came out, and write a folder of reports."""
+    names = [Path(path).resolve().stem for path in args.submissions]
+    for name, path in zip(names, args.submissions):
+        require(Path(path).exists(), f"there is no {path}: name a folder or a zip file")
+        require(names.count(name) == 1, f"two submissions are called {name}: rename one")
+    require(args.jobs > 0, "--jobs must be a whole number from 1")
+    chosen(args.only)
+    work = partial(graded, args.only, private_seed(args.seed), args.user)
+    quiet = patch.dict(os.environ, environment())  # of the process that watches over semaphores
+    with quiet, ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+        mapped = (map if args.jobs == 1 else pool.map)(work, args.submissions)
+        results = dict(zip(names, mapped))
+    if args.out:
+        with new_folder(args.out) as folder:
+            report.write_all(folder, results)
+    print(report.class_table(results) if len(names) > 1 else report.feedback(results[name]), end="")
 
 
 def private_seed(given):
@@ -122,139 +94,45 @@ def private_seed(given):
     return int(text)
 
 
-def graded(exercise, path, seed):
-    """Return the Grade of one file, whose process costs only the file's own points if it dies."""
-    began, seen = time.perf_counter(), None
+def graded(only, seed, user, path):
+    """Return the Grades of a folder or a zip file."""
+    exercises, grades = chosen(only), []
+    files = handed_in(Path(path), {e.file for e in exercises})
+    for e in exercises:
+        began = time.perf_counter()
+        opened, hidden = judge.verdicts(e, files.get(e.file), seed, user)
+        seconds = time.perf_counter() - began
+        grades.append(report.Grade(e.id, e.lesson, e.points, opened, hidden, seconds))
+    return grades
+
+
+def handed_in(path, wanted):
+    """Return {name: bytes} of the wanted files in a folder or a zip file; {} if it is unreadable.
+
+    A file may be in a folder within; of several, the least deep counts. Names in a zip are compared
+    and never used as paths, a link that leads out of the folder is not followed, and a file larger
+    than 1 MB does not count.
+    """
+    found: dict[str, bytes] = {}
     try:
-        if not path.is_file():
-            raise Stopped(f"{path.name} was not handed in")
-        with running(exercise, path, 2 * exercise.seconds) as subject:
-            seen = hidden = judge.check(exercise, subject)
-            if seen.status != "todo":
-                hidden = judge.check(exercise, subject, seed, hidden=True)
-    except Stopped as stop:
-        hidden = judge.Verdict("failed", 0.0, str(stop))
-    return Grade(exercise, seen or hidden, hidden, time.perf_counter() - began)
-
-
-def as_text(grades, seconds):
-    lines = []
-    for g in grades:
-        lines.append(f"{g.exercise.id}: {g.points:g} of {g.exercise.points:g}")
-        texts = dict.fromkeys([g.open.text, g.hidden.text])  # one line where they are the same
-        lines += [f"  {text}" for text in texts if text != "passed"]
-    score, most = sum(g.points for g in grades), sum(g.exercise.points for g in grades)
-    return "\n".join([*lines, f"together {score:g} of {most:g} points in {seconds:.0f} s"]) + "\n"
-
-
-def as_json(grades, seconds):
-    result = {
-        "points": sum(g.points for g in grades),
-        "max_points": sum(g.exercise.points for g in grades),
-        "seconds": round(seconds, 2),
-        "exercises": [
-            {
-                "id": g.exercise.id, "lesson": g.exercise.lesson, "points": g.points,
-                "max_points": g.exercise.points, "status": g.open.status,
-                "hidden_status": g.hidden.status, "mistake": g.open.mistake or g.hidden.mistake,
-                "output": g.open.text, "hidden_output": g.hidden.text,
-                "seconds": round(g.seconds, 2),
-            }
-            for g in grades
-        ],
-    }  # fmt: skip
-    return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
-
-
-def as_csv(grades, seconds):
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(["exercise", "lesson", "points", "max_points", "status", "hidden", "mistake"])
-    for g in grades:
-        row = [g.exercise.id, g.exercise.lesson, f"{g.points:g}", f"{g.exercise.points:g}"]
-        mistake = g.open.mistake or g.hidden.mistake
-        writer.writerow([*row, g.open.status, g.hidden.status, mistake])
-    return file.getvalue()
-
-
-def as_gradescope(grades, seconds):
-    """Return the fields that Gradescope documents; one test per kind of check, open and hidden."""
-    tests = []
-    for n, g in enumerate(grades, 1):
-        for part, kind, verdict in ((1, "open", g.open), (2, "hidden", g.hidden)):
-            half = g.exercise.points / 2
-            tests.append({
-                "name": g.exercise.id + ", hidden" * (part - 1),
-                "number": f"{n}.{part}",
-                "score": half * verdict.share,
-                "max_score": half,
-                "status": "passed" if verdict.status == "passed" else "failed",
-                "output": verdict.text,
-                "visibility": "visible",
-                "tags": [f"lesson {g.exercise.lesson}", kind],
-            })  # fmt: skip
-    result = {
-        "score": sum(g.points for g in grades), "execution_time": round(seconds),
-        "output": "Each exercise has open checks and hidden ones: the same rules, on other calls.",
-        "visibility": "visible", "stdout_visibility": "hidden", "tests": tests,
-    }  # fmt: skip
-    return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
+        if path.is_dir():
+            files = [p for p in path.rglob("*.py") if p.resolve().is_relative_to(path.resolve())]
+            entries = {p.relative_to(path).as_posix(): partial(p.open, "rb") for p in files}
+        else:
+            archive = zipfile.ZipFile(path)
+            entries = {name: partial(archive.open, name) for name in archive.namelist()}
+        for name in sorted(entries, key=lambda name: name.count("/")):
+            *folders, file = PurePosixPath(name).parts
+            if file in wanted.difference(found) and "__MACOSX" not in folders:
+                with entries[name]() as stream:
+                    data = stream.read(LARGEST + 1)
+                found |= {file: data} if len(data) <= LARGEST else {}
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        print(f"{path.name} cannot be read: {error}", file=sys.stderr)
+    return found
 
 
 def do_check(args):
-    proofs = [(e, *prove(e)) for e in chosen(args.only)]
-    print("| exercise | lesson | difficulty | minutes | points | mistakes caught | seconds |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for e, caught, seconds, _ in proofs:
-        cells = [e.id, e.lesson, e.difficulty, e.minutes, f"{e.points:g}"]
-        cells += [f"{caught} of {len(e.mistakes)}", f"{seconds:.2f}"]
-        print(f"| {' | '.join(map(str, cells))} |")
-    mistakes = sum(caught for _, caught, _, _ in proofs)
-    print(f"\n{len(proofs)} exercises, {mistakes} planted mistakes caught and told apart")
-    faults = [f"fault: {e.id}: {fault}" for e, _, _, found in proofs for fault in found]
-    for fault in faults:
-        print(fault, file=sys.stderr)
-    return 1 if faults else 0
-
-
-def prove(exercise):
-    """Return (mistakes caught, seconds of the reference's check, faults) of one exercise."""
-    faults = []
-    if len(exercise.mistakes) < 3:
-        faults.append(f"{len(exercise.mistakes)} planted mistakes: at least three")
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / exercise.file
-        path.write_text(exercise.student_file(), encoding="utf-8")
-        status = judge.checked(exercise, path).status
-        if status != "todo":
-            faults.append(f"the stub is not refused as unwritten but {status}")
-        path.write_text(exercise.student_file(solved=True), encoding="utf-8")
-        began = sum(os.times()[:4])  # CPU time, with that of child processes
-        right = judge.checked(exercise, path)
-        seconds = sum(os.times()[:4]) - began
-    if right.status != "passed":
-        return 0, seconds, [*faults, f"the reference {right.status}: {right.text}"]
-    if seconds > exercise.seconds / 4:
-        faults.append(f"the reference takes {seconds:.1f} s of {exercise.seconds:g}")
-    found = [(mistake.name, faults_of(exercise, mistake)) for mistake in exercise.mistakes]
-    faults += [f"{name}: {fault}" for name, some in found for fault in some]
-    return sum(not some for _, some in found), seconds, faults
-
-
-def faults_of(exercise, mistake):
-    """Return the fault of a mistake that cannot be planted, passes, or is taken for another."""
-    times = exercise.reference.count(mistake.find) if mistake.find else 1
-    if times != 1:
-        return [f"its `find` is {times} times in the source of the reference, not once"]
-    if not mistake.find and (exercise.kind == "test" or not exercise.mistaken(mistake)):
-        return ["it has neither `find` nor a function mistake_… in the exercise's file"]
-    if exercise.kind == "test":  # the solution passed, so it catches them all
-        return []
-    subject = Local(exercise.mistaken(mistake))
-    wrong = judge.search(exercise, subject, shrink=False)
-    if wrong is None:
-        return ["it passes every property"]
-    group = judge.diagnose(exercise, subject, wrong.case)
-    if [m.name for m in group] != [mistake.name]:
-        return [f"it is diagnosed as {' and '.join(m.name for m in group) or 'nothing known'}"]
-    return []
+    """Prove the exercises, by the program that lies with them."""
+    prove = runpy.run_path(str(LESSONS / "exercises" / "prove.py"))
+    return prove["main"](chosen(args.only))

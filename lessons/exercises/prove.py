@@ -1,0 +1,62 @@
+"""Prove the exercises: what `minilora teach check` runs.
+
+The stub is refused as unwritten, the reference passes, every planted mistake is caught and
+diagnosed as itself.
+"""
+
+import sys
+import time
+from itertools import chain
+
+from minilora.course import judge
+from minilora.course.student import Local
+
+
+def main(exercises):
+    """Print a table; return 1 if there are faults, which go to standard error."""
+    print("| exercise | lesson | difficulty | minutes | points | mistakes caught | seconds |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    faults, total = [], 0
+    for e in exercises:
+        began = time.perf_counter()
+        found = faults_of(e)
+        seconds = time.perf_counter() - began
+        wrong = {m.name: fault for m in e.mistakes if (fault := fault_of(e, m))}
+        found += [f"{name}: {fault}" for name, fault in wrong.items()]
+        faults += [f"fault: {e.id}: {fault}" for fault in found]
+        caught = len(e.mistakes) - len(wrong)
+        total += caught
+        cells = e.id, e.lesson, e.difficulty, e.minutes, f"{e.points:g}"
+        print(f"| {' | '.join(map(str, cells))} | {caught} of {len(e.mistakes)} | {seconds:.2f} |")
+    print(f"\n{len(exercises)} exercises, {total} planted mistakes caught and told apart")
+    print("".join(f"{fault}\n" for fault in faults), end="", file=sys.stderr)
+    return 1 if faults else 0
+
+
+def faults_of(exercise):
+    """Return what is wrong with an exercise's texts, stub and solution."""
+    stub, solution = (exercise.student_file(solved).encode() for solved in (False, True))
+    faults = ["fewer than three planted mistakes"] if len(exercise.mistakes) < 3 else []
+    if not exercise.task:
+        faults.append("the docstring of its Python file does not say what to write")
+    if judge.verdicts(exercise, stub)[0] is not judge.TODO:
+        faults.append("the stub is not refused as unwritten")
+    verdicts = judge.verdicts(exercise, solution, seed=1)
+    return faults + [f"the reference {v.status}: {v.text}" for v in verdicts if v.share < 1]
+
+
+def fault_of(exercise, mistake):
+    """Return the fault of a mistake that cannot be planted, passes, or is taken for another."""
+    if mistake.find and (times := exercise.reference.count(mistake.find)) != 1:
+        return f"its `find` is {times} times in the source of the reference, not once"
+    if exercise.is_test:  # the solution passed, so it catches them all
+        return ""
+    if not (function := exercise.mistaken(mistake)):
+        return "it has neither `find` nor a function mistake_… in the exercise's file"
+    subject, rules = Local(function), [*exercise.rules, judge.REFERENCE]
+    found = chain.from_iterable(judge.wrong_calls(exercise, subject, rule) for rule in rules)
+    if (wrong := next(found, None)) is None:
+        return "it passes every property"
+    names = [m.name for m in judge.diagnose(exercise, subject, wrong.case)]
+    said = " and ".join(names) or "nothing known"
+    return "" if names == [mistake.name] else f"it is diagnosed as {said}"
