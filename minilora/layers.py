@@ -36,9 +36,7 @@ def matmul(x: Array, w: Array) -> Array:
 
 # ∂L/∂x = (∂L/∂y) W        ∂L/∂W = (∂L/∂y)ᵀ x
 defvjp(
-    matmul,
-    lambda y, x, w: lambda g: _matmul(g, w),
-    lambda y, x, w: lambda g: _rows(g).T @ _rows(x),
+    matmul, lambda y, x, w: lambda g: _matmul(g, w), lambda y, x, w: lambda g: _rows(g).T @ _rows(x)
 )
 
 

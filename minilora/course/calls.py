@@ -30,9 +30,7 @@ def draw(exercise, seed, name, choices, count):
         if rng.random() < 0.2:
             return choice[rng.integers(2)]
         if isinstance(choice[0], int):
-            return choice[0] + int(
-                (choice[1] + 1 - choice[0]) * rng.random() ** 2
-            )  # more small ones
+            return choice[0] + int((choice[1] + 1 - choice[0]) * rng.random() ** 2)  # more small
         return float(rng.uniform(*choice))
 
     return [

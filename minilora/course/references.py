@@ -3,12 +3,9 @@
 import numpy as np
 
 from ..layers import dense
-from ..tree import Array
 
 
-def lowrank_back(
-    g: Array, x: Array, a: Array, b: Array, scaling: float
-) -> tuple[Array, Array, Array]:
+def lowrank_back(g, x, a, b, scaling):
     """Compute (∂L/∂x, ∂L/∂A, ∂L/∂B) of y = s·BAx, the low-rank term of LoRA, for g = ∂L/∂y.
 
     Shapes: g (B, T, out), x (B, T, in), a (r, in), b (out, r). `scaling` is s.
@@ -18,9 +15,6 @@ def lowrank_back(
     return up @ a, np.einsum("bti,bto->io", up, x), np.einsum("bti,bto->io", g, z)
 
 
-def frozen_matmul_back(g: Array, w: Array) -> Array:
-    """Compute ∂L/∂x of y = x Wᵀ with a frozen W for g = ∂L/∂y: (..., out) -> (..., in).
-
-    w is an array (out, in) or quantized.
-    """
+def frozen_matmul_back(g, w):
+    """Compute ∂L/∂x of y = x Wᵀ with a frozen W (out, in), an array or quantized; g = ∂L/∂y."""
     return g @ dense(w)

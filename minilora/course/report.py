@@ -70,25 +70,18 @@ def as_csv(results):
 def as_gradescope(grades):
     """Return the fields that Gradescope documents; one test per kind of check, open and hidden."""
     tests = [
-        {
-            "name": f"{g.id}, {kind}",
-            "score": g.most / 2 * verdict.share,
-            "max_score": g.most / 2,
-            "status": "passed" if verdict.status == "passed" else "failed",
-            "output": verdict.text,
-            "tags": [f"lesson {g.lesson}", kind],
-        }
+        {"name": f"{g.id}, {kind}", "score": g.most / 2 * verdict.share, "max_score": g.most / 2,
+         "status": "passed" if verdict.status == "passed" else "failed", "output": verdict.text,
+         "tags": [f"lesson {g.lesson}", kind]}
         for g in grades
         for kind, verdict in (("open", g.open), ("hidden", g.hidden))
-    ]
+    ]  # fmt: skip
+    text = "Each exercise has open checks and hidden ones: the same rules, on other calls."
     result = {
-        "score": sum(g.points for g in grades),
-        "execution_time": round(sum(g.seconds for g in grades)),
-        "output": "Each exercise has open checks and hidden ones: the same rules, on other calls.",
-        "visibility": "visible",
+        "score": sum(g.points for g in grades), "output": text, "tests": tests,
+        "execution_time": round(sum(g.seconds for g in grades)), "visibility": "visible",
         "stdout_visibility": "hidden",
-        "tests": tests,
-    }
+    }  # fmt: skip
     return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
 

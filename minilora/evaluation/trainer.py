@@ -21,8 +21,7 @@ def train(
     """Fit `adapters` to the examples; return (adapters, history). See `training.train`.
 
     examples, valid: lists of `batching.Example`; `valid` is scored every `steps_per_eval` steps.
-    ops: `layers` for the reference implementation, which runs in one thread so that a debugger
-    sees everything; None for the fastest one.
+    ops: None for the fastest, `layers` for the reference, which runs in one thread for a debugger.
     """
     check_packing(adapters, config)
     ops = operations(adapters, base, ops)

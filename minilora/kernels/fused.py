@@ -21,13 +21,7 @@ from ..layers import checkpoint, embed, value_and_grad
 from . import fused_projection
 from .fused_attention import attention, self_attention
 from .fused_loss import cross_entropy
-from .fused_projection import (
-    linear,
-    project,
-    project_back,
-    projections,
-    with_factors,
-)
+from .fused_projection import linear, project, project_back, projections, with_factors
 from .loops import exp, fast_jit, rows
 from .plans import plain_lora
 from .threads import share_rows

@@ -183,10 +183,9 @@ def output_matrix(adapters, base):
 
 
 GROUPS = {
-    "norm": norms,
+    "norm": norms, "head": output_matrix,
     "bias": lambda adapters, base: biases(lora.adapted_paths(adapters), base),
-    "head": output_matrix,
-}
+}  # fmt: skip
 
 METHODS = {
     "lora": low_rank, "dora": dora, "ia3": ia3, "bitfit": bitfit, "norm": norm, "head": head,

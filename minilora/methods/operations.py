@@ -160,10 +160,7 @@ class Prefix(LayerCache):
     def extend(self, k, v):
         """Put the prefix before k and v (B, T, K, hd); return (B, n + T, K, hd) of both."""
         # [P_k; K] and [P_v; V]
-        k, v = (
-            np.concatenate(
-                [np.repeat(np.reshape(p, (1, -1, *x.shape[2:])), len(x), axis=0), x], axis=1
-            )
-            for p, x in ((self.k, k), (self.v, v))
-        )
+        shape, rows = (1, -1, *k.shape[2:]), len(k)
+        p_k, p_v = (np.repeat(np.reshape(p, shape), rows, axis=0) for p in (self.k, self.v))
+        k, v = np.concatenate([p_k, k], axis=1), np.concatenate([p_v, v], axis=1)
         return (k, v) if self.cache is None else self.cache.extend(k, v)
