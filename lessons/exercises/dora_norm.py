@@ -1,8 +1,9 @@
 """dora-norm: how long each row of the updated weight is.
 
-w is (out, in), a dense float32 array or a quantized one, of which `dense(w)` makes the matrix; a
-is (r, in), b is (out, r), scaling a float. Return the norm (the root of the sum of the squares)
-of each row of W₀ + scaling·BA, (out,) float32, and 1 for a row of zeros.
+w is (out, in), a dense float32 array or a quantized one, of which `kernels.dense(w)` makes
+the matrix; a is (r, in), b is (out, r), scaling a float. Return the norm (the root of the sum of
+the squares) of each row of W₀ + scaling·BA, (out,) float32, and 1 for a row of zeros. The
+decorator hides the function from autograd: leave it.
 """
 
 import numpy as np
