@@ -1,7 +1,7 @@
 """lora-merge: the weight that a projection with its adapter stands for.
 
 `trained` and `frozen` are the nodes of one projection. Begin with its weight,
-dense(trained_or_frozen(trained, frozen, "weight")): a trained `weight` takes the place of the
+dense(tree.trained_or_frozen(trained, frozen, "weight")): a trained `weight` takes the place of the
 frozen one. Then, for what is there:
 
 1. each node of frozen["lora_stack"] (a dict) adds its own `lora.delta(node, node)`;
