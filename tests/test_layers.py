@@ -237,6 +237,39 @@ def test_the_angle_is_the_papers(t, hd, theta):
     assert (np.abs(sin[0, 0] - np.sin(exact)) <= angle_bound(exact, theta)).all()
 
 
+@given(st.sampled_from([2, 4, 6, 10, 64, 96]), st.sampled_from([10000.0, 500000.0, 1000003.0]))
+def test_the_frequencies_bits(hd, theta):
+    """Each step rounded to float32 once, and the power is taken in float64."""
+    config, f32 = replace(TINY, head_dim=hd, rope_theta=theta), lambda x: float(np.float32(x))
+    got = layers.rope_frequencies(config)
+    expected = [f32(1 / f32(theta ** f32(2 * j / hd))) for j in range(hd // 2)]
+    assert got.dtype == np.float32 and got.tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_angles_are_float32_as_checkpoints_are_trained_with(dtype):
+    # a larger dtype holds the cosine of the same rounded angle
+    t = np.array([[0, 1, 777], [100, 2000, 30000]])
+    angles = np.float32(t)[..., None] * layers.rope_frequencies(TINY)
+    assert angles.dtype == np.float32 and angles.shape == (2, 3, TINY.head_dim // 2)
+    for got, f in zip(layers.rope_cos_sin(t, TINY, dtype), (np.cos, np.sin), strict=True):
+        assert got.dtype == dtype
+        np.testing.assert_array_equal(got, f(angles))
+    assert [x.dtype for x in layers.rope_cos_sin(t, TINY)] == [np.float32] * 2
+
+
+def test_embed_looks_up_and_counts_from_the_start_of_the_segment():
+    (rows, other), tokens = arrays(4, (5, 3), (5, 3)), np.array([[4, 0, 4], [1, 2, 3]])
+    starts, frozen = np.array([[0, 0, 2], [0, 1, 1]]), {"embed_tokens": {"weight": rows}}
+    x, positions, same = layers.embed({}, frozen, tokens, starts)
+    np.testing.assert_array_equal(x, [[rows[t] for t in row] for row in tokens])
+    assert positions.tolist() == [[0, 1, 0], [0, 0, 1]] and same is starts
+    trained = {"embed_tokens": {"weight": other}, "layers": {}, "norm": {}}
+    x, positions, _ = layers.embed(trained, frozen, tokens, starts, 5)
+    np.testing.assert_array_equal(x, other[tokens])
+    assert positions.tolist() == [[5, 6, 5], [5, 5, 6]]
+
+
 @few
 @given(seeds, st.sampled_from([2, 4, 6]))
 def test_rotation_is_a_complex_product_of_the_two_halves(seed, hd):
