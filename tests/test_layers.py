@@ -7,6 +7,7 @@ float64 that errs by about 1e-12 (cut-off) plus 1e-10 (rounding), far below its 
 import math
 from dataclasses import replace
 
+import autograd.numpy as anp
 import numpy as np
 import pytest
 from autograd import elementwise_grad, make_vjp
@@ -430,3 +431,45 @@ def test_cross_entropy_of_a_uniform_guess_is_the_logarithm_of_the_vocabulary():
     hidden, head = np.zeros((1, 3, 4), np.float32), np.ones((7, 4), np.float32)
     loss = layers.cross_entropy(hidden, head, np.array([[0, 3, 6]]), np.ones((1, 3), np.float32))
     assert abs(loss - math.log(7)) < 4 * U32 * math.log(7)
+
+
+# ----------------------------------------------------------------------------------- gradients
+
+
+@few
+@given(seeds, st.floats(-3, 3), st.floats(-3, 3))
+def test_value_and_grad_passes_everything_on_and_keeps_the_paths(seed, a, b):
+    w, v = arrays(seed, 3, (2, 2))
+    tree = {"x": {"w": w, "y": {"v": v}}}
+
+    def f(tree, a, *, b):
+        return a * anp.sum(tree["x"]["w"] ** 2) + b * anp.sum(tree["x"]["y"]["v"])
+
+    value, grads = layers.value_and_grad(f)(tree, a, b=b)
+    bound = 12 * U64 * (abs(a) * (w * w).sum() + abs(b) * np.abs(v).sum())
+    assert abs(value - (a * (w * w).sum() + b * v.sum())) <= bound
+    np.testing.assert_allclose(grads["x"]["w"], 2 * a * w, rtol=4 * U64)
+    np.testing.assert_array_equal(grads["x"]["y"]["v"], np.full((2, 2), b))
+    assert grads.keys() == {"x"} and grads["x"].keys() == {"w", "y"}
+
+
+@few
+@given(seeds)
+def test_a_checkpoint_has_the_gradient_of_what_it_recomputes(seed):
+    x, w, v = arrays(seed, (2, 3), (3, 3), 3)
+
+    def block(tree, x):
+        return anp.tanh(x @ tree["a"]["w"]) * tree["v"] + x
+
+    def kept(x, w, v):
+        return block({"a": {"w": w}, "v": v}, x)
+
+    def recomputed(x, w, v):
+        return layers.checkpoint(block, {"a": {"w": w}, "v": v}, x)
+
+    np.testing.assert_array_equal(recomputed(x, w, v), kept(x, w, v))
+    gradients_agree(recomputed, x, w, v)
+    gradients_agree(lambda w, v: recomputed(x, w, v), w, v)  # below, nothing is followed
+    gradients_agree(lambda w: recomputed(x, w, v), w)
+    gradients_agree(lambda x: recomputed(x, w, v), x)
+    gradients_agree(lambda x, v: recomputed(x, w, v), x, v)

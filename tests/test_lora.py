@@ -190,6 +190,14 @@ def test_exceptions_in_rank_and_alpha():
         assert get(frozen, path)["lora_scaling"] == scaling
 
 
+@pytest.mark.parametrize(
+    "fields", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "loftq"}]
+)
+def test_init_is_for_plain_lora(fields):
+    with pytest.raises(InputError, match="is plain LoRA"):
+        fresh(random_base(TINY), **fields)
+
+
 # ---------------------------------------------------------------------------------- targets
 
 
@@ -202,6 +210,23 @@ def test_targets_are_names_or_paths_or_all():
     assert len(every) == 14 and not any("head" in p or "embed" in p for p in every)
     one = LoraConfig(target_modules=("self_attn.q_proj",), layers_to_transform=(1,))
     assert lora.target_paths(base, one) == ["model.layers.1.self_attn.q_proj"]
+
+
+def test_only_the_layers_have_projections():
+    base = random_base(TINY)
+    set_leaf(base, "model.extra.q_proj.weight", np.ones((2, 2), np.float32))
+    for name in ("q_proj", "all-linear"):
+        paths = lora.target_paths(base, LoraConfig(target_modules=(name,)))
+        assert paths and all(path.startswith("model.layers.") for path in paths)
+
+
+def test_targets_come_in_the_order_of_the_tree_and_each_once():
+    base = random_base(TINY, biases=("q_proj",))
+    config = LoraConfig(target_modules=("up_proj", "q_proj", "self_attn.q_proj"))
+    paths = [
+        f"model.layers.{i}.{name}" for i in (0, 1) for name in ("self_attn.q_proj", "mlp.up_proj")
+    ]
+    assert lora.target_paths(base, config) == paths
 
 
 @pytest.mark.parametrize(
@@ -361,6 +386,39 @@ def test_a_merge_that_is_not_finite_is_refused_by_name(leaf, bad):
     get(adapters, f"model.layers.1.{leaf}").flat[0] = bad
     path = f"model.layers.1.{leaf.replace('lora_B', 'weight')}"
     with pytest.raises(InputError, match=f"make {path} not finite"):
+        lora.merge(adapters, frozen)
+
+
+Q0 = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "model.other.weight", "model.layers.9.input_layernorm.weight", f"{Q0}.ia3_l",
+        f"{Q0}.lora_magnitude_vector", f"{Q0}.bottleneck_up", "model.prompt_embeddings",
+        "lm_head.bottleneck_up", "model.layers.0.self_attn.prefix_k", f"{Q0}.lora_stack.0.lora_A",
+    ],
+)  # fmt: skip
+def test_a_leaf_that_merging_does_not_know_is_refused_by_name(path):
+    adapters, frozen = adapted(random_base(TINY))
+    set_leaf(adapters, path, np.ones((1, 2), np.float32))
+    with pytest.raises(InputError, match=f"lora.merge does not know {path}: see methods.merging"):
+        lora.merge(adapters, frozen)
+
+
+def test_a_stack_of_adapters_in_the_base_is_not_merged_silently():
+    adapters, frozen = adapted(random_base(TINY))
+    set_leaf(frozen, f"{Q0}.lora_stack.0.lora_A", np.ones((1, 2), np.float32))
+    with pytest.raises(InputError, match=r"lora\.merge does not know .*lora_stack"):
+        lora.merge(adapters, frozen)
+
+
+def test_an_adapter_per_row_cannot_be_merged():
+    adapters, frozen = adapted(random_base(TINY))
+    node = get(adapters, Q0)
+    node["lora_A"], node["lora_B"] = node["lora_A"][None], node["lora_B"][None]
+    with pytest.raises(InputError, match="differ from row to row"):
         lora.merge(adapters, frozen)
 
 
