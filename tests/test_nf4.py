@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from statistics import NormalDist
 
 import numpy as np
@@ -100,6 +101,45 @@ def test_zeros():
     # as in bitsandbytes, only a short last block never has an absmax of 0
     assert q.absmax.tolist() == [0, float(nf4.TINY)]
     assert not q.dequantize().any()
+
+
+@given(seeds, kinds, st.integers(1, 100), codes)
+def test_every_element_by_itself(seed, kind, n, code):
+    """Blocks of 16, one element after the other: the nearest value, and of two the lower."""
+    w = weights(kind, (n,), seed)
+    q = nf4.quantize(w, 16, code=code)
+    values = nf4.CODES[code].values
+    by_value = sorted(range(16), key=lambda i: values[i])  # of FP4's two zeros, +0 comes first
+    edges = [(values[a] + values[b]) / np.float32(2) for a, b in pairwise(by_value)]
+    got, back = nf4.unpack(q.codes), q.dequantize()
+    for i, x in enumerate(w):
+        block = w[i // 16 * 16 : i // 16 * 16 + 16]
+        largest, tiny = max(abs(block)), np.float32(1e-38)
+        if len(block) == 16:
+            assert q.absmax[i // 16] == largest
+            x = x * (np.float32(1) / max(largest, tiny))
+        else:  # a short last block, as bitsandbytes has it
+            assert q.absmax[i // 16] == max(largest, tiny)
+            x = x / max(largest, tiny)
+        assert got[i] == by_value[sum(bool(edge < x) for edge in edges)]
+        assert back[i] == values[got[i]] * q.absmax[i // 16]
+    assert n % 2 == 0 or got[n] == by_value[sum(bool(edge < 0) for edge in edges)]  # a zero
+
+
+def test_the_tables_of_a_code():
+    for name, code in nf4.CODES.items():
+        assert code.values is {"nf4": nf4.NF4, "fp4": nf4.FP4}[name]
+        assert code.order.dtype == np.uint8 and sorted(code.order.tolist()) == [*range(16)]
+        rising = code.values[code.order]
+        assert (np.diff(rising) >= 0).all() and code.midpoints.dtype == np.float32
+        halves = [(float(a) + float(b)) / 2 for a, b in pairwise(rising)]
+        assert code.midpoints.tolist() == [float(np.float32(h)) for h in halves]
+        pairs = code.byte_values.view(np.float32).reshape(256, 2)
+        for byte in range(256):
+            assert pairs[byte].tolist() == [code.values[byte // 16], code.values[byte % 16]]
+    assert nf4.CODES["nf4"].order.tolist() == [*range(16)]
+    # equal values keep the order of their codes: FP4's zeros are 0 and 8
+    assert nf4.CODES["fp4"].order.tolist() == [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3]
 
 
 # --- single quantization ---
@@ -370,7 +410,45 @@ def test_sizes_that_do_not_fit_each_other_are_refused(seed, double, block_size, 
         nf4.Quantized(codes, scales, shape, block_size, "nf4")
 
 
-@pytest.mark.parametrize("block_size", [0, -64, 1, 8, 48, 65])
+@pytest.mark.parametrize("double", [False, True])
+def test_every_part_of_a_weight_is_checked(double):
+    q = nf4.quantize(weights("normal", (257, 16)), 16, double)
+    parts = {"codes": q.codes, "scales": q.scales}
+    if double:
+        assert q.scales.codes.shape == (257,) and q.scales.absmax.shape == (2,)
+        whole = q.scales
+        parts = {"codes": q.codes, "scales codes": whole.codes, "scales absmax": whole.absmax}
+    for name, part in parts.items():
+        one_more = np.append(part, part[:1])
+        for bad in (
+            part[:-1], one_more, part[None], part.astype(np.float64), part.astype(np.int8),
+            np.repeat(part, 2)[::2],
+        ):  # fmt: skip
+            codes, scales = (bad, q.scales) if name == "codes" else (q.codes, bad)
+            if name.startswith("scales "):
+                scales = replace(whole, **{name.split()[1]: bad})
+            with pytest.raises(InputError, match=r"a 4-bit weight of shape \(257, 16\)"):
+                nf4.Quantized(codes, scales, (257, 16), 16, "nf4")
+    assert nf4.Quantized(q.codes, q.scales, (257, 16), 16, "fp4").shape == (257, 16)
+
+
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 33])
+@pytest.mark.parametrize("double", [False, True])
+def test_a_weight_of_any_length_has_the_parts_that_it_needs(n, double):
+    q = nf4.quantize(np.ones(n), 16, double)
+    assert q.codes.size == -(-n // 2) and q.absmax.size == -(-n // 16)
+    assert q.nbytes == q.codes.size + (q.absmax.size + 4 + 4 if double else 4 * q.absmax.size)
+    again = nf4.Quantized(q.codes, q.scales, (n,), 16, "nf4")
+    np.testing.assert_array_equal(again.dequantize(), np.ones(n, np.float32))
+
+
+@pytest.mark.parametrize("block_size", [2**k for k in range(4, 17)])
+def test_every_power_of_two_from_16_to_65536_is_a_block_size(block_size):
+    q = nf4.quantize(np.arange(1, 4), block_size)
+    assert q.block_size == block_size and q.absmax.tolist() == [3]
+
+
+@pytest.mark.parametrize("block_size", [0, -64, 1, 8, 15, 17, 48, 65, 65535, 65537, 131072])
 def test_a_block_size_that_is_no_power_of_two_from_16_is_refused(block_size):
     with pytest.raises(InputError, match=f"block size of {block_size} "):
         nf4.quantize(np.ones(128), block_size)
