@@ -4,6 +4,8 @@ import math
 import os
 import subprocess
 import sys
+import zlib
+from bisect import bisect_left
 from dataclasses import replace
 from itertools import pairwise
 from statistics import NormalDist
@@ -216,6 +218,54 @@ def test_the_dynamic_map():
     assert double_quant.DYNAMIC_MAP[[0, 126, 127, 128, 255]].tolist() == pytest.approx(
         [-0.99296874, -5.5e-7, 0, 5.5e-7, 1], rel=1e-6
     )
+
+
+def test_the_dynamic_maps_bits():
+    # of bitsandbytes.functional.create_dynamic_map(signed=True)
+    assert zlib.crc32(double_quant.DYNAMIC_MAP.astype("<f4").tobytes()) == 0x1B137AEB
+
+
+def test_the_code_of_every_step():
+    values = double_quant.DYNAMIC_MAP
+    midpoints = [float((a + b) / np.float32(2)) for a, b in pairwise(values)]
+    n = 65535  # steps from -1 to 1, as float32 has them
+    steps = [float(np.float32(2 * k) / np.float32(n) - np.float32(1)) for k in range(n + 1)]
+    expected = [bisect_left(midpoints, x) for x in steps]
+    # one block whose offset is zero and whose absmax is one: what is stored is the code of a step
+    for k in range(0, n + 1, 255):
+        x = np.float32([1, *steps[k : k + 255]])
+        second = double_quant.double_quantize_around(np.float32(0), x)
+        assert second.absmax.tolist() == [1] and second.codes[0] == 255
+        # x is the nearest float32 to its step and comes back to it: the grid is 2⁻¹⁵, not 2⁻²⁴
+        assert second.codes[1:].tolist() == expected[k : k + 255]
+
+
+@given(seeds, kinds, st.integers(1, 600))
+def test_double_quantization_one_absmax_at_a_time(seed, kind, m):
+    absmax, one = np.abs(weights(kind, (m,), seed)), np.float32(1)
+    second = double_quant.double_quantize(absmax)
+    offset, back = double_quant.mean(absmax), double_quant.double_dequantize(second)
+    assert second.offset == offset and type(second.offset) is np.float32
+    assert second.codes.dtype == np.uint8 and second.codes.shape == (m,)
+    assert second.absmax.dtype == back.dtype == np.float32 and second.absmax.shape == (
+        -(-m // 256),
+    )
+    midpoints = [float((a + b) / np.float32(2)) for a, b in pairwise(double_quant.DYNAMIC_MAP)]
+    for start in range(0, m, 256):
+        rest = [a - offset for a in absmax[start : start + 256]]
+        largest = max(abs(a) for a in rest)
+        assert second.absmax[start // 256] == largest
+        for i, a in enumerate(rest, start):
+            x = -one if largest == 0 else min(max(a * (one / largest), -one), one)
+            step = int((x + one) * np.float32(0.5) * np.float32(65535) + np.float32(0.5))
+            at = np.float32(2 * step) / np.float32(65535) - one
+            assert second.codes[i] == bisect_left(midpoints, float(at))
+            assert back[i] == double_quant.DYNAMIC_MAP[second.codes[i]] * largest + offset
+
+
+def test_differences_too_small_to_divide_by_go_to_the_ends():
+    absmax = np.float32([1e-39, 3e-39])  # 1/1e-39 is no float32
+    assert double_quant.double_quantize(absmax).codes.tolist() == [0, 255]
 
 
 def nesting_bound(absmax, second):
