@@ -350,6 +350,43 @@ def test_mean_adds_in_torchs_order(n, expected):
     assert float(double_quant.mean(x)) == float.fromhex(expected)
 
 
+def spread_out(n):
+    """n numbers in [0, 1): the parts of multiples of the golden ratio after the point."""
+    return (np.arange(1, n + 1) * 0.6180339887498949 % 1).astype(np.float32)
+
+
+def test_mean_has_torchs_bits_whatever_is_left_over():
+    # torch.tensor(spread_out(n)).mean(), on one thread, for each n
+    means = np.array([double_quant.mean(spread_out(n)) for n in range(1, 601)], "<f4")
+    assert zlib.crc32(means.tobytes()) == 0xF9861C79
+
+
+@pytest.mark.parametrize(
+    ("n", "expected"),
+    [
+        (8191, "0x1.0007b6p-1"), (8192, "0x1.000eaap-1"), (8193, "0x1.000f82p-1"),
+        (32767, "0x1.fffe8cp-2"), (2**20 + 33, "0x1.ffffecp-2"),
+    ],
+)  # fmt: skip
+def test_mean_adds_in_groups_of_groups(n, expected):
+    mean = double_quant.mean(spread_out(n))
+    assert type(mean) is np.float32 and float(mean) == float.fromhex(expected)
+
+
+@pytest.mark.parametrize(
+    ("rows", "group"), [(1, 16), (16, 16), (17, 16), (256, 16), (2**19, 16), (2**19 + 1, 32)]
+)
+def test_the_groups_grow_with_the_number_of_rows(rows, group):
+    """16 rows at a time, and 32 if there are more than 2¹⁹, as in torch."""
+    expected = x = spread_out(rows * 8).reshape(rows, 8)
+    while len(expected) > group:
+        padded = np.pad(expected, ((0, -len(expected) % group), (0, 0)))
+        groups = padded.reshape(-1, group, 8)
+        # one after the other in each group; zeros at the end change nothing
+        expected = sum(groups[:, i] for i in range(group))
+    assert double_quant._cascade(x).tolist() == sum(expected).tolist()
+
+
 @given(seeds, st.integers(1, 5000))
 def test_mean_is_the_mean(seed, n):
     x = np.abs(weights("normal", (n,), seed))
