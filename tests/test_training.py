@@ -17,6 +17,7 @@ from models import (
     random_examples,
     read_only,
     seeds,
+    spying,
 )
 
 import minilora
@@ -329,6 +330,38 @@ def test_history_says_what_happened():
             assert steps[i][0][1]["eval_loss"] == score
 
 
+def test_the_bare_loop_times_its_steps_and_does_not_share_them_out(monkeypatch):
+    times = iter([5.0, 5.123456, 7.0, 7.5])
+    monkeypatch.setattr(training.time, "perf_counter", lambda: next(times))
+    shares, split = [], split_batch
+    monkeypatch.setattr(
+        training, "split_batch", lambda rows, n: shares.append(n) or split(rows, n)
+    )  # fmt: skip
+    adapters, frozen = setting()
+    config = replace(SMALL, iters=2)
+    _, history = training.train(adapters, frozen, EXAMPLES, TINY, config, layers)
+    assert [row["seconds"] for row in history] == [0.1235, 0.5]
+    gradient_at(adapters, frozen, [[e] for e in EXAMPLES], 0, TINY, config, layers)
+    assert shares == [1, 1, 1]
+
+
+@pytest.mark.parametrize("every", [1, 3, 7, 50])
+def test_every_so_many_steps_and_the_last_are_evaluated(monkeypatch, every):
+    scripted(monkeypatch, [1.0] * 7)
+    _, history, _ = run(replace(SMALL, iters=7, steps_per_eval=every))
+    at = [row["step"] for row in history if "eval_loss" in row]
+    assert at == [step for step in range(1, 8) if step % every == 0 or step == 7]
+
+
+@pytest.mark.parametrize("recomputing", [False, True])
+def test_the_layers_are_recomputed_if_the_settings_say_so(recomputing):
+    seen, config = [], replace(SMALL, gradient_checkpointing=recomputing)
+    rows = [[e] for e in EXAMPLES]
+    gradient_at(*setting(), rows, 0, TINY, config, spying(layers, seen))
+    calls = sum(name == "checkpoint" for name, _ in seen)
+    assert calls == (TINY.num_hidden_layers if recomputing else 0)
+
+
 def test_low_rank_factors_and_the_rest_have_their_own_rates():
     config = replace(SMALL, also_train_lr_scale=0.25)
     of = rates(0.1, config, setting(dropout=0.0)[0])
@@ -492,10 +525,12 @@ def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, bad, what):
     assert fingerprint(resumed) == fingerprint(run(SMALL, valid=())[0])
 
 
-def test_a_run_that_diverges_says_so():
-    config = replace(SMALL, iters=50, learning_rate=1e20, warmup_ratio=0, lr_schedule="constant")
-    with np.errstate(all="ignore"), pytest.raises(InputError, match=r"at step \d+: lower"):
-        train(*setting(), EXAMPLES, TINY, config)
+@pytest.mark.parametrize("ops", [None, layers], ids=["fast", "plain"])
+@pytest.mark.parametrize("rate", [1e10, 1e20, 1e37])
+def test_a_run_that_diverges_says_so_and_warns_of_nothing_else(ops, rate):
+    config = replace(SMALL, iters=50, learning_rate=rate, warmup_ratio=0, lr_schedule="constant")
+    with pytest.raises(InputError, match=r"at step \d+: lower"):
+        train(*setting(), EXAMPLES, TINY, config, ops=ops)
 
 
 def test_start_has_taken_no_step():
