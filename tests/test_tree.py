@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from models import TINY, quantized, random_base
 
 from minilora import tree
+from minilora.config import InputError
 from minilora.evaluation import memory
 
 names = st.text("abcxyz_01", min_size=1, max_size=3)
@@ -59,6 +60,27 @@ def test_count_passes_over_plain_numbers():
         == 7
     )
     assert tree.num_parameters({}) == memory.nbytes({}) == 0
+
+
+def test_the_layer_of_a_leaf():
+    assert tree.layer_of("model.layers.0.mlp.up_proj.weight") == 0
+    assert tree.layer_of("model.layers.12.self_attn.q_proj.lora_A") == 12
+    for path in ("model.embed_tokens.weight", "model.norm.weight", "lm_head.weight", "w"):
+        assert tree.layer_of(path) == -1
+
+
+def test_a_trained_leaf_comes_first_whatever_it_holds():
+    assert tree.trained_or_frozen({"w": 0}, {"w": 1}, "w") == 0
+    assert tree.trained_or_frozen({"v": 0}, {"w": 1}, "w") == 1
+    with pytest.raises(KeyError):
+        tree.trained_or_frozen({}, {"v": 1}, "w")
+
+
+def test_every_unknown_leaf_is_named():
+    tree.check_leaves({}, ("a", "b"), "here")
+    tree.check_leaves({"a": 1, "b": 2}, ("a", "b", "c"), "here")
+    with pytest.raises(InputError, match=r"^here does not read x, y: see methods\.operations$"):
+        tree.check_leaves({"y": 1, "a": 2, "x": 3}, ("a", "b"), "here")
 
 
 def test_child_asks_in_a_way_that_works_under_a_trace():

@@ -282,7 +282,34 @@ def test_a_batch_holds_its_examples_shifted_by_one(seed, n, length):
     assert batch["mask"].sum() == sum(sum(e.mask[1:]) for e in examples)
 
 
+def test_a_batch_by_hand():
+    one, two, three = (
+        Example([7, 8, 9], [1, 0, 1]),
+        Example([1, 2], [0, 1]),
+        Example([5, 6], [1, 1]),
+    )
+    batch = collate([[one, two], [three], [one]])
+    assert {name: rows.tolist() for name, rows in batch.items()} == {
+        "tokens": [[7, 8, 1], [5, 0, 0], [7, 8, 0]],
+        "targets": [[8, 9, 2], [6, 0, 0], [8, 9, 0]],
+        "mask": [[0, 1, 1], [1, 0, 0], [0, 1, 0]],
+        "segment_starts": [[0, 0, 2], [0, 1, 1], [0, 0, 2]],
+    }
+    assert {rows.dtype for rows in batch.values()} == {np.dtype(np.int64), np.dtype(np.float32)}
+
+
 # ------------------------------------------------------------------------------------ order
+
+
+@given(st.integers(1, 13), st.integers(1, 7), st.integers(0, 9), st.integers(0, 99))
+def test_the_order_is_drawn_from_seed_and_epoch(n, size, step, seed):
+    """In a batch that ends an epoch, the next one begins; another process draws the same."""
+    rows = [f"row {i}" for i in range(n)]
+    expected = []
+    for i in range(step * size, step * size + size):
+        order = np.random.default_rng([seed, i // n]).permutation(n)
+        expected.append(rows[order[i % n]])
+    assert batch_at(rows, step, size, seed) == expected
 
 
 @given(st.integers(1, 13), st.integers(1, 7), st.integers(0, 99))
