@@ -393,6 +393,25 @@ def test_recomputing_costs_one_more_forward_pass(ops):
         assert sum(name == "self_attention" for name, _ in seen) == calls
 
 
+@PATHS
+def test_nothing_is_recomputed_unless_asked(ops):
+    adapters, frozen = adapted(random_base(TINY))
+    batch, seen = random_batch(TINY), []
+    model.loss(adapters, frozen, batch, TINY, spying(ops, seen))
+    model.forward(adapters, frozen, batch["tokens"], TINY, spying(ops, seen))
+    model.hidden_states(
+        adapters, frozen, batch["tokens"], batch["segment_starts"], TINY, spying(ops, seen)
+    )
+    names = [name for name, _ in seen]
+    assert "checkpoint" not in names and names.count("mlp") == 3 * TINY.num_hidden_layers
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_a_model_computes_in_its_own_dtype(dtype):
+    base, tokens = random_base(TINY, dtype=dtype), np.arange(4)[None]
+    assert model.forward({}, base, tokens, TINY, layers).dtype == dtype
+
+
 # ----------------------------------------------------------------------------------- freeze
 
 

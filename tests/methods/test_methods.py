@@ -234,6 +234,18 @@ def test_with_a_cache_as_without(name, scheme):
     )
 
 
+@pytest.mark.parametrize("name", VIRTUAL)
+@pytest.mark.parametrize("length", [1, 11, 12, 13, 20])
+def test_the_states_of_virtual_tokens_are_not_returned(name, length):
+    """However long the text is, longer than the model is wide or not."""
+    adapters, frozen = trained(name, random_base(TINY))
+    tokens = np.arange(length)[None] % TINY.vocab_size
+    logits = minilora.forward(adapters, frozen, tokens, TINY)
+    assert logits.shape == (1, length, TINY.vocab_size)
+    longer = minilora.forward(adapters, frozen, np.append(tokens, [[0]], axis=1), TINY)
+    np.testing.assert_allclose(logits, longer[:, :-1], rtol=0, atol=1e-4 * np.abs(logits).max())
+
+
 def test_a_prompt_sees_itself_causally_and_moves_the_tokens_on():
     """A prompt made of vocabulary rows is those tokens in front."""
     base = random_base(TINY)
