@@ -406,6 +406,43 @@ def test_the_cache_holds_the_keys_and_values_in_the_order_of_the_tokens(seed, si
             np.testing.assert_array_equal(got, given_[:, :at])
 
 
+@few
+@given(attention_inputs(), st.data())
+def test_attention_token_by_token_with_a_cache(inputs, data):
+    q, k, v, angles, starts, hd = inputs
+    starts = np.zeros_like(starts)
+    T, cache, parts, at = q.shape[1], layers.LayerCache(), [], 0
+    while at < T:
+        n = data.draw(st.integers(1, T - at))
+        now = slice(at, at + n)
+        rope = tuple(x[:, now] for x in angles)
+        parts.append(
+            layers.attention(q[:, now], k[:, now], v[:, now], rope, starts[:, now], cache)
+        )  # fmt: skip
+        at += n
+        assert cache.length == at
+    whole = layers.attention(q, k, v, angles, starts)
+    # the same sums of hd products and of T terms, perhaps in another order: see above
+    S = 2 * math.sqrt(hd) * np.abs(q).max() * np.abs(k).max()
+    bound = 4 * (hd + T + 6) * U64 * (1 + S) * np.abs(v).max()
+    np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=bound)
+
+
+def test_a_sublayer_hands_on_its_cache():
+    rng = np.random.default_rng(0)
+    shapes = {"q_proj": (8, 6), "k_proj": (4, 6), "v_proj": (4, 6), "o_proj": (6, 8)}
+    frozen = {name: {"weight": rng.standard_normal(shape)} for name, shape in shapes.items()}
+    x, starts, cache = rng.standard_normal((1, 5, 6)), np.zeros((1, 5), int), layers.LayerCache()
+    rope = layers.rope_cos_sin(np.arange(5)[None], replace(TINY, head_dim=4), np.float64)
+    whole = layers.self_attention(x, {}, frozen, rope, starts)
+    for t in range(5):
+        now, at = slice(t, t + 1), tuple(a[:, t : t + 1] for a in rope)
+        y = layers.self_attention(x[:, now], {}, frozen, at, starts[:, now], cache)
+        # numbers of size ten or so, through four sums of at most eight terms
+        np.testing.assert_allclose(y, whole[:, now], rtol=0, atol=1e4 * U64)
+    assert cache.length == 5
+
+
 # ---------------------------------------------------------------------------- cross-entropy
 
 

@@ -218,6 +218,8 @@ def test_only_the_layers_have_projections():
     for name in ("q_proj", "all-linear"):
         paths = lora.target_paths(base, LoraConfig(target_modules=(name,)))
         assert paths and all(path.startswith("model.layers.") for path in paths)
+    with pytest.raises(InputError, match=r"extra\.q_proj matches nothing"):
+        lora.target_paths(base, LoraConfig(target_modules=("extra.q_proj",)))
 
 
 def test_targets_come_in_the_order_of_the_tree_and_each_once():

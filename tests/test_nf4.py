@@ -136,6 +136,7 @@ def test_the_tables_of_a_code():
         assert (np.diff(rising) >= 0).all() and code.midpoints.dtype == np.float32
         halves = [(float(a) + float(b)) / 2 for a, b in pairwise(rising)]
         assert code.midpoints.tolist() == [float(np.float32(h)) for h in halves]
+        assert code.byte_values.dtype == np.uint64 and code.byte_values.shape == (256,)
         pairs = code.byte_values.view(np.float32).reshape(256, 2)
         for byte in range(256):
             assert pairs[byte].tolist() == [code.values[byte // 16], code.values[byte % 16]]
@@ -359,6 +360,8 @@ def test_mean_has_torchs_bits_whatever_is_left_over():
     # torch.tensor(spread_out(n)).mean(), on one thread, for each n
     means = np.array([double_quant.mean(spread_out(n)) for n in range(1, 601)], "<f4")
     assert zlib.crc32(means.tobytes()) == 0xF9861C79
+    # eight numbers are one vector, added from left to right: 1 + 2⁻²⁴ is 1, seven times
+    assert double_quant.mean(np.float32([1, *[2**-24] * 7])) == 1 / 8
 
 
 @pytest.mark.parametrize(

@@ -200,6 +200,7 @@ def test_the_bare_operations_read_a_methods_leaves_or_refuse_them(name, ops):
     """Without `operations`: nothing that would be trained is silently left out of the model."""
     adapters, frozen = trained(name, random_base(TINY))
     loss = value_and_grad(model.loss)
+    assert (operations.operations(adapters, frozen, ops) is ops) == (name in IN_THE_CORE)
     if name not in IN_THE_CORE:
         with pytest.raises(InputError, match=r"does not read .*: see methods\.operations"):
             loss(adapters, frozen, random_batch(TINY), TINY, ops)
