@@ -8,6 +8,7 @@ import pytest
 from comparisons import in_float64
 from peft_models import ALL, in_four_bits, llama_of, peft_folder, peft_loss
 
+from minilora import train
 from minilora.batching import Example, batch_at, collate
 from minilora.config import TrainConfig
 from minilora.data.rows import load_rows, prepare
@@ -15,7 +16,6 @@ from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.optim import learning_rate
 from minilora.quant.quantize import quantize
-from minilora.training import train
 from minilora.tree import flatten, get
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
