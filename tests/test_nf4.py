@@ -522,7 +522,7 @@ def test_every_part_of_a_weight_is_checked(double):
     assert nf4.Quantized(q.codes, q.scales, (257, 16), 16, "fp4").shape == (257, 16)
 
 
-@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 33])
+@pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 33, 200])
 @pytest.mark.parametrize("double", [False, True])
 def test_a_weight_of_any_length_has_the_parts_that_it_needs(n, double):
     q = nf4.quantize(np.ones(n), 16, double)
