@@ -6,7 +6,7 @@ import subprocess
 import sys
 import zlib
 from bisect import bisect_left
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 from statistics import NormalDist
 
@@ -530,6 +530,16 @@ def test_a_weight_of_any_length_has_the_parts_that_it_needs(n, double):
     assert q.nbytes == q.codes.size + (q.absmax.size + 4 + 4 if double else 4 * q.absmax.size)
     again = nf4.Quantized(q.codes, q.scales, (n,), 16, "nf4")
     np.testing.assert_array_equal(again.dequantize(), np.ones(n, np.float32))
+
+
+def test_a_weight_never_changes_and_is_equal_to_itself_alone():
+    """Arrays have no single truth value, so a comparison of two weights would raise."""
+    one, two = (nf4.quantize(np.ones(40), 16, double_quant=True) for _ in range(2))
+    codes = nf4.Code.of(nf4.NF4), nf4.Code.of(nf4.NF4)
+    for a, b in ((one, two), (one.scales, two.scales), codes):
+        assert a == a and a != b and len({a, b}) == 2
+        with pytest.raises(FrozenInstanceError):
+            setattr(a, next(iter(vars(a))), None)
 
 
 @pytest.mark.parametrize("block_size", [2**k for k in range(4, 17)])
