@@ -47,16 +47,16 @@ def test_a_name_is_a_whole_path_or_an_end_after_a_dot():
     assert not names_module("model", Q) and not names_module("k_proj", Q)
 
 
-BELOW_ONE, SMALLEST, LARGEST = math.nextafter(1, 0), 5e-324, 1.7e308
+BELOW_ONE, SMALLEST, LARGEST, INF = math.nextafter(1, 0), 5e-324, 1.7e308, float("inf")
 RANGES = {  # the rule: what it takes, to the ends, and what it refuses, from the ends on
     "be a whole number from 1": ((1, 2, 10**9), (0, -1, 1.0, 1.5, True, "1", None)),
     "be a whole number from 0": ((0, 1, 10**9), (-1, -2, 0.0, 1.5, False, "0", None)),
     "be a positive number": (
         (SMALLEST, 0.5, 1, LARGEST),
-        (0, -SMALLEST, -0.5, -2, math.inf, math.nan),
+        (0, -SMALLEST, -0.5, -2, INF, math.nan),
     ),
     "lie in [0, 1)": ((0, SMALLEST, 0.5, BELOW_ONE), (-SMALLEST, -0.5, -2, 1, 1.5, 3, math.nan)),
-    "not be negative": ((0, SMALLEST, 0.5, 1, LARGEST), (-SMALLEST, -0.5, -2, math.inf, math.nan)),
+    "not be negative": ((0, SMALLEST, 0.5, 1, LARGEST), (-SMALLEST, -0.5, -2, INF, math.nan)),
 }
 
 

@@ -142,6 +142,7 @@ ratios = st.sampled_from([0.0, 0.03, 0.06, 0.1, 0.5, 0.99])
 
 
 def config_of(schedule, iters, ratio, rate=2e-4):
+    schedule = "".join([*schedule])  # as one that is read: equal to the literal, and not the same
     return TrainConfig(lr_schedule=schedule, iters=iters, warmup_ratio=ratio, learning_rate=rate)
 
 
