@@ -137,6 +137,7 @@ def embed(
     """
     check_leaves(trained, ("embed_tokens", "layers", "norm"), "embed")
     node = subtree(trained, "embed_tokens")
+    check_leaves(node, ("weight",), "embed")
     weight = trained_or_frozen(node, frozen["embed_tokens"], "weight")
     return weight[tokens], past + np.arange(tokens.shape[1]) - segment_starts, segment_starts
 

@@ -103,6 +103,7 @@ def lm_head(adapters: Tree, base: Tree) -> Any:
     """Return the output matrix (V, D): a trained one, the base's, or the embedding if tied."""
     for tree in (adapters, base):
         if "lm_head" in tree:
+            check_leaves(tree["lm_head"], ("weight",), "lm_head")
             return tree["lm_head"]["weight"]
     embedding = subtree(subtree(adapters, "model"), "embed_tokens")
     return trained_or_frozen(embedding, base["model"]["embed_tokens"], "weight")

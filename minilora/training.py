@@ -34,12 +34,11 @@ def train(
     """Fit `adapters` to the examples; return (adapters, history).
 
     `history` has a dict per step (`step`, `loss`, `learning_rate`, `grad_norm`, `tokens`,
-    `seconds`) and one per evaluation (`step`, `eval_loss`, `eval_exact_match`).
-    `evaluate(adapters)` returns `loss` and `exact_match` on held-out examples. `state` continues an
-    earlier run.
-    `on_step(rows, adapters, state)` is called after every step. The rows of a batch are split into
-    `shares`, which `parallel_map` may compute at the same time. Raises InputError if the loss or
-    the gradient is not finite; the last good state has then been passed to `on_step`.
+    `seconds`) and one per evaluation (`step`, `eval_loss`, `eval_exact_match`). `evaluate`, of the
+    adapters, returns `loss` and `exact_match` on held-out examples. `state` continues an earlier
+    run. `on_step(rows, adapters, state)` is called after every step. The rows of a batch are split
+    into `shares`, which `parallel_map` may compute at the same time. Raises InputError if the loss
+    or the gradient is not finite; the last good state has then been passed to `on_step`.
     """
     bins = pack(examples, config.max_seq_length) if config.packing else [[e] for e in examples]
     adapters = round_to(adapters, config.adapter_dtype)

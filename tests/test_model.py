@@ -466,6 +466,7 @@ def test_a_trained_leaf_replaces_the_frozen_one_wherever_it_stands(ops):
 L0 = "model.layers.0"
 UNREAD = [  # a place of every node of the trained tree
     "other", "other.weight", "model.other", "model.lm_head.weight", "model.layers.2.mlp.x.bias",
+    "model.embed_tokens.bias", "lm_head.bias",
     "model.layers.-1.mlp.x.bias", "model.layers.other", f"{L0}.other", f"{L0}.q_proj.lora_A",
     f"{L0}.self_attn.up_proj.lora_A", f"{L0}.self_attn.lora_A", f"{L0}.mlp.q_proj.lora_A",
     f"{L0}.mlp.other", f"{L0}.input_layernorm.bias", f"{L0}.post_attention_layernorm.bias",

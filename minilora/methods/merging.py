@@ -9,8 +9,7 @@ from ..config import InputError
 from ..layers import dense
 from .operations import row_norms
 
-# Nodes and leaves that no weight can replace.
-UNMERGED = {
+UNMERGED = {  # nodes and leaves that no weight can replace
     "prompt_embeddings": "a prompt or P-tuning", "prompt_encoder": "P-tuning",
     "prefix_k": "prefix tuning", "prefix_v": "prefix tuning", "bottleneck_down": "a bottleneck",
 }  # fmt: skip
