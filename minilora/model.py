@@ -41,8 +41,10 @@ def forward(adapters: Tree, base: Tree, tokens: Array, config: ModelConfig, ops:
 
 
 def logits(x: Array, adapters: Tree, base: Tree, ops: Ops) -> Array:
-    """Compute the logits (..., V) of hidden states (..., D)."""
-    return ops.linear(x, {}, {"weight": lm_head(adapters, base)})
+    """Compute the logits (..., V) of hidden states (..., D), the head trained or not."""
+    weight, frozen = lm_head(adapters, base), lm_head({}, base)
+    trained = {} if weight is frozen else {"weight": weight}
+    return ops.linear(x, trained, {"weight": frozen})
 
 
 def hidden_states(

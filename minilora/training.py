@@ -63,9 +63,9 @@ def train(
         last = step + 1 == config.iters
         if evaluate and (last or (step + 1) % config.steps_per_eval == 0):
             score = evaluate(adapters)
-            loss, exact = score["loss"], score["exact_match"]
-            rows.append({"step": step + 1, "eval_loss": loss, "eval_exact_match": exact})
-            state = update_early_stopping(state, adapters, loss, config)
+            eval_loss, exact = score["loss"], score["exact_match"]
+            rows.append({"step": step + 1, "eval_loss": eval_loss, "eval_exact_match": exact})
+            state = update_early_stopping(state, adapters, eval_loss, config)
         history += rows
         if on_step:
             on_step(rows, adapters, state)

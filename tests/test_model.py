@@ -29,10 +29,10 @@ from models import (
 import minilora
 from minilora import layers, lora, model
 from minilora.batching import collate
-from minilora.config import ALL_LINEAR, InputError
+from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.kernels import fused
 from minilora.layers import value_and_grad
-from minilora.methods.methods import also_train
+from minilora.methods.methods import METHODS, MethodConfig, also_train
 from minilora.tree import flatten, named_leaves, set_leaf, unflatten
 
 U32, U64 = 2.0**-24, 2.0**-53
@@ -496,6 +496,26 @@ def test_a_frozen_leaf_that_nothing_reads_is_refused(ops, name):
     set_leaf(frozen, f"{L0}.{part}.{name}.other", 1.0)
     with pytest.raises(InputError, match="does not read other"):
         model.forward(adapters, frozen, np.arange(4)[None], TINY, ops)
+
+
+@PATHS
+@pytest.mark.parametrize("method", ["dora", "ia3", "bottleneck", "prompt", "p-tuning", "prefix"])
+def test_the_bare_operations_refuse_the_leaves_of_other_methods(ops, method):
+    config = LoraConfig() if method == "dora" else MethodConfig(method)
+    adapters, frozen = METHODS[method](random_base(TINY), config, np.random.default_rng(0))
+    with pytest.raises(InputError, match=r"does not read .*: see methods\.operations"):
+        model.forward(adapters, frozen, np.arange(4)[None], TINY, ops)
+
+
+@PATHS
+def test_logits_have_a_gradient_for_a_trained_head(ops):
+    base, tokens = random_base(TINY, dtype=np.float64), np.arange(4)[None]
+    head = as_dtype(also_train({}, base, ["head"]), np.float64)
+    f = value_and_grad(lambda adapters: model.forward(adapters, base, tokens, TINY, ops).sum())
+    states = model.hidden_states(head, base, tokens, np.zeros_like(tokens), TINY, ops)
+    # every logit is the product of a state with a row of the head: each row gets their sum
+    expected = np.broadcast_to(states.sum(axis=(0, 1)), head["lm_head"]["weight"].shape)
+    close(f(head)[1]["lm_head"]["weight"], expected)
 
 
 def test_the_head_is_the_trained_one_or_the_bases_or_the_embedding():

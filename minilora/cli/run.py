@@ -66,9 +66,7 @@ def fine_tune(args):
         log = Log(folder, args, base, adapter_config, facts, new=not args.resume)
         some = valid[: config.val_batches * config.batch_size]
         try:
-            best, _ = train(
-                adapters, base, examples, model, config, some, state, log.on_step, ops
-            )  # fmt: skip
+            best, _ = train(adapters, base, examples, model, config, some, state, log.on_step, ops)
         except KeyboardInterrupt as error:
             log.save()
             raise type(error)(f"interrupted: {log.how_to_go_on()}") from None

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+from ..config import ALL_LINEAR
 from ..lora import FACTORS
 
 LOGIT_FLOATS = 2**22  # logits held at once (16 MiB), however large the batch is
@@ -18,11 +19,11 @@ def chunks(n, floats, most):
 
 
 def plain_lora(trained, frozen, dropout=True):
-    """Tell whether no projection of a sublayer has more trained than two factors.
+    """Tell whether a sublayer has nothing trained but two factors on some of its projections.
 
     trained, frozen: nodes such as `self_attn` or `mlp`. `dropout`: whether a dropout counts.
     """
-    return all(
-        set(node) <= set(FACTORS) and not (dropout and node and frozen[name]["lora_dropout"])
+    return trained.keys() <= set(ALL_LINEAR) and all(
+        node.keys() <= set(FACTORS) and not (dropout and node and frozen[name]["lora_dropout"])
         for name, node in trained.items()
     )

@@ -19,15 +19,14 @@ EXTRA = ("ia3_l", "lora_magnitude_vector", "bottleneck_down", "bottleneck_down_b
 def operations(adapters, base, ops=None):
     """Return `ops` itself for plain LoRA and replaced leaves, otherwise a wrapper that knows more.
 
-    ops: `layers`, `kernels.fused`, what this function returned, or None for the fastest that this
-    machine has.
+    ops: `layers`, `kernels.fused`, what this function returned before, or None for the fastest.
     """
     ops = getattr(ops, "ops", ops) or kernels.OPS  # never a wrapper of a wrapper
-    plain = all(path.endswith(LEAVES) for path, _ in named_leaves(adapters))
-    per_row = any(getattr(w, "ndim", 2) == 3 for _, w in named_leaves(adapters))
+    leaves = [(path.rpartition(".")[2], w.ndim) for path, w in named_leaves(adapters)]
+    plain = all(name in LEAVES and ndim < 3 for name, ndim in leaves)
     stacked = any(".lora_stack." in path for path, _ in named_leaves(base))
     encoder = "prompt_encoder" in subtree(adapters, "model")
-    return ops if plain and not (per_row or stacked or encoder) else MethodOps(ops)
+    return ops if plain and not (stacked or encoder) else MethodOps(ops)
 
 
 def check_packing(adapters, config):
