@@ -23,7 +23,7 @@ def plain_lora(trained, frozen, dropout=True):
 
     trained, frozen: nodes such as `self_attn` or `mlp`. `dropout`: whether a dropout counts.
     """
-    return trained.keys() <= set(ALL_LINEAR) and all(
-        node.keys() <= set(FACTORS) and not (dropout and node and frozen[name]["lora_dropout"])
+    return set(trained) <= set(ALL_LINEAR) and all(
+        set(node) <= set(FACTORS) and not (dropout and node and frozen[name]["lora_dropout"])
         for name, node in trained.items()
     )
