@@ -89,7 +89,7 @@ def _code_of_step():
 
 
 def double_dequantize(q):
-    """Compute the absmax (m,) float32 that a DoubleQuantized stands for."""
+    """Compute the absmax (m,) float32 that a DoubleQuantized represents."""
     scale = np.repeat(q.absmax, BLOCK)[: q.codes.size]
     return DYNAMIC_MAP[q.codes] * scale + q.offset
 

@@ -134,7 +134,7 @@ def parser():
     base_flags(sub, adapter=False)
     sub.add_argument("--out", required=True, help="a new folder")
 
-    sub = command("inspect", "the tree, what an adapter trains, the byte ledger, the tokens")
+    sub = command("inspect", "the tree, what an adapter trains, a step's memory, the tokens")
     base_flags(sub)
     data_flags(sub)
     sub.add_argument("--tokens", type=positive, default=512, help="of a batch, for the ledger")

@@ -127,11 +127,11 @@ def quantize(args):
     print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")
     for path, rmse, relative, _, bits in error_report(base, quantized):
         print(f"{path:<52}{rmse:>10.6f}{relative:>10.4f}{bits:>8.3f}")
-    print(f"{bits_per_weight(quantized):.3f} bits a weight, written to {args.out}")
+    print(f"{bits_per_weight(quantized):.3f} bits per weight, written to {args.out}")
 
 
 def inspect(args):
-    """Print the tree, what is trained of it, the byte ledger, and with --data a row's tokens."""
+    """Print the tree, what is trained of it, a step's memory, and with --data a row's tokens."""
     opened = open_model(args)
     for path, leaf in [*named_leaves(opened.base), *named_leaves(opened.adapters)]:
         if hasattr(leaf, "shape"):
@@ -142,7 +142,7 @@ def inspect(args):
     print(f"a step over {args.tokens} tokens:\n{table(parts)}")
     if args.data:
         tokens, mask = open_examples(args, opened, "train")[0][0]
-        print("the first row, a token a line; * marks those that the loss counts:")
+        print("the first row, one token per line; * marks those that the loss counts:")
         for token, counts in zip(tokens, [0, *mask[1:]]):
             print(f"{'*' if counts else ' '} {token:>6}  {opened.tokenizer.decode([token])!r}")
 

@@ -198,7 +198,7 @@ def load(folder=LESSONS):
             require(e.kind in ("function", "test"), "kind must be function or test")
             require(e.difficulty in (1, 2, 3), "difficulty must be 1, 2 or 3")
             require(len(e.hints) == 3, "give three hints, from gentle to plain")
-            require(e.id not in exercises, "the id stands there twice")
+            require(e.id not in exercises, "the id occurs twice")
             require(set(e.needs) <= set(exercises), f"it needs {e.needs}: put that above it")
             exercises[e.id] = e
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

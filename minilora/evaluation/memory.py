@@ -1,4 +1,4 @@
-"""The byte ledger: where a fine-tuning step's memory goes, predicted and measured."""
+"""Where the memory of a fine-tuning step goes: an estimate, and the measured peak."""
 
 import sys
 
@@ -71,7 +71,7 @@ def summary(adapters, base):
     trained, total = num_parameters(adapters), num_parameters(base)
     added = sum(leaf.size for path, leaf in named_leaves(adapters) if "lora_" in path)
     share = f"{total:,} ({100 * trained / total:.3f} %)"
-    return f"{trained:,} trained parameters beside {share}, {added:,} of them in low-rank factors"
+    return f"{trained:,} trained parameters next to {share}, {added:,} of them in low-rank factors"
 
 
 def bits_per_weight(base):

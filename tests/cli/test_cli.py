@@ -113,7 +113,7 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
 def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_path, capsys):
     out = tmp_path / "four-bit"
     assert run("quantize --model", base, "--quantize nf4 --block-size 32 --out", out) == 0
-    assert "bits a weight" in capsys.readouterr().out
+    assert "bits per weight" in capsys.readouterr().out
     stored, direct = flatten(load(out)[1]), flatten(load(base, "nf4", 32)[1])
     for path, leaf in direct.items():
         if hasattr(leaf, "codes"):

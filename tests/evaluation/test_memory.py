@@ -1,4 +1,4 @@
-"""The byte ledger against what is really allocated."""
+"""The estimate of a step's memory against what is really allocated."""
 
 import tracemalloc
 
