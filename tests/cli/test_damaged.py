@@ -13,14 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sweeps.pretraining import llama, random_params
+from small_run import write_base_and_rows
 
 from minilora import cli
-from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import safetensors_file
 from minilora.formats.checkpoint import load_adapter, load_state
 from minilora.formats.files import append
-from minilora.formats.pretrained import load, save_pretrained
+from minilora.formats.pretrained import load
 
 STEPS = "--iters 2 --batch-size 2 --save-every 1 --steps-per-eval 1"
 READING = {
@@ -42,11 +41,7 @@ def no_figures():
 def whole(tmp_path_factory):
     """A base, rows, and a sound run of two steps."""
     folder = tmp_path_factory.mktemp("damaged")
-    config = llama(16, 24, 2, 2, 1)
-    params = random_params(config, np.random.default_rng(0))
-    save_pretrained(folder / "base", config, params, ByteTokenizer())
-    rows = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(20)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_base_and_rows(folder)
     assert train(folder, folder / "run") == 0
     return folder
 

@@ -13,14 +13,13 @@ import time
 import numpy as np
 import pytest
 from faults import Faults
-from sweeps.pretraining import llama, random_params
+from small_run import write_base_and_rows
 
 from minilora import cli, lora
 from minilora.config import InputError, LoraConfig
-from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter
 from minilora.formats.files import replace_text
-from minilora.formats.pretrained import load, save_pretrained
+from minilora.formats.pretrained import load
 from minilora.formats.safetensors_file import read_header
 from minilora.tree import flatten, tree_map
 
@@ -44,11 +43,7 @@ def place(tmp_path_factory):
     Both are written under the name `run`, so that their settings are those of every other try.
     """
     folder = tmp_path_factory.mktemp("faults")
-    config = llama(16, 24, 2, 2, 1)
-    params = random_params(config, np.random.default_rng(0))
-    save_pretrained(folder / "base", config, params, ByteTokenizer())
-    rows = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(20)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_base_and_rows(folder)
     for name, more in (("old", "--seed 5 --quantize none --lora-r 3"), ("new", "")):
         assert train(folder, more) == 0
         (folder / "run").rename(folder / name)

@@ -25,7 +25,6 @@ from minilora.formats.pretrained import load
 from minilora.kernels import threads
 from minilora.tree import named_leaves
 
-threads.SERIAL_BELOW = 0  # the shares of rows, too, go to two threads
 WATCHED = {module.__file__ for module in (threads, threadpoolctl, thread, _base)}
 SETTINGS = TrainConfig(iters=1, mask_prompt=True, learning_rate=1e-2)
 
@@ -44,13 +43,13 @@ def job():
     return digest.hexdigest(), counts
 
 
-def instructions(stop=None):
-    """Do the job; count the instructions in WATCHED files, and interrupt at number `stop`."""
+def instructions(call, watched, stop=None):
+    """Call; count the instructions in the watched files, and interrupt at number `stop`."""
     count = 0
 
     def trace(frame, event, _):
         nonlocal count
-        if frame.f_code.co_filename not in WATCHED:
+        if frame.f_code.co_filename not in watched:
             return None
         frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event == "opcode":
@@ -61,7 +60,7 @@ def instructions(stop=None):
 
     sys.settrace(trace)
     try:
-        job()
+        call()
     finally:
         sys.settrace(None)
     return count
@@ -77,6 +76,7 @@ def timed(seconds):
 
 
 def main(seed, times, moments):
+    threads.SERIAL_BELOW = 0  # the shares of rows, too, go to two threads
     expected = job()  # compiles
     rng, interrupted = random.Random(seed), 0
     signal.signal(signal.SIGINT, signal.default_int_handler)  # also where a shell has ignored it
@@ -84,11 +84,14 @@ def main(seed, times, moments):
     began = time.perf_counter()
     assert job() == expected
     whole = time.perf_counter() - began
-    total = instructions() if moments == "threads" else None
+    total = instructions(job, WATCHED) if moments == "threads" else None
     for _ in range(times):
         moment = rng.uniform(0, whole) if total is None else rng.randint(1, total)
         try:
-            (timed if total is None else instructions)(moment)
+            if total is None:
+                timed(moment)
+            else:
+                instructions(job, WATCHED, moment)
         except KeyboardInterrupt:
             interrupted += 1
         found = job()

@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from interrupted import instructions
 
 from minilora.kernels import threads
 
@@ -21,34 +22,12 @@ def test_an_interrupt_at_any_instruction_leaves_the_cores_free(monkeypatch):
     def both():
         return threads.parallel_map(lambda i: threading.get_ident(), [0, 1])
 
-    def instructions(stop):
-        """Make the two calls, with SIGINT at instruction number `stop`; count the instructions."""
-        count = 0
-
-        def trace(frame, event, _):
-            nonlocal count
-            if frame.f_code.co_filename != threads.__file__:
-                return None
-            frame.f_trace_opcodes = True
-            if event == "opcode":
-                count += 1
-                if count == stop:
-                    signal.raise_signal(signal.SIGINT)
-            return trace
-
-        sys.settrace(trace)
-        try:
-            both()
-        finally:
-            sys.settrace(None)
-        return count
-
     both()  # starts the threads
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        for stop in range(1, instructions(None) + 1):
+        for stop in range(1, instructions(both, {threads.__file__}) + 1):
             with pytest.raises(KeyboardInterrupt):
-                instructions(stop)
+                instructions(both, {threads.__file__}, stop)
             assert len(set(both())) == 2, stop
     finally:
         signal.signal(signal.SIGINT, before)
