@@ -54,6 +54,24 @@ def frozen_matmul(x: Array, w: Any) -> Array:
 defvjp(frozen_matmul, lambda y, x, w: lambda g: _matmul(g, dense(w)), argnums=(0,))
 
 
+@primitive
+def lora_matmul(x: Array, a: Array, b: Array, scaling: float) -> Array:
+    """Compute s·BAx, the low-rank term of LoRA: (..., in) -> (..., out).
+
+    a: (r, in), b: (out, r), scaling: s. autograd keeps x, not s·Ax.
+    """
+    return _matmul(scaling * _matmul(x, a.T), b.T)
+
+
+# ∂L/∂x = Aᵀ(s·Bᵀ ∂L/∂y)        ∂L/∂A = (s·Bᵀ ∂L/∂y) xᵀ        ∂L/∂B = (∂L/∂y) (s·Ax)ᵀ
+defvjp(
+    lora_matmul,
+    lambda y, x, a, b, s: lambda g: _matmul(s * _matmul(g, b), a),
+    lambda y, x, a, b, s: lambda g: _rows(s * _matmul(g, b)).T @ _rows(x),
+    lambda y, x, a, b, s: lambda g: _rows(g).T @ _rows(s * _matmul(x, a.T)),
+)
+
+
 def dense(w: Any) -> Array:
     """Return a weight as an array, dequantized if it is quantized."""
     return w.dequantize() if hasattr(w, "dequantize") else w
@@ -84,7 +102,7 @@ def linear(
     h = matmul(x, trained["weight"]) if "weight" in trained else frozen_matmul(x, frozen["weight"])
     if "lora_A" in trained:
         z = dropout(x, frozen["lora_dropout"], rng)
-        h = h + matmul(frozen["lora_scaling"] * matmul(z, trained["lora_A"]), trained["lora_B"])
+        h = h + lora_matmul(z, trained["lora_A"], trained["lora_B"], frozen["lora_scaling"])
     if "bias" in trained or "bias" in frozen:
         h = h + trained_or_frozen(trained, frozen, "bias")
     return h
@@ -310,8 +328,8 @@ def cross_entropy(hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
     logits = logits - np.max(logits, axis=-1, keepdims=True)
     # L = −Σ m·log softmax(h Eᵀ)[target] / Σ m
     log_z = np.log(np.sum(np.exp(logits), axis=-1))
-    one_hot = np.arange(logits.shape[-1]) == targets[..., None]  # (B, T, V)
-    return np.sum(mask * (log_z - np.sum(one_hot * logits, axis=-1))) / np.sum(mask)
+    b, t = np.indices(targets.shape)
+    return np.sum(mask * (log_z - logits[b, t, targets])) / np.sum(mask)
 
 
 # ------------------------------------------------------------------------------------- autograd

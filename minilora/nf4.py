@@ -123,9 +123,8 @@ def quantize(w, block_size=64, double_quant=False, code="nf4"):
     x, absmax = normalize(w.ravel(), block_size)
     x = np.pad(x, (0, x.size % 2))  # an odd tensor gets one element more, a zero
     codes = pack(nearest(x, CODES[code]))
-    return Quantized(
-        codes, double_quantize(absmax) if double_quant else absmax, w.shape, block_size, code
-    )
+    scales = double_quantize(absmax) if double_quant else absmax
+    return Quantized(codes, scales, w.shape, block_size, code)
 
 
 def check(block_size, code):

@@ -27,13 +27,9 @@ class Ops(Protocol):
     ) -> Array: ...  # fmt: skip
 
     def mlp(
-        self,
-        x: Array,
-        trained: Tree,
-        frozen: Tree,
-        rng: RowRng | None = None,
+        self, x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None,
         linear: Function = ...,
-    ) -> Array: ...
+    ) -> Array: ...  # fmt: skip
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array: ...
 

@@ -78,16 +78,11 @@ def check_leaves(node: Tree, known: tuple[str, ...], place: str) -> None:
     require(not unknown, f"{place} does not read {', '.join(unknown)}: see methods.operations")
 
 
-def tree_map(f: Callable[..., Any], tree: Tree, *others: Tree) -> Tree:
+def tree_map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
     """Return the tree of f(leaf, *leaves at the same path of the other trees)."""
-    return {
-        key: (tree_map if isinstance(value, dict) else _apply)(f, value, *(o[key] for o in others))
-        for key, value in tree.items()
-    }
-
-
-def _apply(f: Callable[..., Any], *leaves: Any) -> Any:
-    return f(*leaves)
+    if not isinstance(tree, dict):
+        return f(tree, *others)
+    return {key: tree_map(f, node, *(other[key] for other in others)) for key, node in tree.items()}
 
 
 def num_parameters(tree: Tree) -> int:

@@ -1,7 +1,8 @@
 """lowrank-product: a projection with LoRA, by two thin products.
 
 h = W₀x + lora_scaling · B(Ax) + bias for each row x of the last axis, without forming BA. x is
-(..., in). `trained` and `frozen` are the nodes of one projection:
+(..., in). `lora_matmul` is the middle term, from arrays, and `linear` adds up all of them.
+`trained` and `frozen` are the nodes of one projection:
 
 1. W₀ (out, in) is trained["weight"] if there is one, an array, or else frozen["weight"], an array
    or quantized: `matmul(x, w)` multiplies by the first, `frozen_matmul(x, w)` by the second.

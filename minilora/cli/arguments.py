@@ -159,11 +159,7 @@ def train_flags(sub):
     add("--method", choices=tuple(METHODS), default="lora", help="see the README's table")
     add("--num-virtual-tokens", type=int, default=16, help="of prompt, p-tuning and prefix")
     add("--bottleneck-size", type=int, default=8, help="of bottleneck")
-    add(
-        "--init-lora-weights",
-        choices=INITIALIZERS,
-        help="how A and B start, in place of random and 0",
-    )
+    add("--init-lora-weights", choices=INITIALIZERS, help="a start of A and B that needs the base")
     add("--lora-r", type=int, default=lora.r)
     add("--lora-alpha", type=number, default=lora.lora_alpha)
     add("--lora-dropout", type=float, default=lora.lora_dropout)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..config import InputError, require
-from ..formats.files import read_json, replace_text
+from ..formats.files import read_json, replace_text, writing
 from . import exercises, judge
 from .student import loaded
 
@@ -75,9 +75,8 @@ def fill(folder, chosen):
 
 
 def show(exercise, verdict):
-    print(
-        f"{exercise.id}: {verdict.status}", *[f"\n  {verdict.text}"] * (verdict.share < 1), sep=""
-    )
+    text = f"\n  {verdict.text}" * (verdict.share < 1)
+    print(f"{exercise.id}: {verdict.status}{text}")
 
 
 def debug(path):
@@ -93,10 +92,8 @@ def debug(path):
 
 def do_init(args):
     folder, known = Path(args.folder), exercises.load().values()
-    try:
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{args.folder} cannot be made: {error.strerror}") from error
     new = fill(folder, known)
     print(f"{args.folder}: {new} exercises to write, {len(known) - new} files kept as they are")
     print(f"next: cd {args.folder}, then minilora learn next")

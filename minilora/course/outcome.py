@@ -104,9 +104,8 @@ def other_kind(expected, got):
             return next(filter(None, map(other_kind, expected, got)), "")
         return f"it returned {describe(got)}, not {len(expected)} values"
     if isinstance(expected, dict) and not (isinstance(got, dict) and set(expected) == set(got)):
-        return (
-            f"it returned {describe(got)}, not a dict with the keys {', '.join(map(str, expected))}"
-        )
+        keys = ", ".join(map(str, expected))
+        return f"it returned {describe(got)}, not a dict with the keys {keys}"
     return ""
 
 

@@ -8,7 +8,7 @@ from autograd.extend import notrace_primitive
 
 from .. import kernels
 from ..config import require
-from ..layers import LayerCache, matmul
+from ..layers import LayerCache, lora_matmul, matmul
 from ..lora import FACTORS, LEAVES
 from ..tree import named_leaves, subtree, trained_or_frozen
 
@@ -73,7 +73,7 @@ class MethodOps:
             A, B = (np.swapaxes(trained[name], -1, -2) for name in FACTORS)
             h = h + (frozen["lora_scaling"] * (x @ A)) @ B
         for below in subtree(frozen, "lora_stack").values():
-            h = h + matmul(below["lora_scaling"] * matmul(x, below["lora_A"]), below["lora_B"])
+            h = h + lora_matmul(x, below["lora_A"], below["lora_B"], below["lora_scaling"])
         if "lora_magnitude_vector" in trained:
             # h = m∘(W₀x + (α/r)·BAx)/‖W₀ + (α/r)·BA‖, the norms constant   (DoRA, Eqs. 5 and 11)
             h = h * (trained["lora_magnitude_vector"] / row_norms(trained, frozen))

@@ -33,9 +33,9 @@ TIES = '    return code.order[np.searchsorted(code.midpoints, x, side="right")]\
 
 
 def written(exercise, path, body):
-    """The exercise's stub at `path` with `body` in the place of what it raises."""
+    """The exercise's stub at `path` with `body` in place of what its last function raises."""
     text = exercise.student_file()
-    first = text.index("    raise NotImplementedError")
+    first = text.rindex("    raise NotImplementedError")
     path.write_text(text[:first] + body + text[text.index("\n", first) + 1 :], encoding="utf-8")
     return path
 

@@ -260,8 +260,8 @@ def test_merged_as_peft_merges(tiny_llama, tmp_path, tokens, same_logits, name):
     adapters, frozen, _ = load_adapter(peft_folder(tmp_path, theirs), base)
     expected = their_logits(theirs.merge_and_unload(), tokens)
     same_logits(
-        "other methods merged", "PEFT's merge", expected, {}, lora.merge(adapters, frozen), tokens,
-        config,
+        "other methods merged", "PEFT's merge", expected, {}, minilora.merge(adapters, frozen),
+        tokens, config,
     )  # fmt: skip
 
 
