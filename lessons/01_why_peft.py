@@ -4,7 +4,7 @@
 # **The question.** Where do the bytes of fine-tuning go, and which of them do LoRA and QLoRA take
 # away?
 #
-# A ledger, computed: for the embedded base, where every entry is a real array that we can weigh,
+# An estimate, computed: for the embedded base, where every entry is a real array that we can weigh,
 # and for Llamas of 7 and 65 billion parameters, where it is arithmetic on shapes.
 #
 # Time: about a quarter of a minute. You need: lesson 0.
@@ -26,9 +26,9 @@ from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
 from minilora.evaluation.plot import LINES
 from minilora.formats.hf_folder import shapes
-from minilora.methods.methods import METHODS
+from minilora.methods.registry import METHODS
 from minilora.optim import adamw_init
-from minilora.quant.quantize import is_projection
+from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, named_leaves, num_parameters, unflatten
 
 rng = np.random.default_rng(0)
@@ -81,8 +81,8 @@ for name, (trained, frozen) in ways.items():
         "moments": nbytes(adamw_init(trained)),
         "activations": kept,
     }
-    # What was weighed is what the ledger predicts: exactly for the arrays, nearly for the rest.
-    predicted = memory.ledger(trained, frozen, config, batch["tokens"].size)
+    # What was weighed is what the estimate predicts: exactly for the arrays, nearly for the rest.
+    predicted = memory.memory_estimate(trained, frozen, config, batch["tokens"].size)
     assert parts[name]["gradients"] == predicted["their gradients"] == 4 * num_parameters(trained)
     assert parts[name]["moments"] == predicted["Adam's two moments"] == 8 * num_parameters(trained)
     assert abs(kept / predicted["activations"] - 1) < 0.25
@@ -164,7 +164,7 @@ for scheme, expected in bits.items():
     assert abs(8 * stored.nbytes / w.size - expected) < 1e-3
 
 
-def on_paper_ledger(base, config, method, tokens=512):
+def on_paper_estimate(base, config, method, tokens=512):
     """{part: GB}: adapters and gradients in 16 bits, moments in 32; the frozen as `method` says."""
     n = num_parameters(base) if method == "full" else lora_count(base, SEVEN)
     low = {"full": 0, "LoRA": 16, "QLoRA, scales in 32 bits": bits["nf4"], "QLoRA": bits["nf4-dq"]}
@@ -180,7 +180,7 @@ def on_paper_ledger(base, config, method, tokens=512):
 
 methods = ("full", "LoRA", "QLoRA, scales in 32 bits", "QLoRA")
 llamas = {"7B": (llama_7b, config_7b), "65B": (llama_65b, config_65b)}
-paper = {(b, m): on_paper_ledger(*llamas[b], m) for b in llamas for m in methods}
+paper = {(b, m): on_paper_estimate(*llamas[b], m) for b in llamas for m in methods}
 sums = {key: sum(row.values()) for key, row in paper.items()}
 cells = [[" ".join(key), *row.values(), sums[key]] for key, row in paper.items()]
 cells = [[name, *(f"{size:.1f}" for size in sizes)] for name, *sizes in cells]
@@ -311,9 +311,9 @@ assert all(w.tobytes() == before[path] for path, w in named_leaves(base))
 # base was written: that is why one server can hold one base and a thousand adapters.
 #
 # **Where to stop with a debugger.**
-# - `memory.ledger` (`minilora/evaluation/memory.py`): look at `kept_floats` for `full` and for
+# - `memory.memory_estimate` (`minilora/evaluation/memory.py`): look at `activation_floats` for `full` and for
 #   LoRA, and find the line that makes LoRA's larger.
 # - `checkpoint.load_adapter`: look at `frozen` beside `base`; which leaves are new?
 # - `layers.linear` with `MINILORA_PLAIN=1`: `trained` is all that differs between the two adapters.
 #
-# **Exercises.** byte-ledger, lora-count.
+# **Exercises.** memory-estimate, lora-count.

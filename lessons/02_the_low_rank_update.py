@@ -18,7 +18,7 @@ from minilora.evaluation.plot import LINES
 from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths, delta
 from minilora.optim import adamw, adamw_init, global_norm
-from minilora.quant.quantize import is_projection
+from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, get, named_leaves, num_parameters, unflatten
 
 config, base, words = minilora.load("micro")

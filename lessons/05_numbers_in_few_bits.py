@@ -23,7 +23,7 @@ from minilora.data.rows import held_out_notes
 from minilora.evaluation import plot
 from minilora.kernels import fused
 from minilora.quant import int8
-from minilora.quant.quantize import is_projection
+from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, get, unflatten
 
 rng = np.random.default_rng(0)

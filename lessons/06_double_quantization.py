@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 6. Double quantization, and the ledger to the last byte
+# # 6. Double quantization, and the estimate to the last byte
 #
 # **The question.** Four bits a weight are four and a half, because of the scales. What brings
 # them to 4.127, what does that cost, and where is every byte?
@@ -235,7 +235,7 @@ with figure("double_quantization", labels, ylabels, titles, width=8.4, columns=2
 # ![Left: half of the map's values lie within a tenth of zero, fewer of the absmax. Right: beyond a
 # factor of 100 the neighbours' error grows](../figures/double_quantization.png)
 #
-# ## The ledger
+# ## The estimate
 #
 # **Predict:** `tiny` has 1,016,960 parameters. Is it 4.127/32 of its dense size in NF4 with
 # double quantization? Which part of it is the largest? And on disk, in bitsandbytes' layout?
@@ -286,11 +286,11 @@ for name in ("micro", "tiny"):
 # one all of that is nothing, and the formula's 4.127 is what one pays.
 #
 # **What this showed.** Double quantization is nearly free because scales hardly matter, not
-# because its map fits; it rests on blocks of like size; and a ledger is only right if it adds up
+# because its map fits; it rests on blocks of like size; and an estimate is only right if it adds up
 # to the byte.
 #
 # **Where to stop with a debugger.** `double_quant.double_quantize_around` (`blocks`, `step`),
 # `nf4.pack`, `nf4._quantize` (`rest`: a tensor of odd size), `quantized_file._four_bit_sources`
 # (`parts`).
 #
-# **Exercises.** packing-nibbles, double-quantization, byte-ledger, test-nibbles.
+# **Exercises.** packing-nibbles, double-quantization, memory-estimate, test-nibbles.

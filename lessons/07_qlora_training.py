@@ -26,7 +26,7 @@ import minilora
 from minilora import InputError, LoraConfig, TrainConfig, data, kernels, layers, lora, nf4, optim
 from minilora.data.rows import held_out_notes
 from minilora.evaluation import plot
-from minilora.quant.quantize import SCHEMES
+from minilora.quant.schemes import SCHEMES
 from minilora.training import gradient_at
 from minilora.tree import flatten, named_leaves, unflatten
 
@@ -148,11 +148,11 @@ for scheme in short(["none", "nf4-dq"], []):  # a slice of the sweep, live
 #
 # ## Memory
 #
-# The ledger of `minilora.evaluation.memory` predicts a step: frozen weights, adapters, their
+# The estimate of `minilora.evaluation.memory` predicts a step: frozen weights, adapters, their
 # gradients, Adam's two moments, and activations. It says nothing of dense copies.
 #
 # **Predict:** how many bytes does a product with a 4-bit weight of 1024 × 1024 keep for its
-# backward pass, beside its input? And how does a whole step compare with the ledger?
+# backward pass, beside its input? And how does a whole step compare with the estimate?
 
 # %%
 big = nf4.quantize(rng.standard_normal((1024, 1024)), double_quant=True)
@@ -176,13 +176,13 @@ for scheme in ("none", "nf4-dq"):
     answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     measured[scheme], predicted, activations = map(float, answer.split())
     print(f"a step on {depth} layers of width 512, {scheme}: the process grew by "
-          f"{measured[scheme]:.0f} MB, the ledger says {predicted:.0f} MB")  # fmt: skip
+          f"{measured[scheme]:.0f} MB, the estimate says {predicted:.0f} MB")  # fmt: skip
     assert 0.85 < measured[scheme] / predicted < short(1.25, 1.4)
 assert 1.6 < measured["none"] / measured["nf4-dq"] < 3  # found: 2.0
 assert activations > 0.6 * predicted  # of the 4-bit step
 
 # %% [markdown]
-# The ledger is right to a few per cent: what is dense lives for one product, in a few megabytes
+# The estimate is right to a few per cent: what is dense lives for one product, in a few megabytes
 # that are used again. With the weights at an eighth, activations are the largest part, so the
 # whole is half and not an eighth. (A trap in measuring: Linux's `ru_maxrss` of a child process
 # starts from its parent's peak. `sweeps/one_step.py` reads `VmHWM` instead.)
@@ -301,9 +301,9 @@ with figure("qlora", xlabels, ylabels, titles, width=8.4, columns=2) as (left, r
 #
 # **What this showed.** QLoRA needs no gradient of a code, only a product with what the code
 # stands for; the frozen bytes stay; quality is that of the dense base; and memory is what the
-# ledger says.
+# estimate says.
 #
 # **Where to stop with a debugger.** `layers.frozen_matmul` (its `defvjp`: `dense(w)` again, in
-# the backward pass), `training.update` (`round_to` after the step), `memory.kept_floats`.
+# the backward pass), `training.update` (`round_to` after the step), `memory.activation_floats`.
 #
-# **Exercises.** linear-4bit, linear-4bit-backward, test-frozen, byte-ledger, adamw.
+# **Exercises.** linear-4bit, linear-4bit-backward, test-frozen, memory-estimate, adamw.

@@ -22,7 +22,7 @@ from sweeps import compare, freezing, unfreezing
 import minilora
 from minilora import TrainConfig
 from minilora.evaluation import plot
-from minilora.methods.methods import METHODS
+from minilora.methods.registry import METHODS
 from minilora.optim import global_norm
 from minilora.training import rates
 from minilora.tree import named_leaves, num_parameters, tree_map, unflatten

@@ -276,7 +276,12 @@ assert all(abs(error - 1) < 1e-4 for error in twice.values())  # twice the adapt
 assert combining.off(halves, one, one) < 1e-5
 
 sweep = read_sweep("combining")
-HOW = {"cat": "cat (exact)", "svd": "svd, rank 4", "factors": "mean of factors", "linear": "linear"}
+HOW = {
+    "cat": "cat (exact)",
+    "svd": "svd, rank 4",
+    "factors": "mean of factors",
+    "linear": "linear",
+}
 header = ("five seeds, weights ½", "ΔW off by", "held-out loss")
 for kind, text in (("other", "different starts"), ("sibling", "the same start")):
     cells = [

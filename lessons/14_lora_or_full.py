@@ -21,8 +21,8 @@ from minilora import TrainConfig, data
 from minilora.data import tasks
 from minilora.data.rows import held_out_notes
 from minilora.evaluation import plot
-from minilora.evaluation.memory import ledger
-from minilora.methods import methods
+from minilora.evaluation.memory import memory_estimate
+from minilora.methods import registry
 from minilora.tree import flatten, num_parameters, set_leaf, tree_map
 
 sys.path.insert(0, str(SWEEPS))
@@ -237,7 +237,7 @@ assert cell("exact_match", "small", 64, 0.25, 8).max() < 0.5
 costs = []
 for size in SIZES:
     adapters, frozen = start(base, size, 0)
-    parts = ledger(adapters, frozen, config, tokens=0)
+    parts = memory_estimate(adapters, frozen, config, tokens=0)
     state = sum(parts[k] for k in ("trained weights", "their gradients", "Adam's two moments"))
     exact = 100 * cell("exact_match", "small", 4000, 0, size).mean()
     costs.append([f"r = {size}" if size != "full" else size, num_parameters(adapters), state,
@@ -245,7 +245,7 @@ for size in SIZES:
 table(["small shift", "trained", "bytes of state", "exact", "held-out loss"], costs)
 lora_state, full_state = costs[1][2], costs[3][2]
 assert full_state > 4 * lora_state
-whole = methods.full(base, None, None)[0]
+whole = registry.full(base, None, None)[0]
 assert num_parameters(whole) == sum(w.size for w in flatten(base).values())
 
 # %% [markdown]
@@ -271,8 +271,8 @@ for size in (8, "full"):
 # model; if it lies in matrices that you adapt, a small rank does. If it does not (new symbols, a
 # new alphabet), train those leaves too, or everything.
 #
-# **Where to stop with a debugger.** `methods.full` (the whole tree is argument 0),
+# **Where to stop with a debugger.** `registry.full` (the whole tree is argument 0),
 # `tree.trained_or_frozen` (where a trained embedding takes the frozen one's place),
 # `sweeps/lora_or_full.py`, `start`.
 #
-# **Exercises.** lowrank-product, lora-count, byte-ledger, cross-entropy.
+# **Exercises.** lowrank-product, lora-count, memory-estimate, cross-entropy.

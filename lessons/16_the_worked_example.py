@@ -219,4 +219,4 @@ if not QUICK:
 # settings), `training.gradient_at` (what `value_and_grad` is asked for), `layers.linear` at
 # `dropout` (where the `rng` is None, and where not).
 #
-# **Exercises.** lora-init, prompt-mask, test-merge, test-frozen, byte-ledger.
+# **Exercises.** lora-init, prompt-mask, test-merge, test-frozen, memory-estimate.

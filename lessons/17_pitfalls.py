@@ -20,8 +20,8 @@ from common import QUICK, figure, short, table
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.evaluation import plot
-from minilora.methods.methods import also_train
-from minilora.quant.quantize import is_projection
+from minilora.methods.registry import also_train
+from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, num_parameters, unflatten
 
 SEED = 0

@@ -24,8 +24,13 @@ from common import FIGURES, QUICK, short, table
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.evaluation import metrics, plot
-from minilora.evaluation.memory import ledger, nbytes, peak_rss_mb, summary
-from minilora.evaluation.memory import table as bytes_table
+from minilora.evaluation.memory import (
+    format_estimate,
+    memory_estimate,
+    nbytes,
+    peak_rss_mb,
+    summary,
+)
 from minilora.tree import num_parameters
 
 config, base, tokenizer = minilora.load("smollm2", "nf4-dq")
@@ -55,8 +60,8 @@ settings = TrainConfig(
 rows = {split: data.load_rows("toolcalls", split) for split in ("train", "valid", "test")}
 examples = {split: data.prepare(some, tokenizer, settings)[0] for split, some in rows.items()}
 tokens = settings.batch_size * max(len(e.tokens) - 1 for e in examples["train"])
-parts = ledger(adapters, frozen, config, tokens)
-print(f"a step over at most {tokens} tokens:\n{bytes_table(parts)}")
+parts = memory_estimate(adapters, frozen, config, tokens)
+print(f"a step over at most {tokens} tokens:\n{format_estimate(parts)}")
 
 # Full fine-tuning holds each weight, its gradient and Adam's two moments, in float32.
 FULL_MB = 16 * num_parameters(base) / 1e6
@@ -66,8 +71,8 @@ assert sum(parts.values()) / 1e6 < FULL_MB / 4
 
 # %% [markdown]
 # The frozen base is a sixth of its float32 size, not an eighth: the embedding stays in 8 bits, as
-# its file has it (`stored.py`). The largest part of the ledger is now the activations. They do not
-# shrink with the weights; `gradient_checkpointing` is what makes them small (lesson 7).
+# its file has it (`low_precision.py`). The largest part of the estimate is now the activations.
+# They do not shrink with the weights; `gradient_checkpointing` makes them small (lesson 7).
 #
 # An honest word about this base: its file is 4-bit already (Q4_1). What quantizing costs a model
 # shows on the embedded bases, which never were quantized, and not here.
@@ -255,4 +260,4 @@ else:
 # backward: count the calls of one step), `data.encode` (where the mask is cut: look at `head` and
 # `tail`), `checkpoint.save_adapter` (the names in `sources`).
 #
-# **Exercises.** prompt-mask, linear-4bit, byte-ledger, lora-merge, accumulation.
+# **Exercises.** prompt-mask, linear-4bit, memory-estimate, lora-merge, accumulation.

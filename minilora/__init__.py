@@ -19,9 +19,9 @@ from .formats.checkpoint import load_adapter, save_adapter
 from .formats.pretrained import load, save_pretrained
 from .kernels import quantize_4bit
 from .methods.merging import merge
-from .methods.methods import METHODS, MethodConfig
 from .methods.operations import operations
-from .quant import quantize as _quantize
+from .methods.registry import METHODS, MethodConfig
+from .quant import schemes
 
 __all__ = [
     "METHODS", "InputError", "LoraConfig", "MethodConfig", "ModelConfig", "TrainConfig", "evaluate",
@@ -47,5 +47,5 @@ def generate(adapters, base, prompt, config, **options):
 
 
 def quantize(base, scheme, block_size=64):
-    """Return `base` with the projections' weights in `scheme`; see `quant.quantize`."""
-    return _quantize.quantize(base, scheme, block_size, quantize_4bit)
+    """Return `base` with the projections' weights in `scheme`; see `quant.schemes`."""
+    return schemes.quantize(base, scheme, block_size, quantize_4bit)

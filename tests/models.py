@@ -13,7 +13,7 @@ from minilora import layers, lora
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR, ATTENTION, LoraConfig, ModelConfig
 from minilora.ops import Ops
-from minilora.quant.quantize import quantize
+from minilora.quant.schemes import quantize
 from minilora.tree import flatten, named_leaves, tree_map, unflatten
 
 # The exponential inside a loop is a polynomial only when it is compiled.

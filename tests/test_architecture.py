@@ -56,7 +56,7 @@ def place(module):
 def test_every_module_is_found():
     assert {"quant.int8", "kernels.fused", "cli.run"} <= EDGES.keys()
     assert {module for module in EDGES if "." not in module} == {*CORE, *ORDER[1:]}
-    assert EDGES["quant.quantize"] == {"nf4", "config", "tree", "quant.int8"}
+    assert EDGES["quant.schemes"] == {"nf4", "config", "tree", "quant.int8"}
     folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
     assert folders == set(ORDER) - {"core"}
 

@@ -17,8 +17,8 @@ from minilora.cli.arguments import parse
 from minilora.config import LoraConfig, ModelConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation.memory import nbytes
-from minilora.methods.methods import MethodConfig
-from minilora.quant.quantize import quantize
+from minilora.methods.registry import MethodConfig
+from minilora.quant.schemes import quantize
 from minilora.tree import num_parameters
 
 SHAPE = llama(128, 352, 4, 4, 2)

@@ -26,7 +26,7 @@ import minilora
 from minilora import layers, lora, model
 from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
 from minilora.kernels import fused
-from minilora.methods.methods import also_train
+from minilora.methods.registry import also_train
 from minilora.tree import flatten, get, named_leaves, num_parameters, set_leaf
 
 U32, U64 = 2.0**-24, 2.0**-53

@@ -32,7 +32,7 @@ from minilora.batching import collate
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.kernels import fused
 from minilora.layers import value_and_grad
-from minilora.methods.methods import METHODS, MethodConfig, also_train
+from minilora.methods.registry import METHODS, MethodConfig, also_train
 from minilora.tree import flatten, named_leaves, set_leaf, unflatten
 
 U32, U64 = 2.0**-24, 2.0**-53

@@ -16,7 +16,7 @@ from one_file import LESSON, assert_equal_bits, one_file
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, kernels, layers, lora, nf4
-from minilora.quant.quantize import is_projection
+from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, named_leaves, unflatten
 
 STEPS, RATE = 200, 2e-3

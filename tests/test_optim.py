@@ -141,14 +141,14 @@ schedules = st.sampled_from(["constant", "linear", "cosine"])
 ratios = st.sampled_from([0.0, 0.03, 0.06, 0.1, 0.5, 0.99])
 
 
-def config_of(schedule, iters, ratio, rate=2e-4):
+def make_adapter_config(schedule, iters, ratio, rate=2e-4):
     schedule = "".join([*schedule])  # as one that is read: equal to the literal, and not the same
     return TrainConfig(lr_schedule=schedule, iters=iters, warmup_ratio=ratio, learning_rate=rate)
 
 
 @given(schedules, st.integers(1, 400), ratios)
 def test_the_schedules_ends(schedule, iters, ratio):
-    config = config_of(schedule, iters, ratio)
+    config = make_adapter_config(schedule, iters, ratio)
     rates = [learning_rate(step, config) for step in range(iters)]
     warmup = math.ceil(ratio * iters)
     # The first step of a warm-up has rate zero; the one after the warm-up has all of it.
@@ -171,7 +171,7 @@ def test_the_schedules_shape(iters, ratio):
     warmup = math.ceil(ratio * iters)
     if warmup >= iters:
         return
-    linear, cosine = (config_of(s, iters, ratio, 1.0) for s in ("linear", "cosine"))
+    linear, cosine = (make_adapter_config(s, iters, ratio, 1.0) for s in ("linear", "cosine"))
     at = np.array([learning_rate(s, linear) for s in range(warmup, iters + 1)])
     np.testing.assert_allclose(np.diff(at), -1 / (iters - warmup), rtol=0, atol=4 * U64)
     at = np.array([learning_rate(s, cosine) for s in range(warmup, iters + 1)])
@@ -183,7 +183,7 @@ def test_the_schedules_shape(iters, ratio):
 
 @given(schedules, st.integers(1, 1000), ratios, st.floats(1e-6, 1.0))
 def test_the_schedules_bits_are_transformers(schedule, iters, ratio, rate):
-    config, warmup = config_of(schedule, iters, ratio, rate), math.ceil(ratio * iters)
+    config, warmup = make_adapter_config(schedule, iters, ratio, rate), math.ceil(ratio * iters)
     for step in (*range(0, iters, 1 + iters // 50), iters, iters + 1, iters + 2):
         done = (step - warmup) / max(1, iters - warmup)
         factor = {

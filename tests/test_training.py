@@ -27,7 +27,7 @@ from minilora.config import ALL_LINEAR, InputError, TrainConfig
 from minilora.evaluation import metrics, trainer
 from minilora.kernels import threads
 from minilora.layers import value_and_grad
-from minilora.methods.methods import also_train
+from minilora.methods.registry import also_train
 from minilora.optim import global_norm, learning_rate, round_to
 from minilora.training import (
     accumulate,

@@ -48,7 +48,7 @@ def arguments(rng, layers, r, alpha, everything, dropout, patterns, rslora):
     return base, config, np.random.default_rng(int(rng.integers(1000)))
 
 
-def described(a):
+def config_of_adapter(a):
     """Say of lora_A how far it fills ±1/√in: of 96 draws the largest is below ¾ of the bound, or
     the mean beyond ±0.4 of it, once in 10¹¹."""
     a = np.asarray(a, float) * np.sqrt(a.shape[-1])
@@ -65,7 +65,7 @@ def observe(result, base, config, rng):
     seen = {}
     for path, leaf in flatten(adapters).items():
         random = path.endswith("lora_A") or (np.any(leaf) and path.endswith("lora_B"))
-        seen[path] = (np.shape(leaf), described(leaf)) if random else leaf
+        seen[path] = (np.shape(leaf), config_of_adapter(leaf)) if random else leaf
     fixed = {p: v for p, v in flatten(frozen).items() if p.endswith(("_scaling", "_dropout"))}
     return {"trained": seen, "beside the weights": fixed}
 

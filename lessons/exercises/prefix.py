@@ -9,7 +9,7 @@ config.num_virtual_tokens, k the number of rows of the layer's k_proj weight.
 
 import numpy as np
 
-from minilora.methods.methods import MethodConfig
+from minilora.methods.registry import MethodConfig
 from minilora.tree import flatten
 
 CASES = {"layers": (1, 2), "n": (8, 12), "kv": [4, 6]}
@@ -27,7 +27,7 @@ def arguments(rng, layers, n, kv):
     return base, config, np.random.default_rng(int(rng.integers(1000)))
 
 
-def described(w):
+def config_of_adapter(w):
     """Of 32 draws or more from N(0, 1), the deviation is outside [1/2, 2], or the mean beyond ±1,
     less than once in a million."""
     mean, deviation = np.mean(w), np.std(w)
@@ -36,7 +36,7 @@ def described(w):
 
 
 def observe(result, base, config, rng):
-    return {path: (np.shape(w), described(w)) for path, w in flatten(result[0]).items()}
+    return {path: (np.shape(w), config_of_adapter(w)) for path, w in flatten(result[0]).items()}
 
 
 def property_drawn_from_the_generator(function, base, config, rng):

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finetune, write_sweep
 
-from minilora.quant.quantize import SCHEMES
+from minilora.quant.schemes import SCHEMES
 
 JOBS = [(scheme, seed) for seed in range(6) for scheme in SCHEMES]
 

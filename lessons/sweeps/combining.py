@@ -98,7 +98,10 @@ def run(seed):
     row |= {"sibling": loss(sibling, there), "turned": loss(turned, back)}
     for name, second in (("other", other), ("sibling", sibling)):
         row[f"cosine_{name}"] = cosine(one, second)
-        ways = {how: compose.combine([one, second], [0.5, 0.5], how)[:2] for how in compose.HOW}
+        ways = {
+            how: compose.combine([one, second], [0.5, 0.5], how)[:2]
+            for how in compose.COMBINATION_TYPES
+        }
         ways["factors"] = mean_of_factors(one, second)
         for how, pair in ways.items():
             row |= {f"{name}_{how}": loss(pair, there), f"off_{name}_{how}": off(pair, one, second)}

@@ -22,7 +22,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from minilora.cli import failed
+from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig, require
 from minilora.data.rows import held_out_notes, load_rows, prepare
@@ -34,7 +34,7 @@ from minilora.formats.checkpoint import WEIGHTS, save_adapter
 from minilora.formats.pretrained import load
 from minilora.kernels import num_threads
 from minilora.methods import initializers
-from minilora.methods.methods import METHODS, MethodConfig
+from minilora.methods.registry import METHODS, MethodConfig
 from minilora.optim import adamw_init
 from minilora.tree import num_parameters
 
@@ -249,7 +249,7 @@ def main(argv=None):
         print(markdown(rows))
         draw(out, rows)
     except (InputError, OSError) as error:
-        return failed(error)
+        return report_error(error)
     print(f"drawn in {out}", file=sys.stderr)
     return 0
 

@@ -13,7 +13,7 @@ from common import write_sweep
 import minilora
 from minilora import LoraConfig, TrainConfig, data
 from minilora.data.rows import held_out_notes
-from minilora.methods.methods import METHODS, also_train
+from minilora.methods.registry import METHODS, also_train
 from minilora.tree import num_parameters
 
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",))

@@ -21,7 +21,7 @@ import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.batching import Example
 from minilora.data import tasks
-from minilora.methods import methods
+from minilora.methods import registry
 
 RATE = 2e-1, 2e-2  # of the head, of the adapter
 FAULTS = ("none", "shuffled labels", "answers cut", "mask inverted")
@@ -73,7 +73,7 @@ def check(job, iters=200, **settings):
     trained, task, fault, seed = job
     config, base, words = minilora.load("micro")
     if trained == "head":
-        adapters, frozen = methods.head(base, None, None)
+        adapters, frozen = registry.head(base, None, None)
     else:
         rank_1 = LoraConfig(r=1, lora_alpha=2, target_modules=("all-linear",))
         adapters, frozen = lora.init(base, rank_1, np.random.default_rng(seed))

@@ -20,7 +20,7 @@ import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.data import tasks
 from minilora.data.rows import held_out_notes
-from minilora.methods import methods
+from minilora.methods import registry
 from minilora.tree import num_parameters, set_leaf
 
 # The rates. Large shift: with seed 0, on the test rows of the sweep themselves, the best of 4e-3,
@@ -63,7 +63,7 @@ def start(base, size, seed):
     """
     rng = np.random.default_rng(seed)
     if size == "full":
-        return methods.full(base, None, rng)
+        return registry.full(base, None, rng)
     r = RANKS.get(size, size)
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=("all-linear",))
     adapters, frozen = lora.init(base, config, rng)

@@ -1,7 +1,7 @@
 """Lesson 7: one training step in a process of its own: its peak memory, measured and predicted.
 
 python lessons/sweeps/one_step.py SCHEME LAYERS prints, in MB, by how much the
-process grew, what the ledger predicts, and how much of that is activations.
+process grew, what the estimate predicts, and how much of that is activations.
 """
 
 import sys
@@ -14,14 +14,14 @@ from minilora import LoraConfig, ModelConfig, TrainConfig, lora, optim
 from minilora.evaluation import memory
 from minilora.formats.pretrained import shapes
 from minilora.layers import value_and_grad
-from minilora.quant.quantize import is_projection, quantize_leaf
+from minilora.quant.schemes import is_projection, quantize_leaf
 from minilora.tree import unflatten
 
 B, T = 4, 64
 
 
 def step(scheme, width, layers):
-    """The ledger of a step of LoRA on a random Llama, weights made and quantized one by one."""
+    """The estimate of a step of LoRA on a random Llama, weights made and quantized one by one."""
     heads = width // 64
     config = ModelConfig(
         vocab_size=256, hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
@@ -42,7 +42,7 @@ def step(scheme, width, layers):
     }  # fmt: skip
     _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
     optim.adamw(adapters, grads, optim.adamw_init(adapters), lambda path: 1e-3, TrainConfig())
-    return memory.ledger(adapters, frozen, config, B * T)
+    return memory.memory_estimate(adapters, frozen, config, B * T)
 
 
 def peak():

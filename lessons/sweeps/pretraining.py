@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minilora.cli import failed
+from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import InputError, ModelConfig, TrainConfig
 from minilora.data.rows import held_out_notes, prepare
@@ -97,7 +97,7 @@ def main(argv=None):
         args = parser.parse_args(argv)
         print(pretrain(args.model, args.out), file=sys.stderr)
     except (InputError, OSError) as error:
-        return failed(error)
+        return report_error(error)
     return 0
 
 

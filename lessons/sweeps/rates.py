@@ -21,7 +21,7 @@ from sweeps.pretraining import random_params
 
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
-from minilora.methods.methods import METHODS
+from minilora.methods.registry import METHODS
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WAYS = ("lora", "full", "scratch")

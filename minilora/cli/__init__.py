@@ -41,14 +41,15 @@ def main(argv=None):
             sys.stdout.flush()
             return status
     except InputError as error:
-        return failed(error)
+        return report_error(error)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads what is still to be flushed
-        return failed("nobody reads the output: the pipe is closed")
+        return report_error("nobody reads the output: the pipe is closed")
     except OSError as error:
-        return failed(f"{error.filename or 'a file'} cannot be used: {error.strerror or error}")
+        name = error.filename or "a file"
+        return report_error(f"{name} cannot be used: {error.strerror or error}")
     except (MemoryError, RecursionError) as error:
-        return failed(f"{type(error).__name__}: too large for this machine ({error})")
+        return report_error(f"{type(error).__name__}: too large for this machine ({error})")
     except KeyboardInterrupt as error:
         print(str(InputError(error)) or "interrupted", file=sys.stderr)
         return 143 if terminated else 130
@@ -62,11 +63,11 @@ def dispatch(argv):
         course_commands.add_commands(top)
         return course_commands.run(top.parse_args(argv))
     args = parse(argv)
-    say_when_compiling()
+    announce_compiling()
     return getattr(commands, args.command)(args)
 
 
-def failed(error):
+def report_error(error):
     """Print what went wrong as one line on standard error; return the exit status."""
     print(f"error: {InputError(error)}", file=sys.stderr)
     return 2
@@ -100,7 +101,7 @@ def interruptible(terminated, for_good):
 
 
 @cache
-def say_when_compiling():
+def announce_compiling():
     """Print one line when a loop is first compiled, and not when it comes from the cache."""
 
     class Listener(event.Listener):

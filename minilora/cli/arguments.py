@@ -13,9 +13,9 @@ from functools import partial
 
 from ..config import CHOICES, INITIALIZERS, InputError, LoraConfig, TrainConfig, flag, require
 from ..formats.checkpoint import read_metadata
-from ..formats.files import naming, read_text
-from ..methods.methods import METHODS
-from ..quant.quantize import SCHEMES
+from ..formats.files import errors_in, read_text
+from ..methods.registry import METHODS
+from ..quant.schemes import SCHEMES
 
 DEFAULT_DATA = "questions"
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
@@ -36,9 +36,10 @@ def parse(argv):
     given = argv[1:]
     if args.resume:
         path = os.path.join(args.adapter_path, CHECKPOINT)
-        given = flags_of(checked_settings(settings_of(read_metadata(path)[1], path), path)) + given
+        settings = checkpoint_settings(read_metadata(path)[1], path)
+        given = as_flags(check_settings(settings, path)) + given
     if args.config:
-        given = flags_of(toml_settings(args.config)) + given
+        given = as_flags(toml_settings(args.config)) + given
     args = parser().parse_args(["train", *given])
     from ..data.tasks import BUILTIN
 
@@ -54,10 +55,10 @@ def toml_settings(path):
         str(settings)  # a hexadecimal number may have more digits than Python prints
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
-    return checked_settings({key.replace("-", "_"): v for key, v in settings.items()}, path)
+    return check_settings({key.replace("-", "_"): v for key, v in settings.items()}, path)
 
 
-def settings_of(facts, path):
+def checkpoint_settings(facts, path):
     """Return the settings in the facts of the checkpoint at `path`; InputError if not a run's."""
     kinds = {"settings": dict, "digests": dict, "threads": int, "rows": list}
     sound = all(isinstance(facts.get(name, []), kind) for name, kind in kinds.items())
@@ -66,7 +67,7 @@ def settings_of(facts, path):
     return facts["settings"]
 
 
-def checked_settings(settings, path):
+def check_settings(settings, path):
     """Return the settings as flags would give them; InputError naming the file if none could."""
     known = vars(parser().parse_args(["train"])).keys() - {"command", "config", *NOT_IN_A_FILE}
     for name, value in settings.items():
@@ -74,14 +75,14 @@ def checked_settings(settings, path):
             raise InputError(f"{path}: unknown setting {name!r} (see minilora train --help)")
         single = name in LISTS or not isinstance(value, list)
         require(single, f"{path}: {flag(name)} takes one value")
-    with naming(path):
-        flags = flags_of(settings)
+    with errors_in(path):
+        flags = as_flags(settings)
         require("\0" not in "".join(flags), "a setting has a NUL character")
         found = vars(parser().parse_args(["train", *flags]))
     return {name: found[name] for name in settings if found[name] is not None}
 
 
-def flags_of(settings):
+def as_flags(settings):
     """The settings as a list of flags."""
     flags = []
     for name, value in settings.items():
@@ -116,7 +117,7 @@ def parser():
     sub.add_argument("--max-tokens", type=positive, default=200)
     sub.add_argument("--temp", type=float, default=0.0, help="0 always takes the likeliest token")
     sub.add_argument("--top-p", type=float, default=1.0)
-    sub.add_argument("--seed", type=whole, default=0)
+    sub.add_argument("--seed", type=whole_number, default=0)
     sub.add_argument("--raw", action="store_true", help="continue the prompt without chat template")
 
     sub = command("evaluate", "loss, perplexity, exact match and calibration on held-out rows")
@@ -137,7 +138,7 @@ def parser():
     sub = command("inspect", "the tree, what an adapter trains, a step's memory, the tokens")
     base_flags(sub)
     data_flags(sub)
-    sub.add_argument("--tokens", type=positive, default=512, help="of a batch, for the ledger")
+    sub.add_argument("--tokens", type=positive, default=512, help="of a batch, for the estimate")
 
     sub = command("fetch", "bring the real base into the cache folder")
     sub.add_argument("model", choices=("smollm2",))
@@ -174,7 +175,8 @@ def train_flags(sub):
             kind = {"int": int, "float": float}.get(getattr(f.type, "__name__", f.type), str)
             add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name))
     add("--save-every", type=positive, default=50, help="steps between checkpoints")
-    add("--chat-date", type=day, default=str(date.today()), help="what chat templates take as now")
+    today = str(date.today())
+    add("--chat-date", type=iso_date, default=today, help="the date that chat templates show")
     add("--adapter-path", default="adapters", help="where the run is written")
     add("--init-adapter", help="an adapter folder to start from, with a fresh optimizer")
     existing = sub.add_mutually_exclusive_group().add_argument
@@ -185,17 +187,17 @@ def train_flags(sub):
     add("-c", "--config", help="a TOML file with the same names")
 
 
-def whole(text, least=0):
+def whole_number(text, least=0):
     """A whole number from `least` on, as a flag's value."""
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text}")
     return int(text)
 
 
-positive = partial(whole, least=1)
+positive = partial(whole_number, least=1)
 
 
-def day(text):
+def iso_date(text):
     """A date, as YYYY-MM-DD."""
     return str(date.fromisoformat(text))
 

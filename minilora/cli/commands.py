@@ -9,7 +9,7 @@ import numpy as np
 from .. import generation
 from ..config import TrainConfig, require
 from ..data.rows import load_rows, prepare, read_rows
-from ..evaluation.memory import bits_per_weight, ledger, summary, table
+from ..evaluation.memory import bits_per_weight, format_estimate, memory_estimate, summary
 from ..evaluation.metrics import evaluate as scores
 from ..formats import fetch as fetching
 from ..formats.files import require_new
@@ -17,41 +17,41 @@ from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
 from ..methods.merging import merge as merge_adapter
 from ..methods.operations import operations
-from ..quant.quantize import error_report
+from ..quant.schemes import error_report
 from ..tree import named_leaves
-from .opening import Start, open_adapter, settings_in, warn, warn_of_another_base
+from .loading import LoadedModel, load_with_adapter, run_settings, warn, warn_of_another_base
 from .run import fine_tune, physical_memory
 
 train = fine_tune
 
 
-def open_model(args):
+def load_model(args):
     """The Start that --model, --quantize and --adapter-path name.
 
     A run's folder knows its base and how that was stored; a bare PEFT folder does not, so there
     --model has to be given.
     """
     path = getattr(args, "adapter_path", None)
-    settings = settings_in(path) if path else {}
+    settings = run_settings(path) if path else {}
     name = args.model or settings.get("model") or (None if path else "tiny")
     way = "give --model, or go on with train --resume if a run was stopped there"
     require(name, f"{path} does not say which base it belongs to: {way}")
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
     if not path:
-        return Start._make((*load(name, scheme, block_size, stored=True), {}, None, settings))
+        return LoadedModel(*load(name, scheme, block_size, low_precision=True))
     warn_of_another_base(path, settings, scheme, block_size)
-    start = open_adapter(path, name, scheme, block_size)
-    words = replace(start.tokenizer, chat_date=settings.get("chat_date"))
-    return start._replace(tokenizer=words, settings=settings)
+    start = load_with_adapter(path, name, scheme, block_size)
+    tokenizer = replace(start.tokenizer, chat_date=settings.get("chat_date"))
+    return start._replace(tokenizer=tokenizer, settings=settings)
 
 
-def open_examples(args, opened, split):
+def load_examples(args, loaded, split):
     """(examples, a description of them): every row of the file that --data names, else a split.
 
     Without --data it is a split of the data that the adapter was trained on.
     """
-    trained_on = opened.settings.get("data")
+    trained_on = loaded.settings.get("data")
     name = args.data or trained_on or "questions"
     if args.data and Path(args.data).is_file():
         rows, described = read_rows(args.data), f"all rows of {name}"
@@ -60,43 +60,43 @@ def open_examples(args, opened, split):
     else:
         rows, described = load_rows(name, split), f"{split} split of {name}"
         require(rows, f"{name} has no {split} rows: give a folder, or a file of at least ten rows")
-    length = args.max_seq_length or opened.settings.get("max_seq_length")
+    length = args.max_seq_length or loaded.settings.get("max_seq_length")
     masked = args.mask_prompt
     if masked is None:
-        masked = opened.settings.get("mask_prompt", any("text" not in row for row in rows))
+        masked = loaded.settings.get("mask_prompt", any("text" not in row for row in rows))
     config = TrainConfig(max_seq_length=length or 2048, mask_prompt=masked)
-    return prepare(rows, opened.tokenizer, config)[0], described
+    return prepare(rows, loaded.tokenizer, config)[0], described
 
 
 def generate(args):
     """Print the continuation of a prompt, or the answer to a request, as it comes."""
-    opened = open_model(args)
-    words = opened.tokenizer
+    loaded = load_model(args)
+    tokenizer = loaded.tokenizer
     prompt = args.prompt
-    if words.has_chat_template and not args.raw:
-        prompt = words.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    model, n, ops = opened.model, args.max_tokens, operations(opened.adapters, opened.base)
+    if tokenizer.has_chat_template and not args.raw:
+        prompt = tokenizer.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
+    model, n, ops = loaded.model, args.max_tokens, operations(loaded.adapters, loaded.base)
     keys_and_values = 8 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * n
     much = f"--max-tokens {n}: keys and values of that many tokens do not fit into memory"
     require(keys_and_values < physical_memory(), much)
     ids, printed = [], ""
     for token in generation.generate(
-        opened.adapters, opened.base, words.encode(prompt), model, ops, n,
+        loaded.adapters, loaded.base, tokenizer.encode(prompt), model, ops, n,
         args.temp, args.top_p, np.random.default_rng(args.seed),
     ):  # fmt: skip
         ids.append(token)
-        text = words.decode(ids)
+        text = tokenizer.decode(ids)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a character: wait for the rest
             print(text[len(printed) :], end="", flush=True)
             printed = text
-    print(words.decode(ids)[len(printed) :])
+    print(tokenizer.decode(ids)[len(printed) :])
 
 
 def evaluate(args):
     """Print the scores on a split of the data."""
-    opened = open_model(args)
-    examples, described = open_examples(args, opened, args.split)
-    score = scores(opened.adapters, opened.base, examples, opened.model)
+    loaded = load_model(args)
+    examples, described = load_examples(args, loaded, args.split)
+    score = scores(loaded.adapters, loaded.base, examples, loaded.model)
     if args.json:
         print(json.dumps({**score, "rows": len(examples), "data": described}))
         return
@@ -107,11 +107,11 @@ def evaluate(args):
 
 def merge(args):
     """Write W₀ + (α/r)·BA as a dense folder, onto the base as --quantize stores it."""
-    opened = open_model(args)
-    require(opened.adapters, "there is nothing to merge: give --adapter-path")
+    loaded = load_model(args)
+    require(loaded.adapters, "there is nothing to merge: give --adapter-path")
     require_new(args.out)
-    dense = merge_adapter(opened.adapters, opened.base)
-    save_pretrained(args.out, opened.model, dense, opened.tokenizer, args.dtype)
+    dense = merge_adapter(loaded.adapters, loaded.base)
+    save_pretrained(args.out, loaded.model, dense, loaded.tokenizer, args.dtype)
     print(f"merged into {args.out}")
 
 
@@ -132,19 +132,19 @@ def quantize(args):
 
 def inspect(args):
     """Print the tree, what is trained of it, a step's memory, and with --data a row's tokens."""
-    opened = open_model(args)
-    for path, leaf in [*named_leaves(opened.base), *named_leaves(opened.adapters)]:
+    loaded = load_model(args)
+    for path, leaf in [*named_leaves(loaded.base), *named_leaves(loaded.adapters)]:
         if hasattr(leaf, "shape"):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
             print(f"{path:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
-    print(summary(opened.adapters, opened.base))
-    parts = ledger(opened.adapters, opened.base, opened.model, args.tokens)
-    print(f"a step over {args.tokens} tokens:\n{table(parts)}")
+    print(summary(loaded.adapters, loaded.base))
+    parts = memory_estimate(loaded.adapters, loaded.base, loaded.model, args.tokens)
+    print(f"a step over {args.tokens} tokens:\n{format_estimate(parts)}")
     if args.data:
-        tokens, mask = open_examples(args, opened, "train")[0][0]
+        tokens, mask = load_examples(args, loaded, "train")[0][0]
         print("the first row, one token per line; * marks those that the loss counts:")
         for token, counts in zip(tokens, [0, *mask[1:]]):
-            print(f"{'*' if counts else ' '} {token:>6}  {opened.tokenizer.decode([token])!r}")
+            print(f"{'*' if counts else ' '} {token:>6}  {loaded.tokenizer.decode([token])!r}")
 
 
 def fetch(args):

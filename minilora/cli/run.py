@@ -13,7 +13,7 @@ from typing import Any
 from .. import layers
 from ..config import InputError, TrainConfig, require
 from ..data.rows import load_rows, prepare, split_row
-from ..evaluation.memory import ledger, peak_rss_mb, summary, table
+from ..evaluation.memory import format_estimate, memory_estimate, peak_rss_mb, summary
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
 from ..evaluation.trainer import train
@@ -24,15 +24,15 @@ from ..kernels import num_threads
 from ..methods.operations import check_packing, operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS
-from .opening import starting
+from .loading import load_for_training
 
 
 def fine_tune(args):
     """`minilora train`: everything is checked before the first file is written."""
     folder = Path(args.adapter_path)
     config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
-    run_folder.claim(folder, args)
-    model, base, tokenizer, adapters, adapter_config, _ = starting(args)
+    run_folder.check_folder(folder, args)
+    model, base, tokenizer, adapters, adapter_config, _ = load_for_training(args)
     tokenizer = replace(tokenizer, chat_date=args.chat_date)
     check_packing(adapters, config)
     rows = load_rows(args.data, "train")
@@ -41,8 +41,8 @@ def fine_tune(args):
     valid = prepare(held_out, tokenizer, config)[0] if held_out else []
     print(summary(adapters, base))
     tokens = config.batch_size * max(len(e.tokens) - 1 for e in examples)
-    parts = ledger(adapters, base, model, tokens)
-    print(f"a step over {tokens} tokens:\n{table(parts)}")
+    parts = memory_estimate(adapters, base, model, tokens)
+    print(f"a step over {tokens} tokens:\n{format_estimate(parts)}")
     needed, there = sum(parts.values()), physical_memory()
     much = f"needs {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f}"
     way = "lower --batch-size or --max-seq-length"
@@ -69,7 +69,7 @@ def fine_tune(args):
             best, _ = train(adapters, base, examples, model, config, some, state, log.on_step, ops)
         except KeyboardInterrupt as error:
             log.save()
-            raise type(error)(f"interrupted: {log.how_to_go_on()}") from None
+            raise type(error)(f"interrupted: {log.how_to_continue()}") from None
         finally:
             log.save()
         if log.latest is None:
@@ -120,7 +120,7 @@ class Log:
         """
         if not self.rows:
             return
-        (adapters, state), text = self.latest, run_folder.lines(self.rows)
+        (adapters, state), text = self.latest, run_folder.as_json_lines(self.rows)
         first = {"rows": self.rows} if self.new else {}
         try:
             if not self.new:
@@ -128,10 +128,10 @@ class Log:
             save_state(self.folder / CHECKPOINT, adapters, state, self.facts | first)
             self.can_resume = True
             if self.new:
-                run_folder.begin(self.folder, text)
+                run_folder.begin_run(self.folder, text)
             self.save_adapter(state.get("best", adapters))
         except InputError as error:
-            raise InputError(f"{error}; then {self.how_to_go_on()}") from error
+            raise InputError(f"{error}; then {self.how_to_continue()}") from error
         self.size, self.rows, self.new = self.size + len(text), [], False
 
     def save_adapter(self, adapters):
@@ -141,7 +141,7 @@ class Log:
         if not (path := self.folder / SETTINGS).exists():
             replace_text(path, run_folder.as_toml(self.facts["settings"]))
 
-    def how_to_go_on(self):
+    def how_to_continue(self):
         """What to tell a user whose run was interrupted."""
         if not self.can_resume:
             return "start the same command again"

@@ -12,10 +12,10 @@ from ..data.rows import read_jsonl
 from ..data.tasks import BUILTIN
 from ..formats import fetch
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
-from ..formats.files import replace_text, writing
+from ..formats.files import replace_text, write_errors
 from ..formats.pretrained import EMBEDDED
 from .arguments import CHECKPOINT, SETTINGS, VERSION
-from .opening import warn
+from .loading import warn
 
 LOCK, METRICS = ".lock", "metrics.jsonl"
 OTHERS = ("README.md", "curve.png")
@@ -23,7 +23,7 @@ FILES = (*OTHERS, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS, LOCK)
 NOT_SETTINGS = ("command", "config", "resume", "overwrite", "dry_run")
 
 
-def claim(folder, args):
+def check_folder(folder, args):
     """Raise InputError if the run may not be written to `folder`; nothing is changed."""
     free = folder.is_dir() or not os.path.lexists(folder)
     require(free, f"{folder} is no folder: name another --adapter-path")
@@ -68,19 +68,19 @@ def resume(folder, facts, start):
     now, before = facts["threads"], then["threads"]
     if before != now:
         warn(f"resuming on {now} threads what was started on {before}: last bits can differ")
-    first = lines(then.get("rows", []))
+    first = as_json_lines(then.get("rows", []))
     if first and not (metrics.exists() and metrics.read_bytes().startswith(first.encode())):
-        begin(folder, first)  # which a kill prevented
+        begin_run(folder, first)  # which a kill prevented
     rows = read_metrics(folder, step)
     if not rows or rows[-1]["step"] < step:
         warn(f"{metrics} ends before the checkpoint's step {step}: the curve will lack steps")
-    replace_text(metrics, lines(rows))
+    replace_text(metrics, as_json_lines(rows))
     return adapters, state
 
 
-def begin(folder, text):
+def begin_run(folder, text):
     """Remove what an older run left, but for its adapter, and write the first metrics."""
-    with writing(folder):
+    with write_errors(folder):
         for name in (SETTINGS, *OTHERS):
             (folder / name).unlink(missing_ok=True)
     replace_text(folder / METRICS, text)
@@ -92,7 +92,7 @@ def facts(args):
     for name, value in settings.items():
         whole = str(value).encode(errors="ignore").decode() == str(value)
         require(whole, f"{flag(name)} {value} is not UTF-8: give it another name")
-    files = {name: digest(files_of(name, getattr(args, name))) for name in ("data", "model")}
+    files = {name: digest(data_files(name, getattr(args, name))) for name in ("data", "model")}
     return {"version": VERSION, "settings": settings, "digests": files}
 
 
@@ -116,7 +116,7 @@ def lock(folder):
                 way = "wait for it to end, or name another --adapter-path"
                 used = f"{folder} is in use by process {path.read_text(errors='replace')}"
                 raise InputError(f"{used}: {way}") from None
-            with writing(path):
+            with write_errors(path):
                 file.truncate(0)
                 file.write(str(os.getpid()))
                 file.flush()
@@ -133,7 +133,7 @@ def lock(folder):
             folder.rmdir()  # only if nothing was written
 
 
-def files_of(setting, name):
+def data_files(setting, name):
     """The files that --data or --model names; none for built-in data."""
     path = Path(name)
     if setting == "model" and name in fetch.MODELS:
@@ -212,7 +212,7 @@ def _check_metrics(row, where):
     require(sound, f"{where}: no row of a run: restore the file or delete the line")
 
 
-def lines(rows):
+def as_json_lines(rows):
     """Rows as JSON, one per line."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 

@@ -8,14 +8,14 @@ import hashlib
 
 import numpy as np
 
-STORED = ("as drawn", "Fortran order", "float32")
+LAYOUTS = ("as drawn", "Fortran order", "float32")
 
 
 def choices(checks, reference, hidden):
     """Return CASES. A hidden check takes other sizes, HIDDEN, and stores arrays in other ways."""
     if not hidden:
         return checks.CASES
-    ways = list(STORED if reference else STORED[:2])  # a property's bounds are of float64
+    ways = list(LAYOUTS if reference else LAYOUTS[:2])  # a property's bounds are of float64
     return {**checks.CASES, "stored": ways, **getattr(checks, "HIDDEN", {})}
 
 

@@ -170,7 +170,7 @@ def check(exercise, subject, seed=0, hidden=False):
     for rule in [*exercise.rules, REFERENCE]:
         if wrong := list(islice(wrong_calls(exercise, subject, rule, seed, hidden), ENOUGH)):
             broken[rule] = wrong
-            if any(unwritten(exercise, one.mine.crash) for one in wrong):
+            if any(is_unwritten(exercise, one.mine.crash) for one in wrong):
                 return TODO
     if not broken:
         return Verdict("passed", 1.0, "passed")
@@ -185,11 +185,11 @@ def check(exercise, subject, seed=0, hidden=False):
     elif not least.mine.crash:
         group += diagnose(exercise, subject, least.case)
     mistake = "; and ".join(f"{m.name}: {m.says}" for m in group)
-    text = "a hidden check fails" if hidden else explained(exercise, least)
+    text = "a hidden check fails" if hidden else explain(exercise, least)
     return Verdict("failed", share, text + f"\n  likely    {mistake}" * bool(group), mistake)
 
 
-def unwritten(exercise, crash):
+def is_unwritten(exercise, crash):
     return crash and crash.kind == "NotImplementedError" and f"{exercise.id}:" in crash.text
 
 
@@ -201,7 +201,7 @@ def check_test(exercise, subject, seed, hidden):
     for job in jobs:
         source = exercise.module, exercise.edited(*job), exercise.name
         ((_, _, crash),) = subject.ask("test", source)
-        if unwritten(exercise, crash):
+        if is_unwritten(exercise, crash):
             return TODO
         if crash and (not job or crash.kind == "NotImplementedError"):
             text = "your test fails the reference itself, which is right"
@@ -214,7 +214,7 @@ def check_test(exercise, subject, seed, hidden):
     return Verdict("failed" if missed else "passed", 1 - len(missed) / max(1, total), text)
 
 
-def explained(exercise, wrong):
+def explain(exercise, wrong):
     """Explain a Problem in lines: the call, its arguments, what was expected, what came."""
     arguments, mine, right = exercise.arguments(wrong.case), wrong.mine, wrong.right
     names = list(inspect.signature(exercise.mistaken()).parameters)[: len(arguments)]

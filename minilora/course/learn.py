@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..config import InputError, require
-from ..formats.files import read_json, replace_text, writing
+from ..formats.files import read_json, replace_text, write_errors
 from . import exercises, judge
 from .student import loaded
 
@@ -60,11 +60,11 @@ class Workspace:
             self.note(exercise, passed=True)
         return verdict
 
-    def begun(self, exercise):
+    def is_begun(self, exercise):
         return self.path(exercise).read_text("utf-8", "replace") != exercise.student_file()
 
 
-def fill(folder, chosen):
+def write_stubs(folder, chosen):
     """Write the stubs and progress.json where a workspace lacks them; return how many stubs."""
     if not (folder / PROGRESS).exists():
         replace_text(folder / PROGRESS, "{}\n")
@@ -74,7 +74,7 @@ def fill(folder, chosen):
     return len(missing)
 
 
-def show(exercise, verdict):
+def print_verdict(exercise, verdict):
     text = f"\n  {verdict.text}" * (verdict.share < 1)
     print(f"{exercise.id}: {verdict.status}{text}")
 
@@ -85,16 +85,16 @@ def debug(path):
         e = Workspace(Path(path).parent).named(path)
         subject, answer = loaded(Path(path).read_bytes(), path, e.sought[-1], (), ())
         require(subject, f"{path} cannot be loaded: {answer.crash}")
-        show(e, judge.check(e, subject))
+        print_verdict(e, judge.check(e, subject))
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
 def do_init(args):
     folder, known = Path(args.folder), exercises.load().values()
-    with writing(folder):
+    with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    new = fill(folder, known)
+    new = write_stubs(folder, known)
     print(f"{args.folder}: {new} exercises to write, {len(known) - new} files kept as they are")
     print(f"next: cd {args.folder}, then minilora learn next")
 
@@ -103,7 +103,7 @@ def do_list(args):
     space = Workspace(args.dir)
     for e in space.present:
         noted = space.of(e)
-        state = "passed" if noted.get("passed") else "begun" if space.begun(e) else "todo"
+        state = "passed" if noted.get("passed") else "begun" if space.is_begun(e) else "todo"
         extra = f"  {noted['hints']} hints" if "hints" in noted else ""
         about = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
         print(f"{state:<7} {e.id:<22} lesson {e.lesson:<2} {about}{extra}")
@@ -124,9 +124,9 @@ def do_next(args):
 def do_check(args):
     space, passed = Workspace(args.dir), []
     for e in [space.named(args.id)] if args.id else space.present:
-        if args.id or space.begun(e):
+        if args.id or space.is_begun(e):
             verdict = space.check(e)
-            show(e, verdict)
+            print_verdict(e, verdict)
             passed.append(verdict.status == "passed")
     require(passed, "nothing is written yet: see minilora learn next")
     return int(not all(passed))
@@ -145,11 +145,11 @@ def do_watch(args):
                     now = stat.st_mtime_ns, stat.st_size
                     if seen.setdefault(e.id, now) != now:
                         seen[e.id] = now
-                        print(time.strftime("%H:%M:%S"), e.id, watched(space, e), flush=True)
+                        print(time.strftime("%H:%M:%S"), e.id, check_line(space, e), flush=True)
             time.sleep(args.interval)
 
 
-def watched(space, exercise):
+def check_line(space, exercise):
     """Return a line on the exercise's file, also where it cannot be checked."""
     try:
         verdict = space.check(exercise)

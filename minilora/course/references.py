@@ -5,7 +5,7 @@ import numpy as np
 from ..layers import dense
 
 
-def lowrank_back(g, x, a, b, scaling):
+def lora_matmul_backward(g, x, a, b, scaling):
     """Compute (∂L/∂x, ∂L/∂A, ∂L/∂B) of y = s·BAx, the low-rank term of LoRA, for g = ∂L/∂y.
 
     Shapes: g (B, T, out), x (B, T, in), a (r, in), b (out, r). `scaling` is s.
@@ -15,6 +15,6 @@ def lowrank_back(g, x, a, b, scaling):
     return up @ a, np.einsum("bti,bto->io", up, x), np.einsum("bti,bto->io", g, z)
 
 
-def frozen_matmul_back(g, w):
+def frozen_matmul_backward(g, w):
     """Compute ∂L/∂x of y = x Wᵀ with a frozen W (out, in), an array or quantized; g = ∂L/∂y."""
     return g @ dense(w)

@@ -21,14 +21,14 @@ class Grade(NamedTuple):
 
     id: str
     lesson: int
-    most: float
+    max_points: float
     open: Verdict
     hidden: Verdict
     seconds: float
 
     @property
     def points(self):
-        return self.most * (self.open.share + self.hidden.share) / 2
+        return self.max_points * (self.open.share + self.hidden.share) / 2
 
     @property
     def kind(self):
@@ -40,8 +40,8 @@ class Grade(NamedTuple):
         return (self.open.mistake or self.hidden.mistake).partition(":")[0] or "other mistakes"
 
 
-def together(grades):
-    return f"{sum(g.points for g in grades):.4g} of {sum(g.most for g in grades):g} points\n"
+def total_points(grades):
+    return f"{sum(g.points for g in grades):.4g} of {sum(g.max_points for g in grades):g} points\n"
 
 
 def feedback(grades):
@@ -49,9 +49,9 @@ def feedback(grades):
     text = ""
     for g in grades:
         said = dict.fromkeys([g.open.text, g.hidden.text])  # one line where they are the same
-        text += f"{g.id}: {g.points:.3g} of {g.most:g}\n"
+        text += f"{g.id}: {g.points:.3g} of {g.max_points:g}\n"
         text += "".join(f"  {line}\n" for line in said if line != "passed")
-    return f"{text}together {together(grades)}"
+    return f"{text}together {total_points(grades)}"
 
 
 def as_csv(results):
@@ -61,7 +61,7 @@ def as_csv(results):
     rows.writerow(["student", "exercise", "lesson", "points", "max_points", "kind", "mistake"])
     for name, grades in results.items():
         for g in grades:
-            row = [name, g.id, g.lesson, f"{g.points:.4g}", f"{g.most:g}", g.kind]
+            row = [name, g.id, g.lesson, f"{g.points:.4g}", f"{g.max_points:g}", g.kind]
             texts = map(str, [*row, g.open.mistake or g.hidden.mistake])
             rows.writerow(f"'{text}" if text[:1] in "=+-@\t\r" and text else text for text in texts)
     return file.getvalue()
@@ -70,9 +70,9 @@ def as_csv(results):
 def as_gradescope(grades):
     """Return the fields that Gradescope documents; one test per kind of check, open and hidden."""
     tests = [
-        {"name": f"{g.id}, {kind}", "score": g.most / 2 * verdict.share, "max_score": g.most / 2,
-         "status": "passed" if verdict.status == "passed" else "failed", "output": verdict.text,
-         "tags": [f"lesson {g.lesson}", kind]}
+        {"name": f"{g.id}, {kind}", "tags": [f"lesson {g.lesson}", kind], "output": verdict.text,
+         "score": g.max_points / 2 * verdict.share, "max_score": g.max_points / 2,
+         "status": "passed" if verdict.status == "passed" else "failed"}
         for g in grades
         for kind, verdict in (("open", g.open), ("hidden", g.hidden))
     ]  # fmt: skip
@@ -85,7 +85,7 @@ def as_gradescope(grades):
     return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
 
-def kinds(results):
+def count_kinds(results):
     """Return {exercise id: Counter of the Grades' kinds, the most frequent mistake first}."""
     by_exercise = {}
     for grades in zip(*results.values()):
@@ -98,18 +98,18 @@ def kinds(results):
 
 def class_table(results):
     """Return the points of each submission, and a table in Markdown: exercise by mistake."""
-    text = "".join(f"- {name}: {together(grades)}" for name, grades in results.items())
+    text = "".join(f"- {name}: {total_points(grades)}" for name, grades in results.items())
     text += "\n| exercise | students |\n| --- | --- |\n"
-    for name, found in kinds(results).items():
+    for name, found in count_kinds(results).items():
         text += f"| {name} | {', '.join(f'{kind} {n}' for kind, n in found.items())} |\n"
     return text
 
 
-def picture(results, path):
+def plot_class(results, path):
     """Draw a bar per exercise: how many passed, and how many made which mistake."""
     from matplotlib.figure import Figure
 
-    rows = kinds(results)
+    rows = count_kinds(results)
     figure = Figure(figsize=(10, 2 + 0.3 * len(rows)), layout="constrained")
     axes = figure.subplots()
     for row, found in enumerate(rows.values()):
@@ -138,6 +138,6 @@ def write_all(folder, results):
     for name, grades in results.items():
         replace_text(folder / "feedback" / f"{name}.txt", feedback(grades))
     if len(results) > 1:
-        picture(results, folder / "class.png")
+        plot_class(results, folder / "class.png")
     else:
         replace_text(folder / "results.json", as_gradescope(grades))

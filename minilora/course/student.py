@@ -142,7 +142,7 @@ class Student:
             answers = [self.connection.recv_bytes(ANSWER) for _ in many]
         except (EOFError, OSError):
             raise Stopped(self.over) from None
-        return list(map(unpacked, answers))
+        return list(map(decode_answer, answers))
 
     def output(self):
         """Return the first line that the code printed, or an empty string."""
@@ -150,7 +150,7 @@ class Student:
         return self.printed.read(200).decode("utf-8", "replace").partition("\n")[0]
 
 
-def unpacked(answer):
+def decode_answer(answer):
     """Read the bytes of an Outcome: it is the student's data, so nothing of it is run."""
     try:
         value, touched, crash = Reader(io.BytesIO(answer)).load()
@@ -219,7 +219,7 @@ def loaded(source, file, name, taken, tried):
     for arguments in tried:
         compiled(*arguments)
     for module, own in taken:
-        take_away(importlib.import_module(module), own)
+        block_function(importlib.import_module(module), own)
     text = source.decode("utf-8", "replace")
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # for tracebacks
     names: dict = {"__name__": "submission", "__file__": file}
@@ -233,7 +233,7 @@ def loaded(source, file, name, taken, tried):
     return None, Outcome(crash=Crash("NameError", f"it has no function {name}, but {own}"))
 
 
-def take_away(module, name):
+def block_function(module, name):
     """Replace a function wherever it was imported to, and its twin among the kernels."""
 
     def refuse(*_, **__):

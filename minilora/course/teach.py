@@ -17,13 +17,13 @@ from ..config import require
 from ..formats.files import new_folder, replace_text
 from . import judge, report
 from .exercises import LESSONS, PACKAGE, TEMPLATES, load
-from .learn import fill
+from .learn import write_stubs
 from .student import SEED, environment
 
 LARGEST = 2**20  # bytes of a file that is handed in
 
 
-def chosen(only):
+def select_exercises(only):
     """Return the exercises with these ids, in their order; all of them if there are none."""
     known = load()
     for name in only or ():
@@ -33,10 +33,10 @@ def chosen(only):
 
 def do_build(args):
     """Make the folder that students get: a workspace of these exercises, and a README."""
-    exercises = chosen(args.only)
+    exercises = select_exercises(args.only)
     readme = (TEMPLATES / "README.md").read_text(encoding="utf-8")
     with new_folder(args.out) as folder:
-        fill(folder, exercises)
+        write_stubs(folder, exercises)
         for e in exercises:
             cells = e.id, f"[{e.file}]({e.file})", e.lesson, e.difficulty, e.minutes
             readme += f"| {' | '.join(map(str, cells))} | {e.points:g} |\n"
@@ -47,7 +47,7 @@ def do_build(args):
 def do_autograder(args):
     """Write a zip file that Gradescope unpacks, installs with setup.sh, and runs per submission."""
     needs = [f"'{need}'" for need in requires("minilora") or () if "extra ==" not in need]
-    only = ["--only", *(e.id for e in chosen(args.only))] if args.only else []
+    only = ["--only", *(e.id for e in select_exercises(args.only))] if args.only else []
     values = {"@NEEDS@": needs, "@SEED@": [str(private_seed(args.seed))], "@ONLY@": only}
     with zipfile.ZipFile(args.out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("setup.sh", "run_autograder"):
@@ -72,8 +72,8 @@ def do_grade(args):
         require(Path(path).exists(), f"there is no {path}: name a folder or a zip file")
         require(names.count(name) == 1, f"two submissions are called {name}: rename one")
     require(args.jobs > 0, "--jobs must be a whole number from 1")
-    chosen(args.only)
-    work = partial(graded, args.only, private_seed(args.seed), args.user)
+    select_exercises(args.only)
+    work = partial(grade_submission, args.only, private_seed(args.seed), args.user)
     quiet = patch.dict(os.environ, environment())  # of the process that watches over semaphores
     with quiet, ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         mapped = (map if args.jobs == 1 else pool.map)(work, args.submissions)
@@ -94,10 +94,10 @@ def private_seed(given):
     return int(text)
 
 
-def graded(only, seed, user, path):
+def grade_submission(only, seed, user, path):
     """Return the Grades of a folder or a zip file."""
-    exercises, grades = chosen(only), []
-    files = handed_in(Path(path), {e.file for e in exercises})
+    exercises, grades = select_exercises(only), []
+    files = submitted_files(Path(path), {e.file for e in exercises})
     for e in exercises:
         began = time.perf_counter()
         opened, hidden = judge.verdicts(e, files.get(e.file), seed, user)
@@ -106,7 +106,7 @@ def graded(only, seed, user, path):
     return grades
 
 
-def handed_in(path, wanted):
+def submitted_files(path, wanted):
     """Return {name: bytes} of the wanted files in a folder or a zip file; {} if it is unreadable.
 
     A file may be in a folder within; of several, the least deep counts. Names in a zip are compared
@@ -135,4 +135,4 @@ def handed_in(path, wanted):
 def do_check(args):
     """Prove the exercises, by the program that lies with them."""
     prove = runpy.run_path(str(LESSONS / "exercises" / "prove.py"))
-    return prove["main"](chosen(args.only))
+    return prove["main"](select_exercises(args.only))

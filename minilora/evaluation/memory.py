@@ -2,12 +2,12 @@
 
 import sys
 
-from ..kernels.plans import plain_lora
-from ..quant.quantize import is_projection
+from ..kernels.chunking import is_plain_lora
+from ..quant.schemes import is_projection
 from ..tree import get, layer_of, named_leaves, num_parameters
 
 # Floats per token that the line which reads a leaf keeps, beside a projection's input.
-BESIDE = {
+EXTRA_FLOATS = {
     "lora_magnitude_vector": len,  # the output before it is scaled
     "ia3_l": lambda w: w.size,  # what is scaled
     "bottleneck_down": lambda w: w.shape[1] + 8 * len(w),  # h, and the powers inside gelu
@@ -15,7 +15,7 @@ BESIDE = {
 ADAM_FLOATS = 2  # m and v, a float32 each, for every trained parameter
 
 
-def ledger(adapters, base, config, tokens):
+def memory_estimate(adapters, base, config, tokens):
     """{part: bytes} of a step of the fused path over `tokens` tokens a batch, float32.
 
     Weights, adapters, gradients and Adam's moments are exact; `activations` is what the backward
@@ -26,11 +26,11 @@ def ledger(adapters, base, config, tokens):
         "frozen weights": nbytes(base),
         "trained weights": trained, "their gradients": trained,
         "Adam's two moments": ADAM_FLOATS * trained,
-        "activations": 4 * tokens * kept_floats(adapters, base, config),
+        "activations": 4 * tokens * activation_floats(adapters, base, config),
     }  # fmt: skip
 
 
-def kept_floats(adapters, base, config):
+def activation_floats(adapters, base, config):
     """Count the floats per token that the fused operations keep for the backward pass.
 
     Each layer keeps the outputs of the two norms (which q, k, v and gate, up read as well) and one
@@ -45,11 +45,11 @@ def kept_floats(adapters, base, config):
     L, kept = config.num_hidden_layers, D + 1
     for path, w in named_leaves(adapters):
         node, _, name = path.rpartition(".")
-        if name in BESIDE:
-            kept += BESIDE[name](w)
+        if name in EXTRA_FLOATS:
+            kept += EXTRA_FLOATS[name](w)
         elif name in ("lora_A", "weight") and node.endswith(("o_proj", "down_proj")):
             sublayer = node.rpartition(".")[0]
-            plain = plain_lora(get(adapters, sublayer), get(base, sublayer))
+            plain = is_plain_lora(get(adapters, sublayer), get(base, sublayer))
             if node.endswith("o_proj") or not plain:
                 kept += w.shape[1]
     # the backward pass goes back to the lowest of these layers; to none if all is in the head
@@ -60,8 +60,8 @@ def kept_floats(adapters, base, config):
     return (L - min((n for n in layers if n >= 0), default=L)) * layer + kept
 
 
-def table(parts):
-    """Return the ledger as text, one line per part, with the sum."""
+def format_estimate(parts):
+    """Return the estimate as text, one line per part, with the sum."""
     parts = {**parts, "together": sum(parts.values())}
     return "\n".join(f"  {name:<20}{size / 1e6:>12,.2f} MB" for name, size in parts.items())
 

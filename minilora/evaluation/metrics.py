@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import model
 from ..batching import collate
-from ..kernels.plans import LOGIT_FLOATS, chunks
+from ..kernels.chunking import LOGIT_FLOATS, chunks
 from ..methods.operations import operations
 
 TOKENS = 4096  # tokens of a batch

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from ..formats.files import replacing
+from ..formats.files import atomic_write
 
 INK, GREY = "#1b1b1b", "#8a8a8a"
 LINES = (  # told apart by darkness and by dash, not by hue alone
@@ -35,7 +35,7 @@ def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1, rows=1
         if axes.get_legend_handles_labels()[0] and not axes.get_legend():
             axes.legend(frameon=False, loc="center right")
     # no date and no version in the file: the same figure has the same bytes
-    with replacing(Path(path)) as (temporary,):
+    with atomic_write(Path(path)) as (temporary,):
         fig.savefig(temporary, format="png", dpi=144, metadata={"Software": None})
 
 

@@ -14,10 +14,10 @@ from .. import lora
 from ..config import INITIALIZERS, require
 from ..data.rows import parse_json
 from ..methods import initializers
-from ..methods.methods import MethodConfig
+from ..methods.registry import MethodConfig
 from ..tree import get, named_leaves, set_leaf, tree_map, unflatten
 from . import method_format, peft_format, safetensors_file
-from .files import naming, never_opened, read_json, replacing, write_json
+from .files import atomic_write, errors_in, pickle_refusal, read_json, write_json
 from .safetensors_file import FORMAT_NAME, check_floats, entry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -46,7 +46,7 @@ def save_adapter(folder, adapters, frozen, config, base_name, dtype="float32"):
         fields = peft_format.as_json(config, base_name, with_bias, modules)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with replacing(folder / CONFIG, folder / WEIGHTS) as (config_file, weights_file):
+    with atomic_write(folder / CONFIG, folder / WEIGHTS) as (config_file, weights_file):
         write_json(config_file, fields)
         entries = {
             name: entry("F32" if name.endswith("lora_B.bias") else FORMAT_NAME[dtype], w)
@@ -74,15 +74,15 @@ def load_adapter(folder, base, scheme="none", block_size=64):
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is no folder: give one that holds {CONFIG} and {WEIGHTS}")
     pickled = folder / "adapter_model.bin"
-    require((folder / WEIGHTS).exists() or not pickled.exists(), never_opened(pickled))
+    require((folder / WEIGHTS).exists() or not pickled.exists(), pickle_refusal(pickled))
     entries, raw = safetensors_file.read_header(folder / WEIGHTS), read_json(folder / CONFIG)
     if raw.get("peft_type") != "LORA":
-        with naming(folder / CONFIG):
+        with errors_in(folder / CONFIG):
             other = method_format.read_config(raw)
         _check_pair(folder, raw)
         read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
         return method_format.tree(other, read, base), base, other
-    with naming(folder / CONFIG):
+    with errors_in(folder / CONFIG):
         config, with_bias, modules = peft_format.read_config(raw, base)
         shapes = peft_format.shapes(config, with_bias, modules, base)
     _check_pair(folder, raw)
@@ -114,12 +114,12 @@ def _check_pair(folder, fields):
     require(same, f"{two}: save the adapter again, which train --resume does for a run")
 
 
-def changes_base(folder):
+def needs_dense_base(folder):
     """Tell whether the adapter's start changed the base, so that the dense base must be loaded."""
     return read_json(Path(folder) / CONFIG).get("init_lora_weights") in INITIALIZERS
 
 
-def trains_everything(folder):
+def trains_all_weights(folder):
     """Tell whether the folder is of full fine-tuning, whose base is held in float32."""
     return read_json(Path(folder) / CONFIG).get("minilora_method") == "full"
 
@@ -147,7 +147,7 @@ def save_state(path, adapters, state, facts):
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
     entries = {name: entry("F32", w) for name, w in named_leaves(trees)}
     metadata = {"minilora_run": json.dumps(numbers), "facts": json.dumps(facts)}
-    with replacing(Path(path)) as (temporary,):
+    with atomic_write(Path(path)) as (temporary,):
         safetensors_file.write(temporary, entries, metadata)
 
 

@@ -36,14 +36,14 @@ def write_json(path, value):
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
-def never_opened(path):
+def pickle_refusal(path):
     """Say why a pickle of weights is not read."""
     why = "it is a pickle and could run any program; save the weights as safetensors"
     return f"{path.parent} has only {path.name}, which is never opened because {why}"
 
 
 @contextmanager
-def writing(path):
+def write_errors(path):
     """Turn an OSError of the block into an InputError that says that `path` cannot be written."""
     try:
         yield
@@ -52,7 +52,7 @@ def writing(path):
 
 
 @contextmanager
-def naming(path):
+def errors_in(path):
     """Put the file's name in front of what an InputError of the block says."""
     try:
         yield
@@ -81,7 +81,7 @@ def new_folder(path):
     path, empty = Path(path), require_new(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with writing(path):
+        with write_errors(path):
             temporary.mkdir(parents=True)
             yield temporary
             if empty:
@@ -96,14 +96,14 @@ def new_folder(path):
 
 
 @contextmanager
-def replacing(*paths):
+def atomic_write(*paths):
     """Yield a temporary name for each path; when the block succeeds, they take the paths' places.
 
     Raises InputError if the disk or the folder does not let them.
     """
     temporary = [path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in paths]
     try:
-        with writing(paths[0]):
+        with write_errors(paths[0]):
             yield temporary
             for name in temporary:
                 sync(name)
@@ -118,13 +118,13 @@ def replacing(*paths):
 
 def replace_text(path, text):
     """Write a text file whole or not at all."""
-    with replacing(Path(path)) as (temporary,):
+    with atomic_write(Path(path)) as (temporary,):
         temporary.write_text(text, encoding="utf-8")
 
 
 def append(path, size, text):
     """Write `text` at byte `size` of a file, in place of what follows, and bring it to the disk."""
-    with writing(path), open(path, "r+b") as file:
+    with write_errors(path), open(path, "r+b") as file:
         file.truncate(size)
         file.seek(size)
         file.write(text.encode())

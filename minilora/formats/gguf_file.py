@@ -9,12 +9,12 @@ import math
 import mmap
 import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ..config import InputError, require
-from ..quant.stored import Stored, halves
+from ..quant.low_precision import LowPrecision, halves
 from .safetensors_file import FLOATS, Entry, decode, is_possible, read_raw
 
 BLOCK = 32  # weights that share a scale
@@ -52,13 +52,13 @@ def dequantize(raw, kind):
     return x.reshape(-1)
 
 
-def keep(raw, kind, shape):
+def to_low_precision(raw, kind, shape):
     """Make the matrix in the bytes of a tensor of type F16, BF16 or Q8_0, left in that type."""
     if kind != "Q8_0":
         return halves(raw.view("<u2").reshape(shape), kind)
     blocks = raw.view(BLOCKS[kind])
     codes = np.ascontiguousarray(blocks["q"]).reshape(shape)
-    return Stored(kind, codes, _column(blocks["d"]).reshape(len(codes), -1))
+    return LowPrecision(kind, codes, _column(blocks["d"]).reshape(len(codes), -1))
 
 
 def _column(numbers):
@@ -168,5 +168,7 @@ def _entry(cursor, where, shape, number, at):
     def raw():
         return read_raw(where, cursor.path, np.uint8, count, at)
 
-    stored = (lambda: keep(raw(), kind, shape)) if kind in ("F16", "BF16", "Q8_0") else None
-    return Entry(kind, shape, lambda: dequantize(raw(), kind).reshape(shape), where, stored), end
+    found = Entry(kind, shape, lambda: dequantize(raw(), kind).reshape(shape), where)
+    if kind in ("F16", "BF16", "Q8_0"):
+        found = replace(found, read_low_precision=lambda: to_low_precision(raw(), kind, shape))
+    return found, end

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..config import ModelConfig, require
 from . import gguf_file
-from .files import naming
+from .files import errors_in
 from .hf_folder import ids, positive, size
 
 NAMES = {
@@ -37,7 +37,7 @@ def read(path):
     Raises InputError naming the key or tensor that is missing, unknown or not read.
     """
     metadata, entries = gguf_file.read_header(path)
-    with naming(path):
+    with errors_in(path):
         config = _config(metadata, tied="output.weight" not in entries)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
     tensors = {}
@@ -59,7 +59,11 @@ def _path(name, where):
 
 def _in_order(entry, heads):
     """Make the entry read its rows in Hugging Face's order."""
-    return replace(entry, read=lambda: half_rotation_order(entry.read(), heads), read_stored=None)
+
+    def read():
+        return half_rotation_order(entry.read(), heads)
+
+    return replace(entry, read=read, read_low_precision=None)
 
 
 def _config(metadata, tied):

@@ -6,7 +6,7 @@ its vocabulary and its merges. Other tokenizers are read from a Hugging Face fol
 
 from ..config import require
 from ..data.tokenizer import PretrainedTokenizer, library, one_error
-from .files import naming
+from .files import errors_in
 from .gguf_file import INSTEAD
 
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
@@ -21,7 +21,7 @@ def from_metadata(path, metadata):
     Raises InputError naming the key that is missing or holds what is not read.
     """
     template = metadata.get("tokenizer.chat_template")
-    with naming(path):
+    with errors_in(path):
         with one_error("its tokenizer is broken"):
             backend, special = _backend(metadata)
         require("eos_token" in special, "tokenizer.ggml.eos_token_id is missing")

@@ -18,7 +18,7 @@ from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import dense
 from ..tree import flatten
 from . import hf_tokenizer, safetensors_file
-from .files import naming, never_opened, new_folder, read_json, write_json
+from .files import errors_in, new_folder, pickle_refusal, read_json, write_json
 from .safetensors_file import FORMAT_NAME, Entry
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
@@ -40,7 +40,7 @@ def read_config(folder):
     """
     path = Path(folder) / "config.json"
     raw, generation = read_json(path), read_json(path.with_name("generation_config.json"), {})
-    with naming(path):
+    with errors_in(path):
         kind, act = raw.get("model_type"), raw.get("hidden_act", "silu")
         require(kind == "llama", f"model_type {kind!r} is not implemented; only llama is")
         require(act == "silu", f"hidden_act {act!r} is not implemented; only silu is")
@@ -156,7 +156,7 @@ def read_tensors(folder):
     if not index.is_file():
         pickled = next((path for kind in PICKLES for path in sorted(folder.glob(kind))), None)
         none = f"{folder} has no model.safetensors and no model.safetensors.index.json"
-        raise InputError(never_opened(pickled) if pickled else none)
+        raise InputError(pickle_refusal(pickled) if pickled else none)
     where = read_json(index).get("weight_map")
     names = where.values() if isinstance(where, dict) else [None]
     sound = all(isinstance(s, str) and "/" not in s and "\\" not in s for s in names)

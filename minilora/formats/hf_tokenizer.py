@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..config import require
 from ..data.tokenizer import SPECIAL, PretrainedTokenizer, library, one_error, utf8
-from .files import naming, read_json, read_text, write_json
+from .files import errors_in, read_json, read_text, write_json
 
 
 def from_folder(folder, eos_token_id=None):
@@ -29,7 +29,7 @@ def from_folder(folder, eos_token_id=None):
 def _text(folder, name, value):
     """Return a setting that is text, or an object with its text under `content`."""
     value = value.get("content") if isinstance(value, dict) else value
-    with naming(f"{folder}/tokenizer_config.json"):
+    with errors_in(f"{folder}/tokenizer_config.json"):
         require(isinstance(value, str), f"{name} must be text")
         utf8(value)
     return value

@@ -10,8 +10,8 @@ network (the network itself is dropped), and a prefix: (n, L·2·K·hd), each la
 import numpy as np
 
 from ..config import require
-from ..methods.methods import METHODS, MethodConfig
 from ..methods.operations import prompt
+from ..methods.registry import METHODS, MethodConfig
 from ..tree import get, named_leaves, unflatten
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
 

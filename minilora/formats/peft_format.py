@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import lora
 from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, names_module, require
-from ..methods.methods import biases
+from ..methods.registry import biases
 from ..tree import flatten, get, named_leaves
 
 PREFIX = "base_model.model."  # PEFT's wrapper, and transformers' model inside it

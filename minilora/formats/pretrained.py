@@ -17,8 +17,8 @@ import numpy as np
 from ..config import require
 from ..data.tokenizer import ByteTokenizer
 from ..kernels import dense, quantize_4bit
-from ..quant.quantize import is_projection, quantize_leaf
-from ..quant.stored import Stored
+from ..quant.low_precision import LowPrecision
+from ..quant.schemes import is_projection, quantize_leaf
 from ..tree import set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
 from .hf_folder import read_config, shapes
@@ -28,30 +28,31 @@ EMBEDDED = Path(__file__).parents[1] / "data" / "bases"
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
-def load(name, scheme="none", block_size=64, stored=None):
+def load(name, scheme="none", block_size=64, low_precision=None):
     """Load (ModelConfig, base tree, tokenizer) of a model.
 
     `name`: "micro" or "tiny" (embedded), "smollm2" (after `minilora fetch smollm2`), a Hugging Face
     folder, or a .gguf file. Weights are float32 (out, in), the seven projections quantized by
     `scheme` (none, int8, fp4, nf4, nf4-dq) in blocks of `block_size` weights; a folder that is
-    stored quantized stays as it is. If `stored` (default: if the base is quantized), an embedding
-    and a head that their file holds in F16, BF16 or Q8_0 stay in that type (`stored.Stored`), which
-    loses nothing. Raises InputError naming the file and the tensor or field that cannot be used.
+    stored quantized stays as it is. If `low_precision` (default: if the base is quantized), an
+    embedding and a head that their file holds in F16, BF16 or Q8_0 stay in that type, as a
+    `LowPrecision` matrix, which loses nothing. Raises InputError naming the file and the tensor or
+    field that cannot be used.
     """
     place = _place(os.fspath(name))
     if place.is_dir():
-        config, tensors, words, biases = _folder(place)
+        config, tensors, tokenizer, biases = _folder(place)
     else:
         config, tensors, metadata = gguf_llama.read(place)
-        words, biases = gguf_tokenizer.from_metadata(place, metadata), hf_folder.biases(tensors)
+        tokenizer, biases = gguf_tokenizer.from_metadata(place, metadata), hf_folder.biases(tensors)
     # the largest id may be one that the tokenizer puts before every text
-    n, rows = max([words.vocab_size, *(i + 1 for i in words.encode(""))]), config.vocab_size
+    n, rows = max([tokenizer.vocab_size, *(i + 1 for i in tokenizer.encode(""))]), config.vocab_size
     require(n <= rows, f"{place}: its tokenizer has {n} tokens, its embedding only {rows} rows")
     for i in config.eos_token_id:
         require(i < rows, f"{place}: eos_token_id {i} is outside its vocabulary of {rows} tokens")
-    if stored is None:
+    if low_precision is None:
         types = {entry.dtype for entry in tensors.values()}
-        stored = scheme != "none" or not types.isdisjoint(quantized_file.TYPES)
+        low_precision = scheme != "none" or not types.isdisjoint(quantized_file.TYPES)
     origin = next((entry.where.split(": tensor")[0] for entry in tensors.values()), place)
     n = config.num_hidden_layers
     last = f"model.layers.{n - 1}.input_layernorm.weight"
@@ -69,10 +70,10 @@ def load(name, scheme="none", block_size=64, stored=None):
         entry = tensors[path]
         same = entry.shape == shape
         require(same, f"{entry.where} has the shape {entry.shape}, its config says {shape}")
-        as_stored = stored and path in TABLES and entry.read_stored
-        w = entry.read_stored() if as_stored else entry.read()
+        keep_low_precision = low_precision and path in TABLES and entry.read_low_precision
+        w = entry.read_low_precision() if keep_low_precision else entry.read()
         set_leaf(base, path, _leaf(path, entry.where, w, scheme, block_size))
-    return config, base, words
+    return config, base, tokenizer
 
 
 def _place(name):
@@ -91,19 +92,19 @@ def _folder(folder):
     """Open a folder: (ModelConfig, {path: Entry}, tokenizer, which parts have biases)."""
     config, raw = read_config(folder)
     if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
-        words = ByteTokenizer()
+        tokenizer = ByteTokenizer()
     else:
-        words = hf_tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
-    config = replace(config, eos_token_id=config.eos_token_id or (words.eos_token_id,))
+        tokenizer = hf_tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
+    config = replace(config, eos_token_id=config.eos_token_id or (tokenizer.eos_token_id,))
     tensors = hf_folder.read_tensors(folder)
     if raw.get("quantization_config"):
         tensors = quantized_file.join(folder, raw["quantization_config"], tensors)
-    return config, tensors, words, {part: bool(raw.get(part)) for part in hf_folder.BIASES}
+    return config, tensors, tokenizer, {part: bool(raw.get(part)) for part in hf_folder.BIASES}
 
 
 def _leaf(path, where, w, scheme, block_size):
     """Check a tensor that was read and make it a leaf of the base."""
-    if isinstance(w, Stored):
+    if isinstance(w, LowPrecision):
         require(w.is_finite(), f"{where} has a NaN or an infinite number")
         return w
     if isinstance(w, np.ndarray):

@@ -18,7 +18,7 @@ from ..double_quant import BLOCK, DYNAMIC_MAP, DoubleQuantized
 from ..quant.int8 import Int8
 from ..tree import named_leaves
 from . import hf_folder
-from .files import naming
+from .files import errors_in
 from .safetensors_file import Entry, check_floats, entry
 
 STATE = ".quant_state.bitsandbytes__"
@@ -43,7 +43,7 @@ def join(folder, settings, tensors):
     `settings` is config.json's quantization_config. Raises InputError for any other method than
     bitsandbytes, or if a weight's state is malformed.
     """
-    with naming(f"{folder}/config.json"):
+    with errors_in(f"{folder}/config.json"):
         require(isinstance(settings, dict), "quantization_config is no object")
         kind = settings.get("quant_method", "bitsandbytes")
         known = kind == "bitsandbytes"

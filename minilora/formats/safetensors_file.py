@@ -20,7 +20,7 @@ import numpy as np
 from ..config import InputError, require
 from ..data.rows import parse_json
 from ..optim import from_bfloat16, to_bfloat16
-from ..quant.stored import halves
+from ..quant.low_precision import halves
 
 FLOATS: dict[str, np.dtype] = {
     "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
@@ -40,7 +40,7 @@ class Entry:
     shape: tuple[int, ...]
     read: Callable[[], Any]  # float32, 8-bit numbers as they are, or a quantized weight
     where: str = ""  # the file and the tensor, for messages
-    read_stored: Callable[[], Any] | None = None  # a matrix left in F16, BF16 or Q8_0
+    read_low_precision: Callable[[], Any] | None = None  # a matrix left in F16, BF16 or Q8_0
 
 
 def read_raw(where, path, dtype, count, offset):

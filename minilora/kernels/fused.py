@@ -19,12 +19,12 @@ from .. import layers
 from ..config import MLP
 from ..layers import checkpoint, embed, value_and_grad
 from . import fused_projection
+from .chunking import is_plain_lora
 from .fused_attention import attention, self_attention
 from .fused_loss import cross_entropy
-from .fused_projection import linear, project, project_back, projections, with_factors
+from .fused_projection import join_factors, linear, project, project_backward, split_factors
 from .loops import exp, fast_jit, rows
-from .plans import plain_lora
-from .threads import share_rows
+from .threads import parallel_rows
 
 __all__ = ["attention", "checkpoint", "cross_entropy", "embed", "linear", "mlp", "rms_norm",
            "self_attention", "swiglu", "value_and_grad"]  # fmt: skip
@@ -42,22 +42,22 @@ def rms_norm(x, weight, eps):
 
 
 @primitive
-def _rms_norm(x, weight, eps, kept):
+def _rms_norm(x, weight, eps, saved):
     y, width = np.empty(x.shape, x.dtype), x.shape[-1]
-    kept["r"] = np.empty(x.size // width, x.dtype)
-    share_rows(_norm, len(kept["r"]), rows(x), weight, eps, rows(y), kept["r"], width=width)
-    kept["x_hat"] = None if weight.all() else x * kept["r"].reshape(*x.shape[:-1], 1)
+    saved["r"] = np.empty(x.size // width, x.dtype)
+    parallel_rows(_norm, len(saved["r"]), rows(x), weight, eps, rows(y), saved["r"], width=width)
+    saved["x_hat"] = None if weight.all() else x * saved["r"].reshape(*x.shape[:-1], 1)
     return y
 
 
 def _rms_norm_vjp(argnums, y, args, kwargs):
-    weight, kept = args[1], args[3]
+    weight, saved = args[1], args[3]
 
     def vjp(g):
-        x_hat = y / weight if kept["x_hat"] is None else kept["x_hat"]
+        x_hat = y / weight if saved["x_hat"] is None else saved["x_hat"]
         dx, width = np.empty(y.shape, y.dtype), y.shape[-1]
-        a = (rows(x_hat), weight, kept["r"], rows(g), rows(dx))
-        share_rows(_norm_back, len(kept["r"]), *a, width=width)
+        a = (rows(x_hat), weight, saved["r"], rows(g), rows(dx))
+        parallel_rows(_norm_back, len(saved["r"]), *a, width=width)
         return tuple(dx if n == 0 else np.sum(rows(g * x_hat), axis=0) for n in argnums)
 
     return vjp
@@ -95,30 +95,30 @@ def _norm_back(lo, hi, x_hat, w, r, g, dx):
 #   ∂L/∂a = g∘b∘σ∘(1 + a∘(1 − σ))        ∂L/∂b = g∘a∘σ
 
 
-def hidden_units(gate, up):
+def swiglu_forward(gate, up):
     """Compute `layers.swiglu`."""
     y, width = np.empty(gate.shape, gate.dtype), gate.shape[-1]
-    share_rows(_swiglu, gate.size // width, rows(gate), rows(up), rows(y), width=width)
+    parallel_rows(_swiglu, gate.size // width, rows(gate), rows(up), rows(y), width=width)
     return y
 
 
 def _swiglu_vjp(argnums, y, args, kwargs):
     def vjp(g):
-        grads = swiglu_back(g, *args)
+        grads = swiglu_backward(g, *args)
         return tuple(grads[n] for n in argnums)
 
     return vjp
 
 
-def swiglu_back(g, gate, up):
+def swiglu_backward(g, gate, up):
     """Compute ∂L/∂gate and ∂L/∂up for g = ∂L/∂y."""
     da, db = np.empty(gate.shape, gate.dtype), np.empty(up.shape, up.dtype)
     a, width = (rows(x) for x in (gate, up, g, da, db)), gate.shape[-1]
-    share_rows(_swiglu_back, gate.size // width, *a, width=width)
+    parallel_rows(_swiglu_back, gate.size // width, *a, width=width)
     return da, db
 
 
-swiglu = primitive(hidden_units)  # keeps its two inputs
+swiglu = primitive(swiglu_forward)  # keeps its two inputs
 defvjp_argnums(swiglu, _swiglu_vjp)
 
 
@@ -148,28 +148,28 @@ def _swiglu_back(lo, hi, a, b, g, da, db):
 
 def mlp(x, trained, frozen, rng=None, linear=None):
     """Compute `layers.mlp`; keeps x and the outputs of gate_proj and up_proj."""
-    if linear is not None or not plain_lora(trained, frozen, rng is not None):
+    if linear is not None or not is_plain_lora(trained, frozen, rng is not None):
         return layers.mlp(x, trained, frozen, rng, linear or fused_projection.linear, swiglu)
-    found, factors = projections(MLP, trained, frozen)
-    return _mlp(x, found, {}, *factors)
+    projections, factors = split_factors(MLP, trained, frozen)
+    return _mlp(x, projections, {}, *factors)
 
 
 @primitive
-def _mlp(x, found, kept, *factors):
-    gate, up, down = with_factors(found, factors)
-    kept["gate"], kept["up"] = project(x, gate, up)
-    return project(hidden_units(kept["gate"], kept["up"]), down)[0]
+def _mlp(x, projections, saved, *factors):
+    gate, up, down = join_factors(projections, factors)
+    saved["gate"], saved["up"] = project(x, gate, up)
+    return project(swiglu_forward(saved["gate"], saved["up"]), down)[0]
 
 
 def _mlp_vjp(argnums, y, args, kwargs):
-    x, found, kept, *factors = args
-    gate, up, down = with_factors(found, factors)
+    x, projections, saved, *factors = args
+    gate, up, down = join_factors(projections, factors)
 
     def vjp(g):
-        hidden = hidden_units(kept["gate"], kept["up"]) if down.A is not None else None
-        d_hidden, d_down = project_back([g], hidden, down)
-        d_hidden = swiglu_back(d_hidden, kept["gate"], kept["up"])
-        dx, d_factors = project_back(d_hidden, x, gate, up, needs_x=0 in argnums)
+        hidden = swiglu_forward(saved["gate"], saved["up"]) if down.A is not None else None
+        d_hidden, d_down = project_backward([g], hidden, down)
+        d_hidden = swiglu_backward(d_hidden, saved["gate"], saved["up"])
+        dx, d_factors = project_backward(d_hidden, x, gate, up, needs_x=0 in argnums)
         grads = [dx, None, None, *d_factors, *d_down]
         return tuple(grads[n] for n in argnums)
 

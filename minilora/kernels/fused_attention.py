@@ -9,10 +9,10 @@ from autograd.extend import defvjp_argnums, primitive
 from .. import layers
 from ..config import ATTENTION
 from . import fused_projection
-from .fused_projection import project, project_back, projections, with_factors
-from .loops import exp, fast_jit, largest, rows
-from .plans import chunks, plain_lora
-from .threads import share_rows
+from .chunking import chunks, is_plain_lora
+from .fused_projection import join_factors, project, project_backward, split_factors
+from .loops import exp, fast_jit, row_max, rows
+from .threads import parallel_rows
 
 SCORE_FLOATS = 2**22  # scores held at once (16 MiB), however large the batch is
 QUERIES = 64  # tokens whose scores are one product: fewer waste less on keys they may not see
@@ -44,15 +44,15 @@ def check_starts(segment_starts):
 
 
 @primitive
-def _attention(q, k, v, rope, starts, kept):
-    return attend(q, k, v, rope, starts, kept)
+def _attention(q, k, v, rope, starts, saved):
+    return attention_forward(q, k, v, rope, starts, saved)
 
 
 def _attention_vjp(argnums, y, args, kwargs):
-    *_, rope, starts, kept = args
+    *_, rope, starts, saved = args
 
     def vjp(g):
-        grads = attend_back(g, rope, starts, kept)
+        grads = attention_backward(g, rope, starts, saved)
         return tuple(grads[n] for n in argnums)
 
     return vjp
@@ -61,37 +61,37 @@ def _attention_vjp(argnums, y, args, kwargs):
 defvjp_argnums(_attention, _attention_vjp)
 
 
-def attend(q, k, v, rope, starts, kept):
+def attention_forward(q, k, v, rope, starts, saved):
     """Compute attention forward; put what the backward pass needs into the dict `kept`."""
     hd = 2 * rope[0].shape[-1]
     K = k.shape[-1] // hd
-    q, k, v = turned(q, rope, K, hd**-0.5), turned(k, rope, K), stacked(v, K, hd)
+    q, k, v = rotate(q, rope, K, hd**-0.5), rotate(k, rope, K), group_heads(v, K, hd)
     y, log_z = np.empty_like(q), np.empty(q.shape[:3], q.dtype)
-    for b, some, keys in spans(q, k):
-        s = q[b, :, some] @ k[b, :, keys].swapaxes(-1, -2)
-        a = (s, starts[b], log_z[b], some.start)
-        share_rows(_softmax, s.size // keys.stop, *a, width=keys.stop)
-        np.matmul(s, v[b, :, keys], out=y[b, :, some])
-    kept.update(q=q, k=k, v=v, log_z=log_z)
-    return unstacked(y, k.shape[2])
+    for b, queries, keys in query_chunks(q, k):
+        s = q[b, :, queries] @ k[b, :, keys].swapaxes(-1, -2)
+        a = (s, starts[b], log_z[b], queries.start)
+        parallel_rows(_softmax, s.size // keys.stop, *a, width=keys.stop)
+        np.matmul(s, v[b, :, keys], out=y[b, :, queries])
+    saved.update(q=q, k=k, v=v, log_z=log_z)
+    return ungroup_heads(y, k.shape[2])
 
 
-def attend_back(g, rope, starts, kept):
+def attention_backward(g, rope, starts, saved):
     """Compute ∂L/∂q, ∂L/∂k and ∂L/∂v for g = ∂L/∂y."""
-    q, k, v, log_z = (kept[name] for name in ("q", "k", "v", "log_z"))
-    g = stacked(g, *k.shape[1::2])
+    q, k, v, log_z = (saved[name] for name in ("q", "k", "v", "log_z"))
+    g = group_heads(g, *k.shape[1::2])
     dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
-    for b, some, keys in spans(q, k):
-        s = q[b, :, some] @ k[b, :, keys].swapaxes(-1, -2)
-        dp = g[b, :, some] @ v[b, :, keys].swapaxes(-1, -2)
-        a = (s, dp, starts[b], log_z[b], some.start)
-        share_rows(_softmax_back, s.size // keys.stop, *a, width=keys.stop)
-        np.matmul(dp, k[b, :, keys], out=dq[b, :, some])
-        dk[b, :, keys] += dp.swapaxes(-1, -2) @ q[b, :, some]
-        dv[b, :, keys] += s.swapaxes(-1, -2) @ g[b, :, some]
+    for b, queries, keys in query_chunks(q, k):
+        s = q[b, :, queries] @ k[b, :, keys].swapaxes(-1, -2)
+        dp = g[b, :, queries] @ v[b, :, keys].swapaxes(-1, -2)
+        a = (s, dp, starts[b], log_z[b], queries.start)
+        parallel_rows(_softmax_back, s.size // keys.stop, *a, width=keys.stop)
+        np.matmul(dp, k[b, :, keys], out=dq[b, :, queries])
+        dk[b, :, keys] += dp.swapaxes(-1, -2) @ q[b, :, queries]
+        dv[b, :, keys] += s.swapaxes(-1, -2) @ g[b, :, queries]
     T = k.shape[2]
-    dq, dk = turned_back(dq, rope, T, k.shape[3] ** -0.5), turned_back(dk, rope, T)
-    return dq, dk, unstacked(dv, T)
+    dq, dk = unrotate(dq, rope, T, k.shape[3] ** -0.5), unrotate(dk, rope, T)
+    return dq, dk, ungroup_heads(dv, T)
 
 
 # ------------------------------------------------------------------------------- the sublayer
@@ -102,34 +102,35 @@ def self_attention(x, trained, frozen, rope, segment_starts, cache=None, rng=Non
 
     If o_proj has an adapter, it keeps the input of o_proj as well.
     """
-    if linear is not None or cache is not None or not plain_lora(trained, frozen, rng is not None):
+    plain = is_plain_lora(trained, frozen, dropout=rng is not None)
+    if not plain or linear is not None or cache is not None:
         linear = linear or fused_projection.linear
         return layers.self_attention(
             x, trained, frozen, rope, segment_starts, cache, rng, linear, attention
         )
     check_starts(segment_starts)
-    found, factors = projections(ATTENTION, trained, frozen)
-    return _self_attention(x, found, rope, segment_starts, {}, *factors)
+    projections, factors = split_factors(ATTENTION, trained, frozen)
+    return _self_attention(x, projections, rope, segment_starts, {}, *factors)
 
 
 @primitive
-def _self_attention(x, found, rope, starts, kept, *factors):
-    q, k, v, o = with_factors(found, factors)
+def _self_attention(x, projections, rope, starts, saved, *factors):
+    q, k, v, o = join_factors(projections, factors)
     q, k, v = project(x, q, k, v)
-    mixed = attend(q, k, v, rope, starts, kept)
+    mixed = attention_forward(q, k, v, rope, starts, saved)
     if o.A is not None:
-        kept["mixed"] = mixed
+        saved["mixed"] = mixed
     return project(mixed, o)[0]
 
 
 def _self_attention_vjp(argnums, y, args, kwargs):
-    x, found, rope, starts, kept, *factors = args
-    q, k, v, o = with_factors(found, factors)
+    x, projections, rope, starts, saved, *factors = args
+    q, k, v, o = join_factors(projections, factors)
 
     def vjp(g):
-        d_mixed, d_o = project_back([g], kept.get("mixed"), o)
-        d_qkv = attend_back(d_mixed, rope, starts, kept)
-        dx, d_factors = project_back(d_qkv, x, q, k, v, needs_x=0 in argnums)
+        d_mixed, d_o = project_backward([g], saved.get("mixed"), o)
+        d_qkv = attention_backward(d_mixed, rope, starts, saved)
+        dx, d_factors = project_backward(d_qkv, x, q, k, v, needs_x=0 in argnums)
         grads = [dx, None, None, None, None, *d_factors, *d_o]
         return tuple(grads[n] for n in argnums)
 
@@ -142,7 +143,7 @@ defvjp_argnums(_self_attention, _self_attention_vjp)
 # ---------------------------------------------------------------------- layout, rotation, softmax
 
 
-def spans(q, k):
+def query_chunks(q, k):
     """(rows of the batch, of q, keys that these can see) of every product, as slices."""
     (B, K, R, _), T = q.shape, k.shape[2]
     for b in chunks(B, K * R * min(T, QUERIES), SCORE_FLOATS):
@@ -151,49 +152,49 @@ def spans(q, k):
             yield b, slice(t * R // T, end * R // T), slice(0, end)
 
 
-def stacked(x, K, hd):
+def group_heads(x, K, hd):
     """(B, T, K·G·hd) -> (B, K, T·G, hd), contiguous."""
     B, T, _ = x.shape
     x = x.reshape(B, T, K, -1).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(x).reshape(B, K, -1, hd)
 
 
-def unstacked(x, T):
+def ungroup_heads(x, T):
     """(B, K, T·G, hd) -> (B, T, K·G·hd)."""
     B, K, *_ = x.shape
     return x.reshape(B, K, T, -1).transpose(0, 2, 1, 3).reshape(B, T, -1)
 
 
-def turned(x, rope, K, scale=1.0):
+def rotate(x, rope, K, scale=1.0):
     """`stacked` x, rotated by the rope, times scale."""
     (B, T, width), hd = x.shape, 2 * rope[0].shape[-1]
     y = np.empty((B, K, T * width // (K * hd), hd), x.dtype)
-    _turn_all(x, y, rope[0], rope[1], scale, True)
+    _rotate_all(x, y, rope[0], rope[1], scale, True)
     return y
 
 
-def turned_back(y, rope, T, scale=1.0):
+def unrotate(y, rope, T, scale=1.0):
     """`unstacked` y, rotated by −angle, times scale."""
     B, K, R, hd = y.shape
     x = np.empty((B, T, K * R // T * hd), y.dtype)
-    _turn_all(x, y, rope[0], -rope[1], scale, False)
+    _rotate_all(x, y, rope[0], -rope[1], scale, False)
     return x
 
 
-def _turn_all(x, y, cos, sin, scale, forth):
+def _rotate_all(x, y, cos, sin, scale, forth):
     (B, T, width), hd = x.shape, y.shape[-1]
     x, cos, sin = x.reshape(B * T, -1, hd), rows(cos), rows(sin)
-    share_rows(_turn, B * T, x, y, cos, sin, x.dtype.type(scale), forth, width=width)
+    parallel_rows(_rotate_rows, B * T, x, y, cos, sin, x.dtype.type(scale), forth, width=width)
 
 
 @fast_jit
-def _turn(lo, hi, x, y, cos, sin, scale, forth):
+def _rotate_rows(lo, hi, x, y, cos, sin, scale, forth):
     (n, heads, hd), (B, K) = x.shape, y.shape[:2]
     T, G, half = n // B, heads // K, hd // 2
     for i in range(lo, hi):
         for h in range(heads):
-            flat, stacked = x[i, h], y[i // T, h // G, i % T * G + h % G]
-            source, target = (flat, stacked) if forth else (stacked, flat)
+            flat, group_heads = x[i, h], y[i // T, h // G, i % T * G + h % G]
+            source, target = (flat, group_heads) if forth else (group_heads, flat)
             for j in range(half):
                 c, s = scale * cos[i, j], scale * sin[i, j]
                 u, w = source[j], source[j + half]
@@ -209,7 +210,7 @@ def _softmax(lo, hi, s, starts, log_z, offset):
         t = (offset + r) // G
         first, row = starts[b, t], s[b, k, r]
         seen = row[first : t + 1]
-        top, total = largest(seen), seen[0] * 0
+        top, total = row_max(seen), seen[0] * 0
         for j in range(seen.size):
             seen[j] = exp(seen[j] - top)
             total += seen[j]

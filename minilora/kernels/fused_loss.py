@@ -7,9 +7,9 @@ import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 from autograd.tracer import isbox
 
-from .loops import exp, fast_jit, largest
-from .plans import LOGIT_FLOATS, chunks
-from .threads import share_rows
+from .chunking import LOGIT_FLOATS, chunks
+from .loops import exp, fast_jit, row_max
+from .threads import parallel_rows
 from .weights import TILE, tiles
 
 # With z = hEᵀ, p = softmax(z), weight c = m/Σm and target one-hot y:
@@ -24,26 +24,26 @@ from .weights import TILE, tiles
 
 def cross_entropy(hidden, head, targets, mask):
     """Compute `layers.cross_entropy`; keeps the gradients, which the same pass computes."""
-    kept = {"hidden": isbox(hidden), "head": isbox(head)}
-    return _cross_entropy(hidden, head, targets, mask, kept)
+    saved = {"hidden": isbox(hidden), "head": isbox(head)}
+    return _cross_entropy(hidden, head, targets, mask, saved)
 
 
 @primitive
-def _cross_entropy(hidden, head, targets, mask, kept):
+def _cross_entropy(hidden, head, targets, mask, saved):
     at = np.nonzero(mask)
     h, t = hidden[at], targets[at]
     if t.size and not 0 <= t.min() <= t.max() < head.shape[0]:  # the loops below check no bounds
         raise IndexError(f"target {t.max()} is not one of {head.shape[0]} tokens")
     c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
-    log_z, mean = np.empty_like(c), np.zeros_like(h) if kept["hidden"] else None
+    log_z, mean = np.empty_like(c), np.zeros_like(h) if saved["hidden"] else None
     for i in chunks(len(h), TILE, LOGIT_FLOATS):
         log_z[i] = _log_z(h[i], head, mean if mean is None else mean[i])
     e_target = head[t]
     nll = log_z - np.sum(h * e_target, axis=-1)
-    if kept["hidden"]:
-        kept["hidden"] = np.zeros_like(hidden)
-        kept["hidden"][at] = c[:, None] * (mean - e_target)
-    kept["head"] = _head_gradient(h, head, t, c, log_z) if kept["head"] else None
+    if saved["hidden"]:
+        saved["hidden"] = np.zeros_like(hidden)
+        saved["hidden"][at] = c[:, None] * (mean - e_target)
+    saved["head"] = _head_gradient(h, head, t, c, log_z) if saved["head"] else None
     return np.dot(nll.astype(np.float64), c.astype(np.float64))
 
 
@@ -61,7 +61,7 @@ def _log_z(h, head, mean):
     shrink = np.empty_like(top)
     for _, tile in tiles(head, TILE):
         z = h @ tile.T
-        share_rows(_exp_tile, len(z), z, top, total, shrink, width=z.shape[1])
+        parallel_rows(_exp_tile, len(z), z, top, total, shrink, width=z.shape[1])
         if mean is not None:
             mean *= shrink[:, None]
             mean += z @ tile
@@ -76,7 +76,7 @@ def _head_gradient(h, head, targets, c, log_z):
     for i in chunks(len(h), TILE, LOGIT_FLOATS):
         for rows, tile in tiles(head, TILE):
             z = h[i] @ tile.T
-            share_rows(_probabilities, len(z), z, c[i], log_z[i], width=z.shape[1])
+            parallel_rows(_probabilities, len(z), z, c[i], log_z[i], width=z.shape[1])
             de[rows] += z.T @ h[i]
     np.subtract.at(de, targets, c[:, None] * h)
     return de
@@ -85,7 +85,7 @@ def _head_gradient(h, head, targets, c, log_z):
 @fast_jit
 def _exp_tile(lo, hi, z, top, total, shrink):
     for i in range(lo, hi):
-        new, part = max(top[i], largest(z[i])), total[i] * 0
+        new, part = max(top[i], row_max(z[i])), total[i] * 0
         for j in range(z.shape[1]):
             z[i, j] = exp(z[i, j] - new)
             part += z[i, j]

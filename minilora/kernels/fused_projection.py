@@ -15,7 +15,7 @@ from .. import layers
 from ..lora import FACTORS, FIXED
 from ..tree import check_leaves, subtree
 from .loops import rows
-from .weights import frozen_matmul, multiply, multiply_back
+from .weights import frozen_matmul, tiled_matmul, tiled_matmul_backward
 
 
 def linear(x, trained, frozen, rng=None, frozen_matmul=frozen_matmul):
@@ -33,7 +33,7 @@ class Projection(NamedTuple):
     B: Any = None  # (out, r)
 
 
-def projections(names, trained, frozen):
+def split_factors(names, trained, frozen):
     """Return the Projections of a sublayer without their factors, and all factors as a flat list.
 
     autograd follows only arrays that are arguments of a primitive themselves. Raises InputError for
@@ -41,37 +41,39 @@ def projections(names, trained, frozen):
     """
     check_leaves(trained, names, "the sublayer")
     check_leaves(frozen, names, "the sublayer")
-    found, factors = [], []
+    projections, factors = [], []
     for name in names:
         node, own = subtree(trained, name), frozen[name]
         check_leaves(own, ("weight", "bias", *FIXED), name)
         scaling = own["lora_scaling"] if node else None
-        found.append(Projection(own["weight"], own.get("bias"), scaling))
+        projections.append(Projection(own["weight"], own.get("bias"), scaling))
         factors += [node[factor] for factor in FACTORS if node]
-    return found, factors
+    return projections, factors
 
 
-def with_factors(found, factors):
+def join_factors(projections, factors):
     """Return the Projections with their factors, the inverse of `projections`."""
     pairs = iter(zip(factors[::2], factors[1::2]))
-    return [p if p.scaling is None else p._replace(**dict(zip("AB", next(pairs)))) for p in found]
+    return [
+        p if p.scaling is None else p._replace(**dict(zip("AB", next(pairs)))) for p in projections
+    ]
 
 
-def project(x, *projections):
+def project(x, *split_factors):
     """Compute [W₀x + s·B(Ax) + b of each projection]: x (..., in) -> (..., out) each."""
     flat = rows(x)
-    outputs = [multiply(flat, p.weight) for p in projections]
-    for i, z in down(flat, projections):
-        outputs[i] += z @ projections[i].B.T
-    for y, p in zip(outputs, projections):
+    outputs = [tiled_matmul(flat, p.weight) for p in split_factors]
+    for i, z in down_project(flat, split_factors):
+        outputs[i] += z @ split_factors[i].B.T
+    for y, p in zip(outputs, split_factors):
         if p.bias is not None:
             y += p.bias
     return [y.reshape(*x.shape[:-1], -1) for y in outputs]
 
 
-def down(flat, projections):
+def down_project(flat, split_factors):
     """Yield (i, s·Ax) of each adapted projection: flat (n, in) -> (n, r), one matmul for all."""
-    adapted = [(i, p) for i, p in enumerate(projections) if p.A is not None]
+    adapted = [(i, p) for i, p in enumerate(split_factors) if p.A is not None]
     if adapted:
         z, end = flat @ np.concatenate([p.A for _, p in adapted]).T, 0
         for i, p in adapted:
@@ -79,7 +81,7 @@ def down(flat, projections):
             yield i, p.scaling * z[:, start:end]
 
 
-def project_back(gs, x, *projections, needs_x=True):
+def project_backward(gs, x, *split_factors, needs_x=True):
     """Compute ∂L/∂x, or None, and [∂L/∂A, ∂L/∂B, …] for the gradients gs of the outputs.
 
     With y = W₀x + s·B(Ax):  ∂L/∂B = g·(s·Ax)ᵀ,  ∂L/∂A = (s·Bᵀg)·xᵀ,  ∂L/∂x = W₀ᵀg + Aᵀ(s·Bᵀg).
@@ -87,16 +89,16 @@ def project_back(gs, x, *projections, needs_x=True):
     """
     shape, dx, grads = gs[0].shape[:-1], None, []
     gs = [rows(g) for g in gs]
-    for g, p in zip(gs, projections if needs_x else ()):
-        part = multiply_back(g, p.weight)
+    for g, p in zip(gs, split_factors if needs_x else ()):
+        part = tiled_matmul_backward(g, p.weight)
         dx = part if dx is None else np.add(dx, part, out=dx)
-    adapted = [(g, p) for g, p in zip(gs, projections) if p.A is not None]
+    adapted = [(g, p) for g, p in zip(gs, split_factors) if p.A is not None]
     if adapted:
         flat = rows(x)
         ups = np.concatenate([p.scaling * (g @ p.B) for g, p in adapted], axis=1)
         dA, end = ups.T @ flat, 0  # of all of them, one below the other
-        for i, z in down(flat, projections):
-            start, end = end, end + len(projections[i].A)
+        for i, z in down_project(flat, split_factors):
+            start, end = end, end + len(split_factors[i].A)
             grads += [dA[start:end], gs[i].T @ z]
         if needs_x:
             dx += ups @ np.concatenate([p.A for _, p in adapted])

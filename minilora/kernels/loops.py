@@ -57,7 +57,7 @@ def rows(x):
 
 
 @partial(_compiled, fastmath=True)
-def largest(x):
+def row_max(x):
     """Return the largest number of x (n,), n ≥ 1: four at a time, for each waits for the last one.
 
     It does not look for NaN, which takes four times as long: what reads the row next must show it.

@@ -11,7 +11,7 @@ from ..double_quant import BLOCK, DYNAMIC_MAP, DoubleQuantized, double_quantize
 from ..nf4 import CODES, TINY, Quantized, pack, unpack
 from .lookup import decode
 from .loops import fast_jit, jit
-from .threads import share_rows
+from .threads import parallel_rows
 
 SPAN = 4096  # elements that are dequantized at a time: they stay in the nearest cache
 
@@ -34,7 +34,7 @@ def _quantize(w, block_size, code):
     absmax = np.empty(whole + (rest.size > 0), np.float32)
     midpoints, order = CODES[code].midpoints, CODES[code].order
     a = (w, midpoints, block_size, codes, absmax)
-    share_rows(_encode, whole, *a, width=2 * block_size)  # an element is 15 comparisons
+    parallel_rows(_encode, whole, *a, width=2 * block_size)  # an element is 15 comparisons
     nf4.require_finite(absmax[:whole], rest)
     if code != "nf4":  # the loop wrote ranks by value, which only for NF4 are the codes
         codes = pack(order[unpack(np.arange(256))])[codes]
@@ -53,7 +53,7 @@ def dequantize(q, out=None):
     require(out.flags.c_contiguous and out.shape == q.shape and out.dtype == np.float32,
             f"out must be a C-contiguous float32 array of shape {q.shape}")  # fmt: skip
     a = (*parts(q), out.reshape(-1))
-    share_rows(_dequantize, -(-out.size // SPAN), *a, width=SPAN)
+    parallel_rows(_dequantize, -(-out.size // SPAN), *a, width=SPAN)
     return out
 
 
@@ -62,7 +62,7 @@ def matvec(q, x):
     rows, width = q.shape
     x, y = np.ascontiguousarray(x, np.float32), np.empty(rows, np.float32)
     require(x.shape == (width,), f"x has the shape {x.shape}, the weight {q.shape}")
-    share_rows(_matvec, rows, *parts(q), x, y, width=width)
+    parallel_rows(_matvec, rows, *parts(q), x, y, width=width)
     return y
 
 
@@ -86,7 +86,7 @@ def absmax(scales):
     if not isinstance(scales, DoubleQuantized):
         return scales
     out = np.empty(scales.codes.size, np.float32)
-    share_rows(
+    parallel_rows(
         _double_dequantize, out.size, scales.codes, scales.absmax, scales.offset, DYNAMIC_MAP, out
     )
     return out

@@ -26,7 +26,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 _free = threading.Lock()  # held by the call that has the cores
 
 
-def share_rows(kernel, n, *args, width=1):
+def parallel_rows(kernel, n, *args, width=1):
     """Run kernel(lo, hi, *args) over n rows of `width` elements each, a span of rows per core.
 
     It runs on the calling thread alone where the work is small, or where `parallel_map` or another
@@ -37,7 +37,7 @@ def share_rows(kernel, n, *args, width=1):
         return
     with cores() as free:
         edges = [n * i // THREADS for i in range(THREADS + 1)] if free else [0, n]
-        _together([partial(kernel, *span, *args) for span in pairwise(edges)])
+        _run_all([partial(kernel, *span, *args) for span in pairwise(edges)])
 
 
 def num_threads():
@@ -57,7 +57,7 @@ def parallel_map(f, items):
         with cores() as free:
             if free:
                 with _blas().limit(limits=1, user_api="blas"):
-                    return _together([partial(f, item) for item in items])
+                    return _run_all([partial(f, item) for item in items])
     return [f(item) for item in items]
 
 
@@ -84,7 +84,7 @@ def cores():
             handler(*late[0])
 
 
-def _together(calls):
+def _run_all(calls):
     """Return what the calls return; the first runs on this thread, the others on the pool's."""
     first, *others = calls
     futures = [_pool(os.getpid(), THREADS - 1).submit(call) for call in others]

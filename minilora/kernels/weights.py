@@ -9,12 +9,16 @@ from autograd.extend import defvjp, primitive
 
 from ..nf4 import Quantized
 from ..quant.int8 import Int8
-from ..quant.stored import Stored
-from . import nf4, stored
+from ..quant.low_precision import LowPrecision
+from . import low_precision, nf4
 
 TILE = 1024  # rows of a weight that are decoded at a time, an even number
-READ_ROWS = {Quantized: nf4.read_rows, Int8: stored.read_int8_rows, Stored: stored.read_rows}
-MATVEC = {Quantized: nf4.matvec, Stored: stored.matvec}  # straight from the codes
+READ_ROWS = {
+    Quantized: nf4.read_rows,
+    Int8: low_precision.read_int8_rows,
+    LowPrecision: low_precision.read_rows,
+}
+MATVEC = {Quantized: nf4.matvec, LowPrecision: low_precision.matvec}  # straight from the codes
 
 
 def dense(w):
@@ -41,7 +45,7 @@ def tiles(w, size=TILE):
         yield rows, tile
 
 
-def multiply(x, w):
+def tiled_matmul(x, w):
     """Compute x Wᵀ with a frozen W: (..., in) -> (..., out); see `layers.frozen_matmul`.
 
     One row of x, as in generating token by token, is multiplied straight from the codes.
@@ -58,7 +62,7 @@ def multiply(x, w):
     return y.reshape(*x.shape[:-1], -1)
 
 
-def multiply_back(g, w):
+def tiled_matmul_backward(g, w):
     """Compute ∂L/∂x = (∂L/∂y) W of `multiply`, for g = ∂L/∂y (..., out)."""
     flat = g.reshape(-1, g.shape[-1])
     if type(w) in READ_ROWS:
@@ -70,5 +74,5 @@ def multiply_back(g, w):
     return dx.reshape(*g.shape[:-1], -1)
 
 
-frozen_matmul = primitive(multiply)
-defvjp(frozen_matmul, lambda y, x, w: lambda g: multiply_back(g, w), argnums=(0,))
+frozen_matmul = primitive(tiled_matmul)
+defvjp(frozen_matmul, lambda y, x, w: lambda g: tiled_matmul_backward(g, w), argnums=(0,))

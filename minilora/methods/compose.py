@@ -59,21 +59,22 @@ def per_row(pairs, rows):
     return adapters, frozen
 
 
-def combine(pairs, weights, how="cat", r=None):
+def combine(pairs, weights, combination_type="cat", r=None):
     """Return (adapters, frozen, errors) of one adapter in place of several, ΔW = Σ wᵢ·ΔWᵢ.
 
     how: "cat" is exact and has the sum of the ranks; "svd" is the nearest update of rank `r`
     (default: the largest of the ranks); "linear" averages A and B apart, which is something else.
     The scaling of the result is 1. errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius.
     """
-    require(how in HOW, f"adapters are combined by {', '.join(HOW)}, not {how!r}")
+    known = f"combination_type must be one of {', '.join(COMBINATION_TYPES)}"
+    require(combination_type in COMBINATION_TYPES, f"{known}, not {combination_type!r}")
     require(len(weights) == len(pairs), f"{len(pairs)} adapters need as many weights")
     adapters: dict = {}
     frozen, errors = common_base(pairs), {}
     for path, factors in _factors(pairs).items():
         parts = [(w * s, A, B) for w, (s, A, B) in zip(weights, factors) if len(A)]
         rank = r or max(len(A) for _, A, _ in parts)
-        A, B = (factor.astype("f4") for factor in HOW[how](parts, rank))
+        A, B = (factor.astype("f4") for factor in COMBINATION_TYPES[combination_type](parts, rank))
         set_leaf(adapters, path, {"lora_A": A, "lora_B": B})
         get(frozen, path).update(lora_scaling=1.0, lora_dropout=0.0)
         exact = sum(ws * (np.float64(b) @ a) for ws, a, b in parts)
@@ -104,10 +105,10 @@ def linear(parts, r):
     return A, sum(root * B for root, (_, _, B) in zip(roots, parts))
 
 
-HOW = {"cat": cat, "svd": svd, "linear": linear}
+COMBINATION_TYPES = {"cat": cat, "svd": svd, "linear": linear}
 
 
-def described(adapters, frozen):
+def config_of_adapter(adapters, frozen):
     """Return the LoraConfig that describes an adapter, path by path, as `save_adapter` wants it."""
     ranks = {path: len(get(adapters, path)["lora_A"]) for path in adapted_paths(adapters)}
     alphas = {path: r * get(frozen, path)["lora_scaling"] for path, r in ranks.items()}

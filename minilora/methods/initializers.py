@@ -13,7 +13,7 @@ import numpy as np
 from .. import lora
 from ..config import require
 from ..kernels import dense, quantize_4bit
-from ..quant.quantize import is_projection, quantize_leaf
+from ..quant.schemes import is_projection, quantize_leaf
 from ..tree import get, named_leaves, set_leaf, tree_map
 from .operations import row_norms
 

@@ -63,7 +63,7 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
 def of_smollm2(folder, targets="q_proj,v_proj", scheme="none", checkpointing=""):
     targets = ALL_LINEAR if targets == "all" else tuple(targets.split(","))
     # stored as `minilora train` does; without the tokenizer, which the other side lacks too
-    config, base = minilora.load("smollm2", scheme, stored=True)[:2]
+    config, base = minilora.load("smollm2", scheme, low_precision=True)[:2]
     return step(config, base, targets, checkpointing=bool(checkpointing))
 
 
@@ -141,7 +141,7 @@ def matvec(folder, scheme="nf4"):
 
 
 def generate(folder, scheme="none"):
-    config, base, _ = minilora.load("smollm2", scheme, stored=True)
+    config, base, _ = minilora.load("smollm2", scheme, low_precision=True)
     ids = prompt(folder)
     never_ends = ModelConfig(**{**vars(config), "eos_token_id": ()})
 
@@ -194,7 +194,7 @@ def floor(folder, targets="q_proj,v_proj"):
                         x[out].T @ x[8], x[8].T @ x[width]
                         if not enters:
                             x[8] @ A[width]
-            for b, some, keys in fused_attention.spans(q, k):
+            for b, some, keys in fused_attention.query_chunks(q, k):
                 some, seen, s = q[b, :, some], k[b, :, keys], p[b, :, :, keys]
                 for _ in range(3):
                     some @ seen.swapaxes(-1, -2)

@@ -21,7 +21,7 @@ from minilora.formats.checkpoint import load_state, save_state
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
 from minilora.kernels import fused
-from minilora.methods.methods import METHODS
+from minilora.methods.registry import METHODS
 from minilora.tree import flatten
 
 FEW_STEPS = "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01"

@@ -5,7 +5,7 @@ from itertools import product
 import pytest
 
 from minilora import cli
-from minilora.methods.methods import METHODS
+from minilora.methods.registry import METHODS
 
 STORAGE = ("none", "int8", "nf4", "nf4-dq", "fp4")
 UNMERGEABLE = ("bottleneck", "prompt", "p-tuning", "prefix")

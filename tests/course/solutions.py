@@ -13,7 +13,7 @@ import minilora
 from minilora import LoraConfig, TrainConfig, layers, lora
 from minilora.data.rows import encode, load_rows
 from minilora.double_quant import DYNAMIC_MAP, DoubleQuantized
-from minilora.evaluation.memory import kept_floats, nbytes
+from minilora.evaluation.memory import activation_floats, nbytes
 from minilora.layers import apply_rope, dropout
 from minilora.nf4 import unpack
 from minilora.tree import (
@@ -125,7 +125,7 @@ def softmax(scores):
     return e / e.sum(-1, keepdims=True)
 
 
-def attend(q, k, v, rope, segment_starts, cache=None, mistake=""):
+def attention_forward(q, k, v, rope, segment_starts, cache=None, mistake=""):
     B, T = q.shape[:2]
     hd = 2 * rope[0].shape[-1]
     H, K = q.shape[-1] // hd, k.shape[-1] // hd
@@ -162,45 +162,45 @@ def attend(q, k, v, rope, segment_starts, cache=None, mistake=""):
 
 @wrong("attention")
 def attention_cache_of_the_first_segment(*args, **kwargs):
-    return attend(*args, **kwargs, mistake="cache of the first segment")
+    return attention_forward(*args, **kwargs, mistake="cache of the first segment")
 
 
 @wrong("attention")
 def attention_cache_unread(*args, **kwargs):
-    return attend(*args, **kwargs, mistake="cache unread")
+    return attention_forward(*args, **kwargs, mistake="cache unread")
 
 
 @wrong("attention")
 def attention_keys_not_rotated(*args, **kwargs):
-    return attend(*args, **kwargs, mistake="keys not rotated")
+    return attention_forward(*args, **kwargs, mistake="keys not rotated")
 
 
 @wrong("attention")
 def attention_cache_behind(*args, **kwargs):
-    return attend(*args, **kwargs, mistake="cache behind")
+    return attention_forward(*args, **kwargs, mistake="cache behind")
 
 
 @wrong("attention")
 def attention_one_ahead(*args, **kwargs):
-    return attend(*args, **kwargs, mistake="one ahead")
+    return attention_forward(*args, **kwargs, mistake="one ahead")
 
 
 @wrong("attention")
 def attention_starts_ignored(*args, **kwargs):
-    return attend(*args, **kwargs, mistake="starts ignored")
+    return attention_forward(*args, **kwargs, mistake="starts ignored")
 
 
 @wrong("attention")
 def attention_heads_interleaved(*args, **kwargs):
-    return attend(*args, **kwargs, mistake="heads interleaved")
+    return attention_forward(*args, **kwargs, mistake="heads interleaved")
 
 
 @wrong("attention")
 def attention_without_the_largest_score_taken_off(*args, **kwargs):
-    return attend(*args, **kwargs, mistake="exp overflows")
+    return attention_forward(*args, **kwargs, mistake="exp overflows")
 
 
-right("attention")(attend)
+right("attention")(attention_forward)
 
 
 # --- swiglu ---
@@ -309,32 +309,32 @@ def count_by_sum(tree):
     return sum(sum(w.shape) for _, w in named_leaves(tree))
 
 
-# --- byte-ledger ---
+# --- memory-estimate ---
 
 
 def ledger_of(adapters, base, config, tokens, moments=2, grads=4, act=4):
     n = num_parameters(adapters)
-    activations = act * tokens * kept_floats(adapters, base, config)
+    activations = act * tokens * activation_floats(adapters, base, config)
     return {
         "frozen weights": nbytes(base), "trained weights": 4 * n, "their gradients": grads * n,
         "Adam's two moments": 4 * moments * n, "activations": activations,
     }  # fmt: skip
 
 
-right("byte-ledger")(ledger_of)
+right("memory-estimate")(ledger_of)
 
 
-@wrong("byte-ledger")
+@wrong("memory-estimate")
 def ledger_one_moment(adapters, base, config, tokens):
     return ledger_of(adapters, base, config, tokens, moments=1)
 
 
-@wrong("byte-ledger")
+@wrong("memory-estimate")
 def ledger_half_gradients(adapters, base, config, tokens):
     return ledger_of(adapters, base, config, tokens, grads=2)
 
 
-@wrong("byte-ledger")
+@wrong("memory-estimate")
 def ledger_of_one_token(adapters, base, config, tokens):
     return ledger_of(adapters, base, config, 1)
 

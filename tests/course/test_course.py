@@ -310,7 +310,7 @@ def test_hidden_calls_differ_in_size_and_storage():
     rms = ALL["rms-norm"]
     opened, hidden = (judge.cases(rms, judge.REFERENCE, hidden=which) for which in (False, True))
     assert max(c["width"] for c in opened) < min(c["width"] for c in hidden)
-    assert {c["stored"] for c in hidden} == set(calls.STORED)
+    assert {c["stored"] for c in hidden} == set(calls.LAYOUTS)
     for case in hidden:
         x, weight, _ = rms.arguments(case)
         assert x.dtype == (np.float32 if case["stored"] == "float32" else np.float64)
@@ -469,7 +469,7 @@ def test_only_wanted_files_are_read_and_none_from_elsewhere(tmp_path, capsys):
     (folder / MERGE.file).symlink_to(secret)
     (folder / PACK.file).write_text("x" * 2**21, encoding="utf-8")
     wanted = {NEAREST.file, PACK.file, MERGE.file}
-    assert teach.handed_in(folder, wanted) == {NEAREST.file: b"deep"}
+    assert teach.submitted_files(folder, wanted) == {NEAREST.file: b"deep"}
     with zipfile.ZipFile(tmp_path / "ben.zip", "w") as archive:
         archive.writestr(f"../../{NEAREST.file}", "escaped")
         archive.writestr(f"/etc/{PACK.file}", "absolute")
@@ -477,11 +477,11 @@ def test_only_wanted_files_are_read_and_none_from_elsewhere(tmp_path, capsys):
         archive.writestr(f"__MACOSX/{MERGE.file}", "no")
         archive.writestr("other.py", "no")
     before = sorted(tmp_path.rglob("*"))
-    found = teach.handed_in(tmp_path / "ben.zip", wanted)
+    found = teach.submitted_files(tmp_path / "ben.zip", wanted)
     assert found == {NEAREST.file: b"escaped", PACK.file: b"near"}
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / "broken.zip").write_bytes(b"PK")
-    assert teach.handed_in(tmp_path / "broken.zip", wanted) == {}
+    assert teach.submitted_files(tmp_path / "broken.zip", wanted) == {}
     assert "broken.zip cannot be read" in capsys.readouterr().err
 
 

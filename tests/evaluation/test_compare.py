@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 from minilora.config import InputError
 from minilora.formats import pretrained
 from minilora.kernels import threads
-from minilora.methods import methods
+from minilora.methods import registry
 from minilora.tree import num_parameters
 
 MEASURED = ("step_ms",)  # all else in a row follows from its job
@@ -41,7 +41,7 @@ def micro():
 
 
 def test_every_method_is_in_the_table():
-    assert {entry.method for entry in TABLE.values()} == set(methods.METHODS)
+    assert {entry.method for entry in TABLE.values()} == set(registry.METHODS)
 
 
 @pytest.mark.parametrize("method", [m for m, entry in TABLE.items() if entry.size])

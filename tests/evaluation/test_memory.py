@@ -11,7 +11,7 @@ import minilora
 from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
-from minilora.methods.methods import METHODS, MethodConfig
+from minilora.methods.registry import METHODS, MethodConfig
 from minilora.tree import num_parameters
 
 CONFIG = ModelConfig(
@@ -47,7 +47,7 @@ def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
         config = LoraConfig(target_modules=targets, use_dora=name == "dora")
     start = METHODS["lora" if name == "q and v" else name]
     adapters, frozen = start(base, config, np.random.default_rng(0))
-    predicted = memory.ledger(adapters, frozen, CONFIG, 8 * 128)["activations"]
+    predicted = memory.memory_estimate(adapters, frozen, CONFIG, 8 * 128)["activations"]
     # Python's own objects (nodes, closures, views) come on top; the first layer keeps a little
     # less than the formula, which counts it in full.
     assert predicted == pytest.approx(kept_by_a_step(adapters, frozen), rel=0.15)
@@ -55,7 +55,7 @@ def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
 
 def test_weights_and_optimizer_are_exact():
     adapters, frozen = adapted(quantized(random_base(CONFIG)))
-    parts = memory.ledger(adapters, frozen, CONFIG, 1)
+    parts = memory.memory_estimate(adapters, frozen, CONFIG, 1)
     assert parts["frozen weights"] == nbytes(frozen)
     assert (
         parts["Adam's two moments"] == 2 * parts["trained weights"] == 8 * num_parameters(adapters)

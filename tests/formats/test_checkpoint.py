@@ -18,7 +18,7 @@ from minilora import lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.peft_format import as_json
-from minilora.methods.methods import also_train
+from minilora.methods.registry import also_train
 from minilora.optim import round_to
 from minilora.training import init_state
 from minilora.tree import flatten, get, named_leaves, set_leaf, tree_map, unflatten

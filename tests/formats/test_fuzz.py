@@ -33,19 +33,19 @@ from toy_models import (
 
 from minilora import layers, lora, model
 from minilora.cli.arguments import parse, toml_settings
-from minilora.cli.opening import config_of
+from minilora.cli.loading import make_adapter_config
 from minilora.cli.run_folder import as_toml, facts, read_metrics, resume
 from minilora.config import InputError, LoraConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import hf_tokenizer, safetensors_file
-from minilora.formats.checkpoint import changes_base, load_adapter, save_adapter, save_state
+from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.methods import initializers
-from minilora.methods.methods import METHODS, also_train
 from minilora.methods.operations import operations
-from minilora.quant.quantize import quantize
+from minilora.methods.registry import METHODS, also_train
+from minilora.quant.schemes import quantize
 from minilora.training import init_state, should_stop
 from minilora.tree import named_leaves, tree_map, unflatten
 
@@ -149,8 +149,8 @@ def test_safetensors_files(request, capfd, tmp_path):
     def read():
         for entry in safetensors_file.read_header(path).values():
             assert entry.read().shape == entry.shape
-            if entry.read_stored:
-                entry.read_stored()
+            if entry.read_low_precision:
+                entry.read_low_precision()
 
     fuzz(request, capfd, "safetensors", {path: mutations.mutated_safetensors}, read)
 
@@ -273,7 +273,7 @@ def test_adapters(request, capfd, tmp_path, method):
     args.method = "lora" if method == "pissa" else method
     args.target_modules = ["q_proj", "down_proj"]
     args.init_lora_weights = "pissa" if method == "pissa" else None
-    config = config_of(args)
+    config = make_adapter_config(args)
     if method == "pissa":
         adapters, frozen = initializers.init(base, config, np.random.default_rng(0))
     else:
@@ -284,7 +284,7 @@ def test_adapters(request, capfd, tmp_path, method):
     save_adapter(path, adapters, frozen, config, "base")
 
     def read():
-        changes_base(path)
+        needs_dense_base(path)
         adapters, frozen, _ = load_adapter(path, base)
         for _, leaf in named_leaves(adapters):
             assert mutations.finite(leaf)

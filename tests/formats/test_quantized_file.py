@@ -13,7 +13,7 @@ from minilora.formats import safetensors_file
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized, scheme
 from minilora.quant import int8
-from minilora.quant.quantize import quantize
+from minilora.quant.schemes import quantize
 from minilora.tree import flatten, get, unflatten
 
 SCHEMES = [("int8", 64), ("fp4", 64), ("nf4", 64), ("nf4", 32), ("nf4-dq", 64), ("nf4-dq", 16)]

@@ -19,7 +19,7 @@ from models import attention_inputs, bits, compiled_only, random_starts, seeds
 
 from minilora import layers
 from minilora.config import ATTENTION, MLP, InputError
-from minilora.kernels import fused, fused_attention, fused_loss, plans
+from minilora.kernels import chunking, fused, fused_attention, fused_loss
 from minilora.methods.operations import MethodOps
 from minilora.ops import Ops
 from minilora.tree import flatten, unflatten
@@ -212,10 +212,10 @@ def test_attention_of_some_tokens_at_a_time_is_the_same(monkeypatch, tokens):
 
 
 def test_chunks_cover_everything_once():
-    assert plans.chunks(0, 3, 10) == []
+    assert chunking.chunks(0, 3, 10) == []
     for n in range(1, 9):
         for floats in (1, 3, 100, 1000):
-            parts = [np.arange(n)[c] for c in plans.chunks(n, floats, 100)]
+            parts = [np.arange(n)[c] for c in chunking.chunks(n, floats, 100)]
             assert np.concatenate(parts).tolist() == list(range(n))
             sizes = [len(p) for p in parts]
             assert max(sizes) - min(sizes) <= 1

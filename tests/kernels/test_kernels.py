@@ -82,7 +82,7 @@ def test_every_row_is_done_once_on_any_number_of_cores(monkeypatch, cpus):
     monkeypatch.setattr(threads, "SERIAL_BELOW", 0)
     for n in (0, 1, 2, 3, 5, 64, 1001):
         times = np.zeros(n, np.int64)
-        threads.share_rows(_count, n, times)
+        threads.parallel_rows(_count, n, times)
         assert (times == 1).all()
 
 
@@ -137,7 +137,7 @@ def test_calls_on_cores_of_their_own(monkeypatch, cores):
     def call(i):
         barrier.wait(30)  # all of them run at the same time, or this raises
         times = np.zeros(100, np.int64)
-        threads.share_rows(_count, 100, times)  # the cores are taken: alone, and no deadlock
+        threads.parallel_rows(_count, 100, times)  # the cores are taken: alone, and no deadlock
         inner = threads.parallel_map(lambda k: k, [1, 2])
         return 10 * i, threading.get_ident(), blas_threads(), times.tolist(), inner
 
@@ -172,7 +172,7 @@ def test_what_a_call_raises_comes_back_when_all_are_done(monkeypatch, bad):
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40))
 def test_largest(x):
-    assert loops.largest(np.array(x, np.float32)) == max(x)
+    assert loops.row_max(np.array(x, np.float32)) == max(x)
 
 
 @compiled_only

@@ -27,8 +27,8 @@ from minilora.evaluation.memory import nbytes
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.kernels import fused
 from minilora.methods import compose
-from minilora.methods.methods import also_train
 from minilora.methods.operations import MethodOps
+from minilora.methods.registry import also_train
 from minilora.tree import flatten, get, named_leaves, num_parameters, set_leaf, tree_map
 
 U32, U64 = 2.0**-24, 2.0**-53
@@ -130,7 +130,7 @@ def test_an_adapter_upon_a_stack_is_saved_alone_and_loaded_onto_it(tmp_path):
     base, tokens = random_base(TINY), random_batch(TINY)["tokens"]
     stacked = compose.stack(*adapted(base))
     adapters, frozen = adapted(stacked, seed=1, r=3, target_modules=("q_proj", "up_proj"))
-    save_adapter(tmp_path, adapters, frozen, compose.described(adapters, frozen), "tiny")
+    save_adapter(tmp_path, adapters, frozen, compose.config_of_adapter(adapters, frozen), "tiny")
     again, on_top, _ = load_adapter(tmp_path, stacked)
     assert flatten(again).keys() == flatten(adapters).keys()
     ours, theirs = (
@@ -310,7 +310,7 @@ def test_a_combined_adapter_is_saved_and_loaded(tmp_path):
     base = random_base(TINY)
     pairs = [adapted(base, 0, r=2), adapted(base, 1, r=3, target_modules=("q_proj", "down_proj"))]
     adapters, frozen, _ = compose.combine(pairs, [0.5, 0.25])
-    save_adapter(tmp_path, adapters, frozen, compose.described(adapters, frozen), "tiny")
+    save_adapter(tmp_path, adapters, frozen, compose.config_of_adapter(adapters, frozen), "tiny")
     again, frozen_again, _ = load_adapter(tmp_path, base)
     tokens = random_batch(TINY)["tokens"]
     ours, theirs = (
@@ -335,7 +335,7 @@ def test_what_does_not_belong_together_is_refused(together):
 
 def test_combine_names_what_it_cannot_do():
     pairs = several(random_base(TINY), 2)
-    with pytest.raises(InputError, match="combined by cat, svd, linear, not 'ties'"):
+    with pytest.raises(InputError, match="one of cat, svd, linear, not 'ties'"):
         compose.combine(pairs, [1, 1], "ties")
     with pytest.raises(InputError, match="2 adapters need as many weights"):
         compose.combine(pairs, [1])

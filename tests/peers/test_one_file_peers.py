@@ -7,7 +7,7 @@ from one_file import assert_equal_bits, one_file
 
 from minilora import nf4
 from minilora.formats import pretrained
-from minilora.quant.quantize import is_projection
+from minilora.quant.schemes import is_projection
 from minilora.tree import named_leaves, unflatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")

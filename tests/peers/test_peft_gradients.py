@@ -21,7 +21,7 @@ import minilora
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
-from minilora.quant.quantize import quantize
+from minilora.quant.schemes import quantize
 from minilora.tree import flatten
 
 PEFT, FOUR_BITS = "PyTorch + PEFT", "PyTorch + PEFT + bitsandbytes"

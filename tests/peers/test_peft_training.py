@@ -15,7 +15,7 @@ from minilora.data.rows import load_rows, prepare
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.optim import learning_rate
-from minilora.quant.quantize import quantize
+from minilora.quant.schemes import quantize
 from minilora.tree import flatten, get
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")

@@ -6,7 +6,7 @@ import pytest
 from minilora.cli import main
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
-from minilora.quant.quantize import quantize_leaf
+from minilora.quant.schemes import quantize_leaf
 from minilora.tree import flatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")

@@ -8,7 +8,7 @@ from minilora import nf4
 from minilora.config import ALL_LINEAR, InputError
 from minilora.evaluation.memory import nbytes
 from minilora.quant import int8
-from minilora.quant.quantize import SCHEMES, error_report, is_projection, quantize, quantize_leaf
+from minilora.quant.schemes import SCHEMES, error_report, is_projection, quantize, quantize_leaf
 from minilora.tree import flatten, num_parameters, set_leaf
 
 

@@ -1,20 +1,20 @@
-"""8-bit and 16-bit matrices, compiled: the bits of `quant/int8.py` and `quant/stored.py`."""
+"""8-bit and 16-bit matrices, compiled: the bits of `quant/int8.py` and `quant/low_precision.py`."""
 
 import numba
 import numpy as np
 from numba.extending import overload
 
 from ..config import require
-from ..quant.stored import MOVE
+from ..quant.low_precision import MOVE
 from .loops import fast_jit, jit
-from .threads import share_rows
+from .threads import parallel_rows
 
 
 def read_int8_rows(q, first, out):
     """Write rows first, first + 1, … of an Int8 into out (n, in) float32."""
     codes, absmax = (part[first : first + len(out)] for part in (q.codes, q.absmax))
     require(codes.shape == out.shape and len(absmax) == len(out), "rows outside the matrix")
-    share_rows(_int8_rows, len(out), codes, absmax, out, width=out.shape[1])
+    parallel_rows(_int8_rows, len(out), codes, absmax, out, width=out.shape[1])
 
 
 @jit
@@ -26,23 +26,23 @@ def _int8_rows(lo, hi, codes, absmax, out):
 
 
 def read_rows(w, first, out):
-    """Write rows first, first + 1, … of a Stored matrix into out (n, width) float32."""
+    """Write rows first, first + 1, … of a LowPrecision matrix into out (n, width) float32."""
     codes, scales, *moves = _parts(w)
     codes, scales = codes[first : first + len(out)], scales[first : first + len(out)]
     require(codes.shape == out.shape, "rows outside the matrix")
-    share_rows(_rows, len(out), codes, scales, *moves, out, width=w.shape[1])
+    parallel_rows(_rows, len(out), codes, scales, *moves, out, width=w.shape[1])
 
 
 def matvec(w, x):
-    """Compute W x for a Stored W (rows, width) and x (width,), a row of W at a time: (rows,)."""
+    """Compute W x for a LowPrecision W (rows, width) and x (width,), row by row: (rows,)."""
     x, y = np.ascontiguousarray(x, np.float32), np.empty(w.shape[0], np.float32)
     require(x.shape == w.shape[1:], f"x has the shape {x.shape}, the matrix {w.shape}")
-    share_rows(_matvec, len(y), *_parts(w), x, y, width=x.size)
+    parallel_rows(_matvec, len(y), *_parts(w), x, y, width=x.size)
     return y
 
 
 def _parts(w):
-    """Codes and scales of every row, and how sixteen bits become a float32; see `Stored`."""
+    """Codes and scales of every row, and how sixteen bits become a float32; see `LowPrecision`."""
     (n, width), (m, blocks) = w.codes.shape, w.scales.shape
     require(m in (1, n) and blocks and width % blocks == 0, "scales that do not fit the codes")
     scales = np.broadcast_to(w.scales, (n, blocks))

@@ -7,21 +7,21 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import INITIALIZERS, LoraConfig, ModelConfig, require
-from ..formats.checkpoint import changes_base, load_adapter, trains_everything
+from ..formats.checkpoint import load_adapter, needs_dense_base, trains_all_weights
 from ..formats.pretrained import load
 from ..methods import initializers
-from ..methods.methods import METHODS, MethodConfig, also_train
+from ..methods.registry import METHODS, MethodConfig, also_train
 from .arguments import SETTINGS, toml_settings
 
 
-class Start(NamedTuple):
+class LoadedModel(NamedTuple):
     """A base and an adapter on it, with all that says what they are."""
 
     model: ModelConfig
     base: dict
     tokenizer: object
-    adapters: dict
-    config: LoraConfig | MethodConfig | None  # None: no adapter
+    adapters: dict = {}  # noqa: RUF012
+    config: LoraConfig | MethodConfig | None = None  # None: no adapter
     settings: dict = {}  # noqa: RUF012  of the run that trained the adapter
 
 
@@ -30,7 +30,7 @@ def warn(text):
     print(f"warning: {text}", file=sys.stderr)
 
 
-def settings_in(folder):
+def run_settings(folder):
     """The settings of the run in `folder`; none if that is not a run's."""
     path = Path(folder) / SETTINGS
     return toml_settings(path) if path.exists() else {}
@@ -52,16 +52,16 @@ def warn_of_another_base(folder, settings, scheme, block_size):
         warn(f"{what}: an adapter can lose all that it learned on another base (lesson 13)")
 
 
-def starting(args):
+def load_for_training(args):
     """The Start of a run: new, or from --init-adapter."""
     if args.init_adapter:
         folder, how = args.init_adapter, (args.quantize, args.block_size)
-        warn_of_another_base(folder, settings_in(folder), *how)
-        start = open_adapter(folder, args.model, *how)
-        held = method_of(start.config)
+        warn_of_another_base(folder, run_settings(folder), *how)
+        start = load_with_adapter(folder, args.model, *how)
+        held = method_name(start.config)
         require(held == args.method, f"{args.init_adapter} holds {held}: give that to --method")
     else:
-        start = fresh(args, config_of(args))
+        start = new_adapter(args, make_adapter_config(args))
     possible = isinstance(start.config, LoraConfig) or not args.also_train
     require(possible, f"--also-train goes with low-rank factors, not with --method {args.method}")
     possible = "bias" not in args.also_train or args.method != "dora"
@@ -69,7 +69,7 @@ def starting(args):
     return start._replace(adapters=also_train(start.adapters, start.base, args.also_train))
 
 
-def config_of(args):
+def make_adapter_config(args):
     """The LoraConfig or MethodConfig that the flags say."""
     if args.method not in ("lora", "dora"):
         why = f"which --method {args.method} does not have"
@@ -84,33 +84,34 @@ def config_of(args):
     )  # fmt: skip
 
 
-def method_of(config):
+def method_name(config):
     """The name in METHODS that a LoraConfig or MethodConfig belongs to."""
     if isinstance(config, MethodConfig):
         return config.method
     return "dora" if config.use_dora else "lora"
 
 
-def fresh(args, config):
+def new_adapter(args, config):
     """A new adapter on the base that --model and --quantize name."""
     rng, name = np.random.default_rng(args.seed), args.model
     if isinstance(config, LoraConfig) and config.init_lora_weights in INITIALIZERS:
         model, base, tokenizer = load(name)
         adapters, base = initializers.init(base, config, rng, args.quantize, args.block_size)
     else:
-        stored = args.method != "full"  # what stays frozen may stay in its file's type
-        model, base, tokenizer = load(name, args.quantize, args.block_size, stored)
+        low_precision = args.method != "full"  # what stays frozen may stay in its file's type
+        model, base, tokenizer = load(name, args.quantize, args.block_size, low_precision)
         adapters, base = METHODS[args.method](base, config, rng)
-    return Start(model, base, tokenizer, adapters, config)
+    return LoadedModel(model, base, tokenizer, adapters, config)
 
 
-def open_adapter(folder, name, scheme, block_size):
+def load_with_adapter(folder, name, scheme, block_size):
     """The adapter in `folder` on the base `name`, whose projections are stored in `scheme`.
 
     Raises InputError if either cannot be used.
     """
-    dense, whole = changes_base(folder), trains_everything(folder)
-    model, base, tokenizer = load(name, "none" if dense else scheme, block_size, stored=not whole)
+    dense, low_precision = needs_dense_base(folder), not trains_all_weights(folder)
+    loaded_scheme = "none" if dense else scheme
+    model, base, tokenizer = load(name, loaded_scheme, block_size, low_precision)
     how = (scheme, block_size) if dense else ()
     adapters, base, config = load_adapter(folder, base, *how)
-    return Start(model, base, tokenizer, adapters, config)
+    return LoadedModel(model, base, tokenizer, adapters, config)

@@ -22,12 +22,12 @@ from models import (
 import minilora
 from minilora import layers, lora, model
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
-from minilora.formats.checkpoint import changes_base, load_adapter, save_adapter
+from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter
 from minilora.kernels import fused
 from minilora.layers import LayerCache, value_and_grad
 from minilora.methods import initializers, operations
-from minilora.methods.methods import METHODS, MethodConfig
 from minilora.methods.operations import check_packing
+from minilora.methods.registry import METHODS, MethodConfig
 from minilora.training import rates
 from minilora.tree import flatten, get, num_parameters, tree_map, unflatten
 
@@ -39,7 +39,7 @@ NAMES = ("q_proj", "v_proj", "o_proj", "down_proj")
 few = settings(max_examples=25)
 
 
-def config_of(name, n=3, m=4):
+def make_adapter_config(name, n=3, m=4):
     if name in ("lora", "dora"):
         return LoraConfig(r=2, target_modules=NAMES, use_dora=name == "dora")
     sizes = {"num_virtual_tokens": n} if name in VIRTUAL else {}
@@ -47,7 +47,7 @@ def config_of(name, n=3, m=4):
 
 
 def started(name, base, seed=0, **sizes):
-    return METHODS[name](base, config_of(name, **sizes), np.random.default_rng(seed))
+    return METHODS[name](base, make_adapter_config(name, **sizes), np.random.default_rng(seed))
 
 
 def trained(name, base, seed=0, dtype=np.float32, **sizes):
@@ -409,9 +409,9 @@ def test_starts_need_the_dense_base_and_loftq_a_scheme():
 def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
     base = stored(random_base(TINY), scheme, name)
     adapters, frozen = trained(name, base)
-    save_adapter(tmp_path, adapters, frozen, config_of(name), "a base")
+    save_adapter(tmp_path, adapters, frozen, make_adapter_config(name), "a base")
     back, frozen_back, config = load_adapter(tmp_path, base)
-    assert config == config_of(name)
+    assert config == make_adapter_config(name)
     if name == "p-tuning":  # the file has what the network puts out
         adapters = {"model": {"prompt_embeddings": operations.prompt(adapters["model"])}}
     assert fingerprint(back) == fingerprint(adapters)
@@ -427,7 +427,7 @@ def test_a_start_that_changes_the_base_is_made_again_on_loading(name, scheme, tm
     (adapters, frozen), config = start_of(name, base, scheme)
     adapters = tree_map(lambda w: w + np.float32(0.01), adapters)
     save_adapter(tmp_path, adapters, frozen, config, "a base")
-    assert changes_base(tmp_path)
+    assert needs_dense_base(tmp_path)
     back, frozen_back, config_back = load_adapter(tmp_path, base, scheme, 16)
     assert config_back == config
     assert fingerprint(back) == fingerprint(adapters)
@@ -451,7 +451,7 @@ REFUSED = [
 @pytest.mark.parametrize("name, field, value", REFUSED)
 def test_a_field_that_cannot_be_honoured_is_refused(name, field, value, tmp_path):
     base = random_base(TINY)
-    save_adapter(tmp_path, *trained(name, base), config_of(name), "a base")
+    save_adapter(tmp_path, *trained(name, base), make_adapter_config(name), "a base")
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: value}))
     with pytest.raises(InputError) as caught:

@@ -1,6 +1,6 @@
 """The embedding and the output head, held in the type that their file holds them in.
 
-They are never quantized here (see `quantize.py`), but a file may hold them in sixteen or eight bits
+They are never quantized here (see `schemes.py`), but a file may hold them in sixteen or eight bits
 already. Beside a quantized base they stay so: every number read is the float32 number that the file
 stands for. The embedding reads some rows, the head one tile of rows after the other, so the dense
 matrix never exists.
@@ -20,7 +20,7 @@ INFINITY = {"F16": 0x7C00, "BF16": 0x7F80}  # its bits; what is larger is NaN
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class LowPrecision:
     """A matrix in sixteen or eight bits per element."""
 
     kind: str  # a key of MOVE
@@ -63,4 +63,4 @@ class Stored:
 
 def halves(bits, kind):
     """Return the matrix whose elements have these bits (rows, width); kind: F16 or BF16."""
-    return Stored(kind, bits.view(np.uint16), np.ones((1, 1), np.float32))
+    return LowPrecision(kind, bits.view(np.uint16), np.ones((1, 1), np.float32))

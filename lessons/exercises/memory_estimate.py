@@ -1,4 +1,4 @@
-"""byte-ledger: where the memory of a training step goes.
+"""memory-estimate: where the memory of a training step goes.
 
 Return a dict of bytes with exactly these keys:
 
@@ -6,7 +6,7 @@ Return a dict of bytes with exactly these keys:
 - "trained weights": four bytes for each parameter of the adapters (`num_parameters`);
 - "their gradients": as many;
 - "Adam's two moments": ADAM_FLOATS float32 for each trained parameter;
-- "activations": tokens times `kept_floats(adapters, base, config)`, a float32 each.
+- "activations": tokens times `activation_floats(adapters, base, config)`, a float32 each.
 """
 
 import numpy as np

@@ -2,7 +2,8 @@
 
 Only the seven projections of every layer are quantized: they are almost all of a model's weights,
 and the embedding, the norms and the head lose most by quantization (QLoRA, Sec. 2, leaves them in
-full precision as well). Beside a quantized base they stay in the type of their file: see stored.py.
+full precision as well). Next to quantized projections they stay in the type of their file: see
+`low_precision.py`.
 """
 
 import math

@@ -18,7 +18,7 @@ def chunks(n, floats, most):
     return [slice(*edge) for edge in pairwise(edges)]
 
 
-def plain_lora(trained, frozen, dropout=True):
+def is_plain_lora(trained, frozen, dropout=True):
     """Tell whether a sublayer has nothing trained but two factors on some of its projections.
 
     trained, frozen: nodes such as `self_attn` or `mlp`. `dropout`: whether a dropout counts.

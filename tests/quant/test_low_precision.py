@@ -28,11 +28,11 @@ from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.formats.safetensors_file import encode
 from minilora.kernels import fused, fused_loss, weights
-from minilora.kernels import stored as compiled
-from minilora.methods.methods import also_train
-from minilora.quant import int8, stored
-from minilora.quant.quantize import error_report
-from minilora.quant.stored import Stored, halves
+from minilora.kernels import low_precision as compiled
+from minilora.methods.registry import also_train
+from minilora.quant import int8, low_precision
+from minilora.quant.low_precision import LowPrecision, halves
+from minilora.quant.schemes import error_report
 from minilora.tree import flatten, get, named_leaves, num_parameters, tree_map, unflatten
 
 UNIT = 2.0**-24  # of float32: half of the distance from 1 to the next number
@@ -47,8 +47,8 @@ def some(kind, rows=70, blocks=2, seed=0):
     if kind == "Q8_0":
         codes = rng.integers(-128, 128, (rows, 32 * blocks), np.int8)
         scales = rng.integers(0, 0x7C00, (rows, blocks), np.uint16).view(np.float16)
-        return Stored(kind, codes, scales.astype(np.float32))
-    magnitudes = rng.integers(0, stored.INFINITY[kind], (rows, 32 * blocks), np.uint16)
+        return LowPrecision(kind, codes, scales.astype(np.float32))
+    magnitudes = rng.integers(0, low_precision.INFINITY[kind], (rows, 32 * blocks), np.uint16)
     return halves(magnitudes | rng.choice(np.uint16([0, 0x8000]), magnitudes.shape), kind)
 
 
@@ -59,7 +59,7 @@ def of(kind, w):
     blocks = w.reshape(len(w), -1, 32)
     scales = (np.abs(blocks).max(axis=2) / 127).astype(np.float16).astype(np.float32)
     codes = np.rint(blocks / scales[..., None]).clip(-128, 127).astype(np.int8)
-    return Stored(kind, codes.reshape(w.shape), scales)
+    return LowPrecision(kind, codes.reshape(w.shape), scales)
 
 
 def exact(w):
@@ -116,7 +116,7 @@ def test_every_sixteen_bits(kind):
     w = halves(np.arange(2**16, dtype=np.uint16).reshape(64, 1024), kind)
     dense = exact(w)
     at = np.isfinite(dense)
-    assert not w.is_finite() and at.sum() == 2 * stored.INFINITY[kind]
+    assert not w.is_finite() and at.sum() == 2 * low_precision.INFINITY[kind]
     with np.errstate(invalid="ignore"):  # a NaN times one
         assert bits(w.dequantize()[at]) == bits(dense[at])
 
@@ -177,7 +177,7 @@ def twins(kind, seed=0, tied=True):
     for path in (EMBEDDING, HEAD)[: 1 if tied else 2]:
         name = path.removesuffix(".weight")
         get(held, name)["weight"] = of(kind, get(held, name)["weight"])
-    return config, held, tree_map(lambda w: exact(w) if isinstance(w, Stored) else w, held)
+    return config, held, tree_map(lambda w: exact(w) if isinstance(w, LowPrecision) else w, held)
 
 
 def loss_and_gradient(ops, hidden, head, batch):
@@ -194,7 +194,7 @@ def test_a_step_is_that_of_the_dense_twin(monkeypatch, kind, tied, ops):
     config, held, dense = twins(kind, tied=tied)
     batch = random_batch(config)
     head, twin = model.lm_head({}, held), model.lm_head({}, dense)
-    assert isinstance(head, Stored)
+    assert isinstance(head, LowPrecision)
     args = (batch["tokens"], batch["segment_starts"], config, ops)
     x = model.hidden_states({}, held, *args)
     assert bits(x) == bits(model.hidden_states({}, dense, *args))
@@ -306,12 +306,12 @@ def test_a_gguf_files_tables_stay_in_their_type(tmp_path, kind, tied):
     path = gguf_with(tmp_path, kind, w)
     dense = flatten(load(path)[1])
     held = flatten(load(path, "nf4")[1])
-    beside_dense = flatten(load(path, stored=True)[1])
+    beside_dense = flatten(load(path, low_precision=True)[1])
     assert type(dense[EMBEDDING]) is np.ndarray
     for name in (EMBEDDING, HEAD)[: 1 if tied else 2]:
         assert type(beside_dense[name]) is type(held[name])
         if kind in KINDS:
-            assert isinstance(held[name], Stored) and held[name].kind == kind
+            assert isinstance(held[name], LowPrecision) and held[name].kind == kind
         else:
             assert type(held[name]) is np.ndarray
         assert bits(layers.dense(held[name])) == bits(dense[name])
@@ -320,7 +320,7 @@ def test_a_gguf_files_tables_stay_in_their_type(tmp_path, kind, tied):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_not_finite_is_refused(tmp_path, kind):
     needs_hf()
-    infinity = stored.INFINITY["BF16" if kind == "BF16" else "F16"]
+    infinity = low_precision.INFINITY["BF16" if kind == "BF16" else "F16"]
     for damage in (infinity, infinity + 1, infinity | 0x8000):
         path = gguf_with(tmp_path, kind, leaves(GGUF_CONFIG), damage)
         for scheme in ("none", "nf4"):
