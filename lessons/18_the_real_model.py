@@ -58,7 +58,7 @@ settings = TrainConfig(
     val_batches=4,
 )  # fmt: skip
 rows = {split: data.load_rows("toolcalls", split) for split in ("train", "valid", "test")}
-examples = {split: data.prepare(some, tokenizer, settings)[0] for split, some in rows.items()}
+examples = {split: data.encode_rows(some, tokenizer, settings)[0] for split, some in rows.items()}
 tokens = settings.batch_size * max(len(e.tokens) - 1 for e in examples["train"])
 parts = memory_estimate(adapters, frozen, config, tokens)
 print(f"a step over at most {tokens} tokens:\n{format_estimate(parts)}")

@@ -30,20 +30,22 @@ __all__ = [
 ]  # fmt: skip
 
 
-def forward(adapters, base, tokens, config, ops=None):
+def forward(adapters, base, tokens, model_config, ops=None):
     """Compute the logits (B, T, V) of tokens (B, T)."""
-    return model.forward(adapters, base, tokens, config, operations(adapters, base, ops))
+    return model.forward(adapters, base, tokens, model_config, operations(adapters, base, ops))
 
 
-def loss(adapters, base, batch, config, ops=None, **options):
+def loss(adapters, base, batch, model_config, ops=None, **options):
     """Compute the mean cross-entropy, in nats, over a batch's target tokens; see `model.loss`."""
-    return model.loss(adapters, base, batch, config, operations(adapters, base, ops), **options)
+    return model.loss(
+        adapters, base, batch, model_config, operations(adapters, base, ops), **options
+    )
 
 
-def generate(adapters, base, prompt, config, **options):
+def generate(adapters, base, prompt, model_config, **options):
     """Yield the token ids that continue the ids of `prompt`; see `generation.generate`."""
     ops = operations(adapters, base)
-    return generation.generate(adapters, base, prompt, config, ops, **options)
+    return generation.generate(adapters, base, prompt, model_config, ops, **options)
 
 
 def quantize(base, scheme, block_size=64):

@@ -19,6 +19,7 @@ from minilora.config import (
     names_module,
     scaling,
 )
+from minilora.formats.hf_folder import projection_shapes
 
 Q = "model.layers.3.self_attn.q_proj"
 
@@ -151,7 +152,7 @@ def test_the_defaults():
 def test_the_seven_projections():
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert names == ALL_LINEAR
-    shapes = ModelConfig(11, 13, 17, 2, 6, 2, 4).projections()  # q is 24 wide, k and v 8
+    shapes = projection_shapes(ModelConfig(11, 13, 17, 2, 6, 2, 4))  # q is 24 wide, k and v 8
     assert [*shapes] == [*names]
     assert [*shapes.values()] == [
         (24, 13),

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import generation
 from ..config import TrainConfig, require
-from ..data.rows import load_rows, prepare, read_rows
+from ..data.rows import encode_rows, load_rows, read_rows
 from ..evaluation.memory import bits_per_weight, format_estimate, memory_estimate, summary
 from ..evaluation.metrics import evaluate as scores
 from ..formats import fetch as fetching
@@ -65,7 +65,7 @@ def load_examples(args, loaded, split):
     if masked is None:
         masked = loaded.settings.get("mask_prompt", any("text" not in row for row in rows))
     config = TrainConfig(max_seq_length=length or 2048, mask_prompt=masked)
-    return prepare(rows, loaded.tokenizer, config)[0], described
+    return encode_rows(rows, loaded.tokenizer, config)[0], described
 
 
 def generate(args):

@@ -12,7 +12,7 @@ from typing import Any
 
 from .. import layers
 from ..config import InputError, TrainConfig, require
-from ..data.rows import load_rows, prepare, split_row
+from ..data.rows import encode_rows, load_rows, split_row
 from ..evaluation.memory import format_estimate, memory_estimate, peak_rss_mb, summary
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
@@ -36,9 +36,9 @@ def fine_tune(args):
     tokenizer = replace(tokenizer, chat_date=args.chat_date)
     check_packing(adapters, config)
     rows = load_rows(args.data, "train")
-    examples, cut = prepare(rows, tokenizer, config)
+    examples, cut = encode_rows(rows, tokenizer, config)
     held_out = load_rows(args.data, "valid")
-    valid = prepare(held_out, tokenizer, config)[0] if held_out else []
+    valid = encode_rows(held_out, tokenizer, config)[0] if held_out else []
     print(summary(adapters, base))
     tokens = config.batch_size * max(len(e.tokens) - 1 for e in examples)
     parts = memory_estimate(adapters, base, model, tokens)

@@ -29,7 +29,7 @@ PAIRED = (
 )  # fmt: skip
 
 
-def save_adapter(folder, adapters, frozen, config, base_name, dtype="float32"):
+def save_adapter(folder, adapters, frozen, adapter_config, base_name, dtype="float32"):
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
     `config`: the LoraConfig, or the MethodConfig of another method (see `method_format`).
@@ -37,13 +37,13 @@ def save_adapter(folder, adapters, frozen, config, base_name, dtype="float32"):
     biases stay float32 (see `peft_format.tensors`). Raises InputError if a leaf has no place in the
     format, if a number does not fit `dtype`, or if `config` does not describe the tree.
     """
-    if isinstance(config, MethodConfig):
-        tensors = method_format.tensors(adapters, config)
-        fields = method_format.as_json(config, base_name)
+    if isinstance(adapter_config, MethodConfig):
+        tensors = method_format.tensors(adapters, adapter_config)
+        fields = method_format.as_json(adapter_config, base_name)
     else:
-        tensors, modules = peft_format.tensors(adapters, frozen, config)
+        tensors, modules = peft_format.tensors(adapters, frozen, adapter_config)
         with_bias = any(name.endswith("lora_B.bias") for name in tensors)
-        fields = peft_format.as_json(config, base_name, with_bias, modules)
+        fields = peft_format.as_json(adapter_config, base_name, with_bias, modules)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / CONFIG, folder / WEIGHTS) as (config_file, weights_file):
@@ -83,26 +83,28 @@ def load_adapter(folder, base, scheme="none", block_size=64):
         read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
         return method_format.tree(other, read, base), base, other
     with errors_in(folder / CONFIG):
-        config, with_bias, modules = peft_format.read_config(raw, base)
-        shapes = peft_format.shapes(config, with_bias, modules, base)
+        adapter_config, with_bias, modules = peft_format.read_config(raw, base)
+        shapes = peft_format.shapes(adapter_config, with_bias, modules, base)
     _check_pair(folder, raw)
     names = {path: peft_format.key(path) for path in shapes}
     read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
     adapters = unflatten({path: read[name] for path, name in names.items()})
-    if config.init_lora_weights in INITIALIZERS:
-        base = initializers.init(base, config, np.random.default_rng(0), scheme, block_size)[1]
+    if adapter_config.init_lora_weights in INITIALIZERS:
+        base = initializers.init(
+            base, adapter_config, np.random.default_rng(0), scheme, block_size
+        )[1]
     frozen = tree_map(lambda w: w, base)
     for path in lora.adapted_paths(adapters):
-        scaling, node = config.rank_and_scaling(path)[1], get(adapters, path)
+        scaling, node = adapter_config.rank_and_scaling(path)[1], get(adapters, path)
         set_leaf(frozen, f"{path}.lora_scaling", scaling)
-        set_leaf(frozen, f"{path}.lora_dropout", config.lora_dropout)
+        set_leaf(frozen, f"{path}.lora_dropout", adapter_config.lora_dropout)
         if with_bias:
             # b = b₀ + (α/r)·b_B
             own = np.float64(get(base, path).get("bias", 0))
             with np.errstate(over="ignore"):
                 bias = np.float32(own + scaling * np.float64(node["bias"]))
             node["bias"] = check_floats(f"{folder / WEIGHTS}: {path}.bias", bias)
-    return adapters, frozen, config
+    return adapters, frozen, adapter_config
 
 
 def _check_pair(folder, fields):

@@ -38,6 +38,7 @@ from minilora.cli.run_folder import as_toml, facts, read_metrics, resume
 from minilora.config import InputError, LoraConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
+from minilora.evaluation.trainer import init_state, should_stop
 from minilora.formats import hf_tokenizer, safetensors_file
 from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
@@ -46,7 +47,6 @@ from minilora.methods import initializers
 from minilora.methods.operations import operations
 from minilora.methods.registry import METHODS, also_train
 from minilora.quant.schemes import quantize
-from minilora.training import init_state, should_stop
 from minilora.tree import named_leaves, tree_map, unflatten
 
 SECONDS, BYTES = 10, 2**30

@@ -68,7 +68,7 @@ def test_the_offset_of_a_large_tensor(equal, n):
     offset = shared.offset.numpy()
     np.testing.assert_allclose(offset, q.scales.offset, rtol=2 * 2.0**-23)
     # Given the same offset, all else is the same.
-    again = double_quant.double_quantize_around(offset, nf4.quantize(w, 32).absmax)
+    again = double_quant.double_quantize(nf4.quantize(w, 32).absmax, offset)
     np.testing.assert_array_equal(again.codes, shared.absmax.numpy())
     np.testing.assert_array_equal(double_quant.double_dequantize(again), their_absmax(shared))
 
@@ -91,7 +91,7 @@ def test_second_level_alone(equal, scale):
     absmax = np.full(600, scale, np.float32)
     absmax[300:310] = np.nextafter(absmax[0], np.float32(np.inf))
     offset = double_quant.mean(absmax)
-    second = double_quant.double_quantize_around(offset, absmax)
+    second = double_quant.double_quantize(absmax, offset)
     codes, state = functional.quantize_blockwise(torch.from_numpy(absmax - offset), blocksize=256)
     equal(*DOUBLE, (second.codes, codes), (second.absmax, state.absmax))
 
