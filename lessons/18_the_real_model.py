@@ -29,7 +29,7 @@ from minilora.evaluation.memory import (
     memory_estimate,
     nbytes,
     peak_rss_mb,
-    summary,
+    print_trainable_parameters,
 )
 from minilora.tree import num_parameters
 
@@ -45,7 +45,7 @@ LENGTH = short(48, 12)  # tokens of an answer
 # %%
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
-print(summary(adapters, frozen))
+print_trainable_parameters(adapters, frozen)
 L, d, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
 k = config.num_key_value_heads * config.head_dim
 # A is (r, in) and B is (out, r): r·(in + out) for each of seven projections, in L layers

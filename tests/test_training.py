@@ -242,7 +242,7 @@ def test_one_share_for_the_reference_and_for_a_large_tree(monkeypatch):
     seen = []
     monkeypatch.setattr(training, "split_batch", lambda rows, shares: seen.append(shares) or [rows])
     for ops, few in ((None, 2**24), (layers, 2**24), (None, 1)):
-        monkeypatch.setattr(trainer, "FEW", few)
+        monkeypatch.setattr(trainer, "MAX_PARALLEL_PARAMETERS", few)
         train(*setting(), EXAMPLES, TINY, replace(SMALL, iters=1), ops=ops)
     assert seen == [2, 1, 1]
 

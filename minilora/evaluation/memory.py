@@ -4,7 +4,7 @@ import sys
 
 from ..kernels.chunking import is_plain_lora
 from ..quant.schemes import is_projection
-from ..tree import get, layer_of, named_leaves, num_parameters
+from ..tree import flatten, get, layer_of, named_leaves, num_parameters
 
 # Floats per token that the line which reads a leaf keeps, beside a projection's input.
 EXTRA_FLOATS = {
@@ -66,12 +66,13 @@ def format_estimate(parts):
     return "\n".join(f"  {name:<20}{size / 1e6:>12,.2f} MB" for name, size in parts.items())
 
 
-def summary(adapters, base):
-    """Return the line that says how much is trained of how much."""
-    trained, total = num_parameters(adapters), num_parameters(base)
-    added = sum(leaf.size for path, leaf in named_leaves(adapters) if "lora_" in path)
-    share = f"{total:,} ({100 * trained / total:.3f} %)"
-    return f"{trained:,} trained parameters next to {share}, {added:,} of them in low-rank factors"
+def print_trainable_parameters(adapters, base):
+    """Print how many parameters are trained, of how many, as PEFT does."""
+    replaced = flatten(base).keys()
+    added = sum(w.size for path, w in named_leaves(adapters) if path not in replaced)
+    trained, total = num_parameters(adapters), num_parameters(base) + added
+    share = f"trainable%: {100 * trained / total:.4f}"
+    print(f"trainable params: {trained:,} || all params: {total:,} || {share}")
 
 
 def bits_per_weight(base):

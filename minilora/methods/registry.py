@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .. import lora
-from ..config import ALL_LINEAR, LoraConfig, check, flag, require
+from ..config import ALL_LINEAR, INITIALIZERS, LoraConfig, check, flag, require
 from ..layers import dense
 from ..tree import flatten, get, named_leaves, set_leaf, subtree, tree_map, unflatten
+from . import initializers
 from .operations import row_norms
 
 
@@ -50,13 +51,13 @@ def low_rank(base, adapter_config, rng):
 
 def dora(base, adapter_config, rng):
     """Create LoRA's factors and m, the norms of W₀'s rows (weight-decomposed: Liu et al. 2024)."""
-    adapters, frozen = lora.init(base, replace(adapter_config, use_dora=False), rng)
+    adapters, base = lora.init(base, replace(adapter_config, use_dora=False), rng)
     for path in lora.adapted_paths(adapters):
-        node = get(frozen, path)
+        node = get(base, path)
         require("lora_stack" not in node, "DoRA cannot be trained on top of another adapter")
         norms = row_norms(get(adapters, path), node)  # m = ‖W₀‖   (DoRA, Sec. 4.1)
         set_leaf(adapters, f"{path}.lora_magnitude_vector", norms)
-    return adapters, frozen
+    return lora.PeftModel(adapters, base)
 
 
 def full(base, adapter_config, rng):
@@ -192,3 +193,18 @@ METHODS = {
     "bottleneck": bottleneck, "prompt": prompt, "p-tuning": p_tuning, "prefix": prefix,
     "full": full,
 }  # fmt: skip
+
+
+def get_peft_model(base, adapter_config, rng=0, scheme="none", block_size=64):
+    """Create an adapter of any method: PeftModel(adapters, base), as `lora.init` returns.
+
+    adapter_config: a LoraConfig or a MethodConfig. rng: a NumPy generator or a seed. PiSSA and
+    LoftQ take a dense base and store its projections in `scheme`, see `initializers.init`; with
+    other configurations the base stays as it is stored. Raises InputError if they do not fit.
+    """
+    rng = np.random.default_rng(rng)
+    if isinstance(adapter_config, MethodConfig):
+        return lora.PeftModel(*METHODS[adapter_config.method](base, adapter_config, rng))
+    if adapter_config.init_lora_weights in INITIALIZERS:
+        return initializers.init(base, adapter_config, rng, scheme, block_size)
+    return low_rank(base, adapter_config, rng)

@@ -34,7 +34,7 @@ from toy_models import (
 from minilora import layers, lora, model
 from minilora.cli.arguments import parse, toml_settings
 from minilora.cli.loading import make_adapter_config
-from minilora.cli.run_folder import as_toml, facts, read_metrics, resume
+from minilora.cli.run_folder import as_toml, metadata, read_metrics, resume
 from minilora.config import InputError, LoraConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
@@ -302,7 +302,7 @@ def test_adapters(request, capfd, tmp_path, method):
 def test_checkpoints(request, capfd, tmp_path):
     adapters, _ = lora.init(unflatten(leaves()), LoraConfig(r=2), np.random.default_rng(0))
     args = parse(["train", "--data", "notes"])
-    then = facts(args) | {"threads": 2, "rows": [{"step": 1, "loss": 2.5}]}
+    then = metadata(args) | {"threads": 2, "rows": [{"step": 1, "loss": 2.5}]}
     now = then | {"settings": {"iters": args.iters}, "digests": {}}
     state = init_state(adapters) | {"best": adapters}
     path = tmp_path / "checkpoint.safetensors"
@@ -341,7 +341,9 @@ def test_rows(request, capfd, tmp_path):
 
 def test_settings(request, capfd, tmp_path):
     path = tmp_path / "train_config.toml"
-    path.write_text(as_toml(facts(parse(["train"]))["settings"] | {"layers_to_transform": [0, 1]}))
+    path.write_text(
+        as_toml(metadata(parse(["train"]))["settings"] | {"layers_to_transform": [0, 1]})
+    )
 
     def read():
         args = parse(["train", "-c", str(path)])
