@@ -53,6 +53,13 @@ def table(rows):
     return [f"| {' | '.join(cells)} |" for cells in lines]
 
 
+def rows_of_page(text):
+    """Return {(what, against): (cases, bound)} of the table in the text of a page, as cells."""
+    lines = text.split(f"| {' | '.join(HEAD)} |\n", 1)[1].split("\n\n")[0].splitlines()[1:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return {(what, against): (cases, bound) for what, against, cases, _, bound, _ in cells}
+
+
 def bits(x):
     """An array that is equal to another's exactly when the floats, whole numbers or texts are."""
     x = np.asarray(list(x.encode()) if isinstance(x, str) else x)
