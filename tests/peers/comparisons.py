@@ -43,7 +43,7 @@ class Row:
 
 def number(x):
     """1.9e-6 rather than 1.9e-06."""
-    return "0" if x == 0 else f"{x:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    return f"{x:g}" if x == 0 or x >= 1 else f"{x:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def table(rows):
