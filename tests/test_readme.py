@@ -1,7 +1,10 @@
 """The README and the guide: their Python does what they say, and what they count is counted."""
 
 import csv
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from argparse import BooleanOptionalAction
 from pathlib import Path
@@ -207,6 +210,20 @@ def test_the_numbers_of_several_adapters():
 def test_the_table_of_peers_adds_up():
     cases = sum(int(row[2].replace(",", "")) for row in table("proofs.md", "here | against"))
     assert f"{cases:,} cases" in page("proofs.md")
+
+
+def test_the_debugger_stops_where_the_guide_says(tmp_path):
+    block = page("design.md").split("```text\n", 1)[1].split("```")[0].splitlines()
+    command, typed = block[0].split(), [line.removeprefix("(Pdb) ") for line in block[1:]]
+    asked = ["p type(x).__name__", "where", *["continue"] * 3, "p type(x).__name__", "quit"]
+    run = subprocess.run(
+        [sys.executable, *command[1:]], cwd=tmp_path, input="\n".join([*typed, *asked]) + "\n",
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    inside = run.stdout.split("gradient_at()", 1)[1]
+    assert "layers.py" in inside and "linear()" in inside
+    assert re.findall(r"'(ndarray|ArrayBox)'", inside) == ["ndarray", "ArrayBox"]
+    assert run.stdout.count("(Pdb)") == len(typed) + len(asked)
 
 
 def test_the_tests_that_the_guide_names_exist():
