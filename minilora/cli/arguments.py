@@ -165,7 +165,7 @@ def train_flags(sub):
     add("--data", default=DEFAULT_DATA, help="questions, notes, toolcalls, a .jsonl file, a folder")
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="how the frozen base is stored")
     add("--block-size", type=int, default=64, help="weights that share a scale")
-    add("--method", choices=tuple(METHODS), default="lora", help="see the README's table")
+    add("--method", choices=tuple(METHODS), default="lora", help="see lessons/guide/methods.md")
     add("--num-virtual-tokens", type=int, default=16, help="of prompt, p-tuning and prefix")
     add("--bottleneck-size", type=int, default=8, help="of bottleneck")
     add("--init-lora-weights", choices=INITIALIZERS, help="a start of A and B that needs the base")

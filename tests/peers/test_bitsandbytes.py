@@ -168,7 +168,7 @@ def test_int8_product_with_outlier_columns(equal, compared, rows, outliers):
     theirs = y - whole * (6.200124e-05 * 127**2 - 1)
     compared(
         "int8: product with outlier columns (relative to the sum of its terms' sizes)",
-        "bitsandbytes, its factor put right",
+        "bitsandbytes, with its factor corrected",
         (np.abs(product - theirs) / size).max(),
         16 * 2.0**-24,
         floor=(np.abs(product - whole - apart @ their_w.T) / size).max(),
