@@ -311,8 +311,8 @@ assert all(w.tobytes() == before[path] for path, w in named_leaves(base))
 # base was written: that is why one server can hold one base and a thousand adapters.
 #
 # **Where to stop with a debugger.**
-# - `memory.memory_estimate` (`minilora/evaluation/memory.py`): look at `activation_floats` for `full` and for
-#   LoRA, and find the line that makes LoRA's larger.
+# - `memory.memory_estimate` (`minilora/evaluation/memory.py`): look at `activation_floats` for
+#   `full` and for LoRA, and find the line that makes LoRA's larger.
 # - `checkpoint.load_adapter`: look at `frozen` beside `base`; which leaves are new?
 # - `layers.linear` with `MINILORA_PLAIN=1`: `trained` is all that differs between the two adapters.
 #

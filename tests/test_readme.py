@@ -91,7 +91,7 @@ def test_badges_and_citation_are_the_projects():
         f"licence-{project['license']}-" in text and f"license = {{{project['license']}}}" in text
     )
     assert project["requires-python"] == ">=3.11" and "python-3.11%20or%20newer-" in text
-    assert f"version = {{{project['version']}}}" in text
+    assert f"version = {{{minilora.__version__}}}" in text
 
 
 def test_the_readme_repeats_rows_of_the_guide():

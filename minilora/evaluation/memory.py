@@ -53,10 +53,8 @@ def activation_floats(adapters, base, model_config):
             if node.endswith("o_proj") or not plain:
                 kept += w.shape[1]
     # the backward pass goes back to the lowest of these layers; to none if all is in the head
-    virtual = ("model.embed", "model.prompt")
-    layers = [
-        0 if path.startswith(virtual) else layer_of(path) for path, _ in named_leaves(adapters)
-    ]
+    paths, virtual = [path for path, _ in named_leaves(adapters)], ("model.embed", "model.prompt")
+    layers = [0 if path.startswith(virtual) else layer_of(path) for path in paths]
     return (L - min((n for n in layers if n >= 0), default=L)) * layer + kept
 
 

@@ -42,9 +42,8 @@ def batches(examples):
 
 def token_scores(adapters, base, batch, model_config, ops):
     """Return `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row."""
-    x = model.hidden_states(
-        adapters, base, batch["tokens"], batch["segment_starts"], model_config, ops
-    )
+    tokens, starts = batch["tokens"], batch["segment_starts"]
+    x = model.hidden_states(adapters, base, tokens, starts, model_config, ops)
     at = np.nonzero(batch["mask"])
     h, targets = x[at], batch["targets"][at]
     pieces = chunks(len(targets), model_config.vocab_size, LOGIT_FLOATS)

@@ -70,16 +70,6 @@ def full(base, adapter_config, rng):
     return unflatten({path: np.array(w) for path, w in named_leaves(base)}), base
 
 
-def head(base, adapter_config, rng):
-    """Copy the output matrix alone, which is the embedding where that is tied."""
-    return also_train({}, base, ["head"]), base
-
-
-def norm(base, adapter_config, rng):
-    """Copy the gains of every RMSNorm."""
-    return also_train({}, base, ["norm"]), base
-
-
 def bitfit(base, adapter_config, rng):
     """Give every projection a bias (Ben Zaken et al. 2022), zero where the base has none."""
     paths = lora.target_paths(base, EVERY_LINEAR)
@@ -137,9 +127,8 @@ def prefix(base, adapter_config, rng):
     for path in lora.target_paths(base, LoraConfig(target_modules=("k_proj",))):
         shape = adapter_config.num_virtual_tokens, get(base, path)["weight"].shape[0]
         for name in ("prefix_k", "prefix_v"):
-            set_leaf(
-                adapters, f"{path[: -len('.k_proj')]}.{name}", rng.standard_normal(shape, "f4")
-            )
+            node = path.removesuffix(".k_proj")
+            set_leaf(adapters, f"{node}.{name}", rng.standard_normal(shape, "f4"))
     return adapters, base
 
 
@@ -189,7 +178,9 @@ GROUPS = {
 }  # fmt: skip
 
 METHODS = {
-    "lora": low_rank, "dora": dora, "ia3": ia3, "bitfit": bitfit, "norm": norm, "head": head,
+    "lora": low_rank, "dora": dora, "ia3": ia3, "bitfit": bitfit,
+    "norm": lambda base, adapter_config, rng: (also_train({}, base, ["norm"]), base),
+    "head": lambda base, adapter_config, rng: (also_train({}, base, ["head"]), base),
     "bottleneck": bottleneck, "prompt": prompt, "p-tuning": p_tuning, "prefix": prefix,
     "full": full,
 }  # fmt: skip
