@@ -120,13 +120,16 @@ def clean_notebook(app, doctree):
     nbformat.write(notebook, path)
 
 
+PICTURES = {".png": "image/png", ".svg": "image/svg+xml", ".gif": "image/gif"}
+
+
 def attach_pictures(cell):
     """Put the pictures of a Markdown cell into the cell, so that the notebook is one file."""
-    for name in re.findall(r"\]\((\.\./figures/[^)]+\.png)\)", cell.source):
-        picture = base64.b64encode((LESSONS / name).read_bytes()).decode()
-        short = name.rpartition("/")[2]
-        cell.source = cell.source.replace(f"]({name})", f"](attachment:{short})")
-        cell.setdefault("attachments", {})[short] = {"image/png": picture}
+    for name in set(re.findall(r"\]\((\.\./figures/[^)]+)\)", cell.source)):
+        path = LESSONS / name
+        picture = base64.b64encode(path.read_bytes()).decode()
+        cell.source = cell.source.replace(f"]({name})", f"](attachment:{path.name})")
+        cell.setdefault("attachments", {})[path.name] = {PICTURES[path.suffix]: picture}
 
 
 # --------------------------------------------------------------------------------- the exercises
@@ -179,7 +182,7 @@ def resolve_links(app, docname, source):
     def resolve(match):
         words, target = match[1], match[2]
         path = (folder / target.partition("#")[0]).resolve()
-        if path.suffix in (".png", ".svg", ".gif") or target.startswith(("#", "http", "mailto")):
+        if path.suffix in PICTURES or target.startswith(("#", "http", "mailto")):
             return match[0]
         if path == LESSONS / "README.md":
             return f"[{words}](/index.md)"

@@ -46,6 +46,7 @@ html_theme = "furo"
 html_title = "minilora: LoRA and QLoRA from scratch"
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
+html_js_files = ["quantize.js"]
 html_show_sphinx = False
 html_copy_source = False
 mathjax_path = "mathjax/tex-svg.js"

@@ -69,6 +69,37 @@ def block_of_eight():
 
 
 @drawing(
+    3.4,
+    "Eight weights of a block in NF4, FP4 and int4: for each the code and the value that the code "
+    "stands for, and the root of the mean squared error of the three formats.",
+)
+def quantize_a_block(ax):
+    weights, absmax = block_of_eight()
+    int4 = (np.arange(-7, 8) / 7).astype(np.float32)
+    formats = {"NF4": nf4.NF4, "FP4": nf4.FP4, "int4": int4}
+    title(ax, 2, 31.5, f"one block, scale (absmax) = {absmax:.2f}")
+    text(ax, 3, 28.3, "weight", ha="left", weight="bold")
+    for column, (name, values) in enumerate(formats.items()):
+        x, code = 15 + 18.5 * column, nf4.Code.of(values) if len(values) == 16 else None
+        midpoints = (values[1:] + values[:-1]) / 2
+        text(ax, x, 28.3, f"{name}: code → value", ha="left", weight="bold")
+        restored = []
+        for i, w in enumerate(weights / absmax):
+            number = nf4.nearest(w, code) if code else np.searchsorted(midpoints, w)
+            restored.append(values[number] * absmax)
+            words = f"{number if code else number - 7:>2} → {restored[-1]:6.3f}"
+            error = abs(restored[-1] - weights[i])
+            bar = Rectangle((x - 0.5, 24.6 - 2.6 * i), 100 * error, 2.1, fc="#fbdcc4", lw=0)
+            ax.add_patch(bar)
+            text(ax, x, 25.6 - 2.6 * i, words, ha="left", family="monospace")
+        rmse = np.sqrt(np.mean((np.array(restored) - weights) ** 2))
+        text(ax, x, 3.6, f"RMSE {rmse:.3f}", ha="left", color=ORANGE)
+    for i, w in enumerate(weights):
+        text(ax, 3, 25.6 - 2.6 * i, f"{w:5.2f}", ha="left", family="monospace")
+    text(ax, 3, 1.4, "the bars show the size of each error", 8.5, GREY, ha="left")
+
+
+@drawing(
     3.3,
     "The bytes of a weight of shape (1536, 576) in NF4 with double quantization: two codes "
     "per byte, one 8-bit code per 64 weights, one float32 per 256 such codes, and one offset.",
