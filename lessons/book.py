@@ -29,7 +29,8 @@ BOOK_ONLY = "book"  # the tag of cells that the downloaded notebook does not hav
 def code_key():
     """Return a hash of all that a lesson's outputs depend on, except the lesson itself."""
     files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.safetensors"), *PACKAGE.rglob("*.toml")]
-    files += [*LESSONS.glob("[a-z]*.py"), *LESSONS.glob("sweeps/*"), *LESSONS.glob("exercises*/*")]
+    files += [path for path in LESSONS.glob("[a-z]*.py") if path.stem not in ("book", "conf")]
+    files += [*LESSONS.glob("sweeps/*"), *LESSONS.glob("exercises*/*")]
     versions = [version(name) for name in ("numpy", "autograd", "numba", "matplotlib")]
     key = hashlib.sha256(f"{sys.version} {versions} {QUICK}".encode())
     for path in sorted(path for path in files if path.is_file()):
@@ -54,7 +55,8 @@ def connect(app):
 
 def create_cache(app):
     """Create the cache before the build splits into processes: only one may create it."""
-    get_cache(app.config.nb_execution_cache_path).list_cache_records()
+    if app.config.nb_execution_mode == "cache":
+        get_cache(app.config.nb_execution_cache_path).list_cache_records()
 
 
 def is_lesson(docname):

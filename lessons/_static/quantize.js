@@ -13,10 +13,12 @@ const MAGNITUDES = [0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4];
 const VALUES = {
   NF4: NF4,
   FP4: [...MAGNITUDES, ...MAGNITUDES.map((m) => 0 - m)], // bitsandbytes' order of the codes
-  int4: [0, 1, 2, 3, 4, 5, 6, 7, null, -7, -6, -5, -4, -3, -2, -1].map((q) => q === null ? null : q / 7),
+  // the numbers -7 to 7 over 7, at the place of their four bits; -8 is not used
+  int4: [...Array(8).keys(), null, -7, -6, -5, -4, -3, -2, -1].map((q) => q && q / 7),
 };
 const START = [
-  0.9, -0.31, 0.05, 0.41, -0.72, 0.2, -0.12, 0.62, -0.44, 0.15, 0.33, -0.08, -0.55, 0.27, -0.21, 0.02,
+  0.05, -0.05, 0.26, 0.04, -0.21, 0.14, 0.52, 0.38, -0.28, -0.51, -0.25, 0.02, -0.93, -0.09, -0.5,
+  -0.29,
 ];
 
 /* The codes by rising value, and the midpoints between neighbouring values. */
@@ -113,15 +115,20 @@ function start(picture) {
     node.addEventListener("click", () => { change(); update(); });
     return node;
   };
-  const normal = () => Math.sqrt(-2 * Math.log(1 - Math.random())) * Math.cos(2 * Math.PI * Math.random());
+  const radius = () => Math.sqrt(-2 * Math.log(1 - Math.random()));
+  const normal = () => radius() * Math.cos(2 * Math.PI * Math.random());
   const random = () => inputs.forEach((input) => { input.value = (normal() * 0.4).toFixed(2); });
   const outlier = () => { inputs[0].value = 10; };
   const reset = () => inputs.forEach((input, i) => { input.value = START[i]; });
   const buttons = [
-    button("Random weights", random), button("Make the first one 10", outlier), button("Reset", reset),
+    button("Random weights", random),
+    button("Make the first one 10", outlier),
+    button("Reset", reset),
   ];
-  const scroll = element("div", { class: "quantize-scroll", tabindex: "0" }, makeTable(inputs, cells));
-  const figure = element("div", { class: "quantize" }, element("p", {}, ...buttons), status, scroll);
+  const scroll = element("div", { class: "quantize-scroll", tabindex: "0" });
+  scroll.append(makeTable(inputs, cells));
+  const figure = element("div", { class: "quantize" });
+  figure.append(element("p", {}, ...buttons), status, scroll);
   inputs.forEach((input) => input.addEventListener("input", update));
   picture.replaceWith(figure);
   update();

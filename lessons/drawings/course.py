@@ -4,7 +4,21 @@ import re
 from pathlib import Path
 from textwrap import wrap
 
-from elements import BLUE, GREEN, GREY, ORANGE, PURPLE, arrow, box, drawing, path, text
+import numpy as np
+from elements import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    PURPLE,
+    arrow,
+    box,
+    drawing,
+    path,
+    plot_axes,
+    text,
+)
 
 from minilora.data.rows import load_rows
 
@@ -92,6 +106,32 @@ def data_splits(ax):
     path(ax, (43.5, 9.6), (43.5, 7), (18, 7), (18, 10.2), color=GREY)
     text(ax, 31, 5.4, "again with other settings", 9, GREY)
     text(ax, 35, 2, "a set that has chosen something is no longer a test", 9, PURPLE)
+
+
+@drawing(
+    3.1,
+    "A reliability diagram: answers grouped by the model's confidence. Where the share of right "
+    "answers is below the confidence, the model is too sure. The gaps, weighted, are the ECE.",
+)
+def reliability(ax):
+    confidence = np.array([0.15, 0.3, 0.5, 0.7, 0.9])
+    accuracy, rows = np.array([0.2, 0.28, 0.41, 0.52, 0.68]), np.array([20, 30, 40, 50, 60])
+    labels = {"xlabel": "confidence", "ylabel": "share of right answers"}
+    plot = plot_axes(ax, 7, 5, 25, 24, xlim=(0, 1), ylim=(0, 1), **labels)
+    plot.plot([0, 1], [0, 1], ":", color=INK, lw=1)
+    plot.bar(confidence, accuracy, 0.14, color="#9ecae9", edgecolor=BLUE)
+    plot.vlines(confidence, accuracy, confidence, color=ORANGE, lw=3)
+    ece = np.sum(rows * np.abs(accuracy - confidence)) / rows.sum()
+    lines = (
+        (24, "on the dotted line: calibrated", INK),
+        (20.5, "below it: the model is too sure", ORANGE),
+        (17, "above it: not sure enough", BLUE),
+        (11.5, "ECE = Σ (rows in the bin / all rows) · |gap|", INK),
+        (8, f"here: {ece:.3f}", ORANGE),
+    )  # fmt: skip
+    for y, words, color in lines:
+        text(ax, 37, y, words, 9.5, color, ha="left")
+    text(ax, 37, 3.4, "an example, made up", 8.5, GREY, ha="left")
 
 
 @drawing(

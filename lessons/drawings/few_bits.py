@@ -17,6 +17,7 @@ from elements import (
     box,
     circle,
     drawing,
+    legend,
     path,
     plot_axes,
     text,
@@ -24,7 +25,9 @@ from elements import (
 )
 from matplotlib.patches import Rectangle
 
+import minilora
 from minilora import nf4
+from minilora.tree import named_leaves, num_parameters
 
 
 @drawing(
@@ -59,19 +62,19 @@ def nf4_number_line(ax):
             arrowprops={"arrowstyle": "-|>", "color": ORANGE, "lw": 1},
         )
         plot.text(w, -0.345, f"{weights[i]:.2f}", size=8, ha="center", color=ORANGE)
-    plot.text(0.85, -0.22, f"absmax\n= {absmax:.2f}", size=8.5, ha="center", color=ORANGE)
+    plot.text(0.83, -0.2, f"absmax\n= {absmax:.2f}", size=8.5, ha="center", color=ORANGE)
 
 
 def block_of_eight():
     """Return eight weights and their largest magnitude, both float32."""
-    weights = np.float32([0.90, -0.31, 0.05, 0.41, -0.72, 0.20, -0.12, 0.62])
+    weights = np.float32([0.90, -0.24, 0.06, 0.41, -0.58, 0.16, -0.11, 0.28])
     return weights, np.abs(weights).max()
 
 
 @drawing(
     3.4,
-    "Eight weights of a block in NF4, FP4 and int4: for each the code and the value that the code "
-    "stands for, and the root of the mean squared error of the three formats.",
+    "Eight weights of a block in NF4, FP4 and int4: for each the code and the value that the "
+    "code stands for, and the root of the mean squared error of the three formats.",
 )
 def quantize_a_block(ax):
     weights, absmax = block_of_eight()
@@ -101,8 +104,8 @@ def quantize_a_block(ax):
 
 @drawing(
     3.3,
-    "The bytes of a weight of shape (1536, 576) in NF4 with double quantization: two codes "
-    "per byte, one 8-bit code per 64 weights, one float32 per 256 such codes, and one offset.",
+    "The bytes of a weight of shape (1536, 576) in NF4 with double quantization: two codes per "
+    "byte, one 8-bit code per 64 weights, one float32 per 256 such codes, and one offset.",
 )
 def double_quantized_bytes(ax):
     shape = SMOLLM2.projections()["up_proj"]
@@ -187,8 +190,8 @@ def qlora_passes(ax):
 @drawing(
     3.4,
     "Number lines of what can be stored near a weight. A small update moves the weight in "
-    "float32 and in bfloat16. In NF4 it is less than half of a gap, and the nearest value "
-    "stays the same.",
+    "float32 and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays "
+    "the same.",
 )
 def merging_precision(ax):
     w, update = np.float32(0.185), np.float32(0.012)
@@ -231,9 +234,8 @@ def merging_precision(ax):
 
 @drawing(
     3.1,
-    "Bytes per weight of the base in a training step: full fine-tuning 16, LoRA about 4, "
-    "QLoRA about 0.5 for weights, and little for the adapters, their gradients and Adam's "
-    "state.",
+    "Bytes per weight of the base in a training step: full fine-tuning 16, LoRA about 4, QLoRA "
+    "about 0.5 for weights, and little for the adapters, their gradients and Adam's state.",
 )
 def step_memory(ax):
     shapes = SMOLLM2.projections().values()
@@ -270,4 +272,107 @@ def step_memory(ax):
         28.8,
         f"SmolLM2's projections; A and B have {100 * share:.1f} % of their weights",
         ha="left",
+    )
+
+
+@drawing(
+    3.1,
+    "One outlier among 32 weights. In one block of 32 all other weights round to few values. In "
+    "blocks of 8 only the outlier's own block suffers, at the price of more scales.",
+)
+def blocks_and_outliers(ax):
+    rng = np.random.default_rng(3)
+    weights = np.round(rng.standard_normal(32) * 0.3, 3).astype(np.float32)
+    weights[11] = 4.0
+    for y, size in ((17.5, 32), (4, 8)):
+        blocks = weights.reshape(-1, size)
+        absmax = np.abs(blocks).max(axis=1, keepdims=True)
+        codes = nf4.nearest((blocks / absmax).ravel(), nf4.CODES["nf4"]).reshape(blocks.shape)
+        errors = np.abs(nf4.NF4[codes] * absmax - blocks).ravel()
+        for i, (w, error) in enumerate(zip(weights, errors)):
+            x = 2 + 1.5 * i + 0.8 * (i // size)
+            height = min(abs(w), 1.15) * 7
+            ax.add_patch(Rectangle((x, y), 1.2, height, fc="#d6e9f5", ec=BLUE, lw=0.8))
+            ax.add_patch(Rectangle((x, y), 1.2, min(7 * error, height), fc=ORANGE, lw=0))
+        rmse = np.sqrt(np.mean(errors**2))
+        words = f"blocks of {size}\nerror {rmse:.3f}\n{4 + 32 / size:g} bits per weight"
+        text(ax, 54.5, y + 4.5, words, 9, ha="left")
+        text(ax, 2, y - 1.3, f"{len(blocks)} scale" + "s" * (len(blocks) > 1), 8.5, GREY, ha="left")
+    text(ax, 19.4, 27.2, "outlier 4.0, drawn shorter", 8.5, GREY)
+    text(ax, 2, 29.6, "blue: size of a weight     orange: its error in NF4", 8.5, GREY, ha="left")
+
+
+@drawing(
+    2.9,
+    "LLM.int8 splits a product: the few columns of x with a number of 6 or more are multiplied "
+    "in floating point with the same columns of W, the rest in 8-bit integers.",
+)
+def llm_int8(ax):
+    fill, edge, _ = KINDS["trained"]
+    outliers = (2, 6)
+    for x, y, rows, name in ((2, 12, 5, "x  (tokens, in)"), (24, 10.2, 6, "W  (out, in)")):
+        for column in range(9):
+            kind = (fill, edge) if column in outliers else KINDS["frozen"][:2]
+            corner = (x + 1.8 * column, y)
+            ax.add_patch(Rectangle(corner, 1.8, 1.8 * rows, fc=kind[0], ec=kind[1], lw=0.9))
+        text(ax, x + 8.1, 23.6, name)
+    text(ax, 21, 16, "·", 16)
+    text(ax, 43, 16, "=", 14)
+    box(ax, 46.5, 17.6, 21.5, 4.6, "8-bit integers, then scales", "frozen", 8.5)
+    text(ax, 57.2, 15.6, "+", 13)
+    box(ax, 46.5, 9, 21.5, 4.6, "floating point", "trained", 8.5)
+    text(ax, 10, 9.6, "outlier columns: |x| ≥ 6", 8.5, ORANGE)
+    text(ax, 57.2, 24.4, "blue columns", 9, BLUE)
+    text(ax, 57.2, 7.2, "orange columns", 9, ORANGE)
+    text(ax, 35, 3, "y = absmaxₓ · absmax_w / 127² · Σ qₓ·q_w  +  Σ over outlier columns x·w", 9)
+
+
+@drawing(
+    2.7,
+    "The bits of float32, bfloat16 and float16: sign, exponent and fraction. bfloat16 has the "
+    "range of float32 and few digits, float16 more digits and a small range.",
+)
+def number_formats(ax):
+    formats = (("float32", 8, 23), ("bfloat16", 8, 7), ("float16", 5, 10))
+    for row, (name, exponent, fraction) in enumerate(formats):
+        y, x = 19.5 - 6.3 * row, 10.5
+        text(ax, 1.5, y + 1, name, ha="left", weight="bold")
+        for bits, kind in ((1, "data"), (exponent, "frozen"), (fraction, "trained")):
+            for _ in range(bits):
+                fill, edge, _ = KINDS[kind]
+                ax.add_patch(Rectangle((x, y), 1.15, 2.2, fc=fill, ec=edge, lw=0.8))
+                x += 1.15
+        step = 2.0**-fraction
+        largest = (2 - step) * 2.0 ** (2 ** (exponent - 1) - 1)
+        words = f"next number after 1: 1 + {step:.1g}     largest: {largest:.3g}"
+        text(ax, 10.5, y - 1.5, words, 8.5, GREY, ha="left")
+    legend(ax, 10.5, 2, 15, data="sign", frozen="exponent: range", trained="fraction: precision")
+
+
+@drawing(
+    2.7,
+    "Where the bytes of the embedded model tiny are in NF4 with double quantization: the "
+    "embedding in 16 bits, the 4-bit codes, the scales, and the norms.",
+)
+def model_bytes(ax):
+    _, base, _ = minilora.load("tiny", "nf4-dq")
+    sizes = {"embedding": 0, "4-bit codes": 0, "scales": 0, "norms": 0}
+    for name, leaf in named_leaves(base):
+        if isinstance(leaf, nf4.Quantized):
+            sizes["4-bit codes"] += leaf.codes.nbytes
+            sizes["scales"] += leaf.scales.nbytes
+        else:
+            sizes["embedding" if "embed" in name else "norms"] += leaf.nbytes
+    total, dense = sum(sizes.values()), 4 * num_parameters(base)
+    x, colors = 2.0, ("#9ecae9", BLUE, ORANGE, "#c4c4c4")
+    for i, ((name, size), color) in enumerate(zip(sizes.items(), colors)):
+        width = 66 * size / total
+        ax.add_patch(Rectangle((x, 13.5), width, 5, fc=color, ec="white", lw=0.8))
+        ax.add_patch(Rectangle((2 + 17 * i, 8.6), 1.6, 1.6, fc=color, lw=0))
+        text(ax, 4.3 + 17 * i, 9.4, f"{name}\n{size:,} bytes", 8.5, ha="left", va="center")
+        x += width
+    words = f"tiny in NF4 with double quantization: {total:,} bytes (float32: {dense:,})"
+    title(ax, 2, 22.6, words)
+    text(
+        ax, 2, 3.6, "the larger a model, the smaller the share of its embedding", 9, GREY, ha="left"
     )

@@ -354,3 +354,89 @@ METHOD_PARTS = {  # rectangles x, y, width, height, from the upper left corner o
     "prefix": ((0.4, -5.5, 1.5, 2.3), (0.4, -2.8, 1.5, 2.3)), "prompt": ((0.4, -7.4, 2.8, 1.2),),
     "BitFit": ((8.3, -5.5, 0.9, 5),),
 }  # fmt: skip
+
+
+@drawing(
+    2.9,
+    "One frozen base is shared by three adapters. Each row of a batch names its adapter: the first "
+    "row uses A1 and B1, the second A2 and B2, the third none.",
+)
+def one_base_many_adapters(ax):
+    box(ax, 26, 11.5, 18, 8, "base: one copy,\nnever written to", "frozen", 10)
+    rows = (("row 1", "A₁, B₁"), ("row 2", "A₂, B₂"), ("row 3", "no adapter"))
+    for i, (row, words) in enumerate(rows):
+        y = 20.5 - 7 * i
+        box(ax, 1.5, y - 2, 10, 4, row)
+        arrow(ax, (11.5, y), (26, 15.5 - 2 * (i - 1)))
+        box(ax, 53.5, y - 2, 14, 4, words, "trained" if i < 2 else "data")
+        arrow(ax, (44, 15.5 - 2 * (i - 1)), (53.5, y))
+    text(ax, 60.5, 25, "chosen per row", color=ORANGE)
+    text(ax, 6.5, 25, "one batch", color=GREY)
+    uses = ("to load: a pair of trees", "to switch: pass another pair", "to disable: pass {}")
+    text(ax, 35, 2, "      ".join(uses), 8.5, GREY)
+
+
+@drawing(
+    2.7,
+    "The size of the first update over the rank: without a factor it grows as the root of r, with "
+    "alpha over r it falls, with alpha over the root of r it stays.",
+)
+def scaling_rules(ax):
+    plot = plot_axes(
+        ax, 8, 5.5, 38, 19.5, xlabel="rank r", ylabel="‖ΔW‖ after one step\n(1 at r = 8)"
+    )
+    r = np.array([1, 2, 4, 8, 16, 32, 64])
+    rules = (("no factor:  s = 1", r / r, GREY, ":"), ("LoRA:  s = α/r", 8 / r, BLUE, "-"),
+             ("rsLoRA:  s = α/√r", np.sqrt(8 / r), ORANGE, "--"))  # fmt: skip
+    for (name, scale, color, style), y in zip(rules, (2.6, 0.42, 1.05)):
+        plot.plot(r, scale * np.sqrt(r / 8), style, color=color, lw=1.8, marker="o", ms=3.5)
+        plot.text(70, y, name, color=color, size=9, va="center")
+    plot.set_xscale("log", base=2)
+    plot.set_yscale("log", base=2)
+    plot.set_xticks(r, r)
+    plot.set_yticks([0.5, 1, 2], ["½", "1", "2"])
+    words = "ΔW = −s·η·sign(∂L/∂B)·A,\na sum of r terms: size s·√r"
+    text(ax, 45.3, 12, words, 8.5, GREY, ha="left")
+
+
+@drawing(
+    2.7,
+    "Two runs find two subspaces of the same space. The angle between their directions says how "
+    "much they agree: φ is one for the same directions, r over n for random ones.",
+)
+def subspaces(ax):
+    cases = (
+        (3, "the same", 4, "φ near 1"),
+        (26, "partly shared", 40, "φ between"),
+        (49, "unrelated", 86, "φ near r/n"),
+    )
+    for x, name, angle, words in cases:
+        text(ax, x + 9, 24.6, name, 10, weight="bold")
+        for turn, color, label in ((0, BLUE, "u₁"), (angle, ORANGE, "u₂")):
+            way = np.radians(turn)
+            end = (x + 2 + 14 * np.cos(way), 7.5 + 14 * np.sin(way))
+            arrow(ax, (x + 2, 7.5), end, color=color)
+            shift = (1.6, -0.9) if turn == 0 else (1.4, 1.0)
+            text(ax, end[0] + shift[0], end[1] + shift[1], label, 10, color)
+        text(ax, x + 9, 4.6, words, 9, GREY)
+    words = "φ = ‖U₁ᵀU₂‖² / r: the mean squared cosine (U₁, U₂: r directions of each run's ΔW)"
+    text(ax, 35, 1.6, words, 8.5)
+
+
+@drawing(
+    2.9,
+    "Two adapters are added exactly by placing B1 and B2 side by side and A1 above A2: the rank "
+    "doubles. Averaging the factors also multiplies B1 by A2, and is not the same.",
+)
+def adapters_combined(ax):
+    title(ax, 1.5, 26.8, "exact: concatenate the ranks")
+    for i, (name, kind) in enumerate((("B₁", "trained"), ("B₂", "other"))):
+        matrix(ax, 4 + 2.6 * i, 8, 2.6, 13, name, kind, "out" * (i == 0), "r", 9)
+    for i, (name, kind) in enumerate((("A₁", "trained"), ("A₂", "other"))):
+        matrix(ax, 14, 14.8 - 2.6 * i, 13, 2.6, name, kind, "r", "in" * (i == 0), 9)
+    text(ax, 14, 4.6, "= B₁A₁ + B₂A₂,  rank 2r", color=GREEN)
+    title(ax, 36, 26.8, "not the same: average the factors")
+    matrix(ax, 39, 8, 2.6, 13, "", "data", "out", "r")
+    matrix(ax, 46, 13.2, 13, 2.6, "½(A₁ + A₂)", "data", "r", "in", 9)
+    text(ax, 37.6, 5.9, "½(B₁ + B₂)", 9, ha="left")
+    text(ax, 36, 2.6, "= ¼(B₁A₁ + B₂A₂ + B₁A₂ + B₂A₁)", color=PURPLE, ha="left")
