@@ -396,7 +396,7 @@ def scaling_rules(ax):
     plot.set_xticks(r, r)
     plot.set_yticks([0.5, 1, 2], ["½", "1", "2"])
     words = "ΔW = −s·η·sign(∂L/∂B)·A,\na sum of r terms: size s·√r"
-    text(ax, 45.3, 12, words, 8.5, GREY, ha="left")
+    text(ax, 46.6, 12, words, 8.5, GREY, ha="left")
 
 
 @drawing(
