@@ -96,8 +96,8 @@ print(f"{num_parameters(adapters):,} parameters to train beside {num_parameters(
 settings = TrainConfig(
     iters=60 if QUICK else 400, batch_size=16, learning_rate=4e-3, mask_prompt=True
 )
-examples, _ = data.prepare(data.load_rows("questions", "train"), tokenizer, settings)
-valid, _ = data.prepare(rows, tokenizer, settings)
+examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, settings)
+valid, _ = data.encode_rows(rows, tokenizer, settings)
 
 before = minilora.evaluate(adapters, frozen, valid, config)
 adapters, history = minilora.train(adapters, frozen, examples, config, settings)

@@ -51,7 +51,7 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # %%
 config, base, words = minilora.load("tiny")
 rows, settings = data.load_rows("notes", "train"), TrainConfig(max_seq_length=65)
-examples = [e for e in data.prepare(rows, words, settings)[0] if len(e.tokens) == 65][:16]
+examples = [e for e in data.encode_rows(rows, words, settings)[0] if len(e.tokens) == 65][:16]
 batch = collate([[e] for e in examples])
 assert batch["tokens"].shape == (16, 64)
 
@@ -289,7 +289,7 @@ masked = TrainConfig(mask_prompt=True)
 loss = {}
 for used, (adapters, frozen) in pairs.items():
     for asked, split in tasks.items():
-        held_out = data.prepare(split["valid"], words, masked)[0]
+        held_out = data.encode_rows(split["valid"], words, masked)[0]
         score = minilora.evaluate(adapters, frozen, held_out, config)
         loss[used, asked] = score["loss"]
         right = score["exact_match"]

@@ -24,7 +24,7 @@ from minilora.tree import flatten, get, named_leaves, num_parameters, unflatten
 config, base, words = minilora.load("micro")
 masked = TrainConfig(mask_prompt=True)
 train_set, valid = (
-    data.prepare(data.load_rows("questions", split), words, masked)[0]
+    data.encode_rows(data.load_rows("questions", split), words, masked)[0]
     for split in ("train", "valid")
 )
 batch = data.collate([[e] for e in train_set[:16]])

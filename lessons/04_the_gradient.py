@@ -30,7 +30,7 @@ def prepared(name, dtype="f4"):
     """(config, base, batch): an embedded base, and 16 questions for it."""
     config, base, words = minilora.load(name)
     some = TrainConfig(mask_prompt=True)
-    examples, _ = data.prepare(data.load_rows("questions", "train"), words, some)
+    examples, _ = data.encode_rows(data.load_rows("questions", "train"), words, some)
     batch = data.collate([[e] for e in examples[:16]])
     return config, tree_map(lambda w: w.astype(dtype), base), batch
 

@@ -22,7 +22,6 @@ from minilora.double_quant import (
     DYNAMIC_MAP,
     double_dequantize,
     double_quantize,
-    double_quantize_around,
     mean,
 )
 from minilora.evaluation import memory, plot
@@ -117,7 +116,7 @@ def errors(w):
     centred = (absmax - offset).reshape(-1, BLOCK)
     largest = np.abs(centred).max(axis=1, keepdims=True)
     even = np.rint(centred / largest * 127) / 127 * largest + offset
-    maps = double_quantize(absmax), double_quantize_around(np.float32(0), absmax)
+    maps = double_quantize(absmax), double_quantize(absmax, np.float32(0))
     dynamic, bare = (rms(double_dequantize(q) - absmax) for q in maps)
     return [dynamic, rms(even.ravel() - absmax), bare], (centred / largest).ravel()
 
@@ -296,7 +295,7 @@ for name in ("micro", "tiny"):
 # because its map fits; it rests on blocks of like size; and an estimate is only right if it adds up
 # to the byte.
 #
-# **Where to stop with a debugger.** `double_quant.double_quantize_around` (`blocks`, `step`),
+# **Where to stop with a debugger.** `double_quant.double_quantize` (`blocks`, `step`),
 # `nf4.pack`, `nf4._quantize` (`rest`: a tensor of odd size), `quantized_file._four_bit_sources`
 # (`parts`).
 #

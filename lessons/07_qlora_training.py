@@ -88,7 +88,7 @@ assert np.array_equal(moved.codes, q.codes)
 config, base, tokenizer = minilora.load("micro", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 fresh, frozen = lora.init(base, lora_config, np.random.default_rng(0))
-examples, _ = data.prepare(
+examples, _ = data.encode_rows(
     data.load_rows("questions", "train"), tokenizer, TrainConfig(mask_prompt=True)
 )
 

@@ -64,7 +64,7 @@ def run(alpha, rate, c=1.0):
         max_grad_norm=1e9, adam_eps=c * 1e-8,
     )  # fmt: skip
     adapters = tree_map(lambda w: w / np.float32(c), adapters)
-    examples, _ = data.prepare(rows, tokenizer, settings)
+    examples, _ = data.encode_rows(rows, tokenizer, settings)
     adapters, history = minilora.train(adapters, frozen, examples, model_config, settings)
     return np.array([step["loss"] for step in history]), flatten(adapters)
 
@@ -88,7 +88,7 @@ assert all(np.array_equal(a[path], 2 * b[path]) for path in a)
 
 # %%
 settings = TrainConfig(batch_size=32, mask_prompt=True)
-bins = [[example] for example in data.prepare(rows, tokenizer, settings)[0]]
+bins = [[example] for example in data.encode_rows(rows, tokenizer, settings)[0]]
 
 
 def first_gain(r, alpha):

@@ -49,7 +49,7 @@ adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
 
 # %%
 mixed = data.load_rows("notes", "valid")[:100] + data.load_rows("questions", "valid")[:100]
-bins = [[example] for example in data.prepare(mixed, words, defaults)[0]]
+bins = [[example] for example in data.encode_rows(mixed, words, defaults)[0]]
 
 
 def mean_of_means(settings):

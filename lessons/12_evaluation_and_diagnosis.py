@@ -48,7 +48,7 @@ draws = tasks.NAMES, tasks.COLOURS, tasks.THINGS, tasks.PLACES
 floor = sum(math.log(len(some)) for some in draws) / PER_ANSWER
 config, base, words = minilora.load("micro")
 settings = TrainConfig(mask_prompt=True)
-valid, _ = data.prepare(data.load_rows("questions", "valid"), words, settings)
+valid, _ = data.encode_rows(data.load_rows("questions", "valid"), words, settings)
 bare = minilora.evaluate({}, base, valid, config)
 print(f"the bare base: {bare['loss']:.2f} nats a token; form without the question: {floor:.4f}")
 assert sum(valid[0].mask) == PER_ANSWER

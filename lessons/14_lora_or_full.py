@@ -50,7 +50,7 @@ print(strange[0])
 
 def score(tree, rows):
     """The loss of a base without adapters on text rows, in nats a byte."""
-    return minilora.evaluate({}, tree, data.prepare(rows, words, settings)[0], config)["loss"]
+    return minilora.evaluate({}, tree, data.encode_rows(rows, words, settings)[0], config)["loss"]
 
 
 known, unknown = score(base, plain), score(base, strange)

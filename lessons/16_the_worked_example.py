@@ -52,7 +52,7 @@ adapters, frozen = lora.init(frozen, lora_config, rng)
 sound = TrainConfig(iters=200, batch_size=16, learning_rate=4e-3, mask_prompt=True)
 settings = replace(sound, iters=short(200, 20))
 rows = {split: data.load_rows("questions", split) for split in ("train", "valid")}
-examples, _ = data.prepare(rows["train"], tokenizer, settings)
+examples, _ = data.encode_rows(rows["train"], tokenizer, settings)
 first = adapters
 with redirect_stderr(io.StringIO()):  # the bar
     adapters, history = minilora.train(adapters, frozen, examples, config, settings)
@@ -180,7 +180,7 @@ assert len(asked) == 10 and all("lesson" in line for line in asked)
 
 # %%
 assert {len(example.tokens) for example in examples} == {75}
-shorter, cut = data.prepare(rows["train"], tokenizer, replace(settings, max_seq_length=74))
+shorter, cut = data.encode_rows(rows["train"], tokenizer, replace(settings, max_seq_length=74))
 counted = np.mean([np.mean(example.mask) for example in examples])
 print(f"{cut} rows are cut; the answers are {100 * counted:.0f} % of all tokens")
 assert cut == len(shorter) and 0.3 < counted < 0.32
@@ -192,7 +192,7 @@ runs = {
     "--no-mask-prompt": {"mask_prompt": False},
     "--learning-rate 5e-5": {"learning_rate": 5e-5},
 }
-valid, _ = data.prepare(rows["valid"], tokenizer, settings)  # whole, and only the answers count
+valid, _ = data.encode_rows(rows["valid"], tokenizer, settings)  # whole, and only the answers count
 prompt, answer = (rows["valid"][0][part] for part in ("prompt", "completion"))
 scores, said = {}, {}
 for name, changes in runs.items():

@@ -46,7 +46,7 @@ def connect(app):
     """Register this module's functions with Sphinx."""
     app.connect("builder-inited", create_cache)
     app.connect("env-before-read-docs", spread_lessons)
-    for change in (resolve_links, add_to_lesson, list_exercises, drop_empty_toctree):
+    for change in (resolve_links, add_to_lesson, list_exercises):
         app.connect("source-read", change)
     app.connect("doctree-read", clean_notebook)
     app.connect("autodoc-process-docstring", docstring_to_rst)
@@ -200,14 +200,6 @@ def resolve_links(app, docname, source):
         )
     else:
         source[0] = re.sub(link, resolve, text)
-
-
-def drop_empty_toctree(app, docname, source):
-    """Drop the table of contents of the guide if there is no guide."""
-    if docname == "index" and not any(LESSONS.glob("guide/*.md")):
-        source[0] = re.sub(
-            r"```\{toctree\}\n:caption: Guide\n.*?```\n", "", source[0], flags=re.DOTALL
-        )
 
 
 # ----------------------------------------------------------------------------- the API reference

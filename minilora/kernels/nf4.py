@@ -13,6 +13,10 @@ from .lookup import decode
 from .loops import fast_jit, jit
 from .threads import parallel_rows
 
+# for every byte its two float32 values, as one uint64: (256,)
+BYTE_VALUES = {
+    name: code.values[unpack(np.arange(256))].view(np.uint64) for name, code in CODES.items()
+}
 SPAN = 4096  # elements that are dequantized at a time: they stay in the nearest cache
 
 
@@ -78,7 +82,7 @@ def read_rows(q, first, out):
 def parts(q):
     """What the loops read of q; its sizes fit each other, as `Quantized` checks."""
     code = CODES[q.code]
-    return q.codes, absmax(q.scales), code.values, code.byte_values, q.block_size
+    return q.codes, absmax(q.scales), code.values, BYTE_VALUES[q.code], q.block_size
 
 
 def absmax(scales):

@@ -29,11 +29,11 @@ def operations(adapters, base, ops=None):
     return ops if plain and not (stacked or encoder) else MethodOps(ops)
 
 
-def check_packing(adapters, config):
+def check_packing(adapters, train_config):
     """Raise InputError if rows would be packed behind a trained prompt."""
     prompts = {"prompt_embeddings", "prompt_encoder"} & subtree(adapters, "model").keys()
     require(
-        not (config.packing and prompts),
+        not (train_config.packing and prompts),
         "--packing puts several examples into a row, and only the first would see the trained "
         "prompt: train it without",
     )
