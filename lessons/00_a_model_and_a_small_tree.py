@@ -6,6 +6,9 @@
 # A model is a function and a tree of arrays. Fine-tuning with LoRA is a second, small tree that
 # stands beside the first where something is trained. Everything below is that sentence, run.
 #
+# ![Two trees side by side. The base has a weight at each path. The adapters have lora_A and lora_B
+# at the paths of q_proj and v_proj, and nothing elsewhere.](../figures/drawings/two_trees.svg)
+#
 # Time: about half a minute. You need: Python, and to know what a matrix product is.
 
 # %%
@@ -85,6 +88,9 @@ print(f"{num_parameters(adapters):,} parameters to train beside {num_parameters(
 #
 # The loss is in nats a token (the natural logarithm), of the answer alone (`mask_prompt`). Exact
 # match is the share of rows in which every token of the answer is the likeliest one.
+#
+# ![A row of tokens and its targets, shifted by one. With mask_prompt only the answer's tokens and
+# the end of text count in the loss.](../figures/drawings/targets.svg)
 
 # %%
 settings = TrainConfig(

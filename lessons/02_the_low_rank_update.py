@@ -42,6 +42,9 @@ def loss_and_gradient(trained, frozen):
 # ΔW has the shape of W, (out, in). With B (out, r) and A (r, in) the product BA has it too, has at
 # most rank r, and costs r·(out + in) numbers in place of out·in.
 #
+# ![W' equals W, of shape (out, in), plus alpha over r times B, of shape (out, r), times A, of
+# shape (r, in). B starts at zero and A at random values.](../figures/drawings/low_rank_update.svg)
+#
 # **Predict:** for a 4096 × 4096 matrix and r = 16, how many times fewer? At which r is nothing
 # saved any more?
 
@@ -132,6 +135,10 @@ table(["start", "seed", "‖∂L/∂A‖", "‖∂L/∂B‖", "loss before", f"a
 # a sum of r terms, whose signs are nearly random: it should grow as s·√r. LoRA's s = α/r (Sec. 4.1)
 # is there so that the rate need not be tuned again when r changes. rsLoRA (Kalajdzievski 2023)
 # takes s = α/√r.
+#
+# ![The size of the first update over the rank: without a factor it grows as the root of r, with
+# alpha over r it falls, with alpha over the root of r it
+# stays.](../figures/drawings/scaling_rules.svg)
 #
 # **Predict:** from the line above, which of the two keeps the size of ΔW at any r?
 
@@ -233,6 +240,10 @@ if not QUICK:
 #
 # LoRA's hypothesis is that the change of the weights "has a low intrinsic rank" (Sec. 4.1). Here is
 # a change without any constraint: all projections of `micro` trained whole, on the same questions.
+#
+# ![A matrix is a sum of rank-one matrices, each with a singular value. Keeping the largest three
+# gives the best matrix of rank three; the rest is the
+# error.](../figures/drawings/singular_values.svg)
 #
 # **Predict:** of 48 singular directions, how many carry nine tenths of ‖ΔW‖²? Of a random matrix?
 

@@ -4,6 +4,10 @@
 # **The question.** A layer of a Llama has seven matrices. Which of them deserve an adapter, and of
 # what rank?
 #
+# ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
+# of the seven projections. Other methods train norms, prefixes, scalings or
+# bottlenecks.](../figures/drawings/llama_block.svg)
+#
 # Four experiments of the LoRA paper's section 7 in miniature: its Table 5 (one budget, which
 # matrices), Table 6 (which rank), Eq. 4 (do two runs find the same directions) and Table 7 (what
 # an update has to do with the weight it is added to). GPT-3 has a width of 12,288 and `micro` one
@@ -163,6 +167,10 @@ assert slower[64].max() < 0.1 * seven[64].min()  # the rate was it, not the rank
 # another span. It is 1 when one lies within the other, 0 when they are orthogonal:
 #
 #     φ(i, j) = ‖UᵢᵀUⱼ‖²_F / min(i, j)
+#
+# ![Two runs find two subspaces of the same space. The angle between their directions says how much
+# they agree: φ is one for the same directions, r over n for random
+# ones.](../figures/drawings/subspaces.svg)
 #
 # What would chance give? For a random i-dimensional subspace of d dimensions the projection Pᵢ has
 # the expectation (i/d)·1, so E‖UᵢᵀUⱼ‖² = tr(E[Pᵢ]·Pⱼ) = i·j/d, and E φ = max(i, j)/d.

@@ -49,6 +49,10 @@ def prepared(name, dtype="f4"):
 #     ∂L/∂B = s·Σₜ gₜ(Axₜ)ᵀ        (out, r)
 #     ∂L/∂A = s·Σₜ (Bᵀgₜ)xₜᵀ       (r, in)
 #
+# ![LoRA's backward pass. The gradient g of the output gives the gradients of B and A through the
+# rank-r bottleneck. The gradient of W, a full matrix, is never
+# computed.](../figures/drawings/lora_gradient.svg)
+#
 # **Predict:** which of the two is zero at the start, where B is?
 
 # %%

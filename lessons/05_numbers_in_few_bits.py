@@ -104,6 +104,10 @@ for name in ("nf4", "fp4"):  # the library packs bytes in a loop, and gives the 
 # int8's gap is 7/127 of int4's, and so is its error. bitsandbytes' fp4 is worst: it spends a
 # value on 1/192, next to zero, and has nothing between there and 1/6.
 #
+# ![Eight weights of a block in NF4, FP4 and int4: for each the code and the value that the code
+# stands for, and the root of the mean squared error of the three
+# formats.](../figures/drawings/quantize_a_block.svg)
+#
 # ## Where NF4's sixteen values come from
 #
 # Weights are nearly normal, so take quantiles Q of a normal distribution. As printed:
@@ -128,6 +132,10 @@ assert eq4[0] == -np.inf and eq4[16] == np.inf  # sixteen of the seventeen keep 
 # probability moves in to p = 1 - (1/32 + 1/30)/2, half a bin of sixteen and half a bin of
 # fifteen, averaged; eight positive quantiles at even steps from p to ½, seven negative ones, an
 # exact zero; all divided by the largest.
+#
+# ![A normal density with NF4's sixteen values as vertical lines, close together near zero. Below,
+# eight weights of a block, divided by their largest magnitude, move to the nearest
+# value.](../figures/drawings/nf4_number_line.svg)
 
 # %%
 outer = round(1 - (1 / 32 + 1 / 30) / 2, 7)
@@ -184,6 +192,10 @@ assert error["least squares"] < 0.97 * error["nf4"]
 # **Predict:** from blocks of 64 to blocks of 4096, how does NF4's error grow for weights that
 # are normal, uniform, heavy-tailed (Student's t, 3 degrees of freedom), or normal with one in
 # 512 made twenty times as large? For which of them is NF4 not the best code?
+#
+# ![One outlier among 32 weights. In one block of 32 all other weights round to few values. In
+# blocks of 8 only the outlier's own block suffers, at the price of more
+# scales.](../figures/drawings/blocks_and_outliers.svg)
 
 # %%
 weights = {
@@ -285,6 +297,10 @@ if not QUICK:
 #
 # Columns of x with any |x| ≥ 6 are multiplied in floating point. The paper finds that from 6.7
 # billion parameters on all layers have them, and that they are few.
+#
+# ![LLM.int8 splits a product: the few columns of x with a number of 6 or more are multiplied in
+# floating point with the same columns of W, the rest in 8-bit
+# integers.](../figures/drawings/llm_int8.svg)
 #
 # **Predict:** our larger base, `tiny`, has a million parameters. Does a number that enters one of
 # its projections reach 6?

@@ -45,6 +45,10 @@ def rms(x):
 #
 #     4 + 32/B = 4.5        4 + 8/B + 32/(256·B) = 4.127   (QLoRA, Sec. 3)
 #
+# ![The bytes of a weight of shape (1536, 576) in NF4 with double quantization: two codes per byte,
+# one 8-bit code per 64 weights, one float32 per 256 such codes, and one
+# offset.](../figures/drawings/double_quantized_bytes.svg)
+#
 # **Predict:** a weight of 1024 × 1024. Does the formula give its bytes exactly?
 
 # %%
@@ -238,6 +242,9 @@ with figure("double_quantization", labels, ylabels, titles, width=8.4, columns=2
 #
 # **Predict:** `tiny` has 1,016,960 parameters. Is it 4.127/32 of its dense size in NF4 with
 # double quantization? Which part of it is the largest? And on disk, in bitsandbytes' layout?
+#
+# ![Where the bytes of the embedded model tiny are in NF4 with double quantization: the embedding
+# in 16 bits, the 4-bit codes, the scales, and the norms.](../figures/drawings/model_bytes.svg)
 
 # %%
 frozen = minilora.load("tiny", "nf4-dq")[1]

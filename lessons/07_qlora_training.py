@@ -8,6 +8,10 @@
 # QLoRA is LoRA whose frozen weight is stored in four bits and read in sixteen or 32. Only the
 # adapters learn. Everything else follows from that.
 #
+# ![QLoRA's forward pass dequantizes W, multiplies, and drops it. The backward pass dequantizes W
+# again. Kept between the passes: the codes, the adapters and the input
+# x.](../figures/drawings/qlora_passes.svg)
+#
 # Time: about half a minute. You need: lessons 5 and 6.
 
 # %%
@@ -193,6 +197,10 @@ assert activations > 0.6 * predicted  # of the 4-bit step
 # float16 ends at 65504. A number x in [2ᵉ, 2ᵉ⁺¹) with p bits has neighbours at 2ᵉ⁻ᵖ⁺¹, so that a
 # step of less than half of that, 2ᵉ⁻ᵖ, is lost when the sum is rounded. Adam's steps are about
 # as large as the learning rate.
+#
+# ![The bits of float32, bfloat16 and float16: sign, exponent and fraction. bfloat16 has the range
+# of float32 and few digits, float16 more digits and a small
+# range.](../figures/drawings/number_formats.svg)
 #
 # **Predict:** which of the two loses the small steps? At a rate of 6e-5, which share of A, whose
 # entries lie within ±0.14, does not move?

@@ -4,6 +4,9 @@
 # **The question.** Four numbers stand in every recipe: r from 1 to 64, alpha from 16 to 128 (or r,
 # or 2r), dropout 0.05 or 0.1, a learning rate. Which of them matter, and which are one knob twice?
 #
+# ![Where each setting acts: dropout on the input of A, the rank between A and B, alpha over r on
+# the result, and the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
+#
 # The curves are sweeps on `micro`, three seeds, 200 steps of 8 rows of the questions, all seven
 # matrices. What they show is true of this base and this task; how to find out is the same for
 # yours.

@@ -39,6 +39,10 @@ adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
 #
 # The second line is a mean of means. It gives a token in a short micro-batch more say.
 #
+# ![Gradient accumulation: two micro-batches with 6 and 2 target tokens. The sum of both losses is
+# divided by all 8 tokens. The mean of the two means would weight the tokens
+# differently.](../figures/drawings/accumulation.svg)
+#
 # **Predict:** we mix notes (longer, at a low loss) with questions (about two dozen targets a row,
 # at a high one), and take a row at a time. On which side of the large batch's loss is the mean of
 # means?
@@ -152,6 +156,9 @@ assert all(not d.any() for path, d in step.items() if path.endswith("lora_A"))  
 # So the first step has full length in every coordinate, whatever the gradient says, and its
 # direction is the sign of one batch's noise. Warm-up makes these steps short until the moments have
 # seen more batches. `lora_A` cannot move yet: its gradient is Bᵀ(…), and B is zero.
+#
+# ![The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half a
+# cosine to zero.](../figures/drawings/schedules.svg)
 #
 # **Predict:** how much is lost without warm-up, at our rate and at ten times that?
 

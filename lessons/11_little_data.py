@@ -200,6 +200,10 @@ assert abs(found - min(losses)) < 1e-6  # what comes back is the best, not the l
 # Texts differ in length, and a batch is as long as its longest. `packing` puts several into one
 # row instead of padding.
 #
+# ![Three attention masks of ten tokens. Causal: each token sees itself and all before it. Packed:
+# it sees only its own example. Window: it sees at most four
+# tokens.](../figures/drawings/masks.svg)
+#
 # **Predict:** what share of a batch of notes is padding? Is packing faster by what that share says?
 
 # %%

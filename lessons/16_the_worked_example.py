@@ -63,6 +63,9 @@ print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1][
 # None freezes, and none sets a mode. What the other dozen does by changing an object, these do by
 # passing arguments. Each of the following is hidden there in one word; here it can be looked at.
 #
+# ![The steps of a run: load a base, quantize it, create adapters, train them, then save them alone
+# or merge them into a dense model.](../figures/drawings/run_steps.svg)
+#
 # **What is trained** (`requires_grad`, set by `get_peft_model`, and by hand for anything else). The
 # gradient has the leaves of argument 0, and no others exist.
 
@@ -116,6 +119,10 @@ assert error["fp4"] > 1.15 * error["nf4-dq"]
 # %% [markdown]
 # **What merging makes** (`merge_and_unload` on a 4-bit model adds in floating point and rounds the
 # sum to 4 bits again). Here merging is dense; rounding again is another call.
+#
+# ![Number lines of what can be stored near a weight. A small update moves the weight in float32
+# and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
+# same.](../figures/drawings/merging_precision.svg)
 #
 # **Predict:** how much of the update does it lose?
 

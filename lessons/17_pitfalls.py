@@ -7,6 +7,10 @@
 # that works, and often a mend that seems right and does nothing. Two of the six turn out to be
 # less dangerous here than they are said to be.
 #
+# ![A decision tree for a run that goes wrong: is the training loss finite, does it fall, does the
+# held-out loss fall as well, and does the text that the model generates
+# agree.](../figures/drawings/symptoms.svg)
+#
 # Time: three quarters of a minute. You need: lesson 0.
 
 # %%

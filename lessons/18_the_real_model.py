@@ -7,6 +7,9 @@
 # plain English with one line of JSON that names a tool and its arguments. Nothing here is new: the
 # calls are those of lesson 0, the loop is the same loop. What is new is that memory and time count.
 #
+# ![A request in English goes through the model and becomes one line of JSON, which is parsed and
+# compared with the right call.](../figures/drawings/tool_call.svg)
+#
 # Time: some 7 minutes of one core's time, less on two; with `MINILORA_QUICK=1` half a minute. A
 # gigabyte of memory, two where PEFT is compared. You need: lessons 0, 6 and 7.
 #
