@@ -27,6 +27,7 @@ from matplotlib.patches import Rectangle
 
 import minilora
 from minilora import nf4
+from minilora.formats.hf_folder import projection_shapes
 from minilora.tree import named_leaves, num_parameters
 
 
@@ -108,7 +109,7 @@ def quantize_a_block(ax):
     "byte, one 8-bit code per 64 weights, one float32 per 256 such codes, and one offset.",
 )
 def double_quantized_bytes(ax):
-    shape = SMOLLM2.projections()["up_proj"]
+    shape = projection_shapes(SMOLLM2)["up_proj"]
     q = nf4.quantize(np.ones(shape, np.float32), 64, double_quant=True)
     n = shape[0] * shape[1]
     parts = (
@@ -238,7 +239,7 @@ def merging_precision(ax):
     "about 0.5 for weights, and little for the adapters, their gradients and Adam's state.",
 )
 def step_memory(ax):
-    shapes = SMOLLM2.projections().values()
+    shapes = projection_shapes(SMOLLM2).values()
     share = sum(8 * (out + n) for out, n in shapes) / sum(out * n for out, n in shapes)
     bars = (
         ("full fine-tuning", 4, 1),

@@ -32,7 +32,7 @@ def run():
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
     adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
     settings = TrainConfig(iters=400, batch_size=16, learning_rate=4e-3, mask_prompt=True)
-    examples, _ = data.prepare(data.load_rows("questions", "train"), tokenizer, settings)
+    examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, settings)
     row = data.load_rows("questions", "valid")[0]
     prompt = tokenizer.encode(row["prompt"])
     frames = []
