@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from minilora import layers, nf4
 from minilora.config import ModelConfig
-from minilora.formats.hf_folder import projection_shapes
+from minilora.formats import hf_folder
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "lessons" / "drawings"
@@ -117,7 +117,7 @@ def test_the_masks_are_those_of_attention(modules):
 
 
 def test_the_model_of_the_drawings_has_the_shapes_of_smollm2(modules):
-    assert projection_shapes(modules["elements"].SMOLLM2) == {
+    assert hf_folder.projection_shapes(modules["elements"].SMOLLM2) == {
         "q_proj": (576, 576), "k_proj": (192, 576), "v_proj": (192, 576), "o_proj": (576, 576),
         "gate_proj": (1536, 576), "up_proj": (1536, 576), "down_proj": (576, 1536),
     }  # fmt: skip
