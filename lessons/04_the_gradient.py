@@ -90,8 +90,7 @@ for name in ("lora_A", "lora_B"):
     from_autograd = np.abs(by_hand[name] - by_autograd[name]).max() / size
     from_differences = np.abs(by_hand[name] - by_differences(name)).max() / size
     gaps[name] = from_autograd, from_differences
-    print(f"{name}: off from autograd by {from_autograd:.0e}, from differences by", end=" ")
-    print(f"{from_differences:.0e}")
+    print(f"{name}: off by {from_autograd:.0e} (autograd), {from_differences:.0e} (differences)")
 
 # %%
 # Checks
@@ -108,8 +107,7 @@ for name, (from_autograd, from_differences) in gaps.items():
 # $$\frac{\partial L}{\partial B} = s\,G A^\top \qquad \frac{\partial L}{\partial A} = s\,B^\top G$$
 #
 # LoRA sees the full gradient only through the rows of A and the columns of B. To check this in the
-# real model, all projections are trained in full at the merged weights, and their gradients are
-# projected.
+# real model, the gradients of all projections at the merged weights are projected.
 #
 # **Predict.** Does it hold in all 21 projections at once, or only in the last one?
 #
@@ -131,11 +129,8 @@ worst = 0.0
 for path in paths:
     scaling, G = get(frozen, path)["lora_scaling"], get(of_weights, path)["weight"]
     factors, gradients = get(adapters, path), get(of_factors, path)
-    projected = {
-        "lora_B": scaling * G @ factors["lora_A"].T,
-        "lora_A": scaling * factors["lora_B"].T @ G,
-    }
-    for name, expected in projected.items():
+    of_B, of_A = scaling * G @ factors["lora_A"].T, scaling * factors["lora_B"].T @ G
+    for name, expected in (("lora_B", of_B), ("lora_A", of_A)):
         gap = np.linalg.norm(expected - gradients[name]) / np.linalg.norm(gradients[name])
         worst = max(worst, float(gap))
 print(f"{2 * len(paths)} gradients; the worst is off by {worst:.0e}")
@@ -150,8 +145,8 @@ assert worst < 1e-12, "a factor's gradient must be the projected full gradient"
 # `value_and_grad(loss)(adapters, base, …)` differentiates argument 0. `base` is argument 1, so it
 # has no gradient, no moments and no weight decay.
 #
-# There is another recipe: give the optimizer *all* parameters, and set the gradients of the frozen
-# ones to zero. It looks equivalent.
+# Another recipe looks equivalent: give the optimizer *all* parameters, and set the gradients of the
+# frozen ones to zero.
 #
 # **Predict.** With AdamW, weight decay 0.1 and a learning rate of 4e-3, what do 500 steps with zero
 # gradients do to a frozen weight?
