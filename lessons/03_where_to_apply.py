@@ -186,9 +186,11 @@ assert slower[64].max() < 0.1 * seven[64].min(), "the rate was too large, not th
 #
 # Put small adapters on all seven matrices. Any rank from 4 to 32 serves, with a rate that suits it.
 #
-# **What to try.** 1. `targets.BEST[name]` in the first loop: use 1e-2 for all. Who loses?
-# 2. `targets.SPENT`: add "gate" alone and run `python lessons/sweeps/targets.py`. 3.
-#    `by_rank("all", 4e-3)`: is r = 2 enough at the lower rate?
+# **What to try.**
+#
+# 1. `targets.BEST[name]` in the first loop: use 1e-2 for all. Who loses?
+# 2. `targets.SPENT`: add "gate" alone and run `python lessons/sweeps/targets.py`.
+# 3. `by_rank("all", 4e-3)`: is r = 2 enough at the lower rate?
 #
 # **Exercises.** lora-count, lora-init.
 #

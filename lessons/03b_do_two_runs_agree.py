@@ -186,8 +186,11 @@ for name, pair in PAIRS.items():
 # Runs agree on the output's side of ΔW, because B starts at zero. On the input's side, the random
 # start of A remains.
 #
-# **What to try.** 1. `learning_rate=4e-3`: use 1.6e-2. Does A move further, and are inputs shared
-# more? 2. `RUNS`: compare r = 1 and r = 8. 3. `seed=seed`: use seed 0 for all. Is φ(8, 8) now 1?
+# **What to try.**
+#
+# 1. `learning_rate=4e-3`: use 1.6e-2. Does A move further, and are inputs shared more?
+# 2. `RUNS`: compare r = 1 and r = 8.
+# 3. `seed=seed`: use seed 0 for all. Is φ(8, 8) now 1?
 #
 # **Exercises.** lora-init, lowrank-product.
 #

@@ -35,13 +35,12 @@ batch = data.collate([[example] for example in examples[:16]])
 #
 # $$h = W_0 x + s\,B A x$$
 #
-# Let g_t = ∂L/∂h_t for each token t. A small change dB changes h_t by s·dB·A·x_t, and so L by
-# Σ_t g_tᵀ·s·dB·A·x_t. A small change dA changes L by Σ_t g_tᵀ·s·B·dA·x_t. The factors of dB and dA
-# are the gradients:
+# Let $g_t = \partial L/\partial h_t$ for each token t. A small change $dB$ changes $h_t$ by
+# $s\,dB\,A x_t$, and so L by $\sum_t g_t^\top s\,dB\,A x_t$. A small change $dA$ changes L by
+# $\sum_t g_t^\top s\,B\,dA\,x_t$. The factors of dB and dA are the gradients:
 #
-# $$\frac{\partial L}{\partial B} = s \sum_t g_t (A x_t)^\top \in \mathbb{R}^{out \times r}
-#   \qquad
-#   \frac{\partial L}{\partial A} = s \sum_t (B^\top g_t)\, x_t^\top \in \mathbb{R}^{r \times in}$$
+# $$\frac{\partial L}{\partial B} = s \sum_t g_t (A x_t)^\top \qquad
+#   \frac{\partial L}{\partial A} = s \sum_t (B^\top g_t)\, x_t^\top$$
 #
 # **Predict.** At the start B = 0. Which of the two gradients is zero then?
 #
@@ -49,8 +48,7 @@ batch = data.collate([[example] for example in examples[:16]])
 # That of A, because it contains B.
 # </details>
 #
-# Below, the two formulas are compared with autograd and with finite differences. The loss is any
-# function of h, here Σ C∘tanh(h).
+# The two formulas are compared with autograd and with finite differences, for the loss Σ C∘tanh(h).
 
 # %%
 T, n_in, n_out, r, s = 10, 6, 5, 2, 1.5
@@ -102,7 +100,7 @@ for name, (from_autograd, from_differences) in gaps.items():
 # %% [markdown]
 # ## What LoRA sees of the full gradient
 #
-# Let G = Σ_t g_t x_tᵀ. It is ∂L/∂W, the gradient that *full* fine-tuning would use. Then
+# Let $G = \sum_t g_t x_t^\top$. It is ∂L/∂W, the gradient that *full* fine-tuning would use. Then
 #
 # $$\frac{\partial L}{\partial B} = s\,G A^\top \qquad \frac{\partial L}{\partial A} = s\,B^\top G$$
 #
@@ -172,9 +170,6 @@ before = minilora.evaluate({}, base, notes[:64], config)["loss"]
 after = minilora.evaluate({}, moved, notes[:64], config)["loss"]
 print(f"the loss on the base's own text rose from {before:.4f} to {after:.4f}, without a gradient")
 
-# %% [markdown]
-# So the optimizer may only get the trained parameters. In minilora it gets nothing else.
-
 # %%
 # Checks
 assert flatten(gradient).keys() == flatten(adapters).keys(), "gradients of the adapters, no others"
@@ -186,7 +181,7 @@ assert after > before + 0.01, "and the model must be worse for it"
 # ## What was shown
 #
 # The gradients of A and B are projections of the full gradient. Frozen weights stay unchanged if
-# the optimizer never gets them.
+# the optimizer never gets them. In minilora it gets the trained tree and nothing else.
 #
 # **What to try.**
 #

@@ -14,16 +14,9 @@ import numpy as np
 from common import figure, short, table
 
 import minilora
-from minilora import TrainConfig, nf4
+from minilora import TrainConfig, double_quant, nf4
 from minilora.data.rows import held_out_notes
-from minilora.double_quant import (
-    BLOCK,
-    DYNAMIC_MAP,
-    double_dequantize,
-    double_quantize,
-    double_quantize_around,
-    mean,
-)
+from minilora.double_quant import double_dequantize, double_quantize
 from minilora.evaluation import plot
 
 rng = np.random.default_rng(0)
@@ -96,11 +89,11 @@ KINDS = {
 def absmax_errors(w):
     """Quantize the absmax of w in three ways; return their RMSE, and the numbers that are coded."""
     absmax = nf4.quantize(w).absmax
-    offset = mean(absmax)
-    centred = (absmax - offset).reshape(-1, BLOCK)
+    offset = double_quant.mean(absmax)
+    centred = (absmax - offset).reshape(-1, double_quant.BLOCK)
     scale = np.abs(centred).max(axis=1, keepdims=True)
     even_steps = np.rint(centred / scale * 127) / 127 * scale + offset
-    without_offset = double_quantize_around(np.float32(0), absmax)
+    without_offset = double_quant.double_quantize_around(np.float32(0), absmax)
     errors = {
         "dynamic map": rms(double_dequantize(double_quantize(absmax)) - absmax),
         "even steps": rms(even_steps.ravel() - absmax),
@@ -115,7 +108,7 @@ for kind, weights in KINDS.items():
     rows.append([kind, *(f"{e:.4f}" for e in errors[kind].values())])
 table(["RMSE of the absmax", *errors["normal"]], rows)
 
-near = {"map": np.mean(np.abs(DYNAMIC_MAP) < 0.1)}
+near = {"map": np.mean(np.abs(double_quant.DYNAMIC_MAP) < 0.1)}
 for kind, x in coded.items():
     near[kind] = np.mean(np.abs(x) < 0.1)
 print(f"within 0.1 of zero: {near['map']:.0%} of the map's values,", end=" ")
@@ -126,7 +119,7 @@ print(f"{near['heavy-tailed']:.0%} if heavy-tailed")
 title = "Where the map's values and the coded differences are"
 xlabel, ylabel = "distance from zero, in units of the scale", "share that is nearer to zero (%)"
 with figure("dynamic_map", xlabel, ylabel, title) as axes:
-    lines = {"the map's values": DYNAMIC_MAP}
+    lines = {"the map's values": double_quant.DYNAMIC_MAP}
     lines |= {f"absmax, {kind} weights": x for kind, x in coded.items()}
     at = np.linspace(0, 1, 101)
     for (label, x), style in zip(lines.items(), plot.LINES):
@@ -192,8 +185,11 @@ for name, (of_nf4, more) in costs.items():
 # Double quantization saves 0.373 bits per weight and costs almost nothing, because the scales do
 # not need to be exact. Its map is not the reason: for normal weights, even steps are better.
 #
-# **What to try.** 1. `BLOCK`-sized groups: reshape `centred` to 64. Is the error smaller?
-# 2. `* 127) / 127`: use 7, four bits. Is that still good? 3. `standard_t(3, ...)`: use 2 degrees.
+# **What to try.**
+#
+# 1. `double_quant.BLOCK`: use groups of 64 for the even steps. Is the error smaller?
+# 2. `* 127) / 127`: use 7, four bits. Is that still good?
+# 3. `standard_t(3, ...)`: use 2 degrees.
 #
 # **Exercises.** double-quantization.
 #

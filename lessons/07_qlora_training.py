@@ -6,7 +6,7 @@
 #
 # QLoRA is LoRA with a frozen weight that is stored in four bits and dequantized for each product.
 # Only the adapters are trained. [Lesson 7b](07b_the_precision_of_adapters.py) asks in which type
-# the adapters may be, and [lesson 7c](07c_the_memory_of_a_step.py) measures the memory of a step.
+# the adapters may be, and [lesson 7d](07d_the_memory_of_a_step.py) measures the memory of a step.
 #
 # **Time:** half a minute to run, ten minutes to read. **You need:** lessons 5 and 6.
 

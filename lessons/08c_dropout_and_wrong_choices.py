@@ -157,7 +157,10 @@ for name, cost in large_costs.items():
 # alpha. A sweep of the rate in steps of two to four, until both ends are worse. Dropout last, and
 # only if the training loss falls below the held-out loss.
 #
-# **What to try.** 1. `dropout.ROWS[64]`: which p is best for each seed? 2. `of_rank`: add r = 64.
+# **What to try.**
+#
+# 1. `dropout.ROWS[64]`: which p is best for each seed?
+# 2. `of_rank`: add r = 64.
 # 3. `rate_loss(64, 1.6e-2)`: compare with a rate 4 times too small, `rate_loss(64, 1e-3)`.
 #
 # **Where to stop with a debugger.** `layers.dropout` (with `MINILORA_PLAIN=1`): which x is zeroed?

@@ -5,9 +5,11 @@
 # prevent? We find out by removing it.
 #
 # Each part is removed alone, with three seeds, on the questions and the base `micro`. Some are
-# missed at once. Some are not missed here at all, and then the lesson says so. This lesson is about
-# accumulation and warm-up, [lesson 9b](09b_why_clipping_helps.py) about clipping, and [lesson
-# 9c](09c_schedules_and_decay.py) about schedules and weight decay.
+# missed at once. Some are not missed here at all, and then the lesson says so.
+#
+# This lesson is about accumulation, [lesson 9b](09b_warm_up.py) about warm-up, [lesson
+# 9c](09c_why_clipping_helps.py) about clipping, and [lesson 9d](09d_schedules_and_decay.py) about
+# schedules and weight decay.
 #
 # **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 0, and Adam's two
 # moments (lesson 4b).
@@ -22,7 +24,7 @@ import minilora
 from minilora import LoraConfig, TrainConfig, data, kernels, lora, optim
 from minilora.layers import value_and_grad
 from minilora.training import gradient_at
-from minilora.tree import flatten, tree_map
+from minilora.tree import tree_map
 
 defaults = TrainConfig(iters=200, batch_size=16, learning_rate=4e-3, mask_prompt=True)
 config, base, tokenizer = minilora.load("micro")
@@ -151,67 +153,20 @@ assert large_batch.min() > 10 * case(USUAL).max(), "50 steps must not be enough,
 assert small_batch.max() < 0.75 * case(USUAL).min(), "more and smaller steps must be better here"
 
 # %% [markdown]
-# ## Warm-up
-#
-# At the first step, Adam's moments are g and g², so (Kingma and Ba 2015, Alg. 1)
-#
-# $$\Delta\theta = -\eta\,\frac{g}{|g| + \varepsilon} = -\eta\,\mathrm{sign}(g)$$
-#
-# The step has full length in every entry, whatever the gradient is, and its direction is the sign
-# of one batch's noise. Warm-up makes the first steps short, until the moments have seen more
-# batches.
-#
-# **Predict.** How far does the first step move a parameter whose gradient is a thousand times
-# smaller than another's? How far does it move `lora_A`?
-#
-# <details><summary>Answer</summary>
-# As far as the other. `lora_A` does not move: its gradient contains B, which is zero.
-# </details>
-
-# %%
-_, first, _ = gradient_at(adapters, frozen, bins, 0, config, large, kernels.OPS)
-moved, _ = optim.adamw(adapters, first, optim.adamw_init(adapters), lambda path: 4e-3, defaults)
-step = flatten(tree_map(np.subtract, moved, adapters))
-gradients = flatten(first)
-of_b = [path for path in step if path.endswith("lora_B")]
-g = np.abs(np.concatenate([gradients[path].ravel() for path in of_b]))
-d = np.abs(np.concatenate([step[path].ravel() for path in of_b]))
-seen = g > 1e-6  # a hundred times Adam's ε
-print(f"gradients of lora_B from {g[seen].min():.0e} to {g.max():.0e},", end=" ")
-print(f"steps from {d[seen].min():.5f} to {d.max():.5f}")
-show(USUAL, "no warm-up", "ten times the rate", "ten times, no warm-up")
-
-# %% [markdown]
-# **Not missed here.** At a good rate, a run without warm-up reaches the same loss or a lower one:
-# it wastes no steps, and its worst step is hardly above its first. At ten times the rate, warm-up
-# is missed: without it, the loss rises above where it began, and the run ends far worse. (Neither
-# is good.) Warm-up is a margin for a rate that is too high, not a gain at one that is right.
-
-# %%
-# Checks
-assert g[seen].max() > 1000 * g[seen].min(), "the gradients must differ a thousandfold"
-assert np.allclose(d[seen], 4e-3, rtol=0.02), "every step must be η (ε/|g| is at most a hundredth)"
-for path in step:
-    assert path in of_b or not step[path].any(), f"{path} must not move: B is zero"
-assert case("no warm-up", "worst").max() < 4.5, (
-    "the worst step, near the start (the runs begin at 4)"
-)
-assert case("no warm-up").max() < 1.5 * case(USUAL).min(), "without warm-up, the same loss"
-fast, fast_cold = "ten times the rate", "ten times, no warm-up"
-assert case(fast_cold).min() > 1.2 * case(fast).max(), "at ten times the rate, warm-up must help"
-worst, worst_cold = case(fast, "worst").max(), case(fast_cold, "worst").min()
-assert worst_cold > 5 > worst, "and without it the loss must rise above the start"
-
-# %% [markdown]
 # ## What was shown
 #
-# Accumulation must weight micro-batches by target tokens. Warm-up protects against a high rate.
+# Accumulation must weight micro-batches by their target tokens. At one learning rate, a larger
+# batch is not better.
 #
-# **What to try.** 1. `notes[:100]`: leave the notes out of `mixed`. Is the mean of means right now?
-# 2. `batch_size=1, grad_accumulation_steps=32`: use 8 and 4. 3. `g > 1e-6`: use 1e-9. Which steps
-# are shorter?
+# **What to try.**
 #
-# **Exercises.** accumulation, warmup, adamw.
+# 1. `data.load_rows("notes", "valid")[:100]`: leave the notes out. Is the mean of means right now?
+# 2. `batch_size=1, grad_accumulation_steps=32`: use 8 and 4. Is the mean of means nearer?
+# 3. `large = replace(defaults, batch_size=32)`: use 64 rows. Is the loss of the batch the same?
 #
-# **Further reading.** Kingma and Ba 2015: [arXiv:1412.6980](https://arxiv.org/abs/1412.6980). Goyal
-# et al. 2017, on warm-up: [arXiv:1706.02677](https://arxiv.org/abs/1706.02677).
+# **Where to stop with a debugger.** `training.accumulate` (`share`).
+#
+# **Exercises.** accumulation.
+#
+# **Further reading.** Hugging Face 2024, *Fixing Gradient Accumulation*:
+# [huggingface.co/blog/gradient_accumulation](https://huggingface.co/blog/gradient_accumulation).

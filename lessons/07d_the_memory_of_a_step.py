@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 7c. The memory of a step
+# # 7d. The memory of a step
 #
 # **The question.** The frozen weights need an eighth of their bytes. Does a training step, too?
 #

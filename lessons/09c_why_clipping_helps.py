@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 9b. Why clipping helps
+# # 9c. Why clipping helps
 #
 # **The question.** Gradient clipping is said to protect against one bad batch. Is that why it helps
 # here?

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 9c. Schedules and weight decay
+# # 9d. Schedules and weight decay
 #
 # **The question.** What do a falling learning rate and weight decay prevent in a short run?
 #
@@ -121,7 +121,7 @@ assert notes.max() < 0.8 * notes_usual.min(), "but keep more of the base's notes
 # %% [markdown]
 # ## Everything at a glance
 #
-# One dot per seed. Each case differs from "all as it is" in what its name says (lessons 9 and 9b
+# One dot per seed. Each case differs from "all as it is" in what its name says (lessons 9b and 9c
 # discuss the others).
 
 # %%
@@ -164,7 +164,7 @@ with figure("optimization", "held-out loss (nats per target token)", "", title) 
 # 2. `show(USUAL, ...)`: add the case "64 rows, 50 steps" of lesson 9. Where is it?
 # 3. `sweeps/optimization.py`: add a case with a linear warm-up over half of the run.
 #
-# **Where to stop with a debugger.** `optim.learning_rate`, `training.accumulate` (`share`).
+# **Where to stop with a debugger.** `optim.learning_rate`.
 #
 # **Exercises.** warmup, adamw.
 #
