@@ -3,9 +3,8 @@
 #
 # **The question.** What does a Llama compute between its tokens and its loss?
 #
-# A Llama repeats one block. This lesson takes the block apart: norm, rotation, attention, SwiGLU,
-# and the loss at the end. Each part is one equation, one function of `minilora/layers.py`, and one
-# example that is small enough to compute by hand.
+# A Llama repeats one block of norm, rotation, attention and SwiGLU. Each part is one equation, one
+# function of `minilora/layers.py`, and one example that is small enough to compute by hand.
 #
 # **Time:** a second to run, fifteen minutes to read. **You need:** matrix products. Letters: `B`
 # rows, `T` tokens of a row, `D` width of the model, `hd` width of a head, `V` vocabulary.
@@ -16,7 +15,6 @@ import numpy as np
 import minilora
 from minilora import layers
 
-rng = np.random.default_rng(0)
 np.set_printoptions(precision=4, suppress=True)
 
 # %% [markdown]
@@ -35,8 +33,7 @@ np.set_printoptions(precision=4, suppress=True)
 # </details>
 
 # %%
-x = np.array([[3.0, 4.0]])
-ones = np.ones(2)
+x, ones = np.array([[3.0, 4.0]]), np.ones(2)
 normed = layers.rms_norm(x, ones, 0.0)
 print("of (3, 4):", normed[0], " of (300, 400):", layers.rms_norm(100 * x, ones, 0.0)[0])
 
@@ -83,9 +80,9 @@ assert np.isclose(products[3, 1], products[10, 8]), (
 # %% [markdown]
 # ## 3. Attention
 #
-# Each token asks a question (its query q), and each token offers a key k and a value v. A token
-# takes a weighted mean of the values. The weights are a softmax of the inner products, and a mask
-# removes the tokens that come later (Vaswani et al. 2017, Eq. 1):
+# Each token has a query q, a key k and a value v. It takes a weighted mean of the values. The
+# weights are a softmax of the inner products of its query with the keys, and a mask removes the
+# tokens that come later (Vaswani et al. 2017, Eq. 1):
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}(QK^\top/\sqrt{hd} + \text{mask})\, V$$
 #
@@ -99,7 +96,8 @@ assert np.isclose(products[3, 1], products[10, 8]), (
 
 # %%
 T, hd = 3, 2
-q = rng.standard_normal((1, T, hd))
+rng = np.random.default_rng(0)
+q, keys = rng.standard_normal((2, 1, T, hd))
 values = np.array([[[1.0, 1.0], [2.0, 2.0], [6.0, 6.0]]])
 no_rotation = np.ones((1, T, 1)), np.zeros((1, T, 1))  # cosines and sines of the angle 0
 starts = np.zeros((1, T), int)  # all three tokens belong to one example, which starts at token 0
@@ -107,7 +105,6 @@ means = layers.attention(q, np.zeros((1, T, hd)), values, no_rotation, starts)
 print("what each token gets:", means[0, :, 0])
 
 # With different keys, the weights differ. Here is the equation again, token by token:
-keys = rng.standard_normal((1, T, hd))
 by_hand = np.zeros((T, hd))
 for t in range(T):
     scores = keys[0, : t + 1] @ q[0, t] / hd**0.5  # keys 0 … t: the causal mask
@@ -124,8 +121,8 @@ assert np.allclose(by_hand, from_layers), "layers.attention differs from the loo
 # %% [markdown]
 # ## 4. SwiGLU, and the whole block
 #
-# The MLP has two inputs from the same token, `gate` and `up`. SiLU, a smooth ReLU, of the gate
-# multiplies up (Shazeer 2020, Eq. 6), and a third matrix brings the result back to width D:
+# The MLP projects a token twice, to `gate` and `up`. It multiplies up by SiLU (a smooth ReLU) of
+# the gate, and a third matrix brings the result back to width D (Shazeer 2020, Eq. 6):
 #
 # $$W_{\text{down}}\big(\mathrm{silu}(W_{\text{gate}}x) \circ W_{\text{up}}x\big),
 #   \qquad \mathrm{silu}(a) = a/(1 + e^{-a})$$
@@ -169,28 +166,25 @@ assert np.allclose(block, after_mlp), "the four lines differ from model.decoder_
 # </details>
 
 # %%
-head, mask = np.eye(4), np.array([[1, 0]])  # V = D = 4: the state is the logits
-hidden = np.array([[[0.0, 0, 0, 0], [9, 9, 9, 9]]])
-targets = np.array([[2, 1]])
-uniform = layers.cross_entropy(hidden, head, targets, mask)
+head, mask, targets = np.eye(4), np.array([[1, 0]]), np.array([[2, 1]])  # V = D = 4
+uniform = layers.cross_entropy(np.zeros((1, 2, 4)), head, targets, mask)
 print(f"equal logits: {uniform:.4f} nats per token")
-sure = np.array([[[0.0, 0, 5, 0], [9, 9, 9, 9]]])
-sure_loss = layers.cross_entropy(sure, head, targets, mask)
+states = np.array([[[0.0, 0, 5, 0], [9, 9, 9, 9]]])  # with this head, a state is its logits
+sure_loss = layers.cross_entropy(states, head, targets, mask)
 print(f"logit 5 for the target, 0 for the others: {sure_loss:.4f}")
 
 # %%
 # Checks
 assert np.isclose(uniform, np.log(4)), "equal logits must give log V"
 assert np.isclose(sure_loss, -np.log(np.exp(5) / (np.exp(5) + 3))), "−log p of the target"
-other = layers.cross_entropy(sure, head, np.array([[2, 3]]), mask)
+other = layers.cross_entropy(states, head, np.array([[2, 3]]), mask)
 assert other == sure_loss, "a token with mask 0 must not count"
 
 # %% [markdown]
 # ## What was shown
 #
-# RMSNorm removes the length of a vector, rotation makes attention depend on distances, attention
-# takes a weighted mean of earlier values, SwiGLU multiplies two projections, each sublayer is added
-# to its input, and the loss is −log of the target's probability.
+# RMSNorm removes lengths, rotation makes attention depend on distances, attention takes a weighted
+# mean of earlier values, SwiGLU multiplies two projections, and the loss is −log p of the target.
 #
 # **What to try.**
 #
@@ -201,7 +195,6 @@ assert other == sure_loss, "a token with mask 0 must not count"
 # **Exercises.** rms-norm, rotation, swiglu, attention, cross-entropy.
 #
 # **Further reading.** Attention: [arXiv:1706.03762](https://arxiv.org/abs/1706.03762). RMSNorm:
-# [arXiv:1910.07467](https://arxiv.org/abs/1910.07467). RoFormer (rotation):
+# [arXiv:1910.07467](https://arxiv.org/abs/1910.07467). RoFormer:
 # [arXiv:2104.09864](https://arxiv.org/abs/2104.09864). SwiGLU:
-# [arXiv:2002.05202](https://arxiv.org/abs/2002.05202). LLaMA, which puts them together:
-# [arXiv:2302.13971](https://arxiv.org/abs/2302.13971).
+# [arXiv:2002.05202](https://arxiv.org/abs/2002.05202).

@@ -68,10 +68,10 @@ for (d, i, j), found in random_phi.items():  # 200 draws: i = j = 1 scatters by 
 # %% [markdown]
 # ## Two runs
 #
-# Adapters on all seven matrices are trained from different starts: r = 8 twice, and r = 32. ΔW =
-# s·BA has two sides. Its right singular vectors are directions of the *input* (the rows of A span
-# them), and its left ones are directions of the *output* (the columns of B span them). The paper
-# looks at A.
+# Adapters on all seven matrices are trained from different starts: r = 4, r = 8 twice, and r = 32.
+# ΔW = s·BA has two sides. Its right singular vectors are directions of the *input* (the rows of A
+# span them), and its left ones are directions of the *output* (the columns of B span them). The
+# paper looks at A.
 #
 # **Predict.** Which side do two runs share more, the input's or the output's?
 #
@@ -82,7 +82,7 @@ for (d, i, j), found in random_phi.items():  # 200 draws: i = j = 1 scatters by 
 
 # %%
 steps = short(200, 40)
-RUNS = ((8, 0), (8, 1), (32, 2))  # r and seed
+RUNS = ((4, 0), (8, 0), (8, 1), (32, 2))  # r and seed
 runs = {}
 for r, seed in RUNS:  # runs of `sweeps/rank.py`, again
     lora_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=("all-linear",))

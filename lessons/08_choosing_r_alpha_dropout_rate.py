@@ -190,8 +190,7 @@ assert live[64] < live[8] / short(4, 1), "alpha = 64 must be far better than 8, 
 #
 # **What to try.**
 #
-# 1. `run(alpha=64, rate=2e-3, c=2)`: use c = 3 and its alpha and rate. Why are the losses only
-#    close?
+# 1. `run(alpha=64, rate=2e-3, c=2)`: use c = 3, with its alpha and rate. Why only close?
 # 2. `"max_grad_norm": 1e9`: use 1. What breaks?
 # 3. `first_gain(r, 2 * r)`: use alpha = 8·√r.
 #

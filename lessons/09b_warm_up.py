@@ -36,7 +36,7 @@ bins = [[example] for example in data.prepare(mixed, tokenizer, settings)[0]]
 # smaller than another's? How far does it move `lora_A`?
 #
 # <details><summary>Answer</summary>
-# As far as the other. `lora_A` does not move: its gradient contains B, which is zero.
+# As far as the other. The matrix A does not move: its gradient contains B, which is zero.
 # </details>
 
 # %%
