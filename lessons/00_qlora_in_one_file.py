@@ -14,6 +14,10 @@
 # 6. training with AdamW
 # 7. merging: adapters and weights become one model
 #
+# ![LoRA adds the product of two small trained matrices B and A to a frozen matrix W. QLoRA does
+# the same, but stores W in 4 bits and dequantizes it for each matrix
+# product.](../figures/drawings/lora_and_qlora.svg)
+#
 # `minilora` computes the same numbers: its 4-bit weights are equal to these bit for bit, and the
 # losses of all 200 steps agree to 2·10⁻⁶ (`tests/test_one_file.py` checks both). The line in
 # italics at the start of each part names the files of the package that make this part general,
@@ -71,6 +75,10 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # *absmax*. Each number is stored as a 4-bit code, the index of the nearest of the sixteen values:
 #
 # $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
+#
+# ![A normal density with NF4's sixteen values as vertical lines, close together near zero. Below,
+# eight weights of a block, divided by their largest magnitude, move to the nearest
+# value.](../figures/drawings/nf4_number_line.svg)
 #
 # **Double quantization.** One float32 absmax per 64 weights costs half a bit per weight. So the
 # absmax values are quantized, too: subtract their mean, cut the differences into blocks of 256,
@@ -249,6 +257,14 @@ def dense(w):
 # computes from the result. At the end, the product of the vector with the embedding of each token
 # gives the logits of the next token. The loss counts only the answers: the model does not learn to
 # ask.
+#
+# ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
+# of the seven projections. Other methods train norms, prefixes, scalings or
+# bottlenecks.](../figures/drawings/llama_block.svg)
+#
+# ![Rotary positions: a pair of numbers is a point in the plane. At position t it is rotated by t
+# times the pair's frequency. The first pairs turn quickly, the last ones
+# slowly.](../figures/drawings/rope.svg)
 
 
 # %%

@@ -54,6 +54,9 @@ assert np.allclose(layers.rms_norm(100 * x, ones, 0.0), normed), "RMSNorm must r
 #
 # The inner product of a query rotated for position t and a key rotated for position s depends on
 # t − s only. So attention sees distances, not absolute positions.
+#
+# ![A pair of numbers is a point in the plane. At position t it is rotated by t times the pair's
+# frequency.](../figures/drawings/rope.svg)
 
 
 # %%
@@ -85,6 +88,9 @@ assert np.isclose(products[3, 1], products[10, 8]), (
 # tokens that come later (Vaswani et al. 2017, Eq. 1):
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}(QK^\top/\sqrt{hd} + \text{mask})\, V$$
+#
+# ![Three attention masks of ten tokens: causal, packed, and with a window of
+# four.](../figures/drawings/masks.svg)
 #
 # **Predict.** All keys are equal, and the values of three tokens are 1, 2 and 6. What does each
 # token get?
@@ -129,6 +135,9 @@ assert np.allclose(by_hand, from_layers), "layers.attention differs from the loo
 #
 # The block adds each sublayer to its input: x + attention(norm(x)), and then x + MLP(norm(x)).
 # Below is layer 0 of `micro`. Adapters go on its seven matrices: q, k, v, o, gate, up, down.
+#
+# ![One layer of a Llama: attention above, the MLP below. A pair A, B can sit on each of the seven
+# projections.](../figures/drawings/llama_block.svg)
 
 # %%
 print("swiglu(gate, up = 2):", layers.swiglu(np.array([-10.0, 0, 1, 10]), np.full(4, 2.0)))
@@ -145,7 +154,7 @@ print("the block maps", x.shape, "to", after_mlp.shape)
 
 # %%
 # Checks
-block = minilora.model.decoder_layer({}, x, layer, rope, starts, config, layers)
+block = minilora.model.decoder_layer({}, x, layer, rope, starts, eps, layers)
 assert np.allclose(layers.swiglu(np.zeros(1), np.ones(1)), 0), "a gate of 0 lets nothing through"
 assert np.isclose(layers.swiglu(np.ones(1), np.full(1, 2.0))[0], 2 / (1 + np.exp(-1))), "silu(1)·2"
 assert np.allclose(block, after_mlp), "the four lines differ from model.decoder_layer"

@@ -66,6 +66,9 @@ print("the right answer:", repr(rows[0]["completion"]))
 #   parameters: the trained tree is argument 0 of the loss.
 # - `lora_B` is exactly zero, so the adapter changes nothing yet.
 #
+# ![Two trees. The base has a weight at each path. The adapters have lora_A and lora_B at the paths
+# of q_proj and v_proj, and nothing elsewhere.](../figures/drawings/two_trees.svg)
+#
 # **Predict.** How many of the base's bytes does the 4-bit base need? Why more than an eighth?
 #
 # <details><summary>Answer</summary>
@@ -109,13 +112,16 @@ assert embedding > nbytes(frozen) / 2, "the embedding must be most of the quanti
 # The loss is in nats per token (natural logarithm) and counts the tokens of the answer only
 # (`mask_prompt`). Exact match is the share of rows in which every answer token is the likeliest
 # one.
+#
+# ![A row of tokens and its targets, shifted by one. With mask_prompt only the answer's tokens
+# count.](../figures/drawings/targets.svg)
 
 # %%
 settings = TrainConfig(
     iters=60 if QUICK else 400, batch_size=16, learning_rate=4e-3, mask_prompt=True
 )
-examples, _ = data.prepare(data.load_rows("questions", "train"), tokenizer, settings)
-valid, _ = data.prepare(rows, tokenizer, settings)
+examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, settings)
+valid, _ = data.encode_rows(rows, tokenizer, settings)
 
 before = minilora.evaluate(adapters, frozen, valid, config)
 adapters, history = minilora.train(adapters, frozen, examples, config, settings)

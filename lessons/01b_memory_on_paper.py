@@ -26,6 +26,10 @@ rng = np.random.default_rng(0)
 # A tree of such arrays is a model on paper. `num_parameters` and `lora.target_paths` treat it like
 # a real one.
 #
+# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
+# weights, one float32 per 256 such codes, and one
+# offset.](../figures/drawings/double_quantized_bytes.svg)
+#
 # **Predict.** 65 billion weights of 4 bits are 33 GB. What takes the rest of the 48 GB?
 #
 # <details><summary>Answer</summary>

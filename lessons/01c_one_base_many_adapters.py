@@ -27,6 +27,9 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # 10,000 times, from 350 GB to 35 MB. An adapter on one matrix has r·(in + out) numbers, and GPT-3
 # has 96 layers of width 12,288.
 #
+# ![Two trees. The base has a weight at each path. The adapters have lora_A and lora_B at the paths
+# of q_proj and v_proj, and nothing elsewhere.](../figures/drawings/two_trees.svg)
+#
 # **Predict.** By what factor does a checkpoint of our small base `tiny` shrink, with r = 8 on all
 # projections?
 #
@@ -67,6 +70,9 @@ assert 0 < header < 200 * len(flatten(adapters)), "besides numbers, only names a
 # Two tasks share one base. The first is to answer with name, object and place. The second has the
 # same prompts, but wants only the place.
 #
+# ![One frozen base is shared by three adapters. Each row of a batch names its
+# adapter.](../figures/drawings/one_base_many_adapters.svg)
+#
 # **Predict.** Both adapters are trained. Then the same prompt is answered with the first adapter,
 # the second, and the first again. What has to be written in memory each time?
 #
@@ -99,7 +105,7 @@ with tempfile.TemporaryDirectory() as folder:
 scores, cells = {}, []
 for used, (adapters, frozen) in pairs.items():
     for asked, rows in TASKS.items():
-        examples, _ = data.prepare(rows["valid"], tokenizer, TrainConfig(mask_prompt=True))
+        examples, _ = data.encode_rows(rows["valid"], tokenizer, TrainConfig(mask_prompt=True))
         score = minilora.evaluate(adapters, frozen, examples, config)
         scores[used, asked] = score
         cells.append([used, asked, f"{score['loss']:.3f}", f"{score['exact_match']:.1%}"])

@@ -24,8 +24,8 @@ from minilora.tree import flatten, named_leaves, num_parameters, unflatten
 rng = np.random.default_rng(0)
 config, base, words = minilora.load("micro")
 masked = TrainConfig(mask_prompt=True)
-train_set, _ = data.prepare(data.load_rows("questions", "train"), words, masked)
-valid, _ = data.prepare(data.load_rows("questions", "valid"), words, masked)
+train_set, _ = data.encode_rows(data.load_rows("questions", "train"), words, masked)
+valid, _ = data.encode_rows(data.load_rows("questions", "valid"), words, masked)
 batch = data.collate([[example] for example in train_set[:16]])
 
 # %% [markdown]
@@ -36,6 +36,9 @@ batch = data.collate([[example] for example in train_set[:16]])
 #
 # The product is never computed in training: (BA)x = B(Ax). So a token costs r·(out + in)
 # multiplications, not out·in.
+#
+# ![W' is W plus α/r times B (out, r) times A (r, in). B starts at zero, A at
+# random.](../figures/drawings/low_rank_update.svg)
 #
 # **Predict.** For a 4096 × 4096 matrix and r = 16: how many times fewer numbers? At which r does
 # LoRA no longer save anything?
@@ -76,6 +79,9 @@ assert np.allclose((B @ A) @ x, B @ (A @ x), rtol=0, atol=1e-12), "(BA)x must be
 # $$\frac{\partial L}{\partial B} = s\,G A^\top \qquad \frac{\partial L}{\partial A} = s\,B^\top G$$
 #
 # Each factor's gradient is a product with the *other* factor. There are four possible starts.
+#
+# ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the
+# rank-r bottleneck. The gradient of W is never computed.](../figures/drawings/lora_gradient.svg)
 #
 # **Predict.** For each start: does the model equal the base at step 0? Can it learn?
 #

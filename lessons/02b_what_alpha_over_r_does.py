@@ -21,7 +21,7 @@ from minilora.optim import adamw, adamw_init, global_norm
 from minilora.tree import get
 
 config, base, words = minilora.load("micro")
-examples, _ = data.prepare(
+examples, _ = data.encode_rows(
     data.load_rows("questions", "train"), words, TrainConfig(mask_prompt=True)
 )
 batch = data.collate([[example] for example in examples[:16]])
@@ -40,6 +40,9 @@ batch = data.collate([[example] for example in examples[:16]])
 # - constant: s = 2
 # - LoRA (Sec. 4.1): s = α/r
 # - rsLoRA (Kalajdzievski 2023): s = α/√r
+#
+# ![The size of the first update over the rank: without a factor it grows as √r, with α/r it falls,
+# with α/√r it stays.](../figures/drawings/scaling_rules.svg)
 #
 # **Predict.** Under which rule does the first ΔW have the same size at every r?
 #

@@ -20,8 +20,8 @@ from minilora.tree import flatten, named_leaves, unflatten
 rng = np.random.default_rng(0)
 config, base, words = minilora.load("micro")
 masked = TrainConfig(mask_prompt=True)
-train_set, _ = data.prepare(data.load_rows("questions", "train"), words, masked)
-valid, _ = data.prepare(data.load_rows("questions", "valid"), words, masked)
+train_set, _ = data.encode_rows(data.load_rows("questions", "train"), words, masked)
+valid, _ = data.encode_rows(data.load_rows("questions", "valid"), words, masked)
 PROJECTIONS = {path: w for path, w in named_leaves(base) if is_projection(path)}
 
 # %% [markdown]
@@ -34,6 +34,9 @@ PROJECTIONS = {path: w for path, w in named_leaves(base) if is_projection(path)}
 #
 # Each term is a *direction* of rank one. If a few directions carry nearly all of ‖ΔW‖², the update
 # is close to a matrix of low rank.
+#
+# ![A matrix is a sum of rank-one matrices. Keeping the largest three gives the best matrix of rank
+# three; the rest is the error.](../figures/drawings/singular_values.svg)
 #
 # **Predict.** Of 48 directions, how many carry nine tenths of ‖ΔW‖²? And how many do it in a random
 # matrix?

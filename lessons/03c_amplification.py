@@ -27,6 +27,9 @@ config, base, _ = minilora.load("micro")
 # To compare, U and V are also taken from W itself, and at random. For random U and V with r
 # columns, the mean of ‖UᵀWV‖² is ‖W‖²·r²/(m·n), so ‖UᵀWV‖ is about ‖W‖·r/√(mn).
 #
+# ![A matrix is a sum of rank-one matrices. Keeping the largest three gives the best matrix of rank
+# three; the rest is the error.](../figures/drawings/singular_values.svg)
+#
 # **Predict.** The amplification is 21.5 in the paper, for r = 4. Is it larger or smaller here?
 #
 # <details><summary>Answer</summary>
@@ -80,6 +83,9 @@ table(header, rows)
 # A third claim can hardly be seen here: that ΔW selects directions in which W has *more* than by
 # chance. It is a little above chance here, and 16 times above it in GPT-3. And 21.5 is not a number
 # to expect in another model, because it depends on the width.
+#
+# ![Two runs find two subspaces. φ is one for the same directions, and near chance for random
+# ones.](../figures/drawings/subspaces.svg)
 
 # %%
 # Checks

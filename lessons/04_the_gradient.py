@@ -23,7 +23,7 @@ rng = np.random.default_rng(0)
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 config, base, tokenizer = minilora.load("micro")
 masked = TrainConfig(mask_prompt=True)
-examples, _ = data.prepare(data.load_rows("questions", "train"), tokenizer, masked)
+examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, masked)
 batch = data.collate([[example] for example in examples[:16]])
 
 # %% [markdown]
@@ -41,6 +41,9 @@ batch = data.collate([[example] for example in examples[:16]])
 #
 # $$\frac{\partial L}{\partial B} = s \sum_t g_t (A x_t)^\top \qquad
 #   \frac{\partial L}{\partial A} = s \sum_t (B^\top g_t)\, x_t^\top$$
+#
+# ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the
+# rank-r bottleneck. The gradient of W is never computed.](../figures/drawings/lora_gradient.svg)
 #
 # **Predict.** At the start B = 0. Which of the two gradients is zero then?
 #
@@ -145,6 +148,9 @@ assert worst < 1e-12, "a factor's gradient must be the projected full gradient"
 #
 # Another recipe looks equivalent: give the optimizer *all* parameters, and set the gradients of the
 # frozen ones to zero.
+#
+# ![Two trees. The base has a weight at each path. The adapters have lora_A and lora_B at the paths
+# of q_proj and v_proj, and nothing elsewhere.](../figures/drawings/two_trees.svg)
 #
 # **Predict.** With AdamW, weight decay 0.1 and a learning rate of 4e-3, what do 500 steps with zero
 # gradients do to a frozen weight?

@@ -26,7 +26,7 @@ def model_and_batch(name):
     """Return (config, base, batch): an embedded base, and 16 questions for it."""
     config, base, tokenizer = minilora.load(name)
     rows = data.load_rows("questions", "train")
-    examples, _ = data.prepare(rows, tokenizer, TrainConfig(mask_prompt=True))
+    examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
     return config, base, data.collate([[example] for example in examples[:16]])
 
 
@@ -38,6 +38,9 @@ def model_and_batch(name):
 # $$m \leftarrow \beta_1 m + (1-\beta_1) g \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \qquad
 #   \theta \leftarrow \theta - \eta\,\frac{m/(1-\beta_1^t)}{\sqrt{v/(1-\beta_2^t)} + \varepsilon}
 #   - \eta\lambda\theta$$
+#
+# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
+# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
 #
 # **Predict.** The gradient is multiplied by a thousand. What happens to the first step?
 #
@@ -97,6 +100,9 @@ for factor, expected in ((1, -4e-3 * np.sign(g_B)), (1000, first_step[1])):
 # $$\text{full: } \lVert\Delta W\rVert = \eta\sqrt{out \cdot in} \qquad
 #   \text{LoRA: } \lVert\Delta W\rVert \approx s\,\eta\sqrt{out \cdot r/3} \qquad
 #   \text{quotient: } s\sqrt{\frac{r}{3 \cdot in}}$$
+#
+# ![The size of the first update over the rank: without a factor it grows as √r, with α/r it falls,
+# with α/√r it stays.](../figures/drawings/scaling_rules.svg)
 #
 # **Predict.** For s = 2 and r = 8: how much smaller is LoRA's first step at width 48? At 4096?
 #

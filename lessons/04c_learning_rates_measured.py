@@ -24,6 +24,9 @@ from minilora.evaluation.plot import LINES
 # From the first step (lesson 4b), LoRA's rate should be about two times that of full fine-tuning on
 # `micro`.
 #
+# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
+# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
+#
 # **Predict.** Order the three best learning rates.
 #
 # <details><summary>Answer</summary>

@@ -83,6 +83,9 @@ assert np.count_nonzero(int4(outlier)[0]) == 2, "only the outlier and −0.72 ma
 #   mantissa, divided by its largest value, 6.
 # - **fp4** is bitsandbytes' version. Where E2M1 has 1/12, it has 1/192.
 #
+# ![Eight weights of a block in NF4, FP4 and int4: the codes, the dequantized values, and the
+# errors.](../figures/drawings/quantize_a_block.svg)
+#
 # **Predict.** The weights are normal, in blocks of 64. Which code is best and which is worst? By
 # what factor is int8 better than int4?
 #
@@ -162,6 +165,9 @@ print("Eq. 4, i = 0 … 16:", np.round(eq4, 2))
 # 2. Eight positive values are the quantiles at even steps from p to ½. Seven negative values are
 #    made in the same way.
 # 3. Zero is added, so that zero is stored exactly. All values are divided by the largest.
+#
+# ![A normal density with NF4's sixteen values, dense near zero. Below, eight weights move to the
+# nearest value.](../figures/drawings/nf4_number_line.svg)
 
 # %%
 p = round(1 - (1 / 32 + 1 / 30) / 2, 7)

@@ -43,6 +43,9 @@ def rounded(w, values, block_size=64):
 #
 # The *bin* of a value holds the weights that are rounded to it.
 #
+# ![A normal density with NF4's sixteen values, dense near zero. Below, eight weights move to the
+# nearest value.](../figures/drawings/nf4_number_line.svg)
+#
 # **Predict.** An equal share is 6.25 %. How full are NF4's fullest and emptiest bin? Is a code
 # whose bins *are* equal better or worse than NF4?
 #

@@ -39,6 +39,9 @@ def rms(x):
 # first sum and multiplied in floating point. The paper finds outliers in all layers of models with
 # 6.7 billion parameters or more, and says that they are in few columns.
 #
+# ![LLM.int8 splits a product: columns of x with a number of 6 or more in floating point, the rest
+# in 8-bit integers.](../figures/drawings/llm_int8.svg)
+#
 # **Predict.** The block below has one outlier. What is the error of the product with and without
 # the second sum?
 #
@@ -69,6 +72,9 @@ assert separate < in_one / 2, "handling the outlier separately must at least hal
 
 # %% [markdown]
 # ## A real model
+#
+# ![One layer of a Llama: attention above, the MLP below. A pair A, B can sit on each of the seven
+# projections.](../figures/drawings/llama_block.svg)
 #
 # **Predict.** Our larger base, `tiny`, has a million parameters. Does an input of one of its
 # projections reach 6?

@@ -36,6 +36,10 @@ def rms(x):
 #
 # $$4 + \frac{32}{B} = 4.5 \qquad\qquad 4 + \frac{8}{B} + \frac{32}{256\,B} = 4.127$$
 #
+# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
+# weights, one float32 per 256 such codes, and one
+# offset.](../figures/drawings/double_quantized_bytes.svg)
+#
 # **Predict.** A weight is 1024 × 1024. Does the formula give its bytes exactly?
 #
 # <details><summary>Answer</summary>
@@ -93,7 +97,7 @@ def absmax_errors(w):
     centred = (absmax - offset).reshape(-1, double_quant.BLOCK)
     scale = np.abs(centred).max(axis=1, keepdims=True)
     even_steps = np.rint(centred / scale * 127) / 127 * scale + offset
-    without_offset = double_quant.double_quantize_around(np.float32(0), absmax)
+    without_offset = double_quantize(absmax, np.float32(0))
     errors = {
         "dynamic map": rms(double_dequantize(double_quantize(absmax)) - absmax),
         "even steps": rms(even_steps.ravel() - absmax),

@@ -35,6 +35,10 @@ def rms(x):
 # Two codes share a byte: the first is in the high four bits. A weight is one long row of numbers,
 # so a block may continue in the next row of the matrix. A tensor of odd size gets one extra code.
 #
+# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
+# weights, one float32 per 256 such codes, and one
+# offset.](../figures/drawings/double_quantized_bytes.svg)
+#
 # **Predict.** Which bytes store 1, −1, ½, −¼, 0, 0? (NF4's zero is code 7.) What does a weight look
 # like to a reader who takes the low half first?
 #
@@ -81,6 +85,9 @@ assert abs(rms(swapped) / rms(w) - 1) < 0.01, "but they must have the right size
 
 # %% [markdown]
 # ## In memory
+#
+# ![Where the bytes of tiny are in NF4 with double quantization: embedding, 4-bit codes, scales,
+# norms.](../figures/drawings/model_bytes.svg)
 #
 # **Predict.** `tiny` has 1,016,960 parameters. In NF4 with double quantization, does it need
 # 4.127/32 of its dense size? Which part is the largest?

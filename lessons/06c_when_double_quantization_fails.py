@@ -29,6 +29,10 @@ def rms(x):
 # An absmax is wrong by up to half of the map's widest gap, which is 0.9/128 of the largest in its
 # group of 256. If that largest is hundreds of times the others, the error is larger than they are.
 #
+# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
+# weights, one float32 per 256 such codes, and one
+# offset.](../figures/drawings/double_quantized_bytes.svg)
+#
 # **Predict.** 256 blocks have weights of the same size. Then one block is multiplied by f. How does
 # the error of the *other* 255 grow with f?
 #
@@ -145,7 +149,7 @@ for name, (largest_error, same_codes, same_absmax, drift) in again.items():
 # 2. `(256, 64)`: use 512 blocks. What happens to the second group of 256?
 # 3. `FACTORS`: find the smallest factor with a negative absmax, between 1,000 and 10,000.
 #
-# **Where to stop with a debugger.** `double_quant.double_quantize_around` (`blocks`, `step`).
+# **Where to stop with a debugger.** `double_quant.double_quantize` (`blocks`, `step`).
 #
 # **Exercises.** double-quantization.
 #

@@ -36,6 +36,9 @@ rng = np.random.default_rng(0)
 # $$\frac{\partial L}{\partial x_i} = \sum_k g_k \frac{\partial y_k}{\partial x_i}
 #   = \sum_k g_k \hat W_{ki}, \qquad \frac{\partial L}{\partial x} = g\,\hat W$$
 #
+# ![The forward pass dequantizes W, multiplies, and drops it. The backward pass dequantizes W again.
+# Kept: the codes, the adapters and the input x.](../figures/drawings/qlora_passes.svg)
+#
 # **Predict.** Finite differences measure the true gradient. Will they agree with g·Ŵ, or with g·W
 # for the weight before quantization? And what is the gradient with respect to the codes?
 #
@@ -105,7 +108,7 @@ config, base, tokenizer = minilora.load("micro", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
 settings = TrainConfig(iters=20, batch_size=16, learning_rate=4e-3, mask_prompt=True)
-examples, _ = data.prepare(data.load_rows("questions", "train"), tokenizer, settings)
+examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, settings)
 
 before = pickle.dumps(frozen)  # every byte of codes, scales, embedding and norms
 trained, _ = minilora.train(adapters, frozen, examples, config, settings)

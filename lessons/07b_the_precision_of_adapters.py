@@ -24,7 +24,7 @@ config, base, tokenizer = minilora.load("micro", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 fresh, frozen = lora.init(base, lora_config, np.random.default_rng(0))
 masked = TrainConfig(mask_prompt=True)
-examples, _ = data.prepare(data.load_rows("questions", "train"), tokenizer, masked)
+examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, masked)
 
 
 def adapters_after_each_step(rate, n=20, dtype="float32"):
@@ -47,6 +47,9 @@ def adapters_after_each_step(rate, n=20, dtype="float32"):
 # A number in [2ᵉ, 2ᵉ⁺¹) with p significant bits has its neighbours at a distance of 2ᵉ⁻ᵖ⁺¹. A step
 # of less than half of that, 2ᵉ⁻ᵖ, is lost when the sum is rounded. Adam's steps are about as large
 # as the learning rate.
+#
+# ![The bits of float32, bfloat16 and float16: sign, exponent and
+# fraction.](../figures/drawings/number_formats.svg)
 #
 # **Predict.** Which of the two 16-bit types loses small steps? At a rate of 6e-5, which share of A
 # does not move, if its entries are within ±0.14?

@@ -8,10 +8,11 @@
 
 # %%
 import numpy as np
-from common import short
+from common import figure, short
 
 import minilora
 from minilora import InputError, LoraConfig, TrainConfig, data, kernels, layers, lora, optim
+from minilora.evaluation import plot
 from minilora.training import gradient_at
 from minilora.tree import named_leaves
 
@@ -19,12 +20,15 @@ config, base, tokenizer = minilora.load("micro", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
 masked = TrainConfig(mask_prompt=True)
-examples, _ = data.prepare(data.load_rows("questions", "train"), tokenizer, masked)
+examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, masked)
 
 # %% [markdown]
 # ## Three failures
 #
 # float16 has numbers up to 65504. The smallest above zero is 6e-8.
+#
+# ![The bits of float32, bfloat16 and float16: sign, exponent and
+# fraction.](../figures/drawings/number_formats.svg)
 #
 # **Predict.** Which three quantities of a training step leave it?
 #
@@ -62,7 +66,20 @@ lost_in_bfloat16 = np.mean(optim.round_to({"v": entries**2}, "bfloat16")["v"] ==
 print(f"zero in float16: {lost['g']:.1%} of the entries of g, {lost['g²']:.1%} of those of g²,")
 print(f"and Adam's ε of 1e-8 is {np.float16(1e-8)}, so m would be divided by zero")
 
+# %%
+xlabel, ylabel = "magnitude, as a power of ten", "share of the entries (%)"
+with figure("float16_range", xlabel, ylabel, "Gradients of a model that has learned") as axes:
+    for (label, x), style in zip({"g": entries, "g²": entries**2}.items(), plot.LINES):
+        powers = np.log10(np.abs(x[x != 0]))
+        weights = np.full(len(powers), 100 / len(powers))
+        axes.hist(powers, 60, weights=weights, histtype="step", label=label, color=style["color"])
+    axes.axvline(np.log10(2.0**-25), color=plot.INK, linestyle=":", linewidth=1)
+    axes.annotate("zero in float16 ←", (np.log10(2.0**-25) - 0.2, 0), ha="right", va="bottom")
+    axes.legend(frameon=False, loc="upper left")
+
 # %% [markdown]
+# ![Most squares of the gradient's entries are too small for float16](../figures/float16_range.png)
+#
 # float16 fails by its *range*, at both ends. Loss scaling (Micikevicius et al. 2018) lifts small
 # gradients, but the second moment must be float32. In minilora, activations, gradients and moments
 # are always float32, and `adapter_dtype` only sets how the adapters are stored. So float16 is safe

@@ -42,6 +42,9 @@ ALL = ("all-linear",)
 # $$(\alpha,\; \eta,\; A_0) \quad\text{and}\quad (c^2\alpha,\; \eta/c,\; A_0/c)
 #   \quad\text{are the same run.}$$
 #
+# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
+# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
+#
 # **Predict.** How close are the losses of 60 such steps to each other, for c = 2?
 #
 # <details><summary>Answer</summary>
@@ -57,7 +60,7 @@ def run(alpha, rate, c=1.0):
     adapters = tree_map(lambda w: w / np.float32(c), adapters)
     fixed = {"iters": short(60, 20), "batch_size": 8, "mask_prompt": True, "max_grad_norm": 1e9}
     settings = TrainConfig(learning_rate=rate, adam_eps=c * 1e-8, **fixed)
-    examples, _ = data.prepare(rows, tokenizer, settings)
+    examples, _ = data.encode_rows(rows, tokenizer, settings)
     adapters, history = minilora.train(adapters, frozen, examples, model_config, settings)
     return np.array([step["loss"] for step in history]), flatten(adapters)
 
@@ -86,6 +89,9 @@ for path, factor in factors_1.items():
 # The sum has r terms of the same size. So the gain of the first step is η·α times a number that
 # does not depend on r.
 #
+# ![The size of the first update over the rank: without a factor it grows as √r, with α/r it falls,
+# with α/√r it stays.](../figures/drawings/scaling_rules.svg)
+#
 # **Predict.** How does ‖∂L/∂B‖₁ change from r = 1 to r = 64 with alpha = 16? With alpha = 2r?
 #
 # <details><summary>Answer</summary>
@@ -94,7 +100,7 @@ for path, factor in factors_1.items():
 
 # %%
 settings = TrainConfig(batch_size=32, mask_prompt=True)
-bins = [[example] for example in data.prepare(rows, tokenizer, settings)[0]]
+bins = [[example] for example in data.encode_rows(rows, tokenizer, settings)[0]]
 
 
 def first_gain(r, alpha):

@@ -27,6 +27,9 @@ import dropout  # the sweep's noisy labels and runs
 #
 # The held-out rows are always right.
 #
+# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
+# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
+#
 # **Predict.** In which of the four cases does dropout 0.1 help? Are wrong answers alone a reason to
 # use it?
 #

@@ -42,6 +42,12 @@ adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
 #
 # The second formula is a mean of means. It gives a token in a short micro-batch more weight.
 #
+# ![A row of tokens and its targets, shifted by one. With mask_prompt only the answer's tokens
+# count.](../figures/drawings/targets.svg)
+#
+# ![Two micro-batches with 6 and 2 target tokens: the sum of both losses is divided by all 8
+# tokens.](../figures/drawings/accumulation.svg)
+#
 # **Predict.** A batch has notes (long, with a low loss) and questions (about two dozen target
 # tokens, with a high loss). Each micro-batch is one row. Is the mean of means higher or lower than
 # the loss of the batch?
@@ -52,7 +58,7 @@ adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
 
 # %%
 mixed = data.load_rows("notes", "valid")[:100] + data.load_rows("questions", "valid")[:100]
-bins = [[example] for example in data.prepare(mixed, tokenizer, defaults)[0]]
+bins = [[example] for example in data.encode_rows(mixed, tokenizer, defaults)[0]]
 
 
 def mean_of_means(settings):

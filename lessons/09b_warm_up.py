@@ -7,10 +7,11 @@
 
 # %%
 import numpy as np
-from common import of, read_sweep, table
+from common import figure, of, read_sweep, table
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, kernels, lora, optim
+from minilora.evaluation import plot
 from minilora.training import gradient_at
 from minilora.tree import flatten, tree_map
 
@@ -19,7 +20,7 @@ config, base, tokenizer = minilora.load("micro")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
 mixed = data.load_rows("notes", "valid")[:100] + data.load_rows("questions", "valid")[:100]
-bins = [[example] for example in data.prepare(mixed, tokenizer, settings)[0]]
+bins = [[example] for example in data.encode_rows(mixed, tokenizer, settings)[0]]
 
 # %% [markdown]
 # ## The first step
@@ -31,6 +32,9 @@ bins = [[example] for example in data.prepare(mixed, tokenizer, settings)[0]]
 # The step has full length in every entry, whatever the gradient is, and its direction is the sign
 # of one batch's noise. Warm-up makes the first steps short, until the moments have seen more
 # batches.
+#
+# ![The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half a
+# cosine.](../figures/drawings/schedules.svg)
 #
 # **Predict.** How far does the first step move a parameter whose gradient is a thousand times
 # smaller than another's? How far does it move `lora_A`?
@@ -93,9 +97,19 @@ def show(*names):
     table(["case", "held-out loss", "three seeds", "exact", "worst step", "base's notes"], rows)
 
 
-show(USUAL, "no warm-up", "ten times the rate", "ten times, no warm-up")
+CASES = (USUAL, "no warm-up", "ten times the rate", "ten times, no warm-up")
+show(*CASES)
+
+# %%
+title = "Warm-up taken away, at two learning rates, three seeds"
+with figure("warm_up", "held-out loss (nats per token)", "", title, height=2.4) as axes:
+    for y, name in enumerate(reversed(CASES)):
+        axes.plot(case(name), [y] * 3, color=plot.LINES[0]["color"], marker="o", markersize=4)
+    axes.set(xscale="log", yticks=range(len(CASES)), yticklabels=reversed(CASES))
 
 # %% [markdown]
+# ![Without warm-up: equal loss at our rate, higher loss at ten times it](../figures/warm_up.png)
+#
 # **Not missed here.** At a good rate, a run without warm-up reaches the same loss or a lower one:
 # it wastes no steps, and its worst step is hardly above its first. At ten times the rate, warm-up
 # is missed: without it, the loss rises above where it began, and the run ends far worse. (Neither

@@ -38,6 +38,9 @@ def show(*names):
 # %% [markdown]
 # ## Schedules
 #
+# ![The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half a
+# cosine.](../figures/drawings/schedules.svg)
+#
 # **Predict.** Which is lowest after 200 steps: a constant rate, a rate that falls linearly to zero,
 # or one that falls to zero along a cosine?
 #

@@ -149,6 +149,10 @@ table(["accuracy, all weights frozen", "before", "after 30 batches of bold"], ro
 #
 # A Llama has no such state. RMSNorm looks at one token's own vector, so a row's logits do not
 # depend on the rows beside it. A picture's do:
+#
+# ![BatchNorm divides by statistics of the batch and updates running statistics in each forward
+# pass, without a gradient. RMSNorm has no such state: only its weight could be
+# trained.](../figures/drawings/norms.svg)
 
 # %%
 tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn. Who?")] * 2)

@@ -184,7 +184,7 @@ settings = TrainConfig(
     400, 4, learning_rate=3e-2, mask_prompt=True, steps_per_eval=5, early_stopping_patience=3
 )
 texts = data.load_rows("questions", "train")[:4], data.load_rows("questions", "valid")[:40]
-few, held_out = (data.prepare(rows, tokenizer, settings)[0] for rows in texts)
+few, held_out = (data.encode_rows(rows, tokenizer, settings)[0] for rows in texts)
 lora_config = minilora.LoraConfig(r=8, target_modules=("all-linear",))
 start, frozen = minilora.lora.init(base, lora_config, np.random.default_rng(0))
 kept, history = minilora.train(start, frozen, few, config, settings, valid=held_out)
@@ -200,10 +200,14 @@ assert abs(found - min(losses)) < 1e-6  # what comes back is the best, not the l
 # Texts differ in length, and a batch is as long as its longest. `packing` puts several into one
 # row instead of padding.
 #
+# ![Three attention masks of ten tokens. Causal: each token sees itself and all before it. Packed:
+# it sees only its own example. Window: it sees at most four
+# tokens.](../figures/drawings/masks.svg)
+#
 # **Predict:** what share of a batch of notes is padding? Is packing faster by what that share says?
 
 # %%
-examples, _ = data.prepare(data.load_rows("notes", "train"), tokenizer, TrainConfig())
+examples, _ = data.encode_rows(data.load_rows("notes", "train"), tokenizer, TrainConfig())
 longest = max(len(e.tokens) for e in examples)
 rows, filled, pairs = [], {}, {}
 for length in (None, longest, 512):

@@ -7,6 +7,9 @@
 # First the data are put on trial, with two models too small to hide anything. Then the curves are
 # read. Then we ask what the model's own confidence is worth, in money.
 #
+# ![Three sets of rows. Training rows give gradients. Validation rows choose settings and when to
+# stop. Test rows give one number at the end.](../figures/drawings/data_splits.svg)
+#
 # Time: about a minute. You need: lesson 0, and what a conditional probability is.
 
 # %%
@@ -45,7 +48,7 @@ draws = tasks.NAMES, tasks.COLOURS, tasks.THINGS, tasks.PLACES
 floor = sum(math.log(len(some)) for some in draws) / PER_ANSWER
 config, base, words = minilora.load("micro")
 settings = TrainConfig(mask_prompt=True)
-valid, _ = data.prepare(data.load_rows("questions", "valid"), words, settings)
+valid, _ = data.encode_rows(data.load_rows("questions", "valid"), words, settings)
 bare = minilora.evaluate({}, base, valid, config)
 print(f"the bare base: {bare['loss']:.2f} nats a token; form without the question: {floor:.4f}")
 assert sum(valid[0].mask) == PER_ANSWER
@@ -218,6 +221,10 @@ if not QUICK:
 #
 #     ECE   = Σ_b |B_b|/N · |accuracy(B_b) − confidence(B_b)|     (Guo et al. 2017, Eq. 3)
 #     Brier = 1/N · Σ (p − y)²                                    (Brier 1950)
+#
+# ![A reliability diagram: answers grouped by the model's confidence. Where the share of right
+# answers is below the confidence, the model is too sure. The gaps, weighted, are the
+# ECE.](../figures/drawings/reliability.svg)
 #
 # **Predict:** the base on its own notes, whose entropy it nearly reaches: what ECE a token? The
 # base on the questions? The run on 32 rows, the run on 4,000? Who is too sure, who not enough?

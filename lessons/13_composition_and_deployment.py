@@ -84,6 +84,10 @@ assert np.abs(wrong - alone).max() / np.abs(mixed).max() > 0.01  # the rows do d
 # rounds: what is added below half its last place is lost. A server that swaps by merging and
 # unmerging rounds twice a swap.
 #
+# ![Number lines of what can be stored near a weight. A small update moves the weight in float32
+# and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
+# same.](../figures/drawings/merging_precision.svg)
+#
 # **Predict:** an update of 1 % of the weight. What share of it does a bfloat16 weight lose? After
 # ten swaps, is the drift ten times that of one?
 
@@ -262,6 +266,10 @@ if not QUICK:
 # something else:
 #
 #     ½(B₁ + B₂)·½(A₁ + A₂) = ¼(B₁A₁ + B₂A₂ + B₁A₂ + B₂A₁)
+#
+# ![Two adapters are added exactly by placing B1 and B2 side by side and A1 above A2: the rank
+# doubles. Averaging the factors also multiplies B1 by A2, and is not the
+# same.](../figures/drawings/adapters_combined.svg)
 #
 # **Predict:** two adapters of one task, trained from different starts of A, or from the same start
 # with the rows in another order. For which of the two is the average of the factors near? And what

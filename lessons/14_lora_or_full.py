@@ -4,6 +4,10 @@
 # **The question.** When is a low-rank update enough, when does full fine-tuning win, and what do
 # the last few per cent cost?
 #
+# ![A matrix is a sum of rank-one matrices, each with a singular value. Keeping the largest three
+# gives the best matrix of rank three; the rest is the
+# error.](../figures/drawings/singular_values.svg)
+#
 # The common answer has two halves: LoRA matches full fine-tuning if it is on all layers (QLoRA,
 # Dettmers et al. 2023, Sec. 4); LoRA learns less and forgets less (Biderman et al. 2024). Both are
 # answers to one question: how far is it from what the base knows to what it is to learn?
@@ -46,7 +50,7 @@ print(strange[0])
 
 def score(tree, rows):
     """The loss of a base without adapters on text rows, in nats a byte."""
-    return minilora.evaluate({}, tree, data.prepare(rows, words, settings)[0], config)["loss"]
+    return minilora.evaluate({}, tree, data.encode_rows(rows, words, settings)[0], config)["loss"]
 
 
 known, unknown = score(base, plain), score(base, strange)

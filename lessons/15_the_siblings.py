@@ -7,6 +7,9 @@
 # Adapters (bottlenecks), prefix, prompt, P-tuning, BitFit, IA³ and DoRA all fit the sentence of
 # lesson 0: a method is the names of its leaves, how they start, and the one line that reads them.
 #
+# ![Eight ways to adapt a layer: what each trains, and the equation. LoRA, DoRA, IA3, bottleneck,
+# prefix, prompt, BitFit and full fine-tuning.](../figures/drawings/methods.svg)
+#
 # Time: half a minute. You need: lessons 0 and 2; for the reason in the middle, attention.
 
 # %%

@@ -52,7 +52,7 @@ adapters, frozen = lora.init(frozen, lora_config, rng)
 sound = TrainConfig(iters=200, batch_size=16, learning_rate=4e-3, mask_prompt=True)
 settings = replace(sound, iters=short(200, 20))
 rows = {split: data.load_rows("questions", split) for split in ("train", "valid")}
-examples, _ = data.prepare(rows["train"], tokenizer, settings)
+examples, _ = data.encode_rows(rows["train"], tokenizer, settings)
 first = adapters
 with redirect_stderr(io.StringIO()):  # the bar
     adapters, history = minilora.train(adapters, frozen, examples, config, settings)
@@ -62,6 +62,9 @@ print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1][
 # %% [markdown]
 # None freezes, and none sets a mode. What the other dozen does by changing an object, these do by
 # passing arguments. Each of the following is hidden there in one word; here it can be looked at.
+#
+# ![The steps of a run: load a base, quantize it, create adapters, train them, then save them alone
+# or merge them into a dense model.](../figures/drawings/run_steps.svg)
 #
 # **What is trained** (`requires_grad`, set by `get_peft_model`, and by hand for anything else). The
 # gradient has the leaves of argument 0, and no others exist.
@@ -116,6 +119,10 @@ assert error["fp4"] > 1.15 * error["nf4-dq"]
 # %% [markdown]
 # **What merging makes** (`merge_and_unload` on a 4-bit model adds in floating point and rounds the
 # sum to 4 bits again). Here merging is dense; rounding again is another call.
+#
+# ![Number lines of what can be stored near a weight. A small update moves the weight in float32
+# and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
+# same.](../figures/drawings/merging_precision.svg)
 #
 # **Predict:** how much of the update does it lose?
 
@@ -173,7 +180,7 @@ assert len(asked) == 10 and all("lesson" in line for line in asked)
 
 # %%
 assert {len(example.tokens) for example in examples} == {75}
-shorter, cut = data.prepare(rows["train"], tokenizer, replace(settings, max_seq_length=74))
+shorter, cut = data.encode_rows(rows["train"], tokenizer, replace(settings, max_seq_length=74))
 counted = np.mean([np.mean(example.mask) for example in examples])
 print(f"{cut} rows are cut; the answers are {100 * counted:.0f} % of all tokens")
 assert cut == len(shorter) and 0.3 < counted < 0.32
@@ -185,7 +192,7 @@ runs = {
     "--no-mask-prompt": {"mask_prompt": False},
     "--learning-rate 5e-5": {"learning_rate": 5e-5},
 }
-valid, _ = data.prepare(rows["valid"], tokenizer, settings)  # whole, and only the answers count
+valid, _ = data.encode_rows(rows["valid"], tokenizer, settings)  # whole, and only the answers count
 prompt, answer = (rows["valid"][0][part] for part in ("prompt", "completion"))
 scores, said = {}, {}
 for name, changes in runs.items():

@@ -7,6 +7,10 @@
 # that works, and often a mend that seems right and does nothing. Two of the six turn out to be
 # less dangerous here than they are said to be.
 #
+# ![A decision tree for a run that goes wrong: is the training loss finite, does it fall, does the
+# held-out loss fall as well, and does the text that the model generates
+# agree.](../figures/drawings/symptoms.svg)
+#
 # Time: three quarters of a minute. You need: lesson 0.
 
 # %%
@@ -32,7 +36,7 @@ settings = TrainConfig(
     iters=STEPS, batch_size=16, learning_rate=1e-2, mask_prompt=True, seed=SEED,
     steps_per_eval=short(20, 6),
 )  # fmt: skip
-valid, _ = data.prepare(held_out[:100], words, settings)
+valid, _ = data.encode_rows(held_out[:100], words, settings)
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 
 
@@ -43,7 +47,7 @@ class Outcome:
         rng, now = np.random.default_rng(SEED), replace(settings, **changes)
         adapters, self.frozen = lora.init(minilora.quantize(base, scheme), adapter, rng)
         adapters = also_train(adapters, base, also)
-        examples, _ = data.prepare(rows, words, now)
+        examples, _ = data.encode_rows(rows, words, now)
         silent = io.StringIO()  # a bar a run would be too many
         with redirect_stderr(silent), redirect_stdout(silent):
             trained = minilora.train(
@@ -199,7 +203,7 @@ if not QUICK:
 # **Predict:** how much worse are blocks of 4096 than blocks of 64 without an outlier? And with?
 
 # %%
-notes, _ = data.prepare(data.load_rows("notes", "valid"), words, TrainConfig())
+notes, _ = data.encode_rows(data.load_rows("notes", "valid"), words, TrainConfig())
 BLOCKS = (16, 64, 256, 1024, 4096)
 
 

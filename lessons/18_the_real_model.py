@@ -7,6 +7,9 @@
 # plain English with one line of JSON that names a tool and its arguments. Nothing here is new: the
 # calls are those of lesson 0, the loop is the same loop. What is new is that memory and time count.
 #
+# ![A request in English goes through the model and becomes one line of JSON, which is parsed and
+# compared with the right call.](../figures/drawings/tool_call.svg)
+#
 # Time: some 7 minutes of one core's time, less on two; with `MINILORA_QUICK=1` half a minute. A
 # gigabyte of memory, two where PEFT is compared. You need: lessons 0, 6 and 7.
 #
@@ -29,7 +32,7 @@ from minilora.evaluation.memory import (
     memory_estimate,
     nbytes,
     peak_rss_mb,
-    summary,
+    print_trainable_parameters,
 )
 from minilora.tree import num_parameters
 
@@ -45,7 +48,7 @@ LENGTH = short(48, 12)  # tokens of an answer
 # %%
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
-print(summary(adapters, frozen))
+print_trainable_parameters(adapters, frozen)
 L, d, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
 k = config.num_key_value_heads * config.head_dim
 # A is (r, in) and B is (out, r): r·(in + out) for each of seven projections, in L layers
@@ -58,7 +61,7 @@ settings = TrainConfig(
     val_batches=4,
 )  # fmt: skip
 rows = {split: data.load_rows("toolcalls", split) for split in ("train", "valid", "test")}
-examples = {split: data.prepare(some, tokenizer, settings)[0] for split, some in rows.items()}
+examples = {split: data.encode_rows(some, tokenizer, settings)[0] for split, some in rows.items()}
 tokens = settings.batch_size * max(len(e.tokens) - 1 for e in examples["train"])
 parts = memory_estimate(adapters, frozen, config, tokens)
 print(f"a step over at most {tokens} tokens:\n{format_estimate(parts)}")
@@ -204,8 +207,8 @@ size = np.abs(ours).max()
 print(f"merged and apart differ by {np.abs(merged - ours).max() / size:.1e} of the largest logit")
 print(f"{nbytes(frozen) + nbytes(adapters):,} bytes apart, {nbytes(dense):,} merged")
 # Rounding at another place in each of 7·30 products, where a logit's error is that of a state
-# after 30 layers; float32 against float64 is 1e-5 here (the README's table), and an adapter that
-# was lost or doubled is far above.
+# after 30 layers; float32 against float64 is 6e-6 here (guide/proofs.md), and an adapter that was
+# lost or doubled is far above.
 assert 0 < np.abs(merged - ours).max() / size < 2e-4
 assert np.abs(minilora.forward({}, frozen, ids, config) - ours).max() / size > (0 if QUICK else 0.1)
 assert nbytes(dense) > 5 * (nbytes(frozen) + nbytes(adapters))
@@ -241,7 +244,7 @@ else:
         with theirs.disable_adapter():
             bare = theirs(torch.from_numpy(ids)).logits.numpy()
     print(f"PEFT's logits differ by {np.abs(logits - ours).max() / size:.1e} of the largest")
-    assert np.abs(logits - ours).max() / size < 1e-4  # the bound of the README's table
+    assert np.abs(logits - ours).max() / size < 1e-4  # ten times guide/proofs.md's
     assert np.abs(bare - ours).max() / size > (0 if QUICK else 0.1)
 
 # %% [markdown]

@@ -8,6 +8,7 @@ import math
 from typing import NamedTuple
 
 from minilora.config import LoraConfig
+from minilora.formats.hf_folder import projection_shapes
 from minilora.optim import learning_rate
 
 HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of 1.0
@@ -37,7 +38,7 @@ def questions(lora_config, train_config, scheme, model_config, rows, also_train=
 
 def _shape(lora, model):
     (r, scaling), names = lora.rank_and_scaling(""), lora.target_modules
-    for name, (n, m) in model.projections().items():
+    for name, (n, m) in projection_shapes(model).items():
         if {name, "all-linear"} & set(names) and r * (n + m) >= n * m:
             yield f"r {r} trains {r * (n + m):,} numbers on {name}'s {n * m:,}: why? (lesson 2)"
             break
@@ -86,7 +87,7 @@ def _base(scheme, model, block_size):
     if scheme == "nf4":
         # 32/B bits a weight become 8/B + 32/(256·B)   (QLoRA, Sec. 3)
         bits = (32 - 8 - 32 / 256) / block_size
-        weights = model.num_hidden_layers * sum(map(math.prod, model.projections().values()))
+        weights = model.num_hidden_layers * sum(map(math.prod, projection_shapes(model).values()))
         saved = f"{bits:.3f} bits a weight, {bits * weights / 8e6:.2g} MB here"
         yield f"nf4-dq saves {saved}, and adds hardly any error: is it meant? (lesson 6)"
 

@@ -60,7 +60,7 @@ def finetune(
     train_config = TrainConfig(**{**defaults, "seed": seed, **settings})
     rows = data.load_rows("questions", "train") if rows is None else rows
     held_out = data.load_rows("questions", "valid") if held_out is None else held_out
-    examples, valid = (data.prepare(r, tokenizer, train_config)[0] for r in (rows, held_out))
+    examples, valid = (data.encode_rows(r, tokenizer, train_config)[0] for r in (rows, held_out))
     watched = valid if "steps_per_eval" in settings else ()
     adapters, history = minilora.train(
         adapters, frozen, examples, model_config, train_config, watched

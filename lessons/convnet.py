@@ -13,8 +13,8 @@ from autograd.extend import defvjp, primitive
 
 from minilora import TrainConfig, layers
 from minilora.layers import value_and_grad
-from minilora.optim import clip, learning_rate
-from minilora.training import init_state, update
+from minilora.optim import adamw_init, clip, learning_rate
+from minilora.training import update
 from minilora.tree import (
     get,
     named_leaves,
@@ -165,7 +165,7 @@ def fit(adapters, base, batch, config, running=None, augment=None, on_step=None)
     rng)` changes what a step sees; `on_step(step, adapters)` is called after each, from 1.
     """
     pictures, labels = batch
-    state, history = init_state(adapters), []
+    state, history = adamw_init(adapters), []
     for step in range(config.iters):
         rng = onp.random.default_rng([config.seed, step])
         some = rng.choice(len(labels), min(config.batch_size, len(labels)), replace=False)

@@ -5,7 +5,10 @@ the fields are Hugging Face's (model), PEFT's (LoRA) and mlx_lm's (training).
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from numbers import Real
+from typing import Any
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -15,18 +18,18 @@ ALL_LINEAR = ATTENTION + MLP  # PEFT's "all-linear": every projection, not the o
 class InputError(ValueError):
     """What a user handed over cannot be used: one line that says what, where, and what to do."""
 
-    def __str__(self):  # control characters of names in it escaped; cut if it is long
+    def __str__(self) -> str:  # control characters of names in it escaped; cut if it is long
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
         return text if len(text) <= 1200 else f"{text[:800]} … {text[-300:]}"
 
 
-def require(ok, message):
+def require(ok: object, message: str) -> None:
     """Raise InputError(message) unless ok."""
     if not ok:
         raise InputError(message)
 
 
-RULES = {  # what a value must do, and the test of it
+RULES: dict[str, Callable[[Any], bool]] = {  # what a value must do, and the test of it
     "be a whole number from 1": lambda value: type(value) is int and value >= 1,
     "be a whole number from 0": lambda value: type(value) is int and value >= 0,
     "be a positive number": lambda value: 0 < value < math.inf,
@@ -35,9 +38,10 @@ RULES = {  # what a value must do, and the test of it
 }
 
 
-def check(name, value, rule):
-    """Raise InputError unless the value does what the rule says, a key of RULES."""
-    require(RULES[rule](value), f"{name} must {rule}, got {value}")
+def check(name: str, value: Any, rule: str) -> None:
+    """Raise InputError unless the value is a number that obeys the rule, a key of RULES."""
+    sound = isinstance(value, Real) and RULES[rule](value)
+    require(sound, f"{name} must {rule}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -57,18 +61,14 @@ class ModelConfig:
     max_position_embeddings: int = 2048
     eos_token_id: tuple[int, ...] = ()  # each of them ends a generated text
     bos_token_id: int | None = None
-    rope_scaling: dict | None = None  # None, or Llama 3's or the linear stretching of the rotation
+    rope_scaling: dict[str, Any] | None = None  # of longer contexts: Llama 3's, or linear
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
+        for f in fields(self)[:7]:
+            check(f.name, getattr(self, f.name), "be a whole number from 1")
         q, k = self.num_attention_heads, self.num_key_value_heads
         require(not q % k, f"num_attention_heads {q} is not a multiple of num_key_value_heads {k}")
         require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd: rotation needs pairs")
-
-    def projections(self):
-        """Compute {name: (out, in)} of a layer's seven projections."""
-        D, F = self.hidden_size, self.intermediate_size
-        q, kv = self.num_attention_heads * self.head_dim, self.num_key_value_heads * self.head_dim
-        return dict(zip(ALL_LINEAR, ((q, D), (kv, D), (kv, D), (D, q), (F, D), (F, D), (D, F))))
 
 
 @dataclass(frozen=True)
@@ -78,25 +78,29 @@ class LoraConfig:
     r: int = 8
     lora_alpha: float = 16
     lora_dropout: float = 0.0
-    target_modules: tuple[str, ...] = ("q_proj", "v_proj")
+    target_modules: str | Sequence[str] = ("q_proj", "v_proj")  # names, or one regular expression
     use_rslora: bool = False
     layers_to_transform: tuple[int, ...] | None = None
-    rank_pattern: dict = field(default_factory=dict)  # exceptions from r, by module name
-    alpha_pattern: dict = field(default_factory=dict)
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # exceptions from r, by module name
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
     use_dora: bool = False
     init_lora_weights: bool | str = True  # or one of INITIALIZERS
+    bias: str = "none"  # PEFT's others are not implemented; see methods.registry.also_train
+    task_type: str | None = "CAUSAL_LM"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for r in (self.r, *self.rank_pattern.values()):
             check("lora r", r, "be a whole number from 1")
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
             check("lora alpha", alpha, "be a positive number")
         check("lora dropout", self.lora_dropout, "lie in [0, 1)")
-        start = self.init_lora_weights
-        message = f"init_lora_weights must be true or one of {INITIALIZERS}, got {start!r}"
-        require(start in (True, *INITIALIZERS), message)
+        for name, choices in LORA_CHOICES.items():
+            value = getattr(self, name)
+            require(value in choices, f"{name} must be one of {choices}, got {value!r}")
+        if not isinstance(self.target_modules, str):
+            object.__setattr__(self, "target_modules", tuple(self.target_modules))
 
-    def rank_and_scaling(self, path):
+    def rank_and_scaling(self, path: str) -> tuple[int, float]:
         """Return (rank, scaling) of the adapter on the module at `path`."""
         r = _pattern(self.rank_pattern, path, self.r)
         alpha = _pattern(self.alpha_pattern, path, self.lora_alpha)
@@ -104,19 +108,22 @@ class LoraConfig:
 
 
 INITIALIZERS = ("pissa", "loftq")  # of A and B that change the frozen weight as well
+LORA_CHOICES: dict[str, tuple[Any, ...]] = {
+    "init_lora_weights": (True, *INITIALIZERS), "bias": ("none",), "task_type": ("CAUSAL_LM", None),
+}  # fmt: skip
 
 
-def scaling(r, lora_alpha, use_rslora=False):
+def scaling(r: int, lora_alpha: float, use_rslora: bool = False) -> float:
     """Return the factor before BA: α/r (LoRA, Sec. 4.1), or α/√r (rsLoRA, Kalajdzievski 2023)."""
     return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
 
 
-def names_module(name, path):
+def names_module(name: str, path: str) -> bool:
     """Return whether a listed name is the whole path, or its end after a dot, as in PEFT."""
     return path == name or path.endswith("." + name)
 
 
-def _pattern(pattern, path, default):
+def _pattern(pattern: dict[str, Any], path: str, default: Any) -> Any:
     return next((value for name, value in pattern.items() if names_module(name, path)), default)
 
 
@@ -148,7 +155,7 @@ class TrainConfig:
     early_stopping_patience: int = 0  # evaluations without a better loss; 0 never stops early
     seed: int = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for f in fields(self):
             value, name = getattr(self, f.name), flag(f.name)
             if f.name in CHOICES:
@@ -158,7 +165,7 @@ class TrainConfig:
                 check(name, value, RULE_OF.get(f.name, RULE_OF[type(f.default)]))
 
 
-RULE_OF: dict = {  # by the field's name, else by its type
+RULE_OF: dict[Any, str] = {  # by the field's name, else by its type
     int: "be a whole number from 1", float: "be a positive number",
     "warmup_ratio": "lie in [0, 1)", "adam_beta1": "lie in [0, 1)", "adam_beta2": "lie in [0, 1)",
     "weight_decay": "not be negative", "early_stopping_patience": "be a whole number from 0",
@@ -170,6 +177,6 @@ CHOICES = {
 }
 
 
-def flag(name):
+def flag(name: str) -> str:
     """Return the command-line flag of a field: learning_rate -> --learning-rate."""
     return "--" + name.replace("_", "-")

@@ -14,10 +14,12 @@ Codes, offset and absmax have the bits that bitsandbytes gives on a CPU. Letter:
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from .config import require
+from .tree import Array
 
 BLOCK = 256  # absmax in a block
 
@@ -26,16 +28,16 @@ BLOCK = 256  # absmax in a block
 class DoubleQuantized:
     """m absmax in eight bits each: absmaxᵢ ≈ map[codeᵢ] · absmax of its block + offset."""
 
-    codes: np.ndarray  # (m,) uint8
-    absmax: np.ndarray  # (⌈m/256⌉,) float32
+    codes: Array  # (m,) uint8
+    absmax: Array  # (⌈m/256⌉,) float32
     offset: np.float32
 
     @property
-    def nbytes(self):
-        return self.codes.nbytes + self.absmax.nbytes + self.offset.nbytes
+    def nbytes(self) -> int:
+        return int(self.codes.nbytes + self.absmax.nbytes + self.offset.nbytes)
 
 
-def dynamic_map():
+def dynamic_map() -> Array:
     """The 256 values of the second level, ascending, float32.
 
     0 and 1, and for each decade i = 0 … 6 the middles of 2ⁱ equal steps from 0.1 to 1, times
@@ -49,7 +51,7 @@ def dynamic_map():
     return np.sort(np.concatenate(values))
 
 
-def _linspace(n):
+def _linspace(n: int) -> Array:
     """n points from 0.1 to 1, each counted from the nearer end and rounded once, as torch does."""
     start, k = np.float32(0.1), np.arange(n, dtype=np.float64)
     step = np.float64((1 - start) / np.float32(n - 1))
@@ -59,16 +61,15 @@ def _linspace(n):
 DYNAMIC_MAP = dynamic_map()
 
 
-def double_quantize(absmax):
-    """Quantize the absmax (m,) float32 of a tensor's blocks. InputError if their sum overflows."""
-    with np.errstate(over="ignore"):
-        offset = mean(absmax)
+def double_quantize(absmax: Array, offset: np.float32 | None = None) -> DoubleQuantized:
+    """Quantize the absmax (m,) float32 of a tensor's blocks, around their mean if not another.
+
+    Raises InputError if their sum overflows.
+    """
+    if offset is None:
+        with np.errstate(over="ignore"):
+            offset = mean(absmax)
     require(np.isfinite(offset), "holds weights too large for double quantization: use nf4")
-    return double_quantize_around(offset, absmax)
-
-
-def double_quantize_around(offset, absmax):
-    """`double_quantize`, around a given offset."""
     m = absmax.size
     blocks = np.pad(absmax - offset, (0, -m % BLOCK)).reshape(-1, BLOCK)
     absmax = np.abs(blocks).max(axis=1)
@@ -81,20 +82,20 @@ def double_quantize_around(offset, absmax):
 
 
 @cache
-def _code_of_step():
+def _code_of_step() -> Array:
     """The code nearest to each of 65,536 equal steps from -1 to 1; halfway, the lower one."""
     steps = np.arange(65536, dtype=np.float32) * np.float32(2) / np.float32(65535) - 1
     midpoints = (DYNAMIC_MAP[:-1] + DYNAMIC_MAP[1:]) / np.float32(2)
     return np.searchsorted(midpoints, steps, side="left").astype(np.uint8)
 
 
-def double_dequantize(q):
+def double_dequantize(q: DoubleQuantized) -> Array:
     """Compute the absmax (m,) float32 that a DoubleQuantized represents."""
     scale = np.repeat(q.absmax, BLOCK)[: q.codes.size]
     return DYNAMIC_MAP[q.codes] * scale + q.offset
 
 
-def mean(x):
+def mean(x: Array) -> Any:
     """Mean of x (n,) float32, with the bits of torch's mean on one thread.
 
     A float32 sum depends on the order of its terms. This is torch's: vectors of eight numbers,
@@ -110,7 +111,7 @@ def mean(x):
     return sum(sum(sums), start=sum(x[vectors.size :])) / np.float32(x.size)
 
 
-def _cascade(rows):
+def _cascade(rows: Array) -> Any:
     """Sum of the rows (k, c): of groups of rows, of groups of such sums, and so on.
 
     Only numbers of like size are added, so the error grows with log k and not with k.

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 
 from . import model
-from .config import ModelConfig, require
+from .config import ModelConfig, check, require
 from .layers import LayerCache
 from .ops import Ops
 from .tree import Array, Tree
 
 
 def generate(
-    adapters: Tree, base: Tree, prompt: list[int], config: ModelConfig, ops: Ops,
+    adapters: Tree, base: Tree, prompt: list[int], model_config: ModelConfig, ops: Ops,
     max_tokens: int = 256, temp: float = 0.0, top_p: float = 1.0, rng: Any = None,
 ) -> Iterator[int]:  # fmt: skip
     """Yield up to `max_tokens` token ids that continue the ids of `prompt`.
@@ -30,14 +30,15 @@ def generate(
     """
     require(temp >= 0, f"--temp must not be negative, got {temp}")
     require(0 < top_p <= 1, f"--top-p must lie in (0, 1], got {top_p}")
-    require(max_tokens >= 1, f"--max-tokens must be a whole number from 1, got {max_tokens}")
+    check("--max-tokens", max_tokens, "be a whole number from 1")
     require(len(prompt) > 0, "the prompt is empty: give --prompt some text")
-    cache, tokens = [LayerCache() for _ in range(config.num_hidden_layers)], np.array([prompt])
-    rng = np.random.default_rng(rng)
+    cache = [LayerCache() for _ in range(model_config.num_hidden_layers)]
+    tokens, rng = np.array([prompt]), np.random.default_rng(rng)
     for _ in range(max_tokens):
-        x = model.hidden_states(adapters, base, tokens, np.zeros_like(tokens), config, ops, cache)
+        starts = np.zeros_like(tokens)
+        x = model.hidden_states(adapters, base, tokens, starts, model_config, ops, cache)
         token = sample(model.logits(x[0, -1], adapters, base, ops), temp, top_p, rng)
-        if token in config.eos_token_id:
+        if token in model_config.eos_token_id:
             return
         yield token
         tokens = np.array([[token]])

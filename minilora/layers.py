@@ -169,23 +169,24 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 # ------------------------------------------------------------------------------ rotary positions
 
 
-def rope_cos_sin(positions: Array, config: ModelConfig, dtype: Any = np.float32) -> Rope:
+def rope_cos_sin(positions: Array, model_config: ModelConfig, dtype: Any = np.float32) -> Rope:
     """Compute cosine and sine of the rotary angles, (..., T, hd/2), for positions (..., T)."""
     # angle(t, j) = t·θ_base^(−2j/hd)   (RoFormer, Sec. 3.2.2)
-    angles = positions[..., None].astype(np.float32) * rope_frequencies(config)
+    angles = positions[..., None].astype(np.float32) * rope_frequencies(model_config)
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
-def rope_frequencies(config: ModelConfig) -> Array:
+def rope_frequencies(model_config: ModelConfig) -> Array:
     """Compute the rotary frequencies (hd/2,) in float32, as checkpoints are trained with.
 
     The power is rounded once, from float64, as torch's float32 power is. NumPy's float32 power
     differs in the last bit of every sixth value: 3e-5 in a cosine at position 1,000.
     """
-    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    powers = np.float64(config.rope_theta) ** exponents.astype(np.float64)
+    hd = model_config.head_dim
+    exponents = np.arange(0, hd, 2, dtype=np.float32) / np.float32(hd)
+    powers = np.float64(model_config.rope_theta) ** exponents.astype(np.float64)
     frequencies = np.float32(1) / powers.astype(np.float32)
-    scaling = config.rope_scaling
+    scaling = model_config.rope_scaling
     return frequencies if scaling is None else scale_rope(frequencies, scaling)
 
 
@@ -280,8 +281,7 @@ def self_attention(
     trained, frozen: the nodes `self_attn`, with `q_proj`, `k_proj`, `v_proj` and `o_proj`. The
     other arguments are those of `attention` and `linear`, two functions that may be replaced.
     """
-    check_leaves(trained, ATTENTION, "self_attention")
-    check_leaves(frozen, ATTENTION, "self_attention")
+    check_leaves({**trained, **frozen}, ATTENTION, "self_attention")
     q, k, v = (linear(x, *projection(trained, frozen, rng, n)) for n in ATTENTION[:3])
     mixed = attention(q, k, v, rope, segment_starts, cache)
     return linear(mixed, *projection(trained, frozen, rng, "o_proj"))
@@ -310,8 +310,7 @@ def mlp(
 
     trained, frozen: the nodes `mlp`, with `gate_proj`, `up_proj` and `down_proj`.
     """
-    check_leaves(trained, MLP, "mlp")
-    check_leaves(frozen, MLP, "mlp")
+    check_leaves({**trained, **frozen}, MLP, "mlp")
     gate, up = (linear(x, *projection(trained, frozen, rng, n)) for n in ("gate_proj", "up_proj"))
     return linear(swiglu(gate, up), *projection(trained, frozen, rng, "down_proj"))
 

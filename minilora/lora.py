@@ -8,7 +8,8 @@ An adapter is a small tree next to the base's. At the path of an adapted project
 tree next to the weight. `layers.linear` reads both.
 """
 
-from typing import Any
+import re
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,21 +21,27 @@ FACTORS, FIXED = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout")
 LEAVES = ("weight", "bias", *FACTORS)  # trained leaves of a projection that `layers.linear` reads
 
 
-def init(base: Tree, config: LoraConfig, rng: np.random.Generator) -> tuple[Tree, Tree]:
+class PeftModel(NamedTuple):
+    """A model with an adapter: the tree to train, and the frozen base that knows its scaling."""
+
+    adapters: Tree
+    base: Tree
+
+
+def init(base: Tree, lora_config: LoraConfig, rng: Any) -> PeftModel:
     """Create an adapter that changes nothing yet.
 
-    Returns (adapters, frozen): the tree to train, and the base with a `lora_scaling` and a
-    `lora_dropout` next to each adapted weight. The weights are shared, not copied. Raises
+    rng: a NumPy generator or a seed. The base that is returned has a `lora_scaling` and a
+    `lora_dropout` next to each adapted weight; the weights are shared, not copied. Raises
     InputError if a target matches no projection of the base.
     """
-    require(
-        config.init_lora_weights is True and not config.use_dora,
-        "lora.init is plain LoRA: use METHODS['dora'], or initializers.init for PiSSA and LoftQ",
-    )
+    plain = lora_config.init_lora_weights is True and not lora_config.use_dora
+    require(plain, "lora.init is plain LoRA: use get_peft_model for DoRA, PiSSA and LoftQ")
     adapters: Tree = {}
-    frozen = tree_map(lambda w: w, base)
-    for path in target_paths(base, config):
-        r, scaling = config.rank_and_scaling(path)
+    rng = np.random.default_rng(rng)
+    base = tree_map(lambda w: w, base)  # the same arrays, in a tree of its own
+    for path in target_paths(base, lora_config):
+        r, scaling = lora_config.rank_and_scaling(path)
         out_features, in_features = get(base, path)["weight"].shape
         bound = 1 / np.sqrt(in_features)
         # A ~ U(−1/√in, 1/√in), B = 0: BA = 0, but ∂L/∂B ≠ 0   (PEFT; Gaussian in LoRA, Sec. 4.1).
@@ -42,30 +49,34 @@ def init(base: Tree, config: LoraConfig, rng: np.random.Generator) -> tuple[Tree
         A = rng.uniform(-bound, bound, (r, in_features)).astype(np.float32)
         set_leaf(adapters, f"{path}.lora_A", A)
         set_leaf(adapters, f"{path}.lora_B", np.zeros((out_features, r), np.float32))
-        set_leaf(frozen, f"{path}.lora_scaling", scaling)
-        set_leaf(frozen, f"{path}.lora_dropout", config.lora_dropout)
-    return adapters, frozen
+        set_leaf(base, f"{path}.lora_scaling", scaling)
+        set_leaf(base, f"{path}.lora_dropout", lora_config.lora_dropout)
+    return PeftModel(adapters, base)
 
 
-def target_paths(base: Tree, config: LoraConfig) -> list[str]:
-    """Return the paths of the projections that `config` adapts, in the order of the tree."""
+def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
+    """Return the paths of the projections that `lora_config` adapts, in the order of the tree."""
     leaves = (path for path, _ in named_leaves(base) if layer_of(path) >= 0)
     paths = [p for p in (path.removesuffix(".weight") for path in leaves) if p.endswith(ALL_LINEAR)]
-    names = ALL_LINEAR if "all-linear" in config.target_modules else config.target_modules
-    for name in names:
-        require(
-            any(names_module(name, path) for path in paths),
-            f"--target-modules {name} matches nothing in this model: choose from "
-            f"{', '.join(ALL_LINEAR)} or all-linear",
-        )
-    depth, chosen = len(base["model"]["layers"]), config.layers_to_transform
+    targets, found = lora_config.target_modules, set[str]()
+    for target in (targets,) if isinstance(targets, str) else targets:
+        matching = {path for path in paths if matches(target, path, isinstance(targets, str))}
+        names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
+        require(matching, f"--target-modules {target} matches nothing in this model: {names}")
+        found |= matching
+    depth, chosen = len(base["model"]["layers"]), lora_config.layers_to_transform
     layers = tuple(range(depth)) if chosen is None else chosen
-    require(names and len(layers), "the adapter has no target: give --target-modules a name")
+    require(found and len(layers), "the adapter has no target: give --target-modules a name")
     for layer in layers:
         inside = 0 <= layer < depth
         require(inside, f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}")
-    paths = [path for path in paths if layer_of(path) in layers]
-    return [path for path in paths if any(names_module(name, path) for name in names)]
+    return [path for path in paths if path in found and layer_of(path) in layers]
+
+
+def matches(target: str, path: str, is_regex: bool) -> bool:
+    """Return whether a target, "all-linear", a name or an expression, is this projection's."""
+    named = target == "all-linear" or names_module(target, path)
+    return named or (is_regex and re.fullmatch(target, path) is not None)
 
 
 def adapted_paths(adapters: Tree) -> list[str]:

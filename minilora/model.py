@@ -21,7 +21,7 @@ from .tree import Array, Tree, check_leaves, subtree, trained_or_frozen
 
 
 def loss(
-    adapters: Tree, base: Tree, batch: dict[str, Array], config: ModelConfig, ops: Ops,
+    adapters: Tree, base: Tree, batch: dict[str, Array], model_config: ModelConfig, ops: Ops,
     rng: Any = None, checkpointing: bool = False,
 ) -> Any:  # fmt: skip
     """Compute the mean cross-entropy over the target tokens of a batch, in nats.
@@ -30,13 +30,15 @@ def loss(
     rng, NumPy's or a `layers.RowRng`, turns dropout on.
     """
     tokens, starts = batch["tokens"], batch["segment_starts"]
-    x = hidden_states(adapters, base, tokens, starts, config, ops, None, rng, checkpointing)
+    x = hidden_states(adapters, base, tokens, starts, model_config, ops, None, rng, checkpointing)
     return ops.cross_entropy(x, lm_head(adapters, base), batch["targets"], batch["mask"])
 
 
-def forward(adapters: Tree, base: Tree, tokens: Array, config: ModelConfig, ops: Ops) -> Array:
+def forward(
+    adapters: Tree, base: Tree, tokens: Array, model_config: ModelConfig, ops: Ops,
+) -> Array:  # fmt: skip
     """Compute the logits (B, T, V) of tokens (B, T)."""
-    x = hidden_states(adapters, base, tokens, np.zeros_like(tokens), config, ops)
+    x = hidden_states(adapters, base, tokens, np.zeros_like(tokens), model_config, ops)
     return logits(x, adapters, base, ops)
 
 
@@ -48,8 +50,8 @@ def logits(x: Array, adapters: Tree, base: Tree, ops: Ops) -> Array:
 
 
 def hidden_states(
-    adapters: Tree, base: Tree, tokens: Array, segment_starts: Array, config: ModelConfig, ops: Ops,
-    cache: list[LayerCache] | None = None, rng: Any = None, checkpointing: bool = False,
+    adapters: Tree, base: Tree, tokens: Array, segment_starts: Array, model_config: ModelConfig,
+    ops: Ops, cache: list[LayerCache] | None = None, rng: Any = None, checkpointing: bool = False,
 ) -> Array:  # fmt: skip
     """Compute the normed hidden states above the last layer: (B, T, D).
 
@@ -61,36 +63,36 @@ def hidden_states(
     rng = row_rng(rng, len(tokens))
     past = cache[0].length if cache else 0
     x, positions, segment_starts = ops.embed(trained, frozen, tokens, segment_starts, past)
-    rope = rope_cos_sin(positions, config, x.dtype)
+    rope = rope_cos_sin(positions, model_config, x.dtype)
     layers = subtree(trained, "layers")
-    numbers = [str(i) for i in range(config.num_hidden_layers)]
+    numbers = [str(i) for i in range(model_config.num_hidden_layers)]
     check_leaves(layers, tuple(numbers), "the model")
     for i, number in enumerate(numbers):
         layer = partial(
-            decoder_layer, frozen=frozen["layers"][number], rope=rope, config=config, ops=ops,
-            segment_starts=segment_starts, cache=cache[i] if cache else None,
+            decoder_layer, frozen=frozen["layers"][number], segment_starts=segment_starts,
+            rope=rope, eps=model_config.rms_norm_eps, ops=ops, cache=cache[i] if cache else None,
             rng=rng.child(i) if rng else None,
         )  # fmt: skip
         node = subtree(layers, number)
         x = ops.checkpoint(layer, node, x) if checkpointing else layer(node, x)
     if x.shape[1] > T:  # a trained prompt comes first, and its states are not returned
         x = x[:, -T:]
-    return ops.rms_norm(x, norm_weight(trained, frozen, "norm"), config.rms_norm_eps)
+    return ops.rms_norm(x, norm_weight(trained, frozen, "norm"), model_config.rms_norm_eps)
 
 
 def decoder_layer(
-    trained: Tree, x: Array, frozen: Tree, rope: Rope, segment_starts: Array, config: ModelConfig,
-    ops: Ops, cache: LayerCache | None = None, rng: RowRng | None = None,
+    trained: Tree, x: Array, frozen: Tree, rope: Rope, segment_starts: Array, eps: float, ops: Ops,
+    cache: LayerCache | None = None, rng: RowRng | None = None,
 ) -> Array:  # fmt: skip
-    """Add to x (B, T, D) what attention and then the MLP compute from it."""
+    """Add to x (B, T, D) what attention and then the MLP compute from it; eps: of the norms."""
     norms = ("input_layernorm", "post_attention_layernorm")
     check_leaves(trained, ("self_attn", "mlp", *norms), "decoder_layer")
     attention, mlp = subtree(trained, "self_attn"), subtree(trained, "mlp")
     before_attention, before_mlp = (norm_weight(trained, frozen, name) for name in norms)
 
-    h = ops.rms_norm(x, before_attention, config.rms_norm_eps)
+    h = ops.rms_norm(x, before_attention, eps)
     x = x + ops.self_attention(h, attention, frozen["self_attn"], rope, segment_starts, cache, rng)
-    h = ops.rms_norm(x, before_mlp, config.rms_norm_eps)
+    h = ops.rms_norm(x, before_mlp, eps)
     return x + ops.mlp(h, mlp, frozen["mlp"], rng)
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 from .config import require
 from .double_quant import BLOCK, DoubleQuantized, double_dequantize, double_quantize
+from .tree import Array
 
 NF4 = np.array([
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -39,12 +40,12 @@ FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])
 TINY = np.float32(1e-38)  # the smallest absmax that anything is divided by
 
 
-def pack(codes):
+def pack(codes: Array) -> Array:
     """Two 4-bit codes a byte, the first in the high half: (2k,) -> (k,) uint8."""
     return (codes[0::2] << 4 | codes[1::2]).astype(np.uint8)
 
 
-def unpack(packed):
+def unpack(packed: Array) -> Array:
     """The inverse of `pack`: (k,) -> (2k,)."""
     return np.stack([packed >> 4, packed & 15], axis=1).ravel()
 
@@ -53,16 +54,15 @@ def unpack(packed):
 class Code:
     """Sixteen values, and what searching and reading them needs."""
 
-    values: np.ndarray  # (16,) float32, by code
-    order: np.ndarray  # (16,) uint8, the codes by rising value: NF4's are 0 … 15
-    midpoints: np.ndarray  # (15,) float32, halfway between neighbours in that order
-    byte_values: np.ndarray  # (256,) for every byte its two float32 values, as one uint64
+    values: Array  # (16,) float32, by code
+    order: Array  # (16,) uint8, the codes by rising value: NF4's are 0 … 15
+    midpoints: Array  # (15,) float32, halfway between neighbours in that order
 
     @classmethod
-    def of(cls, values):
+    def of(cls, values: Array) -> "Code":
         order = np.argsort(values, kind="stable").astype(np.uint8)
         midpoints = (values[order][:-1] + values[order][1:]) / np.float32(2)
-        return cls(values, order, midpoints, values[unpack(np.arange(256))].view(np.uint64))
+        return cls(values, order, midpoints)
 
 
 CODES = {"nf4": Code.of(NF4), "fp4": Code.of(FP4)}
@@ -75,43 +75,45 @@ class Quantized:
     Raises InputError unless the sizes fit each other: compiled loops check no bounds.
     """
 
-    codes: np.ndarray  # (⌈n/2⌉,) uint8
-    scales: np.ndarray | DoubleQuantized  # absmax (m,) float32, or quantized once more
+    codes: Array  # (⌈n/2⌉,) uint8
+    scales: Array | DoubleQuantized  # absmax (m,) float32, or quantized once more
     shape: tuple[int, ...]  # of the tensor that it stands for
     block_size: int
     code: str  # "nf4" or "fp4"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self.block_size, self.code)
-        n = math.prod(self.shape)
+        n, scales = math.prod(self.shape), self.scales
         m = -(-n // self.block_size)
-        parts: list[Any] = [(self.codes, -(-n // 2), np.uint8), (self.scales, m, np.float32)]
-        if isinstance(self.scales, DoubleQuantized):
-            second, blocks = self.scales, -(-m // BLOCK)
-            parts[1:] = [(second.codes, m, np.uint8), (second.absmax, blocks, np.float32)]
+        parts: list[Any] = [(self.codes, -(-n // 2), np.uint8), (scales, m, np.float32)]
+        if isinstance(scales, DoubleQuantized):
+            parts[1:] = [(scales.codes, m, np.uint8), (scales.absmax, -(-m // BLOCK), np.float32)]
         for part, size, kind in parts:
+            sound = part.shape == (size,) and part.dtype == kind and part.flags.c_contiguous
             require(
-                part.shape == (size,) and part.dtype == kind and part.flags.c_contiguous,
+                sound,
                 f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size} needs {size} "
                 f"numbers of type {np.dtype(kind)}, not {part.dtype} of shape {part.shape}",
             )
 
     @property
-    def absmax(self):
+    def absmax(self) -> Array:
         """Return the absmax (m,) float32, dequantized if they are quantized themselves."""
         double = isinstance(self.scales, DoubleQuantized)
         return double_dequantize(self.scales) if double else self.scales
 
     @property
-    def nbytes(self):
+    def nbytes(self) -> int:
         """All bytes that are stored."""
-        return self.codes.nbytes + self.scales.nbytes
+        return int(self.codes.nbytes + self.scales.nbytes)
 
-    def dequantize(self):
+    def dequantize(self) -> Array:
         return dequantize(self)
 
 
-def quantize(w, block_size=64, double_quant=False, code="nf4"):
+def quantize(
+    w: Array, block_size: int = 64, double_quant: bool = False, code: str = "nf4"
+) -> Quantized:
     """Quantize w, of any shape and taken as float32, to four bits per element -> Quantized.
 
     `block_size` is a power of two from 16, `code` is "nf4" or "fp4"; `double_quant` quantizes the
@@ -127,22 +129,20 @@ def quantize(w, block_size=64, double_quant=False, code="nf4"):
     return Quantized(codes, scales, w.shape, block_size, code)
 
 
-def check(block_size, code):
+def check(block_size: int, code: str) -> None:
     """Raise InputError unless weights can be quantized in blocks of that size with that code."""
-    require(
-        16 <= block_size <= 65536 and block_size & (block_size - 1) == 0,
-        f"a block size of {block_size} is not a power of two from 16 to 65,536: use 64",
-    )
+    sound = 16 <= block_size <= 65536 and block_size & (block_size - 1) == 0
+    require(sound, f"a block size of {block_size} is not a power of two from 16 to 65,536: use 64")
     require(code in CODES, f"there is no 4-bit code {code!r}: use one of {', '.join(CODES)}")
 
 
-def require_finite(*arrays):
+def require_finite(*arrays: Array) -> None:
     """Raise InputError if an array holds a NaN or an infinity."""
     finite = all(np.isfinite(w).all() for w in arrays)
     require(finite, "holds a NaN or an infinity: take a sound copy of the file")
 
 
-def normalize(w, block_size):
+def normalize(w: Array, block_size: int) -> tuple[Array, Array]:
     """w (n,) -> x (n,) in [-1, 1], w over the absmax of its block; and the absmax (m,)."""
     whole = w.size // block_size * block_size
     blocks, rest = w[:whole].reshape(-1, block_size), w[whole:]
@@ -155,12 +155,12 @@ def normalize(w, block_size):
     return x, absmax
 
 
-def nearest(x, code):
+def nearest(x: Array, code: Code) -> Array:
     """The codes of the values nearest to x, between `code.midpoints`; on one, the lower value's."""
     return code.order[np.searchsorted(code.midpoints, x, side="left")]
 
 
-def dequantize(q):
+def dequantize(q: Quantized) -> Array:
     """Compute the tensor (q.shape, float32) that q stands for."""
     n = math.prod(q.shape)
     values = CODES[q.code].values[unpack(q.codes)[:n]]

@@ -21,21 +21,21 @@ def adamw_init(params: Tree) -> Tree:
 
 
 def adamw(
-    params: Tree, grads: Tree, state: Tree, rate: Callable[[str], float], config: TrainConfig
+    params: Tree, grads: Tree, state: Tree, rate: Callable[[str], float], train_config: TrainConfig
 ) -> tuple[Tree, Tree]:
     """Take one step of Adam with decoupled weight decay (Loshchilov and Hutter 2019, Alg. 2).
 
     rate(path) is the learning rate of a leaf. Returns new (params, state); the arrays passed in do
     not change.
     """
-    b1, b2, decay = config.adam_beta1, config.adam_beta2, config.weight_decay
+    b1, b2, decay = train_config.adam_beta1, train_config.adam_beta2, train_config.weight_decay
     t = state["step"] + 1
     m = tree_map(lambda m, g: b1 * m + (1 - b1) * g, state["m"], grads)
     v = tree_map(lambda v, g: b2 * v + (1 - b2) * (g * g), state["v"], grads)
 
     def step(path: str, p: Array, m: Array, v: Array) -> Array:
         # θ ← θ − η·λ·θ − η·m̂/(√v̂ + ε),  m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
-        denominator = np.sqrt(v) / math.sqrt(1 - b2**t) + config.adam_eps
+        denominator = np.sqrt(v) / math.sqrt(1 - b2**t) + train_config.adam_eps
         p = p * (1 - rate(path) * decay)
         return p - rate(path) / (1 - b1**t) * m / denominator
 
@@ -59,22 +59,22 @@ def clip(grads: Tree, max_norm: float) -> tuple[Tree, float]:
     return (grads if factor == 1.0 else tree_map(lambda g: g * factor, grads)), norm
 
 
-def learning_rate(step: int, config: TrainConfig) -> float:
+def learning_rate(step: int, train_config: TrainConfig) -> float:
     """Return the learning rate of step 0, 1, …, as transformers' schedulers compute it.
 
     Linear warm-up over ⌈warmup_ratio·iters⌉ steps, the first at zero; then constant, linear to
     zero, or half a cosine to zero.
     """
-    warmup = math.ceil(config.warmup_ratio * config.iters)
+    warmup = math.ceil(train_config.warmup_ratio * train_config.iters)
     if step < warmup:
-        return config.learning_rate * (step / warmup)
-    if config.lr_schedule == "constant":
-        return config.learning_rate
-    rest = max(1, config.iters - warmup)
-    if config.lr_schedule == "linear":
-        return config.learning_rate * max(0.0, (config.iters - step) / rest)
+        return train_config.learning_rate * (step / warmup)
+    if train_config.lr_schedule == "constant":
+        return train_config.learning_rate
+    rest = max(1, train_config.iters - warmup)
+    if train_config.lr_schedule == "linear":
+        return train_config.learning_rate * max(0.0, (train_config.iters - step) / rest)
     done = (step - warmup) / rest
-    return config.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
+    return train_config.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
 
 
 def round_to(params: Tree, dtype: str) -> Tree:

@@ -10,11 +10,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from numpy.typing import NDArray
-
 from .config import require
 
-Array = NDArray[Any]
+Array = Any  # a NumPy array, or autograd's box of one while it traces
 Tree = dict[str, Any]
 
 

@@ -132,7 +132,7 @@ assert not {{"numba", "llvmlite"}} & set(sys.modules)
 
 
 def test_breakpoints_show_arrays_and_few_calls_lead_to_the_matmul():
-    """In `layers.linear`, a traced x has its array as `_value`; README states the calls."""
+    """In `layers.linear`, a traced x has its array as `_value`; the guide states the calls."""
     names, values = [], []
 
     def watch(frame, event, argument):
@@ -162,8 +162,10 @@ def test_breakpoints_show_arrays_and_few_calls_lead_to_the_matmul():
     calls += ["hidden_states", "loss", "accumulate", "gradient_at"]
     inner = ("part", "evaluate", "of_leaves")  # functions in functions, and comprehensions
     assert [name for name in names if name[0] != "<" and name not in inner] == calls, names
-    readme = " ".join((PACKAGE.parent / "README.md").read_text(encoding="utf-8").split())
-    assert " → ".join(f"`{name}`" for name in ["train", *calls[:0:-1]]) in readme
+    page = PACKAGE.parent / "lessons" / "guide" / "design.md"
+    text = " ".join(page.read_text(encoding="utf-8").split())
+    assert " → ".join(f"`{name}`" for name in ["train", *calls[:0:-1]]) in text
+    assert "there are eight calls" in text and len(calls[:0:-1]) == 8
     traced = [x for x in values if not isinstance(x, np.ndarray)]
     assert traced and all(isinstance(x._value, np.ndarray) for x in traced)
     assert "[[" in str(traced[0])  # what `print(x)` shows

@@ -19,6 +19,7 @@ from minilora.config import (
     names_module,
     scaling,
 )
+from minilora.formats.hf_folder import projection_shapes
 
 Q = "model.layers.3.self_attn.q_proj"
 
@@ -68,7 +69,7 @@ def test_a_rule_takes_its_range_and_nothing_else(rule):
     for value in bad:
         with pytest.raises(InputError, match=r"^--some-flag must ") as error:
             check("--some-flag", value, rule)
-        assert str(error.value) == f"--some-flag must {rule}, got {value}"
+        assert str(error.value) == f"--some-flag must {rule}, got {value!r}"
 
 
 WHOLE = ("iters", "batch_size", "grad_accumulation_steps", "max_seq_length", "steps_per_eval",
@@ -127,7 +128,7 @@ def test_the_defaults():
     assert vars(LoraConfig()) == {
         "r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ("q_proj", "v_proj"),
         "use_rslora": False, "layers_to_transform": None, "rank_pattern": {}, "alpha_pattern": {},
-        "use_dora": False, "init_lora_weights": True,
+        "use_dora": False, "init_lora_weights": True, "bias": "none", "task_type": "CAUSAL_LM",
     }  # fmt: skip
     assert vars(TrainConfig()) == {
         "iters": 200, "batch_size": 4, "grad_accumulation_steps": 1, "max_seq_length": 256,
@@ -151,7 +152,7 @@ def test_the_defaults():
 def test_the_seven_projections():
     names = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert names == ALL_LINEAR
-    shapes = ModelConfig(11, 13, 17, 2, 6, 2, 4).projections()  # q is 24 wide, k and v 8
+    shapes = projection_shapes(ModelConfig(11, 13, 17, 2, 6, 2, 4))  # q is 24 wide, k and v 8
     assert [*shapes] == [*names]
     assert [*shapes.values()] == [
         (24, 13),

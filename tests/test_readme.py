@@ -1,46 +1,241 @@
-"""The README's Python, word for word, does what the README says."""
+"""The README and the guide: their Python does what they say, and what they count is counted."""
 
+import csv
+import os
 import re
+import subprocess
+import sys
+import tomllib
+from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import minilora
-from minilora import tree
+from minilora import lora, tree
+from minilora.cli.arguments import parser
+from minilora.methods.registry import METHODS
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parents[1]
+LESSONS, GUIDE = ROOT / "lessons", ROOT / "lessons" / "guide"
+PAGES = [ROOT / "README.md", LESSONS / "README.md", LESSONS / "exercises" / "README.md"]
+PAGES += sorted(GUIDE.glob("*.md"))
+
+
+def page(path):
+    """The text of a page, from its place in the repository or its name in the guide."""
+    path = ROOT / path if (ROOT / path).exists() else GUIDE / path
+    return path.read_text(encoding="utf-8")
+
+
+def table(name, head):
+    """The rows of the page's table whose first line begins with `head`: lists of cells."""
+    lines = page(name).split(f"| {head}", 1)[1].split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+
+
+def python_block(name, heading="# "):
+    """The first block of Python after a heading."""
+    text = page(name).split(heading, 1)[1]
+    return re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+
+
+# ------------------------------------------------------------------------------------ the README
 
 
 def test_the_dozen_lines(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    text = README.read_text(encoding="utf-8")
-    block = re.search(r"## In a dozen lines\n\n```python\n(.*?)```", text, re.DOTALL)[1]
     names: dict = {}
-    exec(block, names)
+    exec(python_block("README.md", "## In a dozen lines"), names)
 
-    config, adapters, frozen, dense = (names[n] for n in ("config", "adapters", "frozen", "dense"))
+    adapters, base, dense = (names[n] for n in ("adapters", "base", "dense"))
+    model_config = names["model_config"]
     steps = [row["loss"] for row in names["history"] if "loss" in row]
     assert len(steps) == 200 and steps[-1] < 0.02 < 2 < steps[0]
 
     # merging is an equation between two calls; a logit is a sum through all layers, each of its
     # float32 roundings 2⁻²⁴ of a state of size ten: far below 1e-3, and a wrong delta far above
     tokens = np.array([names["tokenizer"].encode("Ada keeps a pink kite in the barn.")])
-    ours = minilora.forward(adapters, frozen, tokens, config)
-    merged = minilora.forward({}, dense, tokens, config)
-    without = minilora.forward({}, frozen, tokens, config)
+    ours = minilora.forward(adapters, base, tokens, model_config)
+    merged = minilora.forward({}, dense, tokens, model_config)
+    without = minilora.forward({}, base, tokens, model_config)
     np.testing.assert_allclose(ours, merged, rtol=0, atol=1e-3)
     assert np.abs(ours - without).max() > 1
 
-    loaded, _, lora_config = minilora.load_adapter("adapters", frozen)
+    loaded, _, lora_config = minilora.load_adapter("adapters", base)
     assert (lora_config.r, lora_config.lora_alpha) == (8, 16)
     assert tree.flatten(loaded).keys() == tree.flatten(adapters).keys()
     for path, leaf in tree.named_leaves(loaded):
         np.testing.assert_array_equal(leaf, tree.get(adapters, path))
 
 
-@pytest.mark.parametrize("path", ["README.md", "lessons/README.md", "lessons/exercises/README.md"])
-def test_every_link_to_a_file_leads_to_one(path):
-    page = README.parent / path
-    for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
-        assert "://" in target or (page.parent / target).exists(), target
+def test_the_parts_of_the_readme_and_their_order():
+    text = page("README.md")
+    assert len(text.splitlines()) <= 160
+    parts = [
+        "W' = W + (α/r)·BA", "figures/drawings/lora_and_qlora.png", "## QLoRA in one file",
+        "minilora train\n```", "```text\nbefore:", "## In a dozen lines", "## The folders",
+        "## The lessons", "## What is proven, and how fast it is", "python -m pytest\n```",
+        "## Who it is for", "## Citing and licence",
+    ]  # fmt: skip
+    places = [text.index(part) for part in parts]
+    assert places == sorted(places)
+    assert text.count("```sh\n") == 2  # `.ci/run` runs the second
+
+
+def test_badges_and_citation_are_the_projects():
+    project = tomllib.loads(page("pyproject.toml"))["project"]
+    text = page("README.md")
+    assert (
+        f"licence-{project['license']}-" in text and f"license = {{{project['license']}}}" in text
+    )
+    assert project["requires-python"] == ">=3.11" and "python-3.11%20or%20newer-" in text
+    assert f"version = {{{minilora.__version__}}}" in text
+
+
+def test_the_readme_repeats_rows_of_the_guide():
+    proven = {(what, against): (cases, seen) for what, against, cases, seen, *_ in
+              table("proofs.md", "here | against")}  # fmt: skip
+    rows = table("README.md", "minilora | compared with")
+    assert len(rows) == 3
+    for what, against, cases, result in rows:
+        against = {"PyTorch, PEFT, bitsandbytes": "PyTorch + PEFT + bitsandbytes"}.get(
+            against, against
+        )
+        assert proven[what, against][0] == cases
+        assert result.startswith("equal") or result.split()[-1] == proven[what, against][1]
+    fast = [row[1].split()[0] for row in table("speed-and-memory.md", "training step | ratio")]
+    assert [row[1] for row in table("README.md", "SmolLM2, 4 × 128")] == [fast[0], fast[2], fast[5]]
+
+
+def test_the_counts_of_the_lessons_and_exercises():
+    exercises = tomllib.loads((LESSONS / "exercises.toml").read_text(encoding="utf-8"))["exercise"]
+    mistakes = sum(len(exercise["mistake"]) for exercise in exercises)
+    text = page("README.md")
+    assert f"There are {len(exercises)} [exercises]" in text and f"{mistakes} typical" in text
+    assert len(list(LESSONS.glob("[0-9]*.py"))) == 20 and "Twenty [lessons]" in text
+
+
+# ------------------------------------------------------------------------------------- the guide
+
+
+def slug(heading):
+    """The anchor of a heading, as GitHub and MyST make it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-")
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_leads_to_a_file_and_a_heading(path):
+    for target in re.findall(r"\]\(([^)]+)\)", path.read_text(encoding="utf-8")):
+        if "://" not in target:
+            name, _, anchor = target.partition("#")
+            file = (path.parent / name) if name else path
+            assert file.exists(), target
+            if anchor:
+                headings = re.findall(r"^#+ (.*)", file.read_text(encoding="utf-8"), re.MULTILINE)
+                assert anchor in map(slug, headings), target
+
+
+def test_the_index_has_every_page():
+    links = set(re.findall(r"\]\(([\w-]+\.md)", page("index.md")))
+    assert links == {path.name for path in GUIDE.glob("*.md")} - {"index.md"}
+
+
+def test_the_flags_of_train():
+    (commands,) = (a for a in parser()._actions if a.dest == "command")
+    flags = {}
+    for action in commands.choices["train"]._actions:
+        default = action.default
+        if isinstance(default, list):
+            default = " ".join(default)
+        flags[action.option_strings[-1]] = str(default) if default not in (None, "") else "none"
+        if isinstance(action, BooleanOptionalAction):
+            flags[action.option_strings[0]] = flags.pop(action.option_strings[-1])
+    del flags["--help"]
+    flags["--chat-date"] = "the day of the run"
+    written = {row[0].strip("`"): row[1].strip("`") for row in table("command-line.md", "flag |")}
+    assert written == flags
+    listed = {row[0].strip("`").split()[0] for row in table("command-line.md", "command |")}
+    assert listed == set(commands.choices)
+
+
+def test_the_methods():
+    assert [row[0].strip("`") for row in table("methods.md", "`--method` |")] == list(METHODS)
+    from sweeps import compare
+
+    names = [row[0].partition(",")[0] for row in table("methods.md", "200 steps")]
+    assert names == list(compare.TABLE)
+    assert f"{compare.BUDGET:,} parameters" in page("methods.md")
+
+
+def test_the_small_models():
+    for name, described in table("data-and-models.md", "name | model")[:2]:
+        base = minilora.load(name.strip("`"))[1]
+        assert described.startswith(f"{tree.num_parameters(base):,} parameters")
+
+
+def test_several_adapters(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    base, config = minilora.load("tiny")[1], minilora.LoraConfig()
+    for seed, folder in enumerate("ab"):
+        adapters, frozen = lora.init(base, config, np.random.default_rng(seed))
+        adapters = tree.tree_map(lambda w: w + np.float32(0.01), adapters)  # B, too
+        minilora.save_adapter(folder, adapters, frozen, config, "tiny")
+    names: dict = {}
+    exec(python_block("several-adapters.md"), names)
+    assert max(names["errors"].values()) < 1e-6
+    assert minilora.load_adapter("both", names["base"])[2].r == 16
+
+
+def test_the_numbers_of_several_adapters():
+    lines = (LESSONS / "sweeps" / "combining.csv").read_text().splitlines()[1:]
+    rows = list(csv.DictReader(lines))
+
+    def mean(name):
+        return np.mean([float(row[name]) for row in rows])
+
+    errors = {row[0].strip('`"'): row[2] for row in
+              table("several-adapters.md", "`combination_type` |")}  # fmt: skip
+    assert mean("off_other_cat") < 1e-7 and "below 1e-7" in errors["cat"]
+    for name in ("svd", "linear"):
+        assert float(errors[name]) == pytest.approx(mean(f"off_other_{name}"), abs=0.005)
+    names = [("one", "turned"), ("there_0.5", "back_0.5"), ("there_1.0", "back_1.0"),
+             ("stack_there", "stack_back")]  # fmt: skip
+    for row, pair in zip(table("several-adapters.md", "| Who, what, where?"), names):
+        for cell, name in zip(row[1:], pair):
+            assert float(cell) == pytest.approx(mean(name), abs=0.0051), name
+
+
+def test_the_table_of_peers_adds_up():
+    cases = sum(int(row[2].replace(",", "")) for row in table("proofs.md", "here | against"))
+    assert f"{cases:,} cases" in page("proofs.md")
+
+
+def test_the_debugger_stops_where_the_guide_says(tmp_path):
+    block = page("design.md").split("```text\n", 1)[1].split("```")[0].splitlines()
+    command, typed = block[0].split(), [line.removeprefix("(Pdb) ") for line in block[1:]]
+    asked = ["p type(x).__name__", "where", *["continue"] * 3, "p type(x).__name__", "quit"]
+    run = subprocess.run(
+        [sys.executable, *command[1:]], cwd=tmp_path, input="\n".join([*typed, *asked]) + "\n",
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    inside = run.stdout.split("gradient_at()", 1)[1]
+    assert "layers.py" in inside and "linear()" in inside
+    assert re.findall(r"'(ndarray|ArrayBox)'", inside) == ["ndarray", "ArrayBox"]
+    assert run.stdout.count("(Pdb)") == len(typed) + len(asked)
+
+
+def test_the_tests_that_the_guide_names_exist():
+    for name, path in re.findall(r"`(test_\w+)` in \[`([\w/.]+)`\]", page("proofs.md")):
+        assert f"def {name}(" in page(path), name
+
+
+def test_the_minutes_of_the_longest_exercises():
+    exercises = tomllib.loads((LESSONS / "exercises.toml").read_text(encoding="utf-8"))["exercise"]
+    minutes = {exercise["id"]: exercise["minutes"] for exercise in exercises}
+    left_out = re.findall(r"([\w-]+) \((\d+) minutes\)", page("teachers.md"))
+    assert len(left_out) == 3
+    assert {name: minutes[name] for name, _ in left_out} == {n: int(m) for n, m in left_out}
+    weeks = ", ".join(row[3] for row in table("teachers.md", "week |")[:9])
+    assert sorted(weeks.split(", ")) == sorted(minutes)

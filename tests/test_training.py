@@ -25,6 +25,7 @@ from minilora import kernels, layers, train, training
 from minilora.batching import Example, batch_at, collate
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
 from minilora.evaluation import metrics, trainer
+from minilora.evaluation.trainer import early_stopping, init_state, should_stop
 from minilora.kernels import threads
 from minilora.layers import value_and_grad
 from minilora.methods.registry import also_train
@@ -32,12 +33,9 @@ from minilora.optim import global_norm, learning_rate, round_to
 from minilora.training import (
     accumulate,
     gradient_at,
-    init_state,
     num_targets,
     rates,
-    should_stop,
     split_batch,
-    update_early_stopping,
 )
 from minilora.tree import flatten, get, named_leaves, tree_map
 
@@ -244,7 +242,7 @@ def test_one_share_for_the_reference_and_for_a_large_tree(monkeypatch):
     seen = []
     monkeypatch.setattr(training, "split_batch", lambda rows, shares: seen.append(shares) or [rows])
     for ops, few in ((None, 2**24), (layers, 2**24), (None, 1)):
-        monkeypatch.setattr(trainer, "FEW", few)
+        monkeypatch.setattr(trainer, "MAX_PARALLEL_PARAMETERS", few)
         train(*setting(), EXAMPLES, TINY, replace(SMALL, iters=1), ops=ops)
     assert seen == [2, 1, 1]
 
@@ -455,11 +453,11 @@ def test_the_bookkeeping_of_early_stopping(losses, patience):
     state, seen = {**init_state({"w": np.zeros(1)}), "step": 7}, []
     for i, loss in enumerate(losses):
         before = dict(state)
-        after = update_early_stopping(state, {"w": i}, loss, config)
+        after = {**state, **early_stopping(state, {"w": i}, loss, config)}
         assert state == before  # what was handed out is not written
         seen.append(loss)
         if not patience:
-            assert after is state and not should_stop(after, config)
+            assert after == state and not should_stop(after, config)
             continue
         finite = [x for x in seen if x == x]
         best = min(finite, default=math.inf)

@@ -22,7 +22,7 @@ STEP = 2 / 65535 + 2**-20
 
 def arguments(rng, m, spread):
     absmax = (1 + spread * rng.uniform(-1, 1, m)).astype("f4")
-    return np.float32(rng.uniform(0.8, 1.2)), absmax
+    return absmax, np.float32(rng.uniform(0.8, 1.2))
 
 
 def gaps(absmax, q):
@@ -32,7 +32,7 @@ def gaps(absmax, q):
     return np.abs(DYNAMIC_MAP - x[:, None].astype("f8"))
 
 
-def observe(result, offset, absmax):
+def observe(result, absmax, offset):
     """The parts; of two codes that are equally near, but for a step of 2/65,535, the nearer."""
     codes, gap = np.array(result.codes), gaps(absmax, result)
     first = codes[: absmax.size]
@@ -48,25 +48,25 @@ def tolerance(*_):
     return 2.0**-23
 
 
-def property_largest_magnitudes(function, offset, absmax):
+def property_largest_magnitudes(function, absmax, offset):
     """the scale of a block is the largest magnitude in it, and the offset is kept"""
-    q = function(offset, absmax)
+    q = function(absmax, offset)
     rest = np.abs(absmax - offset)
     expected = [rest[at : at + BLOCK].max() for at in range(0, rest.size, BLOCK)]
     close(np.asarray(q.absmax, "f4"), np.array(expected), 2.0**-24)
     close(np.float32(q.offset), offset)
 
 
-def property_the_nearest_code(function, offset, absmax):
+def property_the_nearest_code(function, absmax, offset):
     """no value of the map is nearer than the one that the code names, but for a step of 2/65,535"""
-    q = function(offset, absmax)
+    q = function(absmax, offset)
     gap = gaps(absmax, q)
     found = (gap[np.arange(absmax.size), q.codes] - gap.min(axis=1)).max()
     assert found <= STEP, f"a value is nearer by {found:.2g}"
 
 
-def property_two_levels(function, offset, absmax):
+def property_two_levels(function, absmax, offset):
     """a byte an absmax, and a second absmax for 256 of them"""
-    q = function(offset, absmax)
+    q = function(absmax, offset)
     assert np.asarray(q.codes).dtype == np.uint8, f"codes of {np.asarray(q.codes).dtype}"
     assert (len(q.codes), len(q.absmax)) == (absmax.size, -(-absmax.size // BLOCK))

@@ -23,7 +23,7 @@ def check(train):
     config, base, words = minilora.load("micro")
     adapters, base = lora.init(base, LoraConfig(r=2), np.random.default_rng(0))
     settings = TrainConfig(iters=3, batch_size=2, learning_rate=1e-2, warmup_ratio=0)
-    examples, _ = data.prepare(data.load_rows("questions", "valid")[:8], words, settings)
+    examples, _ = data.encode_rows(data.load_rows("questions", "valid")[:8], words, settings)
     before = tree_map(np.array, adapters), tree_map(np.array, base)
     new, _ = train(adapters, base, examples, config, settings, layers)
     for tree, old in zip((adapters, base), before):

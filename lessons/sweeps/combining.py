@@ -46,7 +46,7 @@ def held_out(task):
     """200 prepared rows of a task that no training row is about."""
     _, _, words = minilora.load("micro")
     rows = task(data.load_rows("questions", "test")[:200])
-    return data.prepare(rows, words, TrainConfig(mask_prompt=True))[0]
+    return data.encode_rows(rows, words, TrainConfig(mask_prompt=True))[0]
 
 
 def fit(base, task, seed, start=None, iters=100):
@@ -55,7 +55,7 @@ def fit(base, task, seed, start=None, iters=100):
     rng = np.random.default_rng(seed if start is None else start)
     adapters, frozen = lora.init(base, LORA, rng)
     settings = TrainConfig(iters=iters, seed=seed, **SETTINGS)
-    examples, _ = data.prepare(task(data.load_rows("questions", "train")), words, settings)
+    examples, _ = data.encode_rows(task(data.load_rows("questions", "train")), words, settings)
     with redirect_stderr(io.StringIO()):
         adapters, _ = minilora.train(adapters, frozen, examples, config, settings)
     return adapters, frozen

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig, require
-from minilora.data.rows import held_out_notes, load_rows, prepare
+from minilora.data.rows import encode_rows, held_out_notes, load_rows
 from minilora.evaluation.memory import nbytes
 from minilora.evaluation.metrics import evaluate
 from minilora.evaluation.plot import LINES, figure
@@ -87,7 +87,8 @@ def run_one(job):
     method = sized(entry, base, job.budget)
     adapters, frozen = start(entry, base, method, job.seed)
     examples, held_out = (
-        prepare(load_rows("questions", split), words, settings)[0] for split in ("train", job.split)
+        encode_rows(load_rows("questions", split), words, settings)[0]
+        for split in ("train", job.split)
     )
     notes, _ = held_out_notes(words, settings)
     with redirect_stderr(io.StringIO()):  # without the progress bar of each process

@@ -38,7 +38,7 @@ def run(job, iters=150):
         also_train_lr_scale=scale, layer_lr_decay=decay,
     )  # fmt: skip
     train, valid = (
-        data.prepare(data.load_rows("questions", split), tokenizer, settings)[0]
+        data.encode_rows(data.load_rows("questions", split), tokenizer, settings)[0]
         for split in ("train", "valid")
     )
     notes, _ = held_out_notes(tokenizer, settings)

@@ -62,7 +62,7 @@ def examples_of(task, fault, split, words, seed=0, n=None):
     rows = shuffled(rows, np.random.default_rng(seed)) if fault == "shuffled labels" else rows
     length = 70 if fault == "answers cut" else 256  # a row has 75 tokens
     settings = TrainConfig(mask_prompt=True, max_seq_length=length)
-    examples, _ = data.prepare(rows, words, settings)
+    examples, _ = data.encode_rows(rows, words, settings)
     if fault == "mask inverted":
         examples = [Example(e.tokens, [1 - m for m in e.mask]) for e in examples]
     return examples

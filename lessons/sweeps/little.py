@@ -81,7 +81,7 @@ def questions(kind, r, dropout, augmented, seed, iters):
     rows = data.load_rows("questions", "train")[64 * seed : 64 * (seed + 1)]
     held_out = data.load_rows("questions", "valid")
     train, valid, test = (
-        data.prepare(r, tokenizer, config)[0] for r in (rows, held_out[:60], held_out[60:])
+        data.encode_rows(r, tokenizer, config)[0] for r in (rows, held_out[:60], held_out[60:])
     )
     scores = []
 

@@ -84,7 +84,7 @@ def run_one(job, iters=200, rate=None):
         also_train_lr_scale=RATES["full"] / RATES["lora"],  # the embedding's, where it is trained
     )  # fmt: skip
     train, test = (
-        data.prepare(rows_of(shift, split, m, x, seed), words, settings)[0]
+        data.encode_rows(rows_of(shift, split, m, x, seed), words, settings)[0]
         for split, m, x in (("train", n, noise), ("test", 200, 0.0))
     )
     adapters, frozen = start(base, size, seed)

@@ -62,7 +62,7 @@ def scored(done, rate, seed):
     """The row of a run."""
     config, _, words = minilora.load("micro")
     rows = data.load_rows("questions", "valid")
-    held_out, _ = data.prepare(rows, words, TrainConfig(mask_prompt=True))
+    held_out, _ = data.encode_rows(rows, words, TrainConfig(mask_prompt=True))
     row = {"rate": rate, "seed": seed}
     row["size"] = float(np.median(sizes(done.adapters, done.frozen)))
     row |= {"apart": done.scores["loss"], "exact_apart": done.scores["exact_match"]}

@@ -14,7 +14,7 @@ import numpy as np
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import InputError, ModelConfig, TrainConfig
-from minilora.data.rows import held_out_notes, prepare
+from minilora.data.rows import encode_rows, held_out_notes
 from minilora.data.tasks import notes
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation.trainer import train
@@ -61,7 +61,7 @@ def pretrain(name, out):
     config, settings, n = RECIPES[name]
     began, words = time.perf_counter(), ByteTokenizer()
     params = random_params(config, np.random.default_rng(0))
-    examples, _ = prepare(notes(n, seed=0)[0], words, settings)
+    examples, _ = encode_rows(notes(n, seed=0)[0], words, settings)
     held_out, floor = held_out_notes(words, settings)
     params, history = train(params, params, examples, config, settings, held_out)
     save_pretrained(out, config, params, words, "float16")

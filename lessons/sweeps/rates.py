@@ -48,7 +48,7 @@ def run(job, iters=200):
         iters=iters, batch_size=16, learning_rate=rate, mask_prompt=True, seed=seed
     )
     rows, held_out = (
-        data.prepare(data.load_rows("questions", split), tokenizer, settings)[0]
+        data.encode_rows(data.load_rows("questions", split), tokenizer, settings)[0]
         for split in ("train", "valid")
     )
     with redirect_stderr(io.StringIO()):

@@ -68,7 +68,8 @@ def train(job):
         shape = adapters["model"]["prompt_embeddings"].shape
         adapters["model"]["prompt_embeddings"] = rng.standard_normal(shape, "f4")
     train, valid = (
-        data.prepare(rows(job.task, split), tokenizer, settings)[0] for split in ("train", "valid")
+        data.encode_rows(rows(job.task, split), tokenizer, settings)[0]
+        for split in ("train", "valid")
     )
     with redirect_stderr(io.StringIO()):
         adapters, history = minilora.train(adapters, frozen, train, config, settings)

@@ -29,7 +29,7 @@ class Interrupted(KeyboardInterrupt):
         _on_its_way[:] = [weakref.ref(self)]
 
 
-def main(argv=None):
+def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit status: 0, 2 for an error, 130 or 143 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a terminal that knows only ASCII shows escapes

@@ -10,6 +10,7 @@ import tomllib
 from dataclasses import fields
 from datetime import date
 from functools import partial
+from importlib.metadata import version
 
 from ..config import CHOICES, INITIALIZERS, InputError, LoraConfig, TrainConfig, flag, require
 from ..formats.checkpoint import read_metadata
@@ -47,24 +48,30 @@ def parse(argv):
     return parser().parse_args(["train", *recipe, *given])
 
 
-def toml_settings(path):
-    """{name: value} of a TOML file, names and values checked as flags are."""
+def toml_settings(path, written=False):
+    """{name: value} of a TOML file, names and values checked as flags are.
+
+    written: a run wrote it, so it says its format, which has to be this version's.
+    """
     text = read_text(path)
     try:
         settings = tomllib.loads(text)
         str(settings)  # a hexadecimal number may have more digits than Python prints
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
+    found = settings.pop("format_version", 1 if written else FORMAT_VERSION)
+    which = f"{path} has settings of format {found!r}, this version reads {FORMAT_VERSION}"
+    require(found == FORMAT_VERSION, f"{which}: train again, or delete it and give --model")
     return check_settings({key.replace("-", "_"): v for key, v in settings.items()}, path)
 
 
-def checkpoint_settings(facts, path):
-    """Return the settings in the facts of the checkpoint at `path`; InputError if not a run's."""
+def checkpoint_settings(metadata, path):
+    """Return the settings in the metadata of a run's checkpoint; InputError if it is no run's."""
     kinds = {"settings": dict, "digests": dict, "threads": int, "rows": list}
-    sound = all(isinstance(facts.get(name, []), kind) for name, kind in kinds.items())
-    ours = sound and facts.get("version") == VERSION
+    sound = all(isinstance(metadata.get(name, []), kind) for name, kind in kinds.items())
+    ours = sound and metadata.get("version") == FORMAT_VERSION
     require(ours, f"{path} is no checkpoint of a run of this version: start anew with --overwrite")
-    return facts["settings"]
+    return metadata["settings"]
 
 
 def check_settings(settings, path):
@@ -96,7 +103,7 @@ def as_flags(settings):
 
 
 LISTS = ("target_modules", "layers_to_transform", "also_train")
-VERSION = 2  # of the facts in a checkpoint
+FORMAT_VERSION = 2  # of a run's settings, and of its checkpoint's metadata
 CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
 NOT_IN_A_FILE = ("resume", "overwrite", "dry_run")
 
@@ -104,6 +111,7 @@ NOT_IN_A_FILE = ("resume", "overwrite", "dry_run")
 def parser():
     """The argument parser of all commands."""
     top = Parser(prog="minilora", description="LoRA and QLoRA from scratch, in NumPy.")
+    top.add_argument("--version", action="version", version=f"minilora {version('minilora')}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
 
     def command(name, text):
@@ -157,7 +165,7 @@ def train_flags(sub):
     add("--data", default=DEFAULT_DATA, help="questions, notes, toolcalls, a .jsonl file, a folder")
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="how the frozen base is stored")
     add("--block-size", type=int, default=64, help="weights that share a scale")
-    add("--method", choices=tuple(METHODS), default="lora", help="see the README's table")
+    add("--method", choices=tuple(METHODS), default="lora", help="see lessons/guide/methods.md")
     add("--num-virtual-tokens", type=int, default=16, help="of prompt, p-tuning and prefix")
     add("--bottleneck-size", type=int, default=8, help="of bottleneck")
     add("--init-lora-weights", choices=INITIALIZERS, help="a start of A and B that needs the base")

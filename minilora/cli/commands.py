@@ -8,8 +8,13 @@ import numpy as np
 
 from .. import generation
 from ..config import TrainConfig, require
-from ..data.rows import load_rows, prepare, read_rows
-from ..evaluation.memory import bits_per_weight, format_estimate, memory_estimate, summary
+from ..data.rows import encode_rows, load_rows, read_rows
+from ..evaluation.memory import (
+    bits_per_weight,
+    format_estimate,
+    memory_estimate,
+    print_trainable_parameters,
+)  # fmt: skip
 from ..evaluation.metrics import evaluate as scores
 from ..formats import fetch as fetching
 from ..formats.files import require_new
@@ -65,7 +70,7 @@ def load_examples(args, loaded, split):
     if masked is None:
         masked = loaded.settings.get("mask_prompt", any("text" not in row for row in rows))
     config = TrainConfig(max_seq_length=length or 2048, mask_prompt=masked)
-    return prepare(rows, loaded.tokenizer, config)[0], described
+    return encode_rows(rows, loaded.tokenizer, config)[0], described
 
 
 def generate(args):
@@ -75,7 +80,7 @@ def generate(args):
     prompt = args.prompt
     if tokenizer.has_chat_template and not args.raw:
         prompt = tokenizer.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    model, n, ops = loaded.model, args.max_tokens, operations(loaded.adapters, loaded.base)
+    model, n, ops = loaded.model_config, args.max_tokens, operations(loaded.adapters, loaded.base)
     keys_and_values = 8 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * n
     much = f"--max-tokens {n}: keys and values of that many tokens do not fit into memory"
     require(keys_and_values < physical_memory(), much)
@@ -96,7 +101,7 @@ def evaluate(args):
     """Print the scores on a split of the data."""
     loaded = load_model(args)
     examples, described = load_examples(args, loaded, args.split)
-    score = scores(loaded.adapters, loaded.base, examples, loaded.model)
+    score = scores(loaded.adapters, loaded.base, examples, loaded.model_config)
     if args.json:
         print(json.dumps({**score, "rows": len(examples), "data": described}))
         return
@@ -111,7 +116,7 @@ def merge(args):
     require(loaded.adapters, "there is nothing to merge: give --adapter-path")
     require_new(args.out)
     dense = merge_adapter(loaded.adapters, loaded.base)
-    save_pretrained(args.out, loaded.model, dense, loaded.tokenizer, args.dtype)
+    save_pretrained(args.out, loaded.model_config, dense, loaded.tokenizer, args.dtype)
     print(f"merged into {args.out}")
 
 
@@ -137,8 +142,8 @@ def inspect(args):
         if hasattr(leaf, "shape"):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
             print(f"{path:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
-    print(summary(loaded.adapters, loaded.base))
-    parts = memory_estimate(loaded.adapters, loaded.base, loaded.model, args.tokens)
+    print_trainable_parameters(loaded.adapters, loaded.base)
+    parts = memory_estimate(loaded.adapters, loaded.base, loaded.model_config, args.tokens)
     print(f"a step over {args.tokens} tokens:\n{format_estimate(parts)}")
     if args.data:
         tokens, mask = load_examples(args, loaded, "train")[0][0]

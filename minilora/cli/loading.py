@@ -4,24 +4,21 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from ..config import INITIALIZERS, LoraConfig, ModelConfig, require
 from ..formats.checkpoint import load_adapter, needs_dense_base, trains_all_weights
 from ..formats.pretrained import load
-from ..methods import initializers
-from ..methods.registry import METHODS, MethodConfig, also_train
+from ..methods.registry import MethodConfig, also_train, get_peft_model
 from .arguments import SETTINGS, toml_settings
 
 
 class LoadedModel(NamedTuple):
     """A base and an adapter on it, with all that says what they are."""
 
-    model: ModelConfig
+    model_config: ModelConfig
     base: dict
     tokenizer: object
     adapters: dict = {}  # noqa: RUF012
-    config: LoraConfig | MethodConfig | None = None  # None: no adapter
+    adapter_config: LoraConfig | MethodConfig | None = None  # None: no adapter
     settings: dict = {}  # noqa: RUF012  of the run that trained the adapter
 
 
@@ -33,7 +30,7 @@ def warn(text):
 def run_settings(folder):
     """The settings of the run in `folder`; none if that is not a run's."""
     path = Path(folder) / SETTINGS
-    return toml_settings(path) if path.exists() else {}
+    return toml_settings(path, written=True) if path.exists() else {}
 
 
 def warn_of_another_base(folder, settings, scheme, block_size):
@@ -58,11 +55,11 @@ def load_for_training(args):
         folder, how = args.init_adapter, (args.quantize, args.block_size)
         warn_of_another_base(folder, run_settings(folder), *how)
         start = load_with_adapter(folder, args.model, *how)
-        held = method_name(start.config)
+        held = method_name(start.adapter_config)
         require(held == args.method, f"{args.init_adapter} holds {held}: give that to --method")
     else:
         start = new_adapter(args, make_adapter_config(args))
-    possible = isinstance(start.config, LoraConfig) or not args.also_train
+    possible = isinstance(start.adapter_config, LoraConfig) or not args.also_train
     require(possible, f"--also-train goes with low-rank factors, not with --method {args.method}")
     possible = "bias" not in args.also_train or args.method != "dora"
     require(possible, "--also-train bias has no place in PEFT's files of DoRA: take norm or head")
@@ -84,24 +81,22 @@ def make_adapter_config(args):
     )  # fmt: skip
 
 
-def method_name(config):
+def method_name(adapter_config):
     """The name in METHODS that a LoraConfig or MethodConfig belongs to."""
-    if isinstance(config, MethodConfig):
-        return config.method
-    return "dora" if config.use_dora else "lora"
+    if isinstance(adapter_config, MethodConfig):
+        return adapter_config.method
+    return "dora" if adapter_config.use_dora else "lora"
 
 
-def new_adapter(args, config):
+def new_adapter(args, adapter_config):
     """A new adapter on the base that --model and --quantize name."""
-    rng, name = np.random.default_rng(args.seed), args.model
-    if isinstance(config, LoraConfig) and config.init_lora_weights in INITIALIZERS:
-        model, base, tokenizer = load(name)
-        adapters, base = initializers.init(base, config, rng, args.quantize, args.block_size)
-    else:
-        low_precision = args.method != "full"  # what stays frozen may stay in its file's type
-        model, base, tokenizer = load(name, args.quantize, args.block_size, low_precision)
-        adapters, base = METHODS[args.method](base, config, rng)
-    return LoadedModel(model, base, tokenizer, adapters, config)
+    dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
+    scheme, low_precision = "none" if dense else args.quantize, args.method != "full"
+    loaded = load(args.model, scheme, args.block_size, low_precision and not dense)
+    how = args.quantize, args.block_size
+    model = get_peft_model(loaded.base, adapter_config, args.seed, *how)
+    return LoadedModel(loaded.model_config, model.base, loaded.tokenizer, model.adapters,
+                       adapter_config)  # fmt: skip
 
 
 def load_with_adapter(folder, name, scheme, block_size):
@@ -110,8 +105,7 @@ def load_with_adapter(folder, name, scheme, block_size):
     Raises InputError if either cannot be used.
     """
     dense, low_precision = needs_dense_base(folder), not trains_all_weights(folder)
-    loaded_scheme = "none" if dense else scheme
-    model, base, tokenizer = load(name, loaded_scheme, block_size, low_precision)
+    loaded = load(name, "none" if dense else scheme, block_size, low_precision)
     how = (scheme, block_size) if dense else ()
-    adapters, base, config = load_adapter(folder, base, *how)
-    return LoadedModel(model, base, tokenizer, adapters, config)
+    adapters, base, adapter_config = load_adapter(folder, loaded.base, *how)
+    return LoadedModel(loaded.model_config, base, loaded.tokenizer, adapters, adapter_config)

@@ -14,7 +14,7 @@ from ..formats import fetch
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.files import replace_text, write_errors
 from ..formats.pretrained import EMBEDDED
-from .arguments import CHECKPOINT, SETTINGS, VERSION
+from .arguments import CHECKPOINT, FORMAT_VERSION, SETTINGS
 from .loading import warn
 
 LOCK, METRICS = ".lock", "metrics.jsonl"
@@ -45,27 +45,27 @@ def _half_written(name):
     return name.endswith(".tmp") and whole in FILES and number.isdecimal()
 
 
-def resume(folder, facts, start):
+def resume(folder, metadata, start):
     """Return (adapters, state) of the run's checkpoint, once it is sure that nothing has changed.
 
-    facts: settings, digests and threads of now; start: the adapters before the first step. Rows of
-    metrics.jsonl after the checkpoint go.
+    metadata: settings, digests and threads of now; start: the adapters before the first step. Rows
+    of metrics.jsonl after the checkpoint are removed.
     """
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
-    settings, then = facts["settings"], read_metadata(checkpoint)[1]
+    settings, then = metadata["settings"], read_metadata(checkpoint)[1]
     way = "restore them, or start anew with --overwrite"
     for name, value in settings.items():
         before = then["settings"].get(name)
         changed = f"{flag(name)} is {value} but was {before} when {folder} was started"
         same = name == "adapter_path" or before == value
         require(same, f"{changed}: a run is resumed with its own settings")
-    for name, value in facts["digests"].items():
+    for name, value in metadata["digests"].items():
         changed = f"the files of {flag(name)} {settings[name]} are not those that {folder} was"
         require(then["digests"].get(name) == value, f"{changed} started with: {way}")
     adapters, state, _ = load_state(checkpoint, start)
     step, last = state["step"], settings["iters"]
     require(step <= last, f"{checkpoint} is at step {step} of {last}: start anew with --overwrite")
-    now, before = facts["threads"], then["threads"]
+    now, before = metadata["threads"], then["threads"]
     if before != now:
         warn(f"resuming on {now} threads what was started on {before}: last bits can differ")
     first = as_json_lines(then.get("rows", []))
@@ -86,14 +86,14 @@ def begin_run(folder, text):
     replace_text(folder / METRICS, text)
 
 
-def facts(args):
+def metadata(args):
     """What must be the same when a run is resumed: its settings, the files that it reads."""
     settings = {k: v for k, v in vars(args).items() if k not in NOT_SETTINGS and v is not None}
     for name, value in settings.items():
         whole = str(value).encode(errors="ignore").decode() == str(value)
         require(whole, f"{flag(name)} {value} is not UTF-8: give it another name")
     files = {name: digest(data_files(name, getattr(args, name))) for name in ("data", "model")}
-    return {"version": VERSION, "settings": settings, "digests": files}
+    return {"version": FORMAT_VERSION, "settings": settings, "digests": files}
 
 
 @contextmanager
@@ -219,5 +219,6 @@ def as_json_lines(rows):
 
 def as_toml(settings):
     """Settings as TOML: strings, numbers, booleans and lists of them."""
+    settings = {"format_version": FORMAT_VERSION, **settings}
     text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
     return text.replace("\x7f", "\\u007f")  # which TOML forbids and JSON does not

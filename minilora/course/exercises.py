@@ -5,7 +5,6 @@ a function's decorators, signature, comments and docstring; its body becomes one
 """
 
 import ast
-import builtins
 import importlib
 import inspect
 import runpy
@@ -49,28 +48,6 @@ def stub(source, name, message):
     return "\n".join([*lines, f'    raise NotImplementedError("{message}")'])
 
 
-def free_names(function):
-    """Return the names that a function reads and does not bind itself."""
-    names = [node for node in ast.walk(function) if isinstance(node, ast.Name)]
-    bound = {node.arg for node in ast.walk(function) if isinstance(node, ast.arg)}
-    bound |= {node.id for node in names if isinstance(node.ctx, ast.Store)}
-    defaults = {node.id for node in function.args.defaults if isinstance(node, ast.Name)}
-    return {node.id for node in names} - bound | defaults  # a parameter may have its default's name
-
-
-def imports(source, names, module):
-    """Return the import lines that these functions of a module need in another file."""
-    known, lines, used = vars(importlib.import_module(module)), [], set()
-    for name in names:
-        used |= free_names(definition(source, name)[1])
-    used = used.intersection(known).difference(names, vars(builtins))
-    for name in sorted(name for name in used if inspect.ismodule(known[name])):
-        path = known[name].__name__
-        lines.append(f"import {path}" if path == name else f"import {path} as {name}")
-        used.remove(name)
-    return "\n".join([*lines, *[f"from {module} import {', '.join(sorted(used))}"] * bool(used)])
-
-
 @dataclass(frozen=True)
 class Mistake:
     """A usual mistake: an edit of the reference's source, or `mistake_NAME` of the Python file."""
@@ -94,6 +71,7 @@ class Exercise:
     points: float
     hints: Sequence[str]
     folder: Path  # of the Python file
+    imports: Sequence[str] = ()  # lines of the student's file
     helpers: Sequence[str] = ()  # functions of the same module that the student writes, too
     needs: Sequence[str] = ()
     kind: str = "function"
@@ -143,7 +121,7 @@ class Exercise:
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
-        text, needed = self.text, imports(self.text, [*self.helpers, self.name], self.module)
+        text, needed = self.text, "\n".join(self.imports)
         if self.is_test:
             text, nodes = self.source, ast.parse(self.source).body
             found = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]

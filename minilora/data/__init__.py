@@ -4,4 +4,4 @@ Read `rows.py` first. `tasks.py` and `toolcalls.py` generate the built-in data s
 """
 
 from ..batching import Example, batch_at, collate, pack  # noqa: F401
-from .rows import encode, load_rows, prepare, read_rows  # noqa: F401
+from .rows import encode, encode_rows, load_rows, read_rows  # noqa: F401

@@ -102,7 +102,7 @@ def encode(row, tokenizer, mask_prompt=False):
     return Example(head + tail, [0 if mask_prompt else 1] * len(head) + [1] * len(tail))
 
 
-def prepare(rows, tokenizer, config):
+def encode_rows(rows, tokenizer, config):
     """Return (examples, how many were cut to max_seq_length), without rows that have no target."""
     full = [encode(row, tokenizer, config.mask_prompt) for row in rows]
     cut = [Example(*(part[: config.max_seq_length] for part in example)) for example in full]
@@ -133,7 +133,7 @@ def load_rows(name, split):
 def held_out_notes(tokenizer, settings, n=256):
     """Return (examples, their entropy): notes of another seed, in nats per target token."""
     rows, nats = notes(n, seed=1)
-    examples, _ = prepare(rows, tokenizer, settings)
+    examples, _ = encode_rows(rows, tokenizer, settings)
     targets = sum(len(e.tokens) - 1 for e in examples)
     # the first byte, the initial that tells the first name, is no target: it carries log 24 nats
     return examples, float(nats.sum() - n * math.log(len(NAMES))) / targets

@@ -4,7 +4,7 @@ import sys
 
 from ..kernels.chunking import is_plain_lora
 from ..quant.schemes import is_projection
-from ..tree import get, layer_of, named_leaves, num_parameters
+from ..tree import flatten, get, layer_of, named_leaves, num_parameters
 
 # Floats per token that the line which reads a leaf keeps, beside a projection's input.
 EXTRA_FLOATS = {
@@ -15,7 +15,7 @@ EXTRA_FLOATS = {
 ADAM_FLOATS = 2  # m and v, a float32 each, for every trained parameter
 
 
-def memory_estimate(adapters, base, config, tokens):
+def memory_estimate(adapters, base, model_config, tokens):
     """{part: bytes} of a step of the fused path over `tokens` tokens a batch, float32.
 
     Weights, adapters, gradients and Adam's moments are exact; `activations` is what the backward
@@ -26,11 +26,11 @@ def memory_estimate(adapters, base, config, tokens):
         "frozen weights": nbytes(base),
         "trained weights": trained, "their gradients": trained,
         "Adam's two moments": ADAM_FLOATS * trained,
-        "activations": 4 * tokens * activation_floats(adapters, base, config),
+        "activations": 4 * tokens * activation_floats(adapters, base, model_config),
     }  # fmt: skip
 
 
-def activation_floats(adapters, base, config):
+def activation_floats(adapters, base, model_config):
     """Count the floats per token that the fused operations keep for the backward pass.
 
     Each layer keeps the outputs of the two norms (which q, k, v and gate, up read as well) and one
@@ -39,10 +39,10 @@ def activation_floats(adapters, base, config):
     factors stand alone). The first adapted layer is counted in full, and a prefix's scores, which
     grow with the square of the length, are left out.
     """
-    D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
-    H, K = config.num_attention_heads, config.num_key_value_heads
+    D, F, hd = model_config.hidden_size, model_config.intermediate_size, model_config.head_dim
+    H, K = model_config.num_attention_heads, model_config.num_key_value_heads
     layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
-    L, kept = config.num_hidden_layers, D + 1
+    L, kept = model_config.num_hidden_layers, D + 1
     for path, w in named_leaves(adapters):
         node, _, name = path.rpartition(".")
         if name in EXTRA_FLOATS:
@@ -53,10 +53,8 @@ def activation_floats(adapters, base, config):
             if node.endswith("o_proj") or not plain:
                 kept += w.shape[1]
     # the backward pass goes back to the lowest of these layers; to none if all is in the head
-    virtual = ("model.embed", "model.prompt")
-    layers = [
-        0 if path.startswith(virtual) else layer_of(path) for path, _ in named_leaves(adapters)
-    ]
+    paths, virtual = [path for path, _ in named_leaves(adapters)], ("model.embed", "model.prompt")
+    layers = [0 if path.startswith(virtual) else layer_of(path) for path in paths]
     return (L - min((n for n in layers if n >= 0), default=L)) * layer + kept
 
 
@@ -66,12 +64,13 @@ def format_estimate(parts):
     return "\n".join(f"  {name:<20}{size / 1e6:>12,.2f} MB" for name, size in parts.items())
 
 
-def summary(adapters, base):
-    """Return the line that says how much is trained of how much."""
-    trained, total = num_parameters(adapters), num_parameters(base)
-    added = sum(leaf.size for path, leaf in named_leaves(adapters) if "lora_" in path)
-    share = f"{total:,} ({100 * trained / total:.3f} %)"
-    return f"{trained:,} trained parameters next to {share}, {added:,} of them in low-rank factors"
+def print_trainable_parameters(adapters, base):
+    """Print how many parameters are trained, of how many, as PEFT does."""
+    replaced = flatten(base).keys()
+    added = sum(w.size for path, w in named_leaves(adapters) if path not in replaced)
+    trained, total = num_parameters(adapters), num_parameters(base) + added
+    share = f"trainable%: {100 * trained / total:.4f}"
+    print(f"trainable params: {trained:,} || all params: {total:,} || {share}")
 
 
 def bits_per_weight(base):

@@ -15,10 +15,10 @@ TOKENS = 4096  # tokens of a batch
 BINS = 15  # of the reliability diagram, as in Guo et al. 2017
 
 
-def evaluate(adapters, base, examples, config, ops=None):
+def evaluate(adapters, base, examples, model_config, ops=None):
     """Return scores over the target tokens of `examples`, each on its own; the loss in nats."""
     ops = operations(adapters, base, ops)
-    parts = [token_scores(adapters, base, batch, config, ops) for batch in batches(examples)]
+    parts = [token_scores(adapters, base, batch, model_config, ops) for batch in batches(examples)]
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {
@@ -31,21 +31,22 @@ def evaluate(adapters, base, examples, config, ops=None):
 
 def batches(examples):
     """Yield batches of examples of similar lengths, at most TOKENS tokens each."""
-    some: list = []
+    batch: list = []
     for example in sorted(examples, key=lambda e: len(e.tokens)):
-        if some and (len(some) + 1) * len(example.tokens) > TOKENS:
-            yield collate(some)
-            some = []
-        some.append([example])
-    yield collate(some)
+        if batch and (len(batch) + 1) * len(example.tokens) > TOKENS:
+            yield collate(batch)
+            batch = []
+        batch.append([example])
+    yield collate(batch)
 
 
-def token_scores(adapters, base, batch, config, ops):
+def token_scores(adapters, base, batch, model_config, ops):
     """Return `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row."""
-    x = model.hidden_states(adapters, base, batch["tokens"], batch["segment_starts"], config, ops)
+    tokens, starts = batch["tokens"], batch["segment_starts"]
+    x = model.hidden_states(adapters, base, tokens, starts, model_config, ops)
     at = np.nonzero(batch["mask"])
     h, targets = x[at], batch["targets"][at]
-    pieces = chunks(len(targets), config.vocab_size, LOGIT_FLOATS)
+    pieces = chunks(len(targets), model_config.vocab_size, LOGIT_FLOATS)
     parts = [_scores(model.logits(h[i], adapters, base, ops), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
     exact = np.bincount(at[0], weights=~hit, minlength=len(x)) == 0

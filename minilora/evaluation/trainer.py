@@ -1,45 +1,93 @@
 """`train` with what a user expects of it: the fastest operations, all cores, scores, progress."""
 
+import math
 import sys
 import time
-from functools import partial
+from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
 from .. import kernels, layers, training
+from ..batching import Example
+from ..config import require
 from ..methods.operations import check_packing, operations
+from ..optim import adamw_init
 from ..tree import num_parameters
 from .metrics import evaluate
 
-FEW = 2**24  # trained parameters: more of them need too much memory for a gradient per core
+MAX_PARALLEL_PARAMETERS = 2**24  # more need too much memory for a gradient per core
 SECONDS_BETWEEN_LINES = 10  # where there is no terminal for a progress bar
 
 
+class TrainResult(NamedTuple):
+    """The trained adapters, and a dict per step and per evaluation."""
+
+    adapters: dict
+    history: list[dict]
+
+
 def train(
-    adapters, base, examples, model_config, config, valid=(), state=None, on_step=None, ops=None
-):
+    adapters, base, examples, model_config, train_config, valid=(), state=None, on_step=None,
+    ops=None,
+):  # fmt: skip
     """Fit `adapters` to the examples; return (adapters, history). See `training.train`.
 
-    examples, valid: lists of `batching.Example`; `valid` is scored every `steps_per_eval` steps.
-    ops: None for the fastest, `layers` for the reference, which runs in one thread for a debugger.
+    examples, valid: lists of `batching.Example`. Every `steps_per_eval` steps and at the end
+    `valid` is scored: a dict with `step`, `eval_loss` and `eval_exact_match` in `history`. With
+    early stopping, the best adapters are returned. `on_step(rows, adapters, state)` gets the dicts
+    of a step. ops: None for the fastest, `layers` for the reference, which runs in one thread for a
+    debugger. Raises InputError for rows that are not encoded, and as `training.train`.
     """
-    check_packing(adapters, config)
+    check_packing(adapters, train_config)
+    encoded = all(isinstance(example, Example) for example in (*examples, *valid))
+    require(encoded, "train takes examples, not rows: encode them first, with minilora.encode_rows")
     ops = operations(adapters, base, ops)
-    one_share = getattr(ops, "ops", ops) is layers or num_parameters(adapters) > FEW
-    score = partial(evaluate, base=base, examples=valid, config=model_config, ops=ops)
-    with Progress(state["step"] if state else 0, config.iters) as progress:
+    reference = getattr(ops, "ops", ops) is layers
+    one_share = reference or num_parameters(adapters) > MAX_PARALLEL_PARAMETERS
+    state, history = state or init_state(adapters), []
+    with Progress(state["step"], train_config.iters) as progress:
 
-        def report(rows, adapters, state):
+        def after_step(row, adapters, new_state):
+            nonlocal state
+            state, rows, step = new_state, [row], row["step"]
+            due = step % train_config.steps_per_eval == 0 or step == train_config.iters
+            if valid and due:
+                score = evaluate(adapters, base, valid, model_config, ops)
+                loss, exact_match = score["loss"], score["exact_match"]
+                rows.append({"step": step, "eval_loss": loss, "eval_exact_match": exact_match})
+                state.update(early_stopping(state, adapters, loss, train_config))
+            history.extend(rows)
             progress.step(rows)
             if on_step:
                 on_step(rows, adapters, state)
+            return should_stop(state, train_config)
 
-        return training.train(
-            adapters, base, examples, model_config, config, ops,
-            evaluate=score if valid else None, state=state, on_step=report,
-            parallel_map=map if one_share else kernels.parallel_map,
-            shares=1 if one_share else kernels.num_threads(),
-        )  # fmt: skip
+        if not should_stop(state, train_config):
+            adapters, _ = training.train(
+                adapters, base, examples, model_config, train_config, ops, state, after_step,
+                parallel_map=map if one_share else kernels.parallel_map,
+                shares=1 if one_share else kernels.num_threads(),
+            )  # fmt: skip
+    return TrainResult(state.get("best", adapters), history)
+
+
+def init_state(adapters):
+    """Return the state before the first step: the optimizer's, and that of early stopping."""
+    return {**adamw_init(adapters), "best_loss": math.inf, "worse": 0}
+
+
+def early_stopping(state, adapters, loss, train_config):
+    """Return what an evaluation changes in the state: early stopping keeps the best adapters."""
+    if not train_config.early_stopping_patience:
+        return {}
+    if loss < state["best_loss"]:
+        return {"best_loss": loss, "worse": 0, "best": adapters}
+    return {"worse": state["worse"] + 1}
+
+
+def should_stop(state, train_config):
+    """Tell whether the held-out loss was not better in `early_stopping_patience` evaluations."""
+    return 0 < train_config.early_stopping_patience <= state["worse"]
 
 
 class Progress(tqdm):

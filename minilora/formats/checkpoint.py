@@ -7,11 +7,12 @@ the old file or the new one, whole. Nothing is pickled, and no pickle is opened.
 import hashlib
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from .. import lora
-from ..config import INITIALIZERS, require
+from ..config import INITIALIZERS, LoraConfig, require
 from ..data.rows import parse_json
 from ..methods import initializers
 from ..methods.registry import MethodConfig
@@ -29,21 +30,21 @@ PAIRED = (
 )  # fmt: skip
 
 
-def save_adapter(folder, adapters, frozen, config, base_name, dtype="float32"):
+def save_adapter(folder, adapters, base, adapter_config, base_name, dtype="float32"):
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
     `config`: the LoraConfig, or the MethodConfig of another method (see `method_format`).
-    `frozen`: the base with its lora_scaling leaves. `dtype`: float32, bfloat16 or float16; trained
+    `base`: with its lora_scaling leaves. `dtype`: float32, bfloat16 or float16; trained
     biases stay float32 (see `peft_format.tensors`). Raises InputError if a leaf has no place in the
     format, if a number does not fit `dtype`, or if `config` does not describe the tree.
     """
-    if isinstance(config, MethodConfig):
-        tensors = method_format.tensors(adapters, config)
-        fields = method_format.as_json(config, base_name)
+    if isinstance(adapter_config, MethodConfig):
+        tensors = method_format.tensors(adapters, adapter_config)
+        fields = method_format.as_json(adapter_config, base_name)
     else:
-        tensors, modules = peft_format.tensors(adapters, frozen, config)
+        tensors, modules = peft_format.tensors(adapters, base, adapter_config)
         with_bias = any(name.endswith("lora_B.bias") for name in tensors)
-        fields = peft_format.as_json(config, base_name, with_bias, modules)
+        fields = peft_format.as_json(adapter_config, base_name, with_bias, modules)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / CONFIG, folder / WEIGHTS) as (config_file, weights_file):
@@ -62,14 +63,21 @@ def pair_digest(fields):
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 
-def load_adapter(folder, base, scheme="none", block_size=64):
-    """Read (adapters, frozen, config) from a folder that PEFT or `save_adapter` wrote.
+class LoadedAdapter(NamedTuple):
+    """An adapter as `load_adapter` returns it."""
 
-    `config` is a LoraConfig or a MethodConfig. `frozen` is `base`, for LoRA with lora_scaling and
-    lora_dropout beside each adapted weight; if the adapter `changes_base`, `base` must be dense,
-    and what the start leaves of it is stored in `scheme`. Raises InputError naming the file and the
-    tensor or field that is missing, left over, misshapen, not finite or not implemented. A folder
-    with only a pickle is refused unopened.
+    adapters: dict
+    base: dict
+    adapter_config: LoraConfig | MethodConfig
+
+
+def load_adapter(folder, base, scheme="none", block_size=64):
+    """Read an adapter from a folder that PEFT or `save_adapter` wrote: LoadedAdapter.
+
+    Its base has lora_scaling and lora_dropout next to each adapted weight. If the adapter
+    `needs_dense_base`, `base` must be dense, and its projections are then stored in `scheme`.
+    Raises InputError naming the file and the tensor or field that is missing, left over, misshapen,
+    not finite or not implemented. A folder with only a pickle is refused unopened.
     """
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is no folder: give one that holds {CONFIG} and {WEIGHTS}")
@@ -81,28 +89,28 @@ def load_adapter(folder, base, scheme="none", block_size=64):
             other = method_format.read_config(raw)
         _check_pair(folder, raw)
         read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
-        return method_format.tree(other, read, base), base, other
+        return LoadedAdapter(method_format.tree(other, read, base), base, other)
     with errors_in(folder / CONFIG):
-        config, with_bias, modules = peft_format.read_config(raw, base)
-        shapes = peft_format.shapes(config, with_bias, modules, base)
+        adapter_config, with_bias, modules = peft_format.read_config(raw, base)
+        shapes = peft_format.shapes(adapter_config, with_bias, modules, base)
     _check_pair(folder, raw)
     names = {path: peft_format.key(path) for path in shapes}
     read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
     adapters = unflatten({path: read[name] for path, name in names.items()})
-    if config.init_lora_weights in INITIALIZERS:
-        base = initializers.init(base, config, np.random.default_rng(0), scheme, block_size)[1]
-    frozen = tree_map(lambda w: w, base)
+    if adapter_config.init_lora_weights in INITIALIZERS:
+        base = initializers.init(base, adapter_config, 0, scheme, block_size).base
+    base = tree_map(lambda w: w, base)
     for path in lora.adapted_paths(adapters):
-        scaling, node = config.rank_and_scaling(path)[1], get(adapters, path)
-        set_leaf(frozen, f"{path}.lora_scaling", scaling)
-        set_leaf(frozen, f"{path}.lora_dropout", config.lora_dropout)
+        scaling, node = adapter_config.rank_and_scaling(path)[1], get(adapters, path)
+        set_leaf(base, f"{path}.lora_scaling", scaling)
+        set_leaf(base, f"{path}.lora_dropout", adapter_config.lora_dropout)
         if with_bias:
             # b = b₀ + (α/r)·b_B
             own = np.float64(get(base, path).get("bias", 0))
             with np.errstate(over="ignore"):
                 bias = np.float32(own + scaling * np.float64(node["bias"]))
             node["bias"] = check_floats(f"{folder / WEIGHTS}: {path}.bias", bias)
-    return adapters, frozen, config
+    return LoadedAdapter(adapters, base, adapter_config)
 
 
 def _check_pair(folder, fields):
@@ -137,38 +145,38 @@ def _read(path, entries, shapes):
     return read
 
 
-def save_state(path, adapters, state, facts):
+def save_state(path, adapters, state, metadata):
     """Write all that a run needs to go on as if never interrupted, in one safetensors file.
 
-    `state`: as `train.train` hands it to on_step. `facts`: anything that JSON can hold, such as the
+    `state`: as `train` hands it to on_step. `metadata`: anything that JSON can hold, such as the
     run's settings. Raises InputError if the file cannot be written or a number is not finite.
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
     entries = {name: entry("F32", w) for name, w in named_leaves(trees)}
-    metadata = {"minilora_run": json.dumps(numbers), "facts": json.dumps(facts)}
+    texts = {"minilora_run": json.dumps(numbers), "facts": json.dumps(metadata)}
     with atomic_write(Path(path)) as (temporary,):
-        safetensors_file.write(temporary, entries, metadata)
+        safetensors_file.write(temporary, entries, texts)
 
 
 def read_metadata(path):
-    """Read (numbers of the state, facts) of a file that `save_state` wrote."""
+    """Read (numbers of the state, metadata) of a file that `save_state` wrote."""
     complaint = f"{path} is no checkpoint of a run"
-    metadata = safetensors_file.read_json_header(path)[0].get("__metadata__")
-    require(isinstance(metadata, dict), complaint)
+    texts = safetensors_file.read_json_header(path)[0].get("__metadata__")
+    require(isinstance(texts, dict), complaint)
     names = "minilora_run", "facts"
-    numbers, facts = (parse_json(str(metadata.get(name)), complaint) for name in names)
-    require(isinstance(numbers, dict) and isinstance(facts, dict), complaint)
-    return numbers, facts
+    numbers, metadata = (parse_json(str(texts.get(name)), complaint) for name in names)
+    require(isinstance(numbers, dict) and isinstance(metadata, dict), complaint)
+    return numbers, metadata
 
 
 def load_state(path, like=None):
-    """Read (adapters, state, facts) from a file that `save_state` wrote, every bit as it was.
+    """Read (adapters, state, metadata) from a file that `save_state` wrote, every bit as it was.
 
     Raises InputError if the file is missing, truncated, something else, or of other shapes than the
     adapters `like`, where they are given.
     """
-    entries, (numbers, facts) = safetensors_file.read_header(path), read_metadata(path)
+    entries, (numbers, metadata) = safetensors_file.read_header(path), read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
     ours = ours if like is None else dict(named_leaves(like))
     best, *counts = (numbers.get(name) for name in ("best_loss", "step", "worse"))
@@ -178,4 +186,4 @@ def load_state(path, like=None):
     trees = {"adapters", "m", "v", *(name.partition(".")[0] for name in entries)}
     shapes = {f"{tree}.{name}": found.shape for name, found in ours.items() for tree in trees}
     state = numbers | unflatten(_read(path, entries, shapes))
-    return state.pop("adapters"), state, facts
+    return state.pop("adapters"), state, metadata

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import MLP, InputError, ModelConfig, require
+from ..config import ALL_LINEAR, MLP, InputError, ModelConfig, require
 from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import dense
 from ..tree import flatten
@@ -122,11 +122,18 @@ def as_json(config, dtype, biases):
     }  # fmt: skip
 
 
+def projection_shapes(config):
+    """Compute {name: (out, in)} of a layer's seven projections."""
+    D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
+    q, kv = config.num_attention_heads * hd, config.num_key_value_heads * hd
+    return dict(zip(ALL_LINEAR, ((q, D), (kv, D), (kv, D), (D, q), (F, D), (F, D), (D, F))))
+
+
 def shapes(config, attention_bias=False, mlp_bias=False):
     """Compute {path: shape} of every tensor of a Llama with this configuration."""
     D = config.hidden_size
     layer: dict = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
-    for name, shape in config.projections().items():
+    for name, shape in projection_shapes(config).items():
         part, biased = ("mlp", mlp_bias) if name in MLP else ("self_attn", attention_bias)
         layer[f"{part}.{name}.weight"] = shape
         if biased:

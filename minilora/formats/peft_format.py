@@ -201,10 +201,10 @@ def as_json(config, base_name, lora_bias=False, modules=()):
     for name in (*config.rank_pattern, *config.alpha_pattern):
         plain = re.fullmatch(r"\w+(\.\w+)*", name)
         require(plain, f"rank_pattern and alpha_pattern take module names, not {name!r}")
-    every = "all-linear" in config.target_modules
+    targets = config.target_modules
     written = OFF | NEUTRAL | LORA_NEUTRAL | vars(config) | {
         "base_model_name_or_path": str(base_name),
-        "target_modules": ALL_LINEAR if every else config.target_modules,
+        "target_modules": ALL_LINEAR if "all-linear" in targets else targets,
         "lora_bias": lora_bias,
         "modules_to_save": list(modules) or None,
     }  # fmt: skip

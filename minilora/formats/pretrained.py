@@ -11,10 +11,11 @@ model exist. The embedding and the head can stay in the type of their file.
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import require
+from ..config import ModelConfig, require
 from ..data.tokenizer import ByteTokenizer
 from ..kernels import dense, quantize_4bit
 from ..quant.low_precision import LowPrecision
@@ -28,8 +29,16 @@ EMBEDDED = Path(__file__).parents[1] / "data" / "bases"
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
+class Pretrained(NamedTuple):
+    """A model as `load` returns it."""
+
+    model_config: ModelConfig
+    base: dict
+    tokenizer: Any
+
+
 def load(name, scheme="none", block_size=64, low_precision=None):
-    """Load (ModelConfig, base tree, tokenizer) of a model.
+    """Load a model: Pretrained(model_config, base, tokenizer).
 
     `name`: "micro" or "tiny" (embedded), "smollm2" (after `minilora fetch smollm2`), a Hugging Face
     folder, or a .gguf file. Weights are float32 (out, in), the seven projections quantized by
@@ -73,7 +82,7 @@ def load(name, scheme="none", block_size=64, low_precision=None):
         keep_low_precision = low_precision and path in TABLES and entry.read_low_precision
         w = entry.read_low_precision() if keep_low_precision else entry.read()
         set_leaf(base, path, _leaf(path, entry.where, w, scheme, block_size))
-    return config, base, tokenizer
+    return Pretrained(config, base, tokenizer)
 
 
 def _place(name):

@@ -31,9 +31,8 @@ def scheme(leaf):
     if isinstance(leaf, Int8):
         return "int8", None
     if isinstance(leaf, nf4.Quantized):
-        return leaf.code + (
-            "-dq" if isinstance(leaf.scales, DoubleQuantized) else ""
-        ), leaf.block_size
+        double = "-dq" * isinstance(leaf.scales, DoubleQuantized)
+        return leaf.code + double, leaf.block_size
     return "none", None
 
 

@@ -54,9 +54,8 @@ def split_factors(names, trained, frozen):
 def join_factors(projections, factors):
     """Return the Projections with their factors, the inverse of `projections`."""
     pairs = iter(zip(factors[::2], factors[1::2]))
-    return [
-        p if p.scaling is None else p._replace(**dict(zip("AB", next(pairs)))) for p in projections
-    ]
+    adapted = (dict(zip("AB", next(pairs))) if p.scaling is not None else {} for p in projections)
+    return [p._replace(**own) for p, own in zip(projections, adapted)]
 
 
 def project(x, *split_factors):

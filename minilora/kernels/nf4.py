@@ -13,6 +13,9 @@ from .lookup import decode
 from .loops import fast_jit, jit
 from .threads import parallel_rows
 
+# for every byte its two float32 values, as one uint64: (256,)
+PAIRS = unpack(np.arange(256))
+BYTE_VALUES = {name: code.values[PAIRS].view(np.uint64) for name, code in CODES.items()}
 SPAN = 4096  # elements that are dequantized at a time: they stay in the nearest cache
 
 
@@ -21,9 +24,8 @@ def quantize(w, block_size=64, double_quant=False, code="nf4"):
     nf4.check(block_size, code)
     w = np.ascontiguousarray(w, np.float32)
     codes, absmax = _quantize(w.reshape(-1), block_size, code)
-    return Quantized(
-        codes, double_quantize(absmax) if double_quant else absmax, w.shape, block_size, code
-    )
+    scales = double_quantize(absmax) if double_quant else absmax
+    return Quantized(codes, scales, w.shape, block_size, code)
 
 
 def _quantize(w, block_size, code):
@@ -78,7 +80,7 @@ def read_rows(q, first, out):
 def parts(q):
     """What the loops read of q; its sizes fit each other, as `Quantized` checks."""
     code = CODES[q.code]
-    return q.codes, absmax(q.scales), code.values, code.byte_values, q.block_size
+    return q.codes, absmax(q.scales), code.values, BYTE_VALUES[q.code], q.block_size
 
 
 def absmax(scales):
@@ -86,9 +88,8 @@ def absmax(scales):
     if not isinstance(scales, DoubleQuantized):
         return scales
     out = np.empty(scales.codes.size, np.float32)
-    parallel_rows(
-        _double_dequantize, out.size, scales.codes, scales.absmax, scales.offset, DYNAMIC_MAP, out
-    )
+    a = scales.codes, scales.absmax, scales.offset, DYNAMIC_MAP, out
+    parallel_rows(_double_dequantize, out.size, *a)
     return out
 
 

@@ -3,6 +3,8 @@
 `methods.py` has the table of methods and leaves. Letters as in `layers`; n: virtual tokens.
 """
 
+from typing import Any
+
 import autograd.numpy as np
 from autograd.extend import notrace_primitive
 
@@ -10,13 +12,13 @@ from .. import kernels
 from ..config import require
 from ..layers import LayerCache, lora_matmul, matmul
 from ..lora import FACTORS, LEAVES
-from ..tree import named_leaves, subtree, trained_or_frozen
+from ..tree import Tree, named_leaves, subtree, trained_or_frozen
 
 EXTRA = ("ia3_l", "lora_magnitude_vector", "bottleneck_down", "bottleneck_down_bias",
          "bottleneck_up", "bottleneck_up_bias")  # fmt: skip
 
 
-def operations(adapters, base, ops=None):
+def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
     """Return `ops` itself for plain LoRA and replaced leaves, otherwise a wrapper that knows more.
 
     ops: `layers`, `kernels.fused`, what this function returned before, or None for the fastest.
@@ -29,11 +31,11 @@ def operations(adapters, base, ops=None):
     return ops if plain and not (stacked or encoder) else MethodOps(ops)
 
 
-def check_packing(adapters, config):
+def check_packing(adapters, train_config):
     """Raise InputError if rows would be packed behind a trained prompt."""
     prompts = {"prompt_embeddings", "prompt_encoder"} & subtree(adapters, "model").keys()
     require(
-        not (config.packing and prompts),
+        not (train_config.packing and prompts),
         "--packing puts several examples into a row, and only the first would see the trained "
         "prompt: train it without",
     )

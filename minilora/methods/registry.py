@@ -21,9 +21,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .. import lora
-from ..config import ALL_LINEAR, LoraConfig, check, flag, require
+from ..config import ALL_LINEAR, INITIALIZERS, LoraConfig, check, flag, require
 from ..layers import dense
 from ..tree import flatten, get, named_leaves, set_leaf, subtree, tree_map, unflatten
+from . import initializers
 from .operations import row_norms
 
 
@@ -43,23 +44,23 @@ class MethodConfig:
 EVERY_LINEAR = LoraConfig(target_modules=ALL_LINEAR)
 
 
-def low_rank(base, config, rng):
+def low_rank(base, adapter_config, rng):
     """Create LoRA's factors, or DoRA's if `config` asks for them."""
-    return (dora if config.use_dora else lora.init)(base, config, rng)
+    return (dora if adapter_config.use_dora else lora.init)(base, adapter_config, rng)
 
 
-def dora(base, config, rng):
+def dora(base, adapter_config, rng):
     """Create LoRA's factors and m, the norms of W₀'s rows (weight-decomposed: Liu et al. 2024)."""
-    adapters, frozen = lora.init(base, replace(config, use_dora=False), rng)
+    adapters, base = lora.init(base, replace(adapter_config, use_dora=False), rng)
     for path in lora.adapted_paths(adapters):
-        node = get(frozen, path)
+        node = get(base, path)
         require("lora_stack" not in node, "DoRA cannot be trained on top of another adapter")
         norms = row_norms(get(adapters, path), node)  # m = ‖W₀‖   (DoRA, Sec. 4.1)
         set_leaf(adapters, f"{path}.lora_magnitude_vector", norms)
-    return adapters, frozen
+    return lora.PeftModel(adapters, base)
 
 
-def full(base, config, rng):
+def full(base, adapter_config, rng):
     """Copy every leaf of the base; raise InputError if one is quantized."""
     for path, w in named_leaves(base):
         require(
@@ -69,23 +70,13 @@ def full(base, config, rng):
     return unflatten({path: np.array(w) for path, w in named_leaves(base)}), base
 
 
-def head(base, config, rng):
-    """Copy the output matrix alone, which is the embedding where that is tied."""
-    return also_train({}, base, ["head"]), base
-
-
-def norm(base, config, rng):
-    """Copy the gains of every RMSNorm."""
-    return also_train({}, base, ["norm"]), base
-
-
-def bitfit(base, config, rng):
+def bitfit(base, adapter_config, rng):
     """Give every projection a bias (Ben Zaken et al. 2022), zero where the base has none."""
     paths = lora.target_paths(base, EVERY_LINEAR)
     return unflatten({path: np.array(b, "f4") for path, b in biases(paths, base)}), base
 
 
-def ia3(base, config, rng):
+def ia3(base, adapter_config, rng):
     """Scales of keys, values and hidden units (Liu et al. 2022), all one: the base at first."""
     adapters: dict = {}
     for path in lora.target_paths(base, EVERY_LINEAR):
@@ -97,10 +88,10 @@ def ia3(base, config, rng):
     return adapters, base
 
 
-def bottleneck(base, config, rng):
+def bottleneck(base, adapter_config, rng):
     """Put a network behind o_proj and down_proj (Houlsby et al. 2019), its second matrix zero."""
     adapters: dict = {}
-    m = config.bottleneck_size
+    m = adapter_config.bottleneck_size
     for path in lora.target_paths(base, LoraConfig(target_modules=("o_proj", "down_proj"))):
         D = get(base, path)["weight"].shape[0]
         set_leaf(adapters, f"{path}.bottleneck_down", _uniform(rng, (m, D), D))
@@ -110,18 +101,18 @@ def bottleneck(base, config, rng):
     return adapters, base
 
 
-def prompt(base, config, rng):
+def prompt(base, adapter_config, rng):
     """Draw rows of the embedding to stand before the embedded tokens (Lester et al. 2021)."""
-    embedding, n = base["model"]["embed_tokens"]["weight"], config.num_virtual_tokens
+    embedding, n = base["model"]["embed_tokens"]["weight"], adapter_config.num_virtual_tokens
     rows = rng.choice(embedding.shape[0], n, replace=n > embedding.shape[0])
     return unflatten({"model.prompt_embeddings": np.array(embedding[rows], "f4")}), base
 
 
-def p_tuning(base, config, rng):
+def p_tuning(base, adapter_config, rng):
     """Make such rows by a network (Liu et al. 2021): N(0, 1) into layers of U(−1/√D, 1/√D)."""
     adapters: dict = {}
     node, D = "model.prompt_encoder", base["model"]["embed_tokens"]["weight"].shape[1]
-    embedding = rng.standard_normal((config.num_virtual_tokens, D), "f4")
+    embedding = rng.standard_normal((adapter_config.num_virtual_tokens, D), "f4")
     set_leaf(adapters, f"{node}.embedding.weight", embedding)
     for layer in ("0", "2", "4"):
         set_leaf(adapters, f"{node}.mlp_head.{layer}.weight", _uniform(rng, (D, D), D))
@@ -129,16 +120,15 @@ def p_tuning(base, config, rng):
     return adapters, base
 
 
-def prefix(base, config, rng):
+def prefix(base, adapter_config, rng):
     """Keys and values before those of the tokens, in every layer (Li and Liang 2021), N(0, 1) as in
     PEFT. Not the base at first, as `prompt`."""
     adapters: dict = {}
     for path in lora.target_paths(base, LoraConfig(target_modules=("k_proj",))):
-        shape = config.num_virtual_tokens, get(base, path)["weight"].shape[0]
+        shape = adapter_config.num_virtual_tokens, get(base, path)["weight"].shape[0]
         for name in ("prefix_k", "prefix_v"):
-            set_leaf(
-                adapters, f"{path[: -len('.k_proj')]}.{name}", rng.standard_normal(shape, "f4")
-            )
+            node = path.removesuffix(".k_proj")
+            set_leaf(adapters, f"{node}.{name}", rng.standard_normal(shape, "f4"))
     return adapters, base
 
 
@@ -188,7 +178,24 @@ GROUPS = {
 }  # fmt: skip
 
 METHODS = {
-    "lora": low_rank, "dora": dora, "ia3": ia3, "bitfit": bitfit, "norm": norm, "head": head,
+    "lora": low_rank, "dora": dora, "ia3": ia3, "bitfit": bitfit,
+    "norm": lambda base, adapter_config, rng: (also_train({}, base, ["norm"]), base),
+    "head": lambda base, adapter_config, rng: (also_train({}, base, ["head"]), base),
     "bottleneck": bottleneck, "prompt": prompt, "p-tuning": p_tuning, "prefix": prefix,
     "full": full,
 }  # fmt: skip
+
+
+def get_peft_model(base, adapter_config, rng=0, scheme="none", block_size=64):
+    """Create an adapter of any method: PeftModel(adapters, base), as `lora.init` returns.
+
+    adapter_config: a LoraConfig or a MethodConfig. rng: a NumPy generator or a seed. PiSSA and
+    LoftQ take a dense base and store its projections in `scheme`, see `initializers.init`; with
+    other configurations the base stays as it is stored. Raises InputError if they do not fit.
+    """
+    rng = np.random.default_rng(rng)
+    if isinstance(adapter_config, MethodConfig):
+        return lora.PeftModel(*METHODS[adapter_config.method](base, adapter_config, rng))
+    if adapter_config.init_lora_weights in INITIALIZERS:
+        return initializers.init(base, adapter_config, rng, scheme, block_size)
+    return low_rank(base, adapter_config, rng)

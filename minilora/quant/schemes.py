@@ -7,19 +7,21 @@ full precision as well). Next to quantized projections they stay in the type of 
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import nf4
 from ..config import ALL_LINEAR, InputError, names_module, require
-from ..tree import flatten, named_leaves, unflatten
+from ..tree import Tree, flatten, named_leaves, unflatten
 from . import int8
 
 SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")  # the last: NF4 with double quantization
 
 
-def quantize(base, scheme, block_size=64, quantize_4bit=nf4.quantize):
+def quantize(
+    base: Tree, scheme: str, block_size: int = 64, quantize_4bit: Any = nf4.quantize
+) -> Tree:
     """Return a new tree: `base` with the projections' weights in `scheme`, all else shared.
 
     `quantize_4bit` is the plain quantizer or its compiled twin (`kernels.nf4.quantize`).

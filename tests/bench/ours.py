@@ -25,7 +25,7 @@ from minilora.config import ALL_LINEAR
 from minilora.kernels import OPS, fused_attention, fused_loss, nf4, num_threads, parallel_map
 from minilora.kernels.threads import THREADS
 from minilora.kernels.weights import tiles
-from minilora.optim import clip
+from minilora.optim import adamw_init, clip
 
 PARTS = {  # functions whose own time is products with the NumPy around them, or waiting
     ("weights.py", "frozen_matmul"): "weights", ("weights.py", "multiply_back"): "weights",
@@ -47,7 +47,7 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
     adapters, base = lora.init(base, lora_config, np.random.default_rng(0))
     settings = TrainConfig(**ADAM, batch_size=rows, gradient_checkpointing=checkpointing)
     bins = examples(config.vocab_size, rows, length)
-    kept = [adapters, training.init_state(adapters)]
+    kept = [adapters, adamw_init(adapters)]
 
     def run():
         loss, grads, _ = training.gradient_at(

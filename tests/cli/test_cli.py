@@ -107,7 +107,7 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
     assert run("generate --prompt 1+1= --max-tokens 3 --model", merged) == 0
     assert capsys.readouterr().out == answer
     assert run("inspect --adapter-path", out, "--data", data) == 0
-    assert "trained parameters" in capsys.readouterr().out
+    assert "trainable params" in capsys.readouterr().out
 
 
 def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_path, capsys):
@@ -281,6 +281,22 @@ def test_a_bad_settings_file_is_one_line(text, base, data, tmp_path, capsys):
     assert BAD_TOML[text] in error_of(capsys, train(base, data, tmp_path / "out", "-c", path))
 
 
+def test_settings_of_another_version_are_one_line(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    path = out / "train_config.toml"
+    first, *rest = path.read_text().splitlines(keepends=True)
+    assert first == "format_version = 2\n"
+    for line, found in (
+        ("", "1"),
+        ("format_version = 3\n", "3"),
+        ("format_version = '2'\n", "'2'"),
+    ):
+        path.write_text(line + "".join(rest))
+        error = error_of(capsys, run("evaluate", "--adapter-path", out))
+        assert f"{path} has settings of format {found}, this version reads 2: train again" in error
+
+
 @pytest.mark.parametrize(
     "line",
     ['block_size = "x"', "block_size = 1.5", "model = [1]", 'quantize = "x"', "data = [1, 2]",
@@ -375,6 +391,8 @@ def test_an_interrupted_run_says_how_to_go_on(base, data, tmp_path, number, stat
     process = subprocess.Popen(
         [sys.executable, "-m", "minilora", *words, "--iters", "100000", "--save-every", "1"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        # a job in the background of a shell would ignore SIGINT
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     while not (out / "adapter_model.safetensors").exists():
         time.sleep(0.01)
@@ -453,7 +471,7 @@ def test_a_diverged_run_names_the_step_and_keeps_the_checkpoint_before(
 def test_a_dry_run_writes_nothing(base, data, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(base, data, out, "--dry-run") == 0
-    assert "trained parameters" in capsys.readouterr().out and not out.exists()
+    assert "trainable params" in capsys.readouterr().out and not out.exists()
 
 
 def test_a_bare_peft_folder_does_not_say_its_base(base, data, tmp_path, capsys):

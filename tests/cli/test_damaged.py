@@ -166,11 +166,13 @@ def test_an_adapter_config_of_strange_types_is_read_or_refused(whole, run, long)
 
 SETTINGS = {
     "model = 3": "3", "quantize = 4": "--quantize", 'block_size = "a"': "--block-size",
-    "max_seq_length = [1, 2]": "2", 'mask_prompt = "yes"': "--mask-prompt", "data = {}": "data",
+    "max_seq_length = [1, 2]": "--max-seq-length", 'mask_prompt = "yes"': "--mask-prompt",
+    "data = {}": "data",
     "x = 1": "x", "model = ": "TOML", 'model = "a\\u0000b"': "NUL", "block_size = true": "block",
 }  # fmt: skip
+FORMAT = "format_version = 2\n"
 DAMAGE = {
-    **{f"settings: {line}": ("train_config.toml", line.encode()) for line in SETTINGS},
+    **{f"settings: {line}": ("train_config.toml", f"{FORMAT}{line}".encode()) for line in SETTINGS},
     "weights that are none": ("adapter_model.safetensors", b"\xff" * 40),
     "a config that is none": ("adapter_config.json", b"[]"),
     "a start that is a list": ("adapter_config.json", b'{"init_lora_weights": [[]]}'),

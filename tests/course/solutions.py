@@ -726,7 +726,7 @@ def pack_overlapping(codes):
 # --- double-quantization ---
 
 
-def nest_of(offset, absmax, mistake=""):
+def nest_of(absmax, offset=None, mistake=""):
     m = len(absmax)
     blocks = -(-m // 256)
     x = np.zeros(blocks * 256, np.float32)
@@ -745,18 +745,18 @@ def nest_of(offset, absmax, mistake=""):
 
 
 @wrong("double-quantization")
-def nest_offset_forgotten(offset, absmax):
-    return nest_of(offset, absmax, "offset forgotten")
+def nest_offset_forgotten(absmax, offset):
+    return nest_of(absmax, offset, "offset forgotten")
 
 
 @wrong("double-quantization")
-def nest_one_block(offset, absmax):
-    return nest_of(offset, absmax, "one block")
+def nest_one_block(absmax, offset):
+    return nest_of(absmax, offset, "one block")
 
 
 @wrong("double-quantization")
-def nest_linear_codes(offset, absmax):
-    return nest_of(offset, absmax, "linear codes")
+def nest_linear_codes(absmax, offset):
+    return nest_of(absmax, offset, "linear codes")
 
 
 # --- linear-4bit, linear-4bit-backward ---

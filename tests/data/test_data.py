@@ -12,7 +12,7 @@ from models import TINY, random_examples, seeds
 
 from minilora.batching import Example, batch_at, collate, pack
 from minilora.config import InputError, TrainConfig
-from minilora.data.rows import check_row, encode, load_rows, prepare, read_rows
+from minilora.data.rows import check_row, encode, encode_rows, load_rows, read_rows
 from minilora.data.tokenizer import ByteTokenizer
 
 BYTES, EOS = ByteTokenizer(), 255
@@ -206,7 +206,7 @@ def test_messages_need_a_template():
 
 
 def prepared(*rows, length=6, mask_prompt=True):
-    return prepare(rows, BYTES, TrainConfig(max_seq_length=length, mask_prompt=mask_prompt))
+    return encode_rows(rows, BYTES, TrainConfig(max_seq_length=length, mask_prompt=mask_prompt))
 
 
 def test_long_rows_are_cut_and_counted():

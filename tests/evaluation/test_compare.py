@@ -92,7 +92,7 @@ def test_a_row_says_what_was_trained(rows):
     header = row["adapter_bytes"] - 4 * row["trained"]
     assert 8 < header < 200 * 7  # a tensor's entry is some hundred letters
     assert 0 < row["step_ms"] < 60_000
-    assert row["notes_before"] == pytest.approx(0.2051, abs=1e-4)  # as the README says
+    assert row["notes_before"] == pytest.approx(0.2051, abs=1e-4)  # as data-and-models.md says
     assert row["notes_after"] != row["notes_before"]
 
 

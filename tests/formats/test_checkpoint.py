@@ -16,11 +16,11 @@ from models import TINY, adapted, bits, configs, random_base, seeds, target_sets
 
 from minilora import lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
+from minilora.evaluation.trainer import init_state
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.peft_format import as_json
 from minilora.methods.registry import also_train
 from minilora.optim import round_to
-from minilora.training import init_state
 from minilora.tree import flatten, get, named_leaves, set_leaf, tree_map, unflatten
 
 Q0 = "model.layers.0.self_attn.q_proj"

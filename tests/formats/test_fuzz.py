@@ -34,10 +34,11 @@ from toy_models import (
 from minilora import layers, lora, model
 from minilora.cli.arguments import parse, toml_settings
 from minilora.cli.loading import make_adapter_config
-from minilora.cli.run_folder import as_toml, facts, read_metrics, resume
+from minilora.cli.run_folder import as_toml, metadata, read_metrics, resume
 from minilora.config import InputError, LoraConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
+from minilora.evaluation.trainer import init_state, should_stop
 from minilora.formats import hf_tokenizer, safetensors_file
 from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
@@ -46,7 +47,6 @@ from minilora.methods import initializers
 from minilora.methods.operations import operations
 from minilora.methods.registry import METHODS, also_train
 from minilora.quant.schemes import quantize
-from minilora.training import init_state, should_stop
 from minilora.tree import named_leaves, tree_map, unflatten
 
 SECONDS, BYTES = 10, 2**30
@@ -302,7 +302,7 @@ def test_adapters(request, capfd, tmp_path, method):
 def test_checkpoints(request, capfd, tmp_path):
     adapters, _ = lora.init(unflatten(leaves()), LoraConfig(r=2), np.random.default_rng(0))
     args = parse(["train", "--data", "notes"])
-    then = facts(args) | {"threads": 2, "rows": [{"step": 1, "loss": 2.5}]}
+    then = metadata(args) | {"threads": 2, "rows": [{"step": 1, "loss": 2.5}]}
     now = then | {"settings": {"iters": args.iters}, "digests": {}}
     state = init_state(adapters) | {"best": adapters}
     path = tmp_path / "checkpoint.safetensors"
@@ -341,7 +341,9 @@ def test_rows(request, capfd, tmp_path):
 
 def test_settings(request, capfd, tmp_path):
     path = tmp_path / "train_config.toml"
-    path.write_text(as_toml(facts(parse(["train"]))["settings"] | {"layers_to_transform": [0, 1]}))
+    path.write_text(
+        as_toml(metadata(parse(["train"]))["settings"] | {"layers_to_transform": [0, 1]})
+    )
 
     def read():
         args = parse(["train", "-c", str(path)])

@@ -19,7 +19,7 @@ import threadpoolctl
 
 from minilora import lora, train
 from minilora.config import LoraConfig, TrainConfig
-from minilora.data.rows import load_rows, prepare
+from minilora.data.rows import encode_rows, load_rows
 from minilora.evaluation.metrics import evaluate
 from minilora.formats.pretrained import load
 from minilora.kernels import threads
@@ -33,7 +33,7 @@ def job():
     """Train for a step, evaluate; a digest of every bit, and BLAS's threads afterwards."""
     config, base, words = load("micro", "nf4-dq")
     adapters, frozen = lora.init(base, LoraConfig(), np.random.default_rng(0))
-    examples, _ = prepare(load_rows("questions", "train")[:4], words, SETTINGS)
+    examples, _ = encode_rows(load_rows("questions", "train")[:4], words, SETTINGS)
     adapters, history = train(adapters, frozen, examples, config, SETTINGS)
     digest = hashlib.sha256(repr([row["loss"] for row in history]).encode())
     digest.update(repr(evaluate(adapters, frozen, examples, config)).encode())

@@ -43,7 +43,7 @@ class Row:
 
 def number(x):
     """1.9e-6 rather than 1.9e-06."""
-    return "0" if x == 0 else f"{x:.1e}".replace(".0e", "e").replace("e-0", "e-")
+    return f"{x:g}" if x == 0 or x >= 1 else f"{x:.1e}".replace(".0e", "e").replace("e-0", "e-")
 
 
 def table(rows):
@@ -51,6 +51,13 @@ def table(rows):
     lines = [HEAD, ("---",) * len(HEAD)]
     lines += [(what, against, *row.cells()) for (what, against), row in rows.items()]
     return [f"| {' | '.join(cells)} |" for cells in lines]
+
+
+def rows_of_page(text):
+    """Return {(what, against): (cases, bound)} of the table in the text of a page, as cells."""
+    lines = text.split(f"| {' | '.join(HEAD)} |\n", 1)[1].split("\n\n")[0].splitlines()[1:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    return {(what, against): (cases, bound) for what, against, cases, _, bound, _ in cells}
 
 
 def bits(x):

@@ -28,6 +28,11 @@ def pytest_configure(config):
     config.stash[ROWS] = {}
 
 
+def pytest_collection_modifyitems(items):
+    """Run the test of the whole table last, when the other tests have filled it."""
+    items.sort(key=lambda item: item.path.name == "test_proofs_page.py")
+
+
 def pytest_terminal_summary(terminalreporter, config):
     """The table, as Markdown: what these tests have just seen, and nothing else."""
     lines, rows = [], config.stash[ROWS]
@@ -50,6 +55,12 @@ def record(request):
         row.add(np.ravel(differences), bound, floor)
 
     return record
+
+
+@pytest.fixture(scope="session")
+def recorded(request):
+    """{(what, against): Row} of what has been recorded so far."""
+    return request.config.stash[ROWS]
 
 
 @pytest.fixture(scope="session")

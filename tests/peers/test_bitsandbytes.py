@@ -68,7 +68,7 @@ def test_the_offset_of_a_large_tensor(equal, n):
     offset = shared.offset.numpy()
     np.testing.assert_allclose(offset, q.scales.offset, rtol=2 * 2.0**-23)
     # Given the same offset, all else is the same.
-    again = double_quant.double_quantize_around(offset, nf4.quantize(w, 32).absmax)
+    again = double_quant.double_quantize(nf4.quantize(w, 32).absmax, offset)
     np.testing.assert_array_equal(again.codes, shared.absmax.numpy())
     np.testing.assert_array_equal(double_quant.double_dequantize(again), their_absmax(shared))
 
@@ -91,7 +91,7 @@ def test_second_level_alone(equal, scale):
     absmax = np.full(600, scale, np.float32)
     absmax[300:310] = np.nextafter(absmax[0], np.float32(np.inf))
     offset = double_quant.mean(absmax)
-    second = double_quant.double_quantize_around(offset, absmax)
+    second = double_quant.double_quantize(absmax, offset)
     codes, state = functional.quantize_blockwise(torch.from_numpy(absmax - offset), blocksize=256)
     equal(*DOUBLE, (second.codes, codes), (second.absmax, state.absmax))
 
@@ -168,7 +168,7 @@ def test_int8_product_with_outlier_columns(equal, compared, rows, outliers):
     theirs = y - whole * (6.200124e-05 * 127**2 - 1)
     compared(
         "int8: product with outlier columns (relative to the sum of its terms' sizes)",
-        "bitsandbytes, its factor put right",
+        "bitsandbytes, with its factor corrected",
         (np.abs(product - theirs) / size).max(),
         16 * 2.0**-24,
         floor=(np.abs(product - whole - apart @ their_w.T) / size).max(),

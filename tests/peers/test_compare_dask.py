@@ -29,4 +29,4 @@ def test_jobs_over_a_dask_cluster(compared, monkeypatch):
     differences = [
         sum(ours[name] != theirs[name] for name in ours) for ours, theirs in zip(here, there)
     ]
-    compared("a sweep's rows, from dask's workers", "the same jobs here", differences, 0)
+    compared("results of a sweep on dask's workers", "the same jobs without dask", differences, 0)

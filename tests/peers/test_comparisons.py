@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from comparisons import Row, bits, table, unequal
+from comparisons import Row, bits, rows_of_page, table, unequal
 
 ZERO, NAN = np.zeros(1, np.float32), np.full(1, np.nan, np.float32)
 
@@ -14,6 +14,13 @@ def test_a_row_keeps_the_largest_difference_and_floor():
     assert table({("this", "that"): row})[-1] == "| this | that | 3 | 3.1e-6 | 1e-5 | 2e-6 |"
     with pytest.raises(AssertionError, match="one bound"):
         row.add(np.array([0.0]), 1e-4, None)
+
+
+def test_a_printed_table_is_read_back():
+    rows = {("this", "that"): Row(1e-5, 1203, 3e-6, 1e-6), ("these", "those"): Row(0.0, 2)}
+    text = "\n".join(["# A page", "", *table(rows), "", "| more | text |"])
+    cells = {("this", "that"): ("1,203", "1e-5"), ("these", "those"): ("2", "equal")}
+    assert rows_of_page(text) == cells
 
 
 def test_a_difference_that_is_no_number_stays():

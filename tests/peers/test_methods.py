@@ -142,7 +142,7 @@ def with_their_residual(compared):
             difference = get(frozen, path)["weight"] - residual
             errors.append(np.linalg.norm(difference) / rounding)
             lora.set_leaf(frozen, f"{path}.weight", residual)
-        row = f"{what} with PiSSA: what it leaves of each weight (in u·σ₁·√n·σᵣ/(σᵣ − σᵣ₊₁))"
+        row = f"{what} with PiSSA: residual of each weight (in u·σ₁·√n·σᵣ/(σᵣ − σᵣ₊₁))"
         compared(row, "PEFT", errors, RESIDUAL)
         return frozen
 
@@ -191,7 +191,9 @@ def test_logits_and_gradients(
     trees = trees_of(theirs, name, base, tmp_path)
     if name == "pissa":
         trees = trees[0], with_their_residual("random Llamas", theirs, *trees, base)
-    expected = same_here("random Llamas", "theirs", name, theirs, trees, batch["tokens"], config)
+    expected = same_here(
+        "random Llamas", "PEFT's folder", name, theirs, trees, batch["tokens"], config
+    )
     bare = minilora.forward({}, base, batch["tokens"], config)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
     same_gradients("random Llamas", name, theirs, trees, batch, config)
@@ -217,7 +219,7 @@ def test_on_the_real_base(
     trees = trees_of(theirs, name, base, tmp_path)
     if name == "pissa":
         trees = trees[0], with_their_residual("SmolLM2", theirs, *trees, base)
-    same_here("SmolLM2", "theirs", name, theirs, trees, prose[:, :128], config)
+    same_here("SmolLM2", "PEFT's folder", name, theirs, trees, prose[:, :128], config)
     same_gradients("SmolLM2", name, theirs, trees, prose_batch(prose, (128, 100)), config)
 
 
@@ -247,7 +249,9 @@ def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, same_here, with_their
         theirs = peft.PeftModel.from_pretrained(llama_of(folder), tmp_path).eval()
     if name == "pissa":
         frozen = with_their_residual("random Llamas", theirs, adapters, frozen, base)
-    expected = same_here("random Llamas", "ours", name, theirs, (adapters, frozen), tokens, config)
+    expected = same_here(
+        "random Llamas", "our folder", name, theirs, (adapters, frozen), tokens, config
+    )
     bare = minilora.forward({}, base, tokens, config)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
 

@@ -17,7 +17,7 @@ transformers = pytest.importorskip("transformers", reason="the peers group is no
 LlamaRotaryEmbedding = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
 
 WEIGHTS = "weights of folders and GGUF files, both ways", "transformers"
-LLAMAS = "random Llamas, their folders both ways and GGUF files", "transformers"
+LLAMAS = "random Llamas, Hugging Face folders both ways and GGUF files", "transformers"
 CONFIG = ModelConfig(
     vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, head_dim=16, eos_token_id=(255,),

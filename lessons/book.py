@@ -1,0 +1,234 @@
+"""What the book adds to the lessons: downloads, exercises, docstrings as pages, a cache's key.
+
+Sphinx calls the functions below while it builds; `connect` says when.
+"""
+
+import ast
+import base64
+import hashlib
+import os
+import re
+import shutil
+import sys
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import nbformat
+from jupyter_cache import get_cache
+
+import minilora.course.exercises
+
+LESSONS = Path(__file__).parent
+LESSON_FILES = sorted(LESSONS.glob("[0-9]*.py"))
+PACKAGE = Path(minilora.__file__).parent
+QUICK = bool(os.environ.get("MINILORA_QUICK"))
+BOOK_ONLY = "book"  # the tag of cells that the downloaded notebook does not have
+
+
+def code_key():
+    """Return a hash of all that a lesson's outputs depend on, except the lesson itself."""
+    files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.safetensors"), *PACKAGE.rglob("*.toml")]
+    files += [path for path in LESSONS.glob("[a-z]*.py") if path.stem not in ("book", "conf")]
+    files += [*LESSONS.glob("sweeps/*"), *LESSONS.glob("exercises*/*")]
+    versions = [version(name) for name in ("numpy", "autograd", "numba", "matplotlib")]
+    key = hashlib.sha256(f"{sys.version} {versions} {QUICK}".encode())
+    for path in sorted(path for path in files if path.is_file()):
+        key.update(path.name.encode() + path.read_bytes())
+    return key.hexdigest()[:16]
+
+
+KEY = code_key()
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "minilora-book" / KEY
+
+
+def connect(app):
+    """Register this module's functions with Sphinx."""
+    app.connect("builder-inited", create_cache)
+    app.connect("env-before-read-docs", spread_lessons)
+    for change in (resolve_links, add_to_lesson, list_exercises):
+        app.connect("source-read", change)
+    app.connect("doctree-read", clean_notebook)
+    app.connect("autodoc-process-docstring", docstring_to_rst)
+    app.connect("build-finished", copy_mathjax)
+
+
+def create_cache(app):
+    """Create the cache before the build splits into processes: only one may create it."""
+    if app.config.nb_execution_mode == "cache":
+        get_cache(app.config.nb_execution_cache_path).list_cache_records()
+
+
+def is_lesson(docname):
+    """Return whether a document is a lesson."""
+    return docname[0].isdigit()
+
+
+def spread_lessons(app, env, docnames):
+    """Reorder the documents so that each chunk of a parallel build executes some lessons."""
+    docnames[:] = [name for start in range(4) for name in docnames[start::4]]
+
+
+# ----------------------------------------------------------------------------------- the lessons
+
+
+def add_to_lesson(app, docname, source):
+    """Add a line with downloads below the title, and link the exercises that the lesson names."""
+    if not is_lesson(docname):
+        return
+    links = (
+        f"{{nb-download}}`Notebook with outputs <{docname}.ipynb>` · "
+        f"{{download}}`Python file <{docname}.py>`"
+    )
+    title, rest = source[0].split("\n", 2)[1:]
+    quick = QUICK or docname in app.config.book_quick
+    note = "# *This page shows a quick run. The text describes the full run.*\n#\n" * quick
+    cells = f"# %% [markdown]\n{title}\n\n"
+    cells += f'# %% [markdown] tags=["{BOOK_ONLY}"]\n{note}# {links}\n\n'
+    if docname in app.config.book_quick:
+        cells += f'# %% tags=["{BOOK_ONLY}", "remove-cell"]\nimport os\n\n'
+        cells += 'os.environ["MINILORA_QUICK"] = "1"\n\n'
+    source[0] = link_exercises(f"{cells}# %% [markdown]\n{rest}")
+
+
+EXERCISES = re.compile(r"\*\*Exercises\.\*\*.*?(?=\n#\n|\n\n|\Z)", re.DOTALL)
+
+
+def link_exercises(text):
+    """Turn the ids in the paragraph `**Exercises.** …` into links to the page of exercises."""
+    ids = exercises()
+
+    def link(match):
+        name = match[1]
+        return f"[{name}](exercises.md#{name})" if name in ids else match[0]
+
+    return EXERCISES.sub(lambda m: re.sub(r"`?([a-z0-9]+(?:-[a-z0-9]+)*)`?", link, m[0]), text)
+
+
+def clean_notebook(app, doctree):
+    """Make the executed notebook fit to download: without the book's cells, with its pictures."""
+    docname = app.env.docname
+    path = Path(app.outdir).parent / "jupyter_execute" / f"{docname}.ipynb"
+    if not is_lesson(docname) or not path.exists():
+        return
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells = [c for c in notebook.cells if BOOK_ONLY not in c.metadata.get("tags", [])]
+    for cell in notebook.cells:
+        cell.source = re.sub(r"\[([a-z0-9-]+)\]\(exercises\.md#[a-z0-9-]+\)", r"\1", cell.source)
+        if cell.cell_type == "markdown":
+            attach_pictures(cell)
+        else:
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+    nbformat.write(notebook, path)
+
+
+PICTURES = {".png": "image/png", ".svg": "image/svg+xml", ".gif": "image/gif"}
+
+
+def attach_pictures(cell):
+    """Put the pictures of a Markdown cell into the cell, so that the notebook is one file."""
+    for name in set(re.findall(r"\]\((\.\./figures/[^)]+)\)", cell.source)):
+        path = LESSONS / name
+        picture = base64.b64encode(path.read_bytes()).decode()
+        cell.source = cell.source.replace(f"]({name})", f"](attachment:{path.name})")
+        cell.setdefault("attachments", {})[path.name] = {PICTURES[path.suffix]: picture}
+
+
+# --------------------------------------------------------------------------------- the exercises
+
+
+def exercises():
+    """Return {id: exercise} in the order of the course."""
+    return minilora.course.exercises.load()
+
+
+def list_exercises(app, docname, source):
+    """Append each exercise to the page of exercises, under a heading with its id."""
+    if docname == "exercises":
+        source[0] += "".join(describe(exercise) for exercise in exercises().values())
+
+
+def lessons_with(exercise):
+    """Return links to the lessons whose paragraph of exercises names this one."""
+    texts = {file: EXERCISES.search(file.read_text("utf-8")) for file in LESSON_FILES}
+    word = re.compile(rf"(?<![\w-]){exercise.id}(?![\w-])")
+    found = [file for file, line in texts.items() if line and word.search(line[0])]
+    return ", ".join(f"[{file.stem.partition('_')[0]}]({file.name})" for file in found)
+
+
+def describe(exercise):
+    """Return the Markdown of an exercise: what to write, where it is taught, how to check it."""
+    first = ast.get_docstring(ast.parse(exercise.source)).partition("\n")[0]
+    return f"""
+## {exercise.id}
+
+{first.partition(": ")[2].capitalize()}
+
+Lessons: {lessons_with(exercise)} · difficulty {exercise.difficulty} of 3 · about {exercise.minutes}
+minutes · {exercise.points:g} points
+
+{exercise.task}
+
+Check it with `minilora learn check {exercise.id}`.
+"""
+
+
+# --------------------------------------------------------------------- links out of the lessons
+
+
+def resolve_links(app, docname, source):
+    """Point links to modules at the API reference; keep only the words of links to other files."""
+    documented = "".join(path.read_text("utf-8") for path in LESSONS.glob("api/*.md"))
+    folder = (LESSONS / docname).parent
+
+    def resolve(match):
+        words, target = match[1], match[2]
+        path = (folder / target.partition("#")[0]).resolve()
+        if path.suffix in PICTURES or target.startswith(("#", "http", "mailto")):
+            return match[0]
+        if path == LESSONS / "README.md":
+            return f"[{words}](/index.md)"
+        if path.is_relative_to(LESSONS.parent / "minilora"):
+            module = ".".join(path.relative_to(LESSONS.parent).with_suffix("").parts)
+            return f"[{words}](#{module})" if f"automodule:: {module}\n" in documented else words
+        return match[0] if app.env.path2doc(str(path)) in app.project.docnames else words
+
+    link, text = r"(?<!!)\[([^\]]+)\]\(([^()\s]+)\)", source[0]
+    if is_lesson(docname):  # only in prose: code has calls that look like links
+        source[0] = re.sub(
+            r"^# .*", lambda m: re.sub(link, resolve, m[0]), text, flags=re.MULTILINE
+        )
+    else:
+        source[0] = re.sub(link, resolve, text)
+
+
+# ----------------------------------------------------------------------------- the API reference
+
+
+def docstring_to_rst(app, what, name, obj, options, lines):
+    """Turn a docstring, plain text with `code` and indented formulas, into RST, in place."""
+    text = re.sub(r"([*|\\])", r"\\\1", "\n".join(lines))
+    text = re.sub(r"`([^`\n]+(?:\n[^`\n]+)?)`", lambda m: f"``{unescape(m[1])}``", text)
+    text = re.sub(r"(\w)_(?=\W|$)(?![^`\n]*``)", r"\1\\_", text)
+    parts = []
+    for paragraph in text.split("\n\n"):
+        if paragraph.startswith("    "):
+            paragraph = "::\n\n" + unescape(paragraph).replace("``", "`")
+        parts += [*paragraph.split("\n"), ""]
+    lines[:] = parts
+
+
+def unescape(text):
+    return re.sub(r"\\([*|\\_])", r"\1", text)
+
+
+# --------------------------------------------------------------------------------------- the page
+
+
+def copy_mathjax(app, error):
+    """Copy the formula renderer into the book: one file, taken from an installed package."""
+    if not error:
+        package = Path(find_spec("sphinx-mathjax-offline").origin).parent
+        target = Path(app.outdir) / "_static" / "mathjax"
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(package / "static" / "mathjax" / "tex-svg.js", target)

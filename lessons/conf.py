@@ -1,0 +1,62 @@
+"""Settings of the book: Sphinx builds it from the lessons, and executes each of them.
+
+    python -m pip install --group docs -e '.[hf]'
+    sphinx-build -W --keep-going -j 2 lessons build/book
+
+`MINILORA_QUICK=1` builds it from quick runs. Executed lessons are cached per version of the code.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import book
+
+project = "minilora"
+author = "the minilora authors"
+copyright = "the minilora authors, MIT licence"
+language = "en"
+
+extensions = [
+    "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx_codeautolink",
+    "sphinx_copybutton",
+]  # fmt: skip
+include_patterns = ["index.md", "exercises.md", "[0-9]*.py", "guide/**.md", "api/**.md"]
+
+# Lessons are Python files in percent format. Each of them is executed in lessons/.
+nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(book.CACHE)
+nb_execution_timeout = 1800  # seconds per cell
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+nb_output_stderr = "remove"  # progress bars
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_block"]
+myst_heading_anchors = 3
+
+# Names in code link to the API reference, also when an earlier cell imports them.
+codeautolink_concat_default = True
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+
+# All assets are local files: the book opens without a network.
+html_theme = "furo"
+html_title = "minilora: LoRA and QLoRA from scratch"
+html_static_path = ["_static"]
+html_css_files = ["book.css"]
+html_js_files = ["quantize.js"]
+html_show_sphinx = False
+html_copy_source = False
+mathjax_path = "mathjax/tex-svg.js"
+mathjax3_config = {"options": {"enableMenu": False}}
+copybutton_exclude = ".linenos, .gp, .go"
+
+
+def setup(app):
+    """Register the lessons' extras (`book.py`): downloads, exercises, docstrings, caching."""
+    app.add_config_value("book_quick", [], "env", [list])  # documents to execute in quick mode
+    app.add_config_value("book_key", book.KEY, "env", [str])  # another key: read everything again
+    book.connect(app)
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")

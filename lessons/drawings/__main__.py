@@ -1,0 +1,16 @@
+"""Draw the drawings of the lessons and the README. Their numbers come from the package.
+
+python lessons/drawings            # writes figures/drawings/*.svg and *.png
+python lessons/drawings masks      # only one of them
+"""
+
+import sys
+
+import course  # noqa: F401  each module adds its drawings to DRAWINGS
+import few_bits  # noqa: F401
+import low_rank  # noqa: F401
+import training  # noqa: F401
+from elements import DRAWINGS, save
+
+for name in sys.argv[1:] or DRAWINGS:
+    save(name)

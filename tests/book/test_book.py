@@ -1,0 +1,237 @@
+"""The built book, opened page by page in Chromium from its files: nothing may need a network.
+
+    sphinx-build -W --keep-going -j 2 lessons build/book
+    MINILORA_BOOK=build/book python -m pytest tests/book
+
+Chromium and chromedriver must be on the PATH.
+"""
+
+import json
+import os
+import shutil
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urlparse
+
+import nbformat
+import numpy as np
+import pytest
+from selenium import webdriver
+from selenium.webdriver import Keys
+
+from minilora import nf4
+
+BOOK = Path(os.environ.get("MINILORA_BOOK", "build/book")).resolve()
+PAGES = sorted(str(path.relative_to(BOOK)) for path in BOOK.rglob("*.html"))
+LESSONS = [page for page in PAGES if page[0].isdigit()]
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--disable-dev-shm-usage", "--window-size=1280,900",
+)  # fmt: skip
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+TYPESET = """return !document.querySelector('.math') || document.querySelector('mjx-container');"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    for flag in FLAGS:
+        options.add_argument(flag)
+    service = webdriver.ChromeService(shutil.which("chromedriver"))
+    driver = webdriver.Chrome(options=options, service=service)
+    driver.set_page_load_timeout(60)
+    yield driver
+    driver.quit()
+
+
+def visit(browser, page):
+    """Open a page and wait until its formulas are set."""
+    browser.get(f"{(BOOK / page.partition('?')[0]).as_uri()}?{page.partition('?')[2]}")
+    wait_for(lambda: browser.execute_script(TYPESET), "the formulas are not set")
+
+
+def wait_for(condition, message):
+    """Wait at most 20 seconds for a condition."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, message
+        time.sleep(0.05)
+
+
+def requests(browser):
+    """Return the addresses that the browser asked for since the last call."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [m["params"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    return [params["request"]["url"] for params in sent]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_opens_without_errors_and_without_a_network(browser, page):
+    visit(browser, page)
+    assert not [e for e in browser.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+    broken = """return [...document.images].filter(i => !i.complete || !i.naturalWidth)
+        .map(i => i.src)"""
+    wait_for(lambda: not browser.execute_script(broken), "an image is not loaded")
+    schemes = {urlparse(url).scheme for url in requests(browser)}
+    assert schemes <= {"file", "data", "chrome-extension"}
+    assert not browser.execute_script("return document.querySelectorAll('mjx-merror').length")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_prose_does_not_scroll_sideways_on_a_phone(browser, page):
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", PHONE)
+    try:
+        visit(browser, page)
+        width, scroll = browser.execute_script(
+            "return [innerWidth, document.documentElement.scrollWidth]"
+        )
+        # the browser zooms out if something is too wide, so both numbers are compared with 390
+        wide = """return [...document.querySelectorAll('article p, article li, article h1, h2, h3')]
+            .filter(e => e.offsetParent && !e.closest('table, pre'))
+            .filter(e => e.getBoundingClientRect().right > 391).map(e => e.textContent)"""
+        assert browser.execute_script(wide) == []
+        assert (width, scroll) == (390, 390)
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+class Links(HTMLParser):
+    """Collects the targets of links and pictures, and the anchors, of a page."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.targets, self.anchors = [], set()
+        self.feed((BOOK / page).read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        found = dict(attrs)
+        names = {"a": "href", "img": "src", "script": "src", "link": "href"}
+        target = found.get(names.get(tag, ""))
+        if target is not None:
+            self.targets.append(target)
+        self.anchors |= {found.get("id"), found.get("name")}
+
+
+def test_every_link_in_the_book_leads_to_a_file_and_an_anchor():
+    links, broken = {page: Links(page) for page in PAGES}, []
+    for page, found in links.items():
+        for target in found.targets:
+            if urlparse(target).scheme:
+                continue
+            address, anchor = urldefrag(unquote(target.partition("?")[0]))
+            path = (BOOK / page).parent / address if address else BOOK / page
+            name = os.path.relpath(path.resolve(), BOOK)
+            if not path.is_file() or (
+                anchor and name in links and anchor not in links[name].anchors
+            ):
+                broken.append((page, target))
+    assert broken == []
+
+
+def test_every_lesson_has_a_picture_and_a_notebook_with_outputs():
+    for page in LESSONS:
+        targets = Links(page).targets
+        assert any("figures" in t or "_images" in t for t in targets), page
+        (name,) = (t for t in targets if t.endswith(".ipynb"))
+        notebook = nbformat.read(BOOK / unquote(name), as_version=4)
+        outputs = [out for cell in notebook.cells for out in cell.get("outputs", [])]
+        assert outputs and not any(out.output_type == "error" for out in outputs), page
+
+
+def test_the_search_finds_a_function(browser):
+    visit(browser, "search.html?q=quantize")
+    count = "return document.querySelectorAll('#search-results ul.search li').length"
+    wait_for(lambda: browser.execute_script(count) > 3, "the search finds nothing")
+
+
+@pytest.mark.parametrize("scheme, dark", [("light", False), ("dark", True)])
+def test_the_page_follows_the_colours_of_the_system(browser, scheme, dark):
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    visit(browser, "index.html")
+    colour = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    red = int(colour.partition("(")[2].partition(",")[0])
+    assert (red < 128) == dark
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+# ----------------------------------------------------------- the figure that a reader can edit
+
+
+def expected(weights, name):
+    """Compute what the figure must show: absmax, codes, bytes, values and error of one block."""
+    weights = np.float32(weights)
+    x, absmax = nf4.normalize(weights, 16)
+    if name == "int4":  # not in minilora: the nearest of q/7, and q in two's complement
+        values = np.float32(np.arange(-7, 8) / 7)
+        codes = np.searchsorted((values[1:] + values[:-1]) / np.float32(2), x) - 7
+        restored = (values[codes + 7] * absmax).astype(np.float32)
+        codes = codes % 16
+        packed = nf4.pack(codes)
+    else:
+        q = nf4.quantize(weights, 16, code=name.lower())
+        codes, restored, packed = nf4.unpack(q.codes), q.dequantize(), q.codes
+        assert q.absmax[0] == absmax[0]
+    error = np.sqrt(np.mean((restored.astype(np.float64) - weights) ** 2))
+    return float(absmax[0]), codes.tolist(), packed.tolist(), restored.tolist(), float(error)
+
+
+def blocks():
+    """Return blocks of 16 weights: normal ones of many sizes, ties, zeros, outliers, subnormals."""
+    rng = np.random.default_rng(0)
+    found = [rng.standard_normal(16) * 10.0 ** rng.integers(-30, 30) for _ in range(200)]
+    for code in ("nf4", "fp4"):
+        middle = nf4.CODES[code].midpoints
+        found += [np.append(1.0, middle), np.append(-2.0, 2 * middle)]
+    outlier = rng.standard_normal(16)
+    outlier[3] = 1e6
+    found += [np.zeros(16), np.full(16, -0.0), np.full(16, 0.3), outlier]
+    found += [rng.standard_normal(16) * 1e-41, np.float32(rng.integers(-7, 8, 16) / 7)]
+    return [block.astype(np.float32).tolist() for block in found]
+
+
+def lesson_with_the_figure():
+    return next(p for p in LESSONS if "quantize_a_block" in (BOOK / p).read_text("utf-8"))
+
+
+@pytest.mark.parametrize("name", ["NF4", "FP4", "int4"])
+def test_the_figure_computes_what_minilora_computes(browser, name):
+    visit(browser, lesson_with_the_figure())
+    for block in blocks():
+        call = "const q = quantizeBlock(arguments[0], arguments[1]);"
+        call += "return [q.absmax, q.codes, q.bytes, q.values, q.rmse]"
+        absmax, codes, packed, values, error = browser.execute_script(call, block, name)
+        right = expected(block, name)
+        assert (absmax, codes, packed) == right[:3], block
+        assert np.array_equal(np.float32(values), np.float32(right[3])), block
+        assert error == pytest.approx(right[4], rel=1e-12, abs=1e-300), block
+
+
+def test_the_figure_shows_what_the_reader_enters(browser):
+    visit(browser, lesson_with_the_figure())
+    inputs = browser.find_elements("css selector", ".quantize-table input")
+    assert len(inputs) == 16
+    inputs[2].clear()
+    inputs[2].send_keys("-0.25")
+    before = float(inputs[3].get_property("value"))
+    inputs[3].send_keys(Keys.ARROW_UP)
+    block = [float(i.get_property("value")) for i in inputs]
+    assert block[2:4] == pytest.approx([-0.25, before + 0.05])
+    rows = browser.find_elements("css selector", ".quantize-table tbody tr")
+    cells = [row.find_elements("css selector", "td, th") for row in rows]
+    for column, name in enumerate(("NF4", "FP4", "int4"), 1):
+        _, codes, packed, values, error = expected(block, name)
+        for row, code, value in zip(cells, codes, values):
+            shown, _, decoded = row[column].text.partition(" → ")
+            assert int(shown) % 16 == code
+            assert float(decoded) == pytest.approx(value, rel=1e-3, abs=1e-9)
+        assert cells[16][column].text == " ".join(f"{byte:02x}" for byte in packed)
+        assert float(cells[17][column].text) == pytest.approx(error, rel=1e-2)
+    inputs[0].clear()
+    inputs[0].send_keys("1e39")
+    status = browser.find_element("css selector", ".quantize [role=status]")
+    assert status.text == "Each weight must be a finite float32 number."

@@ -1,0 +1,149 @@
+"""The drawings: their numbers are the package's, and each of them is in a lesson or a page."""
+
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from minilora import layers, nf4
+from minilora.config import ModelConfig
+from minilora.formats import hf_folder
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "lessons" / "drawings"
+STORED = ROOT / "figures" / "drawings"
+NAMES = re.findall(r"^@drawing\([^@]*?^def (\w+)", "".join(
+    path.read_text("utf-8") for path in sorted(FOLDER.glob("*.py"))), re.MULTILINE)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def modules():
+    """Return the modules of lessons/drawings by name."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        names = ("elements", "low_rank", "few_bits", "training", "course")
+        found = {name: __import__(name) for name in names}
+        yield found
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in names:
+            sys.modules.pop(name, None)
+
+
+def drawn(modules, name):
+    """Draw, and return the figure."""
+    draw, width, height, _ = modules["elements"].DRAWINGS[name]
+    fig = Figure(figsize=(width, height))
+    ax = fig.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(0, 10 * width), ylim=(0, 10 * height))
+    draw(ax)
+    return fig
+
+
+def words(fig):
+    """Return the words of all texts of a figure."""
+    return [text.get_text() for axes in fig.axes for text in axes.texts]
+
+
+def test_there_are_many_drawings_and_each_has_an_alt_text(modules):
+    drawings = modules["elements"].DRAWINGS
+    assert sorted(NAMES) == sorted(drawings) and len(drawings) >= 12
+    assert all(len(drawing.alt) > 60 for drawing in drawings.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_drawing_is_stored_and_shown(name):
+    assert (STORED / f"{name}.png").exists() and (STORED / f"{name}.svg").exists()
+    pages = [ROOT / "README.md", *ROOT.glob("lessons/*.md"), *ROOT.glob("lessons/[0-9]*.py")]
+    assert any(f"figures/drawings/{name}." in page.read_text("utf-8") for page in pages)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_texts_do_not_leave_the_drawing(modules, name):
+    fig = drawn(modules, name)
+    canvas = FigureCanvasAgg(fig)
+    canvas.draw()
+    whole = fig.bbox.padded(1)
+    for axes in fig.axes:
+        for text in (text for text in axes.texts if text.get_text().strip()):
+            box = text.get_window_extent(canvas.get_renderer())
+            inside = whole.x0 <= box.x0 and whole.y0 <= box.y0 and box.x1 <= whole.x1
+            assert inside and box.y1 <= whole.y1, text.get_text()
+
+
+def test_every_lesson_has_two_pictures_one_of_them_a_drawing():
+    for lesson in ROOT.glob("lessons/[0-9]*.py"):
+        text = lesson.read_text("utf-8")
+        pictures = re.findall(r"\]\(\.\./figures/([^)]+)\)", text)
+        assert len(set(pictures)) >= 2, f"{lesson.name} has {pictures}"
+        assert any(picture.startswith("drawings/") for picture in pictures), lesson.name
+
+
+def test_the_number_line_has_the_values_of_nf4(modules):
+    plot = drawn(modules, "nf4_number_line").axes[1]
+    lines = [line.get_xdata()[0] for line in plot.lines if list(line.get_ydata()) == [0, 0.45]]
+    np.testing.assert_array_equal(np.float32(lines), nf4.NF4)
+    weights, absmax = modules["few_bits"].block_of_eight()
+    codes = nf4.unpack(nf4.quantize(np.tile(weights, 2), 16).codes)[:8]
+    ends = [note.xy[0] for note in plot.texts if hasattr(note, "arrow_patch")]
+    np.testing.assert_array_equal(np.float32(ends), nf4.NF4[codes])
+    assert absmax == nf4.quantize(np.tile(weights, 2), 16).absmax[0]
+
+
+def test_the_bytes_are_those_of_a_quantized_tensor(modules):
+    rng = np.random.default_rng(0)
+    q = nf4.quantize(rng.standard_normal((1536, 576)).astype(np.float32), 64, double_quant=True)
+    found = words(drawn(modules, "double_quantized_bytes"))
+    for size in (q.codes.nbytes, q.scales.codes.nbytes, q.scales.absmax.nbytes, 4):
+        assert f"{size:,} bytes" in found
+    total = f"{q.nbytes:,} bytes, {8 * q.nbytes / (1536 * 576):.3f} bits per weight"
+    assert any(text.startswith(total) for text in found)
+    bits = modules["elements"].bits_per_weight()
+    assert 8 * (q.nbytes - 4) / (1536 * 576) == pytest.approx(bits)
+
+
+def test_the_masks_are_those_of_attention(modules):
+    cells = drawn(modules, "masks").axes[0].patches
+    dark = [cell.get_facecolor()[0] < 0.5 for cell in cells]
+    t = np.arange(10)
+    starts = (0 * t, np.where(t < 6, 0, 6), np.maximum(0, t - 3))
+    masks = [layers.attention_mask(first[None], 10)[0] for first in starts]
+    np.testing.assert_array_equal(np.reshape(dark, (3, 10, 10)), masks)
+
+
+def test_the_model_of_the_drawings_has_the_shapes_of_smollm2(modules):
+    assert hf_folder.projection_shapes(modules["elements"].SMOLLM2) == {
+        "q_proj": (576, 576), "k_proj": (192, 576), "v_proj": (192, 576), "o_proj": (576, 576),
+        "gate_proj": (1536, 576), "up_proj": (1536, 576), "down_proj": (576, 1536),
+    }  # fmt: skip
+
+
+def test_the_rotation_is_that_of_the_package(modules):
+    config = ModelConfig(256, 48, 128, 3, 3, 3, 16)
+    cos, sin = layers.rope_cos_sin(np.arange(8), config)
+    pair = layers.apply_rope(np.eye(1, 16)[None, None], cos[1:2], sin[1:2])[0, 0, 0]
+    np.testing.assert_allclose(pair[[0, 8]], [np.cos(1), np.sin(1)], rtol=1e-6)
+
+
+def test_the_stored_drawings_are_what_the_code_draws(modules, tmp_path):
+    for name in ("masks", "nf4_number_line", "lesson_map"):
+        modules["elements"].save(name, tmp_path)
+        text = (tmp_path / f"{name}.svg").read_text("utf-8")
+        assert numbers(text) == numbers((STORED / f"{name}.svg").read_text("utf-8")), name
+
+
+def numbers(svg):
+    """Return how often an SVG has each kind of element: other versions of matplotlib round more."""
+    return {tag: svg.count(f"<{tag} ") for tag in ("path", "use", "g")}
+
+
+def test_the_command_draws_one_drawing(monkeypatch, modules, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["drawings", "masks"])
+    monkeypatch.setattr(modules["elements"].save, "__defaults__", (tmp_path,))
+    runpy.run_path(str(FOLDER / "__main__.py"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.png", "masks.svg"]

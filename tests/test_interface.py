@@ -1,0 +1,131 @@
+"""What a user of PEFT tries: names, forms of arguments, results that unpack, errors that help."""
+
+import inspect
+
+import numpy as np
+import pytest
+from models import TINY, random_base, random_examples
+
+import minilora
+from minilora import LoraConfig, MethodConfig, TrainConfig, lora
+from minilora.config import ALL_LINEAR, InputError, ModelConfig
+from minilora.methods.registry import METHODS
+from minilora.tree import flatten
+
+
+def test_dir_is_the_interface():
+    assert dir(minilora) == sorted(minilora.__all__)
+    assert all(hasattr(minilora, name) for name in minilora.__all__)
+    assert minilora.merge_and_unload is minilora.merge
+    for name in minilora.__all__:  # no function hides a module of its name
+        value = getattr(minilora, name)
+        assert inspect.ismodule(value) or not hasattr(value, "__path__")
+
+
+NAMES = {
+    "q_proj": {"q_proj"}, "all-linear": set(ALL_LINEAR), ("all-linear",): set(ALL_LINEAR),
+    ("q_proj", "v_proj"): {"q_proj", "v_proj"}, r".*\.(q|v)_proj": {"q_proj", "v_proj"},
+    r".*mlp.*": {"gate_proj", "up_proj", "down_proj"},
+    "self_attn.k_proj": {"k_proj"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", NAMES, ids=str)
+def test_target_modules_are_a_name_a_list_or_an_expression(targets):
+    given = list(targets) if isinstance(targets, tuple) else targets
+    paths = lora.target_paths(random_base(TINY), LoraConfig(target_modules=given))
+    assert {path.rpartition(".")[2] for path in paths} == NAMES[targets]
+    assert len(paths) == TINY.num_hidden_layers * len(NAMES[targets])
+
+
+@pytest.mark.parametrize("targets", ["proj", "q", r"q_.*", ["q_proj", r".*v_proj"], [], "lm_head"])
+def test_targets_that_match_nothing_are_refused(targets):
+    with pytest.raises(InputError, match="target"):
+        lora.target_paths(random_base(TINY), LoraConfig(target_modules=targets))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_one_function_makes_an_adapter_of_every_method(method):
+    base = random_base(TINY)
+    config = LoraConfig(use_dora=method == "dora")
+    config = config if method in ("lora", "dora") else MethodConfig(method)
+    made = minilora.get_peft_model(base, config, rng=7)
+    expected = METHODS[method](base, config, np.random.default_rng(7))
+    for one, other in zip(made, expected):
+        one, other = flatten(one), flatten(other)
+        assert one.keys() == other.keys()
+        assert all(np.array_equal(one[path], other[path]) for path in one)
+    assert made.adapters is made[0] and made.base is made[1]
+
+
+def test_an_adapter_that_changes_the_base_is_made_too():
+    base, config = random_base(TINY), LoraConfig(init_lora_weights="pissa")
+    made = minilora.get_peft_model(base, config)
+    tokens = np.arange(6)[None]
+    ours = minilora.forward(*made, tokens, TINY)
+    # (W − s·BA) + s·BA is W up to float32's rounding of each, 2⁻²⁴ of numbers of size one, in two
+    # layers of seven products of at most 12 terms
+    np.testing.assert_allclose(ours, minilora.forward({}, base, tokens, TINY), atol=1e-4)
+    path = "model.layers.0.self_attn.q_proj.weight"
+    assert not np.array_equal(flatten(made.base)[path], flatten(base)[path])
+
+
+def test_the_share_of_what_is_trained_is_told_as_peft_does(capsys):
+    base = random_base(TINY)
+    total = sum(w.size for w in flatten(base).values())
+    adapters, frozen = minilora.get_peft_model(base, LoraConfig(r=2, target_modules="q_proj"))
+    minilora.print_trainable_parameters(adapters, frozen)
+    n = sum(w.size for w in flatten(adapters).values())
+    line = f"trainable params: {n:,} || all params: {total + n:,} || trainable%: "
+    assert capsys.readouterr().out == f"{line}{100 * n / (total + n):.4f}\n"
+    # a weight in place of the base's is not counted twice
+    minilora.print_trainable_parameters(*minilora.get_peft_model(base, MethodConfig("full")))
+    assert capsys.readouterr().out == (
+        f"trainable params: {total:,} || all params: {total:,} || trainable%: 100.0000\n"
+    )
+
+
+def test_results_have_names(tmp_path):
+    loaded = minilora.load("micro")
+    assert loaded == (loaded.model_config, loaded.base, loaded.tokenizer)
+    config = LoraConfig(r=2)
+    adapters, base = minilora.get_peft_model(loaded.base, config)
+    minilora.save_adapter(tmp_path, adapters, base, config, "micro")
+    found = minilora.load_adapter(tmp_path, loaded.base)
+    assert (found.adapters, found.base, found.adapter_config) == found
+    assert found.adapter_config == config
+    settings = TrainConfig(iters=1, batch_size=2)
+    rows = minilora.load_rows("questions", "valid")[:2]
+    examples, _ = minilora.encode_rows(rows, loaded.tokenizer, settings)
+    result = minilora.train(adapters, base, examples, loaded.model_config, settings)
+    assert (result.adapters, result.history) == result
+
+
+def test_rows_that_are_not_encoded_are_refused():
+    rows = [{"prompt": "a", "completion": "b"}]
+    trees = minilora.get_peft_model(random_base(TINY), LoraConfig())
+    for examples, valid in ((rows, ()), (random_examples(TINY, 2), rows)):
+        with pytest.raises(InputError, match=r"encode them first, with minilora\.encode_rows"):
+            minilora.train(*trees, examples, TINY, TrainConfig(iters=1), valid)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LoraConfig(r="8"), "lora r must be a whole number from 1, got '8'"),
+        (lambda: LoraConfig(lora_alpha="16"), "lora alpha must be a positive number, got '16'"),
+        (lambda: LoraConfig(bias="all"), "bias must be one of"),
+        (lambda: LoraConfig(task_type="SEQ_CLS"), "task_type must be one of"),
+        (lambda: TrainConfig(learning_rate=None), "--learning-rate must be a positive number"),
+        (lambda: ModelConfig(9, 8, 8, 1, 2, 0, 4), "num_key_value_heads must be a whole number"),
+    ],
+)
+def test_a_value_of_a_wrong_type_is_one_line(make, message):
+    with pytest.raises(InputError) as error:
+        make()
+    assert message in str(error.value)
+
+
+def test_a_generation_needs_a_whole_number_of_tokens():
+    with pytest.raises(InputError, match=r"--max-tokens must be a whole number from 1, got 1\.5"):
+        list(minilora.generate({}, random_base(TINY), [1], TINY, max_tokens=1.5))

@@ -1,0 +1,35 @@
+"""The table "PEFT to minilora" of the guide: its right column runs from top to bottom."""
+
+import ast
+import re
+from pathlib import Path
+
+import numpy as np
+
+GUIDE = Path(__file__).parents[1] / "lessons" / "guide" / "peft.md"
+
+
+def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = GUIDE.read_text(encoding="utf-8").partition("## What differs")[0]
+    rows = re.findall(r"^\| `(.+)` \| `(.+)` \|$", text, re.MULTILINE)
+    assert len(rows) == text.count("\n| `")  # every row has one code span per cell
+    names: dict = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    for peft, minilora in rows:
+        ast.parse(peft.replace(r"\|", "|"))  # it is Python; what it does is PEFT's
+        exec(minilora.replace(r"\|", "|"), names)
+
+    # the rows did what their left column says
+    forward, base, config, tokens = (
+        names["minilora"].forward, names["base"], names["model_config"], names["tokens"]
+    )  # fmt: skip
+    logits = forward(names["adapters"], base, tokens, config)
+    assert "trainable params" in capsys.readouterr().out
+    assert [row["step"] for row in names["history"] if "loss" in row] == [1, 2]
+    assert len(names["ids"]) <= 5
+    # float32 rounds each of 21 projections; a lost or doubled adapter moves a logit by far more
+    for pair in (names["a"], names["b"], names["ab"], ({}, names["dense"])):
+        np.testing.assert_allclose(forward(*pair, tokens, config), logits, rtol=0, atol=1e-3)
+    assert np.abs(forward({}, base, tokens, config) - logits).max() > 1e-2
+    assert Path("merged", "config.json").exists()
