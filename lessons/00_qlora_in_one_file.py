@@ -1,8 +1,10 @@
 # %% [markdown]
 # # 0. QLoRA in one file
 #
+# **The question.** What is QLoRA, all of it?
+#
 # This file fine-tunes a language model with QLoRA. It uses NumPy, autograd and the standard
-# library, and nothing of `minilora`. Read it from top to bottom:
+# library. It imports nothing from `minilora`. Read it from top to bottom:
 #
 # 1. the base model, read from a file
 # 2. NF4: a weight in 4 bits, and its scales in 8 bits
@@ -17,11 +19,13 @@
 # product.](../figures/drawings/lora_and_qlora.svg)
 #
 # `minilora` computes the same numbers: its 4-bit weights are equal to these bit for bit, and the
-# losses of all 200 steps agree to 2·10⁻⁶ (`tests/test_one_file.py`). The line in italics at the
-# head of each part names the files of the package that make this part general, fast and safe.
+# losses of all 200 steps agree to 2·10⁻⁶ (`tests/test_one_file.py` checks both). The line in
+# italics at the start of each part names the files of the package that make this part general,
+# fast and safe.
 #
 # **Time:** a quarter of a minute to run, twenty minutes to read. **You need:** Python, matrix
-# products, and the idea of a gradient.
+# products, and the idea of a gradient. If part 4 is new to you, read lesson 0b with it: it explains
+# the Llama block, one equation at a time.
 #
 # Letters in shapes: `B` rows of a batch, `T` tokens of a row, `D` width of the model, `H` attention
 # heads, `hd` width of a head, `V` vocabulary, `r` rank, `m` blocks of a weight. Weights have the
@@ -43,9 +47,10 @@ from autograd.extend import defvjp, primitive
 # *In the package: `formats/safetensors_file.py`, `formats/hf_folder.py` (other types, large files,
 # damaged files).*
 #
-# A safetensors file holds eight bytes with a length, a JSON header of that length, and the numbers
-# of all tensors. The names of the tensors are Hugging Face's. Here, a model is a dict from these
-# names to arrays. The model `micro` comes with the package and has three layers.
+# A safetensors file has three parts: eight bytes that give a length, a JSON header of that length,
+# and the numbers of all tensors. The names of the tensors are Hugging Face's. In this lesson, a
+# model is a dict from these names to arrays. The model `micro` comes with the package and has three
+# layers.
 
 # %%
 MICRO = Path(find_spec("minilora").origin).parent / "data" / "bases" / "micro"
@@ -65,9 +70,9 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 #
 # *In the package: `nf4.py`, `double_quant.py` (other block sizes, short blocks, FP4, speed).*
 #
-# NF4 has sixteen values between -1 and 1, more of them near zero, where most weights are. A weight
-# matrix is cut into blocks of 64 numbers. Each block keeps its largest magnitude, the *absmax*, and
-# for each number a 4-bit code, the index of the nearest value:
+# NF4 has sixteen values between -1 and 1. They are denser near zero, where most weights are. A
+# weight matrix is cut into blocks of 64 numbers. Each block stores its largest magnitude, the
+# *absmax*. Each number is stored as a 4-bit code, the index of the nearest of the sixteen values:
 #
 # $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
 #
@@ -76,9 +81,22 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # value.](../figures/drawings/nf4_number_line.svg)
 #
 # **Double quantization.** One float32 absmax per 64 weights costs half a bit per weight. So the
-# absmax values are quantized, too: subtract their mean, cut the rest into blocks of 256, divide
-# each block by its largest magnitude (its *scale*), and take the nearest of 256 values. A weight
-# then needs 4 + 8/64 + 32/(64·256) = 4.127 bits.
+# absmax values are quantized, too: subtract their mean, cut the differences into blocks of 256,
+# divide each block by its largest magnitude (its *scale*), and take the nearest of 256 values. A
+# weight then needs
+#
+# $$4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits.}$$
+#
+# **Predict.** Which number comes back exactly when a block is quantized and dequantized with a
+# float32 absmax?
+#
+# <details><summary>Answer</summary>
+#
+# The number with the largest magnitude, because 1 and -1 are among the sixteen values (up to the
+# rounding of the division), and every zero, because 0 is one of them. With double quantization the
+# absmax changes slightly, so only the zeros are exact.
+#
+# </details>
 
 # %%
 NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
@@ -134,10 +152,12 @@ def double_quantize(absmax):
 
 
 # %% [markdown]
-# The 256 values (Dettmers 2016) are 0, 1 and, with both signs, the midpoints of 1, 2, 4, … 64 equal
-# steps from 0.1 to 1, times a power of ten. Two details decide the last bit of the result, and with
-# them it is the one that bitsandbytes gives: how the steps are computed, and the order in which the
-# mean adds its numbers.
+# The 256 values (Dettmers 2016) are 0, 1, and 127 positive values with their negatives. The
+# positive values come in seven decades. Decade i divides the range from 0.1 to 1 into 2ⁱ equal
+# steps, takes their midpoints, and multiplies them by 10ⁱ⁻⁶.
+#
+# Two details decide the last bit of the result: how the steps are computed, and the order in which
+# the mean adds its numbers. Computed as below, the result equals that of bitsandbytes bit for bit.
 
 # %%
 parts, low = [np.array([0, 1], np.float32)], np.float32(0.1)
@@ -172,10 +192,20 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 #
 # $$h = W_0 x + \frac{\alpha}{r} B A x$$
 #
-# A starts random and B starts at zero, so the adapter changes nothing before training. The trained
-# matrices are in a dict of their own, `adapters`. The loss takes `adapters` as its first argument
-# and `base` as its second, and the gradient is taken for the first: that is how the base stays
-# frozen.
+# A starts with random numbers and B starts at zero, so the adapter changes nothing before training.
+# The trained matrices are in a separate dict, `adapters`. The loss takes `adapters` as its first
+# argument and `base` as its second, and autograd differentiates the first argument only. That is
+# how the base stays frozen.
+#
+# **Predict.** B is zero. Can the adapter learn anything at the first step?
+#
+# <details><summary>Answer</summary>
+#
+# Yes. The gradient of B is (α/r) G Aᵀ, where G is the gradient of the full weight. A is not zero,
+# so B moves at the first step. The gradient of A is (α/r) Bᵀ G, so A moves from the second step on.
+# Lesson 2 tries the four possible starts.
+#
+# </details>
 
 # %%
 RANK, ALPHA = 8, 16
@@ -306,9 +336,9 @@ def loss(adapters, base, rows, config):
 # *In the package: `data/tasks.py` (the language, its exact entropy), `data/rows.py` (your rows),
 # `batching.py` (padding, packing), `generation.py` (a cache, sampling).*
 #
-# The base model knows sentences about who keeps what where. It has never seen a question about
-# them. A row is a sentence with a question, and the answer. All names have three letters and all
-# other words four, so every row has the same length and needs no padding.
+# The base model was trained on sentences about who keeps what where. It has never seen a question
+# about them. A row has a prompt (a sentence and a question) and an answer. All names have three
+# letters and all other words have four, so every row has the same length and needs no padding.
 
 # %%
 NAMES = "Ada Ben Cal Dot Eve Fay Gus Hal Ivo Jan Kai Lea Mia Ned Oda Pia"
@@ -338,9 +368,9 @@ def generate(adapters, base, prompt, config):
 #
 # *In the package: `optim.py` (decay, schedules), `training.py` (evaluation, accumulation).*
 #
-# Adam keeps two running averages per parameter, of the gradient and of its square, and moves the
-# parameter by their ratio. The learning rate rises from zero in a short warm-up and falls back to
-# zero along half a cosine.
+# Adam keeps two running averages per parameter: of the gradient, and of its square. It moves the
+# parameter by the first average divided by the square root of the second, times the learning rate.
+# The learning rate rises from zero in a short warm-up and falls back to zero along half a cosine.
 
 # %%
 STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 200, 16, 2e-3, 12
@@ -383,9 +413,9 @@ report("after training", adapters, base)
 # *In the package: `lora.py` (unmerging), `formats/pretrained.py` (a folder that
 # transformers loads).*
 #
-# W₀ + (α/r)·BA has the shape of W₀, so an adapter can be added to its weight. The merged model has
-# the shape and the speed of the base. It stays in float32: rounding it to 4 bits again would lose
-# much of what the adapter learned.
+# (α/r)·BA has the shape of W₀, so an adapter can be added to its weight. The merged model has the
+# shape and the speed of the base. It stays in float32: rounding it to 4 bits again would lose much
+# of what the adapter learned (lesson 13 measures how much).
 
 # %%
 merged = {path: dense(w) for path, w in base.items()}
@@ -395,3 +425,26 @@ for path in merged:
         # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
         merged[path] = merged[path] + ALPHA / RANK * (B @ A)
 report("merged", {}, merged)
+
+# %% [markdown]
+# ## What was shown
+#
+# - A model is a function and a dict of arrays. LoRA adds a second, small dict.
+# - The frozen weights are stored in 4 bits. Each product dequantizes its weight and drops it again.
+# - The base stays frozen because the gradient is taken for the first argument only.
+# - The trained product BA has the shape of the weight, so it can be merged into the weight.
+#
+# **What to try.** Change one line, run the file, and compare the held-out loss:
+#
+# 1. `RANK, ALPHA = 8, 16`: try rank 1 with the same ALPHA.
+# 2. `np.zeros((w.shape[0], RANK), np.float32)`: start B with small random numbers instead. What
+#    does the first report say?
+# 3. `base = {path: quantize(w) if ...}`: leave all weights dense. How much does the loss change?
+#
+# **Exercises.** They begin in lesson 0b, with the operations of part 4.
+#
+# **Further reading.**
+#
+# - Hu et al. 2021, *LoRA*: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685)
+# - Dettmers et al. 2023, *QLoRA*: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314)
+# - Touvron et al. 2023, *LLaMA*: [arXiv:2302.13971](https://arxiv.org/abs/2302.13971)

@@ -1,7 +1,7 @@
-"""What the lessons share: the quick switch, one fine-tuning run, tables, figures, sweeps.
+"""Helpers of the lessons: the quick switch, one fine-tuning run, tables, figures, sweeps.
 
-A sweep that takes longer than a lesson may is a file in `sweeps/`, which writes a CSV beside it:
-the command that made it in the first line, then a row a run.
+An experiment that takes too long for a lesson is a *sweep*: a script in `sweeps/` that writes a CSV
+of the same name. Its first line is the command that made it, followed by one row per run.
 """
 
 import csv
@@ -25,18 +25,18 @@ SWEEPS = LESSONS / "sweeps"
 
 
 def short(full, quick):
-    """`full`, or `quick` where MINILORA_QUICK is set."""
+    """Return `full`, or `quick` if MINILORA_QUICK is set."""
     return quick if QUICK else full
 
 
 def figure(name, xlabel, ylabel, title, **options):
-    """`plot.figure` in figures/; a quick run draws into the temporary folder instead."""
+    """Open a `plot.figure` in figures/, or in the temporary folder in a quick run."""
     folder = Path(tempfile.gettempdir()) if QUICK else FIGURES
     return plot.figure(folder / f"{name}.png", xlabel, ylabel, title, **options)
 
 
 class Run(NamedTuple):
-    """What a fine-tuning run leaves: the trained tree, the frozen one, its steps, its scores."""
+    """The result of a fine-tuning run: the trained tree, the frozen tree, its steps, its scores."""
 
     adapters: dict
     frozen: dict
@@ -78,7 +78,7 @@ def table(header, rows):
 
 
 def write_sweep(name, function, jobs, command=None):
-    """sweeps/NAME.csv from a dict a run: `function(job)` for each job, a process a core."""
+    """Write sweeps/NAME.csv, one row per job: the dict `function(job)`; one process per core."""
     rows = compare.mapped(function, jobs)
     with open(SWEEPS / f"{name}.csv", "w", newline="") as file:
         file.write(f"# {command or f'python lessons/sweeps/{name}.py'}\n")
@@ -88,29 +88,29 @@ def write_sweep(name, function, jobs, command=None):
 
 
 def read_sweep(name):
-    """The rows of sweeps/NAME.csv, what is a number as a float."""
+    """Read the rows of sweeps/NAME.csv as dicts, numbers as floats."""
     with open(SWEEPS / f"{name}.csv", newline="") as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     return [{key: number(value) for key, value in row.items()} for row in rows]
 
 
 def number(text):
-    """The float that `text` is, or `text`."""
+    """Return the text as a float if it is one, or unchanged."""
     try:
         return float(text)
     except ValueError:
         return text
 
 
-def of(rows, name, **where):
-    """The column `name` of the rows of a sweep that agree with `where`: a value a seed."""
-    found = [row[name] for row in rows if all(row[key] == value for key, value in where.items())]
+def of(rows, column, /, **where):
+    """Return a column of the rows of a sweep whose other columns equal `where`: one per seed."""
+    found = [row[column] for row in rows if all(row[key] == value for key, value in where.items())]
     assert found, where
     return found
 
 
 def spread(values, digits=2):
-    """The text "mean (least to most)"."""
+    """Return the text "mean (least to most)"."""
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
 

@@ -1,0 +1,209 @@
+# %% [markdown]
+# # 0b. The Llama block
+#
+# **The question.** What does a Llama compute between its tokens and its loss?
+#
+# A Llama repeats one block of norm, rotation, attention and SwiGLU. Each part is one equation, one
+# function of `minilora/layers.py`, and one example that is small enough to compute by hand.
+#
+# **Time:** a second to run, fifteen minutes to read. **You need:** matrix products. Letters: `B`
+# rows, `T` tokens of a row, `D` width of the model, `hd` width of a head, `V` vocabulary.
+
+# %%
+import numpy as np
+
+import minilora
+from minilora import layers
+
+np.set_printoptions(precision=4, suppress=True)
+
+# %% [markdown]
+# ## 1. RMSNorm
+#
+# RMSNorm divides a token's vector by its root mean square, and then multiplies each entry by a
+# trained weight (Zhang and Sennrich 2019, Eq. 4):
+#
+# $$y_i = \frac{x_i}{\sqrt{\frac{1}{D}\sum_j x_j^2 + \varepsilon}}\, w_i$$
+#
+# **Predict.** x = (3, 4), w = (1, 1), ε = 0. What is y? And what is y for x = (300, 400)?
+#
+# <details><summary>Answer</summary>
+# The mean of the squares is (9 + 16)/2 = 12.5, and its root is 3.5355. So y = (0.8485, 1.1314). For
+# (300, 400) the result is the same: RMSNorm keeps the direction and removes the length.
+# </details>
+
+# %%
+x, ones = np.array([[3.0, 4.0]]), np.ones(2)
+normed = layers.rms_norm(x, ones, 0.0)
+print("of (3, 4):", normed[0], " of (300, 400):", layers.rms_norm(100 * x, ones, 0.0)[0])
+
+# %%
+# Checks
+assert np.allclose(normed, [[3 / 12.5**0.5, 4 / 12.5**0.5]]), "RMSNorm differs from the equation"
+assert np.allclose(layers.rms_norm(100 * x, ones, 0.0), normed), "RMSNorm must remove the length"
+
+# %% [markdown]
+# ## 2. Rotary positions
+#
+# An inner product does not know where a token is. So queries and keys are rotated by an angle that
+# grows with the position t. A head's vector is split into pairs (a, b), and pair j has its own
+# speed (RoFormer, Sec. 3.2.2 and Eq. 34):
+#
+# $$\theta_{t,j} = t \cdot \theta_{\text{base}}^{-2j/hd}, \qquad
+#   (a, b) \to (a\cos\theta - b\sin\theta,\; b\cos\theta + a\sin\theta)$$
+#
+# The inner product of a query rotated for position t and a key rotated for position s depends on
+# t − s only. So attention sees distances, not absolute positions.
+#
+# ![A pair of numbers is a point in the plane. At position t it is rotated by t times the pair's
+# frequency.](../figures/drawings/rope.svg)
+
+
+# %%
+def rotated(pair, angle):
+    """Rotate one pair of numbers by an angle in radians, with `layers.apply_rope`."""
+    x = np.reshape(np.array(pair, float), (1, 1, 1, 2))  # (B, T, heads, hd), all 1 but hd = 2
+    cos, sin = np.full((1, 1, 1), np.cos(angle)), np.full((1, 1, 1), np.sin(angle))
+    return layers.apply_rope(x, cos, sin)[0, 0, 0]
+
+
+query, key, products = (1.0, 2.0), (0.5, -1.0), {}
+print("(1, 0) rotated by 90 degrees:", rotated((1, 0), np.pi / 2))
+for t, s in ((3, 1), (10, 8), (10, 1)):
+    products[t, s] = rotated(query, 0.1 * t) @ rotated(key, 0.1 * s)
+    print(f"query at position {t:>2}, key at {s}: inner product {products[t, s]:.4f}")
+
+# %%
+# Checks
+assert np.allclose(rotated((1, 0), np.pi / 2), (0, 1)), "a quarter turn of (1, 0) is (0, 1)"
+assert np.isclose(products[3, 1], products[10, 8]), (
+    "the product must depend on the distance t − s alone"
+)
+
+# %% [markdown]
+# ## 3. Attention
+#
+# Each token has a query q, a key k and a value v. It takes a weighted mean of the values. The
+# weights are a softmax of the inner products of its query with the keys, and a mask removes the
+# tokens that come later (Vaswani et al. 2017, Eq. 1):
+#
+# $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}(QK^\top/\sqrt{hd} + \text{mask})\, V$$
+#
+# ![Three attention masks of ten tokens: causal, packed, and with a window of
+# four.](../figures/drawings/masks.svg)
+#
+# **Predict.** All keys are equal, and the values of three tokens are 1, 2 and 6. What does each
+# token get?
+#
+# <details><summary>Answer</summary>
+# Equal keys give equal weights. The first token sees itself only and gets 1. The second gets the
+# mean of 1 and 2, which is 1.5. The third gets the mean of all, which is 3.
+# </details>
+
+# %%
+T, hd = 3, 2
+rng = np.random.default_rng(0)
+q, keys = rng.standard_normal((2, 1, T, hd))
+values = np.array([[[1.0, 1.0], [2.0, 2.0], [6.0, 6.0]]])
+no_rotation = np.ones((1, T, 1)), np.zeros((1, T, 1))  # cosines and sines of the angle 0
+starts = np.zeros((1, T), int)  # all three tokens belong to one example, which starts at token 0
+means = layers.attention(q, np.zeros((1, T, hd)), values, no_rotation, starts)
+print("what each token gets:", means[0, :, 0])
+
+# With different keys, the weights differ. Here is the equation again, token by token:
+by_hand = np.zeros((T, hd))
+for t in range(T):
+    scores = keys[0, : t + 1] @ q[0, t] / hd**0.5  # keys 0 … t: the causal mask
+    weights = np.exp(scores) / np.sum(np.exp(scores))
+    by_hand[t] = weights @ values[0, : t + 1]
+from_layers = layers.attention(q, keys, values, no_rotation, starts)[0]
+print("by hand:", by_hand[:, 0], " layers.attention:", from_layers[:, 0])
+
+# %%
+# Checks
+assert np.allclose(means[0, :, 0], [1, 1.5, 3]), "equal keys must give running means"
+assert np.allclose(by_hand, from_layers), "layers.attention differs from the loop"
+
+# %% [markdown]
+# ## 4. SwiGLU, and the whole block
+#
+# The MLP projects a token twice, to `gate` and `up`. It multiplies up by SiLU (a smooth ReLU) of
+# the gate, and a third matrix brings the result back to width D (Shazeer 2020, Eq. 6):
+#
+# $$W_{\text{down}}\big(\mathrm{silu}(W_{\text{gate}}x) \circ W_{\text{up}}x\big),
+#   \qquad \mathrm{silu}(a) = a/(1 + e^{-a})$$
+#
+# The block adds each sublayer to its input: x + attention(norm(x)), and then x + MLP(norm(x)).
+# Below is layer 0 of `micro`. Adapters go on its seven matrices: q, k, v, o, gate, up, down.
+#
+# ![One layer of a Llama: attention above, the MLP below. A pair A, B can sit on each of the seven
+# projections.](../figures/drawings/llama_block.svg)
+
+# %%
+print("swiglu(gate, up = 2):", layers.swiglu(np.array([-10.0, 0, 1, 10]), np.full(4, 2.0)))
+config, base, tokenizer = minilora.load("micro")
+layer, eps = base["model"]["layers"]["0"], config.rms_norm_eps
+tokens = np.array([tokenizer.encode("Ada keeps a pink kite.")])  # (B, T)
+x, positions, starts = layers.embed({}, base["model"], tokens, np.zeros_like(tokens))  # (B, T, D)
+rope = layers.rope_cos_sin(positions, config)
+h = layers.rms_norm(x, layer["input_layernorm"]["weight"], eps)
+after_attention = x + layers.self_attention(h, {}, layer["self_attn"], rope, starts)
+h = layers.rms_norm(after_attention, layer["post_attention_layernorm"]["weight"], eps)
+after_mlp = after_attention + layers.mlp(h, {}, layer["mlp"])
+print("the block maps", x.shape, "to", after_mlp.shape)
+
+# %%
+# Checks
+block = minilora.model.decoder_layer({}, x, layer, rope, starts, eps, layers)
+assert np.allclose(layers.swiglu(np.zeros(1), np.ones(1)), 0), "a gate of 0 lets nothing through"
+assert np.isclose(layers.swiglu(np.ones(1), np.full(1, 2.0))[0], 2 / (1 + np.exp(-1))), "silu(1)·2"
+assert np.allclose(block, after_mlp), "the four lines differ from model.decoder_layer"
+
+# %% [markdown]
+# ## 5. The loss
+#
+# The last state of a token, times the embedding matrix, gives one logit per entry of the
+# vocabulary. A softmax makes them probabilities of the next token, and the loss is the mean of
+# −log p over the target tokens that the mask m keeps, in nats (natural logarithms):
+#
+# $$L = -\frac{\sum_t m_t \log p_t[\text{target}_t]}{\sum_t m_t}$$
+#
+# **Predict.** A model gives all V = 4 tokens the same logit. What is its loss?
+#
+# <details><summary>Answer</summary>
+# Every token has p = 1/4, so the loss is log 4 = 1.386 nats, whatever the targets are.
+# </details>
+
+# %%
+head, mask, targets = np.eye(4), np.array([[1, 0]]), np.array([[2, 1]])  # V = D = 4
+uniform = layers.cross_entropy(np.zeros((1, 2, 4)), head, targets, mask)
+print(f"equal logits: {uniform:.4f} nats per token")
+states = np.array([[[0.0, 0, 5, 0], [9, 9, 9, 9]]])  # with this head, a state is its logits
+sure_loss = layers.cross_entropy(states, head, targets, mask)
+print(f"logit 5 for the target, 0 for the others: {sure_loss:.4f}")
+
+# %%
+# Checks
+assert np.isclose(uniform, np.log(4)), "equal logits must give log V"
+assert np.isclose(sure_loss, -np.log(np.exp(5) / (np.exp(5) + 3))), "−log p of the target"
+other = layers.cross_entropy(states, head, np.array([[2, 3]]), mask)
+assert other == sure_loss, "a token with mask 0 must not count"
+
+# %% [markdown]
+# ## What was shown
+#
+# RMSNorm removes lengths, rotation makes attention depend on distances, attention takes a weighted
+# mean of earlier values, SwiGLU multiplies two projections, and the loss is −log p of the target.
+#
+# **What to try.**
+#
+# 1. `rotated(key, 0.1 * s)`: use `0.2 * s`. Does the distance still decide?
+# 2. `values = np.array(...)`: set the third value to 600. Which tokens notice?
+# 3. `mask = np.array([[1, 0]])`: use `[[1, 1]]` and compute the new loss by hand.
+#
+# **Exercises.** rms-norm, rotation, swiglu, attention, cross-entropy.
+#
+# **Further reading.** Attention: [arXiv:1706.03762](https://arxiv.org/abs/1706.03762). RMSNorm:
+# [arXiv:1910.07467](https://arxiv.org/abs/1910.07467). RoFormer:
+# [arXiv:2104.09864](https://arxiv.org/abs/2104.09864). SwiGLU:
+# [arXiv:2002.05202](https://arxiv.org/abs/2002.05202).

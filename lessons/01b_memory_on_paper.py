@@ -1,0 +1,164 @@
+# %% [markdown]
+# # 1b. Memory on paper
+#
+# **The question.** The QLoRA paper (Sec. 1) says that fine-tuning LLaMA-65B in 16 bits takes more
+# than 780 GB, and with QLoRA less than 48 GB. Do both numbers follow from the shapes?
+#
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 1.
+
+# %%
+import numpy as np
+from common import figure, table
+
+import minilora
+from minilora import LoraConfig, ModelConfig, lora, nf4
+from minilora.evaluation.plot import LINES
+from minilora.formats.hf_folder import shapes
+from minilora.quant.schemes import is_projection
+from minilora.tree import flatten, named_leaves, num_parameters, unflatten
+
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## 7 and 65 billion parameters
+#
+# `np.broadcast_to(0, shape)` is an array with a shape, a dtype and an `nbytes`, but without memory.
+# A tree of such arrays is a model on paper. `num_parameters` and `lora.target_paths` treat it like
+# a real one.
+#
+# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
+# weights, one float32 per 256 such codes, and one
+# offset.](../figures/drawings/double_quantized_bytes.svg)
+#
+# **Predict.** 65 billion weights of 4 bits are 33 GB. What takes the rest of the 48 GB?
+#
+# <details><summary>Answer</summary>
+# Mostly Adam's moments of the adapters: with r = 64 on all projections, the adapters have 0.8
+# billion parameters.
+# </details>
+
+
+# %%
+def llama_on_paper(width, hidden, layers, heads):
+    """Return (config, base in 16 bits) of a first-generation LLaMA, without its memory."""
+    attention = {"num_attention_heads": heads, "num_key_value_heads": heads}
+    size = {"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": layers}
+    rest = {"vocab_size": 32000, "head_dim": width // heads, "tie_word_embeddings": False}
+    config = ModelConfig(**size, **attention, **rest)
+    leaves = {path: np.broadcast_to(np.float16(0), s) for path, s in shapes(config).items()}
+    return config, unflatten(leaves)
+
+
+def lora_count(base, config):
+    """Compute Σ r·(in + out) over the adapted projections."""
+    weights, total = flatten(base), 0
+    for path in lora.target_paths(base, config):
+        total += config.r * sum(weights[f"{path}.weight"].shape)
+    return total
+
+
+# bits per weight: 4 for the code, 8 for the absmax of 64 weights, 32 for the scale of 256 absmax
+BITS = {"nf4": 4 + 32 / 64, "nf4-dq": 4 + 8 / 64 + 32 / (64 * 256)}  # QLoRA, Sec. 3
+R64 = LoraConfig(r=64, lora_alpha=16, target_modules=("all-linear",))
+# what is trained has 16 bits (weights, gradients) or 32 (moments), and the frozen projections:
+FROZEN_BITS = {
+    "full": 0,
+    "LoRA": 16,
+    "QLoRA, scales in 32 bits": BITS["nf4"],
+    "QLoRA": BITS["nf4-dq"],
+}
+
+
+def step_on_paper(config, base, method, tokens=512):
+    """Return {part: GB} of a step, with gradient checkpointing: one state per layer and token."""
+    full = method == "full"
+    n = num_parameters(base) if full else lora_count(base, R64)
+    frozen_bits = 0
+    for path, w in named_leaves(base):
+        frozen_bits += w.size * (FROZEN_BITS[method] if is_projection(path) else 16 * (not full))
+    states = 2 * config.num_hidden_layers * config.hidden_size * tokens
+    sizes = {"frozen": frozen_bits / 8, "trained": 2 * n, "gradients": 2 * n, "moments": 8 * n}
+    return {part: size / 1e9 for part, size in (sizes | {"layers' inputs": states}).items()}
+
+
+llamas = {"7B": llama_on_paper(4096, 11008, 32, 32), "65B": llama_on_paper(8192, 22016, 80, 64)}
+paper, sums, rows = {}, {}, []
+for name, llama in llamas.items():
+    for method in FROZEN_BITS:
+        paper[name, method] = step_on_paper(*llama, method)
+        sums[name, method] = sum(paper[name, method].values())
+        sizes = [*paper[name, method].values(), sums[name, method]]
+        rows.append([f"{name} {method}", *(f"{size:.1f}" for size in sizes)])
+table(["GB, 512 tokens", *paper["7B", "full"], "together"], rows)
+
+# %%
+SHADES = ("#1f4e79", "#5a9a6f", "#d1751f", "#e9c46a", "#bbbbbb")
+HATCHES = ("", "//", "..", "\\\\", "xx")
+title = "A step of LLaMA-65B; full fine-tuning takes 784 GB. Dashed: 48 GB"
+methods = [method for method in FROZEN_BITS if method != "full"]
+with figure("ledger", "GB", "", title, width=8, height=3) as axes:
+    left = np.zeros(3)
+    for part, shade, hatch in zip(paper["65B", "full"], SHADES, HATCHES):
+        widths = np.array([paper["65B", method][part] for method in methods])
+        axes.barh(methods, widths, left=left, color=shade, hatch=hatch, label=part)
+        left += widths
+    for y, gigabytes in enumerate(left):
+        axes.text(gigabytes + 4, y, f"{gigabytes:.1f}", va="center")
+    axes.axvline(48, color=LINES[0]["color"], linestyle="--", linewidth=1)
+    axes.set(xlim=(0, 160))
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
+
+# %% [markdown]
+# ![Bars: the bytes of a step of LLaMA-65B, by part and by method](../figures/ledger.png)
+#
+# Twelve bytes per parameter (2 for the weight, 2 for its gradient, 8 for the moments) are the
+# 780 GB. LoRA saves ten of the twelve. The other two are the frozen weight, and that is still too
+# much for one card. Only fewer bits for the frozen weight lead below 48 GB.
+#
+# These sums leave out what a framework needs in addition, and the activations of the one layer that
+# is being recomputed. A few GB are left for them.
+
+# %%
+# Checks
+llama_7b, llama_65b = llamas["7B"][1], llamas["65B"][1]
+_, base, _ = minilora.load("tiny")
+R8 = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
+real = num_parameters(lora.init(base, R8, rng)[0])
+assert lora_count(base, R8) == real, "the formula must count what lora.init creates"
+assert num_parameters(llama_7b) == 6_738_415_616, "LLaMA-7B"
+assert num_parameters(llama_65b) == 65_285_660_672, "LLaMA-65B"
+assert lora_count(llama_7b, LoraConfig(r=8)) == 4_194_304, "r = 8 on q_proj and v_proj of 7B"
+assert lora_count(llama_7b, R64) == 159_907_840, "r = 64 on all projections of 7B"
+assert lora_count(llama_65b, R64) == 799_539_200, "r = 64 on all projections of 65B"
+w = rng.standard_normal((4096, 4096), dtype="f4")
+for scheme, expected in BITS.items():
+    stored = nf4.quantize(w, 64, double_quant=scheme == "nf4-dq")
+    assert abs(8 * stored.nbytes / w.size - expected) < 1e-3, f"{scheme}: bits per weight"
+assert 780 < sums["65B", "full"] < 790, "more than 780 GB"
+assert sums["65B", "LoRA"] > 48 and sums["65B", "QLoRA"] < 48, "only QLoRA fits into 48 GB"
+saved = sums["65B", "QLoRA, scales in 32 bits"] - sums["65B", "QLoRA"]
+assert 2.9 < saved < 3.1, "approximately 3 GB for a 65B model (QLoRA, Sec. 1)"
+projections = sum(w.size for path, w in named_leaves(llama_65b) if is_projection(path))
+assert 33 < projections * BITS["nf4-dq"] / 8e9 < 34, "33 GB of codes and scales"
+others = {part: size for part, size in paper["65B", "QLoRA"].items() if part != "frozen"}
+assert max(others, key=others.get) == "moments", "the moments must be the largest of the rest"
+assert 2 < 48 - sums["65B", "QLoRA"] < 6, "a few GB are left"
+
+# %% [markdown]
+# ## What was shown
+#
+# Both numbers follow from the shapes. QLoRA's 48 GB are possible because the frozen weights have
+# fewer bits; LoRA alone does not reach that.
+#
+# **What to try.**
+#
+# 1. `LoraConfig(r=64, ...)`: use r = 8. How many GB are left below 48?
+# 2. `tokens=512`: use 100,000 tokens. Which part grows?
+# 3. `8 * n` in `step_on_paper`: use 2 bytes, for two moments in 8 bits. What does that save?
+#
+# **Exercises.** lora-count, memory-estimate.
+#
+# **Further reading.** QLoRA: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Dettmers et al.
+# 2021, *8-bit Optimizers*: [arXiv:2110.02861](https://arxiv.org/abs/2110.02861).

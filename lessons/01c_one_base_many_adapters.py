@@ -1,0 +1,160 @@
+# %% [markdown]
+# # 1c. One base, many adapters
+#
+# **The question.** What is stored per task, and what changes in memory when the task changes?
+#
+# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 1.
+
+# %%
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from common import QUICK, finetune, short, table
+from sweeps.compare import file_bytes
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.evaluation.memory import nbytes
+from minilora.tree import flatten, named_leaves, num_parameters
+
+ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
+
+# %% [markdown]
+# ## What is stored
+#
+# The LoRA paper (Sec. 4.2) says that a checkpoint of GPT-3, with r = 4 on q and v, shrinks about
+# 10,000 times, from 350 GB to 35 MB. An adapter on one matrix has r·(in + out) numbers, and GPT-3
+# has 96 layers of width 12,288.
+#
+# ![Two trees. The base has a weight at each path. The adapters have lora_A and lora_B at the paths
+# of q_proj and v_proj, and nothing elsewhere.](../figures/drawings/two_trees.svg)
+#
+# **Predict.** By what factor does a checkpoint of our small base `tiny` shrink, with r = 8 on all
+# projections?
+#
+# <details><summary>Answer</summary>
+# Eleven times, not thousands: r·(in + out)/(in·out) is small only if the matrices are large.
+# </details>
+
+# %%
+gpt3 = 96 * 2 * 4 * (12288 + 12288)  # layers, matrices, r, in + out
+print(
+    f"GPT-3: {gpt3:,} parameters, {2 * gpt3 / 1e6:.1f} MB or {2 * gpt3 / 2**20:.1f} MiB,", end=" "
+)
+print(f"{350e9 / (2 * gpt3):,.0f} times less than 350 GB")
+
+_, tiny, _ = minilora.load("tiny")
+adapters, frozen = lora.init(tiny, ALL, np.random.default_rng(0))
+size, numbers = file_bytes(adapters, frozen, ALL, "tiny"), 4 * num_parameters(adapters)
+print(f"tiny: the file has {size:,} bytes, its numbers {numbers:,},", end=" ")
+print(f"{nbytes(tiny) / size:.0f} times less than the base")
+print(f"a hundred tasks: {100 * nbytes(tiny) / 1e6:.0f} MB of models,", end=" ")
+print(f"or {(nbytes(tiny) + 100 * size) / 1e6:.0f} MB of one base and a hundred adapters")
+
+# %% [markdown]
+# In 16 bits, GPT-3's adapter has 36 MiB. The paper's "35 MB" is 350 GB divided by a rounded 10,000.
+# The saving grows with the size of the model.
+
+# %%
+# Checks
+assert gpt3 == 18_874_368, "r·(in + out) for q and v in 96 layers"
+assert 2 * gpt3 == 36 * 2**20, "36 MiB in 16 bits"
+assert 9_250 < 350e9 / (2 * gpt3) < 9_300, "some 9,300 times less"
+header = size - numbers
+assert 0 < header < 200 * len(flatten(adapters)), "besides numbers, only names and shapes"
+
+# %% [markdown]
+# ## What is swapped
+#
+# Two tasks share one base. The first is to answer with name, object and place. The second has the
+# same prompts, but wants only the place.
+#
+# ![One frozen base is shared by three adapters. Each row of a batch names its
+# adapter.](../figures/drawings/one_base_many_adapters.svg)
+#
+# **Predict.** Both adapters are trained. Then the same prompt is answered with the first adapter,
+# the second, and the first again. What has to be written in memory each time?
+#
+# <details><summary>Answer</summary>
+# Nothing. The other tree is passed as argument 0. The base is the same arrays for both.
+# </details>
+
+
+# %%
+def place_only(row):
+    """Return the row with only the last of its answer's three parts."""
+    return {**row, "completion": " " + row["completion"].rpartition(", ")[2]}
+
+
+questions = {split: data.load_rows("questions", split) for split in ("train", "valid")}
+TASKS = {
+    "whole": questions,
+    "place": {split: [place_only(row) for row in rows] for split, rows in questions.items()},
+}
+config, base, tokenizer = minilora.load("micro")
+before = {path: w.tobytes() for path, w in named_leaves(base)}
+pairs = {}
+with tempfile.TemporaryDirectory() as folder:
+    for name, rows in TASKS.items():
+        iters = short(200, 60)
+        run = finetune(ALL, rows=rows["train"], held_out=rows["valid"], iters=iters)
+        minilora.save_adapter(Path(folder) / name, run.adapters, run.frozen, ALL, "micro")
+        pairs[name] = minilora.load_adapter(Path(folder) / name, base)[:2]  # onto the one base
+
+scores, cells = {}, []
+for used, (adapters, frozen) in pairs.items():
+    for asked, rows in TASKS.items():
+        examples, _ = data.encode_rows(rows["valid"], tokenizer, TrainConfig(mask_prompt=True))
+        score = minilora.evaluate(adapters, frozen, examples, config)
+        scores[used, asked] = score
+        cells.append([used, asked, f"{score['loss']:.3f}", f"{score['exact_match']:.1%}"])
+table(["adapter", "task", "loss", "exact match"], cells)
+
+prompt = tokenizer.encode(questions["valid"][0]["prompt"])
+answers = []
+for name in ("whole", "place", "whole"):
+    tokens = list(minilora.generate(*pairs[name], prompt, config, max_tokens=24))
+    answers.append(tokenizer.decode(tokens))
+    print(f"{name:<6}", repr(answers[-1]))
+
+# %% [markdown]
+# To swap an adapter is to pass another small tree. No array is copied or loaded, and no byte of the
+# base is written. So a server can hold one base and many adapters.
+
+# %%
+# Checks
+for (used, asked), score in scores.items():
+    if used == asked:
+        assert QUICK or score["exact_match"] > 0.7, f"{used} must do its task"
+    else:
+        assert score["exact_match"] < 0.05, f"{used} must not do {asked}"
+        own = scores[asked, asked]["loss"]
+        assert own < score["loss"] / 2, f"{asked} must be better with its adapter"
+assert answers[0] == answers[2] != answers[1], "swapping back must give the first answer again"
+
+# The frozen trees hold the base's arrays themselves, not copies, and no byte was written.
+for name, (_, frozen) in pairs.items():
+    leaves = dict(named_leaves(frozen))
+    for path, w in named_leaves(base):
+        assert leaves[path] is w, f"{name} copies {path}"
+        assert w.tobytes() == before[path], f"{path} was written"
+
+# %% [markdown]
+# ## What was shown
+#
+# A task costs r·(in + out) numbers per matrix on disk, and nothing but them in memory.
+#
+# **What to try.**
+#
+# 1. `LoraConfig(r=8, ...)`: use r = 1. How large is the file? Is the second task still learned?
+# 2. `rpartition(", ")[2]` in `place_only`: ask for the name instead, with `partition(",")[0]`.
+# 3. `("whole", "place", "whole")`: generate with `({}, base)` in between. Does the base answer?
+#
+# **Where to stop with a debugger.** `checkpoint.load_adapter`: compare `frozen` and `base`; which
+# leaves are new? `layers.linear` with `MINILORA_PLAIN=1`: only `trained` differs between adapters.
+#
+# **Exercises.** lora-count.
+#
+# **Further reading.** LoRA: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685). Sheng et al.
+# 2023, *S-LoRA*, serve thousands of adapters: [arXiv:2311.03285](https://arxiv.org/abs/2311.03285).

@@ -1,0 +1,172 @@
+# %% [markdown]
+# # 4b. Why another learning rate
+#
+# **The question.** What does AdamW do with a gradient, and why does an adapter need another
+# learning rate than the full model?
+#
+# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 4.
+
+# %%
+import math
+
+import numpy as np
+from common import table
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.layers import value_and_grad
+from minilora.lora import adapted_paths, delta
+from minilora.optim import adamw, adamw_init
+from minilora.tree import get, unflatten
+
+lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
+
+
+def model_and_batch(name):
+    """Return (config, base, batch): an embedded base, and 16 questions for it."""
+    config, base, tokenizer = minilora.load(name)
+    rows = data.load_rows("questions", "train")
+    examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
+    return config, base, data.collate([[example] for example in examples[:16]])
+
+
+# %% [markdown]
+# ## AdamW, written out
+#
+# Loshchilov and Hutter 2019, Algorithm 2, for one array. Decay is η·λ, as in PyTorch:
+#
+# $$m \leftarrow \beta_1 m + (1-\beta_1) g \qquad v \leftarrow \beta_2 v + (1-\beta_2) g^2 \qquad
+#   \theta \leftarrow \theta - \eta\,\frac{m/(1-\beta_1^t)}{\sqrt{v/(1-\beta_2^t)} + \varepsilon}
+#   - \eta\lambda\theta$$
+#
+# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
+# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
+#
+# **Predict.** The gradient is multiplied by a thousand. What happens to the first step?
+#
+# <details><summary>Answer</summary>
+# Nothing: it is ±η in every entry. At t = 1 the fraction is g/|g|.
+# </details>
+
+
+# %%
+def adamw_by_hand(theta, gradients, eta, b1=0.9, b2=0.999, eps=1e-8, decay=0.1):
+    """Return θ after one step per gradient."""
+    m = v = np.zeros_like(theta)
+    for t, g in enumerate(gradients, 1):
+        m = b1 * m + (1 - b1) * g  # a decaying mean of the gradient
+        v = b2 * v + (1 - b2) * g**2  # and of its square
+        m_hat, v_hat = m / (1 - b1**t), v / (1 - b2**t)  # both began at zero: correct for that
+        theta = theta - eta * m_hat / (np.sqrt(v_hat) + eps) - eta * decay * theta
+    return theta
+
+
+config, base, batch = model_and_batch("micro")
+adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+path = "model.layers.0.self_attn.q_proj"
+params, state, seen = adapters, adamw_init(adapters), []
+for _ in range(8):
+    _, grads = value_and_grad(minilora.loss)(params, frozen, batch, config)
+    seen.append(get(grads, path)["lora_A"])
+    params, state = adamw(params, grads, state, lambda _: 4e-3, TrainConfig(weight_decay=0.1))
+by_hand = adamw_by_hand(get(adapters, path)["lora_A"], seen, 4e-3)
+off = np.abs(get(params, path)["lora_A"] - by_hand).max()
+print(f"after eight steps, optim.adamw and the lines above differ by {off:.1e}")
+
+_, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
+g_B, zero_B = get(grads, path)["lora_B"], {"b": get(adapters, path)["lora_B"]}
+first_step = {}
+for factor in (1, 1000):
+    gradient = {"b": factor * g_B}
+    stepped, _ = adamw(zero_B, gradient, adamw_init(zero_B), lambda _: 4e-3, TrainConfig())
+    first_step[factor] = stepped["b"]
+    print(f"gradient times {factor}: the first step has a mean size of", end=" ")
+    print(f"{np.abs(first_step[factor]).mean():.5f}")
+
+# %%
+# Checks
+# Eight steps of a few float32 roundings (2⁻²⁴) of numbers below 0.25, and of steps below 8·4e-3.
+assert off < 8 * 8 * 2**-24 * 0.25, "optim.adamw differs from the algorithm"
+for factor, expected in ((1, -4e-3 * np.sign(g_B)), (1000, first_step[1])):
+    close = np.allclose(first_step[factor], expected, rtol=0, atol=4e-3 * 0.05)
+    assert close, f"times {factor}: the first step must be −η·sign(g)"
+
+# %% [markdown]
+# ## The size of the first step
+#
+# Full fine-tuning moves each of the out·in numbers of W by η. LoRA moves B by ±η, so ΔW = s·(±η)A.
+# Each entry of ΔW is a sum of r numbers from U(−1/√in, 1/√in), which have the variance 1/(3·in):
+#
+# $$\text{full: } \lVert\Delta W\rVert = \eta\sqrt{out \cdot in} \qquad
+#   \text{LoRA: } \lVert\Delta W\rVert \approx s\,\eta\sqrt{out \cdot r/3} \qquad
+#   \text{quotient: } s\sqrt{\frac{r}{3 \cdot in}}$$
+#
+# ![The size of the first update over the rank: without a factor it grows as √r, with α/r it falls,
+# with α/√r it stays.](../figures/drawings/scaling_rules.svg)
+#
+# **Predict.** For s = 2 and r = 8: how much smaller is LoRA's first step at width 48? At 4096?
+#
+# <details><summary>Answer</summary>
+# About two times at width 48, and about 20 times at width 4096.
+# </details>
+
+
+# %%
+def first_step_quotients(name, eta=1e-3):
+    """Return LoRA's ‖ΔW‖ over full fine-tuning's after one step: (measured, predicted) means."""
+    config, base, batch = model_and_batch(name)
+    adapters, frozen = lora.init(base, lora_config, np.random.default_rng(1))
+    _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
+    new, _ = adamw(adapters, grads, adamw_init(adapters), lambda _: eta, TrainConfig())
+    paths = adapted_paths(adapters)
+    whole = unflatten({f"{p}.weight": get(base, p)["weight"] for p in paths})
+    _, grads = value_and_grad(minilora.loss)(whole, base, batch, config)
+    moved, _ = adamw(whole, grads, adamw_init(whole), lambda _: eta, TrainConfig())
+    measured, predicted = [], []
+    for p in paths:
+        before, after = get(whole, p)["weight"], get(moved, p)["weight"]
+        of_lora = np.linalg.norm(delta(get(new, p), get(frozen, p)))
+        measured.append(of_lora / np.linalg.norm(after - before))
+        predicted.append(2 * math.sqrt(8 / (3 * before.shape[1])))
+    return float(np.mean(measured)), float(np.mean(predicted))
+
+
+quotients, rows = {}, []
+for name in ("micro", "tiny"):
+    measured, predicted = quotients[name] = first_step_quotients(name)
+    rows.append([name, f"{measured:.3f}", f"{predicted:.3f}", f"{1 / measured:.1f}"])
+wide = 2 * math.sqrt(8 / (3 * 4096))
+rows.append(["width 4096", "", f"{wide:.3f}", f"{1 / wide:.1f}"])
+table(["LoRA's first step / full's", "measured", "predicted", "rate that compensates"], rows)
+
+# %%
+# Checks
+for name, (measured, predicted) in quotients.items():
+    assert 0.75 < measured / predicted < 1.35, f"{name}: the prediction is off"
+assert quotients["tiny"][0] < quotients["micro"][0], "a wider model needs a larger factor"
+assert 15 < 1 / wide < 25, "about 20 at width 4096"
+
+# %% [markdown]
+# ## What was shown
+#
+# Adam's first step has the size of the learning rate in every entry, whatever the gradient is. In
+# LoRA that step is in B, and it changes W less than a full step would. So the rule "ten times the
+# rate of full fine-tuning" is no constant: by this line, the factor grows as √in, is about 20 at
+# width 4096, and about two on `micro`. [Lesson 4c](04c_learning_rates_measured.py) measures whole
+# runs.
+#
+# **What to try.**
+#
+# 1. `decay=0.1` in `adamw_by_hand`: use 0. How large is the difference to `optim.adamw` then?
+# 2. `for factor in (1, 1000)`: try 1e-6. Why is the step smaller now? (Look for ε.)
+# 3. `LoraConfig(r=8, lora_alpha=16, ...)`: use r = 32. How does the quotient change?
+#
+# **Where to stop with a debugger.** `optim.adamw`, its inner function `step`: `m / denominator` at
+# the first step is ±1, up to a factor.
+#
+# **Exercises.** adamw.
+#
+# **Further reading.** Kingma and Ba 2015, *Adam*:
+# [arXiv:1412.6980](https://arxiv.org/abs/1412.6980). Loshchilov and Hutter 2019, *AdamW*:
+# [arXiv:1711.05101](https://arxiv.org/abs/1711.05101). Hayou et al. 2024, *LoRA+*, give A and B
+# different rates: [arXiv:2402.12354](https://arxiv.org/abs/2402.12354).

@@ -1,0 +1,161 @@
+# %% [markdown]
+# # 5d. Outliers in the input: LLM.int8
+#
+# **The question.** In eight bits, one can multiply whole numbers if the input is quantized, too.
+# What about inputs with outliers?
+#
+# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 5.
+
+# %%
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+from common import table
+
+import minilora
+from minilora import TrainConfig, data, layers, model
+from minilora.data.rows import held_out_notes
+from minilora.kernels import fused
+from minilora.quant import int8
+from minilora.tree import get
+
+
+def rms(x):
+    """Return the root of the mean square."""
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+# %% [markdown]
+# ## A product of whole numbers
+#
+# Each row of W has one absmax, and so has each row of x (one token). With the codes q in
+# −127 … 127,
+#
+# $$y = \frac{\mathrm{absmax}_x\,\mathrm{absmax}_w}{127^2} \sum_i q_{x,i}\,q_{w,i}
+#   + \sum_{i\ \text{outlier column}} x_i\,w_i \qquad \text{(LLM.int8, Sec. 3)}$$
+#
+# An *outlier column* of x is one in which any |x| is at least 6. These columns are left out of the
+# first sum and multiplied in floating point. The paper finds outliers in all layers of models with
+# 6.7 billion parameters or more, and says that they are in few columns.
+#
+# ![LLM.int8 splits a product: columns of x with a number of 6 or more in floating point, the rest
+# in 8-bit integers.](../figures/drawings/llm_int8.svg)
+#
+# **Predict.** The block below has one outlier. What is the error of the product with and without
+# the second sum?
+#
+# <details><summary>Answer</summary>
+# With the outlier in the first sum, the absmax of its row is 60, and the other numbers get only a
+# few of the 127 steps. With the outlier handled separately, the error is far smaller.
+# </details>
+
+# %%
+rng = np.random.default_rng(0)
+w_example = rng.standard_normal((16, 64)).astype(np.float32)
+x_example = rng.standard_normal((4, 64)).astype(np.float32)
+x_example[:, 5] = 60
+
+
+def relative_errors(x, w):
+    """Return the error of the int8 product, relative to y: without and with outlier columns."""
+    y, q = x.astype(np.float64) @ w.T, int8.quantize(w)
+    return [rms(int8.matmul(x, q, threshold) - y) / rms(y) for threshold in (np.inf, 6.0)]
+
+
+in_one, separate = relative_errors(x_example, w_example)
+print(f"error with one outlier: {in_one:.2%} in one sum, {separate:.2%} with two sums")
+
+# %%
+# Checks
+assert separate < in_one / 2, "handling the outlier separately must at least halve the error"
+
+# %% [markdown]
+# ## A real model
+#
+# ![One layer of a Llama: attention above, the MLP below. A pair A, B can sit on each of the seven
+# projections.](../figures/drawings/llama_block.svg)
+#
+# **Predict.** Our larger base, `tiny`, has a million parameters. Does an input of one of its
+# projections reach 6?
+#
+# <details><summary>Answer</summary>
+# Only the input of down_proj does. It is a product of two numbers (SwiGLU), so it can be large.
+# </details>
+#
+# The inputs of the seven projections come from three operations: the norm (q, k, v, gate, up),
+# attention (o) and SwiGLU (down). Each operation is wrapped to record what it returns.
+
+# %%
+config, base, tokenizer = minilora.load("tiny")
+notes = held_out_notes(tokenizer, TrainConfig())[0]
+batch = data.collate([[example] for example in notes[:32]])
+inputs = {"rms_norm": [], "attention": [], "swiglu": []}
+
+
+def recording(name):
+    """Return the operation `fused.NAME`; it records its result for tokens that are not padding."""
+
+    def operation(*args, **kwargs):
+        y = getattr(fused, name)(*args, **kwargs)
+        inputs[name].append(y[batch["mask"] > 0])
+        return y
+
+    return operation
+
+
+ops = SimpleNamespace(**vars(fused))
+ops.rms_norm = recording("rms_norm")
+ops.self_attention = partial(layers.self_attention, attention=recording("attention"))
+ops.mlp = partial(layers.mlp, swiglu=recording("swiglu"))
+model.hidden_states({}, base, batch["tokens"], batch["segment_starts"], config, ops)
+largest_of = {name: max(np.abs(x).max() for x in arrays) for name, arrays in inputs.items()}
+for name, value in largest_of.items():
+    print(f"largest number that comes from {name}: {value:.1f}")
+
+# %%
+results, rows = [], []
+for i, x in enumerate(inputs["swiglu"]):
+    w = get(base, f"model.layers.{i}.mlp.down_proj.weight").astype(np.float32)
+    columns = (np.abs(x) >= 6).any(axis=0).mean()
+    without, with_columns = relative_errors(x, w)
+    results.append([columns, without, with_columns])
+    percent = [f"{columns:.0%}", f"{without:.2%}", f"{with_columns:.2%}"]
+    rows.append([str(i), f"{np.abs(x).max():.0f}", *percent])
+header = ["down_proj of layer", "largest", "outlier columns", "error in int8", "outliers separate"]
+table(header, rows)
+
+# %% [markdown]
+# There are outliers, and handling them separately reduces the error, in the last layers to a third.
+# But the outlier columns are not few. Each token has large numbers in other columns, and in the
+# last layer most columns have one somewhere in 32 notes. Most of that product is done in floating
+# point. So the eight bits save memory there, but hardly any multiplications.
+
+# %%
+# Checks
+columns, without, with_columns = np.transpose(results)
+for name, value in largest_of.items():
+    assert (value > 6) == (name == "swiglu"), f"{name}: the largest input is {value}"
+assert (with_columns < 0.8 * without).all(), "outlier columns must help in all layers (found: 0.68)"
+assert (with_columns[2:] < 0.5 * without[2:]).all(), "and much in the last ones (found: 0.31)"
+assert columns.min() > 0.1 and columns.max() > 0.6, "they are many columns (found: 18 % and 79 %)"
+
+# %% [markdown]
+# ## What was shown
+#
+# LLM.int8 multiplies whole numbers and handles columns with outliers in floating point. In our
+# small model the outliers come from SwiGLU, and they are spread over many columns.
+#
+# **What to try.**
+#
+# 1. `x_example[:, 5] = 60`: put the outlier in one row only, `x_example[0, 5]`. Which rows improve?
+# 2. `(np.inf, 6.0)` in `relative_errors`: try a threshold of 12. How large is the error then?
+# 3. `notes[:32]`: use 4 notes. How does the share of outlier columns change?
+#
+# **Where to stop with a debugger.** `int8.matmul` (`outliers`, `codes`).
+#
+# **Exercises.** int8-rows.
+#
+# **Further reading.** Dettmers et al. 2022, *LLM.int8()*:
+# [arXiv:2208.07339](https://arxiv.org/abs/2208.07339). Xiao et al. 2022, *SmoothQuant*, move the
+# outliers into the weights: [arXiv:2211.10438](https://arxiv.org/abs/2211.10438).

@@ -1,0 +1,188 @@
+# %% [markdown]
+# # 6b. Every byte of a model
+#
+# **The question.** How are two codes packed into a byte, and where is every byte of a 4-bit model,
+# in memory and on disk?
+#
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 6.
+
+# %%
+import struct
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from common import table
+
+import minilora
+from minilora import nf4
+from minilora.evaluation import memory
+from minilora.evaluation.memory import nbytes
+from minilora.formats import quantized_file
+from minilora.tree import flatten, num_parameters
+
+rng = np.random.default_rng(0)
+
+
+def rms(x):
+    """Return the root of the mean square."""
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+# %% [markdown]
+# ## Packing
+#
+# Two codes share a byte: the first is in the high four bits. A weight is one long row of numbers,
+# so a block may continue in the next row of the matrix. A tensor of odd size gets one extra code.
+#
+# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
+# weights, one float32 per 256 such codes, and one
+# offset.](../figures/drawings/double_quantized_bytes.svg)
+#
+# **Predict.** Which bytes store 1, −1, ½, −¼, 0, 0? (NF4's zero is code 7.) What does a weight look
+# like to a reader who takes the low half first?
+#
+# <details><summary>Answer</summary>
+# f0 c4 77. The swapped weight has the right size and the right distribution, but its neighbours
+# have changed places. Its error is larger than if all weights were zero.
+# </details>
+
+# %%
+block = np.zeros(64, np.float32)
+block[:4] = 1, -1, 0.5, -0.25
+packed = nf4.quantize(block).codes[:4].tobytes()
+print("bytes:", packed.hex(" "))
+
+w = rng.standard_normal((1024, 1024)).astype(np.float32)
+q = nf4.quantize(w)
+swapped = nf4.Quantized(q.codes << 4 | q.codes >> 4, q.scales, w.shape, 64, "nf4").dequantize()
+table(
+    ["relative to the RMS of w", "error", "RMS"],
+    [
+        [
+            "as stored",
+            f"{rms(q.dequantize() - w) / rms(w):.3f}",
+            f"{rms(q.dequantize()) / rms(w):.3f}",
+        ],
+        ["halves swapped", f"{rms(swapped - w) / rms(w):.3f}", f"{rms(swapped) / rms(w):.3f}"],
+        ["all zero", "1.000", "0.000"],
+    ],
+)
+
+# %% [markdown]
+# √2 is the distance of two independent normal numbers. No histogram shows this bug, because the
+# distribution is right. Only a comparison of single elements shows it.
+
+# %%
+# Checks
+assert packed == bytes.fromhex("f0 c4 77 77"), "the first code must be in the high four bits"
+for shape, size, blocks in (((3, 5), 8, 1), ((7, 64), 224, 7), ((1, 1), 1, 1), ((2, 48), 48, 2)):
+    small = nf4.quantize(rng.standard_normal(shape))
+    assert small.codes.size == size, f"{shape}: {small.codes.size} bytes of codes, not {size}"
+    assert small.scales.size == blocks, f"{shape}: {small.scales.size} blocks, not {blocks}"
+assert rms(swapped - w) > 1.3, "swapped halves must be worse than no weight at all"
+assert abs(rms(swapped) / rms(w) - 1) < 0.01, "but they must have the right size"
+
+# %% [markdown]
+# ## In memory
+#
+# ![Where the bytes of tiny are in NF4 with double quantization: embedding, 4-bit codes, scales,
+# norms.](../figures/drawings/model_bytes.svg)
+#
+# **Predict.** `tiny` has 1,016,960 parameters. In NF4 with double quantization, does it need
+# 4.127/32 of its dense size? Which part is the largest?
+#
+# <details><summary>Answer</summary>
+# More: the embedding stays dense. The codes are the largest part, and the embedding is the next.
+# </details>
+
+# %%
+frozen = minilora.load("tiny", "nf4-dq")[1]
+leaves = flatten(frozen)
+quantized = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, nf4.Quantized)}
+parts = {"codes": 0, "codes of absmax": 0, "scales of absmax": 0, "offsets": 0}
+for path, leaf in leaves.items():
+    if path in quantized:
+        parts["codes"] += leaf.codes.nbytes
+        parts["codes of absmax"] += leaf.scales.codes.nbytes
+        parts["scales of absmax"] += leaf.scales.absmax.nbytes
+        parts["offsets"] += leaf.scales.offset.nbytes
+    else:
+        kind = "norms" if "norm" in path else f"embedding, {getattr(leaf, 'kind', 'F32')}"
+        parts[kind] = parts.get(kind, 0) + leaf.nbytes
+table(["part of tiny", "bytes"], [*parts.items(), ["together", nbytes(frozen)]])
+bits = memory.bits_per_weight(frozen)
+print(f"{bits:.4f} bits per weight of the projections")
+print(f"{nbytes(frozen) / 4 / num_parameters(frozen):.3f} of the dense size, not {4.127 / 32:.3f}")
+
+# %%
+# Checks
+for path, leaf in quantized.items():
+    n = int(np.prod(leaf.shape))
+    m = -(-n // 64)  # blocks, rounded up
+    arrays = leaf.codes, leaf.scales.codes, leaf.scales.absmax, leaf.scales.offset
+    expected = [-(-n // 2), m, 4 * -(-m // 256), 4]
+    assert [array.nbytes for array in arrays] == expected, f"{path}: bytes of its four arrays"
+assert sum(parts.values()) == nbytes(frozen), "the parts must add up to the byte"
+assert 4.1269 < bits < 4.13, "above the formula: offsets, and groups of fewer than 256"
+
+# %% [markdown]
+# ## On disk
+#
+# A file in bitsandbytes' layout has, for each weight, copies of both maps (16 and 256 floats) and a
+# JSON text in place of the offset.
+#
+# **Predict.** How many bits per weight does a small model need on disk?
+#
+# <details><summary>Answer</summary>
+# Clearly more than in memory: the maps are stored again with every weight.
+# </details>
+
+# %%
+files = {}
+for name in ("micro", "tiny"):
+    config, base, tokenizer = minilora.load(name, "nf4-dq")
+    with tempfile.TemporaryDirectory() as folder:
+        quantized_file.save_quantized(Path(folder) / "q", config, base, tokenizer, "float16")
+        file = (Path(folder) / "q" / "model.safetensors").read_bytes()
+    weights = [leaf for leaf in flatten(base).values() if isinstance(leaf, nf4.Quantized)]
+    elements, stored = sum(int(np.prod(q.shape)) for q in weights), sum(q.nbytes for q in weights)
+    header = 8 + struct.unpack("<Q", file[:8])[0]
+    dense = 2 * (num_parameters(base) - elements)  # embedding and norms in 16 bits
+    extra = len(file) - header - dense - stored
+    rows = [["header", header], ["embedding and norms", dense], ["codes and scales", stored]]
+    table([f"file of {name}", "bytes"], [*rows, ["maps and JSON", extra], ["together", len(file)]])
+    on_disk, in_memory = 8 * (stored + extra) / elements, 8 * stored / elements
+    print(f"{on_disk:.2f} bits per projection weight on disk, {in_memory:.2f} in memory")
+    files[name] = extra / len(weights), on_disk, in_memory
+
+# %% [markdown]
+# In a small model, everything that is *not* a code counts: the embedding, the offsets, groups that
+# are not full, and on disk the maps. In a large model all this is nearly nothing, and the formula's
+# 4.127 bits remain.
+
+# %%
+# Checks
+for name, (extra_per_weight, on_disk, in_memory) in files.items():
+    maps = 4 * (16 + 256)
+    assert maps < extra_per_weight < maps + 250, f"{name}: both maps and a short JSON per weight"
+    assert on_disk > in_memory + 0.2, f"{name}: the file must have more bits per weight"
+
+# %% [markdown]
+# ## What was shown
+#
+# An estimate of memory is right only if its parts add up to the byte. Here they do.
+#
+# **What to try.**
+#
+# 1. `q.codes << 4 | q.codes >> 4`: reverse the order of all codes instead. Is the error √2, too?
+# 2. `minilora.load("tiny", "nf4-dq")`: use "nf4". Which parts change?
+# 3. `"float16"` in `save_quantized`: use "float32". Which row of the table changes?
+#
+# **Where to stop with a debugger.** `nf4.pack`, `nf4._quantize` (`rest`: a tensor of odd size),
+# `quantized_file._four_bit_sources` (`parts`).
+#
+# **Exercises.** packing-nibbles, test-nibbles, memory-estimate.
+#
+# **Further reading.** The bitsandbytes documentation:
+# [huggingface.co/docs/bitsandbytes](https://huggingface.co/docs/bitsandbytes).

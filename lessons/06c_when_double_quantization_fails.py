@@ -1,0 +1,156 @@
+# %% [markdown]
+# # 6c. When double quantization fails
+#
+# **The question.** 256 blocks share a scale of their absmax. What if one block is much larger than
+# the others?
+#
+# **Time:** a second to run, five minutes to read. **You need:** lesson 6.
+
+# %%
+import numpy as np
+from common import figure, table
+
+import minilora
+from minilora import nf4
+from minilora.evaluation import plot
+from minilora.tree import flatten
+
+rng = np.random.default_rng(0)
+
+
+def rms(x):
+    """Return the root of the mean square."""
+    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
+
+
+# %% [markdown]
+# ## One large block
+#
+# An absmax is wrong by up to half of the map's widest gap, which is 0.9/128 of the largest in its
+# group of 256. If that largest is hundreds of times the others, the error is larger than they are.
+#
+# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
+# weights, one float32 per 256 such codes, and one
+# offset.](../figures/drawings/double_quantized_bytes.svg)
+#
+# **Predict.** 256 blocks have weights of the same size. Then one block is multiplied by f. How does
+# the error of the *other* 255 grow with f?
+#
+# <details><summary>Answer</summary>
+# Up to 100 it hardly grows. At 1,000 it is clearly larger. At 10,000 the absmax of all the other
+# blocks come out below zero, and all their weights change sign.
+# </details>
+
+# %%
+blocks = (0.02 * rng.standard_normal((256, 64))).astype(np.float32)
+FACTORS = [1, 10, 100, 1000, 10_000, 100_000]
+
+
+def with_large_block(factor):
+    """Multiply the first block by a factor; return the weights and their quantized form."""
+    w = blocks.copy()
+    w[0] *= np.float32(factor)
+    return w, nf4.quantize(w, double_quant=True)
+
+
+others, negative, rows = [], [], []
+for factor in FACTORS:
+    w, q = with_large_block(factor)
+    others.append(rms((q.dequantize() - w)[1:]) / rms(w[1:]))
+    negative.append(int((q.absmax < 0).sum()))
+    rows.append([f"{factor:,}", f"{others[-1]:.3f}", negative[-1]])
+table(["one block times", "error of the others", "absmax below zero"], rows)
+opposite = np.mean(np.sign(q.dequantize()[1:]) == -np.sign(w[1:]))
+print(f"at {FACTORS[-1]:,}, {opposite:.0%} of the other weights have the opposite sign")
+
+# %%
+once = rms((nf4.quantize(blocks).dequantize() - blocks)[1:]) / rms(blocks[1:])
+title = "The error of the other 255 blocks"
+with figure("large_block", "factor on the weights of one block", "RMSE / RMS of w", title) as axes:
+    axes.plot(FACTORS, others, marker="o", label="double quantization", **plot.LINES[0])
+    axes.plot(FACTORS, [once] * len(FACTORS), marker="s", label="float32 absmax", **plot.LINES[1])
+    axes.set(xscale="log", yscale="log")
+    axes.legend(frameon=False, loc="upper left")
+
+# %% [markdown]
+# ![Beyond a factor of 100 the error of the other blocks grows](../figures/large_block.png)
+#
+# bitsandbytes gives the same result, bit for bit. Are trained weights like that? It is worth a
+# look:
+
+# %%
+trained = {}
+for name in ("micro", "tiny"):
+    leaves = flatten(minilora.quantize(minilora.load(name)[1], "nf4-dq")).values()
+    weights = [q for q in leaves if isinstance(q, nf4.Quantized)]
+    ratio = max(q.absmax.max() / np.median(q.absmax) for q in weights)
+    trained[name] = ratio, min(q.absmax.min() for q in weights)
+    print(f"{name}: the largest absmax of a weight is at most {ratio:.1f} times the median one")
+
+# %%
+# Checks
+assert others[1] < 1.1 * others[0], "at 10, the error must hardly grow"
+assert others[3] > 1.5 * others[0], "at 1,000, it must be clearly larger"
+assert negative[:4] == [0] * 4 and negative[4] == 255, "from 10,000 on, every absmax is negative"
+assert others[4] > 1, "and the error is larger than the weights"
+for name, (ratio, smallest) in trained.items():
+    assert ratio < 10 and smallest > 0, f"{name}: trained weights must not be like that"
+
+# %% [markdown]
+# ## What is no longer true
+#
+# Plain NF4 has two properties that double quantization does not have.
+#
+# **Predict.** A weight is quantized, dequantized, and quantized again. Is the result the same?
+#
+# <details><summary>Answer</summary>
+# With plain NF4, yes. With double quantization, the codes are the same, but nearly all absmax
+# change a little, because their mean and their largest change.
+# </details>
+
+# %%
+w = rng.standard_normal((1024, 1024)).astype(np.float32)
+plain = nf4.quantize(w)
+again, rows = {}, []
+for name in ("nf4", "nf4-dq"):
+    q = nf4.quantize(w, double_quant=name == "nf4-dq")
+    second = nf4.quantize(q.dequantize(), double_quant=name == "nf4-dq")
+    block_errors = np.abs(q.dequantize() - w).reshape(-1, 64).max(axis=1)
+    largest_error = (block_errors / plain.absmax).max()
+    same_codes = np.mean(second.codes == q.codes)
+    same_absmax = np.mean(second.absmax == q.absmax)
+    drift = rms(second.absmax / q.absmax - 1)
+    again[name] = largest_error, same_codes, same_absmax, drift
+    cells = [f"{largest_error:.4f}", f"{same_codes:.1%}", f"{same_absmax:.1%}", f"{drift:.0e}"]
+    rows.append([name, *cells])
+table(["", "largest |ŵ − w| / absmax", "same codes", "same absmax", "drift of the absmax"], rows)
+
+# %% [markdown]
+# The bound |ŵ − w| ≤ 0.152·absmax (lesson 5) does not hold either, because the absmax is rounded.
+
+# %%
+# Checks
+for name, (largest_error, same_codes, same_absmax, drift) in again.items():
+    double = name == "nf4-dq"
+    assert same_codes == 1 and drift < 1e-3, f"{name}: the codes must stay"
+    assert (same_absmax == 1) == (not double), f"{name}: only plain NF4 keeps every absmax"
+    assert (largest_error > 0.15191) == double, f"{name}: half of the widest gap is 0.15190"
+
+# %% [markdown]
+# ## What was shown
+#
+# Double quantization assumes that the blocks of a weight have similar sizes. Those of trained
+# weights do. Quantizing a second time changes the absmax, and an error can exceed plain NF4's
+# bound.
+#
+# **What to try.**
+#
+# 1. `w[0] *= np.float32(factor)`: multiply half of the blocks. Is that better or worse?
+# 2. `(256, 64)`: use 512 blocks. What happens to the second group of 256?
+# 3. `FACTORS`: find the smallest factor with a negative absmax, between 1,000 and 10,000.
+#
+# **Where to stop with a debugger.** `double_quant.double_quantize` (`blocks`, `step`).
+#
+# **Exercises.** double-quantization.
+#
+# **Further reading.** QLoRA: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314).

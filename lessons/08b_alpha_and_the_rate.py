@@ -1,0 +1,108 @@
+# %% [markdown]
+# # 8b. Alpha and the learning rate
+#
+# **The question.** If alpha changes, how must the learning rate change?
+#
+# **Time:** a second to run, five minutes to read. **You need:** lesson 8.
+
+# %%
+import numpy as np
+from common import figure, of, read_sweep, table
+
+from minilora.evaluation import plot
+
+# %% [markdown]
+# ## Two predictions
+#
+# Lesson 8 has two results that seem to contradict each other:
+#
+# - The first step's gain is proportional to α·η. So a 16 times larger alpha needs a 16 times
+#   smaller rate.
+# - (α, η, A₀) and (c²·α, η/c, A₀/c) are the same run. So what matters is α·η², and a 16 times
+#   larger alpha needs a 4 times smaller rate.
+#
+# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
+# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
+#
+# **Predict.** Alpha is 16 times as large. Is the best rate 16 times smaller, or 4 times?
+#
+# <details><summary>Answer</summary>
+# Four times. At low rates, α·η decides, because A has hardly moved. At high rates, the start of A
+# is forgotten, and α·η² decides.
+# </details>
+
+# %%
+sweep = read_sweep("alpha")
+RATES, ALPHAS = (1e-3, 4e-3, 1.6e-2, 6.4e-2), (4, 16, 64)
+grid, rows = {}, []
+for rate in RATES:
+    for alpha in ALPHAS:
+        grid[alpha, rate] = np.array(of(sweep, "loss", part="rate", alpha=alpha, rate=rate))
+    rows.append([f"{rate:g}", *(f"{grid[alpha, rate].mean():.3f}" for alpha in ALPHAS)])
+table(["rate, r = 8", *(f"alpha = {alpha}" for alpha in ALPHAS)], rows)
+
+best = {}
+for alpha in ALPHAS:
+    best[alpha] = min(RATES, key=lambda rate, alpha=alpha: grid[alpha, rate].mean())
+    print(f"alpha = {alpha}: the best rate is {best[alpha]:g}")
+
+# %%
+LEFT_ALPHAS = (4, 8, 16, 32, 64, 128)
+xlabels, ylabel = ["alpha", "learning rate"], "held-out loss (nats per target token)"
+titles = ["rate 0.004: alpha matters, not r", "r = 8: alpha moves the best rate"]
+with figure("alpha_and_rate", xlabels, ylabel, titles, width=8.4, columns=2) as (left, right):
+
+    def draw(axes, label, places, losses, number):
+        """Draw the mean of the seeds as a line, and their range as vertical bars."""
+        style, marker, seeds = plot.LINES[number], "os^"[number], np.array(losses)
+        axes.plot(places, seeds.mean(axis=1), marker=marker, markersize=4, label=label, **style)
+        low, high = seeds.min(axis=1), seeds.max(axis=1)
+        axes.vlines(places, low, high, color=style["color"], alpha=0.5)
+
+    for number, r in enumerate((4, 16, 64)):
+        alphas = LEFT_ALPHAS if r == 4 else LEFT_ALPHAS[2:]
+        losses = [of(sweep, "loss", part="r", r=r, alpha=alpha) for alpha in alphas]
+        draw(left, f"r = {r}", alphas, losses, number)
+    for number, alpha in enumerate(ALPHAS):
+        draw(right, f"alpha = {alpha}", RATES, [grid[alpha, rate] for rate in RATES], number)
+    for axes, places in ((left, LEFT_ALPHAS), (right, RATES)):
+        axes.set(xscale="log", yscale="log", ylim=(4e-3, 20))
+        axes.minorticks_off()
+        axes.set_xticks(places, [f"{x:g}" for x in places])
+    left.legend(frameon=False, loc="upper right")
+    right.legend(frameon=False, loc="upper left")
+
+# %% [markdown]
+# ![Loss over alpha for three ranks, over the rate for three alphas](../figures/alpha_and_rate.png)
+#
+# At low rates, runs with the same α·η have the same loss. At high rates, alpha 4 at 0.064 and alpha
+# 64 at 0.016 both fail: they have the same α·η². And alpha 64 at 0.004, with the same α·η as the
+# first of these two, is the best of all.
+#
+# So fix alpha, and then sweep the rate. To sweep both is to sweep one thing twice.
+
+# %%
+# Checks
+assert best[4] == 4 * best[64], (
+    "16 times the alpha, a 4 times lower best rate (a grid in steps of 4)"
+)
+low = grid[4, 4e-3].mean(), grid[16, 1e-3].mean()
+assert 0.8 < low[0] / low[1] < 1.25, "the same α·η at low rates (0.016): the same loss"
+fails, works = grid[4, 6.4e-2].min(), grid[64, 4e-3].max()
+assert fails > 10 * works, "the same α·η at high rates (0.256): not the same loss"
+assert min(fails, grid[64, 1.6e-2].min()) > 0.25, "the same α·η² at high rates: both must fail"
+
+# %% [markdown]
+# ## What was shown
+#
+# Near the best rate, alpha times 16 needs a rate divided by 4.
+#
+# **What to try.**
+#
+# 1. `key=lambda rate, alpha=alpha: grid[alpha, rate].mean()`: use the worst seed, `.max()`.
+# 2. `ylim=(4e-3, 20)`: look at (4e-3, 0.1). How flat is the valley?
+# 3. Print `grid` sorted by α·η², and then by α·η. Which order is smoother at high rates?
+#
+# **Exercises.** warmup, clipping.
+#
+# **Further reading.** LoRA, Sec. 4.1: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685).

@@ -1,0 +1,149 @@
+# %% [markdown]
+# # 9b. Warm-up
+#
+# **The question.** What does a warm-up of the learning rate prevent?
+#
+# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 9.
+
+# %%
+import numpy as np
+from common import figure, of, read_sweep, table
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data, kernels, lora, optim
+from minilora.evaluation import plot
+from minilora.training import gradient_at
+from minilora.tree import flatten, tree_map
+
+settings = TrainConfig(iters=200, batch_size=32, learning_rate=4e-3, mask_prompt=True)
+config, base, tokenizer = minilora.load("micro")
+lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
+adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+mixed = data.load_rows("notes", "valid")[:100] + data.load_rows("questions", "valid")[:100]
+bins = [[example] for example in data.encode_rows(mixed, tokenizer, settings)[0]]
+
+# %% [markdown]
+# ## The first step
+#
+# At the first step, Adam's moments are g and g², so (Kingma and Ba 2015, Alg. 1)
+#
+# $$\Delta\theta = -\eta\,\frac{g}{|g| + \varepsilon} = -\eta\,\mathrm{sign}(g)$$
+#
+# The step has full length in every entry, whatever the gradient is, and its direction is the sign
+# of one batch's noise. Warm-up makes the first steps short, until the moments have seen more
+# batches.
+#
+# ![The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half a
+# cosine.](../figures/drawings/schedules.svg)
+#
+# **Predict.** How far does the first step move a parameter whose gradient is a thousand times
+# smaller than another's? How far does it move `lora_A`?
+#
+# <details><summary>Answer</summary>
+# As far as the other. The matrix A does not move: its gradient contains B, which is zero.
+# </details>
+
+# %%
+_, first, _ = gradient_at(adapters, frozen, bins, 0, config, settings, kernels.OPS)
+moved, _ = optim.adamw(adapters, first, optim.adamw_init(adapters), lambda path: 4e-3, settings)
+step = flatten(tree_map(np.subtract, moved, adapters))
+gradients = flatten(first)
+of_b = [path for path in step if path.endswith("lora_B")]
+g = np.abs(np.concatenate([gradients[path].ravel() for path in of_b]))
+d = np.abs(np.concatenate([step[path].ravel() for path in of_b]))
+seen = g > 1e-6  # a hundred times Adam's ε
+print(f"gradients of lora_B from {g[seen].min():.0e} to {g.max():.0e},", end=" ")
+print(f"steps from {d[seen].min():.5f} to {d.max():.5f}")
+
+# %%
+# Checks
+assert g[seen].max() > 1000 * g[seen].min(), "the gradients must differ a thousandfold"
+assert np.allclose(d[seen], 4e-3, rtol=0.02), "every step must be η (ε/|g| is at most a hundredth)"
+for path in step:
+    assert path in of_b or not step[path].any(), f"{path} must not move: B is zero"
+
+# %% [markdown]
+# ## Runs without warm-up
+#
+# **Predict.** How much is lost without warm-up, at our rate and at ten times that?
+#
+# <details><summary>Answer</summary>
+# Nothing at our rate. At ten times the rate, both runs are bad, and the one without warm-up is
+# worse.
+# </details>
+
+# %%
+sweep = read_sweep("optimization")
+USUAL = "all as it is"  # 200 steps of 16 rows at 4e-3, a warm-up of 12 steps
+
+
+def case(name, column="loss"):
+    """Return a column of a case of the sweep, one number per seed."""
+    return np.array(of(sweep, column, case=name))
+
+
+def show(*names):
+    """Print a table of cases: held-out loss, exact match, worst step, loss on the base's notes."""
+    rows = []
+    for name in names:
+        losses, exact = case(name), case(name, "exact_match").mean()
+        cells = [
+            f"{losses.mean():.4f}",
+            f"{losses.min():.4f} to {losses.max():.4f}",
+            f"{exact:.0%}",
+        ]
+        worst, notes = case(name, "worst").mean(), case(name, "notes").mean()
+        rows.append([name, *cells, f"{worst:.1f}", f"{notes:.2f}"])
+    table(["case", "held-out loss", "three seeds", "exact", "worst step", "base's notes"], rows)
+
+
+CASES = (USUAL, "no warm-up", "ten times the rate", "ten times, no warm-up")
+show(*CASES)
+
+# %%
+title = "Warm-up taken away, at two learning rates, three seeds"
+with figure("warm_up", "held-out loss (nats per token)", "", title, height=2.4) as axes:
+    for y, name in enumerate(reversed(CASES)):
+        axes.plot(case(name), [y] * 3, color=plot.LINES[0]["color"], marker="o", markersize=4)
+    axes.set(xscale="log", yticks=range(len(CASES)), yticklabels=reversed(CASES))
+
+# %% [markdown]
+# ![Without warm-up: equal loss at our rate, higher loss at ten times it](../figures/warm_up.png)
+#
+# **Not missed here.** At a good rate, a run without warm-up reaches the same loss or a lower one:
+# it wastes no steps, and its worst step is hardly above its first. At ten times the rate, warm-up
+# is missed: without it, the loss rises above where it began, and the run ends far worse. (Neither
+# is good.) Warm-up is a margin for a rate that is too high, not a gain at one that is right.
+
+# %%
+# Checks
+assert case("no warm-up", "worst").max() < 4.5, (
+    "the worst step, near the start (the runs begin at 4)"
+)
+assert case("no warm-up").max() < 1.5 * case(USUAL).min(), "without warm-up, the same loss"
+fast, fast_cold = "ten times the rate", "ten times, no warm-up"
+assert case(fast_cold).min() > 1.2 * case(fast).max(), "at ten times the rate, warm-up must help"
+worst, worst_cold = case(fast, "worst").max(), case(fast_cold, "worst").min()
+assert worst_cold > 5 > worst, "and without it the loss must rise above the start"
+
+# %% [markdown]
+# ## What was shown
+#
+# Adam's first steps have full length and a random direction. Warm-up protects against that at a
+# high learning rate. At a good one, it is not needed here.
+#
+# **What to try.**
+#
+# 1. `g > 1e-6`: use 1e-9. Which steps are shorter than η, and why?
+# 2. `batch_size=32` in `settings`: use 1. How many signs of the first step change?
+# 3. `show(USUAL, ...)`: add "five times the rate". Is its worst step above the start?
+#
+# **Where to stop with a debugger.** `optim.adamw`, its inner function `step`: `m / denominator` at
+# step 1 is ±1.
+#
+# **Exercises.** warmup, adamw.
+#
+# **Further reading.** Kingma and Ba 2015: [arXiv:1412.6980](https://arxiv.org/abs/1412.6980). Goyal
+# et al. 2017, on warm-up: [arXiv:1706.02677](https://arxiv.org/abs/1706.02677). Liu et al. 2019,
+# *On the Variance of the Adaptive Learning Rate*:
+# [arXiv:1908.03265](https://arxiv.org/abs/1908.03265).

@@ -1,0 +1,176 @@
+# %% [markdown]
+# # 9d. Schedules and weight decay
+#
+# **The question.** What do a falling learning rate and weight decay prevent in a short run?
+#
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 9.
+
+# %%
+import math
+from dataclasses import replace
+
+import numpy as np
+from common import figure, of, read_sweep, table
+
+from minilora import TrainConfig, optim
+from minilora.evaluation import plot
+
+sweep = read_sweep("optimization")
+USUAL = "all as it is"  # 200 steps of 16 rows at 4e-3, a cosine to zero, no decay
+defaults = TrainConfig(iters=200, batch_size=16, learning_rate=4e-3, mask_prompt=True)
+
+
+def case(name, column="loss"):
+    """Return a column of a case of the sweep, one number per seed."""
+    return np.array(of(sweep, column, case=name))
+
+
+def show(*names):
+    """Print a table of cases: held-out loss, exact match, loss on the base's own notes."""
+    rows = []
+    for name in names:
+        losses, exact = case(name), case(name, "exact_match").mean()
+        spread, notes = f"{losses.min():.4f} to {losses.max():.4f}", case(name, "notes").mean()
+        rows.append([name, f"{losses.mean():.4f}", spread, f"{exact:.0%}", f"{notes:.2f}"])
+    table(["case", "held-out loss", "three seeds", "exact", "base's notes"], rows)
+
+
+# %% [markdown]
+# ## Schedules
+#
+# ![The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half a
+# cosine.](../figures/drawings/schedules.svg)
+#
+# **Predict.** Which is lowest after 200 steps: a constant rate, a rate that falls linearly to zero,
+# or one that falls to zero along a cosine?
+#
+# <details><summary>Answer</summary>
+# The constant rate, at our rate. At five times the rate it is the worst.
+# </details>
+
+# %%
+show(USUAL, "linear to zero", "constant rate", "constant, half the rate")
+show("five times the rate", "five times, constant")
+
+# %% [markdown]
+# **Not missed at our rate.** A constant rate has a lower loss, even at half the height, where the
+# rates add up to as much as the cosine's. The run is still learning when it ends, so small steps at
+# the end are wasted. At five times the rate, a constant rate leaves every second answer wrong, and
+# the cosine has all of them right. A falling rate lets you begin high. It is a margin, like
+# warm-up.
+
+# %%
+# Checks
+assert case("constant rate").max() < 0.75 * case(USUAL).min(), "a constant rate must be better"
+half = case("constant, half the rate")
+assert half.max() < 0.85 * case(USUAL).min(), "also at half the rate, with the same sum of rates"
+fast = case("five times, constant").min() / case("five times the rate").max()
+assert fast > 5, "at five times the rate, it must be far worse"
+
+# %% [markdown]
+# ## Weight decay
+#
+# Decoupled decay (Loshchilov and Hutter 2019, Alg. 2) multiplies a parameter by 1 − η·λ at each
+# step, whatever its gradient is. Over a run, the factor is
+#
+# $$\prod_t (1 - \eta_t \lambda) \approx e^{-\lambda \sum_t \eta_t}$$
+#
+# **Predict.** How much of `lora_A` is lost in 200 steps with λ = 0.1?
+#
+# <details><summary>Answer</summary>
+# A few per cent. The sum of the rates is below 1, so λ = 0.1 is hardly more than none.
+# </details>
+
+# %%
+sum_of_rates = sum(optim.learning_rate(t, defaults) for t in range(defaults.iters))
+
+
+def kept_by_decay(decay):
+    """Return what a run with zero gradients leaves of a parameter of 1."""
+    settings = replace(defaults, weight_decay=decay)
+    params, zero = {"lora_A": np.ones((1, 1))}, {"lora_A": np.zeros((1, 1))}
+    state = optim.adamw_init(params)
+    for t in range(defaults.iters):
+        rate = optim.learning_rate(t, settings)
+        params, state = optim.adamw(params, zero, state, lambda path, r=rate: r, settings)
+    return float(params["lora_A"][0, 0])
+
+
+kept, rows = {}, []
+for decay in (0.0, 0.1, 10.0):
+    kept[decay], predicted = kept_by_decay(decay), math.exp(-decay * sum_of_rates)
+    rows.append([f"{decay:g}", f"{kept[decay]:.4f}", f"{predicted:.4f}"])
+print(f"the sum of the rates is {sum_of_rates:.3f}")
+table(["weight decay", "is left", "predicted"], rows)
+show(USUAL, "weight decay 0.1", "weight decay 10")
+
+# %% [markdown]
+# λ = 0.1 makes no difference here: a few hundredths of the weights, less than the scatter of the
+# seeds. What matters is λ·Σηₜ, and a short run has a small Σηₜ. λ = 10 does pull. It pulls BA to
+# zero, and so the model to its base: the answers are worse, and more of the notes is kept. On an
+# adapter, weight decay prevents forgetting, not overfitting.
+
+# %%
+# Checks
+for decay, left in kept.items():
+    predicted = math.exp(-decay * sum_of_rates)
+    assert math.isclose(left, predicted, rel_tol=0.15), f"decay {decay}: {left}, not {predicted}"
+assert kept[0.1] > 0.95, "λ = 0.1 must leave nearly everything"
+assert np.abs(case("weight decay 0.1") / case(USUAL) - 1).max() < 0.2, "and change no result"
+assert case("weight decay 10").min() > 3 * case(USUAL).max(), "λ = 10 must cost quality"
+notes, notes_usual = case("weight decay 10", "notes"), case(USUAL, "notes")
+assert notes.max() < 0.8 * notes_usual.min(), "but keep more of the base's notes"
+
+# %% [markdown]
+# ## Everything at a glance
+#
+# One dot per seed. Each case differs from "all as it is" in what its name says (lessons 9b and 9c
+# discuss the others).
+
+# %%
+CASES = [
+    "clipping at 0.1",
+    "constant rate",
+    USUAL,
+    "no warm-up",
+    "weight decay 0.1",
+    "bad rows",
+    "no clipping, beta2 0.95",
+    "no clipping",
+    "weight decay 10",
+    "five times the rate",
+    "five times, constant",
+    "ten times the rate",
+    "ten times, no clipping",
+    "ten times, no warm-up",
+]
+title = "One thing changed at a time, three seeds"
+with figure("optimization", "held-out loss (nats per target token)", "", title) as axes:
+    for y, name in enumerate(reversed(CASES)):
+        axes.plot(case(name), [y] * 3, color=plot.LINES[0]["color"], marker="o", markersize=4)
+    axes.set(xscale="log", yticks=range(len(CASES)))
+    axes.set_yticklabels(reversed(CASES), fontsize=8)
+
+# %% [markdown]
+# ![Held-out loss of each change](../figures/optimization.png)
+#
+# ## What was shown
+#
+# In a short LoRA run at a good rate, warm-up, a falling rate and a small weight decay can be left
+# out, and nothing is lost. They protect against a rate that is too high. Clipping helps, for a
+# reason that only short runs have. Accumulation must count tokens. None of this is a law: a long
+# run, a rate at its limit, or training from random weights needs a new test.
+#
+# **What to try.**
+#
+# 1. `iters=200` in `defaults`: use 20,000. How much is left with λ = 0.1?
+# 2. `show(USUAL, ...)`: add the case "64 rows, 50 steps" of lesson 9. Where is it?
+# 3. `sweeps/optimization.py`: add a case with a linear warm-up over half of the run.
+#
+# **Where to stop with a debugger.** `optim.learning_rate`.
+#
+# **Exercises.** warmup, adamw.
+#
+# **Further reading.** Loshchilov and Hutter 2017, *SGDR*, on cosine schedules:
+# [arXiv:1608.03983](https://arxiv.org/abs/1608.03983), and 2019, on weight decay:
+# [arXiv:1711.05101](https://arxiv.org/abs/1711.05101).
