@@ -405,7 +405,7 @@ Q0 = "model.layers.0.self_attn.q_proj"
 def test_a_leaf_that_merging_does_not_know_is_refused_by_name(path):
     adapters, frozen = adapted(random_base(TINY))
     set_leaf(adapters, path, np.ones((1, 2), np.float32))
-    with pytest.raises(InputError, match=f"lora.merge does not know {path}: see methods.merging"):
+    with pytest.raises(InputError, match=f"lora.merge does not know {path}: minilora.merge"):
         lora.merge(adapters, frozen)
 
 
@@ -420,7 +420,7 @@ def test_an_adapter_per_row_cannot_be_merged():
     adapters, frozen = adapted(random_base(TINY))
     node = get(adapters, Q0)
     node["lora_A"], node["lora_B"] = node["lora_A"][None], node["lora_B"][None]
-    with pytest.raises(InputError, match="differ from row to row"):
+    with pytest.raises(InputError, match="per-row adapters cannot be merged"):
         lora.merge(adapters, frozen)
 
 

@@ -245,7 +245,7 @@ def test_rows_train_apart():
 
 def test_rows_cannot_be_merged():
     base = random_base(TINY)
-    with pytest.raises(InputError, match="differ from row to row"):
+    with pytest.raises(InputError, match="per-row adapters cannot be merged"):
         minilora.merge(*compose.per_row(several(base), [0, 1]))
 
 
