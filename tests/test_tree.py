@@ -1,4 +1,4 @@
-"""Trees: paths there and back, maps that keep the shape, counts that mean parameters, not bytes."""
+"""Trees: paths in both directions, maps that keep the structure, counts of parameters."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which weights are quantized, and the report on what it costs."""
+"""Which weights are quantized, and the report of their errors."""
 
 import numpy as np
 import pytest
