@@ -4,7 +4,7 @@ import sys
 
 from ..kernels.chunking import is_plain_lora
 from ..quant.schemes import is_projection
-from ..tree import flatten, get, layer_of, named_leaves, num_parameters
+from ..tree import Tree, flatten, get, layer_of, named_leaves, num_parameters
 
 EXTRA_FLOATS = {  # floats per token that a method keeps, in addition to the input of a projection
     "lora_magnitude_vector": len,  # the output before scaling
@@ -61,7 +61,7 @@ def format_estimate(parts):
     return "\n".join(f"  {name:<20}{size / 1e6:>12,.2f} MB" for name, size in parts.items())
 
 
-def print_trainable_parameters(adapters, base):
+def print_trainable_parameters(adapters: Tree, base: Tree) -> None:
     """Print the number and the share of trained parameters, in the format of PEFT."""
     replaced = flatten(base).keys()
     added = sum(w.size for path, w in named_leaves(adapters) if path not in replaced)

@@ -4,18 +4,26 @@ One forward pass gives all of them. Greedy decoding reproduces a row exactly if 
 tokens is the most probable one, so exact match needs no generation.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 
 from .. import model
-from ..batching import collate
+from ..batching import Example, collate
+from ..config import ModelConfig
 from ..kernels.chunking import LOGIT_FLOATS, chunks
 from ..methods.operations import operations
+from ..tree import Tree
 
 TOKENS = 4096  # per batch
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
-def evaluate(adapters, base, examples, model_config, ops=None):
+def evaluate(
+    adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
+    ops: Any = None,
+) -> Tree:  # fmt: skip
     """Return the scores of a model over the target tokens of `examples`, a non-empty list.
 
     Keys: `loss` (nats per token), `perplexity`, `tokens` (the number of target tokens),

@@ -3,16 +3,17 @@
 import math
 import sys
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
 from .. import kernels, layers, training
 from ..batching import Example
-from ..config import require
+from ..config import ModelConfig, TrainConfig, require
 from ..methods.operations import check_packing, operations
 from ..optim import adamw_init
-from ..tree import num_parameters
+from ..tree import Tree, num_parameters
 from .metrics import evaluate
 
 MAX_PARALLEL_PARAMETERS = 2**24  # with more, a gradient per core needs too much memory
@@ -22,14 +23,15 @@ SECONDS_BETWEEN_LINES = 10  # without a terminal for a progress bar
 class TrainResult(NamedTuple):
     """The trained adapters, and the history: one dict per step and per evaluation."""
 
-    adapters: dict
-    history: list[dict]
+    adapters: Tree
+    history: list[Tree]
 
 
 def train(
-    adapters, base, examples, model_config, train_config, valid=(), state=None, on_step=None,
-    ops=None,
-):  # fmt: skip
+    adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
+    train_config: TrainConfig, valid: Sequence[Example] = (), state: Tree | None = None,
+    on_step: Callable[[list[Tree], Tree, Tree], Any] | None = None, ops: Any = None,
+) -> TrainResult:  # fmt: skip
     """Fit `adapters` to the examples; return TrainResult(adapters, history).
 
     adapters, base: the trees of `get_peft_model`; they do not change.
@@ -70,7 +72,7 @@ def train(
 
         if not should_stop(state, train_config):
             adapters, _ = training.train(
-                adapters, base, examples, model_config, train_config, ops, state, after_step,
+                adapters, base, list(examples), model_config, train_config, ops, state, after_step,
                 parallel_map=map if one_share else kernels.parallel_map,
                 shares=1 if one_share else kernels.num_threads(),
             )  # fmt: skip

@@ -1,12 +1,14 @@
 """Merging of adapters for all methods that modify only weights and biases."""
 
 from functools import reduce
+from typing import Any
 
 import numpy as np
 
 from .. import lora, tree
 from ..config import InputError
 from ..layers import dense
+from ..tree import Tree
 from .operations import row_norms
 
 UNMERGED = {  # nodes and leaves that are not part of a weight
@@ -16,7 +18,7 @@ UNMERGED = {  # nodes and leaves that are not part of a weight
 OWN = ("lora_magnitude_vector", "ia3_l")  # leaves that only this module merges
 
 
-def merge(adapters, base, dtype=np.float32):
+def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
     Like `lora.merge`, also for DoRA, IA³ and stacked adapters; dtype: of the result. Raises

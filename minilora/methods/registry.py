@@ -17,13 +17,14 @@ the outputs, except those of prompt, p-tuning and prefix, because tokens see the
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from .. import lora
 from ..config import ALL_LINEAR, INITIALIZERS, LoraConfig, check, flag, require
 from ..layers import dense
-from ..tree import flatten, get, named_leaves, set_leaf, subtree, tree_map, unflatten
+from ..tree import Tree, flatten, get, named_leaves, set_leaf, subtree, tree_map, unflatten
 from . import initializers
 from .operations import row_norms
 
@@ -183,7 +184,10 @@ METHODS = {
 }  # fmt: skip
 
 
-def get_peft_model(base, adapter_config, rng=0, scheme="none", block_size=64):
+def get_peft_model(
+    base: Tree, adapter_config: LoraConfig | MethodConfig, rng: Any = 0, scheme: str = "none",
+    block_size: int = 64,
+) -> lora.PeftModel:  # fmt: skip
     """Create an adapter of any method: PeftModel(adapters, base).
 
     base: dense or quantized. It is not modified; the returned base shares its arrays.
