@@ -78,7 +78,7 @@ def learning_rate(step: int, train_config: TrainConfig) -> float:
 
 
 def round_to(params: Tree, dtype: str) -> Tree:
-    """Round to float16 or bfloat16, stored as float32; raise InputError if a number overflows."""
+    """Round to float16 or bfloat16, stored as float32; raise InputError if one is not finite."""
     if dtype == "float32":
         return params
     rounded = {}

@@ -33,8 +33,9 @@ def activation_floats(adapters, base, model_config):
     """Count the floats per token that the optimized operations keep for the backward pass.
 
     A layer keeps the outputs of both norms and one number per norm, rotated q and k, v, one number
-    per head, gate and up. A trained o_proj or down_proj keeps its input (down_proj not with plain
-    LoRA). The lowest adapted layer counts in full; the scores of prefix tuning do not count.
+    per head, gate and up. A trained o_proj or down_proj keeps its input, but with plain LoRA that
+    of down_proj is recomputed. The lowest adapted layer is counted in full. The scores of prefix
+    tuning, which grow with the square of the length, are not counted.
     """
     D, F, hd = model_config.hidden_size, model_config.intermediate_size, model_config.head_dim
     H, K = model_config.num_attention_heads, model_config.num_key_value_heads

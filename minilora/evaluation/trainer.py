@@ -34,9 +34,9 @@ def train(
 ) -> TrainResult:  # fmt: skip
     """Fit `adapters` to the examples; return TrainResult(adapters, history).
 
-    adapters, base: the trees of `get_peft_model`; they do not change.
-    examples, valid: lists of `Example`, from `encode_rows`. `valid` is evaluated every
-        `train_config.steps_per_eval` steps and at the end; early stopping needs it.
+    adapters, base: the trees of `get_peft_model`; they do not change. model_config: as from `load`.
+    examples, valid: lists of `Example`, from `encode_rows`. `valid` is evaluated at the end and
+    every `train_config.steps_per_eval` steps; early stopping needs it.
     state: None, or the last state that `on_step` got in the run to continue.
     on_step: called as on_step(rows, adapters, state) after every step; rows: new in the history.
     ops: None for the optimized operations; `minilora.layers` for the reference, in one thread.

@@ -16,7 +16,7 @@ def chunks(n, floats, most):
 
 
 def is_plain_lora(trained, frozen, dropout=True):
-    """Return whether a sublayer trains only LoRA factors (and has no dropout, if that matters)."""
+    """Return whether a sublayer trains only LoRA factors and, if `dropout`, uses no dropout."""
     return set(trained) <= set(ALL_LINEAR) and all(
         set(node) <= set(FACTORS) and not (dropout and node and frozen[name]["lora_dropout"])
         for name, node in trained.items()

@@ -91,7 +91,7 @@ def attention_backward(g, rope, starts, saved):
 
 
 def self_attention(x, trained, frozen, rope, segment_starts, cache=None, rng=None, linear=None):
-    """Compute `layers.self_attention`. Keeps x, q, k, v as `attention`; input of adapted o_proj."""
+    """Compute `layers.self_attention`. Keeps x and what `attention` keeps."""
     plain = is_plain_lora(trained, frozen, dropout=rng is not None)
     if not plain or linear is not None or cache is not None:
         nodes, linear = (trained, frozen), linear or fused_projection.linear
@@ -107,7 +107,7 @@ def _self_attention(x, projections, rope, starts, saved, *factors):
     q, k, v = project(x, q, k, v)
     mixed = attention_forward(q, k, v, rope, starts, saved)
     if o.A is not None:
-        saved["mixed"] = mixed
+        saved["mixed"] = mixed  # the gradient of its factor A needs the input of o_proj
     return project(mixed, o)[0]
 
 

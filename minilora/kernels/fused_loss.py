@@ -53,7 +53,7 @@ defvjp_argnums(
 
 
 def _log_z(h, head, mean):
-    """Return log Σ eᶻ (n,) of the rows h (n, D); add pE to `mean` (n, D) unless it is None."""
+    """Return log Σ eᶻ (n,) of the rows h (n, D); set `mean` (n, D), zeros or None, to pE."""
     top, total = np.full(len(h), -np.inf, h.dtype), np.zeros(len(h), h.dtype)
     shrink = np.empty_like(top)
     for _, tile in tiles(head, TILE):

@@ -41,7 +41,7 @@ def decode_by_table(start, codes, absmax, values, table, block_size, out):
 
 @jit
 def decode_by_sixteens(start, codes, absmax, values, table, block_size, out):
-    """Do the same as `decode_by_table`, sixteen elements at a time, which share a block."""
+    """Do the same as `decode_by_table`, by sixteen elements if 16 divides `start`."""
     done = out.size // 16 * 16 if start % 16 == 0 else 0
     i, b, end = 0, start // block_size, block_size - start % block_size
     while i < done:

@@ -26,7 +26,7 @@ FAST = {
 
 
 def jit(kernel):
-    """Compile at the first call, cache on disk, release Python's lock; the bits are NumPy's."""
+    """Compile at the first call, cache on disk, release Python's lock; reorder no operation."""
     return _compiled(kernel)
 
 
@@ -46,8 +46,8 @@ def _compiled(kernel, **options):
 @cache
 def _use_temporary_cache():
     vars(config)["CACHE_DIR"] = tempfile.mkdtemp(prefix="minilora-")
-    message = "no folder for compiled code can be written, using a temporary one"
-    print(f"minilora: {message}: to keep it, set NUMBA_CACHE_DIR", file=sys.stderr)
+    message = "no folder for compiled code can be written, so a temporary one is used"
+    print(f"minilora: {message}: set NUMBA_CACHE_DIR to keep the code", file=sys.stderr)
 
 
 def rows(x):

@@ -91,8 +91,7 @@ def _half(code, shift, power):
     return np.uint32(sign | magnitude).view(np.float32) * power
 
 
-# Products are not reordered: the shifted bits are so small a number that their product with x can
-# underflow.
+# Products are not reordered: the product of the small shifted number with x could underflow.
 @overload(_number, jit_options={"fastmath": False})
 def _number_of(code, shift, power):
     return _whole if code == numba.types.int8 else _half

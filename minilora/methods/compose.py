@@ -41,7 +41,7 @@ def per_row(pairs, rows):
     """Return the pair (adapters, frozen) that applies pairs[rows[b]] to row b of a batch.
 
     rows: B indices. The pair ({}, base) is for rows without an adapter. The leaves are `lora_A`
-    (B, r, in), `lora_B` (B, out, r), `lora_scaling` (B, 1, 1); ranks below r are padded with zeros.
+    (B, r, in), `lora_B` (B, out, r), `lora_scaling` (B, 1, 1); smaller ranks are padded with zeros.
     """
     adapters: dict = {}
     frozen = common_base(pairs)

@@ -60,7 +60,7 @@ def pissa(w, node, scaling, store):
 
 
 def loftq(w, node, scaling, store):
-    """Alternate: quantize w − s·BA, set A and B to the error (Li et al. 2023, Alg. 1)."""
+    """Quantize w − s·BA to q, fit A and B to w − q, and repeat (Li et al. 2023, Alg. 1)."""
     rest = w
     for _ in range(LOFTQ_STEPS):
         q = store(rest)

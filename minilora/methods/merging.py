@@ -27,7 +27,7 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     leaves, frozen = tree.flatten(adapters), tree.flatten(base)
     for path in leaves:
         for name in set(path.split(".")) & UNMERGED.keys():
-            raise InputError(f"{UNMERGED[name]} cannot be merged: load {path} as an adapter")
+            raise InputError(f"{UNMERGED[name]} cannot be merged: keep it as an adapter ({path})")
     nodes = {path.rpartition(".")[0] for path in leaves if path.endswith(OWN)}
     nodes |= {path.partition(".lora_stack.")[0] for path in frozen if ".lora_stack." in path}
     plain = {path: w for path, w in leaves.items() if not path.endswith(OWN)}

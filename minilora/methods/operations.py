@@ -34,9 +34,9 @@ def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
 def check_packing(adapters, train_config):
     """Raise InputError if `train_config` packs rows and the adapter is a trained prompt."""
     prompts = {"prompt_embeddings", "prompt_encoder"} & subtree(adapters, "model").keys()
-    reason = "only the first example of a row would see the prompt"
+    reason = "only the first example of a row would see it"
     fits = not (train_config.packing and prompts)
-    require(fits, f"--packing cannot be used with a trained prompt, because {reason}: leave it out")
+    require(fits, f"--packing does not fit a trained prompt, because {reason}: leave --packing out")
 
 
 class MethodOps:

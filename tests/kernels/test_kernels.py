@@ -192,4 +192,4 @@ def test_without_a_folder_for_compiled_code(tmp_path):
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout == "64.0\n"
-    assert done.stderr.count("using a temporary one") == len(done.stderr.splitlines()) == 1
+    assert done.stderr.count("a temporary one is used") == len(done.stderr.splitlines()) == 1
