@@ -294,7 +294,7 @@ def test_settings_of_another_version_are_one_line(base, data, tmp_path, capsys):
     ):
         path.write_text(line + "".join(rest))
         error = error_of(capsys, run("evaluate", "--adapter-path", out))
-        assert f"{path} has settings of format {found}, this version reads 2: train again" in error
+        assert f"{path} has format_version {found}, but this version reads 2: train again" in error
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_a_checkpoint_whose_facts_are_not_a_runs(facts, base, data, tmp_path, ca
     save_state(path, adapters, state, facts)
     capsys.readouterr()
     line = error_of(capsys, train(base, data, out, "--resume"))
-    assert f"{path} is no checkpoint of a run" in line
+    assert f"{path} is not a checkpoint of a run" in line
 
 
 def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, tmp_path, capsys):
@@ -424,13 +424,13 @@ def test_resuming_notices_other_data_and_another_base(base, data, tmp_path, caps
     capsys.readouterr()
     text = data.read_text()
     data.write_text(text.replace("+1=", "+2="))
-    assert f"the files of --data {data} are not" in error_of(
+    assert f"the files of --data {data} have changed" in error_of(
         capsys, run("train --resume --adapter-path", out)
     )
     data.write_text(text)
     weights_file = own / "model.safetensors"
     weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"\1")
-    assert f"the files of --model {own} are not" in error_of(
+    assert f"the files of --model {own} have changed" in error_of(
         capsys, run("train --resume --adapter-path", out)
     )
 
@@ -498,7 +498,7 @@ def test_evaluate_scores_every_row_of_a_file(base, data, tmp_path, capsys):
 def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_path, capsys):
     out = tmp_path / "run"
     assert train(base, data, out) == 0
-    assert "20 rows: 18 for training, every tenth held out" in capsys.readouterr().out
+    assert "20 rows, 18 for training; every tenth row is held out" in capsys.readouterr().out
     assert run("evaluate --adapter-path", out) == 0  # the split that the run made itself
     assert capsys.readouterr().err == ""
     assert run("evaluate --adapter-path", out, "--data", data) == 0
@@ -631,7 +631,7 @@ def test_an_adapter_of_any_method_is_gone_on_from(base, data, tmp_path, capsys):
     a, b = (weights(folder / "adapter_model.safetensors") for folder in (first, second))
     np.testing.assert_allclose(a["prompt_embeddings"], b["prompt_embeddings"], atol=1e-9)
     status = train(base, data, tmp_path / "third", "--method ia3 --init-adapter", first)
-    assert "holds p-tuning" in error_of(capsys, status)
+    assert "has the method p-tuning" in error_of(capsys, status)
 
 
 NOT_TOGETHER = {

@@ -224,7 +224,7 @@ def test_an_odd_name_comes_back(whole, tmp_path, name, capsys):
 def test_a_dangling_link_is_no_folder(whole, tmp_path, capsys):
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
-    assert f"{link} is no folder" in refused(capsys, train(whole, link))
+    assert f"{link} is not a folder" in refused(capsys, train(whole, link))
     for name in READING:
         assert str(link) in refused(capsys, command(name, link))
 

@@ -214,7 +214,7 @@ def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path
                     error = str(caught)
                     assert str(tmp_path / "run") in error and os.strerror(number) in error
             if at == between:
-                with pytest.raises(InputError, match="not of one save: save the adapter again"):
+                with pytest.raises(InputError, match="not saved together: save the adapter again"):
                     loaded()
             else:
                 before = at < between and (error or kind == "kill")

@@ -381,8 +381,8 @@ def test_a_pickle_is_never_opened(folder):
 
 
 def test_folders_that_are_none(folder, tmp_path):
-    assert "no folder" in refusal(tmp_path / "nowhere")
-    assert "no folder" in refusal(folder / "adapter_config.json")
+    assert "not a folder" in refusal(tmp_path / "nowhere")
+    assert "not a folder" in refusal(folder / "adapter_config.json")
     (folder / "adapter_config.json").write_text("[]")
     assert "one JSON object" in refusal(folder)
     (folder / "adapter_config.json").unlink()
@@ -451,7 +451,7 @@ def test_a_kill_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, what,
     assert killed == (calls_until_death < {"replace": 2, "fsync": 3}[what])
     monkeypatch.undo()
     if (what, calls_until_death) == ("replace", 1):
-        with pytest.raises(InputError, match="are not of one save"):
+        with pytest.raises(InputError, match="were not saved together"):
             load_adapter(folder, base)
         save_adapter(folder, new, frozen, config, "a base")
     before = calls_until_death < (1 if what == "replace" else 2)
@@ -564,20 +564,20 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
         return str(caught.value)
 
     shutil.copy(folder / "adapter_model.safetensors", path)
-    with pytest.raises(InputError, match="no checkpoint"):
+    with pytest.raises(InputError, match="not a checkpoint"):
         load_state(path)
     with pytest.raises(InputError, match="cannot be read"):
         load_state(tmp_path / "nowhere")
-    assert "no checkpoint" in refused()
-    assert "no checkpoint" in refused(facts="{}")
+    assert "not a checkpoint" in refused()
+    assert "not a checkpoint" in refused(facts="{}")
     for broken in (
         "[1]", "7", "{", "null", "{}", '{"step": "1"}', '{"step": -1}', '{"step": 1}',
         '{"step": 1, "best_loss": "2", "worse": 0}', '{"step": 1, "best_loss": NaN, "worse": 0}',
         '{"step": 1, "best_loss": 2.0, "worse": 0, "best": 5}', '{"step": true, "best_loss": 2.0}',
         f'{{"step": {10**30}, "best_loss": 2.0, "worse": 0}}',
     ):  # fmt: skip
-        assert "no checkpoint" in refused(**marks | {"minilora_run": broken})
-    assert "no checkpoint" in refused({}, **marks)
+        assert "not a checkpoint" in refused(**marks | {"minilora_run": broken})
+    assert "not a checkpoint" in refused({}, **marks)
     assert "m.lm_head" in refused({k: w for k in sound if k[0] != "m"}, **marks)
     assert "other.lm_head" in refused({**sound, "other.lm_head.bias": w}, **marks)
     assert "v.lm_head" in refused({**sound, "v.lm_head.weight": np.ones((3, 2), "f4")}, **marks)

