@@ -75,10 +75,9 @@ def report_error(error):
 
 @contextmanager
 def interruptible(terminated, for_good):
-    """Turn SIGINT and SIGTERM into Interrupted in the block, if this is the main thread.
+    """Turn SIGINT and SIGTERM into Interrupted in the block, on the main thread.
 
-    SIGTERM is also appended to `terminated`. With `for_good`, the process ends after the block, so
-    both signals are ignored from then on.
+    SIGTERM is appended to `terminated`. With `for_good`, both signals are ignored after the block.
     """
 
     def interrupt(number, frame):
@@ -108,8 +107,7 @@ def announce_compiling():
     class Listener(event.Listener):
         def on_start(self, event_):
             event.unregister("numba:compile", self)
-            text = "minilora: compiling kernels, once for this machine"
-            print(text, file=sys.stderr, flush=True)
+            print("compiling kernels, once for this machine", file=sys.stderr, flush=True)
 
         def on_end(self, event_):
             pass

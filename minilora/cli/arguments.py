@@ -52,7 +52,7 @@ def parse(argv):
 def toml_settings(path, written=False):
     """Return {name: value} of a TOML file, checked like flags; raise InputError if it is malformed.
 
-    `written` says that a run wrote the file, so it must have the format_version of this version.
+    A file that a run has `written` must have the format_version of this version.
     """
     text = read_text(path)
     try:

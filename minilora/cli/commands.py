@@ -25,11 +25,7 @@ train = fine_tune
 
 
 def load_model(args):
-    """Return the LoadedModel that --model, --quantize and --adapter-path name.
-
-    The folder of a run knows its base and its storage. A folder of PEFT does not, so it needs
-    --model.
-    """
+    """Return the LoadedModel that the flags name; a folder of PEFT needs --model."""
     path = getattr(args, "adapter_path", None)
     settings = run_settings(path) if path else {}
     name = args.model or settings.get("model") or (None if path else "tiny")
@@ -48,7 +44,7 @@ def load_model(args):
 def load_examples(args, loaded, split):
     """Return (examples, description): all rows of the file --data, or a split of the data.
 
-    Without --data, these are the data that the adapter was trained on.
+    The default is the data that the adapter was trained on.
     """
     trained_on = loaded.settings.get("data")
     name = args.data or trained_on or "questions"
@@ -78,11 +74,10 @@ def generate(args):
     keys_and_values = 8 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * n
     much = f"--max-tokens {n}: keys and values of so many tokens do not fit into memory; lower it"
     require(keys_and_values < physical_memory(), much)
+    inputs = loaded.adapters, loaded.base, tokenizer.encode(prompt), model, ops, n
+    sampling = args.temp, args.top_p, np.random.default_rng(args.seed)
     ids, printed = [], ""
-    for token in generation.generate(
-        loaded.adapters, loaded.base, tokenizer.encode(prompt), model, ops, n,
-        args.temp, args.top_p, np.random.default_rng(args.seed),
-    ):  # fmt: skip
+    for token in generation.generate(*inputs, *sampling):
         ids.append(token)
         text = tokenizer.decode(ids)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete character

@@ -34,11 +34,7 @@ def run_settings(folder):
 
 
 def warn_of_another_base(folder, settings, scheme, block_size):
-    """Warn if the run in `folder` trained its adapter on a base with a different storage.
-
-    An adapter also compensates the quantization error of its base. On a base with another error, a
-    small model can lose all that it learned.
-    """
+    """Warn if the adapter was trained on a base with another storage, whose error it corrects."""
     trained_on = settings.get("quantize", scheme), settings.get("block_size", block_size)
     before, now = (
         kind if kind in ("none", "int8") else f"{kind}, block size {size}"
@@ -92,20 +88,16 @@ def new_adapter(args, adapter_config):
     """Return a LoadedModel with a new adapter on the base that --model and --quantize name."""
     dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
     scheme, low_precision = "none" if dense else args.quantize, args.method != "full"
-    loaded = load(args.model, scheme, args.block_size, low_precision and not dense)
+    config, base, tokenizer = load(args.model, scheme, args.block_size, low_precision and not dense)
     how = args.quantize, args.block_size
-    model = get_peft_model(loaded.base, adapter_config, args.seed, *how)
-    return LoadedModel(loaded.model_config, model.base, loaded.tokenizer, model.adapters,
-                       adapter_config)  # fmt: skip
+    adapters, base = get_peft_model(base, adapter_config, args.seed, *how)
+    return LoadedModel(config, base, tokenizer, adapters, adapter_config)
 
 
 def load_with_adapter(folder, name, scheme, block_size):
-    """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`.
-
-    Raises InputError if one of them cannot be used.
-    """
+    """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`."""
     dense, low_precision = needs_dense_base(folder), not trains_all_weights(folder)
-    loaded = load(name, "none" if dense else scheme, block_size, low_precision)
+    config, base, tokenizer = load(name, "none" if dense else scheme, block_size, low_precision)
     how = (scheme, block_size) if dense else ()
-    adapters, base, adapter_config = load_adapter(folder, loaded.base, *how)
-    return LoadedModel(loaded.model_config, base, loaded.tokenizer, adapters, adapter_config)
+    adapters, base, adapter_config = load_adapter(folder, base, *how)
+    return LoadedModel(config, base, tokenizer, adapters, adapter_config)

@@ -71,9 +71,8 @@ def check_memory(loaded, examples, train_config):
     parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
     print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
     needed, there = sum(parts.values()), physical_memory()
-    much = f"needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB"
-    way = "lower --batch-size or --max-seq-length"
-    require(needed < there, f"a step over {tokens} tokens {much}: {way}")
+    much = f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB"
+    require(needed < there, f"{much}: lower --batch-size or --max-seq-length")
 
 
 def run(writer, adapters, state, examples, valid, train_config, ops):
@@ -122,8 +121,7 @@ class RunWriter:
     def save(self):
         """Write the new metrics, then a checkpoint, then the adapter.
 
-        The first checkpoint replaces an older run before metrics.jsonl does, so it holds the first
-        rows of metrics.
+        The first checkpoint replaces an older run. It also holds the first rows of metrics.jsonl.
         """
         if not self.rows:
             return

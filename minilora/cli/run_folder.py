@@ -47,10 +47,9 @@ def _half_written(name):
 
 
 def resume(folder, metadata, start):
-    """Return (adapters, state) of the run's checkpoint; raise InputError if something has changed.
+    """Return (adapters, state) of the run's checkpoint; raise InputError if `metadata` differs.
 
-    `metadata` has the present settings, digests and threads, `start` the adapters before the first
-    step. Rows of metrics.jsonl after the checkpoint are removed.
+    `start` has the adapters before the first step. Later rows of metrics.jsonl are removed.
     """
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     settings, then = metadata["settings"], read_metadata(checkpoint)[1]
@@ -185,12 +184,9 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
 
 
 def read_metrics(folder, last=math.inf):
-    """Return the rows of metrics.jsonl up to step `last`; a kill can have damaged later rows.
-
-    Raises InputError naming the malformed line.
-    """
+    """Return the rows of metrics.jsonl up to step `last`; raise InputError if one is malformed."""
     path, rows = Path(folder) / METRICS, list[dict]()
-    try:
+    try:  # a kill can have damaged later rows
         for row in read_jsonl(path, _check_metrics) if path.exists() else ():
             if row["step"] > last:
                 break

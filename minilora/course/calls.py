@@ -14,8 +14,8 @@ LAYOUTS = ("as drawn", "Fortran order", "float32")
 def draw(exercise, rule, count, seed=0, hidden=False):
     """Draw `count` calls to check a rule; equal arguments give equal calls.
 
-    Hidden calls take sizes from HIDDEN and vary how the arrays are stored. A property's bound holds
-    for float64 only, so the calls of a property are never float32.
+    Hidden calls have sizes from HIDDEN and vary the storage, with float32 only for the reference,
+    because the bounds of properties hold for float64.
     """
     choices = exercise.checks.CASES
     if hidden:

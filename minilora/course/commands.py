@@ -22,9 +22,8 @@ def add_commands(top):
     seed.add_argument("--seed", type=int, help="seed of the hidden checks; keep it private")
 
     def command(name, text, *parents):
-        return commands.add_parser(
-            name, help=text, description=text, allow_abbrev=False, parents=parents
-        )
+        texts = {"help": text, "description": text}
+        return commands.add_parser(name, **texts, allow_abbrev=False, parents=parents)
 
     sub = command("init", "make a workspace, or add the files that a workspace lacks")
     sub.add_argument("folder", metavar="DIR", nargs="?", default=".")

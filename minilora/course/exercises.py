@@ -121,16 +121,15 @@ class Exercise:
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
-        text, needed = self.text, "\n".join(self.imports)
+        text, imports = self.text, self.imports
         if self.is_test:
             text, nodes = self.source, ast.parse(self.source).body
-            found = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
-            needed = "\n".join(found)
+            imports = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
         stubs = [stub(text, n, f"{self.id}: {n} is not written yet") for n in self.sought]
         written = functions(text, self.sought) if solved else "\n\n\n".join(stubs)
         template = (TEMPLATES / "exercise.txt").read_text(encoding="utf-8")
-        kind = "a test of " * self.is_test
-        return template.format(e=self, what=kind, imports=needed, functions=written)
+        parts = {"what": "a test of " * self.is_test, "imports": "\n".join(imports)}
+        return template.format(e=self, functions=written, **parts)
 
     def edited(self, *mistakes):
         """Return the reference's source with these mistakes' edits; None if one does not apply."""

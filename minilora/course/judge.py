@@ -124,9 +124,9 @@ def diagnose(exercise, subject, case):
 
 
 def verdicts(exercise, source, seed=None, user=None):
-    """Return the open and the hidden Verdict on a file's bytes, which run in another process.
+    """Return the open and the hidden Verdict on a file's bytes (None: no file), run in a process.
 
-    source: None if there is no file. Without a seed, only the open check runs.
+    Without a seed, only the open check runs.
     """
     opened = None
     try:

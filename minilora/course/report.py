@@ -75,14 +75,12 @@ def as_gradescope(grades):
         {"name": f"{g.id}, {kind}", "tags": [f"lesson {g.lesson}", kind], "output": verdict.text,
          "score": g.max_points / 2 * verdict.share, "max_score": g.max_points / 2,
          "status": "passed" if verdict.status == "passed" else "failed"}
-        for g in grades
-        for kind, verdict in (("open", g.open), ("hidden", g.hidden))
+        for g in grades for kind, verdict in (("open", g.open), ("hidden", g.hidden))
     ]  # fmt: skip
-    text = "Each exercise has open and hidden checks: the same rules on different calls."
     result = {
-        "score": sum(g.points for g in grades), "output": text, "tests": tests,
-        "execution_time": round(sum(g.seconds for g in grades)), "visibility": "visible",
-        "stdout_visibility": "hidden",
+        "output": "Each exercise has open and hidden checks: the same rules on different calls.",
+        "score": sum(g.points for g in grades), "visibility": "visible", "tests": tests,
+        "execution_time": round(sum(g.seconds for g in grades)), "stdout_visibility": "hidden",
     }  # fmt: skip
     return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 

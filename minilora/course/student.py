@@ -213,12 +213,9 @@ def confine(folder, user):
 
 
 def loaded(source, file, name, taken, tried):
-    """Return (subject, Outcome) of a file, which cannot call minilora's functions `taken`.
-
-    The functions that a student's test is tried on are compiled before the file runs.
-    """
+    """Return (subject, Outcome) of a file, which cannot call minilora's functions `taken`."""
     for arguments in tried:
-        compiled(*arguments)
+        compiled(*arguments)  # the file must not change what its test is tried on
     for module, own in taken:
         block_function(importlib.import_module(module), own)
     text = source.decode("utf-8", "replace")

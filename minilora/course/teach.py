@@ -109,8 +109,8 @@ def grade_submission(only, seed, user, path):
 def submitted_files(path, wanted):
     """Return {name: bytes} of the wanted files in a folder or a zip file; {} if it is unreadable.
 
-    A file may be in a subfolder; of several, the least deep one counts. Names in a zip file are
-    never used as paths, links out of the folder are not followed, and files over 1 MB do not count.
+    A file may be in a subfolder; the least deep one counts. Names in a zip file are not used as
+    paths, links out of the folder are not followed, and files over 1 MB do not count.
     """
     found: dict[str, bytes] = {}
     try:

@@ -55,10 +55,9 @@ def check_row(row, where):
     require(shape in SHAPES, f"{where}: the keys are {sorted(row)}: {way}")
     messages = row.get("messages", ())
     if "messages" in row:
+        fields = {"role", "content"}
         sound = isinstance(messages, list) and bool(messages)
-        sound = sound and all(
-            isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages
-        )
+        sound = sound and all(isinstance(m, dict) and fields <= m.keys() for m in messages)
         sound = sound and messages[-1]["role"] == "assistant"
         what = "objects with role and content, the last one of the assistant"
         require(sound, f"{where}: messages must be {what}")
@@ -86,10 +85,9 @@ def split_row(row, tokenizer):
 
 
 def encode(row, tokenizer, mask_prompt=False):
-    """Return the Example of a row: prompt, answer, end of sequence.
+    """Return the Example of a row: prompt (not counted if masked), answer, end of sequence.
 
-    With `mask_prompt`, the loss does not count the tokens of the prompt. Text that a chat template
-    writes after the end of the answer is dropped.
+    Text that a chat template writes after the end of the answer is dropped.
     """
     prompt, answer = split_row(row, tokenizer)
     head = tokenizer.encode(prompt) if prompt else []
@@ -103,10 +101,7 @@ def encode(row, tokenizer, mask_prompt=False):
 
 
 def encode_rows(rows, tokenizer, config):
-    """Return (examples, number of cut examples), without rows that have no target.
-
-    Examples are cut to config.max_seq_length. Raises InputError if no row has a target.
-    """
+    """Return (examples that have a target, cut to max_seq_length; number of examples cut)."""
     full = [encode(row, tokenizer, config.mask_prompt) for row in rows]
     cut = [Example(*(part[: config.max_seq_length] for part in example)) for example in full]
     kept = [example for example in cut if any(example.mask[1:])]

@@ -121,16 +121,12 @@ def compiled(template):
 
 @contextmanager
 def one_error(what):
-    """Turn any exception in the block into an InputError that begins with `what`.
-
-    A chat template is a program and can raise anything. `tokenizers` is written in Rust, and its
-    panics derive from BaseException.
-    """
+    """Turn any exception in the block, also a panic of Rust, into an InputError with `what`."""
     try:
         yield
     except (InputError, KeyboardInterrupt):
         raise
-    except BaseException as error:
+    except BaseException as error:  # a template can raise anything; panics are BaseExceptions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{what}: {reason}") from error
 

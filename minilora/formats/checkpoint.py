@@ -148,8 +148,8 @@ def _read(path, entries, shapes):
 def save_state(path, adapters, state, metadata):
     """Write everything that a run needs to resume exactly, in one safetensors file.
 
-    `state` is what `train` passes to on_step, `metadata` any JSON value, such as the settings.
-    Raises InputError if the file cannot be written or a number is not finite.
+    `state` is what `train` passes to on_step, `metadata` any JSON value. Raises InputError if the
+    file cannot be written or a number is not finite.
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
@@ -164,8 +164,8 @@ def read_metadata(path):
     complaint = f"{path} is not a checkpoint of a run"
     texts = safetensors_file.read_json_header(path)[0].get("__metadata__")
     require(isinstance(texts, dict), complaint)
-    names = "minilora_run", "facts"
-    numbers, metadata = (parse_json(str(texts.get(name)), complaint) for name in names)
+    numbers = parse_json(str(texts.get("minilora_run")), complaint)
+    metadata = parse_json(str(texts.get("facts")), complaint)
     require(isinstance(numbers, dict) and isinstance(metadata, dict), complaint)
     return numbers, metadata
 
@@ -173,8 +173,7 @@ def read_metadata(path):
 def load_state(path, like=None):
     """Read (adapters, state, metadata) from a file that `save_state` wrote, bit for bit.
 
-    Raises InputError if the file is missing, truncated or not a checkpoint, or if its shapes differ
-    from the adapters `like`.
+    Raises InputError if the file is not a checkpoint, or its shapes differ from the tree `like`.
     """
     entries, (numbers, metadata) = safetensors_file.read_header(path), read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}

@@ -116,16 +116,13 @@ def _download(model, folder):
 
 
 def installers(requirement, folder):
-    """Return [(name, command)] of the installers that can put `requirement` into `folder`.
-
-    pip saves the wheel; uv has no download command, so it unpacks the wheel into the folder.
-    """
+    """Return [(name, command)] of the installers that can put `requirement` into `folder`."""
     alone = ["--no-deps", "--only-binary", ":all:", requirement]
     pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else []
     if program := shutil.which("pip") or shutil.which("pip3"):  # of any Python
         pip = pip or [program]
     found = [("pip", [*pip, "download", *alone, "--dest", str(folder)])] if pip else []
     if program := os.environ.get("UV") or shutil.which("uv"):
-        into = ["--python", sys.executable, "--target", str(folder)]
+        into = ["--python", sys.executable, "--target", str(folder)]  # unpacks: uv cannot download
         found.append(("uv", [program, "pip", "install", *alone, *into]))
     return found

@@ -90,17 +90,14 @@ def new_folder(path):
                 if name.is_file():
                     sync(name)
             temporary.rename(path)
-            sync_folder(path.parent)
+            sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def atomic_write(*paths):
-    """Yield a temporary name per path; if the block succeeds, these files replace the paths.
-
-    Raises InputError if the files cannot be written.
-    """
+    """Yield a temporary name per path; if the block succeeds, these files replace the paths."""
     temporary = [path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in paths]
     try:
         with write_errors(paths[0]):
@@ -109,7 +106,7 @@ def atomic_write(*paths):
                 sync(name)
             for name, path in zip(temporary, paths):
                 os.replace(name, path)
-            sync_folder(paths[0].parent)
+            sync(paths[0].parent)
     finally:
         for name in temporary:
             with suppress(OSError):
@@ -133,14 +130,11 @@ def append(path, size, text):
 
 
 def sync(path):
-    """Flush a file to the disk, so that a later rename does not arrive there first."""
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder):
-    """Flush the names in a folder to the disk (on POSIX systems)."""
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY)
-        os.fsync(number)
-        os.close(number)
+    """Flush a file to the disk before it is renamed, or the names in a folder (on POSIX only)."""
+    posix = os.name == "posix"
+    if posix or path.is_file():
+        number = os.open(path, os.O_RDONLY if posix else os.O_RDWR)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

@@ -108,10 +108,7 @@ def _rope(raw):
 
 
 def as_json(config, dtype, biases):
-    """Return the object for config.json, with field names that transformers 4 and 5 both read.
-
-    `dtype`, the type of the stored tensors, is float32, float16 or bfloat16.
-    """
+    """Return the object for config.json, with field names that transformers 4 and 5 both read."""
     eos = list(config.eos_token_id)
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama",
@@ -153,10 +150,7 @@ def biases(paths):
 
 
 def read_tensors(folder):
-    """Read {name: Entry} of model.safetensors, or of the shards that the index lists.
-
-    Raises InputError if both are missing. Pickled weights are never opened.
-    """
+    """Read {name: Entry} of model.safetensors or the shards of its index; never open a pickle."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return safetensors_file.read_header(single)

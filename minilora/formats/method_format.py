@@ -1,8 +1,7 @@
 """The file format of the methods other than LoRA: PEFT's format if PEFT has the method, else ours.
 
 Our format has the same two files: an adapter_config.json with `minilora_method` instead of
-`peft_type` (and with `bottleneck_size`), and tensors under the paths of the trained tree. PEFT
-rejects such a folder.
+`peft_type`, which PEFT rejects, and tensors under the paths of the trained tree.
 
 In PEFT's files, a prompt is one tensor `prompt_embeddings` (n, D). P-tuning stores the output of
 its network there, without the network. A prefix is (n, L·2·K·hd): keys and values of each layer.

@@ -172,10 +172,7 @@ def read_config(raw, base):
 
 
 def _by_name(field, pattern, projections):
-    """Replace each key that is a regular expression by the names that it matches.
-
-    The first matching key decides, in PEFT and in LoraConfig.
-    """
+    """Replace each regular expression by the names that it matches; the first match decides."""
     by_name: dict = {}
     for regex, value in pattern.items():
         found = _found(field, rf"(.*\.)?({regex})$", projections)
@@ -195,8 +192,7 @@ def _found(field, regex, projections):
 def as_json(config, base_name, lora_bias=False, modules=()):
     """Return the object for adapter_config.json, with every field that PEFT writes.
 
-    `base_name` is the name or folder of the base. Raises InputError if PEFT would read a key of a
-    pattern as a regular expression.
+    Raises InputError if PEFT would read a key of a pattern as a regular expression.
     """
     for name in (*config.rank_pattern, *config.alpha_pattern):
         plain = re.fullmatch(r"\w+(\.\w+)*", name)

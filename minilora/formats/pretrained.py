@@ -1,7 +1,6 @@
-"""Load models by name, and save them as folders that transformers loads.
+"""Load models by name (built-in, Hugging Face, GGUF), and save folders that transformers loads.
 
-This generalizes part 7 of `lessons/00_qlora_in_one_file.py`: built-in models, Hugging Face folders
-and GGUF files.
+This generalizes part 7 of `lessons/00_qlora_in_one_file.py`.
 
 A model is loaded tensor by tensor. Each tensor is checked (present, right shape, finite) and
 quantized before the next one is read, so the whole dense model never exists in memory. The

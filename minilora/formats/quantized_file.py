@@ -39,8 +39,7 @@ def scheme(leaf):
 def join(folder, settings, tensors):
     """Return {path: Entry} in which the parts of each quantized weight are joined into one Entry.
 
-    `settings` is quantization_config of config.json. Raises InputError for another method than
-    bitsandbytes, or if the state of a weight is malformed.
+    `settings` is quantization_config of config.json, which must be of bitsandbytes.
     """
     with errors_in(f"{folder}/config.json"):
         require(isinstance(settings, dict), "quantization_config must be an object")
@@ -124,8 +123,8 @@ def _part(found, dtype, shape):
 def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
     """Write a quantized base as a folder, which minilora and transformers (bitsandbytes) load.
 
-    Embedding, norms, head and biases are stored in `dtype`, to which bitsandbytes dequantizes.
-    Raises InputError as `save_pretrained` does, and if not all projections use the same scheme.
+    The other weights are stored in `dtype`, to which bitsandbytes dequantizes. Raises InputError as
+    `save_pretrained` does, and if not all projections use the same scheme.
     """
     schemes = {scheme(w) for path, w in named_leaves(base) if path.endswith("_proj.weight")}
     one = len(schemes) == 1 and ("none", None) not in schemes

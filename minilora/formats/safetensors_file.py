@@ -21,19 +21,14 @@ from ..data.rows import parse_json
 from ..optim import from_bfloat16, to_bfloat16
 from ..quant.low_precision import halves
 
-FLOATS: dict[str, np.dtype] = {
-    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
-}  # fmt: skip
+FLOATS = {name: np.dtype(kind) for name, kind in (("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"))}
 DTYPES = FLOATS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
 FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor of a file; `read` returns its numbers when they are needed.
-
-    `read` and `read_low_precision` raise InputError if the file was truncated meanwhile.
-    """
+    """A tensor of a file. `read` returns its numbers; it raises InputError if they are missing."""
 
     dtype: str  # the type in the file, or the code of a quantized weight
     shape: tuple[int, ...]
@@ -155,13 +150,10 @@ def entry(dtype, w):
 
 
 def write(path, entries, metadata=None):
-    """Write {name: Entry} to `path`, with {"format": "pt"}, which transformers requires.
-
-    Raises InputError if a number does not fit its type.
-    """
+    """Write {name: Entry} to `path`; raise InputError if a number does not fit its type."""
     # widest types first, so that every tensor starts at a multiple of its item size
     names = sorted(entries, key=lambda name: (-DTYPES[entries[name].dtype].itemsize, name))
-    header, end = {"__metadata__": metadata or {"format": "pt"}}, 0
+    header, end = {"__metadata__": metadata or {"format": "pt"}}, 0  # transformers needs "format"
     for name in names:
         dtype, shape = entries[name].dtype, entries[name].shape
         start, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize

@@ -591,7 +591,7 @@ def test_faults_of_a_planted_mistake_are_found():
     broken = {
         "double": (first.find, "it is diagnosed as ties-upward"),
         "harmless": ("x, side", "it passes every property"),
-        "lost": ("nowhere", "its `find` is 0 times"),
+        "lost": ("nowhere", "its `find` occurs 0 times"),
     }
     planted = [replace(first, name=name, find=find) for name, (find, _) in broken.items()]
     planted[1] = replace(planted[1], replace="x + 0, side")
