@@ -1,6 +1,6 @@
 """calibration: compare confidence with the share of right answers.
 
-confidence (N,) is in (0, 1], and hit (N,) is True for right answers. Bin b of BINS = 15 contains the
+confidence (N,) is in (0, 1], and hit (N,) is True for right answers. Bin b of BINS = 15 has the
 answers with ⌊15·confidence⌋ = b; the last bin also contains those with confidence 1. On the edge
 between two bins, either is accepted. The gap of a bin is the share of hits minus the mean
 confidence. Return Σ over the bins of (answers in the bin / N) · |gap|, a float.

@@ -1,9 +1,9 @@
 """double-quantization: quantize the scales of a 4-bit weight to 8 bits.
 
-absmax is (m,) float32, and offset is a float32 near its mean. Subtract the offset. Divide the result
+absmax is (m,) float32, offset is a float32 near its mean. Subtract the offset. Divide the result
 into blocks of BLOCK = 256 neighbours; the last block may be shorter. The scale of a block is its
 largest magnitude. Divide each number by its scale, and give it the code of the nearest of the 256
-values of `minilora.double_quant.DYNAMIC_MAP`, which are in [−1, 1]. bitsandbytes first rounds to the
+values of `minilora.double_quant.DYNAMIC_MAP`, all in [−1, 1]. bitsandbytes first rounds to the
 nearest of 65,536 equal steps from −1 to 1, whose codes are in `_code_of_step()` (65536,). This is
 also accepted.
 

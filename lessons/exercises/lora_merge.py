@@ -1,8 +1,8 @@
 """lora-merge: compute the merged weight of a projection.
 
 `trained` and `frozen` are the nodes of one projection. Begin with its weight,
-dense(tree.trained_or_frozen(trained, frozen, "weight")): a trained `weight` replaces the frozen one.
-Then, for the leaves that exist:
+dense(tree.trained_or_frozen(trained, frozen, "weight")): a trained `weight` replaces the frozen
+one. Then, for the leaves that exist:
 
 1. frozen["lora_stack"], a dict: add `lora.delta(node, node)` for each node in it;
 2. "lora_A" in trained: add `lora.delta(trained, frozen)`, which is lora_scaling · BA;

@@ -1,6 +1,6 @@
 """prompt-mask: make tokens, targets and the mask of a batch.
 
-`bins` is a list of rows. Each row is a list of examples (tokens, mask), two lists of equal length. A
+`bins` is a list of rows. Each row is a list of examples (tokens, mask): two lists of one length. A
 model that reads token i predicts token i + 1, so an example of n tokens has n − 1 positions: the
 inputs are all tokens but the last, and the targets are all but the first. A position counts if the
 mask of its target is 1. The examples of a row follow one another; T is the length of the longest

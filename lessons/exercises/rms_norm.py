@@ -1,7 +1,7 @@
 """rms-norm: scale each row to the same size.
 
-Return y = x / √(mean(x²) + eps) · weight, with the mean over the last axis. x is (..., D), weight is
-(D,), and eps is a float under the root. y has the shape of x. No mean is subtracted.
+Return y = x / √(mean(x²) + eps) · weight, with the mean over the last axis. x is (..., D), weight
+is (D,), and eps is a float under the root. y has the shape of x. No mean is subtracted.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""The course: stubs, judging, a student's folder, grading, and what must not leak."""
+"""The course: stubs, judging, workspaces, grading, and what students must not see."""
 
 import ast
 import builtins
@@ -35,7 +35,7 @@ TIES = '    return code.order[np.searchsorted(code.midpoints, x, side="right")]\
 
 
 def written(exercise, path, body):
-    """The exercise's stub at `path` with `body` in place of what its last function raises."""
+    """Write the stub to `path` with `body` as the body of its last function; return `path`."""
     text = exercise.student_file()
     first = text.rindex("    raise NotImplementedError")
     path.write_text(text[:first] + body + text[text.index("\n", first) + 1 :], encoding="utf-8")

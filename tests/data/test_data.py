@@ -1,4 +1,4 @@
-"""Rows to batches: the three shapes, where a mask begins, packing that loses nothing, bad files."""
+"""Rows to batches: the three shapes, the mask, packing without loss, malformed files."""
 
 import json
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Chat:
 
 
 def targets_of(example):
-    """The text of the tokens that count."""
+    """Return the text of the tokens that the loss counts."""
     return bytes(t for t, m in zip(example.tokens, example.mask) if m).decode("latin1")
 
 
@@ -303,7 +303,7 @@ def test_a_batch_by_hand():
 
 @given(st.integers(1, 13), st.integers(1, 7), st.integers(0, 9), st.integers(0, 99))
 def test_the_order_is_drawn_from_seed_and_epoch(n, size, step, seed):
-    """In a batch that ends an epoch, the next one begins; another process draws the same."""
+    """A batch can contain the end of one epoch and the start of the next; draws are repeatable."""
     rows = [f"row {i}" for i in range(n)]
     expected = []
     for i in range(step * size, step * size + size):

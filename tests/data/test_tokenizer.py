@@ -1,4 +1,4 @@
-"""Text to ids and back: what must hold for bytes, for a rebuilt BPE and for a chat template."""
+"""Text to ids and back, with bytes, with a rebuilt BPE, and with chat templates."""
 
 import json
 import sys
@@ -74,7 +74,7 @@ def test_merges_special_tokens_and_single_digits():
 
 
 def test_digits_are_cut_off_before_anything_merges():
-    """No merge takes in a digit after SmolLM's cut; after GPT-2's it does."""
+    """With the pre-tokenizer of SmolLM no merge contains a digit; with that of GPT-2 some do."""
     tokens = [*tiny_vocabulary(), "12", "Ġ1"]
     changes = {"tokens": tokens, "token_type": [3] * 3 + [1] * 260, "merges": ["1 2", "Ġ 1"]}
     one, two, space = (tokens.index(x) for x in ("1", "2", "Ġ"))
@@ -197,7 +197,7 @@ def with_part(tmp_path, **parts):
 
 
 def test_a_panic_of_the_library_is_one_line(tmp_path):
-    """Rust's panics derive from BaseException: no `except Exception` catches them."""
+    """Panics of Rust derive from BaseException, so `except Exception` does not catch them."""
     broken = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
     with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer: .*charsmap"):
         with_part(tmp_path, normalizer=broken)

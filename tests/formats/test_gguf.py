@@ -1,4 +1,4 @@
-"""GGUF files written out by hand, read here, and damaged in every way."""
+"""Read GGUF files that are written byte by byte, and damaged ones."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def test_half_rotation_order_undoes_the_permutation():
 
 
 def test_blocks_by_hand():
-    """One block of each type, worked out from the format's definition."""
+    """One block of each type, computed from the definition of the format."""
     codes = np.arange(16, dtype=np.uint8)
     packed = codes | (15 - codes) << 4  # the first sixteen count up, the rest down
     nibbles = np.concatenate([codes, 15 - codes]).astype(np.float32)
@@ -141,7 +141,7 @@ def test_gguf_tensors_that_are_refused(tmp_path, name, tensor, message):
 
 
 def test_a_scale_that_is_not_finite_is_named(tmp_path):
-    """An infinite scale times the code 0 is NaN: one line, and no warning of NumPy's before it."""
+    """An infinite scale times the code 0 is NaN: a one-line error and no warning of NumPy."""
     needs_hf()
     block = np.float16(np.inf).tobytes() + bytes(32)
     tensors = {
@@ -153,7 +153,7 @@ def test_a_scale_that_is_not_finite_is_named(tmp_path):
 
 
 def test_a_tensor_in_the_place_of_another_is_refused(tmp_path):
-    """The table's offsets follow one after the other, as in llama.cpp: none points elsewhere."""
+    """As in llama.cpp, the offsets in the table must follow one another without gaps."""
     needs_hf()
     path = gguf(tmp_path / "m.gguf", gguf_metadata(), gguf_tensors(leaves(GGUF_CONFIG)))
     whole = path.read_bytes()
@@ -201,7 +201,7 @@ def test_a_gguf_file_cut_off_anywhere(tmp_path):
 @given(st.data())
 @settings(deadline=None, max_examples=60)
 def test_a_damaged_gguf_header_is_an_input_error_or_loads(tmp_path_factory, data):
-    """Whatever byte of the header is hit: one line for the user, never a traceback."""
+    """A damaged byte anywhere in the header gives a one-line error, never a traceback."""
     needs_hf()
     path = tmp_path_factory.mktemp("g") / "m.gguf"
     whole = gguf(path, gguf_metadata(), gguf_tensors(leaves(GGUF_CONFIG))).read_bytes()

@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out, and each way in which one can be wrong."""
+"""Read and write Hugging Face folders, and reject malformed ones."""
 
 import json
 from dataclasses import replace
@@ -94,7 +94,7 @@ def test_biases_are_leaves(tmp_path):
 
 
 def test_a_bias_trained_in_one_place_is_zero_in_the_others(tmp_path):
-    """Hugging Face knows biases for all four attention projections of all layers, or for none."""
+    """In Hugging Face's format, all attention projections of all layers have biases or none."""
     bias = "model.layers.0.self_attn.q_proj.bias"
     w = {**leaves(), bias: np.ones(32, np.float32)}
     save_pretrained(tmp_path / "out", CONFIG, unflatten(w))
@@ -220,7 +220,7 @@ def test_a_truncated_model(tmp_path):
 
 
 def test_more_layers_than_tensors(tmp_path):
-    """One tensor with the number of the last layer does not make a base of so many layers."""
+    """A single tensor with a large layer number does not make a model with so many layers."""
     last = {f"model.layers.{10**9 - 1}.input_layernorm.weight": np.ones(32, np.float32)}
     with pytest.raises(InputError, match=r"num_hidden_layers is 1000000000, .* has 21 tensors"):
         load(folder(tmp_path, {**leaves(), **last}, num_hidden_layers=10**9))
@@ -298,7 +298,7 @@ def test_embedded_bases(name):
 
 
 def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
-    """Token ids, and those that its post-processor puts before every text."""
+    """The largest id may be a token of the vocabulary or one that the post-processor adds."""
     words = tiny()
     config = replace(CONFIG, vocab_size=words.vocab_size, eos_token_id=(2,))
     save_pretrained(tmp_path / "out", config, unflatten(leaves(config)), words)

@@ -1,4 +1,4 @@
-"""Quantized bases on disk: what is read back is what was written, and nothing malformed is read."""
+"""Quantized folders: round trips are exact, and malformed files are errors."""
 
 import json
 
@@ -20,7 +20,7 @@ SCHEMES = [("int8", 64), ("fp4", 64), ("nf4", 64), ("nf4", 32), ("nf4-dq", 64), 
 
 
 def same(a, b):
-    """Whether two leaves are of one kind and hold the same bits."""
+    """Tell whether two leaves have the same kind and the same bits."""
     if isinstance(a, np.ndarray):
         return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
     if hasattr(a, "__dict__"):

@@ -1,4 +1,4 @@
-"""The safetensors format against the library, and headers that lie."""
+"""Compare safetensors files with the library, and reject wrong headers."""
 
 import json
 import struct
@@ -44,7 +44,7 @@ halfway = st.integers(0, 2**16 - 1).map(lambda upper: upper << 16 | 0x8000)
 @given(any_bits | halfway)
 @settings(deadline=None)
 def test_bfloat16_rounds_to_the_nearest_even(bits):
-    """Against the definition in exact arithmetic: the nearer neighbour, of two the even one."""
+    """Rounding agrees with its definition in exact arithmetic: to the nearest, ties to even."""
     x = np.array([bits], np.uint32).view(np.float32)
     below = np.array([bits & 0xFFFF0000], np.uint32).view(np.float32)
     above = np.array([(bits & 0xFFFF0000) + 0x10000], np.uint64).astype(np.uint32).view(np.float32)
