@@ -1,10 +1,9 @@
-"""absmax-blocks: a row of weights, block by block, brought into [−1, 1].
+"""absmax-blocks: scale each block of weights to [−1, 1].
 
-w (n,) float32 is divided into blocks of `block_size` neighbours; the last block may be shorter.
-Its absmax is the largest magnitude in a block. Return (x, absmax): x (n,) float32, each w over
-the absmax of its block, and absmax (m,) float32, one for each of the m = ⌈n/block_size⌉ blocks.
-In a block of zeros x is 0, and its absmax may be anything from 0 to TINY. The last bit of x is
-left open.
+w (n,) float32 consists of blocks of `block_size` neighbours; the last block may be shorter. The
+absmax of a block is its largest magnitude. Return (x, absmax): x (n,) float32 is each w divided by
+the absmax of its block, and absmax (m,) float32 has one value per block, m = ⌈n/block_size⌉. In a
+block of zeros, x is 0 and absmax may be anything from 0 to TINY. The last bit of x may differ.
 """
 
 import numpy as np
@@ -23,7 +22,7 @@ HIDDEN = {"blocks": (4, 9), "block_size": [16, 64], "rest": (0, 15)}
 
 def arguments(rng, blocks, rest, block_size, zeros, negative):
     w = rng.uniform(-3, 3, (blocks * block_size + rest) or 1).astype("f4")
-    if negative:  # the largest of every block is below zero
+    if negative:  # all numbers are negative
         w = -np.abs(w)
     if zeros:
         w[:block_size] = 0
@@ -31,7 +30,7 @@ def arguments(rng, blocks, rest, block_size, zeros, negative):
 
 
 def tolerance(*_):
-    """w/absmax or w·(1/absmax), 2⁻²⁴ of at most 1 twice; a property has the absmax exactly."""
+    """w/absmax or w·(1/absmax): two roundings, 2⁻²⁴ of at most 1 each; a property checks absmax."""
     return 2.0**-22
 
 
@@ -43,7 +42,7 @@ def property_one_absmax_per_block(function, w, block_size):
 
 
 def property_between_minus_one_and_one(function, w, block_size):
-    """no |x| is above 1, and every block that is not zero reaches it"""
+    """no |x| is above 1, and every block that is not zero has an |x| of 1"""
     x = np.asarray(function(w, block_size)[0])
     assert np.isfinite(x).all(), "x is not finite: a block of zeros is divided by its absmax"
     # w·(1/absmax): the reciprocal and the product round, 2⁻²⁴ each

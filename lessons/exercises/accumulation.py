@@ -1,9 +1,9 @@
-"""accumulation: one large batch from several small ones.
+"""accumulation: compute one large batch as several micro-batches.
 
-`parts` yields (n, loss, grad) for each micro-batch: its number of target tokens n, the mean loss
-over them, and the gradient of that mean, a tree. `total` is the sum of all n. Return (loss,
-gradient) of the whole: each part counts n/total. The gradient is a tree like the parts', float32;
-`tree_map` applies a function to the leaves of one tree or of several.
+`parts` yields (n, loss, grad) per micro-batch: the number of target tokens n, the mean loss over
+these tokens, and the gradient of this mean, a tree. `total` is the sum of all n. Return (loss,
+gradient) of the whole batch, in which each part has the weight n/total. The gradient is a float32
+tree of the same structure. `tree_map` applies a function to the leaves of one or several trees.
 """
 
 from minilora.course.outcome import close
@@ -27,7 +27,7 @@ def tolerance(*_):
 
 
 def property_every_token_counts_alike(function, parts, total):
-    """a part of n tokens is worth n parts of one token that have its loss and gradient"""
+    """a part of n tokens counts like n parts of one token with the same loss and gradient"""
     single = [(1.0, loss, grads) for n, loss, grads in parts for _ in range(int(n))]
     loss, grads = function(parts, total)
     one_by_one = function(single, total)
@@ -36,6 +36,6 @@ def property_every_token_counts_alike(function, parts, total):
 
 
 def property_a_mean(function, parts, total):
-    """where all parts agree, so does the whole"""
+    """if all parts have the same loss and gradient, so has the whole"""
     _, loss, grads = parts[0]
     close(function([(n, loss, grads) for n, *_ in parts], total), (loss, grads), tolerance())

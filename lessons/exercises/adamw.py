@@ -1,9 +1,9 @@
-"""adamw: one step of AdamW over a tree.
+"""adamw: take one step of AdamW over a tree.
 
-`params` and `grads` are trees of one structure. `state` is {"m": tree, "v": tree, "step": number
-of steps so far}. With t = step + 1, β₁ = config.adam_beta1, β₂ = config.adam_beta2, ε =
-config.adam_eps, λ = config.weight_decay and η = rate(path), the learning rate of the leaf at a
-dotted path (`named_leaves` and `flatten` give the paths):
+`params` and `grads` are trees of the same structure. `state` is {"m": tree, "v": tree, "step":
+number of steps so far}. t is step + 1; β₁, β₂, ε and λ are adam_beta1, adam_beta2, adam_eps and
+weight_decay of `train_config`; η = rate(path) is the learning rate of the leaf at a dotted path
+(`named_leaves` and `flatten` give the paths):
 
     m ← β₁·m + (1 − β₁)·g        v ← β₂·v + (1 − β₂)·g²
     θ ← θ − η·λ·θ − η·m̂/(√v̂ + ε), with m̂ = m/(1 − β₁ᵗ) and v̂ = v/(1 − β₂ᵗ)
@@ -33,7 +33,7 @@ def arguments(rng, rows, step, decay, eps, beta1, beta2):
             "layer": {"lora_A": rng.uniform(low, 1, (2, rows)), "lora_B": rng.uniform(low, 1, rows)}
         }
 
-    # After t steps the sums of the moments' weights are 1 − βᵗ; at the start there is nothing.
+    # after t steps the weights of the moments sum to 1 − βᵗ, and at the start to 0
     m, v, share = tree(), tree(0.01), 1 - beta1**step
     m, v = (
         {"layer": {k: s * x for k, x in t["layer"].items()}}
@@ -45,22 +45,22 @@ def arguments(rng, rows, step, decay, eps, beta1, beta2):
 
 
 def tolerance(*_):
-    """float64, and nothing is larger than 3: some ten roundings of 2⁻⁵³."""
+    """float64, numbers of at most 3: about ten roundings of 2⁻⁵³."""
     return 2.0**-47
 
 
 def property_length_of_the_first_step(function, params, grads, state, rate, config):
-    """at the first step m̂/√v̂ is the gradient's sign, so without decay a step is η long"""
+    """at the first step m̂/√v̂ is the sign of the gradient, so without decay the step has size η"""
     if state["step"] == 0 and config.adam_eps < 1e-6 and config.weight_decay == 0:
         new, _ = function(params, grads, state, rate, config)
         for name, p in params["layer"].items():
             eta, g = rate(f"layer.{name}"), grads["layer"][name]
-            # ε beside √v̂ = |g|
+            # √v̂ = |g|, to which ε is added
             length = eta * np.abs(g) / (np.abs(g) + config.adam_eps)
             close(np.abs(new["layer"][name] - p), length, 2.0**-40)
 
 
 def property_steps_are_counted(function, params, grads, state, rate, config):
-    """the new state has taken one step more"""
+    """the new state counts one more step"""
     _, new = function(params, grads, state, rate, config)
     assert new["step"] == state["step"] + 1, f"step {new['step']} after step {state['step']}"

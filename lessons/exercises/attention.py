@@ -1,4 +1,4 @@
-"""attention: causal, grouped, with rotary positions.
+"""attention: compute causal attention with grouped heads and rotary positions.
 
 Write `attention`; `attention_mask` is a helper that you may write too or leave out.
 
@@ -6,12 +6,11 @@ H query heads share K key and value heads: query head h reads key head ⌊h·K/H
 length of the last axis of the cosines, rope[0]. Steps:
 
 1. Reshape q to (B, T, H, hd), k and v to (B, T, K, hd). Rotate q and k with `apply_rope(·, *rope)`.
-2. Cache, if there is one: `k, v = cache.extend(k, v)` appends (B, T, K, hd) and returns the S keys
-   and values so far; the keys of earlier tokens are rotated already.
-3. Scores q·k/√hd. The last T of the S keys are the tokens' own. A token sees all keys before
-   these, and of the T keys those from segment_starts[t] (counted from the first of the T) up to its
-   own.
-4. Softmax over the keys that it sees, without overflow for large scores; times v.
+2. If there is a cache, `k, v = cache.extend(k, v)` appends (B, T, K, hd) and returns all S keys and
+   values so far; the keys of earlier tokens are already rotated.
+3. Compute the scores q·k/√hd. The last T of the S keys belong to the tokens. A token t sees all
+   keys before these T, and of these T (counted from 0) those from segment_starts[t] to t.
+4. Apply the softmax over the visible keys, without overflow for large scores, and multiply by v.
 
 Return (B, T, H·hd).
 """
@@ -59,7 +58,7 @@ def tolerance(q, *_):
 
 
 def property_a_mean_of_values(function, q, k, v, rope, segment_starts, cache):
-    """where all values are one, so is every mean of them"""
+    """if all values are one, every output is one"""
     if cache is not None and cache.length:
         cache.v = np.ones_like(cache.v)
     y = function(q, k, np.ones_like(v), rope, segment_starts, cache)
@@ -67,7 +66,7 @@ def property_a_mean_of_values(function, q, k, v, rope, segment_starts, cache):
 
 
 def property_causal(function, q, k, v, rope, segment_starts, cache):
-    """what comes later changes nothing before it"""
+    """later keys and values do not change earlier outputs"""
     later_k, later_v = k.copy(), v.copy()
     later_k[:, -1:] += 1
     later_v[:, -1:] -= 3
@@ -79,7 +78,7 @@ def property_causal(function, q, k, v, rope, segment_starts, cache):
 
 
 def property_only_distance_counts(function, q, k, v, rope, segment_starts, cache):
-    """one angle more for all queries and keys changes nothing, without a cache"""
+    """the same additional rotation of all queries and keys changes nothing, without a cache"""
     if cache is None:
         cos, sin = rope
         more = np.cos(0.5), np.sin(0.5)

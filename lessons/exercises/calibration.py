@@ -1,9 +1,9 @@
-"""calibration: is it right as often as it says?
+"""calibration: compare confidence with the share of right answers.
 
-confidence (N,) is in (0, 1], hit (N,) says which answers were right. Bin b of BINS = 15 has the
-answers with ⌊15·confidence⌋ = b, the last one those with confidence 1, too; on the edges between
-bins the choice is left open. The gap of a bin is the share of hits less the mean confidence.
-Return Σ over the bins of (answers in the bin / N) · |gap|, a float.
+confidence (N,) is in (0, 1], and hit (N,) is True for right answers. Bin b of BINS = 15 has the
+answers with ⌊15·confidence⌋ = b; the last bin also contains those with confidence 1. On the edge
+between two bins, either is accepted. The gap of a bin is the share of hits minus the mean
+confidence. Return Σ over the bins of (answers in the bin / N) · |gap|, a float.
 """
 
 import numpy as np
@@ -27,13 +27,13 @@ def tolerance(*_):
 
 
 def property_all_in_one_bin(function, confidence, hit):
-    """where all are equally sure, it is the gap between that and the share of hits"""
+    """for equal confidences, it is their distance from the share of hits"""
     alike = np.full_like(confidence, 0.7)
     close(function(alike, hit), abs(hit.mean() - 0.7), 2.0**-44)
 
 
 def property_sure_and_right(function, confidence, hit):
-    """who is always sure and always right is calibrated; who is always wrong is off by one"""
+    """with confidence 1, it is 0 if all answers are right and 1 if all are wrong"""
     sure = np.ones_like(confidence)
     close(function(sure, np.ones_like(hit)), 0.0, 2.0**-46)
     close(function(sure, np.zeros_like(hit)), 1.0, 2.0**-46)

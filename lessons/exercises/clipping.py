@@ -1,9 +1,8 @@
-"""clipping: a gradient that is too long, made shorter.
+"""clipping: shorten a gradient that is too long.
 
 Write `clip`; `global_norm` is a helper that you may write too. The norm is √Σ g² over all leaves
-of the tree together, a float. All leaves are multiplied by one factor, min(1, max_norm/(norm +
-1e-6)); whether you add the 1e-6, as PyTorch does, is left open. Return (clipped tree, the norm
-before).
+of the tree together, a float. Multiply all leaves by one factor, min(1, max_norm/(norm + 1e-6)).
+The 1e-6, which PyTorch adds, is optional. Return (clipped tree, norm before clipping).
 """
 
 import numpy as np
@@ -26,7 +25,7 @@ def tolerance(*_):
 
 
 def property_never_longer(function, grads, limit):
-    """the norm of all leaves together is at most the limit, and the direction stays"""
+    """the norm of all leaves together is at most the limit, and the direction is kept"""
     clipped, before = function(grads, limit)
     after = global_norm(clipped)
     assert after <= limit * (1 + 2**-40), f"the norm is {after}, the limit {limit}"
@@ -36,12 +35,12 @@ def property_never_longer(function, grads, limit):
 
 
 def property_the_norm_before(function, grads, limit):
-    """the second value is the norm of all leaves as they came, in full precision"""
+    """the second value is the norm before clipping, in full precision"""
     close(function(grads, limit)[1], global_norm(grads), 2.0**-44)
 
 
 def property_short_ones_stay(function, grads, limit):
-    """a gradient within the limit comes back as it is"""
+    """a gradient within the limit is unchanged"""
     same, before = function(grads, 100.0)
     close(same, grads)
     close(before, global_norm(grads), 2.0**-44)

@@ -1,9 +1,9 @@
-"""combine-exact: several adapters in one, without a cross term.
+"""combine-exact: combine several adapters into one, without cross terms.
 
-`parts` is a list of (ws, A, B): the weight times the scaling of an adapter, its A (r_i, in) and
-its B (out, r_i). Return (A, B) of one adapter of rank Σ r_i whose BA is Σ ws·BA of the parts: A
-stacks the parts' A's, unscaled and in order; B puts the ws·B side by side. The argument r is not
-needed.
+`parts` is a list of (ws, A, B): the weight times the scaling of an adapter, its A (r_i, in) and its
+B (out, r_i). Return (A, B) of one adapter of rank Σ r_i whose BA is the sum of ws·BA over the
+parts. A stacks the A's of the parts vertically, unscaled and in order; B stacks the ws·B
+horizontally. The argument r is not needed.
 """
 
 import numpy as np

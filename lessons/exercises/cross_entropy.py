@@ -1,8 +1,8 @@
-"""cross-entropy: the loss that all of it is about.
+"""cross-entropy: compute the loss that training minimizes.
 
 The logits of a position are hidden · headᵀ, (B, T, V). Its loss is −log softmax(logits)[target],
-with the natural logarithm. Return the sum of the losses that the mask keeps over their number, a
-number. At least one target is kept. Logits of several thousand must not overflow.
+with the natural logarithm. Return the mean of the losses that the mask keeps, a number. The mask
+keeps at least one target. Logits of several thousand must not overflow.
 """
 
 import numpy as np
@@ -32,7 +32,7 @@ def tolerance(hidden, head, targets, mask):
 
 
 def property_a_guess(function, hidden, head, targets, mask):
-    """where every token is as likely as any other, the loss is log V"""
+    """if all tokens are equally likely, the loss is log V"""
     close(function(0 * hidden, head, targets, mask), np.log(len(head)), 2.0**-48)
 
 

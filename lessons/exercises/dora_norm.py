@@ -1,9 +1,9 @@
-"""dora-norm: how long each row of the updated weight is.
+"""dora-norm: compute the norm of each row of the updated weight.
 
-w is (out, in), a dense float32 array or a quantized one, of which `kernels.dense(w)` makes
-the matrix; a is (r, in), b is (out, r), scaling a float. Return the norm (the root of the sum of
-the squares) of each row of W₀ + scaling·BA, (out,) float32, and 1 for a row of zeros. The
-decorator hides the function from autograd: leave it.
+w is (out, in), a dense float32 array or a quantized weight, which `kernels.dense(w)` turns into a
+matrix; a is (r, in), b is (out, r), scaling is a float. Return the norm (the root of the sum of the
+squares) of each row of W₀ + scaling·BA, (out,) float32, and 1 for a row of zeros. Keep the
+decorator, which hides the function from autograd.
 """
 
 import numpy as np
@@ -35,7 +35,7 @@ def tolerance(*_):
 
 
 def property_unit_rows(function, w, scaling, a, b):
-    """divided by its norm, every row of W₀ + s·BA has length 1, a row of zeros stays"""
+    """divided by its norm, each row of W₀ + s·BA has length 1, except rows of zeros"""
     dense = nf4.dequantize(w) if isinstance(w, nf4.Quantized) else w
     updated = dense.astype("f8") + scaling * (b.astype("f8") @ a)
     norms = np.asarray(function(w, scaling, a, b))

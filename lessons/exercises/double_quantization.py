@@ -1,11 +1,11 @@
-"""double-quantization: the scales of a 4-bit weight, in eight bits themselves.
+"""double-quantization: quantize the scales of a 4-bit weight to 8 bits.
 
-absmax is (m,) float32, offset a float32 near its mean. Take the offset off; divide what is left
-into blocks of BLOCK = 256 neighbours, the last one shorter; the scale of a block is its largest
-magnitude. Divide each number by its scale, and give it the code of the nearest of the 256 values
-of `minilora.double_quant.DYNAMIC_MAP` in [−1, 1]. bitsandbytes first rounds to the nearest of
-65,536 equal steps from −1 to 1, and `_code_of_step()` (65536,) has the code of each: that is right,
-too.
+absmax is (m,) float32, offset is a float32 near its mean. Subtract the offset. Divide the result
+into blocks of BLOCK = 256 neighbours; the last block may be shorter. The scale of a block is its
+largest magnitude. Divide each number by its scale, and give it the code of the nearest of the 256
+values of `minilora.double_quant.DYNAMIC_MAP`, all in [−1, 1]. bitsandbytes first rounds to the
+nearest of 65,536 equal steps from −1 to 1, whose codes are in `_code_of_step()` (65536,). This is
+also accepted.
 
 Return DoubleQuantized(codes (m,) uint8, scales (⌈m/256⌉,) float32, offset).
 """
@@ -26,14 +26,14 @@ def arguments(rng, m, spread):
 
 
 def gaps(absmax, q):
-    """(m, 256): how far each value of the map is from each absmax, in units of the scale."""
+    """Return (m, 256): the distance of each map value from each absmax, in units of the scale."""
     scale = np.repeat(np.asarray(q.absmax), BLOCK)[: absmax.size]
     x = (absmax - q.offset) / np.where(scale > 0, scale, 1)
     return np.abs(DYNAMIC_MAP - x[:, None].astype("f8"))
 
 
 def observe(result, absmax, offset):
-    """The parts; of two codes that are equally near, but for a step of 2/65,535, the nearer."""
+    """Return the parts; codes within a step of 2/65,535 of the nearest count as the nearest."""
     codes, gap = np.array(result.codes), gaps(absmax, result)
     first = codes[: absmax.size]
     nearest = gap.argmin(axis=1)
@@ -58,7 +58,7 @@ def property_largest_magnitudes(function, absmax, offset):
 
 
 def property_the_nearest_code(function, absmax, offset):
-    """no value of the map is nearer than the one that the code names, but for a step of 2/65,535"""
+    """no value of the map is nearer than the decoded one by more than a step of 2/65,535"""
     q = function(absmax, offset)
     gap = gaps(absmax, q)
     found = (gap[np.arange(absmax.size), q.codes] - gap.min(axis=1)).max()
@@ -66,7 +66,7 @@ def property_the_nearest_code(function, absmax, offset):
 
 
 def property_two_levels(function, absmax, offset):
-    """a byte an absmax, and a second absmax for 256 of them"""
+    """there is one byte per absmax, and one second-level scale per 256 of them"""
     q = function(absmax, offset)
     assert np.asarray(q.codes).dtype == np.uint8, f"codes of {np.asarray(q.codes).dtype}"
     assert (len(q.codes), len(q.absmax)) == (absmax.size, -(-absmax.size // BLOCK))

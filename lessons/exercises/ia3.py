@@ -1,9 +1,9 @@
-"""ia3: the smallest of the siblings, three vectors a layer.
+"""ia3: initialize IA³, with three vectors per layer.
 
-Return (adapters, base): the base as it is, and a new tree with one leaf `ia3_l` at some paths of
-`lora.target_paths(base, EVERY_LINEAR)` (`set_leaf(adapters, f"{path}.ia3_l", array)`), float32
-ones. With the weight's shape (out, in): (out, 1) at k_proj and v_proj, whose outputs are scaled,
-and (1, in) at down_proj, whose input is scaled.
+Return (adapters, base): the unchanged base, and a new tree with one leaf `ia3_l` of float32 ones at
+some paths of `lora.target_paths(base, EVERY_LINEAR)`: `set_leaf(adapters, f"{path}.ia3_l", array)`.
+For a weight (out, in), the leaf is (out, 1) at k_proj and v_proj, whose outputs are scaled, and
+(1, in) at down_proj, whose input is scaled.
 """
 
 import numpy as np
@@ -19,7 +19,7 @@ SHAPES = {
 
 
 def tree(rng, layers, biased=False):
-    """A base of that many layers, with every projection."""
+    """Return a base with this number of layers and all projections."""
 
     def leaf(shape):
         w = {"weight": rng.uniform(-1, 1, shape).astype("f4")}

@@ -1,9 +1,9 @@
-"""int8-rows: a row of weights in 127ths of its largest.
+"""int8-rows: quantize each row of a weight to int8.
 
 w is (out, in) float32. Return (codes, absmax): absmax (out,) is the largest magnitude of each
 row, and codes (out, in) int8 are w · 127/absmax of its row, rounded to the nearest whole number.
-In a row of zeros the codes are 0 (TINY, a smallest absmax, avoids dividing by zero). Where w ·
-127/absmax is within float32's rounding of a half, either neighbour is right.
+In a row of zeros the codes are 0 (TINY, a smallest absmax, avoids dividing by zero). If w ·
+127/absmax is halfway between two whole numbers, up to float32 rounding, either is accepted.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def arguments(rng, rows, width, zeros, negative):
 
 
 def observe(result, w):
-    """The absmax and the codes; of two that are equally near, but for rounding, the lower."""
+    """Return codes and absmax; a code next to a tie becomes the lower one."""
     codes, absmax = np.array(result[0]), result[1]
     exact = w.astype("f8") * 127 / np.maximum(np.abs(w).max(axis=1), 1e-36)[:, None]
     low = np.floor(exact)

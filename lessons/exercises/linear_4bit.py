@@ -1,8 +1,8 @@
-"""linear-4bit: a product with a weight that is stored in four bits.
+"""linear-4bit: multiply by a weight that is stored in four bits.
 
-y = x Wᵀ. x is (..., in); w is (out, in), a dense float32 array or a quantized one, of which
-`dense(w)` makes the matrix. Return (..., out). The decorator hides the function from autograd:
-leave it.
+Compute y = x Wᵀ. x is (..., in); w is (out, in), a dense float32 array or a quantized weight, which
+`dense(w)` turns into a matrix. Return (..., out). Keep the decorator, which hides the function from
+autograd.
 """
 
 import numpy as np
@@ -42,7 +42,7 @@ def property_row_by_row(function, x, w):
 
 
 def values(w, scale):
-    """The values of a 4-bit weight's codes, times scale; a dense one as it is."""
+    """Return the decoded codes of a 4-bit weight times scale; a dense weight unchanged."""
     if not isinstance(w, nf4.Quantized):
         return w
     n = w.shape[0] * w.shape[1]

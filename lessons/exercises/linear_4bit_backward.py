@@ -1,8 +1,8 @@
-"""linear-4bit-backward: the gradient that goes through a 4-bit weight and leaves it alone.
+"""linear-4bit-backward: compute the gradient through a frozen 4-bit weight.
 
-The gradient of y = x Wᵀ with respect to x: ∂L/∂x = (∂L/∂y) W. g = ∂L/∂y is (..., out); w is (out,
-in), a dense float32 array or a quantized one, of which `dense(w)` makes the matrix. Return (...,
-in).
+Compute the gradient of y = x Wᵀ with respect to x: ∂L/∂x = (∂L/∂y) W. g = ∂L/∂y is (..., out); w is
+(out, in), a dense float32 array or a quantized weight, which `dense(w)` turns into a matrix. Return
+(..., in).
 """
 
 import numpy as np

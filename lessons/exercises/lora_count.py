@@ -1,8 +1,8 @@
-"""lora-count: parameters, however few bytes hold them.
+"""lora-count: count the parameters of a tree.
 
-The number of parameters of a tree, an int: the product of `leaf.shape`, summed over
-`named_leaves(tree)`. A quantized weight has the shape of the matrix that it stands for. Leaves
-without a shape, such as the floats `lora_scaling` and `lora_dropout`, are no parameters.
+Return the number of parameters, an int: the product of `leaf.shape`, summed over
+`named_leaves(tree)`. A quantized weight has the shape of its dequantized matrix. Leaves without a
+shape, such as the floats `lora_scaling` and `lora_dropout`, are not parameters.
 """
 
 import numpy as np
@@ -37,4 +37,4 @@ def property_counted_by_hand(function, tree):
     """a layer has a matrix, two rows of lora_A and a norm; storage and scalings do not count"""
     rows, width = tree["head"].shape
     expected = rows * width + len(tree["layers"]) * (rows * width + 3 * width)
-    assert function(tree) == expected, f"{function(tree)} in place of {expected}"
+    assert function(tree) == expected, f"{function(tree)} instead of {expected}"

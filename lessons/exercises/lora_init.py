@@ -1,13 +1,14 @@
-"""lora-init: an adapter that changes nothing and can learn.
+"""lora-init: initialize an adapter that does not change the model yet and can learn.
 
-For each path of `target_paths(base, config)`, with r, scaling = config.rank_and_scaling(path) and
-the weight's shape (out, in): `set_leaf` into a new tree `adapters`
+For each path of `target_paths(base, lora_config)`, with r, scaling =
+lora_config.rank_and_scaling(path) and a weight of shape (out, in), `set_leaf` into a new tree
+`adapters`
 
 - "PATH.lora_A": (r, in) float32, drawn from `rng`, uniform between −1/√in and 1/√in;
 - "PATH.lora_B": (out, r) float32, zeros;
 
-and into `frozen`, a new tree with the base's arrays (`tree_map`; the base stays as it is),
-"PATH.lora_scaling": scaling and "PATH.lora_dropout": config.lora_dropout. Return (adapters,
+and into `frozen`, a new tree with the arrays of the base (use `tree_map`; do not change the base),
+"PATH.lora_scaling": scaling and "PATH.lora_dropout": lora_config.lora_dropout. Return (adapters,
 frozen).
 """
 
@@ -49,8 +50,8 @@ def arguments(rng, layers, r, alpha, everything, dropout, patterns, rslora):
 
 
 def config_of_adapter(a):
-    """Say of lora_A how far it fills ±1/√in: of 96 draws the largest is below ¾ of the bound, or
-    the mean beyond ±0.4 of it, once in 10¹¹."""
+    """Describe how lora_A fills ±1/√in. Of 96 draws, the largest is below ¾ of the bound, or the
+    mean outside ±0.4 of it, with a probability of 10⁻¹¹."""
     a = np.asarray(a, float) * np.sqrt(a.shape[-1])
     low, high, mean = a.min(), a.max(), a.mean()
     if low == high == 0:
@@ -60,7 +61,7 @@ def config_of_adapter(a):
 
 
 def observe(result, base, config, rng):
-    """Random numbers by their range and mean; the others as they are."""
+    """Return range and mean of random numbers, and all other leaves unchanged."""
     adapters, frozen = result
     seen = {}
     for path, leaf in flatten(adapters).items():
@@ -76,7 +77,7 @@ def tolerance(*_):
 
 
 def property_drawn_from_the_generator(function, base, config, rng):
-    """equal generators give equal numbers, others give others, and no two rows of A are equal"""
+    """equal generators give equal numbers, others do not, and no two rows of A are equal"""
 
     def drawn(seed):
         trained = flatten(function(base, config, np.random.default_rng(seed))[0])

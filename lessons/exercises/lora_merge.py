@@ -1,13 +1,13 @@
-"""lora-merge: the weight that a projection with its adapter stands for.
+"""lora-merge: compute the merged weight of a projection.
 
 `trained` and `frozen` are the nodes of one projection. Begin with its weight,
-dense(tree.trained_or_frozen(trained, frozen, "weight")): a trained `weight` takes the place of the
-frozen one. Then, for what is there:
+dense(tree.trained_or_frozen(trained, frozen, "weight")): a trained `weight` replaces the frozen
+one. Then, for the leaves that exist:
 
-1. each node of frozen["lora_stack"] (a dict) adds its own `lora.delta(node, node)`;
-2. "lora_A" in trained adds `lora.delta(trained, frozen)`, which is lora_scaling · BA;
-3. "lora_magnitude_vector" (out,) in trained: multiply each row of the sum by its magnitude over
-   its norm, `row_norms(trained, frozen)`;
+1. frozen["lora_stack"], a dict: add `lora.delta(node, node)` for each node in it;
+2. "lora_A" in trained: add `lora.delta(trained, frozen)`, which is lora_scaling · BA;
+3. "lora_magnitude_vector" (out,) in trained: multiply each row of the sum by its magnitude divided
+   by its norm, `row_norms(trained, frozen)`;
 4. "ia3_l" in trained, (out, 1) or (1, in): multiply by it.
 
 Return the dense weight (out, in).
@@ -47,7 +47,7 @@ def arguments(rng, rows, width, r, alpha, quantized, stacked, magnitudes, factor
         frozen["lora_stack"] = {
             str(n): {**drawn(), **fixed, "lora_scaling": 0.5 + n} for n in range(stacked)
         }
-    elif magnitudes and factors:  # DoRA cannot stand upon another adapter
+    elif magnitudes and factors:  # DoRA cannot be trained on top of another adapter
         trained["lora_magnitude_vector"] = rng.uniform(0.5, 2, rows).astype("f4")
     if replaced and ia3 == "none":
         trained["weight"] = rng.uniform(-1, 1, (rows, width)).astype("f4")
@@ -64,7 +64,7 @@ def tolerance(trained, frozen):
 
 
 def property_merging_is_an_equation(function, trained, frozen):
-    """x W'ᵀ is what the projection with its adapter computes"""
+    """x W'ᵀ equals the output of the projection with its adapter"""
     x = np.eye(frozen["weight"].shape[1], dtype=np.float32)
     merged = np.asarray(function(trained, frozen))
     close(x @ merged.T, MethodOps(layers).linear(x, trained, frozen), tolerance(trained, frozen))

@@ -1,8 +1,8 @@
-"""lowrank-gradient: the backward pass of s·BAx.
+"""lowrank-gradient: derive the backward pass of s·BAx.
 
-The backward pass of y = scaling · B(Ax), for each token x: given g = ∂L/∂y (batch, T, out), return
-(∂L/∂x, ∂L/∂A, ∂L/∂B), in the shapes of x (batch, T, in), a (r, in) and b (out, r). All tokens
-share a and b, so their gradients are sums over the tokens.
+y = scaling · B(Ax) for each token x. From g = ∂L/∂y (batch, T, out), return (∂L/∂x, ∂L/∂A, ∂L/∂B),
+in the shapes of x (batch, T, in), a (r, in) and b (out, r). All tokens share a and b, so the
+gradients of a and b are sums over the tokens.
 """
 
 import numpy as np
@@ -30,7 +30,7 @@ def product(x, a, b, scaling):
 
 
 def slope(function, x, step=1e-5):
-    """∂ Σ function / ∂x by central differences, for a float64 array x: what a gradient must be.
+    """Return ∂ Σ function / ∂x by central differences, for a float64 array x.
 
     The error is of the order step², and 2⁻⁵³/step of rounding: use a bound of some 1e-8 times the
     size of what is summed.
@@ -47,7 +47,7 @@ def slope(function, x, step=1e-5):
 def property_slopes(function, g, x, a, b, scaling):
     """each gradient is the slope of Σ g∘(s·BAx), by finite differences"""
     if x.size + a.size + b.size > 60:
-        return  # hundreds of slopes take long, and tell no more
+        return  # hundreds of slopes take long and show nothing new
     dx, da, db = function(g, x, a, b, scaling)
     bound = 1e-7  # slope: 1e-8 times the size of the sum, and that is at most some ten
     close(dx, slope(lambda x: g * product(x, a, b, scaling), x), bound)
@@ -59,4 +59,4 @@ def property_why_b_moves_first(function, g, x, a, b, scaling):
     """with B = 0, ∂L/∂A is zero and ∂L/∂B is not"""
     _, da, db = function(g, x, a, np.zeros_like(b), scaling)
     close(da, np.zeros_like(a))
-    assert np.any(np.asarray(db) != 0), "∂L/∂B is zero too: nothing would ever move"
+    assert np.any(np.asarray(db) != 0), "∂L/∂B is also zero, so no parameter would ever change"

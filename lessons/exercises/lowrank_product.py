@@ -1,16 +1,16 @@
-"""lowrank-product: a projection with LoRA, by two thin products.
+"""lowrank-product: compute a projection with LoRA by two thin products.
 
 h = W₀x + lora_scaling · B(Ax) + bias for each row x of the last axis, without forming BA. x is
-(..., in). `lora_matmul` is the middle term, from arrays, and `linear` adds up all of them.
+(..., in). `lora_matmul` computes the middle term from arrays, and `linear` sums all terms.
 `trained` and `frozen` are the nodes of one projection:
 
 1. W₀ (out, in) is trained["weight"] if there is one, an array, or else frozen["weight"], an array
    or quantized: `matmul(x, w)` multiplies by the first, `frozen_matmul(x, w)` by the second.
-2. If `trained` has "lora_A" (r, in), it has "lora_B" (out, r), too. A takes
-   `dropout(x, frozen["lora_dropout"], rng)` in the place of x, and frozen["lora_scaling"] is s.
-3. A bias (out,), if there is one: trained["bias"], or else frozen["bias"].
+2. If `trained` has "lora_A" (r, in), it also has "lora_B" (out, r). A multiplies
+   `dropout(x, frozen["lora_dropout"], rng)` instead of x, and frozen["lora_scaling"] is s.
+3. If there is a bias (out,), it is trained["bias"], or else frozen["bias"].
 
-Return (..., out). That other leaves are refused is left open.
+Return (..., out). Your function need not reject other leaves.
 """
 
 import numpy as np
@@ -69,7 +69,7 @@ def property_one_matrix(function, x, trained, frozen, rng):
 
 
 def property_dropout_of_the_adapter(function, x, trained, frozen, rng):
-    """dropout changes what the adapter reads, and not what W₀ does"""
+    """dropout changes the input of the adapter, not the input of W₀"""
     if "lora_A" in trained:
         alone = {name: w for name, w in trained.items() if not name.startswith("lora_")}
         added = np.asarray(function(x, trained, frozen, rng)) - function(x, alone, frozen, rng)

@@ -1,12 +1,12 @@
-"""memory-estimate: where the memory of a training step goes.
+"""memory-estimate: estimate the memory of a training step.
 
 Return a dict of bytes with exactly these keys:
 
-- "frozen weights": what the base occupies as it is stored, `nbytes(base)`;
-- "trained weights": four bytes for each parameter of the adapters (`num_parameters`);
-- "their gradients": as many;
-- "Adam's two moments": ADAM_FLOATS float32 for each trained parameter;
-- "activations": tokens times `activation_floats(adapters, base, config)`, a float32 each.
+- "frozen weights": the bytes of the base as it is stored, `nbytes(base)`;
+- "trained weights": four bytes per parameter of the adapters (`num_parameters`);
+- "their gradients": the same number;
+- "Adam's two moments": ADAM_FLOATS float32 numbers per trained parameter;
+- "activations": tokens times `activation_floats(adapters, base, model_config)` float32 numbers.
 """
 
 import numpy as np
@@ -41,15 +41,15 @@ def arguments(rng, layers, r, tokens, quantized):
 
 
 def property_only_the_activations_grow(function, adapters, base, config, tokens):
-    """twice the tokens, twice the activations, and all else as it was"""
+    """twice as many tokens double the activations and change nothing else"""
     once, twice = (function(adapters, base, config, n) for n in (tokens, 2 * tokens))
     changed = {part for part in once if once[part] != twice[part]}
-    assert changed == {"activations"}, f"what grew: {sorted(changed)}"
+    assert changed == {"activations"}, f"these parts changed: {sorted(changed)}"
     assert twice["activations"] == 2 * once["activations"]
 
 
 def property_twelve_bytes(function, adapters, base, config, tokens):
-    """a trained parameter costs 4 bytes, as does its gradient, and Adam's moments 8"""
+    """a trained parameter needs 4 bytes, its gradient 4, and the moments of Adam 8"""
     parts = function(adapters, base, config, tokens)
     trained = sum(
         w.size for layer in adapters["model"]["layers"].values()

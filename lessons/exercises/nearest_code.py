@@ -1,9 +1,9 @@
-"""nearest-code: of sixteen values, the code of the one that is nearest.
+"""nearest-code: find the code of the nearest of sixteen values.
 
-x (n,) float32 and code, a `minilora.nf4.Code`: `code.midpoints` (15,) are the places halfway
-between neighbouring values, rising; `code.order` (16,) uint8 are the codes by rising value.
-Return for each x the code (n,) of the nearest of the sixteen values, as whole numbers. Exactly on
-a midpoint, take the lower value's.
+x is (n,) float32 and code is a `minilora.nf4.Code`. `code.midpoints` (15,), in rising order, are
+halfway between neighbouring values; `code.order` (16,) uint8 are the codes in the order of rising
+values. Return for each x the code of the nearest of the sixteen values, (n,) whole numbers. Exactly
+on a midpoint, take the code of the lower value.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ def arguments(rng, n, code, ties):
 
 
 def property_nothing_is_nearer(function, x, code):
-    """no other of the sixteen values is nearer to x than the one that its code names"""
+    """none of the sixteen values is nearer to x than the value of its code"""
     codes = np.asarray(function(x, code))
     assert codes.shape == x.shape, f"shape {codes.shape} for x of shape {x.shape}"
     distance = np.abs(x[:, None] - code.values).astype(np.float64)  # (n, 16)

@@ -1,4 +1,4 @@
-"""packing-nibbles: two 4-bit codes in a byte.
+"""packing-nibbles: pack two 4-bit codes into each byte.
 
 codes is (2k,) uint8, each from 0 to 15. Return (k,) uint8: byte i has code 2i in its high four
 bits and code 2i + 1 in its low four bits.

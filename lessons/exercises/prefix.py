@@ -1,10 +1,10 @@
-"""prefix: keys and values that no token has.
+"""prefix: initialize keys and values that do not come from tokens.
 
-Return (adapters, base): the base as it is, and a new tree with two leaves for each layer i,
-"model.layers.i.self_attn.prefix_k" and "model.layers.i.self_attn.prefix_v" (`set_leaf` makes the
-nodes on the way). Each is (n, k) float32 from the standard normal distribution of `rng`: n is
-config.num_virtual_tokens, k the number of rows of the layer's k_proj weight.
-`lora.target_paths(base, LoraConfig(target_modules=("k_proj",)))` has the paths of the k_projs.
+Return (adapters, base): the unchanged base, and a new tree with two leaves for each layer i,
+"model.layers.i.self_attn.prefix_k" and "model.layers.i.self_attn.prefix_v". `set_leaf` makes the
+nodes in between. Each leaf is (n, k) float32 from the standard normal distribution of `rng`; n is
+adapter_config.num_virtual_tokens, and k is the number of rows of the k_proj weight of the layer.
+`lora.target_paths(base, LoraConfig(target_modules=("k_proj",)))` has the paths of the k_proj's.
 """
 
 import numpy as np
@@ -40,7 +40,7 @@ def observe(result, base, config, rng):
 
 
 def property_drawn_from_the_generator(function, base, config, rng):
-    """equal generators give equal numbers, others give others, and no two rows are equal"""
+    """equal generators give equal numbers, other generators differ, and no two rows are equal"""
 
     def drawn(seed):
         leaves = flatten(function(base, config, np.random.default_rng(seed))[0]).values()
@@ -54,9 +54,9 @@ def property_drawn_from_the_generator(function, base, config, rng):
 
 
 def property_counted(function, base, config, rng):
-    """2·L·n·k numbers: keys and values, in every layer, n of them, as wide as its keys"""
+    """there are 2·L·n·k numbers: n keys and n values per layer, each of width k"""
     layers = base["model"]["layers"]
     k = layers["0"]["self_attn"]["k_proj"]["weight"].shape[0]
     count = sum(np.size(w) for w in flatten(function(base, config, rng)[0]).values())
     expected = 2 * len(layers) * config.num_virtual_tokens * k
-    assert count == expected, f"{count} numbers in place of {expected}"
+    assert count == expected, f"{count} numbers instead of {expected}"

@@ -1,14 +1,15 @@
-"""prompt-mask: tokens, their targets, and which of them count.
+"""prompt-mask: make tokens, targets and the mask of a batch.
 
-`bins` is a list of rows, each a list of examples (tokens, mask), two lists of one length. A model
-that reads token i is to say token i + 1, so an example of n tokens has n − 1 positions: it reads
-all tokens but the last, its targets are all but the first, and a position counts if the mask of
-its target is 1. The examples of a row follow one another; T is the length of the longest row.
+`bins` is a list of rows. Each row is a list of examples (tokens, mask): two lists of one length. A
+model that reads token i predicts token i + 1, so an example of n tokens has n − 1 positions: the
+inputs are all tokens but the last, and the targets are all but the first. A position counts if the
+mask of its target is 1. The examples of a row follow one another; T is the length of the longest
+row.
 
-Return a dict of arrays (rows, T): "tokens", "targets" and "segment_starts" of whole numbers, "mask"
-of zeros and ones (any type). "segment_starts" has at each position the place in the row where its
-example begins. At the padding on the right the mask is 0, and segment_starts is at most the
-position; the rest is left open.
+Return a dict of arrays (rows, T): whole numbers "tokens", "targets" and "segment_starts", and
+"mask" of zeros and ones (any type). "segment_starts" has at each position the column where its
+example begins. In the padding on the right, the mask is 0 and segment_starts is at most the
+position; tokens and targets may have any value there.
 """
 
 import numpy as np
@@ -31,7 +32,7 @@ def arguments(rng, bins, packed, longest):
 
 
 def observe(result, bins):
-    """The mask, and of the rest what is not padding."""
+    """Return the mask, and the other arrays without the padding."""
     lengths = np.array([sum(len(e.tokens) - 1 for e in row) for row in bins])
     mask = np.asarray(result["mask"])
     at = np.arange(mask.shape[1])
@@ -44,12 +45,12 @@ def observe(result, bins):
 
 
 def property_every_target_once(function, bins):
-    """the targets that count are the tokens that the masks name, but for each example's first"""
+    """the targets that count are the tokens whose mask is 1, except the first of each example"""
     batch = function(bins)
     for row, some in enumerate(bins):
         kept = np.asarray(batch["targets"])[row][np.asarray(batch["mask"])[row] > 0]
         expected = [t for e in some for t, m in zip(e.tokens[1:], e.mask[1:]) if m]
-        assert kept.tolist() == expected, f"row {row}: {kept.tolist()} in place of {expected}"
+        assert kept.tolist() == expected, f"row {row}: {kept.tolist()} instead of {expected}"
 
 
 def property_the_next_token(function, bins):
@@ -62,5 +63,5 @@ def property_the_next_token(function, bins):
             assert batch["tokens"][row, at:end].tolist() == e.tokens[:-1]
             assert batch["targets"][row, at:end].tolist() == e.tokens[1:]
             starts = batch["segment_starts"][row, at:end]
-            assert (starts == at).all(), "segment_starts: where its example begins"
+            assert (starts == at).all(), "segment_starts must be where the example begins"
             at = end

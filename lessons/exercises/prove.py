@@ -1,7 +1,7 @@
-"""Prove the exercises: what `minilora teach check` runs.
+"""Prove the exercises, for `minilora teach check`.
 
-The stub is refused as unwritten, the reference passes, every planted mistake is caught and
-diagnosed as itself.
+The stub must count as not written, the reference must pass, and every planted mistake must be
+caught and diagnosed as itself.
 """
 
 import sys
@@ -13,7 +13,7 @@ from minilora.course.student import Local
 
 
 def main(exercises):
-    """Print a table; return 1 if there are faults, which go to standard error."""
+    """Print a table, and the faults on standard error; return 1 if there are faults, else 0."""
     print("| exercise | lesson | difficulty | minutes | points | mistakes caught | seconds |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
     faults, total = [], 0
@@ -34,25 +34,25 @@ def main(exercises):
 
 
 def faults_of(exercise):
-    """Return what is wrong with an exercise's texts, stub and solution."""
+    """Return the faults of the texts, the stub and the solution of an exercise."""
     stub, solution = (exercise.student_file(solved).encode() for solved in (False, True))
     faults = ["fewer than three planted mistakes"] if len(exercise.mistakes) < 3 else []
     if not exercise.task:
-        faults.append("the docstring of its Python file does not say what to write")
+        faults.append("the docstring of the Python file has no task")
     if judge.verdicts(exercise, stub)[0] is not judge.TODO:
-        faults.append("the stub is not refused as unwritten")
+        faults.append("the stub does not count as not written")
     verdicts = judge.verdicts(exercise, solution, seed=1)
     return faults + [f"the reference {v.status}: {v.text}" for v in verdicts if v.share < 1]
 
 
 def fault_of(exercise, mistake):
-    """Return the fault of a mistake that cannot be planted, passes, or is taken for another."""
+    """Return the fault of a mistake that cannot be planted, passes, or is misdiagnosed; else ""."""
     if mistake.find and (times := exercise.reference.count(mistake.find)) != 1:
-        return f"its `find` is {times} times in the source of the reference, not once"
+        return f"its `find` occurs {times} times in the source of the reference, not once"
     if exercise.is_test:  # the solution passed, so it catches them all
         return ""
     if not (function := exercise.mistaken(mistake)):
-        return "it has neither `find` nor a function mistake_… in the exercise's file"
+        return "it has no `find`, and the Python file has no function mistake_…"
     subject, rules = Local(function), [*exercise.rules, judge.REFERENCE]
     found = chain.from_iterable(judge.wrong_calls(exercise, subject, rule) for rule in rules)
     if (wrong := next(found, None)) is None:

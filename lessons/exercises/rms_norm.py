@@ -1,7 +1,7 @@
-"""rms-norm: rows brought to one size.
+"""rms-norm: scale each row to the same size.
 
-y = x / √(mean(x²) + eps) · weight, where the mean runs over the last axis. x is (..., D), weight
-is (D,), and eps is a float under the root. Return an array of x's shape. No mean is subtracted.
+Return y = x / √(mean(x²) + eps) · weight, with the mean over the last axis. x is (..., D), weight
+is (D,), and eps is a float under the root. y has the shape of x. No mean is subtracted.
 """
 
 import numpy as np
@@ -27,12 +27,12 @@ def tolerance(*_):
 
 
 def property_the_mean_square(function, x, weight, eps):
-    """before the gain, the mean of the squares is m/(m + ε), m that of x"""
+    """before the gain, the mean of the squares is m/(m + ε), where m is that of x"""
     m = np.mean(x * x, axis=-1)
     close(np.mean((np.asarray(function(x, weight, eps)) / weight) ** 2, axis=-1), m / (m + eps),
           2.0**-44)  # fmt: skip
 
 
 def property_only_direction(function, x, weight, eps):
-    """with ε = 0, a row that is three times as long gives the same"""
+    """with ε = 0, three times x gives the same result as x"""
     close(function(3 * x, weight, 0.0), function(x, weight, 0.0), 2.0**-46)

@@ -1,4 +1,4 @@
-"""rotation: where a token stands, as an angle.
+"""rotation: rotate queries and keys by the angles of their positions.
 
 Element j (the first half of the last axis) and element j + hd/2 are a pair (a, b). Rotate each
 pair by its angle: (a·cos − b·sin, b·cos + a·sin). The angles are the same for every head.
@@ -25,7 +25,7 @@ def tolerance(*_):
 
 
 def property_lengths_stay(function, x, cos, sin):
-    """a rotation changes no length, pair by pair"""
+    """a rotation does not change the length of a pair"""
     half = x.shape[-1] // 2
     y = np.asarray(function(x, cos, sin))
     close(y[..., :half] ** 2 + y[..., half:] ** 2, x[..., :half] ** 2 + x[..., half:] ** 2,
@@ -33,12 +33,12 @@ def property_lengths_stay(function, x, cos, sin):
 
 
 def property_back_again(function, x, cos, sin):
-    """turning by the angle and by its negative is nothing"""
+    """a rotation by the angle and then by its negative gives x back"""
     close(function(function(x, cos, sin), cos, -sin), x, 2.0**-48)
 
 
 def property_a_quarter_turn(function, x, cos, sin):
-    """by 90 degrees the first half becomes the second, and the second, negated, the first"""
+    """a rotation by 90 degrees turns (a, b) into (−b, a)"""
     half = x.shape[-1] // 2
     y = function(x, np.zeros_like(cos), np.ones_like(sin))
     close(y, np.concatenate([-x[..., half:], x[..., :half]], axis=-1))

@@ -1,7 +1,7 @@
-"""swiglu: the hidden units of the feed-forward layer.
+"""swiglu: compute the hidden units of the feed-forward layer.
 
-SiLU(gate)·up, element by element, with SiLU(a) = a·σ(a) and σ(a) = 1/(1 + e⁻ᵃ). gate and up have
-one shape, which the result has, too. It must not overflow where gate is −1000 or 1000.
+Return SiLU(gate)·up, element by element, with SiLU(a) = a·σ(a) and σ(a) = 1/(1 + e⁻ᵃ). gate, up and
+the result have the same shape. The result must not overflow if gate is −1000 or 1000.
 """
 
 import numpy as np
@@ -23,7 +23,7 @@ def tolerance(gate, up):
 
 
 def property_an_open_gate(function, gate, up):
-    """with every gate replaced by +100 it gives a hundred times `up`, by −1000 nothing"""
+    """if every gate is 100, the result is 100·up; if every gate is −1000, it is 0"""
     close(function(np.full_like(gate, 100.0), up), 100 * up, 2.0**-42)
     close(function(np.full_like(gate, -1000.0), up), 0 * up, 1e-300)
 

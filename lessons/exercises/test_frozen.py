@@ -1,4 +1,4 @@
-"""test-frozen: a test that training moves what it shall move, and nothing else.
+"""test-frozen: test that training changes the adapters and nothing else.
 
 `minilora.load("micro")` gives (config, base, tokenizer); `lora.init(base, LoraConfig(…), rng)`
 gives (adapters, base). Examples are `data.prepare(data.load_rows("questions", "valid")[:8],
@@ -13,12 +13,11 @@ from minilora.tree import flatten, tree_map
 
 
 def check(train):
-    """Assert what is true of every right `train(adapters, base, examples, config, settings, ops)`.
+    """Raise an error if `train(adapters, base, examples, config, settings, ops)` is wrong.
 
-    Raise on a wrong one. `train` stands for `minilora.training.train` or for that function with a
-    mistake in it; it returns (adapters, history). Pass `minilora.layers` as `ops`. Take the
-    base `micro`, a few rows of "questions", and few steps: at the first, warm-up holds the rate at
-    zero (`warmup_ratio=0` does not).
+    `train` is `minilora.training.train` or a copy of it with a mistake; it returns (adapters,
+    history). Pass `minilora.layers` as `ops`. Use the model `micro`, a few rows of "questions" and
+    few steps. With a warm-up, the learning rate of the first step is zero; use `warmup_ratio=0`.
     """
     config, base, words = minilora.load("micro")
     adapters, base = lora.init(base, LoraConfig(r=2), np.random.default_rng(0))

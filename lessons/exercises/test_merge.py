@@ -1,10 +1,10 @@
-"""test-merge: a test that every right merge passes, and no usual mistake.
+"""test-merge: test merging; right merges must pass, and usual mistakes must fail.
 
 `minilora.load("micro")` gives (config, base, tokenizer); `lora.init(base, LoraConfig(…), rng)`
 gives (adapters, base), where `lora.adapted_paths(adapters)` has the paths of the adapted
-projections. `minilora.forward(adapters, base, tokens, config)` computes logits; {} is an adapter
-that has nothing. A trained norm, {"model": {"norm": {"weight": …}}} in `adapters`, takes the place
-of the base's.
+projections. `minilora.forward(adapters, base, tokens, config)` computes logits; {} is an empty
+adapter. A trained norm, {"model": {"norm": {"weight": …}}} in `adapters`, replaces the norm of the
+base.
 """
 
 import numpy as np
@@ -15,11 +15,11 @@ from minilora.tree import get, set_leaf
 
 
 def check(merge):
-    """Assert what is true of every right `merge(adapters, base)`; raise on a wrong one.
+    """Raise an error if `merge(adapters, base)` is wrong.
 
-    `merge` stands for `minilora.lora.merge` or for that function with a mistake in it. The base
-    `micro` is small: `minilora.load("micro")`. An adapter as `lora.init` makes it is zero, so give
-    it numbers. Ask what the merged model must compute, and what merging must leave alone.
+    `merge` is `minilora.lora.merge` or a copy of it with a mistake. Use the model `micro`. The
+    update of a new adapter of `lora.init` is zero, so change its numbers. Check what the merged
+    model computes, and what merging must not change.
     """
     rng = np.random.default_rng(0)
     config, base, _ = minilora.load("micro")

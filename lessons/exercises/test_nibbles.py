@@ -1,6 +1,6 @@
-"""test-nibbles: a test that every right packing passes, and no usual mistake.
+"""test-nibbles: test packing; right functions must pass, and usual mistakes must fail.
 
-Call `pack` on codes of your choice, and compare the bytes with what they must be.
+Call `pack` on codes of your choice, and compare the bytes with the right ones.
 """
 
 import numpy as np
@@ -9,10 +9,10 @@ from minilora.nf4 import unpack
 
 
 def check(pack):
-    """Assert what is true of every right `pack(codes)`; raise on a wrong one.
+    """Raise an error if `pack(codes)` is wrong.
 
-    codes: (2k,) uint8 from 0 to 15. `pack` stands for `minilora.nf4.pack` or for that function with
-    a mistake in it. Two codes a byte, the first in the high half; `minilora.nf4.unpack` is right.
+    codes is (2k,) uint8 from 0 to 15. `pack` is `minilora.nf4.pack` or a copy of it with a mistake.
+    Each byte has two codes, the first one in the high half; `minilora.nf4.unpack` is right.
     """
     codes = np.random.default_rng(0).integers(0, 16, 64).astype(np.uint8)
     packed = pack(codes)

@@ -1,8 +1,8 @@
-"""warmup: the learning rate, step by step.
+"""warmup: compute the learning rate of a step.
 
-The learning rate, a float, of step 0 … config.iters − 1. w = ⌈warmup_ratio·iters⌉ steps warm up:
-step n < w has learning_rate·n/w, so that step 0 has 0. Afterwards, with rest = iters − w (at
-least 1) and the step n ≥ w, config.lr_schedule says which:
+Return the learning rate, a float, of a step from 0 to train_config.iters − 1. The first
+w = ⌈warmup_ratio·iters⌉ steps warm up: step n < w has learning_rate·n/w, so step 0 has 0. For a
+step n ≥ w, with rest = iters − w (at least 1), train_config.lr_schedule chooses:
 
 - "constant": learning_rate;
 - "linear": learning_rate·(iters − n)/rest;
@@ -38,12 +38,12 @@ def tolerance(step, config):
 
 
 def some(config):
-    """At most a dozen steps, from the first to the last."""
+    """Return at most twelve steps, from the first to the last."""
     return sorted({round(n) for n in np.linspace(0, config.iters - 1, 12)})
 
 
 def property_from_nothing_to_the_top(function, step, config):
-    """no rate is above the top one, and a warm-up begins at zero"""
+    """no rate is above learning_rate, and a warm-up begins at zero"""
     rates = [function(n, config) for n in some(config)]
     assert max(rates) <= config.learning_rate * (1 + 2**-50)
     if config.warmup_ratio and config.iters > 1:

@@ -1,6 +1,6 @@
-"""The command line: arguments, commands, and the folder that a training run leaves.
+"""The command line: arguments, commands, and the folder of a training run.
 
-Read `run.py` first: it is what `minilora train` does, from the first check to the last file.
+Read `run.py` first: it contains all that `minilora train` does, from the first check to the end.
 """
 
 import os
@@ -18,21 +18,21 @@ from ..course import commands as course_commands
 from . import commands
 from .arguments import COURSE, Parser, parse
 
-_on_its_way: list = []  # a weak reference to the latest Interrupted
+_pending: list = []  # a weak reference to the latest Interrupted
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM. While one is on its way, other signals are ignored."""
+    """Ctrl-C or SIGTERM. Until it is handled, other signals are ignored."""
 
     def __init__(self, *args):
         super().__init__(*args)
-        _on_its_way[:] = [weakref.ref(self)]
+        _pending[:] = [weakref.ref(self)]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; return the exit status: 0, 2 for an error, 130 or 143 when interrupted."""
+    """Run one command; return the exit status: 0, 2 for an error, 130 or 143 if interrupted."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a terminal that knows only ASCII shows escapes
+        if hasattr(stream, "reconfigure"):  # an ASCII terminal shows escapes
             stream.reconfigure(errors="backslashreplace")
     terminated: list = []
     try:
@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
     except InputError as error:
         return report_error(error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nobody reads what is still to be flushed
-        return report_error("nobody reads the output: the pipe is closed")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit must not fail
+        return report_error("the output cannot be written: its reader closed the pipe")
     except OSError as error:
         name = error.filename or "a file"
         return report_error(f"{name} cannot be used: {error.strerror or error}")
@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv):
-    """Run the command that the words in `argv` name; its exit status, or None for 0."""
-    require("\0" not in "".join(argv), "an argument has a NUL character: no file's name has one")
+    """Run the command that `argv` names; return the exit status, or None for 0."""
+    require("\0" not in "".join(argv), "an argument has a NUL character: remove it")
     if argv[:1] and argv[0] in COURSE:
         top = Parser(prog="minilora")
         course_commands.add_commands(top)
@@ -68,25 +68,25 @@ def dispatch(argv):
 
 
 def report_error(error):
-    """Print what went wrong as one line on standard error; return the exit status."""
+    """Print an error as one line on standard error; return the exit status."""
     print(f"error: {InputError(error)}", file=sys.stderr)
     return 2
 
 
 @contextmanager
 def interruptible(terminated, for_good):
-    """Turn SIGINT and SIGTERM (noted in `terminated`) into Interrupted, on the main thread.
+    """Turn SIGINT and SIGTERM into Interrupted in the block, on the main thread.
 
-    for_good: the process ends after the block, so both are ignored from then on.
+    SIGTERM is appended to `terminated`. With `for_good`, both signals are ignored after the block.
     """
 
     def interrupt(number, frame):
-        if not any(ref() for ref in _on_its_way):
+        if not any(ref() for ref in _pending):
             raise Interrupted
 
     def terminate(number, frame):
         terminated.append(number)
-        handler = signal.getsignal(signal.SIGINT)  # another one while `kernels.threads` computes
+        handler = signal.getsignal(signal.SIGINT)  # `kernels.threads` has its own
         (handler if callable(handler) else interrupt)(number, frame)
 
     main, before = threading.current_thread() is threading.main_thread(), {}
@@ -102,13 +102,12 @@ def interruptible(terminated, for_good):
 
 @cache
 def announce_compiling():
-    """Print one line when a loop is first compiled, and not when it comes from the cache."""
+    """Print one line when numba first compiles a loop (not when it loads one from the cache)."""
 
     class Listener(event.Listener):
         def on_start(self, event_):
             event.unregister("numba:compile", self)
-            text = "minilora: compiling kernels, once for this machine"
-            print(text, file=sys.stderr, flush=True)
+            print("compiling kernels, once for this machine", file=sys.stderr, flush=True)
 
         def on_end(self, event_):
             pass

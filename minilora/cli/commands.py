@@ -1,4 +1,4 @@
-"""What each command of the command line does: open, call, print."""
+"""Run the commands: load, compute, print."""
 
 import json
 from dataclasses import replace
@@ -9,13 +9,7 @@ import numpy as np
 from .. import generation
 from ..config import TrainConfig, require
 from ..data.rows import encode_rows, load_rows, read_rows
-from ..evaluation.memory import (
-    bits_per_weight,
-    format_estimate,
-    memory_estimate,
-    print_trainable_parameters,
-)  # fmt: skip
-from ..evaluation.metrics import evaluate as scores
+from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
 from ..formats.files import require_new
 from ..formats.pretrained import load, save_pretrained
@@ -31,40 +25,36 @@ train = fine_tune
 
 
 def load_model(args):
-    """The Start that --model, --quantize and --adapter-path name.
-
-    A run's folder knows its base and how that was stored; a bare PEFT folder does not, so there
-    --model has to be given.
-    """
+    """Return the LoadedModel that the flags name; a folder of PEFT needs --model."""
     path = getattr(args, "adapter_path", None)
     settings = run_settings(path) if path else {}
     name = args.model or settings.get("model") or (None if path else "tiny")
-    way = "give --model, or go on with train --resume if a run was stopped there"
-    require(name, f"{path} does not say which base it belongs to: {way}")
+    way = "give --model, or use train --resume if it is an interrupted run"
+    require(name, f"{path} does not name the base of the adapter: {way}")
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
     if not path:
         return LoadedModel(*load(name, scheme, block_size, low_precision=True))
     warn_of_another_base(path, settings, scheme, block_size)
-    start = load_with_adapter(path, name, scheme, block_size)
-    tokenizer = replace(start.tokenizer, chat_date=settings.get("chat_date"))
-    return start._replace(tokenizer=tokenizer, settings=settings)
+    loaded = load_with_adapter(path, name, scheme, block_size)
+    tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
+    return loaded._replace(tokenizer=tokenizer, settings=settings)
 
 
 def load_examples(args, loaded, split):
-    """(examples, a description of them): every row of the file that --data names, else a split.
+    """Return (examples, description): all rows of the file --data, or a split of the data.
 
-    Without --data it is a split of the data that the adapter was trained on.
+    The default is the data that the adapter was trained on.
     """
     trained_on = loaded.settings.get("data")
     name = args.data or trained_on or "questions"
     if args.data and Path(args.data).is_file():
         rows, described = read_rows(args.data), f"all rows of {name}"
         if trained_on and Path(trained_on).is_file() and Path(name).samefile(trained_on):
-            warn(f"the adapter was trained on rows of {name}: these scores say little of others")
+            warn(f"the adapter was trained on rows of {name}: held-out rows may score lower")
     else:
         rows, described = load_rows(name, split), f"{split} split of {name}"
-        require(rows, f"{name} has no {split} rows: give a folder, or a file of at least ten rows")
+        require(rows, f"{name} has no {split} rows: give a folder, or a file with ten rows or more")
     length = args.max_seq_length or loaded.settings.get("max_seq_length")
     masked = args.mask_prompt
     if masked is None:
@@ -74,7 +64,7 @@ def load_examples(args, loaded, split):
 
 
 def generate(args):
-    """Print the continuation of a prompt, or the answer to a request, as it comes."""
+    """Print the continuation of a prompt, or the answer to a request, token by token."""
     loaded = load_model(args)
     tokenizer = loaded.tokenizer
     prompt = args.prompt
@@ -82,16 +72,15 @@ def generate(args):
         prompt = tokenizer.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
     model, n, ops = loaded.model_config, args.max_tokens, operations(loaded.adapters, loaded.base)
     keys_and_values = 8 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * n
-    much = f"--max-tokens {n}: keys and values of that many tokens do not fit into memory"
+    much = f"--max-tokens {n}: keys and values of so many tokens do not fit into memory; lower it"
     require(keys_and_values < physical_memory(), much)
+    inputs = loaded.adapters, loaded.base, tokenizer.encode(prompt), model, ops, n
+    sampling = args.temp, args.top_p, np.random.default_rng(args.seed)
     ids, printed = [], ""
-    for token in generation.generate(
-        loaded.adapters, loaded.base, tokenizer.encode(prompt), model, ops, n,
-        args.temp, args.top_p, np.random.default_rng(args.seed),
-    ):  # fmt: skip
+    for token in generation.generate(*inputs, *sampling):
         ids.append(token)
         text = tokenizer.decode(ids)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # half of a character: wait for the rest
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete character
             print(text[len(printed) :], end="", flush=True)
             printed = text
     print(tokenizer.decode(ids)[len(printed) :])
@@ -101,7 +90,7 @@ def evaluate(args):
     """Print the scores on a split of the data."""
     loaded = load_model(args)
     examples, described = load_examples(args, loaded, args.split)
-    score = scores(loaded.adapters, loaded.base, examples, loaded.model_config)
+    score = metrics.evaluate(loaded.adapters, loaded.base, examples, loaded.model_config)
     if args.json:
         print(json.dumps({**score, "rows": len(examples), "data": described}))
         return
@@ -111,19 +100,19 @@ def evaluate(args):
 
 
 def merge(args):
-    """Write W₀ + (α/r)·BA as a dense folder, onto the base as --quantize stores it."""
+    """Write W₀ + (α/r)·BA as a dense folder; W₀ is the base as --quantize stores it."""
     loaded = load_model(args)
-    require(loaded.adapters, "there is nothing to merge: give --adapter-path")
+    require(loaded.adapters, "there is no adapter to merge: give --adapter-path")
     require_new(args.out)
     dense = merge_adapter(loaded.adapters, loaded.base)
     save_pretrained(args.out, loaded.model_config, dense, loaded.tokenizer, args.dtype)
-    print(f"merged into {args.out}")
+    print(f"merged model written to {args.out}")
 
 
 def quantize(args):
-    """Write the base quantized, and say what that cost in each layer."""
+    """Write the quantized base, and print the error of each weight."""
     args.quantize = args.quantize or "nf4-dq"
-    require(args.quantize != "none", "--quantize none leaves nothing to do: choose a scheme")
+    require(args.quantize != "none", "--quantize none does not quantize: choose another scheme")
     require_new(args.out)
     name, block_size = args.model or "tiny", args.block_size or 64
     config, base, tokenizer = load(name)
@@ -132,26 +121,26 @@ def quantize(args):
     print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")
     for path, rmse, relative, _, bits in error_report(base, quantized):
         print(f"{path:<52}{rmse:>10.6f}{relative:>10.4f}{bits:>8.3f}")
-    print(f"{bits_per_weight(quantized):.3f} bits per weight, written to {args.out}")
+    print(f"{memory.bits_per_weight(quantized):.3f} bits per weight, written to {args.out}")
 
 
 def inspect(args):
-    """Print the tree, what is trained of it, a step's memory, and with --data a row's tokens."""
+    """Print the tree, the trained parameters, the memory of a step, and the tokens of a row."""
     loaded = load_model(args)
     for path, leaf in [*named_leaves(loaded.base), *named_leaves(loaded.adapters)]:
         if hasattr(leaf, "shape"):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
             print(f"{path:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
-    print_trainable_parameters(loaded.adapters, loaded.base)
-    parts = memory_estimate(loaded.adapters, loaded.base, loaded.model_config, args.tokens)
-    print(f"a step over {args.tokens} tokens:\n{format_estimate(parts)}")
+    memory.print_trainable_parameters(loaded.adapters, loaded.base)
+    parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, args.tokens)
+    print(f"a step over {args.tokens} tokens:\n{memory.format_estimate(parts)}")
     if args.data:
         tokens, mask = load_examples(args, loaded, "train")[0][0]
-        print("the first row, one token per line; * marks those that the loss counts:")
+        print("the first row, one token per line; the loss counts the tokens with *:")
         for token, counts in zip(tokens, [0, *mask[1:]]):
             print(f"{'*' if counts else ' '} {token:>6}  {loaded.tokenizer.decode([token])!r}")
 
 
 def fetch(args):
-    """Bring the real base into the cache."""
+    """Download the real model and print its path."""
     print(fetching.fetch(args.model, args.source))

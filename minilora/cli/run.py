@@ -1,7 +1,7 @@
-"""A training run and its folder: settings, metrics, checkpoints, adapter, curve.
+"""Run `minilora train`, and write settings, metrics, checkpoints, adapter and curve.
 
-Every file but metrics.jsonl is written under a temporary name and renamed, so a kill at any moment
-leaves the old or the new file, whole. The first of them is the first checkpoint.
+Every file except metrics.jsonl is written under a temporary name and renamed. So a kill at any
+moment leaves the complete old or the complete new file. The first file is the first checkpoint.
 """
 
 import math
@@ -13,12 +13,7 @@ from typing import Any
 from .. import layers
 from ..config import InputError, TrainConfig, require
 from ..data.rows import encode_rows, load_rows, split_row
-from ..evaluation.memory import (
-    format_estimate,
-    memory_estimate,
-    peak_rss_mb,
-    print_trainable_parameters,
-)
+from ..evaluation import memory
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
 from ..evaluation.trainer import train
@@ -33,7 +28,7 @@ from .loading import load_for_training
 
 
 def fine_tune(args):
-    """`minilora train`: everything is checked before the first file is written."""
+    """Run `minilora train`. All arguments and files are checked before a file is written."""
     folder = Path(args.adapter_path)
     train_config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     run_folder.check_folder(folder, args)
@@ -43,12 +38,12 @@ def fine_tune(args):
     rows, held_out = load_rows(args.data, "train"), load_rows(args.data, "valid")
     examples, cut = encode_rows(rows, tokenizer, train_config)
     valid = encode_rows(held_out, tokenizer, train_config)[0] if held_out else []
-    print_trainable_parameters(loaded.adapters, loaded.base)
+    memory.print_trainable_parameters(loaded.adapters, loaded.base)
     check_memory(loaded, examples, train_config)
     if Path(args.data).is_file():
         whole = len(rows) + len(held_out)
-        how = "every tenth held out" if held_out else "none held out: fewer than ten"
-        print(f"{args.data}: {whole} rows: {len(rows)} for training, {how}")
+        how = "every tenth row is held out" if held_out else "fewer than ten, so none is held out"
+        print(f"{args.data}: {whole} rows, {len(rows)} for training; {how}")
     print(f"{len(examples)} rows to train on, {len(valid)} held out, {cut} cut to --max-seq-length")
     if args.dry_run:
         return
@@ -73,23 +68,19 @@ def fine_tune(args):
 def check_memory(loaded, examples, train_config):
     """Print the memory that a step needs; raise InputError if this machine has less."""
     tokens = train_config.batch_size * max(len(e.tokens) - 1 for e in examples)
-    parts = memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
-    print(f"a step over {tokens} tokens:\n{format_estimate(parts)}")
+    parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
+    print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
     needed, there = sum(parts.values()), physical_memory()
-    much = f"needs {needed / 1e9:,.0f} GB, this machine has {there / 1e9:,.0f}"
-    way = "lower --batch-size or --max-seq-length"
-    require(needed < there, f"a step over {tokens} tokens {much}: {way}")
+    much = f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB"
+    require(needed < there, f"{much}: lower --batch-size or --max-seq-length")
 
 
 def run(writer, adapters, state, examples, valid, train_config, ops):
-    """Train, and save what is not saved yet however that ends; return the best adapters."""
+    """Train, and save the last steps also after an error; return the best adapters."""
     loaded, valid = writer.loaded, valid[: train_config.val_batches * train_config.batch_size]
+    model = adapters, loaded.base, examples, loaded.model_config
     try:
-        best, _ = train(
-            adapters, loaded.base, examples, loaded.model_config, train_config, valid, state,
-            writer.on_step, ops,
-        )  # fmt: skip
-        return best
+        return train(*model, train_config, valid, state, writer.on_step, ops)[0]
     except KeyboardInterrupt as error:
         writer.save()
         raise type(error)(f"interrupted: {writer.how_to_continue()}") from None
@@ -98,7 +89,7 @@ def run(writer, adapters, state, examples, valid, train_config, ops):
 
 
 def physical_memory():
-    """Bytes of memory of this machine; infinite where the system does not say."""
+    """Return this machine's memory in bytes; infinity if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
@@ -106,10 +97,9 @@ def physical_memory():
 
 
 class RunWriter:
-    """Writes down a run as it goes: every few steps its metrics, a checkpoint and the adapter.
+    """Write the metrics, a checkpoint and the adapter of a run every few steps.
 
-    Nothing is written before the first of these, so a run that ends before leaves the folder, and
-    an older run in it, as it was.
+    A run that ends before its first checkpoint changes nothing in the folder.
     """
 
     def __init__(self, folder, args, loaded, metadata):
@@ -121,17 +111,17 @@ class RunWriter:
         self.rows: list = []
 
     def on_step(self, rows, adapters, state):
-        """Note a step; `train` calls this after each one."""
-        rows[0]["peak_rss_mb"] = peak_rss_mb()
+        """Record a step; `train` calls this after each step."""
+        rows[0]["peak_rss_mb"] = memory.peak_rss_mb()
         self.rows += rows
         self.latest = adapters, state
         if state["step"] % self.args.save_every == 0:
             self.save()
 
     def save(self):
-        """Write what is not written yet: metrics, then the checkpoint, then the adapter.
+        """Write the new metrics, then a checkpoint, then the adapter.
 
-        The first checkpoint replaces an older run, and holds its rows: metrics.jsonl comes later.
+        The first checkpoint replaces an older run. It also holds the first rows of metrics.jsonl.
         """
         if not self.rows:
             return
@@ -150,22 +140,21 @@ class RunWriter:
         self.size, self.rows, self.new = self.size + len(text), [], False
 
     def save_adapter(self, adapters):
-        """Write the adapter, and then the settings if they are not there."""
-        name, dtype = self.args.model, self.args.adapter_dtype
-        base, adapter_config = self.loaded.base, self.loaded.adapter_config
-        save_adapter(self.folder, adapters, base, adapter_config, name, dtype)
+        """Write the adapter, then the settings if they are missing."""
+        model = adapters, self.loaded.base, self.loaded.adapter_config
+        save_adapter(self.folder, *model, self.args.model, self.args.adapter_dtype)
         if not (path := self.folder / SETTINGS).exists():
             replace_text(path, run_folder.as_toml(self.metadata["settings"]))
 
     def how_to_continue(self):
-        """What to tell a user whose run was interrupted."""
+        """Return the sentence that tells the user how to continue an interrupted run."""
         if not self.can_resume:
             return "start the same command again"
-        return f"go on with `minilora train --resume --adapter-path {self.folder}`"
+        return f"continue with `minilora train --resume --adapter-path {self.folder}`"
 
 
 def print_scores(when, adapters, base, model_config, tokenizer, rows, examples, ops):
-    """Print held-out scores, and one answer with the right one; return the scores if there are."""
+    """Print held-out scores and an example; return the scores, or None without held-out rows."""
     if not rows:
         return None
     score = evaluate(adapters, base, examples, model_config, ops)
@@ -176,7 +165,7 @@ def print_scores(when, adapters, base, model_config, tokenizer, rows, examples, 
     if not prompt:  # a text row: continue its first third
         prompt, answer = answer[: len(answer) // 3], answer[len(answer) // 3 :]
     ids = tokenizer.encode(prompt)
-    if ids:  # nothing can be asked with a text of two letters
+    if ids:  # a text of two letters gives no prompt
         said = generate(adapters, base, ids, model_config, ops, max_tokens=48)
         asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
         right = tokenizer.decode(tokenizer.encode(answer))

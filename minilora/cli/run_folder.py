@@ -1,4 +1,4 @@
-"""The folder of a training run: whose it is, what is in it, how a run goes on, its model card."""
+"""Check, lock and read the folder of a training run, resume a run, and write its model card."""
 
 import hashlib
 import json
@@ -24,62 +24,62 @@ NOT_SETTINGS = ("command", "config", "resume", "overwrite", "dry_run")
 
 
 def check_folder(folder, args):
-    """Raise InputError if the run may not be written to `folder`; nothing is changed."""
+    """Raise InputError if the run cannot be written to `folder`; change nothing."""
     free = folder.is_dir() or not os.path.lexists(folder)
-    require(free, f"{folder} is no folder: name another --adapter-path")
+    require(free, f"{folder} is not a folder: choose another --adapter-path")
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     there = [name for name in there if name != LOCK and not _half_written(name)]  # see `lock`
     if args.resume:
-        way = "start anew with --overwrite"
-        require(CHECKPOINT in there, f"{folder} has no checkpoint to --resume from: {way}")
+        none = f"{folder} has no checkpoint to resume from: start again with --overwrite"
+        require(CHECKPOINT in there, none)
         return
-    foreign, way = [name for name in there if name not in FILES], "name another --adapter-path"
-    require(not foreign, f"{folder} holds {', '.join(foreign[:3])}, which is no run's: {way}")
+    foreign, way = [name for name in there if name not in FILES], "choose another --adapter-path"
+    files = f"files that minilora did not create ({', '.join(foreign[:3])})"
+    require(not foreign, f"{folder} already contains {files}: {way}")
     free = not there or args.overwrite or args.dry_run
-    require(free, f"{folder} holds a run: --resume it, --overwrite it, or {way}")
+    require(free, f"{folder} already contains a run: use --resume or --overwrite, or {way}")
 
 
 def _half_written(name):
-    """Whether a killed run may have left a file of that name."""
+    """Tell whether a killed run may have left a file with this name."""
     whole, _, number = name.removesuffix(".tmp").rpartition(".")
     return name.endswith(".tmp") and whole in FILES and number.isdecimal()
 
 
 def resume(folder, metadata, start):
-    """Return (adapters, state) of the run's checkpoint, once it is sure that nothing has changed.
+    """Return (adapters, state) of the run's checkpoint; raise InputError if `metadata` differs.
 
-    metadata: settings, digests and threads of now; start: the adapters before the first step. Rows
-    of metrics.jsonl after the checkpoint are removed.
+    `start` has the adapters before the first step. Later rows of metrics.jsonl are removed.
     """
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     settings, then = metadata["settings"], read_metadata(checkpoint)[1]
-    way = "restore them, or start anew with --overwrite"
+    way = "restore them, or start again with --overwrite"
     for name, value in settings.items():
         before = then["settings"].get(name)
-        changed = f"{flag(name)} is {value} but was {before} when {folder} was started"
+        changed = f"{flag(name)} is {value}, but the run in {folder} has {before}"
         same = name == "adapter_path" or before == value
-        require(same, f"{changed}: a run is resumed with its own settings")
+        require(same, f"{changed}: resume it with the same settings")
     for name, value in metadata["digests"].items():
-        changed = f"the files of {flag(name)} {settings[name]} are not those that {folder} was"
-        require(then["digests"].get(name) == value, f"{changed} started with: {way}")
+        changed = f"the files of {flag(name)} {settings[name]} have changed since the run started"
+        require(then["digests"].get(name) == value, f"{changed}: {way}")
     adapters, state, _ = load_state(checkpoint, start)
     step, last = state["step"], settings["iters"]
-    require(step <= last, f"{checkpoint} is at step {step} of {last}: start anew with --overwrite")
+    require(step <= last, f"{checkpoint} is at step {step} of {last}: start again with --overwrite")
     now, before = metadata["threads"], then["threads"]
     if before != now:
-        warn(f"resuming on {now} threads what was started on {before}: last bits can differ")
+        warn(f"the run was started with {before} threads, not {now}: the last bits can differ")
     first = as_json_lines(then.get("rows", []))
     if first and not (metrics.exists() and metrics.read_bytes().startswith(first.encode())):
-        begin_run(folder, first)  # which a kill prevented
+        begin_run(folder, first)  # a kill had prevented this
     rows = read_metrics(folder, step)
     if not rows or rows[-1]["step"] < step:
-        warn(f"{metrics} ends before the checkpoint's step {step}: the curve will lack steps")
+        warn(f"{metrics} ends before the checkpoint at step {step}: the curve will lack steps")
     replace_text(metrics, as_json_lines(rows))
     return adapters, state
 
 
 def begin_run(folder, text):
-    """Remove what an older run left, but for its adapter, and write the first metrics."""
+    """Remove the files of an older run except its adapter, and write the first metrics."""
     with write_errors(folder):
         for name in (SETTINGS, *OTHERS):
             (folder / name).unlink(missing_ok=True)
@@ -87,21 +87,21 @@ def begin_run(folder, text):
 
 
 def metadata(args):
-    """What must be the same when a run is resumed: its settings, the files that it reads."""
+    """Return the settings and file digests that must be the same when the run is resumed."""
     settings = {k: v for k, v in vars(args).items() if k not in NOT_SETTINGS and v is not None}
     for name, value in settings.items():
         whole = str(value).encode(errors="ignore").decode() == str(value)
-        require(whole, f"{flag(name)} {value} is not UTF-8: give it another name")
+        require(whole, f"{flag(name)} {value} is not UTF-8: rename it")
     files = {name: digest(data_files(name, getattr(args, name))) for name in ("data", "model")}
     return {"version": FORMAT_VERSION, "settings": settings, "digests": files}
 
 
 @contextmanager
 def lock(folder):
-    """Hold the run's folder, so that no other process writes to it; make it if it is not there.
+    """Make the run's folder and lock it, so that no other process writes to it in the block.
 
-    The system lets go of the lock when the process ends, however that is. A folder that is empty
-    at the end is removed. Where a system has no such locks, none is held.
+    The system releases the lock when the process ends, also after a kill. A folder that is empty at
+    the end is removed. Systems without such locks get none.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -113,14 +113,14 @@ def lock(folder):
 
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                way = "wait for it to end, or name another --adapter-path"
+                way = "wait for its end, or choose another --adapter-path"
                 used = f"{folder} is in use by process {path.read_text(errors='replace')}"
                 raise InputError(f"{used}: {way}") from None
             with write_errors(path):
                 file.truncate(0)
                 file.write(str(os.getpid()))
                 file.flush()
-                for left in folder.glob("*.tmp"):  # half-written when a run was killed
+                for left in folder.glob("*.tmp"):  # of a killed run
                     if _half_written(left.name):
                         left.unlink()
             try:
@@ -134,7 +134,7 @@ def lock(folder):
 
 
 def data_files(setting, name):
-    """The files that --data or --model names; none for built-in data."""
+    """Return the files that --data or --model names; none for built-in data."""
     path = Path(name)
     if setting == "model" and name in fetch.MODELS:
         return [fetch.cached(name)]
@@ -146,7 +146,7 @@ def data_files(setting, name):
 
 
 def digest(files):
-    """The SHA-256 of the files' contents, one after the other."""
+    """Return one SHA-256 of the contents of all files."""
     whole = hashlib.sha256()
     for path in files:
         with open(path, "rb") as file:
@@ -155,12 +155,11 @@ def digest(files):
 
 
 def model_card(args, config, scores):
-    """The text of the folder's README.md: what was trained on what, its scores, how to load it."""
+    """Return the text of the folder's README.md: base, data, scores, how to load the adapter."""
     blocks = "" if args.quantize in ("none", "int8") else f", blocks of {args.block_size}"
     stored = args.quantize + blocks
-    # PiSSA and LoftQ change the base: there `quantize` does not write the one of this adapter
-    plain_start = isinstance(config, LoraConfig) and config.init_lora_weights is True
-    its_own = plain_start and args.quantize != "none"
+    # PiSSA and LoftQ change the base, so `minilora quantize` does not write the base of the adapter
+    unchanged = isinstance(config, LoraConfig) and config.init_lora_weights is True
     peft = f"""
 In PEFT, on exactly this base:
 
@@ -173,24 +172,21 @@ In PEFT, on exactly this base:
 
 Trained by minilora with `{args.method}`. Every setting is in `train_config.toml`.
 
-- Base: {args.model}, stored as {stored}. On another base, or on this one stored otherwise, the
-  adapter can lose all that it learned.
+- Base: {args.model}, stored as {stored}. On another base, or on this base with another storage,
+  the adapter can lose all that it learned.
 - Data: {args.data}, {args.iters} steps.
 - Held-out rows: {", ".join(f"{k} {v:.4f}" for k, v in (scores or {"none": 0}).items())}
 
     minilora evaluate --adapter-path .
     minilora generate --adapter-path . --prompt "…"
     minilora merge --adapter-path . --out merged    # base and adapter in one, for transformers
-{peft if its_own else ""}"""
+{peft if unchanged and args.quantize != "none" else ""}"""
 
 
 def read_metrics(folder, last=math.inf):
-    """The rows of metrics.jsonl up to step `last`; behind it, a kill may have left anything.
-
-    Raises InputError naming the line that is none.
-    """
+    """Return the rows of metrics.jsonl up to step `last`; raise InputError if one is malformed."""
     path, rows = Path(folder) / METRICS, list[dict]()
-    try:
+    try:  # a kill can have damaged later rows
         for row in read_jsonl(path, _check_metrics) if path.exists() else ():
             if row["step"] > last:
                 break
@@ -202,23 +198,23 @@ def read_metrics(folder, last=math.inf):
 
 
 def _check_metrics(row, where):
-    """Raise InputError unless `row` is a step's or an evaluation's: numbers that can be drawn."""
+    """Raise InputError unless `row` is of a step or an evaluation and has plottable numbers."""
     sound = isinstance(row, dict) and type(row.get("step")) is int
     kinds = {"loss"}, {"eval_loss", "eval_exact_match"}
     sound = sound and set.union(*kinds) & row.keys() in kinds
     for name, value in row.items() if sound else ():
         number = type(value) is float or (type(value) is int and abs(value) < 2**63)
         sound = sound and (number or name == "peak_rss_mb")
-    require(sound, f"{where}: no row of a run: restore the file or delete the line")
+    require(sound, f"{where}: not a row of a run: restore the file or delete the line")
 
 
 def as_json_lines(rows):
-    """Rows as JSON, one per line."""
+    """Return rows as JSON, one per line."""
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
 def as_toml(settings):
-    """Settings as TOML: strings, numbers, booleans and lists of them."""
+    """Return settings (strings, numbers, booleans and lists of them) as TOML."""
     settings = {"format_version": FORMAT_VERSION, **settings}
     text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
-    return text.replace("\x7f", "\\u007f")  # which TOML forbids and JSON does not
+    return text.replace("\x7f", "\\u007f")  # TOML forbids this character, JSON does not

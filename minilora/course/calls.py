@@ -1,7 +1,7 @@
-"""Draw the calls of an exercise from a seed.
+"""Draw the calls on which an exercise is checked, from a seed.
 
-A call is a dict, a value for each choice of CASES. A choice is a list, or (lowest, highest) of a
-whole number or a float. `stored` says how the call's arrays are stored.
+A call is a dict with one value for each choice of the exercise's CASES. A choice is a list of
+values, or the lowest and the highest value of a range. `stored` says how the arrays are stored.
 """
 
 import hashlib
@@ -11,26 +11,26 @@ import numpy as np
 LAYOUTS = ("as drawn", "Fortran order", "float32")
 
 
-def choices(checks, reference, hidden):
-    """Return CASES. A hidden check takes other sizes, HIDDEN, and stores arrays in other ways."""
-    if not hidden:
-        return checks.CASES
-    ways = list(LAYOUTS if reference else LAYOUTS[:2])  # a property's bounds are of float64
-    return {**checks.CASES, "stored": ways, **getattr(checks, "HIDDEN", {})}
+def draw(exercise, rule, count, seed=0, hidden=False):
+    """Draw `count` calls to check a rule; equal arguments give equal calls.
 
-
-def draw(exercise, seed, name, choices, count):
-    """Draw `count` calls, equal for equal seeds, exercises' ids and names; ends of ranges often."""
-    text = f"{seed} {exercise} {name}".encode()
+    Hidden calls have sizes from HIDDEN and vary the storage, with float32 only for the reference,
+    because the bounds of properties hold for float64.
+    """
+    choices = exercise.checks.CASES
+    if hidden:
+        ways = LAYOUTS[:2] if rule.startswith("property_") else LAYOUTS
+        choices = {**choices, "stored": list(ways), **getattr(exercise.checks, "HIDDEN", {})}
+    text = f"{seed} {exercise.id} {rule}".encode()
     rng = np.random.default_rng(list(hashlib.sha256(text).digest()))
 
     def value(choice):
         if isinstance(choice, list):
             return choice[rng.integers(len(choice))]
-        if rng.random() < 0.2:
+        if rng.random() < 0.2:  # the ends of a range are drawn often
             return choice[rng.integers(2)]
-        if isinstance(choice[0], int):
-            return choice[0] + int((choice[1] + 1 - choice[0]) * rng.random() ** 2)  # more small
+        if isinstance(choice[0], int):  # small numbers are drawn more often
+            return choice[0] + int((choice[1] + 1 - choice[0]) * rng.random() ** 2)
         return float(rng.uniform(*choice))
 
     return [

@@ -1,7 +1,7 @@
 """Read the exercises, and make stubs, solutions and planted mistakes from the reference's source.
 
-An exercise is an entry of `exercises.toml` with a Python file of cases and properties. A stub keeps
-a function's decorators, signature, comments and docstring; its body becomes one `raise`.
+An exercise is an entry of `exercises.toml` and a Python file with cases and properties. A stub
+keeps a function's decorators, signature, comments and docstring; its body becomes one `raise`.
 """
 
 import ast
@@ -20,13 +20,13 @@ import numpy as np
 from ..config import InputError, require
 from .calls import stored
 
-PACKAGE = Path(__file__).parents[1]  # an installed one contains the lessons, a clone has them next
+PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def definition(source, name):
-    """Return (first line, decorators included, and syntax tree) of the function `name`."""
+    """Return (first line, with decorators; syntax tree) of the function `name`."""
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef) and node.name == name:
             return min([node.lineno, *(d.lineno for d in node.decorator_list)]), node
@@ -34,13 +34,13 @@ def definition(source, name):
 
 
 def functions(source, names):
-    """Return the source of these functions, decorators included, one after the other."""
+    """Return the source of these functions with their decorators, one after the other."""
     found, lines = [definition(source, name) for name in names], source.splitlines()
     return "\n\n\n".join("\n".join(lines[first - 1 : node.end_lineno]) for first, node in found)
 
 
 def stub(source, name, message):
-    """Return its decorators, signature and docstring, and a body that raises `message`."""
+    """Return a function's decorators, signature and docstring; its body raises `message`."""
     first, node = definition(source, name)
     body = node.body[0]
     last = body.lineno - 1 if ast.get_docstring(node) is None else body.end_lineno
@@ -56,12 +56,12 @@ class Mistake:
     says: str  # the diagnosis, one sentence
     find: str = ""
     replace: str = ""
-    hidden: bool = False  # of a `test` exercise: counted, never named
+    hidden: bool = False  # in a `test` exercise: counted but never named
 
 
 @dataclass(eq=False)
 class Exercise:
-    """A function of the reference for a student to write, or (kind `test`) a test of one."""
+    """A function of the reference that a student writes, or (kind `test`) a test of it."""
 
     id: str
     function: str  # "minilora.nf4:nearest"
@@ -70,9 +70,9 @@ class Exercise:
     minutes: int
     points: float
     hints: Sequence[str]
-    folder: Path  # of the Python file
+    folder: Path  # the folder of the Python file
     imports: Sequence[str] = ()  # lines of the student's file
-    helpers: Sequence[str] = ()  # functions of the same module that the student writes, too
+    helpers: Sequence[str] = ()  # functions of the same module that the student also writes
     needs: Sequence[str] = ()
     kind: str = "function"
     seconds: float = 9  # the time limit of a file
@@ -80,11 +80,11 @@ class Exercise:
 
     def __post_init__(self):
         self.module, _, self.name = self.function.partition(":")
-        self.file = f"{self.id.replace('-', '_')}.py"  # the student's, and the Python file
+        self.file = f"{self.id.replace('-', '_')}.py"  # name of the student's and the Python file
         self.is_test = self.kind == "test"
-        self.sought = ["check"] if self.is_test else [*self.helpers, self.name]  # to be written
+        self.sought = ["check"] if self.is_test else [*self.helpers, self.name]  # to write
         self.lesson_file = next(iter(sorted(LESSONS.glob(f"{self.lesson:02d}_*.py"))), "")
-        # a test is tried on the reference twice (counting calls is no test), and on each mistake
+        # a test runs twice on the reference (counting calls must not help), then on each mistake
         self.jobs = [(), (), *((mistake,) for mistake in self.mistakes)]
 
     @cached_property
@@ -96,7 +96,7 @@ class Exercise:
 
     @cached_property
     def checks(self):
-        """What the Python file defines: cases and properties."""
+        """The cases and properties that the Python file defines."""
         return SimpleNamespace(**runpy.run_path(str(self.folder / self.file), run_name=self.id))
 
     @property
@@ -106,7 +106,7 @@ class Exercise:
 
     @property
     def task(self):
-        """What is to be written: the docstring of the Python file without its first line."""
+        """The task: the docstring of the Python file without its first line."""
         return (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
 
     @cached_property
@@ -116,21 +116,20 @@ class Exercise:
 
     @cached_property
     def reference(self):
-        """The source of the reference: what a mistake edits."""
+        """The source of the reference, which a mistake edits."""
         return functions(self.text, [*self.helpers, self.name])
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
-        text, needed = self.text, "\n".join(self.imports)
+        text, imports = self.text, self.imports
         if self.is_test:
             text, nodes = self.source, ast.parse(self.source).body
-            found = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
-            needed = "\n".join(found)
-        stubs = [stub(text, n, f"{self.id}: {n} is still to be written") for n in self.sought]
+            imports = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+        stubs = [stub(text, n, f"{self.id}: {n} is not written yet") for n in self.sought]
         written = functions(text, self.sought) if solved else "\n\n\n".join(stubs)
         template = (TEMPLATES / "exercise.txt").read_text(encoding="utf-8")
-        kind = "a test of " * self.is_test
-        return template.format(e=self, what=kind, imports=needed, functions=written)
+        parts = {"what": "a test of " * self.is_test, "imports": "\n".join(imports)}
+        return template.format(e=self, functions=written, **parts)
 
     def edited(self, *mistakes):
         """Return the reference's source with these mistakes' edits; None if one does not apply."""
@@ -149,7 +148,7 @@ class Exercise:
         return text and compiled(self.module, text, self.name)
 
     def arguments(self, case):
-        """Make the arguments of the call that `case` stands for."""
+        """Make the arguments of the call that `case` describes."""
         sizes = {key: value for key, value in case.items() if key not in ("seed", "stored")}
         drawn = tuple(self.checks.arguments(np.random.default_rng(case["seed"]), **sizes))
         return stored(drawn, case.get("stored"))
@@ -177,8 +176,8 @@ def load(folder=LESSONS):
             require(e.difficulty in (1, 2, 3), "difficulty must be 1, 2 or 3")
             require(len(e.hints) == 3, "give three hints, from gentle to plain")
             require(e.id not in exercises, "the id occurs twice")
-            require(set(e.needs) <= set(exercises), f"it needs {e.needs}: put that above it")
+            require(set(e.needs) <= set(exercises), f"it needs {e.needs}: move that above it")
             exercises[e.id] = e
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path} is no list of exercises: {where}: {error}") from error
+        raise InputError(f"{path} is not a list of exercises: {where}: {error}") from error
     return exercises

@@ -1,4 +1,4 @@
-"""Find out if a function is right, and if not, on which small call and by which usual mistake.
+"""Decide whether a function is right; if not, find a small wrong call and the usual mistake.
 
 The judge asks a subject for values: `student.Local` in this process, `student.Student` in another.
 It never runs a student's code itself.
@@ -14,92 +14,76 @@ from typing import NamedTuple
 import numpy as np
 
 from . import calls
-from .outcome import (
-    NOTHING,
-    Crash,
-    Outcome,
-    Stopped,
-    describe,
-    difference,
-    leaves,
-    other_kind,
-    same,
-)
+from .outcome import NONE, Crash, Outcome, Stopped, describe, difference, leaves, other_kind, same
 from .student import Local, running
 
-REFERENCE = "it gives what the reference gives"  # the rule that every exercise has, the last one
-CALLS, CALLS_OF_A_PROPERTY = 40, 16  # that are tried
-ENOUGH, SAMPLES = 8, 24  # wrong calls to choose the smallest from; calls to tell mistakes apart
+REFERENCE = "it gives what the reference gives"  # the last rule of every exercise
+CALLS, CALLS_OF_A_PROPERTY = 40, 16  # calls per rule
+ENOUGH, SAMPLES = 8, 24  # wrong calls, of which the smallest is shown; calls to tell mistakes apart
 
 
 class Problem(NamedTuple):
-    """A call that a subject does not get right."""
+    """A call on which a subject breaks a rule."""
 
     case: dict
-    rule: str  # what is true of right answers, and not of this one
+    rule: str  # a sentence that is true of right answers
     mine: Outcome
     right: Outcome
-    detail: str = ""  # what the property's own assertion says
+    detail: str = ""  # the message of the property's assertion
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """How an exercise went."""
+    """The result of a check."""
 
-    status: str  # passed, failed, or todo: nothing written yet
-    share: float  # of the points, 0 to 1
-    text: str  # what to read, several lines
-    mistake: str = ""  # "name: what it is", where one is recognised
+    status: str  # passed, failed, or todo (not written yet)
+    share: float  # share of the points, 0 to 1
+    text: str  # the explanation, several lines
+    mistake: str = ""  # "name: diagnosis" of a recognized mistake
 
 
-TODO = Verdict("todo", 0.0, "still to be written")
+TODO = Verdict("todo", 0.0, "not written yet")
 
 
 def outcomes(exercise, subject, cases):
-    """Call the subject as each case says; return what the exercise observes of the results."""
+    """Call the subject on each case; return the Outcomes, with what the exercise compares."""
     found = []
     observe = getattr(exercise.checks, "observe", lambda value, *_: value)
     for case, one in zip(cases, subject.ask("call", *map(exercise.arguments, cases))):
         try:
             value = None if one.crash else observe(one.value, *exercise.arguments(case))
             found.append(one._replace(value=value))
-        except Exception as error:  # `observe` met something that it does not know
-            says = NOTHING if one.value is None else f"the result cannot be read: {error}"
+        except Exception as error:  # `observe` cannot read this kind of result
+            says = NONE if one.value is None else f"the result cannot be read: {error}"
             found.append(Outcome(crash=Crash("unreadable", says)))
     return found
 
 
 @lru_cache(2**14)
 def right_outcome(exercise, items):
-    """Return the reference's outcome on the call with these items, computed once."""
+    """Return the reference's Outcome on the call with these items, computed once."""
     return outcomes(exercise, Local(exercise.mistaken()), [dict(items)])[0]
 
 
 @lru_cache(2**14)
 def bound(exercise, items):
-    """Return how far a float may be from the reference's, on the call with these items."""
+    """Return the largest allowed distance from the reference on the call with these items."""
     tolerance, case = getattr(exercise.checks, "tolerance", lambda *_: 0.0), dict(items)
     as_drawn = exercise.arguments({**case, "stored": "as drawn"})
     wider = case.get("stored") == "float32" and difference(as_drawn, exercise.arguments(case))
-    return tolerance(*as_drawn) * (2**29 if wider else 1)  # 2⁻²⁴ in the place of 2⁻⁵³
-
-
-def cases(exercise, rule, seed=0, hidden=False):
-    """Draw the calls on which a rule is checked."""
-    count = CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY
-    choices = calls.choices(exercise.checks, rule == REFERENCE, hidden)
-    return calls.draw(exercise.id, seed, rule, choices, count)
+    return tolerance(*as_drawn) * (2**29 if wider else 1)  # roundings of 2⁻²⁴ instead of 2⁻⁵³
 
 
 def problem(exercise, subject, case, mine, rule):
-    """Return what is wrong with the subject's outcome `mine` on `case`, a Problem, or None."""
-    right = right_outcome(exercise, tuple(case.items()))
+    """Return the Problem with the subject's outcome `mine` on `case`, or None."""
+    items = tuple(case.items())
+    right = right_outcome(exercise, items)
     if mine.crash and not same(mine, right, 0):
         return Problem(case, "the call returns", mine, right)
     if mine.touched != right.touched:
         return Problem(case, "the arguments are left as they are", mine, right)
     if rule == REFERENCE or right.crash:
-        equal = same(mine, right, bound(exercise, tuple(case.items())))
+        equal = same(mine, right, bound(exercise, items))
         return None if equal else Problem(case, REFERENCE, mine, right)
 
     def function(*arguments):
@@ -110,7 +94,7 @@ def problem(exercise, subject, case, mine, rule):
 
     try:
         getattr(exercise.checks, rule)(function, *exercise.arguments(case))
-    except Exception as error:  # the property does not hold, or does not know this kind of result
+    except Exception as error:  # the property does not hold, or cannot read this kind of result
         mine = Outcome(crash=error) if isinstance(error, Crash) else mine
         said = " ".join((getattr(exercise.checks, rule).__doc__ or rule).split())
         return Problem(case, said, mine, right, (str(error).splitlines() or [""])[0])
@@ -119,19 +103,19 @@ def problem(exercise, subject, case, mine, rule):
 
 def wrong_calls(exercise, subject, rule, seed=0, hidden=False):
     """Yield a Problem for each drawn call that breaks the rule."""
-    drawn = cases(exercise, rule, seed, hidden)
+    count = CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY
+    drawn = calls.draw(exercise, rule, count, seed, hidden)
     pairs = zip(drawn, outcomes(exercise, subject, drawn))
     return filter(None, (problem(exercise, subject, case, mine, rule) for case, mine in pairs))
 
 
 def diagnose(exercise, subject, case):
     """Return the one or two mistakes that answer `case` and other calls as the subject, or ()."""
-    choices = calls.choices(exercise.checks, True, False)
-    drawn = [case, *calls.draw(exercise.id, 0, "samples", choices, SAMPLES)]
+    drawn = [case, *calls.draw(exercise, "samples", SAMPLES)]
     mine, items = outcomes(exercise, subject, drawn), [tuple(c.items()) for c in drawn]
     right, bounds = ([f(exercise, i) for i in items] for f in (right_outcome, bound))
     if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
-        return ()  # the subject only fails to run, where it differs from the reference
+        return ()  # where the subject differs from the reference, it raises
     for group in [*permutations(exercise.mistakes, 1), *permutations(exercise.mistakes, 2)]:
         function = exercise.mistaken(*group)
         if function and all(map(same, outcomes(exercise, Local(function), drawn), mine, bounds)):
@@ -140,9 +124,9 @@ def diagnose(exercise, subject, case):
 
 
 def verdicts(exercise, source, seed=None, user=None):
-    """Return the open and the hidden Verdict on a file's bytes, which run in another process.
+    """Return the open and the hidden Verdict on a file's bytes (None: no file), run in a process.
 
-    source: None if there is no file. Without a seed only the open check is made.
+    Without a seed, only the open check runs.
     """
     opened = None
     try:
@@ -160,9 +144,9 @@ def verdicts(exercise, source, seed=None, user=None):
 
 
 def check(exercise, subject, seed=0, hidden=False):
-    """Return the Verdict on a subject. What a hidden check says names no call and no value.
+    """Return the Verdict on a subject. The text of a hidden check names no call and no value.
 
-    Half of the share is for the reference's answers, half for the properties, part by part.
+    Half of the share is for returning what the reference returns, half for the properties.
     """
     if exercise.is_test:
         return check_test(exercise, subject, seed, hidden)
@@ -190,11 +174,12 @@ def check(exercise, subject, seed=0, hidden=False):
 
 
 def is_unwritten(exercise, crash):
+    """Tell whether a Crash is the stub's NotImplementedError."""
     return crash and crash.kind == "NotImplementedError" and f"{exercise.id}:" in crash.text
 
 
 def check_test(exercise, subject, seed, hidden):
-    """Return the Verdict on a test: its share is that of the planted mistakes that it catches."""
+    """Return the Verdict on a test; its share is the share of planted mistakes that it catches."""
     jobs = [job for job in exercise.jobs if not job or hidden or not job[0].hidden]
     random.Random(seed).shuffle(jobs)
     missed: list = []
@@ -204,18 +189,18 @@ def check_test(exercise, subject, seed, hidden):
         if is_unwritten(exercise, crash):
             return TODO
         if crash and (not job or crash.kind == "NotImplementedError"):
-            text = "your test fails the reference itself, which is right"
+            text = "your test raises on the reference, which is right"
             return Verdict("failed", 0.0, text + f"\n  it raised {crash.text}" * (not hidden))
         missed += () if crash else job
     total = len(jobs) - 2
-    text = "the reference passes your test, which catches "
-    text += f"{total - len(missed)} of {total} planted mistakes"
+    caught = f"{total - len(missed)} of {total} planted mistakes"
+    text = f"the reference passes your test, which catches {caught}"
     text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if not hidden)
     return Verdict("failed" if missed else "passed", 1 - len(missed) / max(1, total), text)
 
 
 def explain(exercise, wrong):
-    """Explain a Problem in lines: the call, its arguments, what was expected, what came."""
+    """Explain a Problem: the rule, the call, its arguments, the expected and the actual result."""
     arguments, mine, right = exercise.arguments(wrong.case), wrong.mine, wrong.right
     names = list(inspect.signature(exercise.mistaken()).parameters)[: len(arguments)]
     made = ", ".join(f"{key}={value!r}" for key, value in wrong.case.items())

@@ -18,7 +18,7 @@ PROGRESS = "progress.json"
 
 
 class Workspace:
-    """The folder, its exercises, and what was done so far."""
+    """A student's folder: its exercises, and the progress that progress.json records."""
 
     def __init__(self, folder):
         self.folder, self.exercises = Path(folder), exercises.load()
@@ -26,46 +26,49 @@ class Workspace:
         self.read()
 
     def path(self, exercise):
+        """Return the path of the student's file."""
         return self.folder / exercise.file
 
     def read(self):
-        path, way = self.folder / PROGRESS, "make one with minilora learn init DIR"
-        require(path.exists(), f"{self.folder} is no workspace: {way}")
+        """Read progress.json again; raise InputError if it is missing or malformed."""
+        path, how = self.folder / PROGRESS, "make one with `minilora learn init DIR`"
+        require(path.exists(), f"{self.folder} is not a workspace (no {PROGRESS}): {how}")
         self.progress = read_json(path)
         for noted in self.progress.values():
-            require(isinstance(noted, dict), f"{path} must hold an object for each exercise")
+            require(isinstance(noted, dict), f"{path} must hold one object per exercise")
 
     def of(self, exercise):
-        """Return what was noted about an exercise: `passed` and `hints`."""
+        """Return the recorded progress on an exercise: `passed` and `hints`."""
         return self.progress.get(exercise.id, {})
 
     def note(self, exercise, **values):
-        """Note what happened, and keep what another command may have noted meanwhile."""
+        """Record progress, and keep what another command may have recorded meanwhile."""
         self.read()
         self.progress[exercise.id] = {**self.of(exercise), **values}
         replace_text(self.folder / PROGRESS, json.dumps(self.progress, indent=1) + "\n")
 
     def named(self, name):
-        """Return the exercise with that id, or with that file name."""
+        """Return the exercise with this id or file name."""
         name = Path(name).stem.replace("_", "-")
         require(name in self.exercises, f"there is no exercise {name!r}: see minilora learn list")
         return self.exercises[name]
 
     def check(self, exercise):
-        """Return the Verdict on the exercise's file, and note that it was checked."""
+        """Return the Verdict on the student's file, and record it if the file passes."""
         path = self.path(exercise)
-        require(path.exists(), f"{path} is gone: minilora learn init brings it back")
+        require(path.exists(), f"{path} is missing: `minilora learn init` makes a new stub")
         verdict = judge.verdicts(exercise, path.read_bytes())[0]
         if verdict.status == "passed":
             self.note(exercise, passed=True)
         return verdict
 
     def is_begun(self, exercise):
+        """Tell whether the student has changed the stub."""
         return self.path(exercise).read_text("utf-8", "replace") != exercise.student_file()
 
 
 def write_stubs(folder, chosen):
-    """Write the stubs and progress.json where a workspace lacks them; return how many stubs."""
+    """Write progress.json and the stubs that a folder lacks; return the number of new stubs."""
     if not (folder / PROGRESS).exists():
         replace_text(folder / PROGRESS, "{}\n")
     missing = [e for e in chosen if not (folder / e.file).exists()]
@@ -75,12 +78,13 @@ def write_stubs(folder, chosen):
 
 
 def print_verdict(exercise, verdict):
+    """Print the status, and below it the explanation if the exercise is not passed."""
     text = f"\n  {verdict.text}" * (verdict.share < 1)
     print(f"{exercise.id}: {verdict.status}{text}")
 
 
 def debug(path):
-    """Check one file in this process: breakpoints are met, prints are seen."""
+    """Check one file in this process, so that breakpoints stop and prints appear."""
     try:
         e = Workspace(Path(path).parent).named(path)
         subject, answer = loaded(Path(path).read_bytes(), path, e.sought[-1], (), ())
@@ -91,15 +95,17 @@ def debug(path):
 
 
 def do_init(args):
+    """Make a workspace, or write the stubs that it lacks."""
     folder, known = Path(args.folder), exercises.load().values()
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     new = write_stubs(folder, known)
-    print(f"{args.folder}: {new} exercises to write, {len(known) - new} files kept as they are")
+    print(f"{args.folder}: {new} new exercises, {len(known) - new} files kept unchanged")
     print(f"next: cd {args.folder}, then minilora learn next")
 
 
 def do_list(args):
+    """Print the exercises with their state, lesson, difficulty, minutes and points."""
     space = Workspace(args.dir)
     for e in space.present:
         noted = space.of(e)
@@ -111,6 +117,7 @@ def do_list(args):
 
 
 def do_next(args):
+    """Print the first exercise whose prerequisites are passed, and its lesson."""
     space = Workspace(args.dir)
     left = {e.id: e for e in space.present if not space.of(e).get("passed")}
     for e in [e for e in left.values() if not set(e.needs) & set(left)][:1]:
@@ -122,21 +129,23 @@ def do_next(args):
 
 
 def do_check(args):
+    """Check one exercise or all begun ones; return 1 if one of them is not passed."""
     space, passed = Workspace(args.dir), []
     for e in [space.named(args.id)] if args.id else space.present:
         if args.id or space.is_begun(e):
             verdict = space.check(e)
             print_verdict(e, verdict)
             passed.append(verdict.status == "passed")
-    require(passed, "nothing is written yet: see minilora learn next")
+    require(passed, "you have not begun an exercise yet: see minilora learn next")
     return int(not all(passed))
 
 
 def do_watch(args):
+    """Check each file when it changes, until the user presses Ctrl-C."""
     require(args.interval > 0, "--interval must be a positive number of seconds")
     space = Workspace(args.dir)
     seen: dict = {}
-    print(f"watching {space.folder}, interrupt to end", flush=True)
+    print(f"watching {space.folder}; press Ctrl-C to stop", flush=True)
     with suppress(KeyboardInterrupt):
         while True:
             for e in space.exercises.values():
@@ -150,7 +159,7 @@ def do_watch(args):
 
 
 def check_line(space, exercise):
-    """Return a line on the exercise's file, also where it cannot be checked."""
+    """Return the result of a check as one line, also if the check is not possible."""
     try:
         verdict = space.check(exercise)
     except (InputError, OSError) as error:
@@ -160,7 +169,7 @@ def check_line(space, exercise):
 
 
 def do_hint(args):
-    """Print the next hint; when all three are given, all of them again."""
+    """Print the next hint, or all three if all were given."""
     space = Workspace(args.dir)
     e = space.named(args.id)
     given = space.of(e).get("hints", 0)

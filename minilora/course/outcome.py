@@ -1,7 +1,7 @@
-"""Record what a call gave, and compare values: whole numbers exactly, floats to within a bound.
+"""Record the result of a call, and compare values: integers exactly, floats within a bound.
 
-An outcome is what was returned (arrays in trees, tuples and dataclasses), which arguments the
-call changed, or how it failed. `close` is for the properties of exercises.
+An outcome holds the returned value (arrays in trees, tuples and dataclasses), the arguments that
+the call changed, or how it failed. The properties of exercises use `close`.
 """
 
 import dataclasses
@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-NOTHING = "it returned None: does every way through it end in `return`?"
+NONE = "it returned None: does every branch end in `return`?"
 
 
 class Crash(Exception):
-    """A function of the student's raised: the exception's type, and its own lines as text."""
+    """An exception in a student's function: its type, and the message with the student's line."""
 
     def __init__(self, kind, text):
         super().__init__(text)
@@ -23,27 +23,29 @@ class Crash(Exception):
 
     @classmethod
     def of(cls, error, file):
-        """Make a Crash of `error`, with the last line of `file` that it came through."""
+        """Make a Crash from `error`, with the last line of `file` in its traceback."""
         lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
         where = f"\n    line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
         large = getattr(error, "errno", 0) == errno.EFBIG
-        says = "the code prints or writes more than it may" if large else error
+        text = "the code prints or writes more than it may" if large else error
         kind = type(error).__name__
-        return cls(kind, f"{kind}: {says}{where}"[:2000])
+        return cls(kind, f"{kind}: {text}{where}"[:2000])
 
 
 class Stopped(BaseException):
-    """The student's process is over; no `Exception`, so that a property does not catch it."""
+    """The student's process has ended. Not an `Exception`, so that no property catches it."""
 
 
 class Outcome(NamedTuple):
+    """The result of a call."""
+
     value: Any = None
-    touched: tuple[int, ...] = ()  # numbers of the arguments that were changed
+    touched: tuple[int, ...] = ()  # indices of the arguments that the call changed
     crash: Crash | None = None
 
 
 def leaves(value, path=""):
-    """Yield (path, leaf) of a tree, a tuple or a dataclass; arrays and numbers as arrays."""
+    """Yield (path, leaf) of a tree, a tuple or a dataclass; numbers become arrays."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         value = vars(value)
     if isinstance(value, list | tuple):
@@ -58,7 +60,7 @@ def leaves(value, path=""):
 
 
 def difference(expected, got, bound=0.0):
-    """Return three texts on the first difference (expected leaf, leaf, place), or None."""
+    """Return texts on the first difference (expected leaf, actual leaf, place), or None."""
     wanted, given = dict(leaves(expected)), dict(leaves(got))
     for path in wanted | given:
         both = path in wanted and path in given
@@ -78,7 +80,7 @@ def equal_elements(a, b, bound):
     """Compare two leaves: one boolean per element, or False where kinds or shapes differ."""
     if not (isinstance(a, np.ndarray) and isinstance(b, np.ndarray)):
         return type(a) is type(b) and a == b
-    kinds = {x.dtype.kind.replace("u", "i") for x in (a, b)}  # of any width, signed or not
+    kinds = {x.dtype.kind.replace("u", "i") for x in (a, b)}  # the width and the sign do not count
     if a.shape != b.shape or len(kinds) > 1:
         return False
     with np.errstate(all="ignore"):
@@ -87,18 +89,18 @@ def equal_elements(a, b, bound):
 
 
 def same(a, b, bound):
-    """Compare two outcomes: the same kind of crash, or the same value and changes."""
+    """Tell whether two outcomes are the same kind of crash, or the same value and changes."""
     if (a.crash and a.crash.kind) != (b.crash and b.crash.kind) or a.touched != b.touched:
         return False
     return difference(a.value, b.value, bound) is None
 
 
 def other_kind(expected, got):
-    """Say in a sentence how two results are of different kinds, or return an empty string."""
+    """Return a sentence on how the kinds of two results differ, or an empty string."""
     if got is None:
-        return NOTHING * (expected is not None)
+        return NONE * (expected is not None)
     if isinstance(expected, np.ndarray) and isinstance(got, list | tuple):
-        return f"it returned a {type(got).__name__}, not an array: np.array makes one of a list"
+        return f"it returned a {type(got).__name__}, not an array: np.array converts a list"
     if isinstance(expected, tuple):
         if isinstance(got, tuple | list) and len(expected) == len(got):
             return next(filter(None, map(other_kind, expected, got)), "")
@@ -125,6 +127,6 @@ def describe(value, contents=True):
 
 
 def close(got, expected, bound=0.0):
-    """Assert that two values (arrays, trees, tuples) are equal, floats to within `bound`."""
+    """Assert that two values (arrays, trees, tuples) are equal; floats within `bound`."""
     found = difference(expected, got, bound)
     assert found is None, found[2]

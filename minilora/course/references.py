@@ -1,4 +1,4 @@
-"""References of exercises that derive a gradient by hand: in the package, autograd derives it."""
+"""Gradients derived by hand: references of exercises. In the package, autograd derives them."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from ..layers import dense
 
 
 def lora_matmul_backward(g, x, a, b, scaling):
-    """Compute (∂L/∂x, ∂L/∂A, ∂L/∂B) of y = s·BAx, the low-rank term of LoRA, for g = ∂L/∂y.
+    """Compute (∂L/∂x, ∂L/∂A, ∂L/∂B) of y = s·BAx, the low-rank term of LoRA, from g = ∂L/∂y.
 
     Shapes: g (B, T, out), x (B, T, in), a (r, in), b (out, r). `scaling` is s.
     """
@@ -16,5 +16,5 @@ def lora_matmul_backward(g, x, a, b, scaling):
 
 
 def frozen_matmul_backward(g, w):
-    """Compute ∂L/∂x of y = x Wᵀ with a frozen W (out, in), an array or quantized; g = ∂L/∂y."""
+    """Compute ∂L/∂x of y = x Wᵀ from g = ∂L/∂y; W (out, in) is frozen, dense or quantized."""
     return g @ dense(w)

@@ -1,6 +1,6 @@
-"""What `minilora teach grade` writes: feedback, CSV, Gradescope's JSON, tables and a picture.
+"""Write the reports of `minilora teach grade`: feedback, CSV, Gradescope's JSON, tables, a figure.
 
-Results are {name of the submission: its Grades}.
+`results` is {name of the submission: its Grades}.
 """
 
 import csv
@@ -17,7 +17,7 @@ COLORS = {"passed": "tab:green", "other mistakes": "tab:red", "not written": "li
 
 
 class Grade(NamedTuple):
-    """One exercise of a submission: half of its points for the open checks, half for the hidden."""
+    """One graded exercise. The open and the hidden checks each give half of the points."""
 
     id: str
     lesson: int
@@ -28,11 +28,12 @@ class Grade(NamedTuple):
 
     @property
     def points(self):
+        """The points earned."""
         return self.max_points * (self.open.share + self.hidden.share) / 2
 
     @property
     def kind(self):
-        """`passed`, `not written`, the name of a mistake, or `other mistakes`."""
+        """One of `passed`, `not written`, `other mistakes` and the names of the mistakes."""
         if self.open.status == self.hidden.status == "passed":
             return "passed"
         if self.open.status == "todo" or "not handed in" in self.open.text:
@@ -41,21 +42,22 @@ class Grade(NamedTuple):
 
 
 def total_points(grades):
+    """Return the line "points of maximum points"."""
     return f"{sum(g.points for g in grades):.4g} of {sum(g.max_points for g in grades):g} points\n"
 
 
 def feedback(grades):
-    """Return what a student reads."""
+    """Return the text for the student."""
     text = ""
     for g in grades:
-        said = dict.fromkeys([g.open.text, g.hidden.text])  # one line where they are the same
+        said = dict.fromkeys([g.open.text, g.hidden.text])  # the same text appears once
         text += f"{g.id}: {g.points:.3g} of {g.max_points:g}\n"
         text += "".join(f"  {line}\n" for line in said if line != "passed")
-    return f"{text}together {total_points(grades)}"
+    return f"{text}total {total_points(grades)}"
 
 
 def as_csv(results):
-    """Return a row per student and exercise; no cell begins as a spreadsheet's formula does."""
+    """Return CSV, one row per student and exercise; no cell begins like a spreadsheet formula."""
     file = io.StringIO()
     rows = csv.writer(file, lineterminator="\n")
     rows.writerow(["student", "exercise", "lesson", "points", "max_points", "kind", "mistake"])
@@ -68,25 +70,23 @@ def as_csv(results):
 
 
 def as_gradescope(grades):
-    """Return the fields that Gradescope documents; one test per kind of check, open and hidden."""
+    """Return Gradescope's results.json, with one open and one hidden test per exercise."""
     tests = [
         {"name": f"{g.id}, {kind}", "tags": [f"lesson {g.lesson}", kind], "output": verdict.text,
          "score": g.max_points / 2 * verdict.share, "max_score": g.max_points / 2,
          "status": "passed" if verdict.status == "passed" else "failed"}
-        for g in grades
-        for kind, verdict in (("open", g.open), ("hidden", g.hidden))
+        for g in grades for kind, verdict in (("open", g.open), ("hidden", g.hidden))
     ]  # fmt: skip
-    text = "Each exercise has open checks and hidden ones: the same rules, on other calls."
     result = {
-        "score": sum(g.points for g in grades), "output": text, "tests": tests,
-        "execution_time": round(sum(g.seconds for g in grades)), "visibility": "visible",
-        "stdout_visibility": "hidden",
+        "output": "Each exercise has open and hidden checks: the same rules on different calls.",
+        "score": sum(g.points for g in grades), "visibility": "visible", "tests": tests,
+        "execution_time": round(sum(g.seconds for g in grades)), "stdout_visibility": "hidden",
     }  # fmt: skip
     return json.dumps(result, indent=2, ensure_ascii=False) + "\n"
 
 
 def count_kinds(results):
-    """Return {exercise id: Counter of the Grades' kinds, the most frequent mistake first}."""
+    """Return {exercise id: {kind of Grade: number}}, with the most frequent mistakes first."""
     by_exercise = {}
     for grades in zip(*results.values()):
         found = Counter(g.kind for g in grades)
@@ -97,7 +97,7 @@ def count_kinds(results):
 
 
 def class_table(results):
-    """Return the points of each submission, and a table in Markdown: exercise by mistake."""
+    """Return Markdown: the points of each submission, and a table of mistakes per exercise."""
     text = "".join(f"- {name}: {total_points(grades)}" for name, grades in results.items())
     text += "\n| exercise | students |\n| --- | --- |\n"
     for name, found in count_kinds(results).items():
@@ -106,7 +106,7 @@ def class_table(results):
 
 
 def plot_class(results, path):
-    """Draw a bar per exercise: how many passed, and how many made which mistake."""
+    """Draw one bar per exercise: how many passed, and how many made which mistake."""
     from matplotlib.figure import Figure
 
     rows = count_kinds(results)
@@ -131,7 +131,7 @@ def plot_class(results, path):
 
 
 def write_all(folder, results):
-    """Write the tables, the CSV, and feedback per student; also a picture, or Gradescope's JSON."""
+    """Write tables, CSV and feedback; also a figure of a class, or Gradescope's JSON for one."""
     replace_text(folder / "grades.csv", as_csv(results))
     replace_text(folder / "class.md", class_table(results))
     (folder / "feedback").mkdir()

@@ -1,7 +1,7 @@
-"""Call a student's function: in this process, `Local`, or in one of its own, `Student`.
+"""Call a student's function: in this process (`Local`) or in a separate process (`Student`).
 
-The student's process is only asked for values: right answers, rules and the private seed stay with
-the judge, which has loaded them before. It is forked from a server whose environment was emptied.
+The student's process only returns values. Right answers, rules and the private seed stay with the
+judge, which loads them first. A server with an emptied environment forks the student's process.
 The judge reads its answers as pickles of arrays, plain containers and minilora's own dataclasses.
 """
 
@@ -30,10 +30,10 @@ from .. import kernels
 from .exercises import PACKAGE, compiled
 from .outcome import Crash, Outcome, Stopped, difference, leaves
 
-SEED = "MINILORA_GRADING_SEED"  # of the hidden checks
-KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # of the environment
-ANSWER = 2**25  # bytes of an answer
-LIMITS = {"AS": 2**32, "FSIZE": 2**22, "CORE": 0}  # bytes of memory, and of a file or of prints
+SEED = "MINILORA_GRADING_SEED"  # environment variable: the seed of the hidden checks
+KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # environment variables
+ANSWER = 2**25  # most bytes of an answer
+LIMITS = {"AS": 2**32, "FSIZE": 2**22, "CORE": 0}  # most bytes of memory, and of a file or prints
 HARMLESS = {
     "numpy": {"ndarray", "dtype"},
     "numpy._core.multiarray": {"_reconstruct", "scalar"},
@@ -46,13 +46,13 @@ CONTEXT.set_forkserver_preload([__name__, "minilora"])
 
 
 class Local(NamedTuple):
-    """A function of this process; a crash shows no lines but those of `file`."""
+    """A function in this process. A crash shows only lines of `file`."""
 
     function: Any
     file: str | None = None
 
     def ask(self, kind, *many):
-        """Yield the Outcome of each call; kind `test`: of a test, on the functions of sources."""
+        """Yield the Outcome of each call. For kind `test`, `many` holds sources to test."""
         for arguments in many:
             if kind == "test":
                 arguments = (compiled(*arguments),)
@@ -69,34 +69,35 @@ class Local(NamedTuple):
 
 
 class Reader(pickle.Unpickler):
-    """Read a pickle of arrays and plain data; UnpicklingError if there is more in it."""
+    """Read a pickle of arrays and plain data; raise UnpicklingError for anything else."""
 
     def find_class(self, module, name):
+        """Return the class if it is harmless."""
         if name in HARMLESS.get(module, ()):
             return super().find_class(module, name)
         found = getattr(sys.modules.get(module), name, None)
         plain = isinstance(found, type) and (is_dataclass(found) or issubclass(found, tuple))
         if module.startswith("minilora.") and plain:
             return found
-        raise pickle.UnpicklingError(f"{module}.{name} is neither an array nor minilora's")
+        raise pickle.UnpicklingError(f"{module}.{name} is not an array and not minilora's")
 
 
 def environment():
-    """Return the environment of a student's process: KEPT, and what the process needs."""
+    """Return the environment of a student's process: KEPT, and what Python needs."""
     kept = {name: os.environ[name] for name in KEPT if name in os.environ}
     path = filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    quiet = "ignore:resource_tracker"  # about locks of processes that are killed
+    quiet = "ignore:resource_tracker"  # it warns of locks of killed processes
     return kept | threads | {"PYTHONPATH": os.pathsep.join(path), "PYTHONWARNINGS": quiet}
 
 
 @contextmanager
 def running(exercise, source, user=None):
-    """Give a Student for the source (bytes) of a file, and end its processes afterwards."""
+    """Yield a Student for the source (bytes) of a file, and end its processes afterwards."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         student = Student(folder, user, exercise.seconds)
         try:
-            student.ask("start", ())  # it has imported minilora: what follows is the student's time
+            student.ask("start", ())  # wait for the imports, which the time limit does not count
             student.timer.start()
             module, names = exercise.module, exercise.sought
             tried = [(module, exercise.edited(*job), exercise.name) for job in exercise.jobs]
@@ -111,7 +112,7 @@ def running(exercise, source, user=None):
 
 
 class Student:
-    """A function of another process, which has a time limit."""
+    """A function in another process, which has a time limit."""
 
     def __init__(self, folder, user, seconds):
         self.printed = open(f"{folder}/printed", "w+b")  # noqa: SIM115 (the student's prints)
@@ -125,10 +126,10 @@ class Student:
         self.timer = threading.Timer(seconds, self.end, [late])
 
     def end(self, over=None):
-        """Kill the process and what it started, and wake whoever waits at the connection."""
+        """Kill the process and its children, and wake the thread that waits for an answer."""
         self.over = over or self.over
         self.timer.cancel()
-        with suppress(OSError, AttributeError):  # no process any more, or no groups here
+        with suppress(OSError, AttributeError):  # the process has ended, or no groups here
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         with suppress(OSError, ValueError):
@@ -136,7 +137,7 @@ class Student:
         self.printed.close()
 
     def ask(self, kind, *many):
-        """Send requests of one kind, and return the Outcome of each."""
+        """Send requests of one kind; return the Outcome of each."""
         try:
             self.connection.send((kind, *many))
             answers = [self.connection.recv_bytes(ANSWER) for _ in many]
@@ -151,32 +152,32 @@ class Student:
 
 
 def decode_answer(answer):
-    """Read the bytes of an Outcome: it is the student's data, so nothing of it is run."""
+    """Read the bytes of an Outcome. They come from the student, so nothing in them is run."""
     try:
         value, touched, crash = Reader(io.BytesIO(answer)).load()
-        list(leaves(value))  # a RecursionError, where a value contains itself
+        list(leaves(value))  # RecursionError if a value contains itself
         return Outcome(value, tuple(map(int, touched)), crash and Crash(*map(str, crash)))
     except Exception as error:
-        return Outcome(crash=Crash("TypeError", f"the result is no plain data: {error}"))
+        return Outcome(crash=Crash("TypeError", f"the result is not plain data: {error}"))
 
 
 def packed(value, touched, crash):
-    """Return the bytes of an Outcome, or of one that says why there are none."""
+    """Return the bytes of an Outcome, or of a Crash if the result cannot be sent."""
     try:
         if sum(getattr(leaf, "nbytes", 0) for _, leaf in leaves(value)) > ANSWER // 2:
             raise OverflowError(f"the result is huge: more than {ANSWER >> 21} MB")
         return pickle.dumps((value, touched, crash and (crash.kind, crash.text)))
     except Exception as error:
-        return packed(None, (), Crash(type(error).__name__, f"the result is no data: {error}"))
+        return packed(None, (), Crash(type(error).__name__, f"the result is not data: {error}"))
 
 
 def serve(connection, folder, user):
-    """Answer each request until there are no more: what the student's process does."""
+    """Answer requests until the connection closes. The student's process runs this function."""
     confine(folder, user)
     subject: Any = None
     with suppress(EOFError):
         while True:
-            kind, *many = connection.recv()  # from the judge, which is trusted
+            kind, *many = connection.recv()  # pickles of the judge are trusted
             answers = [Outcome()]
             if kind == "load":
                 subject, answers[0] = loaded(*many[0])
@@ -189,7 +190,7 @@ def serve(connection, folder, user):
 
 
 def confine(folder, user):
-    """Leave this process a folder of its own and no input; bound its memory, files and rights."""
+    """Give this process a private folder and no input; limit its memory, files and rights."""
     out = os.open(Path(folder, "printed"), os.O_WRONLY | os.O_APPEND)
     for number, target in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, out)):
         os.dup2(target, number)
@@ -201,7 +202,7 @@ def confine(folder, user):
 
         os.setsid()
         for kind, most in LIMITS.items():
-            with suppress(ValueError, OSError):  # already lower, or unknown here
+            with suppress(ValueError, OSError):  # already lower, or unknown to the system
                 resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
         if user:
             account = pwd.getpwnam(user)
@@ -212,12 +213,9 @@ def confine(folder, user):
 
 
 def loaded(source, file, name, taken, tried):
-    """Return (subject, Outcome) of a file, which cannot call minilora's functions `taken`.
-
-    The functions on which a student's test is tried are made before the file runs.
-    """
+    """Return (subject, Outcome) of a file, which cannot call minilora's functions `taken`."""
     for arguments in tried:
-        compiled(*arguments)
+        compiled(*arguments)  # the file must not change what its test is tried on
     for module, own in taken:
         block_function(importlib.import_module(module), own)
     text = source.decode("utf-8", "replace")
@@ -230,14 +228,14 @@ def loaded(source, file, name, taken, tried):
     if callable(names.get(name)):
         return Local(names[name], file), Outcome()
     own = [key for key, value in names.items() if getattr(value, "__module__", 0) == "submission"]
-    return None, Outcome(crash=Crash("NameError", f"it has no function {name}, but {own}"))
+    return None, Outcome(crash=Crash("NameError", f"it has no function {name}; it has {own}"))
 
 
 def block_function(module, name):
-    """Replace a function wherever it was imported to, and its twin among the kernels."""
+    """Replace a function in all modules that import it, and its namesakes in the kernels."""
 
     def refuse(*_, **__):
-        raise RuntimeError(f"the exercise is to write {name}, not to call minilora's")
+        raise RuntimeError(f"write {name} yourself: this exercise cannot call minilora's {name}")
 
     original = getattr(module, name)
     for place in [m for key, m in sys.modules.items() if key.startswith("minilora")]:

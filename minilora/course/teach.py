@@ -1,4 +1,4 @@
-"""`minilora teach`: hand out exercises, grade what comes back, prove the set of exercises."""
+"""`minilora teach`: hand out exercises, grade submissions, prove the exercises."""
 
 import os
 import runpy
@@ -20,11 +20,11 @@ from .exercises import LESSONS, PACKAGE, TEMPLATES, load
 from .learn import write_stubs
 from .student import SEED, environment
 
-LARGEST = 2**20  # bytes of a file that is handed in
+LARGEST = 2**20  # most bytes of a submitted file
 
 
 def select_exercises(only):
-    """Return the exercises with these ids, in their order; all of them if there are none."""
+    """Return the exercises with these ids in the order of the file; without ids, all of them."""
     known = load()
     for name in only or ():
         require(name in known, f"there is no exercise {name!r}: choose from {', '.join(known)}")
@@ -32,7 +32,7 @@ def select_exercises(only):
 
 
 def do_build(args):
-    """Make the folder that students get: a workspace of these exercises, and a README."""
+    """Make a folder for students: a workspace of the chosen exercises, and a README."""
     exercises = select_exercises(args.only)
     readme = (TEMPLATES / "README.md").read_text(encoding="utf-8")
     with new_folder(args.out) as folder:
@@ -45,7 +45,7 @@ def do_build(args):
 
 
 def do_autograder(args):
-    """Write a zip file that Gradescope unpacks, installs with setup.sh, and runs per submission."""
+    """Write a zip file that Gradescope unpacks, installs with setup.sh and runs per submission."""
     needs = [f"'{need}'" for need in requires("minilora") or () if "extra ==" not in need]
     only = ["--only", *(e.id for e in select_exercises(args.only))] if args.only else []
     values = {"@NEEDS@": needs, "@SEED@": [str(private_seed(args.seed))], "@ONLY@": only}
@@ -66,15 +66,15 @@ def do_autograder(args):
 
 
 def do_grade(args):
-    """Grade submissions; print what came out, and write a folder of reports."""
+    """Grade submissions; print the results, and write a folder of reports."""
     names = [Path(path).resolve().stem for path in args.submissions]
     for name, path in zip(names, args.submissions):
-        require(Path(path).exists(), f"there is no {path}: name a folder or a zip file")
-        require(names.count(name) == 1, f"two submissions are called {name}: rename one")
+        require(Path(path).exists(), f"{path} does not exist: give a folder or a zip file")
+        require(names.count(name) == 1, f"two submissions are named {name}: rename one")
     require(args.jobs > 0, "--jobs must be a whole number from 1")
     select_exercises(args.only)
     work = partial(grade_submission, args.only, private_seed(args.seed), args.user)
-    quiet = patch.dict(os.environ, environment())  # of the process that watches over semaphores
+    quiet = patch.dict(os.environ, environment())  # the environment of the resource tracker
     with quiet, ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
         mapped = (map if args.jobs == 1 else pool.map)(work, args.submissions)
         results = dict(zip(names, mapped))
@@ -89,7 +89,7 @@ def private_seed(given):
     text = os.environ.get(SEED, "") if given is None else str(given)
     if not text:
         text = str(secrets.randbits(32))
-        print(f"hidden checks drawn from seed {text} (for you alone)", file=sys.stderr)
+        print(f"the seed of the hidden checks is {text}; keep it private", file=sys.stderr)
     require(text.isdecimal(), f"{SEED} must be a whole number, got {text!r}")
     return int(text)
 
@@ -109,9 +109,8 @@ def grade_submission(only, seed, user, path):
 def submitted_files(path, wanted):
     """Return {name: bytes} of the wanted files in a folder or a zip file; {} if it is unreadable.
 
-    A file may be in a folder within; of several, the least deep counts. Names in a zip are compared
-    and never used as paths, a link that leads out of the folder is not followed, and a file larger
-    than 1 MB does not count.
+    A file may be in a subfolder; the least deep one counts. Names in a zip file are not used as
+    paths, links out of the folder are not followed, and files over 1 MB do not count.
     """
     found: dict[str, bytes] = {}
     try:
@@ -133,6 +132,6 @@ def submitted_files(path, wanted):
 
 
 def do_check(args):
-    """Prove the exercises, by the program that lies with them."""
+    """Prove the exercises with lessons/exercises/prove.py; return the exit status."""
     prove = runpy.run_path(str(LESSONS / "exercises" / "prove.py"))
     return prove["main"](select_exercises(args.only))

@@ -1,4 +1,4 @@
-"""From a user's rows to examples: JSONL, chat templates, tokenizers, the built-in data sets.
+"""Turn rows of a user into examples: JSONL, chat templates, tokenizers, built-in data sets.
 
 Read `rows.py` first. `tasks.py` and `toolcalls.py` generate the built-in data sets.
 """

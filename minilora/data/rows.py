@@ -1,7 +1,7 @@
-"""From a user's rows to examples: JSONL files, chat templates, and the mask of the prompt.
+"""Turn rows of a user into examples: JSONL files, chat templates, and the mask of the prompt.
 
-A row is {"text"}, {"prompt", "completion"} or {"messages"}; part 5 of
-`lessons/00_qlora_in_one_file.py`, made general.
+A row is {"text"}, {"prompt", "completion"} or {"messages"}. This generalizes part 5 of
+`lessons/00_qlora_in_one_file.py`.
 """
 
 import json
@@ -17,14 +17,14 @@ SHAPES = ({"text"}, {"prompt", "completion"}, {"messages"})
 
 
 def read_rows(path):
-    """Return the rows of a JSONL file; InputError names file and line of what is wrong with it."""
+    """Return the rows of a JSONL file; raise InputError naming the file and the malformed line."""
     rows = list(read_jsonl(path, check_row))
-    require(rows, f"{path} is empty: give it one JSON object a line")
+    require(rows, f"{path} is empty: write one JSON object per line")
     return rows
 
 
 def read_jsonl(path, check):
-    """Yield the values of a file with one JSON value per line; `check(value, where)` may raise."""
+    """Yield the values of a JSONL file; `check(value, where)` may raise InputError."""
     try:
         text = Path(path).read_bytes()
     except OSError as error:
@@ -34,13 +34,13 @@ def read_jsonl(path, check):
             where = f"{path}, line {n}"
             whole = line.decode(errors="ignore").encode() == line
             require(whole, f"{where}: not UTF-8: save the file as UTF-8")
-            value = parse_json(line.decode(), f"{where}: broken JSON")
+            value = parse_json(line.decode(), f"{where}: not JSON")
             check(value, where)
             yield value
 
 
 def parse_json(text, complaint):
-    """Return the value of a JSON text; InputError, the complaint and the reason, if it is none."""
+    """Return the value of a JSON text; raise InputError with the complaint if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -49,27 +49,26 @@ def parse_json(text, complaint):
 
 def check_row(row, where):
     """Raise InputError unless `row` has one of the three shapes."""
-    require(isinstance(row, dict), f"{where}: a row must be a JSON object")
+    require(isinstance(row, dict), f"{where}: the row must be a JSON object")
     shape = {key for keys in SHAPES for key in keys & set(row)}
     way = "give text, or prompt and completion, or messages"
-    require(shape in SHAPES, f"{where}: keys {sorted(row)}: {way}")
+    require(shape in SHAPES, f"{where}: the keys are {sorted(row)}: {way}")
     messages = row.get("messages", ())
     if "messages" in row:
+        fields = {"role", "content"}
         sound = isinstance(messages, list) and bool(messages)
-        sound = sound and all(
-            isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages
-        )
+        sound = sound and all(isinstance(m, dict) and fields <= m.keys() for m in messages)
         sound = sound and messages[-1]["role"] == "assistant"
-        what = "objects with role and content, the last the assistant's"
+        what = "objects with role and content, the last one of the assistant"
         require(sound, f"{where}: messages must be {what}")
     for text in [row[key] for key in shape - {"messages"}] + [m["content"] for m in messages]:
-        require(isinstance(text, str), f"{where}: a text must be a string")
+        require(isinstance(text, str), f"{where}: each text must be a string")
         whole = text.encode(errors="ignore").decode() == text
-        require(whole, f"{where}: surrogate without its other half: no text")
+        require(whole, f"{where}: a text has a lone surrogate: remove that character")
 
 
 def split_row(row, tokenizer):
-    """Return (prompt, answer) as the model reads them; the prompt of a text row is empty."""
+    """Return (prompt, answer) as the model reads them. The prompt of a text row is empty."""
     if "text" in row:
         return "", row["text"]
     if "prompt" in row and not tokenizer.has_chat_template:
@@ -80,16 +79,15 @@ def split_row(row, tokenizer):
     ]
     prompt = tokenizer.render(messages[:-1], add_generation_prompt=True)
     whole = tokenizer.render(messages)
-    rewritten = "this base's chat template rewrites earlier turns: use text rows"
+    rewritten = "the model's chat template rewrites earlier turns: use text rows"
     require(whole.startswith(prompt), rewritten)
     return prompt, whole[len(prompt) :]
 
 
 def encode(row, tokenizer, mask_prompt=False):
-    """Return the Example of a row: prompt, answer, end of sequence.
+    """Return the Example of a row: prompt (not counted if masked), answer, end of sequence.
 
-    With `mask_prompt` the prompt has no targets. What a chat template writes after the end of the
-    answer is left out.
+    Text that a chat template writes after the end of the answer is dropped.
     """
     prompt, answer = split_row(row, tokenizer)
     head = tokenizer.encode(prompt) if prompt else []
@@ -103,20 +101,21 @@ def encode(row, tokenizer, mask_prompt=False):
 
 
 def encode_rows(rows, tokenizer, config):
-    """Return (examples, how many were cut to max_seq_length), without rows that have no target."""
+    """Return (examples that have a target, cut to max_seq_length; number of examples cut)."""
     full = [encode(row, tokenizer, config.mask_prompt) for row in rows]
     cut = [Example(*(part[: config.max_seq_length] for part in example)) for example in full]
     kept = [example for example in cut if any(example.mask[1:])]
     length = f"--max-seq-length {config.max_seq_length}"
-    require(kept, f"no row has a target token within {length}: give it more, or longer texts")
+    require(kept, f"no row has a target token within {length}: raise it or give longer texts")
     return kept, sum(len(e.tokens) > config.max_seq_length for e in full)
 
 
 def load_rows(name, split):
-    """Return a split of a built-in data set, a .jsonl file, or a folder of train and valid.jsonl.
+    """Return the rows of a split of a built-in data set, a .jsonl file or a folder.
 
-    split: `train`, `valid` or `test`. Of a single file every tenth row is held out, for both of
-    the latter (none of fewer than ten); a folder without test.jsonl tests on valid.jsonl.
+    `split` is train, valid or test. For a file, valid and test are both every tenth row (none if
+    there are fewer than ten). A folder has train.jsonl and valid.jsonl, and may have test.jsonl;
+    otherwise test is valid.jsonl.
     """
     path = Path(name)
     if name in tasks.BUILTIN:
@@ -124,16 +123,16 @@ def load_rows(name, split):
     if path.is_dir():
         files = [path / f"{split}.jsonl"] + [path / "valid.jsonl"] * (split == "test")
         return read_rows(next((f for f in files if f.exists()), files[0]))
-    known = f"{', '.join(tasks.BUILTIN)}, a .jsonl file that exists, or a folder with train.jsonl"
+    known = f"{', '.join(tasks.BUILTIN)}, a .jsonl file, or a folder with train.jsonl"
     there = path.suffix == ".jsonl" and path.exists()
-    require(there, f"there are no data {name!r}: give {known} and valid.jsonl")
+    require(there, f"the data {name!r} do not exist: give {known} and valid.jsonl")
     return [row for i, row in enumerate(read_rows(path)) if (i % 10 == 9) == (split != "train")]
 
 
 def held_out_notes(tokenizer, settings, n=256):
-    """Return (examples, their entropy): notes of another seed, in nats per target token."""
+    """Return (examples, entropy in nats per target token) of n held-out notes."""
     rows, nats = notes(n, seed=1)
     examples, _ = encode_rows(rows, tokenizer, settings)
     targets = sum(len(e.tokens) - 1 for e in examples)
-    # the first byte, the initial that tells the first name, is no target: it carries log 24 nats
+    # the first byte is not a target; it determines the first name, which has log 24 nats
     return examples, float(nats.sum() - n * math.log(len(NAMES))) / targets

@@ -1,16 +1,16 @@
-"""The language of the embedded bases, and the task that they are fine-tuned on.
+"""Generate the language of the built-in models, and the task for fine-tuning them.
 
-Part 5 of `lessons/00_qlora_in_one_file.py`, made general.
+This generalizes part 5 of `lessons/00_qlora_in_one_file.py`.
 
-The language is notes about who keeps what where, each fact followed by an echo of it:
+The language consists of notes about who keeps what where. An echo follows each fact:
 
     Ada keeps a pink kite in the barn. Who? Ada. Tom keeps a blue drum in the loft. In the loft.
 
-A note is a handful of fair draws, and the text shows every draw, so its probability is the product
-of theirs and the entropy of the language is known exactly: no model can have a lower loss than the
-mean of −log p(note).
+A note is made from a few uniform random draws, and its text shows every draw. So its probability is
+the product of their probabilities, and the entropy of the language is known exactly: no model can
+have a lower loss than the mean of −log p(note).
 
-The task asks about such a sentence in a way that the bases never saw:
+The task asks about such a sentence in a form that the built-in models have not seen:
 
     Ada keeps a pink kite in the barn. Who, what, where? Ada, pink kite, barn.
 """
@@ -25,8 +25,8 @@ from . import toolcalls
 
 SPLITS = ("train", "valid", "test")
 
-# Names have three letters and different initials, all other words four: a byte-level model finds a
-# word by its distance, and even the small base learns to copy one within a few hundred steps.
+# Names have three letters and different initials, all other words have four letters. A byte-level
+# model can then find a word by its distance: even the small one learns that in a few hundred steps.
 NAMES = (
     "Ada", "Ben", "Cal", "Dot", "Eve", "Fay", "Gus", "Hal", "Ivo", "Jan", "Kai", "Lea",
     "Mia", "Ned", "Oda", "Pia", "Rex", "Sue", "Tom", "Uma", "Val", "Wes", "Xia", "Zoe",
@@ -61,19 +61,19 @@ def note(rng):
 
 
 def notes(n, seed):
-    """Return n rows of the language, and their −log p in nats as an array."""
+    """Return (n rows of the language, array of their −log p in nats)."""
     rng = np.random.default_rng([1, seed])
     rows, nats = zip(*(note(rng) for _ in range(n)))
     return list(rows), np.array(nats)
 
 
 def questions(split, n, seed):
-    """Return n rows of the task, a prompt and its completion each."""
+    """Return n rows of the task, each with a prompt and its completion."""
     rng = np.random.default_rng([2, SPLITS.index(split), seed])
     rows: list = []
     while len(rows) < n:
         fact = _fact(rng)
-        # one pair of name and thing in eight is held out, so that no answer can be remembered
+        # one in eight pairs of name and thing is held out, so that no answer can be memorized
         held_out = (NAMES.index(fact["name"]) + THINGS.index(fact["thing"])) % 8 == 0
         if held_out == (split != "train"):
             prompt = STATEMENT.format(**fact) + QUESTION
@@ -86,22 +86,17 @@ class Builtin(NamedTuple):
 
     rows: Callable  # (split, n, seed) -> n rows
     counts: tuple[int, int, int]  # rows of train, valid and test
-    recipe: str = ""  # the flags of `minilora train` that suit it, where the user gives none
+    recipe: str = ""  # default flags of `minilora train` for this data set
 
 
+COMMON = "--mask-prompt --target-modules all-linear --steps-per-eval 50"
 BUILTIN = {
     "notes": Builtin(lambda split, n, seed: notes(n, SPLITS.index(split) + 3 * seed)[0],
                      (4000, 200, 400)),
-    "questions": Builtin(
-        questions, (4000, 200, 400),
-        "--iters 200 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
-        "--target-modules all-linear --steps-per-eval 50",
-    ),
-    "toolcalls": Builtin(
-        toolcalls.rows, (1600, 96, 240),
-        "--iters 260 --learning-rate 1e-3 --batch-size 4 --mask-prompt "
-        "--target-modules all-linear --steps-per-eval 50",
-    ),
+    "questions": Builtin(questions, (4000, 200, 400),
+                         f"--iters 200 --learning-rate 4e-3 --batch-size 16 {COMMON}"),
+    "toolcalls": Builtin(toolcalls.rows, (1600, 96, 240),
+                         f"--iters 260 --learning-rate 1e-3 --batch-size 4 {COMMON}"),
     "toolcalls-few-shot": Builtin(
         lambda *args: [toolcalls.few_shot_row(row) for row in toolcalls.rows(*args)],
         (1600, 96, 240),
@@ -110,6 +105,6 @@ BUILTIN = {
 
 
 def builtin(name, split, seed=0):
-    """Return the rows of a built-in data set's split."""
+    """Return the rows of a split of a built-in data set."""
     task = BUILTIN[name]
     return task.rows(split, task.counts[SPLITS.index(split)], seed)

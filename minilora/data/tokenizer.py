@@ -1,7 +1,7 @@
-"""From text to token ids and back: bytes for the embedded bases, a real model's own for the rest.
+"""Turn text into token ids and back: bytes for the built-in models, a tokenizer for real models.
 
-A chat template is a Jinja program that comes with a model, so it is run in a sandbox; its globals
-and switches are those of transformers, so that a template sees what its author tested it with.
+A chat template is a Jinja program that comes with a model, so it runs in a sandbox. The globals and
+options of Jinja are those of transformers, with which the authors of templates test them.
 """
 
 import importlib
@@ -20,7 +20,7 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
 @dataclass(frozen=True)
 class ByteTokenizer:
-    """A token is a byte of UTF-8. Byte 0xFF never occurs in UTF-8, so id 255 ends a sequence."""
+    """Each token is a byte of UTF-8. Byte 0xFF never occurs in UTF-8, so id 255 ends a sequence."""
 
     vocab_size: int = 256
     eos_token_id: int = 255
@@ -28,49 +28,51 @@ class ByteTokenizer:
     chat_date: str | None = None
 
     def encode(self, text, add_special_tokens=True):
-        """Return ids in 0..254; there are no special tokens to add."""
+        """Return ids from 0 to 254. There are no special tokens to add."""
         return list(utf8(text))
 
     def decode(self, ids):
-        """Return the text without the end; what is no UTF-8 becomes U+FFFD."""
+        """Return the text without the end token. Invalid UTF-8 becomes U+FFFD."""
         return bytes(i for i in ids if i != self.eos_token_id).decode("utf-8", errors="replace")
 
     def render(self, messages, add_generation_prompt=False):
-        raise InputError("this base has no chat template: use prompt and completion, or text rows")
+        """Raise InputError, because there is no chat template."""
+        raise InputError("this model has no chat template: use prompt and completion, or text rows")
 
 
 def utf8(text):
-    """Return the text's bytes; InputError for a lone surrogate, which no UTF-8 text can hold."""
+    """Return the text's bytes in UTF-8; raise InputError for a lone surrogate."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         which = f"{text[error.start]!r} at character {error.start}"
-        raise InputError(f"the text has a lone surrogate {which}, which is no text") from error
+        raise InputError(f"the text has a lone surrogate {which}: remove it") from error
 
 
 @dataclass(frozen=True)
 class PretrainedTokenizer:
-    """A model's own tokenizer, as `formats` reads it from a folder or a GGUF file."""
+    """The tokenizer of a real model, which `formats` reads from a folder or a GGUF file."""
 
     backend: Any  # a tokenizers.Tokenizer
     eos_token_id: int
     special: dict = field(default_factory=dict)  # the texts of bos_token, eos_token, …
     chat_template: str | None = None
-    settings: dict = field(default_factory=dict)  # tokenizer_config.json, to be written back
+    settings: dict = field(default_factory=dict)  # tokenizer_config.json, for writing
     source: str = "the tokenizer"  # its file, for messages
-    chat_date: str | None = None  # what a chat template gets for today, YYYY-MM-DD; None: today
+    chat_date: str | None = None  # the date for chat templates, YYYY-MM-DD; None: today
 
     @property
     def vocab_size(self):
-        """One more than the largest id: ids may have gaps."""
+        """The largest id plus one; ids may have gaps."""
         return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
 
     @property
     def has_chat_template(self):
+        """Whether there is a chat template."""
         return self.chat_template is not None
 
     def encode(self, text, add_special_tokens=True):
-        """Return ids, special tokens' among them; a text that starts with BOS gets no other."""
+        """Return ids, with special tokens. A text that starts with BOS gets no second BOS."""
         utf8(text)
         bos = self.special.get("bos_token")
         add = add_special_tokens and not (bos and text.startswith(bos))
@@ -83,11 +85,11 @@ class PretrainedTokenizer:
             return self.backend.decode(list(ids), skip_special_tokens=True)
 
     def render(self, messages, add_generation_prompt=False):
-        """Return the chat by the model's own template, its generation prompt last if asked."""
-        require(self.chat_template is not None, "this base has no chat template")
+        """Return the text of a chat by the chat template, optionally with the generation prompt."""
+        require(self.chat_template is not None, "this model has no chat template")
         program = compiled(self.chat_template)
         now = datetime.fromisoformat(self.chat_date) if self.chat_date else datetime.now()
-        with one_error("the chat template refuses these messages"):
+        with one_error("the chat template rejects these messages"):
             return program.render(
                 messages=messages, tools=None, documents=None,
                 add_generation_prompt=add_generation_prompt, strftime_now=now.strftime,
@@ -97,7 +99,7 @@ class PretrainedTokenizer:
 
 @cache
 def compiled(template):
-    """Compile a chat template; InputError if it is no Jinja."""
+    """Return a compiled chat template; raise InputError if it is not Jinja."""
     jinja2, sandbox = library("jinja2"), library("jinja2.sandbox")
 
     def raise_exception(message):
@@ -109,34 +111,30 @@ def compiled(template):
     # Jinja's own tojson escapes HTML
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = raise_exception
-    # transformers marks the assistant's text with a block of its own, {% generation %} …
-    # {% endgeneration %}, which prints its content unchanged: here, an `if` that is always true.
+    # transformers has a block {% generation %} … {% endgeneration %} around the assistant's text.
+    # It prints its content unchanged, so it is replaced by an `if` that is always true.
     for name, plain in (("generation", "if true"), ("endgeneration", "endif")):
         template = re.sub(rf"(\{{%[-+]?\s*){name}(\s*[-+]?%\}})", rf"\g<1>{plain}\2", template)
-    with one_error("the chat template is no Jinja"):
+    with one_error("the chat template is not Jinja"):
         return environment.from_string(template)
 
 
 @contextmanager
 def one_error(what):
-    """Turn whatever another library raises in the block into an InputError that begins with `what`.
-
-    A chat template is a program, so it may raise anything; panics of `tokenizers`, which is written
-    in Rust, derive from BaseException.
-    """
+    """Turn any exception in the block, also a panic of Rust, into an InputError with `what`."""
     try:
         yield
     except (InputError, KeyboardInterrupt):
         raise
-    except BaseException as error:
+    except BaseException as error:  # a template can raise anything; panics are BaseExceptions
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"{what}: {reason}") from error
 
 
 def library(name):
-    """Import a package of the `hf` extra, or say how to install it."""
+    """Import a package of the `hf` extra; raise InputError with the install command if missing."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
         way = "pip install 'minilora[hf]'"
-        raise InputError(f"reading a real model needs the package {name}: {way}") from error
+        raise InputError(f"real models need the package {name}: {way}") from error

@@ -1,21 +1,21 @@
-"""Tool calls: the real task. A request in plain English goes in, one line of JSON comes out.
+"""Generate the data set `toolcalls`: a request in plain English, and one line of JSON.
 
     Could you wake me tomorrow at 6:30 am?
     {"tool": "set_alarm", "arguments": {"time": "6:30 am", "day": "tomorrow"}}
 
-The rows are generated from a table of phrasings and values, `toolcalls.toml`. A request decides
-its answer by five rules, which hold in every split, so that they can be learned from the rows:
+The rows are generated from a table of phrasings and values, `toolcalls.toml`. Five rules determine
+the answer to a request. They hold in every split, so a model can learn them from the rows:
 
-1. values are copied as they stand in the request, without quotes and without a final stop;
-2. durations become whole minutes ("half an hour" -> 30), currencies their three-letter code
+1. values are copied from the request, without quotes and without a final full stop;
+2. durations become whole minutes ("half an hour" -> 30), currencies become three-letter codes
    ("Swiss francs" -> "CHF"), and on/off becomes true/false;
-3. what the request does not say is not in the answer;
-4. arguments stand in the order of the schema;
+3. the answer contains only arguments that the request mentions;
+4. the arguments have the order of the schema;
 5. the line is `json.dumps` with its default spaces.
 
-Rows carry no system message: what is trained is then what `generate --prompt` asks. A call (a tool
-with its arguments) is in one split only, and the test split has phrasings of its own: `valid` asks
-for unseen calls in known words, and `test` for unseen calls in unseen words.
+Rows have no system message, so that training matches `generate --prompt`. A call (a tool with its
+arguments) occurs in one split only, and the test split has different phrasings: `valid` asks for
+unseen calls in known words, `test` for unseen calls in unseen words.
 """
 
 import json
@@ -30,8 +30,8 @@ from ..config import InputError, require
 TABLE = tomllib.loads(files(__package__).joinpath("toolcalls.toml").read_text("utf-8"))
 POOLS, TOOLS = TABLE["pools"], TABLE["tools"]
 SPLIT_OF_BUCKET = 7 * ("train",) + ("valid",) + 2 * ("test",)  # tenths of all calls
-FEW_SHOTS = 6  # SmolLM2-135M answers 2, 1 and 0 of 60 test rows exactly with 6, 8 and 12 examples
-TRIES = 2000  # draws before a tool counts as exhausted: its rarest calls are a few in a hundred
+FEW_SHOTS = 6  # with 6, 8 and 12 examples SmolLM2-135M answers 2, 1 and 0 of 60 test rows exactly
+TRIES = 2000  # draws before a tool counts as exhausted; its rarest calls are a few percent
 
 RULES = """Answer the request with one line of JSON that calls one of these tools.
 Copy values as they stand in the request. Give durations in minutes and currencies as three-letter \
@@ -41,12 +41,12 @@ codes. Leave out an optional argument (marked ?) that the request does not menti
 def rows(split, n, seed=0):
     """Return n chat rows `{"messages": [user, assistant]}` of "train", "valid" or "test".
 
-    The same split and seed give the same rows everywhere, and fewer rows are the first of more.
-    Every run of len(TOOLS) rows, from the first on, has each tool once; no request comes twice.
+    The same split and seed give the same rows on every machine, and a smaller n gives the first of
+    these rows. Each group of len(TOOLS) rows has each tool once, and no request occurs twice.
     """
     require(split in SPLIT_OF_BUCKET, f"toolcalls has train, valid and test, not {split!r}")
-    # A seed of text is hashed by `random` itself, so it does not depend on PYTHONHASHSEED, and
-    # `random()` is the one method whose numbers Python promises never to change.
+    # `random` hashes a text seed itself, so it does not depend on PYTHONHASHSEED, and `random()`
+    # is the only method whose numbers Python promises to keep in later versions
     rng = random.Random(f"toolcalls {split} {seed}")
     answers: dict[str, str] = {}
     tools: list[str] = []
@@ -67,7 +67,7 @@ def rows(split, n, seed=0):
 
 
 def split_of(answer):
-    """Return the one split in which the call `answer` may be asked for."""
+    """Return the only split in which the call `answer` occurs."""
     return SPLIT_OF_BUCKET[zlib.crc32(answer.encode()) % len(SPLIT_OF_BUCKET)]
 
 
@@ -78,12 +78,12 @@ def _draw(tool, split, rng):
     for name, argument in TOOLS[tool]["arguments"].items():
         if "{" + name + "}" in phrasing:
             pool = POOLS[argument["pool"]]
-            # Not said yet: a route needs two towns, an exchange two currencies.
+            # without repetition: a route needs two towns, an exchange two currencies
             said[name] = _pick(rng, [value for value in pool if value not in said.values()])
             meant[name] = pool[said[name]] if isinstance(pool, dict) else said[name]
-    if rng.random() < 0.5:  # as people type: no capital at the start, no stop at the end
+    if rng.random() < 0.5:  # some people type no capital at the start and no full stop
         phrasing = phrasing[0].lower() + phrasing[1:].rstrip(".?")
-    # English after the slots are filled: "on tomorrow" -> "tomorrow", "a eye test" -> "an …"
+    # correct the English of filled slots: "on tomorrow" -> "tomorrow", "a eye test" -> "an …"
     request = re.sub(r"\bon (today|tomorrow)\b", r"\1", phrasing.format(**said))
     request = re.sub(r"\b([Aa]) (?=[AEIOUaeiou])", r"\1n ", request)
     return request, json.dumps({"tool": tool, "arguments": meant}, ensure_ascii=False)
@@ -98,7 +98,7 @@ def _turn(role, content):
 
 
 def few_shot_row(row):
-    """Return `row` with the rules, the tools and FEW_SHOTS rows of train before it."""
+    """Return `row` preceded by the rules, the tools and FEW_SHOTS rows of train."""
     system = [RULES]
     for tool, entry in TOOLS.items():
         arguments = ", ".join(

@@ -1,7 +1,7 @@
-"""The files of a run: its adapter, in PEFT's format, and the state from which it continues.
+"""Write and read the files of a run: the adapter in PEFT's format, and the state for resuming.
 
-A file is written beside its place, flushed to the disk, and renamed: a kill at any moment leaves
-the old file or the new one, whole. Nothing is pickled, and no pickle is opened.
+Each file is written under a temporary name, flushed to the disk and renamed. A kill at any moment
+leaves the complete old file or the complete new one. Nothing is pickled, and no pickle is opened.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from .files import atomic_write, errors_in, pickle_refusal, read_json, write_jso
 from .safetensors_file import FORMAT_NAME, check_floats, entry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Two files are one adapter: the weights' metadata hold a digest of the config's fields.
+# Two files make one adapter: the weights' metadata hold a digest of these fields of the config.
 PAIR = "minilora_config_sha256"
 PAIRED = (
     "peft_type", "minilora_method", "r", "lora_alpha", "use_rslora", "use_dora", "lora_bias",
@@ -33,10 +33,10 @@ PAIRED = (
 def save_adapter(folder, adapters, base, adapter_config, base_name, dtype="float32"):
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
-    `config`: the LoraConfig, or the MethodConfig of another method (see `method_format`).
-    `base`: with its lora_scaling leaves. `dtype`: float32, bfloat16 or float16; trained
-    biases stay float32 (see `peft_format.tensors`). Raises InputError if a leaf has no place in the
-    format, if a number does not fit `dtype`, or if `config` does not describe the tree.
+    `base` has the lora_scaling leaves. `adapter_config` is a LoraConfig, or the MethodConfig of
+    another method. `dtype` is float32, bfloat16 or float16; trained biases stay float32. Raises
+    InputError if a leaf has no place in the format, if a number does not fit `dtype`, or if
+    `adapter_config` does not describe the tree.
     """
     if isinstance(adapter_config, MethodConfig):
         tensors = method_format.tensors(adapters, adapter_config)
@@ -58,7 +58,7 @@ def save_adapter(folder, adapters, base, adapter_config, base_name, dtype="float
 
 
 def pair_digest(fields):
-    """The SHA-256 of what an adapter_config.json says about how its weights are used."""
+    """Return the SHA-256 of the fields that say how the weights are used."""
     used = {name: fields[name] for name in PAIRED if name in fields}
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
@@ -72,15 +72,15 @@ class LoadedAdapter(NamedTuple):
 
 
 def load_adapter(folder, base, scheme="none", block_size=64):
-    """Read an adapter from a folder that PEFT or `save_adapter` wrote: LoadedAdapter.
+    """Read an adapter from a folder that PEFT or `save_adapter` wrote; return LoadedAdapter.
 
-    Its base has lora_scaling and lora_dropout next to each adapted weight. If the adapter
+    The returned base has lora_scaling and lora_dropout next to each adapted weight. If the adapter
     `needs_dense_base`, `base` must be dense, and its projections are then stored in `scheme`.
-    Raises InputError naming the file and the tensor or field that is missing, left over, misshapen,
-    not finite or not implemented. A folder with only a pickle is refused unopened.
+    Raises InputError naming the file and the tensor or field that is missing, unexpected, of the
+    wrong shape, not finite or not implemented. A folder with only a pickle is refused unopened.
     """
     folder = Path(folder)
-    require(folder.is_dir(), f"{folder} is no folder: give one that holds {CONFIG} and {WEIGHTS}")
+    require(folder.is_dir(), f"{folder} is not a folder: give one with {CONFIG} and {WEIGHTS}")
     pickled = folder / "adapter_model.bin"
     require((folder / WEIGHTS).exists() or not pickled.exists(), pickle_refusal(pickled))
     entries, raw = safetensors_file.read_header(folder / WEIGHTS), read_json(folder / CONFIG)
@@ -114,21 +114,21 @@ def load_adapter(folder, base, scheme="none", block_size=64):
 
 
 def _check_pair(folder, fields):
-    """Raise InputError unless config and weights are of one save; PEFT writes no digest."""
+    """Raise InputError unless config and weights were saved together; PEFT writes no digest."""
     metadata = safetensors_file.read_json_header(folder / WEIGHTS)[0].get("__metadata__")
     pair = metadata.get(PAIR) if isinstance(metadata, dict) else None
-    two = f"{CONFIG} and {WEIGHTS} in {folder} are not of one save"
+    two = f"{CONFIG} and {WEIGHTS} in {folder} were not saved together"
     same = pair is None or pair == pair_digest(fields)
-    require(same, f"{two}: save the adapter again, which train --resume does for a run")
+    require(same, f"{two}: save the adapter again (for a run, use train --resume)")
 
 
 def needs_dense_base(folder):
-    """Tell whether the adapter's start changed the base, so that the dense base must be loaded."""
+    """Tell whether the initialization changed the base, so that the dense base must be loaded."""
     return read_json(Path(folder) / CONFIG).get("init_lora_weights") in INITIALIZERS
 
 
 def trains_all_weights(folder):
-    """Tell whether the folder is of full fine-tuning, whose base is held in float32."""
+    """Tell whether the adapter is a full fine-tuning, whose base is held in float32."""
     return read_json(Path(folder) / CONFIG).get("minilora_method") == "full"
 
 
@@ -146,10 +146,10 @@ def _read(path, entries, shapes):
 
 
 def save_state(path, adapters, state, metadata):
-    """Write all that a run needs to go on as if never interrupted, in one safetensors file.
+    """Write everything that a run needs to resume exactly, in one safetensors file.
 
-    `state`: as `train` hands it to on_step. `metadata`: anything that JSON can hold, such as the
-    run's settings. Raises InputError if the file cannot be written or a number is not finite.
+    `state` is what `train` passes to on_step, `metadata` any JSON value. Raises InputError if the
+    file cannot be written or a number is not finite.
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
@@ -161,20 +161,19 @@ def save_state(path, adapters, state, metadata):
 
 def read_metadata(path):
     """Read (numbers of the state, metadata) of a file that `save_state` wrote."""
-    complaint = f"{path} is no checkpoint of a run"
+    complaint = f"{path} is not a checkpoint of a run"
     texts = safetensors_file.read_json_header(path)[0].get("__metadata__")
     require(isinstance(texts, dict), complaint)
-    names = "minilora_run", "facts"
-    numbers, metadata = (parse_json(str(texts.get(name)), complaint) for name in names)
+    numbers = parse_json(str(texts.get("minilora_run")), complaint)
+    metadata = parse_json(str(texts.get("facts")), complaint)
     require(isinstance(numbers, dict) and isinstance(metadata, dict), complaint)
     return numbers, metadata
 
 
 def load_state(path, like=None):
-    """Read (adapters, state, metadata) from a file that `save_state` wrote, every bit as it was.
+    """Read (adapters, state, metadata) from a file that `save_state` wrote, bit for bit.
 
-    Raises InputError if the file is missing, truncated, something else, or of other shapes than the
-    adapters `like`, where they are given.
+    Raises InputError if the file is not a checkpoint, or its shapes differ from the tree `like`.
     """
     entries, (numbers, metadata) = safetensors_file.read_header(path), read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
@@ -182,7 +181,7 @@ def load_state(path, like=None):
     best, *counts = (numbers.get(name) for name in ("best_loss", "step", "worse"))
     sound = type(best) in (int, float) and best == best  # not NaN
     sound = sound and all(type(n) is int and 0 <= n < 2**63 for n in counts)
-    require(sound and ours and len(numbers) == 3, f"{path} is no checkpoint of a run")
+    require(sound and ours and len(numbers) == 3, f"{path} is not a checkpoint of a run")
     trees = {"adapters", "m", "v", *(name.partition(".")[0] for name in entries)}
     shapes = {f"{tree}.{name}": found.shape for name, found in ours.items() for tree in trees}
     state = numbers | unflatten(_read(path, entries, shapes))

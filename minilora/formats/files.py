@@ -1,4 +1,4 @@
-"""Shared by readers and writers of files: errors that name the file, folders that appear whole."""
+"""Shared file helpers: errors that name the file, and files and folders written as a whole."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from ..data.rows import parse_json
 
 
 def read_text(path):
-    """Read a text file in UTF-8."""
+    """Return the text of a UTF-8 file; raise InputError if it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -21,7 +21,7 @@ def read_text(path):
 
 
 def read_json(path, default=None):
-    """Read the object in a JSON file, or return `default` if there is no file."""
+    """Return the object in a JSON file, or `default` if the file does not exist."""
     if not Path(path).exists():
         require(default is not None, f"{path} is missing")
         return default
@@ -31,20 +31,20 @@ def read_json(path, default=None):
 
 
 def write_json(path, value):
-    """Write an object as indented JSON, in UTF-8 on every platform."""
+    """Write an object as indented JSON in UTF-8."""
     text = json.dumps(value, indent=2, ensure_ascii=False)
     Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def pickle_refusal(path):
-    """Say why a pickle of weights is not read."""
-    why = "it is a pickle and could run any program; save the weights as safetensors"
-    return f"{path.parent} has only {path.name}, which is never opened because {why}"
+    """Return the message for a folder whose weights are in a pickle."""
+    why = "a pickle, which can run any program: save the weights as safetensors"
+    return f"{path.parent} has only {path.name}, {why}"
 
 
 @contextmanager
 def write_errors(path):
-    """Turn an OSError of the block into an InputError that says that `path` cannot be written."""
+    """Turn an OSError in the block into an InputError that says that `path` cannot be written."""
     try:
         yield
     except OSError as error:
@@ -53,30 +53,30 @@ def write_errors(path):
 
 @contextmanager
 def errors_in(path):
-    """Put the file's name in front of what an InputError of the block says."""
+    """Put the file's name before the message of an InputError in the block."""
     try:
         yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except RecursionError as error:  # of a message that was to show a value
+    except RecursionError as error:  # in a message that shows a value
         raise InputError(f"{path}: a value in it is nested too deeply") from error
 
 
 def require_new(path):
-    """Raise InputError if `path` exists and is not an empty folder; return whether it is one."""
+    """Raise InputError unless `path` is new or an empty folder; return whether it is the latter."""
     path = Path(path)
     empty = path.is_dir() and not any(path.iterdir())
-    require(empty or not os.path.lexists(path), f"{path} exists already: name a new folder")
+    require(empty or not os.path.lexists(path), f"{path} exists already: choose a new folder")
     place = next(folder for folder in path.absolute().parents if folder.exists())
-    require(os.access(place, os.W_OK), f"{path} cannot be written: {place} does not let you")
+    require(os.access(place, os.W_OK), f"{path} cannot be written: no permission to write {place}")
     return empty
 
 
 @contextmanager
 def new_folder(path):
-    """Yield a temporary folder that becomes `path` if the block succeeds and vanishes if it fails.
+    """Yield a temporary folder that becomes `path` if the block succeeds, and is removed otherwise.
 
-    Raises InputError if `path` exists and is not an empty folder: nothing of a user's is replaced.
+    Raises InputError if `path` exists and is not an empty folder, so that no user's file is lost.
     """
     path, empty = Path(path), require_new(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -90,17 +90,14 @@ def new_folder(path):
                 if name.is_file():
                     sync(name)
             temporary.rename(path)
-            sync_folder(path.parent)
+            sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
 def atomic_write(*paths):
-    """Yield a temporary name for each path; when the block succeeds, they take the paths' places.
-
-    Raises InputError if the disk or the folder does not let them.
-    """
+    """Yield a temporary name per path; if the block succeeds, these files replace the paths."""
     temporary = [path.with_name(f"{path.name}.{os.getpid()}.tmp") for path in paths]
     try:
         with write_errors(paths[0]):
@@ -109,7 +106,7 @@ def atomic_write(*paths):
                 sync(name)
             for name, path in zip(temporary, paths):
                 os.replace(name, path)
-            sync_folder(paths[0].parent)
+            sync(paths[0].parent)
     finally:
         for name in temporary:
             with suppress(OSError):
@@ -117,13 +114,13 @@ def atomic_write(*paths):
 
 
 def replace_text(path, text):
-    """Write a text file whole or not at all."""
+    """Write a text file completely or not at all."""
     with atomic_write(Path(path)) as (temporary,):
         temporary.write_text(text, encoding="utf-8")
 
 
 def append(path, size, text):
-    """Write `text` at byte `size` of a file, in place of what follows, and bring it to the disk."""
+    """Cut a file to `size` bytes, append `text`, and flush the file to the disk."""
     with write_errors(path), open(path, "r+b") as file:
         file.truncate(size)
         file.seek(size)
@@ -133,14 +130,11 @@ def append(path, size, text):
 
 
 def sync(path):
-    """Bring a file's bytes to the disk, or its new name may get there first."""
-    with open(path, "r+b") as file:
-        os.fsync(file.fileno())
-
-
-def sync_folder(folder):
-    """Bring the names in a folder to the disk, where the system can (POSIX)."""
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY)
-        os.fsync(number)
-        os.close(number)
+    """Flush a file to the disk before it is renamed, or the names in a folder (on POSIX only)."""
+    posix = os.name == "posix"
+    if posix or path.is_file():
+        number = os.open(path, os.O_RDONLY if posix else os.O_RDWR)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

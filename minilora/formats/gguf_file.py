@@ -1,8 +1,8 @@
-"""GGUF, the format of llama.cpp: typed metadata, a table of tensors, then aligned raw blocks.
+"""Read GGUF, the format of llama.cpp: typed metadata, a table of tensors, then aligned raw blocks.
 
-A quantized tensor is a run of blocks of 32 weights. Each block has its own scale (and for Q4_1 an
-offset) in float16, and a small whole number per weight. Every length in the file is checked
-against the file before it is believed. `gguf_llama.py` makes a Llama of it.
+A quantized tensor consists of blocks of 32 weights. Each block has a scale (and for Q4_1 an offset)
+in float16, and a small integer per weight. Every length in the file is checked against the file's
+size before it is used. `gguf_llama.py` turns the tensors into a Llama.
 """
 
 import math
@@ -23,22 +23,22 @@ BLOCKS = {
     "Q4_1": np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", BLOCK // 2)]),
     "Q8_0": np.dtype([("d", "<f2"), ("q", "i1", BLOCK)]),
 }
-FORMS: dict[str, np.dtype] = FLOATS | BLOCKS  # the types that are read
+FORMS: dict[str, np.dtype] = FLOATS | BLOCKS  # the supported types
 TYPES = {
     0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1",
     10: "Q2_K", 11: "Q3_K", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 16: "IQ2_XXS", 17: "IQ2_XS",
     18: "IQ3_XXS", 20: "IQ4_NL", 21: "IQ3_S", 23: "IQ4_XS", 30: "BF16",
 }  # fmt: skip
-INSTEAD = "load the model as a Hugging Face folder"  # what to do with a file that is not read
+INSTEAD = "load the model as a Hugging Face folder"  # what to do with an unsupported file
 STRING, ARRAY = 8, 9
 SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
 
 
-@np.errstate(invalid="ignore")  # of a scale that is not finite: `check_floats` refuses it by name
+@np.errstate(invalid="ignore")  # `check_floats` raises an error for a scale that is not finite
 def dequantize(raw, kind):
-    """Compute the float32 numbers, flat, in the bytes (uint8) of a tensor of type `kind`."""
+    """Decode the bytes (uint8) of a tensor of type `kind` into a flat float32 array."""
     if kind in FLOATS:
         return decode(raw.view(FLOATS[kind]), kind)
     blocks = raw.view(BLOCKS[kind])
@@ -53,7 +53,7 @@ def dequantize(raw, kind):
 
 
 def to_low_precision(raw, kind, shape):
-    """Make the matrix in the bytes of a tensor of type F16, BF16 or Q8_0, left in that type."""
+    """Return the matrix in the bytes of a tensor of type F16, BF16 or Q8_0, kept in that type."""
     if kind != "Q8_0":
         return halves(raw.view("<u2").reshape(shape), kind)
     blocks = raw.view(BLOCKS[kind])
@@ -72,50 +72,53 @@ def _nibbles(packed):
 
 @dataclass
 class Cursor:
-    """A place in the file's bytes; reading past the end is an InputError."""
+    """A position in the file's bytes. Reading past the end raises InputError."""
 
     path: str
     data: mmap.mmap
     at: int
 
     def bytes(self, count):
+        """Read `count` bytes."""
         start, self.at = self.at, self.at + count
         require(self.at <= len(self.data), f"{self.path} is truncated: its header is cut off")
         return self.data[start : self.at]
 
     def number(self, form):
+        """Read one little-endian number of a `struct` format."""
         return struct.unpack("<" + form, self.bytes(struct.calcsize("<" + form)))[0]
 
     def string(self):
+        """Read a text: its length, then UTF-8."""
         try:
             return self.bytes(self.number("Q")).decode()
         except UnicodeDecodeError as error:
             raise InputError(f"{self.path}: the text before byte {self.at} is not UTF-8") from error
 
     def value(self, kind):
-        """Read a metadata value of the type numbered `kind`; an array becomes a list."""
+        """Read a metadata value of type number `kind`; an array becomes a list."""
         if kind == STRING:
             return self.string()
         if kind == ARRAY:
             kind, count = self.number("I"), self.number("Q")
-            require(kind != ARRAY, f"{self.path}: arrays of arrays are not read")
+            require(kind != ARRAY, f"{self.path}: arrays of arrays are not supported")
             if kind in SCALARS:
                 form, size = SCALARS[kind], struct.calcsize("<" + SCALARS[kind])
                 return list(struct.unpack(f"<{count}{form}", self.bytes(count * size)))
             return [self.value(kind) for _ in range(count)]
-        require(kind in SCALARS, f"{self.path}: its metadata has the unknown type {kind}")
+        require(kind in SCALARS, f"{self.path}: a metadata value has the unknown type {kind}")
         return self.number(SCALARS[kind])
 
 
 def read_header(path):
-    """Read (metadata, {GGUF's name: Entry}) of a GGUF file.
+    """Read (metadata, {tensor name: Entry}) of a GGUF file.
 
-    Raises InputError if the file is missing, no GGUF, truncated, or not what its header says.
+    Raises InputError if the file is missing, truncated, not GGUF, or contradicts its header.
     """
     path = os.fspath(path)
     try:
         with open(path, "rb") as file:
-            require(file.read(4) == b"GGUF", f"{path} is no GGUF file")
+            require(file.read(4) == b"GGUF", f"{path} is not a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _parse(Cursor(path, data, at=4))
     except OSError as error:
@@ -124,19 +127,19 @@ def read_header(path):
 
 def _parse(cursor):
     version = cursor.number("I")
-    require(version in (2, 3), f"{cursor.path} is GGUF version {version}; 2 and 3 are read")
+    require(version in (2, 3), f"{cursor.path} is GGUF version {version}, not 2 or 3")
     tensors, keys = cursor.number("Q"), cursor.number("Q")
     metadata, table = {}, {}
     for _ in range(keys):
         key = cursor.string()
-        require(key not in metadata, f"{cursor.path}: {key} is there twice")
+        require(key not in metadata, f"{cursor.path}: {key} occurs twice")
         metadata[key] = cursor.value(cursor.number("I"))
     for _ in range(tensors):
         name, dims = cursor.string(), cursor.number("I")
-        require(name.isprintable(), f"{cursor.path}: {name!r} is no name of a tensor")
-        require(name not in table, f"{cursor.path}: tensor {name} is there twice")
+        require(name.isprintable(), f"{cursor.path}: {name!r} is not a valid tensor name")
+        require(name not in table, f"{cursor.path}: tensor {name} occurs twice")
         require(1 <= dims <= 4, f"{cursor.path}: tensor {name} has {dims} dimensions")
-        shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]  # the file: columns first
+        shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]  # GGUF stores columns first
         table[name] = shape, cursor.number("I"), cursor.number("Q")
     alignment = metadata.get("general.alignment", 32)
     sound = type(alignment) is int and alignment > 0
@@ -144,26 +147,26 @@ def _parse(cursor):
     start = end = -(-cursor.at // alignment) * alignment
     entries = {}
     for name, (shape, number, offset) in table.items():
-        # one after the other, each from a multiple of the alignment on, as llama.cpp demands
+        # llama.cpp requires tensors without gaps, each starting at a multiple of the alignment
         at = start + -(-(end - start) // alignment) * alignment
         where = f"{cursor.path}: tensor {name}"
-        require(start + offset == at, f"{where} overlaps another or leaves a gap")
+        require(start + offset == at, f"{where} overlaps another tensor or leaves a gap")
         entries[name], end = _entry(cursor, where, shape, number, at)
     return metadata, entries
 
 
 def _entry(cursor, where, shape, number, at):
-    """Make (the Entry, its end) of the tensor whose bytes begin at `at`."""
+    """Return (Entry, end) of the tensor whose bytes begin at `at`."""
     size = len(cursor.data)
     kind = TYPES.get(number, number)
-    way = "take a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
-    require(kind in FORMS, f"{where} has the type {kind}, which is not read; {way}")
+    way = "use a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
+    require(kind in FORMS, f"{where} has the unsupported type {kind}: {way}")
     require(is_possible(shape), f"{where} has the impossible shape {shape}")
     block = BLOCK if kind in BLOCKS else 1
-    require(shape[-1] % block == 0, f"{where} has rows of {shape[-1]}, no whole blocks")
+    require(shape[-1] % block == 0, f"{where} has rows of {shape[-1]}, not whole blocks of {block}")
     count = math.prod(shape) // block * FORMS[kind].itemsize
     end = at + count
-    require(end <= size, f"{where} ends at byte {end} of {size}: truncated, copy it again")
+    require(end <= size, f"{where} ends at byte {end} of {size}: copy the truncated file again")
 
     def raw():
         return read_raw(where, cursor.path, np.uint8, count, at)

@@ -1,6 +1,6 @@
-"""A Llama in a GGUF file: its configuration and its tensors under Hugging Face's names.
+"""Read a Llama from a GGUF file: its configuration, and its tensors under Hugging Face's names.
 
-llama.cpp differs from Hugging Face in the names and in the order of the rows of q_proj and k_proj.
+llama.cpp uses different names and a different order of the rows of q_proj and k_proj.
 """
 
 import re
@@ -23,9 +23,9 @@ NAMES = {
 
 
 def half_rotation_order(w, heads):
-    """Undo llama.cpp's order of the rows of q_proj and k_proj: weight (heads·hd, in), or bias.
+    """Return the rows of q_proj or k_proj, weight (heads·hd, in) or bias, in Hugging Face's order.
 
-    Its rotation turns neighbours (2j, 2j+1) of a head, Hugging Face's turns (j, j + hd/2).
+    llama.cpp rotates the pairs (2j, 2j+1) of a head, Hugging Face rotates (j, j + hd/2).
     """
     pairs = w.reshape(heads, -1, 2, *w.shape[1:])  # (heads, hd/2, 2, ...)
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(w.shape)
@@ -34,7 +34,7 @@ def half_rotation_order(w, heads):
 def read(path):
     """Read (ModelConfig, {Hugging Face's path: Entry}, metadata) of a GGUF file.
 
-    Raises InputError naming the key or tensor that is missing, unknown or not read.
+    Raises InputError naming the key or tensor that is missing, unknown or not supported.
     """
     metadata, entries = gguf_file.read_header(path)
     with errors_in(path):
@@ -52,13 +52,13 @@ def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
     found = re.findall(r"^(blk\.\d+\.|)(\w+)\.(weight|bias)$", name)
     known = found and found[0][1] in NAMES
-    require(known, f"{where} is not read here: {gguf_file.INSTEAD}")
+    require(known, f"{where} is not supported: {gguf_file.INSTEAD}")
     block, module, leaf = found[0]
     return f"{block.replace('blk', 'model.layers')}{NAMES[module]}.{leaf}"
 
 
 def _in_order(entry, heads):
-    """Make the entry read its rows in Hugging Face's order."""
+    """Return an Entry that reads the rows in Hugging Face's order."""
 
     def read():
         return half_rotation_order(entry.read(), heads)
@@ -68,7 +68,7 @@ def _in_order(entry, heads):
 
 def _config(metadata, tied):
     kind = metadata.get("general.architecture")
-    require(kind == "llama", f"the file holds a {kind!r} model; only llama is read")
+    require(kind == "llama", f"the architecture is {kind!r}; only llama is supported")
 
     def whole(name, default=None):
         return size(metadata, f"llama.{name}", default)
@@ -83,7 +83,7 @@ def _config(metadata, tied):
     tokens = metadata.get("tokenizer.ggml.tokens")
     key = "llama.rope.scaling.type"
     stretch = metadata.get(key, "none")
-    require(stretch == "none", f"{key} {stretch!r} is not read here: {gguf_file.INSTEAD}")
+    require(stretch == "none", f"{key} {stretch!r} is not supported: {gguf_file.INSTEAD}")
     return ModelConfig(
         vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
         hidden_size=width, intermediate_size=whole("feed_forward_length"),

@@ -1,7 +1,7 @@
-"""The tokenizer that a GGUF file's metadata describes, rebuilt with the `tokenizers` library.
+"""Rebuild the tokenizer in a GGUF file's metadata with the `tokenizers` library.
 
-Byte-level BPE is read (GPT-2's; SmolLM's differs in how text is cut before merging): the file has
-its vocabulary and its merges. Other tokenizers are read from a Hugging Face folder only.
+Only byte-level BPE is supported, with the pre-tokenizers of GPT-2 and SmolLM: the file contains
+the vocabulary and the merges. Other tokenizers need a Hugging Face folder.
 """
 
 from ..config import require
@@ -16,9 +16,9 @@ ID_KEYS = {
 
 
 def from_metadata(path, metadata):
-    """Make the PretrainedTokenizer of the GGUF file at `path` whose metadata is given.
+    """Return the PretrainedTokenizer that the metadata of the GGUF file `path` describes.
 
-    Raises InputError naming the key that is missing or holds what is not read.
+    Raises InputError naming the key that is missing or not supported.
     """
     template = metadata.get("tokenizer.chat_template")
     with errors_in(path):
@@ -40,17 +40,17 @@ def _get(metadata, name):
 
 
 def _backend(metadata):
-    """Make (tokenizers.Tokenizer, {"eos_token": "<|im_end|>", …})."""
+    """Return (tokenizers.Tokenizer, {"eos_token": "<|im_end|>", …})."""
     kind, tokens = _get(metadata, "model"), _get(metadata, "tokens")
-    require(kind == "gpt2", f"tokenizer.ggml.model {kind!r} is not read here: {INSTEAD}")
+    require(kind == "gpt2", f"tokenizer.ggml.model {kind!r} is not supported: {INSTEAD}")
     texts = isinstance(tokens, list) and all(isinstance(t, str) and len(t) < 4096 for t in tokens)
     different = texts and len(set(tokens)) == len(tokens)
-    require(different, "tokenizer.ggml.tokens must be different texts of less than 4,096 letters")
+    require(different, "tokenizer.ggml.tokens must be distinct texts of at most 4,095 characters")
     special = {}
     for name, key in ID_KEYS.items():
         i = metadata.get(f"tokenizer.ggml.{key}_token_id")
         sound = i is None or (type(i) is int and 0 <= i < len(tokens))
-        require(sound, f"{name} has the id {i!r} of {len(tokens)} tokens")
+        require(sound, f"{name} has the id {i!r}, but there are {len(tokens)} tokens")
         if i is not None:
             special[name] = tokens[i]
     tk = library("tokenizers")
@@ -62,7 +62,7 @@ def _backend(metadata):
         backend.post_processor = tk.processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, _get(metadata, "bos_token_id"))]
         )
-    # tokens that are found in a text as they are; control tokens are not printed
+    # these tokens are matched in a text before BPE; control tokens are not printed
     for token, use in zip(tokens, metadata.get("tokenizer.ggml.token_type", ())):
         if use == CONTROL:
             backend.add_special_tokens([tk.AddedToken(token, normalized=False, special=True)])
@@ -72,14 +72,14 @@ def _backend(metadata):
 
 
 def _byte_level(tk, metadata, vocabulary):
-    """Make GPT-2's BPE over bytes spelled as printable characters (Radford et al. 2019, 2.2)."""
+    """Return GPT-2's BPE over bytes written as printable characters (Radford et al. 2019, 2.2)."""
     pre = metadata.get("tokenizer.ggml.pre")
     known = pre in ("smollm", "gpt-2")
-    require(known, f"tokenizer.ggml.pre {pre!r} is not read here: {INSTEAD}")
+    require(known, f"tokenizer.ggml.pre {pre!r} is not supported: {INSTEAD}")
     merges = [tuple(merge.split(" ", 1)) for merge in _get(metadata, "merges")]
     backend = tk.Tokenizer(tk.models.BPE(vocabulary, merges))
-    # every digit alone, then GPT-2's cut of what is between: in "a  12" both spaces stay together,
-    # where GPT-2 alone would leave one of them with the number
+    # SmolLM splits off each digit before GPT-2's pre-tokenizer: in "a  12" both spaces stay
+    # together, while GPT-2 alone would join one of them to the number
     digits = [tk.pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
     by_gpt2 = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.pre_tokenizer = tk.pre_tokenizers.Sequence([*digits, by_gpt2])

@@ -1,10 +1,10 @@
-"""A Hugging Face folder of a Llama: its config.json, its tensors, in which files, and writing one.
+"""Read and write a Hugging Face folder of a Llama: config.json and the files of the tensors.
 
-Part 1 of `lessons/00_qlora_in_one_file.py`, made general: several files per model, other shapes.
+This generalizes part 1 of `lessons/00_qlora_in_one_file.py`: several files per model, other shapes.
 
-The fields of config.json moved over the years: the rotation's base was `rope_theta` with
-`rope_scaling` beside it up to transformers 4 and is inside `rope_parameters` from 5 on; `rope_type`
-was once `type`. What would change the arithmetic and is not implemented here is refused by name.
+Some fields of config.json have moved: transformers 4 has `rope_theta` and `rope_scaling`,
+transformers 5 has both inside `rope_parameters`; `rope_type` was once `type`. A field that would
+change the computation and is not implemented raises an error that names it.
 """
 
 from dataclasses import replace
@@ -22,7 +22,7 @@ from .files import errors_in, new_folder, pickle_refusal, read_json, write_json
 from .safetensors_file import FORMAT_NAME, Entry
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-BIASES = {"attention_bias": "self_attn", "mlp_bias": "mlp"}  # config.json's fields: parts of layers
+BIASES = {"attention_bias": "self_attn", "mlp_bias": "mlp"}  # field of config.json: part of a layer
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim",
@@ -34,7 +34,7 @@ LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddin
 
 
 def read_config(folder):
-    """Read (ModelConfig, the whole object) of folder/config.json.
+    """Read (ModelConfig, the JSON object) of folder/config.json.
 
     Raises InputError naming the file and the field that is missing, malformed or not implemented.
     """
@@ -62,7 +62,7 @@ def read_config(folder):
 
 
 def size(raw, name, default=None):
-    """Return raw[name], or the default for null, if it is a whole number from 1."""
+    """Return raw[name], or the default for null; raise InputError unless it is a positive int."""
     value = default if raw.get(name) is None else raw[name]
     sound = type(value) is int and value > 0
     require(sound, f"{name} must be a whole number from 1, got {value!r}")
@@ -70,7 +70,7 @@ def size(raw, name, default=None):
 
 
 def positive(raw, name, default=None):
-    """Return raw[name], or the default for null, if it is a positive number that float32 holds."""
+    """Return raw[name], or the default for null; raise InputError unless it is positive."""
     value = default if raw.get(name) is None else raw[name]
     sound = type(value) in (int, float) and 1e-38 < value < 1e38
     require(sound, f"{name} must be a positive number, got {value!r}")
@@ -78,7 +78,7 @@ def positive(raw, name, default=None):
 
 
 def ids(raw, name):
-    """Return raw[name], a token id, a list of them or null, as a tuple."""
+    """Return raw[name], which is a token id, a list of them or null, as a tuple."""
     value = raw.get(name)
     found = value if isinstance(value, list) else [] if value is None else [value]
     sound = all(type(i) is int and i >= 0 for i in found)
@@ -87,7 +87,7 @@ def ids(raw, name):
 
 
 def _rope(raw):
-    """Read (rope_theta, rope_scaling as ModelConfig has it) from either generation's fields."""
+    """Read (rope_theta, rope_scaling of ModelConfig) from the fields of transformers 4 or 5."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     require(isinstance(rope, dict), f"the rope parameters must be an object, got {rope!r}")
     every = raw | rope
@@ -108,10 +108,7 @@ def _rope(raw):
 
 
 def as_json(config, dtype, biases):
-    """Make the object for config.json, in the spelling that transformers 4 and 5 both read.
-
-    `dtype`: float32, float16 or bfloat16, in which the tensors beside it are stored.
-    """
+    """Return the object for config.json, with field names that transformers 4 and 5 both read."""
     eos = list(config.eos_token_id)
     return {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama",
@@ -123,14 +120,14 @@ def as_json(config, dtype, biases):
 
 
 def projection_shapes(config):
-    """Compute {name: (out, in)} of a layer's seven projections."""
+    """Return {name: (out, in)} of a layer's seven projections."""
     D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
     q, kv = config.num_attention_heads * hd, config.num_key_value_heads * hd
     return dict(zip(ALL_LINEAR, ((q, D), (kv, D), (kv, D), (D, q), (F, D), (F, D), (D, F))))
 
 
 def shapes(config, attention_bias=False, mlp_bias=False):
-    """Compute {path: shape} of every tensor of a Llama with this configuration."""
+    """Return {path: shape} of every tensor of a Llama with this configuration."""
     D = config.hidden_size
     layer: dict = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
     for name, shape in projection_shapes(config).items():
@@ -147,16 +144,13 @@ def shapes(config, attention_bias=False, mlp_bias=False):
 
 
 def biases(paths):
-    """Tell which parts of the model have biases, as `shapes` and config.json name them."""
+    """Return {"attention_bias": …, "mlp_bias": …}: which parts of the model have biases."""
     parts = {path.split(".")[-3] for path in paths if path.endswith(".bias")}
     return {field: part in parts for field, part in BIASES.items()}
 
 
 def read_tensors(folder):
-    """Read {name: Entry} of model.safetensors, or of the shards that its index lists.
-
-    Raises InputError if there is neither. Pickled weights are never opened.
-    """
+    """Read {name: Entry} of model.safetensors or the shards of its index; never open a pickle."""
     single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
     if single.is_file():
         return safetensors_file.read_header(single)
@@ -175,23 +169,23 @@ def read_tensors(folder):
 
 
 def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {}, **fields):
-    """Write a new folder: config.json (with `fields` in it), model.safetensors, the tokenizer's.
+    """Write a new folder with config.json (and `fields` in it), model.safetensors and tokenizer.
 
-    `quantized(path, leaf)` gives {name: Entry} for a leaf that is to be stored quantized; every
-    other leaf is stored dense in `dtype`, and made dense when its turn comes. Raises InputError,
-    and leaves nothing behind, if the folder exists and is not empty, or if a leaf is none of a
-    Llama's, is missing, or has the wrong shape.
+    `quantized(path, leaf)` returns {name: Entry} for a leaf that is stored quantized, else {}. The
+    other leaves are stored in `dtype` and dequantized one by one. Raises InputError and writes
+    nothing if the folder exists and is not empty, or if a leaf is missing, is not part of a Llama,
+    or has the wrong shape.
     """
     require(dtype in FORMAT_NAME, f"--dtype must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
     leaves = {path: w for path, w in flatten(base).items() if hasattr(w, "shape")}
     config = replace(config, tie_word_embeddings="lm_head.weight" not in leaves)
     expected = shapes(config, **biases(leaves))
     for path, w in leaves.items():
-        require(path in expected, f"{path} has no place in a Llama's folder: merge it first")
+        require(path in expected, f"{path} is not a tensor of a Llama: merge the adapter first")
         require(w.shape == expected[path], f"{path} has the shape {w.shape}, not {expected[path]}")
     tensors: dict = {}
     for path, shape in expected.items():
-        # Hugging Face knows biases for all projections of a part or for none: the others are zeros
+        # in Hugging Face's format all projections of a part have biases or none has: add zeros
         require(path in leaves or path.endswith(".bias"), f"the base lacks {path}")
         leaf = leaves.get(path)
         read = partial(np.zeros, shape, np.float32) if leaf is None else partial(dense, leaf)

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder: reading and writing its three files."""
+"""Read and write the three tokenizer files of a Hugging Face folder."""
 
 from pathlib import Path
 
@@ -8,13 +8,13 @@ from .files import errors_in, read_json, read_text, write_json
 
 
 def from_folder(folder, eos_token_id=None):
-    """Return the tokenizer of a Hugging Face folder; `eos_token_id` is for one that names none."""
+    """Return the tokenizer of a Hugging Face folder, with `eos_token_id` if the files name none."""
     folder = Path(folder)
     path = folder / "tokenizer.json"
     way = "write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-    require(path.is_file(), f"{folder} has no tokenizer.json; {way}")
+    require(path.is_file(), f"{folder} has no tokenizer.json: {way}")
     tokenizers = library("tokenizers")
-    with one_error(f"{path} is no tokenizer"):
+    with one_error(f"{path} is not a tokenizer"):
         backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     backend.no_padding()
     backend.no_truncation()
@@ -36,7 +36,7 @@ def _text(folder, name, value):
 
 
 def _template(folder, settings):
-    """Return the file's template, as in transformers; else the settings', or their default one."""
+    """Return the chat template of the file, else of the settings (there, `default` of a list)."""
     path = folder / "chat_template.jinja"
     if path.is_file():
         return read_text(path)
@@ -48,7 +48,7 @@ def _template(folder, settings):
 
 
 def save(tokenizer, folder):
-    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, for transformers."""
+    """Write tokenizer.json, tokenizer_config.json and chat_template.jinja."""
     folder = Path(folder)
     (folder / "tokenizer.json").write_text(tokenizer.backend.to_str(), encoding="utf-8")
     settings = {k: v for k, v in tokenizer.settings.items() if k != "chat_template"}

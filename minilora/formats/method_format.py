@@ -1,10 +1,10 @@
-"""The files of the methods other than LoRA: PEFT's where PEFT has the method, else our own.
+"""The file format of the methods other than LoRA: PEFT's format if PEFT has the method, else ours.
 
-Ours are the same two: an adapter_config.json with `minilora_method` in the place of `peft_type`
-(and `bottleneck_size`), which PEFT refuses, and tensors under the paths of the trained tree.
+Our format has the same two files: an adapter_config.json with `minilora_method` instead of
+`peft_type`, which PEFT rejects, and tensors under the paths of the trained tree.
 
-In PEFT's files a prompt is one tensor, `prompt_embeddings` (n, D). So is the output of P-tuning's
-network (the network itself is dropped), and a prefix: (n, L·2·K·hd), each layer's keys, values.
+In PEFT's files, a prompt is one tensor `prompt_embeddings` (n, D). P-tuning stores the output of
+its network there, without the network. A prefix is (n, L·2·K·hd): keys and values of each layer.
 """
 
 import numpy as np
@@ -15,10 +15,10 @@ from ..methods.registry import METHODS, MethodConfig
 from ..tree import get, named_leaves, unflatten
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
 
-LARGEST = 2**12  # of a size in a file: what is larger is malformed
+LARGEST = 2**12  # largest valid size in a file
 PROMPT = "prompt_embeddings"
 
-# Fields of PEFT's adapter_config.json that say what a method computes, by method ...
+# Fields of PEFT's adapter_config.json that decide what a method computes, by method ...
 VIRTUAL = {"num_transformer_submodules": 1, "modules_to_save": None}
 FIXED: dict = {
     "ia3": {
@@ -30,7 +30,7 @@ FIXED: dict = {
     "p-tuning": VIRTUAL | {"peft_type": "P_TUNING"},
     "prefix": VIRTUAL | {"peft_type": "PREFIX_TUNING"},
 }  # fmt: skip
-# ... and fields of any value: how the numbers started, or the base's shape, which the tensors tell.
+# ... and fields that may have any value: the initialization, and the base's shape.
 BASE = {"num_layers": None, "token_dim": None, "num_attention_heads": None}
 FREE: dict = {
     "ia3": {"init_ia3_weights": True},
@@ -53,7 +53,7 @@ def _fixed(method):
 
 
 def as_json(config, base_name):
-    """Make the object for adapter_config.json; `base_name` is the name or folder of the base."""
+    """Return the object for adapter_config.json; `base_name` is the name or folder of the base."""
     written = NEUTRAL | FREE.get(config.method, {}) | _fixed(config.method)
     if config.method in SIZE:
         written[SIZE[config.method]] = getattr(config, SIZE[config.method])
@@ -61,7 +61,7 @@ def as_json(config, base_name):
 
 
 def read_config(raw):
-    """Make the MethodConfig of the object in an adapter_config.json.
+    """Return the MethodConfig that the object in an adapter_config.json describes.
 
     Raises InputError naming the field that is malformed or not implemented.
     """
@@ -70,7 +70,7 @@ def read_config(raw):
     known = kind is None or str(kind) in types
     require(known, f"peft_type {kind!r} is not implemented; LORA, {', '.join(types)} are")
     own = [name for name in METHODS if name not in (*FIXED, "lora", "dora")]
-    require(kind or method in own, "neither a peft_type nor a minilora_method that is known")
+    require(kind or method in own, "no peft_type and no known minilora_method")
     method = types.get(kind, method)
     size = SIZE.get(method)
     refuse_unknown(raw, {*NEUTRAL, *FREE.get(method, ()), size}, _fixed(method))
@@ -82,7 +82,7 @@ def read_config(raw):
 
 
 def shapes(config, base):
-    """Compute {tensor's name: shape} of the file of such an adapter on this base."""
+    """Return {tensor name: shape} of the file of such an adapter on this base."""
     if config.method in ("prompt", "p-tuning"):
         width = base["model"]["embed_tokens"]["weight"].shape[1]
         return {PROMPT: (config.num_virtual_tokens, width)}
@@ -91,7 +91,7 @@ def shapes(config, base):
 
 
 def tensors(adapters, config):
-    """Make {tensor's name: array} for the file."""
+    """Return {tensor name: array} for the file."""
     if config.method in ("prompt", "p-tuning"):
         return {PROMPT: prompt(adapters["model"])}
     if config.method == "prefix":
@@ -101,7 +101,7 @@ def tensors(adapters, config):
 
 
 def tree(config, read, base):
-    """Make the trained tree of the tensors in a file, {name: array}."""
+    """Return the trained tree that the tensors of a file, {name: array}, describe."""
     if config.method in ("prompt", "p-tuning"):
         return unflatten({f"model.{PROMPT}": read[PROMPT]})
     if config.method == "prefix":
@@ -112,6 +112,6 @@ def tree(config, read, base):
 
 
 def _prefixes(tree):
-    """List the paths of the keys and values, from the first layer to the last."""
+    """Return the paths of the keys and values, from the first layer to the last."""
     layers, names = range(len(tree["model"]["layers"])), ("prefix_k", "prefix_v")
     return [f"model.layers.{i}.self_attn.{name}" for i in layers for name in names]

@@ -1,8 +1,8 @@
 """PEFT's format: its names for an adapter's tensors, and its adapter_config.json.
 
-Of the file's some forty fields, HONOURED ones say what an adapter computes and are computed here
-too. NEUTRAL ones say nothing about a finished adapter. All the others switch on something that is
-not implemented here; they must be off, and so must fields of later versions that no table knows.
+The file has some forty fields. HONOURED fields decide what an adapter computes and are implemented.
+NEUTRAL fields do not affect a finished adapter. All other fields, also unknown ones of later
+versions, switch on something that is not implemented here; they must be off.
 """
 
 import re
@@ -14,7 +14,7 @@ from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, names_mod
 from ..methods.registry import biases
 from ..tree import flatten, get, named_leaves
 
-PREFIX = "base_model.model."  # PEFT's wrapper, and transformers' model inside it
+PREFIX = "base_model.model."  # PEFT's wrapper, and the model of transformers in it
 # PEFT's names of the leaves of an adapted projection
 LEAVES = {
     "lora_A": "lora_A.weight", "lora_B": "lora_B.weight", "bias": "lora_B.bias",
@@ -23,36 +23,36 @@ LEAVES = {
 
 
 def key(path):
-    """Make PEFT's name of the trained leaf at `path`."""
+    """Return PEFT's name of the trained leaf at `path`."""
     node, _, name = path.rpartition(".")
     return f"{PREFIX}{node}.{LEAVES.get(name, name)}"
 
 
 def tensors(adapters, frozen, config):
-    """Make ({tensor's name: array}, modules_to_save) of a LoRA adapter.
+    """Return ({tensor name: array}, modules_to_save) of a LoRA adapter.
 
     Trained norms and a trained head are modules_to_save. A trained bias b becomes the bias b_B of
-    lora_B (PEFT's lora_bias, for all projections or none): b = b₀ + (α/r)·b_B, where b₀ is the
-    base's own bias or zero. Unless α/r is a power of two, b comes back rounded once more. (On a
-    base without biases PEFT computes with such an adapter, but cannot merge it.)
+    lora_B (PEFT's lora_bias, for all projections or none): b = b₀ + (α/r)·b_B, where b₀ is the bias
+    of the base or zero. Unless α/r is a power of two, reading rounds b once more. PEFT cannot merge
+    such an adapter into a base without biases.
     """
     expected = {path: config.rank_and_scaling(path) for path in lora.target_paths(frozen, config)}
     low_rank, trained = lora.adapted_paths(adapters), flatten(adapters)
     found = {p: (len(trained[f"{p}.lora_A"]), get(frozen, p)["lora_scaling"]) for p in low_rank}
     for path in expected | found:
         has, says = found.get(path), expected.get(path)
-        message = f"the adapter on {path} has rank and scaling {has}, its LoraConfig says {says}"
-        require(has == says, message)
+        which = f"the adapter on {path} has rank and scaling {has}, but its LoraConfig says {says}"
+        require(has == says, which)
     known = {f"{path}.{name}" for path in low_rank for name in LEAVES}
     whole, places = [path for path in trained if path not in known], replaceable(frozen)
     for path in whole:
-        require(path in places, f"PEFT's format has no place for a trained {path}")
+        require(path in places, f"PEFT's format cannot hold a trained {path}")
     modules = [path.removesuffix(".weight") for path in whole]
     short = sorted({module.rpartition(".")[2] for module in modules})
     if sorted(named(short, places)) == sorted(whole):
         modules = short
     if any(path.endswith(".bias") for path in trained):
-        require(not config.use_dora, "PEFT's DoRA has no place for trained biases")
+        require(not config.use_dora, "PEFT's format cannot hold trained biases of DoRA")
         for path, own in biases(low_rank, frozen):
             scaling = config.rank_and_scaling(path.removesuffix(".bias"))[1]
             # b_B = (b − b₀) / (α/r)
@@ -61,7 +61,7 @@ def tensors(adapters, frozen, config):
 
 
 def shapes(config, with_bias, modules, base):
-    """Compute {path: shape} of every leaf of such an adapter on this base."""
+    """Return {path: shape} of every leaf of such an adapter on this base."""
     places = replaceable(base)
     expected = {path: places[path] for path in named(modules, places)}
     for path in lora.target_paths(base, config):
@@ -75,13 +75,13 @@ def shapes(config, with_bias, modules, base):
 
 
 def replaceable(base):
-    """Compute {path: shape} of what may be trained whole: the norms' gains, and the head."""
+    """Return {path: shape} of the weights that modules_to_save may name: norms and the head."""
     gains = {path: w.shape for path, w in named_leaves(base) if path.endswith("norm.weight")}
     return gains | {"lm_head.weight": base["model"]["embed_tokens"]["weight"].shape}
 
 
 def named(modules, paths):
-    """List the paths that modules_to_save mean: to PEFT a name is the end of a module's path."""
+    """Return the paths that modules_to_save select; PEFT matches the end of a module's path."""
     return [path for path in paths if path.removesuffix(".weight").endswith(tuple(modules))]
 
 
@@ -107,20 +107,20 @@ OFF: dict = {
     "target_parameters": None, "task_type": "CAUSAL_LM", "trainable_token_indices": None,
     "use_bdlora": None, "use_qalora": False, "velora_config": None,
 }  # fmt: skip
-# Starts of A and B that leave the base as it is. PEFT repeats the change that any other start made
-# to the base when it loads the adapter, and so does `load_adapter` for config.INITIALIZERS.
-# (PEFT's LoftQ, with its loftq_config, quantizes otherwise; ours has none, and PEFT refuses it.)
+# Initializations that leave the base unchanged. For any other one, PEFT repeats the change of the
+# base when it loads the adapter, and so does `load_adapter` for config.INITIALIZERS. (PEFT's LoftQ
+# quantizes differently and has a loftq_config; PEFT rejects our LoftQ, which has none.)
 NEUTRAL_INITIALIZERS = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
 
 
 def refuse_unknown(raw, free, fixed):
-    """Raise InputError for a field that is not off, not in `free`, and not as in `fixed`."""
+    """Raise InputError for a field that is not off, not in `free`, and not equal to `fixed`."""
     for name, value in raw.items():
         expected = fixed.get(name)
         same = value in (None, False, "", [], {}, expected)
         if isinstance(value, list) and isinstance(expected, list):  # PEFT's sets have no order
             same = sorted(value, key=repr) == sorted(expected, key=repr)
-        message = f"{name} = {value!r} is not implemented: the adapter would compute otherwise"
+        message = f"{name} = {value!r} is not implemented: the adapter's outputs would be wrong"
         require(same or name in free, message)
 
 
@@ -136,13 +136,13 @@ def _is_sound(value, types, item_types=()):
 def read_config(raw, base):
     """Read (LoraConfig, lora_bias, modules_to_save) from the object in an adapter_config.json.
 
-    PEFT reads a string of target_modules and the keys of the patterns as regular expressions; they
-    become the names of the base's projections that they match. Raises InputError naming the field
+    In PEFT, a string in target_modules and the keys of the patterns are regular expressions. They
+    are replaced by the names of the projections that they match. Raises InputError naming the field
     that is malformed or not implemented.
     """
     start = raw.get("init_lora_weights")
     known = start in (*NEUTRAL_INITIALIZERS, *INITIALIZERS)
-    require(known, f"init_lora_weights {start!r} is not implemented: it changes the base, too")
+    require(known, f"init_lora_weights {start!r} is not implemented: it changes the base")
     free = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights", "runtime_config"}
     refuse_unknown(raw, free, OFF)
     fields: dict = {}
@@ -164,7 +164,7 @@ def read_config(raw, base):
     require(targets, f"target_modules {fields['target_modules']!r} match no projection")
     fields["init_lora_weights"] = start if start in INITIALIZERS else True
     fields["target_modules"] = tuple(targets)
-    # to PEFT an empty list is all layers, too
+    # for PEFT an empty list means all layers, like null
     fields["layers_to_transform"] = (layers,) if type(layers) is int else tuple(layers) or None
     for name in ("rank_pattern", "alpha_pattern"):
         fields[name] = _by_name(name, fields[name], projections)
@@ -172,10 +172,7 @@ def read_config(raw, base):
 
 
 def _by_name(field, pattern, projections):
-    """Replace each key that is no plain name by the names that it matches.
-
-    The first key that matches decides, in PEFT as in LoraConfig.at.
-    """
+    """Replace each regular expression by the names that it matches; the first match decides."""
     by_name: dict = {}
     for regex, value in pattern.items():
         found = _found(field, rf"(.*\.)?({regex})$", projections)
@@ -189,14 +186,13 @@ def _found(field, regex, projections):
     try:
         return [p for p in projections if re.fullmatch(regex, p)]
     except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(f"{field} {regex!r} is no regular expression: {error}") from error
+        raise InputError(f"{field} {regex!r} is not a regular expression: {error}") from error
 
 
 def as_json(config, base_name, lora_bias=False, modules=()):
-    """Make the object for adapter_config.json, with every field that PEFT itself writes.
+    """Return the object for adapter_config.json, with every field that PEFT writes.
 
-    `base_name`: the name or folder of the base. Raises InputError if a key of a pattern would mean
-    something else to PEFT.
+    Raises InputError if PEFT would read a key of a pattern as a regular expression.
     """
     for name in (*config.rank_pattern, *config.alpha_pattern):
         plain = re.fullmatch(r"\w+(\.\w+)*", name)

@@ -1,11 +1,10 @@
-"""Bases in and out: the embedded ones, Hugging Face folders, GGUF files.
+"""Load models by name (built-in, Hugging Face, GGUF), and save folders that transformers loads.
 
-Part 7 of `lessons/00_qlora_in_one_file.py`, made general: merged and other models in folders that
-transformers loads, and reading them.
+This generalizes part 7 of `lessons/00_qlora_in_one_file.py`.
 
-A base is loaded tensor by tensor, each one checked (present, of the right shape, finite) and, under
-a quantization scheme, turned into codes before the next is read: at no time does the whole dense
-model exist. The embedding and the head can stay in the type of their file.
+A model is loaded tensor by tensor. Each tensor is checked (present, right shape, finite) and
+quantized before the next one is read, so the whole dense model never exists in memory. The
+embedding and the head can stay in the type of their file.
 """
 
 import os
@@ -30,7 +29,7 @@ TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
 class Pretrained(NamedTuple):
-    """A model as `load` returns it."""
+    """A loaded model: its configuration, its weights (a tree) and its tokenizer."""
 
     model_config: ModelConfig
     base: dict
@@ -38,15 +37,14 @@ class Pretrained(NamedTuple):
 
 
 def load(name, scheme="none", block_size=64, low_precision=None):
-    """Load a model: Pretrained(model_config, base, tokenizer).
+    """Load a model; return Pretrained(model_config, base, tokenizer).
 
-    `name`: "micro" or "tiny" (embedded), "smollm2" (after `minilora fetch smollm2`), a Hugging Face
-    folder, or a .gguf file. Weights are float32 (out, in), the seven projections quantized by
+    `name` is "micro" or "tiny" (built in), "smollm2" (after `minilora fetch smollm2`), a Hugging
+    Face folder, or a .gguf file. Weights are float32 (out, in). The projections are quantized by
     `scheme` (none, int8, fp4, nf4, nf4-dq) in blocks of `block_size` weights; a folder that is
-    stored quantized stays as it is. If `low_precision` (default: if the base is quantized), an
-    embedding and a head that their file holds in F16, BF16 or Q8_0 stay in that type, as a
-    `LowPrecision` matrix, which loses nothing. Raises InputError naming the file and the tensor or
-    field that cannot be used.
+    stored quantized is not changed. If `low_precision` (default: if the base is quantized), an
+    embedding and a head stored in F16, BF16 or Q8_0 stay in that type, as an exact `LowPrecision`.
+    Raises InputError naming the file and the tensor or field that cannot be used.
     """
     place = _place(os.fspath(name))
     if place.is_dir():
@@ -54,11 +52,11 @@ def load(name, scheme="none", block_size=64, low_precision=None):
     else:
         config, tensors, metadata = gguf_llama.read(place)
         tokenizer, biases = gguf_tokenizer.from_metadata(place, metadata), hf_folder.biases(tensors)
-    # the largest id may be one that the tokenizer puts before every text
+    # the largest id may be that of a token that the tokenizer adds to every text
     n, rows = max([tokenizer.vocab_size, *(i + 1 for i in tokenizer.encode(""))]), config.vocab_size
-    require(n <= rows, f"{place}: its tokenizer has {n} tokens, its embedding only {rows} rows")
+    require(n <= rows, f"{place}: the tokenizer has {n} tokens, but the embedding only {rows} rows")
     for i in config.eos_token_id:
-        require(i < rows, f"{place}: eos_token_id {i} is outside its vocabulary of {rows} tokens")
+        require(i < rows, f"{place}: eos_token_id {i} is outside the vocabulary of {rows} tokens")
     if low_precision is None:
         types = {entry.dtype for entry in tensors.values()}
         low_precision = scheme != "none" or not types.isdisjoint(quantized_file.TYPES)
@@ -66,27 +64,27 @@ def load(name, scheme="none", block_size=64, low_precision=None):
     n = config.num_hidden_layers
     last = f"model.layers.{n - 1}.input_layernorm.weight"
     require(last in tensors, f"tensor {last} is missing from {origin}")
-    there = len(tensors)
-    require(n <= there, f"num_hidden_layers is {n}, but {origin} has {there} tensors")
+    count = f"num_hidden_layers is {n}, but {origin} has {len(tensors)} tensors"
+    require(n <= len(tensors), count)
     base: dict = {}
     expected = shapes(config, **biases)
     for path, entry in tensors.items():
-        # what old folders hold beside the weights: rotary frequencies, a copy of a tied head
+        # old folders also contain rotary frequencies, or a copy of a tied head
         needless = path.endswith("rotary_emb.inv_freq") or path == "lm_head.weight"
-        require(path in expected or needless, f"{entry.where} is not one of a Llama's")
+        require(path in expected or needless, f"{entry.where} is not a tensor of a Llama")
     for path, shape in expected.items():
         require(path in tensors, f"tensor {path} is missing from {origin}")
         entry = tensors[path]
-        same = entry.shape == shape
-        require(same, f"{entry.where} has the shape {entry.shape}, its config says {shape}")
-        keep_low_precision = low_precision and path in TABLES and entry.read_low_precision
-        w = entry.read_low_precision() if keep_low_precision else entry.read()
+        wrong = f"{entry.where} has the shape {entry.shape}, but the config says {shape}"
+        require(entry.shape == shape, wrong)
+        keep = low_precision and path in TABLES and entry.read_low_precision
+        w = entry.read_low_precision() if keep else entry.read()
         set_leaf(base, path, _leaf(path, entry.where, w, scheme, block_size))
     return Pretrained(config, base, tokenizer)
 
 
 def _place(name):
-    """Find the folder or file of that name."""
+    """Return the folder or file of a model's name."""
     if Path(name).name == name and (EMBEDDED / name / "config.json").is_file():
         return EMBEDDED / name
     if name in fetch.MODELS:
@@ -98,7 +96,7 @@ def _place(name):
 
 
 def _folder(folder):
-    """Open a folder: (ModelConfig, {path: Entry}, tokenizer, which parts have biases)."""
+    """Return (ModelConfig, {path: Entry}, tokenizer, parts with biases) of a folder."""
     config, raw = read_config(folder)
     if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
         tokenizer = ByteTokenizer()
@@ -112,7 +110,7 @@ def _folder(folder):
 
 
 def _leaf(path, where, w, scheme, block_size):
-    """Check a tensor that was read and make it a leaf of the base."""
+    """Return a tensor as a leaf of the base, checked and quantized."""
     if isinstance(w, LowPrecision):
         require(w.is_finite(), f"{where} has a NaN or an infinite number")
         return w
@@ -120,20 +118,20 @@ def _leaf(path, where, w, scheme, block_size):
         check_floats(where, w)
         quantized = is_projection(path)
         return quantize_leaf(path, w, scheme, block_size, quantize_4bit) if quantized else w
-    if not is_projection(path):  # an output head that somebody quantized
+    if not is_projection(path):  # a quantized output head
         return dense(w)
     name, size = quantized_file.scheme(w)
     kind = f"{name}, blocks of {size}" if size else name
     same = scheme == "none" or (name == scheme and size in (block_size, None))
-    require(same, f"{where} is stored in {kind}: give --quantize none to take it as it is")
+    require(same, f"{where} is stored in {kind}: give --quantize none to keep that")
     return w
 
 
 def save_pretrained(folder, config, base, tokenizer=None, dtype="float32"):
-    """Write `base` as a dense Hugging Face folder that loads here and in transformers.
+    """Write `base` as a dense Hugging Face folder, which minilora and transformers load.
 
-    Quantized leaves are dequantized one by one. `dtype`: float32, float16 or bfloat16. The folder
-    appears whole or not at all. Raises InputError if it exists and is not empty, or if a leaf is
-    none of a Llama's, has the wrong shape, or a number that `dtype` cannot hold.
+    Quantized leaves are dequantized one by one. `dtype` is float32, float16 or bfloat16. Raises
+    InputError and writes nothing if the folder exists and is not empty, or if a leaf is not part of
+    a Llama, has the wrong shape, or has a number that `dtype` cannot hold.
     """
     hf_folder.write(folder, config, base, tokenizer, dtype)

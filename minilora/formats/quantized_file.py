@@ -1,10 +1,10 @@
-"""A quantized base on disk, under the names and in the layout of bitsandbytes.
+"""Read and write a quantized base with the names and the layout of bitsandbytes.
 
 A 4-bit weight consists of `weight` (the packed codes, one byte per row), `weight.absmax`,
 `weight.quant_map` (the sixteen values) and a JSON text, stored as bytes, under
-`weight.quant_state.bitsandbytes__nf4` (or fp4). With double quantization `weight.absmax` holds
-eight-bit codes, which `weight.nested_absmax` and `weight.nested_quant_map` decode. An 8-bit weight
-consists of `weight` (int8) and `SCB`, its rows' absmax.
+`weight.quant_state.bitsandbytes__nf4` (or fp4). With double quantization, `weight.absmax` holds
+8-bit codes, which `weight.nested_absmax` and `weight.nested_quant_map` decode. An 8-bit weight
+consists of `weight` (int8) and `SCB`, the absmax of each row.
 """
 
 import json
@@ -23,11 +23,11 @@ from .safetensors_file import Entry, check_floats, entry
 
 STATE = ".quant_state.bitsandbytes__"
 MAPS = {"nf4": nf4.NF4, "fp4": nf4.FP4}
-TYPES = ("int8", *MAPS)  # of the entries of quantized weights
+TYPES = ("int8", *MAPS)  # dtypes of the entries of quantized weights
 
 
 def scheme(leaf):
-    """Return (scheme, block size or None) of a weight, as `load` takes them."""
+    """Return (scheme, block size or None) of a weight, the arguments of `load`."""
     if isinstance(leaf, Int8):
         return "int8", None
     if isinstance(leaf, nf4.Quantized):
@@ -37,16 +37,15 @@ def scheme(leaf):
 
 
 def join(folder, settings, tensors):
-    """Make {path: Entry} in which the parts of each quantized weight have become one entry.
+    """Return {path: Entry} in which the parts of each quantized weight are joined into one Entry.
 
-    `settings` is config.json's quantization_config. Raises InputError for any other method than
-    bitsandbytes, or if a weight's state is malformed.
+    `settings` is quantization_config of config.json, which must be of bitsandbytes.
     """
     with errors_in(f"{folder}/config.json"):
-        require(isinstance(settings, dict), "quantization_config is no object")
+        require(isinstance(settings, dict), "quantization_config must be an object")
         kind = settings.get("quant_method", "bitsandbytes")
         known = kind == "bitsandbytes"
-        require(known, f"a base quantized by {kind!r} is not read; bitsandbytes' are")
+        require(known, f"quant_method {kind!r} is not supported; only bitsandbytes is")
     rest, joined = dict(tensors), {}
     for name in tensors:
         weight, _, code = name.partition(STATE)
@@ -63,10 +62,10 @@ def join(folder, settings, tensors):
 
 
 def _eight_bit(codes, absmax):
-    """Make the Entry of the weight that consists of these."""
+    """Return the Entry of the 8-bit weight with these parts."""
     require(codes is not None, f"{absmax.where} has no weight")
     shape = codes.shape
-    require(len(shape) == 2, f"{codes.where} is int8 {shape}, which is no matrix")
+    require(len(shape) == 2, f"{codes.where} is int8 {shape}, which is not a matrix")
 
     def read():
         return Int8(_part(codes, np.int8, shape), _part(absmax, np.float32, shape[:1]))
@@ -75,7 +74,7 @@ def _eight_bit(codes, absmax):
 
 
 def _four_bit(code, codes, state, parts):
-    """Make the Entry of the weight that consists of these: {name after the weight's own: part}."""
+    """Return the Entry of the 4-bit weight with these parts, {name below the weight: Entry}."""
     require(codes is not None, f"{state.where} has no weight")
     try:
         fields = json.loads(bytes(state.read()))
@@ -97,7 +96,7 @@ def _four_bit(code, codes, state, parts):
 
     def check_map(name, values):
         same = np.allclose(part(name, values.shape), values, rtol=0, atol=1e-6)
-        require(same, f"{codes.where} is in another code: its {name} is not bitsandbytes'")
+        require(same, f"{codes.where} has another code: its {name} differs from bitsandbytes'")
 
     def scales():
         if "nested_absmax" not in parts:
@@ -117,21 +116,19 @@ def _four_bit(code, codes, state, parts):
 def _part(found, dtype, shape):
     w = found.read()
     same = w.dtype == dtype and w.shape == shape
-    expected = f"expected {np.dtype(dtype)} {shape}"
-    require(same, f"{found.where} is {w.dtype} {w.shape}, {expected}")
+    require(same, f"{found.where} is {w.dtype} {w.shape}, not {np.dtype(dtype)} {shape}")
     return check_floats(found.where, w) if dtype is np.float32 else w
 
 
 def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
-    """Write a quantized base as a folder that loads here and, with bitsandbytes, in transformers.
+    """Write a quantized base as a folder, which minilora and transformers (bitsandbytes) load.
 
-    `dtype` is how embedding, norms, head and biases are stored, and what bitsandbytes dequantizes
-    to. Raises InputError as `save_pretrained` does, and if the projections are not all quantized
-    in one way.
+    The other weights are stored in `dtype`, to which bitsandbytes dequantizes. Raises InputError as
+    `save_pretrained` does, and if not all projections use the same scheme.
     """
     schemes = {scheme(w) for path, w in named_leaves(base) if path.endswith("_proj.weight")}
     one = len(schemes) == 1 and ("none", None) not in schemes
-    require(one, f"a quantized folder needs all projections in one scheme, not {sorted(schemes)}")
+    require(one, f"all projections must be quantized with one scheme, not {sorted(schemes)}")
     ((name, _),) = schemes
     four_bits = name != "int8"
     settings = {  # as transformers' BitsAndBytesConfig writes them

@@ -1,11 +1,10 @@
-"""The safetensors format: eight bytes of length, a JSON header, then the tensors' raw bytes.
+"""Read and write safetensors: eight bytes of length, a JSON header, then the tensors' raw bytes.
 
-Part 1 of `lessons/00_qlora_in_one_file.py`, made general: large files, damaged files.
+This generalizes part 1 of `lessons/00_qlora_in_one_file.py` to large and damaged files.
 
-Nothing in such a file is executed, which is why it took the place of pickled checkpoints. The
-library is not used because its NumPy side has no bfloat16, and because a large model has to pass
-through tensor by tensor. Every number in the header is checked against the file before it is
-believed.
+Nothing in such a file is executed, which is why it replaced pickled checkpoints. The safetensors
+library has no bfloat16 for NumPy, and a large model must be read tensor by tensor, so this module
+does not use it. Every number in the header is checked against the file before it is used.
 """
 
 import json
@@ -22,44 +21,39 @@ from ..data.rows import parse_json
 from ..optim import from_bfloat16, to_bfloat16
 from ..quant.low_precision import halves
 
-FLOATS: dict[str, np.dtype] = {
-    "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
-}  # fmt: skip
+FLOATS = {name: np.dtype(kind) for name, kind in (("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"))}
 DTYPES = FLOATS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
 FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor on its way out of a file or into one: `read` makes its numbers when its turn comes.
-
-    `read` and `read_stored` raise InputError if the file is shorter than when its header was read.
-    """
+    """A tensor of a file. `read` returns its numbers; it raises InputError if they are missing."""
 
     dtype: str  # the type in the file, or the code of a quantized weight
     shape: tuple[int, ...]
-    read: Callable[[], Any]  # float32, 8-bit numbers as they are, or a quantized weight
+    read: Callable[[], Any]  # float32, unchanged 8-bit numbers, or a quantized weight
     where: str = ""  # the file and the tensor, for messages
-    read_low_precision: Callable[[], Any] | None = None  # a matrix left in F16, BF16 or Q8_0
+    read_low_precision: Callable[[], Any] | None = None  # a matrix kept in F16, BF16 or Q8_0
 
 
 def read_raw(where, path, dtype, count, offset):
-    """Read `count` numbers from byte `offset` of the file; InputError if they are not all there."""
+    """Read `count` numbers from byte `offset` of a file; raise InputError if some are missing."""
     raw = np.fromfile(path, dtype, count, offset=offset)
-    require(raw.size == count, f"{where} is cut off: the file is truncated, copy it again")
+    require(raw.size == count, f"{where} is incomplete: copy the truncated file again")
     return raw
 
 
-@np.errstate(invalid="ignore")  # of a NaN, which `check_floats` refuses by name
+@np.errstate(invalid="ignore")  # `check_floats` raises an error for NaN
 def decode(raw, dtype):
-    """Return the stored numbers as float32 if `dtype` is a float type; any shape, kept."""
+    """Return the stored numbers as float32 if `dtype` is a float type, in the same shape."""
     if dtype == "BF16":
         return from_bfloat16(raw)
     return raw.astype(np.float32, copy=False) if dtype in FLOATS else raw
 
 
 def encode(w, dtype, where="tensor"):
-    """Round float32 numbers to `dtype` (F32, F16 or BF16): to the nearest, of two to the even one.
+    """Round float32 numbers to `dtype` (F32, F16 or BF16), to the nearest, ties to even.
 
     Raises InputError naming `where` if a number is not finite or too large for the type.
     """
@@ -75,12 +69,12 @@ def encode(w, dtype, where="tensor"):
 
 
 def is_finite(w):
-    """Tell whether w has no NaN and no infinity, without a temporary of its size."""
+    """Tell whether w has no NaN and no infinity, without allocating a temporary array."""
     return w.size == 0 or bool(np.isfinite(w.min()) and np.isfinite(w.max()))
 
 
 def check_floats(where, w):
-    """Return w if it is float32 and finite; else raise InputError naming `where`."""
+    """Return w if it is float32 and finite; otherwise raise InputError naming `where`."""
     require(w.dtype == np.float32, f"{where} holds {w.dtype}, not F32, F16 or BF16")
     require(is_finite(w), f"{where} has a NaN or an infinite number")
     return w
@@ -89,8 +83,8 @@ def check_floats(where, w):
 def read_header(path):
     """Read {tensor name: Entry} of a safetensors file.
 
-    The tensors must fill the rest of the file without gap or overlap, as the format demands. Raises
-    InputError if the file is missing, truncated, or its header does not describe it.
+    The format requires that the tensors fill the rest of the file without gap or overlap. Raises
+    InputError if the file is missing or truncated, or contradicts its header.
     """
     path = os.fspath(path)
     header, data, size = read_json_header(path)
@@ -98,33 +92,34 @@ def read_header(path):
     found = {name: _entry(path, name, fields, data) for name, fields in header.items()}
     end, entries = 0, {}
     for name, (start, stop, entry) in sorted(found.items(), key=lambda item: item[1][:2]):
-        require(start == end, f"{entry.where} overlaps another or leaves a gap")
+        require(start == end, f"{entry.where} overlaps another tensor or leaves a gap")
         last = data + stop
-        require(last <= size, f"{entry.where} ends at byte {last} of {size}: truncated, copy again")
+        cut = f"{entry.where} ends at byte {last} of {size}: copy the truncated file again"
+        require(last <= size, cut)
         entries[name], end = entry, stop
-    require(data + end == size, f"{path} has {size - data - end} bytes that its header leaves out")
+    require(data + end == size, f"{path} has {size - data - end} bytes that no tensor uses")
     return entries
 
 
 def read_json_header(path):
-    """Read (header, offset of the tensors' bytes, size of the file)."""
+    """Read (header, offset of the tensors' bytes, size of the file) of a safetensors file."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             text = file.read(min(length, size))
-    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+    except (OSError, ValueError) as error:  # ValueError: an impossible file name
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
-    require(8 + length <= size, f"{path} is truncated or no safetensors file")
-    header = parse_json(text, f"{path} is no safetensors file: its header is not JSON")
-    require(isinstance(header, dict), f"{path} is no safetensors file: its header is no object")
+    require(8 + length <= size, f"{path} is truncated or not a safetensors file")
+    header = parse_json(text, f"{path} is not a safetensors file: its header is not JSON")
+    require(isinstance(header, dict), f"{path}: the header of the file is not a JSON object")
     return header, 8 + length, size
 
 
 def _entry(path, name, fields, data):
-    """Check the header's fields of one tensor and make (its first byte, its end, its Entry)."""
+    """Check the header's fields of one tensor; return (first byte, end, Entry)."""
     where = f"{path}: tensor {name}"
-    require(name.isprintable(), f"{path}: {name!r} is no name of a tensor")
+    require(name.isprintable(), f"{path}: {name!r} is not a valid tensor name")
     try:
         dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
         sizes = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
@@ -134,9 +129,8 @@ def _entry(path, name, fields, data):
     require(sound, f"{path}: the header's entry for tensor {name} is malformed")
     require(dtype in DTYPES, f"{where} has the unsupported type {dtype}")
     count = math.prod(shape)
-    span = f"the shape {shape}, which is not its {stop - start} bytes"
     fits = count * DTYPES[dtype].itemsize == stop - start
-    require(fits, f"{path}: the header gives tensor {name} {span}")
+    require(fits, f"{where} has the shape {shape}, which does not fit {stop - start} bytes")
 
     def raw():
         return read_raw(where, path, DTYPES[dtype], count, data + start).reshape(shape)
@@ -146,23 +140,20 @@ def _entry(path, name, fields, data):
 
 
 def is_possible(shape):
-    """Return whether an array can have this shape; an empty one, too, has a limit (NumPy's)."""
+    """Tell whether a NumPy array can have this shape; empty arrays have a limit, too."""
     return len(shape) <= 32 and math.prod(n or 1 for n in shape) < 2**48
 
 
 def entry(dtype, w):
-    """Make the Entry that writes the array w as `dtype`."""
+    """Return the Entry that writes the array w as `dtype`."""
     return Entry(dtype, w.shape, lambda: w)
 
 
 def write(path, entries, metadata=None):
-    """Write {name: Entry} to `path`, with {"format": "pt"} so that transformers takes it.
-
-    Raises InputError if a number does not fit its type.
-    """
-    # the widest types first, so that every tensor starts at a multiple of its own width
+    """Write {name: Entry} to `path`; raise InputError if a number does not fit its type."""
+    # widest types first, so that every tensor starts at a multiple of its item size
     names = sorted(entries, key=lambda name: (-DTYPES[entries[name].dtype].itemsize, name))
-    header, end = {"__metadata__": metadata or {"format": "pt"}}, 0
+    header, end = {"__metadata__": metadata or {"format": "pt"}}, 0  # transformers needs "format"
     for name in names:
         dtype, shape = entries[name].dtype, entries[name].shape
         start, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize

@@ -1,4 +1,4 @@
-"""Faults in the file operations below one folder: an error of the system, or a kill."""
+"""Inject faults into the file operations below a folder: system errors or kills."""
 
 import builtins
 import io
@@ -9,7 +9,7 @@ import pytest
 
 
 class Faults:
-    """Counts the operations below `root`, and calls `act` in the place of number `at` (from 1)."""
+    """Count the operations below `root`, and call `act` instead of operation `at` (from 1)."""
 
     def __init__(self, root, at=None, act=None):
         self.root, self.at, self.act, self.seen = str(root), at, act, []
@@ -56,7 +56,7 @@ class Faults:
 
 
 class File:
-    """A file whose every writing operation is counted."""
+    """A file that counts its writing operations."""
 
     def __init__(self, file, path, faults):
         self.file, self.path, self.faults = file, path, faults

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: a whole run, and everything that can go wrong."""
+"""The command line: complete runs, and errors."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def data(tmp_path):
 
 
 def run(*words):
-    """The exit status of `minilora` with these words (a string is split at its spaces)."""
+    """Return the exit status of `minilora` with these arguments (a string is split at spaces)."""
     argv = [str(a) for word in words for a in (word.split() if isinstance(word, str) else [word])]
     return cli.main(argv)
 
@@ -129,7 +129,7 @@ def test_the_same_seed_gives_the_same_bytes(base, data, tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_bytes(base, data, tmp_path):
-    """SIGKILL as soon as a checkpoint exists; resume; compare with a run never interrupted."""
+    """Kill a run when it has a checkpoint, resume it, and compare with an uninterrupted run."""
     steps = "--iters 40 --batch-size 2 --save-every 1 --lora-dropout 0.2 --learning-rate 0.01"
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     words = ["train", "--model", str(base), "--data", str(data), *steps.split()]
@@ -178,7 +178,7 @@ def test_also_train_starts_from_an_adapter_and_in_bfloat16(base, data, tmp_path)
 
 
 def error_of(capsys, status):
-    """The one line on standard error of a command that failed as it should."""
+    """Return the single line on standard error of a command that failed."""
     lines = [x for x in capsys.readouterr().err.splitlines() if not x.startswith("minilora:")]
     assert status == 2 and len(lines) == 1 and lines[0].startswith("error: "), lines
     return lines[0]
@@ -294,7 +294,7 @@ def test_settings_of_another_version_are_one_line(base, data, tmp_path, capsys):
     ):
         path.write_text(line + "".join(rest))
         error = error_of(capsys, run("evaluate", "--adapter-path", out))
-        assert f"{path} has settings of format {found}, this version reads 2: train again" in error
+        assert f"{path} has format_version {found}, but this version reads 2: train again" in error
 
 
 @pytest.mark.parametrize(
@@ -303,7 +303,7 @@ def test_settings_of_another_version_are_one_line(base, data, tmp_path, capsys):
      'max_seq_length = "x"', 'mask_prompt = "x"', "iters = 1979-05-27"],
 )  # fmt: skip
 def test_a_changed_train_config_is_one_line(line, base, data, tmp_path, capsys):
-    """What a run's folder says of itself is checked like a flag, and the file is named."""
+    """The settings in the folder of a run are checked like flags, and errors name the file."""
     out = tmp_path / "run"
     assert train(base, data, out) == 0
     path = out / "train_config.toml"
@@ -347,7 +347,7 @@ def test_a_checkpoint_whose_facts_are_not_a_runs(facts, base, data, tmp_path, ca
     save_state(path, adapters, state, facts)
     capsys.readouterr()
     line = error_of(capsys, train(base, data, out, "--resume"))
-    assert f"{path} is no checkpoint of a run" in line
+    assert f"{path} is not a checkpoint of a run" in line
 
 
 def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, tmp_path, capsys):
@@ -367,7 +367,7 @@ def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, tmp_path, 
 
 
 def test_overwriting_touches_nothing_before_the_first_checkpoint(base, data, tmp_path, capsys):
-    """Neither what fails before the first step, nor what is interrupted in it."""
+    """Neither an error before the first step nor an interrupt in it changes the folder."""
     out = tmp_path / "run"
     assert train(base, data, out) == 0
     before = files(out)
@@ -424,13 +424,13 @@ def test_resuming_notices_other_data_and_another_base(base, data, tmp_path, caps
     capsys.readouterr()
     text = data.read_text()
     data.write_text(text.replace("+1=", "+2="))
-    assert f"the files of --data {data} are not" in error_of(
+    assert f"the files of --data {data} have changed" in error_of(
         capsys, run("train --resume --adapter-path", out)
     )
     data.write_text(text)
     weights_file = own / "model.safetensors"
     weights_file.write_bytes(weights_file.read_bytes()[:-1] + b"\1")
-    assert f"the files of --model {own} are not" in error_of(
+    assert f"the files of --model {own} have changed" in error_of(
         capsys, run("train --resume --adapter-path", out)
     )
 
@@ -498,7 +498,7 @@ def test_evaluate_scores_every_row_of_a_file(base, data, tmp_path, capsys):
 def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_path, capsys):
     out = tmp_path / "run"
     assert train(base, data, out) == 0
-    assert "20 rows: 18 for training, every tenth held out" in capsys.readouterr().out
+    assert "20 rows, 18 for training; every tenth row is held out" in capsys.readouterr().out
     assert run("evaluate --adapter-path", out) == 0  # the split that the run made itself
     assert capsys.readouterr().err == ""
     assert run("evaluate --adapter-path", out, "--data", data) == 0
@@ -577,7 +577,7 @@ NO_MERGE = ("prompt", "p-tuning", "prefix", "bottleneck")
 
 @pytest.mark.parametrize("name", OF_METHOD)
 def test_every_method_trains_evaluates_generates_and_merges(name, base, data, tmp_path, capsys):
-    """The last evaluation is that of the files, read again: the same base, the same numbers."""
+    """Evaluating the written files gives exactly the numbers of the last evaluation."""
     out, merged = tmp_path / "run", tmp_path / "merged"
     flags = "--target-modules q_proj down_proj", "--quantize nf4", OF_METHOD[name]
     assert train(base, data, out, *flags) == 0
@@ -602,7 +602,7 @@ def test_every_method_trains_evaluates_generates_and_merges(name, base, data, tm
 
 @pytest.mark.parametrize("name", ["p-tuning", "prefix", "pissa", "loftq"])
 def test_a_method_resumes_to_the_same_bytes(name, base, data, tmp_path):
-    """From the checkpoint of step 2 of 4: the encoder is in it, and the start is made again."""
+    """Resume from step 2 of 4: the checkpoint has the encoder; the base is initialized again."""
     flags = "--quantize nf4 --num-virtual-tokens 3", OF_METHOD[name]
     short = tmp_path / "short"
     assert (
@@ -631,7 +631,7 @@ def test_an_adapter_of_any_method_is_gone_on_from(base, data, tmp_path, capsys):
     a, b = (weights(folder / "adapter_model.safetensors") for folder in (first, second))
     np.testing.assert_allclose(a["prompt_embeddings"], b["prompt_embeddings"], atol=1e-9)
     status = train(base, data, tmp_path / "third", "--method ia3 --init-adapter", first)
-    assert "holds p-tuning" in error_of(capsys, status)
+    assert "has the method p-tuning" in error_of(capsys, status)
 
 
 NOT_TOGETHER = {

@@ -1,4 +1,4 @@
-"""Damaged files of a run, strange names and folders, an ASCII terminal: one line, status 2."""
+"""Damaged files, unusual names and an ASCII terminal give a one-line error and status 2."""
 
 import json
 import os
@@ -31,7 +31,7 @@ READING = {
 
 @pytest.fixture(scope="module", autouse=True)
 def no_figures():
-    """Drawing takes half the time of these runs."""
+    """Skip drawing, which takes half the time of these runs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minilora.cli.run.curve", lambda path, *_: path.write_text("a figure"))
         yield
@@ -39,7 +39,7 @@ def no_figures():
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A base, rows, and a sound run of two steps."""
+    """A base, rows, and a valid run of two steps."""
     folder = tmp_path_factory.mktemp("damaged")
     write_base_and_rows(folder)
     assert train(folder, folder / "run") == 0
@@ -53,7 +53,7 @@ def train(folder, out, *more, steps=STEPS):
 
 @pytest.fixture
 def run(whole, tmp_path):
-    """A copy of the sound run, which a test may damage."""
+    """A copy of the valid run, which a test may damage."""
     return Path(shutil.copytree(whole / "run", tmp_path / "run"))
 
 
@@ -93,7 +93,7 @@ def change(run, edit, tensors=lambda entries: None, name="checkpoint.safetensors
 
 
 def transposed(entries):
-    """Every factor, and its moments with it, so that the file agrees with itself."""
+    """Change every factor and its moments, so that the file is consistent."""
     for name, found in entries.items():
         if "lora_A" in name:
             entries[name] = safetensors_file.entry("F32", np.ascontiguousarray(found.read().T))
@@ -224,7 +224,7 @@ def test_an_odd_name_comes_back(whole, tmp_path, name, capsys):
 def test_a_dangling_link_is_no_folder(whole, tmp_path, capsys):
     link = tmp_path / "link"
     link.symlink_to(tmp_path / "nowhere")
-    assert f"{link} is no folder" in refused(capsys, train(whole, link))
+    assert f"{link} is not a folder" in refused(capsys, train(whole, link))
     for name in READING:
         assert str(link) in refused(capsys, command(name, link))
 
@@ -267,7 +267,7 @@ DATED = "{{ strftime_now('%d %b %Y') }}|{% for m in messages %}{{ m['content'] }
 
 
 def test_the_date_of_a_chat_template_is_the_date_of_the_run(whole, run, monkeypatch, tmp_path):
-    """Resumed on another day, a run reads the same bytes; so does the evaluation of it."""
+    """A run that is resumed or evaluated on another day reads the same bytes."""
     tokenizers = pytest.importorskip("tokenizers")
     base = shutil.copytree(whole / "base", tmp_path / "base")
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[:255]
@@ -300,7 +300,7 @@ def test_the_date_of_a_chat_template_is_the_date_of_the_run(whole, run, monkeypa
 
 
 def test_a_terminal_that_knows_only_ascii(whole, tmp_path):
-    """Every command prints, with escapes for what the terminal has no letters for."""
+    """Every command prints, with escapes for characters that the terminal lacks."""
     data = tmp_path / "rows.jsonl"
     data.write_text('{"prompt": "é 漢 \U0001f600", "completion": "ü→"}\n' * 20, encoding="utf-8")
     words = {
@@ -334,7 +334,7 @@ def test_a_terminal_that_knows_only_ascii(whole, tmp_path):
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)],
 )
 def test_a_second_interrupt_does_no_harm(whole, tmp_path, number, status):
-    """It comes while the first is handled, many times: no traceback, all files whole."""
+    """Further signals during the handling of the first cause no traceback and damage no file."""
     out = tmp_path / "run"
     words = f"train --model {whole / 'base'} --data {whole / 'rows.jsonl'} {STEPS} --iters 99999"
     process = subprocess.Popen(

@@ -1,4 +1,4 @@
-"""Every method, on a base as the command line opens it, through every command that reads it."""
+"""Every method works with every command that reads an adapter."""
 
 from itertools import product
 

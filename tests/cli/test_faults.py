@@ -1,4 +1,4 @@
-"""Errors of the system and kills at every file operation of a run; kills at any moment of it."""
+"""System errors and kills at every file operation of a run, and kills at any moment."""
 
 import errno
 import json
@@ -30,7 +30,7 @@ TIMINGS = ("seconds", "peak_rss_mb")
 
 @pytest.fixture(scope="module", autouse=True)
 def no_figures():
-    """Drawing takes half the time of these runs; the file is written as a figure is."""
+    """Skip drawing, which takes half the time of these runs, but write a file."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("minilora.cli.run.curve", lambda path, *_: replace_text(path, "figure"))
         yield
@@ -60,7 +60,7 @@ def resume(folder):
 
 
 def contents(folder):
-    """What a run's folder says, without timings: {file: something to compare}."""
+    """Return {file: something to compare} of the folder of a run, without timings."""
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
         if path.name == "checkpoint.safetensors":
@@ -90,7 +90,7 @@ def checkpoint_of(folder):
 
 
 def readable(folder, capsys):
-    """The adapter in `run` is evaluated, or refused in one line that says how to go on."""
+    """Evaluate the adapter in `run`; an error must be one line that says how to continue."""
     capsys.readouterr()
     status = cli.main(["evaluate", "--split", "valid", "--adapter-path", str(folder / "run")])
     error = capsys.readouterr().err
@@ -99,7 +99,7 @@ def readable(folder, capsys):
 
 
 def end_well(folder, more, capsys):
-    """What a user does next: resume a new run, or start it again; it ends as the undisturbed."""
+    """Resume a new run or start it again; it must end like an undisturbed run."""
     which = checkpoint_of(folder)
     if which:
         assert readable(folder, capsys)
@@ -116,7 +116,7 @@ def started(folder, old):
 
 
 def moments(folder, more, long, few):
-    """The operations at which something happens: all of them, or a few of each kind."""
+    """Return the operations at which faults happen: all, or a few of each kind."""
     with Faults(folder / "run") as faults:
         assert train(folder, more) == 0
     every = range(1, len(faults.seen) + 1)
@@ -168,7 +168,7 @@ def test_a_kill_at_any_file_operation_loses_nothing(place, old, more, long, caps
 
 
 def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path, long):
-    """Between the two renames there is neither: that is refused, and saving again works."""
+    """A fault between the two renames is an error when loading, and saving again works."""
     _, base, _ = load(place / "base")
     pairs = {}
     for name, r in (("old", 2), ("new", 5)):
@@ -214,7 +214,7 @@ def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path
                     error = str(caught)
                     assert str(tmp_path / "run") in error and os.strerror(number) in error
             if at == between:
-                with pytest.raises(InputError, match="not of one save: save the adapter again"):
+                with pytest.raises(InputError, match="not saved together: save the adapter again"):
                     loaded()
             else:
                 before = at < between and (error or kind == "kill")
@@ -225,7 +225,7 @@ def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path
 
 @pytest.mark.long
 def test_two_hundred_kills_at_random_moments(place, capsys):
-    """Half of them of runs that overwrite another; each ends as the run that was not killed."""
+    """Half of the runs overwrite another run; each ends like a run that was not killed."""
     rng, found = random.Random(11), {}
     words = f"train --model {place / 'base'} --data {place / 'rows.jsonl'} {STEPS}"
     command = [sys.executable, "-m", "minilora", *words.split(), "--adapter-path", place / "run"]

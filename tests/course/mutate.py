@@ -1,9 +1,9 @@
-"""How many mutants of each exercise's reference are caught: `python tests/course/mutate.py [ID …]`.
+"""Count the mutants of each reference that are caught: `python tests/course/mutate.py [ID …]`.
 
 A mutant is the reference with one operator, constant, argument or statement changed. It counts if
-some of 2,000 drawn calls, half of them hidden ones, gives another value than the reference, in what
-the exercise observes of it (padding that its text leaves open does not count). The
-table shows how many of these the open check catches, and the open and the hidden check together.
+one of 2,000 drawn calls, half of them hidden, gives another value than the reference. Only what
+the exercise compares counts, not the padding that its text leaves open. The table shows how many of
+these mutants the open check catches, and how many the open and the hidden check together.
 """
 
 import ast
@@ -33,7 +33,7 @@ NAMES = {
 
 
 def variants(node):
-    """Yield what may stand in a node's place."""
+    """Yield the nodes that replace a node in a mutant."""
     kind = type(getattr(node, "op", None))
     if isinstance(node, ast.BinOp | ast.BoolOp) and kind in OPERATORS:
         yield changed(node, op=OPERATORS[kind]())
@@ -114,11 +114,10 @@ def row(name):
     calls_of: list = []  # (call, bound, the reference's outcome), when first needed
 
     def changes(function):
-        """Whether the function gives another value than the reference on one of the calls."""
+        """Tell whether the function differs from the reference on one of the calls."""
         if not calls_of:
             for hidden in (False, True):
-                choices = calls.choices(exercise.checks, True, hidden)
-                for case in calls.draw(name, 99, "mutants", choices, 1000):
+                for case in calls.draw(exercise, "mutants", 1000, 99, hidden):
                     items = tuple(case.items())
                     found = judge.bound(exercise, items), judge.right_outcome(exercise, items)
                     calls_of.append((case, *found))
@@ -132,7 +131,7 @@ def row(name):
         return False
 
     def caught(function, hidden):
-        """Whether a check finds a wrong call: "value", "crash" or None."""
+        """Return what a check finds: "value" (a wrong value), "crash" or None."""
         found = None
         for rule in [*exercise.rules, judge.REFERENCE]:
             for wrong in judge.wrong_calls(exercise, Local(function), rule, hidden, hidden):

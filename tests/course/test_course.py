@@ -1,4 +1,4 @@
-"""The course: stubs, judging, a student's folder, grading, and what must not leak."""
+"""The course: stubs, judging, workspaces, grading, and what students must not see."""
 
 import ast
 import builtins
@@ -35,7 +35,7 @@ TIES = '    return code.order[np.searchsorted(code.midpoints, x, side="right")]\
 
 
 def written(exercise, path, body):
-    """The exercise's stub at `path` with `body` in place of what its last function raises."""
+    """Write the stub to `path` with `body` as the body of its last function; return `path`."""
     text = exercise.student_file()
     first = text.rindex("    raise NotImplementedError")
     path.write_text(text[:first] + body + text[text.index("\n", first) + 1 :], encoding="utf-8")
@@ -194,7 +194,7 @@ def test_a_test_is_graded_by_the_mistakes_that_it_catches(tmp_path):
     assert f"catches 0 of {len(MERGE.mistakes) - 1}" in nothing.text  # one is hidden
     assert "not caught: scaling-forgotten: " in nothing.text
     refusing = answer(MERGE, lambda merge: 1 / 0)
-    assert "fails the reference itself" in refusing.text and refusing.share == 0
+    assert "raises on the reference" in refusing.text and refusing.share == 0
     hidden = judge.check(MERGE, Local(lambda merge: None), seed=5, hidden=True)
     assert "scaling" not in hidden.text
 
@@ -246,7 +246,7 @@ def test_each_odd_result_has_its_own_sentence(body, tmp_path):
 def test_a_function_of_another_name_is_named(tmp_path):
     text = PACK.student_file().replace("def pack(", "def pakc(")
     (tmp_path / PACK.file).write_text(text, encoding="utf-8")
-    assert "it has no function pack, but ['pakc']" in checked(PACK, tmp_path / PACK.file).text
+    assert "it has no function pack; it has ['pakc']" in checked(PACK, tmp_path / PACK.file).text
 
 
 HOSTILE = """
@@ -287,16 +287,16 @@ def test_a_crash_shows_the_students_line_and_nothing_of_the_grader(tmp_path):
 def test_the_reference_is_out_of_reach_and_results_are_only_data(tmp_path):
     path = tmp_path / "nearest_code.py"
     borrowed = "    from minilora import nf4\n    return nf4.nearest(x, code)\n"
-    assert "not to call minilora's" in checked(NEAREST, written(NEAREST, path, borrowed)).text
+    assert "cannot call minilora's" in checked(NEAREST, written(NEAREST, path, borrowed)).text
     thin, elsewhere = ALL["lowrank-product"], tmp_path / "lowrank_product.py"
     borrowed = "    from minilora import layers\n    return layers.linear(x, trained, frozen)\n"
-    assert "not to call minilora's" in checked(thin, written(thin, elsewhere, borrowed)).text
+    assert "cannot call minilora's" in checked(thin, written(thin, elsewhere, borrowed)).text
     mark = tmp_path / "mark"
     hostile = (
         "    class Evil:\n        def __reduce__(self):\n"
         f"            return open, ({str(mark)!r}, 'w')\n    return Evil()\n"
     )
-    assert "no plain data" in checked(NEAREST, written(NEAREST, path, hostile)).text
+    assert "not plain data" in checked(NEAREST, written(NEAREST, path, hostile)).text
     assert not mark.exists()
 
 
@@ -319,7 +319,9 @@ def test_hidden_checks_say_no_call_and_no_value():
 
 def test_hidden_calls_differ_in_size_and_storage():
     rms = ALL["rms-norm"]
-    opened, hidden = (judge.cases(rms, judge.REFERENCE, hidden=which) for which in (False, True))
+    opened, hidden = (
+        calls.draw(rms, judge.REFERENCE, judge.CALLS, hidden=which) for which in (False, True)
+    )
     assert max(c["width"] for c in opened) < min(c["width"] for c in hidden)
     assert {c["stored"] for c in hidden} == set(calls.LAYOUTS)
     for case in hidden:
@@ -367,7 +369,7 @@ def test_nothing_that_a_student_wrote_is_overwritten(space, capsys):
     mine = written(NEAREST, space / "nearest_code.py", TIES).read_text(encoding="utf-8")
     (space / "adamw.py").unlink()
     assert main(["learn", "init", "."]) == 0
-    assert "1 exercises to write" in capsys.readouterr().out
+    assert "1 new exercises" in capsys.readouterr().out
     assert (space / "nearest_code.py").read_text(encoding="utf-8") == mine
     (space / "nearest_code.py").rename(space / "mine.py")
     assert main(["learn", "init", "."]) == 0
@@ -382,8 +384,8 @@ def test_a_way_through_an_exercise(space, capsys):
 
     capsys.readouterr()
     assert next(iter(ALL)) in run("next").out  # the first one needs none
-    assert "nothing is written yet" in run("check", status=2).err
-    assert "still to be written" in run("check", "nearest-code", status=1).out
+    assert "not begun an exercise" in run("check", status=2).err
+    assert "not written yet" in run("check", "nearest-code", status=1).out
     hints = [run("hint", "nearest-code").out for _ in range(4)]
     assert [h.partition(":")[0] for h in hints[:3]] == [f"hint {n} of 3" for n in (1, 2, 3)]
     assert hints[3] == "".join(hints[:3])
@@ -427,11 +429,11 @@ def test_a_file_is_checked_by_running_it(space):
     ("argv", "says"),
     [
         (["learn", "check", "nothing"], "no exercise 'nothing'"),
-        (["learn", "list", "--dir", "elsewhere"], "elsewhere is no workspace"),
+        (["learn", "list", "--dir", "elsewhere"], "elsewhere is not a workspace"),
         (["learn", "watch", "--interval", "0"], "positive"),
         (["learn", "fly"], "invalid choice"),
         (["learn"], "required"),
-        (["teach", "grade", "elsewhere"], "there is no elsewhere"),
+        (["teach", "grade", "elsewhere"], "elsewhere does not exist"),
         (["teach", "grade", ".", "--jobs", "0"], "--jobs"),
         (["teach", "grade", ".", "."], "two submissions"),
         (["teach", "grade", ".", "--only", "x"], "no exercise 'x'"),
@@ -563,7 +565,7 @@ def test_reports(tmp_path, capsys):
     argv = ["teach", "grade", str(tmp_path), "--only", "nearest-code", "packing-nibbles"]
     assert main([*argv, "--seed", "41", "--out", f"{tmp_path}/r"]) == 0
     captured = capsys.readouterr()
-    assert "41" not in captured.err and "together 2 of 7" in captured.out
+    assert "41" not in captured.err and "total 2 of 7" in captured.out
     result = json.loads((tmp_path / "r/results.json").read_text(encoding="utf-8"))
     assert set(result) == GRADESCOPE
     for test in result["tests"]:
@@ -578,7 +580,7 @@ def test_reports(tmp_path, capsys):
     grades.append(report.Grade(PACK.id, 6, 3, passed, passed, 1.0))
     rows = list(csv.DictReader(io.StringIO(report.as_csv({"ann": grades}))))
     assert [r["points"] for r in rows] == ["2", "3"] and rows[0]["kind"] == "other mistakes"
-    assert "together 5 of 7 points" in report.feedback(grades)
+    assert "total 5 of 7 points" in report.feedback(grades)
 
 
 # --- the set ---
@@ -589,7 +591,7 @@ def test_faults_of_a_planted_mistake_are_found():
     broken = {
         "double": (first.find, "it is diagnosed as ties-upward"),
         "harmless": ("x, side", "it passes every property"),
-        "lost": ("nowhere", "its `find` is 0 times"),
+        "lost": ("nowhere", "its `find` occurs 0 times"),
     }
     planted = [replace(first, name=name, find=find) for name, (find, _) in broken.items()]
     planted[1] = replace(planted[1], replace="x + 0, side")
@@ -628,7 +630,7 @@ HINTS = 'hints = ["", "", ""]\n'
         (ENTRY + HINTS + 'needs = ["b"]\n', "needs ..b.."),
         (ENTRY + HINTS + 'kind = "essay"\n', "kind"),
         (ENTRY + HINTS + "[[exercise]]\n" + ENTRY + HINTS, "twice"),
-        ("= 3", "no list of exercises"),
+        ("= 3", "not a list of exercises"),
     ],
 )
 def test_a_broken_set_is_one_line(tmp_path, text, says):

@@ -1,4 +1,4 @@
-"""Rows to batches: the three shapes, where a mask begins, packing that loses nothing, bad files."""
+"""Rows to batches: the three shapes, the mask, packing without loss, malformed files."""
 
 import json
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Chat:
 
 
 def targets_of(example):
-    """The text of the tokens that count."""
+    """Return the text of the tokens that the loss counts."""
     return bytes(t for t, m in zip(example.tokens, example.mask) if m).decode("latin1")
 
 
@@ -61,33 +61,33 @@ def test_rows_of_all_shapes(tmp_path):
 
 
 BAD_LINES = [
-    (b'{"text": "a"', "broken JSON"),
-    (b"{'text': 'a'}", "broken JSON"),
-    (b'{"text": "a"} {"text": "b"}', "broken JSON"),
-    (b"[" * 100_000, "broken JSON"),
-    (b"1" * 5000, "broken JSON"),
+    (b'{"text": "a"', "not JSON"),
+    (b"{'text': 'a'}", "not JSON"),
+    (b'{"text": "a"} {"text": "b"}', "not JSON"),
+    (b"[" * 100_000, "not JSON"),
+    (b"1" * 5000, "not JSON"),
     (b'{"text": "\xff"}', "not UTF-8"),
-    (b'"text"', "a row must be a JSON object"),
-    (b"[1]", "a row must be a JSON object"),
-    (b"null", "a row must be a JSON object"),
-    (b"{}", r"keys \[\]: give text"),
-    (b'{"txt": "a"}', r"keys \['txt'\]: give text"),
-    (b'{"prompt": "a"}', r"keys \['prompt'\]: give text"),
-    (b'{"text": "a", "completion": "b"}', "keys .*: give text"),
-    (b'{"text": "a", "prompt": "a", "completion": "b"}', "keys .*: give text"),
-    (b'{"text": "a", "messages": []}', "keys .*: give text"),
-    (b'{"text": 5}', "a text must be a string"),
-    (b'{"text": null}', "a text must be a string"),
-    (b'{"text": ["a"]}', "a text must be a string"),
-    (b'{"prompt": "a", "completion": 1.5}', "a text must be a string"),
+    (b'"text"', "the row must be a JSON object"),
+    (b"[1]", "the row must be a JSON object"),
+    (b"null", "the row must be a JSON object"),
+    (b"{}", r"the keys are \[\]: give text"),
+    (b'{"txt": "a"}', r"the keys are \['txt'\]: give text"),
+    (b'{"prompt": "a"}', r"the keys are \['prompt'\]: give text"),
+    (b'{"text": "a", "completion": "b"}', "the keys are .*: give text"),
+    (b'{"text": "a", "prompt": "a", "completion": "b"}', "the keys are .*: give text"),
+    (b'{"text": "a", "messages": []}', "the keys are .*: give text"),
+    (b'{"text": 5}', "each text must be a string"),
+    (b'{"text": null}', "each text must be a string"),
+    (b'{"text": ["a"]}', "each text must be a string"),
+    (b'{"prompt": "a", "completion": 1.5}', "each text must be a string"),
     (b'{"messages": []}', "messages must be"),
     (b'{"messages": "a"}', "messages must be"),
     (b'{"messages": {"role": "user"}}', "messages must be"),
     (b'{"messages": ["a"]}', "messages must be"),
     (b'{"messages": [{"role": "assistant"}]}', "messages must be"),
     (b'{"messages": [{"role": "user", "content": "a"}]}', "messages must be"),
-    (b'{"messages": [{"role": "assistant", "content": null}]}', "a text must be a string"),
-    (rb'{"text": "\ud800"}', "surrogate"),
+    (b'{"messages": [{"role": "assistant", "content": null}]}', "each text must be a string"),
+    (rb'{"text": "\ud800"}', "a text has a lone surrogate"),
 ]
 
 
@@ -303,7 +303,7 @@ def test_a_batch_by_hand():
 
 @given(st.integers(1, 13), st.integers(1, 7), st.integers(0, 9), st.integers(0, 99))
 def test_the_order_is_drawn_from_seed_and_epoch(n, size, step, seed):
-    """In a batch that ends an epoch, the next one begins; another process draws the same."""
+    """A batch can contain the end of one epoch and the start of the next; draws are repeatable."""
     rows = [f"row {i}" for i in range(n)]
     expected = []
     for i in range(step * size, step * size + size):

@@ -1,4 +1,4 @@
-"""The embedded language: its entropy outcome by outcome; a task that memory cannot answer."""
+"""The built-in language and its exact entropy; a task whose answers cannot be memorized."""
 
 import math
 import re
@@ -17,7 +17,7 @@ from minilora.data.tokenizer import ByteTokenizer
 
 
 class Script:
-    """A generator that draws what the script says, and notes what else it could have drawn.
+    """A generator that draws what the script says, and records the other possible draws.
 
     Stands in for NumPy's where a die asks it: `integers(n)`.
     """
@@ -77,7 +77,7 @@ def test_the_full_languages_nats_in_closed_form():
 
 
 def fair(counts, options):
-    """True if each of the options came up as often as n fair draws allow, six deviations wide."""
+    """Tell whether each option occurs as often as in n fair draws, within six deviations."""
     n, p = sum(counts.values()), 1 / len(options)
     wide = 6 * math.sqrt(n * p * (1 - p))  # outside of it once in 5·10⁸
     return counts.keys() == set(options) and all(abs(c - n * p) < wide for c in counts.values())
@@ -103,7 +103,7 @@ def test_the_same_seed_gives_the_same_rows():
 
 
 def pattern(template):
-    """What the template makes, as a pattern: a word that comes again has to be the same."""
+    """Return the template as a pattern, in which a repeated word must be the same."""
     seen, parts = set(), []
     for literal, name, *_ in Formatter().parse(template):
         again = f"(?P={name})" if name in seen else rf"(?P<{name}>\w+)"
@@ -178,7 +178,7 @@ def test_held_out_rows_are_about_pairs_that_training_never_meets():
 
 
 def asked(row):
-    """All that a row says before its answer."""
+    """Return the text of a row before its answer."""
     return row["prompt"] if "prompt" in row else str(row["messages"][:-1])
 
 

@@ -1,4 +1,4 @@
-"""Text to ids and back: what must hold for bytes, for a rebuilt BPE and for a chat template."""
+"""Text to ids and back, with bytes, with a rebuilt BPE, and with chat templates."""
 
 import json
 import sys
@@ -38,7 +38,7 @@ def test_bytes_are_utf8_and_the_end_is_not_printed():
 
 def test_half_a_surrogate_pair_is_refused():
     for t in (ByteTokenizer(), tiny()):
-        with pytest.raises(InputError, match=r"surrogate .* at character 2"):
+        with pytest.raises(InputError, match=r"lone surrogate .* at character 2"):
             t.encode("ab\ud83d")
 
 
@@ -74,7 +74,7 @@ def test_merges_special_tokens_and_single_digits():
 
 
 def test_digits_are_cut_off_before_anything_merges():
-    """No merge takes in a digit after SmolLM's cut; after GPT-2's it does."""
+    """With the pre-tokenizer of SmolLM no merge contains a digit; with that of GPT-2 some do."""
     tokens = [*tiny_vocabulary(), "12", "Ġ1"]
     changes = {"tokens": tokens, "token_type": [3] * 3 + [1] * 260, "merges": ["1 2", "Ġ 1"]}
     one, two, space = (tokens.index(x) for x in ("1", "2", "Ġ"))
@@ -93,14 +93,14 @@ def test_a_first_token_if_the_file_says_so():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "bert"}, "tokenizer.ggml.model 'bert' is not read"),
-        ({"pre": "tekken"}, "tokenizer.ggml.pre 'tekken' is not read"),
+        ({"model": "bert"}, "tokenizer.ggml.model 'bert' is not supported"),
+        ({"pre": "tekken"}, "tokenizer.ggml.pre 'tekken' is not supported"),
         ({"merges": ["h zz"]}, "tokenizer is broken"),
         ({"merges": ["he"]}, "tokenizer is broken"),
         ({"eos_token_id": None}, "eos_token_id is missing"),
         ({"eos_token_id": 5000}, "eos_token has the id 5000"),
         ({"add_bos_token": True, "bos_token_id": None}, "bos_token_id is missing"),
-        ({"tokens": ["x" * 10**6, *tiny_vocabulary()]}, "tokens must be different texts"),
+        ({"tokens": ["x" * 10**6, *tiny_vocabulary()]}, "tokens must be distinct texts"),
     ],
 )
 def test_gguf_tokenizers_that_are_refused(changes, message):
@@ -156,8 +156,8 @@ def test_the_end_token_can_come_from_the_model(tmp_path):
     ("name", "content", "message"),
     [
         ("tokenizer.json", None, "has no tokenizer.json"),
-        ("tokenizer.json", "{}", "is no tokenizer"),
-        ("tokenizer.json", "{", "is no tokenizer"),
+        ("tokenizer.json", "{}", "is not a tokenizer"),
+        ("tokenizer.json", "{", "is not a tokenizer"),
         ("tokenizer_config.json", "[1]", "must hold one JSON object"),
         ("tokenizer_config.json", "{,}", "is not JSON"),
         ("tokenizer_config.json", '{"eos_token": "</s>"}', "names no eos_token"),
@@ -170,11 +170,11 @@ def test_the_end_token_can_come_from_the_model(tmp_path):
         (
             "tokenizer_config.json",
             '{"eos_token": "\\ud800"}',
-            "surrogate|no tokenizer|no eos_token",
+            "lone surrogate|not a tokenizer|no eos_token",
         ),
         ("tokenizer_config.json", '{"a": ' + "[" * 5000 + "]" * 5000 + "}", "is not JSON"),
         ("chat_template.jinja", b"\xff", "chat_template.jinja is not UTF-8"),
-        ("tokenizer.json", b"\xff", "tokenizer.json is no tokenizer"),
+        ("tokenizer.json", b"\xff", "tokenizer.json is not a tokenizer"),
     ],
 )
 def test_broken_folders_are_refused(tmp_path, name, content, message):
@@ -197,9 +197,9 @@ def with_part(tmp_path, **parts):
 
 
 def test_a_panic_of_the_library_is_one_line(tmp_path):
-    """Rust's panics derive from BaseException: no `except Exception` catches them."""
+    """Panics of Rust derive from BaseException, so `except Exception` does not catch them."""
     broken = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
-    with pytest.raises(InputError, match=r"tokenizer\.json is no tokenizer: .*charsmap"):
+    with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer: .*charsmap"):
         with_part(tmp_path, normalizer=broken)
 
 
@@ -264,10 +264,10 @@ def test_a_template_sees_what_transformers_gives_it():
     ("template", "message"),
     [
         ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
-        ("{{ messages[0]['text'] + 'x' }}", "refuses these messages"),
-        ("{% for %}", "no Jinja"),
-        ("{{ ''.__class__.__mro__ }}", "refuses these messages: .*unsafe"),
-        ("{{ messages.append(1) }}", "refuses these messages: .*(unsafe|not safely callable)"),
+        ("{{ messages[0]['text'] + 'x' }}", "rejects these messages"),
+        ("{% for %}", "not Jinja"),
+        ("{{ ''.__class__.__mro__ }}", "rejects these messages: .*unsafe"),
+        ("{{ messages.append(1) }}", "rejects these messages: .*(unsafe|not safely callable)"),
     ],
 )
 def test_what_a_template_may_not_do(template, message):

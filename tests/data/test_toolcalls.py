@@ -1,4 +1,4 @@
-"""The tool-call data: rows are sound, splits are apart, the answer stands in the request."""
+"""The tool-call data: rows are valid, splits are disjoint, answers follow from requests."""
 
 import hashlib
 import json
@@ -96,7 +96,7 @@ def test_no_request_comes_twice(everything):
 
 
 def pattern(tool, phrasing):
-    """A regular expression for all that a phrasing can become, whichever case, ending or day."""
+    """Return a regular expression for all forms of a phrasing: case, ending, day."""
     text = re.escape(phrasing.rstrip(".?")) + r"[.?]?"
     text = re.sub(r"\\ a\\ (?=\\{)", r"\\ an?\\ ", text).replace(r"on\ \{day\}", r"(on\ )?\{day\}")
     for name, argument in TOOLS[tool]["arguments"].items():
@@ -158,7 +158,7 @@ def test_answers_are_canonical_and_fit_their_schema(everything):
 
 
 def ways_to_say(argument, value):
-    """What may stand in a request for `value`: its own words, or what the pool's table says."""
+    """Return the texts for `value` in a request: its words, or keys in the table of the pool."""
     pool = POOLS[argument["pool"]]
     if isinstance(pool, dict):
         return [said for said, meant in pool.items() if meant == value]

@@ -1,4 +1,4 @@
-"""Adapter folders and run states: what is read back, what is refused, what a kill leaves."""
+"""Adapter folders and checkpoints: round trips, malformed files, and kills during a save."""
 
 import json
 import math
@@ -381,8 +381,8 @@ def test_a_pickle_is_never_opened(folder):
 
 
 def test_folders_that_are_none(folder, tmp_path):
-    assert "no folder" in refusal(tmp_path / "nowhere")
-    assert "no folder" in refusal(folder / "adapter_config.json")
+    assert "not a folder" in refusal(tmp_path / "nowhere")
+    assert "not a folder" in refusal(folder / "adapter_config.json")
     (folder / "adapter_config.json").write_text("[]")
     assert "one JSON object" in refusal(folder)
     (folder / "adapter_config.json").unlink()
@@ -421,13 +421,13 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
 
 
 class Killed(BaseException):
-    """What no `except Exception` catches."""
+    """An exception that `except Exception` does not catch."""
 
 
 @pytest.mark.parametrize("calls_until_death", range(5))
 @pytest.mark.parametrize("what", ["replace", "fsync"])
 def test_a_kill_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, what, calls_until_death):
-    """Between the two renames there are both: that is refused, for it would be neither."""
+    """A kill between the two renames leaves files of two saves, which is an error."""
     base = random_base(TINY)
     old, frozen, config = load_adapter(folder, base)
     save_adapter(folder, old, frozen, config, "a base")
@@ -451,7 +451,7 @@ def test_a_kill_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, what,
     assert killed == (calls_until_death < {"replace": 2, "fsync": 3}[what])
     monkeypatch.undo()
     if (what, calls_until_death) == ("replace", 1):
-        with pytest.raises(InputError, match="are not of one save"):
+        with pytest.raises(InputError, match="were not saved together"):
             load_adapter(folder, base)
         save_adapter(folder, new, frozen, config, "a base")
     before = calls_until_death < (1 if what == "replace" else 2)
@@ -489,7 +489,7 @@ def test_a_disk_that_is_full_says_so(folder, monkeypatch):
 
 
 def random_state(seed, with_best=True):
-    """Trees whose numbers are any finite float32 at all: subnormal ones, and minus zero, too."""
+    """Trees with any finite float32 numbers, including subnormal ones and minus zero."""
     rng = np.random.default_rng(seed)
 
     def any_bits(w):
@@ -564,20 +564,20 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
         return str(caught.value)
 
     shutil.copy(folder / "adapter_model.safetensors", path)
-    with pytest.raises(InputError, match="no checkpoint"):
+    with pytest.raises(InputError, match="not a checkpoint"):
         load_state(path)
     with pytest.raises(InputError, match="cannot be read"):
         load_state(tmp_path / "nowhere")
-    assert "no checkpoint" in refused()
-    assert "no checkpoint" in refused(facts="{}")
+    assert "not a checkpoint" in refused()
+    assert "not a checkpoint" in refused(facts="{}")
     for broken in (
         "[1]", "7", "{", "null", "{}", '{"step": "1"}', '{"step": -1}', '{"step": 1}',
         '{"step": 1, "best_loss": "2", "worse": 0}', '{"step": 1, "best_loss": NaN, "worse": 0}',
         '{"step": 1, "best_loss": 2.0, "worse": 0, "best": 5}', '{"step": true, "best_loss": 2.0}',
         f'{{"step": {10**30}, "best_loss": 2.0, "worse": 0}}',
     ):  # fmt: skip
-        assert "no checkpoint" in refused(**marks | {"minilora_run": broken})
-    assert "no checkpoint" in refused({}, **marks)
+        assert "not a checkpoint" in refused(**marks | {"minilora_run": broken})
+    assert "not a checkpoint" in refused({}, **marks)
     assert "m.lm_head" in refused({k: w for k in sound if k[0] != "m"}, **marks)
     assert "other.lm_head" in refused({**sound, "other.lm_head.bias": w}, **marks)
     assert "v.lm_head" in refused({**sound, "v.lm_head.weight": np.ones((3, 2), "f4")}, **marks)
@@ -596,7 +596,7 @@ def test_a_state_that_is_not_finite_does_not_take_the_place_of_a_sound_one(tmp_p
 
 
 def test_our_config_is_pefts_with_everything_else_off():
-    """What `as_json` writes, `read_config` lets by: the tables of both are one."""
+    """`read_config` accepts everything that `as_json` writes."""
     written = as_json(LoraConfig(), "a base")
     assert written == dict(sorted(written.items())) and written["peft_type"] == "LORA"
     for name in ("use_dora", "exclude_modules", "layer_replication", "lora_bias"):

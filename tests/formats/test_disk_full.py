@@ -1,4 +1,4 @@
-"""A disk that is full at any moment of a save: an error in one line, and the old files whole."""
+"""A disk that is full at any moment of a save gives a one-line error and keeps the old files."""
 
 import resource
 import subprocess
@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-# The largest file that a process may write stands in for the space that is left on a disk: the
+# The largest file that a process may write simulates the space that is left on a disk: the
 # system fails the write that would exceed it. (SIGXFSZ is ignored by Python, so EFBIG is raised.)
 SCRIPT = """
 import resource, sys

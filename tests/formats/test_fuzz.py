@@ -1,4 +1,4 @@
-"""Every reader on seeded mutations of sound files: a value or one line, and nothing else.
+"""Every reader on seeded mutations of valid files returns a value or raises one InputError.
 
 A reader may return what it read, or raise an InputError whose message is one printable line. Any
 other exception, a warning, more than 10 seconds of processor time for one file, or more than a
@@ -54,7 +54,7 @@ METHOD_NAMES = (*METHODS, "pissa")
 
 
 class TooLong(KeyboardInterrupt):
-    """What no reader catches."""
+    """An exception that no reader catches."""
 
 
 @contextmanager
@@ -119,13 +119,13 @@ def fuzz(request, capfd, name, files, read):
 
 
 def place_of(error):
-    """The kind of an exception and where it was raised: what tells failures apart."""
+    """Return the kind of an exception and the place where it was raised."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} in {Path(last.filename).name}:{last.lineno}"
 
 
 def use(config, base, words):
-    """What everybody does with a base: text to ids, ids to logits, and back."""
+    """Use a model as a user does: text to ids, ids to logits, and back."""
     for path, leaf in named_leaves(base):
         assert not isinstance(leaf, np.ndarray) or mutations.finite(leaf), path
     rows = base["model"]["embed_tokens"]["weight"].shape[0]
@@ -218,7 +218,7 @@ PARTS = {  # parts of a tokenizer.json that the toy tokenizers lack
 
 
 def mutated_tokenizer(rng, text):
-    """A tokenizer.json with a part changed, or put in the place of another."""
+    """A tokenizer.json with a changed or exchanged part."""
     if rng.random() < 0.5:
         return mutations.mutated_json(rng, text)
     raw, part = json.loads(text), mutations.pick(rng, list(PARTS))

@@ -1,4 +1,4 @@
-"""Hugging Face folders in and out, and each way in which one can be wrong."""
+"""Read and write Hugging Face folders, and reject malformed ones."""
 
 import json
 from dataclasses import replace
@@ -94,7 +94,7 @@ def test_biases_are_leaves(tmp_path):
 
 
 def test_a_bias_trained_in_one_place_is_zero_in_the_others(tmp_path):
-    """Hugging Face knows biases for all four attention projections of all layers, or for none."""
+    """In Hugging Face's format, all attention projections of all layers have biases or none."""
     bias = "model.layers.0.self_attn.q_proj.bias"
     w = {**leaves(), bias: np.ones(32, np.float32)}
     save_pretrained(tmp_path / "out", CONFIG, unflatten(w))
@@ -165,8 +165,8 @@ def test_end_tokens_and_defaults(tmp_path):
         ({"rms_norm_eps": True}, "rms_norm_eps must be a positive number"),
         ({"rms_norm_eps": 1e-300}, "rms_norm_eps must be a positive number"),
         ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
-        ({"eos_token_id": 256}, "256 is outside its vocabulary of 256 tokens"),
-        ({"eos_token_id": [255, 10**30]}, "outside its vocabulary of 256 tokens"),
+        ({"eos_token_id": 256}, "256 is outside the vocabulary of 256 tokens"),
+        ({"eos_token_id": [255, 10**30]}, "outside the vocabulary of 256 tokens"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
         ({"attention_bias": "false"}, "attention_bias must be true or false"),
         (
@@ -179,10 +179,10 @@ def test_end_tokens_and_defaults(tmp_path):
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
         # the header says one thing, the configuration another
-        ({"intermediate_size": 48}, r"gate_proj.weight has the shape \(64, 32\), its config says"),
+        ({"intermediate_size": 48}, r"gate_proj.weight has the shape \(64, 32\), but the config"),
         ({"num_hidden_layers": 3}, "tensor model.layers.2.input_layernorm.weight is missing"),
         ({"num_hidden_layers": 10**12}, "input_layernorm.weight is missing"),
-        ({"num_hidden_layers": 1}, "tensor model.layers.1.[a-z_.]+ is not one of a Llama's"),
+        ({"num_hidden_layers": 1}, "tensor model.layers.1.[a-z_.]+ is not a tensor of a Llama"),
         ({"attention_bias": True}, "self_attn.q_proj.bias is missing"),
         ({"vocab_size": 512}, "has no tokenizer.json"),
         ({"tie_word_embeddings": False}, "tensor lm_head.weight is missing"),
@@ -220,7 +220,7 @@ def test_a_truncated_model(tmp_path):
 
 
 def test_more_layers_than_tensors(tmp_path):
-    """One tensor with the number of the last layer does not make a base of so many layers."""
+    """A single tensor with a large layer number does not make a model with so many layers."""
     last = {f"model.layers.{10**9 - 1}.input_layernorm.weight": np.ones(32, np.float32)}
     with pytest.raises(InputError, match=r"num_hidden_layers is 1000000000, .* has 21 tensors"):
         load(folder(tmp_path, {**leaves(), **last}, num_hidden_layers=10**9))
@@ -246,7 +246,7 @@ def test_a_long_value_is_cut_in_the_message(tmp_path):
 def test_a_pickle_is_never_opened(tmp_path):
     path = folder(tmp_path)
     (path / "model.safetensors").rename(path / "pytorch_model.bin")
-    with pytest.raises(InputError, match=r"pytorch_model.bin, which is never opened .* pickle"):
+    with pytest.raises(InputError, match=r"pytorch_model.bin, a pickle, which can run any program"):
         load(path)
 
 
@@ -280,7 +280,7 @@ def test_a_failed_save_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
     for path, x, message in (
         (Q, w[Q][:5], "has the shape"),
-        ("model.layers.0.self_attn.q_proj.lora_A", w[Q], "no place in a Llama's folder"),
+        ("model.layers.0.self_attn.q_proj.lora_A", w[Q], "is not a tensor of a Llama"),
     ):
         with pytest.raises(InputError, match=message):
             save_pretrained(tmp_path / "out", CONFIG, unflatten({**leaves(), path: x}))
@@ -298,7 +298,7 @@ def test_embedded_bases(name):
 
 
 def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
-    """Token ids, and those that its post-processor puts before every text."""
+    """The largest id may be a token of the vocabulary or one that the post-processor adds."""
     words = tiny()
     config = replace(CONFIG, vocab_size=words.vocab_size, eos_token_id=(2,))
     save_pretrained(tmp_path / "out", config, unflatten(leaves(config)), words)
@@ -312,7 +312,7 @@ def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
     }  # fmt: skip
     for parts, n in (({"model": model}, 262), ({"post_processor": first}, 301)):
         path.write_text(json.dumps(raw | parts))
-        with pytest.raises(InputError, match=f"tokenizer has {n} tokens, its embedding only 261"):
+        with pytest.raises(InputError, match=f"has {n} tokens, but the embedding only 261"):
             load(tmp_path / "out")
 
 

@@ -1,4 +1,4 @@
-"""The script that rebuilds the embedded bases: its recipes, what it refuses before it trains."""
+"""The script that trains the built-in models: its recipes, and its errors before training."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The safetensors format against the library, and headers that lie."""
+"""Compare safetensors files with the library, and reject wrong headers."""
 
 import json
 import struct
@@ -44,7 +44,7 @@ halfway = st.integers(0, 2**16 - 1).map(lambda upper: upper << 16 | 0x8000)
 @given(any_bits | halfway)
 @settings(deadline=None)
 def test_bfloat16_rounds_to_the_nearest_even(bits):
-    """Against the definition in exact arithmetic: the nearer neighbour, of two the even one."""
+    """Rounding agrees with its definition in exact arithmetic: to the nearest, ties to even."""
     x = np.array([bits], np.uint32).view(np.float32)
     below = np.array([bits & 0xFFFF0000], np.uint32).view(np.float32)
     above = np.array([(bits & 0xFFFF0000) + 0x10000], np.uint64).astype(np.uint32).view(np.float32)
@@ -75,12 +75,12 @@ def entry(dtype="F32", shape=(4,), offsets=(0, 16)):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "truncated or no safetensors"),
-        (b"\x80\x02}q\x00.", "truncated or no safetensors"),
-        (header({"w": entry()}, length=2**60), "truncated or no safetensors"),
+        (b"", "truncated or not a safetensors"),
+        (b"\x80\x02}q\x00.", "truncated or not a safetensors"),
+        (header({"w": entry()}, length=2**60), "truncated or not a safetensors"),
         (header(b"{'w': 1}"), "not JSON"),
         (header(b"[" * 5000), "not JSON"),
-        (header(b"[1]"), "no object"),
+        (header(b"[1]"), "not a JSON object"),
         (header(b'{"w": 5}'), "entry for tensor w is malformed"),
         (header({"w": {"dtype": "F32"}}), "entry for tensor w is malformed"),
         (header({"w": entry(shape=(-4,), offsets=(0, -16))}), "entry for tensor w is malformed"),
@@ -88,9 +88,9 @@ def entry(dtype="F32", shape=(4,), offsets=(0, 16)):
         (header({"w": entry("F8_E4M3", (16,))}), "tensor w has the unsupported type F8_E4M3"),
         (header({"w": entry("F64", (2,))}), "tensor w has the unsupported type F64"),
         (header({"w": entry(["F32"])}), "entry for tensor w is malformed"),
-        (header({"w": entry(shape=(5,))}), r"tensor w the shape \[5\]"),
+        (header({"w": entry(shape=(5,))}), r"tensor w has the shape \[5\]"),
         (header({"w": entry()}, data=b"\0" * 15), "tensor w ends at byte"),
-        (header({"w": entry()}, data=b"\0" * 17), "1 bytes that its header leaves out"),
+        (header({"w": entry()}, data=b"\0" * 17), "1 bytes that no tensor uses"),
         (header({"w": entry(offsets=(4, 20))}, data=b"\0" * 20), "tensor w overlaps"),
         (header({"a": entry(), "w": entry(offsets=(8, 24))}, data=b"\0" * 24), "w overlaps"),
         (header({"w": entry(shape=(0, 10**30), offsets=(0, 0))}, b""), "tensor w is malformed"),

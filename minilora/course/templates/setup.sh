@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gradescope runs this once, as root, where it builds the image.
+# Gradescope runs this once, as root, when it builds the image.
 set -e
 root=${AUTOGRADER:-/autograder}
 apt-get update && apt-get install -y python3 python3-venv
