@@ -114,7 +114,7 @@ def test_the_counts_of_the_lessons_and_exercises():
     mistakes = sum(len(exercise["mistake"]) for exercise in exercises)
     text = page("README.md")
     assert f"There are {len(exercises)} [exercises]" in text and f"{mistakes} typical" in text
-    assert len(list(LESSONS.glob("[0-9]*.py"))) == 20 and "Twenty [lessons]" in text
+    assert len(list(LESSONS.glob("[0-9]*.py"))) == 42 and "Forty-two short [lessons]" in text
 
 
 # ------------------------------------------------------------------------------------- the guide
