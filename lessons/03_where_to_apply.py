@@ -20,7 +20,7 @@ from common import SWEEPS, figure, of, read_sweep, table
 from minilora.evaluation import plot
 
 sys.path.insert(0, str(SWEEPS))
-import targets  # the configurations of the sweep `targets`
+import targets  # the sweep's configurations: {name: {matrix: rank}}
 
 sweep = read_sweep("targets")
 
