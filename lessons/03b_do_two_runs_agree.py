@@ -4,8 +4,7 @@
 # **The question.** Two adapters are trained from different random starts. Are their updates
 # similar?
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 3, and what a
-# singular vector is.
+# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 3, singular vectors.
 
 # %%
 import numpy as np
