@@ -73,7 +73,7 @@ def check(job, iters=200, **settings):
     trained, task, fault, seed = job
     config, base, words = minilora.load("micro")
     if trained == "head":
-        adapters, frozen = registry.head(base, None, None)
+        adapters, frozen = registry.METHODS["head"](base, None, None)
     else:
         rank_1 = LoraConfig(r=1, lora_alpha=2, target_modules=("all-linear",))
         adapters, frozen = lora.init(base, rank_1, np.random.default_rng(seed))
