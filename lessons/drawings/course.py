@@ -84,7 +84,7 @@ def short_title(name):
     return "\n".join(min(cuts, key=lambda lines: max(len(lines[0]) + 3, len(lines[1]))))
 
 
-ACRONYMS = {"lora": "LoRA", "qlora": "QLoRA", "peft": "PEFT", "llama": "Llama", "llm": "LLM"}
+ACRONYMS = {"llm": "LLM", "lora": "LoRA", "qlora": "QLoRA", "peft": "PEFT", "llama": "Llama"}
 
 
 @drawing(
