@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -112,6 +113,10 @@ def clean_notebook(app, doctree):
     if not is_lesson(docname) or not path.exists():
         return
     notebook = nbformat.read(path, as_version=4)
+    if app.config.nb_execution_mode == "cache":
+        with suppress(KeyError):  # MyST-NB writes a cached notebook without its outputs
+            cache = get_cache(app.config.nb_execution_cache_path)
+            notebook = cache.merge_match_into_notebook(notebook)[1]
     notebook.cells = [c for c in notebook.cells if BOOK_ONLY not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
         cell.source = re.sub(r"\[([a-z0-9-]+)\]\(exercises\.md#[a-z0-9-]+\)", r"\1", cell.source)

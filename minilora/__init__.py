@@ -1,4 +1,4 @@
-"""minilora: LoRA and QLoRA from scratch, small enough to read, exact enough to believe.
+"""LoRA and QLoRA from scratch, in NumPy and autograd: a reference to read, and to compute with.
 
     model_config, base, tokenizer = minilora.load("tiny", "nf4-dq")
     adapters, base = minilora.get_peft_model(base, LoraConfig(r=8, lora_alpha=16))
@@ -6,8 +6,8 @@
     minilora.save_adapter("adapters", adapters, base, lora_config, "tiny")
     dense = minilora.merge_and_unload(adapters, base)
 
-The functions here choose the fastest operations that this machine has. Those of the core
-(`minilora.model`, `minilora.training`, `minilora.generation`) take them as the argument `ops`.
+The functions here use the optimized operations if numba is installed. The functions of the core
+(`minilora.model`, `minilora.training`, `minilora.generation`) take the operations as `ops`.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ __all__ = [
     "train",
 ]  # fmt: skip
 
-merge_and_unload = merge  # PEFT's name of it
+merge_and_unload = merge  # PEFT's name
 
 
 def __dir__() -> list[str]:
@@ -47,7 +47,7 @@ def __dir__() -> list[str]:
 def forward(
     adapters: Tree, base: Tree, tokens: Array, model_config: ModelConfig, ops: Any = None
 ) -> Array:
-    """Compute the logits (B, T, V) of tokens (B, T)."""
+    """Compute the logits (B, T, V) float32 of token ids (B, T); ops: see `methods.operations`."""
     return model.forward(adapters, base, tokens, model_config, operations(adapters, base, ops))
 
 
@@ -55,7 +55,7 @@ def loss(
     adapters: Tree, base: Tree, batch: Tree, model_config: ModelConfig, ops: Any = None,
     **options: Any,
 ) -> Any:  # fmt: skip
-    """Compute the mean cross-entropy, in nats, over a batch's target tokens; see `model.loss`."""
+    """Compute the mean cross-entropy of a batch in nats per target token; see `model.loss`."""
     ops = operations(adapters, base, ops)
     return model.loss(adapters, base, batch, model_config, ops, **options)
 
@@ -63,11 +63,20 @@ def loss(
 def generate(
     adapters: Tree, base: Tree, prompt: list[int], model_config: ModelConfig, **options: Any
 ) -> Iterator[int]:
-    """Yield the token ids that continue the ids of `prompt`; see `generation.generate`."""
+    """Yield the ids of the tokens that continue `prompt`, a list of token ids.
+
+    options: `max_tokens` (256), `temp` (0.0, greedy), `top_p` (1.0) and `rng`, as described in
+    `generation.generate`. Generation stops before an end-of-sequence token.
+    """
     ops = operations(adapters, base)
     return generation.generate(adapters, base, prompt, model_config, ops, **options)
 
 
 def quantize(base: Tree, scheme: str, block_size: int = 64) -> Tree:
-    """Return `base` with the projections' weights in `scheme`; see `quant.schemes.quantize`."""
+    """Return a new tree: `base` with the weights of its projections quantized.
+
+    scheme: "nf4", "nf4-dq" (with double quantization), "fp4", "int8" or "none". block_size: the
+    weights per absmax in the 4-bit schemes. Raises InputError for an unknown scheme, and for a
+    weight that is quantized already or not finite. `quant.schemes.error_report` measures the error.
+    """
     return schemes.quantize(base, scheme, block_size, quantize_4bit)

@@ -1,4 +1,4 @@
-"""`python -m minilora`."""
+"""Run the command line: `python -m minilora`."""
 
 import sys
 

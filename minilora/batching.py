@@ -1,9 +1,8 @@
 """From examples to batches: packing, padding, and the order of an epoch.
 
-Part 5 of `lessons/00_qlora_in_one_file.py`, made general: examples of any length. An `Example` is
-its tokens with a mask that says which of them are targets. A batch is four arrays (B, T): `tokens`,
-`targets` (the next token of each), `mask` (1 where the target counts) and `segment_starts` (where
-each token's example begins, so that no token sees another example of its row).
+Part 5 of `lessons/00_qlora_in_one_file.py`, made general: examples of any length. A batch is four
+arrays (B, T): `tokens`, `targets` (the next token of each), `mask` (1 where the loss counts the
+target) and `segment_starts` (where each token's example begins: it sees no example before that).
 """
 
 from collections.abc import Sequence
@@ -16,17 +15,14 @@ from .tree import Array
 
 
 class Example(NamedTuple):
-    """Token ids, and for each of them 1 if the model is to learn to say it."""
+    """Token ids, and a mask: 1 for each token that the model is trained to predict, else 0."""
 
     tokens: list[int]
     mask: list[int]
 
 
 def pack(examples: list[Example], length: int) -> list[list[Example]]:
-    """Put examples into bins of at most `length` tokens: longest first, each where it fits best.
-
-    The examples of a bin stay separate: `collate` notes where each begins.
-    """
+    """Put examples into bins (the rows of a batch) of at most `length` tokens, by best fit."""
     bins: list[list[Example]] = []
     with_room: list[list[list[Example]]] = [[] for _ in range(length)]  # by free tokens
     for example in sorted(examples, key=lambda e: -len(e.tokens)):
@@ -43,7 +39,7 @@ def pack(examples: list[Example], length: int) -> list[list[Example]]:
 
 
 def collate(bins: Sequence[list[Example]]) -> dict[str, Array]:
-    """Make a batch, a row per bin, padded on the right with tokens that never count."""
+    """Return the batch {name: (B, T)} of B bins, padded on the right with targets of mask 0."""
     T = max(sum(len(example.tokens) - 1 for example in row) for row in bins)
     names = ("tokens", "targets", "mask", "segment_starts")
     batch = {name: np.zeros((len(bins), T), np.int64) for name in names}
@@ -61,11 +57,8 @@ def collate(bins: Sequence[list[Example]]) -> dict[str, Array]:
 
 
 def batch_at(bins: list[list[Example]], step: int, size: int, seed: int) -> list[list[Example]]:
-    """Return the bins of batch number `step`: a new order every epoch, each bin once per epoch.
-
-    The result depends on (seed, step) alone, so a resumed run has no position to restore.
-    """
-    batch = []
+    """Return the bins of batch number `step`; each epoch uses every bin once, in a new order."""
+    batch = []  # a function of the arguments: a resumed run has no position to restore
     for i in range(step * size, (step + 1) * size):
         epoch, position = divmod(i, len(bins))
         batch.append(bins[_order(len(bins), epoch, seed)[position]])

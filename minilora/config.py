@@ -1,7 +1,7 @@
-"""The settings: the shape of a model, of its adapters, of a training run, checked when made.
+"""The settings of a model, of its adapters and of a training run, checked when they are created.
 
-The constants of parts 1, 3 and 6 of `lessons/00_qlora_in_one_file.py`, made general. The names of
-the fields are Hugging Face's (model), PEFT's (LoRA) and mlx_lm's (training).
+The constants of parts 1, 3 and 6 of `lessons/00_qlora_in_one_file.py`, made general. The fields
+have the names of Hugging Face (model), PEFT (LoRA) and mlx_lm (training).
 """
 
 import math
@@ -16,20 +16,20 @@ ALL_LINEAR = ATTENTION + MLP  # PEFT's "all-linear": every projection, not the o
 
 
 class InputError(ValueError):
-    """What a user handed over cannot be used: one line that says what, where, and what to do."""
+    """An input that cannot be used. Its one line says what is wrong, where, and what to do."""
 
-    def __str__(self) -> str:  # control characters of names in it escaped; cut if it is long
+    def __str__(self) -> str:  # escapes control characters of names; shortens a long text
         text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in super().__str__())
         return text if len(text) <= 1200 else f"{text[:800]} … {text[-300:]}"
 
 
 def require(ok: object, message: str) -> None:
-    """Raise InputError(message) unless ok."""
+    """Raise InputError(message) if `ok` is false."""
     if not ok:
         raise InputError(message)
 
 
-RULES: dict[str, Callable[[Any], bool]] = {  # what a value must do, and the test of it
+RULES: dict[str, Callable[[Any], bool]] = {  # {rule, as a message says it: test}
     "be a whole number from 1": lambda value: type(value) is int and value >= 1,
     "be a whole number from 0": lambda value: type(value) is int and value >= 0,
     "be a positive number": lambda value: 0 < value < math.inf,
@@ -39,14 +39,14 @@ RULES: dict[str, Callable[[Any], bool]] = {  # what a value must do, and the tes
 
 
 def check(name: str, value: Any, rule: str) -> None:
-    """Raise InputError unless the value is a number that obeys the rule, a key of RULES."""
+    """Raise InputError unless `value` is a number that satisfies `rule`, a key of RULES."""
     sound = isinstance(value, Real) and RULES[rule](value)
     require(sound, f"{name} must {rule}, got {value!r}")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A Llama-type decoder, under the names of Hugging Face's config.json."""
+    """The shape of a Llama-type decoder; the names are those of Hugging Face's config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -59,9 +59,9 @@ class ModelConfig:
     rms_norm_eps: float = 1e-5
     tie_word_embeddings: bool = True
     max_position_embeddings: int = 2048
-    eos_token_id: tuple[int, ...] = ()  # each of them ends a generated text
+    eos_token_id: tuple[int, ...] = ()  # each of them ends generation
     bos_token_id: int | None = None
-    rope_scaling: dict[str, Any] | None = None  # of longer contexts: Llama 3's, or linear
+    rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
 
     def __post_init__(self) -> None:
         for f in fields(self)[:7]:
@@ -73,19 +73,19 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Which projections get a low-rank update, how large, how strong (PEFT's LoraConfig)."""
+    """The settings of LoRA: which projections it adapts, rank and scaling (PEFT's LoraConfig)."""
 
     r: int = 8
     lora_alpha: float = 16
     lora_dropout: float = 0.0
-    target_modules: str | Sequence[str] = ("q_proj", "v_proj")  # names, or one regular expression
+    target_modules: str | Sequence[str] = ("q_proj", "v_proj")  # names, or one regex
     use_rslora: bool = False
     layers_to_transform: tuple[int, ...] | None = None
-    rank_pattern: dict[str, int] = field(default_factory=dict)  # exceptions from r, by module name
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # other ranks, by module name
     alpha_pattern: dict[str, float] = field(default_factory=dict)
     use_dora: bool = False
-    init_lora_weights: bool | str = True  # or one of INITIALIZERS
-    bias: str = "none"  # PEFT's others are not implemented; see methods.registry.also_train
+    init_lora_weights: bool | str = True  # True or one of INITIALIZERS
+    bias: str = "none"  # the only choice; methods.registry.also_train trains biases
     task_type: str | None = "CAUSAL_LM"
 
     def __post_init__(self) -> None:
@@ -101,25 +101,29 @@ class LoraConfig:
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
 
     def rank_and_scaling(self, path: str) -> tuple[int, float]:
-        """Return (rank, scaling) of the adapter on the module at `path`."""
+        """Return (rank r, scaling α/r) of the adapter on the module at `path`."""
         r = _pattern(self.rank_pattern, path, self.r)
         alpha = _pattern(self.alpha_pattern, path, self.lora_alpha)
         return r, scaling(r, alpha, self.use_rslora)
 
 
-INITIALIZERS = ("pissa", "loftq")  # of A and B that change the frozen weight as well
+INITIALIZERS = ("pissa", "loftq")  # of A and B; they also modify the frozen weight
 LORA_CHOICES: dict[str, tuple[Any, ...]] = {
     "init_lora_weights": (True, *INITIALIZERS), "bias": ("none",), "task_type": ("CAUSAL_LM", None),
 }  # fmt: skip
 
 
 def scaling(r: int, lora_alpha: float, use_rslora: bool = False) -> float:
-    """Return the factor before BA: α/r (LoRA, Sec. 4.1), or α/√r (rsLoRA, Kalajdzievski 2023)."""
+    """Return the factor of BA: α/r (LoRA, Sec. 4.1), or α/√r (rsLoRA, Kalajdzievski 2023).
+
+    >>> scaling(16, 32), scaling(16, 32, use_rslora=True)
+    (2.0, 8.0)
+    """
     return lora_alpha / math.sqrt(r) if use_rslora else lora_alpha / r
 
 
 def names_module(name: str, path: str) -> bool:
-    """Return whether a listed name is the whole path, or its end after a dot, as in PEFT."""
+    """Return whether `path` is `name` or ends with a dot and `name`, as in PEFT."""
     return path == name or path.endswith("." + name)
 
 
@@ -129,7 +133,7 @@ def _pattern(pattern: dict[str, Any], path: str, default: Any) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """A run; one iteration is one step over `batch_size * grad_accumulation_steps` rows."""
+    """The settings of a run; a step uses `batch_size * grad_accumulation_steps` rows."""
 
     iters: int = 200
     batch_size: int = 4
@@ -144,15 +148,15 @@ class TrainConfig:
     adam_beta2: float = 0.999
     adam_eps: float = 1e-8
     also_train_lr_scale: float = 0.1
-    layer_lr_decay: float = 1.0  # of the rate, from each layer to the one below it
-    loraplus_lr_ratio: float = 1.0  # lora_B's rate in units of lora_A's
+    layer_lr_decay: float = 1.0  # rate of a layer / rate of the layer above
+    loraplus_lr_ratio: float = 1.0  # rate of lora_B / rate of lora_A
     adapter_dtype: str = "float32"
     mask_prompt: bool = False
     packing: bool = False
     gradient_checkpointing: bool = False
     steps_per_eval: int = 50
     val_batches: int = 8
-    early_stopping_patience: int = 0  # evaluations without a better loss; 0 never stops early
+    early_stopping_patience: int = 0  # evaluations without a better loss; 0: never
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -165,7 +169,7 @@ class TrainConfig:
                 check(name, value, RULE_OF.get(f.name, RULE_OF[type(f.default)]))
 
 
-RULE_OF: dict[Any, str] = {  # by the field's name, else by its type
+RULE_OF: dict[Any, str] = {  # by a field's name, otherwise by its type
     int: "be a whole number from 1", float: "be a positive number",
     "warmup_ratio": "lie in [0, 1)", "adam_beta1": "lie in [0, 1)", "adam_beta2": "lie in [0, 1)",
     "weight_decay": "not be negative", "early_stopping_patience": "be a whole number from 0",
@@ -178,5 +182,5 @@ CHOICES = {
 
 
 def flag(name: str) -> str:
-    """Return the command-line flag of a field: learning_rate -> --learning-rate."""
+    """Return the command-line flag of a field: `--learning-rate` for `learning_rate`."""
     return "--" + name.replace("_", "-")

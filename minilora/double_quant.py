@@ -1,15 +1,14 @@
-"""Double quantization: the scales of a 4-bit weight, in eight bits themselves.
+"""Double quantization: the scales of a 4-bit weight are quantized to eight bits.
 
 Part 2 of `lessons/00_qlora_in_one_file.py`, made general: any number of blocks, and compiled loops.
 
-The idea (QLoRA, Dettmers et al. 2023, Sec. 3). One float32 absmax for every 64 weights is half a
-bit a weight. The absmax are all of one sign and much alike, so their mean, the offset, is taken
-off first; what is left is cut into blocks of 256, divided by the block's own absmax, and rounded
-to one of 256 values that stand closer together the nearer they are to zero (a "dynamic" map:
-Dettmers 2016, 8-Bit Approximations for Parallelism in Deep Learning). That leaves an eighth of a
-bit a weight, and 32/(64·256) for the second absmax.
+The idea (QLoRA, Dettmers et al. 2023, Sec. 3). One float32 absmax per 64 weights costs half a bit
+per weight. All absmax are positive and of similar size. So their mean, the offset, is subtracted.
+The differences are divided into blocks of 256, scaled by the absmax of their block, and rounded to
+one of 256 values, which are denser near zero (a "dynamic" map: Dettmers 2016, 8-Bit Approximations
+for Parallelism in Deep Learning). This costs 8/64 + 32/(64·256) = 0.127 bits per weight.
 
-Codes, offset and absmax have the bits that bitsandbytes gives on a CPU. Letter: m absmax.
+Codes, offset and absmax have the same bits as those of bitsandbytes on a CPU. Letter: m absmax.
 """
 
 from dataclasses import dataclass
@@ -21,12 +20,12 @@ import numpy as np
 from .config import require
 from .tree import Array
 
-BLOCK = 256  # absmax in a block
+BLOCK = 256  # absmax per block
 
 
 @dataclass(frozen=True, eq=False)
 class DoubleQuantized:
-    """m absmax in eight bits each: absmaxᵢ ≈ map[codeᵢ] · absmax of its block + offset."""
+    """Absmax of m blocks, 8 bits each: absmaxᵢ ≈ map[codeᵢ] · absmax of its block + offset."""
 
     codes: Array  # (m,) uint8
     absmax: Array  # (⌈m/256⌉,) float32
@@ -34,15 +33,13 @@ class DoubleQuantized:
 
     @property
     def nbytes(self) -> int:
+        """Number of stored bytes."""
         return int(self.codes.nbytes + self.absmax.nbytes + self.offset.nbytes)
 
 
 def dynamic_map() -> Array:
-    """The 256 values of the second level, ascending, float32.
-
-    0 and 1, and for each decade i = 0 … 6 the middles of 2ⁱ equal steps from 0.1 to 1, times
-    10^(i-6), with both signs.
-    """
+    """Compute the values of the dynamic map, ascending: (256,) float32."""
+    # 0, 1, and ± the midpoints of 2ⁱ equal steps from 0.1 to 1, times 10^(i-6), for i = 0 … 6
     values = [np.array([0, 1], np.float32)]
     for i in range(7):
         edges = _linspace(2**i + 1)
@@ -52,7 +49,7 @@ def dynamic_map() -> Array:
 
 
 def _linspace(n: int) -> Array:
-    """n points from 0.1 to 1, each counted from the nearer end and rounded once, as torch does."""
+    """Return n points from 0.1 to 1, computed from the nearer end and rounded once, as in torch."""
     start, k = np.float32(0.1), np.arange(n, dtype=np.float64)
     step = np.float64((1 - start) / np.float32(n - 1))
     return np.where(k < n // 2, start + step * k, 1 - step * k[::-1]).astype(np.float32)
@@ -62,28 +59,28 @@ DYNAMIC_MAP = dynamic_map()
 
 
 def double_quantize(absmax: Array, offset: np.float32 | None = None) -> DoubleQuantized:
-    """Quantize the absmax (m,) float32 of a tensor's blocks, around their mean if not another.
+    """Quantize the absmax (m,) float32 of a tensor's blocks to eight bits each.
 
-    Raises InputError if their sum overflows.
+    offset: None for their mean. Raises InputError if their sum overflows.
     """
     if offset is None:
         with np.errstate(over="ignore"):
             offset = mean(absmax)
-    require(np.isfinite(offset), "holds weights too large for double quantization: use nf4")
+    require(np.isfinite(offset), "has weights too large for double quantization: use nf4")
     m = absmax.size
     blocks = np.pad(absmax - offset, (0, -m % BLOCK)).reshape(-1, BLOCK)
     absmax = np.abs(blocks).max(axis=1)
-    with np.errstate(all="ignore"):  # a block of zeros is 0 · ∞, which becomes -1, and code 0
+    with np.errstate(all="ignore"):  # in a block of zeros, 0 · ∞ becomes -1, which has code 0
         x = np.fmin(np.fmax(blocks * (1 / absmax)[:, None], -1), 1)
-    # bitsandbytes does not look for the value nearest to x, but to x rounded to one of 65,536
-    # equal steps: one code in a thousand is not the nearest, and the more often the nearer to zero.
+    # bitsandbytes first rounds x to one of 65,536 equal steps, then takes the nearest value: one
+    # code in a thousand is not the nearest to x, most of them close to zero.
     step = (x + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
     return DoubleQuantized(_code_of_step()[step.astype(np.uint16)].ravel()[:m], absmax, offset)
 
 
 @cache
 def _code_of_step() -> Array:
-    """The code nearest to each of 65,536 equal steps from -1 to 1; halfway, the lower one."""
+    """Return the code nearest to each of 65,536 equal steps from -1 to 1; at a tie, the lower."""
     steps = np.arange(65536, dtype=np.float32) * np.float32(2) / np.float32(65535) - 1
     midpoints = (DYNAMIC_MAP[:-1] + DYNAMIC_MAP[1:]) / np.float32(2)
     return np.searchsorted(midpoints, steps, side="left").astype(np.uint8)
@@ -96,12 +93,12 @@ def double_dequantize(q: DoubleQuantized) -> Array:
 
 
 def mean(x: Array) -> Any:
-    """Mean of x (n,) float32, with the bits of torch's mean on one thread.
+    """Compute the mean of x (n,) float32, with the same bits as torch's mean on one thread.
 
-    A float32 sum depends on the order of its terms. This is torch's: vectors of eight numbers,
-    four running sums side by side, and at the end what fills no four vectors, the four sums, what
-    fills no vector, the eight numbers. (From 32,768 numbers on, torch also splits the sum over its
-    threads; its last bit then depends on the machine.)
+    A float32 sum depends on the order of its terms. torch adds vectors of eight numbers to four
+    running sums, and at the end the vectors that fill no group of four, the four sums, the numbers
+    that fill no vector, and the eight numbers. (From 32,768 numbers on, torch also splits the sum
+    over its threads; its last bit then depends on the machine.)
     """
     width = 8 if x.size >= 8 else 1
     vectors = x[: x.size // width * width].reshape(-1, width)
@@ -112,10 +109,8 @@ def mean(x: Array) -> Any:
 
 
 def _cascade(rows: Array) -> Any:
-    """Sum of the rows (k, c): of groups of rows, of groups of such sums, and so on.
-
-    Only numbers of like size are added, so the error grows with log k and not with k.
-    """
+    """Return the sum (c,) of rows (k, c) by groups, then of the sums by groups, and so on."""
+    # sums of similar size are added, so the error grows with log k and not with k
     group = 2 ** max(4, (len(rows) - 1).bit_length() // 4)
     sums = list(rows)
     while len(sums) > group:

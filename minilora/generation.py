@@ -1,8 +1,8 @@
-"""Text from a model, one token at a time, with a key/value cache.
+"""Generation: one token at a time, with a key/value cache.
 
-`generate` of part 5 of `lessons/00_qlora_in_one_file.py`, made general: sampling, and a cache. Keys
-and values of earlier tokens never change, because attention is causal. They are kept, so each new
-token costs one column of the model instead of all of them.
+`generate` of part 5 of `lessons/00_qlora_in_one_file.py`, made general: sampling, and a cache. The
+keys and values of earlier tokens never change, because attention is causal. The cache keeps them,
+so a forward pass computes only the new token.
 """
 
 from collections.abc import Iterator
@@ -21,12 +21,12 @@ def generate(
     adapters: Tree, base: Tree, prompt: list[int], model_config: ModelConfig, ops: Ops,
     max_tokens: int = 256, temp: float = 0.0, top_p: float = 1.0, rng: Any = None,
 ) -> Iterator[int]:  # fmt: skip
-    """Yield up to `max_tokens` token ids that continue the ids of `prompt`.
+    """Yield the ids of up to `max_tokens` tokens that continue `prompt`, a list of token ids.
 
-    Stops before an end-of-sequence token. temp 0 takes the likeliest token; otherwise tokens are
-    drawn with `rng`, a NumPy generator or a seed, from softmax(logits / temp), restricted to the
-    likeliest ones that together have the probability `top_p` (Holtzman et al. 2020). Raises
-    InputError for an empty prompt, or a temperature, top_p or max_tokens out of range.
+    Generation stops before an end-of-sequence token. temp: 0 for the most probable token, otherwise
+    sample from softmax(logits / temp). top_p: sample only from the fewest tokens with together this
+    probability (Holtzman et al. 2020). rng: a NumPy generator or a seed. Raises InputError for an
+    empty prompt, and for a value out of range.
     """
     require(temp >= 0, f"--temp must not be negative, got {temp}")
     require(0 < top_p <= 1, f"--top-p must lie in (0, 1], got {top_p}")
@@ -45,7 +45,7 @@ def generate(
 
 
 def sample(logits: Array, temp: float, top_p: float, rng: np.random.Generator) -> int:
-    """Choose the next token's id from its logits (V,)."""
+    """Return the id of the next token, chosen or sampled from the logits (V,)."""
     if temp == 0:
         return int(np.argmax(logits))
     # p = softmax(z/τ)

@@ -1,12 +1,11 @@
 """The operations of a Llama, one equation per function: the reference for the optimized kernels.
 
 Parts 3 and 4 of `lessons/00_qlora_in_one_file.py`, made general: grouped-query attention, packed
-rows, a cache, biases, dropout, and any weight that `dequantize` turns into an array.
+rows, a cache, biases, dropout, and any weight with a method `dequantize`.
 
-Everything is `autograd.numpy`, and autograd derives the backward pass. Only where autograd would
-waste memory or time has a function a derivative of its own. Weights come as two nodes: `trained`,
-which autograd follows, and `frozen`, which it never sees. A traced array is autograd's box: in a
-debugger, `print(x)` or `x._value` shows its array.
+Autograd derives the backward pass. Functions for which it would need much more memory or time
+define their gradient. Weights are in two nodes: `trained`, which autograd traces, and `frozen`,
+which it does not. In a debugger, `print(x)` or `x._value` shows the array of a traced x.
 
 Letters: B batch, T time, S keys, D model width, F feed-forward, H heads, K key/value heads,
 G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x Wᵀ.
@@ -30,7 +29,7 @@ Rope = tuple[Array, Array]  # cosines and sines of the rotary angles, (B, T, hd/
 
 @primitive
 def matmul(x: Array, w: Array) -> Array:
-    """Compute x Wᵀ with a trained W: (..., in) -> (..., out)."""
+    """Compute x Wᵀ with a trained W (out, in): (..., in) -> (..., out)."""
     return _matmul(x, w.T)
 
 
@@ -42,10 +41,10 @@ defvjp(
 
 @primitive
 def frozen_matmul(x: Array, w: Any) -> Array:
-    """Compute x Wᵀ with a frozen W, an array or quantized: (..., in) -> (..., out).
+    """Compute x Wᵀ with a frozen W (out, in), an array or quantized: (..., in) -> (..., out).
 
-    W is dequantized for this product and then dropped, and dequantized again in the backward pass
-    (QLoRA, Sec. 3, Eq. 5). autograd keeps the quantized W only.
+    A quantized W is dequantized for this product, and again in the backward pass (QLoRA, Sec. 3,
+    Eq. 5). Autograd keeps only the quantized W.
     """
     return _matmul(x, dense(w).T)
 
@@ -56,14 +55,11 @@ defvjp(frozen_matmul, lambda y, x, w: lambda g: _matmul(g, dense(w)), argnums=(0
 
 @primitive
 def lora_matmul(x: Array, a: Array, b: Array, scaling: float) -> Array:
-    """Compute s·BAx, the low-rank term of LoRA: (..., in) -> (..., out).
-
-    a: (r, in), b: (out, r), scaling: s. autograd keeps x, not s·Ax.
-    """
+    """Compute s·BAx, with the scaling s, a (r, in) and b (out, r): (..., in) -> (..., out)."""
     return _matmul(scaling * _matmul(x, a.T), b.T)
 
 
-# ∂L/∂x = Aᵀ(s·Bᵀ ∂L/∂y)        ∂L/∂A = (s·Bᵀ ∂L/∂y) xᵀ        ∂L/∂B = (∂L/∂y) (s·Ax)ᵀ
+# ∂L/∂x = Aᵀ(s·Bᵀ ∂L/∂y)    ∂L/∂A = (s·Bᵀ ∂L/∂y) xᵀ    ∂L/∂B = (∂L/∂y) (s·Ax)ᵀ, s·Ax recomputed
 defvjp(
     lora_matmul,
     lambda y, x, a, b, s: lambda g: _matmul(s * _matmul(g, b), a),
@@ -73,7 +69,7 @@ defvjp(
 
 
 def dense(w: Any) -> Array:
-    """Return a weight as an array, dequantized if it is quantized."""
+    """Return a weight as an array (out, in); a quantized weight is dequantized."""
     return w.dequantize() if hasattr(w, "dequantize") else w
 
 
@@ -89,12 +85,12 @@ def linear(
     x: Array, trained: Tree, frozen: Tree, rng: "RowRng | None" = None,
     frozen_matmul: Function = frozen_matmul,
 ) -> Array:  # fmt: skip
-    """Apply a projection and the adapter on it: (..., in) -> (..., out).
+    """Apply a projection and its adapter: (..., in) -> (..., out).
 
-    Leaves of `frozen`: `weight` (out, in), an array or quantized; a model may have a `bias` (out,);
-    an adapter adds its `lora_scaling` and `lora_dropout`. Leaves of `trained`: `lora_A` (r, in) and
-    `lora_B` (out, r); a trained `weight` or `bias` replaces the frozen one. `rng` draws the dropout
-    mask of the adapter's input, None means no dropout. Raises InputError for any other leaf.
+    frozen: `weight` (out, in), an array or quantized; `bias` (out,) if the model has one; with an
+    adapter, `lora_scaling` and `lora_dropout`. trained: `lora_A` (r, in) and `lora_B` (out, r); a
+    trained `weight` or `bias` replaces the frozen one. rng: draws the dropout mask of the adapter's
+    input; None for no dropout. Raises InputError if a node has another leaf.
     """
     check_leaves(trained, ("weight", "bias", "lora_A", "lora_B"), "linear")
     check_leaves(frozen, ("weight", "bias", "lora_scaling", "lora_dropout"), "linear")
@@ -109,9 +105,9 @@ def linear(
 
 
 class RowRng:
-    """Random numbers for dropout: each row of a batch draws from a generator of its own.
+    """Random numbers for dropout, from one generator per row of a batch.
 
-    seeds: a list of whole numbers per row. A row's mask depends on its seed alone, so it is the
+    seeds: per row, a list of integers. The mask of a row depends only on its seed, so it is the
     same for any number of cores, any split into micro-batches, and any padding.
     """
 
@@ -119,24 +115,24 @@ class RowRng:
         self.seeds = seeds
 
     def child(self, number: int) -> "RowRng":
-        """Return the generators of a layer or of a projection, by its number."""
+        """Return the generators of the layer or projection with this number."""
         return RowRng([[*seed, number] for seed in self.seeds])
 
     def random(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Draw from [0, 1) an array of shape (B, …), token after token, so padding comes last."""
+        """Draw an array (B, …) from [0, 1), token by token: padding does not change a row."""
         rows = [np.random.default_rng(seed).random(shape[1:], dtype) for seed in self.seeds]
         return np.stack(rows)
 
 
 def row_rng(rng: Any, rows: int) -> RowRng | None:
-    """Return a RowRng or None unchanged; from a NumPy generator or an int, draw a seed per row."""
+    """Return `rng` if it is a RowRng or None; otherwise draw one seed per row from it."""
     if rng is None or isinstance(rng, RowRng):
         return rng
     return RowRng(np.random.default_rng(rng).integers(2**63, size=(rows, 1)).tolist())
 
 
 def dropout(x: Array, p: float, rng: Any) -> Array:
-    """Compute x∘m/(1−p) with m ~ Bernoulli(1−p), so the mean stays; x itself without an rng."""
+    """Compute x∘m/(1−p) with m ~ Bernoulli(1−p), whose mean is x; return x if rng is None."""
     if rng is None or p == 0:
         return x
     return x * ((rng.random(x.shape, dtype=np.float32) >= p) / np.float32(1 - p)).astype(x.dtype)
@@ -148,10 +144,10 @@ def dropout(x: Array, p: float, rng: Any) -> Array:
 def embed(
     trained: Tree, frozen: Tree, tokens: Array, segment_starts: Array, past: int = 0
 ) -> tuple[Array, Array, Array]:
-    """Look up the tokens: states (B, T, D), their positions (B, T), and `segment_starts` (B, T).
+    """Look up token ids (B, T): states (B, T, D), positions (B, T), `segment_starts` (B, T).
 
-    trained, frozen: the nodes `model`. A token's position counts from the start of its own segment,
-    the example that it belongs to, after `past` tokens in a cache.
+    trained, frozen: the nodes `model`. A position counts from the start of the token's segment (its
+    example). past: the number of tokens in the cache.
     """
     check_leaves(trained, ("embed_tokens", "layers", "norm"), "embed")
     node = subtree(trained, "embed_tokens")
@@ -161,7 +157,7 @@ def embed(
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
-    """Scale x (..., D) to a root mean square of 1, then by weight (D,)."""
+    """Scale x (..., D) to a root mean square of 1, then multiply it by weight (D,)."""
     # y = x / √(mean(x²) + ε) ∘ w   (Zhang and Sennrich 2019, Eq. 4)
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
@@ -170,18 +166,16 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
 
 
 def rope_cos_sin(positions: Array, model_config: ModelConfig, dtype: Any = np.float32) -> Rope:
-    """Compute cosine and sine of the rotary angles, (..., T, hd/2), for positions (..., T)."""
+    """Compute cosines and sines of the rotary angles, (..., T, hd/2) each; positions (..., T)."""
     # angle(t, j) = t·θ_base^(−2j/hd)   (RoFormer, Sec. 3.2.2)
     angles = positions[..., None].astype(np.float32) * rope_frequencies(model_config)
     return np.cos(angles).astype(dtype), np.sin(angles).astype(dtype)
 
 
 def rope_frequencies(model_config: ModelConfig) -> Array:
-    """Compute the rotary frequencies (hd/2,) in float32, as checkpoints are trained with.
-
-    The power is rounded once, from float64, as torch's float32 power is. NumPy's float32 power
-    differs in the last bit of every sixth value: 3e-5 in a cosine at position 1,000.
-    """
+    """Compute the rotary frequencies (hd/2,) float32, with the same bits as torch."""
+    # torch rounds a float64 power once. NumPy's float32 power differs in the last bit of every
+    # sixth value, which changes a cosine at position 1,000 by 3e-5.
     hd = model_config.head_dim
     exponents = np.arange(0, hd, 2, dtype=np.float32) / np.float32(hd)
     powers = np.float64(model_config.rope_theta) ** exponents.astype(np.float64)
@@ -191,14 +185,11 @@ def rope_frequencies(model_config: ModelConfig) -> Array:
 
 
 def scale_rope(frequencies: Array, scaling: dict[str, Any]) -> Array:
-    """Lower the frequencies for contexts longer than in pretraining.
-
-    `linear` divides all of them by `factor` (Chen et al. 2023). `llama3` divides the low ones only,
-    with a ramp in between (Llama 3.1's published parameters).
-    """
+    """Lower the rotary frequencies for contexts longer than those of pretraining."""
     divided = frequencies / np.float32(scaling["factor"])
-    if scaling["rope_type"] == "linear":
+    if scaling["rope_type"] == "linear":  # all frequencies are divided (Chen et al. 2023)
         return divided
+    # llama3: only the low frequencies are divided, with a linear transition (as in Llama 3.1)
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * np.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     kept = np.clip((turns - low) / (high - low), 0, 1)  # 0: divided, 1: unchanged
@@ -206,14 +197,11 @@ def scale_rope(frequencies: Array, scaling: dict[str, Any]) -> Array:
 
 
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotate pairs of numbers of x (B, T, heads, hd) by angles with cos and sin (B, T, hd/2).
-
-    The pairs are Hugging Face's: element j belongs with element j + hd/2.
-    """
+    """Rotate the pairs of elements (j, j + hd/2) of x (B, T, heads, hd); cos, sin: (B, T, hd/2)."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
     cos, sin = cos[..., None, :], sin[..., None, :]  # the same for every head
-    # (a, b) → (a·cos − b·sin, b·cos + a·sin)   (RoFormer, Eq. 34)
+    # (a, b) → (a·cos − b·sin, b·cos + a·sin)   (RoFormer, Eq. 34; pairs as in Hugging Face)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
@@ -221,14 +209,14 @@ def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
 
 
 class LayerCache:
-    """The rotated keys and the values of one layer's earlier tokens, `length` of them."""
+    """The rotated keys and the values of the earlier tokens in one layer; `length` counts them."""
 
     k: Array  # (B, length, K, hd)
     v: Array
     length = 0
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append k and v (B, T, K, hd); return those of all tokens so far, (B, S, K, hd)."""
+        """Append k and v (B, T, K, hd); return the keys and values of all tokens, (B, S, K, hd)."""
         if self.length:
             k, v = np.concatenate([self.k, k], axis=1), np.concatenate([self.v, v], axis=1)
         self.k, self.v, self.length = k, v, k.shape[1]
@@ -241,8 +229,8 @@ def attention(
     """Apply causal grouped-query attention: q (B, T, H·hd), k and v (B, T, K·hd) -> like q.
 
     rope: cos and sin from `rope_cos_sin`. segment_starts (B, T): the first token that each token
-    may see, so packed examples stay apart. A `cache` puts keys and values of earlier tokens before
-    k and v, and every token sees them.
+    sees, which separates packed examples. cache: keys and values of earlier tokens, which come
+    before k and v, and which every token sees.
     """
     hd = 2 * rope[0].shape[-1]
     B, T, _ = q.shape
@@ -261,10 +249,10 @@ def attention(
 
 
 def attention_mask(segment_starts: Array, S: int) -> Array:
-    """Return (B, T, S) booleans: which of the S keys each of the last T tokens sees.
+    """Return booleans (B, T, S): which of the S keys each of the last T tokens sees.
 
-    Token t sees the keys from the start of its segment to its own. The S − T keys before the first
-    token's are those of a cache, and every token sees them.
+    Token t sees the keys from the start of its segment up to its own. The first S − T keys are from
+    the cache, and every token sees them.
     """
     past = S - segment_starts.shape[1]
     s, t = np.arange(S), np.arange(past, S)
@@ -278,8 +266,8 @@ def self_attention(
 ) -> Array:  # fmt: skip
     """Apply the attention sublayer: (B, T, D) -> (B, T, D).
 
-    trained, frozen: the nodes `self_attn`, with `q_proj`, `k_proj`, `v_proj` and `o_proj`. The
-    other arguments are those of `attention` and `linear`, two functions that may be replaced.
+    trained, frozen: the nodes `self_attn`, with `q_proj`, `k_proj`, `v_proj` and `o_proj`. rope,
+    segment_starts, cache: see `attention`; rng: see `linear`. Both functions can be replaced.
     """
     check_leaves({**trained, **frozen}, ATTENTION, "self_attention")
     q, k, v = (linear(x, *projection(trained, frozen, rng, n)) for n in ATTENTION[:3])
@@ -288,7 +276,7 @@ def self_attention(
 
 
 def projection(trained: Tree, frozen: Tree, rng: RowRng | None, name: str) -> tuple[Any, ...]:
-    """Return what `linear` takes for one projection of a sublayer: two nodes and an rng."""
+    """Return (trained node, frozen node, rng) of one projection: arguments of `linear`."""
     own_rng = None if rng is None else rng.child(ALL_LINEAR.index(name))
     return subtree(trained, name), frozen[name], own_rng
 
@@ -297,7 +285,7 @@ def projection(trained: Tree, frozen: Tree, rng: RowRng | None, name: str) -> tu
 
 
 def swiglu(gate: Array, up: Array) -> Array:
-    """Compute the hidden units of the MLP (Shazeer 2020, Eq. 6)."""
+    """Compute the hidden units of the MLP, (..., F) like both inputs (Shazeer 2020, Eq. 6)."""
     # y = gate·σ(gate) ∘ up,  σ(a) = e^(−log(1 + e^−a)), which never overflows
     return gate * np.exp(-np.logaddexp(0, -gate)) * up
 
@@ -306,10 +294,7 @@ def mlp(
     x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None,
     linear: Function = linear, swiglu: Function = swiglu,
 ) -> Array:  # fmt: skip
-    """Apply the feed-forward sublayer: (B, T, D) -> (B, T, D).
-
-    trained, frozen: the nodes `mlp`, with `gate_proj`, `up_proj` and `down_proj`.
-    """
+    """Apply the feed-forward sublayer: (B, T, D) -> (B, T, D); trained, frozen: the nodes `mlp`."""
     check_leaves({**trained, **frozen}, MLP, "mlp")
     gate, up = (linear(x, *projection(trained, frozen, rng, n)) for n in ("gate_proj", "up_proj"))
     return linear(swiglu(gate, up), *projection(trained, frozen, rng, "down_proj"))
@@ -319,9 +304,9 @@ def mlp(
 
 
 def cross_entropy(hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
-    """Compute the mean negative log-likelihood, in nats, of the targets that the mask keeps.
+    """Compute the mean negative log-likelihood, in nats, of the targets with mask 1.
 
-    hidden: (B, T, D), head: (V, D), targets: (B, T) integers, mask: (B, T) 0 or 1.
+    hidden: (B, T, D), head: (V, D), targets: (B, T) token ids, mask: (B, T) 0 or 1.
     """
     logits = matmul(hidden, dense(head))
     logits = logits - np.max(logits, axis=-1, keepdims=True)
@@ -335,12 +320,9 @@ def cross_entropy(hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
 
 
 def value_and_grad(f: Function) -> Function:
-    """Return a function that computes f(tree, …) and the gradient of it, a tree of the same paths.
+    """Return a function that computes f(tree, …) and its gradient, a tree with the same paths."""
 
-    autograd's own function of this name also follows every look into a nested dict. This one
-    follows the leaves alone.
-    """
-
+    # autograd's function of this name would trace each access to a dict; this one traces the leaves
     def evaluate(tree: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
         leaves = flatten(tree)
 
@@ -354,12 +336,8 @@ def value_and_grad(f: Function) -> Function:
 
 
 def checkpoint(f: Function, trained: Tree, x: Array) -> Array:
-    """Compute f(trained, x) and keep only its arguments: the backward pass computes f once more.
-
-    Memory then grows by one layer's input per layer (Chen et al. 2016). autograd's own `checkpoint`
-    recomputes once per argument.
-    """
-    leaves = flatten(trained)
+    """Compute f(trained, x), and recompute it in the backward pass (Chen et al. 2016)."""
+    leaves = flatten(trained)  # autograd's own `checkpoint` would recompute f once per leaf
 
     def of_arrays(x: Array, *arrays: Array) -> Array:
         return f(unflatten(dict(zip(leaves, arrays))), x)
@@ -375,7 +353,7 @@ def _checkpoint(f: Function, *arrays: Array) -> Array:
 def _checkpoint_vjp(argnums: Any, y: Array, args: Any, kwargs: Any) -> Function:
     f, *inputs = args
 
-    def of_traced(traced: Any) -> Array:  # x is not traced below the first adapted layer
+    def of_traced(traced: Any) -> Array:  # below the first adapted layer, x is not traced
         arrays = list(inputs)
         for n, value in zip(argnums, traced):
             arrays[n - 1] = value

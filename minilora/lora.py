@@ -1,11 +1,11 @@
 """LoRA (Hu et al. 2021): W' = W₀ + (α/r)·BA, on chosen projections of a frozen model.
 
-Part 3 of `lessons/00_qlora_in_one_file.py`, made general: any choice of projections, layers and
-ranks; part 7 for merging.
+Parts 3 and 7 of `lessons/00_qlora_in_one_file.py`, made general: any choice of projections, layers
+and ranks.
 
-An adapter is a small tree next to the base's. At the path of an adapted projection it has `lora_A`
-(r, in) and `lora_B` (out, r). What is fixed about it, its scaling and its dropout, is in the frozen
-tree next to the weight. `layers.linear` reads both.
+An adapter is a small tree. At the path of an adapted projection it has `lora_A` (r, in) and
+`lora_B` (out, r). The scaling and the dropout probability, which are not trained, are in the frozen
+tree next to the weight. `layers.linear` reads both trees.
 """
 
 import re
@@ -22,30 +22,30 @@ LEAVES = ("weight", "bias", *FACTORS)  # trained leaves of a projection that `la
 
 
 class PeftModel(NamedTuple):
-    """A model with an adapter: the tree to train, and the frozen base that knows its scaling."""
+    """A model with an adapter: the trained tree, and the frozen base with the scalings."""
 
     adapters: Tree
     base: Tree
 
 
 def init(base: Tree, lora_config: LoraConfig, rng: Any) -> PeftModel:
-    """Create an adapter that changes nothing yet.
+    """Create an adapter that does not change the outputs yet: PeftModel(adapters, base).
 
-    rng: a NumPy generator or a seed. The base that is returned has a `lora_scaling` and a
-    `lora_dropout` next to each adapted weight; the weights are shared, not copied. Raises
-    InputError if a target matches no projection of the base.
+    rng: a NumPy generator or a seed. The returned base has a `lora_scaling` and a `lora_dropout`
+    next to each adapted weight, and shares its arrays with `base`. Raises InputError if a target
+    matches no projection.
     """
     plain = lora_config.init_lora_weights is True and not lora_config.use_dora
-    require(plain, "lora.init is plain LoRA: use get_peft_model for DoRA, PiSSA and LoftQ")
+    require(plain, "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ")
     adapters: Tree = {}
     rng = np.random.default_rng(rng)
-    base = tree_map(lambda w: w, base)  # the same arrays, in a tree of its own
+    base = tree_map(lambda w: w, base)  # a new tree with the same arrays
     for path in target_paths(base, lora_config):
         r, scaling = lora_config.rank_and_scaling(path)
         out_features, in_features = get(base, path)["weight"].shape
         bound = 1 / np.sqrt(in_features)
         # A ~ U(−1/√in, 1/√in), B = 0: BA = 0, but ∂L/∂B ≠ 0   (PEFT; Gaussian in LoRA, Sec. 4.1).
-        # With both at zero, every gradient would be zero as well, and nothing would ever change.
+        # If A were zero as well, both gradients would be zero, and training would change nothing.
         A = rng.uniform(-bound, bound, (r, in_features)).astype(np.float32)
         set_leaf(adapters, f"{path}.lora_A", A)
         set_leaf(adapters, f"{path}.lora_B", np.zeros((out_features, r), np.float32))
@@ -55,7 +55,15 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> PeftModel:
 
 
 def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
-    """Return the paths of the projections that `lora_config` adapts, in the order of the tree."""
+    """Return the paths of the projections that `lora_config` adapts, in the order of the tree.
+
+    Raises InputError if a target matches nothing, or if a layer does not exist.
+
+    >>> names = "self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"
+    >>> base = unflatten({f"model.layers.0.{name}.weight": np.ones((2, 2)) for name in names})
+    >>> target_paths(base, LoraConfig(target_modules=("q_proj", "up_proj")))
+    ['model.layers.0.self_attn.q_proj', 'model.layers.0.mlp.up_proj']
+    """
     leaves = (path for path, _ in named_leaves(base) if layer_of(path) >= 0)
     paths = [p for p in (path.removesuffix(".weight") for path in leaves) if p.endswith(ALL_LINEAR)]
     targets, found = lora_config.target_modules, set[str]()
@@ -66,7 +74,7 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
         found |= matching
     depth, chosen = len(base["model"]["layers"]), lora_config.layers_to_transform
     layers = tuple(range(depth)) if chosen is None else chosen
-    require(found and len(layers), "the adapter has no target: give --target-modules a name")
+    require(found and len(layers), "the adapter has no targets: name a module and a layer")
     for layer in layers:
         inside = 0 <= layer < depth
         require(inside, f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}")
@@ -74,38 +82,38 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
 
 
 def matches(target: str, path: str, is_regex: bool) -> bool:
-    """Return whether a target, "all-linear", a name or an expression, is this projection's."""
+    """Return whether a target ("all-linear", a name or a regular expression) matches `path`."""
     named = target == "all-linear" or names_module(target, path)
     return named or (is_regex and re.fullmatch(target, path) is not None)
 
 
 def adapted_paths(adapters: Tree) -> list[str]:
-    """Return the paths of the projections that have a low-rank update."""
+    """Return the paths of the projections that have low-rank factors."""
     paths = (path for path, _ in named_leaves(adapters))
     return [path.removesuffix(".lora_A") for path in paths if path.endswith(".lora_A")]
 
 
 def delta(trained: Tree, frozen: Tree) -> Array:
-    """Compute ΔW = (α/r)·BA of one projection: (out, in), float32."""
-    require(trained["lora_A"].ndim == 2, "adapters that differ from row to row cannot be merged")
+    """Compute ΔW = (α/r)·BA of one projection: (out, in) float32."""
+    require(trained["lora_A"].ndim == 2, "per-row adapters cannot be merged: merge one adapter")
     return np.float32(frozen["lora_scaling"]) * (trained["lora_B"] @ trained["lora_A"])
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused by name
+@np.errstate(over="ignore", invalid="ignore")  # an error names weights that are not finite
 def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
-    """Return a dense tree that computes alone what `base` computes with `adapters`.
+    """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
-    Quantized weights are dequantized. Quantizing the result again would lose much of the update;
-    that is a separate step, see `quantize`. Raises InputError, with the path, for a leaf that is
-    not LoRA's and for a weight that is not finite.
+    Quantized weights are dequantized. Quantizing the result again (`minilora.quantize`) would lose
+    much of the update. Raises InputError, with the path, for a leaf of another method and for a
+    weight that is not finite.
     """
     weights = {path: w for path, w in named_leaves(base) if not path.endswith(FIXED)}
     trained = flatten(adapters)
     for path in weights | trained:
         known = path in weights or path.rpartition(".")[2] in LEAVES[1:] or path == "lm_head.weight"
         plain = known and ".lora_stack." not in path
-        require(plain, f"lora.merge does not know {path}: see methods.merging")
-    # trained leaves replace frozen ones, or are new
+        require(plain, f"lora.merge does not know {path}: minilora.merge knows more methods")
+    # trained weights and biases replace the frozen ones, or are added
     replaced = {path: w for path, w in trained.items() if not path.endswith(FACTORS)}
     merged = {path: dense(w) for path, w in (weights | replaced).items()}
     for path in adapted_paths(adapters):
@@ -115,5 +123,5 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     merged = {path: w.astype(dtype) for path, w in merged.items()}
     for path, w in merged.items():
         finite = np.isfinite(w).all()
-        require(finite, f"merging would make {path} not finite: the adapter has diverged")
+        require(finite, f"merging would make {path} not finite: merge an earlier checkpoint")
     return unflatten(merged)

@@ -1,12 +1,12 @@
-"""A Llama-type decoder as a function of two trees: trained parameters and frozen ones.
+"""A Llama-type decoder as a function of two trees: trained parameters and frozen parameters.
 
 Part 4 of `lessons/00_qlora_in_one_file.py`, made general: any Llama, with a cache, packed rows,
 gradient checkpointing, and a choice of `ops`.
 
-    loss(adapters, base, batch, config, ops) -> scalar
+    loss(adapters, base, batch, model_config, ops) -> scalar
 
-The gradient is taken with respect to argument 0, the adapters. `base` is argument 1, and that alone
-freezes it. A leaf of `adapters` has the path of the weight that it adapts or replaces.
+The gradient is taken with respect to the first argument, `adapters`. So `base`, the second one, is
+frozen. A leaf of `adapters` has the path of the weight that it adapts or replaces.
 """
 
 from functools import partial
@@ -24,10 +24,11 @@ def loss(
     adapters: Tree, base: Tree, batch: dict[str, Array], model_config: ModelConfig, ops: Ops,
     rng: Any = None, checkpointing: bool = False,
 ) -> Any:  # fmt: skip
-    """Compute the mean cross-entropy over the target tokens of a batch, in nats.
+    """Compute the mean cross-entropy of a batch, in nats per target token.
 
     batch: `tokens`, `targets`, `mask` and `segment_starts`, each (B, T); see `batching.collate`.
-    rng, NumPy's or a `layers.RowRng`, turns dropout on.
+    rng: a NumPy generator, a seed or a `layers.RowRng` for dropout; None for no dropout.
+    checkpointing: keep only the input of each layer, and recompute the layer in the backward pass.
     """
     tokens, starts = batch["tokens"], batch["segment_starts"]
     x = hidden_states(adapters, base, tokens, starts, model_config, ops, None, rng, checkpointing)
@@ -37,13 +38,13 @@ def loss(
 def forward(
     adapters: Tree, base: Tree, tokens: Array, model_config: ModelConfig, ops: Ops,
 ) -> Array:  # fmt: skip
-    """Compute the logits (B, T, V) of tokens (B, T)."""
+    """Compute the logits (B, T, V) of token ids (B, T)."""
     x = hidden_states(adapters, base, tokens, np.zeros_like(tokens), model_config, ops)
     return logits(x, adapters, base, ops)
 
 
 def logits(x: Array, adapters: Tree, base: Tree, ops: Ops) -> Array:
-    """Compute the logits (..., V) of hidden states (..., D), the head trained or not."""
+    """Compute the logits (..., V) of hidden states (..., D) with the trained or frozen head."""
     weight, frozen = lm_head(adapters, base), lm_head({}, base)
     trained = {} if weight is frozen else {"weight": weight}
     return ops.linear(x, trained, {"weight": frozen})
@@ -53,10 +54,10 @@ def hidden_states(
     adapters: Tree, base: Tree, tokens: Array, segment_starts: Array, model_config: ModelConfig,
     ops: Ops, cache: list[LayerCache] | None = None, rng: Any = None, checkpointing: bool = False,
 ) -> Array:  # fmt: skip
-    """Compute the normed hidden states above the last layer: (B, T, D).
+    """Compute the normalized hidden states after the last layer: (B, T, D).
 
-    segment_starts (B, T): the first token of each token's example, 0 unless rows are packed. With a
-    `cache`, one `LayerCache` per layer, the tokens continue those that it holds.
+    segment_starts (B, T): the first token of each token's example, 0 unless rows are packed. cache:
+    one `LayerCache` per layer, with the tokens before these. rng, checkpointing: see `loss`.
     """
     check_leaves(adapters, ("model", "lm_head"), "the model")
     trained, frozen, T = subtree(adapters, "model"), base["model"], tokens.shape[1]
@@ -75,7 +76,7 @@ def hidden_states(
         )  # fmt: skip
         node = subtree(layers, number)
         x = ops.checkpoint(layer, node, x) if checkpointing else layer(node, x)
-    if x.shape[1] > T:  # a trained prompt comes first, and its states are not returned
+    if x.shape[1] > T:  # a trained prompt comes first; its states are not returned
         x = x[:, -T:]
     return ops.rms_norm(x, norm_weight(trained, frozen, "norm"), model_config.rms_norm_eps)
 
@@ -84,7 +85,7 @@ def decoder_layer(
     trained: Tree, x: Array, frozen: Tree, rope: Rope, segment_starts: Array, eps: float, ops: Ops,
     cache: LayerCache | None = None, rng: RowRng | None = None,
 ) -> Array:  # fmt: skip
-    """Add to x (B, T, D) what attention and then the MLP compute from it; eps: of the norms."""
+    """Apply one layer to x (B, T, D): add attention, then the MLP; eps: the ε of the norms."""
     norms = ("input_layernorm", "post_attention_layernorm")
     check_leaves(trained, ("self_attn", "mlp", *norms), "decoder_layer")
     attention, mlp = subtree(trained, "self_attn"), subtree(trained, "mlp")
@@ -97,14 +98,14 @@ def decoder_layer(
 
 
 def norm_weight(trained: Tree, frozen: Tree, name: str) -> Array:
-    """Return the weight (D,) of a norm: the trained one or the frozen one."""
+    """Return the weight (D,) of a norm, trained or frozen."""
     node = subtree(trained, name)
     check_leaves(node, ("weight",), name)
     return trained_or_frozen(node, frozen[name], "weight")
 
 
 def lm_head(adapters: Tree, base: Tree) -> Any:
-    """Return the output matrix (V, D): a trained one, the base's, or the embedding if tied."""
+    """Return the output matrix (V, D): trained, or of the base, or the embedding if it is tied."""
     for tree in (adapters, base):
         if "lm_head" in tree:
             check_leaves(tree["lm_head"], ("weight",), "lm_head")

@@ -1,19 +1,18 @@
-"""NF4: a weight in four bits.
+"""NF4: weights in four bits.
 
 Part 2 of `lessons/00_qlora_in_one_file.py`, made general: other block sizes, short last blocks,
 FP4, and compiled loops.
 
-The idea (QLoRA, Dettmers et al. 2023, Sec. 2 and 3). A tensor is read as one long row of n
-elements and cut into blocks of B. A block keeps its largest magnitude, the absmax, and for every
-element the number of the nearest of sixteen values in [-1, 1]:
+The idea (QLoRA, Dettmers et al. 2023, Sec. 2 and 3). A tensor of n elements is flattened and
+divided into blocks of B elements. A block stores its largest magnitude, the absmax, and per element
+a code: the index of the nearest of sixteen values in [-1, 1].
 
     w ≈ value[code] · absmax
 
-The values are quantiles of a normal distribution, close together near zero, because trained
-weights are. The m = ⌈n/B⌉ absmax may in turn be quantized to eight bits: see double_quant.py.
+The values are quantiles of a normal distribution: like trained weights, they are dense near zero.
+The m = ⌈n/B⌉ absmax can be quantized to eight bits as well: see double_quant.py.
 
-All of it is plain NumPy, and its bits are those of bitsandbytes on a CPU. The compiled loops of
-`kernels/nf4.py` give the same bits.
+The results have the same bits as those of bitsandbytes on a CPU, and those of `kernels/nf4.py`.
 """
 
 import math
@@ -33,33 +32,38 @@ NF4 = np.array([
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ], np.float32)  # fmt: skip
 
-# bitsandbytes' FP4: eight magnitudes, and the same again with the sign bit
+# bitsandbytes' FP4: eight magnitudes, and their negatives with the sign bit set
 _MAGNITUDES = np.array([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4], np.float32)
 FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])
 
-TINY = np.float32(1e-38)  # the smallest absmax that anything is divided by
+TINY = np.float32(1e-38)  # a smaller absmax is replaced by this before dividing
 
 
 def pack(codes: Array) -> Array:
-    """Two 4-bit codes a byte, the first in the high half: (2k,) -> (k,) uint8."""
+    """Pack two 4-bit codes per byte, the first in the high half: (2k,) -> (k,) uint8.
+
+    >>> pack(np.array([1, 2, 15, 0]))
+    array([ 18, 240], dtype=uint8)
+    """
     return (codes[0::2] << 4 | codes[1::2]).astype(np.uint8)
 
 
 def unpack(packed: Array) -> Array:
-    """The inverse of `pack`: (k,) -> (2k,)."""
+    """Unpack the two 4-bit codes of each byte, the inverse of `pack`: (k,) -> (2k,)."""
     return np.stack([packed >> 4, packed & 15], axis=1).ravel()
 
 
 @dataclass(frozen=True, eq=False)
 class Code:
-    """Sixteen values, and what searching and reading them needs."""
+    """The sixteen values of a 4-bit type, with the midpoints that are used to find the nearest."""
 
     values: Array  # (16,) float32, by code
-    order: Array  # (16,) uint8, the codes by rising value: NF4's are 0 … 15
-    midpoints: Array  # (15,) float32, halfway between neighbours in that order
+    order: Array  # (16,) uint8, the codes in ascending order of value: 0 … 15 for NF4
+    midpoints: Array  # (15,) float32, between neighbours in that order
 
     @classmethod
     def of(cls, values: Array) -> "Code":
+        """Create the Code of sixteen values (16,) float32."""
         order = np.argsort(values, kind="stable").astype(np.uint8)
         midpoints = (values[order][:-1] + values[order][1:]) / np.float32(2)
         return cls(values, order, midpoints)
@@ -70,14 +74,11 @@ CODES = {"nf4": Code.of(NF4), "fp4": Code.of(FP4)}
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A tensor of n elements in four bits each, in m = ⌈n/B⌉ blocks.
-
-    Raises InputError unless the sizes fit each other: compiled loops check no bounds.
-    """
+    """A tensor of n elements, 4 bits each, in m = ⌈n/B⌉ blocks; checks the sizes of its arrays."""
 
     codes: Array  # (⌈n/2⌉,) uint8
-    scales: Array | DoubleQuantized  # absmax (m,) float32, or quantized once more
-    shape: tuple[int, ...]  # of the tensor that it stands for
+    scales: Array | DoubleQuantized  # absmax (m,) float32, or double-quantized
+    shape: tuple[int, ...]  # of the tensor
     block_size: int
     code: str  # "nf4" or "fp4"
 
@@ -88,80 +89,85 @@ class Quantized:
         parts: list[Any] = [(self.codes, -(-n // 2), np.uint8), (scales, m, np.float32)]
         if isinstance(scales, DoubleQuantized):
             parts[1:] = [(scales.codes, m, np.uint8), (scales.absmax, -(-m // BLOCK), np.float32)]
+        # compiled loops check no bounds
+        weight = f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size}"
         for part, size, kind in parts:
             sound = part.shape == (size,) and part.dtype == kind and part.flags.c_contiguous
-            require(
-                sound,
-                f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size} needs {size} "
-                f"numbers of type {np.dtype(kind)}, not {part.dtype} of shape {part.shape}",
-            )
+            needs = f"needs a contiguous array ({size},) of {np.dtype(kind)}"
+            require(sound, f"{weight} {needs}, got {part.shape} of {part.dtype}")
 
     @property
     def absmax(self) -> Array:
-        """Return the absmax (m,) float32, dequantized if they are quantized themselves."""
+        """Absmax (m,) float32, dequantized if they are double-quantized."""
         double = isinstance(self.scales, DoubleQuantized)
         return double_dequantize(self.scales) if double else self.scales
 
     @property
     def nbytes(self) -> int:
-        """All bytes that are stored."""
+        """Number of stored bytes."""
         return int(self.codes.nbytes + self.scales.nbytes)
 
     def dequantize(self) -> Array:
+        """Return the dense tensor, float32; see `dequantize`."""
         return dequantize(self)
 
 
 def quantize(
     w: Array, block_size: int = 64, double_quant: bool = False, code: str = "nf4"
 ) -> Quantized:
-    """Quantize w, of any shape and taken as float32, to four bits per element -> Quantized.
+    """Quantize w (any shape, converted to float32) to four bits per element.
 
-    `block_size` is a power of two from 16, `code` is "nf4" or "fp4"; `double_quant` quantizes the
-    absmax too. InputError if one of them is something else, or if a weight is not finite.
+    block_size: elements per absmax, a power of two from 16 to 65,536. double_quant: quantize the
+    absmax to eight bits. code: "nf4" or "fp4". Raises InputError for other values, and if an
+    element is not finite.
     """
     check(block_size, code)
     w = np.asarray(w, np.float32)
     require_finite(w)
     x, absmax = normalize(w.ravel(), block_size)
-    x = np.pad(x, (0, x.size % 2))  # an odd tensor gets one element more, a zero
+    x = np.pad(x, (0, x.size % 2))  # if n is odd, one zero more
     codes = pack(nearest(x, CODES[code]))
     scales = double_quantize(absmax) if double_quant else absmax
     return Quantized(codes, scales, w.shape, block_size, code)
 
 
 def check(block_size: int, code: str) -> None:
-    """Raise InputError unless weights can be quantized in blocks of that size with that code."""
+    """Raise InputError unless weights can be quantized with this block size and this code."""
     sound = 16 <= block_size <= 65536 and block_size & (block_size - 1) == 0
     require(sound, f"a block size of {block_size} is not a power of two from 16 to 65,536: use 64")
     require(code in CODES, f"there is no 4-bit code {code!r}: use one of {', '.join(CODES)}")
 
 
 def require_finite(*arrays: Array) -> None:
-    """Raise InputError if an array holds a NaN or an infinity."""
+    """Raise InputError if an array contains a NaN or an infinity."""
     finite = all(np.isfinite(w).all() for w in arrays)
-    require(finite, "holds a NaN or an infinity: take a sound copy of the file")
+    require(finite, "has a NaN or an infinity: use an undamaged copy of the file")
 
 
 def normalize(w: Array, block_size: int) -> tuple[Array, Array]:
-    """w (n,) -> x (n,) in [-1, 1], w over the absmax of its block; and the absmax (m,)."""
+    """Divide w (n,) by the absmax of each block; return x (n,) in [-1, 1] and the absmax (m,)."""
     whole = w.size // block_size * block_size
     blocks, rest = w[:whole].reshape(-1, block_size), w[whole:]
     absmax = np.abs(blocks).max(axis=1)
     # x = w · (1/absmax)
     x = (blocks * (1 / np.maximum(absmax, TINY))[:, None]).ravel()
-    if rest.size:  # bitsandbytes divides a short last block; the last bit can differ
+    if rest.size:  # as bitsandbytes: divide in a short last block, which can change the last bit
         last = np.maximum(np.abs(rest).max(), TINY)
         x, absmax = np.append(x, rest / last), np.append(absmax, last)
     return x, absmax
 
 
 def nearest(x: Array, code: Code) -> Array:
-    """The codes of the values nearest to x, between `code.midpoints`; on one, the lower value's."""
+    """Return the codes of the values nearest to x, in the shape of x; at a tie, the lower value.
+
+    >>> nearest(np.array([-1, 0.1, 0.9], np.float32), CODES["nf4"])
+    array([ 0,  8, 15], dtype=uint8)
+    """
     return code.order[np.searchsorted(code.midpoints, x, side="left")]
 
 
 def dequantize(q: Quantized) -> Array:
-    """Compute the tensor (q.shape, float32) that q stands for."""
+    """Compute the dense tensor of q, of shape `q.shape`, float32."""
     n = math.prod(q.shape)
     values = CODES[q.code].values[unpack(q.codes)[:n]]
     # ŵ = value[code] · absmax of its block

@@ -1,9 +1,8 @@
-"""What a model computes with, as a type: the meaning of the argument `ops` everywhere.
+"""The type of the argument `ops`: the operations that a model is computed with.
 
-Parts 3 and 4 of `lessons/00_qlora_in_one_file.py` have one version of these; here there are two.
-`layers` is the reference, in NumPy and autograd. `kernels.fused` computes the same faster, with the
-same signatures. `methods.operations` wraps either of them for methods other than LoRA. A function
-that computes takes `ops` as an argument and never chooses it.
+Each operation of parts 3 and 4 of `lessons/00_qlora_in_one_file.py` has two implementations here:
+`layers` is the reference, and `kernels.fused` is optimized. `methods.operations` wraps one of them
+for methods other than LoRA. The functions of the core take `ops` as an argument.
 """
 
 from typing import Any, Protocol
@@ -13,28 +12,36 @@ from .tree import Array, Tree
 
 
 class Ops(Protocol):
-    """The operations of a decoder; `layers` explains each, with its shapes and its equation."""
+    """The operations of a decoder. `layers` has their shapes and equations."""
 
     def embed(
         self, trained: Tree, frozen: Tree, tokens: Array, segment_starts: Array, past: int = 0
-    ) -> tuple[Array, Array, Array]: ...
+    ) -> tuple[Array, Array, Array]:
+        """Look up token ids."""
 
-    def linear(self, x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None) -> Array: ...
+    def linear(self, x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None) -> Array:
+        """Apply a projection and its adapter."""
 
     def self_attention(
         self, x: Array, trained: Tree, frozen: Tree, rope: Rope, segment_starts: Array,
         cache: LayerCache | None = None, rng: RowRng | None = None, linear: Function = ...,
-    ) -> Array: ...  # fmt: skip
+    ) -> Array:  # fmt: skip
+        """Apply the attention sublayer."""
 
     def mlp(
         self, x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None,
         linear: Function = ...,
-    ) -> Array: ...  # fmt: skip
+    ) -> Array:  # fmt: skip
+        """Apply the feed-forward sublayer."""
 
-    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array: ...
+    def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
+        """Normalize by the root mean square."""
 
-    def cross_entropy(self, hidden: Array, head: Any, targets: Array, mask: Array) -> Any: ...
+    def cross_entropy(self, hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
+        """Compute the mean loss of the target tokens."""
 
-    def checkpoint(self, f: Function, trained: Tree, x: Array) -> Array: ...
+    def checkpoint(self, f: Function, trained: Tree, x: Array) -> Array:
+        """Compute f, and recompute it in the backward pass."""
 
-    def value_and_grad(self, f: Function) -> Function: ...
+    def value_and_grad(self, f: Function) -> Function:
+        """Return a function that computes f and its gradient."""

@@ -1,9 +1,8 @@
 """AdamW, clipping by global norm, learning-rate schedules and rounding: pure functions of trees.
 
 Part 6 of `lessons/00_qlora_in_one_file.py`, made general: weight decay, other schedules, a learning
-rate per parameter, and adapters in 16 bits.
-
-Only the trained tree is ever passed in, so nothing frozen can change or decay.
+rate per parameter, and adapters in 16 bits. The trees contain only trained parameters, so frozen
+ones do not change or decay.
 """
 
 import math
@@ -25,8 +24,8 @@ def adamw(
 ) -> tuple[Tree, Tree]:
     """Take one step of Adam with decoupled weight decay (Loshchilov and Hutter 2019, Alg. 2).
 
-    rate(path) is the learning rate of a leaf. Returns new (params, state); the arrays passed in do
-    not change.
+    rate(path): the learning rate of a leaf. Returns new trees (params, state); the arguments do not
+    change.
     """
     b1, b2, decay = train_config.adam_beta1, train_config.adam_beta2, train_config.weight_decay
     t = state["step"] + 1
@@ -45,25 +44,26 @@ def adamw(
 
 
 def global_norm(grads: Tree) -> float:
-    """Compute √Σ g² over all leaves."""
+    """Compute √Σ g² over the elements of all leaves."""
     return math.sqrt(sum(float(np.vdot(g, g)) for _, g in named_leaves(grads)))
 
 
 def clip(grads: Tree, max_norm: float) -> tuple[Tree, float]:
-    """Scale the gradients to a norm of at most `max_norm` (Pascanu et al. 2013).
-
-    Returns (gradients, their norm before).
-    """
+    """Scale to a norm of at most `max_norm` (Pascanu et al. 2013); return (gradients, old norm)."""
     norm = global_norm(grads)
     factor = min(1.0, max_norm / (norm + 1e-6))  # the 1e-6 as in torch.nn.utils.clip_grad_norm_
     return (grads if factor == 1.0 else tree_map(lambda g: g * factor, grads)), norm
 
 
 def learning_rate(step: int, train_config: TrainConfig) -> float:
-    """Return the learning rate of step 0, 1, …, as transformers' schedulers compute it.
+    """Return the learning rate of step 0, 1, …, with the values of transformers' schedulers.
 
-    Linear warm-up over ⌈warmup_ratio·iters⌉ steps, the first at zero; then constant, linear to
-    zero, or half a cosine to zero.
+    Linear warm-up over ⌈warmup_ratio·iters⌉ steps, starting at zero; then constant, linear to zero,
+    or half a cosine to zero.
+
+    >>> config = TrainConfig(iters=100, learning_rate=1e-3, warmup_ratio=0.1)
+    >>> [learning_rate(step, config) for step in (0, 5, 10, 100)]
+    [0.0, 0.0005, 0.001, 0.0]
     """
     warmup = math.ceil(train_config.warmup_ratio * train_config.iters)
     if step < warmup:
@@ -78,10 +78,7 @@ def learning_rate(step: int, train_config: TrainConfig) -> float:
 
 
 def round_to(params: Tree, dtype: str) -> Tree:
-    """Round to the numbers that float16 or bfloat16 can hold; the arrays stay float32.
-
-    Raises InputError, with the path, for a number that is not finite afterwards.
-    """
+    """Round to float16 or bfloat16, stored as float32; raise InputError if a number overflows."""
     if dtype == "float32":
         return params
     rounded = {}
@@ -97,10 +94,10 @@ def round_to(params: Tree, dtype: str) -> Tree:
 def to_bfloat16(w: Array) -> Array:
     """Round finite float32 numbers to bfloat16, ties to even; return the bits as uint16."""
     bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
-    # add half of the last place that is kept, less one where the kept part is even
+    # add half a unit in the last kept place, minus one unit of float32 if the kept part is even
     return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
 
 
 def from_bfloat16(bits: Array) -> Array:
-    """Return the float32 numbers whose upper halves are `bits`."""
+    """Return the float32 numbers whose upper 16 bits are `bits` (uint16)."""
     return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,11 +1,11 @@
-"""Fine-tuning: one loop, to be read from top to bottom.
+"""Fine-tuning: the training loop.
 
 Part 6 of `lessons/00_qlora_in_one_file.py`, made general: accumulation, callbacks, and runs that
 can be resumed.
 
-Every random choice is drawn from (seed, step), a dropout mask also from its row's position. So the
-state of a run is its trained tree, Adam's two moments and a step count, and an interrupted run
-continues as if it had not been interrupted.
+Random choices depend only on the seed, the step and, for dropout, the position of the row in the
+batch. So the state of a run is the trained tree, Adam's two moments and the step count, and a
+resumed run gives the same result as an uninterrupted one.
 """
 
 import math
@@ -31,13 +31,13 @@ def train(
     on_step: Callable[[Tree, Tree, Tree], Any] | None = None,
     parallel_map: Function = map, shares: int = 1,
 ) -> tuple[Tree, list[Tree]]:  # fmt: skip
-    """Fit `adapters` to the examples; return (adapters, history), a dict per step.
+    """Fit `adapters` to the examples; return (adapters, history), with one dict per step.
 
     The dict of a step has `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` and `seconds`.
-    `state` continues an earlier run. `on_step(row, adapters, state)` is called after every step,
-    for evaluation, logging and checkpoints; if it returns true, training ends. The rows of a batch
-    are split into `shares`, which `parallel_map` may compute at the same time. Raises InputError if
-    the loss or the gradient is not finite; `on_step` has then seen the last good state.
+    state: of the run to continue. on_step(row, adapters, state): called after every step; training
+    ends if it returns true. shares: the number of parts of a batch that `parallel_map` may compute
+    at the same time. Raises InputError if the loss or the gradient is not finite; the last call of
+    `on_step` then had the last good state.
     """
     bins = [[example] for example in examples]
     if train_config.packing:
@@ -45,15 +45,14 @@ def train(
     adapters = round_to(adapters, train_config.adapter_dtype)
     state = state or adamw_init(adapters)
     history: list[Tree] = []
+    settings = model_config, train_config, ops, parallel_map, shares
     while state["step"] < train_config.iters:
         began, step = time.perf_counter(), state["step"]
-        loss, grads, tokens = gradient_at(
-            adapters, base, bins, step, model_config, train_config, ops, parallel_map, shares
-        )
+        loss, grads, tokens = gradient_at(adapters, base, bins, step, *settings)
         grads, norm = clip(grads, train_config.max_grad_norm)
-        way = "lower --learning-rate, or hold the adapters in float32; the last checkpoint is kept"
-        seen = f"the loss is {loss:g} and its gradient {norm:g} at step {step + 1}"
-        require(math.isfinite(loss + norm), f"{seen}: {way}")
+        seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
+        advice = "lower --learning-rate, or use float32 adapters; the last checkpoint is kept"
+        require(math.isfinite(loss + norm), f"{seen}: {advice}")
         rate = learning_rate(step, train_config)
         adapters, state = update(adapters, grads, state, rate, train_config)
         row = {"step": step + 1, "loss": loss, "learning_rate": rate, "grad_norm": norm}
@@ -68,10 +67,7 @@ def gradient_at(
     adapters: Tree, base: Tree, bins: list[list[Example]], step: int, model_config: ModelConfig,
     train_config: TrainConfig, ops: Ops, parallel_map: Function = map, shares: int = 1,
 ) -> tuple[float, Tree, int]:  # fmt: skip
-    """Compute (mean loss, its gradient, target tokens) of a step, over all its micro-batches.
-
-    The micro-batches come one after the other; the shares of each may be computed in parallel.
-    """
+    """Compute (mean loss, its gradient, number of target tokens) of all micro-batches of a step."""
     n, size = train_config.grad_accumulation_steps, train_config.batch_size
     batches = []
     for i in range(n):
@@ -97,21 +93,20 @@ def gradient_at(
 
 
 def split_batch(rows: list[Any], shares: int) -> list[list[Any]]:
-    """Split the rows of a batch into as many shares, or one per row if there are fewer rows."""
+    """Split the rows of a batch into at most `shares` lists, none of which is empty."""
     n = min(shares, len(rows))
     return [rows[i::n] for i in range(n)]
 
 
 def num_targets(examples: Iterable[Example]) -> int:
-    """Count the tokens of the examples that the model is to learn to say."""
+    """Count the target tokens of the examples."""
     return sum(sum(example.mask[1:]) for example in examples)
 
 
 def accumulate(parts: Iterable[tuple[int, float, Tree]], total: int) -> tuple[float, Tree]:
-    """Return (mean loss, its gradient) of a large batch from those of its parts.
+    """Compute (mean loss, its gradient) of a batch from its parts.
 
-    parts: (target tokens, mean loss over them, its gradient), one at a time; total: the sum of the
-    target tokens.
+    parts: (number of target tokens, mean loss, gradient) of each. total: the sum of these numbers.
     """
     loss, grads = 0.0, dict[str, Any]()
     for n, value, grad in parts:
@@ -126,18 +121,18 @@ def accumulate(parts: Iterable[tuple[int, float, Tree]], total: int) -> tuple[fl
 def update(
     adapters: Tree, grads: Tree, state: Tree, rate: float, train_config: TrainConfig
 ) -> tuple[Tree, Tree]:
-    """Return (adapters, state) after a step of the optimizer, rounded to `adapter_dtype`."""
+    """Take a step of AdamW: return (adapters, state), the adapters rounded to `adapter_dtype`."""
     rate_of = rates(rate, train_config, adapters)
     adapters, moments = adamw(adapters, grads, state, rate_of, train_config)
     return round_to(adapters, train_config.adapter_dtype), {**state, **moments}
 
 
 def rates(rate: float, train_config: TrainConfig, adapters: Tree) -> Callable[[str], float]:
-    """Return the learning rate of each leaf, as a function of its path.
+    """Return a function from the path of a leaf to its learning rate.
 
-    lora_B learns at `loraplus_lr_ratio` times the rate (LoRA+, Hayou et al. 2024), leaves next to
-    low-rank factors at `also_train_lr_scale` times it, and each layer at `layer_lr_decay` times the
-    rate of the layer above (Howard and Ruder 2018, Sec. 3.2), the embedding at the lowest.
+    The rate is multiplied by `loraplus_lr_ratio` for lora_B (LoRA+, Hayou et al. 2024), by
+    `also_train_lr_scale` for other leaves if there are low-rank factors, and by `layer_lr_decay` to
+    the power of the number of layers above the leaf (Howard and Ruder 2018, Sec. 3.2).
     """
     paths = [path for path, _ in named_leaves(adapters)]
     has_factors = any(path.endswith("lora_A") for path in paths)

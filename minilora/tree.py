@@ -1,9 +1,9 @@
 """Trees of arrays: nested dicts whose paths are Hugging Face's parameter names.
 
-The flat dict of part 1 of `lessons/00_qlora_in_one_file.py`, as a tree:
-`{"model": {"layers": {"0": {"self_attn": {"q_proj": {"weight": W}}}}}}` is the tree that
-Hugging Face's flat name `model.layers.0.self_attn.q_proj.weight` spells with dots. A leaf is an
-array, a quantized weight (anything with a `shape`), or a plain float that belongs to the node.
+The flat dict of part 1 of `lessons/00_qlora_in_one_file.py`, as a tree. The path of W in
+`{"model": {"layers": {"0": {"self_attn": {"q_proj": {"weight": W}}}}}}` is
+`model.layers.0.self_attn.q_proj.weight`. A leaf is an array, a quantized weight (it has a `shape`),
+or a float, such as `lora_scaling`.
 """
 
 import math
@@ -12,12 +12,12 @@ from typing import Any
 
 from .config import require
 
-Array = Any  # a NumPy array, or autograd's box of one while it traces
+Array = Any  # a NumPy array, or autograd's box of one while tracing
 Tree = dict[str, Any]
 
 
 def named_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted path, leaf) in the order of the keys."""
+    """Yield (dotted path, leaf) of each leaf, in the order of the keys."""
     for key, value in tree.items():
         path = f"{prefix}.{key}" if prefix else key
         if hasattr(value, "items"):  # a dict, or autograd's box of one
@@ -27,12 +27,16 @@ def named_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def flatten(tree: Tree) -> Tree:
-    """Return {dotted path: leaf}."""
+    """Return {dotted path: leaf}.
+
+    >>> flatten({"model": {"norm": {"weight": 1.0}}})
+    {'model.norm.weight': 1.0}
+    """
     return dict(named_leaves(tree))
 
 
 def unflatten(leaves: Tree) -> Tree:
-    """Return the tree with these leaves, {dotted path: leaf}."""
+    """Return the tree of the leaves {dotted path: leaf}, the inverse of `flatten`."""
     tree: Tree = {}
     for path, leaf in leaves.items():
         set_leaf(tree, path, leaf)
@@ -40,7 +44,7 @@ def unflatten(leaves: Tree) -> Tree:
 
 
 def set_leaf(tree: Tree, path: str, leaf: Any) -> None:
-    """Set the leaf at `path` in place; missing nodes on the way are created."""
+    """Set the leaf at `path` in place, and create missing nodes."""
     *nodes, name = path.split(".")
     for key in nodes:
         tree = tree.setdefault(key, {})
@@ -48,7 +52,7 @@ def set_leaf(tree: Tree, path: str, leaf: Any) -> None:
 
 
 def get(tree: Tree, path: str) -> Any:
-    """Return the node or leaf at `path`. Raises KeyError if there is none."""
+    """Return the node or leaf at `path`; raise KeyError if there is none."""
     node: Any = tree
     for key in path.split("."):
         node = node[key]
@@ -56,33 +60,34 @@ def get(tree: Tree, path: str) -> Any:
 
 
 def layer_of(path: str) -> int:
-    """Return the number of a leaf's layer; −1 for the embedding, the last norm and the head."""
+    """Return the layer number of a leaf, −1 for the embedding, the last norm and the head."""
     return int(path.split(".")[2]) if path.startswith("model.layers.") else -1
 
 
 def subtree(node: Tree, name: str) -> Any:
-    """Return node[name], or an empty node: an adapter tree has only the branches that it trains."""
+    """Return node[name], or an empty node if it is missing, as untrained nodes of adapters are."""
     return node.get(name, {})
 
 
 def trained_or_frozen(trained: Tree, frozen: Tree, name: str) -> Any:
-    """Return the trained leaf if there is one, otherwise the frozen one."""
+    """Return the trained leaf of this name if there is one, otherwise the frozen leaf."""
     return trained[name] if name in trained else frozen[name]
 
 
 def check_leaves(node: Tree, known: tuple[str, ...], place: str) -> None:
-    """Raise InputError if the node has an entry that is not in `known`: nothing is ignored."""
-    unknown = sorted(set(node) - set(known))
-    require(not unknown, f"{place} does not read {', '.join(unknown)}: see methods.operations")
+    """Raise InputError if the node has an entry that is not in `known`."""
+    unknown = ", ".join(sorted(set(node) - set(known)))
+    advice = "remove it, or use minilora.operations, which reads other methods"
+    require(not unknown, f"{place} does not read {unknown}: {advice}")
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """Return the tree of f(leaf, *leaves at the same path of the other trees)."""
+    """Return the tree of f(leaf, *leaves of the other trees at the same path)."""
     if not isinstance(tree, dict):
         return f(tree, *others)
     return {key: tree_map(f, node, *(other[key] for other in others)) for key, node in tree.items()}
 
 
 def num_parameters(tree: Tree) -> int:
-    """Count the elements of the weights, however few bytes store each."""
+    """Count the elements of all arrays and quantized weights, not the stored bytes."""
     return sum(math.prod(leaf.shape) for _, leaf in named_leaves(tree) if hasattr(leaf, "shape"))

@@ -1,4 +1,4 @@
-"""Weights of the kinds that a quantizer meets, for its own tests and for those against peers."""
+"""Random weights of several kinds, for the tests of quantizers and the comparisons with peers."""
 
 import numpy as np
 
@@ -22,7 +22,7 @@ def weights(kind, shape, seed=0):
         w *= 1e33
     elif kind == "mixed":  # rows that differ by orders of magnitude
         w *= 10.0 ** rng.integers(-6, 6, (*shape[:-1], 1))
-    elif kind == "halfway":  # so near to a midpoint that the last bit decides the code
+    elif kind == "halfway":  # so close to a midpoint that the last bit decides the code
         four_bit = np.tile([code.midpoints for code in nf4.CODES.values()], 8).ravel()
         midpoints = np.concatenate([four_bit, (np.arange(-127, 127) + 0.5) / 127])
         absmax, bits = rng.uniform(0.5, 2), rng.integers(-2, 3, shape)

@@ -1,4 +1,4 @@
-"""What all tests share: hypothesis without deadlines (the first example may compile a kernel)."""
+"""Settings of all tests: hypothesis without deadlines (the first example may compile a kernel)."""
 
 import os
 import sys

@@ -48,7 +48,7 @@ target_sets = st.sets(st.sampled_from(ALL_LINEAR), min_size=1).map(sorted).map(t
 
 
 def projection_shapes(config):
-    """(out, in) of each of the seven projections, written down from the drawing of the model."""
+    """(out, in) of each of the seven projections, from the definition of the model."""
     D, F = config.hidden_size, config.intermediate_size
     q = config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim
@@ -106,7 +106,7 @@ def random_batch(config, seed=0, B=2, T=5, packed=True):
 
 
 def random_starts(rng, B, T):
-    """For every token the position at which its example begins: (B, T), a staircase a row."""
+    """For every token the position at which its example begins: (B, T), ascending in each row."""
     begins = rng.random((B, T)) < 0.3
     begins[:, 0] = True
     return np.maximum.accumulate(np.where(begins, np.arange(T), 0), axis=1)
@@ -135,7 +135,7 @@ def attention_inputs(draw):
 
 
 def as_dtype(tree, dtype):
-    """The tree with its arrays cast; what is no array stays."""
+    """The tree with its arrays cast to another dtype; other leaves do not change."""
     return tree_map(lambda w: w.astype(dtype) if isinstance(w, np.ndarray) else w, tree)
 
 
@@ -150,7 +150,7 @@ def fingerprint(tree):
 
 
 def read_only(tree):
-    """The same arrays, and any attempt to write one of them raises."""
+    """The same arrays, read-only: writing to one raises an error."""
     for _, leaf in named_leaves(tree):
         for part in vars(leaf).values() if hasattr(leaf, "dequantize") else (leaf,):
             if isinstance(part, np.ndarray):
@@ -159,7 +159,7 @@ def read_only(tree):
 
 
 def spying(ops, seen):
-    """`ops` whose every call appends (name, arguments) to `seen`, to see what autograd follows."""
+    """`ops` that append (name, arguments) of each call to `seen`, to see what autograd traces."""
 
     def spy(name):
         def call(*args, **kwargs):

@@ -1,4 +1,4 @@
-"""The lesson that has QLoRA in one file, run as a script runs: its names and what it printed."""
+"""The lesson with QLoRA in one file, run as a script: its names and its printed output."""
 
 import contextlib
 import io
@@ -13,7 +13,7 @@ LESSON = Path(__file__).parents[1] / "lessons" / "00_qlora_in_one_file.py"
 
 @cache
 def one_file():
-    """(the lesson's names, the text that it printed); it runs once per process, in 15 s."""
+    """(the lesson's names, the printed text); the lesson runs once per process, in 15 s."""
     names, printed = {"__name__": "__main__"}, io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(LESSON.read_text(encoding="utf-8"), str(LESSON), "exec"), names)

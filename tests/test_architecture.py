@@ -199,7 +199,7 @@ def test_the_package_stays_small():
 
 
 def test_importing_changes_nothing_of_the_process():
-    """No environment variable, no thread, no listener to compilations, no warning filter."""
+    """Imports set no environment variable, thread, listener of numba or warning filter."""
     script = (
         "import os, threading, warnings, numpy, autograd, numba, matplotlib\n"
         "from numba.core import event\n"

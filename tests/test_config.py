@@ -1,4 +1,4 @@
-"""Configurations: the scaling, exceptions by name, and every value that is refused."""
+"""Configurations: the scaling, other ranks by name, and every value that raises an error."""
 
 import math
 from dataclasses import FrozenInstanceError, replace
@@ -49,7 +49,7 @@ def test_a_name_is_a_whole_path_or_an_end_after_a_dot():
 
 
 BELOW_ONE, SMALLEST, LARGEST, INF = math.nextafter(1, 0), 5e-324, 1.7e308, float("inf")
-RANGES = {  # the rule: what it takes, to the ends, and what it refuses, from the ends on
+RANGES = {  # per rule: accepted values up to the limits, and refused values beyond them
     "be a whole number from 1": ((1, 2, 10**9), (0, -1, 1.0, 1.5, True, "1", None)),
     "be a whole number from 0": ((0, 1, 10**9), (-1, -2, 0.0, 1.5, False, "0", None)),
     "be a positive number": (

@@ -1,4 +1,4 @@
-"""Generation: the cache changes nothing but the cost; draws follow the distribution asked for."""
+"""Generation: the cache changes only the cost; samples follow the requested distribution."""
 
 import math
 from dataclasses import replace
@@ -98,7 +98,7 @@ def test_the_same_seed_draws_the_same_text():
 
 
 class Drawing:
-    """A generator that keeps what it is to draw from, and takes the likeliest."""
+    """A generator that stores the distribution of each draw, and returns the most probable."""
 
     def choice(self, kept, p):
         self.kept, self.p = kept.tolist(), p
@@ -163,7 +163,7 @@ def test_an_empty_prompt_is_refused():
 
 
 def scripted(monkeypatch, logits):
-    """A model that says these logits at every position; what it was asked, call after call."""
+    """A model with the same logits at every position, and the list of its inputs."""
     calls = []
 
     def hidden_states(adapters, base, tokens, starts, config, ops, cache):
@@ -186,7 +186,7 @@ def test_the_prompt_is_read_once_and_then_one_token_at_a_time(monkeypatch):
 
 
 def test_the_usual_options(monkeypatch):
-    """256 of the likeliest tokens; with a temperature, from all of them."""
+    """256 times the most probable token; with a temperature, samples of all tokens."""
     scripted(monkeypatch, [0, 3, 0, 0])
     assert list(generation.generate({}, {}, [1], TINY, layers)) == [1] * 256
     # a token of probability 1/(e³ + 3) = 0.043 in each of 256 draws: none has the chance 1e-5

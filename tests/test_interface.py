@@ -1,4 +1,4 @@
-"""What a user of PEFT tries: names, forms of arguments, results that unpack, errors that help."""
+"""The interface that users of PEFT expect: names, arguments, results that unpack, errors."""
 
 import inspect
 

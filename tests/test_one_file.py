@@ -127,7 +127,7 @@ def test_the_merged_weights(lesson):
 
 
 class EnoughSteps(Exception):
-    """Ends a training run early: its schedule stays that of all steps."""
+    """Ends a training run early, with the schedule of the whole run."""
 
 
 @pytest.mark.parametrize(

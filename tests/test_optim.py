@@ -142,7 +142,7 @@ ratios = st.sampled_from([0.0, 0.03, 0.06, 0.1, 0.5, 0.99])
 
 
 def make_adapter_config(schedule, iters, ratio, rate=2e-4):
-    schedule = "".join([*schedule])  # as one that is read: equal to the literal, and not the same
+    schedule = "".join([*schedule])  # another object than the literal
     return TrainConfig(lr_schedule=schedule, iters=iters, warmup_ratio=ratio, learning_rate=rate)
 
 
@@ -264,7 +264,7 @@ def test_rounding_twice_is_rounding_once(x, dtype):
 def test_a_number_too_large_for_the_dtype_is_refused():
     with pytest.raises(InputError, match="float16 cannot hold"):
         round_to({"w": np.float32([1, 7e4])}, "float16")
-    # 65504 is the largest; from halfway to the next one on, 65520, there is none
+    # 65504 is the largest number; from 65520 on, numbers round to infinity
     assert round_to({"w": np.float32([65519])}, "float16")["w"] == 65504
     for dtype, bad in (("float16", 65520), ("bfloat16", np.finfo(np.float32).max)):
         tree = {"a": {"w": np.float32([1, bad])}}

@@ -17,7 +17,7 @@ def test_the_right_column_runs(tmp_path, monkeypatch, capsys):
     names: dict = {}
     exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
     for peft, minilora in rows:
-        ast.parse(peft.replace(r"\|", "|"))  # it is Python; what it does is PEFT's
+        ast.parse(peft.replace(r"\|", "|"))  # it is valid Python for PEFT
         exec(minilora.replace(r"\|", "|"), names)
 
     # the rows did what their left column says

@@ -1,4 +1,4 @@
-"""The README and the guide: their Python does what they say, and what they count is counted."""
+"""The README and the guide: their Python code runs, and their numbers are correct."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""The loop: what it never writes, what it repeats byte for byte, when it stops, what it keeps."""
+"""The training loop: arrays it does not modify, reproducible bits, early stopping, its state."""
 
 import math
 from dataclasses import replace
@@ -70,7 +70,7 @@ def run(config, valid=VALID, state=None, adapters=None, **kwargs):
 
 
 def of_state(state):
-    """A hash of all that a state holds."""
+    """A hash of the whole state."""
     trees = {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
     return {k: fingerprint(v) for k, v in trees.items()}, numbers
@@ -237,7 +237,7 @@ def test_a_row_without_a_target_takes_no_part():
 
 
 def test_one_share_for_the_reference_and_for_a_large_tree(monkeypatch):
-    """A debugger sees the whole batch, and a large gradient exists once."""
+    """With the reference, the batch is not split; a large gradient is in memory once."""
     monkeypatch.setattr(threads, "THREADS", 2)
     seen = []
     monkeypatch.setattr(training, "split_batch", lambda rows, shares: seen.append(shares) or [rows])
@@ -263,7 +263,7 @@ def test_a_micro_batch_has_a_dropout_mask_of_its_own():
 @pytest.mark.parametrize("cores", [1, 2, 4, 8])
 @pytest.mark.parametrize("batch_size", [1, 3, 6])
 def test_a_rows_masks_depend_on_its_position_alone(monkeypatch, plain, cores, batch_size):
-    """Not on the cores, the micro-batches, the padding that a longer row causes, or the path."""
+    """It does not depend on the cores, the micro-batches, the padding, or the implementation."""
     monkeypatch.setattr(threads, "THREADS", cores)
     ops = layers if plain else kernels.OPS
     adapters, frozen = setting(dropout=0.5)
@@ -377,7 +377,7 @@ def test_low_rank_factors_and_the_rest_have_their_own_rates():
 
 @given(st.integers(1, 5), st.floats(0.1, 1.0), st.sampled_from([0.5, 1.0, 16.0]), st.booleans())
 def test_the_rate_of_every_leaf(depth, decay, ratio, factors):
-    """η·λ^(layers above it)·(LoRA+'s ratio for B)·(the scale beside factors), each by itself."""
+    """η·λ^(layers above it)·(LoRA+'s ratio for B)·(the scale of other leaves), each by itself."""
     tree = {"model": {"embed_tokens": {"weight": 0}, "norm": {"weight": 0}, "layers": {}}}
     tree["lm_head"] = {"weight": 0}
     leaves = {"bias": 0, "lora_A": 0, "lora_B": 0} if factors else {"bias": 0}
@@ -430,7 +430,7 @@ def test_packing_trains_on_the_same_tokens():
 
 
 def scripted(monkeypatch, scores):
-    """Evaluation says these losses, one after the other."""
+    """An evaluation that returns these losses, one per call."""
     remaining = iter(scores)
     monkeypatch.setattr(
         trainer, "evaluate", lambda *args, **kwargs: {"loss": next(remaining), "exact_match": 0.0}
@@ -454,7 +454,7 @@ def test_the_bookkeeping_of_early_stopping(losses, patience):
     for i, loss in enumerate(losses):
         before = dict(state)
         after = {**state, **early_stopping(state, {"w": i}, loss, config)}
-        assert state == before  # what was handed out is not written
+        assert state == before  # states that `on_step` got are not modified
         seen.append(loss)
         if not patience:
             assert after == state and not should_stop(after, config)
@@ -515,7 +515,7 @@ def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, bad, what):
     ):
         train(*setting(), EXAMPLES, TINY, SMALL, (), None, lambda *step: steps.append(step))
     assert "\n" not in str(error.value)
-    # the state of step 3 has been handed out, and it is sound
+    # `on_step` got the state of step 3, which is finite
     assert steps[-1][2]["step"] == 3
     assert all(np.isfinite(w).all() for _, w in named_leaves(steps[-1][1]))
     monkeypatch.undo()

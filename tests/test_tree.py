@@ -1,4 +1,4 @@
-"""Trees: paths there and back, maps that keep the shape, counts that mean parameters, not bytes."""
+"""Trees: paths in both directions, maps that keep the structure, counts of parameters."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_a_trained_leaf_comes_first_whatever_it_holds():
 def test_every_unknown_leaf_is_named():
     tree.check_leaves({}, ("a", "b"), "here")
     tree.check_leaves({"a": 1, "b": 2}, ("a", "b", "c"), "here")
-    with pytest.raises(InputError, match=r"^here does not read x, y: see methods\.operations$"):
+    with pytest.raises(InputError, match=r"^here does not read x, y: remove it, or use "):
         tree.check_leaves({"y": 1, "a": 2, "x": 3}, ("a", "b"), "here")
 
 

@@ -1,4 +1,4 @@
-"""How good a model is, how much memory a step takes, and the figures.
+"""Evaluation of models, memory of a training step, figures, and `train` with all of these.
 
-Read `metrics.py` first: one pass gives loss, perplexity, exact match and calibration.
+Read `metrics.py` first: it computes loss, perplexity, exact match and calibration in one pass.
 """

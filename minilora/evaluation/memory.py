@@ -1,25 +1,24 @@
-"""Where the memory of a fine-tuning step goes: an estimate, and the measured peak."""
+"""Memory of a fine-tuning step: an estimate, and the measured peak."""
 
 import sys
 
 from ..kernels.chunking import is_plain_lora
 from ..quant.schemes import is_projection
-from ..tree import flatten, get, layer_of, named_leaves, num_parameters
+from ..tree import Tree, flatten, get, layer_of, named_leaves, num_parameters
 
-# Floats per token that the line which reads a leaf keeps, beside a projection's input.
-EXTRA_FLOATS = {
-    "lora_magnitude_vector": len,  # the output before it is scaled
-    "ia3_l": lambda w: w.size,  # what is scaled
-    "bottleneck_down": lambda w: w.shape[1] + 8 * len(w),  # h, and the powers inside gelu
+EXTRA_FLOATS = {  # floats per token that a method keeps, in addition to the input of a projection
+    "lora_magnitude_vector": len,  # the output before scaling
+    "ia3_l": lambda w: w.size,  # the input or output before scaling
+    "bottleneck_down": lambda w: w.shape[1] + 8 * len(w),  # h, and the powers in gelu
 }
-ADAM_FLOATS = 2  # m and v, a float32 each, for every trained parameter
+ADAM_FLOATS = 2  # m and v, float32, per trained parameter
 
 
 def memory_estimate(adapters, base, model_config, tokens):
-    """{part: bytes} of a step of the fused path over `tokens` tokens a batch, float32.
+    """Return {part: bytes} of an optimized float32 step with `tokens` tokens per batch.
 
-    Weights, adapters, gradients and Adam's moments are exact; `activations` is what the backward
-    pass keeps (see `kept_floats`), without gradient checkpointing.
+    Weights, adapters, gradients and Adam's moments are exact. `activations` are the arrays kept for
+    the backward pass (see `activation_floats`), without gradient checkpointing.
     """
     trained = 4 * num_parameters(adapters)
     return {
@@ -31,13 +30,11 @@ def memory_estimate(adapters, base, model_config, tokens):
 
 
 def activation_floats(adapters, base, model_config):
-    """Count the floats per token that the fused operations keep for the backward pass.
+    """Count the floats per token that the optimized operations keep for the backward pass.
 
-    Each layer keeps the outputs of the two norms (which q, k, v and gate, up read as well) and one
-    number per norm, turned q and k, v, one number per head, gate and up. An o_proj or down_proj
-    with low-rank factors or a trained weight keeps its input (down_proj's is made again where the
-    factors stand alone). The first adapted layer is counted in full, and a prefix's scores, which
-    grow with the square of the length, are left out.
+    A layer keeps the outputs of both norms and one number per norm, rotated q and k, v, one number
+    per head, gate and up. A trained o_proj or down_proj keeps its input (down_proj not with plain
+    LoRA). The lowest adapted layer counts in full; the scores of prefix tuning do not count.
     """
     D, F, hd = model_config.hidden_size, model_config.intermediate_size, model_config.head_dim
     H, K = model_config.num_attention_heads, model_config.num_key_value_heads
@@ -52,20 +49,20 @@ def activation_floats(adapters, base, model_config):
             plain = is_plain_lora(get(adapters, sublayer), get(base, sublayer))
             if node.endswith("o_proj") or not plain:
                 kept += w.shape[1]
-    # the backward pass goes back to the lowest of these layers; to none if all is in the head
+    # the backward pass ends at the lowest of these layers; at none if only the head is trained
     paths, virtual = [path for path, _ in named_leaves(adapters)], ("model.embed", "model.prompt")
     layers = [0 if path.startswith(virtual) else layer_of(path) for path in paths]
     return (L - min((n for n in layers if n >= 0), default=L)) * layer + kept
 
 
 def format_estimate(parts):
-    """Return the estimate as text, one line per part, with the sum."""
+    """Return the estimate {part: bytes} as text, one line per part and the sum."""
     parts = {**parts, "together": sum(parts.values())}
     return "\n".join(f"  {name:<20}{size / 1e6:>12,.2f} MB" for name, size in parts.items())
 
 
-def print_trainable_parameters(adapters, base):
-    """Print how many parameters are trained, of how many, as PEFT does."""
+def print_trainable_parameters(adapters: Tree, base: Tree) -> None:
+    """Print the number and the share of trained parameters, in the format of PEFT."""
     replaced = flatten(base).keys()
     added = sum(w.size for path, w in named_leaves(adapters) if path not in replaced)
     trained, total = num_parameters(adapters), num_parameters(base) + added
@@ -74,18 +71,18 @@ def print_trainable_parameters(adapters, base):
 
 
 def bits_per_weight(base):
-    """Return the bits per weight of the layers' projections, scales included."""
+    """Return the stored bits per weight of the projections, scales included."""
     weights = {path: w for path, w in named_leaves(base) if is_projection(path)}
     return 8 * nbytes(weights) / num_parameters(weights)
 
 
 def nbytes(tree):
-    """Count the bytes that the leaves occupy in memory."""
+    """Count the bytes of the leaves in memory."""
     return sum(getattr(leaf, "nbytes", 0) for _, leaf in named_leaves(tree))
 
 
 def peak_rss_mb():
-    """Return the largest resident set of this process so far, in MB; None on Windows."""
+    """Return the peak resident memory of this process in MB; None on Windows."""
     try:
         import resource
     except ImportError:

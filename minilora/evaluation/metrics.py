@@ -1,22 +1,34 @@
-"""How good a model is: loss, perplexity, exact match, calibration.
+"""Scores of a model: loss, perplexity, exact match, calibration.
 
-One teacher-forced pass gives all of them. A row whose every target token is the likeliest one is a
-row that greedy decoding would reproduce, so exact match needs no generation.
+One forward pass gives all of them. Greedy decoding reproduces a row exactly if each of its target
+tokens is the most probable one, so exact match needs no generation.
 """
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from .. import model
-from ..batching import collate
+from ..batching import Example, collate
+from ..config import ModelConfig
 from ..kernels.chunking import LOGIT_FLOATS, chunks
 from ..methods.operations import operations
+from ..tree import Tree
 
-TOKENS = 4096  # tokens of a batch
-BINS = 15  # of the reliability diagram, as in Guo et al. 2017
+TOKENS = 4096  # per batch
+BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
-def evaluate(adapters, base, examples, model_config, ops=None):
-    """Return scores over the target tokens of `examples`, each on its own; the loss in nats."""
+def evaluate(
+    adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
+    ops: Any = None,
+) -> Tree:  # fmt: skip
+    """Return the scores of a model over the target tokens of `examples`, a non-empty list.
+
+    Keys: `loss` (nats per token), `perplexity`, `tokens` (the number of target tokens),
+    `exact_match` (share of examples), `ece` (calibration error) and `brier`. ops: as for `train`.
+    """
     ops = operations(adapters, base, ops)
     parts = [token_scores(adapters, base, batch, model_config, ops) for batch in batches(examples)]
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -30,7 +42,7 @@ def evaluate(adapters, base, examples, model_config, ops=None):
 
 
 def batches(examples):
-    """Yield batches of examples of similar lengths, at most TOKENS tokens each."""
+    """Yield batches of at most TOKENS tokens, with examples of similar lengths."""
     batch: list = []
     for example in sorted(examples, key=lambda e: len(e.tokens)):
         if batch and (len(batch) + 1) * len(example.tokens) > TOKENS:
@@ -41,7 +53,7 @@ def batches(examples):
 
 
 def token_scores(adapters, base, batch, model_config, ops):
-    """Return `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row."""
+    """Return arrays: `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row."""
     tokens, starts = batch["tokens"], batch["segment_starts"]
     x = model.hidden_states(adapters, base, tokens, starts, model_config, ops)
     at = np.nonzero(batch["mask"])
@@ -66,9 +78,9 @@ def _scores(logits, targets):
 
 
 def calibration_error(confidence, hit):
-    """Expected calibration error: the mean gap between confidence and accuracy over bins.
+    """Compute the expected calibration error: the mean gap of confidence and accuracy over bins.
 
-    confidence: (N,) in (0, 1], hit: (N,) booleans.
+    confidence: (N,) in (0, 1], hit: (N,) booleans. Returns NaN if a confidence is not finite.
     """
     if not np.isfinite(confidence).all():
         return float("nan")

@@ -1,4 +1,4 @@
-"""Figures: one style, readable in grey and without colour vision, units on every axis."""
+"""Figures in one style, which can be read in grey and without colour vision."""
 
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from ..formats.files import atomic_write
 
 INK, GREY = "#1b1b1b", "#8a8a8a"
-LINES = (  # told apart by darkness and by dash, not by hue alone
+LINES = (  # they differ in darkness and dashes, not only in hue
     {"color": "#1f4e79", "linestyle": "-"},
     {"color": "#d1751f", "linestyle": "--"},
     {"color": "#5a9a6f", "linestyle": "-."},
@@ -18,7 +18,7 @@ LINES = (  # told apart by darkness and by dash, not by hue alone
 
 @contextmanager
 def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1, rows=1):
-    """Yield the axes of a figure, and write the figure to `path` (PNG) at the end of the block.
+    """Yield the axes of a figure; write it to `path` (PNG) at the end of the block.
 
     With several panels, the axes are a list, row by row, and each text is a list or one for all.
     """
@@ -34,7 +34,7 @@ def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1, rows=1
     for axes in panels:
         if axes.get_legend_handles_labels()[0] and not axes.get_legend():
             axes.legend(frameon=False, loc="center right")
-    # no date and no version in the file: the same figure has the same bytes
+    # without date and version in the file, the same figure has the same bytes
     with atomic_write(Path(path)) as (temporary,):
         fig.savefig(temporary, format="png", dpi=144, metadata={"Software": None})
 
@@ -45,13 +45,13 @@ def smooth(values, span):
 
 
 def curve(path, history, title):
-    """Draw the losses and the exact match of a training history, the rows of `train.train`."""
+    """Write the figure of a training history (losses, exact match) to `path`; see `train`."""
     trained = [row for row in history if "loss" in row]
     steps, losses = ([row[key] for row in trained] for key in ("step", "loss"))
     held_out = [row for row in history if "eval_loss" in row]
     keys = "step", "eval_loss", "eval_exact_match"
     at, held_out_losses, exact = ([row[key] for row in held_out] for key in keys)
-    with figure(path, "optimizer step", "loss (nats a target token)", title) as axes:
+    with figure(path, "optimizer step", "loss (nats per target token)", title) as axes:
         axes.plot(steps, losses, color=GREY, linewidth=0.6, alpha=0.6)
         axes.plot(steps, smooth(losses, 10), label="training (mean of 10 steps)", **LINES[0])
         axes.set_ylim(bottom=0)

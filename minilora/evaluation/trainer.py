@@ -1,42 +1,50 @@
-"""`train` with what a user expects of it: the fastest operations, all cores, scores, progress."""
+"""Training with evaluation, early stopping, a progress bar, optimized operations and all cores."""
 
 import math
 import sys
 import time
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from tqdm.auto import tqdm
 
 from .. import kernels, layers, training
 from ..batching import Example
-from ..config import require
+from ..config import ModelConfig, TrainConfig, require
 from ..methods.operations import check_packing, operations
 from ..optim import adamw_init
-from ..tree import num_parameters
+from ..tree import Tree, num_parameters
 from .metrics import evaluate
 
-MAX_PARALLEL_PARAMETERS = 2**24  # more need too much memory for a gradient per core
-SECONDS_BETWEEN_LINES = 10  # where there is no terminal for a progress bar
+MAX_PARALLEL_PARAMETERS = 2**24  # with more, a gradient per core needs too much memory
+SECONDS_BETWEEN_LINES = 10  # without a terminal for a progress bar
 
 
 class TrainResult(NamedTuple):
-    """The trained adapters, and a dict per step and per evaluation."""
+    """The trained adapters, and the history: one dict per step and per evaluation."""
 
-    adapters: dict
-    history: list[dict]
+    adapters: Tree
+    history: list[Tree]
 
 
 def train(
-    adapters, base, examples, model_config, train_config, valid=(), state=None, on_step=None,
-    ops=None,
-):  # fmt: skip
-    """Fit `adapters` to the examples; return (adapters, history). See `training.train`.
+    adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
+    train_config: TrainConfig, valid: Sequence[Example] = (), state: Tree | None = None,
+    on_step: Callable[[list[Tree], Tree, Tree], Any] | None = None, ops: Any = None,
+) -> TrainResult:  # fmt: skip
+    """Fit `adapters` to the examples; return TrainResult(adapters, history).
 
-    examples, valid: lists of `batching.Example`. Every `steps_per_eval` steps and at the end
-    `valid` is scored: a dict with `step`, `eval_loss` and `eval_exact_match` in `history`. With
-    early stopping, the best adapters are returned. `on_step(rows, adapters, state)` gets the dicts
-    of a step. ops: None for the fastest, `layers` for the reference, which runs in one thread for a
-    debugger. Raises InputError for rows that are not encoded, and as `training.train`.
+    adapters, base: the trees of `get_peft_model`; they do not change.
+    examples, valid: lists of `Example`, from `encode_rows`. `valid` is evaluated every
+        `train_config.steps_per_eval` steps and at the end; early stopping needs it.
+    state: None, or the last state that `on_step` got in the run to continue.
+    on_step: called as on_step(rows, adapters, state) after every step; rows: new in the history.
+    ops: None for the optimized operations; `minilora.layers` for the reference, in one thread.
+
+    The history has a dict per step (`step`, `loss` in nats per target token, `learning_rate`,
+    `grad_norm`, `tokens`, `seconds`) and per evaluation (`step`, `eval_loss`, `eval_exact_match`).
+    With early stopping, the returned adapters are the best. Raises InputError for rows that are not
+    encoded, and for a loss or gradient that is not finite.
     """
     check_packing(adapters, train_config)
     encoded = all(isinstance(example, Example) for example in (*examples, *valid))
@@ -64,7 +72,7 @@ def train(
 
         if not should_stop(state, train_config):
             adapters, _ = training.train(
-                adapters, base, examples, model_config, train_config, ops, state, after_step,
+                adapters, base, list(examples), model_config, train_config, ops, state, after_step,
                 parallel_map=map if one_share else kernels.parallel_map,
                 shares=1 if one_share else kernels.num_threads(),
             )  # fmt: skip
@@ -72,12 +80,12 @@ def train(
 
 
 def init_state(adapters):
-    """Return the state before the first step: the optimizer's, and that of early stopping."""
+    """Return the state before the first step, of the optimizer and of early stopping."""
     return {**adamw_init(adapters), "best_loss": math.inf, "worse": 0}
 
 
 def early_stopping(state, adapters, loss, train_config):
-    """Return what an evaluation changes in the state: early stopping keeps the best adapters."""
+    """Return the changes of the state after an evaluation: the best loss and adapters so far."""
     if not train_config.early_stopping_patience:
         return {}
     if loss < state["best_loss"]:
@@ -86,12 +94,12 @@ def early_stopping(state, adapters, loss, train_config):
 
 
 def should_stop(state, train_config):
-    """Tell whether the held-out loss was not better in `early_stopping_patience` evaluations."""
+    """Return whether the last `early_stopping_patience` evaluations did not improve the loss."""
     return 0 < train_config.early_stopping_patience <= state["worse"]
 
 
 class Progress(tqdm):
-    """A progress bar in a terminal or a notebook; elsewhere a line every few seconds."""
+    """A progress bar in a terminal or a notebook; otherwise a line every few seconds."""
 
     def __init__(self, first, total):
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules
@@ -99,13 +107,12 @@ class Progress(tqdm):
         self.total, self.last_line = total, time.perf_counter()
 
     def step(self, rows):
-        """Show the rows of a step's history."""
+        """Show the dicts that a step added to the history."""
         row = rows[0]
         if len(rows) > 1:
-            self.write(
-                f"step {row['step']}: train loss {row['loss']:.4f}, held-out loss "
-                f"{rows[1]['eval_loss']:.4f}, exact match {100 * rows[1]['eval_exact_match']:.1f} %"
-            )
+            held_out, percent = rows[1]["eval_loss"], 100 * rows[1]["eval_exact_match"]
+            scores = f"held-out loss {held_out:.4f}, exact match {percent:.1f} %"
+            self.write(f"step {row['step']}: train loss {row['loss']:.4f}, {scores}")
         line = f"loss {row['loss']:.3f}, {row['tokens'] / max(row['seconds'], 1e-4):.0f} tokens/s"
         self.set_postfix_str(line)
         self.update()

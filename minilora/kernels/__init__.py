@@ -1,8 +1,8 @@
-"""The same operations optimized: derived backward passes, numba loops, tiles, threads.
+"""The optimized operations: derived backward passes, numba loops, tiles, threads.
 
 Read `fused.py` first: it has the operations of `layers.py`, with the derivation of each gradient.
-The package takes `OPS` and the functions next to it from here. Without numba, or with
-MINILORA_PLAIN=1 in the environment, they are those of the reference implementation.
+The package imports `OPS` and the functions in `__all__` from here. Without numba, or with the
+environment variable MINILORA_PLAIN=1, they are those of the reference implementation.
 """
 
 import os
@@ -18,7 +18,7 @@ try:
     from .weights import dense
 except ImportError as error:
     if not PLAIN:
-        warnings.warn(f"{error}: minilora computes without numba, slower", stacklevel=2)
+        warnings.warn(f"{error}: minilora computes without numba, which is slower", stacklevel=2)
     from .. import layers as OPS  # type: ignore[no-redef]
     from ..layers import dense
     from ..nf4 import quantize as quantize_4bit
@@ -26,7 +26,7 @@ except ImportError as error:
     parallel_map = map
 
     def num_threads():
-        """Return how many calls `parallel_map` computes at the same time."""
+        """Return the number of calls that `parallel_map` computes at the same time."""
         return 1
 
 

@@ -1,13 +1,11 @@
-"""The operations of `layers.py` made fast: same names, same arguments, same values.
+"""The optimized operations of `layers.py`: the same names, arguments and values.
 
 Part 4 of `lessons/00_qlora_in_one_file.py`, made general: the same equations, with gradients
 derived by hand.
 
-A sublayer with plain LoRA on it is one autograd primitive. Its backward pass is derived by hand
-above it and keeps only what cannot be recomputed cheaply. With a dropout, a trained weight or
-anything else, the sublayer is composed of its parts as in `layers.py`. Loops are numba's, matmuls
-are NumPy's. Tests hold each function and its twin in `layers.py` together, in value and gradient.
-`fused_attention.py` and `fused_loss.py` have the two longest.
+A sublayer with plain LoRA is one autograd primitive, and keeps only arrays that are expensive to
+recompute. Other sublayers (dropout, trained weights) are composed as in `layers.py`. Loops use
+numba, matmuls use NumPy. Tests compare each function with `layers.py`, in values and gradients.
 
 Letters as in `layers.py`; g is the gradient of the output, ∂L/∂y.
 """
@@ -33,11 +31,11 @@ __all__ = ["attention", "checkpoint", "cross_entropy", "embed", "linear", "mlp",
 # ---------------------------------------------------------------------------------- RMSNorm
 # With r = 1/√(mean(x²) + ε), x̂ = r·x and y = x̂∘w:
 #   ∂L/∂x = r·(g∘w − x̂·mean(g∘w∘x̂))        ∂L/∂w = Σ_rows g∘x̂
-# x̂ is recomputed as y/w: the adapters above keep y in any case, so x need not be kept as well.
+# x̂ is recomputed as y/w: the projections after the norm keep y in any case, so x is not kept.
 
 
 def rms_norm(x, weight, eps):
-    """Compute `layers.rms_norm`; keeps y, and one number per row."""
+    """Compute `layers.rms_norm`. Keeps y and one number per row."""
     return _rms_norm(x, weight, eps, {})
 
 
@@ -118,7 +116,7 @@ def swiglu_backward(g, gate, up):
     return da, db
 
 
-swiglu = primitive(swiglu_forward)  # keeps its two inputs
+swiglu = primitive(swiglu_forward)  # keeps its inputs
 defvjp_argnums(swiglu, _swiglu_vjp)
 
 
@@ -141,13 +139,13 @@ def _swiglu_back(lo, hi, a, b, g, da, db):
 
 
 # -------------------------------------------------------------------------------------- MLP
-# y = W_down·swiglu(W_gate·x, W_up·x), each W with its adapter: the gradients go back the same way.
+# y = W_down·swiglu(W_gate·x, W_up·x), each W with its adapter; gradients pass in reverse order.
 # The input of down_proj is recomputed in the backward pass instead of being kept. It is the widest
-# array of all, and recomputing it takes a tenth of the time of the matmul that reads it.
+# array, and recomputing it takes a tenth of the time of the matmul that reads it.
 
 
 def mlp(x, trained, frozen, rng=None, linear=None):
-    """Compute `layers.mlp`; keeps x and the outputs of gate_proj and up_proj."""
+    """Compute `layers.mlp`. Keeps x and the outputs of gate_proj and up_proj."""
     if linear is not None or not is_plain_lora(trained, frozen, rng is not None):
         return layers.mlp(x, trained, frozen, rng, linear or fused_projection.linear, swiglu)
     projections, factors = split_factors(MLP, trained, frozen)

@@ -1,6 +1,6 @@
-"""Attention made fast: `layers.attention` as one primitive, for `fused.py`.
+"""Optimized attention: `layers.attention` as one primitive, for `fused.py`.
 
-Letters as in `layers.py`; G = H/K heads share a key; g is the gradient from above, ∂L/∂y.
+Letters as in `layers.py`; G = H/K query heads share a key head; g is ∂L/∂y.
 """
 
 import numpy as np
@@ -14,22 +14,19 @@ from .fused_projection import join_factors, project, project_backward, split_fac
 from .loops import exp, fast_jit, row_max, rows
 from .threads import parallel_rows
 
-SCORE_FLOATS = 2**22  # scores held at once (16 MiB), however large the batch is
-QUERIES = 64  # tokens whose scores are one product: fewer waste less on keys they may not see
+SCORE_FLOATS = 2**22  # scores in memory at a time (16 MiB), for any batch size
+QUERIES = 64  # tokens per matmul: with fewer, fewer masked scores are computed
 
 # With S = QKᵀ/√hd + mask, P = softmax(S), Y = PV, per head:
 #   ∂L/∂V = Pᵀg        ∂L/∂P = gVᵀ        ∂L/∂S = P∘(∂L/∂P − Σ_s P∘∂L/∂P)
-#   ∂L/∂Q = ∂L/∂S·K/√hd    ∂L/∂K = (∂L/∂S)ᵀQ/√hd, both then turned back by −angle.
-# P is not kept but made again from Q, K and log Σ eˢ (Dao et al. 2022, Sec. 3.1). The G heads that
-# share keys are stacked token by token, (B, K, T·G, hd), so that some tokens are one product with
-# the keys that they may see, which for the first tokens are few.
+#   ∂L/∂Q = ∂L/∂S·K/√hd    ∂L/∂K = (∂L/∂S)ᵀQ/√hd, both then rotated by −angle.
+# P is recomputed from Q, K and log Σ eˢ (Dao et al. 2022, Sec. 3.1). The G heads that share a key
+# head are interleaved by token, (B, K, T·G, hd): so a group of tokens is one matmul with only the
+# keys that it sees.
 
 
 def attention(q, k, v, rope, segment_starts, cache=None):
-    """Compute `layers.attention`; keeps q and k (rotated), v and one number per row of scores.
-
-    With a cache it is `layers.attention` itself.
-    """
+    """Compute `layers.attention`. Keeps q and k (rotated), v and one number per row of scores."""
     if cache is not None:
         return layers.attention(q, k, v, rope, segment_starts, cache)
     check_starts(segment_starts)
@@ -37,15 +34,10 @@ def attention(q, k, v, rope, segment_starts, cache=None):
 
 
 def check_starts(segment_starts):
-    """Raise IndexError unless every segment starts in its row, before its tokens."""
+    """Raise IndexError if a segment starts before its row or after one of its tokens."""
     T = segment_starts.shape[1]
     if not ((segment_starts >= 0) & (segment_starts <= np.arange(T))).all():
-        raise IndexError("an example starts after one of its tokens, or before the row")
-
-
-@primitive
-def _attention(q, k, v, rope, starts, saved):
-    return attention_forward(q, k, v, rope, starts, saved)
+        raise IndexError("segment_starts has a start before the row or after the segment's tokens")
 
 
 def _attention_vjp(argnums, y, args, kwargs):
@@ -58,11 +50,8 @@ def _attention_vjp(argnums, y, args, kwargs):
     return vjp
 
 
-defvjp_argnums(_attention, _attention_vjp)
-
-
 def attention_forward(q, k, v, rope, starts, saved):
-    """Compute attention forward; put what the backward pass needs into the dict `kept`."""
+    """Compute `layers.attention`; store the arrays of the backward pass in the dict `saved`."""
     hd = 2 * rope[0].shape[-1]
     K = k.shape[-1] // hd
     q, k, v = rotate(q, rope, K, hd**-0.5), rotate(k, rope, K), group_heads(v, K, hd)
@@ -74,6 +63,10 @@ def attention_forward(q, k, v, rope, starts, saved):
         np.matmul(s, v[b, :, keys], out=y[b, :, queries])
     saved.update(q=q, k=k, v=v, log_z=log_z)
     return ungroup_heads(y, k.shape[2])
+
+
+_attention = primitive(attention_forward)
+defvjp_argnums(_attention, _attention_vjp)
 
 
 def attention_backward(g, rope, starts, saved):
@@ -98,16 +91,11 @@ def attention_backward(g, rope, starts, saved):
 
 
 def self_attention(x, trained, frozen, rope, segment_starts, cache=None, rng=None, linear=None):
-    """Compute `layers.self_attention`; keeps x and what `attention` keeps.
-
-    If o_proj has an adapter, it keeps the input of o_proj as well.
-    """
+    """Compute `layers.self_attention`. Keeps x, q, k, v as `attention`; input of adapted o_proj."""
     plain = is_plain_lora(trained, frozen, dropout=rng is not None)
     if not plain or linear is not None or cache is not None:
-        linear = linear or fused_projection.linear
-        return layers.self_attention(
-            x, trained, frozen, rope, segment_starts, cache, rng, linear, attention
-        )
+        nodes, linear = (trained, frozen), linear or fused_projection.linear
+        return layers.self_attention(x, *nodes, rope, segment_starts, cache, rng, linear, attention)
     check_starts(segment_starts)
     projections, factors = split_factors(ATTENTION, trained, frozen)
     return _self_attention(x, projections, rope, segment_starts, {}, *factors)
@@ -144,7 +132,7 @@ defvjp_argnums(_self_attention, _self_attention_vjp)
 
 
 def query_chunks(q, k):
-    """(rows of the batch, of q, keys that these can see) of every product, as slices."""
+    """Yield slices of each matmul: (rows of the batch, rows of q, keys that some of them see)."""
     (B, K, R, _), T = q.shape, k.shape[2]
     for b in chunks(B, K * R * min(T, QUERIES), SCORE_FLOATS):
         for t in range(0, T, QUERIES):
@@ -153,20 +141,20 @@ def query_chunks(q, k):
 
 
 def group_heads(x, K, hd):
-    """(B, T, K·G·hd) -> (B, K, T·G, hd), contiguous."""
+    """Reorder (B, T, K·G·hd) to (B, K, T·G, hd), contiguous."""
     B, T, _ = x.shape
     x = x.reshape(B, T, K, -1).transpose(0, 2, 1, 3)
     return np.ascontiguousarray(x).reshape(B, K, -1, hd)
 
 
 def ungroup_heads(x, T):
-    """(B, K, T·G, hd) -> (B, T, K·G·hd)."""
+    """Reorder (B, K, T·G, hd) to (B, T, K·G·hd)."""
     B, K, *_ = x.shape
     return x.reshape(B, K, T, -1).transpose(0, 2, 1, 3).reshape(B, T, -1)
 
 
 def rotate(x, rope, K, scale=1.0):
-    """`stacked` x, rotated by the rope, times scale."""
+    """Return x in the order of `group_heads`, rotated by the rotary angles, times scale."""
     (B, T, width), hd = x.shape, 2 * rope[0].shape[-1]
     y = np.empty((B, K, T * width // (K * hd), hd), x.dtype)
     _rotate_all(x, y, rope[0], rope[1], scale, True)
@@ -174,27 +162,27 @@ def rotate(x, rope, K, scale=1.0):
 
 
 def unrotate(y, rope, T, scale=1.0):
-    """`unstacked` y, rotated by −angle, times scale."""
+    """Return y in the order of `ungroup_heads`, rotated by the negative angles, times scale."""
     B, K, R, hd = y.shape
     x = np.empty((B, T, K * R // T * hd), y.dtype)
     _rotate_all(x, y, rope[0], -rope[1], scale, False)
     return x
 
 
-def _rotate_all(x, y, cos, sin, scale, forth):
+def _rotate_all(x, y, cos, sin, scale, grouping):
     (B, T, width), hd = x.shape, y.shape[-1]
     x, cos, sin = x.reshape(B * T, -1, hd), rows(cos), rows(sin)
-    parallel_rows(_rotate_rows, B * T, x, y, cos, sin, x.dtype.type(scale), forth, width=width)
+    parallel_rows(_rotate_rows, B * T, x, y, cos, sin, x.dtype.type(scale), grouping, width=width)
 
 
 @fast_jit
-def _rotate_rows(lo, hi, x, y, cos, sin, scale, forth):
+def _rotate_rows(lo, hi, x, y, cos, sin, scale, grouping):
     (n, heads, hd), (B, K) = x.shape, y.shape[:2]
     T, G, half = n // B, heads // K, hd // 2
     for i in range(lo, hi):
         for h in range(heads):
-            flat, group_heads = x[i, h], y[i // T, h // G, i % T * G + h % G]
-            source, target = (flat, group_heads) if forth else (group_heads, flat)
+            flat, grouped = x[i, h], y[i // T, h // G, i % T * G + h % G]
+            source, target = (flat, grouped) if grouping else (grouped, flat)
             for j in range(half):
                 c, s = scale * cos[i, j], scale * sin[i, j]
                 u, w = source[j], source[j + half]

@@ -1,7 +1,4 @@
-"""Cross-entropy made fast: `layers.cross_entropy` with the head in one pass, for `fused.py`.
-
-Letters as in `layers.py`.
-"""
+"""Optimized cross-entropy: one pass over the head, for `fused.py`. Letters as in `layers.py`."""
 
 import numpy as np
 from autograd.extend import defvjp_argnums, primitive
@@ -15,15 +12,15 @@ from .weights import TILE, tiles
 # With z = hEᵀ, p = softmax(z), weight c = m/Σm and target one-hot y:
 #   L = Σ c·(log Σ eᶻ − z[target])        ∂L/∂z = c·(p − y)
 #   ∂L/∂h = c·(pE − E[target])            ∂L/∂E = (∂L/∂z)ᵀ h
-# pE is attention whose keys and values are both E, and V is large: so E goes by in tiles, and for
-# the tiles so far there are the largest z, Σ e^(z − largest) and Σ e^(z − largest)·E, which shrink
-# when a larger z comes (Milakov and Gimelshein 2018, Alg. 3). The logits of one tile exist at a
-# time, and a head that is held in few bits is read once for both products. Only a trained E needs
-# the logits again, when Σ eᶻ is known. Rows with m = 0 are never computed.
+# pE is attention with the keys and values E, and V is large. So E is read in tiles, with running
+# values of the largest z, Σ e^(z − largest) and Σ e^(z − largest)·E, which are rescaled when a
+# larger z is found (Milakov and Gimelshein 2018, Alg. 3). Only one tile of logits is in memory, and
+# a quantized head is decoded once for both products. The gradient of a trained E recomputes the
+# logits when Σ eᶻ is known. Rows with m = 0 are not computed.
 
 
 def cross_entropy(hidden, head, targets, mask):
-    """Compute `layers.cross_entropy`; keeps the gradients, which the same pass computes."""
+    """Compute `layers.cross_entropy`. Keeps the gradients, which the same pass computes."""
     saved = {"hidden": isbox(hidden), "head": isbox(head)}
     return _cross_entropy(hidden, head, targets, mask, saved)
 
@@ -32,8 +29,8 @@ def cross_entropy(hidden, head, targets, mask):
 def _cross_entropy(hidden, head, targets, mask, saved):
     at = np.nonzero(mask)
     h, t = hidden[at], targets[at]
-    if t.size and not 0 <= t.min() <= t.max() < head.shape[0]:  # the loops below check no bounds
-        raise IndexError(f"target {t.max()} is not one of {head.shape[0]} tokens")
+    if t.size and not 0 <= t.min() <= t.max() < head.shape[0]:  # the loops check no bounds
+        raise IndexError(f"targets {t.min()} to {t.max()} are not all in [0, {head.shape[0]})")
     c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
     log_z, mean = np.empty_like(c), np.zeros_like(h) if saved["hidden"] else None
     for i in chunks(len(h), TILE, LOGIT_FLOATS):
@@ -56,7 +53,7 @@ defvjp_argnums(
 
 
 def _log_z(h, head, mean):
-    """log Σ eᶻ of the rows h (n, D): (n,); and pE to `mean` (n, D), zeros before, if given."""
+    """Return log Σ eᶻ (n,) of the rows h (n, D); add pE to `mean` (n, D) unless it is None."""
     top, total = np.full(len(h), -np.inf, h.dtype), np.zeros(len(h), h.dtype)
     shrink = np.empty_like(top)
     for _, tile in tiles(head, TILE):
@@ -71,7 +68,7 @@ def _log_z(h, head, mean):
 
 
 def _head_gradient(h, head, targets, c, log_z):
-    """∂L/∂E (V, D) of a trained head."""
+    """Return ∂L/∂E (V, D) of a trained head."""
     de = np.zeros_like(head)
     for i in chunks(len(h), TILE, LOGIT_FLOATS):
         for rows, tile in tiles(head, TILE):

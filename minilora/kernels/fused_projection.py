@@ -1,8 +1,7 @@
-"""Projections with plain LoRA on them, several of one input at a time, for the fused sublayers.
+"""Optimized projections with plain LoRA: all projections of one input together.
 
-Part 3 of `lessons/00_qlora_in_one_file.py`, made fast: the projections of one input share the thin
-matmuls with their A. These are plain functions of arrays, not autograd's: the sublayers call them
-in both directions.
+Part 3 of `lessons/00_qlora_in_one_file.py`, optimized: one matmul computes Ax for all projections.
+The functions are not autograd primitives; the fused sublayers call them in both passes.
 
 Letters as in `layers.py`; g is the gradient of an output, ∂L/∂y.
 """
@@ -19,12 +18,12 @@ from .weights import frozen_matmul, tiled_matmul, tiled_matmul_backward
 
 
 def linear(x, trained, frozen, rng=None, frozen_matmul=frozen_matmul):
-    """Compute `layers.linear` with tiles of a quantized weight in place of all of it."""
+    """Compute `layers.linear`, but dequantize a weight tile by tile."""
     return layers.linear(x, trained, frozen, rng, frozen_matmul)
 
 
 class Projection(NamedTuple):
-    """A frozen weight and what is next to it. A and B are None where nothing is trained."""
+    """A projection: its frozen leaves and its factors, which are None without an adapter."""
 
     weight: Any  # (out, in), an array or quantized
     bias: Any = None  # (out,), frozen
@@ -34,11 +33,8 @@ class Projection(NamedTuple):
 
 
 def split_factors(names, trained, frozen):
-    """Return the Projections of a sublayer without their factors, and all factors as a flat list.
-
-    autograd follows only arrays that are arguments of a primitive themselves. Raises InputError for
-    a leaf that plain LoRA does not read.
-    """
+    """Return the Projections of a sublayer without factors, and a flat list of all factors."""
+    # autograd traces only arrays that are arguments of a primitive, not arrays in its arguments
     check_leaves(trained, names, "the sublayer")
     check_leaves(frozen, names, "the sublayer")
     projections, factors = [], []
@@ -52,27 +48,27 @@ def split_factors(names, trained, frozen):
 
 
 def join_factors(projections, factors):
-    """Return the Projections with their factors, the inverse of `projections`."""
+    """Return the Projections with their factors, the inverse of `split_factors`."""
     pairs = iter(zip(factors[::2], factors[1::2]))
     adapted = (dict(zip("AB", next(pairs))) if p.scaling is not None else {} for p in projections)
     return [p._replace(**own) for p, own in zip(projections, adapted)]
 
 
-def project(x, *split_factors):
+def project(x, *projections):
     """Compute [W₀x + s·B(Ax) + b of each projection]: x (..., in) -> (..., out) each."""
     flat = rows(x)
-    outputs = [tiled_matmul(flat, p.weight) for p in split_factors]
-    for i, z in down_project(flat, split_factors):
-        outputs[i] += z @ split_factors[i].B.T
-    for y, p in zip(outputs, split_factors):
+    outputs = [tiled_matmul(flat, p.weight) for p in projections]
+    for i, z in down_project(flat, projections):
+        outputs[i] += z @ projections[i].B.T
+    for y, p in zip(outputs, projections):
         if p.bias is not None:
             y += p.bias
     return [y.reshape(*x.shape[:-1], -1) for y in outputs]
 
 
-def down_project(flat, split_factors):
+def down_project(flat, projections):
     """Yield (i, s·Ax) of each adapted projection: flat (n, in) -> (n, r), one matmul for all."""
-    adapted = [(i, p) for i, p in enumerate(split_factors) if p.A is not None]
+    adapted = [(i, p) for i, p in enumerate(projections) if p.A is not None]
     if adapted:
         z, end = flat @ np.concatenate([p.A for _, p in adapted]).T, 0
         for i, p in adapted:
@@ -80,24 +76,24 @@ def down_project(flat, split_factors):
             yield i, p.scaling * z[:, start:end]
 
 
-def project_backward(gs, x, *split_factors, needs_x=True):
-    """Compute ∂L/∂x, or None, and [∂L/∂A, ∂L/∂B, …] for the gradients gs of the outputs.
+def project_backward(gs, x, *projections, needs_x=True):
+    """Compute ∂L/∂x (None unless `needs_x`) and [∂L/∂A, ∂L/∂B, …] from gs, ∂L/∂y of each output.
 
     With y = W₀x + s·B(Ax):  ∂L/∂B = g·(s·Ax)ᵀ,  ∂L/∂A = (s·Bᵀg)·xᵀ,  ∂L/∂x = W₀ᵀg + Aᵀ(s·Bᵀg).
-    x may be None if nothing is trained.
+    x can be None if there are no factors.
     """
     shape, dx, grads = gs[0].shape[:-1], None, []
     gs = [rows(g) for g in gs]
-    for g, p in zip(gs, split_factors if needs_x else ()):
+    for g, p in zip(gs, projections if needs_x else ()):
         part = tiled_matmul_backward(g, p.weight)
         dx = part if dx is None else np.add(dx, part, out=dx)
-    adapted = [(g, p) for g, p in zip(gs, split_factors) if p.A is not None]
+    adapted = [(g, p) for g, p in zip(gs, projections) if p.A is not None]
     if adapted:
         flat = rows(x)
         ups = np.concatenate([p.scaling * (g @ p.B) for g, p in adapted], axis=1)
-        dA, end = ups.T @ flat, 0  # of all of them, one below the other
-        for i, z in down_project(flat, split_factors):
-            start, end = end, end + len(split_factors[i].A)
+        dA, end = ups.T @ flat, 0  # the gradients of all A, stacked
+        for i, z in down_project(flat, projections):
+            start, end = end, end + len(projections[i].A)
             grads += [dA[start:end], gs[i].T @ z]
         if needs_x:
             dx += ups @ np.concatenate([p.A for _, p in adapted])

@@ -1,10 +1,9 @@
-"""Sixteen 4-bit codes looked up by one instruction, next to the loop that it equals.
+"""Decoding of 4-bit codes: sixteen codes by one AVX-512 instruction, or two codes by a table.
 
-The sixteen values of a 4-bit code fill one register of a processor with AVX-512. Its instruction
-vpermps takes sixteen numbers from such a register, each by a 4-bit index: exactly a dequantization.
-numba has no name for it, so `look_up_16` is written in LLVM's terms, the only such function here.
-On other processors, and where fewer than sixteen codes are left, a table gives the two values of
-each byte.
+The sixteen values of a 4-bit code fill one AVX-512 register. The instruction vpermps reads sixteen
+numbers from such a register by 4-bit indices. numba cannot express it, so `look_up_16` is written
+in LLVM's intermediate representation. On other processors, and for the last codes of a tensor, a
+table has the two values of each byte.
 """
 
 import numpy as np
@@ -15,17 +14,17 @@ from numba.extending import intrinsic
 
 from .loops import jit
 
-_, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()  # of what numba compiles for
+_, _, FEATURES = cpu_target.target_context.codegen().magic_tuple()  # of the processor
 AVX512 = "+avx512f" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
 
 
 @jit
 def decode_by_table(start, codes, absmax, values, table, block_size, out):
-    """Write the elements start, start + 1, … of the flat tensor into out (n,) float32.
+    """Write the elements from `start` on of a flat tensor of N elements to out (n,) float32.
 
-    codes: (⌈N/2⌉,) uint8 and absmax: (⌈N/block_size⌉,) of a tensor of N elements; values: (16,) by
-    code; table: (256,) uint64, the two float32 values of each byte. The caller guarantees that
-    start is even, that start + n ≤ N, and that block_size is a multiple of 16.
+    codes: (⌈N/2⌉,) uint8; absmax: (⌈N/block_size⌉,); values: (16,) by code; table: (256,) uint64,
+    the two float32 values of each byte. The caller guarantees that start is even, that
+    start + n ≤ N, and that block_size is a multiple of 16.
     """
     if out.size == 0:
         return
@@ -42,7 +41,7 @@ def decode_by_table(start, codes, absmax, values, table, block_size, out):
 
 @jit
 def decode_by_sixteens(start, codes, absmax, values, table, block_size, out):
-    """The same, sixteen elements at a time: from a multiple of 16 on, sixteen share a scale."""
+    """Do the same as `decode_by_table`, sixteen elements at a time, which share a block."""
     done = out.size // 16 * 16 if start % 16 == 0 else 0
     i, b, end = 0, start // block_size, block_size - start % block_size
     while i < done:
@@ -55,17 +54,17 @@ def decode_by_sixteens(start, codes, absmax, values, table, block_size, out):
 
 @intrinsic
 def look_up_16(typingctx, values, codes, at, scale, out, to):
-    """out[to : to + 16] = values[c]·scale for the sixteen codes c in codes[at : at + 8]."""
-    # `decode_by_sixteens` stays within both; its caller guarantees what `decode_by_table` asks
+    """Compute out[to : to + 16] = values[c]·scale for the sixteen codes c of codes[at : at + 8]."""
+    # `decode_by_sixteens` guarantees the bounds of `codes` and `out`
 
     def generate(context, builder, signature, arguments):
-        def pointer(n, kind):  # to element `arguments[n + 1]` of the array `arguments[n]`
+        def pointer(n, kind):  # to element arguments[n + 1] of arguments[n]
             data = context.make_array(signature.args[n])(context, builder, arguments[n]).data
             place = builder.gep(data, [arguments[n + 1]]) if n else data
             return builder.bitcast(place, kind.as_pointer())
 
-        def numbers(some):
-            return ir.Constant(ir.VectorType(ir.IntType(32), 16), some)
+        def numbers(values):
+            return ir.Constant(ir.VectorType(ir.IntType(32), 16), values)
 
         floats, wide = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
         eight = builder.load(pointer(1, ir.VectorType(ir.IntType(8), 8)), align=1)

@@ -1,10 +1,10 @@
-"""How a loop over rows is compiled, and what loops share: an exponential and a maximum.
+"""Compilation of loops over rows, and functions that loops share: an exponential and a maximum.
 
-A kernel is a plain function `kernel(lo, hi, *arrays)` that fills the rows lo to hi - 1 of its
-outputs. It can be read, and stepped through, as Python (`NUMBA_DISABLE_JIT=1`). Compiled loops
-check no bounds: the function that calls a kernel guarantees them.
+A kernel is a function `kernel(lo, hi, *arrays)` that fills the rows lo to hi - 1 of its outputs.
+With `NUMBA_DISABLE_JIT=1` it runs as Python, and a debugger can step through it. Compiled loops
+check no bounds: the caller of a kernel guarantees them.
 
-numba caches compiled code next to the source, and notices changes of that source file only. After
+numba caches compiled code next to the source, and notices only changes of that source file. After
 a change to this file, delete `minilora/kernels/__pycache__`.
 """
 
@@ -17,22 +17,21 @@ import numpy as np
 from numba.core import config
 from numba.extending import overload
 
-FAST = {"reassoc", "contract", "arcp", "nsz"}  # reorder and fuse, but keep NaN and infinity
+FAST = {
+    "reassoc",
+    "contract",
+    "arcp",
+    "nsz",
+}  # reorders and fuses, but keeps NaN and infinity
 
 
 def jit(kernel):
-    """Compile at the first call, cache on disk, and release Python's lock while running.
-
-    Every operation rounds as it is written, so the plain twin gives the same bits.
-    """
+    """Compile at the first call, cache on disk, release Python's lock; the bits are NumPy's."""
     return _compiled(kernel)
 
 
 def fast_jit(kernel):
-    """Compile as `jit` does, but allow reordered sums and fused products, for vector instructions.
-
-    NaN and infinity keep their meaning: a loss that is not finite has to be seen.
-    """
+    """Compile as `jit`, but allow reordered sums and fused products; NaN and infinity are kept."""
     return _compiled(kernel, fastmath=FAST, error_model="numpy")
 
 
@@ -47,21 +46,19 @@ def _compiled(kernel, **options):
 @cache
 def _use_temporary_cache():
     vars(config)["CACHE_DIR"] = tempfile.mkdtemp(prefix="minilora-")
-    print("minilora: no folder for compiled code can be written; using a temporary one",
-          file=sys.stderr)  # fmt: skip
+    message = "no folder for compiled code can be written, using a temporary one"
+    print(f"minilora: {message}: to keep it, set NUMBA_CACHE_DIR", file=sys.stderr)
 
 
 def rows(x):
-    """Return x as a contiguous matrix (rows, last axis), the shape that kernels loop over."""
+    """Return x (..., n) as a contiguous matrix (rows, n), the shape that kernels loop over."""
     return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
 
 
 @partial(_compiled, fastmath=True)
 def row_max(x):
-    """Return the largest number of x (n,), n ≥ 1: four at a time, for each waits for the last one.
-
-    It does not look for NaN, which takes four times as long: what reads the row next must show it.
-    """
+    """Return the maximum of x (n,), n ≥ 1, from four independent running maxima."""
+    # NaN is ignored: a check takes four times as long, and the next loop over the row shows it
     a = b = c = d = x[0]
     four = x.size // 4 * 4
     for i in range(0, four, 4):
@@ -72,8 +69,7 @@ def row_max(x):
 
 
 def exp(x):
-    """eˣ inside a kernel: in float32 a polynomial that the compiler can vectorize, ten times as
-    fast as a call and within 2 units in the last place; in float64 the library's."""
+    """Compute eˣ in a kernel: `_exp32` in float32 (error at most 2 units in the last place)."""
     return np.exp(x)
 
 
@@ -88,8 +84,9 @@ LOWEST, HIGHEST, HALF, ONE = (np.float32(c) for c in (-87.0, 88.0, 0.5, 1.0))
 
 
 def _exp32(x):
-    # eˣ = 2ⁿ·eʳ with n = ⌊x/ln 2 + ½⌋, |r| ≤ ln 2 / 2: a short polynomial (minimax coefficients
-    # of the Cephes library), and 2ⁿ made by writing n into the exponent's bits. NaN stays NaN.
+    # eˣ = 2ⁿ·eʳ with n = ⌊x/ln 2 + ½⌋, |r| ≤ ln 2 / 2: a short polynomial (minimax coefficients of
+    # the Cephes library), and n in the bits of the exponent for 2ⁿ. NaN stays NaN. The compiler can
+    # vectorize it, so it is ten times as fast as a call of the library.
     x = LOWEST if x < LOWEST else (HIGHEST if x > HIGHEST else x)
     n = np.floor(x * LOG2_E + HALF)
     r = x - n * LN2_HIGH - n * LN2_LOW

@@ -1,4 +1,4 @@
-"""8-bit and 16-bit matrices, compiled: the bits of `quant/int8.py` and `quant/low_precision.py`."""
+"""Compiled loops for 8-bit and 16-bit matrices, with the bits of `int8.py`, `low_precision.py`."""
 
 import numba
 import numpy as np
@@ -11,7 +11,7 @@ from .threads import parallel_rows
 
 
 def read_int8_rows(q, first, out):
-    """Write rows first, first + 1, … of an Int8 into out (n, in) float32."""
+    """Dequantize n rows of an Int8 matrix, from row `first` on, into out (n, in) float32."""
     codes, absmax = (part[first : first + len(out)] for part in (q.codes, q.absmax))
     require(codes.shape == out.shape and len(absmax) == len(out), "rows outside the matrix")
     parallel_rows(_int8_rows, len(out), codes, absmax, out, width=out.shape[1])
@@ -19,14 +19,14 @@ def read_int8_rows(q, first, out):
 
 @jit
 def _int8_rows(lo, hi, codes, absmax, out):
-    """Rows lo to hi - 1 of out; `read_int8_rows` checks that the shapes fit."""
+    """Fill rows lo to hi - 1 of out; `read_int8_rows` checks the shapes."""
     for i in range(lo, hi):
         for j in range(codes.shape[1]):
             out[i, j] = np.float32(codes[i, j]) * absmax[i] * np.float32(1 / 127)
 
 
 def read_rows(w, first, out):
-    """Write rows first, first + 1, … of a LowPrecision matrix into out (n, width) float32."""
+    """Convert n rows of a LowPrecision matrix, from row `first` on, into out (n, width) float32."""
     codes, scales, *moves = _parts(w)
     codes, scales = codes[first : first + len(out)], scales[first : first + len(out)]
     require(codes.shape == out.shape, "rows outside the matrix")
@@ -34,24 +34,24 @@ def read_rows(w, first, out):
 
 
 def matvec(w, x):
-    """Compute W x for a LowPrecision W (rows, width) and x (width,), row by row: (rows,)."""
+    """Compute W x for a LowPrecision W (rows, width) and x (width,): (rows,) float32."""
     x, y = np.ascontiguousarray(x, np.float32), np.empty(w.shape[0], np.float32)
-    require(x.shape == w.shape[1:], f"x has the shape {x.shape}, the matrix {w.shape}")
+    require(x.shape == w.shape[1:], f"x has the shape {x.shape}, but the matrix has {w.shape}")
     parallel_rows(_matvec, len(y), *_parts(w), x, y, width=x.size)
     return y
 
 
 def _parts(w):
-    """Codes and scales of every row, and how sixteen bits become a float32; see `LowPrecision`."""
+    """Return (codes, scales of every row, shift, power), after checking their shapes."""
     (n, width), (m, blocks) = w.codes.shape, w.scales.shape
-    require(m in (1, n) and blocks and width % blocks == 0, "scales that do not fit the codes")
+    require(m in (1, n) and blocks and width % blocks == 0, "the scales do not fit the codes")
     scales = np.broadcast_to(w.scales, (n, blocks))
     return w.codes, scales, *MOVE[w.kind]
 
 
 @jit
 def _rows(lo, hi, codes, scales, shift, power, out):
-    """Rows lo to hi - 1 of out; `read_rows` and `_parts` check that the shapes fit."""
+    """Fill rows lo to hi - 1 of out; `read_rows` and `_parts` check the shapes."""
     size = codes.shape[1] // scales.shape[1]
     for i in range(lo, hi):
         for b in range(scales.shape[1]):
@@ -63,7 +63,7 @@ def _rows(lo, hi, codes, scales, shift, power, out):
 
 @fast_jit
 def _matvec(lo, hi, codes, scales, shift, power, x, y):
-    """Rows lo to hi - 1 of y = W x; `matvec` and `_parts` check that the shapes fit."""
+    """Fill rows lo to hi - 1 of y = W x; `matvec` and `_parts` check the shapes."""
     size = codes.shape[1] // scales.shape[1]
     for i in range(lo, hi):
         total = np.float32(0)
@@ -78,7 +78,7 @@ def _matvec(lo, hi, codes, scales, shift, power, x, y):
 
 
 def _number(code, shift, power):
-    """Decode one element, before its block's scale."""
+    """Decode one element, before it is multiplied by the scale of its block."""
     return (_whole if code.dtype == np.int8 else _half)(code, shift, power)
 
 
@@ -91,7 +91,8 @@ def _half(code, shift, power):
     return np.uint32(sign | magnitude).view(np.float32) * power
 
 
-# Nothing in it is reordered: the moved bits can be so small a number that times x they vanish.
+# Products are not reordered: the shifted bits are so small a number that their product with x can
+# underflow.
 @overload(_number, jit_options={"fastmath": False})
 def _number_of(code, shift, power):
     return _whole if code == numba.types.int8 else _half

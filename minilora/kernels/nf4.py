@@ -1,7 +1,4 @@
-"""4-bit weights, compiled: the bits of `nf4.py` and `double_quant.py`, on all cores.
-
-Quantizing, dequantizing, and a product with a vector that never makes the dense weight.
-"""
+"""Compiled loops for 4-bit weights, with the same bits as `nf4.py` and `double_quant.py`."""
 
 import numpy as np
 
@@ -13,14 +10,14 @@ from .lookup import decode
 from .loops import fast_jit, jit
 from .threads import parallel_rows
 
-# for every byte its two float32 values, as one uint64: (256,)
+# the two float32 values of each byte, as one uint64: (256,)
 PAIRS = unpack(np.arange(256))
 BYTE_VALUES = {name: code.values[PAIRS].view(np.uint64) for name, code in CODES.items()}
-SPAN = 4096  # elements that are dequantized at a time: they stay in the nearest cache
+SPAN = 4096  # elements dequantized at a time, which fit in the first-level cache
 
 
 def quantize(w, block_size=64, double_quant=False, code="nf4"):
-    """Quantize w, of any shape and taken as float32; see `nf4.quantize`."""
+    """Quantize w (any shape, converted to float32) to four bits per element; see `nf4.quantize`."""
     nf4.check(block_size, code)
     w = np.ascontiguousarray(w, np.float32)
     codes, absmax = _quantize(w.reshape(-1), block_size, code)
@@ -29,16 +26,16 @@ def quantize(w, block_size=64, double_quant=False, code="nf4"):
 
 
 def _quantize(w, block_size, code):
-    """(packed codes, absmax) of w (n,): whole blocks in the loop, a short last one in NumPy."""
+    """Return (packed codes, absmax) of w (n,); NumPy quantizes a short last block."""
     whole = w.size // block_size
     rest = w[whole * block_size :]
     codes = np.empty((w.size + 1) // 2, np.uint8)
     absmax = np.empty(whole + (rest.size > 0), np.float32)
     midpoints, order = CODES[code].midpoints, CODES[code].order
     a = (w, midpoints, block_size, codes, absmax)
-    parallel_rows(_encode, whole, *a, width=2 * block_size)  # an element is 15 comparisons
+    parallel_rows(_encode, whole, *a, width=2 * block_size)  # 15 comparisons per element
     nf4.require_finite(absmax[:whole], rest)
-    if code != "nf4":  # the loop wrote ranks by value, which only for NF4 are the codes
+    if code != "nf4":  # the loop wrote ranks, which are the codes of NF4 only
         codes = pack(order[unpack(np.arange(256))])[codes]
     if rest.size:
         last = nf4.quantize(rest, block_size, code=code)
@@ -46,45 +43,38 @@ def _quantize(w, block_size, code):
     return codes, absmax
 
 
-def dequantize(q, out=None):
-    """Compute the tensor (q.shape, float32) that q stands for, in `out` if it is given.
-
-    out: C-contiguous float32 of q's shape.
-    """
-    out = np.empty(q.shape, np.float32) if out is None else out
-    require(out.flags.c_contiguous and out.shape == q.shape and out.dtype == np.float32,
-            f"out must be a C-contiguous float32 array of shape {q.shape}")  # fmt: skip
+def dequantize(q):
+    """Compute the dense tensor of q, of shape `q.shape`, float32."""
+    out = np.empty(q.shape, np.float32)
     a = (*parts(q), out.reshape(-1))
     parallel_rows(_dequantize, -(-out.size // SPAN), *a, width=SPAN)
     return out
 
 
 def matvec(q, x):
-    """Compute W x for the W (out, in) that q stands for and x (in,): (out,) float32."""
+    """Compute W x for a quantized W (out, in) and x (in,), without the dense W: (out,) float32."""
     rows, width = q.shape
     x, y = np.ascontiguousarray(x, np.float32), np.empty(rows, np.float32)
-    require(x.shape == (width,), f"x has the shape {x.shape}, the weight {q.shape}")
+    require(x.shape == (width,), f"x has the shape {x.shape}, but the weight has {q.shape}")
     parallel_rows(_matvec, rows, *parts(q), x, y, width=width)
     return y
 
 
 def read_rows(q, first, out):
-    """Write rows first, first + 1, … of the matrix that q stands for into out (n, in) float32.
-
-    first is even, so that a row begins with a byte.
-    """
+    """Dequantize n rows of q, from the even row `first` on, into out (n, in) float32."""
+    # with an even number of rows before it, a row begins with a whole byte
     require(first % 2 == 0 and 0 <= first <= q.shape[0] - len(out), "rows outside the weight")
     decode(first * q.shape[1], *parts(q), out.reshape(-1))
 
 
 def parts(q):
-    """What the loops read of q; its sizes fit each other, as `Quantized` checks."""
+    """Return the arrays of q that the loops read; `Quantized` has checked their sizes."""
     code = CODES[q.code]
     return q.codes, absmax(q.scales), code.values, BYTE_VALUES[q.code], q.block_size
 
 
 def absmax(scales):
-    """The absmax values (m,) float32 of a weight's scales, double-quantized or not."""
+    """Return the absmax (m,) float32 of the scales of a weight, dequantized if necessary."""
     if not isinstance(scales, DoubleQuantized):
         return scales
     out = np.empty(scales.codes.size, np.float32)
@@ -101,17 +91,15 @@ def _double_dequantize(lo, hi, codes, absmax, offset, dynamic, out):
 
 @jit
 def _encode(lo, hi, w, midpoints, block_size, codes, absmax):
-    """Blocks lo to hi - 1: the absmax, and two ranks among the sixteen values per byte.
-
-    All ranks of a block first, then two of them read as one number: both loops then run in whole
-    vectors. The first of the two is the low half, as on every processor that numba knows.
-    """
+    """Compute the absmax of blocks lo to hi - 1, and two ranks (0 to 15) per byte."""
+    # A first loop computes all ranks of a block, a second reads two of them as one number: so both
+    # loops are vectorized. (All processors that numba supports store the low half first.)
     half, absmax_bits = block_size // 2, absmax.view(np.uint32)
     ranks = np.empty(block_size, np.int32)
     pairs = ranks.view(np.uint64)
     for b in range(lo, hi):
         block = w[b * block_size : (b + 1) * block_size]
-        # Without the sign bit, floats compare as whole numbers do, and NaN is the largest.
+        # without the sign bit, floats are ordered like integers, and NaN is the largest
         bits, largest = block.view(np.uint32), np.uint32(0)
         for i in range(block_size):
             largest = max(largest, bits[i] & np.uint32(0x7FFFFFFF))
@@ -126,7 +114,7 @@ def _encode(lo, hi, w, midpoints, block_size, codes, absmax):
 
 @jit
 def _rank(x, midpoints):
-    """How many midpoints lie below x. Counting beats searching: it needs no branches."""
+    """Count the midpoints below x. This is faster than a binary search: it has no branches."""
     rank = np.int32(0)
     for i in range(15):
         rank += x > midpoints[i]
@@ -135,14 +123,14 @@ def _rank(x, midpoints):
 
 @jit
 def _dequantize(lo, hi, codes, absmax, values, table, block_size, out):
-    """Spans lo to hi - 1 of the flat tensor."""
+    """Fill spans lo to hi - 1 of the flat tensor."""
     for start in range(lo * SPAN, min(hi * SPAN, out.size), SPAN):
         decode(start, codes, absmax, values, table, block_size, out[start : start + SPAN])
 
 
 @fast_jit
 def _matvec(lo, hi, codes, absmax, values, table, block_size, x, y):
-    """Rows lo to hi - 1 of y = W x: some rows are decoded, then each is multiplied with x."""
+    """Fill rows lo to hi - 1 of y = W x: decode a group of rows, multiply each by x."""
     width = x.size
     group = max(1, SPAN // width)
     buffer = np.empty(group * width + 1, np.float32)

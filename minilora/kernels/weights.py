@@ -1,7 +1,7 @@
-"""A frozen weight, however it is stored, and its products: the one place that tells them apart.
+"""Products with a frozen weight, dense or in any storage.
 
-A dense weight is an array. Every other kind is decoded by its own compiled loop, a tile of rows at
-a time, so the dense matrix never exists as a whole.
+A weight that is not dense is decoded by a compiled loop, one tile of rows at a time, so the whole
+dense matrix is never in memory.
 """
 
 import numpy as np
@@ -12,27 +12,23 @@ from ..quant.int8 import Int8
 from ..quant.low_precision import LowPrecision
 from . import low_precision, nf4
 
-TILE = 1024  # rows of a weight that are decoded at a time, an even number
+TILE = 1024  # rows of a weight that are decoded at a time (even)
 READ_ROWS = {
-    Quantized: nf4.read_rows,
-    Int8: low_precision.read_int8_rows,
+    Quantized: nf4.read_rows, Int8: low_precision.read_int8_rows,
     LowPrecision: low_precision.read_rows,
-}
-MATVEC = {Quantized: nf4.matvec, LowPrecision: low_precision.matvec}  # straight from the codes
+}  # fmt: skip
+MATVEC = {Quantized: nf4.matvec, LowPrecision: low_precision.matvec}
 
 
 def dense(w):
-    """Return a weight as a float32 array."""
+    """Return a weight (out, in) as a float32 array."""
     if isinstance(w, Quantized):
         return nf4.dequantize(w)
     return w if type(w) not in READ_ROWS else next(tiles(w, w.shape[0]))[1]
 
 
 def tiles(w, size=TILE):
-    """Yield (rows, their float32 matrix) of w, `size` rows at a time: views of a dense w.
-
-    Each tile of another w is decoded into the buffer of the tile before.
-    """
+    """Yield (slice of rows, float32 matrix) of w, tile by tile; the next tile may overwrite it."""
     spans = [slice(i, min(i + size, w.shape[0])) for i in range(0, w.shape[0], size)]
     read_rows = READ_ROWS.get(type(w))
     if read_rows is None:
@@ -46,10 +42,7 @@ def tiles(w, size=TILE):
 
 
 def tiled_matmul(x, w):
-    """Compute x Wᵀ with a frozen W: (..., in) -> (..., out); see `layers.frozen_matmul`.
-
-    One row of x, as in generating token by token, is multiplied straight from the codes.
-    """
+    """Compute `layers.frozen_matmul` tile by tile; a single row of x directly from the codes."""
     flat = x.reshape(-1, x.shape[-1])
     if len(flat) == 1 and type(w) in MATVEC and x.dtype == np.float32:
         y = MATVEC[type(w)](w, flat[0])
@@ -63,7 +56,7 @@ def tiled_matmul(x, w):
 
 
 def tiled_matmul_backward(g, w):
-    """Compute ∂L/∂x = (∂L/∂y) W of `multiply`, for g = ∂L/∂y (..., out)."""
+    """Compute ∂L/∂x = (∂L/∂y) W of `tiled_matmul`, from g = ∂L/∂y (..., out)."""
     flat = g.reshape(-1, g.shape[-1])
     if type(w) in READ_ROWS:
         dx = np.zeros((len(flat), w.shape[1]), g.dtype)

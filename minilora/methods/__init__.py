@@ -1,4 +1,4 @@
-"""The other methods of parameter-efficient fine-tuning, LoRA's initializations, several adapters.
+"""Other methods of parameter-efficient fine-tuning, initializations of LoRA, several adapters.
 
-Read `methods.py` first: it has the table of methods and their initializations.
+Read `registry.py` first: it has the table of methods and their initializations.
 """

@@ -1,10 +1,10 @@
-"""Several adapters on one base: in turn, one upon another, one for each row, or summed.
+"""Several adapters on one base: switched, stacked, one per row of a batch, or combined.
 
-An adapter is the pair (adapters, frozen) of `lora.init`, `train` and `load_adapter`. The frozen
-trees of all adapters on a base share the base's arrays, so another adapter costs its own factors
-alone. To switch, pass another pair; to disable, pass {}.
+An adapter is a pair (adapters, frozen), as `get_peft_model` and `load_adapter` return. The frozen
+trees share the arrays of the base, so an additional adapter costs only its factors. To switch
+adapters, use another pair; to disable the adapter, use {} for `adapters`.
 
-Letters: i counts adapters, wᵢ is the weight of one, sᵢ its scaling α/r, ΔWᵢ = sᵢ·BᵢAᵢ.
+Letters: adapter i has the weight wᵢ and the scaling sᵢ = α/r; ΔWᵢ = sᵢ·BᵢAᵢ.
 """
 
 import numpy as np
@@ -17,12 +17,10 @@ REPLACED = ("weight", "bias")
 
 
 def stack(adapters, frozen):
-    """Return the frozen tree with this adapter frozen into it, for another to be trained upon.
+    """Return the frozen tree with this adapter frozen in it, as the base of another adapter.
 
-    An adapted projection gets its factors and scaling under `lora_stack`, where `MethodOps.linear`
-    adds them without a gradient and `merging.merge` finds them; trained norms, biases and weights
-    replace the base's. An adapter trained upon a stack is saved without it, and loaded onto the
-    same stack.
+    Factors and scalings are put under `lora_stack`; trained norms, biases and weights replace the
+    frozen ones. The other adapter is saved without the stack, and must be loaded onto the same one.
     """
     new = tree_map(lambda w: w, frozen)
     for path, w in named_leaves(adapters):
@@ -40,11 +38,10 @@ def stack(adapters, frozen):
 
 
 def per_row(pairs, rows):
-    """Return the pair (adapters, frozen) under which pairs[rows[b]] alone adapts row b of a batch.
+    """Return the pair (adapters, frozen) that applies pairs[rows[b]] to row b of a batch.
 
-    rows: B indices; the pair ({}, base) is a row without an adapter. The leaves are `lora_A`
-    (B, r, in), `lora_B` (B, out, r) and a scaling (B, 1, 1), r being the largest rank on that
-    projection: smaller ones are filled up with zeros.
+    rows: B indices. The pair ({}, base) is for rows without an adapter. The leaves are `lora_A`
+    (B, r, in), `lora_B` (B, out, r), `lora_scaling` (B, 1, 1); ranks below r are padded with zeros.
     """
     adapters: dict = {}
     frozen = common_base(pairs)
@@ -60,15 +57,16 @@ def per_row(pairs, rows):
 
 
 def combine(pairs, weights, combination_type="cat", r=None):
-    """Return (adapters, frozen, errors) of one adapter in place of several, ΔW = Σ wᵢ·ΔWᵢ.
+    """Combine adapters into one with ΔW ≈ Σ wᵢ·ΔWᵢ and scaling 1: (adapters, frozen, errors).
 
-    how: "cat" is exact and has the sum of the ranks; "svd" is the nearest update of rank `r`
-    (default: the largest of the ranks); "linear" averages A and B apart, which is something else.
-    The scaling of the result is 1. errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius.
+    combination_type: "cat" is exact, and the ranks add up; "svd" is the nearest update of rank `r`
+    (default: the largest rank); "linear" averages A and B separately, which adds other terms.
+    errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius norms.
     """
     known = f"combination_type must be one of {', '.join(COMBINATION_TYPES)}"
     require(combination_type in COMBINATION_TYPES, f"{known}, not {combination_type!r}")
-    require(len(weights) == len(pairs), f"{len(pairs)} adapters need as many weights")
+    one_each = f"{len(pairs)} adapters need as many weights, got {len(weights)}"
+    require(len(weights) == len(pairs), one_each)
     adapters: dict = {}
     frozen, errors = common_base(pairs), {}
     for path, factors in _factors(pairs).items():
@@ -84,22 +82,25 @@ def combine(pairs, weights, combination_type="cat", r=None):
 
 
 def cat(parts, r):
-    """Σ wᵢ·ΔWᵢ = [w₁s₁B₁ … wₙsₙBₙ]·[A₁; …; Aₙ]: ranks add up, and no term meets another's."""
+    """Return (A, B) of Σ wᵢ·ΔWᵢ, exactly; parts: (wᵢ·sᵢ, Aᵢ, Bᵢ). The ranks add up."""
+    # Σ wᵢ·ΔWᵢ = [w₁s₁B₁ … wₙsₙBₙ]·[A₁; …; Aₙ]
     return np.concatenate([A for _, A, _ in parts]), np.hstack([ws * B for ws, _, B in parts])
 
 
 def svd(parts, r):
-    """Return the nearest matrix of rank r (Eckart and Young 1936) without an (out, in) one."""
+    """Return (A, B) of the nearest rank-r update (Eckart and Young 1936), without the dense one."""
     A, B = cat(parts, r)
-    # BA = Q_B·(R_B·R_Aᵀ)·Q_Aᵀ, and the bracket, as small as the ranks, has the singular values
+    # BA = Q_B·(R_B·R_Aᵀ)·Q_Aᵀ, and the small matrix R_B·R_Aᵀ has the singular values
     (q_a, r_a), (q_b, r_b) = (np.linalg.qr(np.float64(m)) for m in (A.T, B))
     u, sigma, vt = np.linalg.svd(r_b @ r_a.T, full_matrices=False)
     return vt[:r] @ q_a.T, q_b @ u[:, :r] * sigma[:r]
 
 
 def linear(parts, r):
-    """Return (Σ √|wᵢsᵢ|·Bᵢ)(Σ ±√|wᵢsᵢ|·Aᵢ), as PEFT does: terms i ≠ j belong to no adapter."""
-    require(len({len(A) for _, A, _ in parts}) == 1, "only equal ranks can be averaged")
+    """Return (A, B) as PEFT: the product of sums also has terms BᵢAⱼ with i ≠ j."""
+    equal = len({len(A) for _, A, _ in parts}) == 1
+    require(equal, "linear averages only equal ranks: use combination_type cat or svd")
+    # B = Σ √|wᵢsᵢ|·Bᵢ, A = Σ ±√|wᵢsᵢ|·Aᵢ
     roots = [abs(ws) ** 0.5 for ws, _, _ in parts]
     A = sum(np.copysign(root, ws) * A for root, (ws, A, _) in zip(roots, parts))
     return A, sum(root * B for root, (_, _, B) in zip(roots, parts))
@@ -109,7 +110,7 @@ COMBINATION_TYPES = {"cat": cat, "svd": svd, "linear": linear}
 
 
 def config_of_adapter(adapters, frozen):
-    """Return the LoraConfig that describes an adapter, path by path, as `save_adapter` wants it."""
+    """Return the LoraConfig of an adapter, with the rank and α of each path, for `save_adapter`."""
     ranks = {path: len(get(adapters, path)["lora_A"]) for path in adapted_paths(adapters)}
     alphas = {path: r * get(frozen, path)["lora_scaling"] for path, r in ranks.items()}
     r, alpha = max(ranks.values()), max(alphas.values())
@@ -121,23 +122,23 @@ def config_of_adapter(adapters, frozen):
 
 
 def common_base(pairs):
-    """Return the one base under all the pairs, without their scalings; InputError if it differs."""
+    """Return the base of all pairs, without scalings; raise InputError if the bases differ."""
     first, *others = (
         {p: w for p, w in named_leaves(frozen) if not p.endswith(FIXED) or ".lora_stack." in p}
         for _, frozen in pairs
     )
     for other in others:
         same = first.keys() == other.keys() and all(other[p] is w for p, w in first.items())
-        require(same, "the adapters stand on different bases: load the base once, for all of them")
+        require(same, "the adapters have different bases: load the base once, and use it for all")
     return unflatten(first)
 
 
 def _factors(pairs):
-    """Return {path: (scaling, A, B) of each pair}, of rank 0 where a pair has no adapter."""
+    """Return {path: [(scaling, A, B) of each pair]}, with rank 0 if a pair does not adapt it."""
     trees = [flatten(adapters) for adapters, _ in pairs]
     paths = [path for tree in trees for path in tree]
     for path in paths:
-        require(path.endswith(FACTORS), f"{path} is no low-rank factor: only those combine")
+        require(path.endswith(FACTORS), f"{path} is no low-rank factor: combine only LoRA adapters")
     found: dict = {path.rpartition(".")[0]: [] for path in paths}
     for path, parts in found.items():
         for tree, (_, frozen) in zip(trees, pairs):

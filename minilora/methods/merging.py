@@ -1,31 +1,33 @@
-"""Merging an adapter of any method that changes weights alone."""
+"""Merging of adapters for all methods that modify only weights and biases."""
 
 from functools import reduce
+from typing import Any
 
 import numpy as np
 
 from .. import lora, tree
 from ..config import InputError
 from ..layers import dense
+from ..tree import Tree
 from .operations import row_norms
 
-UNMERGED = {  # nodes and leaves that no weight can replace
+UNMERGED = {  # nodes and leaves that are not part of a weight
     "prompt_embeddings": "a prompt or P-tuning", "prompt_encoder": "P-tuning",
     "prefix_k": "prefix tuning", "prefix_v": "prefix tuning", "bottleneck_down": "a bottleneck",
 }  # fmt: skip
-OWN = ("lora_magnitude_vector", "ia3_l")  # leaves that `lora.merge` does not know
+OWN = ("lora_magnitude_vector", "ia3_l")  # leaves that only this module merges
 
 
-def merge(adapters, base, dtype=np.float32):
-    """Return a dense tree that computes alone what `base` computes with `adapters`.
+def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
+    """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
-    As `lora.merge`, also for DoRA, IA³ and stacked adapters. Raises InputError for methods that do
-    more than change weights.
+    Like `lora.merge`, also for DoRA, IA³ and stacked adapters; dtype: of the result. Raises
+    InputError for methods that do not only modify weights (prompts, prefixes, bottlenecks).
     """
     leaves, frozen = tree.flatten(adapters), tree.flatten(base)
     for path in leaves:
         for name in set(path.split(".")) & UNMERGED.keys():
-            raise InputError(f"{UNMERGED[name]} cannot be merged: {path} is part of no weight")
+            raise InputError(f"{UNMERGED[name]} cannot be merged: load {path} as an adapter")
     nodes = {path.rpartition(".")[0] for path in leaves if path.endswith(OWN)}
     nodes |= {path.partition(".lora_stack.")[0] for path in frozen if ".lora_stack." in path}
     plain = {path: w for path, w in leaves.items() if not path.endswith(OWN)}
@@ -41,9 +43,9 @@ def merge(adapters, base, dtype=np.float32):
     return lora.merge(tree.unflatten(plain), tree.unflatten(frozen), dtype)
 
 
-@np.errstate(over="ignore", invalid="ignore")  # `lora.merge` refuses what is not finite by name
+@np.errstate(over="ignore", invalid="ignore")  # `lora.merge` names weights that are not finite
 def merged_weight(trained, frozen):
-    """Return the dense weight (out, in) of a projection with all that is trained on it."""
+    """Return the dense weight (out, in) of a projection, merged with its trained leaves."""
     w = dense(tree.trained_or_frozen(trained, frozen, "weight"))
     for below in tree.subtree(frozen, "lora_stack").values():
         w = w + lora.delta(below, below)

@@ -1,5 +1,5 @@
-"""Other ways to store a weight than NF4, and which weight is stored how.
+"""Other storage for weights than NF4, and the quantization of whole models.
 
-Each storage is a frozen dataclass of codes and scales with a plain `dequantize`. Read `int8.py`
-first, then `schemes.py`, which stores a whole model and reports the error per weight.
+Each storage is a frozen dataclass of codes and scales with a method `dequantize`. Read `int8.py`
+first, then `schemes.py`, which quantizes a model and reports the error per weight.
 """

@@ -1,9 +1,8 @@
-"""Which weights of a model are stored in few bits, in which scheme, and what that costs them.
+"""Quantization of a model's weights, and the error of each weight.
 
-Only the seven projections of every layer are quantized: they are almost all of a model's weights,
-and the embedding, the norms and the head lose most by quantization (QLoRA, Sec. 2, leaves them in
-full precision as well). Next to quantized projections they stay in the type of their file: see
-`low_precision.py`.
+Only the seven projections of each layer are quantized. They are most of a model's weights, and the
+embedding, the norms and the head would lose most by quantization (QLoRA, Sec. 2, also keeps them in
+full precision). These stay in the type of their file: see `low_precision.py`.
 """
 
 import math
@@ -16,15 +15,15 @@ from ..config import ALL_LINEAR, InputError, names_module, require
 from ..tree import Tree, flatten, named_leaves, unflatten
 from . import int8
 
-SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")  # the last: NF4 with double quantization
+SCHEMES = ("none", "int8", "fp4", "nf4", "nf4-dq")  # nf4-dq: with double quantization
 
 
 def quantize(
     base: Tree, scheme: str, block_size: int = 64, quantize_4bit: Any = nf4.quantize
 ) -> Tree:
-    """Return a new tree: `base` with the projections' weights in `scheme`, all else shared.
+    """Return a new tree: the projections' weights in `scheme`, the other arrays shared with `base`.
 
-    `quantize_4bit` is the plain quantizer or its compiled twin (`kernels.nf4.quantize`).
+    quantize_4bit: the reference `nf4.quantize` or the compiled `kernels.nf4.quantize`.
     """
     leaves = flatten(base)
     for path in filter(is_projection, leaves):
@@ -33,16 +32,19 @@ def quantize(
 
 
 def is_projection(path):
-    """Return whether `path` is the weight of one of the seven projections."""
+    """Return whether `path` is the weight of a projection."""
     return any(names_module(f"{name}.weight", path) for name in ALL_LINEAR)
 
 
 def quantize_leaf(path, w, scheme, block_size=64, quantize_4bit=nf4.quantize):
     """Return the weight w (out, in) at `path` in `scheme`: an array, an Int8 or a Quantized."""
-    require(scheme in SCHEMES, f"unknown scheme {scheme!r}: --quantize takes {', '.join(SCHEMES)}")
+    require(scheme in SCHEMES, f"unknown scheme {scheme!r}: choose from {', '.join(SCHEMES)}")
     if scheme == "none":
         return w
-    require(isinstance(w, np.ndarray), f"{path} is quantized already: take the original base")
+    require(
+        isinstance(w, np.ndarray),
+        f"{path} is quantized already: load the base without quantization",
+    )
     try:
         if scheme == "int8":
             return int8.quantize(w)
@@ -56,14 +58,14 @@ class ErrorRow(NamedTuple):
     """The error of one quantized weight."""
 
     path: str
-    rmse: float  # root of the mean squared error
-    relative_rmse: float  # the same over the root mean square of the weight
-    max_error: float  # the largest error in units of the absmax of its block
-    bits: float  # stored bits per parameter, scales included
+    rmse: float  # root mean square of the error
+    relative_rmse: float  # rmse / root mean square of the weight
+    max_error: float  # largest error / absmax of its block
+    bits: float  # stored bits per weight, with scales
 
 
 def error_report(base, quantized):
-    """Return an ErrorRow for every quantized weight of `quantized`; `base` holds the originals."""
+    """Return an ErrorRow per quantized weight of the tree `quantized`; base: the dense weights."""
     originals = flatten(base)
     rows = []
     for path, q in named_leaves(quantized):

@@ -18,7 +18,7 @@ from minilora.kernels import threads
 from minilora.methods import registry
 from minilora.tree import num_parameters
 
-MEASURED = ("step_ms",)  # all else in a row follows from its job
+MEASURED = ("step_ms",)  # the other columns of a row follow from its job
 
 
 def sure(row):

@@ -1,4 +1,4 @@
-"""The estimate of a step's memory against what is really allocated."""
+"""The estimate of a step's memory against the allocated memory."""
 
 import tracemalloc
 
@@ -21,7 +21,7 @@ CONFIG = ModelConfig(
 
 
 def kept_by_a_step(adapters, frozen):
-    """Bytes that stand between the forward and the backward pass, as Python's allocator counts."""
+    """The allocated bytes between the forward and the backward pass, by Python's tracemalloc."""
     batch = random_batch(CONFIG, B=8, T=128, packed=False)
 
     def keep():

@@ -1,10 +1,10 @@
-"""A process that is interrupted again and again while it trains on two threads.
+"""A process that is interrupted many times while it trains on two threads.
 
     python interrupted.py SEED TIMES MOMENTS
 
-MOMENTS: `threads`, at an instruction of the code that shares out the work, or `clock`, when a
-timer says so. After each interrupt the process trains once more, and that has to give the same
-bits as its first training, which nothing had interrupted.
+MOMENTS: `threads`, at an instruction of the code that distributes the work, or `clock`, after some
+time. After each interrupt the process trains again, which must give the same bits as its first
+training, which was not interrupted.
 """
 
 import hashlib

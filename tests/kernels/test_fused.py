@@ -1,7 +1,7 @@
-"""The engine against the text: every fused operation equals its plain twin, value and gradient.
+"""The optimized operations against the reference: equal values and gradients.
 
-In float64 the two differ by roundings only. In float32 the fused operation is held against the
-plain one *in float64, on the same numbers*: a bound on its own error, not on the sum of two.
+In float64 the two differ only by rounding. In float32 an optimized operation is compared with the
+reference *in float64, on the same numbers*: this bounds its error, not the sum of two errors.
 """
 
 import inspect
@@ -25,7 +25,7 @@ from minilora.ops import Ops
 from minilora.tree import flatten, unflatten
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}  # unit roundoff
-SAFETY = 2  # the bounds are first order, and the twin in float64 errs too
+SAFETY = 2  # the bounds are first order, and the reference in float64 has an error, too
 
 few = settings(max_examples=25)
 dtypes = st.sampled_from([np.float32, np.float64])
@@ -76,7 +76,7 @@ def rms_norm_inputs(draw):
     x = rng.standard_normal(shape) * 10.0 ** draw(st.integers(-4, 4))
     eps = draw(st.sampled_from([1e-5, 1e-2]))
     w = rng.standard_normal(shape[-1])
-    w[: draw(st.integers(0, 2))] = 0  # a gain of zero: x̂ cannot be had from y
+    w[: draw(st.integers(0, 2))] = 0  # a weight of zero: x̂ cannot be recomputed from y
     return x, w, eps, rng.standard_normal(shape)
 
 
@@ -95,9 +95,9 @@ def test_rms_norm(inputs, dtype):
 def swiglu_bounds(gate, up, g, dtype):
     """σ has the two units of the last place of `exp`, that is four of roundoff, and two more.
 
-    The plain twin's exponent, of size |a|, is rounded in float64. Where 1 − σ or 1 + a(1 − σ)
-    cancels, the error stays that of its terms. Beyond ±87 the kernel's exponential stands still,
-    which shows only where |a|·e^−87 does: below 2^-100 for |a| < 10⁶.
+    The exponent of the reference, of size |a|, is rounded in float64. Where 1 − σ or 1 + a(1 − σ)
+    cancels, the error stays that of its terms. Beyond ±87 the kernel's exponential is constant,
+    which changes the result by |a|·e^−87 at most: below 2^-100 for |a| < 10⁶.
     """
     s = 1 / (1 + np.exp(-np.clip(gate, -700, 700)))
     y, da = np.abs(gate * s * up), np.abs(g * up) * s * (1 + np.abs(gate))
@@ -292,7 +292,7 @@ def test_cross_entropy_in_chunks(monkeypatch, floats):
 @pytest.mark.parametrize("tile", [1, 2, 3, 7])
 @pytest.mark.parametrize("size", [1.0, 300.0])
 def test_cross_entropy_tile_by_tile(monkeypatch, tile, size):
-    """The largest logit may come in any tile; what was summed before it shrinks, to nothing too."""
+    """The largest logit can be in any tile; sums before it are rescaled, possibly to zero."""
     hidden, head, targets, mask = some_cross_entropy(np.float64)
     hidden, mask[0, 0] = hidden * size, 1
     monkeypatch.setattr(fused_loss, "TILE", tile)
@@ -321,7 +321,7 @@ def test_cross_entropy_with_large_logits_is_finite():
     hidden, head = np.float32([[[3e4], [-3e4]]]), np.float32([[1], [-1], [0]])
     f = lambda h: fused.cross_entropy(h, head, np.array([[1, 1]]), np.ones((1, 2)))  # noqa: E731
     loss, (dh,) = value_and_gradients(f, [hidden], 1.0)
-    # a mean of 6·10⁴ and 0; and of 1 − (−1) and 0, where e⁻⁸⁷ stands for nothing
+    # a mean of 6·10⁴ and 0; and of 1 − (−1) and 0, where e⁻⁸⁷ changes nothing
     assert loss == 3e4
     np.testing.assert_allclose(dh.ravel(), [1, 0], rtol=0, atol=2.0**-100)
 
@@ -371,8 +371,8 @@ SUBLAYERS = {"self_attention": ATTENTION, "mlp": MLP}
     [(kind, some) for kind, names in SUBLAYERS.items()
      for n in range(1, len(names) + 1) for some in combinations(names, n)],
 )  # fmt: skip
-def test_a_sublayer_is_its_twin(kind, adapted, x_traced):
-    """With LoRA on any of its projections, and with an input that autograd follows or not."""
+def test_a_sublayer_equals_the_reference(kind, adapted, x_traced):
+    """With LoRA on any of its projections, and with an input that autograd traces or not."""
     inputs = some_sublayer(kind, adapted)
     fast, plain = (outcome(ops, kind, *inputs, x_traced) for ops in (fused, layers))
     for got, expected in zip(fast, plain, strict=True):
@@ -380,7 +380,7 @@ def test_a_sublayer_is_its_twin(kind, adapted, x_traced):
         np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e4 * UNIT[np.float64])
 
 
-CHANGES = {  # what makes a sublayer more than plain LoRA, or adds to its projections
+CHANGES = {  # changes that make a sublayer more than plain LoRA
     "a frozen bias": lambda trained, frozen, name: frozen[name].update(bias=np.arange(6.0)),
     "a trained bias": lambda trained, frozen, name: trained[name].update(bias=np.arange(6.0)),
     "a trained weight": lambda trained, frozen, name: trained[name].update(
@@ -392,7 +392,7 @@ CHANGES = {  # what makes a sublayer more than plain LoRA, or adds to its projec
 
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(("kind", "name"), [("self_attention", "o_proj"), ("mlp", "down_proj")])
-def test_a_sublayer_with_more_than_lora_is_its_twin(kind, name, change):
+def test_a_sublayer_with_more_than_lora_equals_the_reference(kind, name, change):
     x, trained, frozen, rest = some_sublayer(kind, (name,))
     CHANGES[change](trained, frozen, name)
     more = {"rng": layers.RowRng([[0], [1]])} if change == "dropout" else {}
@@ -469,7 +469,7 @@ def test_finite_differences(norm, attention, entropy):
 
 
 def call(name):
-    """(the arguments that can be followed, the rest) of a call of the fused operation."""
+    """(the arguments that can be traced, the rest) of a call of the fused operation."""
     q, k, v, angles, starts = some_attention()
     hidden, head, targets, mask = some_cross_entropy()
     return {
@@ -485,7 +485,7 @@ EACH = pytest.mark.parametrize("name", ["rms_norm", "swiglu", "attention", "cros
 
 @EACH
 def test_any_of_the_arguments_may_be_followed(name):
-    # Below the first adapted projection nothing is: with up_proj alone, SwiGLU's gate is plain.
+    # Nothing is traced below the first adapted projection: with up_proj alone, the gate is not.
     args, rest = call(name)
     g = np.random.default_rng(0).standard_normal(getattr(fused, name)(*args, *rest).shape)
     _, together = value_and_gradients(lambda *a: getattr(fused, name)(*a, *rest), args, g)

@@ -1,4 +1,4 @@
-"""Interrupts of a training on two threads leave nothing behind in the process."""
+"""Interrupts of a training on two threads do not change the state of the process."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def test_an_interrupt_at_any_instruction_leaves_the_cores_free(monkeypatch):
     [("clock", 4, 200), pytest.param("threads", 0, 200, marks=pytest.mark.long)],
 )
 def test_training_after_an_interrupt_gives_the_bits_of_a_fresh_process(moments, few, many, long):
-    """An interrupt could leave the cores taken, BLAS on one thread, or a thread writing."""
+    """An interrupt could leave the lock locked, BLAS on one thread, or a thread writing."""
     environment = os.environ | {"NUMBA_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     command = [sys.executable, SCRIPT, "2", str(many if long else few), moments]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The ground under the fused operations: an exponential, and rows shared out over threads."""
+"""The helpers of the fused operations: an exponential, and rows on several threads."""
 
 import math
 import os
@@ -58,7 +58,7 @@ def test_exp_of_any_number(x):
 
 @compiled_only
 def test_exp_at_and_beyond_its_ends():
-    # It stands still there: at e⁻⁸⁷ = 1.6e-38, nothing beside the 1 of a softmax's largest; and
+    # It is constant there: at e⁻⁸⁷ = 1.6e-38, negligible next to the 1 of a softmax's largest; and
     # at e⁸⁸, so that no infinity arises where SwiGLU divides by it.
     y = exp_in_kernel(np.float32([-np.inf, -1e30, -88, -87, 88, 89, 1e30, np.inf]))
     assert (y[:4] == y[3]).all() and 0 < y[3] < 2e-38
@@ -124,7 +124,7 @@ def test_kernels_from_several_threads_at_once(monkeypatch):
 
 
 def blas_threads():
-    """Of NumPy's own library: others that a test has loaded are no matter here."""
+    """The threads of NumPy's BLAS; other libraries that a test has loaded do not count."""
     return {info["num_threads"] for info in threadpool_info() if info["user_api"] == "blas"}
 
 
@@ -137,7 +137,7 @@ def test_calls_on_cores_of_their_own(monkeypatch, cores):
     def call(i):
         barrier.wait(30)  # all of them run at the same time, or this raises
         times = np.zeros(100, np.int64)
-        threads.parallel_rows(_count, 100, times)  # the cores are taken: alone, and no deadlock
+        threads.parallel_rows(_count, 100, times)  # in use: one thread, no deadlock
         inner = threads.parallel_map(lambda k: k, [1, 2])
         return 10 * i, threading.get_ident(), blas_threads(), times.tolist(), inner
 

@@ -1,4 +1,4 @@
-"""Several adapters on one base: shared, stacked, one a row, summed; and how much they interfere."""
+"""Several adapters on one base: shared, stacked, one per row, combined, and their interference."""
 
 import numpy as np
 import pytest
@@ -245,7 +245,7 @@ def test_rows_train_apart():
 
 def test_rows_cannot_be_merged():
     base = random_base(TINY)
-    with pytest.raises(InputError, match="differ from row to row"):
+    with pytest.raises(InputError, match="per-row adapters cannot be merged"):
         minilora.merge(*compose.per_row(several(base), [0, 1]))
 
 
@@ -297,11 +297,11 @@ def test_averaging_the_factors_is_not_averaging_the_updates():
     cat, svd, linear = (list(errors.values()) for *_, errors in apart)
     assert max(cat) <= U32  # the halves are exact, and so is the sum
     # Half of the terms of (½B₁ + ½B₂)(A₁ + A₂) are cross terms, which belong to no adapter; with
-    # factors that know nothing of each other they are as large as the rest: an error around 1.
+    # independent factors they are as large as the other terms: an error around 1.
     assert min(linear) > 0.5
     assert min(svd) > 0.01  # rank 4 of 8: not exact either,
     assert max(svd) < min(linear)  # and better everywhere
-    # only with itself can an adapter be averaged so
+    # `linear` is right only for an adapter and itself
     *_, errors = compose.combine([pairs[0], pairs[0]], [0.5, 0.5], "linear")
     assert min(errors.values()) > 0.9  # even then: √½·√½ four times over, ΔW twice
 

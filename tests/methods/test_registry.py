@@ -1,4 +1,4 @@
-"""The whole family: how each method starts, what it counts, and that its leaves are read."""
+"""All methods: initialization, counts of parameters, and that the model reads their leaves."""
 
 import json
 from dataclasses import replace
@@ -51,7 +51,7 @@ def started(name, base, seed=0, **sizes):
 
 
 def trained(name, base, seed=0, dtype=np.float32, **sizes):
-    """The method's leaves as after some training: each moved away from its start."""
+    """The leaves of a method, each changed from its initialization, as if trained."""
     adapters, frozen = started(name, base, seed, **sizes)
     rng = np.random.default_rng([5, seed])
     return tree_map(
@@ -197,12 +197,12 @@ IN_THE_CORE = ("lora", "bitfit", "norm", "head", "full")  # what the bare operat
 @EVERY
 @pytest.mark.parametrize("ops", [layers, fused])
 def test_the_bare_operations_read_a_methods_leaves_or_refuse_them(name, ops):
-    """Without `operations`: nothing that would be trained is silently left out of the model."""
+    """Without `operations`, a leaf that the model does not read raises an error."""
     adapters, frozen = trained(name, random_base(TINY))
     loss = value_and_grad(model.loss)
     assert (operations.operations(adapters, frozen, ops) is ops) == (name in IN_THE_CORE)
     if name not in IN_THE_CORE:
-        with pytest.raises(InputError, match=r"does not read .*: see methods\.operations"):
+        with pytest.raises(InputError, match=r"does not read .*: remove it"):
             loss(adapters, frozen, random_batch(TINY), TINY, ops)
         return
     _, grads = loss(adapters, frozen, random_batch(TINY), TINY, ops)
@@ -248,7 +248,7 @@ def test_the_states_of_virtual_tokens_are_not_returned(name, length):
 
 
 def test_a_prompt_sees_itself_causally_and_moves_the_tokens_on():
-    """A prompt made of vocabulary rows is those tokens in front."""
+    """A prompt of rows of the embedding equals those tokens before the others."""
     base = random_base(TINY)
     front, tokens = np.array([[3, 1, 4]]), np.array([[1, 5, 9, 2, 6]])
     rows = base["model"]["embed_tokens"]["weight"][front[0]]
@@ -258,7 +258,7 @@ def test_a_prompt_sees_itself_causally_and_moves_the_tokens_on():
 
 
 def test_a_prefix_of_a_prompts_keys_and_values_is_that_prompt():
-    """Keys as attention has them, turned, so nothing turns them again; tokens start at n."""
+    """A prefix is not rotated: keys that are rotated already, and tokens from position n on."""
     base, n = random_base(TINY), 3
     front, tokens = np.array([[3, 1, 4]]), np.array([[1, 5, 9, 2, 6]])
     cache = [LayerCache() for _ in range(TINY.num_hidden_layers)]
@@ -356,7 +356,7 @@ def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r,
 
 @pytest.mark.parametrize("scheme", ["int8", "nf4"])
 def test_loftq_is_nearer_to_the_weights_than_quantizing(scheme):
-    """And A, B are then the best of their rank for the codes as they are."""
+    """A and B are then the best of their rank for these codes."""
     base = random_base(replace(TINY, hidden_size=24, intermediate_size=32))
     (adapters, frozen), config = start_of("loftq", base, scheme, r=4)
     plain = quantized(base, scheme)
@@ -370,7 +370,7 @@ def test_loftq_is_nearer_to_the_weights_than_quantizing(scheme):
 
 
 def test_each_step_of_loftq_comes_nearer(monkeypatch):
-    """Alg. 1 is an alternation: the frozen codes are those of what A and B leave, not of W."""
+    """Alg. 1 alternates: the frozen codes are those of W − s·BA, not of W."""
     base = random_base(replace(TINY, hidden_size=24, intermediate_size=32))
 
     def left(steps):
@@ -393,7 +393,7 @@ def test_p_tuning_is_three_layers_with_relus_between():
 
 
 def test_starts_need_the_dense_base_and_loftq_a_scheme():
-    with pytest.raises(InputError, match="needs it dense"):
+    with pytest.raises(InputError, match="needs a dense base"):
         start_of("pissa", quantized(random_base(TINY)), "nf4")
     with pytest.raises(InputError, match="--quantize"):
         start_of("loftq", random_base(TINY))
@@ -478,5 +478,5 @@ def test_rates_of_layers_and_of_lora_plus():
 
 
 def test_full_is_for_dense_bases_only():
-    with pytest.raises(InputError, match=r"--method full.*--quantize none"):
+    with pytest.raises(InputError, match=r"is quantized: use --quantize none, because"):
         started("full", quantized(random_base(TINY)))

@@ -35,12 +35,12 @@ def test_quantizing_what_was_dequantized_gives_the_same_codes(seed, kind, shape)
 
 
 @given(seeds, kinds, shapes)
-def test_loop_gives_the_bits_of_its_twin(seed, kind, shape):
+def test_loop_gives_the_bits_of_the_reference(seed, kind, shape):
     q = int8.quantize(weights(kind, shape, seed))
     np.testing.assert_array_equal(dense(q), q.dequantize())
 
 
-def test_loop_gives_the_bits_of_its_twin_on_several_threads():
+def test_loop_gives_the_bits_of_the_reference_on_several_threads():
     q = int8.quantize(weights("normal", (501, 333)))
     np.testing.assert_array_equal(dense(q), q.dequantize())
 
@@ -73,12 +73,12 @@ def test_the_largest_sum_that_float32_holds():
 
 
 def exact(x, q):
-    """x Wᵀ in float64 with the W that q stands for."""
+    """x Wᵀ in float64 with the dequantized W."""
     return x.astype(np.float64) @ q.dequantize().astype(np.float64).T
 
 
 def product_bound(x, q, threshold):
-    """What quantizing x costs at most: half a step of its row for each column that is quantized."""
+    """The largest error of quantizing x: half a step of its row per quantized column."""
     large = np.abs(x) >= threshold
     kept = ~large.any(axis=0)
     step = np.abs(np.where(large, 0, x)).max(axis=-1, keepdims=True) / 127

@@ -1,4 +1,4 @@
-"""The embedding and the head in the type of their file: not a bit is lost, on the way in or out."""
+"""The embedding and the head in the type of their file: reading and writing lose no bit."""
 
 from dataclasses import replace
 
@@ -87,7 +87,7 @@ def test_every_way_of_reading_gives_the_same_bits(kind, seed, rows, blocks):
 
 
 def test_sizes_that_do_not_fit_are_refused_before_a_compiled_loop():
-    """The loops check no bounds: a row too narrow would be written behind its end."""
+    """The loops check no bounds: they would write beyond the end of a row that is too narrow."""
     w, q = some("Q8_0"), int8.Int8(np.ones((4, 32), np.int8), np.ones(4, np.float32))
     out = np.zeros((2, 32), np.float32)
     for read, first, of, to in (
@@ -189,7 +189,7 @@ def loss_and_gradient(ops, hidden, head, batch):
 @EACH
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("ops", [layers, fused])
-def test_a_step_is_that_of_the_dense_twin(monkeypatch, kind, tied, ops):
+def test_a_step_equals_that_of_dense_matrices(monkeypatch, kind, tied, ops):
     monkeypatch.setattr(fused_loss, "TILE", 16)  # five tiles, the last one short
     config, held, dense = twins(kind, tied=tied)
     batch = random_batch(config)
@@ -280,7 +280,7 @@ def test_what_is_made_of_such_a_base(tmp_path, kind):
 
 
 def gguf_with(tmp_path, kind, w, damage=None):
-    """A GGUF file whose embedding and head are of that kind, the bytes written out here."""
+    """A GGUF file whose embedding and head have this type, written byte by byte."""
     number = {"F32": 0, "F16": 1, "BF16": 30, "Q8_0": 8, "Q4_0": 2}[kind]
     tensors = gguf_tensors(w)
     for name in ("token_embd.weight", "output.weight"):

@@ -1,4 +1,4 @@
-"""Which weights are quantized, and the report on what it costs."""
+"""Which weights are quantized, and the report of their errors."""
 
 import numpy as np
 import pytest
@@ -87,8 +87,8 @@ PATH = "model.layers.0.mlp.up_proj.weight"
     [
         (np.ones((4, 4)), "nf5", 64, "unknown scheme 'nf5'"),
         (np.ones((4, 4)), "nf4", 48, f"{PATH}: a block size of 48"),
-        (np.full((4, 4), np.nan), "nf4-dq", 64, f"{PATH}: holds a NaN"),
-        (np.full((4, 4), np.inf), "int8", 64, f"{PATH}: holds a NaN"),
+        (np.full((4, 4), np.nan), "nf4-dq", 64, f"{PATH}: has a NaN"),
+        (np.full((4, 4), np.inf), "int8", 64, f"{PATH}: has a NaN"),
         (nf4.quantize(np.ones((4, 4))), "int8", 64, f"{PATH} is quantized already"),
     ],
 )
