@@ -12,8 +12,7 @@
 # %%
 import numpy as np
 
-import minilora
-from minilora import layers
+from minilora import layers, load, model
 
 np.set_printoptions(precision=4, suppress=True)
 
@@ -53,10 +52,9 @@ assert np.allclose(layers.rms_norm(100 * x, ones, 0.0), normed), "RMSNorm must r
 #   (a, b) \to (a\cos\theta - b\sin\theta,\; b\cos\theta + a\sin\theta)$$
 #
 # The inner product of a query rotated for position t and a key rotated for position s depends on
-# t − s only. So attention sees distances, not absolute positions.
+# t − s only: attention sees distances.
 #
-# ![A pair of numbers is a point in the plane. At position t it is rotated by t times the pair's
-# frequency.](../figures/drawings/rope.svg)
+# ![A pair of numbers rotates with the position of its token](../figures/drawings/rope.svg)
 
 
 # %%
@@ -76,21 +74,18 @@ for t, s in ((3, 1), (10, 8), (10, 1)):
 # %%
 # Checks
 assert np.allclose(rotated((1, 0), np.pi / 2), (0, 1)), "a quarter turn of (1, 0) is (0, 1)"
-assert np.isclose(products[3, 1], products[10, 8]), (
-    "the product must depend on the distance t − s alone"
-)
+assert np.isclose(products[3, 1], products[10, 8]), "only the distance t − s may matter"
 
 # %% [markdown]
 # ## 3. Attention
 #
-# Each token has a query q, a key k and a value v. It takes a weighted mean of the values. The
-# weights are a softmax of the inner products of its query with the keys, and a mask removes the
-# tokens that come later (Vaswani et al. 2017, Eq. 1):
+# A token takes a weighted mean of the values of all tokens. The weights are a softmax of the
+# products of its query with their keys, and a mask removes later tokens (Vaswani et al. 2017, Eq.
+# 1):
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}(QK^\top/\sqrt{hd} + \text{mask})\, V$$
 #
-# ![Three attention masks of ten tokens: causal, packed, and with a window of
-# four.](../figures/drawings/masks.svg)
+# ![Attention masks: causal, packed, and with a window](../figures/drawings/masks.svg)
 #
 # **Predict.** All keys are equal, and the values of three tokens are 1, 2 and 6. What does each
 # token get?
@@ -109,7 +104,6 @@ no_rotation = np.ones((1, T, 1)), np.zeros((1, T, 1))  # cosines and sines of th
 starts = np.zeros((1, T), int)  # all three tokens belong to one example, which starts at token 0
 means = layers.attention(q, np.zeros((1, T, hd)), values, no_rotation, starts)
 print("what each token gets:", means[0, :, 0])
-
 # With different keys, the weights differ. Here is the equation again, token by token:
 by_hand = np.zeros((T, hd))
 for t in range(T):
@@ -130,18 +124,16 @@ assert np.allclose(by_hand, from_layers), "layers.attention differs from the loo
 # The MLP projects a token twice, to `gate` and `up`. It multiplies up by SiLU (a smooth ReLU) of
 # the gate, and a third matrix brings the result back to width D (Shazeer 2020, Eq. 6):
 #
-# $$W_{\text{down}}\big(\mathrm{silu}(W_{\text{gate}}x) \circ W_{\text{up}}x\big),
-#   \qquad \mathrm{silu}(a) = a/(1 + e^{-a})$$
+# $$W_{down}(\mathrm{silu}(W_{gate}x) \circ W_{up}x), \qquad \mathrm{silu}(a) = a/(1 + e^{-a})$$
 #
 # The block adds each sublayer to its input: x + attention(norm(x)), and then x + MLP(norm(x)).
 # Below is layer 0 of `micro`. Adapters go on its seven matrices: q, k, v, o, gate, up, down.
 #
-# ![One layer of a Llama: attention above, the MLP below. A pair A, B can sit on each of the seven
-# projections.](../figures/drawings/llama_block.svg)
+# ![A Llama layer, with A and B on its seven projections](../figures/drawings/llama_block.svg)
 
 # %%
 print("swiglu(gate, up = 2):", layers.swiglu(np.array([-10.0, 0, 1, 10]), np.full(4, 2.0)))
-config, base, tokenizer = minilora.load("micro")
+config, base, tokenizer = load("micro")
 layer, eps = base["model"]["layers"]["0"], config.rms_norm_eps
 tokens = np.array([tokenizer.encode("Ada keeps a pink kite.")])  # (B, T)
 x, positions, starts = layers.embed({}, base["model"], tokens, np.zeros_like(tokens))  # (B, T, D)
@@ -154,7 +146,7 @@ print("the block maps", x.shape, "to", after_mlp.shape)
 
 # %%
 # Checks
-block = minilora.model.decoder_layer({}, x, layer, rope, starts, eps, layers)
+block = model.decoder_layer({}, x, layer, rope, starts, eps, layers)
 assert np.allclose(layers.swiglu(np.zeros(1), np.ones(1)), 0), "a gate of 0 lets nothing through"
 assert np.isclose(layers.swiglu(np.ones(1), np.full(1, 2.0))[0], 2 / (1 + np.exp(-1))), "silu(1)·2"
 assert np.allclose(block, after_mlp), "the four lines differ from model.decoder_layer"
@@ -203,7 +195,6 @@ assert other == sure_loss, "a token with mask 0 must not count"
 #
 # **Exercises.** rms-norm, rotation, swiglu, attention, cross-entropy.
 #
-# **Further reading.** Attention: [arXiv:1706.03762](https://arxiv.org/abs/1706.03762). RMSNorm:
-# [arXiv:1910.07467](https://arxiv.org/abs/1910.07467). RoFormer:
-# [arXiv:2104.09864](https://arxiv.org/abs/2104.09864). SwiGLU:
-# [arXiv:2002.05202](https://arxiv.org/abs/2002.05202).
+# **Further reading.** [Attention](https://arxiv.org/abs/1706.03762),
+# [RMSNorm](https://arxiv.org/abs/1910.07467), [RoFormer](https://arxiv.org/abs/2104.09864),
+# [SwiGLU](https://arxiv.org/abs/2002.05202).

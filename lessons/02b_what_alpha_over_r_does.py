@@ -105,7 +105,9 @@ assert relative < 1e-3, "at the first step, α and η are one knob"
 # %% [markdown]
 # ## A whole run
 #
-# `sweeps/scaling.py` trains r = 2 and r = 32 at six learning rates under each rule.
+# `sweeps/scaling.py` trains r = 2 and r = 32 at six learning rates under each rule. `read_sweep`
+# reads its results. `of` selects a column of the rows that have the given values: one number per
+# seed.
 #
 # **Predict.** Under which rule is the best learning rate of r = 2 also the best of r = 32?
 #

@@ -20,7 +20,7 @@ from common import SWEEPS, figure, of, read_sweep, table
 from minilora.evaluation import plot
 
 sys.path.insert(0, str(SWEEPS))
-import targets  # the configurations of the sweep `targets`
+import targets  # the sweep's configurations: {name: {matrix: rank}}
 
 sweep = read_sweep("targets")
 
@@ -46,8 +46,7 @@ def loss_cells(loss):
 # The paper's Table 5 has the accuracy of GPT-3 on WikiSQL: q 70.4, k 70.0, v 73.0, o 73.2, q and k
 # 71.4, q and v 73.7, all four of attention 73.7 %.
 #
-# ![One layer of a Llama: attention above, the MLP below. A pair A, B can sit on each of the seven
-# projections.](../figures/drawings/llama_block.svg)
+# ![A Llama layer, with A and B on its seven projections](../figures/drawings/llama_block.svg)
 #
 # **Predict.** The task is to repeat words of the prompt in another order. Is q or v the better
 # place for a single large adapter?

@@ -4,8 +4,7 @@
 # **The question.** Two adapters are trained from different random starts. Are their updates
 # similar?
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 3, and what a
-# singular vector is.
+# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 3, singular vectors.
 
 # %%
 import numpy as np
@@ -139,14 +138,6 @@ with figure("subspaces", "leading directions compared, i = j", "φ(i, j)", title
 #
 # Two runs do find the same directions, far more than by chance, but mostly on the output's side. φ
 # never reaches the paper's 0.5 for A.
-#
-# The start explains the difference. With G = ∂L/∂W and B = 0, the first gradients are
-# ∂L/∂B = s·G·Aᵀ and ∂L/∂A = s·Bᵀ·G = 0. So the columns of B come from G, which is similar in every
-# run. The rows of A begin at random, and training moves them by about half of their length (see
-# below). At r = 8 they keep much of 8 random directions out of 48.
-#
-# Always compare with chance: with d = 48, φ(8, 8) = 0.19 means next to nothing. With d = 12,288, it
-# would be a discovery.
 
 # %%
 moved = {}
@@ -159,6 +150,15 @@ for r, seed in RUNS:
         lengths.append(np.linalg.norm(end - start) / np.linalg.norm(start))
     moved[r, seed] = np.mean(lengths)
     print(f"r = {r}, seed {seed}: A has moved by {moved[r, seed]:.2f} of its length")
+
+# %% [markdown]
+# The start explains the difference. With G = ∂L/∂W and B = 0, the first gradients are
+# ∂L/∂B = s·G·Aᵀ and ∂L/∂A = s·Bᵀ·G = 0. So the columns of B come from G, which is similar in every
+# run. The rows of A begin at random, and training moves them by about half of their length. At
+# r = 8 they keep much of 8 random directions out of 48.
+#
+# Always compare with chance: with d = 48, φ(8, 8) = 0.19 means next to nothing. With d = 12,288, it
+# would be a discovery.
 
 # %%
 # Checks

@@ -4,8 +4,6 @@
 # **The question.** What is the gradient of the loss with respect to A and B, and what keeps the
 # frozen weights unchanged?
 #
-# [Lesson 4b](04b_why_another_learning_rate.py) follows the gradient through AdamW.
-#
 # **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 2, and the chain rule.
 
 # %%
@@ -22,16 +20,15 @@ from minilora.tree import flatten, get, num_parameters, tree_map, unflatten
 rng = np.random.default_rng(0)
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 config, base, tokenizer = minilora.load("micro")
-masked = TrainConfig(mask_prompt=True)
-examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, masked)
+rows, masked = data.load_rows("questions", "train"), TrainConfig(mask_prompt=True)
+examples, _ = data.encode_rows(rows, tokenizer, masked)
 batch = data.collate([[example] for example in examples[:16]])
 
 # %% [markdown]
 # ## By hand
 #
-# The objective is the mean negative log-likelihood of the target tokens, as in any training of a
-# language model. Only the trained parameters are fewer (LoRA, Eq. 2). For one projection, with
-# s = α/r (LoRA, Eq. 3):
+# The objective is the usual one: the mean negative log-likelihood of the target tokens (LoRA,
+# Eq. 2). For one projection, with s = α/r (LoRA, Eq. 3):
 #
 # $$h = W_0 x + s\,B A x$$
 #
@@ -42,8 +39,7 @@ batch = data.collate([[example] for example in examples[:16]])
 # $$\frac{\partial L}{\partial B} = s \sum_t g_t (A x_t)^\top \qquad
 #   \frac{\partial L}{\partial A} = s \sum_t (B^\top g_t)\, x_t^\top$$
 #
-# ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the
-# rank-r bottleneck. The gradient of W is never computed.](../figures/drawings/lora_gradient.svg)
+# ![The gradients of B and A come from that of h](../figures/drawings/lora_gradient.svg)
 #
 # **Predict.** At the start B = 0. Which of the two gradients is zero then?
 #
@@ -51,7 +47,7 @@ batch = data.collate([[example] for example in examples[:16]])
 # That of A, because it contains B.
 # </details>
 #
-# The two formulas are compared with autograd and with finite differences, for the loss Σ C∘tanh(h).
+# The formulas are compared with autograd and finite differences, for the loss Σ C∘tanh(h).
 
 # %%
 T, n_in, n_out, r, s = 10, 6, 5, 2, 1.5
@@ -97,8 +93,7 @@ for name in ("lora_A", "lora_B"):
 # Checks
 for name, (from_autograd, from_differences) in gaps.items():
     assert from_autograd < 1e-12, f"{name}: the formula differs from autograd"
-    # finite differences are off by some ε², and by the rounding of L over ε
-    assert from_differences < 1e-7, f"{name}: the formula differs from finite differences"
+    assert from_differences < 1e-7, f"{name}: off by more than ε² and the rounding of L over ε"
 
 # %% [markdown]
 # ## What LoRA sees of the full gradient
@@ -107,8 +102,8 @@ for name, (from_autograd, from_differences) in gaps.items():
 #
 # $$\frac{\partial L}{\partial B} = s\,G A^\top \qquad \frac{\partial L}{\partial A} = s\,B^\top G$$
 #
-# LoRA sees the full gradient only through the rows of A and the columns of B. To check this in the
-# real model, the gradients of all projections at the merged weights are projected.
+# LoRA sees the full gradient only through the rows of A and the columns of B. To check this, the
+# gradients of all projections of a merged model are projected.
 #
 # **Predict.** Does it hold in all 21 projections at once, or only in the last one?
 #
@@ -149,8 +144,7 @@ assert worst < 1e-12, "a factor's gradient must be the projected full gradient"
 # Another recipe looks equivalent: give the optimizer *all* parameters, and set the gradients of the
 # frozen ones to zero.
 #
-# ![Two trees. The base has a weight at each path. The adapters have lora_A and lora_B at the paths
-# of q_proj and v_proj, and nothing elsewhere.](../figures/drawings/two_trees.svg)
+# ![Two trees: the frozen base and the trained adapters](../figures/drawings/two_trees.svg)
 #
 # **Predict.** With AdamW, weight decay 0.1 and a learning rate of 4e-3, what do 500 steps with zero
 # gradients do to a frozen weight?
@@ -187,7 +181,7 @@ assert after > before + 0.01, "and the model must be worse for it"
 # ## What was shown
 #
 # The gradients of A and B are projections of the full gradient. Frozen weights stay unchanged if
-# the optimizer never gets them. In minilora it gets the trained tree and nothing else.
+# the optimizer never gets them. Lesson 4b follows the gradient through AdamW.
 #
 # **What to try.**
 #

@@ -1,8 +1,7 @@
 # %% [markdown]
 # # 5. Numbers in few bits
 #
-# **The question.** How can sixteen values represent a million weights, and which sixteen does NF4
-# use?
+# **The question.** How can sixteen values represent a million weights? Which sixteen has NF4?
 #
 # Storing a weight in four bits takes one division and one look-up. This lesson explains the
 # mechanism and where the values of NF4 come from. Lesson 5b measures whether they are good, lesson
@@ -34,9 +33,8 @@ def rms(x):
 # nearest of a few fixed values. With k bits and evenly spaced values, these are q/M for
 # q = −M … M, with M = 2ᵏ⁻¹ − 1: M is 7 for int4 and 127 for int8. So
 #
-# $$q = \mathrm{round}\!\left(\frac{M\,w}{\mathrm{absmax}}\right), \qquad
-#   \hat w = \frac{q}{M}\,\mathrm{absmax}, \qquad
-#   |\hat w - w| \le \frac{\mathrm{absmax}}{2M}$$
+# $$q = \mathrm{round}(M w/\mathrm{absmax}), \qquad \hat w = \mathrm{absmax} \cdot q/M,
+#   \qquad |\hat w - w| \le \mathrm{absmax}/(2M)$$
 #
 # **Predict.** The eight weights below are stored in int4. How large can an error be? What happens
 # if the first weight is 10?
@@ -83,8 +81,7 @@ assert np.count_nonzero(int4(outlier)[0]) == 2, "only the outlier and −0.72 ma
 #   mantissa, divided by its largest value, 6.
 # - **fp4** is bitsandbytes' version. Where E2M1 has 1/12, it has 1/192.
 #
-# ![Eight weights of a block in NF4, FP4 and int4: the codes, the dequantized values, and the
-# errors.](../figures/drawings/quantize_a_block.svg)
+# ![A block of eight weights in NF4, FP4 and int4](../figures/drawings/quantize_a_block.svg)
 #
 # **Predict.** The weights are normal, in blocks of 64. Which code is best and which is worst? By
 # what factor is int8 better than int4?
@@ -166,8 +163,7 @@ print("Eq. 4, i = 0 … 16:", np.round(eq4, 2))
 #    made in the same way.
 # 3. Zero is added, so that zero is stored exactly. All values are divided by the largest.
 #
-# ![A normal density with NF4's sixteen values, dense near zero. Below, eight weights move to the
-# nearest value.](../figures/drawings/nf4_number_line.svg)
+# ![NF4's sixteen values under a normal density](../figures/drawings/nf4_number_line.svg)
 
 # %%
 p = round(1 - (1 / 32 + 1 / 30) / 2, 7)
@@ -180,9 +176,7 @@ print(f"half of the widest gap: {half_gap:.7f}, so |ŵ − w| ≤ {half_gap:.3f}
 
 # %%
 # Checks
-assert eq4[0] == -np.inf and eq4[16] == np.inf, (
-    "any 16 of Eq. 4's 17 values include an infinite one"
-)
+assert eq4[0] == -np.inf and eq4[16] == np.inf, "16 of the 17 include an infinite one"
 assert np.abs(built - nf4.NF4).max() < 2**-23, "two units in the last place below 1, in float32"
 assert abs(half_gap - 0.1519036) < 1e-7, "half of the widest gap of NF4"
 

@@ -97,7 +97,7 @@ with figure("nf4_bins", "code", "share of the weights (%)", "How full NF4's bins
 # Both halves of the saying are wrong. NF4's bins are not equal: its quantiles are those of weights
 # divided by *one* scale, but each block is divided by its largest weight. And equal bins are not a
 # good goal: they put values where weights are many, not where errors are large. NF4 is not the code
-# of least error, either; that code gains 5 % (Yoshida 2023 says so, too). It comes back below.
+# of least error, either; that code gains 5 % (Yoshida 2023 says so, too).
 
 # %%
 # Checks
@@ -173,7 +173,7 @@ if not QUICK:
 # ## What was shown
 #
 # A code must fit the distribution of weights divided by the largest of their block. Equal bins are
-# no goal, and the least error is not the least cost.
+# not a good goal, and the least error is not the least cost.
 #
 # **What to try.**
 #

@@ -36,9 +36,7 @@ def rms(x):
 #
 # $$4 + \frac{32}{B} = 4.5 \qquad\qquad 4 + \frac{8}{B} + \frac{32}{256\,B} = 4.127$$
 #
-# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
-# weights, one float32 per 256 such codes, and one
-# offset.](../figures/drawings/double_quantized_bytes.svg)
+# ![Codes, codes of absmax, scales, offset](../figures/drawings/double_quantized_bytes.svg)
 #
 # **Predict.** A weight is 1024 × 1024. Does the formula give its bytes exactly?
 #

@@ -4,9 +4,9 @@
 # **The question.** The base is in four bits. How does a gradient pass through it, and what does
 # that cost in quality?
 #
-# QLoRA is LoRA with a frozen weight that is stored in four bits and dequantized for each product.
-# Only the adapters are trained. [Lesson 7b](07b_the_precision_of_adapters.py) asks in which type
-# the adapters may be, and [lesson 7d](07d_the_memory_of_a_step.py) measures the memory of a step.
+# QLoRA is LoRA with a frozen weight in four bits, dequantized for each product. Lessons
+# [7b](07b_the_precision_of_adapters.py) to [7d](07d_the_memory_of_a_step.py) are about the type of
+# the adapters and about memory.
 #
 # **Time:** half a minute to run, ten minutes to read. **You need:** lessons 5 and 6.
 
@@ -36,8 +36,7 @@ rng = np.random.default_rng(0)
 # $$\frac{\partial L}{\partial x_i} = \sum_k g_k \frac{\partial y_k}{\partial x_i}
 #   = \sum_k g_k \hat W_{ki}, \qquad \frac{\partial L}{\partial x} = g\,\hat W$$
 #
-# ![The forward pass dequantizes W, multiplies, and drops it. The backward pass dequantizes W again.
-# Kept: the codes, the adapters and the input x.](../figures/drawings/qlora_passes.svg)
+# ![Both passes dequantize W for one product](../figures/drawings/qlora_passes.svg)
 #
 # **Predict.** Finite differences measure the true gradient. Will they agree with g·Ŵ, or with g·W
 # for the weight before quantization? And what is the gradient with respect to the codes?
@@ -84,8 +83,7 @@ moved = nf4.quantize(w + np.float32(1e-6) * rng.standard_normal(w.shape).astype(
 print(f"codes that change when the weights move by 1e-6: {np.sum(moved.codes != q.codes)}")
 
 # %% [markdown]
-# Rounding is flat, and where it is not flat, it jumps. So the codes cannot be trained by gradients.
-# The weight stays as it is, and the adapter next to it learns.
+# Rounding is flat, or it jumps. So the codes cannot be trained by gradients: the adapter learns.
 
 # %%
 # Checks
@@ -187,7 +185,7 @@ for scheme, value in live.items():  # 200 steps magnify how a machine rounds
 # ## What was shown
 #
 # QLoRA needs no gradient of a code, only products with the dequantized weight. The frozen bytes do
-# not change. The quality is that of a dense base.
+# not change, and the quality is that of a dense base.
 #
 # **What to try.**
 #
@@ -195,8 +193,7 @@ for scheme, value in live.items():  # 200 steps magnify how a machine rounds
 # 2. `minilora.load("micro", "nf4-dq")`: use "fp4". Does `trained` change?
 # 3. `notes = held_out_notes(...)[0][:64]`: use all notes. How stable are the costs?
 #
-# **Where to stop with a debugger.** `layers.frozen_matmul` and its `defvjp`: `dense(w)` is computed
-# again in the backward pass.
+# **Where to stop with a debugger.** The `defvjp` of `layers.frozen_matmul`: `dense(w)` again.
 #
 # **Exercises.** linear-4bit, linear-4bit-backward, test-frozen.
 #

@@ -4,14 +4,11 @@
 # **The question.** Every recipe sets r (1 to 64), alpha (16 to 128, or r, or 2r), dropout (0.05 or
 # 0.1) and a learning rate. Which of them matter, and which are one knob twice?
 #
-# This lesson is about r and alpha, [lesson 8b](08b_alpha_and_the_rate.py) about alpha and the
-# learning rate, and [lesson 8c](08c_dropout_and_wrong_choices.py) about dropout and the cost of
-# wrong choices. The curves are sweeps on `micro`: three seeds, 200 steps of 8 rows of the
-# questions, all seven matrices. The results hold for this base and this task. The method is the
-# same for yours.
+# Lessons [8b](08b_alpha_and_the_rate.py) and [8c](08c_dropout_and_wrong_choices.py) are about the
+# learning rate and dropout. The curves are sweeps on `micro`: three seeds, 200 steps of 8 rows of
+# the questions, all seven matrices. The results hold for this base and this task.
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lessons 0 and 3, and
-# what Adam does.
+# **Time:** ten seconds to run, ten minutes to read. **You need:** lessons 0 and 3, and Adam.
 
 # %%
 import numpy as np
@@ -42,8 +39,7 @@ ALL = ("all-linear",)
 # $$(\alpha,\; \eta,\; A_0) \quad\text{and}\quad (c^2\alpha,\; \eta/c,\; A_0/c)
 #   \quad\text{are the same run.}$$
 #
-# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
-# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
+# ![Where dropout, rank, α/r and learning rate act](../figures/drawings/settings.svg)
 #
 # **Predict.** How close are the losses of 60 such steps to each other, for c = 2?
 #
@@ -89,8 +85,7 @@ for path, factor in factors_1.items():
 # The sum has r terms of the same size. So the gain of the first step is η·α times a number that
 # does not depend on r.
 #
-# ![The size of the first update over the rank: without a factor it grows as √r, with α/r it falls,
-# with α/√r it stays.](../figures/drawings/scaling_rules.svg)
+# ![The first update over the rank, three rules](../figures/drawings/scaling_rules.svg)
 #
 # **Predict.** How does ‖∂L/∂B‖₁ change from r = 1 to r = 64 with alpha = 16? With alpha = 2r?
 #
@@ -122,9 +117,8 @@ for r in short((1, 4, 16, 64), (4, 64)):
 table(["‖∂L/∂B‖₁ at r", "alpha = 16", "alpha = 2r"], cells)
 
 # %% [markdown]
-# This explains lesson 3, where r = 64 failed at a rate that suited r = 32: "alpha = 2r" makes the
-# first step 16 times longer from r = 4 to 64. With a fixed alpha, r can change and the rate stay,
-# as the paper says of its own choice.
+# This explains lesson 3, where r = 64 failed at a rate that suited r = 32. With a fixed alpha, r
+# can change and the rate stay, as the paper says of its own choice.
 
 # %%
 # Checks

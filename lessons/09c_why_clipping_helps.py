@@ -82,7 +82,7 @@ assert case("no clipping").min() > 1.5 * case(USUAL).max(), "no clipping must be
 # **Predict.** At the end of a run, by which factor is the divisor larger without clipping?
 #
 # <details><summary>Answer</summary>
-# More than twice. Without clipping, the last steps are less than half as long as with it.
+# More than twice. So for the same gradient, the last steps are less than half as long.
 # </details>
 
 # %%
