@@ -16,14 +16,13 @@
 import math
 
 import numpy as np
-from common import QUICK, figure, finetune, of, read_sweep, short, table
+from common import QUICK, figure, finetune, held_out_notes, of, read_sweep, short, table
 from sweeps.confidence import COSTS, answers, confidence, cost, draw_gaps, draw_reliability, fitted
 from sweeps.label_check import check
 
 import minilora
 from minilora import TrainConfig, data
 from minilora.data import tasks
-from minilora.data.rows import held_out_notes
 from minilora.evaluation import plot
 from minilora.evaluation.metrics import calibration_error
 

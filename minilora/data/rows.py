@@ -5,13 +5,11 @@ A row is {"text"}, {"prompt", "completion"} or {"messages"}; part 5 of
 """
 
 import json
-import math
 from pathlib import Path
 
 from ..batching import Example
 from ..config import InputError, require
 from . import tasks
-from .tasks import NAMES, notes
 
 SHAPES = ({"text"}, {"prompt", "completion"}, {"messages"})
 
@@ -128,12 +126,3 @@ def load_rows(name, split):
     there = path.suffix == ".jsonl" and path.exists()
     require(there, f"there are no data {name!r}: give {known} and valid.jsonl")
     return [row for i, row in enumerate(read_rows(path)) if (i % 10 == 9) == (split != "train")]
-
-
-def held_out_notes(tokenizer, settings, n=256):
-    """Return (examples, their entropy): notes of another seed, in nats per target token."""
-    rows, nats = notes(n, seed=1)
-    examples, _ = encode_rows(rows, tokenizer, settings)
-    targets = sum(len(e.tokens) - 1 for e in examples)
-    # the first byte, the initial that tells the first name, is no target: it carries log 24 nats
-    return examples, float(nats.sum() - n * math.log(len(NAMES))) / targets
