@@ -17,7 +17,6 @@ import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.data.tasks import NAMES, notes
 from minilora.evaluation import plot
-from minilora.methods import compose
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 LESSONS = Path(__file__).parent
@@ -124,20 +123,3 @@ def of(rows, column, /, **where):
 def spread(values, digits=2):
     """Return the text "mean (least to most)"."""
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def interference(pairs, tasks, config):
-    """Score each adapter's task by the bare base, by that adapter alone, and by all adapters added.
-
-    tasks: for each pair its held-out examples. Returns a dict per pair, with `bare`, `alone` and
-    `together`, each the scores of `evaluate`.
-    """
-    base = compose.common_base(pairs)
-    everything, summed, _ = compose.combine(pairs, [1.0] * len(pairs))
-    found = []
-    for pair, examples in zip(pairs, tasks):
-        ways = {"bare": ({}, base), "alone": pair, "together": (everything, summed)}
-        found.append(
-            {way: minilora.evaluate(a, b, examples, config) for way, (a, b) in ways.items()}
-        )
-    return found
