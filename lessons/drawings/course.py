@@ -78,7 +78,7 @@ def lesson_map(ax):
 def short_title(name):
     """Return a lesson's name in one line, or in two of about the same length."""
     words = [ACRONYMS.get(word, word) for word in name.removeprefix("the_").split("_")]
-    if len(" ".join(words)) < 13:
+    if len(words) == 1 or len(" ".join(words)) < 13:
         return " ".join(words)
     cuts = [(" ".join(words[:n]), " ".join(words[n:])) for n in range(1, len(words))]
     return "\n".join(min(cuts, key=lambda lines: max(len(lines[0]) + 3, len(lines[1]))))
