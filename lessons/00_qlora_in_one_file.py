@@ -415,7 +415,7 @@ report("after training", adapters, base)
 #
 # (α/r)·BA has the shape of W₀, so an adapter can be added to its weight. The merged model has the
 # shape and the speed of the base. It stays in float32: rounding it to 4 bits again would lose much
-# of what the adapter learned (lesson 13 measures how much).
+# of what the adapter learned (lesson 13b measures how much).
 
 # %%
 merged = {path: dense(w) for path, w in base.items()}

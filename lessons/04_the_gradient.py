@@ -8,10 +8,10 @@
 
 # %%
 import numpy as np
+from common import held_out_notes
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, layers, lora, model
-from minilora.data.rows import held_out_notes
 from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths
 from minilora.optim import adamw, adamw_init, global_norm

@@ -8,11 +8,10 @@
 
 # %%
 import numpy as np
-from common import QUICK, figure, short, table
+from common import QUICK, figure, held_out_notes, short, table
 
 import minilora
 from minilora import TrainConfig, nf4
-from minilora.data.rows import held_out_notes
 from minilora.evaluation import plot
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten

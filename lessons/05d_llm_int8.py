@@ -10,12 +10,12 @@
 from functools import partial
 from types import SimpleNamespace
 
+import llm_int8
 import numpy as np
-from common import table
+from common import held_out_notes, table
 
 import minilora
 from minilora import TrainConfig, data, layers, model
-from minilora.data.rows import held_out_notes
 from minilora.kernels import fused
 from minilora.quant import int8
 from minilora.tree import get
@@ -60,7 +60,7 @@ x_example[:, 5] = 60
 def relative_errors(x, w):
     """Return the error of the int8 product, relative to y: without and with outlier columns."""
     y, q = x.astype(np.float64) @ w.T, int8.quantize(w)
-    return [rms(int8.matmul(x, q, threshold) - y) / rms(y) for threshold in (np.inf, 6.0)]
+    return [rms(llm_int8.matmul(x, q, threshold) - y) / rms(y) for threshold in (np.inf, 6.0)]
 
 
 in_one, separate = relative_errors(x_example, w_example)
@@ -152,7 +152,7 @@ assert columns.min() > 0.1 and columns.max() > 0.6, "they are many columns (foun
 # 2. `(np.inf, 6.0)` in `relative_errors`: try a threshold of 12. How large is the error then?
 # 3. `notes[:32]`: use 4 notes. How does the share of outlier columns change?
 #
-# **Where to stop with a debugger.** `int8.matmul` (`outliers`, `codes`).
+# **Where to stop with a debugger.** `llm_int8.matmul` (`outliers`, `codes`).
 #
 # **Exercises.** int8-rows.
 #

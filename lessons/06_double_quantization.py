@@ -11,11 +11,10 @@
 
 # %%
 import numpy as np
-from common import figure, short, table
+from common import figure, held_out_notes, short, table
 
 import minilora
 from minilora import TrainConfig, double_quant, nf4
-from minilora.data.rows import held_out_notes
 from minilora.double_quant import double_dequantize, double_quantize
 from minilora.evaluation import plot
 

@@ -16,11 +16,10 @@ import pickle
 import autograd.numpy as anp
 import numpy as np
 from autograd import grad
-from common import figure, finetune, of, read_sweep, short, table
+from common import figure, finetune, held_out_notes, of, read_sweep, short, table
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, layers, lora, nf4
-from minilora.data.rows import held_out_notes
 from minilora.evaluation import plot
 from minilora.quant.schemes import SCHEMES
 from minilora.tree import flatten

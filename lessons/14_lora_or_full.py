@@ -18,12 +18,11 @@
 import sys
 
 import numpy as np
-from common import QUICK, SWEEPS, figure, read_sweep, short, table
+from common import QUICK, SWEEPS, figure, held_out_notes, read_sweep, short, table
 
 import minilora
 from minilora import TrainConfig, data
 from minilora.data import tasks
-from minilora.data.rows import held_out_notes
 from minilora.evaluation import plot
 from minilora.evaluation.memory import memory_estimate
 from minilora.methods import registry

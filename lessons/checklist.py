@@ -99,7 +99,7 @@ def _run(settings, rows):
     if rows.cut:
         yield f"{rows.cut} of {rows.train} rows are cut, their sign to stop too: why? (lesson 16)"
     if not rows.held_out:
-        yield "no row is held out: how will learning be told from learning by heart? (lesson 12)"
+        yield "no row is held out: how will learning be told from learning by heart? (lesson 12b)"
     if warmup > 0.1:
         yield f"--warmup-ratio {warmup:g} warms up for over a tenth of the run: why? (lesson 9)"
     lost = 1 - math.exp(-decay * total_rate(settings))  # of what the first step learned: Π (1 − ηλ)

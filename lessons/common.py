@@ -5,18 +5,18 @@ of the same name. Its first line is the command that made it, followed by one ro
 """
 
 import csv
+import math
 import os
 import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from sweeps import compare
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.data.tasks import NAMES, notes
 from minilora.evaluation import plot
-from minilora.methods import compose
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 LESSONS = Path(__file__).parent
@@ -68,6 +68,15 @@ def finetune(
     return Run(adapters, frozen, history, minilora.evaluate(adapters, frozen, valid, model_config))
 
 
+def held_out_notes(tokenizer, settings, n=256):
+    """Return (examples, their entropy): notes of another seed, in nats per target token."""
+    rows, nats = notes(n, seed=1)
+    examples, _ = data.encode_rows(rows, tokenizer, settings)
+    targets = sum(len(e.tokens) - 1 for e in examples)
+    # The first byte is no target. It is the initial that tells the first name: log 24 nats.
+    return examples, float(nats.sum() - n * math.log(len(NAMES))) / targets
+
+
 def table(header, rows):
     """Print rows of cells in columns, numbers to the right; cells are strings or whole numbers."""
     rows = [[f"{c:,}" if isinstance(c, int) else str(c) for c in row] for row in [header, *rows]]
@@ -79,6 +88,8 @@ def table(header, rows):
 
 def write_sweep(name, function, jobs, command=None):
     """Write sweeps/NAME.csv, one row per job: the dict `function(job)`; one process per core."""
+    from sweeps import compare  # here, because it imports this module
+
     rows = compare.mapped(function, jobs)
     with open(SWEEPS / f"{name}.csv", "w", newline="") as file:
         file.write(f"# {command or f'python lessons/sweeps/{name}.py'}\n")
@@ -112,20 +123,3 @@ def of(rows, column, /, **where):
 def spread(values, digits=2):
     """Return the text "mean (least to most)"."""
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
-
-
-def interference(pairs, tasks, config):
-    """Score each adapter's task by the bare base, by that adapter alone, and by all adapters added.
-
-    tasks: for each pair its held-out examples. Returns a dict per pair, with `bare`, `alone` and
-    `together`, each the scores of `evaluate`.
-    """
-    base = compose.common_base(pairs)
-    everything, summed, _ = compose.combine(pairs, [1.0] * len(pairs))
-    found = []
-    for pair, examples in zip(pairs, tasks):
-        ways = {"bare": ({}, base), "alone": pair, "together": (everything, summed)}
-        found.append(
-            {way: minilora.evaluate(a, b, examples, config) for way, (a, b) in ways.items()}
-        )
-    return found

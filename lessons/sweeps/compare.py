@@ -22,10 +22,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import held_out_notes
+
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig, require
-from minilora.data.rows import encode_rows, held_out_notes, load_rows
+from minilora.data.rows import encode_rows, load_rows
 from minilora.evaluation.memory import nbytes
 from minilora.evaluation.metrics import evaluate
 from minilora.evaluation.plot import LINES, figure

@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import write_sweep
+from common import held_out_notes, write_sweep
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data
-from minilora.data.rows import held_out_notes
 from minilora.methods.registry import METHODS, also_train
 from minilora.tree import num_parameters
 

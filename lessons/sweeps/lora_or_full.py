@@ -14,12 +14,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common import write_sweep
+from common import held_out_notes, write_sweep
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.data import tasks
-from minilora.data.rows import held_out_notes
 from minilora.methods import registry
 from minilora.tree import num_parameters, set_leaf
 

@@ -12,11 +12,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common import finetune, write_sweep
+from common import finetune, held_out_notes, write_sweep
 
 import minilora
 from minilora import TrainConfig, data
-from minilora.data.rows import held_out_notes
 
 NEVER = 1e9  # a max_grad_norm that nothing reaches
 CASES = {

@@ -7,14 +7,19 @@ import argparse
 import math
 import sys
 import time
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import held_out_notes
+
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import InputError, ModelConfig, TrainConfig
-from minilora.data.rows import encode_rows, held_out_notes
+from minilora.data.rows import encode_rows
 from minilora.data.tasks import notes
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation.trainer import train

@@ -42,7 +42,7 @@ def warn_of_another_base(folder, settings, scheme, block_size):
     )
     if before != now:
         what = f"{folder} was trained on a base stored as {before}, not {now}"
-        warn(f"{what}: an adapter can lose all that it learned on another base (lesson 13)")
+        warn(f"{what}: an adapter can lose all that it learned on another base (lesson 13b)")
 
 
 def load_for_training(args):

@@ -5,13 +5,11 @@ A row is {"text"}, {"prompt", "completion"} or {"messages"}. This generalizes pa
 """
 
 import json
-import math
 from pathlib import Path
 
 from ..batching import Example
 from ..config import InputError, require
 from . import tasks
-from .tasks import NAMES, notes
 
 SHAPES = ({"text"}, {"prompt", "completion"}, {"messages"})
 
@@ -127,12 +125,3 @@ def load_rows(name, split):
     there = path.suffix == ".jsonl" and path.exists()
     require(there, f"the data {name!r} do not exist: give {known} and valid.jsonl")
     return [row for i, row in enumerate(read_rows(path)) if (i % 10 == 9) == (split != "train")]
-
-
-def held_out_notes(tokenizer, settings, n=256):
-    """Return (examples, entropy in nats per target token) of n held-out notes."""
-    rows, nats = notes(n, seed=1)
-    examples, _ = encode_rows(rows, tokenizer, settings)
-    targets = sum(len(e.tokens) - 1 for e in examples)
-    # the first byte is not a target; it determines the first name, which has log 24 nats
-    return examples, float(nats.sum() - n * math.log(len(NAMES))) / targets

@@ -1,5 +1,6 @@
 """Bit for bit what bitsandbytes does on a CPU: NF4, FP4, double quantization, LLM.int8."""
 
+import llm_int8
 import numpy as np
 import pytest
 from arrays import KINDS, SHAPES, weights
@@ -149,7 +150,7 @@ def test_int8_product_with_outlier_columns(equal, compared, rows, outliers):
 
     ours, our_absmax = int8._row_codes(np.where(large, np.float32(0), x))
     ours[:, outlying] = 0
-    integers = int8._integer_product(ours, q.codes)
+    integers = llm_int8.integer_product(ours, q.codes)
     equal(
         *EIGHT,
         (ours, codes),
@@ -162,7 +163,7 @@ def test_int8_product_with_outlier_columns(equal, compared, rows, outliers):
     )[0].numpy()
     whole = integers * np.outer(our_absmax, q.absmax).astype(np.float64) / 127**2
     apart, their_w = x[:, outlying].astype(np.float64), q.dequantize()[:, outlying]
-    product, size = int8.matmul(x, q), np.abs(whole) + np.abs(apart) @ np.abs(their_w).T
+    product, size = llm_int8.matmul(x, q), np.abs(whole) + np.abs(apart) @ np.abs(their_w).T
     # Their integer part is 1.8e-5 too large: test_disagreements.py says why. The rest is rounding,
     # of sums of up to 5 + 1 terms, each a product of four float32 factors.
     theirs = y - whole * (6.200124e-05 * 127**2 - 1)

@@ -4,6 +4,7 @@ Each docstring is meant to be read on its own. What minilora does is said at the
 a choice changes the numbers that a user gets, it is the libraries', so that files and losses agree.
 """
 
+import llm_int8
 import numpy as np
 import pytest
 from arrays import weights
@@ -210,6 +211,6 @@ def test_the_int8_factor_has_lost_a_zero():
     sums = codes.astype(np.int64) @ w.codes.T.astype(np.int64)
     exact = sums * np.outer(absmax.astype(np.float64), w.absmax) / 127**2
     # three float32 products, each rounded by at most 2⁻²⁴, and the factor itself
-    assert np.abs(int8.matmul(x, w) / exact - 1).max() <= 5 * 2.0**-24
+    assert np.abs(llm_int8.matmul(x, w) / exact - 1).max() <= 5 * 2.0**-24
     assert np.abs(theirs / exact - 6.200124e-05 * 127**2).max() <= 5 * 2.0**-24
     assert abs(6.200124e-05 * 127**2 - 1 - 1.8e-5) < 1e-7

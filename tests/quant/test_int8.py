@@ -1,5 +1,6 @@
-"""LLM.int8: row absmax, the integer product, and outlier columns."""
+"""Int8: row absmax; and the lessons' LLM.int8: the integer product, and outlier columns."""
 
+import llm_int8
 import numpy as np
 import pytest
 from arrays import KINDS, weights
@@ -63,13 +64,13 @@ def test_the_integer_product_is_exact(seed, n, out, d):
     rng = np.random.default_rng(seed)
     a, b = (rng.integers(-127, 128, (k, d)).astype(np.int8) for k in (n, out))
     expected = a.astype(np.int64) @ b.astype(np.int64).T
-    np.testing.assert_array_equal(int8._integer_product(a, b), expected)
+    np.testing.assert_array_equal(llm_int8.integer_product(a, b), expected)
 
 
 def test_the_largest_sum_that_float32_holds():
-    a = np.full((1, 3 * int8.EXACT), 127, np.int8)
-    assert int8._integer_product(a, a).tolist() == [[3 * int8.EXACT * 127**2]]
-    assert int8.EXACT * 127**2 < 2**24 <= (int8.EXACT + 1) * 127**2
+    a = np.full((1, 3 * llm_int8.EXACT), 127, np.int8)
+    assert llm_int8.integer_product(a, a).tolist() == [[3 * llm_int8.EXACT * 127**2]]
+    assert llm_int8.EXACT * 127**2 < 2**24 <= (llm_int8.EXACT + 1) * 127**2
 
 
 def exact(x, q):
@@ -93,7 +94,7 @@ def test_matmul_is_the_product_up_to_the_quantization_of_x(seed, n, shape, outli
     x = weights("normal", (n, shape[1]), seed + 1)
     if outliers:
         x[n // 2, shape[1] // 2] = -60
-    error = np.abs(int8.matmul(x, q) - exact(x, q))
+    error = np.abs(llm_int8.matmul(x, q) - exact(x, q))
     assert (error <= product_bound(x, q, 6.0)).all()
 
 
@@ -101,7 +102,9 @@ def test_outlier_columns_save_the_rest():
     q = int8.quantize(weights("normal", (64, 256)))
     x = weights("normal", (16, 256), 1)
     x[:, 17] *= 100  # one feature, large in every row, as in large language models
-    decomposed, plain = (np.abs(int8.matmul(x, q, t) - exact(x, q)).mean() for t in (6.0, np.inf))
+    decomposed, plain = (
+        np.abs(llm_int8.matmul(x, q, t) - exact(x, q)).mean() for t in (6.0, np.inf)
+    )
     # without it every step is as large as the outlier demands: about 100/3.5 times
     assert plain > 10 * decomposed
 
@@ -109,16 +112,16 @@ def test_outlier_columns_save_the_rest():
 def test_a_value_at_the_threshold_is_an_outlier():
     q = int8.quantize(np.eye(2, dtype=np.float32))
     x = np.array([[6.0, 0.011], [0.0, 0.017]], np.float32)  # 0.011 / 6 · 127 would round to 0
-    np.testing.assert_allclose(int8.matmul(x, q), x, rtol=4 * EPS)
-    assert int8.matmul(x, q, threshold=np.nextafter(np.float32(6), np.float32(7)))[0, 1] == 0
+    np.testing.assert_allclose(llm_int8.matmul(x, q), x, rtol=4 * EPS)
+    assert llm_int8.matmul(x, q, threshold=np.nextafter(np.float32(6), np.float32(7)))[0, 1] == 0
 
 
 def test_matmul_keeps_leading_axes():
     q = int8.quantize(weights("normal", (5, 12)))
     x = weights("normal", (2, 3, 12), 1)
-    y = int8.matmul(x, q)
+    y = llm_int8.matmul(x, q)
     assert y.shape == (2, 3, 5) and y.dtype == np.float32
-    np.testing.assert_array_equal(y[1, 2], int8.matmul(x[1, 2], q))
+    np.testing.assert_array_equal(y[1, 2], llm_int8.matmul(x[1, 2], q))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

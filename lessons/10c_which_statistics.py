@@ -1,0 +1,120 @@
+# %% [markdown]
+# # 10c. Batch statistics in training and in validation
+#
+# **The question.** A network with batch normalization is fine-tuned. Which statistics may be used
+# in training, and which in validation?
+#
+# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 10b.
+
+# %%
+import convnet
+import numpy as np
+import pictures
+from autograd import grad
+from common import QUICK, short, table
+
+from minilora import TrainConfig
+from minilora.optim import global_norm
+from minilora.tree import unflatten
+
+SEED, N = 0, short(1040, 260)
+base, running = pictures.reader(SEED, *short((), (200,)))  # reads Sans; its running statistics
+bold, bold_test = pictures.draw("bold", N, SEED), pictures.draw("bold", N, 99)
+sans_test = pictures.draw("sans", N, 99)
+
+# %% [markdown]
+# ## Four combinations
+#
+# LoRA is trained on bold letters. A step may normalize with the base's statistics or with its
+# batch's. Validation may use the base's ("old"), or those of the training pictures under the
+# adapted weights ("new").
+#
+# ![Three sets of rows. Training rows give gradients. Validation rows choose settings and when to
+# stop. Test rows give one number at the end.](../figures/drawings/data_splits.svg)
+#
+# **Predict.** Which of these combinations fails? Does the training loss show it?
+#
+# <details><summary>Answer</summary>
+# Trained with the batch's, validated with the base's. The training loss is low, and the validation
+# loss is many times as high, which looks like overfitting.
+# </details>
+
+# %%
+results, cells = {}, []
+for size in (32, 4):
+    for used, moments in (("base", running), ("batch", None)):
+        adapters, frozen = convnet.low_rank(base, 4, 8, np.random.default_rng(SEED))
+        settings = TrainConfig(short(150, 60), size, learning_rate=1e-2, seed=SEED)
+        adapters, losses = convnet.fit(adapters, frozen, bold, settings, moments)
+        new = convnet.statistics(adapters, frozen, bold[0])
+        of_bold = convnet.evaluate(adapters, frozen, bold_test, running)
+        of_bold_new = convnet.evaluate(adapters, frozen, bold_test, new)
+        of_sans = convnet.evaluate(adapters, frozen, sans_test, running)
+        train = np.mean(losses[-20:])
+        accuracy = [score["accuracy"] for score in (of_bold, of_bold_new, of_sans)]
+        results[size, used] = train, of_bold["loss"], of_bold_new["loss"], *accuracy
+        cells.append([f"{size}, the {used}'s", *(f"{x:.2f}" for x in results[size, used])])
+header = ["pictures per step, statistics", "train loss", "bold: old", "new"]
+table([*header, "accuracy: bold, old", "new", "Sans, old"], cells)
+
+# %% [markdown]
+# The second row is the trap. It is not overfitting: with new statistics the same weights do well.
+# Use the base's statistics in both places, or new ones in both.
+#
+# With four pictures per step, the training loss is far *higher* than the validation loss. The mean
+# and variance of four pictures are noisy, and those of validation are not.
+#
+# The last column: weights trained with the batch's statistics still read Sans with its old
+# statistics. Both typefaces share the weights, and each has 224 numbers of its statistics.
+#
+# ## A bias before batch normalization
+#
+# ![BatchNorm divides by statistics of the batch and updates running statistics in each forward
+# pass, without a gradient. RMSNorm has no such state: only its weight could be
+# trained.](../figures/drawings/norms.svg)
+#
+# **Predict.** What is the gradient of a bias in front of batch normalization?
+#
+# <details><summary>Answer</summary>
+# Zero, if the batch's statistics are used: the mean contains the bias, and is subtracted.
+# </details>
+
+# %%
+biases = {f"model.layers.{i}.linear.bias": np.zeros(convnet.LAYERS[i][3], "f4") for i in range(3)}
+some = bold[0][:64], bold[1][:64]
+with_batch, with_running = (
+    global_norm(grad(convnet.loss)(unflatten(biases), base, some, moments))
+    for moments in (None, running)
+)
+print(f"gradient: {with_batch:.0e} with the batch's statistics, {with_running:.0e} with running")
+
+# %%
+# Checks
+train, old, new, *_ = results[32, "batch"]
+assert old > 1.6 * new and old > 2 * train, "the trap: a high loss with the base's statistics"
+noisy_train, _, noisy_new, *_ = results[4, "batch"]
+assert noisy_train > 1.5 * noisy_new, "four per step: the training loss is higher"
+if not QUICK:
+    assert results[32, "base"][1] < 0.6 * old, "the base's statistics in both places are sound"
+    assert results[32, "batch"][5] > results[32, "base"][5] + 0.07, "Sans is kept by statistics"
+assert with_batch < 1e-4 * with_running, "no gradient reaches a bias before batch normalization"
+
+# %% [markdown]
+# ## What was shown
+#
+# Train and validate with the same kind of statistics. BitFit's biases do nothing in front of batch
+# normalization; train its β instead.
+#
+# **What to try.**
+#
+# 1. `for size in (32, 4)`: add 2. What does the training loss with the batch's statistics become?
+# 2. `convnet.statistics(adapters, frozen, bold[0])`: use 20 pictures, `bold[0][:20]`.
+# 3. `np.zeros(convnet.LAYERS[i][3], "f4")`: start the biases at 1. Is their gradient still zero?
+#
+# **Where to stop with a debugger.** `convnet.batch_norm`: `moments`, in training and in validation.
+#
+# **Exercises.** test-frozen.
+#
+# **Further reading.** Ioffe 2017, *Batch Renormalization*, on small batches:
+# [arXiv:1702.03275](https://arxiv.org/abs/1702.03275). Wu and Johnson 2021, *Rethinking "Batch" in
+# BatchNorm*: [arXiv:2105.07576](https://arxiv.org/abs/2105.07576).

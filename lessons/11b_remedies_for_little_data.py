@@ -1,0 +1,188 @@
+# %% [markdown]
+# # 11b. Remedies for little data
+#
+# **The question.** Dropout, early stopping, a lower rank and augmentation are the usual remedies
+# for overfitting. Which of them help?
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 11.
+
+# %%
+import numpy as np
+from common import figure, of, read_sweep, spread, table
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.evaluation import plot
+
+sweep = read_sweep("little")
+KINDS = ("pictures", "sounds", "questions")
+REMEDIES = {
+    "plain, r = 8": {},
+    "r = 1": {"r": 1},
+    "r = 32": {"r": 32},
+    "dropout 0.3": {"dropout": 0.3},
+    "augmented": {"augmented": 1},
+    "augmented, dropout 0.3": {"augmented": 1, "dropout": 0.3},
+}
+FOR_QUESTIONS = ("plain, r = 8", "r = 1", "dropout 0.3")
+
+
+def scores(kind, column="right", r=8, dropout=0.0, augmented=0):
+    """Return a column of the sweep, one number per seed."""
+    return np.array(of(sweep, column, kind=kind, r=r, dropout=dropout, augmented=augmented))
+
+
+# %% [markdown]
+# ## The results
+#
+# The sweep has each remedy on pictures and on sounds (five examples per class, four seeds), and on
+# 64 questions for `micro` (three seeds).
+#
+# ![A decision tree for a run that goes wrong: is the training loss finite, does it fall, does the
+# held-out loss fall as well?](../figures/drawings/symptoms.svg)
+#
+# **Predict.** Order the remedies from best to worst. Is the order the same for all three?
+#
+# <details><summary>Answer</summary>
+# It is not. Augmentation is best for pictures, and r = 1 has the lowest loss for sounds. For the
+# questions, r = 1 is worst by far.
+# </details>
+
+# %%
+for kind in KINDS:
+    cells = []
+    for name, settings in REMEDIES.items():
+        if kind != "questions" or name in FOR_QUESTIONS:
+            columns = [scores(kind, c, **settings) for c in ("right", "test", "best_test")]
+            cells.append([name, *(spread(values) for values in columns)])
+    table([kind, "right", "test loss", "stopped early"], cells)
+    print()
+
+# %%
+with figure("remedies", "share of right answers", "", KINDS, columns=3, width=9.6) as panels:
+    for axes, kind, style in zip(panels, KINDS, plot.LINES):
+        names = FOR_QUESTIONS if kind == "questions" else tuple(REMEDIES)
+        for y, name in enumerate(reversed(names)):
+            right = scores(kind, **REMEDIES[name])
+            axes.plot(right, [y] * len(right), "o", color=style["color"], markersize=5)
+        axes.set_yticks(range(len(names)), reversed(names), fontsize=7)
+        axes.set_ylim(-0.5, len(names) - 0.5)
+
+# %% [markdown]
+# ![The share of right answers with each remedy, one dot per seed](../figures/remedies.png)
+#
+# **Augmentation** helps most for pictures: in every seed, about half as many letters again are
+# read. The test moves letters by a pixel, too. For sounds, the masks lower the loss in three seeds
+# of four, and no more sounds are recognized: a reed never plays a sound with a band missing.
+# Augmentation helps if it makes examples that could occur.
+#
+# **Dropout** acts on the adapter's input only, and is mild. Alone, it never hurts here. The loss
+# falls in every seed of all three kinds, by a quarter or less on average. Together with
+# augmentation it adds nothing certain.
+
+# %%
+# Checks
+plain, augmented = scores("pictures"), scores("pictures", augmented=1)
+assert (augmented - plain).min() > 0.1, "pictures: augmentation must help in every seed"
+assert augmented.mean() > 1.4 * plain.mean(), "about half as many letters again"
+lower = scores("sounds", "test", augmented=1) < scores("sounds", "test")
+assert lower.sum() == 3, "sounds: the masks lower the loss in three seeds of four"
+assert scores("sounds", augmented=1).mean() < scores("sounds").mean() + 0.01, "no more are right"
+for kind in KINDS:
+    plain, dropped = (scores(kind, "test", dropout=p) for p in (0.0, 0.3))
+    assert (dropped < plain).all(), f"{kind}: dropout must lower the loss in every seed"
+    assert dropped.mean() > 0.75 * plain.mean(), f"{kind}: by a quarter or less"
+    assert (scores(kind, dropout=0.3) > scores(kind)).all(), f"{kind}: a few more are right"
+for kind in ("pictures", "sounds"):
+    both, one = (scores(kind, "test", augmented=1, dropout=p) for p in (0.3, 0.0))
+    assert (both > one).any() and (both < one).any(), f"{kind}: dropout adds nothing certain"
+
+# %% [markdown]
+# **A lower rank** is said to be right for little data. For sounds it is: r = 1 ends with the lowest
+# loss of all, r = 32 with the highest. For pictures, r = 1 reads *fewer* letters than r = 8 in
+# every seed. For the questions it is worst by far: r = 1 has not even learned its training rows.
+# Too little capacity and too little data are two different problems. The training loss tells them
+# apart.
+#
+# **Early stopping** keeps the step with the lowest loss on held-out rows. For pictures and sounds
+# it lowers the loss in every seed, and gives hardly more right answers. For the questions, the last
+# evaluation is the best in two seeds of three. Early stopping also needs rows: here, 520 held-out
+# pictures decided when to stop training on 130.
+
+# %%
+# Checks
+r1, r8, r32 = (scores("sounds", "test", r=r) for r in (1, 8, 32))
+assert (r1 < r8).all() and (r32 > r8).all(), "sounds: the lower the rank, the lower the loss"
+means = {name: scores("sounds", "test", **how).mean() for name, how in REMEDIES.items()}
+assert min(means, key=means.get) == "r = 1", "sounds: r = 1 must be the best of all"
+assert max(means, key=means.get) == "r = 32", "sounds: r = 32 must be the worst of all"
+assert (scores("pictures", r=1) < scores("pictures")).all(), "pictures: r = 1 must read fewer"
+r1, r8 = (scores("questions", "test", r=r).mean() for r in (1, 8))
+assert r1 > 2 * r8, "questions: r = 1 must be worst"
+r1, r8 = (scores("questions", "train", r=r) for r in (1, 8))
+assert r1.min() > 5 * r8.max(), "questions: r = 1 has not learned its training rows"
+for kind in ("pictures", "sounds"):
+    assert (scores(kind, "best_test") < scores(kind, "test")).all(), f"{kind}: a lower loss"
+    more = abs(scores(kind, "best_right").mean() - scores(kind).mean())
+    assert more < 0.04, f"{kind}: hardly more right answers"
+late = scores("questions", "best_step") == 200
+assert late.sum() == 2, "questions: in two seeds of three the last step is the best"
+
+# %% [markdown]
+# ## Early stopping in `train`
+#
+# `early_stopping_patience` ends a run after this many evaluations without a better held-out loss.
+# `train` then returns the best adapter, not the last. Here, four questions are trained at a high
+# learning rate.
+#
+# **Predict.** The patience is 3. How many evaluations follow the best one?
+#
+# <details><summary>Answer</summary>
+# Three.
+# </details>
+
+# %%
+config, base, tokenizer = minilora.load("micro")
+settings = TrainConfig(
+    iters=400,
+    batch_size=4,
+    learning_rate=3e-2,
+    mask_prompt=True,
+    steps_per_eval=5,
+    early_stopping_patience=3,
+)
+few, _ = data.encode_rows(data.load_rows("questions", "train")[:4], tokenizer, settings)
+held_out, _ = data.encode_rows(data.load_rows("questions", "valid")[:40], tokenizer, settings)
+lora_config = LoraConfig(r=8, target_modules=("all-linear",))
+start, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+kept, history = minilora.train(start, frozen, few, config, settings, valid=held_out)
+losses = [row["eval_loss"] for row in history if "eval_loss" in row]
+of_kept = minilora.evaluate(kept, frozen, held_out, config)["loss"]
+print("held-out loss every 5 steps:", ", ".join(f"{loss:.2f}" for loss in losses))
+print(f"held-out loss of the adapter that train returned: {of_kept:.2f}")
+
+# %%
+# Checks
+assert len(losses) < 40, "the run must end early"
+assert int(np.argmin(losses)) == len(losses) - 4, "three evaluations after the best"
+assert abs(of_kept - min(losses)) < 1e-6, "the best adapter must be returned, not the last"
+
+# %% [markdown]
+# ## What was shown
+#
+# No remedy is best everywhere. Augmentation helps if it makes examples that could occur, a lower
+# rank if the training rows are still learned. Early stopping lowers the loss more than it raises
+# the share of right answers.
+#
+# **What to try.**
+#
+# 1. `early_stopping_patience=3`: use 1. Is another adapter returned?
+# 2. `[:4]` questions: use 64, and `batch_size=16`. Does the run still end early?
+# 3. `scores(kind, "best_test", ...)` in the table: show `valid`, too. Is it lower than `test`?
+#
+# **Where to stop with a debugger.** `training.update_early_stopping`: what is kept, and when?
+#
+# **Exercises.** cross-entropy.
+#
+# **Further reading.** Lesson 8c, on dropout with more data. Prechelt 1998, *Early Stopping – But
+# When?*: [doi:10.1007/3-540-49430-8_3](https://doi.org/10.1007/3-540-49430-8_3).

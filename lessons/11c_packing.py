@@ -1,0 +1,188 @@
+# %% [markdown]
+# # 11c. Packing
+#
+# **The question.** Short examples leave padding in a batch. What is gained by packing several
+# examples into one row, and what must be done so that they do not see each other?
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0 and 0b.
+
+# %%
+import time
+from functools import partial
+from types import SimpleNamespace
+
+import numpy as np
+from common import short, table
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data, kernels, layers, lora, model
+
+config, base, tokenizer = minilora.load("micro")
+lora_config = LoraConfig(r=8, target_modules=("all-linear",))
+start, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+examples, _ = data.encode_rows(data.load_rows("notes", "train"), tokenizer, TrainConfig())
+longest = max(len(example.tokens) for example in examples)
+
+# %% [markdown]
+# ## Padding and packing
+#
+# Texts have different lengths, and a batch is as long as its longest text. With `packing`, several
+# examples share a row, and there is little padding.
+#
+# ![Three attention masks of ten tokens. Causal: each token sees itself and all before it. Packed:
+# it sees only its own example. Window: it sees at most four
+# tokens.](../figures/drawings/masks.svg)
+#
+# **Predict.** Which share of a batch of notes is text? Is packing faster by the inverse of this
+# share?
+#
+# <details><summary>Answer</summary>
+# About 0.6 is text. Packing can be faster by 1/0.6 at most. Longer rows lose some of that, because
+# attention scores each token against its whole row.
+# </details>
+
+# %%
+filled, scores_per_token, cells = {}, {}, []
+for length, size in ((None, 16), (longest, 16), (512, 8)):
+    bins = data.pack(examples, length) if length else [[example] for example in examples]
+    masks = [data.collate(data.batch_at(bins, i, size, 0))["mask"] for i in range(20)]
+    filled[length] = float(np.mean([mask.mean() for mask in masks]))
+    # Each token is scored against all tokens of its row, visible or not.
+    scored = sum(mask.size * mask.shape[1] for mask in masks)
+    scores_per_token[length] = scored / sum(mask.sum() for mask in masks)
+    iters, longest_row = short(12, 3), length or longest
+    settings = TrainConfig(
+        iters, size, 1, longest_row, learning_rate=1e-3, packing=length is not None
+    )
+    began = time.process_time()
+    _, history = minilora.train(start, frozen, examples, config, settings)
+    speed = sum(row["tokens"] for row in history) / (time.process_time() - began)
+    name = f"{size} rows of {length}" if length else f"{size} examples"
+    per_step = round(size * len(examples) / len(bins))
+    numbers = [per_step, int(scores_per_token[length]), f"{speed:,.0f}"]
+    cells.append([name, f"{filled[length]:.2f}", *numbers])
+header = ["batch", "text", "examples per step", "scores per token", "tokens per CPU second"]
+table(header, cells)
+
+# %% [markdown]
+# Begin with rows as long as the longest example. Note that a step sees more examples then, so an
+# epoch has fewer steps: the same `batch_size` is a different run.
+
+# %%
+# Checks
+assert filled[None] < 0.7, "without packing, less than 0.7 of a batch is text"
+assert min(filled[longest], filled[512]) > 0.9, "with packing, more than 0.9"
+assert scores_per_token[longest] < 0.8 * scores_per_token[None], "rows of the longest: fewer scores"
+assert scores_per_token[512] > 1.5 * scores_per_token[None], "rows of 512: many more"
+
+# %% [markdown]
+# ## Neighbours in a row
+#
+# With a causal mask, a token sees everything before it, also the other examples of its row.
+# `collate` therefore stores in `segment_starts` where each token's example begins. It is used
+# twice: attention sees nothing before it, and positions are counted from it.
+#
+# ![A pair of numbers is a point in the plane. At position t it is rotated by t times the pair's
+# frequency.](../figures/drawings/rope.svg)
+#
+# **Predict.** Which of the two is needed, so that a packed example gets the logits that it gets
+# alone?
+#
+# <details><summary>Answer</summary>
+# Only the mask. Rotary attention sees the *distance* between two tokens (RoFormer, Su et al. 2021),
+# and distances within an example do not depend on where it begins. With learned absolute positions,
+# restarting would be needed as well.
+# </details>
+
+
+# %%
+def logits(bins, mask=True, restart=True):
+    """Return the logits of a batch of packed rows.
+
+    mask: whether attention is limited to a token's example. restart: whether positions are counted
+    from its start.
+    """
+
+    def attention(q, k, v, rope, starts, cache):
+        if not restart:
+            rope = layers.rope_cos_sin(np.arange(q.shape[1])[None], config)
+        return layers.attention(q, k, v, rope, starts if mask else 0 * starts)
+
+    batch, ops = data.collate(bins), kernels.OPS
+    if not (mask and restart):
+        ops = SimpleNamespace(**vars(layers))
+        ops.self_attention = partial(layers.self_attention, attention=attention)
+    x = model.hidden_states({}, base, batch["tokens"], batch["segment_starts"], config, ops)
+    return layers.matmul(x, base["model"]["embed_tokens"]["weight"])
+
+
+packed = max(data.pack(examples[:200], 256), key=len)
+alone = np.concatenate([logits([[example]])[0] for example in packed])  # one example per row
+n = len(alone)
+WAYS = {
+    "block mask, positions restart": {},
+    "block mask, positions continue": {"restart": False},
+    "causal mask, positions restart": {"mask": False},
+    "causal mask, positions continue": {"mask": False, "restart": False},
+}
+differences = {}
+for way, options in WAYS.items():
+    differences[way] = float(np.abs(logits([packed], **options)[0, :n] - alone).max())
+cells = [[way, f"{difference:.1e}"] for way, difference in differences.items()]
+table(["", "logits differ from those alone by"], cells)
+
+# %% [markdown]
+# The mask hides neighbours exactly: if the first example of a row is changed, the logits of the
+# others stay the same, bit for bit. Without the mask, nothing fails and nothing warns. Only the
+# loss is higher, and in training the model would learn to use neighbours that it will not have
+# later.
+
+# %%
+targets = data.collate([packed])["targets"][0, :n]
+
+
+def loss(logits):
+    """Return the mean of −log p(target) of the packed row, in nats."""
+    log_p = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+    return float(-log_p[np.arange(n), targets].mean())
+
+
+masked, unmasked = (loss(logits([packed], mask=mask)[0, :n]) for mask in (True, False))
+print(f"loss of a packed row: {masked:.3f} with the block mask, {unmasked:.3f} without")
+
+# %%
+# Checks
+for way, difference in differences.items():
+    if way.startswith("block"):
+        assert difference < 1e-3, f"{way}: the same logits as alone"
+    else:
+        assert difference > 1, f"{way}: other logits"
+first = len(packed[0].tokens) - 1
+other = [data.Example(packed[0].tokens[::-1], packed[0].mask), *packed[1:]]
+for mask in (True, False):
+    before, after = (logits([row], mask=mask)[0, first:] for row in (packed, other))
+    assert np.array_equal(before, after) == mask, (
+        "equal bits if, and only if, there is a block mask"
+    )
+assert unmasked > masked + 0.1, "without the mask the loss must be higher"
+
+# %% [markdown]
+# ## What was shown
+#
+# Packing fills rows with text. The attention mask must then hide the neighbours. With rotary
+# positions, counting from each example's start is not needed.
+#
+# **What to try.**
+#
+# 1. `(512, 8)`: use (1024, 4). How many scores per token are there?
+# 2. `examples[:200]`: pack only two examples. How much higher is the loss without the mask?
+# 3. `0 * starts`: use `np.maximum(0, starts - 1)`. What do tokens see, and what is the loss?
+#
+# **Where to stop with a debugger.** `data.collate` (`batch["segment_starts"]`),
+# `layers.attention_mask` (print it as 0 and 1).
+#
+# **Exercises.** attention, rotation, prompt-mask.
+#
+# **Further reading.** RoFormer: [arXiv:2104.09864](https://arxiv.org/abs/2104.09864). Krell et al.
+# 2021, *Efficient Sequence Packing without Cross-contamination*:
+# [arXiv:2107.02027](https://arxiv.org/abs/2107.02027).

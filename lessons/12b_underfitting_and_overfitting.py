@@ -1,0 +1,118 @@
+# %% [markdown]
+# # 12b. Underfitting and overfitting
+#
+# **The question.** What do the training loss and the held-out loss say about a run? And does the
+# held-out loss rise when a model overfits?
+#
+# **Time:** half a minute to run, five minutes to read. **You need:** lesson 12.
+
+# %%
+import math
+
+from common import QUICK, figure, finetune, short, table
+from sweeps.label_check import check
+
+from minilora.data import tasks
+from minilora.evaluation import plot
+
+ITERS, EVERY = short(200, 20), short(20, 10)
+FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the question (lesson 12)
+
+# %% [markdown]
+# ## Three runs
+#
+# Each run has 200 steps of 16 rows. A linear head is trained on 4,000 rows, and an adapter of rank
+# 8 on 32 rows and on 4,000 rows.
+#
+# ![Three sets of rows. Training rows give gradients. Validation rows choose settings and when to
+# stop. Test rows give one number at the end.](../figures/drawings/data_splits.svg)
+#
+# **Predict.** Sketch both losses of each run. Where does the held-out loss of the second run rise
+# again?
+#
+# <details><summary>Answer</summary>
+# It does not rise. It falls and then stays, more than ten times as high as the training loss.
+# </details>
+
+# %%
+_, underfit, _, _ = check(("head", "questions", "none", 0), ITERS, steps_per_eval=EVERY)
+few = finetune(rows=tasks.questions("train", 32, seed=0), iters=ITERS, steps_per_eval=EVERY)
+many = finetune(rows=tasks.questions("train", 4000, seed=0), iters=ITERS, steps_per_eval=EVERY)
+HISTORIES = {
+    "underfits: a head, 4,000 rows": underfit,
+    "overfits: r = 8, 32 rows": few.history,
+    "fits: r = 8, 4,000 rows": many.history,
+}
+
+
+def column(history, name):
+    """Return (steps, values) of a column of a history."""
+    rows = [row for row in history if name in row]
+    return [row["step"] for row in rows], [row[name] for row in rows]
+
+
+def curves(history):
+    """Return (steps, training loss as a mean of 10 steps) and (steps, held-out loss)."""
+    steps, losses = column(history, "loss")
+    return (steps, plot.smooth(losses, 10)), column(history, "eval_loss")
+
+
+ends, cells = {}, []
+for title, history in HISTORIES.items():
+    (_, train), (_, held_out) = curves(history)
+    ends[title] = (train[-1], held_out[-1], min(held_out))
+    cells.append([title, *(f"{loss:.4f}" for loss in ends[title])])
+table(["", "train loss", "held-out loss", "lowest held-out"], cells)
+
+# %%
+xlabel, ylabels = "optimizer step", ["loss (nats per target token)", "", ""]
+size = {"width": 9.6, "height": 3.4, "columns": 3}
+with figure("underfit_overfit", xlabel, ylabels, list(HISTORIES), **size) as panels:
+    for axes, history in zip(panels, HISTORIES.values()):
+        train, held_out = curves(history)
+        axes.plot(*train, label="training", **plot.LINES[0])
+        axes.plot(*held_out, label="held out", marker="o", markersize=4, **plot.LINES[1])
+        axes.axhline(FLOOR, color=plot.GREY, linewidth=0.8)
+        axes.text(ITERS, FLOOR + 0.02, "ignores the question", ha="right", fontsize=8)
+        axes.set_ylim(0, 1.25)
+        axes.legend(frameon=False, loc="upper right")
+
+# %% [markdown]
+# ![Training and held-out loss: both high, far apart, both low](../figures/underfit_overfit.png)
+#
+# **Underfitting:** both losses are high and close together. More rows do not help. More trained
+# parameters do.
+#
+# **Overfitting:** there is a gap between the two losses, here a factor of more than ten. **The rise
+# of the textbooks does not come.** The training loss is almost zero, so the gradients are small,
+# and the learning rate falls to zero. If you wait for the held-out loss to rise before stopping,
+# you will wait in vain. Compare the two losses instead.
+
+# %%
+# Checks
+under, over, fit = ends.values()
+assert under[1] < 1.2 * under[0], "underfitting: both losses must be close together"
+assert under[0] > FLOOR, "underfitting: the training loss must be above that of a guess"
+if not QUICK:
+    assert over[1] > 10 * over[0], "overfitting: a gap of more than a factor of ten"
+    assert fit[1] < 2 * fit[0] and fit[1] < FLOOR / 10, "a good fit: both losses are low"
+    assert over[1] < 1.1 * over[2], "the held-out loss must not rise"
+
+# %% [markdown]
+# ## What was shown
+#
+# The gap between the two losses shows overfitting; their height shows underfitting. In this short
+# run, with a falling learning rate, the held-out loss does not rise.
+#
+# **What to try.**
+#
+# 1. `finetune(rows=tasks.questions("train", 32, ...))`: add `lr_schedule="constant"`. Does it rise?
+# 2. `32` rows: use 128. How large is the gap?
+# 3. `plot.smooth(losses, 10)`: use 1. How much does the loss vary from step to step?
+#
+# **Where to stop with a debugger.** `training.update_early_stopping`: it gets each held-out loss.
+#
+# **Exercises.** cross-entropy.
+#
+# **Further reading.** Lesson 11, where the held-out loss of another model does rise. Nakkiran et
+# al. 2019, *Deep Double Descent*: [arXiv:1912.02292](https://arxiv.org/abs/1912.02292).

@@ -1,0 +1,179 @@
+# %% [markdown]
+# # 12c. Calibration
+#
+# **The question.** A model gives each answer with a probability. Are as many answers right as these
+# probabilities say?
+#
+# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 12.
+
+# %%
+import numpy as np
+from common import QUICK, figure, finetune, held_out_notes, short, table
+from sweeps.confidence import answers
+
+import minilora
+from minilora import TrainConfig, data
+from minilora.data import tasks
+from minilora.evaluation import plot
+from minilora.evaluation.metrics import calibration_error
+
+PER_ANSWER = 23  # target tokens: 22 letters and the end
+config, base, words = minilora.load("micro")
+valid, _ = data.encode_rows(
+    data.load_rows("questions", "valid"), words, TrainConfig(mask_prompt=True)
+)
+notes, _ = held_out_notes(words, TrainConfig(), short(256, 64))
+iters = short(200, 20)
+few = finetune(rows=tasks.questions("train", 32, seed=0), iters=iters)
+many = finetune(rows=tasks.questions("train", 4000, seed=0), iters=iters)
+
+# %% [markdown]
+# ## Confidence by token
+#
+# The confidence of a token is its probability p. A model is *calibrated* if, of the tokens that it
+# gives with confidence p, a share p is right. Two numbers measure this, over N tokens (or answers)
+# with the outcome y: 1 if right, 0 if wrong. The ECE sorts them into bins B by confidence:
+#
+# $$\mathrm{ECE} = \sum_B \frac{|B|}{N}\,\bigl|\mathrm{accuracy}(B) - \mathrm{confidence}(B)\bigr|
+#   \qquad \text{(Guo et al. 2017, Eq. 3)}$$
+#
+# $$\mathrm{Brier} = \frac{1}{N} \sum (p - y)^2 \qquad \text{(Brier 1950)}$$
+#
+# ![A reliability diagram: answers grouped by the model's confidence. Where the share of right
+# answers is below the confidence, the model is too sure. The gaps, weighted, are the
+# ECE.](../figures/drawings/reliability.svg)
+#
+# **Predict.** Order these by their ECE per token: the base on its own notes, the base on the
+# questions, the run on 32 rows, the run on 4,000 rows.
+#
+# <details><summary>Answer</summary>
+# The base on its own notes is best (it almost reaches their entropy), then the run on 4,000 rows,
+# then the one on 32. The base on the questions is far off: it is sure of answers in another form.
+# </details>
+
+# %%
+scores = {
+    "base, its own notes": minilora.evaluate({}, base, notes, config),
+    "base, questions": minilora.evaluate({}, base, valid, config),
+    "32 rows, questions": few.scores,
+    "4,000 rows, questions": many.scores,
+}
+cells = []
+for name, score in scores.items():
+    cells.append([name, *(f"{score[key]:.3f}" for key in ("ece", "brier", "loss"))])
+table(["per token", "ECE", "Brier", "loss"], cells)
+
+# %%
+# Checks
+assert scores["base, its own notes"]["ece"] < 0.02, "the base must be calibrated on its own text"
+assert scores["base, questions"]["ece"] > 0.3, "and far off on the questions"
+if not QUICK:
+    assert many.scores["ece"] < 0.02, "the run on 4,000 rows must be calibrated per token"
+
+# %% [markdown]
+# ## Confidence by answer
+#
+# The confidence of an answer is the product of the probabilities of its tokens, by the chain rule:
+#
+# $$p(\mathrm{answer}) = \prod_t p_t$$
+#
+# **Predict.** The run on 4,000 rows has an ECE per token below 0.01. What is its ECE per answer?
+#
+# <details><summary>Answer</summary>
+# About 0.16. All answers are right, but the mean confidence is only 0.84.
+# </details>
+
+
+# %%
+def confidence(logits):
+    """Return p(answer) (N,) of greedy answers; logits (N, T, V): N answers of T tokens."""
+    logits = np.float64(logits)
+    logits -= logits.max(axis=-1, keepdims=True)  # now the likeliest token has the logit 0
+    log_p = -np.log(np.exp(logits).sum(axis=-1))  # (N, T): log softmax of the likeliest token
+    return np.exp(log_p.sum(axis=1))
+
+
+test_rows = tasks.questions("test", short(1000, 200), 1)
+judged = {}
+for n, run in ((32, few), (4000, many)):
+    logits, hit = answers(run.adapters, run.frozen, test_rows)
+    p = confidence(logits)
+    judged[n] = p, hit
+    ece = calibration_error(p, hit)
+    print(f"{n:,} rows: ECE {ece:.3f}, confidence {p.mean():.3f}, right {hit.mean():.3f}")
+print(f"0.993 to the power of {PER_ANSWER}: {0.993**PER_ANSWER:.2f}")
+
+# %%
+titles = [f"{n:,} training rows" for n in judged]
+size = {"columns": 2, "width": 8.8, "height": 3.4}
+with figure("confidence", "confidence of the answer", ["answers", ""], titles, **size) as panels:
+    for axes, (p, hit) in zip(panels, judged.values()):
+        colors = [plot.LINES[0]["color"], plot.LINES[1]["color"]]
+        bins = np.linspace(0, 1, 11)
+        axes.hist([p[hit], p[~hit]], bins, stacked=True, color=colors, label=["right", "wrong"])
+        axes.legend(frameon=False)
+
+# %% [markdown]
+# ![Histograms of the confidence of right and wrong answers of two runs](../figures/confidence.png)
+#
+# The run on 4,000 rows is always right, and is not sure enough of it. This does not contradict its
+# good ECE per token. If a token is certainly right and has probability 0.993, it is off by 0.007.
+# For 23 such tokens the product is 0.85. **Measure the event on which you decide.** Most tokens of
+# an answer are easy, such as commas, and a mean over tokens hides this.
+
+# %%
+# Checks
+assert abs(0.993**PER_ANSWER - 0.85) < 0.005, "0.993 to the power of 23"
+if not QUICK:
+    p, hit = judged[4000]
+    assert calibration_error(p, hit) > 0.08, "per answer, the same model is not calibrated"
+    assert hit.mean() > 0.95, "its answers must be right"
+    assert p.mean() < hit.mean() - 0.08, "and it must be less sure than right"
+
+# %% [markdown]
+# ## How large is an ECE by chance?
+#
+# An ECE is never 0. The number of right answers in a bin varies by chance, and the absolute values
+# add up. So draw outcomes from the model's own confidences: these are calibrated by construction.
+#
+# **Predict.** The ECE of the run on 32 rows is about 0.08. How much of it is chance?
+#
+# <details><summary>Answer</summary>
+# A calibrated model would show about 0.04. So 0.08 is too large for chance.
+# </details>
+
+# %%
+rng = np.random.default_rng(0)
+p, hit = judged[32]
+ece = calibration_error(p, hit)
+by_chance = [calibration_error(p, rng.random(len(p)) < p) for _ in range(200)]
+print(f"ECE of the run on 32 rows: {ece:.3f}")
+print(f"if it were calibrated: {np.mean(by_chance):.3f} on average", end=", ")
+print(f"at most {np.quantile(by_chance, 0.95):.3f} in 19 of 20 samples")
+
+# %%
+# Checks
+if not QUICK:
+    assert min(by_chance) > 0 and np.mean(by_chance) > 0.01, "chance alone gives an ECE above 0"
+    assert ece > np.quantile(by_chance, 0.95), "the ECE of 32 rows must be more than chance"
+
+# %% [markdown]
+# ## What was shown
+#
+# A model can be calibrated per token and not per answer. Compare an ECE with the one that a
+# calibrated model of the same confidences would show.
+#
+# **What to try.**
+#
+# 1. `tasks.questions("test", short(1000, 200), 1)`: use 100 rows. How large is an ECE by chance?
+# 2. `tasks.questions("train", 32, seed=0)`: use 128 rows. Is the model too sure, or not enough?
+# 3. `log_p.sum(axis=1)` in `confidence`: use the mean of the logarithms. Is that better calibrated?
+#
+# **Where to stop with a debugger.** `metrics._scores` (one pass gives loss, hits, confidence and
+# Brier), `metrics.calibration_error` (`gap`, before the absolute value).
+#
+# **Exercises.** calibration, cross-entropy.
+#
+# **Further reading.** Guo et al. 2017, *On Calibration of Modern Neural Networks*:
+# [arXiv:1706.04599](https://arxiv.org/abs/1706.04599). Kadavath et al. 2022, *Language Models
+# (Mostly) Know What They Know*: [arXiv:2207.05221](https://arxiv.org/abs/2207.05221).

@@ -1,0 +1,208 @@
+# %% [markdown]
+# # 13c. Averaging and stacking adapters
+#
+# **The question.** Two adapters have been trained. Can their average, or their sum, do the work of
+# both?
+#
+# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lessons 2 and 13.
+
+# %%
+import numpy as np
+from common import QUICK, of, read_sweep, short, table
+from sweeps.combining import backwards, fit, forwards, held_out
+
+import minilora
+from minilora import lora
+from minilora.methods import compose
+from minilora.tree import get, tree_map
+
+config, base, words = minilora.load("micro")
+iters = short(100, 10)
+first = fit(base, forwards, 0, iters=iters)  # who, what, where?
+second = fit(base, backwards, 100, iters=iters)  # where, what, who?
+there, back = held_out(forwards), held_out(backwards)
+sweep = read_sweep("combining")
+
+
+def column(name):
+    """Return a column of the sweep, one number per seed."""
+    return np.array(of(sweep, name))
+
+
+def show(name, digits=2):
+    """Return the mean and the standard deviation of a column as a text."""
+    return f"{column(name).mean():.{digits}f} ± {column(name).std(ddof=1):.{digits}f}"
+
+
+# %% [markdown]
+# ## Averaging two adapters of one task
+#
+# The sum of two updates is again an update of low rank, exactly. Concatenate the factors; the ranks
+# add up (`cat`):
+#
+# $$\Delta W_1 + \Delta W_2 = [B_1\; B_2] \begin{bmatrix} A_1 \\ A_2 \end{bmatrix}$$
+#
+# The mean of the factors is something else. It contains products of B of one adapter with A of the
+# other:
+#
+# $$\tfrac{1}{2}(B_1 + B_2) \cdot \tfrac{1}{2}(A_1 + A_2) =
+#   \tfrac{1}{4}(B_1A_1 + B_2A_2 + B_1A_2 + B_2A_1)$$
+#
+# ![Two adapters are added exactly by placing B1 and B2 side by side and A1 above A2: the rank
+# doubles. Averaging the factors also multiplies B1 by A2, and is not the
+# same.](../figures/drawings/adapters_combined.svg)
+#
+# The `linear` of PEFT with weights ½, ½ is (Σ √½·Bᵢ)(Σ √½·Aᵢ). `svd` reduces the exact sum to the
+# rank of one adapter.
+#
+# **Predict.** Two adapters of one task were trained from different starts of A, or from the same
+# start with the rows in another order. In which case is the mean of the factors near the mean of
+# the updates? And what does `linear` make of two *equal* adapters?
+#
+# <details><summary>Answer</summary>
+# With the same start, the factors stay alike, and the mean of the factors is near. Of two equal
+# adapters, `linear` makes twice the update: (2√½)² = 2.
+# </details>
+
+
+# %%
+def update(pair):
+    """Return all ΔW of an adapter as one vector."""
+    nodes = [(get(pair[0], path), get(pair[1], path)) for path in lora.adapted_paths(pair[0])]
+    return np.concatenate([lora.delta(*node).ravel() for node in nodes])
+
+
+def mean_of_factors(a, b):
+    """Return the pair with (A₁ + A₂)/2 and (B₁ + B₂)/2."""
+    return tree_map(lambda x, y: (x + y) / 2, a[0], b[0]), a[1]
+
+
+def error_of_mean(pair, a, b):
+    """Return the distance of ΔW from (ΔW₁ + ΔW₂)/2, relative to the length of the latter."""
+    mean = (update(a) + update(b)) / 2
+    return float(np.linalg.norm(update(pair) - mean) / np.linalg.norm(mean))
+
+
+_, _, doubled = compose.combine([first, first], [0.5, 0.5], "linear")
+of_itself = error_of_mean(mean_of_factors(first, first), first, first)
+print("an adapter, averaged with itself:")
+print(f"  error of linear {np.mean(list(doubled.values())):.2f}, of the factors {of_itself:.2f}")
+
+HOW = {"cat": "cat (exact)", "svd": "svd, rank 4", "factors": "mean of factors", "linear": "linear"}
+for kind, text in (("other", "different starts"), ("sibling", "the same start")):
+    alone = f"{column('one').mean():.2f} and {column(kind).mean():.2f}"
+    print(f"{text}: cosine {column(f'cosine_{kind}').mean():.2f}, losses of one alone {alone}")
+    cells = []
+    for key, name in HOW.items():
+        error = column(f"off_{kind}_{key}").mean()
+        cells.append([name, f"{error:.2f}", show(f"{kind}_{key}")])
+    table(["five seeds, weights ½", "error of ΔW", "held-out loss"], cells)
+
+# %% [markdown]
+# "Never average A and B" is too general. With the same start, the mean of the factors is off by a
+# tenth. With different starts it is off by two thirds, and useless. `linear` behaves the other way
+# round: the more alike the adapters are, the nearer it is to *twice* the update, because its
+# weights are roots and the mixed products count in full. `cat` is always exact. But an exact mean
+# need not help: here it is no better than the better of the two adapters alone.
+
+# %%
+# Checks
+assert all(abs(error - 1) < 1e-4 for error in doubled.values()), "linear must double the update"
+assert of_itself < 1e-5, "the mean of two equal factors must be exact"
+assert column("off_other_factors").min() > 0.4, "different starts: the factors' mean is far off"
+assert column("off_sibling_factors").max() < 0.2, "the same start: it is near"
+assert (column("other_factors") > 2 * column("other_cat")).all(), "different starts: a high loss"
+assert (column("sibling_factors") < 1.5 * column("sibling_cat")).all(), "the same start: a low one"
+assert column("off_sibling_linear").min() > 0.9, "linear must be off most for like adapters"
+assert column("off_other_linear").min() > 0.8, "and far off for others"
+assert (column("sibling_linear") > 4 * column("sibling_cat")).all(), "the loss must show it"
+for kind in ("other", "sibling"):
+    best = np.minimum(column("one"), column(kind))
+    assert column(f"{kind}_cat").mean() > best.mean(), "a mean is no better than the better one"
+
+# %% [markdown]
+# ## Adding two tasks, stacking two adapters
+#
+# Now the adapters of two tasks: "Who, what, where?" and "Where, what, who?". They are added, or the
+# second one is trained on top of the first, which is frozen (a *stack*).
+#
+# ![One frozen base is shared by three adapters. Each row of a batch names its
+# adapter.](../figures/drawings/one_base_many_adapters.svg)
+#
+# **Predict.** The two updates have a cosine of about 0.05, so they are almost orthogonal. After
+# adding them, does each adapter still do its task? And after stacking?
+#
+# <details><summary>Answer</summary>
+# No: both losses are many times as high. In the stack only the second task works, because its
+# adapter was trained with the first one in place.
+# </details>
+
+
+# %%
+def loss(pair, examples):
+    """Return the held-out loss of a pair (adapters, frozen), nats per token."""
+    return minilora.evaluate(*pair, examples, config)["loss"]
+
+
+adapters, frozen, errors = compose.combine([first, second], [1.0, 1.0])
+added = adapters, frozen
+one, two = update(first), update(second)
+cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
+print(f"error of the sum {max(errors.values()):.0e}, cosine of the updates {cosine:.2f}")
+upon = fit(compose.stack(*first), backwards, 100, iters=iters)
+live = {"base": ({}, base), "first": first, "second": second, "added": added, "stack": upon}
+header = ["held-out loss", "who, what, where?", "where, what, who?"]
+cells = []
+for name, pair in live.items():
+    cells.append([name, f"{loss(pair, there):.2f}", f"{loss(pair, back):.2f}"])
+table([header[0] + ", one run", *header[1:]], cells)
+
+WAYS = {
+    "alone": ("one", "turned"),
+    "½ and ½": ("there_0.5", "back_0.5"),
+    "added": ("there_1.0", "back_1.0"),
+    "second on top of first": ("stack_there", "stack_back"),
+}
+cells = [[way, show(names[0]), show(names[1])] for way, names in WAYS.items()]
+table([header[0] + ", five seeds", *header[1:]], cells)
+
+# %% [markdown]
+# **Almost orthogonal updates are not independent tasks.** A cosine over all weights says nothing
+# about the few inputs on which both adapters act. There, each one adds what the other has never
+# seen. A stack solves this for the upper adapter only. So measure the loss of each task; do not
+# infer it from angles. If one batch needs both tasks, use one adapter per row (lesson 13).
+
+# %%
+# Checks
+merged = minilora.merge(*upon)  # a stack of two merges like one adapter
+assert abs(loss(({}, merged), back) - loss(upon, back)) < 1e-3, "a merged stack is the same model"
+assert max(errors.values()) < 1e-5, "the sum itself must be exact"
+assert np.abs(column("cosine_turned")).max() < 0.15, "the updates must be almost orthogonal"
+for who, where in (("there_1.0", "back_1.0"), ("there_0.5", "back_0.5")):
+    assert (column(who) > 2.5 * column("one")).all(), f"{who}: the first task must suffer"
+    assert (column(where) > 2 * column("turned")).all(), f"{where}: the second task must suffer"
+assert (column("stack_back") < 1.5 * column("turned")).all(), "stack: the second task must work"
+assert (column("stack_there") > 3 * column("one")).all(), "stack: the first task may not"
+if not QUICK:
+    for name, value in (("one", loss(first, there)), ("turned", loss(second, back))):
+        assert abs(value - column(name)[0]) < 0.5 * value, f"{name}: not the sweep's loss"
+
+# %% [markdown]
+# ## What was shown
+#
+# Concatenation adds updates exactly. The mean of factors works only for adapters with the same
+# start. Two tasks disturb each other, although their updates are almost orthogonal.
+#
+# **What to try.**
+#
+# 1. `fit(base, backwards, 100, ...)`: add `start=0`, so that both start from the same A.
+# 2. `[1.0, 1.0]` in `combine`: find weights with which both tasks have the same loss.
+# 3. `compose.stack(*first)`: stack in the other order. Which task works then?
+#
+# **Where to stop with a debugger.** `compose.linear` (the roots of the weights).
+#
+# **Exercises.** combine-exact, lowrank-product.
+#
+# **Further reading.** Wortsman et al. 2022, *Model soups*, average weights with the same start:
+# [arXiv:2203.05482](https://arxiv.org/abs/2203.05482). Huang et al. 2023, *LoraHub*:
+# [arXiv:2307.13269](https://arxiv.org/abs/2307.13269).
