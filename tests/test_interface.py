@@ -22,6 +22,15 @@ def test_dir_is_the_interface():
         assert inspect.ismodule(value) or not hasattr(value, "__path__")
 
 
+def test_public_functions_are_typed():
+    for name in minilora.__all__:
+        value = getattr(minilora, name)
+        if inspect.isfunction(value):
+            signature = inspect.signature(value)
+            missing = [p for p in signature.parameters.values() if p.annotation is p.empty]
+            assert not missing and signature.return_annotation is not signature.empty, name
+
+
 NAMES = {
     "q_proj": {"q_proj"}, "all-linear": set(ALL_LINEAR), ("all-linear",): set(ALL_LINEAR),
     ("q_proj", "v_proj"): {"q_proj", "v_proj"}, r".*\.(q|v)_proj": {"q_proj", "v_proj"},

@@ -1,4 +1,4 @@
-"""`minilora learn`: work in a folder of one Python file per exercise, and `progress.json`.
+"""Work on exercises (`minilora learn`): work in a folder of one Python file per exercise, and `progress.json`.
 
 No command overwrites a student's file.
 """

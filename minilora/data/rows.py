@@ -6,11 +6,13 @@ A row is {"text"}, {"prompt", "completion"} or {"messages"}. This generalizes pa
 
 import json
 from pathlib import Path
+from typing import Any
 
 from ..batching import Example
-from ..config import InputError, require
+from ..config import InputError, TrainConfig, require
 from . import tasks
 
+Row = dict[str, Any]
 SHAPES = ({"text"}, {"prompt", "completion"}, {"messages"})
 
 
@@ -98,17 +100,20 @@ def encode(row, tokenizer, mask_prompt=False):
     return Example(head + tail, [0 if mask_prompt else 1] * len(head) + [1] * len(tail))
 
 
-def encode_rows(rows, tokenizer, config):
+def encode_rows(
+    rows: list[Row], tokenizer: Any, train_config: TrainConfig
+) -> tuple[list[Example], int]:
     """Return (examples that have a target, cut to max_seq_length; number of examples cut)."""
-    full = [encode(row, tokenizer, config.mask_prompt) for row in rows]
-    cut = [Example(*(part[: config.max_seq_length] for part in example)) for example in full]
+    length = train_config.max_seq_length
+    full = [encode(row, tokenizer, train_config.mask_prompt) for row in rows]
+    cut = [Example(*(part[:length] for part in example)) for example in full]
     kept = [example for example in cut if any(example.mask[1:])]
-    length = f"--max-seq-length {config.max_seq_length}"
-    require(kept, f"no row has a target token within {length}: raise it or give longer texts")
-    return kept, sum(len(e.tokens) > config.max_seq_length for e in full)
+    way = "raise it or give longer texts"
+    require(kept, f"no row has a target token within --max-seq-length {length}: {way}")
+    return kept, sum(len(e.tokens) > length for e in full)
 
 
-def load_rows(name, split):
+def load_rows(name: str, split: str) -> list[Row]:
     """Return the rows of a split of a built-in data set, a .jsonl file or a folder.
 
     `split` is train, valid or test. For a file, valid and test are both every tenth row (none if

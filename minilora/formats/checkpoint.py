@@ -6,6 +6,7 @@ leaves the complete old file or the complete new one. Nothing is pickled, and no
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from ..config import INITIALIZERS, LoraConfig, require
 from ..data.rows import parse_json
 from ..methods import initializers
 from ..methods.registry import MethodConfig
-from ..tree import get, named_leaves, set_leaf, tree_map, unflatten
+from ..tree import Tree, get, named_leaves, set_leaf, tree_map, unflatten
 from . import method_format, peft_format, safetensors_file
 from .files import atomic_write, errors_in, pickle_refusal, read_json, write_json
 from .safetensors_file import FORMAT_NAME, check_floats, entry
@@ -30,7 +31,10 @@ PAIRED = (
 )  # fmt: skip
 
 
-def save_adapter(folder, adapters, base, adapter_config, base_name, dtype="float32"):
+def save_adapter(
+    folder: str | os.PathLike[str], adapters: Tree, base: Tree,
+    adapter_config: LoraConfig | MethodConfig, base_name: str, dtype: str = "float32",
+) -> None:  # fmt: skip
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
     `base` has the lora_scaling leaves. `adapter_config` is a LoraConfig, or the MethodConfig of
@@ -71,7 +75,9 @@ class LoadedAdapter(NamedTuple):
     adapter_config: LoraConfig | MethodConfig
 
 
-def load_adapter(folder, base, scheme="none", block_size=64):
+def load_adapter(
+    folder: str | os.PathLike[str], base: Tree, scheme: str = "none", block_size: int = 64
+) -> LoadedAdapter:
     """Read an adapter from a folder that PEFT or `save_adapter` wrote; return LoadedAdapter.
 
     The returned base has lora_scaling and lora_dropout next to each adapted weight. If the adapter

@@ -19,7 +19,7 @@ from ..data.tokenizer import ByteTokenizer
 from ..kernels import dense, quantize_4bit
 from ..quant.low_precision import LowPrecision
 from ..quant.schemes import is_projection, quantize_leaf
-from ..tree import set_leaf
+from ..tree import Tree, set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
 from .hf_folder import read_config, shapes
 from .safetensors_file import check_floats
@@ -36,7 +36,10 @@ class Pretrained(NamedTuple):
     tokenizer: Any
 
 
-def load(name, scheme="none", block_size=64, low_precision=None):
+def load(
+    name: str | os.PathLike[str], scheme: str = "none", block_size: int = 64,
+    low_precision: bool | None = None,
+) -> Pretrained:  # fmt: skip
     """Load a model; return Pretrained(model_config, base, tokenizer).
 
     `name` is "micro" or "tiny" (built in), "smollm2" (after `minilora fetch smollm2`), a Hugging
@@ -127,11 +130,14 @@ def _leaf(path, where, w, scheme, block_size):
     return w
 
 
-def save_pretrained(folder, config, base, tokenizer=None, dtype="float32"):
+def save_pretrained(
+    folder: str | os.PathLike[str], model_config: ModelConfig, base: Tree, tokenizer: Any = None,
+    dtype: str = "float32",
+) -> None:  # fmt: skip
     """Write `base` as a dense Hugging Face folder, which minilora and transformers load.
 
     Quantized leaves are dequantized one by one. `dtype` is float32, float16 or bfloat16. Raises
     InputError and writes nothing if the folder exists and is not empty, or if a leaf is not part of
     a Llama, has the wrong shape, or has a number that `dtype` cannot hold.
     """
-    hf_folder.write(folder, config, base, tokenizer, dtype)
+    hf_folder.write(folder, model_config, base, tokenizer, dtype)
