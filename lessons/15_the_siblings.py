@@ -33,8 +33,7 @@ tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn. Who, wha
 # tokens), the size is chosen so that the number of parameters is nearest to 5,472. This is LoRA on
 # all projections at r = 2.
 #
-# L is the number of layers, d the width, f that of the MLP, k that of keys and values, V the size
-# of the vocabulary.
+# L is the number of layers, d the width, f the MLP's, k that of keys, V the size of the vocabulary.
 #
 # **Predict.** Before the first step, which methods compute exactly what the base computes? Which
 # cannot, whatever their initialization is?
@@ -159,8 +158,8 @@ with figure("siblings", xlabel, ylabel, "What is learned and what is forgotten")
 # - "What learns less forgets less" does not hold. How much is forgotten depends on how far the
 #   function moves. A prefix of N(0, 1) numbers in every layer, at a rate of 0.5, moves it far.
 #
-# Without the adapter, the base is there again, bit for bit (lesson 15b checks it). PiSSA changes the
-# frozen tree, so with PiSSA keep the base.
+# Without the adapter, the base is there again, bit for bit (lesson 15b checks it). PiSSA changes
+# the frozen tree, so with PiSSA keep the base.
 
 # %%
 # Checks
@@ -182,8 +181,7 @@ if not QUICK:  # other processors round differently, and 200 steps magnify the d
 # %% [markdown]
 # ## What was shown
 #
-# With the same number of parameters, low-rank methods learn this task, and the others learn a part.
-# Methods with virtual tokens change the base from the first step.
+# With the same number of parameters, low-rank methods learn this task; the others learn a part.
 #
 # **What to try.**
 #
@@ -191,8 +189,7 @@ if not QUICK:  # other processors round differently, and 200 steps magnify the d
 # 2. `compare.Job("lora", ...)`: run "dora" with the seeds 0 to 2. How far apart are they?
 # 3. `forgotten["full"]`: print `forgotten` for all methods, in order.
 #
-# **Where to stop with a debugger.** `MethodOps.linear` in `methods/operations.py` (DoRA, IA³ and
-# the bottleneck are an `if` each: look at `list(trained)`).
+# **Where to stop with a debugger.** `MethodOps.linear` (DoRA, IA³, bottleneck: an `if` each).
 #
 # **Exercises.** ia3, prefix, dora-norm, lora-count.
 #

@@ -59,8 +59,7 @@ assert np.abs(losses["prefix"] - H).max() < 0.1, "prefixes must end near this lo
 # %% [markdown]
 # ## Token by token
 #
-# The punctuation and the end of an answer (the form) are now scored separately from the words (the
-# content).
+# Now score the form (punctuation and the end of an answer) and the content (the words) separately.
 #
 # **Predict.** How many nats per answer does a prompt spend on the form, how many on the content?
 #
@@ -128,9 +127,9 @@ if not QUICK:
 # %% [markdown]
 # ## A skill that the base has
 #
-# Can a prompt teach only the form? A prompt can select what the base can do already. After a
-# sentence, the base says "Who? Ada." in a third of its own notes, and then it ends in a third of
-# them. That makes 2·ln 3 / 11 nats per token. Now train a prompt so that it always says this.
+# A prompt can select what the base can do already. After a sentence, the base says "Who? Ada." with
+# probability 1/3, and then ends with probability 1/3: 2·ln 3 / 11 nats per token. Now train a prompt
+# so that it always says this.
 #
 # **Predict.** 16 virtual tokens, 200 steps. Will the name be right, although no prompt got a name
 # right above?
@@ -194,8 +193,7 @@ if not QUICK:
 # 2. `who_only`: let the answer be " Where? ..." (the place). Is it a skill of the base, too?
 # 3. `is_form`: print `nats_per_token` letter by letter. Which letters are guessed?
 #
-# **Where to stop with a debugger.** `MethodOps.embed` at `np.concatenate` (the rows of a prompt are
-# inserted here; watch `starts`).
+# **Where to stop with a debugger.** `MethodOps.embed` at `np.concatenate` (a prompt is inserted).
 #
 # **Exercises.** cross-entropy, attention.
 #
