@@ -63,12 +63,11 @@ with figure("wrong_answers", xlabel, ylabel, titles, columns=2, height=2.8) as p
     for axes, rows in zip(panels, (64, 4000)):
         for size, style, shift in ((8, plot.LINES[0], -0.2), ("full", plot.LINES[1], 0.2)):
             right = [100 * column("exact_match", "small", size, rows, x).mean() for x in (0, 0.25)]
-            label = "full" if size == "full" else "r = 8"
+            label = {8: "r = 8"}.get(size, size) if rows == 64 else None
             axes.bar([shift, 1 + shift], right, 0.38, color=style["color"], label=label, zorder=2)
         axes.set_xticks([0, 1], ["none", "a quarter"])
         axes.set(ylim=(0, 100))
     panels[0].legend(frameon=False, loc="upper right")
-    panels[1].legend().remove()
 
 # %% [markdown]
 # ![Right answers with none and a quarter of the training answers wrong, at 64 and at 4,000

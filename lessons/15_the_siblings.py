@@ -158,8 +158,7 @@ with figure("siblings", xlabel, ylabel, "What is learned and what is forgotten")
 # - "What learns less forgets less" does not hold. How much is forgotten depends on how far the
 #   function moves. A prefix of N(0, 1) numbers in every layer, at a rate of 0.5, moves it far.
 #
-# Without the adapter, the base is there again, bit for bit (lesson 15b checks it). PiSSA changes
-# the frozen tree, so with PiSSA keep the base.
+# Without the adapter, the base is there again, bit for bit (lesson 15b). With PiSSA, keep the base.
 
 # %%
 # Checks

@@ -128,8 +128,8 @@ if not QUICK:
 # ## A skill that the base has
 #
 # A prompt can select what the base can do already. After a sentence, the base says "Who? Ada." with
-# probability 1/3, and then ends with probability 1/3: 2·ln 3 / 11 nats per token. Now train a prompt
-# so that it always says this.
+# probability 1/3, and then ends with probability 1/3: 2·ln 3 / 11 nats per token. Now train a
+# prompt so that it always says this.
 #
 # **Predict.** 16 virtual tokens, 200 steps. Will the name be right, although no prompt got a name
 # right above?
@@ -183,9 +183,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# In 200 steps, a prompt can select a skill of the base, but it does not build a new one. Prompt
-# tuning works best with large models (Lester et al. 2021). This fits: a large model has more skills
-# to select. `micro` has one, and a prompt of 768 numbers selects it.
+# In 200 steps, a prompt can select a skill of the base, but it does not build a new one. Prompts
+# are best in large models (Lester et al. 2021), which have more skills. `micro` has one.
 #
 # **What to try.**
 #
@@ -197,6 +196,5 @@ if not QUICK:
 #
 # **Exercises.** cross-entropy, attention.
 #
-# **Further reading.** Lester et al. 2021, *The Power of Scale for Parameter-Efficient Prompt
-# Tuning*: [arXiv:2104.08691](https://arxiv.org/abs/2104.08691). Liu et al. 2021, *GPT Understands,
-# Too* (P-tuning): [arXiv:2103.10385](https://arxiv.org/abs/2103.10385).
+# **Further reading.** Prompts: [arXiv:2104.08691](https://arxiv.org/abs/2104.08691).
+# Liu et al. 2021 (P-tuning): [arXiv:2103.10385](https://arxiv.org/abs/2103.10385).

@@ -168,10 +168,9 @@ assert QUICK or 0.1 < ratio < 1, "rounding again must lose a part of the update"
 # %% [markdown]
 # ## What minilora hides
 #
-# minilora decides things for you, too. `minilora.loss` and `minilora.train` use the optimized
-# operations (`kernels/fused.py`). `MINILORA_PLAIN=1` selects the reference (`layers.py`). `train`
-# calls autograd and orders the rows by (seed, step). `load` gives these models a tokenizer of
-# bytes. And minilora runs on one machine, on the CPU, and computes in float32.
+# `minilora.loss` and `minilora.train` use the optimized operations (`kernels/fused.py`).
+# `MINILORA_PLAIN=1` selects the reference (`layers.py`). `train` calls autograd and orders the rows
+# by (seed, step). minilora runs on one machine, on the CPU, and computes in float32.
 
 # %%
 of_ops = [float(model.loss(adapters, frozen, batch, config, o)) for o in (layers, kernels.OPS)]
