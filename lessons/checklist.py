@@ -95,9 +95,9 @@ def _base(scheme, model, block_size):
 def _run(settings, rows):
     warmup, decay = settings.warmup_ratio, settings.weight_decay
     if rows.prompts and not settings.mask_prompt:
-        yield "the loss counts the rows' prompts: is the model to learn to say them? (lesson 16)"
+        yield "the loss counts the rows' prompts: is the model to learn to say them? (lesson 16b)"
     if rows.cut:
-        yield f"{rows.cut} of {rows.train} rows are cut, their sign to stop too: why? (lesson 16)"
+        yield f"{rows.cut} of {rows.train} rows are cut, their sign to stop too: why? (lesson 16b)"
     if not rows.held_out:
         yield "no row is held out: how will learning be told from learning by heart? (lesson 12b)"
     if warmup > 0.1:

@@ -218,7 +218,7 @@ def markdown(rows):
 def draw(path, rows):
     """Draw held-out loss over trained parameters, filled where the budget set the size."""
     title = "held-out loss, exact match beside it; filled: one budget set the size"
-    ylabel, color = "held-out loss (nats a target token)", LINES[0]["color"]
+    ylabel, color = "held-out loss (nats per target token)", LINES[0]["color"]
     found = sorted(by_method(rows).items(), key=lambda item: item[1]["loss"])
     with figure(path, "trained parameters", ylabel, title, 7.6, 4.8) as axes:
         axes.set(xscale="log", yscale="log")

@@ -24,7 +24,7 @@ def run(job, iters=150):
     """The row of a job: (what is trained, rate, scale of the rest, decay between layers, seed).
 
     `lora`, `norm`, `bias` alone, or `lora+norm`, `lora+bias`: fine-tuned on the questions, then the
-    held-out loss and the loss on the base's own text, in nats a token.
+    held-out loss and the loss on the base's own text, in nats per token.
     """
     trains, rate, scale, decay, seed = job
     config, base, tokenizer = minilora.load("micro")

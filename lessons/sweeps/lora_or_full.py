@@ -1,4 +1,4 @@
-"""Lesson 14's runs: LoRA and full fine-tuning, two shifts, more or less data, clean or noisy.
+"""Runs of lessons 14 to 14c: LoRA and full fine-tuning, two shifts, much or little data, noise.
 
 About eight minutes of one core.
 

@@ -52,7 +52,7 @@ def rows(bad=0):
 
 
 def notes_loss(adapters, frozen):
-    """The loss on the base's own language, in nats a byte."""
+    """The loss on the base's own language, in nats per byte."""
     config, _, words = minilora.load("micro")
     notes, _ = held_out_notes(words, TrainConfig())
     return minilora.evaluate(adapters, frozen, notes, config)["loss"]

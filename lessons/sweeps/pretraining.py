@@ -71,7 +71,7 @@ def pretrain(name, out):
     params, history = train(params, params, examples, config, settings, held_out)
     save_pretrained(out, config, params, words, "float16")
     return (
-        f"{name}: held-out loss {history[-1]['eval_loss']:.4f} nats a token where the text's "
+        f"{name}: held-out loss {history[-1]['eval_loss']:.4f} nats per token where the text's "
         f"entropy is {floor:.4f}, in {time.perf_counter() - began:.0f} s, written to {out}"
     )
 

@@ -2,7 +2,7 @@
 
     python lessons/sweeps/virtual_tokens.py
 
-About four minutes of one core. Lesson 15 reads the CSV and imports what is here.
+About four minutes of one core. Lessons 15b and 15c read the CSV.
 """
 
 import io

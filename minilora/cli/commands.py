@@ -31,6 +31,7 @@ def load_model(args):
     name = args.model or settings.get("model") or (None if path else "tiny")
     way = "give --model, or use train --resume if it is an interrupted run"
     require(name, f"{path} does not name the base of the adapter: {way}")
+    name = str(name)
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
     if not path:

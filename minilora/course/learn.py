@@ -1,4 +1,4 @@
-"""Work on exercises (`minilora learn`): work in a folder of one Python file per exercise, and `progress.json`.
+"""Work on exercises in a folder of one Python file each and `progress.json` (`minilora learn`).
 
 No command overwrites a student's file.
 """

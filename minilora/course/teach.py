@@ -1,4 +1,4 @@
-"""`minilora teach`: hand out exercises, grade submissions, prove the exercises."""
+"""Hand out exercises, grade submissions, prove the exercises (`minilora teach`)."""
 
 import os
 import runpy

@@ -1,0 +1,186 @@
+# %% [markdown]
+# # 14b. More rank, or everything
+#
+# **The question.** How does the loss depend on the number of trained parameters, and what does a
+# run forget?
+#
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 14.
+
+# %%
+import numpy as np
+from common import figure, of, read_sweep, table
+
+from minilora.evaluation import plot
+
+sweep = read_sweep("lora_or_full")
+
+
+def column(name, shift, size):
+    """Return a column of the runs on 4,000 clean rows, one number per seed."""
+    return np.array(of(sweep, name, shift=shift, rows=4000, noise=0, size=size))
+
+
+def label(size):
+    """Return the name of a size: a rank, or the words of the sweep."""
+    return size if isinstance(size, str) else f"r = {size}"
+
+
+# %% [markdown]
+# ## Learning, over the number of trained parameters
+#
+# `sweeps/lora_or_full.py` trains `micro` on the two shifts of lesson 14: questions (small) and a
+# language with permuted letters (large). Each run has 200 steps of 16 rows, the best learning rate
+# of its method, and three seeds. The scores are of held-out rows.
+#
+# ![Two trees side by side. The base has a weight at each path. The adapters have lora_A and lora_B
+# at the paths of q_proj and v_proj, and nothing elsewhere.](../figures/drawings/two_trees.svg)
+#
+# Full fine-tuning trains a copy of the whole base. "8 + embedding" trains rank 8 on the projections
+# and a copy of the embedding.
+#
+# **Predict.** On which shift is rank 1 enough? Does full fine-tuning win on the small shift as
+# well? Does a higher rank help on the large one?
+#
+# <details><summary>Answer</summary>
+# Rank 1 is enough on neither. On the small shift, rank 8 answers as many questions as full
+# fine-tuning. On the large shift, full fine-tuning wins, and a higher rank hardly helps.
+# </details>
+
+# %%
+SMALL = (1, 8, 32, "full")
+LARGE = (1, 8, 32, "32, half the rate", "8 + embedding", "full")
+rows = []
+for shift, sizes in (("small", SMALL), ("large", LARGE)):
+    for size in sizes:
+        loss, trained = column("loss", shift, size), int(column("trained", shift, size)[0])
+        exact = f"{column('exact_match', shift, size).mean():.0%}" if shift == "small" else ""
+        seeds = f"{loss.min():.4f} to {loss.max():.4f}"
+        rows.append([shift, label(size), trained, f"{loss.mean():.4f}", seeds, exact])
+table(["shift", "size", "trained", "held-out loss", "three seeds", "exact"], rows)
+
+small = {size: column("loss", "small", size) for size in SMALL}
+large = {size: column("loss", "large", size) for size in LARGE}
+best_32 = min(large[32].mean(), large["32, half the rate"].mean())
+gap = large[8].mean() - large["full"].mean()
+closed = (large[8].mean() - large["8 + embedding"].mean()) / gap
+print(f"training the embedding too closes {closed:.0%} of the gap between r = 8 and full")
+
+# %%
+xlabel, ylabel = "trained parameters", "held-out loss (nats per token)"
+title = "On the large shift, a higher rank is not enough"
+with figure("lora_or_full", xlabel, ylabel, title) as axes:
+    for shift, losses, style in (("small", small, plot.LINES[0]), ("large", large, plot.LINES[1])):
+        trained = [column("trained", shift, size)[0] for size in SMALL]
+        means = [losses[size].mean() for size in SMALL]
+        axes.plot(trained, means, marker="o", label=f"{shift} shift", **style)
+        for x, size in zip(trained, SMALL):
+            axes.plot([x, x], [losses[size].min(), losses[size].max()], color=style["color"])
+    x, y = column("trained", "large", "8 + embedding")[0], large["8 + embedding"].mean()
+    axes.plot(x, y, "D", color=plot.LINES[1]["color"])
+    axes.annotate("r = 8 and the embedding", (x, y), (-8, -12), ha="right", fontsize=8,
+                  textcoords="offset points")  # fmt: skip
+    axes.set(xscale="log", yscale="log")
+    axes.legend(frameon=False, loc="lower left")
+
+# %% [markdown]
+# ![Held-out loss over trained parameters, one line per shift](../figures/lora_or_full.png)
+#
+# - **Small shift.** Rank 8 answers as many questions as full fine-tuning. Full fine-tuning has a
+#   lower loss, but not more right answers.
+# - **Large shift.** Full fine-tuning wins clearly. Rank 32 trains nine tenths as many parameters as
+#   the model has, and its loss is close to that of rank 8, at half the learning rate too.
+# - Most of the gap closes if one more matrix is trained, the one that the shift needs.
+#
+# So "LoRA on all layers matches full fine-tuning" holds if the change that the task needs is in
+# those layers. It matters how many parameters are trained, and also which ones.
+
+# %%
+# Checks
+for size in (8, "full"):
+    assert column("exact_match", "small", size).min() > 0.97, f"{label(size)} must answer all"
+assert small["full"].max() < 0.7 * small[8].min(), "full must have the lower loss, small shift"
+assert large["full"].max() < 0.75 * large[32].min(), "full must win on the large shift"
+assert large["full"].max() < 0.75 * large["32, half the rate"].min(), "at half the rate as well"
+assert best_32 > 0.8 * large[8].mean(), "four times the rank must hardly help"
+assert closed > 0.6, "the embedding must close most of the gap"
+
+# %% [markdown]
+# ## Forgetting
+#
+# After each run, the model was also scored on the notes that the base was trained on.
+# Before a run, this loss is near the entropy of the notes, 0.204 nats per byte.
+#
+# **Predict.** Which size keeps the base's notes best? Does the name of the method decide, or the
+# rank?
+#
+# <details><summary>Answer</summary>
+# On the small shift, the smallest rank keeps most. The rank decides: r = 32 forgets nearly as much
+# as full fine-tuning. On the large shift, every size forgets the old language.
+# </details>
+
+# %%
+SIZES = (1, 8, 32, "full")
+after = {
+    shift: [column("notes", shift, size).mean() for size in SIZES] for shift in ("small", "large")
+}
+rows = [[f"{shift} shift", *(f"{loss:.2f}" for loss in losses)] for shift, losses in after.items()]
+table(["loss on the old notes", *map(label, SIZES)], rows)
+before = read_sweep("siblings")[0]["notes_before"]  # the base's own loss, the same notes
+print(f"before training: {before:.3f}")
+
+# %%
+xlabel, ylabel = "loss on the new task (nats per token)", "loss on the old notes (nats per byte)"
+title = "Forgetting grows with the rank"
+with figure("forgetting", xlabel, ylabel, title) as axes:
+    for (shift, marker), style in zip((("small", "o"), ("large", "s")), plot.LINES):
+        color = style["color"]
+        axes.plot([], [], marker, color=color, label=f"{shift} shift")
+        for size in SIZES if shift == "small" else (*SIZES, "8 + embedding"):
+            x, y = column("loss", shift, size).mean(), column("notes", shift, size).mean()
+            axes.plot(x, y, marker, color=color)
+            axes.annotate(label(size), (x, y), (5, 4), textcoords="offset points", fontsize=8)
+    axes.axhline(before, color=plot.GREY, linewidth=0.8)
+    axes.annotate("the base before training", (0.05, before), (0, 3), fontsize=8,
+                  textcoords="offset points")  # fmt: skip
+    axes.set(xscale="log", ylim=(0, 8), xlim=(0.0013, 3))
+    axes.legend(frameon=False, loc="upper left")
+
+# %% [markdown]
+# ![Loss on the base's notes over the loss on the new task](../figures/forgetting.png)
+#
+# "Forgets less" is visible, and it is a property of the rank: r = 32 forgets nearly as much as full
+# fine-tuning. On the large shift no size keeps the old notes, because the new language gives the
+# same letters another meaning. The learning rates differ, too (0.01 for LoRA and 0.005 for full,
+# the best of each). So the table compares recipes, not ranks alone.
+
+# %%
+# Checks
+mean = {size: column("notes", "small", size).mean() for size in SIZES}
+assert column("notes", "small", 8).max() < 0.7 * column("notes", "small", "full").min(), (
+    "LoRA keeps more"
+)
+assert mean[1] < mean[8] < mean[32], "forgetting must grow with the rank"
+assert column("notes", "large", 8).min() > 2 * column("notes", "small", 8).max(), (
+    "the large shift forgets"
+)
+
+# %% [markdown]
+# ## What was shown
+#
+# A higher rank does not replace the one matrix that the task needs. Full fine-tuning learns more,
+# and forgets more. A lower rank forgets less.
+#
+# **What to try.**
+#
+# 1. `SMALL` in the figure's loop: draw exact match over the parameters instead of the loss.
+# 2. `column("notes", ...)` in the table: print the range of the seeds as well.
+# 3. `LARGE`: run `sweeps/lora_or_full.py` with a rank between 8 and 32, and add it.
+#
+# **Where to stop with a debugger.** `start` in `sweeps/lora_or_full.py` (the embedding becomes a
+# trained leaf); `tree.trained_or_frozen` (it replaces the frozen one).
+#
+# **Exercises.** lora-count, cross-entropy.
+#
+# **Further reading.** Biderman et al. 2024, *LoRA Learns Less and Forgets Less*:
+# [arXiv:2405.09673](https://arxiv.org/abs/2405.09673). Hu et al. 2021, LoRA, Sec. 7.1, on small
+# ranks: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685).

@@ -1,0 +1,165 @@
+# %% [markdown]
+# # 14c. Little data, wrong answers, and memory
+#
+# **The question.** Does a low rank protect against little or wrong data, and what does the step
+# from LoRA to full fine-tuning cost?
+#
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 14b.
+
+# %%
+import numpy as np
+from common import figure, of, read_sweep, table
+
+import minilora
+from minilora import LoraConfig
+from minilora.evaluation import plot
+from minilora.evaluation.memory import memory_estimate
+from minilora.methods import registry
+from minilora.tree import flatten, num_parameters
+
+config, base, words = minilora.load("micro")
+sweep = read_sweep("lora_or_full")
+
+
+def column(name, shift, size, rows=4000, noise=0):
+    """Return a column of the runs of one kind, one number per seed."""
+    return np.array(of(sweep, name, shift=shift, rows=rows, noise=noise, size=size))
+
+
+def show(runs):
+    """Print a table of runs: train loss, held-out loss, exact match, loss on the base's notes."""
+    cells = []
+    for shift, rows, noise, size in runs:
+        where = (shift, size, rows, noise)
+        loss, train_loss = column("loss", *where), column("train_loss", *where).mean()
+        exact = f"{column('exact_match', *where).mean():.0%}" if shift == "small" else ""
+        name = size if isinstance(size, str) else f"r = {size}"
+        seeds, notes = f"{loss.min():.3f} to {loss.max():.3f}", column("notes", *where).mean()
+        cells.append([shift, rows, f"{noise:.0%}", name, f"{train_loss:.4f}", f"{loss.mean():.3f}",
+                      seeds, exact, f"{notes:.2f}"])  # fmt: skip
+    header = ["shift", "rows", "wrong", "size", "train loss", "held-out loss", "three seeds"]
+    table([*header, "exact", "own notes"], cells)
+
+
+# %% [markdown]
+# ## Little data and wrong answers
+#
+# **Predict.** With 64 rows, which method overfits? If a quarter of the answers is wrong, does a
+# small rank protect against them?
+#
+# <details><summary>Answer</summary>
+# Both methods learn the 64 rows by heart. The rank does not protect against wrong answers; the
+# amount of data does.
+# </details>
+
+# %%
+show([(shift, 64, 0, size) for shift in ("small", "large") for size in (8, "full")])
+show([("small", rows, 0.25, size) for rows in (64, 4000) for size in (8, "full")])
+
+# %%
+titles = ["64 rows", "4,000 rows"]
+xlabel, ylabel = "share of wrong training answers", ["right held-out answers (%)", ""]
+with figure("wrong_answers", xlabel, ylabel, titles, columns=2, height=2.8) as panels:
+    for axes, rows in zip(panels, (64, 4000)):
+        for size, style, shift in ((8, plot.LINES[0], -0.2), ("full", plot.LINES[1], 0.2)):
+            right = [100 * column("exact_match", "small", size, rows, x).mean() for x in (0, 0.25)]
+            label = {8: "r = 8"}.get(size, size) if rows == 64 else None
+            axes.bar([shift, 1 + shift], right, 0.38, color=style["color"], label=label, zorder=2)
+        axes.set_xticks([0, 1], ["none", "a quarter"])
+        axes.set(ylim=(0, 100))
+    panels[0].legend(frameon=False, loc="upper right")
+
+# %% [markdown]
+# ![Right answers with none and a quarter of the training answers wrong, at 64 and at 4,000
+# rows](../figures/wrong_answers.png)
+#
+# - Little data, small shift: both know their 64 rows by heart. LoRA's held-out loss is lower in the
+#   mean, but the seeds scatter.
+# - Little data, large shift: full fine-tuning is better here as well, although it overfits far
+#   more. A method that cannot make the change does not win by overfitting less.
+# - Wrong answers, much data: the held-out losses are about the same. **"A low rank ignores noise"
+#   is not seen here.** With 4,000 rows, more than nine of ten answers are right although a quarter
+#   of the training answers is wrong. With 64 rows, about two of ten are.
+
+# %%
+# Checks
+little = {s: {z: column("loss", s, z, rows=64) for z in (8, "full")} for s in ("small", "large")}
+for size in (8, "full"):
+    train_loss = column("train_loss", "small", size, rows=64)
+    assert (train_loss < little["small"][size] / 4).all(), f"{size} must know its rows by heart"
+assert little["small"][8].mean() < 0.8 * little["small"]["full"].mean(), "LoRA, small shift"
+assert little["large"]["full"].max() < little["large"][8].min(), "full, large shift"
+noisy = {size: column("loss", "small", size, noise=0.25).mean() for size in (8, "full")}
+assert 0.75 < noisy[8] / noisy["full"] < 1.33, "the rank must not matter for wrong answers"
+assert column("exact_match", "small", 8, noise=0.25).min() > 0.8, "much data must protect"
+assert column("exact_match", "small", 8, rows=64, noise=0.25).max() < 0.5, "64 rows must not"
+
+# %% [markdown]
+# ## Memory and files
+#
+# ![One frozen base in 4 bits, once in memory. Each adapter is a small file. Exchanging one copies
+# nothing of the base.](../figures/drawings/one_base_many_adapters.svg)
+#
+# **Predict.** How many times more bytes of training state (trained weights, gradients, Adam's
+# moments) does full fine-tuning need than rank 8?
+#
+# <details><summary>Answer</summary>
+# More than four times on this small model. A real model has much larger matrices and the same r,
+# so there the factor is in the hundreds.
+# </details>
+
+
+# %%
+def trees(size):
+    """Return (adapters, frozen) at step 0: everything trained for "full", else LoRA."""
+    if size == "full":
+        return registry.full(base, None, None)
+    lora_config = LoraConfig(r=size, lora_alpha=2 * size, target_modules="all-linear")
+    return minilora.get_peft_model(base, lora_config, rng=0)
+
+
+SIZES = (1, 8, 32, "full")
+state, cells = {}, []
+for size in SIZES:
+    adapters, frozen = trees(size)
+    parts = memory_estimate(adapters, frozen, config, tokens=0)
+    state[size] = sum(
+        parts[part] for part in ("trained weights", "their gradients", "Adam's two moments")
+    )
+    exact, loss = (column(name, "small", size).mean() for name in ("exact_match", "loss"))
+    name = size if isinstance(size, str) else f"r = {size}"
+    cells.append([name, num_parameters(adapters), state[size], f"{exact:.0%}", f"{loss:.4f}"])
+table(["small shift", "trained", "bytes of state", "exact", "held-out loss"], cells)
+print(f"full fine-tuning needs {state['full'] / state[8]:.1f} times the state of r = 8")
+
+# %% [markdown]
+# On the small shift, the step from r = 8 to full costs more than four times the training state, a
+# file as large as the model per task, and more of the base's own language (lesson 14b). It gives a
+# lower loss and no additional answer.
+
+# %%
+# Checks
+assert state["full"] > 4 * state[8], "full must need four times the state of r = 8"
+whole, _ = trees("full")
+everything = sum(w.size for w in flatten(base).values())
+assert num_parameters(whole) == everything, "full fine-tuning must train every number"
+
+# %% [markdown]
+# ## What was shown
+#
+# A lower rank does not protect against wrong answers; more data does. Full fine-tuning costs
+# several times the memory, and one model per task.
+#
+# **What to try.**
+#
+# 1. `show(...)`: add rank 8 with `("small", 4000, 0, 8)`. How much do the
+#    wrong answers cost?
+# 2. `tokens=0` in `memory_estimate`: use 1,200, a step of 16 rows. What is the factor then?
+# 3. `minilora.load("micro")`: load "tiny" and compare the bytes of state again.
+#
+# **Where to stop with a debugger.** `memory.memory_estimate` (look at `parts`).
+#
+# **Exercises.** memory-estimate, lora-count.
+#
+# **Further reading.** Biderman et al. 2024, *LoRA Learns Less and Forgets Less*:
+# [arXiv:2405.09673](https://arxiv.org/abs/2405.09673).

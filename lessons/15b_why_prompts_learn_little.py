@@ -1,0 +1,200 @@
+# %% [markdown]
+# # 15b. Why prompts learn little here
+#
+# **The question.** Prompt and prefix tuning end at the same loss with every seed, with no right
+# answer. What have they learned, and what can a prompt teach?
+#
+# ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
+# of the seven projections. Other methods train norms, prefixes, scalings or
+# bottlenecks.](../figures/drawings/llama_block.svg)
+#
+# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 15.
+
+# %%
+import numpy as np
+from common import QUICK, figure, of, read_sweep, short, table
+
+import minilora
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora.data import tasks
+from minilora.evaluation import metrics, plot
+from minilora.tree import num_parameters
+
+config, base, tokenizer = minilora.load("micro")
+siblings, by_tokens = read_sweep("siblings"), read_sweep("virtual_tokens")
+questions = {split: data.load_rows("questions", split) for split in ("train", "valid")}
+
+# %% [markdown]
+# ## The loss of knowing only the form
+#
+# Imagine a model that knows perfectly what an answer looks like, but not which name, colour, thing
+# and place it is about. Each of them is a fair draw from a list (`tasks.py`): 24 names, 8 colours,
+# 24 things and 8 places. An answer has 22 letters and an end, which makes 23 tokens.
+#
+# **Predict.** What is the loss of this model, in nats per token?
+#
+# <details><summary>Answer</summary>
+# H = (ln 24 + ln 8 + ln 24 + ln 8) / 23 = 10.5 / 23 = 0.457.
+# </details>
+
+# %%
+lists = (tasks.NAMES, tasks.COLOURS, tasks.THINGS, tasks.PLACES)
+answer = " Ada, pink kite, barn."
+tokens_per_answer = len(answer) + 1  # the end is a token
+H = sum(np.log(len(words)) for words in lists) / tokens_per_answer
+print(f"form known, content guessed: {H:.3f} nats per token")
+losses = {name: np.array(of(siblings, "loss", method=name)) for name in ("prompt", "prefix")}
+for name, of_seeds in losses.items():
+    print(f"{name}, three seeds of lesson 15:", *(f"{loss:.3f}" for loss in of_seeds))
+
+# %%
+# Checks
+sentence = tasks.ANSWER.format(name="Ada", colour="pink", thing="kite", place="barn")
+assert len(sentence) + 1 == tokens_per_answer == 23, "an answer must have 23 tokens"
+assert [len(words) for words in lists] == [24, 8, 24, 8], "the sizes of the lists"
+assert abs(H - 0.457) < 1e-3, "the loss of knowing only the form"
+assert np.abs(losses["prompt"] - H).max() < 0.04, "prompts must end near this loss"
+assert np.abs(losses["prefix"] - H).max() < 0.1, "prefixes must end near this loss"
+
+# %% [markdown]
+# ## Token by token
+#
+# Now score the form (punctuation and the end of an answer) and the content (the words) separately.
+#
+# **Predict.** How many nats per answer does a prompt spend on the form, how many on the content?
+#
+# <details><summary>Answer</summary>
+# Nearly none on the form. On the content it is as bad as a guess, about 10.5 nats.
+# </details>
+
+
+# %%
+def train(method, size, rows):
+    """Train LoRA at r = size, or a prompt of that many tokens; return both trees and the losses."""
+    steps, rate = short(200, 8), {"lora": 1e-2, "prompt": 1e-1}[method]
+    settings = TrainConfig(iters=steps, batch_size=16, learning_rate=rate, mask_prompt=True)
+    method_config = MethodConfig(method, num_virtual_tokens=size)
+    if method == "lora":
+        method_config = LoraConfig(r=size, lora_alpha=2 * size, target_modules="all-linear")
+    adapters, frozen = minilora.METHODS[method](base, method_config, np.random.default_rng(0))
+    examples, _ = data.encode_rows(rows, tokenizer, settings)
+    adapters, history = minilora.train(adapters, frozen, examples, config, settings)
+    return adapters, frozen, [row["loss"] for row in history]
+
+
+def encoded(rows):
+    """Return the examples of rows, with the loss on the answers only."""
+    return data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))[0]
+
+
+def nats_per_token(adapters, frozen):
+    """Return the mean loss at each token of an answer, (23,)."""
+    batch = data.collate([[example] for example in encoded(questions["valid"])])
+    ops = minilora.operations(adapters, frozen)
+    nll = metrics.token_scores(adapters, frozen, batch, config, ops)["nll"]
+    return nll.reshape(-1, tokens_per_answer).mean(axis=0)
+
+
+runs = {
+    "LoRA, r = 2": train("lora", 2, questions["train"]),
+    "prompt, 64 tokens": train("prompt", 64, questions["train"]),
+    "prompt, 16 tokens": train("prompt", 16, questions["train"]),
+}
+is_form = np.array([letter in " ,.|" for letter in answer + "|"])  # | is the end
+form, content, rows = {}, {}, []
+for name, (adapters, frozen, _) in runs.items():
+    nats = nats_per_token(adapters, frozen)
+    form[name], content[name] = nats[is_form].sum(), nats[~is_form].sum()
+    rows.append([name, f"{form[name]:.2f}", f"{content[name]:.2f}", f"{tokens_per_answer * H:.2f}"])
+table(["nats per answer", "form", "content", "a guess of the content"], rows)
+
+# %%
+# Checks
+ids = np.array([tokenizer.encode(questions["valid"][0]["prompt"])])
+bare = minilora.forward({}, base, ids, config)
+for name, (_, frozen, _) in runs.items():
+    same = np.array_equal(minilora.forward({}, frozen, ids, config), bare)
+    assert same, f"{name}: without the adapter, the base must be there, bit for bit"
+if not QUICK:
+    prompt, guess = "prompt, 64 tokens", tokens_per_answer * H
+    assert form[prompt] < 1, "the prompt must know the form"
+    assert content[prompt] > 0.8 * guess, "the prompt must guess the content"
+    assert content["LoRA, r = 2"] < 0.3 * guess, "LoRA must know most of the content"
+    saved = of(by_tokens, "loss", method="prompt", tokens=64, iters=200, seed=0)[0]
+    loss = (form[prompt] + content[prompt]) / tokens_per_answer
+    assert abs(loss - saved) < 0.05, "the run must agree with the sweep"
+
+# %% [markdown]
+# ## A skill that the base has
+#
+# A prompt can select what the base can do already. After a sentence, the base says "Who? Ada." with
+# probability 1/3, and then ends with probability 1/3: 2·ln 3 / 11 nats per token. Now train a
+# prompt so that it always says this.
+#
+# **Predict.** 16 virtual tokens, 200 steps. Will the name be right, although no prompt got a name
+# right above?
+#
+# <details><summary>Answer</summary>
+# Yes, in almost every row.
+# </details>
+
+
+# %%
+def who_only(rows):
+    """Return the same sentences, to be continued by " Who? {name}."."""
+    found = []
+    for row in rows:
+        sentence, name = row["prompt"].partition(" Who,")[0], row["prompt"].split()[0]
+        found.append({"prompt": sentence, "completion": f" Who? {name}."})
+    return found
+
+
+who = train("prompt", 16, who_only(questions["train"]))
+held_out = encoded(who_only(questions["valid"]))
+before = minilora.evaluate({}, base, held_out, config)
+after = minilora.evaluate(*who[:2], held_out, config)
+for name, score in (("base", before), ("prompt", after)):
+    print(f"{name}: {score['loss']:.3f} nats per token, exact match {score['exact_match']:.2f}")
+
+# %%
+titles = ["a new question", "a skill of the base"]
+xlabel, ylabel = "optimizer step", ["training loss (nats per token)", ""]
+with figure("virtual-tokens", xlabel, ylabel, titles, columns=2, width=8.4) as (new, old):
+    for (name, (_, _, losses_of)), style in zip(runs.items(), plot.LINES):
+        new.plot(plot.smooth(losses_of, 8), label=name, **style)
+    old.plot(plot.smooth(who[2], 8), label="prompt, 16 tokens", **plot.LINES[2])
+    for axes, level, name in ((new, H, "form known"), (old, before["loss"], "the base, no prompt")):
+        axes.axhline(level, color=plot.GREY, linestyle=(0, (1, 1)), label=name)
+        axes.set_yscale("log")
+        axes.legend(frameon=False, loc="upper right", fontsize=8)
+
+# %% [markdown]
+# ![Prompts stop where the form is known, and LoRA goes on](../figures/virtual-tokens.png)
+
+# %%
+# Checks
+assert num_parameters(who[0]) == 16 * config.hidden_size == 768, "a prompt of 768 numbers"
+assert abs(before["loss"] - 2 * np.log(3) / 11) < 0.02, "the base's loss must be 2·ln 3 / 11"
+assert before["exact_match"] < 0.05, "the base alone must rarely say exactly this"
+if not QUICK:
+    assert after["exact_match"] > 0.8, "the prompt must get nearly every name right"
+    assert after["loss"] < 0.8 * before["loss"], "the prompt must lower the loss"
+
+# %% [markdown]
+# ## What was shown
+#
+# In 200 steps, a prompt can select a skill of the base, but it does not build a new one. Prompts
+# are best in large models (Lester et al. 2021), which have more skills. `micro` has one.
+#
+# **What to try.**
+#
+# 1. `short(200, 8)`: train 800 steps. Does the loss fall below H?
+# 2. `who_only`: let the answer be " Where? ..." (the place). Is it a skill of the base, too?
+# 3. `is_form`: print `nats_per_token` letter by letter. Which letters are guessed?
+#
+# **Where to stop with a debugger.** `MethodOps.embed` at `np.concatenate` (a prompt is inserted).
+#
+# **Exercises.** cross-entropy, attention.
+#
+# **Further reading.** Prompts: [arXiv:2104.08691](https://arxiv.org/abs/2104.08691).
+# Liu et al. 2021 (P-tuning): [arXiv:2103.10385](https://arxiv.org/abs/2103.10385).

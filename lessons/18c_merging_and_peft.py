@@ -1,0 +1,163 @@
+# %% [markdown]
+# # 18c. Merging the real model, and loading it in PEFT
+#
+# **The question.** How large is a merged model? And does PEFT compute the same logits with an
+# adapter of minilora?
+#
+# ![One frozen base in 4 bits, once in memory. Each adapter is a small file. Exchanging one copies
+# nothing of the base.](../figures/drawings/one_base_many_adapters.svg)
+#
+# **Time:** a minute to run, ten minutes to read. It needs 2 GB of memory if PEFT is installed.
+# **You need:** lesson 18, and `minilora fetch smollm2`.
+
+# %%
+import importlib.util
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from common import QUICK, short, table
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data
+from minilora.evaluation.memory import nbytes
+
+config, base, tokenizer = minilora.load("smollm2", "nf4-dq")
+lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+adapters, frozen = minilora.get_peft_model(base, lora_config, rng=0)
+
+# %% [markdown]
+# ## A short run
+#
+# Twenty steps are enough for this lesson: the adapter must change the logits, not be good.
+
+# %%
+iters = short(20, 2)
+settings = TrainConfig(iters=iters, batch_size=4, learning_rate=1e-3, mask_prompt=True)
+rows = data.load_rows("toolcalls", "train")
+examples, _ = data.encode_rows(rows, tokenizer, settings)
+adapters, _ = minilora.train(adapters, frozen, examples, config, settings)
+
+test_rows, _ = data.encode_rows(data.load_rows("toolcalls", "test"), tokenizer, settings)
+ids = np.array([test_rows[0].tokens])
+ours = minilora.forward(adapters, frozen, ids, config)
+bare = minilora.forward({}, frozen, ids, config)
+largest = np.abs(ours).max()
+
+
+def distance(logits):
+    """Return the largest difference from our logits, as a share of the largest logit."""
+    return np.abs(logits - ours).max() / largest
+
+
+print(f"the adapter changes the logits by {distance(bare):.2f} of the largest")
+
+# %%
+# Checks
+assert distance(bare) > (0 if QUICK else 0.1), "the adapter must change the logits"
+
+# %% [markdown]
+# ## Merging
+#
+# An adapter is a file of ten megabytes, and the base has ninety. To ship a single model, merge.
+#
+# ![Number lines of what can be stored near a weight. A small update moves the weight in float32
+# and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
+# same.](../figures/drawings/merging_precision.svg)
+#
+# **Predict.** Is the merged model as large as the base?
+#
+# <details><summary>Answer</summary>
+# No, more than five times as large as base and adapter together: it is in float32.
+# </details>
+
+# %%
+dense = minilora.merge_and_unload(adapters, frozen)
+merged = distance(minilora.forward({}, dense, ids, config))
+separate_bytes, merged_bytes = nbytes(frozen) + nbytes(adapters), nbytes(dense)
+print(f"merged and separate logits differ by {merged:.1e} of the largest")
+table(["", "bytes"], [["base and adapter", separate_bytes], ["merged", merged_bytes]])
+del dense
+
+# %% [markdown]
+# The sum of a 4-bit weight and an update is no longer one of sixteen values times a scale.
+# Quantizing it to 4 bits again loses much of the update (lesson 13b). On a small device, keep base
+# and adapter separate.
+
+# %%
+# Checks
+# Each of 7·30 products rounds in another place, and a logit has the error of 30 layers. Between
+# float32 and float64 the difference is 6e-6 (guide/proofs.md). A lost adapter is far above.
+assert 0 < merged < 2e-4, "the merged model must compute the same, up to rounding"
+assert merged_bytes > 5 * separate_bytes, "the merged model must be five times as large"
+
+# %% [markdown]
+# ## The same adapter in PEFT
+#
+# `save_adapter` writes the files of PEFT. So PEFT must compute the same logits with this adapter on
+# the same base. A mistake in the scaling, a name, a transpose or the rotation would be visible.
+#
+# **Predict.** How many digits agree?
+#
+# <details><summary>Answer</summary>
+# More than four: both compute in float32 and round in different places.
+# </details>
+
+
+# %%
+def logits_of_peft(folder):
+    """Return PEFT's logits with the adapter and without it; the folder gets base and adapter."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    minilora.save_pretrained(f"{folder}/base", config, base, tokenizer)
+    minilora.save_adapter(f"{folder}/adapter", adapters, frozen, lora_config, "smollm2")
+    for path in sorted(Path(folder, "adapter").iterdir()):
+        print(f"{path.name}: {path.stat().st_size:,} bytes")
+    model = AutoModelForCausalLM.from_pretrained(f"{folder}/base", dtype=torch.float32)
+    model = PeftModel.from_pretrained(model, f"{folder}/adapter").eval()
+    with torch.no_grad():
+        logits = model(torch.from_numpy(ids)).logits.numpy()
+        with model.disable_adapter():
+            return logits, model(torch.from_numpy(ids)).logits.numpy()
+
+
+installed = all(importlib.util.find_spec(name) for name in ("torch", "transformers", "peft"))
+if installed:
+    with TemporaryDirectory() as folder:
+        theirs, theirs_bare = logits_of_peft(folder)
+    print(f"PEFT's logits differ by {distance(theirs):.1e} of the largest")
+else:
+    print("peft, transformers or torch is not installed: the comparison is skipped")
+
+# %%
+# Checks
+if installed:
+    assert distance(theirs) < 1e-4, (
+        "PEFT must compute the same logits (ten times guide/proofs.md's)"
+    )
+    assert distance(theirs_bare) > (0 if QUICK else 0.1), "and others without the adapter"
+
+# %% [markdown]
+# ## What was shown
+#
+# A merged model is dense, and much larger than a 4-bit base with its adapter. The folder that
+# minilora writes is an adapter of PEFT, equal to the last digits. On the command line:
+#
+# ```sh
+# minilora merge --adapter-path tools --out merged
+# ```
+#
+# **What to try.**
+#
+# 1. `lora_config`: add `use_rslora=True`. Does PEFT still agree?
+# 2. `del dense`: before it, quantize `dense` to "nf4-dq" and compute the logits. How far are they?
+# 3. `lora_config` in `save_adapter`: pass one with `lora_alpha=32`. What does PEFT compute?
+#
+# **Where to stop with a debugger.** `checkpoint.save_adapter` (the names in `sources`).
+#
+# **Exercises.** lora-merge, test-merge.
+#
+# **Further reading.** LoRA, Sec. 4.1, on merging:
+# [arXiv:2106.09685](https://arxiv.org/abs/2106.09685). [From PEFT to minilora](guide/peft.md).
