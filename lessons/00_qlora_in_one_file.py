@@ -116,7 +116,7 @@ class NF4Weight(NamedTuple):
 
 
 def quantize(w):
-    """Quantize w (out, in) float32, of a multiple of 64 numbers and at least 512."""
+    """Quantize w (out, in) float32; its size is a multiple of 64, and at least 512."""
     blocks = w.reshape(-1, 64)
     absmax = np.max(np.abs(blocks), axis=1)
     normalized = blocks * (1 / np.maximum(absmax, np.float32(1e-38)))[:, None]
@@ -134,7 +134,7 @@ def dequantize(q):
 
 
 def nearest(x, values):
-    """Return the index of the value nearest to each number of x, flat; the lower one if two are."""
+    """Return the index of the value nearest to each number of x, flat; at a tie, the lower one."""
     return np.searchsorted((values[:-1] + values[1:]) / 2, x.ravel()).astype(np.uint8)
 
 
@@ -197,13 +197,14 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # argument and `base` as its second, and autograd differentiates the first argument only. That is
 # how the base stays frozen.
 #
-# **Predict.** B is zero. Can the adapter learn anything at the first step?
+# **Predict.** B is zero. Can the adapter learn anything at the first step with a positive rate?
 #
 # <details><summary>Answer</summary>
 #
 # Yes. The gradient of B is (α/r) G Aᵀ, where G is the gradient of the full weight. A is not zero,
-# so B moves at the first step. The gradient of A is (α/r) Bᵀ G, so A moves from the second step on.
-# Lesson 2 tries the four possible starts.
+# so B moves at this step. The gradient of A is (α/r) Bᵀ G, so A moves at the next step. (Here
+# warm-up begins with a rate of 0, so nothing moves at the very first step.) Lesson 2 tries the four
+# possible starts.
 #
 # </details>
 
@@ -227,7 +228,7 @@ def linear(x, path, adapters, base):
     h = frozen_matmul(x, base[path])
     if f"{path}.lora_A" in adapters:
         A, B = adapters[f"{path}.lora_A"], adapters[f"{path}.lora_B"]
-        # h = W₀x + (α/r)·BAx   (LoRA, Eq. 3)
+        # h = W₀x + (α/r)·BAx   (LoRA, Eq. 3, with the scaling of Sec. 4.1)
         h = h + ALPHA / RANK * (x @ A.T @ B.T)
     return h
 
@@ -255,8 +256,8 @@ def dense(w):
 # A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D. Each
 # layer adds to this vector: first what attention collects from earlier tokens, then what the MLP
 # computes from the result. At the end, the product of the vector with the embedding of each token
-# gives the logits of the next token. The loss counts only the answers: the model does not learn to
-# ask.
+# gives the logits of the next token. The loss counts only the answers; the tokens of a question
+# have the weight 0.
 #
 # ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
 # of the seven projections. Other methods train norms, prefixes, scalings or
@@ -366,7 +367,7 @@ def generate(adapters, base, prompt, config):
 # %% [markdown]
 # ## 6. Training
 #
-# *In the package: `optim.py` (decay, schedules), `training.py` (evaluation, accumulation).*
+# *In the package: `optim.py` (decay, schedules), `training.py` (accumulation, resuming).*
 #
 # Adam keeps two running averages per parameter: of the gradient, and of its square. It moves the
 # parameter by the first average divided by the square root of the second, times the learning rate.
@@ -410,7 +411,7 @@ report("after training", adapters, base)
 # %% [markdown]
 # ## 7. Merging
 #
-# *In the package: `lora.py` (unmerging), `formats/pretrained.py` (a folder that
+# *In the package: `lora.py` (any targets), `formats/pretrained.py` (a folder that
 # transformers loads).*
 #
 # (α/r)·BA has the shape of W₀, so an adapter can be added to its weight. The merged model has the

@@ -1,8 +1,11 @@
 """LoRA and QLoRA from scratch, in NumPy and autograd: a reference to read, and to compute with.
 
     model_config, base, tokenizer = minilora.load("tiny", "nf4-dq")
-    adapters, base = minilora.get_peft_model(base, LoraConfig(r=8, lora_alpha=16))
-    adapters, history = minilora.train(adapters, base, examples, model_config, TrainConfig())
+    lora_config, train_config = LoraConfig(r=8, lora_alpha=16), TrainConfig(learning_rate=4e-3)
+    adapters, base = minilora.get_peft_model(base, lora_config)
+    rows = minilora.load_rows("questions", "train")
+    examples, cut = minilora.encode_rows(rows, tokenizer, train_config)
+    adapters, history = minilora.train(adapters, base, examples, model_config, train_config)
     minilora.save_adapter("adapters", adapters, base, lora_config, "tiny")
     dense = minilora.merge_and_unload(adapters, base)
 

@@ -90,10 +90,10 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         for r in (self.r, *self.rank_pattern.values()):
-            check("lora r", r, "be a whole number from 1")
+            check("--lora-r", r, "be a whole number from 1")
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
-            check("lora alpha", alpha, "be a positive number")
-        check("lora dropout", self.lora_dropout, "lie in [0, 1)")
+            check("--lora-alpha", alpha, "be a positive number")
+        check("--lora-dropout", self.lora_dropout, "lie in [0, 1)")
         for name, choices in LORA_CHOICES.items():
             value = getattr(self, name)
             require(value in choices, f"{name} must be one of {choices}, got {value!r}")

@@ -95,10 +95,11 @@ def double_dequantize(q: DoubleQuantized) -> Array:
 def mean(x: Array) -> Any:
     """Compute the mean of x (n,) float32, with the same bits as torch's mean on one thread.
 
-    A float32 sum depends on the order of its terms. torch adds vectors of eight numbers to four
-    running sums, and at the end the vectors that fill no group of four, the four sums, the numbers
-    that fill no vector, and the eight numbers. (From 32,768 numbers on, torch also splits the sum
-    over its threads; its last bit then depends on the machine.)
+    A float32 sum depends on the order of its terms. The order of torch is: (1) vectors of eight
+    numbers are added to four running sums, vector by vector; (2) the vectors left over are added to
+    the first of the four sums; (3) the four sums are added; (4) their eight numbers and the numbers
+    left over are added. (From 32,768 numbers on, torch also splits the sum over its threads; its
+    last bit then depends on the machine.)
     """
     width = 8 if x.size >= 8 else 1
     vectors = x[: x.size // width * width].reshape(-1, width)

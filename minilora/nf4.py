@@ -36,7 +36,7 @@ NF4 = np.array([
 _MAGNITUDES = np.array([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4], np.float32)
 FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])
 
-TINY = np.float32(1e-38)  # a smaller absmax is replaced by this before dividing
+TINY = np.float32(1e-38)  # replaces a smaller absmax, so that nothing is divided by zero
 
 
 def pack(codes: Array) -> Array:

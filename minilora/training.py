@@ -34,11 +34,12 @@ def train(
     """Fit `adapters` to the examples; return (adapters, history), with one dict per step.
 
     The dict of a step has `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` and `seconds`.
-    state: of the run to continue. on_step(row, adapters, state): called after every step; training
-    ends if it returns true. shares: the number of parts of a batch that `parallel_map` may compute
-    at the same time. Raises InputError if the loss or the gradient is not finite; the last call of
-    `on_step` then had the last good state.
+    state: the state of the run to continue. on_step(row, adapters, state): called after every step;
+    training ends if it returns true. shares: the number of parts of a batch that `parallel_map` may
+    compute at the same time. Raises InputError if there is nothing to train on, or if the loss or
+    the gradient is not finite; the last call of `on_step` then had the last good state.
     """
+    require(examples, "there are no examples to train on")
     bins = [[example] for example in examples]
     if train_config.packing:
         bins = pack(examples, train_config.max_seq_length)
@@ -74,6 +75,7 @@ def gradient_at(
         batch = batch_at(bins, step * n + i, size, train_config.seed)
         batches.append(split_batch(list(enumerate(batch, start=i * size)), shares))
     total = sum(num_targets(row) for batch in batches for share in batch for _, row in share)
+    require(total, f"no token of the batch of step {step + 1} is a target: leave such rows out")
 
     def part(share: list[tuple[int, list[Example]]]) -> tuple[int, float, Tree] | None:
         positions, rows = zip(*share)
@@ -132,7 +134,8 @@ def rates(rate: float, train_config: TrainConfig, adapters: Tree) -> Callable[[s
 
     The rate is multiplied by `loraplus_lr_ratio` for lora_B (LoRA+, Hayou et al. 2024), by
     `also_train_lr_scale` for other leaves if there are low-rank factors, and by `layer_lr_decay` to
-    the power of the number of layers above the leaf (Howard and Ruder 2018, Sec. 3.2).
+    the power of the number of layers between the leaf and the highest trained layer (Howard and
+    Ruder 2018, Sec. 3.2).
     """
     paths = [path for path, _ in named_leaves(adapters)]
     has_factors = any(path.endswith("lora_A") for path in paths)

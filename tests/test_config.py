@@ -72,6 +72,27 @@ def test_a_rule_takes_its_range_and_nothing_else(rule):
         assert str(error.value) == f"--some-flag must {rule}, got {value!r}"
 
 
+def test_the_text_of_an_error_is_one_short_line():
+    """Control characters are escaped, and the middle of a long text is left out."""
+    assert str(InputError("a \n b\t\x00 ü “c”")) == "a \\n b\\t\\x00 ü “c”"
+    text = "".join(chr(97 + i % 26) for i in range(1201))
+    assert str(InputError(text[:1200])) == text[:1200]
+    assert str(InputError(text)) == f"{text[:800]} … {text[-300:]}"
+
+
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+         "num_attention_heads", "num_key_value_heads", "head_dim")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_size_of_a_model_is_a_positive_integer(name):
+    sizes = dict(zip(SIZES, (11, 12, 10, 2, 4, 2, 6)))
+    for bad in (0, -2, 2.0, None):
+        with pytest.raises(InputError, match=f"^{name} must be a whole number from 1, got "):
+            ModelConfig(**sizes | {name: bad})
+    assert getattr(ModelConfig(**sizes), name) == sizes[name]
+
+
 WHOLE = ("iters", "batch_size", "grad_accumulation_steps", "max_seq_length", "steps_per_eval",
          "val_batches")  # fmt: skip
 POSITIVE = ("learning_rate", "max_grad_norm", "adam_eps", "also_train_lr_scale", "layer_lr_decay",
@@ -175,7 +196,7 @@ def test_the_seven_projections():
     ],
 )  # fmt: skip
 def test_refused_lora_values(field, value):
-    with pytest.raises(InputError, match=r"lora (r|alpha|dropout) must"):
+    with pytest.raises(InputError, match=r"--lora-(r|alpha|dropout) must"):
         LoraConfig(**{field: value})
 
 

@@ -121,8 +121,8 @@ def test_rows_that_are_not_encoded_are_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LoraConfig(r="8"), "lora r must be a whole number from 1, got '8'"),
-        (lambda: LoraConfig(lora_alpha="16"), "lora alpha must be a positive number, got '16'"),
+        (lambda: LoraConfig(r="8"), "--lora-r must be a whole number from 1, got '8'"),
+        (lambda: LoraConfig(lora_alpha="16"), "--lora-alpha must be a positive number, got '16'"),
         (lambda: LoraConfig(bias="all"), "bias must be one of"),
         (lambda: LoraConfig(task_type="SEQ_CLS"), "task_type must be one of"),
         (lambda: TrainConfig(learning_rate=None), "--learning-rate must be a positive number"),

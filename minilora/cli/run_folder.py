@@ -165,6 +165,7 @@ In PEFT, on exactly this base:
 
     # minilora quantize --model {args.model} --quantize {args.quantize} \\
     #     --block-size {args.block_size} --out base
+    import peft, transformers
     base = transformers.AutoModelForCausalLM.from_pretrained("base")
     model = peft.PeftModel.from_pretrained(base, ".")
 """
@@ -175,7 +176,7 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
 - Base: {args.model}, stored as {stored}. On another base, or on this base with another storage,
   the adapter can lose all that it learned.
 - Data: {args.data}, {args.iters} steps.
-- Held-out rows: {", ".join(f"{k} {v:.4f}" for k, v in (scores or {"none": 0}).items())}
+- Held-out rows: {", ".join(f"{k} {v:.6g}" for k, v in (scores or {"none": 0}).items())}
 
     minilora evaluate --adapter-path .
     minilora generate --adapter-path . --prompt "…"

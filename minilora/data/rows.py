@@ -61,8 +61,9 @@ def check_row(row, where):
         sound = sound and messages[-1]["role"] == "assistant"
         what = "objects with role and content, the last one of the assistant"
         require(sound, f"{where}: messages must be {what}")
-    for text in [row[key] for key in shape - {"messages"}] + [m["content"] for m in messages]:
-        require(isinstance(text, str), f"{where}: each text must be a string")
+    texts = [(key, row[key]) for key in sorted(shape - {"messages"})]
+    for key, text in texts + [("content", m["content"]) for m in messages]:
+        require(isinstance(text, str), f"{where}: {key} must be a string, not {text!r}")
         whole = text.encode(errors="ignore").decode() == text
         require(whole, f"{where}: a text has a lone surrogate: remove that character")
 

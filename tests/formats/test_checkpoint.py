@@ -279,8 +279,8 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value)
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     message = refusal(folder).removeprefix(str(folder))
     spellings = {  # of config.py and lora.py, which check for the command line, too
-        "r": "lora r", "rank_pattern": "lora r", "lora_dropout": "lora dropout",
-        "lora_alpha": "lora alpha", "target_modules": "--target-modules",
+        "r": "--lora-r", "rank_pattern": "--lora-r", "lora_dropout": "--lora-dropout",
+        "lora_alpha": "--lora-alpha", "target_modules": "--target-modules",
         "layers_to_transform": "--layers-to-transform",
     }  # fmt: skip
     assert f" {name} " in message or spellings.get(name, name) in message
