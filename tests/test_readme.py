@@ -240,3 +240,11 @@ def test_the_minutes_of_the_longest_exercises():
     assert {name: minutes[name] for name, _ in left_out} == {n: int(m) for n, m in left_out}
     weeks = ", ".join(row[3] for row in table("teachers.md", "week |")[:9])
     assert sorted(weeks.split(", ")) == sorted(minutes)
+
+
+def test_the_line_of_loras_product_is_the_one_that_the_guide_names():
+    number = int(re.search(r"break minilora/layers\.py:(\d+)", page("design.md"))[1])
+    source = (ROOT / "minilora" / "layers.py").read_text(encoding="utf-8")
+    _, _, body = source.partition("def lora_matmul(")
+    line = source.splitlines()[number - 1]
+    assert line.startswith("    return _matmul(scaling") and line in body.partition("defvjp")[0]
