@@ -12,15 +12,21 @@ sys.path.append(str(Path(__file__).parents[1] / "lessons"))  # `sweeps`, also in
 # Matrices are tiny here: a second thread in the products only waits for the first.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-settings.register_profile("minilora", deadline=None)
-settings.load_profile("minilora")
+settings.register_profile("short", deadline=None, max_examples=50)
+settings.register_profile("long", deadline=None, max_examples=300)
+settings.load_profile("short")
 
 
 def pytest_addoption(parser):
     text = "every method with every storage"
     parser.addoption("--all-combinations", action="store_true", help=text)
-    text = "every fault, hundreds of kills and interrupts, in place of a few of each"
+    text = "every fault, hundreds of kills and interrupts, six times as many examples per property"
     parser.addoption("--long", action="store_true", help=text)
+
+
+def pytest_configure(config):
+    """Draw more examples per property with --long."""
+    settings.load_profile("long" if config.getoption("--long", default=False) else "short")
 
 
 @pytest.fixture
