@@ -12,7 +12,7 @@ sys.path.append(str(Path(__file__).parents[1] / "lessons"))  # `sweeps`, also in
 # Matrices are tiny here: a second thread in the products only waits for the first.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-settings.register_profile("short", deadline=None, max_examples=50)
+settings.register_profile("short", deadline=None, max_examples=30)
 settings.register_profile("long", deadline=None, max_examples=300)
 settings.load_profile("short")
 
