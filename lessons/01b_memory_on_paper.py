@@ -60,7 +60,7 @@ def lora_count(base, config):
 # bits per weight: 4 for the code, 8 for the absmax of 64 weights, 32 for the scale of 256 absmax
 BITS = {"nf4": 4 + 32 / 64, "nf4-dq": 4 + 8 / 64 + 32 / (64 * 256)}  # QLoRA, Sec. 3
 R64 = LoraConfig(r=64, lora_alpha=16, target_modules=("all-linear",))
-# what is trained has 16 bits (weights, gradients) or 32 (moments), and the frozen projections:
+# the trained weights and gradients have 16 bits, the moments 32, and the frozen projections:
 FROZEN_BITS = {
     "full": 0,
     "LoRA": 16,

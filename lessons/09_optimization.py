@@ -18,7 +18,8 @@
 from dataclasses import replace
 
 import numpy as np
-from common import of, read_sweep, table
+from common import table
+from sweeps.optimization import case, show
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, kernels, lora, optim
@@ -122,30 +123,7 @@ assert loss_means > 1.3 * loss and off_means > 0.4, "the mean of means must be s
 # </details>
 
 # %%
-sweep = read_sweep("optimization")
 USUAL = "all as it is"
-
-
-def case(name, column="loss"):
-    """Return a column of a case of the sweep, one number per seed."""
-    return np.array(of(sweep, column, case=name))
-
-
-def show(*names):
-    """Print a table of cases: held-out loss, exact match, worst step, loss on the base's notes."""
-    rows = []
-    for name in names:
-        losses, exact = case(name), case(name, "exact_match").mean()
-        cells = [
-            f"{losses.mean():.4f}",
-            f"{losses.min():.4f} to {losses.max():.4f}",
-            f"{exact:.0%}",
-        ]
-        worst, notes = case(name, "worst").mean(), case(name, "notes").mean()
-        rows.append([name, *cells, f"{worst:.1f}", f"{notes:.2f}"])
-    table(["case", "held-out loss", "three seeds", "exact", "worst step", "base's notes"], rows)
-
-
 show("4 rows, 800 steps", USUAL, "64 rows, 50 steps")
 
 # %% [markdown]

@@ -7,7 +7,8 @@
 
 # %%
 import numpy as np
-from common import figure, of, read_sweep, table
+from common import figure
+from sweeps.optimization import case, show
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, kernels, lora, optim
@@ -73,28 +74,7 @@ for path in step:
 # </details>
 
 # %%
-sweep = read_sweep("optimization")
 USUAL = "all as it is"  # 200 steps of 16 rows at 4e-3, a warm-up of 12 steps
-
-
-def case(name, column="loss"):
-    """Return a column of a case of the sweep, one number per seed."""
-    return np.array(of(sweep, column, case=name))
-
-
-def show(*names):
-    """Print a table of cases: held-out loss, exact match, worst step, loss on the base's notes."""
-    rows = []
-    for name in names:
-        losses, exact = case(name), case(name, "exact_match").mean()
-        cells = [
-            f"{losses.mean():.4f}",
-            f"{losses.min():.4f} to {losses.max():.4f}",
-            f"{exact:.0%}",
-        ]
-        worst, notes = case(name, "worst").mean(), case(name, "notes").mean()
-        rows.append([name, *cells, f"{worst:.1f}", f"{notes:.2f}"])
-    table(["case", "held-out loss", "three seeds", "exact", "worst step", "base's notes"], rows)
 
 
 CASES = (USUAL, "no warm-up", "ten times the rate", "ten times, no warm-up")

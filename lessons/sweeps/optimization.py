@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common import finetune, held_out_notes, write_sweep
+from common import finetune, held_out_notes, of, read_sweep, table, write_sweep
 
 import minilora
 from minilora import TrainConfig, data
@@ -40,6 +40,26 @@ CASES = {
     "4 rows, 800 steps": {"batch_size": 4, "iters": 800},
     "64 rows, 50 steps": {"batch_size": 64, "iters": 50},
 }
+
+
+def case(name, column="loss"):
+    """Return a column of a case of the sweep, one number per seed."""
+    return np.array(of(read_sweep("optimization"), column, case=name))
+
+
+def show(*names):
+    """Print a table of cases: held-out loss, exact match, worst step, loss on the base's notes."""
+    rows = []
+    for name in names:
+        losses, exact = case(name), case(name, "exact_match").mean()
+        cells = [
+            f"{losses.mean():.4f}",
+            f"{losses.min():.4f} to {losses.max():.4f}",
+            f"{exact:.0%}",
+        ]
+        worst, notes = case(name, "worst").mean(), case(name, "notes").mean()
+        rows.append([name, *cells, f"{worst:.1f}", f"{notes:.2f}"])
+    table(["case", "held-out loss", "three seeds", "exact", "worst step", "base's notes"], rows)
 
 
 def rows(bad=0):

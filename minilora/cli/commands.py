@@ -28,10 +28,9 @@ def load_model(args):
     """Return the LoadedModel that the flags name; a folder of PEFT needs --model."""
     path = getattr(args, "adapter_path", None)
     settings = run_settings(path) if path else {}
-    name = args.model or settings.get("model") or (None if path else "tiny")
+    name = args.model or settings.get("model") or ("" if path else "tiny")
     way = "give --model, or use train --resume if it is an interrupted run"
     require(name, f"{path} does not name the base of the adapter: {way}")
-    name = str(name)
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
     if not path:
