@@ -110,7 +110,7 @@ class NF4Weight(NamedTuple):
 
     codes: np.ndarray  # (32·m,) uint8: two codes per byte, the first one in the high four bits
     absmax_codes: np.ndarray  # (m,) uint8
-    scales: np.ndarray  # (⌈m/256⌉,) float32
+    nested_absmax: np.ndarray  # (⌈m/256⌉,) float32
     offset: np.float32  # the mean of the m absmax values
     shape: tuple
 
@@ -128,7 +128,7 @@ def quantize(w):
 def dequantize(q):
     """Compute the weight (out, in) float32 that an NF4Weight stands for."""
     codes = np.stack([q.codes >> 4, q.codes & 15], axis=1).reshape(-1, 64)
-    absmax = DYNAMIC_MAP[q.absmax_codes] * np.repeat(q.scales, 256)[: len(codes)] + q.offset
+    absmax = DYNAMIC_MAP[q.absmax_codes] * np.repeat(q.nested_absmax, 256)[: len(codes)] + q.offset
     # ŵ = NF4[code]·absmax
     return (NF4[codes] * absmax[:, None]).reshape(q.shape)
 
@@ -139,16 +139,16 @@ def nearest(x, values):
 
 
 def double_quantize(absmax):
-    """Quantize the absmax values (m,) of a weight: (absmax_codes, scales, offset)."""
+    """Quantize the absmax values (m,) of a weight: (absmax_codes, nested_absmax, offset)."""
     offset = mean(absmax)
     blocks = np.pad(absmax - offset, (0, -len(absmax) % 256)).reshape(-1, 256)
-    scales = np.max(np.abs(blocks), axis=1)
-    normalized = np.clip(blocks * (1 / np.maximum(scales, np.float32(1e-38)))[:, None], -1, 1)
-    normalized[scales == 0] = -1
+    nested = np.max(np.abs(blocks), axis=1)
+    normalized = np.clip(blocks * (1 / np.maximum(nested, np.float32(1e-38)))[:, None], -1, 1)
+    normalized[nested == 0] = -1
     # bitsandbytes rounds to one of 65,536 equal steps before it takes the nearest value
     steps = (normalized + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
     rounded = steps.astype(np.uint16) * np.float32(2) / np.float32(65535) - 1
-    return nearest(rounded, DYNAMIC_MAP)[: len(absmax)], scales, offset
+    return nearest(rounded, DYNAMIC_MAP)[: len(absmax)], nested, offset
 
 
 # %% [markdown]

@@ -18,7 +18,7 @@ from minilora.evaluation.plot import LINES
 from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths, delta
 from minilora.optim import adamw, adamw_init, global_norm
-from minilora.tree import get
+from minilora.tree import flatten, get
 
 config, base, words = minilora.load("micro")
 examples, _ = data.encode_rows(
@@ -53,11 +53,12 @@ batch = data.collate([[example] for example in examples[:16]])
 
 
 # %%
-def first_update(lora_config, rate=1e-3, seed=0):
+def first_update(lora_config, lr=1e-3, seed=0):
     """Take one step of AdamW and return {path: ΔW}."""
     adapters, frozen = lora.init(base, lora_config, np.random.default_rng(seed))
     _, gradient = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
-    adapters, _ = adamw(adapters, gradient, adamw_init(adapters), lambda _: rate, TrainConfig())
+    rates = dict.fromkeys(flatten(adapters), lr)
+    adapters, _ = adamw(adapters, gradient, adamw_init(adapters), rates, TrainConfig())
     return {path: delta(get(adapters, path), get(frozen, path)) for path in adapted_paths(adapters)}
 
 

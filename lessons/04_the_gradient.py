@@ -161,7 +161,7 @@ print(f"{num_parameters(gradient):,} gradients for {num_parameters(base):,} base
 decaying = TrainConfig(weight_decay=0.1)
 zero, moved, state = tree_map(np.zeros_like, base), base, adamw_init(base)
 for _ in range(500):
-    moved, state = adamw(moved, zero, state, lambda _: 4e-3, decaying)
+    moved, state = adamw(moved, zero, state, dict.fromkeys(flatten(moved), 4e-3), decaying)
 shrunk, expected = global_norm(moved) / global_norm(base), (1 - 4e-3 * 0.1) ** 500
 print(f"every frozen weight is {shrunk:.4f} of what it was: (1 − ηλ)⁵⁰⁰ = {expected:.4f}")
 

@@ -17,7 +17,7 @@ from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths, delta
 from minilora.optim import adamw, adamw_init
-from minilora.tree import get, unflatten
+from minilora.tree import flatten, get, unflatten
 
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 
@@ -68,7 +68,8 @@ params, state, seen = adapters, adamw_init(adapters), []
 for _ in range(8):
     _, grads = value_and_grad(minilora.loss)(params, frozen, batch, config)
     seen.append(get(grads, path)["lora_A"])
-    params, state = adamw(params, grads, state, lambda _: 4e-3, TrainConfig(weight_decay=0.1))
+    rates = dict.fromkeys(flatten(params), 4e-3)
+    params, state = adamw(params, grads, state, rates, TrainConfig(weight_decay=0.1))
 by_hand = adamw_by_hand(get(adapters, path)["lora_A"], seen, 4e-3)
 off = np.abs(get(params, path)["lora_A"] - by_hand).max()
 print(f"after eight steps, optim.adamw and the lines above differ by {off:.1e}")
@@ -78,7 +79,7 @@ g_B, zero_B = get(grads, path)["lora_B"], {"b": get(adapters, path)["lora_B"]}
 first_step = {}
 for factor in (1, 1000):
     gradient = {"b": factor * g_B}
-    stepped, _ = adamw(zero_B, gradient, adamw_init(zero_B), lambda _: 4e-3, TrainConfig())
+    stepped, _ = adamw(zero_B, gradient, adamw_init(zero_B), {"b": 4e-3}, TrainConfig())
     first_step[factor] = stepped["b"]
     print(f"gradient times {factor}: the first step has a mean size of", end=" ")
     print(f"{np.abs(first_step[factor]).mean():.5f}")
@@ -117,11 +118,13 @@ def first_step_quotients(name, eta=1e-3):
     config, base, batch = model_and_batch(name)
     adapters, frozen = lora.init(base, lora_config, np.random.default_rng(1))
     _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
-    new, _ = adamw(adapters, grads, adamw_init(adapters), lambda _: eta, TrainConfig())
+    rates = dict.fromkeys(flatten(adapters), eta)
+    new, _ = adamw(adapters, grads, adamw_init(adapters), rates, TrainConfig())
     paths = adapted_paths(adapters)
     whole = unflatten({f"{p}.weight": get(base, p)["weight"] for p in paths})
     _, grads = value_and_grad(minilora.loss)(whole, base, batch, config)
-    moved, _ = adamw(whole, grads, adamw_init(whole), lambda _: eta, TrainConfig())
+    rates = dict.fromkeys(flatten(whole), eta)
+    moved, _ = adamw(whole, grads, adamw_init(whole), rates, TrainConfig())
     measured, predicted = [], []
     for p in paths:
         before, after = get(whole, p)["weight"], get(moved, p)["weight"]

@@ -104,7 +104,7 @@ for name, magnitudes in MAGNITUDES.items():
 def rounded(w, values, block_size=64):
     """Quantize and dequantize w (n,) with sixteen values and one absmax per block."""
     x, absmax = nf4.normalize(w, block_size)
-    code = nf4.Code.of(values)
+    code = nf4.Codebook.from_values(values)
     return code.values[nf4.nearest(x, code)] * np.repeat(absmax, block_size)[: w.size]
 
 
@@ -124,7 +124,7 @@ for name, expected in {"nf4": 0.0920, "e2m1": 0.1057, "int4": 0.1077, "fp4": 0.1
 assert abs(mean_error - 0.072798) < slack / 2, "NF4's mean error"
 assert abs(error["int4"] / error["int8"] / (127 / 7) - 1) < 0.05, "int8 errs 127/7 times less"
 for name in ("nf4", "fp4"):  # the library packs bytes in a loop, and gives the same numbers
-    w_hat = nf4.quantize(normal, 64, code=name).dequantize()
+    w_hat = nf4.quantize(normal, 64, quant_type=name).dequantize()
     assert np.array_equal(w_hat, rounded(normal, VALUES[name])), f"{name}: nf4.quantize differs"
 
 # %% [markdown]

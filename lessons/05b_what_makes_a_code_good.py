@@ -33,7 +33,7 @@ def rms(x):
 def rounded(w, values, block_size=64):
     """Quantize and dequantize w (n,) with sixteen values and one absmax per block (lesson 5)."""
     x, absmax = nf4.normalize(w, block_size)
-    code = nf4.Code.of(values)
+    code = nf4.Codebook.from_values(values)
     return code.values[nf4.nearest(x, code)] * np.repeat(absmax, block_size)[: w.size]
 
 
@@ -58,7 +58,7 @@ x, absmax = nf4.normalize(normal, 64)
 
 def bin_shares(values):
     """Return the share of the weights in each bin (16,)."""
-    return np.bincount(nf4.nearest(x, nf4.Code.of(values)), minlength=16) / n
+    return np.bincount(nf4.nearest(x, nf4.Codebook.from_values(values)), minlength=16) / n
 
 
 def least_squares(values, steps=60):

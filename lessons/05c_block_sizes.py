@@ -28,7 +28,7 @@ def rms(x):
 def rounded(w, values, block_size=64):
     """Quantize and dequantize w (n,) with sixteen values and one absmax per block (lesson 5)."""
     x, absmax = nf4.normalize(w, block_size)
-    code = nf4.Code.of(values)
+    code = nf4.Codebook.from_values(values)
     return code.values[nf4.nearest(x, code)] * np.repeat(absmax, block_size)[: w.size]
 
 

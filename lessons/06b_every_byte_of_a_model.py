@@ -9,6 +9,7 @@
 # %%
 import struct
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +56,7 @@ print("bytes:", packed.hex(" "))
 
 w = rng.standard_normal((1024, 1024)).astype(np.float32)
 q = nf4.quantize(w)
-swapped = nf4.Quantized(q.codes << 4 | q.codes >> 4, q.scales, w.shape, 64, "nf4").dequantize()
+swapped = replace(q, codes=q.codes << 4 | q.codes >> 4).dequantize()
 table(
     ["relative to the RMS of w", "error", "RMS"],
     [
@@ -79,7 +80,7 @@ assert packed == bytes.fromhex("f0 c4 77 77"), "the first code must be in the hi
 for shape, size, blocks in (((3, 5), 8, 1), ((7, 64), 224, 7), ((1, 1), 1, 1), ((2, 48), 48, 2)):
     small = nf4.quantize(rng.standard_normal(shape))
     assert small.codes.size == size, f"{shape}: {small.codes.size} bytes of codes, not {size}"
-    assert small.scales.size == blocks, f"{shape}: {small.scales.size} blocks, not {blocks}"
+    assert small.absmax.size == blocks, f"{shape}: {small.absmax.size} blocks, not {blocks}"
 assert rms(swapped - w) > 1.3, "swapped halves must be worse than no weight at all"
 assert abs(rms(swapped) / rms(w) - 1) < 0.01, "but they must have the right size"
 
@@ -100,13 +101,13 @@ assert abs(rms(swapped) / rms(w) - 1) < 0.01, "but they must have the right size
 frozen = minilora.load("tiny", "nf4-dq")[1]
 leaves = flatten(frozen)
 quantized = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, nf4.Quantized)}
-parts = {"codes": 0, "codes of absmax": 0, "scales of absmax": 0, "offsets": 0}
+parts = {"codes": 0, "codes of absmax": 0, "nested absmax": 0, "offsets": 0}
 for path, leaf in leaves.items():
     if path in quantized:
         parts["codes"] += leaf.codes.nbytes
-        parts["codes of absmax"] += leaf.scales.codes.nbytes
-        parts["scales of absmax"] += leaf.scales.absmax.nbytes
-        parts["offsets"] += leaf.scales.offset.nbytes
+        parts["codes of absmax"] += leaf.stored_absmax.codes.nbytes
+        parts["nested absmax"] += leaf.stored_absmax.nested_absmax.nbytes
+        parts["offsets"] += leaf.stored_absmax.offset.nbytes
     else:
         kind = "norms" if "norm" in path else f"embedding, {getattr(leaf, 'kind', 'F32')}"
         parts[kind] = parts.get(kind, 0) + leaf.nbytes
@@ -120,7 +121,8 @@ print(f"{nbytes(frozen) / 4 / num_parameters(frozen):.3f} of the dense size, not
 for path, leaf in quantized.items():
     n = int(np.prod(leaf.shape))
     m = -(-n // 64)  # blocks, rounded up
-    arrays = leaf.codes, leaf.scales.codes, leaf.scales.absmax, leaf.scales.offset
+    double = leaf.stored_absmax
+    arrays = leaf.codes, double.codes, double.nested_absmax, double.offset
     expected = [-(-n // 2), m, 4 * -(-m // 256), 4]
     assert [array.nbytes for array in arrays] == expected, f"{path}: bytes of its four arrays"
 assert sum(parts.values()) == nbytes(frozen), "the parts must add up to the byte"
@@ -179,7 +181,7 @@ for name, (extra_per_weight, on_disk, in_memory) in files.items():
 # 2. `minilora.load("tiny", "nf4-dq")`: use "nf4". Which parts change?
 # 3. `"float16"` in `save_quantized`: use "float32". Which row of the table changes?
 #
-# **Where to stop with a debugger.** `nf4.pack`, `nf4._quantize` (`rest`: a tensor of odd size),
+# **Where to stop with a debugger.** `nf4.pack_4bit`, `nf4.normalize` (`rest`: a short last block),
 # `quantized_file._four_bit_sources` (`parts`).
 #
 # **Exercises.** packing-nibbles, test-nibbles, memory-estimate.

@@ -46,7 +46,8 @@ bins = [[example] for example in data.encode_rows(mixed, tokenizer, settings)[0]
 
 # %%
 _, first, _ = gradient_at(adapters, frozen, bins, 0, config, settings, kernels.OPS)
-moved, _ = optim.adamw(adapters, first, optim.adamw_init(adapters), lambda path: 4e-3, settings)
+rates = dict.fromkeys(flatten(adapters), 4e-3)
+moved, _ = optim.adamw(adapters, first, optim.adamw_init(adapters), rates, settings)
 step = flatten(tree_map(np.subtract, moved, adapters))
 gradients = flatten(first)
 of_b = [path for path in step if path.endswith("lora_B")]

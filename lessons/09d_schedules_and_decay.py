@@ -82,7 +82,7 @@ assert fast > 5, "at five times the rate, it must be far worse"
 # </details>
 
 # %%
-sum_of_rates = sum(optim.learning_rate(t, defaults) for t in range(defaults.iters))
+sum_of_rates = sum(optim.get_lr(t, defaults) for t in range(defaults.iters))
 
 
 def kept_by_decay(decay):
@@ -91,8 +91,8 @@ def kept_by_decay(decay):
     params, zero = {"lora_A": np.ones((1, 1))}, {"lora_A": np.zeros((1, 1))}
     state = optim.adamw_init(params)
     for t in range(defaults.iters):
-        rate = optim.learning_rate(t, settings)
-        params, state = optim.adamw(params, zero, state, lambda path, r=rate: r, settings)
+        rate = optim.get_lr(t, settings)
+        params, state = optim.adamw(params, zero, state, {"lora_A": rate}, settings)
     return float(params["lora_A"][0, 0])
 
 
@@ -167,7 +167,7 @@ with figure("optimization", "held-out loss (nats per target token)", "", title) 
 # 2. `show(USUAL, ...)`: add the case "64 rows, 50 steps" of lesson 9. Where is it?
 # 3. `sweeps/optimization.py`: add a case with a linear warm-up over half of the run.
 #
-# **Where to stop with a debugger.** `optim.learning_rate`.
+# **Where to stop with a debugger.** `optim.get_lr`.
 #
 # **Exercises.** warmup, adamw.
 #

@@ -14,7 +14,7 @@ from sweeps import compare, unfreezing
 
 from minilora import TrainConfig
 from minilora.evaluation import plot
-from minilora.training import rates
+from minilora.training import learning_rates
 
 sweep = read_sweep("unfreezing")
 on_micro = {name: entry.rate for name, entry in compare.TABLE.items()}  # best rates
@@ -109,9 +109,9 @@ if not QUICK:  # one run of the sweep again
 
 # %%
 base, _ = pictures.reader(0)
-rate_of = rates(1.0, TrainConfig(layer_lr_decay=0.4), base)
-shares = [rate_of(f"model.layers.{i}.linear.weight") for i in range(4)]
-print("shares of the rate, from the bottom:", ", ".join(f"{share:.3f}" for share in shares))
+rates = learning_rates(1.0, TrainConfig(layer_lr_decay=0.4), base)
+factors = [rates[f"model.layers.{i}.linear.weight"] for i in range(4)]
+print("factors of the rate, from the bottom:", ", ".join(f"{factor:.3f}" for factor in factors))
 
 
 def decay_table(sweep, trains, settings, columns, header):
@@ -147,7 +147,7 @@ of_micro = decay_table(
 
 # %%
 # Checks
-assert np.allclose(shares, [0.4**3, 0.4**2, 0.4, 1]), "each layer has 0.4 times the rate above"
+assert np.allclose(factors, [0.4**3, 0.4**2, 0.4, 1]), "each layer has 0.4 times the rate above"
 for smaller_rate, decayed in zip(of_pictures[1e-2, 1.0], of_pictures[3e-2, 0.4]):
     assert smaller_rate > decayed, "a smaller rate for all must be better in both scores"
 decays = [of_micro[2e-2, decay] for decay in (0.4, 0.7, 1.0)]
@@ -167,7 +167,7 @@ assert list(notes) == sorted(notes), "micro: the more decay, the less is forgott
 # 2. `unfreezing.run(("lora", 1e-2, 1.0, 0))`: pass `typeface="slanted"`. Is it as hard?
 # 3. `ylim=(0, 0.95)`: plot `old_accuracy` in place of `accuracy`.
 #
-# **Where to stop with a debugger.** `training.rates`, function `rate_of`: which layer gets which
+# **Where to stop with a debugger.** `training.learning_rates`: which layer gets which
 # rate?
 #
 # **Exercises.** adamw, lora-count.

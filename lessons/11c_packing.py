@@ -44,8 +44,10 @@ longest = max(len(example.tokens) for example in examples)
 # %%
 filled, scores_per_token, cells = {}, {}, []
 for length, size in ((None, 16), (longest, 16), (512, 8)):
-    bins = data.pack(examples, length) if length else [[example] for example in examples]
-    masks = [data.collate(data.batch_at(bins, i, size, 0))["mask"] for i in range(20)]
+    sequences = [[example] for example in examples]
+    if length:
+        sequences = data.pack_examples(examples, length)
+    masks = [data.collate(data.batch_at(sequences, i, size, 0))["mask"] for i in range(20)]
     filled[length] = float(np.mean([mask.mean() for mask in masks]))
     # Each token is scored against all tokens of its row, visible or not.
     scored = sum(mask.size * mask.shape[1] for mask in masks)
@@ -58,7 +60,7 @@ for length, size in ((None, 16), (longest, 16), (512, 8)):
     _, history = minilora.train(start, frozen, examples, config, settings)
     speed = sum(row["tokens"] for row in history) / (time.process_time() - began)
     name = f"{size} rows of {length}" if length else f"{size} examples"
-    per_step = round(size * len(examples) / len(bins))
+    per_step = round(size * len(examples) / len(sequences))
     numbers = [per_step, int(scores_per_token[length]), f"{speed:,.0f}"]
     cells.append([name, f"{filled[length]:.2f}", *numbers])
 header = ["batch", "text", "examples per step", "scores per token", "tokens per CPU second"]
@@ -96,7 +98,7 @@ assert scores_per_token[512] > 1.5 * scores_per_token[None], "rows of 512: many 
 
 
 # %%
-def logits(bins, mask=True, restart=True):
+def logits(sequences, mask=True, restart=True):
     """Return the logits of a batch of packed rows.
 
     mask: whether attention is limited to a token's example. restart: whether positions are counted
@@ -108,7 +110,7 @@ def logits(bins, mask=True, restart=True):
             rope = layers.rope_cos_sin(np.arange(q.shape[1])[None], config)
         return layers.attention(q, k, v, rope, starts if mask else 0 * starts)
 
-    batch, ops = data.collate(bins), kernels.OPS
+    batch, ops = data.collate(sequences), kernels.OPS
     if not (mask and restart):
         ops = SimpleNamespace(**vars(layers))
         ops.self_attention = partial(layers.self_attention, attention=attention)
@@ -116,7 +118,7 @@ def logits(bins, mask=True, restart=True):
     return layers.matmul(x, base["model"]["embed_tokens"]["weight"])
 
 
-packed = max(data.pack(examples[:200], 256), key=len)
+packed = max(data.pack_examples(examples[:200], 256), key=len)
 alone = np.concatenate([logits([[example]])[0] for example in packed])  # one example per row
 n = len(alone)
 WAYS = {

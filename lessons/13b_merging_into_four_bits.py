@@ -48,7 +48,7 @@ d, w = update_of(0.01), start.dequantize()
 for _ in range(10):
     end = nf4.quantize(nf4.quantize(w + d).dequantize() - d)
     w = end.dequantize()
-codes = nf4.unpack(start.codes)
+codes = nf4.unpack_4bit(start.codes)
 largest = np.isin(codes, (0, 15)).reshape(-1, 64).sum(axis=1)  # per block: codes of −1 and 1
 growth = end.absmax / start.absmax - 1
 print(f"{(largest > 1).mean():.0%} of the blocks have two elements with a code of −1 or 1")
@@ -57,7 +57,7 @@ print(f"{growth[largest == 1].mean():.1%} in blocks with one")
 
 # %%
 # Checks
-assert (nf4.unpack(end.codes) == codes).mean() > 0.999, "almost no code may change"
+assert (nf4.unpack_4bit(end.codes) == codes).mean() > 0.999, "almost no code may change"
 assert growth[largest > 1].mean() > 0.03, "with two such elements, the absmax must grow"
 assert np.abs(growth[largest == 1]).max() < 1e-5, "with one, it may not"
 
@@ -94,7 +94,7 @@ for size in SIZES:
     results = again.dequantize(), W + d, round_to({"w": W_hat + d}, "bfloat16")["w"], W_hat + d
     for way, w in zip(error, results):
         error[way].append(norm(w - (W_hat + d)) / norm(d))
-    moved = (nf4.unpack(again.codes) != nf4.unpack(quantized.codes)).mean()
+    moved = (nf4.unpack_4bit(again.codes) != nf4.unpack_4bit(quantized.codes)).mean()
     kept[size] = np.vdot(again.dequantize() - W_hat, d) / np.vdot(d, d)  # along ΔW itself
     of_size = [f"{errors[-1]:.2f}" for errors in error.values()]
     cells.append([f"{size}", *of_size, f"{moved:.2%}", f"{kept[size]:.0%}"])

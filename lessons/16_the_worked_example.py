@@ -80,8 +80,8 @@ print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1][
 # minilora, the trees that go in stay as they were, and the new trees share their arrays.
 
 # %%
-bins = [[example] for example in examples]
-grads = gradient_at(adapters, frozen, bins, 0, config, settings, kernels.OPS)[1]
+sequences = [[example] for example in examples]
+grads = gradient_at(adapters, frozen, sequences, 0, config, settings, kernels.OPS)[1]
 print(f"{len(flatten(grads))} gradients; the base has {len(flatten(base))} arrays")
 
 # %%
@@ -110,7 +110,7 @@ assert "lora_scaling" not in get(base, path), "the base must not be changed"
 
 # %%
 _, with_dropout = minilora.get_peft_model(quantized, replace(lora_config, lora_dropout=0.5), rng=0)
-batch = data.collate(bins[:4])
+batch = data.collate(sequences[:4])
 losses = []
 for rng in (None, None, np.random.default_rng(1), np.random.default_rng(2)):
     loss = model.loss(adapters, with_dropout, batch, config, kernels.OPS, rng=rng)

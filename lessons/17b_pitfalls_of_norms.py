@@ -149,7 +149,7 @@ if not QUICK:
 # 2. `["norm"]`: train `["norm", "bias"]`. What changes?
 # 3. `if "norm" not in path`: leave out only the last norm (`model.norm`). How much is lost?
 #
-# **Where to stop with a debugger.** `training.rates`, its inner `rate_of` (the rate of a norm).
+# **Where to stop with a debugger.** `training.learning_rates` (the rate of a norm).
 #
 # **Exercises.** rms-norm.
 #

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from minilora.config import LoraConfig
 from minilora.formats.hf_folder import projection_shapes
-from minilora.optim import learning_rate
+from minilora.optim import get_lr
 
 HALF_UNIT = {"float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}  # of 1.0
 
@@ -114,4 +114,4 @@ def total_rate(settings):
     """
     n = min(settings.iters, 10_000)
     steps = (settings.iters * i // n for i in range(n))
-    return settings.iters / n * sum(learning_rate(step, settings) for step in steps)
+    return settings.iters / n * sum(get_lr(step, settings) for step in steps)

@@ -13,7 +13,7 @@ from autograd.extend import defvjp, primitive
 
 from minilora import TrainConfig, layers
 from minilora.layers import value_and_grad
-from minilora.optim import adamw_init, clip, learning_rate
+from minilora.optim import adamw_init, clip, get_lr
 from minilora.training import update
 from minilora.tree import (
     get,
@@ -172,7 +172,7 @@ def fit(adapters, base, batch, config, running=None, augment=None, on_step=None)
         seen = augment(pictures[some], rng) if augment else pictures[some]
         value, grads = value_and_grad(loss)(adapters, base, (seen, labels[some]), running, rng)
         grads, _ = clip(grads, config.max_grad_norm)
-        rate = learning_rate(step, config)
+        rate = get_lr(step, config)
         adapters, state = update(adapters, grads, state, rate, config)
         history.append(float(value))
         if on_step:

@@ -21,29 +21,32 @@ class Example(NamedTuple):
     mask: list[int]
 
 
-def pack(examples: list[Example], length: int) -> list[list[Example]]:
-    """Put examples into bins (the rows of a batch) of at most `length` tokens, by best fit."""
-    bins: list[list[Example]] = []
+def pack_examples(examples: list[Example], length: int) -> list[list[Example]]:
+    """Put examples into sequences of at most `length` tokens, by best fit.
+
+    A sequence, a row of a batch, is a list of one or more examples.
+    """
+    sequences: list[list[Example]] = []
     with_room: list[list[list[Example]]] = [[] for _ in range(length)]  # by free tokens
     for example in sorted(examples, key=lambda e: -len(e.tokens)):
         need = len(example.tokens) - 1
         room = next((n for n in range(need, length) if with_room[n]), None)
         if room is None:
             room = length - 1
-            bins.append([])
-            with_room[room].append(bins[-1])
+            sequences.append([])
+            with_room[room].append(sequences[-1])
         best = with_room[room].pop()
         best.append(example)
         with_room[room - need].append(best)
-    return bins
+    return sequences
 
 
-def collate(bins: Sequence[list[Example]]) -> dict[str, Array]:
-    """Return the batch {name: (B, T)} of B bins, padded on the right with targets of mask 0."""
-    T = max(sum(len(example.tokens) - 1 for example in row) for row in bins)
+def collate(sequences: Sequence[list[Example]]) -> dict[str, Array]:
+    """Return the batch {name: (B, T)} of B sequences, padded on the right (mask 0)."""
+    T = max(sum(len(example.tokens) - 1 for example in row) for row in sequences)
     names = ("tokens", "targets", "mask", "segment_starts")
-    batch = {name: np.zeros((len(bins), T), np.int64) for name in names}
-    for i, row in enumerate(bins):
+    batch = {name: np.zeros((len(sequences), T), np.int64) for name in names}
+    for i, row in enumerate(sequences):
         start = 0
         for tokens, mask in row:
             end = start + len(tokens) - 1
@@ -56,12 +59,14 @@ def collate(bins: Sequence[list[Example]]) -> dict[str, Array]:
     return batch | {"mask": batch["mask"].astype(np.float32)}
 
 
-def batch_at(bins: list[list[Example]], step: int, size: int, seed: int) -> list[list[Example]]:
-    """Return the bins of batch number `step`; each epoch uses every bin once, in a new order."""
+def batch_at(
+    sequences: list[list[Example]], step: int, size: int, seed: int
+) -> list[list[Example]]:
+    """Return batch number `step`; each epoch uses every sequence once, in a new order."""
     batch = []  # a function of the arguments: a resumed run has no position to restore
     for i in range(step * size, (step + 1) * size):
-        epoch, position = divmod(i, len(bins))
-        batch.append(bins[_order(len(bins), epoch, seed)[position]])
+        epoch, position = divmod(i, len(sequences))
+        batch.append(sequences[_order(len(sequences), epoch, seed)[position]])
     return batch
 
 

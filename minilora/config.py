@@ -5,10 +5,11 @@ have the names of Hugging Face (model), PEFT (LoRA) and mlx_lm (training).
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any
+from typing import Any, NamedTuple
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
@@ -29,19 +30,24 @@ def require(ok: object, message: str) -> None:
         raise InputError(message)
 
 
-RULES: dict[str, Callable[[Any], bool]] = {  # {rule, as a message says it: test}
-    "be a whole number from 1": lambda value: type(value) is int and value >= 1,
-    "be a whole number from 0": lambda value: type(value) is int and value >= 0,
-    "be a positive number": lambda value: 0 < value < math.inf,
-    "lie in [0, 1)": lambda value: 0 <= value < 1,
-    "not be negative": lambda value: 0 <= value < math.inf,
-}
+class Rule(NamedTuple):
+    """A condition on a number, as an error message says it after "must", and as a function."""
+
+    text: str
+    holds: Callable[[Any], bool]
 
 
-def check(name: str, value: Any, rule: str) -> None:
-    """Raise InputError unless `value` is a number that satisfies `rule`, a key of RULES."""
-    sound = isinstance(value, Real) and RULES[rule](value)
-    require(sound, f"{name} must {rule}, got {value!r}")
+POSITIVE_INT = Rule("be a whole number from 1", lambda value: type(value) is int and value >= 1)
+NON_NEGATIVE_INT = Rule("be a whole number from 0", lambda value: type(value) is int and value >= 0)
+POSITIVE = Rule("be a positive number", lambda value: 0 < value < math.inf)
+NON_NEGATIVE = Rule("not be negative", lambda value: 0 <= value < math.inf)
+FRACTION = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
+
+
+def check_number(name: str, value: Any, rule: Rule) -> None:
+    """Raise InputError unless `value` is a number that satisfies `rule`."""
+    sound = isinstance(value, Real) and rule.holds(value)
+    require(sound, f"{name} must {rule.text}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self)[:7]:
-            check(f.name, getattr(self, f.name), "be a whole number from 1")
+            check_number(f.name, getattr(self, f.name), POSITIVE_INT)
         q, k = self.num_attention_heads, self.num_key_value_heads
         require(not q % k, f"num_attention_heads {q} is not a multiple of num_key_value_heads {k}")
         require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd: rotation needs pairs")
@@ -81,8 +87,8 @@ class LoraConfig:
     target_modules: str | Sequence[str] = ("q_proj", "v_proj")  # names, or one regex
     use_rslora: bool = False
     layers_to_transform: tuple[int, ...] | None = None
-    rank_pattern: dict[str, int] = field(default_factory=dict)  # other ranks, by module name
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
+    rank_pattern: dict[str, int] = field(default_factory=dict)  # {regex of a module: rank}
+    alpha_pattern: dict[str, float] = field(default_factory=dict)  # the first match counts
     use_dora: bool = False
     init_lora_weights: bool | str = True  # True or one of INITIALIZERS
     bias: str = "none"  # the only choice; methods.registry.also_train trains biases
@@ -90,13 +96,15 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         for r in (self.r, *self.rank_pattern.values()):
-            check("--lora-r", r, "be a whole number from 1")
+            check_number("--lora-r", r, POSITIVE_INT)
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
-            check("--lora-alpha", alpha, "be a positive number")
-        check("--lora-dropout", self.lora_dropout, "lie in [0, 1)")
+            check_number("--lora-alpha", alpha, POSITIVE)
+        check_number("--lora-dropout", self.lora_dropout, FRACTION)
         for name, choices in LORA_CHOICES.items():
             value = getattr(self, name)
             require(value in choices, f"{name} must be one of {choices}, got {value!r}")
+        for regex in (*self.rank_pattern, *self.alpha_pattern):
+            matches(regex, "")
         if not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
 
@@ -127,8 +135,19 @@ def names_module(name: str, path: str) -> bool:
     return path == name or path.endswith("." + name)
 
 
+def matches(regex: str, path: str) -> bool:
+    """Return whether a regular expression matches `path`; raise InputError if it is not one."""
+    try:
+        return re.fullmatch(regex, path) is not None
+    except (re.error, OverflowError, RecursionError) as error:
+        where = "in target_modules or rank_pattern or alpha_pattern"
+        raise InputError(f"{regex!r} {where} is not a regular expression: {error}") from error
+
+
 def _pattern(pattern: dict[str, Any], path: str, default: Any) -> Any:
-    return next((value for name, value in pattern.items() if names_module(name, path)), default)
+    # as in PEFT, an expression matches the path of a module or its end after a dot
+    found = (value for regex, value in pattern.items() if matches(rf"(.*\.)?({regex})", path))
+    return next(found, default)
 
 
 @dataclass(frozen=True)
@@ -166,14 +185,14 @@ class TrainConfig:
                 choices = CHOICES[f.name]
                 require(value in choices, f"{name} must be one of {choices}, got {value!r}")
             elif type(f.default) is not bool:
-                check(name, value, RULE_OF.get(f.name, RULE_OF[type(f.default)]))
+                rule = POSITIVE_INT if type(f.default) is int else POSITIVE
+                check_number(name, value, OTHER_RULES.get(f.name, rule))
 
 
-RULE_OF: dict[Any, str] = {  # by a field's name, otherwise by its type
-    int: "be a whole number from 1", float: "be a positive number",
-    "warmup_ratio": "lie in [0, 1)", "adam_beta1": "lie in [0, 1)", "adam_beta2": "lie in [0, 1)",
-    "weight_decay": "not be negative", "early_stopping_patience": "be a whole number from 0",
-    "seed": "be a whole number from 0",
+OTHER_RULES = {  # of fields that need not be positive
+    "warmup_ratio": FRACTION, "adam_beta1": FRACTION, "adam_beta2": FRACTION,
+    "weight_decay": NON_NEGATIVE, "early_stopping_patience": NON_NEGATIVE_INT,
+    "seed": NON_NEGATIVE_INT,
 }  # fmt: skip
 CHOICES = {
     "lr_schedule": ("constant", "linear", "cosine"),

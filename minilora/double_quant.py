@@ -1,4 +1,4 @@
-"""Double quantization: the scales of a 4-bit weight are quantized to eight bits.
+"""Double quantization: the absmax values of a 4-bit weight are quantized to eight bits.
 
 Part 2 of `lessons/00_qlora_in_one_file.py`, made general: any number of blocks, and compiled loops.
 
@@ -8,7 +8,8 @@ The differences are divided into blocks of 256, scaled by the absmax of their bl
 one of 256 values, which are denser near zero (a "dynamic" map: Dettmers 2016, 8-Bit Approximations
 for Parallelism in Deep Learning). This costs 8/64 + 32/(64·256) = 0.127 bits per weight.
 
-Codes, offset and absmax have the same bits as those of bitsandbytes on a CPU. Letter: m absmax.
+Codes, offset and nested absmax have the same bits as those of bitsandbytes on a CPU. Letter: m, the
+number of absmax values.
 """
 
 from dataclasses import dataclass
@@ -25,16 +26,16 @@ BLOCK = 256  # absmax per block
 
 @dataclass(frozen=True, eq=False)
 class DoubleQuantized:
-    """Absmax of m blocks, 8 bits each: absmaxᵢ ≈ map[codeᵢ] · absmax of its block + offset."""
+    """Absmax of m blocks, 8 bits each: absmaxᵢ ≈ map[codeᵢ] · nested absmax + offset."""
 
     codes: Array  # (m,) uint8
-    absmax: Array  # (⌈m/256⌉,) float32
+    nested_absmax: Array  # (⌈m/256⌉,) float32, one per 256 absmax
     offset: np.float32
 
     @property
     def nbytes(self) -> int:
         """Number of stored bytes."""
-        return int(self.codes.nbytes + self.absmax.nbytes + self.offset.nbytes)
+        return int(self.codes.nbytes + self.nested_absmax.nbytes + self.offset.nbytes)
 
 
 def dynamic_map() -> Array:
@@ -69,13 +70,14 @@ def double_quantize(absmax: Array, offset: np.float32 | None = None) -> DoubleQu
     require(np.isfinite(offset), "has weights too large for double quantization: use nf4")
     m = absmax.size
     blocks = np.pad(absmax - offset, (0, -m % BLOCK)).reshape(-1, BLOCK)
-    absmax = np.abs(blocks).max(axis=1)
+    nested_absmax = np.abs(blocks).max(axis=1)
     with np.errstate(all="ignore"):  # in a block of zeros, 0 · ∞ becomes -1, which has code 0
-        x = np.fmin(np.fmax(blocks * (1 / absmax)[:, None], -1), 1)
+        x = np.fmin(np.fmax(blocks * (1 / nested_absmax)[:, None], -1), 1)
     # bitsandbytes first rounds x to one of 65,536 equal steps, then takes the nearest value: one
     # code in a thousand is not the nearest to x, most of them close to zero.
     step = (x + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
-    return DoubleQuantized(_code_of_step()[step.astype(np.uint16)].ravel()[:m], absmax, offset)
+    codes = _code_of_step()[step.astype(np.uint16)].ravel()[:m]
+    return DoubleQuantized(codes, nested_absmax, offset)
 
 
 @cache
@@ -88,8 +90,8 @@ def _code_of_step() -> Array:
 
 def double_dequantize(q: DoubleQuantized) -> Array:
     """Compute the absmax (m,) float32 that a DoubleQuantized represents."""
-    scale = np.repeat(q.absmax, BLOCK)[: q.codes.size]
-    return DYNAMIC_MAP[q.codes] * scale + q.offset
+    nested_absmax = np.repeat(q.nested_absmax, BLOCK)[: q.codes.size]
+    return DYNAMIC_MAP[q.codes] * nested_absmax + q.offset
 
 
 def mean(x: Array) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from . import model
-from .config import ModelConfig, check, require
+from .config import POSITIVE_INT, ModelConfig, check_number, require
 from .layers import LayerCache
 from .ops import Ops
 from .tree import Array, Tree
@@ -30,7 +30,7 @@ def generate(
     """
     require(temp >= 0, f"--temp must not be negative, got {temp}")
     require(0 < top_p <= 1, f"--top-p must lie in (0, 1], got {top_p}")
-    check("--max-tokens", max_tokens, "be a whole number from 1")
+    check_number("--max-tokens", max_tokens, POSITIVE_INT)
     require(len(prompt) > 0, "the prompt is empty: give --prompt some text")
     cache = [LayerCache() for _ in range(model_config.num_hidden_layers)]
     tokens, rng = np.array([prompt]), np.random.default_rng(rng)

@@ -335,12 +335,12 @@ def value_and_grad(f: Function) -> Function:
     return evaluate
 
 
-def checkpoint(f: Function, trained: Tree, x: Array) -> Array:
-    """Compute f(trained, x), and recompute it in the backward pass (Chen et al. 2016)."""
+def checkpoint(f: Function, x: Array, trained: Tree) -> Array:
+    """Compute f(x, trained), and recompute it in the backward pass (Chen et al. 2016)."""
     leaves = flatten(trained)  # autograd's own `checkpoint` would recompute f once per leaf
 
     def of_arrays(x: Array, *arrays: Array) -> Array:
-        return f(unflatten(dict(zip(leaves, arrays))), x)
+        return f(x, unflatten(dict(zip(leaves, arrays))))
 
     return _checkpoint(of_arrays, x, *leaves.values())
 

@@ -8,12 +8,11 @@ An adapter is a small tree. At the path of an adapted projection it has `lora_A`
 tree next to the weight. `layers.linear` reads both trees.
 """
 
-import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .config import ALL_LINEAR, LoraConfig, names_module, require
+from .config import ALL_LINEAR, LoraConfig, matches, names_module, require
 from .layers import dense
 from .tree import Array, Tree, flatten, get, layer_of, named_leaves, set_leaf, tree_map, unflatten
 
@@ -68,7 +67,7 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     paths = [p for p in (path.removesuffix(".weight") for path in leaves) if p.endswith(ALL_LINEAR)]
     targets, found = lora_config.target_modules, set[str]()
     for target in (targets,) if isinstance(targets, str) else targets:
-        matching = {path for path in paths if matches(target, path, isinstance(targets, str))}
+        matching = {path for path in paths if is_target(path, target, isinstance(targets, str))}
         names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
         require(matching, f"--target-modules {target} matches nothing in this model: {names}")
         found |= matching
@@ -81,10 +80,10 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     return [path for path in paths if path in found and layer_of(path) in layers]
 
 
-def matches(target: str, path: str, is_regex: bool) -> bool:
-    """Return whether a target ("all-linear", a name or a regular expression) matches `path`."""
+def is_target(path: str, target: str, is_regex: bool) -> bool:
+    """Return whether a target ("all-linear", a name or a regular expression) names `path`."""
     named = target == "all-linear" or names_module(target, path)
-    return named or (is_regex and re.fullmatch(target, path) is not None)
+    return named or (is_regex and matches(target, path))
 
 
 def adapted_paths(adapters: Tree) -> list[str]:

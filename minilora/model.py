@@ -75,14 +75,14 @@ def hidden_states(
             rng=rng.child(i) if rng else None,
         )  # fmt: skip
         node = subtree(layers, number)
-        x = ops.checkpoint(layer, node, x) if checkpointing else layer(node, x)
+        x = ops.checkpoint(layer, x, node) if checkpointing else layer(x, node)
     if x.shape[1] > T:  # a trained prompt comes first; its states are not returned
         x = x[:, -T:]
     return ops.rms_norm(x, norm_weight(trained, frozen, "norm"), model_config.rms_norm_eps)
 
 
 def decoder_layer(
-    trained: Tree, x: Array, frozen: Tree, rope: Rope, segment_starts: Array, eps: float, ops: Ops,
+    x: Array, trained: Tree, frozen: Tree, rope: Rope, segment_starts: Array, eps: float, ops: Ops,
     cache: LayerCache | None = None, rng: RowRng | None = None,
 ) -> Array:  # fmt: skip
     """Apply one layer to x (B, T, D): add attention, then the MLP; eps: the ε of the norms."""

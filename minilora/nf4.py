@@ -39,22 +39,22 @@ FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])
 TINY = np.float32(1e-38)  # replaces a smaller absmax, so that nothing is divided by zero
 
 
-def pack(codes: Array) -> Array:
+def pack_4bit(codes: Array) -> Array:
     """Pack two 4-bit codes per byte, the first in the high half: (2k,) -> (k,) uint8.
 
-    >>> pack(np.array([1, 2, 15, 0]))
+    >>> pack_4bit(np.array([1, 2, 15, 0]))
     array([ 18, 240], dtype=uint8)
     """
     return (codes[0::2] << 4 | codes[1::2]).astype(np.uint8)
 
 
-def unpack(packed: Array) -> Array:
-    """Unpack the two 4-bit codes of each byte, the inverse of `pack`: (k,) -> (2k,)."""
+def unpack_4bit(packed: Array) -> Array:
+    """Unpack the two 4-bit codes of each byte, the inverse of `pack_4bit`: (k,) -> (2k,)."""
     return np.stack([packed >> 4, packed & 15], axis=1).ravel()
 
 
 @dataclass(frozen=True, eq=False)
-class Code:
+class Codebook:
     """The sixteen values of a 4-bit type, with the midpoints that are used to find the nearest."""
 
     values: Array  # (16,) float32, by code
@@ -62,14 +62,14 @@ class Code:
     midpoints: Array  # (15,) float32, between neighbours in that order
 
     @classmethod
-    def of(cls, values: Array) -> "Code":
-        """Create the Code of sixteen values (16,) float32."""
+    def from_values(cls, values: Array) -> "Codebook":
+        """Create the Codebook of sixteen values (16,) float32."""
         order = np.argsort(values, kind="stable").astype(np.uint8)
         midpoints = (values[order][:-1] + values[order][1:]) / np.float32(2)
         return cls(values, order, midpoints)
 
 
-CODES = {"nf4": Code.of(NF4), "fp4": Code.of(FP4)}
+CODEBOOKS = {"nf4": Codebook.from_values(NF4), "fp4": Codebook.from_values(FP4)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,35 +77,36 @@ class Quantized:
     """A tensor of n elements, 4 bits each, in m = ⌈n/B⌉ blocks; checks the sizes of its arrays."""
 
     codes: Array  # (⌈n/2⌉,) uint8
-    scales: Array | DoubleQuantized  # absmax (m,) float32, or double-quantized
+    stored_absmax: Array | DoubleQuantized  # (m,) float32, or 8 bits each
     shape: tuple[int, ...]  # of the tensor
     block_size: int
-    code: str  # "nf4" or "fp4"
+    quant_type: str  # "nf4" or "fp4"
 
     def __post_init__(self) -> None:
-        check(self.block_size, self.code)
-        n, scales = math.prod(self.shape), self.scales
+        check_4bit(self.block_size, self.quant_type)
+        n, absmax = math.prod(self.shape), self.stored_absmax
         m = -(-n // self.block_size)
-        parts: list[Any] = [(self.codes, -(-n // 2), np.uint8), (scales, m, np.float32)]
-        if isinstance(scales, DoubleQuantized):
-            parts[1:] = [(scales.codes, m, np.uint8), (scales.absmax, -(-m // BLOCK), np.float32)]
+        parts: list[Any] = [(self.codes, -(-n // 2), np.uint8), (absmax, m, np.float32)]
+        if isinstance(absmax, DoubleQuantized):
+            blocks = -(-m // BLOCK)
+            parts[1:] = (absmax.codes, m, np.uint8), (absmax.nested_absmax, blocks, np.float32)
         # compiled loops check no bounds
         weight = f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size}"
-        for part, size, kind in parts:
-            sound = part.shape == (size,) and part.dtype == kind and part.flags.c_contiguous
-            needs = f"needs a contiguous array ({size},) of {np.dtype(kind)}"
+        for part, size, dtype in parts:
+            sound = part.shape == (size,) and part.dtype == dtype and part.flags.c_contiguous
+            needs = f"needs a contiguous array ({size},) of {np.dtype(dtype)}"
             require(sound, f"{weight} {needs}, got {part.shape} of {part.dtype}")
 
     @property
     def absmax(self) -> Array:
-        """Absmax (m,) float32, dequantized if they are double-quantized."""
-        double = isinstance(self.scales, DoubleQuantized)
-        return double_dequantize(self.scales) if double else self.scales
+        """Absmax (m,) float32, dequantized if they are stored in 8 bits."""
+        stored = self.stored_absmax
+        return double_dequantize(stored) if isinstance(stored, DoubleQuantized) else stored
 
     @property
     def nbytes(self) -> int:
         """Number of stored bytes."""
-        return int(self.codes.nbytes + self.scales.nbytes)
+        return int(self.codes.nbytes + self.stored_absmax.nbytes)
 
     def dequantize(self) -> Array:
         """Return the dense tensor, float32; see `dequantize`."""
@@ -113,29 +114,29 @@ class Quantized:
 
 
 def quantize(
-    w: Array, block_size: int = 64, double_quant: bool = False, code: str = "nf4"
+    w: Array, block_size: int = 64, double_quant: bool = False, quant_type: str = "nf4"
 ) -> Quantized:
     """Quantize w (any shape, converted to float32) to four bits per element.
 
     block_size: elements per absmax, a power of two from 16 to 65,536. double_quant: quantize the
-    absmax to eight bits. code: "nf4" or "fp4". Raises InputError for other values, and if an
-    element is not finite.
+    absmax to eight bits. quant_type: "nf4" or "fp4". Raises InputError for other values, and if
+    an element is not finite.
     """
-    check(block_size, code)
+    check_4bit(block_size, quant_type)
     w = np.asarray(w, np.float32)
     require_finite(w)
     x, absmax = normalize(w.ravel(), block_size)
     x = np.pad(x, (0, x.size % 2))  # if n is odd, one zero more
-    codes = pack(nearest(x, CODES[code]))
-    scales = double_quantize(absmax) if double_quant else absmax
-    return Quantized(codes, scales, w.shape, block_size, code)
+    codes = pack_4bit(nearest(x, CODEBOOKS[quant_type]))
+    stored_absmax = double_quantize(absmax) if double_quant else absmax
+    return Quantized(codes, stored_absmax, w.shape, block_size, quant_type)
 
 
-def check(block_size: int, code: str) -> None:
-    """Raise InputError unless weights can be quantized with this block size and this code."""
+def check_4bit(block_size: int, quant_type: str) -> None:
+    """Raise InputError unless weights can be quantized with this block size and type."""
     sound = 16 <= block_size <= 65536 and block_size & (block_size - 1) == 0
     require(sound, f"a block size of {block_size} is not a power of two from 16 to 65,536: use 64")
-    require(code in CODES, f"there is no 4-bit code {code!r}: use one of {', '.join(CODES)}")
+    require(quant_type in CODEBOOKS, f"there is no 4-bit type {quant_type!r}: use nf4 or fp4")
 
 
 def require_finite(*arrays: Array) -> None:
@@ -157,18 +158,18 @@ def normalize(w: Array, block_size: int) -> tuple[Array, Array]:
     return x, absmax
 
 
-def nearest(x: Array, code: Code) -> Array:
+def nearest(x: Array, codebook: Codebook) -> Array:
     """Return the codes of the values nearest to x, in the shape of x; at a tie, the lower value.
 
-    >>> nearest(np.array([-1, 0.1, 0.9], np.float32), CODES["nf4"])
+    >>> nearest(np.array([-1, 0.1, 0.9], np.float32), CODEBOOKS["nf4"])
     array([ 0,  8, 15], dtype=uint8)
     """
-    return code.order[np.searchsorted(code.midpoints, x, side="left")]
+    return codebook.order[np.searchsorted(codebook.midpoints, x, side="left")]
 
 
 def dequantize(q: Quantized) -> Array:
     """Compute the dense tensor of q, of shape `q.shape`, float32."""
     n = math.prod(q.shape)
-    values = CODES[q.code].values[unpack(q.codes)[:n]]
+    values = CODEBOOKS[q.quant_type].values[unpack_4bit(q.codes)[:n]]
     # ŵ = value[code] · absmax of its block
     return (values * np.repeat(q.absmax, q.block_size)[:n]).reshape(q.shape)

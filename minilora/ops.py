@@ -40,7 +40,7 @@ class Ops(Protocol):
     def cross_entropy(self, hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
         """Compute the mean loss of the target tokens."""
 
-    def checkpoint(self, f: Function, trained: Tree, x: Array) -> Array:
+    def checkpoint(self, f: Function, x: Array, trained: Tree) -> Array:
         """Compute f, and recompute it in the backward pass."""
 
     def value_and_grad(self, f: Function) -> Function:

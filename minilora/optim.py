@@ -6,12 +6,11 @@ ones do not change or decay.
 """
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 
 from .config import TrainConfig, require
-from .tree import Array, Tree, flatten, named_leaves, tree_map, unflatten
+from .tree import Array, Tree, named_leaves, tree_map, unflatten
 
 
 def adamw_init(params: Tree) -> Tree:
@@ -20,27 +19,27 @@ def adamw_init(params: Tree) -> Tree:
 
 
 def adamw(
-    params: Tree, grads: Tree, state: Tree, rate: Callable[[str], float], train_config: TrainConfig
-) -> tuple[Tree, Tree]:
+    params: Tree, grads: Tree, state: Tree, learning_rates: dict[str, float],
+    train_config: TrainConfig,
+) -> tuple[Tree, Tree]:  # fmt: skip
     """Take one step of Adam with decoupled weight decay (Loshchilov and Hutter 2019, Alg. 2).
 
-    rate(path): the learning rate of a leaf. Returns new trees (params, state); the arguments do not
-    change.
+    learning_rates: {path of a leaf: its learning rate}. Returns new trees (params, state); the
+    arguments do not change.
     """
     b1, b2, decay = train_config.adam_beta1, train_config.adam_beta2, train_config.weight_decay
     t = state["step"] + 1
     m = tree_map(lambda m, g: b1 * m + (1 - b1) * g, state["m"], grads)
     v = tree_map(lambda v, g: b2 * v + (1 - b2) * (g * g), state["v"], grads)
 
-    def step(path: str, p: Array, m: Array, v: Array) -> Array:
+    def step(p: Array, m: Array, v: Array, lr: float) -> Array:
         # θ ← θ − η·λ·θ − η·m̂/(√v̂ + ε),  m̂ = m/(1 − β₁ᵗ),  v̂ = v/(1 − β₂ᵗ)
         denominator = np.sqrt(v) / math.sqrt(1 - b2**t) + train_config.adam_eps
-        p = p * (1 - rate(path) * decay)
-        return p - rate(path) / (1 - b1**t) * m / denominator
+        p = p * (1 - lr * decay)
+        return p - lr / (1 - b1**t) * m / denominator
 
-    m_flat, v_flat = flatten(m), flatten(v)
-    new = {path: step(path, p, m_flat[path], v_flat[path]) for path, p in named_leaves(params)}
-    return unflatten(new), {"m": m, "v": v, "step": t}
+    params = tree_map(step, params, m, v, unflatten(learning_rates))
+    return params, {"m": m, "v": v, "step": t}
 
 
 def global_norm(grads: Tree) -> float:
@@ -55,14 +54,14 @@ def clip(grads: Tree, max_norm: float) -> tuple[Tree, float]:
     return (grads if factor == 1.0 else tree_map(lambda g: g * factor, grads)), norm
 
 
-def learning_rate(step: int, train_config: TrainConfig) -> float:
+def get_lr(step: int, train_config: TrainConfig) -> float:
     """Return the learning rate of step 0, 1, …, with the values of transformers' schedulers.
 
     Linear warm-up over ⌈warmup_ratio·iters⌉ steps, starting at zero; then constant, linear to zero,
     or half a cosine to zero.
 
     >>> config = TrainConfig(iters=100, learning_rate=1e-3, warmup_ratio=0.1)
-    >>> [learning_rate(step, config) for step in (0, 5, 10, 100)]
+    >>> [get_lr(step, config) for step in (0, 5, 10, 100)]
     [0.0, 0.0005, 0.001, 0.0]
     """
     warmup = math.ceil(train_config.warmup_ratio * train_config.iters)

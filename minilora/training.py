@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from . import model
-from .batching import Example, batch_at, collate, pack
+from .batching import Example, batch_at, collate, pack_examples
 from .config import ModelConfig, TrainConfig, require
 from .layers import Function, RowRng
 from .ops import Ops
-from .optim import adamw, adamw_init, clip, learning_rate, round_to
+from .optim import adamw, adamw_init, clip, get_lr, round_to
 from .tree import Tree, layer_of, named_leaves, tree_map
 
 
@@ -29,56 +29,58 @@ def train(
     adapters: Tree, base: Tree, examples: list[Example], model_config: ModelConfig,
     train_config: TrainConfig, ops: Ops, state: Tree | None = None,
     on_step: Callable[[Tree, Tree, Tree], Any] | None = None,
-    parallel_map: Function = map, shares: int = 1,
+    parallel_map: Function = map, num_shards: int = 1,
 ) -> tuple[Tree, list[Tree]]:  # fmt: skip
     """Fit `adapters` to the examples; return (adapters, history), with one dict per step.
 
     The dict of a step has `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` and `seconds`.
-    state: the state of the run to continue. on_step(row, adapters, state): called after every step;
-    training ends if it returns true. shares: the number of parts of a batch that `parallel_map` may
-    compute at the same time. Raises InputError if there is nothing to train on, or if the loss or
-    the gradient is not finite; the last call of `on_step` then had the last good state.
+    state: the state of the run to continue. on_step(metrics, adapters, state): called with this
+    dict after every step; training ends if it returns true. num_shards: the number of parts of a
+    batch that `parallel_map` may compute at the same time. Raises InputError if there is nothing to
+    train on, or if the loss or the gradient is not finite; the last call of `on_step` then had the
+    last good state.
     """
     require(examples, "there are no examples to train on")
-    bins = [[example] for example in examples]
+    sequences = [[example] for example in examples]  # the rows of batches
     if train_config.packing:
-        bins = pack(examples, train_config.max_seq_length)
+        sequences = pack_examples(examples, train_config.max_seq_length)
     adapters = round_to(adapters, train_config.adapter_dtype)
     state = state or adamw_init(adapters)
     history: list[Tree] = []
-    settings = model_config, train_config, ops, parallel_map, shares
+    settings = model_config, train_config, ops, parallel_map, num_shards
     while state["step"] < train_config.iters:
         began, step = time.perf_counter(), state["step"]
-        loss, grads, tokens = gradient_at(adapters, base, bins, step, *settings)
+        loss, grads, tokens = gradient_at(adapters, base, sequences, step, *settings)
         grads, norm = clip(grads, train_config.max_grad_norm)
         seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
         advice = "lower --learning-rate, or use float32 adapters; the last checkpoint is kept"
         require(math.isfinite(loss + norm), f"{seen}: {advice}")
-        rate = learning_rate(step, train_config)
-        adapters, state = update(adapters, grads, state, rate, train_config)
-        row = {"step": step + 1, "loss": loss, "learning_rate": rate, "grad_norm": norm}
-        row |= {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}
-        history.append(row)
-        if on_step and on_step(row, adapters, state):
+        lr = get_lr(step, train_config)
+        adapters, state = update(adapters, grads, state, lr, train_config)
+        metrics = {"step": step + 1, "loss": loss, "learning_rate": lr, "grad_norm": norm}
+        metrics |= {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}
+        history.append(metrics)
+        if on_step and on_step(metrics, adapters, state):
             break
     return adapters, history
 
 
 def gradient_at(
-    adapters: Tree, base: Tree, bins: list[list[Example]], step: int, model_config: ModelConfig,
-    train_config: TrainConfig, ops: Ops, parallel_map: Function = map, shares: int = 1,
+    adapters: Tree, base: Tree, sequences: list[list[Example]], step: int,
+    model_config: ModelConfig, train_config: TrainConfig, ops: Ops,
+    parallel_map: Function = map, num_shards: int = 1,
 ) -> tuple[float, Tree, int]:  # fmt: skip
     """Compute (mean loss, its gradient, number of target tokens) of all micro-batches of a step."""
     n, size = train_config.grad_accumulation_steps, train_config.batch_size
     batches = []
     for i in range(n):
-        batch = batch_at(bins, step * n + i, size, train_config.seed)
-        batches.append(split_batch(list(enumerate(batch, start=i * size)), shares))
-    total = sum(num_targets(row) for batch in batches for share in batch for _, row in share)
+        batch = batch_at(sequences, step * n + i, size, train_config.seed)
+        batches.append(split_batch(list(enumerate(batch, start=i * size)), num_shards))
+    total = sum(num_targets(row) for batch in batches for shard in batch for _, row in shard)
     require(total, f"no token of the batch of step {step + 1} is a target: leave such rows out")
 
-    def part(share: list[tuple[int, list[Example]]]) -> tuple[int, float, Tree] | None:
-        positions, rows = zip(*share)
+    def shard_gradient(shard: list[tuple[int, list[Example]]]) -> tuple[int, float, Tree] | None:
+        positions, rows = zip(*shard)
         targets = sum(map(num_targets, rows))
         if not targets:
             return None
@@ -90,13 +92,13 @@ def gradient_at(
             )  # fmt: skip
         return targets, float(loss), grads
 
-    results = (result for batch in batches for result in parallel_map(part, batch))
+    results = (result for batch in batches for result in parallel_map(shard_gradient, batch))
     return *accumulate(filter(None, results), total), total
 
 
-def split_batch(rows: list[Any], shares: int) -> list[list[Any]]:
-    """Split the rows of a batch into at most `shares` lists, none of which is empty."""
-    n = min(shares, len(rows))
+def split_batch(rows: list[Any], num_shards: int) -> list[list[Any]]:
+    """Split the rows of a batch into at most `num_shards` lists, none of which is empty."""
+    n = min(num_shards, len(rows))
     return [rows[i::n] for i in range(n)]
 
 
@@ -105,34 +107,34 @@ def num_targets(examples: Iterable[Example]) -> int:
     return sum(sum(example.mask[1:]) for example in examples)
 
 
-def accumulate(parts: Iterable[tuple[int, float, Tree]], total: int) -> tuple[float, Tree]:
-    """Compute (mean loss, its gradient) of a batch from its parts.
+def accumulate(shards: Iterable[tuple[int, float, Tree]], total: int) -> tuple[float, Tree]:
+    """Compute (mean loss, its gradient) of a batch from those of its shards.
 
-    parts: (number of target tokens, mean loss, gradient) of each. total: the sum of these numbers.
+    shards: (number of target tokens, mean loss, gradient) of each. total: the sum of these numbers.
     """
     loss, grads = 0.0, dict[str, Any]()
-    for n, value, grad in parts:
+    for n, value, grad in shards:
         # L = Σ (nᵢ/n)·Lᵢ: the mean over all target tokens, not a mean of means
-        share = n / total
-        loss += share * value
-        grad = tree_map(partial(np.multiply, share), grad)
+        weight = n / total
+        loss += weight * value
+        grad = tree_map(partial(np.multiply, weight), grad)
         grads = tree_map(np.add, grads, grad) if grads else grad
     return loss, grads
 
 
 def update(
-    adapters: Tree, grads: Tree, state: Tree, rate: float, train_config: TrainConfig
+    adapters: Tree, grads: Tree, state: Tree, lr: float, train_config: TrainConfig
 ) -> tuple[Tree, Tree]:
     """Take a step of AdamW: return (adapters, state), the adapters rounded to `adapter_dtype`."""
-    rate_of = rates(rate, train_config, adapters)
-    adapters, moments = adamw(adapters, grads, state, rate_of, train_config)
+    lrs = learning_rates(lr, train_config, adapters)
+    adapters, moments = adamw(adapters, grads, state, lrs, train_config)
     return round_to(adapters, train_config.adapter_dtype), {**state, **moments}
 
 
-def rates(rate: float, train_config: TrainConfig, adapters: Tree) -> Callable[[str], float]:
-    """Return a function from the path of a leaf to its learning rate.
+def learning_rates(lr: float, train_config: TrainConfig, adapters: Tree) -> dict[str, float]:
+    """Return {path: learning rate} for the leaves of `adapters`; lr: the rate of the step.
 
-    The rate is multiplied by `loraplus_lr_ratio` for lora_B (LoRA+, Hayou et al. 2024), by
+    It is multiplied by `loraplus_lr_ratio` for lora_B (LoRA+, Hayou et al. 2024), by
     `also_train_lr_scale` for other leaves if there are low-rank factors, and by `layer_lr_decay` to
     the power of the number of layers between the leaf and the highest trained layer (Howard and
     Ruder 2018, Sec. 3.2).
@@ -141,12 +143,11 @@ def rates(rate: float, train_config: TrainConfig, adapters: Tree) -> Callable[[s
     has_factors = any(path.endswith("lora_A") for path in paths)
     other_lr_scale = train_config.also_train_lr_scale if has_factors else 1.0
     depth = 1 + max((layer_of(path) for path in paths), default=0)
-
-    def rate_of(path: str) -> float:
+    rates = {}
+    for path in paths:
         name = path.rpartition(".")[2]
         scale = 1.0 if name.startswith("lora_") else other_lr_scale
         ratio = train_config.loraplus_lr_ratio if name == "lora_B" else 1.0
         top = depth - 1 if path.startswith(("model.norm.", "lm_head.")) else layer_of(path)
-        return rate * scale * ratio * train_config.layer_lr_decay ** (depth - 1 - top)
-
-    return rate_of
+        rates[path] = lr * scale * ratio * train_config.layer_lr_decay ** (depth - 1 - top)
+    return rates

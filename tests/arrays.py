@@ -23,7 +23,7 @@ def weights(kind, shape, seed=0):
     elif kind == "mixed":  # rows that differ by orders of magnitude
         w *= 10.0 ** rng.integers(-6, 6, (*shape[:-1], 1))
     elif kind == "halfway":  # so close to a midpoint that the last bit decides the code
-        four_bit = np.tile([code.midpoints for code in nf4.CODES.values()], 8).ravel()
+        four_bit = np.tile([code.midpoints for code in nf4.CODEBOOKS.values()], 8).ravel()
         midpoints = np.concatenate([four_bit, (np.arange(-127, 127) + 0.5) / 127])
         absmax, bits = rng.uniform(0.5, 2), rng.integers(-2, 3, shape)
         w = absmax * rng.choice(midpoints, shape) * (1 + bits / 2**24)

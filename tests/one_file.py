@@ -23,8 +23,8 @@ def one_file():
 def parts(q):
     """The arrays of a lesson's NF4Weight and of a package's `nf4.Quantized`, in one order."""
     if hasattr(q, "absmax_codes"):
-        return q.codes, q.absmax_codes, q.scales, q.offset
-    return q.codes, q.scales.codes, q.scales.absmax, q.scales.offset
+        return q.codes, q.absmax_codes, q.nested_absmax, q.offset
+    return q.codes, q.stored_absmax.codes, q.stored_absmax.nested_absmax, q.stored_absmax.offset
 
 
 def assert_equal_bits(lesson, package, w):

@@ -126,16 +126,16 @@ def test_adam_goes_as_far_as_the_rates_together(schedule):
     params = {"lora_B": np.zeros(3)}
     state = optim.adamw_init(params)
     for step in range(config.iters):
-        rate = optim.learning_rate(step, config)
+        rate = optim.get_lr(step, config)
         grads = {"lora_B": np.full(3, -0.2)}
-        params, state = optim.adamw(params, grads, state, lambda path, rate=rate: rate, config)
+        params, state = optim.adamw(params, grads, state, {"lora_B": rate}, config)
     # m̂/√v̂ is 1 for a gradient that stays; ε is 5e-8 of it, and what rounds is far less
     np.testing.assert_allclose(params["lora_B"], total_rate(config), rtol=1e-7)
 
 
 def test_weight_decay_takes_back_what_is_said():
     config = TrainConfig(iters=200, learning_rate=4e-3, weight_decay=1.0)
-    rates = [optim.learning_rate(step, config) for step in range(config.iters)]
+    rates = [optim.get_lr(step, config) for step in range(config.iters)]
     left = np.prod([1 - rate for rate in rates])
     # log(1 − x) = −x − x²/2 − …, x at most 4e-3, so Σ differs by at most 2.1e-3 of itself
     np.testing.assert_allclose(np.log(left), -total_rate(config), rtol=2.1e-3)

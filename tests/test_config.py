@@ -10,11 +10,16 @@ from models import TINY
 
 from minilora.config import (
     ALL_LINEAR,
+    FRACTION,
+    NON_NEGATIVE,
+    NON_NEGATIVE_INT,
+    POSITIVE,
+    POSITIVE_INT,
     InputError,
     LoraConfig,
     ModelConfig,
     TrainConfig,
-    check,
+    check_number,
     flag,
     names_module,
     scaling,
@@ -50,26 +55,26 @@ def test_a_name_is_a_whole_path_or_an_end_after_a_dot():
 
 BELOW_ONE, SMALLEST, LARGEST, INF = math.nextafter(1, 0), 5e-324, 1.7e308, float("inf")
 RANGES = {  # per rule: accepted values up to the limits, and refused values beyond them
-    "be a whole number from 1": ((1, 2, 10**9), (0, -1, 1.0, 1.5, True, "1", None)),
-    "be a whole number from 0": ((0, 1, 10**9), (-1, -2, 0.0, 1.5, False, "0", None)),
-    "be a positive number": (
+    POSITIVE_INT: ((1, 2, 10**9), (0, -1, 1.0, 1.5, True, "1", None)),
+    NON_NEGATIVE_INT: ((0, 1, 10**9), (-1, -2, 0.0, 1.5, False, "0", None)),
+    POSITIVE: (
         (SMALLEST, 0.5, 1, LARGEST),
         (0, -SMALLEST, -0.5, -2, INF, math.nan),
     ),
-    "lie in [0, 1)": ((0, SMALLEST, 0.5, BELOW_ONE), (-SMALLEST, -0.5, -2, 1, 1.5, 3, math.nan)),
-    "not be negative": ((0, SMALLEST, 0.5, 1, LARGEST), (-SMALLEST, -0.5, -2, INF, math.nan)),
+    FRACTION: ((0, SMALLEST, 0.5, BELOW_ONE), (-SMALLEST, -0.5, -2, 1, 1.5, 3, math.nan)),
+    NON_NEGATIVE: ((0, SMALLEST, 0.5, 1, LARGEST), (-SMALLEST, -0.5, -2, INF, math.nan)),
 }
 
 
-@pytest.mark.parametrize("rule", RANGES)
+@pytest.mark.parametrize("rule", RANGES, ids=lambda rule: rule.text)
 def test_a_rule_takes_its_range_and_nothing_else(rule):
     good, bad = RANGES[rule]
     for value in good:
-        check("--some-flag", value, rule)
+        check_number("--some-flag", value, rule)
     for value in bad:
         with pytest.raises(InputError, match=r"^--some-flag must ") as error:
-            check("--some-flag", value, rule)
-        assert str(error.value) == f"--some-flag must {rule}, got {value!r}"
+            check_number("--some-flag", value, rule)
+        assert str(error.value) == f"--some-flag must {rule.text}, got {value!r}"
 
 
 def test_the_text_of_an_error_is_one_short_line():
@@ -93,23 +98,27 @@ def test_a_size_of_a_model_is_a_positive_integer(name):
     assert getattr(ModelConfig(**sizes), name) == sizes[name]
 
 
-WHOLE = ("iters", "batch_size", "grad_accumulation_steps", "max_seq_length", "steps_per_eval",
-         "val_batches")  # fmt: skip
-POSITIVE = ("learning_rate", "max_grad_norm", "adam_eps", "also_train_lr_scale", "layer_lr_decay",
-            "loraplus_lr_ratio")  # fmt: skip
+WHOLE_FIELDS = (
+    "iters", "batch_size", "grad_accumulation_steps", "max_seq_length", "steps_per_eval",
+    "val_batches",
+)  # fmt: skip
+POSITIVE_FIELDS = (
+    "learning_rate", "max_grad_norm", "adam_eps", "also_train_lr_scale", "layer_lr_decay",
+    "loraplus_lr_ratio",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("config", "fields", "rule"),
     [
-        (TrainConfig, WHOLE, "be a whole number from 1"),
-        (TrainConfig, ("seed", "early_stopping_patience"), "be a whole number from 0"),
-        (TrainConfig, POSITIVE, "be a positive number"),
-        (TrainConfig, ("warmup_ratio", "adam_beta1", "adam_beta2"), "lie in [0, 1)"),
-        (TrainConfig, ("weight_decay",), "not be negative"),
-        (LoraConfig, ("r",), "be a whole number from 1"),
-        (LoraConfig, ("lora_alpha",), "be a positive number"),
-        (LoraConfig, ("lora_dropout",), "lie in [0, 1)"),
+        (TrainConfig, WHOLE_FIELDS, POSITIVE_INT),
+        (TrainConfig, ("seed", "early_stopping_patience"), NON_NEGATIVE_INT),
+        (TrainConfig, POSITIVE_FIELDS, POSITIVE),
+        (TrainConfig, ("warmup_ratio", "adam_beta1", "adam_beta2"), FRACTION),
+        (TrainConfig, ("weight_decay",), NON_NEGATIVE),
+        (LoraConfig, ("r",), POSITIVE_INT),
+        (LoraConfig, ("lora_alpha",), POSITIVE),
+        (LoraConfig, ("lora_dropout",), FRACTION),
     ],
 )
 def test_every_field_has_its_rule(config, fields, rule):
@@ -120,7 +129,7 @@ def test_every_field_has_its_rule(config, fields, rule):
         for value in bad:
             with pytest.raises(InputError) as error:
                 config(**{name: value})
-            assert f" must {rule}, got " in str(error.value)
+            assert f" must {rule.text}, got " in str(error.value)
 
 
 @pytest.mark.parametrize(

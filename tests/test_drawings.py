@@ -89,7 +89,7 @@ def test_the_number_line_has_the_values_of_nf4(modules):
     lines = [line.get_xdata()[0] for line in plot.lines if list(line.get_ydata()) == [0, 0.45]]
     np.testing.assert_array_equal(np.float32(lines), nf4.NF4)
     weights, absmax = modules["few_bits"].block_of_eight()
-    codes = nf4.unpack(nf4.quantize(np.tile(weights, 2), 16).codes)[:8]
+    codes = nf4.unpack_4bit(nf4.quantize(np.tile(weights, 2), 16).codes)[:8]
     ends = [note.xy[0] for note in plot.texts if hasattr(note, "arrow_patch")]
     np.testing.assert_array_equal(np.float32(ends), nf4.NF4[codes])
     assert absmax == nf4.quantize(np.tile(weights, 2), 16).absmax[0]
@@ -99,7 +99,8 @@ def test_the_bytes_are_those_of_a_quantized_tensor(modules):
     rng = np.random.default_rng(0)
     q = nf4.quantize(rng.standard_normal((1536, 576)).astype(np.float32), 64, double_quant=True)
     found = words(drawn(modules, "double_quantized_bytes"))
-    for size in (q.codes.nbytes, q.scales.codes.nbytes, q.scales.absmax.nbytes, 4):
+    double = q.stored_absmax
+    for size in (q.codes.nbytes, double.codes.nbytes, double.nested_absmax.nbytes, 4):
         assert f"{size:,} bytes" in found
     total = f"{q.nbytes:,} bytes, {8 * q.nbytes / (1536 * 576):.3f} bits per weight"
     assert any(text.startswith(total) for text in found)

@@ -495,14 +495,14 @@ def test_value_and_grad_passes_everything_on_and_keeps_the_paths(seed, a, b):
 def test_a_checkpoint_has_the_gradient_of_what_it_recomputes(seed):
     x, w, v = arrays(seed, (2, 3), (3, 3), 3)
 
-    def block(tree, x):
+    def block(x, tree):
         return anp.tanh(x @ tree["a"]["w"]) * tree["v"] + x
 
     def kept(x, w, v):
-        return block({"a": {"w": w}, "v": v}, x)
+        return block(x, {"a": {"w": w}, "v": v})
 
     def recomputed(x, w, v):
-        return layers.checkpoint(block, {"a": {"w": w}, "v": v}, x)
+        return layers.checkpoint(block, x, {"a": {"w": w}, "v": v})
 
     np.testing.assert_array_equal(recomputed(x, w, v), kept(x, w, v))
     gradients_agree(recomputed, x, w, v)

@@ -37,7 +37,7 @@ def by_element(per_block, q):
 
 
 def half_widest_gap(code):
-    return np.diff(np.sort(nf4.CODES[code].values)).max() / 2
+    return np.diff(np.sort(nf4.CODEBOOKS[code].values)).max() / 2
 
 
 # --- the codes ---
@@ -70,10 +70,10 @@ def test_fp4_has_two_zeros_and_a_smallest_value_that_no_e2m1_has():
 @given(st.binary(min_size=1))
 def test_packing_is_reversible_and_puts_the_first_code_in_the_high_half(data):
     packed = np.frombuffer(data, np.uint8)
-    codes = nf4.unpack(packed)
+    codes = nf4.unpack_4bit(packed)
     assert codes.size == 2 * packed.size and codes.max() < 16
     assert codes[0] == packed[0] // 16 and codes[1] == packed[0] % 16
-    np.testing.assert_array_equal(nf4.pack(codes), packed)
+    np.testing.assert_array_equal(nf4.pack_4bit(codes), packed)
 
 
 def test_golden_bytes():
@@ -89,17 +89,17 @@ def test_golden_bytes():
 
 
 def test_a_tie_goes_to_the_lower_code():
-    midpoints = nf4.CODES["nf4"].midpoints
+    midpoints = nf4.CODEBOOKS["nf4"].midpoints
     w = np.zeros(16, np.float32)
     w[:15], w[15] = midpoints, 1
-    assert nf4.unpack(nf4.quantize(w, 16).codes).tolist() == list(range(16))
+    assert nf4.unpack_4bit(nf4.quantize(w, 16).codes).tolist() == list(range(16))
     w[:15] = np.nextafter(midpoints, np.float32(2))
-    assert nf4.unpack(nf4.quantize(w, 16).codes).tolist() == [*range(1, 16), 15]
+    assert nf4.unpack_4bit(nf4.quantize(w, 16).codes).tolist() == [*range(1, 16), 15]
 
 
 def test_zeros():
     q = nf4.quantize(np.zeros(64 + 16, np.float32))
-    assert set(nf4.unpack(q.codes)) == {7}
+    assert set(nf4.unpack_4bit(q.codes)) == {7}
     # as in bitsandbytes, only a short last block never has an absmax of 0
     assert q.absmax.tolist() == [0, float(nf4.TINY)]
     assert not q.dequantize().any()
@@ -109,11 +109,11 @@ def test_zeros():
 def test_every_element_by_itself(seed, kind, n, code):
     """Blocks of 16, one element at a time: the nearest value, and the lower one at a tie."""
     w = weights(kind, (n,), seed)
-    q = nf4.quantize(w, 16, code=code)
-    values = nf4.CODES[code].values
+    q = nf4.quantize(w, 16, quant_type=code)
+    values = nf4.CODEBOOKS[code].values
     by_value = sorted(range(16), key=lambda i: values[i])  # of FP4's two zeros, +0 comes first
     edges = [(values[a] + values[b]) / np.float32(2) for a, b in pairwise(by_value)]
-    got, back = nf4.unpack(q.codes), q.dequantize()
+    got, back = nf4.unpack_4bit(q.codes), q.dequantize()
     for i, x in enumerate(w):
         block = w[i // 16 * 16 : i // 16 * 16 + 16]
         largest, tiny = max(abs(block)), np.float32(1e-38)
@@ -129,7 +129,7 @@ def test_every_element_by_itself(seed, kind, n, code):
 
 
 def test_the_tables_of_a_code():
-    for name, code in nf4.CODES.items():
+    for name, code in nf4.CODEBOOKS.items():
         assert code.values is {"nf4": nf4.NF4, "fp4": nf4.FP4}[name]
         assert code.order.dtype == np.uint8 and sorted(code.order.tolist()) == [*range(16)]
         rising = code.values[code.order]
@@ -139,9 +139,10 @@ def test_the_tables_of_a_code():
         pairs = compiled.BYTE_VALUES[name].view(np.float32).reshape(256, 2)
         for byte in range(256):
             assert pairs[byte].tolist() == [code.values[byte // 16], code.values[byte % 16]]
-    assert nf4.CODES["nf4"].order.tolist() == [*range(16)]
+    assert nf4.CODEBOOKS["nf4"].order.tolist() == [*range(16)]
     # equal values keep the order of their codes: FP4's zeros are 0 and 8
-    assert nf4.CODES["fp4"].order.tolist() == [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3]
+    order = [11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3]
+    assert nf4.CODEBOOKS["fp4"].order.tolist() == order
 
 
 # --- single quantization ---
@@ -150,7 +151,7 @@ def test_the_tables_of_a_code():
 @given(seeds, kinds, shapes, block_sizes, codes)
 def test_error_is_at_most_half_the_widest_gap_times_absmax(seed, kind, shape, block_size, code):
     w = weights(kind, shape, seed)
-    q = nf4.quantize(w, block_size, code=code)
+    q = nf4.quantize(w, block_size, quant_type=code)
     error = np.abs(q.dequantize().astype(np.float64) - w)
     # 1/absmax and its product with w are rounded before the search, value · absmax after it.
     bound = (half_widest_gap(code) + 3 * EPS) * by_element(q.absmax.astype(np.float64), q)
@@ -159,8 +160,8 @@ def test_error_is_at_most_half_the_widest_gap_times_absmax(seed, kind, shape, bl
 
 @given(seeds, kinds, shapes, block_sizes, codes)
 def test_quantizing_what_was_dequantized_changes_nothing(seed, kind, shape, block_size, code):
-    q = nf4.quantize(weights(kind, shape, seed), block_size, code=code)
-    again = nf4.quantize(q.dequantize(), block_size, code=code)
+    q = nf4.quantize(weights(kind, shape, seed), block_size, quant_type=code)
+    again = nf4.quantize(q.dequantize(), block_size, quant_type=code)
     np.testing.assert_array_equal(again.absmax, q.absmax)
     np.testing.assert_array_equal(again.dequantize(), q.dequantize())
     if code == "nf4":  # FP4 has two codes for zero
@@ -170,7 +171,7 @@ def test_quantizing_what_was_dequantized_changes_nothing(seed, kind, shape, bloc
 @given(seeds, kinds, shapes, block_sizes, codes)
 def test_the_largest_of_a_block_is_kept_exactly(seed, kind, shape, block_size, code):
     w = weights(kind, shape, seed)
-    q = nf4.quantize(w, block_size, code=code)
+    q = nf4.quantize(w, block_size, quant_type=code)
     largest = (np.abs(w) == by_element(q.absmax, q)) & (w != 0)
     np.testing.assert_array_equal(q.dequantize()[largest], w[largest])
 
@@ -188,7 +189,7 @@ def test_the_largest_of_a_block_is_kept_exactly(seed, kind, shape, block_size, c
 )
 def test_expected_error_on_normal_weights(code, block_size, mean_error, rmse):
     w = weights("normal", (1 << 20,))
-    error = np.abs(nf4.quantize(w, block_size, code=code).dequantize() - w)
+    error = np.abs(nf4.quantize(w, block_size, quant_type=code).dequantize() - w)
     blocks = error.reshape(-1, block_size).astype(np.float64)
 
     def agrees(of_blocks, expected):  # blocks are independent: five standard errors of their mean
@@ -203,7 +204,7 @@ def test_expected_error_on_normal_weights(code, block_size, mean_error, rmse):
 
 def test_the_sixteen_bins_are_not_equally_filled():
     q = nf4.quantize(weights("normal", (1 << 20,)))
-    share = np.bincount(nf4.unpack(q.codes), minlength=16) / (1 << 20)
+    share = np.bincount(nf4.unpack_4bit(q.codes), minlength=16) / (1 << 20)
     # one share's standard error is at most √(0.1 · 0.9 / 2²⁰) = 0.0003
     assert share.min() == pytest.approx(0.017, abs=0.001)
     assert share.max() == pytest.approx(0.093, abs=0.001)
@@ -235,7 +236,7 @@ def test_the_code_of_every_step():
     for k in range(0, n + 1, 255):
         x = np.float32([1, *steps[k : k + 255]])
         second = double_quant.double_quantize(x, np.float32(0))
-        assert second.absmax.tolist() == [1] and second.codes[0] == 255
+        assert second.nested_absmax.tolist() == [1] and second.codes[0] == 255
         # x is the nearest float32 to its step and comes back to it: the grid is 2⁻¹⁵, not 2⁻²⁴
         assert second.codes[1:].tolist() == expected[k : k + 255]
 
@@ -247,14 +248,13 @@ def test_double_quantization_one_absmax_at_a_time(seed, kind, m):
     offset, back = double_quant.mean(absmax), double_quant.double_dequantize(second)
     assert second.offset == offset and type(second.offset) is np.float32
     assert second.codes.dtype == np.uint8 and second.codes.shape == (m,)
-    assert second.absmax.dtype == back.dtype == np.float32 and second.absmax.shape == (
-        -(-m // 256),
-    )
+    assert second.nested_absmax.dtype == back.dtype == np.float32
+    assert second.nested_absmax.shape == (-(-m // 256),)
     midpoints = [float((a + b) / np.float32(2)) for a, b in pairwise(double_quant.DYNAMIC_MAP)]
     for start in range(0, m, 256):
         rest = [a - offset for a in absmax[start : start + 256]]
         largest = max(abs(a) for a in rest)
-        assert second.absmax[start // 256] == largest
+        assert second.nested_absmax[start // 256] == largest
         for i, a in enumerate(rest, start):
             x = -one if largest == 0 else min(max(a * (one / largest), -one), one)
             step = int((x + one) * np.float32(0.5) * np.float32(65535) + np.float32(0.5))
@@ -276,7 +276,7 @@ def nesting_bound(absmax, second):
     widest gap is 0.9/64, and -1 lies half such a gap below the lowest. In addition, float32
     rounds the difference, quotient and grid point, and on the way back the product and the sum.
     """
-    scale = np.repeat(second.absmax, double_quant.BLOCK)[: absmax.size].astype(np.float64)
+    scale = np.repeat(second.nested_absmax, double_quant.BLOCK)[: absmax.size].astype(np.float64)
     rounding = 2 * EPS * (np.abs(absmax) + abs(second.offset) + scale)
     return scale * (0.9 / 128 + 1 / 65535 + 8 * EPS) + rounding
 
@@ -298,7 +298,7 @@ def test_error_of_double_quantization(seed, kind, shape, block_size, code):
     # No value is larger than 1, so what the absmax moves by is all that is added.
     absmax = single.absmax.astype(np.float64)
     bound = absmax * (half_widest_gap(code) + 3 * EPS)
-    bound += nesting_bound(absmax, double.scales) * (1 + EPS)
+    bound += nesting_bound(absmax, double.stored_absmax) * (1 + EPS)
     assert (error <= by_element(bound, double)).all()
 
 
@@ -316,7 +316,7 @@ def test_what_does_not_hold_for_double_quantization():
 
 def test_equal_absmax_are_all_offset():
     second = double_quant.double_quantize(np.full(300, 0.5, np.float32))  # sums of halves are exact
-    assert second.absmax.tolist() == [0, 0] and not second.codes.any()
+    assert second.nested_absmax.tolist() == [0, 0] and not second.codes.any()
     np.testing.assert_array_equal(
         double_quant.double_dequantize(second), np.full(300, second.offset)
     )
@@ -325,7 +325,7 @@ def test_equal_absmax_are_all_offset():
 def test_one_code_in_a_thousand_is_not_the_nearest():
     absmax = np.abs(weights("normal", (1 << 18,))) + 3
     second = double_quant.double_quantize(absmax)
-    x = (absmax - second.offset).reshape(-1, double_quant.BLOCK) / second.absmax[:, None]
+    x = (absmax - second.offset).reshape(-1, double_quant.BLOCK) / second.nested_absmax[:, None]
     midpoints = (double_quant.DYNAMIC_MAP[:-1] + double_quant.DYNAMIC_MAP[1:]) / 2
     nearest = np.searchsorted(midpoints, x).ravel()
     assert 0.0005 < (nearest != second.codes).mean() < 0.003
@@ -401,7 +401,7 @@ def test_mean_is_the_mean(seed, n):
 
 def assert_same(q, plain):
     np.testing.assert_array_equal(q.codes, plain.codes)
-    ours, theirs = compiled.absmax(q.scales), plain.absmax
+    ours, theirs = compiled.absmax(q), plain.absmax
     np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
     ours, theirs = compiled.dequantize(q), plain.dequantize()
     np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
@@ -474,7 +474,7 @@ def test_a_weight_that_is_not_finite_is_refused(value, position):
 def test_sizes_that_do_not_fit_each_other_are_refused(seed, double, block_size, what, by):
     """Compiled loops check no bounds, so a weight with wrong sizes cannot be created."""
     q = nf4.quantize(weights("normal", (40, 64 * 33), seed), block_size, double)
-    codes, scales, shape = q.codes, q.scales, q.shape
+    codes, scales, shape = q.codes, q.stored_absmax, q.shape
 
     def resized(x):
         return np.resize(x, max(0, x.size + by))
@@ -492,7 +492,7 @@ def test_sizes_that_do_not_fit_each_other_are_refused(seed, double, block_size, 
     elif what == "scales":
         scales = replace(scales, codes=resized(scales.codes))
     else:
-        scales = replace(scales, absmax=resized(scales.absmax))
+        scales = replace(scales, nested_absmax=resized(scales.nested_absmax))
     with pytest.raises(InputError):
         nf4.Quantized(codes, scales, shape, block_size, "nf4")
 
@@ -500,23 +500,24 @@ def test_sizes_that_do_not_fit_each_other_are_refused(seed, double, block_size, 
 @pytest.mark.parametrize("double", [False, True])
 def test_every_part_of_a_weight_is_checked(double):
     q = nf4.quantize(weights("normal", (257, 16)), 16, double)
-    parts = {"codes": q.codes, "scales": q.scales}
+    parts = {"codes": q.codes, "scales": q.stored_absmax}
     if double:
-        assert q.scales.codes.shape == (257,) and q.scales.absmax.shape == (2,)
-        whole = q.scales
-        parts = {"codes": q.codes, "scales codes": whole.codes, "scales absmax": whole.absmax}
+        assert q.stored_absmax.codes.shape == (257,) and q.stored_absmax.nested_absmax.shape == (2,)
+        whole = q.stored_absmax
+        parts = {"codes": q.codes, "absmax codes": whole.codes}
+        parts["absmax nested_absmax"] = whole.nested_absmax
     for name, part in parts.items():
         one_more = np.append(part, part[:1])
         for bad in (
             part[:-1], one_more, part[None], part.astype(np.float64), part.astype(np.int8),
             np.repeat(part, 2)[::2],
         ):  # fmt: skip
-            codes, scales = (bad, q.scales) if name == "codes" else (q.codes, bad)
-            if name.startswith("scales "):
+            codes, scales = (bad, q.stored_absmax) if name == "codes" else (q.codes, bad)
+            if name.startswith("absmax "):
                 scales = replace(whole, **{name.split()[1]: bad})
             with pytest.raises(InputError, match=r"a 4-bit weight of shape \(257, 16\)"):
                 nf4.Quantized(codes, scales, (257, 16), 16, "nf4")
-    assert nf4.Quantized(q.codes, q.scales, (257, 16), 16, "fp4").shape == (257, 16)
+    assert nf4.Quantized(q.codes, q.stored_absmax, (257, 16), 16, "fp4").shape == (257, 16)
 
 
 @pytest.mark.parametrize("n", [1, 2, 15, 16, 17, 31, 33, 200])
@@ -525,15 +526,15 @@ def test_a_weight_of_any_length_has_the_parts_that_it_needs(n, double):
     q = nf4.quantize(np.ones(n), 16, double)
     assert q.codes.size == -(-n // 2) and q.absmax.size == -(-n // 16)
     assert q.nbytes == q.codes.size + (q.absmax.size + 4 + 4 if double else 4 * q.absmax.size)
-    again = nf4.Quantized(q.codes, q.scales, (n,), 16, "nf4")
+    again = nf4.Quantized(q.codes, q.stored_absmax, (n,), 16, "nf4")
     np.testing.assert_array_equal(again.dequantize(), np.ones(n, np.float32))
 
 
 def test_a_weight_never_changes_and_is_equal_to_itself_alone():
     """Arrays have no single truth value, so a comparison of two weights would raise."""
     one, two = (nf4.quantize(np.ones(40), 16, double_quant=True) for _ in range(2))
-    codes = nf4.Code.of(nf4.NF4), nf4.Code.of(nf4.NF4)
-    for a, b in ((one, two), (one.scales, two.scales), codes):
+    codes = nf4.Codebook.from_values(nf4.NF4), nf4.Codebook.from_values(nf4.NF4)
+    for a, b in ((one, two), (one.stored_absmax, two.stored_absmax), codes):
         assert a == a and a != b and len({a, b}) == 2
         with pytest.raises(FrozenInstanceError):
             setattr(a, next(iter(vars(a))), None)
@@ -560,7 +561,7 @@ def test_absmax_whose_sum_overflows_have_no_mean_to_be_nested_around():
 
 def test_an_unknown_code_is_refused():
     with pytest.raises(InputError, match="'nf3'"):
-        nf4.quantize(np.ones(64), code="nf3")
+        nf4.quantize(np.ones(64), quant_type="nf3")
 
 
 some_blocks = st.sampled_from([16, 64, 256, 4096])
@@ -570,7 +571,7 @@ some_blocks = st.sampled_from([16, 64, 256, 4096])
 def test_any_part_of_a_tensor(seed, block_size, code, start, size):
     """By the table, and, from a multiple of sixteen on, by the instruction if there is one."""
     w = np.random.default_rng(seed).standard_normal(9000, np.float32)
-    q, start = nf4.quantize(w, block_size, code=code), 2 * start
+    q, start = nf4.quantize(w, block_size, quant_type=code), 2 * start
     for decode in (lookup.decode_by_table, lookup.decode):
         out = np.empty(min(size, w.size - start), np.float32)
         decode(start, *compiled.parts(q), out)

@@ -53,7 +53,7 @@ def nf4_number_line(ax):
     plot.text(-0.85, 0.26, "normal\ndensity", size=8.5, color=GREY, ha="center")
     plot.axhline(0, color=INK, lw=0.8)
     weights, absmax = block_of_eight()
-    codes = nf4.nearest(weights / absmax, nf4.CODES["nf4"])
+    codes = nf4.nearest(weights / absmax, nf4.CODEBOOKS["nf4"])
     for i, (w, code) in enumerate(zip(weights / absmax, codes)):
         plot.plot(w, -0.28, "o", color=ORANGE, ms=5, zorder=3)
         plot.annotate(
@@ -84,7 +84,8 @@ def quantize_a_block(ax):
     title(ax, 2, 31.5, f"one block, scale (absmax) = {absmax:.2f}")
     text(ax, 3, 28.3, "weight", ha="left", weight="bold")
     for column, (name, values) in enumerate(formats.items()):
-        x, code = 15 + 18.5 * column, nf4.Code.of(values) if len(values) == 16 else None
+        x = 15 + 18.5 * column
+        code = nf4.Codebook.from_values(values) if len(values) == 16 else None
         midpoints = (values[1:] + values[:-1]) / 2
         text(ax, x, 28.3, f"{name}: code → value", ha="left", weight="bold")
         restored = []
@@ -111,12 +112,13 @@ def quantize_a_block(ax):
 def double_quantized_bytes(ax):
     shape = projection_shapes(SMOLLM2)["up_proj"]
     q = nf4.quantize(np.ones(shape, np.float32), 64, double_quant=True)
+    double = q.stored_absmax
     n = shape[0] * shape[1]
     parts = (
         ("4-bit codes", q.codes, "two codes per byte", "4 bits"),
-        ("codes of absmax", q.scales.codes, "one byte per 64 weights", "8/64 bits"),
-        ("scales of absmax", q.scales.absmax, "one float32 per 256 · 64 weights", "32/16,384 bits"),
-        ("offset", q.scales.offset, "one float32 per tensor", "32 bits in all"),
+        ("codes of absmax", double.codes, "one byte per 64 weights", "8/64 bits"),
+        ("nested absmax", double.nested_absmax, "one float32 per 16,384 weights", "32/16,384 bits"),
+        ("offset", double.offset, "one float32 per tensor", "32 bits in all"),
     )
     title(ax, 2, 30.8, f"up_proj of SmolLM2, {shape[0]} × {shape[1]} = {n:,} weights")
     for i, (name, array, words, bits) in enumerate(parts):
@@ -221,7 +223,7 @@ def merging_precision(ax):
         if inverse:
             ends = [np.round(v * inverse) / inverse for v in ends]
         if name.startswith("NF4"):
-            ends = [nf4.NF4[nf4.nearest(v, nf4.CODES["nf4"])] for v in ends]
+            ends = [nf4.NF4[nf4.nearest(v, nf4.CODEBOOKS["nf4"])] for v in ends]
         for value, target in zip((w, w + update), ends):
             arrow(ax, (place(value), y + 4.6), (place(target), y + 0.9), color=ORANGE)
         stored = f"stored change: {ends[1] - ends[0]:.4f}"
@@ -288,7 +290,7 @@ def blocks_and_outliers(ax):
     for y, size in ((17.5, 32), (4, 8)):
         blocks = weights.reshape(-1, size)
         absmax = np.abs(blocks).max(axis=1, keepdims=True)
-        codes = nf4.nearest((blocks / absmax).ravel(), nf4.CODES["nf4"]).reshape(blocks.shape)
+        codes = nf4.nearest((blocks / absmax).ravel(), nf4.CODEBOOKS["nf4"]).reshape(blocks.shape)
         errors = np.abs(nf4.NF4[codes] * absmax - blocks).ravel()
         for i, (w, error) in enumerate(zip(weights, errors)):
             x = 2 + 1.5 * i + 0.8 * (i // size)
@@ -361,7 +363,7 @@ def model_bytes(ax):
     for name, leaf in named_leaves(base):
         if isinstance(leaf, nf4.Quantized):
             sizes["4-bit codes"] += leaf.codes.nbytes
-            sizes["scales"] += leaf.scales.nbytes
+            sizes["scales"] += leaf.stored_absmax.nbytes
         else:
             sizes["embedding" if "embed" in name else "norms"] += leaf.nbytes
     total, dense = sum(sizes.values()), 4 * num_parameters(base)

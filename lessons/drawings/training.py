@@ -112,7 +112,7 @@ def schedules(ax):
     styles = zip(("constant", "linear", "cosine"), (GREY, BLUE, ORANGE), ("-", "--", "-."))
     for name, color, style in styles:
         config = TrainConfig(iters=100, learning_rate=1.0, warmup_ratio=0.1, lr_schedule=name)
-        rates = [optim.learning_rate(step, config) for step in range(100)]
+        rates = [optim.get_lr(step, config) for step in range(100)]
         plot.plot(rates, style, color=color, lw=1.8, label=name)
     plot.axvspan(0, 10, color="#f0f0f0", zorder=0)
     plot.text(5, 0.06, "warm-up", size=8.5, color=GREY, ha="center", rotation=90)

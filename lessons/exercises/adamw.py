@@ -2,8 +2,8 @@
 
 `params` and `grads` are trees of the same structure. `state` is {"m": tree, "v": tree, "step":
 number of steps so far}. t is step + 1; β₁, β₂, ε and λ are adam_beta1, adam_beta2, adam_eps and
-weight_decay of `train_config`; η = rate(path) is the learning rate of the leaf at a dotted path
-(`named_leaves` and `flatten` give the paths):
+weight_decay of `train_config`; η = learning_rates[path] is the learning rate of the leaf at a
+dotted path (`named_leaves` and `flatten` give the paths):
 
     m ← β₁·m + (1 − β₁)·g        v ← β₂·v + (1 − β₂)·g²
     θ ← θ − η·λ·θ − η·m̂/(√v̂ + ε), with m̂ = m/(1 − β₁ᵗ) and v̂ = v/(1 − β₂ᵗ)
@@ -41,7 +41,7 @@ def arguments(rng, rows, step, decay, eps, beta1, beta2):
     )
     rates = {"layer.lora_A": 0.01, "layer.lora_B": 0.16}
     config = TrainConfig(weight_decay=decay, adam_eps=eps, adam_beta1=beta1, adam_beta2=beta2)
-    return tree(), tree(), {"m": m, "v": v, "step": step}, rates.get, config
+    return tree(), tree(), {"m": m, "v": v, "step": step}, rates, config
 
 
 def tolerance(*_):
@@ -49,18 +49,18 @@ def tolerance(*_):
     return 2.0**-47
 
 
-def property_length_of_the_first_step(function, params, grads, state, rate, config):
+def property_length_of_the_first_step(function, params, grads, state, rates, config):
     """at the first step m̂/√v̂ is the sign of the gradient, so without decay the step has size η"""
     if state["step"] == 0 and config.adam_eps < 1e-6 and config.weight_decay == 0:
-        new, _ = function(params, grads, state, rate, config)
+        new, _ = function(params, grads, state, rates, config)
         for name, p in params["layer"].items():
-            eta, g = rate(f"layer.{name}"), grads["layer"][name]
+            eta, g = rates[f"layer.{name}"], grads["layer"][name]
             # √v̂ = |g|, to which ε is added
             length = eta * np.abs(g) / (np.abs(g) + config.adam_eps)
             close(np.abs(new["layer"][name] - p), length, 2.0**-40)
 
 
-def property_steps_are_counted(function, params, grads, state, rate, config):
+def property_steps_are_counted(function, params, grads, state, rates, config):
     """the new state counts one more step"""
-    _, new = function(params, grads, state, rate, config)
+    _, new = function(params, grads, state, rates, config)
     assert new["step"] == state["step"] + 1, f"step {new['step']} after step {state['step']}"

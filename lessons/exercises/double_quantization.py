@@ -7,7 +7,7 @@ values of `minilora.double_quant.DYNAMIC_MAP`, all in [−1, 1]. bitsandbytes fi
 nearest of 65,536 equal steps from −1 to 1, whose codes are in `_code_of_step()` (65536,). This is
 also accepted.
 
-Return DoubleQuantized(codes (m,) uint8, scales (⌈m/256⌉,) float32, offset).
+Return DoubleQuantized(codes (m,) uint8, nested_absmax (⌈m/256⌉,) float32, offset).
 """
 
 import numpy as np
@@ -27,7 +27,7 @@ def arguments(rng, m, spread):
 
 def gaps(absmax, q):
     """Return (m, 256): the distance of each map value from each absmax, in units of the scale."""
-    scale = np.repeat(np.asarray(q.absmax), BLOCK)[: absmax.size]
+    scale = np.repeat(np.asarray(q.nested_absmax), BLOCK)[: absmax.size]
     x = (absmax - q.offset) / np.where(scale > 0, scale, 1)
     return np.abs(DYNAMIC_MAP - x[:, None].astype("f8"))
 
@@ -40,7 +40,7 @@ def observe(result, absmax, offset):
     rows = np.arange(first.size)
     near = gap[rows, first] - gap[rows, nearest] <= STEP
     first[near] = nearest[near]
-    return codes, result.absmax, result.offset
+    return codes, result.nested_absmax, result.offset
 
 
 def tolerance(*_):
@@ -53,7 +53,7 @@ def property_largest_magnitudes(function, absmax, offset):
     q = function(absmax, offset)
     rest = np.abs(absmax - offset)
     expected = [rest[at : at + BLOCK].max() for at in range(0, rest.size, BLOCK)]
-    close(np.asarray(q.absmax, "f4"), np.array(expected), 2.0**-24)
+    close(np.asarray(q.nested_absmax, "f4"), np.array(expected), 2.0**-24)
     close(np.float32(q.offset), offset)
 
 
@@ -69,4 +69,4 @@ def property_two_levels(function, absmax, offset):
     """there is one byte per absmax, and one second-level scale per 256 of them"""
     q = function(absmax, offset)
     assert np.asarray(q.codes).dtype == np.uint8, f"codes of {np.asarray(q.codes).dtype}"
-    assert (len(q.codes), len(q.absmax)) == (absmax.size, -(-absmax.size // BLOCK))
+    assert (len(q.codes), len(q.nested_absmax)) == (absmax.size, -(-absmax.size // BLOCK))

@@ -5,6 +5,8 @@ Compute y = x Wᵀ. x is (..., in); w is (out, in), a dense float32 array or a q
 autograd.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from minilora import nf4
@@ -22,7 +24,7 @@ HIDDEN = {"rows": (4, 6), "width": [9, 16], "out": [9, 11]}
 def arguments(rng, rows, width, out, storage):
     x = rng.uniform(-2, 2, (rows, 1, width)).astype("f4")
     w = rng.uniform(-3, 3, (out, width)).astype("f4")
-    return x, w if storage == "dense" else nf4.quantize(w, 16, code=storage)
+    return x, w if storage == "dense" else nf4.quantize(w, 16, quant_type=storage)
 
 
 def tolerance(x, w):
@@ -46,7 +48,8 @@ def values(w, scale):
     if not isinstance(w, nf4.Quantized):
         return w
     n = w.shape[0] * w.shape[1]
-    return (nf4.CODES[w.code].values[nf4.unpack(w.codes)[:n]] * scale(w, n)).reshape(w.shape)
+    levels = nf4.CODEBOOKS[w.quant_type].values[nf4.unpack_4bit(w.codes)[:n]]
+    return (levels * scale(w, n)).reshape(w.shape)
 
 
 def mistake_absmax_left_out(x, w):
@@ -60,5 +63,5 @@ def mistake_first_absmax_for_all(x, w):
 def mistake_nibbles_swapped(x, w):
     if not isinstance(w, nf4.Quantized):
         return x @ w.T
-    turned = nf4.Quantized(w.codes << 4 | w.codes >> 4, w.scales, w.shape, w.block_size, w.code)
-    return x @ nf4.dequantize(turned).T
+    swapped = replace(w, codes=w.codes << 4 | w.codes >> 4)
+    return x @ nf4.dequantize(swapped).T

@@ -46,4 +46,4 @@ def mistake_absmax_left_out(g, w):
     if not isinstance(w, nf4.Quantized):
         return g @ w
     n = w.shape[0] * w.shape[1]
-    return g @ nf4.CODES[w.code].values[nf4.unpack(w.codes)[:n]].reshape(w.shape)
+    return g @ nf4.CODEBOOKS[w.quant_type].values[nf4.unpack_4bit(w.codes)[:n]].reshape(w.shape)

@@ -23,4 +23,4 @@ def property_a_code_costs_four_bits(function, codes):
 
 def property_unpacking_gives_the_codes_back(function, codes):
     """unpack(pack(codes)) is codes"""
-    assert np.array_equal(nf4.unpack(np.asarray(function(codes))), codes)
+    assert np.array_equal(nf4.unpack_4bit(np.asarray(function(codes))), codes)

@@ -1,10 +1,10 @@
 """prompt-mask: make tokens, targets and the mask of a batch.
 
-`bins` is a list of rows. Each row is a list of examples (tokens, mask): two lists of one length. A
-model that reads token i predicts token i + 1, so an example of n tokens has n − 1 positions: the
-inputs are all tokens but the last, and the targets are all but the first. A position counts if the
-mask of its target is 1. The examples of a row follow one another; T is the length of the longest
-row.
+`sequences` is a list of rows. Each row is a list of examples (tokens, mask): two lists of one
+length. A model that reads token i predicts token i + 1, so an example of n tokens has n − 1
+positions: the inputs are all tokens but the last, and the targets are all but the first. A position
+counts if the mask of its target is 1. The examples of a row follow one another; T is the length of
+the longest row.
 
 Return a dict of arrays (rows, T): whole numbers "tokens", "targets" and "segment_starts", and
 "mask" of zeros and ones (any type). "segment_starts" has at each position the column where its
@@ -16,11 +16,11 @@ import numpy as np
 
 from minilora.batching import Example
 
-CASES = {"bins": (1, 3), "packed": (1, 3), "longest": (1, 6)}
-HIDDEN = {"bins": (4, 6), "packed": (1, 4), "longest": (7, 20)}
+CASES = {"rows": (1, 3), "packed": (1, 3), "longest": (1, 6)}
+HIDDEN = {"rows": (4, 6), "packed": (1, 4), "longest": (7, 20)}
 
 
-def arguments(rng, bins, packed, longest):
+def arguments(rng, rows, packed, longest):
     def example():
         n = int(rng.integers(1, longest + 1))
         prompt = int(rng.integers(0, n))
@@ -28,12 +28,12 @@ def arguments(rng, bins, packed, longest):
         return Example(tokens, [0] * prompt + [1] * (n - prompt))
 
     first = Example([7, 8, 9], [0, 1, 1])  # at least two positions
-    return ([[first] * (row == 0) + [example() for _ in range(packed)] for row in range(bins)],)
+    return ([[first] * (row == 0) + [example() for _ in range(packed)] for row in range(rows)],)
 
 
-def observe(result, bins):
+def observe(result, sequences):
     """Return the mask, and the other arrays without the padding."""
-    lengths = np.array([sum(len(e.tokens) - 1 for e in row) for row in bins])
+    lengths = np.array([sum(len(e.tokens) - 1 for e in row) for row in sequences])
     mask = np.asarray(result["mask"])
     at = np.arange(mask.shape[1])
     real = at < lengths[:, None]
@@ -44,19 +44,19 @@ def observe(result, bins):
     return {**kept, "mask": mask.astype(float), "segment_starts up to the position": below}
 
 
-def property_every_target_once(function, bins):
+def property_every_target_once(function, sequences):
     """the targets that count are the tokens whose mask is 1, except the first of each example"""
-    batch = function(bins)
-    for row, some in enumerate(bins):
+    batch = function(sequences)
+    for row, some in enumerate(sequences):
         kept = np.asarray(batch["targets"])[row][np.asarray(batch["mask"])[row] > 0]
         expected = [t for e in some for t, m in zip(e.tokens[1:], e.mask[1:]) if m]
         assert kept.tolist() == expected, f"row {row}: {kept.tolist()} instead of {expected}"
 
 
-def property_the_next_token(function, bins):
+def property_the_next_token(function, sequences):
     """within an example, a token's target is the token after it"""
-    batch = {name: np.asarray(part) for name, part in function(bins).items()}
-    for row, some in enumerate(bins):
+    batch = {name: np.asarray(part) for name, part in function(sequences).items()}
+    for row, some in enumerate(sequences):
         at = 0
         for e in some:
             end = at + len(e.tokens) - 1

@@ -1,7 +1,7 @@
 """test-frozen: test that training changes the adapters and nothing else.
 
 `minilora.load("micro")` gives (config, base, tokenizer); `lora.init(base, LoraConfig(…), rng)`
-gives (adapters, base). Examples are `data.prepare(data.load_rows("questions", "valid")[:8],
+gives (adapters, base). Examples are `data.encode_rows(data.load_rows("questions", "valid")[:8],
 tokenizer, settings)[0]`, with settings = TrainConfig(…). `flatten(tree)` is {dotted path: array}.
 """
 

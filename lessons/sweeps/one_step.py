@@ -15,7 +15,7 @@ from minilora.evaluation import memory
 from minilora.formats.pretrained import shapes
 from minilora.layers import value_and_grad
 from minilora.quant.schemes import is_projection, quantize_leaf
-from minilora.tree import unflatten
+from minilora.tree import flatten, unflatten
 
 B, T = 4, 64
 
@@ -41,7 +41,8 @@ def step(scheme, width, layers):
         "segment_starts": 0 * tokens,
     }  # fmt: skip
     _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
-    optim.adamw(adapters, grads, optim.adamw_init(adapters), lambda path: 1e-3, TrainConfig())
+    rates = dict.fromkeys(flatten(adapters), 1e-3)
+    optim.adamw(adapters, grads, optim.adamw_init(adapters), rates, TrainConfig())
     return memory.memory_estimate(adapters, frozen, config, B * T)
 
 

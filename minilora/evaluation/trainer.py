@@ -38,7 +38,8 @@ def train(
     examples, valid: lists of `Example`, from `encode_rows`. `valid` is evaluated at the end and
     every `train_config.steps_per_eval` steps; early stopping needs it.
     state: None, or the last state that `on_step` got in the run to continue.
-    on_step: called as on_step(rows, adapters, state) after every step; rows: new in the history.
+    on_step: called after every step as on_step(metrics, adapters, state), where `metrics` is the
+    list of the dicts that the step added to the history.
     ops: None for the optimized operations; `minilora.layers` for the reference, in one thread.
 
     The history has a dict per step (`step`, `loss` in nats per target token, `learning_rate`,
@@ -51,30 +52,30 @@ def train(
     require(encoded, "train takes examples, not rows: encode them first, with minilora.encode_rows")
     ops = operations(adapters, base, ops)
     reference = getattr(ops, "ops", ops) is layers
-    one_share = reference or num_parameters(adapters) > MAX_PARALLEL_PARAMETERS
+    one_shard = reference or num_parameters(adapters) > MAX_PARALLEL_PARAMETERS
     state, history = state or init_state(adapters), []
     with Progress(state["step"], train_config.iters) as progress:
 
-        def after_step(row, adapters, new_state):
+        def after_step(step_metrics, adapters, new_state):
             nonlocal state
-            state, rows, step = new_state, [row], row["step"]
+            state, metrics, step = new_state, [step_metrics], step_metrics["step"]
             due = step % train_config.steps_per_eval == 0 or step == train_config.iters
             if valid and due:
                 score = evaluate(adapters, base, valid, model_config, ops)
                 loss, exact_match = score["loss"], score["exact_match"]
-                rows.append({"step": step, "eval_loss": loss, "eval_exact_match": exact_match})
+                metrics.append({"step": step, "eval_loss": loss, "eval_exact_match": exact_match})
                 state.update(early_stopping(state, adapters, loss, train_config))
-            history.extend(rows)
-            progress.step(rows)
+            history.extend(metrics)
+            progress.step(metrics)
             if on_step:
-                on_step(rows, adapters, state)
+                on_step(metrics, adapters, state)
             return should_stop(state, train_config)
 
         if not should_stop(state, train_config):
             adapters, _ = training.train(
                 adapters, base, list(examples), model_config, train_config, ops, state, after_step,
-                parallel_map=map if one_share else kernels.parallel_map,
-                shares=1 if one_share else kernels.num_threads(),
+                parallel_map=map if one_shard else kernels.parallel_map,
+                num_shards=1 if one_shard else kernels.num_threads(),
             )  # fmt: skip
     return TrainResult(state.get("best", adapters), history)
 
@@ -106,16 +107,16 @@ class Progress(tqdm):
         super().__init__(total=total, initial=first, unit="step", disable=not watched)
         self.total, self.last_line = total, time.perf_counter()
 
-    def step(self, rows):
+    def step(self, metrics):
         """Show the dicts that a step added to the history."""
-        row = rows[0]
-        if len(rows) > 1:
-            held_out, percent = rows[1]["eval_loss"], 100 * rows[1]["eval_exact_match"]
+        now = metrics[0]
+        if len(metrics) > 1:
+            held_out, percent = metrics[1]["eval_loss"], 100 * metrics[1]["eval_exact_match"]
             scores = f"held-out loss {held_out:.4f}, exact match {percent:.1f} %"
-            self.write(f"step {row['step']}: train loss {row['loss']:.4f}, {scores}")
-        line = f"loss {row['loss']:.3f}, {row['tokens'] / max(row['seconds'], 1e-4):.0f} tokens/s"
+            self.write(f"step {now['step']}: train loss {now['loss']:.4f}, {scores}")
+        line = f"loss {now['loss']:.3f}, {now['tokens'] / max(now['seconds'], 1e-4):.0f} tokens/s"
         self.set_postfix_str(line)
         self.update()
         if self.disable and time.perf_counter() - self.last_line > SECONDS_BETWEEN_LINES:
             self.last_line = time.perf_counter()
-            print(f"step {row['step']} of {self.total}: {line}", file=sys.stderr, flush=True)
+            print(f"step {now['step']} of {self.total}: {line}", file=sys.stderr, flush=True)

@@ -5,12 +5,10 @@ NEUTRAL fields do not affect a finished adapter. All other fields, also unknown 
 versions, switch on something that is not implemented here; they must be off.
 """
 
-import re
-
 import numpy as np
 
 from .. import lora
-from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, names_module, require
+from ..config import ALL_LINEAR, INITIALIZERS, LoraConfig, matches, require
 from ..methods.registry import biases
 from ..tree import flatten, get, named_leaves
 
@@ -160,43 +158,17 @@ def read_config(raw, base):
         sound = layers == []
         require(sound, f"layers_to_transform needs a list of target_modules, not {targets!r}")
         every = targets.lower() == "all-linear"
-        targets = ALL_LINEAR if every else _found("target_modules", targets, projections)
+        targets = ALL_LINEAR if every else [p for p in projections if matches(targets, p)]
     require(targets, f"target_modules {fields['target_modules']!r} match no projection")
     fields["init_lora_weights"] = start if start in INITIALIZERS else True
     fields["target_modules"] = tuple(targets)
     # for PEFT an empty list means all layers, like null
     fields["layers_to_transform"] = (layers,) if type(layers) is int else tuple(layers) or None
-    for name in ("rank_pattern", "alpha_pattern"):
-        fields[name] = _by_name(name, fields[name], projections)
     return LoraConfig(**fields), lora_bias, modules
 
 
-def _by_name(field, pattern, projections):
-    """Replace each regular expression by the names that it matches; the first match decides."""
-    by_name: dict = {}
-    for regex, value in pattern.items():
-        found = _found(field, rf"(.*\.)?({regex})$", projections)
-        plain = found == [p for p in projections if names_module(regex, p)]
-        for name in [regex] if plain else found:
-            by_name.setdefault(name, value)
-    return by_name
-
-
-def _found(field, regex, projections):
-    try:
-        return [p for p in projections if re.fullmatch(regex, p)]
-    except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(f"{field} {regex!r} is not a regular expression: {error}") from error
-
-
 def as_json(config, base_name, lora_bias=False, modules=()):
-    """Return the object for adapter_config.json, with every field that PEFT writes.
-
-    Raises InputError if PEFT would read a key of a pattern as a regular expression.
-    """
-    for name in (*config.rank_pattern, *config.alpha_pattern):
-        plain = re.fullmatch(r"\w+(\.\w+)*", name)
-        require(plain, f"rank_pattern and alpha_pattern take module names, not {name!r}")
+    """Return the object for adapter_config.json, with every field that PEFT writes."""
     targets = config.target_modules
     written = OFF | NEUTRAL | LORA_NEUTRAL | vars(config) | {
         "base_model_name_or_path": str(base_name),

@@ -31,8 +31,8 @@ def scheme(leaf):
     if isinstance(leaf, Int8):
         return "int8", None
     if isinstance(leaf, nf4.Quantized):
-        double = "-dq" * isinstance(leaf.scales, DoubleQuantized)
-        return leaf.code + double, leaf.block_size
+        double = "-dq" * isinstance(leaf.stored_absmax, DoubleQuantized)
+        return leaf.quant_type + double, leaf.block_size
     return "none", None
 
 
@@ -48,11 +48,11 @@ def join(folder, settings, tensors):
         require(known, f"quant_method {kind!r} is not supported; only bitsandbytes is")
     rest, joined = dict(tensors), {}
     for name in tensors:
-        weight, _, code = name.partition(STATE)
-        if code:
+        weight, _, quant_type = name.partition(STATE)
+        if quant_type:
             own = [key for key in rest if key.startswith(weight + ".")]
             parts = {key.removeprefix(weight + "."): rest.pop(key) for key in own}
-            joined[weight] = _four_bit(code, rest.pop(weight, None), tensors[name], parts)
+            joined[weight] = _four_bit(quant_type, rest.pop(weight, None), tensors[name], parts)
         elif name.endswith(".SCB"):
             weight = name.removesuffix("SCB") + "weight"
             rest.pop(weight + "_format", None)
@@ -73,15 +73,15 @@ def _eight_bit(codes, absmax):
     return Entry("int8", shape, read, codes.where)
 
 
-def _four_bit(code, codes, state, parts):
+def _four_bit(quant_type, codes, state, parts):
     """Return the Entry of the 4-bit weight with these parts, {name below the weight: Entry}."""
     require(codes is not None, f"{state.where} has no weight")
     try:
         fields = json.loads(bytes(state.read()))
         shape, block_size = tuple(fields["shape"]), fields["blocksize"]
-        nf4.check(block_size, code)
+        nf4.check_4bit(block_size, quant_type)
         sizes = all(type(size) is int and size > 0 for size in (*shape, block_size))
-        sound = sizes and len(shape) == 2 and fields["quant_type"] == code
+        sound = sizes and len(shape) == 2 and fields["quant_type"] == quant_type
         sound = sound and fields.get("nested_blocksize", BLOCK) == BLOCK
         sound = sound and ("nested_absmax" not in parts or abs(fields["nested_offset"]) < 1e38)
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -98,19 +98,19 @@ def _four_bit(code, codes, state, parts):
         same = np.allclose(part(name, values.shape), values, rtol=0, atol=1e-6)
         require(same, f"{codes.where} has another code: its {name} differs from bitsandbytes'")
 
-    def scales():
+    def stored_absmax():
         if "nested_absmax" not in parts:
             return part("absmax", (m,))
         check_map("nested_quant_map", DYNAMIC_MAP)
-        absmax, offset = part("nested_absmax", (-(-m // BLOCK),)), fields["nested_offset"]
-        return DoubleQuantized(part("absmax", (m,), np.uint8), absmax, np.float32(offset))
+        nested, offset = part("nested_absmax", (-(-m // BLOCK),)), fields["nested_offset"]
+        return DoubleQuantized(part("absmax", (m,), np.uint8), nested, np.float32(offset))
 
     def read():
-        check_map("quant_map", MAPS[code])
+        check_map("quant_map", MAPS[quant_type])
         packed = _part(codes, np.uint8, (-(-n // 2), 1)).reshape(-1)
-        return nf4.Quantized(packed, scales(), shape, block_size, code)
+        return nf4.Quantized(packed, stored_absmax(), shape, block_size, quant_type)
 
-    return Entry(code, shape, read, codes.where)
+    return Entry(quant_type, shape, read, codes.where)
 
 
 def _part(found, dtype, shape):
@@ -153,18 +153,18 @@ def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
 
 
 def _four_bit_sources(path, leaf, dtype):
-    state = {"quant_type": leaf.code, "blocksize": leaf.block_size, "dtype": dtype}
+    state = {"quant_type": leaf.quant_type, "blocksize": leaf.block_size, "dtype": dtype}
     state["shape"] = list(leaf.shape)
-    parts = {"quant_map": entry("F32", MAPS[leaf.code])}
-    if isinstance(leaf.scales, DoubleQuantized):
+    parts = {"quant_map": entry("F32", MAPS[leaf.quant_type])}
+    if isinstance(leaf.stored_absmax, DoubleQuantized):
         state |= {"nested_blocksize": BLOCK, "nested_dtype": "float32"}
-        state["nested_offset"] = float(leaf.scales.offset)
-        parts["absmax"] = entry("U8", leaf.scales.codes)
-        parts["nested_absmax"] = entry("F32", leaf.scales.absmax)
+        state["nested_offset"] = float(leaf.stored_absmax.offset)
+        parts["absmax"] = entry("U8", leaf.stored_absmax.codes)
+        parts["nested_absmax"] = entry("F32", leaf.stored_absmax.nested_absmax)
         parts["nested_quant_map"] = entry("F32", DYNAMIC_MAP)
     else:
-        parts["absmax"] = entry("F32", leaf.scales)
+        parts["absmax"] = entry("F32", leaf.stored_absmax)
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
-    parts[STATE[1:] + leaf.code] = entry("U8", text)
+    parts[STATE[1:] + leaf.quant_type] = entry("U8", text)
     codes = entry("U8", leaf.codes.reshape(-1, 1))
     return {path: codes} | {f"{path}.{name}": found for name, found in parts.items()}

@@ -5,40 +5,40 @@ import numpy as np
 from .. import nf4
 from ..config import require
 from ..double_quant import BLOCK, DYNAMIC_MAP, DoubleQuantized, double_quantize
-from ..nf4 import CODES, TINY, Quantized, pack, unpack
+from ..nf4 import CODEBOOKS, TINY, Quantized, pack_4bit, unpack_4bit
 from .lookup import decode
 from .loops import fast_jit, jit
 from .threads import parallel_rows
 
 # the two float32 values of each byte, as one uint64: (256,)
-PAIRS = unpack(np.arange(256))
-BYTE_VALUES = {name: code.values[PAIRS].view(np.uint64) for name, code in CODES.items()}
+PAIRS = unpack_4bit(np.arange(256))
+BYTE_VALUES = {name: book.values[PAIRS].view(np.uint64) for name, book in CODEBOOKS.items()}
 SPAN = 4096  # elements dequantized at a time, which fit in the first-level cache
 
 
-def quantize(w, block_size=64, double_quant=False, code="nf4"):
+def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
     """Quantize w (any shape, converted to float32) to four bits per element; see `nf4.quantize`."""
-    nf4.check(block_size, code)
+    nf4.check_4bit(block_size, quant_type)
     w = np.ascontiguousarray(w, np.float32)
-    codes, absmax = _quantize(w.reshape(-1), block_size, code)
-    scales = double_quantize(absmax) if double_quant else absmax
-    return Quantized(codes, scales, w.shape, block_size, code)
+    codes, absmax = _quantize(w.reshape(-1), block_size, quant_type)
+    stored_absmax = double_quantize(absmax) if double_quant else absmax
+    return Quantized(codes, stored_absmax, w.shape, block_size, quant_type)
 
 
-def _quantize(w, block_size, code):
+def _quantize(w, block_size, quant_type):
     """Return (packed codes, absmax) of w (n,); NumPy quantizes a short last block."""
     whole = w.size // block_size
     rest = w[whole * block_size :]
     codes = np.empty((w.size + 1) // 2, np.uint8)
     absmax = np.empty(whole + (rest.size > 0), np.float32)
-    midpoints, order = CODES[code].midpoints, CODES[code].order
-    a = (w, midpoints, block_size, codes, absmax)
+    codebook = CODEBOOKS[quant_type]
+    a = (w, codebook.midpoints, block_size, codes, absmax)
     parallel_rows(_encode, whole, *a, width=2 * block_size)  # 15 comparisons per element
     nf4.require_finite(absmax[:whole], rest)
-    if code != "nf4":  # the loop wrote ranks, which are the codes of NF4 only
-        codes = pack(order[unpack(np.arange(256))])[codes]
+    if quant_type != "nf4":  # the loop wrote ranks, which are the codes of NF4 only
+        codes = pack_4bit(codebook.order[unpack_4bit(np.arange(256))])[codes]
     if rest.size:
-        last = nf4.quantize(rest, block_size, code=code)
+        last = nf4.quantize(rest, block_size, quant_type=quant_type)
         codes[whole * block_size // 2 :], absmax[whole:] = last.codes, last.absmax
     return codes, absmax
 
@@ -69,16 +69,17 @@ def read_rows(q, first, out):
 
 def parts(q):
     """Return the arrays of q that the loops read; `Quantized` has checked their sizes."""
-    code = CODES[q.code]
-    return q.codes, absmax(q.scales), code.values, BYTE_VALUES[q.code], q.block_size
+    values = CODEBOOKS[q.quant_type].values
+    return q.codes, absmax(q), values, BYTE_VALUES[q.quant_type], q.block_size
 
 
-def absmax(scales):
-    """Return the absmax (m,) float32 of the scales of a weight, dequantized if necessary."""
-    if not isinstance(scales, DoubleQuantized):
-        return scales
-    out = np.empty(scales.codes.size, np.float32)
-    a = scales.codes, scales.absmax, scales.offset, DYNAMIC_MAP, out
+def absmax(q):
+    """Return the absmax (m,) float32 of q, dequantized if they are stored in 8 bits."""
+    stored = q.stored_absmax
+    if not isinstance(stored, DoubleQuantized):
+        return stored
+    out = np.empty(stored.codes.size, np.float32)
+    a = stored.codes, stored.nested_absmax, stored.offset, DYNAMIC_MAP, out
     parallel_rows(_double_dequantize, out.size, *a)
     return out
 

@@ -22,7 +22,15 @@ from typing import Any
 import numpy as np
 
 from .. import lora
-from ..config import ALL_LINEAR, INITIALIZERS, LoraConfig, check, flag, require
+from ..config import (
+    ALL_LINEAR,
+    INITIALIZERS,
+    POSITIVE_INT,
+    LoraConfig,
+    check_number,
+    flag,
+    require,
+)
 from ..layers import dense
 from ..tree import Tree, flatten, get, named_leaves, set_leaf, subtree, tree_map, unflatten
 from . import initializers
@@ -39,7 +47,7 @@ class MethodConfig:
 
     def __post_init__(self):
         for name in ("num_virtual_tokens", "bottleneck_size"):
-            check(flag(name), getattr(self, name), "be a whole number from 1")
+            check_number(flag(name), getattr(self, name), POSITIVE_INT)
 
 
 EVERY_LINEAR = LoraConfig(target_modules=ALL_LINEAR)

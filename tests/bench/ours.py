@@ -46,12 +46,12 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=targets)
     adapters, base = lora.init(base, lora_config, np.random.default_rng(0))
     settings = TrainConfig(**ADAM, batch_size=rows, gradient_checkpointing=checkpointing)
-    bins = examples(config.vocab_size, rows, length)
+    sequences = examples(config.vocab_size, rows, length)
     kept = [adapters, adamw_init(adapters)]
 
     def run():
         loss, grads, _ = training.gradient_at(
-            kept[0], base, bins, 0, config, settings, OPS, parallel_map, num_threads()
+            kept[0], base, sequences, 0, config, settings, OPS, parallel_map, num_threads()
         )
         grads, _ = clip(grads, settings.max_grad_norm)
         kept[:] = training.update(kept[0], grads, kept[1], settings.learning_rate, settings)

@@ -171,10 +171,10 @@ def expected(weights, name):
         codes = np.searchsorted((values[1:] + values[:-1]) / np.float32(2), x) - 7
         restored = (values[codes + 7] * absmax).astype(np.float32)
         codes = codes % 16
-        packed = nf4.pack(codes)
+        packed = nf4.pack_4bit(codes)
     else:
-        q = nf4.quantize(weights, 16, code=name.lower())
-        codes, restored, packed = nf4.unpack(q.codes), q.dequantize(), q.codes
+        q = nf4.quantize(weights, 16, quant_type=name.lower())
+        codes, restored, packed = nf4.unpack_4bit(q.codes), q.dequantize(), q.codes
         assert q.absmax[0] == absmax[0]
     error = np.sqrt(np.mean((restored.astype(np.float64) - weights) ** 2))
     return float(absmax[0]), codes.tolist(), packed.tolist(), restored.tolist(), float(error)
@@ -185,7 +185,7 @@ def blocks():
     rng = np.random.default_rng(0)
     found = [rng.standard_normal(16) * 10.0 ** rng.integers(-30, 30) for _ in range(200)]
     for code in ("nf4", "fp4"):
-        middle = nf4.CODES[code].midpoints
+        middle = nf4.CODEBOOKS[code].midpoints
         found += [np.append(1.0, middle), np.append(-2.0, 2 * middle)]
     outlier = rng.standard_normal(16)
     outlier[3] = 1e6

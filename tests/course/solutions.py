@@ -15,7 +15,7 @@ from minilora.data.rows import encode, load_rows
 from minilora.double_quant import DYNAMIC_MAP, DoubleQuantized
 from minilora.evaluation.memory import activation_floats, nbytes
 from minilora.layers import apply_rope, dropout
-from minilora.nf4 import unpack
+from minilora.nf4 import unpack_4bit
 from minilora.tree import (
     flatten,
     get,
@@ -542,7 +542,7 @@ def lowrank_back_mean_over_batch(g, x, a, b, scaling):
 # --- adamw ---
 
 
-def adamw_of(params, grads, state, rate, config, mistake=""):
+def adamw_of(params, grads, state, learning_rates, config, mistake=""):
     step = state["step"] + 1
     b1, b2 = config.adam_beta1, config.adam_beta2
     if mistake == "beta1 fixed":
@@ -559,9 +559,9 @@ def adamw_of(params, grads, state, rate, config, mistake=""):
         eps = 1e-8 if mistake == "epsilon fixed" else config.adam_eps
         move = mhat / (np.sqrt(vhat) + eps)
         if mistake == "decay in units of one":
-            new[path] = p - rate(path) * move - config.weight_decay * p
+            new[path] = p - learning_rates[path] * move - config.weight_decay * p
         else:
-            new[path] = p - rate(path) * (move + config.weight_decay * p)
+            new[path] = p - learning_rates[path] * (move + config.weight_decay * p)
     return unflatten(new), {"step": step, "m": unflatten(m1), "v": unflatten(m2)}
 
 
@@ -589,8 +589,8 @@ def adamw_decay_without_rate(*args):
 
 
 @wrong("adamw")
-def adamw_step_behind(params, grads, state, rate, config):
-    new, after = adamw_of(params, grads, state, rate, config)
+def adamw_step_behind(params, grads, state, learning_rates, config):
+    new, after = adamw_of(params, grads, state, learning_rates, config)
     return new, {**after, "step": state["step"]}
 
 
@@ -1057,7 +1057,7 @@ def check_pack(pack):
     before = every.copy()
     packed = pack(every)
     assert packed.dtype == np.uint8 and packed.shape == (256,)
-    assert (packed == np.arange(256)).all() and (unpack(packed) == every).all()
+    assert (packed == np.arange(256)).all() and (unpack_4bit(packed) == every).all()
     assert (every == before).all()
 
 
@@ -1133,11 +1133,11 @@ def check_frozen_only_runs(train):
 # --- prompt-mask, combine-exact, and variants ---
 
 
-def collate_of(bins, shift=1, start_of_bin=False, keep_prompt=False, masked_pad=False):
-    T = max(sum(len(e.tokens) - 1 for e in row) for row in bins)
+def collate_of(sequences, shift=1, start_of_bin=False, keep_prompt=False, masked_pad=False):
+    T = max(sum(len(e.tokens) - 1 for e in row) for row in sequences)
     kinds = {"tokens": "i8", "targets": "i8", "mask": "f4", "segment_starts": "i8"}
-    batch = {name: np.zeros((len(bins), T), kind) for name, kind in kinds.items()}
-    for row, examples in enumerate(bins):
+    batch = {name: np.zeros((len(sequences), T), kind) for name, kind in kinds.items()}
+    for row, examples in enumerate(sequences):
         at = 0
         for tokens, mask in examples:
             n = len(tokens) - 1
@@ -1157,29 +1157,29 @@ right("prompt-mask")(collate_of)
 
 
 @wrong("prompt-mask")
-def collate_unshifted(bins):
-    return collate_of(bins, shift=0)
+def collate_unshifted(sequences):
+    return collate_of(sequences, shift=0)
 
 
 @wrong("prompt-mask")
-def collate_examples_see_each_other(bins):
-    return collate_of(bins, start_of_bin=True)
+def collate_examples_see_each_other(sequences):
+    return collate_of(sequences, start_of_bin=True)
 
 
 @wrong("prompt-mask")
-def collate_prompt_counts(bins):
-    return collate_of(bins, keep_prompt=True)
+def collate_prompt_counts(sequences):
+    return collate_of(sequences, keep_prompt=True)
 
 
 @wrong("prompt-mask")
-def collate_padding_counts(bins):
-    return collate_of(bins, masked_pad=True)
+def collate_padding_counts(sequences):
+    return collate_of(sequences, masked_pad=True)
 
 
 @wrong("prompt-mask")
-def collate_mask_of_inputs(bins):
-    batch = collate_of(bins)
-    for row, examples in enumerate(bins):
+def collate_mask_of_inputs(sequences):
+    batch = collate_of(sequences)
+    for row, examples in enumerate(sequences):
         mask = [m for e in examples for m in e.mask[:-1]]
         batch["mask"][row, : len(mask)] = mask
     return batch

@@ -30,8 +30,8 @@ from minilora.course.student import Local
 ALL = exercises.load()
 PROVE = runpy.run_path(str(exercises.LESSONS / "exercises" / "prove.py"))
 NEAREST, PACK, MERGE = ALL["nearest-code"], ALL["packing-nibbles"], ALL["test-merge"]
-RIGHT_BODY = "    return code.order[np.searchsorted(code.midpoints, x)]\n"
-TIES = '    return code.order[np.searchsorted(code.midpoints, x, side="right")]\n'
+RIGHT_BODY = "    return codebook.order[np.searchsorted(codebook.midpoints, x)]\n"
+TIES = '    return codebook.order[np.searchsorted(codebook.midpoints, x, side="right")]\n'
 
 
 def written(exercise, path, body):
@@ -98,25 +98,25 @@ def test_a_students_file_imports_all_that_its_functions_name():
 
 
 def test_a_mistake_is_named_with_call_shapes_values_and_place():
-    def nearest(x, code):
-        return code.order[np.searchsorted(code.midpoints, x, side="right")]
+    def nearest(x, codebook):
+        return codebook.order[np.searchsorted(codebook.midpoints, x, side="right")]
 
     text = answer(NEAREST, nearest).text
-    for part in ("nearest(x, code)", "x         (", ") float32", "expected  (",
+    for part in ("nearest(x, codebook)", "x         (", ") float32", "expected  (",
                  "got       (", "index (", "likely    ties-upward: "):  # fmt: skip
         assert part in text
 
 
 def test_two_mistakes_at_once_are_told():
-    def nearest(x, code):
-        return np.searchsorted(code.midpoints, x, side="right")
+    def nearest(x, codebook):
+        return np.searchsorted(codebook.midpoints, x, side="right")
 
     said = answer(NEAREST, nearest).mistake
     assert "ties-upward: " in said and "rank-for-code: " in said
 
 
 def test_what_is_no_known_mistake_is_not_called_one():
-    found = answer(NEAREST, lambda x, code: np.full(x.shape, 3))
+    found = answer(NEAREST, lambda x, codebook: np.full(x.shape, 3))
     assert found.status == "failed" and not found.mistake and "likely" not in found.text
 
 
@@ -126,23 +126,23 @@ def test_a_result_of_any_kind_is_judged(result):
 
 
 def test_arguments_that_are_changed_are_named():
-    def pack(codes):
-        packed = nf4.pack(codes)
+    def pack_4bit(codes):
+        packed = nf4.pack_4bit(codes)
         codes[0] ^= 1
         return packed
 
-    text = answer(PACK, pack).text
+    text = answer(PACK, pack_4bit).text
     assert "left as they are" in text and "changed   codes" in text
 
 
 def test_the_same_call_must_give_the_same():
     calls = iter(range(10**6))
-    text = answer(PACK, lambda codes: nf4.pack(codes) + (next(calls) % 7 == 6)).text
+    text = answer(PACK, lambda codes: nf4.pack_4bit(codes) + (next(calls) % 7 == 6)).text
     assert "the same call gives the same answer twice" in text
 
 
 RARE = {  # wrong on about one call in fifty: whether it is found depends on the calls drawn
-    "nearest-code": "    codes = code.order[np.searchsorted(code.midpoints, x)]\n"
+    "nearest-code": "    codes = codebook.order[np.searchsorted(codebook.midpoints, x)]\n"
     "    return codes + (float(np.abs(x).sum()) * 1e4 % 50 < 1)\n",
     "packing-nibbles": "    packed = codes[0::2] * 16 + codes[1::2]\n"
     "    return packed ^ (int(packed.sum()) % 50 == 7)\n",
@@ -220,7 +220,7 @@ def test_what_breaks_costs_only_its_own_points_and_little_time(tmp_path):
     assert "the process of your code ended" in faked.text and faked.share == 0
     right = graded(PACK, path, "    return (codes[0::2] * 16 + codes[1::2]).astype('u1')\n")
     assert [verdict.status for verdict in right] == ["passed", "passed"]
-    assert "SyntaxError" in judge.verdicts(PACK, b"def pack(:\n")[0].text
+    assert "SyntaxError" in judge.verdicts(PACK, b"def pack_4bit(:\n")[0].text
     assert "not handed in" in judge.verdicts(PACK, None)[0].text
 
 
@@ -244,16 +244,17 @@ def test_each_odd_result_has_its_own_sentence(body, tmp_path):
 
 
 def test_a_function_of_another_name_is_named(tmp_path):
-    text = PACK.student_file().replace("def pack(", "def pakc(")
+    text = PACK.student_file().replace("def pack_4bit(", "def pakc(")
     (tmp_path / PACK.file).write_text(text, encoding="utf-8")
-    assert "it has no function pack; it has ['pakc']" in checked(PACK, tmp_path / PACK.file).text
+    text = checked(PACK, tmp_path / PACK.file).text
+    assert "it has no function pack_4bit; it has ['pakc']" in text
 
 
 HOSTILE = """
 import os, signal, subprocess, sys, threading
 from pathlib import Path
 
-def pack(codes):
+def pack_4bit(codes):
     found = {"seed": [v for v in os.environ.values() if v == "77"], "names": sorted(os.environ)}
     Path("mine").write_text("x")
     if os.fork() == 0:  # holds the pipe open
@@ -261,7 +262,7 @@ def pack(codes):
     subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     import minilora.course.judge as judge, minilora.nf4 as nf4
     judge.problem = lambda *_: None
-    nf4.unpack = lambda packed: packed
+    nf4.unpack_4bit = lambda packed: packed
     raise ValueError(f"{os.getcwd()} {found}")
 """
 
@@ -273,7 +274,7 @@ def test_a_student_sees_no_seed_and_changes_no_check(tmp_path, monkeypatch):
     verdict = checked(PACK, tmp_path / PACK.file)
     assert verdict.status == "failed" and "'seed': []" in verdict.text
     assert student.SEED not in verdict.text and os.getcwd() not in verdict.text
-    assert answer(PACK, nf4.pack).status == "passed" and time.perf_counter() - began < 10
+    assert answer(PACK, nf4.pack_4bit).status == "passed" and time.perf_counter() - began < 10
     assert not (tmp_path / "mine").exists() and os.environ[student.SEED] == "77"
 
 
@@ -286,7 +287,7 @@ def test_a_crash_shows_the_students_line_and_nothing_of_the_grader(tmp_path):
 
 def test_the_reference_is_out_of_reach_and_results_are_only_data(tmp_path):
     path = tmp_path / "nearest_code.py"
-    borrowed = "    from minilora import nf4\n    return nf4.nearest(x, code)\n"
+    borrowed = "    from minilora import nf4\n    return nf4.nearest(x, codebook)\n"
     assert "cannot call minilora's" in checked(NEAREST, written(NEAREST, path, borrowed)).text
     thin, elsewhere = ALL["lowrank-product"], tmp_path / "lowrank_product.py"
     borrowed = "    from minilora import layers\n    return layers.linear(x, trained, frozen)\n"
@@ -309,11 +310,11 @@ def test_the_private_seed_is_a_whole_number(monkeypatch):
 
 
 def test_hidden_checks_say_no_call_and_no_value():
-    subject = Local(lambda x, code: code.order[np.searchsorted(code.midpoints, x, side="right")])
+    subject = Local(lambda x, book: book.order[np.searchsorted(book.midpoints, x, side="right")])
     hidden = judge.check(NEAREST, subject, seed=12345, hidden=True)
     says = NEAREST.mistakes[0].says
     assert hidden.text == f"a hidden check fails\n  likely    ties-upward: {says}"
-    crash = judge.check(NEAREST, Local(lambda x, code: int(str(x))), seed=3, hidden=True)
+    crash = judge.check(NEAREST, Local(lambda x, codebook: int(str(x))), seed=3, hidden=True)
     assert crash.text == "a hidden check fails"
 
 
@@ -328,14 +329,14 @@ def test_hidden_calls_differ_in_size_and_storage():
         x, weight, _ = rms.arguments(case)
         assert x.dtype == (np.float32 if case["stored"] == "float32" else np.float64)
         assert x.flags.c_contiguous == (case["stored"] != "Fortran order") and weight.ndim == 1
-    only_contiguous = Local(lambda codes: nf4.pack(codes) if codes.size < 50 else codes)
+    only_contiguous = Local(lambda codes: nf4.pack_4bit(codes) if codes.size < 50 else codes)
     assert judge.check(PACK, only_contiguous).status == "passed"
     assert judge.check(PACK, only_contiguous, seed=1, hidden=True).status == "failed"
 
 
 def test_each_rule_that_holds_earns_a_part():
     def packed(codes):
-        return nf4.pack(codes)[::-1].copy()
+        return nf4.pack_4bit(codes)[::-1].copy()
 
     verdict = answer(PACK, packed)  # four bits per code, but not the codes
     assert verdict.status == "failed" and verdict.share == 0.25
@@ -612,7 +613,7 @@ def test_faults_of_a_set_are_told(capsys, monkeypatch):
 
 
 ENTRY = """id = "a"
-function = "minilora.nf4:pack"
+function = "minilora.nf4:pack_4bit"
 lesson = 1
 difficulty = 1
 minutes = 1

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY, random_examples, seeds
 
-from minilora.batching import Example, batch_at, collate, pack
+from minilora.batching import Example, batch_at, collate, pack_examples
 from minilora.config import InputError, TrainConfig
 from minilora.data.rows import check_row, encode, encode_rows, load_rows, read_rows
 from minilora.data.tokenizer import ByteTokenizer
@@ -239,12 +239,12 @@ def test_a_row_without_a_target_is_left_out():
 @given(seeds, st.integers(1, 40), st.integers(2, 30))
 def test_packing_loses_nothing_and_fills_well(seed, n, length):
     examples = random_examples(TINY, n, seed, longest=length)
-    bins = pack(examples, length)
-    assert sorted(e for b in bins for e in b) == sorted(examples)
-    room = [sum(len(e.tokens) - 1 for e in b) for b in bins]
+    sequences = pack_examples(examples, length)
+    assert sorted(e for b in sequences for e in b) == sorted(examples)
+    room = [sum(len(e.tokens) - 1 for e in b) for b in sequences]
     # An input of n tokens gives n − 1 places; a row has as many as the longest example has.
     assert max(room) <= length - 1
-    # Any two bins together hold more than one could: else the second was opened in vain.
+    # Any two sequences together hold more than one could: else the second was opened in vain.
     assert all(a + b > length - 1 for a, b in combinations(room, 2))
 
 
@@ -252,8 +252,8 @@ def test_packing_takes_the_tightest_place():
     def of(n):
         return Example([0] * (n + 1), [1] * (n + 1))
 
-    bins = pack([of(n) for n in (6, 5, 4, 3, 2)], 11)
-    assert sorted(sorted(len(e.tokens) - 1 for e in b) for b in bins) == [[2, 3, 5], [4, 6]]
+    sequences = pack_examples([of(n) for n in (6, 5, 4, 3, 2)], 11)
+    assert sorted(sorted(len(e.tokens) - 1 for e in b) for b in sequences) == [[2, 3, 5], [4, 6]]
 
 
 # --------------------------------------------------------------------------------- collating
@@ -262,12 +262,12 @@ def test_packing_takes_the_tightest_place():
 @given(seeds, st.integers(1, 12), st.integers(9, 20))
 def test_a_batch_holds_its_examples_shifted_by_one(seed, n, length):
     examples = random_examples(TINY, n, seed)
-    bins = pack(examples, length)
-    batch = collate(bins)
-    T = max(sum(len(e.tokens) - 1 for e in b) for b in bins)
-    assert {k: v.shape for k, v in batch.items()} == dict.fromkeys(batch, (len(bins), T))
+    sequences = pack_examples(examples, length)
+    batch = collate(sequences)
+    T = max(sum(len(e.tokens) - 1 for e in b) for b in sequences)
+    assert {k: v.shape for k, v in batch.items()} == dict.fromkeys(batch, (len(sequences), T))
     assert batch["mask"].dtype == np.float32 and batch["tokens"].dtype.kind == "i"
-    for row, some in enumerate(bins):
+    for row, some in enumerate(sequences):
         at = 0
         for tokens, mask in some:
             end = at + len(tokens) - 1

@@ -404,7 +404,6 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
     assert "LoraConfig" in refused(adapters, frozen, LoraConfig(r=4))
     assert "LoraConfig" in refused(adapters, frozen, LoraConfig(lora_alpha=3))
     assert "LoraConfig" in refused(adapters, frozen, LoraConfig(target_modules=("q_proj",)))
-    assert "rank_pattern" in refused(adapters, frozen, LoraConfig(rank_pattern={"q.*": 8}))
     embedding = unflatten(
         {**flatten(adapters), "model.embed_tokens.weight": np.ones((11, 12), "f4")}
     )

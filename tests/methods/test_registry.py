@@ -28,7 +28,7 @@ from minilora.layers import LayerCache, value_and_grad
 from minilora.methods import initializers, operations
 from minilora.methods.operations import check_packing
 from minilora.methods.registry import METHODS, MethodConfig
-from minilora.training import rates
+from minilora.training import learning_rates
 from minilora.tree import flatten, get, num_parameters, tree_map, unflatten
 
 BASES = pytest.mark.parametrize("scheme", ["none", "int8", "nf4"])
@@ -467,14 +467,14 @@ def test_a_field_that_cannot_be_honoured_is_refused(name, field, value, tmp_path
 
 def test_rates_of_layers_and_of_lora_plus():
     full, _ = started("full", random_base(TINY))
-    of = rates(1.0, TrainConfig(layer_lr_decay=0.5), full)
-    assert of("model.norm.weight") == of("model.layers.1.mlp.up_proj.weight") == 1.0
-    assert of("model.layers.0.input_layernorm.weight") == 0.5
-    assert of("model.embed_tokens.weight") == 0.25
+    of = learning_rates(1.0, TrainConfig(layer_lr_decay=0.5), full)
+    assert of["model.norm.weight"] == of["model.layers.1.mlp.up_proj.weight"] == 1.0
+    assert of["model.layers.0.input_layernorm.weight"] == 0.5
+    assert of["model.embed_tokens.weight"] == 0.25
     pair, _ = started("dora", random_base(TINY))
-    of = rates(1.0, TrainConfig(loraplus_lr_ratio=16), pair)
+    of = learning_rates(1.0, TrainConfig(loraplus_lr_ratio=16), pair)
     q = "model.layers.0.self_attn.q_proj"
-    assert of(f"{q}.lora_B") == 16 and of(f"{q}.lora_A") == of(f"{q}.lora_magnitude_vector") == 1
+    assert of[f"{q}.lora_B"] == 16 and of[f"{q}.lora_A"] == of[f"{q}.lora_magnitude_vector"] == 1
 
 
 def test_full_is_for_dense_bases_only():

@@ -25,7 +25,7 @@ BOTH = pytest.mark.parametrize("code", ["nf4", "fp4"])
 def test_four_bits(equal, code, kind, shape):
     w = weights(kind, shape)
     for block_size in BLOCK_SIZES:
-        q = nf4.quantize(w, block_size, code=code)
+        q = nf4.quantize(w, block_size, quant_type=code)
         packed, state = theirs(w, block_size, False, code)
         equal(
             *FOUR,
@@ -47,9 +47,9 @@ def test_double_quantization(equal, code, kind, shape):
         equal(
             *DOUBLE,
             (q.codes, packed),
-            (q.scales.codes, state.absmax.numpy()),
-            (q.scales.absmax, state.state2.absmax.numpy()),
-            (q.scales.offset, state.offset.numpy()),
+            (q.stored_absmax.codes, state.absmax.numpy()),
+            (q.stored_absmax.nested_absmax, state.state2.absmax.numpy()),
+            (q.stored_absmax.offset, state.offset.numpy()),
             (q.absmax, their_absmax(state)),
             (q.dequantize().ravel() + 0, their_values(packed, state, w.size) + 0),
         )
@@ -61,13 +61,14 @@ def test_the_offset_of_a_large_tensor(equal, n):
     w = weights("normal", (n,))
     q = nf4.quantize(w, 32, True)
     _, alone = theirs(w, 32, True, "nf4")
-    offsets, codes = (q.scales.offset, alone.offset.numpy()), (q.scales.codes, alone.absmax.numpy())
+    stored = q.stored_absmax
+    offsets, codes = (stored.offset, alone.offset.numpy()), (stored.codes, alone.absmax.numpy())
     equal(*DOUBLE, offsets, codes)
     torch.set_num_threads(2)
     _, shared = theirs(w, 32, True, "nf4")
     # Each of the two sums is as exact as ours; nearly all the error is in their last addition.
     offset = shared.offset.numpy()
-    np.testing.assert_allclose(offset, q.scales.offset, rtol=2 * 2.0**-23)
+    np.testing.assert_allclose(offset, q.stored_absmax.offset, rtol=2 * 2.0**-23)
     # Given the same offset, all else is the same.
     again = double_quant.double_quantize(nf4.quantize(w, 32).absmax, offset)
     np.testing.assert_array_equal(again.codes, shared.absmax.numpy())
@@ -83,7 +84,7 @@ def test_mean(n):
 def test_tables(equal):
     equal(*DOUBLE, (double_quant.DYNAMIC_MAP, functional.create_dynamic_map()))
     for code in ("nf4", "fp4"):
-        equal(*FOUR, (nf4.CODES[code].values, functional.get_4bit_type(code, device="cpu")))
+        equal(*FOUR, (nf4.CODEBOOKS[code].values, functional.get_4bit_type(code, device="cpu")))
 
 
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
@@ -94,7 +95,7 @@ def test_second_level_alone(equal, scale):
     offset = double_quant.mean(absmax)
     second = double_quant.double_quantize(absmax, offset)
     codes, state = functional.quantize_blockwise(torch.from_numpy(absmax - offset), blocksize=256)
-    equal(*DOUBLE, (second.codes, codes), (second.absmax, state.absmax))
+    equal(*DOUBLE, (second.codes, codes), (second.nested_absmax, state.absmax))
 
 
 def test_linear4bit(compared):

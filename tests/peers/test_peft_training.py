@@ -14,7 +14,7 @@ from minilora.config import TrainConfig
 from minilora.data.rows import encode_rows, load_rows
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
-from minilora.optim import learning_rate
+from minilora.optim import get_lr
 from minilora.quant.schemes import quantize
 from minilora.tree import flatten, get
 
@@ -44,7 +44,7 @@ def test_learning_rates_are_transformers_own(equal, schedule, iters, warmup_rati
         theirs += scheduler.get_last_lr()
         optimizer.step()
         scheduler.step()
-    ours = [learning_rate(step, config) for step in range(iters)]
+    ours = [get_lr(step, config) for step in range(iters)]
     equal("learning rates of a run", "transformers' schedulers", (ours, theirs))
 
 

@@ -42,9 +42,16 @@ def test_schemes():
     w = weights("normal", (32, 64))
     assert quantize_leaf("w", w, "none") is w
     assert isinstance(quantize_leaf("w", w, "int8"), int8.Int8)
-    for scheme, code, double_quant in (("fp4", "fp4", 0), ("nf4", "nf4", 0), ("nf4-dq", "nf4", 1)):
-        ours, expected = quantize_leaf("w", w, scheme, 32), nf4.quantize(w, 32, double_quant, code)
-        assert (ours.code, ours.block_size) == (code, 32)
+    for scheme, quant_type, double_quant in (
+        ("fp4", "fp4", 0),
+        ("nf4", "nf4", 0),
+        ("nf4-dq", "nf4", 1),
+    ):
+        ours, expected = (
+            quantize_leaf("w", w, scheme, 32),
+            nf4.quantize(w, 32, double_quant, quant_type),
+        )
+        assert (ours.quant_type, ours.block_size) == (quant_type, 32)
         assert ours.nbytes == expected.nbytes
         np.testing.assert_array_equal(ours.dequantize(), expected.dequantize())
 
