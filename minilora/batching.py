@@ -1,8 +1,8 @@
 """From examples to batches: packing, padding, and the order of an epoch.
 
-Part 5 of `lessons/00_qlora_in_one_file.py`, made general: examples of any length. A batch is four
-arrays (B, T): `tokens`, `targets` (the next token of each), `mask` (1 where the loss counts the
-target) and `segment_starts` (where each token's example begins: it sees no example before that).
+This file generalizes part 5 of `lessons/00_qlora_in_one_file.py` to examples of any length. A batch
+is four arrays (B, T): `tokens`, `targets` (the next token of each), `mask` (1 where the loss counts
+the target) and `segment_starts` (where each token's example begins; the token sees nothing earlier).
 """
 
 from collections.abc import Sequence

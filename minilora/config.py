@@ -1,7 +1,7 @@
 """The settings of a model, of its adapters and of a training run, checked when they are created.
 
-The constants of parts 1, 3 and 6 of `lessons/00_qlora_in_one_file.py`, made general. The fields
-have the names of Hugging Face (model), PEFT (LoRA) and mlx_lm (training).
+In `lessons/00_qlora_in_one_file.py`, these settings are the constants of parts 1, 3 and 6. The
+fields have the names of Hugging Face (model), PEFT (LoRA) and mlx_lm (training).
 """
 
 import math

@@ -1,6 +1,6 @@
 """Double quantization: the absmax values of a 4-bit weight are quantized to eight bits.
 
-Part 2 of `lessons/00_qlora_in_one_file.py`, made general: any number of blocks, and compiled loops.
+This file generalizes part 2 of `lessons/00_qlora_in_one_file.py` to any number of blocks.
 
 The idea (QLoRA, Dettmers et al. 2023, Sec. 3). One float32 absmax per 64 weights costs half a bit
 per weight. All absmax are positive and of similar size. So their mean, the offset, is subtracted.

@@ -1,6 +1,6 @@
 """Generation: one token at a time, with a key/value cache.
 
-`generate` of part 5 of `lessons/00_qlora_in_one_file.py`, made general: sampling, and a cache. The
+This file adds sampling and a cache to `generate` of `lessons/00_qlora_in_one_file.py`, part 5. The
 keys and values of earlier tokens never change, because attention is causal. The cache keeps them,
 so a forward pass computes only the new token.
 """

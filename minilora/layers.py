@@ -1,7 +1,7 @@
 """The operations of a Llama, one equation per function: the reference for the optimized kernels.
 
-Parts 3 and 4 of `lessons/00_qlora_in_one_file.py`, made general: grouped-query attention, packed
-rows, a cache, biases, dropout, and any weight with a method `dequantize`.
+This file generalizes parts 3 and 4 of `lessons/00_qlora_in_one_file.py`. It adds grouped-query
+attention, packed rows, a cache, biases, dropout, and any weight with a method `dequantize`.
 
 Autograd derives the backward pass. Functions for which it would need much more memory or time
 define their gradient. Weights are in two nodes: `trained`, which autograd traces, and `frozen`,

@@ -1,7 +1,7 @@
 """LoRA (Hu et al. 2021): W' = W₀ + (α/r)·BA, on chosen projections of a frozen model.
 
-Parts 3 and 7 of `lessons/00_qlora_in_one_file.py`, made general: any choice of projections, layers
-and ranks.
+This file generalizes parts 3 and 7 of `lessons/00_qlora_in_one_file.py` to any choice of
+projections, layers and ranks.
 
 An adapter is a small tree. At the path of an adapted projection it has `lora_A` (r, in) and
 `lora_B` (out, r). The scaling and the dropout probability, which are not trained, are in the frozen

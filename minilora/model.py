@@ -1,7 +1,7 @@
 """A Llama-type decoder as a function of two trees: trained parameters and frozen parameters.
 
-Part 4 of `lessons/00_qlora_in_one_file.py`, made general: any Llama, with a cache, packed rows,
-gradient checkpointing, and a choice of `ops`.
+This file generalizes part 4 of `lessons/00_qlora_in_one_file.py` to any Llama. It adds a cache,
+packed rows, gradient checkpointing, and a choice of operations (`ops`).
 
     loss(adapters, base, batch, model_config, ops) -> scalar
 

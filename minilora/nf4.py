@@ -1,7 +1,7 @@
 """NF4: weights in four bits.
 
-Part 2 of `lessons/00_qlora_in_one_file.py`, made general: other block sizes, short last blocks,
-FP4, and compiled loops.
+This file generalizes part 2 of `lessons/00_qlora_in_one_file.py` to other block sizes, short last
+blocks and FP4.
 
 The idea (QLoRA, Dettmers et al. 2023, Sec. 2 and 3). A tensor of n elements is flattened and
 divided into blocks of B elements. A block stores its largest magnitude, the absmax, and per element

@@ -1,8 +1,8 @@
 """AdamW, clipping by global norm, learning-rate schedules and rounding: pure functions of trees.
 
-Part 6 of `lessons/00_qlora_in_one_file.py`, made general: weight decay, other schedules, a learning
-rate per parameter, and adapters in 16 bits. The trees contain only trained parameters, so frozen
-ones do not change or decay.
+This file adds to part 6 of `lessons/00_qlora_in_one_file.py`: weight decay, other schedules, a
+learning rate per parameter, and adapters in 16 bits. The trees contain only trained parameters, so
+frozen ones do not change or decay.
 """
 
 import math

@@ -1,7 +1,7 @@
 """Fine-tuning: the training loop.
 
-Part 6 of `lessons/00_qlora_in_one_file.py`, made general: accumulation, callbacks, and runs that
-can be resumed.
+This file adds to part 6 of `lessons/00_qlora_in_one_file.py`: accumulation, callbacks, and runs
+that can be resumed.
 
 Random choices depend only on the seed, the step and, for dropout, the position of the row in the
 batch. So the state of a run is the trained tree, Adam's two moments and the step count, and a

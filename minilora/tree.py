@@ -1,6 +1,6 @@
 """Trees of arrays: nested dicts whose paths are Hugging Face's parameter names.
 
-The flat dict of part 1 of `lessons/00_qlora_in_one_file.py`, as a tree. The path of W in
+The flat dict of part 1 of `lessons/00_qlora_in_one_file.py` becomes a tree here. The path of W in
 `{"model": {"layers": {"0": {"self_attn": {"q_proj": {"weight": W}}}}}}` is
 `model.layers.0.self_attn.q_proj.weight`. A leaf is an array, a quantized weight (it has a `shape`),
 or a float, such as `lora_scaling`.
