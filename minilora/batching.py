@@ -2,7 +2,7 @@
 
 This file generalizes part 5 of `lessons/00_qlora_in_one_file.py` to examples of any length. A batch
 is four arrays (B, T): `tokens`, `targets` (the next token of each), `mask` (1 where the loss counts
-the target) and `segment_starts` (where each token's example begins; the token sees nothing earlier).
+the target) and `segment_starts` (where each token's example begins; it sees nothing earlier).
 """
 
 from collections.abc import Sequence
