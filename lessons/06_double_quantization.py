@@ -91,7 +91,7 @@ def absmax_errors(w):
     """Quantize the absmax of w in three ways; return their RMSE, and the numbers that are coded."""
     absmax = nf4.quantize(w).absmax
     offset = double_quant.mean(absmax)
-    centred = (absmax - offset).reshape(-1, double_quant.BLOCK)
+    centred = (absmax - offset).reshape(-1, double_quant.NESTED_BLOCK_SIZE)
     scale = np.abs(centred).max(axis=1, keepdims=True)
     even_steps = np.rint(centred / scale * 127) / 127 * scale + offset
     without_offset = double_quantize(absmax, np.float32(0))
@@ -188,7 +188,7 @@ for name, (of_nf4, more) in costs.items():
 #
 # **What to try.**
 #
-# 1. `double_quant.BLOCK`: use groups of 64 for the even steps. Is the error smaller?
+# 1. `double_quant.NESTED_BLOCK_SIZE`: use groups of 64 for the even steps. Is the error smaller?
 # 2. `* 127) / 127`: use 7, four bits. Is that still good?
 # 3. `standard_t(3, ...)`: use 2 degrees.
 #

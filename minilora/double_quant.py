@@ -3,10 +3,11 @@
 This file generalizes part 2 of `lessons/00_qlora_in_one_file.py` to any number of blocks.
 
 The idea (QLoRA, Dettmers et al. 2023, Sec. 3). One float32 absmax per 64 weights costs half a bit
-per weight. All absmax are positive and of similar size. So their mean, the offset, is subtracted.
-The differences are divided into blocks of 256, scaled by the absmax of their block, and rounded to
-one of 256 values, which are denser near zero (a "dynamic" map: Dettmers 2016, 8-Bit Approximations
-for Parallelism in Deep Learning). This costs 8/64 + 32/(64·256) = 0.127 bits per weight.
+per weight. All absmax values are positive and of similar size. So their mean, the offset, is
+subtracted. The differences are divided into blocks of 256, scaled by the absmax of their block, and
+rounded to one of 256 values, which are denser near zero (a "dynamic" map: Dettmers 2016, 8-Bit
+Approximations for Parallelism in Deep Learning). This costs 8/64 + 32/(64·256) = 0.127 bits per
+weight.
 
 Codes, offset and nested absmax have the same bits as those of bitsandbytes on a CPU. Letter: m, the
 number of absmax values.
@@ -21,7 +22,7 @@ import numpy as np
 from .config import require
 from .tree import Array
 
-BLOCK = 256  # absmax per block
+NESTED_BLOCK_SIZE = 256  # absmax values per nested absmax
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ def double_quantize(absmax: Array, offset: np.float32 | None = None) -> DoubleQu
             offset = mean(absmax)
     require(np.isfinite(offset), "has weights too large for double quantization: use nf4")
     m = absmax.size
-    blocks = np.pad(absmax - offset, (0, -m % BLOCK)).reshape(-1, BLOCK)
+    blocks = np.pad(absmax - offset, (0, -m % NESTED_BLOCK_SIZE)).reshape(-1, NESTED_BLOCK_SIZE)
     nested_absmax = np.abs(blocks).max(axis=1)
     with np.errstate(all="ignore"):  # in a block of zeros, 0 · ∞ becomes -1, which has code 0
         x = np.fmin(np.fmax(blocks * (1 / nested_absmax)[:, None], -1), 1)
@@ -90,7 +91,7 @@ def _code_of_step() -> Array:
 
 def double_dequantize(q: DoubleQuantized) -> Array:
     """Compute the absmax (m,) float32 that a DoubleQuantized represents."""
-    nested_absmax = np.repeat(q.nested_absmax, BLOCK)[: q.codes.size]
+    nested_absmax = np.repeat(q.nested_absmax, NESTED_BLOCK_SIZE)[: q.codes.size]
     return DYNAMIC_MAP[q.codes] * nested_absmax + q.offset
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from .config import require
-from .double_quant import BLOCK, DoubleQuantized, double_dequantize, double_quantize
+from .double_quant import NESTED_BLOCK_SIZE, DoubleQuantized, double_dequantize, double_quantize
 from .tree import Array
 
 NF4 = np.array([
@@ -88,7 +88,7 @@ class Quantized:
         m = -(-n // self.block_size)
         parts: list[Any] = [(self.codes, -(-n // 2), np.uint8), (absmax, m, np.float32)]
         if isinstance(absmax, DoubleQuantized):
-            blocks = -(-m // BLOCK)
+            blocks = -(-m // NESTED_BLOCK_SIZE)
             parts[1:] = (absmax.codes, m, np.uint8), (absmax.nested_absmax, blocks, np.float32)
         # compiled loops check no bounds
         weight = f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size}"

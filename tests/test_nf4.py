@@ -276,7 +276,9 @@ def nesting_bound(absmax, second):
     widest gap is 0.9/64, and -1 lies half such a gap below the lowest. In addition, float32
     rounds the difference, quotient and grid point, and on the way back the product and the sum.
     """
-    scale = np.repeat(second.nested_absmax, double_quant.BLOCK)[: absmax.size].astype(np.float64)
+    scale = np.repeat(second.nested_absmax, double_quant.NESTED_BLOCK_SIZE)[: absmax.size].astype(
+        np.float64
+    )
     rounding = 2 * EPS * (np.abs(absmax) + abs(second.offset) + scale)
     return scale * (0.9 / 128 + 1 / 65535 + 8 * EPS) + rounding
 
@@ -325,7 +327,9 @@ def test_equal_absmax_are_all_offset():
 def test_one_code_in_a_thousand_is_not_the_nearest():
     absmax = np.abs(weights("normal", (1 << 18,))) + 3
     second = double_quant.double_quantize(absmax)
-    x = (absmax - second.offset).reshape(-1, double_quant.BLOCK) / second.nested_absmax[:, None]
+    x = (absmax - second.offset).reshape(-1, double_quant.NESTED_BLOCK_SIZE) / second.nested_absmax[
+        :, None
+    ]
     midpoints = (double_quant.DYNAMIC_MAP[:-1] + double_quant.DYNAMIC_MAP[1:]) / 2
     nearest = np.searchsorted(midpoints, x).ravel()
     assert 0.0005 < (nearest != second.codes).mean() < 0.003
@@ -450,7 +454,7 @@ def test_matvec_is_the_product(seed, rows, columns, block_size, code, double_qua
 
 @pytest.mark.parametrize("block_size", [16, 32, 64, 128, 256, 512, 1024, 2048, 4096])
 def test_bits_per_parameter(block_size):
-    n = double_quant.BLOCK * block_size
+    n = double_quant.NESTED_BLOCK_SIZE * block_size
     single, double = (nf4.quantize(np.ones(n), block_size, dq) for dq in (False, True))
     assert 8 * single.nbytes / n == 4 + 32 / block_size
     # the offset is one float32 for the whole tensor

@@ -1,11 +1,11 @@
-"""double-quantization: quantize the scales of a 4-bit weight to 8 bits.
+"""double-quantization: quantize the absmax values of a 4-bit weight to 8 bits.
 
 absmax is (m,) float32, offset is a float32 near its mean. Subtract the offset. Divide the result
-into blocks of BLOCK = 256 neighbours; the last block may be shorter. The scale of a block is its
-largest magnitude. Divide each number by its scale, and give it the code of the nearest of the 256
-values of `minilora.double_quant.DYNAMIC_MAP`, all in [−1, 1]. bitsandbytes first rounds to the
-nearest of 65,536 equal steps from −1 to 1, whose codes are in `_code_of_step()` (65536,). This is
-also accepted.
+into blocks of NESTED_BLOCK_SIZE = 256 neighbours; the last block may be shorter. The nested absmax
+of a block is its largest magnitude. Divide each number by the nested absmax of its block, and give
+it the code of the nearest of the 256 values of `minilora.double_quant.DYNAMIC_MAP`, all in [−1, 1].
+bitsandbytes first rounds to the nearest of 65,536 equal steps from −1 to 1, whose codes are in
+`_code_of_step()` (65536,). This is also accepted.
 
 Return DoubleQuantized(codes (m,) uint8, nested_absmax (⌈m/256⌉,) float32, offset).
 """
@@ -13,7 +13,7 @@ Return DoubleQuantized(codes (m,) uint8, nested_absmax (⌈m/256⌉,) float32, o
 import numpy as np
 
 from minilora.course.outcome import close
-from minilora.double_quant import BLOCK, DYNAMIC_MAP
+from minilora.double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE
 
 CASES = {"m": (2, 600), "spread": [0.1, 0.5]}
 HIDDEN = {"m": (601, 1500), "spread": [0.3]}
@@ -27,7 +27,7 @@ def arguments(rng, m, spread):
 
 def gaps(absmax, q):
     """Return (m, 256): the distance of each map value from each absmax, in units of the scale."""
-    scale = np.repeat(np.asarray(q.nested_absmax), BLOCK)[: absmax.size]
+    scale = np.repeat(np.asarray(q.nested_absmax), NESTED_BLOCK_SIZE)[: absmax.size]
     x = (absmax - q.offset) / np.where(scale > 0, scale, 1)
     return np.abs(DYNAMIC_MAP - x[:, None].astype("f8"))
 
@@ -52,7 +52,9 @@ def property_largest_magnitudes(function, absmax, offset):
     """the scale of a block is the largest magnitude in it, and the offset is kept"""
     q = function(absmax, offset)
     rest = np.abs(absmax - offset)
-    expected = [rest[at : at + BLOCK].max() for at in range(0, rest.size, BLOCK)]
+    expected = [
+        rest[at : at + NESTED_BLOCK_SIZE].max() for at in range(0, rest.size, NESTED_BLOCK_SIZE)
+    ]
     close(np.asarray(q.nested_absmax, "f4"), np.array(expected), 2.0**-24)
     close(np.float32(q.offset), offset)
 
@@ -69,4 +71,7 @@ def property_two_levels(function, absmax, offset):
     """there is one byte per absmax, and one second-level scale per 256 of them"""
     q = function(absmax, offset)
     assert np.asarray(q.codes).dtype == np.uint8, f"codes of {np.asarray(q.codes).dtype}"
-    assert (len(q.codes), len(q.nested_absmax)) == (absmax.size, -(-absmax.size // BLOCK))
+    assert (len(q.codes), len(q.nested_absmax)) == (
+        absmax.size,
+        -(-absmax.size // NESTED_BLOCK_SIZE),
+    )

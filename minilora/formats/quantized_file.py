@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import nf4
 from ..config import require
-from ..double_quant import BLOCK, DYNAMIC_MAP, DoubleQuantized
+from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized
 from ..quant.int8 import Int8
 from ..tree import named_leaves
 from . import hf_folder
@@ -82,7 +82,7 @@ def _four_bit(quant_type, codes, state, parts):
         nf4.check_4bit(block_size, quant_type)
         sizes = all(type(size) is int and size > 0 for size in (*shape, block_size))
         sound = sizes and len(shape) == 2 and fields["quant_type"] == quant_type
-        sound = sound and fields.get("nested_blocksize", BLOCK) == BLOCK
+        sound = sound and fields.get("nested_blocksize", NESTED_BLOCK_SIZE) == NESTED_BLOCK_SIZE
         sound = sound and ("nested_absmax" not in parts or abs(fields["nested_offset"]) < 1e38)
     except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
@@ -102,7 +102,10 @@ def _four_bit(quant_type, codes, state, parts):
         if "nested_absmax" not in parts:
             return part("absmax", (m,))
         check_map("nested_quant_map", DYNAMIC_MAP)
-        nested, offset = part("nested_absmax", (-(-m // BLOCK),)), fields["nested_offset"]
+        nested, offset = (
+            part("nested_absmax", (-(-m // NESTED_BLOCK_SIZE),)),
+            fields["nested_offset"],
+        )
         return DoubleQuantized(part("absmax", (m,), np.uint8), nested, np.float32(offset))
 
     def read():
@@ -157,7 +160,7 @@ def _four_bit_sources(path, leaf, dtype):
     state["shape"] = list(leaf.shape)
     parts = {"quant_map": entry("F32", MAPS[leaf.quant_type])}
     if isinstance(leaf.stored_absmax, DoubleQuantized):
-        state |= {"nested_blocksize": BLOCK, "nested_dtype": "float32"}
+        state |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32"}
         state["nested_offset"] = float(leaf.stored_absmax.offset)
         parts["absmax"] = entry("U8", leaf.stored_absmax.codes)
         parts["nested_absmax"] = entry("F32", leaf.stored_absmax.nested_absmax)

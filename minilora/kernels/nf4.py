@@ -4,7 +4,7 @@ import numpy as np
 
 from .. import nf4
 from ..config import require
-from ..double_quant import BLOCK, DYNAMIC_MAP, DoubleQuantized, double_quantize
+from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized, double_quantize
 from ..nf4 import CODEBOOKS, TINY, Quantized, pack_4bit, unpack_4bit
 from .lookup import decode
 from .loops import fast_jit, jit
@@ -87,7 +87,7 @@ def absmax(q):
 @jit
 def _double_dequantize(lo, hi, codes, absmax, offset, dynamic, out):
     for i in range(lo, hi):
-        out[i] = dynamic[codes[i]] * absmax[i // BLOCK] + offset
+        out[i] = dynamic[codes[i]] * absmax[i // NESTED_BLOCK_SIZE] + offset
 
 
 @jit

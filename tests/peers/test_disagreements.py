@@ -214,3 +214,25 @@ def test_the_int8_factor_has_lost_a_zero():
     assert np.abs(llm_int8.matmul(x, w) / exact - 1).max() <= 5 * 2.0**-24
     assert np.abs(theirs / exact - 6.200124e-05 * 127**2).max() <= 5 * 2.0**-24
     assert abs(6.200124e-05 * 127**2 - 1 - 1.8e-5) < 1e-7
+
+
+def test_bitsandbytes_rounds_to_bfloat16_in_evaluation():
+    """A `Linear4bit` with the compute type float32 multiplies in float32 while it trains. In
+    evaluation mode, bitsandbytes (version 0.50.2) repacks the weight on a CPU with AVX-512 and
+    bfloat16, and computes with bfloat16 numbers, whatever the compute type says. Their error of
+    2⁻⁹ per number is far more than float32's 2⁻²⁴. minilora always computes in float32.
+    """
+    w, x = weights("normal", (256, 256), 1), weights("normal", (8, 256), 2)
+    expected = x @ nf4.quantize(w, 64, True).dequantize().T
+    layer = bitsandbytes.nn.Linear4bit(256, 256, False, torch.float32, True, "nf4")
+    layer.weight = bitsandbytes.nn.Params4bit(torch.from_numpy(w), False, quant_type="nf4")
+    layer = layer.to("cpu")
+    with torch.no_grad():
+        trained = layer.train()(torch.from_numpy(x)).numpy()
+        evaluated = layer.eval()(torch.from_numpy(x)).numpy()
+    size = np.abs(expected).max()
+    assert np.abs(trained - expected).max() < 1e-6 * size
+    if bitsandbytes.nn.modules.has_avx512bf16():
+        assert 1e-3 < np.abs(evaluated - expected).max() / size < 2e-2
+    else:
+        assert np.abs(evaluated - expected).max() < 1e-6 * size
