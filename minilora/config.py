@@ -86,7 +86,7 @@ class LoraConfig:
     lora_dropout: float = 0.0
     target_modules: str | Sequence[str] = ("q_proj", "v_proj")  # names, or one regex
     use_rslora: bool = False
-    layers_to_transform: tuple[int, ...] | None = None
+    layers_to_transform: Any = None  # a layer, or several; None: all
     rank_pattern: dict[str, int] = field(default_factory=dict)  # {regex of a module: rank}
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # the first match counts
     use_dora: bool = False
@@ -107,6 +107,8 @@ class LoraConfig:
             matches(regex, "")
         if not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        if isinstance(self.layers_to_transform, int):
+            object.__setattr__(self, "layers_to_transform", (self.layers_to_transform,))
 
     def rank_and_scaling(self, path: str) -> tuple[int, float]:
         """Return (rank r, scaling α/r) of the adapter on the module at `path`."""
@@ -184,7 +186,9 @@ class TrainConfig:
             if f.name in CHOICES:
                 choices = CHOICES[f.name]
                 require(value in choices, f"{name} must be one of {choices}, got {value!r}")
-            elif type(f.default) is not bool:
+            elif type(f.default) is bool:
+                require(type(value) is bool, f"{name} must be true or false, got {value!r}")
+            else:
                 rule = POSITIVE_INT if type(f.default) is int else POSITIVE
                 check_number(name, value, OTHER_RULES.get(f.name, rule))
 

@@ -98,7 +98,7 @@ def test_the_core_is_closed_and_small():
                 code = code_lines(FILES[module])
                 lengths.append(len(code & set(range(node.lineno, node.end_lineno + 1))))
         assert EDGES[module] <= set(CORE), module
-    assert len(CORE) <= 12 and sum(len(code_lines(FILES[m])) for m in CORE) <= 915
+    assert len(CORE) <= 12 and sum(len(code_lines(FILES[m])) for m in CORE) <= 920
     assert median(lengths) <= 8
 
 

@@ -47,6 +47,16 @@ def test_an_exception_takes_its_own_rank_and_alpha():
     assert replace(config, use_rslora=True).rank_and_scaling(Q) == (2, 3 / math.sqrt(2))
 
 
+def test_one_layer_may_be_a_number():
+    assert LoraConfig(layers_to_transform=1) == LoraConfig(layers_to_transform=(1,))
+
+
+def test_a_switch_is_true_or_false():
+    for bad in ("no", 1, None):
+        with pytest.raises(InputError, match="--mask-prompt must be true or false, got "):
+            TrainConfig(mask_prompt=bad)
+
+
 def test_a_name_is_a_whole_path_or_an_end_after_a_dot():
     assert names_module("q_proj", Q) and names_module(Q, Q) and names_module("self_attn.q_proj", Q)
     assert not names_module("proj", Q) and not names_module("attn.q_proj", Q)

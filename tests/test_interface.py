@@ -138,3 +138,11 @@ def test_a_value_of_a_wrong_type_is_one_line(make, message):
 def test_a_generation_needs_a_whole_number_of_tokens():
     with pytest.raises(InputError, match=r"--max-tokens must be a whole number from 1, got 1\.5"):
         list(minilora.generate({}, random_base(TINY), [1], TINY, max_tokens=1.5))
+
+
+def test_an_adapter_on_the_base_without_its_scalings():
+    """The base that `get_peft_model` returns has the scalings; the base before it has none."""
+    model_config, base, _ = minilora.load("micro")
+    adapters, _ = minilora.get_peft_model(base, LoraConfig(), 0)
+    with pytest.raises(InputError, match="the base has no lora_scaling for the adapter on model"):
+        minilora.forward(adapters, base, np.zeros((1, 2), int), model_config)

@@ -24,9 +24,14 @@ def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
     ops: `layers`, `kernels.fused`, a result of this function, or None for the optimized operations.
     """
     ops = getattr(ops, "ops", ops) or kernels.OPS  # a wrapper is unwrapped first
-    leaves = [(path.rpartition(".")[2], w.ndim) for path, w in named_leaves(adapters)]
-    plain = all(name in LEAVES and ndim < 3 for name, ndim in leaves)
-    stacked = any(".lora_stack." in path for path, _ in named_leaves(base))
+    frozen = dict(named_leaves(base))
+    leaves = [(*path.rpartition("."), w.ndim) for path, w in named_leaves(adapters)]
+    for module, _, name, _ in leaves:
+        scaled = name != "lora_A" or f"{module}.lora_scaling" in frozen
+        advice = "use the base that get_peft_model or load_adapter returned with the adapter"
+        require(scaled, f"the base has no lora_scaling for the adapter on {module}: {advice}")
+    plain = all(name in LEAVES and ndim < 3 for _, _, name, ndim in leaves)
+    stacked = any(".lora_stack." in path for path in frozen)
     encoder = "prompt_encoder" in subtree(adapters, "model")
     return ops if plain and not (stacked or encoder) else MethodOps(ops)
 
