@@ -20,15 +20,15 @@ FACTORS, FIXED = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout")
 LEAVES = ("weight", "bias", *FACTORS)  # trained leaves of a projection that `layers.linear` reads
 
 
-class PeftModel(NamedTuple):
+class AdaptedModel(NamedTuple):
     """A model with an adapter: the trained tree, and the frozen base with the scalings."""
 
     adapters: Tree
     base: Tree
 
 
-def init(base: Tree, lora_config: LoraConfig, rng: Any) -> PeftModel:
-    """Create an adapter that does not change the outputs yet: PeftModel(adapters, base).
+def init(base: Tree, lora_config: LoraConfig, rng: Any) -> AdaptedModel:
+    """Create an adapter that does not change the outputs yet: AdaptedModel(adapters, base).
 
     rng: a NumPy generator or a seed. The returned base has a `lora_scaling` and a `lora_dropout`
     next to each adapted weight, and shares its arrays with `base`. Raises InputError if a target
@@ -50,7 +50,7 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> PeftModel:
         set_leaf(adapters, f"{path}.lora_B", np.zeros((out_features, r), np.float32))
         set_leaf(base, f"{path}.lora_scaling", scaling)
         set_leaf(base, f"{path}.lora_dropout", lora_config.lora_dropout)
-    return PeftModel(adapters, base)
+    return AdaptedModel(adapters, base)
 
 
 def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:

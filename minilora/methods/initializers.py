@@ -51,7 +51,7 @@ def init(base, config, rng, scheme="none", block_size=64):
     for path in adapted if config.use_dora else ():
         norms = row_norms(get(adapters, path), get(stored, path))
         set_leaf(adapters, f"{path}.lora_magnitude_vector", norms)
-    return lora.PeftModel(adapters, stored)
+    return lora.AdaptedModel(adapters, stored)
 
 
 def pissa(w, node, scaling, store):

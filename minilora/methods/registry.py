@@ -69,7 +69,7 @@ def dora(base, adapter_config, rng):
         )
         norms = row_norms(get(adapters, path), node)  # m = ‖W₀‖   (DoRA, Sec. 4.1)
         set_leaf(adapters, f"{path}.lora_magnitude_vector", norms)
-    return lora.PeftModel(adapters, base)
+    return lora.AdaptedModel(adapters, base)
 
 
 def full(base, adapter_config, rng):
@@ -195,8 +195,8 @@ METHODS = {
 def get_peft_model(
     base: Tree, adapter_config: LoraConfig | MethodConfig, rng: Any = 0, scheme: str = "none",
     block_size: int = 64,
-) -> lora.PeftModel:  # fmt: skip
-    """Create an adapter of any method: PeftModel(adapters, base).
+) -> lora.AdaptedModel:  # fmt: skip
+    """Create an adapter of any method: AdaptedModel(adapters, base).
 
     base: dense or quantized. It is not modified; the returned base shares its arrays.
     adapter_config: a LoraConfig or a MethodConfig. rng: a NumPy generator or a seed.
@@ -205,7 +205,7 @@ def get_peft_model(
     """
     rng = np.random.default_rng(rng)
     if isinstance(adapter_config, MethodConfig):
-        return lora.PeftModel(*METHODS[adapter_config.method](base, adapter_config, rng))
+        return lora.AdaptedModel(*METHODS[adapter_config.method](base, adapter_config, rng))
     if adapter_config.init_lora_weights in INITIALIZERS:
         return initializers.init(base, adapter_config, rng, scheme, block_size)
     return low_rank(base, adapter_config, rng)
