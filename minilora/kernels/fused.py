@@ -42,9 +42,9 @@ def rms_norm(x, weight, eps):
 @primitive
 def _rms_norm(x, weight, eps, saved):
     y, width = np.empty(x.shape, x.dtype), x.shape[-1]
-    saved["r"] = np.empty(x.size // width, x.dtype)
-    parallel_rows(_norm, len(saved["r"]), rows(x), weight, eps, rows(y), saved["r"], width=width)
-    saved["x_hat"] = None if weight.all() else x * saved["r"].reshape(*x.shape[:-1], 1)
+    r = saved["r"] = np.empty(x.size // width, x.dtype)
+    parallel_rows(_norm, len(r), rows(x), weight, eps, rows(y), r, width=width)
+    saved["x_hat"] = None if weight.all() else x * r.reshape(*x.shape[:-1], 1)
     return y
 
 
@@ -52,11 +52,12 @@ def _rms_norm_vjp(argnums, y, args, kwargs):
     weight, saved = args[1], args[3]
 
     def vjp(g):
-        x_hat = y / weight if saved["x_hat"] is None else saved["x_hat"]
+        x_hat = saved["x_hat"]  # if it was not kept, it is z/divisor, which the loop computes
+        z, divisor = (y, weight) if x_hat is None else (x_hat, np.ones_like(weight))
         dx, width = np.empty(y.shape, y.dtype), y.shape[-1]
-        a = (rows(x_hat), weight, saved["r"], rows(g), rows(dx))
+        a = (rows(z), divisor, weight, saved["r"], rows(g), rows(dx))
         parallel_rows(_norm_back, len(saved["r"]), *a, width=width)
-        return tuple(dx if n == 0 else np.sum(rows(g * x_hat), axis=0) for n in argnums)
+        return tuple(dx if n == 0 else np.sum(rows(g * (z / divisor)), axis=0) for n in argnums)
 
     return vjp
 
@@ -77,15 +78,16 @@ def _norm(lo, hi, x, w, eps, y, r):
 
 
 @fast_jit
-def _norm_back(lo, hi, x_hat, w, r, g, dx):
-    D = x_hat.shape[1]
+def _norm_back(lo, hi, z, divisor, w, r, g, dx):
+    D = z.shape[1]
     for i in range(lo, hi):
-        dot = x_hat[i, 0] * 0
+        dot = z[i, 0] * 0
         for j in range(D):
-            dot += g[i, j] * w[j] * x_hat[i, j]
-        mean = x_hat.dtype.type(dot / D)
+            dx[i, j] = z[i, j] / divisor[j]  # x̂
+            dot += g[i, j] * w[j] * dx[i, j]
+        mean = z.dtype.type(dot / D)
         for j in range(D):
-            dx[i, j] = r[i] * (g[i, j] * w[j] - x_hat[i, j] * mean)
+            dx[i, j] = r[i] * (g[i, j] * w[j] - dx[i, j] * mean)
 
 
 # ----------------------------------------------------------------------------------- SwiGLU

@@ -20,13 +20,13 @@ QUERIES = 64  # tokens per matmul: with fewer, fewer masked scores are computed
 # With S = QKᵀ/√hd + mask, P = softmax(S), Y = PV, per head:
 #   ∂L/∂V = Pᵀg        ∂L/∂P = gVᵀ        ∂L/∂S = P∘(∂L/∂P − Σ_s P∘∂L/∂P)
 #   ∂L/∂Q = ∂L/∂S·K/√hd    ∂L/∂K = (∂L/∂S)ᵀQ/√hd, both then rotated by −angle.
-# P is recomputed from Q, K and log Σ eˢ (Dao et al. 2022, Sec. 3.1). The G heads that share a key
-# head are interleaved by token, (B, K, T·G, hd): so a group of tokens is one matmul with only the
-# keys that it sees.
+# P is recomputed from Q, K and log Σ eˢ (Dao et al. 2022, Sec. 3.1), except for rows of few tokens,
+# where P is not much larger than Q. The G heads that share a key head are interleaved by token,
+# (B, K, T·G, hd): so a group of tokens is one matmul with only the keys that it sees.
 
 
 def attention(q, k, v, rope, segment_starts, cache=None):
-    """Compute `layers.attention`. Keeps q and k (rotated), v and one number per row of scores."""
+    """Compute `layers.attention`. Keeps q and k (rotated), v, and P or one number per row of P."""
     if cache is not None:
         return layers.attention(q, k, v, rope, segment_starts, cache)
     check_starts(segment_starts)
@@ -55,14 +55,22 @@ def attention_forward(q, k, v, rope, starts, saved):
     hd = 2 * rope[0].shape[-1]
     K = k.shape[-1] // hd
     q, k, v = rotate(q, rope, K, hd**-0.5), rotate(k, rope, K), group_heads(v, K, hd)
-    y, log_z = np.empty_like(q), np.empty(q.shape[:3], q.dtype)
+    y, log_z, kept = np.empty_like(q), np.empty(q.shape[:3], q.dtype), []
     for b, queries, keys in query_chunks(q, k):
-        s = q[b, :, queries] @ k[b, :, keys].swapaxes(-1, -2)
-        a = (s, starts[b], log_z[b], queries.start)
-        parallel_rows(_softmax, s.size // keys.stop, *a, width=keys.stop)
-        np.matmul(s, v[b, :, keys], out=y[b, :, queries])
-    saved.update(q=q, k=k, v=v, log_z=log_z)
+        p = probabilities(q[b], k[b], starts[b], log_z[b], queries, keys)
+        np.matmul(p, v[b, :, keys], out=y[b, :, queries])
+        kept.append(p if k.shape[2] <= QUERIES else None)
+    saved.update(q=q, k=k, v=v, log_z=log_z, p=kept)
     return ungroup_heads(y, k.shape[2])
+
+
+def probabilities(q, k, starts, log_z, queries, keys, again=False):
+    """Compute P of a chunk, and log Σ eˢ of its rows; if `again`, from the known log Σ eˢ."""
+    # Kᵀ is copied because a small matmul is up to 40 % faster if its second matrix is contiguous
+    s = q[:, :, queries] @ np.ascontiguousarray(k[:, :, keys].swapaxes(-1, -2))
+    a = (s, starts, log_z, queries.start, again)
+    parallel_rows(_softmax, s.size // keys.stop, *a, width=keys.stop)
+    return s
 
 
 _attention = primitive(attention_forward)
@@ -74,14 +82,15 @@ def attention_backward(g, rope, starts, saved):
     q, k, v, log_z = (saved[name] for name in ("q", "k", "v", "log_z"))
     g = group_heads(g, *k.shape[1::2])
     dq, dk, dv = np.empty_like(q), np.zeros_like(k), np.zeros_like(v)
-    for b, queries, keys in query_chunks(q, k):
-        s = q[b, :, queries] @ k[b, :, keys].swapaxes(-1, -2)
-        dp = g[b, :, queries] @ v[b, :, keys].swapaxes(-1, -2)
-        a = (s, dp, starts[b], log_z[b], queries.start)
-        parallel_rows(_softmax_back, s.size // keys.stop, *a, width=keys.stop)
-        np.matmul(dp, k[b, :, keys], out=dq[b, :, queries])
-        dk[b, :, keys] += dp.swapaxes(-1, -2) @ q[b, :, queries]
-        dv[b, :, keys] += s.swapaxes(-1, -2) @ g[b, :, queries]
+    for (b, queries, keys), p in zip(query_chunks(q, k), saved["p"]):
+        if p is None:
+            p = probabilities(q[b], k[b], starts[b], log_z[b], queries, keys, again=True)
+        # ∂L/∂P, which the loop replaces by ∂L/∂S
+        ds = g[b, :, queries] @ np.ascontiguousarray(v[b, :, keys].swapaxes(-1, -2))
+        parallel_rows(_softmax_back, p.size // keys.stop, rows(p), rows(ds), width=keys.stop)
+        np.matmul(ds, k[b, :, keys], out=dq[b, :, queries])
+        dk[b, :, keys] += ds.swapaxes(-1, -2) @ q[b, :, queries]
+        dv[b, :, keys] += p.swapaxes(-1, -2) @ g[b, :, queries]
     T = k.shape[2]
     dq, dk = unrotate(dq, rope, T, k.shape[3] ** -0.5), unrotate(dk, rope, T)
     return dq, dk, ungroup_heads(dv, T)
@@ -190,7 +199,7 @@ def _rotate_rows(lo, hi, x, y, cos, sin, scale, grouping):
 
 
 @fast_jit
-def _softmax(lo, hi, s, starts, log_z, offset):
+def _softmax(lo, hi, s, starts, log_z, offset, again):
     K, R = s.shape[1:3]
     G = log_z.shape[2] // starts.shape[1]
     for i in range(lo, hi):
@@ -198,33 +207,23 @@ def _softmax(lo, hi, s, starts, log_z, offset):
         t = (offset + r) // G
         first, row = starts[b, t], s[b, k, r]
         seen = row[first : t + 1]
-        top, total = row_max(seen), seen[0] * 0
+        top, total = log_z[b, k, offset + r] if again else row_max(seen), seen[0] * 0
         for j in range(seen.size):
             seen[j] = exp(seen[j] - top)
             total += seen[j]
-        log_z[b, k, offset + r] = top + np.log(total)
-        for j in range(seen.size):
-            seen[j] /= total
+        if not again:
+            log_z[b, k, offset + r] = top + np.log(total)
+            for j in range(seen.size):
+                seen[j] /= total
         row[:first] = 0
         row[t + 1 :] = 0
 
 
 @fast_jit
-def _softmax_back(lo, hi, s, dp, starts, log_z, offset):
-    K, R = s.shape[1:3]
-    G = log_z.shape[2] // starts.shape[1]
+def _softmax_back(lo, hi, p, ds):
     for i in range(lo, hi):
-        b, k, r = i // (K * R), i // R % K, i % R
-        t = (offset + r) // G
-        first, row, drow, z = starts[b, t], s[b, k, r], dp[b, k, r], log_z[b, k, offset + r]
-        p, d = row[first : t + 1], drow[first : t + 1]
-        dot = z * 0
-        for j in range(p.size):
-            p[j] = exp(p[j] - z)
-            dot += p[j] * d[j]
-        for j in range(p.size):
-            d[j] = p[j] * (d[j] - dot)
-        row[:first] = 0
-        drow[:first] = 0
-        row[t + 1 :] = 0
-        drow[t + 1 :] = 0
+        dot = p[i, 0] * 0
+        for j in range(p.shape[1]):
+            dot += p[i, j] * ds[i, j]
+        for j in range(p.shape[1]):
+            ds[i, j] = p[i, j] * (ds[i, j] - dot)

@@ -38,7 +38,9 @@ PARTS = {  # functions whose own time is products with the NumPy around them, or
 
 
 def examples(vocab, rows, length):
-    return [[Example(row, np.ones(len(row), np.int64))] for row in tokens(vocab, rows, length + 1)]
+    # lists, as from encode_rows: a mask of NumPy integers would make the gradient float64
+    ids = tokens(vocab, rows, length + 1).tolist()
+    return [[Example(row, [1] * len(row))] for row in ids]
 
 
 def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
