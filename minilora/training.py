@@ -104,7 +104,7 @@ def split_batch(rows: list[Any], num_shards: int) -> list[list[Any]]:
 
 def num_targets(examples: Iterable[Example]) -> int:
     """Count the target tokens of the examples."""
-    return sum(sum(example.mask[1:]) for example in examples)
+    return int(sum(sum(example.mask[1:]) for example in examples))  # a mask may be an array
 
 
 def accumulate(shards: Iterable[tuple[int, float, Tree]], total: int) -> tuple[float, Tree]:

@@ -546,3 +546,18 @@ def test_start_has_taken_no_step():
     assert state["step"] == 0 and state["best_loss"] == math.inf and not should_stop(state, RICH)
     for tree in (state["m"], state["v"]):
         assert all(not w.any() and w.dtype == np.float32 for _, w in named_leaves(tree))
+
+
+def test_masks_may_be_arrays():
+    """The weight n/total of a shard stays a Python float, so the gradients stay float32."""
+    adapters, frozen = setting(dropout=0.0)
+    arrays = [[Example(e.tokens, np.array(e.mask))] for e in EXAMPLES]
+    lists = [[e] for e in EXAMPLES]
+    run = (0, TINY, SMALL, kernels.OPS, map, 2)
+    (loss, grads, n), (other, expected, m) = (
+        gradient_at(adapters, frozen, rows, *run) for rows in (arrays, lists)
+    )
+    assert (loss, n) == (other, m) and type(n) is int
+    for path, g in named_leaves(grads):
+        assert g.dtype == np.float32
+        np.testing.assert_array_equal(g, get(expected, path))
