@@ -49,11 +49,11 @@ def load_examples(args, loaded, split):
     trained_on = loaded.settings.get("data")
     name = args.data or trained_on or "questions"
     if args.data and Path(args.data).is_file():
-        rows, described = read_rows(args.data), f"all rows of {name}"
+        rows, described = read_rows(args.data, loaded.tokenizer), f"all rows of {name}"
         if trained_on and Path(trained_on).is_file() and Path(name).samefile(trained_on):
             warn(f"the adapter was trained on rows of {name}: held-out rows may score lower")
     else:
-        rows, described = load_rows(name, split), f"{split} split of {name}"
+        rows, described = load_rows(name, split, loaded.tokenizer), f"{split} split of {name}"
         require(rows, f"{name} has no {split} rows: give a folder, or a file with ten rows or more")
     length = args.max_seq_length or loaded.settings.get("max_seq_length")
     masked = args.mask_prompt

@@ -35,7 +35,7 @@ def fine_tune(args):
     loaded = load_for_training(args)
     tokenizer = replace(loaded.tokenizer, chat_date=args.chat_date)
     check_packing(loaded.adapters, train_config)
-    rows, held_out = load_rows(args.data, "train"), load_rows(args.data, "valid")
+    rows, held_out = (load_rows(args.data, split, tokenizer) for split in ("train", "valid"))
     examples, cut = encode_rows(rows, tokenizer, train_config)
     valid = encode_rows(held_out, tokenizer, train_config)[0] if held_out else []
     memory.print_trainable_parameters(loaded.adapters, loaded.base)

@@ -188,7 +188,8 @@ def read_metrics(folder, last=math.inf):
     """Return the rows of metrics.jsonl up to step `last`; raise InputError if one is malformed."""
     path, rows = Path(folder) / METRICS, list[dict]()
     try:  # a kill can have damaged later rows
-        for row in read_jsonl(path, _check_metrics) if path.exists() else ():
+        for row, where in read_jsonl(path) if path.exists() else ():
+            _check_metrics(row, where)
             if row["step"] > last:
                 break
             rows.append(row)

@@ -237,7 +237,7 @@ def test_a_bad_flag_is_one_line_and_writes_nothing(flags, base, data, tmp_path, 
 BAD_ROWS = {
     "": "empty",
     '{"text": "a"}\n{"text": ': "line 2",
-    '{"words": "a"}': "line 1",
+    '{"words": "a"}': "line 1: the keys are ['words']: the nearest shape of a row is",
     '{"text": "a", "prompt": "b", "completion": "c"}': "line 1",
     '{"text": 3}': "line 1",
     '{"messages": []}': "line 1",
@@ -259,6 +259,26 @@ def test_bytes_that_are_no_utf8_are_named_by_line(base, tmp_path, capsys):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
     assert "line 2: not UTF-8" in error_of(capsys, train(base, path, tmp_path / "out"))
+
+
+def test_rows_of_alpaca_train_and_inspect_marks_the_targets(base, tmp_path, capsys):
+    path = tmp_path / "alpaca.jsonl"
+    rows = [{"instruction": "Add", "input": f"{n}+1", "output": str(n + 1)} for n in range(20)]
+    rows[3]["output"] = ""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert train(base, path, tmp_path / "run") == 0
+    printed, said = capsys.readouterr()
+    assert f"{path}: 19 rows, 18 for training" in printed
+    assert said.splitlines()[:2] == [
+        f"{path}: read as Alpaca",
+        "warning: rows that are skipped because they have an empty answer: 1, "
+        f"the first is {path}, line 4",
+    ]
+    assert run("inspect --model", base, "--data", path, "--mask-prompt") == 0
+    lines = capsys.readouterr().out.split("counts the tokens with *:\n")[1].splitlines()
+    marked = [(line[0], line.split(maxsplit=1 + (line[0] == "*"))[-1]) for line in lines]
+    assert "".join(eval(text) for _, text in marked) == "Add\n0+1\n1"
+    assert [text for mark, text in marked if mark == "*"] == ["'1'", "''"]  # and the end token
 
 
 BAD_TOML = {
