@@ -33,7 +33,8 @@ def train(
 ) -> tuple[Tree, list[Tree]]:  # fmt: skip
     """Fit `adapters` to the examples; return (adapters, history), with one dict per step.
 
-    The dict of a step has `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` and `seconds`.
+    The dict of a step has `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` (all, not only the
+    targets) and `seconds`.
     state: the state of the run to continue. on_step(metrics, adapters, state): called with this
     dict after every step; training ends if it returns true. num_shards: the number of parts of a
     batch that `parallel_map` may compute at the same time. Raises InputError if there is nothing to
@@ -50,7 +51,7 @@ def train(
     settings = model_config, train_config, ops, parallel_map, num_shards
     while state["step"] < train_config.iters:
         began, step = time.perf_counter(), state["step"]
-        loss, grads, tokens = gradient_at(adapters, base, sequences, step, *settings)
+        loss, grads, _ = gradient_at(adapters, base, sequences, step, *settings)
         grads, norm = clip(grads, train_config.max_grad_norm)
         seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
         advice = "lower --learning-rate, or use float32 adapters; the last checkpoint is kept"
@@ -58,7 +59,8 @@ def train(
         lr = get_lr(step, train_config)
         adapters, state = update(adapters, grads, state, lr, train_config)
         metrics = {"step": step + 1, "loss": loss, "learning_rate": lr, "grad_norm": norm}
-        metrics |= {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}
+        metrics |= {"tokens": num_tokens(sequences, step, train_config)}
+        metrics |= {"seconds": round(time.perf_counter() - began, 4)}
         history.append(metrics)
         if on_step and on_step(metrics, adapters, state):
             break
@@ -100,6 +102,13 @@ def split_batch(rows: list[Any], num_shards: int) -> list[list[Any]]:
     """Split the rows of a batch into at most `num_shards` lists, none of which is empty."""
     n = min(num_shards, len(rows))
     return [rows[i::n] for i in range(n)]
+
+
+def num_tokens(sequences: list[list[Example]], step: int, train_config: TrainConfig) -> int:
+    """Count the tokens that the model reads in a step, without padding."""
+    size = train_config.batch_size * train_config.grad_accumulation_steps
+    rows = batch_at(sequences, step, size, train_config.seed)
+    return sum(len(example.tokens) - 1 for row in rows for example in row)
 
 
 def num_targets(examples: Iterable[Example]) -> int:

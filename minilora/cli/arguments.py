@@ -36,12 +36,14 @@ def parse(argv):
     if args.command != "train":
         return args
     given = argv[1:]
+    toml = as_flags(toml_settings(args.config)) if args.config else []
+    both = {"--iters", "--epochs"} <= {word.partition("=")[0] for word in toml + given}
+    require(not both, "--iters and --epochs both set the number of steps: give one of them")
     if args.resume:
         path = os.path.join(args.adapter_path, CHECKPOINT)
         settings = checkpoint_settings(read_metadata(path)[1], path)
         given = as_flags(check_settings(settings, path)) + given
-    if args.config:
-        given = as_flags(toml_settings(args.config)) + given
+    given = toml + given
     args = parser().parse_args(["train", *given])
     from ..data.tasks import BUILTIN
 
@@ -183,6 +185,7 @@ def train_flags(sub):
         else:
             kind = {"int": int, "float": float}.get(getattr(f.type, "__name__", f.type), str)
             add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name))
+    add("--epochs", type=float, help="passes over the rows, instead of --iters")
     add("--save-every", type=positive, default=50, help="steps between checkpoints")
     today = str(date.today())
     add("--chat-date", type=iso_date, default=today, help="the date that a chat template shows")

@@ -16,7 +16,7 @@ from ..config import InputError, TrainConfig, require
 from . import tasks
 
 Row = dict[str, Any]
-SHAPES = [{"text"}, {"prompt", "completion"}, {"messages"}]
+SHAPES: list[set[str]] = [{"text"}, {"prompt", "completion"}, {"messages"}]
 ALPACA, SHAREGPT = {"instruction", "output"}, {"conversations"}
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
 ROLES |= {role: role for role in ("user", "assistant", "tool", "system")}
@@ -91,10 +91,10 @@ def check_row(row, where):
     shape = {key for keys in SHAPES for key in keys & set(row)}
     if shape not in SHAPES:
         # the nearest shape has the most keys that the row has, or nearly has
-        known = [*SHAPES, ALPACA, SHAREGPT]
-        near = {key for key in set.union(*known) if get_close_matches(key, row, cutoff=0.75)}
-        nearest = sorted(max(known, key=lambda keys: len(keys & near)))
-        way = f"the nearest shape of a row is {', '.join(nearest)}"
+        shapes = [*SHAPES, ALPACA, SHAREGPT]
+        near = {key for key in set.union(*shapes) if get_close_matches(key, row, cutoff=0.75)}
+        nearest = max(shapes, key=lambda keys: len(keys & near))
+        way = f"the nearest shape of a row is {', '.join(sorted(nearest))}"
         raise InputError(f"{where}: the keys are {sorted(row)}: {way}")
     for key in shape - {"messages"}:
         check_text(key, row[key], where)
