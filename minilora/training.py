@@ -49,9 +49,12 @@ def train(
     state = state or adamw_init(adapters)
     history: list[Tree] = []
     settings = model_config, train_config, ops, parallel_map, num_shards
+    size = train_config.batch_size * train_config.grad_accumulation_steps
     while state["step"] < train_config.iters:
         began, step = time.perf_counter(), state["step"]
         loss, grads, _ = gradient_at(adapters, base, sequences, step, *settings)
+        rows = batch_at(sequences, step, size, train_config.seed)
+        tokens = sum(len(example.tokens) - 1 for row in rows for example in row)
         grads, norm = clip(grads, train_config.max_grad_norm)
         seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
         advice = "lower --learning-rate, or use float32 adapters; the last checkpoint is kept"
@@ -59,8 +62,7 @@ def train(
         lr = get_lr(step, train_config)
         adapters, state = update(adapters, grads, state, lr, train_config)
         metrics = {"step": step + 1, "loss": loss, "learning_rate": lr, "grad_norm": norm}
-        metrics |= {"tokens": num_tokens(sequences, step, train_config)}
-        metrics |= {"seconds": round(time.perf_counter() - began, 4)}
+        metrics |= {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}
         history.append(metrics)
         if on_step and on_step(metrics, adapters, state):
             break
@@ -102,13 +104,6 @@ def split_batch(rows: list[Any], num_shards: int) -> list[list[Any]]:
     """Split the rows of a batch into at most `num_shards` lists, none of which is empty."""
     n = min(num_shards, len(rows))
     return [rows[i::n] for i in range(n)]
-
-
-def num_tokens(sequences: list[list[Example]], step: int, train_config: TrainConfig) -> int:
-    """Count the tokens that the model reads in a step, without padding."""
-    size = train_config.batch_size * train_config.grad_accumulation_steps
-    rows = batch_at(sequences, step, size, train_config.seed)
-    return sum(len(example.tokens) - 1 for row in rows for example in row)
 
 
 def num_targets(examples: Iterable[Example]) -> int:

@@ -122,9 +122,9 @@ def parser():
 
     train_flags(command("train", "fine-tune a model and write an adapter folder"))
 
-    sub = command("generate", "continue a prompt, with or without an adapter")
-    base_flags(sub)
-    sub.add_argument("--prompt", required=True, help="the beginning of the text, or the request")
+    sub = command("generate", "continue prompts, each with an adapter or none")
+    base_flags(sub, several="+")
+    sub.add_argument("--prompt", required=True, nargs="+", help="beginnings of texts, or requests")
     sub.add_argument("--max-tokens", type=positive, default=200)
     sub.add_argument("--temp", type=float, default=0.0, help="0 always takes the likeliest token")
     sub.add_argument("--top-p", type=float, default=1.0)
@@ -220,13 +220,14 @@ def number(text):
     return int(value) if value.is_integer() else value
 
 
-def base_flags(sub, adapter=True):
+def base_flags(sub, adapter=True, several=None):
     """Add the flags that choose base and adapter; the defaults come from the run's folder."""
     sub.add_argument("--model", help="as in train; default: the base of the adapter, or tiny")
     sub.add_argument("--quantize", choices=SCHEMES, help="default: as in training, or none")
     sub.add_argument("--block-size", type=positive)
     if adapter:
-        sub.add_argument("--adapter-path", help="an adapter folder of minilora or PEFT")
+        text = "an adapter folder of minilora or PEFT" + " per prompt, or none" * bool(several)
+        sub.add_argument("--adapter-path", nargs=several, help=text)
 
 
 def data_flags(sub):

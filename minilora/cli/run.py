@@ -72,10 +72,7 @@ def fine_tune(args):
 
 
 def steps_of_epochs(epochs, examples, train_config):
-    """Return ⌈E·n/(batch·accumulation)⌉ for E epochs of n sequences, which are rows or packed rows.
-
-    The last step can contain the first sequences of one more epoch.
-    """
+    """Return ⌈E·n/(batch·accumulation)⌉, for E epochs of n sequences (rows or packed rows)."""
     check_number("--epochs", epochs, POSITIVE)
     packed = pack_examples(examples, train_config.max_seq_length) if train_config.packing else None
     per_step = train_config.batch_size * train_config.grad_accumulation_steps

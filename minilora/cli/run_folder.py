@@ -65,7 +65,7 @@ def resume(folder, metadata, start):
         require(then["digests"].get(name) == value, f"{changed}: {way}")
     adapters, state, _ = load_state(checkpoint, start)
     step, last = state["step"], settings["iters"]
-    past = f"--iters {last}: the run in {folder} is at step {step} already"
+    past = f"--iters {last}: {checkpoint} is at step {step} already"
     require(step <= last, f"{past}: give a larger number, or start again with --overwrite")
     if last != then["settings"].get("iters"):
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")

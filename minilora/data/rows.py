@@ -6,6 +6,7 @@ of these when they are read. This generalizes part 5 of `lessons/00_qlora_in_one
 
 import json
 import sys
+from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
@@ -19,38 +20,27 @@ Row = dict[str, Any]
 SHAPES: list[set[str]] = [{"text"}, {"prompt", "completion"}, {"messages"}]
 ALPACA, SHAREGPT = {"instruction", "output"}, {"conversations"}
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
-ROLES |= {role: role for role in ("user", "assistant", "tool", "system")}
 REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
 
 
 def read_rows(path, tokenizer=None):
     """Return the rows of a JSONL file; raise InputError naming the file and the malformed line.
 
-    Rows with an empty answer are left out, and a warning counts them. With a tokenizer, so are rows
-    whose tools its chat template does not show.
+    Rows that cannot be learned are left out, and a warning counts them; see `reason_to_skip`.
     """
-    rows, empty, hidden = list[Row](), list[str](), list[str]()
+    rows, skipped = list[Row](), dict[str, list[str]]()
     for value, where in read_jsonl(path):
         row = check_row(value, where)
-        last = row["messages"][-1] if "messages" in row else {"content": row.get("text")}
-        if not (last.get("tool_calls") or row.get("completion", last.get("content"))):
-            empty.append(where)
-        elif tokenizer and tokenizer.has_chat_template and not shows_tools(row, tokenizer):
-            hidden.append(where)
+        if reason := reason_to_skip(row, tokenizer):
+            skipped.setdefault(reason, []).append(where)
         else:
             rows.append(row)
-    require(rows or empty or hidden, f"{path} is empty: write one JSON object per line")
-    warn_of_skipped(empty, "have an empty answer")
-    warn_of_skipped(hidden, "have tools that the chat template of the model does not show")
+    require(rows or skipped, f"{path} is empty: write one JSON object per line")
+    for reason, places in skipped.items():
+        count = f"{len(places)}, the first is {places[0]}"
+        say_once(f"warning: rows that are skipped because they have {reason}: {count}")
     require(rows, f"{path} has no row that can be used")
     return rows
-
-
-def warn_of_skipped(places, why):
-    """Print one warning with the number of rows that are skipped, and the place of the first."""
-    if places:
-        how_many = f"{len(places)}, the first is {places[0]}"
-        say_once(f"warning: rows that are skipped because they {why}: {how_many}")
 
 
 @cache
@@ -62,10 +52,10 @@ def say_once(text):
 def read_jsonl(path):
     """Yield (value, place) of each line of a JSONL file; the place is "FILE, line N"."""
     try:
-        text = Path(path).read_bytes()
+        text = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    for n, line in enumerate(text.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+    for n, line in enumerate(text.split(b"\n"), 1):
         if line.strip():
             where = f"{path}, line {n}"
             whole = line.decode(errors="ignore").encode() == line
@@ -102,10 +92,11 @@ def check_row(row, where):
 
 
 def check_text(key, text, where):
-    """Raise InputError unless `text`, the value of `key`, is a string of whole characters."""
+    """Return `text`, the value of `key`; raise InputError if it is not a string of characters."""
     require(isinstance(text, str), f"{where}: {key} must be a string, not {text!r}")
     whole = text.encode(errors="ignore").decode() == text
     require(whole, f"{where}: a text has a lone surrogate: remove that character")
+    return text
 
 
 def check_messages(row, where):
@@ -128,47 +119,47 @@ def check_messages(row, where):
 
 def alpaca(row, where):
     """Return a row of Alpaca as prompt and completion."""
-    parts = [row.get(key) or "" for key in ("instruction", "input", "output")]
-    for key, text in zip(("instruction", "input", "output"), parts):
-        check_text(key, text, where)
-    prompt = "\n".join(filter(None, parts[:2]))
-    return {"prompt": prompt, "separator": "\n", "completion": parts[2]}
+    given = {key: "" if row.get(key) is None else row[key] for key in [*ALPACA, "input"]}
+    parts = {key: check_text(key, text, where) for key, text in given.items()}
+    prompt = "\n".join(filter(None, [parts["instruction"], parts["input"]]))
+    return {"prompt": prompt, "separator": "\n", "completion": parts["output"]}
 
 
 def sharegpt(row, where):
     """Return a row of ShareGPT as messages."""
-    turns = row["conversations"]
+    turns, system = row["conversations"], row.get("system")
     sound = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-    sound = sound and all("value" in turn and str(turn.get("from")) in ROLES for turn in turns)
-    what = f"objects with value and from, which is one of {', '.join(ROLES)}"
-    require(sound, f"{where}: conversations must be {what}")
-    system = [{"from": "system", "value": row["system"]}] if row.get("system") else []
-    messages = [{"role": ROLES[t["from"]], "content": t["value"]} for t in system + turns]
+    sound = sound and all("value" in turn and isinstance(turn.get("from"), str) for turn in turns)
+    require(sound, f"{where}: conversations must be objects with from and value")
+    turns = [{"from": "system", "value": system}] * bool(system) + turns
+    messages = [{"role": ROLES.get(t["from"], t["from"]), "content": t["value"]} for t in turns]
     return {"messages": messages, "tools": row.get("tools")}
 
 
-def shows_tools(row, tokenizer):
-    """Return whether the text of a chat depends on its tools and on their calls, if it has any."""
+def reason_to_skip(row, tokenizer):
+    """Return why a row cannot be learned: no answer, or tools that the chat template drops."""
+    messages, tools = row.get("messages", []), row.get("tools")
+    last = messages[-1] if messages else {"content": row.get("text") or row.get("completion")}
+    if not (last.get("tool_calls") or last.get("content")):
+        return "an empty answer"
 
     def text(messages, tools):
-        try:
+        with suppress(InputError):  # some templates reject a message without content
             return tokenizer.render(messages, tools=tools)
-        except InputError:  # some templates reject a message without content
-            return None
 
-    messages, tools = row.get("messages", []), row.get("tools")
     no_calls = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
-    others = [
-        (m, t) for m, t in ((messages, None), (no_calls, tools)) if (m, t) != (messages, tools)
-    ]
-    return not others or text(messages, tools) not in (None, *(text(*other) for other in others))
+    others = [part for part in ((messages, None), (no_calls, tools)) if part != (messages, tools)]
+    if not (others and tokenizer and tokenizer.has_chat_template):
+        return None
+    shown = text(messages, tools) not in (None, *(text(*part) for part in others))
+    return None if shown else "tools that the chat template of the model does not show"
 
 
 def split_turns(row, tokenizer):
     """Return [(text before an answer, the answer), …] as the model reads them.
 
-    A text row has no text before its answer. If the chat template changes earlier answers, as some
-    do with thoughts, the text of an answer goes on to the next one.
+    A text row has no text before its answer. If the template rewrites an earlier answer, as some do
+    with thoughts, its text goes on to the next answer.
     """
     if "text" in row:
         return [("", row["text"])]
@@ -179,15 +170,14 @@ def split_turns(row, tokenizer):
         {"role": "assistant", "content": row["completion"]},
     ]
     render = partial(tokenizer.render, tools=row.get("tools"))
-    whole, turns, end = render(messages), [], 0
+    whole, turns, end = render(messages), list[tuple[str, str]](), 0
     # most chat templates need a message before an answer
     answers = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"] or [0]
     befores = [render(messages[:i], add_generation_prompt=True) for i in answers]
-    for i, before, after in zip(answers, befores, [*befores[1:], whole]):
+    for i, before, following in zip(answers, befores, [*befores[1:], whole]):
         require(whole.startswith(before) and len(before) >= end, REWRITTEN)
-        here, end, start = render(messages[: i + 1]), len(after), end
-        if whole.startswith(here):
-            end = len(here)
+        here, start = render(messages[: i + 1]), end
+        end = len(here if whole.startswith(here) else following)
         turns.append((whole[start : len(before)], whole[len(before) : end]))
     return turns
 
@@ -205,20 +195,19 @@ def encode(row, tokenizer, mask_prompt=False):
     TRL). Text that a chat template writes after the end of the last answer is dropped.
     """
     turns, eos = split_turns(row, tokenizer), tokenizer.eos_token_id
-    tokens, mask, others = list[int](), list[int](), [0 if mask_prompt else 1]
-    for n, (before, answer) in enumerate(turns):
-        head = tokenizer.encode(before, add_special_tokens=n == 0) if before else []
-        tail, rest = tokenizer.encode(answer, add_special_tokens=not (n or before)), list[int]()
-        if eos in tail and "text" not in row:
-            end = tail.index(eos) + 1
-            tail, rest = tail[:end], tail[end:]
-        if n == len(turns) - 1:
+    example, others = Example([], []), [0 if mask_prompt else 1]
+    for n, (before, answer) in enumerate(turns, 1):
+        head = tokenizer.encode(before, add_special_tokens=n == 1) if before else []
+        tail = tokenizer.encode(answer, add_special_tokens=n == 1 and not before)
+        end = tail.index(eos) + 1 if eos in tail and "text" not in row else len(tail)
+        tail, rest = tail[:end], tail[end:]
+        if n == len(turns):
             tail, rest = tail + [eos] * (tail[-1:] != [eos]), []
         else:  # an end token, or the next turn, shows where the answer ends
-            require(rest or turns[n + 1][0], REWRITTEN)
-        tokens += head + tail + rest
-        mask += others * len(head) + [1] * len(tail) + others * len(rest)
-    return Example(tokens, mask)
+            require(rest or turns[n][0], REWRITTEN)
+        example.tokens.extend(head + tail + rest)
+        example.mask.extend(others * len(head) + [1] * len(tail) + others * len(rest))
+    return example
 
 
 def encode_rows(

@@ -487,7 +487,9 @@ def test_a_finished_run_is_lengthened(base, data, tmp_path, capsys):
     """The definition: the state at the end of the first run, then steps of the longer run."""
     out = tmp_path / "run"
     assert train(base, data, out, "--lora-dropout 0.2") == 0
-    assert "--iters 3: the run in" in error_of(capsys, run("train --resume --iters 3", *at(out)))
+    assert f"--iters 3: {out / 'checkpoint.safetensors'} is at step 4 already" in error_of(
+        capsys, run("train --resume --iters 3", *at(out))
+    )
     first, state, _ = load_state(out / "checkpoint.safetensors")
     assert run("train --resume --iters 9", *at(out)) == 0
     assert (
@@ -649,6 +651,37 @@ def test_an_adapter_on_another_base_than_its_own(base, data, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
     assert run(*words, *more, "--quantize int8 --overwrite") == 0
     assert "was trained on a base stored as nf4-dq" in capsys.readouterr().err
+
+
+def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for out, rank in ((a, "2"), (b, "3")):
+        assert train(base, data, out, "--target-modules all-linear --lora-r", rank) == 0
+    more = "--max-tokens 4 --quantize nf4-dq"
+    prompts = {"1+1=": a, "12+1=": "none", "7+1=": b, "3+1=": a}
+    alone = {}
+    for prompt, path in prompts.items():
+        capsys.readouterr()
+        of_base = ["--model", base] if path == "none" else ["--adapter-path", path]
+        assert run("generate --prompt", prompt, *of_base, more) == 0
+        alone[prompt] = capsys.readouterr().out
+    assert run("generate --prompt", *prompts, "--adapter-path", *prompts.values(), more) == 0
+    expected = "".join(
+        f"--- {prompt!r}, adapter {path}\n{alone[prompt]}" for prompt, path in prompts.items()
+    )
+    assert capsys.readouterr().out == expected
+    # one adapter for all; and none
+    assert run("generate --prompt 1+1= 3+1= --adapter-path", a, more) == 0
+    assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in capsys.readouterr().out
+    assert run("generate --prompt 12+1= 1+1= --model", base, more) == 0
+    assert capsys.readouterr().out.startswith(f"--- '12+1='\n{alone['12+1=']}--- '1+1='\n")
+
+    words = "generate --prompt x y z --adapter-path", a, b
+    assert "3 prompts need one --adapter-path or as many, got 2" in error_of(capsys, run(*words))
+    assert train(base, data, tmp_path / "c", "--quantize none") == 0
+    capsys.readouterr()
+    words = "generate --prompt x y --adapter-path", a, tmp_path / "c"
+    assert "different bases" in error_of(capsys, run(*words))
 
 
 def test_generate_refuses_what_it_cannot_do(base, capsys):
