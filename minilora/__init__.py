@@ -25,6 +25,7 @@ from .evaluation.trainer import train
 from .formats.checkpoint import load_adapter, save_adapter
 from .formats.pretrained import load, save_pretrained
 from .kernels import quantize_4bit
+from .methods.compose import generate_batch
 from .methods.merging import merge
 from .methods.operations import operations
 from .methods.registry import METHODS, MethodConfig, get_peft_model
@@ -34,10 +35,10 @@ from .tree import Array, Tree
 __version__ = "0.2.0"
 __all__ = [
     "METHODS", "InputError", "LoraConfig", "MethodConfig", "ModelConfig", "TrainConfig",
-    "__version__", "encode_rows", "evaluate", "forward", "generate", "get_peft_model", "layers",
-    "load", "load_adapter", "load_rows", "lora", "loss", "merge", "merge_and_unload", "nf4",
-    "operations", "print_trainable_parameters", "quantize", "save_adapter", "save_pretrained",
-    "train",
+    "__version__", "encode_rows", "evaluate", "forward", "generate", "generate_batch",
+    "get_peft_model", "layers", "load", "load_adapter", "load_rows", "lora", "loss", "merge",
+    "merge_and_unload", "nf4", "operations", "print_trainable_parameters", "quantize",
+    "save_adapter", "save_pretrained", "train",
 ]  # fmt: skip
 
 merge_and_unload = merge  # PEFT's name

@@ -33,7 +33,8 @@ def train(
 ) -> tuple[Tree, list[Tree]]:  # fmt: skip
     """Fit `adapters` to the examples; return (adapters, history), with one dict per step.
 
-    The dict of a step has `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` and `seconds`.
+    The dict of a step has `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` (all, not only the
+    targets) and `seconds`.
     state: the state of the run to continue. on_step(metrics, adapters, state): called with this
     dict after every step; training ends if it returns true. num_shards: the number of parts of a
     batch that `parallel_map` may compute at the same time. Raises InputError if there is nothing to
@@ -48,9 +49,12 @@ def train(
     state = state or adamw_init(adapters)
     history: list[Tree] = []
     settings = model_config, train_config, ops, parallel_map, num_shards
+    size = train_config.batch_size * train_config.grad_accumulation_steps
     while state["step"] < train_config.iters:
         began, step = time.perf_counter(), state["step"]
-        loss, grads, tokens = gradient_at(adapters, base, sequences, step, *settings)
+        loss, grads, _ = gradient_at(adapters, base, sequences, step, *settings)
+        rows = batch_at(sequences, step, size, train_config.seed)
+        tokens = sum(len(example.tokens) - 1 for row in rows for example in row)
         grads, norm = clip(grads, train_config.max_grad_norm)
         seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
         advice = "lower --learning-rate, or use float32 adapters; the last checkpoint is kept"

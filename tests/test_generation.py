@@ -168,10 +168,12 @@ def scripted(monkeypatch, logits):
 
     def hidden_states(adapters, base, tokens, starts, config, ops, cache):
         calls.append((tokens.tolist(), starts.tolist(), cache))
-        return np.zeros((1, tokens.shape[1], 1))
+        return np.zeros((*tokens.shape, 1))
 
     monkeypatch.setattr(generation.model, "hidden_states", hidden_states)
-    monkeypatch.setattr(generation.model, "logits", lambda x, *rest: np.float32(logits))
+    monkeypatch.setattr(
+        generation.model, "logits", lambda x, *rest: np.tile(np.float32(logits), (len(x), 1))
+    )
     return calls
 
 
@@ -183,6 +185,19 @@ def test_the_prompt_is_read_once_and_then_one_token_at_a_time(monkeypatch):
     caches = [cache for _, _, cache in calls]
     assert all(cache is caches[0] for cache in caches)
     assert len(set(map(id, caches[0]))) == TINY.num_hidden_layers
+
+
+def test_a_longer_prompt_is_read_while_a_shorter_one_is_continued(monkeypatch):
+    calls = scripted(monkeypatch, [0, 1, 3, 2])
+    prompts = [[3, 1, 1, 0], [1, 3]]
+    steps = generation.generate_batch({}, {}, prompts, TINY, layers, max_tokens=3)
+    assert list(steps) == [[None, 2], [None, 2], [2, 2], [2, None], [2, None]]
+    read = [tokens for tokens, _, _ in calls]
+    assert read == [[[3, 1], [1, 3]], [[1], [2]], [[0], [2]], [[2], [2]], [[2], [2]]]
+    # an end token ends its row only
+    calls = scripted(monkeypatch, [0, 1, 3, 2])
+    stop = replace(TINY, eos_token_id=(2,))
+    assert list(generation.generate_batch({}, {}, prompts, stop, layers)) == [[None, None]] * 3
 
 
 def test_the_usual_options(monkeypatch):

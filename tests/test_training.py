@@ -313,7 +313,8 @@ def test_history_says_what_happened():
         batch = collate(batch_at([[e] for e in EXAMPLES], i, 2, config.seed))
         loss, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, TINY)
         assert row["learning_rate"] == get_lr(i, config)
-        assert row["tokens"] == batch["mask"].sum() and row["seconds"] >= 0
+        rows = batch_at(EXAMPLES, i, 2, config.seed)
+        assert row["tokens"] == sum(len(e.tokens) - 1 for e in rows) and row["seconds"] >= 0
         assert row["loss"] == pytest.approx(float(loss), rel=4 * U32)
         norm = math.sqrt(
             sum(float((g.astype(np.float64) ** 2).sum()) for _, g in named_leaves(grads))
@@ -418,9 +419,16 @@ def test_a_run_learns():
     assert history[-1]["loss"] < 0.1 * history[0]["loss"]  # two rows can be learnt by heart
 
 
+def test_the_tokens_of_a_step_are_those_of_prompts_too_and_no_padding():
+    long, short = Example([1, 2, 3, 4, 5], [0, 0, 0, 1, 1]), Example([1, 2, 3], [0, 0, 1])
+    config = replace(SMALL, iters=1, batch_size=2, grad_accumulation_steps=2)
+    _, history = train(*setting(), [long, short, short, short], TINY, config)
+    assert history[0]["tokens"] == 4 + 2 + 2 + 2
+
+
 def test_packing_trains_on_the_same_tokens():
     config = replace(SMALL, packing=True, max_seq_length=30, batch_size=1, iters=4)
-    every = sum(sum(e.mask[1:]) for e in EXAMPLES)
+    every = sum(len(e.tokens) - 1 for e in EXAMPLES)
     _, history = train(*setting(), EXAMPLES, TINY, config)
     sequences = -(-sum(len(e.tokens) - 1 for e in EXAMPLES) // 29)
     assert sum(row["tokens"] for row in history[:sequences]) == every

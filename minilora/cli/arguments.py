@@ -36,12 +36,14 @@ def parse(argv):
     if args.command != "train":
         return args
     given = argv[1:]
+    toml = as_flags(toml_settings(args.config)) if args.config else []
+    both = {"--iters", "--epochs"} <= {word.partition("=")[0] for word in toml + given}
+    require(not both, "--iters and --epochs both set the number of steps: give one of them")
     if args.resume:
         path = os.path.join(args.adapter_path, CHECKPOINT)
         settings = checkpoint_settings(read_metadata(path)[1], path)
         given = as_flags(check_settings(settings, path)) + given
-    if args.config:
-        given = as_flags(toml_settings(args.config)) + given
+    given = toml + given
     args = parser().parse_args(["train", *given])
     from ..data.tasks import BUILTIN
 
@@ -120,9 +122,9 @@ def parser():
 
     train_flags(command("train", "fine-tune a model and write an adapter folder"))
 
-    sub = command("generate", "continue a prompt, with or without an adapter")
-    base_flags(sub)
-    sub.add_argument("--prompt", required=True, help="the beginning of the text, or the request")
+    sub = command("generate", "continue prompts, each with an adapter or none")
+    base_flags(sub, several="+")
+    sub.add_argument("--prompt", required=True, nargs="+", help="beginnings of texts, or requests")
     sub.add_argument("--max-tokens", type=positive, default=200)
     sub.add_argument("--temp", type=float, default=0.0, help="0 always takes the likeliest token")
     sub.add_argument("--top-p", type=float, default=1.0)
@@ -183,6 +185,7 @@ def train_flags(sub):
         else:
             kind = {"int": int, "float": float}.get(getattr(f.type, "__name__", f.type), str)
             add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name))
+    add("--epochs", type=float, help="passes over the rows, instead of --iters")
     add("--save-every", type=positive, default=50, help="steps between checkpoints")
     today = str(date.today())
     add("--chat-date", type=iso_date, default=today, help="the date that a chat template shows")
@@ -217,13 +220,14 @@ def number(text):
     return int(value) if value.is_integer() else value
 
 
-def base_flags(sub, adapter=True):
+def base_flags(sub, adapter=True, several=None):
     """Add the flags that choose base and adapter; the defaults come from the run's folder."""
     sub.add_argument("--model", help="as in train; default: the base of the adapter, or tiny")
     sub.add_argument("--quantize", choices=SCHEMES, help="default: as in training, or none")
     sub.add_argument("--block-size", type=positive)
     if adapter:
-        sub.add_argument("--adapter-path", help="an adapter folder of minilora or PEFT")
+        text = "an adapter folder of minilora or PEFT" + " per prompt, or none" * bool(several)
+        sub.add_argument("--adapter-path", nargs=several, help=text)
 
 
 def data_flags(sub):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from ..formats import fetch as fetching
 from ..formats.files import require_new
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
+from ..methods.compose import generate_batch
 from ..methods.merging import merge as merge_adapter
 from ..methods.operations import operations
 from ..quant.schemes import error_report
@@ -24,9 +26,8 @@ from .run import fine_tune, physical_memory
 train = fine_tune
 
 
-def load_model(args):
-    """Return the LoadedModel that the flags name; a folder of PEFT needs --model."""
-    path = getattr(args, "adapter_path", None)
+def load_model(args, path, load=load):
+    """Return the LoadedModel that the flags name; path: the folder of its adapter, or None."""
     settings = run_settings(path) if path else {}
     name = args.model or settings.get("model") or ("" if path else "tiny")
     way = "give --model, or use train --resume if it is an interrupted run"
@@ -34,9 +35,9 @@ def load_model(args):
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
     if not path:
-        return LoadedModel(*load(name, scheme, block_size, low_precision=True))
+        return LoadedModel(*load(name, scheme, block_size, True))
     warn_of_another_base(path, settings, scheme, block_size)
-    loaded = load_with_adapter(path, name, scheme, block_size)
+    loaded = load_with_adapter(path, name, scheme, block_size, load)
     tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
     return loaded._replace(tokenizer=tokenizer, settings=settings)
 
@@ -49,11 +50,11 @@ def load_examples(args, loaded, split):
     trained_on = loaded.settings.get("data")
     name = args.data or trained_on or "questions"
     if args.data and Path(args.data).is_file():
-        rows, described = read_rows(args.data), f"all rows of {name}"
+        rows, described = read_rows(args.data, loaded.tokenizer), f"all rows of {name}"
         if trained_on and Path(trained_on).is_file() and Path(name).samefile(trained_on):
             warn(f"the adapter was trained on rows of {name}: held-out rows may score lower")
     else:
-        rows, described = load_rows(name, split), f"{split} split of {name}"
+        rows, described = load_rows(name, split, loaded.tokenizer), f"{split} split of {name}"
         require(rows, f"{name} has no {split} rows: give a folder, or a file with ten rows or more")
     length = args.max_seq_length or loaded.settings.get("max_seq_length")
     masked = args.mask_prompt
@@ -64,31 +65,48 @@ def load_examples(args, loaded, split):
 
 
 def generate(args):
-    """Print the continuation of a prompt, or the answer to a request, token by token."""
-    loaded = load_model(args)
-    tokenizer = loaded.tokenizer
-    prompt = args.prompt
-    if tokenizer.has_chat_template and not args.raw:
-        prompt = tokenizer.render([{"role": "user", "content": prompt}], add_generation_prompt=True)
-    model, n, ops = loaded.model_config, args.max_tokens, operations(loaded.adapters, loaded.base)
-    keys_and_values = 8 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * n
+    """Print the continuation of a prompt token by token, or those of a batch of prompts."""
+    texts, paths = args.prompt, args.adapter_path or [None]
+    paths = paths * len(texts) if len(paths) == 1 else paths
+    one_each = f"{len(texts)} prompts need one --adapter-path or as many, got {len(paths)}"
+    require(len(paths) == len(texts), f"{one_each}: `none` is no adapter")
+    once = cache(load)
+    models = {path: load_model(args, path, once) for path in {*paths} - {"none"}}
+    first = next(iter(models.values()), None) or load_model(args, None)
+    chosen = [models.get(path, first._replace(adapters={})) for path in paths]
+    model, n = first.model_config, args.max_tokens
+    numbers = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * n
     much = f"--max-tokens {n}: keys and values of so many tokens do not fit into memory; lower it"
-    require(keys_and_values < physical_memory(), much)
-    inputs = loaded.adapters, loaded.base, tokenizer.encode(prompt), model, ops, n
-    sampling = args.temp, args.top_p, np.random.default_rng(args.seed)
-    ids, printed = [], ""
-    for token in generation.generate(*inputs, *sampling):
+    require(4 * numbers * len(texts) < physical_memory(), much)
+    prompts = [prompt_ids(args, loaded.tokenizer, text) for loaded, text in zip(chosen, texts)]
+    rng, pairs = np.random.default_rng(args.seed), [(m.adapters, m.base) for m in chosen]
+    sampling = {"max_tokens": n, "temp": args.temp, "top_p": args.top_p, "rng": rng}
+    if len(texts) > 1:
+        found = generate_batch(pairs, prompts, model, **sampling)
+        for path, text, ids in zip(paths, texts, found):
+            print(f"--- {text!r}" + (f", adapter {path}" if path else ""))
+            print(first.tokenizer.decode(ids))
+        return
+    ids, printed, ops = [], "", operations(*pairs[0])
+    for token in generation.generate(*pairs[0], prompts[0], model, ops, **sampling):
         ids.append(token)
-        text = tokenizer.decode(ids)
+        text = first.tokenizer.decode(ids)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete character
             print(text[len(printed) :], end="", flush=True)
             printed = text
-    print(tokenizer.decode(ids)[len(printed) :])
+    print(first.tokenizer.decode(ids)[len(printed) :])
+
+
+def prompt_ids(args, tokenizer, text):
+    """Return the token ids of a prompt, with the chat template unless --raw is given."""
+    if tokenizer.has_chat_template and not args.raw:
+        text = tokenizer.render([{"role": "user", "content": text}], add_generation_prompt=True)
+    return tokenizer.encode(text)
 
 
 def evaluate(args):
     """Print the scores on a split of the data."""
-    loaded = load_model(args)
+    loaded = load_model(args, args.adapter_path)
     examples, described = load_examples(args, loaded, args.split)
     score = metrics.evaluate(loaded.adapters, loaded.base, examples, loaded.model_config)
     if args.json:
@@ -101,7 +119,7 @@ def evaluate(args):
 
 def merge(args):
     """Write W₀ + (α/r)·BA as a dense folder; W₀ is the base as --quantize stores it."""
-    loaded = load_model(args)
+    loaded = load_model(args, args.adapter_path)
     require(loaded.adapters, "there is no adapter to merge: give --adapter-path")
     require_new(args.out)
     dense = merge_adapter(loaded.adapters, loaded.base)
@@ -126,7 +144,7 @@ def quantize(args):
 
 def inspect(args):
     """Print the tree, the trained parameters, the memory of a step, and the tokens of a row."""
-    loaded = load_model(args)
+    loaded = load_model(args, args.adapter_path)
     for path, leaf in [*named_leaves(loaded.base), *named_leaves(loaded.adapters)]:
         if hasattr(leaf, "shape"):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))

@@ -94,7 +94,7 @@ def new_adapter(args, adapter_config):
     return LoadedModel(config, base, tokenizer, adapters, adapter_config)
 
 
-def load_with_adapter(folder, name, scheme, block_size):
+def load_with_adapter(folder, name, scheme, block_size, load=load):
     """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`."""
     dense, low_precision = needs_dense_base(folder), not trains_all_weights(folder)
     config, base, tokenizer = load(name, "none" if dense else scheme, block_size, low_precision)

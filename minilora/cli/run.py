@@ -7,11 +7,13 @@ moment leaves the complete old or the complete new file. The first file is the f
 import math
 import os
 from dataclasses import fields, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from .. import layers
-from ..config import InputError, TrainConfig, require
+from ..batching import pack_examples
+from ..config import POSITIVE, InputError, TrainConfig, check_number, require
 from ..data.rows import encode_rows, load_rows, split_row
 from ..evaluation import memory
 from ..evaluation.metrics import evaluate
@@ -35,9 +37,12 @@ def fine_tune(args):
     loaded = load_for_training(args)
     tokenizer = replace(loaded.tokenizer, chat_date=args.chat_date)
     check_packing(loaded.adapters, train_config)
-    rows, held_out = load_rows(args.data, "train"), load_rows(args.data, "valid")
+    rows, held_out = (load_rows(args.data, split, tokenizer) for split in ("train", "valid"))
     examples, cut = encode_rows(rows, tokenizer, train_config)
     valid = encode_rows(held_out, tokenizer, train_config)[0] if held_out else []
+    if args.epochs is not None:
+        args.iters, args.epochs = steps_of_epochs(args.epochs, examples, train_config), None
+        train_config = replace(train_config, iters=args.iters)
     memory.print_trainable_parameters(loaded.adapters, loaded.base)
     check_memory(loaded, examples, train_config)
     if Path(args.data).is_file():
@@ -45,6 +50,7 @@ def fine_tune(args):
         how = "every tenth row is held out" if held_out else "fewer than ten, so none is held out"
         print(f"{args.data}: {whole} rows, {len(rows)} for training; {how}")
     print(f"{len(examples)} rows to train on, {len(valid)} held out, {cut} cut to --max-seq-length")
+    print(f"{args.iters} steps of {args.batch_size * args.grad_accumulation_steps} sequences")
     if args.dry_run:
         return
     metadata = {**run_folder.metadata(args), "threads": num_threads()}
@@ -58,11 +64,20 @@ def fine_tune(args):
         writer = RunWriter(folder, args, loaded, metadata)
         best = run(writer, adapters, state, examples, valid, train_config, ops)
         writer.save_adapter(best)
-        curve(folder / "curve.png", run_folder.read_metrics(folder), f"{args.model} on {args.data}")
+        writer.draw()
         scores = print_scores("after", best, *shown)
         card = run_folder.model_card(args, loaded.adapter_config, scores)
         replace_text(folder / "README.md", card)
     print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
+
+
+def steps_of_epochs(epochs, examples, train_config):
+    """Return ⌈E·n/(batch·accumulation)⌉, for E epochs of n sequences (rows or packed rows)."""
+    check_number("--epochs", epochs, POSITIVE)
+    packed = pack_examples(examples, train_config.max_seq_length) if train_config.packing else None
+    per_step = train_config.batch_size * train_config.grad_accumulation_steps
+    # 1.1 epochs of 10 rows are 11 rows; in floating point, they would be a little more
+    return math.ceil(Fraction(str(epochs)) * len(packed or examples) / per_step)
 
 
 def check_memory(loaded, examples, train_config):
@@ -79,6 +94,10 @@ def run(writer, adapters, state, examples, valid, train_config, ops):
     """Train, and save the last steps also after an error; return the best adapters."""
     loaded, valid = writer.loaded, valid[: train_config.val_batches * train_config.batch_size]
     model = adapters, loaded.base, examples, loaded.model_config
+    if valid and state is None:  # the first point of the curve
+        score = evaluate(adapters, loaded.base, valid, loaded.model_config, ops)
+        names = {"eval_loss": "loss", "eval_exact_match": "exact_match"}
+        writer.rows.append({"step": 0} | {key: score[name] for key, name in names.items()})
     try:
         return train(*model, train_config, valid, state, writer.on_step, ops)[0]
     except KeyboardInterrupt as error:
@@ -115,15 +134,23 @@ class RunWriter:
         rows[0]["peak_rss_mb"] = memory.peak_rss_mb()
         self.rows += rows
         self.latest = adapters, state
-        if state["step"] % self.args.save_every == 0:
+        evaluated = len(rows) > 1
+        if state["step"] % self.args.save_every == 0 or (self.new and evaluated):
             self.save()
+        if evaluated:
+            self.draw()
+
+    def draw(self):
+        """Write the figure of all steps until now."""
+        history = run_folder.read_metrics(self.folder) + self.rows
+        curve(self.folder / "curve.png", history, f"{self.args.model} on {self.args.data}")
 
     def save(self):
         """Write the new metrics, then a checkpoint, then the adapter.
 
         The first checkpoint replaces an older run. It also holds the first rows of metrics.jsonl.
         """
-        if not self.rows:
+        if not (self.rows and self.latest):
             return
         (adapters, state), text = self.latest, run_folder.as_json_lines(self.rows)
         first = {"rows": self.rows} if self.new else {}
@@ -140,11 +167,10 @@ class RunWriter:
         self.size, self.rows, self.new = self.size + len(text), [], False
 
     def save_adapter(self, adapters):
-        """Write the adapter, then the settings if they are missing."""
+        """Write the adapter, then the settings."""
         model = adapters, self.loaded.base, self.loaded.adapter_config
         save_adapter(self.folder, *model, self.args.model, self.args.adapter_dtype)
-        if not (path := self.folder / SETTINGS).exists():
-            replace_text(path, run_folder.as_toml(self.metadata["settings"]))
+        replace_text(self.folder / SETTINGS, run_folder.as_toml(self.metadata["settings"]))
 
     def how_to_continue(self):
         """Return the sentence that tells the user how to continue an interrupted run."""

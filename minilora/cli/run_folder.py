@@ -49,7 +49,8 @@ def _half_written(name):
 def resume(folder, metadata, start):
     """Return (adapters, state) of the run's checkpoint; raise InputError if `metadata` differs.
 
-    `start` has the adapters before the first step. Later rows of metrics.jsonl are removed.
+    `start` has the adapters before the first step. Later rows of metrics.jsonl are removed. Only
+    --iters may differ: the state is kept, and the later steps are those of a run of that length.
     """
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     settings, then = metadata["settings"], read_metadata(checkpoint)[1]
@@ -57,14 +58,17 @@ def resume(folder, metadata, start):
     for name, value in settings.items():
         before = then["settings"].get(name)
         changed = f"{flag(name)} is {value}, but the run in {folder} has {before}"
-        same = name == "adapter_path" or before == value
+        same = name in ("adapter_path", "iters") or before == value
         require(same, f"{changed}: resume it with the same settings")
     for name, value in metadata["digests"].items():
         changed = f"the files of {flag(name)} {settings[name]} have changed since the run started"
         require(then["digests"].get(name) == value, f"{changed}: {way}")
     adapters, state, _ = load_state(checkpoint, start)
     step, last = state["step"], settings["iters"]
-    require(step <= last, f"{checkpoint} is at step {step} of {last}: start again with --overwrite")
+    past = f"--iters {last}: {checkpoint} is at step {step} already"
+    require(step <= last, f"{past}: give a larger number, or start again with --overwrite")
+    if last != then["settings"].get("iters"):
+        print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
     now, before = metadata["threads"], then["threads"]
     if before != now:
         warn(f"the run was started with {before} threads, not {now}: the last bits can differ")
@@ -188,7 +192,8 @@ def read_metrics(folder, last=math.inf):
     """Return the rows of metrics.jsonl up to step `last`; raise InputError if one is malformed."""
     path, rows = Path(folder) / METRICS, list[dict]()
     try:  # a kill can have damaged later rows
-        for row in read_jsonl(path, _check_metrics) if path.exists() else ():
+        for row, where in read_jsonl(path) if path.exists() else ():
+            _check_metrics(row, where)
             if row["step"] > last:
                 break
             rows.append(row)

@@ -1,10 +1,14 @@
 """Turn rows of a user into examples: JSONL files, chat templates, and the mask of the prompt.
 
-A row is {"text"}, {"prompt", "completion"} or {"messages"}. This generalizes part 5 of
-`lessons/00_qlora_in_one_file.py`.
+A row is {"text"}, {"prompt", "completion"} or {"messages"}. Rows of Alpaca and ShareGPT become one
+of these when they are read. This generalizes part 5 of `lessons/00_qlora_in_one_file.py`.
 """
 
 import json
+import sys
+from contextlib import suppress
+from difflib import get_close_matches
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +17,42 @@ from ..config import InputError, TrainConfig, require
 from . import tasks
 
 Row = dict[str, Any]
-SHAPES = ({"text"}, {"prompt", "completion"}, {"messages"})
+SHAPES: list[set[str]] = [{"text"}, {"prompt", "completion"}, {"messages"}]
+ALPACA, SHAREGPT = {"instruction", "output"}, {"conversations"}
+ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
+REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
 
 
-def read_rows(path):
-    """Return the rows of a JSONL file; raise InputError naming the file and the malformed line."""
-    rows = list(read_jsonl(path, check_row))
-    require(rows, f"{path} is empty: write one JSON object per line")
+def read_rows(path, tokenizer=None):
+    """Return the rows of a JSONL file; raise InputError naming the file and the malformed line.
+
+    Rows that cannot be learned are left out, and a warning counts them; see `reason_to_skip`.
+    """
+    rows, skipped = list[Row](), dict[str, list[str]]()
+    for value, where in read_jsonl(path):
+        row = check_row(value, where)
+        if reason := reason_to_skip(row, tokenizer):
+            skipped.setdefault(reason, []).append(where)
+        else:
+            rows.append(row)
+    require(rows or skipped, f"{path} is empty: write one JSON object per line")
+    for reason, places in skipped.items():
+        count = f"{len(places)}, the first is {places[0]}"
+        say_once(f"warning: rows that are skipped because they have {reason}: {count}")
+    require(rows, f"{path} has no row that can be used")
     return rows
 
 
-def read_jsonl(path, check):
-    """Yield the values of a JSONL file; `check(value, where)` may raise InputError."""
+@cache
+def say_once(text):
+    """Print a line on standard error, but no line twice: a file is read once per split."""
+    print(text, file=sys.stderr)
+
+
+def read_jsonl(path):
+    """Yield (value, place) of each line of a JSONL file; the place is "FILE, line N"."""
     try:
-        text = Path(path).read_bytes()
+        text = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     for n, line in enumerate(text.split(b"\n"), 1):
@@ -34,9 +60,7 @@ def read_jsonl(path, check):
             where = f"{path}, line {n}"
             whole = line.decode(errors="ignore").encode() == line
             require(whole, f"{where}: not UTF-8: save the file as UTF-8")
-            value = parse_json(line.decode(), f"{where}: not JSON")
-            check(value, where)
-            yield value
+            yield parse_json(line.decode(), f"{where}: not JSON"), where
 
 
 def parse_json(text, complaint):
@@ -48,57 +72,142 @@ def parse_json(text, complaint):
 
 
 def check_row(row, where):
-    """Raise InputError unless `row` has one of the three shapes."""
+    """Return `row` in one of the three shapes; raise InputError if its shape is not known."""
     require(isinstance(row, dict), f"{where}: the row must be a JSON object")
+    for name, keys, convert in ("Alpaca", ALPACA, alpaca), ("ShareGPT", SHAREGPT, sharegpt):
+        if keys <= row.keys():
+            row = convert(row, where)
+            say_once(f"{where.rpartition(',')[0]}: read as {name}")
     shape = {key for keys in SHAPES for key in keys & set(row)}
-    way = "give text, or prompt and completion, or messages"
-    require(shape in SHAPES, f"{where}: the keys are {sorted(row)}: {way}")
-    messages = row.get("messages", ())
-    if "messages" in row:
-        fields = {"role", "content"}
-        sound = isinstance(messages, list) and bool(messages)
-        sound = sound and all(isinstance(m, dict) and fields <= m.keys() for m in messages)
-        sound = sound and messages[-1]["role"] == "assistant"
-        what = "objects with role and content, the last one of the assistant"
-        require(sound, f"{where}: messages must be {what}")
-    texts = [(key, row[key]) for key in sorted(shape - {"messages"})]
-    for key, text in texts + [("content", m["content"]) for m in messages]:
-        require(isinstance(text, str), f"{where}: {key} must be a string, not {text!r}")
-        whole = text.encode(errors="ignore").decode() == text
-        require(whole, f"{where}: a text has a lone surrogate: remove that character")
+    if shape not in SHAPES:
+        # the nearest shape has the most keys that the row has, or nearly has
+        shapes = [*SHAPES, ALPACA, SHAREGPT]
+        near = {key for key in set.union(*shapes) if get_close_matches(key, row, cutoff=0.75)}
+        nearest = max(shapes, key=lambda keys: len(keys & near))
+        way = f"the nearest shape of a row is {', '.join(sorted(nearest))}"
+        raise InputError(f"{where}: the keys are {sorted(row)}: {way}")
+    for key in shape - {"messages"}:
+        check_text(key, row[key], where)
+    return check_messages(row, where) if "messages" in row else row
 
 
-def split_row(row, tokenizer):
-    """Return (prompt, answer) as the model reads them. The prompt of a text row is empty."""
+def check_text(key, text, where):
+    """Return `text`, the value of `key`; raise InputError if it is not a string of characters."""
+    require(isinstance(text, str), f"{where}: {key} must be a string, not {text!r}")
+    whole = text.encode(errors="ignore").decode() == text
+    require(whole, f"{where}: a text has a lone surrogate: remove that character")
+    return text
+
+
+def check_messages(row, where):
+    """Return the row, with its tools as a list; raise InputError if a message is malformed."""
+    messages, tools = row["messages"], row.get("tools") or []
+    sound = isinstance(messages, list) and bool(messages)
+    sound = sound and all(isinstance(m, dict) and "role" in m for m in messages)
+    sound = sound and all({"content", "tool_calls"} & m.keys() for m in messages)
+    sound = sound and messages[-1]["role"] == "assistant"
+    what = "objects with role and content, the last one of the assistant"
+    require(sound, f"{where}: messages must be {what}")
+    for message in messages:
+        if message.get("content") is not None or not message.get("tool_calls"):
+            check_text("content", message.get("content"), where)
+    if isinstance(tools, str):  # as in data sets whose columns have one type
+        tools = parse_json(tools, f"{where}: tools are not JSON")
+    require(isinstance(tools, list), f"{where}: tools must be a list of JSON schemas")
+    return row | {"tools": tools} if tools else row
+
+
+def alpaca(row, where):
+    """Return a row of Alpaca as prompt and completion."""
+    given = {key: "" if row.get(key) is None else row[key] for key in [*ALPACA, "input"]}
+    parts = {key: check_text(key, text, where) for key, text in given.items()}
+    prompt = "\n".join(filter(None, [parts["instruction"], parts["input"]]))
+    return {"prompt": prompt, "separator": "\n", "completion": parts["output"]}
+
+
+def sharegpt(row, where):
+    """Return a row of ShareGPT as messages."""
+    turns, system = row["conversations"], row.get("system")
+    sound = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+    sound = sound and all("value" in turn and isinstance(turn.get("from"), str) for turn in turns)
+    require(sound, f"{where}: conversations must be objects with from and value")
+    turns = [{"from": "system", "value": system}] * bool(system) + turns
+    messages = [{"role": ROLES.get(t["from"], t["from"]), "content": t["value"]} for t in turns]
+    return {"messages": messages, "tools": row.get("tools")}
+
+
+def reason_to_skip(row, tokenizer):
+    """Return why a row cannot be learned: no answer, or tools that the chat template drops."""
+    messages, tools = row.get("messages", []), row.get("tools")
+    last = messages[-1] if messages else {"content": row.get("text") or row.get("completion")}
+    if not (last.get("tool_calls") or last.get("content")):
+        return "an empty answer"
+
+    def text(messages, tools):
+        with suppress(InputError):  # some templates reject a message without content
+            return tokenizer.render(messages, tools=tools)
+
+    no_calls = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
+    others = [part for part in ((messages, None), (no_calls, tools)) if part != (messages, tools)]
+    if not (others and tokenizer and tokenizer.has_chat_template):
+        return None
+    shown = text(messages, tools) not in (None, *(text(*part) for part in others))
+    return None if shown else "tools that the chat template of the model does not show"
+
+
+def split_turns(row, tokenizer):
+    """Return [(text before an answer, the answer), …] as the model reads them.
+
+    A text row has no text before its answer. If the template rewrites an earlier answer, as some do
+    with thoughts, its text goes on to the next answer.
+    """
     if "text" in row:
-        return "", row["text"]
+        return [("", row["text"])]
     if "prompt" in row and not tokenizer.has_chat_template:
-        return row["prompt"], row["completion"]
+        return [(row["prompt"] + row.get("separator", ""), row["completion"])]
     messages = row.get("messages") or [
         {"role": "user", "content": row["prompt"]},
         {"role": "assistant", "content": row["completion"]},
     ]
-    prompt = tokenizer.render(messages[:-1], add_generation_prompt=True)
-    whole = tokenizer.render(messages)
-    rewritten = "the model's chat template rewrites earlier turns: use text rows"
-    require(whole.startswith(prompt), rewritten)
-    return prompt, whole[len(prompt) :]
+    render = partial(tokenizer.render, tools=row.get("tools"))
+    whole, turns, end = render(messages), list[tuple[str, str]](), 0
+    # most chat templates need a message before an answer
+    answers = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"] or [0]
+    befores = [render(messages[:i], add_generation_prompt=True) for i in answers]
+    for i, before, following in zip(answers, befores, [*befores[1:], whole]):
+        require(whole.startswith(before) and len(before) >= end, REWRITTEN)
+        here, start = render(messages[: i + 1]), end
+        end = len(here if whole.startswith(here) else following)
+        turns.append((whole[start : len(before)], whole[len(before) : end]))
+    return turns
+
+
+def split_row(row, tokenizer):
+    """Return (text before the last answer, the last answer) as the model reads them."""
+    *earlier, (before, answer) = split_turns(row, tokenizer)
+    return "".join(map("".join, earlier)) + before, answer
 
 
 def encode(row, tokenizer, mask_prompt=False):
-    """Return the Example of a row: prompt (not counted if masked), answer, end of sequence.
+    """Return the Example of a row: its turns, and the end of the sequence.
 
-    Text that a chat template writes after the end of the answer is dropped.
+    With `mask_prompt`, the targets are all answers with their end tokens (as assistant_only_loss in
+    TRL). Text that a chat template writes after the end of the last answer is dropped.
     """
-    prompt, answer = split_row(row, tokenizer)
-    head = tokenizer.encode(prompt) if prompt else []
-    tail = tokenizer.encode(answer, add_special_tokens=not prompt)
-    if prompt and tokenizer.eos_token_id in tail:
-        tail = tail[: tail.index(tokenizer.eos_token_id)]
-    elif tail[-1:] == [tokenizer.eos_token_id]:
-        tail = tail[:-1]
-    tail = [*tail, tokenizer.eos_token_id]
-    return Example(head + tail, [0 if mask_prompt else 1] * len(head) + [1] * len(tail))
+    turns, eos = split_turns(row, tokenizer), tokenizer.eos_token_id
+    example, others = Example([], []), [0 if mask_prompt else 1]
+    for n, (before, answer) in enumerate(turns, 1):
+        head = tokenizer.encode(before, add_special_tokens=n == 1) if before else []
+        tail = tokenizer.encode(answer, add_special_tokens=n == 1 and not before)
+        end = tail.index(eos) + 1 if eos in tail and "text" not in row else len(tail)
+        tail, rest = tail[:end], tail[end:]
+        if n == len(turns):
+            tail, rest = tail + [eos] * (tail[-1:] != [eos]), []
+        else:  # an end token, or the next turn, shows where the answer ends
+            require(rest or turns[n][0], REWRITTEN)
+        example.tokens.extend(head + tail + rest)
+        example.mask.extend(others * len(head) + [1] * len(tail) + others * len(rest))
+    return example
 
 
 def encode_rows(
@@ -114,20 +223,21 @@ def encode_rows(
     return kept, sum(len(e.tokens) > length for e in full)
 
 
-def load_rows(name: str, split: str) -> list[Row]:
+def load_rows(name: str, split: str, tokenizer: Any = None) -> list[Row]:
     """Return the rows of a split of a built-in data set, a .jsonl file or a folder.
 
-    `split` is train, valid or test. For a file, valid and test are both every tenth row (none if
-    there are fewer than ten). A folder has train.jsonl and valid.jsonl, and may have test.jsonl;
-    otherwise test is valid.jsonl.
+    `split` is train, valid or test. tokenizer: see `read_rows`. For a file, valid and test are both
+    every tenth row (none if there are fewer than ten). A folder has train.jsonl and valid.jsonl,
+    and may have test.jsonl; otherwise test is valid.jsonl.
     """
     path = Path(name)
     if name in tasks.BUILTIN:
         return tasks.builtin(name, split)
     if path.is_dir():
         files = [path / f"{split}.jsonl"] + [path / "valid.jsonl"] * (split == "test")
-        return read_rows(next((f for f in files if f.exists()), files[0]))
+        return read_rows(next((f for f in files if f.exists()), files[0]), tokenizer)
     known = f"{', '.join(tasks.BUILTIN)}, a .jsonl file, or a folder with train.jsonl"
     there = path.suffix == ".jsonl" and path.exists()
     require(there, f"the data {name!r} do not exist: give {known} and valid.jsonl")
-    return [row for i, row in enumerate(read_rows(path)) if (i % 10 == 9) == (split != "train")]
+    rows = read_rows(path, tokenizer)
+    return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]

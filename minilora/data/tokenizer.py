@@ -35,7 +35,7 @@ class ByteTokenizer:
         """Return the text without the end token. Invalid UTF-8 becomes U+FFFD."""
         return bytes(i for i in ids if i != self.eos_token_id).decode("utf-8", errors="replace")
 
-    def render(self, messages, add_generation_prompt=False):
+    def render(self, messages, add_generation_prompt=False, tools=None):
         """Raise InputError, because there is no chat template."""
         raise InputError("this model has no chat template: use prompt and completion, or text rows")
 
@@ -84,14 +84,14 @@ class PretrainedTokenizer:
         with one_error(f"{self.source} cannot decode these tokens"):
             return self.backend.decode(list(ids), skip_special_tokens=True)
 
-    def render(self, messages, add_generation_prompt=False):
+    def render(self, messages, add_generation_prompt=False, tools=None):
         """Return the text of a chat by the chat template, optionally with the generation prompt."""
         require(self.chat_template is not None, "this model has no chat template")
         program = compiled(self.chat_template)
         now = datetime.fromisoformat(self.chat_date) if self.chat_date else datetime.now()
         with one_error("the chat template rejects these messages"):
             return program.render(
-                messages=messages, tools=None, documents=None,
+                messages=messages, tools=tools, documents=None,
                 add_generation_prompt=add_generation_prompt, strftime_now=now.strftime,
                 **self.special,
             )  # fmt: skip

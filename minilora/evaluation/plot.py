@@ -61,3 +61,4 @@ def curve(path, history, title):
             share.set(ylim=(0, 1.03), ylabel="exact match (share of held-out rows)")
             share.plot(at, exact, marker="s", markersize=4, **LINES[2])
             axes.plot([], [], marker="s", markersize=4, label="exact match (right)", **LINES[2])
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)

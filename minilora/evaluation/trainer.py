@@ -43,9 +43,9 @@ def train(
     ops: None for the optimized operations; `minilora.layers` for the reference, in one thread.
 
     The history has a dict per step (`step`, `loss` in nats per target token, `learning_rate`,
-    `grad_norm`, `tokens`, `seconds`) and per evaluation (`step`, `eval_loss`, `eval_exact_match`).
-    With early stopping, the returned adapters are the best. Raises InputError for rows that are not
-    encoded, and for a loss or gradient that is not finite.
+    `grad_norm`, `tokens` with prompts, `seconds`) and per evaluation (`step`, `eval_loss`,
+    `eval_exact_match`). With early stopping, the returned adapters are the best. Raises InputError
+    for rows that are not encoded, and for a loss or gradient that is not finite.
     """
     check_packing(adapters, train_config)
     encoded = all(isinstance(example, Example) for example in (*examples, *valid))
@@ -114,7 +114,8 @@ class Progress(tqdm):
             held_out, percent = metrics[1]["eval_loss"], 100 * metrics[1]["eval_exact_match"]
             scores = f"held-out loss {held_out:.4f}, exact match {percent:.1f} %"
             self.write(f"step {now['step']}: train loss {now['loss']:.4f}, {scores}")
-        line = f"loss {now['loss']:.3f}, {now['tokens'] / max(now['seconds'], 1e-4):.0f} tokens/s"
+        speed = now["tokens"] / max(now["seconds"], 1e-4)
+        line = f"loss {now['loss']:.3f}, {speed:.0f} tokens/s with prompts"
         self.set_postfix_str(line)
         self.update()
         if self.disable and time.perf_counter() - self.last_line > SECONDS_BETWEEN_LINES:

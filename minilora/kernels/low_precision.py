@@ -5,7 +5,7 @@ import numpy as np
 from numba.extending import overload
 
 from ..config import require
-from ..quant.low_precision import MOVE
+from ..quant.low_precision import MOVE, LowPrecision
 from .loops import fast_jit, jit
 from .threads import parallel_rows
 
@@ -39,6 +39,12 @@ def matvec(w, x):
     require(x.shape == w.shape[1:], f"x has the shape {x.shape}, but the matrix has {w.shape}")
     parallel_rows(_matvec, len(y), *_parts(w), x, y, width=x.size)
     return y
+
+
+def int8_matvec(q, x):
+    """Compute W x for an Int8 W (out, in) and x (in,): (out,) float32."""
+    # a row is one block of Q8_0, with the scale absmax/127
+    return matvec(LowPrecision("Q8_0", q.codes, q.absmax[:, None] * np.float32(1 / 127)), x)
 
 
 def _parts(w):

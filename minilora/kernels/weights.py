@@ -17,7 +17,9 @@ READ_ROWS = {
     Quantized: nf4.read_rows, Int8: low_precision.read_int8_rows,
     LowPrecision: low_precision.read_rows,
 }  # fmt: skip
-MATVEC = {Quantized: nf4.matvec, LowPrecision: low_precision.matvec}
+MATVEC = {
+    Quantized: nf4.matvec, Int8: low_precision.int8_matvec, LowPrecision: low_precision.matvec,
+}  # fmt: skip
 
 
 def dense(w):

@@ -7,11 +7,15 @@ adapters, use another pair; to disable the adapter, use {} for `adapters`.
 Letters: adapter i has the weight wᵢ and the scaling sᵢ = α/r; ΔWᵢ = sᵢ·BᵢAᵢ.
 """
 
+from typing import Any
+
 import numpy as np
 
-from ..config import LoraConfig, require
+from .. import generation
+from ..config import LoraConfig, ModelConfig, require
 from ..lora import FACTORS, FIXED, adapted_paths
-from ..tree import flatten, get, named_leaves, set_leaf, tree_map, unflatten
+from ..tree import Tree, flatten, get, named_leaves, set_leaf, tree_map, unflatten
+from .operations import operations
 
 REPLACED = ("weight", "bias")
 
@@ -54,6 +58,25 @@ def per_row(pairs, rows):
         scaling = np.array(scalings, "f4")[rows][:, None, None]
         get(frozen, path).update(lora_scaling=scaling, lora_dropout=0.0)
     return adapters, frozen
+
+
+def generate_batch(
+    pairs: list[tuple[Tree, Tree]], prompts: list[list[int]], model_config: ModelConfig,
+    **options: Any,
+) -> list[list[int]]:  # fmt: skip
+    """Return the token ids that continue each of B prompts, computed as one batch.
+
+    pairs: the pair (adapters, base) of each prompt; ({}, base) for no adapter. Different pairs must
+    be LoRA. options: `max_tokens`, `temp`, `top_p`, `rng`, as in `generation.generate_batch`.
+    """
+    one_each = f"{len(prompts)} prompts need as many pairs, got {len(pairs)}"
+    require(len(pairs) == len(prompts) > 0, one_each)
+    adapters, frozen = pairs[0]
+    if any(a is not adapters or base is not frozen for a, base in pairs):
+        adapters, frozen = per_row(pairs, list(range(len(pairs))))
+    model = adapters, frozen, prompts, model_config, operations(adapters, frozen)
+    steps = list(generation.generate_batch(*model, **options))
+    return [[t for s in steps if (t := s[i]) is not None] for i in range(len(prompts))]
 
 
 def combine(pairs, weights, combination_type="cat", r=None):
@@ -129,7 +152,8 @@ def common_base(pairs):
     )
     for other in others:
         same = first.keys() == other.keys() and all(other[p] is w for p, w in first.items())
-        require(same, "the adapters have different bases: load the base once, and use it for all")
+        way = "load the base once, and use it for all (commands: give --model and --quantize)"
+        require(same, f"the adapters have different bases: {way}")
     return unflatten(first)
 
 

@@ -8,20 +8,24 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from sweeps.pretraining import llama, random_params
 
-from minilora import cli
+import minilora
+from minilora import LoraConfig, TrainConfig, cli, encode_rows, get_peft_model, load_rows
+from minilora.batching import pack_examples
 from minilora.cli import run_folder
 from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.formats.checkpoint import load_state, save_state
+from minilora.formats.checkpoint import load_state, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
 from minilora.kernels import fused
 from minilora.methods.registry import METHODS
+from minilora.optim import get_lr
 from minilora.tree import flatten
 
 FEW_STEPS = "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01"
@@ -77,7 +81,9 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
     }  # fmt: skip
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
-    assert [row["step"] for row in rows if "eval_loss" in row] == [2, 4]
+    # the first evaluation is that of the base
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0, 2, 4]
+    assert f"before: held-out loss {rows[0]['eval_loss']:.4f} nats" in printed
     assert {
         "step",
         "loss",
@@ -86,7 +92,7 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
         "tokens",
         "seconds",
         "peak_rss_mb",
-    } == set(rows[0])
+    } == set(rows[1])
     settings = tomllib.loads((out / "train_config.toml").read_text())
     assert settings["quantize"] == "nf4-dq" and settings["block_size"] == 64
 
@@ -148,7 +154,8 @@ def test_a_killed_run_resumes_to_the_same_bytes(base, data, tmp_path):
         a, b = weights(whole / name), weights(broken / name)
         assert a.keys() == b.keys() and all(a[k].tobytes() == b[k].tobytes() for k in a)
     steps = [json.loads(x)["step"] for x in (broken / "metrics.jsonl").read_text().splitlines()]
-    assert sorted(set(steps)) == list(range(1, 41)) and len(steps) == 40 + 1  # one evaluation
+    # an evaluation before the first step, and one after the last
+    assert sorted(set(steps)) == list(range(41)) and len(steps) == 1 + 40 + 1
 
 
 def test_a_folder_of_two_splits_and_the_settings_file(base, data, tmp_path):
@@ -237,7 +244,7 @@ def test_a_bad_flag_is_one_line_and_writes_nothing(flags, base, data, tmp_path, 
 BAD_ROWS = {
     "": "empty",
     '{"text": "a"}\n{"text": ': "line 2",
-    '{"words": "a"}': "line 1",
+    '{"words": "a"}': "line 1: the keys are ['words']: the nearest shape of a row is",
     '{"text": "a", "prompt": "b", "completion": "c"}': "line 1",
     '{"text": 3}': "line 1",
     '{"messages": []}': "line 1",
@@ -259,6 +266,26 @@ def test_bytes_that_are_no_utf8_are_named_by_line(base, tmp_path, capsys):
     path = tmp_path / "bad.jsonl"
     path.write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
     assert "line 2: not UTF-8" in error_of(capsys, train(base, path, tmp_path / "out"))
+
+
+def test_rows_of_alpaca_train_and_inspect_marks_the_targets(base, tmp_path, capsys):
+    path = tmp_path / "alpaca.jsonl"
+    rows = [{"instruction": "Add", "input": f"{n}+1", "output": str(n + 1)} for n in range(20)]
+    rows[3]["output"] = ""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert train(base, path, tmp_path / "run") == 0
+    printed, said = capsys.readouterr()
+    assert f"{path}: 19 rows, 18 for training" in printed
+    assert said.splitlines()[:2] == [
+        f"{path}: read as Alpaca",
+        "warning: rows that are skipped because they have an empty answer: 1, "
+        f"the first is {path}, line 4",
+    ]
+    assert run("inspect --model", base, "--data", path, "--mask-prompt") == 0
+    lines = capsys.readouterr().out.split("counts the tokens with *:\n")[1].splitlines()
+    marked = [(line[0], line.split(maxsplit=1 + (line[0] == "*"))[-1]) for line in lines]
+    assert "".join(eval(text) for _, text in marked) == "Add\n0+1\n1"
+    assert [text for mark, text in marked if mark == "*"] == ["'1'", "''"]  # and the end token
 
 
 BAD_TOML = {
@@ -456,6 +483,103 @@ def test_a_finished_run_that_is_resumed_keeps_its_weights(base, data, tmp_path):
     assert before == after
 
 
+def test_a_finished_run_is_lengthened(base, data, tmp_path, capsys):
+    """The definition: the state at the end of the first run, then steps of the longer run."""
+    out = tmp_path / "run"
+    assert train(base, data, out, "--lora-dropout 0.2") == 0
+    assert f"--iters 3: {out / 'checkpoint.safetensors'} is at step 4 already" in error_of(
+        capsys, run("train --resume --iters 3", *at(out))
+    )
+    first, state, _ = load_state(out / "checkpoint.safetensors")
+    assert run("train --resume --iters 9", *at(out)) == 0
+    assert (
+        "from step 5 on, the learning rate is that of a run of 9 steps" in capsys.readouterr().out
+    )
+
+    config, params, tokenizer = load(base, "nf4-dq", low_precision=True)
+    lora_config = LoraConfig(lora_dropout=0.2)
+    _, frozen = get_peft_model(params, lora_config, 0)
+    settings = TrainConfig(
+        iters=9, batch_size=2, learning_rate=0.01, steps_per_eval=2, val_batches=8
+    )
+    examples, _ = encode_rows(load_rows(str(data), "train"), tokenizer, settings)
+    valid, _ = encode_rows(load_rows(str(data), "valid"), tokenizer, settings)
+    state |= {"best_loss": np.inf, "worse": 0}
+    longer, history = minilora.train(first, frozen, examples, config, settings, valid, state)
+    save_adapter(tmp_path / "expected", longer, frozen, lora_config, str(base))
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (tmp_path / "expected" / name).read_bytes()
+
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 10))
+    rates = [row["learning_rate"] for row in rows if "loss" in row]
+    assert rates[3:] == [get_lr(3, replace(settings, iters=4))] + [
+        row["learning_rate"] for row in history if "loss" in row
+    ]
+    assert tomllib.loads((out / "train_config.toml").read_text())["iters"] == 9
+    assert "9 steps" in (out / "README.md").read_text()
+    assert run("train --resume", *at(out)) == 0  # the settings of the checkpoint are the new ones
+
+
+def at(folder):
+    return "--adapter-path", folder
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps"),
+    [
+        ("--epochs 1", 9), ("--epochs 2.5", 23), ("--epochs 0.1", 1), ("--epochs 1.1", 10),
+        ("--epochs 2 --batch-size 3 --grad-accumulation-steps 4", 3),
+        ("--epochs 4 --packing --max-seq-length 12 --batch-size 1", 4 * 8),
+    ],
+)  # fmt: skip
+def test_epochs_are_steps(base, data, tmp_path, flags, steps, capsys):
+    """18 rows to train on. Packed in sequences of 11 places, rows of 6 to 8 fill 8 sequences."""
+    out = tmp_path / "run"
+    words = ["train --model", base, "--data", data, "--batch-size 2", flags, *at(out)]
+    if "packing" in flags:
+        rows = load_rows(str(data), "train")
+        settings = TrainConfig(max_seq_length=12)
+        examples, _ = encode_rows(rows, ByteTokenizer(), settings)
+        steps = 4 * len(pack_examples(examples, 12))
+    assert run(*words) == 0
+    assert f"{steps} steps of" in capsys.readouterr().out
+    settings = tomllib.loads((out / "train_config.toml").read_text())
+    assert settings["iters"] == steps and "epochs" not in settings
+    before = files(out)
+    assert run("train --resume", *at(out)) == 0 and files(out) == before
+    if flags == "--epochs 1":
+        assert run("train --resume --epochs 2", *at(out)) == 0
+        assert load_state(out / "checkpoint.safetensors")[1]["step"] == 18
+
+
+def test_epochs_replace_the_steps_of_a_recipe_but_not_those_of_the_user(tmp_path, capsys):
+    toml = tmp_path / "settings.toml"
+    toml.write_text("epochs = 1\n")
+    words = "train --model micro --dry-run --adapter-path", tmp_path / "run"
+    assert run(*words, "-c", toml) == 0
+    assert "250 steps of 16 sequences" in capsys.readouterr().out  # 4,000 rows of `questions`
+    for more in (["--epochs 1 --iters 3"], ["--iters=3 --epochs=1"], ["--iters 3 -c", toml]):
+        line = error_of(capsys, run(*words, *more))
+        assert "--iters and --epochs both set the number of steps: give one of them" in line
+    for value in ("0", "-1", "nan", "inf"):
+        assert "--epochs must be" in error_of(capsys, run(*words, f"--epochs={value}"))
+
+
+def test_the_curve_is_drawn_at_every_evaluation(base, data, tmp_path, monkeypatch):
+    drawn = []
+
+    def draw(path, history, title):
+        assert (path.parent / "checkpoint.safetensors").exists()
+        drawn.append([row["step"] for row in history if "eval_loss" in row])
+
+    monkeypatch.setattr("minilora.cli.run.curve", draw)
+    out = tmp_path / "run"
+    # the first evaluation comes before the first checkpoint that --save-every asks for
+    assert train(base, data, out, "--iters 6 --save-every 5") == 0
+    assert drawn == [[0, 2], [0, 2, 4], [0, 2, 4, 6], [0, 2, 4, 6]]
+
+
 def test_a_diverged_run_names_the_step_and_keeps_the_checkpoint_before(
     base, data, tmp_path, capsys
 ):
@@ -529,6 +653,37 @@ def test_an_adapter_on_another_base_than_its_own(base, data, tmp_path, capsys):
     assert "was trained on a base stored as nf4-dq" in capsys.readouterr().err
 
 
+def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for out, rank in ((a, "2"), (b, "3")):
+        assert train(base, data, out, "--target-modules all-linear --lora-r", rank) == 0
+    more = "--max-tokens 4 --quantize nf4-dq"
+    prompts = {"1+1=": a, "12+1=": "none", "7+1=": b, "3+1=": a}
+    alone = {}
+    for prompt, path in prompts.items():
+        capsys.readouterr()
+        of_base = ["--model", base] if path == "none" else ["--adapter-path", path]
+        assert run("generate --prompt", prompt, *of_base, more) == 0
+        alone[prompt] = capsys.readouterr().out
+    assert run("generate --prompt", *prompts, "--adapter-path", *prompts.values(), more) == 0
+    expected = "".join(
+        f"--- {prompt!r}, adapter {path}\n{alone[prompt]}" for prompt, path in prompts.items()
+    )
+    assert capsys.readouterr().out == expected
+    # one adapter for all; and none
+    assert run("generate --prompt 1+1= 3+1= --adapter-path", a, more) == 0
+    assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in capsys.readouterr().out
+    assert run("generate --prompt 12+1= 1+1= --model", base, more) == 0
+    assert capsys.readouterr().out.startswith(f"--- '12+1='\n{alone['12+1=']}--- '1+1='\n")
+
+    words = "generate --prompt x y z --adapter-path", a, b
+    assert "3 prompts need one --adapter-path or as many, got 2" in error_of(capsys, run(*words))
+    assert train(base, data, tmp_path / "c", "--quantize none") == 0
+    capsys.readouterr()
+    words = "generate --prompt x y --adapter-path", a, tmp_path / "c"
+    assert "different bases" in error_of(capsys, run(*words))
+
+
 def test_generate_refuses_what_it_cannot_do(base, capsys):
     for flags in ("--temp -1", "--top-p 0", "--max-tokens 0"):
         assert flags.split()[0] in error_of(capsys, run("generate --prompt x --model", base, flags))
@@ -582,7 +737,7 @@ def test_every_method_trains_evaluates_generates_and_merges(name, base, data, tm
     flags = "--target-modules q_proj down_proj", "--quantize nf4", OF_METHOD[name]
     assert train(base, data, out, *flags) == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert rows[0]["grad_norm"] > 0
+    assert rows[1]["grad_norm"] > 0
     capsys.readouterr()
     assert run("evaluate --json --split valid --adapter-path", out) == 0
     score = json.loads(capsys.readouterr().out)

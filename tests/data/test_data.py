@@ -12,7 +12,7 @@ from models import TINY, random_examples, seeds
 
 from minilora.batching import Example, batch_at, collate, pack_examples
 from minilora.config import InputError, TrainConfig
-from minilora.data.rows import check_row, encode, encode_rows, load_rows, read_rows
+from minilora.data.rows import check_row, encode, encode_rows, load_rows, read_rows, split_row
 from minilora.data.tokenizer import ByteTokenizer
 
 BYTES, EOS = ByteTokenizer(), 255
@@ -28,7 +28,7 @@ class Chat:
     def encode(self, text, add_special_tokens=True):
         return list(b"^" * add_special_tokens + text.encode())
 
-    def render(self, messages, add_generation_prompt=False):
+    def render(self, messages, add_generation_prompt=False, tools=None):
         turns = "".join(f"<{m['role'][0]}:{m['content']}|>\n" for m in messages)
         return turns + "<a:" * add_generation_prompt
 
@@ -70,12 +70,15 @@ BAD_LINES = [
     (b'"text"', "the row must be a JSON object"),
     (b"[1]", "the row must be a JSON object"),
     (b"null", "the row must be a JSON object"),
-    (b"{}", r"the keys are \[\]: give text"),
-    (b'{"txt": "a"}', r"the keys are \['txt'\]: give text"),
-    (b'{"prompt": "a"}', r"the keys are \['prompt'\]: give text"),
-    (b'{"text": "a", "completion": "b"}', "the keys are .*: give text"),
-    (b'{"text": "a", "prompt": "a", "completion": "b"}', "the keys are .*: give text"),
-    (b'{"text": "a", "messages": []}', "the keys are .*: give text"),
+    (b"{}", r"the keys are \[\]: the nearest shape of a row is"),
+    (b'{"txt": "a"}', r"the keys are \['txt'\]: the nearest shape of a row is"),
+    (b'{"prompt": "a"}', r"the keys are \['prompt'\]: the nearest shape of a row is"),
+    (b'{"text": "a", "completion": "b"}', "the keys are .*: the nearest shape of a row is"),
+    (
+        b'{"text": "a", "prompt": "a", "completion": "b"}',
+        "the keys are .*: the nearest shape of a row is",
+    ),
+    (b'{"text": "a", "messages": []}', "the keys are .*: the nearest shape of a row is"),
     (b'{"text": 5}', "text must be a string, not 5"),
     (b'{"text": null}', "text must be a string, not None"),
     (b'{"text": ["a"]}', "text must be a string"),
@@ -91,6 +94,23 @@ BAD_LINES = [
         "content must be a string, not None",
     ),
     (rb'{"text": "\ud800"}', "a text has a lone surrogate"),
+    # each message names the keys of the row, and the shape that shares most of them
+    (b'{"message": []}', r"the keys are \['message'\]: the nearest .* is messages"),
+    (b'{"promt": "", "completion": ""}', r".*'promt'\]: the nearest .* is completion, prompt"),
+    (b'{"instruction": "", "response": ""}', "the keys .* is instruction, output"),
+    (b'{"conversation": []}', "the keys .* is conversations"),
+    (b'{"instruction": 1, "output": ""}', "instruction must be a string, not 1"),
+    (b'{"instruction": "a", "input": null, "output": 0}', "output must be a string, not 0"),
+    (rb'{"instruction": "\ud800", "output": "a"}', "a text has a lone surrogate"),
+    (b'{"conversations": {"from": "human"}}', "conversations must be objects"),
+    (b'{"conversations": [{"from": "human"}]}', "conversations must be objects"),
+    (b'{"conversations": [{"from": [], "value": "a"}]}', "conversations must be objects"),
+    (b'{"conversations": [{"from": "bot", "value": "a"}]}', "messages must be .* of the assistant"),
+    (b'{"conversations": [{"from": "gpt", "value": 1}]}', "content must be a string, not 1"),
+    (b'{"conversations": [{"from": "human", "value": "a"}]}', "messages must be"),
+    (b'{"conversations": []}', "messages must be"),
+    (b'{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}', "tools are not JSON"),
+    (b'{"messages": [{"role": "assistant", "content": "a"}], "tools": {"a": 1}}', "tools must be"),
 ]
 
 
@@ -118,7 +138,8 @@ def test_a_file_that_is_not_there_is_refused(tmp_path):
 
 @given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda inner: (
     st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["text", "prompt", "completion", "messages", "role", "content", "x"]),
+        st.sampled_from(["text", "prompt", "completion", "messages", "role", "content", "x",
+                         "instruction", "input", "output", "conversations", "from", "value"]),
         inner, max_size=3)
 )))  # fmt: skip
 def test_any_json_is_taken_or_refused_in_one_line(row):
@@ -127,7 +148,60 @@ def test_any_json_is_taken_or_refused_in_one_line(row):
     except InputError as error:
         assert str(error).startswith("here: ") and "\n" not in str(error)
     else:
-        assert row.keys() & {"text", "prompt", "messages"}
+        assert row.keys() & {"text", "prompt", "messages", "instruction", "conversations"}
+
+
+def test_rows_of_alpaca_and_sharegpt_are_read_and_said_once(tmp_path, capsys):
+    alpaca = [
+        {"instruction": "Add.", "input": "2+2", "output": "4", "text": "the whole, once more"},
+        {"instruction": "Hi", "input": "", "output": "Hello"},
+        {"instruction": "Hi", "input": None, "output": "Hello"},
+        {"instruction": "Hi", "output": "Hello"},
+    ]
+    sharegpt = {
+        "conversations": [
+            {"from": "human", "value": "1"}, {"from": "gpt", "value": "one"},
+            {"from": "observation", "value": "2"}, {"from": "assistant", "value": "two"},
+        ],
+        "system": "Be brief.",
+    }  # fmt: skip
+    path = write(tmp_path, "\n".join(map(json.dumps, [*alpaca, sharegpt])))
+    first, *short, chat = read_rows(path)
+    assert first == {"prompt": "Add.\n2+2", "separator": "\n", "completion": "4"}
+    assert short == 3 * [{"prompt": "Hi", "separator": "\n", "completion": "Hello"}]
+    roles = [(m["role"], m["content"]) for m in chat["messages"]]
+    assert roles == [
+        ("system", "Be brief."), ("user", "1"), ("assistant", "one"), ("tool", "2"),
+        ("assistant", "two"),
+    ]  # fmt: skip
+    read_rows(path)
+    assert capsys.readouterr().err == f"{path}: read as Alpaca\n{path}: read as ShareGPT\n"
+    # a chat template gets the instruction as the request; bytes get a line between the two
+    assert bytes(encode(first, Chat()).tokens) == b"^<u:Add.\n2+2|>\n<a:4|"
+    example = encode(first, BYTES, mask_prompt=True)
+    assert example.tokens == [*b"Add.\n2+2\n4", EOS] and targets_of(example) == "4\xff"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    assert read_rows(write(tmp_path, b'\xef\xbb\xbf{"text": "a"}')) == [{"text": "a"}]
+    with pytest.raises(InputError, match="line 2: not JSON"):
+        read_rows(write(tmp_path, b'{"text": "a"}\n\xef\xbb\xbf{"text": "a"}'))
+
+
+def test_rows_with_an_empty_answer_are_left_out_with_one_warning(tmp_path, capsys):
+    empty = [
+        {"text": ""}, {"prompt": "a", "completion": ""}, chat_row("q", ""),
+        {"instruction": "a", "output": ""},
+    ]  # fmt: skip
+    kept = [{"text": "a"}, {"prompt": "", "completion": "b"}]
+    lines = [json.dumps(row) for row in (kept[0], *empty, kept[1])]
+    path = write(tmp_path, "\n".join(["", *lines]))
+    assert read_rows(path) == read_rows(path) == kept
+    said = capsys.readouterr().err.replace(f"{path}: read as Alpaca\n", "")
+    why = "rows that are skipped because they have an empty answer: 4, the first is"
+    assert said == f"warning: {why} {path}, line 3\n"
+    with pytest.raises(InputError, match="has no row that can be used"):
+        read_rows(write(tmp_path, '{"text": ""}'))
 
 
 def test_a_single_file_is_split_and_a_folder_has_its_files(tmp_path):
@@ -174,11 +248,121 @@ def test_a_template_frames_prompt_and_answer(row):
     assert targets_of(encode(row, Chat())) == "^<u:2+2?|>\n<a:4|"
 
 
-def test_of_several_turns_only_the_last_answer_counts_when_the_prompt_is_masked():
+def test_of_several_turns_all_answers_count_when_the_prompt_is_masked():
     row = chat_row("1", "one", "2", "two")
     example = encode(row, Chat(), mask_prompt=True)
     assert bytes(example.tokens) == b"^<u:1|>\n<a:one|>\n<u:2|>\n<a:two|"
-    assert targets_of(example) == "two|"
+    assert targets_of(example) == "one|two|"
+    assert split_row(row, Chat()) == ("<u:1|>\n<a:one|>\n<u:2|>\n<a:", "two|>\n")
+
+
+texts = st.text(alphabet=st.characters(exclude_characters="|", exclude_categories=["Cs"]))
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["user", "assistant", "tool"]), texts), max_size=6), texts
+)
+def test_the_targets_are_the_answers_and_nothing_else(turns, last):
+    """The oracle marks the characters of the answers while it writes the chat."""
+    turns = [("user", "q"), *turns, ("assistant", last)]
+    text, marks = "^", [0]
+    for n, (role, content) in enumerate(turns):
+        pieces = [(f"<{role[0]}:", 0), (content + "|", role == "assistant")]
+        pieces += [(">\n", 0)] * (n < len(turns) - 1)
+        for piece, mark in pieces:
+            text += piece
+            marks += [int(mark)] * len(piece.encode())
+    row = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    masked, whole = encode(row, Chat(), mask_prompt=True), encode(row, Chat())
+    assert bytes(masked.tokens) == text.encode() and masked.mask == marks
+    assert whole.tokens == masked.tokens and set(whole.mask) == {1}
+
+
+def test_an_answer_that_nothing_precedes_is_context_if_another_follows():
+    row = {"messages": [{"role": "assistant", "content": "hi"}, *chat_row("q", "a")["messages"]]}
+    assert targets_of(encode(row, Chat(), mask_prompt=True)) == "a|"
+    row = {"messages": row["messages"][:1]}
+    assert targets_of(encode(row, Chat(), mask_prompt=True)) == "hi|"
+
+
+@dataclass(frozen=True)
+class Thinking(Chat):
+    """A template that drops the thoughts of earlier answers, as Qwen3's does."""
+
+    end: str = "|"
+
+    def render(self, messages, add_generation_prompt=False, tools=None):
+        turns = ""
+        for n, m in enumerate(messages):
+            thought = "(hm)" if m["role"] == "assistant" and n == len(messages) - 1 else ""
+            turns += f"<{m['role'][0]}:{thought}{m['content']}{self.end}>\n"
+        return turns + "<a:" * add_generation_prompt
+
+
+def test_the_end_token_ends_an_earlier_answer_that_the_template_changes():
+    row = chat_row("1", "one", "2", "two")
+    example = encode(row, Thinking(), mask_prompt=True)
+    assert bytes(example.tokens) == b"^<u:1|>\n<a:one|>\n<u:2|>\n<a:(hm)two|"
+    assert targets_of(example) == "one|(hm)two|"
+    with pytest.raises(InputError, match="template rewrites earlier turns"):
+        encode(row, Thinking(end="!"), mask_prompt=True)
+
+
+# ------------------------------------------------------------------------------------- tools
+
+
+@dataclass(frozen=True)
+class Tools(Chat):
+    """A template that shows the tools and the calls, or only one of the two."""
+
+    shows: str = "tools calls"
+
+    def render(self, messages, add_generation_prompt=False, tools=None):
+        head = f"[{json.dumps(tools)}]\n" if tools and "tools" in self.shows else ""
+        for m in messages:
+            calls = m.get("tool_calls") if "calls" in self.shows else None
+            if calls is None and m.get("content") is None:
+                raise InputError("the chat template rejects these messages: content is None")
+            head += f"<{m['role'][0]}:{json.dumps(calls) if calls else m['content']}|>\n"
+        return head + "<a:" * add_generation_prompt
+
+
+SCHEMA = {"type": "function", "function": {"name": "look", "parameters": {}}}
+CALL = {"type": "function", "function": {"name": "look", "arguments": {}}}
+TOOL_ROW = {
+    "messages": [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "tool", "content": "r"},
+        {"role": "assistant", "content": "a"},
+    ],
+    "tools": [SCHEMA],
+}
+
+
+def test_a_call_without_content_is_what_the_template_makes_of_it(tmp_path):
+    absent = json.loads(json.dumps(TOOL_ROW | {"tools": json.dumps([SCHEMA])}))
+    del absent["messages"][1]["content"]
+    path = write(tmp_path, json.dumps(TOOL_ROW) + "\n" + json.dumps(absent))
+    row, same = read_rows(path, Tools())
+    assert row == TOOL_ROW and same["tools"] == [SCHEMA]  # the tools may be JSON in a string
+    example = encode(row, Tools(), mask_prompt=True)
+    assert targets_of(example) == f"{json.dumps([CALL])}|a|" and example == encode(
+        same, Tools(), True
+    )
+    assert bytes(example.tokens).startswith(b"^[" + json.dumps([SCHEMA]).encode() + b"]\n<u:q|>")
+
+
+@pytest.mark.parametrize("shows", ["tools", "calls", "neither"])
+def test_rows_whose_tools_the_template_drops_are_left_out(tmp_path, capsys, shows):
+    rows = [{"text": "a"}, TOOL_ROW, chat_row("q", "a"), TOOL_ROW]
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)))
+    assert read_rows(path, Tools()) == rows and not capsys.readouterr().err
+    for _ in range(2):
+        assert load_rows(str(path), "train", Tools(shows=shows)) == [rows[0], rows[2]]
+    why = "have tools that the chat template of the model does not show: 2, the first is"
+    warning = f"warning: rows that are skipped because they {why} {path}, line 2\n"
+    assert capsys.readouterr().err == warning
 
 
 def test_a_text_row_keeps_what_follows_an_end_token():
@@ -193,7 +377,7 @@ def test_an_end_that_is_written_out_is_not_doubled():
 
 def test_a_template_that_rewrites_the_past_is_refused():
     class Rewriting(Chat):
-        def render(self, messages, add_generation_prompt=False):
+        def render(self, messages, add_generation_prompt=False, tools=None):
             return f"{len(messages)} turns: " + super().render(messages, add_generation_prompt)
 
     with pytest.raises(InputError, match="template rewrites earlier turns: use text rows"):

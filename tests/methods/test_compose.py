@@ -1,5 +1,7 @@
 """Several adapters on one base: shared, stacked, one per row, combined, and their interference."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from autograd import grad
@@ -28,7 +30,7 @@ from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.kernels import fused
 from minilora.methods import compose
 from minilora.methods.operations import MethodOps
-from minilora.methods.registry import also_train
+from minilora.methods.registry import MethodConfig, also_train, get_peft_model
 from minilora.tree import flatten, get, named_leaves, num_parameters, set_leaf, tree_map
 
 U32, U64 = 2.0**-24, 2.0**-53
@@ -317,6 +319,68 @@ def test_a_combined_adapter_is_saved_and_loaded(tmp_path):
         minilora.forward(a, f, tokens, TINY) for a, f in ((adapters, frozen), (again, frozen_again))
     )
     assert bits(ours) == bits(theirs)
+
+
+@given(configs(max_layers=2), seeds, st.lists(st.integers(1, 9), min_size=1, max_size=5))
+def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengths):
+    """In float64 no rounding comes near to the difference of the two most probable tokens."""
+    config = replace(config, eos_token_id=(2,))
+    base = random_base(config, seed, np.float64)
+    pairs = [({}, base), *(adapted(base, seed=i, r=2**i, lora_alpha=4) for i in range(2))]
+    rng = np.random.default_rng(seed)
+    prompts = [rng.integers(config.vocab_size, size=n).tolist() for n in lengths]
+    chosen = [pairs[i] for i in rng.integers(3, size=len(lengths))]
+    together = minilora.generate_batch(chosen, prompts, config, max_tokens=6)
+    for pair, prompt, found in zip(chosen, prompts, together, strict=True):
+        assert found == list(minilora.generate(*pair, prompt, config, max_tokens=6))
+    drawn = minilora.generate_batch(chosen, prompts, config, max_tokens=6, temp=1.0, rng=seed)
+    rngs = [np.random.default_rng(seed)]
+    if len(prompts) > 1:
+        rngs = rngs[0].spawn(len(prompts))
+    for pair, prompt, found, child in zip(chosen, prompts, drawn, rngs, strict=True):
+        alone = minilora.generate(*pair, prompt, config, max_tokens=6, temp=1.0, rng=child)
+        assert found == list(alone)
+
+
+@EVERY_BASE
+def test_a_batch_on_a_quantized_base(scheme):
+    """Each token is the most probable one after the row's own tokens, up to rounding."""
+    base = quantized(random_base(TINY), scheme)
+    pairs = [*several(base, 2), ({}, base)]
+    prompts = [[1, 2, 3, 4, 5], [3], [2, 4]]
+    found = minilora.generate_batch(pairs, prompts, TINY, max_tokens=5)
+    for pair, prompt, ids in zip(pairs, prompts, found, strict=True):
+        assert len(ids) == 5
+        for n, token in enumerate(ids):
+            logits = minilora.forward(*pair, np.array([prompt + ids[:n]]), TINY)[0, -1]
+            assert logits[token] >= logits.max() - 1e-4  # as for one prompt
+    assert len({tuple(ids) for ids in found}) == 3
+
+
+@pytest.mark.parametrize("method", ["dora", "ia3", "prompt", "prefix", "bottleneck"])
+def test_all_prompts_can_share_an_adapter_of_any_method(method):
+    base, rng = random_base(TINY), np.random.default_rng(3)
+    config = LoraConfig(use_dora=True) if method == "dora" else MethodConfig(method)
+    adapters, frozen = get_peft_model(base, config)
+    pair = tree_map(lambda w: w + 0.3 * rng.standard_normal(w.shape, np.float32), adapters), frozen
+    prompts = [[1, 2, 3, 4, 5], [3], [2, 4]]
+    found = minilora.generate_batch([pair] * 3, prompts, TINY, max_tokens=5)
+    # the seed is one without a near tie
+    assert found == [list(minilora.generate(*pair, p, TINY, max_tokens=5)) for p in prompts]
+    if method != "dora":
+        with pytest.raises(InputError, match="is no low-rank factor"):
+            minilora.generate_batch([pair, ({}, base)], prompts[:2], TINY)
+
+
+def test_what_a_batch_refuses():
+    base = random_base(TINY)
+    for pairs, prompts in (([({}, base)], []), ([], []), ([({}, base)] * 2, [[1]])):
+        with pytest.raises(InputError, match="prompts need as many pairs"):
+            minilora.generate_batch(pairs, prompts, TINY)
+    with pytest.raises(InputError, match="the prompt is empty"):
+        minilora.generate_batch([({}, base)] * 2, [[1], []], TINY)
+    with pytest.raises(InputError, match="different bases: load the base once"):
+        minilora.generate_batch([({}, base), ({}, random_base(TINY))], [[1], [2]], TINY)
 
 
 @pytest.mark.parametrize("together", [

@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora.config import InputError
-from minilora.kernels.weights import dense
+from minilora.kernels import low_precision
+from minilora.kernels import weights as kernel_weights
+from minilora.kernels.weights import dense, frozen_matmul
 from minilora.quant import int8
 
 EPS = 2.0**-24  # the largest relative error of one float32 operation
@@ -44,6 +46,28 @@ def test_loop_gives_the_bits_of_the_reference(seed, kind, shape):
 def test_loop_gives_the_bits_of_the_reference_on_several_threads():
     q = int8.quantize(weights("normal", (501, 333)))
     np.testing.assert_array_equal(dense(q), q.dequantize())
+
+
+@given(seeds, kinds, shapes)
+def test_a_vector_is_multiplied_from_the_codes(seed, kind, shape):
+    q = int8.quantize(weights(kind, shape, seed))
+    x = weights("normal", (1, shape[1]), seed + 1)[0]
+    w = q.codes * (q.absmax[:, None].astype(np.float64) / 127)
+    # The scale has two roundings, each product and sum one, the last product one. A scale or a
+    # product below float32's range is zero.
+    bound = (shape[1] + 8) * EPS * (np.abs(w) @ np.abs(x)) + 200 * np.abs(x).sum() * 2.0**-126
+    y = low_precision.int8_matvec(q, x)
+    assert y.dtype == np.float32 and (np.abs(y - w @ x) <= bound).all()
+    for rows in (x, x[None], x[None, None]):
+        assert frozen_matmul(rows, q).tobytes() == y.tobytes()
+
+
+def test_a_single_token_makes_no_dense_weight(monkeypatch):
+    q = int8.quantize(weights("normal", (5, 7)))
+    monkeypatch.setitem(kernel_weights.READ_ROWS, int8.Int8, None)  # decoding rows would fail
+    assert frozen_matmul(np.ones((1, 1, 7), np.float32), q).shape == (1, 1, 5)
+    with pytest.raises(ValueError, match="shape"):
+        low_precision.int8_matvec(q, np.ones(6, np.float32))
 
 
 def test_golden():
