@@ -105,7 +105,7 @@ def logits(sequences, mask=True, restart=True):
     from its start.
     """
 
-    def attention(q, k, v, rope, starts, cache):
+    def attention(q, k, v, rope, starts, cache, window):
         if not restart:
             rope = layers.rope_cos_sin(np.arange(q.shape[1])[None], config)
         return layers.attention(q, k, v, rope, starts if mask else 0 * starts)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
+QK_NORMS = ("q_norm", "k_norm")  # of each head, in Qwen3
 ALL_LINEAR = ATTENTION + MLP  # PEFT's "all-linear": every projection, not the output head
 
 
@@ -68,10 +69,14 @@ class ModelConfig:
     eos_token_id: tuple[int, ...] = ()  # each of them ends generation
     bos_token_id: int | None = None
     rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
+    sliding_window: int | None = None  # keys that a token sees, its own included; None: all
+    model_type: str = "llama"  # saving uses it if it fits the leaves
 
     def __post_init__(self) -> None:
         for f in fields(self)[:7]:
             check_number(f.name, getattr(self, f.name), POSITIVE_INT)
+        if self.sliding_window is not None:
+            check_number("sliding_window", self.sliding_window, POSITIVE_INT)
         q, k = self.num_attention_heads, self.num_key_value_heads
         require(not q % k, f"num_attention_heads {q} is not a multiple of num_key_value_heads {k}")
         require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd: rotation needs pairs")

@@ -1,7 +1,8 @@
 """The operations of a Llama, one equation per function: the reference for the optimized kernels.
 
 This file generalizes parts 3 and 4 of `lessons/00_qlora_in_one_file.py`. It adds grouped-query
-attention, packed rows, a cache, biases, dropout, and any weight with a method `dequantize`.
+attention, packed rows, a cache, a sliding window, biases, dropout, and any weight with a method
+`dequantize`.
 
 Autograd derives the backward pass. Functions for which it would need much more memory or time
 define their gradient. Weights are in two nodes: `trained`, which autograd traces, and `frozen`,
@@ -18,7 +19,7 @@ import autograd
 import autograd.numpy as np
 from autograd.extend import defvjp, defvjp_argnums, primitive
 
-from .config import ALL_LINEAR, ATTENTION, MLP, ModelConfig
+from .config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, ModelConfig
 from .tree import Array, Tree, check_leaves, flatten, subtree, trained_or_frozen, unflatten
 
 Function = Callable[..., Any]
@@ -162,6 +163,13 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
+def norm_weight(trained: Tree, frozen: Tree, name: str) -> Array:
+    """Return the weight (D,) of a norm, trained or frozen."""
+    node = subtree(trained, name)
+    check_leaves(node, ("weight",), name)
+    return trained_or_frozen(node, frozen[name], "weight")
+
+
 # ------------------------------------------------------------------------------ rotary positions
 
 
@@ -209,70 +217,89 @@ def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
 
 
 class LayerCache:
-    """The rotated keys and the values of the earlier tokens in one layer; `length` counts them."""
+    """The rotated keys and the values of earlier tokens in one layer: all, or those of a window."""
 
-    k: Array  # (B, length, K, hd)
+    k: Array  # (B, at most length, K, hd)
     v: Array
-    length = 0
+    length = 0  # counts all earlier tokens
 
-    def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Append k and v (B, T, K, hd); return the keys and values of all tokens, (B, S, K, hd)."""
+    def extend(self, k: Array, v: Array, window: int | None = None) -> tuple[Array, Array]:
+        """Append k and v (B, T, K, hd); return the kept ones and these, (B, S, K, hd) each."""
+        length = self.length + k.shape[1]
         if self.length:
             k, v = np.concatenate([self.k, k], axis=1), np.concatenate([self.v, v], axis=1)
-        self.k, self.v, self.length = k, v, k.shape[1]
+        self.k, self.v, self.length = k, v, length
+        if window is not None:  # no later token sees the keys before these
+            self.k, self.v = k[:, -window:], v[:, -window:]
         return k, v
 
 
 def attention(
-    q: Array, k: Array, v: Array, rope: Rope, segment_starts: Array, cache: LayerCache | None = None
-) -> Array:
+    q: Array, k: Array, v: Array, rope: Rope, segment_starts: Array,
+    cache: LayerCache | None = None, window: int | None = None,
+) -> Array:  # fmt: skip
     """Apply causal grouped-query attention: q (B, T, H·hd), k and v (B, T, K·hd) -> like q.
 
     rope: cos and sin from `rope_cos_sin`. segment_starts (B, T): the first token that each token
     sees, which separates packed examples. cache: keys and values of earlier tokens, which come
-    before k and v, and which every token sees.
+    before k and v, and which every token sees. window: the number of keys that a token sees at
+    most, its own included (Mistral); None for all.
     """
     hd = 2 * rope[0].shape[-1]
     B, T, _ = q.shape
     q, k, v = (np.reshape(x, (B, T, -1, hd)) for x in (q, k, v))
     q, k = apply_rope(q, *rope), apply_rope(k, *rope)
     if cache is not None:
-        k, v = cache.extend(k, v)
+        k, v = cache.extend(k, v, window)
     S, K = k.shape[1], k.shape[2]
     q = np.reshape(q, (B, T, K, -1, hd))
     scores = np.einsum("btkgd,bskd->bkgts", q, k) / hd**0.5  # (B, K, G, T, S)
-    scores = np.where(attention_mask(segment_starts, S)[:, None, None], scores, -np.inf)
+    mask = attention_mask(segment_starts, S, window)[:, None, None]
+    scores = np.where(mask, scores, -np.inf)
     # attention = softmax(QKᵀ/√hd + mask) V   (Vaswani et al. 2017, Eq. 1)
     p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
     p = p / np.sum(p, axis=-1, keepdims=True)
     return np.reshape(np.einsum("bkgts,bskd->btkgd", p, v), (B, T, -1))
 
 
-def attention_mask(segment_starts: Array, S: int) -> Array:
+def attention_mask(segment_starts: Array, S: int, window: int | None = None) -> Array:
     """Return booleans (B, T, S): which of the S keys each of the last T tokens sees.
 
     Token t sees the keys from the start of its segment up to its own. The first S − T keys are from
-    the cache, and every token sees them.
+    the cache, and every token sees them. With a window, it sees the last `window` of these keys.
     """
     past = S - segment_starts.shape[1]
     s, t = np.arange(S), np.arange(past, S)
-    return ((s < past) | (s >= segment_starts[..., None] + past)) & (s <= t[:, None])
+    seen = ((s < past) | (s >= segment_starts[..., None] + past)) & (s <= t[:, None])
+    return seen if window is None else seen & (s > t[:, None] - window)
 
 
 def self_attention(
     x: Array, trained: Tree, frozen: Tree, rope: Rope, segment_starts: Array,
     cache: LayerCache | None = None, rng: RowRng | None = None,
-    linear: Function = linear, attention: Function = attention,
+    eps: float = 1e-6, window: int | None = None,
+    linear: Function = linear, attention: Function = attention, rms_norm: Function = rms_norm,
 ) -> Array:  # fmt: skip
     """Apply the attention sublayer: (B, T, D) -> (B, T, D).
 
-    trained, frozen: the nodes `self_attn`, with `q_proj`, `k_proj`, `v_proj` and `o_proj`. rope,
-    segment_starts, cache: see `attention`; rng: see `linear`. Both functions can be replaced.
+    trained, frozen: the nodes `self_attn`, with `q_proj`, `k_proj`, `v_proj` and `o_proj`, and in
+    Qwen3 `q_norm` and `k_norm` (hd,). rope, segment_starts, cache, window: see `attention`; rng:
+    see `linear`; eps: the ε of the norms. The three functions can be replaced.
     """
-    check_leaves({**trained, **frozen}, ATTENTION, "self_attention")
+    check_leaves(frozen, (*ATTENTION, *QK_NORMS), "self_attention")
+    check_leaves(trained, tuple(frozen), "self_attention")
     q, k, v = (linear(x, *projection(trained, frozen, rng, n)) for n in ATTENTION[:3])
-    mixed = attention(q, k, v, rope, segment_starts, cache)
+    if "q_norm" in frozen:  # each head is normalized before the rotation
+        weights = (norm_weight(trained, frozen, name) for name in QK_NORMS)
+        q, k = (norm_heads(x, w, eps, rms_norm) for x, w in zip((q, k), weights))
+    mixed = attention(q, k, v, rope, segment_starts, cache, window)
     return linear(mixed, *projection(trained, frozen, rng, "o_proj"))
+
+
+def norm_heads(x: Array, weight: Array, eps: float, rms_norm: Function = rms_norm) -> Array:
+    """Normalize each head of x (B, T, heads·hd) with the same weight (hd,), as Qwen3 does."""
+    heads = np.reshape(x, (*x.shape[:-1], -1, weight.shape[0]))
+    return np.reshape(rms_norm(heads, weight, eps), x.shape)
 
 
 def projection(trained: Tree, frozen: Tree, rng: RowRng | None, name: str) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from typing import Any
 import autograd.numpy as np
 
 from .config import ModelConfig
-from .layers import LayerCache, Rope, RowRng, rope_cos_sin, row_rng
+from .layers import LayerCache, Rope, RowRng, norm_weight, rope_cos_sin, row_rng
 from .ops import Ops
 from .tree import Array, Tree, check_leaves, subtree, trained_or_frozen
 
@@ -71,7 +71,7 @@ def hidden_states(
     for i, number in enumerate(numbers):
         layer = partial(
             decoder_layer, frozen=frozen["layers"][number], segment_starts=segment_starts,
-            rope=rope, eps=model_config.rms_norm_eps, ops=ops, cache=cache[i] if cache else None,
+            rope=rope, model_config=model_config, ops=ops, cache=cache[i] if cache else None,
             rng=rng.child(i) if rng else None,
         )  # fmt: skip
         node = subtree(layers, number)
@@ -82,26 +82,23 @@ def hidden_states(
 
 
 def decoder_layer(
-    x: Array, trained: Tree, frozen: Tree, rope: Rope, segment_starts: Array, eps: float, ops: Ops,
+    x: Array, trained: Tree, frozen: Tree, rope: Rope, segment_starts: Array,
+    model_config: ModelConfig, ops: Ops,
     cache: LayerCache | None = None, rng: RowRng | None = None,
 ) -> Array:  # fmt: skip
-    """Apply one layer to x (B, T, D): add attention, then the MLP; eps: the ε of the norms."""
+    """Apply one layer to x (B, T, D): add attention, then the MLP."""
     norms = ("input_layernorm", "post_attention_layernorm")
     check_leaves(trained, ("self_attn", "mlp", *norms), "decoder_layer")
     attention, mlp = subtree(trained, "self_attn"), subtree(trained, "mlp")
     before_attention, before_mlp = (norm_weight(trained, frozen, name) for name in norms)
+    eps, window = model_config.rms_norm_eps, model_config.sliding_window
 
     h = ops.rms_norm(x, before_attention, eps)
-    x = x + ops.self_attention(h, attention, frozen["self_attn"], rope, segment_starts, cache, rng)
+    x = x + ops.self_attention(
+        h, attention, frozen["self_attn"], rope, segment_starts, cache, rng, eps, window
+    )
     h = ops.rms_norm(x, before_mlp, eps)
     return x + ops.mlp(h, mlp, frozen["mlp"], rng)
-
-
-def norm_weight(trained: Tree, frozen: Tree, name: str) -> Array:
-    """Return the weight (D,) of a norm, trained or frozen."""
-    node = subtree(trained, name)
-    check_leaves(node, ("weight",), name)
-    return trained_or_frozen(node, frozen[name], "weight")
 
 
 def lm_head(adapters: Tree, base: Tree) -> Any:

@@ -24,7 +24,8 @@ class Ops(Protocol):
 
     def self_attention(
         self, x: Array, trained: Tree, frozen: Tree, rope: Rope, segment_starts: Array,
-        cache: LayerCache | None = None, rng: RowRng | None = None, linear: Function = ...,
+        cache: LayerCache | None = None, rng: RowRng | None = None, eps: float = ...,
+        window: int | None = None, linear: Function = ...,
     ) -> Array:  # fmt: skip
         """Apply the attention sublayer."""
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from minilora import layers, lora
 from minilora.batching import Example
-from minilora.config import ALL_LINEAR, ATTENTION, LoraConfig, ModelConfig
+from minilora.config import ALL_LINEAR, ATTENTION, QK_NORMS, LoraConfig, ModelConfig
 from minilora.ops import Ops
 from minilora.quant.schemes import quantize
 from minilora.tree import flatten, named_leaves, tree_map, unflatten
@@ -40,6 +40,8 @@ def configs(draw, max_layers=3):
         num_key_value_heads=heads,
         head_dim=draw(st.sampled_from((2, 4, 6))),
         tie_word_embeddings=draw(st.booleans()),
+        sliding_window=draw(st.sampled_from((None, None, 2, 3))),
+        model_type=draw(st.sampled_from(("llama", "qwen3"))),
     )
 
 
@@ -59,7 +61,10 @@ def projection_shapes(config):
 
 
 def random_base(config, seed=0, dtype=np.float32, biases=()):
-    """A base with weights of the size that keeps activations near one. `biases`: which have one."""
+    """A base with weights of the size that keeps activations near one. `biases`: which have one.
+
+    With the model type qwen3, each head of q and k has a norm.
+    """
     rng, leaves = np.random.default_rng(seed), {}
 
     def normal(shape, scale=1.0, mean=0.0):
@@ -76,6 +81,8 @@ def random_base(config, seed=0, dtype=np.float32, biases=()):
                 leaves[f"{path}.bias"] = normal(out, 0.5)
         for name in ("input_layernorm", "post_attention_layernorm"):
             leaves[f"{layer}.{name}.weight"] = normal(D, 0.2, 1.0)
+        for name in QK_NORMS if config.model_type == "qwen3" else ():
+            leaves[f"{layer}.self_attn.{name}.weight"] = normal(config.head_dim, 0.2, 1.0)
     leaves["model.norm.weight"] = normal(D, 0.2, 1.0)
     if not config.tie_word_embeddings:
         leaves["lm_head.weight"] = normal((V, D))

@@ -406,9 +406,36 @@ def test_the_cache_holds_the_keys_and_values_in_the_order_of_the_tokens(seed, si
             np.testing.assert_array_equal(got, given_[:, :at])
 
 
+windows = st.none() | st.integers(1, 6)
+
+
+@given(seeds, st.integers(1, 3), st.integers(1, 5), st.integers(0, 4), windows)
+def test_a_window_is_the_last_keys_of_those(seed, B, T, past, window):
+    starts = random_starts(np.random.default_rng(seed), B, T)
+    every = layers.attention_mask(starts, past + T)
+    seen = layers.attention_mask(starts, past + T, window)
+    for b, t, s in np.ndindex(every.shape):
+        last = range(past + t + 1)[-(window or 0) :]  # the token's own key and those before it
+        assert seen[b, t, s] == (every[b, t, s] and s in last)
+
+
+@given(seeds, st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(1, 4))
+def test_the_cache_keeps_what_a_window_needs(seed, sizes, window):
+    cache, at = layers.LayerCache(), 0
+    k, v = np.random.default_rng(seed).standard_normal((2, 2, sum(sizes), 3, 4))
+    for n in sizes:
+        keys, values = cache.extend(k[:, at : at + n], v[:, at : at + n], window)
+        at += n
+        first = max(0, at - n - window)
+        for got, held, given_ in ((keys, cache.k, k), (values, cache.v, v)):
+            np.testing.assert_array_equal(got, given_[:, first:at])
+            np.testing.assert_array_equal(held, given_[:, max(0, at - window) : at])
+        assert cache.length == at
+
+
 @few
-@given(attention_inputs(), st.data())
-def test_attention_token_by_token_with_a_cache(inputs, data):
+@given(attention_inputs(), windows, st.data())
+def test_attention_token_by_token_with_a_cache(inputs, window, data):
     q, k, v, angles, starts, hd = inputs
     starts = np.zeros_like(starts)
     T, cache, parts, at = q.shape[1], layers.LayerCache(), [], 0
@@ -417,11 +444,11 @@ def test_attention_token_by_token_with_a_cache(inputs, data):
         now = slice(at, at + n)
         rope = tuple(x[:, now] for x in angles)
         parts.append(
-            layers.attention(q[:, now], k[:, now], v[:, now], rope, starts[:, now], cache)
+            layers.attention(q[:, now], k[:, now], v[:, now], rope, starts[:, now], cache, window)
         )  # fmt: skip
         at += n
         assert cache.length == at
-    whole = layers.attention(q, k, v, angles, starts)
+    whole = layers.attention(q, k, v, angles, starts, window=window)
     # the same sums of hd products and of T terms, perhaps in another order: see above
     S = 2 * math.sqrt(hd) * np.abs(q).max() * np.abs(k).max()
     bound = 4 * (hd + T + 6) * U64 * (1 + S) * np.abs(v).max()
@@ -441,6 +468,46 @@ def test_a_sublayer_hands_on_its_cache():
         # numbers of size ten or so, through four sums of at most eight terms
         np.testing.assert_allclose(y, whole[:, now], rtol=0, atol=1e4 * U64)
     assert cache.length == 5
+
+
+def normed_sublayer(seed, hd=4):
+    """(x, q_norm, k_norm, frozen, rope, starts) of a sublayer whose heads are normalized."""
+    rng, shapes = (
+        np.random.default_rng(seed),
+        {"q_proj": (2 * hd, 6), "k_proj": (hd, 6), "v_proj": (hd, 6), "o_proj": (6, 2 * hd)},
+    )
+    frozen = {name: {"weight": rng.standard_normal(shape)} for name, shape in shapes.items()}
+    x, q_norm, k_norm = rng.standard_normal((2, 5, 6)), *rng.standard_normal((2, hd))
+    frozen |= {"q_norm": {"weight": q_norm}, "k_norm": {"weight": k_norm}}
+    starts = random_starts(rng, 2, 5)
+    rope = layers.rope_cos_sin(np.arange(5) - starts, replace(TINY, head_dim=hd), np.float64)
+    return x, q_norm, k_norm, frozen, rope, starts
+
+
+@few
+@given(seeds)
+def test_each_head_of_q_and_k_is_normalized_before_the_rotation(seed):
+    x, q_norm, k_norm, frozen, rope, starts = normed_sublayer(seed)
+    q, k, v = (x @ frozen[f"{n}_proj"]["weight"].T for n in "qkv")
+    for h in range(3):  # two heads of q, one of k; every head with the weight of all
+        part, w = (q[..., 4 * h : 4 * h + 4], q_norm) if h < 2 else (k, k_norm)
+        part *= w / np.sqrt(np.mean(part**2, axis=-1, keepdims=True) + 0.1)
+    mixed = layers.attention(q, k, v, rope, starts) @ frozen["o_proj"]["weight"].T
+    got = layers.self_attention(x, {}, frozen, rope, starts, eps=0.1)
+    # numbers of size ten or so, through five sums of at most eight terms
+    np.testing.assert_allclose(got, mixed, rtol=0, atol=1e4 * U64)
+
+
+@few
+@given(seeds, windows)
+def test_gradient_of_the_norms_of_the_heads(seed, window):
+    x, q_norm, k_norm, frozen, *rest = normed_sublayer(seed)
+
+    def f(x, q_norm, k_norm):
+        trained = {"q_norm": {"weight": q_norm}, "k_norm": {"weight": k_norm}}
+        return layers.self_attention(x, trained, frozen, *rest, eps=0.1, window=window)
+
+    gradients_agree(f, x, q_norm, k_norm)
 
 
 # ---------------------------------------------------------------------------- cross-entropy

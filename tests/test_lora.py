@@ -95,7 +95,7 @@ def test_counts_of_leaves_trained_with_the_factors(config, groups):
     adapters, frozen = fresh(random_base(config), target_modules=ALL_LINEAR)
     L, D, shapes = config.num_hidden_layers, config.hidden_size, projection_shapes(config)
     expected = {
-        "norm": (2 * L + 1) * D,
+        "norm": (2 * L + 1) * D + (config.model_type == "qwen3") * L * 2 * config.head_dim,
         "bias": L * sum(out for out, _ in shapes.values()),
         "head": config.vocab_size * D,
     }

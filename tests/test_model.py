@@ -63,6 +63,9 @@ def logits_by_hand(base, tokens, config):
     def norm(x, w):
         return x / np.sqrt(x @ x / len(x) + config.rms_norm_eps) * w
 
+    def head_norm(x, attn, name):  # of one head, in Qwen3
+        return norm(x, attn[name]["weight"]) if name in attn else x
+
     def turn(x, t):
         z = (x[:half] + 1j * x[half:]) * np.exp(1j * t * speeds)
         return np.concatenate([z.real, z.imag])
@@ -74,11 +77,14 @@ def logits_by_hand(base, tokens, config):
             attn, mlp = node["self_attn"], node["mlp"]
             h = norm(x, node["input_layernorm"]["weight"])
             q, k, v = (attn[f"{n}_proj"]["weight"] @ h for n in "qkv")
-            keys.append([turn(k[a : a + hd], t) for a in range(0, len(k), hd)])
+            heads = [head_norm(k[a : a + hd], attn, "k_norm") for a in range(0, len(k), hd)]
+            keys.append([turn(head, t) for head in heads])
             values.append(v.reshape(-1, hd))
+            if config.sliding_window and len(keys) > config.sliding_window:
+                del keys[0], values[0]
             out = []
             for n in range(config.num_attention_heads):
-                turned = turn(q[n * hd : (n + 1) * hd], t)
+                turned = turn(head_norm(q[n * hd : (n + 1) * hd], attn, "q_norm"), t)
                 p = np.exp([turned @ key[n // group] / math.sqrt(hd) for key in keys])
                 out.append(sum(w * value[n // group] for w, value in zip(p / p.sum(), values)))
             x = x + attn["o_proj"]["weight"] @ np.concatenate(out)

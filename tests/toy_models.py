@@ -19,11 +19,11 @@ CONFIG = ModelConfig(
 Q = "model.layers.1.self_attn.q_proj.weight"
 
 
-def leaves(config=CONFIG, seed=0, **biases):
+def leaves(config=CONFIG, seed=0, biased=()):
     rng = np.random.default_rng(seed)
     return {
         path: rng.standard_normal(shape, dtype=np.float32)
-        for path, shape in shapes(config, **biases).items()
+        for path, shape in shapes(config, biased).items()
     }
 
 

@@ -12,7 +12,7 @@ length of the last axis of the cosines, rope[0]. Steps:
    keys before these T, and of these T (counted from 0) those from segment_starts[t] to t.
 4. Apply the softmax over the visible keys, without overflow for large scores, and multiply by v.
 
-Return (B, T, H·hd).
+Return (B, T, H·hd). The checks leave `window` at None.
 """
 
 from copy import deepcopy

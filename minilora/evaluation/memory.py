@@ -40,6 +40,8 @@ def activation_floats(adapters, base, model_config):
     D, F, hd = model_config.hidden_size, model_config.intermediate_size, model_config.head_dim
     H, K = model_config.num_attention_heads, model_config.num_key_value_heads
     layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
+    if model_config.model_type == "qwen3":  # both sides of the norms of the heads
+        layer += (H + K) * (2 * hd + 1)
     L, kept = model_config.num_hidden_layers, D + 1
     for path, w in named_leaves(adapters):
         node, _, name = path.rpartition(".")

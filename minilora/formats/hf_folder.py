@@ -1,10 +1,13 @@
-"""Read and write a Hugging Face folder of a Llama: config.json and the files of the tensors.
+"""Read and write a Hugging Face folder of a model: config.json and the files of the tensors.
 
 This generalizes part 1 of `lessons/00_qlora_in_one_file.py`: several files per model, other shapes.
 
 Some fields of config.json have moved: transformers 4 has `rope_theta` and `rope_scaling`,
 transformers 5 has both inside `rope_parameters`; `rope_type` was once `type`. A field that would
 change the computation and is not implemented raises an error that names it.
+
+The model types differ from Llama in three points: which projections have a bias (GROUPS), a sliding
+window, and the norms of each head of Qwen3.
 """
 
 from dataclasses import replace
@@ -13,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import ALL_LINEAR, MLP, InputError, ModelConfig, require
+from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, InputError, ModelConfig, require
 from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import dense
 from ..tree import flatten
@@ -22,7 +25,10 @@ from .files import errors_in, new_folder, pickle_refusal, read_json, write_json
 from .safetensors_file import FORMAT_NAME, Entry
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-BIASES = {"attention_bias": "self_attn", "mlp_bias": "mlp"}  # field of config.json: part of a layer
+BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}  # field of config.json: projections
+GROUPS = {  # model_type: projections that have a bias together; those of qwen2 always have one
+    "llama": (ATTENTION, MLP), "mistral": (), "qwen2": (ATTENTION[:3],), "qwen3": (ATTENTION,),
+}  # fmt: skip
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim",
@@ -42,12 +48,13 @@ def read_config(folder):
     raw, generation = read_json(path), read_json(path.with_name("generation_config.json"), {})
     with errors_in(path):
         kind, act = raw.get("model_type"), raw.get("hidden_act", "silu")
-        require(kind == "llama", f"model_type {kind!r} is not implemented; only llama is")
+        unknown = f"model_type {kind!r} is not implemented; {', '.join(GROUPS)} are"
+        require(kind in list(GROUPS), unknown)
         require(act == "silu", f"hidden_act {act!r} is not implemented; only silu is")
         heads, width = size(raw, "num_attention_heads"), size(raw, "hidden_size")
         defaults = {"num_key_value_heads": heads, "head_dim": width // heads}
         theta, scaling = _rope(raw)
-        for name in (*BIASES, "tie_word_embeddings"):
+        for name in (*BIASES, "tie_word_embeddings", "use_sliding_window"):
             value = raw.get(name, False)
             require(value in (None, False, True), f"{name} must be true or false, got {value!r}")
         config = ModelConfig(
@@ -57,6 +64,7 @@ def read_config(folder):
             max_position_embeddings=size(raw, "max_position_embeddings", 2048),
             eos_token_id=ids(raw | generation, "eos_token_id"), rope_scaling=scaling,
             bos_token_id=next(iter(ids(raw, "bos_token_id")), None),
+            sliding_window=_window(raw), model_type=kind,
         )  # fmt: skip
     return config, raw
 
@@ -107,13 +115,35 @@ def _rope(raw):
     return theta, scaling
 
 
-def as_json(config, dtype, biases):
+def _window(raw):
+    """Read the sliding window, None without one; raise InputError if only some layers have it."""
+    kind, n = raw["model_type"], size(raw, "num_hidden_layers")
+    if kind == "llama" or raw.get("sliding_window", 4096) is None:
+        return None
+    if kind != "mistral":
+        first = raw.get("max_window_layers", 28)
+        require(type(first) is int, f"max_window_layers must be a whole number, got {first!r}")
+        ends = ["sliding_attention" if i >= first else "full_attention" for i in (0, n - 1)]
+        types = raw.get("layer_types") or ends
+        types = {*map(str, types)} if isinstance(types, list) else types
+        if not raw.get("use_sliding_window") or types == {"full_attention"}:
+            return None
+        mixed = "a sliding window in some layers only is not implemented (layer_types)"
+        require(types == {"sliding_attention"}, mixed)
+    return size(raw, "sliding_window", 4096)
+
+
+def as_json(config, dtype, biased):
     """Return the object for config.json, with field names that transformers 4 and 5 both read."""
-    eos = list(config.eos_token_id)
+    eos, kind, window = list(config.eos_token_id), config.model_type, config.sliding_window
+    fields: dict = {name: names[0] in biased for name, names in BIASES.items()}
+    if kind != "llama":
+        used = {"use_sliding_window": window is not None, "max_window_layers": 0}
+        fields = {"sliding_window": window, **used, **(fields if kind == "qwen3" else {})}
     return {
-        "architectures": ["LlamaForCausalLM"], "model_type": "llama",
+        "architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind,
         **{name: getattr(config, name) for name in SIZES}, "hidden_act": "silu",
-        **{name: getattr(config, name) for name in OTHERS}, **biases,
+        **{name: getattr(config, name) for name in OTHERS}, **fields,
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None, "torch_dtype": dtype,
     }  # fmt: skip
@@ -126,14 +156,16 @@ def projection_shapes(config):
     return dict(zip(ALL_LINEAR, ((q, D), (kv, D), (kv, D), (D, q), (F, D), (F, D), (D, F))))
 
 
-def shapes(config, attention_bias=False, mlp_bias=False):
-    """Return {path: shape} of every tensor of a Llama with this configuration."""
+def shapes(config, biased=()):
+    """Return {path: shape} of every tensor; biased: the projections that have a bias."""
     D = config.hidden_size
     layer: dict = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
+    if config.model_type == "qwen3":
+        layer |= {f"self_attn.{name}.weight": (config.head_dim,) for name in QK_NORMS}
     for name, shape in projection_shapes(config).items():
-        part, biased = ("mlp", mlp_bias) if name in MLP else ("self_attn", attention_bias)
+        part = "mlp" if name in MLP else "self_attn"
         layer[f"{part}.{name}.weight"] = shape
-        if biased:
+        if name in biased:
             layer[f"{part}.{name}.bias"] = shape[:1]
     expected = {"model.embed_tokens.weight": (config.vocab_size, D), "model.norm.weight": (D,)}
     for i in range(config.num_hidden_layers):
@@ -143,10 +175,27 @@ def shapes(config, attention_bias=False, mlp_bias=False):
     return expected
 
 
-def biases(paths):
-    """Return {"attention_bias": …, "mlp_bias": …}: which parts of the model have biases."""
-    parts = {path.split(".")[-3] for path in paths if path.endswith(".bias")}
-    return {field: part in parts for field, part in BIASES.items()}
+def biased(kind, some):
+    """Return the projections that have a bias in a model of this type, if `some` have one."""
+    every = kind == "qwen2"
+    groups = (group for group in GROUPS[kind] if every or not set(some).isdisjoint(group))
+    return {name for group in groups for name in group}
+
+
+def with_bias(paths):
+    """Return the names of the projections that have a bias at one of the paths."""
+    return {path.split(".")[-2] for path in paths if path.endswith(".bias")}
+
+
+def model_type(config, paths):
+    """Return the first model type, from `config.model_type` on, that can have these leaves."""
+    some, norms = with_bias(paths), any(path.endswith("q_norm.weight") for path in paths)
+    for kind in (config.model_type, *GROUPS):
+        fits = some <= biased(kind, some) and norms == (kind == "qwen3")
+        if fits and (config.sliding_window is None or kind != "llama"):
+            return kind
+    every = f"biases of {', '.join(sorted(some))}, as this {config.model_type} model has"
+    raise InputError(f"no model_type of config.json has {every}: train without --also-train bias")
 
 
 def read_tensors(folder):
@@ -173,25 +222,27 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {
 
     `quantized(path, leaf)` returns {name: Entry} for a leaf that is stored quantized, else {}. The
     other leaves are stored in `dtype` and dequantized one by one. Raises InputError and writes
-    nothing if the folder exists and is not empty, or if a leaf is missing, is not part of a Llama,
-    or has the wrong shape.
+    nothing if the folder exists and is not empty, or if a leaf is missing, is not part of a model
+    of this type, or has the wrong shape.
     """
     require(dtype in FORMAT_NAME, f"--dtype must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
     leaves = {path: w for path, w in flatten(base).items() if hasattr(w, "shape")}
-    config = replace(config, tie_word_embeddings="lm_head.weight" not in leaves)
-    expected = shapes(config, **biases(leaves))
+    kind, tied = model_type(config, leaves), "lm_head.weight" not in leaves
+    config = replace(config, model_type=kind, tie_word_embeddings=tied)
+    own = biased(kind, with_bias(leaves))
+    expected = shapes(config, own)
     for path, w in leaves.items():
-        require(path in expected, f"{path} is not a tensor of a Llama: merge the adapter first")
+        require(path in expected, f"{path} is not part of a {kind}: merge the adapter first")
         require(w.shape == expected[path], f"{path} has the shape {w.shape}, not {expected[path]}")
     tensors: dict = {}
     for path, shape in expected.items():
-        # in Hugging Face's format all projections of a part have biases or none has: add zeros
+        # in Hugging Face's format all projections of a group have biases or none has: add zeros
         require(path in leaves or path.endswith(".bias"), f"the base lacks {path}")
         leaf = leaves.get(path)
         read = partial(np.zeros, shape, np.float32) if leaf is None else partial(dense, leaf)
         tensors |= quantized(path, leaf) or {path: Entry(FORMAT_NAME[dtype], shape, read)}
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / "model.safetensors", tensors)
-        write_json(temporary / "config.json", as_json(config, dtype, biases(leaves)) | fields)
+        write_json(temporary / "config.json", as_json(config, dtype, own) | fields)
         if isinstance(tokenizer, PretrainedTokenizer):
             hf_tokenizer.save(tokenizer, temporary)

@@ -21,7 +21,7 @@ from ..quant.low_precision import LowPrecision
 from ..quant.schemes import is_projection, quantize_leaf
 from ..tree import Tree, set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
-from .hf_folder import read_config, shapes
+from .hf_folder import read_config, shapes, with_bias
 from .safetensors_file import check_floats
 
 EMBEDDED = Path(__file__).parents[1] / "data" / "bases"
@@ -51,10 +51,10 @@ def load(
     """
     place = _place(os.fspath(name))
     if place.is_dir():
-        config, tensors, tokenizer, biases = _folder(place)
+        config, tensors, tokenizer, biased = _folder(place)
     else:
         config, tensors, metadata = gguf_llama.read(place)
-        tokenizer, biases = gguf_tokenizer.from_metadata(place, metadata), hf_folder.biases(tensors)
+        tokenizer, biased = gguf_tokenizer.from_metadata(place, metadata), with_bias(tensors)
     # the largest id may be that of a token that the tokenizer adds to every text
     n, rows = max([tokenizer.vocab_size, *(i + 1 for i in tokenizer.encode(""))]), config.vocab_size
     require(n <= rows, f"{place}: the tokenizer has {n} tokens, but the embedding only {rows} rows")
@@ -70,11 +70,11 @@ def load(
     count = f"num_hidden_layers is {n}, but {origin} has {len(tensors)} tensors"
     require(n <= len(tensors), count)
     base: dict = {}
-    expected = shapes(config, **biases)
+    expected = shapes(config, hf_folder.biased(config.model_type, biased))
     for path, entry in tensors.items():
         # old folders also contain rotary frequencies, or a copy of a tied head
         needless = path.endswith("rotary_emb.inv_freq") or path == "lm_head.weight"
-        require(path in expected or needless, f"{entry.where} is not a tensor of a Llama")
+        require(path in expected or needless, f"{entry.where} is not part of a {config.model_type}")
     for path, shape in expected.items():
         require(path in tensors, f"tensor {path} is missing from {origin}")
         entry = tensors[path]
@@ -99,7 +99,7 @@ def _place(name):
 
 
 def _folder(folder):
-    """Return (ModelConfig, {path: Entry}, tokenizer, parts with biases) of a folder."""
+    """Return (ModelConfig, {path: Entry}, tokenizer, projections with a bias) of a folder."""
     config, raw = read_config(folder)
     if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
         tokenizer = ByteTokenizer()
@@ -109,7 +109,8 @@ def _folder(folder):
     tensors = hf_folder.read_tensors(folder)
     if raw.get("quantization_config"):
         tensors = quantized_file.join(folder, raw["quantization_config"], tensors)
-    return config, tensors, tokenizer, {part: bool(raw.get(part)) for part in hf_folder.BIASES}
+    fields = [names for field, names in hf_folder.BIASES.items() if raw.get(field)]
+    return config, tensors, tokenizer, {name for names in fields for name in names}
 
 
 def _leaf(path, where, w, scheme, block_size):
@@ -138,6 +139,6 @@ def save_pretrained(
 
     Quantized leaves are dequantized one by one. `dtype` is float32, float16 or bfloat16. Raises
     InputError and writes nothing if the folder exists and is not empty, or if a leaf is not part of
-    a Llama, has the wrong shape, or has a number that `dtype` cannot hold.
+    such a model, has the wrong shape, or has a number that `dtype` cannot hold.
     """
     hf_folder.write(folder, model_config, base, tokenizer, dtype)

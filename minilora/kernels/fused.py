@@ -20,74 +20,13 @@ from . import fused_projection
 from .chunking import is_plain_lora
 from .fused_attention import attention, self_attention
 from .fused_loss import cross_entropy
+from .fused_norm import rms_norm
 from .fused_projection import join_factors, linear, project, project_backward, split_factors
 from .loops import exp, fast_jit, rows
 from .threads import parallel_rows
 
 __all__ = ["attention", "checkpoint", "cross_entropy", "embed", "linear", "mlp", "rms_norm",
            "self_attention", "swiglu", "value_and_grad"]  # fmt: skip
-
-
-# ---------------------------------------------------------------------------------- RMSNorm
-# With r = 1/√(mean(x²) + ε), x̂ = r·x and y = x̂∘w:
-#   ∂L/∂x = r·(g∘w − x̂·mean(g∘w∘x̂))        ∂L/∂w = Σ_rows g∘x̂
-# x̂ is recomputed as y/w: the projections after the norm keep y in any case, so x is not kept.
-
-
-def rms_norm(x, weight, eps):
-    """Compute `layers.rms_norm`. Keeps y and one number per row."""
-    return _rms_norm(x, weight, eps, {})
-
-
-@primitive
-def _rms_norm(x, weight, eps, saved):
-    y, width = np.empty(x.shape, x.dtype), x.shape[-1]
-    r = saved["r"] = np.empty(x.size // width, x.dtype)
-    parallel_rows(_norm, len(r), rows(x), weight, eps, rows(y), r, width=width)
-    saved["x_hat"] = None if weight.all() else x * r.reshape(*x.shape[:-1], 1)
-    return y
-
-
-def _rms_norm_vjp(argnums, y, args, kwargs):
-    weight, saved = args[1], args[3]
-
-    def vjp(g):
-        x_hat = saved["x_hat"]  # if it was not kept, it is z/divisor, which the loop computes
-        z, divisor = (y, weight) if x_hat is None else (x_hat, np.ones_like(weight))
-        dx, width = np.empty(y.shape, y.dtype), y.shape[-1]
-        a = (rows(z), divisor, weight, saved["r"], rows(g), rows(dx))
-        parallel_rows(_norm_back, len(saved["r"]), *a, width=width)
-        return tuple(dx if n == 0 else np.sum(rows(g * (z / divisor)), axis=0) for n in argnums)
-
-    return vjp
-
-
-defvjp_argnums(_rms_norm, _rms_norm_vjp)
-
-
-@fast_jit
-def _norm(lo, hi, x, w, eps, y, r):
-    D = x.shape[1]
-    for i in range(lo, hi):
-        total = x[i, 0] * 0
-        for j in range(D):
-            total += x[i, j] * x[i, j]
-        r[i] = 1 / np.sqrt(total / D + eps)
-        for j in range(D):
-            y[i, j] = x[i, j] * r[i] * w[j]
-
-
-@fast_jit
-def _norm_back(lo, hi, z, divisor, w, r, g, dx):
-    D = z.shape[1]
-    for i in range(lo, hi):
-        dot = z[i, 0] * 0
-        for j in range(D):
-            dx[i, j] = z[i, j] / divisor[j]  # x̂
-            dot += g[i, j] * w[j] * dx[i, j]
-        mean = z.dtype.type(dot / D)
-        for j in range(D):
-            dx[i, j] = r[i] * (g[i, j] * w[j] - dx[i, j] * mean)
 
 
 # ----------------------------------------------------------------------------------- SwiGLU

@@ -10,6 +10,7 @@ from .. import layers
 from ..config import ATTENTION
 from . import fused_projection
 from .chunking import chunks, is_plain_lora
+from .fused_norm import rms_norm
 from .fused_projection import join_factors, project, project_backward, split_factors
 from .loops import exp, fast_jit, row_max, rows
 from .threads import parallel_rows
@@ -25,19 +26,22 @@ QUERIES = 64  # tokens per matmul: with fewer, fewer masked scores are computed
 # (B, K, T·G, hd): so a group of tokens is one matmul with only the keys that it sees.
 
 
-def attention(q, k, v, rope, segment_starts, cache=None):
+def attention(q, k, v, rope, segment_starts, cache=None, window=None):
     """Compute `layers.attention`. Keeps q and k (rotated), v, and P or one number per row of P."""
     if cache is not None:
-        return layers.attention(q, k, v, rope, segment_starts, cache)
-    check_starts(segment_starts)
-    return _attention(q, k, v, rope, segment_starts, {})
+        return layers.attention(q, k, v, rope, segment_starts, cache, window)
+    return _attention(q, k, v, rope, first_keys(segment_starts, window), {})
 
 
-def check_starts(segment_starts):
-    """Raise IndexError if a segment starts before its row or after one of its tokens."""
-    T = segment_starts.shape[1]
-    if not ((segment_starts >= 0) & (segment_starts <= np.arange(T))).all():
+def first_keys(segment_starts, window=None):
+    """Return the first key (B, T) that each token sees: a window only raises `segment_starts`.
+
+    Raises IndexError if a segment starts before its row or after one of its tokens.
+    """
+    t = np.arange(segment_starts.shape[1])
+    if not ((segment_starts >= 0) & (segment_starts <= t)).all():
         raise IndexError("segment_starts has a start before the row or after the segment's tokens")
+    return segment_starts if window is None else np.maximum(segment_starts, t - window + 1)
 
 
 def _attention_vjp(argnums, y, args, kwargs):
@@ -99,15 +103,18 @@ def attention_backward(g, rope, starts, saved):
 # ------------------------------------------------------------------------------- the sublayer
 
 
-def self_attention(x, trained, frozen, rope, segment_starts, cache=None, rng=None, linear=None):
+def self_attention(
+    x, trained, frozen, rope, segment_starts, cache=None, rng=None, eps=1e-6, window=None,
+    linear=None,
+):  # fmt: skip
     """Compute `layers.self_attention`. Keeps x and what `attention` keeps."""
-    plain = is_plain_lora(trained, frozen, dropout=rng is not None)
+    plain = is_plain_lora(trained, frozen, dropout=rng is not None) and "q_norm" not in frozen
     if not plain or linear is not None or cache is not None:
-        nodes, linear = (trained, frozen), linear or fused_projection.linear
-        return layers.self_attention(x, *nodes, rope, segment_starts, cache, rng, linear, attention)
-    check_starts(segment_starts)
+        functions = (linear or fused_projection.linear, attention, rms_norm)
+        rest = (rope, segment_starts, cache, rng, eps, window, *functions)
+        return layers.self_attention(x, trained, frozen, *rest)
     projections, factors = split_factors(ATTENTION, trained, frozen)
-    return _self_attention(x, projections, rope, segment_starts, {}, *factors)
+    return _self_attention(x, projections, rope, first_keys(segment_starts, window), {}, *factors)
 
 
 @primitive

@@ -89,14 +89,15 @@ class MethodOps:
         return bottleneck(h, trained) if "bottleneck_down" in trained else h
 
     def self_attention(
-        self, x, trained, frozen, rope, segment_starts, cache=None, rng=None, linear=None
-    ):
+        self, x, trained, frozen, rope, segment_starts, cache=None, rng=None, eps=1e-6,
+        window=None, linear=None,
+    ):  # fmt: skip
         """Apply the attention sublayer, with a trained prefix before the other keys."""
         plain = without(trained, "prefix_k", "prefix_v")
         if "prefix_k" in trained and (cache is None or cache.length == 0):
             cache = Prefix(trained["prefix_k"], trained["prefix_v"], cache)
-        use = linear or self.linear
-        return self.ops.self_attention(x, plain, frozen, rope, segment_starts, cache, rng, use)
+        rest = (rope, segment_starts, cache, rng, eps, window, linear or self.linear)
+        return self.ops.self_attention(x, plain, frozen, *rest)
 
     def mlp(self, x, trained, frozen, rng=None, linear=None):
         """Apply the feed-forward sublayer."""
@@ -157,10 +158,10 @@ class Prefix(LayerCache):
     def __init__(self, k, v, cache=None):
         self.k, self.v, self.cache, self.length = k, v, cache, 0
 
-    def extend(self, k, v):
+    def extend(self, k, v, window=None):
         """Put the prefix before k and v (B, T, K, hd); return both as (B, n + T, K, hd)."""
         # [P_k; K] and [P_v; V]   (Li and Liang 2021, Sec. 4.2)
         shape, rows = (1, -1, *k.shape[2:]), len(k)
         p_k, p_v = (np.repeat(np.reshape(p, shape), rows, axis=0) for p in (self.k, self.v))
         k, v = np.concatenate([p_k, k], axis=1), np.concatenate([p_v, v], axis=1)
-        return (k, v) if self.cache is None else self.cache.extend(k, v)
+        return (k, v) if self.cache is None else self.cache.extend(k, v, window)

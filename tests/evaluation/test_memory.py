@@ -1,6 +1,7 @@
 """The estimate of a step's memory against the allocated memory."""
 
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,12 +21,12 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
-def kept_by_a_step(adapters, frozen):
+def kept_by_a_step(adapters, frozen, config=CONFIG):
     """The allocated bytes between the forward and the backward pass, by Python's tracemalloc."""
-    batch = random_batch(CONFIG, B=8, T=128, packed=False)
+    batch = random_batch(config, B=8, T=128, packed=False)
 
     def keep():
-        return make_vjp(lambda a: minilora.loss(a, frozen, batch, CONFIG))(adapters)
+        return make_vjp(lambda a: minilora.loss(a, frozen, batch, config))(adapters)
 
     keep()  # compile first
     tracemalloc.start()
@@ -51,6 +52,13 @@ def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
     # Python's own objects (nodes, closures, views) come on top; the first layer keeps a little
     # less than the formula, which counts it in full.
     assert predicted == pytest.approx(kept_by_a_step(adapters, frozen), rel=0.15)
+
+
+def test_the_norms_of_the_heads_are_counted():
+    config = replace(CONFIG, model_type="qwen3")
+    adapters, frozen = adapted(random_base(config), target_modules=ALL_LINEAR)
+    predicted = memory.memory_estimate(adapters, frozen, config, 8 * 128)["activations"]
+    assert predicted == pytest.approx(kept_by_a_step(adapters, frozen, config), rel=0.05)
 
 
 def test_weights_and_optimizer_are_exact():

@@ -35,7 +35,7 @@ from minilora import layers, lora, model
 from minilora.cli.arguments import parse, toml_settings
 from minilora.cli.loading import make_adapter_config
 from minilora.cli.run_folder import as_toml, metadata, read_metrics, resume
-from minilora.config import InputError, LoraConfig
+from minilora.config import ATTENTION, InputError, LoraConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation.trainer import init_state, should_stop
@@ -156,7 +156,7 @@ def test_safetensors_files(request, capfd, tmp_path):
 
 
 def test_folders(request, capfd, tmp_path):
-    tensors = leaves(attention_bias=True)
+    tensors = leaves(biased=ATTENTION)
     path = folder(tmp_path, tensors, attention_bias=True, bos_token_id=1, rope_parameters={
         "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,

@@ -16,7 +16,7 @@ from toy_models import (
     needs_hf,
 )
 
-from minilora.config import InputError
+from minilora.config import ATTENTION, InputError
 from minilora.formats import gguf_file, gguf_llama
 from minilora.formats.pretrained import load
 
@@ -27,7 +27,7 @@ FOLDER = "load the model as a Hugging Face folder$"
 def test_a_gguf_file_loads(tmp_path, tied):
     needs_hf()
     expected = replace(GGUF_CONFIG, tie_word_embeddings=tied)
-    w = leaves(expected, attention_bias=True)
+    w = leaves(expected, biased=ATTENTION)
     config, base, words = load(gguf(tmp_path / "m.gguf", gguf_metadata(), gguf_tensors(w)))
     assert config == expected
     assert_same(base, w)
@@ -124,7 +124,7 @@ NAN, ONES = np.full((32, 32), np.nan, np.float32), np.ones((32, 32), np.float32)
         ("blk.1.attn_q.weight", (2, (64, 16), ONES.tobytes()), "rows of 16, not whole blocks"),
         ("blk.1.attn_q.weight", (0, (1,) * 5, ONES.tobytes()), "has 5 dimensions"),
         ("blk.0.ffn_gate_exps.weight", (0, (32, 32), ONES.tobytes()), "is not supported"),
-        ("blk.7.attn_q.weight", (0, (32, 32), ONES.tobytes()), "not a tensor of a Llama"),
+        ("blk.7.attn_q.weight", (0, (32, 32), ONES.tobytes()), "not part of a llama"),
         ("weight", (0, (32, 32), ONES.tobytes()), "tensor weight is not supported"),
         ("z", (0, (2**40, 32), b""), "tensor z ends at byte"),
         ("z", (0, (0, 2**64 - 1), b""), "tensor z has the impossible shape"),

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 from toy_models import CONFIG, Q, assert_same, folder, leaves, needs_hf, tiny
 
-from minilora.config import InputError
+from minilora.config import ALL_LINEAR, ATTENTION, InputError
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import fetch, pretrained, safetensors_file
 from minilora.formats.pretrained import load, save_pretrained, shapes
@@ -85,7 +85,7 @@ def test_shards(tmp_path):
 
 
 def test_biases_are_leaves(tmp_path):
-    w = leaves(attention_bias=True, mlp_bias=True)
+    w = leaves(biased=ALL_LINEAR)
     path = folder(tmp_path, w, attention_bias=True, mlp_bias=True)
     base = load(path)[1]
     assert_same(base, w)
@@ -99,7 +99,7 @@ def test_a_bias_trained_in_one_place_is_zero_in_the_others(tmp_path):
     w = {**leaves(), bias: np.ones(32, np.float32)}
     save_pretrained(tmp_path / "out", CONFIG, unflatten(w))
     base = flatten(load(tmp_path / "out")[1])
-    assert set(base) == set(shapes(CONFIG, attention_bias=True))
+    assert set(base) == set(shapes(CONFIG, ATTENTION))
     assert all(base[p].any() == (p == bias) for p in base if p.endswith("bias"))
 
 
@@ -153,7 +153,7 @@ def test_end_tokens_and_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mistral"}, "model_type 'mistral' is not implemented"),
+        ({"model_type": "phi3"}, "model_type 'phi3' .*; llama, mistral, qwen2, qwen3 are"),
         ({"model_type": None}, "model_type None is not implemented"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"hidden_size": None}, "config.json: hidden_size must be a whole number from 1, got None"),
@@ -182,7 +182,7 @@ def test_end_tokens_and_defaults(tmp_path):
         ({"intermediate_size": 48}, r"gate_proj.weight has the shape \(64, 32\), but the config"),
         ({"num_hidden_layers": 3}, "tensor model.layers.2.input_layernorm.weight is missing"),
         ({"num_hidden_layers": 10**12}, "input_layernorm.weight is missing"),
-        ({"num_hidden_layers": 1}, "tensor model.layers.1.[a-z_.]+ is not a tensor of a Llama"),
+        ({"num_hidden_layers": 1}, "tensor model.layers.1.[a-z_.]+ is not part of a llama"),
         ({"attention_bias": True}, "self_attn.q_proj.bias is missing"),
         ({"vocab_size": 512}, "has no tokenizer.json"),
         ({"tie_word_embeddings": False}, "tensor lm_head.weight is missing"),
@@ -280,7 +280,7 @@ def test_a_failed_save_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
     for path, x, message in (
         (Q, w[Q][:5], "has the shape"),
-        ("model.layers.0.self_attn.q_proj.lora_A", w[Q], "is not a tensor of a Llama"),
+        ("model.layers.0.self_attn.q_proj.lora_A", w[Q], "is not part of a llama"),
     ):
         with pytest.raises(InputError, match=message):
             save_pretrained(tmp_path / "out", CONFIG, unflatten({**leaves(), path: x}))

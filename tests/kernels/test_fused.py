@@ -401,6 +401,23 @@ def test_a_sublayer_with_more_than_lora_equals_the_reference(kind, name, change)
         np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e4 * UNIT[np.float64])
 
 
+@pytest.mark.parametrize("window", [None, 1, 2, 3, 9])
+@pytest.mark.parametrize("norms", [False, True])
+def test_attention_with_a_window_and_normed_heads_equals_the_reference(window, norms):
+    x, trained, frozen, rest = some_sublayer("self_attention", ATTENTION)
+    for name in ("q_norm", "k_norm") if norms else ():
+        frozen[name], trained[name] = ({"weight": np.arange(1.0, 5) / n} for n in (3, 2))
+    inputs = ("self_attention", x, trained, frozen, rest)
+    fast, plain, every = (
+        outcome(ops, *inputs, eps=0.1, window=width)
+        for ops, width in ((fused, window), (layers, window), (layers, None))
+    )
+    for got, expected in zip(fast, plain, strict=True):
+        np.testing.assert_allclose(got, expected, rtol=1e-11, atol=1e4 * UNIT[np.float64])
+    longest = np.max(np.arange(5) - rest[1]) + 1  # of the segments
+    assert np.array_equal(plain[0], every[0]) == (window is None or window >= longest)
+
+
 @pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
 @pytest.mark.parametrize("kind", SUBLAYERS)
 def test_a_leaf_that_nothing_reads_is_an_error(ops, kind):
@@ -411,8 +428,8 @@ def test_a_leaf_that_nothing_reads_is_an_error(ops, kind):
         with pytest.raises(InputError, match="ia3_l"):
             getattr(ops, kind)(x, trained, frozen, *rest)
         x, trained, frozen, rest = some_sublayer(kind, SUBLAYERS[kind])
-        (trained if tree == "trained" else frozen)["q_norm"] = {"weight": np.ones(6)}
-        with pytest.raises(InputError, match="q_norm"):
+        (trained if tree == "trained" else frozen)["v_norm"] = {"weight": np.ones(6)}
+        with pytest.raises(InputError, match="v_norm"):
             getattr(ops, kind)(x, trained, frozen, *rest)
 
 

@@ -82,7 +82,7 @@ def test_parameter_counts(config, n, m):
         "p-tuning": n * d + 3 * d * d + 3 * d,
         "prefix": 2 * L * n * k,
         "bottleneck": 2 * L * (2 * d * m + m + d),
-        "norm": (2 * L + 1) * d,
+        "norm": (2 * L + 1) * d + (config.model_type == "qwen3") * L * 2 * config.head_dim,
         "head": head,
         "full": num_parameters(base),
     }

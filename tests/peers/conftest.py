@@ -9,11 +9,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is import
 
 import numpy as np
 import pytest
-from comparisons import Row, bits, forward, loss_of, relative, table, unequal
+from comparisons import Row, bits, forward, in_float64, loss_of, relative, table, unequal
 
+import minilora
 from minilora.config import InputError
 from minilora.formats import fetch
+from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
+from minilora.layers import value_and_grad
+from minilora.tree import flatten
 
 TINY = {
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
@@ -108,6 +112,30 @@ def same_logits(compared):
             compared(f"{what}: loss", against, difference, 2e-6, noise)
 
     return same_logits
+
+
+@pytest.fixture
+def same_gradients(compared, tmp_path):
+    """same_gradients(what, against, theirs, base, config, batch, ops=None): factors', and the loss.
+
+    The noise of float32 is 1e-6 on small models and 1e-5 on the real one; a wrong term is 1e-2 and
+    more.
+    """
+
+    peft_models = pytest.importorskip("peft_models")
+
+    def same_gradients(what, against, theirs, base, config, batch, ops=None):
+        peft_models.peft_folder(tmp_path, theirs)
+        trees = load_adapter(tmp_path, base)[:2]
+        their_loss, expected = peft_models.their_gradients(theirs, batch)
+        loss, grads = value_and_grad(minilora.loss)(*trees, batch, config, ops)
+        _, precise = value_and_grad(minilora.loss)(*map(in_float64, trees), batch, config)
+        errors = peft_models.gradient_errors(grads, expected)
+        floor = peft_models.gradient_errors(grads, flatten(precise))
+        compared(f"{what}: gradient of each factor", against, errors, 1e-4, floor)
+        assert abs(float(loss) / their_loss - 1) <= 2e-6
+
+    return same_gradients
 
 
 @pytest.fixture

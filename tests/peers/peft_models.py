@@ -12,6 +12,7 @@ import pytest
 
 from minilora.batching import Example, collate
 from minilora.config import ALL_LINEAR
+from minilora.tree import flatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
@@ -29,7 +30,7 @@ def quietly():
 
 
 def llama_of(folder):
-    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def random_peft(llama, **fields):
@@ -74,6 +75,25 @@ def peft_loss(theirs, batch):
     return (nll * mask.flatten()).sum() / mask.sum()
 
 
+def their_gradients(theirs, batch):
+    """(loss, {path: gradient}) of the low-rank factors, under our names."""
+    loss = peft_loss(theirs, batch)
+    loss.backward()
+    found = {}
+    for name, p in theirs.named_parameters():
+        if p.requires_grad:
+            path = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
+            found[path.removesuffix(".default.weight")] = p.grad.numpy()
+    return loss.item(), found
+
+
+def gradient_errors(ours, theirs):
+    """‖ours − theirs‖ / ‖theirs‖ of each path."""
+    ours = flatten(ours)
+    assert ours.keys() == theirs.keys()
+    return [np.linalg.norm(ours[p] - g) / np.linalg.norm(g) for p, g in theirs.items()]
+
+
 def random_batch(vocabulary, B, T, seed=3):
     """Rows of different lengths, each with a masked prompt, as `train` makes them."""
     rng = np.random.default_rng(seed)
@@ -108,9 +128,10 @@ def in_four_bits(llama):
             part = layer.mlp if hasattr(layer.mlp, name) else layer.self_attn
             dense = getattr(part, name)
             four = bnb.nn.Linear4bit(
-                dense.in_features, dense.out_features, bias=False, compute_dtype=torch.float32,
-                compress_statistics=True, quant_type="nf4",
+                dense.in_features, dense.out_features, bias=dense.bias is not None,
+                compute_dtype=torch.float32, compress_statistics=True, quant_type="nf4",
             )  # fmt: skip
+            four.bias = dense.bias
             four.weight = bnb.nn.Params4bit(
                 dense.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
             )

@@ -2,71 +2,21 @@
 
 from copy import deepcopy
 
-import numpy as np
 import pytest
-from comparisons import in_float64
 from peft_models import (
     ALL,
     four_bit_peft,
     llama_of,
-    peft_folder,
-    peft_loss,
     prose_batch,
     random_batch,
     random_peft,
     small_random_peft,
 )
 
-import minilora
-from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
-from minilora.layers import value_and_grad
 from minilora.quant.schemes import quantize
-from minilora.tree import flatten
 
 PEFT, FOUR_BITS = "PyTorch + PEFT", "PyTorch + PEFT + bitsandbytes"
-
-
-def their_gradients(theirs, batch):
-    """(loss, {path: gradient}) of the low-rank factors, under our names."""
-    loss = peft_loss(theirs, batch)
-    loss.backward()
-    found = {}
-    for name, p in theirs.named_parameters():
-        if p.requires_grad:
-            path = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
-            found[path.removesuffix(".default.weight")] = p.grad.numpy()
-    return loss.item(), found
-
-
-def gradient_errors(ours, theirs):
-    """‖ours − theirs‖ / ‖theirs‖ of each path."""
-    ours = flatten(ours)
-    assert ours.keys() == theirs.keys()
-    return [np.linalg.norm(ours[p] - g) / np.linalg.norm(g) for p, g in theirs.items()]
-
-
-@pytest.fixture
-def same_gradients(compared, tmp_path):
-    """same_gradients(what, against, theirs, base, config, batch): each factor's, and the loss.
-
-    The noise of float32 is 1e-6 on small models and 1e-5 on the real one; a wrong term is 1e-2 and
-    more.
-    """
-
-    def same_gradients(what, against, theirs, base, config, batch):
-        peft_folder(tmp_path, theirs)
-        trees = load_adapter(tmp_path, base)[:2]
-        their_loss, expected = their_gradients(theirs, batch)
-        loss, grads = value_and_grad(minilora.loss)(*trees, batch, config)
-        _, precise = value_and_grad(minilora.loss)(*map(in_float64, trees), batch, config)
-        compared(
-            f"{what}: gradient of each factor", against, gradient_errors(grads, expected), 1e-4,
-            floor=gradient_errors(grads, flatten(precise)),
-        )  # fmt: skip
-        assert abs(float(loss) / their_loss - 1) <= 2e-6
-
-    return same_gradients
 
 
 @pytest.mark.parametrize(

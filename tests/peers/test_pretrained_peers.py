@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minilora import layers
-from minilora.config import ModelConfig
+from minilora.config import ALL_LINEAR, ModelConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.hf_folder import shapes
 from minilora.formats.pretrained import load, save_pretrained
@@ -99,7 +99,7 @@ def test_our_folder_in_transformers(tmp_path, same_logits, tied, biased, scaling
     rng = np.random.default_rng(0)
     w = {
         path: rng.standard_normal(shape, dtype=np.float32) * np.float32(0.2)
-        for path, shape in shapes(config, attention_bias=biased, mlp_bias=biased).items()
+        for path, shape in shapes(config, ALL_LINEAR if biased else ()).items()
     }
     base = unflatten(w)
     save_pretrained(tmp_path / "out", config, base, ByteTokenizer())
