@@ -1,8 +1,8 @@
 """accumulation: compute one large batch as several micro-batches.
 
-`parts` yields (n, loss, grad) per micro-batch: the number of target tokens n, the mean loss over
+`shards` yields (n, loss, grad) per micro-batch: the number of target tokens n, the mean loss over
 these tokens, and the gradient of this mean, a tree. `total` is the sum of all n. Return (loss,
-gradient) of the whole batch, in which each part has the weight n/total. The gradient is a float32
+gradient) of the whole batch, in which each shard has the weight n/total. The gradient is a float32
 tree of the same structure. `tree_map` applies a function to the leaves of one or several trees.
 """
 

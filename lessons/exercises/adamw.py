@@ -8,7 +8,8 @@ dotted path (`named_leaves` and `flatten` give the paths):
     m ← β₁·m + (1 − β₁)·g        v ← β₂·v + (1 − β₂)·g²
     θ ← θ − η·λ·θ − η·m̂/(√v̂ + ε), with m̂ = m/(1 − β₁ᵗ) and v̂ = v/(1 − β₂ᵗ)
 
-Return (new params, new state) as new trees, with the same three keys in the state.
+Return (new params, new state) as new trees, with the same three keys in the state. The arrays keep
+the types of `params`.
 """
 
 import numpy as np

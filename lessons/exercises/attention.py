@@ -24,7 +24,7 @@ from minilora.config import ModelConfig
 from minilora.course.outcome import close
 
 CASES = {
-    "batch": (1, 2),
+    "batch": [1, 2],
     "length": (1, 5),
     "groups": (1, 3),
     "kv_heads": (1, 2),
@@ -38,13 +38,15 @@ HIDDEN = {"length": (6, 9), "groups": (2, 4), "half": (3, 4), "cached": [-1, 3, 
 
 def arguments(rng, batch, length, groups, kv_heads, half, packed, cached, large):
     hd = 2 * half
-    q = rng.uniform(-2, 2, (batch, length, groups * kv_heads * hd)) * (1000 if large else 1)
+    q = rng.uniform(-2, 2, (batch, length, groups * kv_heads * hd)) * (10_000 if large else 1)
     k, v = rng.uniform(-2, 2, (2, batch, length, kv_heads * hd))
     shape = ModelConfig(8, hd, 8, 1, groups * kv_heads, kv_heads, hd, rope_theta=100.0)
     positions = np.repeat(np.arange(length)[None] + max(0, cached), batch, axis=0)
     segment_starts = np.zeros((batch, length), int)
-    if packed:  # a second example begins in the middle of the row
-        segment_starts[:, length // 2 :] = length // 2
+    if packed:  # a second example begins in each row, not always at the same token
+        for row in segment_starts:
+            start = int(rng.integers(length))
+            row[start:] = start
     cache = layers.LayerCache() if cached >= 0 else None
     if cached > 0:
         cache.extend(*rng.uniform(-2, 2, (2, batch, cached, kv_heads, hd)))

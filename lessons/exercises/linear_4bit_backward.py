@@ -9,6 +9,13 @@ import numpy as np
 
 from minilora import nf4
 from minilora.course.outcome import close
+from minilora.layers import dense
+
+
+def frozen_matmul_backward(g, w):
+    """Compute ∂L/∂x of y = x Wᵀ from g = ∂L/∂y; W (out, in) is frozen, dense or quantized."""
+    return g @ dense(w)
+
 
 CASES = {
     "rows": (1, 3),

@@ -9,6 +9,17 @@ import numpy as np
 
 from minilora.course.outcome import close
 
+
+def lora_matmul_backward(g, x, a, b, scaling):
+    """Compute (∂L/∂x, ∂L/∂A, ∂L/∂B) of y = s·BAx, the low-rank term of LoRA, from g = ∂L/∂y.
+
+    Shapes: g (B, T, out), x (B, T, in), a (r, in), b (out, r). `scaling` is s.
+    """
+    # y = Bz with z = s·Ax:   ∂L/∂B = Σ g zᵀ,  ∂L/∂A = Σ (s·Bᵀg) xᵀ,  ∂L/∂x = Aᵀ(s·Bᵀg)
+    z, up = scaling * (x @ a.T), scaling * (g @ b)
+    return up @ a, np.einsum("bti,bto->io", up, x), np.einsum("bti,bto->io", g, z)
+
+
 CASES = {"batch": (1, 2), "length": (1, 3), "width": (2, 4), "out": (2, 4), "r": (2, 3)}
 HIDDEN = {"batch": (3, 4), "length": (4, 6), "width": (5, 9), "out": (5, 8), "r": (4, 5)}
 

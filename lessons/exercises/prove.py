@@ -57,6 +57,5 @@ def fault_of(exercise, mistake):
     found = chain.from_iterable(judge.wrong_calls(exercise, subject, rule) for rule in rules)
     if (wrong := next(found, None)) is None:
         return "it passes every property"
-    names = [m.name for m in judge.diagnose(exercise, subject, wrong.case)]
-    said = " and ".join(names) or "nothing known"
-    return "" if names == [mistake.name] else f"it is diagnosed as {said}"
+    said = judge.diagnose(exercise, subject, wrong.case).partition(":")[0] or "nothing known"
+    return "" if said == mistake.name else f"it is diagnosed as {said}"

@@ -18,12 +18,12 @@ from minilora.config import TrainConfig
 from minilora.course.outcome import close
 
 CASES = {
-    "iters": [1, 2, 3, 10, 40, 60],
+    "iters": [1, 2, 3, 10, 40, 60, 90],
     "ratio": [0.0, 0.06, 0.3, 0.95],
     "schedule": ["constant", "linear", "cosine"],
-    "share": (0.0, 1.0),
+    "share": [0.0, 0.05, 0.2, 0.5, 0.9, 0.95, 1.0],
 }
-HIDDEN = {"iters": (61, 400), "ratio": [0.1, 0.5]}
+HIDDEN = {"iters": (91, 400), "ratio": [0.1, 0.5]}
 
 
 def arguments(rng, iters, ratio, schedule, share):

@@ -2,6 +2,9 @@
 
 import argparse
 import importlib
+import os
+
+SEED = "MINILORA_GRADING_SEED"  # environment variable: the seed of the hidden checks
 
 
 def run(args):
@@ -14,30 +17,30 @@ def add_commands(top):
     """Add `learn` and `teach` with their commands to an argument parser."""
     modules = top.add_subparsers(dest="module", required=True)
     learn = modules.add_parser("learn", description="Solve exercises in a folder of plain files.")
-    teach = modules.add_parser("teach", description="Hand out exercises and grade them.")
+    teach = modules.add_parser("teach", description="Grade exercises.")
     commands = learn.add_subparsers(dest="command", required=True)
     shared, only, seed = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     shared.add_argument("--dir", default=".", help="the workspace; default: the current folder")
     only.add_argument("--only", nargs="+", metavar="ID", help="use only these exercises")
-    seed.add_argument("--seed", type=int, help="seed of the hidden checks; keep it private")
+    text = f"seed of the hidden checks; keep it private; default: ${SEED} or a random one"
+    seed.add_argument("--seed", type=int, default=os.environ.get(SEED), help=text)
 
     def command(name, text, *parents):
         texts = {"help": text, "description": text}
         return commands.add_parser(name, **texts, allow_abbrev=False, parents=parents)
 
-    sub = command("init", "make a workspace, or add the files that a workspace lacks")
+    sub = command("init", "make a workspace, or add the files that a workspace lacks", only)
     sub.add_argument("folder", metavar="DIR", nargs="?", default=".")
     command("list", "list the exercises and your progress", shared)
     command("next", "name the next exercise and its lesson", shared)
     sub = command("check", "check one exercise, or all that you have begun", shared)
     sub.add_argument("id", metavar="ID", nargs="?")
-    sub = command("watch", "check each file when it changes", shared)
-    sub.add_argument("--interval", type=float, default=0.5, help="seconds between two looks")
-    command("hint", "show the next of three hints", shared).add_argument("id", metavar="ID")
+    command("watch", "check each file when it changes", shared)
+    sub = command("hint", "show one of three hints, from gentle to plain", shared)
+    sub.add_argument("id", metavar="ID")
+    sub.add_argument("number", metavar="NUMBER", type=int, nargs="?", choices=(1, 2, 3), default=1)
 
     commands = teach.add_subparsers(dest="command", required=True)
-    sub = command("build", "make a folder for students: stubs and a table of them", only)
-    sub.add_argument("--out", required=True, metavar="DIR", help="a new folder")
     sub = command("grade", "grade folders or zip files that students handed in", only, seed)
     sub.add_argument("submissions", metavar="SUBMISSION", nargs="+")
     sub.add_argument("--out", metavar="DIR", help="a new folder for tables, a figure and feedback")

@@ -1,10 +1,11 @@
-"""Read the exercises, and make stubs, solutions and planted mistakes from the reference's source.
+"""Read the exercises, and make stubs, solutions, mistakes and calls of them.
 
 An exercise is an entry of `exercises.toml` and a Python file with cases and properties. A stub
 keeps a function's decorators, signature, comments and docstring; its body becomes one `raise`.
 """
 
 import ast
+import hashlib
 import importlib
 import inspect
 import runpy
@@ -18,34 +19,27 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..config import InputError, require
-from .calls import stored
 
 PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
 TEMPLATES = Path(__file__).parent / "templates"
+LAYOUTS = ("as drawn", "Fortran order", "float32")  # how the arrays of a call are stored
 
 
-def definition(source, name):
-    """Return (first line, with decorators; syntax tree) of the function `name`."""
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and node.name == name:
-            return min([node.lineno, *(d.lineno for d in node.decorator_list)]), node
-    raise InputError(f"there is no function {name}")
-
-
-def functions(source, names):
-    """Return the source of these functions with their decorators, one after the other."""
-    found, lines = [definition(source, name) for name in names], source.splitlines()
-    return "\n\n\n".join("\n".join(lines[first - 1 : node.end_lineno]) for first, node in found)
-
-
-def stub(source, name, message):
-    """Return a function's decorators, signature and docstring; its body raises `message`."""
-    first, node = definition(source, name)
-    body = node.body[0]
-    last = body.lineno - 1 if ast.get_docstring(node) is None else body.end_lineno
-    lines = source.splitlines()[first - 1 : last]
-    return "\n".join([*lines, f'    raise NotImplementedError("{message}")'])
+def functions(source, names, message=None):
+    """Return the source of functions with their decorators; with a message, as stubs."""
+    found, lines = [], source.splitlines()
+    nodes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
+    for name in names:
+        require(name in nodes, f"there is no function {name}")
+        node, first = nodes[name], nodes[name].body[0]
+        begin = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
+        end = node.end_lineno if message is None else first.lineno - 1
+        if message is not None and ast.get_docstring(node) is not None:
+            end = first.end_lineno
+        text = f'    raise NotImplementedError("{message}: {name} is not written yet")'
+        found.append("\n".join([*lines[begin:end], *[text] * (message is not None)]))
+    return "\n\n\n".join(found)
 
 
 @dataclass(frozen=True)
@@ -64,8 +58,8 @@ class Exercise:
     """A function of the reference that a student writes, or (kind `test`) a test of it."""
 
     id: str
-    function: str  # "minilora.nf4:nearest"
-    lesson: int
+    function: str  # "minilora.nf4:nearest", or the name of a function of the Python file
+    lesson: str  # the number in the name of its file: "00b"
     difficulty: int  # 1 to 3
     minutes: int
     points: float
@@ -73,26 +67,20 @@ class Exercise:
     folder: Path  # the folder of the Python file
     imports: Sequence[str] = ()  # lines of the student's file
     helpers: Sequence[str] = ()  # functions of the same module that the student also writes
-    needs: Sequence[str] = ()
     kind: str = "function"
     seconds: float = 9  # the time limit of a file
     mistakes: Sequence[Mistake] = ()
 
     def __post_init__(self):
-        self.module, _, self.name = self.function.partition(":")
+        self.module, _, self.name = self.function.rpartition(":")
+        self.about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
         self.file = f"{self.id.replace('-', '_')}.py"  # name of the student's and the Python file
         self.is_test = self.kind == "test"
         self.sought = ["check"] if self.is_test else [*self.helpers, self.name]  # to write
-        self.lesson_file = next(iter(sorted(LESSONS.glob(f"{self.lesson:02d}_*.py"))), "")
-        # a test runs twice on the reference (counting calls must not help), then on each mistake
-        self.jobs = [(), (), *((mistake,) for mistake in self.mistakes)]
-
-    @cached_property
-    def source(self):
-        """The text of the Python file."""
-        path = self.folder / self.file
-        require(path.exists(), f"{self.id}: there is no {path}")
-        return path.read_text(encoding="utf-8")
+        self.source = (self.folder / self.file).read_text(encoding="utf-8")
+        # the docstring of the Python file: a line about the exercise, and the task
+        self.task = (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
+        self.lesson_file = next(LESSONS.glob(f"{self.lesson}_*.py"), None)
 
     @cached_property
     def checks(self):
@@ -104,20 +92,17 @@ class Exercise:
         """The names of the properties."""
         return [name for name in vars(self.checks) if name.startswith("property_")]
 
-    @property
-    def task(self):
-        """The task: the docstring of the Python file without its first line."""
-        return (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
-
     @cached_property
     def text(self):
-        """The source of the reference's module."""
-        return inspect.getsource(importlib.import_module(self.module))
+        """The source of the reference's module, or else of the Python file."""
+        module = self.module and importlib.import_module(self.module)
+        return inspect.getsource(module) if module else self.source
 
     @cached_property
     def reference(self):
         """The source of the reference, which a mistake edits."""
-        return functions(self.text, [*self.helpers, self.name])
+        imports = [] if self.module else [*self.imports, ""]
+        return "\n".join([*imports, functions(self.text, [*self.helpers, self.name])])
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
@@ -125,27 +110,47 @@ class Exercise:
         if self.is_test:
             text, nodes = self.source, ast.parse(self.source).body
             imports = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
-        stubs = [stub(text, n, f"{self.id}: {n} is not written yet") for n in self.sought]
-        written = functions(text, self.sought) if solved else "\n\n\n".join(stubs)
+        written = functions(text, self.sought, None if solved else self.id)
         template = (TEMPLATES / "exercise.txt").read_text(encoding="utf-8")
         parts = {"what": "a test of " * self.is_test, "imports": "\n".join(imports)}
-        return template.format(e=self, functions=written, **parts)
+        return template.format(e=self, functions=written, answer=self.sought[-1], **parts)
 
-    def edited(self, *mistakes):
-        """Return the reference's source with these mistakes' edits; None if one does not apply."""
-        text = self.reference
-        for mistake in mistakes:
-            if not mistake.find or text.count(mistake.find) != 1:
-                return None
-            text = text.replace(mistake.find, mistake.replace)
-        return text
+    def edited(self, mistake=None):
+        """Return the reference's source, with a mistake's edit."""
+        return self.reference.replace(mistake.find, mistake.replace) if mistake else self.reference
 
-    def mistaken(self, *mistakes):
-        """Return the function with these mistakes; None if one does not apply."""
-        if len(mistakes) == 1 and not mistakes[0].find:
-            return getattr(self.checks, f"mistake_{mistakes[0].name.replace('-', '_')}", None)
-        text = self.edited(*mistakes)
-        return text and compiled(self.module, text, self.name)
+    def mistaken(self, mistake=None):
+        """Return the reference, or the function with a mistake; None if there is no such one."""
+        if mistake and not mistake.find:
+            return getattr(self.checks, f"mistake_{mistake.name.replace('-', '_')}", None)
+        return compiled(self.module, self.edited(mistake), self.name)
+
+    def draw(self, rule, count, seed=0, hidden=False):
+        """Draw `count` calls to check a rule: dicts with one value for each choice of CASES.
+
+        Hidden calls have choices from HIDDEN and vary how arrays are stored, with float32 only for
+        the reference, because the bounds of properties hold for float64.
+        """
+        choices = self.checks.CASES
+        if hidden:
+            ways = LAYOUTS[:2] if rule.startswith("property_") else LAYOUTS
+            choices = {**choices, "stored": list(ways), **getattr(self.checks, "HIDDEN", {})}
+        text = f"{seed} {self.id} {rule}".encode()
+        rng = np.random.default_rng(list(hashlib.sha256(text).digest()))
+
+        def value(choice):
+            if isinstance(choice, list):
+                return choice[rng.integers(len(choice))]
+            if rng.random() < 0.2:  # the ends of a range are drawn often
+                return choice[rng.integers(2)]
+            if isinstance(choice[0], int):  # small numbers are drawn more often
+                return choice[0] + int((choice[1] + 1 - choice[0]) * rng.random() ** 2)
+            return float(rng.uniform(*choice))
+
+        return [
+            {"seed": int(rng.integers(2**32)), **{key: value(c) for key, c in choices.items()}}
+            for _ in range(count)
+        ]
 
     def arguments(self, case):
         """Make the arguments of the call that `case` describes."""
@@ -154,12 +159,31 @@ class Exercise:
         return stored(drawn, case.get("stored"))
 
 
+def stored(value, way):
+    """Return arguments with all float64 arrays as float32, or with all arrays in Fortran order."""
+    if isinstance(value, np.ndarray):
+        if way == "float32" and value.dtype == np.float64:
+            return value.astype(np.float32)
+        return np.asfortranarray(value) if way == "Fortran order" else value
+    if isinstance(value, dict):
+        return {key: stored(inner, way) for key, inner in value.items()}
+    return type(value)(stored(v, way) for v in value) if type(value) in (list, tuple) else value
+
+
 @lru_cache(1024)
 def compiled(module, text, name):
     """Return the function `name` that `text` defines, in a copy of the module's namespace."""
-    namespace = dict(vars(importlib.import_module(module)))
+    namespace = dict(vars(importlib.import_module(module))) if module else {}
     exec(compile(text, f"<{module}: {name}>", "exec"), namespace)
     return namespace[name]
+
+
+def select(only):
+    """Return the exercises with these ids in the order of the file; without ids, all of them."""
+    known = load()
+    for name in only or ():
+        require(name in known, f"there is no exercise {name!r}: choose from {', '.join(known)}")
+    return [e for e in known.values() if not only or e.id in only]
 
 
 @lru_cache
@@ -173,10 +197,9 @@ def load(folder=LESSONS):
             mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
             e = Exercise(**entry, folder=path.parent / "exercises", mistakes=mistakes)
             require(e.kind in ("function", "test"), "kind must be function or test")
-            require(e.difficulty in (1, 2, 3), "difficulty must be 1, 2 or 3")
+            require(e.lesson_file, f"there is no lesson {e.lesson}")
             require(len(e.hints) == 3, "give three hints, from gentle to plain")
             require(e.id not in exercises, "the id occurs twice")
-            require(set(e.needs) <= set(exercises), f"it needs {e.needs}: move that above it")
             exercises[e.id] = e
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a list of exercises: {where}: {error}") from error

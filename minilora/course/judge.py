@@ -8,12 +8,11 @@ import inspect
 import random
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice, permutations
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
-from . import calls
 from .outcome import NONE, Crash, Outcome, Stopped, describe, difference, leaves, other_kind, same
 from .student import Local, running
 
@@ -28,7 +27,6 @@ class Problem(NamedTuple):
     case: dict
     rule: str  # a sentence that is true of right answers
     mine: Outcome
-    right: Outcome
     detail: str = ""  # the message of the property's assertion
 
 
@@ -60,31 +58,25 @@ def outcomes(exercise, subject, cases):
 
 
 @lru_cache(2**14)
-def right_outcome(exercise, items):
-    """Return the reference's Outcome on the call with these items, computed once."""
-    return outcomes(exercise, Local(exercise.mistaken()), [dict(items)])[0]
-
-
-@lru_cache(2**14)
-def bound(exercise, items):
-    """Return the largest allowed distance from the reference on the call with these items."""
-    tolerance, case = getattr(exercise.checks, "tolerance", lambda *_: 0.0), dict(items)
+def expected(exercise, items):
+    """Return the reference's Outcome on the call with these items, and the allowed distance."""
+    case = dict(items)
+    (right,) = outcomes(exercise, Local(exercise.mistaken()), [case])
+    tolerance = getattr(exercise.checks, "tolerance", lambda *_: 0.0)
     as_drawn = exercise.arguments({**case, "stored": "as drawn"})
     wider = case.get("stored") == "float32" and difference(as_drawn, exercise.arguments(case))
-    return tolerance(*as_drawn) * (2**29 if wider else 1)  # roundings of 2⁻²⁴ instead of 2⁻⁵³
+    return right, tolerance(*as_drawn) * (2**29 if wider else 1)  # roundings of 2⁻²⁴, not 2⁻⁵³
 
 
 def problem(exercise, subject, case, mine, rule):
     """Return the Problem with the subject's outcome `mine` on `case`, or None."""
-    items = tuple(case.items())
-    right = right_outcome(exercise, items)
+    right, bound = expected(exercise, tuple(case.items()))
     if mine.crash and not same(mine, right, 0):
-        return Problem(case, "the call returns", mine, right)
+        return Problem(case, "the call returns", mine)
     if mine.touched != right.touched:
-        return Problem(case, "the arguments are left as they are", mine, right)
+        return Problem(case, "the arguments are left as they are", mine)
     if rule == REFERENCE or right.crash:
-        equal = same(mine, right, bound(exercise, items))
-        return None if equal else Problem(case, REFERENCE, mine, right)
+        return None if same(mine, right, bound) else Problem(case, REFERENCE, mine)
 
     def function(*arguments):
         (answer,) = subject.ask("call", arguments)
@@ -97,37 +89,33 @@ def problem(exercise, subject, case, mine, rule):
     except Exception as error:  # the property does not hold, or cannot read this kind of result
         mine = Outcome(crash=error) if isinstance(error, Crash) else mine
         said = " ".join((getattr(exercise.checks, rule).__doc__ or rule).split())
-        return Problem(case, said, mine, right, (str(error).splitlines() or [""])[0])
+        return Problem(case, said, mine, (str(error).splitlines() or [""])[0])
     return None
 
 
 def wrong_calls(exercise, subject, rule, seed=0, hidden=False):
     """Yield a Problem for each drawn call that breaks the rule."""
-    count = CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY
-    drawn = calls.draw(exercise, rule, count, seed, hidden)
+    drawn = exercise.draw(rule, CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY, seed, hidden)
     pairs = zip(drawn, outcomes(exercise, subject, drawn))
     return filter(None, (problem(exercise, subject, case, mine, rule) for case, mine in pairs))
 
 
 def diagnose(exercise, subject, case):
-    """Return the one or two mistakes that answer `case` and other calls as the subject, or ()."""
-    drawn = [case, *calls.draw(exercise, "samples", SAMPLES)]
-    mine, items = outcomes(exercise, subject, drawn), [tuple(c.items()) for c in drawn]
-    right, bounds = ([f(exercise, i) for i in items] for f in (right_outcome, bound))
+    """Return "name: diagnosis" of the mistake that answers like the subject, or an empty string."""
+    drawn = [case, *exercise.draw("samples", SAMPLES)]
+    mine = outcomes(exercise, subject, drawn)
+    right, bounds = zip(*(expected(exercise, tuple(case.items())) for case in drawn))
     if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
-        return ()  # where the subject differs from the reference, it raises
-    for group in [*permutations(exercise.mistakes, 1), *permutations(exercise.mistakes, 2)]:
-        function = exercise.mistaken(*group)
-        if function and all(map(same, outcomes(exercise, Local(function), drawn), mine, bounds)):
-            return group
-    return ()
+        return ""  # where the subject differs from the reference, it raises
+    for m in exercise.mistakes:
+        answers = outcomes(exercise, Local(exercise.mistaken(m)), drawn)
+        if all(map(same, answers, mine, bounds)):
+            return f"{m.name}: {m.says}"
+    return ""
 
 
 def verdicts(exercise, source, seed=None, user=None):
-    """Return the open and the hidden Verdict on a file's bytes (None: no file), run in a process.
-
-    Without a seed, only the open check runs.
-    """
+    """Return the Verdicts on a file's bytes: open, and hidden, which without a seed is the same."""
     opened = None
     try:
         if source is None:
@@ -144,10 +132,7 @@ def verdicts(exercise, source, seed=None, user=None):
 
 
 def check(exercise, subject, seed=0, hidden=False):
-    """Return the Verdict on a subject. The text of a hidden check names no call and no value.
-
-    Half of the share is for returning what the reference returns, half for the properties.
-    """
+    """Return the Verdict: half of the share is for the properties, half for the right values."""
     if exercise.is_test:
         return check_test(exercise, subject, seed, hidden)
     broken = {}
@@ -160,17 +145,14 @@ def check(exercise, subject, seed=0, hidden=False):
         return Verdict("passed", 1.0, "passed")
     held = [rule for rule in exercise.rules if rule not in broken]
     share = (len(held) / max(1, len(exercise.rules)) + (REFERENCE not in broken)) / 2
-    rule, wrong = next(iter(broken.items()))
-    sizes = [sum(np.size(x) for _, x in leaves(exercise.arguments(w.case))) for w in wrong]
-    least, group = wrong[sizes.index(min(sizes))], []
-    (again,) = outcomes(exercise, subject, [least.case])
-    if problem(exercise, subject, least.case, again, rule) is None:
-        least = least._replace(rule="the same call gives the same answer twice")
-    elif not least.mine.crash:
-        group += diagnose(exercise, subject, least.case)
-    mistake = "; and ".join(f"{m.name}: {m.says}" for m in group)
-    text = "a hidden check fails" if hidden else explain(exercise, least)
-    return Verdict("failed", share, text + f"\n  likely    {mistake}" * bool(group), mistake)
+
+    def size(wrong):
+        return sum(np.size(leaf) for _, leaf in leaves(exercise.arguments(wrong.case)))
+
+    least = min(next(iter(broken.values())), key=size)
+    mistake = "" if least.mine.crash else diagnose(exercise, subject, least.case)
+    text = "a hidden check fails" if hidden else explain(exercise, least)  # no call, no value
+    return Verdict("failed", share, text + f"\n  likely    {mistake}" * bool(mistake), mistake)
 
 
 def is_unwritten(exercise, crash):
@@ -180,32 +162,32 @@ def is_unwritten(exercise, crash):
 
 def check_test(exercise, subject, seed, hidden):
     """Return the Verdict on a test; its share is the share of planted mistakes that it catches."""
-    jobs = [job for job in exercise.jobs if not job or hidden or not job[0].hidden]
-    random.Random(seed).shuffle(jobs)
-    missed: list = []
-    for job in jobs:
-        source = exercise.module, exercise.edited(*job), exercise.name
+    mistakes = [m for m in exercise.mistakes if hidden or not m.hidden]
+    random.Random(seed).shuffle(mistakes)
+    missed = []
+    for m in [None, *mistakes, None]:  # twice the reference: counting the calls must not help
+        source = exercise.module, exercise.edited(m), exercise.name
         ((_, _, crash),) = subject.ask("test", source)
         if is_unwritten(exercise, crash):
             return TODO
-        if crash and (not job or crash.kind == "NotImplementedError"):
+        if crash and not m:
             text = "your test raises on the reference, which is right"
             return Verdict("failed", 0.0, text + f"\n  it raised {crash.text}" * (not hidden))
-        missed += () if crash else job
-    total = len(jobs) - 2
-    caught = f"{total - len(missed)} of {total} planted mistakes"
+        missed += [m] * bool(m and not crash)
+    caught = f"{len(mistakes) - len(missed)} of {len(mistakes)} planted mistakes"
     text = f"the reference passes your test, which catches {caught}"
     text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if not hidden)
-    return Verdict("failed" if missed else "passed", 1 - len(missed) / max(1, total), text)
+    return Verdict("failed" if missed else "passed", 1 - len(missed) / len(mistakes), text)
 
 
 def explain(exercise, wrong):
     """Explain a Problem: the rule, the call, its arguments, the expected and the actual result."""
-    arguments, mine, right = exercise.arguments(wrong.case), wrong.mine, wrong.right
+    arguments, mine = exercise.arguments(wrong.case), wrong.mine
+    right, bound = expected(exercise, tuple(wrong.case.items()))
     names = list(inspect.signature(exercise.mistaken()).parameters)[: len(arguments)]
     made = ", ".join(f"{key}={value!r}" for key, value in wrong.case.items())
     lines = [f"is true   {wrong.rule}", f"not for   {exercise.name}({', '.join(names)}), where"]
-    lines += [f"  {name:<10}{describe(value)}" for name, value in zip(names, arguments)]
+    lines += [f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)]
     lines.append(f"made by   arguments({made})")
     if mine.crash:
         lines.append(f"raised    {mine.crash.text}")
@@ -213,7 +195,7 @@ def explain(exercise, wrong):
         lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
     elif says := other_kind(right.value, mine.value):
         lines.append(f"because   {says}")
-    elif found := difference(right.value, mine.value, bound(exercise, tuple(wrong.case.items()))):
+    elif found := difference(right.value, mine.value, bound):
         lines += [f"expected  {found[0]}", f"got       {found[1]}", f"first at  {found[2]}"]
     elif wrong.detail:
         lines.append(f"there     {wrong.detail}")

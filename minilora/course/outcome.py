@@ -24,11 +24,12 @@ class Crash(Exception):
     @classmethod
     def of(cls, error, file):
         """Make a Crash from `error`, with the last line of `file` in its traceback."""
-        lines = [f for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-        where = f"\n    line {lines[-1].lineno}: {lines[-1].line}" if lines else ""
+        kind, where = type(error).__name__, ""
+        for frame in traceback.extract_tb(error.__traceback__):
+            if frame.filename == file:
+                where = f"\n    line {frame.lineno}: {frame.line}"
         large = getattr(error, "errno", 0) == errno.EFBIG
         text = "the code prints or writes more than it may" if large else error
-        kind = type(error).__name__
         return cls(kind, f"{kind}: {text}{where}"[:2000])
 
 
@@ -106,8 +107,7 @@ def other_kind(expected, got):
             return next(filter(None, map(other_kind, expected, got)), "")
         return f"it returned {describe(got)}, not {len(expected)} values"
     if isinstance(expected, dict) and not (isinstance(got, dict) and set(expected) == set(got)):
-        keys = ", ".join(map(str, expected))
-        return f"it returned {describe(got)}, not a dict with the keys {keys}"
+        return f"it returned {describe(got)}, not a dict with the keys {', '.join(expected)}"
     return ""
 
 
@@ -116,13 +116,11 @@ def describe(value, contents=True):
     if isinstance(value, np.ndarray):
         numbers = f" {np.array2string(value, separator=', ')}".replace("\n", "")
         return f"{value.shape} {value.dtype}" + numbers * (contents and value.size <= 8)
+    text = repr(value) if isinstance(value, str | int | float) else type(value).__name__
     if isinstance(value, dict):
         text = f"{{{', '.join(f'{key}: {describe(v, False)}' for key, v in value.items())}}}"
-    elif isinstance(value, list | tuple):
+    if isinstance(value, list | tuple):
         text = f"({', '.join(describe(v, False) for v in value)})"
-    else:
-        plain = isinstance(value, str | int | float | np.generic) or value is None
-        text = repr(value) if plain else type(value).__name__
     return text if len(text) <= 160 else text[:158] + " …"
 
 

@@ -1,10 +1,9 @@
-"""Hand out exercises, grade submissions, prove the exercises (`minilora teach`)."""
+"""Grade submissions, prove the exercises (`minilora teach`)."""
 
 import os
 import runpy
 import secrets
 import sys
-import time
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -14,40 +13,18 @@ from pathlib import Path, PurePosixPath
 from unittest.mock import patch
 
 from ..config import require
-from ..formats.files import new_folder, replace_text
-from . import judge, report
-from .exercises import LESSONS, PACKAGE, TEMPLATES, load
-from .learn import write_stubs
-from .student import SEED, environment
+from ..formats.files import new_folder
+from . import exercises, judge, report
+from .exercises import LESSONS, PACKAGE, TEMPLATES
+from .student import environment
 
 LARGEST = 2**20  # most bytes of a submitted file
-
-
-def select_exercises(only):
-    """Return the exercises with these ids in the order of the file; without ids, all of them."""
-    known = load()
-    for name in only or ():
-        require(name in known, f"there is no exercise {name!r}: choose from {', '.join(known)}")
-    return [e for e in known.values() if not only or e.id in only]
-
-
-def do_build(args):
-    """Make a folder for students: a workspace of the chosen exercises, and a README."""
-    exercises = select_exercises(args.only)
-    readme = (TEMPLATES / "README.md").read_text(encoding="utf-8")
-    with new_folder(args.out) as folder:
-        write_stubs(folder, exercises)
-        for e in exercises:
-            cells = e.id, f"[{e.file}]({e.file})", e.lesson, e.difficulty, e.minutes
-            readme += f"| {' | '.join(map(str, cells))} | {e.points:g} |\n"
-        replace_text(folder / "README.md", readme)
-    print(f"{args.out}: {len(exercises)} exercises, {sum(e.points for e in exercises):g} points")
 
 
 def do_autograder(args):
     """Write a zip file that Gradescope unpacks, installs with setup.sh and runs per submission."""
     needs = [f"'{need}'" for need in requires("minilora") or () if "extra ==" not in need]
-    only = ["--only", *(e.id for e in select_exercises(args.only))] if args.only else []
+    only = ["--only", *(e.id for e in exercises.select(args.only))] if args.only else []
     values = {"@NEEDS@": needs, "@SEED@": [str(private_seed(args.seed))], "@ONLY@": only}
     with zipfile.ZipFile(args.out, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in ("setup.sh", "run_autograder"):
@@ -72,38 +49,31 @@ def do_grade(args):
         require(Path(path).exists(), f"{path} does not exist: give a folder or a zip file")
         require(names.count(name) == 1, f"two submissions are named {name}: rename one")
     require(args.jobs > 0, "--jobs must be a whole number from 1")
-    select_exercises(args.only)
+    exercises.select(args.only)
     work = partial(grade_submission, args.only, private_seed(args.seed), args.user)
     quiet = patch.dict(os.environ, environment())  # the environment of the resource tracker
     with quiet, ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
-        mapped = (map if args.jobs == 1 else pool.map)(work, args.submissions)
-        results = dict(zip(names, mapped))
+        results = dict(zip(names, pool.map(work, args.submissions)))
     if args.out:
         with new_folder(args.out) as folder:
             report.write_all(folder, results)
     print(report.class_table(results) if len(names) > 1 else report.feedback(results[name]), end="")
 
 
-def private_seed(given):
-    """Return the seed of the hidden checks: --seed, or the environment's, or a random one."""
-    text = os.environ.get(SEED, "") if given is None else str(given)
-    if not text:
-        text = str(secrets.randbits(32))
-        print(f"the seed of the hidden checks is {text}; keep it private", file=sys.stderr)
-    require(text.isdecimal(), f"{SEED} must be a whole number, got {text!r}")
-    return int(text)
+def private_seed(seed):
+    """Return the seed of the hidden checks; without one, draw it and print it."""
+    if seed is None:
+        seed = secrets.randbits(32)
+        print(f"the seed of the hidden checks is {seed}; keep it private", file=sys.stderr)
+    return seed
 
 
 def grade_submission(only, seed, user, path):
     """Return the Grades of a folder or a zip file."""
-    exercises, grades = select_exercises(only), []
-    files = submitted_files(Path(path), {e.file for e in exercises})
-    for e in exercises:
-        began = time.perf_counter()
-        opened, hidden = judge.verdicts(e, files.get(e.file), seed, user)
-        seconds = time.perf_counter() - began
-        grades.append(report.Grade(e.id, e.lesson, e.points, opened, hidden, seconds))
-    return grades
+    chosen = exercises.select(only)
+    files = submitted_files(Path(path), {e.file for e in chosen})
+    checked = {e: judge.verdicts(e, files.get(e.file), seed, user) for e in chosen}
+    return [report.Grade(e.id, e.lesson, e.points, *both) for e, both in checked.items()]
 
 
 def submitted_files(path, wanted):
@@ -134,4 +104,4 @@ def submitted_files(path, wanted):
 def do_check(args):
     """Prove the exercises with lessons/exercises/prove.py; return the exit status."""
     prove = runpy.run_path(str(LESSONS / "exercises" / "prove.py"))
-    return prove["main"](select_exercises(args.only))
+    return prove["main"](exercises.select(args.only))

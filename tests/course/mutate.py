@@ -12,7 +12,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 
-from minilora.course import calls, exercises, judge
+from minilora.course import exercises, judge
 from minilora.course.outcome import same
 from minilora.course.student import Local
 
@@ -111,17 +111,15 @@ def mutants(source):
 def row(name):
     """Return (id, mutants that change a value, caught open, caught at all, survivors)."""
     exercise = exercises.load()[name]
-    calls_of: list = []  # (call, bound, the reference's outcome), when first needed
+    calls_of: list = []  # (call, the reference's outcome, bound), when first needed
 
     def changes(function):
         """Tell whether the function differs from the reference on one of the calls."""
         if not calls_of:
             for hidden in (False, True):
-                for case in calls.draw(exercise, "mutants", 1000, 99, hidden):
-                    items = tuple(case.items())
-                    found = judge.bound(exercise, items), judge.right_outcome(exercise, items)
-                    calls_of.append((case, *found))
-        for case, bound, right in calls_of:
+                for case in exercise.draw("mutants", 1000, 99, hidden):
+                    calls_of.append((case, *judge.expected(exercise, tuple(case.items()))))
+        for case, right, bound in calls_of:
             (mine,) = judge.outcomes(exercise, Local(function), [case])
             try:
                 if not mine.crash and not same(mine, right, bound):
