@@ -263,9 +263,6 @@ def dense(w):
 # of the seven projections. Other methods train norms, prefixes, scalings or
 # bottlenecks.](../figures/drawings/llama_block.svg)
 #
-# ![Rotary positions: a pair of numbers is a point in the plane. At position t it is rotated by t
-# times the pair's frequency. The first pairs turn quickly, the last ones
-# slowly.](../figures/drawings/rope.svg)
 
 
 # %%

@@ -26,9 +26,8 @@ rng = np.random.default_rng(0)
 # A tree of such arrays is a model on paper. `num_parameters` and `lora.target_paths` treat it like
 # a real one.
 #
-# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
-# weights, one float32 per 256 such codes, and one
-# offset.](../figures/drawings/double_quantized_bytes.svg)
+# ![The seven matrices of a layer of LLaMA-65B, to scale, with their numbers of
+# weights](../figures/drawings/llama_65b.svg)
 #
 # **Predict.** 65 billion weights of 4 bits are 33 GB. What takes the rest of the 48 GB?
 #

@@ -80,9 +80,6 @@ assert np.allclose((B @ A) @ x, B @ (A @ x), rtol=0, atol=1e-12), "(BA)x must be
 #
 # Each factor's gradient is a product with the *other* factor. There are four possible starts.
 #
-# ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the
-# rank-r bottleneck. The gradient of W is never computed.](../figures/drawings/lora_gradient.svg)
-#
 # **Predict.** For each start: does the model equal the base at step 0? Can it learn?
 #
 # - A random, B zero
@@ -149,6 +146,8 @@ cells = [[name, seed, *(f"{x:.3f}" for x in numbers)] for name, seed, *numbers, 
 table(["start", "seed", "‖∂L/∂A‖", "‖∂L/∂B‖", "loss before", f"after {n} steps"], cells)
 
 # %% [markdown]
+# ![The four starts of B and A, and their gradients](../figures/drawings/four_starts.svg)
+#
 # "Both zero" never moves: each gradient is a product with a zero. If one factor is zero, the model
 # begins as the base, and from the second step on both factors move. Which of the two is zero is a
 # convention. LoRA (Sec. 4.1) sets B to zero, and the other choice learns as well here. "Both

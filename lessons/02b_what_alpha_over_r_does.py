@@ -91,7 +91,7 @@ table(["‖ΔW‖ of rule", *(f"r = {r}" for r in RANKS), "grows as"], rows)
 # %%
 all_linear = {"r": 8, "target_modules": ("all-linear",)}
 double_alpha = first_update(LoraConfig(lora_alpha=32, **all_linear))
-double_rate = first_update(LoraConfig(lora_alpha=16, **all_linear), rate=2e-3)
+double_rate = first_update(LoraConfig(lora_alpha=16, **all_linear), lr=2e-3)
 off = global_norm({path: double_alpha[path] - double_rate[path] for path in double_rate})
 relative = off / global_norm(double_rate)
 print(f"twice α and twice η give the same first step, to {relative:.0e} of its length")
@@ -185,7 +185,7 @@ if not QUICK:  # one run of the sweep again; another machine rounds differently,
 #
 # **What to try.**
 #
-# 1. `first_update(lora_config, rate=1e-3, ...)`: change the rate. Do the exponents change?
+# 1. `first_update(lora_config, lr=1e-3, ...)`: change the rate. Do the exponents change?
 # 2. `RANKS`: add 64 and 128. Does the line stay straight above the width, 48?
 # 3. `ylim=(0.01, 30)`: show (0.01, 1). Where do the two curves of each panel touch?
 #

@@ -24,8 +24,8 @@ from minilora.evaluation.plot import LINES
 # From the first step (lesson 4b), LoRA's rate should be about two times that of full fine-tuning on
 # `micro`.
 #
-# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
-# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
+# ![An entry of W moves by η; an entry of ΔW is a sum of r small numbers of A, times s and
+# η](../figures/drawings/one_entry_moves.svg)
 #
 # **Predict.** Order the three best learning rates.
 #

@@ -42,9 +42,6 @@ def rounded(w, values, block_size=64):
 #
 # The *bin* of a value holds the weights that are rounded to it.
 #
-# ![A normal density with NF4's sixteen values, dense near zero. Below, eight weights move to the
-# nearest value.](../figures/drawings/nf4_number_line.svg)
-#
 # **Predict.** An equal share is 6.25 %. How full are NF4's fullest and emptiest bin? Is a code
 # whose bins *are* equal better or worse than NF4?
 #
@@ -92,6 +89,9 @@ with figure("nf4_bins", "code", "share of the weights (%)", "How full NF4's bins
 
 # %% [markdown]
 # ![Bars: NF4's bins hold 1.7 to 9.3 % of the weights](../figures/nf4_bins.png)
+#
+# ![The distance of a weight to the nearest value: small teeth for NF4, wide ones outside for a code
+# with equal bins](../figures/drawings/gaps_of_codes.svg)
 #
 # Both halves of the saying are wrong. NF4's bins are not equal: its quantiles are those of weights
 # divided by *one* scale, but each block is divided by its largest weight. And equal bins are not a

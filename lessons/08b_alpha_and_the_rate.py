@@ -21,8 +21,8 @@ from minilora.evaluation import plot
 # - (α, η, A₀) and (c²·α, η/c, A₀/c) are the same run. So what matters is α·η², and a 16 times
 #   larger alpha needs a 4 times smaller rate.
 #
-# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
-# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
+# ![Two lines in the plane of alpha and rate: constant α·η, and constant
+# α·η²](../figures/drawings/alpha_and_rate_plane.svg)
 #
 # **Predict.** Alpha is 16 times as large. Is the best rate 16 times smaller, or 4 times?
 #

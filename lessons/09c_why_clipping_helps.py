@@ -44,8 +44,8 @@ def show(*names):
 # The usual reason is one batch whose gradient explodes. So twenty bad rows are planted, whose
 # answers are 200 random letters. And clipping is taken away.
 #
-# ![A decision tree for a run that goes wrong: is the training loss finite, does it fall, does the
-# held-out loss fall as well?](../figures/drawings/symptoms.svg)
+# ![Gradients longer than c end on a circle of radius c, shorter ones are
+# unchanged](../figures/drawings/clipped_gradients.svg)
 #
 # **Predict.** What does more damage: bad rows with clipping, or no clipping with clean rows?
 #

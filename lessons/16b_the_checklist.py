@@ -4,9 +4,6 @@
 # **The question.** What would an experienced reader question in the settings of a run, before it
 # starts? And what do three of the common mistakes cost?
 #
-# ![Where each setting acts: dropout on the input of A, the rank between A and B, alpha over r on
-# the result, and the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
-#
 # **Time:** half a minute to run, ten minutes to read. **You need:** lesson 16.
 
 # %%
