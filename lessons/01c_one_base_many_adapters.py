@@ -46,6 +46,7 @@ print(f"{350e9 / (2 * gpt3):,.0f} times less than 350 GB")
 
 _, tiny, _ = minilora.load("tiny")
 adapters, frozen = lora.init(tiny, ALL, np.random.default_rng(0))
+# file_bytes saves the adapter to a temporary folder and returns the size of its file
 size, numbers = file_bytes(adapters, frozen, ALL, "tiny"), 4 * num_parameters(adapters)
 print(f"tiny: the file has {size:,} bytes, its numbers {numbers:,},", end=" ")
 print(f"{nbytes(tiny) / size:.0f} times less than the base")

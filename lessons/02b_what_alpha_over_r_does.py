@@ -29,13 +29,15 @@ batch = data.collate([[example] for example in examples[:16]])
 # %% [markdown]
 # ## The first step
 #
-# The first step of AdamW moves each number of B by the learning rate η, whatever its gradient is:
-# m̂/√v̂ is ±1. A does not move, because its gradient is zero while B is. So after one step
+# The first step of AdamW moves each number of B by the learning rate η, whatever the size of its
+# gradient g: at this step Adam's averages are m̂ = g and v̂ = g², and m̂/√v̂ is ±1. A does not move,
+# because its gradient is zero while B is. So after one step
 #
 # $$\Delta W = -s\,\eta\,\mathrm{sign}\!\left(\frac{\partial L}{\partial B}\right) A$$
 #
-# This is a sum of r terms, one per rank. Their signs are nearly random, so the size of the sum
-# should grow as s·√r. Three rules for s are compared. They agree at r = 8, where s = 2:
+# Each entry of ΔW is a sum of r terms. A sum of r numbers with random signs has a size of about √r
+# times that of one number, so the size of ΔW should grow as s·√r. Three rules for s are compared.
+# They agree at r = 8, where s = 2:
 #
 # - constant: s = 2
 # - LoRA (Sec. 4.1): s = α/r
@@ -78,7 +80,7 @@ def update_norms(rule):
 exponents, rows = {}, []
 for rule in scaling.RULES:
     norms = update_norms(rule)
-    exponents[rule] = float(np.polyfit(np.log(RANKS), np.log(norms), 1)[0])
+    exponents[rule], _ = np.polyfit(np.log(RANKS), np.log(norms), 1)  # slope: the power of r
     rows.append([rule, *(f"{norm:.4f}" for norm in norms), f"r^{exponents[rule]:+.2f}"])
 table(["‖ΔW‖ of rule", *(f"r = {r}" for r in RANKS), "grows as"], rows)
 

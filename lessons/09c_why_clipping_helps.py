@@ -4,33 +4,20 @@
 # **The question.** Gradient clipping is said to protect against one bad batch. Is that why it helps
 # here?
 #
+# As in lesson 9, `case` reads a case of the sweep (three seeds), and `show` prints a table.
+#
 # **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 9.
 
 # %%
 import math
 
 import numpy as np
-from common import QUICK, figure, finetune, of, read_sweep, short, table
+from common import QUICK, figure, finetune, short
+from sweeps.optimization import case, show
 
 from minilora.evaluation import plot
 
-sweep = read_sweep("optimization")
 USUAL = "all as it is"  # 200 steps of 16 rows at 4e-3, clipping at 1
-
-
-def case(name, column="loss"):
-    """Return a column of a case of the sweep, one number per seed."""
-    return np.array(of(sweep, column, case=name))
-
-
-def show(*names):
-    """Print a table of cases: the held-out loss with its range, and exact match."""
-    rows = []
-    for name in names:
-        losses, exact = case(name), case(name, "exact_match").mean()
-        spread = f"{losses.min():.4f} to {losses.max():.4f}"
-        rows.append([name, f"{losses.mean():.4f}", spread, f"{exact:.0%}"])
-    table(["case", "held-out loss", "three seeds", "exact"], rows)
 
 
 # %% [markdown]

@@ -152,5 +152,5 @@ if not QUICK:
 # **Exercises.** prompt-mask, memory-estimate.
 #
 # **Further reading.** QLoRA, Sec. 4 and the appendix, has settings that were tuned:
-# [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Biderman et al. 2024, Sec. 5, on learning
+# [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Biderman et al. 2024, on learning
 # rates of LoRA: [arXiv:2405.09673](https://arxiv.org/abs/2405.09673).

@@ -20,7 +20,7 @@ from minilora.evaluation import plot
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 LESSONS = Path(__file__).parent
-FIGURES = LESSONS.parent / "figures"
+FIGURES = Path(os.environ.get("MINILORA_FIGURES", LESSONS.parent / "figures"))
 SWEEPS = LESSONS / "sweeps"
 
 
@@ -30,7 +30,11 @@ def short(full, quick):
 
 
 def figure(name, xlabel, ylabel, title, **options):
-    """Open a `plot.figure` in figures/, or in the temporary folder in a quick run."""
+    """Open a `plot.figure` in figures/, or in the temporary folder in a quick run.
+
+    The book sets MINILORA_FIGURES to its own folder: another processor or number of threads adds in
+    another order, training magnifies the last bits, and a line of a figure moves by a pixel.
+    """
     folder = Path(tempfile.gettempdir()) if QUICK else FIGURES
     return plot.figure(folder / f"{name}.png", xlabel, ylabel, title, **options)
 
