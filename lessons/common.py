@@ -124,6 +124,17 @@ def of(rows, column, /, **where):
     return found
 
 
+def best_rates(rates, losses):
+    """Return the best rate of a grid, and that of a parabola through the three lowest points.
+
+    losses: (rates, seeds). Rates and losses are in logarithms, the losses averaged over the seeds.
+    """
+    x, y = np.log(rates), np.log(losses).mean(axis=1)
+    i = int(np.clip(y.argmin(), 1, len(y) - 2))
+    a, b, _ = np.polyfit(x[i - 1 : i + 2], y[i - 1 : i + 2], 2)
+    return rates[y.argmin()], math.exp(-b / (2 * a))  # the parabola is lowest at −b/(2a)
+
+
 def spread(values, digits=2):
     """Return the text "mean (least to most)"."""
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
