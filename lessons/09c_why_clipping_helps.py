@@ -133,8 +133,7 @@ if not QUICK:
 # **Predict.** Do both hold?
 #
 # <details><summary>Answer</summary>
-# Both hold. But a control shows that clipping is not the whole story of β₂: 0.95 helps a little with
-# clipping as well.
+# Both hold. But β₂ = 0.95 also helps a little with clipping ("beta2 0.95", a control).
 # </details>
 
 # %%
@@ -145,9 +144,9 @@ show(USUAL, "beta2 0.95", "clipping at 0.1")
 # β₂ = 0.99 was tried first. It removes only a part of the damage: a memory of a hundred steps is
 # still half of the run. That fits the explanation, but 0.95 was chosen after seeing it.
 #
-# Is β₂ = 0.95 simply better for this run? "beta2 0.95" is the control, with clipping. There 0.95
-# lowers the loss by a quarter. Without clipping it lowers the loss *to* a quarter. So most of its
-# gain without clipping is the gain of clipping, and a small part is not.
+# Is β₂ = 0.95 simply better for this run? In the control, with clipping, 0.95 lowers the loss by a
+# quarter. Without clipping it lowers the loss *to* a quarter. So the first gradients explain most
+# of its gain without clipping, and not all of it.
 #
 # So here, clipping keeps the first, large gradients from lowering Adam's steps for the rest of the
 # run. In a run of many thousand steps v forgets by itself, and this gain should disappear. (Such a
