@@ -135,16 +135,18 @@ def dequantize(q):
 
 def nearest(x, values):
     """Return the index of the value nearest to each number of x, flat; at a tie, the lower one."""
+    # the index of the nearest value is the number of midpoints between values that are below x
     return np.searchsorted((values[:-1] + values[1:]) / 2, x.ravel()).astype(np.uint8)
 
 
 def double_quantize(absmax):
     """Quantize the absmax values (m,) of a weight: (absmax_codes, nested_absmax, offset)."""
     offset = mean(absmax)
-    blocks = np.pad(absmax - offset, (0, -len(absmax) % 256)).reshape(-1, 256)
+    missing = -len(absmax) % 256  # the last block is filled up with zeros
+    blocks = np.pad(absmax - offset, (0, missing)).reshape(-1, 256)
     nested = np.max(np.abs(blocks), axis=1)
     normalized = np.clip(blocks * (1 / np.maximum(nested, np.float32(1e-38)))[:, None], -1, 1)
-    normalized[nested == 0] = -1
+    normalized[nested == 0] = -1  # as in bitsandbytes; 0 times the value is 0 in any case
     # bitsandbytes rounds to one of 65,536 equal steps before it takes the nearest value
     steps = (normalized + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
     rounded = steps.astype(np.uint16) * np.float32(2) / np.float32(65535) - 1
@@ -156,8 +158,9 @@ def double_quantize(absmax):
 # positive values come in seven decades. Decade i divides the range from 0.1 to 1 into 2ⁱ equal
 # steps, takes their midpoints, and multiplies them by 10ⁱ⁻⁶.
 #
-# Two details decide the last bit of the result: how the steps are computed, and the order in which
-# the mean adds its numbers. Computed as below, the result equals that of bitsandbytes bit for bit.
+# **You may skip the next cell.** It is long for one reason: float32 rounds, so the order of the
+# additions decides the last bit. Computed as below, the result equals that of bitsandbytes bit for
+# bit. `np.linspace` for `edges` and `np.mean` for `mean` give the same numbers up to rounding.
 
 # %%
 parts, low = [np.array([0, 1], np.float32)], np.float32(0.1)
@@ -188,7 +191,8 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # *In the package: `lora.py` (other targets and ranks), `layers.py` (biases, dropout),
 # `kernels/fused_projection.py` (speed).*
 #
-# Each frozen weight W₀ gets two small matrices, A of shape (r, in) and B of shape (out, r):
+# Each frozen weight W₀ gets an *adapter*: two small matrices, A of shape (r, in) and B of shape
+# (out, r). The *rank* r is small, here 8, and α is a fixed number:
 #
 # $$h = W_0 x + \frac{\alpha}{r} B A x$$
 #
@@ -197,14 +201,17 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # argument and `base` as its second, and autograd differentiates the first argument only. That is
 # how the base stays frozen.
 #
-# **Predict.** B is zero. Can the adapter learn anything at the first step with a positive rate?
+# Autograd cannot differentiate `dequantize`, and need not. `@primitive` tells it not to look inside
+# `frozen_matmul`, and `defvjp` gives it the derivative: how to get the gradient of the input x from
+# the gradient g of the output y.
+#
+# **Predict.** B is zero. Can the adapter learn anything at the first step?
 #
 # <details><summary>Answer</summary>
 #
 # Yes. The gradient of B is (α/r) G Aᵀ, where G is the gradient of the full weight. A is not zero,
-# so B moves at this step. The gradient of A is (α/r) Bᵀ G, so A moves at the next step. (Here
-# warm-up begins with a rate of 0, so nothing moves at the very first step.) Lesson 2 tries the four
-# possible starts.
+# so B moves at this step. The gradient of A is (α/r) Bᵀ G, so A moves at the next step. Lesson 2
+# tries the four possible starts.
 #
 # </details>
 
@@ -255,17 +262,16 @@ def dense(w):
 #
 # A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D. Each
 # layer adds to this vector: first what attention collects from earlier tokens, then what the MLP
-# computes from the result. At the end, the product of the vector with the embedding of each token
-# gives the logits of the next token. The loss counts only the answers; the tokens of a question
-# have the weight 0.
+# (three matrices, applied to each token alone) computes from the result. At the end, the product of
+# the vector with the embedding of each token gives one number per token of the vocabulary, its
+# *logit*. Softmax makes them the probabilities p of the next token. The loss is the mean of −log p
+# of the right tokens; with the natural logarithm its unit is the *nat*. It counts only the answers;
+# the tokens of a question have the weight 0.
 #
 # ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
 # of the seven projections. Other methods train norms, prefixes, scalings or
 # bottlenecks.](../figures/drawings/llama_block.svg)
 #
-# ![Rotary positions: a pair of numbers is a point in the plane. At position t it is rotated by t
-# times the pair's frequency. The first pairs turn quickly, the last ones
-# slowly.](../figures/drawings/rope.svg)
 
 
 # %%
@@ -356,7 +362,7 @@ def question(rng):
 
 
 def generate(adapters, base, prompt, config):
-    """Continue the prompt with 24 tokens, each the likeliest, and keep those before the end."""
+    """Continue the prompt with 24 tokens, each the likeliest, and keep those before byte 255."""
     tokens = list(prompt.encode())
     for _ in range(24):
         logits = forward(adapters, base, np.array([tokens]), config)[0, -1]
@@ -371,7 +377,9 @@ def generate(adapters, base, prompt, config):
 #
 # Adam keeps two running averages per parameter: of the gradient, and of its square. It moves the
 # parameter by the first average divided by the square root of the second, times the learning rate.
-# The learning rate rises from zero in a short warm-up and falls back to zero along half a cosine.
+# Both averages begin at zero; dividing by 1 − βᵗ corrects that (`m_hat`, `v_hat`). The learning
+# rate rises from zero in a short *warm-up* and falls back to zero along half a cosine. A gradient
+# that is longer than 1, over all parameters, is shortened to length 1 (*clipping*).
 
 # %%
 STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 200, 16, 2e-3, 12
@@ -400,7 +408,7 @@ for step in range(STEPS):
     losses[step], grads = value_and_grad(loss)(adapters, base, batch, config)
     norm = np.sqrt(sum(np.sum(g * g) for g in grads.values()))
     for n, g in grads.items():
-        g = g * min(1, MAX_NORM / (norm + 1e-6))
+        g = g * min(1, MAX_NORM / (norm + 1e-6))  # clipping
         m[n] = BETA1 * m[n] + (1 - BETA1) * g
         v[n] = BETA2 * v[n] + (1 - BETA2) * g * g
         m_hat, v_hat = m[n] / (1 - BETA1 ** (step + 1)), v[n] / (1 - BETA2 ** (step + 1))

@@ -44,9 +44,10 @@ assert np.allclose(layers.rms_norm(100 * x, ones, 0.0), normed), "RMSNorm must r
 # %% [markdown]
 # ## 2. Rotary positions
 #
-# An inner product does not know where a token is. So queries and keys are rotated by an angle that
-# grows with the position t. A head's vector is split into pairs (a, b), and pair j has its own
-# speed (RoFormer, Sec. 3.2.2 and Eq. 34):
+# Attention compares the query of one token with the key of another, by an inner product (part 3).
+# It does not know where the tokens are. So queries and keys are rotated by an angle that grows with
+# the position t. A vector is split into pairs (a, b), and pair j has its own speed (RoFormer, Sec.
+# 3.2.2 and Eq. 34); θ_base is a constant, often 10,000:
 #
 # $$\theta_{t,j} = t \cdot \theta_{\text{base}}^{-2j/hd}, \qquad
 #   (a, b) \to (a\cos\theta - b\sin\theta,\; b\cos\theta + a\sin\theta)$$
@@ -79,9 +80,9 @@ assert np.isclose(products[3, 1], products[10, 8]), "only the distance t − s m
 # %% [markdown]
 # ## 3. Attention
 #
-# A token takes a weighted mean of the values of all tokens. The weights are a softmax of the
-# products of its query with their keys, and a mask removes later tokens (Vaswani et al. 2017, Eq.
-# 1):
+# A token takes a weighted mean of the values of all tokens. The weights are the softmax (e to each
+# number, divided by the sum) of the products of its query with their keys. A mask removes later
+# tokens (Vaswani et al. 2017, Eq. 1):
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}(QK^\top/\sqrt{hd} + \text{mask})\, V$$
 #
@@ -102,10 +103,9 @@ q, keys = rng.standard_normal((2, 1, T, hd))
 values = np.array([[[1.0, 1.0], [2.0, 2.0], [6.0, 6.0]]])
 no_rotation = np.ones((1, T, 1)), np.zeros((1, T, 1))  # cosines and sines of the angle 0
 starts = np.zeros((1, T), int)  # all three tokens belong to one example, which starts at token 0
-means = layers.attention(q, np.zeros((1, T, hd)), values, no_rotation, starts)
+means = layers.attention(q, 0 * keys, values, no_rotation, starts)
 print("what each token gets:", means[0, :, 0])
-# With different keys, the weights differ. Here is the equation again, token by token:
-by_hand = np.zeros((T, hd))
+by_hand = np.zeros((T, hd))  # the equation again, token by token, now with different keys
 for t in range(T):
     scores = keys[0, : t + 1] @ q[0, t] / hd**0.5  # keys 0 … t: the causal mask
     weights = np.exp(scores) / np.sum(np.exp(scores))
@@ -121,8 +121,8 @@ assert np.allclose(by_hand, from_layers), "layers.attention differs from the loo
 # %% [markdown]
 # ## 4. SwiGLU, and the whole block
 #
-# The MLP projects a token twice, to `gate` and `up`. It multiplies up by SiLU (a smooth ReLU) of
-# the gate, and a third matrix brings the result back to width D (Shazeer 2020, Eq. 6):
+# The MLP projects each token twice, to `gate` and `up`. It multiplies up, entry by entry (∘), by
+# SiLU (a smooth ReLU) of the gate. A third matrix brings it back to width D (Shazeer 2020, Eq. 6):
 #
 # $$W_{down}(\mathrm{silu}(W_{gate}x) \circ W_{up}x), \qquad \mathrm{silu}(a) = a/(1 + e^{-a})$$
 #
@@ -136,7 +136,7 @@ print("swiglu(gate, up = 2):", layers.swiglu(np.array([-10.0, 0, 1, 10]), np.ful
 config, base, tokenizer = load("micro")
 layer, eps = base["model"]["layers"]["0"], config.rms_norm_eps
 tokens = np.array([tokenizer.encode("Ada keeps a pink kite.")])  # (B, T)
-x, positions, starts = layers.embed({}, base["model"], tokens, np.zeros_like(tokens))  # (B, T, D)
+x, positions, starts = layers.embed({}, base["model"], tokens, 0 * tokens)  # one example, as above
 rope = layers.rope_cos_sin(positions, config)
 h = layers.rms_norm(x, layer["input_layernorm"]["weight"], eps)
 after_attention = x + layers.self_attention(h, {}, layer["self_attn"], rope, starts)
@@ -146,7 +146,7 @@ print("the block maps", x.shape, "to", after_mlp.shape)
 
 # %%
 # Checks
-block = model.decoder_layer(x, {}, layer, rope, starts, config, layers)
+block = model.decoder_layer(x, {}, layer, rope, starts, config, layers)  # {}: no adapters
 assert np.allclose(layers.swiglu(np.zeros(1), np.ones(1)), 0), "a gate of 0 lets nothing through"
 assert np.isclose(layers.swiglu(np.ones(1), np.full(1, 2.0))[0], 2 / (1 + np.exp(-1))), "silu(1)·2"
 assert np.allclose(block, after_mlp), "the four lines differ from model.decoder_layer"
@@ -155,8 +155,8 @@ assert np.allclose(block, after_mlp), "the four lines differ from model.decoder_
 # ## 5. The loss
 #
 # The last state of a token, times the embedding matrix, gives one logit per entry of the
-# vocabulary. A softmax makes them probabilities of the next token, and the loss is the mean of
-# −log p over the target tokens that the mask m keeps, in nats (natural logarithms):
+# vocabulary. A softmax makes them probabilities of the next token. The loss is the mean of −log p
+# over the targets with mask m = 1, in nats (natural logarithms):
 #
 # $$L = -\frac{\sum_t m_t \log p_t[\text{target}_t]}{\sum_t m_t}$$
 #

@@ -31,8 +31,8 @@ for path in list(flatten(base))[:4]:
 # ## The base
 #
 # The base is the model before fine-tuning. It was trained on one kind of text: notes about who has
-# what (`minilora.tasks`). We will ask it questions about such notes. The words of the questions are
-# new to it.
+# what (`minilora.data.tasks`). We will ask it questions about such notes. It has never seen a
+# question.
 #
 # **Predict.** What will it answer before any training?
 #
@@ -69,7 +69,8 @@ print("the right answer:", repr(rows[0]["completion"]))
 # ![Two trees. The base has a weight at each path. The adapters have lora_A and lora_B at the paths
 # of q_proj and v_proj, and nothing elsewhere.](../figures/drawings/two_trees.svg)
 #
-# **Predict.** How many of the base's bytes does the 4-bit base need? Why more than an eighth?
+# **Predict.** A float32 number has 32 bits. Why does the 4-bit base need more than an eighth of the
+# base's bytes?
 #
 # <details><summary>Answer</summary>
 # Only the projections are quantized. The embedding stays dense, and in so small a model it is most
@@ -97,17 +98,17 @@ assert embedding > nbytes(frozen) / 2, "the embedding must be most of the quanti
 # %% [markdown]
 # ## Training
 #
-# Training is a loop over `value_and_grad(loss)`. To look inside, stop in it with a debugger, in
-# your editor or on the command line:
+# Training is a loop over `value_and_grad(loss)`, which returns the loss and its gradient. To look
+# inside, stop in it with a debugger, in your editor or on the command line:
 #
 #     MINILORA_PLAIN=1 python -m pdb lessons/00c_a_model_and_a_small_tree.py
 #     (Pdb) import minilora.layers
 #     (Pdb) b minilora.layers.linear, "lora_A" in trained
 #     (Pdb) c
 #
-# and look at `x.shape`, `trained` and `frozen`. Without the condition, pdb first stops in passes of
-# the bare base, where `trained` is `{}`. (pdb sets breakpoints only in modules that are imported
-# already. Hence the first line.)
+# and look at `x.shape`, `trained` and `frozen`. The condition skips the calls without an adapter,
+# where `trained` is `{}`. (pdb sets breakpoints only in modules that are already imported, so the
+# first line imports one.)
 #
 # The loss is in nats per token (natural logarithm) and counts the tokens of the answer only
 # (`mask_prompt`). Exact match is the share of rows in which every answer token is the likeliest

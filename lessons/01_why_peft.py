@@ -4,7 +4,7 @@
 # **The question.** Where do the bytes of fine-tuning go, and which of them do LoRA and QLoRA save?
 #
 # PEFT stands for parameter-efficient fine-tuning: methods that train few parameters. This lesson
-# weighs a training step of the embedded base, where every array is real. [Lesson
+# measures the bytes of one training step of `tiny`, a base that comes with the package. [Lesson
 # 1b](01b_memory_on_paper.py) computes the same for Llamas of 7 and 65 billion parameters.
 # [Lesson 1c](01c_one_base_many_adapters.py) is about what is stored and swapped.
 #
@@ -32,8 +32,9 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # %% [markdown]
 # ## What one step keeps
 #
-# A training step needs the weights, a gradient per trained parameter, Adam's two moments per
-# trained parameter, and the activations that the backward pass uses.
+# A training step needs the weights, a gradient per trained parameter, and Adam's two running
+# averages per trained parameter (its *moments*). It also needs the *activations*: the results of
+# the forward pass that the backward pass uses.
 #
 # ![Bytes per weight of the base in a step: full fine-tuning 16, LoRA about 4, QLoRA about
 # 0.5.](../figures/drawings/step_memory.svg)
@@ -42,8 +43,8 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # than that of full fine-tuning, or twice? What does a base in 4 bits save in addition?
 #
 # <details><summary>Answer</summary>
-# Neither: LoRA's step is less than twice as small. For a small model and a thousand tokens, most
-# bytes are activations, and LoRA needs nearly all of them.
+# Neither: LoRA's step needs more than half of the bytes. For a small model and a thousand tokens,
+# most bytes are activations, and LoRA needs nearly all of them.
 # </details>
 
 # %%
@@ -57,10 +58,10 @@ batch = collate([[example] for example in examples])
 def activations_and_gradient(trained, frozen):
     """Return the bytes kept between the forward and the backward pass, and the gradient."""
 
-    def forward_pass():
+    def forward_pass():  # it returns the backward pass, a function, and the loss
         return make_vjp(lambda t: minilora.loss(t, frozen, batch, config))(trained)
 
-    forward_pass()  # whatever is compiled or cached is so now
+    forward_pass()  # the first call also compiles and caches: that is not counted
     tracemalloc.start()
     backward, loss = forward_pass()
     kept, _ = tracemalloc.get_traced_memory()
@@ -94,11 +95,10 @@ print(f"QLoRA's {total['full'] / total['QLoRA']:.2f} times")
 # parameter in float32) shrinks with their number, here eleven times. The base in 4 bits is less
 # than a sixth of its size; its embedding stays dense.
 #
-# But **LoRA saves almost no activations**: the gradient of A needs the same inputs as the gradient
-# of W. The missing quarter is one array per layer, the input of `down_proj`, which
-# `kernels.fused.mlp` recomputes from `gate` and `up`. (It does so for LoRA only, but could do it
-# for every method.) So "LoRA makes training fit" is true of models whose weights outweigh their
-# batch.
+# But **LoRA saves few activations**: the gradient of A needs the same inputs as the gradient of W.
+# In the table, LoRA has a quarter fewer. That is one array per layer, the input of `down_proj`,
+# which `kernels.fused.mlp` recomputes in the backward pass. (It does so for LoRA only, but could do
+# it for every method.) So LoRA helps most if the weights have more bytes than the activations.
 #
 # ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the
 # rank-r bottleneck. The gradient of W is never computed.](../figures/drawings/lora_gradient.svg)

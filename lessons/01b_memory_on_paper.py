@@ -26,9 +26,8 @@ rng = np.random.default_rng(0)
 # A tree of such arrays is a model on paper. `num_parameters` and `lora.target_paths` treat it like
 # a real one.
 #
-# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
-# weights, one float32 per 256 such codes, and one
-# offset.](../figures/drawings/double_quantized_bytes.svg)
+# ![The seven matrices of a layer of LLaMA-65B, to scale, with their numbers of
+# weights](../figures/drawings/llama_65b.svg)
 #
 # **Predict.** 65 billion weights of 4 bits are 33 GB. What takes the rest of the 48 GB?
 #
@@ -61,30 +60,40 @@ def lora_count(base, config):
 BITS = {"nf4": 4 + 32 / 64, "nf4-dq": 4 + 8 / 64 + 32 / (64 * 256)}  # QLoRA, Sec. 3
 R64 = LoraConfig(r=64, lora_alpha=16, target_modules=("all-linear",))
 # the trained weights and gradients have 16 bits, the moments 32, and the frozen projections:
-FROZEN_BITS = {
-    "full": 0,
-    "LoRA": 16,
-    "QLoRA, scales in 32 bits": BITS["nf4"],
-    "QLoRA": BITS["nf4-dq"],
-}
+FROZEN_BITS = {"LoRA": 16, "QLoRA, scales in 32 bits": BITS["nf4"], "QLoRA": BITS["nf4-dq"]}
+METHODS = ("full", *FROZEN_BITS)
+
+
+def frozen_bytes(base, method):
+    """Return the bytes of the frozen weights: projections as in FROZEN_BITS, the rest 16 bits."""
+    if method == "full":
+        return 0
+    bits = 0
+    for path, w in named_leaves(base):
+        bits += w.size * (FROZEN_BITS[method] if is_projection(path) else 16)
+    return bits / 8
 
 
 def step_on_paper(config, base, method, tokens=512):
-    """Return {part: GB} of a step, with gradient checkpointing: one state per layer and token."""
-    full = method == "full"
-    n = num_parameters(base) if full else lora_count(base, R64)
-    frozen_bits = 0
-    for path, w in named_leaves(base):
-        frozen_bits += w.size * (FROZEN_BITS[method] if is_projection(path) else 16 * (not full))
-    states = 2 * config.num_hidden_layers * config.hidden_size * tokens
-    sizes = {"frozen": frozen_bits / 8, "trained": 2 * n, "gradients": 2 * n, "moments": 8 * n}
-    return {part: size / 1e9 for part, size in (sizes | {"layers' inputs": states}).items()}
+    """Return {part: GB} of a step that keeps only the input of each layer, per token.
+
+    (The rest is recomputed in the backward pass: *gradient checkpointing*.)
+    """
+    n = num_parameters(base) if method == "full" else lora_count(base, R64)
+    sizes = {
+        "frozen": frozen_bytes(base, method),
+        "trained": 2 * n,
+        "gradients": 2 * n,
+        "moments": 8 * n,
+        "layers' inputs": 2 * config.num_hidden_layers * config.hidden_size * tokens,
+    }
+    return {part: size / 1e9 for part, size in sizes.items()}
 
 
 llamas = {"7B": llama_on_paper(4096, 11008, 32, 32), "65B": llama_on_paper(8192, 22016, 80, 64)}
 paper, sums, rows = {}, {}, []
 for name, llama in llamas.items():
-    for method in FROZEN_BITS:
+    for method in METHODS:
         paper[name, method] = step_on_paper(*llama, method)
         sums[name, method] = sum(paper[name, method].values())
         sizes = [*paper[name, method].values(), sums[name, method]]
@@ -95,12 +104,11 @@ table(["GB, 512 tokens", *paper["7B", "full"], "together"], rows)
 SHADES = ("#1f4e79", "#5a9a6f", "#d1751f", "#e9c46a", "#bbbbbb")
 HATCHES = ("", "//", "..", "\\\\", "xx")
 title = "A step of LLaMA-65B; full fine-tuning takes 784 GB. Dashed: 48 GB"
-methods = [method for method in FROZEN_BITS if method != "full"]
 with figure("ledger", "GB", "", title, width=8, height=3) as axes:
     left = np.zeros(3)
     for part, shade, hatch in zip(paper["65B", "full"], SHADES, HATCHES):
-        widths = np.array([paper["65B", method][part] for method in methods])
-        axes.barh(methods, widths, left=left, color=shade, hatch=hatch, label=part)
+        widths = np.array([paper["65B", method][part] for method in FROZEN_BITS])
+        axes.barh(list(FROZEN_BITS), widths, left=left, color=shade, hatch=hatch, label=part)
         left += widths
     for y, gigabytes in enumerate(left):
         axes.text(gigabytes + 4, y, f"{gigabytes:.1f}", va="center")

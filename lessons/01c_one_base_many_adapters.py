@@ -27,8 +27,8 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # 10,000 times, from 350 GB to 35 MB. An adapter on one matrix has r·(in + out) numbers, and GPT-3
 # has 96 layers of width 12,288.
 #
-# ![Two trees. The base has a weight at each path. The adapters have lora_A and lora_B at the paths
-# of q_proj and v_proj, and nothing elsewhere.](../figures/drawings/two_trees.svg)
+# ![The share 2r/width of a square matrix, for r = 4, 8 and 64: it falls as the width
+# grows](../figures/drawings/adapter_share.svg)
 #
 # **Predict.** By what factor does a checkpoint of our small base `tiny` shrink, with r = 8 on all
 # projections?
@@ -46,6 +46,7 @@ print(f"{350e9 / (2 * gpt3):,.0f} times less than 350 GB")
 
 _, tiny, _ = minilora.load("tiny")
 adapters, frozen = lora.init(tiny, ALL, np.random.default_rng(0))
+# file_bytes saves the adapter to a temporary folder and returns the size of its file
 size, numbers = file_bytes(adapters, frozen, ALL, "tiny"), 4 * num_parameters(adapters)
 print(f"tiny: the file has {size:,} bytes, its numbers {numbers:,},", end=" ")
 print(f"{nbytes(tiny) / size:.0f} times less than the base")

@@ -32,7 +32,9 @@ batch = data.collate([[example] for example in train_set[:16]])
 # ## Two thin factors
 #
 # ΔW has the shape of W, (out, in). With B (out, r) and A (r, in), the product BA has the same
-# shape. Its rank is at most r, and it has r·(out + in) numbers in place of out·in.
+# shape. The factors have r·(out + in) numbers in place of out·in. In return, not every matrix is
+# such a product: each row of BA is a sum of multiples of the r rows of A. One says that the *rank*
+# of BA, the number of its independent rows, is at most r.
 #
 # The product is never computed in training: (BA)x = B(Ax). So a token costs r·(out + in)
 # multiplications, not out·in.
@@ -79,9 +81,6 @@ assert np.allclose((B @ A) @ x, B @ (A @ x), rtol=0, atol=1e-12), "(BA)x must be
 # $$\frac{\partial L}{\partial B} = s\,G A^\top \qquad \frac{\partial L}{\partial A} = s\,B^\top G$$
 #
 # Each factor's gradient is a product with the *other* factor. There are four possible starts.
-#
-# ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the
-# rank-r bottleneck. The gradient of W is never computed.](../figures/drawings/lora_gradient.svg)
 #
 # **Predict.** For each start: does the model equal the base at step 0? Can it learn?
 #
@@ -132,23 +131,24 @@ STARTS = {
     "both random": (1, 1),
     "both zero": (0, 0),
 }
-results = []
+results, cells = [], []
 for name, (a, b) in STARTS.items():
     for seed in short((0, 1), (0,)):
         start = start_factors(fresh, a, b, np.random.default_rng(seed))
         norm_a, norm_b = gradient_norms(start, frozen)
         before = held_out_loss(start, frozen)
         trained, _ = minilora.train(start, frozen, train_set, config, settings)
-        results.append(
-            (name, seed, norm_a, norm_b, before, held_out_loss(trained, frozen), trained)
-        )
+        after = held_out_loss(trained, frozen)
+        results.append((name, norm_a, norm_b, before, after, trained))
+        cells.append([name, seed, *(f"{x:.3f}" for x in (norm_a, norm_b, before, after))])
 
 bare = held_out_loss({}, base)
 print(f"loss of the base without adapters: {bare:.3f}")
-cells = [[name, seed, *(f"{x:.3f}" for x in numbers)] for name, seed, *numbers, _ in results]
 table(["start", "seed", "‖∂L/∂A‖", "‖∂L/∂B‖", "loss before", f"after {n} steps"], cells)
 
 # %% [markdown]
+# ![The four starts of B and A, and their gradients](../figures/drawings/four_starts.svg)
+#
 # "Both zero" never moves: each gradient is a product with a zero. If one factor is zero, the model
 # begins as the base, and from the second step on both factors move. Which of the two is zero is a
 # convention. LoRA (Sec. 4.1) sets B to zero, and the other choice learns as well here. "Both
@@ -156,12 +156,14 @@ table(["start", "seed", "‖∂L/∂A‖", "‖∂L/∂B‖", "loss before", f"a
 
 # %%
 # Checks
-for name, _, norm_a, norm_b, before, after, trained in results:
+for name, norm_a, norm_b, before, after, trained in results:
     a, b = STARTS[name]
-    assert (norm_a > 0) == bool(b), f"{name}: ∂L/∂A must be zero exactly if B is"
-    assert (norm_b > 0) == bool(a), f"{name}: ∂L/∂B must be zero exactly if A is"
-    assert (before == bare) == (not (a and b)), f"{name}: equal to the base exactly if BA = 0"
-    assert not (a and b) or before > bare + 0.3, f"{name}: a random BA must damage the model"
+    assert (norm_a > 0) == (b > 0), f"{name}: ∂L/∂A must be zero exactly if B is"
+    assert (norm_b > 0) == (a > 0), f"{name}: ∂L/∂B must be zero exactly if A is"
+    if a and b:
+        assert before > bare + 0.3, f"{name}: a random BA must damage the model"
+    else:
+        assert before == bare, f"{name}: BA = 0 must leave the base unchanged"
     if a or b:
         assert after < bare / short(3, 1.5), f"{name}: it must learn"
     else:

@@ -27,8 +27,8 @@ config, base, _ = minilora.load("micro")
 # To compare, U and V are also taken from W itself, and at random. For random U and V with r
 # columns, the mean of ‖UᵀWV‖² is ‖W‖²·r²/(m·n), so ‖UᵀWV‖ is about ‖W‖·r/√(mn).
 #
-# ![A matrix is a sum of rank-one matrices. Keeping the largest three gives the best matrix of rank
-# three; the rest is the error.](../figures/drawings/singular_values.svg)
+# ![W seen in its own leading directions, and in random
+# ones](../figures/drawings/w_in_directions.svg)
 #
 # **Predict.** The amplification is 21.5 in the paper, for r = 4. Is it larger or smaller here?
 #

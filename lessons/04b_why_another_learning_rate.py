@@ -39,9 +39,6 @@ def model_and_batch(name):
 #   \theta \leftarrow \theta - \eta\,\frac{m/(1-\beta_1^t)}{\sqrt{v/(1-\beta_2^t)} + \varepsilon}
 #   - \eta\lambda\theta$$
 #
-# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
-# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
-#
 # **Predict.** The gradient is multiplied by a thousand. What happens to the first step?
 #
 # <details><summary>Answer</summary>
@@ -95,6 +92,9 @@ for factor, expected in ((1, -4e-3 * np.sign(g_B)), (1000, first_step[1])):
 # %% [markdown]
 # ## The size of the first step
 #
+# ![Gradients of very different sizes, and a first step of ±η in each
+# entry](../figures/drawings/first_step_of_adam.svg)
+#
 # Full fine-tuning moves each of the out·in numbers of W by η. LoRA moves B by ±η, so ΔW = s·(±η)A.
 # Each entry of ΔW is a sum of r numbers from U(−1/√in, 1/√in), which have the variance 1/(3·in):
 #
@@ -102,8 +102,8 @@ for factor, expected in ((1, -4e-3 * np.sign(g_B)), (1000, first_step[1])):
 #   \text{LoRA: } \lVert\Delta W\rVert \approx s\,\eta\sqrt{out \cdot r/3} \qquad
 #   \text{quotient: } s\sqrt{\frac{r}{3 \cdot in}}$$
 #
-# ![The size of the first update over the rank: without a factor it grows as √r, with α/r it falls,
-# with α/√r it stays.](../figures/drawings/scaling_rules.svg)
+# ![An entry of W moves by η; an entry of ΔW is a sum of r small numbers of A, times s and
+# η](../figures/drawings/one_entry_moves.svg)
 #
 # **Predict.** For s = 2 and r = 8: how much smaller is LoRA's first step at width 48? At 4096?
 #

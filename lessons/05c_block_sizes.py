@@ -3,10 +3,14 @@
 #
 # **The question.** How large should a block be, and for which weights is NF4 the right code?
 #
+# `codes.py` has the sixteen values of four codes (NF4, FP4, E2M1 and int4), and `rounded`, which
+# quantizes and dequantizes with one absmax per block as in lesson 5.
+#
 # **Time:** ten seconds to run, five minutes to read. **You need:** lesson 5.
 
 # %%
 import numpy as np
+from codes import VALUES, rms, rounded
 from common import figure, short, table
 
 from minilora import nf4
@@ -14,24 +18,6 @@ from minilora.evaluation import plot
 
 rng = np.random.default_rng(0)
 n = short(2**20, 2**17)
-E2M1, INT4 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 6, np.arange(8) / 7
-VALUES = {"nf4": nf4.NF4, "fp4": nf4.FP4}
-for name, magnitudes in (("e2m1", E2M1), ("int4", INT4)):
-    VALUES[name] = np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
-
-
-def rms(x):
-    """Return the root of the mean square."""
-    return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
-
-
-def rounded(w, values, block_size=64):
-    """Quantize and dequantize w (n,) with sixteen values and one absmax per block (lesson 5)."""
-    x, absmax = nf4.normalize(w, block_size)
-    code = nf4.Codebook.from_values(values)
-    return code.values[nf4.nearest(x, code)] * np.repeat(absmax, block_size)[: w.size]
-
-
 # %% [markdown]
 # ## Block sizes and distributions
 #

@@ -35,6 +35,9 @@ def rms(x):
 # $$y = \frac{\mathrm{absmax}_x\,\mathrm{absmax}_w}{127^2} \sum_i q_{x,i}\,q_{w,i}
 #   + \sum_{i\ \text{outlier column}} x_i\,w_i \qquad \text{(LLM.int8, Sec. 3)}$$
 #
+# ![One absmax per row of x and per row of W; an entry of y is a sum of products of whole numbers,
+# times both](../figures/drawings/rows_and_scales.svg)
+#
 # An *outlier column* of x is one in which any |x| is at least 6. These columns are left out of the
 # first sum and multiplied in floating point. The paper finds outliers in all layers of models with
 # 6.7 billion parameters or more, and says that they are in few columns.
@@ -72,9 +75,6 @@ assert separate < in_one / 2, "handling the outlier separately must at least hal
 
 # %% [markdown]
 # ## A real model
-#
-# ![One layer of a Llama: attention above, the MLP below. A pair A, B can sit on each of the seven
-# projections.](../figures/drawings/llama_block.svg)
 #
 # **Predict.** Our larger base, `tiny`, has a million parameters. Does an input of one of its
 # projections reach 6?

@@ -61,7 +61,7 @@ print(f"saved: {saved:.3f} bits per weight, {saved * 65e9 / 8e9:.2f} GB of 65 bi
 m = w.size // 64  # blocks
 assert single.nbytes == w.size // 2 + 4 * m, "codes, and a float32 per block"
 assert double.nbytes == w.size // 2 + m + 4 * m // 256 + 4, "codes, bytes, scales, and one offset"
-assert abs(saved * 65e9 / 8e9 - 3) < 0.05, "approximately 3 GB for a 65B model (QLoRA, Sec. 3)"
+assert abs(saved * 65e9 / 8e9 - 3) < 0.05, "approximately 3 GB for a 65B model (QLoRA, Sec. 1)"
 
 # %% [markdown]
 # ## The second level

@@ -29,9 +29,8 @@ def rms(x):
 # An absmax is wrong by up to half of the map's widest gap, which is 0.9/128 of the largest in its
 # group of 256. If that largest is hundreds of times the others, the error is larger than they are.
 #
-# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
-# weights, one float32 per 256 such codes, and one
-# offset.](../figures/drawings/double_quantized_bytes.svg)
+# ![Left: the levels of 8 bits are finer than the absmax of the blocks. Right: with one large block,
+# they are wider than all others](../figures/drawings/one_large_absmax.svg)
 #
 # **Predict.** 256 blocks have weights of the same size. Then one block is multiplied by f. How does
 # the error of the *other* 255 grow with f?

@@ -27,8 +27,8 @@ import dropout  # the sweep's noisy labels and runs
 #
 # The held-out rows are always right.
 #
-# ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
-# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
+# ![Dropout zeroes three of ten entries of the input of A and divides the others by
+# 0.7](../figures/drawings/dropout_entries.svg)
 #
 # **Predict.** In which of the four cases does dropout 0.1 help? Are wrong answers alone a reason to
 # use it?

@@ -3,6 +3,8 @@
 #
 # **The question.** What do a falling learning rate and weight decay prevent in a short run?
 #
+# As in lesson 9, `case` reads a case of the sweep (three seeds), and `show` prints a table.
+#
 # **Time:** a second to run, ten minutes to read. **You need:** lesson 9.
 
 # %%
@@ -10,29 +12,14 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from common import figure, of, read_sweep, table
+from common import figure, table
+from sweeps.optimization import case, show
 
 from minilora import TrainConfig, optim
 from minilora.evaluation import plot
 
-sweep = read_sweep("optimization")
 USUAL = "all as it is"  # 200 steps of 16 rows at 4e-3, a cosine to zero, no decay
 defaults = TrainConfig(iters=200, batch_size=16, learning_rate=4e-3, mask_prompt=True)
-
-
-def case(name, column="loss"):
-    """Return a column of a case of the sweep, one number per seed."""
-    return np.array(of(sweep, column, case=name))
-
-
-def show(*names):
-    """Print a table of cases: held-out loss, exact match, loss on the base's own notes."""
-    rows = []
-    for name in names:
-        losses, exact = case(name), case(name, "exact_match").mean()
-        spread, notes = f"{losses.min():.4f} to {losses.max():.4f}", case(name, "notes").mean()
-        rows.append([name, f"{losses.mean():.4f}", spread, f"{exact:.0%}", f"{notes:.2f}"])
-    table(["case", "held-out loss", "three seeds", "exact", "base's notes"], rows)
 
 
 # %% [markdown]

@@ -29,9 +29,6 @@ sans_test = pictures.draw("sans", N, 99)
 # batch's. Validation may use the base's ("old"), or those of the training pictures under the
 # adapted weights ("new").
 #
-# ![Three sets of rows. Training rows give gradients. Validation rows choose settings and when to
-# stop. Test rows give one number at the end.](../figures/drawings/data_splits.svg)
-#
 # **Predict.** Which of these combinations fails? Does the training loss show it?
 #
 # <details><summary>Answer</summary>
@@ -61,6 +58,9 @@ table([*header, "accuracy: bold, old", "new", "Sans, old"], cells)
 # The second row is the trap. It is not overfitting: with new statistics the same weights do well.
 # Use the base's statistics in both places, or new ones in both.
 #
+# ![Training and validation with the base's or with other statistics: one of four combinations is
+# the trap](../figures/drawings/which_statistics.svg)
+#
 # With four pictures per step, the training loss is far *higher* than the validation loss. The mean
 # and variance of four pictures are noisy, and those of validation are not.
 #
@@ -69,9 +69,8 @@ table([*header, "accuracy: bold, old", "new", "Sans, old"], cells)
 #
 # ## A bias before batch normalization
 #
-# ![BatchNorm divides by statistics of the batch and updates running statistics in each forward
-# pass, without a gradient. RMSNorm has no such state: only its weight could be
-# trained.](../figures/drawings/norms.svg)
+# ![BatchNorm uses the statistics of the batch in training and running ones in
+# evaluation](../figures/drawings/norms.svg)
 #
 # **Predict.** What is the gradient of a bias in front of batch normalization?
 #

@@ -38,8 +38,8 @@ def scores(kind, column="right", r=8, dropout=0.0, augmented=0):
 # The sweep has each remedy on pictures and on sounds (five examples per class, four seeds), and on
 # 64 questions for `micro` (three seeds).
 #
-# ![A decision tree for a run that goes wrong: is the training loss finite, does it fall, does the
-# held-out loss fall as well?](../figures/drawings/symptoms.svg)
+# ![Augmentation acts on the rows, rank and dropout on the adapter, early stopping on the
+# steps](../figures/drawings/remedies_act.svg)
 #
 # **Predict.** Order the remedies from best to worst. Is the order the same for all three?
 #

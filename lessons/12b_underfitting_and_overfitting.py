@@ -24,8 +24,8 @@ FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the qu
 # Each run has 200 steps of 16 rows. A linear head is trained on 4,000 rows, and an adapter of rank
 # 8 on 32 rows and on 4,000 rows.
 #
-# ![Three sets of rows. Training rows give gradients. Validation rows choose settings and when to
-# stop. Test rows give one number at the end.](../figures/drawings/data_splits.svg)
+# ![Training and held-out loss, each low or high: fits, overfits, underfits, or a
+# mistake](../figures/drawings/two_losses.svg)
 #
 # **Predict.** Sketch both losses of each run. Where does the held-out loss of the second run rise
 # again?

@@ -8,9 +8,9 @@
 
 # %%
 import numpy as np
-from common import QUICK, figure, finetune, of, read_sweep, short, table
+from common import QUICK, finetune, of, read_sweep, short, table
 from sweeps import confidence as confidence_sweep
-from sweeps.confidence import answers, confidence, draw_gaps, draw_reliability
+from sweeps.confidence import answers, confidence
 
 from minilora.data import tasks
 
@@ -30,9 +30,7 @@ def over_seeds(name, n):
 # 2017, Sec. 4.2, Eq. 9). The likeliest token stays the likeliest, so no greedy answer changes. Only
 # the confidence does: τ > 1 lowers it, τ < 1 raises it.
 #
-# ![A reliability diagram: answers grouped by the model's confidence. Where the share of right
-# answers is below the confidence, the model is too sure. The gaps, weighted, are the
-# ECE.](../figures/drawings/reliability.svg)
+# ![Three temperatures and one list of logits](../figures/drawings/temperature.svg)
 #
 # **Predict.** Fine-tuned models are said to be overconfident. Is τ above 1 for 16 training rows? Is
 # it for 4,000?
@@ -96,16 +94,8 @@ for n in (32, 4000):
     judged[n] = answers(run.adapters, run.frozen, test_rows)
     print(f"{n:,} training rows: τ = {tau[n]:.2f}")
 
-logits, hit = judged[32]
-xlabels = ["confidence of the answer", "training rows"]
-ylabels = ["share of answers that are right", "confidence − accuracy (share)"]
-titles = ["32 rows: τ corrects the mean", "who is too sure depends on the rows"]
-size = {"width": 9.2, "height": 3.8, "columns": 2}
-with figure("calibration", xlabels, ylabels, titles, **size) as (left, right):
-    scaled = confidence(logits, tau[32])
-    ways = (("as trained", confidence(logits)), (f"τ = {tau[32]:.2f}", scaled))
-    draw_reliability(left, ways, hit)
-    draw_gaps(right, sweep)
+# Left: the answers of the run on 32 rows in bins. Right: all runs of the sweep.
+confidence_sweep.draw_calibration(*judged[32], tau[32], sweep)
 
 # %% [markdown]
 # ![Reliability diagram; confidence minus accuracy over rows](../figures/calibration.png)

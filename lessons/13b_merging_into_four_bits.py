@@ -72,9 +72,7 @@ assert np.abs(growth[largest == 1]).max() < 1e-5, "with one, it may not"
 # 3. **W + ΔW**, with the original 16-bit W: this adds W − Ŵ, the error of quantizing the base. In
 #    NF4 its norm is 9 % of ‖W‖, and the adapter was trained *with* this error in place.
 #
-# ![Number lines of what can be stored near a weight. A small update moves the weight in float32
-# and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
-# same.](../figures/drawings/merging_precision.svg)
+# ![The three ways as arrows from W and from Ŵ](../figures/drawings/three_merges.svg)
 #
 # **Predict.** At which ‖ΔW‖/‖W‖ does the second way keep half of the update?
 #
@@ -83,31 +81,29 @@ assert np.abs(growth[largest == 1]).max() < 1e-5, "with one, it may not"
 # </details>
 
 # %%
-quantized = nf4.quantize(W, double_quant=True)
-W_hat = quantized.dequantize()
+W_hat = nf4.quantize(W, double_quant=True).dequantize()
 SIZES = (0.003, 0.01, 0.03, 0.1, 0.3)
-error = {"4 bits again": [], "original W": [], "Ŵ + ΔW in bf16": [], "Ŵ + ΔW in f32": []}
+error = {"4 bits again": [], "original W": [], "Ŵ + ΔW in bf16": []}
 cells, kept = [], {}
 for size in SIZES:
     d = update_of(size)
-    again = nf4.quantize(W_hat + d, double_quant=True)
-    results = again.dequantize(), W + d, round_to({"w": W_hat + d}, "bfloat16")["w"], W_hat + d
+    trained = W_hat + d
+    again = nf4.quantize(trained, double_quant=True).dequantize()
+    results = again, W + d, round_to({"w": trained}, "bfloat16")["w"]
     for way, w in zip(error, results):
-        error[way].append(norm(w - (W_hat + d)) / norm(d))
-    moved = (nf4.unpack_4bit(again.codes) != nf4.unpack_4bit(quantized.codes)).mean()
-    kept[size] = np.vdot(again.dequantize() - W_hat, d) / np.vdot(d, d)  # along ΔW itself
+        error[way].append(norm(w - trained) / norm(d))
+    kept[size] = np.vdot(again - W_hat, d) / np.vdot(d, d)  # along ΔW itself
     of_size = [f"{errors[-1]:.2f}" for errors in error.values()]
-    cells.append([f"{size}", *of_size, f"{moved:.2%}", f"{kept[size]:.0%}"])
+    cells.append([f"{size}", *of_size, f"{kept[size]:.0%}"])
 print(f"‖W − Ŵ‖/‖W‖ = {norm(W - W_hat) / norm(W):.3f}; errors / ‖ΔW‖:")
-table(["‖ΔW‖/‖W‖", *error, "codes moved", "of ΔW kept"], cells)
+table(["‖ΔW‖/‖W‖", *error, "of ΔW kept"], cells)
 
 # %%
 title = "Below 3 %, four bits lose the update"
 with figure("dead_zone", "‖ΔW‖/‖W‖", "error / ‖ΔW‖", title) as axes:
     for way, style, marker in zip(error, plot.LINES, "os^"):
         axes.plot(SIZES, error[way], label=way, marker=marker, **style)
-    axes.axhline(1, color=plot.GREY, linewidth=0.8)
-    axes.text(0.3, 1.15, "nothing left of ΔW", fontsize=8, ha="right")
+    axes.axhline(1, color=plot.GREY, linewidth=0.8, label="without the adapter")
     axes.set(xscale="log", yscale="log", xlim=(0.0027, 0.33))
     axes.legend(frameon=False, loc="upper right")
 
@@ -122,11 +118,8 @@ with figure("dead_zone", "‖ΔW‖/‖W‖", "error / ‖ΔW‖", title) as axe
 # Checks
 assert abs(norm(W - W_hat) / norm(W) - 0.092) < 0.005, "the error of NF4 on a normal weight"
 again, original = (dict(zip(SIZES, error[way])) for way in ("4 bits again", "original W"))
-known = {0.01: (1.09, 9.3), 0.03: (1.08, 3.2), 0.1: (0.79, 0.95), 0.3: (0.32, 0.31)}
-for size, (four_bits, dense) in known.items():  # measured elsewhere, 512 × 512, NF4 with DQ
-    assert abs(again[size] / four_bits - 1) < 0.1, f"{size}: four bits again"
-    assert abs(original[size] / dense - 1) < 0.1, f"{size}: the original W"
 assert min(again[0.01], again[0.03]) > 1.02, "worse than discarding the adapter"
+assert original[0.01] > 8 and again[0.3] < 0.4, "W is worse still; large updates survive"
 assert kept[0.03] < 0.2 < 0.6 < kept[0.1], "half is kept between 3 % and 10 %"
 
 # %% [markdown]
@@ -143,13 +136,7 @@ assert kept[0.03] < 0.2 < 0.6 < kept[0.1], "half is kept between 3 % and 10 %"
 
 # %%
 sweep = read_sweep("merging")
-WAYS = {
-    "apart": "adapter separate",
-    "dequantized": "Ŵ + ΔW",
-    "dequantized_4bit": "Ŵ + ΔW in 4 bits again",
-    "original": "W + ΔW",
-    "original_4bit": "W + ΔW in 4 bits",
-}
+WAYS = merging.WAYS  # the sweep's columns, and their names in the tables
 
 
 def column(name, rate):
@@ -165,8 +152,8 @@ for rate in merging.RATES:
         cells.append([text, f"{losses.mean():.4f} ± {losses.std(ddof=1):.4f}", f"{exact:.0%}"])
     table(["five seeds", "held-out loss", "exact match"], cells)
 
-run = finetune(scheme="nf4-dq", iters=short(200, 20))
-live = merging.scored(run, 4e-3, 0)  # one run of the sweep again
+# One run of the sweep again:
+live = merging.scored(finetune(scheme="nf4-dq", iters=short(200, 20)), 4e-3, 0)
 table(["one run at 0.004", "held-out loss"], [[WAYS[way], f"{live[way]:.4f}"] for way in WAYS])
 
 # %% [markdown]
@@ -174,9 +161,8 @@ table(["one run at 0.004", "held-out loss"], [[WAYS[way], f"{live[way]:.4f}"] fo
 # every seed. If you need four bits again, evaluate *after* quantizing.
 #
 # The error of the weights does not order the rest: after the run at 0.001, W + ΔW is better than
-# four bits in every seed. Probably rounding is noise, while W − Ŵ leads back to weights that were
-# once trained. And size matters: that run's updates are half as large, and it loses several times
-# as much to four bits as the other.
+# four bits in every seed. And size matters: that run's updates are half as large, and it loses
+# several times as much to four bits as the other.
 
 # %%
 # Checks

@@ -37,8 +37,7 @@ def show(name, digits=2):
 # %% [markdown]
 # ## Averaging two adapters of one task
 #
-# The sum of two updates is again an update of low rank, exactly. Concatenate the factors; the ranks
-# add up (`cat`):
+# The sum of two updates has low rank, too. Concatenate the factors (`cat`), and the ranks add up:
 #
 # $$\Delta W_1 + \Delta W_2 = [B_1\; B_2] \begin{bmatrix} A_1 \\ A_2 \end{bmatrix}$$
 #
@@ -48,12 +47,9 @@ def show(name, digits=2):
 # $$\tfrac{1}{2}(B_1 + B_2) \cdot \tfrac{1}{2}(A_1 + A_2) =
 #   \tfrac{1}{4}(B_1A_1 + B_2A_2 + B_1A_2 + B_2A_1)$$
 #
-# ![Two adapters are added exactly by placing B1 and B2 side by side and A1 above A2: the rank
-# doubles. Averaging the factors also multiplies B1 by A2, and is not the
-# same.](../figures/drawings/adapters_combined.svg)
+# ![The exact sum, and the mean of the factors](../figures/drawings/adapters_combined.svg)
 #
-# The `linear` of PEFT with weights ½, ½ is (Σ √½·Bᵢ)(Σ √½·Aᵢ). `svd` reduces the exact sum to the
-# rank of one adapter.
+# PEFT's `linear` with weights ½, ½ is (Σ √½·Bᵢ)(Σ √½·Aᵢ). `svd` cuts the exact sum to rank r.
 #
 # **Predict.** Two adapters of one task were trained from different starts of A, or from the same
 # start with the rows in another order. In which case is the mean of the factors near the mean of
@@ -85,8 +81,8 @@ def error_of_mean(pair, a, b):
 
 _, _, doubled = compose.combine([first, first], [0.5, 0.5], "linear")
 of_itself = error_of_mean(mean_of_factors(first, first), first, first)
-print("an adapter, averaged with itself:")
-print(f"  error of linear {np.mean(list(doubled.values())):.2f}, of the factors {of_itself:.2f}")
+print("an adapter, averaged with itself: error of linear", end=" ")
+print(f"{np.mean(list(doubled.values())):.2f}, of the factors {of_itself:.2f}")
 
 HOW = {"cat": "cat (exact)", "svd": "svd, rank 4", "factors": "mean of factors", "linear": "linear"}
 for kind, text in (("other", "different starts"), ("sibling", "the same start")):
@@ -99,11 +95,10 @@ for kind, text in (("other", "different starts"), ("sibling", "the same start"))
     table(["five seeds, weights ½", "error of ΔW", "held-out loss"], cells)
 
 # %% [markdown]
-# "Never average A and B" is too general. With the same start, the mean of the factors is off by a
-# tenth. With different starts it is off by two thirds, and useless. `linear` behaves the other way
-# round: the more alike the adapters are, the nearer it is to *twice* the update, because its
-# weights are roots and the mixed products count in full. `cat` is always exact. But an exact mean
-# need not help: here it is no better than the better of the two adapters alone.
+# "Never average A and B" is too general. With the same start, the error of the mean of the factors
+# is a tenth. With different starts it is two thirds. `linear` is near *twice* the update if the
+# adapters are alike, because its weights are roots and the mixed products count in full. `cat` is
+# exact. But here the exact mean is no better than the better of the two adapters alone.
 
 # %%
 # Checks
@@ -113,8 +108,8 @@ assert column("off_other_factors").min() > 0.4, "different starts: the factors' 
 assert column("off_sibling_factors").max() < 0.2, "the same start: it is near"
 assert (column("other_factors") > 2 * column("other_cat")).all(), "different starts: a high loss"
 assert (column("sibling_factors") < 1.5 * column("sibling_cat")).all(), "the same start: a low one"
-assert column("off_sibling_linear").min() > 0.9, "linear must be off most for like adapters"
-assert column("off_other_linear").min() > 0.8, "and far off for others"
+off_linear = [column(f"off_{kind}_linear").min() for kind in ("sibling", "other")]
+assert off_linear[0] > 0.9 and off_linear[1] > 0.8, "linear must be far off"
 assert (column("sibling_linear") > 4 * column("sibling_cat")).all(), "the loss must show it"
 for kind in ("other", "sibling"):
     best = np.minimum(column("one"), column(kind))
@@ -125,9 +120,6 @@ for kind in ("other", "sibling"):
 #
 # Now the adapters of two tasks: "Who, what, where?" and "Where, what, who?". They are added, or the
 # second one is trained on top of the first, which is frozen (a *stack*).
-#
-# ![One frozen base is shared by three adapters. Each row of a batch names its
-# adapter.](../figures/drawings/one_base_many_adapters.svg)
 #
 # **Predict.** The two updates have a cosine of about 0.05, so they are almost orthogonal. After
 # adding them, does each adapter still do its task? And after stacking?
@@ -151,11 +143,10 @@ cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
 print(f"error of the sum {max(errors.values()):.0e}, cosine of the updates {cosine:.2f}")
 upon = fit(compose.stack(*first), backwards, 100, iters=iters)
 live = {"base": ({}, base), "first": first, "second": second, "added": added, "stack": upon}
-header = ["held-out loss", "who, what, where?", "where, what, who?"]
-cells = []
+tasks, cells = ["who, what, where?", "where, what, who?"], []
 for name, pair in live.items():
     cells.append([name, f"{loss(pair, there):.2f}", f"{loss(pair, back):.2f}"])
-table([header[0] + ", one run", *header[1:]], cells)
+table(["held-out loss, one run", *tasks], cells)
 
 WAYS = {
     "alone": ("one", "turned"),
@@ -164,13 +155,14 @@ WAYS = {
     "second on top of first": ("stack_there", "stack_back"),
 }
 cells = [[way, show(names[0]), show(names[1])] for way, names in WAYS.items()]
-table([header[0] + ", five seeds", *header[1:]], cells)
+table(["held-out loss, five seeds", *tasks], cells)
 
 # %% [markdown]
+# ![Two tasks added, and two tasks stacked](../figures/drawings/added_and_stacked.svg)
+#
 # **Almost orthogonal updates are not independent tasks.** A cosine over all weights says nothing
-# about the few inputs on which both adapters act. There, each one adds what the other has never
-# seen. A stack solves this for the upper adapter only. So measure the loss of each task; do not
-# infer it from angles. If one batch needs both tasks, use one adapter per row (lesson 13).
+# about the few inputs on which both adapters act. A stack solves this for the upper adapter only.
+# So measure the loss of each task. If a batch needs both, use one adapter per row (lesson 13).
 
 # %%
 # Checks
@@ -178,9 +170,9 @@ merged = minilora.merge(*upon)  # a stack of two merges like one adapter
 assert abs(loss(({}, merged), back) - loss(upon, back)) < 1e-3, "a merged stack is the same model"
 assert max(errors.values()) < 1e-5, "the sum itself must be exact"
 assert np.abs(column("cosine_turned")).max() < 0.15, "the updates must be almost orthogonal"
-for who, where in (("there_1.0", "back_1.0"), ("there_0.5", "back_0.5")):
-    assert (column(who) > 2.5 * column("one")).all(), f"{who}: the first task must suffer"
-    assert (column(where) > 2 * column("turned")).all(), f"{where}: the second task must suffer"
+for weight in (1.0, 0.5):
+    assert (column(f"there_{weight}") > 2.5 * column("one")).all(), "the first task must suffer"
+    assert (column(f"back_{weight}") > 2 * column("turned")).all(), "the second task must suffer"
 assert (column("stack_back") < 1.5 * column("turned")).all(), "stack: the second task must work"
 assert (column("stack_there") > 3 * column("one")).all(), "stack: the first task may not"
 if not QUICK:

@@ -32,8 +32,8 @@ def label(size):
 # language with permuted letters (large). Each run has 200 steps of 16 rows, the best learning rate
 # of its method, and three seeds. The scores are of held-out rows.
 #
-# ![Two trees side by side. The base has a weight at each path. The adapters have lora_A and lora_B
-# at the paths of q_proj and v_proj, and nothing elsewhere.](../figures/drawings/two_trees.svg)
+# ![The small shift: a question about known words. The large shift: the letters are
+# permuted](../figures/drawings/two_shifts.svg)
 #
 # Full fine-tuning trains a copy of the whole base. "8 + embedding" trains rank 8 on the projections
 # and a copy of the embedding.

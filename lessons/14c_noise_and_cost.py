@@ -44,6 +44,9 @@ def show(runs):
 # %% [markdown]
 # ## Little data and wrong answers
 #
+# ![64 rows with 16 wrong answers, and 4,000 rows with 1,000 wrong
+# answers](../figures/drawings/noisy_rows.svg)
+#
 # **Predict.** With 64 rows, which method overfits? If a quarter of the answers is wrong, does a
 # small rank protect against them?
 #
@@ -96,9 +99,6 @@ assert column("exact_match", "small", 8, rows=64, noise=0.25).max() < 0.5, "64 r
 
 # %% [markdown]
 # ## Memory and files
-#
-# ![One frozen base in 4 bits, once in memory. Each adapter is a small file. Exchanging one copies
-# nothing of the base.](../figures/drawings/one_base_many_adapters.svg)
 #
 # **Predict.** How many times more bytes of training state (trained weights, gradients, Adam's
 # moments) does full fine-tuning need than rank 8?

@@ -4,9 +4,8 @@
 # **The question.** Prompt and prefix tuning end at the same loss with every seed, with no right
 # answer. What have they learned, and what can a prompt teach?
 #
-# ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
-# of the seven projections. Other methods train norms, prefixes, scalings or
-# bottlenecks.](../figures/drawings/llama_block.svg)
+# ![Prompt tuning: trained vectors before the embeddings. Prefix tuning: trained keys and values in
+# every layer](../figures/drawings/virtual_tokens.svg)
 #
 # **Time:** half a minute to run, ten minutes to read. **You need:** lesson 15.
 

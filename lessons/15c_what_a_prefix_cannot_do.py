@@ -4,12 +4,6 @@
 # **The question.** How does a prefix change attention, and do more steps or more virtual tokens
 # help?
 #
-# ![Three attention masks of ten tokens. Causal: each token sees itself and all before it. Packed:
-# it sees only its own example. Window: it sees at most four tokens.](../figures/drawings/masks.svg)
-#
-# Every token sees the text before it, as in the first mask. With a prefix, it also sees n virtual
-# tokens before the text.
-#
 # **Time:** ten seconds to run, ten minutes to read. **You need:** lesson 15b, and attention.
 
 # %%
@@ -29,7 +23,8 @@ tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn. Who, wha
 # %% [markdown]
 # ## Attention with a prefix
 #
-# Put keys and values (P_k, P_v) before those of the text. Then
+# With a prefix, every token also sees n virtual tokens in front of the text: their keys and values
+# (P_k, P_v) are before those of the text. Then
 #
 # $$\mathrm{softmax}\!\left(q\,[P_k; K]^\top\right) [P_v; V] =
 #   (1 - \lambda(q)) \cdot \mathrm{softmax}\!\left(q K^\top\right) V
@@ -110,6 +105,9 @@ with figure("prefix_ratio", "letter of the text", "ratio of weights", title) as 
 # %% [markdown]
 # ![The ratio is constant with a prefix and differs from letter to letter with
 # LoRA](../figures/prefix_ratio.png)
+#
+# ![A prefix takes a share λ of the attention and shrinks the other weights by the same factor; LoRA
+# changes their ratios](../figures/drawings/prefix_attention.svg)
 #
 # So within one layer, a prefix cannot move attention from one letter to another, and LoRA on q can
 # (Petrov et al. 2024). To copy a thing to its place in the answer, attention has to move. But the

@@ -45,6 +45,9 @@ from minilora.tree import flatten, get, num_parameters
 # In minilora most names are the same ([the whole list](guide/peft.md)). But in PEFT `model` is an
 # object that changes; here a model is two trees of arrays, and functions return new trees.
 #
+# ![PEFT: one object that changes with each call. minilora: each function returns new
+# trees](../figures/drawings/object_or_trees.svg)
+#
 # **Predict.** In the cell below, which line freezes the base? Which line switches the model to
 # training mode?
 #
@@ -130,10 +133,6 @@ assert len(set(losses)) == 3, "each rng must give another loss"
 #
 # On a 4-bit base, PEFT's `merge_and_unload` rounds the merged weight to 4 bits again and warns. In
 # minilora, it returns a dense tree, and `quantize` is a separate call.
-#
-# ![Number lines of what can be stored near a weight. A small update moves the weight in float32
-# and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
-# same.](../figures/drawings/merging_precision.svg)
 #
 # **Predict.** How large is the error of rounding again, as a share of the update?
 #

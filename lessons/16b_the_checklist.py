@@ -4,9 +4,6 @@
 # **The question.** What would an experienced reader question in the settings of a run, before it
 # starts? And what do three of the common mistakes cost?
 #
-# ![Where each setting acts: dropout on the input of A, the rank between A and B, alpha over r on
-# the result, and the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
-#
 # **Time:** half a minute to run, ten minutes to read. **You need:** lesson 16.
 
 # %%
@@ -155,5 +152,5 @@ if not QUICK:
 # **Exercises.** prompt-mask, memory-estimate.
 #
 # **Further reading.** QLoRA, Sec. 4 and the appendix, has settings that were tuned:
-# [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Biderman et al. 2024, Sec. 5, on learning
+# [arXiv:2305.14314](https://arxiv.org/abs/2305.14314). Biderman et al. 2024, on learning
 # rates of LoRA: [arXiv:2405.09673](https://arxiv.org/abs/2405.09673).

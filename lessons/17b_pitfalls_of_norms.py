@@ -4,9 +4,8 @@
 # **The question.** What goes wrong if the norms are trained together with the adapters, or if the
 # norms are not those of the base?
 #
-# ![BatchNorm divides by statistics of the batch and updates running statistics in each forward
-# pass, without a gradient. RMSNorm has no such state: only its weight could be
-# trained.](../figures/drawings/norms.svg)
+# ![A norm weight scales one channel of every token; an entry of A changes one
+# input](../figures/drawings/one_norm_weight.svg)
 #
 # **Time:** half a minute to run, five minutes to read. **You need:** lesson 17.
 

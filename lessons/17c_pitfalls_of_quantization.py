@@ -97,10 +97,6 @@ assert of_64 > 0.01, "with outliers, blocks of 64 must cost something"
 # After training, W + ΔW can be quantized to 4 bits again. There, the distance between two values is
 # larger than much of ΔW.
 #
-# ![Number lines of what can be stored near a weight. A small update moves the weight in float32
-# and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
-# same.](../figures/drawings/merging_precision.svg)
-#
 # **Predict.** Which of these merges keep the scores of the adapter: dense, int8, NF4?
 #
 # <details><summary>Answer</summary>

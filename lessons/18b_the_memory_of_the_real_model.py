@@ -52,12 +52,11 @@ print(f"in float32 the base would be {quotient:.1f} times as large")
 # as in its file (`low_precision.py`). The largest part of the estimate is now the activations. They
 # do not shrink with the weights; `gradient_checkpointing` makes them small (lesson 7).
 #
-# ![Where the bytes of the embedded model tiny are in NF4 with double quantization: the embedding in
-# 16 bits, the 4-bit codes, the scales, and the norms.](../figures/drawings/model_bytes.svg)
+# ![SmolLM2 by parameters and by bytes: projections in 4 bits, embedding in 8, adapters in
+# 32](../figures/drawings/smollm2_bytes.svg)
 #
-# The drawing shows the bytes of a smaller model, `tiny`. The file of SmolLM2 is in 4 bits
-# already (Q4_1). So this lesson cannot show what quantizing costs a model. The lessons with the
-# embedded models, which were never quantized, show it.
+# The file of SmolLM2 is in 4 bits already (Q4_1). So this lesson cannot show what quantizing costs
+# a model. The lessons with the embedded models, which were never quantized, show it.
 
 # %%
 # Checks

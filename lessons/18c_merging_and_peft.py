@@ -4,8 +4,8 @@
 # **The question.** How large is a merged model? And does PEFT compute the same logits with an
 # adapter of minilora?
 #
-# ![One frozen base in 4 bits, once in memory. Each adapter is a small file. Exchanging one copies
-# nothing of the base.](../figures/drawings/one_base_many_adapters.svg)
+# ![minilora writes a folder with a configuration and the factors; PEFT loads it and computes the
+# same logits](../figures/drawings/adapter_for_peft.svg)
 #
 # **Time:** a minute to run, ten minutes to read. It needs 2 GB of memory if PEFT is installed.
 # **You need:** lesson 18, and `minilora fetch smollm2`.

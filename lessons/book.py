@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import nbformat
+from docutils import nodes
 from jupyter_cache import get_cache
 
 import minilora.course.exercises
@@ -46,9 +47,11 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "minilo
 def connect(app):
     """Register this module's functions with Sphinx."""
     app.connect("builder-inited", create_cache)
+    app.connect("builder-inited", choose_figures)
     app.connect("env-before-read-docs", spread_lessons)
     for change in (resolve_links, add_to_lesson, list_exercises):
         app.connect("source-read", change)
+    app.connect("doctree-read", show_own_figures, priority=400)  # before Sphinx collects them
     app.connect("doctree-read", clean_notebook)
     app.connect("autodoc-process-docstring", docstring_to_rst)
     app.connect("build-finished", copy_mathjax)
@@ -58,6 +61,27 @@ def create_cache(app):
     """Create the cache before the build splits into processes: only one may create it."""
     if app.config.nb_execution_mode == "cache":
         get_cache(app.config.nb_execution_cache_path).list_cache_records()
+
+
+def choose_figures(app):
+    """Make lessons write their figures into the book's own folder, not into figures/."""
+    folder = Path(app.outdir).parent / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["MINILORA_FIGURES"] = str(folder)
+
+
+def own_figure(name):
+    """Return the path of the figure that this book's run wrote, or of the stored one."""
+    own = Path(os.environ["MINILORA_FIGURES"]) / name.removeprefix("../figures/")
+    return own if own.exists() else LESSONS / name
+
+
+def show_own_figures(app, doctree):
+    """Point the pictures of a page at the figures that its run wrote."""
+    folder = (LESSONS / app.env.docname).parent
+    for image in doctree.findall(nodes.image):
+        if image["uri"].startswith("../figures/"):
+            image["uri"] = os.path.relpath(own_figure(image["uri"]), folder)
 
 
 def is_lesson(docname):
@@ -133,7 +157,7 @@ PICTURES = {".png": "image/png", ".svg": "image/svg+xml", ".gif": "image/gif"}
 def attach_pictures(cell):
     """Put the pictures of a Markdown cell into the cell, so that the notebook is one file."""
     for name in set(re.findall(r"\]\((\.\./figures/[^)]+)\)", cell.source)):
-        path = LESSONS / name
+        path = own_figure(name)
         picture = base64.b64encode(path.read_bytes()).decode()
         cell.source = cell.source.replace(f"]({name})", f"](attachment:{path.name})")
         cell.setdefault("attachments", {})[path.name] = {PICTURES[path.suffix]: picture}

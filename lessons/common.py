@@ -20,7 +20,7 @@ from minilora.evaluation import plot
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 LESSONS = Path(__file__).parent
-FIGURES = LESSONS.parent / "figures"
+FIGURES = Path(os.environ.get("MINILORA_FIGURES", LESSONS.parent / "figures"))
 SWEEPS = LESSONS / "sweeps"
 
 
@@ -30,7 +30,11 @@ def short(full, quick):
 
 
 def figure(name, xlabel, ylabel, title, **options):
-    """Open a `plot.figure` in figures/, or in the temporary folder in a quick run."""
+    """Open a `plot.figure` in figures/, or in the temporary folder in a quick run.
+
+    The book sets MINILORA_FIGURES to its own folder: another processor or number of threads adds in
+    another order, training magnifies the last bits, and a line of a figure moves by a pixel.
+    """
     folder = Path(tempfile.gettempdir()) if QUICK else FIGURES
     return plot.figure(folder / f"{name}.png", xlabel, ylabel, title, **options)
 
@@ -118,6 +122,17 @@ def of(rows, column, /, **where):
     found = [row[column] for row in rows if all(row[key] == value for key, value in where.items())]
     assert found, where
     return found
+
+
+def best_rates(rates, losses):
+    """Return the best rate of a grid, and that of a parabola through the three lowest points.
+
+    losses: (rates, seeds). Rates and losses are in logarithms, the losses averaged over the seeds.
+    """
+    x, y = np.log(rates), np.log(losses).mean(axis=1)
+    i = int(np.clip(y.argmin(), 1, len(y) - 2))
+    a, b, _ = np.polyfit(x[i - 1 : i + 2], y[i - 1 : i + 2], 2)
+    return rates[y.argmin()], math.exp(-b / (2 * a))  # the parabola is lowest at −b/(2a)
 
 
 def spread(values, digits=2):

@@ -3,6 +3,7 @@
 import re
 import runpy
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,9 @@ def modules():
     """Return the modules of lessons/drawings by name."""
     sys.path.insert(0, str(FOLDER))
     try:
-        names = ("elements", "low_rank", "few_bits", "training", "course")
+        names = (
+            "elements", "low_rank", "few_bits", "training", "course", "optimizer", "outcomes",
+        )  # fmt: skip
         found = {name: __import__(name) for name in names}
         yield found
     finally:
@@ -82,6 +85,60 @@ def test_every_lesson_has_two_pictures_one_of_them_a_drawing():
         pictures = re.findall(r"\]\(\.\./figures/([^)]+)\)", text)
         assert len(set(pictures)) >= 2, f"{lesson.name} has {pictures}"
         assert any(picture.startswith("drawings/") for picture in pictures), lesson.name
+
+
+def test_a_drawing_is_in_at_most_two_lessons():
+    shown = Counter()
+    for lesson in ROOT.glob("lessons/[0-9]*.py"):
+        text = lesson.read_text("utf-8")
+        shown.update(set(re.findall(r"\]\(\.\./figures/drawings/(\w+)\.svg\)", text)))
+    assert {name for name, count in shown.items() if count > 2} == set()
+
+
+def test_the_first_step_of_adam_moves_each_entry_by_the_rate(modules):
+    bars = drawn(modules, "first_step_of_adam").axes[2].patches
+    gradients = drawn(modules, "first_step_of_adam").axes[1].patches
+    heights = [bar.get_height() for bar in bars]
+    # m̂/(√v̂ + ε) = |g|/(|g| + 1e-8): a thousandth below 1 for the smallest gradient, 1e-5
+    np.testing.assert_allclose(np.abs(heights), 1, rtol=1.1e-3)
+    for bar, gradient in zip(bars, gradients):
+        assert bar.get_facecolor() == gradient.get_facecolor()
+
+
+def test_the_budgets_are_those_of_the_sweep(modules):
+    from sweeps import targets
+
+    for ranks in targets.SPENT.values():
+        assert modules["optimizer"].budget_of(ranks) == pytest.approx(targets.BUDGET, rel=0.02)
+    assert f"{targets.BUDGET:,}" in words(drawn(modules, "one_budget"))
+
+
+def test_the_parameters_of_the_drawings_are_those_of_the_models(modules):
+    found = " ".join(words(drawn(modules, "llama_65b")))
+    assert "65.3 billion" in found  # lesson 1b asserts 65,285,660,672
+    bars = drawn(modules, "trained_parameters").axes[1].patches
+    assert [int(bar.get_width()) for bar in bars] == [336, 1488, 21888, 95568]
+    sizes = words(drawn(modules, "smollm2_bytes"))
+    assert "2.4" in sizes and "9.8" in sizes  # 2,442,240 numbers of LoRA, in float32
+
+
+def test_temperature_changes_no_order_and_the_likeliest_most(modules):
+    heights = [
+        [bar.get_height() for bar in axes.patches]
+        for axes in drawn(modules, "temperature").axes[1:]
+    ]
+    for p in heights:
+        assert sum(p) == pytest.approx(1) and p == sorted(p, reverse=True)
+    assert heights[0][0] > heights[1][0] > heights[2][0]
+
+
+def test_the_gaps_are_distances_to_the_values_of_nf4(modules):
+    plot = drawn(modules, "gaps_of_codes").axes[1]
+    edge = plot.collections[0].get_paths()[0].vertices
+    x, height = edge[:, 0], edge[:, 1]
+    at = np.abs(x[:, None] - nf4.NF4).min(axis=1)
+    outline = (height > 0) & (np.abs(x) < 1)
+    np.testing.assert_allclose(height[outline], at[outline], atol=1e-6)
 
 
 def test_the_number_line_has_the_values_of_nf4(modules):

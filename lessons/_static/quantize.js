@@ -125,7 +125,8 @@ function start(picture) {
     button("Make the first one 10", outlier),
     button("Reset", reset),
   ];
-  const scroll = element("div", { class: "quantize-scroll", tabindex: "0" });
+  const name = { role: "region", "aria-label": "weights, codes and errors" };
+  const scroll = element("div", { class: "quantize-scroll", tabindex: "0", ...name });
   scroll.append(makeTable(inputs, cells));
   const figure = element("div", { class: "quantize" });
   figure.append(element("p", {}, ...buttons), status, scroll);

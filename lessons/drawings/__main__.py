@@ -9,6 +9,8 @@ import sys
 import course  # noqa: F401  each module adds its drawings to DRAWINGS
 import few_bits  # noqa: F401
 import low_rank  # noqa: F401
+import optimizer  # noqa: F401
+import outcomes  # noqa: F401
 import training  # noqa: F401
 from elements import DRAWINGS, save
 

@@ -1,6 +1,6 @@
 """An animation of a run: the loss, one answer, and the singular values of one update ΔW.
 
-    python lessons/sweeps/animation.py        # writes figures/run.gif
+    python lessons/sweeps/animation.py   # writes figures/run.gif and its last frame, run_end.png
 
 Half a minute. QLoRA on `micro`, r = 8, 400 steps of 16 questions.
 """
@@ -93,6 +93,7 @@ def main():
     pictures[0].save(
         GIF, save_all=True, append_images=pictures[1:], duration=durations, loop=0, optimize=True
     )
+    pictures[-1].save(GIF.with_name("run_end.png"))  # for readers who prefer no motion
     print(f"{GIF}: {len(pictures)} frames, {GIF.stat().st_size / 1e6:.2f} MB")
 
 

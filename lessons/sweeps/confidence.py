@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import finetune, write_sweep
+from common import figure, finetune, write_sweep
 
 import minilora
 from minilora import kernels, model
@@ -93,6 +93,21 @@ def scored(done, n, seed):
         row |= {f"cost_{name}_{person}": cost(p, hit, person) for person in COSTS}
         row |= {f"promised_{name}_{k}": np.minimum(1 - p, k).mean() for k in COSTS}
     return {key: float(value) for key, value in row.items()}
+
+
+def draw_calibration(logits, hit, temperature, sweep):
+    """Draw the reliability of one run's answers, and the gaps of all runs of the sweep."""
+    xlabels = ["confidence of the answer", "training rows"]
+    ylabels = ["share of answers that are right", "confidence − accuracy (share)"]
+    titles = ["32 rows: τ corrects the mean", "who is too sure depends on the rows"]
+    ways = (
+        ("as trained", confidence(logits)),
+        (f"τ = {temperature:.2f}", confidence(logits, temperature)),
+    )
+    size = {"width": 9.2, "height": 3.8, "columns": 2}
+    with figure("calibration", xlabels, ylabels, titles, **size) as (left, right):
+        draw_reliability(left, ways, hit)
+        draw_gaps(right, sweep)
 
 
 def draw_reliability(axes, ways, hit):

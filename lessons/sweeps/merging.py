@@ -23,6 +23,13 @@ from minilora.tree import flatten, get, named_leaves, unflatten
 
 RATES = (1e-3, 4e-3)
 SEEDS = (0, 1, 2, 3, 4)
+WAYS = {
+    "apart": "adapter separate",
+    "dequantized": "Ŵ + ΔW",
+    "dequantized_4bit": "Ŵ + ΔW in 4 bits again",
+    "original": "W + ΔW",
+    "original_4bit": "W + ΔW in 4 bits",
+}
 JOBS = [(rate, seed) for seed in SEEDS for rate in RATES]
 
 

@@ -24,6 +24,7 @@ CASES = {
     "no clipping": {"max_grad_norm": NEVER},
     "no clipping, beta2 0.99": {"max_grad_norm": NEVER, "adam_beta2": 0.99},
     "no clipping, beta2 0.95": {"max_grad_norm": NEVER, "adam_beta2": 0.95},
+    "beta2 0.95": {"adam_beta2": 0.95},
     "clipping at 0.1": {"max_grad_norm": 0.1},
     "constant rate": {"lr_schedule": "constant"},
     "constant, half the rate": {"lr_schedule": "constant", "learning_rate": 2e-3},

@@ -2,7 +2,7 @@
 
     python lessons/sweeps/rates.py
 
-About six minutes of one core. A run is 200 steps of `micro` on the questions; all that differs is
+About ten minutes of one core. A run is 200 steps of `micro` on the questions; all that differs is
 what is argument 0 of the loss, and from where it starts.
 """
 
@@ -22,10 +22,19 @@ from sweeps.pretraining import random_params
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.methods.registry import METHODS
+from minilora.quant.schemes import is_projection
+from minilora.tree import named_leaves, unflatten
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-WAYS = ("lora", "full", "scratch")
+WAYS = ("lora", "full", "scratch", "projections")  # full, of the seven projections alone
 SEEDS = (0, 1, 2)
+BETWEEN = {  # rates between those above, where each way begins to learn
+    "full": (4e-4, 6e-4), "projections": (4e-4, 6e-4), "lora": (1.3e-3, 1.7e-3)
+}  # fmt: skip
+JOBS = [
+    *product(WAYS, RATES, SEEDS),
+    *((way, rate, seed) for way in BETWEEN for rate in BETWEEN[way] for seed in SEEDS),
+]
 
 
 def start(way, seed=0, model="micro"):
@@ -35,6 +44,9 @@ def start(way, seed=0, model="micro"):
     if way == "scratch":
         base = random_params(config, rng)
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
+    if way == "projections":
+        weights = {path: w for path, w in named_leaves(base) if is_projection(path)}
+        return unflatten(weights), base, config, tokenizer
     method = ("lora", lora_config) if way == "lora" else ("full", MethodConfig("full"))
     trained, frozen = METHODS[method[0]](base, method[1], rng)
     return trained, frozen, config, tokenizer
@@ -61,4 +73,4 @@ def run(job, iters=200):
 
 
 if __name__ == "__main__":
-    write_sweep("rates", run, list(product(WAYS, RATES, SEEDS)))
+    write_sweep("rates", run, JOBS)

@@ -14,9 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import finetune, write_sweep
+from common import figure, finetune, write_sweep
 
 from minilora import LoraConfig
+from minilora.evaluation.plot import LINES
 
 RATES = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2, 6.4e-2)
 RULES = {
@@ -38,6 +39,23 @@ def run(job):
     with redirect_stderr(io.StringIO()):
         done = finetune(config_of(rule, r), seed=seed, iters=100, learning_rate=rate)
     return {"rule": rule, "r": r, "rate": rate, "seed": seed, "loss": round(done.scores["loss"], 5)}
+
+
+def draw(losses):
+    """Draw the losses over the rates, one panel per rule; losses(rule, r) -> (rates, seeds)."""
+    titles = ["s constant", "s = α/r", "s = α/√r"]
+    xlabel, ylabels = "learning rate / 10⁻³", ["held-out loss (nats per token)", "", ""]
+    with figure("scaling", xlabel, ylabels, titles, columns=3, width=9.6, height=3.4) as panels:
+        for axes, rule in zip(panels, RULES):
+            for r, style, marker in ((2, LINES[0], "o"), (32, LINES[1], "s")):
+                of_r = losses(rule, r)
+                axes.plot(RATES, of_r.mean(axis=1), marker=marker, label=f"r = {r}", **style)
+                low, high, color = of_r.min(axis=1), of_r.max(axis=1), style["color"]
+                axes.fill_between(RATES, low, high, color=color, alpha=0.15, linewidth=0)
+            axes.set(xscale="log", yscale="log", ylim=(0.01, 30))
+            axes.set_xticks(RATES, [f"{1000 * rate:g}" for rate in RATES])
+            axes.minorticks_off()
+            axes.legend(frameon=False, loc="upper left")
 
 
 if __name__ == "__main__":

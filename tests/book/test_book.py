@@ -159,6 +159,19 @@ def test_the_page_follows_the_colours_of_the_system(browser, scheme, dark):
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
+@pytest.mark.parametrize("value, moves", [("no-preference", True), ("reduce", False)])
+def test_the_animation_is_still_for_readers_who_prefer_no_motion(browser, value, moves):
+    feature = {"name": "prefers-reduced-motion", "value": value}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    visit(browser, "index.html")
+    shown = {
+        name: browser.find_element("css selector", f"img.{name}").is_displayed()
+        for name in ("moving", "still")
+    }
+    assert shown == {"moving": moves, "still": not moves}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
 # ----------------------------------------------------------- the figure that a reader can edit
 
 
@@ -235,3 +248,29 @@ def test_the_figure_shows_what_the_reader_enters(browser):
     inputs[0].send_keys("1e39")
     status = browser.find_element("css selector", ".quantize [role=status]")
     assert status.text == "Each weight must be a finite float32 number."
+
+
+def test_the_figure_works_with_the_keyboard_alone(browser):
+    """Tab reaches the buttons, the table (which may scroll) and each weight, in this order."""
+    visit(browser, lesson_with_the_figure())
+    before = "document.querySelector('.quantize button').focus()"
+    browser.execute_script(before)
+    focused = "return document.activeElement.tagName + document.activeElement.className"
+    order = []
+    for _ in range(20):
+        order.append(browser.execute_script(focused))
+        browser.switch_to.active_element.send_keys(Keys.TAB)
+    assert order == ["BUTTON"] * 3 + ["DIVquantize-scroll"] + ["INPUT"] * 16
+    outlines = """const shown = [];
+        for (const e of document.querySelectorAll('.quantize button, .quantize input')) {
+          e.focus({focusVisible: true}); shown.push(getComputedStyle(e).outlineStyle); }
+        return shown"""
+    assert "none" not in browser.execute_script(outlines)
+    buttons = browser.find_elements("css selector", ".quantize button")
+    first = browser.find_element("css selector", ".quantize-table input")
+    buttons[1].send_keys(Keys.ENTER)
+    assert float(first.get_property("value")) == 10
+    buttons[2].send_keys(Keys.SPACE)
+    assert float(first.get_property("value")) == 0.05
+    first.send_keys(Keys.ARROW_UP)
+    assert float(first.get_property("value")) == pytest.approx(0.1)
