@@ -379,3 +379,36 @@ def model_bytes(ax):
     text(
         ax, 2, 3.6, "the larger a model, the smaller the share of its embedding", 9, GREY, ha="left"
     )
+
+
+@drawing(
+    3.3,
+    "A block of NF4 has 64 elements and a float32 scale, a block of MXFP4 32 elements and a power "
+    "of two, a block of NVFP4 16 elements and an E4M3 scale. Below, the scales from 1 to 4: two "
+    "octaves have three powers of two, 17 numbers of E4M3, and all numbers of float32.",
+)
+def four_bit_blocks(ax):
+    formats = (("NF4", 64, "float32", 32), ("MXFP4", 32, "E8M0", 8), ("NVFP4", 16, "E4M3", 8))
+    fill, edge, _ = KINDS["frozen"]
+    for row, (name, size, scale, bits) in enumerate(formats):
+        y = 27.6 - 4.4 * row
+        text(ax, 1.5, y + 0.7, name, ha="left", weight="bold")
+        for i in range(size):
+            ax.add_patch(Rectangle((9 + 0.45 * i, y), 0.45, 1.5, fc=fill, ec=edge, lw=0.5))
+        x = 9 + 0.45 * size + 0.6
+        ax.add_patch(Rectangle((x, y), 0.14 * bits, 1.5, fc=KINDS["trained"][0], ec=ORANGE, lw=1))
+        words = f"{scale}: 4 + {bits}/{size} = {4 + bits / size:g} bits per weight"
+        text(ax, x + 0.14 * bits + 0.8, y + 0.7, words, 8.5, ha="left")
+    text(
+        ax, 9, 16.3, "blue: 4-bit elements     orange: the scale of the block", 8.5, GREY, ha="left"
+    )
+    text(ax, 1.5, 13.2, "scales from 1 to 4", 9, ha="left", weight="bold")
+    eighths = [octave * (1 + i / 8) for octave in (1, 2) for i in range(8)] + [4]
+    for y, name, values in ((9.8, "float32", []), (6.4, "E4M3", eighths), (3, "E8M0", [1, 2, 4])):
+        text(ax, 1.5, y, name, ha="left")
+        ax.plot([9, 66], [y, y], color=ORANGE if not values else INK, lw=1 if values else 5)
+        for value in values:
+            x = 9 + 57 * np.log2(value) / 2
+            ax.plot([x, x], [y - 0.9, y + 0.9], color=ORANGE, lw=2)
+    for value in (1, 2, 4):
+        text(ax, 9 + 57 * np.log2(value) / 2, 1, f"{value}", 8.5, GREY)
