@@ -38,9 +38,9 @@ def generate_batch(
 
     A prompt is continued by up to `max_tokens` tokens, and ends before an end-of-sequence token.
     temp: 0 for the most probable token, otherwise sample from softmax(logits / temp). top_p: sample
-    only from the fewest tokens with together this probability (Holtzman et al. 2020). rng: a NumPy
-    generator or a seed; of several prompts, each has its own child of it. Raises InputError for an
-    empty prompt, and for a value out of range.
+    only from the smallest set of tokens whose probabilities sum to top_p (Holtzman et al. 2020).
+    rng: a NumPy generator or a seed; of several prompts, each has its own child of it. Raises
+    InputError for an empty prompt, and for a value out of range.
     """
     require(temp >= 0, f"--temp must not be negative, got {temp}")
     require(0 < top_p <= 1, f"--top-p must lie in (0, 1], got {top_p}")

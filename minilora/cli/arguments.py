@@ -16,6 +16,7 @@ from ..config import CHOICES, INITIALIZERS, InputError, LoraConfig, TrainConfig,
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text
 from ..methods.registry import METHODS
+from ..nf4 import check_4bit
 from ..quant.schemes import SCHEMES
 
 DEFAULT_DATA = "questions"
@@ -41,6 +42,7 @@ def parse(argv):
     require(not both, "--iters and --epochs both set the number of steps: give one of them")
     if args.resume:
         path = os.path.join(args.adapter_path, CHECKPOINT)
+        require(os.path.exists(path), f"there is no run to resume in {args.adapter_path}")
         settings = checkpoint_settings(read_metadata(path)[1], path)
         given = as_flags(check_settings(settings, path)) + given
     given = toml + given
@@ -167,7 +169,7 @@ def train_flags(sub):
     add("--model", default="tiny", help="micro, tiny, smollm2, a Hugging Face folder or .gguf file")
     add("--data", default=DEFAULT_DATA, help="questions, notes, toolcalls, a .jsonl file, a folder")
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="storage of the frozen projections")
-    add("--block-size", type=int, default=64, help="number of weights that share one scale")
+    add("--block-size", type=block_size, default=64, help="weights that share one absmax (4 bits)")
     add("--method", choices=tuple(METHODS), default="lora", help="see lessons/guide/methods.md")
     add("--num-virtual-tokens", type=int, default=16, help="for prompt, p-tuning and prefix")
     add("--bottleneck-size", type=int, default=8, help="width of bottleneck")
@@ -209,9 +211,23 @@ def whole_number(text, least=0):
 positive = partial(whole_number, least=1)
 
 
+def block_size(text):
+    """Return the number of weights per block, checked as the 4-bit types need it."""
+    try:
+        check_4bit(whole_number(text), "nf4")
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    return int(text)
+
+
 def iso_date(text):
     """Return a date as YYYY-MM-DD."""
-    return str(date.fromisoformat(text))
+    try:
+        return str(date.fromisoformat(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be a date such as 2026-01-31, got {text}"
+        ) from error
 
 
 def number(text):
@@ -224,7 +240,7 @@ def base_flags(sub, adapter=True, several=None):
     """Add the flags that choose base and adapter; the defaults come from the run's folder."""
     sub.add_argument("--model", help="as in train; default: the base of the adapter, or tiny")
     sub.add_argument("--quantize", choices=SCHEMES, help="default: as in training, or none")
-    sub.add_argument("--block-size", type=positive)
+    sub.add_argument("--block-size", type=block_size)
     if adapter:
         text = "an adapter folder of minilora or PEFT" + " per prompt, or none" * bool(several)
         sub.add_argument("--adapter-path", nargs=several, help=text)

@@ -18,7 +18,7 @@ from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
 from ..methods.merging import merge as merge_adapter
 from ..methods.operations import operations
-from ..quant.schemes import error_report
+from ..quant.schemes import error_report, is_projection
 from ..tree import named_leaves
 from .loading import LoadedModel, load_with_adapter, run_settings, warn, warn_of_another_base
 from .run import fine_tune, physical_memory
@@ -28,6 +28,7 @@ train = fine_tune
 
 def load_model(args, path, load=load):
     """Return the LoadedModel that the flags name; path: the folder of its adapter, or None."""
+    require(not path or Path(path).is_dir(), f"{path} is not the folder of an adapter")
     settings = run_settings(path) if path else {}
     name = args.model or settings.get("model") or ("" if path else "tiny")
     way = "give --model, or use train --resume if it is an interrupted run"
@@ -134,6 +135,8 @@ def quantize(args):
     require_new(args.out)
     name, block_size = args.model or "tiny", args.block_size or 64
     config, base, tokenizer = load(name)
+    dense = all(isinstance(w, np.ndarray) for path, w in named_leaves(base) if is_projection(path))
+    require(dense, f"{name} is quantized already: give the folder of the dense model")
     quantized = load(name, args.quantize, block_size)[1]
     save_quantized(args.out, config, quantized, tokenizer)
     print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")

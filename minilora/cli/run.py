@@ -65,6 +65,8 @@ def fine_tune(args):
         best = run(writer, adapters, state, examples, valid, train_config, ops)
         writer.save_adapter(best)
         writer.draw()
+        losses = [row["loss"] for row in run_folder.read_metrics(folder) if "loss" in row]
+        print(f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last")
         scores = print_scores("after", best, *shown)
         card = run_folder.model_card(args, loaded.adapter_config, scores)
         replace_text(folder / "README.md", card)

@@ -238,6 +238,6 @@ def load_rows(name: str, split: str, tokenizer: Any = None) -> list[Row]:
         return read_rows(next((f for f in files if f.exists()), files[0]), tokenizer)
     known = f"{', '.join(tasks.BUILTIN)}, a .jsonl file, or a folder with train.jsonl"
     there = path.suffix == ".jsonl" and path.exists()
-    require(there, f"the data {name!r} do not exist: give {known} and valid.jsonl")
+    require(there, f"there is no data set or file {name!r}: give {known} and valid.jsonl")
     rows = read_rows(path, tokenizer)
     return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]

@@ -201,7 +201,8 @@ BAD_FLAGS = {
     "--iters 0": "--iters",
     "--save-every 0": "--save-every",
     "--layers-to-transform 7": "--layers-to-transform 7",
-    "--block-size 48": "48",
+    "--block-size 48": "--block-size: a block size of 48 is not a power of two",
+    "--chat-date tomorrow": "--chat-date: must be a date such as 2026-01-31",
     "--model nowhere": "nowhere",
     "--data nowhere.jsonl": "nowhere.jsonl",
     "--init-adapter nowhere": "nowhere",
@@ -434,7 +435,7 @@ def test_an_interrupted_run_says_how_to_go_on(base, data, tmp_path, number, stat
 @pytest.mark.parametrize("name", ["a\nb", "a\x1b[31m", "a\udcff", "a\tb"])
 def test_a_message_stays_one_line_whatever_a_name_holds(tmp_path, capsys, name):
     line = error_of(capsys, run("evaluate --model micro --adapter-path", tmp_path / name))
-    assert line.isprintable() and "is missing" in line
+    assert line.isprintable() and "is not the folder of an adapter" in line
 
 
 def test_short_texts_train(base, tmp_path):
@@ -471,7 +472,33 @@ def test_two_runs_in_one_folder(base, data, tmp_path, capsys):
 
 
 def test_resuming_needs_a_checkpoint(base, data, tmp_path, capsys):
-    assert "cannot be read" in error_of(capsys, run("train --resume --adapter-path", tmp_path))
+    error = error_of(capsys, run("train --resume --adapter-path", tmp_path))
+    assert f"there is no run to resume in {tmp_path}" in error
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
+    for words in ("evaluate --adapter-path", "generate --prompt a --adapter-path"):
+        error = error_of(capsys, run(words, tmp_path / "nowhere"))
+        assert f"{tmp_path / 'nowhere'} is not the folder of an adapter" in error
+
+
+def test_a_quantized_base_is_not_quantized_again(tmp_path, capsys):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert run("quantize --model micro --quantize nf4 --out", one) == 0
+    capsys.readouterr()
+    error = error_of(capsys, run("quantize --quantize fp4 --model", one, "--out", two))
+    assert f"{one} is quantized already: give the folder of the dense model" in error
+    assert not two.exists()
+
+
+def test_a_run_without_held_out_rows_prints_its_loss(base, tmp_path, capsys):
+    rows = tmp_path / "few.jsonl"
+    rows.write_text('{"text": "Ada keeps a red ball."}\n' * 3)
+    assert train(base, rows, tmp_path / "run") == 0
+    history = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    first, last = history[0]["loss"], history[-1]["loss"]
+    line = f"training loss: {first:.4f} in the first step, {last:.4f} in the last\n"
+    assert line in capsys.readouterr().out
 
 
 def test_a_finished_run_that_is_resumed_keeps_its_weights(base, data, tmp_path):
