@@ -1,10 +1,10 @@
 # %% [markdown]
 # # 13d. The cost of serving
 #
-# **The question.** How fast does a model generate with a separate adapter, a merged one, or a 4-bit
-# base?
+# **The question.** How fast does a model generate with a separate adapter, a merged one, an 8-bit
+# or a 4-bit base, for one prompt and for eight at the same time?
 #
-# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lessons 6 and 13.
+# **Time:** half a minute to run, seven minutes to read. **You need:** lessons 6 and 13.
 
 # %%
 import time
@@ -17,17 +17,18 @@ import minilora
 from minilora import LoraConfig, lora
 from minilora.config import ModelConfig
 from minilora.evaluation.memory import nbytes
+from minilora.kernels.low_precision import int8_matvec
 from minilora.kernels.nf4 import matvec
 from minilora.tree import named_leaves, tree_map
 
 rng = np.random.default_rng(0)
 
 # %% [markdown]
-# ## Five ways to serve one model
+# ## Six ways to serve one model
 #
 # A model of 12.7 million random parameters generates one token after the other. For a single token,
-# a 4-bit weight is multiplied directly from its codes (`kernels.nf4.matvec`). For a prompt of
-# several tokens, each weight is dequantized first.
+# a 4-bit or 8-bit weight is multiplied directly from its codes (`kernels.nf4.matvec`,
+# `kernels.low_precision.int8_matvec`). For several tokens, each weight is dequantized first.
 #
 # ![A LoRA layer, where the base and the adapter are added, and a QLoRA layer, where the base is in
 # four bits.](../figures/drawings/lora_and_qlora.svg)
@@ -36,11 +37,14 @@ rng = np.random.default_rng(0)
 # norms.](../figures/drawings/model_bytes.svg)
 #
 # **Predict.** The 4-bit model has a seventh of the bytes to read. Is it seven times as fast? What
-# does an adapter cost in multiplications, and what in time?
+# does an adapter cost in multiplications, and what in time? Is a batch of eight prompts eight times
+# as fast as one prompt?
 #
 # <details><summary>Answer</summary>
-# It is not: each code has to be decoded. The adapter has less than 4 % of the multiplications, but
-# its many small products can cost more of the time than that.
+# The 4-bit model is not seven times as fast, because each code has to be decoded. The adapter has
+# less than 4 % of the multiplications, but its many small products can cost more of the time than
+# that. A batch reads or decodes each weight once for all rows, but it does not save a
+# multiplication.
 # </details>
 
 # %%
@@ -54,7 +58,7 @@ shape = ModelConfig(
     head_dim=64,
 )
 dense = random_params(shape, rng)
-quantized = minilora.quantize(dense, "nf4-dq")
+quantized, eight_bit = (minilora.quantize(dense, scheme) for scheme in ("nf4-dq", "int8"))
 lora_config = LoraConfig(r=8, target_modules=("all-linear",))
 adapters, frozen = lora.init(dense, lora_config, rng)
 adapters = tree_map(lambda w: 0.01 * rng.standard_normal(w.shape, np.float32), adapters)
@@ -63,6 +67,7 @@ WAYS = {
     "dense": ({}, dense),
     "dense, adapter separate": (adapters, frozen),
     "dense, adapter merged": ({}, lora.merge(adapters, frozen)),
+    "int8": ({}, eight_bit),
     "NF4": ({}, quantized),
     "NF4, adapter separate": (adapters, frozen_quantized),
 }
@@ -84,6 +89,44 @@ for name, pair in WAYS.items():
     cells.append([name, nbytes(pair[0]) + nbytes(pair[1]), f"{first:.0f}", f"{rate:.0f}"])
 table(["", "bytes", "first token, ms", "tokens per second"], cells)
 
+# %% [markdown]
+# ## Eight prompts at the same time
+#
+# `minilora.generate_batch` continues several prompts together. Each step computes one token per
+# prompt, and each prompt has its own adapter or none. The last row of the table has eight different
+# adapters in one batch.
+
+# %%
+tokens = short(24, 4)
+prompts = [rng.integers(256, size=32).tolist() for _ in range(8)]
+alike = [tree_map(lambda w, i=i: w * (i + 1), adapters) for i in range(8)]
+BATCHES = {
+    "dense": [({}, dense)] * 8,
+    "int8": [({}, eight_bit)] * 8,
+    "NF4": [({}, quantized)] * 8,
+    "dense, eight adapters": [(own, frozen) for own in alike],
+}
+
+
+def batch_speed(pairs, prompts):
+    """Return the generated tokens per second, without the time of reading the prompts."""
+    times = [time.perf_counter()]
+    for length in (1, tokens + 1):
+        minilora.generate_batch(pairs, prompts, shape, max_tokens=length)
+        times.append(time.perf_counter())
+    read, both = np.diff(times)
+    return len(prompts) * tokens / (both - read)
+
+
+cells = []
+for name, pairs in BATCHES.items():
+    one, eight = (max(batch_speed(pairs[:n], prompts[:n]) for _ in range(3)) for n in (1, 8))
+    cells.append([name, f"{one:.0f}", f"{eight:.0f}", f"{eight / one:.1f}"])
+table(["tokens per second", "one prompt", "eight prompts", "ratio"], cells)
+
+# %% [markdown]
+# ## The numbers of multiplications
+
 # %%
 in_base = sum(w.size for path, w in named_leaves(dense) if "proj" in path)
 in_adapter = sum(w.size for _, w in named_leaves(adapters))
@@ -95,7 +138,12 @@ print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
 # The speeds are those of your machine. On a busy machine they vary by a third. **A seventh of the
 # bytes does not mean a seventh of the time**, because each code has to be decoded. How fast this is
 # depends on the processor. With AVX-512, one instruction decodes sixteen codes, and the 4-bit model
-# can be several times as fast as the dense one. Without it, it can be slower.
+# can be several times as fast as the dense one. Without it, it can be slower. The 8-bit model reads
+# a quarter of the bytes, and a conversion to float32 decodes its codes.
+#
+# **For one prompt, reading or decoding the weights takes the time. For eight prompts, multiplying
+# does.** So the three ways to store the weights differ less in a batch. If each core is free for
+# this lesson, a batch generates more tokens per second than one prompt.
 #
 # A separate adapter has few multiplications, but two small products per projection, and each call
 # has a fixed cost. A merged adapter costs nothing (LoRA, Sec. 4).
@@ -109,6 +157,14 @@ q = quantized["model"]["layers"]["0"]["mlp"]["gate_proj"]["weight"]
 error = np.abs(matvec(q, x) - q.dequantize() @ x)
 terms = np.abs(q.dequantize()) @ np.abs(x)
 assert (error <= 512 * 2**-24 * terms).all(), "the product from the codes, to rounding"
+q = eight_bit["model"]["layers"]["0"]["mlp"]["gate_proj"]["weight"]
+error = np.abs(int8_matvec(q, x) - q.dequantize() @ x)
+terms = np.abs(q.dequantize()) @ np.abs(x)
+assert (error <= 520 * 2**-24 * terms).all(), "the product from 8-bit codes, to rounding"
+pairs = BATCHES["dense, eight adapters"]
+together = minilora.generate_batch(pairs, prompts, shape, max_tokens=2)
+alone = [list(minilora.generate(*p, ids, shape, max_tokens=2)) for p, ids in zip(pairs, prompts)]
+assert together == alone, "a prompt gets the same tokens in a batch and alone"
 
 # %% [markdown]
 # ## What was shown
@@ -120,8 +176,9 @@ assert (error <= 512 * 2**-24 * terms).all(), "the product from the codes, to ro
 # **What to try.**
 #
 # 1. `LoraConfig(r=8, ...)`: use r = 64. By how much does the speed with an adapter fall?
-# 2. `list(range(32))`: a prompt of 200 tokens. How does the time to the first token grow?
-# 3. `hidden_size=512`: use 128 with 2 heads of 64. Which way is the fastest now?
+# 2. `size=32`: give the eight prompts different lengths. Do they get the same tokens as alone?
+# 3. `list(range(32))`: a prompt of 200 tokens. How does the time to the first token grow?
+# 4. `hidden_size=512`: use 128 with 2 heads of 64. Which way is the fastest now?
 #
 # **Where to stop with a debugger.** `kernels.weights.frozen_matmul`: one row is multiplied directly
 # from the codes; for several rows the weight is dequantized.

@@ -72,7 +72,8 @@ def generate(args):
     one_each = f"{len(texts)} prompts need one --adapter-path or as many, got {len(paths)}"
     require(len(paths) == len(texts), f"{one_each}: `none` is no adapter")
     once = cache(load)
-    models = {path: load_model(args, path, once) for path in {*paths} - {"none"}}
+    folders = [path for path in dict.fromkeys(paths) if path != "none"]
+    models = {path: load_model(args, path, once) for path in folders}
     first = next(iter(models.values()), None) or load_model(args, None)
     chosen = [models.get(path, first._replace(adapters={})) for path in paths]
     model, n = first.model_config, args.max_tokens

@@ -28,19 +28,14 @@ def read_rows(path, tokenizer=None):
 
     Rows that cannot be learned are left out, and a warning counts them; see `reason_to_skip`.
     """
-    rows, skipped = list[Row](), dict[str, list[str]]()
-    for value, where in read_jsonl(path):
-        row = check_row(value, where)
-        if reason := reason_to_skip(row, tokenizer):
-            skipped.setdefault(reason, []).append(where)
-        else:
-            rows.append(row)
-    require(rows or skipped, f"{path} is empty: write one JSON object per line")
-    for reason, places in skipped.items():
-        count = f"{len(places)}, the first is {places[0]}"
+    rows = [(check_row(value, where), where) for value, where in read_jsonl(path)]
+    require(rows, f"{path} is empty: write one JSON object per line")
+    reasons = [reason_to_skip(row, tokenizer) for row, _ in rows]
+    for reason in sorted({*reasons} - {""}):
+        count = f"{reasons.count(reason)}, the first is {rows[reasons.index(reason)][1]}"
         say_once(f"warning: rows that are skipped because they have {reason}: {count}")
-    require(rows, f"{path} has no row that can be used")
-    return rows
+    require("" in reasons, f"{path} has no row that can be used")
+    return [row for (row, _), reason in zip(rows, reasons) if not reason]
 
 
 @cache
@@ -80,7 +75,6 @@ def check_row(row, where):
             say_once(f"{where.rpartition(',')[0]}: read as {name}")
     shape = {key for keys in SHAPES for key in keys & set(row)}
     if shape not in SHAPES:
-        # the nearest shape has the most keys that the row has, or nearly has
         shapes = [*SHAPES, ALPACA, SHAREGPT]
         near = {key for key in set.union(*shapes) if get_close_matches(key, row, cutoff=0.75)}
         nearest = max(shapes, key=lambda keys: len(keys & near))
@@ -102,16 +96,15 @@ def check_text(key, text, where):
 def check_messages(row, where):
     """Return the row, with its tools as a list; raise InputError if a message is malformed."""
     messages, tools = row["messages"], row.get("tools") or []
-    sound = isinstance(messages, list) and bool(messages)
-    sound = sound and all(isinstance(m, dict) and "role" in m for m in messages)
-    sound = sound and all({"content", "tool_calls"} & m.keys() for m in messages)
-    sound = sound and messages[-1]["role"] == "assistant"
+    sound = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+    sound = sound and all("role" in m and ("content" in m or "tool_calls" in m) for m in messages)
+    sound = sound and messages[-1:] and messages[-1]["role"] == "assistant"
     what = "objects with role and content, the last one of the assistant"
     require(sound, f"{where}: messages must be {what}")
     for message in messages:
         if message.get("content") is not None or not message.get("tool_calls"):
             check_text("content", message.get("content"), where)
-    if isinstance(tools, str):  # as in data sets whose columns have one type
+    if isinstance(tools, str):
         tools = parse_json(tools, f"{where}: tools are not JSON")
     require(isinstance(tools, list), f"{where}: tools must be a list of JSON schemas")
     return row | {"tools": tools} if tools else row
@@ -119,7 +112,7 @@ def check_messages(row, where):
 
 def alpaca(row, where):
     """Return a row of Alpaca as prompt and completion."""
-    given = {key: "" if row.get(key) is None else row[key] for key in [*ALPACA, "input"]}
+    given = {"input": row.get("input") or ""} | {key: row[key] for key in ALPACA}
     parts = {key: check_text(key, text, where) for key, text in given.items()}
     prompt = "\n".join(filter(None, [parts["instruction"], parts["input"]]))
     return {"prompt": prompt, "separator": "\n", "completion": parts["output"]}
@@ -137,7 +130,7 @@ def sharegpt(row, where):
 
 
 def reason_to_skip(row, tokenizer):
-    """Return why a row cannot be learned: no answer, or tools that the chat template drops."""
+    """Return why a row cannot be learned (no answer, or tools that the template drops), or ""."""
     messages, tools = row.get("messages", []), row.get("tools")
     last = messages[-1] if messages else {"content": row.get("text") or row.get("completion")}
     if not (last.get("tool_calls") or last.get("content")):
@@ -149,10 +142,9 @@ def reason_to_skip(row, tokenizer):
 
     no_calls = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
     others = [part for part in ((messages, None), (no_calls, tools)) if part != (messages, tools)]
-    if not (others and tokenizer and tokenizer.has_chat_template):
-        return None
-    shown = text(messages, tools) not in (None, *(text(*part) for part in others))
-    return None if shown else "tools that the chat template of the model does not show"
+    asked = others and tokenizer and tokenizer.has_chat_template
+    hidden = asked and text(messages, tools) in (None, *(text(*part) for part in others))
+    return "tools that the chat template of the model does not show" if hidden else ""
 
 
 def split_turns(row, tokenizer):
