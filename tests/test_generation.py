@@ -162,6 +162,12 @@ def test_an_empty_prompt_is_refused():
         next(generate({}, random_base(TINY), [], TINY))
 
 
+@pytest.mark.parametrize("prompt", ["Ada", np.zeros((1, 3), int), [1.0, 2.0], [[1, 2]]])
+def test_a_prompt_is_a_list_of_ids(prompt):
+    with pytest.raises(InputError, match="a prompt must be a list of token ids: encode a text"):
+        next(generate({}, random_base(TINY), prompt, TINY))
+
+
 def scripted(monkeypatch, logits):
     """A model with the same logits at every position, and the list of its inputs."""
     calls = []
@@ -172,7 +178,7 @@ def scripted(monkeypatch, logits):
 
     monkeypatch.setattr(generation.model, "hidden_states", hidden_states)
     monkeypatch.setattr(
-        generation.model, "logits", lambda x, *rest: np.tile(np.float32(logits), (len(x), 1))
+        generation.model, "logits", lambda x, *rest: np.tile(np.float32(logits), (*x.shape[:-1], 1))
     )
     return calls
 
@@ -190,14 +196,13 @@ def test_the_prompt_is_read_once_and_then_one_token_at_a_time(monkeypatch):
 def test_a_longer_prompt_is_read_while_a_shorter_one_is_continued(monkeypatch):
     calls = scripted(monkeypatch, [0, 1, 3, 2])
     prompts = [[3, 1, 1, 0], [1, 3]]
-    steps = generation.generate_batch({}, {}, prompts, TINY, layers, max_tokens=3)
-    assert list(steps) == [[None, 2], [None, 2], [2, 2], [2, None], [2, None]]
+    found = minilora.generate_batch([({}, {})] * 2, prompts, TINY, max_tokens=3)
+    assert found == [[2, 2, 2], [2, 2, 2]]
     read = [tokens for tokens, _, _ in calls]
     assert read == [[[3, 1], [1, 3]], [[1], [2]], [[0], [2]], [[2], [2]], [[2], [2]]]
-    # an end token ends its row only
-    calls = scripted(monkeypatch, [0, 1, 3, 2])
+    scripted(monkeypatch, [0, 1, 3, 2])
     stop = replace(TINY, eos_token_id=(2,))
-    assert list(generation.generate_batch({}, {}, prompts, stop, layers)) == [[None, None]] * 3
+    assert minilora.generate_batch([({}, {})] * 2, prompts, stop) == [[], []]
 
 
 def test_the_usual_options(monkeypatch):

@@ -146,3 +146,9 @@ def test_an_adapter_on_the_base_without_its_scalings():
     adapters, _ = minilora.get_peft_model(base, LoraConfig(), 0)
     with pytest.raises(InputError, match="the base has no lora_scaling for the adapter on model"):
         minilora.forward(adapters, base, np.zeros((1, 2), int), model_config)
+
+
+def test_evaluate_takes_examples_and_not_rows():
+    model_config, base, _ = minilora.load("micro")
+    with pytest.raises(InputError, match=r"encode them first, with minilora\.encode_rows"):
+        minilora.evaluate({}, base, [{"text": "Ada"}], model_config)

@@ -10,11 +10,11 @@ from tqdm.auto import tqdm
 
 from .. import kernels, layers, training
 from ..batching import Example
-from ..config import ModelConfig, TrainConfig, require
+from ..config import ModelConfig, TrainConfig
 from ..methods.operations import check_packing, operations
 from ..optim import adamw_init
 from ..tree import Tree, num_parameters
-from .metrics import evaluate
+from .metrics import check_examples, evaluate
 
 MAX_PARALLEL_PARAMETERS = 2**24  # with more, a gradient per core needs too much memory
 SECONDS_BETWEEN_LINES = 10  # without a terminal for a progress bar
@@ -48,8 +48,7 @@ def train(
     for rows that are not encoded, and for a loss or gradient that is not finite.
     """
     check_packing(adapters, train_config)
-    encoded = all(isinstance(example, Example) for example in (*examples, *valid))
-    require(encoded, "train takes examples, not rows: encode them first, with minilora.encode_rows")
+    check_examples([*examples, *valid])
     ops = operations(adapters, base, ops)
     reference = getattr(ops, "ops", ops) is layers
     one_shard = reference or num_parameters(adapters) > MAX_PARALLEL_PARAMETERS

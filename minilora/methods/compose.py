@@ -7,12 +7,15 @@ adapters, use another pair; to disable the adapter, use {} for `adapters`.
 Letters: adapter i has the weight wᵢ and the scaling sᵢ = α/r; ΔWᵢ = sᵢ·BᵢAᵢ.
 """
 
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
-from .. import generation
+from .. import model
 from ..config import LoraConfig, ModelConfig, require
+from ..generation import check_generation, sample
+from ..layers import LayerCache
 from ..lora import FACTORS, FIXED, adapted_paths
 from ..tree import Tree, flatten, get, named_leaves, set_leaf, tree_map, unflatten
 from .operations import operations
@@ -62,21 +65,37 @@ def per_row(pairs, rows):
 
 def generate_batch(
     pairs: list[tuple[Tree, Tree]], prompts: list[list[int]], model_config: ModelConfig,
-    **options: Any,
+    max_tokens: int = 256, temp: float = 0.0, top_p: float = 1.0, rng: Any = None,
 ) -> list[list[int]]:  # fmt: skip
     """Return the token ids that continue each of B prompts, computed as one batch.
 
     pairs: the pair (adapters, base) of each prompt; ({}, base) for no adapter. Different pairs must
-    be LoRA. options: `max_tokens`, `temp`, `top_p`, `rng`, as in `generation.generate_batch`.
+    be LoRA. The options are those of `generation.generate`; each prompt has its own child of rng.
+    All rows begin at position 0, so there is no padding: a step reads or generates one token of
+    each row, and shorter prompts are continued while longer ones are still being read.
     """
     one_each = f"{len(prompts)} prompts need as many pairs, got {len(pairs)}"
     require(len(pairs) == len(prompts) > 0, one_each)
+    check_generation(prompts, max_tokens, temp, top_p)
     adapters, frozen = pairs[0]
     if any(a is not adapters or base is not frozen for a, base in pairs):
         adapters, frozen = per_row(pairs, list(range(len(pairs))))
-    model = adapters, frozen, prompts, model_config, operations(adapters, frozen)
-    steps = list(generation.generate_batch(*model, **options))
-    return [[t for s in steps if (t := s[i]) is not None] for i in range(len(prompts))]
+    ops, rngs = operations(adapters, frozen), np.random.default_rng(rng).spawn(len(prompts))
+    cache = [LayerCache() for _ in range(model_config.num_hidden_layers)]
+    rows, read = [list(prompt) for prompt in prompts], min(map(len, prompts))
+    tokens, ended = np.array([row[:read] for row in rows]), [False for _ in rows]
+    while not all(ended):
+        starts = np.zeros_like(tokens)
+        x = model.hidden_states(adapters, frozen, tokens, starts, model_config, ops, cache)
+        logits = model.logits(x[:, -1], adapters, frozen, ops)
+        for i, row in enumerate(rows):
+            if len(row) == read:  # the row is read to its end
+                row.append(sample(logits[i], temp, top_p, rngs[i]))
+                long = len(row) == len(prompts[i]) + max_tokens
+                ended[i] = ended[i] or long or row[-1] in model_config.eos_token_id
+        tokens, read = np.array([row[read : read + 1] for row in rows]), read + 1
+    found = [row[len(p) : len(p) + max_tokens] for row, p in zip(rows, prompts)]
+    return [list(takewhile(lambda t: t not in model_config.eos_token_id, ids)) for ids in found]
 
 
 def combine(pairs, weights, combination_type="cat", r=None):

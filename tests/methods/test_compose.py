@@ -334,9 +334,7 @@ def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengt
     for pair, prompt, found in zip(chosen, prompts, together, strict=True):
         assert found == list(minilora.generate(*pair, prompt, config, max_tokens=6))
     drawn = minilora.generate_batch(chosen, prompts, config, max_tokens=6, temp=1.0, rng=seed)
-    rngs = [np.random.default_rng(seed)]
-    if len(prompts) > 1:
-        rngs = rngs[0].spawn(len(prompts))
+    rngs = np.random.default_rng(seed).spawn(len(prompts))
     for pair, prompt, found, child in zip(chosen, prompts, drawn, rngs, strict=True):
         alone = minilora.generate(*pair, prompt, config, max_tokens=6, temp=1.0, rng=child)
         assert found == list(alone)
