@@ -37,8 +37,8 @@ config, base, words = minilora.load("micro")
 # used.](../figures/drawings/class_head.svg)
 #
 # PEFT has the same head: `task_type="SEQ_CLS"` adds the matrix `score` and saves it with the
-# adapter. A test compares our logits with PEFT's. The code is in
-# [`class_head.py`](class_head.py); this is its main line:
+# adapter. A test compares our logits with PEFT's. The code is in `class_head.py`, next to this
+# lesson; this is its main line:
 #
 # ```python
 # layers.matmul(last_states(trained, base, texts, config), trained["score"]["weight"])
