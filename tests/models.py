@@ -40,6 +40,7 @@ def configs(draw, max_layers=3):
         num_key_value_heads=heads,
         head_dim=draw(st.sampled_from((2, 4, 6))),
         tie_word_embeddings=draw(st.booleans()),
+        rms_norm_eps=draw(st.sampled_from((1e-5, 0.1))),
         sliding_window=draw(st.sampled_from((None, None, 2, 3))),
         model_type=draw(st.sampled_from(("llama", "qwen3"))),
     )

@@ -101,6 +101,30 @@ def targets(ax):
 
 
 @drawing(
+    2.5,
+    "The tokens of a text go through the frozen model. The new head reads the state of the last "
+    "token and gives one logit per class. The model's own head is not used.",
+)
+def class_head(ax):
+    tokens = ["Wes", "keeps", "a", "pink", "book", "in", "the", "loft", "."]
+    for i, word in enumerate(tokens):
+        x = 1.5 + 5.3 * i
+        box(ax, x, 3.6, 5, 3.6, word)
+        arrow(ax, (x + 2.5, 7.2), (x + 2.5, 9.6))
+        arrow(ax, (x + 2.5, 14.4), (x + 2.5, 16.8))
+        box(ax, x, 16.8, 5, 3.6, "h", "temporary")
+    box(ax, 1.5, 9.6, 47.4, 4.8, "frozen model, with or without LoRA", "frozen")
+    text(ax, 25.2, 1.6, "the last token has seen the whole text", color=GREY)
+    text(ax, 25.2, 22.4, "the model's own head (V, D) is not used", color=GREY)
+    arrow(ax, (48.9, 18.6), (53, 18.6))
+    box(ax, 53, 15.9, 12.5, 5.4, "score W\n(C, D)", "trained")
+    arrow(ax, (59.2, 15.9), (59.2, 13))
+    box(ax, 53, 9.4, 12.5, 3.6, "C logits", "temporary")
+    arrow(ax, (59.2, 9.4), (59.2, 7))
+    text(ax, 59.2, 5.4, "softmax: p(class)", color=INK)
+
+
+@drawing(
     2.6,
     "The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half "
     "a cosine to zero.",

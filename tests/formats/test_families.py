@@ -14,7 +14,7 @@ from minilora.tree import unflatten
 WINDOW = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}
 QKV = ATTENTION[:3]
 CASES = [  # fields of config.json, projections with a bias, the window
-    ({"model_type": "llama", "sliding_window": 3}, (), None),  # Llama has no such field
+    ({"model_type": "llama", **WINDOW}, (), None),  # Llama has no such fields
     ({"model_type": "llama", "attention_bias": True, "mlp_bias": True}, ATTENTION + MLP, None),
     ({"model_type": "mistral", "sliding_window": 3}, (), 3),
     ({"model_type": "mistral"}, (), 4096),  # the default of transformers

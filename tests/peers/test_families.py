@@ -38,13 +38,14 @@ peft = pytest.importorskip("peft", reason="the peers group is not installed")
 
 RANDOM = "random Mistral, Qwen2 and Qwen3"
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
+OTHER = {"head_dim": 16, "rms_norm_eps": 0.1}
 FAMILIES = {
     "Mistral": ("Mistral", {"sliding_window": None}),
     "Mistral with a window": ("Mistral", {"sliding_window": 6, "head_dim": 32}),
     "Qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "Qwen2 with a window": ("Qwen2", WINDOW),
     "Qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
-    "Qwen3 with a window and biases": ("Qwen3", {"head_dim": 16, "attention_bias": True, **WINDOW}),
+    "Qwen3 with a window and biases": ("Qwen3", {"attention_bias": True, **OTHER, **WINDOW}),
 }  # fmt: skip
 SLIDING = ["sliding_attention"] * 3
 EACH = pytest.mark.parametrize("name", FAMILIES)

@@ -1,0 +1,195 @@
+# %% [markdown]
+# # 12e. A new head for classes
+#
+# **The question.** The answer is one of eight classes. Is a new head on the frozen model enough, or
+# must the model itself be trained, too? And which score shows the difference?
+#
+# **Time:** half a minute to run, ten minutes to read. **You need:** lessons 2 and 12c.
+
+# %%
+import math
+from functools import cache
+
+import numpy as np
+from class_head import class_logits, fit, last_states, probabilities
+from common import QUICK, figure, short, table
+
+import minilora
+from minilora import LoraConfig, TrainConfig, lora
+from minilora.data import tasks
+from minilora.evaluation import plot
+from minilora.evaluation.metrics import calibration_error
+
+ITERS, ROWS = short(150, 10), (24, 96, 400)
+config, base, words = minilora.load("micro")
+
+# %% [markdown]
+# ## The head
+#
+# A language model computes a state h for each token. Its own head compares h with all tokens. A
+# head for classes has one row per class. It reads only the **last** token's state, because only
+# this token has seen the whole text:
+#
+# $$p = \mathrm{softmax}(W h_{\text{last}}), \qquad W \text{ of shape } (C, D)$$
+#
+# ![The tokens of a text go through the frozen model. The new head reads the state of the last token
+# and gives one logit per class. The model's own head is not
+# used.](../figures/drawings/class_head.svg)
+#
+# PEFT has the same head: `task_type="SEQ_CLS"` adds the matrix `score` and saves it with the
+# adapter. A test compares our logits with PEFT's. The code is in `class_head.py`, next to this
+# lesson; this is its main line:
+#
+# ```python
+# layers.matmul(last_states(trained, base, texts, config), trained["score"]["weight"])
+# ```
+#
+# The classes are the eight places of the small models' language. The head reads each note with one
+# of two ends: as it is, or with " In the" after it. Then the base is about to name the place.
+
+# %%
+ENDS = {"the note": "", 'the note, then " In the"': " In the"}
+
+
+def texts_of(split, n, end):
+    """Return (n lists of token ids, their classes (n,)): notes and the numbers of their places."""
+    rows = tasks.questions(split, n, seed=0)
+    texts = [words.encode(row["prompt"].replace(tasks.QUESTION, ENDS[end])) for row in rows]
+    places = [row["completion"].rpartition(", ")[2].strip(".") for row in rows]
+    return texts, np.array([tasks.PLACES.index(place) for place in places])
+
+
+for end in ENDS:
+    texts, classes = texts_of("train", 1, end)
+    print(f"class {classes[0]} ({tasks.PLACES[classes[0]]}): {words.decode(texts[0])!r}")
+
+# %% [markdown]
+# **Predict.** W starts at zero. What is the loss of the first step? Which parameters have a
+# gradient in this step, if there is an adapter, too?
+#
+# <details><summary>Answer</summary>
+# log 8 = 2.08 nats: all classes are equally likely. Only W has a gradient. The gradient of h is
+# Wᵀ(p − y), which is zero while W is zero. So the adapter begins one step later.
+# </details>
+#
+# ## Alone, and with LoRA
+#
+# **Predict.** The head is trained alone on 400 notes. With which end does it find the place? And
+# what can LoRA learn from 24 notes, about three per class?
+#
+# <details><summary>Answer</summary>
+# Alone, only with " In the". The state at the end of the note does not contain the place in a form
+# that a matrix can read: the next byte is a space, whatever the place. LoRA changes the state. On
+# 24 notes it already finds nine places of ten.
+# </details>
+
+
+# %%
+@cache
+def run(trains, end, n):
+    """Train a head, alone or with LoRA, on n notes: return (scores, losses, trained, frozen)."""
+    trained, frozen = {}, base
+    if trains == "head and LoRA":
+        lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+        trained, frozen = lora.init(base, lora_config, 0)
+    weight = np.zeros((len(tasks.PLACES), config.hidden_size), np.float32)
+    trained = {**trained, "score": {"weight": weight}}
+    settings = TrainConfig(
+        iters=ITERS, batch_size=16, also_train_lr_scale=1.0,
+        learning_rate=4e-3 if trains == "head and LoRA" else 5e-2,
+    )  # fmt: skip
+    trained, losses = fit(trained, frozen, *texts_of("train", n, end), config, settings)
+    texts, classes = texts_of("test", short(400, 40), end)
+    return scores(class_logits(trained, frozen, texts, config), classes), losses, trained, frozen
+
+
+def scores(logits, classes):
+    """Return accuracy, mean confidence, ECE and Brier score of logits (N, C)."""
+    p, right = probabilities(logits), np.eye(logits.shape[1])[classes]
+    hit = p.argmax(axis=1) == classes
+    return {
+        "accuracy": hit.mean(),
+        "confidence": p.max(axis=1).mean(),
+        "ECE": calibration_error(p.max(axis=1), hit),
+        # Σ_k (p_k − y_k)²   (Brier 1950), with y one-hot
+        "Brier": np.square(p - right).sum(axis=1).mean(),
+    }
+
+
+CASES = [("head alone", end) for end in ENDS] + [("head and LoRA", "the note")]
+cells = []
+for trains, end in CASES:
+    for n in ROWS:
+        found, *_ = run(trains, end, n)
+        cells.append([trains, end, n, *(f"{value:.3f}" for value in found.values())])
+table(["trained", "text", "rows", "accuracy", "confidence", "ECE", "Brier"], cells)
+
+# %%
+xlabel, ylabels = "training rows", ["accuracy", "expected calibration error"]
+titles = ["LoRA finds what no head can read", "right, but not sure enough"]
+with figure("class_head", xlabel, ylabels, titles, width=9.2, height=3.6, columns=2) as panels:
+    for axes, name in zip(panels, ("accuracy", "ECE")):
+        for style, (trains, end) in zip(plot.LINES, CASES):
+            values = [run(trains, end, n)[0][name] for n in ROWS]
+            label = f"{trains}, {end.removeprefix('the note, then ')}" if name != "ECE" else None
+            axes.plot(ROWS, values, label=label, marker="o", markersize=4, **style)
+        axes.set_xscale("log")
+        axes.set_xticks(ROWS, ROWS)
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+    panels[0].axhline(1 / 8, color=plot.GREY, linewidth=0.8)
+    panels[0].text(ROWS[0], 1 / 8 - 0.07, "a guess", fontsize=8, color=plot.GREY)
+    panels[0].legend(frameon=False, loc="center right", fontsize=8)
+
+# %% [markdown]
+# ![Accuracy and calibration error of the head, alone and with LoRA, over the number of training
+# rows](../figures/class_head.png)
+#
+# - **A head reads only what is in the state.** At the end of the note it is little better than a
+#   guess, and more rows do not help. A text whose next token is the answer helps at once.
+# - **LoRA moves the answer into the last state.** It needs no such end, and few rows.
+# - **The accuracy does not show everything.** After " In the" the head is right almost always, and
+#   its mean confidence is below 0.8. ECE and Brier score show it. Its weights are still growing:
+#   the loss of a right answer goes to zero only for ever larger logits.
+
+# %%
+# Checks
+texts, classes = texts_of("test", 8, "the note")
+found, losses, trained, frozen = run("head and LoRA", "the note", 24)
+assert abs(losses[0] - math.log(8)) < 1e-5, "a head of zeros must guess"
+h = last_states(trained, frozen, texts, config)
+by_hand = h @ trained["score"]["weight"].T
+logits = class_logits(trained, frozen, texts, config)
+assert np.allclose(logits, by_hand, atol=1e-4), "the logits are W·h of the last token"
+alone = class_logits(trained, frozen, texts[:1], config)
+assert np.allclose(logits[0], alone[0], atol=1e-4), "padding must not change a text's logits"
+if not QUICK:
+    for n in ROWS:
+        plain, asked, adapted = (run(*case, n)[0] for case in CASES)
+        assert plain["accuracy"] < 0.4, f"{n} rows: the head alone must not find the place"
+        assert asked["accuracy"] > 0.95, f"{n} rows: after In the, the head alone must find it"
+        assert asked["confidence"] < asked["accuracy"] - 0.1, f"{n} rows: it must be unsure"
+        assert asked["ECE"] > 0.1 > 0.06 > adapted["ECE"], f"{n} rows: the ECE must tell them apart"
+        assert adapted["accuracy"] > 0.85, f"{n} rows: LoRA must find the place"
+    assert adapted["accuracy"] > 0.99, "400 rows: LoRA must find all places"
+    assert asked["Brier"] > 5 * adapted["Brier"], "and the Brier score shows it, too"
+
+# %% [markdown]
+# ## What was shown
+#
+# A head for classes is one matrix on the last token's state. Alone it can only read what the state
+# contains. LoRA changes the state, with the same loss. Accuracy, ECE and Brier score can disagree.
+#
+# **What to try.**
+#
+# 1. `ITERS, ROWS = short(150, 10), ...`: 1,000 steps. Does the ECE of the head alone fall?
+# 2. `tasks.PLACES`: classify the colour, the second word after "keeps". Which end would help?
+# 3. `target_modules="all-linear"`: only q_proj and v_proj. Are 24 rows still enough?
+#
+# **Where to stop with a debugger.** `last_states` in `class_head.py`: `last`, and the shape of x.
+#
+# **Exercises.** calibration, cross-entropy.
+#
+# **Further reading.** Howard and Ruder 2018, *Universal Language Model Fine-tuning for Text
+# Classification*: [arXiv:1801.06146](https://arxiv.org/abs/1801.06146). Alain and Bengio 2016, on
+# linear heads as probes: [arXiv:1610.01644](https://arxiv.org/abs/1610.01644).

@@ -1,0 +1,84 @@
+"""The head for classes of lesson 12e against PEFT's `task_type="SEQ_CLS"`: logits, gradients."""
+
+import json
+
+import class_head
+import numpy as np
+import pytest
+from comparisons import in_float64, relative
+from peft_models import ALL, gradient_errors, quietly
+
+from minilora.formats.checkpoint import load_adapter
+from minilora.formats.pretrained import load
+from minilora.layers import value_and_grad
+from minilora.tree import flatten
+
+torch = pytest.importorskip("torch", reason="the peers group is not installed")
+transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
+peft = pytest.importorskip("peft", reason="the peers group is not installed")
+load_file = pytest.importorskip("safetensors.torch").load_file
+save_file = pytest.importorskip("safetensors.torch").save_file
+
+CLASSES, PAD = 5, 0
+RNG = np.random.default_rng(0)
+TEXTS = [RNG.integers(1, 256, size=n).tolist() for n in (9, 21, 4, 13)]  # PAD is in none of them
+LABELS = RNG.integers(CLASSES, size=len(TEXTS))
+
+
+def sequence_classifier(folder):
+    """PEFT's model with a head and an adapter, both random, on the Llama of this folder."""
+    torch.manual_seed(1)
+    with quietly():
+        llama = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, num_labels=CLASSES, pad_token_id=PAD, dtype=torch.float32
+        )
+        config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=ALL, r=4, lora_alpha=8)
+        theirs = peft.get_peft_model(llama, config)
+    with torch.no_grad():
+        for p in theirs.parameters():
+            if p.requires_grad:
+                p += 0.1 * torch.randn_like(p)
+    return theirs.eval()
+
+
+def ours_of(theirs, path, base):
+    """(trained, frozen): the adapter and the head that PEFT saved, as lesson 12e has them."""
+    theirs.save_pretrained(path)
+    file = path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    head = tensors.pop("base_model.model.score.weight")
+    save_file(tensors, file, {"format": "pt"})  # without the head, it is an adapter as any other
+    settings = json.loads((path / "adapter_config.json").read_text())
+    settings |= {"task_type": "CAUSAL_LM", "modules_to_save": None}
+    (path / "adapter_config.json").write_text(json.dumps(settings))
+    adapters, frozen, _ = load_adapter(path, base)
+    return {**adapters, "score": {"weight": head.numpy()}}, frozen
+
+
+def test_a_head_for_classes(tiny_llama, tmp_path, compared):
+    config, base, _ = load(tiny_llama())
+    theirs = sequence_classifier(tiny_llama())
+    tokens = torch.tensor(class_head.pad(TEXTS)[0])
+    found = theirs(tokens, attention_mask=(tokens != PAD).long()).logits
+    trained, frozen = ours_of(theirs, tmp_path, base)
+    ours = class_head.class_logits(trained, frozen, TEXTS, config)
+    exact = class_head.class_logits(in_float64(trained), in_float64(frozen), TEXTS, config)
+    what = "a head for classes and LoRA"
+    difference = relative(ours, found.detach().numpy())
+    compared(f"{what}: logits", "PEFT, SEQ_CLS", difference, 1e-5, relative(ours, exact))
+
+    torch.nn.functional.cross_entropy(found, torch.tensor(LABELS)).backward()
+    gradients = {}
+    for name, p in theirs.named_parameters():
+        if p.requires_grad:
+            path = name.removeprefix("base_model.model.").replace("modules_to_save.default.", "")
+            gradients[path.removesuffix(".default.weight")] = p.grad.numpy()
+
+    def gradient(*trees):
+        return value_and_grad(class_head.class_loss)(*trees, TEXTS, LABELS, config)[1]
+
+    ours, exact = gradient(trained, frozen), gradient(in_float64(trained), in_float64(frozen))
+    errors = gradient_errors(ours, {path: gradients[path] for path in flatten(ours)})
+    assert gradients.keys() == flatten(ours).keys()
+    floor = gradient_errors(ours, flatten(exact))
+    compared(f"{what}: gradient of each leaf", "PyTorch + PEFT", errors, 1e-4, floor)
