@@ -188,7 +188,7 @@ def explain(exercise, wrong):
     made = ", ".join(f"{key}={value!r}" for key, value in wrong.case.items())
     lines = [f"is true   {wrong.rule}", f"not for   {exercise.name}({', '.join(names)}), where"]
     lines += [f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)]
-    lines.append(f"made by   arguments({made})")
+    lines += [f"made by   arguments({made})"]
     if mine.crash:
         lines.append(f"raised    {mine.crash.text}")
     elif mine.touched != right.touched:
