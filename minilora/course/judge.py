@@ -1,7 +1,6 @@
 """Decide whether a function is right; if not, find a small wrong call and the usual mistake.
 
 The judge asks a subject for values: `student.Local` in this process, `student.Student` in another.
-It never runs a student's code itself.
 """
 
 import inspect

@@ -5,7 +5,6 @@ from contextlib import redirect_stdout
 from .exercises import LESSONS
 
 __file__ = str(LESSONS / "00_qlora_in_one_file.py")  # for `inspect.getsource`
-with open(__file__, encoding="utf-8") as lesson:
-    parts = lesson.read().partition("# ## 6. Training")  # the parts before it define functions
+text = LESSONS.joinpath(__file__).read_text(encoding="utf-8")
 with redirect_stdout(None):
-    exec(compile(parts[0], __file__, "exec"))
+    exec(compile(text.partition("# ## 6. Training")[0], __file__, "exec"))
