@@ -450,7 +450,10 @@ report("merged", {}, merged)
 #    does the first report say?
 # 3. `base = {path: quantize(w) if ...}`: leave all weights dense. How much does the loss change?
 #
-# **Exercises.** They begin in lesson 0b, with the operations of part 4.
+# **Exercises.** The functions of this file, without their bodies: one-file-nearest,
+# one-file-quantize, one-file-dequantize, one-file-double-quantize, one-file-init-lora,
+# one-file-linear, one-file-rms-norm, one-file-apply-rope, one-file-attention, one-file-mlp,
+# one-file-forward, one-file-loss, one-file-generate.
 #
 # **Further reading.**
 #

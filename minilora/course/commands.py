@@ -17,7 +17,6 @@ def add_commands(top):
     """Add `learn` and `teach` with their commands to an argument parser."""
     modules = top.add_subparsers(dest="module", required=True)
     learn = modules.add_parser("learn", description="Solve exercises in a folder of plain files.")
-    teach = modules.add_parser("teach", description="Grade exercises.")
     commands = learn.add_subparsers(dest="command", required=True)
     shared, only, seed = (argparse.ArgumentParser(add_help=False) for _ in range(3))
     shared.add_argument("--dir", default=".", help="the workspace; default: the current folder")
@@ -40,6 +39,7 @@ def add_commands(top):
     sub.add_argument("id", metavar="ID")
     sub.add_argument("number", metavar="NUMBER", type=int, nargs="?", choices=(1, 2, 3), default=1)
 
+    teach = modules.add_parser("teach", description="Grade exercises.")
     commands = teach.add_subparsers(dest="command", required=True)
     sub = command("grade", "grade folders or zip files that students handed in", only, seed)
     sub.add_argument("submissions", metavar="SUBMISSION", nargs="+")

@@ -34,11 +34,11 @@ def functions(source, names, message=None):
         require(name in nodes, f"there is no function {name}")
         node, first = nodes[name], nodes[name].body[0]
         begin = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
-        end = node.end_lineno if message is None else first.lineno - 1
-        if message is not None and ast.get_docstring(node) is not None:
-            end = first.end_lineno
-        text = f'    raise NotImplementedError("{message}: {name} is not written yet")'
-        found.append("\n".join([*lines[begin:end], *[text] * (message is not None)]))
+        end, body = node.end_lineno, []
+        if message:
+            end = first.lineno - 1 if ast.get_docstring(node) is None else first.end_lineno
+            body = [f'    raise NotImplementedError("{message}: {name} is not written yet")']
+        found.append("\n".join(lines[begin:end] + body))
     return "\n\n\n".join(found)
 
 

@@ -1,7 +1,6 @@
 """Decide whether a function is right; if not, find a small wrong call and the usual mistake.
 
 The judge asks a subject for values: `student.Local` in this process, `student.Student` in another.
-It never runs a student's code itself.
 """
 
 import inspect
@@ -188,7 +187,7 @@ def explain(exercise, wrong):
     made = ", ".join(f"{key}={value!r}" for key, value in wrong.case.items())
     lines = [f"is true   {wrong.rule}", f"not for   {exercise.name}({', '.join(names)}), where"]
     lines += [f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)]
-    lines.append(f"made by   arguments({made})")
+    lines += [f"made by   arguments({made})"]
     if mine.crash:
         lines.append(f"raised    {mine.crash.text}")
     elif mine.touched != right.touched:

@@ -20,9 +20,8 @@ class Workspace:
 
     def __init__(self, folder):
         self.folder, self.exercises = Path(folder), exercises.load()
-        how = "make one with `minilora learn init DIR`"
-        known = (self.folder / PROGRESS).exists()
-        require(known, f"{self.folder} is not a workspace (no {PROGRESS}): {how}")
+        text = f"{folder} is not a workspace (no {PROGRESS}): make one with `minilora learn init`"
+        require((self.folder / PROGRESS).exists(), text)
         self.present = [e for e in self.exercises.values() if self.path(e).exists()]
         self.passed = read_json(self.folder / PROGRESS)
 
@@ -119,5 +118,3 @@ def do_hint(args):
     """Print one of the three hints."""
     e = Workspace(args.dir).named(args.id)
     print(f"hint {args.number} of 3: {e.hints[args.number - 1]}")
-    if args.number < 3:
-        print(f"the next one: minilora learn hint {e.id} {args.number + 1}")

@@ -120,7 +120,6 @@ def plot_class(results, path):
                     axes.bar_label(bar, [text], label_type="center", fontsize=5)
         patches = [axes.barh(0, 0, color=color) for color in COLORS.values()]
         axes.legend(patches, COLORS, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-        axes.margins(y=0.01)
         axes.invert_yaxis()
 
 

@@ -17,6 +17,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
@@ -89,11 +90,10 @@ def environment():
 def running(exercise, source, user=None):
     """Yield a Student for the source (bytes) of a file, and end its processes afterwards."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        student = Student(folder, user, exercise.seconds)
+        student, e = Student(folder, user), exercise
         try:
             student.ask("start", ())  # wait for the imports, which the time limit does not count
-            student.timer.start()
-            e = exercise
+            student.left = e.seconds
             taken = e.sought if e.module and not e.is_test else []
             (answer,) = student.ask("load", (source, e.file, e.sought[-1], e.module, taken))
             if answer.crash:
@@ -101,41 +101,43 @@ def running(exercise, source, user=None):
             yield student
         finally:
             student.end()
+            student.printed.close()
 
 
 class Student:
-    """A function in another process, which has a time limit."""
+    """A function in another process, which has `left` seconds for its answers."""
 
-    def __init__(self, folder, user, seconds):
+    def __init__(self, folder, user):
         self.printed = open(f"{folder}/printed", "w+b")  # noqa: SIM115 (the student's prints)
         self.connection, theirs = CONTEXT.Pipe()
         self.process = CONTEXT.Process(target=serve, args=(theirs, folder, user), daemon=True)
         with patch.dict(os.environ, environment(), clear=True):
             self.process.start()
         theirs.close()
-        self.over = "the process of your code ended"
-        late = f"stopped after {seconds:g} s: an endless loop?"
-        self.timer = threading.Timer(seconds, self.end, [late])
+        self.over, self.left = "the process of your code ended", 120.0
 
     def end(self, over=None):
         """Kill the process and its children, and wake the thread that waits for an answer."""
         self.over = over or self.over
-        self.timer.cancel()
         with suppress(OSError, AttributeError):  # the process has ended, or no groups here
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         with suppress(OSError, ValueError):
             socket.socket(fileno=os.dup(self.connection.fileno())).shutdown(socket.SHUT_RDWR)
-        self.printed.close()
 
     def ask(self, kind, *many):
-        """Send requests of one kind; return the Outcome of each."""
+        """Send requests of one kind and wait; return the Outcome of each."""
+        timer = threading.Timer(self.left, self.end, ["out of time: an endless loop?"])
+        timer.start()
+        began = time.monotonic()
         try:
             self.connection.send((kind, *many))
-            answers = [self.connection.recv_bytes(ANSWER) for _ in many]
+            return [decode_answer(self.connection.recv_bytes(ANSWER)) for _ in many]
         except (EOFError, OSError):
             raise Stopped(self.over) from None
-        return list(map(decode_answer, answers))
+        finally:
+            timer.cancel()
+            self.left -= time.monotonic() - began
 
     def output(self):
         """Return the first line that the code printed, or an empty string."""

@@ -77,10 +77,9 @@ def grade_submission(only, seed, user, path):
 
 
 def submitted_files(path, wanted):
-    """Return {name: bytes} of the wanted files in a folder or a zip file; {} if it is unreadable.
+    """Return {name: bytes} of the wanted files, at any depth, of a folder or a zip file.
 
-    A file may be in a subfolder; the least deep one counts. Names in a zip file are not used as
-    paths, links out of the folder are not followed, and files over 1 MB do not count.
+    The least deep file of a name counts, but none over 1 MB, and none that a link points out to.
     """
     found: dict[str, bytes] = {}
     try:

@@ -6,6 +6,7 @@ import numpy as np
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, layers, lora
+from minilora.course import one_file
 from minilora.double_quant import DYNAMIC_MAP, DoubleQuantized
 from minilora.evaluation.memory import ADAM_FLOATS, activation_floats, nbytes
 from minilora.layers import apply_rope, dense, dropout
@@ -1208,3 +1209,289 @@ def prefix_twisted_by(twist):
 
 for twist in ("values equal keys", "uniform", "small", "one token", "unseeded", "first layer"):
     prefix_twisted_by(twist)
+
+
+# --- QLoRA in one file ---
+
+
+@right("one-file-nearest")
+def nearest_by_loop(x, values):
+    return np.array([np.argmin(np.abs(values - v)) for v in np.ravel(x)])
+
+
+@wrong("one-file-nearest")
+def nearest_below(x, values):
+    return np.maximum(np.searchsorted(values, x.ravel(), side="right") - 1, 0)
+
+
+@wrong("one-file-nearest")
+def nearest_rounded_to_equal_steps(x, values):
+    step = (values[-1] - values[0]) / max(1, len(values) - 1)
+    return np.clip(np.rint((x.ravel() - values[0]) / step), 0, len(values) - 1).astype(int)
+
+
+@wrong("one-file-nearest")
+def nearest_in_column_order(x, values):
+    return np.searchsorted((values[:-1] + values[1:]) / 2, x.ravel(order="F"))
+
+
+def nf4_of(w, twist=""):
+    blocks = w.ravel().reshape(-1, 64)
+    absmax = np.array([max(abs(b)) for b in blocks], np.float32)
+    if twist == "root of the mean square":
+        absmax = np.sqrt((blocks**2).mean(1)).astype(np.float32)
+    normalized = np.clip(blocks / absmax[:, None], -1, 1)
+    codes = np.argmin(np.abs(normalized.reshape(-1, 1) - one_file.NF4), axis=1).astype(np.uint8)
+    if twist == "linear codes":
+        codes = np.rint((normalized.ravel() + 1) * 7.5).astype(np.uint8)
+    packed = codes[0::2] * 16 + codes[1::2]
+    if twist == "halves":
+        packed = codes[: len(codes) // 2] * 16 + codes[len(codes) // 2 :]
+    shape = w.shape[::-1] if twist == "shape turned" else w.shape
+    return one_file.NF4Weight(packed, *one_file.double_quantize(absmax), shape)
+
+
+right("one-file-quantize")(nf4_of)
+
+
+def nf4_back(q, twist=""):
+    high, low = np.divmod(q.codes, 16)
+    codes = np.column_stack([high, low]).ravel()
+    scales = np.repeat(q.nested_absmax, 64 if twist == "scales of 64" else 256)
+    scales = np.resize(scales, len(q.absmax_codes))
+    absmax = one_file.DYNAMIC_MAP[q.absmax_codes] * scales + q.offset
+    if twist == "offset first":
+        absmax = (one_file.DYNAMIC_MAP[q.absmax_codes] + q.offset) * scales
+    if twist == "offset taken off":
+        absmax = absmax - 2 * q.offset
+    numbers = one_file.NF4[codes] * np.repeat(absmax, 64)
+    return numbers.reshape(q.shape, order="F" if twist == "column order" else "C")
+
+
+right("one-file-dequantize")(nf4_back)
+
+
+def absmax_in_bytes(absmax, twist=""):
+    offset = absmax.min() if twist == "smallest for the mean" else absmax.mean()
+    codes, scales = [], []
+    for i in range(0, len(absmax), 256):
+        rest = absmax[i : i + 256] - offset
+        scale = np.abs(rest).max()
+        if twist == "scale of the range":
+            scale = rest.max() - rest.min()
+        codes.append(np.abs(rest[:, None] / scale - one_file.DYNAMIC_MAP).argmin(1))
+        scales.append(scale)
+    if twist == "equal steps":
+        codes = [np.rint((one_file.DYNAMIC_MAP[c] + 1) * 127.5).astype(int) for c in codes]
+    return np.concatenate(codes), np.array(scales, np.float32), np.float32(offset)
+
+
+right("one-file-double-quantize")(absmax_in_bytes)
+
+
+def factors(base, rng, twist=""):
+    new = {}
+    for name in base:
+        if not hasattr(base[name], "absmax_codes"):
+            continue
+        out, n = base[name].shape
+        a = rng.uniform(-(n**-0.5), n**-0.5, size=(one_file.RANK, n)).astype("f4")
+        if twist == "kaiming":
+            a = a * np.float32(6**0.5)
+        if twist == "absolute":
+            a = np.abs(a)
+        if twist == "same for all":
+            a = np.random.default_rng(0).uniform(-(n**-0.5), n**-0.5, a.shape).astype("f4")
+        new[f"{name}.lora_A"] = a
+        shape = (one_file.RANK, out) if twist == "B turned" else (out, one_file.RANK)
+        new[f"{name}.lora_B"] = np.zeros(shape, "f4")
+    return new
+
+
+right("one-file-init-lora")(factors)
+
+
+def projected(x, path, adapters, base, twist=""):
+    w = one_file.dense(base[path])
+    if f"{path}.lora_A" not in adapters:
+        return x @ w.T
+    a, b = adapters[f"{path}.lora_A"], adapters[f"{path}.lora_B"]
+    scaling = one_file.ALPHA / one_file.RANK
+    if twist == "root of r":
+        scaling = one_file.ALPHA / one_file.RANK**0.5
+    if twist == "whole scaled":
+        return scaling * (x @ (w + b @ a).T)
+    if twist == "first direction":
+        a, b = a[:1], b[:, :1]
+    return x @ (w + scaling * (b @ a)).T
+
+
+right("one-file-linear")(projected)
+
+
+def normed(x, weight, config, twist=""):
+    eps = 1e-5 if twist == "fixed epsilon" else config["rms_norm_eps"]
+    size = np.sqrt((x**2).sum(-1) / x.shape[-1] + eps)[..., None]
+    if twist == "norm":
+        size = np.linalg.norm(x, axis=-1, keepdims=True) + eps
+    return x / size * (1 + weight if twist == "gain plus one" else weight)
+
+
+right("one-file-rms-norm")(normed)
+
+
+def positions_encoded(x, theta, twist=""):
+    *_, T, hd = x.shape
+    angles = np.arange(T)[:, None] * theta ** (-2 * np.arange(hd // 2) / hd)
+    if twist == "positions reversed":
+        angles = angles[::-1]
+    if twist == "one frequency":
+        angles = np.arange(T)[:, None] * np.ones(hd // 2)
+    if twist == "heads for tokens":
+        angles = np.resize(angles, (x.shape[1], 1, hd // 2))
+    z = (x[..., : hd // 2] + 1j * x[..., hd // 2 :]) * np.exp(1j * angles)
+    return np.concatenate([z.real, z.imag], -1)
+
+
+right("one-file-apply-rope")(positions_encoded)
+
+
+def attended(x, layer, adapters, base, config, twist=""):
+    B, T, D = x.shape
+    hd = config["head_dim"]
+
+    def heads(name):
+        y = one_file.linear(x, f"{layer}.self_attn.{name}_proj", adapters, base)
+        if twist == "heads interleaved":
+            return y.reshape(B, T, hd, -1).transpose(0, 3, 1, 2)
+        return y.reshape(B, T, -1, hd).transpose(0, 2, 1, 3)
+
+    q, k, v = heads("q"), heads("k"), heads("v")
+    theta = 10000.0 if twist == "theta fixed" else config["rope_theta"]
+    q, k = one_file.apply_rope(q, theta), one_file.apply_rope(k, theta)
+    if twist == "values rotated":
+        v = one_file.apply_rope(v, theta)
+    mixed = np.zeros_like(q)
+    for t in range(T):
+        seen = slice(0, T if twist == "no mask" else t + 1)
+        scores = np.einsum("bhd,bhsd->bhs", q[:, :, t], k[:, :, seen]) / math.sqrt(hd)
+        top = 0 if twist == "overflow" else scores.max(-1, keepdims=True)
+        p = np.exp(scores - top)
+        mixed[:, :, t] = np.einsum("bhs,bhsd->bhd", p / p.sum(-1, keepdims=True), v[:, :, seen])
+    mixed = mixed.transpose(0, 2, 1, 3).reshape(B, T, D)
+    return one_file.linear(mixed, f"{layer}.self_attn.o_proj", adapters, base)
+
+
+right("one-file-attention")(attended)
+
+
+def gated(x, layer, adapters, base, twist=""):
+    def part(name, y):
+        trained = {} if twist == f"{name} without adapter" else adapters
+        return one_file.linear(y, f"{layer}.mlp.{name}_proj", trained, base)
+
+    gate, up = part("gate", x), part("up", x)
+    hidden = gate * 0.5 * (1 + np.tanh(gate / 2)) * up
+    if twist == "residual":
+        return x + part("down", hidden)
+    if twist == "sum":
+        hidden = gate * 0.5 * (1 + np.tanh(gate / 2)) + up
+    return part("down", hidden)
+
+
+right("one-file-mlp")(gated)
+
+
+def logits_of(adapters, base, tokens, config, twist=""):
+    x = np.take(base["model.embed_tokens"], tokens, axis=0)
+    count = config["num_hidden_layers"]
+    order = range(count)[::-1] if twist == "layers reversed" else range(count)
+    for i in order:
+        name = f"model.layers.{i}"
+        if twist == "both from one input":
+            first = one_file.rms_norm(x, base[f"{name}.input_layernorm"], config)
+            second = one_file.rms_norm(x, base[f"{name}.post_attention_layernorm"], config)
+            x = x + one_file.attention(first, name, adapters, base, config)
+            x = x + one_file.mlp(second, name, adapters, base)
+            continue
+        h = one_file.rms_norm(x, base[f"{name}.input_layernorm"], config)
+        x = x + one_file.attention(h, name, adapters, base, config)
+        h = one_file.rms_norm(x, base[f"{name}.post_attention_layernorm"], config)
+        x = x + one_file.mlp(h, name, {} if twist == "mlp without adapters" else adapters, base)
+    if twist == "one layer less":
+        return logits_of(adapters, base, tokens, config | {"num_hidden_layers": count - 1})
+    return one_file.rms_norm(x, base["model.norm"], config) @ base["model.embed_tokens"].T
+
+
+right("one-file-forward")(logits_of)
+
+
+def answers_loss(adapters, base, rows, config, twist=""):
+    total, count = 0.0, 0
+    for prompt, answer in rows:
+        tokens = [*prompt.encode(), *answer.encode(), 255]
+        z = one_file.forward(adapters, base, np.array([tokens[:-1]]), config)[0]
+        losses = [np.logaddexp.reduce(z[t]) - z[t][tokens[t + 1]] for t in range(len(z))]
+        if twist == "targets not shifted":
+            losses = [np.logaddexp.reduce(z[t]) - z[t][tokens[t]] for t in range(len(z))]
+        kept = losses[len(prompt) - 1 :]
+        if twist == "end ignored":
+            kept = kept[:-1]
+        if twist == "in bits":
+            kept = [x / math.log(2) for x in kept]
+        if twist == "only the first row" and count:
+            break
+        total, count = total + sum(kept), count + len(kept)
+    return total / count
+
+
+right("one-file-loss")(answers_loss)
+
+
+def continued(adapters, base, prompt, config, twist=""):
+    tokens, new = list(prompt.encode()), []
+    while len(new) < 24:
+        z = one_file.forward(adapters, base, np.array([tokens + new]), config)[0]
+        new.append(int(z[0 if twist == "first position" else -1].argmax()))
+        if new[-1] == 255:
+            break
+    if twist == "sampled":
+        new = [int(np.random.default_rng(0).integers(97, 123)) for _ in new]
+    if twist == "end kept":
+        return bytes(new).decode(errors="replace")
+    kept = [token for token in new if token != 255]
+    if twist == "errors ignored":
+        return bytes(kept).decode(errors="ignore")
+    return bytes(kept).decode(errors="replace")
+
+
+right("one-file-generate")(continued)
+
+
+def twisted(exercise, function, twist):
+    def wrong_one(*args):
+        return function(*args, twist=twist)
+
+    wrong_one.__name__ = f"{exercise}: {twist}"
+    wrong(exercise)(wrong_one)
+
+
+for twisted_function, exercise, twists in (
+    (nf4_of, "quantize", ("root of the mean square", "linear codes", "halves", "shape turned")),
+    (nf4_back, "dequantize", ("scales of 64", "offset first", "offset taken off", "column order")),
+    (absmax_in_bytes, "double-quantize",
+     ("smallest for the mean", "scale of the range", "equal steps")),
+    (factors, "init-lora", ("kaiming", "absolute", "same for all", "B turned")),
+    (projected, "linear", ("root of r", "whole scaled", "first direction")),
+    (normed, "rms-norm", ("fixed epsilon", "norm", "gain plus one")),
+    (positions_encoded, "apply-rope", ("positions reversed", "one frequency", "heads for tokens")),
+    (attended, "attention",
+     ("heads interleaved", "theta fixed", "values rotated", "no mask", "overflow")),
+    (gated, "mlp", ("gate without adapter", "residual", "sum")),
+    (logits_of, "forward",
+     ("layers reversed", "both from one input", "mlp without adapters", "one layer less")),
+    (answers_loss, "loss", ("targets not shifted", "end ignored", "in bits", "only the first row")),
+    (continued, "generate", ("first position", "sampled", "end kept", "errors ignored")),
+):  # fmt: skip
+    for twist in twists:
+        twisted(f"one-file-{exercise}", twisted_function, twist)

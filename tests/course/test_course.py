@@ -223,6 +223,18 @@ def test_what_breaks_costs_only_its_own_points_and_little_time(tmp_path):
     assert "not handed in" in judge.verdicts(PACK, None)[0].text
 
 
+def test_the_time_of_the_judge_does_not_count(tmp_path, monkeypatch):
+    diagnose = judge.diagnose
+
+    def slowly(*arguments):
+        time.sleep(1.2)
+        return diagnose(*arguments)
+
+    monkeypatch.setattr(judge, "diagnose", slowly)
+    opened, hidden = graded(NEAREST, tmp_path / NEAREST.file, TIES, seconds=1.0)
+    assert "ties-upward" in opened.text and "ties-upward" in hidden.text
+
+
 ODD = {
     "    return [0] * (codes.size // 2)\n": "a list, not an array",
     "    codes + 1\n": "it returned None",

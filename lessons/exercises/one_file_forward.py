@@ -1,0 +1,58 @@
+"""one-file-forward: compute the logits of a Llama.
+
+1. x is base["model.embed_tokens"][tokens], (B, T, D), with tokens (B, T).
+2. For i from 0 to config["num_hidden_layers"] − 1, layer = f"model.layers.{i}":
+   x ← x + attention(h, layer, adapters, base, config), with h = rms_norm(x, w, config) and
+   w = base[f"{layer}.input_layernorm"]; then x ← x + mlp(h, layer, adapters, base), with h the norm
+   of the new x and w = base[f"{layer}.post_attention_layernorm"].
+3. Return the logits (B, T, V): `rms_norm` of x with base["model.norm"], times the transpose of
+   base["model.embed_tokens"] (V, D).
+"""
+
+import numpy as np
+
+from minilora.course.one_file import RANK
+from minilora.course.outcome import close
+
+CASES = {"batch": (1, 2), "length": (1, 4), "layers": (1, 3), "half": (1, 2)}
+HIDDEN = {"length": (5, 8), "layers": (2, 4), "half": (3, 4)}
+
+
+def make_model(rng, layers, heads, half, vocab=11):
+    """Return (adapters, base, config) of a small model with D = 2·half·heads and random weights."""
+    width = 2 * half * heads
+    config = {"num_hidden_layers": layers, "head_dim": 2 * half, "rope_theta": 100.0,
+              "rms_norm_eps": 0.1, "vocab_size": vocab}  # fmt: skip
+    base = {"model.embed_tokens": rng.uniform(-1, 1, (vocab, width)),
+            "model.norm": rng.uniform(0.5, 2, width)}  # fmt: skip
+    adapters = {}
+    for i in range(layers):
+        layer = f"model.layers.{i}"
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            base[f"{layer}.{name}"] = rng.uniform(0.5, 2, width)
+        shapes = {f"self_attn.{n}_proj": (width, width) for n in "qkvo"}
+        shapes |= {f"mlp.{n}_proj": (3 * width, width) for n in ("gate", "up")}
+        for name, shape in (shapes | {"mlp.down_proj": (width, 3 * width)}).items():
+            path = f"{layer}.{name}"
+            base[path] = rng.uniform(-1, 1, shape) / shape[1] ** 0.5
+            adapters[f"{path}.lora_A"] = rng.uniform(-1, 1, (RANK, shape[1])) / shape[1] ** 0.5
+            adapters[f"{path}.lora_B"] = rng.uniform(-0.5, 0.5, (shape[0], RANK))
+    return adapters, base, config
+
+
+def arguments(rng, batch, length, layers, half):
+    adapters, base, config = make_model(rng, layers, 2, half)
+    return adapters, base, rng.integers(0, 11, (batch, length)), config
+
+
+def tolerance(*_):
+    """float64: at most four layers, each of which may amplify an error of 2⁻⁵⁰ some 100 times."""
+    return 2.0**-24
+
+
+def property_causal(function, adapters, base, tokens, config):
+    """the last token does not change the logits of earlier positions"""
+    other = tokens.copy()
+    other[:, -1] = (tokens[:, -1] + 1) % 11
+    a, b = (np.asarray(function(adapters, base, t, config)) for t in (tokens, other))
+    close(b[:, :-1], a[:, :-1], 2.0**-24)

@@ -1,0 +1,64 @@
+"""one-file-init-lora: create the trained matrices of LoRA.
+
+base is {name: weight}. For each weight that is an NF4Weight, with w.shape = (out, in), put into a
+new dict
+
+- "NAME.lora_A": (RANK, in) float32, drawn from `rng`, uniform between −1/√in and 1/√in;
+- "NAME.lora_B": (out, RANK) float32, zeros.
+
+Arrays in `base`, such as norms and the embedding, get nothing. Return the dict.
+"""
+
+import numpy as np
+
+from minilora.course.one_file import RANK, quantize
+
+CASES = {"layers": (1, 2), "out": [16, 32], "width": [64, 96]}
+HIDDEN = {"layers": (3, 4), "out": [48, 128], "width": [32, 160]}
+
+
+def arguments(rng, layers, out, width):
+    base = {"model.embed_tokens": rng.uniform(-1, 1, (8, width)).astype("f4")}
+    for i in range(layers):
+        for name, rows in (("q_proj", out), ("v_proj", 2 * out)):
+            w = rng.standard_normal((rows, width)).astype("f4")
+            base[f"model.layers.{i}.self_attn.{name}"] = quantize(w)
+        base[f"model.layers.{i}.input_layernorm"] = np.ones(width, "f4")
+    return base, np.random.default_rng(int(rng.integers(1000)))
+
+
+def filled(a):
+    """Describe how A fills ±1/√in. Of 256 uniform draws, the largest is below 0.9 of the bound, or
+    the mean outside ±0.25 of it, less than once in 10⁹."""
+    a = np.asarray(a, float) * np.sqrt(a.shape[-1])
+    low, high, mean = a.min(), a.max(), a.mean()
+    right = -1 <= low < -0.9 and 0.9 < high <= 1 and abs(mean) < 0.25 and abs(a).mean() < 0.62
+    return "uniform" if right else f"from {low:.1g} to {high:.1g} times 1/√in, mean {mean:.1g}"
+
+
+def observe(result, base, rng):
+    """Return the range of random numbers, and zeros unchanged."""
+    return {name: (np.shape(w), filled(w)) if np.any(w) else w for name, w in result.items()}
+
+
+def property_drawn_from_the_generator(function, base, rng):
+    """equal generators give equal numbers, others do not, and no two rows of A are equal"""
+
+    def drawn(seed):
+        found = function(base, np.random.default_rng(seed))
+        return np.concatenate([w[:, :32] for name, w in found.items() if "lora_A" in name])
+
+    first = drawn(1)
+    assert np.array_equal(first, drawn(1)), "the same generator gives other numbers"
+    if first.any():
+        assert not np.array_equal(first, drawn(2)), "another generator gives the same numbers"
+        assert len(np.unique(first, axis=0)) == len(first), "some rows of A are equal"
+
+
+def property_the_base_at_first(function, base, rng):
+    """BA is zero for every adapter"""
+    adapters = function(base, rng)
+    for name, a in adapters.items():
+        if name.endswith("lora_A"):
+            assert a.shape[0] == RANK, f"{name} has {a.shape[0]} rows"
+            assert not (adapters[name.replace("lora_A", "lora_B")] @ a).any(), name

@@ -1,0 +1,41 @@
+"""one-file-linear: apply a projection with its LoRA adapter.
+
+Compute h = W₀x + (α/r)·BAx, with α = ALPHA and r = RANK. W₀ is base[path], and
+`frozen_matmul(x, base[path])` multiplies x (…, in) by it. If `adapters` has f"{path}.lora_A"
+(r, in), it also has f"{path}.lora_B" (out, r). Without them, h = W₀x. Return h (…, out).
+"""
+
+import numpy as np
+
+from minilora.course.one_file import RANK, quantize
+from minilora.course.outcome import close
+
+CASES = {"rows": (1, 3), "out": [16, 32], "width": [32, 64], "kind": ["dense", "nf4"],
+         "adapted": [True, True, False]}  # fmt: skip
+HIDDEN = {"rows": (4, 6), "out": [48], "width": [128, 96]}
+
+
+def arguments(rng, rows, out, width, kind, adapted):
+    w, path = rng.standard_normal((out, width)), "model.layers.0.mlp.up_proj"
+    base = {path: w if kind == "dense" else quantize(w.astype("f4"))}
+    a, b = rng.uniform(-1, 1, (RANK, width)), rng.uniform(-1, 1, (out, RANK))
+    adapters = {f"{path}.lora_A": a, f"{path}.lora_B": b} if adapted else {}
+    adapters["model.layers.1.mlp.up_proj.lora_A"] = np.ones((RANK, width))  # another projection's
+    return rng.uniform(-2, 2, (rows, 2, width)), path, adapters, base
+
+
+def tolerance(x, *_):
+    """float64: sums of 128·8 terms of at most 8, in any order."""
+    return 2.0**-35
+
+
+def property_zero_input(function, x, path, adapters, base):
+    """the output is linear in x: twice x gives twice the output"""
+    once, twice = (np.asarray(function(k * x, path, adapters, base)) for k in (1, 2))
+    close(twice, 2 * once, 2.0**-33)
+
+
+def property_b_zero(function, x, path, adapters, base):
+    """with B = 0, the adapter changes nothing"""
+    zero = {name: 0 * w if "lora_B" in name else w for name, w in adapters.items()}
+    close(function(x, path, zero, base), np.asarray(function(x, path, {}, base)), 2.0**-40)

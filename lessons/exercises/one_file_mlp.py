@@ -1,0 +1,30 @@
+"""one-file-mlp: apply the gated feed-forward layer.
+
+gate and up are `linear(x, f"{layer}.mlp.gate_proj", adapters, base)`, and the same with up_proj.
+Return `linear` of gate·σ(gate)·up with f"{layer}.mlp.down_proj", where σ(a) = 1/(1 + e⁻ᵃ). x and
+the result are (B, T, D).
+"""
+
+import numpy as np
+
+from minilora.course.exercises import load
+from minilora.course.outcome import close
+
+CASES = {"batch": (1, 2), "length": (1, 3), "half": (1, 3)}
+HIDDEN = {"length": (4, 7), "half": (4, 6)}
+
+
+def arguments(rng, batch, length, half):
+    adapters, base, _ = load()["one-file-forward"].checks.make_model(rng, 1, 2, half)
+    return rng.uniform(-2, 2, (batch, length, 4 * half)), "model.layers.0", adapters, base
+
+
+def tolerance(*_):
+    """float64: three products of at most 72 terms with results of at most 10⁴."""
+    return 2.0**-32
+
+
+def property_token_by_token(function, x, layer, adapters, base):
+    """each token is computed from itself alone"""
+    whole = np.asarray(function(x, layer, adapters, base))
+    close(whole[:, :1], np.asarray(function(x[:, :1], layer, adapters, base)), 2.0**-32)

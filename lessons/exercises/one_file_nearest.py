@@ -1,0 +1,28 @@
+"""one-file-nearest: find the index of the nearest of several values.
+
+values (n,) float32 is in rising order, and x is an array of any shape. Return the index of the
+nearest value for each number of x: a flat array of whole numbers, in the order of x.ravel().
+Exactly halfway between two values, take the lower one.
+"""
+
+import numpy as np
+
+CASES = {"rows": (1, 3), "width": (2, 6), "count": [16, 256], "ties": [False, True]}
+HIDDEN = {"rows": (4, 7), "width": (7, 40), "count": [2, 31]}
+
+
+def arguments(rng, rows, width, count, ties):
+    # multiples of 1/512, whose midpoints and differences are exact in float32
+    values = np.sort(rng.choice(1025, count, replace=False)).astype("f4") / 512 - 1
+    x = rng.integers(-700, 701, (rows, width)).astype("f4") / 512
+    if ties:
+        n = rng.integers(0, count - 1, (rows, (width + 1) // 2))
+        x[:, ::2] = (values[n] + values[n + 1]) / 2
+    return x, values
+
+
+def property_nothing_is_nearer(function, x, values):
+    """no value is nearer to x than the value of its index"""
+    index = np.asarray(function(x, values))
+    distance = np.abs(x.reshape(-1, 1) - values)
+    assert (distance[np.arange(x.size), index] == distance.min(axis=1)).all()

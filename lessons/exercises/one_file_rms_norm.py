@@ -1,0 +1,29 @@
+"""one-file-rms-norm: scale each vector to a root mean square of 1.
+
+Return y = x / √(mean(x²) + ε) · weight, with the mean over the last axis and ε =
+config["rms_norm_eps"]. x is (…, D), weight is (D,), and y has the shape of x.
+"""
+
+import numpy as np
+
+from minilora.course.outcome import close
+
+CASES = {"rows": (1, 3), "width": (2, 6), "eps": [1e-5, 0.5]}
+HIDDEN = {"rows": (4, 9), "width": (7, 33)}
+
+
+def arguments(rng, rows, width, eps):
+    x = rng.uniform(-3, 3, (rows, 2, width)) + rng.uniform(1, 2)
+    return x, rng.uniform(0.5, 2, width), {"rms_norm_eps": eps}
+
+
+def tolerance(*_):
+    """float64: |y| ≤ 2·√33, a sum of 33 terms and a few operations: some 40 times 2⁻⁵³·12."""
+    return 2.0**-44
+
+
+def property_the_mean_square(function, x, weight, config):
+    """before the weight, the mean of the squares is m/(m + ε), where m is that of x"""
+    m = np.mean(x * x, axis=-1)
+    square = np.mean((np.asarray(function(x, weight, config)) / weight) ** 2, axis=-1)
+    close(square, m / (m + config["rms_norm_eps"]), 2.0**-44)

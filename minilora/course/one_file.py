@@ -1,0 +1,10 @@
+"""The functions of lesson 0, QLoRA in one file, for its exercises. They are not trained here."""
+
+from contextlib import redirect_stdout
+
+from .exercises import LESSONS
+
+__file__ = str(LESSONS / "00_qlora_in_one_file.py")  # for `inspect.getsource`
+text = LESSONS.joinpath(__file__).read_text(encoding="utf-8")
+with redirect_stdout(None):
+    exec(compile(text.partition("# ## 6. Training")[0], __file__, "exec"))
