@@ -53,7 +53,7 @@ largest = np.isin(codes, (0, 15)).reshape(-1, 64).sum(axis=1)  # per block: code
 growth = end.absmax / start.absmax - 1
 print(f"{(largest > 1).mean():.0%} of the blocks have two elements with a code of −1 or 1")
 print(f"growth of the absmax: {growth[largest > 1].mean():.1%} in these blocks, ", end="")
-print(f"{growth[largest == 1].mean():.1%} in blocks with one")
+print(f"{abs(growth[largest == 1].mean()):.1%} in blocks with one")
 
 # %%
 # Checks

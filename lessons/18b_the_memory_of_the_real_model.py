@@ -52,8 +52,8 @@ print(f"in float32 the base would be {quotient:.1f} times as large")
 # as in its file (`low_precision.py`). The largest part of the estimate is now the activations. They
 # do not shrink with the weights; `gradient_checkpointing` makes them small (lesson 7).
 #
-# ![SmolLM2 by parameters and by bytes: projections in 4 bits, embedding in 8, adapters in
-# 32](../figures/drawings/smollm2_bytes.svg)
+# ![SmolLM2 by parameters and by bytes: projections in 4 bits, embedding in 9 with its scales,
+# adapters in 32](../figures/drawings/smollm2_bytes.svg)
 #
 # The file of SmolLM2 is in 4 bits already (Q4_1). So this lesson cannot show what quantizing costs
 # a model. The lessons with the embedded models, which were never quantized, show it.

@@ -120,6 +120,7 @@ def test_the_parameters_of_the_drawings_are_those_of_the_models(modules):
     assert [int(bar.get_width()) for bar in bars] == [336, 1488, 21888, 95568]
     sizes = words(drawn(modules, "smollm2_bytes"))
     assert "2.4" in sizes and "9.8" in sizes  # 2,442,240 numbers of LoRA, in float32
+    assert "54.8" in sizes and "31.9" in sizes  # as the loaded model: 54,770,040 and 31,850,496
 
 
 def test_temperature_changes_no_order_and_the_likeliest_most(modules):

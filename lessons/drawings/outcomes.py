@@ -339,7 +339,7 @@ def prefix_attention(ax):
 @drawing(
     2.9,
     "The parts of SmolLM2-135M by number of parameters and by bytes in memory: projections in 4 "
-    "bits, the embedding in 8 bits, and LoRA of rank 8 in float32.",
+    "bits, the embedding in 9 bits with its scales, and LoRA of rank 8 in float32.",
 )
 def smollm2_bytes(ax):
     weights = SMOLLM2.num_hidden_layers * sum(o * i for o, i in projection_shapes(SMOLLM2).values())
@@ -349,7 +349,7 @@ def smollm2_bytes(ax):
     )
     parts = (
         ("projections", weights, bits_per_weight(), "#d6e9f5"),
-        ("embedding", embedding, 8, "#9ecae9"),
+        ("embedding", embedding, 8 + 32 / 32, "#9ecae9"),  # a float32 scale per 32 weights
         ("LoRA, r = 8", adapters, 32, "#fbdcc4"),
     )
     for y, words, unit in ((19, "parameters (million)", 0), (9.5, "megabytes in memory", 1)):

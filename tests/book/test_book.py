@@ -142,6 +142,13 @@ def test_every_lesson_has_a_picture_and_a_notebook_with_outputs():
         assert outputs and not any(out.output_type == "error" for out in outputs), page
 
 
+def test_a_page_shows_the_figures_of_its_own_run():
+    """A full build writes figures next to the book; a quick build writes none, and shows stored."""
+    for own in (BOOK.parent / "figures").glob("*.png"):
+        shown = BOOK / "_images" / own.name
+        assert shown.read_bytes() == own.read_bytes(), own.name
+
+
 def test_the_search_finds_a_function(browser):
     visit(browser, "search.html?q=quantize")
     count = "return document.querySelectorAll('#search-results ul.search li').length"
