@@ -440,3 +440,49 @@ def adapters_combined(ax):
     matrix(ax, 46, 13.2, 13, 2.6, "½(A₁ + A₂)", "data", "r", "in", 9)
     text(ax, 37.6, 5.9, "½(B₁ + B₂)", 9, ha="left")
     text(ax, 36, 2.6, "= ¼(B₁A₁ + B₂A₂ + B₁A₂ + B₂A₁)", color=PURPLE, ha="left")
+
+
+@drawing(
+    3.2,
+    "The largest singular values of a matrix, after an update of full rank and after an update of "
+    "rank one with the same norm. Above each bar is the largest cosine with the directions of the "
+    "matrix before. The update of rank one adds one tall bar with a small cosine: an intruder.",
+)
+def intruder_dimensions(ax):
+    rng = np.random.default_rng(1)
+    n, top, epsilon = 48, 9, 0.5
+    U0, _ = np.linalg.qr(rng.standard_normal((n, n)))
+    V0, _ = np.linalg.qr(rng.standard_normal((n, n)))
+    W0 = (U0 * np.geomspace(10, 0.5, n)) @ V0.T
+    dense, factor = rng.standard_normal((n, n)), rng.standard_normal((2, n))
+    updates = {"update of full rank": dense, "update of rank one, same norm": np.outer(*factor)}
+    for i, (name, update) in enumerate(updates.items()):
+        U, S, _ = np.linalg.svd(W0 + 9 * update / np.linalg.norm(update))
+        cosines = np.abs(U.T @ U0).max(axis=1)
+        x = 3 + 34 * i
+        text(ax, x, 29.5, name, 10, ha="left", weight="bold")
+        for j in range(top):
+            kind = "trained" if cosines[j] < epsilon else "frozen"
+            fill, edge, _ = KINDS[kind]
+            left = x + 3.4 * j
+            ax.add_patch(Rectangle((left, 5), 2.8, 1.6 * S[j], fc=fill, ec=edge, lw=1.2))
+            words = f"{cosines[j]:.2f}".lstrip("0")
+            text(ax, left + 1.4, 6.2 + 1.6 * S[j], words, 8.5, edge)
+    text(
+        ax,
+        3,
+        3.2,
+        "bars: singular values of W₀ + ΔW; numbers: largest |cosine| of the left",
+        8.5,
+        GREY,
+        ha="left",
+    )
+    text(
+        ax,
+        3,
+        1.2,
+        "singular vector with all of W₀. Orange: below 0.5, an intruder dimension",
+        8.5,
+        GREY,
+        ha="left",
+    )

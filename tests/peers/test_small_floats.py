@@ -1,13 +1,11 @@
 """The formats that lessons 23 and 23b write out, against ml_dtypes and torchao."""
 
-import ast
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
+from lesson_functions import defined_in
 
-LESSONS = Path(__file__).parents[2] / "lessons"
 FUNCTIONS = ("floor_log2", "round_float", "e2m1", "e4m3", "blocks_of", "mxfp4", "nvfp4")
 
 
@@ -15,22 +13,6 @@ FUNCTIONS = ("floor_log2", "round_float", "e2m1", "e4m3", "blocks_of", "mxfp4", 
 def lesson():
     """Return the functions of lesson 23 by name, without running its experiments."""
     return defined_in("23_four_bits_today.py", FUNCTIONS)
-
-
-def defined_in(file, names):
-    """Execute only the definitions of these names in a lesson; return them in a dict."""
-    tree = ast.parse((LESSONS / file).read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if named(node) in names]
-    found = {"np": np, "partial": partial}
-    exec(compile(tree, file, "exec"), found)
-    return found
-
-
-def named(node):
-    """Return the name that a statement defines, or None."""
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-        return node.targets[0].id
-    return getattr(node, "name", None)
 
 
 def numbers():

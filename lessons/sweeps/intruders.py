@@ -1,0 +1,110 @@
+"""Lesson 21: intruder dimensions of LoRA and full fine-tuning, and what scaling them down does.
+
+    python lessons/sweeps/intruders.py
+
+About four minutes of one core. A run is 200 steps of 16 rows of the questions on `micro`. LoRA is
+on all seven projections; 1e-2 and 5e-3 are the tuned learning rates of sweeps/compare.py.
+"""
+
+import io
+import sys
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import held_out_notes, write_sweep
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data, lora
+from minilora.methods import registry
+from minilora.quant.schemes import is_projection
+from minilora.tree import flatten, unflatten
+
+METHODS = (  # name, rank, learning rate
+    ("lora", 8, 1e-2), ("lora", 8, 4e-3), ("lora", 2, 1e-2), ("lora", 32, 1e-2),
+    ("full", 0, 5e-3), ("full", 0, 2e-3),
+)  # fmt: skip
+FACTORS = (0.9, 0.75, 0.5, 0.25, 0.0)
+JOBS = [(*method, seed) for seed in range(3) for method in METHODS]
+TOP, EPSILON = 10, 0.5
+
+
+def trained(method, r, rate, seed, iters=200):
+    """Return the dense tree of a base that was fine-tuned on the questions."""
+    config, base, words = minilora.load("micro")
+    if method == "full":
+        adapters, frozen = registry.full(base, None, None)
+    else:
+        chosen = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
+        adapters, frozen = lora.init(base, chosen, seed)
+    settings = TrainConfig(
+        iters=iters, batch_size=16, learning_rate=rate, mask_prompt=True, seed=seed
+    )
+    examples, _ = data.encode_rows(data.load_rows("questions", "train"), words, settings)
+    with redirect_stderr(io.StringIO()):
+        adapters, _ = minilora.train(adapters, frozen, examples, config, settings)
+    return adapters if method == "full" else lora.merge(adapters, frozen)
+
+
+def parts(base, tree):
+    """Return {path: (W, update, what the intruders add, the same of as many other directions)}."""
+    weights, found = flatten(tree), {}
+    for path, W0 in flatten(base).items():
+        if is_projection(path):
+            W0, W = W0.astype(np.float64), weights[path].astype(np.float64)
+            U, S, V = np.linalg.svd(W, full_matrices=False)
+            cosines = np.abs(U.T @ np.linalg.svd(W0, full_matrices=False)[0])
+            is_intruder = cosines[:TOP].max(axis=1) < EPSILON
+            chosen = np.flatnonzero(is_intruder)
+            others = np.flatnonzero(~is_intruder)[: len(chosen)]
+            sums = [(U[:, i] * S[i]) @ V[i] for i in (chosen, others)]
+            found[path] = W, W - W0, *sums, len(chosen)
+    return found
+
+
+WAYS = ("update", "intruders", "others")
+
+
+def scaled(tree, found, way, factor):
+    """Return a tree with one part of each projection multiplied by a factor."""
+    weights = dict(flatten(tree))
+    for path, (W, *part, _) in found.items():
+        weights[path] = (W + (factor - 1) * part[WAYS.index(way)]).astype(np.float32)
+    return unflatten(weights)
+
+
+def scores(tree):
+    """Return (task loss, exact match, loss on the base's own text) on held-out rows."""
+    config, _, words = minilora.load("micro")
+    settings = TrainConfig(mask_prompt=True)
+    task, _ = data.encode_rows(data.load_rows("questions", "test"), words, settings)
+    of_task = minilora.evaluate({}, tree, task, config)
+    notes, _ = held_out_notes(words, TrainConfig())
+    return (
+        of_task["loss"],
+        of_task["exact_match"],
+        minilora.evaluate({}, tree, notes, config)["loss"],
+    )
+
+
+def run_one(job):
+    """Train, and score the model with each part scaled down by each factor."""
+    base, tree = minilora.load("micro").base, trained(*job)
+    found = parts(base, tree)
+    ratios = [np.linalg.norm(d) / np.linalg.norm(W - d) for W, d, *_ in found.values()]
+    row = dict(zip(("method", "r", "rate", "seed"), job))
+    row |= {"size": float(np.median(ratios)), "intruders": sum(x[-1] for x in found.values())}
+    row |= {"directions": TOP * len(found)}
+    row |= dict(zip(("task", "exact", "notes"), scores(tree)))
+    for way in WAYS:
+        for factor in FACTORS:
+            names = (f"{name}_{way}_{factor}" for name in ("task", "exact", "notes"))
+            row |= dict(zip(names, scores(scaled(tree, found, way, factor))))
+    return row
+
+
+if __name__ == "__main__":
+    write_sweep("intruders", run_one, JOBS)

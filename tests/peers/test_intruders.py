@@ -1,0 +1,65 @@
+"""Intruder dimensions as lessons 21 and 21b find and scale them, against PEFT's function."""
+
+import numpy as np
+import pytest
+from lesson_functions import defined_in
+
+torch = pytest.importorskip("torch", reason="the peers group is not installed")
+peft = pytest.importorskip("peft", reason="the peers group is not installed")
+intruder_module = pytest.importorskip("peft.tuners.lora.intruders", reason="needs peft 0.19")
+
+IN, OUT, R = 48, 64, 4
+
+
+def model_with_adapter(size):
+    """Return (PEFT model of one linear layer, W0, ΔW): ‖ΔW‖ is `size` times ‖W0‖."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(IN, OUT, bias=False)).double()
+    config = peft.LoraConfig(r=R, lora_alpha=2 * R, target_modules=["0"])
+    model = peft.get_peft_model(net, config)
+    layer = model.base_model.model[0]
+    W0 = layer.get_base_layer().weight.data
+    A, B = layer.lora_A["default"].weight.data, layer.lora_B["default"].weight.data
+    A.copy_(torch.randn_like(A))
+    B.copy_(torch.randn_like(B))
+    delta = layer.get_delta_weight("default")
+    B.mul_(size * W0.norm() / delta.norm())
+    return model, layer, W0.double().numpy().copy()
+
+
+def low_rank(update, r):
+    """Return the nearest matrix of rank r."""
+    U, S, V = np.linalg.svd(update, full_matrices=False)
+    return (U[:, :r] * S[:r]) @ V[:r]
+
+
+@pytest.mark.parametrize("size", [0.05, 1.0])
+@pytest.mark.parametrize("factor", [0.75, 0.0])
+def test_intruders_are_found_and_scaled_as_in_peft(size, factor):
+    lesson = defined_in("21_intruder_dimensions.py", ("cosines", "intruders"))
+    lesson |= defined_in("21b_do_intruders_forget.py", ("scale_down",))
+    model, layer, W0 = model_with_adapter(size)
+    delta = layer.get_delta_weight("default").double().detach().numpy()
+    intruder_module.reduce_intruder_dimension(
+        model, mitigation_lambda=factor, top_k=10, threshold_epsilon=0.5, logging_sink=None
+    )
+    theirs = layer.get_delta_weight("intruder_reduced").double().detach().numpy()
+    found = lesson["intruders"](W0, W0 + delta, top=10, epsilon=0.5)
+    assert (len(found) > 0) == (size == 1), "only the large update has intruders"
+    # PEFT stores the result as an adapter of the same rank, so it keeps only rank r of it
+    whole = lesson["scale_down"](W0, W0 + delta, factor) - W0
+    ours = low_rank(whole, R) if len(found) else delta
+    largest = np.abs(delta).max()
+    # the adapters are float32 where PEFT casts them, so the error is some 2^-24 per product
+    np.testing.assert_allclose(theirs, ours, atol=1e-5 * largest)
+    if len(found):
+        assert np.abs(theirs - whole).max() > 1e-3 * largest, "the rest of the rank is lost"
+
+
+def test_a_factor_of_one_changes_nothing_in_peft():
+    """The docstring of PEFT 0.21 calls it the portion that is subtracted; it is what remains."""
+    model, layer, _ = model_with_adapter(1.0)
+    before = layer.get_delta_weight("default").detach().clone()
+    intruder_module.reduce_intruder_dimension(model, mitigation_lambda=1.0, logging_sink=None)
+    after = layer.get_delta_weight("intruder_reduced").detach()
+    assert (after - before).abs().max() <= 1e-5 * before.abs().max()
