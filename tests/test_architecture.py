@@ -98,7 +98,7 @@ def test_the_core_is_closed_and_small():
                 code = code_lines(FILES[module])
                 lengths.append(len(code & set(range(node.lineno, node.end_lineno + 1))))
         assert EDGES[module] <= set(CORE), module
-    assert len(CORE) <= 12 and sum(len(code_lines(FILES[m])) for m in CORE) <= 920
+    assert len(CORE) <= 12 and sum(len(code_lines(FILES[m])) for m in CORE) <= 960
     assert median(lengths) <= 8
 
 
@@ -198,8 +198,8 @@ def test_every_subpackage_says_what_it_is_for():
 def test_the_package_stays_small():
     lines = {m: len(path.read_text(encoding="utf-8").splitlines()) for m, path in FILES.items()}
     course = [m for m in FILES if m.partition(".")[0] == "course"]
-    assert sum(lines.values()) <= 9000
-    assert len(course) <= 12 and sum(lines[m] for m in course) <= 1400
+    assert sum(lines.values()) <= 9200
+    assert len(course) <= 12 and sum(lines[m] for m in course) <= 1200
 
 
 def test_importing_changes_nothing_of_the_process():
