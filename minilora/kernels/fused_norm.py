@@ -1,15 +1,14 @@
-"""Optimized RMSNorm: `layers.rms_norm` as one primitive, for `fused.py` and `fused_attention.py`.
-
-g is ∂L/∂y. With r = 1/√(mean(x²) + ε), x̂ = r·x and y = x̂∘w:
-  ∂L/∂x = r·(g∘w − x̂·mean(g∘w∘x̂))        ∂L/∂w = Σ_rows g∘x̂
-x̂ is recomputed as y/w: the projections after the norm keep y in any case, so x is not kept.
-"""
+"""Optimized RMSNorm: `layers.rms_norm` as one primitive, also for the norms of the heads."""
 
 import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 
 from .loops import fast_jit, rows
 from .threads import parallel_rows
+
+# With r = 1/√(mean(x²) + ε), x̂ = r·x, y = x̂∘w and g = ∂L/∂y:
+#   ∂L/∂x = r·(g∘w − x̂·mean(g∘w∘x̂))        ∂L/∂w = Σ_rows g∘x̂
+# x̂ is recomputed as y/w: the projections after the norm keep y in any case, so x is not kept.
 
 
 def rms_norm(x, weight, eps):
