@@ -214,3 +214,29 @@ def regret_claims(ax):
     for plot in (left, right):
         plot.set(xticks=[], yticks=[])
     text(ax, 35, 1.4, "sketches of the claims, not data", 8.5, GREY)
+
+
+@drawing(
+    3.0,
+    "Two methods have the same lowest loss at different learning rates. Compared at one common "
+    "rate, the method that suits that rate seems better. Compared at its own best rate each, "
+    "they are equal.",
+)
+def fair_comparison(ax):
+    rate = np.linspace(-1.6, 2.4, 200)
+    for x, heading, at in ((1.5, "at one rate for both", (0, 0)), (37, "at its best each", (0, 1))):
+        title(ax, x, 28, heading)
+        labels = {"xlabel": "learning rate (logarithmic)", "ylabel": "held-out loss"}
+        plot = plot_axes(ax, x + 3.5, 5, 24, 21, xlim=(-1.6, 2.4), ylim=(0.5, 3.4), **labels)
+        plot.set(xticks=[], yticks=[])
+        for best, color, style, name in ((0, BLUE, "-", "A"), (1, ORANGE, "--", "B")):
+            plot.plot(rate, 1 + 1.1 * (rate - best) ** 2, style, color=color, lw=1.8)
+            plot.text(3.2 * best - 1.3, 3.1, name, color=color, size=10, weight="bold")
+        losses = []
+        for chosen, best, color in ((at[0], 0, BLUE), (at[1], 1, ORANGE)):
+            losses.append(1 + 1.1 * (chosen - best) ** 2)
+            plot.plot(chosen, losses[-1], "o", color=color, ms=7, zorder=5)
+        words = "“A is better”" if at[0] == at[1] else "no difference"
+        plot.plot(at, losses, ":", color=INK, lw=1.2)
+        plot.text(sum(at) / 2, 0.66, words, size=9, ha="center")
+    text(ax, 35, 1.4, "a sketch, not data", 8.5, GREY)
