@@ -240,3 +240,30 @@ def fair_comparison(ax):
         plot.plot(at, losses, ":", color=INK, lw=1.2)
         plot.text(sum(at) / 2, 0.66, words, size=9, ha="center")
     text(ax, 35, 1.4, "a sketch, not data", 8.5, GREY)
+
+
+@drawing(
+    3.1,
+    "A fact is a key and twelve random letters out of sixteen, so it has 48 bits. Its letters are "
+    "the targets. What the model has learned is 4 bits per letter minus the letter's loss in bits.",
+)
+def memorized_bits(ax):
+    letters = "pmcjmgeedaio"
+    losses = (3.1, 2.2, 0.6, 1.8, 0.2, 2.6, 3.3, 0.9, 0.1, 1.4, 0.4, 2.0)  # made up
+    box(ax, 1.5, 22, 8, 4.5, "aej:", "data", 11, family="monospace")
+    text(ax, 5.5, 28.4, "key", color=GREY)
+    text(ax, 36, 28.4, "12 random letters of 16: 12 · log₂ 16 = 48 bits", color=GREY)
+    for i, (letter, loss) in enumerate(zip(letters, losses)):
+        x = 11 + 4.4 * i
+        box(ax, x, 22, 4.2, 4.5, letter, "trained", 11, family="monospace")
+        fill = {"width": 2.6, "lw": 1, "ec": INK}
+        ax.add_patch(Rectangle((x + 0.8, 8), height=2.5 * loss, fc="#f0f0f0", **fill))
+        learned = 2.5 * (4 - loss)
+        ax.add_patch(Rectangle((x + 0.8, 8 + 2.5 * loss), height=learned, fc="#9ecae9", **fill))
+    for bits in (0, 4):
+        text(ax, 10, 8 + 2.5 * bits, f"{bits} bits", 8.5, GREY, ha="right")
+    text(ax, 8.8, 13, "loss of\nthe letter", 9, GREY, ha="right")
+    text(ax, 64.5, 15, "learned", 9, BLUE, ha="left")
+    total = 4 * len(letters) - sum(losses)
+    text(ax, 36, 5.2, f"learned = 48 − Σ loss (in bits) = {total:.1f} bits (an example, made up)")
+    text(ax, 36, 2.2, "capacity = Σ over all facts / number of trained parameters", 9, ORANGE)
