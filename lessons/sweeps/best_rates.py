@@ -1,0 +1,87 @@
+"""Runs of lesson 24: each method at several learning rates, then at its best with five seeds.
+
+About ten minutes of one core.
+
+python lessons/sweeps/best_rates.py
+"""
+
+import csv
+import io
+import sys
+from contextlib import redirect_stderr
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import SWEEPS
+from sweeps import compare
+
+import minilora
+from minilora import TrainConfig, data
+from minilora.tree import num_parameters
+
+FAMILY = ("lora", "lora+", "pissa", "dora")
+RANK = 2  # of the family; compare's budget would give DoRA, whose m it counts as well, only 1
+SAME = dict.fromkeys(FAMILY, (2e-3, 5e-3, 1e-2, 2e-2, 5e-2))
+RATES = {**SAME, "full": (1e-3, 2e-3, 5e-3)}
+TRIED, MORE = (0, 1), (2, 3, 4)  # the seeds at every rate, and those at the best one only
+
+
+def start(method, base, seed):
+    """Return (adapters, frozen): LoRA and its variants at one rank, or all weights."""
+    entry = compare.TABLE[method]
+    return compare.start(entry, base, compare.config_of(entry, RANK), seed)
+
+
+def run_one(job):
+    """Train a method at a rate; score it on the splits valid (to choose) and test (to report)."""
+    method, rate, seed = job
+    config, base, tokenizer = minilora.load("micro")
+    settings = TrainConfig(
+        iters=200, batch_size=8, learning_rate=rate, mask_prompt=True, seed=seed,
+        loraplus_lr_ratio=compare.TABLE[method].loraplus_lr_ratio,
+    )  # fmt: skip
+    adapters, frozen = start(method, base, seed)
+    train, valid, test = (
+        data.encode_rows(data.load_rows("questions", split), tokenizer, settings)[0]
+        for split in ("train", "valid", "test")
+    )
+    with redirect_stderr(io.StringIO()):
+        adapters, _ = minilora.train(adapters, frozen, train, config, settings)
+    chosen_by, reported = (
+        minilora.evaluate(adapters, frozen, examples, config) for examples in (valid, test)
+    )
+    return {
+        "method": method,
+        "rate": rate,
+        "seed": seed,
+        "trained": num_parameters(adapters),
+        "valid_loss": round(chosen_by["loss"], 5),
+        "valid_exact": chosen_by["exact_match"],
+        "loss": round(reported["loss"], 5),
+        "exact_match": reported["exact_match"],
+    }
+
+
+def best_rate(rows, method):
+    """Return the rate with the lowest mean loss on the split valid, over the seeds of TRIED."""
+    found = {}
+    for row in rows:
+        if row["method"] == method and row["seed"] in TRIED:
+            found.setdefault(row["rate"], []).append(row["valid_loss"])
+    return min(found, key=lambda rate: np.mean(found[rate]))
+
+
+JOBS = [(method, rate, seed) for seed in TRIED for method in RATES for rate in RATES[method]]
+
+if __name__ == "__main__":
+    rows = compare.mapped(run_one, JOBS)
+    best = [(method, best_rate(rows, method)) for method in RATES]
+    rows += compare.mapped(run_one, [(*pair, seed) for pair in best for seed in MORE])
+    with open(SWEEPS / "best_rates.csv", "w", newline="") as file:
+        file.write("# python lessons/sweeps/best_rates.py\n")
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)

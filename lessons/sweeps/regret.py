@@ -1,0 +1,100 @@
+"""Runs of lessons 19 and 19b: LoRA and full fine-tuning over ranks, rates, lengths, batch sizes.
+
+About twelve minutes of one core.
+
+python lessons/sweeps/regret.py
+"""
+
+import io
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from common import of, read_sweep, write_sweep
+
+import minilora
+from minilora import LoraConfig, TrainConfig, data
+from minilora.config import ALL_LINEAR
+from minilora.methods import registry
+from minilora.tree import num_parameters
+
+LENGTHS = (25, 50, 100, 200)  # steps after which a run is scored
+ROWS_SEEN = {"micro": 1600, "tiny": 400}  # by a whole run: 200 steps of 8 rows, 25 of 64, …
+ALPHA = 32
+
+
+def start(base, size, seed):
+    """Return (adapters, frozen): every leaf for "full", else LoRA of the rank `size`."""
+    rng = np.random.default_rng(seed)
+    if size == "full":
+        return registry.full(base, None, rng)
+    config = LoraConfig(r=size, lora_alpha=ALPHA, target_modules=ALL_LINEAR)
+    return minilora.get_peft_model(base, config, rng)
+
+
+def run_one(job):
+    """Train at a constant rate; return the held-out losses on the way, in nats per token."""
+    model, size, batch_size, rate, seed = job
+    config, base, tokenizer = minilora.load(model)
+    steps = ROWS_SEEN[model] // batch_size
+    settings = TrainConfig(
+        iters=steps, batch_size=batch_size, learning_rate=rate, mask_prompt=True, seed=seed,
+        lr_schedule="constant", warmup_ratio=0.0, steps_per_eval=min(LENGTHS),
+    )  # fmt: skip
+    train, valid = (
+        data.encode_rows(data.load_rows("questions", split)[:n], tokenizer, settings)[0]
+        for split, n in (("train", 4000), ("valid", 64))
+    )
+    adapters, frozen = start(base, size, seed)
+    with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
+        _, history = minilora.train(adapters, frozen, train, config, settings, valid)
+    losses = {row["step"]: round(row["eval_loss"], 5) for row in history if "eval_loss" in row}
+    return {
+        "model": model,
+        "size": size,
+        "batch": batch_size,
+        "rate": rate,
+        "seed": seed,
+        "trained": num_parameters(adapters),
+        **{f"loss_{step}": losses.get(step, "") for step in LENGTHS},
+        "loss": losses[steps],
+    }
+
+
+SEEDS = range(3)
+SIZES = (1, 8, 64, "full")
+RATES = {
+    ("micro", "lora"): (1e-3, 2e-3, 4e-3, 8e-3),
+    ("micro", "full"): (5e-4, 1e-3, 2e-3, 4e-3),
+    ("tiny", "lora"): (2e-3, 4e-3, 8e-3, 1.6e-2),
+    ("tiny", "full"): (2.5e-4, 5e-4, 1e-3, 2e-3),
+}
+CASES = (  # model, size, rows per step
+    *(("micro", size, 8) for size in SIZES),
+    *(("micro", size, 64) for size in SIZES[1:]),
+    *(("tiny", size, 8) for size in (8, "full")),
+)
+JOBS = [
+    (model, size, batch, rate, seed)
+    for seed in SEEDS
+    for model, size, batch in CASES
+    for rate in RATES[model, "full" if size == "full" else "lora"]
+    if (model, batch) == ("micro", 8) or seed != 1  # two seeds for the other cases
+]
+
+
+def curve(model, size, steps, batch=8):
+    """Return (rates, losses) of the sweep; losses: a row per rate, a column per seed."""
+    rates = RATES[model, "full" if size == "full" else "lora"]
+    cases = {"model": model, "size": size, "batch": batch}
+    sweep = read_sweep("regret")
+    losses = [of(sweep, f"loss_{steps}", rate=rate, **cases) for rate in rates]
+    return np.array(rates), np.array(losses)
+
+
+if __name__ == "__main__":
+    write_sweep("regret", run_one, JOBS)
