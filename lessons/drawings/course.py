@@ -63,8 +63,8 @@ ROWS = lesson_rows()
 
 @drawing(
     0.78 * len(ROWS) + 0.1,
-    "A map of the lessons in six parts: the idea, LoRA, few bits, training, use, and findings since "
-    "2023. Below each lesson are the numbers of the lessons that it needs.",
+    "A map of the lessons in six parts: the idea, LoRA, few bits, training, use, and findings "
+    "since 2023. Below each lesson are the numbers of the lessons that it needs.",
 )
 def lesson_map(ax):
     for row, (part, lessons) in enumerate(ROWS):
