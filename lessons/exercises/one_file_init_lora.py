@@ -11,7 +11,7 @@ Arrays in `base`, such as norms and the embedding, get nothing. Return the dict.
 
 import numpy as np
 
-from minilora.course.one_file import RANK, quantize
+from minilora.course.one_file import RANK, NF4Weight
 
 CASES = {"layers": (1, 2), "out": [16, 32], "width": [64, 96]}
 HIDDEN = {"layers": (3, 4), "out": [48, 128], "width": [32, 160]}
@@ -21,8 +21,9 @@ def arguments(rng, layers, out, width):
     base = {"model.embed_tokens": rng.uniform(-1, 1, (8, width)).astype("f4")}
     for i in range(layers):
         for name, rows in (("q_proj", out), ("v_proj", 2 * out)):
-            w = rng.standard_normal((rows, width)).astype("f4")
-            base[f"model.layers.{i}.self_attn.{name}"] = quantize(w)
+            codes, absmax = np.zeros(rows * width // 2, "u1"), np.zeros(rows * width // 64, "u1")
+            w = NF4Weight(codes, absmax, np.ones(1, "f4"), np.float32(0), (rows, width))
+            base[f"model.layers.{i}.self_attn.{name}"] = w
         base[f"model.layers.{i}.input_layernorm"] = np.ones(width, "f4")
     return base, np.random.default_rng(int(rng.integers(1000)))
 
