@@ -142,8 +142,8 @@ def nearest(x, values):
 def double_quantize(absmax):
     """Quantize the absmax values (m,) of a weight: (absmax_codes, nested_absmax, offset)."""
     offset = mean(absmax)
-    missing = -len(absmax) % 256  # the last block is filled up with zeros
-    blocks = np.pad(absmax - offset, (0, missing)).reshape(-1, 256)
+    # −m mod 256 zeros fill the last block
+    blocks = np.pad(absmax - offset, (0, -len(absmax) % 256)).reshape(-1, 256)
     nested = np.max(np.abs(blocks), axis=1)
     normalized = np.clip(blocks * (1 / np.maximum(nested, np.float32(1e-38)))[:, None], -1, 1)
     normalized[nested == 0] = -1  # as in bitsandbytes; 0 times the value is 0 in any case

@@ -37,9 +37,10 @@ def gaps_of_codes(ax):
     rng = np.random.default_rng(0)
     x, _ = nf4.normalize(rng.standard_normal(2**16).astype(np.float32), 64)
     equal = np.quantile(x, (np.arange(16) + 0.5) / 16)
-    line = np.linspace(-1, 1, 2001)
     for left, values, name in ((7, nf4.NF4, "NF4"), (41, equal, "equally filled bins")):
         plot = plot_axes(ax, left, 5.5, 27, 22.5, xlabel="w / absmax", ylim=(0, 0.42))
+        middles = (values[1:] + values[:-1]) / 2  # the distance is linear between these points
+        line = np.sort(np.concatenate([values, middles, [-1, 1]]))
         distance = np.abs(line[:, None] - values).min(axis=1)
         plot.fill_between(line, distance, color="#f0b37e", lw=0)
         density, edges = np.histogram(x, 60, (-1, 1), density=True)
