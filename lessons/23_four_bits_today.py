@@ -8,7 +8,7 @@
 # block. NVFP4 (NVIDIA 2025) reduces its error with smaller blocks and finer scales.
 # [Lesson 23b](23b_element_block_scale.py) asks which part helps, and what a model loses.
 #
-# **Time:** 10 seconds to run, twelve minutes to read. **You need:** lessons 5, 5b and 6c.
+# **Time:** a few seconds to run, twelve minutes to read. **You need:** lessons 5, 5b and 6c.
 
 # %%
 from functools import partial
@@ -185,7 +185,9 @@ assert 0.28 < clipped < 0.31, "three of ten blocks are clipped"
 #
 # **Where to stop with a debugger.** `round_float` (`step`), called by `nvfp4`.
 #
-# **Further reading.** [OCP Microscaling Formats 1.0](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf),
-# [NVIDIA on NVFP4](https://developer.nvidia.com/blog/introducing-nvfp4-for-efficient-and-accurate-low-precision-inference/).
+# **Further reading.** [OCP Microscaling Formats
+# 1.0](https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf),
+# [NVIDIA on
+# NVFP4](https://developer.nvidia.com/blog/introducing-nvfp4-for-efficient-and-accurate-low-precision-inference/).
 # [pytorch/ao#2035](https://github.com/pytorch/ao/issues/2035) asks to round MX's scale up. Cook et
 # al. 2025 try two scales per block in NVFP4: [arXiv:2512.02010](https://arxiv.org/abs/2512.02010).

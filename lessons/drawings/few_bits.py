@@ -412,3 +412,32 @@ def four_bit_blocks(ax):
             ax.plot([x, x], [y - 0.9, y + 0.9], color=ORANGE, lw=2)
     for value in (1, 2, 4):
         text(ax, 9 + 57 * np.log2(value) / 2, 1, f"{value}", 8.5, GREY)
+
+
+@drawing(
+    3.4,
+    "Three ways to a 4-bit model with an adapter. Train on the dense base, merge, quantize. Train "
+    "on the 4-bit base, merge, quantize again. Train on the 4-bit base and keep the adapter "
+    "separate. Only the third computes in use what it computed in training.",
+)
+def three_ways_to_serve(ax):
+    ways = (
+        ("1", "W", "W + ΔW", "quantize(W + ΔW)", "errs by the rounding of W + ΔW"),
+        ("2", "Ŵ", "Ŵ + ΔW", "quantize(Ŵ + ΔW)", "errs by the rounding of ΔW and new scales"),
+        ("3", "Ŵ", "Ŵ,  B,  A", "Ŵ,  B,  A", "as in training"),
+    )
+    for x, words in ((10.5, "trained on"), (27.5, "trained model"), (51, "served, in 4 bits")):
+        text(ax, x, 31.5, words, 9.5, weight="bold")
+    for i, (number, base, model, served, words) in enumerate(ways):
+        y = 23.5 - 8.3 * i
+        text(ax, 2.5, y + 2.2, number, 12, weight="bold")
+        dense = base == "W"
+        box(ax, 6.5, y, 8, 4.4, base, "data" if dense else "frozen", 11)
+        box(ax, 20.5, y, 14, 4.4, model, "trained", 10)
+        box(ax, 42, y, 18, 4.4, served, "trained" if i == 2 else "frozen", 10)
+        arrow(ax, (14.5, y + 2.2), (20.5, y + 2.2))
+        arrow(ax, (34.5, y + 2.2), (42, y + 2.2), "" if i == 2 else "merge", GREEN, size=8.5)
+        text(ax, 51, y - 1.4, words, 8.5, GREY)
+    text(
+        ax, 6.5, 2, "W: dense base     Ŵ: the base in 4 bits     ΔW = (α/r) BA", 9, GREY, ha="left"
+    )
