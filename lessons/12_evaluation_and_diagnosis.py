@@ -4,10 +4,9 @@
 # **The question.** A fine-tuning run has ended and printed a loss. Is this loss good? And if it is
 # bad, is the fault in the data?
 #
-# [Lesson 12b](12b_underfitting_and_overfitting.py) reads the curves of a run, [lesson
-# 12c](12c_calibration.py) the model's confidence, and [lesson
-# 12d](12d_temperature_and_decisions.py) uses it for decisions. [Lesson
-# 12e](12e_a_new_head_for_classes.py) trains a head for classes.
+# Lesson [12b](12b_underfitting_and_overfitting.py) reads the curves of a run,
+# [12c](12c_calibration.py) the model's confidence, [12d](12d_temperature_and_decisions.py) uses it
+# for decisions, and [12e](12e_a_new_head_for_classes.py) trains a head for classes.
 #
 # ![Three sets of rows. Training rows give gradients. Validation rows choose settings and when to
 # stop. Test rows give one number at the end.](../figures/drawings/data_splits.svg)

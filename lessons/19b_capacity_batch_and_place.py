@@ -11,6 +11,9 @@
 #   does not help.
 # - Adapters on attention only are worse than adapters on the MLP, with equally many parameters.
 #
+# ![Two claims as sketches: the best rates, and ranks that follow full fine-tuning until their
+# capacity is used](../figures/drawings/regret_claims.svg)
+#
 # **Time:** ten seconds to run, ten minutes to read. **You need:** lessons 3 and 19.
 
 # %%
@@ -142,8 +145,6 @@ assert batch[64, 64].mean() < 1.1 * batch["full", 64].mean(), "r = 64 must not l
 #
 # Lesson 3 spent one budget on different matrices (`sweeps/targets.py`, the questions). The same is
 # done here for facts.
-#
-# ![A Llama layer, with A and B on its seven projections](../figures/drawings/llama_block.svg)
 #
 # **Predict.** The questions ask the model to repeat words of the prompt. Which place is better
 # there? Which place is better for facts?

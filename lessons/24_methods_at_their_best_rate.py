@@ -94,9 +94,6 @@ assert chosen["lora+"] < chosen["lora"], "LoRA+ must have the lower best rate"
 # The rate with the lowest mean loss on the validation split is chosen. The scores below are of the
 # test split, which chose nothing. Full fine-tuning got its rate in the same way.
 #
-# ![Training rows give gradients, validation rows choose settings, test rows give one number at the
-# end](../figures/drawings/data_splits.svg)
-#
 # **Predict.** Are the four methods within 2 % of exact match? What would you conclude from the
 # first seed alone?
 #
