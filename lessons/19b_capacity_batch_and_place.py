@@ -167,9 +167,8 @@ table(
 )
 
 # %% [markdown]
-# The claim does not hold on the questions: their answers are copied from the prompt, and attention
-# does the copying. Facts that are not in the prompt have to be stored. There the claim holds. Ask
-# what your task needs, and if in doubt, adapt all seven matrices.
+# The claim does not hold on the questions: attention copies their answers from the prompt. It holds
+# for facts, which have to be stored. If in doubt, adapt all seven matrices.
 
 # %%
 # Checks

@@ -4,11 +4,10 @@
 # **The question.** You have an adapter and want a 4-bit model. Train on which base, merge or not,
 # and quantize when?
 #
-# The issue [llama.cpp#13485](https://github.com/ggml-org/llama.cpp/issues/13485) asks for exactly
-# this comparison, and is open: (1) train on the dense base, merge, quantize; (2) train on the
-# quantized base and merge; (3) train on the quantized base and keep the adapter separate. Lesson
-# 13b compared ways to merge *one* QLoRA adapter. Here the training base differs as well, and the
-# model.
+# An [open issue of llama.cpp](https://github.com/ggml-org/llama.cpp/issues/13485) asks to compare:
+# (1) train on the dense base, merge, quantize; (2) train on the quantized base, merge, quantize;
+# (3) train on the quantized base and keep the adapter separate. Lesson 13b compared ways to merge
+# *one* QLoRA adapter. Here the base of training and the model differ as well.
 #
 # **Time:** a quarter of a minute to run, twelve minutes to read. **You need:** lessons 7, 13 and
 # 13b.
@@ -29,8 +28,7 @@ from minilora.evaluation import plot
 # again; train on the 4-bit base and keep the adapter
 # separate](../figures/drawings/three_ways_to_serve.svg)
 #
-# There are two mistakes as well, which no library reports: an adapter that was trained on the 4-bit
-# base is loaded on the dense base, or the other way round.
+# No library reports a crossing: an adapter of the 4-bit base on the dense base, or vice versa.
 #
 # **Predict.** Order the three ways. Is a crossing worse than quantizing after the merge?
 #
@@ -46,11 +44,6 @@ rows = data.load_rows("questions", "valid")
 held_out, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
 
 
-def on_base(run, name):
-    """Return the frozen tree of a run with the weights of another base."""
-    return experiment.with_weights_of(run.frozen, bases[name])
-
-
 def scores(adapters, base):
     """Return the loss and the exact match on held-out questions."""
     found = minilora.evaluate(adapters, base, held_out, config)
@@ -58,16 +51,16 @@ def scores(adapters, base):
 
 
 dense, four_bits = (finetune(scheme=s, iters=short(200, 20)) for s in experiment.SCHEMES.values())
-merged = {
-    "1": lora.merge(dense.adapters, dense.frozen),
-    "2": lora.merge(four_bits.adapters, four_bits.frozen),
-}
+merged_1 = lora.merge(dense.adapters, dense.frozen)
+merged_2 = lora.merge(four_bits.adapters, four_bits.frozen)
+moved_to_nf4 = experiment.with_weights_of(dense.frozen, bases["nf4"])
+moved_to_dense = experiment.with_weights_of(four_bits.frozen, bases["dense"])
 ways = {
-    "1: dense, merged, quantized": scores({}, minilora.quantize(merged["1"], "nf4-dq")),
-    "2: NF4, merged, quantized": scores({}, minilora.quantize(merged["2"], "nf4-dq")),
+    "1: dense, merged, quantized": scores({}, minilora.quantize(merged_1, "nf4-dq")),
+    "2: NF4, merged, quantized": scores({}, minilora.quantize(merged_2, "nf4-dq")),
     "3: NF4, adapter separate": scores(four_bits.adapters, four_bits.frozen),
-    "dense, adapter on NF4": scores(dense.adapters, on_base(dense, "nf4")),
-    "NF4, adapter on dense": scores(four_bits.adapters, on_base(four_bits, "dense")),
+    "dense, adapter on NF4": scores(dense.adapters, moved_to_nf4),
+    "NF4, adapter on dense": scores(four_bits.adapters, moved_to_dense),
 }
 rows = [[way, f"{loss:.4f}", f"{exact:.0%}"] for way, (loss, exact) in ways.items()]
 table(["micro, seed 0", "loss", "exact match"], rows)
@@ -108,20 +101,16 @@ for model, label in MODELS.items():
         loss, exact = column(model, way), column(model, way, "exact_")
         cells.append([way, spread(loss, 4), f"{exact.mean():.0%}"])
     table([label, "loss", "exact match"], cells)
-facts = {
-    model: [of(sweep, name, model=model)[0] for name in ("size", "weight_error", "drift")]
-    for model in MODELS
-}
-table(
-    ["", "‖ΔW‖/‖W‖", "‖Ŵ − W‖/‖W‖", "drift (nats)"],
-    [[m, *(f"{x:.5f}" for x in f)] for m, f in facts.items()],
-)
+rows = []
+for model in MODELS:
+    facts = [of(sweep, name, model=model)[0] for name in ("size", "weight_error", "drift")]
+    rows.append([model, *(f"{x:.5f}" for x in facts)])
+table(["", "‖ΔW‖/‖W‖", "‖Ŵ − W‖/‖W‖", "drift (nats)"], rows)
 
 # %% [markdown]
 # Way 3 is the best everywhere. The saying holds between `micro` and `tiny`, and not for SmolLM2.
-# The error of its weights is the same 9 %. But its *drift* is the largest, the divergence of the
-# 4-bit base's next token from the dense base's: 0.43 nats on English requests. And its update is
-# only 1 % of its weights, against 22 %.
+# The error of its weights is the same 9 %. But its *drift* is the largest: the divergence of the
+# 4-bit base's next token from the dense base's, 0.43 nats. And its update is 1 %, against 22 %.
 
 # %%
 # Checks
@@ -162,14 +151,9 @@ for size in SIZES:
     for name, start in (("W", W), ("Ŵ", W_hat)):
         moved = nf4.quantize(start + d, double_quant=True).dequantize() - W_hat
         kept[name].append(float(np.vdot(moved, d) / np.vdot(d, d)))  # along ΔW itself
-table(
-    ["of ΔW kept", *map(str, SIZES)],
-    [[f"quantize({name} + ΔW)", *(f"{x:.0%}" for x in shares)] for name, shares in kept.items()],
-)
-
-# %%
-title = "What 4 bits keep of an update"
-with figure("kept_updates", "‖ΔW‖/‖W‖", "share of ΔW", title) as axes:
+rows = [[f"quantize({x} + ΔW)", *(f"{y:.0%}" for y in shares)] for x, shares in kept.items()]
+table(["of ΔW kept", *map(str, SIZES)], rows)
+with figure("kept_updates", "‖ΔW‖/‖W‖", "share of ΔW", "What 4 bits keep of ΔW") as axes:
     for (name, shares), style in zip(kept.items(), plot.LINES):
         axes.plot(SIZES, shares, label=f"quantize({name} + ΔW)", marker="o", **style)
     for model, size in sizes.items():
@@ -185,9 +169,7 @@ with figure("kept_updates", "‖ΔW‖/‖W‖", "share of ΔW", title) as axes:
 # %%
 # Checks. The noise of a share is about 0.09/(size · n), the quantization error over n² elements.
 for size, share in zip(SIZES, kept["W"]):
-    assert abs(share - 1) < 0.06 + 5 * 0.09 / (size * n), (
-        f"{size}: rounding W + ΔW must be unbiased"
-    )
+    assert abs(share - 1) < 0.06 + 5 * 0.09 / (size * n), f"{size}: rounding must be unbiased"
 into_original = of(sweep, "dense_merged", model="smollm2", trained_on="nf4")
 assert max(into_original) < 0.1, "SmolLM2's QLoRA adapter must survive quantize(W + ΔW)"
 assert max(kept["Ŵ"][:3]) < 0.2 and kept["Ŵ"][3] > 0.6, "from Ŵ, small updates must be lost"
@@ -196,8 +178,8 @@ assert max(kept["Ŵ"][:3]) < 0.2 and kept["Ŵ"][3] > 0.6, "from Ŵ, small update
 # ## What was shown
 #
 # Way 3 computes what was trained, and is the best on all three models. SmolLM2 learned with an
-# update of 1 %, and such an update does not survive quantize(Ŵ + ΔW). So not the smallest model
-# suffers most, but the one with the smallest update. (Its run was shorter, too.)
+# update of 1 %, which does not survive quantize(Ŵ + ΔW). So the model with the smallest update
+# suffers most, and not the smallest model. (Its run was shorter, too.)
 #
 # **The rule.** Serve the adapter separate, on the base as it was stored in training. If you must
 # merge into 4 bits, compare ‖ΔW‖/‖W‖ with 3 %: below it, merge into the *original* W and quantize
@@ -213,7 +195,6 @@ assert max(kept["Ŵ"][:3]) < 0.2 and kept["Ŵ"][3] > 0.6, "from Ŵ, small update
 #
 # **Exercises.** test-merge, lora-merge.
 #
-# **Further reading.** [llama.cpp#13485](https://github.com/ggml-org/llama.cpp/issues/13485);
-# [peft#2105](https://github.com/huggingface/peft/issues/2105), on the base to merge into;
-# [transformers#31293](https://github.com/huggingface/transformers/issues/31293), a merge that ruins
-# a model. QLoRA: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314).
+# **Further reading.** [peft#2105](https://github.com/huggingface/peft/issues/2105), on the base to
+# merge into; [transformers#31293](https://github.com/huggingface/transformers/issues/31293), a
+# merge that ruins a model. QLoRA: [arXiv:2305.14314](https://arxiv.org/abs/2305.14314).

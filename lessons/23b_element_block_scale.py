@@ -8,6 +8,7 @@
 
 # %%
 import numpy as np
+from codes import round_float
 from common import QUICK, figure, held_out_notes, short, table
 
 import minilora
@@ -20,21 +21,14 @@ rng = np.random.default_rng(0)
 normal = rng.standard_normal(short(2**20, 2**17))
 
 
-def round_float(x, mantissa_bits, smallest_exponent, largest):
-    """Round x to the nearest small float (lesson 23)."""
-    step = np.exp2(np.maximum(np.frexp(x)[1] - 1, smallest_exponent) - mantissa_bits)
-    return np.clip(np.rint(x / step) * step, -largest, largest)
-
-
 # %% [markdown]
 # ## One function for all formats
 #
 # An element is a number in [−1, 1], rounded to one of at most sixteen values. A scale is the absmax
-# of a block, rounded to a number that can be stored.
+# of a block, rounded to a number that can be stored. `round_float` is that of lesson 23.
 #
-# ![A block of NF4 has 64 elements and a float32 scale, a block of MXFP4 32 and a power of two, a
-# block of NVFP4 16 and an E4M3 scale. Below, the scales from 1 to
-# 4.](../figures/drawings/four_bit_blocks.svg)
+# ![Blocks: NF4 64 elements, float32 scale; MXFP4 32, power of two; NVFP4 16, E4M3. Below, the
+# scales from 1 to 4.](../figures/drawings/four_bit_blocks.svg)
 
 # %%
 ELEMENTS = {
@@ -99,10 +93,8 @@ mxfp4, nvfp4 = found["E2M1", 32, "e8m0"], found["E2M1", 16, "e4m3"]
 exact_32, exact_16 = found["E2M1", 32, "exact"], found["E2M1", 16, "exact"]
 cost_e8m0, cost_e4m3 = mxfp4 / exact_32 - 1, nvfp4 / exact_16 - 1
 gain_16, gain_nf4 = 1 - exact_16 / exact_32, 1 - found["NF4", 16, "e4m3"] / nvfp4
-print(f"a power of two costs {cost_e8m0:.1%}, E4M3 {cost_e4m3:.1%}; ", end="")
+print(f"a power of two costs {cost_e8m0:.1%}, E4M3 {cost_e4m3:.1%};")
 print(f"blocks of 16 gain {gain_16:.1%}, NF4's values {gain_nf4:.1%}")
-
-# %%
 title = "Normal weights: elements, blocks and scales"
 with figure("element_block_scale", "bits per weight", "‖ŵ − w‖/‖w‖", title) as axes:
     for element, style in zip(ELEMENTS, plot.LINES):
@@ -129,8 +121,7 @@ assert min(found, key=found.get)[:2] == ("NF4", 16), "NF4's values in small bloc
 # **Predict.** One half of a tensor is 10⁷ times smaller than the other. Which scale loses it?
 #
 # <details><summary>Answer</summary>
-# E4M3: it ends at 2^−9, a factor of 2 · 10⁵ below 448, and smaller blocks become zero. (Double
-# quantization fails as well: lesson 6c.) E8M0 spans 2^254, as much as float32.
+# E4M3: its smallest number is 2^−9, 2 · 10⁵ times below 448. E8M0 spans 2^254, as float32 does.
 # </details>
 
 # %%
@@ -148,11 +139,10 @@ assert lost["e4m3"] == 1 and max(lost["exact"], lost["e8m0"]) < 0.13, "only E4M3
 # %% [markdown]
 # ## A model
 #
-# Each weight of `micro` is cut into other blocks that begin at its 4th, 8th, … element, as in
-# lesson 5b. The spread over these cuts is the error bar.
+# Each weight is also cut into blocks that begin at its 4th, 8th, … element. The spread over these
+# cuts is the error bar.
 #
-# **Predict.** MXFP4 has the same error whether its scale is rounded down or up. Does it cost the
-# model the same?
+# **Predict.** MXFP4's error is the same if its scale is rounded up. Is its cost the same, too?
 #
 # <details><summary>Answer</summary>
 # No: rounded down, it costs more in every cut. Clipping errs in one direction: towards zero.
@@ -182,8 +172,7 @@ costs, errors, rows = {}, {}, []
 for name, format in FORMATS.items():
     errors[name] = error(normal, quantized(normal, *format))
     costs[name] = c = [cost(format, 4 * i) for i in range(short(16, 2))]
-    numbers = [f"{x:.5f}" for x in (np.mean(c), min(c), max(c))]
-    rows.append([name, f"{errors[name]:.4f}", *numbers])
+    rows.append([name, *(f"{x:.5f}" for x in (errors[name], np.mean(c), min(c), max(c)))])
 table(["format", "error", "mean cost (nats per token)", "least", "most"], rows)
 
 # %%
@@ -196,9 +185,8 @@ assert abs(errors["MXFP4"] / errors["MXFP4, up"] - 1) < 0.02, "the errors must b
 # %% [markdown]
 # ## What was shown
 #
-# MXFP4 loses most by its scale, a power of two. Small blocks and E4M3 scales make NVFP4 better. In
-# its blocks, NF4's values would be better still, and so would int4's. Rounding MX's scale up does
-# not change the error of the weights, but this model then loses much less.
+# MXFP4 loses most by its scale, a power of two. Small blocks and E4M3 scales make NVFP4 better.
+# Rounding MX's scale up does not change the error, but this model then loses much less.
 #
 # **What to try.**
 #
@@ -209,6 +197,4 @@ assert abs(errors["MXFP4"] / errors["MXFP4, up"] - 1) < 0.02, "the errors must b
 # **Where to stop with a debugger.** `quantized` (`absmax`).
 #
 # **Further reading.** Rouhani et al. 2023: [arXiv:2310.10537](https://arxiv.org/abs/2310.10537).
-# Why libraries round up:
-# [pytorch/ao#2035](https://github.com/pytorch/ao/issues/2035),
-# [ROCm/aiter#3212](https://github.com/ROCm/aiter/pull/3212).
+# Why libraries round up: [pytorch/ao#2035](https://github.com/pytorch/ao/issues/2035).

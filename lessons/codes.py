@@ -1,4 +1,4 @@
-"""Four codes of sixteen values, and rounding to a code, for lessons 5b and 5c."""
+"""Codes of sixteen values and small floats: rounding for lessons 5b, 5c and 23b."""
 
 import numpy as np
 
@@ -21,6 +21,12 @@ def rounded(w, values, block_size=64):
     x, absmax = nf4.normalize(w, block_size)
     code = nf4.Codebook.from_values(values)
     return code.values[nf4.nearest(x, code)] * np.repeat(absmax, block_size)[: w.size]
+
+
+def round_float(x, mantissa_bits, smallest_exponent, largest):
+    """Round x to the nearest float with so many mantissa bits, as lesson 23 derives it."""
+    step = np.exp2(np.maximum(np.frexp(x)[1] - 1, smallest_exponent) - mantissa_bits)
+    return np.clip(np.rint(x / step) * step, -largest, largest)
 
 
 def rms(x):
