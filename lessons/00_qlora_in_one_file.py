@@ -3,8 +3,8 @@
 #
 # **The question.** What is QLoRA, all of it?
 #
-# This file fine-tunes a language model with QLoRA. It uses NumPy, autograd and the standard
-# library. It imports nothing from `minilora`. Read it from top to bottom:
+# This file fine-tunes a language model with QLoRA. It uses NumPy, autograd (it computes gradients
+# of NumPy code) and the standard library, and nothing from `minilora`. Read it from top to bottom:
 #
 # 1. the base model, read from a file
 # 2. NF4: a weight in 4 bits, and its scales in 8 bits
@@ -70,9 +70,10 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 #
 # *In the package: `nf4.py`, `double_quant.py` (other block sizes, short blocks, FP4, speed).*
 #
-# NF4 has sixteen values between -1 and 1. They are denser near zero, where most weights are. A
-# weight matrix is cut into blocks of 64 numbers. Each block stores its largest magnitude, the
-# *absmax*. Each number is stored as a 4-bit code, the index of the nearest of the sixteen values:
+# NF4 has sixteen values between -1 and 1. They are denser near zero, where most weights are. The
+# matrices of the layers, the *projections* (`_proj`), are quantized; the rest stays dense. A matrix
+# is cut into blocks of 64 numbers. Each block stores its largest magnitude, the *absmax*. Each
+# number is stored as a 4-bit code, the index of the nearest of the sixteen values:
 #
 # $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
 #
@@ -159,8 +160,9 @@ def double_quantize(absmax):
 # steps, takes their midpoints, and multiplies them by 10ⁱ⁻⁶.
 #
 # **You may skip the next cell.** It is long for one reason: float32 rounds, so the order of the
-# additions decides the last bit. Computed as below, the result equals that of bitsandbytes bit for
-# bit. `np.linspace` for `edges` and `np.mean` for `mean` give the same numbers up to rounding.
+# additions decides the last bit. Computed as below, the result equals that of bitsandbytes (the
+# 4-bit library of QLoRA's authors) bit for bit. Up to rounding, `np.linspace` for `edges` and
+# `np.mean` for `mean` give the same numbers.
 
 # %%
 parts, low = [np.array([0, 1], np.float32)], np.float32(0.1)
@@ -260,13 +262,13 @@ def dense(w):
 #
 # *In the package: `layers.py`, `model.py` (caches, packed rows), `kernels/fused.py` (speed).*
 #
-# A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D. Each
-# layer adds to this vector: first what attention collects from earlier tokens, then what the MLP
-# (three matrices, applied to each token alone) computes from the result. At the end, the product of
-# the vector with the embedding of each token gives one number per token of the vocabulary, its
-# *logit*. Softmax makes them the probabilities p of the next token. The loss is the mean of −log p
-# of the right tokens; with the natural logarithm its unit is the *nat*. It counts only the answers;
-# the tokens of a question have the weight 0.
+# A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D, its
+# *embedding*. Each layer adds to this vector: first what attention collects from earlier tokens,
+# then what the MLP (three matrices, applied to each token alone) computes from the result. At the
+# end, the product of the vector with the embedding of each token gives one number per token of the
+# vocabulary, its *logit*. Softmax makes them the probabilities p of the next token. The loss is the
+# mean of −log p of the answers' tokens; with the natural logarithm its unit is the *nat*. The
+# logits of the questions' tokens are cut off.
 #
 # ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
 # of the seven projections. Other methods train norms, prefixes, scalings or
@@ -375,9 +377,10 @@ def generate(adapters, base, prompt, config):
 #
 # *In the package: `optim.py` (decay, schedules), `training.py` (accumulation, resuming).*
 #
-# Adam keeps two running averages per parameter: of the gradient, and of its square. It moves the
-# parameter by the first average divided by the square root of the second, times the learning rate.
-# Both averages begin at zero; dividing by 1 − βᵗ corrects that (`m_hat`, `v_hat`). The learning
+# Adam (AdamW without weight decay) keeps two running averages per parameter: of the gradient, and
+# of its square. At each step, an average keeps a share β of its old value. A parameter moves by the
+# first average divided by the square root of the second, times the learning rate. Both averages
+# begin at zero; dividing by 1 − βᵗ after t steps corrects that (`m_hat`, `v_hat`). The learning
 # rate rises from zero in a short *warm-up* and falls back to zero along half a cosine. A gradient
 # that is longer than 1, over all parameters, is shortened to length 1 (*clipping*).
 

@@ -46,8 +46,8 @@ assert np.allclose(layers.rms_norm(100 * x, ones, 0.0), normed), "RMSNorm must r
 #
 # Attention compares the query of one token with the key of another, by an inner product (part 3).
 # It does not know where the tokens are. So queries and keys are rotated by an angle that grows with
-# the position t. A vector is split into pairs (a, b), and pair j has its own speed (RoFormer, Sec.
-# 3.2.2 and Eq. 34); θ_base is a constant, often 10,000:
+# the position t. A vector is cut into pairs: its entry j is a, and its entry j + hd/2 is b. Pair j
+# has its own speed (RoFormer, Sec. 3.2.2, Eq. 34); θ_base is a constant, often 10,000:
 #
 # $$\theta_{t,j} = t \cdot \theta_{\text{base}}^{-2j/hd}, \qquad
 #   (a, b) \to (a\cos\theta - b\sin\theta,\; b\cos\theta + a\sin\theta)$$
@@ -80,9 +80,9 @@ assert np.isclose(products[3, 1], products[10, 8]), "only the distance t − s m
 # %% [markdown]
 # ## 3. Attention
 #
-# A token takes a weighted mean of the values of all tokens. The weights are the softmax (e to each
-# number, divided by the sum) of the products of its query with their keys. A mask removes later
-# tokens (Vaswani et al. 2017, Eq. 1):
+# Three matrices give a token its *query*, *key* and *value*, cut into *heads* of hd numbers. Per
+# head, a token gets a mean of all values, weighted by the softmax (e to each number, divided by the
+# sum) of its query's products with the keys. A mask removes later tokens (Vaswani et al., Eq. 1):
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}(QK^\top/\sqrt{hd} + \text{mask})\, V$$
 #

@@ -3,8 +3,9 @@
 #
 # **The question.** What is fine-tuning with LoRA in this package, from the first line to the last?
 #
-# A model is a function and a tree of arrays. LoRA adds a second, small tree. It has a node for each
-# weight that gets an adapter, and only this tree is trained.
+# A model is a function and a tree of arrays: nested dicts, which `flatten` turns into the one dict
+# of lesson 0, from paths to arrays. LoRA adds a second, small tree. It has a node for each weight
+# that gets an adapter, and only this tree is trained.
 #
 # **Time:** half a minute to run, ten minutes to read. **You need:** Python, and
 # [lesson 0](00_qlora_in_one_file.py) or at least its parts 3 and 6.
@@ -19,7 +20,7 @@ from minilora import LoraConfig, TrainConfig, data, lora
 from minilora.evaluation.memory import nbytes
 from minilora.tree import flatten, num_parameters
 
-QUICK = bool(os.environ.get("MINILORA_QUICK"))
+QUICK = bool(os.environ.get("MINILORA_QUICK"))  # a quick run, for the tests: fewer steps
 rng = np.random.default_rng(0)
 
 config, base, tokenizer = minilora.load("micro")
@@ -165,8 +166,8 @@ print(f"largest difference, relative to the largest logit: {difference:.1e}")
 
 # %%
 # Checks
-# Each of the 21 products sums at most 128 terms, in float32, with half a unit in the last place of
-# 2⁻²⁴ for each.
+# Each of the 21 products sums at most 128 terms in float32. Each term adds an error of at most 2⁻²⁴
+# (half a unit in the last place).
 assert 0 < difference < 21 * 128 * 2**-24, "merging differs by more than rounding, or not at all"
 
 # %% [markdown]

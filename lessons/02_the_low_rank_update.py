@@ -26,7 +26,7 @@ config, base, words = minilora.load("micro")
 masked = TrainConfig(mask_prompt=True)
 train_set, _ = data.encode_rows(data.load_rows("questions", "train"), words, masked)
 valid, _ = data.encode_rows(data.load_rows("questions", "valid"), words, masked)
-batch = data.collate([[example] for example in train_set[:16]])
+batch = data.collate([[example] for example in train_set[:16]])  # 16 rows of one example each
 
 # %% [markdown]
 # ## Two thin factors

@@ -145,9 +145,9 @@ scaling.draw(losses)  # one panel per rule
 # %% [markdown]
 # ![Held-out loss over the learning rate at two ranks, one panel per rule](../figures/scaling.png)
 #
-# If one learning rate is to serve all ranks, s must fall as r grows. LoRA's reason for α/r holds
-# here. But the rule does not give the lowest loss: at r = 32 the unscaled run, with a learning rate
-# tuned for it, is the best.
+# If one learning rate is to serve all ranks, s must fall as r grows. That is LoRA's reason for α/r,
+# and it holds here. But α/r does not give the lowest loss: at r = 32 the run with a constant s, at
+# a learning rate tuned for it, is the best.
 #
 # How fast must s fall? By the first step, the best rate under a constant s should be √16 = 4 times
 # smaller at r = 32 than at r = 2. The grid says 8 times, but its steps are factors of two.
@@ -160,7 +160,7 @@ assert quotient["constant"] == 1 / 8, "constant s: 8 times smaller, on the grid"
 assert 1 / 6 < between["constant"] < 1 / 4, "and about 5 times between its points"
 for rule in ("alpha/r", "alpha/sqrt(r)"):
     assert 1 / 2 <= quotient[rule] <= 2, f"{rule}: the best rates must be within one grid step"
-assert min(lowest, key=lowest.get) == "constant", "the unscaled run must be the best at r = 32"
+assert min(lowest, key=lowest.get) == "constant", "the constant s must be the best at r = 32"
 if not QUICK:  # one run of the sweep again; another machine rounds differently, so within a third
     in_sweep = losses("alpha/r", 32)[rates.index(4e-3), 0]
     live = scaling.run(("alpha/r", 32, 4e-3, 0))["loss"]

@@ -44,8 +44,9 @@ config, base, words = minilora.load("micro")
 # layers.matmul(last_states(trained, base, texts, config), trained["score"]["weight"])
 # ```
 #
-# The classes are the eight places of the small models' language. The head reads each note with one
-# of two ends: as it is, or with " In the" after it. Then the base is about to name the place.
+# The classes are the eight places of the small models' language. In its notes, a sentence may be
+# followed by " In the" and its place again. So the head reads a sentence with one of two ends: as
+# it is, or with " In the" after it, where the base is about to repeat the place.
 
 # %%
 ENDS = {"the note": "", 'the note, then " In the"': " In the"}
@@ -69,7 +70,8 @@ for end in ENDS:
 #
 # <details><summary>Answer</summary>
 # log 8 = 2.08 nats: all classes are equally likely. Only W has a gradient. The gradient of h is
-# Wᵀ(p − y), which is zero while W is zero. So the adapter begins one step later.
+# Wᵀ(p − y), with y = 1 at the right class and 0 elsewhere: zero while W is zero. So the adapter
+# begins one step later.
 # </details>
 #
 # ## Alone, and with LoRA
@@ -149,8 +151,8 @@ with figure("class_head", xlabel, ylabels, titles, width=9.2, height=3.6, column
 #   guess, and more rows do not help. A text whose next token is the answer helps at once.
 # - **LoRA moves the answer into the last state.** It needs no such end, and few rows.
 # - **The accuracy does not show everything.** After " In the" the head is right almost always, and
-#   its mean confidence is below 0.8. ECE and Brier score show it. Its weights are still growing:
-#   the loss of a right answer goes to zero only for ever larger logits.
+#   its mean confidence is below 0.8. ECE and Brier score show it. High confidence needs large
+#   logits, and after 150 steps from zero, W is still too small for them.
 
 # %%
 # Checks

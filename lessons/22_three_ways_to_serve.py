@@ -28,7 +28,7 @@ from minilora.evaluation import plot
 # again; train on the 4-bit base and keep the adapter
 # separate](../figures/drawings/three_ways_to_serve.svg)
 #
-# No library reports a crossing: an adapter of the 4-bit base on the dense base, or vice versa.
+# A crossing is an adapter of the 4-bit base on the dense base, or vice versa. No library warns.
 #
 # **Predict.** Order the three ways. Is a crossing worse than quantizing after the merge?
 #
@@ -108,15 +108,15 @@ for model in MODELS:
 table(["", "‖ΔW‖/‖W‖", "‖Ŵ − W‖/‖W‖", "drift (nats)"], rows)
 
 # %% [markdown]
-# Way 3 is the best everywhere. The saying holds between `micro` and `tiny`, and not for SmolLM2.
-# The error of its weights is the same 9 %. But its *drift* is the largest: the divergence of the
-# 4-bit base's next token from the dense base's, 0.43 nats. And its update is 1 %, against 22 %.
+# Way 3 is the best everywhere. The saying holds between `micro` and `tiny`, not for SmolLM2. Its
+# weights have the same error, 9 %, and its *drift* (the divergence of the 4-bit base's next token
+# from the dense base's) is the largest, 0.43 nats. But its update is 1 %, against 22 %: see below.
 
 # %%
 # Checks
 third = {model: column(model, "3: NF4, adapter separate") for model in MODELS}
 for model in MODELS:
-    for way in ("2: NF4, merged, quantized", "NF4, adapter on dense"):
+    for way in ways.keys() - {"3: NF4, adapter separate"}:
         assert (column(model, way) > third[model]).all(), f"{model}, {way}: worse than way 3"
 one, two = (column("micro", way) for way in list(ways)[:2])
 assert abs(np.mean(one - two)) < np.std(one - two, ddof=1), "ways 1 and 2 may not be separable"
@@ -128,8 +128,8 @@ assert max(sizes["smollm2"]) < 0.02 < 0.2 < min(sizes["micro"] + sizes["tiny"]),
 # %% [markdown]
 # ## Why way 2 loses a small update, and way 1 does not
 #
-# Lesson 13b showed the dead zone: in quantize(Ŵ + ΔW), a change below 3 % is rounded away. Every
-# element of Ŵ *is* one of the sixteen values, so that a small ΔW never reaches the next one.
+# The dead zone (lesson 13b): quantize(Ŵ + ΔW) rounds away a ΔW below 3 %. Ŵ is W in 4 bits: each
+# element *is* one of the sixteen values, and a small ΔW does not reach the midpoint to the next.
 #
 # **Predict.** An element of the original W lies anywhere between two values. What does
 # quantize(W + ΔW) keep of an update of 1 %, in the mean?
@@ -149,8 +149,8 @@ for size in SIZES:
     d = rng.standard_normal((n, 8), np.float32) @ rng.standard_normal((8, n), np.float32)
     d *= np.float32(size * np.linalg.norm(W) / np.linalg.norm(d))
     for name, start in (("W", W), ("Ŵ", W_hat)):
-        moved = nf4.quantize(start + d, double_quant=True).dequantize() - W_hat
-        kept[name].append(float(np.vdot(moved, d) / np.vdot(d, d)))  # along ΔW itself
+        moved = nf4.quantize(start + d, double_quant=True).dequantize() - W_hat  # 0 without d
+        kept[name].append(float(np.vdot(moved, d) / np.vdot(d, d)))  # 1: all of ΔW; 0: none
 rows = [[f"quantize({x} + ΔW)", *(f"{y:.0%}" for y in shares)] for x, shares in kept.items()]
 table(["of ΔW kept", *map(str, SIZES)], rows)
 with figure("kept_updates", "‖ΔW‖/‖W‖", "share of ΔW", "What 4 bits keep of ΔW") as axes:

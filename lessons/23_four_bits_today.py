@@ -28,7 +28,9 @@ n = short(2**20, 2**17)
 # %% [markdown]
 # ## Small floats
 #
-# A float with m bits of mantissa has steps of 2^(exponent − m), down to a smallest exponent:
+# The name counts the bits: E2M1 has 2 for the exponent and 1 for the mantissa, and a sign. With m
+# bits of mantissa, the numbers between 2^k and 2^(k + 1) are 2^(k − m) apart. Below the smallest
+# exponent, the steps stay as they are there, down to zero:
 #
 # - **E2M1** for the elements: m = 1, smallest exponent 0, largest value 6.
 # - **E8M0** for MXFP4's scales: m = 0, no sign and no zero: the powers 2^−127 to 2^127.
@@ -44,7 +46,7 @@ n = short(2**20, 2**17)
 
 # %%
 def floor_log2(x):
-    """Return ⌊log2 |x|⌋, exactly: |x| = f · 2^k with ½ ≤ f < 1."""
+    """Return ⌊log2 |x|⌋: frexp writes |x| = f · 2^k with ½ ≤ f < 1, so it is k − 1."""
     return np.frexp(x)[1] - 1
 
 
@@ -77,8 +79,9 @@ assert (scales[1:] / scales[:-1]).max() == 1.125, "neighbours in E4M3 differ by 
 # %% [markdown]
 # ## The two formats
 #
-# MXFP4's scale is the largest power of two up to the absmax, divided by 4, the largest power of two
-# in E2M1 (Sec. 6.3). NVFP4 has two scales: a float32 per tensor, and an E4M3 per block.
+# In MXFP4, a weight is scale · element. The scale is a power of two: the largest one up to the
+# absmax, divided by 4, the largest one in E2M1 (Sec. 6.3). In NVFP4, it is a product of two scales:
+# a float32 per tensor and an E4M3 per block.
 #
 # **Predict.** By MXFP4's rule, absmax/scale is between 4 and 8, but E2M1 ends at 6. Some libraries
 # round the scale up instead, so that nothing is clipped. Is the error then smaller?

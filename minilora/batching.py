@@ -22,9 +22,10 @@ class Example(NamedTuple):
 
 
 def pack_examples(examples: list[Example], length: int) -> list[list[Example]]:
-    """Put examples into sequences of at most `length` tokens, by best fit.
+    """Put examples into sequences by best fit: at most `length` − 1 input tokens per sequence.
 
-    A sequence, a row of a batch, is a list of one or more examples.
+    The last token of an example is only a target. A sequence becomes one row of a batch. It is a
+    list of one or more examples.
     """
     sequences: list[list[Example]] = []
     with_room: list[list[list[Example]]] = [[] for _ in range(length)]  # by free tokens

@@ -70,7 +70,7 @@ class ModelConfig:
     bos_token_id: int | None = None
     rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
     sliding_window: int | None = None  # keys that a token sees, its own included; None: all
-    model_type: str = "llama"  # saving uses it if it fits the leaves
+    model_type: str = "llama"  # saved, unless the tree has biases or norms that this type lacks
 
     def __post_init__(self) -> None:
         for f in fields(self)[:7]:
@@ -159,7 +159,7 @@ def _pattern(pattern: dict[str, Any], path: str, default: Any) -> Any:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The settings of a run; a step uses `batch_size * grad_accumulation_steps` rows."""
+    """The settings of a run; a step uses `batch_size * grad_accumulation_steps` sequences."""
 
     iters: int = 200
     batch_size: int = 4

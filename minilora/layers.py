@@ -4,9 +4,10 @@ This file generalizes parts 3 and 4 of `lessons/00_qlora_in_one_file.py`. It add
 attention, packed rows, a cache, a sliding window, biases, dropout, and any weight with a method
 `dequantize`.
 
-Autograd derives the backward pass. Functions for which it would need much more memory or time
-define their gradient. Weights are in two nodes: `trained`, which autograd traces, and `frozen`,
-which it does not. In a debugger, `print(x)` or `x._value` shows the array of a traced x.
+Autograd derives the backward pass. Some functions define their own gradient, because autograd's
+gradient would need much more memory or time. Weights are in two nodes: `trained`, which autograd
+traces, and `frozen`, which it does not. In a debugger, `print(x)` or `x._value` shows the array of
+a traced x.
 
 Letters: B batch, T time, S keys, D model width, F feed-forward, H heads, K key/value heads,
 G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x Wᵀ.
@@ -224,7 +225,7 @@ class LayerCache:
     length = 0  # counts all earlier tokens
 
     def extend(self, k: Array, v: Array, window: int | None = None) -> tuple[Array, Array]:
-        """Append k and v (B, T, K, hd); return the kept ones and these, (B, S, K, hd) each."""
+        """Append k and v (B, T, K, hd); return the earlier and the new ones, (B, S, K, hd) each."""
         length = self.length + k.shape[1]
         if self.length:
             k, v = np.concatenate([self.k, k], axis=1), np.concatenate([self.v, v], axis=1)
@@ -242,8 +243,8 @@ def attention(
 
     rope: cos and sin from `rope_cos_sin`. segment_starts (B, T): the first token that each token
     sees, which separates packed examples. cache: keys and values of earlier tokens, which come
-    before k and v, and which every token sees. window: the number of keys that a token sees at
-    most, its own included (Mistral); None for all.
+    before k and v; every token sees them, up to the window. window: the number of keys that a token
+    sees at most, its own included (Mistral); None for all.
     """
     hd = 2 * rope[0].shape[-1]
     B, T, _ = q.shape
@@ -265,8 +266,8 @@ def attention(
 def attention_mask(segment_starts: Array, S: int, window: int | None = None) -> Array:
     """Return booleans (B, T, S): which of the S keys each of the last T tokens sees.
 
-    Token t sees the keys from the start of its segment up to its own. The first S − T keys are from
-    the cache, and every token sees them. With a window, it sees the last `window` of these keys.
+    Token t sees the cached keys (the first S − T), and the keys from the start of its segment up to
+    its own. With a window, it sees only those of them that are among the last `window` keys.
     """
     past = S - segment_starts.shape[1]
     s, t = np.arange(S), np.arange(past, S)

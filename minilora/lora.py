@@ -112,7 +112,7 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
         known = path in weights or path.rpartition(".")[2] in LEAVES[1:] or path == "lm_head.weight"
         plain = known and ".lora_stack." not in path
         require(plain, f"lora.merge does not know {path}: minilora.merge knows more methods")
-    # trained weights and biases replace the frozen ones, or are added
+    # a trained weight or bias replaces the frozen one; a bias may also be new
     replaced = {path: w for path, w in trained.items() if not path.endswith(FACTORS)}
     merged = {path: dense(w) for path, w in (weights | replaced).items()}
     for path in adapted_paths(adapters):

@@ -1,8 +1,9 @@
 """The type of the argument `ops`: the operations that a model is computed with.
 
-Each operation of parts 3 and 4 of `lessons/00_qlora_in_one_file.py` has two implementations here:
+Each slow operation of parts 3 and 4 of `lessons/00_qlora_in_one_file.py` has two implementations:
 `layers` is the reference, and `kernels.fused` is optimized. `methods.operations` wraps one of them
-for methods other than LoRA. The functions of the core take `ops` as an argument.
+for other methods, stacked adapters and one adapter per row. The functions of the core take `ops` as
+an argument.
 """
 
 from typing import Any, Protocol

@@ -140,8 +140,8 @@ def learning_rates(lr: float, train_config: TrainConfig, adapters: Tree) -> dict
 
     It is multiplied by `loraplus_lr_ratio` for lora_B (LoRA+, Hayou et al. 2024), by
     `also_train_lr_scale` for other leaves if there are low-rank factors, and by `layer_lr_decay` to
-    the power of the number of layers between the leaf and the highest trained layer (Howard and
-    Ruder 2018, Sec. 3.2).
+    the power h − i for a leaf of layer i, where h is the highest trained layer (Howard and Ruder
+    2018, Sec. 3.2). The embedding has i = −1; the last norm and the head have i = h.
     """
     paths = [path for path, _ in named_leaves(adapters)]
     has_factors = any(path.endswith("lora_A") for path in paths)

@@ -150,8 +150,8 @@ def reason_to_skip(row, tokenizer):
 def split_turns(row, tokenizer):
     """Return [(text before an answer, the answer), …] as the model reads them.
 
-    A text row has no text before its answer. If the template rewrites an earlier answer, as some do
-    with thoughts, its text goes on to the next answer.
+    A text row has no text before its answer. If a template rewrites an earlier answer (some remove
+    its thoughts), the text of that answer includes all up to the next one; `encode` masks the rest.
     """
     if "text" in row:
         return [("", row["text"])]

@@ -1,12 +1,13 @@
 """Products with a frozen weight, dense or in any storage.
 
-A weight that is not dense is decoded by a compiled loop, one tile of rows at a time, so the whole
-dense matrix is never in memory.
+The weights of `READ_ROWS` are decoded by compiled loops, one tile of rows at a time, so the whole
+dense matrix is never in memory. Any other weight that is not dense is dequantized as a whole.
 """
 
 import numpy as np
 from autograd.extend import defvjp, primitive
 
+from .. import layers
 from ..nf4 import Quantized
 from ..quant.int8 import Int8
 from ..quant.low_precision import LowPrecision
@@ -26,7 +27,7 @@ def dense(w):
     """Return a weight (out, in) as a float32 array."""
     if isinstance(w, Quantized):
         return nf4.dequantize(w)
-    return w if type(w) not in READ_ROWS else next(tiles(w, w.shape[0]))[1]
+    return next(tiles(w, w.shape[0]))[1] if type(w) in READ_ROWS else layers.dense(w)
 
 
 def tiles(w, size=TILE):
@@ -34,6 +35,7 @@ def tiles(w, size=TILE):
     spans = [slice(i, min(i + size, w.shape[0])) for i in range(0, w.shape[0], size)]
     read_rows = READ_ROWS.get(type(w))
     if read_rows is None:
+        w = dense(w)
         yield from ((rows, w[rows]) for rows in spans)
         return
     buffer = np.empty((min(size, w.shape[0]), w.shape[1]), np.float32)
@@ -53,7 +55,7 @@ def tiled_matmul(x, w):
         for rows, tile in tiles(w):
             np.matmul(flat, tile.T, out=y[:, rows])
     else:
-        y = flat @ w.T
+        y = flat @ dense(w).T
     return y.reshape(*x.shape[:-1], -1)
 
 
@@ -65,7 +67,7 @@ def tiled_matmul_backward(g, w):
         for rows, tile in tiles(w):
             dx += flat[:, rows] @ tile
     else:
-        dx = flat @ w
+        dx = flat @ dense(w)
     return dx.reshape(*g.shape[:-1], -1)
 
 

@@ -1,8 +1,9 @@
 """Several adapters on one base: switched, stacked, one per row of a batch, or combined.
 
-An adapter is a pair (adapters, frozen), as `get_peft_model` and `load_adapter` return. The frozen
-trees share the arrays of the base, so an additional adapter costs only its factors. To switch
-adapters, use another pair; to disable the adapter, use {} for `adapters`.
+An adapter with its base is a pair (adapters, frozen): the trained tree of one adapter, and the base
+with its scalings, as `get_peft_model` and `load_adapter` return them. The frozen trees share the
+arrays of the base, so an additional adapter costs only its factors. To switch adapters, use another
+pair; to disable the adapter, use {} for `adapters`.
 
 Letters: adapter i has the weight wᵢ and the scaling sᵢ = α/r; ΔWᵢ = sᵢ·BᵢAᵢ.
 """
@@ -71,8 +72,8 @@ def generate_batch(
 
     pairs: the pair (adapters, base) of each prompt; ({}, base) for no adapter. Different pairs must
     be LoRA. The options are those of `generation.generate`; each prompt has its own child of rng.
-    All rows begin at position 0, so there is no padding: a step reads or generates one token of
-    each row, and shorter prompts are continued while longer ones are still being read.
+    All rows begin at position 0, so there is no padding. The first step reads as many tokens of
+    each row as the shortest prompt has; a later step reads or generates one token of each row.
     """
     one_each = f"{len(prompts)} prompts need as many pairs, got {len(pairs)}"
     require(len(pairs) == len(prompts) > 0, one_each)
@@ -102,7 +103,7 @@ def combine(pairs, weights, combination_type="cat", r=None):
     """Combine adapters into one with ΔW ≈ Σ wᵢ·ΔWᵢ and scaling 1: (adapters, frozen, errors).
 
     combination_type: "cat" is exact, and the ranks add up; "svd" is the nearest update of rank `r`
-    (default: the largest rank); "linear" averages A and B separately, which adds other terms.
+    (default: the largest rank); "linear" adds the Aᵢ and the Bᵢ separately, each times √|wᵢsᵢ|.
     errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius norms.
     """
     known = f"combination_type must be one of {', '.join(COMBINATION_TYPES)}"
@@ -130,7 +131,7 @@ def cat(parts, r):
 
 
 def svd(parts, r):
-    """Return (A, B) of the nearest rank-r update (Eckart and Young 1936), without the dense one."""
+    """Return (A, B) of the nearest rank-r update (Eckart and Young 1936); ΔW is never computed."""
     A, B = cat(parts, r)
     # BA = Q_B·(R_B·R_Aᵀ)·Q_Aᵀ, and the small matrix R_B·R_Aᵀ has the singular values
     (q_a, r_a), (q_b, r_b) = (np.linalg.qr(np.float64(m)) for m in (A.T, B))
@@ -141,7 +142,7 @@ def svd(parts, r):
 def linear(parts, r):
     """Return (A, B) as PEFT: the product of sums also has terms BᵢAⱼ with i ≠ j."""
     equal = len({len(A) for _, A, _ in parts}) == 1
-    require(equal, "linear averages only equal ranks: use combination_type cat or svd")
+    require(equal, "linear adds only factors of equal rank: use combination_type cat or svd")
     # B = Σ √|wᵢsᵢ|·Bᵢ, A = Σ ±√|wᵢsᵢ|·Aᵢ
     roots = [abs(ws) ** 0.5 for ws, _, _ in parts]
     A = sum(np.copysign(root, ws) * A for root, (ws, A, _) in zip(roots, parts))

@@ -321,6 +321,19 @@ def test_a_combined_adapter_is_saved_and_loaded(tmp_path):
     assert bits(ours) == bits(theirs)
 
 
+def test_linear_is_no_average():
+    """Two equal adapters with weight ½ give 2·ΔW; `cat` gives ΔW."""
+    pair = several(random_base(TINY), 1)[0]
+    exact, _, _ = compose.combine([pair, pair], [0.5, 0.5])
+    linear, _, errors = compose.combine([pair, pair], [0.5, 0.5], combination_type="linear")
+    for path in lora.adapted_paths(linear):
+        one, two = (
+            get(tree, path)["lora_B"] @ get(tree, path)["lora_A"] for tree in (exact, linear)
+        )
+        np.testing.assert_allclose(two, 2 * one, rtol=1e-5, atol=1e-6 * np.abs(one).max())
+        assert abs(errors[path] - 1) < 1e-5
+
+
 @given(configs(max_layers=2), seeds, st.lists(st.integers(1, 9), min_size=1, max_size=5))
 def test_a_batch_generates_what_every_prompt_generates_alone(config, seed, lengths):
     """In float64 no rounding comes near to the difference of the two most probable tokens."""
@@ -401,5 +414,5 @@ def test_combine_names_what_it_cannot_do():
         compose.combine(pairs, [1, 1], "ties")
     with pytest.raises(InputError, match="2 adapters need as many weights"):
         compose.combine(pairs, [1])
-    with pytest.raises(InputError, match="equal ranks"):
+    with pytest.raises(InputError, match="factors of equal rank"):
         compose.combine(pairs, [1, 1], "linear")

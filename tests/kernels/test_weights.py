@@ -1,0 +1,51 @@
+"""Frozen weights in a storage that the kernels do not know: they need only `dequantize`."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from models import TINY, random_base, random_examples
+
+import minilora
+from minilora import LoraConfig, kernels
+from minilora.batching import collate
+from minilora.quant.schemes import is_projection
+from minilora.tree import flatten, named_leaves, unflatten
+
+
+@dataclass(frozen=True, eq=False)
+class Halves:
+    """A matrix of float16."""
+
+    halves: np.ndarray
+
+    @property
+    def shape(self):
+        return self.halves.shape
+
+    @property
+    def nbytes(self):
+        return self.halves.nbytes
+
+    def dequantize(self):
+        return self.halves.astype(np.float32)
+
+
+def test_another_storage_needs_only_dequantize():
+    """Forward pass, gradient, generation and merging equal those of the dequantized base."""
+    leaves = {
+        path: Halves(w.astype(np.float16)) if is_projection(path) else w
+        for path, w in flatten(random_base(TINY)).items()
+    }
+    dense = {path: w.dequantize() if type(w) is Halves else w for path, w in leaves.items()}
+    batch = collate([[example] for example in random_examples(TINY, 3)])
+    found = []
+    for base in (unflatten(leaves), unflatten(dense)):
+        adapters, base = minilora.get_peft_model(base, LoraConfig(init_lora_weights=True), 0)
+        loss, grads = kernels.OPS.value_and_grad(minilora.loss)(adapters, base, batch, TINY)
+        ids = list(minilora.generate(adapters, base, [1, 2], TINY, max_tokens=4))
+        merged = minilora.merge(adapters, base)
+        found.append((float(loss), ids, [g.tobytes() for _, g in named_leaves(grads)], merged))
+    (*ours, merged), (*expected, same) = found
+    assert ours == expected
+    for path, w in named_leaves(merged):
+        np.testing.assert_array_equal(w, flatten(same)[path])
