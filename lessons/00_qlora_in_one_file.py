@@ -7,7 +7,7 @@
 # of NumPy code) and the standard library, and nothing from `minilora`. Read it from top to bottom:
 #
 # 1. the base model, read from a file
-# 2. NF4: a weight in 4 bits, and its scales in 8 bits
+# 2. NF4: a weight in 4 bits, and one number of 8 bits per block of 64 weights
 # 3. LoRA: two small trained matrices next to each frozen weight
 # 4. the Llama: from tokens to the loss
 # 5. the data: questions about short sentences
@@ -70,10 +70,11 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 #
 # *In the package: `nf4.py`, `double_quant.py` (other block sizes, short blocks, FP4, speed).*
 #
-# NF4 has sixteen values between -1 and 1. They are denser near zero, where most weights are. The
-# matrices of the layers, the *projections* (`_proj`), are quantized; the rest stays dense. A matrix
-# is cut into blocks of 64 numbers. Each block stores its largest magnitude, the *absmax*. Each
-# number is stored as a 4-bit code, the index of the nearest of the sixteen values:
+# NF4 has sixteen values between -1 and 1. They are closer together near zero, where most weights
+# are. The matrices of the layers, the *projections* (`_proj`), are quantized; the rest stays
+# *dense* (one float32 per number). A matrix is cut into blocks of 64 numbers. Each block stores its
+# largest magnitude, the *absmax*. Each number is stored as a 4-bit code, the index of the nearest
+# of the sixteen values:
 #
 # $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
 #
@@ -83,8 +84,8 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 #
 # **Double quantization.** One float32 absmax per 64 weights costs half a bit per weight. So the
 # absmax values are quantized, too: subtract their mean, cut the differences into blocks of 256,
-# divide each block by its largest magnitude (its *scale*), and take the nearest of 256 values. A
-# weight then needs
+# divide each block by its largest magnitude (its *scale*), and take the nearest of 256 fixed
+# values. A weight then needs
 #
 # $$4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits.}$$
 #
@@ -111,7 +112,7 @@ class NF4Weight(NamedTuple):
 
     codes: np.ndarray  # (32·m,) uint8: two codes per byte, the first one in the high four bits
     absmax_codes: np.ndarray  # (m,) uint8
-    nested_absmax: np.ndarray  # (⌈m/256⌉,) float32
+    nested_absmax: np.ndarray  # (⌈m/256⌉,) float32: the scales
     offset: np.float32  # the mean of the m absmax values
     shape: tuple
 
@@ -268,7 +269,7 @@ def dense(w):
 # end, the product of the vector with the embedding of each token gives one number per token of the
 # vocabulary, its *logit*. Softmax makes them the probabilities p of the next token. The loss is the
 # mean of −log p of the answers' tokens; with the natural logarithm its unit is the *nat*. The
-# logits of the questions' tokens are cut off.
+# logits that predict the questions' own tokens are cut off.
 #
 # ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
 # of the seven projections. Other methods train norms, prefixes, scalings or
@@ -331,7 +332,8 @@ def loss(adapters, base, rows, config):
     """Mean negative log-likelihood, in nats, of the answers' tokens in rows of (prompt, answer)."""
     tokens = np.array([[*(prompt + answer).encode(), 255] for prompt, answer in rows])  # (B, T)
     start = len(rows[0][0])  # the first token of the answers
-    logits = forward(adapters, base, tokens[:, :-1], config)[:, start - 1 :]  # of the next tokens
+    # position t predicts token t + 1, so the first answer token is predicted at start − 1
+    logits = forward(adapters, base, tokens[:, :-1], config)[:, start - 1 :]
     logits = logits - np.max(logits, axis=-1, keepdims=True)
     log_p = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     one_hot = np.eye(config["vocab_size"], dtype=np.float32)[tokens[:, start:]]

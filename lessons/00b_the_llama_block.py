@@ -80,9 +80,9 @@ assert np.isclose(products[3, 1], products[10, 8]), "only the distance t − s m
 # %% [markdown]
 # ## 3. Attention
 #
-# Three matrices give a token its *query*, *key* and *value*, cut into *heads* of hd numbers. Per
-# head, a token gets a mean of all values, weighted by the softmax (e to each number, divided by the
-# sum) of its query's products with the keys. A mask removes later tokens (Vaswani et al., Eq. 1):
+# Three matrices give a token its *query*, *key* and *value*, cut into *heads* of hd numbers. In a
+# head, its query times every key are its scores; softmax (e to each score, divided by their sum)
+# makes them weights of a mean of the values. A mask removes later tokens (Vaswani et al., Eq. 1):
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}(QK^\top/\sqrt{hd} + \text{mask})\, V$$
 #
@@ -99,9 +99,9 @@ assert np.isclose(products[3, 1], products[10, 8]), "only the distance t − s m
 # %%
 T, hd = 3, 2
 rng = np.random.default_rng(0)
-q, keys = rng.standard_normal((2, 1, T, hd))
+q, keys = rng.standard_normal((2, 1, T, hd))  # (B, T, heads·hd) each: one row, one head
 values = np.array([[[1.0, 1.0], [2.0, 2.0], [6.0, 6.0]]])
-no_rotation = np.ones((1, T, 1)), np.zeros((1, T, 1))  # cosines and sines of the angle 0
+no_rotation = np.ones((1, T, 1)), np.zeros((1, T, 1))  # (B, T, hd/2), for the angle 0
 starts = np.zeros((1, T), int)  # all three tokens belong to one example, which starts at token 0
 means = layers.attention(q, 0 * keys, values, no_rotation, starts)
 print("what each token gets:", means[0, :, 0])
@@ -136,7 +136,7 @@ print("swiglu(gate, up = 2):", layers.swiglu(np.array([-10.0, 0, 1, 10]), np.ful
 config, base, tokenizer = load("micro")
 layer, eps = base["model"]["layers"]["0"], config.rms_norm_eps
 tokens = np.array([tokenizer.encode("Ada keeps a pink kite.")])  # (B, T)
-x, positions, starts = layers.embed({}, base["model"], tokens, 0 * tokens)  # one example, as above
+x, positions, starts = layers.embed({}, base["model"], tokens, np.zeros_like(tokens))  # starts: 0
 rope = layers.rope_cos_sin(positions, config)
 h = layers.rms_norm(x, layer["input_layernorm"]["weight"], eps)
 after_attention = x + layers.self_attention(h, {}, layer["self_attn"], rope, starts)
@@ -146,7 +146,7 @@ print("the block maps", x.shape, "to", after_mlp.shape)
 
 # %%
 # Checks
-block = model.decoder_layer(x, {}, layer, rope, starts, config, layers)  # {}: no adapters
+block = model.decoder_layer(x, {}, layer, rope, starts, config, layers)  # layers: the operations
 assert np.allclose(layers.swiglu(np.zeros(1), np.ones(1)), 0), "a gate of 0 lets nothing through"
 assert np.isclose(layers.swiglu(np.ones(1), np.full(1, 2.0))[0], 2 / (1 + np.exp(-1))), "silu(1)·2"
 assert np.allclose(block, after_mlp), "the four lines differ from model.decoder_layer"
@@ -154,9 +154,9 @@ assert np.allclose(block, after_mlp), "the four lines differ from model.decoder_
 # %% [markdown]
 # ## 5. The loss
 #
-# The last state of a token, times the embedding matrix, gives one logit per entry of the
-# vocabulary. A softmax makes them probabilities of the next token. The loss is the mean of −log p
-# over the targets with mask m = 1, in nats (natural logarithms):
+# The vector of a token after the last layer (its *state*), times the embedding matrix, gives one
+# logit per entry of the vocabulary. A softmax makes them probabilities of the next token. The loss
+# is the mean of −log p over the targets with mask m = 1, in nats (natural logarithms):
 #
 # $$L = -\frac{\sum_t m_t \log p_t[\text{target}_t]}{\sum_t m_t}$$
 #

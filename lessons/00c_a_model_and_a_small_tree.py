@@ -63,8 +63,8 @@ print("the right answer:", repr(rows[0]["completion"]))
 # things are important:
 #
 # - `lora.init` returns *two* trees: the trained adapters, and the frozen base, in which each
-#   adapted weight now has a scaling next to it. Nothing else separates trained from frozen
-#   parameters: the trained tree is argument 0 of the loss.
+#   adapted weight now has the number α/r next to it (`lora_scaling`). Nothing else separates
+#   trained from frozen parameters: the trained tree is argument 0 of the loss.
 # - `lora_B` is exactly zero, so the adapter changes nothing yet.
 #
 # ![Two trees. The base has a weight at each path. The adapters have lora_A and lora_B at the paths
@@ -74,8 +74,8 @@ print("the right answer:", repr(rows[0]["completion"]))
 # base's bytes?
 #
 # <details><summary>Answer</summary>
-# Only the projections are quantized. The embedding stays dense, and in so small a model it is most
-# of what remains.
+# Only the projections are quantized. The embedding stays in float32, and in so small a model it is
+# then more than half of all bytes.
 # </details>
 
 # %%
@@ -93,6 +93,7 @@ print(f"{num_parameters(adapters):,} trained and {num_parameters(frozen):,} froz
 
 # %%
 # Checks
+assert embedding > nbytes(frozen) / 2, "the embedding must be more than half of all bytes"
 assert np.array_equal(with_adapters, untouched), "B = 0: the adapter must not change the model"
 assert embedding > nbytes(frozen) / 2, "the embedding must be most of the quantized base"
 
@@ -100,7 +101,8 @@ assert embedding > nbytes(frozen) / 2, "the embedding must be most of the quanti
 # ## Training
 #
 # Training is a loop over `value_and_grad(loss)`, which returns the loss and its gradient. To look
-# inside, stop in it with a debugger, in your editor or on the command line:
+# inside, stop in it with a debugger, in your editor or on the command line. (The package computes
+# with compiled fast versions of `layers.py`. `MINILORA_PLAIN=1` turns them off.)
 #
 #     MINILORA_PLAIN=1 python -m pdb lessons/00c_a_model_and_a_small_tree.py
 #     (Pdb) import minilora.layers

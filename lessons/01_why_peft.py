@@ -51,8 +51,8 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 config, base, tokenizer = minilora.load("tiny")
 settings = TrainConfig(max_seq_length=65)
 examples, _ = data.encode_rows(data.load_rows("notes", "train"), tokenizer, settings)
-examples = [example for example in examples if len(example.tokens) == 65][:16]
-batch = collate([[example] for example in examples])
+examples = [example for example in examples if len(example.tokens) == 65][:16]  # 64 inputs
+batch = collate([[example] for example in examples])  # rows of one example each
 
 
 def activations_and_gradient(trained, frozen):
@@ -61,7 +61,7 @@ def activations_and_gradient(trained, frozen):
     def forward_pass():  # it returns the backward pass, a function, and the loss
         return make_vjp(lambda t: minilora.loss(t, frozen, batch, config))(trained)
 
-    forward_pass()  # the first call also compiles and caches: that is not counted
+    forward_pass()  # the first call also compiles the fast kernels: that is not counted
     tracemalloc.start()
     backward, loss = forward_pass()
     kept, _ = tracemalloc.get_traced_memory()
@@ -78,7 +78,7 @@ parts, total, rows = {}, {}, []
 for name, (trained, frozen) in trees.items():
     activations, gradient = activations_and_gradient(trained, frozen)
     parts[name] = {
-        "frozen": 0 if name == "full" else nbytes(frozen),  # full fine-tuning replaces every leaf
+        "frozen": 0 if name == "full" else nbytes(frozen),  # full: every array has a trained copy
         "trained": nbytes(trained),
         "gradients": nbytes(gradient),
         "moments": nbytes(adamw_init(trained)),

@@ -56,11 +56,11 @@ def lora_count(base, config):
     return total
 
 
-# bits per weight: 4 for the code, 8 for the absmax of 64 weights, 32 for the scale of 256 absmax
+# bits per weight: 4 for the code, 8 for the absmax of 64 weights, 32 for the nested absmax of 256
 BITS = {"nf4": 4 + 32 / 64, "nf4-dq": 4 + 8 / 64 + 32 / (64 * 256)}  # QLoRA, Sec. 3
 R64 = LoraConfig(r=64, lora_alpha=16, target_modules=("all-linear",))
-# the trained weights and gradients have 16 bits, the moments 32, and the frozen projections:
-FROZEN_BITS = {"LoRA": 16, "QLoRA, scales in 32 bits": BITS["nf4"], "QLoRA": BITS["nf4-dq"]}
+# A trained weight and its gradient have 16 bits each, a moment 32. Bits of a frozen projection:
+FROZEN_BITS = {"LoRA": 16, "QLoRA, absmax in 32 bits": BITS["nf4"], "QLoRA": BITS["nf4-dq"]}
 METHODS = ("full", *FROZEN_BITS)
 
 
@@ -146,7 +146,7 @@ for scheme, expected in BITS.items():
     assert abs(8 * stored.nbytes / w.size - expected) < 1e-3, f"{scheme}: bits per weight"
 assert 780 < sums["65B", "full"] < 790, "more than 780 GB"
 assert sums["65B", "LoRA"] > 48 and sums["65B", "QLoRA"] < 48, "only QLoRA fits into 48 GB"
-saved = sums["65B", "QLoRA, scales in 32 bits"] - sums["65B", "QLoRA"]
+saved = sums["65B", "QLoRA, absmax in 32 bits"] - sums["65B", "QLoRA"]
 assert 2.9 < saved < 3.1, "approximately 3 GB for a 65B model (QLoRA, Sec. 1)"
 projections = sum(w.size for path, w in named_leaves(llama_65b) if is_projection(path))
 assert 33 < projections * BITS["nf4-dq"] / 8e9 < 34, "33 GB of codes and scales"

@@ -69,8 +69,8 @@ assert 0 < header < 200 * len(flatten(adapters)), "besides numbers, only names a
 # ## What is swapped
 #
 # Two tasks share one base. The first is to answer with name, object and place. The second has the
-# same prompts, but wants only the place. `finetune` (in `common.py`) trains a LoRA adapter on the
-# questions and scores it on held-out ones. `short(200, 60)` is 200, or 60 in a quick run.
+# same prompts, but wants only the place. `finetune` (in `common.py`) loads `micro`, trains a LoRA
+# adapter on `rows`, and scores it on `held_out`. `short(200, 60)` is 200, or 60 in a quick run.
 #
 # ![One frozen base is shared by three adapters. Each row of a batch names its
 # adapter.](../figures/drawings/one_base_many_adapters.svg)
@@ -145,7 +145,7 @@ for name, (_, frozen) in pairs.items():
 # %% [markdown]
 # ## What was shown
 #
-# A task costs r·(in + out) numbers per matrix on disk, and nothing but them in memory.
+# A task costs r·(in + out) numbers per matrix, on disk and in memory.
 #
 # **What to try.**
 #

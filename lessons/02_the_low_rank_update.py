@@ -22,10 +22,10 @@ from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, named_leaves, num_parameters, unflatten
 
 rng = np.random.default_rng(0)
-config, base, words = minilora.load("micro")
+config, base, tokenizer = minilora.load("micro")
 masked = TrainConfig(mask_prompt=True)
-train_set, _ = data.encode_rows(data.load_rows("questions", "train"), words, masked)
-valid, _ = data.encode_rows(data.load_rows("questions", "valid"), words, masked)
+train_set, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, masked)
+valid, _ = data.encode_rows(data.load_rows("questions", "valid"), tokenizer, masked)
 batch = data.collate([[example] for example in train_set[:16]])  # 16 rows of one example each
 
 # %% [markdown]
@@ -98,7 +98,7 @@ assert np.allclose((B @ A) @ x, B @ (A @ x), rtol=0, atol=1e-12), "(BA)x must be
 
 # %%
 def start_factors(adapters, scale_a, scale_b, rng):
-    """Replace A and B by U(−1/√fan_in, 1/√fan_in) times their scales, 1 or 0."""
+    """Replace A and B by random numbers in ±1/√(number of columns), times 1 or 0."""
     leaves = {}
     for path, w in named_leaves(adapters):
         scale = scale_a if path.endswith("lora_A") else scale_b

@@ -19,9 +19,9 @@ from minilora.lora import adapted_paths, delta
 from minilora.optim import adamw, adamw_init, global_norm
 from minilora.tree import flatten, get
 
-config, base, words = minilora.load("micro")
+config, base, tokenizer = minilora.load("micro")
 examples, _ = data.encode_rows(
-    data.load_rows("questions", "train"), words, TrainConfig(mask_prompt=True)
+    data.load_rows("questions", "train"), tokenizer, TrainConfig(mask_prompt=True)
 )
 batch = data.collate([[example] for example in examples[:16]])
 
@@ -30,7 +30,7 @@ batch = data.collate([[example] for example in examples[:16]])
 #
 # The first step of AdamW moves each number of B by the learning rate η, whatever the size of its
 # gradient g: at this step Adam's averages are m̂ = g and v̂ = g², and m̂/√v̂ is ±1. A does not
-# move, because its gradient is zero while B is. So after one step
+# move: B is zero, so the gradient of A is zero. So after one step
 #
 # $$\Delta W = -s\,\eta\,\mathrm{sign}\!\left(\frac{\partial L}{\partial B}\right) A$$
 #
@@ -108,9 +108,9 @@ assert relative < 1e-3, "at the first step, α and η are one knob"
 # ## A whole run
 #
 # `sweeps/scaling.py` trains r = 2 and r = 32 at six learning rates under each rule. `read_sweep`
-# reads its results. `of` selects a column of the rows that have the given values: one number per
-# seed. `best_rates` returns the best rate of the grid, and the lowest point of a parabola through
-# the three lowest points, which can be between two rates of the grid.
+# reads its results. `of` gives a column of the runs with the given settings, one number per seed.
+# `best_rates` returns two rates: the one of the six with the lowest loss, and the minimum of a
+# parabola through this point and its two neighbours, which can be between two of the six.
 #
 # **Predict.** Under which rule is the best learning rate of r = 2 also the best of r = 32?
 #
@@ -151,8 +151,8 @@ scaling.draw(losses)  # one panel per rule
 #
 # How fast must s fall? By the first step, the best rate under a constant s should be √16 = 4 times
 # smaller at r = 32 than at r = 2. The grid says 8 times, but its steps are factors of two.
-# Parabolas between its points say 5 times, which is r^(−0.6). So this sweep shows that s must fall
-# with r. It is too coarse to tell √r from a somewhat larger power.
+# Parabolas between its points say 5 times. Since 16^0.6 ≈ 5, the best rate falls as r^(−0.6). This
+# sweep shows that s must fall with r. It is too coarse to tell √r from a somewhat larger power.
 
 # %%
 # Checks

@@ -145,7 +145,7 @@ same_size = count["lora r = 2, 0.01"], count["full, 0.005"]
 assert max(map(min, same_size)) <= min(map(max, same_size)), "the same size, the same count"
 by_size = sorted(found, key=lambda name: found[name]["size"].mean())
 means = [count[name].mean() for name in by_size]
-assert all(a <= b + 1 for a, b in zip(means, means[1:])), "a larger update has more intruders"
+assert all(np.diff(means) >= -1), "a larger update must have more intruders"
 own_text = {name: values["notes"] for name, values in found.items()}
 assert (own_text[gentle[1]] > own_text[tuned[0]]).all(), "few, and more forgotten in every seed"
 

@@ -125,7 +125,7 @@ def of(rows, column, /, **where):
 
 
 def best_rates(rates, losses):
-    """Return the best rate of a grid, and that of a parabola through the three lowest points.
+    """Return the best rate of a grid, and that of a parabola through it and its two neighbours.
 
     losses: (rates, seeds). Rates and losses are in logarithms, the losses averaged over the seeds.
     """

@@ -63,8 +63,11 @@ def collate(sequences: Sequence[list[Example]]) -> dict[str, Array]:
 def batch_at(
     sequences: list[list[Example]], step: int, size: int, seed: int
 ) -> list[list[Example]]:
-    """Return batch number `step`; each epoch uses every sequence once, in a new order."""
-    batch = []  # a function of the arguments: a resumed run has no position to restore
+    """Return batch number `step`; each epoch uses every sequence once, in a new order.
+
+    The result depends only on the arguments, so a resumed run has no position to restore.
+    """
+    batch = []
     for i in range(step * size, (step + 1) * size):
         epoch, position = divmod(i, len(sequences))
         batch.append(sequences[_order(len(sequences), epoch, seed)[position]])

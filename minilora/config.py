@@ -70,7 +70,7 @@ class ModelConfig:
     bos_token_id: int | None = None
     rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
     sliding_window: int | None = None  # keys that a token sees, its own included; None: all
-    model_type: str = "llama"  # saved, unless the tree has biases or norms that this type lacks
+    model_type: str = "llama"  # a saved model has it, or another that fits its biases
 
     def __post_init__(self) -> None:
         for f in fields(self)[:7]:
@@ -109,7 +109,7 @@ class LoraConfig:
             value = getattr(self, name)
             require(value in choices, f"{name} must be one of {choices}, got {value!r}")
         for regex in (*self.rank_pattern, *self.alpha_pattern):
-            matches(regex, "")
+            matches(regex, "")  # raises InputError if it is not a regular expression
         if not isinstance(self.target_modules, str):
             object.__setattr__(self, "target_modules", tuple(self.target_modules))
         if isinstance(self.layers_to_transform, int):
@@ -165,7 +165,7 @@ class TrainConfig:
     batch_size: int = 4
     grad_accumulation_steps: int = 1
     max_seq_length: int = 256  # tokens
-    learning_rate: float = 2e-4  # per optimizer step
+    learning_rate: float = 2e-4  # after the warm-up
     lr_schedule: str = "cosine"
     warmup_ratio: float = 0.06
     weight_decay: float = 0.0

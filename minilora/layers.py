@@ -121,7 +121,7 @@ class RowRng:
         return RowRng([[*seed, number] for seed in self.seeds])
 
     def random(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Draw an array (B, …) from [0, 1), token by token: padding does not change a row."""
+        """Draw an array (B, …) from [0, 1), each row by its tokens: padding changes no number."""
         rows = [np.random.default_rng(seed).random(shape[1:], dtype) for seed in self.seeds]
         return np.stack(rows)
 
@@ -149,7 +149,8 @@ def embed(
     """Look up token ids (B, T): states (B, T, D), positions (B, T), `segment_starts` (B, T).
 
     trained, frozen: the nodes `model`. A position counts from the start of the token's segment (its
-    example). past: the number of tokens in the cache.
+    example). past: the number of tokens in the cache. `segment_starts` is returned because a
+    trained prompt (see `methods`) makes it longer.
     """
     check_leaves(trained, ("embed_tokens", "layers", "norm"), "embed")
     node = subtree(trained, "embed_tokens")
@@ -381,7 +382,7 @@ def _checkpoint(f: Function, *arrays: Array) -> Array:
 def _checkpoint_vjp(argnums: Any, y: Array, args: Any, kwargs: Any) -> Function:
     f, *inputs = args
 
-    def of_traced(traced: Any) -> Array:  # below the first adapted layer, x is not traced
+    def of_traced(traced: Any) -> Array:  # x is untraced below the first adapter
         arrays = list(inputs)
         for n, value in zip(argnums, traced):
             arrays[n - 1] = value

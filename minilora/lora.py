@@ -16,7 +16,7 @@ from .config import ALL_LINEAR, LoraConfig, matches, names_module, require
 from .layers import dense
 from .tree import Array, Tree, flatten, get, layer_of, named_leaves, set_leaf, tree_map, unflatten
 
-FACTORS, FIXED = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout")
+FACTORS, SETTINGS = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout")
 LEAVES = ("weight", "bias", *FACTORS)  # trained leaves of a projection that `layers.linear` reads
 
 
@@ -98,7 +98,7 @@ def delta(trained: Tree, frozen: Tree) -> Array:
     return np.float32(frozen["lora_scaling"]) * (trained["lora_B"] @ trained["lora_A"])
 
 
-@np.errstate(over="ignore", invalid="ignore")  # an error names weights that are not finite
+@np.errstate(over="ignore", invalid="ignore")  # the last check names the path
 def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
@@ -106,11 +106,12 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     much of the update. Raises InputError, with the path, for a leaf of another method and for a
     weight that is not finite.
     """
-    weights = {path: w for path, w in named_leaves(base) if not path.endswith(FIXED)}
+    weights = {path: w for path, w in named_leaves(base) if not path.endswith(SETTINGS)}
     trained = flatten(adapters)
     for path in weights | trained:
+        # a trained weight needs a frozen one, except the head of a tied model; a bias may be new
         known = path in weights or path.rpartition(".")[2] in LEAVES[1:] or path == "lm_head.weight"
-        plain = known and ".lora_stack." not in path
+        plain = known and ".lora_stack." not in path  # a frozen second adapter: see methods
         require(plain, f"lora.merge does not know {path}: minilora.merge knows more methods")
     # a trained weight or bias replaces the frozen one; a bias may also be new
     replaced = {path: w for path, w in trained.items() if not path.endswith(FACTORS)}

@@ -142,7 +142,7 @@ def check_4bit(block_size: int, quant_type: str) -> None:
 def require_finite(*arrays: Array) -> None:
     """Raise InputError if an array contains a NaN or an infinity."""
     finite = all(np.isfinite(w).all() for w in arrays)
-    require(finite, "has a NaN or an infinity: use an undamaged copy of the file")
+    require(finite, "a weight has a NaN or an infinity: use an undamaged copy of the file")
 
 
 def normalize(w: Array, block_size: int) -> tuple[Array, Array]:

@@ -53,7 +53,7 @@ def train(
     while state["step"] < train_config.iters:
         began, step = time.perf_counter(), state["step"]
         loss, grads, _ = gradient_at(adapters, base, sequences, step, *settings)
-        rows = batch_at(sequences, step, size, train_config.seed)
+        rows = batch_at(sequences, step, size, train_config.seed)  # of all micro-batches
         tokens = sum(len(example.tokens) - 1 for row in rows for example in row)
         grads, norm = clip(grads, train_config.max_grad_norm)
         seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
@@ -152,6 +152,6 @@ def learning_rates(lr: float, train_config: TrainConfig, adapters: Tree) -> dict
         name = path.rpartition(".")[2]
         scale = 1.0 if name.startswith("lora_") else other_lr_scale
         ratio = train_config.loraplus_lr_ratio if name == "lora_B" else 1.0
-        top = depth - 1 if path.startswith(("model.norm.", "lm_head.")) else layer_of(path)
-        rates[path] = lr * scale * ratio * train_config.layer_lr_decay ** (depth - 1 - top)
+        layer = depth - 1 if path.startswith(("model.norm.", "lm_head.")) else layer_of(path)
+        rates[path] = lr * scale * ratio * train_config.layer_lr_decay ** (depth - 1 - layer)
     return rates

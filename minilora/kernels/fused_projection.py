@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import layers
-from ..lora import FACTORS, FIXED
+from ..lora import FACTORS, SETTINGS
 from ..tree import check_leaves, subtree
 from .loops import rows
 from .weights import frozen_matmul, tiled_matmul, tiled_matmul_backward
@@ -40,7 +40,7 @@ def split_factors(names, trained, frozen):
     projections, factors = [], []
     for name in names:
         node, own = subtree(trained, name), frozen[name]
-        check_leaves(own, ("weight", "bias", *FIXED), name)
+        check_leaves(own, ("weight", "bias", *SETTINGS), name)
         scaling = own["lora_scaling"] if node else None
         projections.append(Projection(own["weight"], own.get("bias"), scaling))
         factors += [node[factor] for factor in FACTORS if node]

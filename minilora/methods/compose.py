@@ -17,7 +17,7 @@ from .. import model
 from ..config import LoraConfig, ModelConfig, require
 from ..generation import check_generation, sample
 from ..layers import LayerCache
-from ..lora import FACTORS, FIXED, adapted_paths
+from ..lora import FACTORS, SETTINGS, adapted_paths
 from ..tree import Tree, flatten, get, named_leaves, set_leaf, tree_map, unflatten
 from .operations import operations
 
@@ -167,7 +167,7 @@ def config_of_adapter(adapters, frozen):
 def common_base(pairs):
     """Return the base of all pairs, without scalings; raise InputError if the bases differ."""
     first, *others = (
-        {p: w for p, w in named_leaves(frozen) if not p.endswith(FIXED) or ".lora_stack." in p}
+        {p: w for p, w in named_leaves(frozen) if not p.endswith(SETTINGS) or ".lora_stack." in p}
         for _, frozen in pairs
     )
     for other in others:
