@@ -86,7 +86,7 @@ assert np.isclose(products[3, 1], products[10, 8]), "only the distance t − s m
 #
 # $$\mathrm{attention}(Q, K, V) = \mathrm{softmax}(QK^\top/\sqrt{hd} + \text{mask})\, V$$
 #
-# ![Attention masks: causal, packed, and with a window](../figures/drawings/masks.svg)
+# ![Attention masks; this lesson uses the causal one](../figures/drawings/masks.svg)
 #
 # **Predict.** All keys are equal, and the values of three tokens are 1, 2 and 6. What does each
 # token get?
@@ -146,7 +146,7 @@ print("the block maps", x.shape, "to", after_mlp.shape)
 
 # %%
 # Checks
-block = model.decoder_layer(x, {}, layer, rope, starts, config, layers)  # layers: the operations
+block = model.decoder_layer(x, {}, layer, rope, starts, config, layers)  # layers: the plain code
 assert np.allclose(layers.swiglu(np.zeros(1), np.ones(1)), 0), "a gate of 0 lets nothing through"
 assert np.isclose(layers.swiglu(np.ones(1), np.full(1, 2.0))[0], 2 / (1 + np.exp(-1))), "silu(1)·2"
 assert np.allclose(block, after_mlp), "the four lines differ from model.decoder_layer"

@@ -35,8 +35,8 @@ batch = data.collate([[example] for example in examples[:16]])
 # $$\Delta W = -s\,\eta\,\mathrm{sign}\!\left(\frac{\partial L}{\partial B}\right) A$$
 #
 # Each entry of ΔW is a sum of r terms. A sum of r numbers with random signs has a size of about √r
-# times that of one number, so the size of ΔW should grow as s·√r. Three rules for s are compared.
-# They agree at r = 8, where s = 2:
+# times that of one number, so the size of ΔW should grow as s·√r. Three rules for s are compared,
+# each with such an α that s = 2 at r = 8:
 #
 # - constant: s = 2
 # - LoRA (Sec. 4.1): s = α/r
@@ -175,7 +175,7 @@ if not QUICK:  # one run of the sweep again; another machine rounds differently,
 # **What to try.**
 #
 # 1. `first_update(lora_config, lr=1e-3, ...)`: change the rate. Do the exponents change?
-# 2. `RANKS`: add 64 and 128. Does the line stay straight above the width, 48?
+# 2. `RANKS`: add 64 and 128. Does the same power hold above the width, 48?
 # 3. `losses(rule, r) for r in (2, 32)`: use `losses(rule, r)[:, :1]`, one seed. How much changes?
 #
 # **Where to stop with a debugger.** `scaling` in `minilora/config.py`: the one place where α/r is

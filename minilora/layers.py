@@ -61,7 +61,7 @@ def lora_matmul(x: Array, a: Array, b: Array, scaling: float) -> Array:
     return _matmul(scaling * _matmul(x, a.T), b.T)
 
 
-# ∂L/∂x = Aᵀ(s·Bᵀ ∂L/∂y)    ∂L/∂A = (s·Bᵀ ∂L/∂y) xᵀ    ∂L/∂B = (∂L/∂y) (s·Ax)ᵀ, s·Ax recomputed
+# ∂L/∂x = (s·∂L/∂y B) A    ∂L/∂A = (s·∂L/∂y B)ᵀ x    ∂L/∂B = (∂L/∂y)ᵀ (s·xAᵀ), s·xAᵀ recomputed
 defvjp(
     lora_matmul,
     lambda y, x, a, b, s: lambda g: _matmul(s * _matmul(g, b), a),
@@ -121,7 +121,7 @@ class RowRng:
         return RowRng([[*seed, number] for seed in self.seeds])
 
     def random(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Draw an array (B, …) from [0, 1), each row by its tokens: padding changes no number."""
+        """Draw an array (B, …) from [0, 1), each row token by token: padding changes nothing."""
         rows = [np.random.default_rng(seed).random(shape[1:], dtype) for seed in self.seeds]
         return np.stack(rows)
 

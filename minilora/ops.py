@@ -1,6 +1,6 @@
 """The type of the argument `ops`: the operations that a model is computed with.
 
-Each slow operation of parts 3 and 4 of `lessons/00_qlora_in_one_file.py` has two implementations:
+Each costly operation of parts 3 and 4 of `lessons/00_qlora_in_one_file.py` has two implementations:
 `layers` is the reference, and `kernels.fused` is optimized. `methods.operations` wraps one of them
 for other methods, stacked adapters and one adapter per row. The functions of the core take `ops` as
 an argument.

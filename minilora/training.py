@@ -118,7 +118,7 @@ def accumulate(shards: Iterable[tuple[int, float, Tree]], total: int) -> tuple[f
     """
     loss, grads = 0.0, dict[str, Any]()
     for n, value, grad in shards:
-        # L = Σ (nᵢ/n)·Lᵢ: the mean over all target tokens, not a mean of means
+        # L = Σ (n/total)·L of the shard: the mean over all targets, not a mean of means
         weight = n / total
         loss += weight * value
         grad = tree_map(partial(np.multiply, weight), grad)
@@ -139,9 +139,10 @@ def learning_rates(lr: float, train_config: TrainConfig, adapters: Tree) -> dict
     """Return {path: learning rate} for the leaves of `adapters`; lr: the rate of the step.
 
     It is multiplied by `loraplus_lr_ratio` for lora_B (LoRA+, Hayou et al. 2024), by
-    `also_train_lr_scale` for other leaves if there are low-rank factors, and by `layer_lr_decay` to
-    the power h − i for a leaf of layer i, where h is the highest trained layer (Howard and Ruder
-    2018, Sec. 3.2). The embedding has i = −1; the last norm and the head have i = h.
+    `also_train_lr_scale` for leaves not named `lora_…` if there are factors, and by
+    `layer_lr_decay` to the power h − i for a leaf of layer i, where h is the highest trained layer
+    (Howard and Ruder 2018, Sec. 3.2). The embedding has i = −1; the last norm and the head have i =
+    h.
     """
     paths = [path for path, _ in named_leaves(adapters)]
     has_factors = any(path.endswith("lora_A") for path in paths)
