@@ -388,13 +388,13 @@ def test_the_rate_of_every_leaf(depth, decay, ratio, factors):
         layer_lr_decay=decay, loraplus_lr_ratio=ratio, also_train_lr_scale=0.125
     )  # fmt: skip
     of = learning_rates(0.25, config, tree)
-    beside = 0.125 if factors else 1.0  # a power of two, as the ratio is: products are exact
+    other_scale = 0.125 if factors else 1.0  # a power of two, as the ratio is: products are exact
     above = {"model.embed_tokens.weight": depth, "model.norm.weight": 0, "lm_head.weight": 0}
     for path, layers_above in above.items():
-        assert of[path] == 0.25 * beside * decay**layers_above
+        assert of[path] == 0.25 * other_scale * decay**layers_above
     for i in range(depth):
         q, rate = f"model.layers.{i}.self_attn.q_proj", 0.25 * decay ** (depth - 1 - i)
-        assert of[f"{q}.bias"] == rate * beside
+        assert of[f"{q}.bias"] == rate * other_scale
         if factors:
             assert of[f"{q}.lora_A"] == rate and of[f"{q}.lora_B"] == rate * ratio
 

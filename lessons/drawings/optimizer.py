@@ -1,4 +1,4 @@
-"""What a step of the optimizer does: starts, signs, rates, dropout, clipping, what is trained."""
+"""Drawings of a step of the optimizer: initialization, signs, rates, dropout, clipping, targets."""
 
 import numpy as np
 from elements import (
