@@ -1,4 +1,4 @@
-"""Drawings of a step of the optimizer: initialization, signs, rates, dropout, clipping, targets."""
+"""Drawings of an optimizer step: initialization, signs, rates, dropout, trained parameters."""
 
 import numpy as np
 from elements import (
