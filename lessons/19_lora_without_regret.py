@@ -16,7 +16,7 @@
 #
 # The factor is contested: a [reproduction with
 # DistilBERT](https://github.com/thinking-machines-lab/tinker-feedback/issues/67) found about 3.
-# [Lesson 19b](19b_capacity_batch_and_place.py) tests the second claim, batch sizes, and places.
+# [Lesson 19b](19b_equal_until_full.py) tests the second claim.
 #
 # **Time:** ten seconds to run, ten minutes to read. **You need:** lessons 4b and 8.
 
@@ -94,15 +94,15 @@ assert 2 < factor["tiny", 8] / factor["micro", 8] < 4, "width 128 must need 128/
 # ## The best rates
 #
 # `sweeps/regret.py` trains on the questions: 8 rows per step, a constant rate, α = 32, all seven
-# projections, three seeds (two for `tiny`). A run is scored after 25, 50, 100 and 200 steps, so
-# each length has a best rate. To find it between the rates of the sweep, a parabola is fitted
-# through the lowest point and its two neighbours (in logarithms of rate and loss).
+# projections, five seeds. A run is scored after 25, 50, 100 and 200 steps. Each length has its best
+# rate: the minimum of a parabola through the lowest point and its two neighbours, in logarithms of
+# rate and loss.
 #
 # **Predict.** Is the best rate the same for r = 1 and r = 64? Is the factor larger in short runs?
 #
 # <details><summary>Answer</summary>
-# The best rates of r = 1 and r = 64 are nearly the same. The factor is about 3 after 25 steps and
-# less than 2 after 200 steps. For `tiny`, it is larger.
+# The best rates of r = 1 and r = 64 are nearly the same. The factor is between 2 and 3 after 25
+# steps and about 2 after 200 steps, but another seed changes it by more than that.
 # </details>
 
 # %%
@@ -120,20 +120,19 @@ def best_rate(model, size, steps, seeds=slice(None)):
 
 
 best = {(size, steps): best_rate("micro", size, steps) for size in SIZES for steps in STEPS}
-cells = []
-for steps in STEPS:
-    quotients = [f"{best[r, steps] / best['full', steps]:.1f}" for r in RANKS]
-    cells.append([f"{steps} steps", *(f"{best[size, steps]:.1e}" for size in SIZES), *quotients])
 names = [*(f"r = {r}" for r in RANKS), "full"]
-table(["best rate, micro", *names, *(f"r = {r} / full" for r in RANKS)], cells)
+rates = [[f"{n} steps", *(f"{best[size, n]:.1e}" for size in SIZES)] for n in STEPS]
+table(["best rate, micro", *names], rates)
 
-ratios = {}
-for model in ("micro", "tiny"):
-    chosen = [slice(None), [0], [1]]  # all seeds, the first, the second
-    pairs = [[best_rate(model, size, 25, seeds) for size in (8, "full")] for seeds in chosen]
-    ratios[model] = [of_lora / of_full for of_lora, of_full in pairs]
-    every, *single = (f"{x:.1f}" for x in ratios[model])
-    print(f"{model}, 25 steps: r = 8 / full = {every} (two seeds: {', '.join(single)})")
+chosen = [slice(None), *([seed] for seed in regret.SEEDS)]
+cells, every, single = [], {}, {}
+for case in (("micro", 25), ("micro", 200), ("tiny", 25)):
+    model, steps = case
+    pairs = [[best_rate(model, size, steps, seeds) for size in (8, "full")] for seeds in chosen]
+    every[case], *single[case] = (of_lora / of_full for of_lora, of_full in pairs)
+    each = ", ".join(f"{x:.1f}" for x in single[case])
+    cells.append([f"{model}, {steps} steps", f"{every[case]:.1f}", each])
+table(["r = 8 / full", "all seeds", "each seed"], cells)
 
 # %%
 titles, ylabel = ["25 steps", "200 steps"], ["held-out loss (nats per token)", ""]
@@ -154,11 +153,11 @@ with figure("regret_rates", "learning rate", ylabel, titles, width=7.6, columns=
 # ![Held-out loss over the learning rate for three ranks and full fine-tuning, after 25 and 200
 # steps](../figures/regret_rates.png)
 #
-# - **Ranks.** With 64 times the rank, the best rate changes by less than 1.5 times after 25 and 200
-#   steps. This part holds. (After 50 and 100 steps, the curves are too flat to say.)
-# - **Short runs.** The factor is larger after 25 steps than after 200. This part holds too.
-# - **10 times** does not hold: the factor is about 3 for `micro`, and larger for `tiny`. It grows
-#   with the width, but less than the first step predicts.
+# - **Ranks.** With 64 times the rank, the best rate changes by less than 2 times. This part holds.
+#   (After 50 steps, the curve of r = 64 is too flat to say.)
+# - **Short runs.** The factor is larger after 25 steps, but not with every seed: not shown.
+# - **10 times** does not hold: the factor is between 2 and 3 for `micro`. For `tiny` it is larger
+#   in four of five seeds, but much less than the first step predicts.
 #
 # The measured first step is right for `micro` and too large for `tiny`. Its formula is far off for
 # large models: for a width of 4,096 (Llama 3.1 8B) and α = 32 it gives √3·4096/32 = 222, where
@@ -167,16 +166,17 @@ with figure("regret_rates", "learning rate", ylabel, titles, width=7.6, columns=
 
 # %%
 # Checks
-for steps, most in ((25, 2), (50, 5), (100, 5), (200, 2)):  # flat curves at 50 and 100 steps
-    of_ranks = [best[r, steps] for r in RANKS]
-    assert max(of_ranks) < most * min(of_ranks), f"{steps} steps: the rank must hardly matter"
-for r in RANKS:
-    short_run, long_run = (best[r, n] / best["full", n] for n in (25, 200))
-    assert short_run > 1.2 * long_run, f"r = {r}: the factor must be larger in short runs"
-    assert 1.5 < short_run < 6, f"r = {r}: the factor must be far below 10 at width 48"
-assert min(ratios["tiny"]) > max(ratios["micro"]), "the wider model must have the larger factor"
-assert 0.7 < ratios["micro"][0] / factor["micro", 8] < 1.4, "micro: the prediction must hold"
-assert ratios["tiny"][0] < 0.8 * factor["tiny", 8], "tiny: the prediction must be too large"
+for steps in (25, 100, 200):  # after 50 steps, one curve is flat
+    *of_ranks, of_full = (best[size, steps] for size in SIZES)
+    assert max(of_ranks) < 2 * min(of_ranks), f"{steps} steps: the rank must hardly matter"
+    assert of_full < min(of_ranks) and max(of_ranks) < 6 * of_full, "the factor must be below 10"
+short_runs, long_runs = single["micro", 25], single["micro", 200]
+assert every["micro", 25] > every["micro", 200], "the mean factor must be larger in short runs"
+assert max(long_runs) > min(short_runs), "the seeds must overlap"
+wider = np.array(single["tiny", 25]) > np.array(short_runs)
+assert every["tiny", 25] > every["micro", 25] and wider.sum() >= 4, "more for the wider model"
+assert 0.7 < every["micro", 25] / factor["micro", 8] < 1.4, "micro: the prediction must hold"
+assert every["tiny", 25] < 0.8 * factor["tiny", 8], "tiny: the prediction must be too large"
 if not QUICK:  # a run of the sweep again; other processors round differently
     live = regret.run_one(("micro", 8, 8, 2e-3, 0))["loss"]
     in_sweep = regret.curve("micro", 8, 200)[1][1, 0]
@@ -186,8 +186,8 @@ if not QUICK:  # a run of the sweep again; other processors round differently
 # %% [markdown]
 # ## What was shown
 #
-# LoRA's best rate hardly depends on the rank, and it is higher than that of full fine-tuning, most
-# of all in short runs. The factor grows with the width. So sweep the rate for your model.
+# LoRA's best rate hardly depends on the rank, and it is higher than that of full fine-tuning. The
+# factor depends on the model, and it differs between seeds. So sweep the rate for your model.
 #
 # **What to try.**
 #

@@ -4,6 +4,8 @@
 # **The question.** If each method gets its own best learning rate, and each comparison has five
 # seeds, how far apart are LoRA and its variants?
 #
+# [Lesson 24b](24b_all_methods_at_their_best_rate.py) does the same with the other methods.
+#
 # [Lee et al. 2026](https://arxiv.org/abs/2602.04998) (*Learning Rate Matters: Vanilla LoRA May
 # Suffice*) searched the rate for LoRA and for nine variants, on models of several sizes and four
 # kinds of tasks. Their result: each method prefers other rates. Each at its own best rate, all
@@ -15,6 +17,8 @@
 # **Time:** ten seconds to run, ten minutes to read. **You need:** lesson 15.
 
 # %%
+from functools import partial
+
 import numpy as np
 from common import QUICK, figure, of, read_sweep, table
 from sweeps import best_rates as experiment
@@ -22,7 +26,7 @@ from sweeps import best_rates as experiment
 from minilora.evaluation import plot
 
 sweep = read_sweep("best_rates")
-FAMILY, ALL = experiment.FAMILY, tuple(experiment.RATES)
+FAMILY, ALL = experiment.FAMILY, (*experiment.FAMILY, "full")
 RATES = experiment.RATES["lora"]
 
 # %% [markdown]
@@ -104,11 +108,7 @@ assert chosen["lora+"] < chosen["lora"], "LoRA+ must have the lower best rate"
 
 
 # %%
-def at_best(method, column):
-    """Return a column of the five runs at the method's best rate, in the order of the seeds."""
-    return np.array(of(sweep, column, method=method, rate=chosen[method]))
-
-
+at_best, better = partial(experiment.at_best, sweep), partial(experiment.better, sweep)
 cells = []
 for method in ALL:
     loss, exact = at_best(method, "loss"), 100 * at_best(method, "exact_match")
@@ -142,13 +142,7 @@ with figure("best_rates", "", ylabel, title) as axes:
 # every seed of B. If A and B are the same, this happens by chance once in 252 times per direction:
 # of the $\binom{10}{5} = 252$ ways to deal ten losses to A and B, one gives A the lowest five.
 
-
 # %%
-def better(a, b):
-    """Return whether every seed of a has a lower test loss than every seed of b."""
-    return at_best(a, "loss").max() < at_best(b, "loss").min()
-
-
 marks = [[a, *("better" if better(a, b) else "" for b in ALL)] for a in ALL]
 table(["is every seed better than …", *ALL], marks)
 pairs = [(a, b) for a in FAMILY for b in FAMILY if better(a, b)]

@@ -1,6 +1,6 @@
-"""Runs of lesson 24: each method at several learning rates, then at its best with five seeds.
+"""Runs of lessons 24 and 24b: each method at several learning rates, then at its best, five seeds.
 
-About ten minutes of one core.
+About a quarter of an hour of one core.
 
 python lessons/sweeps/best_rates.py
 """
@@ -15,7 +15,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import SWEEPS
+from common import SWEEPS, of
 from sweeps import compare
 
 import minilora
@@ -24,15 +24,22 @@ from minilora.tree import num_parameters
 
 FAMILY = ("lora", "lora+", "pissa", "dora")
 RANK = 2  # of the family; compare's budget would give DoRA, whose m it counts as well, only 1
-SAME = dict.fromkeys(FAMILY, (2e-3, 5e-3, 1e-2, 2e-2, 5e-2))
-RATES = {**SAME, "full": (1e-3, 2e-3, 5e-3)}
+ALL_RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0, 2.0)
+RATES = {
+    **dict.fromkeys(FAMILY, ALL_RATES[1:6]),
+    "bottleneck": ALL_RATES[3:8], "prefix": ALL_RATES[3:9], "prompt": ALL_RATES[3:9],
+    "p-tuning": ALL_RATES[4:9], "ia3": ALL_RATES[6:], "bitfit": ALL_RATES[4:9],
+    "norm": ALL_RATES[4:9], "head": ALL_RATES[5:10], "full": ALL_RATES[:4],
+}  # fmt: skip
 TRIED, MORE = (0, 1), (2, 3, 4)  # the seeds at every rate, and those at the best one only
 
 
 def start(method, base, seed):
-    """Return (adapters, frozen): LoRA and its variants at one rank, or all weights."""
+    """Return (adapters, frozen): LoRA and its variants at one rank, the others at the budget."""
     entry = compare.TABLE[method]
-    return compare.start(entry, base, compare.config_of(entry, RANK), seed)
+    if method in FAMILY:
+        return compare.start(entry, base, compare.config_of(entry, RANK), seed)
+    return compare.start(entry, base, compare.sized(entry, base, compare.BUDGET), seed)
 
 
 def run_one(job):
@@ -72,6 +79,16 @@ def best_rate(rows, method):
         if row["method"] == method and row["seed"] in TRIED:
             found.setdefault(row["rate"], []).append(row["valid_loss"])
     return min(found, key=lambda rate: np.mean(found[rate]))
+
+
+def at_best(rows, method, column):
+    """Return a column of the five runs at the method's best rate, in the order of the seeds."""
+    return np.array(of(rows, column, method=method, rate=best_rate(rows, method)))
+
+
+def better(rows, a, b):
+    """Return whether every seed of a has a lower test loss than every seed of b."""
+    return at_best(rows, a, "loss").max() < at_best(rows, b, "loss").min()
 
 
 JOBS = [(method, rate, seed) for seed in TRIED for method in RATES for rate in RATES[method]]

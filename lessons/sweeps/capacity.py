@@ -1,6 +1,6 @@
-"""Runs of lessons 19b and 20: how many random letters an adapter of `micro` learns by heart.
+"""Runs of lessons 19b, 19c and 20: how many random letters an adapter of `micro` learns by heart.
 
-About twelve minutes of one core.
+About seven minutes of one core.
 
 python lessons/sweeps/capacity.py
 """
@@ -42,13 +42,14 @@ def facts(n, seed):
 
 
 def start(base, size, place, layer, seed):
-    """Return (adapters, frozen): LoRA of a rank in a layer, one whole matrix, or every leaf."""
+    """Return (adapters, frozen): LoRA in a layer or "every" one, one matrix, or every leaf."""
     if size == "full":
         return registry.full(base, None, None)
     if size == "matrix":
         return unflatten({ONE_MATRIX: np.array(get(base, ONE_MATRIX))}), base
+    layers = None if layer == "every" else (layer,)
     config = LoraConfig(
-        r=size, lora_alpha=8, target_modules=PLACES[place], layers_to_transform=(layer,)
+        r=size, lora_alpha=8, target_modules=PLACES[place], layers_to_transform=layers
     )
     return minilora.get_peft_model(base, config, np.random.default_rng(seed))
 
@@ -109,10 +110,11 @@ CASES = (  # size, place, layer, facts, steps
     (1, "all", 1, 10, 500), (1, "all", 1, 19, 500), (1, "all", 1, 38, 500), (1, "all", 1, 76, 500),
     (2, "all", 1, 38, 500), (4, "all", 1, 38, 500),
     (1, "all", 0, 38, 500), (1, "all", 2, 38, 500),
+    (3, "all", 1, 114, 500), (1, "all", "every", 114, 500),
     (3, "attention", 1, 48, 500), (2, "MLP", 1, 44, 500), ("matrix", "all", 1, 76, 500),
+    (1, "all", 1, 38, 1500), ("full", "all", 1, 76, 500),
 )  # fmt: skip
-ONE_SEED = ((1, "all", 1, 38, 1500), ("full", "all", 1, 76, 500))
-JOBS = [*((*case, seed) for seed in range(2) for case in CASES), *((*c, 0) for c in ONE_SEED)]
+JOBS = [(*case, seed) for seed in range(5) for case in CASES]
 
 if __name__ == "__main__":
     write_sweep("capacity", run_one, JOBS)

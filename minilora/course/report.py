@@ -116,8 +116,8 @@ def plot_class(results, path):
                 bar = axes.barh(name, n, left=left, color=color, edgecolor="white")
                 left += n
                 if kind not in COLORS and (width := 110 * n // len(results)) > 5:
-                    text = textwrap.fill(kind.replace("-", " "), width, break_long_words=False)
-                    axes.bar_label(bar, [text], label_type="center", fontsize=5)
+                    lines = textwrap.wrap(kind.replace("-", " "), width, break_long_words=False)
+                    axes.bar_label(bar, ["\n".join(lines[:3])], label_type="center", fontsize=5)
         patches = [axes.barh(0, 0, color=color) for color in COLORS.values()]
         axes.legend(patches, COLORS, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
         axes.set(axisbelow=True, ylim=(len(rows) - 0.5, -0.5))
