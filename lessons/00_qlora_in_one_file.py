@@ -137,7 +137,7 @@ def dequantize(q):
 
 def nearest(x, values):
     """Return the index of the value nearest to each number of x, flat; at a tie, the lower one."""
-    # the index of the nearest value is the number of midpoints between values that are below x
+    # Count the midpoints that are below x: this is the index of the value nearest to x.
     return np.searchsorted((values[:-1] + values[1:]) / 2, x.ravel()).astype(np.uint8)
 
 
@@ -213,8 +213,8 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # <details><summary>Answer</summary>
 #
 # Yes. The gradient of B is (α/r) G Aᵀ, where G is the gradient of the full weight. A is not zero,
-# so B moves at this step. The gradient of A is (α/r) Bᵀ G, so A moves at the next step. Lesson 2
-# tries the four possible starts.
+# so B moves at the first step with a rate above zero. The gradient of A is (α/r) Bᵀ G, so A moves
+# one step later. Lesson 2 tries the four possible starts.
 #
 # </details>
 

@@ -38,14 +38,15 @@ from minilora.tree import named_leaves
 #
 # Adam's first step is −η·sign(gradient), so the loss falls by about η times the sum of the absolute
 # gradients. For full fine-tuning this is ‖G‖₁, with G = ∂L/∂W. For LoRA, only B has a gradient,
-# (α/r)·[G a₁ … G a_r], where a_k are the rows of A: uniform, with variance 1/(3·in). If the entries
-# of G are independent, an entry of G a_k, a sum of in terms, is about 1/√3 of one of G. G has in
-# columns and G a_k is one, so ‖G a_k‖₁ ≈ ‖G‖₁/(√3·in), and the sum over k cancels 1/r:
+# (α/r)·[G a₁ … G a_r], where a_k are the rows of A. Let n be the number of columns of G. The
+# entries of A have variance 1/(3n). An entry of G a_k is a sum of n terms. If the entries of G are
+# independent, its size is about 1/√3 of the size of an entry of G. And G a_k is only one column, so
+# ‖G a_k‖₁ ≈ ‖G‖₁/(√3·n). The sum over k cancels 1/r:
 #
 # $$\text{full: } \eta \lVert G \rVert_1 \qquad \text{LoRA: } \eta\,\frac{\alpha}{r} \sum_{k=1}^r
-#   \lVert G a_k \rVert_1 \approx \eta\,\frac{\alpha}{\sqrt{3}\,in} \lVert G \rVert_1$$
+#   \lVert G a_k \rVert_1 \approx \eta\,\frac{\alpha}{\sqrt{3}\,n} \lVert G \rVert_1$$
 #
-# For the same gain, LoRA needs √3·in/α times the rate. The rank is not in this factor.
+# For the same gain, LoRA needs √3·n/α times the rate. The rank is not in this factor.
 #
 # **Predict.** What is the factor for `micro` (width 48) and `tiny` (width 128) with α = 32?
 #
@@ -155,9 +156,9 @@ with figure("regret_rates", "learning rate", ylabel, titles, width=7.6, columns=
 #
 # - **Ranks.** With 64 times the rank, the best rate changes by less than 2 times. This part holds.
 #   (After 50 steps, the curve of r = 64 is too flat to say.)
-# - **Short runs.** The factor is larger after 25 steps, but not with every seed: not shown.
-# - **10 times** does not hold: the factor is between 2 and 3 for `micro`. For `tiny` it is larger
-#   in four of five seeds, but much less than the first step predicts.
+# - **Short runs.** The factor is larger after 25 steps, but only in two of five seeds: not proven.
+# - **10 times** does not hold. For `micro`, the factor is 2.6 after 25 steps and 1.9 after 200. For
+#   `tiny` it is larger in four of five seeds, but much less than the first step predicts.
 #
 # The measured first step is right for `micro` and too large for `tiny`. Its formula is far off for
 # large models: for a width of 4,096 (Llama 3.1 8B) and α = 32 it gives √3·4096/32 = 222, where
@@ -172,7 +173,7 @@ for steps in (25, 100, 200):  # after 50 steps, one curve is flat
     assert of_full < min(of_ranks) and max(of_ranks) < 6 * of_full, "the factor must be below 10"
 short_runs, long_runs = single["micro", 25], single["micro", 200]
 assert every["micro", 25] > every["micro", 200], "the mean factor must be larger in short runs"
-assert max(long_runs) > min(short_runs), "the seeds must overlap"
+assert sum(map(float.__gt__, short_runs, long_runs)) == 2, "only two seeds agree"
 wider = np.array(single["tiny", 25]) > np.array(short_runs)
 assert every["tiny", 25] > every["micro", 25] and wider.sum() >= 4, "more for the wider model"
 assert 0.7 < every["micro", 25] / factor["micro", 8] < 1.4, "micro: the prediction must hold"

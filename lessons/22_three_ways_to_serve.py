@@ -9,8 +9,7 @@
 # (3) train on the quantized base and keep the adapter separate. Lesson 13b compared ways to merge
 # *one* QLoRA adapter. Here the base of training and the model differ as well.
 #
-# **Time:** a quarter of a minute to run, twelve minutes to read. **You need:** lessons 7, 13 and
-# 13b.
+# **Time:** twenty seconds to run, twelve minutes to read. **You need:** lessons 7, 13 and 13b.
 
 # %%
 import numpy as np
@@ -33,8 +32,8 @@ from minilora.evaluation import plot
 # **Predict.** Order the three ways. Is a crossing worse than quantizing after the merge?
 #
 # <details><summary>Answer</summary>
-# Way 3 is the best in every run. On `micro`, ways 1 and 2 differ by less than the seeds do, and a
-# crossing costs about as much.
+# Way 3 is the best. On `micro`, ways 1 and 2 differ by less than the seeds do, and a crossing costs
+# about as much.
 # </details>
 
 # %%
@@ -94,7 +93,7 @@ for way, (loss, _) in ways.items():
 # </details>
 
 # %%
-MODELS = {"micro": "micro, five seeds", "tiny": "tiny, two seeds", "smollm2": "SmolLM2, two seeds"}
+MODELS = {"micro": "micro, 5 seeds", "tiny": "tiny, 5 seeds", "smollm2": "SmolLM2, 3 seeds"}
 for model, label in MODELS.items():
     cells = []
     for way in ways:
@@ -108,22 +107,25 @@ for model in MODELS:
 table(["", "‖ΔW‖/‖W‖", "‖Ŵ − W‖/‖W‖", "drift (nats)"], rows)
 
 # %% [markdown]
-# Way 3 is the best everywhere. The saying holds between `micro` and `tiny`, not for SmolLM2. Its
-# weights have the same error, 9 %, and its *drift* (the divergence of the 4-bit base's next token
-# from the dense base's) is the largest, 0.43 nats. But its update is 1 %, against 22 %: see below.
+# Way 3 has the lowest mean loss everywhere. It is the best with every seed except one of `tiny`,
+# which learned less on the NF4 base than on the dense one. The saying holds between `micro` and
+# `tiny`, not for SmolLM2. Its weights have the same error, 9 %, and its *drift* (the divergence of
+# the 4-bit base's next token from the dense base's) is the largest, 0.43 nats. But its update is 1
+# %, against 22 %: see below.
 
 # %%
 # Checks
 third = {model: column(model, "3: NF4, adapter separate") for model in MODELS}
 for model in MODELS:
     for way in ways.keys() - {"3: NF4, adapter separate"}:
-        assert (column(model, way) > third[model]).all(), f"{model}, {way}: worse than way 3"
+        more = column(model, way) - third[model]
+        assert more.mean() > 0 and sum(more < 0) <= (model == "tiny"), f"{model}, {way}: worse"
 one, two = (column("micro", way) for way in list(ways)[:2])
 assert abs(np.mean(one - two)) < np.std(one - two, ddof=1), "ways 1 and 2 may not be separable"
 one, two = (column("smollm2", way) for way in list(ways)[:2])
 assert two.min() > 50 * one.max(), "SmolLM2 must lose the task in way 2, and not in way 1"
 sizes = {model: of(sweep, "size", model=model) for model in MODELS}
-assert max(sizes["smollm2"]) < 0.02 < 0.2 < min(sizes["micro"] + sizes["tiny"]), "1 % and 20 %"
+assert max(sizes["smollm2"]) < 0.02 < 0.15 < min(sizes["micro"] + sizes["tiny"]), "1 % and 20 %"
 
 # %% [markdown]
 # ## Why way 2 loses a small update, and way 1 does not
@@ -179,7 +181,7 @@ assert max(kept["Ŵ"][:3]) < 0.2 and kept["Ŵ"][3] > 0.6, "from Ŵ, small update
 #
 # Way 3 computes what was trained, and is the best on all three models. SmolLM2 learned with an
 # update of 1 %, which does not survive quantize(Ŵ + ΔW). So the model with the smallest update
-# suffers most, and not the smallest model. (Its run was shorter, too.)
+# suffers most, and not the smallest model.
 #
 # **The rule.** Serve the adapter separate, on the base as it was stored in training. If you must
 # merge into 4 bits, compare ‖ΔW‖/‖W‖ with 3 %: below it, merge into the *original* W and quantize
@@ -190,8 +192,6 @@ assert max(kept["Ŵ"][:3]) < 0.2 and kept["Ŵ"][3] > 0.6, "from Ŵ, small update
 # 1. `iters=short(200, 20)`: train for 50 steps. Which way suffers most from smaller updates?
 # 2. `nf4.quantize(start + d, …)`: use `block_size=16`. Where does the dead zone end?
 # 3. `"dense_merged"` in `COLUMNS`: print it for the adapter that was trained on NF4 (SmolLM2).
-#
-# **Where to stop with a debugger.** `served` in `sweeps/serving.py`.
 #
 # **Exercises.** test-merge, lora-merge.
 #

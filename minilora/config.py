@@ -70,7 +70,7 @@ class ModelConfig:
     bos_token_id: int | None = None
     rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
     sliding_window: int | None = None  # keys that a token sees, its own included; None: all
-    model_type: str = "llama"  # a saved model has it, or another that fits its biases
+    model_type: str = "llama"  # for config.json, unless trained biases need another type
 
     def __post_init__(self) -> None:
         for f in fields(self)[:7]:

@@ -99,10 +99,10 @@ def mean(x: Array) -> Any:
     """Compute the mean of x (n,) float32, with the same bits as torch's mean on one thread.
 
     A float32 sum depends on the order of its terms. The order of torch is: (1) vectors of eight
-    numbers are added to four running sums, vector by vector; (2) the vectors left over are added to
-    the first of the four sums; (3) the four sums are added; (4) their eight numbers and the numbers
-    left over are added. (From 32,768 numbers on, torch also splits the sum over its threads; its
-    last bit then depends on the machine.)
+    numbers go in turn to four sums, each computed by groups (`_cascade`); (2) the vectors left over
+    are added to the first of the four sums; (3) the four sums are added; (4) their eight numbers
+    and the numbers left over are added. (From 32,768 numbers on, torch also splits the sum over its
+    threads; its last bit then depends on the machine.)
     """
     width = 8 if x.size >= 8 else 1
     vectors = x[: x.size // width * width].reshape(-1, width)

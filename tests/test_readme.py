@@ -15,6 +15,7 @@ import pytest
 import minilora
 from minilora import lora, tree
 from minilora.cli.arguments import parser
+from minilora.data.tasks import BUILTIN
 from minilora.methods.registry import METHODS
 
 ROOT = Path(__file__).parents[1]
@@ -159,6 +160,8 @@ def test_the_flags_of_train():
     assert written == flags
     listed = {row[0].strip("`").split()[0] for row in table("command-line.md", "command |")}
     assert listed == set(commands.choices)
+    recipes = {name: builtin.recipe for name, builtin in BUILTIN.items() if builtin.recipe}
+    assert dict(re.findall(r"^- `(\w+)`: `(--.*)`[,.]$", page("command-line.md"), re.M)) == recipes
 
 
 def test_the_methods():

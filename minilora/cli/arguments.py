@@ -30,6 +30,13 @@ class Parser(argparse.ArgumentParser):
         """Raise InputError."""
         raise InputError(f"{message} (see {self.prog} --help)")
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Raise InputError for unknown arguments here, so that it names the command's own help."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
 
 def parse(argv):
     """Return the settings of a command, from its recipe, TOML file and command line."""

@@ -165,7 +165,7 @@ def model_card(args, config, scores):
     # PiSSA and LoftQ change the base, so `minilora quantize` does not write the base of the adapter
     unchanged = isinstance(config, LoraConfig) and config.init_lora_weights is True
     peft = f"""
-In PEFT, on exactly this base:
+In PEFT, on exactly this base (on a CPU, its rows must be whole blocks; those of micro are not):
 
     # minilora quantize --model {args.model} --quantize {args.quantize} \\
     #     --block-size {args.block_size} --out base

@@ -17,7 +17,8 @@ from ..config import InputError, TrainConfig, require
 from . import tasks
 
 Row = dict[str, Any]
-SHAPES: list[set[str]] = [{"text"}, {"prompt", "completion"}, {"messages"}]
+FORMS: list[set[str]] = [{"text"}, {"prompt", "completion"}, {"messages"}]
+EITHER = "either text, or prompt and completion, or messages"
 ALPACA, SHAREGPT = {"instruction", "output"}, {"conversations"}
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
 REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
@@ -67,20 +68,20 @@ def parse_json(text, complaint):
 
 
 def check_row(row, where):
-    """Return `row` in one of the three shapes; raise InputError if its shape is not known."""
+    """Return `row` in one of the three forms; raise InputError if its keys are of none."""
     require(isinstance(row, dict), f"{where}: the row must be a JSON object")
     for name, keys, convert in ("Alpaca", ALPACA, alpaca), ("ShareGPT", SHAREGPT, sharegpt):
         if keys <= row.keys():
             row = convert(row, where)
             say_once(f"{where.rpartition(',')[0]}: read as {name}")
-    shape = {key for keys in SHAPES for key in keys & set(row)}
-    if shape not in SHAPES:
-        shapes = [*SHAPES, ALPACA, SHAREGPT]
-        near = {key for key in set.union(*shapes) if get_close_matches(key, row, cutoff=0.75)}
-        nearest = max(shapes, key=lambda keys: len(keys & near))
-        way = f"the nearest shape of a row is {', '.join(sorted(nearest))}"
-        raise InputError(f"{where}: the keys are {sorted(row)}: {way}")
-    for key in shape - {"messages"}:
+    known = {key for keys in FORMS for key in keys & set(row)}
+    if known not in FORMS:
+        forms = [*FORMS, ALPACA, SHAREGPT]
+        near = {key for key in set.union(*forms) if get_close_matches(key, row, cutoff=0.75)}
+        nearest = max(forms, key=lambda keys: len(keys & near))
+        needed = " and ".join(sorted(nearest)) if near and not nearest <= row.keys() else EITHER
+        raise InputError(f"{where}: the keys are {sorted(row)}: a row needs {needed}")
+    for key in known - {"messages"}:
         check_text(key, row[key], where)
     return check_messages(row, where) if "messages" in row else row
 

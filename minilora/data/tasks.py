@@ -89,7 +89,7 @@ class Builtin(NamedTuple):
     recipe: str = ""  # default flags of `minilora train` for this data set
 
 
-COMMON = "--mask-prompt --target-modules all-linear --steps-per-eval 50"
+COMMON = "--mask-prompt --target-modules all-linear"
 BUILTIN = {
     "notes": Builtin(lambda split, n, seed: notes(n, SPLITS.index(split) + 3 * seed)[0],
                      (4000, 200, 400)),

@@ -194,6 +194,7 @@ def error_of(capsys, status):
 BAD_FLAGS = {
     "--target-modules w_proj": "w_proj",
     "--lora-r 0": "r must be",
+    "--rank 8": "unrecognized arguments: --rank 8 (see minilora train --help)",
     "--lora-dropout 1.0": "dropout",
     "--learning-rate -1": "--learning-rate",
     "--learning-rate nan": "--learning-rate",
@@ -245,7 +246,7 @@ def test_a_bad_flag_is_one_line_and_writes_nothing(flags, base, data, tmp_path, 
 BAD_ROWS = {
     "": "empty",
     '{"text": "a"}\n{"text": ': "line 2",
-    '{"words": "a"}': "line 1: the keys are ['words']: the nearest shape of a row is",
+    '{"words": "a"}': "line 1: the keys are ['words']: a row needs either text, or prompt and",
     '{"text": "a", "prompt": "b", "completion": "c"}': "line 1",
     '{"text": 3}': "line 1",
     '{"messages": []}': "line 1",
