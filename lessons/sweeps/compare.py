@@ -241,7 +241,7 @@ def main(argv=None):
         allow_abbrev=False,
     )  # fmt: skip
     parser.add_argument("--methods", nargs="+", help="rows of the table; default: all of them")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each method")
+    parser.add_argument("--seeds", type=int, default=5, help="runs of each method")
     parser.add_argument("--iters", type=int, default=200)
     parser.add_argument("--budget", type=int, default=BUDGET, help="parameters, if a size is free")
     parser.add_argument("--out", type=Path, default="compare.png", help="the figure")

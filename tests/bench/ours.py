@@ -22,19 +22,28 @@ import minilora
 from minilora import LoraConfig, ModelConfig, TrainConfig, lora, training
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR
-from minilora.kernels import OPS, fused_attention, fused_loss, nf4, num_threads, parallel_map
+from minilora.kernels import (
+    OPS,
+    fused_attention,
+    fused_loss,
+    fused_projection,
+    nf4,
+    num_threads,
+    parallel_map,
+    weights,
+)
 from minilora.kernels.threads import THREADS
-from minilora.kernels.weights import tiles
 from minilora.optim import adamw_init, clip
 
-PARTS = {  # functions whose own time is products with the NumPy around them, or waiting
-    ("weights.py", "frozen_matmul"): "weights", ("weights.py", "multiply_back"): "weights",
-    ("fused_projection.py", "project"): "factors", ("fused_projection.py", "down_all"): "factors",
-    ("fused_projection.py", "project_back"): "factors",
-    ("fused_attention.py", "attend"): "attention",
-    ("fused_attention.py", "attend_back"): "attention",
-    ("~", "<method 'acquire' of '_thread.lock' objects>"): "waiting",
+PARTS = {  # functions whose own time is products with the NumPy around them
+    "weights": (weights.tiled_matmul, weights.tiled_matmul_backward),
+    "factors": (fused_projection.project, fused_projection.project_backward,
+                fused_projection.down_project),
+    "attention": (fused_attention.attention_forward, fused_attention.attention_backward,
+                  fused_attention.probabilities),
+    "head": (fused_loss._log_z, fused_loss._head_gradient),
 }  # fmt: skip
+WAITING = ("~", "<method 'acquire' of '_thread.lock' objects>")
 
 
 def examples(vocab, rows, length):
@@ -95,13 +104,16 @@ def profile(folder, name, *arguments):
     profiler.runcall(lambda: [run() for _ in range(steps)])
     whole = (time.perf_counter() - began) / steps
     mine = [vars(module).values() for key, module in sys.modules.items() if "minilora" in key]
-    loops = {f.py_func.__code__ for values in mine for f in values if hasattr(f, "py_func")}
-    loops = {(code.co_filename, code.co_name) for code in loops}
-    parts = dict.fromkeys((*PARTS.values(), "loops"), 0.0)
+    loops = [f.py_func for values in mine for f in values if hasattr(f, "py_func")]
+    part_of = {
+        (function.__code__.co_filename, function.__code__.co_name): part
+        for part, functions in {**PARTS, "loops": loops}.items()
+        for function in functions
+    }
+    part_of[WAITING] = "waiting"
+    parts = dict.fromkeys(part_of.values(), 0.0)
     for (path, _, function), (_, _, own, *_) in pstats.Stats(profiler).stats.items():
-        part = PARTS.get((Path(path).name, function))
-        part = part or ("loops" if (path, function) in loops else None)
-        if part:
+        if part := part_of.get((path, function)):
             parts[part] += own / steps
     print(json.dumps({**parts, "rest": whole - sum(parts.values()), "seconds": whole}))
 
@@ -201,7 +213,7 @@ def floor(folder, targets="q_proj,v_proj"):
                 for _ in range(3):
                     some @ seen.swapaxes(-1, -2)
                 s @ seen, s @ seen, s.swapaxes(-1, -2) @ some, s.swapaxes(-1, -2) @ some
-        for _, tile in tiles(base["model"]["embed_tokens"]["weight"], fused_loss.TILE):
+        for _, tile in weights.tiles(base["model"]["embed_tokens"]["weight"], fused_loss.TILE):
             x[config.hidden_size] @ tile.T, z[:, : len(tile)] @ tile
 
     parts = [share(i) for i in range(shares)]
