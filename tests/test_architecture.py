@@ -103,7 +103,7 @@ def test_the_core_is_closed_and_small():
 
 
 def test_the_core_trains_without_numba():
-    """With numba and llvmlite blocked, every file of the core imports and the plain path trains."""
+    """With numba and llvmlite blocked, the core imports and trains, and a command runs."""
     script = f"""
 import sys, warnings
 class Blocked:
@@ -126,6 +126,8 @@ examples = [Example(list(b"Ada keeps a red ball."), [1] * 21)]
 settings = minilora.TrainConfig(iters=3, batch_size=1, learning_rate=1e-2, warmup_ratio=0)
 adapters, history = minilora.train(adapters, base, examples, config, settings)
 assert history[2]["loss"] < history[0]["loss"]
+from minilora.cli import main
+assert main(["inspect", "--model", "micro"]) == 0
 assert not {{"numba", "llvmlite"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -8,10 +8,8 @@ import signal
 import sys
 import threading
 import weakref
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
-
-from numba.core import event
 
 from ..config import InputError, require
 from ..course import commands as course_commands
@@ -63,7 +61,8 @@ def dispatch(argv):
         course_commands.add_commands(top)
         return course_commands.run(top.parse_args(argv))
     args = parse(argv)
-    announce_compiling()
+    with suppress(ImportError):  # without numba, nothing is compiled
+        announce_compiling()
     return getattr(commands, args.command)(args)
 
 
@@ -103,6 +102,7 @@ def interruptible(terminated, for_good):
 @cache
 def announce_compiling():
     """Print one line when numba first compiles a loop (not when it loads one from the cache)."""
+    from numba.core import event
 
     class Listener(event.Listener):
         def on_start(self, event_):

@@ -31,8 +31,8 @@ def load_model(args, path, load=load):
     require(not path or Path(path).is_dir(), f"{path} is not the folder of an adapter")
     settings = run_settings(path) if path else {}
     name = args.model or settings.get("model") or ("" if path else "tiny")
-    way = "give --model, or use train --resume if it is an interrupted run"
-    require(name, f"{path} does not name the base of the adapter: {way}")
+    way = "give --model and --quantize, or use train --resume if it is an interrupted run"
+    require(name, f"{path} has no train_config.toml that names its base: {way}")
     scheme = args.quantize or settings.get("quantize", "none")
     block_size = args.block_size or settings.get("block_size", 64)
     if not path:

@@ -230,7 +230,6 @@ def load_rows(name: str, split: str, tokenizer: Any = None) -> list[Row]:
         files = [path / f"{split}.jsonl"] + [path / "valid.jsonl"] * (split == "test")
         return read_rows(next((f for f in files if f.exists()), files[0]), tokenizer)
     known = f"{', '.join(tasks.BUILTIN)}, a .jsonl file, or a folder with train.jsonl"
-    there = path.suffix == ".jsonl" and path.exists()
-    require(there, f"there is no data set or file {name!r}: give {known} and valid.jsonl")
+    require(path.is_file(), f"there is no data set or file {name!r}: give {known} and valid.jsonl")
     rows = read_rows(path, tokenizer)
     return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]

@@ -40,7 +40,7 @@ def train(
     state: None, or the last state that `on_step` got in the run to continue.
     on_step: called after every step as on_step(metrics, adapters, state), where `metrics` is the
     list of the dicts that the step added to the history.
-    ops: None for the optimized operations; `minilora.layers` for the reference, in one thread.
+    ops: None for the optimized operations; `minilora.layers` for the reference.
 
     The history has a dict per step (`step`, `loss` in nats per target token, `learning_rate`,
     `grad_norm`, `tokens` with prompts, `seconds`) and per evaluation (`step`, `eval_loss`,
