@@ -213,8 +213,8 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # <details><summary>Answer</summary>
 #
 # Yes. The gradient of B is (α/r) G Aᵀ, where G is the gradient of the full weight. A is not zero,
-# so B moves at the first step with a rate above zero. The gradient of A is (α/r) Bᵀ G, so A moves
-# one step later. Lesson 2 tries the four possible starts.
+# so B moves at the first step. (In part 6, the learning rate of step 0 is zero, so B moves at step
+# 1.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. Lesson 2 tries the four starts.
 #
 # </details>
 

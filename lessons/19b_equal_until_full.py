@@ -64,7 +64,7 @@ with figure("regret_steps", "steps", "held-out loss (nats per token)", title) as
 # steps, full fine-tuning is ahead with every seed, by less than 0.01 nats per token. But capacity
 # is not the reason: r = 64 trains more numbers than the model has.
 #
-# A task that has no rule, only facts, uses up the capacity. In `sweeps/capacity.py` (lesson 20), an
+# A task that has no rule, only facts, needs capacity. In `sweeps/capacity.py` (lesson 20), an
 # adapter of rank 1 in one layer (912 parameters) sees random letters 500 times, to learn them by
 # heart.
 #
@@ -109,8 +109,9 @@ if not QUICK:  # a run of the sweep again; other processors round differently
 # ## What was shown
 #
 # On the questions, LoRA equals full fine-tuning for 100 steps, up to the spread of the seeds. Then
-# it falls behind for another reason than its capacity: a higher rank does not help. On facts, it
-# learns nearly all while it has room, and little when it is full. That agrees with the claim.
+# it falls behind for another reason than its capacity: a higher rank does not help. Of few facts it
+# learns nearly all, and of many facts little. That agrees with the claim, but does not prove it: in
+# 1,500 steps it learns more (lesson 20).
 #
 # **What to try.**
 #

@@ -92,7 +92,7 @@ facts = read_sweep("capacity")
 by_heart = {p: np.array(of(facts, "bits", place=p)) for p in ("attention", "MLP")}
 trained = {p: int(of(facts, "trained", place=p)[0]) for p in ("attention", "MLP")}
 table(
-    ["place", "loss on the questions", "facts: bits per parameter", "of parameters"],
+    ["place", "loss on the questions", "facts: bits per parameter", "parameters"],
     [[p, spread(questions[p], 3), spread(by_heart[p]), trained[p]] for p in questions],
 )
 

@@ -25,12 +25,10 @@ sweep = read_sweep("capacity")
 #
 # A fact is a key of three letters and an answer of twelve letters. Each letter is drawn from 16, so
 # it has log₂ 16 = 4 bits. A model that has learned something needs only −log₂ p bits for it. The
-# difference is what it has learned:
+# difference is what it has learned. (The loss of the answer's end is subtracted as well.)
 #
 # $$\text{bits learned} = \sum_{\text{facts}} \Big( 12 \cdot \log_2 16
 #   - \sum_{\text{letters}} -\log_2 p(\text{letter}) \Big)$$
-#
-# The end of an answer is a target too. Its loss is subtracted as well.
 #
 # ![What is learned of twelve random letters](../figures/drawings/memorized_bits.svg)
 #
@@ -86,10 +84,10 @@ with figure("capacity", xlabel, "bits learned per parameter", title) as axes:
     axes.axhline(2, linewidth=1, color=plot.INK, linestyle=":", label="2 bits per parameter")
 
 # %% [markdown]
-# ![Bits learned over bits offered: never more than 0.6 of 2 bits](../figures/capacity.png)
+# ![Bits learned of bits offered: 0.6 at most in 500 steps, 0.9 in 1,500](../figures/capacity.png)
 #
-# In 500 steps, the adapter learns about half a bit per parameter, a quarter of the 2 bits of
-# Allen-Zhu and Li. In 1,500 steps it learns 0.9. So these are lower bounds of its capacity.
+# In 500 steps, the adapter learns at most about half a bit per parameter, a quarter of the 2 bits
+# of Allen-Zhu and Li. In 1,500 steps it learns 0.9. So these are lower bounds of its capacity.
 
 # %%
 # Checks
@@ -140,7 +138,7 @@ for r, n, of_rank_1 in ((4, 38, learned[0]), (2, 38, learned[1]), (3, 114, learn
 # - **Place.** No layer is better than another with every seed. But per parameter, all layers
 #   together store 1.6 to 2 times as much as one. The MLP stores more than attention. On the
 #   questions it was worse (lesson 19c).
-# - **Full fine-tuning.** A parameter of down_proj learns as much as one of A and B.
+# - **Full fine-tuning.** Of half a bit, a parameter of down_proj learns as much as one of A and B.
 
 # %%
 # Checks
@@ -170,9 +168,8 @@ for name, case in ROUNDED.items():
 table(["bits per parameter", *PRECISIONS], cells)
 
 # %% [markdown]
-# As in the papers, int8 loses little. NF4 moves the weights by about 9 %. A full adapter loses
-# nearly everything. With more room (r = 4, down_proj), more is kept. So keep adapters in 8 bits or
-# more. They are small.
+# As in the papers, int8 loses little. NF4 moves the weights by about 9 %, and r = 1 loses nearly
+# everything. With more room (r = 4, down_proj), more is kept. So keep adapters in 8 bits or more.
 
 # %%
 # Checks
@@ -188,9 +185,8 @@ assert QUICK or abs(live - learned[0][0]) < 0.1, "the run must agree with the sw
 # %% [markdown]
 # ## What was shown
 #
-# In 500 steps, an adapter of one layer learns about half a bit per parameter, with any rank, and an
-# adapter of all layers 0.8 bits. Per parameter, a whole matrix learns no more than an adapter of
-# its layer. The 2 bits were not reached, but not refuted.
+# In 500 steps, an adapter of one layer learns at most about half a bit per parameter, with any
+# rank, and an adapter of all layers 0.8 bits. The 2 bits were not reached, but not refuted.
 #
 # **What to try.**
 #

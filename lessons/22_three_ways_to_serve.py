@@ -7,7 +7,7 @@
 # An [open issue of llama.cpp](https://github.com/ggml-org/llama.cpp/issues/13485) asks to compare:
 # (1) train on the dense base, merge, quantize; (2) train on the quantized base, merge, quantize;
 # (3) train on the quantized base and keep the adapter separate. Lesson 13b compared ways to merge
-# *one* QLoRA adapter. Here the base of training and the model differ as well.
+# *one* QLoRA adapter. Here two bases of training and three models are compared.
 #
 # **Time:** twenty seconds to run, twelve minutes to read. **You need:** lessons 7, 13 and 13b.
 
@@ -27,7 +27,7 @@ from minilora.evaluation import plot
 # again; train on the 4-bit base and keep the adapter
 # separate](../figures/drawings/three_ways_to_serve.svg)
 #
-# A crossing is an adapter of the 4-bit base on the dense base, or vice versa. No library warns.
+# A crossing is an adapter of the 4-bit base on the dense base, or vice versa. PEFT does not warn.
 #
 # **Predict.** Order the three ways. Is a crossing worse than quantizing after the merge?
 #
@@ -184,7 +184,7 @@ assert max(kept["Ŵ"][:3]) < 0.2 and kept["Ŵ"][3] > 0.6, "from Ŵ, small update
 # suffers most, and not the smallest model.
 #
 # **The rule.** Serve the adapter separate, on the base as it was stored in training. If you must
-# merge into 4 bits, compare ‖ΔW‖/‖W‖ with 3 %: below it, merge into the *original* W and quantize
+# merge into 4 bits, compare ‖ΔW‖/‖W‖ with 10 %: below it, merge into the *original* W and quantize
 # once, whatever the adapter was trained on. In either case, score the result after quantizing.
 #
 # **What to try.**

@@ -68,12 +68,12 @@ def run_one(job):
 SEEDS = range(5)
 SIZES = (1, 8, 64, "full")
 RATES = {  # by model, rows per step, and kind
-    ("micro", 8, "lora"): (1e-3, 2e-3, 4e-3, 8e-3),
+    ("micro", 8, "lora"): (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
     ("micro", 8, "full"): (5e-4, 1e-3, 2e-3, 4e-3),
     ("micro", 64, "lora"): (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
     ("micro", 64, "full"): (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     ("tiny", 8, "lora"): (2e-3, 4e-3, 8e-3, 1.6e-2),
-    ("tiny", 8, "full"): (2.5e-4, 5e-4, 1e-3, 2e-3),
+    ("tiny", 8, "full"): (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3),
 }
 CASES = (  # model, size, rows per step
     *(("micro", size, 8) for size in SIZES),
