@@ -22,7 +22,7 @@
 
 # %%
 import numpy as np
-from common import QUICK, figure, table
+from common import QUICK, best_rates, figure, table
 from sweeps import regret
 
 import minilora
@@ -111,13 +111,9 @@ STEPS, SIZES = (25, 50, 100, 200), (*RANKS, "full")
 
 
 def best_rate(model, size, steps, seeds=slice(None)):
-    """Return the rate at the lowest point of a parabola in log rate and mean log loss."""
+    """Return the rate at the lowest point of the parabola."""
     rates, losses = regret.curve(model, size, steps)
-    x, y = np.log(rates), np.log(losses[:, seeds]).mean(axis=1)
-    lowest = y.argmin()
-    assert 0 < lowest < len(x) - 1, "the best rate must lie between two rates that were tried"
-    a, b, _ = np.polyfit(x[lowest - 1 : lowest + 2], y[lowest - 1 : lowest + 2], 2)
-    return float(np.exp(-b / (2 * a)))
+    return best_rates(rates, losses[:, seeds])[1]
 
 
 best = {(size, steps): best_rate("micro", size, steps) for size in SIZES for steps in STEPS}

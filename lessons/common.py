@@ -130,9 +130,10 @@ def best_rates(rates, losses):
     losses: (rates, seeds). Rates and losses are in logarithms, the losses averaged over the seeds.
     """
     x, y = np.log(rates), np.log(losses).mean(axis=1)
-    i = int(np.clip(y.argmin(), 1, len(y) - 2))
+    i = y.argmin()
+    assert 0 < i < len(y) - 1, "the best rate must lie between two rates that were tried"
     a, b, _ = np.polyfit(x[i - 1 : i + 2], y[i - 1 : i + 2], 2)
-    return rates[y.argmin()], math.exp(-b / (2 * a))  # the parabola is lowest at −b/(2a)
+    return rates[i], math.exp(-b / (2 * a))  # the parabola is lowest at −b/(2a)
 
 
 def spread(values, digits=2):
