@@ -148,7 +148,7 @@ def double_quantize(absmax):
     blocks = np.pad(absmax - offset, (0, -len(absmax) % 256)).reshape(-1, 256)
     nested = np.max(np.abs(blocks), axis=1)
     normalized = np.clip(blocks * (1 / np.maximum(nested, np.float32(1e-38)))[:, None], -1, 1)
-    normalized[nested == 0] = -1  # as in QLoRA's code; 0 times the value is 0 in any case
+    normalized[nested == 0] = -1  # as QLoRA's code; with a scale of 0, every code gives 0
     # QLoRA's code rounds to one of 65,536 equal steps before it takes the nearest value
     steps = (normalized + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
     rounded = steps.astype(np.uint16) * np.float32(2) / np.float32(65535) - 1

@@ -7,7 +7,7 @@
 # of lesson 0, from paths to arrays. LoRA adds a second, small tree. It has a node for each weight
 # that gets an adapter, and only this tree is trained.
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** Python, and
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** Python, and
 # [lesson 0](00_qlora_in_one_file.py) or at least its parts 3 and 6.
 
 # %%

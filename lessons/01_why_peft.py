@@ -8,7 +8,7 @@
 # 1b](01b_memory_on_paper.py) computes the same for Llamas of 7 and 65 billion parameters.
 # [Lesson 1c](01c_one_base_many_adapters.py) is about what is stored and swapped.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 0.
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 0.
 
 # %%
 import tracemalloc

@@ -4,7 +4,7 @@
 # **The question.** The QLoRA paper (Sec. 1) says that fine-tuning LLaMA-65B in 16 bits takes more
 # than 780 GB, and with QLoRA less than 48 GB. Do both numbers follow from the shapes?
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 1.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 1.
 
 # %%
 import numpy as np

@@ -3,7 +3,7 @@
 #
 # **The question.** What is stored per task, and what changes in memory when the task changes?
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 1.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 1.
 
 # %%
 import tempfile

@@ -7,7 +7,7 @@
 # [Lesson 2b](02b_what_alpha_over_r_does.py) asks what α/r does.
 # [Lesson 2c](02c_is_the_update_of_low_rank.py) asks whether full fine-tuning has a low rank, too.
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 0, and the chain
+# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 0, and the chain
 # rule.
 
 # %%

@@ -4,7 +4,7 @@
 # **The question.** LoRA assumes that the change of the weights in fine-tuning "has a low intrinsic
 # rank" (Sec. 4.1). Is that true of full fine-tuning, where nothing limits the rank?
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 2, and what a
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 2, and what a
 # singular value decomposition is.
 
 # %%

@@ -9,7 +9,7 @@
 # results that depend on the width will differ. Lessons [3b](03b_do_two_runs_agree.py) and
 # [3c](03c_amplification.py) look at the trained matrices.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 0.
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 0.
 
 # %%
 import sys

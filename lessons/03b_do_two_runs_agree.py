@@ -4,7 +4,7 @@
 # **The question.** Two adapters are trained from different random starts. Are their updates
 # similar?
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 3, singular vectors.
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 3, singular vectors.
 
 # %%
 import numpy as np

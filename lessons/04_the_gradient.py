@@ -4,7 +4,7 @@
 # **The question.** What is the gradient of the loss with respect to A and B, and what keeps the
 # frozen weights unchanged?
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 2, and the chain rule.
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 2, and the chain rule.
 
 # %%
 import numpy as np

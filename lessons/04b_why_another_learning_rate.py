@@ -4,7 +4,7 @@
 # **The question.** What does AdamW do with a gradient, and why does an adapter need another
 # learning rate than the full model?
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 4.
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 4.
 
 # %%
 import math

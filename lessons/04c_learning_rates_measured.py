@@ -4,7 +4,7 @@
 # **The question.** "LoRA needs ten times the learning rate of full fine-tuning." Is that so in a
 # whole run?
 #
-# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 4b.
+# **Time:** 10 seconds to run, five minutes to read. **You need:** lesson 4b.
 
 # %%
 import math

@@ -7,7 +7,7 @@
 # mechanism and where the values of NF4 come from. Lesson 5b measures whether they are good, lesson
 # 5c how many weights should share a scale, and lesson 5d multiplies in eight bits.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** what a quantile is.
+# **Time:** a second to run, ten minutes to read. **You need:** what a quantile is.
 
 # %%
 from statistics import NormalDist

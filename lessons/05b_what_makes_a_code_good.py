@@ -7,7 +7,7 @@
 # `codes.py` has four codes, and `rounded`, which quantizes and dequantizes with one absmax per
 # block, as in lesson 5.
 #
-# **Time:** ten seconds to run, ten minutes to read. **You need:** lesson 5.
+# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 5.
 
 # %%
 import codes

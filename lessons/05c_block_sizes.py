@@ -6,7 +6,7 @@
 # `codes.py` has the sixteen values of four codes (NF4, FP4, E2M1 and int4), and `rounded`, which
 # quantizes and dequantizes with one absmax per block as in lesson 5.
 #
-# **Time:** ten seconds to run, five minutes to read. **You need:** lesson 5.
+# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 5.
 
 # %%
 import numpy as np

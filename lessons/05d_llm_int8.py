@@ -4,7 +4,7 @@
 # **The question.** In eight bits, one can multiply whole numbers if the input is quantized, too.
 # What about inputs with outliers?
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 5.
+# **Time:** a second to run, five minutes to read. **You need:** lesson 5.
 
 # %%
 from functools import partial

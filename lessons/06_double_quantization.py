@@ -7,7 +7,7 @@
 # [Lesson 6b](06b_every_byte_of_a_model.py) accounts for every byte of a model.
 # [Lesson 6c](06c_when_double_quantization_fails.py) shows weights for which the method fails.
 #
-# **Time:** ten seconds to run, ten minutes to read. **You need:** lesson 5.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 5.
 
 # %%
 import numpy as np

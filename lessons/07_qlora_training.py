@@ -8,7 +8,7 @@
 # [7b](07b_the_precision_of_adapters.py) to [7d](07d_the_memory_of_a_step.py) are about the type of
 # the adapters and about memory.
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** lessons 5 and 6.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 5 and 6.
 
 # %%
 import pickle

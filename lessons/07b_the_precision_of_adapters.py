@@ -6,7 +6,7 @@
 # float32 has 24 significant bits, float16 has 11, and bfloat16 has 8. But bfloat16 has float32's
 # range, while float16 ends at 65504.
 #
-# **Time:** a quarter of a minute to run, 15 minutes to read. **You need:** lesson 7, Adam.
+# **Time:** 10 seconds to run, 15 minutes to read. **You need:** lesson 7, Adam.
 
 # %%
 from itertools import pairwise

@@ -4,7 +4,7 @@
 # **The question.** float16 keeps adapters well (lesson 7b). Why are activations and Adam's moments
 # not in float16?
 #
-# **Time:** ten seconds to run, five minutes to read. **You need:** lesson 7b.
+# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 7b.
 
 # %%
 import numpy as np

@@ -3,7 +3,7 @@
 #
 # **The question.** The frozen weights need an eighth of their bytes. Does a training step, too?
 #
-# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 7.
+# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 7.
 
 # %%
 import subprocess

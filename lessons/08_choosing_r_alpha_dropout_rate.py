@@ -8,7 +8,7 @@
 # learning rate and dropout. The curves are sweeps on `micro`: three seeds, 200 steps of 8 rows of
 # the questions, all seven matrices. The results hold for this base and this task.
 #
-# **Time:** ten seconds to run, ten minutes to read. **You need:** lessons 0 and 3, and Adam.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 3, and Adam.
 
 # %%
 import numpy as np

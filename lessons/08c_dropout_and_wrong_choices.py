@@ -3,7 +3,7 @@
 #
 # **The question.** When does dropout help an adapter? And which wrong setting costs most?
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lessons 8 and 8b.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 8 and 8b.
 
 # %%
 import sys

@@ -6,7 +6,7 @@
 #
 # As in lesson 9, `case` reads a case of the sweep (three seeds), and `show` prints a table.
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 9.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9.
 
 # %%
 import math

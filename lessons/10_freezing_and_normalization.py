@@ -8,7 +8,7 @@
 # frozen, and [lesson 10c](10c_which_statistics.py) trains it. [Lesson
 # 10d](10d_rates_per_layer.py) is about learning rates per group and per layer.
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 0.
+# **Time:** 10 seconds to run, five minutes to read. **You need:** lesson 0.
 
 # %%
 import numpy as np

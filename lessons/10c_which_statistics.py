@@ -4,7 +4,7 @@
 # **The question.** A network with batch normalization is fine-tuned. Which statistics may be used
 # in training, and which in validation?
 #
-# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 10b.
+# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 10b.
 
 # %%
 import convnet

@@ -4,7 +4,7 @@
 # **The question.** Do vision models need smaller learning rates? And should lower layers learn more
 # slowly than upper ones?
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lessons 10 and 10b.
+# **Time:** 10 seconds to run, five minutes to read. **You need:** lessons 10 and 10b.
 
 # %%
 import numpy as np

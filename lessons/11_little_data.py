@@ -10,7 +10,7 @@
 # The data are pictures (a network that reads Sans gets an italic, lesson 10b) and sounds (a network
 # that knows a whistle gets a reed).
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0 and 10b.
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** lessons 0 and 10b.
 
 # %%
 import convnet

@@ -4,7 +4,7 @@
 # **The question.** Dropout, early stopping, a lower rank and augmentation are the usual remedies
 # for overfitting. Which of them help?
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 11.
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 11.
 
 # %%
 import numpy as np

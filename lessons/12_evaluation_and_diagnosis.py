@@ -11,8 +11,8 @@
 # ![Three sets of rows. Training rows give gradients. Validation rows choose settings and when to
 # stop. Test rows give one number at the end.](../figures/drawings/data_splits.svg)
 #
-# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 0, and what a
-# conditional probability is.
+# **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** lesson 0, and what
+# a conditional probability is.
 
 # %%
 import math

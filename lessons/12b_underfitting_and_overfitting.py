@@ -4,7 +4,7 @@
 # **The question.** What do the training loss and the held-out loss say about a run? And does the
 # held-out loss rise when a model overfits?
 #
-# **Time:** half a minute to run, five minutes to read. **You need:** lesson 12.
+# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 12.
 
 # %%
 import math

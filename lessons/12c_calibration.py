@@ -4,7 +4,7 @@
 # **The question.** A model gives each answer with a probability. Are as many answers right as these
 # probabilities say?
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 12.
+# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 12.
 
 # %%
 import numpy as np

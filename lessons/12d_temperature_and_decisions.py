@@ -4,7 +4,7 @@
 # **The question.** Can one number correct a model's confidence? And what is that worth, if a person
 # can answer in place of the model?
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** lessons 12 and 12c.
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** lessons 12 and 12c.
 
 # %%
 import numpy as np

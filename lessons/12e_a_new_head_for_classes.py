@@ -4,7 +4,7 @@
 # **The question.** The answer is one of eight classes. Is a new head on the frozen model enough, or
 # must the model itself be trained, too? And which score shows the difference?
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** lessons 2 and 12c.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 2 and 12c.
 
 # %%
 import math

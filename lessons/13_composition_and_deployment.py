@@ -8,7 +8,7 @@
 # 13c](13c_averaging_and_stacking.py) combines several adapters, and [lesson
 # 13d](13d_the_cost_of_serving.py) measures the speed of each way.
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 0, and what
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 0, and what
 # quantizing to NF4 does (lessons 5 and 6).
 
 # %%

@@ -4,7 +4,7 @@
 # **The question.** A QLoRA adapter is trained on a 4-bit base. Into which weights should it be
 # merged, and may the result be quantized again?
 #
-# **Time:** half a minute to run, fifteen minutes to read. **You need:** lesson 13, and what
+# **Time:** 10 seconds to run, fifteen minutes to read. **You need:** lesson 13, and what
 # quantizing to NF4 does (lessons 5 and 6).
 
 # %%

@@ -4,7 +4,7 @@
 # **The question.** Two adapters have been trained. Can their average, or their sum, do the work of
 # both?
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lessons 2 and 13.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 2 and 13.
 
 # %%
 import numpy as np

@@ -4,7 +4,7 @@
 # **The question.** How fast does a model generate with a separate adapter, a merged one, an 8-bit
 # or a 4-bit base, for one prompt and for eight at the same time?
 #
-# **Time:** half a minute to run, seven minutes to read. **You need:** lessons 6 and 13.
+# **Time:** 10 seconds to run, seven minutes to read. **You need:** lessons 6 and 13.
 
 # %%
 import time

@@ -9,7 +9,7 @@
 # [Lesson 14b](14b_more_rank_or_all.py) compares ranks, and what is forgotten.
 # [Lesson 14c](14c_noise_and_cost.py) asks about little data, wrong answers, and memory.
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 0, and what a rank is.
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 0, and what a rank is.
 
 # %%
 import numpy as np

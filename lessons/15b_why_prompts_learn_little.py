@@ -7,7 +7,7 @@
 # ![Prompt tuning: trained vectors before the embeddings. Prefix tuning: trained keys and values in
 # every layer](../figures/drawings/virtual_tokens.svg)
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 15.
+# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 15.
 
 # %%
 import numpy as np

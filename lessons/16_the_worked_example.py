@@ -5,7 +5,7 @@
 # of minilora do?
 # [Lesson 16b](16b_the_checklist.py) asks about the settings of a run before it starts.
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lessons 0, 2 and 6.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0, 2 and 6.
 
 # %%
 from dataclasses import replace

@@ -4,7 +4,7 @@
 # **The question.** What would an experienced reader question in the settings of a run, before it
 # starts? And what do three of the common mistakes cost?
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 16.
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 16.
 
 # %%
 from dataclasses import replace

@@ -11,7 +11,7 @@
 # held-out loss fall as well, and does the text that the model generates
 # agree.](../figures/drawings/symptoms.svg)
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 0.
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 0.
 
 # %%
 from typing import NamedTuple

@@ -7,7 +7,7 @@
 # ![A norm weight scales one channel of every token; an entry of A changes one
 # input](../figures/drawings/one_norm_weight.svg)
 #
-# **Time:** half a minute to run, five minutes to read. **You need:** lesson 17.
+# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 17.
 
 # %%
 from dataclasses import replace

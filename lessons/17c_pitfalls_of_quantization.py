@@ -4,7 +4,7 @@
 # **The question.** When are large blocks harmful, and what is lost if an adapter is merged into 4
 # bits?
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lessons 5 and 17.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 5 and 17.
 
 # %%
 import numpy as np

@@ -11,7 +11,7 @@
 # ![A request in English goes through the model and becomes one line of JSON, which is parsed and
 # compared with the right call.](../figures/drawings/tool_call.svg)
 #
-# **Time:** seven minutes to run (half a minute with `MINILORA_QUICK=1`), ten minutes to read. It
+# **Time:** 5 minutes to run (half a minute with `MINILORA_QUICK=1`), ten minutes to read. It
 # needs 1 GB of memory, and `minilora fetch smollm2` once (93 MB). **You need:** lessons 0, 6 and 7.
 
 # %%

@@ -8,7 +8,7 @@
 # 0.5 for weights, and little for the adapters, their gradients and Adam's
 # state.](../figures/drawings/step_memory.svg)
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lessons 7 and 18, and
+# **Time:** a second to run, five minutes to read. **You need:** lessons 7 and 18, and
 # `minilora fetch smollm2`.
 
 # %%

@@ -7,8 +7,8 @@
 # ![minilora writes a folder with a configuration and the factors; PEFT loads it and computes the
 # same logits](../figures/drawings/adapter_for_peft.svg)
 #
-# **Time:** a minute to run, ten minutes to read. It needs 2.2 GB of memory if PEFT is installed.
-# **You need:** lesson 18, and `minilora fetch smollm2`.
+# **Time:** half a minute to run, ten minutes to read. It needs 2.2 GB of memory if PEFT is
+# installed. **You need:** lesson 18, and `minilora fetch smollm2`.
 
 # %%
 import importlib.util

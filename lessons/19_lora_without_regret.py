@@ -18,7 +18,7 @@
 # DistilBERT](https://github.com/thinking-machines-lab/tinker-feedback/issues/67) found about 3.
 # [Lesson 19b](19b_equal_until_full.py) tests the second claim.
 #
-# **Time:** ten seconds to run, ten minutes to read. **You need:** lessons 4b and 8.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 4b and 8.
 
 # %%
 import numpy as np

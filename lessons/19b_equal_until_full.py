@@ -10,7 +10,7 @@
 # ![Two claims as sketches: the best rates, and ranks that follow full fine-tuning until their
 # capacity is used](../figures/drawings/regret_claims.svg)
 #
-# **Time:** ten seconds to run, ten minutes to read. **You need:** lesson 19.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 19.
 
 # %%
 import numpy as np

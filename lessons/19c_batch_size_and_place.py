@@ -12,7 +12,7 @@
 #
 # ![One budget spent on q, q and v, the MLP, and all seven](../figures/drawings/one_budget.svg)
 #
-# **Time:** ten seconds to run, five minutes to read. **You need:** lessons 3 and 19.
+# **Time:** a few seconds to run, five minutes to read. **You need:** lessons 3 and 19.
 
 # %%
 import numpy as np

@@ -8,7 +8,7 @@
 # et al. 2025](https://arxiv.org/abs/2505.24832) find about 3.6 bits of random text per parameter:
 # 3.5 in bfloat16, 3.8 in float32. What does an adapter store?
 #
-# **Time:** ten seconds to run, ten minutes to read. **You need:** lessons 0, 5 and 12.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0, 5 and 12.
 
 # %%
 import numpy as np

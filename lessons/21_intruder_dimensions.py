@@ -8,7 +8,7 @@
 # dimensions*. A weight after full fine-tuning has none. [Lesson 21b](21b_do_intruders_forget.py)
 # asks whether intruders are the reason for forgetting.
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lessons 2c, 3b and 14b.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 2c, 3b and 14b.
 
 # %%
 import numpy as np

@@ -8,7 +8,7 @@
 # singular values down, for example to 0.7 of their size, brings back much of the pretraining loss
 # and costs the task almost nothing. PEFT offers this repair as `reduce_intruder_dimension`.
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 21.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 21.
 
 # %%
 import numpy as np

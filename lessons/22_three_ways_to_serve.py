@@ -9,7 +9,7 @@
 # (3) train on the quantized base and keep the adapter separate. Lesson 13b compared ways to merge
 # *one* QLoRA adapter. Here two bases of training and three models are compared.
 #
-# **Time:** twenty seconds to run, twelve minutes to read. **You need:** lessons 7, 13 and 13b.
+# **Time:** 10 seconds to run, twelve minutes to read. **You need:** lessons 7, 13 and 13b.
 
 # %%
 import numpy as np

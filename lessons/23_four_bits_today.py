@@ -8,7 +8,7 @@
 # block. NVFP4 (NVIDIA 2025) reduces its error with smaller blocks and finer scales.
 # [Lesson 23b](23b_element_block_scale.py) asks which part helps, and what a model loses.
 #
-# **Time:** a few seconds to run, twelve minutes to read. **You need:** lessons 5, 5b and 6c.
+# **Time:** a second to run, twelve minutes to read. **You need:** lessons 5, 5b and 6c.
 
 # %%
 from functools import partial

@@ -4,7 +4,7 @@
 # **The question.** MXFP4, NVFP4 and NF4 differ in elements, block size and scales. Which of the
 # three makes a format accurate, and what does a model lose?
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 6c and 23.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 6c and 23.
 
 # %%
 import numpy as np

@@ -14,7 +14,7 @@
 # ![Two methods with the same lowest loss at different rates. At one rate for both, one seems
 # better](../figures/drawings/fair_comparison.svg)
 #
-# **Time:** ten seconds to run, ten minutes to read. **You need:** lesson 15.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 15.
 
 # %%
 from functools import partial

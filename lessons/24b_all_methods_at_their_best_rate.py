@@ -15,7 +15,7 @@
 # ![Eight ways to adapt a layer: what each trains, and the equation. LoRA, DoRA, IA3, bottleneck,
 # prefix, prompt, BitFit and full fine-tuning.](../figures/drawings/methods.svg)
 #
-# **Time:** ten seconds to run, ten minutes to read. **You need:** lessons 15 and 24.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 15 and 24.
 
 # %%
 from functools import partial

@@ -64,7 +64,7 @@ def test_the_dozen_lines(tmp_path, monkeypatch):
     np.testing.assert_allclose(ours, merged, rtol=0, atol=1e-3)
     assert np.abs(ours - without).max() > 1
 
-    loaded, _, lora_config = minilora.load_adapter("adapters", base)
+    loaded, _, lora_config = minilora.load_adapter("my_adapter", base)
     assert (lora_config.r, lora_config.lora_alpha) == (8, 16)
     assert tree.flatten(loaded).keys() == tree.flatten(adapters).keys()
     for path, leaf in tree.named_leaves(loaded):
@@ -115,7 +115,12 @@ def test_the_counts_of_the_lessons_and_exercises():
     mistakes = sum(len(exercise["mistake"]) for exercise in exercises)
     text = page("README.md")
     assert f"There are {len(exercises)} [exercises]" in text and f"{mistakes} typical" in text
-    listed = re.findall(r"^\| \[\w+\]\((\w+\.py)\)", page("lessons/README.md"), re.MULTILINE)
+    row = r"^\| \[\w+\]\((\w+\.py)\) .* \| (.*) \| .* \|$"
+    rows = re.findall(row, page("lessons/README.md"), re.MULTILINE)
+    listed = [file for file, _ in rows]
+    for file, time in rows:
+        text = (LESSONS / file).read_text(encoding="utf-8").replace("\n# ", " ")
+        assert f"**Time:** {time} to run" in text, file
     assert sorted(listed) == sorted(path.name for path in LESSONS.glob("[0-9]*.py"))
 
 

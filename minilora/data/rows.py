@@ -18,7 +18,7 @@ from . import tasks
 
 Row = dict[str, Any]
 FORMS: list[set[str]] = [{"text"}, {"prompt", "completion"}, {"messages"}]
-EITHER = "either text, or prompt and completion, or messages"
+ONE_OF = "text, or prompt and completion, or messages, or the keys of Alpaca or ShareGPT"
 ALPACA, SHAREGPT = {"instruction", "output"}, {"conversations"}
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
 REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
@@ -64,7 +64,8 @@ def parse_json(text, complaint):
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{complaint}: {error}") from error
+        says = str(error).replace("line 1 column", "column")  # a row of a file has its own number
+        raise InputError(f"{complaint}: {says}") from error
 
 
 def check_row(row, where):
@@ -79,7 +80,7 @@ def check_row(row, where):
         forms = [*FORMS, ALPACA, SHAREGPT]
         near = {key for key in set.union(*forms) if get_close_matches(key, row, cutoff=0.75)}
         nearest = max(forms, key=lambda keys: len(keys & near))
-        needed = " and ".join(sorted(nearest)) if near and not nearest <= row.keys() else EITHER
+        needed = " and ".join(sorted(nearest)) if near and not nearest <= row.keys() else ONE_OF
         raise InputError(f"{where}: the keys are {sorted(row)}: a row needs {needed}")
     for key in known - {"messages"}:
         check_text(key, row[key], where)

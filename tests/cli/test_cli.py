@@ -246,7 +246,7 @@ def test_a_bad_flag_is_one_line_and_writes_nothing(flags, base, data, tmp_path, 
 BAD_ROWS = {
     "": "empty",
     '{"text": "a"}\n{"text": ': "line 2",
-    '{"words": "a"}': "line 1: the keys are ['words']: a row needs either text, or prompt and",
+    '{"words": "a"}': "line 1: the keys are ['words']: a row needs text, or prompt and",
     '{"text": "a", "prompt": "b", "completion": "c"}': "line 1",
     '{"text": 3}': "line 1",
     '{"messages": []}': "line 1",
