@@ -94,9 +94,9 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 #
 # <details><summary>Answer</summary>
 #
-# The number with the largest magnitude, because 1 and -1 are among the sixteen values (up to the
-# rounding of the division), and every zero, because 0 is one of them. With double quantization the
-# absmax changes slightly, so only the zeros are exact.
+# The number with the largest magnitude, because 1 and -1 are among the sixteen values, and every
+# zero, because 0 is one of them. With double quantization the absmax changes slightly, so only the
+# zeros are exact.
 #
 # </details>
 
@@ -204,9 +204,10 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # argument and `base` as its second, and autograd differentiates the first argument only. That is
 # how the base stays frozen.
 #
-# Autograd cannot differentiate `dequantize`, and need not. `@primitive` tells it not to look inside
-# `frozen_matmul`, and `defvjp` gives it the derivative: how to get the gradient of the input x from
-# the gradient g of the output y.
+# Autograd can differentiate x Wᵀ. But it would keep every dequantized W until the backward pass,
+# and lose the memory that 4 bits save. `@primitive` tells it not to look inside `frozen_matmul`, so
+# it keeps the quantized W. `defvjp` gives it the derivative: how to get the gradient of the input x
+# from the gradient g of the output y. W is dequantized for this once more.
 #
 # **Predict.** B is zero. Can the adapter learn anything at the first step?
 #

@@ -69,8 +69,8 @@ def generate(args):
     """Print the continuation of a prompt token by token, or those of a batch of prompts."""
     texts, paths = args.prompt, args.adapter_path or [None]
     paths = paths * len(texts) if len(paths) == 1 else paths
-    one_each = f"{len(texts)} prompts need one --adapter-path or as many, got {len(paths)}"
-    require(len(paths) == len(texts), f"{one_each}: `none` is no adapter")
+    one_each = f"{len(texts)} prompts need one --adapter-path or {len(texts)}, got {len(paths)}"
+    require(len(paths) == len(texts), f"{one_each}: write `none` for a prompt without an adapter")
     once = cache(load)
     folders = [path for path in dict.fromkeys(paths) if path != "none"]
     models = {path: load_model(args, path, once) for path in folders}

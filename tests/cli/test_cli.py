@@ -705,7 +705,8 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_pat
     assert capsys.readouterr().out.startswith(f"--- '12+1='\n{alone['12+1=']}--- '1+1='\n")
 
     words = "generate --prompt x y z --adapter-path", a, b
-    assert "3 prompts need one --adapter-path or as many, got 2" in error_of(capsys, run(*words))
+    says = "3 prompts need one --adapter-path or 3, got 2: write `none`"
+    assert says in error_of(capsys, run(*words))
     assert train(base, data, tmp_path / "c", "--quantize none") == 0
     capsys.readouterr()
     words = "generate --prompt x y --adapter-path", a, tmp_path / "c"
