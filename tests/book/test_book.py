@@ -8,6 +8,7 @@ Chromium and chromedriver must be on the PATH.
 
 import json
 import os
+import re
 import shutil
 import time
 from html.parser import HTMLParser
@@ -144,9 +145,12 @@ def test_every_lesson_has_a_picture_and_a_notebook_with_outputs():
 
 def test_a_page_shows_the_figures_of_its_own_run():
     """A full build writes figures next to the book; a quick build writes none, and shows stored."""
+    shown = {target for page in LESSONS for target in Links(page).targets}
     for own in (BOOK.parent / "figures").glob("*.png"):
-        shown = BOOK / "_images" / own.name
-        assert shown.read_bytes() == own.read_bytes(), own.name
+        # a number follows the name if a page of the guide shows the stored figure of this name
+        names = [name for name in shown if re.fullmatch(rf"_images/{own.stem}\d*\.png", name)]
+        same = [(BOOK / name).read_bytes() == own.read_bytes() for name in names]
+        assert any(same), own.name
 
 
 def test_the_search_finds_a_function(browser):
