@@ -42,10 +42,7 @@ table(
 )
 
 # %%
-ylabel, title = (
-    "held-out loss (nats per token)",
-    "25 steps of 64 rows: mean and range of five seeds",
-)
+ylabel, title = "held-out loss (nats per token)", "25 steps of 64 rows: mean and range of the seeds"
 with figure("regret_batch", "learning rate", ylabel, title) as axes:
     for size, style, marker in zip(SIZES, plot.LINES, "osD"):
         rates, losses = regret.curve("micro", size, 25, batch=64)

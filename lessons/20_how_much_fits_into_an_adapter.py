@@ -136,7 +136,7 @@ for r, n, of_rank_1 in ((4, 38, learned[0]), (2, 38, learned[1]), (3, 114, learn
 # %% [markdown]
 # - **Rank.** If the same is offered per parameter, the same is learned, with any rank.
 # - **Place.** No layer is better than another with every seed. But per parameter, all layers
-#   together store 1.6 to 2 times as much as one. The MLP stores more than attention. On the
+#   together store 1.6 to 2.1 times as much as one. The MLP stores more than attention. On the
 #   questions it was worse (lesson 19c).
 # - **Full fine-tuning.** Of half a bit, a parameter of down_proj learns as much as one of A and B.
 

@@ -27,7 +27,7 @@ from minilora.evaluation import plot
 # again; train on the 4-bit base and keep the adapter
 # separate](../figures/drawings/three_ways_to_serve.svg)
 #
-# A crossing is an adapter of the 4-bit base on the dense base, or vice versa. PEFT does not warn.
+# A crossing is an adapter of the 4-bit base on the dense base, or vice versa.
 #
 # **Predict.** Order the three ways. Is a crossing worse than quantizing after the merge?
 #

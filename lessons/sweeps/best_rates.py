@@ -25,12 +25,12 @@ from minilora.tree import num_parameters
 FAMILY = ("lora", "lora+", "pissa", "dora")
 RANK = 2  # of the family; compare's budget would give DoRA, whose m it counts as well, only 1
 ALL_RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0, 2.0)
-RATES = {
-    **dict.fromkeys(FAMILY, ALL_RATES[1:6]),
-    "bottleneck": ALL_RATES[3:8], "prefix": ALL_RATES[3:9], "prompt": ALL_RATES[3:9],
-    "p-tuning": ALL_RATES[4:9], "ia3": ALL_RATES[6:], "bitfit": ALL_RATES[4:9],
-    "norm": ALL_RATES[4:9], "head": ALL_RATES[5:10], "full": ALL_RATES[:4],
+ENDS = {  # the lowest and the highest rate that is tried
+    **dict.fromkeys(FAMILY, (2e-3, 5e-2)), "bottleneck": (1e-2, 2e-1), "prefix": (1e-2, 5e-1),
+    "prompt": (1e-2, 5e-1), "p-tuning": (2e-2, 5e-1), "ia3": (1e-1, 2.0), "bitfit": (2e-2, 5e-1),
+    "norm": (2e-2, 5e-1), "head": (5e-2, 1.0), "full": (1e-3, 1e-2),
 }  # fmt: skip
+RATES = {m: tuple(r for r in ALL_RATES if low <= r <= high) for m, (low, high) in ENDS.items()}
 TRIED, MORE = (0, 1), (2, 3, 4)  # the seeds at every rate, and those at the best one only
 
 

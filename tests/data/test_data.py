@@ -94,7 +94,7 @@ BAD_LINES = [
         "content must be a string, not None",
     ),
     (rb'{"text": "\ud800"}', "a text has a lone surrogate"),
-    # each message names the keys of the row, and the shape that shares most of them
+    # each message names the keys of the row, and the keys of the nearest form
     (b'{"message": []}', r"the keys are \['message'\]: a row needs messages"),
     (b'{"promt": "", "completion": ""}', r".*'promt'\]: a row needs completion and prompt"),
     (b'{"instruction": "", "response": ""}', "the keys .* needs instruction and output"),
