@@ -1,12 +1,9 @@
 """The order of the subpackages: each imports only those before it, and no imports form a cycle."""
 
 import ast
-import io
 import subprocess
 import sys
-import tokenize
 from pathlib import Path
-from statistics import median
 
 import numpy as np
 
@@ -66,27 +63,9 @@ def test_a_subpackage_imports_only_those_before_it():
     assert upwards == set()
 
 
-def code_lines(path):
-    """The numbers of the lines with code: no docstring, no comment, not blank."""
-    text = path.read_text(encoding="utf-8")
-    tree = ast.parse(text)
-    lines: set = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type not in (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT,
-                              tokenize.DEDENT, tokenize.ENDMARKER):  # fmt: skip
-            lines |= set(range(token.start[0], token.end[0] + 1))
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, ast.FunctionDef, ast.ClassDef)) and ast.get_docstring(
-            node
-        ):
-            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    return lines
-
-
-def test_the_core_is_closed_and_small():
-    """It imports NumPy, autograd and the standard library, and is read in an hour."""
+def test_the_core_is_closed():
+    """It imports NumPy, autograd, the standard library and itself."""
     allowed = {"numpy", "autograd", *sys.stdlib_module_names}
-    lengths = []
     for module in CORE:
         tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
         for node in ast.walk(tree):
@@ -94,12 +73,7 @@ def test_the_core_is_closed_and_small():
                 assert {alias.name.partition(".")[0] for alias in node.names} <= allowed, module
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 assert node.module.partition(".")[0] in allowed, module
-            elif isinstance(node, ast.FunctionDef):
-                code = code_lines(FILES[module])
-                lengths.append(len(code & set(range(node.lineno, node.end_lineno + 1))))
         assert EDGES[module] <= set(CORE), module
-    assert len(CORE) <= 12 and sum(len(code_lines(FILES[m])) for m in CORE) <= 960
-    assert median(lengths) <= 8
 
 
 def test_the_core_trains_without_numba():
@@ -195,13 +169,6 @@ def test_every_subpackage_says_what_it_is_for():
     for name in ORDER[1:]:
         docstring = ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8")))
         assert "Read `" in docstring and len(docstring.split()) > 15, name
-
-
-def test_the_package_stays_small():
-    lines = {m: len(path.read_text(encoding="utf-8").splitlines()) for m, path in FILES.items()}
-    course = [m for m in FILES if m.partition(".")[0] == "course"]
-    assert sum(lines.values()) <= 9200
-    assert len(course) <= 12 and sum(lines[m] for m in course) <= 1200
 
 
 def test_importing_changes_nothing_of_the_process():
