@@ -1,7 +1,8 @@
 """Define the flags of every command, and read their values.
 
-The recipe of a built-in data set, a TOML file (`-c`) and the command line become one list of flags
-in this order. So a later value wins, and every setting is checked in one place.
+The recipe of a built-in data set, the checkpoint of a run to resume, a TOML file (`-c`) and the
+command line become one list of flags in this order. So a later value wins, and every setting is
+checked in one place.
 """
 
 import argparse
@@ -39,25 +40,37 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv):
-    """Return the settings of a command, from its recipe, TOML file and command line."""
+    """Return the settings of a command; `train` also reads a recipe, a checkpoint and a TOML file.
+
+    The settings of `train` have `given`: the flags that stand in the TOML file or in `argv`.
+    """
     args = parser().parse_args(argv)
     if args.command != "train":
         return args
-    given = argv[1:]
     toml = as_flags(toml_settings(args.config)) if args.config else []
-    both = {"--iters", "--epochs"} <= {word.partition("=")[0] for word in toml + given}
-    require(not both, "--iters and --epochs both set the number of steps: give one of them")
+    words = toml + argv[1:]
+    given = {word.partition("=")[0].replace("--no-", "--") for word in words}
+    if {"--iters", "--epochs"} <= given:
+        raise InputError("--iters and --epochs both set the number of steps: give one of them")
+    args = parser().parse_args(["train", *words])  # the folder to resume can stand in the file
     if args.resume:
-        path = os.path.join(args.adapter_path, CHECKPOINT)
-        require(os.path.exists(path), f"there is no run to resume in {args.adapter_path}")
-        settings = checkpoint_settings(read_metadata(path)[1], path)
-        given = as_flags(check_settings(settings, path)) + given
-    given = toml + given
-    args = parser().parse_args(["train", *given])
+        words = as_flags(settings_to_resume(args.adapter_path)) + words
+        args = parser().parse_args(["train", *words])
     from ..data.tasks import BUILTIN
 
     recipe = BUILTIN[args.data].recipe.split() if args.data in BUILTIN else []
-    return parser().parse_args(["train", *recipe, *given])
+    args = parser().parse_args(["train", *recipe, *words])
+    args.given = given
+    return args
+
+
+def settings_to_resume(folder):
+    """Return the settings of the checkpoint in a run's folder; raise InputError without one."""
+    path = os.path.join(folder, CHECKPOINT)
+    if not os.path.exists(path):
+        raise InputError(f"there is no run to resume in {folder}: give its --adapter-path")
+    settings = checkpoint_settings(read_metadata(path)[1], path)
+    return {**check_settings(settings, path), "adapter_path": folder}
 
 
 def toml_settings(path, written=False):
@@ -74,7 +87,10 @@ def toml_settings(path, written=False):
     found = settings.pop("format_version", 1 if written else FORMAT_VERSION)
     which = f"{path} has format_version {found!r}, but this version reads {FORMAT_VERSION}"
     require(found == FORMAT_VERSION, f"{which}: train again, or delete the file and give --model")
-    return check_settings({key.replace("-", "_"): v for key, v in settings.items()}, path)
+    named = {key.replace("-", "_"): value for key, value in settings.items()}
+    if len(named) < len(settings):
+        raise InputError(f"{path} has one setting in two spellings, with - and with _: delete one")
+    return check_settings(named, path)
 
 
 def checkpoint_settings(metadata, path):
@@ -108,7 +124,7 @@ def as_flags(settings):
         if isinstance(value, bool):
             flags.append(flag(name) if value else "--no-" + flag(name)[2:])
         elif isinstance(value, list):
-            flags += [flag(name), *map(str, value)] if value else []
+            flags += [flag(name), *map(str, value)]
         else:
             flags.append(f"{flag(name)}={value}")
     return flags
@@ -187,7 +203,7 @@ def train_flags(sub):
     add("--target-modules", nargs="+", default=list(lora.target_modules))
     add("--layers-to-transform", nargs="+", type=int)
     add("--use-rslora", action=switch, default=False, help="scale the update by alpha/sqrt(r)")
-    add("--also-train", nargs="+", choices=("norm", "bias", "head"), default=[])
+    add("--also-train", nargs="*", choices=("norm", "bias", "head"), default=[])
     for f in fields(TrainConfig):
         if f.type in ("bool", bool):
             add(flag(f.name), action=switch, default=f.default)

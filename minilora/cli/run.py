@@ -51,9 +51,11 @@ def fine_tune(args):
         print(f"{args.data}: {whole} rows, {len(rows)} for training; {how}")
     print(f"{len(examples)} rows to train on, {len(valid)} held out, {cut} cut to --max-seq-length")
     print(f"{args.iters} steps of {args.batch_size * args.grad_accumulation_steps} sequences")
+    metadata = {**run_folder.metadata(args), "threads": num_threads()}
+    if args.resume:
+        run_folder.check_same_run(folder, metadata)
     if args.dry_run:
         return
-    metadata = {**run_folder.metadata(args), "threads": num_threads()}
     with run_folder.lock(folder):
         adapters, state = loaded.adapters, None
         if args.resume:

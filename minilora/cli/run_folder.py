@@ -20,7 +20,7 @@ from .loading import warn
 LOCK, METRICS = ".lock", "metrics.jsonl"
 OTHERS = ("README.md", "curve.png")
 FILES = (*OTHERS, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS, LOCK)
-NOT_SETTINGS = ("command", "config", "resume", "overwrite", "dry_run")
+NOT_SETTINGS = ("command", "config", "given", "resume", "overwrite", "dry_run")
 
 
 def check_folder(folder, args):
@@ -46,23 +46,29 @@ def _half_written(name):
     return name.endswith(".tmp") and whole in FILES and number.isdecimal()
 
 
-def resume(folder, metadata, start):
-    """Return (adapters, state) of the run's checkpoint; raise InputError if `metadata` differs.
+def check_same_run(folder, metadata):
+    """Raise InputError unless `metadata` describes the run in `folder`; only --iters may differ."""
+    settings, then = metadata["settings"], read_metadata(folder / CHECKPOINT)[1]
+    for name, value in settings.items():
+        before = then["settings"].get(name)
+        if name not in ("adapter_path", "iters") and value != before:
+            changed = f"{flag(name)} is {value}, but the run in {folder} has {before}"
+            raise InputError(f"{changed}: resume it with the same settings")
+    for name, value in metadata["digests"].items():
+        if value != then["digests"].get(name):
+            changed = f"the files of {flag(name)} {settings[name]} have changed"
+            way = "restore them, or start again with --overwrite"
+            raise InputError(f"{changed} since the run started: {way}")
 
-    `start` has the adapters before the first step. Later rows of metrics.jsonl are removed. Only
-    --iters may differ: the state is kept, and the later steps are those of a run of that length.
+
+def resume(folder, metadata, start):
+    """Return (adapters, state) of the run's checkpoint, which is the run that `metadata` describes.
+
+    `start` has the adapters before the first step. Later rows of metrics.jsonl are removed. The
+    state is kept if --iters differs, and the later steps are those of a run of that length.
     """
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     settings, then = metadata["settings"], read_metadata(checkpoint)[1]
-    way = "restore them, or start again with --overwrite"
-    for name, value in settings.items():
-        before = then["settings"].get(name)
-        changed = f"{flag(name)} is {value}, but the run in {folder} has {before}"
-        same = name in ("adapter_path", "iters") or before == value
-        require(same, f"{changed}: resume it with the same settings")
-    for name, value in metadata["digests"].items():
-        changed = f"the files of {flag(name)} {settings[name]} have changed since the run started"
-        require(then["digests"].get(name) == value, f"{changed}: {way}")
     adapters, state, _ = load_state(checkpoint, start)
     step, last = state["step"], settings["iters"]
     past = f"--iters {last}: {checkpoint} is at step {step} already"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,8 @@ import minilora
 from minilora import LoraConfig, TrainConfig, cli, encode_rows, get_peft_model, load_rows
 from minilora.batching import pack_examples
 from minilora.cli import run_folder
-from minilora.config import InputError
+from minilora.cli.arguments import parse
+from minilora.config import InputError, flag
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.checkpoint import load_state, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
@@ -291,6 +293,8 @@ def test_rows_of_alpaca_train_and_inspect_marks_the_targets(base, tmp_path, caps
 
 
 BAD_TOML = {
+    "lora-r = 3\nlora_r = 4": "one setting in two spellings",
+    "target-modules = []": "expected at least one argument",
     "lora-r = ": "TOML",
     "lora-q = 3": "lora_q",
     "[lora]\nr = 3": "lora",
@@ -553,6 +557,69 @@ def at(folder):
     return "--adapter-path", folder
 
 
+def stored_run(folder, words=""):
+    """Write only the checkpoint of a run of ia3 on `micro` at step 4; return its folder."""
+    folder.mkdir()
+    words = f"train --model micro --method ia3 --quantize none --iters 4 {words}"
+    facts = run_folder.metadata(parse([*words.split(), "--adapter-path", str(folder)]))
+    adapters = {"a": np.ones(1, "f4")}
+    state = {"m": adapters, "v": adapters, "best_loss": np.inf, "worse": 0, "step": 4}
+    save_state(folder / "checkpoint.safetensors", adapters, state, facts | {"threads": 1})
+    return folder
+
+
+def test_defaults_then_recipe_then_checkpoint_then_file_then_flags(tmp_path, monkeypatch):
+    """Each place overrides the places before it, and the folder to resume can stand in the file."""
+    monkeypatch.chdir(tmp_path)
+    words = "--learning-rate 0.1 --also-train norm --save-every 7 --chat-date 2001-02-03"
+    stored_run(tmp_path / "other", words)
+    stored_run(tmp_path / "adapters")  # the default of --adapter-path
+    toml = tmp_path / "settings.toml"
+    toml.write_text('adapter-path = "other"\nlearning-rate = 0.2\niters = 8\nalso-train = []\n')
+    args = parse(["train", "--resume", "-c", "settings.toml", "--iters", "9"])
+    assert args.adapter_path == "other" and args.iters == 9 and args.learning_rate == 0.2
+    assert args.also_train == []  # an empty list of the file is a value
+    assert args.save_every == 7 and args.chat_date == "2001-02-03"  # of the checkpoint
+    assert args.mask_prompt is True and args.weight_decay == 0  # of the recipe, and the default
+    args = parse(["train", "--resume", "-c", "settings.toml", "--adapter-path", "adapters"])
+    assert args.adapter_path == "adapters" and args.save_every == 50 and args.iters == 8
+
+
+OTHER = {  # another value of each setting that is neither a number nor a switch
+    "method": "prefix", "quantize": "int8", "init_lora_weights": "pissa", "lr_schedule": "linear",
+    "adapter_dtype": "float16", "chat_date": "2001-02-03", "also_train": ["norm"],
+    "target_modules": ["o_proj"], "layers_to_transform": [1], "data": "notes", "model": "tiny",
+    "init_adapter": "elsewhere",
+}  # fmt: skip
+SETTINGS = vars(parse(["train"])).keys() - {*run_folder.NOT_SETTINGS, "epochs"}
+
+
+@pytest.mark.parametrize("name", sorted(SETTINGS - {"iters", "adapter_path"}))
+def test_a_resume_takes_no_other_value_of_any_setting(name, tmp_path):
+    out = stored_run(tmp_path / "run")
+    args = parse(["train", "--resume", *at(str(out))])
+    run_folder.check_same_run(out, run_folder.metadata(args))
+    value = getattr(args, name)
+    other = OTHER.get(name, not value if isinstance(value, bool) else 2 * (value or 1))
+    metadata = run_folder.metadata(args)
+    metadata["settings"][name] = other
+    with pytest.raises(InputError, match=re.escape(f"{flag(name)} is {other}, but the run in")):
+        run_folder.check_same_run(out, metadata)
+
+
+@pytest.mark.parametrize("more", ["", "--dry-run"])
+@pytest.mark.parametrize("place", ["file", "flag"])
+def test_another_setting_is_refused_wherever_it_stands(place, more, tmp_path, capsys):
+    out = stored_run(tmp_path / "run", "--data notes")
+    toml = tmp_path / "settings.toml"
+    toml.write_text("batch_size = 3\n")
+    words = ["-c", toml] if place == "file" else ["--batch-size=3"]
+    before = files(out)
+    error = error_of(capsys, run("train --resume", *at(out), *words, more))
+    assert f"--batch-size is 3, but the run in {out} has 4" in error
+    assert files(out) == before
+
+
 @pytest.mark.parametrize(
     ("flags", "steps"),
     [
@@ -579,6 +646,10 @@ def test_epochs_are_steps(base, data, tmp_path, flags, steps, capsys):
     if flags == "--epochs 1":
         assert run("train --resume --epochs 2", *at(out)) == 0
         assert load_state(out / "checkpoint.safetensors")[1]["step"] == 18
+        toml = tmp_path / "longer.toml"
+        toml.write_text(run_folder.as_toml({"adapter_path": str(out), "epochs": 3}))
+        assert run("train --resume -c", toml) == 0
+        assert load_state(out / "checkpoint.safetensors")[1]["step"] == 27
 
 
 def test_epochs_replace_the_steps_of_a_recipe_but_not_those_of_the_user(tmp_path, capsys):
