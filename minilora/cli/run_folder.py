@@ -10,10 +10,9 @@ from pathlib import Path
 from ..config import InputError, LoraConfig, flag, require
 from ..data.rows import read_jsonl
 from ..data.tasks import BUILTIN
-from ..formats import fetch
+from ..formats import pretrained
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.files import replace_text, write_errors
-from ..formats.pretrained import EMBEDDED
 from .arguments import CHECKPOINT, FORMAT_VERSION, SETTINGS
 from .loading import warn
 
@@ -102,7 +101,7 @@ def metadata(args):
     for name, value in settings.items():
         whole = str(value).encode(errors="ignore").decode() == str(value)
         require(whole, f"{flag(name)} {value} is not UTF-8: rename it")
-    files = {name: digest(data_files(name, getattr(args, name))) for name in ("data", "model")}
+    files = {name: digest(files_read(name, getattr(args, name))) for name in ("data", "model")}
     return {"version": FORMAT_VERSION, "settings": settings, "digests": files}
 
 
@@ -143,16 +142,14 @@ def lock(folder):
             folder.rmdir()  # only if nothing was written
 
 
-def data_files(setting, name):
-    """Return the files that --data or --model names; none for built-in data."""
-    path = Path(name)
-    if setting == "model" and name in fetch.MODELS:
-        return [fetch.cached(name)]
-    if setting == "model" and (EMBEDDED / name).is_dir():
-        path = EMBEDDED / name
-    if setting == "data" and name in BUILTIN:
+def files_read(setting, name):
+    """Return the files that training reads for --data or --model; none for built-in data."""
+    if setting == "model":
+        return pretrained.files(name)
+    if name in BUILTIN:
         return []
-    return sorted(p for p in path.iterdir() if p.is_file()) if path.is_dir() else [path]
+    path = Path(name)
+    return [path / "train.jsonl", path / "valid.jsonl"] if path.is_dir() else [path]
 
 
 def digest(files):

@@ -24,6 +24,8 @@ from . import hf_tokenizer, safetensors_file
 from .files import errors_in, new_folder, pickle_refusal, read_json, write_json
 from .safetensors_file import FORMAT_NAME, Entry
 
+CONFIGS = ("config.json", "generation_config.json")
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # of the weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}  # field of config.json: projections
 GROUPS = {  # model_type: projections that have a bias together; those of qwen2 always have one
@@ -44,8 +46,8 @@ def read_config(folder):
 
     Raises InputError naming the file and the field that is missing, malformed or not implemented.
     """
-    path = Path(folder) / "config.json"
-    raw, generation = read_json(path), read_json(path.with_name("generation_config.json"), {})
+    path, other = (Path(folder) / name for name in CONFIGS)
+    raw, generation = read_json(path), read_json(other, {})
     with errors_in(path):
         kind, act = raw.get("model_type"), raw.get("hidden_act", "silu")
         unknown = f"model_type {kind!r} is not implemented; {', '.join(GROUPS)} are"
@@ -198,19 +200,35 @@ def model_type(config, paths):
     raise InputError(f"no model_type of config.json has {every}: train without --also-train bias")
 
 
+def files(folder):
+    """Return the files that `load` reads in a folder: config, tokenizer and weights."""
+    index = folder / INDEX
+    weights = [folder / WEIGHTS]
+    if not weights[0].is_file() and index.is_file():
+        weights = [index, *(folder / name for name in set(read_index(index).values()))]
+    others = [folder / name for name in (*CONFIGS, *hf_tokenizer.FILES)]
+    return sorted(path for path in (*others, *weights) if path.is_file())
+
+
+def read_index(path):
+    """Read {tensor: name of its file} of the index of a model in several files."""
+    where = read_json(path).get("weight_map")
+    names = where.values() if isinstance(where, dict) else [None]
+    sound = all(isinstance(s, str) and "/" not in s and "\\" not in s for s in names)
+    require(sound, f"{path}: weight_map must map each tensor to a file of this folder")
+    return where
+
+
 def read_tensors(folder):
     """Read {name: Entry} of model.safetensors or the shards of its index; never open a pickle."""
-    single, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    single, index = folder / WEIGHTS, folder / INDEX
     if single.is_file():
         return safetensors_file.read_header(single)
     if not index.is_file():
         pickled = next((path for kind in PICKLES for path in sorted(folder.glob(kind))), None)
-        none = f"{folder} has no model.safetensors and no model.safetensors.index.json"
+        none = f"{folder} has no {WEIGHTS} and no {INDEX}"
         raise InputError(pickle_refusal(pickled) if pickled else none)
-    where = read_json(index).get("weight_map")
-    names = where.values() if isinstance(where, dict) else [None]
-    sound = all(isinstance(s, str) and "/" not in s and "\\" not in s for s in names)
-    require(sound, f"{index}: weight_map must map each tensor to a file of this folder")
+    where = read_index(index)
     headers = {s: safetensors_file.read_header(folder / s) for s in sorted(set(where.values()))}
     for name, shard in where.items():
         require(name in headers[shard], f"{folder / shard} lacks tensor {name}, listed in {index}")
@@ -242,7 +260,7 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {
         read = partial(np.zeros, shape, np.float32) if leaf is None else partial(dense, leaf)
         tensors |= quantized(path, leaf) or {path: Entry(FORMAT_NAME[dtype], shape, read)}
     with new_folder(folder) as temporary:
-        safetensors_file.write(temporary / "model.safetensors", tensors)
+        safetensors_file.write(temporary / WEIGHTS, tensors)
         write_json(temporary / "config.json", as_json(config, dtype, own) | fields)
         if isinstance(tokenizer, PretrainedTokenizer):
             hf_tokenizer.save(tokenizer, temporary)

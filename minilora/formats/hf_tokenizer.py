@@ -6,6 +6,8 @@ from ..config import require
 from ..data.tokenizer import SPECIAL, PretrainedTokenizer, library, one_error, utf8
 from .files import errors_in, read_json, read_text, write_json
 
+FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+
 
 def from_folder(folder, eos_token_id=None):
     """Return the tokenizer of a Hugging Face folder, with `eos_token_id` if the files name none."""

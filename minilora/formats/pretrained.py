@@ -86,9 +86,20 @@ def load(
     return Pretrained(config, base, tokenizer)
 
 
+def files(name):
+    """Return the files that `load` reads for the model `name`."""
+    place = _place(os.fspath(name))
+    return hf_folder.files(place) if place.is_dir() else [place]
+
+
+def is_embedded(name):
+    """Return whether `name` is that of a model in the package."""
+    return Path(name).name == name and (EMBEDDED / name / "config.json").is_file()
+
+
 def _place(name):
     """Return the folder or file of a model's name."""
-    if Path(name).name == name and (EMBEDDED / name / "config.json").is_file():
+    if is_embedded(name):
         return EMBEDDED / name
     if name in fetch.MODELS:
         return fetch.cached(name)

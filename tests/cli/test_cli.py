@@ -22,6 +22,7 @@ from minilora.cli import run_folder
 from minilora.cli.arguments import parse
 from minilora.config import InputError, flag
 from minilora.data.tokenizer import ByteTokenizer
+from minilora.formats import pretrained
 from minilora.formats.checkpoint import load_state, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
@@ -466,6 +467,42 @@ def test_resuming_notices_other_data_and_another_base(base, data, tmp_path, caps
     assert f"the files of --model {own} have changed" in error_of(
         capsys, run("train --resume --adapter-path", out)
     )
+
+
+def test_resuming_reads_only_its_own_files(base, tmp_path, capsys):
+    """Other files may come into the folders of data and base; each file that is read counts."""
+    rows, own = tmp_path / "rows", shutil.copytree(base, tmp_path / "base")
+    rows.mkdir()
+    for split in ("train", "valid"):
+        (rows / f"{split}.jsonl").write_text('{"text": "ab ab ab"}\n')
+    args = parse(["train", "--model", str(own), "--data", str(rows)])
+    before = run_folder.metadata(args)["digests"]
+    for folder in (rows, own):
+        for name in ("notes.txt", "test.jsonl", "model-00002-of-00002.safetensors"):
+            (folder / name).write_text("{}")
+    assert run_folder.metadata(args)["digests"] == before
+    for path, setting in (
+        (rows / "train.jsonl", "data"), (rows / "valid.jsonl", "data"),
+        (own / "config.json", "model"), (own / "model.safetensors", "model"),
+        (own / "generation_config.json", "model"), (own / "tokenizer.json", "model"),
+        (own / "tokenizer_config.json", "model"), (own / "chat_template.jinja", "model"),
+    ):  # fmt: skip
+        kept = path.read_bytes() if path.exists() else None
+        path.write_bytes(b"other")
+        changed = run_folder.metadata(args)["digests"]
+        assert [name for name in before if changed[name] != before[name]] == [setting], path
+        path.unlink() if kept is None else path.write_bytes(kept)
+    assert run_folder.metadata(args)["digests"] == before
+
+
+def test_the_files_of_a_base_in_several_files(base, tmp_path):
+    own = shutil.copytree(base, tmp_path / "base")
+    (own / "model.safetensors").rename(own / "a.safetensors")
+    (own / "other.safetensors").write_text("not in the index")
+    index = {"weight_map": dict.fromkeys(read_header(own / "a.safetensors"), "a.safetensors")}
+    (own / "model.safetensors.index.json").write_text(json.dumps(index))
+    names = [path.name for path in pretrained.files(str(own))]
+    assert names == ["a.safetensors", "config.json", "model.safetensors.index.json"]
 
 
 def test_two_runs_in_one_folder(base, data, tmp_path, capsys):
