@@ -19,6 +19,7 @@ from ..formats.files import errors_in, read_text
 from ..methods.registry import METHODS
 from ..nf4 import check_4bit
 from ..quant.schemes import SCHEMES
+from .stored_paths import find
 
 DEFAULT_DATA = "questions"
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
@@ -65,12 +66,16 @@ def parse(argv):
 
 
 def settings_to_resume(folder):
-    """Return the settings of the checkpoint in a run's folder; raise InputError without one."""
+    """Return the settings of the checkpoint in `folder`, with paths that lead to the files of now.
+
+    Raises InputError if there is no checkpoint.
+    """
     path = os.path.join(folder, CHECKPOINT)
     if not os.path.exists(path):
         raise InputError(f"there is no run to resume in {folder}: give its --adapter-path")
-    settings = checkpoint_settings(read_metadata(path)[1], path)
-    return {**check_settings(settings, path), "adapter_path": folder}
+    metadata = read_metadata(path)[1]
+    settings = check_settings(checkpoint_settings(metadata, path), path)
+    return find(settings, folder, metadata["digests"]) | {"adapter_path": folder}
 
 
 def toml_settings(path, written=False):

@@ -37,7 +37,7 @@ def load_model(args, path, load=load):
     block_size = args.block_size or settings.get("block_size", 64)
     if not path:
         return LoadedModel(*load(name, scheme, block_size, True))
-    warn_of_another_base(path, settings, scheme, block_size)
+    warn_of_another_base(path, settings, name, scheme, block_size)
     loaded = load_with_adapter(path, name, scheme, block_size, load)
     tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
     return loaded._replace(tokenizer=tokenizer, settings=settings)

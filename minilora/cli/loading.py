@@ -5,10 +5,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import INITIALIZERS, LoraConfig, ModelConfig, require
-from ..formats.checkpoint import load_adapter, needs_dense_base, trains_all_weights
+from ..formats.checkpoint import (
+    load_adapter,
+    needs_dense_base,
+    read_metadata,
+    trains_all_weights,
+)
 from ..formats.pretrained import load
 from ..methods.registry import MethodConfig, also_train, get_peft_model
-from .arguments import SETTINGS, toml_settings
+from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, toml_settings
+from .stored_paths import digest, find
 
 
 class LoadedModel(NamedTuple):
@@ -30,26 +36,44 @@ def warn(text):
 def run_settings(folder):
     """Return the settings of the run in `folder`, or {} if there are none."""
     path = Path(folder) / SETTINGS
-    return toml_settings(path, written=True) if path.exists() else {}
+    if not path.exists():
+        return {}
+    return find(toml_settings(path, written=True), folder, run_digests(folder))
 
 
-def warn_of_another_base(folder, settings, scheme, block_size):
-    """Warn if the adapter was trained on a base with another storage, whose error it corrects."""
+def run_digests(folder):
+    """Return {setting: SHA-256 of its files when the run began}; {} without a checkpoint."""
+    path = Path(folder) / CHECKPOINT
+    if not path.exists():
+        return {}
+    metadata = read_metadata(path)[1]
+    checkpoint_settings(metadata, path)  # raises InputError if the metadata are damaged
+    return metadata["digests"]
+
+
+def warn_of_another_base(folder, settings, name, scheme, block_size):
+    """Warn if the base `name`, stored in `scheme`, is not the one that the adapter was trained on.
+
+    An adapter also corrects the errors of the storage.
+    """
+    risk = "an adapter can lose all that it learned on another base (lesson 13b)"
     trained_on = settings.get("quantize", scheme), settings.get("block_size", block_size)
     before, now = (
         kind if kind in ("none", "int8") else f"{kind}, block size {size}"
         for kind, size in (trained_on, (scheme, block_size))
     )
     if before != now:
-        what = f"{folder} was trained on a base stored as {before}, not {now}"
-        warn(f"{what}: an adapter can lose all that it learned on another base (lesson 13b)")
+        warn(f"{folder} was trained on a base stored as {before}, not {now}: {risk}")
+    expected = run_digests(folder).get("model")
+    if expected is not None and digest("model", name) != expected:
+        warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
 
 
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
     if args.init_adapter:
         folder, how = args.init_adapter, (args.quantize, args.block_size)
-        warn_of_another_base(folder, run_settings(folder), *how)
+        warn_of_another_base(folder, run_settings(folder), args.model, *how)
         loaded = load_with_adapter(folder, args.model, *how)
         found = method_name(loaded.adapter_config)
         require(found == args.method, f"{folder} has the method {found}: give --method {found}")

@@ -147,7 +147,8 @@ class RunWriter:
     def draw(self):
         """Write the figure of all steps until now."""
         history = run_folder.read_metrics(self.folder) + self.rows
-        curve(self.folder / "curve.png", history, f"{self.args.model} on {self.args.data}")
+        base, data = (Path(self.metadata["settings"][name]).name for name in ("model", "data"))
+        curve(self.folder / "curve.png", history, f"{base} on {data}")
 
     def save(self):
         """Write the new metrics, then a checkpoint, then the adapter.

@@ -1,6 +1,5 @@
 """Check, lock and read the folder of a training run, resume a run, and write its model card."""
 
-import hashlib
 import json
 import math
 import os
@@ -9,12 +8,11 @@ from pathlib import Path
 
 from ..config import InputError, LoraConfig, flag, require
 from ..data.rows import read_jsonl
-from ..data.tasks import BUILTIN
-from ..formats import pretrained
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.files import replace_text, write_errors
-from .arguments import CHECKPOINT, FORMAT_VERSION, SETTINGS
+from .arguments import CHECKPOINT, FORMAT_VERSION, SETTINGS, settings_to_resume
 from .loading import warn
+from .stored_paths import INPUTS, absolute, digest
 
 LOCK, METRICS = ".lock", "metrics.jsonl"
 OTHERS = ("README.md", "curve.png")
@@ -47,14 +45,15 @@ def _half_written(name):
 
 def check_same_run(folder, metadata):
     """Raise InputError unless `metadata` describes the run in `folder`; only --iters may differ."""
-    settings, then = metadata["settings"], read_metadata(folder / CHECKPOINT)[1]
+    settings, then = metadata["settings"], settings_to_resume(folder)
     for name, value in settings.items():
-        before = then["settings"].get(name)
+        before = then.get(name)
         if name not in ("adapter_path", "iters") and value != before:
             changed = f"{flag(name)} is {value}, but the run in {folder} has {before}"
             raise InputError(f"{changed}: resume it with the same settings")
+    digests = read_metadata(folder / CHECKPOINT)[1]["digests"]
     for name, value in metadata["digests"].items():
-        if value != then["digests"].get(name):
+        if value != digests.get(name):
             changed = f"the files of {flag(name)} {settings[name]} have changed"
             way = "restore them, or start again with --overwrite"
             raise InputError(f"{changed} since the run started: {way}")
@@ -97,12 +96,13 @@ def begin_run(folder, text):
 
 def metadata(args):
     """Return the settings and file digests that must be the same when the run is resumed."""
-    settings = {k: v for k, v in vars(args).items() if k not in NOT_SETTINGS and v is not None}
+    given = {k: v for k, v in vars(args).items() if k not in NOT_SETTINGS and v is not None}
+    settings = {name: absolute(name, value) for name, value in given.items()}
     for name, value in settings.items():
         whole = str(value).encode(errors="ignore").decode() == str(value)
         require(whole, f"{flag(name)} {value} is not UTF-8: rename it")
-    files = {name: digest(files_read(name, getattr(args, name))) for name in ("data", "model")}
-    return {"version": FORMAT_VERSION, "settings": settings, "digests": files}
+    digests = {name: digest(name, settings[name]) for name in INPUTS if name in settings}
+    return {"version": FORMAT_VERSION, "settings": settings, "digests": digests}
 
 
 @contextmanager
@@ -142,27 +142,10 @@ def lock(folder):
             folder.rmdir()  # only if nothing was written
 
 
-def files_read(setting, name):
-    """Return the files that training reads for --data or --model; none for built-in data."""
-    if setting == "model":
-        return pretrained.files(name)
-    if name in BUILTIN:
-        return []
-    path = Path(name)
-    return [path / "train.jsonl", path / "valid.jsonl"] if path.is_dir() else [path]
-
-
-def digest(files):
-    """Return one SHA-256 of the contents of all files."""
-    whole = hashlib.sha256()
-    for path in files:
-        with open(path, "rb") as file:
-            whole.update(hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()
-
-
 def model_card(args, config, scores):
     """Return the text of the folder's README.md: base, data, scores, how to load the adapter."""
+    # names instead of paths: those of the writer's disk say nothing to another reader
+    base, data = (Path(absolute(name, getattr(args, name))).name for name in ("model", "data"))
     blocks = "" if args.quantize in ("none", "int8") else f", blocks of {args.block_size}"
     stored = args.quantize + blocks
     # PiSSA and LoftQ change the base, so `minilora quantize` does not write the base of the adapter
@@ -170,19 +153,19 @@ def model_card(args, config, scores):
     peft = f"""
 In PEFT, on exactly this base (on a CPU, its rows must be whole blocks; those of micro are not):
 
-    # minilora quantize --model {args.model} --quantize {args.quantize} \\
+    # minilora quantize --model {absolute("model", args.model)} --quantize {args.quantize} \\
     #     --block-size {args.block_size} --out base
     import peft, transformers
     base = transformers.AutoModelForCausalLM.from_pretrained("base")
     model = peft.PeftModel.from_pretrained(base, ".")
 """
-    return f"""# An adapter for {args.model}
+    return f"""# An adapter for {base}
 
 Trained by minilora with `{args.method}`. Every setting is in `train_config.toml`.
 
-- Base: {args.model}, stored as {stored}. On another base, or on this base with another storage,
+- Base: {base}, stored as {stored}. On another base, or on this base with another storage,
   the adapter can lose all that it learned.
-- Data: {args.data}, {args.iters} steps.
+- Data: {data}, {args.iters} steps.
 - Held-out rows: {", ".join(f"{k} {v:.6g}" for k, v in (scores or {"none": 0}).items())}
 
     minilora evaluate --adapter-path .

@@ -20,6 +20,7 @@ from ..methods.registry import MethodConfig
 from ..tree import Tree, get, named_leaves, set_leaf, tree_map, unflatten
 from . import method_format, peft_format, safetensors_file
 from .files import atomic_write, errors_in, pickle_refusal, read_json, write_json
+from .pretrained import is_builtin
 from .safetensors_file import FORMAT_NAME, check_floats, entry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -38,10 +39,13 @@ def save_adapter(
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
     `base` has the lora_scaling leaves. `adapter_config` is a LoraConfig, or the MethodConfig of
-    another method. `dtype` is float32, bfloat16 or float16; trained biases stay float32. Raises
-    InputError if a leaf has no place in the format, if a number does not fit `dtype`, or if
-    `adapter_config` does not describe the tree.
+    another method. `base_name` is a name or a path; the path of an existing file or folder is
+    written as an absolute path. `dtype` is float32, bfloat16 or float16; trained biases stay
+    float32. Raises InputError if a leaf has no place in the format, if a number does not fit
+    `dtype`, or if `adapter_config` does not describe the tree.
     """
+    if os.path.exists(base_name) and not is_builtin(base_name):
+        base_name = os.path.abspath(base_name)
     if isinstance(adapter_config, MethodConfig):
         tensors = method_format.tensors(adapters, adapter_config)
         fields = method_format.as_json(adapter_config, base_name)

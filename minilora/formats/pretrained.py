@@ -92,14 +92,18 @@ def files(name):
     return hf_folder.files(place) if place.is_dir() else [place]
 
 
-def is_embedded(name):
-    """Return whether `name` is that of a model in the package."""
+def is_builtin(name):
+    """Return whether `name` is that of a model in the package, or of one to fetch."""
+    return _is_embedded(name) or name in fetch.MODELS
+
+
+def _is_embedded(name):
     return Path(name).name == name and (EMBEDDED / name / "config.json").is_file()
 
 
 def _place(name):
     """Return the folder or file of a model's name."""
-    if is_embedded(name):
+    if _is_embedded(name):
         return EMBEDDED / name
     if name in fetch.MODELS:
         return fetch.cached(name)

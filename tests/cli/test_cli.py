@@ -20,6 +20,7 @@ from minilora import LoraConfig, TrainConfig, cli, encode_rows, get_peft_model, 
 from minilora.batching import pack_examples
 from minilora.cli import run_folder
 from minilora.cli.arguments import parse
+from minilora.cli.stored_paths import absolute
 from minilora.config import InputError, flag
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import pretrained
@@ -503,6 +504,117 @@ def test_the_files_of_a_base_in_several_files(base, tmp_path):
     (own / "model.safetensors.index.json").write_text(json.dumps(index))
     names = [path.name for path in pretrained.files(str(own))]
     assert names == ["a.safetensors", "config.json", "model.safetensors.index.json"]
+
+
+@pytest.fixture
+def project(base, data, tmp_path, monkeypatch, capsys):
+    """A folder with a base, rows and a run that was given relative paths; the current folder."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copytree(base, folder / "base")
+    data.rename(folder / "rows.jsonl")
+    monkeypatch.chdir(folder)
+    assert train("base", "rows.jsonl", "run", "--method ia3") == 0
+    capsys.readouterr()
+    return folder
+
+
+def other_project(folder):
+    """Write another base and other rows under the names of `project`."""
+    folder.mkdir()
+    config = llama(16, 24, 2, 2, 1)
+    params = random_params(config, np.random.default_rng(1))
+    save_pretrained(folder / "base", config, params, ByteTokenizer())
+    (folder / "rows.jsonl").write_text('{"text": "other"}\n' * 20)
+
+
+def score_of(folder, capsys):
+    """Return what `evaluate` prints for the run in a folder, without the name of the data."""
+    capsys.readouterr()
+    assert run("evaluate --json --adapter-path", folder) == 0
+    printed, said = capsys.readouterr()
+    assert said == ""
+    return {k: v for k, v in json.loads(printed).items() if k != "data"}
+
+
+def test_the_paths_of_a_run_mean_the_same_from_every_folder(project, tmp_path, monkeypatch, capsys):
+    score, before = score_of("run", capsys), files(project / "run")
+    assert run("merge --adapter-path run --out", tmp_path / "here") == 0
+    other_project(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert score_of(project / "run", capsys) == score
+    assert run("merge --adapter-path", project / "run", "--out", tmp_path / "there") == 0
+    assert files(tmp_path / "there") == files(tmp_path / "here")
+    assert run("train --resume --adapter-path", project / "run") == 0
+    assert files(project / "run") == before
+    config = json.loads((project / "run" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(project / "base")
+    settings = tomllib.loads((project / "run" / "train_config.toml").read_text())
+    names = {"model": "base", "data": "rows.jsonl", "adapter_path": "run"}
+    assert {k: settings[k] for k in names} == {k: str(project / v) for k, v in names.items()}
+
+
+@pytest.mark.parametrize("left", ["nothing", "another project", "a copy"])
+def test_a_project_that_was_moved_as_a_whole_still_works(
+    left, project, tmp_path, monkeypatch, capsys
+):
+    score = score_of("run", capsys)
+    moved = project.rename(tmp_path / "moved")
+    if left == "another project":
+        other_project(project)
+    if left == "a copy":
+        shutil.copytree(moved, project)
+    monkeypatch.chdir(tmp_path)
+    assert score_of("moved/run", capsys) == score
+    assert run("train --resume --iters 6 --adapter-path moved/run") == 0
+    settings = tomllib.loads((moved / "run" / "train_config.toml").read_text())
+    names = {"model": "base", "data": "rows.jsonl", "adapter_path": "run"}
+    assert {k: settings[k] for k in names} == {k: str(moved / v) for k, v in names.items()}
+    shutil.rmtree(project, ignore_errors=True)
+    assert run("evaluate --adapter-path moved/run") == 0
+
+
+def test_a_run_that_was_moved_alone_keeps_its_base_and_rows(project, tmp_path, capsys):
+    """Next to the new place, there are another base and other rows of the same names."""
+    score = score_of("run", capsys)
+    other_project(tmp_path / "elsewhere")
+    (project / "run").rename(tmp_path / "elsewhere" / "run")
+    assert score_of(tmp_path / "elsewhere" / "run", capsys) == score
+
+
+def test_built_in_names_are_no_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "questions", "smollm2"):
+        (tmp_path / name).mkdir()
+    for model in ("tiny", "micro", "smollm2"):
+        assert absolute("model", model) == model
+    for name in ("questions", "notes", "toolcalls", "toolcalls-few-shot"):
+        assert absolute("data", name) == name
+    assert absolute("data", "tiny") == str(tmp_path / "tiny")
+    assert absolute("model", "./tiny") == str(tmp_path / "tiny")
+    assert absolute("init_adapter", "tiny") == str(tmp_path / "tiny")
+    assert absolute("method", "lora") == "lora" and absolute("seed", 3) == 3
+
+
+def test_weights_that_were_replaced_in_place_are_noticed(project, tmp_path, capsys):
+    """Each command that reads the base for an adapter compares its digest with the checkpoint's."""
+    other_project(tmp_path / "elsewhere")
+    shutil.copytree(tmp_path / "elsewhere" / "base", "base", dirs_exist_ok=True)
+    warning = "are not those of the base that run was trained on: an adapter can lose all"
+    commands = {
+        "evaluate": "", "inspect": "", "generate": "--prompt 1+1= --max-tokens 1",
+        "merge": "--out merged", "evaluate --model base": "",
+    }  # fmt: skip
+    for command, flags in commands.items():
+        assert run(command, "--adapter-path run", flags) == 0
+        name = "base" if "--model" in command else project / "base"
+        assert f"warning: the files of {name} {warning}" in capsys.readouterr().err, command
+    more = "--method ia3 --init-adapter run --adapter-path second --model base --data rows.jsonl"
+    assert run("train", more, FEW_STEPS) == 0
+    assert warning in capsys.readouterr().err
+    (project / "run" / "checkpoint.safetensors").unlink()
+    assert run("evaluate --adapter-path run") == 0
+    assert capsys.readouterr().err == ""  # without a checkpoint, there is no digest
 
 
 def test_two_runs_in_one_folder(base, data, tmp_path, capsys):

@@ -34,7 +34,7 @@ from toy_models import (
 from minilora import layers, lora, model
 from minilora.cli.arguments import parse, toml_settings
 from minilora.cli.loading import make_adapter_config
-from minilora.cli.run_folder import as_toml, metadata, read_metrics, resume
+from minilora.cli.run_folder import as_toml, check_same_run, metadata, read_metrics, resume
 from minilora.config import ATTENTION, InputError, LoraConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
@@ -311,6 +311,7 @@ def test_checkpoints(request, capfd, tmp_path):
 
     def read():
         parse(["train", "--resume", "--adapter-path", str(tmp_path)])
+        check_same_run(tmp_path, now)
         found, state = resume(tmp_path, now, adapters)
         for tree in (found, state["m"], state["v"], state.get("best", found)):
             assert tree_map(np.shape, tree) == shape
