@@ -68,6 +68,9 @@ def save_adapter(
 def pair_digest(fields):
     """Return the SHA-256 of the fields that say how the weights are used."""
     used = {name: fields[name] for name in PAIRED if name in fields}
+    start = fields.get("init_lora_weights")
+    if start in INITIALIZERS:  # others do not modify the base
+        used["init_lora_weights"] = start
     return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 

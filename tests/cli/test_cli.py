@@ -20,6 +20,8 @@ from minilora import LoraConfig, TrainConfig, cli, encode_rows, get_peft_model, 
 from minilora.batching import pack_examples
 from minilora.cli import run_folder
 from minilora.cli.arguments import parse
+from minilora.cli.commands import load_model
+from minilora.cli.loading import load_for_training
 from minilora.cli.stored_paths import absolute
 from minilora.config import InputError, flag
 from minilora.data.tokenizer import ByteTokenizer
@@ -186,6 +188,25 @@ def test_also_train_starts_from_an_adapter_and_in_bfloat16(base, data, tmp_path)
     assert config["r"] == 5
     entries = read_header(second / "adapter_model.safetensors")
     assert {entry.dtype for entry in entries.values()} == {"BF16"}
+
+
+@pytest.mark.parametrize("start", [True, "pissa"])
+def test_the_base_of_an_adapter_is_stored_as_the_settings_say(start, base, tmp_path):
+    """For a new adapter, for the adapter of --init-adapter, and for the adapter of a run."""
+    dense, config = load(base)[1], LoraConfig(init_lora_weights=start)
+    save_adapter(tmp_path, *get_peft_model(dense, config), config, str(base))
+    words = ["train", "--model", str(base), "--quantize", "fp4", "--block-size", "32"]
+    start_flag = ["--init-lora-weights", start] if start == "pissa" else []
+    settings = {"model": str(base), "quantize": "fp4", "block_size": 32}
+    (tmp_path / "train_config.toml").write_text(run_folder.as_toml(settings))
+    for loaded in (
+        load_for_training(parse([*words, *start_flag])),
+        load_for_training(parse([*words, "--init-adapter", str(tmp_path)])),
+        load_model(parse(["evaluate"]), tmp_path),
+    ):
+        leaves = flatten(loaded.base).items()
+        stored = [w for path, w in leaves if path.endswith("_proj.weight")]
+        assert {(w.quant_type, w.block_size) for w in stored} == {("fp4", 32)}
 
 
 def error_of(capsys, status):

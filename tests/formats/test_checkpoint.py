@@ -19,7 +19,7 @@ from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.evaluation.trainer import init_state
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.peft_format import as_json
-from minilora.methods.registry import also_train
+from minilora.methods.registry import MethodConfig, also_train, get_peft_model
 from minilora.optim import round_to
 from minilora.tree import flatten, get, named_leaves, set_leaf, tree_map, unflatten
 
@@ -457,6 +457,42 @@ def test_a_kill_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, what,
     assert_same_bits(load_adapter(folder, base)[0], old if before else new)
     assert load_adapter(folder, base)[2].lora_alpha == (config.lora_alpha if not before else 16)
     assert sorted(os.listdir(folder)) == ["adapter_config.json", "adapter_model.safetensors"]
+
+
+OTHER_CONFIGS = {  # each is a valid field, with which the same weights compute something else
+    "r": 4, "lora_alpha": 3, "use_rslora": True, "use_dora": True, "lora_bias": True,
+    "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 3},
+    "layers_to_transform": [0], "modules_to_save": ["norm"], "init_lora_weights": "pissa",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", OTHER_CONFIGS)
+def test_a_config_that_uses_the_weights_in_another_way_is_refused(field, tmp_path):
+    base = random_base(TINY)
+    adapters, frozen = adapted(base)
+    save_adapter(tmp_path, adapters, frozen, LoraConfig(), "a base")
+    path = tmp_path / "adapter_config.json"
+    written = json.loads(path.read_text())
+    for name, value in (("lora_dropout", 0.5), ("init_lora_weights", "gaussian")):
+        path.write_text(json.dumps(written | {name: value}))
+        load_adapter(tmp_path, base)  # the outputs of the adapter stay the same
+    path.write_text(json.dumps(written | {field: OTHER_CONFIGS[field]}))
+    with pytest.raises(InputError, match="were not saved together"):
+        load_adapter(tmp_path, base)
+
+
+@pytest.mark.parametrize(
+    ("method", "other"),
+    [("norm", {"minilora_method": "head"}),
+     ("prompt", {"peft_type": "P_TUNING", "prompt_tuning_init": None})],
+)  # fmt: skip
+def test_a_config_of_another_method_is_refused(method, other, tmp_path):
+    base, config = random_base(TINY), MethodConfig(method)
+    save_adapter(tmp_path, *get_peft_model(base, config), config, "a base")
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | other))
+    with pytest.raises(InputError, match="were not saved together"):
+        load_adapter(tmp_path, base)
 
 
 def test_what_a_kill_left_half_written_does_no_harm(folder):
