@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import generation
-from ..config import TrainConfig, require
+from ..config import InputError, TrainConfig, require
 from ..data.rows import encode_rows, load_rows, read_rows
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
@@ -20,7 +20,14 @@ from ..methods.merging import merge as merge_adapter
 from ..methods.operations import operations
 from ..quant.schemes import error_report, is_projection
 from ..tree import named_leaves
-from .loading import LoadedModel, load_with_adapter, run_settings, warn, warn_of_another_base
+from .loading import (
+    LoadedModel,
+    load_with_adapter,
+    refuse_unused_block_size,
+    run_settings,
+    warn,
+    warn_of_another_base,
+)
 from .run import fine_tune, physical_memory
 
 train = fine_tune
@@ -34,6 +41,7 @@ def load_model(args, path, load=load):
     way = "give --model and --quantize, or use train --resume if it is an interrupted run"
     require(name, f"{path} has no train_config.toml that names its base: {way}")
     scheme = args.quantize or settings.get("quantize", "none")
+    refuse_unused_block_size(args, scheme)
     block_size = args.block_size or settings.get("block_size", 64)
     if not path:
         return LoadedModel(*load(name, scheme, block_size, True))
@@ -133,6 +141,7 @@ def quantize(args):
     """Write the quantized base, and print the error of each weight."""
     args.quantize = args.quantize or "nf4-dq"
     require(args.quantize != "none", "--quantize none does not quantize: choose another scheme")
+    refuse_unused_block_size(args, args.quantize)
     require_new(args.out)
     name, block_size = args.model or "tiny", args.block_size or 64
     config, base, tokenizer = load(name)
@@ -148,6 +157,8 @@ def quantize(args):
 
 def inspect(args):
     """Print the tree, the trained parameters, the memory of a step, and the tokens of a row."""
+    if not args.data and (args.max_seq_length or args.mask_prompt is not None):
+        raise InputError("--max-seq-length and --mask-prompt are for rows: give --data, too")
     loaded = load_model(args, args.adapter_path)
     for path, leaf in [*named_leaves(loaded.base), *named_leaves(loaded.adapters)]:
         if hasattr(leaf, "shape"):

@@ -1,18 +1,22 @@
 """Load a base and an adapter, for a new run or from the folder of an earlier run."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import INITIALIZERS, LoraConfig, ModelConfig, require
+from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, ModelConfig, flag, require
 from ..formats.checkpoint import (
     load_adapter,
     needs_dense_base,
     read_metadata,
     trains_all_weights,
 )
+from ..formats.method_format import SIZE
 from ..formats.pretrained import load
-from ..methods.registry import MethodConfig, also_train, get_peft_model
+from ..methods.registry import GROUPS, MethodConfig, also_train, get_peft_model
+from ..training import learning_rates
+from ..tree import flatten
 from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, toml_settings
 from .stored_paths import digest, find
 
@@ -59,7 +63,7 @@ def warn_of_another_base(folder, settings, name, scheme, block_size):
     risk = "an adapter can lose all that it learned on another base (lesson 13b)"
     trained_on = settings.get("quantize", scheme), settings.get("block_size", block_size)
     before, now = (
-        kind if kind in ("none", "int8") else f"{kind}, block size {size}"
+        kind if kind in WITHOUT_BLOCKS else f"{kind}, block size {size}"
         for kind, size in (trained_on, (scheme, block_size))
     )
     if before != now:
@@ -77,6 +81,7 @@ def load_for_training(args):
         loaded = load_with_adapter(folder, args.model, *how)
         found = method_name(loaded.adapter_config)
         require(found == args.method, f"{folder} has the method {found}: give --method {found}")
+        use_settings_of(loaded, args)
     else:
         loaded = new_adapter(args, make_adapter_config(args))
     possible = isinstance(loaded.adapter_config, LoraConfig) or not args.also_train
@@ -86,11 +91,106 @@ def load_for_training(args):
     return loaded._replace(adapters=also_train(loaded.adapters, loaded.base, args.also_train))
 
 
+def use_settings_of(loaded, args):
+    """Set the flags that describe a new adapter to the values of the adapter of --init-adapter.
+
+    Raises InputError if the user gave another value.
+    """
+    config = loaded.adapter_config
+    if isinstance(config, MethodConfig):
+        own = {name: getattr(config, name) for name in SIZES if SIZE.get(config.method) == name}
+    else:
+        layers, start = config.layers_to_transform, config.init_lora_weights
+        own = {
+            "lora_r": config.r, "lora_alpha": config.lora_alpha,
+            "lora_dropout": config.lora_dropout, "target_modules": list(config.target_modules),
+            "layers_to_transform": None if layers is None else list(layers),
+            "use_rslora": config.use_rslora,
+            "init_lora_weights": start if start in INITIALIZERS else None,
+        }  # fmt: skip
+        also = trained_groups(loaded.adapters, loaded.base)
+        args.also_train = [*args.also_train, *(g for g in also if g not in args.also_train)]
+    for name, value in own.items():
+        given = getattr(args, name)
+        if flag(name) in args.given and _as_set(given) != _as_set(value):
+            what = f"{flag(name)} {given} has no effect: the adapter in {args.init_adapter}"
+            raise InputError(f"{what} has {value}; leave {flag(name)} out")
+        setattr(args, name, value)
+
+
+def trained_groups(adapters, base):
+    """Return the groups of --also-train that an adapter of LoRA trains completely."""
+    trained = flatten(adapters).keys()
+    found = []
+    for group, leaves in GROUPS.items():
+        paths = {path for path, _ in leaves(adapters, base)}
+        if paths <= trained:
+            found.append(group)
+    return found
+
+
+def _as_set(value):
+    """Return a list of modules or layers as a set, whose order does not count."""
+    if isinstance(value, list):
+        return set(ALL_LINEAR if "all-linear" in value else value)
+    return value
+
+
+WITHOUT_BLOCKS = ("none", "int8")
+SIZES = ("num_virtual_tokens", "bottleneck_size")
+OF_LORA = (
+    "lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora",
+    "init_lora_weights",
+)  # fmt: skip
+RATES = {  # settings of the learning rates: why some adapters have none of these rates
+    "also_train_lr_scale": "without --also-train",
+    "layer_lr_decay": "if all trained parameters are in one layer",
+    "loraplus_lr_ratio": "on a method without the factors A and B",
+}
+
+
+def unused_settings(args, loaded, train_config, examples, valid):
+    """Return {setting: why it has no effect on this run}."""
+    unused: dict[str, str] = {}
+    if args.method not in ("lora", "dora"):
+        unused |= dict.fromkeys(OF_LORA, f"with --method {args.method}")
+    for name in SIZES:
+        if SIZE.get(args.method) != name:
+            unused[name] = f"with --method {args.method}"
+    if args.quantize in WITHOUT_BLOCKS:
+        unused["block_size"] = f"with --quantize {args.quantize}"
+    for name, why in RATES.items():
+        configs = [replace(train_config, **{name: value}) for value in (1.0, 2.0)]
+        one, two = (learning_rates(1.0, config, loaded.adapters) for config in configs)
+        if one == two:
+            unused[name] = why
+    if not valid:
+        of_evaluation = ("steps_per_eval", "val_batches", "early_stopping_patience")
+        unused |= dict.fromkeys(of_evaluation, "without held-out rows")
+    if "strftime_now" not in (getattr(loaded.tokenizer, "chat_template", None) or ""):
+        unused["chat_date"] = "on this model, whose chat template shows no date"
+    if args.mask_prompt and all(all(example.mask) for example in examples):
+        unused["mask_prompt"] = "on rows without a prompt"
+    return unused
+
+
+def refuse_unused(given, unused):
+    """Raise InputError if the user gave the flag of a setting that has no effect."""
+    for name, why in unused.items():
+        if flag(name) in given:
+            raise InputError(f"{flag(name)} has no effect {why}: leave it out")
+
+
+def refuse_unused_block_size(args, scheme):
+    """Raise InputError if --block-size was given for weights that are stored without blocks."""
+    if args.block_size and scheme in WITHOUT_BLOCKS:
+        what = f"--block-size has no effect with --quantize {scheme}"
+        raise InputError(f"{what}: leave it out, or give --quantize nf4")
+
+
 def make_adapter_config(args):
     """Return the LoraConfig or MethodConfig that the flags describe."""
     if args.method not in ("lora", "dora"):
-        why = f"--init-lora-weights needs --method lora or dora, not --method {args.method}"
-        require(args.init_lora_weights is None, why)
         return MethodConfig(args.method, args.num_virtual_tokens, args.bottleneck_size)
     layers = args.layers_to_transform
     return LoraConfig(

@@ -26,7 +26,7 @@ from ..kernels import num_threads
 from ..methods.operations import check_packing, operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS
-from .loading import load_for_training
+from .loading import load_for_training, refuse_unused, unused_settings
 
 
 def fine_tune(args):
@@ -40,6 +40,8 @@ def fine_tune(args):
     rows, held_out = (load_rows(args.data, split, tokenizer) for split in ("train", "valid"))
     examples, cut = encode_rows(rows, tokenizer, train_config)
     valid = encode_rows(held_out, tokenizer, train_config)[0] if held_out else []
+    unused = unused_settings(args, loaded, train_config, examples, valid)
+    refuse_unused(args.given, unused)
     if args.epochs is not None:
         args.iters, args.epochs = steps_of_epochs(args.epochs, examples, train_config), None
         train_config = replace(train_config, iters=args.iters)
@@ -51,7 +53,7 @@ def fine_tune(args):
         print(f"{args.data}: {whole} rows, {len(rows)} for training; {how}")
     print(f"{len(examples)} rows to train on, {len(valid)} held out, {cut} cut to --max-seq-length")
     print(f"{args.iters} steps of {args.batch_size * args.grad_accumulation_steps} sequences")
-    metadata = {**run_folder.metadata(args), "threads": num_threads()}
+    metadata = {**run_folder.metadata(args, unused), "threads": num_threads()}
     if args.resume:
         run_folder.check_same_run(folder, metadata)
     if args.dry_run:

@@ -94,10 +94,14 @@ def begin_run(folder, text):
     replace_text(folder / METRICS, text)
 
 
-def metadata(args):
-    """Return the settings and file digests that must be the same when the run is resumed."""
-    given = {k: v for k, v in vars(args).items() if k not in NOT_SETTINGS and v is not None}
-    settings = {name: absolute(name, value) for name, value in given.items()}
+def metadata(args, unused=()):
+    """Return the settings and file digests that must be the same when the run is resumed.
+
+    unused: the settings that have no effect on the run, which are left out.
+    """
+    left_out = {*NOT_SETTINGS, *unused}
+    used = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
+    settings = {name: absolute(name, value) for name, value in used.items()}
     for name, value in settings.items():
         whole = str(value).encode(errors="ignore").decode() == str(value)
         require(whole, f"{flag(name)} {value} is not UTF-8: rename it")

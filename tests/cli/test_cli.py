@@ -10,6 +10,7 @@ import sys
 import time
 import tomllib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,20 +18,20 @@ from sweeps.pretraining import llama, random_params
 
 import minilora
 from minilora import LoraConfig, TrainConfig, cli, encode_rows, get_peft_model, load_rows
-from minilora.batching import pack_examples
+from minilora.batching import Example, pack_examples
 from minilora.cli import run_folder
 from minilora.cli.arguments import parse
 from minilora.cli.commands import load_model
-from minilora.cli.loading import load_for_training
+from minilora.cli.loading import load_for_training, refuse_unused, unused_settings
 from minilora.cli.stored_paths import absolute
-from minilora.config import InputError, flag
+from minilora.config import ALL_LINEAR, InputError, flag
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import pretrained
 from minilora.formats.checkpoint import load_state, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
 from minilora.kernels import fused
-from minilora.methods.registry import METHODS
+from minilora.methods.registry import METHODS, also_train
 from minilora.optim import get_lr
 from minilora.tree import flatten
 
@@ -669,7 +670,8 @@ def test_a_quantized_base_is_not_quantized_again(tmp_path, capsys):
 def test_a_run_without_held_out_rows_prints_its_loss(base, tmp_path, capsys):
     rows = tmp_path / "few.jsonl"
     rows.write_text('{"text": "Ada keeps a red ball."}\n' * 3)
-    assert train(base, rows, tmp_path / "run") == 0
+    words = "train --model", base, "--data", rows, "--iters 4", *at(tmp_path / "run")
+    assert run(*words) == 0
     history = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     first, last = history[0]["loss"], history[-1]["loss"]
     line = f"training loss: {first:.4f} in the first step, {last:.4f} in the last\n"
@@ -989,13 +991,17 @@ def test_plain_runs_none_of_the_optimized_operations(base, data, tmp_path, monke
 
 # -------------------------------------------------------------------------------- the methods
 
+TARGETS = "--target-modules q_proj down_proj"
 OF_METHOD = {
     **{name: f"--method {name}" for name in METHODS},
+    "lora": TARGETS,
+    "dora": f"--method dora {TARGETS}",
     "full": "--method full --quantize none --layer-lr-decay 0.8",
+    "p-tuning": "--method p-tuning --num-virtual-tokens 3",
     "prefix": "--method prefix --num-virtual-tokens 3 --packing",
-    "pissa": "--init-lora-weights pissa",
-    "loftq": "--method dora --init-lora-weights loftq --lora-r 4",
-    "lora+": "--loraplus-lr-ratio 16",
+    "pissa": f"--init-lora-weights pissa {TARGETS}",
+    "loftq": f"--method dora --init-lora-weights loftq --lora-r 4 {TARGETS}",
+    "lora+": f"--loraplus-lr-ratio 16 {TARGETS}",
 }
 NO_MERGE = ("prompt", "p-tuning", "prefix", "bottleneck")
 
@@ -1004,8 +1010,7 @@ NO_MERGE = ("prompt", "p-tuning", "prefix", "bottleneck")
 def test_every_method_trains_evaluates_generates_and_merges(name, base, data, tmp_path, capsys):
     """Evaluating the written files gives exactly the numbers of the last evaluation."""
     out, merged = tmp_path / "run", tmp_path / "merged"
-    flags = "--target-modules q_proj down_proj", "--quantize nf4", OF_METHOD[name]
-    assert train(base, data, out, *flags) == 0
+    assert train(base, data, out, "--quantize nf4", OF_METHOD[name]) == 0
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert rows[1]["grad_norm"] > 0
     capsys.readouterr()
@@ -1028,7 +1033,7 @@ def test_every_method_trains_evaluates_generates_and_merges(name, base, data, tm
 @pytest.mark.parametrize("name", ["p-tuning", "prefix", "pissa", "loftq"])
 def test_a_method_resumes_to_the_same_bytes(name, base, data, tmp_path):
     """Resume from step 2 of 4: the checkpoint has the encoder; the base is initialized again."""
-    flags = "--quantize nf4 --num-virtual-tokens 3", OF_METHOD[name]
+    flags = "--quantize nf4", OF_METHOD[name]
     short = tmp_path / "short"
     assert (
         train(base, data, short, *flags, "--iters 2 --lr-schedule constant --warmup-ratio 0") == 0
@@ -1071,6 +1076,9 @@ NOT_TOGETHER = {
     "--method ia3 --init-lora-weights pissa": "--init-lora-weights",
     "--init-lora-weights loftq --quantize none": "--quantize",
     "--loraplus-lr-ratio 0": "--loraplus-lr-ratio",
+    "--method ia3 --lora-r 64": "--lora-r has no effect with --method ia3: leave it out",
+    "--early-stopping-patience 2 --data {few}": "no effect without held-out rows: leave it out",
+    "--mask-prompt --data {few}": "--mask-prompt has no effect on rows without a prompt",
     "--layer-lr-decay -1": "--layer-lr-decay",
     "--method prayer": "--method",
 }
@@ -1080,6 +1088,123 @@ NOT_TOGETHER = {
 def test_what_does_not_go_together_is_one_line_and_writes_nothing(
     flags, base, data, tmp_path, capsys
 ):
-    out = tmp_path / "out"
-    assert NOT_TOGETHER[flags] in error_of(capsys, train(base, data, out, flags))
+    out, few = tmp_path / "out", tmp_path / "few.jsonl"
+    few.write_text('{"text": "Ada keeps a red ball."}\n' * 3)
+    words = "train --model", base, "--data", data, *at(out), flags.format(few=few)
+    assert NOT_TOGETHER[flags] in error_of(capsys, run(*words))
     assert not out.exists()
+
+
+NO_EFFECT = {  # flags: the part of them that has no effect
+    "--method head --target-modules q_proj": "--target-modules",
+    "--method prompt --lora-alpha 3": "--lora-alpha",
+    "--method prefix --lora-dropout 0.1": "--lora-dropout",
+    "--method bitfit --layers-to-transform 0": "--layers-to-transform",
+    "--method norm --no-use-rslora": "--use-rslora",
+    "--method ia3 --init-lora-weights loftq": "--init-lora-weights",
+    "--num-virtual-tokens 3": "--num-virtual-tokens",
+    "--method bottleneck --num-virtual-tokens 3": "--num-virtual-tokens",
+    "--bottleneck-size 3": "--bottleneck-size",
+    "--method prompt --bottleneck-size 3": "--bottleneck-size",
+    "--quantize none --block-size 32": "--block-size",
+    "--quantize int8 --block-size 64": "--block-size",
+    "--also-train-lr-scale 0.1": "--also-train-lr-scale",
+    "--method ia3 --loraplus-lr-ratio 16": "--loraplus-lr-ratio",
+    "--method prompt --layer-lr-decay 0.5": "--layer-lr-decay",
+    "--layers-to-transform 1 --layer-lr-decay 0.5": "--layer-lr-decay",
+    "--steps-per-eval 2": "--steps-per-eval", "--val-batches 2": "--val-batches",
+    "--early-stopping-patience 2": "--early-stopping-patience",
+    "--mask-prompt": "--mask-prompt", "--chat-date 2001-02-03": "--chat-date",
+}  # fmt: skip
+EFFECT = (  # some of the same flags, where they have one
+    "--method dora --lora-r 3 --target-modules q_proj", "--method prefix --num-virtual-tokens 3",
+    "--method bottleneck --bottleneck-size 3", "--quantize fp4 --block-size 32",
+    "--also-train norm --also-train-lr-scale 0.5", "--method dora --loraplus-lr-ratio 16",
+    "--method norm --layer-lr-decay 0.5", "--no-mask-prompt",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [*NO_EFFECT, *EFFECT])
+def test_a_flag_without_effect_is_refused_and_not_stored(flags, base):
+    """The rows are two texts for training, and none is held out."""
+    args = parse(["train", "--model", str(base), *flags.split()])
+    loaded, examples = load_for_training(args), [Example([1, 2], [1, 1])] * 2
+    config = TrainConfig(mask_prompt=args.mask_prompt)
+    unused = unused_settings(args, loaded, config, examples, [])
+    stored = run_folder.metadata(args, unused)["settings"]
+    if flags in EFFECT:
+        refuse_unused(args.given, unused)
+        names = [word[2:].replace("-", "_") for word in flags.split() if word[:2] == "--"]
+        assert {name.removeprefix("no_") for name in names} <= stored.keys()
+        return
+    with pytest.raises(InputError, match=f"{NO_EFFECT[flags]} has no effect .*: leave it out"):
+        refuse_unused(args.given, unused)
+    assert NO_EFFECT[flags][2:].replace("-", "_") not in stored
+
+
+def test_every_setting_of_a_full_run_counts(base):
+    """With held-out rows, prompts and a date in the chat template, nothing is left out."""
+    args = parse(["train", "--model", str(base), "--also-train", "norm"])
+    loaded, masked = load_for_training(args), [Example([1, 2], [0, 1])]
+    loaded = loaded._replace(tokenizer=SimpleNamespace(chat_template="{{ strftime_now('%Y') }}"))
+    unused = unused_settings(args, loaded, TrainConfig(mask_prompt=True), masked, masked)
+    assert unused.keys() == {"num_virtual_tokens", "bottleneck_size"}
+
+
+OF_ADAPTER = {  # flags for the adapter of rank 5 below: what is wrong with them
+    "": None, "--lora-r 5 --lora-alpha 3 --use-rslora": None, "--target-modules all-linear": None,
+    "--lora-r 16": "--lora-r 16 has no effect: the adapter in {folder} has 5; leave --lora-r out",
+    "--target-modules q_proj": r"--target-modules \['q_proj'\] has no effect",
+    "--no-use-rslora": "--use-rslora False has no effect",
+    "--init-lora-weights pissa": "--init-lora-weights pissa has no effect",
+    "--layers-to-transform 1 0": r"--layers-to-transform \[1, 0\] has no effect",
+    "--lora-dropout 0.5": "--lora-dropout 0.5 has no effect",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", OF_ADAPTER)
+def test_an_adapter_to_start_from_has_its_own_settings(flags, base, tmp_path):
+    dense = load(base)[1]
+    config = LoraConfig(r=5, lora_alpha=3, target_modules="all-linear", use_rslora=True)
+    adapters, frozen = get_peft_model(dense, config)
+    adapters = also_train(adapters, dense, ["norm"])
+    save_adapter(tmp_path, adapters, frozen, config, str(base))
+    words = ["train", "--model", str(base), "--also-train", "head", "--init-adapter"]
+    args = parse([*words, str(tmp_path), *flags.split()])
+    if OF_ADAPTER[flags]:
+        with pytest.raises(InputError, match=OF_ADAPTER[flags].format(folder=tmp_path)):
+            load_for_training(args)
+        return
+    loaded = load_for_training(args)
+    settings = run_folder.metadata(args)["settings"]
+    assert (settings["lora_r"], settings["lora_alpha"], settings["use_rslora"]) == (5, 3, True)
+    assert set(settings["target_modules"]) == set(ALL_LINEAR)
+    assert settings["also_train"] == ["head", "norm"]  # the adapter trains the norms already
+    assert {"lm_head.weight", "model.norm.weight"} <= flatten(loaded.adapters).keys()
+    assert not {"layers_to_transform", "init_lora_weights"} & settings.keys()
+
+
+def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path):
+    """No value in train_config.toml is one that the run would refuse as a flag."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train(base, data, first, "--method p-tuning --num-virtual-tokens 3 --quantize int8") == 0
+    settings = tomllib.loads((first / "train_config.toml").read_text())
+    assert not {"lora_r", "bottleneck_size", "block_size", "chat_date"} & settings.keys()
+    assert run("train -c", first / "train_config.toml", *at(second)) == 0
+    name = "adapter_model.safetensors"
+    assert (first / name).read_bytes() == (second / name).read_bytes()
+    third = "train", "-c", second / "train_config.toml", *at(tmp_path / "third")
+    assert run(*third, "--init-adapter", first) == 0
+    settings = tomllib.loads((tmp_path / "third" / "train_config.toml").read_text())
+    assert settings["num_virtual_tokens"] == 3
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["evaluate --quantize int8 --block-size 32", "generate --prompt a --block-size 32",
+     "quantize --quantize int8 --block-size 32 --out never", "inspect --block-size 32",
+     "inspect --max-seq-length 3", "inspect --mask-prompt"],
+)  # fmt: skip
+def test_another_command_refuses_a_flag_without_effect(words, capsys):
+    error = error_of(capsys, run(words, "--model micro"))
+    assert "--block-size has no effect with --quantize" in error or "give --data, too" in error
