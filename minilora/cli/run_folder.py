@@ -117,9 +117,12 @@ def lock(folder):
     the end is removed. Systems without such locks get none.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         path = folder / LOCK
-        with open(path, "a+") as file:
+        with write_errors(path):
+            file = open(path, "a+")  # noqa: SIM115  the next line closes it
+        with file:
             try:
                 with suppress(ImportError):  # only POSIX has such locks
                     import fcntl

@@ -1,5 +1,6 @@
 """Shared file helpers: errors that name the file, and files and folders written as a whole."""
 
+import errno
 import json
 import os
 import shutil
@@ -44,11 +45,15 @@ def pickle_refusal(path):
 
 @contextmanager
 def write_errors(path):
-    """Turn an OSError in the block into an InputError that says that `path` cannot be written."""
+    """Turn an OSError in the block into an InputError: `path` cannot be written, and what to do."""
     try:
         yield
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror or error}") from error
+        way = "check that its folder exists and that you may write to it"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            way = "free space on its disk"
+        what = f"{path} cannot be written: {error.strerror or error}"
+        raise InputError(f"{what}: {way}, or choose another folder") from error
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """The command line: complete runs, and errors."""
 
+import errno
 import json
 import os
 import re
@@ -645,6 +646,18 @@ def test_two_runs_in_one_folder(base, data, tmp_path, capsys):
         line = error_of(capsys, train(base, data, out))
     assert f"in use by process {os.getpid()}" in line
     assert train(base, data, out) == 0
+
+
+@pytest.mark.parametrize("what", ["fsync", "mkdir"])
+def test_a_full_disk_says_what_to_do_first(what, base, data, tmp_path, capsys, monkeypatch):
+    def full(path, *_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+
+    monkeypatch.setattr(os, what, full)
+    error = error_of(capsys, train(base, data, tmp_path / "run"))
+    first = "cannot be written: No space left on device: free space on its disk, or choose another"
+    assert first in error
+    assert what == "mkdir" or error.endswith("folder; then start the same command again")
 
 
 def test_resuming_needs_a_checkpoint(base, data, tmp_path, capsys):

@@ -513,9 +513,10 @@ def test_a_disk_that_is_full_says_so(folder, monkeypatch):
     base = random_base(TINY)
     adapters, frozen, config = load_adapter(folder, base)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"adapter_config\.json cannot be written: No space"):
+    way = "No space left on device: free space on its disk, or choose another folder"
+    with pytest.raises(InputError, match=rf"adapter_config\.json cannot be written: {way}"):
         save_adapter(folder, adapters, frozen, config, "a base")
-    with pytest.raises(InputError, match=r"state cannot be written: No space"):
+    with pytest.raises(InputError, match=rf"state cannot be written: {way}"):
         save_state(folder / "state", adapters, init_state(adapters), {})
     assert len(os.listdir(folder)) == 2
 
