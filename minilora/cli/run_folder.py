@@ -4,12 +4,14 @@ import hashlib
 import json
 import math
 import os
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, LoraConfig, flag, require
 from ..data.rows import read_jsonl
 from ..data.tasks import BUILTIN
+from ..evaluation.trainer import NO_BEST, kept_step, should_stop
 from ..formats import fetch
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.files import replace_text, write_errors
@@ -20,7 +22,8 @@ from .loading import warn
 LOCK, METRICS = ".lock", "metrics.jsonl"
 OTHERS = ("README.md", "curve.png")
 FILES = (*OTHERS, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS, LOCK)
-NOT_SETTINGS = ("command", "config", "resume", "overwrite", "dry_run")
+MAY_CHANGE = ("adapter_path", "iters", "early_stopping_patience")  # when a run is resumed
+NOT_SETTINGS = ("command", "config", "resume", "overwrite", "dry_run", "quiet")
 
 
 def check_folder(folder, args):
@@ -33,11 +36,30 @@ def check_folder(folder, args):
         none = f"{folder} has no checkpoint to resume from: start again with --overwrite"
         require(CHECKPOINT in there, none)
         return
-    foreign, way = [name for name in there if name not in FILES], "choose another --adapter-path"
+    foreign = [name for name in there if name not in FILES and not is_checkpoint(folder / name)]
+    way = "choose another --adapter-path"
     files = f"files that minilora did not create ({', '.join(foreign[:3])})"
     require(not foreign, f"{folder} already contains {files}: {way}")
+    start = Path(args.init_adapter or "").resolve()
+    if args.overwrite and is_checkpoint(start) and start.parent == folder.resolve():
+        what = f"--init-adapter {args.init_adapter} is part of the run that --overwrite replaces"
+        raise InputError(f"{what}: {way}")
     free = not there or args.overwrite or args.dry_run
     require(free, f"{folder} already contains a run: use --resume or --overwrite, or {way}")
+
+
+def is_checkpoint(path):
+    """Return whether `path` is a folder that --keep-checkpoints has written."""
+    word, _, step = path.name.partition("-")
+    if word != "checkpoint" or not step.isdecimal() or path.is_symlink() or not path.is_dir():
+        return False
+    names = [file.name for file in path.iterdir()]
+    return all(name in (CONFIG, WEIGHTS, SETTINGS) or _half_written(name) for name in names)
+
+
+def checkpoints(folder):
+    """Return the folders in `folder` that --keep-checkpoints has written."""
+    return [path for path in folder.iterdir() if is_checkpoint(path)]
 
 
 def _half_written(name):
@@ -49,8 +71,9 @@ def _half_written(name):
 def resume(folder, metadata, start):
     """Return (adapters, state) of the run's checkpoint; raise InputError if `metadata` differs.
 
-    `start` has the adapters before the first step. Later rows of metrics.jsonl are removed. Only
-    --iters may differ: the state is kept, and the later steps are those of a run of that length.
+    `start` has the adapters before the first step. Later rows of metrics.jsonl are removed. Two
+    settings may differ. With another --iters, the later steps are those of a run of that length.
+    --early-stopping-patience changes no step, only the end of the run and the adapters it keeps.
     """
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     settings, then = metadata["settings"], read_metadata(checkpoint)[1]
@@ -58,7 +81,7 @@ def resume(folder, metadata, start):
     for name, value in settings.items():
         before = then["settings"].get(name)
         changed = f"{flag(name)} is {value}, but the run in {folder} has {before}"
-        same = name in ("adapter_path", "iters") or before == value
+        same = name in MAY_CHANGE or before == value
         require(same, f"{changed}: resume it with the same settings")
     for name, value in metadata["digests"].items():
         changed = f"the files of {flag(name)} {settings[name]} have changed since the run started"
@@ -67,6 +90,17 @@ def resume(folder, metadata, start):
     step, last = state["step"], settings["iters"]
     past = f"--iters {last}: {checkpoint} is at step {step} already"
     require(step <= last, f"{past}: give a larger number, or start again with --overwrite")
+    print(f"resumed at step {step} of {last}")
+    patience = settings.get("early_stopping_patience", 0)
+    if should_stop(state, patience) and step < last:
+        ended = f"early stopping has ended the run in {folder} at step {step}"
+        advice = "give a larger --early-stopping-patience, or 0 for no early stopping"
+        if last != then["settings"].get("iters"):
+            raise InputError(f"{ended}, so --iters {last} would make no step: {advice}")
+        print(f"{ended}: {advice}")
+    if not patience and not settings.get("keep_best"):
+        state.pop("best", None)  # of an earlier --early-stopping-patience
+        state |= NO_BEST
     if last != then["settings"].get("iters"):
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
     now, before = metadata["threads"], then["threads"]
@@ -87,6 +121,8 @@ def begin_run(folder, text):
     with write_errors(folder):
         for name in (SETTINGS, *OTHERS):
             (folder / name).unlink(missing_ok=True)
+        for path in checkpoints(folder):
+            shutil.rmtree(path)
     replace_text(folder / METRICS, text)
 
 
@@ -124,9 +160,10 @@ def lock(folder):
                 file.truncate(0)
                 file.write(str(os.getpid()))
                 file.flush()
-                for left in folder.glob("*.tmp"):  # of a killed run
-                    if _half_written(left.name):
-                        left.unlink()
+                for place in (folder, *checkpoints(folder)):
+                    for left in place.glob("*.tmp"):  # of a killed run
+                        if _half_written(left.name):
+                            left.unlink()
             try:
                 yield
             finally:
@@ -158,8 +195,21 @@ def digest(files):
     return whole.hexdigest()
 
 
-def model_card(args, config, scores):
-    """Return the text of the folder's README.md: base, data, scores, how to load the adapter."""
+def model_card(args, config, state, scores, scored):
+    """Return the text of the folder's README.md: base, data, scores, how to load the adapter.
+
+    state: of the last step. scores: the dict of an evaluation of `scored` held-out rows, or None.
+    """
+    made, kept = state["step"], kept_step(state)
+    steps = f"{made} steps" if made == args.iters else f"{made} of {args.iters} steps"
+    if made < args.iters:
+        steps += ", because early stopping ended the run"
+    if kept < made:
+        steps += f". The adapter is that of step {kept}, whose held-out loss is the lowest"
+    held_out = "none"
+    if scores:
+        numbers = {name.removeprefix("eval_"): scores[name] for name in scores if name != "step"}
+        held_out = f"{scored}: " + ", ".join(f"{k} {v:.6g}" for k, v in numbers.items())
     blocks = "" if args.quantize in ("none", "int8") else f", blocks of {args.block_size}"
     stored = args.quantize + blocks
     # PiSSA and LoftQ change the base, so `minilora quantize` does not write the base of the adapter
@@ -179,8 +229,8 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
 
 - Base: {args.model}, stored as {stored}. On another base, or on this base with another storage,
   the adapter can lose all that it learned.
-- Data: {args.data}, {args.iters} steps.
-- Held-out rows: {", ".join(f"{k} {v:.6g}" for k, v in (scores or {"none": 0}).items())}
+- Data: {args.data}, {steps}.
+- Held-out rows: {held_out}
 
     minilora evaluate --adapter-path .
     minilora generate --adapter-path . --prompt "…"
