@@ -183,6 +183,7 @@ class TrainConfig:
     steps_per_eval: int = 50
     val_batches: int = 8
     early_stopping_patience: int = 0  # evaluations without a better loss; 0: never
+    keep_best: bool = False  # return the adapters with the lowest held-out loss, not the last
     seed: int = 0
 
     def __post_init__(self) -> None:

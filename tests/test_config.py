@@ -177,7 +177,7 @@ def test_the_defaults():
         "also_train_lr_scale": 0.1, "layer_lr_decay": 1.0, "loraplus_lr_ratio": 1.0,
         "adapter_dtype": "float32", "mask_prompt": False, "packing": False,
         "gradient_checkpointing": False, "steps_per_eval": 50, "val_batches": 8,
-        "early_stopping_patience": 0, "seed": 0,
+        "early_stopping_patience": 0, "keep_best": False, "seed": 0,
     }  # fmt: skip
     shape = vars(ModelConfig(11, 12, 10, 2, 4, 2, 6))
     assert shape == {

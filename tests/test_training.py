@@ -1,6 +1,7 @@
 """The training loop: arrays it does not modify, reproducible bits, early stopping, its state."""
 
 import math
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -24,8 +25,8 @@ import minilora
 from minilora import kernels, layers, train, training
 from minilora.batching import Example, batch_at, collate
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
-from minilora.evaluation import metrics, trainer
-from minilora.evaluation.trainer import early_stopping, init_state, should_stop
+from minilora.evaluation import metrics, progress, trainer
+from minilora.evaluation.trainer import init_state, kept_step, should_stop, update_best
 from minilora.kernels import threads
 from minilora.layers import value_and_grad
 from minilora.methods.registry import also_train
@@ -445,7 +446,7 @@ def scripted(monkeypatch, scores):
     )
 
 
-def test_early_stopping_keeps_the_best(monkeypatch):
+def test_early_stopping_keeps_the_best_and_says_so(monkeypatch, capsys):
     scripted(monkeypatch, [3.0, 2.0, 2.5, 2.0, 2.1, 1.0])
     config = replace(SMALL, iters=20, steps_per_eval=1, early_stopping_patience=3)
     best, history, steps = run(config)
@@ -453,28 +454,123 @@ def test_early_stopping_keeps_the_best(monkeypatch):
     assert [row["eval_loss"] for row in history if "eval_loss" in row] == [3.0, 2.0, 2.5, 2.0, 2.1]
     assert len(steps) == 5 and fingerprint(best) == fingerprint(steps[1][1])
     assert steps[-1][2]["best_loss"] == 2.0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in printed if line.endswith(", the best so far")] == [
+        "step 1", "step 2",
+    ]  # fmt: skip
+    assert printed[-2:] == [
+        "early stopping at step 5 of 20: the last 3 evaluations did not lower the held-out loss",
+        "kept: step 2, the trained step with the lowest held-out loss, 2.0000",
+    ]
 
 
-@given(st.lists(st.sampled_from([1.0, 2.0, 3.0, math.nan]), max_size=9), st.integers(0, 4))
-def test_the_bookkeeping_of_early_stopping(losses, patience):
-    config = replace(SMALL, early_stopping_patience=patience)
+@given(
+    st.lists(st.sampled_from([1.0, 2.0, 3.0, math.nan]), max_size=9), st.integers(0, 4),
+    st.booleans(),
+)  # fmt: skip
+def test_the_bookkeeping_of_the_best_evaluation(losses, patience, keep_best):
+    config = replace(SMALL, early_stopping_patience=patience, keep_best=keep_best)
     state, seen = {**init_state({"w": np.zeros(1)}), "step": 7}, []
     for i, loss in enumerate(losses):
+        state = {**state, "step": 7 + i}
         before = dict(state)
-        after = {**state, **early_stopping(state, {"w": i}, loss, config)}
+        after = {**state, **update_best(state, {"w": i}, loss, config)}
         assert state == before  # states that `on_step` got are not modified
         seen.append(loss)
-        if not patience:
-            assert after == state and not should_stop(after, config)
+        if not (patience or keep_best):
+            assert after == state and not should_stop(after, patience)
+            assert kept_step(after) == 7 + i
             continue
         finite = [x for x in seen if x == x]
         best = min(finite, default=math.inf)
         at = seen.index(best) if finite else None
-        assert after["best_loss"] == best and after["step"] == 7
+        assert after["best_loss"] == best and after["step"] == 7 + i
         assert after.get("best") == (None if at is None else {"w": at})
+        assert kept_step(after) == 7 + (i if at is None else at)
         worse = i + 1 if at is None else i - at  # evaluations since the first of the best
-        assert after["worse"] == worse and should_stop(after, config) == (worse >= patience)
+        assert after["worse"] == worse and should_stop(after, patience) == (0 < patience <= worse)
         state = after
+
+
+def test_keep_best_returns_the_best_adapters_of_all_steps(monkeypatch, capsys):
+    scripted(monkeypatch, [3.0, 1.0, 2.0])
+    best, _, steps = run(replace(SMALL, keep_best=True))
+    assert len(steps) == 6 and fingerprint(best) == fingerprint(steps[3][1])
+    assert fingerprint(best) != fingerprint(steps[-1][1])
+    said = capsys.readouterr().out.splitlines()
+    assert said[-1] == "kept: step 4, the trained step with the lowest held-out loss, 1.0000"
+    assert not any("early stopping" in line for line in said)
+
+
+@pytest.mark.parametrize("field", [{"keep_best": True}, {"early_stopping_patience": 2}])
+def test_the_best_adapters_need_held_out_rows(field):
+    with pytest.raises(InputError, match=r"^--(keep-best|early-stopping-.*) needs held-out rows"):
+        run(replace(SMALL, **field), valid=())
+
+
+def test_quiet_prints_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)  # a line at once
+    config = replace(SMALL, keep_best=True)
+    train(*setting(), EXAMPLES, TINY, config, VALID, quiet=True)
+    assert capsys.readouterr() == ("", "")
+    train(*setting(), EXAMPLES, TINY, config, VALID)
+    printed, lines = capsys.readouterr()
+    assert printed.count("held-out loss") == 4  # of three evaluations, and of the best
+    assert re.findall(r"^step (\d) of 6: .* left$", lines, re.MULTILINE) == list("123456")
+    assert lines.count("evaluating 4 rows: 100 %, 00:00 left") == 3
+
+
+def test_a_run_ends_when_on_step_returns_true():
+    for start in (train, training.train):
+        steps = []
+
+        def on_step(metrics, adapters, state, steps=steps):
+            steps.append((adapters, state))
+            return state["step"] == 4
+
+        more = {"ops": layers} if start is training.train else {}
+        adapters, history = start(*setting(), EXAMPLES, TINY, SMALL, on_step=on_step, **more)
+        assert [row["step"] for row in history] == [1, 2, 3, 4]
+        assert steps[-1][1]["step"] == 4 and fingerprint(adapters) == fingerprint(steps[-1][0])
+
+
+@pytest.mark.parametrize("moment", ["the gradient of step 4", "the evaluation of step 4"])
+def test_an_interrupt_has_the_last_complete_step(monkeypatch, moment):
+    """A notebook's user gets the adapters and can continue with them to the same bytes."""
+    calls, config = [], replace(SMALL, keep_best=True)
+    expected, whole, steps = run(config)
+    where = (training, "gradient_at") if "gradient" in moment else (trainer, "evaluate")
+    real = getattr(*where)
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == (4 if "gradient" in moment else 2):
+            raise KeyboardInterrupt
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(*where, interrupted)
+        with pytest.raises(KeyboardInterrupt) as caught:
+            run(config)
+    error = caught.value
+    assert type(error) is KeyboardInterrupt  # the command line's own subclass stays what it is
+    assert error.__notes__[0].startswith("interrupted after step 3: this exception has the")
+    assert fingerprint(error.adapters) == fingerprint(steps[2][1])
+    assert of_state(error.state) == of_state(steps[2][2])
+    assert timeless(error.history) == timeless([row for row in whole if row["step"] <= 3])
+    adapters, _, _ = run(config, state=error.state, adapters=error.adapters)
+    assert fingerprint(adapters) == fingerprint(expected)
+
+
+def test_an_interrupt_before_the_first_step_has_the_adapters_of_the_start(monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "gradient_at", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run(SMALL)
+    assert fingerprint(caught.value.adapters) == fingerprint(setting()[0])
+    assert caught.value.history == [] and caught.value.state["step"] == 0
 
 
 def test_a_better_loss_starts_the_count_again(monkeypatch):
@@ -488,7 +584,7 @@ def test_a_stopped_run_stays_stopped_and_a_finished_one_finished(monkeypatch):
     scripted(monkeypatch, [1.0, 2.0, 2.0])
     config = replace(SMALL, iters=20, steps_per_eval=1, early_stopping_patience=2)
     best, _, steps = run(config)
-    assert should_stop(steps[-1][2], config)
+    assert should_stop(steps[-1][2], 2)
     again, history, _ = run(config, state=steps[-1][2], adapters=steps[-1][1])
     assert fingerprint(again) == fingerprint(best) and history == []
     done, _, steps = run(SMALL, valid=())
@@ -551,7 +647,7 @@ def test_without_a_target_or_an_example_there_is_nothing_to_train():
 def test_start_has_taken_no_step():
     adapters, _ = setting()
     state = init_state(adapters)
-    assert state["step"] == 0 and state["best_loss"] == math.inf and not should_stop(state, RICH)
+    assert state["step"] == 0 and state["best_loss"] == math.inf and not should_stop(state, 9)
     for tree in (state["m"], state["v"]):
         assert all(not w.any() and w.dtype == np.float32 for _, w in named_leaves(tree))
 

@@ -61,8 +61,9 @@ def dispatch(argv):
         course_commands.add_commands(top)
         return course_commands.run(top.parse_args(argv))
     args = parse(argv)
-    with suppress(ImportError):  # without numba, nothing is compiled
-        announce_compiling()
+    if not vars(args).get("quiet"):
+        with suppress(ImportError):  # without numba, nothing is compiled
+            announce_compiling()
     return getattr(commands, args.command)(args)
 
 

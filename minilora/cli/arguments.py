@@ -138,7 +138,7 @@ def as_flags(settings):
 LISTS = ("target_modules", "layers_to_transform", "also_train")
 FORMAT_VERSION = 2  # of the settings and of the checkpoint's metadata
 CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
-NOT_IN_A_FILE = ("resume", "overwrite", "dry_run")
+NOT_IN_A_FILE = ("resume", "overwrite", "dry_run", "quiet")
 
 
 def parser():
@@ -217,6 +217,8 @@ def train_flags(sub):
             add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name))
     add("--epochs", type=float, help="passes over the rows, instead of --iters")
     add("--save-every", type=positive, default=50, help="steps between checkpoints")
+    text = "keep the adapter of every --save-every steps in a folder such as checkpoint-100"
+    add("--keep-checkpoints", action=switch, default=False, help=text)
     today = str(date.today())
     add("--chat-date", type=iso_date, default=today, help="the date that a chat template shows")
     add("--adapter-path", default="adapters", help="folder of the run")
@@ -226,6 +228,7 @@ def train_flags(sub):
     existing("--overwrite", action="store_true", help="replace the run that is in the folder")
     add("--plain", action=switch, default=False, help="use the reference implementation")
     add("--dry-run", action="store_true", help="print trained parameters and memory, and stop")
+    add("--quiet", action="store_true", help="print only warnings, errors and the last line")
     add("-c", "--config", help="a TOML file with the same names")
 
 

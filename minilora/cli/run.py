@@ -4,8 +4,10 @@ Every file except metrics.jsonl is written under a temporary name and renamed. S
 moment leaves the complete old or the complete new file. The first file is the first checkpoint.
 """
 
+import io
 import math
 import os
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,19 +20,29 @@ from ..data.rows import encode_rows, load_rows, split_row
 from ..evaluation import memory
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
-from ..evaluation.trainer import train
+from ..evaluation.trainer import check_held_out, evaluation, kept_step, train
 from ..formats.checkpoint import save_adapter, save_state
 from ..formats.files import append, replace_text
 from ..generation import generate
 from ..kernels import num_threads
-from ..methods.operations import check_packing, operations
+from ..methods.operations import check_packing, operations, prompt
+from ..tree import subtree
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS
 from .loading import load_for_training, refuse_unused, unused_settings
 
 
 def fine_tune(args):
-    """Run `minilora train`. All arguments and files are checked before a file is written."""
+    """Run `minilora train`; with --quiet, print only warnings, errors and the last line."""
+    with redirect_stdout(io.StringIO()) if args.quiet else nullcontext():
+        train_and_save(args)
+    if not args.dry_run:
+        folder = args.adapter_path
+        print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
+
+
+def train_and_save(args):
+    """Train, and write the folder of the run. All is checked before a file is written."""
     folder = Path(args.adapter_path)
     train_config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     run_folder.check_folder(folder, args)
@@ -42,6 +54,7 @@ def fine_tune(args):
     valid = encode_rows(held_out, tokenizer, train_config)[0] if held_out else []
     unused = unused_settings(args, loaded, train_config, examples, valid)
     refuse_unused(args.given, unused)
+    check_held_out(valid, train_config)
     if args.epochs is not None:
         args.iters, args.epochs = steps_of_epochs(args.epochs, examples, train_config), None
         train_config = replace(train_config, iters=args.iters)
@@ -56,6 +69,7 @@ def fine_tune(args):
     metadata = {**run_folder.metadata(args, unused), "threads": num_threads()}
     if args.resume:
         run_folder.check_same_run(folder, metadata)
+    scored = valid[: train_config.val_batches * train_config.batch_size]
     if args.dry_run:
         return
     with run_folder.lock(folder):
@@ -63,18 +77,38 @@ def fine_tune(args):
         if args.resume:
             adapters, state = run_folder.resume(folder, metadata, adapters)
         ops = operations(adapters, loaded.base, layers if args.plain else None)
-        shown = loaded.base, loaded.model_config, tokenizer, held_out, valid, ops
-        print_scores("before", adapters, *shown)
         writer = RunWriter(folder, args, loaded, metadata)
-        best = run(writer, adapters, state, examples, valid, train_config, ops)
-        writer.save_adapter(best)
+
+        def held_out_scores(step, adapters):
+            rows = scored, loaded.model_config
+            return evaluation(step, evaluate(adapters, loaded.base, *rows, ops, args.quiet))
+
+        def show(when, adapters, scores):
+            print_scores(when, scores, len(scored), len(valid))
+            if not args.quiet:
+                sample = tokenizer, held_out[0], ops
+                print_sample(adapters, loaded.base, loaded.model_config, *sample)
+
+        if state:
+            writer.latest = adapters, state
+            writer.keep_checkpoint()  # a kill can have prevented it
+        elif scored:
+            scores = held_out_scores(0, adapters)
+            writer.rows.append(scores)  # the first point of the curve
+            show("before", adapters, scores)
+        kept = run(writer, adapters, state, examples, scored, train_config, ops)
+        writer.save_adapter(folder, kept)
         writer.draw()
-        losses = [row["loss"] for row in run_folder.read_metrics(folder) if "loss" in row]
+        state, history = writer.latest[1], run_folder.read_metrics(folder)
+        losses = [row["loss"] for row in history if "loss" in row]
         print(f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last")
-        scores = print_scores("after", best, *shown)
-        card = run_folder.model_card(args, loaded.adapter_config, scores)
+        scores, step = None, kept_step(state)
+        if scored:
+            found = [row for row in history if row["step"] == step and "eval_loss" in row]
+            scores = found[-1] if found else held_out_scores(step, kept)
+            show("after", kept, scores)
+        card = run_folder.model_card(args, loaded.adapter_config, state, scores, len(scored))
         replace_text(folder / "README.md", card)
-    print(f"written to {folder}: try `minilora evaluate --adapter-path {folder}`")
 
 
 def steps_of_epochs(epochs, examples, train_config):
@@ -88,7 +122,14 @@ def steps_of_epochs(epochs, examples, train_config):
 
 def check_memory(loaded, examples, train_config):
     """Print the memory that a step needs; raise InputError if this machine has less."""
-    tokens = train_config.batch_size * max(len(e.tokens) - 1 for e in examples)
+    longest = max(len(example.tokens) - 1 for example in examples)
+    if train_config.packing:
+        packed = pack_examples(examples, train_config.max_seq_length)
+        longest = max(sum(len(example.tokens) - 1 for example in row) for row in packed)
+    virtual_tokens = prompt(subtree(loaded.adapters, "model"))
+    if virtual_tokens is not None:
+        longest += len(virtual_tokens)
+    tokens = train_config.batch_size * longest
     parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
     print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
     needed, there = sum(parts.values()), physical_memory()
@@ -97,15 +138,11 @@ def check_memory(loaded, examples, train_config):
 
 
 def run(writer, adapters, state, examples, valid, train_config, ops):
-    """Train, and save the last steps also after an error; return the best adapters."""
-    loaded, valid = writer.loaded, valid[: train_config.val_batches * train_config.batch_size]
+    """Train, and save the last steps also after an error; return the adapters to keep."""
+    loaded, quiet = writer.loaded, writer.args.quiet
     model = adapters, loaded.base, examples, loaded.model_config
-    if valid and state is None:  # the first point of the curve
-        score = evaluate(adapters, loaded.base, valid, loaded.model_config, ops)
-        names = {"eval_loss": "loss", "eval_exact_match": "exact_match"}
-        writer.rows.append({"step": 0} | {key: score[name] for key, name in names.items()})
     try:
-        return train(*model, train_config, valid, state, writer.on_step, ops)[0]
+        return train(*model, train_config, valid, state, writer.on_step, ops, quiet)[0]
     except KeyboardInterrupt as error:
         writer.save()
         raise type(error)(f"interrupted: {writer.how_to_continue()}") from None
@@ -150,10 +187,12 @@ class RunWriter:
         """Write the figure of all steps until now."""
         history = run_folder.read_metrics(self.folder) + self.rows
         base, data = (Path(self.metadata["settings"][name]).name for name in ("model", "data"))
-        curve(self.folder / "curve.png", history, f"{base} on {data}")
+        state = self.latest[1]
+        kept = kept_step(state) if "best" in state else None
+        curve(self.folder / "curve.png", history, f"{base} on {data}", kept)
 
     def save(self):
-        """Write the new metrics, then a checkpoint, then the adapter.
+        """Write the new metrics, a checkpoint, the adapter of this step if asked, then the adapter.
 
         The first checkpoint replaces an older run. It also holds the first rows of metrics.jsonl.
         """
@@ -168,16 +207,24 @@ class RunWriter:
             self.can_resume = True
             if self.new:
                 run_folder.begin_run(self.folder, text)
-            self.save_adapter(state.get("best", adapters))
+            self.keep_checkpoint()
+            self.save_adapter(self.folder, state.get("best", adapters))
         except InputError as error:
             raise InputError(f"{error}; then {self.how_to_continue()}") from error
         self.size, self.rows, self.new = self.size + len(text), [], False
 
-    def save_adapter(self, adapters):
+    def keep_checkpoint(self):
+        """With --keep-checkpoints, write the adapter of a --save-every step into its own folder."""
+        adapters, state = self.latest
+        step = state["step"]
+        if self.args.keep_checkpoints and step % self.args.save_every == 0:
+            self.save_adapter(self.folder / f"checkpoint-{step}", adapters)
+
+    def save_adapter(self, folder, adapters):
         """Write the adapter, then the settings."""
         model = adapters, self.loaded.base, self.loaded.adapter_config
-        save_adapter(self.folder, *model, self.args.model, self.args.adapter_dtype)
-        replace_text(self.folder / SETTINGS, run_folder.as_toml(self.metadata["settings"]))
+        save_adapter(folder, *model, self.args.model, self.args.adapter_dtype)
+        replace_text(folder / SETTINGS, run_folder.as_toml(self.metadata["settings"]))
 
     def how_to_continue(self):
         """Return the sentence that tells the user how to continue an interrupted run."""
@@ -186,14 +233,15 @@ class RunWriter:
         return f"continue with `minilora train --resume --adapter-path {self.folder}`"
 
 
-def print_scores(when, adapters, base, model_config, tokenizer, rows, examples, ops):
-    """Print held-out scores and an example; return the scores, or None without held-out rows."""
-    if not rows:
-        return None
-    score = evaluate(adapters, base, examples, model_config, ops)
-    loss, exact = score["loss"], 100 * score["exact_match"]
-    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %")
-    row = rows[0]
+def print_scores(when, scores, scored, held_out):
+    """Print a dict of an evaluation, which counted `scored` of `held_out` rows."""
+    loss, exact = scores["eval_loss"], 100 * scores["eval_exact_match"]
+    part = "" if scored == held_out else f", on {scored} of {held_out} held-out rows"
+    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %{part}")
+
+
+def print_sample(adapters, base, model_config, tokenizer, row, ops):
+    """Print the prompt of a row, the model's answer and the right answer."""
     prompt, answer = split_row(row, tokenizer)
     if not prompt:  # a text row: continue its first third
         prompt, answer = answer[: len(answer) // 3], answer[len(answer) // 3 :]
@@ -205,4 +253,3 @@ def print_scores(when, adapters, base, model_config, tokenizer, rows, examples, 
         print(f"  asked: {asked.strip()!r}")
         print(f"  says:  {tokenizer.decode(list(said)).strip()!r}")
         print(f"  right: {right.strip()!r}")
-    return score

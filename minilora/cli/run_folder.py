@@ -3,11 +3,13 @@
 import json
 import math
 import os
+import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, LoraConfig, flag, require
 from ..data.rows import read_jsonl
+from ..evaluation.trainer import NO_BEST, kept_step, should_stop
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.files import replace_text, write_errors
 from .arguments import CHECKPOINT, FORMAT_VERSION, SETTINGS, settings_to_resume
@@ -17,7 +19,8 @@ from .stored_paths import INPUTS, absolute, digest
 LOCK, METRICS = ".lock", "metrics.jsonl"
 OTHERS = ("README.md", "curve.png")
 FILES = (*OTHERS, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS, LOCK)
-NOT_SETTINGS = ("command", "config", "given", "resume", "overwrite", "dry_run")
+MAY_CHANGE = ("adapter_path", "iters", "early_stopping_patience")  # when a run is resumed
+NOT_SETTINGS = ("command", "config", "given", "resume", "overwrite", "dry_run", "quiet")
 
 
 def check_folder(folder, args):
@@ -30,11 +33,30 @@ def check_folder(folder, args):
         none = f"{folder} has no checkpoint to resume from: start again with --overwrite"
         require(CHECKPOINT in there, none)
         return
-    foreign, way = [name for name in there if name not in FILES], "choose another --adapter-path"
+    foreign = [name for name in there if name not in FILES and not is_checkpoint(folder / name)]
+    way = "choose another --adapter-path"
     files = f"files that minilora did not create ({', '.join(foreign[:3])})"
     require(not foreign, f"{folder} already contains {files}: {way}")
+    start = Path(args.init_adapter or "").resolve()
+    if args.overwrite and is_checkpoint(start) and start.parent == folder.resolve():
+        what = f"--init-adapter {args.init_adapter} is part of the run that --overwrite replaces"
+        raise InputError(f"{what}: {way}")
     free = not there or args.overwrite or args.dry_run
     require(free, f"{folder} already contains a run: use --resume or --overwrite, or {way}")
+
+
+def is_checkpoint(path):
+    """Return whether `path` is a folder that --keep-checkpoints has written."""
+    word, _, step = path.name.partition("-")
+    if word != "checkpoint" or not step.isdecimal() or path.is_symlink() or not path.is_dir():
+        return False
+    names = [file.name for file in path.iterdir()]
+    return all(name in (CONFIG, WEIGHTS, SETTINGS) or _half_written(name) for name in names)
+
+
+def checkpoints(folder):
+    """Return the folders in `folder` that --keep-checkpoints has written."""
+    return [path for path in folder.iterdir() if is_checkpoint(path)]
 
 
 def _half_written(name):
@@ -44,11 +66,11 @@ def _half_written(name):
 
 
 def check_same_run(folder, metadata):
-    """Raise InputError unless `metadata` describes the run in `folder`; only --iters may differ."""
+    """Raise InputError unless `metadata` describes the run in `folder`; see MAY_CHANGE."""
     settings, then = metadata["settings"], settings_to_resume(folder)
     for name, value in settings.items():
         before = then.get(name)
-        if name not in ("adapter_path", "iters") and value != before:
+        if name not in MAY_CHANGE and value != before:
             changed = f"{flag(name)} is {value}, but the run in {folder} has {before}"
             raise InputError(f"{changed}: resume it with the same settings")
     digests = read_metadata(folder / CHECKPOINT)[1]["digests"]
@@ -62,8 +84,9 @@ def check_same_run(folder, metadata):
 def resume(folder, metadata, start):
     """Return (adapters, state) of the run's checkpoint, which is the run that `metadata` describes.
 
-    `start` has the adapters before the first step. Later rows of metrics.jsonl are removed. The
-    state is kept if --iters differs, and the later steps are those of a run of that length.
+    `start` has the adapters before the first step. Later rows of metrics.jsonl are removed. Two
+    settings may differ. With another --iters, the later steps are those of a run of that length.
+    --early-stopping-patience changes no step, only the end of the run and the adapters it keeps.
     """
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     settings, then = metadata["settings"], read_metadata(checkpoint)[1]
@@ -71,6 +94,17 @@ def resume(folder, metadata, start):
     step, last = state["step"], settings["iters"]
     past = f"--iters {last}: {checkpoint} is at step {step} already"
     require(step <= last, f"{past}: give a larger number, or start again with --overwrite")
+    print(f"resumed at step {step} of {last}")
+    patience = settings.get("early_stopping_patience", 0)
+    if should_stop(state, patience) and step < last:
+        ended = f"early stopping has ended the run in {folder} at step {step}"
+        advice = "give a larger --early-stopping-patience, or 0 for no early stopping"
+        if last != then["settings"].get("iters"):
+            raise InputError(f"{ended}, so --iters {last} would make no step: {advice}")
+        print(f"{ended}: {advice}")
+    if not patience and not settings.get("keep_best"):
+        state.pop("best", None)  # of an earlier --early-stopping-patience
+        state |= NO_BEST
     if last != then["settings"].get("iters"):
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
     now, before = metadata["threads"], then["threads"]
@@ -91,6 +125,8 @@ def begin_run(folder, text):
     with write_errors(folder):
         for name in (SETTINGS, *OTHERS):
             (folder / name).unlink(missing_ok=True)
+        for path in checkpoints(folder):
+            shutil.rmtree(path)
     replace_text(folder / METRICS, text)
 
 
@@ -136,9 +172,10 @@ def lock(folder):
                 file.truncate(0)
                 file.write(str(os.getpid()))
                 file.flush()
-                for left in folder.glob("*.tmp"):  # of a killed run
-                    if _half_written(left.name):
-                        left.unlink()
+                for place in (folder, *checkpoints(folder)):
+                    for left in place.glob("*.tmp"):  # of a killed run
+                        if _half_written(left.name):
+                            left.unlink()
             try:
                 yield
             finally:
@@ -149,10 +186,23 @@ def lock(folder):
             folder.rmdir()  # only if nothing was written
 
 
-def model_card(args, config, scores):
-    """Return the text of the folder's README.md: base, data, scores, how to load the adapter."""
+def model_card(args, config, state, scores, scored):
+    """Return the text of the folder's README.md: base, data, scores, how to load the adapter.
+
+    state: of the last step. scores: the dict of an evaluation of `scored` held-out rows, or None.
+    """
     # names instead of paths: those of the writer's disk say nothing to another reader
     base, data = (Path(absolute(name, getattr(args, name))).name for name in ("model", "data"))
+    made, kept = state["step"], kept_step(state)
+    steps = f"{made} steps" if made == args.iters else f"{made} of {args.iters} steps"
+    if made < args.iters:
+        steps += ", because early stopping ended the run"
+    if kept < made:
+        steps += f". The adapter is that of step {kept}, whose held-out loss is the lowest"
+    held_out = "none"
+    if scores:
+        numbers = {name.removeprefix("eval_"): scores[name] for name in scores if name != "step"}
+        held_out = f"{scored}: " + ", ".join(f"{k} {v:.6g}" for k, v in numbers.items())
     blocks = "" if args.quantize in ("none", "int8") else f", blocks of {args.block_size}"
     stored = args.quantize + blocks
     # PiSSA and LoftQ change the base, so `minilora quantize` does not write the base of the adapter
@@ -172,8 +222,8 @@ Trained by minilora with `{args.method}`. Every setting is in `train_config.toml
 
 - Base: {base}, stored as {stored}. On another base, or on this base with another storage,
   the adapter can lose all that it learned.
-- Data: {data}, {args.iters} steps.
-- Held-out rows: {", ".join(f"{k} {v:.6g}" for k, v in (scores or {"none": 0}).items())}
+- Data: {data}, {steps}.
+- Held-out rows: {held_out}
 
     minilora evaluate --adapter-path .
     minilora generate --adapter-path . --prompt "…"

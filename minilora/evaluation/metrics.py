@@ -11,10 +11,11 @@ import numpy as np
 
 from .. import model
 from ..batching import Example, collate
-from ..config import ModelConfig, require
+from ..config import InputError, ModelConfig, require
 from ..kernels.chunking import LOGIT_FLOATS, chunks
 from ..methods.operations import operations
 from ..tree import Tree
+from .progress import Progress
 
 TOKENS = 4096  # per batch
 BINS = 15  # of the calibration error, as in Guo et al. 2017
@@ -22,16 +23,27 @@ BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 def evaluate(
     adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
-    ops: Any = None,
+    ops: Any = None, quiet: bool = False,
 ) -> Tree:  # fmt: skip
     """Return the scores of a model over the target tokens of `examples`, a non-empty list.
 
     Keys: `loss` (nats per token), `perplexity`, `tokens` (the number of target tokens),
     `exact_match` (share of examples), `ece` (calibration error) and `brier`. ops: as for `train`.
+    quiet: show no progress. Raises InputError if there are no examples, or if they are not encoded.
     """
+    if not examples:
+        raise InputError("there are no examples to evaluate")
     check_examples(examples)
     ops = operations(adapters, base, ops)
-    parts = [token_scores(adapters, base, batch, model_config, ops) for batch in batches(examples)]
+    tokens = sum(len(example.tokens) for example in examples)
+    bar = {"desc": "evaluating", "leave": False, "delay": 1, "unit_scale": True}
+    parts = []
+    with Progress(tokens, "token", quiet=quiet, **bar) as progress:
+        for rows in batches(examples):
+            parts.append(token_scores(adapters, base, collate(rows), model_config, ops))
+            done = sum(len(example.tokens) for row in rows for example in row)
+            percent = 100 * (progress.n + done) / tokens
+            progress.advance(done, f"evaluating {len(examples):,} rows: {percent:.0f} %")
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {
@@ -49,14 +61,14 @@ def check_examples(examples):
 
 
 def batches(examples):
-    """Yield batches of at most TOKENS tokens, with examples of similar lengths."""
+    """Yield lists of rows of at most TOKENS tokens, padding included, of similar lengths."""
     batch: list = []
     for example in sorted(examples, key=lambda e: len(e.tokens)):
         if batch and (len(batch) + 1) * len(example.tokens) > TOKENS:
-            yield collate(batch)
+            yield batch
             batch = []
         batch.append([example])
-    yield collate(batch)
+    yield batch
 
 
 def token_scores(adapters, base, batch, model_config, ops):

@@ -44,8 +44,11 @@ def smooth(values, span):
     return [sum(values[max(0, i - span) : i]) / min(i, span) for i in range(1, len(values) + 1)]
 
 
-def curve(path, history, title):
-    """Write the figure of a training history (losses, exact match) to `path`; see `train`."""
+def curve(path, history, title, kept=None):
+    """Write the figure of a training history (losses, exact match) to `path`; see `train`.
+
+    kept: the step whose adapters a run keeps because they are the best, or None.
+    """
     trained = [row for row in history if "loss" in row]
     steps, losses = ([row[key] for row in trained] for key in ("step", "loss"))
     held_out = [row for row in history if "eval_loss" in row]
@@ -61,4 +64,6 @@ def curve(path, history, title):
             share.set(ylim=(0, 1.03), ylabel="exact match (share of held-out rows)")
             share.plot(at, exact, marker="s", markersize=4, **LINES[2])
             axes.plot([], [], marker="s", markersize=4, label="exact match (right)", **LINES[2])
+        if kept is not None:
+            axes.axvline(kept, label=f"kept: step {kept}", color=INK, linewidth=1, linestyle=":")
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)

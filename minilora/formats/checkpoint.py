@@ -191,10 +191,11 @@ def load_state(path, like=None):
     entries, (numbers, metadata) = safetensors_file.read_header(path), read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
     ours = ours if like is None else dict(named_leaves(like))
-    best, *counts = (numbers.get(name) for name in ("best_loss", "step", "worse"))
+    names = ("best_loss", "step", "best_step", "worse")
+    best, *counts = (numbers.get(name) for name in names)
     sound = type(best) in (int, float) and best == best  # not NaN
     sound = sound and all(type(n) is int and 0 <= n < 2**63 for n in counts)
-    require(sound and ours and len(numbers) == 3, f"{path} is not a checkpoint of a run")
+    require(sound and ours and len(numbers) == len(names), f"{path} is not a checkpoint of a run")
     trees = {"adapters", "m", "v", *(name.partition(".")[0] for name in entries)}
     shapes = {f"{tree}.{name}": found.shape for name, found in ours.items() for tree in trees}
     state = numbers | unflatten(_read(path, entries, shapes))

@@ -19,7 +19,17 @@ from itertools import pairwise
 from numba.core import config
 from threadpoolctl import ThreadpoolController
 
-THREADS: int = vars(config)["NUMBA_NUM_THREADS"]  # this variable, or the number of available cores
+
+def max_threads(available, omp_num_threads):
+    """Return `available`, or the value of OMP_NUM_THREADS (a text or None) if it is lower."""
+    first = (omp_num_threads or "").partition(",")[0].strip()  # the others are for nested threads
+    if first.isdecimal() and int(first) > 0:  # as OpenMP does, ignore other texts
+        return min(available, int(first))
+    return available
+
+
+# NUMBA_NUM_THREADS is this variable, or the number of available cores
+THREADS: int = max_threads(vars(config)["NUMBA_NUM_THREADS"], os.environ.get("OMP_NUM_THREADS"))
 SERIAL_BELOW = 2**20  # elements: starting a thread takes as long as computing so many
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 

@@ -18,12 +18,21 @@ import pytest
 from sweeps.pretraining import llama, random_params
 
 import minilora
-from minilora import LoraConfig, TrainConfig, cli, encode_rows, get_peft_model, load_rows
+from minilora import (
+    LoraConfig,
+    MethodConfig,
+    TrainConfig,
+    cli,
+    encode_rows,
+    get_peft_model,
+    load_rows,
+)
 from minilora.batching import Example, pack_examples
 from minilora.cli import run_folder
 from minilora.cli.arguments import parse
 from minilora.cli.commands import load_model
-from minilora.cli.loading import load_for_training, refuse_unused, unused_settings
+from minilora.cli.loading import LoadedModel, load_for_training, refuse_unused, unused_settings
+from minilora.cli.run import check_memory
 from minilora.cli.stored_paths import absolute
 from minilora.config import ALL_LINEAR, InputError, flag
 from minilora.data.tokenizer import ByteTokenizer
@@ -853,8 +862,8 @@ def test_epochs_replace_the_steps_of_a_recipe_but_not_those_of_the_user(tmp_path
 def test_the_curve_is_drawn_at_every_evaluation(base, data, tmp_path, monkeypatch):
     drawn = []
 
-    def draw(path, history, title):
-        assert (path.parent / "checkpoint.safetensors").exists()
+    def draw(path, history, title, kept):
+        assert kept is None and (path.parent / "checkpoint.safetensors").exists()
         drawn.append([row["step"] for row in history if "eval_loss" in row])
 
     monkeypatch.setattr("minilora.cli.run.curve", draw)
@@ -862,6 +871,217 @@ def test_the_curve_is_drawn_at_every_evaluation(base, data, tmp_path, monkeypatc
     # the first evaluation comes before the first checkpoint that --save-every asks for
     assert train(base, data, out, "--iters 6 --save-every 5") == 0
     assert drawn == [[0, 2], [0, 2, 4], [0, 2, 4, 6], [0, 2, 4, 6]]
+
+
+# ------------------------------------------------- the best step, checkpoints, held-out rows
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Evaluations whose losses are these, one per evaluation after a step; the curve is not drawn.
+
+    Returns the list of the steps that the curves marked as kept.
+    """
+    kept = []
+
+    def start(*losses):
+        remaining = iter(losses)
+        monkeypatch.setattr(
+            "minilora.evaluation.trainer.evaluate",
+            lambda *_: {"loss": next(remaining), "exact_match": 0.5, "tokens": 9},
+        )
+
+    def draw(path, history, title, step):
+        kept.append(step)
+        path.write_text("a figure")
+
+    monkeypatch.setattr("minilora.cli.run.curve", draw)
+    start.kept = kept
+    return start
+
+
+STOPPING = "--iters 8 --early-stopping-patience 2 --keep-checkpoints"
+
+
+def test_a_run_that_early_stopping_has_ended_says_so(base, data, tmp_path, scripted, capsys):
+    out = tmp_path / "run"
+    scripted(1.0, 2.0, 3.0)
+    assert train(base, data, out, STOPPING) == 0
+    printed = capsys.readouterr().out
+    why = "the last 2 evaluations did not lower the held-out loss"
+    assert f"early stopping at step 6 of 8: {why}\n" in printed
+    assert "kept: step 2, the trained step with the lowest held-out loss, 1.0000\n" in printed
+    assert "after: held-out loss 1.0000 nats per token, exact match 50.0 %\n" in printed
+    card = (out / "README.md").read_text()
+    assert f"{data}, 6 of 8 steps, because early stopping ended the run. The adapter is" in card
+    assert "The adapter is that of step 2, whose held-out loss is the lowest.\n" in card
+    assert "- Held-out rows: 2: loss 1, exact_match 0.5, tokens 9\n" in card
+    # the last file that the run writes has the best adapter, and not the last
+    name = "adapter_model.safetensors"
+    best, last = ((out / f"checkpoint-{step}" / name).read_bytes() for step in (2, 6))
+    assert (out / name).read_bytes() == best != last
+    assert scripted.kept[-2:] == [2, 2]
+
+    before = files(out)
+    assert run("train --resume", *at(out)) == 0
+    said = capsys.readouterr().out
+    assert "resumed at step 6 of 8\n" in said
+    assert f"early stopping has ended the run in {out} at step 6: give a larger --early-st" in said
+    assert files(out) == before
+    error = error_of(capsys, run("train --resume --iters 12", *at(out)))
+    assert f"early stopping has ended the run in {out} at step 6, so --iters 12 would" in error
+    assert error.endswith("give a larger --early-stopping-patience, or 0 for no early stopping")
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("patience", [0, 3])
+def test_another_patience_gives_the_bytes_of_a_run_that_had_it_from_the_start(
+    patience, base, data, tmp_path, scripted
+):
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    flag = f"--early-stopping-patience {patience}"
+    scripted(1.0, 2.0, 3.0, 0.5)
+    assert train(base, data, whole, STOPPING, flag) == 0
+    scripted(1.0, 2.0, 3.0, 0.5)
+    assert train(base, data, longer, STOPPING) == 0
+    assert load_state(longer / "checkpoint.safetensors")[1]["step"] == 6
+    assert run("train --resume", flag, *at(longer)) == 0
+    (_, a, facts), (_, b, resumed) = (
+        load_state(x / "checkpoint.safetensors") for x in (whole, longer)
+    )
+    assert repr(flatten(a)) == repr(flatten(b)) and a["step"] == 8
+    assert facts["settings"] | at_path(longer) == resumed["settings"]
+    for file in (
+        "adapter_model.safetensors",
+        "README.md",
+        "checkpoint-6/adapter_model.safetensors",
+    ):
+        assert (whole / file).read_bytes() == (longer / file).read_bytes()
+
+
+def at_path(folder):
+    return {"adapter_path": str(folder)}
+
+
+def test_keep_best_keeps_the_best_step_of_a_whole_run(base, data, tmp_path, scripted, capsys):
+    out = tmp_path / "run"
+    scripted(1.0, 2.0)
+    assert train(base, data, out, "--keep-best --keep-checkpoints") == 0
+    assert "4 steps. The adapter is that of step 2, whose" in (out / "README.md").read_text()
+    name = "adapter_model.safetensors"
+    best, last = ((out / f"checkpoint-{step}" / name).read_bytes() for step in (2, 4))
+    assert (out / name).read_bytes() == best != last
+    capsys.readouterr()
+    for flag in ("--keep-best", "--early-stopping-patience 1"):
+        few = tmp_path / "few.jsonl"
+        few.write_text('{"text": "Ada keeps a red ball."}\n' * 3)
+        line = error_of(capsys, train(base, few, tmp_path / "none", flag))
+        assert f"{flag.split()[0]} needs held-out rows, but there are none" in line
+        assert not (tmp_path / "none").exists()
+
+
+def test_kept_checkpoints_are_read_replaced_and_not_mistaken(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out, "--keep-checkpoints --save-every 3 --iters 7") == 0
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["checkpoint-3", "checkpoint-6"]
+    part = out / "checkpoint-6"
+    for words in ("evaluate --split valid", "generate --prompt 1+1= --max-tokens 1", "inspect"):
+        assert run(words, *at(part)) == 0
+    assert run("merge", *at(part), "--out", tmp_path / "merged") == 0
+    assert train(base, data, tmp_path / "second", "--init-adapter", part) == 0
+    # not from a part of the run that is replaced: --resume would not find it any more
+    capsys.readouterr()
+    line = error_of(capsys, train(base, data, out, "--overwrite --init-adapter", part))
+    assert f"--init-adapter {part} is part of the run that --overwrite replaces" in line
+    (part / "optimizer.pt").write_text("of another program")
+    before = files(out)
+    assert "checkpoint-6" in error_of(capsys, train(base, data, out, "--overwrite"))
+    assert files(out) == before
+    (part / "optimizer.pt").unlink()
+    assert train(base, data, out, "--overwrite") == 0
+    assert not [path for path in out.iterdir() if path.is_dir()]
+
+
+def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
+    base, data, tmp_path, monkeypatch, capsys
+):
+    folder, counts = tmp_path / "splits", []
+    folder.mkdir()
+    rows = data.read_text().splitlines(keepends=True)
+    (folder / "train.jsonl").write_text("".join(rows[:10]))
+    (folder / "valid.jsonl").write_text("".join(rows[10:19]))
+
+    def counting(adapters, base, examples, *more):
+        counts.append(len(examples))
+        return minilora.evaluate(adapters, base, examples, *more)
+
+    for place in ("minilora.cli.run.evaluate", "minilora.evaluation.trainer.evaluate"):
+        monkeypatch.setattr(place, counting)
+    out = tmp_path / "run"
+    words = "--iters 2 --val-batches 2 --batch-size 3"
+    assert train(base, folder, out, words) == 0
+    assert counts == [6, 6]  # before the first step, and after the last
+    printed = capsys.readouterr().out
+    history = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for when, row in (("before", history[0]), ("after", history[-1])):
+        line = re.search(f"^{when}: .*$", printed, re.MULTILINE)[0]
+        assert f" {row['eval_loss']:.4f} nats" in line
+        assert line.endswith(", on 6 of 9 held-out rows")
+    assert (
+        f"- Held-out rows: 6: loss {history[-1]['eval_loss']:.6g}, perplexity"
+        in (out / "README.md").read_text()
+    )
+    # the scores of the run are those of `evaluate`, row by row of the curve
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(rows[10:16]))
+    assert run("evaluate --json --data", few, *at(out)) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert {f"eval_{k}" for k in score} - {"eval_rows", "eval_data"} == history[-1].keys() - {
+        "step"
+    }
+    assert score["loss"] == pytest.approx(history[-1]["eval_loss"], rel=1e-6)
+
+
+def test_quiet_prints_the_last_line_only(base, data, tmp_path, monkeypatch, capsys):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("a sample")
+
+    monkeypatch.setattr("minilora.cli.run.generate", forbidden)
+    monkeypatch.setattr("minilora.evaluation.progress.SECONDS_BETWEEN_LINES", -1)
+    out = tmp_path / "run"
+    for more in ("", "--resume"):
+        assert train(base, data, out, "--quiet --keep-best", more) == 0
+        printed, errors = capsys.readouterr()
+        assert errors == ""
+        assert printed == f"written to {out}: try `minilora evaluate --adapter-path {out}`\n"
+    assert "quiet" not in tomllib.loads((out / "train_config.toml").read_text())
+    assert "--overwrite" in error_of(capsys, train(base, data, out, "--quiet"))
+
+
+@pytest.mark.parametrize(
+    ("train_config", "method", "tokens"),
+    [
+        (TrainConfig(batch_size=4), LoraConfig(), 4 * 8),
+        (TrainConfig(batch_size=4, grad_accumulation_steps=9), LoraConfig(), 4 * 8),
+        # the rows of 8 and 2 input tokens fill a sequence of 10, the other row is alone
+        (TrainConfig(batch_size=4, packing=True, max_seq_length=11), LoraConfig(), 4 * 10),
+        (TrainConfig(batch_size=4), MethodConfig("prompt", num_virtual_tokens=5), 4 * 13),
+        (TrainConfig(batch_size=4), MethodConfig("p-tuning", num_virtual_tokens=5), 4 * 13),
+    ],
+)
+def test_the_memory_check_is_of_the_longest_row(
+    base, train_config, method, tokens, monkeypatch, capsys
+):
+    config, params, tokenizer = load(base)
+    loaded = LoadedModel(config, params, tokenizer)
+    adapters, frozen = get_peft_model(params, method, 0)
+    loaded = loaded._replace(adapters=adapters, base=frozen)
+    examples = [Example([1] * n, [1] * n) for n in (3, 9, 7)]
+    check_memory(loaded, examples, train_config)
+    assert capsys.readouterr().out.startswith(f"a step over {tokens} tokens:\n")
+    monkeypatch.setattr("minilora.cli.run.physical_memory", lambda: 1000)
+    with pytest.raises(InputError, match=r"a step needs .* lower --batch-size"):
+        check_memory(loaded, examples, train_config)
 
 
 def test_a_diverged_run_names_the_step_and_keeps_the_checkpoint_before(

@@ -23,7 +23,10 @@ from minilora.formats.pretrained import load
 from minilora.formats.safetensors_file import read_header
 from minilora.tree import flatten, tree_map
 
-STEPS = "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01"
+STEPS = (
+    "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01 "
+    "--keep-best --keep-checkpoints"
+)
 LEFT_BY_A_KILL = (".lock", ".tmp")
 TIMINGS = ("seconds", "peak_rss_mb")
 
@@ -44,7 +47,7 @@ def place(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("faults")
     write_base_and_rows(folder)
-    for name, more in (("old", "--seed 5 --quantize none --lora-r 3"), ("new", "")):
+    for name, more in (("old", "--seed 5 --quantize none --lora-r 3 --save-every 1"), ("new", "")):
         assert train(folder, more) == 0
         (folder / "run").rename(folder / name)
     return folder
@@ -62,19 +65,22 @@ def resume(folder):
 def contents(folder):
     """Return {file: something to compare} of the folder of a run, without timings."""
     found = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name == "checkpoint.safetensors":
+    for path in folder.rglob("*"):
+        name = str(path.relative_to(folder))
+        if name == "checkpoint.safetensors":
             adapters, state, facts = load_state(path)
-            found[path.name] = repr([flatten(tree) for tree in (adapters, state)])
+            found[name] = repr([flatten(tree) for tree in (adapters, state)])
             found["facts"] = {k: v for k, v in facts.items() if k != "rows"}
             assert all(row["step"] <= state["step"] for row in facts.get("rows", ()))
-        elif path.name == "metrics.jsonl":
+        elif name == "metrics.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[path.name] = [{k: v for k, v in r.items() if k not in TIMINGS} for r in rows]
+            found[name] = [{k: v for k, v in r.items() if k not in TIMINGS} for r in rows]
+        elif path.is_dir():
+            found[name] = "a folder"
         elif path.suffix == ".safetensors":
-            found[path.name] = {n: e.read().tobytes() for n, e in read_header(path).items()}
-        elif not path.name.endswith(LEFT_BY_A_KILL):
-            found[path.name] = path.read_bytes() if path.suffix != ".png" else "a figure"
+            found[name] = {n: e.read().tobytes() for n, e in read_header(path).items()}
+        elif not name.endswith(LEFT_BY_A_KILL):
+            found[name] = path.read_bytes() if path.suffix != ".png" else "a figure"
     return found
 
 
@@ -105,7 +111,7 @@ def end_well(folder, more, capsys):
         assert readable(folder, capsys)
     assert (resume(folder) if which == "new" else train(folder, more)) == 0, capsys.readouterr()
     assert contents(folder / "run") == contents(folder / "new")
-    names = {path.name for path in (folder / "run").iterdir()}
+    names = {path.name for path in (folder / "run").rglob("*")}
     assert not [name for name in names if name.endswith(LEFT_BY_A_KILL)]
 
 

@@ -12,7 +12,8 @@ from models import TINY, adapted, as_dtype, configs, random_base, random_example
 
 import minilora
 from minilora.batching import Example, collate
-from minilora.evaluation import metrics
+from minilora.config import ALL_LINEAR, InputError
+from minilora.evaluation import metrics, progress
 from minilora.evaluation.metrics import calibration_error, evaluate
 
 U32 = 2.0**-24
@@ -63,6 +64,44 @@ def test_the_loss_is_the_models():
     assert evaluate(adapters, base, examples, TINY)["loss"] == pytest.approx(loss, rel=300 * U32)
 
 
+def test_no_score_and_no_output_has_dropout():
+    """With p = 0.9, hardly a number would stay the same."""
+    base, examples, tokens = random_base(TINY), random_examples(TINY, 7), np.arange(6)[None]
+    found = []
+    for p in (0.0, 0.9):
+        trees = adapted(base, target_modules=ALL_LINEAR, lora_dropout=p)
+        batch = collate([[e] for e in examples])
+        found.append(
+            [
+                evaluate(*trees, examples, TINY),
+                minilora.forward(*trees, tokens, TINY).tolist(),
+                float(minilora.loss(*trees, batch, TINY)),
+                list(minilora.generate(*trees, [1, 2], TINY, max_tokens=8)),
+                minilora.generate_batch([trees, trees], [[1, 2], [3]], TINY, max_tokens=8),
+            ]
+        )
+    assert found[0] == found[1]
+
+
+def test_evaluation_shows_how_much_is_done_and_the_time_left(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)  # a line at once
+    monkeypatch.setattr(metrics, "TOKENS", 8)  # two rows per batch
+    rows = [Example([1, 2, 3, 4], [1] * 4)] * 8
+    evaluate({}, random_base(TINY), rows, TINY)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [
+        f"evaluating 8 rows: {percent} %" for percent in (25, 50, 75, 100)
+    ]
+    assert all(line.endswith(" left") for line in lines) and lines[-1].endswith(" 00:00 left")
+    evaluate({}, random_base(TINY), rows, TINY, quiet=True)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_evaluating_nothing_is_an_error():
+    with pytest.raises(InputError, match="no examples to evaluate"):
+        evaluate({}, random_base(TINY), [], TINY)
+
+
 def test_exact_match_is_what_greedy_decoding_says():
     # Rows that greedy decoding made are matched; the same with one token changed are not.
     base, rng = random_base(TINY, 3), np.random.default_rng(0)
@@ -101,7 +140,7 @@ def test_batches_hold_every_row_once_and_are_small(seed, n, tokens):
     examples = [Example(e.tokens, [1] * len(e.tokens)) for e in random_examples(TINY, n, seed)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "TOKENS", tokens)
-        parts = list(metrics.batches(examples))
+        parts = list(map(collate, metrics.batches(examples)))
     # a row alone may be as long as it likes; the longest here has 8 targets
     assert all(part["tokens"].size <= tokens for part in parts)
     rows = [

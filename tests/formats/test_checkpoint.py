@@ -546,14 +546,14 @@ json_values = st.recursive(
 
 @given(
     seeds, st.booleans(), st.integers(0, 10**9), st.floats(allow_nan=False), st.integers(0, 99),
-    st.dictionaries(st.text(), json_values),
+    st.integers(0, 10**9), st.dictionaries(st.text(), json_values),
 )  # fmt: skip
 def test_a_state_comes_back_bit_for_bit(
-    tmp_path_factory, seed, with_best, step, best_loss, worse, facts
+    tmp_path_factory, seed, with_best, step, best_loss, worse, best_step, facts
 ):
     path = tmp_path_factory.mktemp("run") / "state"
     adapters, trees = random_state(seed, with_best)
-    numbers = {"step": step, "best_loss": best_loss, "worse": worse}
+    numbers = {"step": step, "best_loss": best_loss, "worse": worse, "best_step": best_step}
     save_state(path, adapters, trees | numbers, facts)
     loaded, state, loaded_facts = load_state(path)
     assert_same_bits(loaded, adapters)
@@ -588,7 +588,12 @@ def write_state(path, tensors, **metadata):
 def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
     w, path = np.ones((2, 3), "f4"), tmp_path / "state"
     sound = {f"{tree}.lm_head.weight": w for tree in ("adapters", "m", "v")}
-    marks = {"minilora_run": '{"step": 1, "best_loss": 2.0, "worse": 0}', "facts": "{}"}
+
+    def numbers(**changed):
+        texts = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 1, **changed}
+        return "{" + ", ".join(f'"{name}": {text}' for name, text in texts.items()) + "}"
+
+    marks = {"minilora_run": numbers(), "facts": "{}"}
     write_state(path, sound, **marks)
     assert load_state(path)[1]["step"] == 1
 
@@ -608,9 +613,8 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
     assert "not a checkpoint" in refused(facts="{}")
     for broken in (
         "[1]", "7", "{", "null", "{}", '{"step": "1"}', '{"step": -1}', '{"step": 1}',
-        '{"step": 1, "best_loss": "2", "worse": 0}', '{"step": 1, "best_loss": NaN, "worse": 0}',
-        '{"step": 1, "best_loss": 2.0, "worse": 0, "best": 5}', '{"step": true, "best_loss": 2.0}',
-        f'{{"step": {10**30}, "best_loss": 2.0, "worse": 0}}',
+        numbers(best_loss='"2"'), numbers(best_loss="NaN"), numbers(best="5"), numbers(step="true"),
+        numbers(best_step="-1"), numbers(step=10**30), '{"step": 1, "best_loss": 2.0, "worse": 0}',
     ):  # fmt: skip
         assert "not a checkpoint" in refused(**marks | {"minilora_run": broken})
     assert "not a checkpoint" in refused({}, **marks)

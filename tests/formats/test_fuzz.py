@@ -315,7 +315,7 @@ def test_checkpoints(request, capfd, tmp_path):
         found, state = resume(tmp_path, now, adapters)
         for tree in (found, state["m"], state["v"], state.get("best", found)):
             assert tree_map(np.shape, tree) == shape
-        should_stop(state, args)
+        should_stop(state, args.early_stopping_patience)
         state["best_loss"] < 1.0 and range(state["step"])
 
     fuzz(request, capfd, "checkpoint", {path: mutations.mutated_safetensors}, read)

@@ -152,6 +152,14 @@ def test_calls_on_cores_of_their_own(monkeypatch, cores):
         assert blas_threads() == before
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, 4), ("", 4), ("1", 1), ("3", 3), ("9", 4), ("2,8", 2), (" 2", 2), ("0", 4), ("two", 4)],
+)
+def test_omp_num_threads_bounds_the_threads(value, expected):
+    assert threads.max_threads(4, value) == expected
+
+
 @pytest.mark.parametrize("bad", [0, 1, 2])
 def test_what_a_call_raises_comes_back_when_all_are_done(monkeypatch, bad):
     monkeypatch.setattr(threads, "THREADS", 3)
