@@ -91,7 +91,8 @@ def calibration_error(confidence, hit):
     """
     if not np.isfinite(confidence).all():
         return float("nan")
-    # ECE = Σ_b |B_b|/N · |accuracy(B_b) − confidence(B_b)|   (Guo et al. 2017, Eq. 3)
-    which = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    # B_m has the confidences in ((m − 1)/M, m/M], for m = 1 … M = BINS   (Guo et al. 2017, Sec. 2)
+    which = np.searchsorted(np.arange(1, BINS) / BINS, confidence)
+    # ECE = Σ_m |B_m|/N · |accuracy(B_m) − confidence(B_m)|   (Guo et al. 2017, Eq. 3)
     gap = np.bincount(which, weights=hit.astype(float) - confidence, minlength=BINS)
     return float(np.abs(gap).sum() / len(hit))

@@ -116,24 +116,43 @@ def test_batches_hold_every_row_once_and_are_small(seed, n, tokens):
 
 
 def slow_calibration_error(confidence, hit):
-    """Guo et al. 2017, Eq. 3, fifteen bins."""
-    bins = [[] for _ in range(15)]
-    for c, h in zip(confidence.tolist(), hit.tolist()):
-        bins[min(int(c * 15), 14)].append((c, h))
-    gaps = [
-        len(b) * abs(sum(h for _, h in b) / len(b) - sum(c for c, _ in b) / len(b))
-        for b in bins
-        if b
-    ]
-    return sum(gaps) / len(confidence)
+    """Guo et al. 2017, Eq. 3: bin m of M = 15 is the interval ((m − 1)/M, m/M] (their Sec. 2)."""
+    answers, error = list(zip(confidence.tolist(), hit.tolist())), 0.0
+    for m in range(1, 16):
+        inside = [(c, h) for c, h in answers if (m - 1) / 15 < c <= m / 15]
+        if inside:
+            accuracy = sum(h for _, h in inside) / len(inside)
+            mean_confidence = sum(c for c, _ in inside) / len(inside)
+            error += len(inside) / len(answers) * abs(accuracy - mean_confidence)
+    return error
 
 
-@given(hnp.arrays(np.float64, st.integers(1, 60), elements=st.floats(0.01, 1)), seeds)
+edges = st.integers(1, 15).map(lambda m: m / 15)
+
+
+@given(hnp.arrays(np.float64, st.integers(1, 60), elements=st.floats(0.01, 1) | edges), seeds)
 def test_calibration_error(confidence, seed):
     hit = np.random.default_rng(seed).random(confidence.size) < 0.5
     assert calibration_error(confidence, hit) == pytest.approx(
         slow_calibration_error(confidence, hit), abs=1e-13
     )
+
+
+@pytest.mark.parametrize("m", range(1, 16))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_confidence_on_the_edge_of_two_bins_belongs_to_the_lower_one(m, dtype):
+    """The gaps of a right and a wrong answer cancel in one bin, and add up in two bins."""
+    edge = dtype(m / 15)
+    if float(edge) > m / 15:  # as float32, it lies above the edge of the definition
+        edge = np.nextafter(edge, dtype(0))
+    right_or_wrong = np.array([True, False])
+    below = np.array([edge, edge - dtype(0.01)])
+    gap = abs(1 - float(below.sum(dtype=np.float64))) / 2
+    assert calibration_error(below, right_or_wrong) == pytest.approx(gap, abs=1e-14)
+    if m < 15:
+        above = np.array([edge, edge + dtype(0.01)])
+        gap = (1 - float(above[0]) + float(above[1])) / 2
+        assert calibration_error(above, right_or_wrong) == pytest.approx(gap, abs=1e-14)
 
 
 def test_calibration_of_the_extremes():
