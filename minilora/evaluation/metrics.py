@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .. import model
-from ..batching import Example, collate
-from ..config import ModelConfig, require
+from ..batching import Example, check_examples, collate
+from ..config import ModelConfig
 from ..kernels.chunking import LOGIT_FLOATS, chunks
 from ..methods.operations import operations
 from ..tree import Tree
@@ -29,7 +29,7 @@ def evaluate(
     Keys: `loss` (nats per token), `perplexity`, `tokens` (the number of target tokens),
     `exact_match` (share of examples), `ece` (calibration error) and `brier`. ops: as for `train`.
     """
-    check_examples(examples)
+    check_examples("examples", examples, model_config.vocab_size)
     ops = operations(adapters, base, ops)
     parts = [token_scores(adapters, base, batch, model_config, ops) for batch in batches(examples)]
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -40,12 +40,6 @@ def evaluate(
         "ece": calibration_error(scores["confidence"], scores["hit"]),
         "brier": float(np.mean(scores["brier"], dtype=np.float64)),
     }  # fmt: skip
-
-
-def check_examples(examples):
-    """Raise InputError unless all elements are of the type Example."""
-    encoded = all(isinstance(example, Example) for example in examples)
-    require(encoded, "rows are not examples: encode them first, with minilora.encode_rows")
 
 
 def batches(examples):

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 from tqdm.auto import tqdm
 
 from .. import kernels, layers, training
-from ..batching import Example
+from ..batching import Example, check_examples
 from ..config import ModelConfig, TrainConfig
 from ..methods.operations import check_packing, operations
 from ..optim import adamw_init
 from ..tree import Tree, num_parameters
-from .metrics import check_examples, evaluate
+from .metrics import evaluate
 
 MAX_PARALLEL_PARAMETERS = 2**24  # with more, a gradient per core needs too much memory
 SECONDS_BETWEEN_LINES = 10  # without a terminal for a progress bar
@@ -48,7 +48,8 @@ def train(
     for rows that are not encoded, and for a loss or gradient that is not finite.
     """
     check_packing(adapters, train_config)
-    check_examples([*examples, *valid])
+    check_examples("examples", examples, model_config.vocab_size)
+    check_examples("valid", valid, model_config.vocab_size)
     ops = operations(adapters, base, ops)
     reference = getattr(ops, "ops", ops) is layers
     one_shard = reference or num_parameters(adapters) > MAX_PARALLEL_PARAMETERS
