@@ -16,10 +16,14 @@ from .tree import Array
 
 
 class Example(NamedTuple):
-    """Token ids, and a mask: 1 for each token that the model is trained to predict, else 0."""
+    """Token ids, and a mask: 1 for each token that the model is trained to predict, else 0.
+
+    answer: 1 for each token that exact match compares, else 0; None for the tokens of the mask.
+    """
 
     tokens: list[int]
     mask: list[int]
+    answer: list[int] | None = None
 
 
 def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
@@ -85,7 +89,7 @@ def collate(sequences: Sequence[list[Example]]) -> dict[str, Array]:
     batch = {name: np.zeros((len(sequences), T), np.int64) for name in names}
     for i, row in enumerate(sequences):
         start = 0
-        for tokens, mask in row:
+        for tokens, mask, _ in row:
             end = start + len(tokens) - 1
             batch["tokens"][i, start:end] = tokens[:-1]
             batch["targets"][i, start:end] = tokens[1:]

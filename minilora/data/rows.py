@@ -186,10 +186,12 @@ def encode(row, tokenizer, mask_prompt=False):
     """Return the Example of a row: its turns, and the end of the sequence.
 
     With `mask_prompt`, the targets are all answers with their end tokens (as assistant_only_loss in
-    TRL). Text that a chat template writes after the end of the last answer is dropped.
+    TRL). Exact match compares these tokens in both cases; a text row is one answer. Text that a
+    chat template writes after the end of the last answer is dropped.
     """
     turns, eos = split_turns(row, tokenizer), tokenizer.eos_token_id
-    example, others = Example([], []), [0 if mask_prompt else 1]
+    tokens: list[int] = []
+    in_answer: list[int] = []
     for n, (before, answer) in enumerate(turns, 1):
         head = tokenizer.encode(before, add_special_tokens=n == 1) if before else []
         tail = tokenizer.encode(answer, add_special_tokens=n == 1 and not before)
@@ -199,9 +201,9 @@ def encode(row, tokenizer, mask_prompt=False):
             tail, rest = tail + [eos] * (tail[-1:] != [eos]), []
         else:  # an end token, or the next turn, shows where the answer ends
             require(rest or turns[n][0], REWRITTEN)
-        example.tokens.extend(head + tail + rest)
-        example.mask.extend(others * len(head) + [1] * len(tail) + others * len(rest))
-    return example
+        tokens += head + tail + rest
+        in_answer += [0] * len(head) + [1] * len(tail) + [0] * len(rest)
+    return Example(tokens, in_answer if mask_prompt else [1] * len(tokens), in_answer)
 
 
 def encode_rows(

@@ -1,7 +1,7 @@
 """Scores of a model: loss, perplexity, exact match, calibration.
 
-One forward pass gives all of them. Greedy decoding reproduces a row exactly if each of its target
-tokens is the most probable one, so exact match needs no generation.
+One forward pass gives all of them. Greedy decoding gives exactly the answer of a row if each token
+of the answer is the most probable one, so exact match needs no generation.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import model
 from ..batching import Example, check_examples, collate
-from ..config import ModelConfig
+from ..config import ModelConfig, require
 from ..kernels.chunking import LOGIT_FLOATS, chunks
 from ..methods.operations import operations
 from ..tree import Tree
@@ -24,37 +24,52 @@ def evaluate(
     adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
     ops: Any = None,
 ) -> Tree:  # fmt: skip
-    """Return the scores of a model over the target tokens of `examples`, a non-empty list.
+    """Return the scores of a model over `examples`, a list of `Example`; ops: as for `train`.
 
-    Keys: `loss` (nats per token), `perplexity`, `tokens` (the number of target tokens),
-    `exact_match` (share of examples), `ece` (calibration error) and `brier`. ops: as for `train`.
+    Keys: `loss` (nats per target token), `perplexity`, `tokens` (the number of target tokens),
+    `exact_match`, `ece` (calibration error) and `brier`. Exact match is the share of examples whose
+    answer has only tokens that are the most probable ones; an example without a token of an answer
+    is no match. All other scores are means over the target tokens. Raises InputError if there are
+    no targets.
     """
+    require(examples, "there are no examples to evaluate")
     check_examples("examples", examples, model_config.vocab_size)
+    scored = [example for example in examples if any(example.mask[1:])]
+    require(scored, "no token of the examples is a target: a mask needs a 1 after its first entry")
     ops = operations(adapters, base, ops)
-    parts = [token_scores(adapters, base, batch, model_config, ops) for batch in batches(examples)]
+    parts = [token_scores(adapters, base, batch, model_config, ops) for batch in batches(scored)]
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {
         "loss": loss, "perplexity": float(np.exp(loss)), "tokens": len(scores["nll"]),
-        "exact_match": float(np.mean(scores["exact"])),
+        "exact_match": float(np.sum(scores["exact"]) / len(examples)),
         "ece": calibration_error(scores["confidence"], scores["hit"]),
         "brier": float(np.mean(scores["brier"], dtype=np.float64)),
     }  # fmt: skip
 
 
 def batches(examples):
-    """Yield batches of at most TOKENS tokens, with examples of similar lengths."""
+    """Yield batches of at most TOKENS tokens `with_answer`, of examples of similar lengths."""
     batch: list = []
     for example in sorted(examples, key=lambda e: len(e.tokens)):
         if batch and (len(batch) + 1) * len(example.tokens) > TOKENS:
-            yield collate(batch)
+            yield with_answer(batch)
             batch = []
         batch.append([example])
-    yield collate(batch)
+    yield with_answer(batch)
+
+
+def with_answer(sequences):
+    """Return the batch of `collate`, and `answer` (B, T): 1 for the targets of exact match."""
+    answers = [[e._replace(mask=e.mask if e.answer is None else e.answer)] for [e] in sequences]
+    return collate(sequences) | {"answer": collate(answers)["mask"]}
 
 
 def token_scores(adapters, base, batch, model_config, ops):
-    """Return arrays: `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row."""
+    """Return arrays: `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row.
+
+    batch: of `collate` (exact match then compares all targets) or of `with_answer`.
+    """
     tokens, starts = batch["tokens"], batch["segment_starts"]
     x = model.hidden_states(adapters, base, tokens, starts, model_config, ops)
     at = np.nonzero(batch["mask"])
@@ -62,7 +77,9 @@ def token_scores(adapters, base, batch, model_config, ops):
     pieces = chunks(len(targets), model_config.vocab_size, LOGIT_FLOATS)
     parts = [_scores(model.logits(h[i], adapters, base, ops), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
-    exact = np.bincount(at[0], weights=~hit, minlength=len(x)) == 0
+    compared = batch.get("answer", batch["mask"])[at] > 0
+    misses = np.bincount(at[0], weights=compared & ~hit, minlength=len(x))
+    exact = (misses == 0) & (np.bincount(at[0], weights=compared, minlength=len(x)) > 0)
     return {"nll": nll, "hit": hit, "confidence": confidence, "brier": brier, "exact": exact}
 
 

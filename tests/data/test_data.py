@@ -248,6 +248,19 @@ def test_a_template_frames_prompt_and_answer(row):
     assert targets_of(encode(row, Chat())) == "^<u:2+2?|>\n<a:4|"
 
 
+@pytest.mark.parametrize("mask_prompt", [False, True])
+def test_the_answer_is_marked_whether_or_not_the_loss_counts_the_prompt(mask_prompt):
+    rows = {
+        "4|": {"prompt": "2+2?", "completion": "4"},
+        "one|two|": chat_row("1", "one", "2", "two"),
+        "^2+2=4|": {"text": "2+2=4"},  # a text is its own answer
+    }
+    for answer, row in rows.items():
+        example = encode(row, Chat(), mask_prompt)
+        assert targets_of(Example(example.tokens, example.answer)) == answer
+        assert example.mask == (example.answer if mask_prompt else [1] * len(example.tokens))
+
+
 def test_of_several_turns_all_answers_count_when_the_prompt_is_masked():
     row = chat_row("1", "one", "2", "two")
     example = encode(row, Chat(), mask_prompt=True)
@@ -400,7 +413,7 @@ def test_long_rows_are_cut_and_counted():
     short, exact = {"text": "abcde"}, {"text": "abcdefgh"}
     (a, b), cut = prepared(short, exact)
     assert a.tokens == [*b"abcde", EOS] and b.tokens == [*b"abcdef"] and cut == 1
-    assert len(a.mask) == len(b.mask) == 6
+    assert len(a.mask) == len(b.mask) == len(a.answer) == len(b.answer) == 6
 
 
 def test_a_row_without_a_target_is_left_out():
@@ -453,7 +466,7 @@ def test_a_batch_holds_its_examples_shifted_by_one(seed, n, length):
     assert batch["mask"].dtype == np.float32 and batch["tokens"].dtype.kind == "i"
     for row, some in enumerate(sequences):
         at = 0
-        for tokens, mask in some:
+        for tokens, mask, _ in some:
             end = at + len(tokens) - 1
             for name, part in (
                 ("tokens", tokens[:-1]),
