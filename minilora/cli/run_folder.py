@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, LoraConfig, flag, require
-from ..data.rows import read_jsonl
+from ..data.row_files import read_jsonl
 from ..data.tasks import BUILTIN
 from ..formats import fetch
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
