@@ -14,7 +14,7 @@ from typing import Any
 from .. import layers
 from ..batching import pack_examples
 from ..config import POSITIVE, InputError, TrainConfig, check_number, require
-from ..data.rows import encode_rows, load_rows, split_row
+from ..data.rows import split_row
 from ..evaluation import memory
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
@@ -26,6 +26,7 @@ from ..kernels import num_threads
 from ..methods.operations import check_packing, operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS
+from .examples import columns_of, compared, read_split, warn_of_common_rows
 from .loading import load_for_training
 
 
@@ -37,19 +38,23 @@ def fine_tune(args):
     loaded = load_for_training(args)
     tokenizer = replace(loaded.tokenizer, chat_date=args.chat_date)
     check_packing(loaded.adapters, train_config)
-    rows, held_out = (load_rows(args.data, split, tokenizer) for split in ("train", "valid"))
-    examples, cut = encode_rows(rows, tokenizer, train_config)
-    valid = encode_rows(held_out, tokenizer, train_config)[0] if held_out else []
+    loaded = loaded._replace(tokenizer=tokenizer)
+    data = loaded, columns_of(args.columns), train_config
+    train_split = read_split(args.data, "train", *data)
+    valid_split = read_split(args.data, "valid", *data)
+    examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
     if args.epochs is not None:
         args.iters, args.epochs = steps_of_epochs(args.epochs, examples, train_config), None
         train_config = replace(train_config, iters=args.iters)
     memory.print_trainable_parameters(loaded.adapters, loaded.base)
     check_memory(loaded, examples, train_config)
     if Path(args.data).is_file():
-        whole = len(rows) + len(held_out)
+        whole = len(train_split.rows) + len(held_out)
         how = "every tenth row is held out" if held_out else "fewer than ten, so none is held out"
-        print(f"{args.data}: {whole} rows, {len(rows)} for training; {how}")
-    print(f"{len(examples)} rows to train on, {len(valid)} held out, {cut} cut to --max-seq-length")
+        print(f"{args.data}: {whole} rows, {len(train_split.rows)} for training; {how}")
+    print(train_split.summary(" to train on"))
+    print(valid_split.summary(" held out"))
+    warn_of_common_rows(held_out, train_split.rows, "held-out rows", "the rows to train on")
     print(f"{args.iters} steps of {args.batch_size * args.grad_accumulation_steps} sequences")
     if args.dry_run:
         return
@@ -187,7 +192,9 @@ def print_scores(when, adapters, base, model_config, tokenizer, rows, examples, 
         return None
     score = evaluate(adapters, base, examples, model_config, ops)
     loss, exact = score["loss"], 100 * score["exact_match"]
-    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %")
+    part = compared(rows)
+    of = "" if part == "answers" else f" of {part} (all tokens of a text must be right)"
+    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %{of}")
     row = rows[0]
     prompt, answer = split_row(row, tokenizer)
     if not prompt:  # a text row: continue its first third
