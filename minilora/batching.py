@@ -7,18 +7,58 @@ the target) and `segment_starts` (where each token's example begins; it sees not
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .config import InputError
 from .tree import Array
 
 
 class Example(NamedTuple):
-    """Token ids, and a mask: 1 for each token that the model is trained to predict, else 0."""
+    """Token ids, and a mask: 1 for each token that the model is trained to predict, else 0.
+
+    answer: 1 for each token that exact match compares, else 0; None for the tokens of the mask.
+    """
 
     tokens: list[int]
     mask: list[int]
+    answer: list[int] | None = None
+
+
+def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
+    """Return token ids as an array; raise InputError unless all are ids of the vocabulary.
+
+    name: what the message calls the ids. ndim: 1 for a list of ids, 2 for a batch (B, T). Layers
+    and compiled loops rely on this check: in NumPy, the id −1 would be the last row of a matrix.
+    """
+    shape = "a list of token ids" if ndim == 1 else "token ids of the shape (B, T)"
+    advice = "encode a text with tokenizer.encode"
+    try:
+        array = np.asarray(ids)
+    except ValueError as error:
+        raise InputError(f"{name} must be {shape}, not of different lengths: {advice}") from error
+    if array.dtype.kind not in "iu" or array.ndim != ndim or array.size == 0:
+        got = f"{array.dtype} of the shape {array.shape}"
+        raise InputError(f"{name} must be {shape}, got {got}: {advice}")
+    lowest, highest = array.min(), array.max()
+    if lowest < 0 or highest >= vocab_size:
+        wrong = lowest if lowest < 0 else highest
+        vocabulary = f"the vocabulary has the ids 0 to {vocab_size - 1}"
+        advice = "encode texts with the tokenizer of this model"
+        raise InputError(f"{name} has the token id {wrong}, but {vocabulary}: {advice}")
+    return array
+
+
+def check_examples(name: str, examples: Sequence[Example], vocab_size: int) -> None:
+    """Raise InputError unless all elements are of the type Example and fit the vocabulary."""
+    for i, example in enumerate(examples):
+        if not isinstance(example, Example):
+            raise InputError("rows are not examples: encode them first, with minilora.encode_rows")
+        token_array(f"{name}[{i}]", example.tokens, vocab_size, 1)
+        n, m = len(example.tokens), len(example.mask)
+        if n != m:
+            raise InputError(f"{name}[{i}] has {n} tokens, but a mask of {m}: give each token one")
 
 
 def pack_examples(examples: list[Example], length: int) -> list[list[Example]]:
@@ -49,7 +89,7 @@ def collate(sequences: Sequence[list[Example]]) -> dict[str, Array]:
     batch = {name: np.zeros((len(sequences), T), np.int64) for name in names}
     for i, row in enumerate(sequences):
         start = 0
-        for tokens, mask in row:
+        for tokens, mask, _ in row:
             end = start + len(tokens) - 1
             batch["tokens"][i, start:end] = tokens[:-1]
             batch["targets"][i, start:end] = tokens[1:]

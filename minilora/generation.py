@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from . import model
-from .config import POSITIVE_INT, ModelConfig, check_number, require
+from .batching import token_array
+from .config import POSITIVE_INT, InputError, ModelConfig, check_number, require
 from .layers import LayerCache
 from .ops import Ops
 from .tree import Array, Tree
@@ -28,7 +29,7 @@ def generate(
     probabilities sum to top_p (Holtzman et al. 2020). rng: a NumPy generator or a seed. The first
     `next` raises InputError for a prompt without ids, and for a value out of range.
     """
-    check_generation([prompt], max_tokens, temp, top_p)
+    check_generation([prompt], max_tokens, temp, top_p, model_config)
     cache = [LayerCache() for _ in range(model_config.num_hidden_layers)]
     tokens, rng = np.array([prompt]), np.random.default_rng(rng)
     for _ in range(max_tokens):
@@ -42,15 +43,17 @@ def generate(
 
 
 def check_generation(
-    prompts: Sequence[Sequence[int]], max_tokens: int, temp: float, top_p: float
-) -> None:
-    """Raise InputError for a prompt without token ids, and for a value out of range."""
+    prompts: Sequence[Sequence[int]], max_tokens: int, temp: float, top_p: float,
+    model_config: ModelConfig,
+) -> None:  # fmt: skip
+    """Raise InputError for a prompt that is not token ids, and for a value out of range."""
     require(temp >= 0, f"--temp must not be negative, got {temp}")
     require(0 < top_p <= 1, f"--top-p must lie in (0, 1], got {top_p}")
     check_number("--max-tokens", max_tokens, POSITIVE_INT)
-    require(all(map(len, prompts)), "the prompt is empty: give --prompt some text")
-    ids = all(isinstance(i, int | np.integer) for prompt in prompts for i in prompt)
-    require(ids, "a prompt must be a list of token ids: encode a text with tokenizer.encode")
+    for prompt in prompts:
+        if hasattr(prompt, "__len__") and len(prompt) == 0:
+            raise InputError("the prompt is empty: give --prompt some text")
+        token_array("a prompt", prompt, model_config.vocab_size, 1)
 
 
 def sample(logits: Array, temp: float, top_p: float, rng: np.random.Generator) -> int:

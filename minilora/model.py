@@ -14,6 +14,7 @@ from typing import Any
 
 import autograd.numpy as np
 
+from .batching import token_array
 from .config import ModelConfig
 from .layers import LayerCache, Rope, RowRng, norm_weight, rope_cos_sin, row_rng
 from .ops import Ops
@@ -27,18 +28,22 @@ def loss(
     """Compute the mean cross-entropy of a batch, in nats per target token.
 
     batch: `tokens`, `targets`, `mask` and `segment_starts`, each (B, T); see `batching.collate`.
+    Raises InputError for a token or target outside the vocabulary, also where the mask is 0.
     rng: a NumPy generator, a seed or a `layers.RowRng` for dropout; None for no dropout.
     checkpointing: keep only the input of each layer, and recompute the layer in the backward pass.
     """
-    tokens, starts = batch["tokens"], batch["segment_starts"]
+    tokens = token_array("tokens", batch["tokens"], model_config.vocab_size, 2)
+    targets = token_array("targets", batch["targets"], model_config.vocab_size, 2)
+    starts = batch["segment_starts"]
     x = hidden_states(adapters, base, tokens, starts, model_config, ops, None, rng, checkpointing)
-    return ops.cross_entropy(x, lm_head(adapters, base), batch["targets"], batch["mask"])
+    return ops.cross_entropy(x, lm_head(adapters, base), targets, batch["mask"])
 
 
 def forward(
     adapters: Tree, base: Tree, tokens: Array, model_config: ModelConfig, ops: Ops,
 ) -> Array:  # fmt: skip
-    """Compute the logits (B, T, V) of token ids (B, T)."""
+    """Compute the logits (B, T, V) of token ids (B, T), an array or lists."""
+    tokens = token_array("tokens", tokens, model_config.vocab_size, 2)
     x = hidden_states(adapters, base, tokens, np.zeros_like(tokens), model_config, ops)
     return logits(x, adapters, base, ops)
 

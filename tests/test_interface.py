@@ -7,7 +7,8 @@ import pytest
 from models import TINY, random_base, random_examples
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, lora
+from minilora import LoraConfig, MethodConfig, TrainConfig, layers, lora, model
+from minilora.batching import Example
 from minilora.config import ALL_LINEAR, InputError, ModelConfig
 from minilora.methods.registry import METHODS
 from minilora.tree import flatten
@@ -152,3 +153,93 @@ def test_evaluate_takes_examples_and_not_rows():
     model_config, base, _ = minilora.load("micro")
     with pytest.raises(InputError, match=r"encode them first, with minilora\.encode_rows"):
         minilora.evaluate({}, base, [{"text": "Ada"}], model_config)
+
+
+def batch_with(**changes):
+    """A batch of two rows of three tokens, as lists, with these entries changed."""
+    ids = [[1, 2, 3], [4, 5, 6]]
+    batch = {"tokens": ids, "targets": ids, "mask": np.ones((2, 3), np.float32)}
+    return batch | {"segment_starts": np.zeros((2, 3), int)} | changes
+
+
+DOORS = {
+    "forward": ("tokens", lambda ids: minilora.forward({}, random_base(TINY), [ids], TINY)),
+    "loss, tokens": (
+        "tokens",
+        lambda ids: minilora.loss({}, random_base(TINY), batch_with(tokens=[[1, 2, 3], ids]), TINY),
+    ),
+    "loss, targets": (
+        "targets",
+        lambda ids: minilora.loss(
+            {}, random_base(TINY), batch_with(targets=[ids, [1, 2, 3]]), TINY, layers
+        ),
+    ),
+    "generate": ("a prompt", lambda ids: next(minilora.generate({}, random_base(TINY), ids, TINY))),
+    "generate_batch": (
+        "a prompt",
+        lambda ids: minilora.generate_batch([({}, random_base(TINY))] * 2, [[1], ids], TINY),
+    ),
+    "evaluate": (
+        r"examples\[1\]",
+        lambda ids: minilora.evaluate(
+            {}, random_base(TINY), [*random_examples(TINY, 1), Example(ids, [1] * 3)], TINY
+        ),
+    ),
+    "train": (
+        r"examples\[0\]",
+        lambda ids: minilora.train(
+            *minilora.get_peft_model(random_base(TINY), LoraConfig()), [Example(ids, [1] * 3)],
+            TINY, TrainConfig(iters=1),
+        ),
+    ),
+    "train, valid": (
+        r"valid\[0\]",
+        lambda ids: minilora.train(
+            *minilora.get_peft_model(random_base(TINY), LoraConfig()), random_examples(TINY, 2),
+            TINY, TrainConfig(iters=1), [Example(ids, [1] * 3)],
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", [-1, 11, 2**40])
+@pytest.mark.parametrize("door", DOORS)
+def test_a_token_id_outside_the_vocabulary_is_refused_before_anything_is_computed(
+    door, wrong, monkeypatch
+):
+    """−1 would be the last row of the embedding. The vocabulary of TINY has the ids 0 to 10."""
+    monkeypatch.setattr(model, "hidden_states", None)
+    name, call = DOORS[door]
+    with pytest.raises(InputError, match=rf"{name} .*token id {wrong}.* has the ids 0 to 10: "):
+        call([1, wrong, 2])
+
+
+@pytest.mark.parametrize(
+    "ids", ["abc", [1.0, 2.0, 3.0], [[1], [2], [3]], [[1, 2], [3], [4]], None, 5]
+)
+@pytest.mark.parametrize("door", DOORS)
+def test_what_is_not_a_list_of_token_ids_is_refused(door, ids):
+    name, call = DOORS[door]
+    with pytest.raises(InputError, match=f"{name} must .*: encode a text with tokenizer.encode"):
+        call(ids)
+
+
+def test_token_ids_may_be_lists():
+    base, ids = random_base(TINY), [[1, 2, 3], [4, 5, 6]]
+    logits = minilora.forward({}, base, ids, TINY)
+    assert np.array_equal(logits, minilora.forward({}, base, np.array(ids), TINY))
+    arrays = batch_with(tokens=np.array(ids), targets=np.array(ids))
+    assert minilora.loss({}, base, batch_with(), TINY) == minilora.loss({}, base, arrays, TINY)
+
+
+@pytest.mark.parametrize("ids", [[1, 2, 3], 1, []])
+def test_the_tokens_of_a_forward_pass_are_a_matrix(ids):
+    with pytest.raises(InputError, match=r"tokens must be token ids of the shape \(B, T\), got"):
+        minilora.forward({}, random_base(TINY), ids, TINY)
+
+
+def test_each_token_of_an_example_has_an_entry_in_its_mask():
+    """A mask of two entries for three tokens would be broadcast to all of them."""
+    base = random_base(TINY)
+    with pytest.raises(InputError, match=r"examples\[0\] has 4 tokens, but a mask of 2"):
+        minilora.evaluate({}, base, [Example([1, 2, 3, 4], [0, 1])], TINY)

@@ -1,9 +1,9 @@
 """calibration: compare confidence with the share of right answers.
 
-confidence (N,) is in (0, 1], and hit (N,) is True for right answers. Bin b of BINS = 15 has the
-answers with ⌊15·confidence⌋ = b; the last bin also contains those with confidence 1. On the edge
-between two bins, either is accepted. The gap of a bin is the share of hits minus the mean
-confidence. Return Σ over the bins of (answers in the bin / N) · |gap|, a float.
+confidence (N,) is in (0, 1], and hit (N,) is True for right answers. Bin m of BINS = 15 has the
+answers with (m − 1)/15 < confidence ≤ m/15, for m = 1 … 15. So the last bin contains confidence 1.
+The gap of a bin is the share of hits minus the mean confidence. Return Σ over the bins of
+(answers in the bin / N) · |gap|, a float.
 """
 
 import numpy as np

@@ -114,7 +114,7 @@ def draw_reliability(axes, ways, hit):
     """Accuracy over confidence in bins of at least ten answers; ways: (label, confidence)."""
     axes.plot([0, 1], [0, 1], color=plot.GREY, linewidth=0.8)
     for style, marker, (label, p) in zip(plot.LINES, "os", ways):
-        which = np.minimum((p * BINS).astype(int), BINS - 1)
+        which = np.searchsorted(np.arange(1, BINS) / BINS, p)
         filled = [b for b in range(BINS) if (which == b).sum() >= 10]
         points = [(p[which == b].mean(), hit[which == b].mean()) for b in filled]
         axes.plot(*np.reshape(points, (-1, 2)).T, label=label, marker=marker, **style)

@@ -14,6 +14,7 @@ from functools import partial
 from importlib.metadata import version
 
 from ..config import CHOICES, INITIALIZERS, InputError, LoraConfig, TrainConfig, flag, require
+from ..data.rows import KEYS
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text
 from ..methods.registry import METHODS
@@ -22,6 +23,7 @@ from ..quant.schemes import SCHEMES
 from .stored_paths import find
 
 DEFAULT_DATA = "questions"
+COLUMNS_HELP = "names of the data's columns, as in prompt=question completion=answer"
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
 
 
@@ -135,7 +137,7 @@ def as_flags(settings):
     return flags
 
 
-LISTS = ("target_modules", "layers_to_transform", "also_train")
+LISTS = ("target_modules", "layers_to_transform", "also_train", "columns")
 FORMAT_VERSION = 2  # of the settings and of the checkpoint's metadata
 CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
 NOT_IN_A_FILE = ("resume", "overwrite", "dry_run", "quiet")
@@ -195,7 +197,12 @@ def train_flags(sub):
     lora = LoraConfig()
     add, switch = sub.add_argument, argparse.BooleanOptionalAction
     add("--model", default="tiny", help="micro, tiny, smollm2, a Hugging Face folder or .gguf file")
-    add("--data", default=DEFAULT_DATA, help="questions, notes, toolcalls, a .jsonl file, a folder")
+    add(
+        "--data",
+        default=DEFAULT_DATA,
+        help="questions, notes, toolcalls, a .jsonl or .csv file, a folder",
+    )
+    add("--columns", nargs="+", type=column, metavar="KEY=COLUMN", help=COLUMNS_HELP)
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="storage of the frozen projections")
     add("--block-size", type=block_size, default=64, help="weights that share one absmax (4 bits)")
     add("--method", choices=tuple(METHODS), default="lora", help="see lessons/guide/methods.md")
@@ -239,6 +246,15 @@ def whole_number(text, least=0):
     return int(text)
 
 
+def column(text):
+    """Return a value of --columns, a key of a row and the name of its column."""
+    key, equals, name = text.partition("=")
+    if key not in KEYS or not equals or not name:
+        keys = ", ".join(KEYS)
+        raise argparse.ArgumentTypeError(f"must be KEY=COLUMN, where KEY is {keys}; got {text}")
+    return text
+
+
 positive = partial(whole_number, least=1)
 
 
@@ -280,6 +296,7 @@ def base_flags(sub, adapter=True, several=None):
 def data_flags(sub):
     """Add the flags that choose the rows and the tokens that count."""
     sub.add_argument("--data", help="as in train; default: the data of the adapter")
+    sub.add_argument("--columns", nargs="+", type=column, metavar="KEY=COLUMN", help=COLUMNS_HELP)
     sub.add_argument("--max-seq-length", type=positive)
     switch = argparse.BooleanOptionalAction
     sub.add_argument("--mask-prompt", action=switch, default=None, help="score only the answers")

@@ -9,7 +9,8 @@ import numpy as np
 
 from .. import generation
 from ..config import InputError, TrainConfig, require
-from ..data.rows import encode_rows, load_rows, read_rows
+from ..data.rows import existing_split, load_usable
+from ..data.tasks import BUILTIN
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
 from ..formats.files import require_new
@@ -20,6 +21,7 @@ from ..methods.merging import merge as merge_adapter
 from ..methods.operations import operations
 from ..quant.schemes import error_report, is_projection
 from ..tree import named_leaves
+from .examples import columns_of, common_rows, compared, read_split, warn_of_common_rows
 from .loading import (
     LoadedModel,
     load_with_adapter,
@@ -52,25 +54,56 @@ def load_model(args, path, load=load):
 
 
 def load_examples(args, loaded, split):
-    """Return (examples, description): all rows of the file --data, or a split of the data.
+    """Return (SplitData, facts): all rows of the file --data, or a split of the data.
 
-    The default is the data that the adapter was trained on.
+    The default is the data that the adapter was trained on. The facts say which rows they are, and
+    which of their tokens the scores compare.
     """
-    trained_on = loaded.settings.get("data")
-    name = args.data or trained_on or "questions"
+    settings = loaded.settings
+    name = args.data or settings.get("data") or "questions"
+    columns = args.columns
+    if columns is None and name not in BUILTIN:
+        columns = settings.get("columns")
     if args.data and Path(args.data).is_file():
-        rows, described = read_rows(args.data, loaded.tokenizer), f"all rows of {name}"
-        if trained_on and Path(trained_on).is_file() and Path(name).samefile(trained_on):
-            warn(f"the adapter was trained on rows of {name}: held-out rows may score lower")
+        split, described = None, f"all rows of {name}"
     else:
-        rows, described = load_rows(name, split, loaded.tokenizer), f"{split} split of {name}"
-        require(rows, f"{name} has no {split} rows: give a folder, or a file with ten rows or more")
-    length = args.max_seq_length or loaded.settings.get("max_seq_length")
+        split = existing_split(name, split)
+        described = f"{split} split of {name}"
+    length = args.max_seq_length or settings.get("max_seq_length", 2048)
     masked = args.mask_prompt
     if masked is None:
-        masked = loaded.settings.get("mask_prompt", any("text" not in row for row in rows))
-    config = TrainConfig(max_seq_length=length or 2048, mask_prompt=masked)
-    return encode_rows(rows, loaded.tokenizer, config)[0], described
+        masked = settings.get("mask_prompt", True)
+    config = TrainConfig(max_seq_length=length, mask_prompt=masked)
+    data = read_split(name, split, loaded, columns_of(columns), config)
+    if not data.rows:
+        raise InputError(
+            f"{name} has no {split} rows: give a folder, or a file of ten rows or more"
+        )
+    part = compared(data.rows)
+    facts = {"rows": len(data.examples), "data": described, "left_out": data.left_out}
+    facts |= {"cut": data.cut, "max_seq_length": length}
+    facts |= {"loss_of": part if masked else "all tokens", "exact_match_of": part}
+    return data, facts
+
+
+def compare_with_run(data, settings, tokenizer):
+    """Return {"trained_on", "held_out_by_the_run"}: the number of rows that the run used so.
+
+    Warns of rows that the adapter was trained on. Without a run's data, the counts are unknown: {}.
+    """
+    if "data" not in settings:
+        return {}
+    name, columns = settings["data"], columns_of(settings.get("columns"))
+    try:
+        trained, held_out = (
+            load_usable(name, split, tokenizer, columns)[0] for split in ("train", "valid")
+        )
+    except InputError as error:
+        warn(f"the adapter may have been trained on these rows, but its data are gone: {error}")
+        return {}
+    which = "the rows that the adapter was trained on"
+    n = warn_of_common_rows(data.rows, trained, "rows", which)
+    return {"trained_on": n, "held_out_by_the_run": common_rows(data.rows, held_out)}
 
 
 def generate(args):
@@ -115,14 +148,23 @@ def prompt_ids(args, tokenizer, text):
 
 
 def evaluate(args):
-    """Print the scores on a split of the data."""
+    """Print the scores on a split of the data, and which rows they are about."""
     loaded = load_model(args, args.adapter_path)
-    examples, described = load_examples(args, loaded, args.split)
-    score = metrics.evaluate(loaded.adapters, loaded.base, examples, loaded.model_config)
+    data, facts = load_examples(args, loaded, args.split)
+    facts |= compare_with_run(data, loaded.settings, loaded.tokenizer)
+    score = metrics.evaluate(loaded.adapters, loaded.base, data.examples, loaded.model_config)
     if args.json:
-        print(json.dumps({**score, "rows": len(examples), "data": described}))
+        print(json.dumps({**score, **facts}))
         return
-    print(f"{len(examples)} rows, {described}")
+    which = facts["data"]
+    used = facts.get("held_out_by_the_run")
+    if used:
+        share = "which" if used == len(data.rows) else f"{used} of which"
+        stopping = loaded.settings.get("early_stopping_patience")
+        purposes = "its curve and for early stopping" if stopping else "its curve"
+        which += f", {share} the run used for {purposes}"
+    print(data.summary(f", {which}"))
+    print(f"loss of {facts['loss_of']}, exact match of {facts['exact_match_of']}")
     for name, value in score.items():
         print(f"{name:<12}{value:>12,}" if name == "tokens" else f"{name:<12}{value:>12.6f}")
 
@@ -168,9 +210,10 @@ def inspect(args):
     parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, args.tokens)
     print(f"a step over {args.tokens} tokens:\n{memory.format_estimate(parts)}")
     if args.data:
-        tokens, mask = load_examples(args, loaded, "train")[0][0]
+        data, _ = load_examples(args, loaded, "train")
+        example = data.examples[0]
         print("the first row, one token per line; the loss counts the tokens with *:")
-        for token, counts in zip(tokens, [0, *mask[1:]]):
+        for token, counts in zip(example.tokens, [0, *example.mask[1:]]):
             print(f"{'*' if counts else ' '} {token:>6}  {loaded.tokenizer.decode([token])!r}")
 
 

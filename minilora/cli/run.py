@@ -16,7 +16,7 @@ from typing import Any
 from .. import layers
 from ..batching import pack_examples
 from ..config import POSITIVE, InputError, TrainConfig, check_number, require
-from ..data.rows import encode_rows, load_rows, split_row
+from ..data.rows import split_row
 from ..evaluation import memory
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
@@ -29,6 +29,7 @@ from ..methods.operations import check_packing, operations, prompt
 from ..tree import subtree
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS
+from .examples import columns_of, compared, read_split, warn_of_common_rows
 from .loading import load_for_training, refuse_unused, unused_settings
 
 
@@ -49,9 +50,11 @@ def train_and_save(args):
     loaded = load_for_training(args)
     tokenizer = replace(loaded.tokenizer, chat_date=args.chat_date)
     check_packing(loaded.adapters, train_config)
-    rows, held_out = (load_rows(args.data, split, tokenizer) for split in ("train", "valid"))
-    examples, cut = encode_rows(rows, tokenizer, train_config)
-    valid = encode_rows(held_out, tokenizer, train_config)[0] if held_out else []
+    loaded = loaded._replace(tokenizer=tokenizer)
+    data = loaded, columns_of(args.columns), train_config
+    train_split = read_split(args.data, "train", *data)
+    valid_split = read_split(args.data, "valid", *data)
+    examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
     unused = unused_settings(args, loaded, train_config, examples, valid)
     refuse_unused(args.given, unused)
     check_held_out(valid, train_config)
@@ -61,10 +64,12 @@ def train_and_save(args):
     memory.print_trainable_parameters(loaded.adapters, loaded.base)
     check_memory(loaded, examples, train_config)
     if Path(args.data).is_file():
-        whole = len(rows) + len(held_out)
+        whole = len(train_split.rows) + len(held_out)
         how = "every tenth row is held out" if held_out else "fewer than ten, so none is held out"
-        print(f"{args.data}: {whole} rows, {len(rows)} for training; {how}")
-    print(f"{len(examples)} rows to train on, {len(valid)} held out, {cut} cut to --max-seq-length")
+        print(f"{args.data}: {whole} rows, {len(train_split.rows)} for training; {how}")
+    print(train_split.summary(" to train on"))
+    print(valid_split.summary(" held out"))
+    warn_of_common_rows(held_out, train_split.rows, "held-out rows", "the rows to train on")
     print(f"{args.iters} steps of {args.batch_size * args.grad_accumulation_steps} sequences")
     metadata = {**run_folder.metadata(args, unused), "threads": num_threads()}
     if args.resume:
@@ -84,7 +89,7 @@ def train_and_save(args):
             return evaluation(step, evaluate(adapters, loaded.base, *rows, ops, args.quiet))
 
         def show(when, adapters, scores):
-            print_scores(when, scores, len(scored), len(valid))
+            print_scores(when, scores, len(scored), len(valid), held_out)
             if not args.quiet:
                 sample = tokenizer, held_out[0], ops
                 print_sample(adapters, loaded.base, loaded.model_config, *sample)
@@ -233,11 +238,13 @@ class RunWriter:
         return f"continue with `minilora train --resume --adapter-path {self.folder}`"
 
 
-def print_scores(when, scores, scored, held_out):
+def print_scores(when, scores, scored, held_out, rows):
     """Print a dict of an evaluation, which counted `scored` of `held_out` rows."""
     loss, exact = scores["eval_loss"], 100 * scores["eval_exact_match"]
+    what = compared(rows)
+    of = "" if what == "answers" else f" of {what} (all tokens of a text must be right)"
     part = "" if scored == held_out else f", on {scored} of {held_out} held-out rows"
-    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %{part}")
+    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %{of}{part}")
 
 
 def print_sample(adapters, base, model_config, tokenizer, row, ops):

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, LoraConfig, flag, require
-from ..data.rows import read_jsonl
+from ..data.row_files import read_jsonl
 from ..evaluation.trainer import NO_BEST, kept_step, should_stop
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.files import replace_text, write_errors

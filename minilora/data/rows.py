@@ -1,4 +1,4 @@
-"""Turn rows of a user into examples: JSONL files, chat templates, and the mask of the prompt.
+"""Turn rows of a user into examples: forms of rows, chat templates, and the mask of the prompt.
 
 A row is {"text"}, {"prompt", "completion"} or {"messages"}. Rows of Alpaca and ShareGPT become one
 of these when they are read. This generalizes part 5 of `lessons/00_qlora_in_one_file.py`.
@@ -6,6 +6,7 @@ of these when they are read. This generalizes part 5 of `lessons/00_qlora_in_one
 
 import json
 import sys
+from collections import Counter
 from contextlib import suppress
 from difflib import get_close_matches
 from functools import cache, partial
@@ -15,28 +16,42 @@ from typing import Any
 from ..batching import Example
 from ..config import InputError, TrainConfig, require
 from . import tasks
+from .row_files import SUFFIXES, parse_json, read_values
 
 Row = dict[str, Any]
 FORMS: list[set[str]] = [{"text"}, {"prompt", "completion"}, {"messages"}]
 ONE_OF = "text, or prompt and completion, or messages, or the keys of Alpaca or ShareGPT"
 ALPACA, SHAREGPT = {"instruction", "output"}, {"conversations"}
+OPTIONAL = ("input", "system", "tools")  # keys that a row of some form may have
+KEYS = ("text", "prompt", "completion", "messages", "instruction", "output", "conversations",
+        *OPTIONAL)  # fmt: skip
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
+TARGET_WITHIN = "target token within --max-seq-length"
 REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
 
 
-def read_rows(path, tokenizer=None):
-    """Return the rows of a JSONL file; raise InputError naming the file and the malformed line.
+def read_rows(path, tokenizer=None, columns=None):
+    """Return the rows of a file; raise InputError naming the file and the malformed line.
 
-    Rows that cannot be learned are left out, and a warning counts them; see `reason_to_skip`.
+    columns: see `load_rows`. Rows that cannot be learned are left out, and a warning counts them;
+    see `reason_to_skip`.
     """
-    rows = [(check_row(value, where), where) for value, where in read_jsonl(path)]
+    return read_usable(path, tokenizer, columns)[0]
+
+
+def read_usable(path, tokenizer=None, columns=None):
+    """Return (rows of `read_rows`, {reason: number of rows that are left out})."""
+    check_columns(columns)
+    values = read_values(path)
+    rows = [(check_row(select(value, columns, where), where), where) for value, where in values]
     require(rows, f"{path} is empty: write one JSON object per line")
     reasons = [reason_to_skip(row, tokenizer) for row, _ in rows]
-    for reason in sorted({*reasons} - {""}):
-        count = f"{reasons.count(reason)}, the first is {rows[reasons.index(reason)][1]}"
+    left_out = Counter(reason for reason in reasons if reason)
+    for reason, n in sorted(left_out.items()):
+        count = f"{n}, the first is {rows[reasons.index(reason)][1]}"
         say_once(f"warning: rows that are skipped because they have {reason}: {count}")
     require("" in reasons, f"{path} has no row that can be used")
-    return [row for (row, _), reason in zip(rows, reasons) if not reason]
+    return [row for (row, _), reason in zip(rows, reasons) if not reason], dict(left_out)
 
 
 @cache
@@ -45,27 +60,25 @@ def say_once(text):
     print(text, file=sys.stderr)
 
 
-def read_jsonl(path):
-    """Yield (value, place) of each line of a JSONL file; the place is "FILE, line N"."""
-    try:
-        text = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    for n, line in enumerate(text.split(b"\n"), 1):
-        if line.strip():
-            where = f"{path}, line {n}"
-            whole = line.decode(errors="ignore").encode() == line
-            require(whole, f"{where}: not UTF-8: save the file as UTF-8")
-            yield parse_json(line.decode(), f"{where}: not JSON"), where
+def check_columns(columns):
+    """Raise InputError unless `columns` is None or {key of a row: column of a file}."""
+    for key in columns or ():
+        if key not in KEYS:
+            known = ", ".join(KEYS)
+            raise InputError(
+                f"--columns: {key!r} is no key of a row: give KEY=COLUMN, KEY of {known}"
+            )
 
 
-def parse_json(text, complaint):
-    """Return the value of a JSON text; raise InputError with the complaint if it is not JSON."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        says = str(error).replace("line 1 column", "column")  # a row of a file has its own number
-        raise InputError(f"{complaint}: {says}") from error
+def select(row, columns, where):
+    """Return the row with the keys of `columns`; other columns are left out."""
+    if not columns or not isinstance(row, dict):
+        return row
+    for key, column in columns.items():
+        if column not in row and key not in OPTIONAL:
+            there = ", ".join(map(str, row))
+            raise InputError(f"{where}: no column {column!r}, only {there}: correct --columns")
+    return {key: row[column] for key, column in columns.items() if column in row}
 
 
 def check_row(row, where):
@@ -81,7 +94,8 @@ def check_row(row, where):
         near = {key for key in set.union(*forms) if get_close_matches(key, row, cutoff=0.75)}
         nearest = max(forms, key=lambda keys: len(keys & near))
         needed = " and ".join(sorted(nearest)) if near and not nearest <= row.keys() else ONE_OF
-        raise InputError(f"{where}: the keys are {sorted(row)}: a row needs {needed}")
+        advice = "or --columns prompt=KEY completion=KEY"
+        raise InputError(f"{where}: the keys are {sorted(row)}: a row needs {needed}, {advice}")
     for key in known - {"messages"}:
         check_text(key, row[key], where)
     return check_messages(row, where) if "messages" in row else row
@@ -149,6 +163,22 @@ def reason_to_skip(row, tokenizer):
     return "tools that the chat template of the model does not show" if hidden else ""
 
 
+def messages_of(row):
+    """Return the messages of a row that is not a text."""
+    return row.get("messages") or [
+        {"role": "user", "content": row["prompt"]},
+        {"role": "assistant", "content": row["completion"]},
+    ]
+
+
+def row_content(row):
+    """Return what a row says as one string; the form of the row and its other keys do not count."""
+    if "text" in row:
+        return row["text"]
+    turns = [[m["role"], m.get("content"), m.get("tool_calls")] for m in messages_of(row)]
+    return json.dumps([turns, row.get("tools")])
+
+
 def split_turns(row, tokenizer):
     """Return [(text before an answer, the answer), …] as the model reads them.
 
@@ -159,10 +189,7 @@ def split_turns(row, tokenizer):
         return [("", row["text"])]
     if "prompt" in row and not tokenizer.has_chat_template:
         return [(row["prompt"] + row.get("separator", ""), row["completion"])]
-    messages = row.get("messages") or [
-        {"role": "user", "content": row["prompt"]},
-        {"role": "assistant", "content": row["completion"]},
-    ]
+    messages = messages_of(row)
     render = partial(tokenizer.render, tools=row.get("tools"))
     whole, turns, end = render(messages), list[tuple[str, str]](), 0
     # most chat templates need a message before an answer
@@ -186,10 +213,12 @@ def encode(row, tokenizer, mask_prompt=False):
     """Return the Example of a row: its turns, and the end of the sequence.
 
     With `mask_prompt`, the targets are all answers with their end tokens (as assistant_only_loss in
-    TRL). Text that a chat template writes after the end of the last answer is dropped.
+    TRL). Exact match compares these tokens in both cases; a text row is one answer. Text that a
+    chat template writes after the end of the last answer is dropped.
     """
     turns, eos = split_turns(row, tokenizer), tokenizer.eos_token_id
-    example, others = Example([], []), [0 if mask_prompt else 1]
+    tokens: list[int] = []
+    in_answer: list[int] = []
     for n, (before, answer) in enumerate(turns, 1):
         head = tokenizer.encode(before, add_special_tokens=n == 1) if before else []
         tail = tokenizer.encode(answer, add_special_tokens=n == 1 and not before)
@@ -199,38 +228,82 @@ def encode(row, tokenizer, mask_prompt=False):
             tail, rest = tail + [eos] * (tail[-1:] != [eos]), []
         else:  # an end token, or the next turn, shows where the answer ends
             require(rest or turns[n][0], REWRITTEN)
-        example.tokens.extend(head + tail + rest)
-        example.mask.extend(others * len(head) + [1] * len(tail) + others * len(rest))
-    return example
+        tokens += head + tail + rest
+        in_answer += [0] * len(head) + [1] * len(tail) + [0] * len(rest)
+    return Example(tokens, in_answer if mask_prompt else [1] * len(tokens), in_answer)
 
 
 def encode_rows(
     rows: list[Row], tokenizer: Any, train_config: TrainConfig
 ) -> tuple[list[Example], int]:
-    """Return (examples that have a target, cut to max_seq_length; number of examples cut)."""
+    """Return (examples that have a target, cut to max_seq_length; number of these that are cut).
+
+    A warning on standard error counts the rows that are left out: those without a target token
+    within max_seq_length. Raises InputError if no row is left.
+    """
+    if not rows:
+        raise InputError("there are no rows to encode")
     length = train_config.max_seq_length
-    full = [encode(row, tokenizer, train_config.mask_prompt) for row in rows]
-    cut = [Example(*(part[:length] for part in example)) for example in full]
-    kept = [example for example in cut if any(example.mask[1:])]
-    way = "raise it or give longer texts"
-    require(kept, f"no row has a target token within --max-seq-length {length}: {way}")
-    return kept, sum(len(e.tokens) > length for e in full)
+    num_cut = 0
+    kept: list[Example] = []
+    for row in rows:
+        full = encode(row, tokenizer, train_config.mask_prompt)
+        example = Example(*(part[:length] for part in full))
+        if any(example.mask[1:]):
+            kept.append(example)
+            num_cut += len(full.tokens) > length
+    if not kept:
+        raise InputError(f"no row has a {TARGET_WITHIN} {length}: raise it or give longer texts")
+    left_out = len(rows) - len(kept)
+    if left_out:
+        which = f"{left_out} of {len(rows)} rows are left out"
+        print(f"warning: {which}: they have no {TARGET_WITHIN} {length}", file=sys.stderr)
+    return kept, num_cut
 
 
-def load_rows(name: str, split: str, tokenizer: Any = None) -> list[Row]:
-    """Return the rows of a split of a built-in data set, a .jsonl file or a folder.
+def load_rows(
+    name: str, split: str, tokenizer: Any = None, columns: dict[str, str] | None = None
+) -> list[Row]:
+    """Return the rows of a split of a built-in data set, a file or a folder.
 
-    `split` is train, valid or test. tokenizer: see `read_rows`. For a file, valid and test are both
-    every tenth row (none if there are fewer than ten). A folder has train.jsonl and valid.jsonl,
-    and may have test.jsonl; otherwise test is valid.jsonl.
+    `split` is train, valid or test. tokenizer: see `read_rows`. columns: {key: column}, the name in
+    the file of each key of a row, for example {"prompt": "question", "completion": "answer"}; other
+    columns are not read. Of a file, valid and test are both every tenth row (none if there are
+    fewer than ten). A folder has train.jsonl and valid.jsonl, and may have test.jsonl; otherwise
+    test is valid.jsonl. A file is JSON Lines, a JSON list of rows, or CSV.
+    """
+    return load_usable(name, split, tokenizer, columns)[0]
+
+
+def load_usable(name, split, tokenizer=None, columns=None):
+    """Return (rows of `load_rows`, {reason: number of rows that are left out}).
+
+    Every tenth *usable* row of a file is held out, so its unusable rows are those of train.
     """
     path = Path(name)
+    split = existing_split(name, split)
     if name in tasks.BUILTIN:
-        return tasks.builtin(name, split)
+        require(not columns, f"--columns is for files: the rows of {name} have their keys already")
+        return tasks.builtin(name, split), {}
     if path.is_dir():
-        files = [path / f"{split}.jsonl"] + [path / "valid.jsonl"] * (split == "test")
-        return read_rows(next((f for f in files if f.exists()), files[0]), tokenizer)
-    known = f"{', '.join(tasks.BUILTIN)}, a .jsonl file, or a folder with train.jsonl"
+        return read_usable(file_of(path, split), tokenizer, columns)
+    known = f"{', '.join(tasks.BUILTIN)}, a .jsonl or .csv file, or a folder with train.jsonl"
     require(path.is_file(), f"there is no data set or file {name!r}: give {known} and valid.jsonl")
-    rows = read_rows(path, tokenizer)
-    return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]
+    rows, left_out = read_usable(path, tokenizer, columns)
+    if split == "train":
+        return [row for i, row in enumerate(rows) if i % 10 != 9], left_out
+    return rows[9::10], {}
+
+
+def existing_split(name, split):
+    """Return the split that is read: valid instead of test if the data has no rows for test."""
+    tasks.check_split(split)
+    if name in tasks.BUILTIN or split != "test" or file_of(Path(name), split).exists():
+        return split
+    return "valid"
+
+
+def file_of(folder, split):
+    """Return the file of a split in a folder; train.jsonl if there is none for train."""
+    files = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
+    return next((file for file in files if file.exists()), files[0])

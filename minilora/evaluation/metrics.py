@@ -1,7 +1,7 @@
 """Scores of a model: loss, perplexity, exact match, calibration.
 
-One forward pass gives all of them. Greedy decoding reproduces a row exactly if each of its target
-tokens is the most probable one, so exact match needs no generation.
+One forward pass gives all of them. Greedy decoding gives exactly the answer of a row if each token
+of the answer is the most probable one, so exact match needs no generation.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from .. import model
-from ..batching import Example, collate
-from ..config import InputError, ModelConfig, require
+from ..batching import Example, check_examples, collate
+from ..config import InputError, ModelConfig
 from ..kernels.chunking import LOGIT_FLOATS, chunks
 from ..methods.operations import operations
 from ..tree import Tree
@@ -25,39 +25,40 @@ def evaluate(
     adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
     ops: Any = None, quiet: bool = False,
 ) -> Tree:  # fmt: skip
-    """Return the scores of a model over the target tokens of `examples`, a non-empty list.
+    """Return the scores of a model over `examples`, a list of `Example`; ops: as for `train`.
 
-    Keys: `loss` (nats per token), `perplexity`, `tokens` (the number of target tokens),
-    `exact_match` (share of examples), `ece` (calibration error) and `brier`. ops: as for `train`.
-    quiet: show no progress. Raises InputError if there are no examples, or if they are not encoded.
+    Keys: `loss` (nats per target token), `perplexity`, `tokens` (the number of target tokens),
+    `exact_match`, `ece` (calibration error) and `brier`. Exact match is the share of examples whose
+    answer has only tokens that are the most probable ones; an example without a token of an answer
+    is no match. All other scores are means over the target tokens. quiet: show no progress. Raises
+    InputError if there are no targets.
     """
     if not examples:
         raise InputError("there are no examples to evaluate")
-    check_examples(examples)
+    check_examples("examples", examples, model_config.vocab_size)
+    scored = [example for example in examples if any(example.mask[1:])]
+    if not scored:
+        raise InputError(
+            "no token of the examples is a target: a mask needs a 1 after its first entry"
+        )
     ops = operations(adapters, base, ops)
-    tokens = sum(len(example.tokens) for example in examples)
+    tokens = sum(len(example.tokens) for example in scored)
     bar = {"desc": "evaluating", "leave": False, "delay": 1, "unit_scale": True}
     parts = []
     with Progress(tokens, "token", quiet=quiet, **bar) as progress:
-        for rows in batches(examples):
-            parts.append(token_scores(adapters, base, collate(rows), model_config, ops))
+        for rows in batches(scored):
+            parts.append(token_scores(adapters, base, with_answer(rows), model_config, ops))
             done = sum(len(example.tokens) for row in rows for example in row)
             percent = 100 * (progress.n + done) / tokens
-            progress.advance(done, f"evaluating {len(examples):,} rows: {percent:.0f} %")
+            progress.advance(done, f"evaluating {len(scored):,} rows: {percent:.0f} %")
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {
         "loss": loss, "perplexity": float(np.exp(loss)), "tokens": len(scores["nll"]),
-        "exact_match": float(np.mean(scores["exact"])),
+        "exact_match": float(np.sum(scores["exact"]) / len(examples)),
         "ece": calibration_error(scores["confidence"], scores["hit"]),
         "brier": float(np.mean(scores["brier"], dtype=np.float64)),
     }  # fmt: skip
-
-
-def check_examples(examples):
-    """Raise InputError unless all elements are of the type Example."""
-    encoded = all(isinstance(example, Example) for example in examples)
-    require(encoded, "rows are not examples: encode them first, with minilora.encode_rows")
 
 
 def batches(examples):
@@ -71,8 +72,17 @@ def batches(examples):
     yield batch
 
 
+def with_answer(sequences):
+    """Return the batch of `collate`, and `answer` (B, T): 1 for the targets of exact match."""
+    answers = [[e._replace(mask=e.mask if e.answer is None else e.answer)] for [e] in sequences]
+    return collate(sequences) | {"answer": collate(answers)["mask"]}
+
+
 def token_scores(adapters, base, batch, model_config, ops):
-    """Return arrays: `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row."""
+    """Return arrays: `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row.
+
+    batch: of `collate` (exact match then compares all targets) or of `with_answer`.
+    """
     tokens, starts = batch["tokens"], batch["segment_starts"]
     x = model.hidden_states(adapters, base, tokens, starts, model_config, ops)
     at = np.nonzero(batch["mask"])
@@ -80,7 +90,9 @@ def token_scores(adapters, base, batch, model_config, ops):
     pieces = chunks(len(targets), model_config.vocab_size, LOGIT_FLOATS)
     parts = [_scores(model.logits(h[i], adapters, base, ops), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
-    exact = np.bincount(at[0], weights=~hit, minlength=len(x)) == 0
+    compared = batch.get("answer", batch["mask"])[at] > 0
+    misses = np.bincount(at[0], weights=compared & ~hit, minlength=len(x))
+    exact = (misses == 0) & (np.bincount(at[0], weights=compared, minlength=len(x)) > 0)
     return {"nll": nll, "hit": hit, "confidence": confidence, "brier": brier, "exact": exact}
 
 
@@ -103,7 +115,8 @@ def calibration_error(confidence, hit):
     """
     if not np.isfinite(confidence).all():
         return float("nan")
-    # ECE = Σ_b |B_b|/N · |accuracy(B_b) − confidence(B_b)|   (Guo et al. 2017, Eq. 3)
-    which = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    # B_m has the confidences in ((m − 1)/M, m/M], for m = 1 … M = BINS   (Guo et al. 2017, Sec. 2)
+    which = np.searchsorted(np.arange(1, BINS) / BINS, confidence)
+    # ECE = Σ_m |B_m|/N · |accuracy(B_m) − confidence(B_m)|   (Guo et al. 2017, Eq. 3)
     gap = np.bincount(which, weights=hit.astype(float) - confidence, minlength=BINS)
     return float(np.abs(gap).sum() / len(hit))

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from .. import kernels, layers, training
-from ..batching import Example
+from ..batching import Example, check_examples
 from ..config import InputError, ModelConfig, TrainConfig
 from ..methods.operations import check_packing, operations
 from ..optim import adamw_init
 from ..tree import Tree, num_parameters
-from .metrics import check_examples, evaluate
+from .metrics import evaluate
 from .progress import Progress
 
 MAX_PARALLEL_PARAMETERS = 2**24  # with more, a gradient per core needs too much memory
@@ -55,7 +55,8 @@ def train(
     """
     check_packing(adapters, train_config)
     check_held_out(valid, train_config)
-    check_examples([*examples, *valid])
+    check_examples("examples", examples, model_config.vocab_size)
+    check_examples("valid", valid, model_config.vocab_size)
     ops = operations(adapters, base, ops)
     reference = getattr(ops, "ops", ops) is layers
     one_shard = reference or num_parameters(adapters) > MAX_PARALLEL_PARAMETERS

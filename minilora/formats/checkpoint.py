@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import lora
 from ..config import INITIALIZERS, LoraConfig, require
-from ..data.rows import parse_json
+from ..data.row_files import parse_json
 from ..methods import initializers
 from ..methods.registry import MethodConfig
 from ..tree import Tree, get, named_leaves, set_leaf, tree_map, unflatten

@@ -8,7 +8,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, require
-from ..data.rows import parse_json
+from ..data.row_files import parse_json
 
 
 def read_text(path):

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError, require
-from ..data.rows import parse_json
+from ..data.row_files import parse_json
 from ..optim import from_bfloat16, to_bfloat16
 from ..quant.low_precision import halves
 

@@ -77,7 +77,7 @@ def generate_batch(
     """
     one_each = f"{len(prompts)} prompts need as many pairs, got {len(pairs)}"
     require(len(pairs) == len(prompts) > 0, one_each)
-    check_generation(prompts, max_tokens, temp, top_p)
+    check_generation(prompts, max_tokens, temp, top_p, model_config)
     adapters, frozen = pairs[0]
     if any(a is not adapters or base is not frozen for a, base in pairs):
         adapters, frozen = per_row(pairs, list(range(len(pairs))))

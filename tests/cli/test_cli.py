@@ -31,6 +31,7 @@ from minilora.batching import Example, pack_examples
 from minilora.cli import run_folder
 from minilora.cli.arguments import parse
 from minilora.cli.commands import load_model
+from minilora.cli.examples import common_rows
 from minilora.cli.loading import LoadedModel, load_for_training, refuse_unused, unused_settings
 from minilora.cli.run import check_memory
 from minilora.cli.stored_paths import absolute
@@ -116,8 +117,13 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
     assert run("evaluate --json --split valid --adapter-path", out) == 0
     score = json.loads(capsys.readouterr().out)
     metrics = {"loss", "perplexity", "tokens", "exact_match", "ece", "brier"}
-    assert set(score) == metrics | {"rows", "data"}
+    rows_scored = {"rows", "data", "left_out", "cut", "max_seq_length", "trained_on"}
+    rows_scored |= {"held_out_by_the_run", "loss_of", "exact_match_of"}
+    assert set(score) == metrics | rows_scored
     assert score["rows"] == 2 and score["data"] == f"valid split of {data}"
+    assert score["left_out"] == {} and score["cut"] == score["trained_on"] == 0
+    assert score["held_out_by_the_run"] == 2 and score["max_seq_length"] == 256
+    assert score["loss_of"] == "all tokens" and score["exact_match_of"] == "answers"
     assert score["loss"] == pytest.approx(
         rows[-1]["eval_loss"], rel=1e-6
     )  # the same base, as stored
@@ -287,7 +293,7 @@ BAD_ROWS = {
     '{"text": 3}': "line 1",
     '{"messages": []}': "line 1",
     '{"messages": [{"role": "user", "content": "a"}]}': "line 1",
-    '["text"]': "line 1",
+    '["text"]': "row 1",
     '{"text": "a"}\n\n{"prompt": "b"}': "line 3",
 }
 
@@ -972,11 +978,11 @@ def test_keep_best_keeps_the_best_step_of_a_whole_run(base, data, tmp_path, scri
     best, last = ((out / f"checkpoint-{step}" / name).read_bytes() for step in (2, 4))
     assert (out / name).read_bytes() == best != last
     capsys.readouterr()
-    for flag in ("--keep-best", "--early-stopping-patience 1"):
+    for needs in ("--keep-best", "--early-stopping-patience 1"):
         few = tmp_path / "few.jsonl"
         few.write_text('{"text": "Ada keeps a red ball."}\n' * 3)
-        line = error_of(capsys, train(base, few, tmp_path / "none", flag))
-        assert f"{flag.split()[0]} needs held-out rows, but there are none" in line
+        line = error_of(capsys, train(base, few, tmp_path / "none", needs))
+        assert f"{needs.split()[0]} needs held-out rows, but there are none" in line
         assert not (tmp_path / "none").exists()
 
 
@@ -1120,7 +1126,8 @@ def test_evaluate_scores_every_row_of_a_file(base, data, tmp_path, capsys):
         answers = sum(len(str(i + 1)) + 1 for i in range(n))  # and the end of the sequence
         assert score["tokens"] == answers
         assert run("evaluate --model", base, "--data", path) == 0
-        assert f"{n} rows, all rows of {path}" in capsys.readouterr().out
+        rows = "1 row" if n == 1 else f"{n} rows"
+        assert f"{rows}, all rows of {path}" in capsys.readouterr().out
 
 
 def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_path, capsys):
@@ -1128,9 +1135,190 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_
     assert train(base, data, out) == 0
     assert "20 rows, 18 for training; every tenth row is held out" in capsys.readouterr().out
     assert run("evaluate --adapter-path", out) == 0  # the split that the run made itself
-    assert capsys.readouterr().err == ""
+    printed, said = capsys.readouterr()
+    # the file has no test rows, so these are its validation rows
+    assert f"2 rows, valid split of {data}, which the run used for its curve\n" in printed
+    assert said == ""
+    where = "among the rows that the adapter was trained on"
     assert run("evaluate --adapter-path", out, "--data", data) == 0
-    assert "warning: the adapter was trained on rows of" in capsys.readouterr().err
+    printed, said = capsys.readouterr()
+    assert f"20 rows, all rows of {data}, 2 of which the run used for its curve\n" in printed
+    assert f"warning: 18 of 20 rows are {where}: " in said
+
+    # what counts is what the rows say: in another file, form and order, with other keys
+    other = tmp_path / "other.jsonl"
+    turns = [{"role": "user", "content": "3+1="}, {"role": "assistant", "content": "4"}]
+    alpaca = {"instruction": "5+1=", "output": "6", "id": 7}
+    unseen = {"prompt": "30+1=", "completion": "31"}
+    held_out = {"completion": "20", "prompt": "19+1="}
+    rows = [unseen, alpaca, {"prompt": "8+1=", "completion": "9", "id": 1}, held_out]
+    other.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert run("evaluate --json --adapter-path", out, "--data", other) == 0
+    printed, said = capsys.readouterr()
+    assert f"warning: 2 of 4 rows are {where}: " in said
+    score = json.loads(printed)
+    assert score["trained_on"] == 2 and score["held_out_by_the_run"] == 1
+    assert common_rows([{"messages": turns}, unseen], [{"prompt": "3+1=", "completion": "4"}]) == 1
+
+    data.unlink()
+    assert run("evaluate --adapter-path", out, "--data", other) == 0
+    assert (
+        "the adapter may have been trained on these rows, but its data" in capsys.readouterr().err
+    )
+
+
+def test_evaluate_says_that_early_stopping_used_the_rows(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out, "--early-stopping-patience 9") == 0
+    capsys.readouterr()
+    assert run("evaluate --adapter-path", out) == 0
+    words = f"valid split of {data}, which the run used for its curve and for early stopping\n"
+    assert words in capsys.readouterr().out
+
+
+def test_training_warns_of_held_out_rows_that_it_trains_on(base, data, tmp_path, capsys):
+    lines = data.read_text().splitlines(keepends=True)
+    lines[19] = lines[0]  # the second of two held-out rows
+    data.write_text("".join(lines))
+    assert train(base, data, tmp_path / "run", "--dry-run") == 0
+    assert "warning: 1 of 2 held-out rows are among the rows to" in capsys.readouterr().err
+
+
+@pytest.fixture
+def long_and_short(tmp_path):
+    """Ten rows whose prompts have 1, 8, 1, 8, … letters; the answers have 3, and an end token.
+
+    Of the answers after 8 letters, a length of 8 leaves nothing, and a length of 10 leaves 2.
+    """
+    path = tmp_path / "long_and_short.jsonl"
+    rows = [{"prompt": "aaaaaaaa"[: 1 + 7 * (n % 2)], "completion": "bcd"} for n in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"text": ""}]))
+    return path
+
+
+def test_evaluate_counts_rows_that_are_left_out_and_cut(base, long_and_short, capsys):
+    words = "evaluate --model", base, "--data", long_and_short
+    no_target = "no target token within --max-seq-length 8"
+    assert run(*words, "--max-seq-length 8") == 0
+    printed, said = capsys.readouterr()
+    first = f"5 rows, all rows of {long_and_short}; 1 left out (an empty answer)"
+    assert printed.startswith(f"{first}; 5 left out ({no_target})\n")
+    assert f"warning: 5 of 10 rows are left out: they have {no_target}\n" in said
+    assert run(*words, "--max-seq-length 10") == 0
+    assert "10 rows, all" in (printed := capsys.readouterr().out)
+    assert printed.splitlines()[0].endswith("; 5 cut to --max-seq-length 10")
+    for length, rows, left_out, cut in (
+        (8, 5, {"an empty answer": 1, no_target: 5}, 0),
+        (10, 10, {"an empty answer": 1}, 5),
+        (100, 10, {"an empty answer": 1}, 0),
+    ):
+        assert run(*words, "--json --max-seq-length", str(length)) == 0
+        score = json.loads(capsys.readouterr().out)
+        assert (score["rows"], score["left_out"], score["cut"]) == (rows, left_out, cut)
+
+
+def test_training_counts_the_rows_of_both_splits(base, long_and_short, tmp_path, capsys):
+    words = "--mask-prompt --dry-run --max-seq-length"
+    assert train(base, long_and_short, tmp_path / "run", words, "10") == 0
+    printed = capsys.readouterr().out
+    skipped = "1 left out (an empty answer)"
+    assert f"\n9 rows to train on; {skipped}; 4 cut to --max-seq-length 10\n" in printed
+    assert "\n1 row held out; 1 cut to --max-seq-length 10\n" in printed
+    error = error_of_last_line(capsys, train(base, long_and_short, tmp_path / "r", words, "8"))
+    # the only held-out row is a long one
+    where = f"valid rows of {long_and_short}: no row has a target token within"
+    assert where in error and not (tmp_path / "r").exists()
+
+
+def error_of_last_line(capsys, status):
+    """Return the last line on standard error of a command that failed after warnings."""
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert status == 2 and line.startswith("error: ")
+    return line
+
+
+def test_evaluate_cuts_rows_as_the_run_did(base, long_and_short, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, long_and_short, out, "--max-seq-length 9") == 0
+    for flags, length, tokens in (("", 9, 8), ("--max-seq-length 7", 7, 6)):
+        capsys.readouterr()
+        assert run("evaluate --json --adapter-path", out, flags) == 0
+        score = json.loads(capsys.readouterr().out)
+        # the held-out row has 12 tokens; the first one is no target
+        assert (score["max_seq_length"], score["tokens"], score["cut"]) == (length, tokens, 1)
+
+
+def test_exact_match_of_texts_says_that_all_tokens_count(base, data, tmp_path, capsys):
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text("".join(json.dumps({"text": f"{n}+1={n + 1}"}) + "\n" for n in range(10)))
+    assert train(base, texts, tmp_path / "texts") == 0
+    words = "exact match 0.0 % of whole texts (all tokens of a text must be right)\n"
+    assert capsys.readouterr().out.count(words) == 2  # before and after
+    assert run("evaluate --model", base, "--data", texts) == 0
+    assert "loss of whole texts, exact match of whole texts\n" in capsys.readouterr().out
+    texts.write_text(texts.read_text() + data.read_text())
+    assert run("evaluate --no-mask-prompt --model", base, "--data", texts) == 0
+    both = "loss of all tokens, exact match of answers and whole texts\n"
+    assert both in capsys.readouterr().out
+
+
+def test_rows_longer_than_the_positions_of_the_model_are_named(tmp_path, capsys):
+    """micro was trained on texts of 512 tokens."""
+    rows = tmp_path / "rows.jsonl"
+    texts = [{"text": "a" * n} for n in (511, 512, 513, 600)]  # and the end token
+    rows.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    says = "have up to 601 tokens, but the model was trained on texts of at most 512: give --max-"
+    words = "--model micro --data", rows
+    assert run("evaluate", *words) == 0
+    assert f"warning: 2 of 4 rows {says}" in capsys.readouterr().err
+    more = "--dry-run --max-seq-length 1000 --adapter-path", tmp_path / "run"
+    assert run("train", *words, *more) == 0
+    assert f"warning: 2 of 4 rows {says}" in capsys.readouterr().err
+    assert run("evaluate --max-seq-length 513", *words) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, capsys):
+    table = tmp_path / "rows.csv"
+    lines = [f'{n},"{n}+1=\nis",{n + 1}' for n in range(20)]
+    table.write_text("\r\n".join(["id,question,answer", *lines, ""]))
+    columns = "--columns prompt=question completion=answer"
+    out = tmp_path / "run"
+    error = error_of(capsys, train(base, table, out))
+    assert f"{table}, line 2: the keys are ['answer', 'id', 'question']" in error
+    assert "--columns prompt=KEY completion=KEY" in error
+    assert train(base, table, out, columns) == 0
+    printed = capsys.readouterr().out
+    assert f"{table}: 20 rows, 18 for training" in printed and "asked: '9+1=\\nis'" in printed
+    settings = tomllib.loads((out / "train_config.toml").read_text())
+    assert settings["columns"] == ["prompt=question", "completion=answer"]
+    assert run("train --resume --iters 5", *at(out)) == 0
+    capsys.readouterr()
+
+    assert run("evaluate --json", *at(out)) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert score["data"] == f"valid split of {table}" and score["held_out_by_the_run"] == 2
+    assert run("inspect --data", table, *at(out)) == 0
+    marked = capsys.readouterr().out.split("counts the tokens with *:\n")[1].splitlines()
+    assert "".join(eval(line[9:]) for line in marked) == "0+1=\nis1"
+    # other data: the columns of the run, unless others are given; built-in data have their keys
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"question": "40+1=", "answer": "41", "text": "not read"}\n')
+    assert run("evaluate --data", other, *at(out)) == 0
+    other.write_text('{"prompt": "40+1=", "completion": "41"}\n')
+    error = error_of_last_line(capsys, run("evaluate --data", other, *at(out)))
+    assert "line 1: no column 'question', only prompt, completion: correct --columns" in error
+    given = "--columns prompt=prompt completion=completion"
+    assert run("evaluate", given, "--data", other, *at(out)) == 0
+    assert run("evaluate --data questions --split valid", *at(out)) == 0
+    for flags, says in (
+        ("--columns question=prompt", "--columns: must be KEY=COLUMN, where KEY is text, prompt"),
+        ("--columns prompt", "--columns: must be KEY=COLUMN"),
+        ("--columns prompt=a prompt=b", "a key occurs twice"),
+        ("--data questions --columns prompt=a", "--columns is for files: the rows of questions"),
+    ):
+        capsys.readouterr()
+        assert says in error_of_last_line(capsys, train(base, table, tmp_path / "no", flags))
 
 
 def test_an_adapter_on_another_base_than_its_own(base, data, tmp_path, capsys):

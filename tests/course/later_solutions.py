@@ -999,14 +999,14 @@ def batch_of(sequences, twist=""):
     rows = []
     for row in sequences:
         tokens, targets, mask, starts = [], [], [], []
-        for t, m in row:
+        for t, m, _ in row:
             starts += [len(tokens)] * (len(t) - 1)
             tokens += list(t[:-1])
             targets += list(t[1:])
             mask += list(m[1:])
         if twist == "numbered segments":
             starts = []
-            for count, (t, _) in enumerate(row):
+            for count, (t, _, _) in enumerate(row):
                 starts += [count] * (len(t) - 1)
         rows.append([tokens, targets, mask, starts])
     T = max(len(r[0]) for r in rows)

@@ -1139,7 +1139,7 @@ def collate_of(sequences, shift=1, start_of_bin=False, keep_prompt=False, masked
     batch = {name: np.zeros((len(sequences), T), kind) for name, kind in kinds.items()}
     for row, examples in enumerate(sequences):
         at = 0
-        for tokens, mask in examples:
+        for tokens, mask, _ in examples:
             n = len(tokens) - 1
             here = np.s_[row, at : at + n]
             batch["tokens"][here] = tokens[:-1]

@@ -12,7 +12,16 @@ from models import TINY, random_examples, seeds
 
 from minilora.batching import Example, batch_at, collate, pack_examples
 from minilora.config import InputError, TrainConfig
-from minilora.data.rows import check_row, encode, encode_rows, load_rows, read_rows, split_row
+from minilora.data import row_files
+from minilora.data.rows import (
+    check_row,
+    encode,
+    encode_rows,
+    existing_split,
+    load_rows,
+    read_rows,
+    split_row,
+)
 from minilora.data.tokenizer import ByteTokenizer
 
 BYTES, EOS = ByteTokenizer(), 255
@@ -128,6 +137,115 @@ def test_an_empty_file_is_refused(tmp_path, content):
         read_rows(write(tmp_path, content))
 
 
+def test_a_json_list_is_read_as_rows(tmp_path):
+    """Alpaca's own file is one indented list."""
+    rows = [{"text": "a"}, {"prompt": "é", "completion": "b"}]
+    path = write(tmp_path, "\n" + json.dumps(rows, indent=4))
+    assert read_rows(path) == read_rows(write(tmp_path, json.dumps(rows))) == rows
+    for content, message in (
+        ('[\n{"text": "a"},\n{"text": }]', "not a JSON list of rows: .* line 3 column 10"),
+        ('[{"text": "a"}]\n[]', "not a JSON list of rows: Extra data: line 2"),
+        (b'[{"text":\n"\xff"}]', "line 2: not UTF-8"),
+        ('[{"text": "a"}, {"txt": "a"}]', r"the keys are \['txt'\]"),
+        ("[1]", "the row must be a JSON object"),
+        ("[]", "is empty"),
+        ('{\n"data": [\n{"text": "a"}\n]}', "is one JSON object over several lines: write one"),
+    ):
+        with pytest.raises(InputError, match=rf"rows\.jsonl.*{message}") as error:
+            read_rows(write(tmp_path, content))
+        assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"rows\.jsonl, row 2: the keys are"):
+        read_rows(write(tmp_path, '[{"text": "a"}, {"txt": "a"}]'))
+
+
+def test_a_pointer_of_git_lfs_is_named(tmp_path):
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+    with pytest.raises(InputError, match=r"rows\.jsonl is a pointer of Git LFS.*git lfs pull"):
+        read_rows(write(tmp_path, pointer))
+
+
+def table(tmp_path, content):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
+    content = '\ufeffid,prompt,completion\r\n1,"a, b",c\r\n\r\n2,"say ""é""\r\nnow",d\r\n'
+    rows = [
+        {"id": "1", "prompt": "a, b", "completion": "c"},
+        {"id": "2", "prompt": 'say "é"\r\nnow', "completion": "d"},
+    ]
+    path = table(tmp_path, content)
+    assert read_rows(path) == read_rows(path.rename(tmp_path / "ROWS.CSV")) == rows
+    assert read_rows(table(tmp_path, "text\n 1,5\n".replace(",", "."))) == [{"text": " 1.5"}]
+    alpaca = "instruction,input,output\nAdd.,2+2,4\n"
+    expected = {"prompt": "Add.\n2+2", "separator": "\n", "completion": "4"}
+    assert read_rows(table(tmp_path, alpaca)) == [expected]
+
+
+@pytest.mark.parametrize(("content", "message"), [
+    ("", " is empty"),
+    ("prompt,completion\n", " is empty"),
+    ("prompt,completion\na,b\n\na,b,c\n", ", line 4: 3 cells, but the header has 2: put a cell"),
+    ('prompt,completion\n"a\nb",c\na\n', ", line 4: 1 cells, but the header has 2"),
+    ('prompt,completion\na,b\n"a,b\n', ", line 3: not CSV: unexpected end of data"),
+    ('prompt,completion\n"a"b,c\n', ", line 2: not CSV: ',' expected after '\"'"),
+    ("prompt;completion\na;b\n", ", line 1: 'prompt;completion' is one column: separate"),
+    ("prompt\tcompletion\na\tb\n", r", line 1: 'prompt\\tcompletion' is one column: separate"),
+    ("text,text\na,b\n", ", line 1: two columns have the name 'text': rename one"),
+    (b"text\na\n\xff\n", ", line 3: not UTF-8: save the file as UTF-8"),
+    ("How are you?,Well\nWho?,I\n", r", line 2: the keys are \['How are you\?', 'Well'\]: a row"),
+])  # fmt: skip
+def test_a_csv_file_of_a_wrong_layout_is_named(tmp_path, content, message):
+    with pytest.raises(InputError, match=rf"rows\.csv{message}") as error:
+        read_rows(table(tmp_path, content))
+    assert "\n" not in str(error.value)
+
+
+lines = st.text(alphabet='a,";\t\r\n \0é').map(str.encode) | st.binary()
+
+
+BEGINNINGS = {row_files.parse_csv: b"a,b\n", row_files.parse_list: b"[", row_files.parse_lines: b""}
+
+
+@given(lines, st.sampled_from(list(BEGINNINGS)))
+def test_any_bytes_are_rows_or_an_error_in_one_line(data, parse):
+    try:
+        values = list(parse("here", BEGINNINGS[parse] + data))
+    except InputError as error:
+        assert str(error).startswith("here") and "\n" not in str(error)
+    else:
+        assert all(where.startswith("here, ") for _, where in values)
+        if parse is row_files.parse_csv:
+            assert all(row.keys() == {"a", "b"} for row, _ in values)
+
+
+def test_columns_name_the_keys_of_rows(tmp_path):
+    csv, jsonl = "id,question,answer,text\n7,a,b,c\n", {"question": "a", "answer": "b", "text": "c"}
+    columns = {"prompt": "question", "completion": "answer"}
+    for path in (table(tmp_path, csv), write(tmp_path, json.dumps(jsonl))):
+        # other columns are not read, so that the text does not make the row ambiguous
+        row = {"prompt": "a", "completion": "b"}
+        assert load_rows(str(path), "train", columns=columns) == [row]
+        with pytest.raises(InputError, match=r"no column 'reply', only .*answer.*: correct --"):
+            load_rows(str(path), "train", columns={"prompt": "question", "completion": "reply"})
+        with pytest.raises(InputError, match="'question' is no key of a row: give KEY=COLUMN"):
+            load_rows(str(path), "train", columns={"question": "prompt"})
+    path = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "context": "c", "a": "b"}')
+    alpaca = {"instruction": "q", "input": "context", "output": "a"}
+    assert [row["prompt"] for row in load_rows(path, "train", columns=alpaca)] == ["a", "a\nc"]
+    with pytest.raises(InputError, match="--columns is for files: the rows of notes"):
+        load_rows("notes", "train", columns=columns)
+
+
+def test_a_split_that_does_not_exist_is_named(tmp_path):
+    """It would be the held-out rows of a file."""
+    for name in ("questions", "toolcalls", write(tmp_path, '{"text": "a"}'), tmp_path):
+        with pytest.raises(InputError, match="no split 'trian': give one of train, valid, test"):
+            load_rows(name, "trian")
+
+
 def test_a_file_that_is_not_there_is_refused(tmp_path):
     for path in (tmp_path / "none.jsonl", tmp_path):
         with pytest.raises(InputError, match="cannot be read"):
@@ -214,6 +332,14 @@ def test_a_single_file_is_split_and_a_folder_has_its_files(tmp_path):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"text": split}))
     for split, text in (("train", "train"), ("valid", "valid"), ("test", "valid")):
         assert load_rows(str(tmp_path), split) == [{"text": text}]
+        assert existing_split(tmp_path, split) == text
+    (tmp_path / "train.jsonl").unlink()
+    (tmp_path / "train.csv").write_text("text\ncsv\n")
+    (tmp_path / "test.json").write_text('[{"text": "test"}]')
+    for split, text in (("train", "csv"), ("test", "test")):
+        assert load_rows(str(tmp_path), split) == [{"text": text}]
+    assert existing_split(tmp_path, "test") == existing_split("questions", "test") == "test"
+    assert existing_split(path, "test") == "valid" and existing_split(path, "train") == "train"
 
 
 # --------------------------------------------------------------------------------- encoding
@@ -246,6 +372,19 @@ def test_a_template_frames_prompt_and_answer(row):
     assert bytes(example.tokens) == b"^<u:2+2?|>\n<a:4|"
     assert targets_of(example) == "4|"
     assert targets_of(encode(row, Chat())) == "^<u:2+2?|>\n<a:4|"
+
+
+@pytest.mark.parametrize("mask_prompt", [False, True])
+def test_the_answer_is_marked_whether_or_not_the_loss_counts_the_prompt(mask_prompt):
+    rows = {
+        "4|": {"prompt": "2+2?", "completion": "4"},
+        "one|two|": chat_row("1", "one", "2", "two"),
+        "^2+2=4|": {"text": "2+2=4"},  # a text is its own answer
+    }
+    for answer, row in rows.items():
+        example = encode(row, Chat(), mask_prompt)
+        assert targets_of(Example(example.tokens, example.answer)) == answer
+        assert example.mask == (example.answer if mask_prompt else [1] * len(example.tokens))
 
 
 def test_of_several_turns_all_answers_count_when_the_prompt_is_masked():
@@ -400,16 +539,23 @@ def test_long_rows_are_cut_and_counted():
     short, exact = {"text": "abcde"}, {"text": "abcdefgh"}
     (a, b), cut = prepared(short, exact)
     assert a.tokens == [*b"abcde", EOS] and b.tokens == [*b"abcdef"] and cut == 1
-    assert len(a.mask) == len(b.mask) == 6
+    assert len(a.mask) == len(b.mask) == len(a.answer) == len(b.answer) == 6
 
 
-def test_a_row_without_a_target_is_left_out():
+def test_a_row_without_a_target_is_left_out_with_a_warning(capsys):
     # the prompt alone fills the length; an empty text has only the end, which nothing precedes
     lost = [{"prompt": "abcdef", "completion": "x"}, {"text": ""}]
     kept, cut = prepared(
         *lost, {"prompt": "abcde", "completion": "x"}, {"prompt": "a", "completion": ""}
     )
-    assert [targets_of(e) for e in kept] == ["x", "\xff"] and cut == 2
+    assert [targets_of(e) for e in kept] == ["x", "\xff"]
+    assert cut == 1  # of the rows that are kept
+    why = "they have no target token within --max-seq-length 6"
+    assert capsys.readouterr().err == f"warning: 2 of 4 rows are left out: {why}\n"
+    prepared(lost[0], mask_prompt=False)
+    assert capsys.readouterr().err == ""
+    with pytest.raises(InputError, match="there are no rows to encode"):
+        prepared()
     with pytest.raises(InputError, match=r"no row has a target token within --max-seq-length 6"):
         prepared(*lost)
     assert len(prepared(*lost, mask_prompt=False)[0]) == 1
@@ -453,7 +599,7 @@ def test_a_batch_holds_its_examples_shifted_by_one(seed, n, length):
     assert batch["mask"].dtype == np.float32 and batch["tokens"].dtype.kind == "i"
     for row, some in enumerate(sequences):
         at = 0
-        for tokens, mask in some:
+        for tokens, mask, _ in some:
             end = at + len(tokens) - 1
             for name, part in (
                 ("tokens", tokens[:-1]),

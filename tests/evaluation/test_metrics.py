@@ -24,7 +24,7 @@ few = settings(max_examples=20)
 def slow_scores(adapters, base, examples, config):
     """(nll, probabilities, target, row) of every target token, one example at a time, float64."""
     adapters, base = as_dtype(adapters, np.float64), as_dtype(base, np.float64)
-    for row, (tokens, mask) in enumerate(examples):
+    for row, (tokens, mask, _) in enumerate(examples):
         logits = minilora.forward(adapters, base, np.array([tokens[:-1]]), config)[0]
         for z, target, counts in zip(logits, tokens[1:], mask[1:]):
             if counts:
@@ -104,13 +104,8 @@ def test_evaluating_nothing_is_an_error():
 
 def test_exact_match_is_what_greedy_decoding_says():
     # Rows that greedy decoding made are matched; the same with one token changed are not.
-    base, rng = random_base(TINY, 3), np.random.default_rng(0)
-    rows = []
-    for _ in range(6):
-        tokens = rng.integers(TINY.vocab_size, size=3).tolist()
-        for _ in range(4):
-            tokens.append(int(minilora.forward({}, base, np.array([tokens]), TINY)[0, -1].argmax()))
-        rows.append(Example(tokens, [0, 0, 0, 1, 1, 1, 1]))
+    base = random_base(TINY, 3)
+    rows = greedy_examples(base, 6)
     assert evaluate({}, base, rows, TINY)["exact_match"] == 1
     for at in range(3, 7):
         tokens = list(rows[0].tokens)
@@ -120,6 +115,54 @@ def test_exact_match_is_what_greedy_decoding_says():
     # what the mask leaves out need not be likely
     prompt = [Example([5, *rows[0].tokens[1:]], [0, 0, 0, 0, 0, 0, 1])]
     assert evaluate({}, base, prompt, TINY)["tokens"] == 1
+
+
+def greedy_examples(base, n, prompt=3, answer=4):
+    """Return n examples: random prompts, and the answers that greedy decoding gives to them."""
+    rng, examples = np.random.default_rng(0), []
+    for _ in range(n):
+        tokens = rng.integers(TINY.vocab_size, size=prompt).tolist()
+        for _ in range(answer):
+            tokens.append(int(minilora.forward({}, base, np.array([tokens]), TINY)[0, -1].argmax()))
+        examples.append(Example(tokens, [0] * prompt + [1] * answer))
+    return examples
+
+
+def test_exact_match_compares_the_answer_also_if_the_loss_counts_the_prompt():
+    base = random_base(TINY, 3)
+    masked = greedy_examples(base, 6)
+    whole = [Example(e.tokens, [1] * 7, e.mask) for e in masked]
+    scores = evaluate({}, base, whole, TINY)
+    assert scores["exact_match"] == 1 and scores["tokens"] == 6 * 6
+    # the same targets without an answer: every token of the prompt would have to be the likeliest
+    plain = evaluate({}, base, [Example(e.tokens, e.mask) for e in whole], TINY)
+    assert plain["exact_match"] == 0 and plain["loss"] == scores["loss"]
+    for at in range(3, 7):
+        tokens = list(whole[0].tokens)
+        tokens[at] = (tokens[at] + 1) % TINY.vocab_size
+        wrong = [whole[0]._replace(tokens=tokens), *whole[1:]]
+        assert evaluate({}, base, wrong, TINY)["exact_match"] == 5 / 6
+
+
+def test_a_row_whose_answer_was_cut_off_is_no_match():
+    base = random_base(TINY, 3)
+    masked = greedy_examples(base, 2)
+    no_answer = Example(masked[0].tokens[:3], [1] * 3, [0] * 3)
+    no_target = Example(masked[0].tokens[:3], [0] * 3)
+    for lost in (no_answer, no_target):
+        assert evaluate({}, base, [masked[1], lost], TINY)["exact_match"] == 1 / 2
+
+
+def test_examples_without_a_target_have_no_scores(monkeypatch):
+    base, silent = random_base(TINY), Example([1, 2, 3], [1, 0, 0])
+    with pytest.raises(InputError, match="there are no examples to evaluate"):
+        evaluate({}, base, [], TINY)
+    with pytest.raises(InputError, match="no token of the examples is a target"):
+        evaluate({}, base, [silent] * 2, TINY)
+    monkeypatch.setattr(metrics, "TOKENS", 3)  # so that one batch has no target at all
+    other = Example([1, 2, 3, 4], [1, 1, 1, 1])
+    alone, both = (evaluate({}, base, examples, TINY) for examples in ([other], [silent, other]))
+    assert both["loss"] == alone["loss"] and both["tokens"] == 3
 
 
 def test_scores_do_not_depend_on_order_or_chunks(monkeypatch):
@@ -155,24 +198,43 @@ def test_batches_hold_every_row_once_and_are_small(seed, n, tokens):
 
 
 def slow_calibration_error(confidence, hit):
-    """Guo et al. 2017, Eq. 3, fifteen bins."""
-    bins = [[] for _ in range(15)]
-    for c, h in zip(confidence.tolist(), hit.tolist()):
-        bins[min(int(c * 15), 14)].append((c, h))
-    gaps = [
-        len(b) * abs(sum(h for _, h in b) / len(b) - sum(c for c, _ in b) / len(b))
-        for b in bins
-        if b
-    ]
-    return sum(gaps) / len(confidence)
+    """Guo et al. 2017, Eq. 3: bin m of M = 15 is the interval ((m − 1)/M, m/M] (their Sec. 2)."""
+    answers, error = list(zip(confidence.tolist(), hit.tolist())), 0.0
+    for m in range(1, 16):
+        inside = [(c, h) for c, h in answers if (m - 1) / 15 < c <= m / 15]
+        if inside:
+            accuracy = sum(h for _, h in inside) / len(inside)
+            mean_confidence = sum(c for c, _ in inside) / len(inside)
+            error += len(inside) / len(answers) * abs(accuracy - mean_confidence)
+    return error
 
 
-@given(hnp.arrays(np.float64, st.integers(1, 60), elements=st.floats(0.01, 1)), seeds)
+edges = st.integers(1, 15).map(lambda m: m / 15)
+
+
+@given(hnp.arrays(np.float64, st.integers(1, 60), elements=st.floats(0.01, 1) | edges), seeds)
 def test_calibration_error(confidence, seed):
     hit = np.random.default_rng(seed).random(confidence.size) < 0.5
     assert calibration_error(confidence, hit) == pytest.approx(
         slow_calibration_error(confidence, hit), abs=1e-13
     )
+
+
+@pytest.mark.parametrize("m", range(1, 16))
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_confidence_on_the_edge_of_two_bins_belongs_to_the_lower_one(m, dtype):
+    """The gaps of a right and a wrong answer cancel in one bin, and add up in two bins."""
+    edge = dtype(m / 15)
+    if float(edge) > m / 15:  # as float32, it lies above the edge of the definition
+        edge = np.nextafter(edge, dtype(0))
+    right_or_wrong = np.array([True, False])
+    below = np.array([edge, edge - dtype(0.01)])
+    gap = abs(1 - float(below.sum(dtype=np.float64))) / 2
+    assert calibration_error(below, right_or_wrong) == pytest.approx(gap, abs=1e-14)
+    if m < 15:
+        above = np.array([edge, edge + dtype(0.01)])
+        gap = (1 - float(above[0]) + float(above[1])) / 2
+        assert calibration_error(above, right_or_wrong) == pytest.approx(gap, abs=1e-14)
 
 
 def test_calibration_of_the_extremes():
