@@ -131,14 +131,13 @@ def merge(args):
 
 def quantize(args):
     """Write the quantized base, and print the error of each weight."""
-    args.quantize = args.quantize or "nf4-dq"
     require(args.quantize != "none", "--quantize none does not quantize: choose another scheme")
     require_new(args.out)
-    name, block_size = args.model or "tiny", args.block_size or 64
+    name = args.model
     config, base, tokenizer = load(name)
     dense = all(isinstance(w, np.ndarray) for path, w in named_leaves(base) if is_projection(path))
     require(dense, f"{name} is quantized already: give the folder of the dense model")
-    quantized = load(name, args.quantize, block_size)[1]
+    quantized = load(name, args.quantize, args.block_size)[1]
     save_quantized(args.out, config, quantized, tokenizer)
     print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")
     for path, rmse, relative, _, bits in error_report(base, quantized):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..batching import Example
-from ..config import InputError, TrainConfig, require
+from ..config import InputError, TrainConfig, did_you_mean, require
 from . import tasks
 
 Row = dict[str, Any]
@@ -231,6 +231,8 @@ def load_rows(name: str, split: str, tokenizer: Any = None) -> list[Row]:
         files = [path / f"{split}.jsonl"] + [path / "valid.jsonl"] * (split == "test")
         return read_rows(next((f for f in files if f.exists()), files[0]), tokenizer)
     known = f"{', '.join(tasks.BUILTIN)}, a .jsonl file, or a folder with train.jsonl"
-    require(path.is_file(), f"there is no data set or file {name!r}: give {known} and valid.jsonl")
+    near = did_you_mean(name, tasks.BUILTIN)
+    missing = f"there is no data set or file {name!r}: give {known} and valid.jsonl{near}"
+    require(path.is_file(), missing)
     rows = read_rows(path, tokenizer)
     return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import ModelConfig, require
+from ..config import ModelConfig, did_you_mean, require
 from ..data.tokenizer import ByteTokenizer
 from ..kernels import dense, quantize_4bit
 from ..quant.low_precision import LowPrecision
@@ -94,7 +94,8 @@ def _place(name):
         return fetch.cached(name)
     known = "tiny, micro, smollm2, a Hugging Face folder or a .gguf file"
     there = (name and Path(name).is_dir()) or name.endswith(".gguf")
-    require(there, f"there is no model {name!r}: give {known}")
+    near = did_you_mean(name, ("tiny", "micro", *fetch.MODELS))
+    require(there, f"there is no model {name!r}: give {known}{near}")
     return Path(name)
 
 

@@ -1,5 +1,6 @@
 """The command line: complete runs, and errors."""
 
+import argparse
 import json
 import os
 import shutil
@@ -18,7 +19,9 @@ import minilora
 from minilora import LoraConfig, TrainConfig, cli, encode_rows, get_peft_model, load_rows
 from minilora.batching import pack_examples
 from minilora.cli import run_folder
+from minilora.cli.arguments import Parser, parser
 from minilora.config import InputError
+from minilora.course.commands import add_commands
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.checkpoint import load_state, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
@@ -213,7 +216,62 @@ BAD_FLAGS = {
     "--lora-r eight": "--lora-r",
     "--no-such-flag": "--no-such-flag",
     "-c nowhere.toml": "nowhere.toml",
+    "--lerning-rate=1": "; did you mean --learning-rate? (see minilora train --help)",
+    "--learning_rate 1": "; did you mean --learning-rate?",
+    "--lr 1": "unrecognized arguments: --lr 1 (see",  # and not --lora-r
+    "--method lroa": "'full'); did you mean lora? (see",
+    "--quantize nf4dq": "'nf4-dq'); did you mean nf4-dq? (see",
+    "--model tinny": "or a .gguf file; did you mean tiny?",
+    "--data qestions": "valid.jsonl; did you mean questions?",
 }
+
+
+TYPOS = {
+    "generate --promt a": "required: --prompt; there is no flag --promt; did you mean --prompt? (",
+    "generate --text a": "required: --prompt; there is no flag --text (see minilora generate",
+    "generate --prompt a --sed 3": "arguments: --sed 3; did you mean --seed? (see minilora gen",
+    "trian --model tiny": "'teach'); did you mean train? (see minilora --help)",
+    "--verison": "there is no flag --verison; did you mean --version?",
+    "fetch smollm": "; did you mean smollm2?",
+    "learn inti": "'hint'); did you mean init? (see minilora learn --help)",
+    "learn list --dri x": "; did you mean --dir? (see minilora learn list --help)",
+    "learn hint x 4": "(choose from 1, 2, 3) (see",
+}
+
+
+@pytest.mark.parametrize("words", TYPOS)
+def test_a_mistyped_word_gets_a_suggestion(words, capsys):
+    assert TYPOS[words] in error_of(capsys, run(words))
+
+
+def parsers(top):
+    """Yield a parser and those of its commands."""
+    yield top
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from parsers(sub)
+
+
+def test_every_flag_of_every_command_has_a_text_and_its_default():
+    course = Parser(prog="minilora")
+    add_commands(course)
+    every = [*parsers(parser()), *parsers(course)]
+    assert len(every) > 20
+    for sub in every:
+        for action in sub._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                continue
+            where = sub.prog, action.dest
+            assert action.help and action.help[0].isalnum() and action.help[-1] != ".", where
+            text = sub._get_formatter()._expand_help(action)
+            needs_none = action.required or action.default is argparse.SUPPRESS
+            assert text.count("default: ") == (not needs_none), (where, text)
+            assert sub.format_help()
+    quantize = {
+        action.dest: action for action in every[0]._actions[-1].choices["quantize"]._actions
+    }
+    assert quantize["quantize"].default == "nf4-dq" and quantize["block_size"].default == 64
 
 
 BAD_NUMBERS = (
@@ -292,7 +350,7 @@ def test_rows_of_alpaca_train_and_inspect_marks_the_targets(base, tmp_path, caps
 
 BAD_TOML = {
     "lora-r = ": "TOML",
-    "lora-q = 3": "lora_q",
+    "lora-q = 3": "unknown setting 'lora_q'; did you mean lora_r?",
     "[lora]\nr = 3": "lora",
     "lora-r = 'x'": "x",
     "iters = 0x" + "f" * 5000: "bad.toml is not TOML",
@@ -717,6 +775,50 @@ def test_generate_refuses_what_it_cannot_do(base, capsys):
     for flags in ("--temp -1", "--top-p 0", "--max-tokens 0"):
         assert flags.split()[0] in error_of(capsys, run("generate --prompt x --model", base, flags))
     assert "empty" in error_of(capsys, run("generate --model", base, "--prompt="))
+
+
+@pytest.mark.parametrize("prompts", [["1+1="], ["1+1=", "23+1=", "7"]], ids=["one", "batch"])
+def test_the_sampling_flags_of_generate_reach_the_sampling(prompts, base, capsys):
+    """Each flag has another result, and it is that of the same options in Python."""
+    config, params, tokenizer = load(base, low_precision=True)
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+
+    def expected(max_tokens=9, temp=2.0, top_p=1.0, seed=5):
+        options = {"max_tokens": max_tokens, "temp": temp, "top_p": top_p}
+        options["rng"] = np.random.default_rng(seed)
+        if len(prompts) == 1:
+            return [list(minilora.generate({}, params, ids[0], config, **options))]
+        return minilora.generate_batch([({}, params)] * len(ids), ids, config, **options)
+
+    seen = set()
+    flags = {"max_tokens": 4, "temp": 0.3, "top_p": 0.05, "seed": 6}
+    for changed in ({}, *({name: value} for name, value in flags.items())):
+        given = {"max_tokens": 9, "temp": 2.0, "seed": 5} | changed
+        words = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
+        assert run("generate --model", base, "--prompt", *prompts, *words) == 0
+        printed = capsys.readouterr().out
+        answers = [tokenizer.decode(answer) + "\n" for answer in expected(**changed)]
+        titles = [f"--- {prompt!r}\n" for prompt in prompts] if len(prompts) > 1 else [""]
+        assert printed == "".join(title + text for title, text in zip(titles, answers)), changed
+        seen.add(printed)
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_merge_writes_the_type_that_is_asked_for(dtype, base, data, tmp_path):
+    """The weights are those of the merge in float32, rounded once."""
+    run_, out = tmp_path / "run", tmp_path / "merged"
+    assert train(base, data, run_) == 0
+    assert run("merge", *at(run_), "--out", out, "--dtype", dtype) == 0
+    _, params, _ = load(base, "nf4-dq", low_precision=True)
+    adapters, frozen, _ = minilora.load_adapter(run_, params)
+    entries = read_header(out / "model.safetensors")
+    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    assert {entry.dtype for entry in entries.values()} == {names[dtype]}
+    # half a unit in the last place of 24, 11 and 8 bits; the smallest float16 is 2⁻²⁴
+    bound = {"float32": 0, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    for path, w in flatten(minilora.merge(adapters, frozen)).items():
+        np.testing.assert_allclose(entries[path].read(), w, rtol=bound, atol=bound * 2.0**-14)
 
 
 def test_plain_and_fused_runs_agree(base, data, tmp_path):

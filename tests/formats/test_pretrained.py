@@ -258,6 +258,9 @@ def test_models_that_do_not_exist(tmp_path):
     for name in ("tinny", str(tmp_path / "none"), ""):
         with pytest.raises(InputError, match="there is no model"):
             load(name)
+    for name, meant in (("tinny", "tiny"), ("Micro", "micro"), ("smollm-2", "smollm2")):
+        with pytest.raises(InputError, match=f"there is no model '{name}'.*; did you mean {meant}"):
+            load(name)
     with pytest.raises(InputError, match=r"config.json is missing"):
         load(tmp_path)
     with pytest.raises(InputError, match=r"none.gguf cannot be read"):
