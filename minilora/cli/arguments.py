@@ -50,8 +50,8 @@ class HelpFormatter(argparse.HelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are InputErrors: one line, without the usage."""
 
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, formatter_class=HelpFormatter, **kwargs)
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs, formatter_class=HelpFormatter)
         self.words = []  # the arguments that are being parsed
 
     def error(self, message):
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         flags = self._option_string_actions
         words = self.words
         if self._subparsers:  # the flags after the command are not those of this parser
-            words = takewhile(lambda word: word.startswith("-"), words)
+            words = list(takewhile(lambda word: word.startswith("-"), words))
         for word in words:
             name = word.partition("=")[0]
             if not name.startswith("--") or name in flags or " " in name:
@@ -182,10 +182,14 @@ def parser():
 
     sub = command("generate", "continue prompts, each with an adapter or none")
     base_flags(sub, several="+")
-    text = "beginnings of texts, or requests"
+    text = "beginnings of texts, or requests; - reads standard input"
     sub.add_argument("--prompt", required=True, nargs="+", help=text)
     sampling_flags(sub)
     sub.add_argument("--raw", action="store_true", help="do not use the chat template")
+
+    sub = command("chat", "answer lines of standard input until its end, Ctrl-C or `exit`")
+    base_flags(sub)
+    sampling_flags(sub)
 
     sub = command("evaluate", "compute loss, perplexity, exact match and calibration")
     base_flags(sub)
@@ -347,12 +351,13 @@ def base_flags(sub, several=None):
 
 
 def sampling_flags(sub):
-    """Add the flags that choose the tokens of a generated text."""
+    """Add the flags that choose the tokens of a generated text, and the system prompt."""
     sub.add_argument("--max-tokens", type=positive, default=200, help="most tokens of an answer")
     sub.add_argument("--temp", type=float, default=0.0, help="0 always takes the likeliest token")
     text = "sample only from the likeliest tokens that have this probability together"
     sub.add_argument("--top-p", type=float, default=1.0, help=text)
     sub.add_argument("--seed", type=whole_number, default=0, help="seed of the samples")
+    sub.add_argument("--system-prompt", help="a system message for the chat template")
 
 
 def data_flags(sub, data):

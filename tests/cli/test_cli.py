@@ -1,6 +1,7 @@
 """The command line: complete runs, and errors."""
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from sweeps.pretraining import llama, random_params
+from toy_models import CONFIG, leaves, tiny
 
 import minilora
 from minilora import LoraConfig, TrainConfig, cli, encode_rows, get_peft_model, load_rows
@@ -29,7 +31,7 @@ from minilora.formats.safetensors_file import read_header
 from minilora.kernels import fused
 from minilora.methods.registry import METHODS
 from minilora.optim import get_lr
-from minilora.tree import flatten
+from minilora.tree import flatten, unflatten
 
 FEW_STEPS = "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01"
 
@@ -771,10 +773,11 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_pat
     assert "different bases" in error_of(capsys, run(*words))
 
 
-def test_generate_refuses_what_it_cannot_do(base, capsys):
+def test_generate_refuses_what_it_cannot_do(base, chat_base, capsys):
     for flags in ("--temp -1", "--top-p 0", "--max-tokens 0"):
         assert flags.split()[0] in error_of(capsys, run("generate --prompt x --model", base, flags))
-    assert "empty" in error_of(capsys, run("generate --model", base, "--prompt="))
+    for model in (base, chat_base):
+        assert "empty" in error_of(capsys, run("generate --model", model, "--prompt="))
 
 
 @pytest.mark.parametrize("prompts", [["1+1="], ["1+1=", "23+1=", "7"]], ids=["one", "batch"])
@@ -802,6 +805,149 @@ def test_the_sampling_flags_of_generate_reach_the_sampling(prompts, base, capsys
         assert printed == "".join(title + text for title, text in zip(titles, answers)), changed
         seen.add(printed)
     assert len(seen) == 5
+
+
+# -------------------------------------------------------------------------------- conversations
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+NO_SYSTEM = TEMPLATE.replace("messages %}", "messages if m.role != 'system' %}")
+
+
+@pytest.fixture(scope="module")
+def chat_base(tmp_path_factory):
+    """A folder with a random Llama, a tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("chat") / "base"
+    config = replace(CONFIG, vocab_size=261, eos_token_id=(2,))
+    tokenizer = replace(tiny(), chat_template=TEMPLATE)
+    save_pretrained(folder, config, unflatten(leaves(config)), tokenizer)
+    return folder
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """[(prompt as text, options)] of each answer; the answers are `yes 1`, `yes 2`, …"""
+    calls, tokenizer = [], tiny()
+
+    def generate(adapters, base, prompt, config, ops, **options):
+        calls.append((tokenizer.decode(prompt), options))
+        yield from tokenizer.encode(f"yes {len(calls)}")
+
+    monkeypatch.setattr("minilora.generation.generate", generate)
+    return calls
+
+
+def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n\n  \nand then?\n exit \nnever\n"))
+    flags = ["--max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --system-prompt", "Be brief"]
+    assert cli.main(["chat", "--model", str(chat_base), *flags[0].split(), flags[1]]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "yes 1\nyes 2\n" and printed.err == ""
+    first = "[system]Be brief[user]Hi[assistant]"
+    assert [prompt for prompt, _ in asked] == [first, f"{first}yes 1[user]and then?[assistant]"]
+    (_, one), (_, two) = asked
+    assert (one["max_tokens"], one["temp"], one["top_p"]) == (7, 0.5, 0.9)
+    assert one["rng"] is two["rng"]  # the second answer continues the random numbers
+    assert one["rng"].random() == np.random.default_rng(3).random()
+
+
+def test_a_chat_without_a_template_continues_each_line(base, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("1+1=\n23+1="))  # no line break at the end
+    more = "--max-tokens 5 --temp 0.8 --seed 4"
+    assert run("chat --model", base, more) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "this model has no chat template: each line is a prompt of its own\n"
+    config, params, tokenizer = load(base, low_precision=True)
+    rng = np.random.default_rng(4)
+    options = {"max_tokens": 5, "temp": 0.8, "rng": rng}
+    for line in ("1+1=", "23+1="):
+        ids = minilora.generate({}, params, tokenizer.encode(line), config, **options)
+        answer = tokenizer.decode(list(ids)) + "\n"
+        assert printed.out.startswith(answer)
+        printed = printed._replace(out=printed.out.removeprefix(answer))
+    assert printed.out == ""
+
+
+def test_a_chat_uses_the_adapter(base, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out, "--target-modules all-linear --learning-rate 0.1") == 0
+    capsys.readouterr()
+    answers = []
+    for command in ("generate --prompt -", "chat"):
+        monkeypatch.setattr("sys.stdin", io.StringIO("1+1=\n"))
+        assert run(command, "--max-tokens 9", *at(out)) == 0
+        answers.append(capsys.readouterr().out)
+    assert run("generate --prompt 1+1= --max-tokens 9 --quantize nf4-dq --model", base) == 0
+    assert answers[0] == answers[1] != capsys.readouterr().out
+
+
+class Interrupting(io.StringIO):
+    """Standard input that sends a signal to this process instead of the second line."""
+
+    def readline(self, *args):
+        if self.tell():
+            os.kill(os.getpid(), self.number)
+        return super().readline(*args)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_chat_ends_with_ctrl_c(number, status, base, monkeypatch, capsys):
+    stdin = Interrupting("1+1=\nnever\n")
+    stdin.number = number
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert run("chat --max-tokens 1 --model", base) == status
+    assert capsys.readouterr().out.endswith("\n\n")  # the shell's prompt begins a new line
+
+
+def test_the_prompt_of_generate(chat_base, asked, monkeypatch, capsys):
+    for words, prompt in (
+        (["Hi"], "[user]Hi[assistant]"),
+        (["Hi", "--raw"], "Hi"),
+        (["Hi", "--system-prompt", ""], "[system][user]Hi[assistant]"),
+        (["-", "--raw"], "from\na file"),
+        (["-", "--system-prompt", "S"], "[system]S[user]from\na file[assistant]"),
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO("from\na file\n"))
+        assert cli.main(["generate", "--model", str(chat_base), "--prompt", *words]) == 0
+        assert asked.pop()[0] == prompt
+        assert capsys.readouterr().out == "yes 1\n"
+
+
+def test_a_system_prompt_that_the_model_would_not_see_is_refused(
+    base, chat_base, tmp_path, monkeypatch, capsys
+):
+    says = "--system-prompt needs a chat template, and none is used here: put its text into"
+    for command in ("generate --prompt a", "chat"):
+        assert says in error_of(capsys, run(command, "--system-prompt S --model", base))
+    words = "generate --prompt a --raw --system-prompt S --model", chat_base
+    assert says in error_of(capsys, run(*words))
+    hiding = tmp_path / "hiding"
+    shutil.copytree(chat_base, hiding)
+    (hiding / "chat_template.jinja").write_text(NO_SYSTEM)
+    for command in ("generate --prompt a", "chat"):
+        error = error_of(capsys, run(command, "--system-prompt S --model", hiding))
+        assert "chat template of this model does not show --system-prompt" in error
+
+
+def test_a_standard_input_that_is_no_text(base, monkeypatch, capsys):
+    for raw, says in ((b"\xff", "standard input is not utf-8"), (None, "standard input is closed")):
+        for command in ("generate --prompt -", "chat"):
+            stdin = raw and io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8")
+            monkeypatch.setattr("sys.stdin", stdin)
+            status = run(command, "--model", base)
+            assert status == 2 and says in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "the prompt is empty" in error_of(capsys, run("generate --prompt - --model", base))
+
+
+def test_a_text_longer_than_the_model_is_made_for_gets_a_warning(base, asked, capsys):
+    """The base has 512 positions."""
+    for n, warned in ((506, False), (507, True)):
+        assert run("generate --max-tokens 6 --model", base, "--prompt", "a" * n) == 0
+        says = f"warning: the prompt ({n} tokens) and --max-tokens 6 exceed the 512 tokens"
+        assert capsys.readouterr().err.startswith(says) == warned
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
