@@ -14,6 +14,7 @@ from ..config import InputError, TrainConfig, require
 from ..data.rows import encode_rows, load_rows, read_rows
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
+from ..formats.checkpoint import CONFIG
 from ..formats.files import require_new
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
@@ -31,6 +32,9 @@ train = fine_tune
 def load_model(args, path, load=load):
     """Return the LoadedModel that the flags name; path: the folder of its adapter, or None."""
     require(not path or Path(path).is_dir(), f"{path} is not the folder of an adapter")
+    folder = Path(path or "")
+    if path and (folder / "config.json").exists() and not (folder / CONFIG).exists():
+        raise InputError(f"{path} is the folder of a model: give it to --model")
     settings = run_settings(path) if path else {}
     name = args.model or settings.get("model") or ("" if path else "tiny")
     way = "give --model and --quantize, or use train --resume if it is an interrupted run"

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import ModelConfig, did_you_mean, require
+from ..config import InputError, ModelConfig, did_you_mean, require
 from ..data.tokenizer import ByteTokenizer
 from ..kernels import dense, quantize_4bit
 from ..quant.low_precision import LowPrecision
@@ -96,7 +96,10 @@ def _place(name):
     there = (name and Path(name).is_dir()) or name.endswith(".gguf")
     near = did_you_mean(name, ("tiny", "micro", *fetch.MODELS))
     require(there, f"there is no model {name!r}: give {known}{near}")
-    return Path(name)
+    path = Path(name)
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise InputError(f"{name} is the folder of an adapter: give it to --adapter-path")
+    return path
 
 
 def _folder(folder):

@@ -543,6 +543,16 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
         assert f"{tmp_path / 'nowhere'} is not the folder of an adapter" in error
 
 
+def test_a_model_and_an_adapter_in_each_others_place(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    capsys.readouterr()
+    error = error_of(capsys, run("generate --prompt a --model", out))
+    assert f"{out} is the folder of an adapter: give it to --adapter-path" in error
+    error = error_of(capsys, run("generate --prompt a --adapter-path", base))
+    assert f"{base} is the folder of a model: give it to --model" in error
+
+
 def test_a_quantized_base_is_not_quantized_again(tmp_path, capsys):
     one, two = tmp_path / "one", tmp_path / "two"
     assert run("quantize --model micro --quantize nf4 --out", one) == 0
