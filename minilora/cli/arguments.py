@@ -77,11 +77,19 @@ class Parser(argparse.ArgumentParser):
             raise
 
     def parse_known_args(self, args=None, namespace=None):
-        """Raise InputError for unknown arguments here, so that it names the command's own help."""
+        """Raise InputError for unknown arguments here, so that it names the command's own help.
+
+        An empty value, such as that of an unset variable of the shell, is an error, too: a command
+        would use its default, for example no adapter.
+        """
         self.words = args or []
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
+            if value in ("", [""]) and action.dest not in ("prompt", "system_prompt"):
+                self.error(f"argument {'/'.join(action.option_strings)}: the value is empty")
         return found, unknown
 
 

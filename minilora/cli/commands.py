@@ -154,6 +154,8 @@ def standard_input():
 
 def sampling(args):
     """Return the options of `generation.generate` that the flags choose."""
+    if args.temp == 0 and 0 < args.top_p < 1:
+        warn("--top-p has no effect with --temp 0, which always takes the likeliest token")
     rng = np.random.default_rng(args.seed)
     return {"max_tokens": args.max_tokens, "temp": args.temp, "top_p": args.top_p, "rng": rng}
 

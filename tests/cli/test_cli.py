@@ -228,6 +228,22 @@ BAD_FLAGS = {
 }
 
 
+EMPTY = (
+    "generate --prompt a --adapter-path=", "generate --prompt a --model=", "evaluate --data=",
+    "evaluate --adapter-path=", "merge --adapter-path a --out=", "quantize --out=",
+    "train --adapter-path=", "train --init-adapter=", "train --config=", "fetch smollm2 --source=",
+    "learn list --dir=", "teach grade x --user=", "chat --adapter-path=",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", EMPTY)
+def test_an_empty_value_is_refused(words, capsys):
+    """It may be an unset variable of the shell; the command would use its default."""
+    name = words.split()[-1].removesuffix("=")
+    line = error_of(capsys, run(words))
+    assert name in line and "the value is empty" in line
+
+
 TYPOS = {
     "generate --promt a": "required: --prompt; there is no flag --promt; did you mean --prompt? (",
     "generate --text a": "required: --prompt; there is no flag --text (see minilora generate",
@@ -950,6 +966,12 @@ def test_a_standard_input_that_is_no_text(base, monkeypatch, capsys):
             assert status == 2 and says in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
     assert "the prompt is empty" in error_of(capsys, run("generate --prompt - --model", base))
+
+
+def test_top_p_without_a_temperature_gets_a_warning(base, asked, capsys):
+    for flags, warned in (("--top-p 0.9", True), ("--top-p 0.9 --temp 0.1", False), ("", False)):
+        assert run("generate --prompt a --model", base, flags) == 0
+        assert ("--top-p has no effect with --temp 0" in capsys.readouterr().err) == warned
 
 
 def test_a_text_longer_than_the_model_is_made_for_gets_a_warning(base, asked, capsys):
