@@ -6,8 +6,9 @@ fields have the names of Hugging Face (model), PEFT (LoRA) and mlx_lm (training)
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -29,6 +30,16 @@ def require(ok: object, message: str) -> None:
     """Raise InputError(message) if `ok` is false."""
     if not ok:
         raise InputError(message)
+
+
+def did_you_mean(word: object, known: Iterable[str]) -> str:
+    """Return the end of a message that asks for the known name that resembles `word`, or "".
+
+    >>> did_you_mean("Tinny", ["micro", "tiny"]), did_you_mean("large", ["micro", "tiny"])
+    ('; did you mean tiny?', '')
+    """
+    near = get_close_matches(str(word).lower(), known, n=1, cutoff=0.7)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 class Rule(NamedTuple):

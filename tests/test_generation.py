@@ -11,7 +11,7 @@ from models import TINY, adapted, configs, quantized, random_base, seeds
 
 import minilora
 from minilora import generate, generation, layers, lora, model
-from minilora.config import InputError
+from minilora.config import ALL_LINEAR, InputError
 from minilora.generation import sample
 from minilora.kernels import fused
 from minilora.layers import LayerCache
@@ -86,6 +86,26 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(top_p, kept):
     order = [1, 0, 2, 3]
     drawn = {sample(logits, 1.0, top_p, rng) for _ in range(2000)}
     assert drawn == set(order[:kept])
+
+
+# probabilities that a float holds exactly, and sums of them that equal top_p exactly
+EXACT = [
+    ([0.25] * 4, 0.25, 1), ([0.25] * 4, 0.5, 2), ([0.25] * 4, 0.75, 3), ([0.125] * 8, 0.625, 5),
+    ([0.5, 0.5, 0.0], 0.5, 1), ([0.5, 0.25, 0.25], 0.5, 1), ([0.5, 0.25, 0.25], 0.75, 2),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("p", "top_p", "kept"), EXACT)
+def test_top_p_that_is_reached_exactly_keeps_no_further_token(p, top_p, kept):
+    """The smallest set with Σ p ≥ top_p (Holtzman et al. 2020, Eq. 2), as in transformers."""
+    with np.errstate(divide="ignore"):
+        logits = np.log(np.array(p))
+    rng = Drawing()
+    sample(logits, 1.0, 1.0, rng)
+    if rng.p.tolist() != [value for value in p if value]:
+        pytest.skip("this exponential function does not return 0.5 exactly")
+    sample(logits, 1.0, top_p, rng)
+    assert rng.kept == list(range(kept))
 
 
 def test_the_same_seed_draws_the_same_text():
@@ -219,6 +239,23 @@ def test_any_of_the_end_tokens_stops(monkeypatch):
         scripted(monkeypatch, [0, 3])
         config = replace(TINY, eos_token_id=end)
         assert len(list(generation.generate({}, {}, [1], config, layers, max_tokens=3))) == length
+
+
+def test_dropout_is_not_active():
+    """An adapter with dropout generates what it generates without, alone and in a batch."""
+    base, prompts = random_base(TINY), [[1, 2, 3], [4, 5]]
+    found = []
+    for p in (0.0, 0.9):
+        adapters, frozen = adapted(base, target_modules=ALL_LINEAR, lora_dropout=p)
+        alone = [
+            list(generate(adapters, frozen, prompt, TINY, max_tokens=9, temp=1.0, rng=0))
+            for prompt in prompts
+        ]
+        for pairs in ([(adapters, frozen)] * 2, [(adapters, frozen), ({}, base)]):
+            batch = minilora.generate_batch(pairs, prompts, TINY, max_tokens=9, temp=1.0, rng=0)
+            alone.append(batch)
+        found.append(alone)
+    assert found[0] == found[1]
 
 
 def test_a_seed_is_the_generator_of_it():

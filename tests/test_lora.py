@@ -424,6 +424,20 @@ def test_an_adapter_per_row_cannot_be_merged():
         lora.merge(adapters, frozen)
 
 
+@pytest.mark.parametrize("merge", [lora.merge, minilora.merge])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_merge_rounds_once_after_the_sum(merge, dtype):
+    """If W₀ were rounded before the sum, to 1, the result would be 1, too."""
+    adapters, frozen = adapted(random_base(TINY, dtype=np.float64), r=1, lora_alpha=1)
+    unit = float(np.finfo(dtype).eps)
+    weight, trained = get(frozen, Q0)["weight"], get(adapters, Q0)
+    weight[:] = 1 + 3 / 8 * unit
+    trained["lora_A"][:] = 1
+    trained["lora_B"][:] = 2 / 8 * unit  # the sum is nearer to 1 + unit
+    merged = get(merge(adapters, frozen, dtype), Q0)["weight"]
+    assert merged.dtype == dtype and (merged == 1 + unit).all()
+
+
 def test_a_merge_that_overflows_half_precision_is_refused():
     adapters, frozen = adapted(random_base(TINY))
     get(adapters, "model.layers.0.self_attn.q_proj")["lora_B"][:] = 1e5

@@ -14,7 +14,8 @@ import pytest
 
 import minilora
 from minilora import lora, tree
-from minilora.cli.arguments import parser
+from minilora.cli.arguments import COURSE, Parser, parser
+from minilora.course.commands import add_commands
 from minilora.data.tasks import BUILTIN
 from minilora.methods.registry import METHODS
 
@@ -163,8 +164,14 @@ def test_the_flags_of_train():
     flags["--chat-date"] = "the day of the run"
     written = {row[0].strip("`"): row[1].strip("`") for row in table("command-line.md", "flag |")}
     assert written == flags
-    listed = {row[0].strip("`").split()[0] for row in table("command-line.md", "command |")}
-    assert listed == set(commands.choices)
+    rows = table("command-line.md", "command |")
+    assert {row[0].strip("`").split()[0] for row in rows} == set(commands.choices)
+    course = Parser(prog="minilora")
+    add_commands(course)
+    for name, listed in rows:
+        if name.strip("`") in COURSE:
+            (sub,) = (a for a in course._actions[-1].choices[name.strip("`")]._actions if a.choices)
+            assert re.findall(r"`(\w+)`", listed) == list(sub.choices)
     recipes = {name: builtin.recipe for name, builtin in BUILTIN.items() if builtin.recipe}
     assert dict(re.findall(r"^- `(\w+)`: `(--.*)`[,.]$", page("command-line.md"), re.M)) == recipes
 

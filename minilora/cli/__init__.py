@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         with interruptible(terminated, for_good=argv is None):
             status = dispatch(sys.argv[1:] if argv is None else argv) or 0
             sys.stdout.flush()
-            return status
+            return 143 if terminated else status
     except InputError as error:
         return report_error(error)
     except BrokenPipeError:

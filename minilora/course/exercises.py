@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..config import InputError, require
+from ..config import InputError, did_you_mean, require
 
 PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
@@ -182,7 +182,9 @@ def select(only):
     """Return the exercises with these ids in the order of the file; without ids, all of them."""
     known = load()
     for name in only or ():
-        require(name in known, f"there is no exercise {name!r}: choose from {', '.join(known)}")
+        near = did_you_mean(name, known)
+        unknown = f"there is no exercise {name!r}: choose from {', '.join(known)}{near}"
+        require(name in known, unknown)
     return [e for e in known.values() if not only or e.id in only]
 
 

@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..config import require
+from ..config import did_you_mean, require
 from ..formats.files import read_json, replace_text, write_errors
 from . import exercises, judge
 
@@ -32,7 +32,9 @@ class Workspace:
     def named(self, name):
         """Return the exercise with this id or file name."""
         name = Path(name).stem.replace("_", "-")
-        require(name in self.exercises, f"there is no exercise {name!r}: see minilora learn list")
+        near = did_you_mean(name, self.exercises)
+        unknown = f"there is no exercise {name!r}: see minilora learn list{near}"
+        require(name in self.exercises, unknown)
         return self.exercises[name]
 
     def check(self, exercise):

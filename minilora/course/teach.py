@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from unittest.mock import patch
 
-from ..config import require
+from ..config import InputError, require
 from ..formats.files import new_folder
 from . import exercises, judge, report
 from .exercises import LESSONS, PACKAGE, TEMPLATES
@@ -49,6 +49,8 @@ def do_grade(args):
         require(Path(path).exists(), f"{path} does not exist: give a folder or a zip file")
         require(names.count(name) == 1, f"two submissions are named {name}: rename one")
     require(args.jobs > 0, "--jobs must be a whole number from 1")
+    if args.user:
+        check_user(args.user)
     exercises.select(args.only)
     work = partial(grade_submission, args.only, private_seed(args.seed), args.user)
     quiet = patch.dict(os.environ, environment())  # the environment of the resource tracker
@@ -58,6 +60,18 @@ def do_grade(args):
         with new_folder(args.out) as folder:
             report.write_all(folder, results)
     print(report.class_table(results) if len(names) > 1 else report.feedback(results[name]), end="")
+
+
+def check_user(user):
+    """Raise InputError if this process cannot run code as `user`; every submission would fail."""
+    try:
+        import pwd
+
+        pwd.getpwnam(user)
+    except (ImportError, KeyError) as error:
+        raise InputError(f"--user {user}: this machine has no such user") from error
+    if os.geteuid() != 0:
+        raise InputError(f"--user {user} needs root: run the command as root, or without the flag")
 
 
 def private_seed(seed):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..batching import Example
-from ..config import InputError, TrainConfig, require
+from ..config import InputError, TrainConfig, did_you_mean, require
 from . import tasks
 from .row_files import SUFFIXES, parse_json, read_values
 
@@ -287,8 +287,12 @@ def load_usable(name, split, tokenizer=None, columns=None):
         return tasks.builtin(name, split), {}
     if path.is_dir():
         return read_usable(file_of(path, split), tokenizer, columns)
-    known = f"{', '.join(tasks.BUILTIN)}, a .jsonl or .csv file, or a folder with train.jsonl"
-    require(path.is_file(), f"there is no data set or file {name!r}: give {known} and valid.jsonl")
+    if not path.is_file():
+        known = f"{', '.join(tasks.BUILTIN)}, a .jsonl or .csv file, or a folder with train.jsonl"
+        near = did_you_mean(name, tasks.BUILTIN)
+        raise InputError(
+            f"there is no data set or file {name!r}: give {known} and valid.jsonl{near}"
+        )
     rows, left_out = read_usable(path, tokenizer, columns)
     if split == "train":
         return [row for i, row in enumerate(rows) if i % 10 != 9], left_out

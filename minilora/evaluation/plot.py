@@ -1,9 +1,9 @@
 """Figures in one style, which can be read in grey and without colour vision."""
 
-from contextlib import contextmanager
+import os
+import sys
+from contextlib import contextmanager, suppress
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from ..formats.files import atomic_write
 
@@ -16,13 +16,28 @@ LINES = (  # they differ in darkness and dashes, not only in hue
 )
 
 
+def figure_class():
+    """Import matplotlib and return its Figure, whatever backend the variable MPLBACKEND names."""
+    # the import fails for an unknown backend, but a figure that is only saved needs none
+    imported = "matplotlib" in sys.modules
+    backend = None if imported else os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if backend is not None:
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+    return Figure
+
+
 @contextmanager
 def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1, rows=1):
     """Yield the axes of a figure; write it to `path` (PNG) at the end of the block.
 
     With several panels, the axes are a list, row by row, and each text is a list or one for all.
     """
-    fig = Figure(figsize=(width, height), layout="constrained")
+    fig = figure_class()(figsize=(width, height), layout="constrained")
     panels = list(fig.subplots(rows, columns, squeeze=False).ravel())
     for i, axes in enumerate(panels):
         x, y, head = (t if isinstance(t, str) else t[i] for t in (xlabel, ylabel, title))

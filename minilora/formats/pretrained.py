@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import ModelConfig, require
+from ..config import InputError, ModelConfig, did_you_mean, require
 from ..data.tokenizer import ByteTokenizer
 from ..kernels import dense, quantize_4bit
 from ..quant.low_precision import LowPrecision
@@ -109,8 +109,12 @@ def _place(name):
         return fetch.cached(name)
     known = "tiny, micro, smollm2, a Hugging Face folder or a .gguf file"
     there = (name and Path(name).is_dir()) or name.endswith(".gguf")
-    require(there, f"there is no model {name!r}: give {known}")
-    return Path(name)
+    near = did_you_mean(name, ("tiny", "micro", *fetch.MODELS))
+    require(there, f"there is no model {name!r}: give {known}{near}")
+    path = Path(name)
+    if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
+        raise InputError(f"{name} is the folder of an adapter: give it to --adapter-path")
+    return path
 
 
 def _folder(folder):

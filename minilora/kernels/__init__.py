@@ -6,9 +6,16 @@ environment variable MINILORA_PLAIN=1, they are those of the reference implement
 """
 
 import os
+import sys
 import warnings
 
 PLAIN = bool(os.environ.get("MINILORA_PLAIN"))
+number = os.environ.get("NUMBA_NUM_THREADS", "1")
+if not (number.isdecimal() and int(number) > 0):
+    # numba cannot be imported with 0 threads, and prints a traceback for a text
+    del os.environ["NUMBA_NUM_THREADS"]
+    text = f"NUMBA_NUM_THREADS={number} is not a number of threads: it is ignored"
+    print(f"minilora: {text}", file=sys.stderr)
 try:
     if PLAIN:
         raise ImportError

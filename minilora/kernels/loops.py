@@ -9,12 +9,10 @@ a change to this file, delete `minilora/kernels/__pycache__`.
 """
 
 import sys
-import tempfile
 from functools import cache, partial
 
 import numba
 import numpy as np
-from numba.core import config
 from numba.extending import overload
 
 FAST = {
@@ -39,15 +37,14 @@ def _compiled(kernel, **options):
     try:
         return numba.njit(nogil=True, cache=True, **options)(kernel)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        _use_temporary_cache()
-        return numba.njit(nogil=True, cache=True, **options)(kernel)
+        _say_that_nothing_is_cached()
+        return numba.njit(nogil=True, **options)(kernel)
 
 
 @cache
-def _use_temporary_cache():
-    vars(config)["CACHE_DIR"] = tempfile.mkdtemp(prefix="minilora-")
-    message = "no folder for compiled code can be written, so a temporary one is used"
-    print(f"minilora: {message}: set NUMBA_CACHE_DIR to keep the code", file=sys.stderr)
+def _say_that_nothing_is_cached():
+    message = "no folder for compiled code can be written, so every start compiles again"
+    print(f"minilora: {message}: set NUMBA_CACHE_DIR to a folder", file=sys.stderr)
 
 
 def rows(x):

@@ -1,6 +1,8 @@
 """The command line: complete runs, and errors."""
 
+import argparse
 import errno
+import io
 import json
 import os
 import re
@@ -16,6 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from sweeps.pretraining import llama, random_params
+from toy_models import CONFIG, leaves, tiny
 
 import minilora
 from minilora import (
@@ -29,13 +32,14 @@ from minilora import (
 )
 from minilora.batching import Example, pack_examples
 from minilora.cli import run_folder
-from minilora.cli.arguments import parse
+from minilora.cli.arguments import Parser, parse, parser
 from minilora.cli.commands import load_model
 from minilora.cli.examples import common_rows
 from minilora.cli.loading import LoadedModel, load_for_training, refuse_unused, unused_settings
 from minilora.cli.run import check_memory
 from minilora.cli.stored_paths import absolute
 from minilora.config import ALL_LINEAR, InputError, flag
+from minilora.course.commands import add_commands
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import pretrained
 from minilora.formats.checkpoint import load_state, save_adapter, save_state
@@ -44,7 +48,7 @@ from minilora.formats.safetensors_file import read_header
 from minilora.kernels import fused
 from minilora.methods.registry import METHODS, also_train
 from minilora.optim import get_lr
-from minilora.tree import flatten
+from minilora.tree import flatten, unflatten
 
 FEW_STEPS = "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01"
 
@@ -255,7 +259,78 @@ BAD_FLAGS = {
     "--lora-r eight": "--lora-r",
     "--no-such-flag": "--no-such-flag",
     "-c nowhere.toml": "nowhere.toml",
+    "--lerning-rate=1": "; did you mean --learning-rate? (see minilora train --help)",
+    "--learning_rate 1": "; did you mean --learning-rate?",
+    "--lr 1": "unrecognized arguments: --lr 1 (see",  # and not --lora-r
+    "--method lroa": "'full'); did you mean lora? (see",
+    "--quantize nf4dq": "'nf4-dq'); did you mean nf4-dq? (see",
+    "--model tinny": "or a .gguf file; did you mean tiny?",
+    "--data qestions": "valid.jsonl; did you mean questions?",
 }
+
+
+EMPTY = (
+    "generate --prompt a --adapter-path=", "generate --prompt a --model=", "evaluate --data=",
+    "evaluate --adapter-path=", "merge --adapter-path a --out=", "quantize --out=",
+    "train --adapter-path=", "train --init-adapter=", "train --config=", "fetch smollm2 --source=",
+    "learn list --dir=", "teach grade x --user=", "chat --adapter-path=",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", EMPTY)
+def test_an_empty_value_is_refused(words, capsys):
+    """It may be an unset variable of the shell; the command would use its default."""
+    name = words.split()[-1].removesuffix("=")
+    line = error_of(capsys, run(words))
+    assert name in line and "the value is empty" in line
+
+
+TYPOS = {
+    "generate --promt a": "required: --prompt; there is no flag --promt; did you mean --prompt? (",
+    "generate --text a": "required: --prompt; there is no flag --text (see minilora generate",
+    "generate --prompt a --sed 3": "arguments: --sed 3; did you mean --seed? (see minilora gen",
+    "trian --model tiny": "'teach'); did you mean train? (see minilora --help)",
+    "--verison": "there is no flag --verison; did you mean --version?",
+    "fetch smollm": "; did you mean smollm2?",
+    "learn inti": "'hint'); did you mean init? (see minilora learn --help)",
+    "learn list --dri x": "; did you mean --dir? (see minilora learn list --help)",
+    "learn hint x 4": "(choose from 1, 2, 3) (see",
+}
+
+
+@pytest.mark.parametrize("words", TYPOS)
+def test_a_mistyped_word_gets_a_suggestion(words, capsys):
+    assert TYPOS[words] in error_of(capsys, run(words))
+
+
+def parsers(top):
+    """Yield a parser and those of its commands."""
+    yield top
+    for action in top._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from parsers(sub)
+
+
+def test_every_flag_of_every_command_has_a_text_and_its_default():
+    course = Parser(prog="minilora")
+    add_commands(course)
+    every = [*parsers(parser()), *parsers(course)]
+    assert len(every) > 20
+    for sub in every:
+        for action in sub._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                continue
+            where = sub.prog, action.dest
+            assert action.help and action.help[0].isalnum() and action.help[-1] != ".", where
+            text = sub._get_formatter()._expand_help(action)
+            needs_none = action.required or action.default is argparse.SUPPRESS
+            assert text.count("default: ") == (not needs_none), (where, text)
+            assert sub.format_help()
+    quantize = {
+        action.dest: action for action in every[0]._actions[-1].choices["quantize"]._actions
+    }
+    assert quantize["quantize"].default == "nf4-dq" and quantize["block_size"].default == 64
 
 
 BAD_NUMBERS = (
@@ -336,7 +411,7 @@ BAD_TOML = {
     "lora-r = 3\nlora_r = 4": "one setting in two spellings",
     "target-modules = []": "expected at least one argument",
     "lora-r = ": "TOML",
-    "lora-q = 3": "lora_q",
+    "lora-q = 3": "unknown setting 'lora_q'; did you mean lora_r?",
     "[lora]\nr = 3": "lora",
     "lora-r = 'x'": "x",
     "iters = 0x" + "f" * 5000: "bad.toml is not TOML",
@@ -684,6 +759,16 @@ def test_a_folder_that_is_not_there_is_named(tmp_path, capsys):
     for words in ("evaluate --adapter-path", "generate --prompt a --adapter-path"):
         error = error_of(capsys, run(words, tmp_path / "nowhere"))
         assert f"{tmp_path / 'nowhere'} is not the folder of an adapter" in error
+
+
+def test_a_model_and_an_adapter_in_each_others_place(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    capsys.readouterr()
+    error = error_of(capsys, run("generate --prompt a --model", out))
+    assert f"{out} is the folder of an adapter: give it to --adapter-path" in error
+    error = error_of(capsys, run("generate --prompt a --adapter-path", base))
+    assert f"{base} is the folder of a model: give it to --model" in error
 
 
 def test_a_quantized_base_is_not_quantized_again(tmp_path, capsys):
@@ -1377,10 +1462,204 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_pat
     assert "different bases" in error_of(capsys, run(*words))
 
 
-def test_generate_refuses_what_it_cannot_do(base, capsys):
+def test_generate_refuses_what_it_cannot_do(base, chat_base, capsys):
     for flags in ("--temp -1", "--top-p 0", "--max-tokens 0"):
         assert flags.split()[0] in error_of(capsys, run("generate --prompt x --model", base, flags))
-    assert "empty" in error_of(capsys, run("generate --model", base, "--prompt="))
+    for model in (base, chat_base):
+        assert "empty" in error_of(capsys, run("generate --model", model, "--prompt="))
+
+
+@pytest.mark.parametrize("prompts", [["1+1="], ["1+1=", "23+1=", "7"]], ids=["one", "batch"])
+def test_the_sampling_flags_of_generate_reach_the_sampling(prompts, base, capsys):
+    """Each flag has another result, and it is that of the same options in Python."""
+    config, params, tokenizer = load(base, low_precision=True)
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+
+    def expected(max_tokens=9, temp=2.0, top_p=1.0, seed=5):
+        options = {"max_tokens": max_tokens, "temp": temp, "top_p": top_p}
+        options["rng"] = np.random.default_rng(seed)
+        if len(prompts) == 1:
+            return [list(minilora.generate({}, params, ids[0], config, **options))]
+        return minilora.generate_batch([({}, params)] * len(ids), ids, config, **options)
+
+    seen = set()
+    flags = {"max_tokens": 4, "temp": 0.3, "top_p": 0.05, "seed": 6}
+    for changed in ({}, *({name: value} for name, value in flags.items())):
+        given = {"max_tokens": 9, "temp": 2.0, "seed": 5} | changed
+        words = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
+        assert run("generate --model", base, "--prompt", *prompts, *words) == 0
+        printed = capsys.readouterr().out
+        answers = [tokenizer.decode(answer) + "\n" for answer in expected(**changed)]
+        titles = [f"--- {prompt!r}\n" for prompt in prompts] if len(prompts) > 1 else [""]
+        assert printed == "".join(title + text for title, text in zip(titles, answers)), changed
+        seen.add(printed)
+    assert len(seen) == 5
+
+
+# -------------------------------------------------------------------------------- conversations
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+NO_SYSTEM = TEMPLATE.replace("messages %}", "messages if m.role != 'system' %}")
+
+
+@pytest.fixture(scope="module")
+def chat_base(tmp_path_factory):
+    """A folder with a random Llama, a tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("chat") / "base"
+    config = replace(CONFIG, vocab_size=261, eos_token_id=(2,))
+    tokenizer = replace(tiny(), chat_template=TEMPLATE)
+    save_pretrained(folder, config, unflatten(leaves(config)), tokenizer)
+    return folder
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """[(prompt as text, options)] of each answer; the answers are `yes 1`, `yes 2`, …"""
+    calls, tokenizer = [], tiny()
+
+    def generate(adapters, base, prompt, config, ops, **options):
+        calls.append((tokenizer.decode(prompt), options))
+        yield from tokenizer.encode(f"yes {len(calls)}")
+
+    monkeypatch.setattr("minilora.generation.generate", generate)
+    return calls
+
+
+def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n\n  \nand then?\n exit \nnever\n"))
+    flags = ["--max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --system-prompt", "Be brief"]
+    assert cli.main(["chat", "--model", str(chat_base), *flags[0].split(), flags[1]]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "yes 1\nyes 2\n" and printed.err == ""
+    first = "[system]Be brief[user]Hi[assistant]"
+    assert [prompt for prompt, _ in asked] == [first, f"{first}yes 1[user]and then?[assistant]"]
+    (_, one), (_, two) = asked
+    assert (one["max_tokens"], one["temp"], one["top_p"]) == (7, 0.5, 0.9)
+    assert one["rng"] is two["rng"]  # the second answer continues the random numbers
+    assert one["rng"].random() == np.random.default_rng(3).random()
+
+
+def test_a_chat_without_a_template_continues_each_line(base, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("1+1=\n23+1="))  # no line break at the end
+    more = "--max-tokens 5 --temp 0.8 --seed 4"
+    assert run("chat --model", base, more) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "this model has no chat template: each line is a prompt of its own\n"
+    config, params, tokenizer = load(base, low_precision=True)
+    rng = np.random.default_rng(4)
+    options = {"max_tokens": 5, "temp": 0.8, "rng": rng}
+    for line in ("1+1=", "23+1="):
+        ids = minilora.generate({}, params, tokenizer.encode(line), config, **options)
+        answer = tokenizer.decode(list(ids)) + "\n"
+        assert printed.out.startswith(answer)
+        printed = printed._replace(out=printed.out.removeprefix(answer))
+    assert printed.out == ""
+
+
+def test_a_chat_uses_the_adapter(base, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out, "--target-modules all-linear --learning-rate 0.1") == 0
+    capsys.readouterr()
+    answers = []
+    for command in ("generate --prompt -", "chat"):
+        monkeypatch.setattr("sys.stdin", io.StringIO("1+1=\n"))
+        assert run(command, "--max-tokens 9", *at(out)) == 0
+        answers.append(capsys.readouterr().out)
+    assert run("generate --prompt 1+1= --max-tokens 9 --quantize nf4-dq --model", base) == 0
+    assert answers[0] == answers[1] != capsys.readouterr().out
+
+
+class Interrupting(io.StringIO):
+    """Standard input that sends a signal to this process instead of the second line."""
+
+    def readline(self, *args):
+        if self.tell():
+            os.kill(os.getpid(), self.number)
+        return super().readline(*args)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_chat_ends_with_ctrl_c(number, status, base, monkeypatch, capsys):
+    stdin = Interrupting("1+1=\nnever\n")
+    stdin.number = number
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert run("chat --max-tokens 1 --model", base) == status
+    assert capsys.readouterr().out.endswith("\n\n")  # the shell's prompt begins a new line
+
+
+def test_the_prompt_of_generate(chat_base, asked, monkeypatch, capsys):
+    for words, prompt in (
+        (["Hi"], "[user]Hi[assistant]"),
+        (["Hi", "--raw"], "Hi"),
+        (["Hi", "--system-prompt", ""], "[system][user]Hi[assistant]"),
+        (["-", "--raw"], "from\na file"),
+        (["-", "--system-prompt", "S"], "[system]S[user]from\na file[assistant]"),
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO("from\na file\n"))
+        assert cli.main(["generate", "--model", str(chat_base), "--prompt", *words]) == 0
+        assert asked.pop()[0] == prompt
+        assert capsys.readouterr().out == "yes 1\n"
+
+
+def test_a_system_prompt_that_the_model_would_not_see_is_refused(
+    base, chat_base, tmp_path, monkeypatch, capsys
+):
+    says = "--system-prompt needs a chat template, and none is used here: put its text into"
+    for command in ("generate --prompt a", "chat"):
+        assert says in error_of(capsys, run(command, "--system-prompt S --model", base))
+    words = "generate --prompt a --raw --system-prompt S --model", chat_base
+    assert says in error_of(capsys, run(*words))
+    hiding = tmp_path / "hiding"
+    shutil.copytree(chat_base, hiding)
+    (hiding / "chat_template.jinja").write_text(NO_SYSTEM)
+    for command in ("generate --prompt a", "chat"):
+        error = error_of(capsys, run(command, "--system-prompt S --model", hiding))
+        assert "chat template of this model does not show --system-prompt" in error
+
+
+def test_a_standard_input_that_is_no_text(base, monkeypatch, capsys):
+    for raw, says in ((b"\xff", "standard input is not utf-8"), (None, "standard input is closed")):
+        for command in ("generate --prompt -", "chat"):
+            stdin = raw and io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8")
+            monkeypatch.setattr("sys.stdin", stdin)
+            status = run(command, "--model", base)
+            assert status == 2 and says in capsys.readouterr().err.splitlines()[-1]
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert "the prompt is empty" in error_of(capsys, run("generate --prompt - --model", base))
+
+
+def test_top_p_without_a_temperature_gets_a_warning(base, asked, capsys):
+    for flags, warned in (("--top-p 0.9", True), ("--top-p 0.9 --temp 0.1", False), ("", False)):
+        assert run("generate --prompt a --model", base, flags) == 0
+        assert ("--top-p has no effect with --temp 0" in capsys.readouterr().err) == warned
+
+
+def test_a_text_longer_than_the_model_is_made_for_gets_a_warning(base, asked, capsys):
+    """The base has 512 positions."""
+    for n, warned in ((506, False), (507, True)):
+        assert run("generate --max-tokens 6 --model", base, "--prompt", "a" * n) == 0
+        says = f"warning: the prompt ({n} tokens) and --max-tokens 6 exceed the 512 tokens"
+        assert capsys.readouterr().err.startswith(says) == warned
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_merge_writes_the_type_that_is_asked_for(dtype, base, data, tmp_path):
+    """The weights are those of the merge in float32, rounded once."""
+    run_, out = tmp_path / "run", tmp_path / "merged"
+    assert train(base, data, run_) == 0
+    assert run("merge", *at(run_), "--out", out, "--dtype", dtype) == 0
+    _, params, _ = load(base, "nf4-dq", low_precision=True)
+    adapters, frozen, _ = minilora.load_adapter(run_, params)
+    entries = read_header(out / "model.safetensors")
+    names = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+    assert {entry.dtype for entry in entries.values()} == {names[dtype]}
+    # half a unit in the last place of 24, 11 and 8 bits; the smallest float16 is 2⁻²⁴
+    bound = {"float32": 0, "float16": 2.0**-11, "bfloat16": 2.0**-8}[dtype]
+    for path, w in flatten(minilora.merge(adapters, frozen)).items():
+        np.testing.assert_allclose(entries[path].read(), w, rtol=bound, atol=bound * 2.0**-14)
 
 
 def test_plain_and_fused_runs_agree(base, data, tmp_path):

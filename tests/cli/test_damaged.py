@@ -326,6 +326,23 @@ def test_a_terminal_that_knows_only_ascii(whole, tmp_path):
     assert done.stdout.isascii() and rb"\xe9" in done.stdout
 
 
+def test_environment_variables_that_cannot_be_used(whole, tmp_path):
+    """A run reads, trains and draws; standard error names the variable, and has no traceback."""
+    unusable = {
+        "MPLBACKEND": "nonsense", "NUMBA_NUM_THREADS": "0", "TERM": "dumb", "COLUMNS": "x",
+        "OMP_NUM_THREADS": "x", "HOME": "/dev/null", "MPLCONFIGDIR": "/dev/null",
+        "NUMBA_CACHE_DIR": "/dev/null",
+    }  # fmt: skip
+    words = f"train --model {whole / 'base'} --data {whole / 'rows.jsonl'} {STEPS}"
+    done = subprocess.run(
+        [sys.executable, "-m", "minilora", *words.split(), "--adapter-path", tmp_path / "run"],
+        env={**os.environ, **unusable}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    assert "NUMBA_NUM_THREADS=0 is not a number of threads: it is ignored" in done.stderr
+    assert (tmp_path / "run" / "curve.png").read_bytes().startswith(b"\x89PNG")
+
+
 # ----------------------------------------------------------------------------------- interrupts
 
 

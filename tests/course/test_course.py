@@ -463,6 +463,9 @@ def test_a_file_is_checked_by_running_it(space):
         (["teach", "grade", ".", "--jobs", "0"], "--jobs"),
         (["teach", "grade", ".", "."], "two submissions"),
         (["teach", "grade", ".", "--only", "x"], "no exercise 'x'"),
+        (["teach", "grade", ".", "--only", "rms-norn"], "; did you mean rms-norm?"),
+        (["learn", "check", "nearest_cod.py"], "; did you mean nearest-code?"),
+        (["teach", "grade", ".", "--user", "no-one"], "--user no-one: this machine has no such"),
         (["learn", "init", "--only", "x"], "no exercise 'x'"),
     ],
 )
@@ -471,6 +474,13 @@ def test_bad_input_is_one_line(space, capsys, argv, says):
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1 and says in error
+
+
+def test_grading_as_another_user_needs_root(space, capsys, monkeypatch):
+    """Otherwise, every process would end at once, and every submission would get no points."""
+    monkeypatch.setattr(teach.os, "geteuid", lambda: 1000)
+    assert main(["teach", "grade", ".", "--user", "root"]) == 2
+    assert "--user root needs root" in capsys.readouterr().err
 
 
 def test_a_broken_progress_file_is_named(space, capsys):

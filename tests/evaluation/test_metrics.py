@@ -56,6 +56,14 @@ def test_every_score_by_its_definition(config, seed, n):
         assert scores["exact_match"] == sum(exact) / n
 
 
+def test_dropout_is_not_active():
+    examples, found = random_examples(TINY, 7), []
+    for p in (0.0, 0.9):
+        adapters, base = adapted(random_base(TINY), lora_dropout=p)
+        found.append(evaluate(adapters, base, examples, TINY))
+    assert found[0] == found[1]
+
+
 def test_the_loss_is_the_models():
     adapters, base = adapted(random_base(TINY))
     examples = random_examples(TINY, 7)

