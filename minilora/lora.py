@@ -4,19 +4,19 @@ This file generalizes parts 3 and 7 of `lessons/00_qlora_in_one_file.py` to any 
 projections, layers and ranks.
 
 An adapter is a small tree. At the path of an adapted projection it has `lora_A` (r, in) and
-`lora_B` (out, r). The scaling and the dropout probability, which are not trained, are in the frozen
-tree next to the weight. `layers.linear` reads both trees.
+`lora_B` (out, r). The scaling, the dropout probability and the rank, which are not trained, are in
+the frozen tree next to the weight. `layers.linear` reads both trees.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .config import ALL_LINEAR, LoraConfig, matches, names_module, require
+from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module, require
 from .layers import dense
 from .tree import Array, Tree, flatten, get, layer_of, named_leaves, set_leaf, tree_map, unflatten
 
-FACTORS, SETTINGS = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout")
+FACTORS, SETTINGS = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout", "lora_r")
 LEAVES = ("weight", "bias", *FACTORS)  # trained leaves of a projection that `layers.linear` reads
 
 
@@ -30,10 +30,11 @@ class AdaptedModel(NamedTuple):
 def init(base: Tree, lora_config: LoraConfig, rng: Any) -> AdaptedModel:
     """Create an adapter that does not change the outputs yet: AdaptedModel(adapters, base).
 
-    rng: a NumPy generator or a seed. The returned base has a `lora_scaling` and a `lora_dropout`
-    next to each adapted weight, and shares its arrays with `base`. Raises InputError if a target
-    matches no projection.
+    rng: a NumPy generator or a seed. The returned base has `lora_scaling`, `lora_dropout` and
+    `lora_r` next to each adapted weight, and shares its arrays with `base`. Raises InputError if a
+    target matches no projection, or if `base` has the scalings of another adapter.
     """
+    check_unadapted(base)
     plain = lora_config.init_lora_weights is True and not lora_config.use_dora
     require(plain, "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ")
     adapters: Tree = {}
@@ -50,6 +51,7 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> AdaptedModel:
         set_leaf(adapters, f"{path}.lora_B", np.zeros((out_features, r), np.float32))
         set_leaf(base, f"{path}.lora_scaling", scaling)
         set_leaf(base, f"{path}.lora_dropout", lora_config.lora_dropout)
+        set_leaf(base, f"{path}.lora_r", r)
     return AdaptedModel(adapters, base)
 
 
@@ -92,6 +94,32 @@ def adapted_paths(adapters: Tree) -> list[str]:
     return [path.removesuffix(".lora_A") for path in paths if path.endswith(".lora_A")]
 
 
+def check_unadapted(base: Tree) -> None:
+    """Raise InputError if `base` has the scalings of an adapter, except of stacked adapters."""
+    for path, _ in named_leaves(base):
+        if path.endswith(".lora_scaling") and ".lora_stack." not in path:
+            node = path.removesuffix(".lora_scaling")
+            what = f"the base has the scalings of another adapter ({node})"
+            way = "use the base that `load` returned, or methods.compose.stack to keep both"
+            raise InputError(f"{what}: {way}")
+
+
+def check_base(adapters: Tree, base: Tree) -> None:
+    """Raise InputError unless `base` has the scaling and the rank of each projection's factors."""
+    frozen = flatten(base)
+    advice = "use the base that get_peft_model or load_adapter returned with the adapter"
+    for path, A in named_leaves(adapters):
+        if not path.endswith(".lora_A"):
+            continue
+        node, rank = path.removesuffix(".lora_A"), A.shape[-2]
+        if f"{node}.lora_scaling" not in frozen:
+            raise InputError(f"the base has no lora_scaling for the adapter on {node}: {advice}")
+        recorded = frozen.get(f"{node}.lora_r", rank)
+        if rank != recorded:
+            what = f"the adapter on {node} has rank {rank}, but its base is that of an adapter of"
+            raise InputError(f"{what} rank {recorded}: {advice}")
+
+
 def delta(trained: Tree, frozen: Tree) -> Array:
     """Compute ΔW = (α/r)·BA of one projection: (out, in) float32."""
     require(trained["lora_A"].ndim == 2, "per-row adapters cannot be merged: merge one adapter")
@@ -103,8 +131,8 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
     Quantized weights are dequantized. Quantizing the result again (`minilora.quantize`) would lose
-    much of the update. Raises InputError, with the path, for a leaf of another method and for a
-    weight that is not finite.
+    much of the update. Raises InputError, with the path, for a leaf of another method, for a weight
+    that is not finite, and if `base` is that of another adapter (`check_base`).
     """
     weights = {path: w for path, w in named_leaves(base) if not path.endswith(SETTINGS)}
     trained = flatten(adapters)
@@ -113,6 +141,7 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
         known = path in weights or path.rpartition(".")[2] in LEAVES[1:] or path == "lm_head.weight"
         plain = known and ".lora_stack." not in path  # a frozen second adapter: see methods
         require(plain, f"lora.merge does not know {path}: minilora.merge knows more methods")
+    check_base(adapters, base)
     # a trained weight or bias replaces the frozen one; a bias may also be new
     replaced = {path: w for path, w in trained.items() if not path.endswith(FACTORS)}
     merged = {path: dense(w) for path, w in (weights | replaced).items()}

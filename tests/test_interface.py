@@ -9,8 +9,11 @@ from models import TINY, random_base, random_examples
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig, lora
 from minilora.config import ALL_LINEAR, InputError, ModelConfig
+from minilora.methods import compose
 from minilora.methods.registry import METHODS
 from minilora.tree import flatten
+
+TOKENS = np.arange(6)[None]
 
 
 def test_dir_is_the_interface():
@@ -146,6 +149,49 @@ def test_an_adapter_on_the_base_without_its_scalings():
     adapters, _ = minilora.get_peft_model(base, LoraConfig(), 0)
     with pytest.raises(InputError, match="the base has no lora_scaling for the adapter on model"):
         minilora.forward(adapters, base, np.zeros((1, 2), int), model_config)
+
+
+def test_a_second_adapter_needs_the_base_without_scalings(tmp_path):
+    """α/r of the first adapter is next to the weights: a second one would replace it silently."""
+    plain, config = random_base(TINY), LoraConfig(r=2)
+    adapters, base = minilora.get_peft_model(plain, config)
+    minilora.save_adapter(tmp_path, adapters, base, config, "tiny")
+    for again in (
+        lambda base: minilora.get_peft_model(base, LoraConfig(r=4, target_modules=["k_proj"])),
+        lambda base: minilora.get_peft_model(base, LoraConfig(init_lora_weights="pissa")),
+        lambda base: minilora.get_peft_model(base, MethodConfig("ia3")),
+        lambda base: lora.init(base, LoraConfig(), 0),
+        lambda base: minilora.load_adapter(tmp_path, base),
+    ):
+        with pytest.raises(InputError, match=r"of another adapter \(model.*q_proj\).*compose\.stack"):
+            again(base)
+        assert again(plain)
+        assert again(compose.stack(adapters, base))
+
+
+USES = {
+    "operations": lambda adapters, base: minilora.operations(adapters, base),
+    "forward": lambda adapters, base: minilora.forward(adapters, base, TOKENS, TINY),
+    "merge": minilora.merge, "lora.merge": lora.merge, "stack": compose.stack,
+    "combine": lambda adapters, base: compose.combine([(adapters, base)], [1]),
+    "per_row": lambda adapters, base: compose.per_row([(adapters, base)], [0]),
+    "save": lambda adapters, base: minilora.save_adapter("x", adapters, base, LoraConfig(), "tiny"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_adapter_on_the_base_of_another_rank_is_refused(use, tmp_path, monkeypatch):
+    """r = 8 on the base of r = 4 would have twice its own scaling."""
+    monkeypatch.chdir(tmp_path)
+    plain = random_base(TINY)
+    adapters, own = minilora.get_peft_model(plain, LoraConfig())
+    other = minilora.get_peft_model(plain, LoraConfig(r=4)).base
+    wrong = r"the adapter on model.*q_proj has rank 8, but its base is that of an adapter of rank 4"
+    with pytest.raises(InputError, match=wrong):
+        USES[use](adapters, other)
+    with pytest.raises(InputError, match="the base has no lora_scaling for the adapter on model"):
+        USES[use](adapters, plain)
+    USES[use](adapters, own)
 
 
 def test_evaluate_takes_examples_and_not_rows():

@@ -34,6 +34,7 @@ def tensors(adapters, frozen, config):
     of the base or zero. Unless α/r is a power of two, reading rounds b once more. PEFT cannot merge
     such an adapter into a base without biases.
     """
+    lora.check_base(adapters, frozen)
     expected = {path: config.rank_and_scaling(path) for path in lora.target_paths(frozen, config)}
     low_rank, trained = lora.adapted_paths(adapters), flatten(adapters)
     found = {p: (len(trained[f"{p}.lora_A"]), get(frozen, p)["lora_scaling"]) for p in low_rank}
