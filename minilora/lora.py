@@ -8,6 +8,7 @@ An adapter is a small tree. At the path of an adapted projection it has `lora_A`
 the frozen tree next to the weight. `layers.linear` reads both trees.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,7 +59,9 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> AdaptedModel:
 def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     """Return the paths of the projections that `lora_config` adapts, in the order of the tree.
 
-    Raises InputError if a target matches nothing, or if a layer does not exist.
+    As in PEFT, a name in a list matches the end of a path, and a string (except all-linear) is a
+    regular expression that must match a whole path. Raises InputError if a target or an excluded
+    name matches nothing, if a target matches other modules, or if a layer does not exist.
 
     >>> names = "self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"
     >>> base = unflatten({f"model.layers.0.{name}.weight": np.ones((2, 2)) for name in names})
@@ -67,25 +70,66 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     """
     leaves = (path for path, _ in named_leaves(base) if layer_of(path) >= 0)
     paths = [p for p in (path.removesuffix(".weight") for path in leaves) if p.endswith(ALL_LINEAR)]
-    targets, found = lora_config.target_modules, set[str]()
-    for target in (targets,) if isinstance(targets, str) else targets:
-        matching = {path for path in paths if is_target(path, target, isinstance(targets, str))}
-        names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
-        require(matching, f"--target-modules {target} matches nothing in this model: {names}")
-        found |= matching
+    targets = lora_config.target_modules
+    is_regex = isinstance(targets, str)
+    found = regex_targets(base, paths, targets) if is_regex else named_targets(paths, targets)
+    found -= excluded_modules(base, lora_config.exclude_modules)
     depth, chosen = len(base["model"]["layers"]), lora_config.layers_to_transform
     layers = tuple(range(depth)) if chosen is None else chosen
-    require(found and len(layers), "the adapter has no targets: name a module and a layer")
     for layer in layers:
         inside = 0 <= layer < depth
         require(inside, f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}")
-    return [path for path in paths if path in found and layer_of(path) in layers]
+    adapted = [path for path in paths if path in found and layer_of(path) in layers]
+    if not adapted:
+        raise InputError("the adapter has no targets: name a module and a layer, and exclude less")
+    return adapted
 
 
-def is_target(path: str, target: str, is_regex: bool) -> bool:
-    """Return whether a target ("all-linear", a name or a regular expression) names `path`."""
-    named = target == "all-linear" or names_module(target, path)
-    return named or (is_regex and matches(target, path))
+def named_targets(paths: list[str], targets: Sequence[str]) -> set[str]:
+    """Return the paths that a list of names selects; raise InputError if one selects nothing."""
+    found = set[str]()
+    for target in targets:
+        every = target == "all-linear"
+        matching = {path for path in paths if every or names_module(target, path)}
+        names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
+        require(matching, f"--target-modules {target} matches nothing in this model: {names}")
+        found |= matching
+    return found
+
+
+def regex_targets(base: Tree, paths: list[str], regex: Any) -> set[str]:
+    """Return the paths that a regular expression matches; raise InputError unless it fits."""
+    found = {path for path in modules(base) if matches(regex, path)}
+    what = f"target_modules {regex!r} is a regular expression, and matches"
+    if found.isdisjoint(paths):
+        way = f"give a list, such as [{regex!r}], or an expression such as '.*q_proj'"
+        raise InputError(f"{what} no whole path of a projection: {way}")
+    other = sorted(found.difference(paths))
+    if other:
+        raise InputError(f"{what} {other[0]}, too, which is not a projection: match only those")
+    return found
+
+
+def excluded_modules(base: Tree, names: str | Sequence[str] | None) -> set[str]:
+    """Return the paths of all modules that exclude_modules names: a list, or one expression."""
+    excluded = set[str]()
+    for name in (names,) if isinstance(names, str) else names or ():
+        matching = matches if isinstance(names, str) else names_module
+        found = {path for path in modules(base) if matching(name, path)}
+        if not found:
+            way = "give a list of names, or an expression for whole paths, such as '.*q_proj'"
+            raise InputError(f"exclude_modules {name!r} matches nothing in this model: {way}")
+        excluded |= found
+    return excluded
+
+
+def modules(base: Tree) -> set[str]:
+    """Return the paths of the modules of a model, with the head also if it is tied."""
+    found = {"lm_head"}
+    for path, _ in named_leaves(base):
+        names = path.partition(".lora_stack.")[0].split(".")
+        found.update(".".join(names[:n]) for n in range(1, len(names)))
+    return found
 
 
 def adapted_paths(adapters: Tree) -> list[str]:

@@ -168,7 +168,8 @@ def test_the_defaults():
     assert vars(LoraConfig()) == {
         "r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ("q_proj", "v_proj"),
         "use_rslora": False, "layers_to_transform": None, "rank_pattern": {}, "alpha_pattern": {},
-        "use_dora": False, "init_lora_weights": True, "bias": "none", "task_type": "CAUSAL_LM",
+        "exclude_modules": None, "use_dora": False, "init_lora_weights": True, "bias": "none",
+        "task_type": "CAUSAL_LM",
     }  # fmt: skip
     assert vars(TrainConfig()) == {
         "iters": 200, "batch_size": 4, "grad_accumulation_steps": 1, "max_seq_length": 256,

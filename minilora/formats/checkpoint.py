@@ -108,6 +108,9 @@ def load_adapter(
     if adapter_config.init_lora_weights in INITIALIZERS:
         base = initializers.init(base, adapter_config, 0, scheme, block_size).base
     base = tree_map(lambda w: w, base)
+    if peft_format.EMBEDDING in names and "lm_head" not in adapters | base:
+        # in PEFT, a trained embedding is a copy, so the head of a tied model stays as it was
+        set_leaf(base, "lm_head.weight", get(base, peft_format.EMBEDDING))
     for path in lora.adapted_paths(adapters):
         r, scaling = adapter_config.rank_and_scaling(path)
         node = get(adapters, path)
