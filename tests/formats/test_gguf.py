@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_models import (
     GGUF_CONFIG,
+    HTML,
+    POINTER,
     assert_same,
     gguf,
     gguf_metadata,
@@ -190,12 +192,27 @@ def test_a_gguf_file_cut_off_anywhere(tmp_path):
     whole = path.read_bytes()
     for size in (0, 3, 4, 10, 24, 200, 3000, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"truncated|not a GGUF file"):
+        with pytest.raises(InputError, match=r"truncated|not a GGUF file|is empty"):
             load(path)
     for start, lie in ((4, b"\x09"), (8, b"\xff" * 8), (16, b"\xff" * 8), (24, b"\xff" * 8)):
         path.write_bytes(whole[:start] + lie + whole[start + len(lie) :])
         with pytest.raises(InputError, match=r"GGUF version 9|truncated"):
             load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (POINTER, r"m\.gguf is a Git LFS pointer.*git lfs pull"),
+        (HTML, r"m\.gguf is a web page \(HTML\): download"), (b"", r"m\.gguf is empty"),
+        (b"GGML" + bytes(60), r"m\.gguf is not a GGUF file"),
+    ],
+)  # fmt: skip
+def test_another_file_in_the_place_of_a_gguf_file(tmp_path, content, message):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load(path)
 
 
 @given(st.data())
