@@ -71,6 +71,7 @@ class ModelConfig:
     rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
     sliding_window: int | None = None  # keys that a token sees, its own included; None: all
     model_type: str = "llama"  # for config.json, unless trained biases need another type
+    generation_config: dict[str, Any] | None = None  # generation_config.json; saved with the model
 
     def __post_init__(self) -> None:
         for f in fields(self)[:7]:

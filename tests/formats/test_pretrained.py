@@ -8,10 +8,13 @@ import pytest
 import safetensors.numpy
 from toy_models import CONFIG, Q, assert_same, folder, leaves, needs_hf, tiny
 
-from minilora.config import ALL_LINEAR, ATTENTION, InputError
+from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import fetch, pretrained, safetensors_file
 from minilora.formats.pretrained import load, save_pretrained, shapes
+from minilora.formats.quantized_file import save_quantized
+from minilora.methods.merging import merge
+from minilora.methods.registry import get_peft_model
 from minilora.tree import flatten, get, unflatten
 
 LLAMA3 = {
@@ -82,6 +85,22 @@ def test_shards(tmp_path):
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(InputError, match=message):
             load(path)
+
+
+def test_the_generation_config_travels_with_the_model(tmp_path):
+    """Without it, transformers samples from a merged chat model with other settings."""
+    path = folder(tmp_path)
+    settings = {"do_sample": True, "eos_token_id": [255, 254], "temperature": 0.6, "top_p": 0.9}
+    text = json.dumps(settings, indent=2) + "\n"
+    (path / "generation_config.json").write_text(text)
+    model = load(path)
+    adapters, base = get_peft_model(model.base, LoraConfig())
+    save_pretrained(tmp_path / "merged", model.model_config, merge(adapters, base))
+    save_quantized(tmp_path / "quantized", model.model_config, load(path, "nf4").base)
+    for out in ("merged", "quantized"):
+        assert (tmp_path / out / "generation_config.json").read_text() == text
+    save_pretrained(tmp_path / "none", CONFIG, model.base)
+    assert not (tmp_path / "none" / "generation_config.json").exists()
 
 
 def test_biases_are_leaves(tmp_path):

@@ -312,7 +312,10 @@ def test_the_merged_folder_in_transformers(tiny_llama, tmp_path, tokens, same_lo
     adapters, frozen = our_adapter(base, lora_config, groups)
     save_adapter(tmp_path / "adapter", adapters, frozen, lora_config, base_folder)
     merge = ["merge", "--model", base_folder, "--adapter-path", tmp_path / "adapter"]
-    main([*map(str, merge), "--quantize", scheme, "--out", str(tmp_path / "merged")])
-    theirs = their_logits(llama_of(tmp_path / "merged"), tokens)
+    merged = tmp_path / "merged"
+    main([*map(str, merge), "--quantize", scheme, "--out", str(merged)])
+    same_file = ((p / "generation_config.json").read_bytes() for p in (base_folder, merged))
+    assert len({*same_file}) == 1
+    theirs = their_logits(llama_of(merged), tokens)
     what = "merged folder", "transformers"
     same_logits(*what, theirs, adapters, frozen, tokens, config, loss=True)
