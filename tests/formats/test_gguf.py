@@ -36,6 +36,21 @@ def test_a_gguf_file_loads(tmp_path, tied):
     assert (words.vocab_size, words.eos_token_id, words.has_chat_template) == (261, 2, True)
 
 
+@pytest.mark.parametrize(
+    "keys", [("rope__dimension_count",), ("attention__key_length",),
+             ("rope__dimension_count", "attention__key_length")],
+)  # fmt: skip
+def test_heads_of_a_gguf_file_need_not_add_up_to_the_width(tmp_path, keys):
+    """Four heads of width 16 in a model of width 32: either key names the width of a head."""
+    needs_hf()
+    expected = replace(GGUF_CONFIG, head_dim=16)
+    w = leaves(expected)
+    metadata = gguf_metadata(**{f"llama__{key}": 16 for key in keys})
+    config, base, _ = load(gguf(tmp_path / "m.gguf", metadata, gguf_tensors(w)))
+    assert config == expected
+    assert_same(base, w)
+
+
 def test_half_rotation_order_undoes_the_permutation():
     """Two heads of width 4: llama.cpp stores rows 0 2 1 3 of each."""
     stored = np.float32([[0], [2], [1], [3], [4], [6], [5], [7]])
@@ -84,6 +99,13 @@ def test_dequantizing_equals_the_gguf_library(name):
         ({"llama__attention__head_count": 3}, "m.gguf: num_attention_heads 3 is not a multiple"),
         ({"llama__rope__freq_base": -1.0}, "llama.rope.freq_base must be a positive number"),
         ({"llama__rope__scaling__type": "yarn"}, "scaling.type 'yarn' is not supported: " + FOLDER),
+        ({"llama__rope__scaling__factor": 2.0}, "rope.scaling.factor 2.0 is not supported: "),
+        ({"llama__rope__scale_linear": 4.0}, "rope.scale_linear 4.0 is not supported: " + FOLDER),
+        ({"llama__rope__dimension_count": 4}, r"attn_q.weight has the shape \(32, 32\)"),
+        (
+            {"llama__rope__dimension_count": 4, "llama__attention__key_length": 8},
+            "rotates 4 of the 8 numbers of a head, which is not supported: " + FOLDER,
+        ),
         ({"llama__embedding_length": 64}, r"tensor token_embd.weight has the shape \(261, 32\)"),
         ({"llama__vocab_size": 260}, "has 261 tokens, but the embedding only 260 rows"),
         ({"tokenizer__ggml__model": None}, "tokenizer.ggml.model is missing"),

@@ -87,6 +87,16 @@ def test_shards(tmp_path):
             load(path)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_config_names_the_dtype_of_the_tensors(tmp_path, dtype):
+    """transformers loads a model in the dtype that config.json names."""
+    save_pretrained(tmp_path / "out", CONFIG, unflatten(leaves()), dtype=dtype)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == dtype
+    header = safetensors_file.read_header(tmp_path / "out" / "model.safetensors")
+    expected = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
+    assert {entry.dtype for entry in header.values()} == {expected}
+
+
 def test_the_generation_config_travels_with_the_model(tmp_path):
     """Without it, transformers samples from a merged chat model with other settings."""
     path = folder(tmp_path)
