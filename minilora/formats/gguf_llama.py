@@ -73,7 +73,7 @@ def _config(metadata, tied):
     def whole(name, default=None):
         return size(metadata, f"llama.{name}", default)
 
-    def real(name, default):
+    def real(name, default=None):
         return float(positive(metadata, f"llama.{name}", default))
 
     def token(name):
@@ -101,7 +101,7 @@ def _config(metadata, tied):
         num_key_value_heads=whole("attention.head_count_kv", heads),
         head_dim=head_dim,
         rope_theta=real("rope.freq_base", 10000),
-        rms_norm_eps=real("attention.layer_norm_rms_epsilon", 1e-5), tie_word_embeddings=tied,
+        rms_norm_eps=real("attention.layer_norm_rms_epsilon"), tie_word_embeddings=tied,
         max_position_embeddings=whole("context_length", 2048),
         eos_token_id=tuple(dict.fromkeys(token("eos") + token("eot"))),
         bos_token_id=next(iter(token("bos")), None),

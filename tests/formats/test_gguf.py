@@ -51,6 +51,25 @@ def test_heads_of_a_gguf_file_need_not_add_up_to_the_width(tmp_path, keys):
     assert_same(base, w)
 
 
+def test_keys_that_a_gguf_file_may_lack(tmp_path):
+    """llama.cpp's defaults: as many key-value heads as heads; the tokens count the vocabulary."""
+    needs_hf()
+    lacking = {"llama__attention__head_count_kv": None, "llama__context_length": None}
+    expected = replace(GGUF_CONFIG, num_key_value_heads=4)
+    metadata = gguf_metadata(**lacking)
+    config, _, words = load(gguf(tmp_path / "m.gguf", metadata, gguf_tensors(leaves(expected))))
+    assert config == expected
+    assert words.settings["clean_up_tokenization_spaces"] is False  # as llama.cpp prints a text
+
+
+@pytest.mark.parametrize("scaling", [{"factor": 1.0}, {"factor": 0}, {"type": "none", "factor": 4}])
+def test_a_factor_that_stretches_nothing(tmp_path, scaling):
+    needs_hf()
+    metadata = gguf_metadata(**{f"llama__rope__scaling__{key}": v for key, v in scaling.items()})
+    config = load(gguf(tmp_path / "m.gguf", metadata, gguf_tensors(leaves(GGUF_CONFIG))))[0]
+    assert config.rope_scaling is None
+
+
 def test_half_rotation_order_undoes_the_permutation():
     """Two heads of width 4: llama.cpp stores rows 0 2 1 3 of each."""
     stored = np.float32([[0], [2], [1], [3], [4], [6], [5], [7]])
@@ -97,6 +116,10 @@ def test_dequantizing_equals_the_gguf_library(name):
         ({"llama__block_count": 3}, "tensor model.layers.2.input_layernorm.weight is missing"),
         ({"llama__attention__head_count": "4"}, "llama.attention.head_count must be"),
         ({"llama__attention__head_count": 3}, "m.gguf: num_attention_heads 3 is not a multiple"),
+        (
+            {"llama__attention__layer_norm_rms_epsilon": None},
+            "layer_norm_rms_epsilon must be a positive number, got None",
+        ),
         ({"llama__rope__freq_base": -1.0}, "llama.rope.freq_base must be a positive number"),
         ({"llama__rope__scaling__type": "yarn"}, "scaling.type 'yarn' is not supported: " + FOLDER),
         ({"llama__rope__scaling__factor": 2.0}, "rope.scaling.factor 2.0 is not supported: "),

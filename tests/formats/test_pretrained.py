@@ -168,12 +168,13 @@ def test_rope_fields_of_both_generations(tmp_path, fields, theta, scaling):
 
 def test_end_tokens_and_defaults(tmp_path):
     path = folder(
-        tmp_path, eos_token_id=[255, 7], head_dim=None, tie_word_embeddings=None,
+        tmp_path, eos_token_id=[255, 7], head_dim=None, tie_word_embeddings=None, rms_norm_eps=None,
         tensors=leaves(replace(CONFIG, tie_word_embeddings=False)),
     )  # fmt: skip
     config = load(path)[0]
     assert config.eos_token_id == (255, 7)
     assert config.head_dim == 8
+    assert config.rms_norm_eps == 1e-6
     assert not config.tie_word_embeddings, "Hugging Face's default for a Llama"
     (path / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
     assert load(path)[0].eos_token_id == (1, 2), "what generation uses wins, as in transformers"

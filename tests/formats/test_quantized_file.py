@@ -88,6 +88,17 @@ def test_the_layout_is_that_of_bitsandbytes(tmp_path):
     assert (config["bnb_4bit_quant_type"], config["bnb_4bit_use_double_quant"]) == ("nf4", True)
 
 
+def test_the_layout_of_eight_bits_is_that_of_bitsandbytes(tmp_path):
+    saved(tmp_path, "int8")
+    header = safetensors_file.read_header(tmp_path / "q" / "model.safetensors")
+    name = Q.removesuffix(".weight")
+    found = {n.removeprefix(name): (e.dtype, e.shape) for n, e in header.items() if name in n}
+    expected = {".weight": ("I8", (32, 32)), ".SCB": ("F32", (32,)), ".weight_format": ("U8", ())}
+    assert found == expected
+    config = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+    assert config["load_in_8bit"] and not config["load_in_4bit"]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("name", ["fp4", "nf4", "nf4-dq"])
 def test_bitsandbytes_computes_in_the_dtype_of_the_other_weights(tmp_path, name, dtype):
