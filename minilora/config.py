@@ -82,6 +82,7 @@ class ModelConfig:
     rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
     sliding_window: int | None = None  # keys that a token sees, its own included; None: all
     model_type: str = "llama"  # for config.json, unless trained biases need another type
+    generation_config: dict[str, Any] | None = None  # generation_config.json; saved with the model
 
     def __post_init__(self) -> None:
         for f in fields(self)[:7]:
@@ -100,11 +101,12 @@ class LoraConfig:
     r: int = 8
     lora_alpha: float = 16
     lora_dropout: float = 0.0
-    target_modules: str | Sequence[str] = ("q_proj", "v_proj")  # names, or one regex
+    target_modules: str | Sequence[str] = ("q_proj", "v_proj")  # names, all-linear, or one regex
     use_rslora: bool = False
     layers_to_transform: Any = None  # a layer, or several; None: all
     rank_pattern: dict[str, int] = field(default_factory=dict)  # {regex of a module: rank}
     alpha_pattern: dict[str, float] = field(default_factory=dict)  # the first match counts
+    exclude_modules: str | Sequence[str] | None = None  # names, or one regex; not adapted
     use_dora: bool = False
     init_lora_weights: bool | str = True  # True or one of INITIALIZERS
     bias: str = "none"  # the only choice; methods.registry.also_train trains biases
@@ -121,10 +123,20 @@ class LoraConfig:
             require(value in choices, f"{name} must be one of {choices}, got {value!r}")
         for regex in (*self.rank_pattern, *self.alpha_pattern):
             matches(regex, "")  # raises InputError if it is not a regular expression
-        if not isinstance(self.target_modules, str):
-            object.__setattr__(self, "target_modules", tuple(self.target_modules))
+        if str(self.target_modules).lower() == "all-linear":
+            object.__setattr__(self, "target_modules", ("all-linear",))
+        for name in ("target_modules", "exclude_modules"):
+            value = getattr(self, name)
+            if isinstance(value, list | tuple | set) and all(isinstance(n, str) for n in value):
+                object.__setattr__(self, name, tuple(value))
+            elif not isinstance(value, str) and (value is not None or name == "target_modules"):
+                wanted = "a list of names, or one regular expression"
+                raise InputError(f"{name} must be {wanted}, got {value!r}")
         if isinstance(self.layers_to_transform, int):
             object.__setattr__(self, "layers_to_transform", (self.layers_to_transform,))
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            what = "layers_to_transform needs a list of target_modules, not the regular expression"
+            raise InputError(f"{what} {self.target_modules!r}: name the layers in the expression")
 
     def rank_and_scaling(self, path: str) -> tuple[int, float]:
         """Return (rank r, scaling α/r) of the adapter on the module at `path`."""
@@ -158,7 +170,7 @@ def matches(regex: str, path: str) -> bool:
     try:
         return re.fullmatch(regex, path) is not None
     except (re.error, OverflowError, RecursionError) as error:
-        where = "in target_modules or rank_pattern or alpha_pattern"
+        where = "in target_modules or exclude_modules or rank_pattern or alpha_pattern"
         raise InputError(f"{regex!r} {where} is not a regular expression: {error}") from error
 
 

@@ -95,7 +95,7 @@ def linear(
     input; None for no dropout. Raises InputError if a node has another leaf.
     """
     check_leaves(trained, ("weight", "bias", "lora_A", "lora_B"), "linear")
-    check_leaves(frozen, ("weight", "bias", "lora_scaling", "lora_dropout"), "linear")
+    check_leaves(frozen, ("weight", "bias", "lora_scaling", "lora_dropout", "lora_r"), "linear")
     # h = W₀x + (α/r)·BAx + b   (LoRA, Eq. 3, with the scaling of Sec. 4.1)
     h = matmul(x, trained["weight"]) if "weight" in trained else frozen_matmul(x, frozen["weight"])
     if "lora_A" in trained:

@@ -4,19 +4,20 @@ This file generalizes parts 3 and 7 of `lessons/00_qlora_in_one_file.py` to any 
 projections, layers and ranks.
 
 An adapter is a small tree. At the path of an adapted projection it has `lora_A` (r, in) and
-`lora_B` (out, r). The scaling and the dropout probability, which are not trained, are in the frozen
-tree next to the weight. `layers.linear` reads both trees.
+`lora_B` (out, r). The scaling, the dropout probability and the rank, which are not trained, are in
+the frozen tree next to the weight. `layers.linear` reads both trees.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .config import ALL_LINEAR, LoraConfig, matches, names_module, require
+from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module, require
 from .layers import dense
 from .tree import Array, Tree, flatten, get, layer_of, named_leaves, set_leaf, tree_map, unflatten
 
-FACTORS, SETTINGS = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout")
+FACTORS, SETTINGS = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout", "lora_r")
 LEAVES = ("weight", "bias", *FACTORS)  # trained leaves of a projection that `layers.linear` reads
 
 
@@ -30,10 +31,11 @@ class AdaptedModel(NamedTuple):
 def init(base: Tree, lora_config: LoraConfig, rng: Any) -> AdaptedModel:
     """Create an adapter that does not change the outputs yet: AdaptedModel(adapters, base).
 
-    rng: a NumPy generator or a seed. The returned base has a `lora_scaling` and a `lora_dropout`
-    next to each adapted weight, and shares its arrays with `base`. Raises InputError if a target
-    matches no projection.
+    rng: a NumPy generator or a seed. The returned base has `lora_scaling`, `lora_dropout` and
+    `lora_r` next to each adapted weight, and shares its arrays with `base`. Raises InputError if a
+    target matches no projection, or if `base` has the scalings of another adapter.
     """
+    check_unadapted(base)
     plain = lora_config.init_lora_weights is True and not lora_config.use_dora
     require(plain, "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ")
     adapters: Tree = {}
@@ -50,13 +52,16 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> AdaptedModel:
         set_leaf(adapters, f"{path}.lora_B", np.zeros((out_features, r), np.float32))
         set_leaf(base, f"{path}.lora_scaling", scaling)
         set_leaf(base, f"{path}.lora_dropout", lora_config.lora_dropout)
+        set_leaf(base, f"{path}.lora_r", r)
     return AdaptedModel(adapters, base)
 
 
 def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     """Return the paths of the projections that `lora_config` adapts, in the order of the tree.
 
-    Raises InputError if a target matches nothing, or if a layer does not exist.
+    As in PEFT, a name in a list matches the end of a path, and a string (except all-linear) is a
+    regular expression that must match a whole path. Raises InputError if a target or an excluded
+    name matches nothing, if a target matches other modules, or if a layer does not exist.
 
     >>> names = "self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"
     >>> base = unflatten({f"model.layers.0.{name}.weight": np.ones((2, 2)) for name in names})
@@ -65,31 +70,98 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     """
     leaves = (path for path, _ in named_leaves(base) if layer_of(path) >= 0)
     paths = [p for p in (path.removesuffix(".weight") for path in leaves) if p.endswith(ALL_LINEAR)]
-    targets, found = lora_config.target_modules, set[str]()
-    for target in (targets,) if isinstance(targets, str) else targets:
-        matching = {path for path in paths if is_target(path, target, isinstance(targets, str))}
-        names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
-        require(matching, f"--target-modules {target} matches nothing in this model: {names}")
-        found |= matching
+    targets = lora_config.target_modules
+    is_regex = isinstance(targets, str)
+    found = regex_targets(base, paths, targets) if is_regex else named_targets(paths, targets)
+    found -= excluded_modules(base, lora_config.exclude_modules)
     depth, chosen = len(base["model"]["layers"]), lora_config.layers_to_transform
     layers = tuple(range(depth)) if chosen is None else chosen
-    require(found and len(layers), "the adapter has no targets: name a module and a layer")
     for layer in layers:
         inside = 0 <= layer < depth
         require(inside, f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}")
-    return [path for path in paths if path in found and layer_of(path) in layers]
+    adapted = [path for path in paths if path in found and layer_of(path) in layers]
+    if not adapted:
+        raise InputError("the adapter has no targets: name a module and a layer, and exclude less")
+    return adapted
 
 
-def is_target(path: str, target: str, is_regex: bool) -> bool:
-    """Return whether a target ("all-linear", a name or a regular expression) names `path`."""
-    named = target == "all-linear" or names_module(target, path)
-    return named or (is_regex and matches(target, path))
+def named_targets(paths: list[str], targets: Sequence[str]) -> set[str]:
+    """Return the paths that a list of names selects; raise InputError if one selects nothing."""
+    found = set[str]()
+    for target in targets:
+        every = target == "all-linear"
+        matching = {path for path in paths if every or names_module(target, path)}
+        names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
+        require(matching, f"--target-modules {target} matches nothing in this model: {names}")
+        found |= matching
+    return found
+
+
+def regex_targets(base: Tree, paths: list[str], regex: Any) -> set[str]:
+    """Return the paths that a regular expression matches; raise InputError unless it fits."""
+    found = {path for path in modules(base) if matches(regex, path)}
+    what = f"target_modules {regex!r} is a regular expression, and matches"
+    if found.isdisjoint(paths):
+        way = f"give a list, such as [{regex!r}], or an expression such as '.*q_proj'"
+        raise InputError(f"{what} no whole path of a projection: {way}")
+    other = sorted(found.difference(paths))
+    if other:
+        raise InputError(f"{what} {other[0]}, too, which is not a projection: match only those")
+    return found
+
+
+def excluded_modules(base: Tree, names: str | Sequence[str] | None) -> set[str]:
+    """Return the paths of all modules that exclude_modules names: a list, or one expression."""
+    excluded = set[str]()
+    for name in (names,) if isinstance(names, str) else names or ():
+        matching = matches if isinstance(names, str) else names_module
+        found = {path for path in modules(base) if matching(name, path)}
+        if not found:
+            way = "give a list of names, or an expression for whole paths, such as '.*q_proj'"
+            raise InputError(f"exclude_modules {name!r} matches nothing in this model: {way}")
+        excluded |= found
+    return excluded
+
+
+def modules(base: Tree) -> set[str]:
+    """Return the paths of the modules of a model, with the head also if it is tied."""
+    found = {"lm_head"}
+    for path, _ in named_leaves(base):
+        names = path.partition(".lora_stack.")[0].split(".")
+        found.update(".".join(names[:n]) for n in range(1, len(names)))
+    return found
 
 
 def adapted_paths(adapters: Tree) -> list[str]:
     """Return the paths of the projections that have low-rank factors."""
     paths = (path for path, _ in named_leaves(adapters))
     return [path.removesuffix(".lora_A") for path in paths if path.endswith(".lora_A")]
+
+
+def check_unadapted(base: Tree) -> None:
+    """Raise InputError if `base` has the scalings of an adapter, except of stacked adapters."""
+    for path, _ in named_leaves(base):
+        if path.endswith(".lora_scaling") and ".lora_stack." not in path:
+            node = path.removesuffix(".lora_scaling")
+            what = f"the base has the scalings of another adapter ({node})"
+            way = "use the base that `load` returned, or methods.compose.stack to keep both"
+            raise InputError(f"{what}: {way}")
+
+
+def check_base(adapters: Tree, base: Tree) -> None:
+    """Raise InputError unless `base` has the scaling and the rank of each projection's factors."""
+    frozen = flatten(base)
+    advice = "use the base that get_peft_model or load_adapter returned with the adapter"
+    for path, A in named_leaves(adapters):
+        if not path.endswith(".lora_A"):
+            continue
+        node, rank = path.removesuffix(".lora_A"), A.shape[-2]
+        if f"{node}.lora_scaling" not in frozen:
+            raise InputError(f"the base has no lora_scaling for the adapter on {node}: {advice}")
+        recorded = frozen.get(f"{node}.lora_r", rank)
+        if rank != recorded:
+            what = f"the adapter on {node} has rank {rank}, but its base is that of an adapter of"
+            raise InputError(f"{what} rank {recorded}: {advice}")
 
 
 def delta(trained: Tree, frozen: Tree) -> Array:
@@ -103,8 +175,8 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
     Quantized weights are dequantized. Quantizing the result again (`minilora.quantize`) would lose
-    much of the update. Raises InputError, with the path, for a leaf of another method and for a
-    weight that is not finite.
+    much of the update. Raises InputError, with the path, for a leaf of another method, for a weight
+    that is not finite, and if `base` is that of another adapter (`check_base`).
     """
     weights = {path: w for path, w in named_leaves(base) if not path.endswith(SETTINGS)}
     trained = flatten(adapters)
@@ -113,6 +185,7 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
         known = path in weights or path.rpartition(".")[2] in LEAVES[1:] or path == "lm_head.weight"
         plain = known and ".lora_stack." not in path  # a frozen second adapter: see methods
         require(plain, f"lora.merge does not know {path}: minilora.merge knows more methods")
+    check_base(adapters, base)
     # a trained weight or bias replaces the frozen one; a bias may also be new
     replaced = {path: w for path, w in trained.items() if not path.endswith(FACTORS)}
     merged = {path: dense(w) for path, w in (weights | replaced).items()}

@@ -168,7 +168,8 @@ def test_the_defaults():
     assert vars(LoraConfig()) == {
         "r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "target_modules": ("q_proj", "v_proj"),
         "use_rslora": False, "layers_to_transform": None, "rank_pattern": {}, "alpha_pattern": {},
-        "use_dora": False, "init_lora_weights": True, "bias": "none", "task_type": "CAUSAL_LM",
+        "exclude_modules": None, "use_dora": False, "init_lora_weights": True, "bias": "none",
+        "task_type": "CAUSAL_LM",
     }  # fmt: skip
     assert vars(TrainConfig()) == {
         "iters": 200, "batch_size": 4, "grad_accumulation_steps": 1, "max_seq_length": 256,
@@ -185,7 +186,7 @@ def test_the_defaults():
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "rope_theta": 10000.0,
         "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "max_position_embeddings": 2048,
         "eos_token_id": (), "bos_token_id": None, "rope_scaling": None, "sliding_window": None,
-        "model_type": "llama",
+        "model_type": "llama", "generation_config": None,
     }  # fmt: skip
     assert scaling(4, 6.0) == scaling(4, 6.0, False) == 1.5
 

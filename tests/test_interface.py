@@ -10,8 +10,11 @@ import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig, layers, lora, model
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR, InputError, ModelConfig
+from minilora.methods import compose
 from minilora.methods.registry import METHODS
 from minilora.tree import flatten
+
+TOKENS = np.arange(6)[None]
 
 
 def test_dir_is_the_interface():
@@ -33,10 +36,11 @@ def test_public_functions_are_typed():
 
 
 NAMES = {
-    "q_proj": {"q_proj"}, "all-linear": set(ALL_LINEAR), ("all-linear",): set(ALL_LINEAR),
+    ("q_proj",): {"q_proj"}, ".*q_proj": {"q_proj"}, "all-linear": set(ALL_LINEAR),
+    "All-Linear": set(ALL_LINEAR), ("all-linear",): set(ALL_LINEAR),
     ("q_proj", "v_proj"): {"q_proj", "v_proj"}, r".*\.(q|v)_proj": {"q_proj", "v_proj"},
-    r".*mlp.*": {"gate_proj", "up_proj", "down_proj"},
-    "self_attn.k_proj": {"k_proj"},
+    r".*mlp\..*_proj": {"gate_proj", "up_proj", "down_proj"},
+    ("self_attn.k_proj",): {"k_proj"}, r".*self_attn\.k_proj": {"k_proj"},
 }  # fmt: skip
 
 
@@ -48,10 +52,74 @@ def test_target_modules_are_a_name_a_list_or_an_expression(targets):
     assert len(paths) == TINY.num_hidden_layers * len(NAMES[targets])
 
 
-@pytest.mark.parametrize("targets", ["proj", "q", r"q_.*", ["q_proj", r".*v_proj"], [], "lm_head"])
+@pytest.mark.parametrize("targets", [["proj"], ["q"], ["q_proj", r".*v_proj"], [], ["lm_head"]])
 def test_targets_that_match_nothing_are_refused(targets):
     with pytest.raises(InputError, match="target"):
         lora.target_paths(random_base(TINY), LoraConfig(target_modules=targets))
+
+
+@pytest.mark.parametrize(
+    "targets", ["q_proj", "self_attn.q_proj", "proj", r"q_.*", r"model\.layers\.2\..*q_proj"]
+)
+def test_a_string_of_targets_matches_whole_paths_as_in_peft(targets):
+    """re.fullmatch of the whole path finds no q_proj in 'q_proj'; a list compares the end."""
+    with pytest.raises(InputError) as error:
+        lora.target_paths(random_base(TINY), LoraConfig(target_modules=targets))
+    message = str(error.value)
+    assert f"{targets!r} is a regular expression, and matches no whole path" in message
+    assert f"[{targets!r}]" in message and "'.*q_proj'" in message
+
+
+@pytest.mark.parametrize(
+    ("targets", "other"),
+    [(r".*(q_proj|lm_head)", "lm_head"), (r".*mlp.*", "model.layers.0.mlp"), (".*", "lm_head")],
+)
+def test_an_expression_that_matches_other_modules_is_refused_as_in_peft(targets, other):
+    with pytest.raises(InputError, match=f"matches {other}, too, which is not a projection"):
+        lora.target_paths(random_base(TINY), LoraConfig(target_modules=targets))
+
+
+EXCLUDED = {
+    ("q_proj",): set(ALL_LINEAR) - {"q_proj"},
+    ("self_attn.q_proj", "down_proj"): set(ALL_LINEAR) - {"q_proj", "down_proj"},
+    ("lm_head",): set(ALL_LINEAR),
+    ("mlp",): set(ALL_LINEAR),  # the module mlp, and not the projections in it
+    r".*\.(q|up)_proj": set(ALL_LINEAR) - {"q_proj", "up_proj"},
+    r".*mlp.*": set(ALL_LINEAR[:4]),
+}
+
+
+@pytest.mark.parametrize("excluded", EXCLUDED, ids=str)
+@pytest.mark.parametrize("targets", ["all-linear", r".*_proj", ALL_LINEAR], ids=str)
+def test_excluded_modules_are_no_targets(excluded, targets):
+    config = LoraConfig(target_modules=targets, exclude_modules=excluded)
+    paths = lora.target_paths(random_base(TINY), config)
+    assert {path.rpartition(".")[2] for path in paths} == EXCLUDED[excluded]
+    assert len(paths) == TINY.num_hidden_layers * len(EXCLUDED[excluded])
+
+
+def test_a_module_is_excluded_in_one_layer():
+    first, second = (f"model.layers.{i}.self_attn.q_proj" for i in range(2))
+    for excluded in ([first], r".*layers\.0\..*"):
+        config = LoraConfig(target_modules=["q_proj"], exclude_modules=excluded)
+        assert lora.target_paths(random_base(TINY), config) == [second]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"exclude_modules": "v_proj"}, "exclude_modules 'v_proj' matches nothing in this model"),
+        ({"exclude_modules": ["q_proj", "vproj"]}, "exclude_modules 'vproj' matches nothing"),
+        ({"exclude_modules": ["q_proj", "v_proj"]}, "no targets: name a module and a layer"),
+        (
+            {"target_modules": ["layers.0.self_attn.q_proj"], "layers_to_transform": [1]},
+            "no targets: name a module and a layer",
+        ),
+    ],
+)
+def test_what_would_adapt_other_modules_than_meant_is_refused(fields, message):
+    with pytest.raises(InputError, match=message):
+        minilora.get_peft_model(random_base(TINY), LoraConfig(**fields))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -83,7 +151,7 @@ def test_an_adapter_that_changes_the_base_is_made_too():
 def test_the_share_of_what_is_trained_is_told_as_peft_does(capsys):
     base = random_base(TINY)
     total = sum(w.size for w in flatten(base).values())
-    adapters, frozen = minilora.get_peft_model(base, LoraConfig(r=2, target_modules="q_proj"))
+    adapters, frozen = minilora.get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
     minilora.print_trainable_parameters(adapters, frozen)
     n = sum(w.size for w in flatten(adapters).values())
     line = f"trainable params: {n:,} || all params: {total + n:,} || trainable%: "
@@ -126,6 +194,13 @@ def test_rows_that_are_not_encoded_are_refused():
         (lambda: LoraConfig(lora_alpha="16"), "--lora-alpha must be a positive number, got '16'"),
         (lambda: LoraConfig(bias="all"), "bias must be one of"),
         (lambda: LoraConfig(task_type="SEQ_CLS"), "task_type must be one of"),
+        (lambda: LoraConfig(target_modules=None), "target_modules must be a list of names, or one"),
+        (lambda: LoraConfig(target_modules=[1]), "target_modules must be a list of names, or one"),
+        (lambda: LoraConfig(exclude_modules=5), "exclude_modules must be a list of names, or one"),
+        (
+            lambda: LoraConfig(target_modules=".*q_proj", layers_to_transform=0),
+            "layers_to_transform needs a list of target_modules, not the regular expression",
+        ),
         (lambda: TrainConfig(learning_rate=None), "--learning-rate must be a positive number"),
         (lambda: ModelConfig(9, 8, 8, 1, 2, 0, 4), "num_key_value_heads must be a whole number"),
     ],
@@ -147,6 +222,49 @@ def test_an_adapter_on_the_base_without_its_scalings():
     adapters, _ = minilora.get_peft_model(base, LoraConfig(), 0)
     with pytest.raises(InputError, match="the base has no lora_scaling for the adapter on model"):
         minilora.forward(adapters, base, np.zeros((1, 2), int), model_config)
+
+
+def test_a_second_adapter_needs_the_base_without_scalings(tmp_path):
+    """α/r of the first adapter is next to the weights: a second one would replace it silently."""
+    plain, config = random_base(TINY), LoraConfig(r=2)
+    adapters, base = minilora.get_peft_model(plain, config)
+    minilora.save_adapter(tmp_path, adapters, base, config, "tiny")
+    for again in (
+        lambda base: minilora.get_peft_model(base, LoraConfig(r=4, target_modules=["k_proj"])),
+        lambda base: minilora.get_peft_model(base, LoraConfig(init_lora_weights="pissa")),
+        lambda base: minilora.get_peft_model(base, MethodConfig("ia3")),
+        lambda base: lora.init(base, LoraConfig(), 0),
+        lambda base: minilora.load_adapter(tmp_path, base),
+    ):
+        with pytest.raises(InputError, match=r"of another adapter \(model.*q_proj\).*\.stack"):
+            again(base)
+        assert again(plain)
+        assert again(compose.stack(adapters, base))
+
+
+USES = {
+    "operations": lambda adapters, base: minilora.operations(adapters, base),
+    "forward": lambda adapters, base: minilora.forward(adapters, base, TOKENS, TINY),
+    "merge": minilora.merge, "lora.merge": lora.merge, "stack": compose.stack,
+    "combine": lambda adapters, base: compose.combine([(adapters, base)], [1]),
+    "per_row": lambda adapters, base: compose.per_row([(adapters, base)], [0]),
+    "save": lambda adapters, base: minilora.save_adapter("x", adapters, base, LoraConfig(), "tiny"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("use", USES)
+def test_an_adapter_on_the_base_of_another_rank_is_refused(use, tmp_path, monkeypatch):
+    """r = 8 on the base of r = 4 would have twice its own scaling."""
+    monkeypatch.chdir(tmp_path)
+    plain = random_base(TINY)
+    adapters, own = minilora.get_peft_model(plain, LoraConfig())
+    other = minilora.get_peft_model(plain, LoraConfig(r=4)).base
+    wrong = r"the adapter on model.*q_proj has rank 8, but its base is that of an adapter of rank 4"
+    with pytest.raises(InputError, match=wrong):
+        USES[use](adapters, other)
+    with pytest.raises(InputError, match="the base has no lora_scaling for the adapter on model"):
+        USES[use](adapters, plain)
+    USES[use](adapters, own)
 
 
 def test_evaluate_takes_examples_and_not_rows():

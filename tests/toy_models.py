@@ -18,6 +18,10 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 Q = "model.layers.1.self_attn.q_proj.weight"
 
+# what a download can leave in the place of a file
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9840\n"
+HTML = b"\n<!DOCTYPE html>\n<html><head><title>Sign in</title></head></html>\n"
+
 
 def leaves(config=CONFIG, seed=0, biased=()):
     rng = np.random.default_rng(seed)

@@ -87,11 +87,13 @@ def load_adapter(
 ) -> LoadedAdapter:
     """Read an adapter from a folder that PEFT or `save_adapter` wrote; return LoadedAdapter.
 
-    The returned base has lora_scaling and lora_dropout next to each adapted weight. If the adapter
-    `needs_dense_base`, `base` must be dense, and its projections are then stored in `scheme`.
-    Raises InputError naming the file and the tensor or field that is missing, unexpected, of the
-    wrong shape, not finite or not implemented. A folder with only a pickle is refused unopened.
+    The returned base has lora_scaling, lora_dropout and lora_r next to each adapted weight. If the
+    adapter `needs_dense_base`, `base` must be dense, and its projections are then stored in
+    `scheme`. Raises InputError naming the file and the tensor or field that is missing, unexpected,
+    of the wrong shape, not finite or not implemented, and if `base` has the scalings of another
+    adapter. A folder with only a pickle is refused unopened.
     """
+    lora.check_unadapted(base)
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is not a folder: give one with {CONFIG} and {WEIGHTS}")
     pickled = folder / "adapter_model.bin"
@@ -113,8 +115,13 @@ def load_adapter(
     if adapter_config.init_lora_weights in INITIALIZERS:
         base = initializers.init(base, adapter_config, 0, scheme, block_size).base
     base = tree_map(lambda w: w, base)
+    if peft_format.EMBEDDING in names and "lm_head" not in adapters | base:
+        # in PEFT, a trained embedding is a copy, so the head of a tied model stays as it was
+        set_leaf(base, "lm_head.weight", get(base, peft_format.EMBEDDING))
     for path in lora.adapted_paths(adapters):
-        scaling, node = adapter_config.rank_and_scaling(path)[1], get(adapters, path)
+        r, scaling = adapter_config.rank_and_scaling(path)
+        node = get(adapters, path)
+        set_leaf(base, f"{path}.lora_r", r)
         set_leaf(base, f"{path}.lora_scaling", scaling)
         set_leaf(base, f"{path}.lora_dropout", adapter_config.lora_dropout)
         if with_bias:

@@ -23,12 +23,25 @@ def read_text(path):
         raise InputError(f"{path} is not UTF-8: save it as UTF-8") from error
 
 
+def check_start(path, start):
+    """Raise InputError if the first bytes of a file show that something else is in its place."""
+    if not start:
+        raise InputError(f"{path} is empty: copy or download it again")
+    if start.startswith(b"version https://git-lfs.github.com/spec/v1"):
+        what = "a Git LFS pointer, which only names the file"
+        raise InputError(f"{path} is {what}: run `git lfs pull` in its repository")
+    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        raise InputError(f"{path} is a web page (HTML): download the file itself")
+
+
 def read_json(path, default=None):
     """Return the object in a JSON file, or `default` if the file does not exist."""
     if not Path(path).exists():
         require(default is not None, f"{path} is missing")
         return default
-    value = parse_json(read_text(path), f"{path} is not JSON")
+    text = read_text(path)
+    check_start(path, text.encode())
+    value = parse_json(text, f"{path} is not JSON")
     require(isinstance(value, dict), f"{path} must hold one JSON object")
     return value
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..config import InputError, require
 from ..quant.low_precision import LowPrecision, halves
+from .files import check_start
 from .safetensors_file import FLOATS, Entry, decode, is_possible, read_raw
 
 BLOCK = 32  # weights that share a scale
@@ -118,7 +119,9 @@ def read_header(path):
     path = os.fspath(path)
     try:
         with open(path, "rb") as file:
-            require(file.read(4) == b"GGUF", f"{path} is not a GGUF file")
+            start = file.read(64)
+            check_start(path, start)
+            require(start.startswith(b"GGUF"), f"{path} is not a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _parse(Cursor(path, data, at=4))
     except OSError as error:

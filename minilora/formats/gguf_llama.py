@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..config import ModelConfig, require
+from ..config import InputError, ModelConfig, require
 from . import gguf_file
 from .files import errors_in
 from .hf_folder import ids, positive, size
@@ -73,7 +73,7 @@ def _config(metadata, tied):
     def whole(name, default=None):
         return size(metadata, f"llama.{name}", default)
 
-    def real(name, default):
+    def real(name, default=None):
         return float(positive(metadata, f"llama.{name}", default))
 
     def token(name):
@@ -84,14 +84,24 @@ def _config(metadata, tied):
     key = "llama.rope.scaling.type"
     stretch = metadata.get(key, "none")
     require(stretch == "none", f"{key} {stretch!r} is not supported: {gguf_file.INSTEAD}")
+    for name in ("rope.scaling.factor", "rope.scale_linear"):
+        factor = metadata.get(f"llama.{name}", 0)
+        # without a type, llama.cpp divides the positions by the factor; 0 means no factor
+        if key not in metadata and factor not in (0, 1):
+            raise InputError(f"llama.{name} {factor!r} is not supported: {gguf_file.INSTEAD}")
+    head_dim = whole("attention.key_length", whole("rope.dimension_count", width // heads))
+    rotated = whole("rope.dimension_count", head_dim)
+    if rotated != head_dim:
+        what = f"llama.rope.dimension_count rotates {rotated} of the {head_dim} numbers of a head"
+        raise InputError(f"{what}, which is not supported: {gguf_file.INSTEAD}")
     return ModelConfig(
         vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
         hidden_size=width, intermediate_size=whole("feed_forward_length"),
         num_hidden_layers=whole("block_count"), num_attention_heads=heads,
         num_key_value_heads=whole("attention.head_count_kv", heads),
-        head_dim=whole("attention.key_length", whole("rope.dimension_count", width // heads)),
+        head_dim=head_dim,
         rope_theta=real("rope.freq_base", 10000),
-        rms_norm_eps=real("attention.layer_norm_rms_epsilon", 1e-5), tie_word_embeddings=tied,
+        rms_norm_eps=real("attention.layer_norm_rms_epsilon"), tie_word_embeddings=tied,
         max_position_embeddings=whole("context_length", 2048),
         eos_token_id=tuple(dict.fromkeys(token("eos") + token("eot"))),
         bos_token_id=next(iter(token("bos")), None),

@@ -66,7 +66,7 @@ def read_config(folder):
             max_position_embeddings=size(raw, "max_position_embeddings", 2048),
             eos_token_id=ids(raw | generation, "eos_token_id"), rope_scaling=scaling,
             bos_token_id=next(iter(ids(raw, "bos_token_id")), None),
-            sliding_window=_window(raw), model_type=kind,
+            sliding_window=_window(raw), model_type=kind, generation_config=generation or None,
         )  # fmt: skip
     return config, raw
 
@@ -236,12 +236,12 @@ def read_tensors(folder):
 
 
 def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {}, **fields):
-    """Write a new folder with config.json (and `fields` in it), model.safetensors and tokenizer.
+    """Write a new folder with config.json (and `fields` in it), the tensors and the tokenizer.
 
-    `quantized(path, leaf)` returns {name: Entry} for a leaf that is stored quantized, else {}. The
-    other leaves are stored in `dtype` and dequantized one by one. Raises InputError and writes
-    nothing if the folder exists and is not empty, or if a leaf is missing, is not part of a model
-    of this type, or has the wrong shape.
+    generation_config.json is written as it was read. `quantized(path, leaf)` returns {name: Entry}
+    for a leaf that is stored quantized, else {}. The other leaves are stored in `dtype` and
+    dequantized one by one. Raises InputError and writes nothing if the folder exists and is not
+    empty, or if a leaf is missing, is not part of a model of this type, or has the wrong shape.
     """
     require(dtype in FORMAT_NAME, f"--dtype must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
     leaves = {path: w for path, w in flatten(base).items() if hasattr(w, "shape")}
@@ -262,5 +262,7 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / WEIGHTS, tensors)
         write_json(temporary / "config.json", as_json(config, dtype, own) | fields)
+        if config.generation_config:
+            write_json(temporary / "generation_config.json", config.generation_config)
         if isinstance(tokenizer, PretrainedTokenizer):
             hf_tokenizer.save(tokenizer, temporary)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ..config import require
 from ..data.tokenizer import SPECIAL, PretrainedTokenizer, library, one_error, utf8
-from .files import errors_in, read_json, read_text, write_json
+from .files import check_start, errors_in, read_json, read_text, write_json
 
 FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 
@@ -17,6 +17,7 @@ def from_folder(folder, eos_token_id=None):
     require(path.is_file(), f"{folder} has no tokenizer.json: {way}")
     tokenizers = library("tokenizers")
     with one_error(f"{path} is not a tokenizer"):
+        check_start(path, path.read_bytes())
         backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     backend.no_padding()
     backend.no_truncation()

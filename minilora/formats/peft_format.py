@@ -8,10 +8,19 @@ versions, switch on something that is not implemented here; they must be off.
 import numpy as np
 
 from .. import lora
-from ..config import ALL_LINEAR, INITIALIZERS, LoraConfig, matches, require
+from ..config import (
+    ALL_LINEAR,
+    INITIALIZERS,
+    InputError,
+    LoraConfig,
+    matches,
+    names_module,
+    require,
+)
 from ..methods.registry import biases
 from ..tree import flatten, get, named_leaves
 
+EMBEDDING = "model.embed_tokens.weight"
 PREFIX = "base_model.model."  # PEFT's wrapper, and the model of transformers in it
 # PEFT's names of the leaves of an adapted projection
 LEAVES = {
@@ -29,11 +38,12 @@ def key(path):
 def tensors(adapters, frozen, config):
     """Return ({tensor name: array}, modules_to_save) of a LoRA adapter.
 
-    Trained norms and a trained head are modules_to_save. A trained bias b becomes the bias b_B of
+    Trained norms, embedding and head are modules_to_save. A trained bias b becomes the bias b_B of
     lora_B (PEFT's lora_bias, for all projections or none): b = b₀ + (α/r)·b_B, where b₀ is the bias
     of the base or zero. Unless α/r is a power of two, reading rounds b once more. PEFT cannot merge
     such an adapter into a base without biases.
     """
+    lora.check_base(adapters, frozen)
     expected = {path: config.rank_and_scaling(path) for path in lora.target_paths(frozen, config)}
     low_rank, trained = lora.adapted_paths(adapters), flatten(adapters)
     found = {p: (len(trained[f"{p}.lora_A"]), get(frozen, p)["lora_scaling"]) for p in low_rank}
@@ -45,6 +55,9 @@ def tensors(adapters, frozen, config):
     whole, places = [path for path in trained if path not in known], replaceable(frozen)
     for path in whole:
         require(path in places, f"PEFT's format cannot hold a trained {path}")
+    if EMBEDDING in whole and "lm_head" not in adapters | frozen:
+        what = "PEFT's format cannot hold a trained embedding that is also the head"
+        raise InputError(f"{what}: put lm_head.weight into one of the trees, trained or frozen")
     modules = [path.removesuffix(".weight") for path in whole]
     short = sorted({module.rpartition(".")[2] for module in modules})
     if sorted(named(short, places)) == sorted(whole):
@@ -73,9 +86,10 @@ def shapes(config, with_bias, modules, base):
 
 
 def replaceable(base):
-    """Return {path: shape} of the weights that modules_to_save may name: norms and the head."""
+    """Return {path: shape} of the weights that modules_to_save may name: norms, embedding, head."""
     gains = {path: w.shape for path, w in named_leaves(base) if path.endswith("norm.weight")}
-    return gains | {"lm_head.weight": base["model"]["embed_tokens"]["weight"].shape}
+    shape = get(base, EMBEDDING).shape
+    return gains | {EMBEDDING: shape, "lm_head.weight": shape}
 
 
 def named(modules, paths):
@@ -90,7 +104,8 @@ HONOURED: dict = {
     "target_modules": (["q_proj", "v_proj"], (str, list), (str,)),
     "layers_to_transform": ([], (int, list), (int,)), "modules_to_save": ([], (list,), (str,)),
     "rank_pattern": ({}, (dict,), (int,)), "alpha_pattern": ({}, (dict,), NUMBER),
-    "use_rslora": FLAG, "use_dora": FLAG, "lora_bias": FLAG,
+    "use_rslora": FLAG, "use_dora": FLAG, "lora_bias": FLAG, "bias": ("none", (str,), ()),
+    "exclude_modules": ([], (str, list), (str,)), "layers_pattern": ([], (str, list), (str,)),
 }  # fmt: skip
 NEUTRAL = {
     "auto_mapping": None, "base_model_name_or_path": None, "inference_mode": True,
@@ -98,8 +113,8 @@ NEUTRAL = {
 }  # fmt: skip
 LORA_NEUTRAL = {"eva_config": None, "megatron_core": "megatron.core", "qalora_group_size": 16}
 OFF: dict = {
-    "alora_invocation_tokens": None, "arrow_config": None, "bias": "none", "corda_config": None,
-    "ensure_weight_tying": False, "exclude_modules": None, "fan_in_fan_out": False,
+    "alora_invocation_tokens": None, "arrow_config": None, "corda_config": None,
+    "ensure_weight_tying": False, "fan_in_fan_out": False,
     "kasa_config": None, "layer_replication": None, "layers_pattern": None, "loftq_config": {},
     "lora_ga_config": None, "megatron_config": None, "monteclora_config": None, "peft_type": "LORA",
     "target_parameters": None, "task_type": "CAUSAL_LM", "trainable_token_indices": None,
@@ -134,9 +149,9 @@ def _is_sound(value, types, item_types=()):
 def read_config(raw, base):
     """Read (LoraConfig, lora_bias, modules_to_save) from the object in an adapter_config.json.
 
-    In PEFT, a string in target_modules and the keys of the patterns are regular expressions. They
-    are replaced by the names of the projections that they match. Raises InputError naming the field
-    that is malformed or not implemented.
+    A regular expression in target_modules is replaced by the paths of the projections that it
+    matches. Names in exclude_modules that match nothing, about which PEFT warns, are left out.
+    Raises InputError naming the field that is malformed or not implemented.
     """
     start = raw.get("init_lora_weights")
     known = start in (*NEUTRAL_INITIALIZERS, *INITIALIZERS)
@@ -150,9 +165,16 @@ def read_config(raw, base):
     lora_bias, modules = fields.pop("lora_bias"), fields.pop("modules_to_save")
     for name in modules:
         known = named([name], replaceable(base))
-        require(known, f"modules_to_save {name!r} is not implemented; norms and lm_head are")
+        others = "norms, embed_tokens and lm_head are"
+        require(known, f"modules_to_save {name!r} is not implemented; {others}")
     weights = tuple(f".{name}.weight" for name in ALL_LINEAR)
     projections = [p.removesuffix(".weight") for p, _ in named_leaves(base) if p.endswith(weights)]
+    patterns = fields.pop("layers_pattern")
+    if patterns and "layers" not in ([patterns] if isinstance(patterns, str) else patterns):
+        what = f"layers_pattern {patterns!r} matches no list of layers of this model"
+        raise InputError(f"{what}: the list is named 'layers'")
+    fields["exclude_modules"] = without_useless(fields["exclude_modules"], lora.modules(base))
+    bias = fields.pop("bias")
     layers, targets = fields["layers_to_transform"], fields["target_modules"]
     if isinstance(targets, str):
         sound = layers == []
@@ -164,7 +186,29 @@ def read_config(raw, base):
     fields["target_modules"] = tuple(targets)
     # for PEFT an empty list means all layers, like null
     fields["layers_to_transform"] = (layers,) if type(layers) is int else tuple(layers) or None
-    return LoraConfig(**fields), lora_bias, modules
+    config = LoraConfig(**fields)
+    check_bias(bias, config, base)
+    return config, lora_bias, modules
+
+
+def without_useless(excluded, paths):
+    """Return exclude_modules without the names that match none of the paths; None if all do so."""
+    if isinstance(excluded, str):
+        return excluded if any(matches(excluded, path) for path in paths) else None
+    return [name for name in excluded if any(names_module(name, path) for path in paths)] or None
+
+
+def check_bias(bias, config, base):
+    """Raise InputError if `bias` of PEFT's config means that the file has biases of the base."""
+    if bias not in ("none", "all", "lora_only"):
+        raise InputError(f"bias {bias!r} is not known: PEFT has none, all and lora_only")
+    paths = [path for path, _ in named_leaves(base) if path.endswith(".bias")]
+    if bias == "lora_only":
+        adapted = lora.target_paths(base, config)
+        paths = [path for path in paths if path.removesuffix(".bias") in adapted]
+    if bias != "none" and paths:
+        what = f"bias = {bias!r} is not implemented where the base has biases, such as {paths[0]}"
+        raise InputError(f"{what}: train with bias='none' or with lora_bias=True")
 
 
 def as_json(config, base_name, lora_bias=False, modules=()):

@@ -20,6 +20,7 @@ from ..config import InputError, require
 from ..data.row_files import parse_json
 from ..optim import from_bfloat16, to_bfloat16
 from ..quant.low_precision import halves
+from .files import check_start
 
 FLOATS = {name: np.dtype(kind) for name, kind in (("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"))}
 DTYPES = FLOATS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
@@ -108,8 +109,11 @@ def read_json_header(path):
             size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             text = file.read(min(length, size))
+            file.seek(0)
+            start = file.read(64)
     except (OSError, ValueError) as error:  # ValueError: an impossible file name
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
+    check_start(path, start)
     require(8 + length <= size, f"{path} is truncated or not a safetensors file")
     header = parse_json(text, f"{path} is not a safetensors file: its header is not JSON")
     require(isinstance(header, dict), f"{path}: the header of the file is not a JSON object")

@@ -17,7 +17,7 @@ from .. import model
 from ..config import LoraConfig, ModelConfig, require
 from ..generation import check_generation, sample
 from ..layers import LayerCache
-from ..lora import FACTORS, SETTINGS, adapted_paths
+from ..lora import FACTORS, SETTINGS, adapted_paths, check_base
 from ..tree import Tree, flatten, get, named_leaves, set_leaf, tree_map, unflatten
 from .operations import operations
 
@@ -30,6 +30,7 @@ def stack(adapters, frozen):
     Factors and scalings are put under `lora_stack`; trained norms, biases and weights replace the
     frozen ones. The other adapter is saved without the stack, and must be loaded onto the same one.
     """
+    check_base(adapters, frozen)
     new = tree_map(lambda w: w, frozen)
     for path, w in named_leaves(adapters):
         name = path.rpartition(".")[2]
@@ -41,7 +42,7 @@ def stack(adapters, frozen):
         factors = {name: get(adapters, path)[name] for name in FACTORS}
         below = node.setdefault("lora_stack", {})
         below[str(len(below))] = factors | {"lora_scaling": node.pop("lora_scaling")}
-        del node["lora_dropout"]
+        del node["lora_dropout"], node["lora_r"]
     return new
 
 
@@ -60,7 +61,7 @@ def per_row(pairs, rows):
         tall = [np.pad(B, ((0, 0), (0, r - B.shape[1]))) for B in Bs]
         set_leaf(adapters, path, {"lora_A": np.stack(wide)[rows], "lora_B": np.stack(tall)[rows]})
         scaling = np.array(scalings, "f4")[rows][:, None, None]
-        get(frozen, path).update(lora_scaling=scaling, lora_dropout=0.0)
+        get(frozen, path).update(lora_scaling=scaling, lora_dropout=0.0, lora_r=r)
     return adapters, frozen
 
 
@@ -117,7 +118,7 @@ def combine(pairs, weights, combination_type="cat", r=None):
         rank = r or max(len(A) for _, A, _ in parts)
         A, B = (factor.astype("f4") for factor in COMBINATION_TYPES[combination_type](parts, rank))
         set_leaf(adapters, path, {"lora_A": A, "lora_B": B})
-        get(frozen, path).update(lora_scaling=1.0, lora_dropout=0.0)
+        get(frozen, path).update(lora_scaling=1.0, lora_dropout=0.0, lora_r=len(A))
         exact = sum(ws * (np.float64(b) @ a) for ws, a, b in parts)
         off = np.linalg.norm(np.float64(B) @ A - exact)
         errors[path] = float(off / (np.linalg.norm(exact) or 1.0))
@@ -179,6 +180,8 @@ def common_base(pairs):
 
 def _factors(pairs):
     """Return {path: [(scaling, A, B) of each pair]}, with rank 0 if a pair does not adapt it."""
+    for pair in pairs:
+        check_base(*pair)
     trees = [flatten(adapters) for adapters, _ in pairs]
     paths = [path for tree in trees for path in tree]
     for path in paths:

@@ -22,8 +22,10 @@ def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
     Like `lora.merge`, also for DoRA, IA³ and stacked adapters; dtype: of the result. Raises
-    InputError for methods that do not only modify weights (prompts, prefixes, bottlenecks).
+    InputError for methods that do not only modify weights (prompts, prefixes, bottlenecks), and if
+    `base` is that of another adapter.
     """
+    lora.check_base(adapters, base)
     leaves, frozen = tree.flatten(adapters), tree.flatten(base)
     for path in leaves:
         for name in set(path.split(".")) & UNMERGED.keys():

@@ -11,7 +11,7 @@ from autograd.extend import notrace_primitive
 from .. import kernels
 from ..config import require
 from ..layers import LayerCache, lora_matmul, matmul
-from ..lora import FACTORS, LEAVES
+from ..lora import FACTORS, LEAVES, check_base
 from ..tree import Tree, named_leaves, subtree, trained_or_frozen
 
 EXTRA = ("ia3_l", "lora_magnitude_vector", "bottleneck_down", "bottleneck_down_bias",
@@ -22,16 +22,13 @@ def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
     """Return the operations for these trees: `ops` for LoRA, a wrapper of it for other methods.
 
     ops: `layers`, `kernels.fused`, a result of this function, or None for the optimized operations.
+    Raises InputError if `base` is that of another adapter (`lora.check_base`).
     """
+    check_base(adapters, base)
     ops = getattr(ops, "ops", ops) or kernels.OPS  # a wrapper is unwrapped first
-    frozen = dict(named_leaves(base))
-    leaves = [(*path.rpartition("."), w.ndim) for path, w in named_leaves(adapters)]
-    for module, _, name, _ in leaves:
-        scaled = name != "lora_A" or f"{module}.lora_scaling" in frozen
-        advice = "use the base that get_peft_model or load_adapter returned with the adapter"
-        require(scaled, f"the base has no lora_scaling for the adapter on {module}: {advice}")
-    plain = all(name in LEAVES and ndim < 3 for _, _, name, ndim in leaves)
-    stacked = any(".lora_stack." in path for path in frozen)
+    leaves = [(path.rpartition(".")[2], w.ndim) for path, w in named_leaves(adapters)]
+    plain = all(name in LEAVES and ndim < 3 for name, ndim in leaves)
+    stacked = any(".lora_stack." in path for path, _ in named_leaves(base))
     encoder = "prompt_encoder" in subtree(adapters, "model")
     return ops if plain and not (stacked or encoder) else MethodOps(ops)
 

@@ -201,8 +201,10 @@ def get_peft_model(
     base: dense or quantized. It is not modified; the returned base shares its arrays.
     adapter_config: a LoraConfig or a MethodConfig. rng: a NumPy generator or a seed.
     scheme, block_size: see `minilora.quantize`; only for PiSSA and LoftQ, which need a dense base.
-    Raises InputError if a target matches nothing, or if the base must be dense.
+    Raises InputError if a target matches nothing, if the base must be dense, or if it has the
+    scalings of another adapter.
     """
+    lora.check_unadapted(base)
     rng = np.random.default_rng(rng)
     if isinstance(adapter_config, MethodConfig):
         return lora.AdaptedModel(*METHODS[adapter_config.method](base, adapter_config, rng))

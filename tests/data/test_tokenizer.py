@@ -6,7 +6,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_models import CHATML, tiny, tiny_vocabulary
+from toy_models import CHATML, HTML, POINTER, tiny, tiny_vocabulary
 
 from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled
@@ -175,6 +175,11 @@ def test_the_end_token_can_come_from_the_model(tmp_path):
         ("tokenizer_config.json", '{"a": ' + "[" * 5000 + "]" * 5000 + "}", "is not JSON"),
         ("chat_template.jinja", b"\xff", "chat_template.jinja is not UTF-8"),
         ("tokenizer.json", b"\xff", "tokenizer.json is not a tokenizer"),
+        ("tokenizer.json", POINTER, r"tokenizer\.json is a Git LFS pointer.*git lfs pull"),
+        ("tokenizer.json", HTML, r"tokenizer\.json is a web page \(HTML\): download"),
+        ("tokenizer.json", "", r"tokenizer\.json is empty: copy or download it again"),
+        ("tokenizer_config.json", POINTER, r"tokenizer_config\.json is a Git LFS pointer"),
+        ("tokenizer_config.json", "", r"tokenizer_config\.json is empty"),
     ],
 )
 def test_broken_folders_are_refused(tmp_path, name, content, message):

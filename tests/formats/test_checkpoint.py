@@ -12,11 +12,13 @@ import safetensors
 import safetensors.numpy
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY, adapted, bits, configs, random_base, seeds, target_sets
+from models import TINY, adapted, bits, configs, random_base, random_batch, seeds, target_sets
 
+import minilora
 from minilora import lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.evaluation.trainer import init_state
+from minilora.formats import peft_format
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.peft_format import as_json
 from minilora.methods.registry import MethodConfig, also_train, get_peft_model
@@ -151,6 +153,33 @@ def test_norms_trained_one_by_one_are_named_one_by_one(tmp_path):
     assert_same_bits(load_adapter(tmp_path, base)[0], adapters)
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path, tied):
+    """As in PEFT: the head of a tied model keeps the frozen embedding."""
+    model = replace(TINY, tie_word_embeddings=tied)
+    base = random_base(model)
+    embedding = base["model"]["embed_tokens"]["weight"]
+    head = base["lm_head"]["weight"] if not tied else embedding
+    adapters, _ = adapted(base)
+    set_leaf(adapters, "model.embed_tokens.weight", embedding[::-1].copy())
+    tensors = {peft_format.key(path): w for path, w in named_leaves(adapters)}
+    safetensors.numpy.save_file(tensors, tmp_path / "adapter_model.safetensors", {"format": "pt"})
+    fields = {"peft_type": "LORA", "modules_to_save": ["embed_tokens"], "lora_alpha": 16}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    loaded, frozen, config = load_adapter(tmp_path, base)
+    assert_same_bits(loaded, adapters)
+    expected = {**frozen, "lm_head": {"weight": head}}
+    tokens = random_batch(TINY)["tokens"]
+    ours = minilora.forward(loaded, frozen, tokens, model)
+    assert bits(ours) == bits(minilora.forward(adapters, expected, tokens, model))
+    merged = minilora.merge(loaded, frozen)
+    assert bits(merged["lm_head"]["weight"]) == bits(head)
+    save_adapter(tmp_path / "b", loaded, frozen, config, "a base")
+    again = load_adapter(tmp_path / "b", base)
+    assert_same_bits(again.adapters, adapters)
+    assert bits(minilora.forward(*again[:2], tokens, model)) == bits(ours)
+
+
 # --- PEFT's ways of saying it
 
 
@@ -253,8 +282,9 @@ def refusal(folder, base=None):
 
 REFUSED = [
     ("peft_type", "VERA"), ("peft_type", "ADALORA"), ("peft_type", None),
-    ("task_type", "SEQ_CLS"), ("use_dora", "yes"), ("bias", "lora_only"), ("bias", "all"),
-    ("fan_in_fan_out", True), ("layers_pattern", "h"), ("exclude_modules", ["v_proj"]),
+    ("task_type", "SEQ_CLS"), ("use_dora", "yes"), ("bias", "vera_only"), ("bias", ["all"]),
+    ("fan_in_fan_out", True), ("layers_pattern", "h"), ("layers_pattern", ["h"]),
+    ("layers_pattern", 5), ("exclude_modules", {"v_proj": 1}), ("exclude_modules", "(v_proj"),
     ("target_parameters", ["x"]), ("trainable_token_indices", [1]),
     ("alora_invocation_tokens", [1]), ("megatron_config", {"x": 1}), ("loftq_config", {"b": 4}),
     ("layer_replication", [[0, 1]]), ("use_qalora", True), ("init_lora_weights", "pissa_niter_4"),
@@ -266,7 +296,7 @@ REFUSED = [
     ("target_modules", ["q_proj", 1]), ("target_modules", ["q_proj", "nowhere"]),
     ("target_modules", ["lm_head"]), ("target_modules", "q_proj"), ("target_modules", "(q_proj"),
     ("target_modules", {"q_proj": 1}), ("layers_to_transform", [2]), ("layers_to_transform", "0"),
-    ("modules_to_save", ["embed_tokens"]), ("modules_to_save", ["mlp"]), ("modules_to_save", [""]),
+    ("modules_to_save", ["mlp"]), ("modules_to_save", [""]), ("modules_to_save", ["q_proj"]),
     ("modules_to_save", "norm"), ("peft_type", ["IA3"]), ("peft_type", {"a": 1}), ("peft_type", 5),
     ("peft_type", ""), ("r", 10**30), ("lora_alpha", 10**30), ("lora_alpha", -math.inf),
     ("layers_to_transform", [10**30]), ("layers_to_transform", -1),
@@ -293,6 +323,40 @@ def test_a_fields_name_with_control_characters_stays_on_one_line(folder):
     assert message.isprintable() and r"a\nb\x1b = 1 is not implemented" in message
 
 
+def test_excluded_modules_of_a_file_have_no_factors(tmp_path):
+    """PEFT does not adapt them, and so the file has no tensors for them."""
+    ranks = everywhere("q_proj")
+    for excluded in (["v_proj", "nowhere"], r".*\.v_proj"):
+        folder = write_folder(
+            tmp_path / "a", ranks, target_modules=["q_proj", "v_proj"], exclude_modules=excluded
+        )
+        adapters, frozen, config = load_adapter(folder, random_base(TINY))
+        assert sorted(lora.adapted_paths(adapters)) == sorted(ranks)
+        save_adapter(tmp_path / "b", adapters, frozen, config, "a base")
+        written = json.loads((tmp_path / "b" / "adapter_config.json").read_text())
+        assert written["exclude_modules"] == (["v_proj"] if excluded[0] == "v_proj" else excluded)
+        assert load_adapter(tmp_path / "b", random_base(TINY))[2] == config
+
+
+@pytest.mark.parametrize(
+    ("bias", "biased", "refused"),
+    [
+        ("all", ("o_proj",), True), ("all", ("q_proj",), True), ("lora_only", ("q_proj",), True),
+        ("lora_only", ("o_proj",), False), ("none", ("q_proj",), False), ("all", (), False),
+    ],
+)  # fmt: skip
+def test_trained_biases_of_the_base_are_refused_where_it_has_them(folder, bias, biased, refused):
+    """PEFT's "lora_only" trains the biases of the adapted projections, and "all" every bias."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bias": bias}))
+    base = random_base(TINY, biases=biased)
+    if not refused:
+        assert load_adapter(folder, base).adapter_config.bias == "none"
+        return
+    what = f"bias = '{bias}' is not implemented where the base has biases, such as model.layers.0."
+    assert what in refusal(folder, base)
+
+
 def test_a_pattern_of_targets_excludes_layers(folder):
     path = folder / "adapter_config.json"
     raw = json.loads(path.read_text()) | {"target_modules": ".*q_proj", "layers_to_transform": [0]}
@@ -306,7 +370,10 @@ def test_a_pattern_of_targets_excludes_layers(folder):
         ("init_lora_weights", "gaussian"), ("init_lora_weights", False), ("revision", "main"),
         ("auto_mapping", {"x": 1}), ("inference_mode", False), ("eva_config", {"rho": 2.0}),
         ("peft_version", "0.9"), ("a_field_of_tomorrow", False), ("another", None),
-        ("runtime_config", {"ephemeral_gpu_offload": False}),
+        ("runtime_config", {"ephemeral_gpu_offload": False}), ("layers_pattern", "layers"),
+        ("layers_pattern", ["h", "layers"]), ("bias", "all"), ("bias", "lora_only"),
+        ("exclude_modules", []), ("exclude_modules", ["lm_head", "k_proj", "nowhere"]),
+        ("exclude_modules", "v_proj"),  # an expression that matches no whole path: PEFT warns
     ],
 )  # fmt: skip
 def test_a_field_that_changes_nothing_is_let_by(folder, name, value):
@@ -407,7 +474,8 @@ def test_saving_refuses_what_the_format_would_lose(tmp_path):
     embedding = unflatten(
         {**flatten(adapters), "model.embed_tokens.weight": np.ones((11, 12), "f4")}
     )
-    assert "embed_tokens" in refused(embedding, frozen)
+    # PEFT would read it with the frozen embedding as the head
+    assert "hold a trained embedding that is also the head" in refused(embedding, frozen)
     whole = unflatten({**flatten(adapters), f"{Q0}.weight": np.ones((24, 12), "f4")})
     assert f"{Q0}.weight" in refused(whole, frozen)
     large = unflatten({**flatten(adapters), f"{Q0}.lora_A": np.full((8, 12), 1e5, "f4")})

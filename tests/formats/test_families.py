@@ -22,6 +22,8 @@ CASES = [  # fields of config.json, projections with a bias, the window
     ({"model_type": "qwen2", **WINDOW}, QKV, 3),
     ({"model_type": "qwen2", **WINDOW, "use_sliding_window": False}, QKV, None),
     ({"model_type": "qwen2", **WINDOW, "max_window_layers": 2}, QKV, None),  # of two layers
+    # without max_window_layers, the first 28 layers have no window
+    ({"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 3}, QKV, None),
     ({"model_type": "qwen3"}, (), None),
     ({"model_type": "qwen3", "attention_bias": True, **WINDOW}, ATTENTION, 3),
     ({"model_type": "qwen3", **WINDOW, "layer_types": ["full_attention"] * 2}, (), None),

@@ -8,6 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy_models import (
     GGUF_CONFIG,
+    HTML,
+    POINTER,
     assert_same,
     gguf,
     gguf_metadata,
@@ -32,6 +34,40 @@ def test_a_gguf_file_loads(tmp_path, tied):
     assert config == expected
     assert_same(base, w)
     assert (words.vocab_size, words.eos_token_id, words.has_chat_template) == (261, 2, True)
+
+
+@pytest.mark.parametrize(
+    "keys", [("rope__dimension_count",), ("attention__key_length",),
+             ("rope__dimension_count", "attention__key_length")],
+)  # fmt: skip
+def test_heads_of_a_gguf_file_need_not_add_up_to_the_width(tmp_path, keys):
+    """Four heads of width 16 in a model of width 32: either key names the width of a head."""
+    needs_hf()
+    expected = replace(GGUF_CONFIG, head_dim=16)
+    w = leaves(expected)
+    metadata = gguf_metadata(**{f"llama__{key}": 16 for key in keys})
+    config, base, _ = load(gguf(tmp_path / "m.gguf", metadata, gguf_tensors(w)))
+    assert config == expected
+    assert_same(base, w)
+
+
+def test_keys_that_a_gguf_file_may_lack(tmp_path):
+    """llama.cpp's defaults: as many key-value heads as heads; the tokens count the vocabulary."""
+    needs_hf()
+    lacking = {"llama__attention__head_count_kv": None, "llama__context_length": None}
+    expected = replace(GGUF_CONFIG, num_key_value_heads=4)
+    metadata = gguf_metadata(**lacking)
+    config, _, words = load(gguf(tmp_path / "m.gguf", metadata, gguf_tensors(leaves(expected))))
+    assert config == expected
+    assert words.settings["clean_up_tokenization_spaces"] is False  # as llama.cpp prints a text
+
+
+@pytest.mark.parametrize("scaling", [{"factor": 1.0}, {"factor": 0}, {"type": "none", "factor": 4}])
+def test_a_factor_that_stretches_nothing(tmp_path, scaling):
+    needs_hf()
+    metadata = gguf_metadata(**{f"llama__rope__scaling__{key}": v for key, v in scaling.items()})
+    config = load(gguf(tmp_path / "m.gguf", metadata, gguf_tensors(leaves(GGUF_CONFIG))))[0]
+    assert config.rope_scaling is None
 
 
 def test_half_rotation_order_undoes_the_permutation():
@@ -80,8 +116,19 @@ def test_dequantizing_equals_the_gguf_library(name):
         ({"llama__block_count": 3}, "tensor model.layers.2.input_layernorm.weight is missing"),
         ({"llama__attention__head_count": "4"}, "llama.attention.head_count must be"),
         ({"llama__attention__head_count": 3}, "m.gguf: num_attention_heads 3 is not a multiple"),
+        (
+            {"llama__attention__layer_norm_rms_epsilon": None},
+            "layer_norm_rms_epsilon must be a positive number, got None",
+        ),
         ({"llama__rope__freq_base": -1.0}, "llama.rope.freq_base must be a positive number"),
         ({"llama__rope__scaling__type": "yarn"}, "scaling.type 'yarn' is not supported: " + FOLDER),
+        ({"llama__rope__scaling__factor": 2.0}, "rope.scaling.factor 2.0 is not supported: "),
+        ({"llama__rope__scale_linear": 4.0}, "rope.scale_linear 4.0 is not supported: " + FOLDER),
+        ({"llama__rope__dimension_count": 4}, r"attn_q.weight has the shape \(32, 32\)"),
+        (
+            {"llama__rope__dimension_count": 4, "llama__attention__key_length": 8},
+            "rotates 4 of the 8 numbers of a head, which is not supported: " + FOLDER,
+        ),
         ({"llama__embedding_length": 64}, r"tensor token_embd.weight has the shape \(261, 32\)"),
         ({"llama__vocab_size": 260}, "has 261 tokens, but the embedding only 260 rows"),
         ({"tokenizer__ggml__model": None}, "tokenizer.ggml.model is missing"),
@@ -190,12 +237,27 @@ def test_a_gguf_file_cut_off_anywhere(tmp_path):
     whole = path.read_bytes()
     for size in (0, 3, 4, 10, 24, 200, 3000, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"truncated|not a GGUF file"):
+        with pytest.raises(InputError, match=r"truncated|not a GGUF file|is empty"):
             load(path)
     for start, lie in ((4, b"\x09"), (8, b"\xff" * 8), (16, b"\xff" * 8), (24, b"\xff" * 8)):
         path.write_bytes(whole[:start] + lie + whole[start + len(lie) :])
         with pytest.raises(InputError, match=r"GGUF version 9|truncated"):
             load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (POINTER, r"m\.gguf is a Git LFS pointer.*git lfs pull"),
+        (HTML, r"m\.gguf is a web page \(HTML\): download"), (b"", r"m\.gguf is empty"),
+        (b"GGML" + bytes(60), r"m\.gguf is not a GGUF file"),
+    ],
+)  # fmt: skip
+def test_another_file_in_the_place_of_a_gguf_file(tmp_path, content, message):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load(path)
 
 
 @given(st.data())

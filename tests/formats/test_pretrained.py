@@ -11,11 +11,14 @@ import safetensors.numpy
 from faults import Faults
 from toy_models import CONFIG, Q, assert_same, folder, leaves, needs_hf, tiny
 
-from minilora.config import ALL_LINEAR, ATTENTION, InputError
+from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import fetch, pretrained, safetensors_file
 from minilora.formats.files import new_folder
 from minilora.formats.pretrained import load, save_pretrained, shapes
+from minilora.formats.quantized_file import save_quantized
+from minilora.methods.merging import merge
+from minilora.methods.registry import get_peft_model
 from minilora.tree import flatten, get, unflatten
 
 LLAMA3 = {
@@ -88,6 +91,32 @@ def test_shards(tmp_path):
             load(path)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_config_names_the_dtype_of_the_tensors(tmp_path, dtype):
+    """transformers loads a model in the dtype that config.json names."""
+    save_pretrained(tmp_path / "out", CONFIG, unflatten(leaves()), dtype=dtype)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == dtype
+    header = safetensors_file.read_header(tmp_path / "out" / "model.safetensors")
+    expected = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}[dtype]
+    assert {entry.dtype for entry in header.values()} == {expected}
+
+
+def test_the_generation_config_travels_with_the_model(tmp_path):
+    """Without it, transformers samples from a merged chat model with other settings."""
+    path = folder(tmp_path)
+    settings = {"do_sample": True, "eos_token_id": [255, 254], "temperature": 0.6, "top_p": 0.9}
+    text = json.dumps(settings, indent=2) + "\n"
+    (path / "generation_config.json").write_text(text)
+    model = load(path)
+    adapters, base = get_peft_model(model.base, LoraConfig())
+    save_pretrained(tmp_path / "merged", model.model_config, merge(adapters, base))
+    save_quantized(tmp_path / "quantized", model.model_config, load(path, "nf4").base)
+    for out in ("merged", "quantized"):
+        assert (tmp_path / out / "generation_config.json").read_text() == text
+    save_pretrained(tmp_path / "none", CONFIG, model.base)
+    assert not (tmp_path / "none" / "generation_config.json").exists()
+
+
 def test_biases_are_leaves(tmp_path):
     w = leaves(biased=ALL_LINEAR)
     path = folder(tmp_path, w, attention_bias=True, mlp_bias=True)
@@ -143,12 +172,13 @@ def test_rope_fields_of_both_generations(tmp_path, fields, theta, scaling):
 
 def test_end_tokens_and_defaults(tmp_path):
     path = folder(
-        tmp_path, eos_token_id=[255, 7], head_dim=None, tie_word_embeddings=None,
+        tmp_path, eos_token_id=[255, 7], head_dim=None, tie_word_embeddings=None, rms_norm_eps=None,
         tensors=leaves(replace(CONFIG, tie_word_embeddings=False)),
     )  # fmt: skip
     config = load(path)[0]
     assert config.eos_token_id == (255, 7)
     assert config.head_dim == 8
+    assert config.rms_norm_eps == 1e-6
     assert not config.tie_word_embeddings, "Hugging Face's default for a Llama"
     (path / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
     assert load(path)[0].eos_token_id == (1, 2), "what generation uses wins, as in transformers"
@@ -219,7 +249,7 @@ def test_a_truncated_model(tmp_path):
     whole = file.read_bytes()
     for size in (0, 7, 100, len(whole) - 1):
         file.write_bytes(whole[:size])
-        with pytest.raises(InputError, match=r"model.safetensors.*truncated"):
+        with pytest.raises(InputError, match=r"model.safetensors.*(truncated|is empty)"):
             load(file.parent)
 
 

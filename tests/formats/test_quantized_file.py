@@ -88,6 +88,32 @@ def test_the_layout_is_that_of_bitsandbytes(tmp_path):
     assert (config["bnb_4bit_quant_type"], config["bnb_4bit_use_double_quant"]) == ("nf4", True)
 
 
+def test_the_layout_of_eight_bits_is_that_of_bitsandbytes(tmp_path):
+    saved(tmp_path, "int8")
+    header = safetensors_file.read_header(tmp_path / "q" / "model.safetensors")
+    name = Q.removesuffix(".weight")
+    found = {n.removeprefix(name): (e.dtype, e.shape) for n, e in header.items() if name in n}
+    expected = {".weight": ("I8", (32, 32)), ".SCB": ("F32", (32,)), ".weight_format": ("U8", ())}
+    assert found == expected
+    config = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
+    assert config["load_in_8bit"] and not config["load_in_4bit"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", ["fp4", "nf4", "nf4-dq"])
+def test_bitsandbytes_computes_in_the_dtype_of_the_other_weights(tmp_path, name, dtype):
+    save_quantized(tmp_path / "q", CONFIG, quantize(unflatten(leaves()), name), dtype=dtype)
+    config = json.loads((tmp_path / "q" / "config.json").read_text())
+    settings = config["quantization_config"]
+    assert config["torch_dtype"] == settings["bnb_4bit_compute_dtype"] == dtype
+    assert settings["bnb_4bit_quant_type"] == name.removesuffix("-dq")
+    assert settings["bnb_4bit_use_double_quant"] == (name == "nf4-dq")
+    header = safetensors_file.read_header(tmp_path / "q" / "model.safetensors")
+    states = [json.loads(bytes(e.read())) for n, e in header.items() if "quant_state" in n]
+    assert len(states) == 14 and {state["dtype"] for state in states} == {dtype}
+    assert header["model.norm.weight"].dtype == safetensors_file.FORMAT_NAME[dtype]
+
+
 def test_a_base_of_two_schemes_has_no_folder(tmp_path):
     w = flatten(quantize(unflatten(leaves()), "nf4"))
     for mixed in ({**w, Q: leaves()[Q]}, {**w, Q: int8.quantize(leaves()[Q])}, leaves()):

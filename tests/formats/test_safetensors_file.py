@@ -9,6 +9,7 @@ import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from toy_models import HTML, POINTER
 
 from minilora.config import InputError
 from minilora.formats import safetensors_file
@@ -75,7 +76,11 @@ def entry(dtype="F32", shape=(4,), offsets=(0, 16)):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "truncated or not a safetensors"),
+        (b"", "model.safetensors is empty: "),
+        (POINTER, "model.safetensors is a Git LFS pointer.*git lfs pull"),
+        (HTML, r"model.safetensors is a web page \(HTML\): download"),
+        (header({"w": entry()})[:5], "truncated or not a safetensors"),
+        (header({"w": entry()})[:-20], "tensor w ends at byte|truncated"),
         (b"\x80\x02}q\x00.", "truncated or not a safetensors"),
         (header({"w": entry()}, length=2**60), "truncated or not a safetensors"),
         (header(b"{'w': 1}"), "not JSON"),

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import (
@@ -27,7 +28,7 @@ from minilora.kernels import fused
 from minilora.layers import LayerCache, value_and_grad
 from minilora.methods import initializers, operations
 from minilora.methods.operations import check_packing
-from minilora.methods.registry import METHODS, MethodConfig
+from minilora.methods.registry import METHODS, MethodConfig, also_train
 from minilora.training import learning_rates
 from minilora.tree import flatten, get, num_parameters, tree_map, unflatten
 
@@ -382,6 +383,21 @@ def test_each_step_of_loftq_comes_nearer(monkeypatch):
     assert left(5) < 0.98 * left(2) < 0.98**2 * left(1)
 
 
+def test_loftq_takes_five_steps():
+    """The largest number of steps in the paper; each stores one quantized weight."""
+    rng = np.random.default_rng(0)
+    w, stored = rng.standard_normal((8, 16), np.float32), []
+
+    def store(rest):
+        stored.append(rest)
+        return np.round(rest)
+
+    node = {"lora_A": np.zeros((2, 16), "f4"), "lora_B": np.zeros((8, 2), "f4")}
+    codes = initializers.loftq(w, node, 2.0, store)
+    assert len(stored) == 5
+    assert stored[0] is w and np.array_equal(codes, np.round(stored[-1]))
+
+
 def test_p_tuning_is_three_layers_with_relus_between():
     adapters, _ = trained("p-tuning", random_base(TINY))
     node = adapters["model"]["prompt_encoder"]
@@ -432,6 +448,62 @@ def test_a_start_that_changes_the_base_is_made_again_on_loading(name, scheme, tm
     assert config_back == config
     assert fingerprint(back) == fingerprint(adapters)
     assert fingerprint(frozen_back) == fingerprint(frozen)
+
+
+Q0 = "base_model.model.model.layers.0.self_attn.q_proj"
+K0, DOWN0 = Q0.replace("q_proj", "k_proj"), Q0.replace("self_attn.q_proj", "mlp.down_proj")
+FILES = {  # method: peft_type, and tensors of layer 0 with their shapes, as PEFT names them
+    "lora": ("LORA", {f"{Q0}.lora_A.weight": (2, 12), f"{Q0}.lora_B.weight": (24, 2)}),
+    "dora": ("LORA", {f"{Q0}.lora_magnitude_vector": (24,), f"{Q0}.lora_A.weight": (2, 12)}),
+    "ia3": ("IA3", {f"{K0}.ia3_l": (12, 1), f"{DOWN0}.ia3_l": (1, 10)}),
+    "prompt": ("PROMPT_TUNING", {"prompt_embeddings": (3, 12)}),
+    "p-tuning": ("P_TUNING", {"prompt_embeddings": (3, 12)}),
+    "prefix": ("PREFIX_TUNING", {"prompt_embeddings": (3, 2 * 2 * 12)}),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_names_in_a_file_are_those_of_peft(name, tmp_path):
+    """A round trip does not see a wrong name, because writing and reading share it."""
+    save_adapter(tmp_path, *trained(name, random_base(TINY)), make_adapter_config(name), "a base")
+    kind, tensors = FILES[name]
+    fields = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert fields["peft_type"] == kind
+    assert fields.get("num_virtual_tokens") == (3 if name in VIRTUAL else None)
+    found = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
+    assert {path: found[path].shape for path in tensors} == tensors
+
+
+def test_the_name_of_a_trained_bias_is_that_of_peft(tmp_path):
+    adapters, frozen = trained("lora", random_base(TINY))
+    also = also_train(adapters, frozen, ["bias", "norm"])
+    save_adapter(tmp_path, also, frozen, make_adapter_config("lora"), "a base")
+    found = safetensors.numpy.load_file(tmp_path / "adapter_model.safetensors")
+    assert found[f"{Q0}.lora_B.bias"].shape == (24,)
+    assert found["base_model.model.model.norm.weight"].shape == (12,)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["lora_bias"] is True
+
+
+def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
+    """(n, L·2·K·hd): of each layer the keys, then the values, of head after head."""
+    layer, key_or_value, number = np.meshgrid(np.arange(2), np.arange(2), np.arange(12))
+    order = np.stack([layer, key_or_value, number], -1).swapaxes(0, 1).reshape(-1, 3)
+    row = np.float32([100 * i + 50 * j + k for i, j, k in order])  # 48 numbers
+    tensor = np.stack([row, row + 1000, row + 2000])
+    assert row[:2].tolist() == [0, 1] and row[12] == 50 and row[24] == 100
+    fields = {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 3}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
+    file = tmp_path / "adapter_model.safetensors"
+    safetensors.numpy.save_file({"prompt_embeddings": tensor}, file)
+    adapters, frozen, config = load_adapter(tmp_path, random_base(TINY))
+    for i in range(2):
+        node = adapters["model"]["layers"][str(i)]["self_attn"]
+        for name, start in (("prefix_k", 100 * i), ("prefix_v", 100 * i + 50)):
+            expected = start + np.arange(12) + 1000 * np.arange(3)[:, None]
+            np.testing.assert_array_equal(node[name], expected)
+    save_adapter(tmp_path / "again", adapters, frozen, config, "a base")
+    again = safetensors.numpy.load_file(tmp_path / "again" / "adapter_model.safetensors")
+    np.testing.assert_array_equal(again["prompt_embeddings"], tensor)
 
 
 REFUSED = [

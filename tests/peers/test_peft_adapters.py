@@ -56,6 +56,18 @@ PEFT_CONFIGS = {
     "norms": {"modules_to_save": ["norm"], "target_modules": ALL},
     "one norm": {"modules_to_save": ["model.norm", "1.input_layernorm"]},
     "biases": {"lora_bias": True, "target_modules": ALL, "lora_alpha": 24},
+    "embedding": {"modules_to_save": ["embed_tokens"], "target_modules": ALL},
+    "embedding and head": {"modules_to_save": ["embed_tokens", "lm_head"]},
+    "excluded": {"target_modules": "all-linear", "exclude_modules": ["v_proj", "1.mlp.up_proj"]},
+    "excluded, a parent": {"target_modules": ALL, "exclude_modules": ["lm_head", "mlp"]},
+    "excluded, an expression": {"target_modules": ALL, "exclude_modules": r".*[01]\..*(q|up)_proj"},
+    "excluded, nothing": {"target_modules": ALL, "exclude_modules": "v_proj"},
+    "excluded in layers": {
+        "target_modules": ALL, "exclude_modules": ["v_proj"], "layers_to_transform": [0, 2],
+    },
+    "layers pattern": {
+        "target_modules": ALL, "layers_to_transform": [1], "layers_pattern": ["h", "layers"],
+    },
     "everything": {
         "lora_bias": True, "target_modules": "all-linear", "use_rslora": True, "lora_alpha": 12,
         "modules_to_save": ["lm_head", "input_layernorm", "post_attention_layernorm", "norm"],
@@ -81,6 +93,40 @@ def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, name
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["embed_tokens", "lm_head"], ["lm_head"]])
+def test_modules_to_save_of_a_tied_model_of_peft_here(
+    tiny_llama, tmp_path, tokens, same_logits, modules
+):
+    """PEFT trains copies: without lm_head in the list, the head stays the frozen embedding."""
+    base_folder = tiny_llama(tie_word_embeddings=True)
+    theirs = random_peft(llama_of(base_folder), modules_to_save=modules)
+    peft_folder(tmp_path, theirs)
+    config, base, _ = load(base_folder)
+    adapters, frozen, _ = load_adapter(tmp_path, base)
+    expected = their_logits(theirs, tokens)
+    same_logits(*PEFT_HERE, expected, adapters, frozen, tokens, config, loss=True)
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_bias_of_peft_where_the_base_has_none(tiny_llama, tmp_path, tokens, same_logits, bias):
+    theirs = random_peft(llama_of(tiny_llama()), bias=bias)
+    peft_folder(tmp_path, theirs)
+    config, base, _ = load(tiny_llama())
+    adapters, frozen, _ = load_adapter(tmp_path, base)
+    expected = their_logits(theirs, tokens)
+    same_logits(*PEFT_HERE, expected, adapters, frozen, tokens, config, loss=True)
+
+
+@pytest.mark.parametrize(
+    "targets", ["q_proj", "self_attn.q_proj", r".*(q_proj|self_attn)", r".*mlp.*", ".*"]
+)
+def test_a_string_of_targets_that_peft_refuses_is_refused(tiny_llama, targets):
+    with pytest.raises(ValueError, match=r"not found|not supported"):
+        random_peft(llama_of(tiny_llama()), target_modules=targets)
+    with pytest.raises(InputError, match="is a regular expression, and matches"):
+        lora.target_paths(load(tiny_llama())[1], LoraConfig(target_modules=targets))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_adapters_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, dtype):
     fields = {"target_modules": "all-linear", "modules_to_save": ["lm_head"]}
@@ -103,12 +149,13 @@ def test_half_precision_adapters_of_peft_here(tiny_llama, tmp_path, tokens, same
 
 REFUSED = {
     "trained biases": ("bias", {"bias": "lora_only"}),
-    "embedding": ("modules_to_save", {"modules_to_save": ["embed_tokens"]}),
+    "all trained biases": ("bias", {"bias": "all"}),
+    "a saved projection": ("modules_to_save", {"modules_to_save": ["k_proj"]}),
+    "a tied embedding": (
+        "ensure_weight_tying", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
     "an adapted head": ("lm_head", {"target_modules": ["q_proj", "lm_head"]}),
     "replicated layers": ("layer_replication", {"layer_replication": [[0, 2], [1, 3]]}),
-    "excluded modules": (
-        "exclude_modules", {"target_modules": ALL, "exclude_modules": ["v_proj"]},
-    ),
     "tokens": ("trainable_token_indices", {"trainable_token_indices": [1, 2]}),
     "alora": ("alora_invocation_tokens", {"alora_invocation_tokens": [1]}),
     "olora": ("init_lora_weights", {"init_lora_weights": "olora"}),
@@ -176,6 +223,13 @@ OUR_CONFIGS = {
         (),
     ),
     "dora": (LoraConfig(target_modules=ALL_LINEAR, use_dora=True, lora_alpha=20), ()),
+    "an expression": (LoraConfig(target_modules=r".*\.(q|up)_proj"), ()),
+    "excluded": (
+        LoraConfig(target_modules=ALL_LINEAR, exclude_modules=["lm_head", "0.mlp.up_proj"]), (),
+    ),
+    "excluded, an expression": (
+        LoraConfig(target_modules="all-linear", exclude_modules=r".*mlp.*"), (),
+    ),
     "norms": (LoraConfig(), ("norm",)),
     "head": (LoraConfig(), ("head",)),
     "biases": (LoraConfig(target_modules=ALL_LINEAR, lora_alpha=24), ("bias",)),
@@ -258,7 +312,10 @@ def test_the_merged_folder_in_transformers(tiny_llama, tmp_path, tokens, same_lo
     adapters, frozen = our_adapter(base, lora_config, groups)
     save_adapter(tmp_path / "adapter", adapters, frozen, lora_config, base_folder)
     merge = ["merge", "--model", base_folder, "--adapter-path", tmp_path / "adapter"]
-    main([*map(str, merge), "--quantize", scheme, "--out", str(tmp_path / "merged")])
-    theirs = their_logits(llama_of(tmp_path / "merged"), tokens)
+    merged = tmp_path / "merged"
+    main([*map(str, merge), "--quantize", scheme, "--out", str(merged)])
+    same_file = ((p / "generation_config.json").read_bytes() for p in (base_folder, merged))
+    assert len({*same_file}) == 1
+    theirs = their_logits(llama_of(merged), tokens)
     what = "merged folder", "transformers"
     same_logits(*what, theirs, adapters, frozen, tokens, config, loss=True)
