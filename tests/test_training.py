@@ -510,14 +510,15 @@ def test_the_best_adapters_need_held_out_rows(field):
 
 def test_quiet_prints_nothing(monkeypatch, capsys):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)  # a line at once
+    monkeypatch.setattr(metrics, "TOKENS", sum(len(e.tokens) for e in VALID) - 1)  # two batches
     config = replace(SMALL, keep_best=True)
     train(*setting(), EXAMPLES, TINY, config, VALID, quiet=True)
     assert capsys.readouterr() == ("", "")
     train(*setting(), EXAMPLES, TINY, config, VALID)
     printed, lines = capsys.readouterr()
     assert printed.count("held-out loss") == 4  # of three evaluations, and of the best
-    assert re.findall(r"^step (\d) of 6: .* left$", lines, re.MULTILINE) == list("123456")
-    assert lines.count("evaluating 4 rows: 100 %, 00:00 left") == 3
+    assert re.findall(r"^step (\d) of 6: .* left$", lines, re.MULTILINE) == list("12345")
+    assert len(re.findall(r"^evaluating 4 rows: \d+ %, .* left$", lines, re.MULTILINE)) == 3
 
 
 def test_a_run_ends_when_on_step_returns_true():

@@ -29,7 +29,8 @@ class Progress(tqdm):
             return
         self.n += n
         now = time.perf_counter()
-        if self.prints_lines and now - self.last_line > SECONDS_BETWEEN_LINES:
+        due = now - self.last_line > SECONDS_BETWEEN_LINES
+        if self.prints_lines and due and self.n < self.total:
             self.last_line = now
             left = (self.total - self.n) * (now - self.began) / (self.n - self.first)
             print(f"{line}, {self.format_interval(left)} left", file=sys.stderr, flush=True)

@@ -41,6 +41,7 @@ from minilora.cli.stored_paths import absolute
 from minilora.config import ALL_LINEAR, InputError, flag
 from minilora.course.commands import add_commands
 from minilora.data.tokenizer import ByteTokenizer
+from minilora.evaluation.plot import curve
 from minilora.formats import pretrained
 from minilora.formats.checkpoint import load_state, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
@@ -1069,6 +1070,29 @@ def test_keep_best_keeps_the_best_step_of_a_whole_run(base, data, tmp_path, scri
         line = error_of(capsys, train(base, few, tmp_path / "none", needs))
         assert f"{needs.split()[0]} needs held-out rows, but there are none" in line
         assert not (tmp_path / "none").exists()
+
+
+def test_an_interrupted_run_has_the_best_adapter(base, data, tmp_path, scripted, monkeypatch):
+    """The interrupt comes after the last step, before the end of the run."""
+    out, name = tmp_path / "run", "adapter_model.safetensors"
+    scripted(1.0, 2.0)
+
+    def draw(path, history, title, kept):
+        if history[-1]["step"] == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("minilora.cli.run.curve", draw)
+    assert train(base, data, out, "--keep-best --keep-checkpoints") == 130
+    best, last = ((out / f"checkpoint-{step}" / name).read_bytes() for step in (2, 4))
+    assert (out / name).read_bytes() == best != last
+
+
+def test_the_curve_marks_the_step_that_is_kept(tmp_path):
+    history = [{"step": step, "loss": 1.0} for step in range(1, 5)]
+    history += [{"step": step, "eval_loss": 1.0, "eval_exact_match": 0.5} for step in (2, 4)]
+    for kept in (None, 2, 4):
+        curve(tmp_path / f"{kept}.png", history, "a run", kept)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 3
 
 
 def test_kept_checkpoints_are_read_replaced_and_not_mistaken(base, data, tmp_path, capsys):
