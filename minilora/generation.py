@@ -26,8 +26,8 @@ def generate(
 
     Generation stops before an end-of-sequence token. temp: 0 for the most probable token, otherwise
     sample from softmax(logits / temp). top_p: sample only from the smallest set of tokens whose
-    probabilities sum to top_p (Holtzman et al. 2020). rng: a NumPy generator or a seed. The first
-    `next` raises InputError for a prompt without ids, and for a value out of range.
+    probabilities sum to at least top_p (Holtzman et al. 2020). rng: a NumPy generator or a seed.
+    The first `next` raises InputError for a prompt without ids, and for a value out of range.
     """
     check_generation([prompt], max_tokens, temp, top_p, model_config)
     cache = [LayerCache() for _ in range(model_config.num_hidden_layers)]

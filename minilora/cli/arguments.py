@@ -232,8 +232,9 @@ def parser():
     sub = command("merge", "write base plus adapter as a dense Hugging Face folder")
     base_flags(sub)
     sub.add_argument("--out", required=True, help="a new folder")
-    choices, text = ("float32", "float16", "bfloat16"), "type of the weights in the file"
-    sub.add_argument("--dtype", choices=choices, default="float32", help=text)
+    dtypes = ("float32", "float16", "bfloat16")
+    text = "type of the weights in the file"
+    sub.add_argument("--dtype", choices=dtypes, default="float32", help=text)
 
     sub = command("quantize", "write a 4-bit or 8-bit base and print the error per weight")
     sub.add_argument("--model", default="tiny", help="as in train")
@@ -261,7 +262,7 @@ def train_flags(sub):
     from ..data.tasks import BUILTIN
 
     recipes = [f"{name}: {data.recipe}." for name, data in BUILTIN.items() if data.recipe]
-    sub.epilog = " ".join(["Defaults with the built-in data", *recipes])
+    sub.epilog = " ".join(["Some built-in data sets have other defaults.", *recipes])
     lora = LoraConfig()
     add, switch = sub.add_argument, argparse.BooleanOptionalAction
     add("--model", default="tiny", help="micro, tiny, smollm2, a Hugging Face folder or .gguf file")

@@ -148,11 +148,8 @@ def chat(args):
     options = sampling(args)
     try:
         for line in typed_lines():
-            if has_template:
-                messages.append({"role": "user", "content": line})
-                prompt = encode_chat(tokenizer, messages)
-            else:
-                prompt = tokenizer.encode(line)
+            messages.append({"role": "user", "content": line})
+            prompt = encode_chat(tokenizer, messages) if has_template else tokenizer.encode(line)
             check_lengths(args, loaded.model_config, [prompt])
             answer = print_answer(loaded, prompt, options)
             messages.append({"role": "assistant", "content": answer})

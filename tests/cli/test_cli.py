@@ -263,8 +263,8 @@ BAD_FLAGS = {
     "--lerning-rate=1": "; did you mean --learning-rate? (see minilora train --help)",
     "--learning_rate 1": "; did you mean --learning-rate?",
     "--lr 1": "unrecognized arguments: --lr 1 (see",  # and not --lora-r
-    "--method lroa": "'full'); did you mean lora? (see",
-    "--quantize nf4dq": "'nf4-dq'); did you mean nf4-dq? (see",
+    "--method lroa": "); did you mean lora? (see",
+    "--quantize nf4dq": "); did you mean nf4-dq? (see",
     "--model tinny": "or a .gguf file; did you mean tiny?",
     "--data qestions": "valid.jsonl; did you mean questions?",
 }
@@ -290,10 +290,10 @@ TYPOS = {
     "generate --promt a": "required: --prompt; there is no flag --promt; did you mean --prompt? (",
     "generate --text a": "required: --prompt; there is no flag --text (see minilora generate",
     "generate --prompt a --sed 3": "arguments: --sed 3; did you mean --seed? (see minilora gen",
-    "trian --model tiny": "'teach'); did you mean train? (see minilora --help)",
+    "trian --model tiny": "); did you mean train? (see minilora --help)",
     "--verison": "there is no flag --verison; did you mean --version?",
     "fetch smollm": "; did you mean smollm2?",
-    "learn inti": "'hint'); did you mean init? (see minilora learn --help)",
+    "learn inti": "); did you mean init? (see minilora learn --help)",
     "learn list --dri x": "; did you mean --dir? (see minilora learn list --help)",
     "learn hint x 4": "(choose from 1, 2, 3) (see",
 }

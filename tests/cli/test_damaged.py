@@ -326,6 +326,12 @@ def test_a_terminal_that_knows_only_ascii(whole, tmp_path):
     assert done.stdout.isascii() and rb"\xe9" in done.stdout
 
 
+def test_a_closed_standard_output_and_error(whole, tmp_path):
+    command = f"{sys.executable} -m minilora train --model {whole / 'base'} {STEPS}"
+    more = f"--data {whole / 'rows.jsonl'} --adapter-path {tmp_path / 'run'}"
+    assert subprocess.run(f"{command} {more} >&- 2>&-", shell=True, check=False).returncode == 0
+
+
 def test_environment_variables_that_cannot_be_used(whole, tmp_path):
     """A run reads, trains and draws; standard error names the variable, and has no traceback."""
     unusable = {
