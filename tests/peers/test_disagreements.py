@@ -236,3 +236,24 @@ def test_bitsandbytes_rounds_to_bfloat16_in_evaluation():
         assert 1e-3 < np.abs(evaluated - expected).max() / size < 2e-2
     else:
         assert np.abs(evaluated - expected).max() < 1e-6 * size
+
+
+def test_bitsandbytes_rounds_the_input_of_int8_weights_in_evaluation():
+    """LLM.int8 also rounds each row of the input to 8 bits, except for columns with a number from 6
+    on: an error of up to 1/254 of the largest number in the row. A `Linear8bitLt` on a CPU does so
+    in evaluation mode only, and multiplies in float32 while it trains. minilora never rounds the
+    input, so that a base computes the same in training and in evaluation.
+    """
+    w, x = weights("normal", (256, 256), 1), weights("normal", (8, 256), 2)
+    w = np.float32(np.float16(w))  # they quantize a float16 copy
+    expected = x @ int8.quantize(w).dequantize().T
+    layer = bitsandbytes.nn.Linear8bitLt(256, 256, False, has_fp16_weights=False, threshold=6.0)
+    layer.weight = bitsandbytes.nn.Int8Params(torch.from_numpy(w), False, has_fp16_weights=False)
+    layer = layer.to("cpu")
+    with torch.no_grad():
+        trained = layer.train()(torch.from_numpy(x)).numpy()
+        evaluated = layer.eval()(torch.from_numpy(x)).numpy()
+    size = np.abs(expected).max()
+    assert np.abs(trained - expected).max() < 1e-6 * size
+    # the largest of 256 normal numbers is about 3: an error of 3/254/√3 per number against 1
+    assert 1e-3 < np.abs(evaluated - expected).max() / size < 2e-2
