@@ -772,6 +772,18 @@ def test_kept_checkpoints_are_read_replaced_and_not_mistaken(base, data, tmp_pat
     assert not [path for path in out.iterdir() if path.is_dir()]
 
 
+def test_a_kept_checkpoint_that_a_kill_prevented_is_written_when_resuming(base, data, tmp_path):
+    """The kill came after checkpoint.safetensors, and before or within checkpoint-4."""
+    out = tmp_path / "run"
+    assert train(base, data, out, "--keep-checkpoints") == 0
+    before = files(out)
+    shutil.rmtree(out / "checkpoint-4")
+    assert run("train --resume", *at(out)) == 0 and files(out) == before
+    (out / "checkpoint-4" / "train_config.toml").unlink()
+    (out / "checkpoint-4" / "train_config.toml.77.tmp").write_text("half a file")
+    assert run("train --resume", *at(out)) == 0 and files(out) == before
+
+
 def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
     base, data, tmp_path, monkeypatch, capsys
 ):
