@@ -673,11 +673,11 @@ def test_a_run_that_early_stopping_has_ended_says_so(base, data, tmp_path, scrip
     assert run("train --resume", *at(out)) == 0
     said = capsys.readouterr().out
     assert "resumed at step 6 of 8\n" in said
-    assert f"early stopping has ended the run in {out} at step 6: give a larger --early-st" in said
+    assert f"early stopping has ended the run in {out} at step 6, so no step is left: to" in said
     assert files(out) == before
     error = error_of(capsys, run("train --resume --iters 12", *at(out)))
     assert f"early stopping has ended the run in {out} at step 6, so --iters 12 would" in error
-    assert error.endswith("give a larger --early-stopping-patience, or 0 for no early stopping")
+    assert error.endswith("to continue it, give a larger --early-stopping-patience, or 0")
     assert files(out) == before
 
 
