@@ -96,14 +96,14 @@ def resume(folder, metadata, start):
     step, last = state["step"], settings["iters"]
     past = f"--iters {last}: {checkpoint} is at step {step} already"
     require(step <= last, f"{past}: give a larger number, or start again with --overwrite")
-    print(f"resumed at step {step} of {last}")
     patience = settings.get("early_stopping_patience", 0)
     if should_stop(state, patience) and step < last:
         ended = f"early stopping has ended the run in {folder} at step {step}"
-        advice = "give a larger --early-stopping-patience, or 0 for no early stopping"
+        advice = "to continue it, give a larger --early-stopping-patience, or 0"
         if last != then["settings"].get("iters"):
             raise InputError(f"{ended}, so --iters {last} would make no step: {advice}")
-        print(f"{ended}: {advice}")
+        print(f"{ended}, so no step is left: {advice}")
+    print(f"resumed at step {step} of {last}")
     if not patience and not settings.get("keep_best"):
         state.pop("best", None)  # of an earlier --early-stopping-patience
         state |= NO_BEST

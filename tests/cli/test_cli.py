@@ -1070,11 +1070,11 @@ def test_a_run_that_early_stopping_has_ended_says_so(base, data, tmp_path, scrip
     assert run("train --resume", *at(out)) == 0
     said = capsys.readouterr().out
     assert "resumed at step 6 of 8\n" in said
-    assert f"early stopping has ended the run in {out} at step 6: give a larger --early-st" in said
+    assert f"early stopping has ended the run in {out} at step 6, so no step is left: to" in said
     assert files(out) == before
     error = error_of(capsys, run("train --resume --iters 12", *at(out)))
     assert f"early stopping has ended the run in {out} at step 6, so --iters 12 would" in error
-    assert error.endswith("give a larger --early-stopping-patience, or 0 for no early stopping")
+    assert error.endswith("to continue it, give a larger --early-stopping-patience, or 0")
     assert files(out) == before
 
 
@@ -1167,6 +1167,18 @@ def test_kept_checkpoints_are_read_replaced_and_not_mistaken(base, data, tmp_pat
     (part / "optimizer.pt").unlink()
     assert train(base, data, out, "--overwrite") == 0
     assert not [path for path in out.iterdir() if path.is_dir()]
+
+
+def test_a_kept_checkpoint_that_a_kill_prevented_is_written_when_resuming(base, data, tmp_path):
+    """The kill came after checkpoint.safetensors, and before or within checkpoint-4."""
+    out = tmp_path / "run"
+    assert train(base, data, out, "--keep-checkpoints") == 0
+    before = files(out)
+    shutil.rmtree(out / "checkpoint-4")
+    assert run("train --resume", *at(out)) == 0 and files(out) == before
+    (out / "checkpoint-4" / "train_config.toml").unlink()
+    (out / "checkpoint-4" / "train_config.toml.77.tmp").write_text("half a file")
+    assert run("train --resume", *at(out)) == 0 and files(out) == before
 
 
 def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
