@@ -772,6 +772,18 @@ def test_evaluate_cuts_rows_as_the_run_did(base, long_and_short, tmp_path, capsy
         assert (score["max_seq_length"], score["tokens"], score["cut"]) == (length, tokens, 1)
 
 
+def test_evaluate_stores_the_base_as_the_run_did(base, data, tmp_path, capsys):
+    """Another scheme or block size would change the base by more than a rounding."""
+    out = tmp_path / "run"
+    assert train(base, data, out, "--quantize nf4 --block-size 16") == 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for flags, same in (("", True), ("--block-size 64", False), ("--quantize none", False)):
+        capsys.readouterr()
+        assert run("evaluate --json --split valid --adapter-path", out, flags) == 0
+        loss = json.loads(capsys.readouterr().out)["loss"]
+        assert (loss == pytest.approx(rows[-1]["eval_loss"], rel=1e-6)) is same
+
+
 def test_exact_match_of_texts_says_that_all_tokens_count(base, data, tmp_path, capsys):
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": f"{n}+1={n + 1}"}) + "\n" for n in range(10)))
