@@ -26,7 +26,7 @@ from ..kernels import num_threads
 from ..methods.operations import check_packing, operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS
-from .examples import columns_of, compared, read_split, warn_of_common_rows
+from .examples import columns_of, compared, exact_match_of, read_split, warn_of_common_rows
 from .loading import load_for_training
 
 
@@ -192,9 +192,8 @@ def print_scores(when, adapters, base, model_config, tokenizer, rows, examples, 
         return None
     score = evaluate(adapters, base, examples, model_config, ops)
     loss, exact = score["loss"], 100 * score["exact_match"]
-    part = compared(rows)
-    of = "" if part == "answers" else f" of {part} (all tokens of a text must be right)"
-    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %{of}")
+    line = f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %"
+    print(line if compared(rows) == "answers" else f"{line} of {exact_match_of(rows)}")
     row = rows[0]
     prompt, answer = split_row(row, tokenizer)
     if not prompt:  # a text row: continue its first third
