@@ -267,9 +267,7 @@ def train_flags(sub):
     add, switch = sub.add_argument, argparse.BooleanOptionalAction
     add("--model", default="tiny", help="micro, tiny, smollm2, a Hugging Face folder or .gguf file")
     add(
-        "--data",
-        default=DEFAULT_DATA,
-        help="questions, notes, toolcalls, a .jsonl or .csv file, a folder",
+        "--data", default=DEFAULT_DATA, help="built-in data, a .jsonl, .json or .csv file, a folder"
     )
     add("--columns", nargs="+", type=column, metavar="KEY=COLUMN", help=COLUMNS_HELP)
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="storage of the frozen projections")

@@ -10,9 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import generation
-from ..config import InputError, TrainConfig, require
-from ..data.rows import existing_split, load_usable
-from ..data.tasks import BUILTIN
+from ..config import require
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
 from ..formats.checkpoint import CONFIG
@@ -24,7 +22,7 @@ from ..methods.merging import merge as merge_adapter
 from ..methods.operations import operations
 from ..quant.schemes import error_report, is_projection
 from ..tree import named_leaves
-from .examples import columns_of, common_rows, compared, read_split, warn_of_common_rows
+from .examples import compare_with_run, exact_match_of, load_examples
 from .loading import (
     LoadedModel,
     load_with_adapter,
@@ -57,59 +55,6 @@ def load_model(args, path, load=load):
     loaded = load_with_adapter(path, name, scheme, block_size, load)
     tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
     return loaded._replace(tokenizer=tokenizer, settings=settings)
-
-
-def load_examples(args, loaded, split):
-    """Return (SplitData, facts): all rows of the file --data, or a split of the data.
-
-    The default is the data that the adapter was trained on. The facts say which rows they are, and
-    which of their tokens the scores compare.
-    """
-    settings = loaded.settings
-    name = args.data or settings.get("data") or "questions"
-    columns = args.columns
-    if columns is None and name not in BUILTIN:
-        columns = settings.get("columns")
-    if args.data and Path(args.data).is_file():
-        split, described = None, f"all rows of {name}"
-    else:
-        split = existing_split(name, split)
-        described = f"{split} split of {name}"
-    length = args.max_seq_length or settings.get("max_seq_length", 2048)
-    masked = args.mask_prompt
-    if masked is None:
-        masked = settings.get("mask_prompt", True)
-    config = TrainConfig(max_seq_length=length, mask_prompt=masked)
-    data = read_split(name, split, loaded, columns_of(columns), config)
-    if not data.rows:
-        raise InputError(
-            f"{name} has no {split} rows: give a folder, or a file of ten rows or more"
-        )
-    part = compared(data.rows)
-    facts = {"rows": len(data.examples), "data": described, "left_out": data.left_out}
-    facts |= {"cut": data.cut, "max_seq_length": length}
-    facts |= {"loss_of": part if masked else "all tokens", "exact_match_of": part}
-    return data, facts
-
-
-def compare_with_run(data, settings, tokenizer):
-    """Return {"trained_on", "held_out_by_the_run"}: the number of rows that the run used so.
-
-    Warns of rows that the adapter was trained on. Without a run's data, the counts are unknown: {}.
-    """
-    if "data" not in settings:
-        return {}
-    name, columns = settings["data"], columns_of(settings.get("columns"))
-    try:
-        trained, held_out = (
-            load_usable(name, split, tokenizer, columns)[0] for split in ("train", "valid")
-        )
-    except InputError as error:
-        warn(f"the adapter may have been trained on these rows, but its data are gone: {error}")
-        return {}
-    which = "the rows that the adapter was trained on"
-    n = warn_of_common_rows(data.rows, trained, "rows", which)
-    return {"trained_on": n, "held_out_by_the_run": common_rows(data.rows, held_out)}
 
 
 def generate(args):
@@ -262,7 +207,7 @@ def evaluate(args):
     """Print the scores on a split of the data, and which rows they are about."""
     loaded = load_model(args, args.adapter_path)
     data, facts = load_examples(args, loaded, args.split)
-    facts |= compare_with_run(data, loaded.settings, loaded.tokenizer)
+    facts |= compare_with_run(data, args.adapter_path, loaded)
     score = metrics.evaluate(loaded.adapters, loaded.base, data.examples, loaded.model_config)
     if args.json:
         print(json.dumps({**score, **facts}))
@@ -275,7 +220,7 @@ def evaluate(args):
         purposes = "its curve and for early stopping" if stopping else "its curve"
         which += f", {share} the run used for {purposes}"
     print(data.summary(f", {which}"))
-    print(f"loss of {facts['loss_of']}, exact match of {facts['exact_match_of']}")
+    print(f"loss of {facts['loss_of']}, exact match of {exact_match_of(data.rows)}")
     for name, value in score.items():
         print(f"{name:<12}{value:>12,}" if name == "tokens" else f"{name:<12}{value:>12.6f}")
 

@@ -1,10 +1,22 @@
 """Load the examples of a command, and say which rows they are, and which rows are missing."""
 
+from pathlib import Path
 from typing import NamedTuple
 
-from ..config import InputError
-from ..data.rows import TARGET_WITHIN, encode_rows, load_usable, read_usable, row_content
+from ..config import InputError, TrainConfig
+from ..data.rows import (
+    TARGET_WITHIN,
+    encode_rows,
+    existing_split,
+    load_usable,
+    read_usable,
+    row_content,
+)
+from ..data.tasks import BUILTIN
+from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in
+from . import run_folder
+from .arguments import CHECKPOINT
 from .loading import warn
 
 
@@ -19,13 +31,19 @@ class SplitData(NamedTuple):
 
     def summary(self, what):
         """Return a line that counts the rows; `what` follows the number of examples."""
-        n = len(self.examples)
-        line = f"{n} row{what}" if n == 1 else f"{n} rows{what}"
+        line = f"{len(self.examples)} {'row' if len(self.examples) == 1 else 'rows'}{what}"
         for reason, n in self.left_out.items():
             line += f"; {n} left out ({reason})"
         if self.cut:
             line += f"; {self.cut} cut to --max-seq-length {self.length}"
+        if self.answers_cut_off:
+            line += f", {self.answers_cut_off} of them without any of the answer"
         return line
+
+    @property
+    def answers_cut_off(self):
+        """The number of examples without a token of the answer; they are never an exact match."""
+        return sum(not any(example.answer) for example in self.examples)
 
 
 def read_split(name, split, loaded, columns, train_config):
@@ -78,6 +96,12 @@ def compared(rows):
     return "whole texts" if kinds == {True} else "answers and whole texts"
 
 
+def exact_match_of(rows):
+    """Return what exact match compares, in the words of a printed line."""
+    part = compared(rows)
+    return part if part == "answers" else f"{part} (all tokens of a text must be right)"
+
+
 def common_rows(rows, others):
     """Count the rows whose content is that of one of the `others`."""
     known = {row_content(row) for row in others}
@@ -91,3 +115,73 @@ def warn_of_common_rows(rows, trained, which, where):
         advice = "rows that the model has not seen can score lower"
         warn(f"{n} of {len(rows)} {which} are among {where}: {advice}")
     return n
+
+
+def load_examples(args, loaded, split):
+    """Return (SplitData, facts): all rows of the file --data, or a split of the data.
+
+    The default is the data that the adapter was trained on. The facts say which rows they are, and
+    which of their tokens the scores compare.
+    """
+    settings = loaded.settings
+    name = args.data or settings.get("data") or "questions"
+    columns = args.columns
+    if columns is None and name not in BUILTIN:
+        columns = settings.get("columns")
+    if args.data and Path(args.data).is_file():
+        split, described = None, f"all rows of {name}"
+    else:
+        split = existing_split(name, split)
+        described = f"{split} split of {name}"
+    length = args.max_seq_length or settings.get("max_seq_length", 2048)
+    masked = args.mask_prompt
+    if masked is None:
+        masked = settings.get("mask_prompt", True)
+    config = TrainConfig(max_seq_length=length, mask_prompt=masked)
+    data = read_split(name, split, loaded, columns_of(columns), config)
+    if not data.rows:
+        raise InputError(
+            f"{name} has no {split} rows: give a folder, or a file of ten rows or more"
+        )
+    part = compared(data.rows)
+    facts = {"rows": len(data.examples), "data": described, "left_out": data.left_out}
+    facts |= {"max_seq_length": length, "cut": data.cut, "answers_cut_off": data.answers_cut_off}
+    facts |= {"loss_of": part if masked else "all tokens", "exact_match_of": part}
+    return data, facts
+
+
+def compare_with_run(data, folder, loaded):
+    """Return {"trained_on", "held_out_by_the_run"}: the number of rows that the run used so.
+
+    Warns of rows that the adapter was trained on. Without a run's data, the counts are unknown: {}.
+    """
+    settings = loaded.settings
+    if "data" not in settings:
+        return {}
+    name = settings["data"]
+    how = loaded.tokenizer, columns_of(settings.get("columns"))
+    try:
+        trained, _ = load_usable(name, "train", *how)
+        held_out, _ = load_usable(name, "valid", *how)
+    except InputError as error:
+        warn(f"the adapter may have been trained on these rows; its data cannot be read: {error}")
+        return {}
+    if data_have_changed(folder, name):
+        warn(f"{name} has changed since the run: it may lack rows that the adapter was trained on")
+    which = "the rows that the adapter was trained on"
+    n = warn_of_common_rows(data.rows, trained, "rows", which)
+    return {"trained_on": n, "held_out_by_the_run": common_rows(data.rows, held_out)}
+
+
+def data_have_changed(folder, name):
+    """Return whether the file `name` differs from that of the run, if a checkpoint tells.
+
+    The digest of a folder of data also changes when a file is added to it, so it tells nothing.
+    """
+    if not Path(name).is_file():
+        return False
+    try:
+        then = read_metadata(Path(folder) / CHECKPOINT)[1]["digests"]["data"]
+    except (InputError, KeyError, TypeError):
+        return False
+    return then != run_folder.digest(run_folder.data_files("data", name))

@@ -29,7 +29,7 @@ from ..methods.operations import check_packing, operations, prompt
 from ..tree import subtree
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS
-from .examples import columns_of, compared, read_split, warn_of_common_rows
+from .examples import columns_of, compared, exact_match_of, read_split, warn_of_common_rows
 from .loading import load_for_training, refuse_unused, unused_settings
 
 
@@ -241,8 +241,7 @@ class RunWriter:
 def print_scores(when, scores, scored, held_out, rows):
     """Print a dict of an evaluation, which counted `scored` of `held_out` rows."""
     loss, exact = scores["eval_loss"], 100 * scores["eval_exact_match"]
-    what = compared(rows)
-    of = "" if what == "answers" else f" of {what} (all tokens of a text must be right)"
+    of = "" if compared(rows) == "answers" else f" of {exact_match_of(rows)}"
     part = "" if scored == held_out else f", on {scored} of {held_out} held-out rows"
     print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %{of}{part}")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..config import InputError
 
-SUFFIXES = (".jsonl", ".json", ".csv")  # of the files in a folder, in this order
+SUFFIXES = (".jsonl", ".json", ".csv")  # of the files in a folder
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 

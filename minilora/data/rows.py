@@ -309,5 +309,8 @@ def existing_split(name, split):
 
 def file_of(folder, split):
     """Return the file of a split in a folder; train.jsonl if there is none for train."""
-    files = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
-    return next((file for file in files if file.exists()), files[0])
+    names = [f"{split}{suffix}" for suffix in SUFFIXES]
+    found = [name for name in names if (folder / name).exists()]
+    if len(found) > 1:
+        raise InputError(f"{folder} has {' and '.join(found)}: keep one file per split")
+    return folder / (found or names)[0]

@@ -129,7 +129,7 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
     score = json.loads(capsys.readouterr().out)
     metrics = {"loss", "perplexity", "tokens", "exact_match", "ece", "brier"}
     rows_scored = {"rows", "data", "left_out", "cut", "max_seq_length", "trained_on"}
-    rows_scored |= {"held_out_by_the_run", "loss_of", "exact_match_of"}
+    rows_scored |= {"held_out_by_the_run", "loss_of", "exact_match_of", "answers_cut_off"}
     assert set(score) == metrics | rows_scored
     assert score["rows"] == 2 and score["data"] == f"valid split of {data}"
     assert score["left_out"] == {} and score["cut"] == score["trained_on"] == 0
@@ -1333,11 +1333,14 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_
     assert score["trained_on"] == 2 and score["held_out_by_the_run"] == 1
     assert common_rows([{"messages": turns}, unseen], [{"prompt": "3+1=", "completion": "4"}]) == 1
 
+    lines = data.read_text().splitlines(keepends=True)
+    data.write_text("".join(lines[10:] + lines[:5]))
+    assert run("evaluate --adapter-path", out, "--data", other) == 0
+    changed = f"warning: {data} has changed since the run: it may lack rows that the adapter"
+    assert changed in capsys.readouterr().err
     data.unlink()
     assert run("evaluate --adapter-path", out, "--data", other) == 0
-    assert (
-        "the adapter may have been trained on these rows, but its data" in capsys.readouterr().err
-    )
+    assert "the adapter may have been trained on these rows; its data" in capsys.readouterr().err
 
 
 def test_evaluate_says_that_early_stopping_used_the_rows(base, data, tmp_path, capsys):
@@ -1388,6 +1391,11 @@ def test_evaluate_counts_rows_that_are_left_out_and_cut(base, long_and_short, ca
         assert run(*words, "--json --max-seq-length", str(length)) == 0
         score = json.loads(capsys.readouterr().out)
         assert (score["rows"], score["left_out"], score["cut"]) == (rows, left_out, cut)
+        assert score["answers_cut_off"] == 0
+    # if the loss counts the prompts, rows without their answer are kept
+    assert run(*words, "--no-mask-prompt --max-seq-length 8") == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.endswith("; 5 cut to --max-seq-length 8, 5 of them without any of the answer")
 
 
 def test_training_counts_the_rows_of_both_splits(base, long_and_short, tmp_path, capsys):
@@ -1421,6 +1429,18 @@ def test_evaluate_cuts_rows_as_the_run_did(base, long_and_short, tmp_path, capsy
         assert (score["max_seq_length"], score["tokens"], score["cut"]) == (length, tokens, 1)
 
 
+def test_evaluate_stores_the_base_as_the_run_did(base, data, tmp_path, capsys):
+    """Another scheme or block size would change the base by more than a rounding."""
+    out = tmp_path / "run"
+    assert train(base, data, out, "--quantize nf4 --block-size 16") == 0
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    for flags, same in (("", True), ("--block-size 64", False), ("--quantize none", False)):
+        capsys.readouterr()
+        assert run("evaluate --json --split valid --adapter-path", out, flags) == 0
+        loss = json.loads(capsys.readouterr().out)["loss"]
+        assert (loss == pytest.approx(rows[-1]["eval_loss"], rel=1e-6)) is same
+
+
 def test_exact_match_of_texts_says_that_all_tokens_count(base, data, tmp_path, capsys):
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": f"{n}+1={n + 1}"}) + "\n" for n in range(10)))
@@ -1428,11 +1448,11 @@ def test_exact_match_of_texts_says_that_all_tokens_count(base, data, tmp_path, c
     words = "exact match 0.0 % of whole texts (all tokens of a text must be right)\n"
     assert capsys.readouterr().out.count(words) == 2  # before and after
     assert run("evaluate --model", base, "--data", texts) == 0
-    assert "loss of whole texts, exact match of whole texts\n" in capsys.readouterr().out
+    note = "whole texts (all tokens of a text must be right)\n"
+    assert f"loss of whole texts, exact match of {note}" in capsys.readouterr().out
     texts.write_text(texts.read_text() + data.read_text())
     assert run("evaluate --no-mask-prompt --model", base, "--data", texts) == 0
-    both = "loss of all tokens, exact match of answers and whole texts\n"
-    assert both in capsys.readouterr().out
+    assert f"loss of all tokens, exact match of answers and {note}" in capsys.readouterr().out
 
 
 def test_rows_longer_than_the_positions_of_the_model_are_named(tmp_path, capsys):

@@ -338,6 +338,10 @@ def test_a_single_file_is_split_and_a_folder_has_its_files(tmp_path):
     (tmp_path / "test.json").write_text('[{"text": "test"}]')
     for split, text in (("train", "csv"), ("test", "test")):
         assert load_rows(str(tmp_path), split) == [{"text": text}]
+    (tmp_path / "test.csv").write_text("text\nother\n")
+    with pytest.raises(InputError, match=r"has test\.json and test\.csv: keep one file per split"):
+        load_rows(str(tmp_path), "test")
+    (tmp_path / "test.csv").unlink()
     assert existing_split(tmp_path, "test") == existing_split("questions", "test") == "test"
     assert existing_split(path, "test") == "valid" and existing_split(path, "train") == "train"
 
