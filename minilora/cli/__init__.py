@@ -111,7 +111,7 @@ def announce_compiling():
     class Listener(event.Listener):
         def on_start(self, event_):
             event.unregister("numba:compile", self)
-            print("compiling kernels, once for this machine", file=sys.stderr, flush=True)
+            print("compiling kernels", file=sys.stderr, flush=True)
 
         def on_end(self, event_):
             pass

