@@ -258,10 +258,13 @@ def test_an_adapter_on_the_base_of_another_rank_is_refused(use, tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     plain = random_base(TINY)
     adapters, own = minilora.get_peft_model(plain, LoraConfig())
-    other = minilora.get_peft_model(plain, LoraConfig(r=4)).base
+    four = LoraConfig(r=4)
+    other = minilora.get_peft_model(plain, four).base
+    minilora.save_adapter("four", *minilora.get_peft_model(plain, four), four, "tiny")
     wrong = r"the adapter on model.*q_proj has rank 8, but its base is that of an adapter of rank 4"
-    with pytest.raises(InputError, match=wrong):
-        USES[use](adapters, other)
+    for base in (other, minilora.load_adapter("four", plain).base):
+        with pytest.raises(InputError, match=wrong):
+            USES[use](adapters, base)
     with pytest.raises(InputError, match="the base has no lora_scaling for the adapter on model"):
         USES[use](adapters, plain)
     USES[use](adapters, own)

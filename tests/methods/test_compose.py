@@ -1,5 +1,6 @@
 """Several adapters on one base: shared, stacked, one per row, combined, and their interference."""
 
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +28,7 @@ from minilora import data, layers, lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.evaluation.memory import nbytes
 from minilora.formats.checkpoint import load_adapter, save_adapter
+from minilora.generation import generate
 from minilora.kernels import fused
 from minilora.methods import compose
 from minilora.methods.operations import MethodOps
@@ -92,6 +94,8 @@ def test_a_stacked_adapter_computes_what_it_did_bit_for_bit(scheme, config, seed
     stacked = compose.stack(adapters, frozen)
     alone = minilora.forward(adapters, frozen, tokens, config)
     assert bits(minilora.forward({}, stacked, tokens, config)) == bits(alone)
+    outside = [path for path, _ in named_leaves(stacked) if ".lora_stack." not in path]
+    assert not [path for path in outside if path.endswith(lora.SETTINGS)]
     # and a fresh adapter on top, whose B is zero, adds exactly nothing
     fresh, on_top = lora.init(stacked, LoraConfig(r=2), np.random.default_rng(0))
     assert bits(minilora.forward(fresh, on_top, tokens, config)) == bits(alone)
@@ -204,6 +208,7 @@ def test_a_projection_of_rows_is_each_row_with_its_own_adapter(seed, out, into, 
     rows = [1, 0, 2, 1]
     x = rng.standard_normal((4, 2, into), np.float32)
     adapters, frozen = compose.per_row(pairs, rows)
+    assert frozen["q_proj"]["lora_r"] == adapters["q_proj"]["lora_A"].shape[1] == 3
     together = MethodOps(layers).linear(x, adapters["q_proj"], frozen["q_proj"])
     for b, i in enumerate(rows):
         node, beside = pairs[i][0].get("q_proj", {}), pairs[i][1]["q_proj"]
@@ -403,6 +408,12 @@ def test_all_prompts_can_share_an_adapter_of_any_method(method):
     if method != "dora":
         with pytest.raises(InputError, match="is no low-rank factor"):
             minilora.generate_batch([pair, ({}, base)], prompts[:2], TINY)
+
+
+def test_a_batch_has_the_defaults_of_one_prompt():
+    one, batch = (inspect.signature(f).parameters for f in (generate, compose.generate_batch))
+    for name in ("max_tokens", "temp", "top_p", "rng"):
+        assert batch[name].default == one[name].default
 
 
 def test_what_a_batch_refuses():

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ from minilora.methods import initializers, operations
 from minilora.methods.operations import check_packing
 from minilora.methods.registry import METHODS, MethodConfig, also_train
 from minilora.training import learning_rates
-from minilora.tree import flatten, get, num_parameters, tree_map, unflatten
+from minilora.tree import flatten, get, named_leaves, num_parameters, tree_map, unflatten
 
 BASES = pytest.mark.parametrize("scheme", ["none", "int8", "nf4"])
 EVERY = pytest.mark.parametrize("name", METHODS)
@@ -121,6 +122,56 @@ def test_the_start_is_the_base_bit_for_bit(name, scheme, ops):
     )
     assert np.isfinite(at_start).all()
     assert (bits(bare) == bits(at_start)) == (name not in VIRTUAL)
+
+
+STARTS = {  # leaf: its bound if it is uniform, its standard deviation
+    ("p-tuning", "prompt_encoder.embedding.weight"): (None, 1),
+    ("p-tuning", "mlp_head.2.weight"): (1 / 8, 1 / 8 / 3**0.5),
+    ("p-tuning", "mlp_head.4.bias"): (1 / 8, 1 / 8 / 3**0.5),
+    ("prefix", "layers.1.self_attn.prefix_k"): (None, 1),
+    ("prefix", "layers.0.self_attn.prefix_v"): (None, 1),
+    ("bottleneck", "0.mlp.down_proj.bottleneck_down"): (1 / 8, 1 / 8 / 3**0.5),
+    ("bottleneck", "0.mlp.down_proj.bottleneck_up"): (0, 0),
+}
+
+
+@pytest.mark.parametrize(("name", "leaf"), STARTS)
+def test_the_random_starts(name, leaf):
+    """N(0, 1), or U(−1/√D, 1/√D) with D = 64, as torch starts a linear layer; up matrices zero."""
+    base = random_base(replace(TINY, hidden_size=64))
+    adapters, _ = started(name, base, n=512, m=64)
+    w = next(w for path, w in named_leaves(adapters) if path.endswith(leaf))
+    bound, deviation = STARTS[name, leaf]
+    # of n numbers the mean is off by σ/√n, and σ by less than σ/√n: six times that is allowed
+    allowed = 6 * deviation / w.size**0.5
+    assert abs(w.mean()) <= allowed and abs(w.std() - deviation) <= allowed
+    if bound is not None:
+        assert 0.9 * bound <= np.abs(w).max() <= bound  # 64 numbers miss that with 1e-3
+
+
+def test_a_prompt_starts_as_rows_of_the_embedding():
+    base = random_base(TINY)
+    embedding = base["model"]["embed_tokens"]["weight"]
+    for seed, n in ((0, 11), (1, 11), (0, 20)):  # a vocabulary of 11
+        adapters, _ = started("prompt", base, seed, n=n)
+        found = adapters["model"]["prompt_embeddings"]
+        rows = [int(np.flatnonzero((embedding == row).all(axis=1))[0]) for row in found]
+        assert len(set(rows)) == 11 if n == 11 else len(rows) == 20
+        assert rows != [*range(11)]
+
+
+def test_the_sizes_by_default():
+    assert vars(MethodConfig("prefix")) == {
+        "method": "prefix", "num_virtual_tokens": 16, "bottleneck_size": 8,
+    }  # fmt: skip
+
+
+def test_the_gelu_of_a_bottleneck():
+    """The tanh approximation is off by less than 5e-4, and equal to torch's in that form."""
+    x = np.array([-3.0, -1.0, -0.1, 0.5, 2.0])
+    exact = x * [NormalDist().cdf(number) for number in x]
+    np.testing.assert_allclose(operations.gelu(x), exact, rtol=0, atol=5e-4)
+    assert operations.gelu(np.array(2.0)) == pytest.approx(1.9545976940877752, abs=1e-12)
 
 
 def test_dora_starts_as_the_base_where_a_row_is_zero():
@@ -350,6 +401,10 @@ def test_pissa_takes_the_principal_part_and_leaves_the_function(config, seed, r,
             + lora_config.rank_and_scaling(path)[1] * node["lora_B"].astype("f8") @ node["lora_A"]
         )
         np.testing.assert_allclose(ours, w, atol=1e-6 * singular[0])
+        # √(σ/s) in each factor, so that both are of one size
+        sizes = (np.linalg.norm(node["lora_A"], axis=1), np.linalg.norm(node["lora_B"], axis=0))
+        used = len(singular[:r])
+        np.testing.assert_allclose(*(size[:used] for size in sizes), rtol=1e-3)
     tokens = np.arange(6)[None] % config.vocab_size
     bare, ours = (minilora.forward(*t, tokens, config) for t in (({}, base), (adapters, frozen)))
     np.testing.assert_allclose(ours, bare, atol=1e-4 * np.abs(bare).max())
