@@ -15,9 +15,9 @@ from ..data.rows import (
 from ..data.tasks import BUILTIN
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in
-from . import run_folder
 from .arguments import CHECKPOINT
 from .loading import warn
+from .stored_paths import digest
 
 
 class SplitData(NamedTuple):
@@ -174,14 +174,9 @@ def compare_with_run(data, folder, loaded):
 
 
 def data_have_changed(folder, name):
-    """Return whether the file `name` differs from that of the run, if a checkpoint tells.
-
-    The digest of a folder of data also changes when a file is added to it, so it tells nothing.
-    """
-    if not Path(name).is_file():
-        return False
+    """Return whether the rows of `name` are not those of the run, if a checkpoint tells."""
     try:
         then = read_metadata(Path(folder) / CHECKPOINT)[1]["digests"]["data"]
     except (InputError, KeyError, TypeError):
         return False
-    return then != run_folder.digest(run_folder.data_files("data", name))
+    return then != digest("data", name)
