@@ -201,6 +201,19 @@ def with_part(tmp_path, **parts):
     return from_folder(tmp_path)
 
 
+def test_a_tokenizer_neither_cuts_nor_pads(tmp_path):
+    """A tokenizer.json can say how its last batch was cut and padded; no text is meant by that."""
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    pad = {
+        "strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+        "pad_type_id": 0, "pad_token": "<|endoftext|>",
+    }  # fmt: skip
+    text = "hel 1 hel"
+    words = with_part(tmp_path, truncation=cut, padding=pad)
+    assert words.encode(text) == tiny().encode(text)
+    assert 2 < len(words.encode(text)) < 9
+
+
 def test_a_panic_of_the_library_is_one_line(tmp_path):
     """Panics of Rust derive from BaseException, so `except Exception` does not catch them."""
     broken = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}

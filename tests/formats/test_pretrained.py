@@ -170,6 +170,12 @@ def test_rope_fields_of_both_generations(tmp_path, fields, theta, scaling):
     assert (config.rope_theta, config.rope_scaling) == (theta, scaling)
 
 
+def test_as_many_key_value_heads_as_heads_by_default(tmp_path):
+    expected = replace(CONFIG, num_key_value_heads=4)
+    config = load(folder(tmp_path, leaves(expected), num_key_value_heads=None))[0]
+    assert config.num_key_value_heads == 4
+
+
 def test_end_tokens_and_defaults(tmp_path):
     path = folder(
         tmp_path, eos_token_id=[255, 7], head_dim=None, tie_word_embeddings=None, rms_norm_eps=None,
