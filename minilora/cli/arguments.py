@@ -55,7 +55,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are InputErrors: one line, without the usage."""
 
     def __init__(self, **kwargs):
-        super().__init__(**kwargs, formatter_class=HelpFormatter)
+        super().__init__(**{"formatter_class": HelpFormatter, **kwargs})
         self.words = []  # the arguments that are being parsed
 
     def error(self, message):
