@@ -55,9 +55,9 @@ def train_and_save(args):
     train_split = read_split(args.data, "train", *data)
     valid_split = read_split(args.data, "valid", *data)
     examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
+    check_held_out(valid, train_config)
     unused = unused_settings(args, loaded, train_config, examples, valid)
     refuse_unused(args.given, unused)
-    check_held_out(valid, train_config)
     if args.epochs is not None:
         args.iters, args.epochs = steps_of_epochs(args.epochs, examples, train_config), None
         train_config = replace(train_config, iters=args.iters)
