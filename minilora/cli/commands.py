@@ -265,9 +265,10 @@ def inspect(args):
     parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, args.tokens)
     print(f"a step over {args.tokens} tokens:\n{memory.format_estimate(parts)}")
     if args.data:
-        data, _ = load_examples(args, loaded, "train")
+        data, facts = load_examples(args, loaded, "train")
+        print(data.summary(f", {facts['data']}"))
         example = data.examples[0]
-        print("the first row, one token per line; the loss counts the tokens with *:")
+        print("the first of these rows, one token per line; the loss counts the tokens with *:")
         for token, counts in zip(example.tokens, [0, *example.mask[1:]]):
             print(f"{'*' if counts else ' '} {token:>6}  {loaded.tokenizer.decode([token])!r}")
 

@@ -1395,6 +1395,9 @@ def test_evaluate_counts_rows_that_are_left_out_and_cut(base, long_and_short, ca
         score = json.loads(capsys.readouterr().out)
         assert (score["rows"], score["left_out"], score["cut"]) == (rows, left_out, cut)
         assert score["answers_cut_off"] == 0
+    assert run("inspect --max-seq-length 8 --model", base, "--data", long_and_short) == 0
+    printed = capsys.readouterr().out
+    assert f"\n{first}; 5 left out ({no_target})\nthe first of these rows" in printed
     # if the loss counts the prompts, rows without their answer are kept
     assert run(*words, "--no-mask-prompt --max-seq-length 8") == 0
     line = capsys.readouterr().out.splitlines()[0]

@@ -160,7 +160,7 @@ def test_a_json_list_is_read_as_rows(tmp_path):
 
 def test_a_pointer_of_git_lfs_is_named(tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
-    with pytest.raises(InputError, match=r"rows\.jsonl is a pointer of Git LFS.*git lfs pull"):
+    with pytest.raises(InputError, match=r"rows\.jsonl is a Git LFS pointer.*git lfs pull"):
         read_rows(write(tmp_path, pointer))
 
 
