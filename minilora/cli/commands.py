@@ -254,8 +254,9 @@ def quantize(args):
 
 def inspect(args):
     """Print the tree, the trained parameters, the memory of a step, and the tokens of a row."""
-    if not args.data and (args.max_seq_length or args.mask_prompt is not None):
-        raise InputError("--max-seq-length and --mask-prompt are for rows: give --data, too")
+    if not args.data and (args.max_seq_length or args.columns or args.mask_prompt is not None):
+        flags = "--max-seq-length, --columns and --mask-prompt"
+        raise InputError(f"{flags} are for rows: give --data, too")
     loaded = load_model(args, args.adapter_path)
     for path, leaf in [*named_leaves(loaded.base), *named_leaves(loaded.adapters)]:
         if hasattr(leaf, "shape"):
