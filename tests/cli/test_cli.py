@@ -1727,7 +1727,12 @@ def test_a_chat_ends_with_ctrl_c(number, status, base, monkeypatch, capsys):
     stdin = Interrupting("1+1=\nnever\n")
     stdin.number = number
     monkeypatch.setattr("sys.stdin", stdin)
-    assert run("chat --max-tokens 1 --model", base) == status
+    # a job in the background of a shell ignores SIGINT
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("chat --max-tokens 1 --model", base) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().out.endswith("\n\n")  # the shell's prompt begins a new line
 
 
