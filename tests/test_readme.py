@@ -96,16 +96,11 @@ def test_badges_and_citation_are_the_projects():
 
 
 def test_the_readme_repeats_rows_of_the_guide():
-    proven = {(what, against): (cases, seen) for what, against, cases, seen, *_ in
-              table("proofs.md", "here | against")}  # fmt: skip
+    proven = [row[:5] for row in table("proofs.md", "here | against")]
     rows = table("README.md", "minilora | compared with")
     assert len(rows) == 3
-    for what, against, cases, result in rows:
-        against = {"PyTorch, PEFT, bitsandbytes": "PyTorch + PEFT + bitsandbytes"}.get(
-            against, against
-        )
-        assert proven[what, against][0] == cases
-        assert result.startswith("equal") or result.split()[-1] == proven[what, against][1]
+    for row in rows:
+        assert [cell.replace("equal bit for bit", "equal") for cell in row] in proven
     fast = [row[1].split()[0] for row in table("speed-and-memory.md", "training step | ratio")]
     assert [row[1] for row in table("README.md", "SmolLM2, 4 × 128")] == [fast[0], fast[2], fast[5]]
 
@@ -214,6 +209,23 @@ def test_the_numbers_of_several_adapters():
     for row, pair in zip(table("several-adapters.md", "| Who, what, where?"), names):
         for cell, name in zip(row[1:], pair):
             assert float(cell) == pytest.approx(mean(name), abs=0.0051), name
+
+
+def test_the_merge_table_of_the_faq_is_the_one_of_lesson_13b(tmp_path, monkeypatch):
+    import common
+
+    monkeypatch.setattr(common, "FIGURES", tmp_path)
+    lesson = (LESSONS / "13b_merging_into_four_bits.py").read_text(encoding="utf-8")
+    names: dict = {}
+    exec(lesson.split("# %% [markdown]\n# ## What the task says")[0], names)
+    columns = [
+        dict(zip(names["SIZES"], names["error"][way])) for way in ("4 bits again", "original W")
+    ]
+    rows = table("faq.md", "size of the update")
+    assert [row[0] for row in rows] == ["0.01", "0.03", "0.1", "0.3"]
+    for size, dequantized, *cells in rows:
+        assert dequantized == "0"  # this is the weight that the others are compared with
+        assert cells == [f"{column[float(size)]:.2f}" for column in columns], size
 
 
 def test_the_table_of_peers_adds_up():
