@@ -211,6 +211,32 @@ def test_the_numbers_of_several_adapters():
             assert float(cell) == pytest.approx(mean(name), abs=0.0051), name
 
 
+ASSERTED = [  # per rule of thumb, what its lessons assert about it
+    ("NF4's bin shares",),
+    ("every ΔW must be nearer to low rank than a random", "a third of the directions is needed"),
+    ("float16 must be like float32", "bfloat16 must be worse than float32"),
+    ("the same α·η at low rates (0.016): the same loss",),
+    ("without warm-up, the same loss", "a constant rate must be better"),
+    ("different starts: a high loss", "the same start: a low one"),
+    ("at the adapters' rate, norms must do no harm", "at ten times the rate, they must"),
+    ("without outliers, every block size", "with outliers, large blocks must cost several times"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(ASSERTED)))
+def test_the_lessons_of_a_rule_of_thumb_assert_it(number):
+    links = re.findall(r"\(\.\./(.*?\.py)\)", table("faq.md", "rule | what")[number][2])
+    lessons = [(LESSONS / link).read_text(encoding="utf-8") for link in links]
+    for message in ASSERTED[number]:
+        assert any(message in lesson for lesson in lessons), links
+    for lesson in lessons:
+        assert any(message in lesson for message in ASSERTED[number]), links
+
+
+def test_every_rule_of_thumb_has_its_assertions():
+    assert len(table("faq.md", "rule | what")) == len(ASSERTED)
+
+
 def test_the_merge_table_of_the_faq_is_the_one_of_lesson_13b(tmp_path, monkeypatch):
     import common
 
