@@ -278,6 +278,11 @@ def test_the_tests_that_the_guide_names_exist():
         assert f"def {name}(" in page(path), name
 
 
+def test_each_difference_of_a_library_has_a_test():
+    tests = page("tests/peers/test_disagreements.py").count("\ndef test_")
+    assert len(table("proofs.md", "point | paper")) == tests
+
+
 def test_the_minutes_of_the_longest_exercises():
     exercises = tomllib.loads((LESSONS / "exercises.toml").read_text(encoding="utf-8"))["exercise"]
     minutes = {exercise["id"]: exercise["minutes"] for exercise in exercises}
