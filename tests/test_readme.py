@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import minilora
-from minilora import lora, tree
+from minilora import cli, lora, tree
 from minilora.cli.arguments import parser
 from minilora.data.tasks import BUILTIN
 from minilora.methods.registry import METHODS
@@ -71,6 +71,25 @@ def test_the_dozen_lines(tmp_path, monkeypatch):
         np.testing.assert_array_equal(leaf, tree.get(adapters, path))
 
 
+@pytest.mark.long
+def test_the_output_of_the_first_run(tmp_path, monkeypatch, capsys):
+    """`minilora train` without flags; training magnifies how a processor rounds, so the last loss
+    is known to some percent only."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train"]) == 0
+    printed = capsys.readouterr().out
+    shown = page("README.md").split("```text\n", 1)[1].split("```")[0].splitlines()
+    assert len(shown) == 5
+    for line in shown:
+        if line.startswith("after:"):
+            pattern = r"after: held-out loss ([\d.]+) nats per token, exact match (.*)"
+            said, found = (re.search(pattern, text) for text in (line, printed))
+            assert float(found[1]) == pytest.approx(float(said[1]), rel=0.2)
+            assert found[2] == said[2]
+        else:
+            assert line in printed.splitlines()
+
+
 def test_the_parts_of_the_readme_and_their_order():
     text = page("README.md")
     assert len(text.splitlines()) <= 160
@@ -103,6 +122,9 @@ def test_the_readme_repeats_rows_of_the_guide():
         assert [cell.replace("equal bit for bit", "equal") for cell in row] in proven
     fast = [row[1].split()[0] for row in table("speed-and-memory.md", "training step | ratio")]
     assert [row[1] for row in table("README.md", "SmolLM2, 4 × 128")] == [fast[0], fast[2], fast[5]]
+    speed = page("speed-and-memory.md").replace("\n", " ")
+    seconds = re.search(r"both take ([\d.]+ s)", page("faq.md").replace("\n", " "))[1]
+    assert f"LoRA step on q and v takes {seconds}. A QLoRA step also takes {seconds}." in speed
 
 
 def test_the_counts_of_the_lessons_and_exercises():
@@ -168,15 +190,38 @@ def test_the_methods():
     assert [row[0].strip("`") for row in table("methods.md", "`--method` |")] == list(METHODS)
     from sweeps import compare
 
-    names = [row[0].partition(",")[0] for row in table("methods.md", "200 steps")]
-    assert names == list(compare.TABLE)
+    rows = table("methods.md", "200 steps")
+    assert [row[0].partition(",")[0] for row in rows] == list(compare.TABLE)
     assert f"{compare.BUDGET:,} parameters" in page("methods.md")
+    # the columns of sizes follow from the methods alone; the runs give the others
+    base = minilora.load("micro")[1]
+    for entry, (_, trained, file, moments, *_) in zip(compare.TABLE.values(), rows):
+        config = compare.sized(entry, base, compare.BUDGET)
+        adapters, frozen = compare.start(entry, base, config)
+        assert trained == f"{tree.num_parameters(adapters):,}", entry
+        assert file == f"{compare.file_bytes(adapters, frozen, config, 'micro'):,}", entry
+        assert moments == f"{2 * 4 * tree.num_parameters(adapters):,}", entry
 
 
 def test_the_small_models():
     for name, described in table("data-and-models.md", "name | model")[:2]:
         base = minilora.load(name.strip("`"))[1]
         assert described.startswith(f"{tree.num_parameters(base):,} parameters")
+
+
+def test_the_losses_of_the_small_models_on_their_language():
+    text = page("data-and-models.md").replace("\n", " ")
+    said = re.search(
+        r"([\d.]+) nats per byte.*`tiny` reaches ([\d.]+) and `micro` reaches (\S+)\.", text
+    )
+    from common import held_out_notes
+
+    for number, name in ((2, "tiny"), (3, "micro")):
+        model_config, base, tokenizer = minilora.load(name)
+        notes, entropy = held_out_notes(tokenizer, minilora.TrainConfig())
+        assert said[1] == f"{entropy:.4f}"
+        loss = minilora.evaluate({}, base, notes, model_config)["loss"]
+        assert said[number] == f"{loss:.4f}", name
 
 
 def test_several_adapters(tmp_path, monkeypatch):
