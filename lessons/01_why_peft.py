@@ -136,7 +136,7 @@ assert 1.3 < total["full"] / total["LoRA"] < total["full"] / total["QLoRA"] < 2,
 # 3. `target_modules=("all-linear",)`: use `("q_proj", "v_proj")`. Do the activations shrink?
 #
 # **Where to stop with a debugger.** `memory.memory_estimate` (`minilora/evaluation/memory.py`):
-# look at `activation_floats` for `full` and for LoRA. Which line makes LoRA's smaller?
+# look at `activation_floats` for full fine-tuning and for LoRA. Which line makes LoRA's smaller?
 #
 # **Exercises.** memory-estimate.
 #

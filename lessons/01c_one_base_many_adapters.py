@@ -153,8 +153,9 @@ for name, (_, frozen) in pairs.items():
 # 2. `rpartition(", ")[2]` in `place_only`: ask for the name instead, with `partition(",")[0]`.
 # 3. `("whole", "place", "whole")`: generate with `({}, base)` in between. Does the base answer?
 #
-# **Where to stop with a debugger.** `checkpoint.load_adapter`: compare `frozen` and `base`; which
-# leaves are new? `layers.linear` with `MINILORA_PLAIN=1`: only `trained` differs between adapters.
+# **Where to stop with a debugger.** `checkpoint.load_adapter`: compare `base` before and
+# after `set_leaf`; which leaves are new? `layers.linear` with `MINILORA_PLAIN=1`: only `trained`
+# differs between adapters.
 #
 # **Exercises.** lora-count.
 #

@@ -190,7 +190,7 @@ assert after > before + 0.01, "and the model must be worse for it"
 # 2. `C * (1 - np.tanh(h) ** 2)`: use another loss, Σ h², and its derivative.
 # 3. `weight_decay=0.1`: use 0.01. After how many steps is a frozen weight down to 82 %?
 #
-# **Where to stop with a debugger.** `project_back` in `minilora/kernels/fused_projection.py`:
+# **Where to stop with a debugger.** `project_backward` in `minilora/kernels/fused_projection.py`:
 # ∂L/∂x, ∂L/∂A and ∂L/∂B of several projections at once. `training.gradient_at`: `grads` has the
 # leaves of argument 0, and no others.
 #

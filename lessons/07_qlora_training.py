@@ -192,7 +192,8 @@ for scheme, value in live.items():  # 200 steps magnify how a machine rounds
 # 2. `minilora.load("micro", "nf4-dq")`: use "fp4". Does `trained` change?
 # 3. `notes = held_out_notes(...)[0][:64]`: use all notes. How stable are the costs?
 #
-# **Where to stop with a debugger.** The `defvjp` of `layers.frozen_matmul`: `dense(w)` again.
+# **Where to stop with a debugger.** `layers.dense`: called in `layers.frozen_matmul`, and
+# once more for its gradient.
 #
 # **Exercises.** linear-4bit, linear-4bit-backward, test-frozen.
 #

@@ -148,7 +148,7 @@ assert small_batch.max() < 0.75 * case(USUAL).min(), "more and smaller steps mus
 # 2. `batch_size=1, grad_accumulation_steps=32`: use 8 and 4. Is the mean of means nearer?
 # 3. `large = replace(defaults, batch_size=32)`: use 64 rows. Is the loss of the batch the same?
 #
-# **Where to stop with a debugger.** `training.accumulate` (`share`).
+# **Where to stop with a debugger.** `training.accumulate` (`weight`).
 #
 # **Exercises.** accumulation.
 #

@@ -180,7 +180,7 @@ assert unmasked > masked + 0.1, "without the mask the loss must be higher"
 # 2. `examples[:200]`: pack only two examples. How much higher is the loss without the mask?
 # 3. `0 * starts`: use `np.maximum(0, starts - 1)`. What do tokens see, and what is the loss?
 #
-# **Where to stop with a debugger.** `data.collate` (`batch["segment_starts"]`),
+# **Where to stop with a debugger.** `batching.collate` (`batch["segment_starts"]`),
 # `layers.attention_mask` (print it as 0 and 1).
 #
 # **Exercises.** attention, rotation, prompt-mask.

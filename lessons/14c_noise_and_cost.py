@@ -157,7 +157,7 @@ assert num_parameters(whole) == everything, "full fine-tuning must train every n
 # 2. `tokens=0` in `memory_estimate`: use 1,200, a step of 16 rows. What is the factor then?
 # 3. `minilora.load("micro")`: load "tiny" and compare the bytes of state again.
 #
-# **Where to stop with a debugger.** `memory.memory_estimate` (look at `parts`).
+# **Where to stop with a debugger.** `memory.memory_estimate` (which line grows with the batch?).
 #
 # **Exercises.** memory-estimate, lora-count.
 #

@@ -155,7 +155,7 @@ if installed:
 # 2. `del dense`: before it, quantize `dense` to "nf4-dq" and compute the logits. How far are they?
 # 3. `lora_config` in `save_adapter`: pass one with `lora_alpha=32`. What does PEFT compute?
 #
-# **Where to stop with a debugger.** `checkpoint.save_adapter` (the names in `sources`).
+# **Where to stop with a debugger.** `checkpoint.save_adapter` (the names in `tensors`).
 #
 # **Exercises.** lora-merge, test-merge.
 #

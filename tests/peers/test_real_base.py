@@ -6,7 +6,7 @@ from comparisons import relative
 from peft_models import their_logits
 
 from minilora import kernels, model
-from minilora.tree import flatten
+from minilora.tree import flatten, num_parameters
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 
@@ -53,3 +53,14 @@ def test_logits_beside_padding(smollm2, their_smollm2, prose, compared, lengths)
     for row in range(len(lengths)):
         difference = relative(ours[row_of == row], theirs[row_of == row])
         compared("SmolLM2: logits", "transformers", difference, 1e-5)
+
+
+def test_the_numbers_of_the_base(smollm2):
+    config, base, words, path = smollm2
+    assert (config.hidden_size, config.num_hidden_layers, config.eos_token_id) == (576, 30, (2,))
+    assert num_parameters(base) == 134_515_008
+    assert words.vocab_size == config.vocab_size == 49152
+    chat = words.render([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
+    assert chat.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
+    assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
+    assert path.stat().st_size == 98_362_432
