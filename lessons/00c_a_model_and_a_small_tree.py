@@ -68,7 +68,7 @@ print("the right answer:", repr(rows[0]["completion"]))
 # - `lora_B` is exactly zero, so the adapter changes nothing yet.
 #
 # ![Two trees. The base has a weight at each path. The adapters have lora_A and lora_B at the paths
-# of q_proj and v_proj, and nothing elsewhere.](../figures/drawings/two_trees.svg)
+# of the seven projections, and nothing elsewhere.](../figures/drawings/two_trees.svg)
 #
 # **Predict.** A float32 number has 32 bits. Why does the 4-bit base need more than an eighth of the
 # base's bytes?
