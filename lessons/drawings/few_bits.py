@@ -103,7 +103,7 @@ def quantize_a_block(ax):
         text(ax, x, 3.6, f"RMSE {rmse:.3f}", ha="left", color=ORANGE)
     for i, w in enumerate(weights):
         text(ax, 3, 25.6 - 2.6 * i, f"{w:5.2f}", ha="left", family="monospace")
-    words = "bars: size of an error. The block is chosen to show the order of a million normal weights"
+    words = "bars: size of an error. The block is chosen to show the order of a million weights"
     text(ax, 3, 1.4, words, 8.5, GREY, ha="left")
 
 
@@ -361,8 +361,8 @@ def number_formats(ax):
 
 @drawing(
     2.7,
-    "Where the 577,396 bytes of the embedded model tiny are in NF4 with double quantization: in the "
-    "embedding, the 4-bit codes, the scales, and the norms.",
+    "Where the 577,396 bytes of the embedded model tiny are in NF4 with double quantization: in "
+    "the embedding, the 4-bit codes, the scales, and the norms.",
 )
 def model_bytes(ax):
     _, base, _ = minilora.load("tiny", "nf4-dq")
