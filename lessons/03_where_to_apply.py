@@ -12,15 +12,11 @@
 # **Time:** a second to run, ten minutes to read. **You need:** lesson 0.
 
 # %%
-import sys
-
 import numpy as np
-from common import SWEEPS, figure, of, read_sweep, table
+from common import QUICK, agrees, figure, of, read_sweep, table
+from sweeps import rank, targets
 
 from minilora.evaluation import plot
-
-sys.path.insert(0, str(SWEEPS))
-import targets  # the sweep's configurations: {name: {matrix: rank}}
 
 sweep = read_sweep("targets")
 
@@ -182,6 +178,12 @@ flat = np.array([seven[r].mean() for r in (4, 8, 16, 32)])
 assert flat.max() < 2.5 * flat.min(), "r = 4 to 32 must be similar"
 assert seven[64].min() > 5 * seven[32].max(), "r = 64 must fail at rate 0.01"
 assert slower[64].max() < 0.1 * seven[64].min(), "the rate was too large, not the rank"
+if not QUICK:  # runs of both sweeps again, each told apart from another case
+    for name, other in (("q", "v"), ("v", "q"), ("all", "q")):
+        again = targets.run(("budget", name, targets.BEST[name], 0))["loss"]
+        assert agrees(again, budget[name], budget[other]), f"{name}: {again}, not {budget[name]}"
+    again = rank.run(("all", 64, 1e-2, 0))["loss"]
+    assert agrees(again, seven[64], seven[32]), f"r = 64: {again}, in the sweep {seven[64]}"
 
 # %% [markdown]
 # ## What was shown

@@ -8,7 +8,8 @@
 
 # %%
 import numpy as np
-from common import figure, of, read_sweep, spread, table
+from common import QUICK, agrees, figure, of, read_sweep, spread, table
+from sweeps import little
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora
@@ -125,6 +126,18 @@ for kind in ("pictures", "sounds"):
     assert (scores(kind, "best_test") < scores(kind, "test")).all(), f"{kind}: a lower loss"
     more = abs(scores(kind, "best_right").mean() - scores(kind).mean())
     assert more < 0.04, f"{kind}: hardly more right answers"
+if not QUICK:  # runs of the sweep again, each told apart from another remedy
+    for kind, column, remedy, other in (
+        ("pictures", "right", "plain, r = 8", "augmented"),
+        ("pictures", "right", "augmented", "plain, r = 8"),
+        ("sounds", "test", "r = 1", "r = 32"),
+        ("sounds", "test", "r = 32", "r = 1"),
+        ("questions", "train", "r = 1", "plain, r = 8"),
+    ):
+        settings = {"r": 8, "dropout": 0.0, "augmented": 0, **REMEDIES[remedy]}
+        again = little.run((kind, *settings.values(), 0))[column]
+        own, others = (scores(kind, column, **REMEDIES[name]) for name in (remedy, other))
+        assert agrees(again, own, others), f"{kind}, {remedy}: {again}, in the sweep {own}"
 late = scores("questions", "best_step") == 200
 assert late.sum() == 2, "questions: in two seeds of three the last step is the best"
 

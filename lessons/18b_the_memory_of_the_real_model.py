@@ -69,6 +69,8 @@ of_micro = num_parameters(base) / num_parameters(minilora.load("micro")[1])
 assert 1_400 < of_micro < 1_410, "the model must have 1,400 times the parameters of micro"
 assert 6 < quotient < 6.5, "the base must be a sixth of its size in float32"
 assert sum(parts.values()) / 1e6 < FULL_MB / 4, "a step must need a quarter of full fine-tuning"
+assert max(parts, key=parts.get) == "activations", "the activations must be the largest part"
+assert 0.1 < nbytes(adapters) / nbytes(frozen) < 0.125, "the adapter: a ninth of the 4-bit base"
 
 # %% [markdown]
 # ## What was shown
