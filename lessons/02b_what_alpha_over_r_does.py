@@ -4,7 +4,7 @@
 # **The question.** LoRA multiplies BA by s = α/r. What is this factor for, and should it be α/√r
 # instead, as rsLoRA says?
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 2, and what Adam
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 2, and what Adam
 # does.
 
 # %%

@@ -12,7 +12,7 @@
 # 9c](09c_why_clipping_helps.py) about clipping, and [lesson 9d](09d_schedules_and_decay.py) about
 # schedules and weight decay.
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 0, and Adam's two
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 0, and Adam's two
 # moments (lesson 4b).
 
 # %%

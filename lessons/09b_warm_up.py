@@ -3,7 +3,7 @@
 #
 # **The question.** What does a warm-up of the learning rate prevent?
 #
-# **Time:** a second to run, five minutes to read. **You need:** lesson 9.
+# **Time:** 10 seconds to run, five minutes to read. **You need:** lesson 9.
 
 # %%
 import numpy as np

@@ -5,7 +5,7 @@
 #
 # As in lesson 9, `case` reads a case of the sweep (five seeds), and `show` prints a table.
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 9.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9.
 
 # %%
 import math

@@ -102,14 +102,15 @@ for kind, text in (("other", "different starts"), ("sibling", "the same start"))
 # "Never average A and B" is too general. With the same start, the error of the mean of the factors
 # is a tenth. With different starts it is two thirds. `linear` is near *twice* the update if the
 # adapters are alike, because its weights are roots and the mixed products count in full. `cat` is
-# exact. But here the exact mean is no better than the better of the two adapters alone.
+# exact. But here, on `micro`, the exact mean is worse than the better of the two adapters alone,
+# with every seed.
 
 # %%
 # Checks
 assert all(abs(error - 1) < 1e-4 for error in doubled.values()), "linear must double the update"
 assert of_itself < 1e-5, "the mean of two equal factors must be exact"
-assert column("off_other_factors").min() > 0.4, "different starts: the factors' mean is far off"
-assert column("off_sibling_factors").max() < 0.2, "the same start: it is near"
+assert 0.6 < column("off_other_factors").mean() < 0.7, "different starts: off by two thirds"
+assert 0.07 < column("off_sibling_factors").mean() < 0.12, "the same start: by a tenth"
 assert (column("other_factors") > 2 * column("other_cat")).all(), "different starts: a high loss"
 assert (column("sibling_factors") < 1.5 * column("sibling_cat")).all(), "the same start: a low one"
 if not QUICK:  # seed 0 again
@@ -122,7 +123,7 @@ assert off_linear[0] > 0.9 and off_linear[1] > 0.8, "linear must be far off"
 assert (column("sibling_linear") > 4 * column("sibling_cat")).all(), "the loss must show it"
 for kind in ("other", "sibling"):
     best = np.minimum(column("one"), column(kind))
-    assert column(f"{kind}_cat").mean() > best.mean(), "a mean is no better than the better one"
+    assert (column(f"{kind}_cat") > best).all(), "a mean is worse than the better one, every seed"
 
 # %% [markdown]
 # ## Adding two tasks, stacking two adapters

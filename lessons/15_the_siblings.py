@@ -11,7 +11,7 @@
 # ![Eight ways to adapt a layer: what each trains, and the equation. LoRA, DoRA, IA3, bottleneck,
 # prefix, prompt, BitFit and full fine-tuning.](../figures/drawings/methods.svg)
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0 and 2.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 2.
 
 # %%
 import numpy as np

@@ -4,7 +4,7 @@
 # **The question.** How does a prefix change attention, and do more steps or more virtual tokens
 # help?
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 15b, and attention.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 15b, and attention.
 
 # %%
 import numpy as np
