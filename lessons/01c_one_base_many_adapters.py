@@ -64,6 +64,7 @@ assert 2 * gpt3 == 36 * 2**20, "36 MiB in 16 bits"
 assert 9_250 < 350e9 / (2 * gpt3) < 9_300, "some 9,300 times less"
 header = size - numbers
 assert 0 < header < 200 * len(flatten(adapters)), "besides numbers, only names and shapes"
+assert 10.5 < nbytes(tiny) / size < 11.5, "a checkpoint of tiny must shrink eleven times"
 
 # %% [markdown]
 # ## What is swapped

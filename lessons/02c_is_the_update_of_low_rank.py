@@ -42,8 +42,8 @@ PROJECTIONS = {path: w for path, w in named_leaves(base) if is_projection(path)}
 # matrix?
 #
 # <details><summary>Answer</summary>
-# About a third of the directions, fewer than for any random matrix. So the update is more
-# concentrated than chance, but not of low rank.
+# 10 to 26, 17.5 on average: about a third of the directions, and for each matrix fewer than for a
+# random one. So the update is more concentrated than chance, but not of low rank.
 # </details>
 
 # %%
@@ -77,7 +77,8 @@ table(
 # Checks
 assert (needed < by_chance).all(), "every ΔW must be nearer to low rank than a random matrix"
 if not QUICK:
-    assert 8 < needed.mean() < 25 < by_chance.mean(), "but a third of the directions is needed"
+    assert 0.3 < needed.mean() / 48 < 0.42, "but a third of the directions is needed"
+    assert by_chance.mean() / 48 > 0.5, "and more than half of those of a random matrix"
 
 # %% [markdown]
 # ## What the directions do
@@ -135,9 +136,10 @@ print(f"exact match {lora_two['exact_match']:.3f}")
 # task is in the leading directions of ΔW. But ΔW cut to its strongest two directions is useless,
 # while LoRA at r = 2 answers most questions after as many steps.
 #
-# So "the update of fine-tuning has low rank" is not true here, and it is not why LoRA works. A
-# weaker statement is true: *among the updates that solve the task, some have low rank*, and
-# training with two thin factors finds one of them.
+# So "the update of fine-tuning has low rank" **does not hold here**, for `micro` (0.1 million
+# parameters) on one task in one run each, and it is not why LoRA works here. A weaker statement
+# holds: *among the updates that solve the task, some have low rank*, and training with two thin
+# factors finds one of them.
 
 # %%
 # Checks
@@ -176,8 +178,9 @@ with figure("spectrum", xlabel, ylabels, titles, columns=2, width=9.6, height=3.
 #
 # ## What was shown
 #
-# Full fine-tuning changes weights in many directions. LoRA does not approximate that change: it
-# finds another solution, one of low rank.
+# Full fine-tuning of `micro` changes weights in many directions. LoRA does not approximate that
+# change: it finds another solution, one of low rank. (In a large model, a third of the directions
+# may not be needed: this is not shown here.)
 #
 # **What to try.**
 #

@@ -72,7 +72,7 @@ table(header, cells)
 
 # %%
 # Checks
-assert filled[None] < 0.7, "without packing, less than 0.7 of a batch is text"
+assert 0.55 < filled[None] < 0.65, "without packing, about 0.6 of a batch is text"
 assert min(filled[longest], filled[512]) > 0.9, "with packing, more than 0.9"
 assert scores_per_token[longest] < 0.8 * scores_per_token[None], "rows of the longest: fewer scores"
 assert scores_per_token[512] > 1.5 * scores_per_token[None], "rows of 512: many more"

@@ -124,6 +124,40 @@ def of(rows, column, /, **where):
     return found
 
 
+STUDENT = {  # this share of the numbers of Student's distribution is within ± these; by seeds
+    0.95: {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571},
+    0.99: {2: 63.66, 3: 9.925, 4: 5.841, 5: 4.604, 6: 4.032},
+}
+
+
+def further_seeds(seeds, share):
+    """Return (least, most): where this share of further runs is, given the results of some seeds.
+
+    The results are positive, and their logarithms are taken as normal.
+    """
+    x, n = np.log(seeds), len(seeds)
+    # mean ± t·s·√(1 + 1/n)
+    reach = STUDENT[share][n] * x.std(ddof=1) * math.sqrt(1 + 1 / n)
+    return math.exp(x.mean() - reach), math.exp(x.mean() + reach)
+
+
+def agrees(again, seeds, other=()):
+    """Return whether a run that is done again agrees with the runs of its case in a sweep.
+
+    The same machine repeats a run. Another processor or number of threads adds in another order,
+    and training magnifies the last bits: there, the run counts like one more seed. So `again` must
+    be where 99 of 100 further seeds are. It must also be nearer to the mean of its own case than
+    to that of `other`, the runs from which the lesson tells it apart (means of logarithms).
+    """
+    low, high = further_seeds(seeds, 0.99)
+    if not low <= again <= high:
+        return False
+    if len(other) == 0:
+        return True
+    to_own = abs(np.log(again) - np.log(seeds).mean())
+    return to_own < abs(np.log(again) - np.log(other).mean())
+
+
 def best_rates(rates, losses):
     """Return the best rate of a grid, and that of a parabola through it and its two neighbours.
 

@@ -20,7 +20,7 @@ VARIANTS = (  # r, lora_dropout, augmented
     (8, 0.0, False), (1, 0.0, False), (32, 0.0, False), (8, 0.3, False), (8, 0.0, True),
     (8, 0.3, True),
 )  # fmt: skip
-SEEDS = (0, 1, 2, 3)
+SEEDS = (0, 1, 2, 3, 4)
 EVERY = 25  # steps
 
 
@@ -98,12 +98,11 @@ def questions(kind, r, dropout, augmented, seed, iters):
     return scores
 
 
-def jobs():
-    """Every variant of pictures and of sounds; of questions those that have no augmentation."""
-    asked = [("questions", *v) for v in VARIANTS if not v[2] and v[0] < 32]
-    others = [(kind, *v) for kind in ("pictures", "sounds") for v in VARIANTS]
-    return [(*job, seed) for seed in SEEDS for job in others + asked * (seed < 3)]
-
+CASES = [
+    *((kind, *variant) for kind in ("pictures", "sounds") for variant in VARIANTS),
+    *(("questions", *variant) for variant in VARIANTS if not variant[2] and variant[0] < 32),
+]  # the questions have no augmentation
+JOBS = [(*case, seed) for seed in SEEDS for case in CASES]
 
 if __name__ == "__main__":
-    write_sweep("little", run, jobs())
+    write_sweep("little", run, JOBS)

@@ -2,13 +2,15 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
+import common
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, fingerprint, random_base
-from sweeps import compare
+from sweeps import again, compare
 from sweeps.compare import TABLE, Job
 from threadpoolctl import threadpool_info
 
@@ -205,3 +207,81 @@ def test_a_figure_that_cannot_be_written_is_refused_before_the_runs(
 def test_a_stranger_is_not_compared():
     with pytest.raises(InputError, match="--methods adapter is not one of lora"):
         compare.jobs(["adapter"], 1, 1)
+
+
+# ------------------------------------------------------------------------------------- done again
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_further_seeds_are_where_their_share_says(n):
+    """Of 20,000 draws, 95 % and 99 % of the next numbers are within the interval of n seeds."""
+    rng = np.random.default_rng(0)
+    draws = np.exp(0.3 * rng.standard_normal((20_000, n + 1)))
+    for share in (0.95, 0.99):
+        intervals = [common.further_seeds(seeds[:n], share) for seeds in draws[:2000]]
+        inside = [low <= again <= high for (low, high), again in zip(intervals, draws[:, n])]
+        # five standard errors of a share of 2,000 draws
+        assert abs(np.mean(inside) - share) < 5 * (share * (1 - share) / 2000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("again", "other", "expected"),
+    [
+        (0.1, (), True),  # a stored run itself
+        (0.11, (), True),
+        (0.3, (), False),  # outside 99 % of further seeds
+        (0.02, (), False),
+        (0.12, (0.13, 0.14), False),  # inside, but nearer to the other case
+        (0.1, (0.13, 0.14), True),
+        (0.1, np.array([0.13, 0.14]), True),
+    ],
+)
+def test_a_run_agrees_with_its_seeds_and_not_with_another_case(again, other, expected):
+    assert common.agrees(again, [0.1, 0.09, 0.11, 0.1, 0.105], other) == expected
+
+
+STORED = [
+    {"case": "a", "seed": seed, "trained": 3.0, "loss": loss, "exact_match": 0.0}
+    for seed, loss in enumerate((0.1, 0.11, 0.09))
+]
+
+
+def test_results_are_compared_with_the_seeds_of_their_case():
+    row = {"case": "a", "seed": 7, "trained": 3, "loss": 0.2, "exact_match": 0.0}
+    other = [{**of, "case": "b", "loss": 5.0} for of in STORED]
+    assert again.comparisons(row, STORED + other) == [("loss", 0.2, [0.1, 0.11, 0.09])]
+    with pytest.raises(InputError, match="run the sweep"):
+        again.comparisons({**row, "case": "c"}, STORED)
+
+
+def test_a_sweep_that_differs_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(again, "read_sweep", lambda name: STORED)
+    for losses, status in (((0.1, 0.1, 0.1, 0.1, 0.5), 0), ((0.1, 0.1, 0.1, 0.5, 0.5), 1)):
+        rows = [{"case": "a", "seed": 0, "loss": loss} for loss in losses]
+        monkeypatch.setattr(again, "run_until", lambda *_, rows=rows: rows)
+        assert again.main(["rank", "--seed", "3"]) == status  # more than a fifth outside
+        shown = capsys.readouterr().out
+        assert "rank, seed 3: 5 of" in shown and "0.5" in shown
+
+
+def test_the_seed_chooses_the_sweep_and_each_has_its_turn(monkeypatch):
+    found = []
+    monkeypatch.setattr(again, "check", lambda name, *_: found.append(name) or 0.0)
+    for seed in range(len(again.NAMES)):
+        assert again.main(["--seed", str(seed)]) == 0
+    assert found == again.NAMES
+
+
+@pytest.mark.parametrize("name", again.NAMES)
+def test_every_sweep_can_be_run_again_and_its_csv_has_all_runs(name):
+    function, jobs = again.function_and_jobs(import_module(f"sweeps.{name}"))
+    stored = common.read_sweep(name)
+    columns = list(stored[0])
+    names = columns[: columns.index("seed") + 1]
+    runs = {tuple(row[name] for name in names) for row in stored}
+    assert callable(function) and len(runs) == len(stored) >= len(jobs)
+
+
+def test_no_job_begins_after_the_time():
+    assert again.run_until(abs, [-1, -2], 60) == [1, 2]
+    assert len(again.run_until(abs, range(50_000), 0)) < 50_000
