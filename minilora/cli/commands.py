@@ -50,11 +50,12 @@ def load_model(args, path, load=load):
     refuse_unused_block_size(args, scheme)
     block_size = args.block_size or settings.get("block_size", 64)
     if not path:
-        return LoadedModel(*load(name, scheme, block_size, True))
+        loaded = LoadedModel(*load(name, scheme, block_size, True))
+        return loaded._replace(name=name, scheme=scheme)
     warn_of_another_base(path, settings, name, scheme, block_size)
     loaded = load_with_adapter(path, name, scheme, block_size, load)
     tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
-    return loaded._replace(tokenizer=tokenizer, settings=settings)
+    return loaded._replace(tokenizer=tokenizer, settings=settings, name=name, scheme=scheme)
 
 
 def generate(args):
@@ -208,6 +209,7 @@ def evaluate(args):
     loaded = load_model(args, args.adapter_path)
     data, facts = load_examples(args, loaded, args.split)
     facts |= compare_with_run(data, args.adapter_path, loaded)
+    facts |= {"model": loaded.name, "quantize": loaded.scheme}
     score = metrics.evaluate(loaded.adapters, loaded.base, data.examples, loaded.model_config)
     if args.json:
         print(json.dumps({**score, **facts}))
@@ -221,6 +223,7 @@ def evaluate(args):
         which += f", {share} the run used for {purposes}"
     print(data.summary(f", {which}"))
     print(f"loss of {facts['loss_of']}, exact match of {exact_match_of(data.rows)}")
+    print(f"base: {loaded.name}, stored as {loaded.scheme}")
     for name, value in score.items():
         print(f"{name:<12}{value:>12,}" if name == "tokens" else f"{name:<12}{value:>12.6f}")
 

@@ -131,6 +131,7 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
     metrics = {"loss", "perplexity", "tokens", "exact_match", "ece", "brier"}
     rows_scored = {"rows", "data", "left_out", "cut", "max_seq_length", "trained_on"}
     rows_scored |= {"held_out_by_the_run", "loss_of", "exact_match_of", "answers_cut_off"}
+    rows_scored |= {"model", "quantize"}
     assert set(score) == metrics | rows_scored
     assert score["rows"] == 2 and score["data"] == f"valid split of {data}"
     assert score["left_out"] == {} and score["cut"] == score["trained_on"] == 0
@@ -649,13 +650,13 @@ def other_project(folder):
     (folder / "rows.jsonl").write_text('{"text": "other"}\n' * 20)
 
 
-def score_of(folder, capsys):
-    """Return what `evaluate` prints for the run in a folder, without the name of the data."""
+def score_of(folder, capsys, warnings=0):
+    """Return what `evaluate` prints for the run in a folder, without the paths of its inputs."""
     capsys.readouterr()
     assert run("evaluate --json --adapter-path", folder) == 0
     printed, said = capsys.readouterr()
-    assert said == ""
-    return {k: v for k, v in json.loads(printed).items() if k != "data"}
+    assert said.count("\n") == said.count("its contents are not those of the run") == warnings
+    return {k: v for k, v in json.loads(printed).items() if k not in ("data", "model")}
 
 
 def test_the_paths_of_a_run_mean_the_same_from_every_folder(project, tmp_path, monkeypatch, capsys):
@@ -700,7 +701,7 @@ def test_a_run_that_was_moved_alone_keeps_its_base_and_rows(project, tmp_path, c
     score = score_of("run", capsys)
     other_project(tmp_path / "elsewhere")
     (project / "run").rename(tmp_path / "elsewhere" / "run")
-    assert score_of(tmp_path / "elsewhere" / "run", capsys) == score
+    assert score_of(tmp_path / "elsewhere" / "run", capsys, warnings=2) == score
 
 
 def test_built_in_names_are_no_paths(tmp_path, monkeypatch):
@@ -1085,7 +1086,7 @@ def test_a_run_that_early_stopping_has_ended_says_so(base, data, tmp_path, scrip
 
 @pytest.mark.parametrize("patience", [0, 3])
 def test_another_patience_gives_the_bytes_of_a_run_that_had_it_from_the_start(
-    patience, base, data, tmp_path, scripted
+    patience, base, data, tmp_path, scripted, capsys
 ):
     whole, longer = tmp_path / "whole", tmp_path / "longer"
     flag = f"--early-stopping-patience {patience}"
@@ -1098,6 +1099,8 @@ def test_another_patience_gives_the_bytes_of_a_run_that_had_it_from_the_start(
     (_, a, facts), (_, b, resumed) = (
         load_state(x / "checkpoint.safetensors") for x in (whole, longer)
     )
+    warning = "warning: without early stopping, step 2 is no longer kept as best\n"
+    assert (warning in capsys.readouterr().err) is (patience == 0)
     assert repr(flatten(a)) == repr(flatten(b)) and a["step"] == 8
     assert facts["settings"] | at_path(longer) == resumed["settings"]
     for file in (
@@ -1334,7 +1337,8 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_
     assert f"warning: 2 of 4 rows are {where}: " in said
     score = json.loads(printed)
     assert score["trained_on"] == 2 and score["held_out_by_the_run"] == 1
-    assert common_rows([{"messages": turns}, unseen], [{"prompt": "3+1=", "completion": "4"}]) == 1
+    spaced = {"prompt": " 3+1=\n", "completion": "4 "}  # white space does not make another row
+    assert common_rows([{"messages": turns}, unseen], [spaced]) == 1
 
     lines = data.read_text().splitlines(keepends=True)
     data.write_text("".join(lines[10:] + lines[:5]))
@@ -1443,8 +1447,12 @@ def test_evaluate_stores_the_base_as_the_run_did(base, data, tmp_path, capsys):
     for flags, same in (("", True), ("--block-size 64", False), ("--quantize none", False)):
         capsys.readouterr()
         assert run("evaluate --json --split valid --adapter-path", out, flags) == 0
-        loss = json.loads(capsys.readouterr().out)["loss"]
-        assert (loss == pytest.approx(rows[-1]["eval_loss"], rel=1e-6)) is same
+        score = json.loads(capsys.readouterr().out)
+        assert (score["loss"] == pytest.approx(rows[-1]["eval_loss"], rel=1e-6)) is same
+        scheme = "none" if "none" in flags else "nf4"
+        assert score["model"] == str(base) and score["quantize"] == scheme
+    assert run("evaluate --split valid --adapter-path", out) == 0
+    assert f"base: {base}, stored as nf4\n" in capsys.readouterr().out
 
 
 def test_exact_match_of_texts_says_that_all_tokens_count(base, data, tmp_path, capsys):
@@ -1542,6 +1550,23 @@ def test_an_adapter_on_another_base_than_its_own(base, data, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
     assert run(*words, *more, "--quantize int8 --overwrite") == 0
     assert "was trained on a base stored as nf4-dq" in capsys.readouterr().err
+    # a folder that PEFT wrote has the name of its base only
+    (out / "train_config.toml").unlink()
+    for name, warns in ((f"elsewhere/{base.name}", False), ("Org/another", True)):
+        config = json.loads((out / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = name
+        (out / "adapter_config.json").write_text(json.dumps(config))
+        assert run("inspect --model", base, "--adapter-path", out) == 0
+        assert (f"names the base {name}, not {base}: " in capsys.readouterr().err) is warns
+
+
+def test_init_adapter_brings_its_base(base, data, tmp_path):
+    out, second = tmp_path / "run", tmp_path / "second"
+    assert train(base, data, out) == 0
+    words = ["train --init-adapter", out, "--data", data, "--adapter-path", second]
+    assert run(*words, FEW_STEPS) == 0
+    settings = tomllib.loads((second / "train_config.toml").read_text())
+    assert settings["model"] == str(base)
 
 
 def test_flags_that_reach_only_one_function(base, data, tmp_path, monkeypatch, capsys):
@@ -1923,7 +1948,7 @@ NOT_TOGETHER = {
     "--init-lora-weights loftq --quantize none": "--quantize",
     "--loraplus-lr-ratio 0": "--loraplus-lr-ratio",
     "--method ia3 --lora-r 64": "--lora-r has no effect with --method ia3: leave it out",
-    "--early-stopping-patience 2 --data {few}": "no effect without held-out rows: leave it out",
+    "--early-stopping-patience 2 --data {few}": "needs held-out rows, but there are none",
     "--mask-prompt --data {few}": "--mask-prompt has no effect on rows without a prompt",
     "--layer-lr-decay -1": "--layer-lr-decay",
     "--method prayer": "--method",
