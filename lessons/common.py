@@ -94,7 +94,11 @@ def write_sweep(name, function, jobs, command=None):
     """Write sweeps/NAME.csv, one row per job: the dict `function(job)`; one process per core."""
     from sweeps import compare  # here, because it imports this module
 
-    rows = compare.mapped(function, jobs)
+    write_rows(name, compare.mapped(function, jobs), command)
+
+
+def write_rows(name, rows, command=None):
+    """Write sweeps/NAME.csv from a list of dicts."""
     with open(SWEEPS / f"{name}.csv", "w", newline="") as file:
         file.write(f"# {command or f'python lessons/sweeps/{name}.py'}\n")
         writer = csv.DictWriter(file, rows[0])
@@ -139,3 +143,74 @@ def best_rates(rates, losses):
 def spread(values, digits=2):
     """Return the text "mean (least to most)"."""
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+# ------------------------------------------------------------------------- what the seeds show
+
+HOLDS, FAILS, OPEN = "holds here", "does not hold here", "not shown either way"
+
+
+class Interval(NamedTuple):
+    """A mean, and the ends of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(differences, level=0.95):
+    """Return the mean of paired differences and its t-interval.
+
+    differences: one number per seed. The interval is mean ± t·s/√n (Student 1908), where s is the
+    standard deviation of the n differences.
+    """
+    mean, n = np.mean(differences), len(differences)
+    half = student(level, n - 1) * np.std(differences, ddof=1) / math.sqrt(n)
+    return Interval(float(mean), float(mean - half), float(mean + half))
+
+
+def student(level, degrees):
+    """Return the t for which a Student variable lies between −t and t with probability `level`."""
+    # with t = √ν·tan θ, the density of θ is proportional to cos θ to the power ν − 1
+    angles = np.linspace(0, math.pi / 2, 100_001)
+    mass = np.cumsum(np.cos(angles) ** (degrees - 1))
+    return math.sqrt(degrees) * math.tan(angles[np.searchsorted(mass, level * mass[-1])])
+
+
+def verdict(differences, above=0.0, below=math.inf, level=0.95):
+    """Return what paired differences say about the claim "their mean is between above and below".
+
+    HOLDS: the whole interval is between. FAILS: the whole interval is outside. OPEN: neither. The
+    claim "no difference" cannot be shown; "a difference of less than x" can, from −x to x.
+    """
+    _, low, high = interval(differences, level)
+    if low > above and high < below:
+        return HOLDS
+    return FAILS if high < above or low > below else OPEN
+
+
+def claim(sentence, differences, above=0.0, below=math.inf, level=0.95, times=False, digits=3):
+    """Print a claim, the interval of its paired differences and the verdict; return the verdict.
+
+    times: the differences are logarithms of ratios, and the ratios are printed.
+    """
+    found = verdict(differences, above, below, level)
+    mean, low, high = (math.exp(x) if times else x for x in interval(differences, level))
+    unit = " times" if times else ""
+    print(f"{sentence}: {mean:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f}),", end=" ")
+    print(f"{len(differences)} seeds: {found}")
+    return found
+
+
+def belongs(live, cell, rival):
+    """Return whether a run that is repeated here agrees with its cell of a sweep.
+
+    live: its score now. cell: the stored scores of all seeds of its cell. rival: those of the cell
+    that it is compared with. A machine that rounds differently changes a run as another seed does,
+    because training magnifies the last bits. So `live` must be where a new seed would be (99 %: the
+    mean ± t·s·√(1 + 1/n)), and on its own side of the middle between the two cells.
+    """
+    middle = (np.mean(cell) + np.mean(rival)) / 2
+    half = student(0.99, len(cell) - 1) * np.std(cell, ddof=1) * math.sqrt(1 + 1 / len(cell))
+    same_side = (live < middle) == (np.mean(cell) < middle)
+    return bool(abs(live - np.mean(cell)) < half and same_side)
