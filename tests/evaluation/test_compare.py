@@ -1,5 +1,9 @@
-"""The comparison: pure jobs over any executor, sizes at a budget, a table and a figure of them."""
+"""The comparison: pure jobs over any executor, sizes at a budget, a table and a figure of them.
 
+Also the verdicts of the lessons on paired differences.
+"""
+
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from importlib import import_module
@@ -285,3 +289,60 @@ def test_every_sweep_can_be_run_again_and_its_csv_has_all_runs(name):
 def test_no_job_begins_after_the_time():
     assert again.run_until(abs, [-1, -2], 60) == [1, 2]
     assert len(again.run_until(abs, range(50_000), 0)) < 50_000
+
+
+# -------------------------------------------------------------------- what paired seeds show
+
+
+# The tables of Student's t. The angles are 1.6e-5 apart, and dt = √ν·(1 + tan²θ)·dθ, so t is off by
+# at most a part in a thousand here.
+@pytest.mark.parametrize(
+    "level, degrees, t",
+    [(0.95, 1, 12.7062), (0.95, 7, 2.36462), (0.99, 7, 3.49948), (0.95, 29, 2.04523)],
+)
+def test_students_t(level, degrees, t):
+    assert common.student(level, degrees) == pytest.approx(t, rel=1e-3)
+
+
+def test_the_interval_of_a_mean():
+    # s = √(5/3) and t = 3.18245 for three degrees of freedom
+    mean, low, high = common.interval([1, 2, 3, 4])
+    half = 3.18245 * math.sqrt(5 / 3) / 2
+    assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), rel=1e-3)
+
+
+CLEAR, UNCLEAR = [1.0, 1.1, 0.9, 1.0], [3.0, -2.0, 4.0, -1.0]  # both have a mean of 1
+
+
+@pytest.mark.parametrize(
+    "differences, above, below, found",
+    [
+        (CLEAR, 0, math.inf, common.HOLDS),
+        (CLEAR, 2, math.inf, common.FAILS),
+        (CLEAR, 1, math.inf, common.OPEN),
+        (UNCLEAR, 0, math.inf, common.OPEN),
+        (CLEAR, -2, 2, common.HOLDS),  # less than 2 in either direction
+        (UNCLEAR, -2, 2, common.OPEN),
+        (CLEAR, -0.5, 0.5, common.FAILS),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval(differences, above, below, found):
+    assert common.verdict(differences, above, below) == found
+
+
+def test_a_claim_prints_its_evidence(capsys):
+    assert common.claim("twice", np.log(2 * np.array([1, 1.1, 0.9])), times=True) == common.HOLDS
+    assert capsys.readouterr().out == "twice: 1.993 times (1.553 to 2.558), 3 seeds: holds here\n"
+
+
+@pytest.mark.parametrize(
+    "live, cell, rival, agrees",
+    [
+        (1.05, CLEAR, [2.0, 2.1], True),
+        (2.0, CLEAR, [2.0, 2.1], False),  # like the rival
+        (0.0, CLEAR, [2.0, 2.1], False),  # farther away than another seed would be
+        (1.2, CLEAR, [1.1, 1.2], False),  # within the spread of the seeds, but on the rival's side
+    ],
+)
+def test_a_repeated_run_must_agree_with_its_cell(live, cell, rival, agrees):
+    assert common.belongs(live, cell, rival) == agrees
