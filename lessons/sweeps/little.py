@@ -20,7 +20,7 @@ VARIANTS = (  # r, lora_dropout, augmented
     (8, 0.0, False), (1, 0.0, False), (32, 0.0, False), (8, 0.3, False), (8, 0.0, True),
     (8, 0.3, True),
 )  # fmt: skip
-SEEDS = (0, 1, 2, 3, 4)
+SEEDS = (0, 1, 2, 3)
 EVERY = 25  # steps
 
 
@@ -98,11 +98,10 @@ def questions(kind, r, dropout, augmented, seed, iters):
     return scores
 
 
-CASES = [
-    *((kind, *variant) for kind in ("pictures", "sounds") for variant in VARIANTS),
-    *(("questions", *variant) for variant in VARIANTS if not variant[2] and variant[0] < 32),
-]  # the questions have no augmentation
-JOBS = [(*case, seed) for seed in SEEDS for case in CASES]
+OTHERS = [(kind, *variant) for kind in ("pictures", "sounds") for variant in VARIANTS]
+# the questions have no augmentation, and the lessons read three seeds of theirs
+ASKED = [("questions", *variant) for variant in VARIANTS if not variant[2] and variant[0] < 32]
+JOBS = [(*case, seed) for seed in SEEDS for case in OTHERS + ASKED * (seed < 3)]
 
 if __name__ == "__main__":
     write_sweep("little", run, JOBS)
