@@ -143,7 +143,7 @@ for name in ("concentrated", "task", "lora"):
 for name in ("low rank", "cut"):
     assert verdicts[name] == FAILS, name
 third = in_sweep["needed"] / 48
-assert 0.3 < third.min() and third.max() < 0.4, "a third of the directions is needed"
+assert third.min() > 0.3 and third.max() < 0.4, "a third of the directions is needed"
 assert strongest[16]["loss"] < random[16]["loss"] / 2, "16 strong directions must beat 16 random"
 assert lora_two["loss"] < strongest[2]["loss"] / 2, "LoRA at r = 2 must beat ΔW cut to rank 2"
 
