@@ -18,6 +18,7 @@ from minilora.cli.arguments import COURSE, Parser, parser
 from minilora.course.commands import add_commands
 from minilora.data.tasks import BUILTIN
 from minilora.methods.registry import METHODS
+from minilora.quant.schemes import quantize_leaf
 
 ROOT = Path(__file__).parents[1]
 LESSONS, GUIDE = ROOT / "lessons", ROOT / "lessons" / "guide"
@@ -217,6 +218,14 @@ def test_the_small_models():
         assert described.startswith(f"{tree.num_parameters(base):,} parameters")
 
 
+def test_the_bits_of_the_storage_schemes():
+    w = np.random.default_rng(0).standard_normal((1024, 1024), np.float32)
+    for scheme, bits, _ in table("data-and-models.md", "scheme | bits"):
+        stored = quantize_leaf("model.layers.0.mlp.up_proj.weight", w, scheme.strip("`"))
+        rows = 32 * len(w) if scheme == "`int8`" else 0  # said apart
+        assert float(bits.split(",")[0]) == round((8 * stored.nbytes - rows) / w.size, 3), scheme
+
+
 def test_the_losses_of_the_small_models_on_their_language():
     text = page("data-and-models.md").replace("\n", " ")
     said = re.search(
@@ -308,8 +317,14 @@ def test_the_merge_table_of_the_faq_is_the_one_of_lesson_13b(tmp_path, monkeypat
 
 
 def test_the_table_of_peers_adds_up():
-    cases = sum(int(row[2].replace(",", "")) for row in table("proofs.md", "here | against"))
+    rows = table("proofs.md", "here | against")
+    cases = sum(int(row[2].replace(",", "")) for row in rows)
     assert f"{cases:,} cases" in page("proofs.md")
+    for what, _, _, largest, bound, *_ in rows:
+        if bound != "equal":
+            assert float(largest) <= float(bound), what
+        else:
+            assert largest == "equal", what
 
 
 def test_the_debugger_stops_where_the_guide_says(tmp_path):

@@ -1,15 +1,19 @@
 """SmolLM2 itself against transformers: every tensor, and logits at four lengths."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from comparisons import relative
 from peft_models import their_logits
 
-from minilora import kernels, model
+from minilora import kernels, load, model
+from minilora.evaluation.memory import nbytes
 from minilora.tree import flatten, num_parameters
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 
+GUIDE = Path(__file__).parents[2] / "lessons" / "guide"
 WEIGHTS = "SmolLM2: each tensor of its file", "transformers"
 
 
@@ -64,3 +68,11 @@ def test_the_numbers_of_the_base(smollm2):
     assert chat.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
     assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
     assert path.stat().st_size == 98_362_432
+
+
+def test_the_bytes_of_the_base_in_four_bits(smollm2):
+    small, large = (
+        nbytes(load("smollm2", "nf4-dq", low_precision=kept).base) / 1e6 for kept in (True, False)
+    )
+    page = (GUIDE / "data-and-models.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert f"takes {small:.0f} MB; with a float32 embedding it would take {large:.0f} MB" in page
