@@ -109,6 +109,9 @@ def relative_errors(ours, theirs):
 # ten times as much in the gradients.
 LOGITS, GRADIENTS = 1e-5, 1e-4
 ROW_NORMS = 3
+# How far float32 is from float64 on SmolLM2 depends on the order in which the products add: IA³'s
+# gradients here are off by 4e-5 with the kernels of OpenBLAS for Zen 4, by 1.1e-4 with Haswell's.
+REAL = 3
 
 # For PiSSA both sides decompose the weights anew, and PEFT in float32. What it leaves of a weight W
 # is that of another matrix, W + E, where ‖E‖ is one or two roundings of σ₁ for each of its n =
@@ -127,7 +130,7 @@ def kind(what, name):
         return f"{what} with PiSSA", PISSA[what]
     if (what, name) == ("SmolLM2", "dora"):
         return f"{what} with DoRA", ROW_NORMS
-    return f"{what} with other methods", 1
+    return f"{what} with other methods", REAL if what == "SmolLM2" else 1
 
 
 @pytest.fixture
