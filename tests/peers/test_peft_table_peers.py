@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from comparisons import relative
 from peft_models import (
@@ -18,6 +19,7 @@ from peft_models import (
 )
 
 import minilora
+from minilora import cli
 from minilora.config import InputError
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
@@ -137,3 +139,28 @@ def test_a_merge_into_four_bits_quantizes_again_there(tiny_llama):
     layer = merged.model.layers[0].self_attn.q_proj
     assert type(layer).__name__ == "Linear4bit"
     assert layer.weight.quant_type == "nf4"
+
+
+def test_an_adapter_of_a_run_in_peft(tmp_path, monkeypatch):
+    """The commands and the Python block of the page, and the same lines in the run's README.md."""
+    monkeypatch.chdir(tmp_path)
+    run = "train --iters 2 --val-batches 1 --learning-rate 0.1 --lora-r 4"
+    assert cli.main(run.split()) == 0
+    text = GUIDE.read_text(encoding="utf-8").partition("## Use an adapter of minilora in PEFT")[2]
+    command = re.search(r"minilora (quantize .*)", text)[1]
+    assert cli.main(command.split()) == 0
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    card = Path("adapters", "README.md").read_text()
+    for line in code.splitlines()[-2:]:
+        assert line.replace('"adapters"', '"."') in card
+    names: dict = {}
+    with quietly():
+        exec(code, names)
+
+    model_config, base, tokenizer = minilora.load("tiny", "nf4-dq")
+    adapters, frozen, _ = minilora.load_adapter("adapters", base)
+    tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn.")])
+    ours = minilora.forward(adapters, frozen, tokens, model_config)
+    model = names["model"].train()  # as the page says; the adapter has no dropout
+    assert relative(their_logits(model, tokens), ours) < 1e-5  # as everywhere
+    assert relative(minilora.forward({}, base, tokens, model_config), ours) > 1e-3
