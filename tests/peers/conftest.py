@@ -96,16 +96,16 @@ def equal(record):
 
 @pytest.fixture(scope="session")
 def same_logits(compared):
-    """same_logits(what, against, theirs, adapters, base, tokens, config, loss=False).
+    """same_logits(what, against, theirs, adapters, base, tokens, config, loss=False, bound=1e-5).
 
     Our logits and theirs, relative to the largest logit: the noise is some 1e-6; a scaling, an
     angle or a matrix mixed up is all of it. With `loss`, the mean losses too, in nats.
     """
 
-    def same_logits(what, against, theirs, adapters, base, tokens, config, loss=False):
+    def same_logits(what, against, theirs, adapters, base, tokens, config, loss=False, bound=1e-5):
         ours, precise = forward(adapters, base, tokens, config)
         noise = relative(ours, precise)
-        compared(f"{what}: logits", against, relative(ours, theirs), 1e-5, noise)
+        compared(f"{what}: logits", against, relative(ours, theirs), bound, noise)
         if loss:
             mean, *others = (loss_of(logits, tokens) for logits in (ours, theirs, precise))
             difference, noise = (abs(mean - other) for other in others)

@@ -14,6 +14,9 @@ from minilora.tree import flatten, num_parameters
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 
 GUIDE = Path(__file__).parents[2] / "lessons" / "guide"
+# Through 30 layers float32 is off by 4e-6 to 6e-6 here, and by up to 1.3e-5 in PyTorch, whose sums
+# have another order on each processor.
+LOGITS = 3e-5
 WEIGHTS = "SmolLM2: each tensor of its file", "transformers"
 
 
@@ -31,7 +34,8 @@ def test_every_tensor(smollm2, their_smollm2, equal):
 def test_logits(smollm2, their_smollm2, prose, same_logits, length):
     config, base, _, _ = smollm2
     ids = prose[:, :length]
-    same_logits("SmolLM2", "transformers", their_logits(their_smollm2, ids), {}, base, ids, config)
+    theirs = their_logits(their_smollm2, ids)
+    same_logits("SmolLM2", "transformers", theirs, {}, base, ids, config, bound=LOGITS)
 
 
 @pytest.mark.slow
@@ -56,7 +60,7 @@ def test_logits_beside_padding(smollm2, their_smollm2, prose, compared, lengths)
     row_of = np.nonzero(kept)[0]
     for row in range(len(lengths)):
         difference = relative(ours[row_of == row], theirs[row_of == row])
-        compared("SmolLM2: logits", "transformers", difference, 1e-5)
+        compared("SmolLM2: logits", "transformers", difference, LOGITS)
 
 
 def test_the_numbers_of_the_base(smollm2):
