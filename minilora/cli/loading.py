@@ -200,7 +200,7 @@ def refuse_unused(given, unused):
 
 def refuse_unused_block_size(args, scheme):
     """Raise InputError if --block-size was given for weights that are stored without blocks."""
-    if args.block_size and scheme in WITHOUT_BLOCKS:
+    if "--block-size" in args.given and scheme in WITHOUT_BLOCKS:
         what = f"--block-size has no effect with --quantize {scheme}"
         raise InputError(f"{what}: leave it out, or give --quantize nf4")
 

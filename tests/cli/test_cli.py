@@ -154,6 +154,9 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
 
 def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_path, capsys):
     out = tmp_path / "four-bit"
+    assert run("quantize --model", base, "--quantize int8 --out", tmp_path / "int8") == 0
+    words = "quantize --model", base, "--quantize int8 --block-size=32 --out", out
+    assert "--block-size has no effect with --quantize int8" in error_of(capsys, run(*words))
     assert run("quantize --model", base, "--quantize nf4 --block-size 32 --out", out) == 0
     assert "bits per weight" in capsys.readouterr().out
     stored, direct = flatten(load(out)[1]), flatten(load(base, "nf4", 32)[1])
