@@ -17,6 +17,7 @@ from minilora import cli, lora, tree
 from minilora.cli.arguments import COURSE, Parser, parser
 from minilora.course.commands import add_commands
 from minilora.data.tasks import BUILTIN
+from minilora.kernels import weights
 from minilora.methods.registry import METHODS
 from minilora.quant.schemes import quantize_leaf
 
@@ -344,6 +345,10 @@ def test_the_debugger_stops_where_the_guide_says(tmp_path):
 def test_the_tests_that_the_guide_names_exist():
     for name, path in re.findall(r"`(test_\w+)` in \[`([\w/.]+)`\]", page("proofs.md")):
         assert f"def {name}(" in page(path), name
+
+
+def test_the_tile_of_the_logits():
+    assert f"at most {weights.TILE:,} tokens of the vocabulary" in page("speed-and-memory.md")
 
 
 def test_each_difference_of_a_library_has_a_test():

@@ -277,10 +277,24 @@ def test_merged_as_peft_merges(tiny_llama, tmp_path, tokens, same_logits, name):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["bitfit", "bottleneck"])
+@pytest.mark.parametrize("name", ["bitfit", "norm", "head", "bottleneck", "full", "loftq"])
 def test_peft_refuses_our_own_methods(tiny_llama, tmp_path, name):
+    """The methods that have no folder of PEFT's, and LoftQ, whose settings PEFT asks for.
+
+    Before that it asks for scipy, which is not installed here.
+    """
     folder = tiny_llama()
     base = load(folder)[1]
-    save_adapter(tmp_path, *our_adapter(name, base), folder)
-    with pytest.raises((KeyError, ValueError, TypeError)), quietly():
+    if name == "loftq":
+        config = LoraConfig(init_lora_weights="loftq")
+        adapters, frozen = initializers.init(base, config, np.random.default_rng(0), "nf4")
+    else:
+        adapters, frozen, config = our_adapter(name, base)
+    save_adapter(tmp_path, adapters, frozen, config, folder)
+    with pytest.raises((KeyError, ValueError, TypeError, ImportError)), quietly():
         peft.PeftModel.from_pretrained(llama_of(folder), tmp_path)
+
+
+def test_every_method_is_compared_or_refused():
+    refused = {"bitfit", "norm", "head", "bottleneck", "full"}
+    assert {"lora", *CONFIGS} - {"pissa"} == METHODS.keys() - refused
