@@ -54,7 +54,7 @@ x, g = rng.standard_normal((3, 64)), rng.standard_normal((3, 16))
 
 def loss(x):
     """Compute a loss with ∂L/∂y = g."""
-    return anp.sum(g * layers.frozen_matmul(x, q))
+    return anp.sum(g * layers.matmul(x, q))
 
 
 def finite_differences(f, x, h=1e-4):
@@ -192,7 +192,7 @@ for scheme, value in live.items():  # 200 steps magnify how a machine rounds
 # 2. `minilora.load("micro", "nf4-dq")`: use "fp4". Does `trained` change?
 # 3. `notes = held_out_notes(...)[0][:64]`: use all notes. How stable are the costs?
 #
-# **Where to stop with a debugger.** The `defvjp` of `layers.frozen_matmul`: `dense(w)` again.
+# **Where to stop with a debugger.** The `defvjp` of `layers.matmul`: `dense(w)` again.
 #
 # **Exercises.** linear-4bit, linear-4bit-backward, test-frozen.
 #

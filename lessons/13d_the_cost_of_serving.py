@@ -180,7 +180,7 @@ assert together == alone, "a prompt gets the same tokens in a batch and alone"
 # 3. `list(range(32))`: a prompt of 200 tokens. How does the time to the first token grow?
 # 4. `hidden_size=512`: use 128 with 2 heads of 64. Which way is the fastest now?
 #
-# **Where to stop with a debugger.** `kernels.weights.frozen_matmul`: one row is multiplied directly
+# **Where to stop with a debugger.** `kernels.weights.matmul`: one row is multiplied directly
 # from the codes; for several rows the weight is dequantized.
 #
 # **Exercises.** linear-4bit, lora-merge.

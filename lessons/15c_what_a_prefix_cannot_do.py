@@ -14,7 +14,7 @@ import minilora
 from minilora import LoraConfig, TrainConfig, data, layers
 from minilora.data import tasks
 from minilora.evaluation import plot
-from minilora.methods.operations import Prefix
+from minilora.methods.registry import Prefix
 
 config, base, tokenizer = minilora.load("micro")
 heads, T = config.num_attention_heads, 16

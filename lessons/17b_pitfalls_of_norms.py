@@ -18,7 +18,7 @@ from common import QUICK, figure, short, table
 import minilora
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation import plot
-from minilora.methods.registry import also_train
+from minilora.methods.replaced import also_train
 from minilora.tree import flatten, unflatten
 
 config, base, tokenizer = minilora.load("micro")

@@ -16,6 +16,8 @@ The functions here use the optimized operations if numba is installed. The funct
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from . import generation, layers, lora, model, nf4
 from .config import InputError, LoraConfig, ModelConfig, TrainConfig
 from .data.rows import encode_rows, load_rows
@@ -26,9 +28,8 @@ from .formats.checkpoint import load_adapter, save_adapter
 from .formats.pretrained import load, save_pretrained
 from .kernels import quantize_4bit
 from .methods.compose import generate_batch
-from .methods.merging import merge
-from .methods.operations import operations
-from .methods.registry import METHODS, MethodConfig, get_peft_model
+from .methods.method import MethodConfig
+from .methods.registry import METHODS, get_peft_model, operations
 from .quant import schemes
 from .tree import Array, Tree
 
@@ -40,8 +41,6 @@ __all__ = [
     "merge_and_unload", "nf4", "operations", "print_trainable_parameters", "quantize",
     "save_adapter", "save_pretrained", "train",
 ]  # fmt: skip
-
-merge_and_unload = merge  # PEFT's name
 
 
 def __dir__() -> list[str]:
@@ -84,3 +83,15 @@ def quantize(base: Tree, scheme: str, block_size: int = 64) -> Tree:
     weight that is quantized already or not finite. `quant.schemes.error_report` measures the error.
     """
     return schemes.quantize(base, scheme, block_size, quantize_4bit)
+
+
+def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
+    """Return a dense base that computes without adapters what `base` computes with `adapters`.
+
+    Quantized weights are dequantized. dtype: of the result. Raises InputError for methods that do
+    not only modify weights and biases (prompts, prefixes, bottlenecks).
+    """
+    return lora.merge(adapters, base, operations(adapters, base), dtype)
+
+
+merge_and_unload = merge  # PEFT's name

@@ -7,14 +7,16 @@ fields have the names of Hugging Face (model), PEFT (LoRA) and mlx_lm (training)
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from numbers import Real
 from typing import Any, NamedTuple
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 MLP = ("gate_proj", "up_proj", "down_proj")
-QK_NORMS = ("q_norm", "k_norm")  # of each head, in Qwen3
+QK_NORMS = ("q_norm", "k_norm")  # of each head, in Qwen3 and Gemma 3
+# The norms of a layer: before and after attention, before and after the MLP. None: no norm.
+LLAMA_NORMS = ("input_layernorm", None, "post_attention_layernorm", None)
 ALL_LINEAR = ATTENTION + MLP  # PEFT's "all-linear": every projection, not the output head
 
 
@@ -82,6 +84,15 @@ class ModelConfig:
     rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
     sliding_window: int | None = None  # keys that a token sees, its own included; None: all
     model_type: str = "llama"  # for config.json, unless trained biases need another type
+    # what differs from Llama in other families
+    hidden_act: str = "silu"  # or gelu_pytorch_tanh
+    norms: tuple[str | None, str | None, str | None, str | None] = LLAMA_NORMS
+    norm_offset: float = 0.0  # a norm multiplies by its weight plus this number
+    qk_norm: bool = False  # each head of q and k is normalized before the rotation
+    embedding_scale: float = 1.0
+    query_pre_attn_scalar: int | None = None  # scores are divided by its root; None: head_dim
+    layer_types: tuple[str, ...] | None = None  # sliding_attention or full_attention; None: alike
+    rope_local_base_freq: float | None = None  # rope_theta of the sliding layers
     generation_config: dict[str, Any] | None = None  # generation_config.json; saved with the model
 
     def __post_init__(self) -> None:
@@ -92,6 +103,16 @@ class ModelConfig:
         q, k = self.num_attention_heads, self.num_key_value_heads
         require(not q % k, f"num_attention_heads {q} is not a multiple of num_key_value_heads {k}")
         require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd: rotation needs pairs")
+
+    def of_layer(self, i: int) -> "ModelConfig":
+        """Return the settings of layer i, with its own window and rotary base."""
+        if self.layer_types is None:
+            return self
+        if self.layer_types[i] == "full_attention":
+            return replace(self, sliding_window=None)
+        if self.rope_local_base_freq is None:
+            return self
+        return replace(self, rope_theta=self.rope_local_base_freq, rope_scaling=None)
 
 
 @dataclass(frozen=True)
@@ -109,7 +130,7 @@ class LoraConfig:
     exclude_modules: str | Sequence[str] | None = None  # names, or one regex; not adapted
     use_dora: bool = False
     init_lora_weights: bool | str = True  # True or one of INITIALIZERS
-    bias: str = "none"  # the only choice; methods.registry.also_train trains biases
+    bias: str = "none"  # the only choice; methods.replaced.also_train trains biases
     task_type: str | None = "CAUSAL_LM"
 
     def __post_init__(self) -> None:
@@ -188,6 +209,7 @@ class TrainConfig:
     batch_size: int = 4
     grad_accumulation_steps: int = 1
     max_seq_length: int = 256  # tokens
+    optimizer: str = "adamw"  # or muon
     learning_rate: float = 2e-4  # after the warm-up
     lr_schedule: str = "cosine"
     warmup_ratio: float = 0.06
@@ -230,6 +252,7 @@ OTHER_RULES = {  # of fields that need not be positive
 CHOICES = {
     "lr_schedule": ("constant", "linear", "cosine"),
     "adapter_dtype": ("float32", "bfloat16", "float16"),
+    "optimizer": ("adamw", "muon"),
 }
 
 

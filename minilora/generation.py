@@ -30,12 +30,13 @@ def generate(
     The first `next` raises InputError for a prompt without ids, and for a value out of range.
     """
     check_generation([prompt], max_tokens, temp, top_p, model_config)
-    cache = [LayerCache() for _ in range(model_config.num_hidden_layers)]
+    params = model.parameters(adapters, base, ops)
+    caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
     tokens, rng = np.array([prompt]), np.random.default_rng(rng)
     for _ in range(max_tokens):
         starts = np.zeros_like(tokens)
-        x = model.hidden_states(adapters, base, tokens, starts, model_config, ops, cache)
-        token = sample(model.logits(x[0, -1], adapters, base, ops), temp, top_p, rng)
+        x = model.hidden_states(params, tokens, starts, model_config, ops, caches)
+        token = sample(model.logits(x[0, -1], params, ops), temp, top_p, rng)
         if token in model_config.eos_token_id:
             return
         yield token

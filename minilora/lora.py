@@ -3,57 +3,46 @@
 This file generalizes parts 3 and 7 of `lessons/00_qlora_in_one_file.py` to any choice of
 projections, layers and ranks.
 
-An adapter is a small tree. At the path of an adapted projection it has `lora_A` (r, in) and
-`lora_B` (out, r). The scaling, the dropout probability and the rank, which are not trained, are in
-the frozen tree next to the weight. `layers.linear` reads both trees.
+An adapter is a small tree. At the path of an adapted projection it has `lora_A` (r, in), `lora_B`
+(out, r), the scaling α/r and the dropout probability. `layers.linear` reads them.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module, require
-from .layers import dense
-from .tree import Array, Tree, flatten, get, layer_of, named_leaves, set_leaf, tree_map, unflatten
+from .layers import ENTRIES, dense
+from .model import parameters, unread
+from .ops import Ops
+from .tree import Tree, get, is_node, layer_of, named_leaves, set_leaf, unflatten
 
-FACTORS, SETTINGS = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout", "lora_r")
-LEAVES = ("weight", "bias", *FACTORS)  # trained leaves of a projection that `layers.linear` reads
-
-
-class AdaptedModel(NamedTuple):
-    """A model with an adapter: the trained tree, and the frozen base with the scalings."""
-
-    adapters: Tree
-    base: Tree
+DENSE = ENTRIES | dict.fromkeys(ALL_LINEAR, ("weight", "bias"))  # the entries of a merged model
 
 
-def init(base: Tree, lora_config: LoraConfig, rng: Any) -> AdaptedModel:
-    """Create an adapter that does not change the outputs yet: AdaptedModel(adapters, base).
+def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
+    """Create an adapter that does not change the outputs yet.
 
-    rng: a NumPy generator or a seed. The returned base has `lora_scaling`, `lora_dropout` and
-    `lora_r` next to each adapted weight, and shares its arrays with `base`. Raises InputError if a
-    target matches no projection, or if `base` has the scalings of another adapter.
+    rng: a NumPy generator or a seed. Raises InputError if a target matches no projection.
     """
-    check_unadapted(base)
     plain = lora_config.init_lora_weights is True and not lora_config.use_dora
     require(plain, "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ")
-    adapters: Tree = {}
     rng = np.random.default_rng(rng)
-    base = tree_map(lambda w: w, base)  # a new tree with the same arrays
+    adapters: Tree = {}
     for path in target_paths(base, lora_config):
         r, scaling = lora_config.rank_and_scaling(path)
         out_features, in_features = get(base, path)["weight"].shape
         bound = 1 / np.sqrt(in_features)
         # A ~ U(−1/√in, 1/√in), B = 0: BA = 0, but ∂L/∂B ≠ 0   (PEFT; Gaussian in LoRA, Sec. 4.1).
         # If A were zero as well, both gradients would be zero, and training would change nothing.
-        A = rng.uniform(-bound, bound, (r, in_features)).astype(np.float32)
-        set_leaf(adapters, f"{path}.lora_A", A)
-        set_leaf(adapters, f"{path}.lora_B", np.zeros((out_features, r), np.float32))
-        set_leaf(base, f"{path}.lora_scaling", scaling)
-        set_leaf(base, f"{path}.lora_dropout", lora_config.lora_dropout)
-        set_leaf(base, f"{path}.lora_r", r)
-    return AdaptedModel(adapters, base)
+        node = {
+            "lora_A": rng.uniform(-bound, bound, (r, in_features)).astype(np.float32),
+            "lora_B": np.zeros((out_features, r), np.float32),
+            "lora_scaling": scaling, "lora_dropout": lora_config.lora_dropout,
+        }  # fmt: skip
+        set_leaf(adapters, path, node)
+    return adapters
 
 
 def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
@@ -138,63 +127,29 @@ def adapted_paths(adapters: Tree) -> list[str]:
     return [path.removesuffix(".lora_A") for path in paths if path.endswith(".lora_A")]
 
 
-def check_unadapted(base: Tree) -> None:
-    """Raise InputError if `base` has the scalings of an adapter, except of stacked adapters."""
-    for path, _ in named_leaves(base):
-        if path.endswith(".lora_scaling") and ".lora_stack." not in path:
-            node = path.removesuffix(".lora_scaling")
-            what = f"the base has the scalings of another adapter ({node})"
-            way = "use the base that `load` returned, or methods.compose.stack to keep both"
-            raise InputError(f"{what}: {way}")
-
-
-def check_base(adapters: Tree, base: Tree) -> None:
-    """Raise InputError unless `base` has the scaling and the rank of each projection's factors."""
-    frozen = flatten(base)
-    advice = "use the base that get_peft_model or load_adapter returned with the adapter"
-    for path, A in named_leaves(adapters):
-        if not path.endswith(".lora_A"):
-            continue
-        node, rank = path.removesuffix(".lora_A"), A.shape[-2]
-        if f"{node}.lora_scaling" not in frozen:
-            raise InputError(f"the base has no lora_scaling for the adapter on {node}: {advice}")
-        recorded = frozen.get(f"{node}.lora_r", rank)
-        if rank != recorded:
-            what = f"the adapter on {node} has rank {rank}, but its base is that of an adapter of"
-            raise InputError(f"{what} rank {recorded}: {advice}")
-
-
-def delta(trained: Tree, frozen: Tree) -> Array:
-    """Compute ΔW = (α/r)·BA of one projection: (out, in) float32."""
-    require(trained["lora_A"].ndim == 2, "per-row adapters cannot be merged: merge one adapter")
-    return np.float32(frozen["lora_scaling"]) * (trained["lora_B"] @ trained["lora_A"])
-
-
 @np.errstate(over="ignore", invalid="ignore")  # the last check names the path
-def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
+def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree:
     """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
     Quantized weights are dequantized. Quantizing the result again (`minilora.quantize`) would lose
-    much of the update. Raises InputError, with the path, for a leaf of another method, for a weight
-    that is not finite, and if `base` is that of another adapter (`check_base`).
+    much of the update. dtype: of the result. Raises InputError, with the path, for an entry that is
+    not part of a weight or a bias, and for a weight that is not finite.
     """
-    weights = {path: w for path, w in named_leaves(base) if not path.endswith(SETTINGS)}
-    trained = flatten(adapters)
-    for path in weights | trained:
-        # a trained weight needs a frozen one, except the head of a tied model; a bias may be new
-        known = path in weights or path.rpartition(".")[2] in LEAVES[1:] or path == "lm_head.weight"
-        plain = known and ".lora_stack." not in path  # a frozen second adapter: see methods
-        require(plain, f"lora.merge does not know {path}: minilora.merge knows more methods")
-    check_base(adapters, base)
-    # a trained weight or bias replaces the frozen one; a bias may also be new
-    replaced = {path: w for path, w in trained.items() if not path.endswith(FACTORS)}
-    merged = {path: dense(w) for path, w in (weights | replaced).items()}
-    for path in adapted_paths(adapters):
-        # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
-        name = f"{path}.weight"
-        merged[name] = merged[name] + delta(get(adapters, path), get(base, path))
-    merged = {path: w.astype(dtype) for path, w in merged.items()}
-    for path, w in merged.items():
-        finite = np.isfinite(w).all()
-        require(finite, f"merging would make {path} not finite: merge an earlier checkpoint")
-    return unflatten(merged)
+    merged = merge_projections(parameters(adapters, base, ops), ops)
+    for path in unread(merged, DENSE | {"layers": tuple(base["model"]["layers"])}):
+        raise InputError(f"{path} cannot be merged: keep it as an adapter")
+    leaves = {path: dense(leaf) for path, leaf in named_leaves(merged)}
+    for path, leaf in leaves.items():
+        if not np.isfinite(leaf.astype(dtype)).all():
+            raise InputError(f"merging would make {path} not finite: merge an earlier checkpoint")
+    return unflatten({path: leaf.astype(dtype) for path, leaf in leaves.items()})
+
+
+def merge_projections(node: Tree, ops: Ops, name: str = "") -> Tree:
+    """Return a tree in which each projection is merged with its adapter."""
+    if name in ALL_LINEAR:
+        return ops.merge_projection(node)
+    return {
+        key: merge_projections(value, ops, key) if is_node(value) else value
+        for key, value in node.items()
+    }

@@ -19,10 +19,10 @@ import numpy as np
 from . import model
 from .batching import Example, batch_at, collate, pack_examples
 from .config import ModelConfig, TrainConfig, require
-from .layers import Function, RowRng
+from .layers import Function, RowRng, value_and_grad
 from .ops import Ops
-from .optim import adamw, adamw_init, clip, get_lr, round_to
-from .tree import Tree, layer_of, named_leaves, tree_map
+from .optim import OPTIMIZERS, clip, get_lr, round_to
+from .tree import Tree, arrays, layer_of, named_leaves, overlay, tree_map
 
 
 def train(
@@ -45,8 +45,9 @@ def train(
     sequences = [[example] for example in examples]  # the rows of batches
     if train_config.packing:
         sequences = pack_examples(examples, train_config.max_seq_length)
-    adapters = round_to(adapters, train_config.adapter_dtype)
-    state = state or adamw_init(adapters)
+    trained = round_to(arrays(adapters), train_config.adapter_dtype)
+    adapters = overlay(adapters, trained)
+    state = state or OPTIMIZERS[train_config.optimizer][0](trained)
     history: list[Tree] = []
     settings = model_config, train_config, ops, parallel_map, num_shards
     size = train_config.batch_size * train_config.grad_accumulation_steps
@@ -90,7 +91,7 @@ def gradient_at(
             return None
         rng = RowRng([[train_config.seed, step, position] for position in positions])
         with np.errstate(over="ignore", invalid="ignore"):  # `train` raises if it is not finite
-            loss, grads = ops.value_and_grad(model.loss)(
+            loss, grads = value_and_grad(model.loss)(
                 adapters, base, collate(rows), model_config, ops, rng=rng,
                 checkpointing=train_config.gradient_checkpointing,
             )  # fmt: skip
@@ -129,10 +130,13 @@ def accumulate(shards: Iterable[tuple[int, float, Tree]], total: int) -> tuple[f
 def update(
     adapters: Tree, grads: Tree, state: Tree, lr: float, train_config: TrainConfig
 ) -> tuple[Tree, Tree]:
-    """Take a step of AdamW: return (adapters, state), the adapters rounded to `adapter_dtype`."""
-    lrs = learning_rates(lr, train_config, adapters)
-    adapters, moments = adamw(adapters, grads, state, lrs, train_config)
-    return round_to(adapters, train_config.adapter_dtype), {**state, **moments}
+    """Take a step of the optimizer; return (adapters, state), rounded to `adapter_dtype`."""
+    trained = arrays(adapters)
+    lrs = learning_rates(lr, train_config, trained)
+    _, step = OPTIMIZERS[train_config.optimizer]
+    trained, moments = step(trained, grads, state, lrs, train_config)
+    adapters = overlay(adapters, round_to(trained, train_config.adapter_dtype))
+    return adapters, {**state, **moments}
 
 
 def learning_rates(lr: float, train_config: TrainConfig, adapters: Tree) -> dict[str, float]:

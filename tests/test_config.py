@@ -173,6 +173,7 @@ def test_the_defaults():
     }  # fmt: skip
     assert vars(TrainConfig()) == {
         "iters": 200, "batch_size": 4, "grad_accumulation_steps": 1, "max_seq_length": 256,
+        "optimizer": "adamw",
         "learning_rate": 2e-4, "lr_schedule": "cosine", "warmup_ratio": 0.06, "weight_decay": 0.0,
         "max_grad_norm": 1.0, "adam_beta1": 0.9, "adam_beta2": 0.999, "adam_eps": 1e-8,
         "also_train_lr_scale": 0.1, "layer_lr_decay": 1.0, "loraplus_lr_ratio": 1.0,
@@ -186,7 +187,10 @@ def test_the_defaults():
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 6, "rope_theta": 10000.0,
         "rms_norm_eps": 1e-5, "tie_word_embeddings": True, "max_position_embeddings": 2048,
         "eos_token_id": (), "bos_token_id": None, "rope_scaling": None, "sliding_window": None,
-        "model_type": "llama", "generation_config": None,
+        "model_type": "llama", "generation_config": None, "hidden_act": "silu",
+        "norms": ("input_layernorm", None, "post_attention_layernorm", None), "norm_offset": 0.0,
+        "qk_norm": False, "embedding_scale": 1.0, "query_pre_attn_scalar": None,
+        "layer_types": None, "rope_local_base_freq": None,
     }  # fmt: skip
     assert scaling(4, 6.0) == scaling(4, 6.0, False) == 1.5
 

@@ -4,7 +4,7 @@ import inspect
 
 import numpy as np
 import pytest
-from models import TINY, random_base, random_examples
+from models import TINY, moved, random_base, random_examples
 
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig, layers, lora, model
@@ -12,7 +12,7 @@ from minilora.batching import Example
 from minilora.config import ALL_LINEAR, InputError, ModelConfig
 from minilora.methods import compose
 from minilora.methods.registry import METHODS
-from minilora.tree import flatten
+from minilora.tree import arrays, flatten
 
 TOKENS = np.arange(6)[None]
 
@@ -128,7 +128,7 @@ def test_one_function_makes_an_adapter_of_every_method(method):
     config = LoraConfig(use_dora=method == "dora")
     config = config if method in ("lora", "dora") else MethodConfig(method)
     made = minilora.get_peft_model(base, config, rng=7)
-    expected = METHODS[method](base, config, np.random.default_rng(7))
+    expected = METHODS[method].init(base, config, np.random.default_rng(7)), base
     for one, other in zip(made, expected):
         one, other = flatten(one), flatten(other)
         assert one.keys() == other.keys()
@@ -153,7 +153,7 @@ def test_the_share_of_what_is_trained_is_told_as_peft_does(capsys):
     total = sum(w.size for w in flatten(base).values())
     adapters, frozen = minilora.get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"]))
     minilora.print_trainable_parameters(adapters, frozen)
-    n = sum(w.size for w in flatten(adapters).values())
+    n = sum(w.size for w in flatten(arrays(adapters)).values())
     line = f"trainable params: {n:,} || all params: {total + n:,} || trainable%: "
     assert capsys.readouterr().out == f"{line}{100 * n / (total + n):.4f}\n"
     # a weight in place of the base's is not counted twice
@@ -216,12 +216,16 @@ def test_a_generation_needs_a_whole_number_of_tokens():
         list(minilora.generate({}, random_base(TINY), [1], TINY, max_tokens=1.5))
 
 
-def test_an_adapter_on_the_base_without_its_scalings():
-    """The base that `get_peft_model` returns has the scalings; the base before it has none."""
+def test_adapters_of_different_settings_share_one_base():
+    """Each adapter has its own scaling, so a second one does not change the first."""
     model_config, base, _ = minilora.load("micro")
-    adapters, _ = minilora.get_peft_model(base, LoraConfig(), 0)
-    with pytest.raises(InputError, match="the base has no lora_scaling for the adapter on model"):
-        minilora.forward(adapters, base, np.zeros((1, 2), int), model_config)
+    tokens = np.arange(6).reshape(1, 6)
+    one, same = minilora.get_peft_model(base, LoraConfig(r=8), 0)
+    assert same is base
+    one = moved(one, lambda w: w + np.float32(0.1))
+    before = minilora.forward(one, base, tokens, model_config)
+    minilora.get_peft_model(base, LoraConfig(r=4, lora_alpha=64), 0)
+    assert np.array_equal(minilora.forward(one, base, tokens, model_config), before)
 
 
 def test_a_second_adapter_needs_the_base_without_scalings(tmp_path):

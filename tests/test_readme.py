@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import moved
 
 import minilora
-from minilora import lora, tree
+from minilora import tree
 from minilora.cli.arguments import COURSE, Parser, parser
 from minilora.course.commands import add_commands
 from minilora.data.tasks import BUILTIN
@@ -196,9 +197,9 @@ def test_several_adapters(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base, config = minilora.load("tiny")[1], minilora.LoraConfig()
     for seed, folder in enumerate("ab"):
-        adapters, frozen = lora.init(base, config, np.random.default_rng(seed))
-        adapters = tree.tree_map(lambda w: w + np.float32(0.01), adapters)  # B, too
-        minilora.save_adapter(folder, adapters, frozen, config, "tiny")
+        adapters, _ = minilora.get_peft_model(base, config, seed)
+        adapters = moved(adapters, lambda w: w + np.float32(0.01))  # B, too
+        minilora.save_adapter(folder, adapters, base, config, "tiny")
     names: dict = {}
     exec(python_block("several-adapters.md"), names)
     assert max(names["errors"].values()) < 1e-6

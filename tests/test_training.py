@@ -29,7 +29,7 @@ from minilora.evaluation import metrics, progress, trainer
 from minilora.evaluation.trainer import init_state, kept_step, should_stop, update_best
 from minilora.kernels import threads
 from minilora.layers import value_and_grad
-from minilora.methods.registry import also_train
+from minilora.methods.replaced import also_train
 from minilora.optim import get_lr, global_norm, round_to
 from minilora.training import (
     accumulate,
@@ -38,7 +38,7 @@ from minilora.training import (
     num_targets,
     split_batch,
 )
-from minilora.tree import flatten, get, named_leaves, tree_map
+from minilora.tree import arrays, flatten, get, named_leaves, tree_map
 
 U32, U64 = 2.0**-24, 2.0**-53
 EXAMPLES, VALID = random_examples(TINY, 9, seed=1), random_examples(TINY, 4, seed=2)
@@ -92,7 +92,7 @@ def test_frozen_leaves_are_never_written(scheme):
     read_only(frozen), read_only(adapters)  # any write raises
     trained, _ = train(adapters, frozen, EXAMPLES, TINY, replace(RICH, weight_decay=1.0), VALID)
     assert before == (fingerprint(base), fingerprint(frozen), fingerprint(adapters))
-    for path, w in named_leaves(trained):  # and every trained one is
+    for path, w in named_leaves(arrays(trained)):  # and every trained one is
         assert (w != flatten(adapters)[path]).any(), path
         assert w.dtype == np.float32 and w.shape == flatten(adapters)[path].shape
 
@@ -358,23 +358,25 @@ def test_the_layers_are_recomputed_if_the_settings_say_so(recomputing):
     seen, config = [], replace(SMALL, gradient_checkpointing=recomputing)
     rows = [[e] for e in EXAMPLES]
     gradient_at(*setting(), rows, 0, TINY, config, spying(layers, seen))
-    calls = sum(name == "checkpoint" for name, _ in seen)
-    assert calls == (TINY.num_hidden_layers if recomputing else 0)
+    calls = sum(name == "mlp" for name, _ in seen)
+    assert calls == TINY.num_hidden_layers * (2 if recomputing else 1)
 
 
 def test_low_rank_factors_and_the_rest_have_their_own_rates():
     config = replace(SMALL, also_train_lr_scale=0.25)
     adapters, _ = setting(dropout=0.0)
-    rates = learning_rates(0.1, config, adapters)
-    assert rates.keys() == flatten(adapters).keys() and set(rates.values()) == {0.1, 0.025}
+    rates = learning_rates(0.1, config, arrays(adapters))
+    assert rates.keys() == flatten(arrays(adapters)).keys() and set(rates.values()) == {0.1, 0.025}
     assert all((rate == 0.1) == (".lora_" in path) for path, rate in rates.items())
     # Adam's first step is the rate itself, wherever there is a gradient to speak of
     config = replace(config, iters=1, warmup_ratio=0, lr_schedule="constant", max_grad_norm=1e9)
     before, frozen = setting(dropout=0.0)
     after, _ = train(before, frozen, EXAMPLES, TINY, config)
-    for path, w in named_leaves(after):
+    for path, w in named_leaves(arrays(after)):
         moved = np.abs(w - flatten(before)[path]).max()
-        assert moved == pytest.approx(learning_rates(0.02, config, before)[path], rel=1e-3), path
+        assert moved == pytest.approx(
+            learning_rates(0.02, config, arrays(before))[path], rel=1e-3
+        ), path
 
 
 @given(st.integers(1, 5), st.floats(0.1, 1.0), st.sampled_from([0.5, 1.0, 16.0]), st.booleans())
@@ -409,7 +411,7 @@ def test_the_rate_of_a_leaf_without_layers():
 def test_adapters_are_on_the_grid_of_their_dtype_after_every_step(dtype):
     _, _, steps = run(replace(SMALL, adapter_dtype=dtype))
     for _, adapters, _ in steps:
-        assert fingerprint(round_to(adapters, dtype)) == fingerprint(adapters)
+        assert fingerprint(round_to(arrays(adapters), dtype)) == fingerprint(arrays(adapters))
     assert fingerprint(steps[-1][1]) != fingerprint(run(SMALL)[0])
 
 
@@ -622,7 +624,7 @@ def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, bad, what):
     assert "\n" not in str(error.value)
     # `on_step` got the state of step 3, which is finite
     assert steps[-1][2]["step"] == 3
-    assert all(np.isfinite(w).all() for _, w in named_leaves(steps[-1][1]))
+    assert all(np.isfinite(w).all() for _, w in named_leaves(arrays(steps[-1][1])))
     monkeypatch.undo()
     resumed, _, _ = run(SMALL, valid=(), state=steps[-1][2], adapters=steps[-1][1])
     assert fingerprint(resumed) == fingerprint(run(SMALL, valid=())[0])

@@ -17,7 +17,7 @@ import numpy as np
 
 from minilora import layers, nf4
 from minilora.course.outcome import close
-from minilora.methods.operations import MethodOps
+from minilora.methods.registry import MethodOps
 
 CASES = {
     "rows": (2, 6),

@@ -9,7 +9,7 @@ adapter_config.num_virtual_tokens, and k is the number of rows of the k_proj wei
 
 import numpy as np
 
-from minilora.methods.registry import MethodConfig
+from minilora.methods.method import MethodConfig
 from minilora.tree import flatten
 
 CASES = {"layers": (1, 2), "n": (30, 36), "kv": [8, 10]}

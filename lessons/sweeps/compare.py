@@ -38,7 +38,8 @@ from minilora.formats.checkpoint import WEIGHTS, save_adapter
 from minilora.formats.pretrained import load
 from minilora.kernels import num_threads
 from minilora.methods import initializers
-from minilora.methods.registry import METHODS, MethodConfig
+from minilora.methods.method import MethodConfig
+from minilora.methods.registry import METHODS
 from minilora.optim import adamw_init
 from minilora.tree import num_parameters
 

@@ -12,7 +12,8 @@ from common import held_out_notes, write_sweep
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data
-from minilora.methods.registry import METHODS, also_train
+from minilora.methods.registry import METHODS
+from minilora.methods.replaced import also_train
 from minilora.tree import num_parameters
 
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",))

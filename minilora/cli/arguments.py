@@ -275,6 +275,7 @@ def train_flags(sub):
     add("--method", choices=tuple(METHODS), default="lora", help="see lessons/guide/methods.md")
     add("--num-virtual-tokens", type=int, default=16, help="for prompt, p-tuning and prefix")
     add("--bottleneck-size", type=int, default=8, help="width of bottleneck")
+    add("--vera-r", type=int, default=256, help="rank of vera")
     text = "initialize A and B from the base; default: A random, B zero"
     add("--init-lora-weights", choices=INITIALIZERS, help=text)
     add("--lora-r", type=int, default=lora.r, help="rank r")
@@ -318,6 +319,7 @@ TEXTS = {  # the help of the flags of TrainConfig
     "batch_size": "sequences per micro-batch",
     "grad_accumulation_steps": "micro-batches per optimizer step",
     "max_seq_length": "tokens; longer rows are cut",
+    "optimizer": "adamw, or muon for the matrices of the layers",
     "learning_rate": "learning rate after the warm-up",
     "lr_schedule": "how the learning rate falls after the warm-up",
     "warmup_ratio": "share of the steps in which the learning rate rises from zero",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import generation
+from .. import generation, lora
 from ..config import InputError, require
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
@@ -18,8 +18,7 @@ from ..formats.files import require_new
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
-from ..methods.merging import merge as merge_adapter
-from ..methods.operations import operations
+from ..methods.registry import operations
 from ..quant.schemes import error_report, is_projection
 from ..tree import named_leaves
 from .examples import compare_with_run, exact_match_of, load_examples
@@ -74,8 +73,10 @@ def generate(args):
     if len(texts) == 1:
         print_answer(chosen[0], prompts[0], sampling(args))
         return
-    pairs = [(loaded.adapters, loaded.base) for loaded in chosen]
-    found = generate_batch(pairs, prompts, first.model_config, **sampling(args))
+    if any(loaded.base is not first.base for loaded in chosen):
+        raise InputError("the adapters have different bases: give --model and --quantize")
+    adapters = [loaded.adapters for loaded in chosen]
+    found = generate_batch(adapters, first.base, prompts, first.model_config, **sampling(args))
     for path, text, ids in zip(paths, texts, found):
         print(f"--- {text!r}" + (f", adapter {path}" if path else ""))
         print(first.tokenizer.decode(ids))
@@ -230,7 +231,8 @@ def merge(args):
     loaded = load_model(args, args.adapter_path)
     require(loaded.adapters, "there is no adapter to merge: give --adapter-path")
     require_new(args.out)
-    dense = merge_adapter(loaded.adapters, loaded.base)
+    ops = operations(loaded.adapters, loaded.base)
+    dense = lora.merge(loaded.adapters, loaded.base, ops)
     save_pretrained(args.out, loaded.model_config, dense, loaded.tokenizer, args.dtype)
     print(f"merged model written to {args.out}")
 

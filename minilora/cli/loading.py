@@ -12,11 +12,12 @@ from ..formats.checkpoint import (
     read_metadata,
     trains_all_weights,
 )
-from ..formats.method_format import SIZE
 from ..formats.pretrained import load
-from ..methods.registry import GROUPS, MethodConfig, also_train, get_peft_model
+from ..methods.method import SIZES, MethodConfig
+from ..methods.registry import METHODS, get_peft_model, method_name
+from ..methods.replaced import GROUPS, also_train
 from ..training import learning_rates
-from ..tree import flatten
+from ..tree import arrays, flatten
 from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, toml_settings
 from .stored_paths import digest, find
 
@@ -98,7 +99,8 @@ def use_settings_of(loaded, args):
     """
     config = loaded.adapter_config
     if isinstance(config, MethodConfig):
-        own = {name: getattr(config, name) for name in SIZES if SIZE.get(config.method) == name}
+        size = METHODS[config.method].size
+        own = {size: getattr(config, size)} if size else {}
     else:
         layers, start = config.layers_to_transform, config.init_lora_weights
         own = {
@@ -137,7 +139,6 @@ def _as_set(value):
 
 
 WITHOUT_BLOCKS = ("none", "int8")
-SIZES = ("num_virtual_tokens", "bottleneck_size")
 OF_LORA = (
     "lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora",
     "init_lora_weights",
@@ -155,13 +156,13 @@ def unused_settings(args, loaded, train_config, examples, valid):
     if args.method not in ("lora", "dora"):
         unused |= dict.fromkeys(OF_LORA, f"with --method {args.method}")
     for name in SIZES:
-        if SIZE.get(args.method) != name:
+        if METHODS[args.method].size != name:
             unused[name] = f"with --method {args.method}"
     if args.quantize in WITHOUT_BLOCKS:
         unused["block_size"] = f"with --quantize {args.quantize}"
     for name, why in RATES.items():
         configs = [replace(train_config, **{name: value}) for value in (1.0, 2.0)]
-        one, two = (learning_rates(1.0, config, loaded.adapters) for config in configs)
+        one, two = (learning_rates(1.0, config, arrays(loaded.adapters)) for config in configs)
         if one == two:
             unused[name] = why
     if not valid:
@@ -191,7 +192,7 @@ def refuse_unused_block_size(args, scheme):
 def make_adapter_config(args):
     """Return the LoraConfig or MethodConfig that the flags describe."""
     if args.method not in ("lora", "dora"):
-        return MethodConfig(args.method, args.num_virtual_tokens, args.bottleneck_size)
+        return MethodConfig(args.method, **{name: getattr(args, name) for name in SIZES})
     layers = args.layers_to_transform
     return LoraConfig(
         r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
@@ -199,13 +200,6 @@ def make_adapter_config(args):
         layers_to_transform=None if layers is None else tuple(layers),
         use_dora=args.method == "dora", init_lora_weights=args.init_lora_weights or True,
     )  # fmt: skip
-
-
-def method_name(adapter_config):
-    """Return the name in METHODS of a LoraConfig or MethodConfig."""
-    if isinstance(adapter_config, MethodConfig):
-        return adapter_config.method
-    return "dora" if adapter_config.use_dora else "lora"
 
 
 def new_adapter(args, adapter_config):

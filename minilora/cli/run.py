@@ -25,8 +25,8 @@ from ..formats.checkpoint import save_adapter, save_state
 from ..formats.files import append, replace_text
 from ..generation import generate
 from ..kernels import num_threads
-from ..methods.operations import check_packing, operations, prompt
-from ..tree import subtree
+from ..methods.prompt import ENCODER, PROMPT, virtual_tokens
+from ..methods.registry import check_packing, operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS
 from .examples import columns_of, compared, exact_match_of, read_split, warn_of_common_rows
@@ -131,9 +131,9 @@ def check_memory(loaded, examples, train_config):
     if train_config.packing:
         packed = pack_examples(examples, train_config.max_seq_length)
         longest = max(sum(len(example.tokens) - 1 for example in row) for row in packed)
-    virtual_tokens = prompt(subtree(loaded.adapters, "model"))
-    if virtual_tokens is not None:
-        longest += len(virtual_tokens)
+    node = loaded.adapters.get("model", {})
+    if PROMPT in node or ENCODER in node:
+        longest += len(virtual_tokens(node))
     tokens = train_config.batch_size * longest
     parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
     print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")

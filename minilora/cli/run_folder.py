@@ -13,7 +13,7 @@ from ..evaluation.trainer import NO_BEST, kept_step, should_stop
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.fetch import MODELS
 from ..formats.files import replace_text, write_errors
-from ..formats.method_format import FIXED
+from ..methods.registry import METHODS
 from .arguments import CHECKPOINT, FORMAT_VERSION, SETTINGS, settings_to_resume
 from .loading import WITHOUT_BLOCKS, warn
 from .stored_paths import INPUTS, absolute, digest
@@ -92,7 +92,7 @@ def resume(folder, metadata, start):
     """
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
     settings, then = metadata["settings"], read_metadata(checkpoint)[1]
-    adapters, state, _ = load_state(checkpoint, start)
+    adapters, state, _ = load_state(checkpoint, start, settings["optimizer"])
     step, last = state["step"], settings["iters"]
     past = f"--iters {last}: {checkpoint} is at step {step} already"
     require(step <= last, f"{past}: give a larger number, or start again with --overwrite")
@@ -248,7 +248,7 @@ def front_matter(args, config):
     if isinstance(config, LoraConfig):
         in_peft, tags = config.init_lora_weights != "loftq", ["lora"]  # PEFT rejects our LoftQ
     else:
-        in_peft, tags = config.method in FIXED, []
+        in_peft, tags = METHODS[config.method].peft_fields is not None, []
     tags += [tag for tag in (args.method, "minilora") if tag not in tags]
     lines = [f"library_name: {'peft' if in_peft else 'minilora'}", "pipeline_tag: text-generation"]
     if args.model in MODELS:

@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 from .. import kernels, layers, training
 from ..batching import Example, check_examples
 from ..config import InputError, ModelConfig, TrainConfig
-from ..methods.operations import check_packing, operations
-from ..optim import adamw_init
-from ..tree import Tree, num_parameters
+from ..methods.registry import check_packing, operations
+from ..optim import OPTIMIZERS
+from ..tree import Tree, arrays, num_parameters
 from .metrics import evaluate
 from .progress import Progress
 
@@ -58,9 +58,9 @@ def train(
     check_examples("examples", examples, model_config.vocab_size)
     check_examples("valid", valid, model_config.vocab_size)
     ops = operations(adapters, base, ops)
-    reference = getattr(ops, "ops", ops) is layers
+    reference = getattr(ops, "inner", ops) is layers
     one_shard = reference or num_parameters(adapters) > MAX_PARALLEL_PARAMETERS
-    state, history = state or init_state(adapters), []
+    state, history = state or init_state(adapters, train_config), []
     patience = train_config.early_stopping_patience
     latest = adapters, state
     with Progress(train_config.iters, "step", state["step"], quiet) as progress:
@@ -108,9 +108,10 @@ def check_held_out(valid, train_config):
         raise InputError(f"--keep-best {problem}")
 
 
-def init_state(adapters):
+def init_state(adapters, train_config):
     """Return the state before the first step: of the optimizer, and of the best evaluation."""
-    return {**adamw_init(adapters), **NO_BEST}
+    start, _ = OPTIMIZERS[train_config.optimizer]
+    return {**start(arrays(adapters)), **NO_BEST}
 
 
 def evaluation(step, score):

@@ -16,8 +16,9 @@ from .. import lora
 from ..config import INITIALIZERS, LoraConfig, require
 from ..data.row_files import parse_json
 from ..methods import initializers
-from ..methods.registry import MethodConfig
-from ..tree import Tree, get, named_leaves, set_leaf, tree_map, unflatten
+from ..methods.method import MethodConfig
+from ..optim import OPTIMIZERS
+from ..tree import Tree, arrays, get, named_leaves, overlay, tree_map, unflatten
 from . import method_format, peft_format, safetensors_file
 from .files import atomic_write, errors_in, pickle_refusal, read_json, write_json
 from .pretrained import is_builtin
@@ -38,11 +39,11 @@ def save_adapter(
 ) -> None:  # fmt: skip
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
-    `base` has the lora_scaling leaves. `adapter_config` is a LoraConfig, or the MethodConfig of
-    another method. `base_name` is a name or a path; the path of an existing file or folder is
-    written as an absolute path. `dtype` is float32, bfloat16 or float16; trained biases stay
-    float32. Raises InputError if a leaf has no place in the format, if a number does not fit
-    `dtype`, or if `adapter_config` does not describe the tree.
+    `adapter_config` is a LoraConfig, or the MethodConfig of another method. `base_name` is a name
+    or a path; the path of an existing file or folder is written as an absolute path. `dtype` is
+    float32, bfloat16 or float16; trained biases stay float32. Raises InputError if a leaf has no
+    place in the format, if a number does not fit `dtype`, or if `adapter_config` does not describe
+    the tree.
     """
     if os.path.exists(base_name) and not is_builtin(base_name):
         base_name = os.path.abspath(base_name)
@@ -87,13 +88,11 @@ def load_adapter(
 ) -> LoadedAdapter:
     """Read an adapter from a folder that PEFT or `save_adapter` wrote; return LoadedAdapter.
 
-    The returned base has lora_scaling, lora_dropout and lora_r next to each adapted weight. If the
-    adapter `needs_dense_base`, `base` must be dense, and its projections are then stored in
-    `scheme`. Raises InputError naming the file and the tensor or field that is missing, unexpected,
-    of the wrong shape, not finite or not implemented, and if `base` has the scalings of another
-    adapter. A folder with only a pickle is refused unopened.
+    The returned base is `base`, unless the adapter `needs_dense_base`: then `base` must be dense,
+    and the returned base has its projections in `scheme`. Raises InputError naming the file and the
+    tensor or field that is missing, unexpected, of the wrong shape, not finite or not implemented.
+    A folder with only a pickle is refused unopened.
     """
-    lora.check_unadapted(base)
     folder = Path(folder)
     require(folder.is_dir(), f"{folder} is not a folder: give one with {CONFIG} and {WEIGHTS}")
     pickled = folder / "adapter_model.bin"
@@ -113,17 +112,13 @@ def load_adapter(
     read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
     adapters = unflatten({path: read[name] for path, name in names.items()})
     if adapter_config.init_lora_weights in INITIALIZERS:
-        base = initializers.init(base, adapter_config, 0, scheme, block_size).base
-    base = tree_map(lambda w: w, base)
+        _, base = initializers.init(base, adapter_config, 0, scheme, block_size)
     if peft_format.EMBEDDING in names and "lm_head" not in adapters | base:
         # in PEFT, a trained embedding is a copy, so the head of a tied model stays as it was
-        set_leaf(base, "lm_head.weight", get(base, peft_format.EMBEDDING))
+        base = base | {"lm_head": {"weight": get(base, peft_format.EMBEDDING)}}
     for path in lora.adapted_paths(adapters):
-        r, scaling = adapter_config.rank_and_scaling(path)
-        node = get(adapters, path)
-        set_leaf(base, f"{path}.lora_r", r)
-        set_leaf(base, f"{path}.lora_scaling", scaling)
-        set_leaf(base, f"{path}.lora_dropout", adapter_config.lora_dropout)
+        scaling, node = adapter_config.rank_and_scaling(path)[1], get(adapters, path)
+        node |= {"lora_scaling": scaling, "lora_dropout": adapter_config.lora_dropout}
         if with_bias:
             # b = b₀ + (α/r)·b_B
             own = np.float64(get(base, path).get("bias", 0))
@@ -173,7 +168,7 @@ def save_state(path, adapters, state, metadata):
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
-    entries = {name: entry("F32", w) for name, w in named_leaves(trees)}
+    entries = {name: entry("F32", w) for name, w in named_leaves(arrays(trees))}
     texts = {"minilora_run": json.dumps(numbers), "facts": json.dumps(metadata)}
     with atomic_write(Path(path)) as (temporary,):
         safetensors_file.write(temporary, entries, texts)
@@ -190,20 +185,29 @@ def read_metadata(path):
     return numbers, metadata
 
 
-def load_state(path, like=None):
+def load_state(path, like=None, optimizer="adamw"):
     """Read (adapters, state, metadata) from a file that `save_state` wrote, bit for bit.
 
-    Raises InputError if the file is not a checkpoint, or its shapes differ from the tree `like`.
+    optimizer: its name in `optim.OPTIMIZERS`. Raises InputError if the file is not a checkpoint,
+    lacks a tree of the state of this optimizer, or has other shapes than the tree `like`.
     """
     entries, (numbers, metadata) = safetensors_file.read_header(path), read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
-    ours = ours if like is None else dict(named_leaves(like))
+    ours = unflatten(ours) if like is None else arrays(like)
     names = ("best_loss", "step", "best_step", "worse")
     best, *counts = (numbers.get(name) for name in names)
     sound = type(best) in (int, float) and best == best  # not NaN
     sound = sound and all(type(n) is int and 0 <= n < 2**63 for n in counts)
     require(sound and ours and len(numbers) == len(names), f"{path} is not a checkpoint of a run")
-    trees = {"adapters", "m", "v", *(name.partition(".")[0] for name in entries)}
-    shapes = {f"{tree}.{name}": found.shape for name, found in ours.items() for tree in trees}
-    state = numbers | unflatten(_read(path, entries, shapes))
+    start, _ = OPTIMIZERS[optimizer]
+    zeros = start(tree_map(lambda found: np.zeros(found.shape, "f4"), ours))
+    moments = {name: tree for name, tree in zeros.items() if isinstance(tree, dict)}
+    trees = {"adapters": ours, **moments}
+    if any(name.startswith("best.") for name in entries):
+        trees["best"] = ours
+    shapes = {name: found.shape for name, found in named_leaves(trees)}
+    empty: Tree = {name: {} for name in moments}  # muon has no m and v if it trains only matrices
+    state = numbers | empty | unflatten(_read(path, entries, shapes))
+    for tree in {"adapters", "best"} & state.keys():  # the file has no settings such as the scaling
+        state[tree] = overlay(like or {}, state[tree])
     return state.pop("adapters"), state, metadata

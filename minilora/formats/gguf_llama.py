@@ -10,8 +10,8 @@ import numpy as np
 
 from ..config import InputError, ModelConfig, require
 from . import gguf_file
+from .fields import ids, positive, size
 from .files import errors_in
-from .hf_folder import ids, positive, size
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",

@@ -17,8 +17,8 @@ from ..config import (
     names_module,
     require,
 )
-from ..methods.registry import biases
-from ..tree import flatten, get, named_leaves
+from ..methods.replaced import biases
+from ..tree import arrays, flatten, get, named_leaves
 
 EMBEDDING = "model.embed_tokens.weight"
 PREFIX = "base_model.model."  # PEFT's wrapper, and the model of transformers in it
@@ -35,7 +35,7 @@ def key(path):
     return f"{PREFIX}{node}.{LEAVES.get(name, name)}"
 
 
-def tensors(adapters, frozen, config):
+def tensors(adapters, base, config):
     """Return ({tensor name: array}, modules_to_save) of a LoRA adapter.
 
     Trained norms, embedding and head are modules_to_save. A trained bias b becomes the bias b_B of
@@ -43,28 +43,27 @@ def tensors(adapters, frozen, config):
     of the base or zero. Unless α/r is a power of two, reading rounds b once more. PEFT cannot merge
     such an adapter into a base without biases.
     """
-    lora.check_base(adapters, frozen)
-    expected = {path: config.rank_and_scaling(path) for path in lora.target_paths(frozen, config)}
-    low_rank, trained = lora.adapted_paths(adapters), flatten(adapters)
-    found = {p: (len(trained[f"{p}.lora_A"]), get(frozen, p)["lora_scaling"]) for p in low_rank}
+    expected = {path: config.rank_and_scaling(path) for path in lora.target_paths(base, config)}
+    low_rank, trained = lora.adapted_paths(adapters), flatten(arrays(adapters))
+    found = {p: (len(trained[f"{p}.lora_A"]), get(adapters, p)["lora_scaling"]) for p in low_rank}
     for path in expected | found:
         has, says = found.get(path), expected.get(path)
         which = f"the adapter on {path} has rank and scaling {has}, but its LoraConfig says {says}"
         require(has == says, which)
     known = {f"{path}.{name}" for path in low_rank for name in LEAVES}
-    whole, places = [path for path in trained if path not in known], replaceable(frozen)
+    whole, places = [path for path in trained if path not in known], replaceable(base)
     for path in whole:
         require(path in places, f"PEFT's format cannot hold a trained {path}")
-    if EMBEDDING in whole and "lm_head" not in adapters | frozen:
+    if EMBEDDING in whole and "lm_head" not in adapters | base:
         what = "PEFT's format cannot hold a trained embedding that is also the head"
-        raise InputError(f"{what}: put lm_head.weight into one of the trees, trained or frozen")
+        raise InputError(f"{what}: put lm_head.weight into one of the two trees")
     modules = [path.removesuffix(".weight") for path in whole]
     short = sorted({module.rpartition(".")[2] for module in modules})
     if sorted(named(short, places)) == sorted(whole):
         modules = short
     if any(path.endswith(".bias") for path in trained):
         require(not config.use_dora, "PEFT's format cannot hold trained biases of DoRA")
-        for path, own in biases(low_rank, frozen):
+        for path, own in biases(low_rank, base):
             scaling = config.rank_and_scaling(path.removesuffix(".bias"))[1]
             # b_B = (b − b₀) / (α/r)
             trained[path] = np.float32((np.float64(trained.get(path, own)) - own) / scaling)

@@ -21,6 +21,7 @@ from ..quant.low_precision import LowPrecision
 from ..quant.schemes import is_projection, quantize_leaf
 from ..tree import Tree, set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
+from .families import FAMILIES
 from .hf_folder import read_config, shapes, with_bias
 from .safetensors_file import check_floats
 
@@ -70,7 +71,7 @@ def load(
     count = f"num_hidden_layers is {n}, but {origin} has {len(tensors)} tensors"
     require(n <= len(tensors), count)
     base: dict = {}
-    expected = shapes(config, hf_folder.biased(config.model_type, biased))
+    expected = shapes(config, FAMILIES[config.model_type].biased(biased))
     for path, entry in tensors.items():
         # old folders also contain rotary frequencies, or a copy of a tied head
         needless = path.endswith("rotary_emb.inv_freq") or path == "lm_head.weight"

@@ -15,18 +15,23 @@ from autograd.extend import defvjp_argnums, primitive
 
 from .. import layers
 from ..config import MLP
-from ..layers import checkpoint, embed, value_and_grad
-from . import fused_projection
-from .chunking import is_plain_lora
+from ..layers import ENTRIES, embed, merge_projection
 from .fused_attention import attention, self_attention
 from .fused_loss import cross_entropy
 from .fused_norm import rms_norm
-from .fused_projection import join_factors, linear, project, project_backward, split_factors
+from .fused_projection import (
+    is_fused,
+    join_factors,
+    linear,
+    project,
+    project_backward,
+    split_factors,
+)  # fmt: skip
 from .loops import exp, fast_jit, rows
 from .threads import parallel_rows
 
-__all__ = ["attention", "checkpoint", "cross_entropy", "embed", "linear", "mlp", "rms_norm",
-           "self_attention", "swiglu", "value_and_grad"]  # fmt: skip
+__all__ = ["ENTRIES", "attention", "cross_entropy", "embed", "linear", "merge_projection", "mlp",
+           "rms_norm", "self_attention", "swiglu"]  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------- SwiGLU
@@ -85,11 +90,11 @@ def _swiglu_back(lo, hi, a, b, g, da, db):
 # array, and recomputing it takes a tenth of the time of the matmul that reads it.
 
 
-def mlp(x, trained, frozen, rng=None, linear=None):
+def mlp(x, node, ctx):
     """Compute `layers.mlp`. Keeps x and the outputs of gate_proj and up_proj."""
-    if linear is not None or not is_plain_lora(trained, frozen, rng is not None):
-        return layers.mlp(x, trained, frozen, rng, linear or fused_projection.linear, swiglu)
-    projections, factors = split_factors(MLP, trained, frozen)
+    if ctx.config.hidden_act != "silu" or not is_fused(MLP, node, ctx):
+        return layers.mlp(x, node, ctx)
+    projections, factors = split_factors(MLP, node)
     return _mlp(x, projections, {}, *factors)
 
 

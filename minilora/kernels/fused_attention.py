@@ -8,10 +8,8 @@ from autograd.extend import defvjp_argnums, primitive
 
 from .. import layers
 from ..config import ATTENTION
-from . import fused_projection
-from .chunking import chunks, is_plain_lora
-from .fused_norm import rms_norm
-from .fused_projection import join_factors, project, project_backward, split_factors
+from .chunking import chunks
+from .fused_projection import is_fused, join_factors, project, project_backward, split_factors
 from .loops import exp, fast_jit, row_max, rows
 from .threads import parallel_rows
 
@@ -103,18 +101,15 @@ def attention_backward(g, rope, starts, saved):
 # ------------------------------------------------------------------------------- the sublayer
 
 
-def self_attention(
-    x, trained, frozen, rope, segment_starts, cache=None, rng=None, eps=1e-6, window=None,
-    linear=None,
-):  # fmt: skip
+def self_attention(x, node, ctx):
     """Compute `layers.self_attention`. Keeps x and what `attention` keeps."""
-    plain = is_plain_lora(trained, frozen, dropout=rng is not None) and "q_norm" not in frozen
-    if not plain or linear is not None or cache is not None:
-        functions = (linear or fused_projection.linear, attention, rms_norm)
-        rest = (rope, segment_starts, cache, rng, eps, window, *functions)
-        return layers.self_attention(x, trained, frozen, *rest)
-    projections, factors = split_factors(ATTENTION, trained, frozen)
-    return _self_attention(x, projections, rope, first_keys(segment_starts, window), {}, *factors)
+    config = ctx.config
+    plain = not config.qk_norm and config.query_pre_attn_scalar is None and ctx.cache is None
+    if not plain or not is_fused(ATTENTION, node, ctx):
+        return layers.self_attention(x, node, ctx)
+    projections, factors = split_factors(ATTENTION, node)
+    starts = first_keys(ctx.segment_starts, config.sliding_window)
+    return _self_attention(x, projections, ctx.rope, starts, {}, *factors)
 
 
 @primitive

@@ -9,17 +9,16 @@ Letters as in `layers.py`; g is the gradient of an output, ∂L/∂y.
 from typing import Any, NamedTuple
 
 import numpy as np
+from autograd.tracer import isbox
 
 from .. import layers
-from ..lora import FACTORS, SETTINGS
-from ..tree import check_leaves, subtree
 from .loops import rows
-from .weights import frozen_matmul, tiled_matmul, tiled_matmul_backward
+from .weights import matmul, tiled_matmul, tiled_matmul_backward
 
 
-def linear(x, trained, frozen, rng=None, frozen_matmul=frozen_matmul):
+def linear(x, node, rng=None):
     """Compute `layers.linear`, but dequantize a weight tile by tile."""
-    return layers.linear(x, trained, frozen, rng, frozen_matmul)
+    return layers.linear(x, node, rng, matmul)
 
 
 class Projection(NamedTuple):
@@ -32,18 +31,25 @@ class Projection(NamedTuple):
     B: Any = None  # (out, r)
 
 
-def split_factors(names, trained, frozen):
+def is_fused(names, node, ctx):
+    """Return whether these projections of a sublayer train nothing but LoRA, without dropout.
+
+    No other method may wrap `linear`. Otherwise, the sublayer is composed as in `layers`.
+    """
+    nodes = [node[name] for name in names]
+    trained = any(isbox(n["weight"]) or isbox(n.get("bias")) for n in nodes)
+    dropout = ctx.rng is not None and any(n.get("lora_dropout") for n in nodes)
+    return ctx.ops.linear is linear and not trained and not dropout
+
+
+def split_factors(names, node):
     """Return the Projections of a sublayer without factors, and a flat list of all factors."""
     # autograd traces only arrays that are arguments of a primitive, not arrays in its arguments
-    check_leaves(trained, names, "the sublayer")
-    check_leaves(frozen, names, "the sublayer")
     projections, factors = [], []
-    for name in names:
-        node, own = subtree(trained, name), frozen[name]
-        check_leaves(own, ("weight", "bias", *SETTINGS), name)
-        scaling = own["lora_scaling"] if node else None
-        projections.append(Projection(own["weight"], own.get("bias"), scaling))
-        factors += [node[factor] for factor in FACTORS if node]
+    for own in (node[name] for name in names):
+        projections.append(Projection(own["weight"], own.get("bias"), own.get("lora_scaling")))
+        if "lora_A" in own:
+            factors += [own["lora_A"], own["lora_B"]]
     return projections, factors
 
 

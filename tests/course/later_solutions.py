@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from minilora.methods.merging import row_norms
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, layers, lora
@@ -11,8 +12,7 @@ from minilora.double_quant import DYNAMIC_MAP, DoubleQuantized
 from minilora.evaluation.memory import ADAM_FLOATS, activation_floats, nbytes
 from minilora.layers import apply_rope, dense, dropout
 from minilora.lora import target_paths
-from minilora.methods.merging import row_norms
-from minilora.methods.registry import EVERY_LINEAR
+from minilora.methods.replaced import EVERY_LINEAR
 from minilora.nf4 import unpack_4bit
 from minilora.tree import (
     flatten,
@@ -586,7 +586,7 @@ def frozen_check(train):
         iters=4, batch_size=2, learning_rate=1e-2, warmup_ratio=0.0, max_seq_length=128
     )
     examples = data.encode_rows(data.load_rows("questions", "valid")[:8], tokenizer, settings)[0]
-    adapters, base = lora.init(base, LoraConfig(r=4), np.random.default_rng(0))
+    adapters, base = minilora.get_peft_model(base, LoraConfig(r=4), np.random.default_rng(0))
     before = [(p, np.array(x)) for p, x in flatten(base).items() if isinstance(x, np.ndarray)]
     start = {p: np.array(x) for p, x in flatten(adapters).items()}
     after, _ = train(adapters, base, examples, config, settings, layers)
@@ -606,7 +606,7 @@ def frozen_check_only_keys(train):
     config, base, tokenizer = minilora.load("micro")
     settings = TrainConfig(iters=2, batch_size=2, warmup_ratio=0.0)
     examples = data.encode_rows(data.load_rows("questions", "valid")[:8], tokenizer, settings)[0]
-    adapters, base = lora.init(base, LoraConfig(r=4), np.random.default_rng(0))
+    adapters, base = minilora.get_peft_model(base, LoraConfig(r=4), np.random.default_rng(0))
     after, _ = train(adapters, base, examples, config, settings, layers)
     assert flatten(after).keys() == flatten(adapters).keys()
 
@@ -630,7 +630,7 @@ def nibbles_check_of_equal_codes(pack_4bit):
 def merge_check(merge):
     config, base, _ = minilora.load("micro")
     rng = np.random.default_rng(3)
-    adapters, base = lora.init(base, LoraConfig(r=2, lora_alpha=6), rng)
+    adapters, base = minilora.get_peft_model(base, LoraConfig(r=2, lora_alpha=6), rng)
     for path in lora.adapted_paths(adapters):
         node = get(adapters, path)
         node["lora_B"] = rng.standard_normal(node["lora_B"].shape).astype(np.float32) * 0.1
@@ -651,7 +651,7 @@ def merge_check(merge):
 @wrong("test-merge")
 def merge_check_of_shapes(merge):
     _, base, _ = minilora.load("micro")
-    adapters, base = lora.init(base, LoraConfig(r=2), np.random.default_rng(0))
+    adapters, base = minilora.get_peft_model(base, LoraConfig(r=2), np.random.default_rng(0))
     merged = merge(adapters, base)
     for path in lora.adapted_paths(adapters):
         assert get(merged, path)["weight"].shape == get(base, path)["weight"].shape

@@ -1074,7 +1074,9 @@ def check_pack_shape(pack):
 @right("test-merge")
 def check_merge(merge):
     base = minilora.load("micro")[1]
-    adapters, frozen = lora.init(base, LoraConfig(r=3, lora_alpha=12), np.random.default_rng(0))
+    adapters, frozen = minilora.get_peft_model(
+        base, LoraConfig(r=3, lora_alpha=12), np.random.default_rng(0)
+    )
     rng = np.random.default_rng(1)
     set_leaf(adapters, "model.norm.weight", np.ones_like(get(base, "model.norm.weight")))
     adapters = tree_map(lambda w: rng.standard_normal(w.shape).astype("f4"), adapters)
@@ -1100,14 +1102,14 @@ def check_merge(merge):
 @wrong("test-merge")
 def check_merge_runs(merge):
     base = minilora.load("micro")[1]
-    adapters, frozen = lora.init(base, LoraConfig(), np.random.default_rng(0))
+    adapters, frozen = minilora.get_peft_model(base, LoraConfig(), np.random.default_rng(0))
     assert merge(adapters, frozen) is not None
 
 
 @right("test-frozen")
 def check_frozen(train):
     model_config, base, tokenizer = minilora.load("micro")
-    adapters, frozen = lora.init(base, LoraConfig(r=2), np.random.default_rng(0))
+    adapters, frozen = minilora.get_peft_model(base, LoraConfig(r=2), np.random.default_rng(0))
     copy = tree_map(lambda w: np.array(full(w)), frozen)
     start = tree_map(np.array, adapters)
     settings = TrainConfig(iters=3, batch_size=2, warmup_ratio=0, learning_rate=1e-2)
@@ -1124,7 +1126,7 @@ def check_frozen(train):
 @wrong("test-frozen")
 def check_frozen_only_runs(train):
     model_config, base, tokenizer = minilora.load("micro")
-    adapters, frozen = lora.init(base, LoraConfig(r=2), np.random.default_rng(0))
+    adapters, frozen = minilora.get_peft_model(base, LoraConfig(r=2), np.random.default_rng(0))
     examples = [encode(row, tokenizer) for row in load_rows("questions", "train")[:4]]
     settings = TrainConfig(iters=1, batch_size=2)
     train(adapters, frozen, examples, model_config, settings, layers)

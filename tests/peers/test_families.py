@@ -28,7 +28,8 @@ from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
 from minilora.formats.quantized_file import save_quantized
 from minilora.kernels import fused
-from minilora.methods.registry import METHODS, also_train
+from minilora.methods.registry import METHODS
+from minilora.methods.replaced import also_train
 from minilora.quant.schemes import quantize
 from minilora.tree import flatten, tree_map
 

@@ -24,7 +24,8 @@ from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
 from minilora.methods import initializers
-from minilora.methods.registry import METHODS, MethodConfig
+from minilora.methods.method import MethodConfig
+from minilora.methods.registry import METHODS
 from minilora.tree import flatten, get, tree_map
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")

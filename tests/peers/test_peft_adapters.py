@@ -21,7 +21,8 @@ from minilora.cli import main
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
-from minilora.methods.registry import METHODS, also_train
+from minilora.methods.registry import METHODS
+from minilora.methods.replaced import also_train
 from minilora.tree import flatten, tree_map
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
