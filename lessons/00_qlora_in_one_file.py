@@ -8,7 +8,7 @@
 #
 # 1. the base model, read from a file
 # 2. NF4: a weight in 4 bits, and one number of 8 bits per block of 64 weights
-# 3. LoRA: two small trained matrices next to each frozen weight
+# 3. LoRA: two small trained matrices next to each projection
 # 4. the Llama: from tokens to the loss
 # 5. the data: questions about short sentences
 # 6. training with AdamW
@@ -194,8 +194,8 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # *In the package: `lora.py` (other targets and ranks), `layers.py` (biases, dropout),
 # `kernels/fused_projection.py` (speed).*
 #
-# Each frozen weight W₀ gets an *adapter*: two small matrices, A of shape (r, in) and B of shape
-# (out, r). The *rank* r is small, here 8, and α is a fixed number:
+# Each projection, with its frozen weight W₀, gets an *adapter*: two small matrices, A of shape (r,
+# in) and B of shape (out, r). The *rank* r is small, here 8, and α is a fixed number:
 #
 # $$h = W_0 x + \frac{\alpha}{r} B A x$$
 #
@@ -429,8 +429,8 @@ report("after training", adapters, base)
 # transformers loads).*
 #
 # (α/r)·BA has the shape of W₀, so an adapter can be added to its weight. The merged model has the
-# shape and the speed of the base. It stays in float32: rounding it to 4 bits again would lose much
-# of what the adapter learned (lesson 13b measures how much).
+# shape and the speed of the base. It stays in float32: rounding it to 4 bits again would lose a
+# part of what the adapter learned (lesson 13b measures how much).
 
 # %%
 merged = {path: dense(w) for path, w in base.items()}

@@ -103,7 +103,8 @@ table(["GB, 512 tokens", *paper["7B", "full"], "together"], rows)
 # %%
 SHADES = ("#1f4e79", "#5a9a6f", "#d1751f", "#e9c46a", "#bbbbbb")
 HATCHES = ("", "//", "..", "\\\\", "xx")
-title = "A step of LLaMA-65B; full fine-tuning takes 784 GB. Dashed: 48 GB"
+full = sums["65B", "full"]
+title = f"A step of LLaMA-65B; full fine-tuning takes {full:.0f} GB. Dashed: 48 GB"
 with figure("ledger", "GB", "", title, width=8, height=3) as axes:
     left = np.zeros(3)
     for part, shade, hatch in zip(paper["65B", "full"], SHADES, HATCHES):
@@ -121,9 +122,10 @@ with figure("ledger", "GB", "", title, width=8, height=3) as axes:
 # %% [markdown]
 # ![Bars: the bytes of a step of LLaMA-65B, by part and by method](../figures/ledger.png)
 #
-# Twelve bytes per parameter (2 for the weight, 2 for its gradient, 8 for the moments) are the
-# 780 GB. LoRA saves ten of the twelve. The other two are the frozen weight, and that is still too
-# much for one card. Only fewer bits for the frozen weight lead below 48 GB.
+# Twelve bytes per parameter (2 for the weight, 2 for its gradient, 8 for the moments) are the 780
+# GB. (Lesson 1 had sixteen bytes, because its weights and gradients are in float32. The paper has
+# both in 16 bits.) LoRA saves ten of the twelve. The other two are the frozen weight, and that is
+# still too much for one card. Only fewer bits for the frozen weight lead below 48 GB.
 #
 # These sums leave out what a framework needs in addition, and the activations of the one layer that
 # is being recomputed. A few GB are left for them.

@@ -64,6 +64,7 @@ assert 2 * gpt3 == 36 * 2**20, "36 MiB in 16 bits"
 assert 9_250 < 350e9 / (2 * gpt3) < 9_300, "some 9,300 times less"
 header = size - numbers
 assert 0 < header < 200 * len(flatten(adapters)), "besides numbers, only names and shapes"
+assert 10.5 < nbytes(tiny) / size < 11.5, "a checkpoint of tiny must shrink eleven times"
 
 # %% [markdown]
 # ## What is swapped
@@ -153,8 +154,9 @@ for name, (_, frozen) in pairs.items():
 # 2. `rpartition(", ")[2]` in `place_only`: ask for the name instead, with `partition(",")[0]`.
 # 3. `("whole", "place", "whole")`: generate with `({}, base)` in between. Does the base answer?
 #
-# **Where to stop with a debugger.** `checkpoint.load_adapter`: compare `frozen` and `base`; which
-# leaves are new? `layers.linear` with `MINILORA_PLAIN=1`: only `trained` differs between adapters.
+# **Where to stop with a debugger.** `checkpoint.load_adapter`: compare `base` before and
+# after `set_leaf`; which leaves are new? `layers.linear` with `MINILORA_PLAIN=1`: only `trained`
+# differs between adapters.
 #
 # **Exercises.** lora-count.
 #

@@ -151,8 +151,9 @@ table(["start", "seed", "‖∂L/∂A‖", "‖∂L/∂B‖", "loss before", f"a
 #
 # "Both zero" never moves: each gradient is a product with a zero. If one factor is zero, the model
 # begins as the base, and from the second step on both factors move. Which of the two is zero is a
-# convention. LoRA (Sec. 4.1) sets B to zero, and the other choice learns as well here. "Both
-# random" learns, too, but it starts from a damaged model. The zero prevents that.
+# convention. LoRA (Sec. 4.1) sets B to zero. The other choice learns, too, in both runs here (which
+# of the two is better is not shown by two seeds). "Both random" also learns, but it starts from a
+# damaged model. The zero prevents that.
 
 # %%
 # Checks

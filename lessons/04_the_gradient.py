@@ -150,7 +150,8 @@ assert worst < 1e-12, "a factor's gradient must be the projected full gradient"
 # gradients do to a frozen weight?
 #
 # <details><summary>Answer</summary>
-# They shrink it by (1 − ηλ)⁵⁰⁰, to 82 %. Decoupled weight decay does not need a gradient.
+# They shrink it by (1 − ηλ)⁵⁰⁰, to 82 %. Decoupled weight decay does not need a gradient. On its
+# own text, the loss of `micro` rises from 0.21 to 3.5 nats per token: the model is destroyed.
 # </details>
 
 # %%
@@ -175,7 +176,7 @@ print(f"the loss on the base's own text rose from {before:.4f} to {after:.4f}, w
 assert flatten(gradient).keys() == flatten(adapters).keys(), "gradients of the adapters, no others"
 assert num_parameters(gradient) < num_parameters(base), "fewer gradients than base parameters"
 assert abs(shrunk - expected) < 1e-4, "decay must shrink a weight without a gradient"
-assert after > before + 0.01, "and the model must be worse for it"
+assert before < 0.215 and 3.3 < after < 3.6, "and that must destroy the model"
 
 # %% [markdown]
 # ## What was shown
@@ -190,7 +191,7 @@ assert after > before + 0.01, "and the model must be worse for it"
 # 2. `C * (1 - np.tanh(h) ** 2)`: use another loss, Σ h², and its derivative.
 # 3. `weight_decay=0.1`: use 0.01. After how many steps is a frozen weight down to 82 %?
 #
-# **Where to stop with a debugger.** `project_back` in `minilora/kernels/fused_projection.py`:
+# **Where to stop with a debugger.** `project_backward` in `minilora/kernels/fused_projection.py`:
 # ∂L/∂x, ∂L/∂A and ∂L/∂B of several projections at once. `training.gradient_at`: `grads` has the
 # leaves of argument 0, and no others.
 #

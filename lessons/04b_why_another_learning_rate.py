@@ -146,6 +146,7 @@ table(["LoRA's first step / full's", "measured", "predicted", "rate that compens
 # Checks
 for name, (measured, predicted) in quotients.items():
     assert 0.75 < measured / predicted < 1.35, f"{name}: the prediction is off"
+assert abs(1 / quotients["micro"][0] - 2.2) < 0.15, "2.2 on micro: lesson 4c uses this number"
 assert quotients["tiny"][0] < quotients["micro"][0], "a wider model needs a larger factor"
 assert 15 < 1 / wide < 25, "about 20 at width 4096"
 

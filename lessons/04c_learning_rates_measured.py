@@ -10,7 +10,7 @@
 import math
 
 import numpy as np
-from common import QUICK, figure, of, read_sweep, short, table
+from common import QUICK, agrees, figure, of, read_sweep, short, spread, table
 from sweeps import rates
 
 from minilora.evaluation.plot import LINES
@@ -18,7 +18,7 @@ from minilora.evaluation.plot import LINES
 # %% [markdown]
 # ## Four ways to train
 #
-# `sweeps/rates.py` trains `micro` on the questions for 200 steps, with three seeds: LoRA, all of
+# `sweeps/rates.py` trains `micro` on the questions for 200 steps, with five seeds: LoRA, all of
 # the model from the base, and all of the model from random weights. A fourth case trains what LoRA
 # adapts, the seven projections, and leaves the embedding and the norms frozen.
 #
@@ -33,7 +33,7 @@ from minilora.evaluation.plot import LINES
 #
 # <details><summary>Answer</summary>
 # Full fine-tuning from the base has the lowest. LoRA and training from random weights are best at a
-# higher rate.
+# higher rate, both at the same rate of the grid.
 # </details>
 
 # %%
@@ -72,7 +72,7 @@ for a, b in (("full", "projections"), ("projections", "lora"), ("full", "lora"))
     print(f"{reach[b] / reach[a]:.1f} times the rate of: {WAYS[a]}, for: {WAYS[b]}")
 
 # %%
-title = "micro, 200 steps on the questions: mean and range of three seeds"
+title = "micro, 200 steps on the questions: mean and range of five seeds"
 with figure("rates", "learning rate", "held-out loss (nats per token)", title) as axes:
     for (way, label), style, marker in zip(WAYS.items(), LINES, "osD^"):
         losses = scores(way)
@@ -86,18 +86,19 @@ with figure("rates", "learning rate", "held-out loss (nats per token)", title) a
 # ![Held-out loss over the learning rate of LoRA, full fine-tuning, and training from
 # random weights](../figures/rates.png)
 #
-# - On the left side, LoRA's curve is that of full fine-tuning, moved to the right: it needs about
-#   four times the rate for the same loss. The first step explains a factor of 2.2. That LoRA does
-#   not train the embedding and the norms explains 1.1: the projections alone need 1.1 times the
-#   rate of full fine-tuning. The rest, a factor of about 1.6, is not explained here.
-# - At ten times the best rate of full fine-tuning, LoRA is worse than at three times. So "ten
-#   times" is no constant. By the first step, the factor grows as √in.
-# - From random weights, a larger rate is best, too: the way is longer.
-# - Full fine-tuning is nearly equal at 3e-3 and 1e-2, and its loss is lower than that of LoRA at
-#   r = 8. The projections alone do not get lower than LoRA by much, so most of the difference
-#   comes from the embedding and the norms.
+# - On the left side, LoRA's curve is that of full fine-tuning, moved to the right: `micro` (0.1
+#   million parameters) needs about four times the rate for the same loss. The first step explains a
+#   factor of 2.2. That LoRA does not train the embedding and the norms explains 1.1: the
+#   projections alone need 1.1 times the rate of full fine-tuning. The rest, a factor of about 1.6,
+#   is not explained here.
+# - "Ten times" **does not hold here**: at ten times the best rate of full fine-tuning, LoRA is
+#   worse than at three times, with every seed. By the first step, the factor grows as √in.
+# - From random weights, the best rate is that of LoRA, with every seed.
+# - Full fine-tuning differs little between 3e-3 and 1e-2 (means), and its loss is lower than that
+#   of LoRA at r = 8, with every seed. The projections alone are better than LoRA with four of five
+#   seeds, by a factor of 1.3 on average; with the embedding and the norms it is 2.6.
 #
-# It is not shown here that a larger model follows the same line.
+# That a larger model follows the same line is not shown.
 
 # %%
 # Checks
@@ -111,11 +112,17 @@ assert mean["full"].argmin() < best, "full fine-tuning must be best at a lower r
 lower = scores("full").min(axis=0) < scores("lora").min(axis=0)
 assert lower.all(), "full fine-tuning must reach a lower loss than LoRA, with every seed"
 lowest = {way: mean[way].min() for way in WAYS}
-assert 0.7 < lowest["projections"] / lowest["lora"] < 1.2, "the projections alone: near LoRA's loss"
-assert exact_lora[high].min() > 0.8, "at 3e-2 LoRA still learns, with every seed"
-assert np.median(exact_full[high]) < 0.6, "at 3e-2 full fine-tuning fails with most seeds"
-assert 3 < reach["lora"] / reach["full"] < 5, "LoRA must need about four times the rate"
-assert 1 < reach["projections"] / reach["full"] < 1.3, "the projections alone hardly more"
+assert 1.2 < lowest["lora"] / lowest["projections"] < 1.4, "the projections alone: 1.3 times lower"
+assert 2.4 < lowest["lora"] / lowest["full"] < 2.8, "with embedding and norms: 2.6 times"
+fewer = scores("projections").min(axis=0) < scores("lora").min(axis=0)
+assert fewer.sum() == 4, "the projections alone must be better with four of five seeds"
+assert mean["full"][best] < 1.5 * lowest["full"], "full fine-tuning: little difference up to 1e-2"
+assert exact_lora[high].min() > 0.7, "at 3e-2 LoRA still learns, with every seed"
+assert (exact_full[high] < 0.6).sum() == 3, "at 3e-2 full fine-tuning fails with three of five"
+assert 3.5 < reach["lora"] / reach["full"] < 4.7, "LoRA must need about four times the rate"
+assert 1.05 < reach["projections"] / reach["full"] < 1.2, "the projections alone 1.1 times"
+rest = reach["lora"] / reach["projections"] / 2.2  # lesson 4b asserts 2.2
+assert 1.6 < rest < 2, f"the rest must be a factor of about 1.8, not {rest:.2f}"
 worse = scores("lora")[high] > 1.5 * scores("lora")[best]
 assert worse.all(), "ten times the best rate of full fine-tuning must be too much for LoRA"
 
@@ -126,20 +133,22 @@ assert worse.all(), "ten times the best rate of full fine-tuning must be too muc
 live, in_sweep = {}, {}
 for way in ("full", "lora"):
     live[way] = rates.run((way, 1e-3, 0), iters=short(200, 60))["loss"]
-    in_sweep[way] = of(sweep, "loss", way=way, rate=1e-3, seed=0)[0]
-    print(f"{way}: loss {live[way]:.4f}, in the sweep {in_sweep[way]:.4f}")
+    in_sweep[way] = of(sweep, "loss", way=way, rate=1e-3)
+    print(f"{way}: loss {live[way]:.4f}, in the sweep {spread(in_sweep[way], 4)}")
 
 # %%
 # Checks
-for way in live:  # another machine rounds differently, and 200 steps magnify that
-    assert QUICK or 2 / 3 < live[way] / in_sweep[way] < 3 / 2, f"{way}: not the sweep's loss"
+for way, other in (("full", "lora"), ("lora", "full")):
+    assert QUICK or agrees(live[way], in_sweep[way], in_sweep[other]), (
+        f"{way}: not the sweep's loss"
+    )
 assert live["full"] < live["lora"] / 1.5, "at 1e-3, full fine-tuning must be ahead"
 
 # %% [markdown]
 # ## What was shown
 #
-# LoRA needs a larger learning rate than full fine-tuning, here about four times. The factor depends
-# on the width, on r and on alpha, so sweep the rate for your model.
+# LoRA needs a larger learning rate than full fine-tuning: on `micro` about four times. By the first
+# step, the factor depends on the width, on r and on alpha, so sweep the rate for your model.
 #
 # **What to try.**
 #

@@ -192,7 +192,8 @@ assert abs(half_gap - 0.1519036) < 1e-7, "half of the widest gap of NF4"
 # 2. `rounded(w, values, block_size=64)`: use blocks of 16. Which code gains most?
 # 3. `p = round(1 - (1 / 32 + 1 / 30) / 2, 7)`: move p towards 1. How does `built` change?
 #
-# **Where to stop with a debugger.** `nf4.normalize` (`absmax`), `nf4.nearest` (`code.midpoints`).
+# **Where to stop with a debugger.** `nf4.normalize` (`absmax`), `nf4.nearest`
+# (`codebook.midpoints`).
 #
 # **Exercises.** absmax-blocks, nearest-code.
 #

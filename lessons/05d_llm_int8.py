@@ -137,8 +137,8 @@ columns, without, with_columns = np.transpose(results)
 for name, value in largest_of.items():
     assert (value > 6) == (name == "swiglu"), f"{name}: the largest input is {value}"
 assert (with_columns < 0.8 * without).all(), "outlier columns must help in all layers (found: 0.68)"
-assert (with_columns[2:] < 0.5 * without[2:]).all(), "and much in the last ones (found: 0.31)"
-assert columns.min() > 0.1 and columns.max() > 0.6, "they are many columns (found: 18 % and 79 %)"
+assert (with_columns[2:] < 0.35 * without[2:]).all(), "to a third in the last ones (found: 0.31)"
+assert columns.min() > 0.1 and columns[-1] > 0.6, "they are many columns (found: 18 % and 79 %)"
 
 # %% [markdown]
 # ## What was shown

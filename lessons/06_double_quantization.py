@@ -11,7 +11,7 @@
 
 # %%
 import numpy as np
-from common import figure, held_out_notes, short, table
+from common import QUICK, figure, held_out_notes, short, table
 
 import minilora
 from minilora import TrainConfig, double_quant, nf4
@@ -138,8 +138,11 @@ with figure("dynamic_map", xlabel, ylabel, title) as axes:
 # Checks
 normal, heavy = errors["normal"], errors["heavy-tailed"]
 ratio = normal["even steps"] / normal["dynamic map"]
-assert ratio < 0.8, f"even steps must be better for normal weights (found: 0.67), not {ratio}"
-assert 0.8 * normal["dynamic map"] < 0.5 * normal["dynamic map, no offset"], "found: 3.2 times"
+assert 0.6 < ratio < 0.72, f"even steps must have a third less error (found: 0.67), not {ratio}"
+by_offset = normal["dynamic map, no offset"] / normal["dynamic map"]
+assert 2.8 < by_offset < 3.6, (
+    f"the offset must gain a factor of three (found: 3.2), not {by_offset}"
+)
 assert heavy["even steps"] > 1.2 * heavy["dynamic map"], "the map must be better here (found: 1.7)"
 assert abs(near["map"] - 0.5) < 0.01, "half of the map must be within 0.1 of zero"
 assert near["normal"] < 0.35 and near["heavy-tailed"] > 0.5, "the coded differences near zero"
@@ -151,8 +154,8 @@ assert near["normal"] < 0.35 and near["heavy-tailed"] > 0.5, "the coded differen
 # weights, and how much larger is the loss of the model?
 #
 # <details><summary>Answer</summary>
-# The error grows by less than 0.1 % for normal weights and 0.3 % for heavy tails. The loss changes
-# by less than a fortieth of what NF4 itself costs.
+# The error grows by less than 0.1 % for normal weights and by about 0.3 % for heavy tails. The loss
+# of the two small bases changes by less than a fortieth of what NF4 itself costs.
 # </details>
 
 # %%
@@ -176,9 +179,10 @@ for name in short(("micro", "tiny"), ("micro",)):
 
 # %%
 # Checks
-assert 0 < growth["normal"] < 1e-3 and growth["heavy-tailed"] < 1e-2, "nearly no more error"
+assert 0 < growth["normal"] < 1e-3, "less than 0.1 % more error for normal weights"
+assert QUICK or 2e-3 < growth["heavy-tailed"] < 5e-3, "about 0.3 % for heavy tails"
 for name, (of_nf4, more) in costs.items():
-    assert abs(more) < 0.2 * of_nf4, f"{name}: nearly no more loss (found: less than a fortieth)"
+    assert abs(more) < (0.2 if QUICK else 1 / 40) * of_nf4, f"{name}: more than a fortieth"
 
 # %% [markdown]
 # ## What was shown

@@ -36,8 +36,8 @@ def rms(x):
 # Two codes share a byte: the first is in the high four bits. A weight is one long row of numbers,
 # so a block may continue in the next row of the matrix. A tensor of odd size gets one extra code.
 #
-# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one 8-bit code per 64
-# weights, one float32 per 256 such codes, and one
+# ![The bytes of a weight in NF4 with double quantization: two codes per byte, one byte per 64
+# weights, one float32 per 16,384 weights, and one
 # offset.](../figures/drawings/double_quantized_bytes.svg)
 #
 # **Predict.** Which bytes store 1, −1, ½, −¼, 0, 0? (NF4's zero is code 7.) What does a weight look

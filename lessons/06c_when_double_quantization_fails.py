@@ -37,7 +37,7 @@ def rms(x):
 #
 # <details><summary>Answer</summary>
 # Up to 100 it hardly grows. At 1,000 it is clearly larger. At 10,000 the absmax of all the other
-# blocks come out below zero, and all their weights change sign.
+# blocks come out below zero: all their weights change sign, but for those that round to zero.
 # </details>
 
 # %%
@@ -88,10 +88,12 @@ for name in ("micro", "tiny"):
 
 # %%
 # Checks
-assert others[1] < 1.1 * others[0], "at 10, the error must hardly grow"
+assert max(others[1:3]) < 1.05 * others[0], "up to 100, the error must hardly grow"
 assert others[3] > 1.5 * others[0], "at 1,000, it must be clearly larger"
 assert negative[:4] == [0] * 4 and negative[4] == 255, "from 10,000 on, every absmax is negative"
 assert others[4] > 1, "and the error is larger than the weights"
+zero = np.mean(q.dequantize()[1:] == 0)
+assert opposite + zero == 1 and opposite > 0.9, "all change sign, but for those that are zero"
 for name, (ratio, smallest) in trained.items():
     assert ratio < 10 and smallest > 0, f"{name}: trained weights must not be like that"
 

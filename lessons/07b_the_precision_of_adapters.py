@@ -12,7 +12,7 @@
 from itertools import pairwise
 
 import numpy as np
-from common import QUICK, figure, finetune, of, read_sweep, table
+from common import HOLDS, QUICK, belongs, claim, figure, finetune, of, read_sweep, table
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, lora, optim
@@ -101,7 +101,8 @@ for dtype, least, most in (("float32", 0, 1e-3), ("float16", 0.02, 0.3), ("bfloa
 # %% [markdown]
 # ## What that costs
 #
-# `sweeps/adapter_dtypes.py` trains 200 steps in each type, at three rates, with three seeds.
+# `sweeps/adapter_dtypes.py` trains 200 steps in each type, at three rates: with eight seeds at the
+# lowest and the highest rate, and with three seeds between.
 
 # %%
 sweep = read_sweep("adapter_dtypes")
@@ -115,12 +116,22 @@ for dtype in BITS:
         cells[-1].append(f"{values.mean():.4f} ± {values.std(ddof=1):.4f}")
 table(["loss after 200 steps", *(f"rate {rate:.0e}" for rate in RATES)], cells)
 
+worse, equal = {}, {}
+for rate, factor in ((6e-5, 1.1), (4e-3, 1.02)):
+    brain = np.log(loss["bfloat16", rate] / loss["float32", rate])  # of each seed
+    half = np.log(loss["float16", rate] / loss["float32", rate])
+    higher = f"rate {rate:.0e}: bfloat16 has more than {factor} times the loss of float32"
+    worse[rate] = claim(higher, brain, np.log(factor), times=True)
+    within = f"rate {rate:.0e}: float16 has the loss of float32, to 3 %"
+    equal[rate] = claim(within, half, np.log(0.97), np.log(1.03), times=True)
+
 xlabel, ylabel = "learning rate", "held-out loss / that in float32"
-with figure("adapter_dtypes", xlabel, ylabel, "Adapters in 16 bits, three seeds") as axes:
+title = "Adapters in 16 bits: mean and range of the seeds"
+with figure("adapter_dtypes", xlabel, ylabel, title) as axes:
     for dtype, style, marker in zip(("float16", "bfloat16"), plot.LINES, "os"):
-        ratios = np.array([loss[dtype, rate] / loss["float32", rate] for rate in RATES])
-        means = ratios.mean(axis=1)
-        ends = means - ratios.min(axis=1), ratios.max(axis=1) - means
+        ratios = [loss[dtype, rate] / loss["float32", rate] for rate in RATES]
+        means = np.array([x.mean() for x in ratios])
+        ends = [x.mean() - x.min() for x in ratios], [x.max() - x.mean() for x in ratios]
         axes.errorbar(RATES, means, ends, label=dtype, marker=marker, capsize=3, **style)
     axes.set(xscale="log", ylim=(0.9, 1.4))
     axes.legend(frameon=False, loc="upper right")
@@ -128,28 +139,26 @@ with figure("adapter_dtypes", xlabel, ylabel, "Adapters in 16 bits, three seeds"
 # %% [markdown]
 # ![bfloat16 has a higher loss at small rates, float16 does not](../figures/adapter_dtypes.png)
 #
-# bfloat16's loss is a quarter higher at 6e-5 and still a tenth higher at 4e-3. float16's loss is
-# that of float32. This is why recipes keep a float32 copy of weights that are in bfloat16.
+# On this model of 0.1 million parameters, bfloat16's loss is a quarter higher at 6e-5 and still a
+# tenth higher at 4e-3. float16's loss is that of float32, to 3 %. This is why recipes keep a
+# float32 copy of weights that are in bfloat16.
 
 # %%
 # Checks
-for rate in RATES:
-    half = loss["float16", rate] / loss["float32", rate]  # of each seed
-    brain = loss["bfloat16", rate] / loss["float32", rate]
-    assert (np.abs(half - 1) < 0.03).all(), f"float16 must be like float32 at {rate}"
-    assert (brain > 1.02).all(), f"bfloat16 must be worse than float32 at {rate}"
-    assert rate > RATE or (brain > 1.1).all(), (
-        "and by a tenth at the smallest (found: 1.21 to 1.28)"
-    )
+for rate in (6e-5, 4e-3):
+    assert worse[rate] == HOLDS, f"bfloat16 must be worse than float32 at {rate}"
+    assert equal[rate] == HOLDS, f"float16 must be like float32 at {rate}"
 if not QUICK:  # one run of the sweep again
     settings = {"learning_rate": RATE, "lr_schedule": "constant", "adapter_dtype": "bfloat16"}
     live = finetune(scheme="nf4-dq", seed=0, **settings).scores["loss"]
-    assert abs(live / loss["bfloat16", RATE][0] - 1) < 0.1, f"{live} differs from the sweep"
+    cell, rival = loss["bfloat16", RATE], loss["float32", RATE]
+    assert belongs(live, cell, rival), f"{live} is not the sweep's bfloat16"
 
 # %% [markdown]
 # ## What was shown
 #
-# bfloat16 loses small steps, because it has few significant bits. float16 does not. [Lesson
+# bfloat16 loses small steps, because it has few significant bits. float16 hardly does. On a model
+# of 0.1 million parameters, this costs bfloat16 a tenth to a quarter of the loss. [Lesson
 # 7c](07c_where_float16_fails.py) asks where float16 fails.
 #
 # **What to try.**

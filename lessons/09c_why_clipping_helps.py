@@ -4,7 +4,7 @@
 # **The question.** Gradient clipping is said to protect against one bad batch. Is that why it helps
 # here?
 #
-# As in lesson 9, `case` reads a case of the sweep (three seeds), and `show` prints a table.
+# As in lesson 9, `case` reads a case of the sweep (five seeds), and `show` prints a table.
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9.
 
@@ -12,8 +12,8 @@
 import math
 
 import numpy as np
-from common import QUICK, figure, finetune, short
-from sweeps.optimization import case, show
+from common import QUICK, agrees, figure, finetune, short
+from sweeps.optimization import case, show, train
 
 from minilora.evaluation import plot
 
@@ -52,7 +52,7 @@ show("ten times the rate", "ten times, no clipping")
 # Checks
 assert case("bad rows").max() < 2 * case(USUAL).max(), "with clipping, bad rows must cost little"
 assert case("ten times the rate").min() > 0.3, "at ten times the rate, clipping must not be enough"
-assert case("no clipping").min() > 1.5 * case(USUAL).max(), "no clipping must be worse, every seed"
+assert (case("no clipping") > 2.5 * case(USUAL)).all(), "no clipping must be worse, every seed"
 
 # %% [markdown]
 # ## Adam remembers the first gradients
@@ -117,9 +117,9 @@ if not QUICK:
     assert share < 0.25, "fewer than a quarter of the steps may be clipped"
     assert early > 5 * late, "the first gradients must be many times as long as the last"
     assert forgetful[-1] < 0.6 * unclipped[-1], "with β₂ = 0.95, the divisor must fall"
-    for limit, name in ((1.0, USUAL), (NEVER, "no clipping")):
-        ratio = runs[limit].scores["loss"] / case(name)[0]
-        assert 0.5 < ratio < 2, f"{name}: {ratio:.2f} times the sweep's loss"
+    for limit, name, other in ((1.0, USUAL, "no clipping"), (NEVER, "no clipping", USUAL)):
+        again = runs[limit].scores["loss"]
+        assert agrees(again, case(name), case(other)), f"{name}: {again}, not {case(name)}"
 
 # %% [markdown]
 # ## A test of the explanation
@@ -154,21 +154,23 @@ show(USUAL, "beta2 0.95", "clipping at 0.1")
 
 # %%
 # Checks
-none, beta_99, beta_95 = (
-    case(f"no clipping{b}").mean() for b in ("", ", beta2 0.99", ", beta2 0.95")
-)
-assert beta_95 < 0.6 * none, "β₂ = 0.95 must replace clipping"
-assert beta_95 < beta_99 < none, "β₂ = 0.99 must be between"
-control = case("beta2 0.95").mean() / case(USUAL).mean()
-assert 0.6 < control < 0.95, "with clipping, β₂ = 0.95 must help a little"
-assert beta_95 / none < control / 2, "and far more without clipping"
+none, beta_99, beta_95 = (case(f"no clipping{b}") for b in ("", ", beta2 0.99", ", beta2 0.95"))
+assert (beta_95 < 0.6 * none).all(), "β₂ = 0.95 must replace clipping, with every seed"
+assert ((beta_95 < beta_99) & (beta_99 < none)).all(), "β₂ = 0.99 must be between, every seed"
+control, without = case("beta2 0.95") / case(USUAL), beta_95 / none
+assert (control < 1).all() and 0.7 < control.mean() < 0.82, "with clipping: lower by a quarter"
+assert 0.1 < without.mean() < 0.4 and (without < control).all(), "without: to about a quarter"
 assert case("clipping at 0.1").max() < 0.75 * case(USUAL).min(), "a lower limit must be better"
+if not QUICK:  # the decisive run of the sweep again: it must not be like "no clipping"
+    name = "no clipping, beta2 0.95"
+    again = train(name).scores["loss"]
+    assert agrees(again, case(name), case("no clipping")), f"{name}: {again}, not {case(name)}"
 
 # %% [markdown]
 # ## What was shown
 #
-# Clipping helps this run, but not because of bad batches: it keeps the first gradients out of
-# Adam's second moment.
+# Clipping helps these short runs of `micro`, but not because of bad batches: it keeps the first
+# gradients out of Adam's second moment.
 #
 # **What to try.**
 #

@@ -12,14 +12,14 @@
 
 # %%
 import numpy as np
-from common import QUICK, of, read_sweep, short, spread, table
-from sweeps import compare, freezing
+from common import FAILS, HOLDS, OPEN, QUICK, belongs, claim, of, read_sweep, spread, table
+from sweeps import freezing
 
 import minilora
-from minilora.methods.registry import METHODS
 from minilora.tree import num_parameters
 
-config, micro, tokenizer = minilora.load("micro")
+_, micro, _ = minilora.load("micro")
+sweep = read_sweep("freezing")
 
 # %% [markdown]
 # ## Few parameters, large steps
@@ -30,40 +30,38 @@ config, micro, tokenizer = minilora.load("micro")
 # ![Bars: micro has 336 norm weights, 1,488 biases, 21,888 numbers in LoRA, 95,568 in
 # all](../figures/drawings/trained_parameters.svg)
 #
-# The best rates below come from the sweep behind `sweeps/compare.py`, where each group is trained
-# alone. Two rates are tried here.
+# `sweeps/freezing.py` trains each group alone at two rates, for 150 steps, with eight seeds. LoRA's
+# best rate is 0.01 to 0.02.
 #
-# **Predict.** Do norms and biases learn best below LoRA's rate, at it, or above it?
+# **Predict.** Do norms and biases learn more at LoRA's rate, or at ten times this rate?
 #
 # <details><summary>Answer</summary>
-# At ten times LoRA's rate. Adam moves each parameter by about the learning rate per step, however
+# At ten times the rate. Adam moves each parameter by about the learning rate per step, however
 # small the gradient is. If there are few parameters, each must move far.
 # </details>
 
+
 # %%
-SEED, STEPS = 0, short(40, 20)
-METHOD_OF = {"lora": "lora", "norm": "norm", "bias": "bitfit"}
-sizes, losses, best, cells = {}, {}, {}, []
-for group, method in METHOD_OF.items():
-    adapters, _ = METHODS[method](micro, freezing.LORA, np.random.default_rng(SEED))
-    sizes[group] = num_parameters(adapters)
-    best[group] = compare.TABLE[method].rate
-    losses[group] = []
-    for rate in (1e-2, 1e-1):
-        row = freezing.run((group, rate, 1.0, 1.0, SEED), STEPS)
-        losses[group].append(row["loss"])
-    at = [f"{loss:.2f}" for loss in losses[group]]
-    cells.append([group, sizes[group], f"{best[group]:g}", *at])
-table(["alone", "parameters", "best rate", f"loss after {STEPS} steps at 0.01", "at 0.1"], cells)
+def column(name, trains, rate=1e-2, scale=1.0):
+    """Return a column of the sweep without decay, one number per seed."""
+    return np.array(of(sweep, name, trains=trains, rate=rate, scale=scale, decay=1.0))
+
+
+sizes = {group: int(column("trained", group)[0]) for group in ("norm", "bias", "lora")}
+alone, cells = {}, []
+for group in ("norm", "bias"):
+    at = [column("loss", group, rate) for rate in (1e-2, 1e-1)]
+    alone[group] = at[0] - at[1]
+    cells.append([group, sizes[group], *(spread(loss) for loss in at)])
+table(["alone", "parameters", "loss at 0.01", "at 0.1"], cells)
+faster = {group: claim(f"{group}: 0.1 is better than 0.01", gain) for group, gain in alone.items()}
 
 # %%
 # Checks
 assert sizes["norm"] < sizes["bias"] < sizes["lora"], "norms are fewest, LoRA has most"
 assert sizes["lora"] < num_parameters(micro) / 15, "and all are few"
 for group in ("norm", "bias"):
-    assert best[group] == 10 * best["lora"], f"{group}: the best rate is ten times LoRA's"
-    if not QUICK:
-        assert losses[group][1] < losses[group][0] - 0.08, f"{group}: 0.1 must be better than 0.01"
+    assert faster[group] == HOLDS, f"{group}: 0.1 must be better than 0.01"
 
 # %% [markdown]
 # ## Norms or biases together with LoRA
@@ -74,61 +72,66 @@ for group in ("norm", "bias"):
 # ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
 # the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
 #
-# **Predict.** LoRA has its best rate, 0.01. Which scale is best for norms or biases, and do they
-# help at all? (`sweeps/freezing.py`, three seeds)
+# **Predict.** LoRA has a rate of 0.01. Which scale is best for norms or biases, and do they help at
+# all? (`sweeps/freezing.py`, eight seeds)
 #
 # <details><summary>Answer</summary>
-# No scale helps for certain. At 0.1 nothing is damaged. At 10 the loss is about twice as high, and
-# the model forgets much more of its own text.
+# At a tenth of the rate, biases lower the loss by 12 to 34 %. Norms show no effect at a tenth, and
+# neither norms nor biases at the same rate. At ten times the rate, the model forgets much more of
+# its own text.
 # </details>
 
 # %%
-sweep = read_sweep("freezing")
-
-
-def column(name, trains, scale):
-    """Return a column of the sweep at LoRA's best rate, one number per seed."""
-    return np.array(of(sweep, name, trains=trains, scale=scale, rate=1e-2, decay=1.0))
-
-
-alone = {name: column(name, "lora", 1.0) for name in ("loss", "notes")}
-cells = [["LoRA alone", spread(alone["loss"], 3), spread(alone["notes"])]]
+lora = {name: column(name, "lora") for name in ("loss", "notes")}
+cells = [["LoRA alone", spread(lora["loss"], 3), spread(lora["notes"])]]
+verdicts = {}
 for group in ("norm", "bias"):
     for scale in freezing.SCALES:
-        loss, notes = (column(name, f"lora+{group}", scale) for name in alone)
+        loss, notes = (column(name, f"lora+{group}", scale=scale) for name in lora)
         cells.append([f"and {group}, {scale:g} of the rate", spread(loss, 3), spread(notes)])
-table(["150 steps, three seeds", "held-out loss", "loss on the base's own text"], cells)
+        what = f"{group}, {scale:g} of the rate"
+        ratio = np.log(loss / lora["loss"])
+        verdicts[group, scale, "loss"] = claim(f"{what}: a higher loss", ratio, times=True)
+        more = notes - lora["notes"]
+        verdicts[group, scale, "notes"] = claim(f"{what}: more is forgotten", more)
+table(["150 steps, eight seeds", "held-out loss", "loss on the base's own text"], cells)
 
 # %% [markdown]
-# So together with LoRA, the caution is right. At ten times the rate the loss is about twice as
-# high, and in every seed the model forgets more of the base's own text. At a tenth nothing is
-# damaged, and nothing is gained for certain: the difference is smaller than that between two seeds
-# of LoRA alone.
+# On this model of 0.1 million parameters and with eight seeds:
+#
+# - A tenth of the rate: biases lower the held-out loss, by 12 to 34 %. Of norms, no effect is
+#   shown.
+# - The same rate: no effect is shown, neither on the held-out loss nor on forgetting.
+# - Ten times the rate: 0.6 to 1.5 nats per token more of the base's own text are forgotten. With
+#   norms, the held-out loss is higher as well, but only just: 1.02 to 3.4 times. With
+#   biases, a higher held-out loss is not shown.
 
 # %%
 # Checks
-between_seeds = alone["loss"].max() - alone["loss"].min()
 for group in ("norm", "bias"):
-    gap = abs(column("loss", f"lora+{group}", 0.1).mean() - alone["loss"].mean())
-    assert gap < between_seeds / 2, f"{group} at a tenth: less than half of the seeds' difference"
-    fast = {name: column(name, f"lora+{group}", 10.0) for name in alone}
-    assert fast["loss"].mean() > 1.5 * alone["loss"].mean(), f"{group} at ten times: a higher loss"
-    assert fast["notes"].min() > alone["notes"].max() + 0.2, f"{group} at ten times: forgetting"
-if not QUICK:  # one run of the sweep again; another machine rounds differently
-    again = freezing.run(("lora+norm", 1e-2, 0.1, 1.0, 0))["loss"]
-    in_sweep = column("loss", "lora+norm", 0.1)[0]
-    assert abs(again - in_sweep) < 0.03, f"{again} is not the sweep's {in_sweep}"
+    assert verdicts[group, 10.0, "notes"] == HOLDS, f"{group} at ten times: more is forgotten"
+    for what in ("loss", "notes"):
+        assert verdicts[group, 1.0, what] == OPEN, f"{group}, same rate: no effect on {what}"
+assert verdicts["bias", 0.1, "loss"] == FAILS, "biases at a tenth must lower the loss"
+assert verdicts["norm", 0.1, "loss"] == OPEN, "norms at a tenth: no effect must be shown"
+assert verdicts["norm", 10.0, "loss"] == HOLDS, "norms at ten times: a higher loss"
+assert verdicts["bias", 10.0, "loss"] == OPEN, "biases at ten times: a higher loss is not shown"
+if not QUICK:  # one run of the sweep again
+    live = freezing.run(("lora+norm", 1e-2, 10.0, 1.0, 0))["notes"]
+    cell = column("notes", "lora+norm", scale=10.0)
+    assert belongs(live, cell, lora["notes"]), f"{live} is not the sweep's"
 
 # %% [markdown]
 # ## What was shown
 #
-# Trained alone, norms and biases need ten times LoRA's learning rate. Trained with LoRA, they do
-# not help here, and a large rate for them damages the model.
+# On a model of 0.1 million parameters: trained alone, norms and biases learn more at ten times
+# LoRA's learning rate. Trained with LoRA, they do no harm that is shown at its rate or a tenth of
+# it, and biases help a little at a tenth. At ten times the rate, the model forgets much more.
 #
 # **What to try.**
 #
-# 1. `for rate in (1e-2, 1e-1)`: add 1.0. Do the norms bear it?
-# 2. `STEPS = short(40, 20)`: 400 steps. Do the norms alone reach LoRA's loss?
+# 1. `freezing.run(("norm", 1.0, 1.0, 1.0, 0))`: do the norms bear a rate of 1?
+# 2. `freezing.run(("norm", 0.1, 1.0, 1.0, 0), 400)`: do the norms alone reach LoRA's loss?
 # 3. `freezing.run(("lora+norm", ...))`: use `"lora+bias"` at a scale of 3.
 #
 # **Where to stop with a debugger.** `tree.trained_or_frozen`: a trained weight of a norm takes the

@@ -55,8 +55,9 @@ header = ["pictures per step, statistics", "train loss", "bold: old", "new"]
 table([*header, "accuracy: bold, old", "new", "Sans, old"], cells)
 
 # %% [markdown]
-# The second row is the trap. It is not overfitting: with new statistics the same weights do well.
-# Use the base's statistics in both places, or new ones in both.
+# (One network of 0.04 million parameters, one seed.) The second row is the trap. It is not
+# overfitting: with new statistics the same weights do well. Use the base's statistics in both
+# places, or new ones in both.
 #
 # ![Training and validation with the base's or with other statistics: one of four combinations is
 # the trap](../figures/drawings/which_statistics.svg)

@@ -9,7 +9,7 @@
 # %%
 import numpy as np
 import pictures
-from common import QUICK, figure, of, read_sweep, spread, table
+from common import FAILS, HOLDS, QUICK, belongs, claim, figure, of, read_sweep, spread, table
 from sweeps import compare, unfreezing
 
 from minilora import TrainConfig
@@ -24,7 +24,7 @@ on_micro = {name: entry.rate for name, entry in compare.TABLE.items()}  # best r
 #
 # Vision models are said to need smaller learning rates than language models. The network that reads
 # Sans (lesson 10b) is trained on 1,040 pictures of an italic. The sweep trains four groups of
-# parameters at six rates, three seeds each.
+# parameters at six rates: with eight seeds where two rates are compared, else with three.
 #
 # ![The top layer has the full rate, the layer below half of it, the lowest a
 # quarter](../figures/drawings/rates_per_layer.svg)
@@ -39,23 +39,35 @@ on_micro = {name: entry.rate for name, entry in compare.TABLE.items()}  # best r
 KINDS = {"lora": "LoRA, r = 4", "norm": "γ and β", "head": "head", "full": "everything"}
 
 
+def at(name, kind, rate, decay=1.0):
+    """Return a column of the sweep, one number per seed."""
+    return np.array(of(sweep, name, trains=kind, rate=rate, decay=decay))
+
+
 def at_all_rates(name, kind):
-    """Return a column of the sweep without decay, (rates, seeds)."""
-    columns = [of(sweep, name, trains=kind, rate=rate, decay=1.0) for rate in unfreezing.RATES]
-    return np.array(columns)
+    """Return the mean, the lowest and the highest of a column at each rate, without decay."""
+    columns = [at(name, kind, rate) for rate in unfreezing.RATES]
+    return np.array([[column.mean(), column.min(), column.max()] for column in columns]).T
 
 
 best_rate, cells = {}, []
 for kind, name in KINDS.items():
-    i = int(at_all_rates("loss", kind).mean(axis=1).argmin())
-    best_rate[kind] = unfreezing.RATES[i]
+    means, _, _ = at_all_rates("loss", kind)
+    best_rate[kind] = unfreezing.RATES[means.argmin()]
     trained = int(of(sweep, "trained", trains=kind)[0])
-    scores = [spread(at_all_rates(column, kind)[i]) for column in ("accuracy", "old_accuracy")]
+    scores = [spread(at(column, kind, best_rate[kind])) for column in ("accuracy", "old_accuracy")]
     cells.append([name, trained, f"{best_rate[kind]:g}", f"{on_micro[kind]:g}", *scores])
 table(["", "trained", "best rate", "on micro", "accuracy, italic", "Sans"], cells)
 
+smaller = {}
+for kind in ("lora", "full"):
+    gain = np.log(at("loss", kind, 1e-2) / at("loss", kind, 3e-3))
+    smaller[kind] = claim(f"{KINDS[kind]}: a rate of 0.003 is better than 0.01", gain)
+kept = at("old_accuracy", "full", 3e-3) - at("old_accuracy", "full", 3e-2)
+forgets_less = claim("everything: 0.003 keeps more of Sans than 0.03", kept)
+
 # %%
-titles = ["four of the typefaces", "accuracy over learning rate, three seeds"]
+titles = ["four of the typefaces", "accuracy over learning rate"]
 labels = ["", "learning rate"], ["", "accuracy on italic letters"]
 SHOWN = ("sans", "bold", "italic", "slanted")
 with figure("unfreezing", *labels, titles, columns=2, width=8.8) as (letters, axes):
@@ -64,32 +76,31 @@ with figure("unfreezing", *labels, titles, columns=2, width=8.8) as (letters, ax
     letters.set(xticks=[], yticks=[8, 24, 40, 56], yticklabels=SHOWN)
     letters.grid(False)
     for (kind, name), style, marker in zip(KINDS.items(), plot.LINES, "os^D"):
-        y = at_all_rates("accuracy", kind)
-        axes.plot(
-            unfreezing.RATES, y.mean(axis=1), marker=marker, markersize=4, label=name, **style
-        )
-        axes.vlines(unfreezing.RATES, y.min(axis=1), y.max(axis=1), color=style["color"])
+        mean, low, high = at_all_rates("accuracy", kind)
+        axes.plot(unfreezing.RATES, mean, marker=marker, markersize=4, label=name, **style)
+        axes.vlines(unfreezing.RATES, low, high, color=style["color"])
     axes.set(xscale="log", ylim=(0, 0.95))
     axes.legend(frameon=False, loc="upper left", ncols=2)
 
 # %% [markdown]
 # ![Typefaces, and accuracy over learning rate](../figures/unfreezing.png)
 #
-# The advice does not hold here. The best rate of LoRA is not smaller than on `micro`, and that of
-# full fine-tuning is six times as large. The best rate depends more on the trained parameters, and
-# on how far they must move, than on vision. But the smaller the rate, the less of the old typeface
-# is forgotten.
+# On this network of 0.04 million parameters, the advice does not hold: a rate below `micro`'s best
+# is worse, for LoRA and for everything. The best rate depends on the trained parameters, and on how
+# far they must move. One network that sees and one that reads cannot say more about vision: whether
+# large vision models need smaller rates is not shown either way. But the smaller the rate, the less
+# of the old typeface is forgotten.
 
 # %%
 # Checks
 for kind in ("lora", "full"):
+    assert smaller[kind] == FAILS, f"{kind}: a smaller rate must be worse"
     assert best_rate[kind] > on_micro[kind], f"{kind}: its best rate must be larger here"
-forgotten = at_all_rates("old_accuracy", "full").mean(axis=1)
-assert (np.diff(forgotten) < 0).all(), "the larger the rate, the less of Sans may be left"
+assert forgets_less == HOLDS, "the larger the rate, the less of Sans may be left"
 if not QUICK:  # one run of the sweep again
-    again = unfreezing.run(("lora", 1e-2, 1.0, 0))["accuracy"]
-    in_sweep = of(sweep, "accuracy", trains="lora", rate=1e-2, decay=1.0)[0]
-    assert abs(again - in_sweep) < 0.05, f"{again} is not the sweep's {in_sweep}"
+    live = unfreezing.run(("lora", 1e-2, 1.0, 0))["loss"]
+    cell, rival = at("loss", "lora", 1e-2), at("loss", "lora", 3e-3)
+    assert belongs(live, cell, rival), f"{live} is not the sweep's loss"
 
 # %% [markdown]
 # ## Learning rates that differ from layer to layer
@@ -112,14 +123,16 @@ print("factors of the rate, from the bottom:", ", ".join(f"{factor:.3f}" for fac
 
 
 def decay_table(sweep, trains, settings, columns, header):
-    """Print columns of a sweep at (rate, decay) settings; return their means by setting."""
-    means, cells = {}, []
+    """Print columns of a sweep at (rate, decay) settings; return them by setting and name."""
+    found, cells = {}, []
     for rate, decay in settings:
-        found = [of(sweep, name, trains=trains, rate=rate, decay=decay) for name in columns]
-        means[rate, decay] = [float(np.mean(column)) for column in found]
-        cells.append([f"{rate:g}, decay {decay:g}", *(spread(column) for column in found)])
+        for name in columns:
+            values = of(sweep, name, trains=trains, rate=rate, decay=decay)
+            found[rate, decay, name] = np.array(values)
+        scores = [spread(found[rate, decay, name]) for name in columns]
+        cells.append([f"{rate:g}, decay {decay:g}", *scores])
     table(header, cells)
-    return means
+    return found
 
 
 of_pictures = decay_table(
@@ -136,27 +149,34 @@ of_micro = decay_table(
     ["loss", "exact_match", "notes"],
     ["micro, LoRA at r = 2", "held-out loss", "exact match", "loss on the base's own text"],
 )
+rate_or_decay = {}
+for name in ("accuracy", "old_accuracy"):
+    gain = of_pictures[1e-2, 1.0, name] - of_pictures[3e-2, 0.4, name]
+    rate_or_decay[name] = claim(f"pictures, {name}: a smaller rate beats a decay", gain)
+decays = {}
+for name, sign in (("loss", 1), ("notes", -1)):
+    change = sign * (of_micro[2e-2, 0.4, name] - of_micro[2e-2, 1.0, name])
+    decays[name] = claim(f"micro, {name}: {'higher' if sign > 0 else 'lower'} with a decay", change)
 
 # %% [markdown]
 # A new typeface changes strokes, and the *lower* layers recognize strokes. So slowing them down is
-# wrong here. On `micro`, a decay learns less and forgets less, which a smaller rate does as well; a
-# decay of 0.7 at 0.02 is a compromise. Measure before you use it.
+# wrong here, in a network of 0.04 million parameters. On `micro` (0.1 million), a decay learns less
+# and forgets less, which a smaller rate does as well. Measure before you use it.
 
 # %%
 # Checks
 assert np.allclose(factors, [0.4**3, 0.4**2, 0.4, 1]), "each layer has 0.4 times the rate above"
-for smaller_rate, decayed in zip(of_pictures[1e-2, 1.0], of_pictures[3e-2, 0.4]):
-    assert smaller_rate > decayed, "a smaller rate for all must be better in both scores"
-decays = [of_micro[2e-2, decay] for decay in (0.4, 0.7, 1.0)]
-losses, _, notes = zip(*decays)
-assert list(losses) == sorted(losses, reverse=True), "micro: the more decay, the less is learned"
-assert list(notes) == sorted(notes), "micro: the more decay, the less is forgotten"
+for name in ("accuracy", "old_accuracy"):
+    assert rate_or_decay[name] == HOLDS, f"a smaller rate for all must be better in {name}"
+for name in ("loss", "notes"):
+    assert decays[name] == HOLDS, f"micro, {name}: a decay learns less and forgets less"
 
 # %% [markdown]
 # ## What was shown
 #
-# The best learning rate depends on the trained parameters, not on vision. A decay over the layers
-# does here what a smaller rate does, or less.
+# On two networks of 0.04 and 0.1 million parameters, the best learning rate depends on the trained
+# parameters; about vision, two networks show nothing. A decay over the layers does here what a
+# smaller rate does, or less.
 #
 # **What to try.**
 #

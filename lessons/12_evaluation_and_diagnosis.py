@@ -18,7 +18,7 @@
 import math
 
 import numpy as np
-from common import QUICK, of, read_sweep, short, table
+from common import QUICK, agrees, of, read_sweep, short, table
 from sweeps.label_check import check, examples_of
 
 import minilora
@@ -175,9 +175,10 @@ assert cut["train_loss"].max() < floor / 2 < inverted["train_loss"].min(), "and 
 assert seeds_of("loss", *head, "none").min() > 1.1 * floor, "right labels: worse than a guess"
 assert seeds_of("exact_match", *head, "none").max() < 0.01, "the head cannot answer the question"
 if not QUICK:
-    for case, row in runs.items():
-        in_sweep = seeds_of("loss", *case)[0]
-        assert abs(row["loss"] - in_sweep) < 0.1 * in_sweep + 0.02, f"{case}: not the sweep's loss"
+    for (*case, fault), row in runs.items():
+        other = "none" if fault == "shuffled labels" else "shuffled labels"
+        own, others = (seeds_of("loss", *case, name) for name in (fault, other))
+        assert agrees(row["loss"], own, others), f"{case}, {fault}: {row['loss']}, not {own}"
 
 # %% [markdown]
 # ## What was shown

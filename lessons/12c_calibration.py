@@ -8,7 +8,7 @@
 
 # %%
 import numpy as np
-from common import QUICK, figure, finetune, held_out_notes, short, table
+from common import QUICK, agrees, figure, finetune, held_out_notes, of, read_sweep, short, table
 from sweeps.confidence import answers
 
 import minilora
@@ -78,10 +78,11 @@ if not QUICK:
 #
 # $$p(\mathrm{answer}) = \prod_t p_t$$
 #
-# **Predict.** The run on 4,000 rows has an ECE per token below 0.01. What is its ECE per answer?
+# **Predict.** The run on 4,000 rows has an ECE per token of about 0.01. What is its ECE per answer?
 #
 # <details><summary>Answer</summary>
-# About 0.16. All answers are right, but the mean confidence is only 0.84.
+# About 0.16 in this run, and 0.15 to 0.26 with the five seeds of lesson 12d. All answers of this
+# run are right, but the mean confidence is only 0.84.
 # </details>
 
 
@@ -117,7 +118,7 @@ with figure("confidence", "confidence of the answer", ["answers", ""], titles, *
 # %% [markdown]
 # ![Histograms of the confidence of right and wrong answers of two runs](../figures/confidence.png)
 #
-# The run on 4,000 rows is always right, and is not sure enough of it. This does not contradict its
+# The run on 4,000 rows is right, and is not sure enough of it. This does not contradict its
 # good ECE per token. If a token is certainly right and has probability 0.993, it is off by 0.007.
 # For 23 such tokens the product is 0.85. **Measure the event on which you decide.** Most tokens of
 # an answer are easy, such as commas, and a mean over tokens hides this.
@@ -127,8 +128,10 @@ with figure("confidence", "confidence of the answer", ["answers", ""], titles, *
 assert abs(0.993**PER_ANSWER - 0.85) < 0.005, "0.993 to the power of 23"
 if not QUICK:
     p, hit = judged[4000]
-    assert calibration_error(p, hit) > 0.08, "per answer, the same model is not calibrated"
-    assert hit.mean() > 0.95, "its answers must be right"
+    own = of(read_sweep("confidence"), "ece_raw", n=4000)  # the sweep of lesson 12d
+    ece = calibration_error(p, hit)
+    assert agrees(ece, own) and ece > 0.1, f"per answer, it is not calibrated: {ece}, seeds {own}"
+    assert hit.mean() > 0.85, "its answers must be right (in the sweep: 88 to 100 %)"
     assert p.mean() < hit.mean() - 0.08, "and it must be less sure than right"
 
 # %% [markdown]

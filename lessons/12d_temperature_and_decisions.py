@@ -8,7 +8,7 @@
 
 # %%
 import numpy as np
-from common import QUICK, finetune, of, read_sweep, short, table
+from common import QUICK, agrees, finetune, of, read_sweep, short, table
 from sweeps import confidence as confidence_sweep
 from sweeps.confidence import answers, confidence
 
@@ -174,10 +174,15 @@ assert np.mean(changes) < -0.01 and 0 < max(changes) < 0.02, "τ gains, but not 
 if not QUICK:
     asked, with_tau = paid[4000, "as trained", 0.05], paid[4000, "with τ", 0.05]
     assert asked > 0.03 > 0.01 > with_tau, "4,000 rows, c = 0.05: τ must save the person's cost"
-    for n, (logits, hit) in judged.items():  # the live runs are seed 0 of the sweep
-        off = abs(confidence(logits).mean() - over_seeds("confidence_raw", n)[0])
-        assert off < 0.1, f"{n} rows: not the confidence of the sweep"
-        assert abs(hit.mean() - over_seeds("accuracy", n)[0]) < 0.1, f"{n} rows: nor its accuracy"
+    for n, other in ((32, 4000), (4000, 32)):  # the live runs are seed 0 of the sweep
+        logits, hit = judged[n]
+        live = {"confidence_raw": confidence(logits).mean(), "temperature": tau[n]}
+        live["accuracy"] = hit.mean()
+        for name, again in live.items():
+            own = over_seeds(name, n)
+            assert agrees(again, own, over_seeds(name, other)), f"{n} rows: {name} {again}, {own}"
+        gap = live["confidence_raw"] - live["accuracy"]
+        assert gap > 0.03 if n == 32 else gap < -0.08, f"{n} rows: too sure, or not sure enough"
 
 # %% [markdown]
 # ## What was shown

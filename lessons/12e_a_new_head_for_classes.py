@@ -148,7 +148,7 @@ with figure("class_head", xlabel, ylabels, titles, width=9.2, height=3.6, column
 # rows](../figures/class_head.png)
 #
 # - **A head reads only what is in the state.** At the end of the note it is little better than a
-#   guess, and more rows do not help. A text whose next token is the answer helps at once.
+#   guess, also with 400 rows. A text whose next token is the answer helps at once.
 # - **LoRA moves the answer into the last state.** It needs no such end, and few rows.
 # - **The accuracy does not show everything.** After " In the" the head is right almost always, and
 #   its mean confidence is below 0.8. ECE and Brier score show it. High confidence needs large
@@ -168,9 +168,9 @@ assert np.allclose(logits[0], alone[0], atol=1e-4), "padding must not change a t
 if not QUICK:
     for n in ROWS:
         plain, asked, adapted = (run(*case, n)[0] for case in CASES)
-        assert plain["accuracy"] < 0.4, f"{n} rows: the head alone must not find the place"
+        assert plain["accuracy"] < 0.3, f"{n} rows: the head alone must not find the place"
         assert asked["accuracy"] > 0.95, f"{n} rows: after In the, the head alone must find it"
-        assert asked["confidence"] < asked["accuracy"] - 0.1, f"{n} rows: it must be unsure"
+        assert asked["confidence"] < 0.8, f"{n} rows: it must be unsure"
         assert asked["ECE"] > 0.1 > 0.06 > adapted["ECE"], f"{n} rows: the ECE must tell them apart"
         assert adapted["accuracy"] > 0.85, f"{n} rows: LoRA must find the place"
     assert adapted["accuracy"] > 0.99, "400 rows: LoRA must find all places"

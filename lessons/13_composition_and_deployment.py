@@ -72,6 +72,7 @@ shared = flatten(second[1])
 for path, w in named_leaves(base):
     assert shared[path] is w, f"{path}: the frozen tree must hold the base's array, not a copy"
     assert before[path] == w.tobytes(), f"{path}: the base must be unchanged"
+assert 0.1 < nbytes(first[0]) / nbytes(base) < 0.12, "an adapter: about a ninth of the base"
 if not QUICK:
     for name in tasks:
         assert scores[name] < loss(({}, base), tasks[name]) / 4, f"{name}: it must be learned"

@@ -8,7 +8,7 @@
 
 # %%
 import numpy as np
-from common import QUICK, of, read_sweep, short, table
+from common import QUICK, agrees, of, read_sweep, short, table
 from sweeps.combining import backwards, fit, forwards, held_out
 
 import minilora
@@ -85,6 +85,10 @@ print("an adapter, averaged with itself: error of linear", end=" ")
 print(f"{np.mean(list(doubled.values())):.2f}, of the factors {of_itself:.2f}")
 
 HOW = {"cat": "cat (exact)", "svd": "svd, rank 4", "factors": "mean of factors", "linear": "linear"}
+# Two more adapters of the first task, from another start of A and from the same one (seed 0):
+more = {"other": fit(base, forwards, 50, iters=iters)}
+more["sibling"] = fit(base, forwards, 50, start=0, iters=iters)
+means = {kind: mean_of_factors(first, pair) for kind, pair in more.items()}
 for kind, text in (("other", "different starts"), ("sibling", "the same start")):
     alone = f"{column('one').mean():.2f} and {column(kind).mean():.2f}"
     print(f"{text}: cosine {column(f'cosine_{kind}').mean():.2f}, losses of one alone {alone}")
@@ -98,22 +102,28 @@ for kind, text in (("other", "different starts"), ("sibling", "the same start"))
 # "Never average A and B" is too general. With the same start, the error of the mean of the factors
 # is a tenth. With different starts it is two thirds. `linear` is near *twice* the update if the
 # adapters are alike, because its weights are roots and the mixed products count in full. `cat` is
-# exact. But here the exact mean is no better than the better of the two adapters alone.
+# exact. But here, on `micro`, the exact mean is worse than the better of the two adapters alone,
+# with every seed.
 
 # %%
 # Checks
 assert all(abs(error - 1) < 1e-4 for error in doubled.values()), "linear must double the update"
 assert of_itself < 1e-5, "the mean of two equal factors must be exact"
-assert column("off_other_factors").min() > 0.4, "different starts: the factors' mean is far off"
-assert column("off_sibling_factors").max() < 0.2, "the same start: it is near"
+assert 0.6 < column("off_other_factors").mean() < 0.7, "different starts: off by two thirds"
+assert 0.07 < column("off_sibling_factors").mean() < 0.12, "the same start: by a tenth"
 assert (column("other_factors") > 2 * column("other_cat")).all(), "different starts: a high loss"
 assert (column("sibling_factors") < 1.5 * column("sibling_cat")).all(), "the same start: a low one"
+if not QUICK:  # seed 0 again
+    for kind, other in (("other", "sibling"), ("sibling", "other")):
+        again = error_of_mean(means[kind], first, more[kind])
+        own, others = (column(f"off_{name}_factors") for name in (kind, other))
+        assert agrees(again, own, others), f"{kind}: {again}, in the sweep {own}"
 off_linear = [column(f"off_{kind}_linear").min() for kind in ("sibling", "other")]
 assert off_linear[0] > 0.9 and off_linear[1] > 0.8, "linear must be far off"
 assert (column("sibling_linear") > 4 * column("sibling_cat")).all(), "the loss must show it"
 for kind in ("other", "sibling"):
     best = np.minimum(column("one"), column(kind))
-    assert column(f"{kind}_cat").mean() > best.mean(), "a mean is no better than the better one"
+    assert (column(f"{kind}_cat") > best).all(), "a mean is worse than the better one, every seed"
 
 # %% [markdown]
 # ## Adding two tasks, stacking two adapters
@@ -175,9 +185,17 @@ for weight in (1.0, 0.5):
     assert (column(f"back_{weight}") > 2 * column("turned")).all(), "the second task must suffer"
 assert (column("stack_back") < 1.5 * column("turned")).all(), "stack: the second task must work"
 assert (column("stack_there") > 3 * column("one")).all(), "stack: the first task may not"
-if not QUICK:
-    for name, value in (("one", loss(first, there)), ("turned", loss(second, back))):
-        assert abs(value - column(name)[0]) < 0.5 * value, f"{name}: not the sweep's loss"
+if not QUICK:  # seed 0 of the sweep again, each loss told apart from another one
+    for pair, examples, name, other in (
+        (first, there, "one", "there_1.0"),
+        (second, back, "turned", "back_1.0"),
+        (added, there, "there_1.0", "one"),
+        (added, back, "back_1.0", "turned"),
+        (upon, there, "stack_there", "one"),
+        (upon, back, "stack_back", "back_1.0"),
+    ):
+        again, own = loss(pair, examples), column(name)
+        assert agrees(again, own, column(other)), f"{name}: {again}, in the sweep {own}"
 
 # %% [markdown]
 # ## What was shown

@@ -41,10 +41,10 @@ rng = np.random.default_rng(0)
 # as fast as one prompt?
 #
 # <details><summary>Answer</summary>
-# The 4-bit model is not seven times as fast, because each code has to be decoded. The adapter has
-# less than 4 % of the multiplications, but its many small products can cost more of the time than
-# that. A batch reads or decodes each weight once for all rows, but it does not save a
-# multiplication.
+# The table below says it for your machine. Each code has to be decoded, so a seventh of the bytes
+# is not a seventh of the time. The adapter has less than 4 % of the multiplications, but its many
+# small products can cost more of the time than that. A batch reads or decodes each weight once for
+# all rows, but it does not save a multiplication.
 # </details>
 
 # %%
@@ -135,15 +135,16 @@ print(f"multiplications per token in projections: {in_base:,}", end=", ")
 print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
 
 # %% [markdown]
-# The speeds are those of your machine. On a busy machine they vary by a third. **A seventh of the
-# bytes does not mean a seventh of the time**, because each code has to be decoded. How fast this is
-# depends on the processor. With AVX-512, one instruction decodes sixteen codes, and the 4-bit model
-# can be several times as fast as the dense one. Without it, it can be slower. The 8-bit model reads
-# a quarter of the bytes, and a conversion to float32 decodes its codes.
+# The speeds are those of your machine, and they vary if it does something else at the same time. No
+# check depends on them. **A seventh of the bytes does not mean a seventh of the time**, because
+# each code has to be decoded. How fast this is depends on the processor: with AVX-512, one
+# instruction decodes sixteen codes (on SmolLM2, 48 tokens took 1.3 s with it and 2.1 s without it:
+# [speed and memory](guide/speed-and-memory.md#what-bounds-a-step)). The 8-bit model reads a quarter
+# of the bytes, and a conversion to float32 decodes its codes.
 #
-# **For one prompt, reading or decoding the weights takes the time. For eight prompts, multiplying
-# does.** So the three ways to store the weights differ less in a batch. If each core is free for
-# this lesson, a batch generates more tokens per second than one prompt.
+# A step for eight prompts reads and decodes each weight once, as a step for one prompt does, and
+# multiplies eight times as often. So compare the column "ratio" with 8, and the three ways to store
+# the weights with each other in both columns.
 #
 # A separate adapter has few multiplications, but two small products per projection, and each call
 # has a fixed cost. A merged adapter costs nothing (LoRA, Sec. 4).

@@ -4,11 +4,12 @@
 # **The question.** How does the loss depend on the number of trained parameters, and what does a
 # run forget?
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 14.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 14.
 
 # %%
 import numpy as np
-from common import figure, of, read_sweep, table
+from common import HOLDS, OPEN, QUICK, belongs, claim, figure, of, read_sweep, table
+from sweeps import lora_or_full as experiment
 
 from minilora.evaluation import plot
 
@@ -29,8 +30,9 @@ def label(size):
 # ## Learning, over the number of trained parameters
 #
 # `sweeps/lora_or_full.py` trains `micro` on the two shifts of lesson 14: questions (small) and a
-# language with permuted letters (large). Each run has 200 steps of 16 rows, the best learning rate
-# of its method, and three seeds. The scores are of held-out rows.
+# language with permuted letters (large). Each run has 200 steps of 16 rows and the best learning
+# rate of its method. The sizes that are compared have eight seeds, the others three. The scores are
+# of held-out rows.
 #
 # ![The small shift: a question about known words. The large shift: the letters are
 # permuted](../figures/drawings/two_shifts.svg)
@@ -56,14 +58,21 @@ for shift, sizes in (("small", SMALL), ("large", LARGE)):
         exact = f"{column('exact_match', shift, size).mean():.0%}" if shift == "small" else ""
         seeds = f"{loss.min():.4f} to {loss.max():.4f}"
         rows.append([shift, label(size), trained, f"{loss.mean():.4f}", seeds, exact])
-table(["shift", "size", "trained", "held-out loss", "three seeds", "exact"], rows)
+table(["shift", "size", "trained", "held-out loss", "seeds", "exact"], rows)
 
 small = {size: column("loss", "small", size) for size in SMALL}
 large = {size: column("loss", "large", size) for size in LARGE}
-best_32 = min(large[32].mean(), large["32, half the rate"].mean())
-gap = large[8].mean() - large["full"].mean()
-closed = (large[8].mean() - large["8 + embedding"].mean()) / gap
-print(f"training the embedding too closes {closed:.0%} of the gap between r = 8 and full")
+closed = (large[8] - large["8 + embedding"]) / (large[8] - large["full"])  # of each seed
+small_ratio, large_ratio = (np.log(loss[8] / loss["full"]) for loss in (small, large))
+exact = {size: column("exact_match", "small", size) for size in (8, "full")}
+rank = large[8][:3] - np.minimum(large[32], large["32, half the rate"])
+verdicts = {
+    "small": claim("small: r = 8 over full, > 1.5 times", small_ratio, np.log(1.5), times=True),
+    "large": claim("large: r = 8 over full, > 1.5 times", large_ratio, np.log(1.5), times=True),
+    "answers": claim("small: full has more right answers", exact["full"] - exact[8]),
+    "closed": claim("the embedding closes most of the gap", closed, above=0.5),
+    "rank": claim("large: r = 32 gains less than 0.1 nats", rank, 0, 0.1),
+}
 
 # %%
 xlabel, ylabel = "trained parameters", "held-out loss (nats per token)"
@@ -85,24 +94,27 @@ with figure("lora_or_full", xlabel, ylabel, title) as axes:
 # %% [markdown]
 # ![Held-out loss over trained parameters, one line per shift](../figures/lora_or_full.png)
 #
+# On this model of 0.1 million parameters:
+#
 # - **Small shift.** Rank 8 answers as many questions as full fine-tuning. Full fine-tuning has a
-#   lower loss, but not more right answers.
+#   lower loss, but no more right answers are shown.
 # - **Large shift.** Full fine-tuning wins clearly. Rank 32 trains nine tenths as many parameters as
-#   the model has, and its loss is close to that of rank 8, at half the learning rate too.
+#   the model has, and gains little over rank 8 (three seeds, the better of two rates).
 # - Most of the gap closes if one more matrix is trained, the one that the shift needs.
 #
-# So "LoRA on all layers matches full fine-tuning" holds if the change that the task needs is in
-# those layers. It matters how many parameters are trained, and also which ones.
+# So "LoRA on all layers matches full fine-tuning" holds here if the change that the task needs is
+# in those layers. It matters how many parameters are trained, and also which ones.
 
 # %%
 # Checks
-for size in (8, "full"):
-    assert column("exact_match", "small", size).min() > 0.97, f"{label(size)} must answer all"
-assert small["full"].max() < 0.7 * small[8].min(), "full must have the lower loss, small shift"
-assert large["full"].max() < 0.75 * large[32].min(), "full must win on the large shift"
-assert large["full"].max() < 0.75 * large["32, half the rate"].min(), "at half the rate as well"
-assert best_32 > 0.8 * large[8].mean(), "four times the rank must hardly help"
-assert closed > 0.6, "the embedding must close most of the gap"
+for name in ("small", "large", "closed", "rank"):
+    assert verdicts[name] == HOLDS, name
+assert verdicts["answers"] == OPEN and min(map(np.min, exact.values())) > 0.97, "both answer all"
+if not QUICK:  # a run of the sweep again
+    live = experiment.run_one(("small", 4000, 0.0, "full", 0))
+    for name in ("loss", "notes"):
+        cell, rival = column(name, "small", "full"), column(name, "small", 8)
+        assert belongs(live[name], cell, rival), f"{name}: {live[name]} is not the sweep's"
 
 # %% [markdown]
 # ## Forgetting
@@ -114,8 +126,9 @@ assert closed > 0.6, "the embedding must close most of the gap"
 # rank?
 #
 # <details><summary>Answer</summary>
-# On the small shift, the smallest rank keeps most. The rank decides: r = 32 forgets nearly as much
-# as full fine-tuning. On the large shift, every size forgets the old language.
+# On the small shift, r = 8 keeps more than full fine-tuning. The name does not decide: r = 32
+# forgets nearly as much as full fine-tuning. On the large shift, every size forgets the old
+# language.
 # </details>
 
 # %%
@@ -127,10 +140,14 @@ rows = [[f"{shift} shift", *(f"{loss:.2f}" for loss in losses)] for shift, losse
 table(["loss on the old notes", *map(label, SIZES)], rows)
 before = read_sweep("siblings")[0]["notes_before"]  # the base's own loss, the same notes
 print(f"before training: {before:.3f}")
+more = column("notes", "small", "full") - column("notes", "small", 8)
+forgets = claim("small shift: full forgets more than r = 8", more)
+of_rank = column("notes", "small", 32) - column("notes", "small", 8)[:3]
+rank_forgets = claim("small shift: r = 32 forgets more than r = 8", of_rank)
 
 # %%
 xlabel, ylabel = "loss on the new task (nats per token)", "loss on the old notes (nats per byte)"
-title = "Forgetting grows with the rank"
+title = "On the small shift, r = 8 forgets less than full"
 with figure("forgetting", xlabel, ylabel, title) as axes:
     for (shift, marker), style in zip((("small", "o"), ("large", "s")), plot.LINES):
         color = style["color"]
@@ -148,18 +165,16 @@ with figure("forgetting", xlabel, ylabel, title) as axes:
 # %% [markdown]
 # ![Loss on the base's notes over the loss on the new task](../figures/forgetting.png)
 #
-# "Forgets less" is visible, and it is a property of the rank: r = 32 forgets nearly as much as full
-# fine-tuning. On the large shift no size keeps the old notes, because the new language gives the
-# same letters another meaning. The learning rates differ, too (0.01 for LoRA and 0.005 for full,
-# the best of each). So the table compares recipes, not ranks alone.
+# "Forgets less" holds here for r = 8 (eight seeds, a model of 0.1 million parameters), but not for
+# every rank: r = 32 forgets nearly as much as full fine-tuning (three seeds). On the large shift no
+# size keeps the old notes, because the new language gives the same letters another meaning. The
+# learning rates differ, too (0.01 for LoRA and 0.005 for full, the best of each). So the table
+# compares recipes, not ranks alone.
 
 # %%
 # Checks
-mean = {size: column("notes", "small", size).mean() for size in SIZES}
-assert column("notes", "small", 8).max() < 0.7 * column("notes", "small", "full").min(), (
-    "LoRA keeps more"
-)
-assert mean[1] < mean[8] < mean[32], "forgetting must grow with the rank"
+assert forgets == HOLDS, "full fine-tuning must forget more than r = 8"
+assert rank_forgets == HOLDS, "r = 32 must forget more than r = 8"
 assert column("notes", "large", 8).min() > 2 * column("notes", "small", 8).max(), (
     "the large shift forgets"
 )
@@ -167,8 +182,8 @@ assert column("notes", "large", 8).min() > 2 * column("notes", "small", 8).max()
 # %% [markdown]
 # ## What was shown
 #
-# A higher rank does not replace the one matrix that the task needs. Full fine-tuning learns more,
-# and forgets more. A lower rank forgets less.
+# On this model of 0.1 million parameters, a higher rank did not replace the one matrix that the
+# task needs. Full fine-tuning learned more than rank 8, and forgot more.
 #
 # **What to try.**
 #

@@ -4,11 +4,12 @@
 # **The question.** Does a low rank protect against little or wrong data, and what does the step
 # from LoRA to full fine-tuning cost?
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 14b.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 14b.
 
 # %%
 import numpy as np
-from common import figure, of, read_sweep, table
+from common import HOLDS, OPEN, QUICK, belongs, claim, figure, of, read_sweep, table
+from sweeps import lora_or_full as experiment
 
 import minilora
 from minilora import LoraConfig
@@ -37,7 +38,7 @@ def show(runs):
         seeds, notes = f"{loss.min():.3f} to {loss.max():.3f}", column("notes", *where).mean()
         cells.append([shift, rows, f"{noise:.0%}", name, f"{train_loss:.4f}", f"{loss.mean():.3f}",
                       seeds, exact, f"{notes:.2f}"])  # fmt: skip
-    header = ["shift", "rows", "wrong", "size", "train loss", "held-out loss", "three seeds"]
+    header = ["shift", "rows", "wrong", "size", "train loss", "held-out loss", "seeds"]
     table([*header, "exact", "own notes"], cells)
 
 
@@ -51,13 +52,24 @@ def show(runs):
 # small rank protect against them?
 #
 # <details><summary>Answer</summary>
-# Both methods learn the 64 rows by heart. The rank does not protect against wrong answers; the
-# amount of data does.
+# Both methods learn the 64 rows by heart. The amount of data protects against wrong answers. That
+# the rank does is not shown.
 # </details>
 
 # %%
 show([(shift, 64, 0, size) for shift in ("small", "large") for size in (8, "full")])
 show([("small", rows, 0.25, size) for rows in (64, 4000) for size in (8, "full")])
+
+little = {s: {z: column("loss", s, z, rows=64) for z in (8, "full")} for s in ("small", "large")}
+little_logs = {s: np.log(losses["full"] / losses[8]) for s, losses in little.items()}
+noisy = np.log(column("loss", "small", "full", noise=0.25) / column("loss", "small", 8, noise=0.25))
+answered = {rows: column("exact_match", "small", 8, rows, 0.25) for rows in (64, 4000)}
+verdicts = {
+    "small": claim("64 rows, small: full over r = 8, > 1 times", little_logs["small"], times=True),
+    "large": claim("64 rows, large: r = 8 over full, > 1 times", -little_logs["large"], times=True),
+    "rank": claim("wrong answers: full over r = 8, > 1.1 times", noisy, np.log(1.1), times=True),
+    "data": claim("wrong answers: 4,000 rows answer half more", answered[4000] - answered[64], 0.5),
+}
 
 # %%
 titles = ["64 rows", "4,000 rows"]
@@ -76,26 +88,26 @@ with figure("wrong_answers", xlabel, ylabel, titles, columns=2, height=2.8) as p
 # ![Right answers with none and a quarter of the training answers wrong, at 64 and at 4,000
 # rows](../figures/wrong_answers.png)
 #
-# - Little data, small shift: both know their 64 rows by heart. LoRA's held-out loss is lower in the
-#   mean, but the seeds scatter.
+# On this model of 0.1 million parameters and with three seeds:
+#
+# - Little data, small shift: both know their 64 rows by heart. LoRA has the lower held-out loss.
 # - Little data, large shift: full fine-tuning is better here as well, although it overfits far
 #   more. A method that cannot make the change does not win by overfitting less.
-# - Wrong answers, much data: the held-out losses are about the same. **"A low rank ignores noise"
-#   is not seen here.** With 4,000 rows, more than nine of ten answers are right although a quarter
-#   of the training answers is wrong. With 64 rows, about two of ten are.
+# - Wrong answers: more data protects. With 4,000 rows, more than nine of ten answers are right
+#   although a quarter of the training answers is wrong. With 64 rows, about two of ten are. Whether
+#   a low rank protects is not shown either way: full fine-tuning has 0.9 to 1.3 times the loss.
 
 # %%
 # Checks
-little = {s: {z: column("loss", s, z, rows=64) for z in (8, "full")} for s in ("small", "large")}
 for size in (8, "full"):
     train_loss = column("train_loss", "small", size, rows=64)
     assert (train_loss < little["small"][size] / 4).all(), f"{size} must know its rows by heart"
-assert little["small"][8].mean() < 0.8 * little["small"]["full"].mean(), "LoRA, small shift"
-assert little["large"]["full"].max() < little["large"][8].min(), "full, large shift"
-noisy = {size: column("loss", "small", size, noise=0.25).mean() for size in (8, "full")}
-assert 0.75 < noisy[8] / noisy["full"] < 1.33, "the rank must not matter for wrong answers"
-assert column("exact_match", "small", 8, noise=0.25).min() > 0.8, "much data must protect"
-assert column("exact_match", "small", 8, rows=64, noise=0.25).max() < 0.5, "64 rows must not"
+for name in ("small", "large", "data"):
+    assert verdicts[name] == HOLDS, name
+assert verdicts["rank"] == OPEN, "a small rank must not be shown to protect against wrong answers"
+if not QUICK:  # a run of the sweep again
+    live = experiment.run_one(("small", 64, 0.25, 8, 0))["exact_match"]
+    assert belongs(live, answered[64], answered[4000]), f"{live:.0%} is not the sweep's"
 
 # %% [markdown]
 # ## Memory and files
@@ -147,8 +159,9 @@ assert num_parameters(whole) == everything, "full fine-tuning must train every n
 # %% [markdown]
 # ## What was shown
 #
-# A lower rank does not protect against wrong answers; more data does. Full fine-tuning costs
-# several times the memory, and one model per task.
+# On a model of 0.1 million parameters, more data protects against wrong answers. Whether a lower
+# rank does is not shown either way. Full fine-tuning costs several times the memory, and one model
+# per task.
 #
 # **What to try.**
 #
@@ -157,7 +170,7 @@ assert num_parameters(whole) == everything, "full fine-tuning must train every n
 # 2. `tokens=0` in `memory_estimate`: use 1,200, a step of 16 rows. What is the factor then?
 # 3. `minilora.load("micro")`: load "tiny" and compare the bytes of state again.
 #
-# **Where to stop with a debugger.** `memory.memory_estimate` (look at `parts`).
+# **Where to stop with a debugger.** `memory.memory_estimate` (which line grows with the batch?).
 #
 # **Exercises.** memory-estimate, lora-count.
 #

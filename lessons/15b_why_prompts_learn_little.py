@@ -11,7 +11,7 @@
 
 # %%
 import numpy as np
-from common import QUICK, figure, of, read_sweep, short, table
+from common import QUICK, agrees, figure, of, read_sweep, short, table
 
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
@@ -119,9 +119,12 @@ if not QUICK:
     assert form[prompt] < 1, "the prompt must know the form"
     assert content[prompt] > 0.8 * guess, "the prompt must guess the content"
     assert content["LoRA, r = 2"] < 0.3 * guess, "LoRA must know most of the content"
-    saved = of(by_tokens, "loss", method="prompt", tokens=64, iters=200, seed=0)[0]
-    loss = (form[prompt] + content[prompt]) / tokens_per_answer
-    assert abs(loss - saved) < 0.05, "the run must agree with the sweep"
+    cases = {"method": "prompt", "iters": 200, "task": "questions"}
+    for n, other in ((64, 16), (16, 64)):
+        name = f"prompt, {n} tokens"
+        loss = (form[name] + content[name]) / tokens_per_answer
+        own, others = (of(by_tokens, "loss", tokens=size, **cases) for size in (n, other))
+        assert agrees(loss, own, others), f"{name}: {loss}, in the sweep {own}"
 
 # %% [markdown]
 # ## A skill that the base has
@@ -178,6 +181,8 @@ assert before["exact_match"] < 0.05, "the base alone must rarely say exactly thi
 if not QUICK:
     assert after["exact_match"] > 0.8, "the prompt must get nearly every name right"
     assert after["loss"] < 0.8 * before["loss"], "the prompt must lower the loss"
+    own = of(by_tokens, "loss", method="prompt", task="who")
+    assert agrees(after["loss"], own), f"{after['loss']}, in the sweep {own}"
 
 # %% [markdown]
 # ## What was shown

@@ -4,11 +4,12 @@
 # **The question.** How does a prefix change attention, and do more steps or more virtual tokens
 # help?
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 15b, and attention.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 15b, and attention.
 
 # %%
 import numpy as np
-from common import QUICK, figure, of, read_sweep, short, table
+from common import QUICK, agrees, figure, of, read_sweep, short, table
+from sweeps import virtual_tokens
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, layers
@@ -168,6 +169,13 @@ assert column("loss", *few).min() > H, "more steps alone must not be enough"
 assert column("loss", *many).max() < 0.6 * H, "more steps and more tokens must help"
 assert column("loss", *few).max() < column("loss", *normal).min(), "the vocabulary must be better"
 assert column("exact_match", *many).max() < 0.3, "few answers may be right"
+if not QUICK:  # two runs of the sweep again, told apart from each other
+    short_runs = [("prompt", "questions", n, 200, "vocabulary") for n in (16, 64)]
+    for kind, other in (short_runs, short_runs[::-1]):
+        method, task, n, steps, start = kind
+        again = virtual_tokens.run(virtual_tokens.Job(method, n, steps, task, start))["loss"]
+        own = column("loss", *kind)
+        assert agrees(again, own, column("loss", *other)), f"{kind}: {again}, in the sweep {own}"
 for kind in kinds:
     if "who" in kind:
         assert (column("exact_match", *kind) == 1).all(), "the base's own skill must be selected"

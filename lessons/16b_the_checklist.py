@@ -130,7 +130,7 @@ if not QUICK:
     output = said["--max-seq-length 74"]
     assert endless["exact_match"] < 0.1, "a cut run must give no exact answer"
     assert output.startswith(answer) and output != answer, "it must answer and not stop"
-    assert prompts["exact_match"] < 0.7, "counting prompts must cost exact answers"
+    assert prompts["exact_match"] < 0.5, "counting prompts must cost most of the exact answers"
     assert prompts["loss"] > 3 * sound["loss"], "counting prompts must raise the loss"
     assert slow["exact_match"] < 0.1 and slow["loss"] > 1, "the small rate must learn little"
 

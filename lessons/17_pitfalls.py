@@ -64,7 +64,8 @@ sound = run()
 show({"sound": sound})
 
 # %% [markdown]
-# This is a sound run: rank 8 on all projections, rate 0.01. Each mistake changes one thing.
+# This is a sound run: rank 8 on all projections, rate 0.01. Each mistake changes one thing. Each
+# run is one seed, and the checks ask for differences by a factor of three or more.
 #
 # ## 1. Too little capacity
 #
@@ -73,7 +74,7 @@ show({"sound": sound})
 # **Predict.** Do training loss and held-out loss differ? Does a higher learning rate help?
 #
 # <details><summary>Answer</summary>
-# They agree, and both are high. A higher rate does not help.
+# They agree, and both are high. Five times the rate lowers them, but no answer becomes right.
 # </details>
 
 # %%
@@ -84,7 +85,8 @@ show({"rank 1 on q": small, "five times the rate": small_fast, "fix: rank 8 on a
 # %% [markdown]
 # - **Symptom:** training loss and held-out loss agree, and both are high.
 # - **Why:** the model cannot fit even its training rows.
-# - **Fix:** a higher rank, on more matrices. A higher learning rate does not help.
+# - **Fix:** a higher rank, on more matrices. A higher learning rate alone does not repair it: both
+#   losses stay high, and no answer is right.
 #
 # ## 2. Too little data: 24 rows
 #
@@ -175,7 +177,8 @@ assert 0.7 < small.train_loss / small.loss < 1.4, "1: both losses must agree"
 assert abs(wrong.trained / sound.trained - 1) < 0.02, "3: as many parameters as the sound run"
 if not QUICK:
     assert sound.loss < 0.05 and sound.exact > 0.8, "the sound run must learn the task"
-    assert min(small.loss, small_fast.loss) > 5 * sound.loss, "1: high at both rates"
+    assert min(small.loss, small_fast.loss) > 20 * sound.loss, "1: high at both rates"
+    assert small_fast.loss < small.loss and small_fast.exact < 0.05, "1: lower, and still not right"
     assert little.train_loss < little.loss / 5, "2: a gap between the losses"
     assert more.loss < best / 3, "2: 400 rows must be better than any early stop"
     assert min(wrong.loss, wrong_wide.loss) > 4 * sound.loss, "3: high at both ranks"

@@ -88,7 +88,7 @@ for name, cost in added_int8.items():
     assert abs(cost) < 0.01, f"int8 must cost almost nothing, {name}"
 assert max(added["as it is"]) < 0.01, "without outliers, every block size must cost almost nothing"
 of_64, of_4096 = (added["with outliers"][BLOCKS.index(size)] for size in (64, 4096))
-assert of_4096 > 2 * of_64, "with outliers, large blocks must cost several times as much"
+assert of_4096 > 4 * of_64, "with outliers, large blocks must cost several times as much"
 assert of_64 > 0.01, "with outliers, blocks of 64 must cost something"
 
 # %% [markdown]
@@ -122,8 +122,7 @@ table(["QLoRA run", "held-out loss", "exact"], rows)
 # - **Why:** most of the update is smaller than half a gap of the 4-bit values.
 # - **Fix:** keep the adapter separate, merge into a dense tree, or merge into 8 bits.
 #
-# (This run has the settings of lesson 0. After only 120 steps at 0.01, the model knows the task in
-# part, and merging into 4 bits costs only a seventh of its loss.)
+# This is one run of `micro`; lesson 13b has five seeds at two learning rates.
 
 # %%
 # Checks

@@ -53,7 +53,7 @@ rows = {split: data.load_rows("toolcalls", split) for split in ("train", "valid"
 examples = {split: data.encode_rows(some, tokenizer, settings)[0] for split, some in rows.items()}
 first = examples["train"][0]
 not_counted, counted = [], []
-for token, mask in zip(*first):
+for token, mask in zip(first.tokens, first.mask):
     (counted if mask else not_counted).append(token)
 print(repr(tokenizer.decode(not_counted)))
 print(repr(tokenizer.decode(counted)))

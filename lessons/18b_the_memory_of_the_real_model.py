@@ -4,9 +4,8 @@
 # **The question.** How many parameters of SmolLM2 does LoRA train, and how much memory does a step
 # of training need?
 #
-# ![Bytes per weight of the base in a training step: full fine-tuning 16, LoRA about 4, QLoRA about
-# 0.5 for weights, and little for the adapters, their gradients and Adam's
-# state.](../figures/drawings/step_memory.svg)
+# ![Bytes per weight of the base in a training step: full fine-tuning 16, LoRA 4.37, QLoRA
+# 0.88.](../figures/drawings/step_memory.svg)
 #
 # **Time:** a second to run, five minutes to read. **You need:** lessons 7 and 18, and
 # `minilora fetch smollm2`.
@@ -52,7 +51,7 @@ print(f"in float32 the base would be {quotient:.1f} times as large")
 # as in its file (`low_precision.py`). The largest part of the estimate is now the activations. They
 # do not shrink with the weights; `gradient_checkpointing` makes them small (lesson 7).
 #
-# ![SmolLM2 by parameters and by bytes: projections in 4 bits, embedding in 9 with its scales,
+# ![SmolLM2 by parameters and by bytes: projections in 4.13 bits, embedding in 9 with its scales,
 # adapters in 32](../figures/drawings/smollm2_bytes.svg)
 #
 # The file of SmolLM2 is in 4 bits already (Q4_1). So this lesson cannot show what quantizing costs
@@ -70,6 +69,8 @@ of_micro = num_parameters(base) / num_parameters(minilora.load("micro")[1])
 assert 1_400 < of_micro < 1_410, "the model must have 1,400 times the parameters of micro"
 assert 6 < quotient < 6.5, "the base must be a sixth of its size in float32"
 assert sum(parts.values()) / 1e6 < FULL_MB / 4, "a step must need a quarter of full fine-tuning"
+assert max(parts, key=parts.get) == "activations", "the activations must be the largest part"
+assert 0.1 < nbytes(adapters) / nbytes(frozen) < 0.125, "the adapter: a ninth of the 4-bit base"
 
 # %% [markdown]
 # ## What was shown

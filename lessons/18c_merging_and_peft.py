@@ -59,7 +59,7 @@ assert distance(bare) > (0 if QUICK else 0.1), "the adapter must change the logi
 # %% [markdown]
 # ## Merging
 #
-# An adapter is a file of ten megabytes, and the base has ninety. To ship a single model, merge.
+# The adapter has ten megabytes, and the base has 87. To ship a single model, merge.
 #
 # ![Number lines of what can be stored near a weight. A small update moves the weight in float32
 # and in bfloat16. In NF4 it is less than half of a gap, and the nearest value stays the
@@ -90,6 +90,7 @@ del dense
 # float32 and float64 the difference is 6e-6 (guide/proofs.md). A lost adapter is far above.
 assert 0 < merged < 2e-4, "the merged model must compute the same, up to rounding"
 assert merged_bytes > 5 * separate_bytes, "the merged model must be five times as large"
+assert 9.7e6 < nbytes(adapters) < 9.8e6 and 86e6 < nbytes(frozen) < 88e6, "10 MB and 87 MB"
 
 # %% [markdown]
 # ## The same adapter in PEFT
@@ -155,7 +156,7 @@ if installed:
 # 2. `del dense`: before it, quantize `dense` to "nf4-dq" and compute the logits. How far are they?
 # 3. `lora_config` in `save_adapter`: pass one with `lora_alpha=32`. What does PEFT compute?
 #
-# **Where to stop with a debugger.** `checkpoint.save_adapter` (the names in `sources`).
+# **Where to stop with a debugger.** `checkpoint.save_adapter` (the names in `tensors`).
 #
 # **Exercises.** lora-merge, test-merge.
 #

@@ -22,7 +22,7 @@
 
 # %%
 import numpy as np
-from common import QUICK, best_rates, figure, table
+from common import FAILS, HOLDS, OPEN, QUICK, belongs, best_rates, claim, figure, table
 from sweeps import regret
 
 import minilora
@@ -95,25 +95,24 @@ assert 2 < factor["tiny", 8] / factor["micro", 8] < 4, "width 128 must need 128/
 # ## The best rates
 #
 # `sweeps/regret.py` trains on the questions: 8 rows per step, a constant rate, α = 32, all seven
-# projections, five seeds. A run is scored after 25, 50, 100 and 200 steps. Each length has its best
-# rate: the minimum of a parabola through the lowest point and its two neighbours, in logarithms of
-# rate and loss.
+# projections, with eight seeds for r = 8 and full fine-tuning of `micro`, else with five. A run is
+# scored after 25, 50, 100 and 200 steps. Each length has its best rate: the minimum of a parabola
+# through the lowest point and its two neighbours, in logarithms of rate and loss.
 #
 # **Predict.** Do r = 1 and r = 64 have the same best rate? Is the factor larger in short runs?
 #
 # <details><summary>Answer</summary>
-# The best rates of r = 1 and r = 64 differ by at most 2.1 times. The factor is 2.6 after 25 steps
-# and 1.9 after 200 steps, but another seed changes it by more than that.
+# The best rates of r = 1 and r = 64 differ by at most 2.2 times. The factor is 2.3 after 25 steps
+# and 1.9 after 200 steps. That it is larger in short runs is not shown.
 # </details>
 
 # %%
 STEPS, SIZES = (25, 50, 100, 200), (*RANKS, "full")
 
 
-def best_rate(model, size, steps, seeds=slice(None)):
+def best_rate(model, size, steps, seeds=regret.CHOOSING):
     """Return the rate at the lowest point of the parabola."""
-    rates, losses = regret.curve(model, size, steps)
-    return best_rates(rates, losses[:, seeds])[1]
+    return best_rates(*regret.curve(model, size, steps, seeds=seeds))[1]
 
 
 best = {(size, steps): best_rate("micro", size, steps) for size in SIZES for steps in STEPS}
@@ -121,15 +120,28 @@ names = [*(f"r = {r}" for r in RANKS), "full"]
 rates = [[f"{n} steps", *(f"{best[size, n]:.1e}" for size in SIZES)] for n in STEPS]
 table(["best rate, micro", *names], rates)
 
-chosen = [slice(None), *([seed] for seed in regret.SEEDS)]
-cells, every, single = [], {}, {}
+
+def log_ratios(model, one, other, steps, seeds=regret.CHOOSING):
+    """Return log(best rate of size `one` / that of size `other`), one per seed."""
+    pairs = [[best_rate(model, size, steps, [seed]) for size in (one, other)] for seed in seeds]
+    return np.array([np.log(first / second) for first, second in pairs])
+
+
+factors, ten, verdicts = {}, {}, {}
 for case in (("micro", 25), ("micro", 200), ("tiny", 25)):
     model, steps = case
-    pairs = [[best_rate(model, size, steps, seeds) for size in (8, "full")] for seeds in chosen]
-    every[case], *single[case] = (of_lora / of_full for of_lora, of_full in pairs)
-    each = ", ".join(f"{x:.1f}" for x in single[case])
-    cells.append([f"{model}, {steps} steps", f"{every[case]:.1f}", each])
-table(["r = 8 / full", "all seeds", "each seed"], cells)
+    seeds = regret.SEEDS if model == "micro" else regret.CHOOSING
+    factors[case] = log_ratios(model, 8, "full", steps, seeds)
+    sentence = f"{model}, {steps} steps: r = 8 / full is 7 to 15"
+    ten[case] = claim(sentence, factors[case], np.log(7), np.log(15), times=True, digits=1)
+short_runs, long_runs = factors["micro", 25], factors["micro", 200]
+verdicts["short"] = claim("micro: 25 steps over 200, > 1 times", short_runs - long_runs, times=True)
+for steps in (25, 200):
+    of_rank = log_ratios("micro", 64, 1, steps)
+    sentence = f"micro, {steps} steps: r = 64 / r = 1 is 1/3 to 3"
+    verdicts["rank", steps] = claim(sentence, of_rank, -np.log(3), np.log(3), times=True)
+first_step = np.log(factor["tiny", 8]) - factors["tiny", 25]
+verdicts["tiny"] = claim("tiny: predicted factor over measured, > 1 times", first_step, times=True)
 
 # %%
 titles, ylabel = ["25 steps", "200 steps"], ["held-out loss (nats per token)", ""]
@@ -150,40 +162,43 @@ with figure("regret_rates", "learning rate", ylabel, titles, width=7.6, columns=
 # ![Held-out loss over the learning rate for three ranks and full fine-tuning, after 25 and 200
 # steps](../figures/regret_rates.png)
 #
-# - **Ranks.** With 64 times the rank, the best rate changes by 1.1 to 2.1 times. This part holds.
-# - **Short runs.** After 25 steps the factor is larger, but in three of five seeds only: no proof.
-# - **10 times** does not hold. For `micro`, the factor is 2.6 after 25 steps and 1.9 after 200. For
-#   `tiny` it is larger in four of five seeds, but much less than the first step predicts.
+# On byte-level models of 0.1 and 1 million parameters:
 #
-# The measured first step is right for `micro` and too large for `tiny`. Its formula is far off for
-# large models: for a width of 4,096 (Llama 3.1 8B) and α = 32 it gives √3·4096/32 = 222, where
+# - **Ranks.** With 64 times the rank, the best rate changes by 0.8 to 2.2 times (five seeds). This
+#   part holds here.
+# - **Short runs.** The factor after 25 steps is 0.8 to 1.9 times that after 200 steps: not shown
+#   either way.
+# - **10 times** does not hold here. For `micro`, the factor is 1.6 to 3.4 after 25 steps and 1.5 to
+#   2.4 after 200. For `tiny` it is 2.5 to 6.8 (five seeds), less than the first step predicts. This
+#   is no evidence against 10 times in models of billions of parameters.
+#
+# The measured first step agrees with `micro` and is too large for `tiny`. Its formula is far off
+# for large models: for a width of 4,096 (Llama 3.1 8B) and α = 32 it gives √3·4096/32 = 222, where
 # Schulman et al. measured about 10. One possible reason: in a larger model, G is concentrated on
 # few inputs. Then ‖G‖₁/‖G a_k‖₁ is smaller, and so is the factor. This is not tested here.
 
 # %%
 # Checks
+assert set(ten.values()) == {FAILS}, "the factor must be below 7"
 for steps in STEPS:
     *of_ranks, of_full = (best[size, steps] for size in SIZES)
-    assert max(of_ranks) < 2.2 * min(of_ranks), f"{steps} steps: the rank must hardly matter"
-    assert of_full < min(of_ranks) and max(of_ranks) < 6 * of_full, "the factor must be below 10"
-short_runs, long_runs = single["micro", 25], single["micro", 200]
-assert every["micro", 25] > every["micro", 200], "the mean factor must be larger in short runs"
-assert sum(map(float.__gt__, short_runs, long_runs)) == 3, "only three seeds agree"
-wider = np.array(single["tiny", 25]) > np.array(short_runs)
-assert every["tiny", 25] > every["micro", 25] and wider.sum() >= 4, "more for the wider model"
-assert 0.7 < every["micro", 25] / factor["micro", 8] < 1.4, "micro: the prediction must hold"
-assert every["tiny", 25] < 0.8 * factor["tiny", 8], "tiny: the prediction must be too large"
-if not QUICK:  # a run of the sweep again; other processors round differently
+    assert of_full < min(of_ranks), f"{steps} steps: LoRA must need the higher rate"
+assert verdicts["short"] == OPEN, "a larger factor in short runs must not be shown"
+assert verdicts["rank", 25] == HOLDS and verdicts["rank", 200] == HOLDS, "the rank hardly matters"
+assert verdicts["tiny"] == HOLDS, "tiny: the prediction must be too large"
+if not QUICK:  # a run of the sweep again
     live = regret.run_one(("micro", 8, 8, 2e-3, 0))["loss"]
-    in_sweep = regret.curve("micro", 8, 200)[1][1, 0]
-    print(f"r = 8: loss {live:.4f}, in the sweep {in_sweep:.4f}")
-    assert 0.4 < live / in_sweep < 2.5, "the run must agree with the sweep"
+    rates, losses = regret.curve("micro", 8, 200, seeds=regret.SEEDS)
+    print(f"r = 8 at {rates[1]:g}: loss {live:.4f}, in the sweep {losses[1, 0]:.4f}")
+    cell, rival = np.log(losses[1]), np.log(losses[4])  # ten times full's best rate: too much
+    assert belongs(np.log(live), cell, rival), "the run must agree with the sweep"
 
 # %% [markdown]
 # ## What was shown
 #
-# LoRA's best rate hardly depends on the rank, and it is higher than that of full fine-tuning. The
-# factor depends on the model, and it differs between seeds. So sweep the rate for your model.
+# On byte-level models of 0.1 and 1 million parameters, LoRA's best rate hardly depends on the rank,
+# and it is 1.5 to 7 times that of full fine-tuning. The factor differs between models and between
+# seeds. So sweep the rate for your model.
 #
 # **What to try.**
 #

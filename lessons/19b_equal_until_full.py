@@ -14,12 +14,12 @@
 
 # %%
 import numpy as np
-from common import QUICK, figure, of, read_sweep, spread, table
-from sweeps import regret
+from common import FAILS, HOLDS, OPEN, QUICK, belongs, claim, figure, read_sweep, spread, table
+from sweeps import capacity, regret
 
 from minilora.evaluation import plot
 
-STEPS = (25, 50, 100, 200)
+STEPS = (25, 100, 200)
 SIZES = (1, 8, 64, "full")
 NAMES = {1: "r = 1", 8: "r = 8", 64: "r = 64", "full": "full"}
 
@@ -27,14 +27,16 @@ NAMES = {1: "r = 1", 8: "r = 8", 64: "r = 64", "full": "full"}
 # %% [markdown]
 # ## Equal until the capacity is used?
 #
-# The runs are those of lesson 19: the questions, 8 rows per step. Each length of run has its best
-# rate. Rank 64 trains 175,104 numbers, more than the 95,568 of the model.
+# The runs are like those of lesson 19: the questions, 8 rows per step. Each length of run has its
+# best rate. The seeds of lesson 19 chose this rate, and eight other seeds are compared, so that the
+# choice favours no method. Rank 64 trains 175,104 numbers, more than the 95,568 of the model.
 #
 # **Predict.** Which rank follows full fine-tuning longest? Is r = 64 as good after 200 steps?
 #
 # <details><summary>Answer</summary>
-# r = 8 and r = 64 are as good as full fine-tuning for 100 steps, up to the spread of the seeds. r =
-# 1 is behind from the start. After 200 steps, r = 64 is behind as well, and not better than r = 8.
+# After 25 steps, no difference between full fine-tuning and r = 8 or r = 64 is shown. r = 1 is
+# behind from the start. After 100 steps, r = 8 and r = 64 are behind as well. After 200 steps, r =
+# 64 is not shown to be better than r = 8.
 # </details>
 
 # %%
@@ -43,9 +45,17 @@ table(
     ["mean held-out loss", *(f"{n} steps" for n in STEPS)],
     [[NAMES[size], *(f"{loss[size, n].mean():.3f}" for n in STEPS)] for size in SIZES],
 )
+behind = {}
+for size in (1, 8, 64):
+    for n in STEPS:
+        ratio = np.log(loss[size, n] / loss["full", n])  # of each seed
+        sentence = f"{NAMES[size]}, {n} steps: loss over that of full, > 1 times"
+        behind[size, n] = claim(sentence, ratio, times=True)
+at_end = np.log(loss[8, 200] / loss[64, 200])
+better = claim("200 steps: r = 8's loss over r = 64's, > 1 times", at_end, times=True)
 
 # %%
-title = "Each length of run at its best rate: mean and range of five seeds"
+title = "Each length of run at its best rate: mean and range of eight seeds"
 with figure("regret_steps", "steps", "held-out loss (nats per token)", title) as axes:
     for size, style, marker in zip(SIZES, plot.LINES, "osD^"):
         means = [loss[size, n].mean() for n in STEPS]
@@ -60,9 +70,12 @@ with figure("regret_steps", "steps", "held-out loss (nats per token)", title) as
 # ![Held-out loss over the number of steps for three ranks and full
 # fine-tuning](../figures/regret_steps.png)
 #
-# Up to 100 steps, the seeds of r = 8 and r = 64 overlap with those of full fine-tuning. After 200
-# steps, full fine-tuning is ahead with every seed, by less than 0.01 nats per token. But capacity
-# is not the reason: r = 64 trains more numbers than the model has.
+# After 25 steps, the intervals of r = 8 and r = 64 contain 1: no difference is shown, and a small
+# one is not excluded. After 100 and after 200 steps, both have about twice the loss of full
+# fine-tuning. (After 200 steps, that is less than 0.01 nats per token.) Capacity is not the reason:
+# r = 64 trains more numbers than the model has. So on this model of 0.1 million parameters, "equal
+# until the capacity is used" does not hold for 100 steps and more. For the first 25 steps, it is
+# not shown either way.
 #
 # A task that has no rule, only facts, needs capacity. In `sweeps/capacity.py` (lesson 20), an
 # adapter of rank 1 in one layer (912 parameters) sees random letters 500 times, to learn them by
@@ -76,42 +89,41 @@ with figure("regret_steps", "steps", "held-out loss (nats per token)", title) as
 
 # %%
 facts = read_sweep("capacity")
-rows, learned = [], {}
+rows, share = [], {}
 for n in (10, 19, 38, 76):
-    case = {"size": 1, "place": "all", "layer": 1, "facts": n, "steps": 500}
-    learned[n], offered = np.array(of(facts, "bits", **case)), of(facts, "offered", **case)[0]
-    share = f"{learned[n].mean() / offered:.0%}"
-    rows.append([f"{n} facts", f"{offered:.2f}", spread(learned[n]), share])
-full = {name: of(facts, name, size="full", facts=76)[0] for name in ("bits", "offered")}
-share_full = full["bits"] / full["offered"]
+    case = (1, "all", 1, n, 500)
+    learned = capacity.column(facts, "bits", case, range(8))
+    offered = capacity.column(facts, "offered", case, range(8))
+    share[n] = learned / offered
+    cells = f"{offered[0]:.2f}", spread(learned), f"{share[n].mean():.0%}"
+    rows.append([f"{n} facts", *cells])
 table(["r = 1 in one layer", "bits per parameter", "learned", "share"], rows)
-print(f"full fine-tuning, 76 facts: {share_full:.0%} of the bits are learned")
+few = claim("10 facts: three quarters are learned", share[10], above=0.75)
+many = claim("38 facts: half is learned", share[38], above=0.5)
 
 # %%
 # Checks
-for r in (8, 64):
-    for n in (25, 50, 100):
-        assert loss[r, n].min() < loss["full", n].max(), f"r = {r}, {n} steps: within the seeds"
-    assert loss[r, 200].min() > loss["full", 200].max(), f"r = {r} must be behind at the end"
-assert loss[1, 25].min() > loss["full", 25].max(), "r = 1 must be behind from the start"
-assert loss[64, 200].mean() > loss[8, 200].mean() / 2, "r = 64 must not be much better than r = 8"
-assert learned[10].min() > 0.7 * 0.53 and share_full > 0.9, "below the capacity, all is learned"
-assert learned[38].max() < 0.4 * 2, "above it, most is not"
-
-# %%
-if not QUICK:  # a run of the sweep again; other processors round differently
-    live = regret.run_one(("micro", 8, 8, 4e-3, 0))["loss_100"]
-    in_sweep = regret.curve("micro", 8, 100)[1][2, 0]
-    print(f"r = 8, 100 steps: loss {live:.3f}, in the sweep {in_sweep:.3f}")
-    assert 0.7 < live / in_sweep < 1.4, "the run must agree with the sweep"
+for n in STEPS:
+    assert behind[1, n] == HOLDS, f"r = 1 must be behind after {n} steps"
+for size in (8, 64):
+    assert behind[size, 25] == OPEN, f"{NAMES[size]}: no difference must be shown after 25 steps"
+    assert behind[size, 200] == HOLDS, f"{NAMES[size]} must be behind at the end"
+    assert behind[size, 100] == HOLDS, f"{NAMES[size]} must be behind after 100 steps"
+assert better != HOLDS, "r = 64 must not be shown to be better than r = 8"
+assert few == HOLDS and many == FAILS, "of few facts nearly all is learned, of many less than half"
+if not QUICK:  # a run of the sweep again
+    live = regret.run_one(("micro", 8, 8, 2e-3, 5))["loss_200"]
+    cell, rival = np.log(loss[8, 200]), np.log(loss["full", 200])
+    print(f"r = 8, 200 steps: loss {live:.4f}, in the sweep {loss[8, 200][0]:.4f}")
+    assert belongs(np.log(live), cell, rival), "the run must agree with the sweep"
 
 # %% [markdown]
 # ## What was shown
 #
-# On the questions, LoRA equals full fine-tuning for 100 steps, up to the spread of the seeds. Then
-# it falls behind for another reason than its capacity: a higher rank does not help. Of few facts it
-# learns nearly all, and of many facts little. That agrees with the claim, but does not prove it: in
-# 1,500 steps it learns more (lesson 20).
+# On the questions and a model of 0.1 million parameters, LoRA falls behind full fine-tuning within
+# 100 steps, for another reason than its capacity: r = 64 has more parameters than the model. Of few
+# facts, an adapter learns nearly all, and of many facts little. That agrees with the claim, but
+# does not prove it: in 1,500 steps it learns more (lesson 20).
 #
 # **What to try.**
 #

@@ -16,8 +16,8 @@
 
 # %%
 import numpy as np
-from common import QUICK, figure, of, read_sweep, spread, table
-from sweeps import regret
+from common import FAILS, HOLDS, QUICK, belongs, claim, figure, of, read_sweep, spread, table
+from sweeps import capacity, place, regret
 
 from minilora.evaluation import plot
 
@@ -26,12 +26,14 @@ SIZES = {8: "r = 8", 64: "r = 64", "full": "full"}
 # %% [markdown]
 # ## Large batches
 #
-# The same 1,600 rows, in 200 steps of 8 rows or in 25 steps of 64 rows.
+# The same 1,600 rows, in 200 steps of 8 rows or in 25 steps of 64 rows. As in lesson 19b, five
+# seeds chose the rate and eight others are compared. The claim is about the ratio of the losses of
+# LoRA and full fine-tuning: does it grow with the batch?
 #
 # **Predict.** With the larger batch, does LoRA lose more than full fine-tuning?
 #
 # <details><summary>Answer</summary>
-# No. r = 8 loses less than full fine-tuning, and r = 64 about as much.
+# No. With the larger batch, the ratio is smaller: r = 8 has a lower loss than full fine-tuning.
 # </details>
 
 # %%
@@ -40,6 +42,13 @@ table(
     ["held-out loss", "200 steps of 8 rows", "25 steps of 64 rows"],
     [[SIZES[size], *(spread(batch[size, b], 3) for b in (8, 64))] for size in SIZES],
 )
+grows, ahead = {}, {}
+for size in (8, 64):
+    gap = {b: np.log(batch[size, b] / batch["full", b]) for b in (8, 64)}  # of each seed
+    sentence = f"{SIZES[size]}: the ratio to full with 64 rows over that with 8, > 1 times"
+    grows[size] = claim(sentence, gap[64] - gap[8], times=True)
+    lower = f"{SIZES[size]}, 64 rows: full's loss over LoRA's, > 1 times"
+    ahead[size] = claim(lower, -gap[64], times=True)
 
 # %%
 ylabel, title = "held-out loss (nats per token)", "25 steps of 64 rows: mean and range of the seeds"
@@ -59,18 +68,20 @@ with figure("regret_batch", "learning rate", ylabel, title) as axes:
 # minimum](../figures/regret_batch.png)
 #
 # With the larger batch, all are far worse: 25 steps are few. LoRA at r = 8 loses least. So the
-# claim does not hold here. (It is about "some scenarios", and these runs are very short.)
+# claim does not hold here, on a model of 0.1 million parameters. (It is about "some scenarios", and
+# these runs are very short.)
 
 # %%
 # Checks
-assert batch[8, 64].mean() < 0.8 * batch["full", 64].mean(), "r = 8 must lose less"
-assert batch[64, 64].mean() < 1.1 * batch["full", 64].mean(), "r = 64 must not lose more"
+assert grows == {8: FAILS, 64: FAILS}, "LoRA must not lose more with the larger batch"
+assert ahead[8] == HOLDS, "with 64 rows, r = 8 must have a lower loss than full fine-tuning"
 
 # %% [markdown]
 # ## Attention or MLP
 #
 # Lesson 3 spent one budget on different matrices (`sweeps/targets.py`, the questions). The same is
-# done here for facts.
+# done here for facts (`sweeps/capacity.py`). Each place has its own learning rate, chosen from
+# three or four with other seeds than the eight that are compared.
 #
 # **Predict.** The questions ask the model to repeat words of the prompt. Which place is better
 # there? Which place is better for facts?
@@ -80,43 +91,48 @@ assert batch[64, 64].mean() < 1.1 * batch["full", 64].mean(), "r = 64 must not l
 # </details>
 
 # %%
-CASES = {"attention": ("q k v o", 1e-2), "MLP": ("MLP", 2.5e-2)}  # name in lesson 3, best rate
-questions = {}
-for place, (name, rate) in CASES.items():
-    losses = of(read_sweep("targets"), "loss", part="budget", name=name, rate=rate)
-    questions[place] = np.array(losses)
-facts = read_sweep("capacity")
-by_heart = {p: np.array(of(facts, "bits", place=p)) for p in ("attention", "MLP")}
-trained = {p: int(of(facts, "trained", place=p)[0]) for p in ("attention", "MLP")}
+sweep, facts = read_sweep("place"), read_sweep("capacity")
+FACTS = {"attention": (3, "attention", 1, 48, 500), "MLP": (2, "MLP", 1, 44, 500)}
+questions = {p: np.array(of(sweep, "loss", place=p)) for p in place.PLACES}
+by_heart = {p: capacity.at_best(facts, case) for p, case in FACTS.items()}
+rates = {p: capacity.best_rate(facts, case) for p, case in FACTS.items()}
+trained = {p: int(of(facts, "trained", place=p)[0]) for p in FACTS}
 table(
-    ["place", "loss on the questions", "facts: bits per parameter", "parameters"],
-    [[p, spread(questions[p], 3), spread(by_heart[p]), trained[p]] for p in questions],
+    ["place", "loss on the questions", "facts: bits per parameter", "parameters", "rate"],
+    [[p, spread(questions[p], 3), spread(by_heart[p]), trained[p], f"{rates[p]:g}"] for p in FACTS],
 )
+ratio = np.log(questions["MLP"] / questions["attention"])
+copying = claim("questions: MLP's loss over attention's, > 2 times", ratio, np.log(2), times=True)
+storing = claim("facts: the MLP stores more bits", by_heart["MLP"] - by_heart["attention"])
 
 # %% [markdown]
-# The claim does not hold on the questions: attention copies their answers from the prompt. It holds
-# for facts, which have to be stored. If in doubt, adapt all seven matrices.
+# On a model of 0.1 million parameters, the claim does not hold on the questions: attention copies
+# their answers from the prompt. It holds for facts, which have to be stored. If in doubt, adapt all
+# seven matrices.
 
 # %%
 # Checks
-assert questions["MLP"].min() > 2 * questions["attention"].max(), "attention must win, every seed"
-assert by_heart["MLP"].min() > by_heart["attention"].max(), "on facts, the MLP must win"
-
-# %%
-if not QUICK:  # a run of the sweep again; other processors round differently
-    live = regret.run_one(("micro", 8, 64, 8e-3, 0))["loss"]
-    print(f"r = 8, 64 rows: loss {live:.3f}, in the sweep {batch[8, 64][0]:.3f}")
-    assert 0.7 < live / batch[8, 64][0] < 1.4, "the run must agree with the sweep"
+assert copying == HOLDS, "on the questions, attention must win"
+assert storing == HOLDS, "on facts, the MLP must win"
+if not QUICK:  # runs of the sweeps again
+    live = regret.run_one(("micro", 8, 64, 8e-3, 7))["loss"]
+    print(f"r = 8, 64 rows: loss {live:.3f}, in the sweep {batch[8, 64][2]:.3f}")
+    assert belongs(live, batch[8, 64], batch["full", 64]), "the run must agree with the sweep"
+    live = place.run(("MLP", 2.5e-2, 3))["loss"]
+    cell, rival = np.log(questions["MLP"]), np.log(questions["attention"])
+    assert belongs(np.log(live), cell, rival), "the run must agree with the sweep"
 
 # %% [markdown]
 # ## What was shown
 #
-# - Large batches: LoRA does not lose more here.
-# - Attention is worse than MLP: it holds for facts. For copying, attention is far better.
+# On a model of 0.1 million parameters and with eight seeds:
+#
+# - LoRA loses more with large batches: does not hold here.
+# - Attention is worse than the MLP: holds here for facts, and does not hold for copying.
 #
 # **What to try.**
 #
-# 1. `("micro", 8, 64, 8e-3, 0)`: use r = 1, and then full fine-tuning at 4e-3.
+# 1. `("micro", 8, 64, 8e-3, 7)`: use r = 1, and then full fine-tuning at 4e-3.
 # 2. `regret.curve(…, batch=64)`: draw the curves of 8 rows after 25 steps as well.
 # 3. `ROWS_SEEN` in `sweeps/regret.py`: use 6,400 rows, 100 steps of 64. Is LoRA still ahead?
 #

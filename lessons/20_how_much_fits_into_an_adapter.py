@@ -12,7 +12,7 @@
 
 # %%
 import numpy as np
-from common import QUICK, figure, of, read_sweep, short, spread, table
+from common import FAILS, HOLDS, OPEN, QUICK, belongs, claim, figure, read_sweep, spread, table
 from sweeps import capacity
 
 import minilora
@@ -50,105 +50,129 @@ assert before < 0, "the base must know less than the form of the answers"
 # ## Until it is full
 #
 # `sweeps/capacity.py` trains adapters of rank 1 in layer 1 of `micro` (912 parameters), with five
-# seeds. Each of 500 steps sees every fact. More and more facts are offered.
+# to eight seeds, at a rate of 0.01. Each of 500 steps sees every fact. More and more facts are
+# offered.
 #
 # **Predict.** With 4 bits offered per parameter, does the adapter learn 2 of them?
 #
 # <details><summary>Answer</summary>
-# No. Of 0.5 bits it learns nearly all, and of 1 bit half. If 2 or 4 are offered, it learns fewer.
+# No. Of 0.5 bits it learns nearly all, and of 1 bit half. If 2 or 4 are offered, it learns less
+# than half a bit in the mean.
 # </details>
 
 
 # %%
-def column(name, size=1, place="all", layer=1, facts=38, steps=500):
-    """Return a column of a case of the sweep, one number per seed."""
-    case = {"size": size, "place": place, "layer": layer, "facts": facts, "steps": steps}
-    return np.array(of(sweep, name, **case))
+def column(name, case):
+    """Return a column of a case of the sweep that was not tuned, one number per seed."""
+    rate = 1e-3 if case[0] == "full" else capacity.RATE
+    return capacity.column(sweep, name, case, range(8), rate)
 
 
-offered, learned, cells = [], [], []
-for n in (10, 19, 38, 76):
-    x, bits = column("offered", facts=n)[0], column("bits", facts=n)
-    cells.append([f"{n} facts", f"{x:.2f}", spread(bits), f"{bits.mean() / x:.0%}"])
-    offered, learned = [*offered, x], [*learned, bits]
-table(["r = 1, layer 1", "bits per parameter", "learned (five seeds)", "share"], cells)
-longer = column("bits", steps=1500)
-print(f"38 facts, 1,500 times each: {longer.mean():.2f} bits per parameter")
+OFFERED = {n: (1, "all", 1, n, 500) for n in (10, 19, 38, 76)}
+offered, learned, cells = {}, {}, []
+for n, case in OFFERED.items():
+    offered[n], learned[n] = column("offered", case)[0], column("bits", case)
+    share = f"{learned[n].mean() / offered[n]:.0%}"
+    cells.append([f"{n} facts", f"{offered[n]:.2f}", spread(learned[n]), share])
+table(["r = 1, layer 1", "bits per parameter", "learned", "share"], cells)
+longer = column("bits", (1, "all", 1, 38, 1500))
+print(f"38 facts, 1,500 times each: {spread(longer)} bits per parameter")
+verdicts = {
+    "few": claim("10 facts: three quarters are learned", learned[10] / offered[10], above=0.75),
+    "two": claim("38 facts, 500 times: 2 bits are learned", learned[38], above=1.9),
+    "longer": claim("1,500 times: 2 bits are learned", longer, above=1.9),
+    "more": claim("1,500 times store more than 500", longer - learned[38]),
+}
 
 title, xlabel = "Rank 1 in one layer, every fact 500 times", "bits offered per parameter"
 with figure("capacity", xlabel, "bits learned per parameter", title) as axes:
     axes.plot([0, 2], [0, 2], color=plot.GREY, linewidth=0.8, label="everything")
-    axes.plot(offered, [x.mean() for x in learned], marker="o", label="learned", **plot.LINES[0])
-    axes.plot(offered, learned, "_", color=plot.LINES[0]["color"])
+    x, means = list(offered.values()), [bits.mean() for bits in learned.values()]
+    axes.plot(x, means, marker="o", label="learned", **plot.LINES[0])
+    for n, bits in learned.items():
+        axes.plot([offered[n]] * len(bits), bits, "_", color=plot.LINES[0]["color"])
     axes.plot(2, longer.mean(), "D", color=plot.LINES[1]["color"], label="1,500 times")
     axes.axhline(2, linewidth=1, color=plot.INK, linestyle=":", label="2 bits per parameter")
 
 # %% [markdown]
 # ![Bits learned of bits offered: 0.6 at most in 500 steps, 0.9 in 1,500](../figures/capacity.png)
 #
-# In 500 steps, the adapter learns at most about half a bit per parameter, a quarter of the 2 bits
-# of Allen-Zhu and Li. In 1,500 steps it learns 0.9. So these are lower bounds of its capacity.
+# In 500 steps, an adapter of one layer of this model of 0.1 million parameters learns about half a
+# bit per parameter. In 1,500 steps it learns 0.9. The 2 bits of Allen-Zhu and Li are not reached in
+# these runs. But longer training stores more, so these are lower bounds. Whether an adapter can
+# store 2 bits is not shown either way.
 
 # %%
 # Checks
-assert learned[0].min() > 0.7 * offered[0], "of half a bit per parameter, most must be learned"
-assert learned[2].max() < 0.4 * offered[2], "of 2 bits per parameter, little must be learned"
-assert learned[3].mean() < learned[2].mean() < learned[1].mean(), "more facts must store less"
-assert learned[2].max() < longer.min() and longer.max() < 2, "longer training must store more"
+assert verdicts["few"] == HOLDS, "of half a bit per parameter, most must be learned"
+assert verdicts["two"] == FAILS and verdicts["longer"] == FAILS, "2 bits must not be reached"
+assert verdicts["more"] == HOLDS, "longer training must store more"
 
 # %% [markdown]
 # ## Rank and place
 #
-# The adapters are offered 2 bits per parameter. All three layers at r = 1 have together as many
-# parameters as layer 1 at r = 3. The last two cases train weights themselves: a matrix of layer 1
-# (down_proj), and the whole model (full fine-tuning), which cannot be filled here.
+# Pairs of adapters are compared. Both are offered the same number of bits per parameter, and both
+# have nearly the same number of parameters. (All three layers at r = 1 have together as many as
+# layer 1 at r = 3.) Each has its own learning rate: the best of four, chosen with two seeds. Eight
+# other seeds are compared.
 #
 # **Predict.** Which is better per parameter: a high or a low rank, one layer or all of them,
 # attention or the MLP?
 #
 # <details><summary>Answer</summary>
-# The rank makes no difference. All layers are better than one, and the MLP than attention.
+# All layers are better than one, and the MLP is better than attention. Whether a higher rank is
+# better is not shown.
 # </details>
 
 # %%
-CASES = {
-    "r = 1": {}, "r = 3": {"size": 3, "facts": 114},
-    "r = 1, layer 0": {"layer": 0}, "r = 1, layer 2": {"layer": 2},
-    "r = 1, every layer": {"layer": "every", "facts": 114},
-    "r = 3, attention": {"size": 3, "place": "attention", "facts": 48},
-    "r = 2, MLP": {"size": 2, "place": "MLP", "facts": 44},
-    "down_proj": {"size": "matrix", "facts": 76}, "whole model": {"size": "full", "facts": 76},
+TUNED = {
+    "r = 1": (1, "all", 1, 19, 500), "r = 2": (2, "all", 1, 38, 500),
+    "r = 3, layer 1": (3, "all", 1, 114, 500),
+    "r = 1, every layer": (1, "all", "every", 114, 500),
+    "r = 3, attention": (3, "attention", 1, 48, 500), "r = 2, MLP": (2, "MLP", 1, 44, 500),
 }  # fmt: skip
-bits, share, cells = {}, {}, []
-for name, case in CASES.items():
-    trained, x = int(column("trained", **case)[0]), column("offered", **case)[0]
-    bits[name] = column("bits", **case)
-    share[name] = bits[name].mean() / x
-    cells.append([name, trained, f"{x:.2f}", spread(bits[name]), f"{share[name]:.0%}"])
-table(["trained", "parameters", "bits per parameter", "learned", "share"], cells)
+bits, cells = {}, []
+for name, case in TUNED.items():
+    bits[name], x = capacity.at_best(sweep, case), capacity.at_best(sweep, case, "offered")[0]
+    trained = int(capacity.at_best(sweep, case, "trained")[0])
+    rate = capacity.best_rate(sweep, case)
+    cells.append([name, trained, f"{rate:g}", f"{x:.2f}", spread(bits[name])])
+table(["at its best rate", "parameters", "rate", "bits per parameter", "learned"], cells)
 
-ratios = []
-for r, n, of_rank_1 in ((4, 38, learned[0]), (2, 38, learned[1]), (3, 114, learned[2])):
-    x, higher = column("offered", r, facts=n)[0], column("bits", r, facts=n).mean()
-    ratios.append(higher / of_rank_1.mean())
-    print(f"{x:.1f} bits offered: r = {r} learns {ratios[-1]:.2f} times as much as r = 1")
+ratio = np.log(bits["r = 2"] / bits["r = 1"])
+every = np.log(bits["r = 1, every layer"] / bits["r = 3, layer 1"])
+place = np.log(bits["r = 2, MLP"] / bits["r = 3, attention"])
+low, high = np.log(0.8), np.log(1.25)
+of_rank = claim("r = 2 over r = 1 is 0.8 to 1.25 times", ratio, low, high, times=True)
+of_layers = claim("every layer over one, > 1 times", every, times=True)
+of_place = claim("the MLP over attention, > 1 times", place, times=True)
+
+layers = [column("bits", (1, "all", layer, 38, 500))[:5] for layer in (0, 1, 2)]
+for one, other in ((0, 1), (2, 1), (0, 2)):
+    claim(f"layer {one} stores more than layer {other}", layers[one] - layers[other])
+matrix, whole = ("matrix", "all", 1, 76, 500), ("full", "all", 1, 76, 500)
+share = {name: column("bits", case) / column("offered", case) for name, case in
+         (("down_proj", matrix), ("whole model", whole))}  # fmt: skip
+for name, values in share.items():
+    print(f"{name}, trained itself: {spread(100 * values, 0)} % of its bits are learned")
 
 # %% [markdown]
-# - **Rank.** If the same is offered per parameter, the same is learned, with any rank.
-# - **Place.** No layer is better than another with every seed. But per parameter, all layers
-#   together store 1.6 to 2.1 times as much as one. The MLP stores more than attention. On the
-#   questions it was worse (lesson 19c).
-# - **Full fine-tuning.** Of half a bit, a parameter of down_proj learns as much as one of A and B.
+# Of a model of 0.1 million parameters:
+#
+# - **Rank.** If the same is offered per parameter, r = 2 learns 0.8 to 1.7 times as much as r = 1.
+#   Whether the rank matters is not shown either way.
+# - **Layers.** Per parameter, all layers together store 1.4 to 2.3 times as much as one: this holds
+#   here. Which layer is the best is not shown (five seeds at a rate of 0.01).
+# - **Place.** Per parameter, the MLP stores 1.2 to 1.7 times as much as attention: this holds here.
+#   On the questions, the MLP is worse (lesson 19c).
+# - **Without an adapter.** A matrix that is trained itself, down_proj, learns 88 % of 0.6 bits.
 
 # %%
 # Checks
-assert all(0.85 < r < 1.15 for r in ratios), "the rank must not matter per parameter"
-assert bits["r = 1, every layer"].min() > bits["r = 3"].max(), "all layers must store more"
-assert bits["r = 2, MLP"].min() > bits["r = 3, attention"].max(), "the MLP must store more"
-layers = [bits[name] for name in ("r = 1", "r = 1, layer 0", "r = 1, layer 2")]
-assert max(map(min, layers)) < min(map(max, layers)), "no layer must be best with every seed"
-assert abs(share["down_proj"] - learned[0].mean() / offered[0]) < 0.05, "a matrix like A and B"
-assert share["whole model"] > 0.9, "with room, all must be learned"
+assert of_rank == OPEN, "the rank must not be shown to matter, nor shown not to matter"
+assert of_layers == HOLDS, "all layers must store more than one"
+assert of_place == HOLDS, "the MLP must store more than attention"
+assert share["whole model"].min() > 0.9, "with room, all must be learned"
 
 # %% [markdown]
 # ## Fewer bits per number
@@ -158,42 +182,46 @@ assert share["whole model"] > 0.9, "with room, all must be learned"
 # **Predict.** Which of them keeps what was learned?
 
 # %%
-PRECISIONS = {"float32": "bits", **{name: f"bits_{name}" for name in capacity.ROUNDED}}
 kept, cells = {}, []
-ROUNDED = {"r = 1": {}, "r = 2": {"size": 2}, "r = 4": {"size": 4}, "down_proj": CASES["down_proj"]}
+ROUNDED = {"r = 1": OFFERED[38], "r = 2": (2, "all", 1, 38, 500), "r = 4": (4, "all", 1, 38, 500),
+           "down_proj": matrix}  # fmt: skip
 for name, case in ROUNDED.items():
-    values = {p: column(key, **case).mean() for p, key in PRECISIONS.items()}
-    kept[name] = {p: value / values["float32"] for p, value in values.items()}
-    cells.append([name, *(f"{value:.2f}" for value in values.values())])
-table(["bits per parameter", *PRECISIONS], cells)
+    exact = column("bits", case)
+    for precision in capacity.ROUNDED:
+        kept[name, precision] = column(f"bits_{precision}", case) / exact
+    shares = [spread(kept[name, precision]) for precision in capacity.ROUNDED]
+    cells.append([name, f"{exact.mean():.2f}", *shares])
+table(["", "bits per parameter", *(f"kept in {p}" for p in capacity.ROUNDED)], cells)
+int8 = {name: claim(f"{name}: int8 keeps 90 %", kept[name, "int8"], above=0.9) for name in ROUNDED}
+nf4 = {name: claim(f"{name}: NF4 keeps 90 %", kept[name, "nf4"], above=0.9) for name in ROUNDED}
 
 # %% [markdown]
-# As in the papers, int8 loses little. NF4 moves the weights by about 9 %, and r = 1 loses nearly
-# everything. With more room (r = 4, down_proj), more is kept. So keep adapters in 8 bits or more.
+# As in the papers, int8 keeps nearly everything, here in adapters of a model of 0.1 million
+# parameters. NF4 moves the weights by about 9 %, and r = 1 loses most or all. So keep adapters in 8
+# bits or more.
 
 # %%
 # Checks
-for name, each in kept.items():
-    assert each["bfloat16"] > 0.98 and each["int8"] > 0.95, f"{name}: 8 bits must keep nearly all"
-assert kept["r = 1"]["nf4"] < 0.2, "NF4 must destroy what rank 1 has learned"
-assert kept["down_proj"]["nf4"] > kept["r = 4"]["nf4"] > kept["r = 1"]["nf4"], "room must help"
-
-# a run of the sweep again; other processors round differently
-live = capacity.run_one((1, "all", 1, 10, short(500, 30), 0))["bits"]
-assert QUICK or abs(live - learned[0][0]) < 0.1, "the run must agree with the sweep"
+assert set(int8.values()) == {HOLDS}, "8 bits must keep nearly all"
+assert set(nf4.values()) == {FAILS}, "NF4 must not"
+if not QUICK:  # a run of the sweep again
+    live = capacity.run_one((1, "all", 1, 10, 500, 1e-2, 0))["bits"]
+    assert belongs(live, learned[10], learned[76]), "the run must agree with the sweep"
 
 # %% [markdown]
 # ## What was shown
 #
-# In 500 steps, an adapter of one layer learns at most about half a bit per parameter, with any
-# rank, and an adapter of all layers 0.8 bits. The 2 bits were not reached, but not refuted.
+# On a model of 0.1 million parameters, an adapter of one layer learns about half a bit per
+# parameter in 500 steps, and an adapter of all layers 0.8 bits. The MLP stores more than attention,
+# each at its best rate. The 2 bits were not reached in 1,500 steps, which does not refute them.
 #
 # **What to try.**
 #
 # 1. `ANSWER, KEY = 12, 3` in `sweeps/capacity.py`: use answers of 24 letters, and half the facts.
-# 2. `capacity.run_one((1, "all", 1, 10, short(500, 30), 0))`: use 5,000 steps and 76 facts.
+# 2. `capacity.run_one((1, "all", 1, 10, 500, 1e-2, 0))`: use 5,000 steps and 76 facts.
 # 3. `int8` in `sweeps/capacity.py`: round to 6 bits (31 in place of 127). What is kept?
 #
 # **Exercises.** lora-count, absmax-blocks.
 #
-# **Further reading.** LoRA as a memory of facts: [arXiv:2603.01097](https://arxiv.org/abs/2603.01097).
+# **Further reading.** LoRA as a memory of facts:
+# [arXiv:2603.01097](https://arxiv.org/abs/2603.01097).

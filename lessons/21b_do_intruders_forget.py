@@ -12,7 +12,7 @@
 
 # %%
 import numpy as np
-from common import QUICK, figure, of, read_sweep, short, table
+from common import QUICK, agrees, figure, of, read_sweep, short, table
 from sweeps import intruders as experiment
 
 import minilora
@@ -50,25 +50,29 @@ leaves, start = flatten(tree), flatten(base)
 for path in experiment.parts(base, tree):  # of the projections
     leaves[path] = scale_down(start[path], leaves[path], 0.75).astype(np.float32)
 after, repaired = experiment.scores(tree), experiment.scores(unflatten(leaves))
+# the control: the whole update times 0.9
+smaller = experiment.scores(experiment.scaled(tree, experiment.parts(base, tree), "update", 0.9))
 names = ["task loss", "exact match", "own text"]
-rows = [[n, *(f"{x:.4f}" for x in s)] for n, s in (("LoRA", after), ("repaired", repaired))]
+of_trees = {"LoRA": after, "intruders · 0.75": repaired, "update · 0.9": smaller}
+rows = [[name, *(f"{x:.4f}" for x in scores)] for name, scores in of_trees.items()]
 table(["seed 0", *names], rows)
 
 # %%
 # Checks
 LORA = {"method": "lora", "r": 8, "rate": 1e-2}
 sweep = read_sweep("intruders")
-(notes,) = of(sweep, "notes_intruders_0.75", **LORA, seed=0)
-# another processor or number of threads rounds differently, which counts like another seed
-assert QUICK or 0.7 < repaired[2] / notes < 1.4, "the loss on own text must be near the sweep's"
-assert QUICK or repaired[2] < 1.15 * after[2], "the repair must not cost much of the own text"
+own = of(sweep, "notes_intruders_0.75", **LORA)
+assert QUICK or agrees(repaired[2], own), f"own text {repaired[2]}, in the sweep {own}"
+share = {name: 1 - (x[2] - known) / (after[2] - known) for name, x in of_trees.items()}
+assert QUICK or share["update · 0.9"] > share["intruders · 0.75"], "the control brings back more"
 
 # %% [markdown]
 # **Predict.** LoRA with r = 8 at its tuned rate raised the loss on own text from 0.2 to about 2
 # nats. How much of it comes back with λ = ¾ for the intruders, and with 0.9 for the whole update?
 #
 # <details><summary>Answer</summary>
-# From −5 to 8 % with the intruders, a fifth with the whole update, which costs the task less.
+# With the three seeds of the sweep, from −5 to 8 % with the intruders (12 % in a run with other
+# rounding), and a fifth with the whole update, which costs the task less.
 # </details>
 
 # %%

@@ -172,6 +172,7 @@ assert all(E["NF4-DQ"][d] < 0.98 * E["NVFP4"][d] for d in ("normal", "micro")), 
 best = {d: min(E, key=lambda f: E[f][d]) for d in WEIGHTS}
 assert best["Laplace"] == "NVFP4" and best["uniform"] == "int4", "the tails decide"
 assert E["MXFP4, up"]["normal"] > 0.99 * E["MXFP4"]["normal"], "rounding up must not help"
+assert E["MXFP4, up"]["uniform"] < 0.8 * E["MXFP4"]["uniform"], "but with uniform weights it must"
 assert 0.28 < clipped < 0.31, "three of ten blocks are clipped"
 
 # %% [markdown]

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 24. Methods at their best rate
 #
-# **The question.** If each method gets its own best learning rate, and each comparison has five
+# **The question.** If each method gets its own best learning rate, and each comparison has eight
 # seeds, how far apart are LoRA and its variants?
 #
 # [Lesson 24b](24b_all_methods_at_their_best_rate.py) does the same with the other methods.
@@ -20,7 +20,7 @@
 from functools import partial
 
 import numpy as np
-from common import QUICK, figure, of, read_sweep, table
+from common import HOLDS, OPEN, QUICK, belongs, claim, figure, of, read_sweep, table
 from sweeps import best_rates as experiment
 
 from minilora.evaluation import plot
@@ -35,14 +35,14 @@ RATES = experiment.RATES["lora"]
 # `sweeps/best_rates.py` trains `micro` on the questions, 200 steps of 8 rows. LoRA, LoRA+, PiSSA
 # and DoRA adapt all seven projections at r = 2. (LoRA+ gives B four times the rate of A. LoftQ is
 # left out, because the base is not quantized; rsLoRA at one rank is LoRA with another α.) Each rate
-# has two seeds.
+# has two seeds. LoRA and LoRA+ have eight more at the two rates of the question below.
 #
 # **Predict.** You compare the four methods at a rate of 5e-3, and a friend does it at 2e-2. Do you
 # agree on the best method?
 #
 # <details><summary>Answer</summary>
-# No. At 5e-3, LoRA+ is the best and LoRA the worst. At 2e-2, LoRA is the best and LoRA+ the worst.
-# Both comparisons are correct, and neither says which method is better.
+# No. At 5e-3, LoRA+ has a lower loss than LoRA. At 2e-2, LoRA has the lower loss. Both comparisons
+# are correct, and neither says which method is better.
 # </details>
 
 
@@ -65,6 +65,17 @@ for rate in RATES:
     means = [at_rate[m, rate].mean() for m in FAMILY]
     print(f"at {rate:g}: {winner[rate]} is best; worst / best loss = {max(means) / min(means):.1f}")
 
+
+def at_one_rate(method, rate):
+    """Return the test losses of the eight seeds FRESH."""
+    fresh = [row for row in sweep if row["seed"] in experiment.FRESH]
+    return np.array(of(fresh, "loss", method=method, rate=rate))
+
+
+log_ratio = {r: np.log(at_one_rate("lora", r) / at_one_rate("lora+", r)) for r in (5e-3, 2e-2)}
+lora_plus_wins = claim("at 5e-3: LoRA's loss over LoRA+'s, > 1 times", log_ratio[5e-3], times=True)
+lora_wins = claim("at 2e-2: LoRA+'s loss over LoRA's, > 1 times", -log_ratio[2e-2], times=True)
+
 # %%
 title = "200 steps, r = 2: mean and range of two seeds"
 with figure("rates_of_methods", "learning rate", "loss on valid (nats per token)", title) as axes:
@@ -81,35 +92,33 @@ with figure("rates_of_methods", "learning rate", "loss on valid (nats per token)
 # %% [markdown]
 # ![Loss over the learning rate of LoRA, LoRA+, PiSSA and DoRA](../figures/rates_of_methods.png)
 #
-# LoRA+ multiplies the rate of B by four, so its curve lies to the left of LoRA's. At the lowest
-# rate, PiSSA has the lowest loss. A paper that compares LoRA+ with LoRA at 5e-3 reports a large
-# gain. At 2e-2 it would report a large loss.
+# LoRA+ multiplies the rate of B by four, so its curve lies to the left of LoRA's. A paper that
+# compares LoRA+ with LoRA at 5e-3 reports a gain. At 2e-2 it would report a loss.
 
 # %%
 # Checks
-assert (winner[5e-3], winner[2e-2]) == ("lora+", "lora"), "the winner must depend on the rate"
-assert at_rate["lora", 5e-3].min() > at_rate["lora+", 5e-3].max(), "at 5e-3, with every seed"
-assert at_rate["lora+", 2e-2].min() > 2 * at_rate["lora", 2e-2].max(), "at 2e-2, with every seed"
+assert lora_plus_wins == HOLDS and lora_wins == HOLDS, "the winner must depend on the rate"
 assert chosen["lora+"] < chosen["lora"], "LoRA+ must have the lower best rate"
 
 # %% [markdown]
-# ## Each at its best rate, with five seeds
+# ## Each at its best rate, with eight seeds
 #
-# The rate with the lowest mean loss on the validation split is chosen. The scores below are of the
-# test split, which chose nothing. Full fine-tuning got its rate in the same way.
+# The rate with the lowest mean loss on the validation split is chosen, with two seeds. The scores
+# below are of the test split and of eight other seeds, which chose nothing. Full fine-tuning got
+# its rate in the same way.
 #
 # **Predict.** Are the four methods within 2 % of exact match? What would you conclude from the
 # first seed alone?
 #
 # <details><summary>Answer</summary>
-# LoRA and DoRA nearly are. LoRA+ and PiSSA are behind, because some of their seeds fail: one seed
-# of LoRA+ gets nearly all answers right, and another one few. With a single seed, any order of the
-# methods could be "proven".
+# This cannot be decided here. The means of the variants lie 5 to 21 points from LoRA's, and another
+# seed moves them by as much: one seed of LoRA+ gets nearly all answers right, and another one few.
+# With a single seed, any order of the methods could be "proven".
 # </details>
 
 
 # %%
-at_best, better = partial(experiment.at_best, sweep), partial(experiment.better, sweep)
+at_best = partial(experiment.at_best, sweep)
 cells = []
 for method in ALL:
     loss, exact = at_best(method, "loss"), 100 * at_best(method, "exact_match")
@@ -118,11 +127,7 @@ for method in ALL:
         method, trained, f"{chosen[method]:g}", f"{loss.mean():.4f} ± {loss.std(ddof=1):.4f}",
         f"{exact.mean():.1f} ± {exact.std(ddof=1):.1f}", f"{exact.min():.0f} to {exact.max():.0f}",
     ])  # fmt: skip
-table(["method", "trained", "best rate", "test loss", "exact (%)", "five seeds"], cells)
-means = {method: 100 * at_best(method, "exact_match").mean() for method in FAMILY}
-apart = max(means.values()) - min(means.values())
-deviation = np.mean([100 * at_best(m, "exact_match").std(ddof=1) for m in FAMILY])
-print(f"the family's means are {apart:.1f} points apart; a seed moves one by {deviation:.1f}")
+table(["method", "trained", "best rate", "test loss", "exact (%)", "eight seeds"], cells)
 
 # %%
 ylabel, title = "test loss (nats per token)", "Each at its best rate: a point per seed"
@@ -135,55 +140,61 @@ with figure("best_rates", "", ylabel, title) as axes:
     axes.set(yscale="log", xticks=range(len(ALL)), xticklabels=ALL)
 
 # %% [markdown]
-# ![Test loss of LoRA, its variants and full fine-tuning, five seeds](../figures/best_rates.png)
+# ![Test loss of LoRA, its variants and full fine-tuning, eight seeds](../figures/best_rates.png)
 #
 # ## Which differences are real?
 #
-# With five seeds each, take a simple rule: A is better than B if every seed of A is better than
-# every seed of B. If A and B are the same, this happens by chance once in 252 times per direction:
-# of the $\binom{10}{5} = 252$ ways to deal ten losses to A and B, one gives A the lowest five.
+# The seeds are paired: equal seeds have the same rows in the same order. Each difference to LoRA
+# has a 95 % interval of its mean. "Within 1 to 2 %" holds if the whole interval of exact match lies
+# within 2 points, and does not hold if the whole interval lies outside.
 
 # %%
-marks = [[a, *("better" if better(a, b) else "" for b in ALL)] for a in ALL]
-table(["is every seed better than …", *ALL], marks)
-pairs = [(a, b) for a in FAMILY for b in FAMILY if better(a, b)]
-print(f"within the family: {pairs or 'no difference'}")
+verdicts = {}
+for method in FAMILY[1:]:
+    ratio = np.log(at_best("lora", "loss") / at_best(method, "loss"))
+    points = 100 * (at_best(method, "exact_match") - at_best("lora", "exact_match"))
+    beats = f"{method}: LoRA's loss over its loss, > 1 times"
+    verdicts[method, "beats"] = claim(beats, ratio, times=True)
+    close = f"{method} is within 2 points of LoRA"
+    verdicts[method, "close"] = claim(close, points, -2, 2, digits=1)
+ratio = np.log(at_best("lora", "loss") / at_best("full", "loss"))
+full = claim("LoRA's loss over that of full fine-tuning, > 2 times", ratio, np.log(2), times=True)
 
 # %% [markdown]
-# - **Vanilla LoRA suffices.** No variant is better than LoRA by this rule, and none has a clearly
-#   lower mean loss. This conclusion of the paper holds here.
-# - **Within 1 to 2 %** does not hold. LoRA and DoRA are closest, 2.6 points apart. LoRA+ and PiSSA
-#   have lower means, and their seeds are so far apart that five of them do not show a difference.
-#   The runs are short, and exact match asks for every letter: it turns small differences of the
-#   loss into large ones.
-# - **Full fine-tuning** has a lower loss than every run of the family, with 17 times as many
-#   trained parameters as LoRA.
+# Of a model of 0.1 million parameters:
+#
+# - **Vanilla LoRA suffices** is not shown either way. No variant is shown to be better than LoRA,
+#   and none is shown to be worse. Each interval contains a ratio of 1, but also large gains.
+# - **Within 1 to 2 %** is not shown either way. The intervals of exact match are 11 to 63 points
+#   wide, because the runs are short and exact match asks for every letter. At this spread, only
+#   hundreds of seeds could show a difference of less than 2 points.
+# - **Full fine-tuning** has a lower loss than LoRA, with 17 times as many trained parameters. This
+#   holds here.
 
 # %%
 # Checks
-assert not pairs, f"no method of the family may be better with every seed: {pairs}"
-lowest = min(at_best(method, "loss").mean() for method in FAMILY)
-assert at_best("lora", "loss").mean() < 1.2 * lowest, "no variant may be clearly better than LoRA"
-assert abs(means["lora"] - means["dora"]) < 5, "LoRA and DoRA must be close"
-assert all(better("full", method) for method in FAMILY), "full fine-tuning must be better"
-assert apart > 2, "the family must not be within 2 % here"
-assert deviation > apart / 2, "the seeds must be about as far apart as the methods"
-
-if not QUICK:  # a run of the sweep again; other processors round differently
-    live = experiment.run_one(("lora", chosen["lora"], 0))["loss"]
-    assert abs(live - at_best("lora", "loss")[0]) < 0.03, "the run must agree with the sweep"
+for method in FAMILY[1:]:
+    assert verdicts[method, "beats"] == OPEN, f"{method} must not be shown to be better or worse"
+    assert verdicts[method, "close"] == OPEN, f"{method} must not be shown to be close or far"
+assert full == HOLDS, "full fine-tuning must have the lower loss"
+if not QUICK:  # a run of the sweep again
+    live = experiment.run_one(("lora", chosen["lora"], 2))["loss"]
+    cell, rival = np.log(at_best("lora", "loss")), np.log(at_best("full", "loss"))
+    assert belongs(np.log(live), cell, rival), "the run must agree with the sweep"
 
 # %% [markdown]
 # ## What was shown
 #
-# At one learning rate, any of the methods can win. At its own best rate, no variant beats LoRA in
-# five seeds. Tune the rate of both methods on a validation split, use several seeds, and print
-# their spread. Otherwise a comparison shows which method suits the chosen rate.
+# On a model of 0.1 million parameters, LoRA+ beats LoRA at one learning rate and loses at another.
+# Each at its best rate, eight seeds do not show whether a variant beats LoRA, nor whether all are
+# within 2 points. They show that full fine-tuning is better. Tune the rate of both methods on a
+# validation split, use several seeds, and print their spread. Otherwise a comparison shows which
+# method suits the chosen rate.
 #
 # **What to try.**
 #
 # 1. `experiment.best_rate(sweep, method)`: choose by `valid_exact` instead. Does a rate change?
-# 2. `better(a, b)`: compare only the seeds 0 to 2. Which new "differences" appear?
+# 2. `claim(beats, ratio, …)`: use the first three seeds, `ratio[:3]`. Which verdicts change?
 # 3. `RANK = 2` in `sweeps/best_rates.py`: use 8 and run the sweep. Do the methods come closer?
 #
 # **Exercises.** dora-norm, adamw.

@@ -2,7 +2,7 @@
 # # 24b. All methods at their best rate
 #
 # **The question.** How far apart are LoRA, IA³, prompts, biases and the other methods, if each has
-# its own best learning rate and five seeds?
+# its own best learning rate and eight seeds?
 #
 # Two claims about groups of methods:
 #
@@ -19,16 +19,16 @@
 
 # %%
 from functools import partial
-from itertools import pairwise
 
-from common import QUICK, figure, read_sweep, table
+import numpy as np
+from common import HOLDS, OPEN, QUICK, belongs, figure, read_sweep, table, verdict
 from sweeps import best_rates as experiment
 
 from minilora.evaluation import plot
 
 sweep = read_sweep("best_rates")
 METHODS, FAMILY, VIRTUAL = experiment.RATES, experiment.FAMILY, ("prefix", "prompt", "p-tuning")
-at_best, better = partial(experiment.at_best, sweep), partial(experiment.better, sweep)
+at_best = partial(experiment.at_best, sweep)
 
 # %% [markdown]
 # ## The best rates
@@ -65,10 +65,11 @@ assert round(max(chosen.values()) / min(chosen.values())) == 40, "the best rates
 # %% [markdown]
 # ## The scores
 #
-# The scores are of the test split, which chose nothing. The methods are in the order of their mean
-# loss. A method is *clearly* better than a later one if all its seeds have a lower loss than all
-# seeds of the later one. For equal methods, this happens once in 252 times (lesson 24). The last
-# column has the later methods for which it is not so.
+# The scores are of the test split and of eight seeds, which chose nothing. The methods are in the
+# order of their mean loss. A method is better than a later one if the interval of the paired
+# difference of the log losses lies above zero. There are 13·12/2 = 78 pairs, and 95 % intervals
+# would be wrong for about four of them. So the level is 1 − 0.05/78 (Bonferroni): then even one
+# wrong verdict is unlikely. The last column has the later methods for which it is not shown.
 #
 # **Predict.** Which methods learn the task? Does the number of parameters decide?
 #
@@ -78,16 +79,24 @@ assert round(max(chosen.values()) / min(chosen.values())) == 40, "the best rates
 # </details>
 
 # %%
+LEVEL = 1 - 0.05 / 78
+
+
+def better(a, b):
+    """Return the verdict on the claim "a has a lower test loss than b"."""
+    return verdict(np.log(at_best(b, "loss") / at_best(a, "loss")), level=LEVEL)
+
+
 order = sorted(METHODS, key=lambda method: at_best(method, "loss").mean())
 cells = []
 for place, method in enumerate(order):
     loss, exact = at_best(method, "loss"), 100 * at_best(method, "exact_match")
-    not_worse = [m for m in order[place + 1 :] if not better(method, m)]
+    not_worse = [m for m in order[place + 1 :] if better(method, m) != HOLDS]
     cells.append([
         method, int(at_best(method, "trained")[0]), f"{loss.mean():.3f} ± {loss.std(ddof=1):.3f}",
         f"{exact.mean():.1f} ± {exact.std(ddof=1):.1f}", ", ".join(not_worse),
     ])  # fmt: skip
-table(["method", "trained", "test loss", "exact (%)", "not clearly better than"], cells)
+table(["method", "trained", "test loss", "exact (%)", "not shown better than"], cells)
 
 # %%
 xlabel, title = "test loss (nats per token)", "Each method at its best rate: a point per seed"
@@ -100,54 +109,51 @@ with figure("all_best_rates", xlabel, "", title) as axes:
     axes.invert_yaxis()
 
 # %% [markdown]
-# ![Test loss of all methods, five seeds: five groups](../figures/all_best_rates.png)
+# ![Test loss of all methods, eight seeds](../figures/all_best_rates.png)
 #
-# Most differences are clear. By the means, there are five groups: full fine-tuning; LoRA and its
-# variants; bottleneck and BitFit; IA³, prompt and prefix; the norms, the head and P-tuning.
+# By the means, there are five groups: full fine-tuning; LoRA and its variants; bottleneck and
+# BitFit; IA³, prompt and prefix; the norms, the head and P-tuning. Of a model of 0.1 million
+# parameters:
 #
-# - **More expressive than virtual tokens** holds for LoRA, its variants and BitFit, and for the
-#   bottleneck against prefix and P-tuning. Between the bottleneck and the prompt, the means differ,
-#   but the seeds overlap. It does not hold for IA³.
-# - **Prompts need large models.** The prompt's loss is little below 0.457, the loss of knowing only
-#   the form of an answer (lesson 15b). At most 1 % of the answers are right. This agrees with the
-#   claim, but a small model alone cannot show what a large one does.
-# - **The number of parameters** does not decide. The norms (336 numbers) are clearly better than
-#   the head (12,288).
+# - **More expressive than virtual tokens** holds here for LoRA, its variants, the bottleneck and
+#   BitFit. For IA³, it holds against the prefix, and it is not shown either way against the prompt.
+# - **Prompts need large models.** The prompt's loss is near 0.457, the loss of knowing only the
+#   form of an answer (lesson 15b). At most 1 % of the answers are right. This agrees with the
+#   claim, but a small model alone cannot show what a large one does: not shown either way.
+# - **The number of parameters** does not decide. BitFit (1,488) is better than the head (12,288).
+# - **Within LoRA's family**, no difference is shown (lesson 24).
 # - **Other settings** move the third group. In lesson 15, with 16 rows per step and another rate of
 #   the bottleneck, it answers 25 ± 30 % of the questions, and BitFit 12 ± 11 %.
 
 # %%
 # Checks
-GROUPS = (
-    ("full",), FAMILY, ("bottleneck", "bitfit"), ("ia3", "prompt", "prefix"),
-    ("norm", "head", "p-tuning"),
-)  # fmt: skip
-mean = {method: at_best(method, "loss").mean() for method in METHODS}
-for first, second in pairwise(GROUPS):
-    assert max(mean[m] for m in first) < min(mean[m] for m in second), f"{first} before {second}"
+OTHERS = set(METHODS) - {*FAMILY, "full"}
 for low_rank in FAMILY:
-    assert better("full", low_rank), f"full fine-tuning must be clearly better than {low_rank}"
-    for method in set(METHODS) - {*FAMILY, "full"}:
-        assert better(low_rank, method), f"{low_rank} must be clearly better than {method}"
-    for other in FAMILY:
-        assert not better(low_rank, other), f"{low_rank} must not be clearly better than {other}"
-assert all(better("bitfit", method) for method in VIRTUAL), "biases must beat virtual tokens"
-assert better("bottleneck", "prefix") and better("bottleneck", "p-tuning")
-assert not any(better("ia3", method) for method in ("prompt", "prefix")), "IA³ must not"
-assert 0.9 * 0.457 < mean["prompt"] < 0.457 < 1.1 * mean["prefix"], "only the form is learned"
+    for method in OTHERS:
+        assert better(low_rank, method) == HOLDS, f"{low_rank} must be better than {method}"
+    for other in set(FAMILY) - {low_rank}:
+        assert better(low_rank, other) == OPEN, f"{low_rank} and {other} must not be separable"
+for method in ("bottleneck", "bitfit"):
+    assert all(better(method, virtual) == HOLDS for virtual in VIRTUAL), f"{method}: better"
+assert better("ia3", "prefix") == HOLDS and better("ia3", "prompt") == OPEN
+assert better("full", "lora") == HOLDS, "full fine-tuning must be better than LoRA"
+assert better("bitfit", "head") == HOLDS, "1,488 parameters must be better than 12,288"
+for method in ("prompt", "prefix"):
+    mean = at_best(method, "loss").mean()
+    assert 0.9 * 0.457 < mean < 1.1 * 0.457, f"{method}: only the form is learned"
 assert max(at_best(method, "exact_match").max() for method in (*VIRTUAL, "head")) < 0.01
-assert better("norm", "head"), "336 parameters must be clearly better than 12,288"
 
-if not QUICK:  # a run of the sweep again; other processors round differently
-    live = experiment.run_one(("bitfit", chosen["bitfit"], 0))["loss"]
+if not QUICK:  # a run of the sweep again
+    live = experiment.run_one(("bitfit", chosen["bitfit"], 2))["loss"]
     print(f"bitfit: loss {live:.3f}, in the sweep {at_best('bitfit', 'loss')[0]:.3f}")
-    assert 0.8 < live / at_best("bitfit", "loss")[0] < 1.25, "the run must agree with the sweep"
+    cell, rival = at_best("bitfit", "loss"), at_best("prompt", "loss")
+    assert belongs(live, cell, rival), "the run must agree with the sweep"
 
 # %% [markdown]
 # ## What was shown
 #
-# With tuned rates and five seeds, most groups of methods are clearly apart. LoRA's variants are
-# not. On this task, start with LoRA; the choice between its variants matters less than the rate.
+# With tuned rates and eight seeds, most groups of methods are clearly apart on a model of 0.1
+# million parameters. LoRA's variants are not. On this task, start with LoRA.
 #
 # **What to try.**
 #

@@ -8,6 +8,7 @@ import csv
 import math
 import os
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +95,11 @@ def write_sweep(name, function, jobs, command=None):
     """Write sweeps/NAME.csv, one row per job: the dict `function(job)`; one process per core."""
     from sweeps import compare  # here, because it imports this module
 
-    rows = compare.mapped(function, jobs)
+    write_rows(name, compare.mapped(function, jobs), command)
+
+
+def write_rows(name, rows, command=None):
+    """Write sweeps/NAME.csv from a list of dicts."""
     with open(SWEEPS / f"{name}.csv", "w", newline="") as file:
         file.write(f"# {command or f'python lessons/sweeps/{name}.py'}\n")
         writer = csv.DictWriter(file, rows[0])
@@ -139,3 +144,95 @@ def best_rates(rates, losses):
 def spread(values, digits=2):
     """Return the text "mean (least to most)"."""
     return f"{np.mean(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+
+
+# ------------------------------------------------------------------------- what the seeds show
+
+HOLDS, FAILS, OPEN = "holds here", "does not hold here", "not shown either way"
+
+
+class Interval(NamedTuple):
+    """A mean, and the ends of its confidence interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def interval(differences, level=0.95):
+    """Return the mean of paired differences and its t-interval.
+
+    differences: one number per seed. The interval is mean ± t·s/√n (Student 1908), where s is the
+    standard deviation of the n differences.
+    """
+    mean, n = np.mean(differences), len(differences)
+    half = student(level, n - 1) * np.std(differences, ddof=1) / math.sqrt(n)
+    return Interval(float(mean), float(mean - half), float(mean + half))
+
+
+@cache
+def student(level, degrees):
+    """Return the t for which a Student variable lies between −t and t with probability `level`."""
+    # with t = √ν·tan θ, the density of θ is proportional to cos θ to the power ν − 1
+    angles = np.linspace(0, math.pi / 2, 100_001)
+    mass = np.cumsum(np.cos(angles) ** (degrees - 1))
+    return math.sqrt(degrees) * math.tan(angles[np.searchsorted(mass, level * mass[-1])])
+
+
+def verdict(differences, above=0.0, below=math.inf, level=0.95):
+    """Return what paired differences say about the claim "their mean is between above and below".
+
+    HOLDS: the whole interval is between. FAILS: the whole interval is outside. OPEN: neither. The
+    claim "no difference" cannot be shown; "a difference of less than x" can, from −x to x.
+    """
+    _, low, high = interval(differences, level)
+    if low > above and high < below:
+        return HOLDS
+    return FAILS if high < above or low > below else OPEN
+
+
+def claim(sentence, differences, above=0.0, below=math.inf, level=0.95, times=False, digits=3):
+    """Print a claim, the interval of its paired differences and the verdict; return the verdict.
+
+    times: the differences are logarithms of ratios, and the ratios are printed.
+    """
+    found = verdict(differences, above, below, level)
+    mean, low, high = (math.exp(x) if times else x for x in interval(differences, level))
+    unit = " times" if times else ""
+    print(f"{sentence}: {mean:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f}),", end=" ")
+    print(f"{len(differences)} seeds: {found}")
+    return found
+
+
+def reach(seeds, share):
+    """Return how far from the mean of some seeds this share of further seeds is: t·s·√(1 + 1/n)."""
+    n = len(seeds)
+    return student(share, n - 1) * np.std(seeds, ddof=1) * math.sqrt(1 + 1 / n)
+
+
+def further_seeds(seeds, share):
+    """Return (least, most): where this share of further runs is, given the results of some seeds.
+
+    The results are positive, and their logarithms are taken as normal.
+    """
+    x = np.log(seeds)
+    half = reach(x, share)
+    return math.exp(x.mean() - half), math.exp(x.mean() + half)
+
+
+def belongs(again, seeds, other=()):
+    """Return whether a run that is done again agrees with the runs of its case in a sweep.
+
+    The same machine repeats a run. Another processor or number of threads adds in another order,
+    and training magnifies the last bits: there, the run counts like one more seed. So `again` must
+    be where 99 of 100 further seeds are. It must also be nearer to the mean of its own case than
+    to that of `other`, the runs from which the lesson tells it apart.
+    """
+    distance = abs(again - np.mean(seeds))
+    nearer = len(other) == 0 or distance < abs(again - np.mean(other))
+    return bool(distance <= reach(seeds, 0.99) and nearer)
+
+
+def agrees(again, seeds, other=()):
+    """Return whether the logarithms of positive results agree, as `belongs` says."""
+    return belongs(np.log(again), np.log(seeds), np.log(other))

@@ -1,6 +1,10 @@
-"""Settings of all tests: hypothesis without deadlines (the first example may compile a kernel)."""
+"""Settings of all tests: how much they try, and the seed of what they draw.
+
+Hypothesis has no deadlines, because the first example may compile a kernel.
+"""
 
 import os
+import random
 import sys
 from pathlib import Path
 
@@ -22,6 +26,11 @@ def pytest_addoption(parser):
     parser.addoption("--all-combinations", action="store_true", help=text)
     text = "every fault, hundreds of kills and interrupts, six times as many examples per property"
     parser.addoption("--long", action="store_true", help=text)
+    text = "only the tests that --long or --all-combinations lengthens, with N draws per test"
+    parser.addoption("--draw", type=int, metavar="N", help=text)
+    new = random.SystemRandom().randrange(10**6)
+    text = "seed of all draws (default: a new one, which is printed)"
+    parser.addoption("--seed", type=int, default=new, help=text)
 
 
 def pytest_configure(config):
@@ -29,16 +38,42 @@ def pytest_configure(config):
     settings.load_profile("long" if config.getoption("--long", default=False) else "short")
 
 
+def pytest_report_collectionfinish(config):
+    """Print how to repeat the draws of this run, also with -q."""
+    return f"What this run draws is repeated with --seed {config.getoption('--seed')}."
+
+
 @pytest.fixture
-def long(request):
-    """Whether the long versions of tests were asked for."""
-    return request.config.getoption("--long")
+def rng(request):
+    """A random generator that depends on --seed and on the name of the test."""
+    return random.Random(f"{request.config.getoption('--seed')} {request.node.nodeid}")
+
+
+@pytest.fixture
+def tries(request):
+    """tries(few, every): how many of `every` possible tries this run takes."""
+    options = request.config.option
+
+    def tries(few, every):
+        if options.long:
+            return every
+        return min(every, max(few, options.draw or 0))
+
+    return tries
 
 
 def pytest_collection_modifyitems(config, items):
     """Leave out the tests marked `combinations` or `long`, unless an option asks for them."""
-    options = {"combinations": "--all-combinations", "long": "--long"}
-    marks = [mark for mark, option in options.items() if not config.getoption(option)]
-    left_out = [item for item in items if any(map(item.get_closest_marker, marks))]
+    combinations = [item for item in items if item.get_closest_marker("combinations")]
+    long = [item for item in items if item.get_closest_marker("long")]
+    options, left_out = config.option, []
+    if options.draw is not None:
+        number = min(options.draw, len(combinations))
+        drawn = random.Random(options.seed).sample(combinations, number)
+        with_draws = [item for item in items if "tries" in item.fixturenames]
+        left_out = [item for item in items if item not in [*drawn, *long, *with_draws]]
+    else:
+        left_out += combinations if not options.all_combinations else []
+        left_out += long if not options.long else []
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from minilora import layers, nf4
 from minilora.config import ModelConfig
@@ -44,6 +45,7 @@ def drawn(modules, name):
     fig = Figure(figsize=(width, height))
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, 10 * width), ylim=(0, 10 * height))
+    ax.axis("off")
     draw(ax)
     return fig
 
@@ -64,6 +66,27 @@ def test_a_drawing_is_stored_and_shown(name):
     assert (STORED / f"{name}.png").exists() and (STORED / f"{name}.svg").exists()
     pages = [ROOT / "README.md", *ROOT.glob("lessons/*.md"), *ROOT.glob("lessons/[0-9]*.py")]
     assert any(f"figures/drawings/{name}." in page.read_text("utf-8") for page in pages)
+
+
+NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")
+
+
+def alt_texts(name):
+    """Return the texts that the pages show for a drawing to readers who cannot see it."""
+    found = []
+    for page in [ROOT / "README.md", *ROOT.glob("lessons/*.md"), *ROOT.glob("lessons/[0-9]*.py")]:
+        text = page.read_text("utf-8").replace("\n# ", " ").replace("\n", " ")
+        found += re.findall(rf"!\[([^\]]*)\]\([./]*figures/drawings/{name}\.", text)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_numbers_of_the_alt_texts_are_in_the_drawing(modules, name):
+    fig = drawn(modules, name)
+    FigureCanvasAgg(fig).draw()  # the labels of the ticks
+    shown = NUMBER.findall(" ".join(text.get_text() for text in fig.findobj(Text)))
+    for alt in [modules["elements"].DRAWINGS[name].alt, *alt_texts(name)]:
+        assert set(NUMBER.findall(alt)) <= set(shown), alt
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -189,11 +212,11 @@ def test_the_rotation_is_that_of_the_package(modules):
     np.testing.assert_allclose(pair[[0, 8]], [np.cos(1), np.sin(1)], rtol=1e-6)
 
 
-def test_the_stored_drawings_are_what_the_code_draws(modules, tmp_path):
-    for name in ("masks", "nf4_number_line", "lesson_map"):
-        modules["elements"].save(name, tmp_path)
-        text = (tmp_path / f"{name}.svg").read_text("utf-8")
-        assert numbers(text) == numbers((STORED / f"{name}.svg").read_text("utf-8")), name
+@pytest.mark.parametrize("name", NAMES)
+def test_the_stored_drawings_are_what_the_code_draws(modules, tmp_path, name):
+    modules["elements"].save(name, tmp_path, kinds=("svg",))
+    text = (tmp_path / f"{name}.svg").read_text("utf-8")
+    assert numbers(text) == numbers((STORED / f"{name}.svg").read_text("utf-8"))
 
 
 def numbers(svg):
@@ -203,6 +226,6 @@ def numbers(svg):
 
 def test_the_command_draws_one_drawing(monkeypatch, modules, tmp_path):
     monkeypatch.setattr(sys, "argv", ["drawings", "masks"])
-    monkeypatch.setattr(modules["elements"].save, "__defaults__", (tmp_path,))
+    monkeypatch.setattr(modules["elements"].save, "__defaults__", (tmp_path, ("svg", "png")))
     runpy.run_path(str(FOLDER / "__main__.py"))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["masks.png", "masks.svg"]

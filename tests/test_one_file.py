@@ -20,6 +20,7 @@ from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, named_leaves, overlay, unflatten
 
 STEPS, RATE = 200, 2e-3
+LOSSES = 2e-6  # nats
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +133,13 @@ class EnoughSteps(Exception):
 
 
 @pytest.mark.parametrize(
-    ("ops", "steps"), [(layers, 30), (kernels.OPS, 100)], ids=["plain", "fast"]
+    ("ops", "steps"), [(layers, 30), (kernels.OPS, STEPS)], ids=["plain", "fast"]
 )
 def test_the_losses_of_the_steps(lesson, ops, steps):
     """The two sides round differently, and training amplifies the difference.
 
-    A loss of 4 is rounded to 2.4e-7; with float32 sums of 16 · 20 such terms, 7e-7 is seen.
+    A loss of 4 is rounded to 2.4e-7; with float32 sums of 16 · 20 such terms, 7e-7 is seen. The
+    README says the steps and the bound. The reference is slow, so it takes the first steps only.
     """
     config, adapters, base = package_start(lesson)
     settings = TrainConfig(STEPS, batch_size=16, learning_rate=RATE, mask_prompt=True)
@@ -157,7 +159,14 @@ def test_the_losses_of_the_steps(lesson, ops, steps):
     with pytest.raises(EnoughSteps):
         minilora.train(adapters, base, examples, config, settings, on_step=on_step, ops=ops)
     assert lesson.losses.shape == (STEPS,)
-    np.testing.assert_allclose(losses, lesson.losses[:steps], rtol=0, atol=2e-6)
+    np.testing.assert_allclose(losses, lesson.losses[:steps], rtol=0, atol=LOSSES)
+
+
+def test_the_readme_says_these_steps_and_this_bound():
+    readme = (LESSON.parents[1] / "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    said = re.search(r"over (\d+) training steps .* bound of (\S+)·10⁻⁶ nats", readme)
+    assert int(said[1]) == STEPS
+    assert float(said[2]) * 1e-6 == LOSSES
 
 
 # --- what the texts say

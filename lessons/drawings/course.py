@@ -194,7 +194,7 @@ def symptoms(ax):
 @drawing(
     2.5,
     "A request in English goes through the model and becomes one line of JSON, which is "
-    "parsed and compared with the right call.",
+    "compared with the right line, character by character.",
 )
 def tool_call(ax):
     request, answer = (m["content"] for m in load_rows("toolcalls", "test")[0]["messages"])
@@ -210,12 +210,12 @@ def tool_call(ax):
     ):
         text(ax, x, 10.4, words, 8.5, GREY)
     arrow(ax, (56.5, 9), (56.5, 6.4))
-    text(ax, 56.5, 4.6, "parse, compare name and arguments", 9)
+    text(ax, 56.5, 4.6, "equal to the right line, every character?", 9)
     text(
         ax,
         1.5,
         4.6,
-        "exact match: the share of test rows with the right call",
+        "exact match: the share of test rows with the right line",
         9,
         ORANGE,
         ha="left",

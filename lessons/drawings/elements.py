@@ -50,7 +50,7 @@ def drawing(height, alt, width=7.0):
     return register
 
 
-def save(name, folder=FOLDER):
+def save(name, folder=FOLDER, kinds=("svg", "png")):
     """Write one drawing as SVG and as PNG. The same code writes the same bytes."""
     draw, width, height, _ = DRAWINGS[name]
     fig = Figure(figsize=(width, height), facecolor="white")
@@ -60,8 +60,10 @@ def save(name, folder=FOLDER):
     with matplotlib.rc_context({"svg.hashsalt": name, "mathtext.fontset": "dejavusans"}):
         draw(ax)
         folder.mkdir(parents=True, exist_ok=True)
-        fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
-        fig.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
+        if "svg" in kinds:
+            fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+        if "png" in kinds:
+            fig.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
 
 
 # ------------------------------------------------------------------------------------ the elements

@@ -103,16 +103,16 @@ def low_rank_update(ax):
 @drawing(
     3.8,
     "Two trees side by side. The base has a weight at each path. The adapters have lora_A and "
-    "lora_B at the paths of q_proj and v_proj, and nothing elsewhere.",
+    "lora_B at the paths of the seven projections of each layer, and nothing elsewhere.",
 )
 def two_trees(ax):
     _, base, _ = minilora.load("micro")
-    chosen = LoraConfig(r=8, lora_alpha=16, target_modules=("q_proj", "v_proj"))
+    chosen = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
     adapters, _ = lora.init(base, chosen, np.random.default_rng(0))
     title(ax, 2, 35.8, f"base: {num_parameters(base):,} numbers, frozen", color=BLUE)
     title(ax, 40, 35.8, f"adapters: {num_parameters(adapters):,}, trained", color=ORANGE)
     y, attention = 33, "layers.0.self_attn"
-    projections = [f"{attention}.{name}" for name in ("q_proj", "k_proj", "v_proj")]
+    projections = [f"{attention}.{name}" for name in ("q_proj", "k_proj")]
     for place in ("", "embed_tokens", "layers", "layers.0", attention, *projections):
         ours = find(adapters["model"], place)
         depth, lowest = len(place.split(".")) - (not place), y - 2.2
@@ -128,8 +128,10 @@ def two_trees(ax):
         if place in projections and ours:
             arrow(ax, (18, y), (39.5 + 2.2 * depth, y), "the same path", GREY, size=8.5)
         y = lowest
-    for x in (6.4, 44.4):
-        text(ax, x, y, "layers 1 and 2: the same", color=GREY, ha="left")
+    for words in ("v, o, gate, up, down: the same", "layers 1 and 2: the same"):
+        for x in (6.4, 44.4):
+            text(ax, x, y, words, color=GREY, ha="left")
+        y -= 2.2
 
 
 CODE = {"size": 9, "ha": "left", "family": "monospace"}
@@ -378,16 +380,17 @@ def one_base_many_adapters(ax):
 
 @drawing(
     2.7,
-    "The size of the first update over the rank: without a factor it grows as the root of r, with "
-    "alpha over r it falls, with alpha over the root of r it stays.",
+    "The size of the first update over the rank, for three rules that agree at r = 8: with a "
+    "constant factor it grows as the root of r, with alpha over r it falls, with alpha over the "
+    "root of r it stays.",
 )
 def scaling_rules(ax):
     plot = plot_axes(
         ax, 8, 5.5, 38, 19.5, xlabel="rank r", ylabel="‖ΔW‖ after one step\n(1 at r = 8)"
     )
     r = np.array([1, 2, 4, 8, 16, 32, 64])
-    rules = (("no factor:  s = 1", r / r, GREY, ":"), ("LoRA:  s = α/r", 8 / r, BLUE, "-"),
-             ("rsLoRA:  s = α/√r", np.sqrt(8 / r), ORANGE, "--"))  # fmt: skip
+    rules = (("constant:  s = 2", r / r, GREY, ":"), ("LoRA:  s = 16/r", 8 / r, BLUE, "-"),
+             ("rsLoRA:  s = 5.66/√r", np.sqrt(8 / r), ORANGE, "--"))  # fmt: skip
     for (name, scale, color, style), y in zip(rules, (2.6, 0.42, 1.05)):
         plot.plot(r, scale * np.sqrt(r / 8), style, color=color, lw=1.8, marker="o", ms=3.5)
         plot.text(70, y, name, color=color, size=9, va="center")

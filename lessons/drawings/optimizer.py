@@ -111,9 +111,9 @@ def one_entry_moves(ax):
 
 @drawing(
     3.2,
-    "A plane of alpha and learning rate, both logarithmic. Along lines of slope −1, α times η is "
-    "constant. Along lines of slope −1/2, α times η² is constant. From the best point at alpha 4, "
-    "one line leads to a sixteenth of the rate at alpha 64, the other to a quarter.",
+    "A plane of alpha and learning rate, both logarithmic. Along one line, α times η is constant. "
+    "Along a flatter one, α times η² is constant. From a point at alpha 4, the first line leads to "
+    "a sixteenth of the rate at alpha 64, the second to a quarter.",
 )
 def alpha_and_rate_plane(ax):
     plot = plot_axes(ax, 9, 5.5, 33, 23, xlabel="alpha", ylabel="learning rate η")
@@ -139,8 +139,8 @@ def alpha_and_rate_plane(ax):
 
 @drawing(
     2.8,
-    "Dropout of 0.3 on the input of A: three of ten entries are zero, the others are divided by "
-    "0.7. The frozen W gets the input unchanged.",
+    "Dropout on the input of A: three of ten entries are zero, the others are divided by 0.7. The "
+    "frozen W gets the input unchanged.",
 )
 def dropout_entries(ax):
     x = np.array([0.6, -0.4, 0.9, 0.3, -0.7, 0.5, -0.2, 0.8, -0.5, 0.4])

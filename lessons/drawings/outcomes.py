@@ -30,8 +30,8 @@ from minilora.formats.hf_folder import projection_shapes, shapes
 @drawing(
     3.3,
     "The distance of a weight to the nearest value of a code, over the weight. NF4 has small gaps "
-    "near zero and wider ones outside. A code with equally filled bins has gaps outside that are "
-    "several times as wide.",
+    "near zero and wider ones outside, but every distance is below 0.2. With equally filled bins "
+    "the largest distances are above 0.2.",
 )
 def gaps_of_codes(ax):
     rng = np.random.default_rng(0)
@@ -161,7 +161,7 @@ def added_and_stacked(ax):
 @drawing(
     3.0,
     "The share of a square matrix that an adapter has, 2r over the width, for r = 4, 8 and 64: "
-    "a third at width 48 and r = 8, 0.07 per cent at width 12,288 and r = 4.",
+    "a third at width 48 and r = 8, less than 0.1 per cent at width 12,288 and r = 4.",
 )
 def adapter_share(ax):
     plot = plot_axes(ax, 9, 5.5, 40, 22, xlabel="width of a square matrix",
@@ -339,8 +339,8 @@ def prefix_attention(ax):
 
 @drawing(
     2.9,
-    "The parts of SmolLM2-135M by number of parameters and by bytes in memory: projections in 4 "
-    "bits, the embedding in 9 bits with its scales, and LoRA of rank 8 in float32.",
+    "The parts of SmolLM2 by number of parameters and by bytes in memory: projections in 4.13 "
+    "bits, the embedding in 9 bits with its scales, and LoRA of rank 8 in 32 bits.",
 )
 def smollm2_bytes(ax):
     weights = SMOLLM2.num_hidden_layers * sum(o * i for o, i in projection_shapes(SMOLLM2).values())

@@ -52,7 +52,8 @@ def masks(ax):
 @drawing(
     3.2,
     "Rotary positions: a pair of numbers is a point in the plane. At position t it is rotated "
-    "by t times the pair's frequency. The first pairs turn quickly, the last ones slowly.",
+    "by t times the pair's frequency. Of eight pairs, the first four are shown: pair 0 turns "
+    "quickly, pair 3 slowly.",
 )
 def rope(ax):
     config = ModelConfig(256, 48, 128, 3, 3, 3, 16)
@@ -62,7 +63,7 @@ def rope(ax):
     text(ax, 19.5, 17.5, "(a, b)", color=GREY, ha="left")
     text(ax, 14, 25.5, "(a cos θ − b sin θ,\n b cos θ + a sin θ)", color=ORANGE, ha="left")
     text(ax, 12.9, 19, "θ", 10)
-    text(ax, 1.5, 5, "a: element j of a head\nb: element j + hd/2", 9, GREY, ha="left")
+    text(ax, 1.5, 5.6, "a: element j of a head\nb: element j + hd/2", 9, GREY, ha="left")
     for row, j in enumerate((0, 1, 2, 3)):
         y = 23 - 5.6 * row
         text(ax, 32.2, y, f"pair {j}", ha="right")
@@ -71,7 +72,8 @@ def rope(ax):
     for t in range(8):
         text(ax, 35.3 + 4.6 * t, 27, str(t))
     text(ax, 51.4, 29.5, "position t in the sequence")
-    text(ax, 48, 2, "a score q·k depends only on the difference of positions", color=GREY)
+    text(ax, 1.5, 1.8, "shown: the first 4 of 8 pairs (hd = 16)", 8.5, GREY, ha="left")
+    text(ax, 51.4, 1.8, "a score q·k depends only on the difference of positions", color=GREY)
 
 
 def clock(ax, x, y, radius, cos, sin, color):

@@ -9,7 +9,10 @@ from common import finetune, write_sweep
 from minilora.config import CHOICES
 
 RATES = (4e-3, 5e-4, 6e-5)
-JOBS = [(d, rate, seed) for seed in range(3) for rate in RATES for d in CHOICES["adapter_dtype"]]
+DTYPES = CHOICES["adapter_dtype"]
+JOBS = [(d, rate, seed) for seed in range(3) for rate in RATES for d in DTYPES]
+# what lesson 7b compares, with more seeds
+JOBS += [(d, rate, seed) for seed in range(3, 8) for rate in (4e-3, 6e-5) for d in DTYPES]
 
 
 def run_one(job):

@@ -1,4 +1,4 @@
-"""Lesson 7: one adapter on one base that is stored in five ways, six seeds: sweeps/bases.csv."""
+"""Lesson 7: one adapter on one base that is stored in five ways, twelve seeds: sweeps/bases.csv."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from common import finetune, write_sweep
 
 from minilora.quant.schemes import SCHEMES
 
-JOBS = [(scheme, seed) for seed in range(6) for scheme in SCHEMES]
+JOBS = [(scheme, seed) for seed in range(12) for scheme in SCHEMES]
 
 
 def run_one(job):

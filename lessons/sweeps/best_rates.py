@@ -1,11 +1,10 @@
-"""Runs of lessons 24 and 24b: each method at several learning rates, then at its best, five seeds.
+"""Runs of lessons 24 and 24b: each method at several learning rates, then at its best, ten seeds.
 
 About a quarter of an hour of one core.
 
 python lessons/sweeps/best_rates.py
 """
 
-import csv
 import io
 import sys
 from contextlib import redirect_stderr
@@ -15,7 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import SWEEPS, of
+from common import of, write_rows
 from sweeps import compare
 
 import minilora
@@ -31,7 +30,9 @@ ENDS = {  # the lowest and the highest rate that is tried
     "norm": (2e-2, 5e-1), "head": (5e-2, 1.0), "full": (1e-3, 1e-2),
 }  # fmt: skip
 RATES = {m: tuple(r for r in ALL_RATES if low <= r <= high) for m, (low, high) in ENDS.items()}
-TRIED, MORE = (0, 1), (2, 3, 4)  # the seeds at every rate, and those at the best one only
+TRIED = (0, 1)  # the seeds at every rate, which choose the best one
+FRESH = tuple(range(2, 10))  # the seeds at the best rate only, which are compared
+ONE_RATE = (("lora", 5e-3), ("lora+", 5e-3), ("lora+", 2e-2))  # compared at one rate for both, too
 
 
 def start(method, base, seed):
@@ -82,13 +83,9 @@ def best_rate(rows, method):
 
 
 def at_best(rows, method, column):
-    """Return a column of the five runs at the method's best rate, in the order of the seeds."""
-    return np.array(of(rows, column, method=method, rate=best_rate(rows, method)))
-
-
-def better(rows, a, b):
-    """Return whether every seed of a has a lower test loss than every seed of b."""
-    return at_best(rows, a, "loss").max() < at_best(rows, b, "loss").min()
+    """Return a column of the runs at the method's best rate, in the order of the seeds FRESH."""
+    fresh = [row for row in rows if row["seed"] in FRESH]
+    return np.array(of(fresh, column, method=method, rate=best_rate(rows, method)))
 
 
 JOBS = [(method, rate, seed) for seed in TRIED for method in RATES for rate in RATES[method]]
@@ -96,9 +93,5 @@ JOBS = [(method, rate, seed) for seed in TRIED for method in RATES for rate in R
 if __name__ == "__main__":
     rows = compare.mapped(run_one, JOBS)
     best = [(method, best_rate(rows, method)) for method in RATES]
-    rows += compare.mapped(run_one, [(*pair, seed) for pair in best for seed in MORE])
-    with open(SWEEPS / "best_rates.csv", "w", newline="") as file:
-        file.write("# python lessons/sweeps/best_rates.py\n")
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+    rows += compare.mapped(run_one, [(*pair, s) for pair in (*best, *ONE_RATE) for s in FRESH])
+    write_rows("best_rates", rows)

@@ -1,6 +1,7 @@
 """Runs of lessons 19b, 19c and 20: how many random letters an adapter of `micro` learns by heart.
 
-About seven minutes of one core.
+About a quarter of an hour of one core. The learning rate of the cases in TUNED is chosen from four
+rates with the seeds CHOOSING; the runs that are compared have the seeds FRESH.
 
 python lessons/sweeps/capacity.py
 """
@@ -14,7 +15,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from common import write_sweep
+from common import of, write_rows
+from sweeps import compare
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, nf4
@@ -27,7 +29,6 @@ LETTERS = "abcdefghijklmnop"  # 16 of them: an unknown letter has 4 bits
 ANSWER, KEY = 12, 3  # letters
 ONE_MATRIX = "model.layers.1.mlp.down_proj.weight"
 PLACES = {"all": ALL_LINEAR, "attention": ATTENTION, "MLP": MLP}
-RATES = {"lora": 1e-2, "matrix": 1e-2, "full": 1e-3}
 
 
 def facts(n, seed):
@@ -78,11 +79,10 @@ ROUNDED = {
 
 def run_one(job):
     """Train on n facts, all of them in every step; return the bits learned per parameter."""
-    size, place, layer, n, steps, seed = job
+    size, place, layer, n, steps, rate, seed = job
     config, base, tokenizer = minilora.load("micro")
     settings = TrainConfig(
-        iters=steps, batch_size=n, learning_rate=RATES.get(size, RATES["lora"]),
-        mask_prompt=True, seed=seed,
+        iters=steps, batch_size=n, learning_rate=rate, mask_prompt=True, seed=seed,
     )  # fmt: skip
     examples, _ = data.encode_rows(facts(n, seed), tokenizer, settings)
     adapters, frozen = start(base, size, place, layer, seed)
@@ -99,6 +99,7 @@ def run_one(job):
         "layer": layer,
         "facts": n,
         "steps": steps,
+        "rate": rate,
         "seed": seed,
         "trained": trained,
         "offered": round(4 * ANSWER * n / trained, 4),
@@ -106,7 +107,7 @@ def run_one(job):
     }
 
 
-CASES = (  # size, place, layer, facts, steps
+CASES = (  # size, place, layer, facts, steps; at RATE, or at 1e-3 for the whole model
     (1, "all", 1, 10, 500), (1, "all", 1, 19, 500), (1, "all", 1, 38, 500), (1, "all", 1, 76, 500),
     (2, "all", 1, 38, 500), (4, "all", 1, 38, 500),
     (1, "all", 0, 38, 500), (1, "all", 2, 38, 500),
@@ -114,7 +115,45 @@ CASES = (  # size, place, layer, facts, steps
     (3, "attention", 1, 48, 500), (2, "MLP", 1, 44, 500), ("matrix", "all", 1, 76, 500),
     (1, "all", 1, 38, 1500), ("full", "all", 1, 76, 500),
 )  # fmt: skip
-JOBS = [(*case, seed) for seed in range(5) for case in CASES]
+RATE, TRIED = 1e-2, (5e-3, 1e-2, 2e-2, 4e-2)
+CHOOSING, FRESH = (0, 1), range(2, 10)  # seeds that choose a rate, and seeds that are compared
+MORE = ((1, "all", 1, 10, 500), (1, "all", 1, 38, 500), (1, "all", 1, 76, 500),
+        (1, "all", 1, 38, 1500))  # fmt: skip
+TUNED = (
+    (1, "all", 1, 19, 500),
+    (2, "all", 1, 38, 500),
+    (3, "attention", 1, 48, 500),
+    (2, "MLP", 1, 44, 500),
+    (3, "all", 1, 114, 500),
+    (1, "all", "every", 114, 500),
+)
+JOBS = [
+    *((*case, 1e-3 if case[0] == "full" else RATE, seed) for seed in range(5) for case in CASES),
+    *((*case, RATE, seed) for seed in (5, 6, 7) for case in MORE),
+    *((*case, rate, seed) for seed in CHOOSING for case in TUNED for rate in TRIED if rate != RATE),
+]
+
+
+def column(rows, name, case, seeds, rate=RATE):
+    """Return a column of the runs of a case (a row of CASES) with these seeds."""
+    where = dict(zip(("size", "place", "layer", "facts", "steps"), case))
+    chosen = [row for row in rows if row["seed"] in seeds]
+    return np.array(of(chosen, name, rate=rate, **where))
+
+
+def best_rate(rows, case):
+    """Return the rate at which the seeds CHOOSING learn most."""
+    return max(TRIED, key=lambda rate: column(rows, "bits", case, CHOOSING, rate).mean())
+
+
+def at_best(rows, case, name="bits"):
+    """Return a column of the runs with the seeds FRESH at the best rate of a case of TUNED."""
+    return column(rows, name, case, FRESH, best_rate(rows, case))
+
 
 if __name__ == "__main__":
-    write_sweep("capacity", run_one, JOBS)
+    rows = compare.mapped(run_one, JOBS)
+    best = [(*case, best_rate(rows, case)) for case in TUNED]
+    jobs = [(*case, seed) for seed in FRESH for case in best]
+    rows += compare.mapped(run_one, [job for job in jobs if job not in JOBS])
+    write_rows("capacity", rows)

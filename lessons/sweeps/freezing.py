@@ -17,8 +17,9 @@ from minilora.methods.replaced import also_train
 from minilora.tree import num_parameters
 
 LORA = LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",))
+COMPARED_DECAYS = ((1e-2, 1.0), (2e-2, 1.0), (2e-2, 0.7), (2e-2, 0.4))  # rate, decay
 SCALES = (0.1, 1.0, 10.0)  # of the rate, for what is trained beside low-rank factors
-SEEDS = (0, 1, 2)
+SEEDS = range(8)
 
 
 def run(job, iters=150):
@@ -54,10 +55,19 @@ def run(job, iters=150):
 
 
 def jobs():
-    """LoRA at two rates; norms or biases beside it at three scales; two decays at two rates."""
+    """LoRA at two rates; norms or biases beside it at three scales; two decays at two rates.
+
+    Then what lessons 10 and 10d compare, with more seeds, and norms and biases alone at two rates.
+    """
     beside = [(f"lora+{group}", 1e-2, scale, 1.0) for group in ("norm", "bias") for scale in SCALES]
     decays = [("lora", rate, 1.0, decay) for decay in (1.0, 0.7, 0.4) for rate in (1e-2, 2e-2)]
-    return [(*job, seed) for seed in SEEDS for job in decays + beside]
+    alone = [(trains, rate, 1.0, 1.0) for trains in ("norm", "bias") for rate in (1e-2, 1e-1)]
+    compared = [("lora", rate, 1.0, decay) for rate, decay in COMPARED_DECAYS] + beside
+    return [
+        *((*job, seed) for seed in SEEDS[:3] for job in decays + beside),
+        *((*job, seed) for seed in SEEDS[3:] for job in compared),
+        *((*job, seed) for seed in SEEDS for job in alone),
+    ]
 
 
 if __name__ == "__main__":

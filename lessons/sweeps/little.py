@@ -98,12 +98,10 @@ def questions(kind, r, dropout, augmented, seed, iters):
     return scores
 
 
-def jobs():
-    """Every variant of pictures and of sounds; of questions those that have no augmentation."""
-    asked = [("questions", *v) for v in VARIANTS if not v[2] and v[0] < 32]
-    others = [(kind, *v) for kind in ("pictures", "sounds") for v in VARIANTS]
-    return [(*job, seed) for seed in SEEDS for job in others + asked * (seed < 3)]
-
+OTHERS = [(kind, *variant) for kind in ("pictures", "sounds") for variant in VARIANTS]
+# the questions have no augmentation, and the lessons read three seeds of theirs
+ASKED = [("questions", *variant) for variant in VARIANTS if not variant[2] and variant[0] < 32]
+JOBS = [(*case, seed) for seed in SEEDS for case in OTHERS + ASKED * (seed < 3)]
 
 if __name__ == "__main__":
-    write_sweep("little", run, jobs())
+    write_sweep("little", run, JOBS)

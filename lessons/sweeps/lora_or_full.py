@@ -105,7 +105,7 @@ def run_one(job, iters=200, rate=None):
     }
 
 
-SEEDS = range(3)
+SEEDS, MORE = range(3), range(3, 8)
 JOBS = [
     *(("small", n, noise, size, seed)
       for n in (64, 4000) for noise in (0.0, 0.25) for size in (8, "full") for seed in SEEDS),
@@ -113,6 +113,9 @@ JOBS = [
     *((shift, 4000, 0.0, size, seed)
       for shift in ("small", "large") for size in (1, 32) for seed in SEEDS),
     *(("large", 4000, 0.0, size, seed) for size in RANKS for seed in SEEDS),
+    # what lessons 14 and 14b compare, with more seeds
+    *(("large", 4000, 0.0, size, seed) for size in (8, "8 + embedding", "full") for seed in MORE),
+    *(("small", 4000, 0.0, size, seed) for size in (8, "full") for seed in MORE),
 ]  # fmt: skip
 
 if __name__ == "__main__":

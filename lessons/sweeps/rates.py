@@ -27,7 +27,7 @@ from minilora.tree import named_leaves, unflatten
 
 RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 WAYS = ("lora", "full", "scratch", "projections")  # full, of the seven projections alone
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1, 2, 3, 4)
 BETWEEN = {  # rates between those above, where each way begins to learn
     "full": (4e-4, 6e-4), "projections": (4e-4, 6e-4), "lora": (1.3e-3, 1.7e-3)
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Runs of lessons 19 to 19c: LoRA and full fine-tuning over ranks, rates, lengths, batch sizes.
 
-About a quarter of an hour of one core.
+About twenty minutes of one core.
 
 python lessons/sweeps/regret.py
 """
@@ -65,11 +65,12 @@ def run_one(job):
     }
 
 
-SEEDS = range(5)
+SEEDS = range(8)  # of r = 8 and of full fine-tuning of `micro`, with 8 rows per step
+CHOOSING, FRESH = range(5), range(5, 13)  # seeds that choose a rate, and seeds that are compared
 SIZES = (1, 8, 64, "full")
 RATES = {  # by model, rows per step, and kind
     ("micro", 8, "lora"): (1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-    ("micro", 8, "full"): (5e-4, 1e-3, 2e-3, 4e-3),
+    ("micro", 8, "full"): (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     ("micro", 64, "lora"): (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2),
     ("micro", 64, "full"): (5e-4, 1e-3, 2e-3, 4e-3, 8e-3),
     ("tiny", 8, "lora"): (2e-3, 4e-3, 8e-3, 1.6e-2),
@@ -87,26 +88,42 @@ def rates_of(model, batch, size):
     return RATES[model, batch, "full" if size == "full" else "lora"]
 
 
+COMPARED = (  # size, rows per step, rate: the best rates of CHOOSING after 25, 100 and 200 steps
+    *((size, 8, rate) for size in (1, 8, 64) for rate in (2e-3, 4e-3)),
+    *(("full", 8, rate) for rate in (1e-3, 2e-3)),
+    *((8, 64, 8e-3), (64, 64, 8e-3), ("full", 64, 4e-3)),
+)
+
 JOBS = [
     (model, size, batch, rate, seed)
     for seed in SEEDS
     for model, size, batch in CASES
     for rate in rates_of(model, batch, size)
+    if seed in CHOOSING or ((model, batch) == ("micro", 8) and size in (8, "full"))
 ]
+COMPARISONS = [("micro", *case, seed) for seed in FRESH for case in COMPARED]
+JOBS += [job for job in COMPARISONS if job not in JOBS]
 
 
-def curve(model, size, steps, batch=8):
+def curve(model, size, steps, batch=8, seeds=CHOOSING):
     """Return (rates, losses) of the sweep; losses: a row per rate, a column per seed."""
     rates = rates_of(model, batch, size)
     cases = {"model": model, "size": size, "batch": batch}
-    sweep = read_sweep("regret")
+    sweep = [row for row in read_sweep("regret") if row["seed"] in seeds]
     losses = [of(sweep, f"loss_{steps}", rate=rate, **cases) for rate in rates]
     return np.array(rates), np.array(losses)
 
 
 def at_best_rate(size, steps, batch=8):
-    """Return the losses of the seeds of `micro` at the rate with the lowest mean loss."""
-    return min(curve("micro", size, steps, batch)[1], key=np.mean)
+    """Return the losses of `micro` with the seeds FRESH.
+
+    The rate is the one with the lowest mean loss over the seeds CHOOSING.
+    """
+    rates, losses = curve("micro", size, steps, batch)
+    best = rates[losses.mean(axis=1).argmin()]
+    sweep = [row for row in read_sweep("regret") if row["seed"] in FRESH]
+    case = {"model": "micro", "size": size, "batch": batch, "rate": best}
+    return np.array(of(sweep, f"loss_{steps}", **case))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,13 @@ SEEDS = 3
 NAMES = ("method", "seed", "trained", "loss", "exact_match", "notes_before", "notes_after")
 
 
-def row(job):
+def run(job):
     """The row of a job without its times, which are another machine's."""
     found = compare.run_one(job)
     return {name: round(v, 5) if isinstance(v := found[name], float) else v for name in NAMES}
 
 
+JOBS = compare.jobs(compare.TABLE, SEEDS, 200)
+
 if __name__ == "__main__":
-    write_sweep("siblings", row, compare.jobs(compare.TABLE, SEEDS, 200))
+    write_sweep("siblings", run, JOBS)

@@ -14,7 +14,7 @@ from minilora import TrainConfig
 from minilora.tree import num_parameters
 
 RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
-SEEDS = (0, 1, 2)
+SEEDS = range(8)
 
 
 def trained(trains, base, seed):
@@ -47,11 +47,19 @@ def run(job, typeface="italic"):
 
 
 def jobs():
-    """Each at every rate; everything and LoRA with smaller rates below, at three."""
+    """Each at every rate; everything and LoRA with smaller rates below, at three.
+
+    Then the runs that lesson 10d compares, with more seeds.
+    """
     kinds = ("lora", "norm", "head", "full")
     alone = [(trains, rate, 1.0) for trains in kinds for rate in RATES]
     decays = [(trains, rate, 0.4) for trains in ("lora", "full") for rate in (3e-3, 1e-2, 3e-2)]
-    return [(*job, seed) for seed in SEEDS for job in alone + decays]
+    compared = [(trains, rate, 1.0) for trains in ("lora", "full") for rate in RATES[1:5]]
+    compared += [("full", 3e-2, 0.4)]
+    return [
+        *((*job, seed) for seed in SEEDS[:3] for job in alone + decays),
+        *((*job, seed) for seed in SEEDS[3:] for job in compared),
+    ]
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def train(job):
     return adapters, frozen, history, valid, config
 
 
-def row(job):
+def run(job):
     """The row of a job: what it was, and its scores on held-out rows."""
     adapters, frozen, _, valid, config = train(job)
     score = minilora.evaluate(adapters, frozen, valid, config)
@@ -85,7 +85,7 @@ def row(job):
 
 JOBS = [
     job._replace(seed=seed)
-    for seed in (0, 1)
+    for seed in range(2)
     for job in (
         Job("prompt", 16, task="who"), Job("prefix", 8, task="who"),
         Job("prompt", 16), Job("prompt", 16, 800), Job("prompt", 16, 800, start="normal"),
@@ -94,4 +94,4 @@ JOBS = [
 ]  # fmt: skip
 
 if __name__ == "__main__":
-    write_sweep("virtual_tokens", row, JOBS)
+    write_sweep("virtual_tokens", run, JOBS)

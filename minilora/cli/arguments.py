@@ -100,14 +100,15 @@ class Parser(argparse.ArgumentParser):
 def parse(argv):
     """Return the settings of a command; `train` also reads a recipe, a checkpoint and a TOML file.
 
-    The settings of `train` have `given`: the flags that stand in the TOML file or in `argv`.
+    The settings have `given`: the flags that stand in the TOML file or in `argv`.
     """
     args = parser().parse_args(argv)
+    args.given = flags_in(argv)
     if args.command != "train":
         return args
     toml = as_flags(toml_settings(args.config)) if args.config else []
     words = toml + argv[1:]
-    given = {word.partition("=")[0].replace("--no-", "--") for word in words}
+    given = flags_in(words)
     if {"--iters", "--epochs"} <= given:
         raise InputError("--iters and --epochs both set the number of steps: give one of them")
     args = parser().parse_args(["train", *words])  # the folder to resume can stand in the file
@@ -120,6 +121,11 @@ def parse(argv):
     args = parser().parse_args(["train", *recipe, *words])
     args.given = given
     return args
+
+
+def flags_in(words):
+    """Return the flags among the words of a command line, `--no-quiet` as `--quiet`."""
+    return {word.partition("=")[0].replace("--no-", "--") for word in words}
 
 
 def settings_to_resume(folder):

@@ -49,11 +49,12 @@ def load_model(args, path, load=load):
     refuse_unused_block_size(args, scheme)
     block_size = args.block_size or settings.get("block_size", 64)
     if not path:
-        return LoadedModel(*load(name, scheme, block_size, True))
+        loaded = LoadedModel(*load(name, scheme, block_size, True))
+        return loaded._replace(name=name, scheme=scheme)
     warn_of_another_base(path, settings, name, scheme, block_size)
     loaded = load_with_adapter(path, name, scheme, block_size, load)
     tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
-    return loaded._replace(tokenizer=tokenizer, settings=settings)
+    return loaded._replace(tokenizer=tokenizer, settings=settings, name=name, scheme=scheme)
 
 
 def generate(args):
@@ -209,6 +210,7 @@ def evaluate(args):
     loaded = load_model(args, args.adapter_path)
     data, facts = load_examples(args, loaded, args.split)
     facts |= compare_with_run(data, args.adapter_path, loaded)
+    facts |= {"model": loaded.name, "quantize": loaded.scheme}
     score = metrics.evaluate(loaded.adapters, loaded.base, data.examples, loaded.model_config)
     if args.json:
         print(json.dumps({**score, **facts}))
@@ -222,6 +224,7 @@ def evaluate(args):
         which += f", {share} the run used for {purposes}"
     print(data.summary(f", {which}"))
     print(f"loss of {facts['loss_of']}, exact match of {exact_match_of(data.rows)}")
+    print(f"base: {loaded.name}, stored as {loaded.scheme}")
     for name, value in score.items():
         print(f"{name:<12}{value:>12,}" if name == "tokens" else f"{name:<12}{value:>12.6f}")
 
@@ -256,8 +259,9 @@ def quantize(args):
 
 def inspect(args):
     """Print the tree, the trained parameters, the memory of a step, and the tokens of a row."""
-    if not args.data and (args.max_seq_length or args.mask_prompt is not None):
-        raise InputError("--max-seq-length and --mask-prompt are for rows: give --data, too")
+    if not args.data and (args.max_seq_length or args.columns or args.mask_prompt is not None):
+        flags = "--max-seq-length, --columns and --mask-prompt"
+        raise InputError(f"{flags} are for rows: give --data, too")
     loaded = load_model(args, args.adapter_path)
     for path, leaf in [*named_leaves(loaded.base), *named_leaves(loaded.adapters)]:
         if hasattr(leaf, "shape"):
@@ -267,9 +271,10 @@ def inspect(args):
     parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, args.tokens)
     print(f"a step over {args.tokens} tokens:\n{memory.format_estimate(parts)}")
     if args.data:
-        data, _ = load_examples(args, loaded, "train")
+        data, facts = load_examples(args, loaded, "train")
+        print(data.summary(f", {facts['data']}"))
         example = data.examples[0]
-        print("the first row, one token per line; the loss counts the tokens with *:")
+        print("the first of these rows, one token per line; the loss counts the tokens with *:")
         for token, counts in zip(example.tokens, [0, *example.mask[1:]]):
             print(f"{'*' if counts else ' '} {token:>6}  {loaded.tokenizer.decode([token])!r}")
 

@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, ModelConfig, flag, require
 from ..formats.checkpoint import (
+    CONFIG,
     load_adapter,
     needs_dense_base,
     read_metadata,
     trains_all_weights,
 )
+from ..formats.fetch import MODELS
+from ..formats.files import read_json
 from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
 from ..methods.registry import METHODS, get_peft_model, method_name
@@ -31,6 +34,8 @@ class LoadedModel(NamedTuple):
     adapters: dict = {}  # noqa: RUF012
     adapter_config: LoraConfig | MethodConfig | None = None  # None: no adapter
     settings: dict = {}  # noqa: RUF012  settings of the run that trained the adapter
+    name: str = ""  # of the base, and how its projections are stored
+    scheme: str = "none"
 
 
 def warn(text):
@@ -69,16 +74,28 @@ def warn_of_another_base(folder, settings, name, scheme, block_size):
     )
     if before != now:
         warn(f"{folder} was trained on a base stored as {before}, not {now}: {risk}")
+    named = read_json(Path(folder) / CONFIG, {}).get("base_model_name_or_path")
+    if not settings and isinstance(named, str) and not _same_model(named, name):
+        warn(f"{folder} names the base {named}, not {name}: {risk}")
     expected = run_digests(folder).get("model")
     if expected is not None and digest("model", name) != expected:
         warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
+
+
+def _same_model(one, other):
+    """Return whether two names, of which one can be a path or the hub's name, end alike."""
+    names = {MODELS[name].hub_name if name in MODELS else name for name in (one, other)}
+    return len({Path(name).name for name in names}) == 1
 
 
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
     if args.init_adapter:
         folder, how = args.init_adapter, (args.quantize, args.block_size)
-        warn_of_another_base(folder, run_settings(folder), args.model, *how)
+        settings = run_settings(folder)
+        if "--model" not in args.given:  # the base of the adapter, if it is known
+            args.model = settings.get("model", args.model)
+        warn_of_another_base(folder, settings, args.model, *how)
         loaded = load_with_adapter(folder, args.model, *how)
         found = method_name(loaded.adapter_config)
         require(found == args.method, f"{folder} has the method {found}: give --method {found}")
@@ -184,7 +201,7 @@ def refuse_unused(given, unused):
 
 def refuse_unused_block_size(args, scheme):
     """Raise InputError if --block-size was given for weights that are stored without blocks."""
-    if args.block_size and scheme in WITHOUT_BLOCKS:
+    if "--block-size" in args.given and scheme in WITHOUT_BLOCKS:
         what = f"--block-size has no effect with --quantize {scheme}"
         raise InputError(f"{what}: leave it out, or give --quantize nf4")
 

@@ -105,7 +105,9 @@ def resume(folder, metadata, start):
         print(f"{ended}, so no step is left: {advice}")
     print(f"resumed at step {step} of {last}")
     if not patience and not settings.get("keep_best"):
-        state.pop("best", None)  # of an earlier --early-stopping-patience
+        if "best" in state:  # of an earlier --early-stopping-patience
+            del state["best"]
+            warn(f"without early stopping, step {state['best_step']} is no longer kept as best")
         state |= NO_BEST
     if last != then["settings"].get("iters"):
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")

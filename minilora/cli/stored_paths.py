@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from ..config import InputError
-from ..data.rows import file_of
+from ..data.rows import file_of, say_once
 from ..data.tasks import BUILTIN
 from ..formats import pretrained
 from ..formats.checkpoint import CONFIG
@@ -64,6 +64,9 @@ def _present_place(setting, stored, then, now, expected):
         same = digest(setting, moved) == expected
     except (InputError, OSError):  # not the files of such a setting
         return stored
+    if not same:
+        why = "its contents are not those of the run"
+        say_once(f"warning: {stored} is used and not {moved}, because {why}")
     return moved if same else stored
 
 

@@ -37,8 +37,8 @@ def read_bytes(path):
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if data.startswith(LFS_POINTER):
-        what = "is a pointer of Git LFS, not the data itself"
-        raise InputError(f"{path} {what}: run `git lfs pull` in its repository")
+        what = "a Git LFS pointer, which only names the file"
+        raise InputError(f"{path} is {what}: run `git lfs pull` in its repository")
     return data
 
 

@@ -68,6 +68,9 @@ def check_columns(columns):
             raise InputError(
                 f"--columns: {key!r} is no key of a row: give KEY=COLUMN, KEY of {known}"
             )
+    for column, n in Counter((columns or {}).values()).items():
+        if n > 1:
+            raise InputError(f"--columns: {column!r} is the column of {n} keys: give each its own")
 
 
 def select(row, columns, where):
@@ -117,6 +120,9 @@ def check_messages(row, where):
     sound = sound and messages[-1:] and messages[-1]["role"] == "assistant"
     what = "objects with role and content, the last one of the assistant"
     require(sound, f"{where}: messages must be {what}")
+    if any(part.get("weight", 1) != 1 for part in (row, *messages)):
+        advice = "remove the key, and leave out the turns that must not count"
+        raise InputError(f"{where}: weights of messages are not implemented: {advice}")
     for message in messages:
         if message.get("content") is not None or not message.get("tool_calls"):
             check_text("content", message.get("content"), where)
@@ -149,7 +155,7 @@ def reason_to_skip(row, tokenizer):
     """Return why a row cannot be learned (no answer, or tools that the template drops), or ""."""
     messages, tools = row.get("messages", []), row.get("tools")
     last = messages[-1] if messages else {"content": row.get("text") or row.get("completion")}
-    if not (last.get("tool_calls") or last.get("content")):
+    if not (last.get("tool_calls") or (last.get("content") or "").strip()):
         return "an empty answer"
 
     def text(messages, tools):
@@ -172,10 +178,13 @@ def messages_of(row):
 
 
 def row_content(row):
-    """Return what a row says as one string; the form of the row and its other keys do not count."""
+    """Return what a row says as one string: no form, no other keys, each space as one blank."""
     if "text" in row:
-        return row["text"]
-    turns = [[m["role"], m.get("content"), m.get("tool_calls")] for m in messages_of(row)]
+        return " ".join(row["text"].split())
+    turns = [
+        [m["role"], " ".join((m.get("content") or "").split()), m.get("tool_calls")]
+        for m in messages_of(row)
+    ]
     return json.dumps([turns, row.get("tools")])
 
 
@@ -246,8 +255,8 @@ def encode_rows(
     length = train_config.max_seq_length
     num_cut = 0
     kept: list[Example] = []
-    for row in rows:
-        full = encode(row, tokenizer, train_config.mask_prompt)
+    for i, row in enumerate(rows):
+        full = encode(check_row(row, f"rows[{i}]"), tokenizer, train_config.mask_prompt)
         example = Example(*(part[:length] for part in full))
         if any(example.mask[1:]):
             kept.append(example)
@@ -286,9 +295,14 @@ def load_usable(name, split, tokenizer=None, columns=None):
         require(not columns, f"--columns is for files: the rows of {name} have their keys already")
         return tasks.builtin(name, split), {}
     if path.is_dir():
-        return read_usable(file_of(path, split), tokenizer, columns)
+        file = file_of(path, split)
+        if not file.exists():
+            names = f"{split}{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+            raise InputError(f"{path} has no {names}: a folder needs files named train and valid")
+        return read_usable(file, tokenizer, columns)
     if not path.is_file():
-        known = f"{', '.join(tasks.BUILTIN)}, a .jsonl or .csv file, or a folder with train.jsonl"
+        files = f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl"
+        known = f"{', '.join(tasks.BUILTIN)}, {files}"
         near = did_you_mean(name, tasks.BUILTIN)
         raise InputError(
             f"there is no data set or file {name!r}: give {known} and valid.jsonl{near}"

@@ -71,11 +71,13 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
     return run
 
 
-def of_smollm2(folder, targets="q_proj,v_proj", scheme="none", checkpointing=""):
+def of_smollm2(folder, targets="q_proj,v_proj", scheme="none", *options):
+    """options: `checkpointed`, and `embedding32` for a float32 embedding as on the other side."""
     targets = ALL_LINEAR if targets == "all" else tuple(targets.split(","))
     # stored as `minilora train` does; without the tokenizer, which the other side lacks too
-    config, base = minilora.load("smollm2", scheme, low_precision=True)[:2]
-    return step(config, base, targets, checkpointing=bool(checkpointing))
+    low_precision = "embedding32" not in options
+    config, base = minilora.load("smollm2", scheme, low_precision=low_precision)[:2]
+    return step(config, base, targets, checkpointing="checkpointed" in options)
 
 
 def of_small(folder):

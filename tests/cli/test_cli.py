@@ -132,6 +132,7 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
     metrics = {"loss", "perplexity", "tokens", "exact_match", "ece", "brier"}
     rows_scored = {"rows", "data", "left_out", "cut", "max_seq_length", "trained_on"}
     rows_scored |= {"held_out_by_the_run", "loss_of", "exact_match_of", "answers_cut_off"}
+    rows_scored |= {"model", "quantize"}
     assert set(score) == metrics | rows_scored
     assert score["rows"] == 2 and score["data"] == f"valid split of {data}"
     assert score["left_out"] == {} and score["cut"] == score["trained_on"] == 0
@@ -154,6 +155,9 @@ def test_a_run_leaves_its_folder_and_every_command_reads_it(base, data, tmp_path
 
 def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_path, capsys):
     out = tmp_path / "four-bit"
+    assert run("quantize --model", base, "--quantize int8 --out", tmp_path / "int8") == 0
+    words = "quantize --model", base, "--quantize int8 --block-size=32 --out", out
+    assert "--block-size has no effect with --quantize int8" in error_of(capsys, run(*words))
     assert run("quantize --model", base, "--quantize nf4 --block-size 32 --out", out) == 0
     assert "bits per weight" in capsys.readouterr().out
     stored, direct = flatten(load(out)[1]), flatten(load(base, "nf4", 32)[1])
@@ -650,13 +654,13 @@ def other_project(folder):
     (folder / "rows.jsonl").write_text('{"text": "other"}\n' * 20)
 
 
-def score_of(folder, capsys):
-    """Return what `evaluate` prints for the run in a folder, without the name of the data."""
+def score_of(folder, capsys, warnings=0):
+    """Return what `evaluate` prints for the run in a folder, without the paths of its inputs."""
     capsys.readouterr()
     assert run("evaluate --json --adapter-path", folder) == 0
     printed, said = capsys.readouterr()
-    assert said == ""
-    return {k: v for k, v in json.loads(printed).items() if k != "data"}
+    assert said.count("\n") == said.count("its contents are not those of the run") == warnings
+    return {k: v for k, v in json.loads(printed).items() if k not in ("data", "model")}
 
 
 def test_the_paths_of_a_run_mean_the_same_from_every_folder(project, tmp_path, monkeypatch, capsys):
@@ -701,7 +705,7 @@ def test_a_run_that_was_moved_alone_keeps_its_base_and_rows(project, tmp_path, c
     score = score_of("run", capsys)
     other_project(tmp_path / "elsewhere")
     (project / "run").rename(tmp_path / "elsewhere" / "run")
-    assert score_of(tmp_path / "elsewhere" / "run", capsys) == score
+    assert score_of(tmp_path / "elsewhere" / "run", capsys, warnings=2) == score
 
 
 def test_built_in_names_are_no_paths(tmp_path, monkeypatch):
@@ -1088,7 +1092,7 @@ def test_a_run_that_early_stopping_has_ended_says_so(base, data, tmp_path, scrip
 
 @pytest.mark.parametrize("patience", [0, 3])
 def test_another_patience_gives_the_bytes_of_a_run_that_had_it_from_the_start(
-    patience, base, data, tmp_path, scripted
+    patience, base, data, tmp_path, scripted, capsys
 ):
     whole, longer = tmp_path / "whole", tmp_path / "longer"
     flag = f"--early-stopping-patience {patience}"
@@ -1101,6 +1105,8 @@ def test_another_patience_gives_the_bytes_of_a_run_that_had_it_from_the_start(
     (_, a, facts), (_, b, resumed) = (
         load_state(x / "checkpoint.safetensors") for x in (whole, longer)
     )
+    warning = "warning: without early stopping, step 2 is no longer kept as best\n"
+    assert (warning in capsys.readouterr().err) is (patience == 0)
     assert repr(flatten(a)) == repr(flatten(b)) and a["step"] == 8
     assert facts["settings"] | at_path(longer) == resumed["settings"]
     for file in (
@@ -1337,7 +1343,8 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_
     assert f"warning: 2 of 4 rows are {where}: " in said
     score = json.loads(printed)
     assert score["trained_on"] == 2 and score["held_out_by_the_run"] == 1
-    assert common_rows([{"messages": turns}, unseen], [{"prompt": "3+1=", "completion": "4"}]) == 1
+    spaced = {"prompt": " 3+1=\n", "completion": "4 "}  # white space does not make another row
+    assert common_rows([{"messages": turns}, unseen], [spaced]) == 1
 
     lines = data.read_text().splitlines(keepends=True)
     data.write_text("".join(lines[10:] + lines[:5]))
@@ -1398,6 +1405,9 @@ def test_evaluate_counts_rows_that_are_left_out_and_cut(base, long_and_short, ca
         score = json.loads(capsys.readouterr().out)
         assert (score["rows"], score["left_out"], score["cut"]) == (rows, left_out, cut)
         assert score["answers_cut_off"] == 0
+    assert run("inspect --max-seq-length 8 --model", base, "--data", long_and_short) == 0
+    printed = capsys.readouterr().out
+    assert f"\n{first}; 5 left out ({no_target})\nthe first of these rows" in printed
     # if the loss counts the prompts, rows without their answer are kept
     assert run(*words, "--no-mask-prompt --max-seq-length 8") == 0
     line = capsys.readouterr().out.splitlines()[0]
@@ -1443,8 +1453,12 @@ def test_evaluate_stores_the_base_as_the_run_did(base, data, tmp_path, capsys):
     for flags, same in (("", True), ("--block-size 64", False), ("--quantize none", False)):
         capsys.readouterr()
         assert run("evaluate --json --split valid --adapter-path", out, flags) == 0
-        loss = json.loads(capsys.readouterr().out)["loss"]
-        assert (loss == pytest.approx(rows[-1]["eval_loss"], rel=1e-6)) is same
+        score = json.loads(capsys.readouterr().out)
+        assert (score["loss"] == pytest.approx(rows[-1]["eval_loss"], rel=1e-6)) is same
+        scheme = "none" if "none" in flags else "nf4"
+        assert score["model"] == str(base) and score["quantize"] == scheme
+    assert run("evaluate --split valid --adapter-path", out) == 0
+    assert f"base: {base}, stored as nf4\n" in capsys.readouterr().out
 
 
 def test_exact_match_of_texts_says_that_all_tokens_count(base, data, tmp_path, capsys):
@@ -1542,6 +1556,23 @@ def test_an_adapter_on_another_base_than_its_own(base, data, tmp_path, capsys):
     assert "warning" not in capsys.readouterr().err
     assert run(*words, *more, "--quantize int8 --overwrite") == 0
     assert "was trained on a base stored as nf4-dq" in capsys.readouterr().err
+    # a folder that PEFT wrote has the name of its base only
+    (out / "train_config.toml").unlink()
+    for name, warns in ((f"elsewhere/{base.name}", False), ("Org/another", True)):
+        config = json.loads((out / "adapter_config.json").read_text())
+        config["base_model_name_or_path"] = name
+        (out / "adapter_config.json").write_text(json.dumps(config))
+        assert run("inspect --model", base, "--adapter-path", out) == 0
+        assert (f"names the base {name}, not {base}: " in capsys.readouterr().err) is warns
+
+
+def test_init_adapter_brings_its_base(base, data, tmp_path):
+    out, second = tmp_path / "run", tmp_path / "second"
+    assert train(base, data, out) == 0
+    words = ["train --init-adapter", out, "--data", data, "--adapter-path", second]
+    assert run(*words, FEW_STEPS) == 0
+    settings = tomllib.loads((second / "train_config.toml").read_text())
+    assert settings["model"] == str(base)
 
 
 def test_flags_that_reach_only_one_function(base, data, tmp_path, monkeypatch, capsys):
@@ -1727,7 +1758,12 @@ def test_a_chat_ends_with_ctrl_c(number, status, base, monkeypatch, capsys):
     stdin = Interrupting("1+1=\nnever\n")
     stdin.number = number
     monkeypatch.setattr("sys.stdin", stdin)
-    assert run("chat --max-tokens 1 --model", base) == status
+    # a job in the background of a shell ignores SIGINT
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("chat --max-tokens 1 --model", base) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().out.endswith("\n\n")  # the shell's prompt begins a new line
 
 

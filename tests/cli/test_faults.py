@@ -3,12 +3,12 @@
 import errno
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from itertools import product
 
 import pytest
 from faults import Faults
@@ -122,12 +122,11 @@ def started(folder, old):
         shutil.copytree(folder / "old", folder / "run")
 
 
-def moments(folder, more, long, few):
-    """Return the operations at which faults happen: all, or a few of each kind."""
+def operations(folder, more):
+    """Return the numbers of all file operations of a run."""
     with Faults(folder / "run") as faults:
         assert train(folder, more) == 0
-    every = range(1, len(faults.seen) + 1)
-    return every if long else sorted(random.Random(7).sample(every, few))
+    return range(1, len(faults.seen) + 1)
 
 
 RUNS = pytest.mark.parametrize(("old", "more"), [(False, ""), (True, "--overwrite")])
@@ -135,35 +134,35 @@ RUNS = pytest.mark.parametrize(("old", "more"), [(False, ""), (True, "--overwrit
 
 @RUNS
 def test_an_error_at_any_file_operation_is_one_line_and_its_advice_works(
-    place, old, more, long, capsys
+    place, old, more, rng, tries, capsys
 ):
-    rng = random.Random(3)
     started(place, old)
-    for at in moments(place, more, long, 2):
-        for number in (errno.ENOSPC, errno.EACCES) if long else (rng.choice((28, 13)),):
+    cases = list(product(operations(place, more), (errno.ENOSPC, errno.EACCES)))
+    for at, number in rng.sample(cases, tries(2, len(cases))):
 
-            def fail(path, number=number):
-                raise OSError(number, os.strerror(number), path)
+        def fail(path, number=number):
+            raise OSError(number, os.strerror(number), path)
 
-            started(place, old)
-            capsys.readouterr()
-            with Faults(place / "run", at, fail) as faults:
-                status = train(place, more)
-            error, where = capsys.readouterr().err, (at, number, faults.seen[at - 1])
-            if status == 0:  # what is left over does no harm, and another run removes it
-                assert contents(place / "run") == contents(place / "new"), where
-                continue
-            assert status == 2 and error.count("\n") == 1 and error.startswith("error: "), where
-            assert str(place / "run") in error and os.strerror(number) in error, (where, error)
-            which = checkpoint_of(place)
-            assert ("train --resume" in error) <= (which == "new"), (where, error)
-            end_well(place, more, capsys)
+        started(place, old)
+        capsys.readouterr()
+        with Faults(place / "run", at, fail) as faults:
+            status = train(place, more)
+        error, where = capsys.readouterr().err, (at, number, faults.seen[at - 1])
+        if status == 0:  # what is left over does no harm, and another run removes it
+            assert contents(place / "run") == contents(place / "new"), where
+            continue
+        assert status == 2 and error.count("\n") == 1 and error.startswith("error: "), where
+        assert str(place / "run") in error and os.strerror(number) in error, (where, error)
+        which = checkpoint_of(place)
+        assert ("train --resume" in error) <= (which == "new"), (where, error)
+        end_well(place, more, capsys)
 
 
 @RUNS
-def test_a_kill_at_any_file_operation_loses_nothing(place, old, more, long, capsys):
+def test_a_kill_at_any_file_operation_loses_nothing(place, old, more, rng, tries, capsys):
     started(place, old)
-    for at in moments(place, more, long, 2):
+    every = operations(place, more)
+    for at in rng.sample(every, tries(2, len(every))):
         started(place, old)
         child = os.fork()
         if child == 0:
@@ -174,7 +173,7 @@ def test_a_kill_at_any_file_operation_loses_nothing(place, old, more, long, caps
         end_well(place, more, capsys)
 
 
-def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path, long):
+def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path, rng, tries):
     """A fault between the two renames is an error when loading, and saving again works."""
     _, base, _ = load(place / "base")
     saved = {}
@@ -197,50 +196,54 @@ def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path
     with Faults(tmp_path / "run") as faults:
         save("new")
     between = faults.seen.index(("replace", f"adapter_model.safetensors.{os.getpid()}.tmp")) + 1
-    for at in range(1, len(faults.seen) + 1) if long else (1, 3, 8, between, len(faults.seen) - 1):
-        for kind in ("ENOSPC", "EACCES", "kill"):
-            save("old")
-            error = None
-            if kind == "kill":
-                child = os.fork()
-                if child == 0:
-                    with Faults(tmp_path / "run", at, lambda path: os._exit(9)):
-                        save("new")
-                    os._exit(0)
-                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
-            else:
-                number = getattr(errno, kind)
+    kinds = "ENOSPC", "EACCES", "kill"
+    others = [
+        (at, kind) for at in range(1, len(faults.seen) + 1) for kind in kinds if at != between
+    ]
+    drawn = rng.sample(others, tries(9, len(others)))
+    for at, kind in [*((between, kind) for kind in kinds), *drawn]:
+        save("old")
+        error = None
+        if kind == "kill":
+            child = os.fork()
+            if child == 0:
+                with Faults(tmp_path / "run", at, lambda path: os._exit(9)):
+                    save("new")
+                os._exit(0)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+        else:
+            number = getattr(errno, kind)
 
-                def fail(path, number=number):
-                    raise OSError(number, os.strerror(number), path)
+            def fail(path, number=number):
+                raise OSError(number, os.strerror(number), path)
 
-                try:
-                    with Faults(tmp_path / "run", at, fail):
-                        save("new")
-                except (InputError, OSError) as caught:
-                    error = str(caught)
-                    assert str(tmp_path / "run") in error and os.strerror(number) in error
-            if at == between:
-                with pytest.raises(InputError, match="not saved together: save the adapter again"):
-                    loaded()
-            else:
-                before = at < between and (error or kind == "kill")
-                assert loaded() == ("old" if before else "new"), (at, kind)
-            save("new")
-            assert loaded() == "new"
+            try:
+                with Faults(tmp_path / "run", at, fail):
+                    save("new")
+            except (InputError, OSError) as caught:
+                error = str(caught)
+                assert str(tmp_path / "run") in error and os.strerror(number) in error
+        if at == between:
+            with pytest.raises(InputError, match="not saved together: save the adapter again"):
+                loaded()
+        else:
+            before = at < between and (error or kind == "kill")
+            assert loaded() == ("old" if before else "new"), (at, kind)
+        save("new")
+        assert loaded() == "new"
 
 
 @pytest.mark.long
-def test_two_hundred_kills_at_random_moments(place, capsys):
+def test_kills_at_random_moments(place, rng, tries, capsys):
     """Half of the runs overwrite another run; each ends like a run that was not killed."""
-    rng, found = random.Random(11), {}
+    found = {}
     words = f"train --model {place / 'base'} --data {place / 'rows.jsonl'} {STEPS}"
     command = [sys.executable, "-m", "minilora", *words.split(), "--adapter-path", place / "run"]
     began = time.perf_counter()
     started(place, False)
     subprocess.run(command, check=True, capture_output=True)
     whole = time.perf_counter() - began
-    for n in range(200):
+    for n in range(tries(2, 200)):
         old, more = (True, "--overwrite") if n % 2 else (False, "")
         started(place, old)
         process = subprocess.Popen(

@@ -160,7 +160,7 @@ def test_a_json_list_is_read_as_rows(tmp_path):
 
 def test_a_pointer_of_git_lfs_is_named(tmp_path):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
-    with pytest.raises(InputError, match=r"rows\.jsonl is a pointer of Git LFS.*git lfs pull"):
+    with pytest.raises(InputError, match=r"rows\.jsonl is a Git LFS pointer.*git lfs pull"):
         read_rows(write(tmp_path, pointer))
 
 
@@ -232,11 +232,36 @@ def test_columns_name_the_keys_of_rows(tmp_path):
             load_rows(str(path), "train", columns={"prompt": "question", "completion": "reply"})
         with pytest.raises(InputError, match="'question' is no key of a row: give KEY=COLUMN"):
             load_rows(str(path), "train", columns={"question": "prompt"})
+        with pytest.raises(InputError, match="'question' is the column of 2 keys: give each"):
+            load_rows(str(path), "train", columns=dict.fromkeys(columns, "question"))
     path = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "context": "c", "a": "b"}')
     alpaca = {"instruction": "q", "input": "context", "output": "a"}
     assert [row["prompt"] for row in load_rows(path, "train", columns=alpaca)] == ["a", "a\nc"]
     with pytest.raises(InputError, match="--columns is for files: the rows of notes"):
         load_rows("notes", "train", columns=columns)
+
+
+def test_weights_of_messages_are_refused(tmp_path):
+    """TRL-like files leave turns out with weight 0, which would be learned here."""
+    turns = chat_row("q", "a")["messages"]
+    for row in (
+        {"messages": [*turns, turns[0], turns[1] | {"weight": 0}]},
+        {"messages": turns, "weight": 0.5},
+    ):
+        with pytest.raises(InputError, match="line 1: weights of messages are not implemented: "):
+            read_rows(write(tmp_path, json.dumps(row)))
+    weighted = {"messages": [turns[0], turns[1] | {"weight": 1}]}
+    assert read_rows(write(tmp_path, json.dumps(weighted))) == [weighted]
+
+
+def test_rows_from_python_are_checked_before_they_are_encoded():
+    with pytest.raises(InputError, match=r"rows\[1\]: the keys are \['answer', 'question'\]"):
+        encode_rows([{"text": "a"}, {"question": "a", "answer": "b"}], BYTES, TrainConfig())
+
+
+def test_a_folder_without_the_file_of_a_split_names_the_files_it_needs(tmp_path):
+    with pytest.raises(InputError, match=r"has no train\.jsonl, .* a folder needs files named"):
+        load_rows(str(tmp_path), "train")
 
 
 def test_a_split_that_does_not_exist_is_named(tmp_path):
@@ -309,14 +334,14 @@ def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
 def test_rows_with_an_empty_answer_are_left_out_with_one_warning(tmp_path, capsys):
     empty = [
         {"text": ""}, {"prompt": "a", "completion": ""}, chat_row("q", ""),
-        {"instruction": "a", "output": ""},
+        {"instruction": "a", "output": ""}, {"prompt": "a", "completion": " \n"},
     ]  # fmt: skip
     kept = [{"text": "a"}, {"prompt": "", "completion": "b"}]
     lines = [json.dumps(row) for row in (kept[0], *empty, kept[1])]
     path = write(tmp_path, "\n".join(["", *lines]))
     assert read_rows(path) == read_rows(path) == kept
     said = capsys.readouterr().err.replace(f"{path}: read as Alpaca\n", "")
-    why = "rows that are skipped because they have an empty answer: 4, the first is"
+    why = "rows that are skipped because they have an empty answer: 5, the first is"
     assert said == f"warning: {why} {path}, line 3\n"
     with pytest.raises(InputError, match="has no row that can be used"):
         read_rows(write(tmp_path, '{"text": ""}'))

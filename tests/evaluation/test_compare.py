@@ -1,14 +1,20 @@
-"""The comparison: pure jobs over any executor, sizes at a budget, a table and a figure of them."""
+"""The comparison: pure jobs over any executor, sizes at a budget, a table and a figure of them.
 
+Also the verdicts of the lessons on paired differences.
+"""
+
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 
+import common
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, fingerprint, random_base
-from sweeps import compare
+from sweeps import again, compare
 from sweeps.compare import TABLE, Job
 from threadpoolctl import threadpool_info
 
@@ -207,3 +213,138 @@ def test_a_figure_that_cannot_be_written_is_refused_before_the_runs(
 def test_a_stranger_is_not_compared():
     with pytest.raises(InputError, match="--methods adapter is not one of lora"):
         compare.jobs(["adapter"], 1, 1)
+
+
+# ------------------------------------------------------------------------------------- done again
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_further_seeds_are_where_their_share_says(n):
+    """Of 20,000 draws, 95 % and 99 % of the next numbers are within the interval of n seeds."""
+    rng = np.random.default_rng(0)
+    draws = np.exp(0.3 * rng.standard_normal((20_000, n + 1)))
+    for share in (0.95, 0.99):
+        intervals = [common.further_seeds(seeds[:n], share) for seeds in draws[:2000]]
+        inside = [low <= again <= high for (low, high), again in zip(intervals, draws[:, n])]
+        # five standard errors of a share of 2,000 draws
+        assert abs(np.mean(inside) - share) < 5 * (share * (1 - share) / 2000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("again", "other", "expected"),
+    [
+        (0.1, (), True),  # a stored run itself
+        (0.11, (), True),
+        (0.3, (), False),  # outside 99 % of further seeds
+        (0.02, (), False),
+        (0.12, (0.13, 0.14), False),  # inside, but nearer to the other case
+        (0.1, (0.13, 0.14), True),
+        (0.1, np.array([0.13, 0.14]), True),
+    ],
+)
+def test_a_run_agrees_with_its_seeds_and_not_with_another_case(again, other, expected):
+    assert common.agrees(again, [0.1, 0.09, 0.11, 0.1, 0.105], other) == expected
+
+
+STORED = [
+    {"case": "a", "seed": seed, "trained": 3.0, "loss": loss, "exact_match": 0.0}
+    for seed, loss in enumerate((0.1, 0.11, 0.09))
+]
+
+
+def test_results_are_compared_with_the_seeds_of_their_case():
+    row = {"case": "a", "seed": 7, "trained": 3, "loss": 0.2, "exact_match": 0.0}
+    other = [{**of, "case": "b", "loss": 5.0} for of in STORED]
+    assert again.comparisons(row, STORED + other) == [("loss", 0.2, [0.1, 0.11, 0.09])]
+    with pytest.raises(InputError, match="run the sweep"):
+        again.comparisons({**row, "case": "c"}, STORED)
+
+
+def test_a_sweep_that_differs_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(again, "read_sweep", lambda name: STORED)
+    for losses, status in (((0.1, 0.1, 0.1, 0.1, 0.5), 0), ((0.1, 0.1, 0.1, 0.5, 0.5), 1)):
+        rows = [{"case": "a", "seed": 0, "loss": loss} for loss in losses]
+        monkeypatch.setattr(again, "run_until", lambda *_, rows=rows: rows)
+        assert again.main(["rank", "--seed", "3"]) == status  # more than a fifth outside
+        shown = capsys.readouterr().out
+        assert "rank, seed 3: 5 of" in shown and "0.5" in shown
+
+
+def test_the_seed_chooses_the_sweep_and_each_has_its_turn(monkeypatch):
+    found = []
+    monkeypatch.setattr(again, "check", lambda name, *_: found.append(name) or 0.0)
+    for seed in range(len(again.NAMES)):
+        assert again.main(["--seed", str(seed)]) == 0
+    assert found == again.NAMES
+
+
+@pytest.mark.parametrize("name", again.NAMES)
+def test_every_sweep_can_be_run_again_and_its_csv_has_all_runs(name):
+    function, jobs = again.function_and_jobs(import_module(f"sweeps.{name}"))
+    stored = common.read_sweep(name)
+    columns = list(stored[0])
+    names = columns[: columns.index("seed") + 1]
+    runs = {tuple(row[name] for name in names) for row in stored}
+    assert callable(function) and len(runs) == len(stored) >= len(jobs)
+
+
+def test_no_job_begins_after_the_time():
+    assert again.run_until(abs, [-1, -2], 60) == [1, 2]
+    assert len(again.run_until(abs, range(50_000), 0)) < 50_000
+
+
+# -------------------------------------------------------------------- what paired seeds show
+
+
+# The tables of Student's t. The angles are 1.6e-5 apart, and dt = √ν·(1 + tan²θ)·dθ, so t is off by
+# at most a part in a thousand here.
+@pytest.mark.parametrize(
+    "level, degrees, t",
+    [(0.95, 1, 12.7062), (0.95, 7, 2.36462), (0.99, 7, 3.49948), (0.95, 29, 2.04523)],
+)
+def test_students_t(level, degrees, t):
+    assert common.student(level, degrees) == pytest.approx(t, rel=1e-3)
+
+
+def test_the_interval_of_a_mean():
+    # s = √(5/3) and t = 3.18245 for three degrees of freedom
+    mean, low, high = common.interval([1, 2, 3, 4])
+    half = 3.18245 * math.sqrt(5 / 3) / 2
+    assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), rel=1e-3)
+
+
+CLEAR, UNCLEAR = [1.0, 1.1, 0.9, 1.0], [3.0, -2.0, 4.0, -1.0]  # both have a mean of 1
+
+
+@pytest.mark.parametrize(
+    "differences, above, below, found",
+    [
+        (CLEAR, 0, math.inf, common.HOLDS),
+        (CLEAR, 2, math.inf, common.FAILS),
+        (CLEAR, 1, math.inf, common.OPEN),
+        (UNCLEAR, 0, math.inf, common.OPEN),
+        (CLEAR, -2, 2, common.HOLDS),  # less than 2 in either direction
+        (UNCLEAR, -2, 2, common.OPEN),
+        (CLEAR, -0.5, 0.5, common.FAILS),
+    ],
+)
+def test_a_verdict_needs_the_whole_interval(differences, above, below, found):
+    assert common.verdict(differences, above, below) == found
+
+
+def test_a_claim_prints_its_evidence(capsys):
+    assert common.claim("twice", np.log(2 * np.array([1, 1.1, 0.9])), times=True) == common.HOLDS
+    assert capsys.readouterr().out == "twice: 1.993 times (1.553 to 2.558), 3 seeds: holds here\n"
+
+
+@pytest.mark.parametrize(
+    "live, cell, rival, agrees",
+    [
+        (1.05, CLEAR, [2.0, 2.1], True),
+        (2.0, CLEAR, [2.0, 2.1], False),  # like the rival
+        (0.0, CLEAR, [2.0, 2.1], False),  # farther away than another seed would be
+        (1.2, CLEAR, [1.1, 1.2], False),  # within the spread of the seeds, but on the rival's side
+    ],
+)
+def test_a_repeated_run_must_agree_with_its_cell(live, cell, rival, agrees):
+    assert common.belongs(live, cell, rival) == agrees

@@ -2,7 +2,8 @@
 
 A reader may return what it read, or raise an InputError whose message is one printable line. Any
 other exception, a warning, more than 10 seconds of processor time for one file, or more than a
-gigabyte of memory is a failure. `--long` tries ten thousand mutations of every format.
+gigabyte of memory is a failure. Each run draws forty new mutations of every format, from --seed;
+`--long` draws ten thousand.
 """
 
 import json
@@ -84,13 +85,14 @@ def fuzz(request, capfd, name, files, read):
     Fails with every different kind of failure, the seed of its first mutation and how many had it.
     """
     n = 10_000 if request.config.getoption("--long") else 40
+    start = 10_000 * request.config.getoption("--seed")
     sound = {path: path.read_bytes() for path in files}
     read()  # the sound files, and what is compiled only once
     refused, failures = 0, {}
     paths = list(files)
     with warnings.catch_warnings(), limits():
         warnings.simplefilter("error", RuntimeWarning)
-        for seed in range(n):
+        for seed in range(start, start + n):
             rng = np.random.default_rng([seed, len(name), *name.encode()])
             path = mutations.pick(rng, paths)
             path.write_bytes(files[path](rng, sound[path]))

@@ -96,16 +96,6 @@ def test_blocks_by_hand():
         np.testing.assert_array_equal(w, np.tile(expected, 2))
 
 
-@pytest.mark.parametrize("name", ["F32", "F16", "Q8_0", "Q4_0", "Q4_1"])
-def test_dequantizing_equals_the_gguf_library(name):
-    quants = pytest.importorskip("gguf.quants")
-    kind = pytest.importorskip("gguf").GGMLQuantizationType[name]
-    w = np.random.default_rng(0).standard_normal((6, 96), dtype=np.float32) * 3
-    raw = np.ascontiguousarray(quants.quantize(w, kind)).view(np.uint8)
-    expected = quants.dequantize(raw, kind).reshape(-1)
-    np.testing.assert_array_equal(gguf_file.dequantize(raw.reshape(-1), name), expected)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from faults import Faults
-from toy_models import CONFIG, Q, assert_same, folder, leaves, needs_hf, tiny
+from toy_models import CONFIG, Q, assert_same, folder, leaves, tiny
 
 import minilora
 from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.formats import fetch, pretrained, safetensors_file
+from minilora.formats import safetensors_file
 from minilora.formats.files import new_folder
 from minilora.formats.pretrained import load, save_pretrained, shapes
 from minilora.formats.quantized_file import save_quantized
@@ -376,8 +376,6 @@ def test_a_save_leaves_other_folders_alone(tmp_path):
 
 @pytest.mark.parametrize("name", ["micro", "tiny"])
 def test_embedded_bases(name):
-    if not (pretrained.EMBEDDED / name).is_dir():
-        pytest.skip(f"the base {name} is not built yet: lessons/sweeps/pretraining.py")
     config, base, words = load(name)
     assert set(flatten(base)) == set(shapes(config))
     assert isinstance(words, ByteTokenizer) and config.eos_token_id == (255,)
@@ -400,19 +398,3 @@ def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
         path.write_text(json.dumps(raw | parts))
         with pytest.raises(InputError, match=f"has {n} tokens, but the embedding only 261"):
             load(tmp_path / "out")
-
-
-def test_the_real_base():
-    needs_hf()
-    try:
-        path = fetch.cached("smollm2")
-    except InputError as error:
-        pytest.skip(str(error))
-    config, base, words = load("smollm2")
-    assert (config.hidden_size, config.num_hidden_layers, config.eos_token_id) == (576, 30, (2,))
-    assert sum(w.size for w in flatten(base).values()) == 134_515_008
-    assert words.vocab_size == config.vocab_size == 49152
-    chat = words.render([{"role": "user", "content": "Hi"}], add_generation_prompt=True)
-    assert chat.startswith("<|im_start|>system\nYou are a helpful AI assistant named SmolLM")
-    assert chat.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-    assert path.stat().st_size == 98_362_432

@@ -36,10 +36,18 @@ from minilora.methods.replaced import also_train
 from minilora.training import learning_rates
 from minilora.tree import flatten, get, named_leaves, num_parameters, unflatten
 
-BASES = pytest.mark.parametrize("scheme", ["none", "int8", "nf4"])
-EVERY = pytest.mark.parametrize("name", METHODS)
 VIRTUAL = ("prompt", "p-tuning", "prefix")
 MERGEABLE = ("lora", "dora", "vera", "ia3", "bitfit", "norm", "head", "full")
+
+
+def on_bases(names):
+    """Parametrize a test with each method on each base; full fine-tuning needs a dense one."""
+    schemes = "none", "int8", "nf4"
+    pairs = [(n, s) for n in names for s in schemes if n != "full" or s == "none"]
+    return pytest.mark.parametrize(("name", "scheme"), pairs)
+
+
+EVERY = pytest.mark.parametrize("name", METHODS)
 NAMES = ("q_proj", "v_proj", "o_proj", "down_proj")
 few = settings(max_examples=25)
 
@@ -65,9 +73,7 @@ def trained(name, base, seed=0, dtype=np.float32, **sizes):
     return moved(adapters, lambda w: (w + 0.2 * rng.standard_normal(w.shape)).astype(dtype)), frozen
 
 
-def stored(base, scheme, name):
-    if name == "full" and scheme != "none":
-        pytest.skip("full fine-tuning is for dense bases")
+def stored(base, scheme):
     return base if scheme == "none" else quantized(base, scheme)
 
 
@@ -141,11 +147,10 @@ def test_the_matrices_of_vera_are_shared_and_not_trained():
 # ------------------------------------------------------------------------- where they start
 
 
-@BASES
-@EVERY
+@on_bases(METHODS)
 @pytest.mark.parametrize("ops", [layers, fused])
 def test_the_start_is_the_base_bit_for_bit(name, scheme, ops):
-    base = stored(random_base(TINY, biases=("q_proj", "down_proj")), scheme, name)
+    base = stored(random_base(TINY, biases=("q_proj", "down_proj")), scheme)
     adapters, frozen = started(name, base)
     tokens = np.arange(10).reshape(2, 5) % TINY.vocab_size
     bare, at_start = (
@@ -297,12 +302,11 @@ def test_the_bare_operations_read_a_methods_leaves_or_refuse_them(name, ops):
 # ------------------------------------------------------------------------- cache and packing
 
 
-@EVERY
-@BASES
+@on_bases(METHODS)
 def test_with_a_cache_as_without(name, scheme):
     """One token at a time, after a prompt of three; float32 to some units in the last place of the
     largest logit, times the dozen sums on the way."""
-    base = stored(random_base(TINY), scheme, name)
+    base = stored(random_base(TINY), scheme)
     adapters, frozen = trained(name, base)
     tokens = np.random.default_rng(3).integers(TINY.vocab_size, size=(1, 7))
     ops = operations(adapters, frozen)
@@ -383,12 +387,11 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
 # ------------------------------------------------------------------------- starts and merges
 
 
-@BASES
-@pytest.mark.parametrize("name", MERGEABLE)
+@on_bases(MERGEABLE)
 def test_merging_is_an_equation(name, scheme):
     """forward(adapters, frozen, x) = forward({}, merged, x), to the rounding of one more float32
     weight: a dozen sums after one another, each some units in the last place."""
-    base = stored(random_base(TINY, biases=("k_proj", "o_proj")), scheme, name)
+    base = stored(random_base(TINY, biases=("k_proj", "o_proj")), scheme)
     adapters, frozen = trained(name, base)
     tokens = np.arange(10).reshape(2, 5) % TINY.vocab_size
     ours = minilora.forward(adapters, frozen, tokens, TINY)
@@ -507,10 +510,9 @@ def test_starts_need_the_dense_base_and_loftq_a_scheme():
 # -------------------------------------------------------------------------------- the files
 
 
-@EVERY
-@BASES
+@on_bases(METHODS)
 def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
-    base = stored(random_base(TINY), scheme, name)
+    base = stored(random_base(TINY), scheme)
     adapters, frozen = trained(name, base)
     save_adapter(tmp_path, adapters, frozen, make_adapter_config(name), "a base")
     back, frozen_back, config = load_adapter(tmp_path, base)

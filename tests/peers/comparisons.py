@@ -54,10 +54,10 @@ def table(rows):
 
 
 def rows_of_page(text):
-    """Return {(what, against): (cases, bound)} of the table in the text of a page, as cells."""
+    """Return {(what, against): (cases, largest difference, bound)} of a page's table, as cells."""
     lines = text.split(f"| {' | '.join(HEAD)} |\n", 1)[1].split("\n\n")[0].splitlines()[1:]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-    return {(what, against): (cases, bound) for what, against, cases, _, bound, _ in cells}
+    return {(what, against): tuple(numbers[:3]) for what, against, *numbers in cells}
 
 
 def bits(x):

@@ -96,16 +96,16 @@ def equal(record):
 
 @pytest.fixture(scope="session")
 def same_logits(compared):
-    """same_logits(what, against, theirs, adapters, base, tokens, config, loss=False).
+    """same_logits(what, against, theirs, adapters, base, tokens, config, loss=False, bound=1e-5).
 
     Our logits and theirs, relative to the largest logit: the noise is some 1e-6; a scaling, an
     angle or a matrix mixed up is all of it. With `loss`, the mean losses too, in nats.
     """
 
-    def same_logits(what, against, theirs, adapters, base, tokens, config, loss=False):
+    def same_logits(what, against, theirs, adapters, base, tokens, config, loss=False, bound=1e-5):
         ours, precise = forward(adapters, base, tokens, config)
         noise = relative(ours, precise)
-        compared(f"{what}: logits", against, relative(ours, theirs), 1e-5, noise)
+        compared(f"{what}: logits", against, relative(ours, theirs), bound, noise)
         if loss:
             mean, *others = (loss_of(logits, tokens) for logits in (ours, theirs, precise))
             difference, noise = (abs(mean - other) for other in others)
@@ -119,21 +119,32 @@ def same_gradients(compared, tmp_path):
     """same_gradients(what, against, theirs, base, config, batch, ops=None): factors', and the loss.
 
     The noise of float32 is 1e-6 on small models and 1e-5 on the real one; a wrong term is 1e-2 and
-    more.
+    more. With the vocabulary of the real one, the largest part of the difference is the error of
+    transformers' loss: exp(x − log Z) with x − log Z near −20 is off by 20 roundings, and log Z by
+    those of a sum of 49,152 terms. So the bound is ten times as large there, and the gradient of
+    the same logits' loss in float64 is held to the smaller one.
     """
 
     peft_models = pytest.importorskip("peft_models")
+    own, exact = peft_models.transformers_loss, peft_models.float64_loss
 
     def same_gradients(what, against, theirs, base, config, batch, ops=None):
         peft_models.peft_folder(tmp_path, theirs)
         trees = load_adapter(tmp_path, base)[:2]
-        their_loss, expected = peft_models.their_gradients(theirs, batch)
         loss, grads = value_and_grad(minilora.loss)(*trees, batch, config, ops)
         _, precise = value_and_grad(minilora.loss)(*map(in_float64, trees), batch, config)
-        errors = peft_models.gradient_errors(grads, expected)
         floor = peft_models.gradient_errors(grads, flatten(precise))
-        compared(f"{what}: gradient of each factor", against, errors, 1e-4, floor)
-        assert abs(float(loss) / their_loss - 1) <= 2e-6
+        bounds = [(against, own, 1e-4, 2e-6)]
+        if config.vocab_size > 10_000:
+            bounds = [
+                (against, own, 1e-3, 2e-5),
+                (f"{against}, loss in float64", exact, 1e-4, 2e-6),
+            ]
+        for whom, their_loss_of, bound, loss_bound in bounds:
+            their_loss, expected = peft_models.their_gradients(theirs, batch, their_loss_of)
+            errors = peft_models.gradient_errors(grads, expected)
+            compared(f"{what}: gradient of each factor", whom, errors, bound, floor)
+            assert abs(float(loss) / their_loss - 1) <= loss_bound
 
     return same_gradients
 
@@ -193,8 +204,6 @@ def their_smollm2(smollm2):
         path.parent,
         gguf_file=path.name,
         dtype=torch.float32,
-        # against float64, its gradients are two to three times as exact as the fused attention's
-        attn_implementation="eager",
     ).eval()
 
 

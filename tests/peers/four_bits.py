@@ -6,6 +6,7 @@ torch = pytest.importorskip("torch", reason="the peers group is not installed")
 # before 0.50 the second level looked for the nearest value, without the grid of 65,536 steps
 bitsandbytes = pytest.importorskip("bitsandbytes", minversion="0.50")
 functional = bitsandbytes.functional
+from bitsandbytes.backends.default.ops import _dequantize_4bit_compute  # noqa: E402
 
 
 def theirs(w, block_size, double_quant, code):
@@ -23,6 +24,18 @@ def their_absmax(state):
     if state.state2 is None:
         return state.absmax.numpy()
     return (functional.dequantize_blockwise(state.absmax, state.state2) + state.offset).numpy()
+
+
+def reference_values(packed, state, shape):
+    """What bitsandbytes' own reference dequantizes, on which its loops for a CPU are modelled."""
+    return _dequantize_4bit_compute(
+        torch.from_numpy(packed),
+        torch.from_numpy(their_absmax(state)),
+        state.code,
+        state.blocksize,
+        shape,
+        torch.float32,
+    ).numpy()
 
 
 def their_values(packed, state, size):

@@ -1,4 +1,7 @@
-"""A sweep that outgrows one machine runs on an engine that exists: dask's, here on this machine."""
+"""A sweep that outgrows one machine runs on an engine that exists: dask's, here on this machine.
+
+It compares minilora with itself, so it is not in the table of comparisons.
+"""
 
 import pytest
 from sweeps import compare
@@ -9,7 +12,7 @@ from minilora.kernels import threads
 distributed = pytest.importorskip("distributed", reason="the peers group is not installed")
 
 
-def test_jobs_over_a_dask_cluster(compared, monkeypatch):
+def test_jobs_over_a_dask_cluster(monkeypatch):
     jobs = [Job("norm", seed, iters=2) for seed in range(3)]
     for library in ("NUMBA", "OPENBLAS", "MKL", "OMP"):  # the workers, which start here, read it
         monkeypatch.setenv(f"{library}_NUM_THREADS", "1")
@@ -26,7 +29,4 @@ def test_jobs_over_a_dask_cluster(compared, monkeypatch):
     assert len(workers) == 2 and len(there) == 3
     for row in (*here, *there):
         del row["step_ms"]  # all else follows from the job
-    differences = [
-        sum(ours[name] != theirs[name] for name in ours) for ours, theirs in zip(here, there)
-    ]
-    compared("results of a sweep on dask's workers", "the same jobs without dask", differences, 0)
+    assert there == here

@@ -6,7 +6,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 from comparisons import in_float64
-from peft_models import ALL, in_four_bits, llama_of, peft_folder, peft_loss
+from peft_models import ALL, in_four_bits, llama_of, peft_folder, transformers_loss
 
 from minilora import train
 from minilora.batching import Example, batch_at, collate
@@ -62,7 +62,7 @@ def train_theirs(theirs, examples, config):
     for step in range(config.iters):
         batch = collate(batch_at([[e] for e in examples], step, config.batch_size, config.seed))
         optimizer.zero_grad()
-        loss = peft_loss(theirs, batch)
+        loss = transformers_loss(theirs, batch)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(params, config.max_grad_norm)
         optimizer.step()

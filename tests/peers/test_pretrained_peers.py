@@ -8,6 +8,7 @@ import pytest
 from minilora import layers
 from minilora.config import ALL_LINEAR, ModelConfig
 from minilora.data.tokenizer import ByteTokenizer
+from minilora.formats import gguf_file
 from minilora.formats.hf_folder import shapes
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.generation import sample
@@ -18,6 +19,7 @@ transformers = pytest.importorskip("transformers", reason="the peers group is no
 LlamaRotaryEmbedding = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
 
 WEIGHTS = "weights of folders and GGUF files, both ways", "transformers"
+GGUF = "blocks of GGUF files: values", "gguf"
 LLAMAS = "random Llamas, Hugging Face folders both ways and GGUF files", "transformers"
 CONFIG = ModelConfig(
     vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
@@ -152,6 +154,16 @@ def test_a_gguf_file_of_the_gguf_library(tmp_path, equal, same_logits, kind):
     for name, x in flatten(base).items():
         equal(*WEIGHTS, (x, state[name]), case=name)
     same_logits(*LLAMAS, their_logits(llama), {}, base, TOKENS, config)
+
+
+@pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
+def test_dequantizing_equals_the_gguf_library(equal, name):
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType[name]
+    w = np.random.default_rng(0).standard_normal((6, 96), dtype=np.float32) * 3
+    raw = np.ascontiguousarray(gguf.quants.quantize(w, kind)).view(np.uint8)
+    theirs = gguf.quants.dequantize(raw, kind).reshape(-1)
+    equal(*GGUF, (gguf_file.dequantize(raw.reshape(-1), name), theirs), case=name)
 
 
 def write_gguf(gguf, path, kind):

@@ -1,0 +1,122 @@
+"""Run a sweep again, and compare the new runs with the stored ones.
+
+    python lessons/sweeps/again.py             # the sweep of today: another one every day
+    python lessons/sweeps/again.py --seed 5    # the sweep and the order of the runs of seed 5
+    python lessons/sweeps/again.py targets     # this sweep
+
+The runs come in a random order, and no further run begins after three minutes. Each result is
+compared with those of the seeds of its case, in the CSV. Of twenty results, nineteen should be
+where 95 % of further seeds are (`common.further_seeds`). If more than a fifth are outside, the exit
+status is 1: the package no longer does what the lessons say.
+"""
+
+import argparse
+import sys
+from concurrent.futures import ProcessPoolExecutor, wait
+from datetime import date
+from importlib import import_module
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from common import SWEEPS, further_seeds, number, read_sweep, table
+from sweeps.compare import one_thread
+
+from minilora.cli import report_error
+from minilora.cli.arguments import Parser
+from minilora.config import InputError
+from minilora.kernels import num_threads
+
+NAMES = sorted(path.stem for path in SWEEPS.glob("*.csv"))
+
+
+def function_and_jobs(module):
+    """Return the function of a sweep that runs a job, and its jobs."""
+    function = getattr(module, "run_one", None) or module.run
+    return function, getattr(module, "JOBS", None) or module.jobs()
+
+
+def run_until(function, jobs, seconds):
+    """Return the rows of the jobs that begin within `seconds`; one process per core."""
+    spawn = get_context("spawn")
+    with ProcessPoolExecutor(num_threads(), spawn, initializer=one_thread) as processes:
+        futures = [processes.submit(function, job) for job in jobs]
+        wait(futures, timeout=seconds)
+        processes.shutdown(cancel_futures=True)
+    return [future.result() for future in futures if not future.cancelled()]
+
+
+def comparisons(row, stored):
+    """Return [(column, result, results of the seeds)] of a row: what is positive and has a spread.
+
+    The columns of a sweep up to `seed` name the run, those after it are its results.
+    """
+    columns = list(stored[0])
+    last = columns.index("seed")
+    case = {name: number(str(row[name])) for name in columns[:last]}
+    seeds = [of for of in stored if all(of[name] == value for name, value in case.items())]
+    if not seeds:
+        raise InputError(f"the CSV has no run of {case}: run the sweep, which writes it")
+    found = []
+    for name in columns[last + 1 :]:
+        values = [of[name] for of in seeds]
+        numbers = all(isinstance(value, float) and value > 0 for value in values)
+        if numbers and min(values) < max(values):
+            found.append((name, row[name], values))
+    return found
+
+
+def is_outside(again, seeds):
+    """Return whether a result is outside the interval of 95 % of further seeds."""
+    low, high = further_seeds(seeds, 0.95)
+    return not low <= again <= high
+
+
+def check(name, seed, minutes):
+    """Run a part of a sweep, print what differs, and return the share of results outside."""
+    function, jobs = function_and_jobs(import_module(f"sweeps.{name}"))
+    order = np.random.default_rng(seed).permutation(len(jobs))
+    rows = run_until(function, [jobs[i] for i in order], 60 * minutes)
+    stored, compared, cells = read_sweep(name), 0, []
+    for row in rows:
+        for column, again, seeds in comparisons(row, stored):
+            compared += 1
+            if is_outside(again, seeds):
+                low, high = further_seeds(seeds, 0.95)
+                run = " ".join(
+                    str(value) for value in list(row.values())[: list(row).index("seed")]
+                )
+                cells.append([run, column, f"{again:.4g}", f"{low:.4g} to {high:.4g}"])
+    share = len(cells) / compared
+    print(
+        f"{name}, seed {seed}: {len(rows)} of {len(jobs)} runs again, {compared} results,", end=" "
+    )
+    print(f"{share:.0%} of them outside the interval of 95 % of further seeds")
+    if cells:
+        table(["case", "result", "again", "further seeds"], cells)
+    return share
+
+
+def main(argv=None):
+    """Check the chosen sweeps; return the exit status: 0, 1 if one differs, or 2 for an error."""
+    parser = Parser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )  # fmt: skip
+    parser.add_argument("sweeps", nargs="*", choices=[[], *NAMES], help="default: one of them")
+    parser.add_argument("--seed", type=int, default=date.today().toordinal(), help="default: today")
+    parser.add_argument("--minutes", type=float, default=3, help="no run begins after this time")
+    try:
+        args = parser.parse_args(argv)
+        names = args.sweeps or [NAMES[args.seed % len(NAMES)]]
+        shares = [check(name, args.seed, args.minutes) for name in names]
+    except (InputError, OSError) as error:
+        return report_error(error)
+    return int(max(shares) > 0.2)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

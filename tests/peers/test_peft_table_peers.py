@@ -1,0 +1,166 @@
+"""The page "From PEFT to minilora": its left column runs, and what differs does differ."""
+
+import json
+import re
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from comparisons import relative
+from peft_models import (
+    four_bit_peft,
+    llama_of,
+    peft_folder,
+    quietly,
+    random_peft,
+    their_logits,
+)
+
+import minilora
+from minilora import cli
+from minilora.config import InputError
+from minilora.formats.checkpoint import load_adapter
+from minilora.formats.pretrained import load
+
+torch = pytest.importorskip("torch", reason="the peers group is not installed")
+transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
+peft = pytest.importorskip("peft", reason="the peers group is not installed")
+load_file = pytest.importorskip("safetensors.torch").load_file
+save_file = pytest.importorskip("safetensors.torch").save_file
+
+GUIDE = Path(__file__).parents[2] / "lessons" / "guide" / "peft.md"
+IMPORTED = (
+    "AutoModelForCausalLM", "BitsAndBytesConfig", "Trainer", "TrainingArguments", "LoraConfig",
+    "PeftModel", "get_peft_model",
+)  # fmt: skip
+
+
+class Rows(list):
+    """Rows with the method `map` of the library datasets, which is not installed for the tests."""
+
+    def map(self, function):
+        return [function(row) for row in self]
+
+
+class ByteTokenizer:
+    """The calls of a transformers tokenizer that the table uses; `micro` reads bytes."""
+
+    def __call__(self, text, return_tensors):
+        assert return_tensors == "pt"
+        return SimpleNamespace(input_ids=torch.tensor([list(text.encode())]))
+
+    def decode(self, ids):
+        return bytes(ids.tolist()).decode(errors="replace")
+
+
+def tokenize(row):
+    """Return the fields that transformers' Trainer reads, of a text cut to one length."""
+    ids = list((row["prompt"] + row["completion"]).encode())[:40]
+    return {"input_ids": ids, "labels": ids}
+
+
+def test_the_left_column_runs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model_config, base, words = minilora.load("micro")
+    minilora.save_pretrained("micro", model_config, base, words)
+    rows = Rows(minilora.load_rows("questions", "train")[:20])
+    names = {
+        "load_dataset": lambda kind, data_files: {"train": rows},
+        "tokenize": tokenize, "tokenizer": ByteTokenizer(),
+    }  # fmt: skip
+    for library in (transformers, peft):
+        names |= {name: getattr(library, name) for name in IMPORTED if hasattr(library, name)}
+    text = GUIDE.read_text(encoding="utf-8").partition("## What differs")[0]
+    lefts = re.findall(r"^\| `(.+)` \| `.+` \|$", text, re.MULTILINE)
+    assert len(lefts) > 20
+    with quietly():
+        for left in lefts:
+            exec(left.replace(r"\|", "|"), names)
+    assert "trainable params" in capsys.readouterr().out
+
+    # the rows did what they say: every way to the trained adapter gives its logits
+    tokens, model = (
+        names["tokens"],
+        peft.PeftModel.from_pretrained(
+            transformers.AutoModelForCausalLM.from_pretrained("micro"), "adapter", "a"
+        ),
+    )
+    trained = names["logits"].detach().numpy()
+    adapters, frozen, _ = minilora.load_adapter("adapter", base)
+    merged = transformers.AutoModelForCausalLM.from_pretrained("merged").eval()
+    with torch.no_grad(), model.disable_adapter():
+        bare = model(tokens).logits.numpy()
+    for logits in (
+        their_logits(model.eval(), tokens.numpy()), their_logits(merged, tokens.numpy()),
+        minilora.forward(adapters, frozen, tokens.numpy(), model_config),
+    ):  # fmt: skip
+        assert relative(logits, trained) < 1e-5  # as everywhere: rounding is some 1e-6
+    assert relative(bare, trained) > 1e-3
+
+
+def test_the_defaults_that_differ():
+    assert peft.LoraConfig().lora_alpha == 8
+    arguments = transformers.TrainingArguments("out", use_cpu=True)
+    assert arguments.lr_scheduler_type == "linear" and arguments.warmup_steps == 0
+
+
+def changed(folder, change_config=None, change_tensors=None):
+    """Rewrite the config or the tensors of an adapter's folder."""
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | (change_config or {})))
+    path = folder / "adapter_model.safetensors"
+    save_file(load_file(path) | (change_tensors or {}), path, {"format": "pt"})
+
+
+def test_unknown_keys_are_ignored_there_and_refused_here(tiny_llama, tmp_path):
+    """In the config with a warning; in the file of the tensors without one."""
+    base = load(tiny_llama())[1]
+    for change, warns in (
+        ({"change_config": {"no_such_field": 1}}, True),
+        ({"change_tensors": {"base_model.model.model.no_such.weight": torch.ones(2)}}, False),
+    ):
+        peft_folder(tmp_path, random_peft(llama_of(tiny_llama())))
+        changed(tmp_path, **change)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path)
+        assert any("no_such" in str(warning.message) for warning in said) == warns
+        with pytest.raises(InputError, match="no_such"):
+            load_adapter(tmp_path, base)
+
+
+def test_a_merge_into_four_bits_quantizes_again_there(tiny_llama):
+    """PEFT warns and returns a 4-bit layer; `minilora.merge_and_unload` returns a dense tree."""
+    theirs = four_bit_peft(llama_of(tiny_llama(intermediate_size=128)))
+    with pytest.warns(UserWarning, match="rounding errors"):
+        merged = theirs.merge_and_unload()
+    layer = merged.model.layers[0].self_attn.q_proj
+    assert type(layer).__name__ == "Linear4bit"
+    assert layer.weight.quant_type == "nf4"
+
+
+def test_an_adapter_of_a_run_in_peft(tmp_path, monkeypatch):
+    """The commands and the Python block of the page, and the same lines in the run's README.md."""
+    monkeypatch.chdir(tmp_path)
+    run = "train --iters 2 --val-batches 1 --learning-rate 0.1 --lora-r 4"
+    assert cli.main(run.split()) == 0
+    text = GUIDE.read_text(encoding="utf-8").partition("## Use an adapter of minilora in PEFT")[2]
+    command = re.search(r"minilora (quantize .*)", text)[1]
+    assert cli.main(command.split()) == 0
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    card = Path("adapters", "README.md").read_text()
+    for line in code.splitlines()[-2:]:
+        assert line.replace('"adapters"', '"."') in card
+    names: dict = {}
+    with quietly():
+        exec(code, names)
+
+    model_config, base, tokenizer = minilora.load("tiny", "nf4-dq")
+    adapters, frozen, _ = minilora.load_adapter("adapters", base)
+    tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn.")])
+    ours = minilora.forward(adapters, frozen, tokens, model_config)
+    model = names["model"].train()  # as the page says; the adapter has no dropout
+    assert relative(their_logits(model, tokens), ours) < 1e-5  # as everywhere
+    assert relative(minilora.forward({}, base, tokens, model_config), ours) > 1e-3
