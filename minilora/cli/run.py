@@ -13,14 +13,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from .. import layers
+from .. import layers, train
 from ..batching import pack_examples
 from ..config import POSITIVE, InputError, TrainConfig, check_number, require
 from ..data.rows import split_row
 from ..evaluation import memory
+from ..evaluation.callbacks import check_held_out, evaluation_row, kept_step
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
-from ..evaluation.trainer import check_held_out, evaluation, kept_step, train
 from ..formats.checkpoint import save_adapter, save_state
 from ..formats.files import append, replace_text
 from ..generation import generate
@@ -86,7 +86,7 @@ def train_and_save(args):
 
         def held_out_scores(step, adapters):
             rows = scored, loaded.model_config
-            return evaluation(step, evaluate(adapters, loaded.base, *rows, ops, args.quiet))
+            return evaluation_row(step, evaluate(adapters, loaded.base, *rows, ops, args.quiet))
 
         def show(when, adapters, scores):
             print_scores(when, scores, len(scored), len(valid), held_out)

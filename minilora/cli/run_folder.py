@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..config import InputError, LoraConfig, flag, require
 from ..data.row_files import read_jsonl
-from ..evaluation.trainer import NO_BEST, kept_step, should_stop
+from ..evaluation.callbacks import NO_BEST, kept_step, should_stop
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.fetch import MODELS
 from ..formats.files import replace_text, write_errors

@@ -44,7 +44,7 @@ def evaluate(
     ops = operations(adapters, base, ops)
     params = model.parameters(adapters, base, ops)
     tokens = sum(len(example.tokens) for example in scored)
-    bar = {"desc": "evaluating", "leave": False, "delay": 1, "unit_scale": True}
+    bar: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1, "unit_scale": True}
     parts = []
     with Progress(tokens, "token", quiet=quiet, **bar) as progress:
         for rows in batches(scored):

@@ -1041,7 +1041,7 @@ def scripted(monkeypatch):
     def start(*losses):
         remaining = iter(losses)
         monkeypatch.setattr(
-            "minilora.evaluation.trainer.evaluate",
+            "minilora.evaluation.callbacks.evaluate",
             lambda *_: {"loss": next(remaining), "exact_match": 0.5, "tokens": 9},
         )
 
@@ -1208,7 +1208,7 @@ def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
         counts.append(len(examples))
         return minilora.evaluate(adapters, base, examples, *more)
 
-    for place in ("minilora.cli.run.evaluate", "minilora.evaluation.trainer.evaluate"):
+    for place in ("minilora.cli.run.evaluate", "minilora.evaluation.callbacks.evaluate"):
         monkeypatch.setattr(place, counting)
     out = tmp_path / "run"
     words = "--iters 2 --val-batches 2 --batch-size 3"
