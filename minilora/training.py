@@ -110,7 +110,8 @@ def gradient_at(
             )  # fmt: skip
         return sum(map(num_targets, rows)), float(loss), grads
 
-    loss, grads = 0.0, dict[str, Any]()
+    loss = 0.0
+    grads = dict[str, Any]()
     for start in range(0, n, size):
         micro_batch = list(enumerate(batch))[start : start + size]
         shards = split_batch(micro_batch, num_shards)

@@ -51,7 +51,8 @@ def progress_of(progress: Progress, quiet: bool = False) -> Callback:
     def after_step(rows: list[Tree], adapters: Tree, state: Tree) -> bool:
         now = rows[0]
         if len(rows) > 1 and not quiet:
-            loss, percent = rows[1]["eval_loss"], 100 * rows[1]["eval_exact_match"]
+            loss = rows[1]["eval_loss"]
+            percent = 100 * rows[1]["eval_exact_match"]
             scores = f"held-out loss {loss:.4f}, exact match {percent:.1f} %"
             is_best = "best" in state and kept_step(state) == now["step"]
             best = ", the best so far" if is_best else ""
@@ -130,7 +131,8 @@ def kept_step(state: Tree) -> int:
 
 def print_end(state: Tree, train_config: TrainConfig) -> None:
     """Print whether early stopping ended the run, and which step is kept if it is the best."""
-    step, patience = state["step"], train_config.early_stopping_patience
+    step = state["step"]
+    patience = train_config.early_stopping_patience
     if should_stop(state, patience) and step < train_config.iters:
         reason = f"the last {patience} evaluations did not lower the held-out loss"
         print(f"early stopping at step {step} of {train_config.iters}: {reason}")

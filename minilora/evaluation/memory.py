@@ -38,7 +38,8 @@ def activation_floats(adapters, base, model_config):
     layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
     if model_config.qk_norm:  # both sides of the norms of the heads
         layer += (H + K) * (2 * hd + 1)
-    L, kept = model_config.num_hidden_layers, D + 1
+    L = model_config.num_hidden_layers
+    kept = D + 1
     extra = {name: m.extra_floats for m in ORDER for name in m.names()}
     trained = arrays(adapters)
     for path, w in named_leaves(trained):
@@ -72,7 +73,8 @@ def print_trainable_parameters(adapters: Tree, base: Tree) -> None:
     """Print the number and the share of trained parameters, in the format of PEFT."""
     replaced = flatten(base).keys()
     added = sum(w.size for path, w in named_leaves(arrays(adapters)) if path not in replaced)
-    trained, total = num_parameters(adapters), num_parameters(base) + added
+    trained = num_parameters(adapters)
+    total = num_parameters(base) + added
     share = f"trainable%: {100 * trained / total:.4f}"
     print(f"trainable params: {trained:,} || all params: {total:,} || {share}")
 

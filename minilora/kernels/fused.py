@@ -41,7 +41,8 @@ __all__ = ["ENTRIES", "attention", "cross_entropy", "embed", "linear", "merge_pr
 
 def swiglu_forward(gate, up):
     """Compute `layers.swiglu`."""
-    y, width = np.empty(gate.shape, gate.dtype), gate.shape[-1]
+    y = np.empty(gate.shape, gate.dtype)
+    width = gate.shape[-1]
     parallel_rows(_swiglu, gate.size // width, rows(gate), rows(up), rows(y), width=width)
     return y
 
@@ -57,7 +58,8 @@ def _swiglu_vjp(argnums, y, args, kwargs):
 def swiglu_backward(g, gate, up):
     """Compute ∂L/∂gate and ∂L/∂up for g = ∂L/∂y."""
     da, db = np.empty(gate.shape, gate.dtype), np.empty(up.shape, up.dtype)
-    a, width = (rows(x) for x in (gate, up, g, da, db)), gate.shape[-1]
+    a = (rows(x) for x in (gate, up, g, da, db))
+    width = gate.shape[-1]
     parallel_rows(_swiglu_back, gate.size // width, *a, width=width)
     return da, db
 
