@@ -33,7 +33,7 @@ from minilora.data.rows import encode_rows, load_rows
 from minilora.evaluation.memory import nbytes
 from minilora.evaluation.metrics import evaluate
 from minilora.evaluation.plot import LINES, figure
-from minilora.evaluation.trainer import train
+from minilora import train
 from minilora.formats.checkpoint import WEIGHTS, save_adapter
 from minilora.formats.pretrained import load
 from minilora.kernels import num_threads

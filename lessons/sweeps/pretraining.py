@@ -22,7 +22,7 @@ from minilora.config import InputError, ModelConfig, TrainConfig
 from minilora.data.rows import encode_rows
 from minilora.data.tasks import notes
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.evaluation.trainer import train
+from minilora import train
 from minilora.formats.files import require_new
 from minilora.formats.pretrained import save_pretrained, shapes
 from minilora.tree import unflatten
