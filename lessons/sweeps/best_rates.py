@@ -36,7 +36,7 @@ ONE_RATE = (("lora", 5e-3), ("lora+", 5e-3), ("lora+", 2e-2))  # compared at one
 
 
 def start(method, base, seed):
-    """Return (adapters, frozen): LoRA and its variants at one rank, the others at the budget."""
+    """Return (adapters, base): LoRA and its variants at one rank, the others at the budget."""
     entry = compare.TABLE[method]
     if method in FAMILY:
         return compare.start(entry, base, compare.config_of(entry, RANK), seed)
@@ -51,15 +51,15 @@ def run_one(job):
         iters=200, batch_size=8, learning_rate=rate, mask_prompt=True, seed=seed,
         loraplus_lr_ratio=compare.TABLE[method].loraplus_lr_ratio,
     )  # fmt: skip
-    adapters, frozen = start(method, base, seed)
+    adapters, base = start(method, base, seed)
     train, valid, test = (
         data.encode_rows(data.load_rows("questions", split), tokenizer, settings)[0]
         for split in ("train", "valid", "test")
     )
     with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, frozen, train, config, settings)
+        adapters, _ = minilora.train(adapters, base, train, config, settings)
     chosen_by, reported = (
-        minilora.evaluate(adapters, frozen, examples, config) for examples in (valid, test)
+        minilora.evaluate(adapters, base, examples, config) for examples in (valid, test)
     )
     return {
         "method": method,

@@ -37,11 +37,10 @@ from minilora import train
 from minilora.formats.checkpoint import WEIGHTS, save_adapter
 from minilora.formats.pretrained import load
 from minilora.kernels import num_threads
-from minilora.methods import initializers
 from minilora.methods.method import MethodConfig
-from minilora.methods.registry import METHODS
+from minilora.methods.registry import get_peft_model
 from minilora.optim import adamw_init
-from minilora.tree import num_parameters
+from minilora.tree import arrays, num_parameters
 
 BUDGET = 5472  # micro's seven projections at r = 2
 
@@ -90,27 +89,28 @@ def run_one(job):
         seed=job.seed, loraplus_lr_ratio=entry.loraplus_lr_ratio,
     )  # fmt: skip
     method = sized(entry, base, job.budget)
-    adapters, frozen = start(entry, base, method, job.seed)
     examples, held_out = (
         encode_rows(load_rows("questions", split), words, settings)[0]
         for split in ("train", job.split)
     )
     notes, _ = held_out_notes(words, settings)
+    notes_before = evaluate({}, base, notes, config)["loss"]
+    adapters, base = start(entry, base, method, job.seed)
     with redirect_stderr(io.StringIO()):  # without the progress bar of each process
-        adapters, history = train(adapters, frozen, examples, config, settings)
-    score = evaluate(adapters, frozen, held_out, config)
+        adapters, history = train(adapters, base, examples, config, settings)
+    score = evaluate(adapters, base, held_out, config)
     return {
         "method": job.method,
         "seed": job.seed,
         "trained": num_parameters(adapters),  # parameters
-        "adapter_bytes": file_bytes(adapters, frozen, method, job.model),
-        "optimizer_bytes": nbytes(adamw_init(adapters)),
+        "adapter_bytes": file_bytes(adapters, base, method, job.model),
+        "optimizer_bytes": nbytes(adamw_init(arrays(adapters))),
         "step_ms": 1e3 * float(np.median([row["seconds"] for row in history])),
         "loss": score["loss"],  # nats per target token of the split
         "exact_match": score["exact_match"],
         # the losses on the base's own text
-        "notes_before": evaluate({}, base, notes, config)["loss"],
-        "notes_after": evaluate(adapters, frozen, notes, config)["loss"],
+        "notes_before": notes_before,
+        "notes_after": evaluate(adapters, base, notes, config)["loss"],
     }
 
 
@@ -125,9 +125,8 @@ def config_of(entry, size):
 
 
 def start(entry, base, config, seed=0):
-    """Return (adapters, frozen) of an entry at step 0."""
-    init = initializers.init if entry.start else METHODS[entry.method]
-    return init(base, config, np.random.default_rng(seed))
+    """Return (adapters, base) of an entry at step 0; PiSSA has another base."""
+    return get_peft_model(base, config, seed)
 
 
 def sized(entry, base, budget):
@@ -138,10 +137,10 @@ def sized(entry, base, budget):
     return config_of(entry, max(1, 1 + round((budget - one) / (two - one))))
 
 
-def file_bytes(adapters, frozen, config, model):
+def file_bytes(adapters, base, config, model):
     """Return the size of the adapter's file of tensors in bytes."""
     with TemporaryDirectory() as folder:
-        save_adapter(folder, adapters, frozen, config, model)
+        save_adapter(folder, adapters, base, config, model)
         return (Path(folder) / WEIGHTS).stat().st_size
 
 
