@@ -28,7 +28,7 @@ from common import held_out_notes
 
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
-from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig, require
+from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.data.rows import encode_rows, load_rows
 from minilora.evaluation.memory import nbytes
 from minilora.evaluation.metrics import evaluate
@@ -147,9 +147,12 @@ def file_bytes(adapters, base, config, model):
 def jobs(methods, seeds, iters, budget=BUDGET):
     """Return a job for every method and seed; raise InputError for a method not in the table."""
     for method in methods:
-        require(method in TABLE, f"--methods {method} is not one of {', '.join(TABLE)}")
-    require(seeds >= 1, f"--seeds must be a whole number from 1, got {seeds}")
-    require(budget >= 1, f"--budget must be a whole number from 1, got {budget}")
+        if method not in TABLE:
+            raise InputError(f"--methods {method} is not one of {', '.join(TABLE)}")
+    if not (seeds >= 1):
+        raise InputError(f"--seeds must be a whole number from 1, got {seeds}")
+    if not (budget >= 1):
+        raise InputError(f"--budget must be a whole number from 1, got {budget}")
     TrainConfig(iters=iters)  # or its error
     return [Job(method, seed, iters, budget) for method in methods for seed in range(seeds)]
 
@@ -248,8 +251,10 @@ def main(argv=None):
     try:
         args = parser.parse_args(argv)
         folder, out = args.out.parent, args.out
-        possible = out.suffix == ".png" and os.access(folder, os.W_OK) and not out.is_dir()
-        require(possible, f"--out {out} cannot be written: give a .png file in a folder of yours")
+        if not (out.suffix == ".png" and os.access(folder, os.W_OK) and not out.is_dir()):
+            raise InputError(
+                f"--out {out} cannot be written: give a .png file in a folder of yours"
+            )
         rows = compare(jobs(args.methods or TABLE, args.seeds, args.iters, args.budget))
         print(markdown(rows))
         draw(out, rows)
