@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import held_out_notes
 
+from minilora import train
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
@@ -33,7 +34,6 @@ from minilora.data.rows import encode_rows, load_rows
 from minilora.evaluation.memory import nbytes
 from minilora.evaluation.metrics import evaluate
 from minilora.evaluation.plot import LINES, figure
-from minilora import train
 from minilora.formats.checkpoint import WEIGHTS, save_adapter
 from minilora.formats.pretrained import load
 from minilora.kernels import num_threads
@@ -149,9 +149,9 @@ def jobs(methods, seeds, iters, budget=BUDGET):
     for method in methods:
         if method not in TABLE:
             raise InputError(f"--methods {method} is not one of {', '.join(TABLE)}")
-    if not (seeds >= 1):
+    if seeds < 1:
         raise InputError(f"--seeds must be a whole number from 1, got {seeds}")
-    if not (budget >= 1):
+    if budget < 1:
         raise InputError(f"--budget must be a whole number from 1, got {budget}")
     TrainConfig(iters=iters)  # or its error
     return [Job(method, seed, iters, budget) for method in methods for seed in range(seeds)]
