@@ -4,8 +4,10 @@ Part 4 of `lessons/00_qlora_in_one_file.py`, made general: the same equations, w
 derived by hand.
 
 A sublayer with plain LoRA is one autograd primitive, and keeps only arrays that are expensive to
-recompute. Other sublayers (dropout, trained weights) are composed as in `layers.py`. Loops use
-numba, matmuls use NumPy. Tests compare each function with `layers.py`, in values and gradients.
+recompute. Autograd hands the backward pass only the arguments and the result, so the forward pass
+keeps these arrays in a dict that it gets as an argument, `saved`. Other sublayers (dropout, trained
+weights) are composed as in `layers.py`. Loops use numba, matmuls use NumPy. Tests compare each
+function with `layers.py`, in values and gradients.
 
 Letters as in `layers.py`; g is the gradient of the output, ∂L/∂y.
 """
