@@ -19,6 +19,7 @@ from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
 from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import GROUPS, also_train
+from ..optim import split_matrices
 from ..training import learning_rates
 from ..tree import arrays, flatten
 from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, toml_settings
@@ -184,6 +185,10 @@ def unused_settings(args, loaded, train_config, examples, valid):
         one, two = (learning_rates(1.0, config, arrays(loaded.adapters)) for config in configs)
         if one == two:
             unused[name] = why
+    matrices, others = split_matrices(arrays(loaded.adapters))
+    if train_config.optimizer == "muon" and matrices and not others:
+        of_adam = ("adam_beta1", "adam_beta2", "adam_eps")
+        unused |= dict.fromkeys(of_adam, "with --optimizer muon and only matrices to train")
     if not valid:
         of_evaluation = ("steps_per_eval", "val_batches", "early_stopping_patience")
         unused |= dict.fromkeys(of_evaluation, "without held-out rows")

@@ -13,7 +13,8 @@ ADAM_FLOATS = 2  # m and v, float32, per trained parameter
 def memory_estimate(adapters, base, model_config, tokens):
     """Return {part: bytes} of an optimized float32 step with `tokens` tokens per batch.
 
-    Weights, adapters, gradients and Adam's moments are exact. `activations` are the arrays kept for
+    Weights, adapters, gradients and Adam's moments are exact (Muon has only one number per element
+    of a matrix, instead of two). `activations` are the arrays kept for
     the backward pass (see `activation_floats`), without gradient checkpointing.
     """
     trained = 4 * num_parameters(adapters)
