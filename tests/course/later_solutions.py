@@ -1283,11 +1283,11 @@ def factors(base, rng, twist=""):
 right("one-file-init-lora")(factors)
 
 
-def projected(x, path, adapters, base, twist=""):
-    w = one_file.dense(base[path])
-    if f"{path}.lora_A" not in adapters:
+def projected(x, path, params, twist=""):
+    w = one_file.dense(params[path])
+    if f"{path}.lora_A" not in params:
         return x @ w.T
-    a, b = adapters[f"{path}.lora_A"], adapters[f"{path}.lora_B"]
+    a, b = params[f"{path}.lora_A"], params[f"{path}.lora_B"]
     scaling = one_file.ALPHA / one_file.RANK
     if twist == "root of r":
         scaling = one_file.ALPHA / one_file.RANK**0.5
@@ -1328,12 +1328,12 @@ def positions_encoded(x, theta, twist=""):
 right("one-file-apply-rope")(positions_encoded)
 
 
-def attended(x, layer, adapters, base, config, twist=""):
+def attended(x, layer, params, config, twist=""):
     B, T, D = x.shape
     hd = config["head_dim"]
 
     def heads(name):
-        y = one_file.linear(x, f"{layer}.self_attn.{name}_proj", adapters, base)
+        y = one_file.linear(x, f"{layer}.self_attn.{name}_proj", params)
         if twist == "heads interleaved":
             return y.reshape(B, T, hd, -1).transpose(0, 3, 1, 2)
         return y.reshape(B, T, -1, hd).transpose(0, 2, 1, 3)
@@ -1351,16 +1351,20 @@ def attended(x, layer, adapters, base, config, twist=""):
         p = np.exp(scores - top)
         mixed[:, :, t] = np.einsum("bhs,bhsd->bhd", p / p.sum(-1, keepdims=True), v[:, :, seen])
     mixed = mixed.transpose(0, 2, 1, 3).reshape(B, T, D)
-    return one_file.linear(mixed, f"{layer}.self_attn.o_proj", adapters, base)
+    return one_file.linear(mixed, f"{layer}.self_attn.o_proj", params)
 
 
 right("one-file-attention")(attended)
 
 
-def gated(x, layer, adapters, base, twist=""):
+def without_factors(params):
+    return {path: w for path, w in params.items() if "lora_" not in path}
+
+
+def gated(x, layer, params, twist=""):
     def part(name, y):
-        trained = {} if twist == f"{name} without adapter" else adapters
-        return one_file.linear(y, f"{layer}.mlp.{name}_proj", trained, base)
+        read = without_factors(params) if twist == f"{name} without adapter" else params
+        return one_file.linear(y, f"{layer}.mlp.{name}_proj", read)
 
     gate, up = part("gate", x), part("up", x)
     hidden = gate * 0.5 * (1 + np.tanh(gate / 2)) * up
@@ -1376,20 +1380,20 @@ right("one-file-mlp")(gated)
 
 def logits_of(adapters, base, tokens, config, twist=""):
     x = np.take(base["model.embed_tokens"], tokens, axis=0)
-    count = config["num_hidden_layers"]
+    count, params = config["num_hidden_layers"], base | adapters
     order = range(count)[::-1] if twist == "layers reversed" else range(count)
     for i in order:
         name = f"model.layers.{i}"
         if twist == "both from one input":
             first = one_file.rms_norm(x, base[f"{name}.input_layernorm"], config)
             second = one_file.rms_norm(x, base[f"{name}.post_attention_layernorm"], config)
-            x = x + one_file.attention(first, name, adapters, base, config)
-            x = x + one_file.mlp(second, name, adapters, base)
+            x = x + one_file.attention(first, name, params, config)
+            x = x + one_file.mlp(second, name, params)
             continue
         h = one_file.rms_norm(x, base[f"{name}.input_layernorm"], config)
-        x = x + one_file.attention(h, name, adapters, base, config)
+        x = x + one_file.attention(h, name, params, config)
         h = one_file.rms_norm(x, base[f"{name}.post_attention_layernorm"], config)
-        x = x + one_file.mlp(h, name, {} if twist == "mlp without adapters" else adapters, base)
+        x = x + one_file.mlp(h, name, base if twist == "mlp without adapters" else params)
     if twist == "one layer less":
         return logits_of(adapters, base, tokens, config | {"num_hidden_layers": count - 1})
     return one_file.rms_norm(x, base["model.norm"], config) @ base["model.embed_tokens"].T
