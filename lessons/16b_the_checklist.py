@@ -92,9 +92,7 @@ scores, said, cells = {}, {}, []
 for name, changes in RUNS.items():
     run = finetune(iters=settings.iters, **changes)
     scores[name] = minilora.evaluate(run.adapters, run.base, valid, config)
-    ids = minilora.generate(
-        run.adapters, run.base, tokenizer.encode(prompt), config, max_tokens=40
-    )
+    ids = minilora.generate(run.adapters, run.base, tokenizer.encode(prompt), config, max_tokens=40)
     said[name] = tokenizer.decode(list(ids))
     loss, exact = scores[name]["loss"], scores[name]["exact_match"]
     cells.append([name, f"{loss:.3f}", f"{exact:.1%}", repr(said[name])])

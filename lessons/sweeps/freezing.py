@@ -5,8 +5,6 @@ import io
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import held_out_notes, write_sweep
 
