@@ -60,6 +60,7 @@ class Entry(NamedTuple):
 TABLE = {
     "lora": Entry("lora", 1e-2, "r"), "lora+": Entry("lora", 1e-2, "r", loraplus_lr_ratio=4),
     "pissa": Entry("lora", 1e-2, "r", start="pissa"), "dora": Entry("dora", 2e-2, "r"),
+    "vera": Entry("vera", 1e-1, "vera_r"),
     "bottleneck": Entry("bottleneck", 5e-2, "bottleneck_size"),
     "prefix": Entry("prefix", 5e-1, "num_virtual_tokens"),
     "prompt": Entry("prompt", 2e-2, "num_virtual_tokens"),
@@ -95,7 +96,7 @@ def run_one(job):
     )
     notes, _ = held_out_notes(words, settings)
     notes_before = evaluate({}, base, notes, config)["loss"]
-    adapters, base = start(entry, base, method, job.seed)
+    adapters, base = get_peft_model(base, method, job.seed)  # PiSSA returns another base
     with redirect_stderr(io.StringIO()):  # without the progress bar of each process
         adapters, history = train(adapters, base, examples, config, settings)
     score = evaluate(adapters, base, held_out, config)
@@ -124,16 +125,13 @@ def config_of(entry, size):
     return MethodConfig(entry.method, **({entry.size: size} if entry.size else {}))
 
 
-def start(entry, base, config, seed=0):
-    """Return (adapters, base) of an entry at step 0; PiSSA has another base."""
-    return get_peft_model(base, config, seed)
-
-
 def sized(entry, base, budget):
     """Return the config whose count of trained parameters, linear in size, is nearest to budget."""
     if not entry.size:
         return config_of(entry, 1)
-    one, two = (num_parameters(start(entry, base, config_of(entry, size))[0]) for size in (1, 2))
+    one, two = (
+        num_parameters(get_peft_model(base, config_of(entry, size)).adapters) for size in (1, 2)
+    )
     return config_of(entry, max(1, 1 + round((budget - one) / (two - one))))
 
 
