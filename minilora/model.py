@@ -108,13 +108,14 @@ def hidden_states(
     first = caches[0] if caches else None
     ctx = Context(model_config, ops, None, segment_starts, first)
     x, positions, segment_starts = ops.embed(tokens, node, ctx)
-    ropes: dict[float, Rope] = {}  # by their base
+    ropes: dict[tuple[float, bool], Rope] = {}  # by the base, and whether it is scaled
     for i in range(model_config.num_hidden_layers):
         config = model_config.of_layer(i)
-        if config.rope_theta not in ropes:
-            ropes[config.rope_theta] = rope_cos_sin(positions, config, x.dtype)
+        kind = config.rope_theta, config.rope_scaling is None
+        if kind not in ropes:
+            ropes[kind] = rope_cos_sin(positions, config, x.dtype)
         ctx = Context(
-            config, ops, ropes[config.rope_theta], segment_starts,
+            config, ops, ropes[kind], segment_starts,
             cache=caches[i] if caches else None, rng=rng.child(i) if rng else None,
         )  # fmt: skip
         layer = partial(decoder_layer, ctx=ctx)
