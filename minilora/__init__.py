@@ -2,7 +2,7 @@
 
     model_config, base, tokenizer = minilora.load("tiny", "nf4-dq")
     lora_config, train_config = LoraConfig(r=8, lora_alpha=16), TrainConfig(learning_rate=4e-3)
-    adapters, base = minilora.get_peft_model(base, lora_config)
+    adapters, base = minilora.get_peft_model(base, lora_config)  # PiSSA and LoftQ change the base
     rows = minilora.load_rows("questions", "train")
     examples, cut = minilora.encode_rows(rows, tokenizer, train_config)
     adapters, history = minilora.train(adapters, base, examples, model_config, train_config)
@@ -77,8 +77,8 @@ def train(
     examples, valid: lists of `Example`, from `encode_rows`. `valid` is evaluated at the end and
     every `train_config.steps_per_eval` steps; early stopping and `keep_best` need it.
     state: None, or the last state that `on_step` got in the run to continue.
-    on_step: called after every step as on_step(rows, adapters, state), where `rows` is the list of
-    the dicts that the step added to the history. Training ends if it returns true.
+    on_step: called after every step as on_step(records, adapters, state), where `records` is the
+    list of the dicts that the step added to the history. Training ends if it returns true.
     ops: None for the optimized operations; `minilora.layers` for the reference.
     quiet: print nothing, and show no progress.
 
@@ -95,24 +95,26 @@ def train(
     check_examples("valid", valid, model_config.vocab_size)
     ops = operations(adapters, base, ops)
     state = state or callbacks.init_state(adapters, train_config)
-    if callbacks.should_stop(state, train_config.early_stopping_patience):
+    if callbacks.should_stop(state, train_config.early_stopping_patience):  # before it was resumed
         return TrainResult(state.get("best", adapters), [])
     with (
         Progress(train_config.iters, "step", state["step"], quiet) as progress,
-        callbacks.LastStep(adapters, state) as latest,
+        callbacks.LastStep(adapters, state) as last,
     ):
-        each_step = [latest.after_step, callbacks.progress_of(progress, quiet)]
-        if valid:
-            scored = base, valid, model_config, train_config, ops, quiet
-            each_step.insert(0, callbacks.evaluation(*scored))
+        each_step: list[Callback] = []
+        if valid:  # first, because the others see its scores
+            evaluation = callbacks.evaluation(base, valid, model_config, train_config, ops, quiet)
+            each_step.append(evaluation)
+        each_step += [last.after_step, callbacks.progress_of(progress, quiet)]
         if on_step:
             each_step.append(on_step)
+        parallel_map, num_shards = kernels.parallel(ops, num_parameters(adapters))
         result = training.train(
             adapters, base, examples, model_config, train_config, ops, state, each_step,
-            *kernels.parallel(ops, num_parameters(adapters)),
+            parallel_map, num_shards,
         )  # fmt: skip
     if not quiet:
-        callbacks.print_end(latest.last[1], train_config)
+        callbacks.print_end(last.state, train_config)
     return result
 
 

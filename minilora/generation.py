@@ -32,7 +32,8 @@ def generate(
     check_generation([prompt], max_tokens, temp, top_p, model_config)
     params = model.parameters(adapters, base, ops)
     caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
-    tokens, rng = np.array([prompt]), np.random.default_rng(rng)
+    tokens = np.array([prompt])
+    rng = np.random.default_rng(rng)
     for _ in range(max_tokens):
         starts = np.zeros_like(tokens)
         x = model.hidden_states(params, tokens, starts, model_config, ops, caches)

@@ -9,7 +9,6 @@ The gradient is taken with respect to the first argument, `adapters`. So `base`,
 frozen. A leaf of `adapters` is at the path of its projection, or of the weight that it replaces.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -67,9 +66,12 @@ def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
     without its scaling or without a weight to adapt.
     """
     params = overlay(base, adapters)
-    for path in unread(params, ops.ENTRIES | {"layers": tuple(base["model"]["layers"])}):
+    layers = tuple(base["model"]["layers"])  # an adapter has no layer that the base lacks
+    path = first_unread(params, ops.ENTRIES | {"layers": layers})
+    if path is not None:
         advice = "remove it, or use minilora.operations, which reads other methods"
         raise InputError(f"these operations do not read {path}: {advice}")
+    # an adapter may add a head to a tied model, but no projection and no norm
     weights = {path for path, _ in named_leaves(base) if path.endswith(".weight")}
     for path, _ in named_leaves(adapters):
         node, _, name = path.rpartition(".")
@@ -80,17 +82,25 @@ def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
     return params
 
 
-def unread(
+def first_unread(
     node: Tree, entries: dict[str, tuple[str, ...]], kind: str = "", place: str = ""
-) -> Iterator[str]:
-    """Yield the paths below a node that are not in entries[kind of their node]."""
+) -> str | None:
+    """Return the path of the first entry below a node that nothing reads, or None.
+
+    entries: {kind of node: the names that are read in it}. The root has the kind "", each of
+    layers.0, layers.1, … has the kind "layer", and every other node has its name as its kind. A
+    node of an unknown kind belongs to a method and is not searched.
+    """
     for name, value in node.items():
         path = f"{place}.{name}" if place else name
-        below = "layer" if kind == "layers" else name
         if name not in entries[kind]:
-            yield path
-        elif is_node(value) and below in entries:
-            yield from unread(value, entries, below, path)
+            return path
+        child_kind = "layer" if kind == "layers" else name
+        if is_node(value) and child_kind in entries:
+            found = first_unread(value, entries, child_kind, path)
+            if found is not None:
+                return found
+    return None
 
 
 def hidden_states(
@@ -105,7 +115,7 @@ def hidden_states(
     """
     node = params["model"]
     rng = row_rng(rng, len(tokens))
-    first = caches[0] if caches else None
+    first = caches[0] if caches else None  # it knows the number of earlier tokens
     ctx = Context(model_config, ops, None, segment_starts, first)
     x, positions, segment_starts = ops.embed(tokens, node, ctx)
     ropes: dict[tuple[float, bool], Rope] = {}  # by the base, and whether it is scaled

@@ -4,13 +4,13 @@ This file generalizes part 2 of `lessons/00_qlora_in_one_file.py` to other block
 blocks and FP4.
 
 The idea (QLoRA, Dettmers et al. 2023, Sec. 2 and 3). A tensor of n elements is flattened and
-divided into blocks of B elements. A block stores its largest magnitude, the absmax, and per element
+divided into blocks of b elements. A block stores its largest magnitude, the absmax, and per element
 a code: the index of the nearest of sixteen values in [-1, 1].
 
     w ≈ value[code] · absmax
 
-The values are quantiles of a normal distribution: like trained weights, they are dense near zero.
-The m = ⌈n/B⌉ absmax can be quantized to eight bits as well: see double_quant.py.
+The values are quantiles of a normal distribution: like trained weights, they are closer together
+near zero. The m = ⌈n/b⌉ absmax can be quantized to eight bits as well: see double_quant.py.
 
 The results have the same bits as those of bitsandbytes on a CPU, and those of `kernels/nf4.py`.
 """
@@ -34,7 +34,7 @@ NF4 = np.array([
 
 # bitsandbytes' FP4: eight magnitudes, and their negatives with the sign bit set
 _MAGNITUDES = np.array([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4], np.float32)
-FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])
+FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])  # 0 − 0 is +0, not −0
 
 TINY = np.float32(1e-38)  # replaces a smaller absmax, so that nothing is divided by zero
 
@@ -74,7 +74,7 @@ CODEBOOKS = {"nf4": Codebook.from_values(NF4), "fp4": Codebook.from_values(FP4)}
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A tensor of n elements, 4 bits each, in m = ⌈n/B⌉ blocks; checks the sizes of its arrays."""
+    """A tensor of n elements, 4 bits each, in m = ⌈n/b⌉ blocks; checks the sizes of its arrays."""
 
     codes: Array  # (⌈n/2⌉,) uint8
     stored_absmax: Array | DoubleQuantized  # (m,) float32, or 8 bits each
@@ -87,10 +87,12 @@ class Quantized:
         n = math.prod(self.shape)
         absmax = self.stored_absmax
         m = -(-n // self.block_size)
-        parts: list[Any] = [(self.codes, -(-n // 2), np.uint8), (absmax, m, np.float32)]
+        parts: list[Any] = [(self.codes, -(-n // 2), np.uint8)]
         if isinstance(absmax, DoubleQuantized):
             blocks = -(-m // NESTED_BLOCK_SIZE)
-            parts[1:] = (absmax.codes, m, np.uint8), (absmax.nested_absmax, blocks, np.float32)
+            parts += [(absmax.codes, m, np.uint8), (absmax.nested_absmax, blocks, np.float32)]
+        else:
+            parts.append((absmax, m, np.float32))
         # compiled loops check no bounds
         weight = f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size}"
         for part, size, dtype in parts:

@@ -4,8 +4,8 @@ This file adds to part 6 of `lessons/00_qlora_in_one_file.py`: accumulation, cal
 that can be resumed.
 
 Random choices depend only on the seed, the step and, for dropout, the position of the row in the
-batch. So the state of a run is the trained tree, Adam's two moments and the step count, and a
-resumed run gives the same result as an uninterrupted one.
+batch. So the state of a run is the trained tree and the state of the optimizer (its averages and
+the step count), and a resumed run gives the same result as an uninterrupted one.
 """
 
 import math
@@ -45,20 +45,22 @@ def train(
     not only the targets) and `seconds`.
     state: the state of the run to continue. num_shards: the number of parts of a batch that
     `parallel_map` may compute at the same time.
-    callbacks: each is called after every step as callback(rows, adapters, state), where `rows` is
-    the list of the dicts that the step adds to the history. A callback may add to `rows` and to
-    `state`; training ends if it returns true. If the state has `best`, these adapters are returned.
+    callbacks: each is called after every step as callback(records, adapters, state), where
+    `records` is the list of the dicts that the step adds to the history. A callback may add to
+    `records` and to `state`; training ends if it returns true. If the state has `best`, these
+    adapters are returned.
     Raises InputError if there is nothing to train on, or if the loss or the gradient is not finite;
-    the callbacks then had the last good state.
+    the last call of the callbacks had the last good state.
     """
     if not examples:
         raise InputError("there are no examples to train on")
-    sequences = [[example] for example in examples]  # the rows of batches
+    sequences = [[example] for example in examples]  # each is a row of a batch
     if train_config.packing:
         sequences = pack_examples(examples, train_config.max_seq_length)
     trained = round_to(arrays(adapters), train_config.adapter_dtype)
     adapters = overlay(adapters, trained)
-    state = state or OPTIMIZERS[train_config.optimizer][0](trained)
+    init, _ = OPTIMIZERS[train_config.optimizer]
+    state = state or init(trained)
     history: list[Tree] = []
     stop = False
     while state["step"] < train_config.iters and not stop:
@@ -78,10 +80,10 @@ def train(
         tokens = sum(len(example.tokens) - 1 for row in batch for example in row)
         metrics = {"step": step + 1, "loss": loss, "learning_rate": lr, "grad_norm": norm}
         metrics |= {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}
-        rows = [metrics]
+        records = [metrics]
         for callback in callbacks:
-            stop = bool(callback(rows, adapters, state)) or stop
-        history += rows
+            stop = bool(callback(records, adapters, state)) or stop
+        history += records
     return TrainResult(state.get("best", adapters), history)
 
 
@@ -115,6 +117,7 @@ def gradient_at(
     for start in range(0, n, size):
         micro_batch = list(enumerate(batch))[start : start + size]
         shards = split_batch(micro_batch, num_shards)
+        # without a target, the mean loss would be 0/0
         shards = [shard for shard in shards if any(num_targets(row) for _, row in shard)]
         parts = list(parallel_map(shard_gradient, shards))
         loss, grads = accumulate(parts, total, loss, grads)
@@ -135,10 +138,10 @@ def num_targets(examples: Iterable[Example]) -> int:
 def accumulate(
     shards: list[tuple[int, float, Tree]], total: int, loss: float = 0.0, grads: Tree | None = None
 ) -> tuple[float, Tree]:
-    """Add the shards of a batch to its (mean loss, gradient), and return these.
+    """Return (loss, grads) of a batch plus those of some of its shards, weighted by their targets.
 
     shards: (number of target tokens, mean loss, gradient) of each. total: the number of target
-    tokens of the whole batch. loss, grads: of the shards before.
+    tokens of the whole batch. loss, grads: the sums of the shards before.
     """
     for n, value, grad in shards:
         # L = Σ (n/total)·L of the shard: the mean over all targets, not a mean of means
@@ -155,30 +158,30 @@ def update(
     """Take a step of the optimizer; return (adapters, state), rounded to `adapter_dtype`."""
     trained = arrays(adapters)
     lrs = learning_rates(lr, train_config, trained)
-    _, step = OPTIMIZERS[train_config.optimizer]
-    trained, moments = step(trained, grads, state, lrs, train_config)
+    _, optimizer_step = OPTIMIZERS[train_config.optimizer]
+    trained, moments = optimizer_step(trained, grads, state, lrs, train_config)
     adapters = overlay(adapters, round_to(trained, train_config.adapter_dtype))
-    return adapters, {**state, **moments}
+    return adapters, {**state, **moments}  # callbacks may have added `best` and others
 
 
 def learning_rates(lr: float, train_config: TrainConfig, adapters: Tree) -> dict[str, float]:
     """Return {path: learning rate} for the leaves of `adapters`; lr: the rate of the step.
 
-    It is multiplied by `loraplus_lr_ratio` for lora_B (LoRA+, Hayou et al. 2024), by
-    `also_train_lr_scale` for leaves not named `lora_…` if there are factors, and by
-    `layer_lr_decay` to the power h − i for a leaf of layer i, where h is the highest trained layer
-    (Howard and Ruder 2018, Sec. 3.2). The embedding has i = −1; the last norm and the head have i =
-    h.
+    The rate of lora_B is multiplied by `loraplus_lr_ratio` (LoRA+, Hayou et al. 2024). If the tree
+    has low-rank factors, the rate of all other leaves is multiplied by `also_train_lr_scale`. The
+    rate of a leaf of layer i is multiplied by `layer_lr_decay` to the power top − i, where top is
+    the highest trained layer (Howard and Ruder 2018, Sec. 3.2). The embedding has i = −1; the last
+    norm and the head have i = top.
     """
     paths = [path for path, _ in named_leaves(adapters)]
     has_factors = any(path.endswith("lora_A") for path in paths)
     other_lr_scale = train_config.also_train_lr_scale if has_factors else 1.0
-    depth = 1 + max((layer_of(path) for path in paths), default=0)
+    top = max((layer_of(path) for path in paths), default=0)
     rates = {}
     for path in paths:
         name = path.rpartition(".")[2]
         scale = 1.0 if name.startswith("lora_") else other_lr_scale
         ratio = train_config.loraplus_lr_ratio if name == "lora_B" else 1.0
-        layer = depth - 1 if path.startswith(("model.norm.", "lm_head.")) else layer_of(path)
-        rates[path] = lr * scale * ratio * train_config.layer_lr_decay ** (depth - 1 - layer)
+        layer = top if path.startswith(("model.norm.", "lm_head.")) else layer_of(path)
+        rates[path] = lr * scale * ratio * train_config.layer_lr_decay ** (top - layer)
     return rates

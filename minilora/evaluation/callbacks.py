@@ -33,12 +33,12 @@ def evaluation(
     for them. It ends the run if `early_stopping_patience` evaluations were not better.
     """
 
-    def after_step(rows: list[Tree], adapters: Tree, state: Tree) -> bool:
+    def after_step(records: list[Tree], adapters: Tree, state: Tree) -> bool:
         step = state["step"]
         if step % train_config.steps_per_eval != 0 and step != train_config.iters:
             return False
         scores = evaluate(adapters, base, valid, model_config, ops, quiet)
-        rows.append(evaluation_row(step, scores))
+        records.append(evaluation_row(step, scores))
         state.update(update_best(state, adapters, scores["loss"], train_config))
         return should_stop(state, train_config.early_stopping_patience)
 
@@ -48,11 +48,11 @@ def evaluation(
 def progress_of(progress: Progress, quiet: bool = False) -> Callback:
     """Return a callback that shows the dicts that a step adds to the history."""
 
-    def after_step(rows: list[Tree], adapters: Tree, state: Tree) -> bool:
-        now = rows[0]
-        if len(rows) > 1 and not quiet:
-            loss = rows[1]["eval_loss"]
-            percent = 100 * rows[1]["eval_exact_match"]
+    def after_step(records: list[Tree], adapters: Tree, state: Tree) -> bool:
+        now = records[0]
+        if len(records) > 1 and not quiet:
+            loss = records[1]["eval_loss"]
+            percent = 100 * records[1]["eval_exact_match"]
             scores = f"held-out loss {loss:.4f}, exact match {percent:.1f} %"
             is_best = "best" in state and kept_step(state) == now["step"]
             best = ", the best so far" if is_best else ""
@@ -71,12 +71,17 @@ class LastStep:
 
     def __init__(self, adapters: Tree, state: Tree) -> None:
         self.history: list = []
-        self.last = adapters, state
+        self.step = adapters, state
 
-    def after_step(self, rows: list[Tree], adapters: Tree, state: Tree) -> None:
+    @property
+    def state(self) -> Tree:
+        """The state after this step."""
+        return self.step[1]
+
+    def after_step(self, records: list[Tree], adapters: Tree, state: Tree) -> None:
         """Keep them; this is a callback."""
-        self.history += rows
-        self.last = adapters, state
+        self.history += records
+        self.step = adapters, state
 
     def __enter__(self) -> "LastStep":
         return self
@@ -84,7 +89,7 @@ class LastStep:
     def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
         if isinstance(error, KeyboardInterrupt):
             interrupt: Any = error
-            interrupt.adapters, interrupt.state = self.last
+            interrupt.adapters, interrupt.state = self.step
             step = interrupt.state["step"]
             interrupt.history = [row for row in self.history if row["step"] <= step]
             error.add_note(f"interrupted after step {step}: {INTERRUPTED}")
