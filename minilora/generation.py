@@ -12,7 +12,7 @@ import numpy as np
 
 from . import model
 from .batching import token_array
-from .config import POSITIVE_INT, InputError, ModelConfig, check_number, require
+from .config import POSITIVE_INT, InputError, ModelConfig, check_number
 from .layers import LayerCache
 from .ops import Ops
 from .tree import Array, Tree
@@ -32,7 +32,8 @@ def generate(
     check_generation([prompt], max_tokens, temp, top_p, model_config)
     params = model.parameters(adapters, base, ops)
     caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
-    tokens, rng = np.array([prompt]), np.random.default_rng(rng)
+    tokens = np.array([prompt])
+    rng = np.random.default_rng(rng)
     for _ in range(max_tokens):
         starts = np.zeros_like(tokens)
         x = model.hidden_states(params, tokens, starts, model_config, ops, caches)
@@ -48,8 +49,10 @@ def check_generation(
     model_config: ModelConfig,
 ) -> None:  # fmt: skip
     """Raise InputError for a prompt that is not token ids, and for a value out of range."""
-    require(temp >= 0, f"--temp must not be negative, got {temp}")
-    require(0 < top_p <= 1, f"--top-p must lie in (0, 1], got {top_p}")
+    if not (temp >= 0):
+        raise InputError(f"--temp must not be negative, got {temp}")
+    if not (0 < top_p <= 1):
+        raise InputError(f"--top-p must lie in (0, 1], got {top_p}")
     check_number("--max-tokens", max_tokens, POSITIVE_INT)
     for prompt in prompts:
         if hasattr(prompt, "__len__") and len(prompt) == 0:

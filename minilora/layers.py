@@ -37,8 +37,8 @@ LORA = ("lora_A", "lora_B", "lora_scaling", "lora_dropout")  # what an adapter a
 def matmul(x: Array, w: Any) -> Array:
     """Compute x Wᵀ with W (out, in), an array or quantized: (..., in) -> (..., out).
 
-    A quantized W is dequantized for this product, and again in the backward pass (QLoRA, Sec. 3,
-    Eq. 5). Autograd keeps only the quantized W.
+    W may be trained or frozen. A quantized W is dequantized for this product, and again in the
+    backward pass (QLoRA, Sec. 3, Eq. 5). Autograd keeps only the quantized W.
     """
     return _matmul(x, dense(w).T)
 
@@ -72,6 +72,7 @@ def dense(w: Any) -> Array:
 
 
 def _matmul(x: Array, m: Array) -> Array:
+    # one product of two matrices; x @ m would compute one per row of the batch
     return (_rows(x) @ m).reshape(*x.shape[:-1], -1)
 
 
@@ -84,7 +85,8 @@ def linear(x: Array, node: Tree, rng: "RowRng | None" = None, matmul: Function =
 
     node: `weight` (out, in), an array or quantized; `bias` (out,) if the projection has one; with
     an adapter `lora_A` (r, in), `lora_B` (out, r), `lora_scaling` and `lora_dropout`. rng: draws
-    the dropout mask of the adapter's input; None for no dropout.
+    the dropout mask of the adapter's input; None for no dropout. matmul: the product with the
+    weight; the kernels have their own.
     """
     # h = W₀x + (α/r)·BAx + b   (LoRA, Eq. 3, with the scaling of Sec. 4.1)
     h = matmul(x, node["weight"])
@@ -123,7 +125,10 @@ class RowRng:
         return RowRng([[*seed, number] for seed in self.seeds])
 
     def random(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Draw an array (B, …) from [0, 1), each row token by token: padding changes nothing."""
+        """Draw an array (B, …) from [0, 1).
+
+        The numbers of a row are drawn in the order of its tokens, so padding does not change them.
+        """
         rows = [np.random.default_rng(seed).random(shape[1:], dtype) for seed in self.seeds]
         return np.stack(rows)
 
@@ -212,7 +217,8 @@ def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
     """Rotate the pairs of elements (j, j + hd/2) of x (B, T, heads, hd); cos, sin: (B, T, hd/2)."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
-    cos, sin = cos[..., None, :], sin[..., None, :]  # the same for every head
+    cos = cos[..., None, :]
+    sin = sin[..., None, :]  # the same for every head
     # (a, b) → (a·cos − b·sin, b·cos + a·sin)   (RoFormer, Eq. 34; pairs as in Hugging Face)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -234,7 +240,8 @@ class LayerCache:
             k, v = np.concatenate([self.k, k], axis=1), np.concatenate([self.v, v], axis=1)
         self.k, self.v, self.length = k, v, length
         if window is not None:  # no later token sees the keys before these
-            self.k, self.v = k[:, -window:], v[:, -window:]
+            self.k = k[:, -window:]
+            self.v = v[:, -window:]
         return k, v
 
 
@@ -249,7 +256,7 @@ def attention(
     before k and v; every token sees them, up to the window. window: the number of keys that a token
     sees at most, its own included (Mistral); None for all.
     """
-    hd = 2 * rope[0].shape[-1]
+    hd = 2 * rope[0].shape[-1]  # an angle per pair
     B, T, _ = q.shape
     q, k, v = (np.reshape(x, (B, T, -1, hd)) for x in (q, k, v))
     q, k = apply_rope(q, *rope), apply_rope(k, *rope)
@@ -272,9 +279,9 @@ def attention_mask(segment_starts: Array, S: int, window: int | None = None) -> 
     Token t sees the cached keys (the first S − T), and the keys from the start of its segment up to
     its own. With a window, it sees only those of them that are among the last `window` keys.
     """
-    past = S - segment_starts.shape[1]
-    s, t = np.arange(S), np.arange(past, S)
-    seen = ((s < past) | (s >= segment_starts[..., None] + past)) & (s <= t[:, None])
+    cached = S - segment_starts.shape[1]  # with a window, fewer than `cache.length`
+    s, t = np.arange(S), np.arange(cached, S)
+    seen = ((s < cached) | (s >= segment_starts[..., None] + cached)) & (s <= t[:, None])
     return seen if window is None else seen & (s > t[:, None] - window)
 
 
@@ -371,7 +378,8 @@ def cross_entropy(hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
 def value_and_grad(f: Function) -> Function:
     """Return a function that computes f(tree, …) and its gradient, a tree of the arrays' paths."""
 
-    # autograd's function of this name would trace each access to a dict, and the settings
+    # autograd's own function would record each access to a dict, and the gradient of each setting;
+    # here it gets a tuple of the arrays
     def evaluate(tree: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
         leaves = flatten(arrays(tree))
 
@@ -385,7 +393,10 @@ def value_and_grad(f: Function) -> Function:
 
 
 def checkpoint(f: Function, x: Array, node: Tree) -> Array:
-    """Compute f(x, node), and recompute it in the backward pass (Chen et al. 2016)."""
+    """Compute f(x, node), and recompute it in the backward pass (Chen et al. 2016).
+
+    Dropout draws the same mask again, because a RowRng has no state.
+    """
     # autograd's own `checkpoint` would recompute f once per leaf
     traced = {path: leaf for path, leaf in flatten(node).items() if isbox(leaf)}
 
@@ -401,15 +412,20 @@ def _checkpoint(f: Function, *inputs: Array) -> Array:
 
 
 def _checkpoint_vjp(argnums: Any, y: Array, args: Any, kwargs: Any) -> Function:
-    f, *inputs = args
-
-    def of_traced(traced: Any) -> Array:  # x is untraced below the first adapter
-        values = list(inputs)
+    # argnums: the numbers of the traced arguments. Argument 0 is f; x is untraced below the first
+    # adapter.
+    def of_traced(traced: Any) -> Array:
+        values = list(args)
         for n, value in zip(argnums, traced):
-            values[n - 1] = value
-        return f(*values)
+            values[n] = value
+        f, *inputs = values
+        return f(*inputs)
 
-    return lambda g: autograd.make_vjp(of_traced)(tuple(inputs[n - 1] for n in argnums))[0](g)
+    def vjp(g: Array) -> Any:
+        backward, _ = autograd.make_vjp(of_traced)(tuple(args[n] for n in argnums))
+        return backward(g)
+
+    return vjp
 
 
 defvjp_argnums(_checkpoint, _checkpoint_vjp)

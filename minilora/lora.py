@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module, require
+from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module
 from .layers import ENTRIES, dense
-from .model import parameters, unread
+from .model import first_unread, parameters
 from .ops import Ops
 from .tree import Tree, get, is_node, layer_of, named_leaves, set_leaf, unflatten
 
@@ -26,8 +26,10 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
 
     rng: a NumPy generator or a seed. Raises InputError if a target matches no projection.
     """
-    plain = lora_config.init_lora_weights is True and not lora_config.use_dora
-    require(plain, "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ")
+    if lora_config.init_lora_weights is not True or lora_config.use_dora:
+        raise InputError(
+            "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ"
+        )
     rng = np.random.default_rng(rng)
     adapters: Tree = {}
     for path in target_paths(base, lora_config):
@@ -57,17 +59,21 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     >>> target_paths(base, LoraConfig(target_modules=("q_proj", "up_proj")))
     ['model.layers.0.self_attn.q_proj', 'model.layers.0.mlp.up_proj']
     """
-    leaves = (path for path, _ in named_leaves(base) if layer_of(path) >= 0)
-    paths = [p for p in (path.removesuffix(".weight") for path in leaves) if p.endswith(ALL_LINEAR)]
+    weights = tuple(f"{name}.weight" for name in ALL_LINEAR)
+    inside = (path for path, _ in named_leaves(base) if layer_of(path) >= 0)
+    paths = [path.removesuffix(".weight") for path in inside if path.endswith(weights)]
     targets = lora_config.target_modules
     is_regex = isinstance(targets, str)
     found = regex_targets(base, paths, targets) if is_regex else named_targets(paths, targets)
     found -= excluded_modules(base, lora_config.exclude_modules)
-    depth, chosen = len(base["model"]["layers"]), lora_config.layers_to_transform
+    depth = len(base["model"]["layers"])
+    chosen = lora_config.layers_to_transform
     layers = tuple(range(depth)) if chosen is None else chosen
     for layer in layers:
-        inside = 0 <= layer < depth
-        require(inside, f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}")
+        if not (0 <= layer < depth):
+            raise InputError(
+                f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}"
+            )
     adapted = [path for path in paths if path in found and layer_of(path) in layers]
     if not adapted:
         raise InputError("the adapter has no targets: name a module and a layer, and exclude less")
@@ -80,8 +86,9 @@ def named_targets(paths: list[str], targets: Sequence[str]) -> set[str]:
     for target in targets:
         every = target == "all-linear"
         matching = {path for path in paths if every or names_module(target, path)}
-        names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
-        require(matching, f"--target-modules {target} matches nothing in this model: {names}")
+        if not matching:
+            names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
+            raise InputError(f"--target-modules {target} matches nothing in this model: {names}")
         found |= matching
     return found
 
@@ -102,8 +109,9 @@ def regex_targets(base: Tree, paths: list[str], regex: Any) -> set[str]:
 def excluded_modules(base: Tree, names: str | Sequence[str] | None) -> set[str]:
     """Return the paths of all modules that exclude_modules names: a list, or one expression."""
     excluded = set[str]()
-    for name in (names,) if isinstance(names, str) else names or ():
-        matching = matches if isinstance(names, str) else names_module
+    is_regex = isinstance(names, str)
+    matching = matches if is_regex else names_module
+    for name in [names] if isinstance(names, str) else names or ():
         found = {path for path in modules(base) if matching(name, path)}
         if not found:
             way = "give a list of names, or an expression for whole paths, such as '.*q_proj'"
@@ -116,6 +124,7 @@ def modules(base: Tree) -> set[str]:
     """Return the paths of the modules of a model, with the head also if it is tied."""
     found = {"lm_head"}
     for path, _ in named_leaves(base):
+        # what is below `lora_stack` belongs to other adapters: see methods/several.py
         names = path.partition(".lora_stack.")[0].split(".")
         found.update(".".join(names[:n]) for n in range(1, len(names)))
     return found
@@ -136,8 +145,10 @@ def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree
     not part of a weight or a bias, and for a weight that is not finite.
     """
     merged = merge_projections(parameters(adapters, base, ops), ops)
-    for path in unread(merged, DENSE | {"layers": tuple(base["model"]["layers"])}):
+    path = first_unread(merged, DENSE | {"layers": tuple(merged["model"]["layers"])})
+    if path is not None:
         raise InputError(f"{path} cannot be merged: keep it as an adapter")
+    # a head or an embedding can be stored in few bits, too
     leaves = {path: dense(leaf) for path, leaf in named_leaves(merged)}
     for path, leaf in leaves.items():
         if not np.isfinite(leaf.astype(dtype)).all():

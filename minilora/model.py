@@ -9,7 +9,6 @@ The gradient is taken with respect to the first argument, `adapters`. So `base`,
 frozen. A leaf of `adapters` is at the path of its projection, or of the weight that it replaces.
 """
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -67,9 +66,12 @@ def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
     without its scaling or without a weight to adapt.
     """
     params = overlay(base, adapters)
-    for path in unread(params, ops.ENTRIES | {"layers": tuple(base["model"]["layers"])}):
+    layers = tuple(base["model"]["layers"])  # an adapter has no layer that the base lacks
+    path = first_unread(params, ops.ENTRIES | {"layers": layers})
+    if path is not None:
         advice = "remove it, or use minilora.operations, which reads other methods"
         raise InputError(f"these operations do not read {path}: {advice}")
+    # an adapter may add a head to a tied model, but no projection and no norm
     weights = {path for path, _ in named_leaves(base) if path.endswith(".weight")}
     for path, _ in named_leaves(adapters):
         node, _, name = path.rpartition(".")
@@ -80,17 +82,25 @@ def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
     return params
 
 
-def unread(
+def first_unread(
     node: Tree, entries: dict[str, tuple[str, ...]], kind: str = "", place: str = ""
-) -> Iterator[str]:
-    """Yield the paths below a node that are not in entries[kind of their node]."""
+) -> str | None:
+    """Return the path of the first entry below a node that nothing reads, or None.
+
+    entries: {kind of node: the names that are read in it}. The root has the kind "", each of
+    layers.0, layers.1, … has the kind "layer", and every other node has its name as its kind. A
+    node of an unknown kind belongs to a method and is not searched.
+    """
     for name, value in node.items():
         path = f"{place}.{name}" if place else name
-        below = "layer" if kind == "layers" else name
         if name not in entries[kind]:
-            yield path
-        elif is_node(value) and below in entries:
-            yield from unread(value, entries, below, path)
+            return path
+        child_kind = "layer" if kind == "layers" else name
+        if is_node(value) and child_kind in entries:
+            found = first_unread(value, entries, child_kind, path)
+            if found is not None:
+                return found
+    return None
 
 
 def hidden_states(
@@ -103,20 +113,23 @@ def hidden_states(
     example, 0 unless rows are packed. caches: one `LayerCache` per layer, with the tokens before
     these. rng, checkpointing: see `loss`.
     """
-    node, rng = params["model"], row_rng(rng, len(tokens))
-    first = caches[0] if caches else None
+    node = params["model"]
+    rng = row_rng(rng, len(tokens))
+    first = caches[0] if caches else None  # it knows the number of earlier tokens
     ctx = Context(model_config, ops, None, segment_starts, first)
     x, positions, segment_starts = ops.embed(tokens, node, ctx)
-    ropes: dict[float, Rope] = {}  # by their base
+    ropes: dict[tuple[float, bool], Rope] = {}  # by the base, and whether it is scaled
     for i in range(model_config.num_hidden_layers):
         config = model_config.of_layer(i)
-        if config.rope_theta not in ropes:
-            ropes[config.rope_theta] = rope_cos_sin(positions, config, x.dtype)
+        kind = config.rope_theta, config.rope_scaling is None
+        if kind not in ropes:
+            ropes[kind] = rope_cos_sin(positions, config, x.dtype)
         ctx = Context(
-            config, ops, ropes[config.rope_theta], segment_starts,
+            config, ops, ropes[kind], segment_starts,
             cache=caches[i] if caches else None, rng=rng.child(i) if rng else None,
         )  # fmt: skip
-        layer, layer_node = partial(decoder_layer, ctx=ctx), node["layers"][str(i)]
+        layer = partial(decoder_layer, ctx=ctx)
+        layer_node = node["layers"][str(i)]
         x = checkpoint(layer, x, layer_node) if checkpointing else layer(x, layer_node)
     if x.shape[1] > tokens.shape[1]:  # a trained prompt comes first; its states are not returned
         x = x[:, -tokens.shape[1] :]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .config import TrainConfig, require
+from .config import InputError, TrainConfig
 from .tree import Array, Tree, flatten, layer_of, named_leaves, overlay, tree_map, unflatten
 
 
@@ -140,15 +140,18 @@ def get_lr(step: int, train_config: TrainConfig) -> float:
 
 
 def round_to(params: Tree, dtype: str) -> Tree:
-    """Round to float16 or bfloat16, stored as float32; raise InputError if one is not finite."""
+    """Round to the numbers of float16 or bfloat16, which the file of the adapter will hold exactly.
+
+    The arrays stay float32. Raises InputError if a number is not finite in this type.
+    """
     if dtype == "float32":
         return params
     rounded = {}
     for path, w in named_leaves(params):
         with np.errstate(over="ignore"):
             half = from_bfloat16(to_bfloat16(w)) if dtype == "bfloat16" else w.astype(np.float16)
-        finite = bool(np.isfinite(half).all())
-        require(finite, f"{path} has a number that {dtype} cannot hold: use float32 adapters")
+        if not bool(np.isfinite(half).all()):
+            raise InputError(f"{path} has a number that {dtype} cannot hold: use float32 adapters")
         rounded[path] = half.astype(np.float32)
     return unflatten(rounded)
 
@@ -156,7 +159,7 @@ def round_to(params: Tree, dtype: str) -> Tree:
 def to_bfloat16(w: Array) -> Array:
     """Round finite float32 numbers to bfloat16, ties to even; return the bits as uint16."""
     bits = np.ascontiguousarray(w, np.float32).view(np.uint32)
-    # add half a unit in the last kept place, minus one unit of float32 if the kept part is even
+    # add 0x8000 if the last bit that is kept is 1, else 0x7FFF, then cut: ties go to the even one
     return ((bits + (0x7FFF + (bits >> 16 & 1))) >> 16).astype(np.uint16)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from .config import InputError
 
-Array = Any  # a NumPy array, or autograd's box of one while tracing
+Array = Any  # a NumPy array; while autograd records, its box (a wrapper) of one
 Tree = dict[str, Any]
 
 
@@ -69,8 +69,8 @@ def is_node(value: Any) -> bool:
     return hasattr(value, "items")  # a dict, or autograd's box of one
 
 
-def overlay(base: Tree, adapters: Tree, place: str = "") -> Tree:
-    """Return `base` with the leaves of `adapters`, each added or in the place of the base's leaf.
+def overlay(lower: Tree, upper: Tree, place: str = "") -> Tree:
+    """Return `lower` with the leaves of `upper`, each added or in the place of the leaf of `lower`.
 
     Only nodes on the way to a new leaf are copied; the arrays are shared. Raises InputError if one
     tree has a leaf where the other has a node.
@@ -78,12 +78,12 @@ def overlay(base: Tree, adapters: Tree, place: str = "") -> Tree:
     >>> overlay({"q_proj": {"weight": 1.0}}, {"q_proj": {"lora_A": 2.0}})
     {'q_proj': {'weight': 1.0, 'lora_A': 2.0}}
     """
-    merged = dict(base)
-    for name, value in adapters.items():
+    merged = dict(lower)
+    for name, value in upper.items():
         path = f"{place}.{name}" if place else name
-        if name in base and is_node(base[name]) != is_node(value):
+        if name in lower and is_node(lower[name]) != is_node(value):
             raise InputError(f"{path} is a node in one tree and a leaf in the other")
-        merged[name] = overlay(base.get(name, {}), value, path) if is_node(value) else value
+        merged[name] = overlay(lower.get(name, {}), value, path) if is_node(value) else value
     return merged
 
 

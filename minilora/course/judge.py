@@ -181,7 +181,8 @@ def check_test(exercise, subject, seed, hidden):
 
 def explain(exercise, wrong):
     """Explain a Problem: the rule, the call, its arguments, the expected and the actual result."""
-    arguments, mine = exercise.arguments(wrong.case), wrong.mine
+    arguments = exercise.arguments(wrong.case)
+    mine = wrong.mine
     right, bound = expected(exercise, tuple(wrong.case.items()))
     names = list(inspect.signature(exercise.mistaken()).parameters)[: len(arguments)]
     made = ", ".join(f"{key}={value!r}" for key, value in wrong.case.items())

@@ -34,6 +34,7 @@ from minilora.kernels import (
 )
 from minilora.kernels.threads import THREADS
 from minilora.optim import adamw_init, clip
+from minilora.tree import arrays
 
 PARTS = {  # functions whose own time is products with the NumPy around them
     "weights": (weights.tiled_matmul, weights.tiled_matmul_backward),
@@ -58,7 +59,7 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
     adapters, base = minilora.get_peft_model(base, lora_config, np.random.default_rng(0))
     settings = TrainConfig(**ADAM, batch_size=rows, gradient_checkpointing=checkpointing)
     sequences = examples(config.vocab_size, rows, length)
-    kept = [adapters, adamw_init(adapters)]
+    kept = [adapters, adamw_init(arrays(adapters))]
 
     def run():
         loss, grads, _ = training.gradient_at(

@@ -88,13 +88,13 @@ def test_the_left_column_runs(tmp_path, monkeypatch, capsys):
         ),
     )
     trained = names["logits"].detach().numpy()
-    adapters, frozen, _ = minilora.load_adapter("adapter", base)
+    adapters, base, _ = minilora.load_adapter("adapter", base)
     merged = transformers.AutoModelForCausalLM.from_pretrained("merged").eval()
     with torch.no_grad(), model.disable_adapter():
         bare = model(tokens).logits.numpy()
     for logits in (
         their_logits(model.eval(), tokens.numpy()), their_logits(merged, tokens.numpy()),
-        minilora.forward(adapters, frozen, tokens.numpy(), model_config),
+        minilora.forward(adapters, base, tokens.numpy(), model_config),
     ):  # fmt: skip
         assert relative(logits, trained) < 1e-5  # as everywhere: rounding is some 1e-6
     assert relative(bare, trained) > 1e-3
@@ -158,9 +158,9 @@ def test_an_adapter_of_a_run_in_peft(tmp_path, monkeypatch):
         exec(code, names)
 
     model_config, base, tokenizer = minilora.load("tiny", "nf4-dq")
-    adapters, frozen, _ = minilora.load_adapter("adapters", base)
+    adapters, base, _ = minilora.load_adapter("adapters", base)
     tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn.")])
-    ours = minilora.forward(adapters, frozen, tokens, model_config)
+    ours = minilora.forward(adapters, base, tokens, model_config)
     model = names["model"].train()  # as the page says; the adapter has no dropout
     assert relative(their_logits(model, tokens), ours) < 1e-5  # as everywhere
     assert relative(minilora.forward({}, base, tokens, model_config), ours) > 1e-3
