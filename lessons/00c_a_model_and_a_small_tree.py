@@ -66,8 +66,9 @@ print("the right answer:", repr(rows[0]["completion"]))
 #   from frozen parameters: the loss is differentiated with respect to argument 0, the adapters.
 # - `lora_B` is exactly zero, so the adapter changes nothing yet.
 #
-# ![Two trees. The base has a weight at each path. The adapters have lora_A and lora_B at the paths
-# of the seven projections, and nothing elsewhere.](../figures/drawings/two_trees.svg)
+# ![Two trees. The base has a weight at each path. The adapters have lora_A, lora_B, their scaling
+# and their dropout at the paths of the seven projections, and nothing
+# elsewhere.](../figures/drawings/two_trees.svg)
 #
 # **Predict.** A float32 number has 32 bits. Why does the 4-bit base need more than an eighth of the
 # base's bytes?
