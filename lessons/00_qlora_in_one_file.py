@@ -202,11 +202,11 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # A starts with random numbers and B starts at zero, so the adapter changes nothing before training.
 # The trained matrices are in a separate dict, `adapters`. The loss takes `adapters` as its first
 # argument and `base` as its second, and autograd differentiates the first argument only. That is
-# how the base stays frozen.
+# how the base stays frozen. The functions below read `params`, one dict with the entries of both.
 #
 # Autograd can differentiate x Wᵀ. But it would keep every dequantized W until the backward pass,
-# and lose the memory that 4 bits save. `@primitive` tells it not to look inside `frozen_matmul`, so
-# it keeps the quantized W. `defvjp` gives it the derivative: how to get the gradient of the input x
+# and lose the memory that 4 bits save. `@primitive` tells it not to look inside `matmul`, so it
+# keeps the quantized W. `defvjp` gives it the derivative: how to get the gradient of the input x
 # from the gradient g of the output y. W is dequantized for this once more.
 #
 # **Predict.** B is zero. Can the adapter learn anything at the first step?
@@ -234,24 +234,24 @@ def init_lora(base, rng):
     return adapters
 
 
-def linear(x, path, adapters, base):
+def linear(x, path, params):
     """Apply the projection at `path`, with its factors if it has any: (…, in) -> (…, out)."""
-    h = frozen_matmul(x, base[path])
-    if f"{path}.lora_A" in adapters:
-        A, B = adapters[f"{path}.lora_A"], adapters[f"{path}.lora_B"]
+    h = matmul(x, params[path])
+    if f"{path}.lora_A" in params:
+        A, B = params[f"{path}.lora_A"], params[f"{path}.lora_B"]
         # h = W₀x + (α/r)·BAx   (LoRA, Eq. 3, with the scaling of Sec. 4.1)
         h = h + ALPHA / RANK * (x @ A.T @ B.T)
     return h
 
 
 @primitive
-def frozen_matmul(x, w):
+def matmul(x, w):
     """Compute x Wᵀ. W is dequantized for this product and then dropped (QLoRA, Eq. 5)."""
     return x @ dense(w).T
 
 
 # ∂L/∂x = (∂L/∂y)·W, with W dequantized once more. W itself gets no gradient.
-defvjp(frozen_matmul, lambda y, x, w: lambda g: g @ dense(w), argnums=(0,))
+defvjp(matmul, lambda y, x, w: lambda g: g @ dense(w), argnums=(0,))
 
 
 def dense(w):
@@ -296,9 +296,9 @@ def apply_rope(x, theta):
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def attention(x, layer, adapters, base, config):
+def attention(x, layer, params, config):
     """Collect from earlier tokens: (B, T, D) -> (B, T, D)."""
-    q, k, v = (linear(x, f"{layer}.self_attn.{n}_proj", adapters, base) for n in "qkv")
+    q, k, v = (linear(x, f"{layer}.self_attn.{n}_proj", params) for n in "qkv")
     shape = (*x.shape[:2], -1, config["head_dim"])  # (B, T, H, hd)
     q, k, v = (np.transpose(np.reshape(y, shape), (0, 2, 1, 3)) for y in (q, k, v))
     q, k = apply_rope(q, config["rope_theta"]), apply_rope(k, config["rope_theta"])
@@ -307,26 +307,27 @@ def attention(x, layer, adapters, base, config):
     # softmax(QKᵀ/√hd) V   (Vaswani et al. 2017, Eq. 1)
     p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
     mixed = np.transpose(p / np.sum(p, axis=-1, keepdims=True) @ v, (0, 2, 1, 3))
-    return linear(np.reshape(mixed, x.shape), f"{layer}.self_attn.o_proj", adapters, base)
+    return linear(np.reshape(mixed, x.shape), f"{layer}.self_attn.o_proj", params)
 
 
-def mlp(x, layer, adapters, base):
+def mlp(x, layer, params):
     """Apply the gated feed-forward layer: (B, T, D) -> (B, T, D)."""
-    gate, up = (linear(x, f"{layer}.mlp.{n}_proj", adapters, base) for n in ("gate", "up"))
+    gate, up = (linear(x, f"{layer}.mlp.{n}_proj", params) for n in ("gate", "up"))
     # W_down(gate·σ(gate) ∘ up)   (SwiGLU: Shazeer 2020, Eq. 6)
-    return linear(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj", adapters, base)
+    return linear(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj", params)
 
 
 def forward(adapters, base, tokens, config):
     """Compute the logits (B, T, V) of tokens (B, T)."""
-    x = base["model.embed_tokens"][tokens]  # (B, T, D)
+    params = {**base, **adapters}  # the factors have other names than the weights
+    x = params["model.embed_tokens"][tokens]  # (B, T, D)
     for i in range(config["num_hidden_layers"]):
         layer = f"model.layers.{i}"
-        h = rms_norm(x, base[f"{layer}.input_layernorm"], config)
-        x = x + attention(h, layer, adapters, base, config)
-        h = rms_norm(x, base[f"{layer}.post_attention_layernorm"], config)
-        x = x + mlp(h, layer, adapters, base)
-    return rms_norm(x, base["model.norm"], config) @ base["model.embed_tokens"].T
+        h = rms_norm(x, params[f"{layer}.input_layernorm"], config)
+        x = x + attention(h, layer, params, config)
+        h = rms_norm(x, params[f"{layer}.post_attention_layernorm"], config)
+        x = x + mlp(h, layer, params)
+    return rms_norm(x, params["model.norm"], config) @ params["model.embed_tokens"].T
 
 
 def loss(adapters, base, rows, config):

@@ -98,7 +98,7 @@ def confidence(logits):
 test_rows = tasks.questions("test", short(1000, 200), 1)
 judged = {}
 for n, run in ((32, few), (4000, many)):
-    logits, hit = answers(run.adapters, run.frozen, test_rows)
+    logits, hit = answers(run.adapters, run.base, test_rows)
     p = confidence(logits)
     judged[n] = p, hit
     ece = calibration_error(p, hit)

@@ -17,10 +17,9 @@ from common import HOLDS, QUICK, belongs, claim, figure, held_out_notes, of, rea
 from sweeps import lora_or_full as experiment
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.data import tasks
 from minilora.evaluation import plot
-from minilora.methods import registry
 from minilora.tree import set_leaf, tree_map
 
 config, base, words = minilora.load("micro")
@@ -133,17 +132,17 @@ train_rows, test_rows = (
 lora_8 = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
 starts = {
     "r = 8": (minilora.get_peft_model(base, lora_8, rng=0), 1e-2),
-    "full": (registry.full(base, None, None), 5e-3),
+    "full": (minilora.get_peft_model(base, MethodConfig("full")), 5e-3),
 }
 sweep, here, in_sweep = read_sweep("lora_or_full"), {}, {}
 for size, name in IN_SWEEP.items():
     of_large = of(sweep, "loss", shift="large", rows=4000, size=name)
     in_sweep[size] = np.array(of_large)
-for size, ((adapters, frozen), rate) in starts.items():
+for size, ((adapters, _), rate) in starts.items():
     settings = TrainConfig(iters=steps, batch_size=16, learning_rate=rate, mask_prompt=True)
     train_set, test_set = (data.encode_rows(r, words, settings)[0] for r in (train_rows, test_rows))
-    adapters, _ = minilora.train(adapters, frozen, train_set, config, settings)
-    here[size] = minilora.evaluate(adapters, frozen, test_set, config)["loss"]
+    adapters, _ = minilora.train(adapters, base, train_set, config, settings)
+    here[size] = minilora.evaluate(adapters, base, test_set, config)["loss"]
     print(f"{size}: {here[size]:.4f} after {steps} steps, {in_sweep[size][0]:.4f} in the sweep")
 ratio = np.log(in_sweep["r = 8"] / in_sweep["full"])
 lower = claim("the loss of r = 8 over that of full, > 1.8 times", ratio, np.log(1.8), times=True)
@@ -172,8 +171,8 @@ assert lower == HOLDS, "full fine-tuning must have the lower loss"
 # 2. `r=8` in `lora_8`: use 1. How much of the language is learned then?
 # 3. `steps = short(200, 15)`: train for 1,000 steps. Does r = 8 reach full fine-tuning?
 #
-# **Where to stop with a debugger.** `registry.full` (the whole tree is trained);
-# `tree.trained_or_frozen` (a trained embedding replaces the frozen one).
+# **Where to stop with a debugger.** `replaced.full` (the whole tree is trained);
+# `tree.overlay` (a trained embedding is laid over the one of the base).
 #
 # **Exercises.** lowrank-product, lora-count, cross-entropy.
 #

@@ -192,7 +192,7 @@ assert column("notes", "large", 8).min() > 2 * column("notes", "small", 8).max()
 # 3. `LARGE`: run `sweeps/lora_or_full.py` with a rank between 8 and 32, and add it.
 #
 # **Where to stop with a debugger.** `start` in `sweeps/lora_or_full.py` (the embedding becomes a
-# trained leaf); `tree.trained_or_frozen` (it replaces the frozen one).
+# trained leaf); `tree.overlay` (it is laid over the one of the base).
 #
 # **Exercises.** lora-count, cross-entropy.
 #

@@ -55,6 +55,7 @@ def expected_parameters(method, size):
     counts = {
         "lora": L * size * in_plus_out,
         "dora": L * size * in_plus_out + L * out,
+        "vera": L * (d + k + 2 * size),
         "bottleneck": 2 * L * (2 * d * size + size + d),
         "prefix": 2 * L * size * k,
         "prompt": size * d,
@@ -72,21 +73,21 @@ bare = minilora.forward({}, base, tokens, config)
 trained, expected, distance, rows = {}, {}, {}, []
 for name, entry in TABLE.items():
     method = compare.sized(entry, base, compare.BUDGET)
-    adapters, frozen = compare.start(entry, base, method)
+    adapters, its_base = minilora.get_peft_model(base, method)  # PiSSA has another base
     size = getattr(method, entry.size or "num_virtual_tokens")
     trained[name], expected[name] = (
         num_parameters(adapters),
         expected_parameters(entry.method, size),
     )
-    logits = minilora.forward(adapters, frozen, tokens, config)
+    logits = minilora.forward(adapters, its_base, tokens, config)
     distance[name] = np.abs(logits - bare).max() / np.abs(bare).max()
     leaf = ".".join(next(iter(flatten(adapters))).split(".")[-2:])
     rows.append([name, trained[name], f"{distance[name]:.1e}", leaf])
 table(["method", "trained", "distance from the base", "a leaf"], rows)
 
 # %% [markdown]
-# A zero (LoRA's B, the second matrix of the bottleneck, BitFit's biases) or a one (IA³, and DoRA's
-# m/‖W‖) gives exactly the base. PiSSA takes W apart and adds the parts up again, which gives the
+# A zero (LoRA's B, VeRA's b, the second matrix of the bottleneck, BitFit's biases) or a one (IA³,
+# and DoRA's m/‖W‖) gives exactly the base. PiSSA takes W apart and adds the parts up again, which gives the
 # base up to rounding. Virtual tokens change the model from the start, with any initial values.
 
 # %%
@@ -190,7 +191,8 @@ for name, other in (("lora", "full"), ("full", "lora")):  # two runs of the swee
 # 2. `compare.Job("lora", ...)`: run "dora" with the seeds 0 to 2. How far apart are they?
 # 3. `forgotten["full"]`: print `forgotten` for all methods, in order.
 #
-# **Where to stop with a debugger.** `MethodOps.linear` (DoRA, IA³, bottleneck: an `if` each).
+# **Where to stop with a debugger.** `dora.linear` (what does it do with a node without a
+# magnitude?).
 #
 # **Exercises.** ia3, prefix, dora-norm, lora-count.
 #
@@ -198,5 +200,6 @@ for name, other in (("lora", "full"), ("full", "lora")):  # two runs of the swee
 # [arXiv:1902.00751](https://arxiv.org/abs/1902.00751). Ben Zaken et al. 2022 (BitFit):
 # [arXiv:2106.10199](https://arxiv.org/abs/2106.10199). Liu et al. 2022 (IA³):
 # [arXiv:2205.05638](https://arxiv.org/abs/2205.05638). Liu et al. 2024 (DoRA):
-# [arXiv:2402.09353](https://arxiv.org/abs/2402.09353). He et al. 2022, a comparison:
+# [arXiv:2402.09353](https://arxiv.org/abs/2402.09353). Kopiczko et al. 2024 (VeRA):
+# [arXiv:2310.11454](https://arxiv.org/abs/2310.11454). He et al. 2022, a comparison:
 # [arXiv:2110.04366](https://arxiv.org/abs/2110.04366).

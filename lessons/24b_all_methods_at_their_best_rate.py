@@ -39,7 +39,7 @@ at_best = partial(experiment.at_best, sweep)
 # method is tried at four to six rates: 1, 2 and 5 times powers of ten. The rate with the lowest
 # mean loss on the validation split is chosen.
 #
-# **Predict.** How far apart are the lowest and the highest of the 13 best rates?
+# **Predict.** How far apart are the lowest and the highest of the 14 best rates?
 #
 # <details><summary>Answer</summary>
 # Full fine-tuning needs 0.005, and IA³ and the head need 0.2: 40 times as much.
@@ -67,8 +67,8 @@ assert round(max(chosen.values()) / min(chosen.values())) == 40, "the best rates
 #
 # The scores are of the test split and of eight seeds, which chose nothing. The methods are in the
 # order of their mean loss. A method is better than a later one if the interval of the paired
-# difference of the log losses lies above zero. There are 13·12/2 = 78 pairs, and 95 % intervals
-# would be wrong for about four of them. So the level is 1 − 0.05/78 (Bonferroni): then even one
+# difference of the log losses lies above zero. There are 14·13/2 = 91 pairs, and 95 % intervals
+# would be wrong for about five of them. So the level is 1 − 0.05/91 (Bonferroni): then even one
 # wrong verdict is unlikely. The last column has the later methods for which it is not shown.
 #
 # **Predict.** Which methods learn the task? Does the number of parameters decide?
@@ -79,7 +79,7 @@ assert round(max(chosen.values()) / min(chosen.values())) == 40, "the best rates
 # </details>
 
 # %%
-LEVEL = 1 - 0.05 / 78
+LEVEL = 1 - 0.05 / 91
 
 
 def better(a, b):

@@ -13,25 +13,28 @@ The functions here use the optimized operations if numba is installed. The funct
 (`minilora.model`, `minilora.training`, `minilora.generation`) take the operations as `ops`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from . import generation, layers, lora, model, nf4
+from . import generation, kernels, layers, lora, model, nf4, training
+from .batching import Example, check_examples
 from .config import InputError, LoraConfig, ModelConfig, TrainConfig
 from .data.rows import encode_rows, load_rows
+from .evaluation import callbacks
 from .evaluation.memory import print_trainable_parameters
 from .evaluation.metrics import evaluate
-from .evaluation.trainer import train
+from .evaluation.progress import Progress
 from .formats.checkpoint import load_adapter, save_adapter
 from .formats.pretrained import load, save_pretrained
 from .kernels import quantize_4bit
 from .methods.compose import generate_batch
 from .methods.method import MethodConfig
-from .methods.registry import METHODS, get_peft_model, operations
+from .methods.registry import METHODS, check_packing, get_peft_model, operations
 from .quant import schemes
-from .tree import Array, Tree
+from .training import Callback, TrainResult
+from .tree import Array, Tree, num_parameters
 
 __version__ = "0.2.0"
 __all__ = [
@@ -61,6 +64,56 @@ def loss(
     """Compute the mean cross-entropy of a batch in nats per target token; see `model.loss`."""
     ops = operations(adapters, base, ops)
     return model.loss(adapters, base, batch, model_config, ops, **options)
+
+
+def train(
+    adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
+    train_config: TrainConfig, valid: Sequence[Example] = (), state: Tree | None = None,
+    on_step: Callback | None = None, ops: Any = None, quiet: bool = False,
+) -> TrainResult:  # fmt: skip
+    """Fit `adapters` to the examples; return TrainResult(adapters, history).
+
+    adapters, base: the trees of `get_peft_model`; they do not change. model_config: as from `load`.
+    examples, valid: lists of `Example`, from `encode_rows`. `valid` is evaluated at the end and
+    every `train_config.steps_per_eval` steps; early stopping and `keep_best` need it.
+    state: None, or the last state that `on_step` got in the run to continue.
+    on_step: called after every step as on_step(rows, adapters, state), where `rows` is the list of
+    the dicts that the step added to the history. Training ends if it returns true.
+    ops: None for the optimized operations; `minilora.layers` for the reference.
+    quiet: print nothing, and show no progress.
+
+    The history has a dict per step (`step`, `loss` in nats per target token, `learning_rate`,
+    `grad_norm`, `tokens` with prompts, `seconds`) and per evaluation (`step`, `eval_loss`,
+    `eval_exact_match` and the other scores of `evaluate`). With early stopping or `keep_best`, the
+    returned adapters are those with the lowest `eval_loss`. Raises InputError for rows that are not
+    encoded, and for a loss or gradient that is not finite. A KeyboardInterrupt has the attributes
+    `adapters`, `history` and `state`, which are those of the last complete step.
+    """
+    check_packing(adapters, train_config)
+    callbacks.check_held_out(valid, train_config)
+    check_examples("examples", examples, model_config.vocab_size)
+    check_examples("valid", valid, model_config.vocab_size)
+    ops = operations(adapters, base, ops)
+    state = state or callbacks.init_state(adapters, train_config)
+    if callbacks.should_stop(state, train_config.early_stopping_patience):
+        return TrainResult(state.get("best", adapters), [])
+    with (
+        Progress(train_config.iters, "step", state["step"], quiet) as progress,
+        callbacks.LastStep(adapters, state) as latest,
+    ):
+        each_step = [latest.after_step, callbacks.progress_of(progress, quiet)]
+        if valid:
+            scored = base, valid, model_config, train_config, ops, quiet
+            each_step.insert(0, callbacks.evaluation(*scored))
+        if on_step:
+            each_step.append(on_step)
+        result = training.train(
+            adapters, base, examples, model_config, train_config, ops, state, each_step,
+            *kernels.parallel(ops, num_parameters(adapters)),
+        )  # fmt: skip
+    if not quiet:
+        callbacks.print_end(latest.last[1], train_config)
+    return result
 
 
 def generate(

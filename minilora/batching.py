@@ -61,7 +61,7 @@ def check_examples(name: str, examples: Sequence[Example], vocab_size: int) -> N
             raise InputError(f"{name}[{i}] has {n} tokens, but a mask of {m}: give each token one")
 
 
-def pack_examples(examples: list[Example], length: int) -> list[list[Example]]:
+def pack_examples(examples: Sequence[Example], length: int) -> list[list[Example]]:
     """Put examples into sequences by best fit: at most `length` − 1 input tokens per sequence.
 
     The last token of an example is only a target. A sequence becomes one row of a batch. It is a

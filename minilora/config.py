@@ -28,12 +28,6 @@ class InputError(ValueError):
         return text if len(text) <= 1200 else f"{text[:800]} … {text[-300:]}"
 
 
-def require(ok: object, message: str) -> None:
-    """Raise InputError(message) if `ok` is false."""
-    if not ok:
-        raise InputError(message)
-
-
 def did_you_mean(word: object, known: Iterable[str]) -> str:
     """Return the end of a message that asks for the known name that resembles `word`, or "".
 
@@ -60,8 +54,8 @@ FRACTION = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
 
 def check_number(name: str, value: Any, rule: Rule) -> None:
     """Raise InputError unless `value` is a number that satisfies `rule`."""
-    sound = isinstance(value, Real) and rule.holds(value)
-    require(sound, f"{name} must {rule.text}, got {value!r}")
+    if not (isinstance(value, Real) and rule.holds(value)):
+        raise InputError(f"{name} must {rule.text}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -101,8 +95,12 @@ class ModelConfig:
         if self.sliding_window is not None:
             check_number("sliding_window", self.sliding_window, POSITIVE_INT)
         q, k = self.num_attention_heads, self.num_key_value_heads
-        require(not q % k, f"num_attention_heads {q} is not a multiple of num_key_value_heads {k}")
-        require(self.head_dim % 2 == 0, f"head_dim {self.head_dim} is odd: rotation needs pairs")
+        if q % k:
+            raise InputError(
+                f"num_attention_heads {q} is not a multiple of num_key_value_heads {k}"
+            )
+        if self.head_dim % 2 != 0:
+            raise InputError(f"head_dim {self.head_dim} is odd: rotation needs pairs")
 
     def of_layer(self, i: int) -> "ModelConfig":
         """Return the settings of layer i, with its own window and rotary base."""
@@ -141,7 +139,8 @@ class LoraConfig:
         check_number("--lora-dropout", self.lora_dropout, FRACTION)
         for name, choices in LORA_CHOICES.items():
             value = getattr(self, name)
-            require(value in choices, f"{name} must be one of {choices}, got {value!r}")
+            if value not in choices:
+                raise InputError(f"{name} must be one of {choices}, got {value!r}")
         for regex in (*self.rank_pattern, *self.alpha_pattern):
             matches(regex, "")  # raises InputError if it is not a regular expression
         if str(self.target_modules).lower() == "all-linear":
@@ -233,12 +232,15 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            value, name = getattr(self, f.name), flag(f.name)
+            value = getattr(self, f.name)
+            name = flag(f.name)
             if f.name in CHOICES:
                 choices = CHOICES[f.name]
-                require(value in choices, f"{name} must be one of {choices}, got {value!r}")
+                if value not in choices:
+                    raise InputError(f"{name} must be one of {choices}, got {value!r}")
             elif type(f.default) is bool:
-                require(type(value) is bool, f"{name} must be true or false, got {value!r}")
+                if type(value) is not bool:
+                    raise InputError(f"{name} must be true or false, got {value!r}")
             else:
                 rule = POSITIVE_INT if type(f.default) is int else POSITIVE
                 check_number(name, value, OTHER_RULES.get(f.name, rule))

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import require
+from .config import InputError
 from .tree import Array
 
 NESTED_BLOCK_SIZE = 256  # absmax values per nested absmax
@@ -68,7 +68,8 @@ def double_quantize(absmax: Array, offset: np.float32 | None = None) -> DoubleQu
     if offset is None:
         with np.errstate(over="ignore"):
             offset = mean(absmax)
-    require(np.isfinite(offset), "has weights too large for double quantization: use nf4")
+    if not np.isfinite(offset):
+        raise InputError("has weights too large for double quantization: use nf4")
     m = absmax.size
     blocks = np.pad(absmax - offset, (0, -m % NESTED_BLOCK_SIZE)).reshape(-1, NESTED_BLOCK_SIZE)
     nested_absmax = np.abs(blocks).max(axis=1)

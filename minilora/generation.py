@@ -12,7 +12,7 @@ import numpy as np
 
 from . import model
 from .batching import token_array
-from .config import POSITIVE_INT, InputError, ModelConfig, check_number, require
+from .config import POSITIVE_INT, InputError, ModelConfig, check_number
 from .layers import LayerCache
 from .ops import Ops
 from .tree import Array, Tree
@@ -48,8 +48,10 @@ def check_generation(
     model_config: ModelConfig,
 ) -> None:  # fmt: skip
     """Raise InputError for a prompt that is not token ids, and for a value out of range."""
-    require(temp >= 0, f"--temp must not be negative, got {temp}")
-    require(0 < top_p <= 1, f"--top-p must lie in (0, 1], got {top_p}")
+    if not (temp >= 0):
+        raise InputError(f"--temp must not be negative, got {temp}")
+    if not (0 < top_p <= 1):
+        raise InputError(f"--top-p must lie in (0, 1], got {top_p}")
     check_number("--max-tokens", max_tokens, POSITIVE_INT)
     for prompt in prompts:
         if hasattr(prompt, "__len__") and len(prompt) == 0:

@@ -212,7 +212,8 @@ def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
     """Rotate the pairs of elements (j, j + hd/2) of x (B, T, heads, hd); cos, sin: (B, T, hd/2)."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
-    cos, sin = cos[..., None, :], sin[..., None, :]  # the same for every head
+    cos = cos[..., None, :]
+    sin = sin[..., None, :]  # the same for every head
     # (a, b) → (a·cos − b·sin, b·cos + a·sin)   (RoFormer, Eq. 34; pairs as in Hugging Face)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -234,7 +235,8 @@ class LayerCache:
             k, v = np.concatenate([self.k, k], axis=1), np.concatenate([self.v, v], axis=1)
         self.k, self.v, self.length = k, v, length
         if window is not None:  # no later token sees the keys before these
-            self.k, self.v = k[:, -window:], v[:, -window:]
+            self.k = k[:, -window:]
+            self.v = v[:, -window:]
         return k, v
 
 

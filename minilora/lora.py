@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module, require
+from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module
 from .layers import ENTRIES, dense
 from .model import parameters, unread
 from .ops import Ops
@@ -26,8 +26,10 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
 
     rng: a NumPy generator or a seed. Raises InputError if a target matches no projection.
     """
-    plain = lora_config.init_lora_weights is True and not lora_config.use_dora
-    require(plain, "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ")
+    if lora_config.init_lora_weights is not True or lora_config.use_dora:
+        raise InputError(
+            "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ"
+        )
     rng = np.random.default_rng(rng)
     adapters: Tree = {}
     for path in target_paths(base, lora_config):
@@ -63,11 +65,14 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     is_regex = isinstance(targets, str)
     found = regex_targets(base, paths, targets) if is_regex else named_targets(paths, targets)
     found -= excluded_modules(base, lora_config.exclude_modules)
-    depth, chosen = len(base["model"]["layers"]), lora_config.layers_to_transform
+    depth = len(base["model"]["layers"])
+    chosen = lora_config.layers_to_transform
     layers = tuple(range(depth)) if chosen is None else chosen
     for layer in layers:
-        inside = 0 <= layer < depth
-        require(inside, f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}")
+        if not (0 <= layer < depth):
+            raise InputError(
+                f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}"
+            )
     adapted = [path for path in paths if path in found and layer_of(path) in layers]
     if not adapted:
         raise InputError("the adapter has no targets: name a module and a layer, and exclude less")
@@ -80,8 +85,9 @@ def named_targets(paths: list[str], targets: Sequence[str]) -> set[str]:
     for target in targets:
         every = target == "all-linear"
         matching = {path for path in paths if every or names_module(target, path)}
-        names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
-        require(matching, f"--target-modules {target} matches nothing in this model: {names}")
+        if not matching:
+            names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
+            raise InputError(f"--target-modules {target} matches nothing in this model: {names}")
         found |= matching
     return found
 

@@ -103,7 +103,8 @@ def hidden_states(
     example, 0 unless rows are packed. caches: one `LayerCache` per layer, with the tokens before
     these. rng, checkpointing: see `loss`.
     """
-    node, rng = params["model"], row_rng(rng, len(tokens))
+    node = params["model"]
+    rng = row_rng(rng, len(tokens))
     first = caches[0] if caches else None
     ctx = Context(model_config, ops, None, segment_starts, first)
     x, positions, segment_starts = ops.embed(tokens, node, ctx)
@@ -117,7 +118,8 @@ def hidden_states(
             config, ops, ropes[kind], segment_starts,
             cache=caches[i] if caches else None, rng=rng.child(i) if rng else None,
         )  # fmt: skip
-        layer, layer_node = partial(decoder_layer, ctx=ctx), node["layers"][str(i)]
+        layer = partial(decoder_layer, ctx=ctx)
+        layer_node = node["layers"][str(i)]
         x = checkpoint(layer, x, layer_node) if checkpointing else layer(x, layer_node)
     if x.shape[1] > tokens.shape[1]:  # a trained prompt comes first; its states are not returned
         x = x[:, -tokens.shape[1] :]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import require
+from .config import InputError
 from .double_quant import NESTED_BLOCK_SIZE, DoubleQuantized, double_dequantize, double_quantize
 from .tree import Array
 
@@ -84,7 +84,8 @@ class Quantized:
 
     def __post_init__(self) -> None:
         check_4bit(self.block_size, self.quant_type)
-        n, absmax = math.prod(self.shape), self.stored_absmax
+        n = math.prod(self.shape)
+        absmax = self.stored_absmax
         m = -(-n // self.block_size)
         parts: list[Any] = [(self.codes, -(-n // 2), np.uint8), (absmax, m, np.float32)]
         if isinstance(absmax, DoubleQuantized):
@@ -93,9 +94,9 @@ class Quantized:
         # compiled loops check no bounds
         weight = f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size}"
         for part, size, dtype in parts:
-            sound = part.shape == (size,) and part.dtype == dtype and part.flags.c_contiguous
-            needs = f"needs a contiguous array ({size},) of {np.dtype(dtype)}"
-            require(sound, f"{weight} {needs}, got {part.shape} of {part.dtype}")
+            if not (part.shape == (size,) and part.dtype == dtype and part.flags.c_contiguous):
+                needs = f"needs a contiguous array ({size},) of {np.dtype(dtype)}"
+                raise InputError(f"{weight} {needs}, got {part.shape} of {part.dtype}")
 
     @property
     def absmax(self) -> Array:
@@ -134,21 +135,25 @@ def quantize(
 
 def check_4bit(block_size: int, quant_type: str) -> None:
     """Raise InputError unless weights can be quantized with this block size and type."""
-    sound = 16 <= block_size <= 65536 and block_size & (block_size - 1) == 0
-    require(sound, f"a block size of {block_size} is not a power of two from 16 to 65,536: use 64")
-    require(quant_type in CODEBOOKS, f"there is no 4-bit type {quant_type!r}: use nf4 or fp4")
+    if not (16 <= block_size <= 65536 and block_size & (block_size - 1) == 0):
+        raise InputError(
+            f"a block size of {block_size} is not a power of two from 16 to 65,536: use 64"
+        )
+    if quant_type not in CODEBOOKS:
+        raise InputError(f"there is no 4-bit type {quant_type!r}: use nf4 or fp4")
 
 
 def require_finite(*arrays: Array) -> None:
     """Raise InputError if an array contains a NaN or an infinity."""
-    finite = all(np.isfinite(w).all() for w in arrays)
-    require(finite, "a weight has a NaN or an infinity: use an undamaged copy of the file")
+    if not all(np.isfinite(w).all() for w in arrays):
+        raise InputError("a weight has a NaN or an infinity: use an undamaged copy of the file")
 
 
 def normalize(w: Array, block_size: int) -> tuple[Array, Array]:
     """Divide w (n,) by the absmax of each block; return x (n,) in [-1, 1] and the absmax (m,)."""
     whole = w.size // block_size * block_size
-    blocks, rest = w[:whole].reshape(-1, block_size), w[whole:]
+    blocks = w[:whole].reshape(-1, block_size)
+    rest = w[whole:]
     absmax = np.abs(blocks).max(axis=1)
     # x = w · (1/absmax)
     x = (blocks * (1 / np.maximum(absmax, TINY))[:, None]).ravel()

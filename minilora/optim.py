@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .config import TrainConfig, require
+from .config import InputError, TrainConfig
 from .tree import Array, Tree, flatten, layer_of, named_leaves, overlay, tree_map, unflatten
 
 
@@ -147,8 +147,8 @@ def round_to(params: Tree, dtype: str) -> Tree:
     for path, w in named_leaves(params):
         with np.errstate(over="ignore"):
             half = from_bfloat16(to_bfloat16(w)) if dtype == "bfloat16" else w.astype(np.float16)
-        finite = bool(np.isfinite(half).all())
-        require(finite, f"{path} has a number that {dtype} cannot hold: use float32 adapters")
+        if not bool(np.isfinite(half).all()):
+            raise InputError(f"{path} has a number that {dtype} cannot hold: use float32 adapters")
         rounded[path] = half.astype(np.float32)
     return unflatten(rounded)
 

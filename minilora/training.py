@@ -10,38 +10,49 @@ resumed run gives the same result as an uninterrupted one.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import model
 from .batching import Example, batch_at, collate, pack_examples
-from .config import ModelConfig, TrainConfig, require
+from .config import InputError, ModelConfig, TrainConfig
 from .layers import Function, RowRng, value_and_grad
 from .ops import Ops
 from .optim import OPTIMIZERS, clip, get_lr, round_to
 from .tree import Tree, arrays, layer_of, named_leaves, overlay, tree_map
 
+Callback = Callable[[list[Tree], Tree, Tree], Any]
+
+
+class TrainResult(NamedTuple):
+    """The trained adapters, and the history: one dict per step and per evaluation."""
+
+    adapters: Tree
+    history: list[Tree]
+
 
 def train(
-    adapters: Tree, base: Tree, examples: list[Example], model_config: ModelConfig,
+    adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
     train_config: TrainConfig, ops: Ops, state: Tree | None = None,
-    on_step: Callable[[Tree, Tree, Tree], Any] | None = None,
-    parallel_map: Function = map, num_shards: int = 1,
-) -> tuple[Tree, list[Tree]]:  # fmt: skip
-    """Fit `adapters` to the examples; return (adapters, history), with one dict per step.
+    callbacks: Sequence[Callback] = (), parallel_map: Function = map, num_shards: int = 1,
+) -> TrainResult:  # fmt: skip
+    """Fit `adapters` to the examples; return TrainResult(adapters, history).
 
-    The dict of a step has `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` (all, not only the
-    targets) and `seconds`.
-    state: the state of the run to continue. on_step(metrics, adapters, state): called with this
-    dict after every step; training ends if it returns true. num_shards: the number of parts of a
-    batch that `parallel_map` may compute at the same time. Raises InputError if there is nothing to
-    train on, or if the loss or the gradient is not finite; the last call of `on_step` then had the
-    last good state.
+    The history has a dict per step: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` (all,
+    not only the targets) and `seconds`.
+    state: the state of the run to continue. num_shards: the number of parts of a batch that
+    `parallel_map` may compute at the same time.
+    callbacks: each is called after every step as callback(rows, adapters, state), where `rows` is
+    the list of the dicts that the step adds to the history. A callback may add to `rows` and to
+    `state`; training ends if it returns true. If the state has `best`, these adapters are returned.
+    Raises InputError if there is nothing to train on, or if the loss or the gradient is not finite;
+    the callbacks then had the last good state.
     """
-    require(examples, "there are no examples to train on")
+    if not examples:
+        raise InputError("there are no examples to train on")
     sequences = [[example] for example in examples]  # the rows of batches
     if train_config.packing:
         sequences = pack_examples(examples, train_config.max_seq_length)
@@ -49,56 +60,65 @@ def train(
     adapters = overlay(adapters, trained)
     state = state or OPTIMIZERS[train_config.optimizer][0](trained)
     history: list[Tree] = []
-    settings = model_config, train_config, ops, parallel_map, num_shards
-    size = train_config.batch_size * train_config.grad_accumulation_steps
-    while state["step"] < train_config.iters:
-        began, step = time.perf_counter(), state["step"]
-        loss, grads, _ = gradient_at(adapters, base, sequences, step, *settings)
-        rows = batch_at(sequences, step, size, train_config.seed)  # of all micro-batches
-        tokens = sum(len(example.tokens) - 1 for row in rows for example in row)
+    stop = False
+    while state["step"] < train_config.iters and not stop:
+        began = time.perf_counter()
+        step = state["step"]
+        loss, grads, batch = gradient_at(
+            adapters, base, sequences, step, model_config, train_config, ops, parallel_map,
+            num_shards,
+        )  # fmt: skip
         grads, norm = clip(grads, train_config.max_grad_norm)
-        seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
-        advice = "lower --learning-rate, or use float32 adapters; the last checkpoint is kept"
-        require(math.isfinite(loss + norm), f"{seen}: {advice}")
+        if not math.isfinite(loss + norm):
+            seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
+            advice = "lower --learning-rate, or use float32 adapters; the last checkpoint is kept"
+            raise InputError(f"{seen}: {advice}")
         lr = get_lr(step, train_config)
         adapters, state = update(adapters, grads, state, lr, train_config)
+        tokens = sum(len(example.tokens) - 1 for row in batch for example in row)
         metrics = {"step": step + 1, "loss": loss, "learning_rate": lr, "grad_norm": norm}
         metrics |= {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}
-        history.append(metrics)
-        if on_step and on_step(metrics, adapters, state):
-            break
-    return adapters, history
+        rows = [metrics]
+        for callback in callbacks:
+            stop = bool(callback(rows, adapters, state)) or stop
+        history += rows
+    return TrainResult(state.get("best", adapters), history)
 
 
 def gradient_at(
     adapters: Tree, base: Tree, sequences: list[list[Example]], step: int,
     model_config: ModelConfig, train_config: TrainConfig, ops: Ops,
     parallel_map: Function = map, num_shards: int = 1,
-) -> tuple[float, Tree, int]:  # fmt: skip
-    """Compute (mean loss, its gradient, number of target tokens) of all micro-batches of a step."""
-    n, size = train_config.grad_accumulation_steps, train_config.batch_size
-    batches = []
-    for i in range(n):
-        batch = batch_at(sequences, step * n + i, size, train_config.seed)
-        batches.append(split_batch(list(enumerate(batch, start=i * size)), num_shards))
-    total = sum(num_targets(row) for batch in batches for shard in batch for _, row in shard)
-    require(total, f"no token of the batch of step {step + 1} is a target: leave such rows out")
+) -> tuple[float, Tree, list[list[Example]]]:  # fmt: skip
+    """Compute (mean loss, its gradient, the sequences) of all micro-batches of a step."""
+    size = train_config.batch_size
+    n = size * train_config.grad_accumulation_steps
+    batch = batch_at(sequences, step, n, train_config.seed)
+    total = sum(map(num_targets, batch))
+    if not total:
+        raise InputError(
+            f"no token of the batch of step {step + 1} is a target: leave such rows out"
+        )
 
-    def shard_gradient(shard: list[tuple[int, list[Example]]]) -> tuple[int, float, Tree] | None:
+    def shard_gradient(shard: list[tuple[int, list[Example]]]) -> tuple[int, float, Tree]:
         positions, rows = zip(*shard)
-        targets = sum(map(num_targets, rows))
-        if not targets:
-            return None
         rng = RowRng([[train_config.seed, step, position] for position in positions])
         with np.errstate(over="ignore", invalid="ignore"):  # `train` raises if it is not finite
             loss, grads = value_and_grad(model.loss)(
                 adapters, base, collate(rows), model_config, ops, rng=rng,
                 checkpointing=train_config.gradient_checkpointing,
             )  # fmt: skip
-        return targets, float(loss), grads
+        return sum(map(num_targets, rows)), float(loss), grads
 
-    results = (result for batch in batches for result in parallel_map(shard_gradient, batch))
-    return *accumulate(filter(None, results), total), total
+    loss = 0.0
+    grads = dict[str, Any]()
+    for start in range(0, n, size):
+        micro_batch = list(enumerate(batch))[start : start + size]
+        shards = split_batch(micro_batch, num_shards)
+        shards = [shard for shard in shards if any(num_targets(row) for _, row in shard)]
+        parts = list(parallel_map(shard_gradient, shards))
+        loss, grads = accumulate(parts, total, loss, grads)
+    return loss, grads, batch
 
 
 def split_batch(rows: list[Any], num_shards: int) -> list[list[Any]]:
@@ -112,19 +132,21 @@ def num_targets(examples: Iterable[Example]) -> int:
     return int(sum(sum(example.mask[1:]) for example in examples))  # a mask may be an array
 
 
-def accumulate(shards: Iterable[tuple[int, float, Tree]], total: int) -> tuple[float, Tree]:
-    """Compute (mean loss, its gradient) of a batch from those of its shards.
+def accumulate(
+    shards: list[tuple[int, float, Tree]], total: int, loss: float = 0.0, grads: Tree | None = None
+) -> tuple[float, Tree]:
+    """Add the shards of a batch to its (mean loss, gradient), and return these.
 
-    shards: (number of target tokens, mean loss, gradient) of each. total: the sum of these numbers.
+    shards: (number of target tokens, mean loss, gradient) of each. total: the number of target
+    tokens of the whole batch. loss, grads: of the shards before.
     """
-    loss, grads = 0.0, dict[str, Any]()
     for n, value, grad in shards:
         # L = Σ (n/total)·L of the shard: the mean over all targets, not a mean of means
         weight = n / total
         loss += weight * value
         grad = tree_map(partial(np.multiply, weight), grad)
         grads = tree_map(np.add, grads, grad) if grads else grad
-    return loss, grads
+    return loss, grads or {}
 
 
 def update(

@@ -409,9 +409,9 @@ def test_a_leaf_that_merging_does_not_know_is_refused_by_name(path):
     assert f"{path}.".startswith(f"{named}.")
 
 
-@pytest.mark.parametrize("merge", [lora.merge, minilora.merge])
+@pytest.mark.parametrize("ops", [layers, fused])
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-def test_a_merge_rounds_once_after_the_sum(merge, dtype):
+def test_a_merge_rounds_once_after_the_sum(ops, dtype):
     """If W₀ were rounded before the sum, to 1, the result would be 1, too."""
     adapters, frozen = adapted(random_base(TINY, dtype=np.float64), r=1, lora_alpha=1)
     unit = float(np.finfo(dtype).eps)
@@ -419,7 +419,7 @@ def test_a_merge_rounds_once_after_the_sum(merge, dtype):
     weight[:] = 1 + 3 / 8 * unit
     trained["lora_A"][:] = 1
     trained["lora_B"][:] = 2 / 8 * unit  # the sum is nearer to 1 + unit
-    merged = get(merge(adapters, frozen, dtype), Q0)["weight"]
+    merged = get(lora.merge(adapters, frozen, ops, dtype), Q0)["weight"]
     assert merged.dtype == dtype and (merged == 1 + unit).all()
 
 

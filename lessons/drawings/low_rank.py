@@ -23,7 +23,7 @@ from elements import (
 from matplotlib.patches import Polygon, Rectangle
 
 import minilora
-from minilora import LoraConfig, lora
+from minilora import LoraConfig
 from minilora.tree import num_parameters
 
 
@@ -108,7 +108,7 @@ def low_rank_update(ax):
 def two_trees(ax):
     _, base, _ = minilora.load("micro")
     chosen = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    adapters, _ = lora.init(base, chosen, np.random.default_rng(0))
+    adapters, _ = minilora.get_peft_model(base, chosen, 0)
     title(ax, 2, 35.8, f"base: {num_parameters(base):,} numbers, frozen", color=BLUE)
     title(ax, 40, 35.8, f"adapters: {num_parameters(adapters):,}, trained", color=ORANGE)
     y, attention = 33, "layers.0.self_attn"
@@ -374,7 +374,7 @@ def one_base_many_adapters(ax):
         arrow(ax, (44, 15.5 - 2 * (i - 1)), (53.5, y))
     text(ax, 60.5, 25, "chosen per row", color=ORANGE)
     text(ax, 6.5, 25, "one batch", color=GREY)
-    uses = ("to load: a pair of trees", "to switch: pass another pair", "to disable: pass {}")
+    uses = ("to load: a small tree", "to switch: pass another tree", "to disable: pass {}")
     text(ax, 35, 2, "      ".join(uses), 8.5, GREY)
 
 

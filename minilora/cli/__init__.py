@@ -11,7 +11,7 @@ import weakref
 from contextlib import contextmanager, suppress
 from functools import cache
 
-from ..config import InputError, require
+from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
 from .arguments import COURSE, Parser, parse
@@ -58,7 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def dispatch(argv):
     """Run the command that `argv` names; return the exit status, or None for 0."""
-    require("\0" not in "".join(argv), "an argument has a NUL character: remove it")
+    if "\0" in "".join(argv):
+        raise InputError("an argument has a NUL character: remove it")
     if argv[:1] and argv[0] in COURSE:
         top = Parser(prog="minilora")
         course_commands.add_commands(top)
@@ -92,7 +93,8 @@ def interruptible(terminated, for_good):
         handler = signal.getsignal(signal.SIGINT)  # `kernels.threads` has its own
         (handler if callable(handler) else interrupt)(number, frame)
 
-    main, before = threading.current_thread() is threading.main_thread(), {}
+    main = threading.current_thread() is threading.main_thread()
+    before = {}
     try:
         for number, handler in ((signal.SIGINT, interrupt), (signal.SIGTERM, terminate)):
             if main and signal.getsignal(number) is not signal.SIG_IGN:

@@ -22,7 +22,6 @@ from ..config import (
     TrainConfig,
     did_you_mean,
     flag,
-    require,
 )
 from ..data.rows import KEYS
 from ..formats.checkpoint import read_metadata
@@ -153,8 +152,9 @@ def toml_settings(path, written=False):
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     found = settings.pop("format_version", 1 if written else FORMAT_VERSION)
-    which = f"{path} has format_version {found!r}, but this version reads {FORMAT_VERSION}"
-    require(found == FORMAT_VERSION, f"{which}: train again, or delete the file and give --model")
+    if found != FORMAT_VERSION:
+        which = f"{path} has format_version {found!r}, but this version reads {FORMAT_VERSION}"
+        raise InputError(f"{which}: train again, or delete the file and give --model")
     named = {key.replace("-", "_"): value for key, value in settings.items()}
     if len(named) < len(settings):
         raise InputError(f"{path} has one setting in two spellings, with - and with _: delete one")
@@ -165,8 +165,8 @@ def checkpoint_settings(metadata, path):
     """Return the settings in the metadata of a checkpoint; raise InputError if it has none."""
     kinds = {"settings": dict, "digests": dict, "threads": int, "rows": list}
     sound = all(isinstance(metadata.get(name, []), kind) for name, kind in kinds.items())
-    ours = sound and metadata.get("version") == FORMAT_VERSION
-    require(ours, f"{path} is not a checkpoint of a run of this version: use --overwrite")
+    if not (sound and metadata.get("version") == FORMAT_VERSION):
+        raise InputError(f"{path} is not a checkpoint of a run of this version: use --overwrite")
     return metadata["settings"]
 
 
@@ -177,11 +177,12 @@ def check_settings(settings, path):
         if name not in known or isinstance(value, dict):
             hint = did_you_mean(name, known)
             raise InputError(f"{path}: unknown setting {name!r}{hint} (see minilora train --help)")
-        single = name in LISTS or not isinstance(value, list)
-        require(single, f"{path}: {flag(name)} takes one value")
+        if name not in LISTS and isinstance(value, list):
+            raise InputError(f"{path}: {flag(name)} takes one value")
     with errors_in(path):
         flags = as_flags(settings)
-        require("\0" not in "".join(flags), "a setting has a NUL character")
+        if "\0" in "".join(flags):
+            raise InputError("a setting has a NUL character")
         found = vars(parser().parse_args(["train", *flags]))
     return {name: found[name] for name in settings if found[name] is not None}
 
@@ -270,7 +271,8 @@ def train_flags(sub):
     recipes = [f"{name}: {data.recipe}." for name, data in BUILTIN.items() if data.recipe]
     sub.epilog = " ".join(["Some built-in data sets have other defaults.", *recipes])
     lora = LoraConfig()
-    add, switch = sub.add_argument, argparse.BooleanOptionalAction
+    add = sub.add_argument
+    switch = argparse.BooleanOptionalAction
     add("--model", default="tiny", help="micro, tiny, smollm2, a Hugging Face folder or .gguf file")
     add(
         "--data", default=DEFAULT_DATA, help="built-in data, a .jsonl, .json or .csv file, a folder"

@@ -51,7 +51,8 @@ def read_split(name, split, loaded, columns, train_config):
 
     It has no rows if there are too few for a held-out split. Raises InputError naming the split.
     """
-    tokenizer, length = loaded.tokenizer, train_config.max_seq_length
+    tokenizer = loaded.tokenizer
+    length = train_config.max_seq_length
     if split is None:
         rows, left_out = read_usable(name, tokenizer, columns)
     else:
@@ -129,7 +130,8 @@ def load_examples(args, loaded, split):
     if columns is None and name not in BUILTIN:
         columns = settings.get("columns")
     if args.data and Path(args.data).is_file():
-        split, described = None, f"all rows of {name}"
+        split = None
+        described = f"all rows of {name}"
     else:
         split = existing_split(name, split)
         described = f"{split} split of {name}"

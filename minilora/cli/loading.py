@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, ModelConfig, flag, require
+from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, ModelConfig, flag
 from ..formats.checkpoint import (
     CONFIG,
     load_adapter,
@@ -19,6 +19,7 @@ from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
 from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import GROUPS, also_train
+from ..optim import split_matrices
 from ..training import learning_rates
 from ..tree import arrays, flatten
 from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, toml_settings
@@ -91,21 +92,23 @@ def _same_model(one, other):
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
     if args.init_adapter:
-        folder, how = args.init_adapter, (args.quantize, args.block_size)
+        folder = args.init_adapter
+        how = (args.quantize, args.block_size)
         settings = run_settings(folder)
         if "--model" not in args.given:  # the base of the adapter, if it is known
             args.model = settings.get("model", args.model)
         warn_of_another_base(folder, settings, args.model, *how)
         loaded = load_with_adapter(folder, args.model, *how)
         found = method_name(loaded.adapter_config)
-        require(found == args.method, f"{folder} has the method {found}: give --method {found}")
+        if found != args.method:
+            raise InputError(f"{folder} has the method {found}: give --method {found}")
         use_settings_of(loaded, args)
     else:
         loaded = new_adapter(args, make_adapter_config(args))
-    possible = isinstance(loaded.adapter_config, LoraConfig) or not args.also_train
-    require(possible, f"--also-train needs --method lora or dora, not --method {args.method}")
-    possible = "bias" not in args.also_train or args.method != "dora"
-    require(possible, "PEFT's files of DoRA cannot hold --also-train bias: choose norm or head")
+    if args.also_train and not isinstance(loaded.adapter_config, LoraConfig):
+        raise InputError(f"--also-train needs --method lora or dora, not --method {args.method}")
+    if "bias" in args.also_train and args.method == "dora":
+        raise InputError("PEFT's files of DoRA cannot hold --also-train bias: choose norm or head")
     return loaded._replace(adapters=also_train(loaded.adapters, loaded.base, args.also_train))
 
 
@@ -182,6 +185,10 @@ def unused_settings(args, loaded, train_config, examples, valid):
         one, two = (learning_rates(1.0, config, arrays(loaded.adapters)) for config in configs)
         if one == two:
             unused[name] = why
+    matrices, others = split_matrices(arrays(loaded.adapters))
+    if train_config.optimizer == "muon" and matrices and not others:
+        of_adam = ("adam_beta1", "adam_beta2", "adam_eps")
+        unused |= dict.fromkeys(of_adam, "with --optimizer muon and only matrices to train")
     if not valid:
         of_evaluation = ("steps_per_eval", "val_batches", "early_stopping_patience")
         unused |= dict.fromkeys(of_evaluation, "without held-out rows")
@@ -222,7 +229,8 @@ def make_adapter_config(args):
 def new_adapter(args, adapter_config):
     """Return a LoadedModel with a new adapter on the base that --model and --quantize name."""
     dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
-    scheme, low_precision = "none" if dense else args.quantize, args.method != "full"
+    scheme = "none" if dense else args.quantize
+    low_precision = args.method != "full"
     config, base, tokenizer = load(args.model, scheme, args.block_size, low_precision and not dense)
     how = args.quantize, args.block_size
     adapters, base = get_peft_model(base, adapter_config, args.seed, *how)
@@ -231,7 +239,8 @@ def new_adapter(args, adapter_config):
 
 def load_with_adapter(folder, name, scheme, block_size, load=load):
     """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`."""
-    dense, low_precision = needs_dense_base(folder), not trains_all_weights(folder)
+    dense = needs_dense_base(folder)
+    low_precision = not trains_all_weights(folder)
     config, base, tokenizer = load(name, "none" if dense else scheme, block_size, low_precision)
     how = (scheme, block_size) if dense else ()
     adapters, base, adapter_config = load_adapter(folder, base, *how)

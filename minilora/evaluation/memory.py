@@ -13,7 +13,8 @@ ADAM_FLOATS = 2  # m and v, float32, per trained parameter
 def memory_estimate(adapters, base, model_config, tokens):
     """Return {part: bytes} of an optimized float32 step with `tokens` tokens per batch.
 
-    Weights, adapters, gradients and Adam's moments are exact. `activations` are the arrays kept for
+    Weights, adapters, gradients and Adam's moments are exact (Muon has only one number per element
+    of a matrix, instead of two). `activations` are the arrays kept for
     the backward pass (see `activation_floats`), without gradient checkpointing.
     """
     trained = 4 * num_parameters(adapters)
@@ -38,7 +39,8 @@ def activation_floats(adapters, base, model_config):
     layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
     if model_config.qk_norm:  # both sides of the norms of the heads
         layer += (H + K) * (2 * hd + 1)
-    L, kept = model_config.num_hidden_layers, D + 1
+    L = model_config.num_hidden_layers
+    kept = D + 1
     extra = {name: m.extra_floats for m in ORDER for name in m.names()}
     trained = arrays(adapters)
     for path, w in named_leaves(trained):
@@ -72,7 +74,8 @@ def print_trainable_parameters(adapters: Tree, base: Tree) -> None:
     """Print the number and the share of trained parameters, in the format of PEFT."""
     replaced = flatten(base).keys()
     added = sum(w.size for path, w in named_leaves(arrays(adapters)) if path not in replaced)
-    trained, total = num_parameters(adapters), num_parameters(base) + added
+    trained = num_parameters(adapters)
+    total = num_parameters(base) + added
     share = f"trainable%: {100 * trained / total:.4f}"
     print(f"trainable params: {trained:,} || all params: {total:,} || {share}")
 

@@ -44,7 +44,7 @@ def evaluate(
     ops = operations(adapters, base, ops)
     params = model.parameters(adapters, base, ops)
     tokens = sum(len(example.tokens) for example in scored)
-    bar = {"desc": "evaluating", "leave": False, "delay": 1, "unit_scale": True}
+    bar: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1, "unit_scale": True}
     parts = []
     with Progress(tokens, "token", quiet=quiet, **bar) as progress:
         for rows in batches(scored):
@@ -88,7 +88,8 @@ def token_scores(params, batch, model_config, ops):
     tokens, starts = batch["tokens"], batch["segment_starts"]
     x = model.hidden_states(params, tokens, starts, model_config, ops)
     at = np.nonzero(batch["mask"])
-    h, targets = x[at], batch["targets"][at]
+    h = x[at]
+    targets = batch["targets"][at]
     pieces = chunks(len(targets), model_config.vocab_size, LOGIT_FLOATS)
     parts = [_scores(model.logits(h[i], params, ops), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
@@ -101,7 +102,8 @@ def token_scores(params, batch, model_config, ops):
 def _scores(logits, targets):
     logits = logits - logits.max(axis=-1, keepdims=True)
     rows = np.arange(len(targets))
-    of_target, best = logits[rows, targets], logits.argmax(axis=-1)
+    of_target = logits[rows, targets]
+    best = logits.argmax(axis=-1)
     p = np.exp(logits, out=logits)
     total = p.sum(axis=-1)
     p /= total[:, None]

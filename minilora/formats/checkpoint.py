@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import lora
-from ..config import INITIALIZERS, LoraConfig, require
+from ..config import INITIALIZERS, InputError, LoraConfig
 from ..data.row_files import parse_json
 from ..methods import initializers
 from ..methods.method import MethodConfig
@@ -94,10 +94,13 @@ def load_adapter(
     A folder with only a pickle is refused unopened.
     """
     folder = Path(folder)
-    require(folder.is_dir(), f"{folder} is not a folder: give one with {CONFIG} and {WEIGHTS}")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: give one with {CONFIG} and {WEIGHTS}")
     pickled = folder / "adapter_model.bin"
-    require((folder / WEIGHTS).exists() or not pickled.exists(), pickle_refusal(pickled))
-    entries, raw = safetensors_file.read_header(folder / WEIGHTS), read_json(folder / CONFIG)
+    if pickled.exists() and not (folder / WEIGHTS).exists():
+        raise InputError(pickle_refusal(pickled))
+    entries = safetensors_file.read_header(folder / WEIGHTS)
+    raw = read_json(folder / CONFIG)
     if raw.get("peft_type") != "LORA":
         with errors_in(folder / CONFIG):
             other = method_format.read_config(raw)
@@ -117,7 +120,8 @@ def load_adapter(
         # in PEFT, a trained embedding is a copy, so the head of a tied model stays as it was
         base = base | {"lm_head": {"weight": get(base, peft_format.EMBEDDING)}}
     for path in lora.adapted_paths(adapters):
-        scaling, node = adapter_config.rank_and_scaling(path)[1], get(adapters, path)
+        scaling = adapter_config.rank_and_scaling(path)[1]
+        node = get(adapters, path)
         node |= {"lora_scaling": scaling, "lora_dropout": adapter_config.lora_dropout}
         if with_bias:
             # b = b₀ + (α/r)·b_B
@@ -132,9 +136,9 @@ def _check_pair(folder, fields):
     """Raise InputError unless config and weights were saved together; PEFT writes no digest."""
     metadata = safetensors_file.read_json_header(folder / WEIGHTS)[0].get("__metadata__")
     pair = metadata.get(PAIR) if isinstance(metadata, dict) else None
-    two = f"{CONFIG} and {WEIGHTS} in {folder} were not saved together"
-    same = pair is None or pair == pair_digest(fields)
-    require(same, f"{two}: save the adapter again (for a run, use train --resume)")
+    if pair is not None and pair != pair_digest(fields):
+        two = f"{CONFIG} and {WEIGHTS} in {folder} were not saved together"
+        raise InputError(f"{two}: save the adapter again (for a run, use train --resume)")
 
 
 def needs_dense_base(folder):
@@ -150,12 +154,15 @@ def trains_all_weights(folder):
 def _read(path, entries, shapes):
     """Read {name: array} of exactly the tensors in {name: shape}."""
     for name, found in entries.items():
-        require(name in shapes, f"{found.where} does not belong to this adapter and this base")
+        if name not in shapes:
+            raise InputError(f"{found.where} does not belong to this adapter and this base")
     read = {}
     for name, shape in shapes.items():
-        require(name in entries, f"{path}: tensor {name} is missing")
+        if name not in entries:
+            raise InputError(f"{path}: tensor {name} is missing")
         found = entries[name]
-        require(found.shape == shape, f"{found.where} has the shape {found.shape}, not {shape}")
+        if found.shape != shape:
+            raise InputError(f"{found.where} has the shape {found.shape}, not {shape}")
         read[name] = check_floats(found.where, found.read())
     return read
 
@@ -178,10 +185,12 @@ def read_metadata(path):
     """Read (numbers of the state, metadata) of a file that `save_state` wrote."""
     complaint = f"{path} is not a checkpoint of a run"
     texts = safetensors_file.read_json_header(path)[0].get("__metadata__")
-    require(isinstance(texts, dict), complaint)
+    if not isinstance(texts, dict):
+        raise InputError(complaint)
     numbers = parse_json(str(texts.get("minilora_run")), complaint)
     metadata = parse_json(str(texts.get("facts")), complaint)
-    require(isinstance(numbers, dict) and isinstance(metadata, dict), complaint)
+    if not (isinstance(numbers, dict) and isinstance(metadata, dict)):
+        raise InputError(complaint)
     return numbers, metadata
 
 
@@ -191,14 +200,16 @@ def load_state(path, like=None, optimizer="adamw"):
     optimizer: its name in `optim.OPTIMIZERS`. Raises InputError if the file is not a checkpoint,
     lacks a tree of the state of this optimizer, or has other shapes than the tree `like`.
     """
-    entries, (numbers, metadata) = safetensors_file.read_header(path), read_metadata(path)
+    entries = safetensors_file.read_header(path)
+    (numbers, metadata) = read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
     ours = unflatten(ours) if like is None else arrays(like)
     names = ("best_loss", "step", "best_step", "worse")
     best, *counts = (numbers.get(name) for name in names)
     sound = type(best) in (int, float) and best == best  # not NaN
     sound = sound and all(type(n) is int and 0 <= n < 2**63 for n in counts)
-    require(sound and ours and len(numbers) == len(names), f"{path} is not a checkpoint of a run")
+    if not (sound and ours and len(numbers) == len(names)):
+        raise InputError(f"{path} is not a checkpoint of a run")
     start, _ = OPTIMIZERS[optimizer]
     zeros = start(tree_map(lambda found: np.zeros(found.shape, "f4"), ours))
     moments = {name: tree for name, tree in zeros.items() if isinstance(tree, dict)}

@@ -73,7 +73,8 @@ def rope(raw):
 
 def layer_types(raw, default):
     """Return raw["layer_types"] as a tuple, or the default; raise InputError if it is malformed."""
-    types, n = raw.get("layer_types") or default, size(raw, "num_hidden_layers")
+    types = raw.get("layer_types") or default
+    n = size(raw, "num_hidden_layers")
     known = ("sliding_attention", "full_attention")
     if not isinstance(types, list | tuple) or len(types) != n or not all(t in known for t in types):
         raise InputError(f"layer_types must name {' or '.join(known)} for each of {n} layers")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, InputError, ModelConfig, require
+from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, InputError, ModelConfig
 from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import dense
 from ..tree import flatten
@@ -78,7 +78,8 @@ def read_config(folder):
 
 def as_json(config, dtype, biased):
     """Return the object for config.json, with field names that transformers 4 and 5 both read."""
-    family, eos = FAMILIES[config.model_type], list(config.eos_token_id)
+    family = FAMILIES[config.model_type]
+    eos = list(config.eos_token_id)
     flags = {name: names[0] in biased for name, names in BIASES.items() if names in family.biases}
     return {
         "architectures": [family.architecture], "model_type": config.model_type,
@@ -144,8 +145,8 @@ def read_index(path):
     """Read {tensor: name of its file} of the index of a model in several files."""
     where = read_json(path).get("weight_map")
     names = where.values() if isinstance(where, dict) else [None]
-    sound = all(isinstance(s, str) and "/" not in s and "\\" not in s for s in names)
-    require(sound, f"{path}: weight_map must map each tensor to a file of this folder")
+    if not all(isinstance(s, str) and "/" not in s and "\\" not in s for s in names):
+        raise InputError(f"{path}: weight_map must map each tensor to a file of this folder")
     return where
 
 
@@ -161,7 +162,8 @@ def read_tensors(folder):
     where = read_index(index)
     headers = {s: safetensors_file.read_header(folder / s) for s in sorted(set(where.values()))}
     for name, shard in where.items():
-        require(name in headers[shard], f"{folder / shard} lacks tensor {name}, listed in {index}")
+        if name not in headers[shard]:
+            raise InputError(f"{folder / shard} lacks tensor {name}, listed in {index}")
     return {name: headers[shard][name] for name, shard in where.items()}
 
 
@@ -173,19 +175,24 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {
     dequantized one by one. Raises InputError and writes nothing if the folder exists and is not
     empty, or if a leaf is missing, is not part of a model of this type, or has the wrong shape.
     """
-    require(dtype in FORMAT_NAME, f"--dtype must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
+    if dtype not in FORMAT_NAME:
+        raise InputError(f"--dtype must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
     leaves = {path: w for path, w in flatten(base).items() if hasattr(w, "shape")}
-    kind, tied = model_type(config, leaves), "lm_head.weight" not in leaves
+    kind = model_type(config, leaves)
+    tied = "lm_head.weight" not in leaves
     config = replace(config, model_type=kind, tie_word_embeddings=tied)
     own = FAMILIES[kind].biased(with_bias(leaves))
     expected = shapes(config, own)
     for path, w in leaves.items():
-        require(path in expected, f"{path} is not part of a {kind}: merge the adapter first")
-        require(w.shape == expected[path], f"{path} has the shape {w.shape}, not {expected[path]}")
+        if path not in expected:
+            raise InputError(f"{path} is not part of a {kind}: merge the adapter first")
+        if w.shape != expected[path]:
+            raise InputError(f"{path} has the shape {w.shape}, not {expected[path]}")
     tensors: dict = {}
     for path, shape in expected.items():
         # in Hugging Face's format all projections of a group have biases or none has: add zeros
-        require(path in leaves or path.endswith(".bias"), f"the base lacks {path}")
+        if path not in leaves and not path.endswith(".bias"):
+            raise InputError(f"the base lacks {path}")
         leaf = leaves.get(path)
         read = partial(np.zeros, shape, np.float32) if leaf is None else partial(dense, leaf)
         tensors |= quantized(path, leaf) or {path: Entry(FORMAT_NAME[dtype], shape, read)}

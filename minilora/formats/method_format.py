@@ -9,7 +9,7 @@ its network there, without the network. A prefix is (n, L·2·K·hd): keys and v
 
 import numpy as np
 
-from ..config import require
+from ..config import InputError
 from ..methods.method import MethodConfig
 from ..methods.registry import METHODS
 from ..tree import arrays, named_leaves, unflatten
@@ -38,17 +38,21 @@ def read_config(raw):
     Raises InputError naming the field that is malformed or not implemented.
     """
     kind, name = raw.get("peft_type"), raw.get("minilora_method")
-    known = kind is None or str(kind) in PEFT_TYPES
-    require(known, f"peft_type {kind!r} is not implemented; LORA, {', '.join(PEFT_TYPES)} are")
+    if kind is not None and str(kind) not in PEFT_TYPES:
+        raise InputError(
+            f"peft_type {kind!r} is not implemented; LORA, {', '.join(PEFT_TYPES)} are"
+        )
     own = [m.name for m in METHODS.values() if not m.peft_fields and m.name not in ("lora", "dora")]
-    require(kind or name in own, "no peft_type and no known minilora_method")
+    if not kind and name not in own:
+        raise InputError("no peft_type and no known minilora_method")
     method = PEFT_TYPES[kind] if kind else METHODS[name]
     size = method.peft_size or method.size
     refuse_unknown(raw, {*NEUTRAL, *method.free_fields, size}, _fixed(method))
     if method.size is None:
         return MethodConfig(method.name)
     n = raw.get(size)
-    require(type(n) is int and 1 <= n <= LARGEST, f"{size} is malformed: {n!r}")
+    if not (type(n) is int and 1 <= n <= LARGEST):
+        raise InputError(f"{size} is malformed: {n!r}")
     return MethodConfig(method.name, **{method.size: n})
 
 

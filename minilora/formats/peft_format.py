@@ -15,7 +15,6 @@ from ..config import (
     LoraConfig,
     matches,
     names_module,
-    require,
 )
 from ..methods.replaced import biases
 from ..tree import arrays, flatten, get, named_leaves
@@ -44,16 +43,22 @@ def tensors(adapters, base, config):
     such an adapter into a base without biases.
     """
     expected = {path: config.rank_and_scaling(path) for path in lora.target_paths(base, config)}
-    low_rank, trained = lora.adapted_paths(adapters), flatten(arrays(adapters))
+    low_rank = lora.adapted_paths(adapters)
+    trained = flatten(arrays(adapters))
     found = {p: (len(trained[f"{p}.lora_A"]), get(adapters, p)["lora_scaling"]) for p in low_rank}
     for path in expected | found:
-        has, says = found.get(path), expected.get(path)
-        which = f"the adapter on {path} has rank and scaling {has}, but its LoraConfig says {says}"
-        require(has == says, which)
+        has = found.get(path)
+        says = expected.get(path)
+        if has != says:
+            raise InputError(
+                f"the adapter on {path} has rank and scaling {has}, but its LoraConfig says {says}"
+            )
     known = {f"{path}.{name}" for path in low_rank for name in LEAVES}
-    whole, places = [path for path in trained if path not in known], replaceable(base)
+    whole = [path for path in trained if path not in known]
+    places = replaceable(base)
     for path in whole:
-        require(path in places, f"PEFT's format cannot hold a trained {path}")
+        if path not in places:
+            raise InputError(f"PEFT's format cannot hold a trained {path}")
     if EMBEDDING in whole and "lm_head" not in adapters | base:
         what = "PEFT's format cannot hold a trained embedding that is also the head"
         raise InputError(f"{what}: put lm_head.weight into one of the two trees")
@@ -62,7 +67,8 @@ def tensors(adapters, base, config):
     if sorted(named(short, places)) == sorted(whole):
         modules = short
     if any(path.endswith(".bias") for path in trained):
-        require(not config.use_dora, "PEFT's format cannot hold trained biases of DoRA")
+        if config.use_dora:
+            raise InputError("PEFT's format cannot hold trained biases of DoRA")
         for path, own in biases(low_rank, base):
             scaling = config.rank_and_scaling(path.removesuffix(".bias"))[1]
             # b_B = (b − b₀) / (α/r)
@@ -75,7 +81,8 @@ def shapes(config, with_bias, modules, base):
     places = replaceable(base)
     expected = {path: places[path] for path in named(modules, places)}
     for path in lora.target_paths(base, config):
-        (n, m), (r, _) = get(base, path)["weight"].shape, config.rank_and_scaling(path)
+        (n, m) = get(base, path)["weight"].shape
+        (r, _) = config.rank_and_scaling(path)
         expected |= {f"{path}.lora_A": (r, m), f"{path}.lora_B": (n, r)}
         if with_bias:
             expected[f"{path}.bias"] = (n,)
@@ -132,8 +139,10 @@ def refuse_unknown(raw, free, fixed):
         same = value in (None, False, "", [], {}, expected)
         if isinstance(value, list) and isinstance(expected, list):  # PEFT's sets have no order
             same = sorted(value, key=repr) == sorted(expected, key=repr)
-        message = f"{name} = {value!r} is not implemented: the adapter's outputs would be wrong"
-        require(same or name in free, message)
+        if not same and name not in free:
+            raise InputError(
+                f"{name} = {value!r} is not implemented: the adapter's outputs would be wrong"
+            )
 
 
 def _is_sound(value, types, item_types=()):
@@ -153,19 +162,20 @@ def read_config(raw, base):
     Raises InputError naming the field that is malformed or not implemented.
     """
     start = raw.get("init_lora_weights")
-    known = start in (*NEUTRAL_INITIALIZERS, *INITIALIZERS)
-    require(known, f"init_lora_weights {start!r} is not implemented: it changes the base")
+    if start not in (*NEUTRAL_INITIALIZERS, *INITIALIZERS):
+        raise InputError(f"init_lora_weights {start!r} is not implemented: it changes the base")
     free = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights", "runtime_config"}
     refuse_unknown(raw, free, OFF)
     fields: dict = {}
     for name, (default, *types) in HONOURED.items():
         fields[name] = default if raw.get(name) is None else raw[name]
-        require(_is_sound(fields[name], *types), f"{name} is malformed: {fields[name]!r}")
+        if not _is_sound(fields[name], *types):
+            raise InputError(f"{name} is malformed: {fields[name]!r}")
     lora_bias, modules = fields.pop("lora_bias"), fields.pop("modules_to_save")
     for name in modules:
-        known = named([name], replaceable(base))
-        others = "norms, embed_tokens and lm_head are"
-        require(known, f"modules_to_save {name!r} is not implemented; {others}")
+        if not named([name], replaceable(base)):
+            others = "norms, embed_tokens and lm_head are"
+            raise InputError(f"modules_to_save {name!r} is not implemented; {others}")
     weights = tuple(f".{name}.weight" for name in ALL_LINEAR)
     projections = [p.removesuffix(".weight") for p, _ in named_leaves(base) if p.endswith(weights)]
     patterns = fields.pop("layers_pattern")
@@ -176,11 +186,12 @@ def read_config(raw, base):
     bias = fields.pop("bias")
     layers, targets = fields["layers_to_transform"], fields["target_modules"]
     if isinstance(targets, str):
-        sound = layers == []
-        require(sound, f"layers_to_transform needs a list of target_modules, not {targets!r}")
+        if layers != []:
+            raise InputError(f"layers_to_transform needs a list of target_modules, not {targets!r}")
         every = targets.lower() == "all-linear"
         targets = ALL_LINEAR if every else [p for p in projections if matches(targets, p)]
-    require(targets, f"target_modules {fields['target_modules']!r} match no projection")
+    if not targets:
+        raise InputError(f"target_modules {fields['target_modules']!r} match no projection")
     fields["init_lora_weights"] = start if start in INITIALIZERS else True
     fields["target_modules"] = tuple(targets)
     # for PEFT an empty list means all layers, like null

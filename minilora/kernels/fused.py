@@ -4,8 +4,10 @@ Part 4 of `lessons/00_qlora_in_one_file.py`, made general: the same equations, w
 derived by hand.
 
 A sublayer with plain LoRA is one autograd primitive, and keeps only arrays that are expensive to
-recompute. Other sublayers (dropout, trained weights) are composed as in `layers.py`. Loops use
-numba, matmuls use NumPy. Tests compare each function with `layers.py`, in values and gradients.
+recompute. Autograd hands the backward pass only the arguments and the result, so the forward pass
+keeps these arrays in a dict that it gets as an argument, `saved`. Other sublayers (dropout, trained
+weights) are composed as in `layers.py`. Loops use numba, matmuls use NumPy. Tests compare each
+function with `layers.py`, in values and gradients.
 
 Letters as in `layers.py`; g is the gradient of the output, ∂L/∂y.
 """
@@ -41,7 +43,8 @@ __all__ = ["ENTRIES", "attention", "cross_entropy", "embed", "linear", "merge_pr
 
 def swiglu_forward(gate, up):
     """Compute `layers.swiglu`."""
-    y, width = np.empty(gate.shape, gate.dtype), gate.shape[-1]
+    y = np.empty(gate.shape, gate.dtype)
+    width = gate.shape[-1]
     parallel_rows(_swiglu, gate.size // width, rows(gate), rows(up), rows(y), width=width)
     return y
 
@@ -57,7 +60,8 @@ def _swiglu_vjp(argnums, y, args, kwargs):
 def swiglu_backward(g, gate, up):
     """Compute ∂L/∂gate and ∂L/∂up for g = ∂L/∂y."""
     da, db = np.empty(gate.shape, gate.dtype), np.empty(up.shape, up.dtype)
-    a, width = (rows(x) for x in (gate, up, g, da, db)), gate.shape[-1]
+    a = (rows(x) for x in (gate, up, g, da, db))
+    width = gate.shape[-1]
     parallel_rows(_swiglu_back, gate.size // width, *a, width=width)
     return da, db
 

@@ -56,8 +56,12 @@ def attention_forward(q, k, v, rope, starts, saved):
     """Compute `layers.attention`; store the arrays of the backward pass in the dict `saved`."""
     hd = 2 * rope[0].shape[-1]
     K = k.shape[-1] // hd
-    q, k, v = rotate(q, rope, K, hd**-0.5), rotate(k, rope, K), group_heads(v, K, hd)
-    y, log_z, kept = np.empty_like(q), np.empty(q.shape[:3], q.dtype), []
+    q = rotate(q, rope, K, hd**-0.5)
+    k = rotate(k, rope, K)
+    v = group_heads(v, K, hd)
+    y = np.empty_like(q)
+    log_z = np.empty(q.shape[:3], q.dtype)
+    kept = []
     for b, queries, keys in query_chunks(q, k):
         p = probabilities(q[b], k[b], starts[b], log_z[b], queries, keys)
         np.matmul(p, v[b, :, keys], out=y[b, :, queries])
@@ -144,7 +148,8 @@ defvjp_argnums(_self_attention, _self_attention_vjp)
 
 def query_chunks(q, k):
     """Yield slices of each matmul: (rows of the batch, rows of q, keys that some of them see)."""
-    (B, K, R, _), T = q.shape, k.shape[2]
+    (B, K, R, _) = q.shape
+    T = k.shape[2]
     for b in chunks(B, K * R * min(T, QUERIES), SCORE_FLOATS):
         for t in range(0, T, QUERIES):
             end = min(t + QUERIES, T)
@@ -166,7 +171,8 @@ def ungroup_heads(x, T):
 
 def rotate(x, rope, K, scale=1.0):
     """Return x in the order of `group_heads`, rotated by the rotary angles, times scale."""
-    (B, T, width), hd = x.shape, 2 * rope[0].shape[-1]
+    (B, T, width) = x.shape
+    hd = 2 * rope[0].shape[-1]
     y = np.empty((B, K, T * width // (K * hd), hd), x.dtype)
     _rotate_all(x, y, rope[0], rope[1], scale, True)
     return y
@@ -181,18 +187,23 @@ def unrotate(y, rope, T, scale=1.0):
 
 
 def _rotate_all(x, y, cos, sin, scale, grouping):
-    (B, T, width), hd = x.shape, y.shape[-1]
-    x, cos, sin = x.reshape(B * T, -1, hd), rows(cos), rows(sin)
+    (B, T, width) = x.shape
+    hd = y.shape[-1]
+    x = x.reshape(B * T, -1, hd)
+    cos = rows(cos)
+    sin = rows(sin)
     parallel_rows(_rotate_rows, B * T, x, y, cos, sin, x.dtype.type(scale), grouping, width=width)
 
 
 @fast_jit
 def _rotate_rows(lo, hi, x, y, cos, sin, scale, grouping):
-    (n, heads, hd), (B, K) = x.shape, y.shape[:2]
+    (n, heads, hd) = x.shape
+    (B, K) = y.shape[:2]
     T, G, half = n // B, heads // K, hd // 2
     for i in range(lo, hi):
         for h in range(heads):
-            flat, grouped = x[i, h], y[i // T, h // G, i % T * G + h % G]
+            flat = x[i, h]
+            grouped = y[i // T, h // G, i % T * G + h % G]
             source, target = (flat, grouped) if grouping else (grouped, flat)
             for j in range(half):
                 c, s = scale * cos[i, j], scale * sin[i, j]
@@ -207,9 +218,11 @@ def _softmax(lo, hi, s, starts, log_z, offset, again):
     for i in range(lo, hi):
         b, k, r = i // (K * R), i // R % K, i % R
         t = (offset + r) // G
-        first, row = starts[b, t], s[b, k, r]
+        first = starts[b, t]
+        row = s[b, k, r]
         seen = row[first : t + 1]
-        top, total = log_z[b, k, offset + r] if again else row_max(seen), seen[0] * 0
+        top = log_z[b, k, offset + r] if again else row_max(seen)
+        total = seen[0] * 0
         for j in range(seen.size):
             seen[j] = exp(seen[j] - top)
             total += seen[j]

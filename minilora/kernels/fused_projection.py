@@ -76,9 +76,11 @@ def down_project(flat, projections):
     """Yield (i, s·Ax) of each adapted projection: flat (n, in) -> (n, r), one matmul for all."""
     adapted = [(i, p) for i, p in enumerate(projections) if p.A is not None]
     if adapted:
-        z, end = flat @ np.concatenate([p.A for _, p in adapted]).T, 0
+        z = flat @ np.concatenate([p.A for _, p in adapted]).T
+        end = 0
         for i, p in adapted:
-            start, end = end, end + len(p.A)
+            start = end
+            end = end + len(p.A)
             yield i, p.scaling * z[:, start:end]
 
 
@@ -88,7 +90,9 @@ def project_backward(gs, x, *projections, needs_x=True):
     With y = W₀x + s·B(Ax):  ∂L/∂B = g·(s·Ax)ᵀ,  ∂L/∂A = (s·Bᵀg)·xᵀ,  ∂L/∂x = W₀ᵀg + Aᵀ(s·Bᵀg).
     x can be None if there are no factors.
     """
-    shape, dx, grads = gs[0].shape[:-1], None, []
+    shape = gs[0].shape[:-1]
+    dx = None
+    grads = []
     gs = [rows(g) for g in gs]
     for g, p in zip(gs, projections if needs_x else ()):
         part = tiled_matmul_backward(g, p.weight)
@@ -97,9 +101,11 @@ def project_backward(gs, x, *projections, needs_x=True):
     if adapted:
         flat = rows(x)
         ups = np.concatenate([p.scaling * (g @ p.B) for g, p in adapted], axis=1)
-        dA, end = ups.T @ flat, 0  # the gradients of all A, stacked
+        dA = ups.T @ flat
+        end = 0  # the gradients of all A, stacked
         for i, z in down_project(flat, projections):
-            start, end = end, end + len(projections[i].A)
+            start = end
+            end = end + len(projections[i].A)
             grads += [dA[start:end], gs[i].T @ z]
         if needs_x:
             dx += ups @ np.concatenate([p.A for _, p in adapted])

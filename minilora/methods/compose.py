@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .. import model
-from ..config import LoraConfig, ModelConfig, require
+from ..config import InputError, LoraConfig, ModelConfig
 from ..generation import check_generation, sample
 from ..layers import LayerCache
 from ..lora import adapted_paths
@@ -29,17 +29,20 @@ def generate_batch(
     0, so there is no padding. The first step reads as many tokens of each row as the shortest
     prompt has; a later step reads or generates one token of each row.
     """
-    one_each = f"{len(prompts)} prompts need as many adapters, got {len(adapters)}"
-    require(len(adapters) == len(prompts) > 0, one_each)
+    if not (len(adapters) == len(prompts) > 0):
+        raise InputError(f"{len(prompts)} prompts need as many adapters, got {len(adapters)}")
     check_generation(prompts, max_tokens, temp, top_p, model_config)
     one = adapters[0]
     if any(tree is not one for tree in adapters):
         one = per_row(adapters, list(range(len(adapters))))
-    ops, rngs = operations(one, base), np.random.default_rng(rng).spawn(len(prompts))
+    ops = operations(one, base)
+    rngs = np.random.default_rng(rng).spawn(len(prompts))
     params = model.parameters(one, base, ops)
     caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
-    rows, read = [list(prompt) for prompt in prompts], min(map(len, prompts))
-    tokens, ended = np.array([row[:read] for row in rows]), [False for _ in rows]
+    rows = [list(prompt) for prompt in prompts]
+    read = min(map(len, prompts))
+    tokens = np.array([row[:read] for row in rows])
+    ended = [False for _ in rows]
     while not all(ended):
         starts = np.zeros_like(tokens)
         x = model.hidden_states(params, tokens, starts, model_config, ops, caches)
@@ -49,7 +52,8 @@ def generate_batch(
                 row.append(sample(logits[i], temp, top_p, rngs[i]))
                 long = len(row) == len(prompts[i]) + max_tokens
                 ended[i] = ended[i] or long or row[-1] in model_config.eos_token_id
-        tokens, read = np.array([row[read : read + 1] for row in rows]), read + 1
+        tokens = np.array([row[read : read + 1] for row in rows])
+        read = read + 1
     found = [row[len(p) : len(p) + max_tokens] for row, p in zip(rows, prompts)]
     return [list(takewhile(lambda t: t not in model_config.eos_token_id, ids)) for ids in found]
 
@@ -61,10 +65,11 @@ def combine(adapters, weights, combination_type="cat", r=None):
     (default: the largest rank); "linear" adds the Aᵢ and the Bᵢ separately, each times √|wᵢsᵢ|.
     errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius norms.
     """
-    known = f"combination_type must be one of {', '.join(COMBINATION_TYPES)}"
-    require(combination_type in COMBINATION_TYPES, f"{known}, not {combination_type!r}")
-    one_each = f"{len(adapters)} adapters need as many weights, got {len(weights)}"
-    require(len(weights) == len(adapters), one_each)
+    if combination_type not in COMBINATION_TYPES:
+        known = f"combination_type must be one of {', '.join(COMBINATION_TYPES)}"
+        raise InputError(f"{known}, not {combination_type!r}")
+    if len(weights) != len(adapters):
+        raise InputError(f"{len(adapters)} adapters need as many weights, got {len(weights)}")
     combined: dict = {}
     errors = {}
     for path, found in factors(adapters).items():
@@ -96,8 +101,8 @@ def svd(parts, r):
 
 def linear(parts, r):
     """Return (A, B) as PEFT: the product of sums also has terms BᵢAⱼ with i ≠ j."""
-    equal = len({len(A) for _, A, _ in parts}) == 1
-    require(equal, "linear adds only factors of equal rank: use combination_type cat or svd")
+    if len({len(A) for _, A, _ in parts}) != 1:
+        raise InputError("linear adds only factors of equal rank: use combination_type cat or svd")
     # B = Σ √|wᵢsᵢ|·Bᵢ, A = Σ ±√|wᵢsᵢ|·Aᵢ
     roots = [abs(ws) ** 0.5 for ws, _, _ in parts]
     A = sum(np.copysign(root, ws) * A for root, (ws, A, _) in zip(roots, parts))

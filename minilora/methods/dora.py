@@ -6,7 +6,7 @@ import autograd.numpy as np
 from autograd.extend import notrace_primitive
 
 from .. import kernels, lora
-from ..config import ALL_LINEAR, require
+from ..config import ALL_LINEAR, InputError
 from ..tree import get, set_leaf, without
 from .method import Method
 
@@ -24,8 +24,10 @@ def add_magnitudes(adapters, base):
     """Set m = ‖W₀ + (α/r)·BA‖ in place, for each adapted projection."""
     for path in lora.adapted_paths(adapters):
         node = get(base, path)
-        stacked = "DoRA cannot be trained on a stacked adapter: merge that adapter first"
-        require("lora_stack" not in node, stacked)
+        if "lora_stack" in node:
+            raise InputError(
+                "DoRA cannot be trained on a stacked adapter: merge that adapter first"
+            )
         set_leaf(adapters, f"{path}.{M}", row_norms({**node, **get(adapters, path)}))
 
 

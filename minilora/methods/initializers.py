@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from .. import lora
-from ..config import require
+from ..config import InputError
 from ..kernels import dense, quantize_4bit
 from ..layers import lora_delta
 from ..quant.schemes import is_projection, quantize_leaf
@@ -30,8 +30,10 @@ def init(base, config, rng, scheme="none", block_size=64):
     """
     name = config.init_lora_weights
     initialize = {"pissa": pissa, "loftq": loftq}[name]
-    advice = "loftq reduces the error of quantization: give --quantize a scheme, or use pissa"
-    require(name != "loftq" or scheme != "none", advice)
+    if name == "loftq" and scheme == "none":
+        raise InputError(
+            "loftq reduces the error of quantization: give --quantize a scheme, or use pissa"
+        )
     adapters = lora.init(base, replace(config, init_lora_weights=True, use_dora=False), rng)
     adapted = lora.adapted_paths(adapters)
     stored = {}
@@ -41,7 +43,8 @@ def init(base, config, rng, scheme="none", block_size=64):
 
     for path, w in named_leaves(base):
         if is_projection(path):
-            require(isinstance(w, np.ndarray), f"{path} is quantized: {name} needs a dense base")
+            if not isinstance(w, np.ndarray):
+                raise InputError(f"{path} is quantized: {name} needs a dense base")
             node = path.removesuffix(".weight")
             if node in adapted:
                 stored[path] = initialize(w, get(adapters, node), partial(store, path))
@@ -86,6 +89,8 @@ def principal(w, r, scaling):
     u = np.linalg.eigh(w @ w.T)[1][:, ::-1][:, :r]
     sv = u.T @ w  # σVᵀ
     sigma = np.linalg.norm(sv, axis=1)
-    u, sv, sigma = u[:, sigma > 0], sv[sigma > 0], sigma[sigma > 0]
+    u = u[:, sigma > 0]
+    sv = sv[sigma > 0]
+    sigma = sigma[sigma > 0]
     # A = √(σ/s)·Vᵀ, B = U·√(σ/s)
     return sv / np.sqrt(sigma * scaling)[:, None], u * np.sqrt(sigma / scaling)

@@ -42,12 +42,16 @@ class Prefix(LayerCache):
     """Trained keys and values (n, K·hd), not rotated, that come before those of all tokens."""
 
     def __init__(self, k, v, cache=None):
-        self.k, self.v, self.cache, self.length = k, v, cache, 0
+        self.k = k
+        self.v = v
+        self.cache = cache
+        self.length = 0
 
     def extend(self, k, v, window=None):
         """Put the prefix before k and v (B, T, K, hd); return both as (B, n + T, K, hd)."""
         # [P_k; K] and [P_v; V]   (Li and Liang 2021, Sec. 4.2)
-        shape, rows = (1, -1, *k.shape[2:]), len(k)
+        shape = (1, -1, *k.shape[2:])
+        rows = len(k)
         p_k, p_v = (np.repeat(np.reshape(p, shape), rows, axis=0) for p in (self.k, self.v))
         k, v = np.concatenate([p_k, k], axis=1), np.concatenate([p_v, v], axis=1)
         return (k, v) if self.cache is None else self.cache.extend(k, v, window)

@@ -12,7 +12,8 @@ PROMPT, ENCODER = "prompt_embeddings", "prompt_encoder"
 
 def init(base, config, rng):
     """Create virtual tokens from random rows of the embedding."""
-    embedding, n = base["model"]["embed_tokens"]["weight"], config.num_virtual_tokens
+    embedding = base["model"]["embed_tokens"]["weight"]
+    n = config.num_virtual_tokens
     rows = rng.choice(embedding.shape[0], n, replace=n > embedding.shape[0])
     return {"model": {PROMPT: np.array(embedding[rows], "f4")}}
 

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import kernels, lora
-from ..config import INITIALIZERS, LoraConfig, require
+from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
 from ..tree import Tree, named_leaves
 from . import bottleneck, dora, ia3, initializers, prefix, prompt, replaced, several, vera
 from .method import Method, MethodConfig
@@ -98,9 +98,11 @@ def methods_of(adapters: Tree, base: Tree) -> list[Method]:
     return [method for method in ORDER if names & method.names()]
 
 
-def check_packing(adapters, train_config):
+def check_packing(adapters: Tree, train_config: TrainConfig) -> None:
     """Raise InputError if `train_config` packs rows and the adapter is a trained prompt."""
     prompts = {prompt.PROMPT, prompt.ENCODER} & adapters.get("model", {}).keys()
-    reason = "only the first example of a row would see it"
-    fits = not (train_config.packing and prompts)
-    require(fits, f"--packing does not fit a trained prompt, because {reason}: leave --packing out")
+    if train_config.packing and prompts:
+        reason = "only the first example of a row would see it"
+        raise InputError(
+            f"--packing does not fit a trained prompt, because {reason}: leave --packing out"
+        )

@@ -6,7 +6,7 @@ Such a leaf is at its own path in the adapter, and stands in the place of the ba
 import numpy as np
 
 from .. import lora
-from ..config import ALL_LINEAR, LoraConfig, require
+from ..config import ALL_LINEAR, InputError, LoraConfig
 from ..layers import dense
 from ..tree import flatten, get, named_leaves, overlay, unflatten
 from .method import Method
@@ -18,7 +18,8 @@ def also_train(adapters, base, groups):
     groups: any of `norm` (all RMSNorms), `bias` (of adapted projections) and `head` (the output
     matrix, untied from the embedding). `TrainConfig.also_train_lr_scale` scales their rate.
     """
-    trained, added = flatten(adapters), {}
+    trained = flatten(adapters)
+    added = {}
     for group in groups:
         for path, w in GROUPS[group](adapters, base):
             if path not in trained:  # a resumed adapter has trained it already
@@ -60,7 +61,8 @@ def full(base, config, rng):
     """Copy all leaves of the base; raise InputError if one is quantized."""
     advice = "use --quantize none, because --method full trains every weight"
     for path, w in named_leaves(base):
-        require(isinstance(w, np.ndarray), f"{path} is quantized: {advice}")
+        if not isinstance(w, np.ndarray):
+            raise InputError(f"{path} is quantized: {advice}")
     return unflatten({path: np.array(w) for path, w in named_leaves(base)})
 
 

@@ -12,7 +12,8 @@ TARGETS = ("q_proj", "v_proj")
 B, D = "vera_lambda_b", "vera_lambda_d"  # trained: b (out,) and d (r,)
 SHARED = "vera_projections"  # (A, B), (r, largest in) and (largest out, r), which are not trained
 D_INITIAL = 0.1
-PREFIX, SHARED_NAMES = "base_model.model.", ("base_model.vera_A", "base_model.vera_B")
+PREFIX = "base_model.model."
+SHARED_NAMES = ("base_model.vera_A", "base_model.vera_B")
 
 
 def init(base, config, rng):

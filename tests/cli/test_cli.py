@@ -1041,7 +1041,7 @@ def scripted(monkeypatch):
     def start(*losses):
         remaining = iter(losses)
         monkeypatch.setattr(
-            "minilora.evaluation.trainer.evaluate",
+            "minilora.evaluation.callbacks.evaluate",
             lambda *_: {"loss": next(remaining), "exact_match": 0.5, "tokens": 9},
         )
 
@@ -1208,7 +1208,7 @@ def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
         counts.append(len(examples))
         return minilora.evaluate(adapters, base, examples, *more)
 
-    for place in ("minilora.cli.run.evaluate", "minilora.evaluation.trainer.evaluate"):
+    for place in ("minilora.cli.run.evaluate", "minilora.evaluation.callbacks.evaluate"):
         monkeypatch.setattr(place, counting)
     out = tmp_path / "run"
     words = "--iters 2 --val-batches 2 --batch-size 3"
@@ -1996,6 +1996,7 @@ NO_EFFECT = {  # flags: the part of them that has no effect
     "--method ia3 --loraplus-lr-ratio 16": "--loraplus-lr-ratio",
     "--method prompt --layer-lr-decay 0.5": "--layer-lr-decay",
     "--layers-to-transform 1 --layer-lr-decay 0.5": "--layer-lr-decay",
+    "--optimizer muon --adam-beta1 0.8": "--adam-beta1",
     "--steps-per-eval 2": "--steps-per-eval", "--val-batches 2": "--val-batches",
     "--early-stopping-patience 2": "--early-stopping-patience",
     "--mask-prompt": "--mask-prompt", "--chat-date 2001-02-03": "--chat-date",
@@ -2006,6 +2007,7 @@ EFFECT = (  # some of the same flags, where they have one
     "--method vera --vera-r 3",
     "--also-train norm --also-train-lr-scale 0.5", "--method dora --loraplus-lr-ratio 16",
     "--method norm --layer-lr-decay 0.5", "--no-mask-prompt",
+    "--optimizer muon --also-train norm --adam-beta1 0.8",
 )  # fmt: skip
 
 
@@ -2014,7 +2016,7 @@ def test_a_flag_without_effect_is_refused_and_not_stored(flags, base):
     """The rows are two texts for training, and none is held out."""
     args = parse(["train", "--model", str(base), *flags.split()])
     loaded, examples = load_for_training(args), [Example([1, 2], [1, 1])] * 2
-    config = TrainConfig(mask_prompt=args.mask_prompt)
+    config = TrainConfig(mask_prompt=args.mask_prompt, optimizer=args.optimizer)
     unused = unused_settings(args, loaded, config, examples, [])
     stored = run_folder.metadata(args, unused)["settings"]
     if flags in EFFECT:

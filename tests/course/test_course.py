@@ -634,6 +634,15 @@ def test_faults_of_a_planted_mistake_are_found():
         assert fault.startswith(broken[mistake.name][1])
 
 
+def test_a_reference_that_raises_is_a_fault():
+    broken = replace(NEAREST)
+    broken.text = NEAREST.text.replace("(codebook.midpoints", "(codebook.nothing")
+    faults = PROVE["faults_of"](broken)
+    assert len(faults) == 2  # the open checks and the hidden ones
+    assert all(fault.startswith("the reference failed") for fault in faults)
+    assert "raised    AttributeError" in faults[0]
+
+
 def test_faults_of_a_set_are_told(capsys, monkeypatch):
     few = replace(PACK, mistakes=PACK.mistakes[:2])
     monkeypatch.setattr(exercises, "load", lambda: {"packing-nibbles": few})

@@ -28,7 +28,7 @@ from models import (
 import minilora
 from minilora import lora
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
-from minilora.evaluation.trainer import init_state
+from minilora.evaluation.callbacks import init_state
 from minilora.formats import peft_format
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.peft_format import as_json

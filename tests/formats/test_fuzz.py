@@ -39,7 +39,7 @@ from minilora.cli.run_folder import as_toml, check_same_run, metadata, read_metr
 from minilora.config import ATTENTION, InputError, LoraConfig, TrainConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.evaluation.trainer import init_state, should_stop
+from minilora.evaluation.callbacks import init_state, should_stop
 from minilora.formats import hf_folder, hf_tokenizer, safetensors_file
 from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained

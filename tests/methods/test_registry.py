@@ -198,7 +198,7 @@ def test_a_prompt_starts_as_rows_of_the_embedding():
 
 def test_the_sizes_by_default():
     assert vars(MethodConfig("prefix")) == {
-        "method": "prefix", "num_virtual_tokens": 16, "bottleneck_size": 8,
+        "method": "prefix", "num_virtual_tokens": 16, "bottleneck_size": 8, "vera_r": 256,
     }  # fmt: skip
 
 
@@ -206,8 +206,8 @@ def test_the_gelu_of_a_bottleneck():
     """The tanh approximation is off by less than 5e-4, and equal to torch's in that form."""
     x = np.array([-3.0, -1.0, -0.1, 0.5, 2.0])
     exact = x * [NormalDist().cdf(number) for number in x]
-    np.testing.assert_allclose(operations.gelu(x), exact, rtol=0, atol=5e-4)
-    assert operations.gelu(np.array(2.0)) == pytest.approx(1.9545976940877752, abs=1e-12)
+    np.testing.assert_allclose(layers.gelu(x), exact, rtol=0, atol=5e-4)
+    assert layers.gelu(np.array(2.0)) == pytest.approx(1.9545976940877752, abs=1e-12)
 
 
 def test_dora_starts_as_the_base_where_a_row_is_zero():
@@ -483,7 +483,7 @@ def test_loftq_takes_five_steps():
         return np.round(rest)
 
     node = {"lora_A": np.zeros((2, 16), "f4"), "lora_B": np.zeros((8, 2), "f4")}
-    codes = initializers.loftq(w, node, 2.0, store)
+    codes = initializers.loftq(w, node | {"lora_scaling": 2.0}, store)
     assert len(stored) == 5
     assert stored[0] is w and np.array_equal(codes, np.round(stored[-1]))
 

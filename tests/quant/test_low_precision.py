@@ -190,7 +190,7 @@ def test_a_step_equals_that_of_dense_matrices(monkeypatch, kind, tied, ops):
     monkeypatch.setattr(fused_loss, "TILE", 16)  # five tiles, the last one short
     config, held, dense = twins(kind, tied=tied)
     batch = random_batch(config)
-    head, twin = model.lm_head(held), model.lm_head({}, dense)
+    head, twin = model.lm_head(held), model.lm_head(dense)
     assert isinstance(head, LowPrecision)
     args = (batch["tokens"], batch["segment_starts"], config, ops)
     x = model.hidden_states(held, *args)

@@ -7,7 +7,8 @@ from .family import Family
 
 def read(raw):
     """Return the window, and the layers that have it: from max_window_layers on, or layer_types."""
-    first, n = raw.get("max_window_layers", 28), size(raw, "num_hidden_layers")
+    first = raw.get("max_window_layers", 28)
+    n = size(raw, "num_hidden_layers")
     if type(first) is not int:
         raise InputError(f"max_window_layers must be a whole number, got {first!r}")
     if not boolean(raw, "use_sliding_window") or raw.get("sliding_window", 4096) is None:
