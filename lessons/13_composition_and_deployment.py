@@ -53,10 +53,10 @@ def loss(adapters, examples):
 
 # %%
 iters = short(100, 10)
+before = {path: w.tobytes() for path, w in named_leaves(base)}
 first = fit(base, forwards, 0, iters=iters)  # who, what, where?
 second = fit(base, backwards, 100, iters=iters)  # where, what, who?
 tasks = {"who, what, where?": held_out(forwards), "where, what, who?": held_out(backwards)}
-before = {path: w.tobytes() for path, w in named_leaves(base)}
 began = time.perf_counter()
 scores = {name: loss(adapters, tasks[name]) for name, adapters in zip(tasks, (first, second))}
 took = time.perf_counter() - began

@@ -73,22 +73,21 @@ bare = minilora.forward({}, base, tokens, config)
 trained, expected, distance, rows = {}, {}, {}, []
 for name, entry in TABLE.items():
     method = compare.sized(entry, base, compare.BUDGET)
-    adapters, its_base = minilora.get_peft_model(base, method)  # PiSSA has another base
+    model = minilora.get_peft_model(base, method)  # (adapters, base); PiSSA returns another base
     size = getattr(method, entry.size or "num_virtual_tokens")
-    trained[name], expected[name] = (
-        num_parameters(adapters),
-        expected_parameters(entry.method, size),
-    )
-    logits = minilora.forward(adapters, its_base, tokens, config)
+    trained[name] = num_parameters(model.adapters)
+    expected[name] = expected_parameters(entry.method, size)
+    logits = minilora.forward(*model, tokens, config)
     distance[name] = np.abs(logits - bare).max() / np.abs(bare).max()
-    leaf = ".".join(next(iter(flatten(adapters))).split(".")[-2:])
+    leaf = ".".join(next(iter(flatten(model.adapters))).split(".")[-2:])
     rows.append([name, trained[name], f"{distance[name]:.1e}", leaf])
 table(["method", "trained", "distance from the base", "a leaf"], rows)
 
 # %% [markdown]
 # A zero (LoRA's B, VeRA's b, the second matrix of the bottleneck, BitFit's biases) or a one (IA³,
-# and DoRA's m/‖W‖) gives exactly the base. PiSSA takes W apart and adds the parts up again, which gives the
-# base up to rounding. Virtual tokens change the model from the start, with any initial values.
+# and DoRA's m/‖W‖) gives exactly the base. PiSSA takes W apart and adds the parts up again, which
+# gives the base up to rounding. Virtual tokens change the model from the start, with any initial
+# values.
 
 # %%
 # Checks

@@ -77,7 +77,7 @@ print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1][
 # ## Trained and changed parameters
 #
 # **Trained.** In PEFT, `get_peft_model` sets `requires_grad`. In minilora, the gradient has the
-# leaves of the first argument, and no others.
+# arrays of the first argument, and no others.
 #
 # **Changed.** In PEFT, `get_peft_model` puts its layers into the model that it gets. In
 # minilora, the base stays as it was, and the adapter is a new tree.

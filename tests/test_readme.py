@@ -208,10 +208,11 @@ def test_the_methods():
     base = minilora.load("micro")[1]
     for entry, (_, trained, file, moments, *_) in zip(compare.TABLE.values(), rows):
         config = compare.sized(entry, base, compare.BUDGET)
-        adapters, its_base = minilora.get_peft_model(base, config)
-        assert trained == f"{tree.num_parameters(adapters):,}", entry
-        assert file == f"{compare.file_bytes(adapters, its_base, config, 'micro'):,}", entry
-        assert moments == f"{2 * 4 * tree.num_parameters(adapters):,}", entry
+        model = minilora.get_peft_model(base, config)
+        parameters = tree.num_parameters(model.adapters)
+        assert trained == f"{parameters:,}", entry
+        assert file == f"{compare.file_bytes(*model, config, 'micro'):,}", entry
+        assert moments == f"{2 * 4 * parameters:,}", entry
 
 
 def test_the_small_models():

@@ -118,6 +118,12 @@ GENERATIONS = {
             SLIDING: {"rope_type": "default", "rope_theta": 2e4},
         },
     },
+    "both": {
+        "rope_theta": 5e5, "rope_local_base_freq": 2e4, "layer_types": [SLIDING, FULL],
+        "rope_parameters": {
+            FULL: {"rope_type": "linear", "factor": 8.0}, SLIDING: {"rope_type": "default"},
+        },
+    },
 }  # fmt: skip
 
 
@@ -180,6 +186,10 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
         (OF_GEMMA | {"rope_parameters": [1]}, "rope_parameters must be an object"),
         (OF_GEMMA | {"rope_parameters": {SLIDING: 5}}, "sliding_attention must be an object"),
         (OF_GEMMA | {"rope_parameters": {FULL: 5}}, "the rope parameters must be an object"),
+        (
+            OF_GEMMA | {"rope_parameters": {SLIDING: {"rope_type": "linear", "factor": 2.0}}},
+            "rope type 'linear' of sliding_attention is not implemented",
+        ),
         (OF_GEMMA | {"query_pre_attn_scalar": -1}, "query_pre_attn_scalar must be a whole number"),
         (OF_GEMMA, "pre_feedforward_layernorm.weight is missing"),
     ],

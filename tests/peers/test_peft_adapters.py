@@ -192,6 +192,10 @@ def test_what_cannot_be_honoured_is_refused_by_name(tiny_llama, tmp_path, what):
             lambda: peft.VeraConfig(task_type="CAUSAL_LM", r=2, layers_to_transform=[1]),
             r"layers_to_transform = \[1\] is not implemented",
         ),
+        (
+            lambda: peft.VeraConfig(task_type="CAUSAL_LM", r=2, save_projection=False),
+            r"tensor base_model\.vera_A is missing",
+        ),
     ],
 )
 def test_other_methods_and_settings_are_refused_by_name(tiny_llama, tmp_path, config, named):

@@ -5,7 +5,7 @@ the sliding layers rotate with another base.
 """
 
 from ...config import ATTENTION, InputError
-from ..fields import boolean, layer_types, nested, positive, rope, size
+from ..fields import boolean, layer_types, nested, rope, size
 from .family import Family
 
 NORMS = (
@@ -26,12 +26,15 @@ def read(raw):
     ropes = nested(raw, "rope_parameters")
     full = ropes.get("full_attention") or raw.get("rope_scaling")
     theta, scaling = rope({"rope_theta": raw.get("rope_theta", 1e6), "rope_parameters": full})
-    sliding = raw | nested(ropes, "sliding_attention")
-    local = sliding.get("rope_theta") if ropes else raw.get("rope_local_base_freq")
+    sliding = nested(ropes, "sliding_attention")
+    base = raw.get("rope_local_base_freq")
+    local, local_scaling = rope({"rope_theta": base, "rope_parameters": sliding})
+    if local_scaling is not None:
+        kind = local_scaling["rope_type"]
+        raise InputError(f"rope type {kind!r} of sliding_attention is not implemented; default is")
     return {
         "sliding_window": size(raw, "sliding_window", 4096), "layer_types": layer_types(raw, types),
-        "rope_theta": theta, "rope_scaling": scaling,
-        "rope_local_base_freq": float(positive({"rope_theta": local}, "rope_theta", 1e4)),
+        "rope_theta": theta, "rope_scaling": scaling, "rope_local_base_freq": local,
         "query_pre_attn_scalar": size(raw, "query_pre_attn_scalar", 256),
         "embedding_scale": size(raw, "hidden_size") ** 0.5,
     }  # fmt: skip
