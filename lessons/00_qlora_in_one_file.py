@@ -321,8 +321,7 @@ def forward(adapters, base, tokens, config):
     """Compute the logits (B, T, V) of tokens (B, T)."""
     params = {**base, **adapters}  # the factors have other names than the weights
     x = params["model.embed_tokens"][tokens]  # (B, T, D)
-    for i in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{i}"
+    for layer in [f"model.layers.{i}" for i in range(config["num_hidden_layers"])]:
         h = rms_norm(x, params[f"{layer}.input_layernorm"], config)
         x = x + attention(h, layer, params, config)
         h = rms_norm(x, params[f"{layer}.post_attention_layernorm"], config)
