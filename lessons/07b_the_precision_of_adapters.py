@@ -17,7 +17,7 @@ from common import HOLDS, QUICK, belongs, claim, figure, finetune, of, read_swee
 import minilora
 from minilora import LoraConfig, TrainConfig, data, optim
 from minilora.evaluation import plot
-from minilora.tree import flatten
+from minilora.tree import arrays, flatten
 
 BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
 config, base, tokenizer = minilora.load("micro", "nf4-dq")
@@ -35,7 +35,7 @@ def adapters_after_each_step(rate, n=20, dtype="float32"):
     after = []
 
     def keep(rows, adapters, state):
-        after.append(flatten(adapters))
+        after.append(flatten(arrays(adapters)))
 
     minilora.train(fresh, base, examples, config, settings, on_step=keep)
     return after
