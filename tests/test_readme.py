@@ -184,6 +184,11 @@ def test_the_flags_of_train():
     flags["--chat-date"] = "the day of the run"
     written = {row[0].strip("`"): row[1].strip("`") for row in table("command-line.md", "flag |")}
     assert written == flags
+    meanings = {row[0].strip("`"): row[2] for row in table("command-line.md", "flag |")}
+    for action in commands.choices["train"]._actions:
+        if action.choices and action.dest != "method":  # the page "Methods" lists those
+            said = re.findall(r"`([^`]*)`", meanings[action.option_strings[-1]])
+            assert set(said) == set(action.choices), action.dest
     rows = table("command-line.md", "command |")
     assert {row[0].strip("`").split()[0] for row in rows} == set(commands.choices)
     course = Parser(prog="minilora")
@@ -315,6 +320,37 @@ def test_the_merge_table_of_the_faq_is_the_one_of_lesson_13b(tmp_path, monkeypat
     for size, dequantized, *cells in rows:
         assert dequantized == "0"  # this is the weight that the others are compared with
         assert cells == [f"{column[float(size)]:.2f}" for column in columns], size
+
+
+NUMBER = r"[−+]?\d[\d.]*"
+RANGE = rf"({NUMBER}) to ({NUMBER})(?= times| points| \((?:LoRA\+|PiSSA|DoRA)\))"
+
+
+def rounds_to(values, said):
+    """Return whether one of the values, of three digits, rounds to the number that a text says."""
+    digits = len(said.partition(".")[2])
+    said = float(said.replace("−", "-"))
+    return any(abs(float(value) - said) < 0.501 * 10**-digits for value in values)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("start", ["08_", "08c", "10_", "14c", "19_", "20_", "24_"])
+def test_a_range_of_a_lesson_has_ends_of_intervals_that_it_prints(start, monkeypatch, capsys):
+    """In its text and in its rows of the FAQ. A range may span two intervals."""
+    import common
+
+    monkeypatch.setattr(common, "QUICK", True)  # the intervals are of the sweep, in both kinds
+    (path,) = LESSONS.glob(f"{start}*.py")
+    lesson = path.read_text(encoding="utf-8")
+    exec(lesson, {})
+    printed = re.findall(r"\(([-\d.]+) to ([-\d.]+)\), \d+ seeds:", capsys.readouterr().out)
+    lows, highs = zip(*printed)
+    text = " ".join(re.findall(r"^# (.*)", lesson, re.MULTILINE))
+    text += "".join(line for line in page("faq.md").splitlines() if f"/{path.name})" in line)
+    ranges = re.findall(RANGE, " ".join(text.split()))
+    assert ranges
+    for low, high in ranges:
+        assert rounds_to(lows, low) and rounds_to(highs, high), f"{low} to {high}"
 
 
 def test_the_table_of_peers_adds_up():
