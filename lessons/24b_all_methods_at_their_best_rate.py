@@ -136,6 +136,7 @@ for low_rank in FAMILY:
 for method in ("bottleneck", "bitfit"):
     assert all(better(method, virtual) == HOLDS for virtual in VIRTUAL), f"{method}: better"
 assert better("ia3", "prefix") == HOLDS and better("ia3", "prompt") == OPEN
+assert better("ia3", "head") == HOLDS, "IA³ must be better than the head"
 assert better("full", "lora") == HOLDS, "full fine-tuning must be better than LoRA"
 assert better("bitfit", "head") == HOLDS, "1,488 parameters must be better than 12,288"
 for method in ("prompt", "prefix"):
