@@ -174,8 +174,9 @@ with figure("regret_rates", "learning rate", ylabel, titles, width=7.6, columns=
 #
 # The prediction is not shown to be wrong for `micro`, and is too large for `tiny`. Its formula is
 # far off for large models: for a width of 4,096 (Llama 3.1 8B) and α = 32 it gives √3·4096/32 =
-# 222, where Schulman et al. measured about 10. One possible reason: in a larger model, G is concentrated on
-# few inputs. Then ‖G‖₁/‖G a_k‖₁ is smaller, and so is the factor. This is not tested here.
+# 222, where Schulman et al. measured about 10. One possible reason: in a larger model, G is
+# concentrated on few inputs. Then ‖G‖₁/‖G a_k‖₁ is smaller, and so is the factor. This is not
+# tested here.
 
 # %%
 # Checks
