@@ -208,7 +208,7 @@ def test_the_methods():
     rows = table("methods.md", "200 steps")
     assert [row[0].partition(",")[0] for row in rows] == list(compare.TABLE)
     assert f"{compare.BUDGET:,} parameters" in page("methods.md")
-    # the columns of sizes follow from the methods alone; the runs give the others
+    # the columns of sizes follow from the methods alone, the others from the runs of the sweep
     base = minilora.load("micro")[1]
     for entry, (_, trained, file, moments, *_) in zip(compare.TABLE.values(), rows):
         config = compare.sized(entry, base, compare.BUDGET)
@@ -216,6 +216,25 @@ def test_the_methods():
         assert trained == f"{tree.num_parameters(adapters):,}", entry
         assert file == f"{compare.file_bytes(adapters, frozen, config, 'micro'):,}", entry
         assert moments == f"{2 * 4 * tree.num_parameters(adapters):,}", entry
+
+
+def test_the_scores_of_the_methods():
+    import common
+    from sweeps import compare
+
+    stored = common.read_sweep("siblings")
+    mean = {}
+    for method, row in zip(compare.TABLE, table("methods.md", "200 steps")):
+        for name, unit, cell in zip(("loss", "exact_match", "notes_after"), (1, 100, 1), row[5:]):
+            scores = unit * np.array(common.of(stored, name, method=method))
+            digits = len(cell.split()[0].partition(".")[2])
+            shown = f"{scores.mean():.{digits}f} ± {scores.std(ddof=1):.{digits}f}"
+            assert cell == shown, (method, name)
+            mean[method, name] = scores.mean()
+    forgets = sorted(compare.TABLE, key=lambda method: mean[method, "notes_after"])
+    answers = sorted(compare.TABLE, key=lambda method: mean[method, "exact_match"])
+    assert forgets[-2:] == ["full", "prefix"] and mean["prefix", "exact_match"] == 0
+    assert answers[-1] == "full" and set(answers[-4:-1]) == {"lora", "lora+", "pissa"}
 
 
 def test_the_small_models():
