@@ -411,6 +411,22 @@ def test_each_difference_of_a_library_has_a_test():
     assert len(table("proofs.md", "point | paper")) == tests
 
 
+@pytest.mark.long
+def test_each_run_of_the_tests_draws_anew_and_its_seed_repeats_the_draws(tmp_path):
+    (tmp_path / "test_draw.py").write_text("def test_it(rng):\n    print('drawn', rng.random())\n")
+
+    def drawn(*flags):
+        """Run the test; return the number that it draws and the seed that the run prints."""
+        command = [sys.executable, "-m", "pytest", "-sq", "-p", "conftest", "test_draw.py", *flags]
+        env = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
+        out = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+        return re.search(r"drawn (\S+)", out)[1], re.search(r"--seed (\d+)", out)[1]
+
+    number, seed = drawn()
+    assert drawn("--seed", seed) == (number, seed)
+    assert drawn() != (number, seed)
+
+
 def test_the_minutes_of_the_longest_exercises():
     exercises = tomllib.loads((LESSONS / "exercises.toml").read_text(encoding="utf-8"))["exercise"]
     minutes = {exercise["id"]: exercise["minutes"] for exercise in exercises}
