@@ -126,8 +126,8 @@ with figure("all_best_rates", xlabel, "", title) as axes:
 # - **VeRA** is better than the bottleneck, and DoRA is better than VeRA. Between VeRA and LoRA, no
 #   difference is shown. VeRA trains as many parameters as LoRA, but its random A and B have rank
 #   864, and they must be stored.
-# - **Other settings** move the fourth group. In lesson 15, with 16 rows per step and another rate of
-#   the bottleneck, it answers 19 ± 23 % of the questions, and BitFit 12 ± 10 %.
+# - **Other settings** move the fourth group. In lesson 15, with 16 rows per step and another rate
+#   of the bottleneck, it answers 19 ± 23 % of the questions, and BitFit 12 ± 10 %.
 
 # %%
 # Checks
