@@ -80,8 +80,8 @@ with figure("underfit_overfit", xlabel, ylabels, list(HISTORIES), **size) as pan
 # %% [markdown]
 # ![Training and held-out loss: both high, far apart, both low](../figures/underfit_overfit.png)
 #
-# **Underfitting:** both losses are high and close together. More rows do not help. More trained
-# parameters do.
+# **Underfitting:** both losses are high and close together, here with 4,000 rows. The adapter has
+# more trained parameters and fits the same rows.
 #
 # **Overfitting:** there is a gap between the two losses, here a factor of more than ten. **The rise
 # of the textbooks does not come.** The training loss is almost zero, so the gradients are small,
