@@ -131,7 +131,6 @@ def quantize(w):
 def dequantize(q):
     """Compute the weight (out, in) float32 that an NF4Weight stands for."""
     codes = np.stack([q.codes >> 4, q.codes & 15], axis=1).reshape(-1, 64)
-    # absmax = value[code]·scale + mean
     absmax = DYNAMIC_MAP[q.absmax_codes] * np.repeat(q.nested_absmax, 256)[: len(codes)] + q.offset
     # ŵ = NF4[code]·absmax
     return (NF4[codes] * absmax[:, None]).reshape(q.shape)
@@ -164,7 +163,8 @@ def double_quantize(absmax):
 #
 # **You may skip the next cell.** It is long for one reason: float32 rounds, so the order of the
 # additions decides the last bit. Computed as below, the result equals that of bitsandbytes (the
-# 4-bit library of QLoRA's authors) bit for bit. Up to rounding, `np.linspace` for `edges` and `np.mean` for `mean` give the same numbers.
+# 4-bit library of QLoRA's authors) bit for bit. Up to rounding, `np.linspace` for `edges` and
+# `np.mean` for `mean` give the same numbers.
 
 # %%
 parts, low = [np.array([0, 1], np.float32)], np.float32(0.1)
@@ -256,8 +256,7 @@ def matmul(x, w):
     return x @ dense(w).T
 
 
-# For the input x only, from the output y and the inputs x and w: a function from g = ∂L/∂y to
-# ∂L/∂x = g W. W itself gets no gradient.
+# For the input x: a function from g = ∂L/∂y to ∂L/∂x = g W. W itself gets no gradient.
 defvjp(matmul, lambda y, x, w: lambda g: g @ dense(w), argnums=(0,))
 
 
