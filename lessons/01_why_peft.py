@@ -126,6 +126,10 @@ fewer = 1 - parts["LoRA"]["activations"] / parts["full"]["activations"]
 assert 0.19 < fewer < 0.22, f"LoRA must keep a fifth fewer activations, not {fewer:.1%}"
 assert parts["LoRA"]["activations"] > total["LoRA"] / 2, "activations must be most of the step"
 assert 1.3 < total["full"] / total["LoRA"] < total["full"] / total["QLoRA"] < 2, "less than twice"
+full, lora = (
+    sum(memory.memory_estimate(*models[name], config, 64).values()) for name in ("full", "LoRA")
+)
+assert full > 2 * lora, "with one row, most bytes are weights: LoRA saves more"
 
 # %% [markdown]
 # ## What was shown

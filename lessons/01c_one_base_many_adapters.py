@@ -15,7 +15,7 @@ from sweeps.compare import file_bytes
 import minilora
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation.memory import nbytes
-from minilora.tree import flatten, named_leaves, num_parameters
+from minilora.tree import arrays, flatten, named_leaves, num_parameters
 
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 
@@ -62,7 +62,7 @@ assert gpt3 == 18_874_368, "r·(in + out) for q and v in 96 layers"
 assert 2 * gpt3 == 36 * 2**20, "36 MiB in 16 bits"
 assert 9_250 < 350e9 / (2 * gpt3) < 9_300, "some 9,300 times less"
 header = size - numbers
-assert 0 < header < 200 * len(flatten(adapters)), "besides numbers, only names and shapes"
+assert 0 < header < 200 * len(flatten(arrays(adapters))), "besides numbers, only names and shapes"
 assert 10.5 < nbytes(tiny) / size < 11.5, "a checkpoint of tiny must shrink eleven times"
 
 # %% [markdown]

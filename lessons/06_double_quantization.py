@@ -145,7 +145,7 @@ assert 2.8 < by_offset < 3.6, (
 )
 assert heavy["even steps"] > 1.2 * heavy["dynamic map"], "the map must be better here (found: 1.7)"
 assert abs(near["map"] - 0.5) < 0.01, "half of the map must be within 0.1 of zero"
-assert near["normal"] < 0.35 and near["heavy-tailed"] > 0.5, "the coded differences near zero"
+assert near["normal"] < 1 / 3 and near["heavy-tailed"] > 0.5, "the coded differences near zero"
 
 # %% [markdown]
 # ## What it costs

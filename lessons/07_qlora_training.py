@@ -35,7 +35,7 @@ import minilora
 from minilora import LoraConfig, TrainConfig, data, layers, nf4
 from minilora.evaluation import plot
 from minilora.quant.schemes import SCHEMES
-from minilora.tree import flatten
+from minilora.tree import arrays, flatten
 
 rng = np.random.default_rng(0)
 
@@ -124,7 +124,7 @@ valid, _ = data.encode_rows(data.load_rows("questions", "valid"), tokenizer, set
 before = pickle.dumps(base)  # every byte of codes, scales, embedding and norms
 trained, _ = minilora.train(adapters, base, examples, config, settings)
 after = pickle.dumps(base)
-old, new = flatten(adapters), flatten(trained)
+old, new = flatten(arrays(adapters)), flatten(trained)
 changed = sum(np.any(old[path] != new[path]) for path in old)
 print(f"frozen: {len(before):,} bytes, unchanged: {after == before}")
 print(f"trained: {changed} of {len(old)} arrays have changed")

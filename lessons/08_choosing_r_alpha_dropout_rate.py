@@ -184,6 +184,9 @@ verdicts = {
 for name in ("alpha", "rank", "both", "2r", "64"):
     assert verdicts[name] == HOLDS, name
 assert verdicts["rsLoRA"] == OPEN, "r = 64 must not be shown to be worse at a fixed alpha"
+for r in (4, 16, 64):
+    lowest = min(loss.mean() for (rank, _), loss in losses.items() if rank == r)
+    assert losses[r, 64].mean() < 1.2 * lowest, f"r = {r}: alpha = 64 must be good"
 live = {}
 for alpha in (8, 64):  # two runs of the sweep again
     config = LoraConfig(r=4, lora_alpha=alpha, target_modules=ALL)

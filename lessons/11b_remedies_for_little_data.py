@@ -192,7 +192,7 @@ assert abs(of_kept - min(losses)) < 1e-6, "the best adapter must be returned, no
 # 2. `[:4]` questions: use 64, and `batch_size=16`. Does the run still end early?
 # 3. `scores(kind, "best_test", ...)` in the table: show `valid`, too. Is it lower than `test`?
 #
-# **Where to stop with a debugger.** `trainer.update_best`: what is kept, and when?
+# **Where to stop with a debugger.** `callbacks.update_best`: what is kept, and when?
 #
 # **Exercises.** cross-entropy.
 #

@@ -80,8 +80,8 @@ with figure("underfit_overfit", xlabel, ylabels, list(HISTORIES), **size) as pan
 # %% [markdown]
 # ![Training and held-out loss: both high, far apart, both low](../figures/underfit_overfit.png)
 #
-# **Underfitting:** both losses are high and close together. More rows do not help. More trained
-# parameters do.
+# **Underfitting:** both losses are high and close together, here with 4,000 rows. The adapter has
+# more trained parameters and fits the same rows.
 #
 # **Overfitting:** there is a gap between the two losses, here a factor of more than ten. **The rise
 # of the textbooks does not come.** The training loss is almost zero, so the gradients are small,
@@ -110,7 +110,7 @@ if not QUICK:
 # 2. `32` rows: use 128. How large is the gap?
 # 3. `plot.smooth(losses, 10)`: use 1. How much does the loss vary from step to step?
 #
-# **Where to stop with a debugger.** `trainer.update_best`: it gets each held-out loss.
+# **Where to stop with a debugger.** `callbacks.update_best`: it gets each held-out loss.
 #
 # **Exercises.** cross-entropy.
 #

@@ -61,12 +61,16 @@ show([("small", rows, 0.25, size) for rows in (64, 4000) for size in (8, "full")
 
 little = {s: {z: column("loss", s, z, rows=64) for z in (8, "full")} for s in ("small", "large")}
 little_logs = {s: np.log(losses["full"] / losses[8]) for s, losses in little.items()}
-noisy = np.log(column("loss", "small", "full", noise=0.25) / column("loss", "small", 8, noise=0.25))
+noisy = {}
+for rows in (64, 4000):
+    loss, loss_8 = (column("loss", "small", size, rows, 0.25) for size in ("full", 8))
+    noisy[rows] = np.log(loss / loss_8)
 answered = {rows: column("exact_match", "small", 8, rows, 0.25) for rows in (64, 4000)}
 verdicts = {
     "small": claim("64 rows, small: full over r = 8, > 1 times", little_logs["small"], times=True),
     "large": claim("64 rows, large: r = 8 over full, > 1 times", -little_logs["large"], times=True),
-    "rank": claim("wrong answers: full over r = 8, > 1.1 times", noisy, np.log(1.1), times=True),
+    "rank, 64": claim("64 rows, wrong: full over r = 8, > 1 times", noisy[64], times=True),
+    "rank, 4000": claim("4,000 rows, wrong: full over r = 8, > 1 times", noisy[4000], times=True),
     "data": claim("wrong answers: 4,000 rows answer half more", answered[4000] - answered[64], 0.5),
 }
 
@@ -94,7 +98,8 @@ with figure("wrong_answers", xlabel, ylabel, titles, columns=2, height=2.8) as p
 #   more. A method that cannot make the change does not win by overfitting less.
 # - Wrong answers: more data protects. With 4,000 rows, more than nine of ten answers are right
 #   although a quarter of the training answers is wrong. With 64 rows, about two of ten are. Whether
-#   a low rank protects is not shown either way: full fine-tuning has 0.9 to 1.3 times the loss.
+#   a low rank protects is not shown either way: full fine-tuning has 0.9 to 1.7 times the loss with
+#   64 rows, and 0.8 to 1.2 times with 4,000.
 
 # %%
 # Checks
@@ -103,7 +108,9 @@ for size in (8, "full"):
     assert (train_loss < little["small"][size] / 4).all(), f"{size} must know its rows by heart"
 for name in ("small", "large", "data"):
     assert verdicts[name] == HOLDS, name
-assert verdicts["rank"] == OPEN, "a small rank must not be shown to protect against wrong answers"
+for name in ("rank, 64", "rank, 4000"):
+    assert verdicts[name] == OPEN, "a low rank must not be shown to protect against wrong answers"
+assert answered[4000].min() > 0.9 and answered[64].max() < 0.25, "nine of ten, and two of ten"
 if not QUICK:  # a run of the sweep again
     live = experiment.run_one(("small", 64, 0.25, 8, 0))["exact_match"]
     assert belongs(live, answered[64], answered[4000]), f"{live:.0%} is not the sweep's"

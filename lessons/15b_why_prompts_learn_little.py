@@ -44,7 +44,7 @@ H = sum(np.log(len(words)) for words in lists) / tokens_per_answer
 print(f"form known, content guessed: {H:.3f} nats per token")
 losses = {name: np.array(of(siblings, "loss", method=name)) for name in ("prompt", "prefix")}
 for name, of_seeds in losses.items():
-    print(f"{name}, three seeds of lesson 15:", *(f"{loss:.3f}" for loss in of_seeds))
+    print(f"{name}, five seeds of lesson 15:", *(f"{loss:.3f}" for loss in of_seeds))
 
 # %%
 # Checks

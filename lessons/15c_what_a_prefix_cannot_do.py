@@ -155,8 +155,8 @@ print(f"form known, content guessed (lesson 15b): {H:.3f}")
 
 # %% [markdown]
 # With more steps alone, 16 tokens stay above this loss. 64 tokens in 800 steps go below it and
-# answer one question in eight. So it is slow, not impossible. LoRA needs 200 steps for the whole
-# task.
+# answer one question in eight. So it is slow, not impossible. LoRA at r = 2 answers nine of ten
+# after 200 steps (lesson 15).
 
 # %%
 # Checks
@@ -167,7 +167,8 @@ few, many, normal = (
 assert column("loss", *few).min() > H, "more steps alone must not be enough"
 assert column("loss", *many).max() < 0.6 * H, "more steps and more tokens must help"
 assert column("loss", *few).max() < column("loss", *normal).min(), "the vocabulary must be better"
-assert column("exact_match", *many).max() < 0.3, "few answers may be right"
+assert abs(column("exact_match", *many).mean() - 1 / 8) < 0.02, "one in eight must be right"
+assert np.mean(of(read_sweep("siblings"), "exact_match", method="lora")) > 0.9, "LoRA: nine of ten"
 if not QUICK:  # two runs of the sweep again, told apart from each other
     short_runs = [("prompt", "questions", n, 200, "vocabulary") for n in (16, 64)]
     for kind, other in (short_runs, short_runs[::-1]):

@@ -74,7 +74,7 @@ show({"sound": sound})
 # **Predict.** Do training loss and held-out loss differ? Does a higher learning rate help?
 #
 # <details><summary>Answer</summary>
-# They agree, and both are high. Five times the rate lowers them, but no answer becomes right.
+# They agree, and both are high. Five times the rate lowers them, but hardly an answer is right.
 # </details>
 
 # %%
@@ -86,7 +86,7 @@ show({"rank 1 on q": small, "five times the rate": small_fast, "fix: rank 8 on a
 # - **Symptom:** training loss and held-out loss agree, and both are high.
 # - **Why:** the model cannot fit even its training rows.
 # - **Fix:** a higher rank, on more matrices. A higher learning rate alone does not repair it: both
-#   losses stay high, and no answer is right.
+#   losses stay high, and hardly an answer is right.
 #
 # ## 2. Too little data: 24 rows
 #
@@ -105,7 +105,7 @@ print(f"the lowest held-out loss on the way, with 24 rows: {best:.4f}")
 # %% [markdown]
 # - **Symptom:** a gap. The training loss is low, and the held-out loss is high.
 # - **Why:** it knows its rows by heart, from the start: textbooks' rising curve is hardly visible.
-# - **Fix:** more rows. Stopping early does not help.
+# - **Fix:** more rows. Stopping early is not enough.
 #
 # ## 3. Wrong targets
 #
@@ -126,7 +126,8 @@ show({"MLP": wrong, "MLP, three times the rank": wrong_wide, "fix: all projectio
 # %% [markdown]
 # - **Symptom:** that of too little capacity: both losses agree, at several times the sound run's.
 # - **Why:** the trained matrices are not those that the task needs.
-# - **Fix:** all projections, QLoRA's advice, or those that the task needs. More rank does not help.
+# - **Fix:** all projections, QLoRA's advice, or those that the task needs. At this rate, more rank
+#   is not enough.
 #
 # ## 4. A learning rate that is too high
 #
@@ -182,7 +183,9 @@ if not QUICK:
     assert little.train_loss < little.loss / 5, "2: a gap between the losses"
     assert more.loss < best / 3, "2: 400 rows must be better than any early stop"
     assert min(wrong.loss, wrong_wide.loss) > 4 * sound.loss, "3: high at both ranks"
+    assert 0.7 < wrong.train_loss / wrong.loss < 1.4, "3: both losses must agree"
     assert fast.loss > 10 * sound.loss, "4: the loss must stay high"
+    assert fast.loss < fast.losses[0] / 2, "4: and fall at first"
     assert np.isfinite(fast.losses).all(), "4: the loss must not explode"
 
 # %% [markdown]

@@ -65,6 +65,7 @@ print(f"{share:.0%} of the tokens count")
 answers = {split: {row["messages"][-1]["content"] for row in some} for split, some in rows.items()}
 assert tokenizer.decode(counted[:-1]) in answers["train"], "the answer and its end must count"
 assert 0.3 < share < 0.5, "less than half of the tokens count"
+assert len(rows["train"]) == 1600, "600 of 1,600 rows are used"
 for split in ("test", "valid"):
     assert not answers["train"] & answers[split], f"no call of {split} may be in the training rows"
 

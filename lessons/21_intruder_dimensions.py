@@ -12,7 +12,7 @@
 
 # %%
 import numpy as np
-from common import QUICK, agrees, figure, of, read_sweep, short, table
+from common import HOLDS, QUICK, agrees, claim, figure, of, read_sweep, short, table
 from sweeps import intruders as experiment
 
 import minilora
@@ -146,6 +146,7 @@ assert count[tuned[0]].min() > count[tuned[1]].max() > 0, "LoRA must have more, 
 for many, few in zip(tuned, gentle):
     assert count[many].min() > 2 * count[few].max(), f"{few}: a lower rate must add few intruders"
 assert count[gentle[1]].max() <= 3, "a gentle full run must have almost none, as in the paper"
+assert claim("tuned full fine-tuning adds intruders", count[tuned[1]]) == HOLDS, "full adds some"
 same_size = count["lora r = 2, 0.01"], count["full, 0.005"]
 assert max(map(min, same_size)) <= min(map(max, same_size)), "the same size, the same count"
 by_size = sorted(found, key=lambda name: found[name]["size"].mean())

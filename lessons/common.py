@@ -191,13 +191,13 @@ def verdict(differences, above=0.0, below=math.inf, level=0.95):
     return FAILS if high < above or low > below else OPEN
 
 
-def claim(sentence, differences, above=0.0, below=math.inf, level=0.95, times=False, digits=3):
+def claim(sentence, differences, above=0.0, below=math.inf, times=False, digits=3):
     """Print a claim, the interval of its paired differences and the verdict; return the verdict.
 
     times: the differences are logarithms of ratios, and the ratios are printed.
     """
-    found = verdict(differences, above, below, level)
-    mean, low, high = (math.exp(x) if times else x for x in interval(differences, level))
+    found = verdict(differences, above, below)
+    mean, low, high = (math.exp(x) if times else x for x in interval(differences))
     unit = " times" if times else ""
     print(f"{sentence}: {mean:.{digits}f}{unit} ({low:.{digits}f} to {high:.{digits}f}),", end=" ")
     print(f"{len(differences)} seeds: {found}")

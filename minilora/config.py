@@ -54,9 +54,12 @@ FRACTION = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
 
 
 def check_number(name: str, value: Any, rule: Rule) -> None:
-    """Raise InputError unless `value` is a number that satisfies `rule`."""
+    """Raise InputError unless `value` is a number that satisfies `rule`.
+
+    The message has the name in backticks: the command line shows its flag instead.
+    """
     if not (isinstance(value, Real) and rule.holds(value)):
-        raise InputError(f"{name} must {rule.text}, got {value!r}")
+        raise InputError(f"`{name}` must {rule.text}, got {value!r}")
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,14 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         for r in (self.r, *self.rank_pattern.values()):
-            check_number("--lora-r", r, POSITIVE_INT)
+            check_number("r", r, POSITIVE_INT)
         for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
-            check_number("--lora-alpha", alpha, POSITIVE)
-        check_number("--lora-dropout", self.lora_dropout, FRACTION)
+            check_number("lora_alpha", alpha, POSITIVE)
+        check_number("lora_dropout", self.lora_dropout, FRACTION)
         for name, choices in LORA_CHOICES.items():
             value = getattr(self, name)
             if value not in choices:
-                raise InputError(f"{name} must be one of {choices}, got {value!r}")
+                raise InputError(f"`{name}` must be one of {choices}, got {value!r}")
         for regex in (*self.rank_pattern, *self.alpha_pattern):
             matches(regex, "")  # raises InputError if it is not a regular expression
         if str(self.target_modules).lower() == "all-linear":
@@ -157,7 +160,7 @@ class LoraConfig:
                 isinstance(value, list | tuple | set) and all(isinstance(n, str) for n in value)
             ):
                 wanted = "a list of names, or one regular expression"
-                raise InputError(f"{name} must be {wanted}, got {value!r}")
+                raise InputError(f"`{name}` must be {wanted}, got {value!r}")
             object.__setattr__(self, name, tuple(value))
         if isinstance(self.layers_to_transform, int):
             object.__setattr__(self, "layers_to_transform", (self.layers_to_transform,))
@@ -240,17 +243,16 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             value = getattr(self, f.name)
-            name = flag(f.name)
             if f.name in CHOICES:
                 choices = CHOICES[f.name]
                 if value not in choices:
-                    raise InputError(f"{name} must be one of {choices}, got {value!r}")
+                    raise InputError(f"`{f.name}` must be one of {choices}, got {value!r}")
             elif type(f.default) is bool:
                 if type(value) is not bool:
-                    raise InputError(f"{name} must be true or false, got {value!r}")
+                    raise InputError(f"`{f.name}` must be true or false, got {value!r}")
             else:
                 rule = POSITIVE_INT if type(f.default) is int else POSITIVE
-                check_number(name, value, OTHER_RULES.get(f.name, rule))
+                check_number(f.name, value, OTHER_RULES.get(f.name, rule))
 
 
 OTHER_RULES = {  # of fields that need not be positive
@@ -263,8 +265,3 @@ CHOICES = {
     "adapter_dtype": ("float32", "bfloat16", "float16"),
     "optimizer": ("adamw", "muon"),
 }
-
-
-def flag(name: str) -> str:
-    """Return the command-line flag of a field: `--learning-rate` for `learning_rate`."""
-    return "--" + name.replace("_", "-")

@@ -50,13 +50,13 @@ def check_generation(
 ) -> None:  # fmt: skip
     """Raise InputError for a prompt that is not token ids, and for a value out of range."""
     if not (temp >= 0):
-        raise InputError(f"--temp must not be negative, got {temp}")
+        raise InputError(f"`temp` must not be negative, got {temp}")
     if not (0 < top_p <= 1):
-        raise InputError(f"--top-p must lie in (0, 1], got {top_p}")
-    check_number("--max-tokens", max_tokens, POSITIVE_INT)
+        raise InputError(f"`top_p` must lie in (0, 1], got {top_p}")
+    check_number("max_tokens", max_tokens, POSITIVE_INT)
     for prompt in prompts:
         if hasattr(prompt, "__len__") and len(prompt) == 0:
-            raise InputError("the prompt is empty: give --prompt some text")
+            raise InputError("the prompt is empty: give some text")
         token_array("a prompt", prompt, model_config.vocab_size, 1)
 
 

@@ -72,7 +72,7 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     for layer in layers:
         if not (0 <= layer < depth):
             raise InputError(
-                f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}"
+                f"`layers_to_transform` has {layer}: this model has layers 0 to {depth - 1}"
             )
     adapted = [path for path in paths if path in found and layer_of(path) in layers]
     if not adapted:
@@ -88,7 +88,7 @@ def named_targets(paths: list[str], targets: Sequence[str]) -> set[str]:
         matching = {path for path in paths if every or names_module(target, path)}
         if not matching:
             names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
-            raise InputError(f"--target-modules {target} matches nothing in this model: {names}")
+            raise InputError(f"`target_modules` has {target}, which matches nothing here: {names}")
         found |= matching
     return found
 

@@ -73,7 +73,7 @@ def train(
         grads, norm = clip(grads, train_config.max_grad_norm)
         if not math.isfinite(loss + norm):
             seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
-            advice = "lower --learning-rate, or use float32 adapters; the last checkpoint is kept"
+            advice = "lower `learning_rate`, or use float32 adapters; the last checkpoint is kept"
             raise InputError(f"{seen}: {advice}")
         lr = get_lr(step, train_config)
         adapters, state = update(adapters, grads, state, lr, train_config)

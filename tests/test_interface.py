@@ -189,19 +189,28 @@ def test_rows_that_are_not_encoded_are_refused():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LoraConfig(r="8"), "--lora-r must be a whole number from 1, got '8'"),
-        (lambda: LoraConfig(lora_alpha="16"), "--lora-alpha must be a positive number, got '16'"),
-        (lambda: LoraConfig(bias="all"), "bias must be one of"),
-        (lambda: LoraConfig(task_type="SEQ_CLS"), "task_type must be one of"),
-        (lambda: LoraConfig(target_modules=None), "target_modules must be a list of names, or one"),
-        (lambda: LoraConfig(target_modules=[1]), "target_modules must be a list of names, or one"),
-        (lambda: LoraConfig(exclude_modules=5), "exclude_modules must be a list of names, or one"),
+        (lambda: LoraConfig(r="8"), "`r` must be a whole number from 1, got '8'"),
+        (lambda: LoraConfig(lora_alpha="16"), "`lora_alpha` must be a positive number, got '16'"),
+        (lambda: LoraConfig(bias="all"), "`bias` must be one of"),
+        (lambda: LoraConfig(task_type="SEQ_CLS"), "`task_type` must be one of"),
+        (
+            lambda: LoraConfig(target_modules=None),
+            "`target_modules` must be a list of names, or one",
+        ),
+        (
+            lambda: LoraConfig(target_modules=[1]),
+            "`target_modules` must be a list of names, or one",
+        ),
+        (
+            lambda: LoraConfig(exclude_modules=5),
+            "`exclude_modules` must be a list of names, or one",
+        ),
         (
             lambda: LoraConfig(target_modules=".*q_proj", layers_to_transform=0),
             "layers_to_transform needs a list of target_modules, not the regular expression",
         ),
-        (lambda: TrainConfig(learning_rate=None), "--learning-rate must be a positive number"),
-        (lambda: ModelConfig(9, 8, 8, 1, 2, 0, 4), "num_key_value_heads must be a whole number"),
+        (lambda: TrainConfig(learning_rate=None), "`learning_rate` must be a positive number"),
+        (lambda: ModelConfig(9, 8, 8, 1, 2, 0, 4), "`num_key_value_heads` must be a whole number"),
     ],
 )
 def test_a_value_of_a_wrong_type_is_one_line(make, message):
@@ -211,7 +220,7 @@ def test_a_value_of_a_wrong_type_is_one_line(make, message):
 
 
 def test_a_generation_needs_a_whole_number_of_tokens():
-    with pytest.raises(InputError, match=r"--max-tokens must be a whole number from 1, got 1\.5"):
+    with pytest.raises(InputError, match=r"^`max_tokens` must be a whole number from 1, got 1\.5"):
         list(minilora.generate({}, random_base(TINY), [1], TINY, max_tokens=1.5))
 
 

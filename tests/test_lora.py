@@ -217,7 +217,7 @@ def test_only_the_layers_have_projections():
     for name in ("q_proj", "all-linear"):
         paths = lora.target_paths(base, LoraConfig(target_modules=(name,)))
         assert paths and all(path.startswith("model.layers.") for path in paths)
-    with pytest.raises(InputError, match=r"extra\.q_proj matches nothing"):
+    with pytest.raises(InputError, match=r"extra\.q_proj, which matches nothing"):
         lora.target_paths(base, LoraConfig(target_modules=("extra.q_proj",)))
 
 
@@ -235,14 +235,14 @@ def test_targets_come_in_the_order_of_the_tree_and_each_once():
 )
 def test_a_target_that_matches_nothing_is_refused(name):
     with pytest.raises(
-        InputError, match=f"--target-modules {name} matches nothing.*q_proj, k_proj"
+        InputError, match=f"`target_modules` has {name}, which matches nothing.*q_proj, k_proj"
     ):
         fresh(random_base(TINY), target_modules=("q_proj", name))
 
 
 @pytest.mark.parametrize("layer", [-1, 2])
 def test_a_layer_that_is_not_there_is_refused(layer):
-    with pytest.raises(InputError, match=f"--layers-to-transform {layer}: .* layers 0 to 1"):
+    with pytest.raises(InputError, match=f"`layers_to_transform` has {layer}: .* layers 0 to 1"):
         fresh(random_base(TINY), layers_to_transform=(0, layer))
 
 

@@ -185,6 +185,11 @@ def test_the_flags_of_train():
     flags["--chat-date"] = "the day of the run"
     written = {row[0].strip("`"): row[1].strip("`") for row in table("command-line.md", "flag |")}
     assert written == flags
+    meanings = {row[0].strip("`"): row[2] for row in table("command-line.md", "flag |")}
+    for action in commands.choices["train"]._actions:
+        if action.choices and action.dest != "method":  # the page "Methods" lists those
+            said = re.findall(r"`([^`]*)`", meanings[action.option_strings[-1]])
+            assert set(said) == set(action.choices), action.dest
     rows = table("command-line.md", "command |")
     assert {row[0].strip("`").split()[0] for row in rows} == set(commands.choices)
     course = Parser(prog="minilora")
@@ -204,7 +209,7 @@ def test_the_methods():
     rows = table("methods.md", "200 steps")
     assert [row[0].partition(",")[0] for row in rows] == list(compare.TABLE)
     assert f"{compare.BUDGET:,} parameters" in page("methods.md")
-    # the columns of sizes follow from the methods alone; the runs give the others
+    # the columns of sizes follow from the methods alone, the others from the runs of the sweep
     base = minilora.load("micro")[1]
     for entry, (_, trained, file, moments, *_) in zip(compare.TABLE.values(), rows):
         config = compare.sized(entry, base, compare.BUDGET)
@@ -213,6 +218,25 @@ def test_the_methods():
         assert trained == f"{parameters:,}", entry
         assert file == f"{compare.file_bytes(*model, config, 'micro'):,}", entry
         assert moments == f"{2 * 4 * parameters:,}", entry
+
+
+def test_the_scores_of_the_methods():
+    import common
+    from sweeps import compare
+
+    stored = common.read_sweep("siblings")
+    mean = {}
+    for method, row in zip(compare.TABLE, table("methods.md", "200 steps")):
+        for name, unit, cell in zip(("loss", "exact_match", "notes_after"), (1, 100, 1), row[5:]):
+            scores = unit * np.array(common.of(stored, name, method=method))
+            digits = len(cell.split()[0].partition(".")[2])
+            shown = f"{scores.mean():.{digits}f} ± {scores.std(ddof=1):.{digits}f}"
+            assert cell == shown, (method, name)
+            mean[method, name] = scores.mean()
+    forgets = sorted(compare.TABLE, key=lambda method: mean[method, "notes_after"])
+    answers = sorted(compare.TABLE, key=lambda method: mean[method, "exact_match"])
+    assert forgets[-2:] == ["full", "prefix"] and mean["prefix", "exact_match"] == 0
+    assert answers[-1] == "full" and set(answers[-4:-1]) == {"lora", "lora+", "pissa"}
 
 
 def test_the_small_models():
@@ -319,6 +343,37 @@ def test_the_merge_table_of_the_faq_is_the_one_of_lesson_13b(tmp_path, monkeypat
         assert cells == [f"{column[float(size)]:.2f}" for column in columns], size
 
 
+NUMBER = r"[−+]?\d[\d.]*"
+RANGE = rf"({NUMBER}) to ({NUMBER})(?= times| points| \((?:LoRA\+|PiSSA|DoRA)\))"
+
+
+def rounds_to(values, said):
+    """Return whether one of the values, of three digits, rounds to the number that a text says."""
+    digits = len(said.partition(".")[2])
+    said = float(said.replace("−", "-"))
+    return any(abs(float(value) - said) < 0.501 * 10**-digits for value in values)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("start", ["08_", "08c", "10_", "14c", "19_", "20_", "24_"])
+def test_a_range_of_a_lesson_has_ends_of_intervals_that_it_prints(start, monkeypatch, capsys):
+    """In its text and in its rows of the FAQ. A range may span two intervals."""
+    import common
+
+    monkeypatch.setattr(common, "QUICK", True)  # the intervals are of the sweep, in both kinds
+    (path,) = LESSONS.glob(f"{start}*.py")
+    lesson = path.read_text(encoding="utf-8")
+    exec(lesson, {})
+    printed = re.findall(r"\(([-\d.]+) to ([-\d.]+)\), \d+ seeds:", capsys.readouterr().out)
+    lows, highs = zip(*printed)
+    text = " ".join(re.findall(r"^# (.*)", lesson, re.MULTILINE))
+    text += "".join(line for line in page("faq.md").splitlines() if f"/{path.name})" in line)
+    ranges = re.findall(RANGE, " ".join(text.split()))
+    assert ranges
+    for low, high in ranges:
+        assert rounds_to(lows, low) and rounds_to(highs, high), f"{low} to {high}"
+
+
 def test_the_table_of_peers_adds_up():
     rows = table("proofs.md", "here | against")
     cases = sum(int(row[2].replace(",", "")) for row in rows)
@@ -356,6 +411,22 @@ def test_the_tile_of_the_logits():
 def test_each_difference_of_a_library_has_a_test():
     tests = page("tests/peers/test_disagreements.py").count("\ndef test_")
     assert len(table("proofs.md", "point | paper")) == tests
+
+
+@pytest.mark.long
+def test_each_run_of_the_tests_draws_anew_and_its_seed_repeats_the_draws(tmp_path):
+    (tmp_path / "test_draw.py").write_text("def test_it(rng):\n    print('drawn', rng.random())\n")
+
+    def drawn(*flags):
+        """Run the test; return the number that it draws and the seed that the run prints."""
+        command = [sys.executable, "-m", "pytest", "-sq", "-p", "conftest", "test_draw.py", *flags]
+        env = {**os.environ, "PYTHONPATH": f"{ROOT / 'tests'}{os.pathsep}{ROOT}"}
+        out = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+        return re.search(r"drawn (\S+)", out)[1], re.search(r"--seed (\d+)", out)[1]
+
+    number, seed = drawn()
+    assert drawn("--seed", seed) == (number, seed)
+    assert drawn() != (number, seed)
 
 
 def test_the_minutes_of_the_longest_exercises():

@@ -511,7 +511,9 @@ def test_keep_best_returns_the_best_adapters_of_all_steps(monkeypatch, capsys):
 
 @pytest.mark.parametrize("field", [{"keep_best": True}, {"early_stopping_patience": 2}])
 def test_the_best_adapters_need_held_out_rows(field):
-    with pytest.raises(InputError, match=r"^--(keep-best|early-stopping-.*) needs held-out rows"):
+    with pytest.raises(
+        InputError, match=r"^`(keep_best|early_stopping_patience)` needs held-out rows"
+    ):
         run(replace(SMALL, **field), valid=())
 
 
@@ -624,7 +626,7 @@ def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, bad, what):
     steps = []
     with (
         np.errstate(invalid="ignore"),
-        pytest.raises(InputError, match="at step 4: lower --learning-rate") as error,
+        pytest.raises(InputError, match="at step 4: lower `learning_rate`") as error,
     ):
         train(*setting(), EXAMPLES, TINY, SMALL, (), None, lambda *step: steps.append(step))
     assert "\n" not in str(error.value)

@@ -2,7 +2,7 @@
 
     python lessons/sweeps/siblings.py
 
-About seven minutes of one core: 14 methods, three seeds, 200 steps each, scored on the test rows.
+About twelve minutes of one core: 14 methods, five seeds, 200 steps each, scored on the test rows.
 """
 
 import sys
@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_sweep
 from sweeps import compare
 
-SEEDS = 3
+SEEDS = 5
 NAMES = ("method", "seed", "trained", "loss", "exact_match", "notes_before", "notes_after")
 
 

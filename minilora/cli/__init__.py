@@ -4,6 +4,7 @@ Read `run.py` first: it contains all that `minilora train` does, from the first 
 """
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -14,7 +15,7 @@ from functools import cache
 from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
-from .arguments import COURSE, Parser, parse
+from .arguments import COURSE, FLAGS, Parser, parse
 
 _pending: list = []  # a weak reference to the latest Interrupted
 
@@ -72,8 +73,9 @@ def dispatch(argv):
 
 
 def report_error(error):
-    """Print an error as one line on standard error; return the exit status."""
-    print(f"error: {InputError(error)}", file=sys.stderr)
+    """Print an error as one line on standard error, with flags; return the exit status."""
+    text = re.sub(r"`(\w+)`", lambda name: FLAGS.get(name[1], name[0]), str(InputError(error)))
+    print(f"error: {text}", file=sys.stderr)
     return 2
 
 

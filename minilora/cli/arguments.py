@@ -21,11 +21,11 @@ from ..config import (
     LoraConfig,
     TrainConfig,
     did_you_mean,
-    flag,
 )
 from ..data.rows import KEYS
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text
+from ..methods.method import SIZES
 from ..methods.registry import METHODS
 from ..nf4 import check_4bit
 from ..quant.schemes import SCHEMES
@@ -34,6 +34,19 @@ from .stored_paths import find
 DEFAULT_DATA = "questions"
 COLUMNS_HELP = "names of the data's columns, as in prompt=question completion=answer"
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
+
+
+def flag(name):
+    """Return the flag of a setting: `--learning-rate` for `learning_rate`."""
+    return "--" + name.replace("_", "-")
+
+
+# the flags of the names that stand in backticks in messages
+NAMED = (
+    *(f.name for f in fields(TrainConfig)), *SIZES, "lora_alpha", "lora_dropout", "target_modules",
+    "layers_to_transform", "temp", "top_p", "max_tokens", "prompt", "columns", "dtype",
+)  # fmt: skip
+FLAGS = {name: flag(name) for name in NAMED} | {"r": "--lora-r", "scheme": "--quantize"}
 
 
 class HelpFormatter(argparse.HelpFormatter):

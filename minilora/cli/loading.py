@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, ModelConfig, flag
+from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, ModelConfig
 from ..formats.checkpoint import (
     CONFIG,
     load_adapter,
@@ -22,7 +22,7 @@ from ..methods.replaced import GROUPS, also_train
 from ..optim import split_matrices
 from ..training import learning_rates
 from ..tree import arrays, flatten
-from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, toml_settings
+from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, flag, toml_settings
 from .stored_paths import digest, find
 
 

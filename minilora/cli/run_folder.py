@@ -7,14 +7,14 @@ import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..config import InputError, LoraConfig, flag
+from ..config import InputError, LoraConfig
 from ..data.row_files import read_jsonl
 from ..evaluation.callbacks import NO_BEST, kept_step, should_stop
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.fetch import MODELS
 from ..formats.files import replace_text, write_errors
 from ..methods.registry import METHODS
-from .arguments import CHECKPOINT, FORMAT_VERSION, SETTINGS, settings_to_resume
+from .arguments import CHECKPOINT, FORMAT_VERSION, SETTINGS, flag, settings_to_resume
 from .loading import WITHOUT_BLOCKS, warn
 from .stored_paths import INPUTS, absolute, digest
 

@@ -68,11 +68,11 @@ def check_columns(columns):
         if key not in KEYS:
             known = ", ".join(KEYS)
             raise InputError(
-                f"--columns: {key!r} is no key of a row: give KEY=COLUMN, KEY of {known}"
+                f"`columns`: {key!r} is no key of a row: give KEY=COLUMN, KEY of {known}"
             )
     for column, n in Counter((columns or {}).values()).items():
         if n > 1:
-            raise InputError(f"--columns: {column!r} is the column of {n} keys: give each its own")
+            raise InputError(f"`columns`: {column!r} is the column of {n} keys: give each its own")
 
 
 def select(row, columns, where):
@@ -82,7 +82,7 @@ def select(row, columns, where):
     for key, column in columns.items():
         if column not in row and key not in OPTIONAL:
             there = ", ".join(map(str, row))
-            raise InputError(f"{where}: no column {column!r}, only {there}: correct --columns")
+            raise InputError(f"{where}: no column {column!r}, only {there}: correct `columns`")
     return {key: row[column] for key, column in columns.items() if column in row}
 
 
@@ -307,7 +307,7 @@ def load_usable(name, split, tokenizer=None, columns=None):
     split = existing_split(name, split)
     if name in tasks.BUILTIN:
         if columns:
-            raise InputError(f"--columns is for files: the rows of {name} have their keys already")
+            raise InputError(f"`columns` is for files: the rows of {name} have their keys already")
         return tasks.builtin(name, split), {}
     if path.is_dir():
         file = file_of(path, split)

@@ -176,7 +176,7 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {
     empty, or if a leaf is missing, is not part of a model of this type, or has the wrong shape.
     """
     if dtype not in FORMAT_NAME:
-        raise InputError(f"--dtype must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
+        raise InputError(f"`dtype` must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
     leaves = {path: w for path, w in flatten(base).items() if hasattr(w, "shape")}
     kind = model_type(config, leaves)
     tied = "lm_head.weight" not in leaves

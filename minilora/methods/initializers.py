@@ -31,9 +31,7 @@ def init(base, config, rng, scheme="none", block_size=64):
     name = config.init_lora_weights
     initialize = {"pissa": pissa, "loftq": loftq}[name]
     if name == "loftq" and scheme == "none":
-        raise InputError(
-            "loftq reduces the error of quantization: give --quantize a scheme, or use pissa"
-        )
+        raise InputError("loftq reduces the error of quantization: give a `scheme`, or use pissa")
     adapters = lora.init(base, replace(config, init_lora_weights=True, use_dora=False), rng)
     adapted = lora.adapted_paths(adapters)
     stored = {}

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..config import POSITIVE_INT, check_number, flag
+from ..config import POSITIVE_INT, check_number
 from ..tree import Tree
 
 
@@ -22,7 +22,7 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         for name in SIZES:
-            check_number(flag(name), getattr(self, name), POSITIVE_INT)
+            check_number(name, getattr(self, name), POSITIVE_INT)
 
 
 SIZES = ("num_virtual_tokens", "bottleneck_size", "vera_r")

@@ -103,6 +103,4 @@ def check_packing(adapters: Tree, train_config: TrainConfig) -> None:
     prompts = {prompt.PROMPT, prompt.ENCODER} & adapters.get("model", {}).keys()
     if train_config.packing and prompts:
         reason = "only the first example of a row would see it"
-        raise InputError(
-            f"--packing does not fit a trained prompt, because {reason}: leave --packing out"
-        )
+        raise InputError(f"`packing` does not fit a trained prompt, because {reason}: leave it out")

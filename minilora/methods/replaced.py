@@ -59,7 +59,7 @@ def bitfit(base, config, rng):
 
 def full(base, config, rng):
     """Copy all leaves of the base; raise InputError if one is quantized."""
-    advice = "use --quantize none, because --method full trains every weight"
+    advice = "set `scheme` to none, because the method full trains every weight"
     for path, w in named_leaves(base):
         if not isinstance(w, np.ndarray):
             raise InputError(f"{path} is quantized: {advice}")

@@ -32,7 +32,7 @@ from minilora import (
 )
 from minilora.batching import Example, pack_examples
 from minilora.cli import run_folder
-from minilora.cli.arguments import Parser, parse, parser
+from minilora.cli.arguments import FLAGS, Parser, flag, parse, parser
 from minilora.cli.commands import load_model
 from minilora.cli.examples import common_rows
 from minilora.cli.loading import (
@@ -44,7 +44,7 @@ from minilora.cli.loading import (
 )
 from minilora.cli.run import check_memory
 from minilora.cli.stored_paths import absolute
-from minilora.config import ALL_LINEAR, InputError, flag
+from minilora.config import ALL_LINEAR, InputError
 from minilora.course.commands import add_commands
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation import memory
@@ -2095,3 +2095,12 @@ def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path):
 def test_another_command_refuses_a_flag_without_effect(words, capsys):
     error = error_of(capsys, run(words, "--model micro"))
     assert "--block-size has no effect with --quantize" in error or "give --data, too" in error
+
+
+def test_an_error_on_the_command_line_names_the_flag_of_a_field(capsys):
+    """In Python, the message names the field."""
+    actions = (action for sub in parsers(parser()) for action in sub._actions)
+    flags = {option for action in actions for option in action.option_strings}
+    assert set(FLAGS.values()) <= flags
+    assert cli.report_error(InputError("`learning_rate` and `r`: `none`, `train it`")) == 2
+    assert capsys.readouterr().err == "error: --learning-rate and --lora-r: `none`, `train it`\n"

@@ -308,7 +308,7 @@ def test_the_reference_is_out_of_reach_and_results_are_only_data(tmp_path):
     borrowed = "    from minilora import nf4\n    return nf4.nearest(x, codebook)\n"
     assert "cannot call minilora's" in checked(NEAREST, written(NEAREST, path, borrowed)).text
     thin, elsewhere = ALL["lowrank-product"], tmp_path / "lowrank_product.py"
-    borrowed = "    from minilora import layers\n    return layers.linear(x, trained, frozen)\n"
+    borrowed = "    from minilora import layers\n    return layers.linear(x, node)\n"
     assert "cannot call minilora's" in checked(thin, written(thin, elsewhere, borrowed)).text
     mark = tmp_path / "mark"
     hostile = (

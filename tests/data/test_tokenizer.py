@@ -172,7 +172,7 @@ def test_the_end_token_can_come_from_the_model(tmp_path):
             '{"eos_token": "\\ud800"}',
             "lone surrogate|not a tokenizer|no eos_token",
         ),
-        ("tokenizer_config.json", '{"a": ' + "[" * 5000 + "]" * 5000 + "}", "is not JSON"),
+        ("tokenizer_config.json", '{"a": ' + "[" * 100_000 + "]" * 100_000 + "}", "is not JSON"),
         ("chat_template.jinja", b"\xff", "chat_template.jinja is not UTF-8"),
         ("tokenizer.json", b"\xff", "tokenizer.json is not a tokenizer"),
         ("tokenizer.json", POINTER, r"tokenizer\.json is a Git LFS pointer.*git lfs pull"),

@@ -315,10 +315,12 @@ def test_students_t(level, degrees, t):
 
 
 def test_the_interval_of_a_mean():
-    # s = √(5/3) and t = 3.18245 for three degrees of freedom
-    mean, low, high = common.interval([1, 2, 3, 4])
-    half = 3.18245 * math.sqrt(5 / 3) / 2
-    assert (mean, low, high) == pytest.approx((2.5, 2.5 - half, 2.5 + half), rel=1e-3)
+    # s = √(5/3), and t for three degrees of freedom
+    for level, t in ((0.95, 3.18245), (0.99, 5.84091)):
+        half = t * math.sqrt(5 / 3) / 2
+        found = common.interval([1, 2, 3, 4], level)
+        assert found == pytest.approx((2.5, 2.5 - half, 2.5 + half), rel=1e-3)
+    assert common.interval([1, 2, 3, 4]) == common.interval([1, 2, 3, 4], 0.95)
 
 
 CLEAR, UNCLEAR = [1.0, 1.1, 0.9, 1.0], [3.0, -2.0, 4.0, -1.0]  # both have a mean of 1
@@ -338,6 +340,13 @@ CLEAR, UNCLEAR = [1.0, 1.1, 0.9, 1.0], [3.0, -2.0, 4.0, -1.0]  # both have a mea
 )
 def test_a_verdict_needs_the_whole_interval(differences, above, below, found):
     assert common.verdict(differences, above, below) == found
+    assert common.claim("", differences, above, below) == found
+
+
+def test_a_verdict_at_a_higher_level_needs_more():
+    # the interval of 1 to 4 is from 0.45 at 95 %, and from −1.27 at 99 %
+    assert common.verdict([1, 2, 3, 4]) == common.HOLDS
+    assert common.verdict([1, 2, 3, 4], level=0.99) == common.OPEN
 
 
 def test_a_claim_prints_its_evidence(capsys):
@@ -352,6 +361,9 @@ def test_a_claim_prints_its_evidence(capsys):
         (2.0, CLEAR, [2.0, 2.1], False),  # like the rival
         (0.0, CLEAR, [2.0, 2.1], False),  # farther away than another seed would be
         (1.2, CLEAR, [1.1, 1.2], False),  # within the spread of the seeds, but on the rival's side
+        # further seeds are within 1 ± 0.291 in 95 of 100 cases, and within 1 ± 0.533 in 99
+        (1.5, CLEAR, (), True),
+        (1.55, CLEAR, (), False),
     ],
 )
 def test_a_repeated_run_must_agree_with_its_cell(live, cell, rival, agrees):

@@ -370,7 +370,7 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
     adapters, frozen = trained(name, base)
     config = TrainConfig(packing=True)
     if name in ("prompt", "p-tuning"):
-        with pytest.raises(InputError, match="--packing"):
+        with pytest.raises(InputError, match="`packing` does"):
             check_packing(adapters, config)
         return
     check_packing(adapters, config)
@@ -501,7 +501,7 @@ def test_p_tuning_is_three_layers_with_relus_between():
 def test_starts_need_the_dense_base_and_loftq_a_scheme():
     with pytest.raises(InputError, match="needs a dense base"):
         start_of("pissa", quantized(random_base(TINY)), "nf4")
-    with pytest.raises(InputError, match="--quantize"):
+    with pytest.raises(InputError, match="give a `scheme`"):
         start_of("loftq", random_base(TINY))
     with pytest.raises(InputError, match=r"get_peft_model"):
         lora.init(random_base(TINY), LoraConfig(init_lora_weights="pissa"), None)
@@ -639,5 +639,5 @@ def test_rates_of_layers_and_of_lora_plus():
 
 
 def test_full_is_for_dense_bases_only():
-    with pytest.raises(InputError, match=r"is quantized: use --quantize none, because"):
+    with pytest.raises(InputError, match=r"is quantized: set `scheme` to none, because"):
         started("full", quantized(random_base(TINY)))
