@@ -44,7 +44,7 @@ def flag(name):
 # the flags of the names that stand in backticks in messages
 NAMED = (
     *(f.name for f in fields(TrainConfig)), *SIZES, "lora_alpha", "lora_dropout", "target_modules",
-    "layers_to_transform", "temp", "top_p", "max_tokens", "prompt", "columns", "dtype",
+    "layers_to_transform", "epochs", "temp", "top_p", "max_tokens", "prompt", "columns", "dtype",
 )  # fmt: skip
 FLAGS = {name: flag(name) for name in NAMED} | {"r": "--lora-r", "scheme": "--quantize"}
 

@@ -260,7 +260,7 @@ BAD_FLAGS = {
     "--max-grad-norm 0": "--max-grad-norm",
     "--iters 0": "--iters",
     "--save-every 0": "--save-every",
-    "--layers-to-transform 7": "--layers-to-transform 7",
+    "--layers-to-transform 7": "--layers-to-transform has 7",
     "--block-size 48": "--block-size: a block size of 48 is not a power of two",
     "--chat-date tomorrow": "--chat-date: must be a date such as 2026-01-31",
     "--model nowhere": "nowhere",
@@ -1947,8 +1947,8 @@ def test_an_adapter_of_any_method_is_gone_on_from(base, data, tmp_path, capsys):
 
 
 NOT_TOGETHER = {
-    "--method full": "--quantize none",
-    "--method full --quantize int8": "--quantize none",
+    "--method full": "set --quantize to none",
+    "--method full --quantize int8": "set --quantize to none",
     "--method prompt --packing": "--packing",
     "--method p-tuning --packing": "--packing",
     "--method prompt --num-virtual-tokens 0": "--num-virtual-tokens",

@@ -228,7 +228,9 @@ def test_columns_name_the_keys_of_rows(tmp_path):
         # other columns are not read, so that the text does not make the row ambiguous
         row = {"prompt": "a", "completion": "b"}
         assert load_rows(str(path), "train", columns=columns) == [row]
-        with pytest.raises(InputError, match=r"no column 'reply', only .*answer.*: correct --"):
+        with pytest.raises(
+            InputError, match=r"no column 'reply', only .*answer.*: correct `columns`"
+        ):
             load_rows(str(path), "train", columns={"prompt": "question", "completion": "reply"})
         with pytest.raises(InputError, match="'question' is no key of a row: give KEY=COLUMN"):
             load_rows(str(path), "train", columns={"question": "prompt"})
@@ -237,7 +239,7 @@ def test_columns_name_the_keys_of_rows(tmp_path):
     path = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "context": "c", "a": "b"}')
     alpaca = {"instruction": "q", "input": "context", "output": "a"}
     assert [row["prompt"] for row in load_rows(path, "train", columns=alpaca)] == ["a", "a\nc"]
-    with pytest.raises(InputError, match="--columns is for files: the rows of notes"):
+    with pytest.raises(InputError, match="`columns` is for files: the rows of notes"):
         load_rows("notes", "train", columns=columns)
 
 

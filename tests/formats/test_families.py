@@ -201,7 +201,7 @@ def test_what_is_refused_by_name(tmp_path, changes, message):
 
 def test_a_window_is_a_whole_number():
     for window in (0, -1, 2.0, True):
-        with pytest.raises(InputError, match="sliding_window must be a whole number from 1"):
+        with pytest.raises(InputError, match="`sliding_window` must be a whole number from 1"):
             replace(CONFIG, sliding_window=window)
     assert ModelConfig(**vars(replace(CONFIG, sliding_window=1))).sliding_window == 1
 

@@ -330,7 +330,7 @@ def test_a_failed_save_leaves_nothing(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             save_pretrained(tmp_path / "out", CONFIG, unflatten({**leaves(), path: x}))
-    with pytest.raises(InputError, match="--dtype must be one of"):
+    with pytest.raises(InputError, match="`dtype` must be one of"):
         save_pretrained(tmp_path / "out", CONFIG, unflatten(leaves()), dtype="int4")
 
 
