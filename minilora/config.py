@@ -139,11 +139,13 @@ class LoraConfig:
     task_type: str | None = "CAUSAL_LM"
 
     def __post_init__(self) -> None:
-        for r in (self.r, *self.rank_pattern.values()):
-            check_number("r", r, POSITIVE_INT)
-        for alpha in (self.lora_alpha, *self.alpha_pattern.values()):
-            check_number("lora_alpha", alpha, POSITIVE)
+        check_number("r", self.r, POSITIVE_INT)
+        check_number("lora_alpha", self.lora_alpha, POSITIVE)
         check_number("lora_dropout", self.lora_dropout, FRACTION)
+        for r in self.rank_pattern.values():
+            check_number("rank_pattern", r, POSITIVE_INT)
+        for alpha in self.alpha_pattern.values():
+            check_number("alpha_pattern", alpha, POSITIVE)
         for name, choices in LORA_CHOICES.items():
             value = getattr(self, name)
             if value not in choices:

@@ -220,7 +220,7 @@ def test_the_seven_projections():
     ],
 )  # fmt: skip
 def test_refused_lora_values(field, value):
-    with pytest.raises(InputError, match=r"^`(r|lora_alpha|lora_dropout)` must"):
+    with pytest.raises(InputError, match=f"^`{field}` must"):
         LoraConfig(**{field: value})
 
 

@@ -324,8 +324,7 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value)
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     message = refusal(folder).removeprefix(str(folder))
-    field = {"rank_pattern": "r", "alpha_pattern": "lora_alpha"}.get(name, name)
-    assert re.search(rf"(^|\W){field}\W", message)
+    assert re.search(rf"\W{name}\W", message)
 
 
 def test_a_fields_name_with_control_characters_stays_on_one_line(folder):
