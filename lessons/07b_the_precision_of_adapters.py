@@ -145,6 +145,9 @@ with figure("adapter_dtypes", xlabel, ylabel, title) as axes:
 
 # %%
 # Checks
+for dtype in BITS:
+    seeds = [len(loss[dtype, rate]) for rate in RATES]
+    assert seeds == [8, 3, 8], f"{dtype}: eight seeds, three between"
 for rate in (6e-5, 4e-3):
     assert worse[rate] == HOLDS, f"bfloat16 must be worse than float32 at {rate}"
     assert equal[rate] == HOLDS, f"float16 must be like float32 at {rate}"

@@ -135,8 +135,8 @@ table(["", "logits differ from those alone by"], cells)
 # %% [markdown]
 # The mask hides neighbours exactly: if the first example of a row is changed, the logits of the
 # others stay the same, bit for bit. Without the mask, nothing fails and nothing warns. Only the
-# loss is higher, and in training the model would learn to use neighbours that it will not have
-# later.
+# loss is higher, and in training the model could learn to use neighbours that it will not have
+# later (not trained here).
 
 # %%
 targets = data.collate([packed])["targets"][0, :n]

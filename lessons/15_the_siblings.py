@@ -103,8 +103,9 @@ assert min(distance[name] for name in VIRTUAL) > 0.1, "virtual tokens must chang
 # %% [markdown]
 # ## What they learn, and what they forget
 #
-# Each method trains for 200 steps at the best rate of a sweep of its own, with five seeds
-# (`sweeps/siblings.csv`). "Own text" is the loss on the notes that the base was trained on.
+# Each method trains for 200 steps with five seeds (`sweeps/siblings.csv`), at a rate that was the
+# best in a sweep of its own with one seed. "Own text" is the loss on the notes that the base was
+# trained on.
 #
 # **Predict.** Which method forgets most? Does a method that learns less also forget less?
 #

@@ -181,6 +181,8 @@ with figure("regret_rates", "learning rate", ylabel, titles, width=7.6, columns=
 # %%
 # Checks
 assert set(ten.values()) == {FAILS}, "the factor must be below 7"
+means = [f"{np.exp(x.mean()):.1f}" for x in (short_runs, long_runs)]
+assert means == ["2.3", "1.9"], "the factors after 25 and after 200 steps"
 for steps in STEPS:
     *of_ranks, of_full = (best[size, steps] for size in SIZES)
     assert of_full < min(of_ranks), f"{steps} steps: LoRA must need the higher rate"

@@ -59,6 +59,9 @@ table(["best rate", "methods"], [[f"{r:g}", ", ".join(by_rate[r])] for r in sort
 # %%
 # Checks
 for method, rate in chosen.items():
+    tried = {row["rate"] for row in sweep if row["method"] == method}
+    assert tried == set(METHODS[method]) and 4 <= len(tried) <= 6, f"{method}: four to six rates"
+    assert all(f"{r:e}"[0] in "125" and float(f"{r:.0e}") == r for r in tried), "1, 2, 5"
     assert min(METHODS[method]) < rate < max(METHODS[method]), f"{method}: the best rate is inside"
 assert round(max(chosen.values()) / min(chosen.values())) == 40, "the best rates are far apart"
 
