@@ -29,7 +29,7 @@ from ..methods.prompt import ENCODER, PROMPT, virtual_tokens
 from ..methods.registry import check_packing, operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS
-from .examples import columns_of, compared, exact_match_of, read_split, warn_of_common_rows
+from .examples import columns_of, compared, exact_match_of, read_splits, warn_of_common_rows
 from .loading import load_for_training, refuse_unused, unused_settings
 
 
@@ -51,9 +51,9 @@ def train_and_save(args):
     tokenizer = replace(loaded.tokenizer, chat_date=args.chat_date)
     check_packing(loaded.adapters, train_config)
     loaded = loaded._replace(tokenizer=tokenizer)
-    data = loaded, columns_of(args.columns), train_config
-    train_split = read_split(args.data, "train", *data)
-    valid_split = read_split(args.data, "valid", *data)
+    columns = columns_of(args.columns)
+    splits = read_splits(args.data, ["train", "valid"], loaded, columns, train_config)
+    train_split, valid_split = splits
     examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
     check_held_out(valid, train_config)
     unused = unused_settings(args, loaded, train_config, examples, valid)

@@ -58,7 +58,7 @@ def read_usable(path, tokenizer=None, columns=None):
 
 @cache
 def say_once(text):
-    """Print a line on standard error, but no line twice: a file is read once per split."""
+    """Print a line on standard error, but no line twice: many rows can be the reason for it."""
     print(text, file=sys.stderr)
 
 
@@ -295,37 +295,40 @@ def load_rows(
     fewer than ten). A folder has train.jsonl and valid.jsonl, and may have test.jsonl; otherwise
     test is valid.jsonl. A file is JSON Lines, a JSON list of rows, or CSV.
     """
-    return load_usable(name, split, tokenizer, columns)[0]
+    [(rows, _)] = load_splits(name, [split], tokenizer, columns)
+    return rows
 
 
-def load_usable(name, split, tokenizer=None, columns=None):
-    """Return (rows of `load_rows`, {reason: number of rows that are left out}).
+def load_splits(name, splits, tokenizer=None, columns=None):
+    """Return (rows of `load_rows`, {reason: number of rows that are left out}) of each split.
 
-    Every tenth *usable* row of a file is held out, so its unusable rows are those of train.
+    A file is read once. Every tenth *usable* row of it is held out, so its unusable rows are those
+    of train.
     """
     path = Path(name)
-    split = existing_split(name, split)
+    splits = [existing_split(name, split) for split in splits]
     if name in tasks.BUILTIN:
         if columns:
             raise InputError(f"`columns` is for files: the rows of {name} have their keys already")
-        return tasks.builtin(name, split), {}
+        return [(tasks.builtin(name, split), {}) for split in splits]
     if path.is_dir():
-        file = file_of(path, split)
-        if not file.exists():
-            names = f"{split}{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-            raise InputError(f"{path} has no {names}: a folder needs files named train and valid")
-        return read_usable(file, tokenizer, columns)
+        files = [file_of(path, split) for split in splits]
+        for file, split in zip(files, splits):
+            if not file.exists():
+                missing = f"{split}{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+                advice = "a folder needs files named train and valid"
+                raise InputError(f"{path} has no {missing}: {advice}")
+        return [read_usable(file, tokenizer, columns) for file in files]
     if not path.is_file():
-        files = f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl"
-        known = f"{', '.join(tasks.BUILTIN)}, {files}"
+        ways = f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl"
+        known = f"{', '.join(tasks.BUILTIN)}, {ways}"
         near = did_you_mean(name, tasks.BUILTIN)
         raise InputError(
             f"there is no data set or file {name!r}: give {known} and valid.jsonl{near}"
         )
     rows, left_out = read_usable(path, tokenizer, columns)
-    if split == "train":
-        return [row for i, row in enumerate(rows) if i % 10 != 9], left_out
-    return rows[9::10], {}
+    train = [row for i, row in enumerate(rows) if i % 10 != 9]
+    return [(train, left_out) if split == "train" else (rows[9::10], {}) for split in splits]
 
 
 def existing_split(name, split):
