@@ -80,7 +80,7 @@ def random_base(config, seed=0, dtype=np.float32, biases=()):
             leaves[f"{path}.weight"] = normal((out, into), into**-0.5)
             if name in biases:
                 leaves[f"{path}.bias"] = normal(out, 0.5)
-        for name in ("input_layernorm", "post_attention_layernorm"):
+        for name in filter(None, config.norms):
             leaves[f"{layer}.{name}.weight"] = normal(D, 0.2, 1.0)
         for name in QK_NORMS if config.qk_norm else ():
             leaves[f"{layer}.self_attn.{name}.weight"] = normal(config.head_dim, 0.2, 1.0)

@@ -294,9 +294,8 @@ def train_flags(sub):
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="storage of the frozen projections")
     add("--block-size", type=block_size, default=64, help=BLOCK_SIZE)
     add("--method", choices=tuple(METHODS), default="lora", help="see lessons/guide/methods.md")
-    add("--num-virtual-tokens", type=int, default=16, help="for prompt, p-tuning and prefix")
-    add("--bottleneck-size", type=int, default=8, help="width of bottleneck")
-    add("--vera-r", type=int, default=256, help="rank of vera")
+    for name, f in SIZES.items():
+        add(flag(name), type=int, default=f.default, help=f.metadata["help"])
     text = "initialize A and B from the base; default: A random, B zero"
     add("--init-lora-weights", choices=INITIALIZERS, help=text)
     add("--lora-r", type=int, default=lora.r, help="rank r")

@@ -39,6 +39,9 @@ def activation_floats(adapters, base, model_config):
     layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
     if model_config.qk_norm:  # both sides of the norms of the heads
         layer += (H + K) * (2 * hd + 1)
+    layer += 2 * sum(name is not None for name in model_config.norms[1::2]) * (D + 1)
+    if model_config.hidden_act != "silu":  # the powers in gelu, and its result
+        layer += 5 * F
     L = model_config.num_hidden_layers
     kept = D + 1
     extra = {name: m.extra_floats for m in ORDER for name in m.names()}

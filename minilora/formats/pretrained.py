@@ -74,7 +74,7 @@ def load(
         low_precision = scheme != "none" or not types.isdisjoint(quantized_file.TYPES)
     origin = next((entry.where.split(": tensor")[0] for entry in tensors.values()), place)
     n = config.num_hidden_layers
-    last = f"model.layers.{n - 1}.input_layernorm.weight"
+    last = f"model.layers.{n - 1}.{next(filter(None, config.norms))}.weight"
     if last not in tensors:
         raise InputError(f"tensor {last} is missing from {origin}")
     if n > len(tensors):

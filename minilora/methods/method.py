@@ -4,11 +4,16 @@ Each method has a file of its own, which ends with its `Method`. `registry.METHO
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..config import POSITIVE_INT, check_number
 from ..tree import Tree
+
+
+def size(default: int, what: str) -> Any:
+    """Return a field of MethodConfig: a size, whose flag has this default and this help."""
+    return field(default=default, metadata={"help": what})
 
 
 @dataclass(frozen=True)
@@ -16,16 +21,16 @@ class MethodConfig:
     """The settings of a method other than LoRA: its name in METHODS, and its sizes."""
 
     method: str
-    num_virtual_tokens: int = 16  # of prompt, p-tuning and prefix
-    bottleneck_size: int = 8
-    vera_r: int = 256  # the rank of VeRA
+    num_virtual_tokens: int = size(16, "for prompt, p-tuning and prefix")
+    bottleneck_size: int = size(8, "width of bottleneck")
+    vera_r: int = size(256, "rank of vera")
 
     def __post_init__(self) -> None:
         for name in SIZES:
             check_number(name, getattr(self, name), POSITIVE_INT)
 
 
-SIZES = ("num_virtual_tokens", "bottleneck_size", "vera_r")
+SIZES = {f.name: f for f in fields(MethodConfig)[1:]}
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ from minilora.formats.checkpoint import load_state, read_metadata, save_adapter,
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
 from minilora.kernels import fused
+from minilora.methods.method import SIZES
 from minilora.methods.registry import METHODS
 from minilora.methods.replaced import also_train
 from minilora.optim import get_lr
@@ -2035,7 +2036,7 @@ def test_every_setting_of_a_full_run_counts(base):
     loaded, masked = load_for_training(args), [Example([1, 2], [0, 1])]
     loaded = loaded._replace(tokenizer=SimpleNamespace(chat_template="{{ strftime_now('%Y') }}"))
     unused = unused_settings(args, loaded, TrainConfig(mask_prompt=True), masked, masked)
-    assert unused.keys() == {"num_virtual_tokens", "bottleneck_size", "vera_r"}
+    assert unused.keys() == {*SIZES}
 
 
 OF_ADAPTER = {  # flags for the adapter of rank 5 below: what is wrong with them

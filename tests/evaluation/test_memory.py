@@ -12,6 +12,7 @@ import minilora
 from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
+from minilora.formats.families import FAMILIES
 from minilora.methods.method import MethodConfig
 from minilora.methods.registry import get_peft_model
 from minilora.tree import arrays, num_parameters, overlay
@@ -55,11 +56,12 @@ def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
     assert predicted == pytest.approx(kept_by_a_step(adapters, base), rel=0.15)
 
 
-def test_the_norms_of_the_heads_are_counted():
-    config = replace(CONFIG, qk_norm=True)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_layers_of_a_family_keep_is_counted(family):
+    config = replace(CONFIG, **FAMILIES[family].fields)
     adapters, base = adapted(random_base(config), target_modules=ALL_LINEAR)
     predicted = memory.memory_estimate(adapters, base, config, 8 * 128)["activations"]
-    assert predicted == pytest.approx(kept_by_a_step(adapters, base, config), rel=0.05)
+    assert predicted == pytest.approx(kept_by_a_step(adapters, base, config), rel=0.15)
 
 
 def test_weights_and_optimizer_are_exact():

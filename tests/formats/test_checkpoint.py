@@ -295,7 +295,7 @@ def refusal(folder, base=None):
 
 
 REFUSED = [
-    ("peft_type", "LOHA"), ("peft_type", "ADALORA"), ("peft_type", None),
+    ("peft_type", "NO_SUCH_TYPE"), ("peft_type", "ADALORA"), ("peft_type", None),
     ("task_type", "SEQ_CLS"), ("use_dora", "yes"), ("bias", "vera_only"), ("bias", ["all"]),
     ("fan_in_fan_out", True), ("layers_pattern", "h"), ("layers_pattern", ["h"]),
     ("layers_pattern", 5), ("exclude_modules", {"v_proj": 1}), ("exclude_modules", "(v_proj"),

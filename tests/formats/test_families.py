@@ -8,6 +8,7 @@ import pytest
 from toy_models import CONFIG, assert_same, folder, leaves
 
 from minilora.config import ATTENTION, MLP, InputError, ModelConfig
+from minilora.formats.families import FAMILIES, family
 from minilora.formats.hf_folder import read_config
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.tree import unflatten
@@ -168,7 +169,7 @@ TYPES = "layer_types must name sliding_attention or full_attention for each of 2
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma2"}, "'gemma2' is not .*; llama, mistral, qwen2, qwen3, gemma3_text"),
+        ({"model_type": "gemma2"}, f"'gemma2' is not .*; {', '.join(FAMILIES)}"),
         ({"model_type": ["llama"]}, "model_type .* is not implemented"),
         ({"model_type": "qwen3", **WINDOW, "layer_types": [SLIDING, "full"]}, TYPES),
         ({"model_type": "qwen3", **WINDOW, "layer_types": SLIDING}, TYPES),
@@ -238,3 +239,7 @@ def test_a_trained_bias_of_a_mistral_with_a_window_makes_a_qwen2(tmp_path):
     config = replace(CONFIG, model_type="mistral", sliding_window=3)
     got, _, _ = save_with_biases(tmp_path, config, (), ["self_attn.q_proj"])
     assert (got.model_type, got.sliding_window) == ("qwen2", 3)
+
+
+def test_what_is_the_same_in_each_model_of_a_family_decides_whether_a_config_fits():
+    assert {name for one in FAMILIES.values() for name in one.fields} <= family.FIXED

@@ -15,6 +15,7 @@ import minilora
 from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import safetensors_file
+from minilora.formats.families import FAMILIES
 from minilora.formats.files import new_folder
 from minilora.formats.pretrained import load, save_pretrained, shapes
 from minilora.formats.quantized_file import save_quantized
@@ -195,7 +196,7 @@ def test_end_tokens_and_defaults(tmp_path):
     [
         (
             {"model_type": "phi3"},
-            "model_type 'phi3' .*; llama, mistral, qwen2, qwen3, gemma3_text are",
+            f"model_type 'phi3' .*; {', '.join(FAMILIES)} are",
         ),
         ({"model_type": None}, "model_type None is not implemented"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),

@@ -37,7 +37,10 @@ from minilora.training import learning_rates
 from minilora.tree import flatten, get, named_leaves, num_parameters, unflatten
 
 VIRTUAL = ("prompt", "p-tuning", "prefix")
-MERGEABLE = ("lora", "dora", "vera", "ia3", "bitfit", "norm", "head", "full")
+IN_THE_CORE = ("lora", "bitfit", "norm", "head", "full")  # what the bare operations read
+MERGEABLE = [
+    name for name, m in METHODS.items() if name in IN_THE_CORE or "merge_projection" in m.wraps
+]
 
 
 def on_bases(names):
@@ -55,11 +58,8 @@ few = settings(max_examples=25)
 def make_adapter_config(name, n=3, m=4):
     if name in ("lora", "dora"):
         return LoraConfig(r=2, target_modules=NAMES, use_dora=name == "dora")
-    if name in VIRTUAL:
-        return MethodConfig(name, num_virtual_tokens=n)
-    if name == "vera":
-        return MethodConfig(name, vera_r=n)
-    return MethodConfig(name, **({"bottleneck_size": m} if name == "bottleneck" else {}))
+    size = METHODS[name].size
+    return MethodConfig(name, **({size: m if name == "bottleneck" else n} if size else {}))
 
 
 def started(name, base, seed=0, **sizes):
@@ -196,12 +196,6 @@ def test_a_prompt_starts_as_rows_of_the_embedding():
         assert rows != [*range(11)]
 
 
-def test_the_sizes_by_default():
-    assert vars(MethodConfig("prefix")) == {
-        "method": "prefix", "num_virtual_tokens": 16, "bottleneck_size": 8, "vera_r": 256,
-    }  # fmt: skip
-
-
 def test_the_gelu_of_a_bottleneck():
     """The tanh approximation is off by less than 5e-4, and equal to torch's in that form."""
     x = np.array([-3.0, -1.0, -0.1, 0.5, 2.0])
@@ -277,9 +271,6 @@ def holding_norms(there, adapters, frozen):
             now, then = map(dora.row_norms, nodes)
             leaves[name] = leaves[name] * now / then
     return unflatten(leaves)
-
-
-IN_THE_CORE = ("lora", "bitfit", "norm", "head", "full")  # what the bare operations read
 
 
 @EVERY

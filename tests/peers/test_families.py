@@ -155,7 +155,10 @@ def our_adapter(base):
     return moved(adapters, lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)))
 
 
-@pytest.mark.parametrize("fields", [{}, {"target_modules": "all-linear", "use_dora": True}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"target_modules": ["q_proj", "v_proj"]}, {"target_modules": "all-linear", "use_dora": True}],
+)
 @EACH
 def test_an_adapter_of_peft_here(folder_of, tmp_path, tokens, same_logits, name, fields):
     theirs = random_peft(llama_of(folder_of(name)), **fields)

@@ -25,7 +25,7 @@ from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
-from minilora.methods.method import MethodConfig
+from minilora.methods.method import SIZES, MethodConfig
 from minilora.methods.registry import METHODS
 from minilora.tree import flatten, get, set_leaf
 
@@ -242,7 +242,7 @@ def our_adapter(name, base):
             target_modules=ALL_LINEAR, use_dora=name == "dora", init_lora_weights=start
         )
     else:
-        config = MethodConfig(name, num_virtual_tokens=5, vera_r=5)
+        config = MethodConfig(name, **dict.fromkeys(SIZES, 5))
     adapters, base = minilora.get_peft_model(base, config, rng)
     change = moved(adapters, lambda w: w + np.float32(0.1) * rng.standard_normal(w.shape, "f4"))
     return change, base, config
@@ -265,7 +265,10 @@ def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, same_here, same_resid
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["dora", "vera", "ia3"])
+MERGED = [n for n in CONFIGS if n in METHODS and "merge_projection" in METHODS[n].wraps]
+
+
+@pytest.mark.parametrize("name", MERGED)
 def test_merged_as_peft_merges(tiny_llama, tmp_path, tokens, same_logits, name):
     folder = tiny_llama(attention_bias=True, mlp_bias=True)
     config, base, _ = load(folder)

@@ -10,6 +10,12 @@ from typing import Any
 from ...config import ModelConfig
 
 DEFAULTS = ModelConfig(1, 1, 1, 1, 1, 1, 2)
+FIXED = {
+    "hidden_act",
+    "norms",
+    "norm_offset",
+    "qk_norm",
+}  # the fields that `Family.fields` may have
 
 
 @dataclass(frozen=True)
@@ -37,10 +43,9 @@ class Family:
 
     def fits(self, config: ModelConfig, some: set[str]) -> bool:
         """Return whether a model of this family can have this shape, and `some` biases."""
-        names = {"hidden_act", "norms", "norm_offset", "qk_norm"}
         same = all(
             getattr(config, name) == self.fields.get(name, getattr(DEFAULTS, name))
-            for name in names
+            for name in FIXED
         )
         window = self.sliding or config.sliding_window is None
         return same and window and some <= self.biased(some)
