@@ -28,8 +28,9 @@
 # the Llama block, one equation at a time.
 #
 # Letters in shapes: `B` rows of a batch, `T` tokens of a row, `D` width of the model, `H` attention
-# heads, `hd` width of a head, `V` vocabulary, `r` rank, `m` blocks of a weight. Weights have the
-# shape (out, in), as in PyTorch: y = x Wᵀ.
+# heads, `hd` width of a head, `V` vocabulary, `r` rank, `m` blocks of a weight. (In part 3, A and B
+# are the matrices of an adapter; in part 6, m and v are Adam's averages.) Weights have the shape
+# (out, in), as in PyTorch: y = x Wᵀ.
 
 # %%
 import json
@@ -85,7 +86,7 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # **Double quantization.** One float32 absmax per 64 weights costs half a bit per weight. So the
 # absmax values are quantized, too: subtract their mean, cut the differences into blocks of 256,
 # divide each block by its largest magnitude (its *scale*), and take the nearest of 256 fixed
-# values. A weight then needs
+# values (in the code: `offset`, `nested_absmax`, `DYNAMIC_MAP`). A weight then needs
 #
 # $$4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits.}$$
 #
@@ -122,7 +123,7 @@ def quantize(w):
     blocks = w.reshape(-1, 64)
     absmax = np.max(np.abs(blocks), axis=1)
     normalized = blocks * (1 / np.maximum(absmax, np.float32(1e-38)))[:, None]
-    # code = argminᵢ |NF4ᵢ − w/absmax|   (QLoRA, Sec. 3)
+    # code = argminᵢ |NF4ᵢ − w/absmax|   (QLoRA, Sec. 3); 1e-38 stands for an absmax of 0
     codes = nearest(normalized, NF4)
     return NF4Weight(codes[0::2] << 4 | codes[1::2], *double_quantize(absmax), w.shape)
 
@@ -148,8 +149,8 @@ def double_quantize(absmax):
     blocks = np.pad(absmax - offset, (0, -len(absmax) % 256)).reshape(-1, 256)
     nested = np.max(np.abs(blocks), axis=1)
     normalized = np.clip(blocks * (1 / np.maximum(nested, np.float32(1e-38)))[:, None], -1, 1)
-    normalized[nested == 0] = -1  # as QLoRA's code; with a scale of 0, every code gives 0
-    # QLoRA's code rounds to one of 65,536 equal steps before it takes the nearest value
+    normalized[nested == 0] = -1  # as in bitsandbytes; any index will do, because the scale is 0
+    # bitsandbytes rounds to one of 65,536 equal steps before it takes the nearest value
     steps = (normalized + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
     rounded = steps.astype(np.uint16) * np.float32(2) / np.float32(65535) - 1
     return nearest(rounded, DYNAMIC_MAP)[: len(absmax)], nested, offset
@@ -186,6 +187,10 @@ def mean(x):
     return sum(sum(four), start=sum(x[b:])) / np.float32(len(x))
 
 
+# %% [markdown]
+# Now quantize the projections of the model:
+
+# %%
 base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.items()}
 
 # %% [markdown]
@@ -202,11 +207,11 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # A starts with random numbers and B starts at zero, so the adapter changes nothing before training.
 # The trained matrices are in a separate dict, `adapters`. The loss takes `adapters` as its first
 # argument and `base` as its second, and autograd differentiates the first argument only. That is
-# how the base stays frozen.
+# how the base stays frozen. The functions below read `params`, one dict with the entries of both.
 #
 # Autograd can differentiate x Wᵀ. But it would keep every dequantized W until the backward pass,
-# and lose the memory that 4 bits save. `@primitive` tells it not to look inside `frozen_matmul`, so
-# it keeps the quantized W. `defvjp` gives it the derivative: how to get the gradient of the input x
+# and lose the memory that 4 bits save. `@primitive` tells it not to look inside `matmul`, so it
+# keeps the quantized W. `defvjp` gives it the derivative: how to get the gradient of the input x
 # from the gradient g of the output y. W is dequantized for this once more.
 #
 # **Predict.** B is zero. Can the adapter learn anything at the first step?
@@ -215,7 +220,8 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 #
 # Yes. The gradient of B is (α/r) G Aᵀ, where G is the gradient of the full weight. A is not zero,
 # so B moves at the first step. (In part 6, the learning rate of step 0 is zero, so B moves at step
-# 1.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. Lesson 2 tries the four starts.
+# 1.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. Lesson 2 tries
+# all four starts: A and B each zero or random.
 #
 # </details>
 
@@ -234,24 +240,24 @@ def init_lora(base, rng):
     return adapters
 
 
-def linear(x, path, adapters, base):
+def linear(x, path, params):
     """Apply the projection at `path`, with its factors if it has any: (…, in) -> (…, out)."""
-    h = frozen_matmul(x, base[path])
-    if f"{path}.lora_A" in adapters:
-        A, B = adapters[f"{path}.lora_A"], adapters[f"{path}.lora_B"]
+    h = matmul(x, params[path])
+    if f"{path}.lora_A" in params:
+        A, B = params[f"{path}.lora_A"], params[f"{path}.lora_B"]
         # h = W₀x + (α/r)·BAx   (LoRA, Eq. 3, with the scaling of Sec. 4.1)
         h = h + ALPHA / RANK * (x @ A.T @ B.T)
     return h
 
 
 @primitive
-def frozen_matmul(x, w):
+def matmul(x, w):
     """Compute x Wᵀ. W is dequantized for this product and then dropped (QLoRA, Eq. 5)."""
     return x @ dense(w).T
 
 
-# ∂L/∂x = (∂L/∂y)·W, with W dequantized once more. W itself gets no gradient.
-defvjp(frozen_matmul, lambda y, x, w: lambda g: g @ dense(w), argnums=(0,))
+# For the input x: a function from g = ∂L/∂y to ∂L/∂x = g W. W itself gets no gradient.
+defvjp(matmul, lambda y, x, w: lambda g: g @ dense(w), argnums=(0,))
 
 
 def dense(w):
@@ -286,19 +292,19 @@ def rms_norm(x, weight, config):
 
 
 def apply_rope(x, theta):
-    """Encode positions 0, 1, 2, … in x (B, H, T, hd) by rotating pairs of its numbers."""
+    """Encode positions 0, 1, 2, … in x (B, H, T, hd) by rotating pairs (j, j + hd/2)."""
     T, hd = x.shape[-2:]
     # angle(t, j) = t·θ^(−2j/hd)   (RoFormer, Sec. 3.2.2)
     frequencies = 1 / (theta ** (np.arange(0, hd, 2) / hd)).astype(np.float32)
     angles = np.arange(T, dtype=np.float32)[:, None] * frequencies  # (T, hd/2)
     cos, sin, a, b = np.cos(angles), np.sin(angles), x[..., : hd // 2], x[..., hd // 2 :]
-    # (a, b) → (a·cos − b·sin, b·cos + a·sin)   (RoFormer, Eq. 34)
+    # (a, b) → (a·cos − b·sin, b·cos + a·sin)   (RoFormer, Eq. 34; pairs as in Hugging Face)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
 
-def attention(x, layer, adapters, base, config):
+def attention(x, layer, params, config):
     """Collect from earlier tokens: (B, T, D) -> (B, T, D)."""
-    q, k, v = (linear(x, f"{layer}.self_attn.{n}_proj", adapters, base) for n in "qkv")
+    q, k, v = (linear(x, f"{layer}.self_attn.{n}_proj", params) for n in "qkv")
     shape = (*x.shape[:2], -1, config["head_dim"])  # (B, T, H, hd)
     q, k, v = (np.transpose(np.reshape(y, shape), (0, 2, 1, 3)) for y in (q, k, v))
     q, k = apply_rope(q, config["rope_theta"]), apply_rope(k, config["rope_theta"])
@@ -306,27 +312,28 @@ def attention(x, layer, adapters, base, config):
     scores = np.where(np.tri(x.shape[1], dtype=bool), scores, -np.inf)  # no later tokens
     # softmax(QKᵀ/√hd) V   (Vaswani et al. 2017, Eq. 1)
     p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
-    mixed = np.transpose(p / np.sum(p, axis=-1, keepdims=True) @ v, (0, 2, 1, 3))
-    return linear(np.reshape(mixed, x.shape), f"{layer}.self_attn.o_proj", adapters, base)
+    p = p / np.sum(p, axis=-1, keepdims=True)
+    mixed = np.transpose(p @ v, (0, 2, 1, 3))
+    return linear(np.reshape(mixed, x.shape), f"{layer}.self_attn.o_proj", params)
 
 
-def mlp(x, layer, adapters, base):
+def mlp(x, layer, params):
     """Apply the gated feed-forward layer: (B, T, D) -> (B, T, D)."""
-    gate, up = (linear(x, f"{layer}.mlp.{n}_proj", adapters, base) for n in ("gate", "up"))
+    gate, up = (linear(x, f"{layer}.mlp.{n}_proj", params) for n in ("gate", "up"))
     # W_down(gate·σ(gate) ∘ up)   (SwiGLU: Shazeer 2020, Eq. 6)
-    return linear(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj", adapters, base)
+    return linear(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj", params)
 
 
 def forward(adapters, base, tokens, config):
     """Compute the logits (B, T, V) of tokens (B, T)."""
-    x = base["model.embed_tokens"][tokens]  # (B, T, D)
-    for i in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{i}"
-        h = rms_norm(x, base[f"{layer}.input_layernorm"], config)
-        x = x + attention(h, layer, adapters, base, config)
-        h = rms_norm(x, base[f"{layer}.post_attention_layernorm"], config)
-        x = x + mlp(h, layer, adapters, base)
-    return rms_norm(x, base["model.norm"], config) @ base["model.embed_tokens"].T
+    params = {**base, **adapters}  # the factors have other names than the weights
+    x = params["model.embed_tokens"][tokens]  # (B, T, D)
+    for layer in [f"model.layers.{i}" for i in range(config["num_hidden_layers"])]:
+        h = rms_norm(x, params[f"{layer}.input_layernorm"], config)
+        x = x + attention(h, layer, params, config)
+        h = rms_norm(x, params[f"{layer}.post_attention_layernorm"], config)
+        x = x + mlp(h, layer, params)
+    return rms_norm(x, params["model.norm"], config) @ params["model.embed_tokens"].T
 
 
 def loss(adapters, base, rows, config):
@@ -390,9 +397,14 @@ def generate(adapters, base, prompt, config):
 # %%
 STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 200, 16, 2e-3, 12
 BETA1, BETA2, EPS, MAX_NORM = 0.9, 0.999, 1e-8, 1.0
-t = np.arange(STEPS)
-cosine = 0.5 * (1 + np.cos(np.pi * (t - WARMUP) / (STEPS - WARMUP)))
-rates = LEARNING_RATE * np.where(t < WARMUP, t / WARMUP, cosine)
+steps = np.arange(STEPS)
+cosine = 0.5 * (1 + np.cos(np.pi * (steps - WARMUP) / (STEPS - WARMUP)))
+rates = LEARNING_RATE * np.where(steps < WARMUP, steps / WARMUP, cosine)
+
+rng = np.random.default_rng(0)
+rows = [question(rng) for _ in range(STEPS * BATCH_SIZE)]
+held_out = [row for row in (question(rng) for _ in range(200)) if row not in rows]
+adapters = init_lora(base, rng)
 
 
 def report(when, adapters, base):
@@ -402,10 +414,6 @@ def report(when, adapters, base):
     print(f"  {prompt}{generate(adapters, base, prompt, config)}")
 
 
-rng = np.random.default_rng(0)
-rows = [question(rng) for _ in range(STEPS * BATCH_SIZE)]
-held_out = [row for row in (question(rng) for _ in range(200)) if row not in rows]
-adapters = init_lora(base, rng)
 report("before training", adapters, base)
 
 m, v, losses = dict.fromkeys(adapters, 0), dict.fromkeys(adapters, 0), np.zeros(STEPS)
@@ -413,11 +421,12 @@ for step in range(STEPS):
     batch = rows[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
     losses[step], grads = value_and_grad(loss)(adapters, base, batch, config)
     norm = np.sqrt(sum(np.sum(g * g) for g in grads.values()))
+    t = step + 1
     for n, g in grads.items():
         g = g * min(1, MAX_NORM / (norm + 1e-6))  # clipping
         m[n] = BETA1 * m[n] + (1 - BETA1) * g
         v[n] = BETA2 * v[n] + (1 - BETA2) * g * g
-        m_hat, v_hat = m[n] / (1 - BETA1 ** (step + 1)), v[n] / (1 - BETA2 ** (step + 1))
+        m_hat, v_hat = m[n] / (1 - BETA1**t), v[n] / (1 - BETA2**t)
         # θ ← θ − η·m̂/(√v̂ + ε)   (Loshchilov and Hutter 2019, Alg. 2, without weight decay)
         adapters[n] = adapters[n] - rates[step] * m_hat / (np.sqrt(v_hat) + EPS)
 report("after training", adapters, base)

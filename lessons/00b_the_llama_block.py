@@ -12,7 +12,7 @@
 # %%
 import numpy as np
 
-from minilora import layers, load, model
+from minilora import layers, load
 
 np.set_printoptions(precision=4, suppress=True)
 
@@ -136,20 +136,22 @@ print("swiglu(gate, up = 2):", layers.swiglu(np.array([-10.0, 0, 1, 10]), np.ful
 config, base, tokenizer = load("micro")
 layer, eps = base["model"]["layers"]["0"], config.rms_norm_eps
 tokens = np.array([tokenizer.encode("Ada keeps a pink kite.")])  # (B, T)
-x, positions, starts = layers.embed({}, base["model"], tokens, np.zeros_like(tokens))  # starts: 0
-rope = layers.rope_cos_sin(positions, config)
+starts = np.zeros_like(tokens)  # each token sees all before it
+x = base["model"]["embed_tokens"]["weight"][tokens]
+rope = layers.rope_cos_sin(np.arange(tokens.shape[1])[None], config)
+ctx = layers.Context(config, layers, rope, starts)  # what a layer reads besides x and its weights
 h = layers.rms_norm(x, layer["input_layernorm"]["weight"], eps)
-after_attention = x + layers.self_attention(h, {}, layer["self_attn"], rope, starts)
+after_attention = x + layers.self_attention(h, layer["self_attn"], ctx)
 h = layers.rms_norm(after_attention, layer["post_attention_layernorm"]["weight"], eps)
-after_mlp = after_attention + layers.mlp(h, {}, layer["mlp"])
+after_mlp = after_attention + layers.mlp(h, layer["mlp"], ctx)
 print("the block maps", x.shape, "to", after_mlp.shape)
 
 # %%
 # Checks
-block = model.decoder_layer(x, {}, layer, rope, starts, config, layers)  # layers: the plain code
+block = layers.decoder_layer(x, layer, ctx)
 assert np.allclose(layers.swiglu(np.zeros(1), np.ones(1)), 0), "a gate of 0 lets nothing through"
 assert np.isclose(layers.swiglu(np.ones(1), np.full(1, 2.0))[0], 2 / (1 + np.exp(-1))), "silu(1)·2"
-assert np.allclose(block, after_mlp), "the four lines differ from model.decoder_layer"
+assert np.allclose(block, after_mlp), "the four lines differ from layers.decoder_layer"
 
 # %% [markdown]
 # ## 5. The loss

@@ -16,12 +16,11 @@ import os
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation.memory import nbytes
 from minilora.tree import flatten, num_parameters
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))  # a quick run, for the tests: fewer steps
-rng = np.random.default_rng(0)
 
 config, base, tokenizer = minilora.load("micro")
 print(f"{num_parameters(base):,} parameters in {len(flatten(base))} arrays, for example")
@@ -62,13 +61,14 @@ print("the right answer:", repr(rows[0]["completion"]))
 # `lora_B` (out, r). Their product times α/r (`lora_alpha` over `r`) is added to the weight W₀. Two
 # things are important:
 #
-# - `lora.init` returns *two* trees: the trained adapters, and the frozen base, in which each
-#   adapted weight now has the number α/r next to it (`lora_scaling`). Nothing else separates
-#   trained from frozen parameters: the trained tree is argument 0 of the loss.
+# - `get_peft_model` returns *two* trees: the adapters, which also have the number α/r next to the
+#   factors (`lora_scaling`), and the base, which it does not change. Nothing else separates trained
+#   from frozen parameters: the loss is differentiated with respect to argument 0, the adapters.
 # - `lora_B` is exactly zero, so the adapter changes nothing yet.
 #
-# ![Two trees. The base has a weight at each path. The adapters have lora_A and lora_B at the paths
-# of the seven projections, and nothing elsewhere.](../figures/drawings/two_trees.svg)
+# ![Two trees. The base has a weight at each path. The adapters have lora_A, lora_B, their scaling
+# and their dropout at the paths of the seven projections, and nothing
+# elsewhere.](../figures/drawings/two_trees.svg)
 #
 # **Predict.** A float32 number has 32 bits. Why does the 4-bit base need more than an eighth of the
 # base's bytes?
@@ -79,22 +79,22 @@ print("the right answer:", repr(rows[0]["completion"]))
 # </details>
 
 # %%
-frozen = minilora.quantize(base, "nf4-dq")
+quantized = minilora.quantize(base, "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-adapters, frozen = lora.init(frozen, lora_config, rng)
+adapters, _ = minilora.get_peft_model(quantized, lora_config, 0)
 
 tokens = np.array([tokenizer.encode(rows[0]["prompt"])])
-untouched = minilora.forward({}, frozen, tokens, config)
-with_adapters = minilora.forward(adapters, frozen, tokens, config)
+untouched = minilora.forward({}, quantized, tokens, config)
+with_adapters = minilora.forward(adapters, quantized, tokens, config)
 embedding = base["model"]["embed_tokens"]["weight"].nbytes
-print(f"{nbytes(base):,} bytes dense, {nbytes(frozen):,} in NF4 with double quantization,")
+print(f"{nbytes(base):,} bytes dense, {nbytes(quantized):,} in NF4 with double quantization,")
 print(f"of which {embedding:,} are the dense embedding")
-print(f"{num_parameters(adapters):,} trained and {num_parameters(frozen):,} frozen parameters")
+print(f"{num_parameters(adapters):,} trained and {num_parameters(quantized):,} frozen parameters")
 
 # %%
 # Checks
 assert np.array_equal(with_adapters, untouched), "B = 0: the adapter must not change the model"
-assert embedding > nbytes(frozen) / 2, "the embedding must be most of the quantized base"
+assert embedding > nbytes(quantized) / 2, "the embedding must be most of the quantized base"
 
 # %% [markdown]
 # ## Training
@@ -105,12 +105,12 @@ assert embedding > nbytes(frozen) / 2, "the embedding must be most of the quanti
 #
 #     MINILORA_PLAIN=1 python -m pdb lessons/00c_a_model_and_a_small_tree.py
 #     (Pdb) import minilora.layers
-#     (Pdb) b minilora.layers.linear, "lora_A" in trained
+#     (Pdb) b minilora.layers.linear, "lora_A" in node
 #     (Pdb) c
 #
-# and look at `x.shape`, `trained` and `frozen`. The condition skips the calls without an adapter,
-# where `trained` is `{}`. (pdb sets breakpoints only in modules that are already imported, so the
-# first line imports one.)
+# and look at `x.shape` and `node`: the weight of the base, and the factors that the adapter lays
+# over it. The condition skips the calls without an adapter. (pdb sets breakpoints only in modules
+# that are already imported, so the first line imports one.)
 #
 # The loss is in nats per token (natural logarithm) and counts the tokens of the answer only
 # (`mask_prompt`). Exact match is the share of rows in which every answer token is the likeliest
@@ -126,12 +126,12 @@ settings = TrainConfig(
 examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, settings)
 valid, _ = data.encode_rows(rows, tokenizer, settings)
 
-before = minilora.evaluate(adapters, frozen, valid, config)
-adapters, history = minilora.train(adapters, frozen, examples, config, settings)
-after = minilora.evaluate(adapters, frozen, valid, config)
+before = minilora.evaluate(adapters, quantized, valid, config)
+adapters, history = minilora.train(adapters, quantized, examples, config, settings)
+after = minilora.evaluate(adapters, quantized, valid, config)
 for name in ("loss", "exact_match"):
     print(f"{name:<12} before {before[name]:.3f}   after {after[name]:.3f}")
-print("the model says:", repr(say(adapters, frozen, rows[0]["prompt"])))
+print("the model says:", repr(say(adapters, quantized, rows[0]["prompt"])))
 print(f"the adapter has {nbytes(adapters):,} bytes")
 
 # %%
@@ -142,7 +142,7 @@ as_it_was = flatten(minilora.load("micro")[1])
 for path, w in flatten(base).items():
     assert np.array_equal(w, as_it_was[path]), f"training changed the base's {path}"
 assert round(nbytes(adapters) / 1000) == 88, "the adapter must have 88 kB"
-assert 0.9 < nbytes(adapters) / nbytes(frozen) < 1, "nearly as many as the 4-bit base"
+assert 0.9 < nbytes(adapters) / nbytes(quantized) < 1, "nearly as many as the 4-bit base"
 
 # %% [markdown]
 # ## Merging
@@ -150,7 +150,7 @@ assert 0.9 < nbytes(adapters) / nbytes(frozen) < 1, "nearly as many as the 4-bit
 # W₀ + (α/r)·BA is a matrix of W₀'s shape, so a trained adapter can be added to its weight. After
 # that, no adapter is left. Merging is correct if two calls of one function agree:
 #
-#     forward(adapters, frozen, x) == forward({}, merge(adapters, frozen), x)
+#     forward(adapters, base, x) == forward({}, merge(adapters, base), x)
 #
 # **Predict.** Will the two sides be equal bit for bit?
 #
@@ -160,8 +160,8 @@ assert 0.9 < nbytes(adapters) / nbytes(frozen) < 1, "nearly as many as the 4-bit
 # </details>
 
 # %%
-merged = lora.merge(adapters, frozen)
-unmerged_logits = minilora.forward(adapters, frozen, tokens, config)
+merged = minilora.merge(adapters, quantized)
+unmerged_logits = minilora.forward(adapters, quantized, tokens, config)
 merged_logits = minilora.forward({}, merged, tokens, config)
 difference = np.abs(unmerged_logits - merged_logits).max() / np.abs(unmerged_logits).max()
 print(f"largest difference, relative to the largest logit: {difference:.1e}")

@@ -18,13 +18,12 @@ from autograd import make_vjp
 from common import table
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, data, lora
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.batching import collate
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
-from minilora.methods.registry import METHODS
 from minilora.optim import adamw_init
-from minilora.tree import num_parameters
+from minilora.tree import arrays, num_parameters, overlay
 
 rng = np.random.default_rng(0)
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
@@ -55,11 +54,14 @@ examples = [example for example in examples if len(example.tokens) == 65][:16]  
 batch = collate([[example] for example in examples])  # rows of one example each
 
 
-def activations_and_gradient(trained, frozen):
+def activations_and_gradient(adapters, base):
     """Return the bytes kept between the forward and the backward pass, and the gradient."""
 
+    def of_arrays(traced):
+        return minilora.loss(overlay(adapters, traced), base, batch, config)
+
     def forward_pass():  # it returns the backward pass, a function, and the loss
-        return make_vjp(lambda t: minilora.loss(t, frozen, batch, config))(trained)
+        return make_vjp(of_arrays)(arrays(adapters))
 
     forward_pass()  # the first call also compiles the fast kernels: that is not counted
     tracemalloc.start()
@@ -69,19 +71,19 @@ def activations_and_gradient(trained, frozen):
     return kept, backward(np.ones_like(loss))
 
 
-trees = {
-    "full": METHODS["full"](base, MethodConfig("full"), rng),
-    "LoRA": lora.init(base, ALL, rng),
-    "QLoRA": lora.init(minilora.quantize(base, "nf4-dq"), ALL, rng),
+models = {
+    "full": minilora.get_peft_model(base, MethodConfig("full")),
+    "LoRA": minilora.get_peft_model(base, ALL, rng),
+    "QLoRA": minilora.get_peft_model(minilora.quantize(base, "nf4-dq"), ALL, rng),
 }
 parts, total, rows = {}, {}, []
-for name, (trained, frozen) in trees.items():
-    activations, gradient = activations_and_gradient(trained, frozen)
+for name, (adapters, its_base) in models.items():
+    activations, gradient = activations_and_gradient(adapters, its_base)
     parts[name] = {
-        "frozen": 0 if name == "full" else nbytes(frozen),  # full: every array has a trained copy
-        "trained": nbytes(trained),
+        "frozen": 0 if name == "full" else nbytes(its_base),  # full: every array has a trained copy
+        "trained": nbytes(adapters),
         "gradients": nbytes(gradient),
-        "moments": nbytes(adamw_init(trained)),
+        "moments": nbytes(adamw_init(arrays(adapters))),
         "activations": activations,
     }
     total[name] = sum(parts[name].values())
@@ -107,9 +109,9 @@ print(f"QLoRA's {total['full'] / total['QLoRA']:.2f} times")
 # Checks
 assert batch["tokens"].shape == (16, 64), "the batch must have 16 rows of 64 tokens"
 for_trained = {}
-for name, (trained, frozen) in trees.items():
-    row, n = parts[name], num_parameters(trained)
-    predicted = memory.memory_estimate(trained, frozen, config, batch["tokens"].size)
+for name, (adapters, its_base) in models.items():
+    row, n = parts[name], num_parameters(adapters)
+    predicted = memory.memory_estimate(adapters, its_base, config, batch["tokens"].size)
     assert row["gradients"] == predicted["their gradients"] == 4 * n, f"{name}: gradients"
     assert row["moments"] == predicted["Adam's two moments"] == 8 * n, f"{name}: moments"
     assert abs(row["activations"] / predicted["activations"] - 1) < 0.25, f"{name}: activations"
@@ -124,8 +126,10 @@ fewer = 1 - parts["LoRA"]["activations"] / parts["full"]["activations"]
 assert 0.19 < fewer < 0.22, f"LoRA must keep a fifth fewer activations, not {fewer:.1%}"
 assert parts["LoRA"]["activations"] > total["LoRA"] / 2, "activations must be most of the step"
 assert 1.3 < total["full"] / total["LoRA"] < total["full"] / total["QLoRA"] < 2, "less than twice"
-of_one_row = [sum(memory.memory_estimate(*trees[x], config, 64).values()) for x in ("full", "LoRA")]
-assert of_one_row[0] > 2 * of_one_row[1], "with one row, most bytes are weights: LoRA saves more"
+full, lora = (
+    sum(memory.memory_estimate(*models[name], config, 64).values()) for name in ("full", "LoRA")
+)
+assert full > 2 * lora, "with one row, most bytes are weights: LoRA saves more"
 
 # %% [markdown]
 # ## What was shown

@@ -135,8 +135,8 @@ with figure("ledger", "GB", "", title, width=8, height=3) as axes:
 llama_7b, llama_65b = llamas["7B"][1], llamas["65B"][1]
 _, base, _ = minilora.load("tiny")
 R8 = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-real = num_parameters(lora.init(base, R8, rng)[0])
-assert lora_count(base, R8) == real, "the formula must count what lora.init creates"
+real = num_parameters(minilora.get_peft_model(base, R8, 0).adapters)
+assert lora_count(base, R8) == real, "the formula must count what get_peft_model creates"
 assert num_parameters(llama_7b) == 6_738_415_616, "LLaMA-7B"
 assert num_parameters(llama_65b) == 65_285_660_672, "LLaMA-65B"
 assert lora_count(llama_7b, LoraConfig(r=8)) == 4_194_304, "r = 8 on q_proj and v_proj of 7B"

@@ -9,14 +9,13 @@
 import tempfile
 from pathlib import Path
 
-import numpy as np
 from common import QUICK, finetune, short, table
 from sweeps.compare import file_bytes
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation.memory import nbytes
-from minilora.tree import flatten, named_leaves, num_parameters
+from minilora.tree import arrays, flatten, named_leaves, num_parameters
 
 ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 
@@ -45,9 +44,9 @@ print(
 print(f"{350e9 / (2 * gpt3):,.0f} times less than 350 GB")
 
 _, tiny, _ = minilora.load("tiny")
-adapters, frozen = lora.init(tiny, ALL, np.random.default_rng(0))
+adapters, _ = minilora.get_peft_model(tiny, ALL, 0)
 # file_bytes saves the adapter to a temporary folder and returns the size of its file
-size, numbers = file_bytes(adapters, frozen, ALL, "tiny"), 4 * num_parameters(adapters)
+size, numbers = file_bytes(adapters, tiny, ALL, "tiny"), 4 * num_parameters(adapters)
 print(f"tiny: the file has {size:,} bytes, its numbers {numbers:,},", end=" ")
 print(f"{nbytes(tiny) / size:.0f} times less than the base")
 print(f"a hundred tasks: {100 * nbytes(tiny) / 1e6:.0f} MB of models,", end=" ")
@@ -63,7 +62,7 @@ assert gpt3 == 18_874_368, "r·(in + out) for q and v in 96 layers"
 assert 2 * gpt3 == 36 * 2**20, "36 MiB in 16 bits"
 assert 9_250 < 350e9 / (2 * gpt3) < 9_300, "some 9,300 times less"
 header = size - numbers
-assert 0 < header < 200 * len(flatten(adapters)), "besides numbers, only names and shapes"
+assert 0 < header < 200 * len(flatten(arrays(adapters))), "besides numbers, only names and shapes"
 assert 10.5 < nbytes(tiny) / size < 11.5, "a checkpoint of tiny must shrink eleven times"
 
 # %% [markdown]
@@ -97,19 +96,19 @@ TASKS = {
 }
 config, base, tokenizer = minilora.load("micro")
 before = {path: w.tobytes() for path, w in named_leaves(base)}
-pairs = {}
+loaded = {}
 with tempfile.TemporaryDirectory() as folder:
     for name, rows in TASKS.items():
         iters = short(200, 60)
         run = finetune(ALL, rows=rows["train"], held_out=rows["valid"], iters=iters)
-        minilora.save_adapter(Path(folder) / name, run.adapters, run.frozen, ALL, "micro")
-        pairs[name] = minilora.load_adapter(Path(folder) / name, base)[:2]  # onto the one base
+        minilora.save_adapter(Path(folder) / name, run.adapters, run.base, ALL, "micro")
+        loaded[name] = minilora.load_adapter(Path(folder) / name, base)  # onto the one base
 
 scores, cells = {}, []
-for used, (adapters, frozen) in pairs.items():
+for used, (adapters, _, _) in loaded.items():
     for asked, rows in TASKS.items():
         examples, _ = data.encode_rows(rows["valid"], tokenizer, TrainConfig(mask_prompt=True))
-        score = minilora.evaluate(adapters, frozen, examples, config)
+        score = minilora.evaluate(adapters, base, examples, config)
         scores[used, asked] = score
         cells.append([used, asked, f"{score['loss']:.3f}", f"{score['exact_match']:.1%}"])
 table(["adapter", "task", "loss", "exact match"], cells)
@@ -117,7 +116,8 @@ table(["adapter", "task", "loss", "exact match"], cells)
 prompt = tokenizer.encode(questions["valid"][0]["prompt"])
 answers = []
 for name in ("whole", "place", "whole"):
-    tokens = list(minilora.generate(*pairs[name], prompt, config, max_tokens=24))
+    adapters = loaded[name].adapters
+    tokens = list(minilora.generate(adapters, base, prompt, config, max_tokens=24))
     answers.append(tokenizer.decode(tokens))
     print(f"{name:<6}", repr(answers[-1]))
 
@@ -136,12 +136,11 @@ for (used, asked), score in scores.items():
         assert own < score["loss"] / 2, f"{asked} must be better with its adapter"
 assert answers[0] == answers[2] != answers[1], "swapping back must give the first answer again"
 
-# The frozen trees hold the base's arrays themselves, not copies, and no byte was written.
-for name, (_, frozen) in pairs.items():
-    leaves = dict(named_leaves(frozen))
-    for path, w in named_leaves(base):
-        assert leaves[path] is w, f"{name} copies {path}"
-        assert w.tobytes() == before[path], f"{path} was written"
+# Each adapter is loaded onto the base itself, not onto a copy, and no byte was written.
+for name, adapter in loaded.items():
+    assert adapter.base is base, f"{name} copies the base"
+for path, w in named_leaves(base):
+    assert w.tobytes() == before[path], f"{path} was written"
 
 # %% [markdown]
 # ## What was shown
@@ -152,11 +151,10 @@ for name, (_, frozen) in pairs.items():
 #
 # 1. `LoraConfig(r=8, ...)`: use r = 1. How large is the file? Is the second task still learned?
 # 2. `rpartition(", ")[2]` in `place_only`: ask for the name instead, with `partition(",")[0]`.
-# 3. `("whole", "place", "whole")`: generate with `({}, base)` in between. Does the base answer?
+# 3. `("whole", "place", "whole")`: generate with `{}` in between. Does the base answer?
 #
-# **Where to stop with a debugger.** `checkpoint.load_adapter`: compare `base` before and
-# after `set_leaf`; which leaves are new? `layers.linear` with `MINILORA_PLAIN=1`: only `trained`
-# differs between adapters.
+# **Where to stop with a debugger.** `model.parameters`: `base` is the same for both adapters, and
+# `params` has the leaves of one of them in addition.
 #
 # **Exercises.** lora-count.
 #

@@ -15,11 +15,11 @@ import numpy as np
 from common import short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import value_and_grad
 from minilora.optim import global_norm
 from minilora.quant.schemes import is_projection
-from minilora.tree import flatten, named_leaves, num_parameters, unflatten
+from minilora.tree import arrays, named_leaves, num_parameters, overlay, unflatten
 
 rng = np.random.default_rng(0)
 config, base, tokenizer = minilora.load("micro")
@@ -60,7 +60,7 @@ rank = np.linalg.matrix_rank(B @ A)
 print(f"B (64, 4) times A (4, 48): shape {(B @ A).shape}, rank {rank}")
 print(f"largest difference of (BA)x and B(Ax): {np.abs((B @ A) @ x - B @ (A @ x)).max():.1e}")
 
-adapters, _ = lora.init(base, LoraConfig(r=24, target_modules=("all-linear",)), rng)
+adapters, _ = minilora.get_peft_model(base, LoraConfig(r=24, target_modules=("all-linear",)), rng)
 in_projections = sum(w.size for path, w in named_leaves(base) if is_projection(path))
 print(f"micro at r = 24, half its width: {num_parameters(adapters):,} trained numbers,", end=" ")
 print(f"{in_projections:,} in its projections")
@@ -100,31 +100,31 @@ assert np.allclose((B @ A) @ x, B @ (A @ x), rtol=0, atol=1e-12), "(BA)x must be
 def start_factors(adapters, scale_a, scale_b, rng):
     """Replace A and B by random numbers in ±1/√(number of columns), times 1 or 0."""
     leaves = {}
-    for path, w in named_leaves(adapters):
+    for path, w in named_leaves(arrays(adapters)):
         scale = scale_a if path.endswith("lora_A") else scale_b
         bound = 1 / w.shape[1] ** 0.5
         leaves[path] = (scale * bound * rng.uniform(-1, 1, w.shape)).astype("f4")
-    return unflatten(leaves)
+    return overlay(adapters, unflatten(leaves))
 
 
-def gradient_norms(adapters, frozen):
+def gradient_norms(adapters, base):
     """Return the norms of ∂L/∂A and of ∂L/∂B, over all matrices, on one batch."""
-    _, gradient = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
+    _, gradient = value_and_grad(minilora.loss)(adapters, base, batch, config)
     norms = []
     for factor in ("lora_A", "lora_B"):
         norms.append(global_norm({p: g for p, g in named_leaves(gradient) if p.endswith(factor)}))
     return norms
 
 
-def held_out_loss(adapters, frozen):
+def held_out_loss(adapters, base):
     """Return the mean loss per token on held-out questions."""
-    return minilora.evaluate(adapters, frozen, valid, config)["loss"]
+    return minilora.evaluate(adapters, base, valid, config)["loss"]
 
 
 n = short(60, 20)
 settings = TrainConfig(iters=n, batch_size=16, learning_rate=4e-3, mask_prompt=True)
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-fresh, frozen = lora.init(base, lora_config, rng)
+fresh, base = minilora.get_peft_model(base, lora_config, rng)
 STARTS = {
     "A random, B zero": (1, 0),
     "A zero, B random": (0, 1),
@@ -135,10 +135,10 @@ results, cells = [], []
 for name, (a, b) in STARTS.items():
     for seed in short((0, 1), (0,)):
         start = start_factors(fresh, a, b, np.random.default_rng(seed))
-        norm_a, norm_b = gradient_norms(start, frozen)
-        before = held_out_loss(start, frozen)
-        trained, _ = minilora.train(start, frozen, train_set, config, settings)
-        after = held_out_loss(trained, frozen)
+        norm_a, norm_b = gradient_norms(start, base)
+        before = held_out_loss(start, base)
+        trained, _ = minilora.train(start, base, train_set, config, settings)
+        after = held_out_loss(trained, base)
         results.append((name, norm_a, norm_b, before, after, trained))
         cells.append([name, seed, *(f"{x:.3f}" for x in (norm_a, norm_b, before, after))])
 
@@ -168,7 +168,8 @@ for name, norm_a, norm_b, before, after, trained in results:
     if a or b:
         assert after < bare / short(3, 1.5), f"{name}: it must learn"
     else:
-        assert not any(w.any() for w in flatten(trained).values()), f"{name}: not one bit may move"
+        moved = [path for path, w in named_leaves(arrays(trained)) if w.any()]
+        assert not moved, f"{name}: not one bit may move"
 
 # %% [markdown]
 # ## What was shown
@@ -183,9 +184,9 @@ for name, norm_a, norm_b, before, after, trained in results:
 # 2. `bound = 1 / w.shape[1] ** 0.5`: make A ten times larger. Does "A random, B zero" learn faster?
 # 3. `n = short(60, 20)`: train for 400 steps. Do the starts still differ?
 #
-# **Where to stop with a debugger.** `lora.init`: the `set_leaf` lines of `lora_A` and `lora_B`;
-# look at A's `bound` and at B. `layers.linear` with `MINILORA_PLAIN=1`, under `if "lora_A" in
-# trained`: which shapes does `lora_matmul` get?
+# **Where to stop with a debugger.** `lora.init`: A's `bound`, and both factors in a `node`.
+# `layers.linear` with `MINILORA_PLAIN=1`, under `if "lora_A" in node`: which shapes does
+# `lora_matmul` get?
 #
 # **Exercises.** lowrank-product, lora-init, lora-merge, lora-count.
 #

@@ -13,11 +13,12 @@ from common import QUICK, agrees, best_rates, of, read_sweep, spread, table
 from sweeps import scaling
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
-from minilora.layers import value_and_grad
-from minilora.lora import adapted_paths, delta
-from minilora.optim import adamw, adamw_init, global_norm
-from minilora.tree import flatten, get
+from minilora import LoraConfig, TrainConfig, data
+from minilora.layers import lora_delta, value_and_grad
+from minilora.lora import adapted_paths
+from minilora.optim import adamw_init, global_norm
+from minilora.training import update
+from minilora.tree import arrays, get
 
 config, base, tokenizer = minilora.load("micro")
 examples, _ = data.encode_rows(
@@ -56,11 +57,11 @@ batch = data.collate([[example] for example in examples[:16]])
 # %%
 def first_update(lora_config, lr=1e-3, seed=0):
     """Take one step of AdamW and return {path: ΔW}."""
-    adapters, frozen = lora.init(base, lora_config, np.random.default_rng(seed))
-    _, gradient = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
-    rates = dict.fromkeys(flatten(adapters), lr)
-    adapters, _ = adamw(adapters, gradient, adamw_init(adapters), rates, TrainConfig())
-    return {path: delta(get(adapters, path), get(frozen, path)) for path in adapted_paths(adapters)}
+    adapters, _ = minilora.get_peft_model(base, lora_config, seed)
+    _, gradient = value_and_grad(minilora.loss)(adapters, base, batch, config)
+    state = adamw_init(arrays(adapters))
+    adapters, _ = update(adapters, gradient, state, lr, TrainConfig())
+    return {path: lora_delta(get(adapters, path)) for path in adapted_paths(adapters)}
 
 
 RANKS = np.array([1, 2, 4, 8, 16, 32])

@@ -11,7 +11,7 @@ import numpy as np
 from common import QUICK, agrees, figure, finetune, of, read_sweep, short, table
 
 import minilora
-from minilora import LoraConfig, lora
+from minilora import LoraConfig, layers, lora
 from minilora.evaluation import plot
 from minilora.tree import get
 
@@ -97,7 +97,7 @@ def directions_of(run):
     found = {"output": {}, "input": {}, "untrained A": {}}
     for path in paths:
         node = get(run.adapters, path)
-        update = lora.delta(node, get(run.frozen, path))
+        update = layers.lora_delta(node)
         found["output"][path] = directions(update.T)
         found["input"][path] = directions(update)
         found["untrained A"][path] = directions(rng.uniform(-1, 1, node["lora_A"].shape))
@@ -143,7 +143,7 @@ with figure("subspaces", "leading directions compared, i = j", "φ(i, j)", title
 moved = {}
 for r, seed in RUNS:
     start_config = LoraConfig(r=r, target_modules=("all-linear",))
-    fresh, _ = lora.init(base, start_config, np.random.default_rng(seed))
+    fresh, _ = minilora.get_peft_model(base, start_config, seed)
     lengths = []
     for path in paths:
         start, end = get(fresh, path)["lora_A"], get(runs[r, seed].adapters, path)["lora_A"]

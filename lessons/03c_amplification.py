@@ -10,7 +10,7 @@ import numpy as np
 from common import QUICK, agrees, finetune, of, read_sweep, short, table
 
 import minilora
-from minilora import LoraConfig, lora
+from minilora import LoraConfig, layers, lora
 from minilora.tree import get
 
 rng = np.random.default_rng(0)
@@ -58,7 +58,7 @@ for r, seed in ((4, 0), (8, 0), (32, 2)):
     of_matrices, expected = [], []
     for path in lora.adapted_paths(run.adapters):
         w = get(base, path)["weight"]
-        update = lora.delta(get(run.adapters, path), get(run.frozen, path))
+        update = layers.lora_delta(get(run.adapters, path))
         of_matrices.append(portions(w, update, r))
         expected.append(np.linalg.norm(w) * r / np.sqrt(w.size))
     of_matrices = np.array(of_matrices)

@@ -11,11 +11,11 @@ import numpy as np
 from common import held_out_notes
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, layers, lora, model
+from minilora import LoraConfig, TrainConfig, data, layers, model
 from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths
 from minilora.optim import adamw, adamw_init, global_norm
-from minilora.tree import flatten, get, num_parameters, tree_map, unflatten
+from minilora.tree import arrays, flatten, get, num_parameters, overlay, tree_map, unflatten
 
 rng = np.random.default_rng(0)
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
@@ -54,12 +54,12 @@ T, n_in, n_out, r, s = 10, 6, 5, 2, 1.5
 x, W = rng.standard_normal((T, n_in)), rng.standard_normal((n_out, n_in))
 A, B = rng.standard_normal((r, n_in)), rng.standard_normal((n_out, r))
 C = rng.standard_normal((T, n_out))
-frozen_node = {"weight": W, "lora_scaling": s, "lora_dropout": 0.0}
+fixed = {"weight": W, "lora_scaling": s, "lora_dropout": 0.0}
 
 
-def toy_loss(trained):
+def toy_loss(factors):
     """Compute Σ C∘tanh(h) of one adapted projection."""
-    return np.sum(C * layers.np.tanh(layers.linear(x, trained, frozen_node)))
+    return np.sum(C * layers.np.tanh(layers.linear(x, fixed | factors)))
 
 
 h = x @ W.T + s * (x @ A.T) @ B.T
@@ -113,19 +113,20 @@ for name, (from_autograd, from_differences) in gaps.items():
 
 # %%
 base_64 = tree_map(lambda w: w.astype("f8"), base)  # float64, so that rounding cannot hide an error
-adapters, frozen = lora.init(base_64, lora_config, rng)
-adapters = tree_map(lambda w: w + 0.05 * rng.standard_normal(w.shape), adapters)  # B is not zero
-_, of_factors = value_and_grad(model.loss)(adapters, frozen, batch, config, layers)
-merged = lora.merge(adapters, frozen, dtype="f8")
+adapters, _ = minilora.get_peft_model(base_64, lora_config, rng)
+noisy = tree_map(lambda w: w + 0.05 * rng.standard_normal(w.shape), arrays(adapters))
+adapters = overlay(adapters, noisy)  # B is not zero
+_, of_factors = value_and_grad(model.loss)(adapters, base_64, batch, config, layers)
+merged = minilora.merge(adapters, base_64, dtype="f8")
 paths = adapted_paths(adapters)
 whole = unflatten({f"{path}.weight": get(merged, path)["weight"] for path in paths})
 _, of_weights = value_and_grad(model.loss)(whole, merged, batch, config, layers)
 
 worst = 0.0
 for path in paths:
-    scaling, G = get(frozen, path)["lora_scaling"], get(of_weights, path)["weight"]
-    factors, gradients = get(adapters, path), get(of_factors, path)
-    of_B, of_A = scaling * G @ factors["lora_A"].T, scaling * factors["lora_B"].T @ G
+    node, gradients = get(adapters, path), get(of_factors, path)
+    scaling, G = node["lora_scaling"], get(of_weights, path)["weight"]
+    of_B, of_A = scaling * G @ node["lora_A"].T, scaling * node["lora_B"].T @ G
     for name, expected in (("lora_B", of_B), ("lora_A", of_A)):
         gap = np.linalg.norm(expected - gradients[name]) / np.linalg.norm(gradients[name])
         worst = max(worst, float(gap))
@@ -155,8 +156,8 @@ assert worst < 1e-12, "a factor's gradient must be the projected full gradient"
 # </details>
 
 # %%
-adapters, frozen = lora.init(base, lora_config, rng)
-_, gradient = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
+adapters, base = minilora.get_peft_model(base, lora_config, rng)
+_, gradient = value_and_grad(minilora.loss)(adapters, base, batch, config)
 print(f"{num_parameters(gradient):,} gradients for {num_parameters(base):,} base parameters")
 
 decaying = TrainConfig(weight_decay=0.1)
@@ -173,7 +174,8 @@ print(f"the loss on the base's own text rose from {before:.4f} to {after:.4f}, w
 
 # %%
 # Checks
-assert flatten(gradient).keys() == flatten(adapters).keys(), "gradients of the adapters, no others"
+factors = flatten(arrays(adapters))
+assert flatten(gradient).keys() == factors.keys(), "gradients of the adapters, no others"
 assert num_parameters(gradient) < num_parameters(base), "fewer gradients than base parameters"
 assert abs(shrunk - expected) < 1e-4, "decay must shrink a weight without a gradient"
 assert before < 0.215 and 3.3 < after < 3.6, "and that must destroy the model"

@@ -13,11 +13,12 @@ import numpy as np
 from common import table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
-from minilora.layers import value_and_grad
-from minilora.lora import adapted_paths, delta
+from minilora import LoraConfig, TrainConfig, data
+from minilora.layers import lora_delta, value_and_grad
+from minilora.lora import adapted_paths
 from minilora.optim import adamw, adamw_init
-from minilora.tree import flatten, get, unflatten
+from minilora.training import update
+from minilora.tree import arrays, get, unflatten
 
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 
@@ -59,19 +60,18 @@ def adamw_by_hand(theta, gradients, eta, b1=0.9, b2=0.999, eps=1e-8, decay=0.1):
 
 
 config, base, batch = model_and_batch("micro")
-adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+adapters, base = minilora.get_peft_model(base, lora_config, 0)
 path = "model.layers.0.self_attn.q_proj"
-params, state, seen = adapters, adamw_init(adapters), []
+params, state, seen = adapters, adamw_init(arrays(adapters)), []
 for _ in range(8):
-    _, grads = value_and_grad(minilora.loss)(params, frozen, batch, config)
+    _, grads = value_and_grad(minilora.loss)(params, base, batch, config)
     seen.append(get(grads, path)["lora_A"])
-    rates = dict.fromkeys(flatten(params), 4e-3)
-    params, state = adamw(params, grads, state, rates, TrainConfig(weight_decay=0.1))
+    params, state = update(params, grads, state, 4e-3, TrainConfig(weight_decay=0.1))
 by_hand = adamw_by_hand(get(adapters, path)["lora_A"], seen, 4e-3)
 off = np.abs(get(params, path)["lora_A"] - by_hand).max()
 print(f"after eight steps, optim.adamw and the lines above differ by {off:.1e}")
 
-_, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
+_, grads = value_and_grad(minilora.loss)(adapters, base, batch, config)
 g_B, zero_B = get(grads, path)["lora_B"], {"b": get(adapters, path)["lora_B"]}
 first_step = {}
 for factor in (1, 1000):
@@ -116,19 +116,17 @@ for factor, expected in ((1, -4e-3 * np.sign(g_B)), (1000, first_step[1])):
 def first_step_quotients(name, eta=1e-3):
     """Return LoRA's ‖ΔW‖ over full fine-tuning's after one step: (measured, predicted) means."""
     config, base, batch = model_and_batch(name)
-    adapters, frozen = lora.init(base, lora_config, np.random.default_rng(1))
-    _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
-    rates = dict.fromkeys(flatten(adapters), eta)
-    new, _ = adamw(adapters, grads, adamw_init(adapters), rates, TrainConfig())
+    adapters, _ = minilora.get_peft_model(base, lora_config, 1)
+    _, grads = value_and_grad(minilora.loss)(adapters, base, batch, config)
+    new, _ = update(adapters, grads, adamw_init(arrays(adapters)), eta, TrainConfig())
     paths = adapted_paths(adapters)
     whole = unflatten({f"{p}.weight": get(base, p)["weight"] for p in paths})
     _, grads = value_and_grad(minilora.loss)(whole, base, batch, config)
-    rates = dict.fromkeys(flatten(whole), eta)
-    moved, _ = adamw(whole, grads, adamw_init(whole), rates, TrainConfig())
+    moved, _ = update(whole, grads, adamw_init(whole), eta, TrainConfig())
     measured, predicted = [], []
     for p in paths:
         before, after = get(whole, p)["weight"], get(moved, p)["weight"]
-        of_lora = np.linalg.norm(delta(get(new, p), get(frozen, p)))
+        of_lora = np.linalg.norm(lora_delta(get(new, p)))
         measured.append(of_lora / np.linalg.norm(after - before))
         predicted.append(2 * math.sqrt(8 / (3 * before.shape[1])))
     return float(np.mean(measured)), float(np.mean(predicted))

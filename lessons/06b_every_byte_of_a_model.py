@@ -98,8 +98,8 @@ assert abs(rms(swapped) / rms(w) - 1) < 0.01, "but they must have the right size
 # </details>
 
 # %%
-frozen = minilora.load("tiny", "nf4-dq")[1]
-leaves = flatten(frozen)
+base = minilora.load("tiny", "nf4-dq")[1]
+leaves = flatten(base)
 quantized = {path: leaf for path, leaf in leaves.items() if isinstance(leaf, nf4.Quantized)}
 parts = {"codes": 0, "codes of absmax": 0, "nested absmax": 0, "offsets": 0}
 for path, leaf in leaves.items():
@@ -111,10 +111,10 @@ for path, leaf in leaves.items():
     else:
         kind = "norms" if "norm" in path else f"embedding, {getattr(leaf, 'kind', 'F32')}"
         parts[kind] = parts.get(kind, 0) + leaf.nbytes
-table(["part of tiny", "bytes"], [*parts.items(), ["together", nbytes(frozen)]])
-bits = memory.bits_per_weight(frozen)
+table(["part of tiny", "bytes"], [*parts.items(), ["together", nbytes(base)]])
+bits = memory.bits_per_weight(base)
 print(f"{bits:.4f} bits per weight of the projections")
-print(f"{nbytes(frozen) / 4 / num_parameters(frozen):.3f} of the dense size, not {4.127 / 32:.3f}")
+print(f"{nbytes(base) / 4 / num_parameters(base):.3f} of the dense size, not {4.127 / 32:.3f}")
 
 # %%
 # Checks
@@ -125,7 +125,7 @@ for path, leaf in quantized.items():
     arrays = leaf.codes, double.codes, double.nested_absmax, double.offset
     expected = [-(-n // 2), m, 4 * -(-m // 256), 4]
     assert [array.nbytes for array in arrays] == expected, f"{path}: bytes of its four arrays"
-assert sum(parts.values()) == nbytes(frozen), "the parts must add up to the byte"
+assert sum(parts.values()) == nbytes(base), "the parts must add up to the byte"
 assert 4.1269 < bits < 4.13, "above the formula: offsets, and groups of fewer than 256"
 
 # %% [markdown]

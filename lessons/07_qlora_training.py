@@ -32,10 +32,10 @@ from common import (
 )
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, layers, lora, nf4
+from minilora import LoraConfig, TrainConfig, data, layers, nf4
 from minilora.evaluation import plot
 from minilora.quant.schemes import SCHEMES
-from minilora.tree import flatten
+from minilora.tree import arrays, flatten
 
 rng = np.random.default_rng(0)
 
@@ -67,7 +67,7 @@ x, g = rng.standard_normal((3, 64)), rng.standard_normal((3, 16))
 
 def loss(x):
     """Compute a loss with ∂L/∂y = g."""
-    return anp.sum(g * layers.frozen_matmul(x, q))
+    return anp.sum(g * layers.matmul(x, q))
 
 
 def finite_differences(f, x, h=1e-4):
@@ -106,7 +106,7 @@ assert np.array_equal(moved.codes, q.codes), "a change of 1e-6 must not change a
 # %% [markdown]
 # ## The frozen bytes
 #
-# **Predict.** After 20 training steps, which bytes of the frozen tree have changed?
+# **Predict.** After 20 training steps, which bytes of the base have changed?
 #
 # <details><summary>Answer</summary>
 # None: neither codes nor scales, nor the embedding and the norms. All arrays of the adapter have
@@ -116,22 +116,22 @@ assert np.array_equal(moved.codes, q.codes), "a change of 1e-6 must not change a
 # %%
 config, base, tokenizer = minilora.load("micro", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+adapters, base = minilora.get_peft_model(base, lora_config, 0)
 settings = TrainConfig(iters=20, batch_size=16, learning_rate=4e-3, mask_prompt=True)
 examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, settings)
 valid, _ = data.encode_rows(data.load_rows("questions", "valid"), tokenizer, settings)
 
-before = pickle.dumps(frozen)  # every byte of codes, scales, embedding and norms
-trained, _ = minilora.train(adapters, frozen, examples, config, settings)
-after = pickle.dumps(frozen)
-old, new = flatten(adapters), flatten(trained)
+before = pickle.dumps(base)  # every byte of codes, scales, embedding and norms
+trained, _ = minilora.train(adapters, base, examples, config, settings)
+after = pickle.dumps(base)
+old, new = flatten(arrays(adapters)), flatten(trained)
 changed = sum(np.any(old[path] != new[path]) for path in old)
 print(f"frozen: {len(before):,} bytes, unchanged: {after == before}")
 print(f"trained: {changed} of {len(old)} arrays have changed")
 
 # %%
 # Checks
-assert after == before, "training must not write to the frozen tree"
+assert after == before, "training must not write to the base"
 assert changed == len(old), "every array of the adapter must change"
 
 # %% [markdown]
@@ -228,8 +228,8 @@ if live:
 # 2. `minilora.load("micro", "nf4-dq")`: use "fp4". Does `trained` change?
 # 3. `notes = held_out_notes(...)[0][:64]`: use all notes. How stable are the costs?
 #
-# **Where to stop with a debugger.** `layers.dense`: called in `layers.frozen_matmul`, and
-# once more for its gradient.
+# **Where to stop with a debugger.** `layers.dense`: called in `layers.matmul`, and once more
+# for its gradient.
 #
 # **Exercises.** linear-4bit, linear-4bit-backward, test-frozen.
 #

@@ -15,14 +15,14 @@ import numpy as np
 from common import HOLDS, QUICK, belongs, claim, figure, finetune, of, read_sweep, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora, optim
+from minilora import LoraConfig, TrainConfig, data, optim
 from minilora.evaluation import plot
-from minilora.tree import flatten
+from minilora.tree import arrays, flatten
 
 BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
 config, base, tokenizer = minilora.load("micro", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-fresh, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+fresh, base = minilora.get_peft_model(base, lora_config, 0)
 masked = TrainConfig(mask_prompt=True)
 examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, masked)
 
@@ -35,9 +35,9 @@ def adapters_after_each_step(rate, n=20, dtype="float32"):
     after = []
 
     def keep(rows, adapters, state):
-        after.append(flatten(adapters))
+        after.append(flatten(arrays(adapters)))
 
-    minilora.train(fresh, frozen, examples, config, settings, on_step=keep)
+    minilora.train(fresh, base, examples, config, settings, on_step=keep)
     return after
 
 
@@ -145,6 +145,9 @@ with figure("adapter_dtypes", xlabel, ylabel, title) as axes:
 
 # %%
 # Checks
+for dtype in BITS:
+    seeds = [len(loss[dtype, rate]) for rate in RATES]
+    assert seeds == [8, 3, 8], f"{dtype}: eight seeds, three between"
 for rate in (6e-5, 4e-3):
     assert worse[rate] == HOLDS, f"bfloat16 must be worse than float32 at {rate}"
     assert equal[rate] == HOLDS, f"float16 must be like float32 at {rate}"

@@ -11,14 +11,14 @@ import numpy as np
 from common import figure, short
 
 import minilora
-from minilora import InputError, LoraConfig, TrainConfig, data, kernels, layers, lora, optim
+from minilora import InputError, LoraConfig, TrainConfig, data, kernels, layers, optim
 from minilora.evaluation import plot
 from minilora.training import gradient_at
 from minilora.tree import named_leaves
 
 config, base, tokenizer = minilora.load("micro", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+adapters, base = minilora.get_peft_model(base, lora_config, 0)
 masked = TrainConfig(mask_prompt=True)
 examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, masked)
 
@@ -55,10 +55,10 @@ print("an activation: 300² > 65504, so RMSNorm gives", in_float16, "in place of
 settings = TrainConfig(
     iters=short(150, 60), batch_size=16, learning_rate=4e-3, lr_schedule="constant"
 )
-learned, _ = minilora.train(adapters, frozen, examples, config, settings)
+learned, _ = minilora.train(adapters, base, examples, config, settings)
 one_row_each = [[example] for example in examples]
 _, grads, _ = gradient_at(
-    learned, frozen, one_row_each, 0, config, TrainConfig(batch_size=16), kernels.OPS
+    learned, base, one_row_each, 0, config, TrainConfig(batch_size=16), kernels.OPS
 )
 entries = np.concatenate([g.ravel() for _, g in named_leaves(grads)])
 lost = {"g": np.mean(np.float16(entries) == 0), "g²": np.mean(np.float16(entries**2) == 0)}

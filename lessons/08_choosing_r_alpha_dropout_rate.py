@@ -16,9 +16,9 @@ import numpy as np
 from common import HOLDS, OPEN, QUICK, belongs, claim, finetune, of, read_sweep, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, kernels, lora
+from minilora import LoraConfig, TrainConfig, data, kernels
 from minilora.training import gradient_at
-from minilora.tree import flatten, named_leaves, tree_map
+from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map
 
 model_config, base, tokenizer = minilora.load("micro")
 rows = data.load_rows("questions", "train")
@@ -53,13 +53,13 @@ ALL = ("all-linear",)
 def run(alpha, rate, c=1.0):
     """Train at r = 8 with A₀ divided by c and ε multiplied by c: (losses, trained tree)."""
     config = LoraConfig(r=8, lora_alpha=alpha, target_modules=ALL)
-    adapters, frozen = lora.init(base, config, np.random.default_rng(0))
-    adapters = tree_map(lambda w: w / np.float32(c), adapters)
+    adapters, _ = minilora.get_peft_model(base, config, 0)
+    adapters = overlay(adapters, tree_map(lambda w: w / np.float32(c), arrays(adapters)))
     fixed = {"iters": short(60, 20), "batch_size": 8, "mask_prompt": True, "max_grad_norm": 1e9}
     settings = TrainConfig(learning_rate=rate, adam_eps=c * 1e-8, **fixed)
     examples, _ = data.encode_rows(rows, tokenizer, settings)
-    adapters, history = minilora.train(adapters, frozen, examples, model_config, settings)
-    return np.array([step["loss"] for step in history]), flatten(adapters)
+    adapters, history = minilora.train(adapters, base, examples, model_config, settings)
+    return np.array([step["loss"] for step in history]), flatten(arrays(adapters))
 
 
 losses_1, factors_1 = run(alpha=16, rate=4e-3)
@@ -104,8 +104,8 @@ def first_gain(r, alpha):
     sums = []
     for seed in range(short(3, 2)):
         config = LoraConfig(r=r, lora_alpha=alpha, target_modules=ALL)
-        adapters, frozen = lora.init(base, config, np.random.default_rng(seed))
-        _, grads, _ = gradient_at(adapters, frozen, bins, 0, model_config, settings, kernels.OPS)
+        adapters, _ = minilora.get_peft_model(base, config, seed)
+        _, grads, _ = gradient_at(adapters, base, bins, 0, model_config, settings, kernels.OPS)
         of_b = [np.abs(g).sum() for path, g in named_leaves(grads) if path.endswith("lora_B")]
         sums.append(sum(of_b))
     return np.mean(sums)

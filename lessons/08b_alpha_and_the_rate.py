@@ -15,6 +15,7 @@ from common import (
     claim,
     figure,
     finetune,
+    interval,
     number,
     of,
     read_sweep,
@@ -98,8 +99,8 @@ with figure("alpha_and_rate", xlabels, ylabel, titles, width=8.4, columns=2) as 
 # first of these two, is the best of all.
 #
 # The grid has steps of four, so its factor of four could be anything from one to sixteen. A
-# parabola through the three lowest points of each curve says between three and ten, with three
-# seeds. That excludes the 16 times of α·η, on this model of 0.1 million parameters.
+# parabola through the three lowest points of each curve says between three and ten (the interval of
+# three seeds). That excludes the 16 times of α·η, on this model of 0.1 million parameters.
 #
 # So fix alpha, and then sweep the rate. To sweep both is to sweep one thing twice.
 
@@ -107,6 +108,9 @@ with figure("alpha_and_rate", xlabels, ylabel, titles, width=8.4, columns=2) as 
 # Checks
 assert best[4] == 4 * best[64], "16 times the alpha: one step of the grid"
 assert below_16 == HOLDS, "and below 16 times between its points"
+_, least, most = np.exp(interval(factors))
+assert (round(least), round(most)) == (3, 10), "between three and ten"
+assert 4.5 < between[4] / between[64] < 6, "about 5: nearer to 4, α·η², than to 16, α·η"
 low = grid[4, 4e-3].mean(), grid[16, 1e-3].mean()
 assert 0.8 < low[0] / low[1] < 1.25, "the same α·η at low rates (0.016): the same loss"
 fails, works = grid[4, 6.4e-2].min(), grid[64, 4e-3].max()

@@ -23,15 +23,15 @@ from common import QUICK, agrees, table
 from sweeps.optimization import case, show, train
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, kernels, lora, optim
+from minilora import LoraConfig, TrainConfig, data, kernels, optim
 from minilora.layers import value_and_grad
-from minilora.training import gradient_at
+from minilora.training import gradient_at, num_targets
 from minilora.tree import tree_map
 
 defaults = TrainConfig(iters=200, batch_size=16, learning_rate=4e-3, mask_prompt=True)
 config, base, tokenizer = minilora.load("micro")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+adapters, base = minilora.get_peft_model(base, lora_config, 0)
 
 # %% [markdown]
 # ## Accumulation must count target tokens
@@ -68,7 +68,7 @@ def mean_of_means(settings):
     k, total, parts = settings.grad_accumulation_steps, 0.0, []
     for i in range(k):
         batch = data.collate(data.batch_at(bins, i, settings.batch_size, settings.seed))
-        value, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
+        value, grads = value_and_grad(minilora.loss)(adapters, base, batch, config)
         total += float(value) / k
         parts.append(tree_map(lambda g: g / k, grads))
     return total, tree_map(lambda *gs: sum(gs), *parts)
@@ -81,8 +81,9 @@ def relative_distance(grads, others):
 
 large = replace(defaults, batch_size=32)
 cut = replace(defaults, batch_size=1, grad_accumulation_steps=32)
-loss, grads, tokens = gradient_at(adapters, frozen, bins, 0, config, large, kernels.OPS)
-loss_cut, grads_cut, tokens_cut = gradient_at(adapters, frozen, bins, 0, config, cut, kernels.OPS)
+loss, grads, batch = gradient_at(adapters, base, bins, 0, config, large, kernels.OPS)
+loss_cut, grads_cut, batch_cut = gradient_at(adapters, base, bins, 0, config, cut, kernels.OPS)
+tokens, tokens_cut = (sum(map(num_targets, sequences)) for sequences in (batch, batch_cut))
 loss_means, grads_means = mean_of_means(cut)
 off_cut, off_means = relative_distance(grads_cut, grads), relative_distance(grads_means, grads)
 table(

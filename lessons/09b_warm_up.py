@@ -11,15 +11,15 @@ from common import QUICK, agrees, figure
 from sweeps.optimization import case, show, train
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, kernels, lora, optim
+from minilora import LoraConfig, TrainConfig, data, kernels, optim
 from minilora.evaluation import plot
 from minilora.training import gradient_at
-from minilora.tree import flatten, tree_map
+from minilora.tree import arrays, flatten, tree_map
 
 settings = TrainConfig(iters=200, batch_size=32, learning_rate=4e-3, mask_prompt=True)
 config, base, tokenizer = minilora.load("micro")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+adapters, base = minilora.get_peft_model(base, lora_config, 0)
 mixed = data.load_rows("notes", "valid")[:100] + data.load_rows("questions", "valid")[:100]
 bins = [[example] for example in data.encode_rows(mixed, tokenizer, settings)[0]]
 
@@ -45,10 +45,11 @@ bins = [[example] for example in data.encode_rows(mixed, tokenizer, settings)[0]
 # </details>
 
 # %%
-_, first, _ = gradient_at(adapters, frozen, bins, 0, config, settings, kernels.OPS)
-rates = dict.fromkeys(flatten(adapters), 4e-3)
-moved, _ = optim.adamw(adapters, first, optim.adamw_init(adapters), rates, settings)
-step = flatten(tree_map(np.subtract, moved, adapters))
+_, first, _ = gradient_at(adapters, base, bins, 0, config, settings, kernels.OPS)
+start = arrays(adapters)
+rates = dict.fromkeys(flatten(start), 4e-3)
+moved, _ = optim.adamw(start, first, optim.adamw_init(start), rates, settings)
+step = flatten(tree_map(np.subtract, moved, start))
 gradients = flatten(first)
 of_b = [path for path in step if path.endswith("lora_B")]
 g = np.abs(np.concatenate([gradients[path].ravel() for path in of_b]))

@@ -157,6 +157,7 @@ show(USUAL, "beta2 0.95", "clipping at 0.1")
 none, beta_99, beta_95 = (case(f"no clipping{b}") for b in ("", ", beta2 0.99", ", beta2 0.95"))
 assert (beta_95 < 0.6 * none).all(), "β₂ = 0.95 must replace clipping, with every seed"
 assert ((beta_95 < beta_99) & (beta_99 < none)).all(), "β₂ = 0.99 must be between, every seed"
+assert (beta_99 > 2 * case(USUAL)).all(), "it removes only a part of the damage, every seed"
 control, without = case("beta2 0.95") / case(USUAL), beta_95 / none
 assert (control < 1).all() and 0.7 < control.mean() < 0.82, "with clipping: lower by a quarter"
 assert 0.1 < without.mean() < 0.4 and (without < control).all(), "without: to about a quarter"

@@ -134,8 +134,8 @@ if not QUICK:  # one run of the sweep again
 # 2. `freezing.run(("norm", 0.1, 1.0, 1.0, 0), 400)`: do the norms alone reach LoRA's loss?
 # 3. `freezing.run(("lora+norm", ...))`: use `"lora+bias"` at a scale of 3.
 #
-# **Where to stop with a debugger.** `tree.trained_or_frozen`: a trained weight of a norm takes the
-# place of the frozen one.
+# **Where to stop with a debugger.** `tree.overlay`: a trained weight of a norm takes the
+# place of the base's.
 #
 # **Exercises.** rms-norm, test-frozen, lora-count.
 #

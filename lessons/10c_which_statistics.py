@@ -40,13 +40,13 @@ sans_test = pictures.draw("sans", N, 99)
 results, cells = {}, []
 for size in (32, 4):
     for used, moments in (("base", running), ("batch", None)):
-        adapters, frozen = convnet.low_rank(base, 4, 8, np.random.default_rng(SEED))
+        adapters, base = convnet.low_rank(base, 4, 8, np.random.default_rng(SEED))
         settings = TrainConfig(short(150, 60), size, learning_rate=1e-2, seed=SEED)
-        adapters, losses = convnet.fit(adapters, frozen, bold, settings, moments)
-        new = convnet.statistics(adapters, frozen, bold[0])
-        of_bold = convnet.evaluate(adapters, frozen, bold_test, running)
-        of_bold_new = convnet.evaluate(adapters, frozen, bold_test, new)
-        of_sans = convnet.evaluate(adapters, frozen, sans_test, running)
+        adapters, losses = convnet.fit(adapters, base, bold, settings, moments)
+        new = convnet.statistics(adapters, base, bold[0])
+        of_bold = convnet.evaluate(adapters, base, bold_test, running)
+        of_bold_new = convnet.evaluate(adapters, base, bold_test, new)
+        of_sans = convnet.evaluate(adapters, base, sans_test, running)
         train = np.mean(losses[-20:])
         accuracy = [score["accuracy"] for score in (of_bold, of_bold_new, of_sans)]
         results[size, used] = train, of_bold["loss"], of_bold_new["loss"], *accuracy
@@ -108,7 +108,7 @@ assert with_batch < 1e-4 * with_running, "no gradient reaches a bias before batc
 # **What to try.**
 #
 # 1. `for size in (32, 4)`: add 2. What does the training loss with the batch's statistics become?
-# 2. `convnet.statistics(adapters, frozen, bold[0])`: use 20 pictures, `bold[0][:20]`.
+# 2. `convnet.statistics(adapters, base, bold[0])`: use 20 pictures, `bold[0][:20]`.
 # 3. `np.zeros(convnet.LAYERS[i][3], "f4")`: start the biases at 1. Is their gradient still zero?
 #
 # **Where to stop with a debugger.** `convnet.batch_norm`: `moments`, in training and in validation.

@@ -90,21 +90,21 @@ def confidence(logits):
 def curve(kind, augmented):
     """Train LoRA on five examples per class; return the scores after every 25 steps."""
     base, train, _, test, augment = little.task(kind, SEED)
-    adapters, frozen = convnet.low_rank(base, R, 2 * R, np.random.default_rng(SEED))
+    adapters, base = convnet.low_rank(base, R, 2 * R, np.random.default_rng(SEED))
     settings = TrainConfig(iters=STEPS, batch_size=32, learning_rate=1e-2, seed=SEED)
     scores = []
 
     def on_step(step, adapters):
         if step % 25 == 0:
-            own = convnet.statistics(adapters, frozen, train[0])
-            of_train = convnet.evaluate(adapters, frozen, train, own)
-            of_test = convnet.evaluate(adapters, frozen, test, own)
+            own = convnet.statistics(adapters, base, train[0])
+            of_train = convnet.evaluate(adapters, base, train, own)
+            of_test = convnet.evaluate(adapters, base, test, own)
             row = {"step": step, "train": of_train["loss"], "test": of_test["loss"]}
-            logits, _ = convnet.forward(adapters, frozen, test[0], own)
+            logits, _ = convnet.forward(adapters, base, test[0], own)
             scores.append({**row, "right": of_test["accuracy"], "sure": confidence(logits)})
 
     augment = augment if augmented else None
-    convnet.fit(adapters, frozen, train, settings, augment=augment, on_step=on_step)
+    convnet.fit(adapters, base, train, settings, augment=augment, on_step=on_step)
     return scores
 
 

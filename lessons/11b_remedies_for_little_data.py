@@ -12,7 +12,7 @@ from common import QUICK, agrees, figure, of, read_sweep, spread, table
 from sweeps import little
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation import plot
 
 sweep = read_sweep("little")
@@ -166,10 +166,10 @@ settings = TrainConfig(
 few, _ = data.encode_rows(data.load_rows("questions", "train")[:4], tokenizer, settings)
 held_out, _ = data.encode_rows(data.load_rows("questions", "valid")[:40], tokenizer, settings)
 lora_config = LoraConfig(r=8, target_modules=("all-linear",))
-start, frozen = lora.init(base, lora_config, np.random.default_rng(0))
-kept, history = minilora.train(start, frozen, few, config, settings, valid=held_out)
+start, base = minilora.get_peft_model(base, lora_config, 0)
+kept, history = minilora.train(start, base, few, config, settings, valid=held_out)
 losses = [row["eval_loss"] for row in history if "eval_loss" in row]
-of_kept = minilora.evaluate(kept, frozen, held_out, config)["loss"]
+of_kept = minilora.evaluate(kept, base, held_out, config)["loss"]
 print("held-out loss every 5 steps:", ", ".join(f"{loss:.2f}" for loss in losses))
 print(f"held-out loss of the adapter that train returned: {of_kept:.2f}")
 
@@ -192,7 +192,7 @@ assert abs(of_kept - min(losses)) < 1e-6, "the best adapter must be returned, no
 # 2. `[:4]` questions: use 64, and `batch_size=16`. Does the run still end early?
 # 3. `scores(kind, "best_test", ...)` in the table: show `valid`, too. Is it lower than `test`?
 #
-# **Where to stop with a debugger.** `trainer.update_best`: what is kept, and when?
+# **Where to stop with a debugger.** `callbacks.update_best`: what is kept, and when?
 #
 # **Exercises.** cross-entropy.
 #

@@ -8,18 +8,17 @@
 
 # %%
 import time
-from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 from common import short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, kernels, layers, lora, model
+from minilora import LoraConfig, TrainConfig, data, kernels, layers, model
 
 config, base, tokenizer = minilora.load("micro")
 lora_config = LoraConfig(r=8, target_modules=("all-linear",))
-start, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+start, base = minilora.get_peft_model(base, lora_config, 0)
 examples, _ = data.encode_rows(data.load_rows("notes", "train"), tokenizer, TrainConfig())
 longest = max(len(example.tokens) for example in examples)
 
@@ -57,7 +56,7 @@ for length, size in ((None, 16), (longest, 16), (512, 8)):
         iters, size, 1, longest_row, learning_rate=1e-3, packing=length is not None
     )
     began = time.process_time()
-    _, history = minilora.train(start, frozen, examples, config, settings)
+    _, history = minilora.train(start, base, examples, config, settings)
     speed = sum(row["tokens"] for row in history) / (time.process_time() - began)
     name = f"{size} rows of {length}" if length else f"{size} examples"
     per_step = round(size * len(examples) / len(sequences))
@@ -113,8 +112,8 @@ def logits(sequences, mask=True, restart=True):
     batch, ops = data.collate(sequences), kernels.OPS
     if not (mask and restart):
         ops = SimpleNamespace(**vars(layers))
-        ops.self_attention = partial(layers.self_attention, attention=attention)
-    x = model.hidden_states({}, base, batch["tokens"], batch["segment_starts"], config, ops)
+        ops.attention = attention
+    x = model.hidden_states(base, batch["tokens"], batch["segment_starts"], config, ops)
     return layers.matmul(x, base["model"]["embed_tokens"]["weight"])
 
 
@@ -136,8 +135,8 @@ table(["", "logits differ from those alone by"], cells)
 # %% [markdown]
 # The mask hides neighbours exactly: if the first example of a row is changed, the logits of the
 # others stay the same, bit for bit. Without the mask, nothing fails and nothing warns. Only the
-# loss is higher, and in training the model would learn to use neighbours that it will not have
-# later.
+# loss is higher, and in training the model could learn to use neighbours that it will not have
+# later (not trained here).
 
 # %%
 targets = data.collate([packed])["targets"][0, :n]

@@ -89,9 +89,9 @@ test_rows = tasks.questions("test", short(1000, 200), 1)
 tau, judged = {}, {}
 for n in (32, 4000):
     run = finetune(rows=tasks.questions("train", n, seed=0), iters=short(200, 20))
-    valid_answers = answers(run.adapters, run.frozen, valid_rows)
+    valid_answers = answers(run.adapters, run.base, valid_rows)
     tau[n] = fitted(*valid_answers)
-    judged[n] = answers(run.adapters, run.frozen, test_rows)
+    judged[n] = answers(run.adapters, run.base, test_rows)
     print(f"{n:,} training rows: τ = {tau[n]:.2f}")
 
 # Left: the answers of the run on 32 rows in bins. Right: all runs of the sweep.

@@ -15,7 +15,7 @@ from class_head import class_logits, fit, last_states, probabilities
 from common import QUICK, figure, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, lora
+from minilora import LoraConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation import plot
 from minilora.evaluation.metrics import calibration_error
@@ -89,20 +89,20 @@ for end in ENDS:
 # %%
 @cache
 def run(trains, end, n):
-    """Train a head, alone or with LoRA, on n notes: return (scores, losses, trained, frozen)."""
-    trained, frozen = {}, base
+    """Train a head, alone or with LoRA, on n notes: return (scores, losses, trained)."""
+    trained = {}
     if trains == "head and LoRA":
         lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-        trained, frozen = lora.init(base, lora_config, 0)
+        trained, _ = minilora.get_peft_model(base, lora_config, 0)
     weight = np.zeros((len(tasks.PLACES), config.hidden_size), np.float32)
     trained = {**trained, "score": {"weight": weight}}
     settings = TrainConfig(
         iters=ITERS, batch_size=16, also_train_lr_scale=1.0,
         learning_rate=4e-3 if trains == "head and LoRA" else 5e-2,
     )  # fmt: skip
-    trained, losses = fit(trained, frozen, *texts_of("train", n, end), config, settings)
+    trained, losses = fit(trained, base, *texts_of("train", n, end), config, settings)
     texts, classes = texts_of("test", short(400, 40), end)
-    return scores(class_logits(trained, frozen, texts, config), classes), losses, trained, frozen
+    return scores(class_logits(trained, base, texts, config), classes), losses, trained
 
 
 def scores(logits, classes):
@@ -157,13 +157,13 @@ with figure("class_head", xlabel, ylabels, titles, width=9.2, height=3.6, column
 # %%
 # Checks
 texts, classes = texts_of("test", 8, "the note")
-found, losses, trained, frozen = run("head and LoRA", "the note", 24)
+_, losses, trained = run("head and LoRA", "the note", 24)
 assert abs(losses[0] - math.log(8)) < 1e-5, "a head of zeros must guess"
-h = last_states(trained, frozen, texts, config)
+h = last_states(trained, base, texts, config)
 by_hand = h @ trained["score"]["weight"].T
-logits = class_logits(trained, frozen, texts, config)
+logits = class_logits(trained, base, texts, config)
 assert np.allclose(logits, by_hand, atol=1e-4), "the logits are W·h of the last token"
-alone = class_logits(trained, frozen, texts[:1], config)
+alone = class_logits(trained, base, texts[:1], config)
 assert np.allclose(logits[0], alone[0], atol=1e-4), "padding must not change a text's logits"
 if not QUICK:
     for n in ROWS:

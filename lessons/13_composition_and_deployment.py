@@ -21,26 +21,25 @@ from sweeps.combining import backwards, fit, forwards, held_out
 import minilora
 from minilora import nf4
 from minilora.evaluation.memory import nbytes
-from minilora.methods import compose
+from minilora.methods import several
 from minilora.optim import round_to
-from minilora.tree import flatten, named_leaves
+from minilora.tree import named_leaves
 
 rng = np.random.default_rng(0)
 config, base, words = minilora.load("micro")
 norm = np.linalg.norm
 
 
-def loss(pair, examples):
-    """Return the held-out loss of a pair (adapters, frozen), nats per token."""
-    return minilora.evaluate(*pair, examples, config)["loss"]
+def loss(adapters, examples):
+    """Return the held-out loss of the base with an adapter ({} for none), nats per token."""
+    return minilora.evaluate(adapters, base, examples, config)["loss"]
 
 
 # %% [markdown]
 # ## Several adapters, one base
 #
 # Two adapters are trained. One answers "Who, what, where?", the other "Where, what, who?". An
-# adapter is a pair of trees (adapters, frozen). Both frozen trees hold the *same* arrays: the
-# base's.
+# adapter is a tree of its own arrays, and both adapters are computed with the *same* base.
 #
 # ![One frozen base is shared by three adapters. Each row of a batch names its
 # adapter.](../figures/drawings/one_base_many_adapters.svg)
@@ -48,34 +47,32 @@ def loss(pair, examples):
 # **Predict.** How many bytes does the second adapter add? What must be done to switch?
 #
 # <details><summary>Answer</summary>
-# It adds its own factors, about a ninth of this small base. To switch, pass the other pair. No
+# It adds its own factors, about a ninth of this small base. To switch, pass the other adapter. No
 # weight is copied or changed.
 # </details>
 
 # %%
 iters = short(100, 10)
+before = {path: w.tobytes() for path, w in named_leaves(base)}
 first = fit(base, forwards, 0, iters=iters)  # who, what, where?
 second = fit(base, backwards, 100, iters=iters)  # where, what, who?
 tasks = {"who, what, where?": held_out(forwards), "where, what, who?": held_out(backwards)}
-before = {path: w.tobytes() for path, w in named_leaves(base)}
 began = time.perf_counter()
-scores = {name: loss(pair, tasks[name]) for name, pair in zip(tasks, (first, second))}
+scores = {name: loss(adapters, tasks[name]) for name, adapters in zip(tasks, (first, second))}
 took = time.perf_counter() - began
 print(f"both tasks scored, one after the other, in {took:.1f} s; held-out losses:")
 for name, score in scores.items():
-    print(f"  {name} {score:.3f}, without the adapter {loss(({}, base), tasks[name]):.3f}")
-print(f"base {nbytes(base):,} bytes, each adapter {nbytes(first[0]):,}")
+    print(f"  {name} {score:.3f}, without the adapter {loss({}, tasks[name]):.3f}")
+print(f"base {nbytes(base):,} bytes, each adapter {nbytes(first):,}")
 
 # %%
 # Checks
-shared = flatten(second[1])
 for path, w in named_leaves(base):
-    assert shared[path] is w, f"{path}: the frozen tree must hold the base's array, not a copy"
     assert before[path] == w.tobytes(), f"{path}: the base must be unchanged"
-assert 0.1 < nbytes(first[0]) / nbytes(base) < 0.12, "an adapter: about a ninth of the base"
+assert 0.1 < nbytes(first) / nbytes(base) < 0.12, "an adapter: about a ninth of the base"
 if not QUICK:
     for name in tasks:
-        assert scores[name] < loss(({}, base), tasks[name]) / 4, f"{name}: it must be learned"
+        assert scores[name] < loss({}, tasks[name]) / 4, f"{name}: it must be learned"
 
 # %% [markdown]
 # ## One adapter per row
@@ -90,20 +87,20 @@ if not QUICK:
 # </details>
 
 # %%
-pairs = [first, second, ({}, base)]
+adapters = [first, second, {}]
 batch = np.array([example.tokens[:40] for example in tasks["who, what, where?"][:6]])
 adapter_of_row = [0, 1, 2, 1, 0, 2]
-mixed = minilora.forward(*compose.per_row(pairs, adapter_of_row), batch, config)
+mixed = minilora.forward(several.per_row(adapters, adapter_of_row), base, batch, config)
 alone = []
 for row, i in enumerate(adapter_of_row):
-    alone.append(minilora.forward(*pairs[i], batch[row : row + 1], config)[0])
+    alone.append(minilora.forward(adapters[i], base, batch[row : row + 1], config)[0])
 difference = np.abs(mixed - np.array(alone)).max() / np.abs(mixed).max()
 print(f"six rows, three adapters, one call: they differ by {difference:.1e} of the largest logit")
 
 # %%
 # Checks
 assert difference < 21 * 128 * 2**-24, "21 projections of at most 128 terms, each rounded once"
-wrong = minilora.forward(*compose.per_row(pairs, adapter_of_row[::-1]), batch, config)
+wrong = minilora.forward(several.per_row(adapters, adapter_of_row[::-1]), base, batch, config)
 assert np.abs(wrong - np.array(alone)).max() / np.abs(mixed).max() > 0.01, "adapters must matter"
 
 # %% [markdown]
@@ -182,7 +179,7 @@ for kind, (_, one, ten) in errors.items():
 # 2. `adapter_of_row`: give all rows the same adapter. Is the difference still zero?
 # 3. `for _ in range(10)`: use two different updates in turn. Does the error of bfloat16 grow?
 #
-# **Where to stop with a debugger.** `compose.per_row` (the shapes of the gathered factors),
+# **Where to stop with a debugger.** `several.per_row` (the shapes of the gathered factors),
 # `lora.merge`.
 #
 # **Exercises.** lora-merge, test-merge, combine-exact.

@@ -12,8 +12,9 @@ from common import QUICK, agrees, of, read_sweep, short, table
 from sweeps.combining import backwards, fit, forwards, held_out
 
 import minilora
-from minilora import lora
-from minilora.methods import compose
+from minilora.layers import lora_delta
+from minilora.lora import adapted_paths
+from minilora.methods import compose, several
 from minilora.tree import get, tree_map
 
 config, base, words = minilora.load("micro")
@@ -62,24 +63,24 @@ def show(name, digits=2):
 
 
 # %%
-def update(pair):
+def update(adapters):
     """Return all ΔW of an adapter as one vector."""
-    nodes = [(get(pair[0], path), get(pair[1], path)) for path in lora.adapted_paths(pair[0])]
-    return np.concatenate([lora.delta(*node).ravel() for node in nodes])
+    deltas = [lora_delta(get(adapters, path)).ravel() for path in adapted_paths(adapters)]
+    return np.concatenate(deltas)
 
 
 def mean_of_factors(a, b):
-    """Return the pair with (A₁ + A₂)/2 and (B₁ + B₂)/2."""
-    return tree_map(lambda x, y: (x + y) / 2, a[0], b[0]), a[1]
+    """Return the adapter with (A₁ + A₂)/2 and (B₁ + B₂)/2."""
+    return tree_map(lambda x, y: (x + y) / 2, a, b)
 
 
-def error_of_mean(pair, a, b):
+def error_of_mean(adapters, a, b):
     """Return the distance of ΔW from (ΔW₁ + ΔW₂)/2, relative to the length of the latter."""
     mean = (update(a) + update(b)) / 2
-    return float(np.linalg.norm(update(pair) - mean) / np.linalg.norm(mean))
+    return float(np.linalg.norm(update(adapters) - mean) / np.linalg.norm(mean))
 
 
-_, _, doubled = compose.combine([first, first], [0.5, 0.5], "linear")
+_, doubled = compose.combine([first, first], [0.5, 0.5], "linear")
 of_itself = error_of_mean(mean_of_factors(first, first), first, first)
 print("an adapter, averaged with itself: error of linear", end=" ")
 print(f"{np.mean(list(doubled.values())):.2f}, of the factors {of_itself:.2f}")
@@ -88,7 +89,7 @@ HOW = {"cat": "cat (exact)", "svd": "svd, rank 4", "factors": "mean of factors",
 # Two more adapters of the first task, from another start of A and from the same one (seed 0):
 more = {"other": fit(base, forwards, 50, iters=iters)}
 more["sibling"] = fit(base, forwards, 50, start=0, iters=iters)
-means = {kind: mean_of_factors(first, pair) for kind, pair in more.items()}
+means = {kind: mean_of_factors(first, adapters) for kind, adapters in more.items()}
 for kind, text in (("other", "different starts"), ("sibling", "the same start")):
     alone = f"{column('one').mean():.2f} and {column(kind).mean():.2f}"
     print(f"{text}: cosine {column(f'cosine_{kind}').mean():.2f}, losses of one alone {alone}")
@@ -141,21 +142,27 @@ for kind in ("other", "sibling"):
 
 
 # %%
-def loss(pair, examples):
-    """Return the held-out loss of a pair (adapters, frozen), nats per token."""
-    return minilora.evaluate(*pair, examples, config)["loss"]
+def loss(examples, adapters, base):
+    """Return the held-out loss of a base with an adapter ({} for none), nats per token."""
+    return minilora.evaluate(adapters, base, examples, config)["loss"]
 
 
-adapters, frozen, errors = compose.combine([first, second], [1.0, 1.0])
-added = adapters, frozen
+added, errors = compose.combine([first, second], [1.0, 1.0])
 one, two = update(first), update(second)
 cosine = one @ two / np.linalg.norm(one) / np.linalg.norm(two)
 print(f"error of the sum {max(errors.values()):.0e}, cosine of the updates {cosine:.2f}")
-upon = fit(compose.stack(*first), backwards, 100, iters=iters)
-live = {"base": ({}, base), "first": first, "second": second, "added": added, "stack": upon}
+with_first = several.stack(first, base)  # the base of the second adapter
+upon = fit(with_first, backwards, 100, iters=iters)
+live = {
+    "base": ({}, base),
+    "first": (first, base),
+    "second": (second, base),
+    "added": (added, base),
+    "stack": (upon, with_first),
+}
 tasks, cells = ["who, what, where?", "where, what, who?"], []
-for name, pair in live.items():
-    cells.append([name, f"{loss(pair, there):.2f}", f"{loss(pair, back):.2f}"])
+for name, model in live.items():
+    cells.append([name, *(f"{loss(task, *model):.2f}" for task in (there, back))])
 table(["held-out loss, one run", *tasks], cells)
 
 WAYS = {
@@ -176,8 +183,9 @@ table(["held-out loss, five seeds", *tasks], cells)
 
 # %%
 # Checks
-merged = minilora.merge(*upon)  # a stack of two merges like one adapter
-assert abs(loss(({}, merged), back) - loss(upon, back)) < 1e-3, "a merged stack is the same model"
+merged = minilora.merge(upon, with_first)  # a stack of two merges like one adapter
+apart = loss(back, upon, with_first)
+assert abs(loss(back, {}, merged) - apart) < 1e-3, "a merged stack is the same model"
 assert max(errors.values()) < 1e-5, "the sum itself must be exact"
 assert np.abs(column("cosine_turned")).max() < 0.15, "the updates must be almost orthogonal"
 for weight in (1.0, 0.5):
@@ -186,15 +194,15 @@ for weight in (1.0, 0.5):
 assert (column("stack_back") < 1.5 * column("turned")).all(), "stack: the second task must work"
 assert (column("stack_there") > 3 * column("one")).all(), "stack: the first task may not"
 if not QUICK:  # seed 0 of the sweep again, each loss told apart from another one
-    for pair, examples, name, other in (
-        (first, there, "one", "there_1.0"),
-        (second, back, "turned", "back_1.0"),
-        (added, there, "there_1.0", "one"),
-        (added, back, "back_1.0", "turned"),
-        (upon, there, "stack_there", "one"),
-        (upon, back, "stack_back", "back_1.0"),
+    for model, task, name, other in (
+        ("first", there, "one", "there_1.0"),
+        ("second", back, "turned", "back_1.0"),
+        ("added", there, "there_1.0", "one"),
+        ("added", back, "back_1.0", "turned"),
+        ("stack", there, "stack_there", "one"),
+        ("stack", back, "stack_back", "back_1.0"),
     ):
-        again, own = loss(pair, examples), column(name)
+        again, own = loss(task, *live[model]), column(name)
         assert agrees(again, own, column(other)), f"{name}: {again}, in the sweep {own}"
 
 # %% [markdown]
@@ -207,7 +215,7 @@ if not QUICK:  # seed 0 of the sweep again, each loss told apart from another on
 #
 # 1. `fit(base, backwards, 100, ...)`: add `start=0`, so that both start from the same A.
 # 2. `[1.0, 1.0]` in `combine`: find weights with which both tasks have the same loss.
-# 3. `compose.stack(*first)`: stack in the other order. Which task works then?
+# 3. `several.stack(first, base)`: stack in the other order. Which task works then?
 #
 # **Where to stop with a debugger.** `compose.linear` (the roots of the weights).
 #

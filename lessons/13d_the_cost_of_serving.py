@@ -14,12 +14,12 @@ from common import short, table
 from sweeps.pretraining import random_params
 
 import minilora
-from minilora import LoraConfig, lora
+from minilora import LoraConfig
 from minilora.config import ModelConfig
 from minilora.evaluation.memory import nbytes
 from minilora.kernels.low_precision import int8_matvec
 from minilora.kernels.nf4 import matvec
-from minilora.tree import named_leaves, tree_map
+from minilora.tree import arrays, named_leaves, num_parameters, overlay, tree_map
 
 rng = np.random.default_rng(0)
 
@@ -60,33 +60,33 @@ shape = ModelConfig(
 dense = random_params(shape, rng)
 quantized, eight_bit = (minilora.quantize(dense, scheme) for scheme in ("nf4-dq", "int8"))
 lora_config = LoraConfig(r=8, target_modules=("all-linear",))
-adapters, frozen = lora.init(dense, lora_config, rng)
-adapters = tree_map(lambda w: 0.01 * rng.standard_normal(w.shape, np.float32), adapters)
-_, frozen_quantized = lora.init(quantized, lora_config, rng)
+adapters, _ = minilora.get_peft_model(dense, lora_config, rng)
+trained = tree_map(lambda w: 0.01 * rng.standard_normal(w.shape, np.float32), arrays(adapters))
+adapters = overlay(adapters, trained)
 WAYS = {
     "dense": ({}, dense),
-    "dense, adapter separate": (adapters, frozen),
-    "dense, adapter merged": ({}, lora.merge(adapters, frozen)),
+    "dense, adapter separate": (adapters, dense),
+    "dense, adapter merged": ({}, minilora.merge(adapters, dense)),
     "int8": ({}, eight_bit),
     "NF4": ({}, quantized),
-    "NF4, adapter separate": (adapters, frozen_quantized),
+    "NF4, adapter separate": (adapters, quantized),
 }
 
 
-def speed(pair, tokens):
+def speed(adapters, base, tokens):
     """Return (ms to the first token after a prompt of 32 tokens, tokens per second from there)."""
     times = [time.perf_counter()]
-    for _ in minilora.generate(*pair, list(range(32)), shape, max_tokens=tokens):
+    for _ in minilora.generate(adapters, base, list(range(32)), shape, max_tokens=tokens):
         times.append(time.perf_counter())
     return 1e3 * (times[1] - times[0]), (len(times) - 2) / (times[-1] - times[1])
 
 
 cells = []
-for name, pair in WAYS.items():
-    measured = [speed(pair, short(48, 8)) for _ in range(3)]
+for name, way in WAYS.items():
+    measured = [speed(*way, short(48, 8)) for _ in range(3)]
     first = min(ms for ms, _ in measured)
     rate = max(rate for _, rate in measured)
-    cells.append([name, nbytes(pair[0]) + nbytes(pair[1]), f"{first:.0f}", f"{rate:.0f}"])
+    cells.append([name, sum(map(nbytes, way)), f"{first:.0f}", f"{rate:.0f}"])
 table(["", "bytes", "first token, ms", "tokens per second"], cells)
 
 # %% [markdown]
@@ -99,29 +99,33 @@ table(["", "bytes", "first token, ms", "tokens per second"], cells)
 # %%
 tokens = short(24, 4)
 prompts = [rng.integers(256, size=32).tolist() for _ in range(8)]
-alike = [tree_map(lambda w, i=i: w * (i + 1), adapters) for i in range(8)]
+alike = [overlay(adapters, tree_map(lambda w, i=i: w * (i + 1), trained)) for i in range(8)]
 BATCHES = {
-    "dense": [({}, dense)] * 8,
-    "int8": [({}, eight_bit)] * 8,
-    "NF4": [({}, quantized)] * 8,
-    "dense, eight adapters": [(own, frozen) for own in alike],
+    "dense": ([{}] * 8, dense),
+    "int8": ([{}] * 8, eight_bit),
+    "NF4": ([{}] * 8, quantized),
+    "dense, eight adapters": (alike, dense),
 }
 
 
-def batch_speed(pairs, prompts):
+def batch_speed(adapters, base, prompts):
     """Return the generated tokens per second, without the time of reading the prompts."""
     times = [time.perf_counter()]
     for length in (1, tokens + 1):
-        minilora.generate_batch(pairs, prompts, shape, max_tokens=length)
+        minilora.generate_batch(adapters, base, prompts, shape, max_tokens=length)
         times.append(time.perf_counter())
     read, both = np.diff(times)
     return len(prompts) * tokens / (both - read)
 
 
 cells = []
-for name, pairs in BATCHES.items():
-    one, eight = (max(batch_speed(pairs[:n], prompts[:n]) for _ in range(3)) for n in (1, 8))
-    cells.append([name, f"{one:.0f}", f"{eight:.0f}", f"{eight / one:.1f}"])
+for name, (adapters_of_rows, base) in BATCHES.items():
+    rates = {}
+    for n in (1, 8):
+        measured = [batch_speed(adapters_of_rows[:n], base, prompts[:n]) for _ in range(3)]
+        rates[n] = max(measured)
+    ratio = rates[8] / rates[1]
+    cells.append([name, f"{rates[1]:.0f}", f"{rates[8]:.0f}", f"{ratio:.1f}"])
 table(["tokens per second", "one prompt", "eight prompts", "ratio"], cells)
 
 # %% [markdown]
@@ -129,7 +133,7 @@ table(["tokens per second", "one prompt", "eight prompts", "ratio"], cells)
 
 # %%
 in_base = sum(w.size for path, w in named_leaves(dense) if "proj" in path)
-in_adapter = sum(w.size for _, w in named_leaves(adapters))
+in_adapter = num_parameters(adapters)
 print(f"the dense model has {nbytes(dense) / nbytes(quantized):.1f} times the bytes of NF4")
 print(f"multiplications per token in projections: {in_base:,}", end=", ")
 print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
@@ -162,9 +166,10 @@ q = eight_bit["model"]["layers"]["0"]["mlp"]["gate_proj"]["weight"]
 error = np.abs(int8_matvec(q, x) - q.dequantize() @ x)
 terms = np.abs(q.dequantize()) @ np.abs(x)
 assert (error <= 520 * 2**-24 * terms).all(), "the product from 8-bit codes, to rounding"
-pairs = BATCHES["dense, eight adapters"]
-together = minilora.generate_batch(pairs, prompts, shape, max_tokens=2)
-alone = [list(minilora.generate(*p, ids, shape, max_tokens=2)) for p, ids in zip(pairs, prompts)]
+together = minilora.generate_batch(alike, dense, prompts, shape, max_tokens=2)
+alone = []
+for own, ids in zip(alike, prompts):
+    alone.append(list(minilora.generate(own, dense, ids, shape, max_tokens=2)))
 assert together == alone, "a prompt gets the same tokens in a batch and alone"
 
 # %% [markdown]
@@ -181,7 +186,7 @@ assert together == alone, "a prompt gets the same tokens in a batch and alone"
 # 3. `list(range(32))`: a prompt of 200 tokens. How does the time to the first token grow?
 # 4. `hidden_size=512`: use 128 with 2 heads of 64. Which way is the fastest now?
 #
-# **Where to stop with a debugger.** `kernels.weights.tiled_matmul`: one row is multiplied directly
+# **Where to stop with a debugger.** `kernels.weights.matmul`: one row is multiplied directly
 # from the codes; for several rows the weight is dequantized.
 #
 # **Exercises.** linear-4bit, lora-merge.

@@ -30,9 +30,10 @@ def label(size):
 # ## Learning, over the number of trained parameters
 #
 # `sweeps/lora_or_full.py` trains `micro` on the two shifts of lesson 14: questions (small) and a
-# language with permuted letters (large). Each run has 200 steps of 16 rows and the best learning
-# rate of its method. The sizes that are compared have eight seeds, the others three. The scores are
-# of held-out rows.
+# language with permuted letters (large). Each run has 200 steps of 16 rows. The learning rates are
+# those of lesson 14: one for full fine-tuning, and one for LoRA, which was chosen at r = 8 with one
+# seed. The sizes that are compared have eight seeds, the others three. The scores are of held-out
+# rows.
 #
 # ![The small shift: a question about known words. The large shift: the letters are
 # permuted](../figures/drawings/two_shifts.svg)
@@ -168,8 +169,8 @@ with figure("forgetting", xlabel, ylabel, title) as axes:
 # "Forgets less" holds here for r = 8 (eight seeds, a model of 0.1 million parameters), but not for
 # every rank: r = 32 forgets nearly as much as full fine-tuning (three seeds). On the large shift no
 # size keeps the old notes, because the new language gives the same letters another meaning. The
-# learning rates differ, too (0.01 for LoRA and 0.005 for full, the best of each). So the table
-# compares recipes, not ranks alone.
+# learning rates differ, too (0.01 for LoRA and 0.005 for full, each the best of three with one
+# seed). So the table compares recipes, not ranks alone.
 
 # %%
 # Checks
@@ -192,7 +193,7 @@ assert column("notes", "large", 8).min() > 2 * column("notes", "small", 8).max()
 # 3. `LARGE`: run `sweeps/lora_or_full.py` with a rank between 8 and 32, and add it.
 #
 # **Where to stop with a debugger.** `start` in `sweeps/lora_or_full.py` (the embedding becomes a
-# trained leaf); `tree.trained_or_frozen` (it replaces the frozen one).
+# trained leaf); `tree.overlay` (it is laid over the one of the base).
 #
 # **Exercises.** lora-count, cross-entropy.
 #

@@ -12,10 +12,9 @@ from common import HOLDS, OPEN, QUICK, belongs, claim, figure, of, read_sweep, t
 from sweeps import lora_or_full as experiment
 
 import minilora
-from minilora import LoraConfig
+from minilora import LoraConfig, MethodConfig
 from minilora.evaluation import plot
 from minilora.evaluation.memory import memory_estimate
-from minilora.methods import registry
 from minilora.tree import flatten, num_parameters
 
 config, base, words = minilora.load("micro")
@@ -129,19 +128,20 @@ if not QUICK:  # a run of the sweep again
 
 
 # %%
-def trees(size):
-    """Return (adapters, frozen) at step 0: everything trained for "full", else LoRA."""
+def start(size):
+    """Return the adapter at step 0: everything trained for "full", else LoRA."""
     if size == "full":
-        return registry.full(base, None, None)
-    lora_config = LoraConfig(r=size, lora_alpha=2 * size, target_modules="all-linear")
-    return minilora.get_peft_model(base, lora_config, rng=0)
+        adapter_config = MethodConfig("full")
+    else:
+        adapter_config = LoraConfig(r=size, lora_alpha=2 * size, target_modules="all-linear")
+    return minilora.get_peft_model(base, adapter_config, rng=0).adapters
 
 
 SIZES = (1, 8, 32, "full")
 state, cells = {}, []
 for size in SIZES:
-    adapters, frozen = trees(size)
-    parts = memory_estimate(adapters, frozen, config, tokens=0)
+    adapters = start(size)
+    parts = memory_estimate(adapters, base, config, tokens=0)
     state[size] = sum(
         parts[part] for part in ("trained weights", "their gradients", "Adam's two moments")
     )
@@ -159,9 +159,8 @@ print(f"full fine-tuning needs {state['full'] / state[8]:.1f} times the state of
 # %%
 # Checks
 assert state["full"] > 4 * state[8], "full must need four times the state of r = 8"
-whole, _ = trees("full")
 everything = sum(w.size for w in flatten(base).values())
-assert num_parameters(whole) == everything, "full fine-tuning must train every number"
+assert num_parameters(start("full")) == everything, "full fine-tuning must train every number"
 
 # %% [markdown]
 # ## What was shown

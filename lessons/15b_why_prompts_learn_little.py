@@ -14,7 +14,7 @@ import numpy as np
 from common import QUICK, agrees, figure, of, read_sweep, short, table
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora import LoraConfig, MethodConfig, TrainConfig, data, model
 from minilora.data import tasks
 from minilora.evaluation import metrics, plot
 from minilora.tree import num_parameters
@@ -69,16 +69,16 @@ assert np.abs(losses["prefix"] - H).max() < 0.1, "prefixes must end near this lo
 
 # %%
 def train(method, size, rows):
-    """Train LoRA at r = size, or a prompt of that many tokens; return both trees and the losses."""
+    """Train LoRA at r = size, or a prompt of that many tokens; return (adapters, losses)."""
     steps, rate = short(200, 8), {"lora": 1e-2, "prompt": 1e-1}[method]
     settings = TrainConfig(iters=steps, batch_size=16, learning_rate=rate, mask_prompt=True)
     method_config = MethodConfig(method, num_virtual_tokens=size)
     if method == "lora":
         method_config = LoraConfig(r=size, lora_alpha=2 * size, target_modules="all-linear")
-    adapters, frozen = minilora.METHODS[method](base, method_config, np.random.default_rng(0))
+    adapters, _ = minilora.get_peft_model(base, method_config, rng=0)
     examples, _ = data.encode_rows(rows, tokenizer, settings)
-    adapters, history = minilora.train(adapters, frozen, examples, config, settings)
-    return adapters, frozen, [row["loss"] for row in history]
+    adapters, history = minilora.train(adapters, base, examples, config, settings)
+    return adapters, [row["loss"] for row in history]
 
 
 def encoded(rows):
@@ -86,14 +86,17 @@ def encoded(rows):
     return data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))[0]
 
 
-def nats_per_token(adapters, frozen):
+def nats_per_token(adapters):
     """Return the mean loss at each token of an answer, (23,)."""
     batch = data.collate([[example] for example in encoded(questions["valid"])])
-    ops = minilora.operations(adapters, frozen)
-    nll = metrics.token_scores(adapters, frozen, batch, config, ops)["nll"]
+    ops = minilora.operations(adapters, base)
+    params = model.parameters(adapters, base, ops)
+    nll = metrics.token_scores(params, batch, config, ops)["nll"]
     return nll.reshape(-1, tokens_per_answer).mean(axis=0)
 
 
+ids = np.array([tokenizer.encode(questions["valid"][0]["prompt"])])
+bare = minilora.forward({}, base, ids, config)
 runs = {
     "LoRA, r = 2": train("lora", 2, questions["train"]),
     "prompt, 64 tokens": train("prompt", 64, questions["train"]),
@@ -101,19 +104,16 @@ runs = {
 }
 is_form = np.array([letter in " ,.|" for letter in answer + "|"])  # | is the end
 form, content, rows = {}, {}, []
-for name, (adapters, frozen, _) in runs.items():
-    nats = nats_per_token(adapters, frozen)
+for name, (adapters, _) in runs.items():
+    nats = nats_per_token(adapters)
     form[name], content[name] = nats[is_form].sum(), nats[~is_form].sum()
     rows.append([name, f"{form[name]:.2f}", f"{content[name]:.2f}", f"{tokens_per_answer * H:.2f}"])
 table(["nats per answer", "form", "content", "a guess of the content"], rows)
 
 # %%
 # Checks
-ids = np.array([tokenizer.encode(questions["valid"][0]["prompt"])])
-bare = minilora.forward({}, base, ids, config)
-for name, (_, frozen, _) in runs.items():
-    same = np.array_equal(minilora.forward({}, frozen, ids, config), bare)
-    assert same, f"{name}: without the adapter, the base must be there, bit for bit"
+after = minilora.forward({}, base, ids, config)
+assert np.array_equal(after, bare), "without an adapter, the base must be there, bit for bit"
 if not QUICK:
     prompt, guess = "prompt, 64 tokens", tokens_per_answer * H
     assert form[prompt] < 1, "the prompt must know the form"
@@ -151,10 +151,10 @@ def who_only(rows):
     return found
 
 
-who = train("prompt", 16, who_only(questions["train"]))
+who, losses_of_who = train("prompt", 16, who_only(questions["train"]))
 held_out = encoded(who_only(questions["valid"]))
 before = minilora.evaluate({}, base, held_out, config)
-after = minilora.evaluate(*who[:2], held_out, config)
+after = minilora.evaluate(who, base, held_out, config)
 for name, score in (("base", before), ("prompt", after)):
     print(f"{name}: {score['loss']:.3f} nats per token, exact match {score['exact_match']:.2f}")
 
@@ -162,9 +162,9 @@ for name, score in (("base", before), ("prompt", after)):
 titles = ["a new question", "a skill of the base"]
 xlabel, ylabel = "optimizer step", ["training loss (nats per token)", ""]
 with figure("virtual-tokens", xlabel, ylabel, titles, columns=2, width=8.4) as (new, old):
-    for (name, (_, _, losses_of)), style in zip(runs.items(), plot.LINES):
+    for (name, (_, losses_of)), style in zip(runs.items(), plot.LINES):
         new.plot(plot.smooth(losses_of, 8), label=name, **style)
-    old.plot(plot.smooth(who[2], 8), label="prompt, 16 tokens", **plot.LINES[2])
+    old.plot(plot.smooth(losses_of_who, 8), label="prompt, 16 tokens", **plot.LINES[2])
     for axes, level, name in ((new, H, "form known"), (old, before["loss"], "the base, no prompt")):
         axes.axhline(level, color=plot.GREY, linestyle=(0, (1, 1)), label=name)
         axes.set_yscale("log")
@@ -175,7 +175,7 @@ with figure("virtual-tokens", xlabel, ylabel, titles, columns=2, width=8.4) as (
 
 # %%
 # Checks
-assert num_parameters(who[0]) == 16 * config.hidden_size == 768, "a prompt of 768 numbers"
+assert num_parameters(who) == 16 * config.hidden_size == 768, "a prompt of 768 numbers"
 assert abs(before["loss"] - 2 * np.log(3) / 11) < 0.02, "the base's loss must be 2·ln 3 / 11"
 assert before["exact_match"] < 0.05, "the base alone must rarely say exactly this"
 if not QUICK:
@@ -196,7 +196,7 @@ if not QUICK:
 # 2. `who_only`: let the answer be " Where? ..." (the place). Is it a skill of the base, too?
 # 3. `is_form`: print `nats_per_token` letter by letter. Which letters are guessed?
 #
-# **Where to stop with a debugger.** `MethodOps.embed` at `np.concatenate` (a prompt is inserted).
+# **Where to stop with a debugger.** `prompt.embed` at `np.concatenate` (a prompt is inserted).
 #
 # **Exercises.** cross-entropy, attention.
 #

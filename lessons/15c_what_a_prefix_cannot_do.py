@@ -15,7 +15,8 @@ import minilora
 from minilora import LoraConfig, TrainConfig, data, layers
 from minilora.data import tasks
 from minilora.evaluation import plot
-from minilora.methods.operations import Prefix
+from minilora.methods.prefix import Prefix
+from minilora.tree import get, overlay
 
 config, base, tokenizer = minilora.load("micro")
 heads, T = config.num_attention_heads, 16
@@ -46,8 +47,8 @@ tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn. Who, wha
 layer = base["model"]["layers"]["0"]
 x = base["model"]["embed_tokens"]["weight"][tokens]
 h = layers.rms_norm(x, layer["input_layernorm"]["weight"], config.rms_norm_eps)
-q = layers.linear(h, {}, layer["self_attn"]["q_proj"])
-key = layers.linear(h, {}, layer["self_attn"]["k_proj"])
+q = layers.linear(h, layer["self_attn"]["q_proj"])
+key = layers.linear(h, layer["self_attn"]["k_proj"])
 angles = layers.rope_cos_sin(np.arange(T)[None], config)
 # A head is as wide as there are tokens here: with the identity as values, the output of attention
 # is the attention weights.
@@ -64,17 +65,15 @@ def attention_weights(q, prefix=None):
 iters = short(200, 8)
 settings = TrainConfig(iters=iters, batch_size=16, learning_rate=1e-2, mask_prompt=True)
 lora_config = LoraConfig(r=2, lora_alpha=4, target_modules="all-linear")
-adapters, frozen = minilora.get_peft_model(base, lora_config, rng=0)
+adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
 examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, settings)
-adapters, _ = minilora.train(adapters, frozen, examples, config, settings)
-q_trained, q_frozen = (
-    tree["model"]["layers"]["0"]["self_attn"]["q_proj"] for tree in (adapters, frozen)
-)
+adapters, _ = minilora.train(adapters, base, examples, config, settings)
+q_proj = get(overlay(base, adapters), "model.layers.0.self_attn.q_proj")
 
 p_k = np.random.default_rng(0).standard_normal((8, key.shape[-1])).astype("f4")
 plain = attention_weights(q)
 prefixed = attention_weights(q, (p_k, np.zeros_like(p_k)))
-adapted = attention_weights(layers.linear(h, q_trained, q_frozen))
+adapted = attention_weights(layers.linear(h, q_proj))
 
 
 def ratios(changed):

@@ -91,10 +91,8 @@ prompt, answer = rows["valid"][0]["prompt"], rows["valid"][0]["completion"]
 scores, said, cells = {}, {}, []
 for name, changes in RUNS.items():
     run = finetune(iters=settings.iters, **changes)
-    scores[name] = minilora.evaluate(run.adapters, run.frozen, valid, config)
-    ids = minilora.generate(
-        run.adapters, run.frozen, tokenizer.encode(prompt), config, max_tokens=40
-    )
+    scores[name] = minilora.evaluate(run.adapters, run.base, valid, config)
+    ids = minilora.generate(run.adapters, run.base, tokenizer.encode(prompt), config, max_tokens=40)
     said[name] = tokenizer.decode(list(ids))
     loss, exact = scores[name]["loss"], scores[name]["exact_match"]
     cells.append([name, f"{loss:.3f}", f"{exact:.1%}", repr(said[name])])

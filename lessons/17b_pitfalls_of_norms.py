@@ -18,7 +18,7 @@ from common import QUICK, figure, short, table
 import minilora
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation import plot
-from minilora.methods.registry import also_train
+from minilora.methods.replaced import also_train
 from minilora.tree import flatten, unflatten
 
 config, base, tokenizer = minilora.load("micro")
@@ -28,25 +28,25 @@ examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, 
 held_out, _ = data.encode_rows(data.load_rows("questions", "valid")[:100], tokenizer, settings)
 
 
-def scores(adapters, frozen, model_config=config):
+def scores(adapters, model_config=config):
     """Return (loss, share of right answers) on held-out questions."""
-    found = minilora.evaluate(adapters, frozen, held_out, model_config)
+    found = minilora.evaluate(adapters, base, held_out, model_config)
     return found["loss"], found["exact_match"]
 
 
 def train(norms_rate=None):
-    """Train rank 8 on all projections, and the norms too if a rate is given; return both trees.
+    """Train rank 8 on all projections, and the norms too if a rate is given; return the adapter.
 
     norms_rate: the learning rate of the norms, in units of the adapters' rate.
     """
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-    adapters, frozen = minilora.get_peft_model(base, lora_config, rng=0)
+    adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
     now = settings
     if norms_rate is not None:
         adapters = also_train(adapters, base, ["norm"])
         now = replace(settings, also_train_lr_scale=norms_rate)
-    adapters, _ = minilora.train(adapters, frozen, examples, config, now)
-    return adapters, frozen
+    adapters, _ = minilora.train(adapters, base, examples, config, now)
+    return adapters
 
 
 # %% [markdown]
@@ -65,11 +65,11 @@ def train(norms_rate=None):
 
 # %%
 RATES = (0.1, 1.0, 10.0)
-sound_loss, sound_exact = scores(*train())
-trees, loss, exact = {}, {}, {}
+sound_loss, sound_exact = scores(train())
+trained, loss, exact = {}, {}, {}
 for rate in RATES:
-    trees[rate] = train(rate)
-    loss[rate], exact[rate] = scores(*trees[rate])
+    trained[rate] = train(rate)
+    loss[rate], exact[rate] = scores(trained[rate])
 cells = [["frozen", f"{sound_loss:.4f}", f"{sound_exact:.0%}"]]
 cells += [[f"{rate:g} × the rate", f"{loss[rate]:.4f}", f"{exact[rate]:.0%}"] for rate in RATES]
 table(["norms", "held-out loss", "exact"], cells)
@@ -113,14 +113,14 @@ if not QUICK:
 # </details>
 
 # %%
-adapters, frozen = trees[1.0]
+adapters = trained[1.0]
 without = {path: w for path, w in flatten(adapters).items() if "norm" not in path}
-lost, lost_exact = scores(unflatten(without), frozen)
+lost, lost_exact = scores(unflatten(without))
 print(f"trained norms: {loss[1.0]:.4f}; left out of the file: {lost:.4f}, {lost_exact:.0%} right")
 
 with_eps, cells = {}, []
 for eps in (1e-6, 1e-5, 1e-3, 1e-1):
-    with_eps[eps], right = scores(adapters, frozen, replace(config, rms_norm_eps=eps))
+    with_eps[eps], right = scores(adapters, replace(config, rms_norm_eps=eps))
     cells.append([f"{eps:g}", f"{with_eps[eps]:.4f}", f"{right:.0%}"])
 table(["rms_norm_eps", "held-out loss", "exact"], cells)
 

@@ -23,15 +23,15 @@ import numpy as np
 from common import FIGURES, QUICK, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data
+from minilora import LoraConfig, TrainConfig, data, model
 from minilora.evaluation import metrics, plot
 from minilora.evaluation.memory import peak_rss_mb
 from minilora.tree import num_parameters
 
 config, base, tokenizer = minilora.load("smollm2", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-adapters, frozen = minilora.get_peft_model(base, lora_config, rng=0)
-minilora.print_trainable_parameters(adapters, frozen)
+adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
+minilora.print_trainable_parameters(adapters, base)
 settings = TrainConfig(
     iters=short(150, 2), batch_size=4, learning_rate=1e-3, mask_prompt=True, steps_per_eval=50,
     val_batches=4,
@@ -87,14 +87,14 @@ def generate(adapters, request, length=LENGTH):
     """Return the greedy answer to a request."""
     turn = [{"role": "user", "content": request}]
     ids = tokenizer.encode(tokenizer.render(turn, add_generation_prompt=True))
-    answer = minilora.generate(adapters, frozen, ids, config, max_tokens=length)
+    answer = minilora.generate(adapters, base, ids, config, max_tokens=length)
     return tokenizer.decode(list(answer))
 
 
 test = examples["test"][: short(96, 4)]
 request, right = (turn["content"] for turn in rows["test"][0]["messages"])
 print(f"request: {request}\noutput:  {generate(adapters, request)}\nright:   {right}")
-before = minilora.evaluate(adapters, frozen, test[:48], config)
+before = minilora.evaluate(adapters, base, test[:48], config)
 print(f"loss {before['loss']:.3f} nats per token, exact match {before['exact_match']:.1%}")
 
 # %%
@@ -114,14 +114,14 @@ assert before["loss"] > 2, "before training, the loss must be high"
 
 # %%
 valid = () if QUICK else examples["valid"][: settings.val_batches * settings.batch_size]
-adapters, history = minilora.train(adapters, frozen, examples["train"], config, settings, valid)
+adapters, history = minilora.train(adapters, base, examples["train"], config, settings, valid)
 seconds = [row["seconds"] for row in history if "loss" in row]
 peak = peak_rss_mb() or 0  # 0 if the platform does not count it
 print(f"a step took {np.median(seconds):.2f} s; the process needed at most {peak:,.0f} MB")
 folder = Path(gettempdir()) if QUICK else FIGURES
 plot.curve(folder / "real-model.png", history, "SmolLM2-135M in NF4 learns tool calls")
 
-after = minilora.evaluate(adapters, frozen, test, config)
+after = minilora.evaluate(adapters, base, test, config)
 names = ("loss", "exact_match", "ece", "brier")
 cells = []
 for when, scores in (("before", before), ("after", after)):
@@ -136,8 +136,9 @@ print("output:", generate(adapters, request))
 
 # %%
 batch = data.collate([[example] for example in test[:24]])
-ops = minilora.operations(adapters, frozen)
-exact = metrics.token_scores(adapters, frozen, batch, config, ops)["exact"]
+ops = minilora.operations(adapters, base)
+params = model.parameters(adapters, base, ops)
+exact = metrics.token_scores(params, batch, config, ops)["exact"]
 wrong = []  # pairs (output, right line)
 for i in np.flatnonzero(~exact)[: short(6, 0)]:
     asked, expected = (turn["content"] for turn in rows["test"][i]["messages"])

@@ -30,19 +30,19 @@ config, base, tokenizer = minilora.load("smollm2", "nf4-dq")
 
 # %%
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-adapters, frozen = minilora.get_peft_model(base, lora_config, rng=0)
-minilora.print_trainable_parameters(adapters, frozen)
+adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
+minilora.print_trainable_parameters(adapters, base)
 
 settings = TrainConfig(batch_size=4, mask_prompt=True)
 rows = data.load_rows("toolcalls", "train")
 examples, _ = data.encode_rows(rows, tokenizer, settings)
 tokens = settings.batch_size * max(len(example.tokens) - 1 for example in examples)
-parts = memory_estimate(adapters, frozen, config, tokens)
+parts = memory_estimate(adapters, base, config, tokens)
 print(f"a step over at most {tokens} tokens:\n{format_estimate(parts)}")
 
 # Full fine-tuning stores each weight, its gradient and Adam's two moments, in float32.
 FULL_MB = 16 * num_parameters(base) / 1e6
-quotient = 4 * num_parameters(base) / nbytes(frozen)
+quotient = 4 * num_parameters(base) / nbytes(base)
 print(f"full fine-tuning, before any activation: {FULL_MB:,.0f} MB")
 print(f"in float32 the base would be {quotient:.1f} times as large")
 
@@ -70,7 +70,7 @@ assert 1_400 < of_micro < 1_410, "the model must have 1,400 times the parameters
 assert 6 < quotient < 6.5, "the base must be a sixth of its size in float32"
 assert sum(parts.values()) / 1e6 < FULL_MB / 4, "a step must need a quarter of full fine-tuning"
 assert max(parts, key=parts.get) == "activations", "the activations must be the largest part"
-assert 0.1 < nbytes(adapters) / nbytes(frozen) < 0.125, "the adapter: a ninth of the 4-bit base"
+assert 0.1 < nbytes(adapters) / nbytes(base) < 0.125, "the adapter: a ninth of the 4-bit base"
 
 # %% [markdown]
 # ## What was shown

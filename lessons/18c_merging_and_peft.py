@@ -24,7 +24,7 @@ from minilora.evaluation.memory import nbytes
 
 config, base, tokenizer = minilora.load("smollm2", "nf4-dq")
 lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
-adapters, frozen = minilora.get_peft_model(base, lora_config, rng=0)
+adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
 
 # %% [markdown]
 # ## A short run
@@ -36,12 +36,12 @@ iters = short(20, 2)
 settings = TrainConfig(iters=iters, batch_size=4, learning_rate=1e-3, mask_prompt=True)
 rows = data.load_rows("toolcalls", "train")
 examples, _ = data.encode_rows(rows, tokenizer, settings)
-adapters, _ = minilora.train(adapters, frozen, examples, config, settings)
+adapters, _ = minilora.train(adapters, base, examples, config, settings)
 
 test_rows, _ = data.encode_rows(data.load_rows("toolcalls", "test"), tokenizer, settings)
 ids = np.array([test_rows[0].tokens])
-ours = minilora.forward(adapters, frozen, ids, config)
-bare = minilora.forward({}, frozen, ids, config)
+ours = minilora.forward(adapters, base, ids, config)
+bare = minilora.forward({}, base, ids, config)
 largest = np.abs(ours).max()
 
 
@@ -72,9 +72,9 @@ assert distance(bare) > (0 if QUICK else 0.1), "the adapter must change the logi
 # </details>
 
 # %%
-dense = minilora.merge_and_unload(adapters, frozen)
+dense = minilora.merge_and_unload(adapters, base)
 merged = distance(minilora.forward({}, dense, ids, config))
-separate_bytes, merged_bytes = nbytes(frozen) + nbytes(adapters), nbytes(dense)
+separate_bytes, merged_bytes = nbytes(base) + nbytes(adapters), nbytes(dense)
 print(f"merged and separate logits differ by {merged:.1e} of the largest")
 table(["", "bytes"], [["base and adapter", separate_bytes], ["merged", merged_bytes]])
 del dense
@@ -90,7 +90,7 @@ del dense
 # float32 and float64 the difference is 6e-6 (guide/proofs.md). A lost adapter is far above.
 assert 0 < merged < 2e-4, "the merged model must compute the same, up to rounding"
 assert merged_bytes > 5 * separate_bytes, "the merged model must be five times as large"
-assert 9.7e6 < nbytes(adapters) < 9.8e6 and 86e6 < nbytes(frozen) < 88e6, "10 MB and 87 MB"
+assert 9.7e6 < nbytes(adapters) < 9.8e6 and 86e6 < nbytes(base) < 88e6, "10 MB and 87 MB"
 
 # %% [markdown]
 # ## The same adapter in PEFT
@@ -113,7 +113,7 @@ def logits_of_peft(folder):
     from transformers import AutoModelForCausalLM
 
     minilora.save_pretrained(f"{folder}/base", config, base, tokenizer)
-    minilora.save_adapter(f"{folder}/adapter", adapters, frozen, lora_config, "smollm2")
+    minilora.save_adapter(f"{folder}/adapter", adapters, base, lora_config, "smollm2")
     for path in sorted(Path(folder, "adapter").iterdir()):
         print(f"{path.name}: {path.stat().st_size:,} bytes")
     model = AutoModelForCausalLM.from_pretrained(f"{folder}/base", dtype=torch.float32)

@@ -80,8 +80,9 @@ assert ahead[8] == HOLDS, "with 64 rows, r = 8 must have a lower loss than full 
 # ## Attention or MLP
 #
 # Lesson 3 spent one budget on different matrices (`sweeps/targets.py`, the questions). The same is
-# done here for facts (`sweeps/capacity.py`). Each place has its own learning rate, chosen from
-# three or four with other seeds than the eight that are compared.
+# done here for facts (`sweeps/capacity.py`). Each place has its own learning rate. On the
+# questions, one seed chose it from three rates, on facts, two seeds from four. The eight seeds that
+# are compared are others.
 #
 # **Predict.** The questions ask the model to repeat words of the prompt. Which place is better
 # there? Which place is better for facts?
@@ -114,6 +115,15 @@ storing = claim("facts: the MLP stores more bits", by_heart["MLP"] - by_heart["a
 # Checks
 assert copying == HOLDS, "on the questions, attention must win"
 assert storing == HOLDS, "on facts, the MLP must win"
+tried = read_sweep("targets")
+for p, name in place.PLACES.items():
+    at = {row["rate"]: row["loss"] for row in tried if row["name"] == name and row["seed"] == 0}
+    chosen, seeds = of(sweep, "rate", place=p), of(sweep, "seed", place=p)
+    assert len(at) == 3 and set(chosen) == {min(at, key=at.get)}, f"{p}: the best of three rates"
+    assert len(seeds) == 8 and 0 not in seeds, f"{p}: eight seeds, which did not choose the rate"
+assert len(capacity.TRIED) == 4 and len(capacity.CHOOSING) == 2, "facts: two seeds and four rates"
+assert all(len(x) == 8 for x in by_heart.values()), "facts: eight seeds"
+assert not set(capacity.CHOOSING) & set(capacity.FRESH), "which did not choose the rate"
 if not QUICK:  # runs of the sweeps again
     live = regret.run_one(("micro", 8, 64, 8e-3, 7))["loss"]
     print(f"r = 8, 64 rows: loss {live:.3f}, in the sweep {batch[8, 64][2]:.3f}")

@@ -30,7 +30,7 @@ from common import (
 from sweeps import serving as experiment
 
 import minilora
-from minilora import TrainConfig, data, lora, nf4
+from minilora import TrainConfig, data, nf4
 from minilora.evaluation import plot
 
 # %% [markdown]
@@ -63,16 +63,14 @@ def scores(adapters, base):
 
 
 dense, four_bits = (finetune(scheme=s, iters=short(200, 20)) for s in experiment.SCHEMES.values())
-merged_1 = lora.merge(dense.adapters, dense.frozen)
-merged_2 = lora.merge(four_bits.adapters, four_bits.frozen)
-moved_to_nf4 = experiment.with_weights_of(dense.frozen, bases["nf4"])
-moved_to_dense = experiment.with_weights_of(four_bits.frozen, bases["dense"])
+merged_1 = minilora.merge(dense.adapters, dense.base)
+merged_2 = minilora.merge(four_bits.adapters, four_bits.base)
 ways = {
     "1: dense, merged, quantized": scores({}, minilora.quantize(merged_1, "nf4-dq")),
     "2: NF4, merged, quantized": scores({}, minilora.quantize(merged_2, "nf4-dq")),
-    "3: NF4, adapter separate": scores(four_bits.adapters, four_bits.frozen),
-    "dense, adapter on NF4": scores(dense.adapters, moved_to_nf4),
-    "NF4, adapter on dense": scores(four_bits.adapters, moved_to_dense),
+    "3: NF4, adapter separate": scores(four_bits.adapters, bases["nf4"]),
+    "dense, adapter on NF4": scores(dense.adapters, bases["nf4"]),
+    "NF4, adapter on dense": scores(four_bits.adapters, bases["dense"]),
 }
 rows = [[way, f"{loss:.4f}", f"{exact:.0%}"] for way, (loss, exact) in ways.items()]
 table(["micro, seed 0", "loss", "exact match"], rows)

@@ -14,6 +14,7 @@ from minilora import layers, model
 from minilora.layers import value_and_grad
 from minilora.optim import adamw_init, clip, get_lr
 from minilora.training import update
+from minilora.tree import arrays, without
 
 
 def pad(texts):
@@ -27,10 +28,11 @@ def pad(texts):
 
 def last_states(trained, base, texts, config):
     """Compute the last hidden state of the last token of each text: (N, D)."""
-    adapters = {name: node for name, node in trained.items() if name != "score"}
+    adapters = without(trained, "score")
     tokens, last = pad(texts)
     ops = minilora.operations(adapters, base)
-    x = model.hidden_states(adapters, base, tokens, np.zeros_like(tokens), config, ops)
+    params = model.parameters(adapters, base, ops)
+    x = model.hidden_states(params, tokens, np.zeros_like(tokens), config, ops)
     return x[np.arange(len(texts)), last]
 
 
@@ -48,7 +50,7 @@ def class_loss(trained, base, texts, classes, config):
 
 def fit(trained, base, texts, classes, config, settings):
     """Train the head, and the adapters if there are any; return (trained, losses)."""
-    rng, state, losses = np.random.default_rng(settings.seed), adamw_init(trained), []
+    rng, state, losses = np.random.default_rng(settings.seed), adamw_init(arrays(trained)), []
     for step in range(settings.iters):
         some = rng.integers(len(texts), size=settings.batch_size)
         batch = [texts[i] for i in some], classes[some]

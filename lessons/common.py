@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, TrainConfig, data
 from minilora.data.tasks import NAMES, notes
 from minilora.evaluation import plot
 
@@ -41,10 +41,10 @@ def figure(name, xlabel, ylabel, title, **options):
 
 
 class Run(NamedTuple):
-    """The result of a fine-tuning run: the trained tree, the frozen tree, its steps, its scores."""
+    """The result of a fine-tuning run: the adapter, its base, its steps, its scores."""
 
     adapters: dict
-    frozen: dict
+    base: dict
     history: list
     scores: dict  # of `minilora.evaluate`, on held-out rows
 
@@ -60,7 +60,7 @@ def finetune(
     """
     config = config or LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
     model_config, base, tokenizer = minilora.load(model, scheme)
-    adapters, frozen = lora.init(base, config, np.random.default_rng(seed))
+    adapters, _ = minilora.get_peft_model(base, config, seed)
     defaults = {"iters": 200, "batch_size": 16, "learning_rate": 4e-3, "mask_prompt": True}
     train_config = TrainConfig(**{**defaults, "seed": seed, **settings})
     rows = data.load_rows("questions", "train") if rows is None else rows
@@ -68,9 +68,9 @@ def finetune(
     examples, valid = (data.encode_rows(r, tokenizer, train_config)[0] for r in (rows, held_out))
     watched = valid if "steps_per_eval" in settings else ()
     adapters, history = minilora.train(
-        adapters, frozen, examples, model_config, train_config, watched
+        adapters, base, examples, model_config, train_config, watched
     )
-    return Run(adapters, frozen, history, minilora.evaluate(adapters, frozen, valid, model_config))
+    return Run(adapters, base, history, minilora.evaluate(adapters, base, valid, model_config))
 
 
 def held_out_notes(tokenizer, settings, n=256):

@@ -15,15 +15,7 @@ from minilora import TrainConfig, layers
 from minilora.layers import value_and_grad
 from minilora.optim import adamw_init, clip, get_lr
 from minilora.training import update
-from minilora.tree import (
-    get,
-    named_leaves,
-    set_leaf,
-    subtree,
-    trained_or_frozen,
-    tree_map,
-    unflatten,
-)
+from minilora.tree import arrays, get, named_leaves, overlay, set_leaf, unflatten
 
 LAYERS = ((3, 2, 1, 16), (3, 2, 1, 32), (4, 1, 0, 64), (1, 1, 0, 0))  # k, stride, padding, out
 EPS = 1e-5
@@ -80,20 +72,15 @@ def forward(adapters, base, pictures, running=None, rng=None):
 
     Normalizes with `running`, a tree like `moments`; with None, with the batch's own moments.
     """
-    nodes, moments = subtree(subtree(adapters, "model"), "layers"), {}
+    params, moments = overlay(base, adapters), {}
     x = pictures[..., None]  # (N, H, W, C)
     for i, (k, stride, padding, _) in enumerate(LAYERS):
-        trained, frozen = subtree(nodes, str(i)), base["model"]["layers"][str(i)]
-        x = patches(x, k, stride, padding)
-        x = layers.linear(x, subtree(trained, "linear"), frozen["linear"], rng)
-        if "norm" in frozen:
+        node = params["model"]["layers"][str(i)]
+        x = layers.linear(patches(x, k, stride, padding), node["linear"], rng)
+        if "norm" in node:
             moments[str(i)] = moments_of(x)
             used = moments[str(i)] if running is None else running[str(i)]
-            gain, shift = (
-                trained_or_frozen(subtree(trained, "norm"), frozen["norm"], name)
-                for name in ("weight", "bias")
-            )
-            x = np.maximum(batch_norm(x, used, gain, shift), 0)
+            x = np.maximum(batch_norm(x, used, node["norm"]["weight"], node["norm"]["bias"]), 0)
     return x[:, 0, 0], moments
 
 
@@ -141,16 +128,16 @@ def network(classes, rng):
 
 
 def low_rank(base, r, lora_alpha, rng, layers=(0, 1, 2, 3), lora_dropout=0.0):
-    """(adapters, frozen) as `lora.init` starts them, for the linear layers of this network."""
-    adapters, frozen = {}, tree_map(lambda w: w, base)
+    """(adapters, base) as `get_peft_model` starts them, for the linear layers of this network."""
+    adapters = {}
     for node in (f"model.layers.{i}.linear" for i in layers):
         out, fan_in = get(base, node)["weight"].shape
         bound = fan_in**-0.5
         set_leaf(adapters, f"{node}.lora_A", rng.uniform(-bound, bound, (r, fan_in)).astype("f4"))
         set_leaf(adapters, f"{node}.lora_B", onp.zeros((out, r), "f4"))
-        set_leaf(frozen, f"{node}.lora_scaling", lora_alpha / r)
-        set_leaf(frozen, f"{node}.lora_dropout", lora_dropout)
-    return adapters, frozen
+        set_leaf(adapters, f"{node}.lora_scaling", lora_alpha / r)
+        set_leaf(adapters, f"{node}.lora_dropout", lora_dropout)
+    return adapters, base
 
 
 def copies(base, *names):
@@ -165,7 +152,7 @@ def fit(adapters, base, batch, config, running=None, augment=None, on_step=None)
     rng)` changes what a step sees; `on_step(step, adapters)` is called after each, from 1.
     """
     pictures, labels = batch
-    state, history = adamw_init(adapters), []
+    state, history = adamw_init(arrays(adapters)), []
     for step in range(config.iters):
         rng = onp.random.default_rng([config.seed, step])
         some = rng.choice(len(labels), min(config.batch_size, len(labels)), replace=False)

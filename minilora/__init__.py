@@ -2,7 +2,7 @@
 
     model_config, base, tokenizer = minilora.load("tiny", "nf4-dq")
     lora_config, train_config = LoraConfig(r=8, lora_alpha=16), TrainConfig(learning_rate=4e-3)
-    adapters, base = minilora.get_peft_model(base, lora_config)
+    adapters, base = minilora.get_peft_model(base, lora_config)  # PiSSA and LoftQ change the base
     rows = minilora.load_rows("questions", "train")
     examples, cut = minilora.encode_rows(rows, tokenizer, train_config)
     adapters, history = minilora.train(adapters, base, examples, model_config, train_config)
@@ -13,24 +13,28 @@ The functions here use the optimized operations if numba is installed. The funct
 (`minilora.model`, `minilora.training`, `minilora.generation`) take the operations as `ops`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from . import generation, layers, lora, model, nf4
+import numpy as np
+
+from . import generation, kernels, layers, lora, model, nf4, training
+from .batching import Example, check_examples
 from .config import InputError, LoraConfig, ModelConfig, TrainConfig
 from .data.rows import encode_rows, load_rows
+from .evaluation import callbacks
 from .evaluation.memory import print_trainable_parameters
 from .evaluation.metrics import evaluate
-from .evaluation.trainer import train
+from .evaluation.progress import Progress
 from .formats.checkpoint import load_adapter, save_adapter
 from .formats.pretrained import load, save_pretrained
 from .kernels import quantize_4bit
 from .methods.compose import generate_batch
-from .methods.merging import merge
-from .methods.operations import operations
-from .methods.registry import METHODS, MethodConfig, get_peft_model
+from .methods.method import MethodConfig
+from .methods.registry import METHODS, check_packing, get_peft_model, operations
 from .quant import schemes
-from .tree import Array, Tree
+from .training import Callback, TrainResult
+from .tree import Array, Tree, num_parameters
 
 __version__ = "0.2.0"
 __all__ = [
@@ -40,8 +44,6 @@ __all__ = [
     "merge_and_unload", "nf4", "operations", "print_trainable_parameters", "quantize",
     "save_adapter", "save_pretrained", "train",
 ]  # fmt: skip
-
-merge_and_unload = merge  # PEFT's name
 
 
 def __dir__() -> list[str]:
@@ -64,6 +66,58 @@ def loss(
     return model.loss(adapters, base, batch, model_config, ops, **options)
 
 
+def train(
+    adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
+    train_config: TrainConfig, valid: Sequence[Example] = (), state: Tree | None = None,
+    on_step: Callback | None = None, ops: Any = None, quiet: bool = False,
+) -> TrainResult:  # fmt: skip
+    """Fit `adapters` to the examples; return TrainResult(adapters, history).
+
+    adapters, base: the trees of `get_peft_model`; they do not change. model_config: as from `load`.
+    examples, valid: lists of `Example`, from `encode_rows`. `valid` is evaluated at the end and
+    every `train_config.steps_per_eval` steps; early stopping and `keep_best` need it.
+    state: None, or the last state that `on_step` got in the run to continue.
+    on_step: called after every step as on_step(records, adapters, state), where `records` is the
+    list of the dicts that the step added to the history. Training ends if it returns true.
+    ops: None for the optimized operations; `minilora.layers` for the reference.
+    quiet: print nothing, and show no progress.
+
+    The history has a dict per step (`step`, `loss` in nats per target token, `learning_rate`,
+    `grad_norm`, `tokens` with prompts, `seconds`) and per evaluation (`step`, `eval_loss`,
+    `eval_exact_match` and the other scores of `evaluate`). With early stopping or `keep_best`, the
+    returned adapters are those with the lowest `eval_loss`. Raises InputError for rows that are not
+    encoded, and for a loss or gradient that is not finite. A KeyboardInterrupt has the attributes
+    `adapters`, `history` and `state`, which are those of the last complete step.
+    """
+    check_packing(adapters, train_config)
+    callbacks.check_held_out(valid, train_config)
+    check_examples("examples", examples, model_config.vocab_size)
+    check_examples("valid", valid, model_config.vocab_size)
+    ops = operations(adapters, base, ops)
+    state = state or callbacks.init_state(adapters, train_config)
+    if callbacks.should_stop(state, train_config.early_stopping_patience):  # before it was resumed
+        return TrainResult(state.get("best", adapters), [])
+    with (
+        Progress(train_config.iters, "step", state["step"], quiet) as progress,
+        callbacks.LastStep(adapters, state) as last,
+    ):
+        each_step: list[Callback] = []
+        if valid:  # first, because the others see its scores
+            evaluation = callbacks.evaluation(base, valid, model_config, train_config, ops, quiet)
+            each_step.append(evaluation)
+        each_step += [last.after_step, callbacks.progress_of(progress, quiet)]
+        if on_step:
+            each_step.append(on_step)
+        parallel_map, num_shards = kernels.parallel(ops, num_parameters(adapters))
+        result = training.train(
+            adapters, base, examples, model_config, train_config, ops, state, each_step,
+            parallel_map, num_shards,
+        )  # fmt: skip
+    if not quiet:
+        callbacks.print_end(last.state, train_config)
+    return result
+
+
 def generate(
     adapters: Tree, base: Tree, prompt: list[int], model_config: ModelConfig, **options: Any
 ) -> Iterator[int]:
@@ -84,3 +138,15 @@ def quantize(base: Tree, scheme: str, block_size: int = 64) -> Tree:
     weight that is quantized already or not finite. `quant.schemes.error_report` measures the error.
     """
     return schemes.quantize(base, scheme, block_size, quantize_4bit)
+
+
+def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
+    """Return a dense base that computes without adapters what `base` computes with `adapters`.
+
+    Quantized weights are dequantized. dtype: of the result. Raises InputError for methods that do
+    not only modify weights and biases (prompts, prefixes, bottlenecks).
+    """
+    return lora.merge(adapters, base, operations(adapters, base), dtype)
+
+
+merge_and_unload = merge  # PEFT's name

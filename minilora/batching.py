@@ -61,22 +61,26 @@ def check_examples(name: str, examples: Sequence[Example], vocab_size: int) -> N
             raise InputError(f"{name}[{i}] has {n} tokens, but a mask of {m}: give each token one")
 
 
-def pack_examples(examples: list[Example], length: int) -> list[list[Example]]:
+def pack_examples(examples: Sequence[Example], length: int) -> list[list[Example]]:
     """Put examples into sequences by best fit: at most `length` − 1 input tokens per sequence.
 
     The last token of an example is only a target. A sequence becomes one row of a batch. It is a
     list of one or more examples.
     """
     sequences: list[list[Example]] = []
-    with_room: list[list[list[Example]]] = [[] for _ in range(length)]  # by free tokens
+    with_room: list[list[list[Example]]] = [[] for _ in range(length)]  # [n]: n tokens are free
     for example in sorted(examples, key=lambda e: -len(e.tokens)):
         need = len(example.tokens) - 1
+        if need >= length:
+            what = f"an example of {need + 1} tokens is longer than {length}"
+            raise InputError(f"{what}: encode its row with this max_seq_length")
+        best: list[Example] = []
         room = next((n for n in range(need, length) if with_room[n]), None)
         if room is None:
             room = length - 1
-            sequences.append([])
-            with_room[room].append(sequences[-1])
-        best = with_room[room].pop()
+            sequences.append(best)
+        else:
+            best = with_room[room].pop()
         best.append(example)
         with_room[room - need].append(best)
     return sequences
@@ -96,7 +100,7 @@ def collate(sequences: Sequence[list[Example]]) -> dict[str, Array]:
             batch["mask"][i, start:end] = mask[1:]
             batch["segment_starts"][i, start:] = start
             start = end
-        batch["segment_starts"][i, start:] = min(start, T - 1)
+        batch["segment_starts"][i, end:] = end  # the padding is a segment of its own
     return batch | {"mask": batch["mask"].astype(np.float32)}
 
 

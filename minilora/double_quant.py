@@ -5,9 +5,9 @@ This file generalizes part 2 of `lessons/00_qlora_in_one_file.py` to any number 
 The idea (QLoRA, Dettmers et al. 2023, Sec. 3). One float32 absmax per 64 weights costs half a bit
 per weight. All absmax values are positive and of similar size. So their mean, the offset, is
 subtracted. The differences are divided into blocks of 256, scaled by the absmax of their block, and
-rounded to one of 256 values, which are denser near zero (a "dynamic" map: Dettmers 2016, 8-Bit
-Approximations for Parallelism in Deep Learning). This costs 8/64 + 32/(64·256) = 0.127 bits per
-weight.
+rounded to one of 256 values, which are closer together near zero (a "dynamic" map: Dettmers 2016,
+8-Bit Approximations for Parallelism in Deep Learning). This costs 8/64 + 32/(64·256) = 0.127 bits
+per weight.
 
 Codes, offset and nested absmax have the same bits as those of bitsandbytes on a CPU. Letter: m, the
 number of absmax values.
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import require
+from .config import InputError
 from .tree import Array
 
 NESTED_BLOCK_SIZE = 256  # absmax values per nested absmax
@@ -68,11 +68,12 @@ def double_quantize(absmax: Array, offset: np.float32 | None = None) -> DoubleQu
     if offset is None:
         with np.errstate(over="ignore"):
             offset = mean(absmax)
-    require(np.isfinite(offset), "has weights too large for double quantization: use nf4")
+    if not np.isfinite(offset):
+        raise InputError("the weights are too large for double quantization: use nf4")
     m = absmax.size
     blocks = np.pad(absmax - offset, (0, -m % NESTED_BLOCK_SIZE)).reshape(-1, NESTED_BLOCK_SIZE)
     nested_absmax = np.abs(blocks).max(axis=1)
-    with np.errstate(all="ignore"):  # in a block of zeros, 0 · ∞ becomes -1, which has code 0
+    with np.errstate(all="ignore"):  # in a block of zeros, 0·∞ is NaN, and fmax(NaN, -1) is -1
         x = np.fmin(np.fmax(blocks * (1 / nested_absmax)[:, None], -1), 1)
     # bitsandbytes first rounds x to one of 65,536 equal steps, then takes the nearest value: one
     # code in a thousand is not the nearest to x, most of them close to zero.
@@ -104,7 +105,7 @@ def mean(x: Array) -> Any:
     and the numbers left over are added. (From 32,768 numbers on, torch also splits the sum over its
     threads; its last bit then depends on the machine.)
     """
-    width = 8 if x.size >= 8 else 1
+    width = 8 if x.size >= 8 else 1  # fewer than eight numbers: four sums of single numbers
     vectors = x[: x.size // width * width].reshape(-1, width)
     fours = len(vectors) // 4 * 4
     sums = _cascade(vectors[:fours].reshape(-1, 4 * width)).reshape(4, width)
@@ -114,7 +115,8 @@ def mean(x: Array) -> Any:
 
 def _cascade(rows: Array) -> Any:
     """Return the sum (c,) of rows (k, c) by groups, then of the sums by groups, and so on."""
-    # sums of similar size are added, so the error grows with log k and not with k
+    # sums of similar size are added, so the error grows with log k and not with k; the group is
+    # torch's: a power of two near the fourth root of k, at least 16
     group = 2 ** max(4, (len(rows) - 1).bit_length() // 4)
     sums = list(rows)
     while len(sums) > group:

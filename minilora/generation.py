@@ -12,7 +12,7 @@ import numpy as np
 
 from . import model
 from .batching import token_array
-from .config import POSITIVE_INT, InputError, ModelConfig, check_number, require
+from .config import POSITIVE_INT, InputError, ModelConfig, check_number
 from .layers import LayerCache
 from .ops import Ops
 from .tree import Array, Tree
@@ -30,12 +30,14 @@ def generate(
     The first `next` raises InputError for a prompt without ids, and for a value out of range.
     """
     check_generation([prompt], max_tokens, temp, top_p, model_config)
-    cache = [LayerCache() for _ in range(model_config.num_hidden_layers)]
-    tokens, rng = np.array([prompt]), np.random.default_rng(rng)
+    params = model.parameters(adapters, base, ops)
+    caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
+    tokens = np.array([prompt])
+    rng = np.random.default_rng(rng)
     for _ in range(max_tokens):
         starts = np.zeros_like(tokens)
-        x = model.hidden_states(adapters, base, tokens, starts, model_config, ops, cache)
-        token = sample(model.logits(x[0, -1], adapters, base, ops), temp, top_p, rng)
+        x = model.hidden_states(params, tokens, starts, model_config, ops, caches)
+        token = sample(model.logits(x[0, -1], params, ops), temp, top_p, rng)
         if token in model_config.eos_token_id:
             return
         yield token
@@ -47,12 +49,14 @@ def check_generation(
     model_config: ModelConfig,
 ) -> None:  # fmt: skip
     """Raise InputError for a prompt that is not token ids, and for a value out of range."""
-    require(temp >= 0, f"--temp must not be negative, got {temp}")
-    require(0 < top_p <= 1, f"--top-p must lie in (0, 1], got {top_p}")
-    check_number("--max-tokens", max_tokens, POSITIVE_INT)
+    if not (temp >= 0):
+        raise InputError(f"`temp` must not be negative, got {temp}")
+    if not (0 < top_p <= 1):
+        raise InputError(f"`top_p` must lie in (0, 1], got {top_p}")
+    check_number("max_tokens", max_tokens, POSITIVE_INT)
     for prompt in prompts:
         if hasattr(prompt, "__len__") and len(prompt) == 0:
-            raise InputError("the prompt is empty: give --prompt some text")
+            raise InputError("the prompt is empty: give some text")
         token_array("a prompt", prompt, model_config.vocab_size, 1)
 
 

@@ -4,55 +4,51 @@ This file generalizes parts 3 and 4 of `lessons/00_qlora_in_one_file.py`. It add
 attention, packed rows, a cache, a sliding window, biases, dropout, and any weight with a method
 `dequantize`.
 
-Autograd derives the backward pass. Some functions define their own gradient, because autograd's
-gradient would need much more memory or time. Weights are in two nodes: `trained`, which autograd
-traces, and `frozen`, which it does not. In a debugger, `print(x)` or `x._value` shows the array of
-a traced x.
+Autograd derives the backward pass, for the parameters that it traces. Some functions define their
+own gradient, because autograd's gradient would need much more memory or time. In a debugger,
+`print(x)` or `x._value` shows the array of a traced x.
+
+An equation takes arrays. A layer takes (x, node, ctx): its input, its node of the parameters, and a
+`Context`. The parameters are one tree, the base with the adapter laid over it: see `tree.overlay`.
 
 Letters: B batch, T time, S keys, D model width, F feed-forward, H heads, K key/value heads,
 G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x Wᵀ.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import autograd
 import autograd.numpy as np
 from autograd.extend import defvjp, defvjp_argnums, primitive
+from autograd.tracer import isbox
 
 from .config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, ModelConfig
-from .tree import Array, Tree, check_leaves, flatten, subtree, trained_or_frozen, unflatten
+from .tree import Array, Tree, arrays, flatten, overlay, unflatten, without
 
 Function = Callable[..., Any]
 Rope = tuple[Array, Array]  # cosines and sines of the rotary angles, (B, T, hd/2) each
+LORA = ("lora_A", "lora_B", "lora_scaling", "lora_dropout")  # what an adapter adds to a projection
 
 # --------------------------------------------------------------------------------- linear with LoRA
 
 
 @primitive
-def matmul(x: Array, w: Array) -> Array:
-    """Compute x Wᵀ with a trained W (out, in): (..., in) -> (..., out)."""
-    return _matmul(x, w.T)
+def matmul(x: Array, w: Any) -> Array:
+    """Compute x Wᵀ with W (out, in), an array or quantized: (..., in) -> (..., out).
 
-
-# ∂L/∂x = (∂L/∂y) W        ∂L/∂W = (∂L/∂y)ᵀ x
-defvjp(
-    matmul, lambda y, x, w: lambda g: _matmul(g, w), lambda y, x, w: lambda g: _rows(g).T @ _rows(x)
-)
-
-
-@primitive
-def frozen_matmul(x: Array, w: Any) -> Array:
-    """Compute x Wᵀ with a frozen W (out, in), an array or quantized: (..., in) -> (..., out).
-
-    A quantized W is dequantized for this product, and again in the backward pass (QLoRA, Sec. 3,
-    Eq. 5). Autograd keeps only the quantized W.
+    W may be trained or frozen. A quantized W is dequantized for this product, and again in the
+    backward pass (QLoRA, Sec. 3, Eq. 5). Autograd keeps only the quantized W.
     """
     return _matmul(x, dense(w).T)
 
 
-# ∂L/∂x = (∂L/∂y) W. There is no ∂L/∂W, because W is frozen.
-defvjp(frozen_matmul, lambda y, x, w: lambda g: _matmul(g, dense(w)), argnums=(0,))
+# ∂L/∂x = (∂L/∂y) W        ∂L/∂W = (∂L/∂y)ᵀ x, which autograd asks for only if W is trained
+defvjp(
+    matmul,
+    lambda y, x, w: lambda g: _matmul(g, dense(w)),
+    lambda y, x, w: lambda g: _rows(g).T @ _rows(x),
+)
 
 
 @primitive
@@ -76,6 +72,7 @@ def dense(w: Any) -> Array:
 
 
 def _matmul(x: Array, m: Array) -> Array:
+    # one product of two matrices; x @ m would compute one per row of the batch
     return (_rows(x) @ m).reshape(*x.shape[:-1], -1)
 
 
@@ -83,27 +80,34 @@ def _rows(x: Array) -> Array:
     return x.reshape(-1, x.shape[-1])
 
 
-def linear(
-    x: Array, trained: Tree, frozen: Tree, rng: "RowRng | None" = None,
-    frozen_matmul: Function = frozen_matmul,
-) -> Array:  # fmt: skip
+def linear(x: Array, node: Tree, rng: "RowRng | None" = None, matmul: Function = matmul) -> Array:
     """Apply a projection and its adapter: (..., in) -> (..., out).
 
-    frozen: `weight` (out, in), an array or quantized; `bias` (out,) if the model has one; with an
-    adapter, `lora_scaling` and `lora_dropout`. trained: `lora_A` (r, in) and `lora_B` (out, r); a
-    trained `weight` or `bias` replaces the frozen one. rng: draws the dropout mask of the adapter's
-    input; None for no dropout. Raises InputError if a node has another leaf.
+    node: `weight` (out, in), an array or quantized; `bias` (out,) if the projection has one; with
+    an adapter `lora_A` (r, in), `lora_B` (out, r), `lora_scaling` and `lora_dropout`. rng: draws
+    the dropout mask of the adapter's input; None for no dropout. matmul: the product with the
+    weight; the kernels have their own.
     """
-    check_leaves(trained, ("weight", "bias", "lora_A", "lora_B"), "linear")
-    check_leaves(frozen, ("weight", "bias", "lora_scaling", "lora_dropout", "lora_r"), "linear")
     # h = W₀x + (α/r)·BAx + b   (LoRA, Eq. 3, with the scaling of Sec. 4.1)
-    h = matmul(x, trained["weight"]) if "weight" in trained else frozen_matmul(x, frozen["weight"])
-    if "lora_A" in trained:
-        z = dropout(x, frozen["lora_dropout"], rng)
-        h = h + lora_matmul(z, trained["lora_A"], trained["lora_B"], frozen["lora_scaling"])
-    if "bias" in trained or "bias" in frozen:
-        h = h + trained_or_frozen(trained, frozen, "bias")
-    return h
+    h = matmul(x, node["weight"])
+    if "lora_A" in node:
+        z = dropout(x, node["lora_dropout"], rng)
+        h = h + lora_matmul(z, node["lora_A"], node["lora_B"], node["lora_scaling"])
+    return h + node["bias"] if "bias" in node else h
+
+
+def merge_projection(node: Tree) -> Tree:
+    """Return the node of a projection with its adapter in the weight: a dense (out, in) float32."""
+    weight = dense(node["weight"])
+    if "lora_A" in node:
+        # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
+        weight = weight + lora_delta(node)
+    return {"weight": weight, **without(node, "weight", *LORA)}
+
+
+def lora_delta(node: Tree) -> Array:
+    """Compute ΔW = (α/r)·BA of one projection: (out, in) float32."""
+    return np.float32(node["lora_scaling"]) * (node["lora_B"] @ node["lora_A"])
 
 
 class RowRng:
@@ -121,7 +125,10 @@ class RowRng:
         return RowRng([[*seed, number] for seed in self.seeds])
 
     def random(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Draw an array (B, …) from [0, 1), each row token by token: padding changes nothing."""
+        """Draw an array (B, …) from [0, 1).
+
+        The numbers of a row are drawn in the order of its tokens, so padding does not change them.
+        """
         rows = [np.random.default_rng(seed).random(shape[1:], dtype) for seed in self.seeds]
         return np.stack(rows)
 
@@ -143,20 +150,17 @@ def dropout(x: Array, p: float, rng: Any) -> Array:
 # ---------------------------------------------------------------------------- embedding and norm
 
 
-def embed(
-    trained: Tree, frozen: Tree, tokens: Array, segment_starts: Array, past: int = 0
-) -> tuple[Array, Array, Array]:
+def embed(tokens: Array, node: Tree, ctx: "Context") -> tuple[Array, Array, Array]:
     """Look up token ids (B, T): states (B, T, D), positions (B, T), `segment_starts` (B, T).
 
-    trained, frozen: the nodes `model`. A position counts from the start of the token's segment (its
-    example). past: the number of tokens in the cache. `segment_starts` is returned because a
-    trained prompt (see `methods`) makes it longer.
+    node: the node `model`. A position counts from the start of the token's segment (its example).
+    `segment_starts` is returned because a trained prompt (see `methods`) makes it longer.
     """
-    check_leaves(trained, ("embed_tokens", "layers", "norm"), "embed")
-    node = subtree(trained, "embed_tokens")
-    check_leaves(node, ("weight",), "embed")
-    weight = trained_or_frozen(node, frozen["embed_tokens"], "weight")
-    return weight[tokens], past + np.arange(tokens.shape[1]) - segment_starts, segment_starts
+    x = node["embed_tokens"]["weight"][tokens]
+    if ctx.config.embedding_scale != 1:
+        x = x * x.dtype.type(ctx.config.embedding_scale)
+    past = ctx.cache.length if ctx.cache else 0
+    return x, past + np.arange(tokens.shape[1]) - ctx.segment_starts, ctx.segment_starts
 
 
 def rms_norm(x: Array, weight: Array, eps: float) -> Array:
@@ -165,11 +169,14 @@ def rms_norm(x: Array, weight: Array, eps: float) -> Array:
     return x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps) * weight
 
 
-def norm_weight(trained: Tree, frozen: Tree, name: str) -> Array:
-    """Return the weight (D,) of a norm, trained or frozen."""
-    node = subtree(trained, name)
-    check_leaves(node, ("weight",), name)
-    return trained_or_frozen(node, frozen[name], "weight")
+def norm(x: Array, node: Tree, name: str | None, ctx: "Context") -> Array:
+    """Apply the norm of this name in a node; return x if the name is None."""
+    if name is None:
+        return x
+    weight = node[name]["weight"]
+    if ctx.config.norm_offset:
+        weight = weight + ctx.config.norm_offset
+    return ctx.ops.rms_norm(x, weight, ctx.config.rms_norm_eps)
 
 
 # ------------------------------------------------------------------------------ rotary positions
@@ -210,7 +217,8 @@ def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
     """Rotate the pairs of elements (j, j + hd/2) of x (B, T, heads, hd); cos, sin: (B, T, hd/2)."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
-    cos, sin = cos[..., None, :], sin[..., None, :]  # the same for every head
+    cos = cos[..., None, :]
+    sin = sin[..., None, :]  # the same for every head
     # (a, b) → (a·cos − b·sin, b·cos + a·sin)   (RoFormer, Eq. 34; pairs as in Hugging Face)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 
@@ -232,7 +240,8 @@ class LayerCache:
             k, v = np.concatenate([self.k, k], axis=1), np.concatenate([self.v, v], axis=1)
         self.k, self.v, self.length = k, v, length
         if window is not None:  # no later token sees the keys before these
-            self.k, self.v = k[:, -window:], v[:, -window:]
+            self.k = k[:, -window:]
+            self.v = v[:, -window:]
         return k, v
 
 
@@ -247,7 +256,7 @@ def attention(
     before k and v; every token sees them, up to the window. window: the number of keys that a token
     sees at most, its own included (Mistral); None for all.
     """
-    hd = 2 * rope[0].shape[-1]
+    hd = 2 * rope[0].shape[-1]  # an angle per pair
     B, T, _ = q.shape
     q, k, v = (np.reshape(x, (B, T, -1, hd)) for x in (q, k, v))
     q, k = apply_rope(q, *rope), apply_rope(k, *rope)
@@ -270,47 +279,13 @@ def attention_mask(segment_starts: Array, S: int, window: int | None = None) -> 
     Token t sees the cached keys (the first S − T), and the keys from the start of its segment up to
     its own. With a window, it sees only those of them that are among the last `window` keys.
     """
-    past = S - segment_starts.shape[1]
-    s, t = np.arange(S), np.arange(past, S)
-    seen = ((s < past) | (s >= segment_starts[..., None] + past)) & (s <= t[:, None])
+    cached = S - segment_starts.shape[1]  # with a window, fewer than `cache.length`
+    s, t = np.arange(S), np.arange(cached, S)
+    seen = ((s < cached) | (s >= segment_starts[..., None] + cached)) & (s <= t[:, None])
     return seen if window is None else seen & (s > t[:, None] - window)
 
 
-def self_attention(
-    x: Array, trained: Tree, frozen: Tree, rope: Rope, segment_starts: Array,
-    cache: LayerCache | None = None, rng: RowRng | None = None,
-    eps: float = 1e-6, window: int | None = None,
-    linear: Function = linear, attention: Function = attention, rms_norm: Function = rms_norm,
-) -> Array:  # fmt: skip
-    """Apply the attention sublayer: (B, T, D) -> (B, T, D).
-
-    trained, frozen: the nodes `self_attn`, with `q_proj`, `k_proj`, `v_proj` and `o_proj`, and in
-    Qwen3 `q_norm` and `k_norm` (hd,). rope, segment_starts, cache, window: see `attention`; rng:
-    see `linear`; eps: the ε of the norms. The three functions can be replaced.
-    """
-    check_leaves(frozen, (*ATTENTION, *QK_NORMS), "self_attention")
-    check_leaves(trained, tuple(frozen), "self_attention")
-    q, k, v = (linear(x, *projection(trained, frozen, rng, n)) for n in ATTENTION[:3])
-    if "q_norm" in frozen:  # each head is normalized before the rotation
-        weights = (norm_weight(trained, frozen, name) for name in QK_NORMS)
-        q, k = (norm_heads(x, w, eps, rms_norm) for x, w in zip((q, k), weights))
-    mixed = attention(q, k, v, rope, segment_starts, cache, window)
-    return linear(mixed, *projection(trained, frozen, rng, "o_proj"))
-
-
-def norm_heads(x: Array, weight: Array, eps: float, rms_norm: Function = rms_norm) -> Array:
-    """Normalize each head of x (B, T, heads·hd) with the same weight (hd,), as Qwen3 does."""
-    heads = np.reshape(x, (*x.shape[:-1], -1, weight.shape[0]))
-    return np.reshape(rms_norm(heads, weight, eps), x.shape)
-
-
-def projection(trained: Tree, frozen: Tree, rng: RowRng | None, name: str) -> tuple[Any, ...]:
-    """Return (trained node, frozen node, rng) of one projection: arguments of `linear`."""
-    own_rng = None if rng is None else rng.child(ALL_LINEAR.index(name))
-    return subtree(trained, name), frozen[name], own_rng
-
-
-# ------------------------------------------------------------------------------------------- MLP
+# --------------------------------------------------------------------------------- hidden units
 
 
 def swiglu(gate: Array, up: Array) -> Array:
@@ -319,14 +294,66 @@ def swiglu(gate: Array, up: Array) -> Array:
     return gate * np.exp(-np.logaddexp(0, -gate)) * up
 
 
-def mlp(
-    x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None,
-    linear: Function = linear, swiglu: Function = swiglu,
-) -> Array:  # fmt: skip
-    """Apply the feed-forward sublayer: (B, T, D) -> (B, T, D); trained, frozen: the nodes `mlp`."""
-    check_leaves({**trained, **frozen}, MLP, "mlp")
-    gate, up = (linear(x, *projection(trained, frozen, rng, n)) for n in ("gate_proj", "up_proj"))
-    return linear(swiglu(gate, up), *projection(trained, frozen, rng, "down_proj"))
+def gelu(x: Array) -> Array:
+    """Compute x·Φ(x) in the tanh approximation (Hendrycks and Gimpel 2016, Sec. 2)."""
+    return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * (x * x * x))))
+
+
+# ------------------------------------------------------------------------------------ the layers
+
+
+class Context(NamedTuple):
+    """What a layer reads besides its input and its parameters."""
+
+    config: ModelConfig  # of the layer: see `ModelConfig.of_layer`
+    ops: Any  # see `ops.Ops`: this module, the optimized operations, or a wrapper of them
+    rope: Rope | None  # of the positions of the tokens; None before the first layer
+    segment_starts: Array  # (B, T)
+    cache: LayerCache | None = None  # of the layer
+    rng: RowRng | None = None  # for dropout
+
+
+def decoder_layer(x: Array, node: Tree, ctx: Context) -> Array:
+    """Apply one layer to x (B, T, D): add attention, then the MLP."""
+    before_attention, after_attention, before_mlp, after_mlp = ctx.config.norms
+    h = norm(x, node, before_attention, ctx)
+    h = ctx.ops.self_attention(h, node["self_attn"], ctx)
+    x = x + norm(h, node, after_attention, ctx)
+    h = norm(x, node, before_mlp, ctx)
+    h = ctx.ops.mlp(h, node["mlp"], ctx)
+    return x + norm(h, node, after_mlp, ctx)
+
+
+def self_attention(x: Array, node: Tree, ctx: Context) -> Array:
+    """Apply the attention sublayer: (B, T, D) -> (B, T, D)."""
+    config = ctx.config
+    q, k, v = (project(x, node, name, ctx) for name in ("q_proj", "k_proj", "v_proj"))
+    if config.qk_norm:
+        q, k = norm_heads(q, node, "q_norm", ctx), norm_heads(k, node, "k_norm", ctx)
+    if config.query_pre_attn_scalar is not None:  # `attention` divides by √head_dim
+        q = q * (config.head_dim / config.query_pre_attn_scalar) ** 0.5
+    window = config.sliding_window
+    mixed = ctx.ops.attention(q, k, v, ctx.rope, ctx.segment_starts, ctx.cache, window)
+    return project(mixed, node, "o_proj", ctx)
+
+
+def norm_heads(x: Array, node: Tree, name: str, ctx: Context) -> Array:
+    """Normalize each head of x (B, T, heads·hd) with the same weight (hd,)."""
+    heads = np.reshape(x, (*x.shape[:-1], -1, ctx.config.head_dim))
+    return np.reshape(norm(heads, node, name, ctx), x.shape)
+
+
+def mlp(x: Array, node: Tree, ctx: Context) -> Array:
+    """Apply the feed-forward sublayer: (B, T, D) -> (B, T, D)."""
+    gate, up = project(x, node, "gate_proj", ctx), project(x, node, "up_proj", ctx)
+    hidden = ctx.ops.swiglu(gate, up) if ctx.config.hidden_act == "silu" else gelu(gate) * up
+    return project(hidden, node, "down_proj", ctx)
+
+
+def project(x: Array, node: Tree, name: str, ctx: Context) -> Array:
+    """Apply the projection of this name in a sublayer's node."""
+    rng = ctx.rng.child(ALL_LINEAR.index(name)) if ctx.rng else None
+    return ctx.ops.linear(x, node[name], rng)
 
 
 # ----------------------------------------------------------------------------------------- the loss
@@ -337,7 +364,7 @@ def cross_entropy(hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
 
     hidden: (B, T, D), head: (V, D), targets: (B, T) token ids, mask: (B, T) 0 or 1.
     """
-    logits = matmul(hidden, dense(head))
+    logits = matmul(hidden, head)
     logits = logits - np.max(logits, axis=-1, keepdims=True)
     # L = −Σ m·log softmax(h Eᵀ)[target] / Σ m
     log_z = np.log(np.sum(np.exp(logits), axis=-1))
@@ -349,14 +376,15 @@ def cross_entropy(hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
 
 
 def value_and_grad(f: Function) -> Function:
-    """Return a function that computes f(tree, …) and its gradient, a tree with the same paths."""
+    """Return a function that computes f(tree, …) and its gradient, a tree of the arrays' paths."""
 
-    # autograd's function of this name would trace each access to a dict; this one traces the leaves
+    # autograd's own function would record each access to a dict, and the gradient of each setting;
+    # here it gets a tuple of the arrays
     def evaluate(tree: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
-        leaves = flatten(tree)
+        leaves = flatten(arrays(tree))
 
-        def of_leaves(arrays: Any) -> Any:
-            return f(unflatten(dict(zip(leaves, arrays))), *args, **kwargs)
+        def of_leaves(traced: Any) -> Any:
+            return f(overlay(tree, unflatten(dict(zip(leaves, traced)))), *args, **kwargs)
 
         value, grads = autograd.value_and_grad(of_leaves)(tuple(leaves.values()))
         return value, unflatten(dict(zip(leaves, grads)))
@@ -364,31 +392,55 @@ def value_and_grad(f: Function) -> Function:
     return evaluate
 
 
-def checkpoint(f: Function, x: Array, trained: Tree) -> Array:
-    """Compute f(x, trained), and recompute it in the backward pass (Chen et al. 2016)."""
-    leaves = flatten(trained)  # autograd's own `checkpoint` would recompute f once per leaf
+def checkpoint(f: Function, x: Array, node: Tree) -> Array:
+    """Compute f(x, node), and recompute it in the backward pass (Chen et al. 2016).
 
-    def of_arrays(x: Array, *arrays: Array) -> Array:
-        return f(x, unflatten(dict(zip(leaves, arrays))))
+    Dropout draws the same mask again, because a RowRng has no state.
+    """
+    # autograd's own `checkpoint` would recompute f once per leaf
+    traced = {path: leaf for path, leaf in flatten(node).items() if isbox(leaf)}
 
-    return _checkpoint(of_arrays, x, *leaves.values())
+    def of_arrays(x: Array, *leaves: Array) -> Array:
+        return f(x, overlay(node, unflatten(dict(zip(traced, leaves)))))
+
+    return _checkpoint(of_arrays, x, *traced.values())
 
 
 @primitive
-def _checkpoint(f: Function, *arrays: Array) -> Array:
-    return f(*arrays)
+def _checkpoint(f: Function, *inputs: Array) -> Array:
+    return f(*inputs)
 
 
 def _checkpoint_vjp(argnums: Any, y: Array, args: Any, kwargs: Any) -> Function:
-    f, *inputs = args
-
-    def of_traced(traced: Any) -> Array:  # x is untraced below the first adapter
-        arrays = list(inputs)
+    # argnums: the numbers of the traced arguments. Argument 0 is f; x is untraced below the first
+    # adapter.
+    def of_traced(traced: Any) -> Array:
+        values = list(args)
         for n, value in zip(argnums, traced):
-            arrays[n - 1] = value
-        return f(*arrays)
+            values[n] = value
+        f, *inputs = values
+        return f(*inputs)
 
-    return lambda g: autograd.make_vjp(of_traced)(tuple(inputs[n - 1] for n in argnums))[0](g)
+    def vjp(g: Array) -> Any:
+        backward, _ = autograd.make_vjp(of_traced)(tuple(args[n] for n in argnums))
+        return backward(g)
+
+    return vjp
 
 
 defvjp_argnums(_checkpoint, _checkpoint_vjp)
+
+
+# ---------------------------------------------------------------------------------- what is read
+
+NORMS = (
+    "input_layernorm", "post_attention_layernorm",
+    "pre_feedforward_layernorm", "post_feedforward_layernorm",
+)  # fmt: skip
+PROJECTION = ("weight", "bias", *LORA)
+ENTRIES: dict[str, tuple[str, ...]] = {  # the entries that these operations read, by node
+    "": ("model", "lm_head"), "model": ("embed_tokens", "layers", "norm"),
+    "layer": (*NORMS, "self_attn", "mlp"), "self_attn": (*ATTENTION, *QK_NORMS), "mlp": MLP,
+    **dict.fromkeys(ALL_LINEAR, PROJECTION),
+    **dict.fromkeys((*NORMS, *QK_NORMS, "norm", "embed_tokens", "lm_head"), ("weight",)),
+}  # fmt: skip

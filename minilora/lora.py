@@ -3,57 +3,48 @@
 This file generalizes parts 3 and 7 of `lessons/00_qlora_in_one_file.py` to any choice of
 projections, layers and ranks.
 
-An adapter is a small tree. At the path of an adapted projection it has `lora_A` (r, in) and
-`lora_B` (out, r). The scaling, the dropout probability and the rank, which are not trained, are in
-the frozen tree next to the weight. `layers.linear` reads both trees.
+An adapter is a small tree. At the path of an adapted projection it has `lora_A` (r, in), `lora_B`
+(out, r), the scaling α/r and the dropout probability. `layers.linear` reads them.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module, require
-from .layers import dense
-from .tree import Array, Tree, flatten, get, layer_of, named_leaves, set_leaf, tree_map, unflatten
+from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module
+from .layers import ENTRIES, dense
+from .model import first_unread, parameters
+from .ops import Ops
+from .tree import Tree, get, is_node, layer_of, named_leaves, set_leaf, unflatten
 
-FACTORS, SETTINGS = ("lora_A", "lora_B"), ("lora_scaling", "lora_dropout", "lora_r")
-LEAVES = ("weight", "bias", *FACTORS)  # trained leaves of a projection that `layers.linear` reads
-
-
-class AdaptedModel(NamedTuple):
-    """A model with an adapter: the trained tree, and the frozen base with the scalings."""
-
-    adapters: Tree
-    base: Tree
+DENSE = ENTRIES | dict.fromkeys(ALL_LINEAR, ("weight", "bias"))  # the entries of a merged model
 
 
-def init(base: Tree, lora_config: LoraConfig, rng: Any) -> AdaptedModel:
-    """Create an adapter that does not change the outputs yet: AdaptedModel(adapters, base).
+def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
+    """Create an adapter that does not change the outputs yet.
 
-    rng: a NumPy generator or a seed. The returned base has `lora_scaling`, `lora_dropout` and
-    `lora_r` next to each adapted weight, and shares its arrays with `base`. Raises InputError if a
-    target matches no projection, or if `base` has the scalings of another adapter.
+    rng: a NumPy generator or a seed. Raises InputError if a target matches no projection.
     """
-    check_unadapted(base)
-    plain = lora_config.init_lora_weights is True and not lora_config.use_dora
-    require(plain, "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ")
-    adapters: Tree = {}
+    if lora_config.init_lora_weights is not True or lora_config.use_dora:
+        raise InputError(
+            "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ"
+        )
     rng = np.random.default_rng(rng)
-    base = tree_map(lambda w: w, base)  # a new tree with the same arrays
+    adapters: Tree = {}
     for path in target_paths(base, lora_config):
         r, scaling = lora_config.rank_and_scaling(path)
         out_features, in_features = get(base, path)["weight"].shape
         bound = 1 / np.sqrt(in_features)
         # A ~ U(−1/√in, 1/√in), B = 0: BA = 0, but ∂L/∂B ≠ 0   (PEFT; Gaussian in LoRA, Sec. 4.1).
         # If A were zero as well, both gradients would be zero, and training would change nothing.
-        A = rng.uniform(-bound, bound, (r, in_features)).astype(np.float32)
-        set_leaf(adapters, f"{path}.lora_A", A)
-        set_leaf(adapters, f"{path}.lora_B", np.zeros((out_features, r), np.float32))
-        set_leaf(base, f"{path}.lora_scaling", scaling)
-        set_leaf(base, f"{path}.lora_dropout", lora_config.lora_dropout)
-        set_leaf(base, f"{path}.lora_r", r)
-    return AdaptedModel(adapters, base)
+        node = {
+            "lora_A": rng.uniform(-bound, bound, (r, in_features)).astype(np.float32),
+            "lora_B": np.zeros((out_features, r), np.float32),
+            "lora_scaling": scaling, "lora_dropout": lora_config.lora_dropout,
+        }  # fmt: skip
+        set_leaf(adapters, path, node)
+    return adapters
 
 
 def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
@@ -68,17 +59,21 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     >>> target_paths(base, LoraConfig(target_modules=("q_proj", "up_proj")))
     ['model.layers.0.self_attn.q_proj', 'model.layers.0.mlp.up_proj']
     """
-    leaves = (path for path, _ in named_leaves(base) if layer_of(path) >= 0)
-    paths = [p for p in (path.removesuffix(".weight") for path in leaves) if p.endswith(ALL_LINEAR)]
+    weights = tuple(f"{name}.weight" for name in ALL_LINEAR)
+    inside = (path for path, _ in named_leaves(base) if layer_of(path) >= 0)
+    paths = [path.removesuffix(".weight") for path in inside if path.endswith(weights)]
     targets = lora_config.target_modules
     is_regex = isinstance(targets, str)
     found = regex_targets(base, paths, targets) if is_regex else named_targets(paths, targets)
     found -= excluded_modules(base, lora_config.exclude_modules)
-    depth, chosen = len(base["model"]["layers"]), lora_config.layers_to_transform
+    depth = len(base["model"]["layers"])
+    chosen = lora_config.layers_to_transform
     layers = tuple(range(depth)) if chosen is None else chosen
     for layer in layers:
-        inside = 0 <= layer < depth
-        require(inside, f"--layers-to-transform {layer}: this model has layers 0 to {depth - 1}")
+        if not (0 <= layer < depth):
+            raise InputError(
+                f"`layers_to_transform` has {layer}: this model has layers 0 to {depth - 1}"
+            )
     adapted = [path for path in paths if path in found and layer_of(path) in layers]
     if not adapted:
         raise InputError("the adapter has no targets: name a module and a layer, and exclude less")
@@ -91,8 +86,9 @@ def named_targets(paths: list[str], targets: Sequence[str]) -> set[str]:
     for target in targets:
         every = target == "all-linear"
         matching = {path for path in paths if every or names_module(target, path)}
-        names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
-        require(matching, f"--target-modules {target} matches nothing in this model: {names}")
+        if not matching:
+            names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
+            raise InputError(f"`target_modules` has {target}, which matches nothing here: {names}")
         found |= matching
     return found
 
@@ -113,8 +109,9 @@ def regex_targets(base: Tree, paths: list[str], regex: Any) -> set[str]:
 def excluded_modules(base: Tree, names: str | Sequence[str] | None) -> set[str]:
     """Return the paths of all modules that exclude_modules names: a list, or one expression."""
     excluded = set[str]()
-    for name in (names,) if isinstance(names, str) else names or ():
-        matching = matches if isinstance(names, str) else names_module
+    is_regex = isinstance(names, str)
+    matching = matches if is_regex else names_module
+    for name in [names] if isinstance(names, str) else names or ():
         found = {path for path in modules(base) if matching(name, path)}
         if not found:
             way = "give a list of names, or an expression for whole paths, such as '.*q_proj'"
@@ -127,6 +124,7 @@ def modules(base: Tree) -> set[str]:
     """Return the paths of the modules of a model, with the head also if it is tied."""
     found = {"lm_head"}
     for path, _ in named_leaves(base):
+        # what is below `lora_stack` belongs to other adapters: see methods/several.py
         names = path.partition(".lora_stack.")[0].split(".")
         found.update(".".join(names[:n]) for n in range(1, len(names)))
     return found
@@ -138,63 +136,31 @@ def adapted_paths(adapters: Tree) -> list[str]:
     return [path.removesuffix(".lora_A") for path in paths if path.endswith(".lora_A")]
 
 
-def check_unadapted(base: Tree) -> None:
-    """Raise InputError if `base` has the scalings of an adapter, except of stacked adapters."""
-    for path, _ in named_leaves(base):
-        if path.endswith(".lora_scaling") and ".lora_stack." not in path:
-            node = path.removesuffix(".lora_scaling")
-            what = f"the base has the scalings of another adapter ({node})"
-            way = "use the base that `load` returned, or methods.compose.stack to keep both"
-            raise InputError(f"{what}: {way}")
-
-
-def check_base(adapters: Tree, base: Tree) -> None:
-    """Raise InputError unless `base` has the scaling and the rank of each projection's factors."""
-    frozen = flatten(base)
-    advice = "use the base that get_peft_model or load_adapter returned with the adapter"
-    for path, A in named_leaves(adapters):
-        if not path.endswith(".lora_A"):
-            continue
-        node, rank = path.removesuffix(".lora_A"), A.shape[-2]
-        if f"{node}.lora_scaling" not in frozen:
-            raise InputError(f"the base has no lora_scaling for the adapter on {node}: {advice}")
-        recorded = frozen.get(f"{node}.lora_r", rank)
-        if rank != recorded:
-            what = f"the adapter on {node} has rank {rank}, but its base is that of an adapter of"
-            raise InputError(f"{what} rank {recorded}: {advice}")
-
-
-def delta(trained: Tree, frozen: Tree) -> Array:
-    """Compute ΔW = (α/r)·BA of one projection: (out, in) float32."""
-    require(trained["lora_A"].ndim == 2, "per-row adapters cannot be merged: merge one adapter")
-    return np.float32(frozen["lora_scaling"]) * (trained["lora_B"] @ trained["lora_A"])
-
-
 @np.errstate(over="ignore", invalid="ignore")  # the last check names the path
-def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
+def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree:
     """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
     Quantized weights are dequantized. Quantizing the result again (`minilora.quantize`) would lose
-    much of the update. Raises InputError, with the path, for a leaf of another method, for a weight
-    that is not finite, and if `base` is that of another adapter (`check_base`).
+    much of the update. dtype: of the result. Raises InputError, with the path, for an entry that is
+    not part of a weight or a bias, and for a weight that is not finite.
     """
-    weights = {path: w for path, w in named_leaves(base) if not path.endswith(SETTINGS)}
-    trained = flatten(adapters)
-    for path in weights | trained:
-        # a trained weight needs a frozen one, except the head of a tied model; a bias may be new
-        known = path in weights or path.rpartition(".")[2] in LEAVES[1:] or path == "lm_head.weight"
-        plain = known and ".lora_stack." not in path  # a frozen second adapter: see methods
-        require(plain, f"lora.merge does not know {path}: minilora.merge knows more methods")
-    check_base(adapters, base)
-    # a trained weight or bias replaces the frozen one; a bias may also be new
-    replaced = {path: w for path, w in trained.items() if not path.endswith(FACTORS)}
-    merged = {path: dense(w) for path, w in (weights | replaced).items()}
-    for path in adapted_paths(adapters):
-        # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
-        name = f"{path}.weight"
-        merged[name] = merged[name] + delta(get(adapters, path), get(base, path))
-    merged = {path: w.astype(dtype) for path, w in merged.items()}
-    for path, w in merged.items():
-        finite = np.isfinite(w).all()
-        require(finite, f"merging would make {path} not finite: merge an earlier checkpoint")
-    return unflatten(merged)
+    merged = merge_projections(parameters(adapters, base, ops), ops)
+    path = first_unread(merged, DENSE | {"layers": tuple(merged["model"]["layers"])})
+    if path is not None:
+        raise InputError(f"{path} cannot be merged: keep it as an adapter")
+    # a head or an embedding can be stored in few bits, too
+    leaves = {path: dense(leaf) for path, leaf in named_leaves(merged)}
+    for path, leaf in leaves.items():
+        if not np.isfinite(leaf.astype(dtype)).all():
+            raise InputError(f"merging would make {path} not finite: merge an earlier checkpoint")
+    return unflatten({path: leaf.astype(dtype) for path, leaf in leaves.items()})
+
+
+def merge_projections(node: Tree, ops: Ops, name: str = "") -> Tree:
+    """Return a tree in which each projection is merged with its adapter."""
+    if name in ALL_LINEAR:
+        return ops.merge_projection(node)
+    return {
+        key: merge_projections(value, ops, key) if is_node(value) else value
+        for key, value in node.items()
+    }

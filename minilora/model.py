@@ -1,4 +1,4 @@
-"""A Llama-type decoder as a function of two trees: trained parameters and frozen parameters.
+"""A Llama-type decoder as a function of two trees: an adapter and its base.
 
 This file generalizes part 4 of `lessons/00_qlora_in_one_file.py` to any Llama. It adds a cache,
 packed rows, gradient checkpointing, and a choice of operations (`ops`).
@@ -15,10 +15,19 @@ from typing import Any
 import autograd.numpy as np
 
 from .batching import token_array
-from .config import ModelConfig
-from .layers import LayerCache, Rope, RowRng, norm_weight, rope_cos_sin, row_rng
+from .config import ALL_LINEAR, InputError, ModelConfig
+from .layers import (
+    Context,
+    LayerCache,
+    Rope,
+    checkpoint,
+    decoder_layer,
+    norm,
+    rope_cos_sin,
+    row_rng,
+)
 from .ops import Ops
-from .tree import Array, Tree, check_leaves, subtree, trained_or_frozen
+from .tree import Array, Tree, get, is_node, named_leaves, overlay
 
 
 def loss(
@@ -34,9 +43,10 @@ def loss(
     """
     tokens = token_array("tokens", batch["tokens"], model_config.vocab_size, 2)
     targets = token_array("targets", batch["targets"], model_config.vocab_size, 2)
+    params = parameters(adapters, base, ops)
     starts = batch["segment_starts"]
-    x = hidden_states(adapters, base, tokens, starts, model_config, ops, None, rng, checkpointing)
-    return ops.cross_entropy(x, lm_head(adapters, base), targets, batch["mask"])
+    x = hidden_states(params, tokens, starts, model_config, ops, None, rng, checkpointing)
+    return ops.cross_entropy(x, lm_head(params), targets, batch["mask"])
 
 
 def forward(
@@ -44,73 +54,94 @@ def forward(
 ) -> Array:  # fmt: skip
     """Compute the logits (B, T, V) of token ids (B, T), an array or lists."""
     tokens = token_array("tokens", tokens, model_config.vocab_size, 2)
-    x = hidden_states(adapters, base, tokens, np.zeros_like(tokens), model_config, ops)
-    return logits(x, adapters, base, ops)
+    params = parameters(adapters, base, ops)
+    x = hidden_states(params, tokens, np.zeros_like(tokens), model_config, ops)
+    return logits(x, params, ops)
 
 
-def logits(x: Array, adapters: Tree, base: Tree, ops: Ops) -> Array:
-    """Compute the logits (..., V) of hidden states (..., D) with the trained or frozen head."""
-    weight, frozen = lm_head(adapters, base), lm_head({}, base)
-    trained = {} if weight is frozen else {"weight": weight}
-    return ops.linear(x, trained, {"weight": frozen})
+def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
+    """Return the one tree that the layers read: `base` with the leaves of `adapters` laid over it.
+
+    Raises InputError, with the path, for an entry that `ops` does not read, and for an adapter
+    without its scaling or without a weight to adapt.
+    """
+    params = overlay(base, adapters)
+    layers = tuple(base["model"]["layers"])  # an adapter has no layer that the base lacks
+    path = first_unread(params, ops.ENTRIES | {"layers": layers})
+    if path is not None:
+        advice = "remove it, or use minilora.operations, which reads other methods"
+        raise InputError(f"these operations do not read {path}: {advice}")
+    # an adapter may add a head to a tied model, but no projection and no norm
+    weights = {path for path, _ in named_leaves(base) if path.endswith(".weight")}
+    for path, _ in named_leaves(adapters):
+        node, _, name = path.rpartition(".")
+        if node.endswith((*ALL_LINEAR, "norm")) and f"{node}.weight" not in weights:
+            raise InputError(f"the base has no {node}.weight that {path} could adapt or replace")
+        if name == "lora_A" and "lora_scaling" not in get(params, node):
+            raise InputError(f"{node} has no lora_scaling: get_peft_model and load_adapter set it")
+    return params
+
+
+def first_unread(
+    node: Tree, entries: dict[str, tuple[str, ...]], kind: str = "", place: str = ""
+) -> str | None:
+    """Return the path of the first entry below a node that nothing reads, or None.
+
+    entries: {kind of node: the names that are read in it}. The root has the kind "", each of
+    layers.0, layers.1, … has the kind "layer", and every other node has its name as its kind. A
+    node of an unknown kind belongs to a method and is not searched.
+    """
+    for name, value in node.items():
+        path = f"{place}.{name}" if place else name
+        if name not in entries[kind]:
+            return path
+        child_kind = "layer" if kind == "layers" else name
+        if is_node(value) and child_kind in entries:
+            found = first_unread(value, entries, child_kind, path)
+            if found is not None:
+                return found
+    return None
 
 
 def hidden_states(
-    adapters: Tree, base: Tree, tokens: Array, segment_starts: Array, model_config: ModelConfig,
-    ops: Ops, cache: list[LayerCache] | None = None, rng: Any = None, checkpointing: bool = False,
+    params: Tree, tokens: Array, segment_starts: Array, model_config: ModelConfig, ops: Ops,
+    caches: list[LayerCache] | None = None, rng: Any = None, checkpointing: bool = False,
 ) -> Array:  # fmt: skip
     """Compute the normalized hidden states after the last layer: (B, T, D).
 
-    segment_starts (B, T): the first token of each token's example, 0 unless rows are packed. cache:
-    one `LayerCache` per layer, with the tokens before these. rng, checkpointing: see `loss`.
+    params: the tree of `parameters`. segment_starts (B, T): the first token of each token's
+    example, 0 unless rows are packed. caches: one `LayerCache` per layer, with the tokens before
+    these. rng, checkpointing: see `loss`.
     """
-    check_leaves(adapters, ("model", "lm_head"), "the model")
-    trained, frozen, T = subtree(adapters, "model"), base["model"], tokens.shape[1]
+    node = params["model"]
     rng = row_rng(rng, len(tokens))
-    past = cache[0].length if cache else 0
-    x, positions, segment_starts = ops.embed(trained, frozen, tokens, segment_starts, past)
-    rope = rope_cos_sin(positions, model_config, x.dtype)
-    layers = subtree(trained, "layers")
-    numbers = [str(i) for i in range(model_config.num_hidden_layers)]
-    check_leaves(layers, tuple(numbers), "the model")
-    for i, number in enumerate(numbers):
-        layer = partial(
-            decoder_layer, frozen=frozen["layers"][number], segment_starts=segment_starts,
-            rope=rope, model_config=model_config, ops=ops, cache=cache[i] if cache else None,
-            rng=rng.child(i) if rng else None,
+    first = caches[0] if caches else None  # it knows the number of earlier tokens
+    ctx = Context(model_config, ops, None, segment_starts, first)
+    x, positions, segment_starts = ops.embed(tokens, node, ctx)
+    ropes: dict[tuple[float, bool], Rope] = {}  # by the base, and whether it is scaled
+    for i in range(model_config.num_hidden_layers):
+        config = model_config.of_layer(i)
+        kind = config.rope_theta, config.rope_scaling is None
+        if kind not in ropes:
+            ropes[kind] = rope_cos_sin(positions, config, x.dtype)
+        ctx = Context(
+            config, ops, ropes[kind], segment_starts,
+            cache=caches[i] if caches else None, rng=rng.child(i) if rng else None,
         )  # fmt: skip
-        node = subtree(layers, number)
-        x = ops.checkpoint(layer, x, node) if checkpointing else layer(x, node)
-    if x.shape[1] > T:  # a trained prompt comes first; its states are not returned
-        x = x[:, -T:]
-    return ops.rms_norm(x, norm_weight(trained, frozen, "norm"), model_config.rms_norm_eps)
+        layer = partial(decoder_layer, ctx=ctx)
+        layer_node = node["layers"][str(i)]
+        x = checkpoint(layer, x, layer_node) if checkpointing else layer(x, layer_node)
+    if x.shape[1] > tokens.shape[1]:  # a trained prompt comes first; its states are not returned
+        x = x[:, -tokens.shape[1] :]
+    return norm(x, node, "norm", ctx)
 
 
-def decoder_layer(
-    x: Array, trained: Tree, frozen: Tree, rope: Rope, segment_starts: Array,
-    model_config: ModelConfig, ops: Ops,
-    cache: LayerCache | None = None, rng: RowRng | None = None,
-) -> Array:  # fmt: skip
-    """Apply one layer to x (B, T, D): add attention, then the MLP."""
-    norms = ("input_layernorm", "post_attention_layernorm")
-    check_leaves(trained, ("self_attn", "mlp", *norms), "decoder_layer")
-    attention, mlp = subtree(trained, "self_attn"), subtree(trained, "mlp")
-    before_attention, before_mlp = (norm_weight(trained, frozen, name) for name in norms)
-    eps, window = model_config.rms_norm_eps, model_config.sliding_window
-
-    h = ops.rms_norm(x, before_attention, eps)
-    x = x + ops.self_attention(
-        h, attention, frozen["self_attn"], rope, segment_starts, cache, rng, eps, window
-    )
-    h = ops.rms_norm(x, before_mlp, eps)
-    return x + ops.mlp(h, mlp, frozen["mlp"], rng)
+def lm_head(params: Tree) -> Any:
+    """Return the output matrix (V, D): the head, or the embedding if the head is tied to it."""
+    node = params["lm_head"] if "lm_head" in params else params["model"]["embed_tokens"]
+    return node["weight"]
 
 
-def lm_head(adapters: Tree, base: Tree) -> Any:
-    """Return the output matrix (V, D): trained, or of the base, or the embedding if it is tied."""
-    for tree in (adapters, base):
-        if "lm_head" in tree:
-            check_leaves(tree["lm_head"], ("weight",), "lm_head")
-            return tree["lm_head"]["weight"]
-    embedding = subtree(subtree(adapters, "model"), "embed_tokens")
-    return trained_or_frozen(embedding, base["model"]["embed_tokens"], "weight")
+def logits(x: Array, params: Tree, ops: Ops) -> Array:
+    """Compute the logits (..., V) of hidden states (..., D)."""
+    return ops.linear(x, {"weight": lm_head(params)})

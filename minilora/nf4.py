@@ -4,13 +4,13 @@ This file generalizes part 2 of `lessons/00_qlora_in_one_file.py` to other block
 blocks and FP4.
 
 The idea (QLoRA, Dettmers et al. 2023, Sec. 2 and 3). A tensor of n elements is flattened and
-divided into blocks of B elements. A block stores its largest magnitude, the absmax, and per element
+divided into blocks of b elements. A block stores its largest magnitude, the absmax, and per element
 a code: the index of the nearest of sixteen values in [-1, 1].
 
     w ≈ value[code] · absmax
 
-The values are quantiles of a normal distribution: like trained weights, they are dense near zero.
-The m = ⌈n/B⌉ absmax can be quantized to eight bits as well: see double_quant.py.
+The values are quantiles of a normal distribution: like trained weights, they are closer together
+near zero. The m = ⌈n/b⌉ absmax can be quantized to eight bits as well: see double_quant.py.
 
 The results have the same bits as those of bitsandbytes on a CPU, and those of `kernels/nf4.py`.
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from .config import require
+from .config import InputError
 from .double_quant import NESTED_BLOCK_SIZE, DoubleQuantized, double_dequantize, double_quantize
 from .tree import Array
 
@@ -34,7 +34,7 @@ NF4 = np.array([
 
 # bitsandbytes' FP4: eight magnitudes, and their negatives with the sign bit set
 _MAGNITUDES = np.array([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4], np.float32)
-FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])
+FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])  # 0 − 0 is +0, not −0
 
 TINY = np.float32(1e-38)  # replaces a smaller absmax, so that nothing is divided by zero
 
@@ -74,7 +74,7 @@ CODEBOOKS = {"nf4": Codebook.from_values(NF4), "fp4": Codebook.from_values(FP4)}
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A tensor of n elements, 4 bits each, in m = ⌈n/B⌉ blocks; checks the sizes of its arrays."""
+    """A tensor of n elements, 4 bits each, in m = ⌈n/b⌉ blocks; checks the sizes of its arrays."""
 
     codes: Array  # (⌈n/2⌉,) uint8
     stored_absmax: Array | DoubleQuantized  # (m,) float32, or 8 bits each
@@ -84,18 +84,21 @@ class Quantized:
 
     def __post_init__(self) -> None:
         check_4bit(self.block_size, self.quant_type)
-        n, absmax = math.prod(self.shape), self.stored_absmax
+        n = math.prod(self.shape)
+        absmax = self.stored_absmax
         m = -(-n // self.block_size)
-        parts: list[Any] = [(self.codes, -(-n // 2), np.uint8), (absmax, m, np.float32)]
+        parts: list[Any] = [(self.codes, -(-n // 2), np.uint8)]
         if isinstance(absmax, DoubleQuantized):
             blocks = -(-m // NESTED_BLOCK_SIZE)
-            parts[1:] = (absmax.codes, m, np.uint8), (absmax.nested_absmax, blocks, np.float32)
+            parts += [(absmax.codes, m, np.uint8), (absmax.nested_absmax, blocks, np.float32)]
+        else:
+            parts.append((absmax, m, np.float32))
         # compiled loops check no bounds
         weight = f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size}"
         for part, size, dtype in parts:
-            sound = part.shape == (size,) and part.dtype == dtype and part.flags.c_contiguous
-            needs = f"needs a contiguous array ({size},) of {np.dtype(dtype)}"
-            require(sound, f"{weight} {needs}, got {part.shape} of {part.dtype}")
+            if not (part.shape == (size,) and part.dtype == dtype and part.flags.c_contiguous):
+                needs = f"needs a contiguous array ({size},) of {np.dtype(dtype)}"
+                raise InputError(f"{weight} {needs}, got {part.shape} of {part.dtype}")
 
     @property
     def absmax(self) -> Array:
@@ -134,21 +137,25 @@ def quantize(
 
 def check_4bit(block_size: int, quant_type: str) -> None:
     """Raise InputError unless weights can be quantized with this block size and type."""
-    sound = 16 <= block_size <= 65536 and block_size & (block_size - 1) == 0
-    require(sound, f"a block size of {block_size} is not a power of two from 16 to 65,536: use 64")
-    require(quant_type in CODEBOOKS, f"there is no 4-bit type {quant_type!r}: use nf4 or fp4")
+    if not (16 <= block_size <= 65536 and block_size & (block_size - 1) == 0):
+        raise InputError(
+            f"a block size of {block_size} is not a power of two from 16 to 65,536: use 64"
+        )
+    if quant_type not in CODEBOOKS:
+        raise InputError(f"there is no 4-bit type {quant_type!r}: use nf4 or fp4")
 
 
 def require_finite(*arrays: Array) -> None:
     """Raise InputError if an array contains a NaN or an infinity."""
-    finite = all(np.isfinite(w).all() for w in arrays)
-    require(finite, "a weight has a NaN or an infinity: use an undamaged copy of the file")
+    if not all(np.isfinite(w).all() for w in arrays):
+        raise InputError("a weight has a NaN or an infinity: use an undamaged copy of the file")
 
 
 def normalize(w: Array, block_size: int) -> tuple[Array, Array]:
     """Divide w (n,) by the absmax of each block; return x (n,) in [-1, 1] and the absmax (m,)."""
     whole = w.size // block_size * block_size
-    blocks, rest = w[:whole].reshape(-1, block_size), w[whole:]
+    blocks = w[:whole].reshape(-1, block_size)
+    rest = w[whole:]
     absmax = np.abs(blocks).max(axis=1)
     # x = w · (1/absmax)
     x = (blocks * (1 / np.maximum(absmax, TINY))[:, None]).ravel()

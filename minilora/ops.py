@@ -8,32 +8,37 @@ an argument.
 
 from typing import Any, Protocol
 
-from .layers import Function, LayerCache, Rope, RowRng
+from .layers import Context, LayerCache, Rope, RowRng
 from .tree import Array, Tree
 
 
 class Ops(Protocol):
     """The operations of a decoder. `layers` has their shapes and equations."""
 
-    def embed(
-        self, trained: Tree, frozen: Tree, tokens: Array, segment_starts: Array, past: int = 0
-    ) -> tuple[Array, Array, Array]:
+    ENTRIES: dict[str, tuple[str, ...]]  # the entries that the operations read, by node
+
+    def embed(self, tokens: Array, node: Tree, ctx: Context) -> tuple[Array, Array, Array]:
         """Look up token ids."""
 
-    def linear(self, x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None) -> Array:
+    def linear(self, x: Array, node: Tree, rng: RowRng | None = None) -> Array:
         """Apply a projection and its adapter."""
 
-    def self_attention(
-        self, x: Array, trained: Tree, frozen: Tree, rope: Rope, segment_starts: Array,
-        cache: LayerCache | None = None, rng: RowRng | None = None, eps: float = ...,
-        window: int | None = None, linear: Function = ...,
+    def merge_projection(self, node: Tree) -> Tree:
+        """Merge the adapter of a projection into its weight."""
+
+    def attention(
+        self, q: Array, k: Array, v: Array, rope: Rope, segment_starts: Array,
+        cache: LayerCache | None = None, window: int | None = None,
     ) -> Array:  # fmt: skip
+        """Mix the values of the tokens that each token sees."""
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        """Compute the hidden units of the MLP."""
+
+    def self_attention(self, x: Array, node: Tree, ctx: Context) -> Array:
         """Apply the attention sublayer."""
 
-    def mlp(
-        self, x: Array, trained: Tree, frozen: Tree, rng: RowRng | None = None,
-        linear: Function = ...,
-    ) -> Array:  # fmt: skip
+    def mlp(self, x: Array, node: Tree, ctx: Context) -> Array:
         """Apply the feed-forward sublayer."""
 
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
@@ -41,9 +46,3 @@ class Ops(Protocol):
 
     def cross_entropy(self, hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
         """Compute the mean loss of the target tokens."""
-
-    def checkpoint(self, f: Function, x: Array, trained: Tree) -> Array:
-        """Compute f, and recompute it in the backward pass."""
-
-    def value_and_grad(self, f: Function) -> Function:
-        """Return a function that computes f and its gradient."""

@@ -4,100 +4,124 @@ This file adds to part 6 of `lessons/00_qlora_in_one_file.py`: accumulation, cal
 that can be resumed.
 
 Random choices depend only on the seed, the step and, for dropout, the position of the row in the
-batch. So the state of a run is the trained tree, Adam's two moments and the step count, and a
-resumed run gives the same result as an uninterrupted one.
+batch. So the state of a run is the trained tree and the state of the optimizer (its averages and
+the step count), and a resumed run gives the same result as an uninterrupted one.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import model
 from .batching import Example, batch_at, collate, pack_examples
-from .config import ModelConfig, TrainConfig, require
-from .layers import Function, RowRng
+from .config import InputError, ModelConfig, TrainConfig
+from .layers import Function, RowRng, value_and_grad
 from .ops import Ops
-from .optim import adamw, adamw_init, clip, get_lr, round_to
-from .tree import Tree, layer_of, named_leaves, tree_map
+from .optim import OPTIMIZERS, clip, get_lr, round_to
+from .tree import Tree, arrays, layer_of, named_leaves, overlay, tree_map
+
+Callback = Callable[[list[Tree], Tree, Tree], Any]
+
+
+class TrainResult(NamedTuple):
+    """The trained adapters, and the history: one dict per step and per evaluation."""
+
+    adapters: Tree
+    history: list[Tree]
 
 
 def train(
-    adapters: Tree, base: Tree, examples: list[Example], model_config: ModelConfig,
+    adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
     train_config: TrainConfig, ops: Ops, state: Tree | None = None,
-    on_step: Callable[[Tree, Tree, Tree], Any] | None = None,
-    parallel_map: Function = map, num_shards: int = 1,
-) -> tuple[Tree, list[Tree]]:  # fmt: skip
-    """Fit `adapters` to the examples; return (adapters, history), with one dict per step.
+    callbacks: Sequence[Callback] = (), parallel_map: Function = map, num_shards: int = 1,
+) -> TrainResult:  # fmt: skip
+    """Fit `adapters` to the examples; return TrainResult(adapters, history).
 
-    The dict of a step has `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` (all, not only the
-    targets) and `seconds`.
-    state: the state of the run to continue. on_step(metrics, adapters, state): called with this
-    dict after every step; training ends if it returns true. num_shards: the number of parts of a
-    batch that `parallel_map` may compute at the same time. Raises InputError if there is nothing to
-    train on, or if the loss or the gradient is not finite; the last call of `on_step` then had the
-    last good state.
+    The history has a dict per step: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` (all,
+    not only the targets) and `seconds`.
+    state: the state of the run to continue. num_shards: the number of parts of a batch that
+    `parallel_map` may compute at the same time.
+    callbacks: each is called after every step as callback(records, adapters, state), where
+    `records` is the list of the dicts that the step adds to the history. A callback may add to
+    `records` and to `state`; training ends if it returns true. If the state has `best`, these
+    adapters are returned.
+    Raises InputError if there is nothing to train on, or if the loss or the gradient is not finite;
+    the last call of the callbacks had the last good state.
     """
-    require(examples, "there are no examples to train on")
-    sequences = [[example] for example in examples]  # the rows of batches
+    if not examples:
+        raise InputError("there are no examples to train on")
+    sequences = [[example] for example in examples]  # each is a row of a batch
     if train_config.packing:
         sequences = pack_examples(examples, train_config.max_seq_length)
-    adapters = round_to(adapters, train_config.adapter_dtype)
-    state = state or adamw_init(adapters)
+    trained = round_to(arrays(adapters), train_config.adapter_dtype)
+    adapters = overlay(adapters, trained)
+    init, _ = OPTIMIZERS[train_config.optimizer]
+    state = state or init(trained)
     history: list[Tree] = []
-    settings = model_config, train_config, ops, parallel_map, num_shards
-    size = train_config.batch_size * train_config.grad_accumulation_steps
-    while state["step"] < train_config.iters:
-        began, step = time.perf_counter(), state["step"]
-        loss, grads, _ = gradient_at(adapters, base, sequences, step, *settings)
-        rows = batch_at(sequences, step, size, train_config.seed)  # of all micro-batches
-        tokens = sum(len(example.tokens) - 1 for row in rows for example in row)
+    stop = False
+    while state["step"] < train_config.iters and not stop:
+        began = time.perf_counter()
+        step = state["step"]
+        loss, grads, batch = gradient_at(
+            adapters, base, sequences, step, model_config, train_config, ops, parallel_map,
+            num_shards,
+        )  # fmt: skip
         grads, norm = clip(grads, train_config.max_grad_norm)
-        seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
-        advice = "lower --learning-rate, or use float32 adapters; the last checkpoint is kept"
-        require(math.isfinite(loss + norm), f"{seen}: {advice}")
+        if not math.isfinite(loss + norm):
+            seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
+            advice = "lower `learning_rate`, or use float32 adapters; the last checkpoint is kept"
+            raise InputError(f"{seen}: {advice}")
         lr = get_lr(step, train_config)
         adapters, state = update(adapters, grads, state, lr, train_config)
+        tokens = sum(len(example.tokens) - 1 for row in batch for example in row)
         metrics = {"step": step + 1, "loss": loss, "learning_rate": lr, "grad_norm": norm}
         metrics |= {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}
-        history.append(metrics)
-        if on_step and on_step(metrics, adapters, state):
-            break
-    return adapters, history
+        records = [metrics]
+        for callback in callbacks:
+            stop = bool(callback(records, adapters, state)) or stop
+        history += records
+    return TrainResult(state.get("best", adapters), history)
 
 
 def gradient_at(
     adapters: Tree, base: Tree, sequences: list[list[Example]], step: int,
     model_config: ModelConfig, train_config: TrainConfig, ops: Ops,
     parallel_map: Function = map, num_shards: int = 1,
-) -> tuple[float, Tree, int]:  # fmt: skip
-    """Compute (mean loss, its gradient, number of target tokens) of all micro-batches of a step."""
-    n, size = train_config.grad_accumulation_steps, train_config.batch_size
-    batches = []
-    for i in range(n):
-        batch = batch_at(sequences, step * n + i, size, train_config.seed)
-        batches.append(split_batch(list(enumerate(batch, start=i * size)), num_shards))
-    total = sum(num_targets(row) for batch in batches for shard in batch for _, row in shard)
-    require(total, f"no token of the batch of step {step + 1} is a target: leave such rows out")
+) -> tuple[float, Tree, list[list[Example]]]:  # fmt: skip
+    """Compute (mean loss, its gradient, the sequences) of all micro-batches of a step."""
+    size = train_config.batch_size
+    n = size * train_config.grad_accumulation_steps
+    batch = batch_at(sequences, step, n, train_config.seed)
+    total = sum(map(num_targets, batch))
+    if not total:
+        raise InputError(
+            f"no token of the batch of step {step + 1} is a target: leave such rows out"
+        )
 
-    def shard_gradient(shard: list[tuple[int, list[Example]]]) -> tuple[int, float, Tree] | None:
+    def shard_gradient(shard: list[tuple[int, list[Example]]]) -> tuple[int, float, Tree]:
         positions, rows = zip(*shard)
-        targets = sum(map(num_targets, rows))
-        if not targets:
-            return None
         rng = RowRng([[train_config.seed, step, position] for position in positions])
         with np.errstate(over="ignore", invalid="ignore"):  # `train` raises if it is not finite
-            loss, grads = ops.value_and_grad(model.loss)(
+            loss, grads = value_and_grad(model.loss)(
                 adapters, base, collate(rows), model_config, ops, rng=rng,
                 checkpointing=train_config.gradient_checkpointing,
             )  # fmt: skip
-        return targets, float(loss), grads
+        return sum(map(num_targets, rows)), float(loss), grads
 
-    results = (result for batch in batches for result in parallel_map(shard_gradient, batch))
-    return *accumulate(filter(None, results), total), total
+    loss = 0.0
+    grads = dict[str, Any]()
+    for start in range(0, n, size):
+        micro_batch = list(enumerate(batch))[start : start + size]
+        shards = split_batch(micro_batch, num_shards)
+        # without a target, the mean loss would be 0/0
+        shards = [shard for shard in shards if any(num_targets(row) for _, row in shard)]
+        parts = list(parallel_map(shard_gradient, shards))
+        loss, grads = accumulate(parts, total, loss, grads)
+    return loss, grads, batch
 
 
 def split_batch(rows: list[Any], num_shards: int) -> list[list[Any]]:
@@ -111,48 +135,53 @@ def num_targets(examples: Iterable[Example]) -> int:
     return int(sum(sum(example.mask[1:]) for example in examples))  # a mask may be an array
 
 
-def accumulate(shards: Iterable[tuple[int, float, Tree]], total: int) -> tuple[float, Tree]:
-    """Compute (mean loss, its gradient) of a batch from those of its shards.
+def accumulate(
+    shards: list[tuple[int, float, Tree]], total: int, loss: float = 0.0, grads: Tree | None = None
+) -> tuple[float, Tree]:
+    """Return (loss, grads) of a batch plus those of some of its shards, weighted by their targets.
 
-    shards: (number of target tokens, mean loss, gradient) of each. total: the sum of these numbers.
+    shards: (number of target tokens, mean loss, gradient) of each. total: the number of target
+    tokens of the whole batch. loss, grads: the sums of the shards before.
     """
-    loss, grads = 0.0, dict[str, Any]()
     for n, value, grad in shards:
         # L = Σ (n/total)·L of the shard: the mean over all targets, not a mean of means
         weight = n / total
         loss += weight * value
         grad = tree_map(partial(np.multiply, weight), grad)
         grads = tree_map(np.add, grads, grad) if grads else grad
-    return loss, grads
+    return loss, grads or {}
 
 
 def update(
     adapters: Tree, grads: Tree, state: Tree, lr: float, train_config: TrainConfig
 ) -> tuple[Tree, Tree]:
-    """Take a step of AdamW: return (adapters, state), the adapters rounded to `adapter_dtype`."""
-    lrs = learning_rates(lr, train_config, adapters)
-    adapters, moments = adamw(adapters, grads, state, lrs, train_config)
-    return round_to(adapters, train_config.adapter_dtype), {**state, **moments}
+    """Take a step of the optimizer; return (adapters, state), rounded to `adapter_dtype`."""
+    trained = arrays(adapters)
+    lrs = learning_rates(lr, train_config, trained)
+    _, optimizer_step = OPTIMIZERS[train_config.optimizer]
+    trained, moments = optimizer_step(trained, grads, state, lrs, train_config)
+    adapters = overlay(adapters, round_to(trained, train_config.adapter_dtype))
+    return adapters, {**state, **moments}  # callbacks may have added `best` and others
 
 
 def learning_rates(lr: float, train_config: TrainConfig, adapters: Tree) -> dict[str, float]:
     """Return {path: learning rate} for the leaves of `adapters`; lr: the rate of the step.
 
-    It is multiplied by `loraplus_lr_ratio` for lora_B (LoRA+, Hayou et al. 2024), by
-    `also_train_lr_scale` for leaves not named `lora_…` if there are factors, and by
-    `layer_lr_decay` to the power h − i for a leaf of layer i, where h is the highest trained layer
-    (Howard and Ruder 2018, Sec. 3.2). The embedding has i = −1; the last norm and the head have i =
-    h.
+    The rate of lora_B is multiplied by `loraplus_lr_ratio` (LoRA+, Hayou et al. 2024). If the tree
+    has low-rank factors, the rate of all other leaves is multiplied by `also_train_lr_scale`. The
+    rate of a leaf of layer i is multiplied by `layer_lr_decay` to the power top − i, where top is
+    the highest trained layer (Howard and Ruder 2018, Sec. 3.2). The embedding has i = −1; the last
+    norm and the head have i = top.
     """
     paths = [path for path, _ in named_leaves(adapters)]
     has_factors = any(path.endswith("lora_A") for path in paths)
     other_lr_scale = train_config.also_train_lr_scale if has_factors else 1.0
-    depth = 1 + max((layer_of(path) for path in paths), default=0)
+    top = max((layer_of(path) for path in paths), default=0)
     rates = {}
     for path in paths:
         name = path.rpartition(".")[2]
         scale = 1.0 if name.startswith("lora_") else other_lr_scale
         ratio = train_config.loraplus_lr_ratio if name == "lora_B" else 1.0
-        layer = depth - 1 if path.startswith(("model.norm.", "lm_head.")) else layer_of(path)
-        rates[path] = lr * scale * ratio * train_config.layer_lr_decay ** (depth - 1 - layer)
+        layer = top if path.startswith(("model.norm.", "lm_head.")) else layer_of(path)
+        rates[path] = lr * scale * ratio * train_config.layer_lr_decay ** (top - layer)
     return rates

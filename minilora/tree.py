@@ -10,9 +10,9 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .config import require
+from .config import InputError
 
-Array = Any  # a NumPy array, or autograd's box of one while tracing
+Array = Any  # a NumPy array; while autograd records, its box (a wrapper) of one
 Tree = dict[str, Any]
 
 
@@ -20,7 +20,7 @@ def named_leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted path, leaf) of each leaf, in the order of the keys."""
     for key, value in tree.items():
         path = f"{prefix}.{key}" if prefix else key
-        if hasattr(value, "items"):  # a dict, or autograd's box of one
+        if is_node(value):
             yield from named_leaves(value, path)
         else:
             yield path, value
@@ -64,21 +64,37 @@ def layer_of(path: str) -> int:
     return int(path.split(".")[2]) if path.startswith("model.layers.") else -1
 
 
-def subtree(node: Tree, name: str) -> Any:
-    """Return node[name], or an empty node if it is missing, as untrained nodes of adapters are."""
-    return node.get(name, {})
+def is_node(value: Any) -> bool:
+    """Return whether a value of a tree is a node and not a leaf."""
+    return hasattr(value, "items")  # a dict, or autograd's box of one
 
 
-def trained_or_frozen(trained: Tree, frozen: Tree, name: str) -> Any:
-    """Return the trained leaf of this name if there is one, otherwise the frozen leaf."""
-    return trained[name] if name in trained else frozen[name]
+def overlay(lower: Tree, upper: Tree, place: str = "") -> Tree:
+    """Return `lower` with the leaves of `upper`, each added or in the place of the leaf of `lower`.
+
+    Only nodes on the way to a new leaf are copied; the arrays are shared. Raises InputError if one
+    tree has a leaf where the other has a node.
+
+    >>> overlay({"q_proj": {"weight": 1.0}}, {"q_proj": {"lora_A": 2.0}})
+    {'q_proj': {'weight': 1.0, 'lora_A': 2.0}}
+    """
+    merged = dict(lower)
+    for name, value in upper.items():
+        path = f"{place}.{name}" if place else name
+        if name in lower and is_node(lower[name]) != is_node(value):
+            raise InputError(f"{path} is a node in one tree and a leaf in the other")
+        merged[name] = overlay(lower.get(name, {}), value, path) if is_node(value) else value
+    return merged
 
 
-def check_leaves(node: Tree, known: tuple[str, ...], place: str) -> None:
-    """Raise InputError if the node has an entry that is not in `known`."""
-    unknown = ", ".join(sorted(set(node) - set(known)))
-    advice = "remove it, or use minilora.operations, which reads other methods"
-    require(not unknown, f"{place} does not read {unknown}: {advice}")
+def arrays(tree: Tree) -> Tree:
+    """Return the tree of the leaves that are arrays: without settings such as `lora_scaling`."""
+    return unflatten({path: leaf for path, leaf in named_leaves(tree) if hasattr(leaf, "shape")})
+
+
+def without(node: Tree, *names: str) -> Tree:
+    """Return a copy of the node without the entries of these names."""
+    return {name: value for name, value in node.items() if name not in names}
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:

@@ -14,7 +14,7 @@ from minilora.batching import Example
 from minilora.config import ALL_LINEAR, ATTENTION, QK_NORMS, LoraConfig, ModelConfig
 from minilora.ops import Ops
 from minilora.quant.schemes import quantize
-from minilora.tree import flatten, named_leaves, tree_map, unflatten
+from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map, unflatten
 
 # The exponential inside a loop is a polynomial only when it is compiled.
 compiled_only = pytest.mark.skipif(
@@ -42,7 +42,7 @@ def configs(draw, max_layers=3):
         tie_word_embeddings=draw(st.booleans()),
         rms_norm_eps=draw(st.sampled_from((1e-5, 0.1))),
         sliding_window=draw(st.sampled_from((None, None, 2, 3))),
-        model_type=draw(st.sampled_from(("llama", "qwen3"))),
+        qk_norm=draw(st.booleans()),
     )
 
 
@@ -64,7 +64,7 @@ def projection_shapes(config):
 def random_base(config, seed=0, dtype=np.float32, biases=()):
     """A base with weights of the size that keeps activations near one. `biases`: which have one.
 
-    With the model type qwen3, each head of q and k has a norm.
+    With `qk_norm`, each head of q and k has a norm.
     """
     rng, leaves = np.random.default_rng(seed), {}
 
@@ -80,9 +80,9 @@ def random_base(config, seed=0, dtype=np.float32, biases=()):
             leaves[f"{path}.weight"] = normal((out, into), into**-0.5)
             if name in biases:
                 leaves[f"{path}.bias"] = normal(out, 0.5)
-        for name in ("input_layernorm", "post_attention_layernorm"):
+        for name in filter(None, config.norms):
             leaves[f"{layer}.{name}.weight"] = normal(D, 0.2, 1.0)
-        for name in QK_NORMS if config.model_type == "qwen3" else ():
+        for name in QK_NORMS if config.qk_norm else ():
             leaves[f"{layer}.self_attn.{name}.weight"] = normal(config.head_dim, 0.2, 1.0)
     leaves["model.norm.weight"] = normal(D, 0.2, 1.0)
     if not config.tie_word_embeddings:
@@ -96,11 +96,17 @@ def quantized(base, scheme="nf4"):
 
 
 def adapted(base, seed=0, **lora_fields):
-    """(adapters, frozen) with both factors random, so that the update is as large as the weight."""
+    """(adapters, base) with both factors random, so that the update is as large as the weight."""
     rng = np.random.default_rng([9, seed])
-    adapters, frozen = lora.init(base, LoraConfig(**lora_fields), rng)
+    adapters = lora.init(base, LoraConfig(**lora_fields), rng)
     dtype = base["model"]["norm"]["weight"].dtype
-    return tree_map(lambda w: rng.uniform(-0.5, 0.5, w.shape).astype(dtype), adapters), frozen
+    filled = tree_map(lambda w: rng.uniform(-0.5, 0.5, w.shape).astype(dtype), arrays(adapters))
+    return overlay(adapters, filled), base
+
+
+def moved(adapters, f, *others):
+    """The adapter with its arrays replaced by f(array, *arrays of the others)."""
+    return overlay(adapters, tree_map(f, arrays(adapters), *map(arrays, others)))
 
 
 def random_batch(config, seed=0, B=2, T=5, packed=True):
@@ -176,7 +182,8 @@ def spying(ops, seen):
 
         return call
 
-    return SimpleNamespace(**{name: spy(name) for name in vars(Ops) if name[0] != "_"})
+    spies = {name: spy(name) for name in vars(Ops) if name[0] != "_"}
+    return SimpleNamespace(**spies, ENTRIES=ops.ENTRIES)
 
 
 def bits(x):

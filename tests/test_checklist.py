@@ -12,13 +12,14 @@ from models import configs, projection_shapes, random_base, target_sets
 from sweeps import compare
 from sweeps.pretraining import llama
 
-from minilora import lora, nf4, optim
+from minilora import nf4, optim
 from minilora.cli.arguments import parse
 from minilora.config import LoraConfig, ModelConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation.memory import nbytes
 from minilora.formats import hf_folder
-from minilora.methods.registry import MethodConfig
+from minilora.methods.method import MethodConfig
+from minilora.methods.registry import get_peft_model
 from minilora.quant.schemes import quantize
 from minilora.tree import num_parameters
 
@@ -110,9 +111,8 @@ def test_another_method_is_still_asked_about_its_base_and_its_rows():
 @given(configs(max_layers=1), target_sets, st.integers(1, 8))
 def test_the_sizes_are_the_models(config, names, r):
     assert hf_folder.projection_shapes(config) == projection_shapes(config)
-    adapters, _ = lora.init(
-        random_base(config), LoraConfig(r=r, target_modules=names), np.random.default_rng(0)
-    )
+    base, lora_config = random_base(config), LoraConfig(r=r, target_modules=names)
+    adapters, _ = get_peft_model(base, lora_config)
     shapes = hf_folder.projection_shapes(config)
     assert num_parameters(adapters) == sum(r * sum(shapes[name]) for name in names)
     large = any(r * sum(shapes[name]) >= np.prod(shapes[name]) for name in names)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from models import TINY, adapted, configs, quantized, random_base, seeds
 
 import minilora
-from minilora import generate, generation, layers, lora, model
+from minilora import generate, generation, layers, model
 from minilora.config import ALL_LINEAR, InputError
 from minilora.generation import sample
 from minilora.kernels import fused
@@ -27,26 +27,25 @@ def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, split, o
     tokens = np.random.default_rng(seed).integers(config.vocab_size, size=(2, 5))
     starts = np.zeros_like(tokens)
     cache = [LayerCache() for _ in range(config.num_hidden_layers)]
-    whole = model.hidden_states(adapters, frozen, tokens, starts, config, ops)
+    params = model.parameters(adapters, frozen, ops)
+    whole = model.hidden_states(params, tokens, starts, config, ops)
     parts = []
     for part in np.split(tokens, [split], axis=1):
         parts.append(
-            model.hidden_states(
-                adapters, frozen, part, starts[:, : part.shape[1]], config, ops, cache=cache
-            )
+            model.hidden_states(params, part, starts[:, : part.shape[1]], config, ops, cache)
         )
     # The same sums in another order. What a rounding does, one of every weight shows, for a norm
     # near zero makes it larger by up to 1/√ε = 316; and sums of up to 17 terms in each of two
     # results have some 32 where a weight has one.
-    dense = lora.merge(adapters, frozen, np.float64)
+    dense = minilora.merge(adapters, frozen, np.float64)
     exact, rng = (
-        model.hidden_states({}, dense, tokens, starts, config, layers),
+        model.hidden_states(dense, tokens, starts, config, layers),
         np.random.default_rng(seed),
     )
     noise = 0.0
     for _ in range(4):
         rounded = tree_map(lambda w: w * (1 + U32 * rng.standard_normal(w.shape)), dense)
-        moved = model.hidden_states({}, rounded, tokens, starts, config, layers) - exact
+        moved = model.hidden_states(rounded, tokens, starts, config, layers) - exact
         noise = np.maximum(noise, np.abs(moved).max())
     assert np.abs(np.concatenate(parts, axis=1) - whole).max() <= 32 * noise
 
@@ -172,8 +171,7 @@ def test_the_ranges_of_the_options(option, good, bad):
         options = {"max_tokens": 1, "temp": 0.5, option: value}
         assert len(list(generate({}, base, [1], TINY, rng=0, **options))) == options["max_tokens"]
     for value in bad:
-        flag = option.replace("_", "-")
-        with pytest.raises(InputError, match=f"--{flag} must .* got {value}"):
+        with pytest.raises(InputError, match=f"`{option}` must .* got {value}"):
             next(generate({}, base, [1], TINY, rng=0, **{option: value}))
 
 
@@ -188,11 +186,14 @@ def test_a_prompt_is_a_list_of_ids(prompt):
         next(generate({}, random_base(TINY), prompt, TINY))
 
 
+EMPTY = {"model": {"layers": {}}}  # a base that is not read
+
+
 def scripted(monkeypatch, logits):
     """A model with the same logits at every position, and the list of its inputs."""
     calls = []
 
-    def hidden_states(adapters, base, tokens, starts, config, ops, cache):
+    def hidden_states(params, tokens, starts, config, ops, cache):
         calls.append((tokens.tolist(), starts.tolist(), cache))
         return np.zeros((*tokens.shape, 1))
 
@@ -205,7 +206,7 @@ def scripted(monkeypatch, logits):
 
 def test_the_prompt_is_read_once_and_then_one_token_at_a_time(monkeypatch):
     calls = scripted(monkeypatch, [0, 1, 3, 2])
-    assert list(generation.generate({}, {}, [3, 1, 1], TINY, layers, max_tokens=4)) == [2] * 4
+    assert list(generation.generate({}, EMPTY, [3, 1, 1], TINY, layers, max_tokens=4)) == [2] * 4
     assert [tokens for tokens, _, _ in calls] == [[[3, 1, 1]], [[2]], [[2]], [[2]]]
     assert [starts for _, starts, _ in calls] == [[[0, 0, 0]], [[0]], [[0]], [[0]]]
     caches = [cache for _, _, cache in calls]
@@ -216,21 +217,21 @@ def test_the_prompt_is_read_once_and_then_one_token_at_a_time(monkeypatch):
 def test_a_longer_prompt_is_read_while_a_shorter_one_is_continued(monkeypatch):
     calls = scripted(monkeypatch, [0, 1, 3, 2])
     prompts = [[3, 1, 1, 0], [1, 3]]
-    found = minilora.generate_batch([({}, {})] * 2, prompts, TINY, max_tokens=3)
+    found = minilora.generate_batch([{}, {}], EMPTY, prompts, TINY, max_tokens=3)
     assert found == [[2, 2, 2], [2, 2, 2]]
     read = [tokens for tokens, _, _ in calls]
     assert read == [[[3, 1], [1, 3]], [[1], [2]], [[0], [2]], [[2], [2]], [[2], [2]]]
     scripted(monkeypatch, [0, 1, 3, 2])
     stop = replace(TINY, eos_token_id=(2,))
-    assert minilora.generate_batch([({}, {})] * 2, prompts, stop) == [[], []]
+    assert minilora.generate_batch([{}, {}], EMPTY, prompts, stop) == [[], []]
 
 
 def test_the_usual_options(monkeypatch):
     """256 times the most probable token; with a temperature, samples of all tokens."""
     scripted(monkeypatch, [0, 3, 0, 0])
-    assert list(generation.generate({}, {}, [1], TINY, layers)) == [1] * 256
+    assert list(generation.generate({}, EMPTY, [1], TINY, layers)) == [1] * 256
     # a token of probability 1/(e³ + 3) = 0.043 in each of 256 draws: none has the chance 1e-5
-    drawn = set(generation.generate({}, {}, [1], TINY, layers, temp=1.0, rng=0))
+    drawn = set(generation.generate({}, EMPTY, [1], TINY, layers, temp=1.0, rng=0))
     assert drawn == {0, 1, 2, 3}
 
 
@@ -238,7 +239,8 @@ def test_any_of_the_end_tokens_stops(monkeypatch):
     for end, length in (((), 3), ((0,), 3), ((1,), 0), ((0, 1), 0), ((1, 0), 0)):
         scripted(monkeypatch, [0, 3])
         config = replace(TINY, eos_token_id=end)
-        assert len(list(generation.generate({}, {}, [1], config, layers, max_tokens=3))) == length
+        found = list(generation.generate({}, EMPTY, [1], config, layers, max_tokens=3))
+        assert len(found) == length
 
 
 def test_dropout_is_not_active():
@@ -251,8 +253,10 @@ def test_dropout_is_not_active():
             list(generate(adapters, frozen, prompt, TINY, max_tokens=9, temp=1.0, rng=0))
             for prompt in prompts
         ]
-        for pairs in ([(adapters, frozen)] * 2, [(adapters, frozen), ({}, base)]):
-            batch = minilora.generate_batch(pairs, prompts, TINY, max_tokens=9, temp=1.0, rng=0)
+        for each in ([adapters, adapters], [adapters, {}]):
+            batch = minilora.generate_batch(
+                each, base, prompts, TINY, max_tokens=9, temp=1.0, rng=0
+            )
             alone.append(batch)
         found.append(alone)
     assert found[0] == found[1]

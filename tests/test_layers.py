@@ -48,7 +48,7 @@ def test_linear_is_the_equation(seed, out, into, r, scaling):
     x, w, b = arrays(seed, (2, 3, into), (out, into), out)
     node = lora_node(rng, out, into, r)
     frozen = {"weight": w, "bias": b, "lora_scaling": scaling, "lora_dropout": 0.0}
-    h = layers.linear(x, node, frozen)
+    h = layers.linear(x, frozen | node)
     assert h.shape == (2, 3, out)
     for *at, o in np.ndindex(2, 3, out):
         terms = [w[o, i] * x[*at, i] for i in range(into)] + [b[o]]
@@ -60,15 +60,6 @@ def test_linear_is_the_equation(seed, out, into, r, scaling):
         assert abs(h[*at, o] - math.fsum(terms)) <= bound
 
 
-def test_trained_leaves_take_the_place_of_frozen_ones():
-    x, w, w2, b, b2 = arrays(0, (3, 4), (5, 4), (5, 4), 5, 5)
-    frozen = {"weight": w, "bias": b}
-    np.testing.assert_array_equal(layers.linear(x, {}, frozen), x @ w.T + b)
-    np.testing.assert_array_equal(layers.linear(x, {"bias": b2}, frozen), x @ w.T + b2)
-    np.testing.assert_array_equal(layers.linear(x, {"bias": b2}, {"weight": w}), x @ w.T + b2)
-    np.testing.assert_array_equal(layers.linear(x, {"weight": w2}, frozen), x @ w2.T + b)
-
-
 @few
 @given(seeds, sizes, sizes, sizes, st.sampled_from([0.0, 0.4]))
 def test_gradient_of_a_projection(seed, out, into, r, p):
@@ -77,10 +68,12 @@ def test_gradient_of_a_projection(seed, out, into, r, p):
     node = {**lora_node(rng, out, into, r), "bias": rng.standard_normal(out)}
     frozen = {"weight": w, "lora_scaling": 1.5, "lora_dropout": p}
     # the mask is drawn anew from the same seed: the function is the same at each evaluation
-    gradients_agree(lambda x, t: layers.linear(x, t, frozen, np.random.default_rng(1)), x, node)
-    gradients_agree(lambda x, w: layers.linear(x, {"weight": w}, frozen), x, w)
+    gradients_agree(
+        lambda x, t: layers.linear(x, {**frozen, **t}, np.random.default_rng(1)), x, node
+    )
+    gradients_agree(lambda x, w: layers.linear(x, {"weight": w}), x, w)
     gradients_agree(layers.matmul, x, w)
-    gradients_agree(lambda x: layers.frozen_matmul(x, w), x)
+    gradients_agree(lambda x: layers.matmul(x, w), x)
 
 
 class Counted:
@@ -98,9 +91,9 @@ def test_a_quantized_weight_is_unpacked_once_each_way():
     # QLoRA, Sec. 3: the dense copy lives only inside the product, in both directions.
     x, w = arrays(1, (2, 3, 4), (5, 4))
     counted = Counted(w)
-    gradients_agree(lambda x: layers.frozen_matmul(x, counted), x)
+    gradients_agree(lambda x: layers.matmul(x, counted), x)
     counted.calls = 0
-    back, y = make_vjp(lambda x: layers.frozen_matmul(x, counted))(x)
+    back, y = make_vjp(lambda x: layers.matmul(x, counted))(x)
     assert counted.calls == 1
     np.testing.assert_array_equal(y, x @ w.T)
     np.testing.assert_array_equal(back(y), y @ w)
@@ -111,7 +104,7 @@ def test_a_quantized_weight_is_unpacked_once_each_way():
 def test_a_product_with_codes_is_the_product_with_what_they_stand_for(seed, out, into):
     x, w = (a.astype(np.float32) for a in arrays(seed, (2, into), (out, into)))
     q = nf4.quantize(w, 16)
-    assert bits(layers.frozen_matmul(x, q)) == bits(layers.frozen_matmul(x, q.dequantize()))
+    assert bits(layers.matmul(x, q)) == bits(layers.matmul(x, q.dequantize()))
 
 
 # ---------------------------------------------------------------------------------- dropout
@@ -140,10 +133,10 @@ def test_dropout_is_on_the_adapters_branch_only():
     x, w, a = arrays(2, (4, 6), (5, 6), (2, 6))
     frozen = {"weight": w, "lora_scaling": 1.0, "lora_dropout": 0.5}
     b = np.zeros((5, 2))
-    y = layers.linear(x, {"lora_A": a, "lora_B": b}, frozen, np.random.default_rng(0))
+    y = layers.linear(x, frozen | {"lora_A": a, "lora_B": b}, np.random.default_rng(0))
     np.testing.assert_array_equal(y, x @ w.T)
     b = np.ones((5, 2))
-    y = layers.linear(x, {"lora_A": a, "lora_B": b}, frozen, np.random.default_rng(0))
+    y = layers.linear(x, frozen | {"lora_A": a, "lora_B": b}, np.random.default_rng(0))
     z = layers.dropout(x, 0.5, np.random.default_rng(0))  # of the input, before A
     np.testing.assert_allclose(y, x @ w.T + z @ a.T @ b.T, rtol=0, atol=100 * U64)
 
@@ -260,14 +253,15 @@ def test_the_angles_are_float32_as_checkpoints_are_trained_with(dtype):
 
 
 def test_embed_looks_up_and_counts_from_the_start_of_the_segment():
-    (rows, other), tokens = arrays(4, (5, 3), (5, 3)), np.array([[4, 0, 4], [1, 2, 3]])
+    (rows,), tokens = arrays(4, (5, 3)), np.array([[4, 0, 4], [1, 2, 3]])
     starts, frozen = np.array([[0, 0, 2], [0, 1, 1]]), {"embed_tokens": {"weight": rows}}
-    x, positions, same = layers.embed({}, frozen, tokens, starts)
+    ctx = layers.Context(TINY, layers, None, starts)
+    x, positions, same = layers.embed(tokens, frozen, ctx)
     np.testing.assert_array_equal(x, [[rows[t] for t in row] for row in tokens])
     assert positions.tolist() == [[0, 1, 0], [0, 0, 1]] and same is starts
-    trained = {"embed_tokens": {"weight": other}, "layers": {}, "norm": {}}
-    x, positions, _ = layers.embed(trained, frozen, tokens, starts, 5)
-    np.testing.assert_array_equal(x, other[tokens])
+    cache = layers.LayerCache()
+    cache.length = 5
+    _, positions, _ = layers.embed(tokens, frozen, ctx._replace(cache=cache))
     assert positions.tolist() == [[5, 6, 5], [5, 5, 6]]
 
 
@@ -455,16 +449,22 @@ def test_attention_token_by_token_with_a_cache(inputs, window, data):
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=bound)
 
 
+def context(rope, starts, cache=None, **fields):
+    """The context of a sublayer whose heads have the width of the angles."""
+    config = replace(TINY, head_dim=2 * rope[0].shape[-1], **fields)
+    return layers.Context(config, layers, rope, starts, cache)
+
+
 def test_a_sublayer_hands_on_its_cache():
     rng = np.random.default_rng(0)
     shapes = {"q_proj": (8, 6), "k_proj": (4, 6), "v_proj": (4, 6), "o_proj": (6, 8)}
     frozen = {name: {"weight": rng.standard_normal(shape)} for name, shape in shapes.items()}
     x, starts, cache = rng.standard_normal((1, 5, 6)), np.zeros((1, 5), int), layers.LayerCache()
     rope = layers.rope_cos_sin(np.arange(5)[None], replace(TINY, head_dim=4), np.float64)
-    whole = layers.self_attention(x, {}, frozen, rope, starts)
+    whole = layers.self_attention(x, frozen, context(rope, starts))
     for t in range(5):
         now, at = slice(t, t + 1), tuple(a[:, t : t + 1] for a in rope)
-        y = layers.self_attention(x[:, now], {}, frozen, at, starts[:, now], cache)
+        y = layers.self_attention(x[:, now], frozen, context(at, starts[:, now], cache))
         # numbers of size ten or so, through four sums of at most eight terms
         np.testing.assert_allclose(y, whole[:, now], rtol=0, atol=1e4 * U64)
     assert cache.length == 5
@@ -493,7 +493,7 @@ def test_each_head_of_q_and_k_is_normalized_before_the_rotation(seed):
         part, w = (q[..., 4 * h : 4 * h + 4], q_norm) if h < 2 else (k, k_norm)
         part *= w / np.sqrt(np.mean(part**2, axis=-1, keepdims=True) + 0.1)
     mixed = layers.attention(q, k, v, rope, starts) @ frozen["o_proj"]["weight"].T
-    got = layers.self_attention(x, {}, frozen, rope, starts, eps=0.1)
+    got = layers.self_attention(x, frozen, context(rope, starts, rms_norm_eps=0.1, qk_norm=True))
     # numbers of size ten or so, through five sums of at most eight terms
     np.testing.assert_allclose(got, mixed, rtol=0, atol=1e4 * U64)
 
@@ -502,10 +502,11 @@ def test_each_head_of_q_and_k_is_normalized_before_the_rotation(seed):
 @given(seeds, windows)
 def test_gradient_of_the_norms_of_the_heads(seed, window):
     x, q_norm, k_norm, frozen, *rest = normed_sublayer(seed)
+    ctx = context(*rest, rms_norm_eps=0.1, sliding_window=window, qk_norm=True)
 
     def f(x, q_norm, k_norm):
         trained = {"q_norm": {"weight": q_norm}, "k_norm": {"weight": k_norm}}
-        return layers.self_attention(x, trained, frozen, *rest, eps=0.1, window=window)
+        return layers.self_attention(x, frozen | trained, ctx)
 
     gradients_agree(f, x, q_norm, k_norm)
 

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -27,13 +28,15 @@ from models import (
 )
 
 import minilora
-from minilora import layers, lora, model
+from minilora import layers, model
 from minilora.batching import collate
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.kernels import fused
 from minilora.layers import value_and_grad
-from minilora.methods.registry import METHODS, MethodConfig, also_train
-from minilora.tree import flatten, named_leaves, set_leaf, unflatten
+from minilora.methods.method import MethodConfig
+from minilora.methods.registry import get_peft_model
+from minilora.methods.replaced import also_train
+from minilora.tree import arrays, flatten, named_leaves, overlay, set_leaf, unflatten
 
 U32, U64 = 2.0**-24, 2.0**-53
 PATHS = pytest.mark.parametrize("ops", [layers, fused], ids=["plain", "fused"])
@@ -110,6 +113,19 @@ def test_logits_by_hand(ops, config, seed):
         assert np.abs(got - exact).max() < 20 * U32 * 5 * WORST / 10 * scale
 
 
+def test_layers_of_one_rotary_base_can_differ_in_its_scaling():
+    """Gemma 3 scales the rotary frequencies only in the layers without a window."""
+    config = replace(
+        TINY, sliding_window=9, layer_types=("sliding_attention", "full_attention"),
+        rope_scaling={"rope_type": "linear", "factor": 4.0}, rope_local_base_freq=TINY.rope_theta,
+    )  # fmt: skip
+    # another base, of which at most the last bit of a frequency is another
+    nearly = replace(config, rope_local_base_freq=TINY.rope_theta * (1 + 1e-12))
+    base, tokens = random_base(config), np.arange(6)[None]
+    ours, expected = (minilora.forward({}, base, tokens, c) for c in (config, nearly))
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+
+
 @PATHS
 @few
 @given(configs(), seeds)
@@ -143,13 +159,13 @@ def slope_agrees(loss, tree, seed):
     that of another one, only a small h is in the range of the series: the smallest bound tells.
     """
     value, grads = value_and_grad(loss)(tree)
-    weights, grads, rng = flatten(tree), flatten(grads), np.random.default_rng([6, seed])
+    weights, grads, rng = flatten(arrays(tree)), flatten(grads), np.random.default_rng([6, seed])
     along = {path: rng.standard_normal(w.shape) for path, w in weights.items()}
     moved = value + sum(np.abs(g * weights[path]).sum() for path, g in grads.items())
 
     def difference(h):
         ends = ({p: w + s * along[p] for p, w in weights.items()} for s in (h, -h))
-        above, below = (loss(unflatten(end)) for end in ends)
+        above, below = (loss(overlay(tree, unflatten(end))) for end in ends)
         return (above - below) / (2 * h)
 
     def extrapolated(h):
@@ -204,7 +220,7 @@ def test_both_paths_agree_in_float64(config, seed, names, checkpointing, p):
     (plain, plain_grads), (fast, fast_grads) = results
     close(fast, plain)
     plain_grads, fast_grads = flatten(plain_grads), flatten(fast_grads)
-    assert plain_grads.keys() == fast_grads.keys() == flatten(adapters).keys()
+    assert plain_grads.keys() == fast_grads.keys() == flatten(arrays(adapters)).keys()
     for path, g in plain_grads.items():
         close(fast_grads[path], g, roundings=10_000)
 
@@ -237,7 +253,7 @@ def test_gradients_have_the_paths_and_dtypes_of_what_is_trained(ops):
     adapters, frozen = adapted(base)
     adapters = also_train(adapters, frozen, ("norm", "bias", "head"))
     _, grads = value_and_grad(model.loss)(adapters, frozen, random_batch(TINY), TINY, ops)
-    trained, grads = flatten(adapters), flatten(grads)
+    trained, grads = flatten(arrays(adapters)), flatten(grads)
     assert trained.keys() == grads.keys()
     for path, g in grads.items():
         assert g.shape == trained[path].shape and g.dtype == np.float32, path
@@ -280,15 +296,12 @@ def test_packed_examples_equal_the_same_alone(ops, config, seed, n):
     adapters, frozen = adapted(base, seed)
     examples = random_examples(config, n, seed)
     packed = collate([examples])
-    together = model.hidden_states(
-        adapters, frozen, packed["tokens"], packed["segment_starts"], config, ops
-    )
+    params = model.parameters(adapters, frozen, ops)
+    together = model.hidden_states(params, packed["tokens"], packed["segment_starts"], config, ops)
     loss, total, at = 0.0, 0.0, 0
     for example in examples:
         alone = collate([[example]])
-        x = model.hidden_states(
-            adapters, frozen, alone["tokens"], alone["segment_starts"], config, ops
-        )
+        x = model.hidden_states(params, alone["tokens"], alone["segment_starts"], config, ops)
         close(together[:, at : at + x.shape[1]], x)
         count = alone["mask"].sum()
         loss += count * model.loss(adapters, frozen, alone, config, ops)
@@ -303,7 +316,7 @@ def test_a_packed_neighbour_is_invisible_to_the_last_bit(ops):
     a, b = (collate([[e, second]]) for e in (first, other))
     at = len(first.tokens) - 1
     x, y = (
-        model.hidden_states({}, base, c["tokens"], c["segment_starts"], TINY, ops)[:, at:]
+        model.hidden_states(base, c["tokens"], c["segment_starts"], TINY, ops)[:, at:]
         for c in (a, b)
     )
     assert bits(x) == bits(y)
@@ -405,11 +418,10 @@ def test_nothing_is_recomputed_unless_asked(ops):
     batch, seen = random_batch(TINY), []
     model.loss(adapters, frozen, batch, TINY, spying(ops, seen))
     model.forward(adapters, frozen, batch["tokens"], TINY, spying(ops, seen))
-    model.hidden_states(
-        adapters, frozen, batch["tokens"], batch["segment_starts"], TINY, spying(ops, seen)
-    )
+    params = model.parameters(adapters, frozen, ops)
+    model.hidden_states(params, batch["tokens"], batch["segment_starts"], TINY, spying(ops, seen))
     names = [name for name, _ in seen]
-    assert "checkpoint" not in names and names.count("mlp") == 3 * TINY.num_hidden_layers
+    assert names.count("mlp") == 3 * TINY.num_hidden_layers
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -442,7 +454,9 @@ def test_nothing_below_the_first_adapted_layer_is_differentiated(ops, checkpoint
         assert followed("rms_norm") == [False] * (2 * first + 1) + [True] * (6 - 2 * first)
     for name, args in seen:
         if name in ("self_attention", "mlp"):  # autograd never traces the base
-            assert not any(isbox(w) for _, w in named_leaves(args[2]))
+            leaves = flatten(args[1])
+            traced = {path.rpartition(".")[2] for path, w in leaves.items() if isbox(w)}
+            assert traced <= {"lora_A", "lora_B"}
     layers_of = [sum(n == name for n, _ in seen) for name in ("self_attention", "mlp")]
     assert layers_of == [3 + (3 - first if checkpointing else 0)] * 2
 
@@ -462,8 +476,8 @@ def test_a_trained_leaf_replaces_the_frozen_one_wherever_it_stands(ops):
     tokens = np.arange(6).reshape(2, 3)
     for path, leaf in flatten(other).items():
         adapters, mixed = {}, as_dtype(base, np.float32)
-        lora.set_leaf(adapters, path, leaf)
-        lora.set_leaf(mixed, path, leaf)
+        set_leaf(adapters, path, leaf)
+        set_leaf(mixed, path, leaf)
         got = model.forward(adapters, base, tokens, TINY, ops)
         assert bits(got) == bits(model.forward({}, mixed, tokens, TINY, ops))
         assert bits(got) != bits(model.forward({}, base, tokens, TINY, ops))
@@ -477,7 +491,7 @@ UNREAD = [  # a place of every node of the trained tree
     f"{L0}.self_attn.up_proj.lora_A", f"{L0}.self_attn.lora_A", f"{L0}.mlp.q_proj.lora_A",
     f"{L0}.mlp.other", f"{L0}.input_layernorm.bias", f"{L0}.post_attention_layernorm.bias",
     "model.norm.bias", *(f"{L0}.self_attn.{name}.other" for name in ALL_LINEAR[:4]),
-    *(f"{L0}.mlp.{name}.other" for name in ALL_LINEAR[4:]), f"{L0}.mlp.up_proj.lora_scaling",
+    *(f"{L0}.mlp.{name}.other" for name in ALL_LINEAR[4:]),
 ]  # fmt: skip
 
 
@@ -488,10 +502,24 @@ def test_a_leaf_that_nothing_reads_is_refused_wherever_it_stands(ops, path):
     tokens = np.arange(4)[None]
     model.forward(adapters, frozen, tokens, TINY, ops)
     set_leaf(adapters, path, np.ones(3, np.float32))
-    unread = [key for key in path.split(".") if key not in ("model", "layers", "0")]
-    with pytest.raises(InputError, match=r"does not read .*: remove it") as error:
+    with pytest.raises(InputError, match=r"do not read (.*): remove it") as error:
         model.forward(adapters, frozen, tokens, TINY, ops)
-    assert any(key in str(error.value) for key in unread)
+    named = re.search("do not read (.*):", str(error.value))[1]
+    assert f"{path}.".startswith(f"{named}.")
+
+
+@PATHS
+def test_an_adapter_needs_its_scaling_and_a_weight(ops):
+    base, tokens = random_base(TINY), np.arange(4)[None]
+    adapters, _ = adapted(base)
+    node = adapters["model"]["layers"]["1"]["self_attn"]["v_proj"]
+    scaling = node.pop("lora_scaling")
+    with pytest.raises(InputError, match=r"^model.layers.1.self_attn.v_proj has no lora_scaling"):
+        model.forward(adapters, base, tokens, TINY, ops)
+    node["lora_scaling"] = scaling
+    del base["model"]["layers"]["1"]["self_attn"]["v_proj"]["weight"]
+    with pytest.raises(InputError, match=r"^the base has no model\.layers\.1.*weight that"):
+        model.forward(adapters, base, tokens, TINY, ops)
 
 
 @PATHS
@@ -500,16 +528,16 @@ def test_a_frozen_leaf_that_nothing_reads_is_refused(ops, name):
     adapters, frozen = adapted(random_base(TINY), target_modules=ALL_LINEAR)
     part = "self_attn" if name in ALL_LINEAR[:4] else "mlp"
     set_leaf(frozen, f"{L0}.{part}.{name}.other", 1.0)
-    with pytest.raises(InputError, match="does not read other"):
+    with pytest.raises(InputError, match=f"do not read {L0}.{part}.{name}.other:"):
         model.forward(adapters, frozen, np.arange(4)[None], TINY, ops)
 
 
 @PATHS
 @pytest.mark.parametrize("method", ["dora", "ia3", "bottleneck", "prompt", "p-tuning", "prefix"])
 def test_the_bare_operations_refuse_the_leaves_of_other_methods(ops, method):
-    config = LoraConfig() if method == "dora" else MethodConfig(method)
-    adapters, frozen = METHODS[method](random_base(TINY), config, np.random.default_rng(0))
-    with pytest.raises(InputError, match=r"does not read .*: remove it"):
+    config = LoraConfig(use_dora=True) if method == "dora" else MethodConfig(method)
+    adapters, frozen = get_peft_model(random_base(TINY), config, 0)
+    with pytest.raises(InputError, match=r"do not read .*: remove it"):
         model.forward(adapters, frozen, np.arange(4)[None], TINY, ops)
 
 
@@ -518,7 +546,9 @@ def test_logits_have_a_gradient_for_a_trained_head(ops):
     base, tokens = random_base(TINY, dtype=np.float64), np.arange(4)[None]
     head = as_dtype(also_train({}, base, ["head"]), np.float64)
     f = value_and_grad(lambda adapters: model.forward(adapters, base, tokens, TINY, ops).sum())
-    states = model.hidden_states(head, base, tokens, np.zeros_like(tokens), TINY, ops)
+    states = model.hidden_states(
+        model.parameters(head, base, ops), tokens, np.zeros_like(tokens), TINY, ops
+    )
     # every logit is the product of a state with a row of the head: each row gets their sum
     expected = np.broadcast_to(states.sum(axis=(0, 1)), head["lm_head"]["weight"].shape)
     close(f(head)[1]["lm_head"]["weight"], expected)
@@ -527,10 +557,11 @@ def test_logits_have_a_gradient_for_a_trained_head(ops):
 def test_the_head_is_the_trained_one_or_the_bases_or_the_embedding():
     tied, untied = random_base(TINY), random_base(replace(TINY, tie_word_embeddings=False))
     embedding, own, new = tied["model"]["embed_tokens"]["weight"], untied["lm_head"]["weight"], 7
-    assert model.lm_head({}, tied) is embedding
-    assert model.lm_head({}, untied) is own
-    assert model.lm_head({"lm_head": {"weight": new}}, untied) is new
-    assert model.lm_head({"model": {"embed_tokens": {"weight": new}}}, tied) is new
+    assert model.lm_head(tied) is embedding
+    assert model.lm_head(untied) is own
+    for base in (tied, untied):
+        assert model.lm_head(overlay(base, {"lm_head": {"weight": new}})) is new
+    assert model.lm_head(overlay(tied, {"model": {"embed_tokens": {"weight": new}}})) is new
 
 
 def test_the_environment_chooses_the_path_for_a_whole_run():

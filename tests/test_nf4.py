@@ -611,7 +611,7 @@ def test_products_by_tiles(seed, block_size, code, double, back, n, out, width, 
     m = m if back else m.T
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(weights_.tiles, "__defaults__", (tile,))
-        y = (weights_.tiled_matmul_backward if back else weights_.frozen_matmul)(x, q)
+        y = (weights_.tiled_matmul_backward if back else weights_.matmul)(x, q)
     # k products and k - 1 sums, in whatever order, each rounded once
     error = 2 * (len(m) + 1) * EPS * (np.abs(x) @ np.abs(m)) + 1e-30
     assert (np.abs(y - x @ m) <= error).all()
@@ -627,7 +627,7 @@ def test_products_of_many_rows_never_hold_the_dense_weight(monkeypatch):
         nf4.Quantized,
         lambda q, i, out: sizes.append(len(out)) or read(q, i, out),
     )
-    y = weights_.frozen_matmul(x, q)
+    y = weights_.matmul(x, q)
     error = 2 * 1501 * EPS * (np.abs(x) @ np.abs(dense).T)
     assert y.shape == (2, 40, 1500) and (np.abs(y - x @ dense.T) <= error).all()
     error = 2 * 1501 * EPS * (np.abs(y) @ np.abs(dense))

@@ -1,4 +1,4 @@
-"""AdamW against the paper's algorithm one number at a time, clipping, schedules, and rounding."""
+"""AdamW and Muon against plain loops over numbers, clipping, schedules, and rounding."""
 
 import math
 import struct
@@ -18,10 +18,13 @@ from minilora.optim import (
     clip,
     get_lr,
     global_norm,
+    muon,
+    muon_init,
+    orthogonalize,
     round_to,
     to_bfloat16,
 )
-from minilora.tree import flatten, named_leaves, tree_map
+from minilora.tree import flatten, named_leaves, tree_map, unflatten
 
 U32, U64 = 2.0**-24, 2.0**-53
 
@@ -105,6 +108,113 @@ def test_decay_is_decoupled():
     np.testing.assert_array_equal(new["w"], params["w"] * (1 - 0.1 * 0.5))
     np.testing.assert_array_equal(new["still"], 1)
     assert not state["m"]["w"].any() and not state["v"]["w"].any()
+
+
+# ------------------------------------------------------------------------------------ Muon
+
+A0, BIAS, HEAD = "model.layers.0.mlp.up_proj.lora_A", "model.layers.0.mlp.up_proj.bias", "lm_head"
+SHAPES = {A0: (2, 5), A0.replace("lora_A", "lora_B"): (4, 2), BIAS: (4,), f"{HEAD}.weight": (3, 2)}
+
+
+def muon_tree(seed):
+    rng = np.random.default_rng(seed)
+    return unflatten({path: rng.standard_normal(shape) for path, shape in SHAPES.items()})
+
+
+@given(seeds, st.integers(1, 8), st.integers(1, 8), st.sampled_from((1e-3, 1.0, 1e3)))
+def test_orthogonalizing_brings_the_singular_values_near_one(seed, out, into, size):
+    """The singular vectors stay, and each singular value goes through the polynomial."""
+    rng, rank = np.random.default_rng(seed), min(out, into)
+    u, _ = np.linalg.qr(rng.standard_normal((out, rank)))
+    v, _ = np.linalg.qr(rng.standard_normal((into, rank)))
+    s = size * rng.uniform(1 / 3, 1, rank)
+    found = orthogonalize(u * s @ v.T)
+    values = u.T @ found @ v
+    assert (np.diag(values) > 0.6).all() and (np.diag(values) < 1.25).all()
+    s = s / (np.linalg.norm(s) + 1e-7)
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s**3 + 2.0315 * s**5
+    # an iteration multiplies an error by at most 3.4445, and five by 485; each adds some hundred
+    # roundings of numbers near one
+    bound = 500 * 5 * 100 * U64
+    np.testing.assert_allclose(values, np.diag(s), rtol=0, atol=bound)
+    np.testing.assert_allclose(found, u * s @ v.T, rtol=0, atol=bound)
+
+
+def matmul_by_hand(a, b):
+    return [[sum(x * y for x, y in zip(row, column)) for column in zip(*b)] for row in a]
+
+
+def orthogonalized_by_hand(m):
+    """Jordan et al. 2024, `zeropower_via_newtonschulz5`, in lists of lists."""
+    if len(m) > len(m[0]):
+        m = [list(row) for row in zip(*m)]
+        return [list(row) for row in zip(*orthogonalized_by_hand(m))]
+    norm = math.sqrt(sum(x * x for row in m for x in row)) + 1e-7
+    x = [[number / norm for number in row] for row in m]
+    for _ in range(5):
+        gram = matmul_by_hand(x, [list(row) for row in zip(*x)])
+        square = matmul_by_hand(gram, gram)
+        both = [
+            [-4.775 * g + 2.0315 * s for g, s in zip(grams, squares)]
+            for grams, squares in zip(gram, square)
+        ]
+        moved = matmul_by_hand(both, x)
+        x = [[3.4445 * a + b for a, b in zip(old, new)] for old, new in zip(x, moved)]
+    return x
+
+
+def muon_by_hand(w, gradients, rate, decay):
+    """A matrix after the steps: momentum 0.95 with Nesterov, and the scale √max(1, out/in)."""
+    momentum = np.zeros_like(w)
+    scale = math.sqrt(max(1, w.shape[0] / w.shape[1]))
+    w = w.copy()
+    for g in gradients:
+        for at in np.ndindex(w.shape):
+            momentum[at] = 0.95 * momentum[at] + g[at]
+        update = orthogonalized_by_hand((0.95 * momentum + g).tolist())
+        for i, j in np.ndindex(w.shape):
+            w[i, j] = w[i, j] * (1 - rate * decay) - rate * scale * update[i][j]
+    return w
+
+
+@given(seeds, st.sampled_from([0.0, 0.1, 3.0]))
+def test_muon_is_a_plain_loop(seed, decay):
+    config = TrainConfig(optimizer="muon", weight_decay=decay)
+    rates = {path: 0.01 * (n + 1) for n, path in enumerate(SHAPES)}
+    start = params = read_only(muon_tree(seed))
+    gradients = [read_only(muon_tree([seed, t])) for t in range(3)]
+    state = muon_init(params)
+    for g in gradients:
+        params, state = muon(params, g, state, rates, config)
+    assert state["step"] == 3 and flatten(params).keys() == SHAPES.keys()
+    for path in SHAPES:
+        if "lora" in path:
+            of_path = [flatten(g)[path] for g in gradients]
+            expected = muon_by_hand(flatten(start)[path], of_path, rates[path], decay)
+            # see above; the weights are below 8, and each step rounds them a few times
+            atol = 3 * (500 * 5 * 100 * rates[path] + 8 * 10) * U64
+            np.testing.assert_allclose(flatten(params)[path], expected, rtol=0, atol=atol)
+
+
+def test_muon_takes_steps_of_adamw_where_a_leaf_is_no_matrix_of_a_layer():
+    config, rates = TrainConfig(optimizer="muon", weight_decay=0.1), dict.fromkeys(SHAPES, 0.01)
+    params, gradients = muon_tree(0), [muon_tree(1), muon_tree(2)]
+    others = {BIAS, f"{HEAD}.weight"}
+
+    def part(tree):
+        return unflatten({path: w for path, w in flatten(tree).items() if path in others})
+
+    state, expected = muon_init(params), part(params)
+    expected_state = adamw_init(expected)
+    assert flatten(state["momentum"]).keys() == SHAPES.keys() - others
+    for g in gradients:
+        params, state = muon(params, g, state, rates, config)
+        of_others = {path: rates[path] for path in others}
+        expected, expected_state = adamw(expected, part(g), expected_state, of_others, config)
+    assert fingerprint(part(params)) == fingerprint(expected)
+    for name in ("m", "v"):
+        assert fingerprint(state[name]) == fingerprint(expected_state[name])
 
 
 # --------------------------------------------------------------------------------- clipping

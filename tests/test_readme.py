@@ -6,18 +6,21 @@ import re
 import subprocess
 import sys
 import tomllib
+import tracemalloc
 from argparse import BooleanOptionalAction
 from pathlib import Path
 
 import numpy as np
 import pytest
+from autograd import grad
+from models import moved
 
 import minilora
-from minilora import cli, lora, tree
+from minilora import cli, tree
 from minilora.cli.arguments import COURSE, Parser, parser
 from minilora.course.commands import add_commands
 from minilora.data.tasks import BUILTIN
-from minilora.kernels import weights
+from minilora.kernels import fused, weights
 from minilora.methods.registry import METHODS
 from minilora.quant.schemes import quantize_leaf
 
@@ -212,10 +215,11 @@ def test_the_methods():
     base = minilora.load("micro")[1]
     for entry, (_, trained, file, moments, *_) in zip(compare.TABLE.values(), rows):
         config = compare.sized(entry, base, compare.BUDGET)
-        adapters, frozen = compare.start(entry, base, config)
-        assert trained == f"{tree.num_parameters(adapters):,}", entry
-        assert file == f"{compare.file_bytes(adapters, frozen, config, 'micro'):,}", entry
-        assert moments == f"{2 * 4 * tree.num_parameters(adapters):,}", entry
+        model = minilora.get_peft_model(base, config)
+        parameters = tree.num_parameters(model.adapters)
+        assert trained == f"{parameters:,}", entry
+        assert file == f"{compare.file_bytes(*model, config, 'micro'):,}", entry
+        assert moments == f"{2 * 4 * parameters:,}", entry
 
 
 def test_the_scores_of_the_methods():
@@ -270,9 +274,9 @@ def test_several_adapters(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base, config = minilora.load("tiny")[1], minilora.LoraConfig()
     for seed, folder in enumerate("ab"):
-        adapters, frozen = lora.init(base, config, np.random.default_rng(seed))
-        adapters = tree.tree_map(lambda w: w + np.float32(0.01), adapters)  # B, too
-        minilora.save_adapter(folder, adapters, frozen, config, "tiny")
+        adapters, _ = minilora.get_peft_model(base, config, seed)
+        adapters = moved(adapters, lambda w: w + np.float32(0.01))  # B, too
+        minilora.save_adapter(folder, adapters, base, config, "tiny")
     names: dict = {}
     exec(python_block("several-adapters.md"), names)
     assert max(names["errors"].values()) < 1e-6
@@ -397,13 +401,41 @@ def test_the_debugger_stops_where_the_guide_says(tmp_path):
     assert run.stdout.count("(Pdb)") == len(typed) + len(asked)
 
 
+def test_the_guide_names_every_package_that_minilora_needs():
+    project = tomllib.loads(page("pyproject.toml"))["project"]
+    needed = {re.match(r"\w+", line)[0] for line in project["dependencies"]}
+    text = page("design.md").replace("\n", " ")
+    said = re.search(r"needs more than NumPy and autograd: (.*?)\.", text)[1]
+    more = {part.split()[0] for part in said.split(", ")}
+    assert needed == {"numpy", "autograd", *more}
+
+
 def test_the_tests_that_the_guide_names_exist():
     for name, path in re.findall(r"`(test_\w+)` in \[`([\w/.]+)`\]", page("proofs.md")):
         assert f"def {name}(" in page(path), name
 
 
 def test_the_tile_of_the_logits():
-    assert f"at most {weights.TILE:,} tokens of the vocabulary" in page("speed-and-memory.md")
+    """The page says its size, and the loss and its gradient take the memory of about one tile."""
+    text = page("speed-and-memory.md")
+    assert f"at most {weights.TILE:,} tokens of the vocabulary" in text
+    assert f"an array of {4 * 128 * 49_152 * 4 / 1e6:.0f} MB" in text
+
+    rng, n, vocabulary = np.random.default_rng(0), 256, 16 * weights.TILE
+    head = rng.standard_normal((vocabulary, 8), np.float32)
+    hidden, targets = rng.standard_normal((1, n, 8), np.float32), rng.integers(vocabulary, size=n)
+
+    def step():
+        mask = np.ones((1, n), np.float32)
+        return grad(lambda h: fused.cross_entropy(h, head, targets[None], mask))(hidden)
+
+    step()  # compile first
+    tracemalloc.start()
+    step()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    tile = 4 * n * weights.TILE
+    assert tile <= peak < 3 * tile  # all logits would be 16 of them
 
 
 def test_each_difference_of_a_library_has_a_test():

@@ -25,11 +25,11 @@ import minilora
 from minilora import kernels, layers, train, training
 from minilora.batching import Example, batch_at, collate
 from minilora.config import ALL_LINEAR, InputError, TrainConfig
-from minilora.evaluation import metrics, progress, trainer
-from minilora.evaluation.trainer import init_state, kept_step, should_stop, update_best
+from minilora.evaluation import callbacks, metrics, progress
+from minilora.evaluation.callbacks import init_state, kept_step, should_stop, update_best
 from minilora.kernels import threads
 from minilora.layers import value_and_grad
-from minilora.methods.registry import also_train
+from minilora.methods.replaced import also_train
 from minilora.optim import get_lr, global_norm, round_to
 from minilora.training import (
     accumulate,
@@ -38,7 +38,7 @@ from minilora.training import (
     num_targets,
     split_batch,
 )
-from minilora.tree import flatten, get, named_leaves, tree_map
+from minilora.tree import arrays, flatten, get, named_leaves, tree_map
 
 U32, U64 = 2.0**-24, 2.0**-53
 EXAMPLES, VALID = random_examples(TINY, 9, seed=1), random_examples(TINY, 4, seed=2)
@@ -92,7 +92,7 @@ def test_frozen_leaves_are_never_written(scheme):
     read_only(frozen), read_only(adapters)  # any write raises
     trained, _ = train(adapters, frozen, EXAMPLES, TINY, replace(RICH, weight_decay=1.0), VALID)
     assert before == (fingerprint(base), fingerprint(frozen), fingerprint(adapters))
-    for path, w in named_leaves(trained):  # and every trained one is
+    for path, w in named_leaves(arrays(trained)):  # and every trained one is
         assert (w != flatten(adapters)[path]).any(), path
         assert w.dtype == np.float32 and w.shape == flatten(adapters)[path].shape
 
@@ -148,7 +148,7 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
     adapters, frozen = (as_dtype(tree, np.float64) for tree in setting(dropout=0.0))
     examples = [[e] for e in random_examples(TINY, 12, seed)]
     config = replace(SMALL, batch_size=size, grad_accumulation_steps=n)
-    loss, grads, tokens = gradient_at(
+    loss, grads, rows = gradient_at(
         adapters, frozen, examples, 1, TINY, config, kernels.OPS, kernels.parallel_map, 2
     )
 
@@ -160,7 +160,8 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
     shares = [part["mask"].sum() / large["mask"].sum() for part in parts]
     alone = [f(adapters, frozen, part, TINY) for part in parts]
 
-    assert tokens == large["mask"].sum() == sum(part["mask"].sum() for part in parts)
+    assert rows == batch_at(examples, 1, n * size, config.seed)
+    assert large["mask"].sum() == sum(part["mask"].sum() for part in parts)
     # all is float64 but the weights m/Σm and the shares, which round once each
     bound = 4 * U32 * sum(s * value for s, (value, _) in zip(shares, alone))
     assert abs(loss - expected) <= bound
@@ -183,11 +184,11 @@ def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
     config = replace(SMALL, batch_size=5)
     whole = value_and_grad(minilora.loss)(adapters, frozen, collate(rows), TINY)
     monkeypatch.setattr(training, "batch_at", lambda rows, *rest: rows)
-    loss, grads, tokens = gradient_at(
+    loss, grads, _ = gradient_at(
         adapters, frozen, rows, 0, TINY, config, kernels.OPS, kernels.parallel_map, cores
     )
     # shares n/total round to float32, once each; m/Σm does so in both
-    assert loss == pytest.approx(whole[0], rel=4 * U32) and tokens == collate(rows)["mask"].sum()
+    assert loss == pytest.approx(whole[0], rel=4 * U32)
     size = max(np.abs(g).max() for _, g in named_leaves(whole[1]))
     for path, g in named_leaves(grads):
         np.testing.assert_allclose(g, get(whole[1], path), rtol=0, atol=8 * cores * U32 * size)
@@ -215,7 +216,8 @@ def test_parts_count_by_their_targets(seed, counts):
     parts = [
         (n, float(rng.standard_normal()), {"a": {"w": rng.standard_normal(3)}}) for n in counts
     ]
-    loss, grads = accumulate(iter(parts), sum(counts))
+    loss, grads = accumulate(parts[:2], sum(counts))
+    loss, grads = accumulate(parts[2:], sum(counts), loss, grads)
     # a share, a product and the sum of up to five terms: each rounds its number once
     bound = 7 * U64 * sum(n * abs(value) for n, value, _ in parts) / sum(counts)
     assert abs(loss - math.fsum(n * v for n, v, _ in parts) / sum(counts)) <= bound
@@ -233,7 +235,7 @@ def test_a_row_without_a_target_takes_no_part():
     alone = gradient_at(adapters, frozen, [[EXAMPLES[1]]], 0, TINY, replace(config, batch_size=1),
                         layers)  # fmt: skip
     both = gradient_at(adapters, frozen, [[silent], [EXAMPLES[1]]], 0, TINY, config, layers, map, 2)
-    assert both[0] == alone[0] and both[2] == alone[2] == num_targets([EXAMPLES[1]])
+    assert both[0] == alone[0]
     assert fingerprint(both[1]) == fingerprint(alone[1])
 
 
@@ -243,7 +245,7 @@ def test_one_share_for_the_reference_and_for_a_large_tree(monkeypatch):
     seen = []
     monkeypatch.setattr(training, "split_batch", lambda rows, n: seen.append(n) or [rows])
     for ops, few in ((None, 2**24), (layers, 2**24), (None, 1)):
-        monkeypatch.setattr(trainer, "MAX_PARALLEL_PARAMETERS", few)
+        monkeypatch.setattr(kernels, "MAX_PARALLEL_PARAMETERS", few)
         train(*setting(), EXAMPLES, TINY, replace(SMALL, iters=1), ops=ops)
     assert seen == [2, 1, 1]
 
@@ -361,23 +363,25 @@ def test_the_layers_are_recomputed_if_the_settings_say_so(recomputing):
     seen, config = [], replace(SMALL, gradient_checkpointing=recomputing)
     rows = [[e] for e in EXAMPLES]
     gradient_at(*setting(), rows, 0, TINY, config, spying(layers, seen))
-    calls = sum(name == "checkpoint" for name, _ in seen)
-    assert calls == (TINY.num_hidden_layers if recomputing else 0)
+    calls = sum(name == "mlp" for name, _ in seen)
+    assert calls == TINY.num_hidden_layers * (2 if recomputing else 1)
 
 
 def test_low_rank_factors_and_the_rest_have_their_own_rates():
     config = replace(SMALL, also_train_lr_scale=0.25)
     adapters, _ = setting(dropout=0.0)
-    rates = learning_rates(0.1, config, adapters)
-    assert rates.keys() == flatten(adapters).keys() and set(rates.values()) == {0.1, 0.025}
+    rates = learning_rates(0.1, config, arrays(adapters))
+    assert rates.keys() == flatten(arrays(adapters)).keys() and set(rates.values()) == {0.1, 0.025}
     assert all((rate == 0.1) == (".lora_" in path) for path, rate in rates.items())
     # Adam's first step is the rate itself, wherever there is a gradient to speak of
     config = replace(config, iters=1, warmup_ratio=0, lr_schedule="constant", max_grad_norm=1e9)
     before, frozen = setting(dropout=0.0)
     after, _ = train(before, frozen, EXAMPLES, TINY, config)
-    for path, w in named_leaves(after):
+    for path, w in named_leaves(arrays(after)):
         moved = np.abs(w - flatten(before)[path]).max()
-        assert moved == pytest.approx(learning_rates(0.02, config, before)[path], rel=1e-3), path
+        assert moved == pytest.approx(
+            learning_rates(0.02, config, arrays(before))[path], rel=1e-3
+        ), path
 
 
 @given(st.integers(1, 5), st.floats(0.1, 1.0), st.sampled_from([0.5, 1.0, 16.0]), st.booleans())
@@ -412,7 +416,7 @@ def test_the_rate_of_a_leaf_without_layers():
 def test_adapters_are_on_the_grid_of_their_dtype_after_every_step(dtype):
     _, _, steps = run(replace(SMALL, adapter_dtype=dtype))
     for _, adapters, _ in steps:
-        assert fingerprint(round_to(adapters, dtype)) == fingerprint(adapters)
+        assert fingerprint(round_to(arrays(adapters), dtype)) == fingerprint(arrays(adapters))
     assert fingerprint(steps[-1][1]) != fingerprint(run(SMALL)[0])
 
 
@@ -445,7 +449,7 @@ def scripted(monkeypatch, scores):
     """An evaluation that returns these losses, one per call."""
     remaining = iter(scores)
     monkeypatch.setattr(
-        trainer, "evaluate", lambda *args, **kwargs: {"loss": next(remaining), "exact_match": 0.0}
+        callbacks, "evaluate", lambda *args, **kwargs: {"loss": next(remaining), "exact_match": 0.0}
     )
 
 
@@ -473,7 +477,7 @@ def test_early_stopping_keeps_the_best_and_says_so(monkeypatch, capsys):
 )  # fmt: skip
 def test_the_bookkeeping_of_the_best_evaluation(losses, patience, keep_best):
     config = replace(SMALL, early_stopping_patience=patience, keep_best=keep_best)
-    state, seen = {**init_state({"w": np.zeros(1)}), "step": 7}, []
+    state, seen = {**init_state({"w": np.zeros(1)}, config), "step": 7}, []
     for i, loss in enumerate(losses):
         state = {**state, "step": 7 + i}
         before = dict(state)
@@ -507,7 +511,9 @@ def test_keep_best_returns_the_best_adapters_of_all_steps(monkeypatch, capsys):
 
 @pytest.mark.parametrize("field", [{"keep_best": True}, {"early_stopping_patience": 2}])
 def test_the_best_adapters_need_held_out_rows(field):
-    with pytest.raises(InputError, match=r"^--(keep-best|early-stopping-.*) needs held-out rows"):
+    with pytest.raises(
+        InputError, match=r"^`(keep_best|early_stopping_patience)` needs held-out rows"
+    ):
         run(replace(SMALL, **field), valid=())
 
 
@@ -532,8 +538,9 @@ def test_a_run_ends_when_on_step_returns_true():
             steps.append((adapters, state))
             return state["step"] == 4
 
-        more = {"ops": layers} if start is training.train else {}
-        adapters, history = start(*setting(), EXAMPLES, TINY, SMALL, on_step=on_step, **more)
+        in_core = {"ops": layers, "callbacks": [on_step]}
+        more = in_core if start is training.train else {"on_step": on_step}
+        adapters, history = start(*setting(), EXAMPLES, TINY, SMALL, **more)
         assert [row["step"] for row in history] == [1, 2, 3, 4]
         assert steps[-1][1]["step"] == 4 and fingerprint(adapters) == fingerprint(steps[-1][0])
 
@@ -543,7 +550,7 @@ def test_an_interrupt_has_the_last_complete_step(monkeypatch, moment):
     """A notebook's user gets the adapters and can continue with them to the same bytes."""
     calls, config = [], replace(SMALL, keep_best=True)
     expected, whole, steps = run(config)
-    where = (training, "gradient_at") if "gradient" in moment else (trainer, "evaluate")
+    where = (training, "gradient_at") if "gradient" in moment else (callbacks, "evaluate")
     real = getattr(*where)
 
     def interrupted(*args):
@@ -608,24 +615,24 @@ def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, bad, what):
     real = gradient_at
 
     def fake(adapters, base, sequences, step, *rest):
-        loss, grads, tokens = real(adapters, base, sequences, step, *rest)
+        loss, grads, rows = real(adapters, base, sequences, step, *rest)
         if step == 3 and what == "loss":
-            return bad, tree_map(np.zeros_like, grads), tokens
+            return bad, tree_map(np.zeros_like, grads), rows
         if step == 3:
-            return 0.5, tree_map(lambda g: np.full_like(g, bad), grads), tokens
-        return loss, grads, tokens
+            return 0.5, tree_map(lambda g: np.full_like(g, bad), grads), rows
+        return loss, grads, rows
 
     monkeypatch.setattr(training, "gradient_at", fake)
     steps = []
     with (
         np.errstate(invalid="ignore"),
-        pytest.raises(InputError, match="at step 4: lower --learning-rate") as error,
+        pytest.raises(InputError, match="at step 4: lower `learning_rate`") as error,
     ):
         train(*setting(), EXAMPLES, TINY, SMALL, (), None, lambda *step: steps.append(step))
     assert "\n" not in str(error.value)
     # `on_step` got the state of step 3, which is finite
     assert steps[-1][2]["step"] == 3
-    assert all(np.isfinite(w).all() for _, w in named_leaves(steps[-1][1]))
+    assert all(np.isfinite(w).all() for _, w in named_leaves(arrays(steps[-1][1])))
     monkeypatch.undo()
     resumed, _, _ = run(SMALL, valid=(), state=steps[-1][2], adapters=steps[-1][1])
     assert fingerprint(resumed) == fingerprint(run(SMALL, valid=())[0])
@@ -650,7 +657,7 @@ def test_without_a_target_or_an_example_there_is_nothing_to_train():
 
 def test_start_has_taken_no_step():
     adapters, _ = setting()
-    state = init_state(adapters)
+    state = init_state(adapters, SMALL)
     assert state["step"] == 0 and state["best_loss"] == math.inf and not should_stop(state, 9)
     for tree in (state["m"], state["v"]):
         assert all(not w.any() and w.dtype == np.float32 for _, w in named_leaves(tree))
@@ -662,10 +669,9 @@ def test_masks_may_be_arrays():
     arrays = [[Example(e.tokens, np.array(e.mask))] for e in EXAMPLES]
     lists = [[e] for e in EXAMPLES]
     run = (0, TINY, SMALL, kernels.OPS, map, 2)
-    (loss, grads, n), (other, expected, m) = (
-        gradient_at(adapters, frozen, rows, *run) for rows in (arrays, lists)
-    )
-    assert (loss, n) == (other, m) and type(n) is int
+    loss, grads, _ = gradient_at(adapters, frozen, arrays, *run)
+    other, expected, _ = gradient_at(adapters, frozen, lists, *run)
+    assert loss == other
     for path, g in named_leaves(grads):
         assert g.dtype == np.float32
         np.testing.assert_array_equal(g, get(expected, path))

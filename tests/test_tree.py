@@ -69,24 +69,39 @@ def test_the_layer_of_a_leaf():
         assert tree.layer_of(path) == -1
 
 
-def test_a_trained_leaf_comes_first_whatever_it_holds():
-    assert tree.trained_or_frozen({"w": 0}, {"w": 1}, "w") == 0
-    assert tree.trained_or_frozen({"v": 0}, {"w": 1}, "w") == 1
-    with pytest.raises(KeyError):
-        tree.trained_or_frozen({}, {"v": 1}, "w")
+LEAVES = st.dictionaries(st.sampled_from(("a", "b.c", "b.d.e", "b.d.f")), st.integers(), max_size=4)
 
 
-def test_every_unknown_leaf_is_named():
-    tree.check_leaves({}, ("a", "b"), "here")
-    tree.check_leaves({"a": 1, "b": 2}, ("a", "b", "c"), "here")
-    with pytest.raises(InputError, match=r"^here does not read x, y: remove it, or use "):
-        tree.check_leaves({"y": 1, "a": 2, "x": 3}, ("a", "b"), "here")
+@given(LEAVES, LEAVES)
+def test_overlay_adds_or_replaces_leaves_and_copies_no_more_than_needed(below, above):
+    base, before = tree.unflatten(below), tree.unflatten(below)
+    laid = tree.overlay(base, tree.unflatten(above))
+    assert tree.flatten(laid) == below | above
+    assert base == before
+    for name, node in base.items():
+        if isinstance(node, dict) and not any(path.startswith(name) for path in above):
+            assert laid[name] is node
 
 
-def test_child_asks_in_a_way_that_works_under_a_trace():
-    # `isinstance(node, dict)` is False there, and a gradient would silently be zero.
+@pytest.mark.parametrize(
+    ("below", "above"), [({"a": {"b": 1}}, {"a": 2}), ({"a": 2}, {"a": {"b": 1}})]
+)
+def test_a_leaf_cannot_lie_on_a_node(below, above):
+    with pytest.raises(InputError, match=r"^x\.a is a node in one tree and a leaf in the other$"):
+        tree.overlay({"x": below}, {"x": above})
+
+
+def test_overlay_keeps_what_autograd_traces():
+    # `isinstance(node, dict)` is False under a trace, and a gradient would silently be zero.
     def loss(t):
-        return tree.subtree(tree.subtree(t, "a"), "w") ** 2 if "a" in t else 0.0
+        return tree.overlay({"a": {"w": 2.0, "v": 5.0}}, t)["a"]["w"] ** 2
 
     assert grad(loss)({"a": {"w": 3.0}})["a"]["w"] == 6.0
-    assert tree.subtree({"a": 1}, "b") == {}
+
+
+def test_arrays_leaves_settings_out():
+    w = np.ones((2, 3))
+    node = {"lora_A": w, "lora_scaling": 2.0}
+    assert tree.arrays({"q_proj": node, "k_proj": {"lora_scaling": 1.0}}) == {
+        "q_proj": {"lora_A": w}
+    }

@@ -143,7 +143,7 @@ def reliability(ax):
 def run_steps(ax):
     steps = (
         ("load", "base\nin 16 or 32 bits", "frozen"), ("quantize", "base\nin 4 bits", "frozen"),
-        ("lora.init", "adapters\nA random, B = 0", "trained"),
+        ("get_peft_model", "adapters\nA random, B = 0", "trained"),
         ("train", "adapters\nlearned", "trained"),
     )  # fmt: skip
     for i, (name, words, kind) in enumerate(steps):

@@ -23,7 +23,7 @@ from elements import (
 from matplotlib.patches import Polygon, Rectangle
 
 import minilora
-from minilora import LoraConfig, lora
+from minilora import LoraConfig
 from minilora.tree import num_parameters
 
 
@@ -101,17 +101,18 @@ def low_rank_update(ax):
 
 
 @drawing(
-    3.8,
+    4.7,
     "Two trees side by side. The base has a weight at each path. The adapters have lora_A and "
-    "lora_B at the paths of the seven projections of each layer, and nothing elsewhere.",
+    "lora_B, their scaling and their dropout at the paths of the seven projections of each layer, "
+    "and nothing elsewhere.",
 )
 def two_trees(ax):
     _, base, _ = minilora.load("micro")
     chosen = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    adapters, _ = lora.init(base, chosen, np.random.default_rng(0))
-    title(ax, 2, 35.8, f"base: {num_parameters(base):,} numbers, frozen", color=BLUE)
-    title(ax, 40, 35.8, f"adapters: {num_parameters(adapters):,}, trained", color=ORANGE)
-    y, attention = 33, "layers.0.self_attn"
+    adapters, _ = minilora.get_peft_model(base, chosen, 0)
+    title(ax, 2, 44.6, f"base: {num_parameters(base):,} numbers, frozen", color=BLUE)
+    title(ax, 40, 44.6, f"adapters: {num_parameters(adapters):,}, trained", color=ORANGE)
+    y, attention = 41.8, "layers.0.self_attn"
     projections = [f"{attention}.{name}" for name in ("q_proj", "k_proj")]
     for place in ("", "embed_tokens", "layers", "layers.0", attention, *projections):
         ours = find(adapters["model"], place)
@@ -122,8 +123,9 @@ def two_trees(ax):
             text(ax, x + 2.2 * depth, y, place.rpartition(".")[2] or "model", **CODE)
             leaves = [(name, leaf) for name, leaf in node.items() if not isinstance(leaf, dict)]
             for i, (name, leaf) in enumerate(leaves, 1):
-                words = f"{name}  {leaf.shape}"
-                text(ax, x + 2.2 * depth + 2.2, y - 2.2 * i, words, **{**CODE, "color": color})
+                words = f"{name}  {getattr(leaf, 'shape', leaf)}"
+                shade = color if hasattr(leaf, "shape") else GREY  # a float is not trained
+                text(ax, x + 2.2 * depth + 2.2, y - 2.2 * i, words, **{**CODE, "color": shade})
                 lowest = min(lowest, y - 2.2 * (i + 1))
         if place in projections and ours:
             arrow(ax, (18, y), (39.5 + 2.2 * depth, y), "the same path", GREY, size=8.5)
@@ -374,7 +376,7 @@ def one_base_many_adapters(ax):
         arrow(ax, (44, 15.5 - 2 * (i - 1)), (53.5, y))
     text(ax, 60.5, 25, "chosen per row", color=ORANGE)
     text(ax, 6.5, 25, "one batch", color=GREY)
-    uses = ("to load: a pair of trees", "to switch: pass another pair", "to disable: pass {}")
+    uses = ("to load: a small tree", "to switch: pass another tree", "to disable: pass {}")
     text(ax, 35, 2, "      ".join(uses), 8.5, GREY)
 
 

@@ -21,8 +21,7 @@ from elements import (
 from matplotlib.patches import Circle, Rectangle
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, lora, optim
-from minilora.methods.registry import METHODS
+from minilora import LoraConfig, MethodConfig, TrainConfig, optim
 from minilora.training import learning_rates
 from minilora.tree import num_parameters
 
@@ -200,7 +199,7 @@ def clipped_gradients(ax):
 def rates_per_layer(ax):
     _, base, _ = minilora.load("micro")
     chosen = LoraConfig(r=8, target_modules=("all-linear",))
-    adapters, _ = lora.init(base, chosen, np.random.default_rng(0))
+    adapters, _ = minilora.get_peft_model(base, chosen, 0)
     rates = learning_rates(1.0, TrainConfig(layer_lr_decay=0.5), adapters)
     found = {}
     for name, rate in rates.items():
@@ -234,7 +233,7 @@ def trained_parameters(ax):
     counts = []
     for name in names:
         config = chosen.get(name, MethodConfig(name))
-        adapters, _ = METHODS[name](base, config, np.random.default_rng(0))
+        adapters, _ = minilora.get_peft_model(base, config, 0)
         counts.append(num_parameters(adapters))
     plot = plot_axes(ax, 15, 6, 52, 20, xlabel="trained parameters of micro", xscale="log")
     plot.barh(range(4), counts, 0.6, color=["#f3dfeb", "#f3dfeb", "#fbdcc4", "#d6e9f5"], ec=INK)

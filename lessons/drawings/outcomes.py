@@ -464,7 +464,7 @@ def object_or_trees(ax):
         "loss.backward(); step()",
         "merge_and_unload",
     )
-    right = ("load, quantize → base", "get_peft_model → adapters, frozen", "train → new adapters",
+    right = ("load, quantize → base", "get_peft_model → adapters", "train → new adapters",
              "merge → dense base")  # fmt: skip
     for i, (a, b) in enumerate(zip(left, right)):
         y = 20.5 - 5 * i

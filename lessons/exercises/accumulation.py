@@ -1,9 +1,10 @@
 """accumulation: compute one large batch as several micro-batches.
 
-`shards` yields (n, loss, grad) per micro-batch: the number of target tokens n, the mean loss over
+`shards` has (n, loss, grad) per micro-batch: the number of target tokens n, the mean loss over
 these tokens, and the gradient of this mean, a tree. `total` is the sum of all n. Return (loss,
 gradient) of the whole batch, in which each shard has the weight n/total. The gradient is a float32
-tree of the same structure. `tree_map` applies a function to the leaves of one or several trees.
+tree of the same structure. `tree_map` applies a function to the leaves of one or several trees. The
+checks leave `loss` and `grads`, the sums of shards before these, at their defaults.
 """
 
 from minilora.course.outcome import close

@@ -1,9 +1,10 @@
 """ia3: initialize IA³, with three vectors per layer.
 
-Return (adapters, base): the unchanged base, and a new tree with one leaf `ia3_l` of float32 ones at
-some paths of `lora.target_paths(base, EVERY_LINEAR)`: `set_leaf(adapters, f"{path}.ia3_l", array)`.
-For a weight (out, in), the leaf is (out, 1) at k_proj and v_proj, whose outputs are scaled, and
-(1, in) at down_proj, whose input is scaled.
+Return a new tree, `adapters`, with one leaf of float32 ones for each path of
+`lora.target_paths(base, LoraConfig(target_modules=TARGETS))`: `set_leaf(adapters, f"{path}.{L}",
+array)`. L is "ia3_l", and TARGETS are k_proj, v_proj and down_proj. For a weight (out, in), the
+leaf is (out, 1) at k_proj and v_proj, whose outputs are scaled, and (1, in) at down_proj, whose
+input is scaled.
 """
 
 import numpy as np
@@ -37,16 +38,12 @@ def arguments(rng, layers, biased):
     return tree(rng, layers, biased), None, np.random.default_rng(0)
 
 
-def observe(result, base, config, rng):
-    return result[0]
-
-
 def property_counted(function, base, config, rng):
     """a layer has two vectors of the keys' width and one of the hidden units': 4 + 4 + 12"""
-    count = sum(np.size(w) for w in flatten(function(base, config, rng)[0]).values())
+    count = sum(np.size(w) for w in flatten(function(base, config, rng)).values())
     assert count == 20 * len(base["model"]["layers"]), f"{count} parameters"
 
 
 def property_the_base_at_first(function, base, config, rng):
     """every scale is one"""
-    assert all(np.all(np.asarray(w) == 1) for w in flatten(function(base, config, rng)[0]).values())
+    assert all(np.all(np.asarray(w) == 1) for w in flatten(function(base, config, rng)).values())

@@ -12,7 +12,7 @@ from minilora.course.outcome import close
 from minilora.layers import dense
 
 
-def frozen_matmul_backward(g, w):
+def matmul_backward(g, w):
     """Compute ∂L/∂x of y = x Wᵀ from g = ∂L/∂y; W (out, in) is frozen, dense or quantized."""
     return g @ dense(w)
 

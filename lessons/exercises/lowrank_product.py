@@ -2,13 +2,12 @@
 
 h = W₀x + lora_scaling · B(Ax) + bias for each row x of the last axis, without forming BA. x is
 (..., in). `lora_matmul` computes the middle term from arrays, and `linear` sums all terms.
-`trained` and `frozen` are the nodes of one projection:
+`node` has the parameters of the projection:
 
-1. W₀ (out, in) is trained["weight"] if there is one, an array, or else frozen["weight"], an array
-   or quantized: `matmul(x, w)` multiplies by the first, `frozen_matmul(x, w)` by the second.
-2. If `trained` has "lora_A" (r, in), it also has "lora_B" (out, r). A multiplies
-   `dropout(x, frozen["lora_dropout"], rng)` instead of x, and frozen["lora_scaling"] is s.
-3. If there is a bias (out,), it is trained["bias"], or else frozen["bias"].
+1. "weight" is W₀ (out, in), an array or quantized: `matmul(x, w)` multiplies by either.
+2. If there is "lora_A" (r, in), there is also "lora_B" (out, r). A multiplies
+   `dropout(x, node["lora_dropout"], rng)` instead of x, and node["lora_scaling"] is s.
+3. There may be a "bias" (out,).
 
 Return (..., out). Your function need not reject other leaves.
 """
@@ -17,7 +16,8 @@ import numpy as np
 
 from minilora import nf4
 from minilora.course.outcome import close
-from minilora.layers import RowRng, dropout
+from minilora.layers import LORA, RowRng, dropout
+from minilora.tree import without
 
 CASES = {
     "batch": (1, 2),
@@ -26,30 +26,24 @@ CASES = {
     "out": (2, 5),
     "r": (2, 3),
     "adapted": [True, True, False],
-    "weight": ["frozen", "quantized", "trained"],
-    "bias": ["none", "frozen", "trained"],
+    "quantized": [False, True],
+    "biased": [False, True],
     "p": [0.0, 0.5],
 }
 HIDDEN = {"batch": (3, 4), "length": (4, 7), "width": (6, 17), "r": (4, 6), "p": [0.0, 0.25]}
 
 
-def arguments(rng, batch, length, width, out, r, adapted, weight, bias, p):
+def arguments(rng, batch, length, width, out, r, adapted, quantized, biased, p):
     x = rng.uniform(-2, 2, (batch, length, width))
-    w, other = rng.uniform(-2, 2, (2, out, width))
-    trained, frozen = {}, {"weight": w}
-    if weight == "quantized":
-        frozen["weight"] = nf4.quantize(w.astype("f4"), 16)
-    elif weight == "trained":
-        trained["weight"] = other
+    w = rng.uniform(-2, 2, (out, width))
+    node = {"weight": nf4.quantize(w.astype("f4"), 16) if quantized else w}
     if adapted:
-        trained["lora_A"] = rng.uniform(-2, 2, (r, width))
-        trained["lora_B"] = rng.uniform(-2, 2, (out, r))
-        frozen |= {"lora_scaling": float(rng.uniform(1.5, 3)), "lora_dropout": p}
-    if bias != "none":
-        frozen["bias"] = rng.uniform(-2, 2, out)
-    if bias == "trained":
-        trained["bias"] = rng.uniform(-2, 2, out)
-    return x, trained, frozen, RowRng(rng.integers(1000, size=(batch, 1)).tolist())
+        node["lora_A"] = rng.uniform(-2, 2, (r, width))
+        node["lora_B"] = rng.uniform(-2, 2, (out, r))
+        node |= {"lora_scaling": float(rng.uniform(1.5, 3)), "lora_dropout": p}
+    if biased:
+        node["bias"] = rng.uniform(-2, 2, out)
+    return x, node, RowRng(rng.integers(1000, size=(batch, 1)).tolist())
 
 
 def tolerance(*_):
@@ -57,36 +51,28 @@ def tolerance(*_):
     return 2.0**-40
 
 
-def property_one_matrix(function, x, trained, frozen, rng):
+def property_one_matrix(function, x, node, rng):
     """without dropout, h is (W₀ + s·BA)x + bias, where s·BA is formed as a matrix"""
-    w = (frozen | trained)["weight"]
+    w = node["weight"]
     w = nf4.dequantize(w).astype("f8") if isinstance(w, nf4.Quantized) else w
-    if "lora_A" in trained:
-        w = w + frozen["lora_scaling"] * (trained["lora_B"] @ trained["lora_A"])  # (out, in)
-    bias = (frozen | trained).get("bias", 0)
-    h = np.einsum("btd,od->bto", x, w) + bias
-    close(function(x, trained, frozen, None), h, tolerance())
+    if "lora_A" in node:
+        w = w + node["lora_scaling"] * (node["lora_B"] @ node["lora_A"])  # (out, in)
+    h = np.einsum("btd,od->bto", x, w) + node.get("bias", 0)
+    close(function(x, node, None), h, tolerance())
 
 
-def property_dropout_of_the_adapter(function, x, trained, frozen, rng):
+def property_dropout_of_the_adapter(function, x, node, rng):
     """dropout changes the input of the adapter, not the input of W₀"""
-    if "lora_A" in trained:
-        alone = {name: w for name, w in trained.items() if not name.startswith("lora_")}
-        added = np.asarray(function(x, trained, frozen, rng)) - function(x, alone, frozen, rng)
-        bare = {"weight": np.zeros_like(trained["lora_B"] @ trained["lora_A"])}
-        factors = {name: trained[name] for name in ("lora_A", "lora_B")}
-        z = dropout(x, frozen["lora_dropout"], rng)
-        close(
-            added,
-            function(z, factors, frozen | bare | {"lora_dropout": 0.0}, None)
-            - frozen.get("bias", 0),
-            tolerance(),
-        )
+    if "lora_A" in node:
+        added = np.asarray(function(x, node, rng)) - function(x, without(node, *LORA), rng)
+        no_weight = {"weight": np.zeros_like(node["lora_B"] @ node["lora_A"])}
+        alone = without(node, "bias") | no_weight
+        z = dropout(x, node["lora_dropout"], rng)
+        close(added, function(z, alone, None), tolerance())
 
 
-def property_nothing_at_first(function, x, trained, frozen, rng):
+def property_nothing_at_first(function, x, node, rng):
     """with B = 0 the adapter adds nothing"""
-    if "lora_A" in trained:
-        nothing = {**trained, "lora_B": np.zeros_like(trained["lora_B"])}
-        without = {name: w for name, w in trained.items() if not name.startswith("lora_")}
-        close(function(x, nothing, frozen, rng), np.asarray(function(x, without, frozen, rng)))
+    if "lora_A" in node:
+        nothing = {**node, "lora_B": np.zeros_like(node["lora_B"])}
+        close(function(x, nothing, rng), np.asarray(function(x, without(node, *LORA), rng)))

@@ -2,8 +2,8 @@
 
 x is (B, T, D). hd is config["head_dim"], and there are H = D/hd heads.
 
-1. q, k and v are `linear(x, f"{layer}.self_attn.q_proj", adapters, base)`, and the same with k_proj
-   and v_proj. Element hd·h + i of the last axis is element i of head h.
+1. q, k and v are `linear(x, f"{layer}.self_attn.q_proj", params)`, and the same with k_proj and
+   v_proj. Element hd·h + i of the last axis is element i of head h.
 2. Rotate q and k with `apply_rope(·, config["rope_theta"])`, which takes (B, H, T, hd).
 3. The scores are q·k/√hd. Token t sees the tokens 0 to t. Apply the softmax over them, without
    overflow for large scores, and multiply by v.
@@ -25,7 +25,7 @@ def arguments(rng, batch, length, heads, half, large):
     make = load()["one-file-forward"].checks.make_model
     adapters, base, config = make(rng, 1, heads, half)
     x = rng.uniform(-2, 2, (batch, length, 2 * half * heads)) * (30 if large else 1)
-    return x, "model.layers.0", adapters, base, config
+    return x, "model.layers.0", {**base, **adapters}, config
 
 
 def tolerance(x, *_):
@@ -33,9 +33,9 @@ def tolerance(x, *_):
     return 2.0**-26 * (1 + float(np.abs(x).max())) ** 2
 
 
-def property_causal(function, x, layer, adapters, base, config):
+def property_causal(function, x, layer, params, config):
     """a change of the last token does not change earlier outputs"""
     other = x.copy()
     other[:, -1] += 1
-    a, b = (np.asarray(function(y, layer, adapters, base, config)) for y in (x, other))
+    a, b = (np.asarray(function(y, layer, params, config)) for y in (x, other))
     close(b[:, :-1], a[:, :-1], tolerance(x))

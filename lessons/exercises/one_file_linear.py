@@ -1,8 +1,8 @@
 """one-file-linear: apply a projection with its LoRA adapter.
 
-Compute h = W₀x + (α/r)·BAx, with α = ALPHA and r = RANK. W₀ is base[path], and
-`frozen_matmul(x, base[path])` multiplies x (…, in) by it. If `adapters` has f"{path}.lora_A"
-(r, in), it also has f"{path}.lora_B" (out, r). Without them, h = W₀x. Return h (…, out).
+Compute h = W₀x + (α/r)·BAx, with α = ALPHA and r = RANK. W₀ is params[path], and
+`matmul(x, params[path])` multiplies x (…, in) by it. If `params` has f"{path}.lora_A" (r, in), it
+also has f"{path}.lora_B" (out, r). Without them, h = W₀x. Return h (…, out).
 """
 
 import numpy as np
@@ -17,11 +17,12 @@ HIDDEN = {"rows": (4, 6), "out": [48], "width": [128, 96]}
 
 def arguments(rng, rows, out, width, kind, adapted):
     w, path = rng.standard_normal((out, width)), "model.layers.0.mlp.up_proj"
-    base = {path: w if kind == "dense" else quantize(w.astype("f4"))}
+    params = {path: w if kind == "dense" else quantize(w.astype("f4"))}
     a, b = rng.uniform(-1, 1, (RANK, width)), rng.uniform(-1, 1, (out, RANK))
-    adapters = {f"{path}.lora_A": a, f"{path}.lora_B": b} if adapted else {}
-    adapters["model.layers.1.mlp.up_proj.lora_A"] = np.ones((RANK, width))  # another projection's
-    return rng.uniform(-2, 2, (rows, 2, width)), path, adapters, base
+    if adapted:
+        params |= {f"{path}.lora_A": a, f"{path}.lora_B": b}
+    params["model.layers.1.mlp.up_proj.lora_A"] = np.ones((RANK, width))  # another projection's
+    return rng.uniform(-2, 2, (rows, 2, width)), path, params
 
 
 def tolerance(x, *_):
@@ -29,13 +30,14 @@ def tolerance(x, *_):
     return 2.0**-35
 
 
-def property_zero_input(function, x, path, adapters, base):
+def property_zero_input(function, x, path, params):
     """the output is linear in x: twice x gives twice the output"""
-    once, twice = (np.asarray(function(k * x, path, adapters, base)) for k in (1, 2))
+    once, twice = (np.asarray(function(k * x, path, params)) for k in (1, 2))
     close(twice, 2 * once, 2.0**-33)
 
 
-def property_b_zero(function, x, path, adapters, base):
+def property_b_zero(function, x, path, params):
     """with B = 0, the adapter changes nothing"""
-    zero = {name: 0 * w if "lora_B" in name else w for name, w in adapters.items()}
-    close(function(x, path, zero, base), np.asarray(function(x, path, {}, base)), 2.0**-40)
+    zero = {name: 0 * w if "lora_B" in name else w for name, w in params.items()}
+    bare = {path: params[path]}
+    close(function(x, path, zero), np.asarray(function(x, path, bare)), 2.0**-40)

@@ -1,8 +1,8 @@
 """one-file-mlp: apply the gated feed-forward layer.
 
-gate and up are `linear(x, f"{layer}.mlp.gate_proj", adapters, base)`, and the same with up_proj.
-Return `linear` of gate·σ(gate)·up with f"{layer}.mlp.down_proj", where σ(a) = 1/(1 + e⁻ᵃ). x and
-the result are (B, T, D).
+gate and up are `linear(x, f"{layer}.mlp.gate_proj", params)`, and the same with up_proj. Return
+`linear` of gate·σ(gate)·up with f"{layer}.mlp.down_proj", where σ(a) = 1/(1 + e⁻ᵃ). x and the
+result are (B, T, D).
 """
 
 import numpy as np
@@ -16,7 +16,8 @@ HIDDEN = {"length": (4, 7), "half": (4, 6)}
 
 def arguments(rng, batch, length, half):
     adapters, base, _ = load()["one-file-forward"].checks.make_model(rng, 1, 2, half)
-    return rng.uniform(-2, 2, (batch, length, 4 * half)), "model.layers.0", adapters, base
+    x = rng.uniform(-2, 2, (batch, length, 4 * half))
+    return x, "model.layers.0", {**base, **adapters}
 
 
 def tolerance(*_):
@@ -24,7 +25,7 @@ def tolerance(*_):
     return 2.0**-32
 
 
-def property_token_by_token(function, x, layer, adapters, base):
+def property_token_by_token(function, x, layer, params):
     """each token is computed from itself alone"""
-    whole = np.asarray(function(x, layer, adapters, base))
-    close(whole[:, :1], np.asarray(function(x[:, :1], layer, adapters, base)), 2.0**-32)
+    whole = np.asarray(function(x, layer, params))
+    close(whole[:, :1], np.asarray(function(x[:, :1], layer, params)), 2.0**-32)

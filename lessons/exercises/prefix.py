@@ -1,15 +1,15 @@
 """prefix: initialize keys and values that do not come from tokens.
 
-Return (adapters, base): the unchanged base, and a new tree with two leaves for each layer i,
-"model.layers.i.self_attn.prefix_k" and "model.layers.i.self_attn.prefix_v". `set_leaf` makes the
-nodes in between. Each leaf is (n, k) float32 from the standard normal distribution of `rng`; n is
-adapter_config.num_virtual_tokens, and k is the number of rows of the k_proj weight of the layer.
+Return a new tree, `adapters`, with two leaves for each layer i, "model.layers.i.self_attn.prefix_k"
+and "model.layers.i.self_attn.prefix_v", which are the two NAMES. `set_leaf` makes the nodes in
+between. Each leaf is (n, k) float32 from the standard normal distribution of `rng`; n is
+config.num_virtual_tokens, and k is the number of rows of the k_proj weight of the layer.
 `lora.target_paths(base, LoraConfig(target_modules=("k_proj",)))` has the paths of the k_proj's.
 """
 
 import numpy as np
 
-from minilora.methods.registry import MethodConfig
+from minilora.methods.method import MethodConfig
 from minilora.tree import flatten
 
 CASES = {"layers": (1, 2), "n": (30, 36), "kv": [8, 10]}
@@ -38,14 +38,14 @@ def config_of_adapter(w):
 
 
 def observe(result, base, config, rng):
-    return {path: (np.shape(w), config_of_adapter(w)) for path, w in flatten(result[0]).items()}
+    return {path: (np.shape(w), config_of_adapter(w)) for path, w in flatten(result).items()}
 
 
 def property_drawn_from_the_generator(function, base, config, rng):
     """equal generators give equal numbers, other generators differ, and no two rows are equal"""
 
     def drawn(seed):
-        leaves = flatten(function(base, config, np.random.default_rng(seed))[0]).values()
+        leaves = flatten(function(base, config, np.random.default_rng(seed))).values()
         return np.concatenate([np.asarray(w)[:, :4] for w in leaves])
 
     first = drawn(1)
@@ -59,6 +59,6 @@ def property_counted(function, base, config, rng):
     """there are 2·L·n·k numbers: n keys and n values per layer, each of width k"""
     layers = base["model"]["layers"]
     k = layers["0"]["self_attn"]["k_proj"]["weight"].shape[0]
-    count = sum(np.size(w) for w in flatten(function(base, config, rng)[0]).values())
+    count = sum(np.size(w) for w in flatten(function(base, config, rng)).values())
     expected = 2 * len(layers) * config.num_virtual_tokens * k
     assert count == expected, f"{count} numbers instead of {expected}"

@@ -1,15 +1,17 @@
 """test-frozen: test that training changes the adapters and nothing else.
 
-`minilora.load("micro")` gives (config, base, tokenizer); `lora.init(base, LoraConfig(…), rng)`
-gives (adapters, base). Examples are `data.encode_rows(data.load_rows("questions", "valid")[:8],
-tokenizer, settings)[0]`, with settings = TrainConfig(…). `flatten(tree)` is {dotted path: array}.
+`minilora.load("micro")` gives (config, base, tokenizer); `minilora.get_peft_model(base,
+LoraConfig(…), 0)` gives (adapters, base). Examples are `data.encode_rows(data.load_rows(
+"questions", "valid")[:8], tokenizer, settings)[0]`, with settings = TrainConfig(…).
+`flatten(tree)` is {dotted path: leaf}. In `adapters` each projection also has two floats, which are
+not trained: `lora_scaling` and `lora_dropout`. `arrays(adapters)` is the tree without them.
 """
 
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, layers, lora
-from minilora.tree import flatten, tree_map
+from minilora import LoraConfig, TrainConfig, data, layers
+from minilora.tree import arrays, flatten, tree_map
 
 
 def check(train):
@@ -20,7 +22,7 @@ def check(train):
     few steps. With a warm-up, the learning rate of the first step is zero; use `warmup_ratio=0`.
     """
     config, base, words = minilora.load("micro")
-    adapters, base = lora.init(base, LoraConfig(r=2), np.random.default_rng(0))
+    adapters, base = minilora.get_peft_model(base, LoraConfig(r=2), 0)
     settings = TrainConfig(iters=3, batch_size=2, learning_rate=1e-2, warmup_ratio=0)
     examples, _ = data.encode_rows(data.load_rows("questions", "valid")[:8], words, settings)
     before = tree_map(np.array, adapters), tree_map(np.array, base)
@@ -29,4 +31,5 @@ def check(train):
         old = flatten(old)
         assert all(np.array_equal(w, old[path]) for path, w in flatten(tree).items())
     assert flatten(new).keys() == flatten(adapters).keys()
-    assert all(np.any(w != flatten(adapters)[path]) for path, w in flatten(new).items())
+    old = flatten(arrays(adapters))
+    assert all(np.any(w != old[path]) for path, w in flatten(arrays(new)).items())

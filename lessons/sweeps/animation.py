@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation.plot import GREY, INK, LINES
+from minilora.layers import lora_delta
 from minilora.tree import get
 
 GIF = Path(__file__).parents[2] / "figures" / "run.gif"
@@ -30,7 +31,7 @@ def run():
     """Train, and return the question, the right answer, and (loss, answer, singular values)s."""
     config, base, tokenizer = minilora.load("micro", "nf4-dq")
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    adapters, frozen = lora.init(base, lora_config, np.random.default_rng(0))
+    adapters, _ = minilora.get_peft_model(base, lora_config, 0)
     settings = TrainConfig(iters=400, batch_size=16, learning_rate=4e-3, mask_prompt=True)
     examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, settings)
     row = data.load_rows("questions", "valid")[0]
@@ -39,9 +40,8 @@ def run():
 
     def watch(adapters, step, loss):
         if step in STEPS:
-            ids = minilora.generate(adapters, frozen, prompt, config, max_tokens=24)
-            update = lora.delta(get(adapters, WATCHED), get(frozen, WATCHED))
-            values = np.linalg.svd(update, compute_uv=False)
+            ids = minilora.generate(adapters, base, prompt, config, max_tokens=24)
+            values = np.linalg.svd(lora_delta(get(adapters, WATCHED)), compute_uv=False)
             frames.append((step, loss, tokenizer.decode(list(ids)), values))
 
     losses = []
@@ -52,7 +52,7 @@ def run():
 
     watch(adapters, 0, None)
     with redirect_stderr(io.StringIO()):
-        minilora.train(adapters, frozen, examples, config, settings, on_step=on_step)
+        minilora.train(adapters, base, examples, config, settings, on_step=on_step)
     return row["prompt"], row["completion"], losses, frames
 
 

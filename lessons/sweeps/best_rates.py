@@ -25,9 +25,9 @@ FAMILY = ("lora", "lora+", "pissa", "dora")
 RANK = 2  # of the family; compare's budget would give DoRA, whose m it counts as well, only 1
 ALL_RATES = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1, 2e-1, 5e-1, 1.0, 2.0)
 ENDS = {  # the lowest and the highest rate that is tried
-    **dict.fromkeys(FAMILY, (2e-3, 5e-2)), "bottleneck": (1e-2, 2e-1), "prefix": (1e-2, 5e-1),
-    "prompt": (1e-2, 5e-1), "p-tuning": (2e-2, 5e-1), "ia3": (1e-1, 2.0), "bitfit": (2e-2, 5e-1),
-    "norm": (2e-2, 5e-1), "head": (5e-2, 1.0), "full": (1e-3, 1e-2),
+    **dict.fromkeys(FAMILY, (2e-3, 5e-2)), "vera": (1e-2, 5e-1), "bottleneck": (1e-2, 2e-1),
+    "prefix": (1e-2, 5e-1), "prompt": (1e-2, 5e-1), "p-tuning": (2e-2, 5e-1), "ia3": (1e-1, 2.0),
+    "bitfit": (2e-2, 5e-1), "norm": (2e-2, 5e-1), "head": (5e-2, 1.0), "full": (1e-3, 1e-2),
 }  # fmt: skip
 RATES = {m: tuple(r for r in ALL_RATES if low <= r <= high) for m, (low, high) in ENDS.items()}
 TRIED = (0, 1)  # the seeds at every rate, which choose the best one
@@ -36,11 +36,13 @@ ONE_RATE = (("lora", 5e-3), ("lora+", 5e-3), ("lora+", 2e-2))  # compared at one
 
 
 def start(method, base, seed):
-    """Return (adapters, frozen): LoRA and its variants at one rank, the others at the budget."""
+    """Return (adapters, base): LoRA and its variants at one rank, the others at the budget."""
     entry = compare.TABLE[method]
     if method in FAMILY:
-        return compare.start(entry, base, compare.config_of(entry, RANK), seed)
-    return compare.start(entry, base, compare.sized(entry, base, compare.BUDGET), seed)
+        config = compare.config_of(entry, RANK)
+    else:
+        config = compare.sized(entry, base, compare.BUDGET)
+    return minilora.get_peft_model(base, config, seed)
 
 
 def run_one(job):
@@ -51,15 +53,15 @@ def run_one(job):
         iters=200, batch_size=8, learning_rate=rate, mask_prompt=True, seed=seed,
         loraplus_lr_ratio=compare.TABLE[method].loraplus_lr_ratio,
     )  # fmt: skip
-    adapters, frozen = start(method, base, seed)
+    adapters, base = start(method, base, seed)
     train, valid, test = (
         data.encode_rows(data.load_rows("questions", split), tokenizer, settings)[0]
         for split in ("train", "valid", "test")
     )
     with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, frozen, train, config, settings)
+        adapters, _ = minilora.train(adapters, base, train, config, settings)
     chosen_by, reported = (
-        minilora.evaluate(adapters, frozen, examples, config) for examples in (valid, test)
+        minilora.evaluate(adapters, base, examples, config) for examples in (valid, test)
     )
     return {
         "method": method,

@@ -19,11 +19,10 @@ from common import of, write_rows
 from sweeps import compare
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, nf4
+from minilora import LoraConfig, MethodConfig, TrainConfig, data, nf4
 from minilora.config import ALL_LINEAR, ATTENTION, MLP
-from minilora.methods import registry
 from minilora.optim import from_bfloat16, to_bfloat16
-from minilora.tree import get, num_parameters, tree_map, unflatten
+from minilora.tree import arrays, get, num_parameters, overlay, tree_map, unflatten
 
 LETTERS = "abcdefghijklmnop"  # 16 of them: an unknown letter has 4 bits
 ANSWER, KEY = 12, 3  # letters
@@ -43,24 +42,24 @@ def facts(n, seed):
 
 
 def start(base, size, place, layer, seed):
-    """Return (adapters, frozen): LoRA in a layer or "every" one, one matrix, or every leaf."""
+    """Return adapters: LoRA in a layer or "every" one, one matrix, or every leaf."""
     if size == "full":
-        return registry.full(base, None, None)
+        return minilora.get_peft_model(base, MethodConfig("full")).adapters
     if size == "matrix":
-        return unflatten({ONE_MATRIX: np.array(get(base, ONE_MATRIX))}), base
+        return unflatten({ONE_MATRIX: np.array(get(base, ONE_MATRIX))})
     layers = None if layer == "every" else (layer,)
     config = LoraConfig(
         r=size, lora_alpha=8, target_modules=PLACES[place], layers_to_transform=layers
     )
-    return minilora.get_peft_model(base, config, np.random.default_rng(seed))
+    return minilora.get_peft_model(base, config, seed).adapters
 
 
-def bits_learned(adapters, frozen, examples, config):
+def bits_learned(adapters, base, examples, config):
     """Return Σ (4 bits − the cross-entropy in bits) over the letters of all answers.
 
     The end of the text is a target as well. It has no information, but its loss is subtracted.
     """
-    score = minilora.evaluate(adapters, frozen, examples, config)
+    score = minilora.evaluate(adapters, base, examples, config)
     return 4 * ANSWER * len(examples) - score["loss"] * score["tokens"] / np.log(2)
 
 
@@ -85,14 +84,15 @@ def run_one(job):
         iters=steps, batch_size=n, learning_rate=rate, mask_prompt=True, seed=seed,
     )  # fmt: skip
     examples, _ = data.encode_rows(facts(n, seed), tokenizer, settings)
-    adapters, frozen = start(base, size, place, layer, seed)
+    adapters = start(base, size, place, layer, seed)
     with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, frozen, examples, config, settings)
+        adapters, _ = minilora.train(adapters, base, examples, config, settings)
     trained = num_parameters(adapters)
-    bits = {"bits": bits_learned(adapters, frozen, examples, config) / trained}
+    bits = {"bits": bits_learned(adapters, base, examples, config) / trained}
     for name, function in ROUNDED.items():
-        rounded = tree_map(lambda w, f=function: f(w).astype("f4"), adapters)
-        bits[f"bits_{name}"] = bits_learned(rounded, frozen, examples, config) / trained
+        rounded = tree_map(lambda w, f=function: f(w).astype("f4"), arrays(adapters))
+        rounded = overlay(adapters, rounded)
+        bits[f"bits_{name}"] = bits_learned(rounded, base, examples, config) / trained
     return {
         "size": size,
         "place": place,

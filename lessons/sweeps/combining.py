@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
-from minilora.methods import compose
+from minilora import LoraConfig, TrainConfig, data
+from minilora.layers import lora_delta
+from minilora.lora import adapted_paths
+from minilora.methods import compose, several
 from minilora.tree import get, tree_map
 
 JOBS = [0, 1, 2, 3, 4]  # seeds
@@ -50,26 +52,25 @@ def held_out(task):
 
 
 def fit(base, task, seed, start=None, iters=100):
-    """An adapter pair on `base`; `seed` orders the rows, `start` (or seed) draws A."""
+    """An adapter of `base`; `seed` orders the rows, `start` (or seed) draws A."""
     config, _, words = minilora.load("micro")
-    rng = np.random.default_rng(seed if start is None else start)
-    adapters, frozen = lora.init(base, LORA, rng)
+    adapters, _ = minilora.get_peft_model(base, LORA, seed if start is None else start)
     settings = TrainConfig(iters=iters, seed=seed, **SETTINGS)
     examples, _ = data.encode_rows(task(data.load_rows("questions", "train")), words, settings)
     with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, frozen, examples, config, settings)
-    return adapters, frozen
+        adapters, _ = minilora.train(adapters, base, examples, config, settings)
+    return adapters
 
 
 def mean_of_factors(a, b):
-    """The pair with (A₁ + A₂)/2 and (B₁ + B₂)/2: what averaging files does."""
-    return tree_map(lambda x, y: (x + y) / 2, a[0], b[0]), a[1]
+    """The adapter with (A₁ + A₂)/2 and (B₁ + B₂)/2: what averaging files does."""
+    return tree_map(lambda x, y: (x + y) / 2, a, b)
 
 
-def update(pair):
+def update(adapters):
     """All ΔW of an adapter as one vector."""
-    nodes = [(get(pair[0], path), get(pair[1], path)) for path in lora.adapted_paths(pair[0])]
-    return np.concatenate([lora.delta(*node).ravel() for node in nodes])
+    deltas = [lora_delta(get(adapters, path)).ravel() for path in adapted_paths(adapters)]
+    return np.concatenate(deltas)
 
 
 def cosine(a, b):
@@ -77,18 +78,18 @@ def cosine(a, b):
     return float(np.vdot(x, y) / np.linalg.norm(x) / np.linalg.norm(y))
 
 
-def off(pair, a, b):
+def off(adapters, a, b):
     """‖ΔW − (ΔW₁ + ΔW₂)/2‖ / ‖(ΔW₁ + ΔW₂)/2‖ over all projections together."""
     mean = (update(a) + update(b)) / 2
-    return float(np.linalg.norm(update(pair) - mean) / np.linalg.norm(mean))
+    return float(np.linalg.norm(update(adapters) - mean) / np.linalg.norm(mean))
 
 
 def run(seed):
     config, base, _ = minilora.load("micro")
     there, back = held_out(forwards), held_out(backwards)
 
-    def loss(pair, examples):
-        return minilora.evaluate(*pair, examples, config)["loss"]
+    def loss(adapters, examples, base=base):
+        return minilora.evaluate(adapters, base, examples, config)["loss"]
 
     one = fit(base, forwards, seed)
     other = fit(base, forwards, seed + 50)
@@ -99,18 +100,21 @@ def run(seed):
     for name, second in (("other", other), ("sibling", sibling)):
         row[f"cosine_{name}"] = cosine(one, second)
         ways = {
-            how: compose.combine([one, second], [0.5, 0.5], how)[:2]
+            how: compose.combine([one, second], [0.5, 0.5], how)[0]
             for how in compose.COMBINATION_TYPES
         }
         ways["factors"] = mean_of_factors(one, second)
-        for how, pair in ways.items():
-            row |= {f"{name}_{how}": loss(pair, there), f"off_{name}_{how}": off(pair, one, second)}
+        for how, mean in ways.items():
+            row |= {f"{name}_{how}": loss(mean, there), f"off_{name}_{how}": off(mean, one, second)}
     row["cosine_turned"] = cosine(one, turned)
     for weight in (0.5, 1.0):
-        pair = compose.combine([one, turned], [weight, weight])[:2]
-        row |= {f"there_{weight}": loss(pair, there), f"back_{weight}": loss(pair, back)}
-    upon = fit(compose.stack(*one), backwards, seed + 100)
-    return row | {"stack_there": loss(upon, there), "stack_back": loss(upon, back)}
+        both, _ = compose.combine([one, turned], [weight, weight])
+        row |= {f"there_{weight}": loss(both, there), f"back_{weight}": loss(both, back)}
+    with_one = several.stack(one, base)
+    upon = fit(with_one, backwards, seed + 100)
+    row["stack_there"] = loss(upon, there, with_one)
+    row["stack_back"] = loss(upon, back, with_one)
+    return row
 
 
 if __name__ == "__main__":

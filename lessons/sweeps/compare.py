@@ -26,21 +26,21 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import held_out_notes
 
+from minilora import train
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
-from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig, require
+from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.data.rows import encode_rows, load_rows
 from minilora.evaluation.memory import nbytes
 from minilora.evaluation.metrics import evaluate
 from minilora.evaluation.plot import LINES, figure
-from minilora.evaluation.trainer import train
 from minilora.formats.checkpoint import WEIGHTS, save_adapter
 from minilora.formats.pretrained import load
 from minilora.kernels import num_threads
-from minilora.methods import initializers
-from minilora.methods.registry import METHODS, MethodConfig
+from minilora.methods.method import MethodConfig
+from minilora.methods.registry import get_peft_model
 from minilora.optim import adamw_init
-from minilora.tree import num_parameters
+from minilora.tree import arrays, num_parameters
 
 BUDGET = 5472  # micro's seven projections at r = 2
 
@@ -60,6 +60,7 @@ class Entry(NamedTuple):
 TABLE = {
     "lora": Entry("lora", 1e-2, "r"), "lora+": Entry("lora", 1e-2, "r", loraplus_lr_ratio=4),
     "pissa": Entry("lora", 1e-2, "r", start="pissa"), "dora": Entry("dora", 2e-2, "r"),
+    "vera": Entry("vera", 1e-1, "vera_r"),
     "bottleneck": Entry("bottleneck", 5e-2, "bottleneck_size"),
     "prefix": Entry("prefix", 5e-1, "num_virtual_tokens"),
     "prompt": Entry("prompt", 2e-2, "num_virtual_tokens"),
@@ -67,6 +68,7 @@ TABLE = {
     "bitfit": Entry("bitfit", 1e-1), "norm": Entry("norm", 1e-1),
     "head": Entry("head", 2e-1), "full": Entry("full", 5e-3),
 }  # fmt: skip
+WITHOUT_RUNS: tuple[str, ...] = ()  # methods that no sweep compares yet
 
 
 class Job(NamedTuple):
@@ -89,27 +91,28 @@ def run_one(job):
         seed=job.seed, loraplus_lr_ratio=entry.loraplus_lr_ratio,
     )  # fmt: skip
     method = sized(entry, base, job.budget)
-    adapters, frozen = start(entry, base, method, job.seed)
     examples, held_out = (
         encode_rows(load_rows("questions", split), words, settings)[0]
         for split in ("train", job.split)
     )
     notes, _ = held_out_notes(words, settings)
+    notes_before = evaluate({}, base, notes, config)["loss"]
+    adapters, base = get_peft_model(base, method, job.seed)  # PiSSA returns another base
     with redirect_stderr(io.StringIO()):  # without the progress bar of each process
-        adapters, history = train(adapters, frozen, examples, config, settings)
-    score = evaluate(adapters, frozen, held_out, config)
+        adapters, history = train(adapters, base, examples, config, settings)
+    score = evaluate(adapters, base, held_out, config)
     return {
         "method": job.method,
         "seed": job.seed,
         "trained": num_parameters(adapters),  # parameters
-        "adapter_bytes": file_bytes(adapters, frozen, method, job.model),
-        "optimizer_bytes": nbytes(adamw_init(adapters)),
+        "adapter_bytes": file_bytes(adapters, base, method, job.model),
+        "optimizer_bytes": nbytes(adamw_init(arrays(adapters))),
         "step_ms": 1e3 * float(np.median([row["seconds"] for row in history])),
         "loss": score["loss"],  # nats per target token of the split
         "exact_match": score["exact_match"],
         # the losses on the base's own text
-        "notes_before": evaluate({}, base, notes, config)["loss"],
-        "notes_after": evaluate(adapters, frozen, notes, config)["loss"],
+        "notes_before": notes_before,
+        "notes_after": evaluate(adapters, base, notes, config)["loss"],
     }
 
 
@@ -123,33 +126,32 @@ def config_of(entry, size):
     return MethodConfig(entry.method, **({entry.size: size} if entry.size else {}))
 
 
-def start(entry, base, config, seed=0):
-    """Return (adapters, frozen) of an entry at step 0."""
-    init = initializers.init if entry.start else METHODS[entry.method]
-    return init(base, config, np.random.default_rng(seed))
-
-
 def sized(entry, base, budget):
     """Return the config whose count of trained parameters, linear in size, is nearest to budget."""
     if not entry.size:
         return config_of(entry, 1)
-    one, two = (num_parameters(start(entry, base, config_of(entry, size))[0]) for size in (1, 2))
+    one, two = (
+        num_parameters(get_peft_model(base, config_of(entry, size)).adapters) for size in (1, 2)
+    )
     return config_of(entry, max(1, 1 + round((budget - one) / (two - one))))
 
 
-def file_bytes(adapters, frozen, config, model):
+def file_bytes(adapters, base, config, model):
     """Return the size of the adapter's file of tensors in bytes."""
     with TemporaryDirectory() as folder:
-        save_adapter(folder, adapters, frozen, config, model)
+        save_adapter(folder, adapters, base, config, model)
         return (Path(folder) / WEIGHTS).stat().st_size
 
 
 def jobs(methods, seeds, iters, budget=BUDGET):
     """Return a job for every method and seed; raise InputError for a method not in the table."""
     for method in methods:
-        require(method in TABLE, f"--methods {method} is not one of {', '.join(TABLE)}")
-    require(seeds >= 1, f"--seeds must be a whole number from 1, got {seeds}")
-    require(budget >= 1, f"--budget must be a whole number from 1, got {budget}")
+        if method not in TABLE:
+            raise InputError(f"--methods {method} is not one of {', '.join(TABLE)}")
+    if seeds < 1:
+        raise InputError(f"--seeds must be a whole number from 1, got {seeds}")
+    if budget < 1:
+        raise InputError(f"--budget must be a whole number from 1, got {budget}")
     TrainConfig(iters=iters)  # or its error
     return [Job(method, seed, iters, budget) for method in methods for seed in range(seeds)]
 
@@ -248,8 +250,10 @@ def main(argv=None):
     try:
         args = parser.parse_args(argv)
         folder, out = args.out.parent, args.out
-        possible = out.suffix == ".png" and os.access(folder, os.W_OK) and not out.is_dir()
-        require(possible, f"--out {out} cannot be written: give a .png file in a folder of yours")
+        if not (out.suffix == ".png" and os.access(folder, os.W_OK) and not out.is_dir()):
+            raise InputError(
+                f"--out {out} cannot be written: give a .png file in a folder of yours"
+            )
         rows = compare(jobs(args.methods or TABLE, args.seeds, args.iters, args.budget))
         print(markdown(rows))
         draw(out, rows)

@@ -31,7 +31,7 @@ TEMPERATURES = np.geomspace(0.25, 4, 81)
 JOBS = [(n, seed) for seed in SEEDS for n in ROWS]
 
 
-def answers(adapters, frozen, rows):
+def answers(adapters, base, rows):
     """Greedy answers to all `rows` at once: (logits (N, T, V) on the way, right or not (N,))."""
     config, _, words = minilora.load("micro")
     prompts, wanted = (
@@ -39,10 +39,11 @@ def answers(adapters, frozen, rows):
     )  # all prompts have one length, and all completions
     cache = [LayerCache() for _ in range(config.num_hidden_layers)]
     tokens, logits = prompts, []
+    params = model.parameters(adapters, base, kernels.OPS)
     for _ in range(wanted.shape[1]):
         starts = np.zeros_like(tokens)
-        x = model.hidden_states(adapters, frozen, tokens, starts, config, kernels.OPS, cache)
-        logits.append(model.logits(x[:, -1], adapters, frozen, kernels.OPS))
+        x = model.hidden_states(params, tokens, starts, config, kernels.OPS, cache)
+        logits.append(model.logits(x[:, -1], params, kernels.OPS))
         tokens = logits[-1].argmax(axis=-1)[:, None]
     logits = np.stack(logits, axis=1)
     return logits, (logits.argmax(axis=-1) == wanted).all(axis=1)
@@ -79,9 +80,8 @@ def run(job):
 
 def scored(done, n, seed):
     """The row of a run, from fresh rows: 600 to fit the temperature, 1,000 to judge it."""
-    pair = done.adapters, done.frozen
-    temperature = fitted(*answers(*pair, tasks.questions("valid", 600, 1)))
-    logits, hit = answers(*pair, tasks.questions("test", 1000, 1))
+    temperature = fitted(*answers(done.adapters, done.base, tasks.questions("valid", 600, 1)))
+    logits, hit = answers(done.adapters, done.base, tasks.questions("test", 1000, 1))
     row = {
         "n": n, "seed": seed, "train_loss": np.mean([s["loss"] for s in done.history[-10:]]),
         "loss": done.scores["loss"], "token_ece": done.scores["ece"],

@@ -5,17 +5,18 @@ import io
 import sys
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import held_out_notes, write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data
-from minilora.methods.registry import METHODS, also_train
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora.methods.replaced import also_train
 from minilora.tree import num_parameters
 
-LORA = LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",))
+ALONE = {
+    "lora": LoraConfig(r=2, lora_alpha=4, target_modules=("all-linear",)),
+    "norm": MethodConfig("norm"), "bias": MethodConfig("bitfit"),
+}  # fmt: skip
 COMPARED_DECAYS = ((1e-2, 1.0), (2e-2, 1.0), (2e-2, 0.7), (2e-2, 0.4))  # rate, decay
 SCALES = (0.1, 1.0, 10.0)  # of the rate, for what is trained beside low-rank factors
 SEEDS = range(8)
@@ -30,9 +31,8 @@ def run(job, iters=150):
     trains, rate, scale, decay, seed = job
     config, base, tokenizer = minilora.load("micro")
     first, _, beside = trains.partition("+")
-    method = METHODS[{"bias": "bitfit"}.get(first, first)]
-    adapters, frozen = method(base, LORA, np.random.default_rng(seed))
-    adapters = also_train(adapters, frozen, [beside] if beside else [])
+    adapters, _ = minilora.get_peft_model(base, ALONE[first], seed)
+    adapters = also_train(adapters, base, [beside] if beside else [])
     settings = TrainConfig(
         iters=iters, batch_size=16, learning_rate=rate, mask_prompt=True, seed=seed,
         also_train_lr_scale=scale, layer_lr_decay=decay,
@@ -43,13 +43,13 @@ def run(job, iters=150):
     )
     notes, _ = held_out_notes(tokenizer, settings)
     with contextlib.redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, frozen, train, config, settings)
-    score = minilora.evaluate(adapters, frozen, valid, config)
+        adapters, _ = minilora.train(adapters, base, train, config, settings)
+    score = minilora.evaluate(adapters, base, valid, config)
     return {
         "trains": trains, "rate": rate, "scale": scale, "decay": decay, "seed": seed,
         "trained": num_parameters(adapters), "loss": score["loss"],
         "exact_match": score["exact_match"],
-        "notes": minilora.evaluate(adapters, frozen, notes[:100], config)["loss"],
+        "notes": minilora.evaluate(adapters, base, notes[:100], config)["loss"],
     }  # fmt: skip
 
 

@@ -18,8 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import held_out_notes, write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
-from minilora.methods import registry
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
 
@@ -35,18 +34,17 @@ TOP, EPSILON = 10, 0.5
 def trained(method, r, rate, seed, iters=200):
     """Return the dense tree of a base that was fine-tuned on the questions."""
     config, base, words = minilora.load("micro")
-    if method == "full":
-        adapters, frozen = registry.full(base, None, None)
-    else:
+    chosen = MethodConfig("full")
+    if method != "full":
         chosen = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
-        adapters, frozen = lora.init(base, chosen, seed)
+    adapters, _ = minilora.get_peft_model(base, chosen, seed)
     settings = TrainConfig(
         iters=iters, batch_size=16, learning_rate=rate, mask_prompt=True, seed=seed
     )
     examples, _ = data.encode_rows(data.load_rows("questions", "train"), words, settings)
     with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, frozen, examples, config, settings)
-    return adapters if method == "full" else lora.merge(adapters, frozen)
+        adapters, _ = minilora.train(adapters, base, examples, config, settings)
+    return minilora.merge(adapters, base)
 
 
 def parts(base, tree):

@@ -18,10 +18,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.batching import Example
 from minilora.data import tasks
-from minilora.methods import registry
 
 RATE = 2e-1, 2e-2  # of the head, of the adapter
 FAULTS = ("none", "shuffled labels", "answers cut", "mask inverted")
@@ -69,14 +68,13 @@ def examples_of(task, fault, split, words, seed=0, n=None):
 
 
 def check(job, iters=200, **settings):
-    """(row, history, adapters, frozen) of a job (trained, task, fault, seed)."""
+    """(row, history, adapters, base) of a job (trained, task, fault, seed)."""
     trained, task, fault, seed = job
     config, base, words = minilora.load("micro")
-    if trained == "head":
-        adapters, frozen = registry.METHODS["head"](base, None, None)
-    else:
-        rank_1 = LoraConfig(r=1, lora_alpha=2, target_modules=("all-linear",))
-        adapters, frozen = lora.init(base, rank_1, np.random.default_rng(seed))
+    adapter_config = MethodConfig("head")
+    if trained != "head":
+        adapter_config = LoraConfig(r=1, lora_alpha=2, target_modules=("all-linear",))
+    adapters, _ = minilora.get_peft_model(base, adapter_config, seed)
     train_config = TrainConfig(
         iters=iters, batch_size=16, learning_rate=RATE[trained == "rank 1"], seed=seed, **settings
     )
@@ -84,16 +82,16 @@ def check(job, iters=200, **settings):
     held_out = examples_of(task, "none", "valid", words)
     with redirect_stderr(io.StringIO()):
         adapters, history = minilora.train(
-            adapters, frozen, examples, config, train_config, held_out if settings else ()
+            adapters, base, examples, config, train_config, held_out if settings else ()
         )
-    scores = minilora.evaluate(adapters, frozen, held_out, config)
+    scores = minilora.evaluate(adapters, base, held_out, config)
     losses = [step["loss"] for step in history if "loss" in step]
     row = {
         "trained": trained, "task": task, "fault": fault, "seed": seed,
         "train_loss": float(np.mean(losses[-20:])), "loss": scores["loss"],
         "exact_match": scores["exact_match"],
     }  # fmt: skip
-    return row, history, adapters, frozen
+    return row, history, adapters, base
 
 
 def run(job):

@@ -14,7 +14,7 @@ import sounds
 from common import write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, TrainConfig, data
 
 VARIANTS = (  # r, lora_dropout, augmented
     (8, 0.0, False), (1, 0.0, False), (32, 0.0, False), (8, 0.3, False), (8, 0.0, True),
@@ -51,20 +51,20 @@ def small(kind, r, dropout, augmented, seed, iters):
     """The scores after every EVERY steps, of pictures or sounds."""
     base, train, valid, test, augment = task(kind, seed)
     rng = np.random.default_rng(seed)
-    adapters, frozen = convnet.low_rank(base, r, 2 * r, rng, lora_dropout=dropout)
+    adapters, _ = convnet.low_rank(base, r, 2 * r, rng, lora_dropout=dropout)
     config = TrainConfig(iters=iters, batch_size=32, learning_rate=1e-2, seed=seed)
     scores = []
 
     def on_step(step, adapters):
         if step % EVERY == 0:
-            own = convnet.statistics(adapters, frozen, train[0])
-            loss = [convnet.evaluate(adapters, frozen, b, own) for b in (train, valid, test)]
+            own = convnet.statistics(adapters, base, train[0])
+            loss = [convnet.evaluate(adapters, base, b, own) for b in (train, valid, test)]
             train_loss, valid_loss, test_loss = (score["loss"] for score in loss)
             scores.append({"step": step, "train": train_loss, "valid": valid_loss,
                            "test": test_loss, "right": loss[2]["accuracy"]})  # fmt: skip
 
     augment = augment if augmented else None
-    convnet.fit(adapters, frozen, train, config, augment=augment, on_step=on_step)
+    convnet.fit(adapters, base, train, config, augment=augment, on_step=on_step)
     return scores
 
 
@@ -74,7 +74,7 @@ def questions(kind, r, dropout, augmented, seed, iters):
     lora_config = LoraConfig(
         r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=("all-linear",)
     )
-    adapters, frozen = lora.init(base, lora_config, np.random.default_rng(seed))
+    adapters, _ = minilora.get_peft_model(base, lora_config, seed)
     config = TrainConfig(
         iters=iters, batch_size=16, learning_rate=1e-2, mask_prompt=True, seed=seed
     )
@@ -87,14 +87,14 @@ def questions(kind, r, dropout, augmented, seed, iters):
 
     def on_step(_, adapters, state):
         if state["step"] % EVERY == 0:
-            found = [minilora.evaluate(adapters, frozen, e, model_config)
+            found = [minilora.evaluate(adapters, base, e, model_config)
                      for e in (train, valid, test)]  # fmt: skip
             train_loss, valid_loss, test_loss = (score["loss"] for score in found)
             scores.append({"step": state["step"], "train": train_loss, "valid": valid_loss,
                            "test": test_loss, "right": found[2]["exact_match"]})  # fmt: skip
 
     with contextlib.redirect_stderr(io.StringIO()):
-        minilora.train(adapters, frozen, train, model_config, config, on_step=on_step)
+        minilora.train(adapters, base, train, model_config, config, on_step=on_step)
     return scores
 
 

@@ -17,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import held_out_notes, write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.data import tasks
-from minilora.methods import registry
 from minilora.tree import num_parameters, set_leaf
 
 # The rates. Large shift: with seed 0, on the test rows of the sweep themselves, the best of 4e-3,
@@ -56,20 +55,19 @@ def rows_of(shift, split, n, noise, seed):
 
 
 def start(base, size, seed):
-    """(adapters, frozen): every leaf for "full", else all projections at the rank `size`.
+    """Adapters: every leaf for "full", else all projections at the rank `size`.
 
     "8 + embedding" is rank 8 and the embedding itself, "32, half the rate" is what it says.
     """
-    rng = np.random.default_rng(seed)
     if size == "full":
-        return registry.full(base, None, rng)
+        return minilora.get_peft_model(base, MethodConfig("full")).adapters
     r = RANKS.get(size, size)
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=("all-linear",))
-    adapters, frozen = lora.init(base, config, rng)
+    adapters, _ = minilora.get_peft_model(base, config, seed)
     if size == "8 + embedding":
         embedding = base["model"]["embed_tokens"]["weight"]
         set_leaf(adapters, "model.embed_tokens.weight", np.array(embedding))
-    return adapters, frozen
+    return adapters
 
 
 def run_one(job, iters=200, rate=None):
@@ -86,10 +84,10 @@ def run_one(job, iters=200, rate=None):
         data.encode_rows(rows_of(shift, split, m, x, seed), words, settings)[0]
         for split, m, x in (("train", n, noise), ("test", 200, 0.0))
     )
-    adapters, frozen = start(base, size, seed)
+    adapters = start(base, size, seed)
     with redirect_stderr(io.StringIO()):
-        adapters, history = minilora.train(adapters, frozen, train, config, settings)
-    score = minilora.evaluate(adapters, frozen, test, config)
+        adapters, history = minilora.train(adapters, base, train, config, settings)
+    score = minilora.evaluate(adapters, base, test, config)
     notes, _ = held_out_notes(words, TrainConfig())
     return {
         "shift": shift,
@@ -101,7 +99,7 @@ def run_one(job, iters=200, rate=None):
         "train_loss": round(float(np.mean([row["loss"] for row in history[-10:]])), 5),
         "loss": round(score["loss"], 5),
         "exact_match": score["exact_match"],
-        "notes": round(minilora.evaluate(adapters, frozen, notes, config)["loss"], 4),
+        "notes": round(minilora.evaluate(adapters, base, notes, config)["loss"], 4),
     }
 
 

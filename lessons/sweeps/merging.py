@@ -18,8 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finetune, write_sweep
 
 import minilora
-from minilora import TrainConfig, data, lora
-from minilora.tree import flatten, get, named_leaves, unflatten
+from minilora import TrainConfig, data
+from minilora.layers import dense, lora_delta
+from minilora.lora import adapted_paths
+from minilora.tree import get
 
 RATES = (1e-3, 4e-3)
 SEEDS = (0, 1, 2, 3, 4)
@@ -33,12 +35,10 @@ WAYS = {
 JOBS = [(rate, seed) for seed in SEEDS for rate in RATES]
 
 
-def merged_ways(adapters, frozen):
+def merged_ways(adapters, base):
     """{name: dense or 4-bit tree without an adapter}."""
-    _, base, _ = minilora.load("micro")
-    dense = flatten(base)
-    on_original = unflatten({path: dense.get(path, w) for path, w in named_leaves(frozen)})
-    merged, original = lora.merge(adapters, frozen), lora.merge(adapters, on_original)
+    merged = minilora.merge(adapters, base)
+    original = minilora.merge(adapters, minilora.load("micro").base)
     return {
         "dequantized": merged,
         "dequantized_4bit": minilora.quantize(merged, "nf4-dq"),
@@ -47,15 +47,13 @@ def merged_ways(adapters, frozen):
     }
 
 
-def sizes(adapters, frozen):
+def sizes(adapters, base):
     """‖ΔW‖/‖W‖ of every adapted projection."""
-    nodes = [(get(adapters, path), get(frozen, path)) for path in lora.adapted_paths(adapters)]
-    return np.array(
-        [
-            np.linalg.norm(lora.delta(*n)) / np.linalg.norm(n[1]["weight"].dequantize())
-            for n in nodes
-        ]
-    )
+    found = []
+    for path in adapted_paths(adapters):
+        W = dense(get(base, path)["weight"])
+        found.append(np.linalg.norm(lora_delta(get(adapters, path))) / np.linalg.norm(W))
+    return np.array(found)
 
 
 def run(job):
@@ -71,9 +69,9 @@ def scored(done, rate, seed):
     rows = data.load_rows("questions", "valid")
     held_out, _ = data.encode_rows(rows, words, TrainConfig(mask_prompt=True))
     row = {"rate": rate, "seed": seed}
-    row["size"] = float(np.median(sizes(done.adapters, done.frozen)))
+    row["size"] = float(np.median(sizes(done.adapters, done.base)))
     row |= {"apart": done.scores["loss"], "exact_apart": done.scores["exact_match"]}
-    for name, tree in merged_ways(done.adapters, done.frozen).items():
+    for name, tree in merged_ways(done.adapters, done.base).items():
         scores = minilora.evaluate({}, tree, held_out, config)
         row |= {name: scores["loss"], f"exact_{name}": scores["exact_match"]}
     return row

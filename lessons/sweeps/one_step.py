@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 import minilora
-from minilora import LoraConfig, ModelConfig, TrainConfig, lora, optim
+from minilora import LoraConfig, ModelConfig, TrainConfig, optim
 from minilora.evaluation import memory
 from minilora.formats.pretrained import shapes
 from minilora.layers import value_and_grad
 from minilora.quant.schemes import is_projection, quantize_leaf
-from minilora.tree import flatten, unflatten
+from minilora.tree import arrays, flatten, unflatten
 
 B, T = 4, 64
 
@@ -34,16 +34,18 @@ def step(scheme, width, layers):
         return quantize_leaf(path, w, scheme) if is_projection(path) else w
 
     base = unflatten({path: leaf(path, shape) for path, shape in shapes(config).items()})
-    adapters, frozen = lora.init(base, LoraConfig(target_modules=("all-linear",)), rng)
+    lora_config = LoraConfig(target_modules=("all-linear",))
+    adapters, _ = minilora.get_peft_model(base, lora_config, rng)
     tokens = rng.integers(256, size=(B, T))
     batch = {
         "tokens": tokens, "targets": tokens, "mask": np.ones((B, T), "f4"),
         "segment_starts": 0 * tokens,
     }  # fmt: skip
-    _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
-    rates = dict.fromkeys(flatten(adapters), 1e-3)
-    optim.adamw(adapters, grads, optim.adamw_init(adapters), rates, TrainConfig())
-    return memory.memory_estimate(adapters, frozen, config, B * T)
+    _, grads = value_and_grad(minilora.loss)(adapters, base, batch, config)
+    trained = arrays(adapters)
+    rates = dict.fromkeys(flatten(trained), 1e-3)
+    optim.adamw(trained, grads, optim.adamw_init(trained), rates, TrainConfig())
+    return memory.memory_estimate(adapters, base, config, B * T)
 
 
 def peak():

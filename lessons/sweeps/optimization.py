@@ -72,11 +72,11 @@ def rows(bad=0):
     return good
 
 
-def notes_loss(adapters, frozen):
+def notes_loss(adapters, base):
     """The loss on the base's own language, in nats per byte."""
     config, _, words = minilora.load("micro")
     notes, _ = held_out_notes(words, TrainConfig())
-    return minilora.evaluate(adapters, frozen, notes, config)["loss"]
+    return minilora.evaluate(adapters, base, notes, config)["loss"]
 
 
 def train(case, seed=0):
@@ -97,7 +97,7 @@ def run_one(job):
         "loss": round(run.scores["loss"], 5),
         "exact_match": run.scores["exact_match"],
         "worst": round(max(losses), 3),
-        "notes": round(notes_loss(run.adapters, run.frozen), 4),
+        "notes": round(notes_loss(run.adapters, run.base), 4),
     }
 
 

@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import held_out_notes
 
+from minilora import train
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import InputError, ModelConfig, TrainConfig
 from minilora.data.rows import encode_rows
 from minilora.data.tasks import notes
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.evaluation.trainer import train
 from minilora.formats.files import require_new
 from minilora.formats.pretrained import save_pretrained, shapes
 from minilora.tree import unflatten

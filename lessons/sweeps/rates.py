@@ -21,7 +21,6 @@ from sweeps.pretraining import random_params
 
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
-from minilora.methods.registry import METHODS
 from minilora.quant.schemes import is_projection
 from minilora.tree import named_leaves, unflatten
 
@@ -38,24 +37,24 @@ JOBS = [
 
 
 def start(way, seed=0, model="micro"):
-    """(trained, frozen, model config, tokenizer) before the first step."""
+    """(adapters, base, model config, tokenizer) before the first step."""
     config, base, tokenizer = minilora.load(model)
     rng = np.random.default_rng(seed)
     if way == "scratch":
         base = random_params(config, rng)
-    lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
     if way == "projections":
         weights = {path: w for path, w in named_leaves(base) if is_projection(path)}
         return unflatten(weights), base, config, tokenizer
-    method = ("lora", lora_config) if way == "lora" else ("full", MethodConfig("full"))
-    trained, frozen = METHODS[method[0]](base, method[1], rng)
-    return trained, frozen, config, tokenizer
+    adapter_config = MethodConfig("full")
+    if way == "lora":
+        adapter_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
+    return *minilora.get_peft_model(base, adapter_config, rng), config, tokenizer
 
 
 def run(job, iters=200):
     """The row of a run: (way, rate, seed) and its scores on held-out questions."""
     way, rate, seed = job
-    trained, frozen, config, tokenizer = start(way, seed)
+    adapters, base, config, tokenizer = start(way, seed)
     settings = TrainConfig(
         iters=iters, batch_size=16, learning_rate=rate, mask_prompt=True, seed=seed
     )
@@ -64,8 +63,8 @@ def run(job, iters=200):
         for split in ("train", "valid")
     )
     with redirect_stderr(io.StringIO()):
-        trained, _ = minilora.train(trained, frozen, rows, config, settings)
-    score = minilora.evaluate(trained, frozen, held_out, config)
+        adapters, _ = minilora.train(adapters, base, rows, config, settings)
+    score = minilora.evaluate(adapters, base, held_out, config)
     return {
         "way": way, "rate": rate, "seed": seed,
         "loss": round(score["loss"], 5), "exact_match": score["exact_match"],

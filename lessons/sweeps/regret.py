@@ -17,9 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from common import of, read_sweep, write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.config import ALL_LINEAR
-from minilora.methods import registry
 from minilora.tree import num_parameters
 
 LENGTHS = (25, 50, 100, 200)  # steps after which a run is scored
@@ -28,12 +27,11 @@ ALPHA = 32
 
 
 def start(base, size, seed):
-    """Return (adapters, frozen): every leaf for "full", else LoRA of the rank `size`."""
-    rng = np.random.default_rng(seed)
-    if size == "full":
-        return registry.full(base, None, rng)
-    config = LoraConfig(r=size, lora_alpha=ALPHA, target_modules=ALL_LINEAR)
-    return minilora.get_peft_model(base, config, rng)
+    """Return adapters: every leaf for "full", else LoRA of the rank `size`."""
+    config = MethodConfig("full")
+    if size != "full":
+        config = LoraConfig(r=size, lora_alpha=ALPHA, target_modules=ALL_LINEAR)
+    return minilora.get_peft_model(base, config, seed).adapters
 
 
 def run_one(job):
@@ -49,9 +47,9 @@ def run_one(job):
         data.encode_rows(data.load_rows("questions", split)[:n], tokenizer, settings)[0]
         for split, n in (("train", 4000), ("valid", 64))
     )
-    adapters, frozen = start(base, size, seed)
+    adapters = start(base, size, seed)
     with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-        _, history = minilora.train(adapters, frozen, train, config, settings, valid)
+        _, history = minilora.train(adapters, base, train, config, settings, valid)
     losses = {row["step"]: round(row["eval_loss"], 5) for row in history if "eval_loss" in row}
     return {
         "model": model,

@@ -21,10 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_sweep
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, lora
+from minilora import LoraConfig, TrainConfig, data
 from minilora.data.tasks import notes
+from minilora.layers import dense, lora_delta
+from minilora.lora import adapted_paths
 from minilora.quant.schemes import error_report
-from minilora.tree import flatten, get, named_leaves, unflatten
+from minilora.tree import get
 
 SCHEMES = {"dense": "none", "nf4": "nf4-dq"}
 SEEDS = {"smollm2": 3, "tiny": 8, "micro": 8}
@@ -55,18 +57,11 @@ def own_text(model):
     return notes(96, seed=1)[0]
 
 
-def with_weights_of(adapted, base):
-    """Return a tree with the scalings of `adapted` and the weights of `base`."""
-    weights = flatten(base)
-    return unflatten({path: weights.get(path, leaf) for path, leaf in named_leaves(adapted)})
-
-
-def served(adapters, adapted, bases):
+def served(adapters, bases):
     """Yield (name, adapters, base) of each way to serve: apart on a base, or merged into 4 bits."""
     for name, base in bases.items():
-        on_base = with_weights_of(adapted, base)
-        yield name, adapters, on_base
-        merged = lora.merge(adapters, on_base)
+        yield name, adapters, base
+        merged = minilora.merge(adapters, base)
         yield f"{name}_merged", {}, minilora.quantize(merged, SCHEMES["nf4"])
 
 
@@ -95,14 +90,12 @@ def weight_error(bases):
     return float(np.median([row.relative_rmse for row in report]))
 
 
-def median_size(adapters, adapted):
+def median_size(adapters, base):
     """Return the median of ‖ΔW‖/‖W‖ over the adapted projections."""
     sizes = []
-    for path in lora.adapted_paths(adapters):
-        trained, frozen = get(adapters, path), get(adapted, path)
-        W = frozen["weight"]
-        W = W if isinstance(W, np.ndarray) else W.dequantize()
-        sizes.append(np.linalg.norm(lora.delta(trained, frozen)) / np.linalg.norm(W))
+    for path in adapted_paths(adapters):
+        W = dense(get(base, path)["weight"])
+        sizes.append(np.linalg.norm(lora_delta(get(adapters, path))) / np.linalg.norm(W))
     return float(np.median(sizes))
 
 
@@ -119,13 +112,13 @@ def run_one(job):
         for rows in (train_rows, test_rows, own_text(model))
     )
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    adapters, adapted = lora.init(bases[trained_on], lora_config, np.random.default_rng(seed))
+    adapters, base = minilora.get_peft_model(bases[trained_on], lora_config, seed)
     with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, adapted, examples, config, settings)
+        adapters, _ = minilora.train(adapters, base, examples, config, settings)
     row = {"model": model, "trained_on": trained_on, "steps": steps, "seed": seed}
-    row |= {"size": median_size(adapters, adapted), "weight_error": weight_error(bases)}
+    row |= {"size": median_size(adapters, base), "weight_error": weight_error(bases)}
     row |= {"drift": drift(bases.values(), texts, config)}
-    for name, trained, base in served(adapters, adapted, bases):
+    for name, trained, base in served(adapters, bases):
         scores = minilora.evaluate(trained, base, held_out, config)
         row |= {name: scores["loss"], f"exact_{name}": scores["exact_match"]}
     return row

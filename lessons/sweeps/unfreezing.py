@@ -18,31 +18,31 @@ SEEDS = range(8)
 
 
 def trained(trains, base, seed):
-    """(adapters, frozen) of what a job trains: a copy of the named leaves, or low-rank factors."""
+    """What a job trains: a copy of the named leaves, or low-rank factors."""
     if trains == "lora":
-        return convnet.low_rank(base, 4, 8, np.random.default_rng(seed))
+        return convnet.low_rank(base, 4, 8, np.random.default_rng(seed))[0]
     names = {"norm": ("norm.weight", "norm.bias"), "head": ("3.linear.weight", "3.linear.bias")}
-    return convnet.copies(base, *names.get(trains, ("weight", "bias"))), base
+    return convnet.copies(base, *names.get(trains, ("weight", "bias")))
 
 
 def run(job, typeface="italic"):
     """The row of a job: (what is trained, rate, decay from layer to layer, seed); 150 steps."""
     trains, rate, decay, seed = job
     base, _ = pictures.reader(seed)
-    adapters, frozen = trained(trains, base, seed)
+    adapters = trained(trains, base, seed)
     train, test = (pictures.draw(typeface, n, s) for n, s in ((1040, seed), (1040, 99)))
     config = TrainConfig(
         iters=150, batch_size=32, learning_rate=rate, layer_lr_decay=decay, seed=seed
     )
-    adapters, _ = convnet.fit(adapters, frozen, train, config)
-    own = convnet.statistics(adapters, frozen, train[0])
+    adapters, _ = convnet.fit(adapters, base, train, config)
+    own = convnet.statistics(adapters, base, train[0])
     old = pictures.draw("sans", 1040, 99)
-    score = convnet.evaluate(adapters, frozen, test, own)
-    before = convnet.statistics(adapters, frozen, old[0])
+    score = convnet.evaluate(adapters, base, test, own)
+    before = convnet.statistics(adapters, base, old[0])
     return {
         "trains": trains, "rate": rate, "decay": decay, "seed": seed,
         "trained": num_parameters(adapters),
-        **score, "old_accuracy": convnet.evaluate(adapters, frozen, old, before)["accuracy"],
+        **score, "old_accuracy": convnet.evaluate(adapters, base, old, before)["accuracy"],
     }  # fmt: skip
 
 

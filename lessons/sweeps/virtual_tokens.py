@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import write_sweep
 
 import minilora
-from minilora import METHODS, LoraConfig, MethodConfig, TrainConfig, data
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
 
 RATES = {"lora": 1e-2, "prompt": 1e-1, "prefix": 5e-1}
 
@@ -53,7 +53,7 @@ def rows(task, split):
 
 
 def train(job):
-    """(adapters, frozen, history, held-out examples, model config) of a job."""
+    """(adapters, base, history, held-out examples, model config) of a job."""
     config, base, tokenizer = minilora.load("micro")
     settings = TrainConfig(
         iters=job.iters, batch_size=16, learning_rate=RATES[job.method], mask_prompt=True,
@@ -63,7 +63,7 @@ def train(job):
     if job.method == "lora":
         method = LoraConfig(r=job.tokens, lora_alpha=2 * job.tokens, target_modules=("all-linear",))
     rng = np.random.default_rng(job.seed)
-    adapters, frozen = METHODS[job.method](base, method, rng)
+    adapters, _ = minilora.get_peft_model(base, method, rng)
     if job.start == "normal":
         shape = adapters["model"]["prompt_embeddings"].shape
         adapters["model"]["prompt_embeddings"] = rng.standard_normal(shape, "f4")
@@ -72,14 +72,14 @@ def train(job):
         for split in ("train", "valid")
     )
     with redirect_stderr(io.StringIO()):
-        adapters, history = minilora.train(adapters, frozen, train, config, settings)
-    return adapters, frozen, history, valid, config
+        adapters, history = minilora.train(adapters, base, train, config, settings)
+    return adapters, base, history, valid, config
 
 
 def run(job):
     """The row of a job: what it was, and its scores on held-out rows."""
-    adapters, frozen, _, valid, config = train(job)
-    score = minilora.evaluate(adapters, frozen, valid, config)
+    adapters, base, _, valid, config = train(job)
+    score = minilora.evaluate(adapters, base, valid, config)
     return job._asdict() | {name: round(score[name], 5) for name in ("loss", "exact_match")}
 
 

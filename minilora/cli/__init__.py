@@ -4,6 +4,7 @@ Read `run.py` first: it contains all that `minilora train` does, from the first 
 """
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -11,10 +12,10 @@ import weakref
 from contextlib import contextmanager, suppress
 from functools import cache
 
-from ..config import InputError, require
+from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
-from .arguments import COURSE, Parser, parse
+from .arguments import COURSE, FLAGS, Parser, parse
 
 _pending: list = []  # a weak reference to the latest Interrupted
 
@@ -58,7 +59,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def dispatch(argv):
     """Run the command that `argv` names; return the exit status, or None for 0."""
-    require("\0" not in "".join(argv), "an argument has a NUL character: remove it")
+    if "\0" in "".join(argv):
+        raise InputError("an argument has a NUL character: remove it")
     if argv[:1] and argv[0] in COURSE:
         top = Parser(prog="minilora")
         course_commands.add_commands(top)
@@ -71,8 +73,9 @@ def dispatch(argv):
 
 
 def report_error(error):
-    """Print an error as one line on standard error; return the exit status."""
-    print(f"error: {InputError(error)}", file=sys.stderr)
+    """Print an error as one line on standard error, with flags; return the exit status."""
+    text = re.sub(r"`(\w+)`", lambda name: FLAGS.get(name[1], name[0]), str(InputError(error)))
+    print(f"error: {text}", file=sys.stderr)
     return 2
 
 
@@ -92,7 +95,8 @@ def interruptible(terminated, for_good):
         handler = signal.getsignal(signal.SIGINT)  # `kernels.threads` has its own
         (handler if callable(handler) else interrupt)(number, frame)
 
-    main, before = threading.current_thread() is threading.main_thread(), {}
+    main = threading.current_thread() is threading.main_thread()
+    before = {}
     try:
         for number, handler in ((signal.SIGINT, interrupt), (signal.SIGTERM, terminate)):
             if main and signal.getsignal(number) is not signal.SIG_IGN:

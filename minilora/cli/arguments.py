@@ -21,12 +21,11 @@ from ..config import (
     LoraConfig,
     TrainConfig,
     did_you_mean,
-    flag,
-    require,
 )
 from ..data.rows import KEYS
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text
+from ..methods.method import SIZES
 from ..methods.registry import METHODS
 from ..nf4 import check_4bit
 from ..quant.schemes import SCHEMES
@@ -35,6 +34,19 @@ from .stored_paths import find
 DEFAULT_DATA = "questions"
 COLUMNS_HELP = "names of the data's columns, as in prompt=question completion=answer"
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
+
+
+def flag(name):
+    """Return the flag of a setting: `--learning-rate` for `learning_rate`."""
+    return "--" + name.replace("_", "-")
+
+
+# the flags of the names that stand in backticks in messages
+NAMED = (
+    *(f.name for f in fields(TrainConfig)), *SIZES, "lora_alpha", "lora_dropout", "target_modules",
+    "layers_to_transform", "epochs", "temp", "top_p", "max_tokens", "prompt", "columns", "dtype",
+)  # fmt: skip
+FLAGS = {name: flag(name) for name in NAMED} | {"r": "--lora-r", "scheme": "--quantize"}
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -153,8 +165,9 @@ def toml_settings(path, written=False):
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
     found = settings.pop("format_version", 1 if written else FORMAT_VERSION)
-    which = f"{path} has format_version {found!r}, but this version reads {FORMAT_VERSION}"
-    require(found == FORMAT_VERSION, f"{which}: train again, or delete the file and give --model")
+    if found != FORMAT_VERSION:
+        which = f"{path} has format_version {found!r}, but this version reads {FORMAT_VERSION}"
+        raise InputError(f"{which}: train again, or delete the file and give --model")
     named = {key.replace("-", "_"): value for key, value in settings.items()}
     if len(named) < len(settings):
         raise InputError(f"{path} has one setting in two spellings, with - and with _: delete one")
@@ -165,8 +178,8 @@ def checkpoint_settings(metadata, path):
     """Return the settings in the metadata of a checkpoint; raise InputError if it has none."""
     kinds = {"settings": dict, "digests": dict, "threads": int, "rows": list}
     sound = all(isinstance(metadata.get(name, []), kind) for name, kind in kinds.items())
-    ours = sound and metadata.get("version") == FORMAT_VERSION
-    require(ours, f"{path} is not a checkpoint of a run of this version: use --overwrite")
+    if not (sound and metadata.get("version") == FORMAT_VERSION):
+        raise InputError(f"{path} is not a checkpoint of a run of this version: use --overwrite")
     return metadata["settings"]
 
 
@@ -177,11 +190,12 @@ def check_settings(settings, path):
         if name not in known or isinstance(value, dict):
             hint = did_you_mean(name, known)
             raise InputError(f"{path}: unknown setting {name!r}{hint} (see minilora train --help)")
-        single = name in LISTS or not isinstance(value, list)
-        require(single, f"{path}: {flag(name)} takes one value")
+        if name not in LISTS and isinstance(value, list):
+            raise InputError(f"{path}: {flag(name)} takes one value")
     with errors_in(path):
         flags = as_flags(settings)
-        require("\0" not in "".join(flags), "a setting has a NUL character")
+        if "\0" in "".join(flags):
+            raise InputError("a setting has a NUL character")
         found = vars(parser().parse_args(["train", *flags]))
     return {name: found[name] for name in settings if found[name] is not None}
 
@@ -270,7 +284,8 @@ def train_flags(sub):
     recipes = [f"{name}: {data.recipe}." for name, data in BUILTIN.items() if data.recipe]
     sub.epilog = " ".join(["Some built-in data sets have other defaults.", *recipes])
     lora = LoraConfig()
-    add, switch = sub.add_argument, argparse.BooleanOptionalAction
+    add = sub.add_argument
+    switch = argparse.BooleanOptionalAction
     add("--model", default="tiny", help="micro, tiny, smollm2, a Hugging Face folder or .gguf file")
     add(
         "--data", default=DEFAULT_DATA, help="built-in data, a .jsonl, .json or .csv file, a folder"
@@ -279,8 +294,8 @@ def train_flags(sub):
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="storage of the frozen projections")
     add("--block-size", type=block_size, default=64, help=BLOCK_SIZE)
     add("--method", choices=tuple(METHODS), default="lora", help="see lessons/guide/methods.md")
-    add("--num-virtual-tokens", type=int, default=16, help="for prompt, p-tuning and prefix")
-    add("--bottleneck-size", type=int, default=8, help="width of bottleneck")
+    for name, f in SIZES.items():
+        add(flag(name), type=int, default=f.default, help=f.metadata["help"])
     text = "initialize A and B from the base; default: A random, B zero"
     add("--init-lora-weights", choices=INITIALIZERS, help=text)
     add("--lora-r", type=int, default=lora.r, help="rank r")
@@ -324,6 +339,7 @@ TEXTS = {  # the help of the flags of TrainConfig
     "batch_size": "sequences per micro-batch",
     "grad_accumulation_steps": "micro-batches per optimizer step",
     "max_seq_length": "tokens; longer rows are cut",
+    "optimizer": "adamw, or muon for the matrices of the layers",
     "learning_rate": "learning rate after the warm-up",
     "lr_schedule": "how the learning rate falls after the warm-up",
     "warmup_ratio": "share of the steps in which the learning rate rises from zero",

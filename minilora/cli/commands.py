@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import generation
-from ..config import InputError, require
+from .. import generation, lora
+from ..config import InputError
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
 from ..formats.checkpoint import CONFIG
@@ -18,8 +18,7 @@ from ..formats.files import require_new
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
-from ..methods.merging import merge as merge_adapter
-from ..methods.operations import operations
+from ..methods.registry import operations
 from ..quant.schemes import error_report, is_projection
 from ..tree import named_leaves
 from .examples import compare_with_run, exact_match_of, load_examples
@@ -38,14 +37,16 @@ train = fine_tune
 
 def load_model(args, path, load=load):
     """Return the LoadedModel that the flags name; path: the folder of its adapter, or None."""
-    require(not path or Path(path).is_dir(), f"{path} is not the folder of an adapter")
+    if path and not Path(path).is_dir():
+        raise InputError(f"{path} is not the folder of an adapter")
     folder = Path(path or "")
     if path and (folder / "config.json").exists() and not (folder / CONFIG).exists():
         raise InputError(f"{path} is the folder of a model: give it to --model")
     settings = run_settings(path) if path else {}
     name = args.model or settings.get("model") or ("" if path else "tiny")
-    way = "give --model and --quantize, or use train --resume if it is an interrupted run"
-    require(name, f"{path} has no train_config.toml that names its base: {way}")
+    if not name:
+        way = "give --model and --quantize, or use train --resume if it is an interrupted run"
+        raise InputError(f"{path} has no train_config.toml that names its base: {way}")
     scheme = args.quantize or settings.get("quantize", "none")
     refuse_unused_block_size(args, scheme)
     block_size = args.block_size or settings.get("block_size", 64)
@@ -63,8 +64,9 @@ def generate(args):
     texts = [read_prompt() if text == "-" else text for text in args.prompt]
     paths = args.adapter_path or [None]
     paths = paths * len(texts) if len(paths) == 1 else paths
-    one_each = f"{len(texts)} prompts need one --adapter-path or {len(texts)}, got {len(paths)}"
-    require(len(paths) == len(texts), f"{one_each}: write `none` for a prompt without an adapter")
+    if len(paths) != len(texts):
+        one_each = f"{len(texts)} prompts need one --adapter-path or {len(texts)}, got {len(paths)}"
+        raise InputError(f"{one_each}: write `none` for a prompt without an adapter")
     once = cache(load)
     folders = [path for path in dict.fromkeys(paths) if path != "none"]
     models = {path: load_model(args, path, once) for path in folders}
@@ -75,8 +77,10 @@ def generate(args):
     if len(texts) == 1:
         print_answer(chosen[0], prompts[0], sampling(args))
         return
-    pairs = [(loaded.adapters, loaded.base) for loaded in chosen]
-    found = generate_batch(pairs, prompts, first.model_config, **sampling(args))
+    if any(loaded.base is not first.base for loaded in chosen):
+        raise InputError("the adapters have different bases: give --model and --quantize")
+    adapters = [loaded.adapters for loaded in chosen]
+    found = generate_batch(adapters, first.base, prompts, first.model_config, **sampling(args))
     for path, text, ids in zip(paths, texts, found):
         print(f"--- {text!r}" + (f", adapter {path}" if path else ""))
         print(first.tokenizer.decode(ids))
@@ -129,7 +133,8 @@ def read_prompt():
 @contextmanager
 def standard_input():
     """Yield standard input; raise InputError if it is closed or has bytes that are not text."""
-    require(sys.stdin, "standard input is closed: redirect a file to it, or use a terminal")
+    if not sys.stdin:
+        raise InputError("standard input is closed: redirect a file to it, or use a terminal")
     try:
         yield sys.stdin
     except UnicodeDecodeError as error:
@@ -146,7 +151,8 @@ def sampling(args):
 
 def prompt_ids(args, tokenizer, text):
     """Return the token ids of a prompt, with the chat template unless --raw is given."""
-    require(text, "the prompt is empty: give --prompt some text")
+    if not text:
+        raise InputError("the prompt is empty: give --prompt some text")
     has_template = tokenizer.has_chat_template and not args.raw
     messages = first_messages(args, tokenizer, has_template)
     if not has_template:
@@ -179,8 +185,10 @@ def check_lengths(args, model_config, prompts):
     n = args.max_tokens
     numbers = 2 * model_config.num_hidden_layers * model_config.num_key_value_heads
     numbers *= model_config.head_dim * n
-    much = f"--max-tokens {n}: keys and values of so many tokens do not fit into memory; lower it"
-    require(4 * numbers * len(prompts) < physical_memory(), much)
+    if 4 * numbers * len(prompts) >= physical_memory():
+        raise InputError(
+            f"--max-tokens {n}: keys and values of so many tokens do not fit into memory; lower it"
+        )
     longest = max(map(len, prompts))
     known = model_config.max_position_embeddings
     if longest + n > known:
@@ -192,7 +200,8 @@ def print_answer(loaded, prompt, options):
     """Print the continuation of a prompt token by token; return its text."""
     adapters, base, tokenizer = loaded.adapters, loaded.base, loaded.tokenizer
     ops = operations(adapters, base)
-    ids, printed = [], ""
+    ids = []
+    printed = ""
     for token in generation.generate(adapters, base, prompt, loaded.model_config, ops, **options):
         ids.append(token)
         text = tokenizer.decode(ids)
@@ -231,22 +240,25 @@ def evaluate(args):
 def merge(args):
     """Write W₀ + (α/r)·BA as a dense folder; W₀ is the base as --quantize stores it."""
     loaded = load_model(args, args.adapter_path)
-    require(loaded.adapters, "there is no adapter to merge: give --adapter-path")
+    if not loaded.adapters:
+        raise InputError("there is no adapter to merge: give --adapter-path")
     require_new(args.out)
-    dense = merge_adapter(loaded.adapters, loaded.base)
+    ops = operations(loaded.adapters, loaded.base)
+    dense = lora.merge(loaded.adapters, loaded.base, ops)
     save_pretrained(args.out, loaded.model_config, dense, loaded.tokenizer, args.dtype)
     print(f"merged model written to {args.out}")
 
 
 def quantize(args):
     """Write the quantized base, and print the error of each weight."""
-    require(args.quantize != "none", "--quantize none does not quantize: choose another scheme")
+    if args.quantize == "none":
+        raise InputError("--quantize none does not quantize: choose another scheme")
     refuse_unused_block_size(args, args.quantize)
     require_new(args.out)
     name = args.model
     config, base, tokenizer = load(name)
-    dense = all(isinstance(w, np.ndarray) for path, w in named_leaves(base) if is_projection(path))
-    require(dense, f"{name} is quantized already: give the folder of the dense model")
+    if not all(isinstance(w, np.ndarray) for path, w in named_leaves(base) if is_projection(path)):
+        raise InputError(f"{name} is quantized already: give the folder of the dense model")
     quantized = load(name, args.quantize, args.block_size)[1]
     save_quantized(args.out, config, quantized, tokenizer)
     print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")

@@ -8,7 +8,7 @@ from ..data.rows import (
     TARGET_WITHIN,
     encode_rows,
     existing_split,
-    load_usable,
+    load_splits,
     read_usable,
     row_content,
 )
@@ -46,21 +46,29 @@ class SplitData(NamedTuple):
         return sum(not any(example.answer) for example in self.examples)
 
 
-def read_split(name, split, loaded, columns, train_config):
-    """Return the SplitData of a split of the data, or of all rows of a file if `split` is None.
+def read_splits(name, splits, loaded, columns, train_config):
+    """Return the SplitData of each split of the data; [None] is all rows of a file.
 
     It has no rows if there are too few for a held-out split. Raises InputError naming the split.
     """
-    tokenizer, length = loaded.tokenizer, train_config.max_seq_length
-    if split is None:
-        rows, left_out = read_usable(name, tokenizer, columns)
+    if splits == [None]:
+        found = [read_usable(name, loaded.tokenizer, columns)]
     else:
-        rows, left_out = load_usable(name, split, tokenizer, columns)
+        found = load_splits(name, splits, loaded.tokenizer, columns)
+    return [
+        encode_split(name, split, rows, left_out, loaded, train_config)
+        for split, (rows, left_out) in zip(splits, found)
+    ]
+
+
+def encode_split(name, split, rows, left_out, loaded, train_config):
+    """Return the SplitData of the rows of a split."""
+    length = train_config.max_seq_length
     examples: list = []
     cut = 0
     if rows:
         with errors_in(f"{split} rows of {name}" if split else name):
-            examples, cut = encode_rows(rows, tokenizer, train_config)
+            examples, cut = encode_rows(rows, loaded.tokenizer, train_config)
     if len(examples) < len(rows):
         left_out[f"no {TARGET_WITHIN} {length}"] = len(rows) - len(examples)
     warn_of_positions(examples, loaded.model_config)
@@ -129,7 +137,8 @@ def load_examples(args, loaded, split):
     if columns is None and name not in BUILTIN:
         columns = settings.get("columns")
     if args.data and Path(args.data).is_file():
-        split, described = None, f"all rows of {name}"
+        split = None
+        described = f"all rows of {name}"
     else:
         split = existing_split(name, split)
         described = f"{split} split of {name}"
@@ -138,7 +147,7 @@ def load_examples(args, loaded, split):
     if masked is None:
         masked = settings.get("mask_prompt", True)
     config = TrainConfig(max_seq_length=length, mask_prompt=masked)
-    data = read_split(name, split, loaded, columns_of(columns), config)
+    [data] = read_splits(name, [split], loaded, columns_of(columns), config)
     if not data.rows:
         raise InputError(
             f"{name} has no {split} rows: give a folder, or a file of ten rows or more"
@@ -161,8 +170,7 @@ def compare_with_run(data, folder, loaded):
     name = settings["data"]
     how = loaded.tokenizer, columns_of(settings.get("columns"))
     try:
-        trained, _ = load_usable(name, "train", *how)
-        held_out, _ = load_usable(name, "valid", *how)
+        (trained, _), (held_out, _) = load_splits(name, ["train", "valid"], *how)
     except InputError as error:
         warn(f"the adapter may have been trained on these rows; its data cannot be read: {error}")
         return {}

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, ModelConfig, flag, require
+from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, ModelConfig
 from ..formats.checkpoint import (
     CONFIG,
     load_adapter,
@@ -15,12 +15,14 @@ from ..formats.checkpoint import (
 )
 from ..formats.fetch import MODELS
 from ..formats.files import read_json
-from ..formats.method_format import SIZE
 from ..formats.pretrained import load
-from ..methods.registry import GROUPS, MethodConfig, also_train, get_peft_model
+from ..methods.method import SIZES, MethodConfig
+from ..methods.registry import METHODS, get_peft_model, method_name
+from ..methods.replaced import GROUPS, also_train
+from ..optim import split_matrices
 from ..training import learning_rates
-from ..tree import flatten
-from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, toml_settings
+from ..tree import arrays, flatten
+from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, flag, toml_settings
 from .stored_paths import digest, find
 
 
@@ -90,21 +92,23 @@ def _same_model(one, other):
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
     if args.init_adapter:
-        folder, how = args.init_adapter, (args.quantize, args.block_size)
+        folder = args.init_adapter
+        how = (args.quantize, args.block_size)
         settings = run_settings(folder)
         if "--model" not in args.given:  # the base of the adapter, if it is known
             args.model = settings.get("model", args.model)
         warn_of_another_base(folder, settings, args.model, *how)
         loaded = load_with_adapter(folder, args.model, *how)
         found = method_name(loaded.adapter_config)
-        require(found == args.method, f"{folder} has the method {found}: give --method {found}")
+        if found != args.method:
+            raise InputError(f"{folder} has the method {found}: give --method {found}")
         use_settings_of(loaded, args)
     else:
         loaded = new_adapter(args, make_adapter_config(args))
-    possible = isinstance(loaded.adapter_config, LoraConfig) or not args.also_train
-    require(possible, f"--also-train needs --method lora or dora, not --method {args.method}")
-    possible = "bias" not in args.also_train or args.method != "dora"
-    require(possible, "PEFT's files of DoRA cannot hold --also-train bias: choose norm or head")
+    if args.also_train and not isinstance(loaded.adapter_config, LoraConfig):
+        raise InputError(f"--also-train needs --method lora or dora, not --method {args.method}")
+    if "bias" in args.also_train and args.method == "dora":
+        raise InputError("PEFT's files of DoRA cannot hold --also-train bias: choose norm or head")
     return loaded._replace(adapters=also_train(loaded.adapters, loaded.base, args.also_train))
 
 
@@ -115,7 +119,8 @@ def use_settings_of(loaded, args):
     """
     config = loaded.adapter_config
     if isinstance(config, MethodConfig):
-        own = {name: getattr(config, name) for name in SIZES if SIZE.get(config.method) == name}
+        size = METHODS[config.method].size
+        own = {size: getattr(config, size)} if size else {}
     else:
         layers, start = config.layers_to_transform, config.init_lora_weights
         own = {
@@ -154,7 +159,6 @@ def _as_set(value):
 
 
 WITHOUT_BLOCKS = ("none", "int8")
-SIZES = ("num_virtual_tokens", "bottleneck_size")
 OF_LORA = (
     "lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora",
     "init_lora_weights",
@@ -172,15 +176,19 @@ def unused_settings(args, loaded, train_config, examples, valid):
     if args.method not in ("lora", "dora"):
         unused |= dict.fromkeys(OF_LORA, f"with --method {args.method}")
     for name in SIZES:
-        if SIZE.get(args.method) != name:
+        if METHODS[args.method].size != name:
             unused[name] = f"with --method {args.method}"
     if args.quantize in WITHOUT_BLOCKS:
         unused["block_size"] = f"with --quantize {args.quantize}"
     for name, why in RATES.items():
         configs = [replace(train_config, **{name: value}) for value in (1.0, 2.0)]
-        one, two = (learning_rates(1.0, config, loaded.adapters) for config in configs)
+        one, two = (learning_rates(1.0, config, arrays(loaded.adapters)) for config in configs)
         if one == two:
             unused[name] = why
+    matrices, others = split_matrices(arrays(loaded.adapters))
+    if train_config.optimizer == "muon" and matrices and not others:
+        of_adam = ("adam_beta1", "adam_beta2", "adam_eps")
+        unused |= dict.fromkeys(of_adam, "with --optimizer muon and only matrices to train")
     if not valid:
         of_evaluation = ("steps_per_eval", "val_batches", "early_stopping_patience")
         unused |= dict.fromkeys(of_evaluation, "without held-out rows")
@@ -208,7 +216,7 @@ def refuse_unused_block_size(args, scheme):
 def make_adapter_config(args):
     """Return the LoraConfig or MethodConfig that the flags describe."""
     if args.method not in ("lora", "dora"):
-        return MethodConfig(args.method, args.num_virtual_tokens, args.bottleneck_size)
+        return MethodConfig(args.method, **{name: getattr(args, name) for name in SIZES})
     layers = args.layers_to_transform
     return LoraConfig(
         r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
@@ -218,17 +226,11 @@ def make_adapter_config(args):
     )  # fmt: skip
 
 
-def method_name(adapter_config):
-    """Return the name in METHODS of a LoraConfig or MethodConfig."""
-    if isinstance(adapter_config, MethodConfig):
-        return adapter_config.method
-    return "dora" if adapter_config.use_dora else "lora"
-
-
 def new_adapter(args, adapter_config):
     """Return a LoadedModel with a new adapter on the base that --model and --quantize name."""
     dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
-    scheme, low_precision = "none" if dense else args.quantize, args.method != "full"
+    scheme = "none" if dense else args.quantize
+    low_precision = args.method != "full"
     config, base, tokenizer = load(args.model, scheme, args.block_size, low_precision and not dense)
     how = args.quantize, args.block_size
     adapters, base = get_peft_model(base, adapter_config, args.seed, *how)
@@ -237,7 +239,8 @@ def new_adapter(args, adapter_config):
 
 def load_with_adapter(folder, name, scheme, block_size, load=load):
     """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`."""
-    dense, low_precision = needs_dense_base(folder), not trains_all_weights(folder)
+    dense = needs_dense_base(folder)
+    low_precision = not trains_all_weights(folder)
     config, base, tokenizer = load(name, "none" if dense else scheme, block_size, low_precision)
     how = (scheme, block_size) if dense else ()
     adapters, base, adapter_config = load_adapter(folder, base, *how)

@@ -13,23 +13,23 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from .. import layers
+from .. import layers, train
 from ..batching import pack_examples
-from ..config import POSITIVE, InputError, TrainConfig, check_number, require
+from ..config import POSITIVE, InputError, TrainConfig, check_number
 from ..data.rows import split_row
 from ..evaluation import memory
+from ..evaluation.callbacks import check_held_out, evaluation_row, kept_step
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
-from ..evaluation.trainer import check_held_out, evaluation, kept_step, train
 from ..formats.checkpoint import save_adapter, save_state
 from ..formats.files import append, replace_text
 from ..generation import generate
 from ..kernels import num_threads
-from ..methods.operations import check_packing, operations, prompt
-from ..tree import subtree
+from ..methods.prompt import ENCODER, PROMPT, virtual_tokens
+from ..methods.registry import check_packing, operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS
-from .examples import columns_of, compared, exact_match_of, read_split, warn_of_common_rows
+from .examples import columns_of, compared, exact_match_of, read_splits, warn_of_common_rows
 from .loading import load_for_training, refuse_unused, unused_settings
 
 
@@ -51,15 +51,16 @@ def train_and_save(args):
     tokenizer = replace(loaded.tokenizer, chat_date=args.chat_date)
     check_packing(loaded.adapters, train_config)
     loaded = loaded._replace(tokenizer=tokenizer)
-    data = loaded, columns_of(args.columns), train_config
-    train_split = read_split(args.data, "train", *data)
-    valid_split = read_split(args.data, "valid", *data)
+    columns = columns_of(args.columns)
+    splits = read_splits(args.data, ["train", "valid"], loaded, columns, train_config)
+    train_split, valid_split = splits
     examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
     check_held_out(valid, train_config)
     unused = unused_settings(args, loaded, train_config, examples, valid)
     refuse_unused(args.given, unused)
     if args.epochs is not None:
-        args.iters, args.epochs = steps_of_epochs(args.epochs, examples, train_config), None
+        args.iters = steps_of_epochs(args.epochs, examples, train_config)
+        args.epochs = None
         train_config = replace(train_config, iters=args.iters)
     memory.print_trainable_parameters(loaded.adapters, loaded.base)
     check_memory(loaded, examples, train_config)
@@ -78,7 +79,8 @@ def train_and_save(args):
     if args.dry_run:
         return
     with run_folder.lock(folder):
-        adapters, state = loaded.adapters, None
+        adapters = loaded.adapters
+        state = None
         if args.resume:
             adapters, state = run_folder.resume(folder, metadata, adapters)
         ops = operations(adapters, loaded.base, layers if args.plain else None)
@@ -86,7 +88,7 @@ def train_and_save(args):
 
         def held_out_scores(step, adapters):
             rows = scored, loaded.model_config
-            return evaluation(step, evaluate(adapters, loaded.base, *rows, ops, args.quiet))
+            return evaluation_row(step, evaluate(adapters, loaded.base, *rows, ops, args.quiet))
 
         def show(when, adapters, scores):
             print_scores(when, scores, len(scored), len(valid), held_out)
@@ -104,10 +106,12 @@ def train_and_save(args):
         kept = run(writer, adapters, state, examples, scored, train_config, ops)
         writer.save_adapter(folder, kept)
         writer.draw()
-        state, history = writer.latest[1], run_folder.read_metrics(folder)
+        state = writer.latest[1]
+        history = run_folder.read_metrics(folder)
         losses = [row["loss"] for row in history if "loss" in row]
         print(f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last")
-        scores, step = None, kept_step(state)
+        scores = None
+        step = kept_step(state)
         if scored:
             found = [row for row in history if row["step"] == step and "eval_loss" in row]
             scores = found[-1] if found else held_out_scores(step, kept)
@@ -118,7 +122,7 @@ def train_and_save(args):
 
 def steps_of_epochs(epochs, examples, train_config):
     """Return ⌈E·n/(batch·accumulation)⌉, for E epochs of n sequences (rows or packed rows)."""
-    check_number("--epochs", epochs, POSITIVE)
+    check_number("epochs", epochs, POSITIVE)
     packed = pack_examples(examples, train_config.max_seq_length) if train_config.packing else None
     per_step = train_config.batch_size * train_config.grad_accumulation_steps
     # 1.1 epochs of 10 rows are 11 rows; in floating point, they would be a little more
@@ -131,15 +135,17 @@ def check_memory(loaded, examples, train_config):
     if train_config.packing:
         packed = pack_examples(examples, train_config.max_seq_length)
         longest = max(sum(len(example.tokens) - 1 for example in row) for row in packed)
-    virtual_tokens = prompt(subtree(loaded.adapters, "model"))
-    if virtual_tokens is not None:
-        longest += len(virtual_tokens)
+    node = loaded.adapters.get("model", {})
+    if PROMPT in node or ENCODER in node:
+        longest += len(virtual_tokens(node))
     tokens = train_config.batch_size * longest
     parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
     print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
-    needed, there = sum(parts.values()), physical_memory()
-    much = f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB"
-    require(needed < there, f"{much}: lower --batch-size or --max-seq-length")
+    needed = sum(parts.values())
+    there = physical_memory()
+    if needed >= there:
+        much = f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB"
+        raise InputError(f"{much}: lower --batch-size or --max-seq-length")
 
 
 def run(writer, adapters, state, examples, valid, train_config, ops):
@@ -171,7 +177,8 @@ class RunWriter:
 
     def __init__(self, folder, args, loaded, metadata):
         self.folder, self.args, self.loaded, self.metadata = folder, args, loaded, metadata
-        self.new, self.can_resume = not args.resume, args.resume
+        self.new = not args.resume
+        self.can_resume = args.resume
         self.metrics = folder / run_folder.METRICS
         self.size = 0 if self.new else self.metrics.stat().st_size
         self.latest: Any = None
@@ -203,7 +210,8 @@ class RunWriter:
         """
         if not (self.rows and self.latest):
             return
-        (adapters, state), text = self.latest, run_folder.as_json_lines(self.rows)
+        (adapters, state) = self.latest
+        text = run_folder.as_json_lines(self.rows)
         first = {"rows": self.rows} if self.new else {}
         try:
             if not self.new:
@@ -216,7 +224,9 @@ class RunWriter:
             self.save_adapter(self.folder, state.get("best", adapters))
         except InputError as error:
             raise InputError(f"{error}; then {self.how_to_continue()}") from error
-        self.size, self.rows, self.new = self.size + len(text), [], False
+        self.size = self.size + len(text)
+        self.rows = []
+        self.new = False
 
     def keep_checkpoint(self):
         """With --keep-checkpoints, write the adapter of a --save-every step into its own folder."""
@@ -240,7 +250,8 @@ class RunWriter:
 
 def print_scores(when, scores, scored, held_out, rows):
     """Print a dict of an evaluation, which counted `scored` of `held_out` rows."""
-    loss, exact = scores["eval_loss"], 100 * scores["eval_exact_match"]
+    loss = scores["eval_loss"]
+    exact = 100 * scores["eval_exact_match"]
     of = "" if compared(rows) == "answers" else f" of {exact_match_of(rows)}"
     part = "" if scored == held_out else f", on {scored} of {held_out} held-out rows"
     print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %{of}{part}")

@@ -7,14 +7,14 @@ import shutil
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..config import InputError, LoraConfig, flag, require
+from ..config import InputError, LoraConfig
 from ..data.row_files import read_jsonl
-from ..evaluation.trainer import NO_BEST, kept_step, should_stop
+from ..evaluation.callbacks import NO_BEST, kept_step, should_stop
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.fetch import MODELS
 from ..formats.files import replace_text, write_errors
-from ..formats.method_format import FIXED
-from .arguments import CHECKPOINT, FORMAT_VERSION, SETTINGS, settings_to_resume
+from ..methods.registry import METHODS
+from .arguments import CHECKPOINT, FORMAT_VERSION, SETTINGS, flag, settings_to_resume
 from .loading import WITHOUT_BLOCKS, warn
 from .stored_paths import INPUTS, absolute, digest
 
@@ -27,24 +27,27 @@ NOT_SETTINGS = ("command", "config", "given", "resume", "overwrite", "dry_run", 
 
 def check_folder(folder, args):
     """Raise InputError if the run cannot be written to `folder`; change nothing."""
-    free = folder.is_dir() or not os.path.lexists(folder)
-    require(free, f"{folder} is not a folder: choose another --adapter-path")
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: choose another --adapter-path")
     there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
     there = [name for name in there if name != LOCK and not _half_written(name)]  # see `lock`
     if args.resume:
-        none = f"{folder} has no checkpoint to resume from: start again with --overwrite"
-        require(CHECKPOINT in there, none)
+        if CHECKPOINT not in there:
+            raise InputError(
+                f"{folder} has no checkpoint to resume from: start again with --overwrite"
+            )
         return
     foreign = [name for name in there if name not in FILES and not is_checkpoint(folder / name)]
     way = "choose another --adapter-path"
-    files = f"files that minilora did not create ({', '.join(foreign[:3])})"
-    require(not foreign, f"{folder} already contains {files}: {way}")
+    if foreign:
+        files = f"files that minilora did not create ({', '.join(foreign[:3])})"
+        raise InputError(f"{folder} already contains {files}: {way}")
     start = Path(args.init_adapter or "").resolve()
     if args.overwrite and is_checkpoint(start) and start.parent == folder.resolve():
         what = f"--init-adapter {args.init_adapter} is part of the run that --overwrite replaces"
         raise InputError(f"{what}: {way}")
-    free = not there or args.overwrite or args.dry_run
-    require(free, f"{folder} already contains a run: use --resume or --overwrite, or {way}")
+    if there and not args.overwrite and not args.dry_run:
+        raise InputError(f"{folder} already contains a run: use --resume or --overwrite, or {way}")
 
 
 def is_checkpoint(path):
@@ -69,7 +72,8 @@ def _half_written(name):
 
 def check_same_run(folder, metadata):
     """Raise InputError unless `metadata` describes the run in `folder`; see MAY_CHANGE."""
-    settings, then = metadata["settings"], settings_to_resume(folder)
+    settings = metadata["settings"]
+    then = settings_to_resume(folder)
     for name, value in settings.items():
         before = then.get(name)
         if name not in MAY_CHANGE and value != before:
@@ -91,11 +95,14 @@ def resume(folder, metadata, start):
     --early-stopping-patience changes no step, only the end of the run and the adapters it keeps.
     """
     checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
-    settings, then = metadata["settings"], read_metadata(checkpoint)[1]
-    adapters, state, _ = load_state(checkpoint, start)
-    step, last = state["step"], settings["iters"]
-    past = f"--iters {last}: {checkpoint} is at step {step} already"
-    require(step <= last, f"{past}: give a larger number, or start again with --overwrite")
+    settings = metadata["settings"]
+    then = read_metadata(checkpoint)[1]
+    adapters, state, _ = load_state(checkpoint, start, settings["optimizer"])
+    step = state["step"]
+    last = settings["iters"]
+    if step > last:
+        past = f"--iters {last}: {checkpoint} is at step {step} already"
+        raise InputError(f"{past}: give a larger number, or start again with --overwrite")
     patience = settings.get("early_stopping_patience", 0)
     if should_stop(state, patience) and step < last:
         ended = f"early stopping has ended the run in {folder} at step {step}"
@@ -111,7 +118,8 @@ def resume(folder, metadata, start):
         state |= NO_BEST
     if last != then["settings"].get("iters"):
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
-    now, before = metadata["threads"], then["threads"]
+    now = metadata["threads"]
+    before = then["threads"]
     if before != now:
         warn(f"the run was started with {before} threads, not {now}: the last bits can differ")
     first = as_json_lines(then.get("rows", []))
@@ -143,8 +151,8 @@ def metadata(args, unused=()):
     used = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
     settings = {name: absolute(name, value) for name, value in used.items()}
     for name, value in settings.items():
-        whole = str(value).encode(errors="ignore").decode() == str(value)
-        require(whole, f"{flag(name)} {value} is not UTF-8: rename it")
+        if str(value).encode(errors="ignore").decode() != str(value):
+            raise InputError(f"{flag(name)} {value} is not UTF-8: rename it")
     digests = {name: digest(name, settings[name]) for name in INPUTS if name in settings}
     return {"version": FORMAT_VERSION, "settings": settings, "digests": digests}
 
@@ -197,7 +205,8 @@ def model_card(args, config, state, scores, scored):
     """
     # names instead of paths: those of the writer's disk say nothing to another reader
     base, data = (Path(absolute(name, getattr(args, name))).name for name in ("model", "data"))
-    made, kept = state["step"], kept_step(state)
+    made = state["step"]
+    kept = kept_step(state)
     steps = f"{made} steps" if made == args.iters else f"{made} of {args.iters} steps"
     if made < args.iters:
         steps += ", because early stopping ended the run"
@@ -248,9 +257,11 @@ Trained by minilora with `{args.method}`. The settings are in `train_config.toml
 def front_matter(args, config):
     """Return the metadata in YAML that the Hugging Face hub reads, as PEFT writes them."""
     if isinstance(config, LoraConfig):
-        in_peft, tags = config.init_lora_weights != "loftq", ["lora"]  # PEFT rejects our LoftQ
+        in_peft = config.init_lora_weights != "loftq"
+        tags = ["lora"]  # PEFT rejects our LoftQ
     else:
-        in_peft, tags = config.method in FIXED, []
+        in_peft = METHODS[config.method].peft_fields is not None
+        tags = []
     tags += [tag for tag in (args.method, "minilora") if tag not in tags]
     lines = [f"library_name: {'peft' if in_peft else 'minilora'}", "pipeline_tag: text-generation"]
     if args.model in MODELS:
@@ -262,7 +273,8 @@ def front_matter(args, config):
 
 def read_metrics(folder, last=math.inf):
     """Return the rows of metrics.jsonl up to step `last`; raise InputError if one is malformed."""
-    path, rows = Path(folder) / METRICS, list[dict]()
+    path = Path(folder) / METRICS
+    rows = list[dict]()
     try:  # a kill can have damaged later rows
         for row, where in read_jsonl(path) if path.exists() else ():
             _check_metrics(row, where)
@@ -283,7 +295,8 @@ def _check_metrics(row, where):
     for name, value in row.items() if sound else ():
         number = type(value) is float or (type(value) is int and abs(value) < 2**63)
         sound = sound and (number or name == "peak_rss_mb")
-    require(sound, f"{where}: not a row of a run: restore the file or delete the line")
+    if not sound:
+        raise InputError(f"{where}: not a row of a run: restore the file or delete the line")
 
 
 def as_json_lines(rows):

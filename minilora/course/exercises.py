@@ -18,7 +18,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..config import InputError, did_you_mean, require
+from ..config import InputError, did_you_mean
 
 PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
@@ -28,13 +28,16 @@ LAYOUTS = ("as drawn", "Fortran order", "float32")  # how the arrays of a call a
 
 def functions(source, names, message=None):
     """Return the source of functions with their decorators; with a message, as stubs."""
-    found, lines = [], source.splitlines()
+    found = []
+    lines = source.splitlines()
     nodes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
     for name in names:
-        require(name in nodes, f"there is no function {name}")
+        if name not in nodes:
+            raise InputError(f"there is no function {name}")
         node, first = nodes[name], nodes[name].body[0]
         begin = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
-        end, body = node.end_lineno, []
+        end = node.end_lineno
+        body = []
         if message:
             end = first.lineno - 1 if ast.get_docstring(node) is None else first.end_lineno
             body = [f'    raise NotImplementedError("{message}: {name} is not written yet")']
@@ -108,7 +111,8 @@ class Exercise:
         """Return the text of a student's file: the stub, or the solution."""
         text, imports = self.text, self.imports
         if self.is_test:
-            text, nodes = self.source, ast.parse(self.source).body
+            text = self.source
+            nodes = ast.parse(self.source).body
             imports = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
         written = functions(text, self.sought, None if solved else self.id)
         template = (TEMPLATES / "exercise.txt").read_text(encoding="utf-8")
@@ -182,26 +186,31 @@ def select(only):
     """Return the exercises with these ids in the order of the file; without ids, all of them."""
     known = load()
     for name in only or ():
-        near = did_you_mean(name, known)
-        unknown = f"there is no exercise {name!r}: choose from {', '.join(known)}{near}"
-        require(name in known, unknown)
+        if name not in known:
+            near = did_you_mean(name, known)
+            raise InputError(f"there is no exercise {name!r}: choose from {', '.join(known)}{near}")
     return [e for e in known.values() if not only or e.id in only]
 
 
 @lru_cache
 def load(folder=LESSONS):
     """Read `folder`/exercises.toml, check it, and return {id: Exercise}."""
-    path, where = Path(folder) / "exercises.toml", "the file"
+    path = Path(folder) / "exercises.toml"
+    where = "the file"
     exercises: dict[str, Exercise] = {}
     try:
         for entry in tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]:
             where = entry.get("id", "an exercise without id")
             mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
             e = Exercise(**entry, folder=path.parent / "exercises", mistakes=mistakes)
-            require(e.kind in ("function", "test"), "kind must be function or test")
-            require(e.lesson_file, f"there is no lesson {e.lesson}")
-            require(len(e.hints) == 3, "give three hints, from gentle to plain")
-            require(e.id not in exercises, "the id occurs twice")
+            if e.kind not in ("function", "test"):
+                raise InputError("kind must be function or test")
+            if not e.lesson_file:
+                raise InputError(f"there is no lesson {e.lesson}")
+            if len(e.hints) != 3:
+                raise InputError("give three hints, from gentle to plain")
+            if e.id in exercises:
+                raise InputError("the id occurs twice")
             exercises[e.id] = e
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is not a list of exercises: {where}: {error}") from error

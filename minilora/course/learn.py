@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..config import did_you_mean, require
+from ..config import InputError, did_you_mean
 from ..formats.files import read_json, replace_text, write_errors
 from . import exercises, judge
 
@@ -19,9 +19,12 @@ class Workspace:
     """A student's folder: the exercises in it, and the ids of those that are passed."""
 
     def __init__(self, folder):
-        self.folder, self.exercises = Path(folder), exercises.load()
-        text = f"{folder} is not a workspace (no {PROGRESS}): make one with `minilora learn init`"
-        require((self.folder / PROGRESS).exists(), text)
+        self.folder = Path(folder)
+        self.exercises = exercises.load()
+        if not (self.folder / PROGRESS).exists():
+            raise InputError(
+                f"{folder} is not a workspace (no {PROGRESS}): make one with `minilora learn init`"
+            )
         self.present = [e for e in self.exercises.values() if self.path(e).exists()]
         self.passed = read_json(self.folder / PROGRESS)
 
@@ -32,15 +35,16 @@ class Workspace:
     def named(self, name):
         """Return the exercise with this id or file name."""
         name = Path(name).stem.replace("_", "-")
-        near = did_you_mean(name, self.exercises)
-        unknown = f"there is no exercise {name!r}: see minilora learn list{near}"
-        require(name in self.exercises, unknown)
+        if name not in self.exercises:
+            near = did_you_mean(name, self.exercises)
+            raise InputError(f"there is no exercise {name!r}: see minilora learn list{near}")
         return self.exercises[name]
 
     def check(self, exercise):
         """Check the student's file, print the result, and return whether the file passes."""
         path = self.path(exercise)
-        require(path.exists(), f"{path} is missing: `minilora learn init` makes a new stub")
+        if not path.exists():
+            raise InputError(f"{path} is missing: `minilora learn init` makes a new stub")
         verdict = judge.verdicts(exercise, path.read_bytes())[0]
         passed = verdict.status == "passed"
         print(f"{exercise.id}: {verdict.status}" + f"\n  {verdict.text}" * (not passed), flush=True)
@@ -56,7 +60,8 @@ class Workspace:
 
 def do_init(args):
     """Make a workspace, or write the stubs that it lacks."""
-    folder, chosen = Path(args.folder), exercises.select(args.only)
+    folder = Path(args.folder)
+    chosen = exercises.select(args.only)
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if not (folder / PROGRESS).exists():
@@ -94,7 +99,8 @@ def do_check(args):
     """Check one exercise or all begun ones; return 1 if one of them is not passed."""
     space = Workspace(args.dir)
     chosen = [space.named(args.id)] if args.id else [*filter(space.is_begun, space.present)]
-    require(chosen, "you have not begun an exercise yet: see minilora learn next")
+    if not chosen:
+        raise InputError("you have not begun an exercise yet: see minilora learn next")
     passed = [space.check(e) for e in chosen]
     return int(not all(passed))
 

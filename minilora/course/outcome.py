@@ -24,7 +24,8 @@ class Crash(Exception):
     @classmethod
     def of(cls, error, file):
         """Make a Crash from `error`, with the last line of `file` in its traceback."""
-        kind, where = type(error).__name__, ""
+        kind = type(error).__name__
+        where = ""
         for frame in traceback.extract_tb(error.__traceback__):
             if frame.filename == file:
                 where = f"\n    line {frame.lineno}: {frame.line}"

@@ -90,7 +90,8 @@ def environment():
 def running(exercise, source, user=None):
     """Yield a Student for the source (bytes) of a file, and end its processes afterwards."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        student, e = Student(folder, user), exercise
+        student = Student(folder, user)
+        e = exercise
         try:
             student.ask("start", ())  # wait for the imports, which the time limit does not count
             student.left = e.seconds
@@ -114,7 +115,8 @@ class Student:
         with patch.dict(os.environ, environment(), clear=True):
             self.process.start()
         theirs.close()
-        self.over, self.left = "the process of your code ended", 120.0
+        self.over = "the process of your code ended"
+        self.left = 120.0
 
     def end(self, over=None):
         """Kill the process and its children, and wake the thread that waits for an answer."""

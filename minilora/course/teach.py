@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from unittest.mock import patch
 
-from ..config import InputError, require
+from ..config import InputError
 from ..formats.files import new_folder
 from . import exercises, judge, report
 from .exercises import LESSONS, PACKAGE, TEMPLATES
@@ -46,9 +46,12 @@ def do_grade(args):
     """Grade submissions; print the results, and write a folder of reports."""
     names = [Path(path).resolve().stem for path in args.submissions]
     for name, path in zip(names, args.submissions):
-        require(Path(path).exists(), f"{path} does not exist: give a folder or a zip file")
-        require(names.count(name) == 1, f"two submissions are named {name}: rename one")
-    require(args.jobs > 0, "--jobs must be a whole number from 1")
+        if not Path(path).exists():
+            raise InputError(f"{path} does not exist: give a folder or a zip file")
+        if names.count(name) != 1:
+            raise InputError(f"two submissions are named {name}: rename one")
+    if args.jobs <= 0:
+        raise InputError("--jobs must be a whole number from 1")
     if args.user:
         check_user(args.user)
     exercises.select(args.only)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..batching import Example
-from ..config import InputError, TrainConfig, did_you_mean, require
+from ..config import InputError, TrainConfig, did_you_mean
 from . import tasks
 from .row_files import SUFFIXES, parse_json, read_values
 
@@ -44,19 +44,21 @@ def read_usable(path, tokenizer=None, columns=None):
     check_columns(columns)
     values = read_values(path)
     rows = [(check_row(select(value, columns, where), where), where) for value, where in values]
-    require(rows, f"{path} is empty: write one JSON object per line")
+    if not rows:
+        raise InputError(f"{path} is empty: write one JSON object per line")
     reasons = [reason_to_skip(row, tokenizer) for row, _ in rows]
     left_out = Counter(reason for reason in reasons if reason)
     for reason, n in sorted(left_out.items()):
         count = f"{n}, the first is {rows[reasons.index(reason)][1]}"
         say_once(f"warning: rows that are skipped because they have {reason}: {count}")
-    require("" in reasons, f"{path} has no row that can be used")
+    if "" not in reasons:
+        raise InputError(f"{path} has no row that can be used")
     return [row for (row, _), reason in zip(rows, reasons) if not reason], dict(left_out)
 
 
 @cache
 def say_once(text):
-    """Print a line on standard error, but no line twice: a file is read once per split."""
+    """Print a line on standard error, but no line twice: many rows can be the reason for it."""
     print(text, file=sys.stderr)
 
 
@@ -66,11 +68,11 @@ def check_columns(columns):
         if key not in KEYS:
             known = ", ".join(KEYS)
             raise InputError(
-                f"--columns: {key!r} is no key of a row: give KEY=COLUMN, KEY of {known}"
+                f"`columns`: {key!r} is no key of a row: give KEY=COLUMN, KEY of {known}"
             )
     for column, n in Counter((columns or {}).values()).items():
         if n > 1:
-            raise InputError(f"--columns: {column!r} is the column of {n} keys: give each its own")
+            raise InputError(f"`columns`: {column!r} is the column of {n} keys: give each its own")
 
 
 def select(row, columns, where):
@@ -80,13 +82,14 @@ def select(row, columns, where):
     for key, column in columns.items():
         if column not in row and key not in OPTIONAL:
             there = ", ".join(map(str, row))
-            raise InputError(f"{where}: no column {column!r}, only {there}: correct --columns")
+            raise InputError(f"{where}: no column {column!r}, only {there}: correct `columns`")
     return {key: row[column] for key, column in columns.items() if column in row}
 
 
 def check_row(row, where):
     """Return `row` in one of the three forms; raise InputError if its keys are of none."""
-    require(isinstance(row, dict), f"{where}: the row must be a JSON object")
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: the row must be a JSON object")
     for name, keys, convert in ("Alpaca", ALPACA, alpaca), ("ShareGPT", SHAREGPT, sharegpt):
         if keys <= row.keys():
             row = convert(row, where)
@@ -106,20 +109,22 @@ def check_row(row, where):
 
 def check_text(key, text, where):
     """Return `text`, the value of `key`; raise InputError if it is not a string of characters."""
-    require(isinstance(text, str), f"{where}: {key} must be a string, not {text!r}")
-    whole = text.encode(errors="ignore").decode() == text
-    require(whole, f"{where}: a text has a lone surrogate: remove that character")
+    if not isinstance(text, str):
+        raise InputError(f"{where}: {key} must be a string, not {text!r}")
+    if text.encode(errors="ignore").decode() != text:
+        raise InputError(f"{where}: a text has a lone surrogate: remove that character")
     return text
 
 
 def check_messages(row, where):
     """Return the row, with its tools as a list; raise InputError if a message is malformed."""
-    messages, tools = row["messages"], row.get("tools") or []
+    messages = row["messages"]
+    tools = row.get("tools") or []
     sound = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
     sound = sound and all("role" in m and ("content" in m or "tool_calls" in m) for m in messages)
-    sound = sound and messages[-1:] and messages[-1]["role"] == "assistant"
-    what = "objects with role and content, the last one of the assistant"
-    require(sound, f"{where}: messages must be {what}")
+    if not (sound and messages[-1:] and messages[-1]["role"] == "assistant"):
+        what = "objects with role and content, the last one of the assistant"
+        raise InputError(f"{where}: messages must be {what}")
     if any(part.get("weight", 1) != 1 for part in (row, *messages)):
         advice = "remove the key, and leave out the turns that must not count"
         raise InputError(f"{where}: weights of messages are not implemented: {advice}")
@@ -128,7 +133,8 @@ def check_messages(row, where):
             check_text("content", message.get("content"), where)
     if isinstance(tools, str):
         tools = parse_json(tools, f"{where}: tools are not JSON")
-    require(isinstance(tools, list), f"{where}: tools must be a list of JSON schemas")
+    if not isinstance(tools, list):
+        raise InputError(f"{where}: tools must be a list of JSON schemas")
     return row | {"tools": tools} if tools else row
 
 
@@ -142,10 +148,11 @@ def alpaca(row, where):
 
 def sharegpt(row, where):
     """Return a row of ShareGPT as messages."""
-    turns, system = row["conversations"], row.get("system")
+    turns = row["conversations"]
+    system = row.get("system")
     sound = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-    sound = sound and all("value" in turn and isinstance(turn.get("from"), str) for turn in turns)
-    require(sound, f"{where}: conversations must be objects with from and value")
+    if not (sound and all("value" in turn and isinstance(turn.get("from"), str) for turn in turns)):
+        raise InputError(f"{where}: conversations must be objects with from and value")
     turns = [{"from": "system", "value": system}] * bool(system) + turns
     messages = [{"role": ROLES.get(t["from"], t["from"]), "content": t["value"]} for t in turns]
     return {"messages": messages, "tools": row.get("tools")}
@@ -200,13 +207,17 @@ def split_turns(row, tokenizer):
         return [(row["prompt"] + row.get("separator", ""), row["completion"])]
     messages = messages_of(row)
     render = partial(tokenizer.render, tools=row.get("tools"))
-    whole, turns, end = render(messages), list[tuple[str, str]](), 0
+    whole = render(messages)
+    turns = list[tuple[str, str]]()
+    end = 0
     # most chat templates need a message before an answer
     answers = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"] or [0]
     befores = [render(messages[:i], add_generation_prompt=True) for i in answers]
     for i, before, following in zip(answers, befores, [*befores[1:], whole]):
-        require(whole.startswith(before) and len(before) >= end, REWRITTEN)
-        here, start = render(messages[: i + 1]), end
+        if not (whole.startswith(before) and len(before) >= end):
+            raise InputError(REWRITTEN)
+        here = render(messages[: i + 1])
+        start = end
         end = len(here if whole.startswith(here) else following)
         turns.append((whole[start : len(before)], whole[len(before) : end]))
     return turns
@@ -225,7 +236,8 @@ def encode(row, tokenizer, mask_prompt=False):
     TRL). Exact match compares these tokens in both cases; a text row is one answer. Text that a
     chat template writes after the end of the last answer is dropped.
     """
-    turns, eos = split_turns(row, tokenizer), tokenizer.eos_token_id
+    turns = split_turns(row, tokenizer)
+    eos = tokenizer.eos_token_id
     tokens: list[int] = []
     in_answer: list[int] = []
     for n, (before, answer) in enumerate(turns, 1):
@@ -234,9 +246,11 @@ def encode(row, tokenizer, mask_prompt=False):
         end = tail.index(eos) + 1 if eos in tail and "text" not in row else len(tail)
         tail, rest = tail[:end], tail[end:]
         if n == len(turns):
-            tail, rest = tail + [eos] * (tail[-1:] != [eos]), []
+            tail = tail + [eos] * (tail[-1:] != [eos])
+            rest = []
         else:  # an end token, or the next turn, shows where the answer ends
-            require(rest or turns[n][0], REWRITTEN)
+            if not rest and not turns[n][0]:
+                raise InputError(REWRITTEN)
         tokens += head + tail + rest
         in_answer += [0] * len(head) + [1] * len(tail) + [0] * len(rest)
     return Example(tokens, in_answer if mask_prompt else [1] * len(tokens), in_answer)
@@ -281,36 +295,40 @@ def load_rows(
     fewer than ten). A folder has train.jsonl and valid.jsonl, and may have test.jsonl; otherwise
     test is valid.jsonl. A file is JSON Lines, a JSON list of rows, or CSV.
     """
-    return load_usable(name, split, tokenizer, columns)[0]
+    [(rows, _)] = load_splits(name, [split], tokenizer, columns)
+    return rows
 
 
-def load_usable(name, split, tokenizer=None, columns=None):
-    """Return (rows of `load_rows`, {reason: number of rows that are left out}).
+def load_splits(name, splits, tokenizer=None, columns=None):
+    """Return (rows of `load_rows`, {reason: number of rows that are left out}) of each split.
 
-    Every tenth *usable* row of a file is held out, so its unusable rows are those of train.
+    A file is read once. Every tenth *usable* row of it is held out, so its unusable rows are those
+    of train.
     """
     path = Path(name)
-    split = existing_split(name, split)
+    splits = [existing_split(name, split) for split in splits]
     if name in tasks.BUILTIN:
-        require(not columns, f"--columns is for files: the rows of {name} have their keys already")
-        return tasks.builtin(name, split), {}
+        if columns:
+            raise InputError(f"`columns` is for files: the rows of {name} have their keys already")
+        return [(tasks.builtin(name, split), {}) for split in splits]
     if path.is_dir():
-        file = file_of(path, split)
-        if not file.exists():
-            names = f"{split}{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-            raise InputError(f"{path} has no {names}: a folder needs files named train and valid")
-        return read_usable(file, tokenizer, columns)
+        files = [file_of(path, split) for split in splits]
+        for file, split in zip(files, splits):
+            if not file.exists():
+                missing = f"{split}{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+                advice = "a folder needs files named train and valid"
+                raise InputError(f"{path} has no {missing}: {advice}")
+        return [read_usable(file, tokenizer, columns) for file in files]
     if not path.is_file():
-        files = f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl"
-        known = f"{', '.join(tasks.BUILTIN)}, {files}"
+        ways = f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl"
+        known = f"{', '.join(tasks.BUILTIN)}, {ways}"
         near = did_you_mean(name, tasks.BUILTIN)
         raise InputError(
             f"there is no data set or file {name!r}: give {known} and valid.jsonl{near}"
         )
     rows, left_out = read_usable(path, tokenizer, columns)
-    if split == "train":
-        return [row for i, row in enumerate(rows) if i % 10 != 9], left_out
-    return rows[9::10], {}
+    train = [row for i, row in enumerate(rows) if i % 10 != 9]
+    return [(train, left_out) if split == "train" else (rows[9::10], {}) for split in splits]
 
 
 def existing_split(name, split):

@@ -13,7 +13,7 @@ from datetime import datetime
 from functools import cache, partial
 from typing import Any
 
-from ..config import InputError, require
+from ..config import InputError
 
 SPECIAL = ("bos_token", "eos_token", "unk_token", "pad_token")
 
@@ -86,7 +86,8 @@ class PretrainedTokenizer:
 
     def render(self, messages, add_generation_prompt=False, tools=None):
         """Return the text of a chat by the chat template, optionally with the generation prompt."""
-        require(self.chat_template is not None, "this model has no chat template")
+        if self.chat_template is None:
+            raise InputError("this model has no chat template")
         program = compiled(self.chat_template)
         now = datetime.fromisoformat(self.chat_date) if self.chat_date else datetime.now()
         with one_error("the chat template rejects these messages"):

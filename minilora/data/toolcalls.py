@@ -25,7 +25,7 @@ import tomllib
 import zlib
 from importlib.resources import files
 
-from ..config import InputError, require
+from ..config import InputError
 
 TABLE = tomllib.loads(files(__package__).joinpath("toolcalls.toml").read_text("utf-8"))
 POOLS, TOOLS = TABLE["pools"], TABLE["tools"]
@@ -44,7 +44,8 @@ def rows(split, n, seed=0):
     The same split and seed give the same rows on every machine, and a smaller n gives the first of
     these rows. Each group of len(TOOLS) rows has each tool once, and no request occurs twice.
     """
-    require(split in SPLIT_OF_BUCKET, f"toolcalls has train, valid and test, not {split!r}")
+    if split not in SPLIT_OF_BUCKET:
+        raise InputError(f"toolcalls has train, valid and test, not {split!r}")
     # `random` hashes a text seed itself, so it does not depend on PYTHONHASHSEED, and `random()`
     # is the only method whose numbers Python promises to keep in later versions
     rng = random.Random(f"toolcalls {split} {seed}")

@@ -2,22 +2,19 @@
 
 import sys
 
-from ..kernels.chunking import is_plain_lora
+from ..layers import LORA
+from ..methods.registry import ORDER
 from ..quant.schemes import is_projection
-from ..tree import Tree, flatten, get, layer_of, named_leaves, num_parameters
+from ..tree import Tree, arrays, flatten, get, layer_of, named_leaves, num_parameters
 
-EXTRA_FLOATS = {  # floats per token that a method keeps, in addition to the input of a projection
-    "lora_magnitude_vector": len,  # the output before scaling
-    "ia3_l": lambda w: w.size,  # the input or output before scaling
-    "bottleneck_down": lambda w: w.shape[1] + 8 * len(w),  # h, and the powers in gelu
-}
 ADAM_FLOATS = 2  # m and v, float32, per trained parameter
 
 
 def memory_estimate(adapters, base, model_config, tokens):
     """Return {part: bytes} of an optimized float32 step with `tokens` tokens per batch.
 
-    Weights, adapters, gradients and Adam's moments are exact. `activations` are the arrays kept for
+    Weights, adapters, gradients and Adam's moments are exact (Muon has only one number per element
+    of a matrix, instead of two). `activations` are the arrays kept for
     the backward pass (see `activation_floats`), without gradient checkpointing.
     """
     trained = 4 * num_parameters(adapters)
@@ -40,22 +37,34 @@ def activation_floats(adapters, base, model_config):
     D, F, hd = model_config.hidden_size, model_config.intermediate_size, model_config.head_dim
     H, K = model_config.num_attention_heads, model_config.num_key_value_heads
     layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
-    if model_config.model_type == "qwen3":  # both sides of the norms of the heads
+    if model_config.qk_norm:  # both sides of the norms of the heads
         layer += (H + K) * (2 * hd + 1)
-    L, kept = model_config.num_hidden_layers, D + 1
-    for path, w in named_leaves(adapters):
+    layer += 2 * sum(name is not None for name in model_config.norms[1::2]) * (D + 1)
+    if model_config.hidden_act != "silu":  # the powers in gelu, and its result
+        layer += 5 * F
+    L = model_config.num_hidden_layers
+    kept = D + 1
+    extra = {name: m.extra_floats for m in ORDER for name in m.names()}
+    trained = arrays(adapters)
+    for path, w in named_leaves(trained):
         node, _, name = path.rpartition(".")
-        if name in EXTRA_FLOATS:
-            kept += EXTRA_FLOATS[name](w)
-        elif name in ("lora_A", "weight") and node.endswith(("o_proj", "down_proj")):
-            sublayer = node.rpartition(".")[0]
-            plain = is_plain_lora(get(adapters, sublayer), get(base, sublayer))
-            if node.endswith("o_proj") or not plain:
-                kept += w.shape[1]
+        if name in extra:
+            kept += extra[name](name, w)
+        elif name in ("lora_A", "weight") and node.endswith("o_proj"):
+            kept += w.shape[1]
+        elif name in ("lora_A", "weight") and node.endswith("down_proj"):
+            sublayer = get(adapters, node.removesuffix(".down_proj"))
+            kept += 0 if is_plain_lora(sublayer) else w.shape[1]
     # the backward pass ends at the lowest of these layers; at none if only the head is trained
-    paths, virtual = [path for path, _ in named_leaves(adapters)], ("model.embed", "model.prompt")
-    layers = [0 if path.startswith(virtual) else layer_of(path) for path in paths]
+    virtual = ("model.embed", "model.prompt")
+    layers = [0 if path.startswith(virtual) else layer_of(path) for path in flatten(trained)]
     return (L - min((n for n in layers if n >= 0), default=L)) * layer + kept
+
+
+def is_plain_lora(node):
+    """Return whether a sublayer of an adapter trains only LoRA factors, without dropout."""
+    leaves = {path.rpartition(".")[2]: leaf for path, leaf in named_leaves(node)}
+    return set(leaves) <= set(LORA) and not leaves.get("lora_dropout")
 
 
 def format_estimate(parts):
@@ -67,8 +76,9 @@ def format_estimate(parts):
 def print_trainable_parameters(adapters: Tree, base: Tree) -> None:
     """Print the number and the share of trained parameters, in the format of PEFT."""
     replaced = flatten(base).keys()
-    added = sum(w.size for path, w in named_leaves(adapters) if path not in replaced)
-    trained, total = num_parameters(adapters), num_parameters(base) + added
+    added = sum(w.size for path, w in named_leaves(arrays(adapters)) if path not in replaced)
+    trained = num_parameters(adapters)
+    total = num_parameters(base) + added
     share = f"trainable%: {100 * trained / total:.4f}"
     print(f"trainable params: {trained:,} || all params: {total:,} || {share}")
 

@@ -13,7 +13,7 @@ from .. import model
 from ..batching import Example, check_examples, collate
 from ..config import InputError, ModelConfig
 from ..kernels.chunking import LOGIT_FLOATS, chunks
-from ..methods.operations import operations
+from ..methods.registry import operations
 from ..tree import Tree
 from .progress import Progress
 
@@ -42,12 +42,13 @@ def evaluate(
             "no token of the examples is a target: a mask needs a 1 after its first entry"
         )
     ops = operations(adapters, base, ops)
+    params = model.parameters(adapters, base, ops)
     tokens = sum(len(example.tokens) for example in scored)
-    bar = {"desc": "evaluating", "leave": False, "delay": 1, "unit_scale": True}
+    bar: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1, "unit_scale": True}
     parts = []
     with Progress(tokens, "token", quiet=quiet, **bar) as progress:
         for rows in batches(scored):
-            parts.append(token_scores(adapters, base, with_answer(rows), model_config, ops))
+            parts.append(token_scores(params, with_answer(rows), model_config, ops))
             done = sum(len(example.tokens) for row in rows for example in row)
             percent = 100 * (progress.n + done) / tokens
             progress.advance(done, f"evaluating {len(scored):,} rows: {percent:.0f} %")
@@ -78,17 +79,19 @@ def with_answer(sequences):
     return collate(sequences) | {"answer": collate(answers)["mask"]}
 
 
-def token_scores(adapters, base, batch, model_config, ops):
+def token_scores(params, batch, model_config, ops):
     """Return arrays: `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row.
 
-    batch: of `collate` (exact match then compares all targets) or of `with_answer`.
+    params: see `model.parameters`. batch: of `collate` (exact match then compares all targets) or
+    of `with_answer`.
     """
     tokens, starts = batch["tokens"], batch["segment_starts"]
-    x = model.hidden_states(adapters, base, tokens, starts, model_config, ops)
+    x = model.hidden_states(params, tokens, starts, model_config, ops)
     at = np.nonzero(batch["mask"])
-    h, targets = x[at], batch["targets"][at]
+    h = x[at]
+    targets = batch["targets"][at]
     pieces = chunks(len(targets), model_config.vocab_size, LOGIT_FLOATS)
-    parts = [_scores(model.logits(h[i], adapters, base, ops), targets[i]) for i in pieces]
+    parts = [_scores(model.logits(h[i], params, ops), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
     compared = batch.get("answer", batch["mask"])[at] > 0
     misses = np.bincount(at[0], weights=compared & ~hit, minlength=len(x))
@@ -99,7 +102,8 @@ def token_scores(adapters, base, batch, model_config, ops):
 def _scores(logits, targets):
     logits = logits - logits.max(axis=-1, keepdims=True)
     rows = np.arange(len(targets))
-    of_target, best = logits[rows, targets], logits.argmax(axis=-1)
+    of_target = logits[rows, targets]
+    best = logits.argmax(axis=-1)
     p = np.exp(logits, out=logits)
     total = p.sum(axis=-1)
     p /= total[:, None]

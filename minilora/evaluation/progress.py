@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import Any
 
 from tqdm.auto import tqdm
 
@@ -14,7 +15,9 @@ class Progress(tqdm):
     With `quiet`, there is neither. The other options are those of tqdm.
     """
 
-    def __init__(self, total, unit, first=0, quiet=False, **options):
+    def __init__(
+        self, total: int, unit: str, first: int = 0, quiet: bool = False, **options: Any
+    ) -> None:
         watched = sys.stderr.isatty() or "ipykernel" in sys.modules
         hidden = quiet or not watched
         super().__init__(total=total, initial=first, unit=unit, disable=hidden, **options)
@@ -22,7 +25,7 @@ class Progress(tqdm):
         self.first = first
         self.began = self.last_line = time.perf_counter()
 
-    def advance(self, n, line):
+    def advance(self, n: int, line: str) -> None:
         """Count `n` more units; `line` is printed if there is no bar and the time has come."""
         if not self.disable:
             self.update(n)

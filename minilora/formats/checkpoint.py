@@ -13,11 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import lora
-from ..config import INITIALIZERS, LoraConfig, require
+from ..config import INITIALIZERS, InputError, LoraConfig
 from ..data.row_files import parse_json
 from ..methods import initializers
-from ..methods.registry import MethodConfig
-from ..tree import Tree, get, named_leaves, set_leaf, tree_map, unflatten
+from ..methods.method import MethodConfig
+from ..optim import OPTIMIZERS
+from ..tree import Tree, arrays, get, named_leaves, overlay, tree_map, unflatten
 from . import method_format, peft_format, safetensors_file
 from .files import atomic_write, errors_in, pickle_refusal, read_json, write_json
 from .pretrained import is_builtin
@@ -38,11 +39,11 @@ def save_adapter(
 ) -> None:  # fmt: skip
     """Write adapter_config.json and adapter_model.safetensors as PEFT writes them.
 
-    `base` has the lora_scaling leaves. `adapter_config` is a LoraConfig, or the MethodConfig of
-    another method. `base_name` is a name or a path; the path of an existing file or folder is
-    written as an absolute path. `dtype` is float32, bfloat16 or float16; trained biases stay
-    float32. Raises InputError if a leaf has no place in the format, if a number does not fit
-    `dtype`, or if `adapter_config` does not describe the tree.
+    `adapter_config` is a LoraConfig, or the MethodConfig of another method. `base_name` is a name
+    or a path; the path of an existing file or folder is written as an absolute path. `dtype` is
+    float32, bfloat16 or float16; trained biases stay float32. Raises InputError if a leaf has no
+    place in the format, if a number does not fit `dtype`, or if `adapter_config` does not describe
+    the tree.
     """
     if os.path.exists(base_name) and not is_builtin(base_name):
         base_name = os.path.abspath(base_name)
@@ -87,18 +88,19 @@ def load_adapter(
 ) -> LoadedAdapter:
     """Read an adapter from a folder that PEFT or `save_adapter` wrote; return LoadedAdapter.
 
-    The returned base has lora_scaling, lora_dropout and lora_r next to each adapted weight. If the
-    adapter `needs_dense_base`, `base` must be dense, and its projections are then stored in
-    `scheme`. Raises InputError naming the file and the tensor or field that is missing, unexpected,
-    of the wrong shape, not finite or not implemented, and if `base` has the scalings of another
-    adapter. A folder with only a pickle is refused unopened.
+    The returned base is `base`, unless the adapter `needs_dense_base`: then `base` must be dense,
+    and the returned base has its projections in `scheme`. Raises InputError naming the file and the
+    tensor or field that is missing, unexpected, of the wrong shape, not finite or not implemented.
+    A folder with only a pickle is refused unopened.
     """
-    lora.check_unadapted(base)
     folder = Path(folder)
-    require(folder.is_dir(), f"{folder} is not a folder: give one with {CONFIG} and {WEIGHTS}")
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder: give one with {CONFIG} and {WEIGHTS}")
     pickled = folder / "adapter_model.bin"
-    require((folder / WEIGHTS).exists() or not pickled.exists(), pickle_refusal(pickled))
-    entries, raw = safetensors_file.read_header(folder / WEIGHTS), read_json(folder / CONFIG)
+    if pickled.exists() and not (folder / WEIGHTS).exists():
+        raise InputError(pickle_refusal(pickled))
+    entries = safetensors_file.read_header(folder / WEIGHTS)
+    raw = read_json(folder / CONFIG)
     if raw.get("peft_type") != "LORA":
         with errors_in(folder / CONFIG):
             other = method_format.read_config(raw)
@@ -113,17 +115,14 @@ def load_adapter(
     read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
     adapters = unflatten({path: read[name] for path, name in names.items()})
     if adapter_config.init_lora_weights in INITIALIZERS:
-        base = initializers.init(base, adapter_config, 0, scheme, block_size).base
-    base = tree_map(lambda w: w, base)
+        _, base = initializers.init(base, adapter_config, 0, scheme, block_size)
     if peft_format.EMBEDDING in names and "lm_head" not in adapters | base:
         # in PEFT, a trained embedding is a copy, so the head of a tied model stays as it was
-        set_leaf(base, "lm_head.weight", get(base, peft_format.EMBEDDING))
+        base = base | {"lm_head": {"weight": get(base, peft_format.EMBEDDING)}}
     for path in lora.adapted_paths(adapters):
-        r, scaling = adapter_config.rank_and_scaling(path)
+        scaling = adapter_config.rank_and_scaling(path)[1]
         node = get(adapters, path)
-        set_leaf(base, f"{path}.lora_r", r)
-        set_leaf(base, f"{path}.lora_scaling", scaling)
-        set_leaf(base, f"{path}.lora_dropout", adapter_config.lora_dropout)
+        node |= {"lora_scaling": scaling, "lora_dropout": adapter_config.lora_dropout}
         if with_bias:
             # b = b₀ + (α/r)·b_B
             own = np.float64(get(base, path).get("bias", 0))
@@ -137,9 +136,9 @@ def _check_pair(folder, fields):
     """Raise InputError unless config and weights were saved together; PEFT writes no digest."""
     metadata = safetensors_file.read_json_header(folder / WEIGHTS)[0].get("__metadata__")
     pair = metadata.get(PAIR) if isinstance(metadata, dict) else None
-    two = f"{CONFIG} and {WEIGHTS} in {folder} were not saved together"
-    same = pair is None or pair == pair_digest(fields)
-    require(same, f"{two}: save the adapter again (for a run, use train --resume)")
+    if pair is not None and pair != pair_digest(fields):
+        two = f"{CONFIG} and {WEIGHTS} in {folder} were not saved together"
+        raise InputError(f"{two}: save the adapter again (for a run, use train --resume)")
 
 
 def needs_dense_base(folder):
@@ -155,12 +154,15 @@ def trains_all_weights(folder):
 def _read(path, entries, shapes):
     """Read {name: array} of exactly the tensors in {name: shape}."""
     for name, found in entries.items():
-        require(name in shapes, f"{found.where} does not belong to this adapter and this base")
+        if name not in shapes:
+            raise InputError(f"{found.where} does not belong to this adapter and this base")
     read = {}
     for name, shape in shapes.items():
-        require(name in entries, f"{path}: tensor {name} is missing")
+        if name not in entries:
+            raise InputError(f"{path}: tensor {name} is missing")
         found = entries[name]
-        require(found.shape == shape, f"{found.where} has the shape {found.shape}, not {shape}")
+        if found.shape != shape:
+            raise InputError(f"{found.where} has the shape {found.shape}, not {shape}")
         read[name] = check_floats(found.where, found.read())
     return read
 
@@ -173,7 +175,7 @@ def save_state(path, adapters, state, metadata):
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
-    entries = {name: entry("F32", w) for name, w in named_leaves(trees)}
+    entries = {name: entry("F32", w) for name, w in named_leaves(arrays(trees))}
     texts = {"minilora_run": json.dumps(numbers), "facts": json.dumps(metadata)}
     with atomic_write(Path(path)) as (temporary,):
         safetensors_file.write(temporary, entries, texts)
@@ -183,27 +185,40 @@ def read_metadata(path):
     """Read (numbers of the state, metadata) of a file that `save_state` wrote."""
     complaint = f"{path} is not a checkpoint of a run"
     texts = safetensors_file.read_json_header(path)[0].get("__metadata__")
-    require(isinstance(texts, dict), complaint)
+    if not isinstance(texts, dict):
+        raise InputError(complaint)
     numbers = parse_json(str(texts.get("minilora_run")), complaint)
     metadata = parse_json(str(texts.get("facts")), complaint)
-    require(isinstance(numbers, dict) and isinstance(metadata, dict), complaint)
+    if not (isinstance(numbers, dict) and isinstance(metadata, dict)):
+        raise InputError(complaint)
     return numbers, metadata
 
 
-def load_state(path, like=None):
+def load_state(path, like=None, optimizer="adamw"):
     """Read (adapters, state, metadata) from a file that `save_state` wrote, bit for bit.
 
-    Raises InputError if the file is not a checkpoint, or its shapes differ from the tree `like`.
+    optimizer: its name in `optim.OPTIMIZERS`. Raises InputError if the file is not a checkpoint,
+    lacks a tree of the state of this optimizer, or has other shapes than the tree `like`.
     """
-    entries, (numbers, metadata) = safetensors_file.read_header(path), read_metadata(path)
+    entries = safetensors_file.read_header(path)
+    (numbers, metadata) = read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
-    ours = ours if like is None else dict(named_leaves(like))
+    ours = unflatten(ours) if like is None else arrays(like)
     names = ("best_loss", "step", "best_step", "worse")
     best, *counts = (numbers.get(name) for name in names)
     sound = type(best) in (int, float) and best == best  # not NaN
     sound = sound and all(type(n) is int and 0 <= n < 2**63 for n in counts)
-    require(sound and ours and len(numbers) == len(names), f"{path} is not a checkpoint of a run")
-    trees = {"adapters", "m", "v", *(name.partition(".")[0] for name in entries)}
-    shapes = {f"{tree}.{name}": found.shape for name, found in ours.items() for tree in trees}
-    state = numbers | unflatten(_read(path, entries, shapes))
+    if not (sound and ours and len(numbers) == len(names)):
+        raise InputError(f"{path} is not a checkpoint of a run")
+    start, _ = OPTIMIZERS[optimizer]
+    zeros = start(tree_map(lambda found: np.zeros(found.shape, "f4"), ours))
+    moments = {name: tree for name, tree in zeros.items() if isinstance(tree, dict)}
+    trees = {"adapters": ours, **moments}
+    if any(name.startswith("best.") for name in entries):
+        trees["best"] = ours
+    shapes = {name: found.shape for name, found in named_leaves(trees)}
+    empty: Tree = {name: {} for name in moments}  # muon has no m and v if it trains only matrices
+    state = numbers | empty | unflatten(_read(path, entries, shapes))
+    for tree in {"adapters", "best"} & state.keys():  # the file has no settings such as the scaling
+        state[tree] = overlay(like or {}, state[tree])
     return state.pop("adapters"), state, metadata

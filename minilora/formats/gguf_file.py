@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..config import InputError, require
+from ..config import InputError
 from ..quant.low_precision import LowPrecision, halves
 from .files import check_start
 from .safetensors_file import FLOATS, Entry, decode, is_possible, read_raw
@@ -43,7 +43,8 @@ def dequantize(raw, kind):
     if kind in FLOATS:
         return decode(raw.view(FLOATS[kind]), kind)
     blocks = raw.view(BLOCKS[kind])
-    d, q = _column(blocks["d"]), blocks["q"]
+    d = _column(blocks["d"])
+    q = blocks["q"]
     if kind == "Q8_0":
         x = d * q  # x = d·q, q in −127 … 127
     elif kind == "Q4_0":
@@ -81,8 +82,10 @@ class Cursor:
 
     def bytes(self, count):
         """Read `count` bytes."""
-        start, self.at = self.at, self.at + count
-        require(self.at <= len(self.data), f"{self.path} is truncated: its header is cut off")
+        start = self.at
+        self.at = self.at + count
+        if self.at > len(self.data):
+            raise InputError(f"{self.path} is truncated: its header is cut off")
         return self.data[start : self.at]
 
     def number(self, form):
@@ -102,12 +105,15 @@ class Cursor:
             return self.string()
         if kind == ARRAY:
             kind, count = self.number("I"), self.number("Q")
-            require(kind != ARRAY, f"{self.path}: arrays of arrays are not supported")
+            if kind == ARRAY:
+                raise InputError(f"{self.path}: arrays of arrays are not supported")
             if kind in SCALARS:
-                form, size = SCALARS[kind], struct.calcsize("<" + SCALARS[kind])
+                form = SCALARS[kind]
+                size = struct.calcsize("<" + SCALARS[kind])
                 return list(struct.unpack(f"<{count}{form}", self.bytes(count * size)))
             return [self.value(kind) for _ in range(count)]
-        require(kind in SCALARS, f"{self.path}: a metadata value has the unknown type {kind}")
+        if kind not in SCALARS:
+            raise InputError(f"{self.path}: a metadata value has the unknown type {kind}")
         return self.number(SCALARS[kind])
 
 
@@ -121,7 +127,8 @@ def read_header(path):
         with open(path, "rb") as file:
             start = file.read(64)
             check_start(path, start)
-            require(start.startswith(b"GGUF"), f"{path} is not a GGUF file")
+            if not start.startswith(b"GGUF"):
+                raise InputError(f"{path} is not a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 return _parse(Cursor(path, data, at=4))
     except OSError as error:
@@ -130,30 +137,36 @@ def read_header(path):
 
 def _parse(cursor):
     version = cursor.number("I")
-    require(version in (2, 3), f"{cursor.path} is GGUF version {version}, not 2 or 3")
+    if version not in (2, 3):
+        raise InputError(f"{cursor.path} is GGUF version {version}, not 2 or 3")
     tensors, keys = cursor.number("Q"), cursor.number("Q")
     metadata, table = {}, {}
     for _ in range(keys):
         key = cursor.string()
-        require(key not in metadata, f"{cursor.path}: {key} occurs twice")
+        if key in metadata:
+            raise InputError(f"{cursor.path}: {key} occurs twice")
         metadata[key] = cursor.value(cursor.number("I"))
     for _ in range(tensors):
         name, dims = cursor.string(), cursor.number("I")
-        require(name.isprintable(), f"{cursor.path}: {name!r} is not a valid tensor name")
-        require(name not in table, f"{cursor.path}: tensor {name} occurs twice")
-        require(1 <= dims <= 4, f"{cursor.path}: tensor {name} has {dims} dimensions")
+        if not name.isprintable():
+            raise InputError(f"{cursor.path}: {name!r} is not a valid tensor name")
+        if name in table:
+            raise InputError(f"{cursor.path}: tensor {name} occurs twice")
+        if not (1 <= dims <= 4):
+            raise InputError(f"{cursor.path}: tensor {name} has {dims} dimensions")
         shape = tuple(cursor.number("Q") for _ in range(dims))[::-1]  # GGUF stores columns first
         table[name] = shape, cursor.number("I"), cursor.number("Q")
     alignment = metadata.get("general.alignment", 32)
-    sound = type(alignment) is int and alignment > 0
-    require(sound, f"{cursor.path}: general.alignment is {alignment!r}")
+    if not (type(alignment) is int and alignment > 0):
+        raise InputError(f"{cursor.path}: general.alignment is {alignment!r}")
     start = end = -(-cursor.at // alignment) * alignment
     entries = {}
     for name, (shape, number, offset) in table.items():
         # llama.cpp requires tensors without gaps, each starting at a multiple of the alignment
         at = start + -(-(end - start) // alignment) * alignment
         where = f"{cursor.path}: tensor {name}"
-        require(start + offset == at, f"{where} overlaps another tensor or leaves a gap")
+        if start + offset != at:
+            raise InputError(f"{where} overlaps another tensor or leaves a gap")
         entries[name], end = _entry(cursor, where, shape, number, at)
     return metadata, entries
 
@@ -162,14 +175,18 @@ def _entry(cursor, where, shape, number, at):
     """Return (Entry, end) of the tensor whose bytes begin at `at`."""
     size = len(cursor.data)
     kind = TYPES.get(number, number)
-    way = "use a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
-    require(kind in FORMS, f"{where} has the unsupported type {kind}: {way}")
-    require(is_possible(shape), f"{where} has the impossible shape {shape}")
+    if kind not in FORMS:
+        way = "use a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
+        raise InputError(f"{where} has the unsupported type {kind}: {way}")
+    if not is_possible(shape):
+        raise InputError(f"{where} has the impossible shape {shape}")
     block = BLOCK if kind in BLOCKS else 1
-    require(shape[-1] % block == 0, f"{where} has rows of {shape[-1]}, not whole blocks of {block}")
+    if shape[-1] % block != 0:
+        raise InputError(f"{where} has rows of {shape[-1]}, not whole blocks of {block}")
     count = math.prod(shape) // block * FORMS[kind].itemsize
     end = at + count
-    require(end <= size, f"{where} ends at byte {end} of {size}: copy the truncated file again")
+    if end > size:
+        raise InputError(f"{where} ends at byte {end} of {size}: copy the truncated file again")
 
     def raw():
         return read_raw(where, cursor.path, np.uint8, count, at)

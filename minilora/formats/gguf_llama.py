@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..config import InputError, ModelConfig, require
+from ..config import InputError, ModelConfig
 from . import gguf_file
+from .fields import ids, positive, size
 from .files import errors_in
-from .hf_folder import ids, positive, size
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -51,8 +51,8 @@ def read(path):
 def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
     found = re.findall(r"^(blk\.\d+\.|)(\w+)\.(weight|bias)$", name)
-    known = found and found[0][1] in NAMES
-    require(known, f"{where} is not supported: {gguf_file.INSTEAD}")
+    if not (found and found[0][1] in NAMES):
+        raise InputError(f"{where} is not supported: {gguf_file.INSTEAD}")
     block, module, leaf = found[0]
     return f"{block.replace('blk', 'model.layers')}{NAMES[module]}.{leaf}"
 
@@ -68,7 +68,8 @@ def _in_order(entry, heads):
 
 def _config(metadata, tied):
     kind = metadata.get("general.architecture")
-    require(kind == "llama", f"the architecture is {kind!r}; only llama is supported")
+    if kind != "llama":
+        raise InputError(f"the architecture is {kind!r}; only llama is supported")
 
     def whole(name, default=None):
         return size(metadata, f"llama.{name}", default)
@@ -83,7 +84,8 @@ def _config(metadata, tied):
     tokens = metadata.get("tokenizer.ggml.tokens")
     key = "llama.rope.scaling.type"
     stretch = metadata.get(key, "none")
-    require(stretch == "none", f"{key} {stretch!r} is not supported: {gguf_file.INSTEAD}")
+    if stretch != "none":
+        raise InputError(f"{key} {stretch!r} is not supported: {gguf_file.INSTEAD}")
     for name in ("rope.scaling.factor", "rope.scale_linear"):
         factor = metadata.get(f"llama.{name}", 0)
         # without a type, llama.cpp divides the positions by the factor; 0 means no factor

@@ -4,7 +4,7 @@ Only byte-level BPE is supported, with the pre-tokenizers of GPT-2 and SmolLM: t
 the vocabulary and the merges. Other tokenizers need a Hugging Face folder.
 """
 
-from ..config import require
+from ..config import InputError
 from ..data.tokenizer import PretrainedTokenizer, library, one_error
 from .files import errors_in
 from .gguf_file import INSTEAD
@@ -24,8 +24,10 @@ def from_metadata(path, metadata):
     with errors_in(path):
         with one_error("its tokenizer is broken"):
             backend, special = _backend(metadata)
-        require("eos_token" in special, "tokenizer.ggml.eos_token_id is missing")
-        require(isinstance(template, str | None), "tokenizer.chat_template must be text")
+        if "eos_token" not in special:
+            raise InputError("tokenizer.ggml.eos_token_id is missing")
+        if not isinstance(template, str | None):
+            raise InputError("tokenizer.chat_template must be text")
     settings = special | {"tokenizer_class": "PreTrainedTokenizerFast"}
     settings["model_max_length"] = metadata.get("llama.context_length")
     settings["clean_up_tokenization_spaces"] = False
@@ -35,29 +37,32 @@ def from_metadata(path, metadata):
 
 def _get(metadata, name):
     key = f"tokenizer.ggml.{name}"
-    require(key in metadata, f"{key} is missing")
+    if key not in metadata:
+        raise InputError(f"{key} is missing")
     return metadata[key]
 
 
 def _backend(metadata):
     """Return (tokenizers.Tokenizer, {"eos_token": "<|im_end|>", …})."""
     kind, tokens = _get(metadata, "model"), _get(metadata, "tokens")
-    require(kind == "gpt2", f"tokenizer.ggml.model {kind!r} is not supported: {INSTEAD}")
+    if kind != "gpt2":
+        raise InputError(f"tokenizer.ggml.model {kind!r} is not supported: {INSTEAD}")
     texts = isinstance(tokens, list) and all(isinstance(t, str) and len(t) < 4096 for t in tokens)
-    different = texts and len(set(tokens)) == len(tokens)
-    require(different, "tokenizer.ggml.tokens must be distinct texts of at most 4,095 characters")
+    if not (texts and len(set(tokens)) == len(tokens)):
+        raise InputError("tokenizer.ggml.tokens must be distinct texts of at most 4,095 characters")
     special = {}
     for name, key in ID_KEYS.items():
         i = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        sound = i is None or (type(i) is int and 0 <= i < len(tokens))
-        require(sound, f"{name} has the id {i!r}, but there are {len(tokens)} tokens")
+        if not (i is None or (type(i) is int and 0 <= i < len(tokens))):
+            raise InputError(f"{name} has the id {i!r}, but there are {len(tokens)} tokens")
         if i is not None:
             special[name] = tokens[i]
     tk = library("tokenizers")
     vocabulary = {token: i for i, token in enumerate(tokens)}
     backend = _byte_level(tk, metadata, vocabulary)
     if metadata.get("tokenizer.ggml.add_bos_token"):
-        require("bos_token" in special, "tokenizer.ggml.bos_token_id is missing")
+        if "bos_token" not in special:
+            raise InputError("tokenizer.ggml.bos_token_id is missing")
         bos = special["bos_token"]
         backend.post_processor = tk.processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, _get(metadata, "bos_token_id"))]
@@ -74,8 +79,8 @@ def _backend(metadata):
 def _byte_level(tk, metadata, vocabulary):
     """Return GPT-2's BPE over bytes written as printable characters (Radford et al. 2019, 2.2)."""
     pre = metadata.get("tokenizer.ggml.pre")
-    known = pre in ("smollm", "gpt-2")
-    require(known, f"tokenizer.ggml.pre {pre!r} is not supported: {INSTEAD}")
+    if pre not in ("smollm", "gpt-2"):
+        raise InputError(f"tokenizer.ggml.pre {pre!r} is not supported: {INSTEAD}")
     merges = [tuple(merge.split(" ", 1)) for merge in _get(metadata, "merges")]
     backend = tk.Tokenizer(tk.models.BPE(vocabulary, merges))
     # SmolLM splits off each digit before GPT-2's pre-tokenizer: in "a  12" both spaces stay

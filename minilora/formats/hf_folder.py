@@ -6,8 +6,7 @@ Some fields of config.json have moved: transformers 4 has `rope_theta` and `rope
 transformers 5 has both inside `rope_parameters`; `rope_type` was once `type`. A field that would
 change the computation and is not implemented raises an error that names it.
 
-The model types differ from Llama in three points: which projections have a bias (GROUPS), a sliding
-window, and the norms of each head of Qwen3.
+The model types differ from Llama in what their file in `families` says.
 """
 
 from dataclasses import replace
@@ -16,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, InputError, ModelConfig, require
+from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, InputError, ModelConfig
 from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import dense
 from ..tree import flatten
 from . import hf_tokenizer, safetensors_file
+from .families import FAMILIES
+from .fields import boolean, ids, positive, rope, size
 from .files import errors_in, new_folder, pickle_refusal, read_json, write_json
 from .safetensors_file import FORMAT_NAME, Entry
 
@@ -28,9 +29,6 @@ CONFIGS = ("config.json", "generation_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # of the weights
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}  # field of config.json: projections
-GROUPS = {  # model_type: projections that have a bias together; those of qwen2 always have one
-    "llama": (ATTENTION, MLP), "mistral": (), "qwen2": (ATTENTION[:3],), "qwen3": (ATTENTION,),
-}  # fmt: skip
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim",
@@ -38,7 +36,6 @@ SIZES = (
 OTHERS = (
     "rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings", "tie_word_embeddings",
 )  # fmt: skip
-LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 def read_config(folder):
@@ -49,103 +46,45 @@ def read_config(folder):
     path, other = (Path(folder) / name for name in CONFIGS)
     raw, generation = read_json(path), read_json(other, {})
     with errors_in(path):
-        kind, act = raw.get("model_type"), raw.get("hidden_act", "silu")
-        unknown = f"model_type {kind!r} is not implemented; {', '.join(GROUPS)} are"
-        require(kind in list(GROUPS), unknown)
-        require(act == "silu", f"hidden_act {act!r} is not implemented; only silu is")
-        heads, width = size(raw, "num_attention_heads"), size(raw, "hidden_size")
+        kind = raw.get("model_type")
+        if not isinstance(kind, str) or kind not in FAMILIES:
+            known = ", ".join(FAMILIES)
+            raise InputError(f"model_type {kind!r} is not implemented; {known} are")
+        family = FAMILIES[kind]
+        raw = family.defaults | raw
+        implemented = family.fields.get("hidden_act", "silu")
+        act = raw.get("hidden_act") or raw.get("hidden_activation") or implemented
+        if act != implemented:
+            raise InputError(f"hidden_act {act!r} is not implemented; only {implemented} is")
+        heads = size(raw, "num_attention_heads")
+        width = size(raw, "hidden_size")
         defaults = {"num_key_value_heads": heads, "head_dim": width // heads}
-        theta, scaling = _rope(raw)
-        for name in (*BIASES, "tie_word_embeddings", "use_sliding_window"):
-            value = raw.get(name, False)
-            require(value in (None, False, True), f"{name} must be true or false, got {value!r}")
-        config = ModelConfig(
-            **{name: size(raw, name, defaults.get(name)) for name in SIZES}, rope_theta=theta,
-            rms_norm_eps=float(positive(raw, "rms_norm_eps", 1e-6)),
-            tie_word_embeddings=bool(raw.get("tie_word_embeddings", False)),
-            max_position_embeddings=size(raw, "max_position_embeddings", 2048),
-            eos_token_id=ids(raw | generation, "eos_token_id"), rope_scaling=scaling,
-            bos_token_id=next(iter(ids(raw, "bos_token_id")), None),
-            sliding_window=_window(raw), model_type=kind, generation_config=generation or None,
-        )  # fmt: skip
-    return config, raw
-
-
-def size(raw, name, default=None):
-    """Return raw[name], or the default for null; raise InputError unless it is a positive int."""
-    value = default if raw.get(name) is None else raw[name]
-    sound = type(value) is int and value > 0
-    require(sound, f"{name} must be a whole number from 1, got {value!r}")
-    return value
-
-
-def positive(raw, name, default=None):
-    """Return raw[name], or the default for null; raise InputError unless it is positive."""
-    value = default if raw.get(name) is None else raw[name]
-    sound = type(value) in (int, float) and 1e-38 < value < 1e38
-    require(sound, f"{name} must be a positive number, got {value!r}")
-    return value
-
-
-def ids(raw, name):
-    """Return raw[name], which is a token id, a list of them or null, as a tuple."""
-    value = raw.get(name)
-    found = value if isinstance(value, list) else [] if value is None else [value]
-    sound = all(type(i) is int and i >= 0 for i in found)
-    require(sound, f"{name} must be a token id or a list of them, got {value!r}")
-    return tuple(found)
-
-
-def _rope(raw):
-    """Read (rope_theta, rope_scaling of ModelConfig) from the fields of transformers 4 or 5."""
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    require(isinstance(rope, dict), f"the rope parameters must be an object, got {rope!r}")
-    every = raw | rope
-    theta = float(positive(every, "rope_theta", 10000))
-    part = every.get("partial_rotary_factor")
-    require(part in (None, 1), f"partial_rotary_factor {part!r} is not implemented; only 1 is")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None
-    known = kind in ("linear", "llama3")
-    require(known, f"rope type {kind!r} is not implemented; default, linear and llama3 are")
-    scaling = {"rope_type": kind, "factor": float(positive(rope, "factor"))}
-    if kind == "llama3":
-        scaling |= {name: positive(rope, name) for name in LLAMA3}
-        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
-        require(low < high, f"low_freq_factor {low} must be below high_freq_factor {high}")
-    return theta, scaling
-
-
-def _window(raw):
-    """Read the sliding window, None without one; raise InputError if only some layers have it."""
-    kind, n = raw["model_type"], size(raw, "num_hidden_layers")
-    if kind == "llama" or raw.get("sliding_window", 4096) is None:
-        return None
-    if kind != "mistral":
-        first = raw.get("max_window_layers", 28)
-        require(type(first) is int, f"max_window_layers must be a whole number, got {first!r}")
-        ends = ["sliding_attention" if i >= first else "full_attention" for i in (0, n - 1)]
-        types = raw.get("layer_types") or ends
-        types = {*map(str, types)} if isinstance(types, list) else types
-        if not raw.get("use_sliding_window") or types == {"full_attention"}:
-            return None
-        mixed = "a sliding window in some layers only is not implemented (layer_types)"
-        require(types == {"sliding_attention"}, mixed)
-    return size(raw, "sliding_window", 4096)
+        fields = {name: size(raw, name, defaults.get(name)) for name in SIZES} | family.fields
+        fields |= {
+            "rms_norm_eps": float(positive(raw, "rms_norm_eps", 1e-6)),
+            "tie_word_embeddings": boolean(raw, "tie_word_embeddings"),
+            "max_position_embeddings": size(raw, "max_position_embeddings", 2048),
+            "eos_token_id": ids(raw | generation, "eos_token_id"),
+            "bos_token_id": next(iter(ids(raw, "bos_token_id")), None),
+            "generation_config": generation or None, "model_type": kind,
+        }  # fmt: skip
+        for name in BIASES:
+            boolean(raw, name)
+        own = family.read(raw)
+        if "rope_theta" not in own:
+            own["rope_theta"], own["rope_scaling"] = rope(raw)
+        return ModelConfig(**fields, **own), raw
 
 
 def as_json(config, dtype, biased):
     """Return the object for config.json, with field names that transformers 4 and 5 both read."""
-    eos, kind, window = list(config.eos_token_id), config.model_type, config.sliding_window
-    fields: dict = {name: names[0] in biased for name, names in BIASES.items()}
-    if kind != "llama":
-        used = {"use_sliding_window": window is not None, "max_window_layers": 0}
-        fields = {"sliding_window": window, **used, **(fields if kind == "qwen3" else {})}
+    family = FAMILIES[config.model_type]
+    eos = list(config.eos_token_id)
+    flags = {name: names[0] in biased for name, names in BIASES.items() if names in family.biases}
     return {
-        "architectures": [f"{kind.capitalize()}ForCausalLM"], "model_type": kind,
-        **{name: getattr(config, name) for name in SIZES}, "hidden_act": "silu",
-        **{name: getattr(config, name) for name in OTHERS}, **fields,
+        "architectures": [family.architecture], "model_type": config.model_type,
+        **{name: getattr(config, name) for name in SIZES}, "hidden_act": config.hidden_act,
+        **{name: getattr(config, name) for name in OTHERS}, **flags, **family.write(config),
         "bos_token_id": config.bos_token_id,
         "eos_token_id": eos[0] if len(eos) == 1 else eos or None, "torch_dtype": dtype,
     }  # fmt: skip
@@ -161,8 +100,8 @@ def projection_shapes(config):
 def shapes(config, biased=()):
     """Return {path: shape} of every tensor; biased: the projections that have a bias."""
     D = config.hidden_size
-    layer: dict = {"input_layernorm.weight": (D,), "post_attention_layernorm.weight": (D,)}
-    if config.model_type == "qwen3":
+    layer: dict = {f"{name}.weight": (D,) for name in config.norms if name}
+    if config.qk_norm:
         layer |= {f"self_attn.{name}.weight": (config.head_dim,) for name in QK_NORMS}
     for name, shape in projection_shapes(config).items():
         part = "mlp" if name in MLP else "self_attn"
@@ -177,13 +116,6 @@ def shapes(config, biased=()):
     return expected
 
 
-def biased(kind, some):
-    """Return the projections that have a bias in a model of this type, if `some` have one."""
-    every = kind == "qwen2"
-    groups = (group for group in GROUPS[kind] if every or not set(some).isdisjoint(group))
-    return {name for group in groups for name in group}
-
-
 def with_bias(paths):
     """Return the names of the projections that have a bias at one of the paths."""
     return {path.split(".")[-2] for path in paths if path.endswith(".bias")}
@@ -191,10 +123,9 @@ def with_bias(paths):
 
 def model_type(config, paths):
     """Return the first model type, from `config.model_type` on, that can have these leaves."""
-    some, norms = with_bias(paths), any(path.endswith("q_norm.weight") for path in paths)
-    for kind in (config.model_type, *GROUPS):
-        fits = some <= biased(kind, some) and norms == (kind == "qwen3")
-        if fits and (config.sliding_window is None or kind != "llama"):
+    some = with_bias(paths)
+    for kind in (config.model_type, *FAMILIES):
+        if FAMILIES[kind].fits(config, some):
             return kind
     every = f"biases of {', '.join(sorted(some))}, as this {config.model_type} model has"
     raise InputError(f"no model_type of config.json has {every}: train without --also-train bias")
@@ -214,8 +145,8 @@ def read_index(path):
     """Read {tensor: name of its file} of the index of a model in several files."""
     where = read_json(path).get("weight_map")
     names = where.values() if isinstance(where, dict) else [None]
-    sound = all(isinstance(s, str) and "/" not in s and "\\" not in s for s in names)
-    require(sound, f"{path}: weight_map must map each tensor to a file of this folder")
+    if not all(isinstance(s, str) and "/" not in s and "\\" not in s for s in names):
+        raise InputError(f"{path}: weight_map must map each tensor to a file of this folder")
     return where
 
 
@@ -231,7 +162,8 @@ def read_tensors(folder):
     where = read_index(index)
     headers = {s: safetensors_file.read_header(folder / s) for s in sorted(set(where.values()))}
     for name, shard in where.items():
-        require(name in headers[shard], f"{folder / shard} lacks tensor {name}, listed in {index}")
+        if name not in headers[shard]:
+            raise InputError(f"{folder / shard} lacks tensor {name}, listed in {index}")
     return {name: headers[shard][name] for name, shard in where.items()}
 
 
@@ -243,19 +175,24 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {
     dequantized one by one. Raises InputError and writes nothing if the folder exists and is not
     empty, or if a leaf is missing, is not part of a model of this type, or has the wrong shape.
     """
-    require(dtype in FORMAT_NAME, f"--dtype must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
+    if dtype not in FORMAT_NAME:
+        raise InputError(f"`dtype` must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
     leaves = {path: w for path, w in flatten(base).items() if hasattr(w, "shape")}
-    kind, tied = model_type(config, leaves), "lm_head.weight" not in leaves
+    kind = model_type(config, leaves)
+    tied = "lm_head.weight" not in leaves
     config = replace(config, model_type=kind, tie_word_embeddings=tied)
-    own = biased(kind, with_bias(leaves))
+    own = FAMILIES[kind].biased(with_bias(leaves))
     expected = shapes(config, own)
     for path, w in leaves.items():
-        require(path in expected, f"{path} is not part of a {kind}: merge the adapter first")
-        require(w.shape == expected[path], f"{path} has the shape {w.shape}, not {expected[path]}")
+        if path not in expected:
+            raise InputError(f"{path} is not part of a {kind}: merge the adapter first")
+        if w.shape != expected[path]:
+            raise InputError(f"{path} has the shape {w.shape}, not {expected[path]}")
     tensors: dict = {}
     for path, shape in expected.items():
         # in Hugging Face's format all projections of a group have biases or none has: add zeros
-        require(path in leaves or path.endswith(".bias"), f"the base lacks {path}")
+        if path not in leaves and not path.endswith(".bias"):
+            raise InputError(f"the base lacks {path}")
         leaf = leaves.get(path)
         read = partial(np.zeros, shape, np.float32) if leaf is None else partial(dense, leaf)
         tensors |= quantized(path, leaf) or {path: Entry(FORMAT_NAME[dtype], shape, read)}

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..config import require
+from ..config import InputError
 from ..data.tokenizer import SPECIAL, PretrainedTokenizer, library, one_error, utf8
 from .files import check_start, errors_in, read_json, read_text, write_json
 
@@ -13,8 +13,9 @@ def from_folder(folder, eos_token_id=None):
     """Return the tokenizer of a Hugging Face folder, with `eos_token_id` if the files name none."""
     folder = Path(folder)
     path = folder / "tokenizer.json"
-    way = "write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-    require(path.is_file(), f"{folder} has no tokenizer.json: {way}")
+    if not path.is_file():
+        way = "write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+        raise InputError(f"{folder} has no tokenizer.json: {way}")
     tokenizers = library("tokenizers")
     with one_error(f"{path} is not a tokenizer"):
         check_start(path, path.read_bytes())
@@ -24,7 +25,8 @@ def from_folder(folder, eos_token_id=None):
     settings = read_json(folder / "tokenizer_config.json", default={})
     special = {name: _text(folder, name, settings[name]) for name in SPECIAL if settings.get(name)}
     eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
-    require(eos is not None, f"{folder}/tokenizer_config.json names no eos_token of tokenizer.json")
+    if eos is None:
+        raise InputError(f"{folder}/tokenizer_config.json names no eos_token of tokenizer.json")
     template = _template(folder, settings)
     return PretrainedTokenizer(backend, eos, special, template, settings, str(path))
 
@@ -33,7 +35,8 @@ def _text(folder, name, value):
     """Return a setting that is text, or an object with its text under `content`."""
     value = value.get("content") if isinstance(value, dict) else value
     with errors_in(f"{folder}/tokenizer_config.json"):
-        require(isinstance(value, str), f"{name} must be text")
+        if not isinstance(value, str):
+            raise InputError(f"{name} must be text")
         utf8(value)
     return value
 

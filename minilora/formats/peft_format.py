@@ -15,10 +15,9 @@ from ..config import (
     LoraConfig,
     matches,
     names_module,
-    require,
 )
-from ..methods.registry import biases
-from ..tree import flatten, get, named_leaves
+from ..methods.replaced import biases
+from ..tree import arrays, flatten, get, named_leaves
 
 EMBEDDING = "model.embed_tokens.weight"
 PREFIX = "base_model.model."  # PEFT's wrapper, and the model of transformers in it
@@ -35,7 +34,7 @@ def key(path):
     return f"{PREFIX}{node}.{LEAVES.get(name, name)}"
 
 
-def tensors(adapters, frozen, config):
+def tensors(adapters, base, config):
     """Return ({tensor name: array}, modules_to_save) of a LoRA adapter.
 
     Trained norms, embedding and head are modules_to_save. A trained bias b becomes the bias b_B of
@@ -43,28 +42,34 @@ def tensors(adapters, frozen, config):
     of the base or zero. Unless α/r is a power of two, reading rounds b once more. PEFT cannot merge
     such an adapter into a base without biases.
     """
-    lora.check_base(adapters, frozen)
-    expected = {path: config.rank_and_scaling(path) for path in lora.target_paths(frozen, config)}
-    low_rank, trained = lora.adapted_paths(adapters), flatten(adapters)
-    found = {p: (len(trained[f"{p}.lora_A"]), get(frozen, p)["lora_scaling"]) for p in low_rank}
+    expected = {path: config.rank_and_scaling(path) for path in lora.target_paths(base, config)}
+    low_rank = lora.adapted_paths(adapters)
+    trained = flatten(arrays(adapters))
+    found = {p: (len(trained[f"{p}.lora_A"]), get(adapters, p)["lora_scaling"]) for p in low_rank}
     for path in expected | found:
-        has, says = found.get(path), expected.get(path)
-        which = f"the adapter on {path} has rank and scaling {has}, but its LoraConfig says {says}"
-        require(has == says, which)
+        has = found.get(path)
+        says = expected.get(path)
+        if has != says:
+            raise InputError(
+                f"the adapter on {path} has rank and scaling {has}, but its LoraConfig says {says}"
+            )
     known = {f"{path}.{name}" for path in low_rank for name in LEAVES}
-    whole, places = [path for path in trained if path not in known], replaceable(frozen)
+    whole = [path for path in trained if path not in known]
+    places = replaceable(base)
     for path in whole:
-        require(path in places, f"PEFT's format cannot hold a trained {path}")
-    if EMBEDDING in whole and "lm_head" not in adapters | frozen:
+        if path not in places:
+            raise InputError(f"PEFT's format cannot hold a trained {path}")
+    if EMBEDDING in whole and "lm_head" not in adapters | base:
         what = "PEFT's format cannot hold a trained embedding that is also the head"
-        raise InputError(f"{what}: put lm_head.weight into one of the trees, trained or frozen")
+        raise InputError(f"{what}: put lm_head.weight into one of the two trees")
     modules = [path.removesuffix(".weight") for path in whole]
     short = sorted({module.rpartition(".")[2] for module in modules})
     if sorted(named(short, places)) == sorted(whole):
         modules = short
     if any(path.endswith(".bias") for path in trained):
-        require(not config.use_dora, "PEFT's format cannot hold trained biases of DoRA")
-        for path, own in biases(low_rank, frozen):
+        if config.use_dora:
+            raise InputError("PEFT's format cannot hold trained biases of DoRA")
+        for path, own in biases(low_rank, base):
             scaling = config.rank_and_scaling(path.removesuffix(".bias"))[1]
             # b_B = (b − b₀) / (α/r)
             trained[path] = np.float32((np.float64(trained.get(path, own)) - own) / scaling)
@@ -76,7 +81,8 @@ def shapes(config, with_bias, modules, base):
     places = replaceable(base)
     expected = {path: places[path] for path in named(modules, places)}
     for path in lora.target_paths(base, config):
-        (n, m), (r, _) = get(base, path)["weight"].shape, config.rank_and_scaling(path)
+        (n, m) = get(base, path)["weight"].shape
+        (r, _) = config.rank_and_scaling(path)
         expected |= {f"{path}.lora_A": (r, m), f"{path}.lora_B": (n, r)}
         if with_bias:
             expected[f"{path}.bias"] = (n,)
@@ -133,8 +139,10 @@ def refuse_unknown(raw, free, fixed):
         same = value in (None, False, "", [], {}, expected)
         if isinstance(value, list) and isinstance(expected, list):  # PEFT's sets have no order
             same = sorted(value, key=repr) == sorted(expected, key=repr)
-        message = f"{name} = {value!r} is not implemented: the adapter's outputs would be wrong"
-        require(same or name in free, message)
+        if not same and name not in free:
+            raise InputError(
+                f"{name} = {value!r} is not implemented: the adapter's outputs would be wrong"
+            )
 
 
 def _is_sound(value, types, item_types=()):
@@ -154,19 +162,20 @@ def read_config(raw, base):
     Raises InputError naming the field that is malformed or not implemented.
     """
     start = raw.get("init_lora_weights")
-    known = start in (*NEUTRAL_INITIALIZERS, *INITIALIZERS)
-    require(known, f"init_lora_weights {start!r} is not implemented: it changes the base")
+    if start not in (*NEUTRAL_INITIALIZERS, *INITIALIZERS):
+        raise InputError(f"init_lora_weights {start!r} is not implemented: it changes the base")
     free = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights", "runtime_config"}
     refuse_unknown(raw, free, OFF)
     fields: dict = {}
     for name, (default, *types) in HONOURED.items():
         fields[name] = default if raw.get(name) is None else raw[name]
-        require(_is_sound(fields[name], *types), f"{name} is malformed: {fields[name]!r}")
+        if not _is_sound(fields[name], *types):
+            raise InputError(f"{name} is malformed: {fields[name]!r}")
     lora_bias, modules = fields.pop("lora_bias"), fields.pop("modules_to_save")
     for name in modules:
-        known = named([name], replaceable(base))
-        others = "norms, embed_tokens and lm_head are"
-        require(known, f"modules_to_save {name!r} is not implemented; {others}")
+        if not named([name], replaceable(base)):
+            others = "norms, embed_tokens and lm_head are"
+            raise InputError(f"modules_to_save {name!r} is not implemented; {others}")
     weights = tuple(f".{name}.weight" for name in ALL_LINEAR)
     projections = [p.removesuffix(".weight") for p, _ in named_leaves(base) if p.endswith(weights)]
     patterns = fields.pop("layers_pattern")
@@ -177,11 +186,12 @@ def read_config(raw, base):
     bias = fields.pop("bias")
     layers, targets = fields["layers_to_transform"], fields["target_modules"]
     if isinstance(targets, str):
-        sound = layers == []
-        require(sound, f"layers_to_transform needs a list of target_modules, not {targets!r}")
+        if layers != []:
+            raise InputError(f"layers_to_transform needs a list of target_modules, not {targets!r}")
         every = targets.lower() == "all-linear"
         targets = ALL_LINEAR if every else [p for p in projections if matches(targets, p)]
-    require(targets, f"target_modules {fields['target_modules']!r} match no projection")
+    if not targets:
+        raise InputError(f"target_modules {fields['target_modules']!r} match no projection")
     fields["init_lora_weights"] = start if start in INITIALIZERS else True
     fields["target_modules"] = tuple(targets)
     # for PEFT an empty list means all layers, like null

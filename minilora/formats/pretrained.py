@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import InputError, ModelConfig, did_you_mean, require
+from ..config import InputError, ModelConfig, did_you_mean
 from ..data.tokenizer import ByteTokenizer
 from ..kernels import dense, quantize_4bit
 from ..quant.low_precision import LowPrecision
 from ..quant.schemes import is_projection, quantize_leaf
 from ..tree import Tree, set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
+from .families import FAMILIES
 from .hf_folder import read_config, shapes, with_bias
 from .safetensors_file import check_floats
 
@@ -54,32 +55,45 @@ def load(
         config, tensors, tokenizer, biased = _folder(place)
     else:
         config, tensors, metadata = gguf_llama.read(place)
-        tokenizer, biased = gguf_tokenizer.from_metadata(place, metadata), with_bias(tensors)
+        tokenizer = gguf_tokenizer.from_metadata(place, metadata)
+        biased = with_bias(tensors)
     # the largest id may be that of a token that the tokenizer adds to every text
-    n, rows = max([tokenizer.vocab_size, *(i + 1 for i in tokenizer.encode(""))]), config.vocab_size
-    require(n <= rows, f"{place}: the tokenizer has {n} tokens, but the embedding only {rows} rows")
+    n = max([tokenizer.vocab_size, *(i + 1 for i in tokenizer.encode(""))])
+    rows = config.vocab_size
+    if n > rows:
+        raise InputError(
+            f"{place}: the tokenizer has {n} tokens, but the embedding only {rows} rows"
+        )
     for i in config.eos_token_id:
-        require(i < rows, f"{place}: eos_token_id {i} is outside the vocabulary of {rows} tokens")
+        if i >= rows:
+            raise InputError(
+                f"{place}: eos_token_id {i} is outside the vocabulary of {rows} tokens"
+            )
     if low_precision is None:
         types = {entry.dtype for entry in tensors.values()}
         low_precision = scheme != "none" or not types.isdisjoint(quantized_file.TYPES)
     origin = next((entry.where.split(": tensor")[0] for entry in tensors.values()), place)
     n = config.num_hidden_layers
-    last = f"model.layers.{n - 1}.input_layernorm.weight"
-    require(last in tensors, f"tensor {last} is missing from {origin}")
-    count = f"num_hidden_layers is {n}, but {origin} has {len(tensors)} tensors"
-    require(n <= len(tensors), count)
+    last = f"model.layers.{n - 1}.{next(filter(None, config.norms))}.weight"
+    if last not in tensors:
+        raise InputError(f"tensor {last} is missing from {origin}")
+    if n > len(tensors):
+        raise InputError(f"num_hidden_layers is {n}, but {origin} has {len(tensors)} tensors")
     base: dict = {}
-    expected = shapes(config, hf_folder.biased(config.model_type, biased))
+    expected = shapes(config, FAMILIES[config.model_type].biased(biased))
     for path, entry in tensors.items():
         # old folders also contain rotary frequencies, or a copy of a tied head
         needless = path.endswith("rotary_emb.inv_freq") or path == "lm_head.weight"
-        require(path in expected or needless, f"{entry.where} is not part of a {config.model_type}")
+        if path not in expected and not needless:
+            raise InputError(f"{entry.where} is not part of a {config.model_type}")
     for path, shape in expected.items():
-        require(path in tensors, f"tensor {path} is missing from {origin}")
+        if path not in tensors:
+            raise InputError(f"tensor {path} is missing from {origin}")
         entry = tensors[path]
-        wrong = f"{entry.where} has the shape {entry.shape}, but the config says {shape}"
-        require(entry.shape == shape, wrong)
+        if entry.shape != shape:
+            raise InputError(
+                f"{entry.where} has the shape {entry.shape}, but the config says {shape}"
+            )
         keep = low_precision and path in TABLES and entry.read_low_precision
         w = entry.read_low_precision() if keep else entry.read()
         set_leaf(base, path, _leaf(path, entry.where, w, scheme, block_size))
@@ -107,10 +121,10 @@ def _place(name):
         return EMBEDDED / name
     if name in fetch.MODELS:
         return fetch.cached(name)
-    known = "tiny, micro, smollm2, a Hugging Face folder or a .gguf file"
-    there = (name and Path(name).is_dir()) or name.endswith(".gguf")
-    near = did_you_mean(name, ("tiny", "micro", *fetch.MODELS))
-    require(there, f"there is no model {name!r}: give {known}{near}")
+    if not ((name and Path(name).is_dir()) or name.endswith(".gguf")):
+        known = "tiny, micro, smollm2, a Hugging Face folder or a .gguf file"
+        near = did_you_mean(name, ("tiny", "micro", *fetch.MODELS))
+        raise InputError(f"there is no model {name!r}: give {known}{near}")
     path = Path(name)
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise InputError(f"{name} is the folder of an adapter: give it to --adapter-path")
@@ -135,7 +149,8 @@ def _folder(folder):
 def _leaf(path, where, w, scheme, block_size):
     """Return a tensor as a leaf of the base, checked and quantized."""
     if isinstance(w, LowPrecision):
-        require(w.is_finite(), f"{where} has a NaN or an infinite number")
+        if not w.is_finite():
+            raise InputError(f"{where} has a NaN or an infinite number")
         return w
     if isinstance(w, np.ndarray):
         check_floats(where, w)
@@ -144,9 +159,9 @@ def _leaf(path, where, w, scheme, block_size):
     if not is_projection(path):  # a quantized output head
         return dense(w)
     name, size = quantized_file.scheme(w)
-    kind = f"{name}, blocks of {size}" if size else name
-    same = scheme == "none" or (name == scheme and size in (block_size, None))
-    require(same, f"{where} is stored in {kind}: give --quantize none to keep that")
+    if not (scheme == "none" or (name == scheme and size in (block_size, None))):
+        kind = f"{name}, blocks of {size}" if size else name
+        raise InputError(f"{where} is stored in {kind}: give --quantize none to keep that")
     return w
 
 

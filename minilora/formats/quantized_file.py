@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from .. import nf4
-from ..config import require
+from ..config import InputError
 from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized
 from ..quant.int8 import Int8
 from ..tree import named_leaves
@@ -42,11 +42,13 @@ def join(folder, settings, tensors):
     `settings` is quantization_config of config.json, which must be of bitsandbytes.
     """
     with errors_in(f"{folder}/config.json"):
-        require(isinstance(settings, dict), "quantization_config must be an object")
+        if not isinstance(settings, dict):
+            raise InputError("quantization_config must be an object")
         kind = settings.get("quant_method", "bitsandbytes")
-        known = kind == "bitsandbytes"
-        require(known, f"quant_method {kind!r} is not supported; only bitsandbytes is")
-    rest, joined = dict(tensors), {}
+        if kind != "bitsandbytes":
+            raise InputError(f"quant_method {kind!r} is not supported; only bitsandbytes is")
+    rest = dict(tensors)
+    joined = {}
     for name in tensors:
         weight, _, quant_type = name.partition(STATE)
         if quant_type:
@@ -63,9 +65,11 @@ def join(folder, settings, tensors):
 
 def _eight_bit(codes, absmax):
     """Return the Entry of the 8-bit weight with these parts."""
-    require(codes is not None, f"{absmax.where} has no weight")
+    if codes is None:
+        raise InputError(f"{absmax.where} has no weight")
     shape = codes.shape
-    require(len(shape) == 2, f"{codes.where} is int8 {shape}, which is not a matrix")
+    if len(shape) != 2:
+        raise InputError(f"{codes.where} is int8 {shape}, which is not a matrix")
 
     def read():
         return Int8(_part(codes, np.int8, shape), _part(absmax, np.float32, shape[:1]))
@@ -75,10 +79,12 @@ def _eight_bit(codes, absmax):
 
 def _four_bit(quant_type, codes, state, parts):
     """Return the Entry of the 4-bit weight with these parts, {name below the weight: Entry}."""
-    require(codes is not None, f"{state.where} has no weight")
+    if codes is None:
+        raise InputError(f"{state.where} has no weight")
     try:
         fields = json.loads(bytes(state.read()))
-        shape, block_size = tuple(fields["shape"]), fields["blocksize"]
+        shape = tuple(fields["shape"])
+        block_size = fields["blocksize"]
         nf4.check_4bit(block_size, quant_type)
         sizes = all(type(size) is int and size > 0 for size in (*shape, block_size))
         sound = sizes and len(shape) == 2 and fields["quant_type"] == quant_type
@@ -86,26 +92,28 @@ def _four_bit(quant_type, codes, state, parts):
         sound = sound and ("nested_absmax" not in parts or abs(fields["nested_offset"]) < 1e38)
     except (ValueError, KeyError, TypeError, RecursionError):
         sound = False
-    require(sound, f"{state.where} is malformed")
+    if not sound:
+        raise InputError(f"{state.where} is malformed")
     n = math.prod(shape)
     m = -(-n // block_size)
 
     def part(name, shape, dtype=np.float32):
-        require(name in parts, f"{codes.where} has no {name}")
+        if name not in parts:
+            raise InputError(f"{codes.where} has no {name}")
         return _part(parts[name], dtype, shape)
 
     def check_map(name, values):
-        same = np.allclose(part(name, values.shape), values, rtol=0, atol=1e-6)
-        require(same, f"{codes.where} has another code: its {name} differs from bitsandbytes'")
+        if not np.allclose(part(name, values.shape), values, rtol=0, atol=1e-6):
+            raise InputError(
+                f"{codes.where} has another code: its {name} differs from bitsandbytes'"
+            )
 
     def stored_absmax():
         if "nested_absmax" not in parts:
             return part("absmax", (m,))
         check_map("nested_quant_map", DYNAMIC_MAP)
-        nested, offset = (
-            part("nested_absmax", (-(-m // NESTED_BLOCK_SIZE),)),
-            fields["nested_offset"],
-        )
+        nested = part("nested_absmax", (-(-m // NESTED_BLOCK_SIZE),))
+        offset = fields["nested_offset"]
         return DoubleQuantized(part("absmax", (m,), np.uint8), nested, np.float32(offset))
 
     def read():
@@ -118,8 +126,8 @@ def _four_bit(quant_type, codes, state, parts):
 
 def _part(found, dtype, shape):
     w = found.read()
-    same = w.dtype == dtype and w.shape == shape
-    require(same, f"{found.where} is {w.dtype} {w.shape}, not {np.dtype(dtype)} {shape}")
+    if w.dtype != dtype or w.shape != shape:
+        raise InputError(f"{found.where} is {w.dtype} {w.shape}, not {np.dtype(dtype)} {shape}")
     return check_floats(found.where, w) if dtype is np.float32 else w
 
 
@@ -130,8 +138,10 @@ def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
     `save_pretrained` does, and if not all projections use the same scheme.
     """
     schemes = {scheme(w) for path, w in named_leaves(base) if path.endswith("_proj.weight")}
-    one = len(schemes) == 1 and ("none", None) not in schemes
-    require(one, f"all projections must be quantized with one scheme, not {sorted(schemes)}")
+    if not (len(schemes) == 1 and ("none", None) not in schemes):
+        raise InputError(
+            f"all projections must be quantized with one scheme, not {sorted(schemes)}"
+        )
     ((name, _),) = schemes
     four_bits = name != "int8"
     settings = {  # as transformers' BitsAndBytesConfig writes them

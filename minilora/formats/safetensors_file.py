@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config import InputError, require
+from ..config import InputError
 from ..data.row_files import parse_json
 from ..optim import from_bfloat16, to_bfloat16
 from ..quant.low_precision import halves
@@ -41,7 +41,8 @@ class Entry:
 def read_raw(where, path, dtype, count, offset):
     """Read `count` numbers from byte `offset` of a file; raise InputError if some are missing."""
     raw = np.fromfile(path, dtype, count, offset=offset)
-    require(raw.size == count, f"{where} is incomplete: copy the truncated file again")
+    if raw.size != count:
+        raise InputError(f"{where} is incomplete: copy the truncated file again")
     return raw
 
 
@@ -58,14 +59,15 @@ def encode(w, dtype, where="tensor"):
 
     Raises InputError naming `where` if a number is not finite or too large for the type.
     """
-    require(is_finite(w), f"{where} has a NaN or an infinite number")
+    if not is_finite(w):
+        raise InputError(f"{where} has a NaN or an infinite number")
     if dtype == "BF16":
         raw = to_bfloat16(w)
     else:
         with np.errstate(over="ignore"):
             raw = np.ascontiguousarray(w, FLOATS[dtype])
-    held = is_finite(decode(raw, dtype))
-    require(held, f"{where} has a number that {dtype} cannot hold: write float32 instead")
+    if not is_finite(decode(raw, dtype)):
+        raise InputError(f"{where} has a number that {dtype} cannot hold: write float32 instead")
     return raw
 
 
@@ -76,8 +78,10 @@ def is_finite(w):
 
 def check_floats(where, w):
     """Return w if it is float32 and finite; otherwise raise InputError naming `where`."""
-    require(w.dtype == np.float32, f"{where} holds {w.dtype}, not F32, F16 or BF16")
-    require(is_finite(w), f"{where} has a NaN or an infinite number")
+    if w.dtype != np.float32:
+        raise InputError(f"{where} holds {w.dtype}, not F32, F16 or BF16")
+    if not is_finite(w):
+        raise InputError(f"{where} has a NaN or an infinite number")
     return w
 
 
@@ -91,14 +95,19 @@ def read_header(path):
     header, data, size = read_json_header(path)
     header.pop("__metadata__", None)
     found = {name: _entry(path, name, fields, data) for name, fields in header.items()}
-    end, entries = 0, {}
+    end = 0
+    entries = {}
     for name, (start, stop, entry) in sorted(found.items(), key=lambda item: item[1][:2]):
-        require(start == end, f"{entry.where} overlaps another tensor or leaves a gap")
+        if start != end:
+            raise InputError(f"{entry.where} overlaps another tensor or leaves a gap")
         last = data + stop
-        cut = f"{entry.where} ends at byte {last} of {size}: copy the truncated file again"
-        require(last <= size, cut)
+        if last > size:
+            raise InputError(
+                f"{entry.where} ends at byte {last} of {size}: copy the truncated file again"
+            )
         entries[name], end = entry, stop
-    require(data + end == size, f"{path} has {size - data - end} bytes that no tensor uses")
+    if data + end != size:
+        raise InputError(f"{path} has {size - data - end} bytes that no tensor uses")
     return entries
 
 
@@ -114,27 +123,32 @@ def read_json_header(path):
     except (OSError, ValueError) as error:  # ValueError: an impossible file name
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
     check_start(path, start)
-    require(8 + length <= size, f"{path} is truncated or not a safetensors file")
+    if 8 + length > size:
+        raise InputError(f"{path} is truncated or not a safetensors file")
     header = parse_json(text, f"{path} is not a safetensors file: its header is not JSON")
-    require(isinstance(header, dict), f"{path}: the header of the file is not a JSON object")
+    if not isinstance(header, dict):
+        raise InputError(f"{path}: the header of the file is not a JSON object")
     return header, 8 + length, size
 
 
 def _entry(path, name, fields, data):
     """Check the header's fields of one tensor; return (first byte, end, Entry)."""
     where = f"{path}: tensor {name}"
-    require(name.isprintable(), f"{path}: {name!r} is not a valid tensor name")
+    if not name.isprintable():
+        raise InputError(f"{path}: {name!r} is not a valid tensor name")
     try:
         dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
         sizes = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
         sound = sizes and isinstance(dtype, str) and is_possible(shape)
     except (TypeError, KeyError, ValueError):
         sound = False
-    require(sound, f"{path}: the header's entry for tensor {name} is malformed")
-    require(dtype in DTYPES, f"{where} has the unsupported type {dtype}")
+    if not sound:
+        raise InputError(f"{path}: the header's entry for tensor {name} is malformed")
+    if dtype not in DTYPES:
+        raise InputError(f"{where} has the unsupported type {dtype}")
     count = math.prod(shape)
-    fits = count * DTYPES[dtype].itemsize == stop - start
-    require(fits, f"{where} has the shape {shape}, which does not fit {stop - start} bytes")
+    if count * DTYPES[dtype].itemsize != stop - start:
+        raise InputError(f"{where} has the shape {shape}, which does not fit {stop - start} bytes")
 
     def raw():
         return read_raw(where, path, DTYPES[dtype], count, data + start).reshape(shape)
@@ -157,16 +171,19 @@ def write(path, entries, metadata=None):
     """Write {name: Entry} to `path`; raise InputError if a number does not fit its type."""
     # widest types first, so that every tensor starts at a multiple of its item size
     names = sorted(entries, key=lambda name: (-DTYPES[entries[name].dtype].itemsize, name))
-    header, end = {"__metadata__": metadata or {"format": "pt"}}, 0  # transformers needs "format"
+    header = {"__metadata__": metadata or {"format": "pt"}}
+    end = 0  # transformers needs "format"
     for name in names:
         dtype, shape = entries[name].dtype, entries[name].shape
-        start, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
+        start = end
+        end = end + math.prod(shape) * DTYPES[dtype].itemsize
         header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            w, dtype = entries[name].read(), entries[name].dtype
+            w = entries[name].read()
+            dtype = entries[name].dtype
             raw = encode(w, dtype, name) if dtype in FLOATS else w
             file.write(np.ascontiguousarray(raw, DTYPES[dtype]).data)

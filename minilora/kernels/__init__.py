@@ -8,7 +8,11 @@ environment variable MINILORA_PLAIN=1, they are those of the reference implement
 import os
 import sys
 import warnings
+from typing import Any
 
+from .. import layers
+
+MAX_PARALLEL_PARAMETERS = 2**24
 PLAIN = bool(os.environ.get("MINILORA_PLAIN"))
 number = os.environ.get("NUMBA_NUM_THREADS", "1")
 if not (number.isdecimal() and int(number) > 0):
@@ -26,7 +30,7 @@ try:
 except ImportError as error:
     if not PLAIN:
         warnings.warn(f"{error}: minilora computes without numba, which is slower", stacklevel=2)
-    from .. import layers as OPS  # type: ignore[no-redef]
+    OPS = layers  # type: ignore[misc]
     from ..layers import dense
     from ..nf4 import quantize as quantize_4bit
 
@@ -37,4 +41,16 @@ except ImportError as error:
         return 1
 
 
-__all__ = ["OPS", "dense", "num_threads", "parallel_map", "quantize_4bit"]
+def parallel(ops: Any, num_trained: int) -> tuple[Any, int]:
+    """Return (parallel_map, num_shards) of `training.train` for operations and a gradient's size.
+
+    The reference is computed in one piece, as it is read. So is a gradient that is too large to
+    have in memory once per core.
+    """
+    reference = getattr(ops, "inner", ops) is layers
+    if reference or num_trained > MAX_PARALLEL_PARAMETERS:
+        return map, 1
+    return parallel_map, num_threads()
+
+
+__all__ = ["OPS", "dense", "num_threads", "parallel", "parallel_map", "quantize_4bit"]

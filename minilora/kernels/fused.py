@@ -4,8 +4,10 @@ Part 4 of `lessons/00_qlora_in_one_file.py`, made general: the same equations, w
 derived by hand.
 
 A sublayer with plain LoRA is one autograd primitive, and keeps only arrays that are expensive to
-recompute. Other sublayers (dropout, trained weights) are composed as in `layers.py`. Loops use
-numba, matmuls use NumPy. Tests compare each function with `layers.py`, in values and gradients.
+recompute. Autograd hands the backward pass only the arguments and the result, so the forward pass
+keeps these arrays in a dict that it gets as an argument, `saved`. Other sublayers (dropout, trained
+weights) are composed as in `layers.py`. Loops use numba, matmuls use NumPy. Tests compare each
+function with `layers.py`, in values and gradients.
 
 Letters as in `layers.py`; g is the gradient of the output, ∂L/∂y.
 """
@@ -15,18 +17,23 @@ from autograd.extend import defvjp_argnums, primitive
 
 from .. import layers
 from ..config import MLP
-from ..layers import checkpoint, embed, value_and_grad
-from . import fused_projection
-from .chunking import is_plain_lora
+from ..layers import ENTRIES, embed, merge_projection
 from .fused_attention import attention, self_attention
 from .fused_loss import cross_entropy
 from .fused_norm import rms_norm
-from .fused_projection import join_factors, linear, project, project_backward, split_factors
+from .fused_projection import (
+    is_fused,
+    join_factors,
+    linear,
+    project,
+    project_backward,
+    split_factors,
+)  # fmt: skip
 from .loops import exp, fast_jit, rows
 from .threads import parallel_rows
 
-__all__ = ["attention", "checkpoint", "cross_entropy", "embed", "linear", "mlp", "rms_norm",
-           "self_attention", "swiglu", "value_and_grad"]  # fmt: skip
+__all__ = ["ENTRIES", "attention", "cross_entropy", "embed", "linear", "merge_projection", "mlp",
+           "rms_norm", "self_attention", "swiglu"]  # fmt: skip
 
 
 # ----------------------------------------------------------------------------------- SwiGLU
@@ -36,7 +43,8 @@ __all__ = ["attention", "checkpoint", "cross_entropy", "embed", "linear", "mlp",
 
 def swiglu_forward(gate, up):
     """Compute `layers.swiglu`."""
-    y, width = np.empty(gate.shape, gate.dtype), gate.shape[-1]
+    y = np.empty(gate.shape, gate.dtype)
+    width = gate.shape[-1]
     parallel_rows(_swiglu, gate.size // width, rows(gate), rows(up), rows(y), width=width)
     return y
 
@@ -52,7 +60,8 @@ def _swiglu_vjp(argnums, y, args, kwargs):
 def swiglu_backward(g, gate, up):
     """Compute ∂L/∂gate and ∂L/∂up for g = ∂L/∂y."""
     da, db = np.empty(gate.shape, gate.dtype), np.empty(up.shape, up.dtype)
-    a, width = (rows(x) for x in (gate, up, g, da, db)), gate.shape[-1]
+    a = (rows(x) for x in (gate, up, g, da, db))
+    width = gate.shape[-1]
     parallel_rows(_swiglu_back, gate.size // width, *a, width=width)
     return da, db
 
@@ -85,11 +94,11 @@ def _swiglu_back(lo, hi, a, b, g, da, db):
 # array, and recomputing it takes a tenth of the time of the matmul that reads it.
 
 
-def mlp(x, trained, frozen, rng=None, linear=None):
+def mlp(x, node, ctx):
     """Compute `layers.mlp`. Keeps x and the outputs of gate_proj and up_proj."""
-    if linear is not None or not is_plain_lora(trained, frozen, rng is not None):
-        return layers.mlp(x, trained, frozen, rng, linear or fused_projection.linear, swiglu)
-    projections, factors = split_factors(MLP, trained, frozen)
+    if ctx.config.hidden_act != "silu" or not is_fused(MLP, node, ctx):
+        return layers.mlp(x, node, ctx)
+    projections, factors = split_factors(MLP, node)
     return _mlp(x, projections, {}, *factors)
 
 

@@ -8,10 +8,8 @@ from autograd.extend import defvjp_argnums, primitive
 
 from .. import layers
 from ..config import ATTENTION
-from . import fused_projection
-from .chunking import chunks, is_plain_lora
-from .fused_norm import rms_norm
-from .fused_projection import join_factors, project, project_backward, split_factors
+from .chunking import chunks
+from .fused_projection import is_fused, join_factors, project, project_backward, split_factors
 from .loops import exp, fast_jit, row_max, rows
 from .threads import parallel_rows
 
@@ -58,8 +56,12 @@ def attention_forward(q, k, v, rope, starts, saved):
     """Compute `layers.attention`; store the arrays of the backward pass in the dict `saved`."""
     hd = 2 * rope[0].shape[-1]
     K = k.shape[-1] // hd
-    q, k, v = rotate(q, rope, K, hd**-0.5), rotate(k, rope, K), group_heads(v, K, hd)
-    y, log_z, kept = np.empty_like(q), np.empty(q.shape[:3], q.dtype), []
+    q = rotate(q, rope, K, hd**-0.5)
+    k = rotate(k, rope, K)
+    v = group_heads(v, K, hd)
+    y = np.empty_like(q)
+    log_z = np.empty(q.shape[:3], q.dtype)
+    kept = []
     for b, queries, keys in query_chunks(q, k):
         p = probabilities(q[b], k[b], starts[b], log_z[b], queries, keys)
         np.matmul(p, v[b, :, keys], out=y[b, :, queries])
@@ -103,18 +105,15 @@ def attention_backward(g, rope, starts, saved):
 # ------------------------------------------------------------------------------- the sublayer
 
 
-def self_attention(
-    x, trained, frozen, rope, segment_starts, cache=None, rng=None, eps=1e-6, window=None,
-    linear=None,
-):  # fmt: skip
+def self_attention(x, node, ctx):
     """Compute `layers.self_attention`. Keeps x and what `attention` keeps."""
-    plain = is_plain_lora(trained, frozen, dropout=rng is not None) and "q_norm" not in frozen
-    if not plain or linear is not None or cache is not None:
-        functions = (linear or fused_projection.linear, attention, rms_norm)
-        rest = (rope, segment_starts, cache, rng, eps, window, *functions)
-        return layers.self_attention(x, trained, frozen, *rest)
-    projections, factors = split_factors(ATTENTION, trained, frozen)
-    return _self_attention(x, projections, rope, first_keys(segment_starts, window), {}, *factors)
+    config = ctx.config
+    plain = not config.qk_norm and config.query_pre_attn_scalar is None and ctx.cache is None
+    if not plain or not is_fused(ATTENTION, node, ctx):
+        return layers.self_attention(x, node, ctx)
+    projections, factors = split_factors(ATTENTION, node)
+    starts = first_keys(ctx.segment_starts, config.sliding_window)
+    return _self_attention(x, projections, ctx.rope, starts, {}, *factors)
 
 
 @primitive
@@ -149,7 +148,8 @@ defvjp_argnums(_self_attention, _self_attention_vjp)
 
 def query_chunks(q, k):
     """Yield slices of each matmul: (rows of the batch, rows of q, keys that some of them see)."""
-    (B, K, R, _), T = q.shape, k.shape[2]
+    (B, K, R, _) = q.shape
+    T = k.shape[2]
     for b in chunks(B, K * R * min(T, QUERIES), SCORE_FLOATS):
         for t in range(0, T, QUERIES):
             end = min(t + QUERIES, T)
@@ -171,7 +171,8 @@ def ungroup_heads(x, T):
 
 def rotate(x, rope, K, scale=1.0):
     """Return x in the order of `group_heads`, rotated by the rotary angles, times scale."""
-    (B, T, width), hd = x.shape, 2 * rope[0].shape[-1]
+    (B, T, width) = x.shape
+    hd = 2 * rope[0].shape[-1]
     y = np.empty((B, K, T * width // (K * hd), hd), x.dtype)
     _rotate_all(x, y, rope[0], rope[1], scale, True)
     return y
@@ -186,18 +187,23 @@ def unrotate(y, rope, T, scale=1.0):
 
 
 def _rotate_all(x, y, cos, sin, scale, grouping):
-    (B, T, width), hd = x.shape, y.shape[-1]
-    x, cos, sin = x.reshape(B * T, -1, hd), rows(cos), rows(sin)
+    (B, T, width) = x.shape
+    hd = y.shape[-1]
+    x = x.reshape(B * T, -1, hd)
+    cos = rows(cos)
+    sin = rows(sin)
     parallel_rows(_rotate_rows, B * T, x, y, cos, sin, x.dtype.type(scale), grouping, width=width)
 
 
 @fast_jit
 def _rotate_rows(lo, hi, x, y, cos, sin, scale, grouping):
-    (n, heads, hd), (B, K) = x.shape, y.shape[:2]
+    (n, heads, hd) = x.shape
+    (B, K) = y.shape[:2]
     T, G, half = n // B, heads // K, hd // 2
     for i in range(lo, hi):
         for h in range(heads):
-            flat, grouped = x[i, h], y[i // T, h // G, i % T * G + h % G]
+            flat = x[i, h]
+            grouped = y[i // T, h // G, i % T * G + h % G]
             source, target = (flat, grouped) if grouping else (grouped, flat)
             for j in range(half):
                 c, s = scale * cos[i, j], scale * sin[i, j]
@@ -212,9 +218,11 @@ def _softmax(lo, hi, s, starts, log_z, offset, again):
     for i in range(lo, hi):
         b, k, r = i // (K * R), i // R % K, i % R
         t = (offset + r) // G
-        first, row = starts[b, t], s[b, k, r]
+        first = starts[b, t]
+        row = s[b, k, r]
         seen = row[first : t + 1]
-        top, total = log_z[b, k, offset + r] if again else row_max(seen), seen[0] * 0
+        top = log_z[b, k, offset + r] if again else row_max(seen)
+        total = seen[0] * 0
         for j in range(seen.size):
             seen[j] = exp(seen[j] - top)
             total += seen[j]

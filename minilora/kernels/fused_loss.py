@@ -28,11 +28,13 @@ def cross_entropy(hidden, head, targets, mask):
 @primitive
 def _cross_entropy(hidden, head, targets, mask, saved):
     at = np.nonzero(mask)
-    h, t = hidden[at], targets[at]
+    h = hidden[at]
+    t = targets[at]
     if t.size and not 0 <= t.min() <= t.max() < head.shape[0]:  # the loops check no bounds
         raise IndexError(f"targets {t.min()} to {t.max()} are not all in [0, {head.shape[0]})")
     c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
-    log_z, mean = np.empty_like(c), np.zeros_like(h) if saved["hidden"] else None
+    log_z = np.empty_like(c)
+    mean = np.zeros_like(h) if saved["hidden"] else None
     for i in chunks(len(h), TILE, LOGIT_FLOATS):
         log_z[i] = _log_z(h[i], head, mean if mean is None else mean[i])
     e_target = head[t]
@@ -82,12 +84,14 @@ def _head_gradient(h, head, targets, c, log_z):
 @fast_jit
 def _exp_tile(lo, hi, z, top, total, shrink):
     for i in range(lo, hi):
-        new, part = max(top[i], row_max(z[i])), total[i] * 0
+        new = max(top[i], row_max(z[i]))
+        part = total[i] * 0
         for j in range(z.shape[1]):
             z[i, j] = exp(z[i, j] - new)
             part += z[i, j]
         shrink[i] = exp(top[i] - new)
-        top[i], total[i] = new, total[i] * shrink[i] + part
+        top[i] = new
+        total[i] = total[i] * shrink[i] + part
 
 
 @fast_jit

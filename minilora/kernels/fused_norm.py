@@ -18,7 +18,8 @@ def rms_norm(x, weight, eps):
 
 @primitive
 def _rms_norm(x, weight, eps, saved):
-    y, width = np.empty(x.shape, x.dtype), x.shape[-1]
+    y = np.empty(x.shape, x.dtype)
+    width = x.shape[-1]
     saved["r"] = np.empty(x.size // width, x.dtype)
     parallel_rows(_norm, len(saved["r"]), rows(x), weight, eps, rows(y), saved["r"], width=width)
     saved["x_hat"] = None if weight.all() else x * saved["r"].reshape(*x.shape[:-1], 1)
@@ -31,7 +32,8 @@ def _rms_norm_vjp(argnums, y, args, kwargs):
     def vjp(g):
         x_hat = saved["x_hat"]  # if it was not kept, it is z/divisor, which the loop computes
         z, divisor = (y, weight) if x_hat is None else (x_hat, np.ones_like(weight))
-        dx, width = np.empty(y.shape, y.dtype), y.shape[-1]
+        dx = np.empty(y.shape, y.dtype)
+        width = y.shape[-1]
         a = (rows(z), divisor, weight, saved["r"], rows(g), rows(dx))
         parallel_rows(_norm_back, len(saved["r"]), *a, width=width)
         return tuple(dx if n == 0 else np.sum(rows(g * (z / divisor)), axis=0) for n in argnums)

@@ -9,17 +9,16 @@ Letters as in `layers.py`; g is the gradient of an output, ∂L/∂y.
 from typing import Any, NamedTuple
 
 import numpy as np
+from autograd.tracer import isbox
 
 from .. import layers
-from ..lora import FACTORS, SETTINGS
-from ..tree import check_leaves, subtree
 from .loops import rows
-from .weights import frozen_matmul, tiled_matmul, tiled_matmul_backward
+from .weights import matmul, tiled_matmul, tiled_matmul_backward
 
 
-def linear(x, trained, frozen, rng=None, frozen_matmul=frozen_matmul):
+def linear(x, node, rng=None):
     """Compute `layers.linear`, but dequantize a weight tile by tile."""
-    return layers.linear(x, trained, frozen, rng, frozen_matmul)
+    return layers.linear(x, node, rng, matmul)
 
 
 class Projection(NamedTuple):
@@ -32,18 +31,25 @@ class Projection(NamedTuple):
     B: Any = None  # (out, r)
 
 
-def split_factors(names, trained, frozen):
+def is_fused(names, node, ctx):
+    """Return whether these projections of a sublayer train nothing but LoRA, without dropout.
+
+    No other method may wrap `linear`. Otherwise, the sublayer is composed as in `layers`.
+    """
+    nodes = [node[name] for name in names]
+    trained = any(isbox(n["weight"]) or isbox(n.get("bias")) for n in nodes)
+    dropout = ctx.rng is not None and any(n.get("lora_dropout") for n in nodes)
+    return ctx.ops.linear is linear and not trained and not dropout
+
+
+def split_factors(names, node):
     """Return the Projections of a sublayer without factors, and a flat list of all factors."""
     # autograd traces only arrays that are arguments of a primitive, not arrays in its arguments
-    check_leaves(trained, names, "the sublayer")
-    check_leaves(frozen, names, "the sublayer")
     projections, factors = [], []
-    for name in names:
-        node, own = subtree(trained, name), frozen[name]
-        check_leaves(own, ("weight", "bias", *SETTINGS), name)
-        scaling = own["lora_scaling"] if node else None
-        projections.append(Projection(own["weight"], own.get("bias"), scaling))
-        factors += [node[factor] for factor in FACTORS if node]
+    for own in (node[name] for name in names):
+        projections.append(Projection(own["weight"], own.get("bias"), own.get("lora_scaling")))
+        if "lora_A" in own:
+            factors += [own["lora_A"], own["lora_B"]]
     return projections, factors
 
 
@@ -70,9 +76,11 @@ def down_project(flat, projections):
     """Yield (i, s·Ax) of each adapted projection: flat (n, in) -> (n, r), one matmul for all."""
     adapted = [(i, p) for i, p in enumerate(projections) if p.A is not None]
     if adapted:
-        z, end = flat @ np.concatenate([p.A for _, p in adapted]).T, 0
+        z = flat @ np.concatenate([p.A for _, p in adapted]).T
+        end = 0
         for i, p in adapted:
-            start, end = end, end + len(p.A)
+            start = end
+            end = end + len(p.A)
             yield i, p.scaling * z[:, start:end]
 
 
@@ -82,7 +90,9 @@ def project_backward(gs, x, *projections, needs_x=True):
     With y = W₀x + s·B(Ax):  ∂L/∂B = g·(s·Ax)ᵀ,  ∂L/∂A = (s·Bᵀg)·xᵀ,  ∂L/∂x = W₀ᵀg + Aᵀ(s·Bᵀg).
     x can be None if there are no factors.
     """
-    shape, dx, grads = gs[0].shape[:-1], None, []
+    shape = gs[0].shape[:-1]
+    dx = None
+    grads = []
     gs = [rows(g) for g in gs]
     for g, p in zip(gs, projections if needs_x else ()):
         part = tiled_matmul_backward(g, p.weight)
@@ -91,9 +101,11 @@ def project_backward(gs, x, *projections, needs_x=True):
     if adapted:
         flat = rows(x)
         ups = np.concatenate([p.scaling * (g @ p.B) for g, p in adapted], axis=1)
-        dA, end = ups.T @ flat, 0  # the gradients of all A, stacked
+        dA = ups.T @ flat
+        end = 0  # the gradients of all A, stacked
         for i, z in down_project(flat, projections):
-            start, end = end, end + len(projections[i].A)
+            start = end
+            end = end + len(projections[i].A)
             grads += [dA[start:end], gs[i].T @ z]
         if needs_x:
             dx += ups @ np.concatenate([p.A for _, p in adapted])

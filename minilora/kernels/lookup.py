@@ -28,13 +28,15 @@ def decode_by_table(start, codes, absmax, values, table, block_size, out):
     """
     if out.size == 0:
         return
-    packed, pairs = codes[start // 2 :], out[: out.size // 2 * 2].view(np.uint64)
+    packed = codes[start // 2 :]
+    pairs = out[: out.size // 2 * 2].view(np.uint64)
     for i in range(pairs.size):
         pairs[i] = table[packed[i]]
     if out.size % 2:
         out[out.size - 1] = table[packed[pairs.size] :].view(np.float32)[0]
     for b in range(start // block_size, (start + out.size - 1) // block_size + 1):
-        block, scale = out[max(b * block_size - start, 0) : (b + 1) * block_size - start], absmax[b]
+        block = out[max(b * block_size - start, 0) : (b + 1) * block_size - start]
+        scale = absmax[b]
         for i in range(block.size):
             block[i] *= scale
 
@@ -43,12 +45,16 @@ def decode_by_table(start, codes, absmax, values, table, block_size, out):
 def decode_by_sixteens(start, codes, absmax, values, table, block_size, out):
     """Do the same as `decode_by_table`, by sixteen elements if 16 divides `start`."""
     done = out.size // 16 * 16 if start % 16 == 0 else 0
-    i, b, end = 0, start // block_size, block_size - start % block_size
+    i = 0
+    b = start // block_size
+    end = block_size - start % block_size
     while i < done:
         scale = absmax[b]
         for j in range(i, min(end, done), 16):
             look_up_16(values, codes, (start + j) // 2, scale, out, j)  # type: ignore[call-arg]
-        i, b, end = end, b + 1, end + block_size
+        i = end
+        b = b + 1
+        end = end + block_size
     decode_by_table(start + done, codes, absmax, values, table, block_size, out[done:])
 
 
@@ -74,7 +80,8 @@ def look_up_16(typingctx, values, codes, at, scale, out, to):
         kind = ir.FunctionType(floats, [floats, wide])
         vpermps = builder.module.declare_intrinsic("llvm.x86.avx512.permvar.sf.512", fnty=kind)
         found = builder.call(vpermps, [builder.load(pointer(0, floats), align=4), index])
-        zero, none = ir.IntType(32)(0), ir.Constant(floats, ir.Undefined)
+        zero = ir.IntType(32)(0)
+        none = ir.Constant(floats, ir.Undefined)
         one = builder.insert_element(none, arguments[3], zero)
         scales = builder.shuffle_vector(one, one, numbers([0] * 16))
         builder.store(builder.fmul(found, scales), pointer(4, floats), align=4)

@@ -2,7 +2,8 @@
 
 A kernel is a function `kernel(lo, hi, *arrays)` that fills the rows lo to hi - 1 of its outputs.
 With `NUMBA_DISABLE_JIT=1` it runs as Python, and a debugger can step through it. Compiled loops
-check no bounds: the caller of a kernel guarantees them.
+check no bounds: the caller of a kernel guarantees them. A sum starts at `x[0] * 0`, the zero of x's
+type: with 0.0, numba would compute it in float64.
 
 numba caches compiled code next to the source, and notices only changes of that source file. After
 a change to this file, delete `minilora/kernels/__pycache__`.
@@ -15,12 +16,8 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-FAST = {
-    "reassoc",
-    "contract",
-    "arcp",
-    "nsz",
-}  # reorders and fuses, but keeps NaN and infinity
+# sums are reordered and products fused, but NaN and infinity are kept
+FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
 def jit(kernel):

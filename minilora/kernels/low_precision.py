@@ -4,7 +4,7 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-from ..config import require
+from ..config import InputError
 from ..quant.low_precision import MOVE, LowPrecision
 from .loops import fast_jit, jit
 from .threads import parallel_rows
@@ -13,7 +13,8 @@ from .threads import parallel_rows
 def read_int8_rows(q, first, out):
     """Dequantize n rows of an Int8 matrix, from row `first` on, into out (n, in) float32."""
     codes, absmax = (part[first : first + len(out)] for part in (q.codes, q.absmax))
-    require(codes.shape == out.shape and len(absmax) == len(out), "rows outside the matrix")
+    if codes.shape != out.shape or len(absmax) != len(out):
+        raise InputError("rows outside the matrix")
     parallel_rows(_int8_rows, len(out), codes, absmax, out, width=out.shape[1])
 
 
@@ -28,15 +29,18 @@ def _int8_rows(lo, hi, codes, absmax, out):
 def read_rows(w, first, out):
     """Convert n rows of a LowPrecision matrix, from row `first` on, into out (n, width) float32."""
     codes, scales, *moves = _parts(w)
-    codes, scales = codes[first : first + len(out)], scales[first : first + len(out)]
-    require(codes.shape == out.shape, "rows outside the matrix")
+    codes = codes[first : first + len(out)]
+    scales = scales[first : first + len(out)]
+    if codes.shape != out.shape:
+        raise InputError("rows outside the matrix")
     parallel_rows(_rows, len(out), codes, scales, *moves, out, width=w.shape[1])
 
 
 def matvec(w, x):
     """Compute W x for a LowPrecision W (rows, width) and x (width,): (rows,) float32."""
     x, y = np.ascontiguousarray(x, np.float32), np.empty(w.shape[0], np.float32)
-    require(x.shape == w.shape[1:], f"x has the shape {x.shape}, but the matrix has {w.shape}")
+    if x.shape != w.shape[1:]:
+        raise InputError(f"x has the shape {x.shape}, but the matrix has {w.shape}")
     parallel_rows(_matvec, len(y), *_parts(w), x, y, width=x.size)
     return y
 
@@ -50,7 +54,8 @@ def int8_matvec(q, x):
 def _parts(w):
     """Return (codes, scales of every row, shift, power), after checking their shapes."""
     (n, width), (m, blocks) = w.codes.shape, w.scales.shape
-    require(m in (1, n) and blocks and width % blocks == 0, "the scales do not fit the codes")
+    if not (m in (1, n) and blocks and width % blocks == 0):
+        raise InputError("the scales do not fit the codes")
     scales = np.broadcast_to(w.scales, (n, blocks))
     return w.codes, scales, *MOVE[w.kind]
 
@@ -61,8 +66,10 @@ def _rows(lo, hi, codes, scales, shift, power, out):
     size = codes.shape[1] // scales.shape[1]
     for i in range(lo, hi):
         for b in range(scales.shape[1]):
-            at, scale = slice(b * size, (b + 1) * size), scales[i, b]
-            block, packed = out[i, at], codes[i, at]
+            at = slice(b * size, (b + 1) * size)
+            scale = scales[i, b]
+            block = out[i, at]
+            packed = codes[i, at]
             for j in range(block.size):
                 block[j] = _number(packed[j], shift, power) * scale
 
@@ -75,7 +82,8 @@ def _matvec(lo, hi, codes, scales, shift, power, x, y):
         total = np.float32(0)
         for b in range(scales.shape[1]):
             at = slice(b * size, (b + 1) * size)
-            packed, block = codes[i, at], x[at]
+            packed = codes[i, at]
+            block = x[at]
             part = np.float32(0)
             for j in range(block.size):
                 part += _number(packed[j], shift, power) * block[j]

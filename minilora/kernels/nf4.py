@@ -3,7 +3,7 @@
 import numpy as np
 
 from .. import nf4
-from ..config import require
+from ..config import InputError
 from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized, double_quantize
 from ..nf4 import CODEBOOKS, TINY, Quantized, pack_4bit, unpack_4bit
 from .lookup import decode
@@ -55,7 +55,8 @@ def matvec(q, x):
     """Compute W x for a quantized W (out, in) and x (in,), without the dense W: (out,) float32."""
     rows, width = q.shape
     x, y = np.ascontiguousarray(x, np.float32), np.empty(rows, np.float32)
-    require(x.shape == (width,), f"x has the shape {x.shape}, but the weight has {q.shape}")
+    if x.shape != (width,):
+        raise InputError(f"x has the shape {x.shape}, but the weight has {q.shape}")
     parallel_rows(_matvec, rows, *parts(q), x, y, width=width)
     return y
 
@@ -63,7 +64,8 @@ def matvec(q, x):
 def read_rows(q, first, out):
     """Dequantize n rows of q, from the even row `first` on, into out (n, in) float32."""
     # with an even number of rows before it, a row begins with a whole byte
-    require(first % 2 == 0 and 0 <= first <= q.shape[0] - len(out), "rows outside the weight")
+    if not (first % 2 == 0 and 0 <= first <= q.shape[0] - len(out)):
+        raise InputError("rows outside the weight")
     decode(first * q.shape[1], *parts(q), out.reshape(-1))
 
 
@@ -95,13 +97,15 @@ def _encode(lo, hi, w, midpoints, block_size, codes, absmax):
     """Compute the absmax of blocks lo to hi - 1, and two ranks (0 to 15) per byte."""
     # A first loop computes all ranks of a block, a second reads two of them as one number: so both
     # loops are vectorized. (All processors that numba supports store the low half first.)
-    half, absmax_bits = block_size // 2, absmax.view(np.uint32)
+    half = block_size // 2
+    absmax_bits = absmax.view(np.uint32)
     ranks = np.empty(block_size, np.int32)
     pairs = ranks.view(np.uint64)
     for b in range(lo, hi):
         block = w[b * block_size : (b + 1) * block_size]
         # without the sign bit, floats are ordered like integers, and NaN is the largest
-        bits, largest = block.view(np.uint32), np.uint32(0)
+        bits = block.view(np.uint32)
+        largest = np.uint32(0)
         for i in range(block_size):
             largest = max(largest, bits[i] & np.uint32(0x7FFFFFFF))
         absmax_bits[b] = largest

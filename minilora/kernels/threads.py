@@ -70,7 +70,8 @@ def cores():
     """Reserve the cores during a block, and delay Ctrl-C; yield whether the cores were free."""
     # an interrupt in the block could leave the lock locked, BLAS on one thread, or a thread that
     # still writes to the arrays
-    handler, late = signal.getsignal(signal.SIGINT), []
+    handler = signal.getsignal(signal.SIGINT)
+    late = []
     waits = callable(handler) and threading.current_thread() is threading.main_thread()
     if waits:
         signal.signal(signal.SIGINT, lambda *args: late.append(args))

@@ -1,4 +1,4 @@
-"""Products with a frozen weight, dense or in any storage.
+"""Products with a weight, dense or in any storage.
 
 The weights of `READ_ROWS` are decoded by compiled loops, one tile of rows at a time, so the whole
 dense matrix is never in memory. Any other weight that is not dense is dequantized as a whole.
@@ -46,7 +46,7 @@ def tiles(w, size=TILE):
 
 
 def tiled_matmul(x, w):
-    """Compute `layers.frozen_matmul` tile by tile; a single row of x directly from the codes."""
+    """Compute `layers.matmul` tile by tile; a single row of x directly from the codes."""
     flat = x.reshape(-1, x.shape[-1])
     if len(flat) == 1 and type(w) in MATVEC and x.dtype == np.float32:
         y = MATVEC[type(w)](w, flat[0])
@@ -71,5 +71,9 @@ def tiled_matmul_backward(g, w):
     return dx.reshape(*g.shape[:-1], -1)
 
 
-frozen_matmul = primitive(tiled_matmul)
-defvjp(frozen_matmul, lambda y, x, w: lambda g: tiled_matmul_backward(g, w), argnums=(0,))
+matmul = primitive(tiled_matmul)
+defvjp(
+    matmul,
+    lambda y, x, w: lambda g: tiled_matmul_backward(g, w),
+    lambda y, x, w: lambda g: g.reshape(-1, g.shape[-1]).T @ x.reshape(-1, x.shape[-1]),
+)

@@ -1,4 +1,4 @@
 """Other methods of parameter-efficient fine-tuning, initializations of LoRA, several adapters.
 
-Read `registry.py` first: it has the table of methods and their initializations.
+Read `method.py` first: a method is one file that ends with its `Method`; `registry.py` lists all.
 """

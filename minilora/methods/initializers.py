@@ -12,11 +12,12 @@ from functools import partial
 import numpy as np
 
 from .. import lora
-from ..config import require
+from ..config import InputError
 from ..kernels import dense, quantize_4bit
+from ..layers import lora_delta
 from ..quant.schemes import is_projection, quantize_leaf
-from ..tree import get, named_leaves, set_leaf, tree_map
-from .operations import row_norms
+from ..tree import get, named_leaves, overlay, unflatten
+from . import dora
 
 LOFTQ_STEPS = 5  # the largest number in the paper
 
@@ -29,52 +30,51 @@ def init(base, config, rng, scheme="none", block_size=64):
     """
     name = config.init_lora_weights
     initialize = {"pissa": pissa, "loftq": loftq}[name]
-    advice = "loftq reduces the error of quantization: give --quantize a scheme, or use pissa"
-    require(name != "loftq" or scheme != "none", advice)
-    adapters, frozen = lora.init(base, replace(config, init_lora_weights=True, use_dora=False), rng)
+    if name == "loftq" and scheme == "none":
+        raise InputError("loftq reduces the error of quantization: give a `scheme`, or use pissa")
+    adapters = lora.init(base, replace(config, init_lora_weights=True, use_dora=False), rng)
     adapted = lora.adapted_paths(adapters)
-    stored = tree_map(lambda w: w, frozen)
+    stored = {}
 
     def store(path, w):
         return quantize_leaf(path, w, scheme, block_size, quantize_4bit)
 
-    for path, w in named_leaves(frozen):
+    for path, w in named_leaves(base):
         if is_projection(path):
-            require(isinstance(w, np.ndarray), f"{path} is quantized: {name} needs a dense base")
+            if not isinstance(w, np.ndarray):
+                raise InputError(f"{path} is quantized: {name} needs a dense base")
             node = path.removesuffix(".weight")
             if node in adapted:
-                scaling = config.rank_and_scaling(node)[1]
-                q = initialize(w, get(adapters, node), scaling, partial(store, path))
+                stored[path] = initialize(w, get(adapters, node), partial(store, path))
             else:
-                q = store(path, w)
-            set_leaf(stored, path, q)
-    for path in adapted if config.use_dora else ():
-        norms = row_norms(get(adapters, path), get(stored, path))
-        set_leaf(adapters, f"{path}.lora_magnitude_vector", norms)
-    return lora.AdaptedModel(adapters, stored)
+                stored[path] = store(path, w)
+    base = overlay(base, unflatten(stored))
+    if config.use_dora:
+        dora.add_magnitudes(adapters, base)
+    return adapters, base
 
 
-def pissa(w, node, scaling, store):
+def pissa(w, node, store):
     """Set A and B to the principal part of w, return the rest (Meng et al. 2024, Eqs. 2 to 4)."""
-    return store(without_principal(w, w, node, scaling))
+    return store(without_principal(w, w, node))
 
 
-def loftq(w, node, scaling, store):
+def loftq(w, node, store):
     """Quantize w − s·BA to q, fit A and B to w − q, and repeat (Li et al. 2023, Alg. 1)."""
     rest = w
     for _ in range(LOFTQ_STEPS):
         q = store(rest)
-        rest = without_principal(w, w - dense(q), node, scaling)
+        rest = without_principal(w, w - dense(q), node)
     return q
 
 
-def without_principal(w, part, node, scaling):
+def without_principal(w, part, node):
     """Set s·BA in place to the principal part of `part`; return W − s·BA."""
-    a, b = principal(part, len(node["lora_A"]), scaling)
+    a, b = principal(part, len(node["lora_A"]), node["lora_scaling"])
     node["lora_A"][: len(a)] = a  # in rows beyond the rank of `part`, A stays and B is zero
     node["lora_B"][:] = 0
     node["lora_B"][:, : len(a)] = b
-    return w - lora.delta(node, {"lora_scaling": scaling})
+    return w - lora_delta(node)
 
 
 def principal(w, r, scaling):
@@ -87,6 +87,8 @@ def principal(w, r, scaling):
     u = np.linalg.eigh(w @ w.T)[1][:, ::-1][:, :r]
     sv = u.T @ w  # σVᵀ
     sigma = np.linalg.norm(sv, axis=1)
-    u, sv, sigma = u[:, sigma > 0], sv[sigma > 0], sigma[sigma > 0]
+    u = u[:, sigma > 0]
+    sv = sv[sigma > 0]
+    sigma = sigma[sigma > 0]
     # A = √(σ/s)·Vᵀ, B = U·√(σ/s)
     return sv / np.sqrt(sigma * scaling)[:, None], u * np.sqrt(sigma / scaling)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import nf4
-from ..config import ALL_LINEAR, InputError, names_module, require
+from ..config import ALL_LINEAR, InputError, names_module
 from ..tree import Tree, flatten, named_leaves, unflatten
 from . import int8
 
@@ -38,13 +38,12 @@ def is_projection(path):
 
 def quantize_leaf(path, w, scheme, block_size=64, quantize_4bit=nf4.quantize):
     """Return the weight w (out, in) at `path` in `scheme`: an array, an Int8 or a Quantized."""
-    require(scheme in SCHEMES, f"unknown scheme {scheme!r}: choose from {', '.join(SCHEMES)}")
+    if scheme not in SCHEMES:
+        raise InputError(f"unknown scheme {scheme!r}: choose from {', '.join(SCHEMES)}")
     if scheme == "none":
         return w
-    require(
-        isinstance(w, np.ndarray),
-        f"{path} is quantized already: load the base without quantization",
-    )
+    if not isinstance(w, np.ndarray):
+        raise InputError(f"{path} is quantized already: load the base without quantization")
     try:
         if scheme == "int8":
             return int8.quantize(w)

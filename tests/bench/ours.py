@@ -19,7 +19,7 @@ from cases import ADAM, BATCH, LENGTH, SMALL, SMALL_BATCH, prompt, report, secon
 from sweeps.pretraining import random_params
 
 import minilora
-from minilora import LoraConfig, ModelConfig, TrainConfig, lora, training
+from minilora import LoraConfig, ModelConfig, TrainConfig, training
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR
 from minilora.kernels import (
@@ -34,6 +34,7 @@ from minilora.kernels import (
 )
 from minilora.kernels.threads import THREADS
 from minilora.optim import adamw_init, clip
+from minilora.tree import arrays
 
 PARTS = {  # functions whose own time is products with the NumPy around them
     "weights": (weights.tiled_matmul, weights.tiled_matmul_backward),
@@ -55,10 +56,10 @@ def examples(vocab, rows, length):
 def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
     """One whole training step, as a function without arguments: loss, gradient, clip, AdamW."""
     lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=targets)
-    adapters, base = lora.init(base, lora_config, np.random.default_rng(0))
+    adapters, base = minilora.get_peft_model(base, lora_config, np.random.default_rng(0))
     settings = TrainConfig(**ADAM, batch_size=rows, gradient_checkpointing=checkpointing)
     sequences = examples(config.vocab_size, rows, length)
-    kept = [adapters, adamw_init(adapters)]
+    kept = [adapters, adamw_init(arrays(adapters))]
 
     def run():
         loss, grads, _ = training.gradient_at(

@@ -8,7 +8,12 @@ from minilora import cli
 from minilora.methods.registry import METHODS
 
 STORAGE = ("none", "int8", "nf4", "nf4-dq", "fp4")
-UNMERGEABLE = ("bottleneck", "prompt", "p-tuning", "prefix")
+IN_THE_CORE = ("lora", "bitfit", "norm", "head", "full")
+UNMERGEABLE = [
+    name
+    for name, method in METHODS.items()
+    if name not in IN_THE_CORE and "merge_projection" not in method.wraps
+]
 READING = (
     "evaluate --split valid --json", "generate --prompt Ada --max-tokens 3", "inspect --data notes",
 )  # fmt: skip

@@ -10,18 +10,19 @@ import sys
 import time
 from itertools import product
 
-import numpy as np
 import pytest
 from faults import Faults
+from models import moved
 from small_run import write_base_and_rows
 
-from minilora import cli, lora
+import minilora
+from minilora import cli
 from minilora.config import InputError, LoraConfig
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter
 from minilora.formats.files import replace_text
 from minilora.formats.pretrained import load
 from minilora.formats.safetensors_file import read_header
-from minilora.tree import flatten, tree_map
+from minilora.tree import flatten
 
 STEPS = (
     "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01 "
@@ -175,19 +176,19 @@ def test_a_kill_at_any_file_operation_loses_nothing(place, old, more, rng, tries
 def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path, rng, tries):
     """A fault between the two renames is an error when loading, and saving again works."""
     _, base, _ = load(place / "base")
-    pairs = {}
+    saved = {}
     for name, r in (("old", 2), ("new", 5)):
         config = LoraConfig(r=r)
-        adapters, frozen = lora.init(base, config, np.random.default_rng(r))
-        pairs[name] = tree_map(lambda w: w + 1, adapters), frozen, config
+        adapters, _ = minilora.get_peft_model(base, config, r)
+        saved[name] = moved(adapters, lambda w: w + 1), config
 
     def save(name):
-        adapters, frozen, config = pairs[name]
-        save_adapter(tmp_path / "run", adapters, frozen, config, "a base")
+        adapters, config = saved[name]
+        save_adapter(tmp_path / "run", adapters, base, config, "a base")
 
     def loaded():
         found = flatten(load_adapter(tmp_path / "run", base)[0])
-        same = [n for n, p in pairs.items() if repr(flatten(p[0])) == repr(found)]
+        same = [n for n, p in saved.items() if repr(flatten(p[0])) == repr(found)]
         assert len(same) == 1
         return same[0]
 

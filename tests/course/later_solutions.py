@@ -6,21 +6,20 @@ import numpy as np
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data, layers, lora
+from minilora.config import ALL_LINEAR
 from minilora.course import one_file
 from minilora.double_quant import DYNAMIC_MAP, DoubleQuantized
 from minilora.evaluation.memory import ADAM_FLOATS, activation_floats, nbytes
 from minilora.layers import apply_rope, dense, dropout
 from minilora.lora import target_paths
-from minilora.methods.merging import row_norms
-from minilora.methods.registry import EVERY_LINEAR
 from minilora.nf4 import unpack_4bit
 from minilora.tree import (
+    arrays,
     flatten,
     get,
     named_leaves,
     num_parameters,
     set_leaf,
-    trained_or_frozen,
     tree_map,
     unflatten,
 )
@@ -346,32 +345,24 @@ def memory_estimate_half_gradients(adapters, base, model_config, tokens):
 # --- lowrank-product ---
 
 
-def projection(x, trained, frozen, rng=None, frozen_matmul=None, twist=""):
-    w = trained["weight"] if "weight" in trained else dense(frozen["weight"])
+def projection(x, node, rng=None, twist=""):
+    w = dense(node["weight"])
     y = x @ w.T
-    if "lora_A" in trained:
-        z = x if twist == "no dropout" else dropout(x, frozen["lora_dropout"], rng)
+    if "lora_A" in node:
+        scaling = node["lora_scaling"]
+        z = x if twist == "no dropout" else dropout(x, node["lora_dropout"], rng)
         if twist == "dropout of the output":
-            y = y + dropout(
-                frozen["lora_scaling"] * (x @ trained["lora_A"].T @ trained["lora_B"].T),
-                frozen["lora_dropout"],
-                rng,
-            )
+            term = scaling * (x @ node["lora_A"].T @ node["lora_B"].T)
+            y = y + dropout(term, node["lora_dropout"], rng)
         elif twist == "dropout of everything":
-            y = z @ w.T + frozen["lora_scaling"] * (z @ trained["lora_A"].T @ trained["lora_B"].T)
+            y = z @ w.T + scaling * (z @ node["lora_A"].T @ node["lora_B"].T)
         elif twist == "scaling of the sum":
-            y = frozen["lora_scaling"] * (y + z @ trained["lora_A"].T @ trained["lora_B"].T)
+            y = scaling * (y + z @ node["lora_A"].T @ node["lora_B"].T)
         else:
-            y = y + frozen["lora_scaling"] * (z @ trained["lora_A"].T @ trained["lora_B"].T)
-    bias = trained.get("bias", frozen.get("bias"))
-    if twist == "both biases" and "bias" in trained and "bias" in frozen:
-        bias = trained["bias"] + frozen["bias"]
-    if twist == "frozen bias":
-        bias = frozen.get("bias", trained.get("bias"))
-    if twist == "bias only without adapter" and "lora_A" in trained:
+            y = y + scaling * (z @ node["lora_A"].T @ node["lora_B"].T)
+    bias = node.get("bias")
+    if twist == "bias only without adapter" and "lora_A" in node:
         bias = None
-    if twist == "trained weight adds" and "weight" in trained:
-        y = y + x @ dense(frozen["weight"]).T
     return y if bias is None else y + bias
 
 
@@ -381,10 +372,7 @@ for twist in (
     "dropout of the output",
     "dropout of everything",
     "scaling of the sum",
-    "both biases",
-    "frozen bias",
     "bias only without adapter",
-    "trained weight adds",
 ):
 
     def projection_twisted(*args, twist=twist, **kwargs):
@@ -399,9 +387,7 @@ for twist in (
 
 def lora_start(base, lora_config, rng, twist=""):
     rng = np.random.default_rng(rng)
-    adapters, frozen = {}, tree_map(lambda leaf: leaf, base)
-    if twist == "base changed":
-        frozen = base
+    adapters = base if twist == "base changed" else {}
     for path in target_paths(base, lora_config):
         r, scaling = lora_config.rank_and_scaling(path)
         if twist == "one rank":
@@ -425,13 +411,10 @@ def lora_start(base, lora_config, rng, twist=""):
             a = np.repeat(a[:1], r, axis=0)
         set_leaf(adapters, f"{path}.lora_A", a if twist == "float64" else a.astype(np.float32))
         set_leaf(adapters, f"{path}.lora_B", np.zeros((out, r), np.float32))
-        set_leaf(frozen, f"{path}.lora_scaling", scaling)
-        set_leaf(
-            frozen,
-            f"{path}.lora_dropout",
-            0.0 if twist == "no dropout" else lora_config.lora_dropout,
-        )
-    return adapters, frozen
+        set_leaf(adapters, f"{path}.lora_scaling", scaling)
+        p = 0.0 if twist == "no dropout" else lora_config.lora_dropout
+        set_leaf(adapters, f"{path}.lora_dropout", p)
+    return adapters
 
 
 right("lora-init")(lora_start)
@@ -458,30 +441,19 @@ for twist in (
 # --- lora-merge ---
 
 
-def merge_one(trained, frozen, twist=""):
-    w = np.array(dense(trained_or_frozen(trained, frozen, "weight")))
-    if "lora_stack" in frozen:
-        for node in frozen["lora_stack"].values():
-            w = w + lora.delta(node, node)
-            if twist == "first of the stack":
-                break
-    if "lora_A" in trained:
-        w = w + lora.delta(trained, frozen)
-    if "lora_magnitude_vector" in trained:
-        magnitude = trained["lora_magnitude_vector"]
-        if twist == "magnitude without norm":
-            w = w * magnitude[:, None]
-        elif twist == "norm of the sum":
-            w = w / np.linalg.norm(w) * magnitude[:, None]
-        else:
-            w = w * (magnitude / row_norms(trained, frozen))[:, None]
-    if "ia3_l" in trained:
-        w = w + trained["ia3_l"] if twist == "ia3 added" else w * trained["ia3_l"]
-    return w
+def merge_one(node, twist=""):
+    merged = {name: leaf for name, leaf in node.items() if not name.startswith("lora_")}
+    merged["weight"] = np.array(dense(node["weight"]))
+    if "lora_A" in node:
+        scaling = node["lora_scaling"] * (1 - node["lora_dropout"] * (twist == "dropout"))
+        merged["weight"] += np.float32(scaling) * (node["lora_B"] @ node["lora_A"])
+        if twist == "bias of adapted ones left out":
+            merged.pop("bias", None)
+    return merged
 
 
 right("lora-merge")(merge_one)
-for twist in ("first of the stack", "magnitude without norm", "norm of the sum", "ia3 added"):
+for twist in ("dropout", "bias of adapted ones left out"):
 
     def merge_twisted(*args, twist=twist):
         return merge_one(*args, twist=twist)
@@ -586,16 +558,16 @@ def frozen_check(train):
         iters=4, batch_size=2, learning_rate=1e-2, warmup_ratio=0.0, max_seq_length=128
     )
     examples = data.encode_rows(data.load_rows("questions", "valid")[:8], tokenizer, settings)[0]
-    adapters, base = lora.init(base, LoraConfig(r=4), np.random.default_rng(0))
+    adapters, base = minilora.get_peft_model(base, LoraConfig(r=4), 0)
     before = [(p, np.array(x)) for p, x in flatten(base).items() if isinstance(x, np.ndarray)]
-    start = {p: np.array(x) for p, x in flatten(adapters).items()}
+    start = {p: np.array(x) for p, x in flatten(arrays(adapters)).items()}
     after, _ = train(adapters, base, examples, config, settings, layers)
     for p, x in before:
         np.testing.assert_array_equal(x, flatten(base)[p])
     for p, x in start.items():
         np.testing.assert_array_equal(x, flatten(adapters)[p])
     after = flatten(after)
-    assert after.keys() == start.keys()
+    assert after.keys() == flatten(adapters).keys()
     for p in start:
         assert np.abs(after[p] - start[p]).max() > 0
         assert after[p].dtype == start[p].dtype
@@ -606,7 +578,7 @@ def frozen_check_only_keys(train):
     config, base, tokenizer = minilora.load("micro")
     settings = TrainConfig(iters=2, batch_size=2, warmup_ratio=0.0)
     examples = data.encode_rows(data.load_rows("questions", "valid")[:8], tokenizer, settings)[0]
-    adapters, base = lora.init(base, LoraConfig(r=4), np.random.default_rng(0))
+    adapters, base = minilora.get_peft_model(base, LoraConfig(r=4), 0)
     after, _ = train(adapters, base, examples, config, settings, layers)
     assert flatten(after).keys() == flatten(adapters).keys()
 
@@ -630,7 +602,7 @@ def nibbles_check_of_equal_codes(pack_4bit):
 def merge_check(merge):
     config, base, _ = minilora.load("micro")
     rng = np.random.default_rng(3)
-    adapters, base = lora.init(base, LoraConfig(r=2, lora_alpha=6), rng)
+    adapters, base = minilora.get_peft_model(base, LoraConfig(r=2, lora_alpha=6), rng)
     for path in lora.adapted_paths(adapters):
         node = get(adapters, path)
         node["lora_B"] = rng.standard_normal(node["lora_B"].shape).astype(np.float32) * 0.1
@@ -638,7 +610,7 @@ def merge_check(merge):
     set_leaf(adapters, "model.norm.weight", old * rng.uniform(0.5, 2, old.shape).astype(np.float32))
     before = {p: np.array(x) for p, x in flatten(base).items() if isinstance(x, np.ndarray)}
     tokens = rng.integers(0, 200, (2, 9))
-    merged = merge(adapters, base)
+    merged = merge(adapters, base, layers)
     a, b = (
         minilora.forward(adapters, base, tokens, config),
         minilora.forward({}, merged, tokens, config),
@@ -651,8 +623,8 @@ def merge_check(merge):
 @wrong("test-merge")
 def merge_check_of_shapes(merge):
     _, base, _ = minilora.load("micro")
-    adapters, base = lora.init(base, LoraConfig(r=2), np.random.default_rng(0))
-    merged = merge(adapters, base)
+    adapters, base = minilora.get_peft_model(base, LoraConfig(r=2), 0)
+    merged = merge(adapters, base, layers)
     for path in lora.adapted_paths(adapters):
         assert get(merged, path)["weight"].shape == get(base, path)["weight"].shape
 
@@ -1099,45 +1071,45 @@ def cat_root_of_the_weight(parts, r):
 @right("ia3")
 def ia3_by_name(base, adapter_config, rng):
     adapters = {}
-    for path in lora.target_paths(base, EVERY_LINEAR):
+    for path in lora.target_paths(base, LoraConfig(target_modules=ALL_LINEAR)):
         name = path.rsplit(".", 1)[-1]
         out, n = get(base, path)["weight"].shape
         shape = {"k_proj": (out, 1), "v_proj": (out, 1), "down_proj": (1, n)}.get(name)
         if shape:
             set_leaf(adapters, f"{path}.ia3_l", np.full(shape, 1, np.float32))
-    return adapters, base
+    return adapters
 
 
 @wrong("ia3")
 def ia3_flat(base, adapter_config, rng):
     adapters = {}
-    for path in lora.target_paths(base, EVERY_LINEAR):
+    for path in lora.target_paths(base, LoraConfig(target_modules=ALL_LINEAR)):
         out, n = get(base, path)["weight"].shape
         if path.endswith(("k_proj", "v_proj")):
             set_leaf(adapters, f"{path}.ia3_l", np.ones(out, np.float32))
         elif path.endswith("down_proj"):
             set_leaf(adapters, f"{path}.ia3_l", np.ones(n, np.float32))
-    return adapters, base
+    return adapters
 
 
 @wrong("ia3")
 def ia3_everywhere(base, adapter_config, rng):
     adapters = {}
-    for path in lora.target_paths(base, EVERY_LINEAR):
+    for path in lora.target_paths(base, LoraConfig(target_modules=ALL_LINEAR)):
         out, n = get(base, path)["weight"].shape
         shape = (1, n) if path.endswith("down_proj") else (out, 1)
         set_leaf(adapters, f"{path}.ia3_l", np.ones(shape, np.float32))
-    return adapters, base
+    return adapters
 
 
 @wrong("ia3")
 def ia3_up_proj_for_down(base, adapter_config, rng):
     adapters = {}
-    for path in lora.target_paths(base, EVERY_LINEAR):
+    for path in lora.target_paths(base, LoraConfig(target_modules=ALL_LINEAR)):
         out, _ = get(base, path)["weight"].shape
         if path.endswith(("k_proj", "v_proj", "up_proj")):
             set_leaf(adapters, f"{path}.ia3_l", np.ones((out, 1), np.float32))
-    return adapters, base
+    return adapters
 
 
 @right("dora-norm")
@@ -1180,7 +1152,7 @@ def prefix_by_layers(base, adapter_config, rng):
         for name in ("prefix_k", "prefix_v"):
             values = rng.normal(size=(n, k)).astype(np.float32)
             set_leaf(adapters, f"model.layers.{i}.self_attn.{name}", values)
-    return adapters, base
+    return adapters
 
 
 def prefix_twisted_by(twist):
@@ -1201,7 +1173,7 @@ def prefix_twisted_by(twist):
                 set_leaf(adapters, f"model.layers.{i}.self_attn.{name}", values)
             if twist == "first layer":
                 break
-        return adapters, base
+        return adapters
 
     prefix.__name__ = f"prefix: {twist}"
     wrong("prefix")(prefix)
@@ -1311,11 +1283,11 @@ def factors(base, rng, twist=""):
 right("one-file-init-lora")(factors)
 
 
-def projected(x, path, adapters, base, twist=""):
-    w = one_file.dense(base[path])
-    if f"{path}.lora_A" not in adapters:
+def projected(x, path, params, twist=""):
+    w = one_file.dense(params[path])
+    if f"{path}.lora_A" not in params:
         return x @ w.T
-    a, b = adapters[f"{path}.lora_A"], adapters[f"{path}.lora_B"]
+    a, b = params[f"{path}.lora_A"], params[f"{path}.lora_B"]
     scaling = one_file.ALPHA / one_file.RANK
     if twist == "root of r":
         scaling = one_file.ALPHA / one_file.RANK**0.5
@@ -1356,12 +1328,12 @@ def positions_encoded(x, theta, twist=""):
 right("one-file-apply-rope")(positions_encoded)
 
 
-def attended(x, layer, adapters, base, config, twist=""):
+def attended(x, layer, params, config, twist=""):
     B, T, D = x.shape
     hd = config["head_dim"]
 
     def heads(name):
-        y = one_file.linear(x, f"{layer}.self_attn.{name}_proj", adapters, base)
+        y = one_file.linear(x, f"{layer}.self_attn.{name}_proj", params)
         if twist == "heads interleaved":
             return y.reshape(B, T, hd, -1).transpose(0, 3, 1, 2)
         return y.reshape(B, T, -1, hd).transpose(0, 2, 1, 3)
@@ -1379,16 +1351,20 @@ def attended(x, layer, adapters, base, config, twist=""):
         p = np.exp(scores - top)
         mixed[:, :, t] = np.einsum("bhs,bhsd->bhd", p / p.sum(-1, keepdims=True), v[:, :, seen])
     mixed = mixed.transpose(0, 2, 1, 3).reshape(B, T, D)
-    return one_file.linear(mixed, f"{layer}.self_attn.o_proj", adapters, base)
+    return one_file.linear(mixed, f"{layer}.self_attn.o_proj", params)
 
 
 right("one-file-attention")(attended)
 
 
-def gated(x, layer, adapters, base, twist=""):
+def without_factors(params):
+    return {path: w for path, w in params.items() if "lora_" not in path}
+
+
+def gated(x, layer, params, twist=""):
     def part(name, y):
-        trained = {} if twist == f"{name} without adapter" else adapters
-        return one_file.linear(y, f"{layer}.mlp.{name}_proj", trained, base)
+        read = without_factors(params) if twist == f"{name} without adapter" else params
+        return one_file.linear(y, f"{layer}.mlp.{name}_proj", read)
 
     gate, up = part("gate", x), part("up", x)
     hidden = gate * 0.5 * (1 + np.tanh(gate / 2)) * up
@@ -1404,20 +1380,20 @@ right("one-file-mlp")(gated)
 
 def logits_of(adapters, base, tokens, config, twist=""):
     x = np.take(base["model.embed_tokens"], tokens, axis=0)
-    count = config["num_hidden_layers"]
+    count, params = config["num_hidden_layers"], base | adapters
     order = range(count)[::-1] if twist == "layers reversed" else range(count)
     for i in order:
         name = f"model.layers.{i}"
         if twist == "both from one input":
             first = one_file.rms_norm(x, base[f"{name}.input_layernorm"], config)
             second = one_file.rms_norm(x, base[f"{name}.post_attention_layernorm"], config)
-            x = x + one_file.attention(first, name, adapters, base, config)
-            x = x + one_file.mlp(second, name, adapters, base)
+            x = x + one_file.attention(first, name, params, config)
+            x = x + one_file.mlp(second, name, params)
             continue
         h = one_file.rms_norm(x, base[f"{name}.input_layernorm"], config)
-        x = x + one_file.attention(h, name, adapters, base, config)
+        x = x + one_file.attention(h, name, params, config)
         h = one_file.rms_norm(x, base[f"{name}.post_attention_layernorm"], config)
-        x = x + one_file.mlp(h, name, {} if twist == "mlp without adapters" else adapters, base)
+        x = x + one_file.mlp(h, name, base if twist == "mlp without adapters" else params)
     if twist == "one layer less":
         return logits_of(adapters, base, tokens, config | {"num_hidden_layers": count - 1})
     return one_file.rms_norm(x, base["model.norm"], config) @ base["model.embed_tokens"].T

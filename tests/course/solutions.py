@@ -17,12 +17,13 @@ from minilora.evaluation.memory import activation_floats, nbytes
 from minilora.layers import apply_rope, dropout
 from minilora.nf4 import unpack_4bit
 from minilora.tree import (
+    arrays,
     flatten,
     get,
     named_leaves,
     num_parameters,
+    overlay,
     set_leaf,
-    trained_or_frozen,
     tree_map,
     unflatten,
 )
@@ -342,33 +343,31 @@ def ledger_of_one_token(adapters, base, config, tokens):
 # --- lowrank-product ---
 
 
-def linear_of(x, trained, frozen, rng=None, mistake=""):
-    z = dropout(x, frozen.get("lora_dropout", 0.0), rng)
+def linear_of(x, node, rng=None, mistake=""):
+    z = dropout(x, node.get("lora_dropout", 0.0), rng)
     x = z if mistake == "dropout of all" else x
-    y = x @ full((frozen | trained)["weight"]).swapaxes(-1, -2)
-    if "lora_A" in trained:
-        a, b, scaling = trained["lora_A"], trained["lora_B"], frozen["lora_scaling"]
+    y = x @ full(node["weight"]).swapaxes(-1, -2)
+    if "lora_A" in node:
+        a, b, scaling = node["lora_A"], node["lora_B"], node["lora_scaling"]
         if mistake == "over rank":
             scaling = scaling / a.shape[0]
         z = x if mistake == "no dropout" else z
         y = y + (z * scaling) @ a.swapaxes(-1, -2) @ b.swapaxes(-1, -2)
         y = scaling * y if mistake == "all scaled" else y
-    bias = frozen if mistake == "frozen bias" else frozen | trained
-    return y + bias.get("bias", 0)
+    return y if mistake == "no bias" else y + node.get("bias", 0)
 
 
 right("lowrank-product")(linear_of)
 
 
 @right("lowrank-product")
-def linear_by_einsum(x, trained, frozen, rng=None):
-    leaves = {**frozen, **trained}
-    y = np.einsum("...i,oi->...o", x, full(leaves["weight"]))
-    if "lora_A" in leaves:
-        z = dropout(x, leaves["lora_dropout"], rng)
-        factors = leaves["lora_A"], leaves["lora_B"]
-        y = y + leaves["lora_scaling"] * np.einsum("...i,ri,or->...o", z, *factors)
-    return y + leaves["bias"] if "bias" in leaves else y
+def linear_by_einsum(x, node, rng=None):
+    y = np.einsum("...i,oi->...o", x, full(node["weight"]))
+    if "lora_A" in node:
+        z = dropout(x, node["lora_dropout"], rng)
+        factors = node["lora_A"], node["lora_B"]
+        y = y + node["lora_scaling"] * np.einsum("...i,ri,or->...o", z, *factors)
+    return y + node["bias"] if "bias" in node else y
 
 
 @wrong("lowrank-product")
@@ -392,25 +391,24 @@ def linear_without_dropout(*args):
 
 
 @wrong("lowrank-product")
-def linear_with_the_frozen_bias(*args):
-    return linear_of(*args, mistake="frozen bias")
+def linear_without_bias(*args):
+    return linear_of(*args, mistake="no bias")
 
 
 # --- lora-init ---
 
 
 def init_of(base, config, rng, a=None, b=np.zeros, names=lora.target_paths, dropout=None):
-    adapters, frozen = {}, tree_map(lambda w: w, base)
+    adapters = {}
     for path in names(base, config):
         out, n = get(base, path)["weight"].shape
         r, scaling = config.rank_and_scaling(path)
         set_leaf(adapters, f"{path}.lora_A", (a or default_a)(rng, r, n).astype("f4"))
         set_leaf(adapters, f"{path}.lora_B", b((out, r)).astype("f4"))
-        set_leaf(frozen, f"{path}.lora_scaling", scaling)
-        set_leaf(
-            frozen, f"{path}.lora_dropout", config.lora_dropout if dropout is None else dropout
-        )
-    return adapters, frozen
+        set_leaf(adapters, f"{path}.lora_scaling", scaling)
+        p = config.lora_dropout if dropout is None else dropout
+        set_leaf(adapters, f"{path}.lora_dropout", p)
+    return adapters
 
 
 def default_a(rng, r, n):
@@ -465,45 +463,32 @@ def init_without_dropout(base, config, rng):
 # --- lora-merge ---
 
 
-def merged_of(trained, frozen, mistake=""):
-    w = full(trained_or_frozen(trained, frozen, "weight")).astype("f4")
-    for under in frozen.get("lora_stack", {}).values():
-        w = w + np.float32(under["lora_scaling"]) * (under["lora_B"] @ under["lora_A"])
-    if "lora_A" in trained:
-        scaling = 1 if mistake == "unscaled" else frozen["lora_scaling"]
-        w = w + np.float32(scaling) * (trained["lora_B"] @ trained["lora_A"])
-    if "lora_magnitude_vector" in trained:
-        norm = np.linalg.norm(w, axis=1)
-        norm[norm == 0] = 1
-        if mistake == "norm of all":
-            norm = np.linalg.norm(w)
-        w = w * (trained["lora_magnitude_vector"] / norm)[:, None]
-    if "ia3_l" in trained:
-        w = w * (1 if mistake == "no ia3" else trained["ia3_l"])
-    return w
+def merged_of(node, mistake=""):
+    w = full(node["weight"]).astype("f4")
+    if "lora_A" in node:
+        scaling = 1 if mistake == "unscaled" else node["lora_scaling"]
+        w = w + np.float32(scaling) * (node["lora_B"] @ node["lora_A"])
+    if mistake == "bare":
+        return w
+    return {"weight": w} | ({"bias": node["bias"]} if "bias" in node else {})
 
 
 right("lora-merge")(merged_of)
 
 
 @wrong("lora-merge")
-def merged_unscaled(trained, frozen):
-    return merged_of(trained, frozen, "unscaled")
+def merged_unscaled(node):
+    return merged_of(node, "unscaled")
 
 
 @wrong("lora-merge")
-def merged_without_ia3(trained, frozen):
-    return merged_of(trained, frozen, "no ia3")
+def merged_as_an_array(node):
+    return merged_of(node, "bare")
 
 
 @wrong("lora-merge")
-def merged_norm_of_all(trained, frozen):
-    return merged_of(trained, frozen, "norm of all")
-
-
-@wrong("lora-merge")
-def merged_frozen_weight_always(trained, frozen):
-    return merged_of({k: v for k, v in trained.items() if k != "weight"}, frozen)
+def merged_in_four_bits(node):
+    return node if hasattr(node["weight"], "dequantize") else merged_of(node)
 
 
 # --- lowrank-gradient ---
@@ -968,7 +953,7 @@ def ia3_of(base, config, rng, names=("k_proj", "v_proj", "down_proj"), value=1.0
             inner = path.endswith("down_proj") != turned
             shape = (1, n) if inner else (out, 1)
             set_leaf(adapters, f"{path}.ia3_l", np.full(shape, value, np.float32))
-    return adapters, base
+    return adapters
 
 
 right("ia3")(ia3_of)
@@ -1027,7 +1012,7 @@ def prefix_of(base, config, rng, shared=False, scale=1.0, equal=False):
             first = rows if first is None else first
             rows = first if shared else rows
             set_leaf(adapters, f"model.layers.{i}.self_attn.prefix_{name}", rows.astype("f4"))
-    return adapters, base
+    return adapters
 
 
 right("prefix")(prefix_of)
@@ -1074,60 +1059,59 @@ def check_pack_shape(pack):
 @right("test-merge")
 def check_merge(merge):
     base = minilora.load("micro")[1]
-    adapters, frozen = lora.init(base, LoraConfig(r=3, lora_alpha=12), np.random.default_rng(0))
+    adapters, _ = minilora.get_peft_model(base, LoraConfig(r=3, lora_alpha=12), 0)
     rng = np.random.default_rng(1)
     set_leaf(adapters, "model.norm.weight", np.ones_like(get(base, "model.norm.weight")))
-    adapters = tree_map(lambda w: rng.standard_normal(w.shape).astype("f4"), adapters)
-    before = {path: np.array(full(w)) for path, w in named_leaves(frozen) if hasattr(w, "shape")}
-    merged = flatten(merge(adapters, frozen))
-    for path, w in named_leaves(base):
-        node = path.removesuffix(".weight")
-        try:
-            pair = get(adapters, node)
-        except KeyError:
-            pair = {}
-        want = full(w)
-        if "lora_A" in pair:
-            want = want + 4 * pair["lora_B"] @ pair["lora_A"]
-        if "weight" in pair:
-            want = pair["weight"]
-        assert np.allclose(full(merged[path]), want, rtol=1e-4, atol=1e-4), path
-    assert not [path for path in merged if "lora" in path]
+    filled = tree_map(lambda w: rng.standard_normal(w.shape).astype("f4"), arrays(adapters))
+    adapters = overlay(adapters, filled)
+    before = {path: np.array(w) for path, w in named_leaves(base)}
+    merged = flatten(merge(adapters, base, layers))
     for path, w in before.items():
-        assert np.array_equal(full(get(frozen, path)), w)
+        try:
+            node = get(adapters, path.removesuffix(".weight"))
+        except KeyError:
+            node = {}
+        want = w
+        if "lora_A" in node:
+            want = want + 4 * node["lora_B"] @ node["lora_A"]
+        if "weight" in node:
+            want = node["weight"]
+        assert np.allclose(merged[path], want, rtol=1e-4, atol=1e-4), path
+        assert np.array_equal(get(base, path), w)
+    assert not [path for path in merged if "lora" in path]
 
 
 @wrong("test-merge")
 def check_merge_runs(merge):
     base = minilora.load("micro")[1]
-    adapters, frozen = lora.init(base, LoraConfig(), np.random.default_rng(0))
-    assert merge(adapters, frozen) is not None
+    adapters, _ = minilora.get_peft_model(base, LoraConfig(), 0)
+    assert merge(adapters, base, layers) is not None
 
 
 @right("test-frozen")
 def check_frozen(train):
     model_config, base, tokenizer = minilora.load("micro")
-    adapters, frozen = lora.init(base, LoraConfig(r=2), np.random.default_rng(0))
-    copy = tree_map(lambda w: np.array(full(w)), frozen)
-    start = tree_map(np.array, adapters)
+    adapters, base = minilora.get_peft_model(base, LoraConfig(r=2), 0)
+    copy = tree_map(np.array, base)
+    start = tree_map(np.array, arrays(adapters))
     settings = TrainConfig(iters=3, batch_size=2, warmup_ratio=0, learning_rate=1e-2)
     examples = [encode(row, tokenizer) for row in load_rows("questions", "train")[:6]]
-    after, history = train(adapters, frozen, examples, model_config, settings, layers)
-    for (path, w), (_, old) in zip(named_leaves(frozen), named_leaves(copy)):
-        assert np.array_equal(full(w), old), path
+    after, history = train(adapters, base, examples, model_config, settings, layers)
+    for (path, w), (_, old) in zip(named_leaves(base), named_leaves(copy)):
+        assert np.array_equal(w, old), path
     for path, w in named_leaves(start):
         assert np.array_equal(get(adapters, path), w), "the adapter handed in was changed"
         assert not np.array_equal(get(after, path), w), f"{path} is not trained"
-    assert set(flatten(after)) == set(flatten(start)) and len(history) == 3
+    assert set(flatten(after)) == set(flatten(adapters)) and len(history) == 3
 
 
 @wrong("test-frozen")
 def check_frozen_only_runs(train):
     model_config, base, tokenizer = minilora.load("micro")
-    adapters, frozen = lora.init(base, LoraConfig(r=2), np.random.default_rng(0))
+    adapters, base = minilora.get_peft_model(base, LoraConfig(r=2), 0)
     examples = [encode(row, tokenizer) for row in load_rows("questions", "train")[:4]]
     settings = TrainConfig(iters=1, batch_size=2)
-    train(adapters, frozen, examples, model_config, settings, layers)
+    train(adapters, base, examples, model_config, settings, layers)
 
 
 # --- prompt-mask, combine-exact, and variants ---

@@ -308,7 +308,7 @@ def test_the_reference_is_out_of_reach_and_results_are_only_data(tmp_path):
     borrowed = "    from minilora import nf4\n    return nf4.nearest(x, codebook)\n"
     assert "cannot call minilora's" in checked(NEAREST, written(NEAREST, path, borrowed)).text
     thin, elsewhere = ALL["lowrank-product"], tmp_path / "lowrank_product.py"
-    borrowed = "    from minilora import layers\n    return layers.linear(x, trained, frozen)\n"
+    borrowed = "    from minilora import layers\n    return layers.linear(x, node)\n"
     assert "cannot call minilora's" in checked(thin, written(thin, elsewhere, borrowed)).text
     mark = tmp_path / "mark"
     hostile = (
@@ -632,6 +632,15 @@ def test_faults_of_a_planted_mistake_are_found():
     for mistake in planted:
         fault = PROVE["fault_of"](exercise, mistake)
         assert fault.startswith(broken[mistake.name][1])
+
+
+def test_a_reference_that_raises_is_a_fault():
+    broken = replace(NEAREST)
+    broken.text = NEAREST.text.replace("(codebook.midpoints", "(codebook.nothing")
+    faults = PROVE["faults_of"](broken)
+    assert len(faults) == 2  # the open checks and the hidden ones
+    assert all(fault.startswith("the reference failed") for fault in faults)
+    assert "raised    AttributeError" in faults[0]
 
 
 def test_faults_of_a_set_are_told(capsys, monkeypatch):

@@ -12,7 +12,7 @@ from models import TINY, random_examples, seeds
 
 from minilora.batching import Example, batch_at, collate, pack_examples
 from minilora.config import InputError, TrainConfig
-from minilora.data import row_files
+from minilora.data import row_files, rows
 from minilora.data.rows import (
     check_row,
     encode,
@@ -228,7 +228,9 @@ def test_columns_name_the_keys_of_rows(tmp_path):
         # other columns are not read, so that the text does not make the row ambiguous
         row = {"prompt": "a", "completion": "b"}
         assert load_rows(str(path), "train", columns=columns) == [row]
-        with pytest.raises(InputError, match=r"no column 'reply', only .*answer.*: correct --"):
+        with pytest.raises(
+            InputError, match=r"no column 'reply', only .*answer.*: correct `columns`"
+        ):
             load_rows(str(path), "train", columns={"prompt": "question", "completion": "reply"})
         with pytest.raises(InputError, match="'question' is no key of a row: give KEY=COLUMN"):
             load_rows(str(path), "train", columns={"question": "prompt"})
@@ -237,7 +239,7 @@ def test_columns_name_the_keys_of_rows(tmp_path):
     path = write(tmp_path, '{"q": "a", "a": "b"}\n{"q": "a", "context": "c", "a": "b"}')
     alpaca = {"instruction": "q", "input": "context", "output": "a"}
     assert [row["prompt"] for row in load_rows(path, "train", columns=alpaca)] == ["a", "a\nc"]
-    with pytest.raises(InputError, match="--columns is for files: the rows of notes"):
+    with pytest.raises(InputError, match="`columns` is for files: the rows of notes"):
         load_rows("notes", "train", columns=columns)
 
 
@@ -695,3 +697,13 @@ def test_the_order_is_new_for_each_epoch_and_seed_and_else_the_same():
     assert first == batch_at(rows, 0, 50, 0)
     # micro-batches are the large batch cut up
     assert first == [row for step in range(10) for row in batch_at(rows, step, 5, 0)]
+
+
+def test_a_file_is_read_once_for_both_splits(monkeypatch, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(20)))
+    calls, read = [], rows.read_usable
+    monkeypatch.setattr(rows, "read_usable", lambda *args: calls.append(args) or read(*args))
+    (train, _), (valid, _) = rows.load_splits(str(path), ["train", "valid"])
+    assert len(calls) == 1
+    assert (train, valid) == (load_rows(str(path), "train"), load_rows(str(path), "valid"))

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import TINY, fingerprint, random_base
-from sweeps import again, compare
+from sweeps import again, best_rates, compare
 from sweeps.compare import TABLE, Job
 from threadpoolctl import threadpool_info
 
@@ -22,6 +22,7 @@ from minilora.config import InputError
 from minilora.formats import pretrained
 from minilora.kernels import threads
 from minilora.methods import registry
+from minilora.methods.registry import get_peft_model
 from minilora.tree import num_parameters
 
 MEASURED = ("step_ms",)  # the other columns of a row follow from its job
@@ -46,8 +47,18 @@ def micro():
 # ------------------------------------------------------------------------------------- sizes
 
 
-def test_every_method_is_in_the_table():
-    assert {entry.method for entry in TABLE.values()} == set(registry.METHODS)
+@pytest.mark.parametrize("method", registry.METHODS.keys() - compare.WITHOUT_RUNS)
+def test_every_method_is_in_the_table_and_in_its_sweeps(method):
+    names = [name for name, entry in TABLE.items() if entry.method == method]
+    where = "in lessons/sweeps/compare.py"
+    assert names, f"add {method} to TABLE {where}, or to WITHOUT_RUNS if it is not compared"
+    for name in names:
+        ends = "the lowest and the highest rate to try"
+        assert name in best_rates.ENDS, f"add {name} to ENDS in best_rates.py: {ends}"
+        for sweep in ("siblings", "best_rates"):
+            measured = {row["method"] for row in common.read_sweep(sweep)}
+            run = f"run python lessons/sweeps/{sweep}.py, which writes all rows again"
+            assert name in measured, f"{sweep}.csv has no row of {name}: {run}"
 
 
 @pytest.mark.parametrize("method", [m for m, entry in TABLE.items() if entry.size])
@@ -57,7 +68,7 @@ def test_a_size_is_the_nearest_to_the_budget(method, budget):
     entry, base = TABLE[method], random_base(TINY)
 
     def off(config):
-        return abs(num_parameters(compare.start(entry, base, config)[0]) - budget)
+        return abs(num_parameters(get_peft_model(base, config).adapters) - budget)
 
     found = compare.sized(entry, base, budget)
     size = getattr(found, entry.size)
@@ -75,8 +86,8 @@ def test_the_default_budget_is_lora_at_rank_two(micro):
 @pytest.mark.parametrize("method", TABLE)
 def test_a_start_follows_from_its_seed(method, micro):
     config = compare.sized(TABLE[method], micro, compare.BUDGET)
-    first, again = (compare.start(TABLE[method], micro, config, seed=1) for _ in range(2))
-    assert fingerprint(first[0]) == fingerprint(again[0])
+    first, again = (get_peft_model(micro, config, 1) for _ in range(2))
+    assert fingerprint(first.adapters) == fingerprint(again.adapters)
     assert compare.file_bytes(*first, config, "micro") > 0
 
 

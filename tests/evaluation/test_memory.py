@@ -12,8 +12,10 @@ import minilora
 from minilora.config import ALL_LINEAR, LoraConfig, ModelConfig
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
-from minilora.methods.registry import METHODS, MethodConfig
-from minilora.tree import num_parameters
+from minilora.formats.families import FAMILIES
+from minilora.methods.method import MethodConfig
+from minilora.methods.registry import get_peft_model
+from minilora.tree import arrays, num_parameters, overlay
 
 CONFIG = ModelConfig(
     vocab_size=31, hidden_size=48, intermediate_size=96, num_hidden_layers=3,
@@ -21,12 +23,13 @@ CONFIG = ModelConfig(
 )  # fmt: skip
 
 
-def kept_by_a_step(adapters, frozen, config=CONFIG):
+def kept_by_a_step(adapters, base, config=CONFIG):
     """The allocated bytes between the forward and the backward pass, by Python's tracemalloc."""
     batch = random_batch(config, B=8, T=128, packed=False)
 
     def keep():
-        return make_vjp(lambda a: minilora.loss(a, frozen, batch, config))(adapters)
+        leaves = arrays(adapters)
+        return make_vjp(lambda a: minilora.loss(overlay(adapters, a), base, batch, config))(leaves)
 
     keep()  # compile first
     tracemalloc.start()
@@ -39,32 +42,32 @@ def kept_by_a_step(adapters, frozen, config=CONFIG):
 
 @pytest.mark.parametrize(
     "name",
-    ["q and v", "lora", "dora", "ia3", "bitfit", "norm", "bottleneck", "prompt", "full"],
+    ["q and v", "lora", "dora", "vera", "ia3", "bitfit", "norm", "bottleneck", "prompt", "full"],
 )
 def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
-    base, config = random_base(CONFIG), MethodConfig(name, num_virtual_tokens=1)
+    base, config = random_base(CONFIG), MethodConfig(name, num_virtual_tokens=1, vera_r=64)
     if name in ("q and v", "lora", "dora"):
         targets = ("q_proj", "v_proj") if name == "q and v" else ALL_LINEAR
         config = LoraConfig(target_modules=targets, use_dora=name == "dora")
-    start = METHODS["lora" if name == "q and v" else name]
-    adapters, frozen = start(base, config, np.random.default_rng(0))
-    predicted = memory.memory_estimate(adapters, frozen, CONFIG, 8 * 128)["activations"]
+    adapters, _ = get_peft_model(base, config, 0)
+    predicted = memory.memory_estimate(adapters, base, CONFIG, 8 * 128)["activations"]
     # Python's own objects (nodes, closures, views) come on top; the first layer keeps a little
     # less than the formula, which counts it in full.
-    assert predicted == pytest.approx(kept_by_a_step(adapters, frozen), rel=0.15)
+    assert predicted == pytest.approx(kept_by_a_step(adapters, base), rel=0.15)
 
 
-def test_the_norms_of_the_heads_are_counted():
-    config = replace(CONFIG, model_type="qwen3")
-    adapters, frozen = adapted(random_base(config), target_modules=ALL_LINEAR)
-    predicted = memory.memory_estimate(adapters, frozen, config, 8 * 128)["activations"]
-    assert predicted == pytest.approx(kept_by_a_step(adapters, frozen, config), rel=0.05)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_the_layers_of_a_family_keep_is_counted(family):
+    config = replace(CONFIG, **FAMILIES[family].fields)
+    adapters, base = adapted(random_base(config), target_modules=ALL_LINEAR)
+    predicted = memory.memory_estimate(adapters, base, config, 8 * 128)["activations"]
+    assert predicted == pytest.approx(kept_by_a_step(adapters, base, config), rel=0.15)
 
 
 def test_weights_and_optimizer_are_exact():
-    adapters, frozen = adapted(quantized(random_base(CONFIG)))
-    parts = memory.memory_estimate(adapters, frozen, CONFIG, 1)
-    assert parts["frozen weights"] == nbytes(frozen)
+    adapters, base = adapted(quantized(random_base(CONFIG)))
+    parts = memory.memory_estimate(adapters, base, CONFIG, 1)
+    assert parts["frozen weights"] == nbytes(base)
     assert (
         parts["Adam's two moments"] == 2 * parts["trained weights"] == 8 * num_parameters(adapters)
     )

@@ -78,15 +78,15 @@ def test_no_score_and_no_output_has_dropout():
     base, examples, tokens = random_base(TINY), random_examples(TINY, 7), np.arange(6)[None]
     found = []
     for p in (0.0, 0.9):
-        trees = adapted(base, target_modules=ALL_LINEAR, lora_dropout=p)
+        adapters, _ = adapted(base, target_modules=ALL_LINEAR, lora_dropout=p)
         batch = collate([[e] for e in examples])
         found.append(
             [
-                evaluate(*trees, examples, TINY),
-                minilora.forward(*trees, tokens, TINY).tolist(),
-                float(minilora.loss(*trees, batch, TINY)),
-                list(minilora.generate(*trees, [1, 2], TINY, max_tokens=8)),
-                minilora.generate_batch([trees, trees], [[1, 2], [3]], TINY, max_tokens=8),
+                evaluate(adapters, base, examples, TINY),
+                minilora.forward(adapters, base, tokens, TINY).tolist(),
+                float(minilora.loss(adapters, base, batch, TINY)),
+                list(minilora.generate(adapters, base, [1, 2], TINY, max_tokens=8)),
+                minilora.generate_batch([adapters] * 2, base, [[1, 2], [3]], TINY, max_tokens=8),
             ]
         )
     assert found[0] == found[1]

@@ -32,23 +32,23 @@ from toy_models import (
     tiny,
 )
 
-from minilora import layers, lora, model
+from minilora import layers, model
 from minilora.cli.arguments import parse, toml_settings
 from minilora.cli.loading import make_adapter_config
 from minilora.cli.run_folder import as_toml, check_same_run, metadata, read_metrics, resume
-from minilora.config import ATTENTION, InputError, LoraConfig
+from minilora.config import ATTENTION, InputError, LoraConfig, TrainConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.evaluation.trainer import init_state, should_stop
-from minilora.formats import hf_tokenizer, safetensors_file
+from minilora.evaluation.callbacks import init_state, should_stop
+from minilora.formats import hf_folder, hf_tokenizer, safetensors_file
 from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter, save_state
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.quantized_file import save_quantized
 from minilora.methods import initializers
-from minilora.methods.operations import operations
-from minilora.methods.registry import METHODS, also_train
+from minilora.methods.registry import METHODS, get_peft_model, operations
+from minilora.methods.replaced import also_train
 from minilora.quant.schemes import quantize
-from minilora.tree import named_leaves, tree_map, unflatten
+from minilora.tree import arrays, named_leaves, tree_map, unflatten
 
 SECONDS, BYTES = 10, 2**30
 METHOD_NAMES = (*METHODS, "pissa")
@@ -172,6 +172,34 @@ def test_folders(request, capfd, tmp_path):
     fuzz(request, capfd, "folder", changes, lambda: use(*load(path)))
 
 
+FAMILIES = {  # fields of config.json
+    "gemma3_text": {
+        "hidden_act": "gelu_pytorch_tanh", "sliding_window": 3, "query_pre_attn_scalar": 8,
+        "layer_types": ["sliding_attention", "full_attention"], "attn_logit_softcapping": None,
+        "rope_parameters": {
+            "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "qwen3": {
+        "use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_configs_of_families(request, capfd, tmp_path, kind):
+    fields = {"model_type": kind, **FAMILIES[kind]}
+    path = folder(tmp_path, **fields)
+    config, _ = hf_folder.read_config(path)
+    (path / "model.safetensors").unlink()
+    save_pretrained(tmp_path / "written", config, unflatten(leaves(config)))
+    shutil.copy(tmp_path / "written" / "model.safetensors", path)
+    changes = {path / "config.json": mutations.mutated_json}
+    fuzz(request, capfd, f"config of {kind}", changes, lambda: use(*load(path)))
+
+
 def test_shards(request, capfd, tmp_path):
     path, w = folder(tmp_path), leaves()
     (path / "model.safetensors").unlink()
@@ -277,22 +305,22 @@ def test_adapters(request, capfd, tmp_path, method):
     args.init_lora_weights = "pissa" if method == "pissa" else None
     config = make_adapter_config(args)
     if method == "pissa":
-        adapters, frozen = initializers.init(base, config, np.random.default_rng(0))
+        adapters, changed = initializers.init(base, config, np.random.default_rng(0))
     else:
-        adapters, frozen = METHODS[method](base, config, np.random.default_rng(0))
+        adapters, changed = get_peft_model(base, config)
     if method == "lora":
         adapters = also_train(adapters, base, ["norm", "bias", "head"])
     path = tmp_path / "adapter"
-    save_adapter(path, adapters, frozen, config, "base")
+    save_adapter(path, adapters, changed, config, "base")
 
     def read():
         needs_dense_base(path)
-        adapters, frozen, _ = load_adapter(path, base)
-        for _, leaf in named_leaves(adapters):
+        adapters, loaded, _ = load_adapter(path, base)
+        for _, leaf in named_leaves(arrays(adapters)):
             assert mutations.finite(leaf)
         with np.errstate(all="ignore"):
-            ops = operations(adapters, frozen, layers)
-            model.forward(adapters, frozen, np.array([[1, 2]]), CONFIG, ops)
+            ops = operations(adapters, loaded, layers)
+            model.forward(adapters, loaded, np.array([[1, 2]]), CONFIG, ops)
 
     changes = {
         path / "adapter_config.json": mutations.mutated_json,
@@ -302,21 +330,21 @@ def test_adapters(request, capfd, tmp_path, method):
 
 
 def test_checkpoints(request, capfd, tmp_path):
-    adapters, _ = lora.init(unflatten(leaves()), LoraConfig(r=2), np.random.default_rng(0))
+    adapters, _ = get_peft_model(unflatten(leaves()), LoraConfig(r=2))
     args = parse(["train", "--data", "notes"])
     then = metadata(args) | {"threads": 2, "rows": [{"step": 1, "loss": 2.5}]}
-    now = then | {"settings": {"iters": args.iters}, "digests": {}}
-    state = init_state(adapters) | {"best": adapters}
+    now = then | {"settings": {"iters": args.iters, "optimizer": "adamw"}, "digests": {}}
+    state = init_state(adapters, TrainConfig()) | {"best": adapters}
     path = tmp_path / "checkpoint.safetensors"
     save_state(path, adapters, state, then)
-    shape = tree_map(np.shape, adapters)
+    shape = tree_map(np.shape, arrays(adapters))
 
     def read():
         parse(["train", "--resume", "--adapter-path", str(tmp_path)])
         check_same_run(tmp_path, now)
         found, state = resume(tmp_path, now, adapters)
         for tree in (found, state["m"], state["v"], state.get("best", found)):
-            assert tree_map(np.shape, tree) == shape
+            assert tree_map(np.shape, arrays(tree)) == shape
         should_stop(state, args.early_stopping_patience)
         state["best_loss"] < 1.0 and range(state["step"])
 

@@ -11,13 +11,14 @@ import safetensors.numpy
 from faults import Faults
 from toy_models import CONFIG, Q, assert_same, folder, leaves, tiny
 
+import minilora
 from minilora.config import ALL_LINEAR, ATTENTION, InputError, LoraConfig
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats import safetensors_file
+from minilora.formats.families import FAMILIES
 from minilora.formats.files import new_folder
 from minilora.formats.pretrained import load, save_pretrained, shapes
 from minilora.formats.quantized_file import save_quantized
-from minilora.methods.merging import merge
 from minilora.methods.registry import get_peft_model
 from minilora.tree import flatten, get, unflatten
 
@@ -109,7 +110,7 @@ def test_the_generation_config_travels_with_the_model(tmp_path):
     (path / "generation_config.json").write_text(text)
     model = load(path)
     adapters, base = get_peft_model(model.base, LoraConfig())
-    save_pretrained(tmp_path / "merged", model.model_config, merge(adapters, base))
+    save_pretrained(tmp_path / "merged", model.model_config, minilora.merge(adapters, base))
     save_quantized(tmp_path / "quantized", model.model_config, load(path, "nf4").base)
     for out in ("merged", "quantized"):
         assert (tmp_path / out / "generation_config.json").read_text() == text
@@ -193,7 +194,10 @@ def test_end_tokens_and_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "phi3"}, "model_type 'phi3' .*; llama, mistral, qwen2, qwen3 are"),
+        (
+            {"model_type": "phi3"},
+            f"model_type 'phi3' .*; {', '.join(FAMILIES)} are",
+        ),
         ({"model_type": None}, "model_type None is not implemented"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ({"hidden_size": None}, "config.json: hidden_size must be a whole number from 1, got None"),
@@ -327,7 +331,7 @@ def test_a_failed_save_leaves_nothing(tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             save_pretrained(tmp_path / "out", CONFIG, unflatten({**leaves(), path: x}))
-    with pytest.raises(InputError, match="--dtype must be one of"):
+    with pytest.raises(InputError, match="`dtype` must be one of"):
         save_pretrained(tmp_path / "out", CONFIG, unflatten(leaves()), dtype="int4")
 
 

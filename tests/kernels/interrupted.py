@@ -14,16 +14,15 @@ import sys
 import time
 from concurrent.futures import _base, thread
 
-import numpy as np
 import threadpoolctl
 
-from minilora import lora, train
+from minilora import get_peft_model, train
 from minilora.config import LoraConfig, TrainConfig
 from minilora.data.rows import encode_rows, load_rows
 from minilora.evaluation.metrics import evaluate
 from minilora.formats.pretrained import load
 from minilora.kernels import threads
-from minilora.tree import named_leaves
+from minilora.tree import arrays, named_leaves
 
 WATCHED = {module.__file__ for module in (threads, threadpoolctl, thread, _base)}
 SETTINGS = TrainConfig(iters=1, mask_prompt=True, learning_rate=1e-2)
@@ -32,12 +31,12 @@ SETTINGS = TrainConfig(iters=1, mask_prompt=True, learning_rate=1e-2)
 def job():
     """Train for a step, evaluate; a digest of every bit, and BLAS's threads afterwards."""
     config, base, words = load("micro", "nf4-dq")
-    adapters, frozen = lora.init(base, LoraConfig(), np.random.default_rng(0))
+    adapters, frozen = get_peft_model(base, LoraConfig(), 0)
     examples, _ = encode_rows(load_rows("questions", "train")[:4], words, SETTINGS)
     adapters, history = train(adapters, frozen, examples, config, SETTINGS)
     digest = hashlib.sha256(repr([row["loss"] for row in history]).encode())
     digest.update(repr(evaluate(adapters, frozen, examples, config)).encode())
-    for _, leaf in named_leaves(adapters):
+    for _, leaf in named_leaves(arrays(adapters)):
         digest.update(leaf.tobytes())
     counts = [info["num_threads"] for info in threadpoolctl.threadpool_info()]
     return digest.hexdigest(), counts

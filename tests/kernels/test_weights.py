@@ -6,8 +6,9 @@ import numpy as np
 from models import TINY, random_base, random_examples
 
 import minilora
-from minilora import LoraConfig, kernels
+from minilora import LoraConfig
 from minilora.batching import collate
+from minilora.layers import value_and_grad
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, named_leaves, unflatten
 
@@ -41,7 +42,7 @@ def test_another_storage_needs_only_dequantize():
     found = []
     for base in (unflatten(leaves), unflatten(dense)):
         adapters, base = minilora.get_peft_model(base, LoraConfig(init_lora_weights=True), 0)
-        loss, grads = kernels.OPS.value_and_grad(minilora.loss)(adapters, base, batch, TINY)
+        loss, grads = value_and_grad(minilora.loss)(adapters, base, batch, TINY)
         ids = list(minilora.generate(adapters, base, [1, 2], TINY, max_tokens=4))
         merged = minilora.merge(adapters, base)
         found.append((float(loss), ids, [g.tobytes() for _, g in named_leaves(grads)], merged))

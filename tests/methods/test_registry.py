@@ -15,9 +15,11 @@ from models import (
     bits,
     configs,
     fingerprint,
+    moved,
     quantized,
     random_base,
     random_batch,
+    random_examples,
     seeds,
 )
 
@@ -27,14 +29,18 @@ from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
 from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter
 from minilora.kernels import fused
 from minilora.layers import LayerCache, value_and_grad
-from minilora.methods import initializers, operations
-from minilora.methods.operations import check_packing
-from minilora.methods.registry import METHODS, MethodConfig, also_train
+from minilora.methods import dora, initializers, prompt, vera
+from minilora.methods.method import MethodConfig
+from minilora.methods.registry import METHODS, check_packing, get_peft_model, operations
+from minilora.methods.replaced import also_train
 from minilora.training import learning_rates
-from minilora.tree import flatten, get, named_leaves, num_parameters, tree_map, unflatten
+from minilora.tree import flatten, get, named_leaves, num_parameters, unflatten
 
 VIRTUAL = ("prompt", "p-tuning", "prefix")
-MERGEABLE = ("lora", "dora", "ia3", "bitfit", "norm", "head", "full")
+IN_THE_CORE = ("lora", "bitfit", "norm", "head", "full")  # what the bare operations read
+MERGEABLE = [
+    name for name, m in METHODS.items() if name in IN_THE_CORE or "merge_projection" in m.wraps
+]
 
 
 def on_bases(names):
@@ -52,21 +58,19 @@ few = settings(max_examples=25)
 def make_adapter_config(name, n=3, m=4):
     if name in ("lora", "dora"):
         return LoraConfig(r=2, target_modules=NAMES, use_dora=name == "dora")
-    sizes = {"num_virtual_tokens": n} if name in VIRTUAL else {}
-    return MethodConfig(name, **sizes, **({"bottleneck_size": m} if name == "bottleneck" else {}))
+    size = METHODS[name].size
+    return MethodConfig(name, **({size: m if name == "bottleneck" else n} if size else {}))
 
 
 def started(name, base, seed=0, **sizes):
-    return METHODS[name](base, make_adapter_config(name, **sizes), np.random.default_rng(seed))
+    return get_peft_model(base, make_adapter_config(name, **sizes), seed)
 
 
 def trained(name, base, seed=0, dtype=np.float32, **sizes):
     """The leaves of a method, each changed from its initialization, as if trained."""
     adapters, frozen = started(name, base, seed, **sizes)
     rng = np.random.default_rng([5, seed])
-    return tree_map(
-        lambda w: (w + 0.2 * rng.standard_normal(w.shape)).astype(dtype), adapters
-    ), frozen
+    return moved(adapters, lambda w: (w + 0.2 * rng.standard_normal(w.shape)).astype(dtype)), frozen
 
 
 def stored(base, scheme):
@@ -86,11 +90,12 @@ def test_parameter_counts(config, n, m):
     expected = {
         "bitfit": L * (q + 2 * k + d + 2 * f + d),
         "ia3": L * (2 * k + f),
+        "vera": L * (q + k) + 2 * L * n,  # per q and v: one vector per output, one per rank
         "prompt": n * d,
         "p-tuning": n * d + 3 * d * d + 3 * d,
         "prefix": 2 * L * n * k,
         "bottleneck": 2 * L * (2 * d * m + m + d),
-        "norm": (2 * L + 1) * d + (config.model_type == "qwen3") * L * 2 * config.head_dim,
+        "norm": (2 * L + 1) * d + config.qk_norm * L * 2 * config.head_dim,
         "head": head,
         "full": num_parameters(base),
     }
@@ -108,9 +113,35 @@ def test_the_usual_counts_in_closed_form(config, r):
     L, f = config.num_hidden_layers, config.intermediate_size
     k, base = config.num_key_value_heads * config.head_dim, random_base(config)
     every = LoraConfig(r=r, target_modules=("all-linear",))
-    adapters, _ = METHODS["dora"](base, every, np.random.default_rng(0))
+    adapters, _ = get_peft_model(base, replace(every, use_dora=True))
     assert num_parameters(adapters) == L * r * (9 * d + 2 * k + 3 * f) + L * (3 * d + 2 * k + 2 * f)
     assert num_parameters(started("bitfit", base)[0]) == L * (3 * d + 2 * k + 2 * f)
+
+
+def test_the_matrices_of_vera_are_shared_and_not_trained():
+    base, batch = random_base(TINY), random_batch(TINY)
+    adapters, same = started("vera", base)
+    assert same is base
+    shared = [leaf for path, leaf in named_leaves(adapters) if path.endswith(vera.SHARED)]
+    assert len(shared) == 2 * TINY.num_hidden_layers
+    assert all(leaf is shared[0] for leaf in shared)
+    before = fingerprint(unflatten({"A": shared[0][0], "B": shared[0][1]}))
+    adapters = trained("vera", base)[0]
+    _, grads = value_and_grad(minilora.loss)(adapters, base, batch, TINY)
+    names = {path.rpartition(".")[2] for path, _ in named_leaves(grads)}
+    assert names == {vera.B, vera.D} and all(g.any() for _, g in named_leaves(grads))
+    config = TrainConfig(iters=2, batch_size=2, learning_rate=0.1, warmup_ratio=0)
+    start = started("vera", base)[0]
+    examples = random_examples(TINY, 4)
+    after = minilora.train(start, base, examples, TINY, config, quiet=True).adapters
+    for path, leaf in named_leaves(after):
+        old = get(start, path)
+        if path.endswith(vera.SHARED):
+            assert leaf[0] is old[0] and leaf[1] is old[1]
+        else:
+            assert (leaf != old).any()
+    kept = next(leaf for path, leaf in named_leaves(after) if path.endswith(vera.SHARED))
+    assert fingerprint(unflatten({"A": kept[0], "B": kept[1]})) == before
 
 
 # ------------------------------------------------------------------------- where they start
@@ -165,18 +196,12 @@ def test_a_prompt_starts_as_rows_of_the_embedding():
         assert rows != [*range(11)]
 
 
-def test_the_sizes_by_default():
-    assert vars(MethodConfig("prefix")) == {
-        "method": "prefix", "num_virtual_tokens": 16, "bottleneck_size": 8,
-    }  # fmt: skip
-
-
 def test_the_gelu_of_a_bottleneck():
     """The tanh approximation is off by less than 5e-4, and equal to torch's in that form."""
     x = np.array([-3.0, -1.0, -0.1, 0.5, 2.0])
     exact = x * [NormalDist().cdf(number) for number in x]
-    np.testing.assert_allclose(operations.gelu(x), exact, rtol=0, atol=5e-4)
-    assert operations.gelu(np.array(2.0)) == pytest.approx(1.9545976940877752, abs=1e-12)
+    np.testing.assert_allclose(layers.gelu(x), exact, rtol=0, atol=5e-4)
+    assert layers.gelu(np.array(2.0)) == pytest.approx(1.9545976940877752, abs=1e-12)
 
 
 def test_dora_starts_as_the_base_where_a_row_is_zero():
@@ -226,29 +251,26 @@ def test_gradients_are_those_of_finite_differences(name):
     batch = random_batch(TINY, packed=False)
     _, grads = value_and_grad(minilora.loss)(adapters, frozen, batch, TINY)
     rng = np.random.default_rng(1)
-    step = tree_map(lambda w: rng.standard_normal(w.shape), adapters)
+    step = moved(adapters, lambda w: rng.standard_normal(w.shape))
     slope = sum(np.sum(g * flatten(step)[path]) for path, g in flatten(grads).items())
 
     def at(h):
-        moved = tree_map(lambda w, s: w + h * s, adapters, step)
-        return minilora.loss(holding_norms(moved, adapters, frozen), frozen, batch, TINY)
+        there = moved(adapters, lambda w, s: w + h * s, step)
+        return minilora.loss(holding_norms(there, adapters, frozen), frozen, batch, TINY)
 
     assert slope == pytest.approx((at(1e-6) - at(-1e-6)) / 2e-6, rel=1e-6, abs=1e-8)
 
 
-def holding_norms(moved, adapters, frozen):
-    """`moved` with magnitudes such that MethodOps divides by the norms of `adapters` instead."""
-    leaves = flatten(moved)
+def holding_norms(there, adapters, frozen):
+    """`there` with magnitudes such that DoRA divides by the norms of `adapters` instead."""
+    leaves = flatten(there)
     for path in lora.adapted_paths(adapters):
         name = f"{path}.lora_magnitude_vector"
         if name in leaves:
-            nodes = [get(tree, path) for tree in (moved, adapters)]
-            now, then = (operations.row_norms(node, get(frozen, path)) for node in nodes)
+            nodes = [get(frozen, path) | get(tree, path) for tree in (there, adapters)]
+            now, then = map(dora.row_norms, nodes)
             leaves[name] = leaves[name] * now / then
     return unflatten(leaves)
-
-
-IN_THE_CORE = ("lora", "bitfit", "norm", "head", "full")  # what the bare operations read
 
 
 @EVERY
@@ -257,9 +279,9 @@ def test_the_bare_operations_read_a_methods_leaves_or_refuse_them(name, ops):
     """Without `operations`, a leaf that the model does not read raises an error."""
     adapters, frozen = trained(name, random_base(TINY))
     loss = value_and_grad(model.loss)
-    assert (operations.operations(adapters, frozen, ops) is ops) == (name in IN_THE_CORE)
+    assert (operations(adapters, frozen, ops) is ops) == (name in IN_THE_CORE)
     if name not in IN_THE_CORE:
-        with pytest.raises(InputError, match=r"does not read .*: remove it"):
+        with pytest.raises(InputError, match=r"do not read .*: remove it"):
             loss(adapters, frozen, random_batch(TINY), TINY, ops)
         return
     _, grads = loss(adapters, frozen, random_batch(TINY), TINY, ops)
@@ -278,11 +300,12 @@ def test_with_a_cache_as_without(name, scheme):
     base = stored(random_base(TINY), scheme)
     adapters, frozen = trained(name, base)
     tokens = np.random.default_rng(3).integers(TINY.vocab_size, size=(1, 7))
-    ops = operations.operations(adapters, frozen)
-    whole = model.hidden_states(adapters, frozen, tokens, np.zeros_like(tokens), TINY, ops)
+    ops = operations(adapters, frozen)
+    params = model.parameters(adapters, frozen, ops)
+    whole = model.hidden_states(params, tokens, np.zeros_like(tokens), TINY, ops)
     cache = [LayerCache() for _ in range(TINY.num_hidden_layers)]
     parts = [
-        model.hidden_states(adapters, frozen, part, np.zeros_like(part), TINY, ops, cache)
+        model.hidden_states(params, part, np.zeros_like(part), TINY, ops, cache)
         for part in np.split(tokens, [3, 4, 5, 6], axis=1)
     ]
     assert {layer.length for layer in cache} == {7 + (3 if name in VIRTUAL else 0)}
@@ -318,7 +341,7 @@ def test_a_prefix_of_a_prompts_keys_and_values_is_that_prompt():
     base, n = random_base(TINY), 3
     front, tokens = np.array([[3, 1, 4]]), np.array([[1, 5, 9, 2, 6]])
     cache = [LayerCache() for _ in range(TINY.num_hidden_layers)]
-    model.hidden_states({}, base, front, np.zeros_like(front), TINY, layers, cache)
+    model.hidden_states(base, front, np.zeros_like(front), TINY, layers, cache)
     prefixes = {
         str(i): {
             "self_attn": {
@@ -338,15 +361,16 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
     adapters, frozen = trained(name, base)
     config = TrainConfig(packing=True)
     if name in ("prompt", "p-tuning"):
-        with pytest.raises(InputError, match="--packing"):
+        with pytest.raises(InputError, match="`packing` does"):
             check_packing(adapters, config)
         return
     check_packing(adapters, config)
     alone = [np.array([[1, 2, 3]]), np.array([[4, 5]])]
-    ops = operations.operations(adapters, frozen)
-    apart = [model.hidden_states(adapters, frozen, t, np.zeros_like(t), TINY, ops) for t in alone]
+    ops = operations(adapters, frozen)
+    params = model.parameters(adapters, frozen, ops)
+    apart = [model.hidden_states(params, t, np.zeros_like(t), TINY, ops) for t in alone]
     starts, together = np.array([[0, 0, 0, 3, 3]]), np.concatenate(alone, axis=1)
-    packed = model.hidden_states(adapters, frozen, together, starts, TINY, ops)
+    packed = model.hidden_states(params, together, starts, TINY, ops)
     expected = np.concatenate(apart, axis=1)
     np.testing.assert_allclose(packed, expected, atol=1e-5 * np.abs(expected).max())
 
@@ -368,16 +392,15 @@ def test_merging_is_an_equation(name, scheme):
 
 
 @pytest.mark.parametrize(
-    "name, words",
+    "name, leaf",
     {
-        "prompt": "a prompt",
-        "p-tuning": "P-tuning",
-        "prefix": "prefix",
-        "bottleneck": "a bottleneck",
+        "prompt": "model.prompt_embeddings", "p-tuning": "model.prompt_encoder",
+        "prefix": "model.layers.0.self_attn.prefix_k",
+        "bottleneck": "model.layers.0.self_attn.o_proj.bottleneck_down",
     }.items(),
-)
-def test_merging_is_refused_by_name(name, words):
-    with pytest.raises(InputError, match=f"{words}.* cannot be merged"):
+)  # fmt: skip
+def test_merging_is_refused_by_name(name, leaf):
+    with pytest.raises(InputError, match=f"^{leaf} cannot be merged"):
         minilora.merge(*trained(name, random_base(TINY)))
 
 
@@ -451,7 +474,7 @@ def test_loftq_takes_five_steps():
         return np.round(rest)
 
     node = {"lora_A": np.zeros((2, 16), "f4"), "lora_B": np.zeros((8, 2), "f4")}
-    codes = initializers.loftq(w, node, 2.0, store)
+    codes = initializers.loftq(w, node | {"lora_scaling": 2.0}, store)
     assert len(stored) == 5
     assert stored[0] is w and np.array_equal(codes, np.round(stored[-1]))
 
@@ -463,13 +486,13 @@ def test_p_tuning_is_three_layers_with_relus_between():
     for n in ("0", "2", "4"):
         x = x @ node["mlp_head"][n]["weight"].T + node["mlp_head"][n]["bias"]
         x = np.where(x > 0, x, 0) if n != "4" else x
-    np.testing.assert_allclose(operations.prompt(adapters["model"]), x, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(prompt.virtual_tokens(adapters["model"]), x, rtol=1e-5, atol=1e-5)
 
 
 def test_starts_need_the_dense_base_and_loftq_a_scheme():
     with pytest.raises(InputError, match="needs a dense base"):
         start_of("pissa", quantized(random_base(TINY)), "nf4")
-    with pytest.raises(InputError, match="--quantize"):
+    with pytest.raises(InputError, match="give a `scheme`"):
         start_of("loftq", random_base(TINY))
     with pytest.raises(InputError, match=r"get_peft_model"):
         lora.init(random_base(TINY), LoraConfig(init_lora_weights="pissa"), None)
@@ -486,7 +509,7 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
     back, frozen_back, config = load_adapter(tmp_path, base)
     assert config == make_adapter_config(name)
     if name == "p-tuning":  # the file has what the network puts out
-        adapters = {"model": {"prompt_embeddings": operations.prompt(adapters["model"])}}
+        adapters = {"model": {"prompt_embeddings": prompt.virtual_tokens(adapters["model"])}}
     assert fingerprint(back) == fingerprint(adapters)
     assert fingerprint(frozen_back) == fingerprint(frozen)
     save_adapter(tmp_path / "again", back, frozen_back, config, "a base")
@@ -498,7 +521,7 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
 def test_a_start_that_changes_the_base_is_made_again_on_loading(name, scheme, tmp_path):
     base = random_base(TINY)
     (adapters, frozen), config = start_of(name, base, scheme)
-    adapters = tree_map(lambda w: w + np.float32(0.01), adapters)
+    adapters = moved(adapters, lambda w: w + np.float32(0.01))
     save_adapter(tmp_path, adapters, frozen, config, "a base")
     assert needs_dense_base(tmp_path)
     back, frozen_back, config_back = load_adapter(tmp_path, base, scheme, 16)
@@ -607,5 +630,5 @@ def test_rates_of_layers_and_of_lora_plus():
 
 
 def test_full_is_for_dense_bases_only():
-    with pytest.raises(InputError, match=r"is quantized: use --quantize none, because"):
+    with pytest.raises(InputError, match=r"is quantized: set `scheme` to none, because"):
         started("full", quantized(random_base(TINY)))

@@ -84,7 +84,13 @@ def in_float64(tree):
     All that is computed from them is then float64's, but for the rotary angles, which are rounded
     to float32 as checkpoints are trained with them.
     """
-    return tree_map(lambda w: np.asarray(dense(w), np.float64), tree)
+
+    def precise(leaf):
+        if isinstance(leaf, tuple):  # VeRA's A and B
+            return tuple(map(np.float64, leaf))
+        return np.asarray(dense(leaf), np.float64) if hasattr(leaf, "shape") else leaf
+
+    return tree_map(precise, tree)
 
 
 def forward(adapters, base, tokens, config):

@@ -42,7 +42,7 @@ def sequence_classifier(folder):
 
 
 def ours_of(theirs, path, base):
-    """(trained, frozen): the adapter and the head that PEFT saved, as lesson 12e has them."""
+    """The trained tree: the adapter and the head that PEFT saved, as lesson 12e has them."""
     theirs.save_pretrained(path)
     file = path / "adapter_model.safetensors"
     tensors = load_file(file)
@@ -51,8 +51,8 @@ def ours_of(theirs, path, base):
     settings = json.loads((path / "adapter_config.json").read_text())
     settings |= {"task_type": "CAUSAL_LM", "modules_to_save": None}
     (path / "adapter_config.json").write_text(json.dumps(settings))
-    adapters, frozen, _ = load_adapter(path, base)
-    return {**adapters, "score": {"weight": head.numpy()}}, frozen
+    adapters = load_adapter(path, base).adapters
+    return {**adapters, "score": {"weight": head.numpy()}}
 
 
 def test_a_head_for_classes(tiny_llama, tmp_path, compared):
@@ -60,9 +60,9 @@ def test_a_head_for_classes(tiny_llama, tmp_path, compared):
     theirs = sequence_classifier(tiny_llama())
     tokens = torch.tensor(class_head.pad(TEXTS)[0])
     found = theirs(tokens, attention_mask=(tokens != PAD).long()).logits
-    trained, frozen = ours_of(theirs, tmp_path, base)
-    ours = class_head.class_logits(trained, frozen, TEXTS, config)
-    exact = class_head.class_logits(in_float64(trained), in_float64(frozen), TEXTS, config)
+    trained = ours_of(theirs, tmp_path, base)
+    ours = class_head.class_logits(trained, base, TEXTS, config)
+    exact = class_head.class_logits(in_float64(trained), in_float64(base), TEXTS, config)
     what = "a head for classes and LoRA"
     difference = relative(ours, found.detach().numpy())
     compared(f"{what}: logits", "PEFT, SEQ_CLS", difference, 1e-5, relative(ours, exact))
@@ -77,7 +77,7 @@ def test_a_head_for_classes(tiny_llama, tmp_path, compared):
     def gradient(*trees):
         return value_and_grad(class_head.class_loss)(*trees, TEXTS, LABELS, config)[1]
 
-    ours, exact = gradient(trained, frozen), gradient(in_float64(trained), in_float64(frozen))
+    ours, exact = gradient(trained, base), gradient(in_float64(trained), in_float64(base))
     errors = gradient_errors(ours, {path: gradients[path] for path in flatten(ours)})
     assert gradients.keys() == flatten(ours).keys()
     floor = gradient_errors(ours, flatten(exact))

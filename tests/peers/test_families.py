@@ -1,14 +1,13 @@
-"""Mistral, Qwen2 and Qwen3 against transformers, PEFT and bitsandbytes, as the Llamas are.
+"""Mistral, Qwen2, Qwen3 and Gemma 3 against transformers, PEFT and bitsandbytes, as the Llamas are.
 
 A window of 6 is much shorter than the sequences, so a window that is too long, too short or not
 read changes the logits of most tokens.
 """
 
-import json
-
 import numpy as np
 import pytest
 from comparisons import relative
+from models import moved
 from peft_models import (
     ALL,
     four_bit_peft,
@@ -28,17 +27,22 @@ from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
 from minilora.formats.quantized_file import save_quantized
 from minilora.kernels import fused
-from minilora.methods.registry import METHODS, also_train
+from minilora.methods.replaced import also_train
 from minilora.quant.schemes import quantize
-from minilora.tree import flatten, tree_map
+from minilora.tree import flatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
 peft = pytest.importorskip("peft", reason="the peers group is not installed")
 
-RANDOM = "random Mistral, Qwen2 and Qwen3"
+RANDOM = "random Mistral, Qwen2, Qwen3 and Gemma 3"
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
 OTHER = {"head_dim": 16, "rms_norm_eps": 0.1}
+SLIDING, MIXED = ["sliding_attention"] * 3, ["sliding_attention", "full_attention"]
+GEMMA = {  # a scale of the scores that is not that of head_dim, and a window in layers 0 and 2
+    "head_dim": 32, "query_pre_attn_scalar": 24, "sliding_window": 6,
+    "layer_types": [*MIXED, "sliding_attention"],
+}  # fmt: skip
 FAMILIES = {
     "Mistral": ("Mistral", {"sliding_window": None}),
     "Mistral with a window": ("Mistral", {"sliding_window": 6, "head_dim": 32}),
@@ -46,8 +50,13 @@ FAMILIES = {
     "Qwen2 with a window": ("Qwen2", WINDOW),
     "Qwen3": ("Qwen3", {"head_dim": 32, "tie_word_embeddings": True}),
     "Qwen3 with a window and biases": ("Qwen3", {"attention_bias": True, **OTHER, **WINDOW}),
+    "Gemma 3": ("Gemma3Text", GEMMA),
 }  # fmt: skip
-SLIDING = ["sliding_attention"] * 3
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+ONE_BASE = {
+    "full_attention": {"rope_theta": 500.0, **LINEAR},
+    "sliding_attention": {"rope_theta": 500.0, "rope_type": "default"},
+}  # fmt: skip
 EACH = pytest.mark.parametrize("name", FAMILIES)
 SHAPE = {  # rows of whole blocks of 64, which bitsandbytes needs on a CPU
     "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
@@ -123,8 +132,8 @@ def test_greedy_generation_with_the_cache(folder_of, equal, name, scheme):
     config, base, _ = load(folder_of(name))
     if scheme != "none":
         base = quantize(base, scheme)
-    adapters, frozen = our_adapter(base)
-    dense = minilora.merge(adapters, frozen)
+    adapters = our_adapter(base)
+    dense = minilora.merge(adapters, base)
     theirs = llama_of(folder_of(name))
     theirs.load_state_dict({p: torch.tensor(w) for p, w in flatten(dense).items()}, strict=False)
     prompt = np.random.default_rng(1).integers(250, size=9).tolist()
@@ -133,7 +142,7 @@ def test_greedy_generation_with_the_cache(folder_of, equal, name, scheme):
         pad_token_id=0,
     )  # fmt: skip
     config = minilora.ModelConfig(**vars(config) | {"eos_token_id": ()})
-    ours = list(minilora.generate(adapters, frozen, prompt, config, max_tokens=30))
+    ours = list(minilora.generate(adapters, base, prompt, config, max_tokens=30))
     what = f"{RANDOM}: greedy tokens, with the cache"
     equal(what, "transformers", (ours, found[0, 9:]), case=name)
 
@@ -141,20 +150,23 @@ def test_greedy_generation_with_the_cache(folder_of, equal, name, scheme):
 def our_adapter(base):
     """An adapter with random factors on every projection, and with trained norms."""
     rng = np.random.default_rng(2)
-    adapters, frozen = METHODS["lora"](base, LoraConfig(target_modules=ALL_LINEAR), rng)
+    adapters, _ = minilora.get_peft_model(base, LoraConfig(target_modules=ALL_LINEAR), rng)
     adapters = also_train(adapters, base, ("norm",))
-    return tree_map(lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)), adapters), frozen
+    return moved(adapters, lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)))
 
 
-@pytest.mark.parametrize("fields", [{}, {"target_modules": "all-linear", "use_dora": True}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"target_modules": ["q_proj", "v_proj"]}, {"target_modules": "all-linear", "use_dora": True}],
+)
 @EACH
 def test_an_adapter_of_peft_here(folder_of, tmp_path, tokens, same_logits, name, fields):
     theirs = random_peft(llama_of(folder_of(name)), **fields)
     peft_folder(tmp_path, theirs)
     config, base, _ = load(folder_of(name))
-    adapters, frozen, _ = load_adapter(tmp_path, base)
+    adapters, base, _ = load_adapter(tmp_path, base)
     what, expected = f"{RANDOM}, PEFT's adapters read here", their_logits(theirs, tokens)
-    same_logits(what, "PEFT", expected, adapters, frozen, tokens, config, loss=True)
+    same_logits(what, "PEFT", expected, adapters, base, tokens, config, loss=True)
 
 
 @EACH
@@ -166,41 +178,41 @@ def test_a_prefix_leaves_the_window(folder_of, tmp_path, tokens, same_logits, na
         theirs = peft.get_peft_model(llama_of(folder_of(name)), config).eval()
     peft_folder(tmp_path, theirs)
     config, base, _ = load(folder_of(name))
-    adapters, frozen, _ = load_adapter(tmp_path, base)
+    adapters, base, _ = load_adapter(tmp_path, base)
     what, expected = f"{RANDOM}, PEFT's adapters read here", their_logits(theirs, tokens)
-    same_logits(what, "PEFT", expected, adapters, frozen, tokens, config, loss=True)
+    same_logits(what, "PEFT", expected, adapters, base, tokens, config, loss=True)
 
 
 @EACH
 def test_our_adapter_in_peft(folder_of, tmp_path, tokens, same_logits, name):
     config, base, _ = load(folder_of(name))
-    adapters, frozen = our_adapter(base)
-    save_adapter(tmp_path, adapters, frozen, LoraConfig(target_modules=ALL_LINEAR), folder_of(name))
+    adapters = our_adapter(base)
+    save_adapter(tmp_path, adapters, base, LoraConfig(target_modules=ALL_LINEAR), folder_of(name))
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(folder_of(name)), tmp_path).eval()
         result = theirs.load_adapter(tmp_path, "default")
     assert result.unexpected_keys == []
     assert [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key] == []
     what, expected = f"{RANDOM}, our adapters in PEFT", their_logits(theirs, tokens)
-    same_logits(what, "PEFT", expected, adapters, frozen, tokens, config, loss=True)
+    same_logits(what, "PEFT", expected, adapters, base, tokens, config, loss=True)
 
 
 @pytest.mark.parametrize("scheme", ["none", "nf4-dq"])
 @EACH
 def test_the_merged_folder_in_transformers(folder_of, tmp_path, tokens, same_logits, name, scheme):
     config, base, _ = load(folder_of(name), scheme)
-    adapters, frozen = our_adapter(base)
+    adapters = our_adapter(base)
     lora_config = LoraConfig(target_modules=ALL_LINEAR)
-    save_adapter(tmp_path / "adapter", adapters, frozen, lora_config, folder_of(name))
+    save_adapter(tmp_path / "adapter", adapters, base, lora_config, folder_of(name))
     merge = ["merge", "--model", folder_of(name), "--adapter-path", tmp_path / "adapter"]
     main([*map(str, merge), "--quantize", scheme, "--out", str(tmp_path / "merged")])
     theirs, info = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "merged", output_loading_info=True
     )
     assert not any(info.values()), "no tensor missing, unexpected or misshapen"
-    assert type(theirs).__name__ == f"{FAMILIES[name][0]}ForCausalLM"
+    assert type(theirs) is type(llama_of(folder_of(name)))
     what, expected = f"{RANDOM}, merged folder", their_logits(theirs.eval(), tokens)
-    same_logits(what, "transformers", expected, adapters, frozen, tokens, config, loss=True)
+    same_logits(what, "transformers", expected, adapters, base, tokens, config, loss=True)
 
 
 @pytest.mark.parametrize(
@@ -211,10 +223,18 @@ def test_the_merged_folder_in_transformers(folder_of, tmp_path, tokens, same_log
         ("Qwen3", {**WINDOW, "max_window_layers": 3, "layer_types": SLIDING}, True),
         ("Qwen3", {**WINDOW, "layer_types": ["full_attention"] * 3}, False),
         ("Mistral", {"sliding_window": 6, "layer_types": ["full_attention"] * 3}, True),
+        ("Qwen2", {**WINDOW, "max_window_layers": 1}, True),
+        ("Qwen3", {**WINDOW, "layer_types": [*MIXED, "sliding_attention"]}, True),
+        ("Gemma3Text", {**GEMMA, "layer_types": None, "sliding_window_pattern": 2}, True),
+        ("Gemma3Text", {**GEMMA, "rope_scaling": LINEAR, "rope_theta": 500.0}, True),
+        ("Gemma3Text", {**GEMMA, "rope_parameters": ONE_BASE, "attention_bias": True}, True),
     ],
 )  # fmt: skip
 def test_which_layers_have_a_window(tmp_path, tokens, same_logits, family, fields, windowed):
-    """Which of several fields of config.json decides is decided by transformers."""
+    """Which of several fields of config.json decides is decided by transformers.
+
+    In Gemma 3 it is also decided which layers rotate with which base and scaling.
+    """
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**SHAPE | fields)
     with quietly():
@@ -224,6 +244,6 @@ def test_which_layers_have_a_window(tmp_path, tokens, same_logits, family, field
         theirs.eval().save_pretrained(tmp_path)
     config, base, _ = load(tmp_path)
     assert config.sliding_window == (6 if windowed else None)
-    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == family.lower()
+    assert config.model_type == theirs.config.model_type
     expected = their_logits(theirs, tokens)
     same_logits(RANDOM, "transformers", expected, {}, base, tokens, config, loss=True)

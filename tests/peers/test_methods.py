@@ -5,6 +5,7 @@ from copy import deepcopy
 import numpy as np
 import pytest
 from comparisons import forward, in_float64, relative
+from models import moved
 from peft_models import (
     ALL,
     float64_loss,
@@ -24,9 +25,9 @@ from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
-from minilora.methods import initializers
-from minilora.methods.registry import METHODS, MethodConfig
-from minilora.tree import flatten, get, tree_map
+from minilora.methods.method import SIZES, MethodConfig
+from minilora.methods.registry import METHODS
+from minilora.tree import flatten, get, set_leaf
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 peft = pytest.importorskip("peft", reason="the peers group is not installed")
@@ -37,6 +38,7 @@ CONFIGS = {
     "pissa": lambda: peft.LoraConfig(
         init_lora_weights="pissa", target_modules=ALL, r=4, lora_alpha=6, **TASK
     ),
+    "vera": lambda: peft.VeraConfig(r=5, **TASK),
     "ia3": lambda: peft.IA3Config(**TASK),
     "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=5, **TASK),
     "p-tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=5, **TASK),
@@ -86,14 +88,14 @@ def our_gradients(name, trees, batch, config):
 
 
 def trees_of(theirs, name, base, folder):
-    """(adapters, frozen) of what PEFT saved; P-tuning's network, which it drops, beside it."""
-    adapters, frozen, _ = load_adapter(peft_folder(folder, theirs), base)
+    """(adapters, base) of what PEFT saved; P-tuning's network, which it drops, beside it."""
+    adapters, base, _ = load_adapter(peft_folder(folder, theirs), base)
     if name == "p-tuning":
         encoder = theirs.prompt_encoder["default"].state_dict()
         adapters = {"model": {"prompt_encoder": {}}}
         for path, w in encoder.items():
-            lora.set_leaf(adapters, f"model.prompt_encoder.{path}", w.numpy().copy())
-    return adapters, frozen
+            set_leaf(adapters, f"model.prompt_encoder.{path}", w.numpy().copy())
+    return adapters, base
 
 
 def relative_errors(ours, theirs):
@@ -135,17 +137,17 @@ def kind(what, name):
 
 @pytest.fixture
 def same_residuals(compared):
-    """same_residuals(what, theirs, adapters, frozen, base): what PiSSA leaves of each weight."""
+    """same_residuals(what, theirs, adapters, base, dense): what PiSSA leaves of each weight."""
 
-    def same_residuals(what, theirs, adapters, frozen, base):
+    def same_residuals(what, theirs, adapters, base, dense):
         tensors, errors, shares = theirs.state_dict(), [], []
         for path in lora.adapted_paths(adapters):
-            w, r = get(base, path)["weight"], len(get(adapters, path)["lora_A"])
+            w, r = get(dense, path)["weight"], len(get(adapters, path)["lora_A"])
             residual = tensors[f"base_model.model.{path}.base_layer.weight"].numpy()
             sigma = np.linalg.svd(w.astype(np.float64), compute_uv=False)
             turned = sigma[r - 1] / (sigma[r - 1] - sigma[r])
             rounding = 2.0**-24 * sigma[0] * np.sqrt(len(sigma)) * turned
-            difference = get(frozen, path)["weight"] - residual
+            difference = get(base, path)["weight"] - residual
             errors.append(np.linalg.norm(difference) / rounding)
             shares.append(RESIDUAL * rounding / np.linalg.norm(w))
         row = f"{what} with PiSSA: residual of each weight (in u·σ₁·√n·σᵣ/(σᵣ − σᵣ₊₁))"
@@ -194,15 +196,15 @@ def test_logits_and_gradients(
     tiny_llama, tmp_path, same_here, same_gradients, same_residuals, name, tied
 ):
     folder = tiny_llama(tie_word_embeddings=tied)
-    config, base, _ = load(folder)
+    config, dense, _ = load(folder)
     theirs, batch = moved_peft(llama_of(folder), name), random_batch(256, B=3, T=24)
-    trees = trees_of(theirs, name, base, tmp_path)
+    trees = trees_of(theirs, name, dense, tmp_path)
     if name == "pissa":
-        same_residuals("random Llamas", theirs, *trees, base)
+        same_residuals("random Llamas", theirs, *trees, dense)
     expected = same_here(
         "random Llamas", "PEFT's folder", name, theirs, trees, batch["tokens"], config
     )
-    bare = minilora.forward({}, base, batch["tokens"], config)
+    bare = minilora.forward({}, dense, batch["tokens"], config)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
     same_gradients("random Llamas", name, theirs, trees, batch, config)
 
@@ -212,7 +214,7 @@ def test_logits_and_gradients(
 def test_on_the_real_base(
     smollm2, their_smollm2, prose, tmp_path, same_here, same_gradients, same_residuals, name
 ):
-    config, base, _, _ = smollm2
+    config, dense, _, _ = smollm2
     theirs = moved_peft(deepcopy(their_smollm2), name, size=0.001)
     # Points where float32 is good for 1e-4. Five times this prefix draws attention away from the
     # first token: one rounding of every weight then moves its gradient by 8e-5 in place of 6e-6.
@@ -224,15 +226,15 @@ def test_on_the_real_base(
         elif name == "p-tuning":
             for p in encoder.mlp_head[4].parameters():
                 p.mul_(3)
-    trees = trees_of(theirs, name, base, tmp_path)
+    trees = trees_of(theirs, name, dense, tmp_path)
     if name == "pissa":
-        same_residuals("SmolLM2", theirs, *trees, base)
+        same_residuals("SmolLM2", theirs, *trees, dense)
     same_here("SmolLM2", "PEFT's folder", name, theirs, trees, prose[:, :128], config)
     same_gradients("SmolLM2", name, theirs, trees, prose_batch(prose, (128, 100)), config)
 
 
 def our_adapter(name, base):
-    """(adapters, frozen, config) of that method, every number moved away from its start."""
+    """(adapters, base, config) of that method, every number moved away from its start."""
     rng = np.random.default_rng(2)
     if name in ("dora", "pissa"):
         start = "pissa" if name == "pissa" else True
@@ -240,39 +242,41 @@ def our_adapter(name, base):
             target_modules=ALL_LINEAR, use_dora=name == "dora", init_lora_weights=start
         )
     else:
-        config = MethodConfig(name, num_virtual_tokens=5)
-    init = initializers.init if name == "pissa" else METHODS[name]
-    adapters, frozen = init(base, config, rng)
-    moved = tree_map(lambda w: w + np.float32(0.1) * rng.standard_normal(w.shape, "f4"), adapters)
-    return moved, frozen, config
+        config = MethodConfig(name, **dict.fromkeys(SIZES, 5))
+    adapters, base = minilora.get_peft_model(base, config, rng)
+    change = moved(adapters, lambda w: w + np.float32(0.1) * rng.standard_normal(w.shape, "f4"))
+    return change, base, config
 
 
 @EVERY
 def test_our_folders_in_peft(tiny_llama, tmp_path, tokens, same_here, same_residuals, name):
     folder = tiny_llama()
-    config, base, _ = load(folder)
-    adapters, frozen, adapter_config = our_adapter(name, base)
-    save_adapter(tmp_path, adapters, frozen, adapter_config, folder)
+    config, dense, _ = load(folder)
+    adapters, base, adapter_config = our_adapter(name, dense)
+    save_adapter(tmp_path, adapters, base, adapter_config, folder)
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(folder), tmp_path).eval()
     if name == "pissa":
-        same_residuals("random Llamas", theirs, adapters, frozen, base)
+        same_residuals("random Llamas", theirs, adapters, base, dense)
     expected = same_here(
-        "random Llamas", "our folder", name, theirs, (adapters, frozen), tokens, config
+        "random Llamas", "our folder", name, theirs, (adapters, base), tokens, config
     )
-    bare = minilora.forward({}, base, tokens, config)
+    bare = minilora.forward({}, dense, tokens, config)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("name", ["dora", "ia3"])
+MERGED = [n for n in CONFIGS if n in METHODS and "merge_projection" in METHODS[n].wraps]
+
+
+@pytest.mark.parametrize("name", MERGED)
 def test_merged_as_peft_merges(tiny_llama, tmp_path, tokens, same_logits, name):
     folder = tiny_llama(attention_bias=True, mlp_bias=True)
     config, base, _ = load(folder)
     theirs = moved_peft(llama_of(folder), name)
-    adapters, frozen, _ = load_adapter(peft_folder(tmp_path, theirs), base)
+    adapters = load_adapter(peft_folder(tmp_path, theirs), base).adapters
     expected = their_logits(theirs.merge_and_unload(), tokens)
     same_logits(
-        "other methods merged", "PEFT's merge", expected, {}, minilora.merge(adapters, frozen),
+        "other methods merged", "PEFT's merge", expected, {}, minilora.merge(adapters, base),
         tokens, config,
     )  # fmt: skip
 
@@ -287,10 +291,10 @@ def test_peft_refuses_our_own_methods(tiny_llama, tmp_path, name):
     base = load(folder)[1]
     if name == "loftq":
         config = LoraConfig(init_lora_weights="loftq")
-        adapters, frozen = initializers.init(base, config, np.random.default_rng(0), "nf4")
+        adapters, base = minilora.get_peft_model(base, config, 0, "nf4")
     else:
-        adapters, frozen, config = our_adapter(name, base)
-    save_adapter(tmp_path, adapters, frozen, config, folder)
+        adapters, base, config = our_adapter(name, base)
+    save_adapter(tmp_path, adapters, base, config, folder)
     with pytest.raises((KeyError, ValueError, TypeError, ImportError)), quietly():
         peft.PeftModel.from_pretrained(llama_of(folder), tmp_path)
 

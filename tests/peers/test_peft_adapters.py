@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from models import moved
 from peft_models import (
     ALL,
     llama_of,
@@ -21,8 +22,8 @@ from minilora.cli import main
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.pretrained import load
-from minilora.methods.registry import METHODS, also_train
-from minilora.tree import flatten, tree_map
+from minilora.methods.replaced import also_train
+from minilora.tree import arrays, flatten
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 peft = pytest.importorskip("peft", reason="the peers group is not installed")
@@ -85,9 +86,9 @@ def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, name
     theirs = random_peft(llama_of(base_folder), **PEFT_CONFIGS[name])
     peft_folder(tmp_path, theirs)
     config, base, _ = load(base_folder)
-    adapters, frozen, _ = load_adapter(tmp_path, base)
+    adapters, base, _ = load_adapter(tmp_path, base)
     expected = their_logits(theirs, tokens)
-    same_logits(*PEFT_HERE, expected, adapters, frozen, tokens, config, loss=True)
+    same_logits(*PEFT_HERE, expected, adapters, base, tokens, config, loss=True)
     # and it is no empty claim: without the adapter the logits are others
     bare = minilora.forward({}, base, tokens, config)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
@@ -102,9 +103,9 @@ def test_modules_to_save_of_a_tied_model_of_peft_here(
     theirs = random_peft(llama_of(base_folder), modules_to_save=modules)
     peft_folder(tmp_path, theirs)
     config, base, _ = load(base_folder)
-    adapters, frozen, _ = load_adapter(tmp_path, base)
+    adapters, base, _ = load_adapter(tmp_path, base)
     expected = their_logits(theirs, tokens)
-    same_logits(*PEFT_HERE, expected, adapters, frozen, tokens, config, loss=True)
+    same_logits(*PEFT_HERE, expected, adapters, base, tokens, config, loss=True)
 
 
 @pytest.mark.parametrize("bias", ["lora_only", "all"])
@@ -112,9 +113,9 @@ def test_bias_of_peft_where_the_base_has_none(tiny_llama, tmp_path, tokens, same
     theirs = random_peft(llama_of(tiny_llama()), bias=bias)
     peft_folder(tmp_path, theirs)
     config, base, _ = load(tiny_llama())
-    adapters, frozen, _ = load_adapter(tmp_path, base)
+    adapters, base, _ = load_adapter(tmp_path, base)
     expected = their_logits(theirs, tokens)
-    same_logits(*PEFT_HERE, expected, adapters, frozen, tokens, config, loss=True)
+    same_logits(*PEFT_HERE, expected, adapters, base, tokens, config, loss=True)
 
 
 @pytest.mark.parametrize(
@@ -134,17 +135,17 @@ def test_half_precision_adapters_of_peft_here(tiny_llama, tmp_path, tokens, same
     stored = load_file(tmp_path / "adapter_model.safetensors")
     assert {w.dtype for w in stored.values()} == {dtype}
     config, base, _ = load(tiny_llama())
-    adapters, frozen, _ = load_adapter(tmp_path, base)
+    adapters, base, _ = load_adapter(tmp_path, base)
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path)
-    for path, w in flatten(adapters).items():
+    for path, w in flatten(arrays(adapters)).items():
         name = f"base_model.model.{path}" + (".weight" if "lora_" in path else "")
         np.testing.assert_array_equal(w, stored[name].float().numpy(), err_msg=name)
     # PEFT computes with low-rank factors in float32, but keeps a head as it was stored
     head = theirs.base_model.model.lm_head
     head.modules_to_save["default"].float()
     expected = their_logits(theirs, tokens)
-    same_logits(*PEFT_HERE, expected, adapters, frozen, tokens, config, loss=True)
+    same_logits(*PEFT_HERE, expected, adapters, base, tokens, config, loss=True)
 
 
 REFUSED = {
@@ -173,16 +174,34 @@ def test_what_cannot_be_honoured_is_refused_by_name(tiny_llama, tmp_path, what):
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("config", "named"),
     [
-        lambda: peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["norm"]),
-        lambda: peft.VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2),
+        (
+            lambda: peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["norm"]),
+            "peft_type 'LN_TUNING' is not implemented",
+        ),
+        (
+            lambda: peft.LoHaConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2),
+            "peft_type 'LOHA' is not implemented",
+        ),
+        (
+            lambda: peft.VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2),
+            r"target_modules = \['q_proj'\] is not implemented",
+        ),
+        (
+            lambda: peft.VeraConfig(task_type="CAUSAL_LM", r=2, layers_to_transform=[1]),
+            r"layers_to_transform = \[1\] is not implemented",
+        ),
+        (
+            lambda: peft.VeraConfig(task_type="CAUSAL_LM", r=2, save_projection=False),
+            r"tensor base_model\.vera_A is missing",
+        ),
     ],
 )
-def test_other_methods_are_refused_by_name(tiny_llama, tmp_path, config):
+def test_other_methods_and_settings_are_refused_by_name(tiny_llama, tmp_path, config, named):
     with quietly():
         peft.get_peft_model(llama_of(tiny_llama()), config()).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=r"peft_type '(LN_TUNING|VERA)' is not implemented"):
+    with pytest.raises(InputError, match=named):
         load_adapter(tmp_path, load(tiny_llama())[1])
 
 
@@ -201,8 +220,8 @@ def test_a_start_that_changes_the_base_is_no_adapter_of_that_base(tiny_llama, tm
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"init_lora_weights": True}))
     config, base, _ = load(tiny_llama())
-    adapters, frozen, _ = load_adapter(tmp_path, base)
-    wrong = minilora.forward(adapters, frozen, tokens, config)
+    adapters, base, _ = load_adapter(tmp_path, base)
+    wrong = minilora.forward(adapters, base, tokens, config)
     assert np.abs(wrong - expected).max() > 0.01 * np.abs(expected).max()
 
 
@@ -239,9 +258,9 @@ OUR_CONFIGS = {
 
 def our_adapter(base, config, groups):
     rng = np.random.default_rng(2)
-    adapters, frozen = METHODS["lora"](base, config, rng)
+    adapters, _ = minilora.get_peft_model(base, config, rng)
     adapters = also_train(adapters, base, groups)
-    return tree_map(lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)), adapters), frozen
+    return moved(adapters, lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -250,8 +269,8 @@ def our_adapter(base, config, groups):
 def test_our_adapter_in_peft(tiny_llama, tmp_path, tokens, same_logits, name, tied, dtype):
     base_folder, (lora_config, groups) = tiny_llama(tie_word_embeddings=tied), OUR_CONFIGS[name]
     config, base, _ = load(base_folder)
-    adapters, frozen = our_adapter(base, lora_config, groups)
-    save_adapter(tmp_path / "ours", adapters, frozen, lora_config, base_folder, dtype)
+    adapters = our_adapter(base, lora_config, groups)
+    save_adapter(tmp_path / "ours", adapters, base, lora_config, base_folder, dtype)
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         theirs = peft.PeftModel.from_pretrained(llama_of(base_folder), tmp_path / "ours").eval()
@@ -259,10 +278,10 @@ def test_our_adapter_in_peft(tiny_llama, tmp_path, tokens, same_logits, name, ti
     assert result.unexpected_keys == []
     assert [key for key in result.missing_keys if "lora_" in key or "modules_to_save" in key] == []
     assert not [w for w in said if re.search("missing|nexpected", str(w.message))]
-    stored, frozen, _ = load_adapter(tmp_path / "ours", base)
+    stored, base, _ = load_adapter(tmp_path / "ours", base)
     if dtype == "float32" or not groups:  # otherwise PEFT computes with modules_to_save in `dtype`
         expected = their_logits(theirs, tokens)
-        same_logits(*OURS_THERE, expected, stored, frozen, tokens, config, loss=True)
+        same_logits(*OURS_THERE, expected, stored, base, tokens, config, loss=True)
     with quietly():
         theirs.save_pretrained(tmp_path / "theirs")
     assert_same_config(tmp_path / "ours", tmp_path / "theirs")
@@ -292,14 +311,14 @@ def test_a_trained_bias_cannot_be_merged_there_and_can_here(
     """PEFT computes with lora_bias on a base without biases; it has no place to merge it into."""
     config, base, _ = load(tiny_llama())
     lora_config = LoraConfig()
-    adapters, frozen = our_adapter(base, lora_config, ("bias",))
-    save_adapter(tmp_path, adapters, frozen, lora_config, tiny_llama())
+    adapters = our_adapter(base, lora_config, ("bias",))
+    save_adapter(tmp_path, adapters, base, lora_config, tiny_llama())
     with quietly():
         theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path)
         with pytest.raises(RuntimeError, match="Impossible to merge"):
             theirs.merge_and_unload()
         theirs = peft.PeftModel.from_pretrained(llama_of(tiny_llama()), tmp_path).eval()
-    merged, expected = lora.merge(adapters, frozen), their_logits(theirs, tokens)
+    merged, expected = minilora.merge(adapters, base), their_logits(theirs, tokens)
     same_logits(*OURS_THERE, expected, {}, merged, tokens, config, loss=True)
 
 
@@ -309,8 +328,8 @@ def test_the_merged_folder_in_transformers(tiny_llama, tmp_path, tokens, same_lo
     """What `minilora merge` writes computes there what base and adapter compute here."""
     (lora_config, groups), base_folder = OUR_CONFIGS[name], tiny_llama()
     config, base, _ = load(base_folder, scheme)
-    adapters, frozen = our_adapter(base, lora_config, groups)
-    save_adapter(tmp_path / "adapter", adapters, frozen, lora_config, base_folder)
+    adapters = our_adapter(base, lora_config, groups)
+    save_adapter(tmp_path / "adapter", adapters, base, lora_config, base_folder)
     merge = ["merge", "--model", base_folder, "--adapter-path", tmp_path / "adapter"]
     merged = tmp_path / "merged"
     main([*map(str, merge), "--quantize", scheme, "--out", str(merged)])
@@ -318,4 +337,4 @@ def test_the_merged_folder_in_transformers(tiny_llama, tmp_path, tokens, same_lo
     assert len({*same_file}) == 1
     theirs = their_logits(llama_of(merged), tokens)
     what = "merged folder", "transformers"
-    same_logits(*what, theirs, adapters, frozen, tokens, config, loss=True)
+    same_logits(*what, theirs, adapters, base, tokens, config, loss=True)

@@ -27,6 +27,7 @@ from minilora.formats.pretrained import load
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
 peft = pytest.importorskip("peft", reason="the peers group is not installed")
+bitsandbytes = pytest.importorskip("bitsandbytes", reason="the peers group is not installed")
 load_file = pytest.importorskip("safetensors.torch").load_file
 save_file = pytest.importorskip("safetensors.torch").save_file
 
@@ -88,13 +89,13 @@ def test_the_left_column_runs(tmp_path, monkeypatch, capsys):
         ),
     )
     trained = names["logits"].detach().numpy()
-    adapters, frozen, _ = minilora.load_adapter("adapter", base)
+    adapters, base, _ = minilora.load_adapter("adapter", base)
     merged = transformers.AutoModelForCausalLM.from_pretrained("merged").eval()
     with torch.no_grad(), model.disable_adapter():
         bare = model(tokens).logits.numpy()
     for logits in (
         their_logits(model.eval(), tokens.numpy()), their_logits(merged, tokens.numpy()),
-        minilora.forward(adapters, frozen, tokens.numpy(), model_config),
+        minilora.forward(adapters, base, tokens.numpy(), model_config),
     ):  # fmt: skip
         assert relative(logits, trained) < 1e-5  # as everywhere: rounding is some 1e-6
     assert relative(bare, trained) > 1e-3
@@ -158,9 +159,40 @@ def test_an_adapter_of_a_run_in_peft(tmp_path, monkeypatch):
         exec(code, names)
 
     model_config, base, tokenizer = minilora.load("tiny", "nf4-dq")
-    adapters, frozen, _ = minilora.load_adapter("adapters", base)
+    adapters, base, _ = minilora.load_adapter("adapters", base)
     tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn.")])
-    ours = minilora.forward(adapters, frozen, tokens, model_config)
+    ours = minilora.forward(adapters, base, tokens, model_config)
     model = names["model"].train()  # as the page says; the adapter has no dropout
     assert relative(their_logits(model, tokens), ours) < 1e-5  # as everywhere
     assert relative(minilora.forward({}, base, tokens, model_config), ours) > 1e-3
+
+
+@pytest.mark.parametrize(("scheme", "names"), [("nf4-dq", ["tiny"]), ("int8", ["tiny", "micro"])])
+def test_how_far_evaluation_mode_is_off(scheme, names, tmp_path):
+    """The page says the least and the most of twelve rows per data set. Another processor rounds
+    otherwise, so half as much and twice as much are allowed. In training mode there is nothing."""
+    text = " ".join(GUIDE.read_text(encoding="utf-8").split())
+    models = " and ".join(f"`{name}`" for name in names)
+    said = re.search(rf"logits of {models} then differ by ([\d.]+) to ([\d.]+) %", text)
+    off = []
+    for name in names:
+        folder = str(tmp_path / name)
+        command = ["quantize", "--model", name, "--quantize", scheme, "--out", folder]
+        assert cli.main(command) == 0
+        model_config, base, tokenizer = minilora.load(name, scheme)
+        with quietly():
+            training, evaluating = (
+                transformers.AutoModelForCausalLM.from_pretrained(folder) for _ in range(2)
+            )
+        training.train()  # there is no dropout
+        for rows in ("notes", "questions"):
+            for row in minilora.load_rows(rows, "valid")[:12]:
+                tokens = np.array([tokenizer.encode("".join(row.values()))])
+                ours = minilora.forward({}, base, tokens, model_config)
+                off.append(100 * relative(their_logits(evaluating, tokens), ours))
+                assert relative(their_logits(training, tokens), ours) < 1e-5  # as everywhere
+    if scheme == "nf4-dq" and not bitsandbytes.nn.modules.has_avx512bf16():
+        assert max(off) < 1e-3
+        return
+    least, most = map(float, said.groups())
+    assert 0.5 < min(off) / least < 2 and 0.5 < max(off) / most < 2

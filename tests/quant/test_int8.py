@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from minilora.config import InputError
 from minilora.kernels import low_precision
 from minilora.kernels import weights as kernel_weights
-from minilora.kernels.weights import dense, frozen_matmul
+from minilora.kernels.weights import dense, matmul
 from minilora.quant import int8
 
 EPS = 2.0**-24  # the largest relative error of one float32 operation
@@ -59,13 +59,13 @@ def test_a_vector_is_multiplied_from_the_codes(seed, kind, shape):
     y = low_precision.int8_matvec(q, x)
     assert y.dtype == np.float32 and (np.abs(y - w @ x) <= bound).all()
     for rows in (x, x[None], x[None, None]):
-        assert frozen_matmul(rows, q).tobytes() == y.tobytes()
+        assert matmul(rows, q).tobytes() == y.tobytes()
 
 
 def test_a_single_token_makes_no_dense_weight(monkeypatch):
     q = int8.quantize(weights("normal", (5, 7)))
     monkeypatch.setitem(kernel_weights.READ_ROWS, int8.Int8, None)  # decoding rows would fail
-    assert frozen_matmul(np.ones((1, 1, 7), np.float32), q).shape == (1, 1, 5)
+    assert matmul(np.ones((1, 1, 7), np.float32), q).shape == (1, 1, 5)
     with pytest.raises(ValueError, match="shape"):
         low_precision.int8_matvec(q, np.ones(6, np.float32))
 

@@ -20,7 +20,7 @@ from toy_models import (
 )
 
 import minilora
-from minilora import kernels, layers, lora, model
+from minilora import kernels, layers, model
 from minilora.config import InputError
 from minilora.evaluation import metrics
 from minilora.evaluation.memory import nbytes
@@ -29,11 +29,12 @@ from minilora.formats.quantized_file import save_quantized
 from minilora.formats.safetensors_file import encode
 from minilora.kernels import fused, fused_loss, weights
 from minilora.kernels import low_precision as compiled
-from minilora.methods.registry import also_train
+from minilora.layers import value_and_grad
+from minilora.methods.replaced import also_train
 from minilora.quant import int8, low_precision
 from minilora.quant.low_precision import LowPrecision, halves
 from minilora.quant.schemes import error_report
-from minilora.tree import flatten, get, named_leaves, num_parameters, tree_map, unflatten
+from minilora.tree import flatten, get, named_leaves, num_parameters, overlay, tree_map, unflatten
 
 UNIT = 2.0**-24  # of float32: half of the distance from 1 to the next number
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -137,13 +138,9 @@ def test_matvec(kind, seed):
     bound = 66 * UNIT * (np.abs(dense) @ np.abs(x)) + 64 * 2.0**-126
     y = compiled.matvec(w, x)
     assert (np.abs(y - dense @ x) <= bound).all()
-    assert (
-        bits(weights.frozen_matmul(x, w))
-        == bits(y)
-        == bits(weights.frozen_matmul(x[None, None], w))
-    )
+    assert bits(weights.matmul(x, w)) == bits(y) == bits(weights.matmul(x[None, None], w))
     rows = np.stack([x, -x])
-    assert bits(layers.frozen_matmul(rows, w)) == bits(rows @ exact(w).T)
+    assert bits(layers.matmul(rows, w)) == bits(rows @ exact(w).T)
 
 
 def test_matvec_of_small_numbers():
@@ -162,7 +159,7 @@ def test_tiles(monkeypatch, kind, tile):
     assert all(bits(dense[at]) == bits(part) for at, part in parts)
     assert bits(np.concatenate([part for _, part in weights.tiles(dense, tile)])) == bits(dense)
     monkeypatch.setattr(weights.tiles, "__defaults__", (tile,))
-    y = weights.frozen_matmul(h, w)
+    y = weights.matmul(h, w)
     # two sums of 64 terms in some order, each rounding at most of the terms' sizes
     assert (np.abs(y - h @ dense.T) <= 2 * 64 * UNIT * (np.abs(h) @ np.abs(dense.T))).all()
 
@@ -193,11 +190,11 @@ def test_a_step_equals_that_of_dense_matrices(monkeypatch, kind, tied, ops):
     monkeypatch.setattr(fused_loss, "TILE", 16)  # five tiles, the last one short
     config, held, dense = twins(kind, tied=tied)
     batch = random_batch(config)
-    head, twin = model.lm_head({}, held), model.lm_head({}, dense)
+    head, twin = model.lm_head(held), model.lm_head(dense)
     assert isinstance(head, LowPrecision)
     args = (batch["tokens"], batch["segment_starts"], config, ops)
-    x = model.hidden_states({}, held, *args)
-    assert bits(x) == bits(model.hidden_states({}, dense, *args))
+    x = model.hidden_states(held, *args)
+    assert bits(x) == bits(model.hidden_states(dense, *args))
     logits, of_twin = (model.forward({}, b, batch["tokens"], config, ops) for b in (held, dense))
     # a logit is a sum of 32 terms, which a tile adds in another order
     size = np.abs(x) @ np.abs(exact(head)).T
@@ -219,8 +216,8 @@ def test_gradients_of_the_adapters(kind):
     batch, grads = random_batch(config), []
     for base in (held, dense):
         adapters, frozen = adapted(base)
-        vjp, _ = make_vjp(lambda a, f=frozen: minilora.loss(a, f, batch, config))(adapters)
-        grads.append(flatten(vjp(1.0)))
+        _, grad = value_and_grad(minilora.loss)(adapters, frozen, batch, config)
+        grads.append(flatten(grad))
     norm = max(np.abs(g).max() for g in grads[1].values())
     for path, g in grads[1].items():
         # (a few hundred roundings through three layers' products, each of the largest's size)
@@ -236,7 +233,7 @@ def test_generation_and_scores(kind):
     ]
     assert said[0] == said[1] and len(set(said[0])) > 2
     batch = random_batch(config)
-    parts = [metrics.token_scores({}, base, batch, config, kernels.OPS) for base in (held, dense)]
+    parts = [metrics.token_scores(base, batch, config, kernels.OPS) for base in (held, dense)]
     assert bits(parts[0]["hit"]) == bits(parts[1]["hit"])
     np.testing.assert_allclose(parts[0]["nll"], parts[1]["nll"], rtol=0, atol=1e-5)
 
@@ -245,7 +242,7 @@ def test_a_trained_embedding_or_head_takes_its_place():
     config, held, dense = twins("Q8_0")
     adapters, frozen = adapted(held)
     adapters = also_train(adapters, frozen, ("head",))
-    head = model.lm_head(adapters, frozen)
+    head = model.lm_head(overlay(frozen, adapters))
     assert type(head) is np.ndarray and bits(head) == bits(get(dense, EMBEDDING))
     trained = {"model": {"embed_tokens": {"weight": get(dense, EMBEDDING) + 1}}}
     batch = random_batch(config)
@@ -266,7 +263,7 @@ def test_what_is_made_of_such_a_base(tmp_path, kind):
         p for p, _ in named_leaves(held) if p.endswith("_proj.weight")
     ]
     adapters, frozen = adapted(held)
-    merged = lora.merge(adapters, frozen)
+    merged = minilora.merge(adapters, frozen)
     assert all(type(w) is np.ndarray for _, w in named_leaves(merged))
     assert bits(get(merged, EMBEDDING)) == bits(get(dense, EMBEDDING))
     save_pretrained(tmp_path / "dense", config, held)

@@ -1,0 +1,148 @@
+"""What training does after each step: evaluate, keep the best adapters, show the progress.
+
+Each function here that returns `after_step` makes a callback of `training.train`, which describes
+what a callback gets, changes and returns.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..batching import Example
+from ..config import InputError, ModelConfig, TrainConfig
+from ..optim import OPTIMIZERS
+from ..training import Callback
+from ..tree import Tree, arrays
+from .metrics import evaluate
+from .progress import Progress
+
+INTERRUPTED = (  # for Python and notebooks; the command line writes a checkpoint instead
+    "this exception has the `adapters`, the `history` and the `state` of that step; "
+    "in a notebook: `import sys; adapters = sys.last_value.adapters`"
+)
+NO_BEST = {"best_loss": math.inf, "best_step": 0, "worse": 0}  # the state before an evaluation
+
+
+def evaluation(
+    base: Tree, valid: Sequence[Example], model_config: ModelConfig, train_config: TrainConfig,
+    ops: Any = None, quiet: bool = False,
+) -> Callback:  # fmt: skip
+    """Return a callback that scores the held-out rows `valid` every `steps_per_eval` steps.
+
+    It adds a dict to the history, and the best adapters so far to the state, if `train_config` asks
+    for them. It ends the run if `early_stopping_patience` evaluations were not better.
+    """
+
+    def after_step(records: list[Tree], adapters: Tree, state: Tree) -> bool:
+        step = state["step"]
+        if step % train_config.steps_per_eval != 0 and step != train_config.iters:
+            return False
+        scores = evaluate(adapters, base, valid, model_config, ops, quiet)
+        records.append(evaluation_row(step, scores))
+        state.update(update_best(state, adapters, scores["loss"], train_config))
+        return should_stop(state, train_config.early_stopping_patience)
+
+    return after_step
+
+
+def progress_of(progress: Progress, quiet: bool = False) -> Callback:
+    """Return a callback that shows the dicts that a step adds to the history."""
+
+    def after_step(records: list[Tree], adapters: Tree, state: Tree) -> bool:
+        now = records[0]
+        if len(records) > 1 and not quiet:
+            loss = records[1]["eval_loss"]
+            percent = 100 * records[1]["eval_exact_match"]
+            scores = f"held-out loss {loss:.4f}, exact match {percent:.1f} %"
+            is_best = "best" in state and kept_step(state) == now["step"]
+            best = ", the best so far" if is_best else ""
+            progress.write(f"step {now['step']}: train loss {now['loss']:.4f}, {scores}{best}")
+        speed = now["tokens"] / max(now["seconds"], 1e-4)
+        line = f"loss {now['loss']:.3f}, {speed:.0f} tokens/s with prompts"
+        progress.set_postfix_str(line)
+        progress.advance(1, f"step {now['step']} of {progress.total}: {line}")
+        return False
+
+    return after_step
+
+
+class LastStep:
+    """The adapters, the history and the state of the last complete step; an interrupt gets them."""
+
+    def __init__(self, adapters: Tree, state: Tree) -> None:
+        self.history: list = []
+        self.step = adapters, state
+
+    @property
+    def state(self) -> Tree:
+        """The state after this step."""
+        return self.step[1]
+
+    def after_step(self, records: list[Tree], adapters: Tree, state: Tree) -> None:
+        """Keep them; this is a callback."""
+        self.history += records
+        self.step = adapters, state
+
+    def __enter__(self) -> "LastStep":
+        return self
+
+    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            interrupt: Any = error
+            interrupt.adapters, interrupt.state = self.step
+            step = interrupt.state["step"]
+            interrupt.history = [row for row in self.history if row["step"] <= step]
+            error.add_note(f"interrupted after step {step}: {INTERRUPTED}")
+
+
+def check_held_out(valid: Sequence[Example], train_config: TrainConfig) -> None:
+    """Raise InputError if there are no held-out rows, and `train_config` needs their loss."""
+    problem = "needs held-out rows, but there are none: give more rows, or leave it out"
+    if train_config.early_stopping_patience and not valid:
+        raise InputError(f"`early_stopping_patience` {problem}")
+    if train_config.keep_best and not valid:
+        raise InputError(f"`keep_best` {problem}")
+
+
+def init_state(adapters: Tree, train_config: TrainConfig) -> Tree:
+    """Return the state before the first step: of the optimizer, and of the best evaluation."""
+    start, _ = OPTIMIZERS[train_config.optimizer]
+    return {**start(arrays(adapters)), **NO_BEST}
+
+
+def evaluation_row(step: int, scores: Tree) -> Tree:
+    """Return the dict of an evaluation in the history."""
+    return {"step": step} | {f"eval_{name}": value for name, value in scores.items()}
+
+
+def update_best(state: Tree, adapters: Tree, loss: float, train_config: TrainConfig) -> Tree:
+    """Return the changes of the state after an evaluation: the best loss and adapters so far."""
+    if not (train_config.early_stopping_patience or train_config.keep_best):
+        return {}
+    if loss < state["best_loss"]:
+        return {"best_loss": loss, "best_step": state["step"], "worse": 0, "best": adapters}
+    return {"worse": state["worse"] + 1}
+
+
+def should_stop(state: Tree, patience: int) -> bool:
+    """Return whether the last `patience` evaluations did not improve the loss; 0: never."""
+    return 0 < patience <= state["worse"]
+
+
+def kept_step(state: Tree) -> int:
+    """Return the step whose adapters a run with this state returns."""
+    return state["best_step"] if "best" in state else state["step"]
+
+
+def print_end(state: Tree, train_config: TrainConfig) -> None:
+    """Print whether early stopping ended the run, and which step is kept if it is the best."""
+    step = state["step"]
+    patience = train_config.early_stopping_patience
+    if should_stop(state, patience) and step < train_config.iters:
+        reason = f"the last {patience} evaluations did not lower the held-out loss"
+        print(f"early stopping at step {step} of {train_config.iters}: {reason}")
+    if "best" in state:
+        loss = f"{state['best_loss']:.4f}"
+        print(
+            f"kept: step {kept_step(state)}, the trained step with the lowest held-out loss, {loss}"
+        )

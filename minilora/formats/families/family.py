@@ -1,0 +1,51 @@
+"""What a model family is: how its models differ from Llama, and its fields in config.json.
+
+Each family has a file of its own, which ends with its `Family`. `FAMILIES` lists all.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ...config import ModelConfig
+
+DEFAULTS = ModelConfig(1, 1, 1, 1, 1, 1, 2)
+FIXED = {
+    "hidden_act",
+    "norms",
+    "norm_offset",
+    "qk_norm",
+}  # the fields that `Family.fields` may have
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model_type of Hugging Face.
+
+    read(raw) returns the fields of ModelConfig that config.json, the object `raw`, has in this
+    family only; write(model_config) returns the fields of config.json for them.
+    """
+
+    model_type: str
+    architecture: str
+    biases: tuple[tuple[str, ...], ...] = ()  # the projections of a group have biases or none has
+    always_biased: bool = False
+    sliding: bool = True  # its layers may have a sliding window
+    fields: dict[str, Any] = field(default_factory=dict)  # of ModelConfig, the same in each model
+    defaults: dict[str, Any] = field(default_factory=dict)  # of config.json, if not Llama's
+    read: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}
+    write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+
+    def biased(self, some: set[str]) -> set[str]:
+        """Return the projections that have a bias in a model in which `some` have one."""
+        groups = [g for g in self.biases if self.always_biased or not some.isdisjoint(g)]
+        return {name for group in groups for name in group}
+
+    def fits(self, config: ModelConfig, some: set[str]) -> bool:
+        """Return whether a model of this family can have this shape, and `some` biases."""
+        same = all(
+            getattr(config, name) == self.fields.get(name, getattr(DEFAULTS, name))
+            for name in FIXED
+        )
+        window = self.sliding or config.sliding_window is None
+        return same and window and some <= self.biased(some)

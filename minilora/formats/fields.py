@@ -1,0 +1,81 @@
+"""Check fields of a JSON object, or of the metadata of a GGUF file."""
+
+from ..config import InputError
+
+
+def size(raw, name, default=None):
+    """Return raw[name], or the default for null; raise InputError unless it is a positive int."""
+    value = default if raw.get(name) is None else raw[name]
+    if type(value) is not int or value <= 0:
+        raise InputError(f"{name} must be a whole number from 1, got {value!r}")
+    return value
+
+
+def positive(raw, name, default=None):
+    """Return raw[name], or the default for null; raise InputError unless it is positive."""
+    value = default if raw.get(name) is None else raw[name]
+    if type(value) not in (int, float) or not 1e-38 < value < 1e38:
+        raise InputError(f"{name} must be a positive number, got {value!r}")
+    return value
+
+
+def boolean(raw, name):
+    """Return raw[name], false for null; raise InputError unless it is true or false."""
+    value = raw.get(name)
+    if value not in (None, False, True):
+        raise InputError(f"{name} must be true or false, got {value!r}")
+    return bool(value)
+
+
+def nested(raw, name):
+    """Return the object raw[name], {} for null; raise InputError if it is something else."""
+    value = raw.get(name) or {}
+    if not isinstance(value, dict):
+        raise InputError(f"{name} must be an object, got {value!r}")
+    return value
+
+
+def ids(raw, name):
+    """Return raw[name], which is a token id, a list of them or null, as a tuple."""
+    value = raw.get(name)
+    found = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(i) is int and i >= 0 for i in found):
+        raise InputError(f"{name} must be a token id or a list of them, got {value!r}")
+    return tuple(found)
+
+
+LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def rope(raw):
+    """Return (rope_theta, rope_scaling of ModelConfig) from the fields of transformers 4 or 5."""
+    found = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    if not isinstance(found, dict):
+        raise InputError(f"the rope parameters must be an object, got {found!r}")
+    every = raw | found
+    theta = float(positive(every, "rope_theta", 10000))
+    part = every.get("partial_rotary_factor")
+    if part not in (None, 1):
+        raise InputError(f"partial_rotary_factor {part!r} is not implemented; only 1 is")
+    kind = found.get("rope_type", found.get("type", "default"))
+    if kind == "default":
+        return theta, None
+    if kind not in ("linear", "llama3"):
+        raise InputError(f"rope type {kind!r} is not implemented; default, linear and llama3 are")
+    scaling = {"rope_type": kind, "factor": float(positive(found, "factor"))}
+    if kind == "llama3":
+        scaling |= {name: positive(found, name) for name in LLAMA3}
+        low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+        if low >= high:
+            raise InputError(f"low_freq_factor {low} must be below high_freq_factor {high}")
+    return theta, scaling
+
+
+def layer_types(raw, default):
+    """Return raw["layer_types"] as a tuple, or the default; raise InputError if it is malformed."""
+    types = raw.get("layer_types") or default
+    n = size(raw, "num_hidden_layers")
+    known = ("sliding_attention", "full_attention")
+    if not isinstance(types, list | tuple) or len(types) != n or not all(t in known for t in types):
+        raise InputError(f"layer_types must name {' or '.join(known)} for each of {n} layers")
+    return tuple(types)

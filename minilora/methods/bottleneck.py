@@ -1,0 +1,53 @@
+"""Bottleneck adapters (Houlsby et al. 2019): a small network after o_proj and down_proj."""
+
+import autograd.numpy as np
+
+from .. import lora
+from ..config import LoraConfig
+from ..layers import gelu, matmul
+from ..tree import get, set_leaf
+from .method import Method
+
+TARGETS = ("o_proj", "down_proj")
+NAMES = ("bottleneck_down", "bottleneck_down_bias", "bottleneck_up", "bottleneck_up_bias")
+
+
+def init(base, config, rng):
+    """Create the network after each sublayer; its up matrix is zero."""
+    adapters: dict = {}
+    m = config.bottleneck_size
+    for path in lora.target_paths(base, LoraConfig(target_modules=TARGETS)):
+        D = get(base, path)["weight"].shape[0]
+        set_leaf(adapters, f"{path}.bottleneck_down", uniform(rng, (m, D), D))
+        set_leaf(adapters, f"{path}.bottleneck_down_bias", np.zeros(m, "f4"))
+        set_leaf(adapters, f"{path}.bottleneck_up", np.zeros((D, m), "f4"))
+        set_leaf(adapters, f"{path}.bottleneck_up_bias", np.zeros(D, "f4"))
+    return adapters
+
+
+def uniform(rng, shape, in_features):
+    """Draw weights from U(−1/√in, 1/√in), float32."""
+    bound = 1 / np.sqrt(in_features)
+    return rng.uniform(-bound, bound, shape).astype("f4")
+
+
+def linear(linear, x, node, rng=None):
+    """Apply the bottleneck to the output of the projection: (..., D) -> (..., D)."""
+    h = linear(x, node, rng)
+    if "bottleneck_down" not in node:
+        return h
+    # h + W_up·gelu(W_down·h + b) + b   (Houlsby et al. 2019, Sec. 2.1)
+    z = gelu(matmul(h, node["bottleneck_down"]) + node["bottleneck_down_bias"])
+    return h + matmul(z, node["bottleneck_up"]) + node["bottleneck_up_bias"]
+
+
+def extra_floats(name, leaf):
+    """Return the floats per token that are kept: h, and the powers in gelu."""
+    return leaf.shape[1] + 8 * len(leaf) if name == "bottleneck_down" else 0
+
+
+METHOD = Method(
+    "bottleneck", init,
+    entries=dict.fromkeys(TARGETS, NAMES),
+    wraps={"linear": linear}, size="bottleneck_size", extra_floats=extra_floats,
+)  # fmt: skip

@@ -1,0 +1,69 @@
+"""DoRA (Liu et al. 2024): LoRA, and a trained magnitude m per output of a projection."""
+
+from dataclasses import replace
+
+import autograd.numpy as np
+from autograd.extend import notrace_primitive
+
+from .. import kernels, lora
+from ..config import ALL_LINEAR, InputError
+from ..tree import get, set_leaf, without
+from .method import Method
+
+M = "lora_magnitude_vector"  # (out,)
+
+
+def init(base, config, rng):
+    """Create the factors of LoRA, and m = ‖W₀‖ per row (Sec. 4.1)."""
+    adapters = lora.init(base, replace(config, use_dora=False), rng)
+    add_magnitudes(adapters, base)
+    return adapters
+
+
+def add_magnitudes(adapters, base):
+    """Set m = ‖W₀ + (α/r)·BA‖ in place, for each adapted projection."""
+    for path in lora.adapted_paths(adapters):
+        node = get(base, path)
+        if "lora_stack" in node:
+            raise InputError(
+                "DoRA cannot be trained on a stacked adapter: merge that adapter first"
+            )
+        set_leaf(adapters, f"{path}.{M}", row_norms({**node, **get(adapters, path)}))
+
+
+def linear(linear, x, node, rng=None):
+    """Scale the outputs of LoRA."""
+    if M not in node:
+        return linear(x, node, rng)
+    # h = m∘(W₀x + (α/r)·BAx)/‖W₀ + (α/r)·BA‖ + b, with constant norms   (DoRA, Eqs. 5 and 11)
+    h = linear(x, without(node, "bias"), rng) * (node[M] / row_norms(node))
+    return h + node["bias"] if "bias" in node else h
+
+
+def merge_projection(merge, node):
+    """Scale the rows of the merged weight."""
+    if M not in node:
+        return merge(node)
+    # W' = m∘(W₀ + (α/r)·BA)/‖W₀ + (α/r)·BA‖   (DoRA, Eq. 5)
+    merged = merge(without(node, M))
+    return merged | {"weight": (node[M] / row_norms(node))[:, None] * merged["weight"]}
+
+
+def row_norms(node):
+    """Return ‖W₀ + (α/r)·BA‖ per row, (out,), without a gradient; 1 for a row of zeros."""
+    return _row_norms(node["weight"], node["lora_scaling"], node["lora_A"], node["lora_B"])
+
+
+@notrace_primitive
+def _row_norms(w, scaling, a, b):
+    w = kernels.dense(w)
+    norms = np.linalg.norm(w + w.dtype.type(scaling) * (b @ a), axis=1)
+    return np.where(norms == 0, norms.dtype.type(1), norms)
+
+
+METHOD = Method(
+    "dora", init,
+    entries=dict.fromkeys(ALL_LINEAR, (M,)),
+    wraps={"linear": linear, "merge_projection": merge_projection},
+    extra_floats=lambda name, leaf: len(leaf),  # the output before scaling
+)  # fmt: skip

@@ -1,0 +1,55 @@
+"""IA³ (Liu et al. 2022): trained scales of keys, values and the hidden units of the MLP."""
+
+import autograd.numpy as np
+
+from .. import lora
+from ..config import LoraConfig
+from ..tree import get, set_leaf, without
+from .method import Method
+
+L = "ia3_l"  # (out, 1) of k_proj and v_proj, (1, in) of down_proj
+TARGETS = ("k_proj", "v_proj", "down_proj")
+
+
+def init(base, config, rng):
+    """Create scales, all one."""
+    adapters: dict = {}
+    for path in lora.target_paths(base, LoraConfig(target_modules=TARGETS)):
+        out_features, in_features = get(base, path)["weight"].shape
+        shape = (1, in_features) if path.endswith("down_proj") else (out_features, 1)
+        set_leaf(adapters, f"{path}.{L}", np.ones(shape, "f4"))
+    return adapters
+
+
+def linear(linear, x, node, rng=None):
+    """Scale the input of down_proj, and the outputs of k_proj and v_proj with their biases."""
+    if L not in node:
+        return linear(x, node, rng)
+    if node[L].shape[0] == 1:
+        return linear(x * node[L][0], node, rng)  # W_down(l_ff ∘ h)   (IA³, Sec. 3.3)
+    return linear(x, node, rng) * node[L][:, 0]  # l_k ∘ K and l_v ∘ V
+
+
+def merge_projection(merge, node):
+    """Scale the rows or the columns of the weight, and the bias of scaled outputs."""
+    if L not in node:
+        return merge(node)
+    merged = merge(without(node, L))
+    merged["weight"] = node[L] * merged["weight"]
+    if "bias" in merged and node[L].shape[0] > 1:
+        merged["bias"] = node[L][:, 0] * merged["bias"]
+    return merged
+
+
+METHOD = Method(
+    "ia3", init,
+    entries=dict.fromkeys(TARGETS, (L,)),
+    wraps={"linear": linear, "merge_projection": merge_projection},
+    extra_floats=lambda name, leaf: leaf.size,  # the input or output before scaling
+    peft_fields={
+        "peft_type": "IA3", "target_modules": list(TARGETS),
+        "feedforward_modules": ["down_proj"], "fan_in_fan_out": False,
+        "exclude_modules": None, "modules_to_save": None,
+    },
+    free_fields={"init_ia3_weights": True},
+)  # fmt: skip

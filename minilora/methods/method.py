@@ -1,0 +1,61 @@
+"""What a method is: the entries that it adds, how they start, and the functions that read them.
+
+Each method has a file of its own, which ends with its `Method`. `registry.METHODS` lists all.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from ..config import POSITIVE_INT, check_number
+from ..tree import Tree
+
+
+def size(default: int, what: str) -> Any:
+    """Return a field of MethodConfig: a size, whose flag has this default and this help."""
+    return field(default=default, metadata={"help": what})
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """The settings of a method other than LoRA: its name in METHODS, and its sizes."""
+
+    method: str
+    num_virtual_tokens: int = size(16, "for prompt, p-tuning and prefix")
+    bottleneck_size: int = size(8, "width of bottleneck")
+    vera_r: int = size(256, "rank of vera")
+
+    def __post_init__(self) -> None:
+        for name in SIZES:
+            check_number(name, getattr(self, name), POSITIVE_INT)
+
+
+SIZES = {f.name: f for f in fields(MethodConfig)[1:]}
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method of fine-tuning.
+
+    init(base, config, rng) returns a new adapter. `entries` maps the name of a node to the names of
+    the entries that the method adds to it. `wraps` maps the name of an operation (see `ops.Ops`) to
+    a function f(operation, *its arguments) that is called in its place.
+    """
+
+    name: str
+    init: Callable[..., Tree]
+    entries: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    wraps: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    size: str | None = None  # the one of SIZES that it has
+    peft_size: str | None = None  # its name in PEFT's file, if it has another there
+    extra_floats: Callable[[str, Any], int] = lambda name, leaf: 0  # kept per token for a leaf
+    # PEFT's adapter_config.json: fields that must have these values (None: PEFT lacks the method),
+    # and fields that may have any value. PEFT's tensors: from an adapter, and back with the base.
+    peft_fields: dict[str, Any] | None = None
+    free_fields: dict[str, Any] = field(default_factory=dict)
+    pack: Callable[[Tree], Tree] | None = None
+    unpack: Callable[[Tree, Tree], Tree] | None = None
+
+    def names(self) -> set[str]:
+        """Return the names of all entries that the method adds."""
+        return {name for names in self.entries.values() for name in names}

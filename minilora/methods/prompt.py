@@ -1,0 +1,86 @@
+"""Prompt tuning (Lester et al. 2021) and P-tuning (Liu et al. 2021): trained virtual tokens."""
+
+import autograd.numpy as np
+
+from ..layers import matmul
+from ..tree import set_leaf, unflatten
+from .bottleneck import uniform
+from .method import Method
+
+PROMPT, ENCODER = "prompt_embeddings", "prompt_encoder"
+
+
+def init(base, config, rng):
+    """Create virtual tokens from random rows of the embedding."""
+    embedding = base["model"]["embed_tokens"]["weight"]
+    n = config.num_virtual_tokens
+    rows = rng.choice(embedding.shape[0], n, replace=n > embedding.shape[0])
+    return {"model": {PROMPT: np.array(embedding[rows], "f4")}}
+
+
+def init_p_tuning(base, config, rng):
+    """Create virtual tokens N(0, 1), and an MLP of U(−1/√D, 1/√D) that transforms them."""
+    D = base["model"]["embed_tokens"]["weight"].shape[1]
+    encoder: dict = {}
+    embedding = rng.standard_normal((config.num_virtual_tokens, D), "f4")
+    set_leaf(encoder, "embedding.weight", embedding)
+    for layer in ("0", "2", "4"):
+        set_leaf(encoder, f"mlp_head.{layer}.weight", uniform(rng, (D, D), D))
+        set_leaf(encoder, f"mlp_head.{layer}.bias", uniform(rng, (D,), D))
+    return {"model": {ENCODER: encoder}}
+
+
+def embed(embed, tokens, node, ctx):
+    """Look up token ids, after the virtual tokens if the cache is empty."""
+    x, positions, starts = embed(tokens, node, ctx)
+    if ctx.cache and ctx.cache.length:
+        return x, positions, starts
+    # [P; E(x)]   (Lester et al. 2021, Sec. 2)
+    rows = virtual_tokens(node)
+    n = len(rows)
+    x = np.concatenate([np.repeat(rows[None], len(tokens), axis=0), x], axis=1)
+    starts = np.pad(starts, ((0, 0), (n, 0)))  # 0 except in padding: rows are not packed
+    return x, np.arange(x.shape[1]) - starts, starts
+
+
+def virtual_tokens(node):
+    """Return the virtual tokens (n, D) of the node `model`."""
+    if ENCODER not in node:
+        return node[PROMPT]
+    # PEFT's MLP of three layers (Liu et al. 2021)
+    x, layers = node[ENCODER]["embedding"]["weight"], node[ENCODER]["mlp_head"]
+    for n in ("0", "2", "4"):  # PEFT's numbers: 1 and 3 are the ReLUs
+        x = matmul(x if n == "0" else np.maximum(x, 0), layers[n]["weight"]) + layers[n]["bias"]
+    return x
+
+
+def pack(adapters):
+    """Return the tensor of PEFT's file: the virtual tokens, without the network of P-tuning."""
+    return {PROMPT: virtual_tokens(adapters["model"])}
+
+
+def unpack(tensors, base):
+    """Return the adapter in the tensors of a file."""
+    return unflatten({f"model.{PROMPT}": tensors[PROMPT]})
+
+
+VIRTUAL = {"num_transformer_submodules": 1, "modules_to_save": None}
+SHAPE = {"num_layers": None, "token_dim": None, "num_attention_heads": None}  # of the base
+METHOD = Method(
+    "prompt", init, entries={"model": (PROMPT,)}, wraps={"embed": embed},
+    size="num_virtual_tokens", pack=pack, unpack=unpack,
+    peft_fields=VIRTUAL | {"peft_type": "PROMPT_TUNING"},
+    free_fields=SHAPE | {
+        "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None,
+        "tokenizer_name_or_path": None, "tokenizer_kwargs": None,
+    },
+)  # fmt: skip
+P_TUNING = Method(
+    "p-tuning", init_p_tuning, entries={"model": (ENCODER,)},
+    wraps={"embed": embed}, size="num_virtual_tokens", pack=pack, unpack=unpack,
+    peft_fields=VIRTUAL | {"peft_type": "P_TUNING"},
+    free_fields=SHAPE | {
+        "encoder_reparameterization_type": "MLP", "encoder_hidden_size": None,
+        "encoder_num_layers": 2, "encoder_dropout": 0.0,
+    },
+)  # fmt: skip

@@ -1,0 +1,71 @@
+"""Methods that train leaves of the base: BitFit, the norms, the head, all weights.
+
+Such a leaf is at its own path in the adapter, and stands in the place of the base's leaf.
+"""
+
+import numpy as np
+
+from .. import lora
+from ..config import ALL_LINEAR, InputError, LoraConfig
+from ..layers import dense
+from ..tree import flatten, get, named_leaves, overlay, unflatten
+from .method import Method
+
+
+def also_train(adapters, base, groups):
+    """Return `adapters` with copies of other leaves of the base, which are trained as well.
+
+    groups: any of `norm` (all RMSNorms), `bias` (of adapted projections) and `head` (the output
+    matrix, untied from the embedding). `TrainConfig.also_train_lr_scale` scales their rate.
+    """
+    trained = flatten(adapters)
+    added = {}
+    for group in groups:
+        for path, w in GROUPS[group](adapters, base):
+            if path not in trained:  # a resumed adapter has trained it already
+                added[path] = np.array(dense(w), "f4")
+    return overlay(adapters, unflatten(added))
+
+
+def norms(adapters, base):
+    """Return [(path, weight)] of the norms."""
+    return [(path, w) for path, w in named_leaves(base) if path.endswith("norm.weight")]
+
+
+def biases(paths, base):
+    """Yield (path, bias) of the projections at `paths`: that of the base, or zeros."""
+    for path in paths:
+        node = get(base, path)
+        yield f"{path}.bias", node.get("bias", np.zeros(node["weight"].shape[0]))
+
+
+def output_matrix(adapters, base):
+    """Return [(path, output matrix)], which is the embedding if they are tied."""
+    node = base["lm_head"] if "lm_head" in base else base["model"]["embed_tokens"]
+    return [("lm_head.weight", node["weight"])]
+
+
+GROUPS = {
+    "norm": norms, "head": output_matrix,
+    "bias": lambda adapters, base: biases(lora.adapted_paths(adapters), base),
+}  # fmt: skip
+
+
+def bitfit(base, config, rng):
+    """Create a bias per projection (BitFit, Ben Zaken et al. 2022), zero or that of the base."""
+    paths = lora.target_paths(base, LoraConfig(target_modules=ALL_LINEAR))
+    return unflatten({path: np.array(b, "f4") for path, b in biases(paths, base)})
+
+
+def full(base, config, rng):
+    """Copy all leaves of the base; raise InputError if one is quantized."""
+    advice = "set `scheme` to none, because the method full trains every weight"
+    for path, w in named_leaves(base):
+        if not isinstance(w, np.ndarray):
+            raise InputError(f"{path} is quantized: {advice}")
+    return unflatten({path: np.array(w) for path, w in named_leaves(base)})
+
+
+BITFIT, FULL = Method("bitfit", bitfit), Method("full", full)
+NORM = Method("norm", lambda base, config, rng: also_train({}, base, ["norm"]))
+HEAD = Method("head", lambda base, config, rng: also_train({}, base, ["head"]))

@@ -1,0 +1,94 @@
+"""VeRA (Kopiczko et al. 2024): random A and B shared by all layers, and two trained vectors."""
+
+import autograd.numpy as np
+
+from .. import lora
+from ..config import LoraConfig
+from ..layers import dense
+from ..tree import arrays, get, named_leaves, set_leaf, unflatten, without
+from .method import Method
+
+TARGETS = ("q_proj", "v_proj")
+B, D = "vera_lambda_b", "vera_lambda_d"  # trained: b (out,) and d (r,)
+SHARED = "vera_projections"  # (A, B), (r, largest in) and (largest out, r), which are not trained
+D_INITIAL = 0.1
+PREFIX = "base_model.model."
+SHARED_NAMES = ("base_model.vera_A", "base_model.vera_B")
+
+
+def init(base, config, rng):
+    """Create A and B from U(−√(6/in), √(6/in)) and U(−√(6/r), √(6/r)), d = 0.1, b = 0."""
+    paths = lora.target_paths(base, LoraConfig(target_modules=TARGETS))
+    out_features, in_features = (
+        max(get(base, p)["weight"].shape[i] for p in paths) for i in (0, 1)
+    )
+    r = config.vera_r
+    shared = uniform(rng, (r, in_features)), uniform(rng, (out_features, r))
+    adapters: dict = {}
+    for path in paths:
+        zeros = np.zeros(get(base, path)["weight"].shape[0], "f4")
+        set_leaf(adapters, path, {B: zeros, D: np.full(r, D_INITIAL, "f4"), SHARED: shared})
+    return adapters
+
+
+def uniform(rng, shape):
+    """Draw a matrix (out, in) from U(−√(6/in), √(6/in)), float32, as PEFT does."""
+    bound = (6 / shape[1]) ** 0.5
+    return rng.uniform(-bound, bound, shape).astype("f4")
+
+
+def sliced(node):
+    """Return the parts of A and B that a projection uses: (r, in), (out, r)."""
+    A, B = node[SHARED]
+    out_features, in_features = node["weight"].shape
+    return A[:, :in_features], B[:out_features]
+
+
+def linear(linear, x, node, rng=None):
+    """Add the update of VeRA to the output of a projection."""
+    h = linear(x, node, rng)
+    if SHARED not in node:
+        return h
+    # h = W₀x + Λ_b B Λ_d Ax   (VeRA, Eq. 2)
+    a, b = sliced(node)
+    return h + node[B] * ((node[D] * (x @ a.T)) @ b.T)
+
+
+def merge_projection(merge, node):
+    """Add Λ_b B Λ_d A to the weight."""
+    if SHARED not in node:
+        return merge(node)
+    a, b = sliced(node)
+    weight = dense(node["weight"]) + (node[B][:, None] * b) @ (node[D][:, None] * a)
+    return merge({**without(node, B, D, SHARED), "weight": weight})
+
+
+def pack(adapters):
+    """Return the tensors of PEFT's file: the vectors, and A and B once."""
+    vectors = {PREFIX + path: w for path, w in named_leaves(arrays(adapters))}
+    shared = next(leaf for path, leaf in named_leaves(adapters) if path.endswith(SHARED))
+    return vectors | dict(zip(SHARED_NAMES, shared))
+
+
+def unpack(tensors, base):
+    """Return the adapter in the tensors of a file."""
+    shared = tuple(tensors[name] for name in SHARED_NAMES)
+    vectors = {name: w for name, w in tensors.items() if name not in SHARED_NAMES}
+    adapters = unflatten({name.removeprefix(PREFIX): w for name, w in vectors.items()})
+    for name in vectors:
+        set_leaf(adapters, f"{name.removeprefix(PREFIX).rpartition('.')[0]}.{SHARED}", shared)
+    return adapters
+
+
+METHOD = Method(
+    "vera", init,
+    entries=dict.fromkeys(TARGETS, (B, D, SHARED)),
+    wraps={"linear": linear, "merge_projection": merge_projection},
+    size="vera_r", peft_size="r", pack=pack, unpack=unpack,
+    extra_floats=lambda name, leaf: len(leaf),  # what the vector multiplies
+    peft_fields={
+        "peft_type": "VERA", "target_modules": list(TARGETS), "vera_dropout": 0.0,
+        "save_projection": True, "fan_in_fan_out": False, "bias": "none", "modules_to_save": None,
+    },
+    free_fields={"projection_prng_key": 0, "d_initial": D_INITIAL, "init_weights": True},
+)  # fmt: skip
