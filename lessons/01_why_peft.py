@@ -42,8 +42,8 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # than that of full fine-tuning, or twice? What does a base in 4 bits save in addition?
 #
 # <details><summary>Answer</summary>
-# Neither: LoRA's step needs more than half of the bytes, and a base in 4 bits saves another tenth
-# of them. For a small model and a thousand tokens, most bytes are activations, and LoRA needs four
+# Neither: LoRA's step needs more than half of the bytes, and a base in 4 bits saves a tenth of
+# those. For a small model and a thousand tokens, most bytes are activations, and LoRA needs four
 # fifths of those.
 # </details>
 

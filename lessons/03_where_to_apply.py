@@ -82,9 +82,8 @@ with figure("budget", "held-out loss (nats per target token)", "", title) as axe
 #
 # - *Spread the budget* **holds here**: every seed of q, k, v, o together is better than every seed
 #   of q, k, v, o or down alone, and so is every seed of all seven at r = 4. Rank 38 is near the
-#   full rank of 48. So more rank would hardly help one matrix of attention. **Not shown either
-#   way**: whether all seven are better than attention's four, and q and v better than q alone.
-#   There the seeds overlap.
+#   full rank of 48, and one matrix of attention has it. **Not shown either way**: whether all seven
+#   are better than attention's four, and q and v better than q alone. There the seeds overlap.
 # - *"v before q and k"* **does not hold here**: v alone is the worst of the ten, with every seed.
 #   One possible reason: the base can already copy a word, because its own language needs that. The
 #   questions need it to look at other places, and q and k decide where a head looks.

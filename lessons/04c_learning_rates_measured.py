@@ -89,7 +89,7 @@ with figure("rates", "learning rate", "held-out loss (nats per token)", title) a
 # - For a loss of 0.1, on the left side of the curves, LoRA needs about four times the rate of full
 #   fine-tuning on `micro` (0.1 million parameters). The first step explains a factor of 2.2. That
 #   LoRA does not train the embedding and the norms explains 1.1: the projections alone need 1.1
-#   times the rate of full fine-tuning. The rest, a factor of about 1.6, is not explained here.
+#   times the rate of full fine-tuning. The rest, a factor of about 1.8, is not explained here.
 # - "Ten times" **does not hold here**: at ten times the best rate of full fine-tuning, LoRA is
 #   worse than at three times, with every seed. By the first step, the factor grows as √in.
 # - From random weights, the best rate is that of LoRA, with every seed.
