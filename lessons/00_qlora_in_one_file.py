@@ -441,8 +441,8 @@ report("after training", adapters, base)
 # transformers loads).*
 #
 # (α/r)·BA has the shape of W₀, so an adapter can be added to its weight. The merged model has the
-# shape and the speed of the base. It stays in float32: rounding it to 4 bits again would lose a
-# part of what the adapter learned (lesson 13b measures how much).
+# shape of the dense base, and no adapter to compute. It stays in float32: rounding it to 4 bits
+# again would lose a part of what the adapter learned (lesson 13b measures how much).
 
 # %%
 merged = {path: dense(w) for path, w in base.items()}

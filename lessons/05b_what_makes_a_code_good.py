@@ -183,7 +183,7 @@ if not QUICK:
 # ## What was shown
 #
 # A code must fit the distribution of weights divided by the largest of their block. Equal bins are
-# not a good goal, and the least error is not the least cost.
+# not a good goal, and less error is not always less cost.
 #
 # **What to try.**
 #

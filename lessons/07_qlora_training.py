@@ -145,7 +145,7 @@ assert changed == len(old), "every array of the adapter must change"
 # **Predict.** FP4 costs the base several times as much as NF4 before training. And after training?
 #
 # <details><summary>Answer</summary>
-# After training, no difference is seen: all five intervals contain zero. That is not a proof of no
+# After training, no difference is seen: all four intervals contain zero. That is not a proof of no
 # difference. It excludes a cost of more than 0.003 nats per token.
 # </details>
 
