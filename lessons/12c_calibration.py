@@ -120,8 +120,7 @@ with figure("confidence", "confidence of the answer", ["answers", ""], titles, *
 #
 # The run on 4,000 rows is right, and is not sure enough of it. This does not contradict its
 # good ECE per token. If a token is certainly right and has probability 0.993, it is off by 0.007.
-# For 23 such tokens the product is 0.85. **Measure the event on which you decide.** Most tokens of
-# an answer are easy, such as commas, and a mean over tokens hides this.
+# For 23 such tokens the product is 0.85. **Measure the event on which you decide.**
 
 # %%
 # Checks
@@ -138,8 +137,9 @@ if not QUICK:
 # %% [markdown]
 # ## How large is an ECE by chance?
 #
-# An ECE is never 0. The number of right answers in a bin varies by chance, and the absolute values
-# add up. So draw outcomes from the model's own confidences: these are calibrated by construction.
+# Also a calibrated model has an ECE above 0. The number of right answers in a bin varies by chance,
+# and the absolute values add up. So draw outcomes from the model's own confidences: these are
+# calibrated by construction.
 #
 # **Predict.** The ECE of the run on 32 rows is about 0.08 (0.08 to 0.22 with the five seeds of
 # lesson 12d). How much of it is chance?

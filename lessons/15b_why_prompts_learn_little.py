@@ -1,7 +1,7 @@
 # %% [markdown]
 # # 15b. Why prompts learn little here
 #
-# **The question.** Prompt and prefix tuning end at the same loss with every seed, with no right
+# **The question.** Prompt and prefix tuning end near one loss with every seed, with no right
 # answer. What have they learned, and what can a prompt teach?
 #
 # ![Prompt tuning: trained vectors before the embeddings. Prefix tuning: trained keys and values in
@@ -133,8 +133,8 @@ if not QUICK:
 # probability 1/3, and then ends with probability 1/3: 2·ln 3 / 11 nats per token. Now train a
 # prompt so that it always says this.
 #
-# **Predict.** 16 virtual tokens, 200 steps. Will the name be right, although no prompt got a name
-# right above?
+# **Predict.** 16 virtual tokens, 200 steps. Will the name be right, although a prompt only guessed
+# the names above?
 #
 # <details><summary>Answer</summary>
 # Yes, in almost every row.
@@ -187,8 +187,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# In 200 steps, a prompt can select a skill of the base, but it does not build a new one. Prompts
-# are best in large models (Lester et al. 2021), which have more skills. `micro` has one.
+# In 200 steps on `micro` (0.1 million parameters), a prompt can select a skill of the base, but it
+# does not build a new one. Prompts do best in large models (Lester et al. 2021).
 #
 # **What to try.**
 #
