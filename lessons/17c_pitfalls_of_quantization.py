@@ -79,8 +79,8 @@ with figure("pitfalls_quantization", xlabel, ylabel, "NF4 and outliers") as axes
 #
 # - **Symptom:** the quantized base is worse than its block size suggests.
 # - **Why:** a few outliers set the scale of large blocks.
-# - **Fix:** smaller blocks, or 8 bits. **Not confirmed here:** that large blocks
-#   are harmful as such. Without outliers, they cost this base almost nothing.
+# - **Fix:** smaller blocks, or 8 bits. **Not confirmed here:** that large blocks are harmful as
+#   such. Without outliers, they cost this base almost nothing.
 
 # %%
 # Checks

@@ -81,8 +81,8 @@ del dense
 
 # %% [markdown]
 # The sum of a 4-bit weight and an update is no longer one of sixteen values times a scale.
-# Quantizing it to 4 bits again loses the update (lesson 22). On a small device, keep base
-# and adapter separate.
+# Quantizing it to 4 bits again loses the update (lesson 22). On a small device, keep base and
+# adapter separate.
 
 # %%
 # Checks

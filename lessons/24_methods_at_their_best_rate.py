@@ -105,9 +105,8 @@ assert {len(experiment.RATES[m]) for m in ALL} == {4, 5}, "four or five rates"
 # ## Each at its best rate, with eight seeds
 #
 # The rate with the lowest mean loss on the validation split is chosen, of four or five rates, with
-# two seeds. The scores
-# below are of the test split and of eight other seeds, which chose nothing. Full fine-tuning got
-# its rate in the same way.
+# two seeds. The scores below are of the test split and of eight other seeds, which chose nothing.
+# Full fine-tuning got its rate in the same way.
 #
 # **Predict.** Are the four methods within 2 % of exact match? What would you conclude from the
 # first seed alone?
