@@ -108,7 +108,9 @@ for scheme in measured:
     ratio = measured[scheme] / predicted[scheme]
     assert 0.85 < ratio < short(1.25, 1.4), f"{scheme}: {ratio:.2f} times the estimate"
 ratio = measured["none"] / measured["nf4-dq"]
-assert 1.6 < ratio < 2.6, f"the dense step must be about twice as large (found: 2.2), not {ratio:.2f}"
+assert 1.6 < ratio < 2.6, (
+    f"the dense step must be about twice as large (found: 2.2), not {ratio:.2f}"
+)
 assert activations["nf4-dq"] > 0.6 * predicted["nf4-dq"], "activations must be the largest part"
 
 # %% [markdown]
