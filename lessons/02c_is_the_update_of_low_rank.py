@@ -143,7 +143,7 @@ for name in ("concentrated", "task", "lora"):
 for name in ("low rank", "cut"):
     assert verdicts[name] == FAILS, name
 needs = in_sweep["needed"]
-assert needs.min() > 17 and needs.max() < 18, "17 to 18 of 48: about a third of the directions"
+assert needs.min() > 17 and needs.max() < 18, "a third of the directions is needed"
 assert (np.rint(in_sweep["by_chance"]) == 29).all(), "29 in a random matrix"
 none = max(*of(sweep, "exact_random_16"), *of(sweep, "exact_strongest_2"))
 assert none == 0, "16 random directions, and the strongest two, must answer nothing"
