@@ -4,7 +4,8 @@
 # **The question.** Gradient clipping is said to protect against one bad batch. Is that why it helps
 # here?
 #
-# As in lesson 9, `case` reads a case of the sweep (five seeds), and `show` prints a table.
+# As in lesson 9, `case` reads a case of the sweep (`micro`, 0.1 million parameters, five seeds),
+# and `show` prints a table.
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9.
 
@@ -126,14 +127,16 @@ if not QUICK:
 #
 # If this is the reason, two things must follow:
 #
-# - A v that forgets sooner does not need clipping. With β₂ = 0.95 it remembers twenty steps.
+# - A v that forgets sooner needs clipping less. With β₂ = 0.95 it remembers twenty steps.
 # - A lower limit is better still, because more of the first gradients are cut to the size of the
 #   later ones.
 #
 # **Predict.** Do both hold?
 #
 # <details><summary>Answer</summary>
-# Both hold. But β₂ = 0.95 also helps a little with clipping ("beta2 0.95", a control).
+# Both hold. Without clipping, the loss is at most 1.6 times that of the usual run. With β₂ = 0.999,
+# it is at least 2.7 times. But β₂ = 0.95 also helps a little with clipping ("beta2 0.95", a
+# control).
 # </details>
 
 # %%
@@ -155,7 +158,8 @@ show(USUAL, "beta2 0.95", "clipping at 0.1")
 # %%
 # Checks
 none, beta_99, beta_95 = (case(f"no clipping{b}") for b in ("", ", beta2 0.99", ", beta2 0.95"))
-assert (beta_95 < 0.6 * none).all(), "β₂ = 0.95 must replace clipping, with every seed"
+assert (beta_95 < 1.6 * case(USUAL)).all(), "β₂ = 0.95 must replace most of clipping, every seed"
+assert (none > 2.7 * case(USUAL)).all(), "which β₂ = 0.999 does not"
 assert ((beta_95 < beta_99) & (beta_99 < none)).all(), "β₂ = 0.99 must be between, every seed"
 assert (beta_99 > 2 * case(USUAL)).all(), "it removes only a part of the damage, every seed"
 control, without = case("beta2 0.95") / case(USUAL), beta_95 / none

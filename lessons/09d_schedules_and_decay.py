@@ -3,7 +3,8 @@
 #
 # **The question.** What do a falling learning rate and weight decay prevent in a short run?
 #
-# As in lesson 9, `case` reads a case of the sweep (five seeds), and `show` prints a table.
+# As in lesson 9, `case` reads a case of the sweep (`micro`, 0.1 million parameters, five seeds),
+# and `show` prints a table.
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9.
 
@@ -166,7 +167,7 @@ with figure("optimization", "held-out loss (nats per target token)", "", title) 
 #
 # ## What was shown
 #
-# In a short LoRA run of `micro` (0.1 million parameters) at a rate of 4e-3, warm-up, a falling rate
+# In a short LoRA run of `micro` at a rate of 4e-3, warm-up, a falling rate
 # and a small weight decay can be left out, and hardly anything is lost. Warm-up and a falling rate
 # protect against a rate that is too high. Clipping helps, for a reason that a long run should not
 # have (not tested). Accumulation must count tokens. None of this is a law: a long run, a large

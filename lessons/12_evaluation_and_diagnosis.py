@@ -192,7 +192,7 @@ if not QUICK:
 #
 # **What to try.**
 #
-# 1. `ITERS = short(200, 20)`: 1,000 steps. The head on the question reaches the floor. Lower, too?
+# 1. `ITERS = short(200, 20)`: 1,000 steps. Does the head on the question reach the floor?
 # 2. `blind_place`: what is the loss of a guess that also knows which letters are frequent?
 # 3. `check((trained, task, fault, 0), iters)`: replace the seed 0 by 3. How lucky is it?
 #

@@ -120,6 +120,7 @@ again, original = (dict(zip(SIZES, error[way])) for way in ("4 bits again", "ori
 assert min(again[0.01], again[0.03]) > 1.02, "worse than discarding the adapter"
 for size in (0.01, 0.03):
     assert original[size] > 1.5 * again[size], "W is worse still"
+assert original[0.1] > again[0.1], "also at 10 %"
 assert again[0.3] < 0.4, "large updates survive"
 assert 0.02 < kept[0.03] < 0.09, "at 3 %, a twentieth is kept"
 assert kept[0.1] > 0.8, "at 10 %, more than four fifths"

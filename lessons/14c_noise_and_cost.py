@@ -51,8 +51,8 @@ def show(runs):
 # small rank protect against them?
 #
 # <details><summary>Answer</summary>
-# Both methods learn the 64 rows by heart. The amount of data protects against wrong answers. That
-# the rank does is not shown.
+# On the small shift, both learn the 64 rows by heart. The amount of data protects against wrong
+# answers. That the rank does is not shown.
 # </details>
 
 # %%
@@ -167,8 +167,8 @@ assert num_parameters(start("full")) == everything, "full fine-tuning must train
 # ## What was shown
 #
 # On a model of 0.1 million parameters, more data protects against wrong answers. Whether a lower
-# rank does is not shown either way. Full fine-tuning costs several times the memory, and one model
-# per task.
+# rank does is not shown either way. Full fine-tuning costs several times the training state, and
+# one model per task.
 #
 # **What to try.**
 #

@@ -111,8 +111,8 @@ with figure("prefix_ratio", "letter of the text", "ratio of weights", title) as 
 #
 # So within one layer, a prefix cannot move attention from one letter to another, and LoRA on q can
 # (Petrov et al. 2024). To copy a thing to its place in the answer, attention has to move. But the
-# layer above gets another input and may attend elsewhere because of it. So this is a reason why
-# virtual tokens learn slowly. It does not prove that they cannot learn the task.
+# layer above gets another input and may attend elsewhere because of it. So this may be a reason
+# why virtual tokens learn slowly. It does not prove that they cannot learn the task.
 
 # %%
 # Checks
