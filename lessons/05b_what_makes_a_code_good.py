@@ -163,6 +163,7 @@ print(f"least squares minus NF4: {differences.mean():.5f} ± {scatter:.5f} (stan
 mean = {code: np.mean(of_code) for code, of_code in costs.items()}
 assert min(kurtosis) > 2.7 and max(kurtosis) < 3.6, "trained weights must be nearly normal"
 assert mean["equal bins"] > 8 * mean["nf4"], "found: 19 times"
+assert 1.28 < error["fp4"] / error["nf4"] < 1.37, "fp4 must have a third more error"
 assert mean["fp4"] > 4 * mean["nf4"], "found: 10 times"
 assert mean["nf4"] < untouched.min() / 100, "NF4 must cost less than a hundredth of the loss"
 if not QUICK:

@@ -215,7 +215,8 @@ for alpha, other in ((8, 64), (64, 8)):
 # ## What was shown
 #
 # Alpha is a learning rate in another form. On a model of 0.1 million parameters and at one rate, a
-# wrong alpha costs far more than a wrong r. Fix alpha, and r can change without a new rate.
+# wrong alpha costs far more than a wrong r. Fix alpha, and r can change: the best rate stays, to a
+# factor of two (lesson 2b).
 #
 # **What to try.**
 #
