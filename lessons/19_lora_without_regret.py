@@ -164,12 +164,13 @@ with figure("regret_rates", "learning rate", ylabel, titles, width=7.6, columns=
 #
 # On byte-level models of 0.1 and 1 million parameters:
 #
-# - **Ranks.** With 64 times the rank, the best rate changes by less than 3 times (five seeds). This
+# - **Ranks.** With 64 times the rank, the best rate changes by 0.8 to 2.2 times (five seeds). This
 #   part holds here.
-# - **Short runs.** That the factor is larger after 25 steps than after 200 is not shown either way.
-# - **10 times** does not hold here. The factor is below 7, for `micro` (eight seeds) and for `tiny`
-#   (five seeds). For `tiny` it is less than the first step predicts. This is no evidence against 10
-#   times in models of billions of parameters.
+# - **Short runs.** The factor after 25 steps is 0.8 to 1.9 times that after 200 steps: not shown
+#   either way.
+# - **10 times** does not hold here. For `micro`, the factor is 1.6 to 3.4 after 25 steps and 1.5 to
+#   2.4 after 200. For `tiny` it is 2.5 to 6.8 (five seeds), less than the first step predicts. This
+#   is no evidence against 10 times in models of billions of parameters.
 #
 # The prediction is not shown to be wrong for `micro`, and is too large for `tiny`. Its formula is
 # far off for large models: for a width of 4,096 (Llama 3.1 8B) and α = 32 it gives √3·4096/32 =
@@ -181,7 +182,7 @@ with figure("regret_rates", "learning rate", ylabel, titles, width=7.6, columns=
 # Checks
 assert set(ten.values()) == {FAILS}, "the factor must not be 7 to 15"
 for case, x in factors.items():
-    assert verdict(x, np.log(1.4), np.log(7)) == HOLDS, f"{case}: the factor must be 1.4 to 7"
+    assert verdict(x, np.log(1.45), np.log(7)) == HOLDS, f"{case}: the factor must be 1.5 to 7"
 assert len(regret.SEEDS) == 8 and len(regret.CHOOSING) == 5, "eight seeds, else five"
 means = [f"{np.exp(x.mean()):.1f}" for x in (short_runs, long_runs)]
 assert means == ["2.3", "1.9"], "the factors after 25 and after 200 steps"
@@ -203,7 +204,7 @@ if not QUICK:  # a run of the sweep again
 # ## What was shown
 #
 # On byte-level models of 0.1 and 1 million parameters, LoRA's best rate hardly depends on the rank,
-# and it is 1.4 to 7 times that of full fine-tuning. So sweep the rate for your model.
+# and it is 1.5 to 7 times that of full fine-tuning. So sweep the rate for your model.
 #
 # **What to try.**
 #
