@@ -122,8 +122,9 @@ def quantize(w):
     """Quantize w (out, in) float32; its size is a multiple of 64, and at least 512."""
     blocks = w.reshape(-1, 64)
     absmax = np.max(np.abs(blocks), axis=1)
+    # w·(1/absmax), as in bitsandbytes: w/absmax can differ in the last bit; 1e-38 replaces 0
     normalized = blocks * (1 / np.maximum(absmax, np.float32(1e-38)))[:, None]
-    # code = argminᵢ |NF4ᵢ − w/absmax|   (QLoRA, Sec. 3); 1e-38 stands for an absmax of 0
+    # code = argminᵢ |NF4ᵢ − w/absmax|   (QLoRA, Sec. 3)
     codes = nearest(normalized, NF4)
     return NF4Weight(codes[0::2] << 4 | codes[1::2], *double_quantize(absmax), w.shape)
 
@@ -148,6 +149,7 @@ def double_quantize(absmax):
     # −m mod 256 zeros fill the last block
     blocks = np.pad(absmax - offset, (0, -len(absmax) % 256)).reshape(-1, 256)
     nested = np.max(np.abs(blocks), axis=1)
+    # 1/nested is rounded, so a product can be just outside [-1, 1]
     normalized = np.clip(blocks * (1 / np.maximum(nested, np.float32(1e-38)))[:, None], -1, 1)
     normalized[nested == 0] = -1  # as in bitsandbytes; any index will do, because the scale is 0
     # bitsandbytes rounds to one of 65,536 equal steps before it takes the nearest value
@@ -230,10 +232,10 @@ RANK, ALPHA = 8, 16
 
 
 def init_lora(base, rng):
-    """Create the factors of every quantized weight: {name: float32 array}."""
+    """Create the factors of every projection: {name: float32 array}."""
     adapters = {}
     for path, w in base.items():
-        if isinstance(w, NF4Weight):
+        if "_proj" in path:
             A = rng.uniform(-1, 1, (RANK, w.shape[1])) / np.sqrt(w.shape[1])
             adapters[f"{path}.lora_A"] = A.astype(np.float32)
             adapters[f"{path}.lora_B"] = np.zeros((w.shape[0], RANK), np.float32)
@@ -416,7 +418,8 @@ def report(when, adapters, base):
 
 report("before training", adapters, base)
 
-m, v, losses = dict.fromkeys(adapters, 0), dict.fromkeys(adapters, 0), np.zeros(STEPS)
+m, v = dict.fromkeys(adapters, 0), dict.fromkeys(adapters, 0)
+losses = np.zeros(STEPS)  # for a plot, and for the test that compares them with the package's
 for step in range(STEPS):
     batch = rows[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
     losses[step], grads = value_and_grad(loss)(adapters, base, batch, config)
@@ -438,8 +441,8 @@ report("after training", adapters, base)
 # transformers loads).*
 #
 # (α/r)·BA has the shape of W₀, so an adapter can be added to its weight. The merged model has the
-# shape and the speed of the base. It stays in float32: rounding it to 4 bits again would lose a
-# part of what the adapter learned (lesson 13b measures how much).
+# shape of the dense base, and no adapter to compute. It stays in float32: rounding it to 4 bits
+# again would lose a part of what the adapter learned (lesson 13b measures how much).
 
 # %%
 merged = {path: dense(w) for path, w in base.items()}

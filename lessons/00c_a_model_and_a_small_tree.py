@@ -37,7 +37,7 @@ for path in list(flatten(base))[:4]:
 # **Predict.** What will it answer before any training?
 #
 # <details><summary>Answer</summary>
-# It does not answer. It continues the prompt with text like that of its notes.
+# It does not answer: it goes on with other text.
 # </details>
 
 

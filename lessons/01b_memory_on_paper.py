@@ -32,8 +32,8 @@ rng = np.random.default_rng(0)
 # **Predict.** 65 billion weights of 4 bits are 33 GB. What takes the rest of the 48 GB?
 #
 # <details><summary>Answer</summary>
-# Mostly Adam's moments of the adapters: with r = 64 on all projections, the adapters have 0.8
-# billion parameters.
+# The largest part is Adam's moments of the adapters: with r = 64 on all projections, the adapters
+# have 0.8 billion parameters.
 # </details>
 
 
@@ -123,9 +123,9 @@ with figure("ledger", "GB", "", title, width=8, height=3) as axes:
 # ![Bars: the bytes of a step of LLaMA-65B, by part and by method](../figures/ledger.png)
 #
 # Twelve bytes per parameter (2 for the weight, 2 for its gradient, 8 for the moments) are the 780
-# GB. (Lesson 1 had sixteen bytes, because its weights and gradients are in float32. The paper has
-# both in 16 bits.) LoRA saves ten of the twelve. The other two are the frozen weight, and that is
-# still too much for one card. Only fewer bits for the frozen weight lead below 48 GB.
+# GB. (Lesson 1 had sixteen bytes, because its weights and gradients are in float32, not in 16
+# bits.) LoRA saves ten of the twelve. The other two are the frozen weight, and they alone are more
+# than 48 GB. Only fewer bits for the frozen weight lead below that.
 #
 # These sums leave out what a framework needs in addition, and the activations of the one layer that
 # is being recomputed. A few GB are left for them.
@@ -147,7 +147,9 @@ for scheme, expected in BITS.items():
     stored = nf4.quantize(w, 64, double_quant=scheme == "nf4-dq")
     assert abs(8 * stored.nbytes / w.size - expected) < 1e-3, f"{scheme}: bits per weight"
 assert 780 < sums["65B", "full"] < 790, "more than 780 GB"
-assert sums["65B", "LoRA"] > 48 and sums["65B", "QLoRA"] < 48, "only QLoRA fits into 48 GB"
+assert paper["65B", "LoRA"]["frozen"] > 48 and sums["65B", "QLoRA"] < 48, (
+    "only QLoRA fits into 48 GB"
+)
 saved = sums["65B", "QLoRA, absmax in 32 bits"] - sums["65B", "QLoRA"]
 assert 2.9 < saved < 3.1, "approximately 3 GB for a 65B model (QLoRA, Sec. 1)"
 projections = sum(w.size for path, w in named_leaves(llama_65b) if is_projection(path))

@@ -54,7 +54,7 @@ print(f"or {(nbytes(tiny) + 100 * size) / 1e6:.0f} MB of one base and a hundred 
 
 # %% [markdown]
 # In 16 bits, GPT-3's adapter has 36 MiB. The paper's "35 MB" is 350 GB divided by a rounded 10,000.
-# The saving grows with the size of the model.
+# The saving grows with the width of the model.
 
 # %%
 # Checks

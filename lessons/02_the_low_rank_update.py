@@ -19,7 +19,7 @@ from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import value_and_grad
 from minilora.optim import global_norm
 from minilora.quant.schemes import is_projection
-from minilora.tree import arrays, named_leaves, num_parameters, overlay, unflatten
+from minilora.tree import arrays, get, named_leaves, num_parameters, overlay, unflatten
 
 rng = np.random.default_rng(0)
 config, base, tokenizer = minilora.load("micro")
@@ -139,7 +139,8 @@ for name, (a, b) in STARTS.items():
         before = held_out_loss(start, base)
         trained, _ = minilora.train(start, base, train_set, config, settings)
         after = held_out_loss(trained, base)
-        results.append((name, norm_a, norm_b, before, after, trained))
+        moved = [p for p, w in named_leaves(arrays(trained)) if np.any(w != get(start, p))]
+        results.append((name, norm_a, norm_b, before, after, moved))
         cells.append([name, seed, *(f"{x:.3f}" for x in (norm_a, norm_b, before, after))])
 
 bare = held_out_loss({}, base)
@@ -150,14 +151,14 @@ table(["start", "seed", "‖∂L/∂A‖", "‖∂L/∂B‖", "loss before", f"a
 # ![The four starts of B and A, and their gradients](../figures/drawings/four_starts.svg)
 #
 # "Both zero" never moves: each gradient is a product with a zero. If one factor is zero, the model
-# begins as the base, and from the second step on both factors move. Which of the two is zero is a
-# convention. LoRA (Sec. 4.1) sets B to zero. The other choice learns, too, in both runs here (which
-# of the two is better is not shown by two seeds). "Both random" also learns, but it starts from a
-# damaged model. The zero prevents that.
+# begins as the base; once that factor has moved, both have a gradient. Which of the two is zero is
+# a convention. LoRA (Sec. 4.1) sets B to zero. The other choice learns, too, in both runs here
+# (which of the two is better is not shown by two seeds). "Both random" also learns, but it starts
+# from a damaged model. The zero prevents that.
 
 # %%
 # Checks
-for name, norm_a, norm_b, before, after, trained in results:
+for name, norm_a, norm_b, before, after, moved in results:
     a, b = STARTS[name]
     assert (norm_a > 0) == (b > 0), f"{name}: ∂L/∂A must be zero exactly if B is"
     assert (norm_b > 0) == (a > 0), f"{name}: ∂L/∂B must be zero exactly if A is"
@@ -167,8 +168,8 @@ for name, norm_a, norm_b, before, after, trained in results:
         assert before == bare, f"{name}: BA = 0 must leave the base unchanged"
     if a or b:
         assert after < bare / short(3, 1.5), f"{name}: it must learn"
+        assert len(moved) == 42, f"{name}: both factors of all 21 matrices must move"
     else:
-        moved = [path for path, w in named_leaves(arrays(trained)) if w.any()]
         assert not moved, f"{name}: not one bit may move"
 
 # %% [markdown]

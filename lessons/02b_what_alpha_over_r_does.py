@@ -117,8 +117,8 @@ assert relative < 1e-3, "at the first step, α and η are one knob"
 # **Predict.** Under which rule is the best learning rate of r = 2 also the best of r = 32?
 #
 # <details><summary>Answer</summary>
-# Under α/r, within a factor of two, with every seed. Under α/√r the best rate of r = 32 is two to
-# four times smaller, under a constant s four to eight times.
+# Under α/r, within a factor of two, with each of five seeds. Under α/√r the best rate of r = 32 is
+# two to four times smaller, under a constant s four to eight times.
 # </details>
 
 # %%
@@ -166,7 +166,8 @@ scaling.draw(losses)  # one panel per rule
 
 # %%
 # Checks
-assert (quotients["constant"] <= 1 / 4).all(), "constant s: at least 4 times smaller, every seed"
+in_range = (quotients["constant"] >= 1 / 8) & (quotients["constant"] <= 1 / 4)
+assert in_range.all(), "constant s: 4 to 8 times smaller, every seed"
 assert (quotients["alpha/sqrt(r)"] <= 1 / 2).all(), "α/√r: at least 2 times smaller, every seed"
 assert (quotients["alpha/sqrt(r)"] >= 1 / 4).all(), "and at most 4 times"
 assert np.isin(quotients["alpha/r"], (1, 2)).all(), "α/r: equal, or twice as large, every seed"
@@ -190,8 +191,8 @@ if not QUICK:  # four runs of the sweep again, each told apart from the other ra
 # ## What was shown
 #
 # Dividing by r lets one learning rate serve two ranks of `micro`. Dividing by √r keeps the size of
-# the first update, and not the best rate. Neither makes the model better than a rate that is chosen
-# for the rank. At the first step, α and the learning rate are one knob (lesson 8 says how far that
+# the first update, and not the best rate. At r = 32, a constant s with a rate of its own is better
+# than α/r. At the first step, α and the learning rate are one knob (lesson 8 says how far that
 # goes).
 #
 # **What to try.**

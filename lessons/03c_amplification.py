@@ -77,12 +77,13 @@ header = ["mean of 21 matrices", "‖ΔW‖", "of ΔW", "of W", "random", "ampli
 table(header, rows)
 
 # %% [markdown]
-# Two claims of the paper hold. ΔW does not repeat W's leading directions: it contains a small part
-# of them. And the amplification falls as r grows, here from r = 4 to 32, there from 21.5 to 1.9.
+# Two claims of the paper hold here, with one run of `micro` (0.1 million parameters) per rank. ΔW
+# does not repeat W's leading directions: at r = 4, ‖UᵀWV‖ is less than a quarter of W's own. And
+# the amplification falls as r grows, here from r = 4 to 32, there from 21.5 to 1.9.
 #
 # A third claim can hardly be seen here: that ΔW selects directions in which W has *more* than by
-# chance. It is a little above chance here, and 16 times above it in GPT-3. And 21.5 is not a number
-# to expect in another model, because it depends on the width.
+# chance. Here it is less than 1.5 times chance, and in GPT-3 16 times, at r = 4. And 21.5 is not a
+# number to expect in another model, because it depends on the width.
 #
 # ![Two runs find two subspaces. φ is one for the same directions, and near chance for random
 # ones.](../figures/drawings/subspaces.svg)
@@ -96,7 +97,9 @@ for r, result in results.items():
     _, of_update, of_weight, random = result["means"]
     assert abs(random / result["expected"] - 1) < 0.1, f"r = {r}: random directions"
     assert of_update < 0.7 * of_weight, f"r = {r}: ΔW must not repeat what is large in W"
-    assert 0.9 < of_update / random < 2, f"r = {r}: any directions, or a little more"
+    assert 0.9 < of_update / random < 1.5, f"r = {r}: any directions, or a little more"
+_, of_update, of_weight, _ = results[4]["means"]
+assert of_update < of_weight / 4, "r = 4: ΔW must have less than a quarter"
 sweep = read_sweep("rank")
 of_rank_1 = of(sweep, "loss", targets="all", rate=4e-3, r=1)
 for (r, _), run in runs.items():

@@ -18,9 +18,9 @@ from minilora.evaluation.plot import LINES
 # %% [markdown]
 # ## Four ways to train
 #
-# `sweeps/rates.py` trains `micro` on the questions for 200 steps, with five seeds: LoRA, all of
-# the model from the base, and all of the model from random weights. A fourth case trains what LoRA
-# adapts, the seven projections, and leaves the embedding and the norms frozen.
+# `sweeps/rates.py` trains `micro` on the questions for 200 steps, at six rates with five seeds:
+# LoRA, all of the model from the base, and all of the model from random weights. A fourth case
+# trains what LoRA adapts, the seven projections, and leaves the embedding and the norms frozen.
 #
 # From the first step (lesson 4b), LoRA's rate should be about two times that of full fine-tuning on
 # `micro`.
@@ -33,7 +33,7 @@ from minilora.evaluation.plot import LINES
 #
 # <details><summary>Answer</summary>
 # Full fine-tuning from the base has the lowest. LoRA and training from random weights are best at a
-# higher rate, both at the same rate of the grid.
+# higher rate, both at the same of six rates.
 # </details>
 
 # %%
@@ -86,17 +86,16 @@ with figure("rates", "learning rate", "held-out loss (nats per token)", title) a
 # ![Held-out loss over the learning rate of LoRA, full fine-tuning, and training from
 # random weights](../figures/rates.png)
 #
-# - On the left side, LoRA's curve is that of full fine-tuning, moved to the right: `micro` (0.1
-#   million parameters) needs about four times the rate for the same loss. The first step explains a
-#   factor of 2.2. That LoRA does not train the embedding and the norms explains 1.1: the
-#   projections alone need 1.1 times the rate of full fine-tuning. The rest, a factor of about 1.6,
-#   is not explained here.
+# - For a loss of 0.1, on the left side of the curves, LoRA needs about four times the rate of full
+#   fine-tuning on `micro` (0.1 million parameters). The first step explains a factor of 2.2. That
+#   LoRA does not train the embedding and the norms explains 1.1: the projections alone need 1.1
+#   times the rate of full fine-tuning. The rest, a factor of about 1.8, is not explained here.
 # - "Ten times" **does not hold here**: at ten times the best rate of full fine-tuning, LoRA is
 #   worse than at three times, with every seed. By the first step, the factor grows as √in.
 # - From random weights, the best rate is that of LoRA, with every seed.
-# - Full fine-tuning differs little between 3e-3 and 1e-2 (means), and its loss is lower than that
-#   of LoRA at r = 8, with every seed. The projections alone are better than LoRA with four of five
-#   seeds, by a factor of 1.3 on average; with the embedding and the norms it is 2.6.
+# - At the best of six rates, the loss of full fine-tuning is lower than that of LoRA at r = 8, with
+#   every seed. The projections alone are better than LoRA with four of five seeds, by a factor of
+#   1.3 on average; with the embedding and the norms it is 2.6.
 #
 # That a larger model follows the same line is not shown.
 
@@ -108,7 +107,7 @@ assert exact_full[low].min() > 0.95, "at 1e-3 full fine-tuning has learned, with
 assert exact_lora[low].max() < 0.1, "at 1e-3 LoRA has not, with any seed"
 assert (scores("lora").argmin(axis=0) == best).all(), "LoRA must be best at 1e-2"
 assert (scores("scratch").argmin(axis=0) == best).all(), "from random weights, too"
-assert mean["full"].argmin() < best, "full fine-tuning must be best at a lower rate"
+assert RATES[mean["full"].argmin()] == 3e-3, "full fine-tuning must be best at a lower rate"
 lower = scores("full").min(axis=0) < scores("lora").min(axis=0)
 assert lower.all(), "full fine-tuning must reach a lower loss than LoRA, with every seed"
 lowest = {way: mean[way].min() for way in WAYS}
@@ -116,7 +115,6 @@ assert 1.2 < lowest["lora"] / lowest["projections"] < 1.4, "the projections alon
 assert 2.4 < lowest["lora"] / lowest["full"] < 2.8, "with embedding and norms: 2.6 times"
 fewer = scores("projections").min(axis=0) < scores("lora").min(axis=0)
 assert fewer.sum() == 4, "the projections alone must be better with four of five seeds"
-assert mean["full"][best] < 1.5 * lowest["full"], "full fine-tuning: little difference up to 1e-2"
 assert exact_lora[high].min() > 0.7, "at 3e-2 LoRA still learns, with every seed"
 assert (exact_full[high] < 0.6).sum() == 3, "at 3e-2 full fine-tuning fails with three of five"
 assert 3.5 < reach["lora"] / reach["full"] < 4.7, "LoRA must need about four times the rate"
@@ -147,8 +145,9 @@ assert live["full"] < live["lora"] / 1.5, "at 1e-3, full fine-tuning must be ahe
 # %% [markdown]
 # ## What was shown
 #
-# LoRA needs a larger learning rate than full fine-tuning: on `micro` about four times. By the first
-# step, the factor depends on the width, on r and on alpha, so sweep the rate for your model.
+# LoRA needs a larger learning rate than full fine-tuning: on `micro` about four times for the same
+# loss of 0.1. By the first step, the factor depends on the width, on r and on alpha, so sweep the
+# rate for your model.
 #
 # **What to try.**
 #

@@ -156,7 +156,7 @@ eq4 = [(quantile(i / 17) + quantile((i + 1) / 17)) / 2 for i in range(17)]
 print("Eq. 4, i = 0 … 16:", np.round(eq4, 2))
 
 # %% [markdown]
-# The published code, and every file in NF4, uses other quantiles:
+# The published code uses other quantiles:
 #
 # 1. The outermost probability is p = 1 − (1/32 + 1/30)/2: the mean of half a bin of 16 and of 15.
 # 2. Eight positive values are the quantiles at even steps from p to ½. Seven negative values are
@@ -176,7 +176,7 @@ print(f"half of the widest gap: {half_gap:.7f}, so |ŵ − w| ≤ {half_gap:.3f}
 
 # %%
 # Checks
-assert eq4[0] == -np.inf and eq4[16] == np.inf, "16 of the 17 include an infinite one"
+assert eq4[0] == -np.inf and eq4[16] == np.inf, "the first and the last are infinite"
 assert np.abs(built - nf4.NF4).max() < 2**-23, "two units in the last place below 1, in float32"
 assert abs(half_gap - 0.1519036) < 1e-7, "half of the widest gap of NF4"
 

@@ -154,21 +154,22 @@ print(f"least squares minus NF4: {differences.mean():.5f} ± {scatter:.5f} (stan
 # set of notes; bitsandbytes' fp4 has a third more error than NF4 and costs several times as much.
 # So the mean error over all weights does not predict what `micro` loses. The order of the three
 # cheapest codes is not shown: int4 and "least squares" change places with the notes, and NF4 is the
-# cheapest on each set, but by less than three standard errors. QLoRA's Table 2 has NF4 as the best
-# code, too, but E2M1 before int4. NF4 costs this base less than a hundredth of its loss, so all
-# these costs are small.
+# cheapest on each set, but "least squares" costs less than three standard errors more. QLoRA's
+# Table 2 has NF4 as the best code, too, but E2M1 before int4. NF4 costs this base less than a
+# hundredth of its loss, so all these costs are small.
 
 # %%
 # Checks
 mean = {code: np.mean(of_code) for code, of_code in costs.items()}
 assert min(kurtosis) > 2.7 and max(kurtosis) < 3.6, "trained weights must be nearly normal"
-assert mean["equal bins"] > 8 * mean["nf4"], "found: 27 times"
+assert mean["equal bins"] > 8 * mean["nf4"], "found: 19 times"
+assert 1.28 < error["fp4"] / error["nf4"] < 1.37, "fp4 must have a third more error"
 assert mean["fp4"] > 4 * mean["nf4"], "found: 10 times"
 assert mean["nf4"] < untouched.min() / 100, "NF4 must cost less than a hundredth of the loss"
 if not QUICK:
     cheap = {code for code in mean if mean[code] < 0.7 * mean["e2m1"]}
     assert cheap == {"nf4", "int4", "least squares"}, "the three cheapest codes"
-    assert mean["least squares"] > 0.9 * mean["nf4"], "least error is not least cost (found: 1.3)"
+    assert mean["least squares"] > 1.05 * mean["nf4"], "least error is not least cost (found: 1.3)"
     assert differences.mean() < 3 * scatter, "NF4 and least squares are not told apart"
     of_notes = {code: costs[code].mean(axis=0) for code in cheap}
     ahead = of_notes["int4"] < of_notes["least squares"]
@@ -183,7 +184,7 @@ if not QUICK:
 # ## What was shown
 #
 # A code must fit the distribution of weights divided by the largest of their block. Equal bins are
-# not a good goal, and the least error is not the least cost.
+# not a good goal, and less error is not always less cost.
 #
 # **What to try.**
 #

@@ -130,9 +130,9 @@ with figure("dynamic_map", xlabel, ylabel, title) as axes:
 # %% [markdown]
 # ![Half of the map's values are near zero, fewer of the differences](../figures/dynamic_map.png)
 #
-# The offset reduces the error by a factor of three. The map brings nothing for normal weights: even
-# steps have a third less error. It is made for numbers of very different sizes, and pays for
-# weights with heavy tails.
+# For normal weights, the offset reduces the error by a factor of three. The map brings nothing for
+# them: even steps have a third less error. It is made for numbers of very different sizes, and pays
+# for weights with heavy tails.
 
 # %%
 # Checks

@@ -81,8 +81,9 @@ for shape, size, blocks in (((3, 5), 8, 1), ((7, 64), 224, 7), ((1, 1), 1, 1), (
     small = nf4.quantize(rng.standard_normal(shape))
     assert small.codes.size == size, f"{shape}: {small.codes.size} bytes of codes, not {size}"
     assert small.absmax.size == blocks, f"{shape}: {small.absmax.size} blocks, not {blocks}"
-assert rms(swapped - w) > 1.3, "swapped halves must be worse than no weight at all"
-assert abs(rms(swapped) / rms(w) - 1) < 0.01, "but they must have the right size"
+assert abs(rms(swapped - w) / rms(w) - 2**0.5) < 0.03, "swapped halves: √2, worse than no weight"
+same = np.array_equal(np.sort(swapped, axis=None), np.sort(q.dequantize(), axis=None))
+assert same, "but the same numbers, so the right distribution"
 
 # %% [markdown]
 # ## In memory
@@ -125,7 +126,10 @@ for path, leaf in quantized.items():
     arrays = leaf.codes, double.codes, double.nested_absmax, double.offset
     expected = [-(-n // 2), m, 4 * -(-m // 256), 4]
     assert [array.nbytes for array in arrays] == expected, f"{path}: bytes of its four arrays"
+assert num_parameters(base) == 1_016_960, "tiny"
 assert sum(parts.values()) == nbytes(base), "the parts must add up to the byte"
+second, first = sorted(parts, key=parts.get)[-2:]
+assert first == "codes" and "embedding" in second, f"the two largest parts: {first}, {second}"
 assert 4.1269 < bits < 4.13, "above the formula: offsets, and groups of fewer than 256"
 
 # %% [markdown]

@@ -142,10 +142,11 @@ assert changed == len(old), "every array of the adapter must change"
 # (`sweeps/bases.py`). The seeds are paired: the difference to the dense base is taken seed by seed,
 # and its mean has a 95 % interval.
 #
-# **Predict.** FP4 costs the base several times as much as NF4 before training. And after training?
+# **Predict.** FP4 costs the base more than twice as much as NF4 before training. And after
+# training?
 #
 # <details><summary>Answer</summary>
-# After training, no difference is seen: all five intervals contain zero. That is not a proof of no
+# After training, no difference is seen: all four intervals contain zero. That is not a proof of no
 # difference. It excludes a cost of more than 0.003 nats per token.
 # </details>
 
@@ -197,8 +198,8 @@ with figure("qlora", xlabel, ylabel, "One LoRA on five bases, twelve seeds each"
 # QLoRA's main claim is that four bits cost the fine-tuned model nothing. On this model of 0.1
 # million parameters, no cost is seen, and a cost of more than 0.003 nats per token is excluded. Its
 # other claim, that NF4 is better than FP4 after training, is not shown either way: FP4 costs this
-# base 2 % of its loss, and the adapters make up for that. To rank codes, one needs models that
-# suffer from them.
+# base less than 3 % of its loss, and the adapters make up for that. To rank codes, one needs models
+# that suffer from them.
 
 # %%
 # Checks

@@ -140,7 +140,7 @@ with figure("adapter_dtypes", xlabel, ylabel, title) as axes:
 # ![bfloat16 has a higher loss at small rates, float16 does not](../figures/adapter_dtypes.png)
 #
 # On this model of 0.1 million parameters, bfloat16's loss is a quarter higher at 6e-5 and still a
-# tenth higher at 4e-3. float16's loss is that of float32, to 3 %. This is why recipes keep a
+# tenth higher at 4e-3. float16's loss is that of float32, to 3 %. This is a reason to keep a
 # float32 copy of weights that are in bfloat16.
 
 # %%
@@ -161,8 +161,8 @@ if not QUICK:  # one run of the sweep again
 # ## What was shown
 #
 # bfloat16 loses small steps, because it has few significant bits. float16 hardly does. On a model
-# of 0.1 million parameters, this costs bfloat16 a tenth to a quarter of the loss. [Lesson
-# 7c](07c_where_float16_fails.py) asks where float16 fails.
+# of 0.1 million parameters and at two rates, bfloat16's loss is a tenth and a quarter higher.
+# [Lesson 7c](07c_where_float16_fails.py) asks where float16 fails.
 #
 # **What to try.**
 #

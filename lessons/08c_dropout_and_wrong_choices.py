@@ -97,14 +97,22 @@ with figure("dropout", xlabel, ylabel, title) as axes:
 #
 # There is a sign of memorizing: the training loss is far below the held-out loss.
 #
-# Wrong answers are worse than any of this. With 4,000 rows, 30 % of wrong answers keep the adapter
-# from learning the task at all in these 200 steps. Fix the data before you tune dropout.
+# Wrong answers cost more than that. With 4,000 rows, no run with 30 % of wrong answers answers one
+# held-out question after its 200 steps. With right answers and no dropout, each run answers all.
+# Fix the data before you tune dropout.
 
 # %%
 # Checks
 assert verdicts[64, 0.3] == HOLDS, "64 rows, wrong answers: 0.1 must help"
 for case in ((64, 0.0), (4000, 0.0), (4000, 0.3)):
     assert verdicts[case] == OPEN, f"{case}: no effect must be shown"
+_, *ends = np.exp(interval(np.log(losses[64, 0.3, 0.0] / losses[64, 0.3, 0.1])))
+assert np.round(ends, 1).tolist() == [1.1, 1.5], "wrong answers: 1.1 to 1.5 times without dropout"
+helped = losses[64, 0.0, 0.1] < losses[64, 0.0, 0.0]
+assert helped[:3].all() and helped[3:].sum() == 1, "three of three seeds, then one of five"
+for noise, expected in ((0.0, 1), (0.3, 0)):
+    found = of(sweep, "exact_match", rows=4000, noise=noise, dropout=0.0)
+    assert set(found) == {expected}, f"4,000 rows, {noise:.0%} wrong: exact match {found}"
 for row in sweep:
     if row["dropout"] == 0:
         share = row["train_loss"] / row["loss"]
@@ -125,14 +133,15 @@ if not QUICK:  # two runs of the sweep again: the difference must be one of the 
 # **Predict.** Put them in order, from the smallest to the largest:
 #
 # - dropout 0.1 that nothing needs
-# - another r between 4 and 32
+# - r = 4 in place of r = 64
 # - an alpha that is 16 times too small, with a rate that suits it
 # - the same alpha, with the rate as it was
 # - a rate that is 4 times too large
 #
 # <details><summary>Answer</summary>
-# In the order of the list. The first two cost little, and the last two more than 25 times. What the
-# third costs is not shown with three seeds.
+# The means are in the order of the list. The first two cost less than three times (which of them
+# costs less is not shown), and the last two more than 25 times. What the third costs is not shown
+# with three seeds.
 # </details>
 
 # %%
@@ -163,19 +172,20 @@ table(["wrong choice (three or eight seeds)", "loss, times", "95 %"], rows)
 # %%
 # Checks
 dropout_cost, rank_cost, with_rate, without_rate, rate_cost = costs.values()
-assert verdict(dropout_cost, np.log(0.5), np.log(3)) == HOLDS, "dropout: less than 3 times"
+assert verdict(dropout_cost, -np.inf, np.log(3)) == HOLDS, "dropout: less than 3 times"
 assert verdict(rank_cost, 0, np.log(3)) == HOLDS, "another r: less than 3 times"
 assert verdict(with_rate) == OPEN, "a wrong alpha with its rate: not shown"
-assert verdict(without_rate, np.log(10)) == HOLDS, "a wrong alpha must cost more than 10 times"
-assert verdict(rate_cost, np.log(10)) == HOLDS, "a wrong rate must cost more than 10 times"
+assert verdict(without_rate, np.log(25)) == HOLDS, "a wrong alpha must cost more than 25 times"
+assert verdict(rate_cost, np.log(25)) == HOLDS, "a wrong rate must cost more than 25 times"
+assert (np.diff([logs.mean() for logs in costs.values()]) > 0).all(), "the order of the list"
 
 # %% [markdown]
 # ## What was shown
 #
 # A recipe from a model of 0.1 million parameters, in this order: correct data. All seven matrices.
-# An r, of which the choice costs little, and any fixed alpha. A sweep of the rate in steps of two
-# to four, until both ends are worse. Dropout last, and only if the training loss falls below the
-# held-out loss.
+# An r from 4 to 64, of which the choice costs less than three times, and any fixed alpha. A sweep
+# of the rate in steps of two to four, until both ends are worse. Dropout last, and only if the
+# training loss falls below the held-out loss.
 #
 # **What to try.**
 #

@@ -98,13 +98,13 @@ lengths = {sum(example.mask) for [example] in bins[100:]}
 print(f"target tokens of a question: {lengths}")
 
 # %% [markdown]
-# The first two agree up to rounding. The third is another loss and another gradient. Widely used
-# trainers had this bug until late 2024. It does not show if all micro-batches have equally many
-# target tokens. Our questions are such a case: every answer has the same length.
+# The first two agree up to rounding. The third is another loss and another gradient. (The trainer
+# of Hugging Face had this bug until 2024, see below.) It does not show if all micro-batches have
+# equally many target tokens. Our questions are such a case: every answer has 23.
 
 # %%
 # Checks
-assert len(lengths) == 1, "every question must have the same number of target tokens"
+assert lengths == {23}, "every question must have the same number of target tokens"
 assert tokens == tokens_cut, "both ways must count the same target tokens"
 # Float32 has 24 bits; the sums run over some thousand terms in another order.
 assert abs(loss_cut - loss) < 1e-5 * loss, "accumulation must give the batch's loss"
@@ -121,7 +121,7 @@ assert loss_means > 1.3 * loss and off_means > 0.4, "the mean of means must be s
 # **Predict.** At one learning rate: 800 steps of 4 rows, or 50 steps of 64 rows?
 #
 # <details><summary>Answer</summary>
-# 800 steps of 4 rows. The larger batch takes fewer steps, and they are hardly longer.
+# 800 steps of 4 rows. The larger batch takes fewer steps, at the same rate.
 # </details>
 
 # %%

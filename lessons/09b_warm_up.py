@@ -30,8 +30,8 @@ bins = [[example] for example in data.encode_rows(mixed, tokenizer, settings)[0]
 #
 # $$\Delta\theta = -\eta\,\frac{g}{|g| + \varepsilon} = -\eta\,\mathrm{sign}(g)$$
 #
-# The step has full length in every entry, whatever the gradient is, and its direction is the sign
-# of one batch's noise. Warm-up makes the first steps short, until the moments have seen more
+# The step has full length in every entry, whatever the gradient is. Its signs are those of one
+# batch's gradient. Warm-up makes the first steps short, until the moments have seen more
 # batches.
 #
 # ![The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half a
@@ -96,13 +96,14 @@ with figure("warm_up", "held-out loss (nats per token)", "", title, height=2.4) 
     axes.set(xscale="log", yticks=range(len(CASES)), yticklabels=reversed(CASES))
 
 # %% [markdown]
-# ![Without warm-up: equal loss at our rate, higher loss at ten times it](../figures/warm_up.png)
+# ![Without warm-up: much the same loss at our rate, a higher loss at ten times
+# it](../figures/warm_up.png)
 #
 # **Not missed here.** At our rate, the run without warm-up has a lower loss with four of five
 # seeds, and with the fifth a loss that is a tenth higher. Its worst step is hardly above its first.
 # At ten times the rate, warm-up is missed: without it, the loss rises above where it began, and the
 # run ends worse with every seed. (Neither is good.) So on `micro`, warm-up is a margin for a rate
-# that is too high, not a gain at one that is right.
+# that is too high, not a gain at ours.
 
 # %%
 # Checks
@@ -111,7 +112,7 @@ assert case("no warm-up", "worst").max() < 4.5, (
 )
 cold, usual = case("no warm-up"), case(USUAL)
 assert (cold < usual).sum() == 4, "without warm-up, a lower loss with four of five seeds"
-assert (cold < 1.15 * usual).all(), "and with the fifth, a loss that is a tenth higher"
+assert 1.05 < (cold / usual).max() < 1.15, "and with the fifth, a loss that is a tenth higher"
 fast, fast_cold = "ten times the rate", "ten times, no warm-up"
 assert case(fast_cold).min() > 1.2 * case(fast).max(), "at ten times the rate, warm-up must help"
 worst, worst_cold = case(fast, "worst").max(), case(fast_cold, "worst").min()
@@ -122,12 +123,13 @@ if not QUICK:  # two runs of the sweep again
         loss, steps = again.scores["loss"], [row["loss"] for row in again.history]
         assert agrees(loss, case(name), case(other)), f"{name}: {loss}, in the sweep {case(name)}"
         assert (max(steps) > 5) == (name == fast_cold), f"{name}: the worst step is {max(steps)}"
+        assert 3.5 < steps[0] < 4.5, f"the first loss is that of the base: {steps[0]}"
 
 # %% [markdown]
 # ## What was shown
 #
-# Adam's first steps have full length and a random direction. Warm-up protects against that at a
-# high learning rate. At a good one, `micro` does not need it.
+# Adam's first step has full length in every entry. Warm-up protects against that at ten times our
+# learning rate. At ours, `micro` (0.1 million parameters) does not need it.
 #
 # **What to try.**
 #

@@ -4,7 +4,8 @@
 # **The question.** Gradient clipping is said to protect against one bad batch. Is that why it helps
 # here?
 #
-# As in lesson 9, `case` reads a case of the sweep (five seeds), and `show` prints a table.
+# As in lesson 9, `case` reads a case of the sweep (`micro`, 0.1 million parameters, five seeds),
+# and `show` prints a table.
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9.
 
@@ -37,7 +38,7 @@ USUAL = "all as it is"  # 200 steps of 16 rows at 4e-3, clipping at 1
 # **Predict.** What does more damage: bad rows with clipping, or no clipping with clean rows?
 #
 # <details><summary>Answer</summary>
-# No clipping, on clean rows already. With clipping, the bad rows cost little.
+# No clipping, on clean rows already. With clipping, the bad rows cost less, with every seed.
 # </details>
 
 # %%
@@ -50,7 +51,7 @@ show("ten times the rate", "ten times, no clipping")
 
 # %%
 # Checks
-assert case("bad rows").max() < 2 * case(USUAL).max(), "with clipping, bad rows must cost little"
+assert (case("bad rows") < 1.7 * case(USUAL)).all(), "with clipping, bad rows must cost less"
 assert case("ten times the rate").min() > 0.3, "at ten times the rate, clipping must not be enough"
 assert (case("no clipping") > 2.5 * case(USUAL)).all(), "no clipping must be worse, every seed"
 
@@ -69,7 +70,7 @@ assert (case("no clipping") > 2.5 * case(USUAL)).all(), "no clipping must be wor
 # **Predict.** At the end of a run, by which factor is the divisor larger without clipping?
 #
 # <details><summary>Answer</summary>
-# More than twice. So for the same gradient, the last steps are less than half as long.
+# More than twice (one seed). So for the same gradient, the last steps are less than half as long.
 # </details>
 
 # %%
@@ -94,7 +95,7 @@ early, late = np.mean(norms[1.0][:10]), np.mean(norms[1.0][-10:])
 share = sum(norm > 1 for norm in norms[1.0]) / iters
 print(f"gradient norm: {early:.1f} in the first ten steps, {late:.2f} in the last ten of {iters}")
 print(f"Adam divides by {clipped[-1]:.2f} with clipping, by {unclipped[-1]:.2f} without")
-print(f"clipped steps: {share:.0%}, most of them among the first")
+print(f"clipped steps: {share:.0%}")
 
 # %%
 xlabel, ylabel = "optimizer step", "gradient norm"
@@ -126,14 +127,16 @@ if not QUICK:
 #
 # If this is the reason, two things must follow:
 #
-# - A v that forgets sooner does not need clipping. With β₂ = 0.95 it remembers twenty steps.
+# - A v that forgets sooner needs clipping less. With β₂ = 0.95 it remembers twenty steps.
 # - A lower limit is better still, because more of the first gradients are cut to the size of the
 #   later ones.
 #
 # **Predict.** Do both hold?
 #
 # <details><summary>Answer</summary>
-# Both hold. But β₂ = 0.95 also helps a little with clipping ("beta2 0.95", a control).
+# Both hold. Without clipping, the loss is at most 1.6 times that of the usual run. With β₂ = 0.999,
+# it is at least 2.7 times. But β₂ = 0.95 also helps a little with clipping ("beta2 0.95", a
+# control).
 # </details>
 
 # %%
@@ -145,8 +148,8 @@ show(USUAL, "beta2 0.95", "clipping at 0.1")
 # still half of the run. That fits the explanation, but 0.95 was chosen after seeing it.
 #
 # Is β₂ = 0.95 simply better for this run? In the control, with clipping, 0.95 lowers the loss by a
-# quarter. Without clipping it lowers the loss *to* a quarter. So the first gradients explain most
-# of its gain without clipping, and not all of it.
+# quarter. Without clipping it lowers the loss *to* less than a third. So the first gradients
+# explain most of its gain without clipping, and not all of it.
 #
 # So here, clipping keeps the first, large gradients from lowering Adam's steps for the rest of the
 # run. In a run of many thousand steps v forgets by itself, and this gain should disappear. (Such a
@@ -155,12 +158,13 @@ show(USUAL, "beta2 0.95", "clipping at 0.1")
 # %%
 # Checks
 none, beta_99, beta_95 = (case(f"no clipping{b}") for b in ("", ", beta2 0.99", ", beta2 0.95"))
-assert (beta_95 < 0.6 * none).all(), "β₂ = 0.95 must replace clipping, with every seed"
+assert (beta_95 < 1.6 * case(USUAL)).all(), "β₂ = 0.95 must replace most of clipping, every seed"
+assert (none > 2.7 * case(USUAL)).all(), "which β₂ = 0.999 does not"
 assert ((beta_95 < beta_99) & (beta_99 < none)).all(), "β₂ = 0.99 must be between, every seed"
 assert (beta_99 > 2 * case(USUAL)).all(), "it removes only a part of the damage, every seed"
 control, without = case("beta2 0.95") / case(USUAL), beta_95 / none
 assert (control < 1).all() and 0.7 < control.mean() < 0.82, "with clipping: lower by a quarter"
-assert 0.1 < without.mean() < 0.4 and (without < control).all(), "without: to about a quarter"
+assert without.mean() < 1 / 3 and (without < control).all(), "without: to less than a third"
 assert case("clipping at 0.1").max() < 0.75 * case(USUAL).min(), "a lower limit must be better"
 if not QUICK:  # the decisive run of the sweep again: it must not be like "no clipping"
     name = "no clipping, beta2 0.95"

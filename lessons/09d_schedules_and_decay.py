@@ -3,7 +3,8 @@
 #
 # **The question.** What do a falling learning rate and weight decay prevent in a short run?
 #
-# As in lesson 9, `case` reads a case of the sweep (five seeds), and `show` prints a table.
+# As in lesson 9, `case` reads a case of the sweep (`micro`, 0.1 million parameters, five seeds),
+# and `show` prints a table.
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9.
 
@@ -32,7 +33,7 @@ defaults = TrainConfig(iters=200, batch_size=16, learning_rate=4e-3, mask_prompt
 # or one that falls to zero along a cosine?
 #
 # <details><summary>Answer</summary>
-# The constant rate, at our rate. At five times the rate it is the worst.
+# The constant rate, at our rate. At five times the rate, it is far worse than the cosine.
 # </details>
 
 # %%
@@ -42,16 +43,21 @@ show("five times the rate", "five times, constant")
 # %% [markdown]
 # **Not missed at our rate.** A constant rate has a lower loss with every seed. At half the height,
 # where the rates add up to as much as the cosine's, it has one with four of five seeds, and the
-# same loss with the fifth. The run is still learning when it ends, so small steps at the end are
-# wasted. At five times the rate, a constant rate leaves about every second answer wrong, and the
-# cosine has all of them right. A falling rate lets you begin high. It is a margin, like warm-up.
+# same loss with the fifth. (A reason may be that the run is still learning when it ends. This is
+# not tested.) At five times the rate, a constant rate leaves about every second answer wrong, and
+# the cosine has all of them right. A falling rate lets you begin high. It is a margin, like
+# warm-up.
 
 # %%
 # Checks
 assert case("constant rate").max() < 0.75 * case(USUAL).min(), "a constant rate must be better"
+assert case("constant rate").max() < case("linear to zero").min(), "than a linear fall as well"
+half_rate = replace(defaults, learning_rate=2e-3, lr_schedule="constant")
+sums = [sum(optim.get_lr(t, how) for t in range(how.iters)) for how in (half_rate, defaults)]
+assert math.isclose(*sums, rel_tol=0.05), "at half the height, the rates must add up to as much"
 half, usual = case("constant, half the rate"), case(USUAL)
 assert (half < 0.75 * usual).sum() == 4, "at half the rate, lower with four of five seeds"
-assert (half < 1.02 * usual).all(), "and equal with the fifth"
+assert abs((half / usual).max() - 1) < 0.02, "and equal with the fifth"
 fast = case("five times, constant").min() / case("five times the rate").max()
 assert fast > 5, "at five times the rate, it must be far worse"
 assert case("five times the rate", "exact_match").min() == 1, "there, the cosine is right"
@@ -97,8 +103,8 @@ show(USUAL, "weight decay 0.1", "weight decay 10")
 # %% [markdown]
 # λ = 0.1 makes no difference here: a few hundredths of the weights, less than the scatter of the
 # seeds. What matters is λ·Σηₜ, and a short run has a small Σηₜ. λ = 10 does pull. It pulls BA to
-# zero, and so the model to its base: the answers are worse, and more of the notes is kept. So on an
-# adapter, weight decay limits forgetting. (Whether it limits overfitting is not tested here.)
+# zero, and so the model to its base: the answers are worse, and more of the notes is kept. So here,
+# weight decay limits forgetting. (Whether it limits overfitting is not tested here.)
 
 # %%
 # Checks
@@ -106,7 +112,8 @@ for decay, left in kept.items():
     predicted = math.exp(-decay * sum_of_rates)
     assert math.isclose(left, predicted, rel_tol=0.15), f"decay {decay}: {left}, not {predicted}"
 assert kept[0.1] > 0.95, "λ = 0.1 must leave nearly everything"
-assert np.abs(case("weight decay 0.1") / case(USUAL) - 1).max() < 0.2, "and change no result"
+change = np.abs(case("weight decay 0.1") - usual)
+assert change.max() < usual.std(ddof=1) / 2, "and change less than the seeds scatter"
 assert case("weight decay 10").min() > 3 * case(USUAL).max(), "λ = 10 must cost quality"
 notes, notes_usual = case("weight decay 10", "notes"), case(USUAL, "notes")
 assert notes.max() < 0.8 * notes_usual.min(), "but keep more of the base's notes"
@@ -160,11 +167,11 @@ with figure("optimization", "held-out loss (nats per target token)", "", title) 
 #
 # ## What was shown
 #
-# In a short LoRA run of `micro` at a good rate, warm-up, a falling rate and a small weight decay
-# can be left out, and hardly anything is lost. Warm-up and a falling rate protect against a rate
-# that is too high. Clipping helps, for a reason that a long run should not have (not tested).
-# Accumulation must count tokens. None of this is a law: a long run, a large model, a rate at its
-# limit, or training from random weights needs a new test.
+# In a short LoRA run of `micro` at a rate of 4e-3, warm-up, a falling rate
+# and a small weight decay can be left out, and hardly anything is lost. Warm-up and a falling rate
+# protect against a rate that is too high. Clipping helps, for a reason that a long run should not
+# have (not tested). Accumulation must count tokens. None of this is a law: a long run, a large
+# model, a rate at its limit, or training from random weights needs a new test.
 #
 # **What to try.**
 #

@@ -14,11 +14,11 @@ import convnet
 import numpy as np
 import pictures
 from autograd import grad
-from common import figure, short
+from common import QUICK, figure, short
 
 import minilora
 from minilora.evaluation import plot
-from minilora.tree import named_leaves, tree_map
+from minilora.tree import named_leaves, num_parameters, tree_map
 
 SEED = 0
 rng = np.random.default_rng(SEED)
@@ -80,7 +80,7 @@ assert np.isclose((grad(probed)(x) * nudge).sum(), slope, rtol=1e-10), "its back
 #
 # <details><summary>Answer</summary>
 # Yes. Bold becomes readable (Li et al. 2016 call this adaptive batch normalization), and the old
-# typeface is lost.
+# typeface is read far worse.
 # </details>
 
 # %%
@@ -128,8 +128,10 @@ print(f"a Llama's row in two batches: logits differ by up to {np.abs(apart - tog
 
 # %%
 # Checks
-assert seen[0][0] - seen[-1][0] > 0.12, "Sans must be lost"
+assert seen[0][0] - seen[-1][0] > (0.12 if QUICK else 0.3), "Sans must be read far worse"
 assert seen[-1][1] - seen[0][1] > 0.12, "bold must become readable"
+assert QUICK or seen[-1][1] > 0.85, "nearly all of it"
+assert 35_000 < num_parameters(base) < 45_000, "0.04 million parameters"
 assert np.allclose(apart, together, rtol=0, atol=1e-4), "a Llama's row must not see other rows"
 assert numbers == 224, "a mean and a variance for each of 16 + 32 + 64 channels"
 assert in_two_batches > 1, "a picture's logits must depend on its batch"

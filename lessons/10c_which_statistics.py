@@ -95,6 +95,9 @@ assert old > 1.6 * new and old > 2 * train, "the trap: a high loss with the base
 noisy_train, _, noisy_new, *_ = results[4, "batch"]
 assert noisy_train > 1.5 * noisy_new, "four per step: the training loss is higher"
 if not QUICK:
+    assert old > 5 * train, "the trap: the validation loss is many times the training loss"
+    assert noisy_train > 2 * noisy_new, "four per step: far higher"
+    assert results[32, "batch"][5] > 0.8, "Sans is still read"
     assert results[32, "base"][1] < 0.6 * old, "the base's statistics in both places are sound"
     assert results[32, "batch"][5] > results[32, "base"][5] + 0.07, "Sans is kept by statistics"
 assert with_batch < 1e-4 * with_running, "no gradient reaches a bias before batch normalization"
@@ -102,8 +105,8 @@ assert with_batch < 1e-4 * with_running, "no gradient reaches a bias before batc
 # %% [markdown]
 # ## What was shown
 #
-# Train and validate with the same kind of statistics. BitFit's biases do nothing in front of batch
-# normalization; train its β instead.
+# Train and validate with the same kind of statistics. With the batch's statistics, BitFit's biases
+# do nothing in front of batch normalization; train its β instead.
 #
 # **What to try.**
 #

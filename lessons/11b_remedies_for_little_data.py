@@ -36,8 +36,9 @@ def scores(kind, column="right", r=8, dropout=0.0, augmented=0):
 # %% [markdown]
 # ## The results
 #
-# The sweep has each remedy on pictures and on sounds (five examples per class, four seeds), and on
-# 64 questions for `micro` (three seeds).
+# The sweep has each remedy on pictures and on sounds (five examples per class, four seeds, a
+# network of 0.04 million parameters), and on 64 questions for `micro` (three seeds, 0.1 million).
+# All runs have a learning rate of 0.01.
 #
 # ![Augmentation acts on the rows, rank and dropout on the adapter, early stopping on the
 # steps](../figures/drawings/remedies_act.svg)
@@ -73,9 +74,9 @@ with figure("remedies", "share of right answers", "", KINDS, columns=3, width=9.
 # ![The share of right answers with each remedy, one dot per seed](../figures/remedies.png)
 #
 # **Augmentation** helps most for pictures: in every seed, about half as many letters again are
-# read. The test moves letters by a pixel, too. For sounds, the masks lower the loss in three seeds
-# of four, and no more sounds are recognized: a reed never plays a sound with a band missing.
-# Augmentation helps if it makes examples that could occur.
+# read. The places of the test letters differ, too. For sounds, the masks lower the loss in three
+# seeds of four, and no more sounds are recognized. A reason may be that a reed never plays a sound
+# with a band missing. So here, augmentation helps where it makes examples that could occur.
 #
 # **Dropout** acts on the adapter's input only, and is mild. Alone, it never hurts here. The loss
 # falls in every seed of all three kinds, by a quarter or less on average. Together with
@@ -85,7 +86,9 @@ with figure("remedies", "share of right answers", "", KINDS, columns=3, width=9.
 # Checks
 plain, augmented = scores("pictures"), scores("pictures", augmented=1)
 assert (augmented - plain).min() > 0.1, "pictures: augmentation must help in every seed"
-assert augmented.mean() > 1.4 * plain.mean(), "about half as many letters again"
+assert ((augmented / plain > 1.4) & (augmented / plain < 1.6)).all(), "half as many letters again"
+others = [scores("pictures", **how) for how in REMEDIES.values() if "augmented" not in how]
+assert (augmented > np.max(others, axis=0)).all(), "pictures: better than all without it"
 lower = scores("sounds", "test", augmented=1) < scores("sounds", "test")
 assert lower.sum() == 3, "sounds: the masks lower the loss in three seeds of four"
 assert scores("sounds", augmented=1).mean() < scores("sounds").mean() + 0.01, "no more are right"
@@ -101,7 +104,8 @@ for kind in ("pictures", "sounds"):
 # %% [markdown]
 # **A lower rank** is said to be right for little data. For sounds it is: r = 1 ends with the lowest
 # loss of all, r = 32 with the highest. For pictures, r = 1 reads *fewer* letters than r = 8 in
-# every seed. For the questions it is worst by far: r = 1 has not even learned its training rows.
+# every seed. For the questions it is worst by far: r = 1 has not even learned its training rows (at
+# the rate of r = 8; no other was tried).
 # Too little capacity and too little data are two different problems. The training loss tells them
 # apart.
 #
@@ -117,6 +121,7 @@ assert (r1 < r8).all() and (r32 > r8).all(), "sounds: the lower the rank, the lo
 means = {name: scores("sounds", "test", **how).mean() for name, how in REMEDIES.items()}
 assert min(means, key=means.get) == "r = 1", "sounds: r = 1 must be the best of all"
 assert max(means, key=means.get) == "r = 32", "sounds: r = 32 must be the worst of all"
+assert (scores("sounds", r=1) > scores("sounds")).all(), "sounds: r = 1 must recognize more"
 assert (scores("pictures", r=1) < scores("pictures")).all(), "pictures: r = 1 must read fewer"
 r1, r8 = (scores("questions", "test", r=r).mean() for r in (1, 8))
 assert r1 > 2 * r8, "questions: r = 1 must be worst"
@@ -182,9 +187,9 @@ assert abs(of_kept - min(losses)) < 1e-6, "the best adapter must be returned, no
 # %% [markdown]
 # ## What was shown
 #
-# No remedy is best everywhere. Augmentation helps if it makes examples that could occur, a lower
-# rank if the training rows are still learned. Early stopping lowers the loss more than it raises
-# the share of right answers.
+# No remedy is best for all three kinds of data. Augmentation gave more right answers for pictures
+# only, a lower rank for sounds only. Early stopping lowered the loss of pictures and sounds, and
+# gave hardly more right answers.
 #
 # **What to try.**
 #

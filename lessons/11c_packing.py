@@ -36,8 +36,8 @@ longest = max(len(example.tokens) for example in examples)
 # share?
 #
 # <details><summary>Answer</summary>
-# About 0.6 is text. Packing can be faster by 1/0.6 at most. Longer rows lose some of that, because
-# attention scores each token against its whole row.
+# About 0.6 is text. Where each position costs the same, packing saves the other 0.4. In attention,
+# longer rows cost more, because each token is scored against its whole row.
 # </details>
 
 # %%

@@ -21,8 +21,8 @@ FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the qu
 # %% [markdown]
 # ## Three runs
 #
-# Each run has 200 steps of 16 rows. A linear head is trained on 4,000 rows, and an adapter of rank
-# 8 on 32 rows and on 4,000 rows.
+# Each run has 200 steps of 16 rows, on `micro` (0.1 million parameters), with one seed. A linear
+# head is trained on 4,000 rows, and an adapter of rank 8 on 32 rows and on 4,000 rows.
 #
 # ![Training and held-out loss, each low or high: fits, overfits, underfits, or a
 # mistake](../figures/drawings/two_losses.svg)
@@ -80,13 +80,13 @@ with figure("underfit_overfit", xlabel, ylabels, list(HISTORIES), **size) as pan
 # %% [markdown]
 # ![Training and held-out loss: both high, far apart, both low](../figures/underfit_overfit.png)
 #
-# **Underfitting:** both losses are high and close together, here with 4,000 rows. The adapter has
-# more trained parameters and fits the same rows.
+# **Underfitting:** both losses are high and close together, here with 4,000 rows. The adapter fits
+# the same rows.
 #
 # **Overfitting:** there is a gap between the two losses, here a factor of more than ten. **The rise
-# of the textbooks does not come.** The training loss is almost zero, so the gradients are small,
-# and the learning rate falls to zero. If you wait for the held-out loss to rise before stopping,
-# you will wait in vain. Compare the two losses instead.
+# of the textbooks does not come.** (A reason may be that the gradients are small, and the learning
+# rate falls to zero.) If you wait here for the held-out loss to rise before stopping, you will wait
+# in vain. Compare the two losses instead.
 
 # %%
 # Checks

@@ -83,7 +83,7 @@ if not QUICK:
 # **Predict.** By how much do the logits differ from those of six separate calls?
 #
 # <details><summary>Answer</summary>
-# By rounding, at most. Each row gets the same numbers in the same order.
+# By rounding, at most.
 # </details>
 
 # %%
@@ -156,7 +156,7 @@ table(["weight as", "error of merging / ‖ΔW‖", "after one switch", "after t
 assert errors["float32"][0] < 1e-4, "float32 loses almost nothing"
 assert 0.01 < errors["float16"][0] < 0.04, "float16 loses some per cent of the update"
 assert 0.1 < errors["bfloat16"][0] < 0.25, "bfloat16 loses about a sixth"
-assert errors["nf4-dq"][0] > 0.9, "NF4 loses all of it"
+assert min(errors["nf4"][0], errors["nf4-dq"][0]) > 0.9, "NF4 loses all of it"
 for kind, (_, one, ten) in errors.items():
     if kind.startswith("nf4"):
         assert ten > 3 * one, f"{kind}: the error must grow"
@@ -170,13 +170,13 @@ for kind, (_, one, ten) in errors.items():
 #
 # ## What was shown
 #
-# Adapters share one base, and switching is free, even per row. Merging rounds: bfloat16 loses a
-# sixth of an update of 1 %, and NF4 loses all of it.
+# Adapters share one base, and switching changes no weight, even per row. Merging rounds: bfloat16
+# loses a sixth of an update of 1 %, and NF4 loses all of it (random weights).
 #
 # **What to try.**
 #
 # 1. `update_of(0.01)`: use 0.001. In which types is anything left of the update?
-# 2. `adapter_of_row`: give all rows the same adapter. Is the difference still zero?
+# 2. `adapter_of_row`: give all rows the same adapter. How large is the difference?
 # 3. `for _ in range(10)`: use two different updates in turn. Does the error of bfloat16 grow?
 #
 # **Where to stop with a debugger.** `several.per_row` (the shapes of the gathered factors),

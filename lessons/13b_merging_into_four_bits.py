@@ -111,22 +111,25 @@ with figure("dead_zone", "‖ΔW‖/‖W‖", "error / ‖ΔW‖", title) as axe
 # ![Error of three ways to merge over the size of the update](../figures/dead_zone.png)
 #
 # An error of 1 is what discarding the adapter would give. At 1 % and 3 %, four bits are *worse*
-# than discarding it, because the scales change as well. Measured against the trained model, the
-# original W is worse still.
+# than discarding it. Measured against the trained model, the original W is worse still.
 
 # %%
 # Checks
 assert abs(norm(W - W_hat) / norm(W) - 0.092) < 0.005, "the error of NF4 on a normal weight"
 again, original = (dict(zip(SIZES, error[way])) for way in ("4 bits again", "original W"))
 assert min(again[0.01], again[0.03]) > 1.02, "worse than discarding the adapter"
-assert original[0.01] > 8 and again[0.3] < 0.4, "W is worse still; large updates survive"
+for size in (0.01, 0.03):
+    assert original[size] > 1.5 * again[size], "W is worse still"
+assert original[0.1] > again[0.1], "also at 10 %"
+assert again[0.3] < 0.4, "large updates survive"
 assert 0.02 < kept[0.03] < 0.09, "at 3 %, a twentieth is kept"
 assert kept[0.1] > 0.8, "at 10 %, more than four fifths"
 
 # %% [markdown]
 # ## What the task says
 #
-# The sweep trains QLoRA at two learning rates, five seeds each, and scores all merged models.
+# The sweep trains QLoRA of `micro` (0.1 million parameters) at two learning rates, five seeds each,
+# and scores all merged models.
 #
 # **Predict.** Order the merged models from best to worst.
 #
@@ -176,7 +179,8 @@ for rate in merging.RATES:
     assert np.abs(column("dequantized", rate) / apart - 1).max() < 1e-3, "Ŵ + ΔW must be exact"
     for way in ("dequantized_4bit", "original", "original_4bit"):
         assert (column(way, rate) > 1.05 * apart).all(), f"{way}: it must be worse in every seed"
-assert (column("original", 1e-3) < column("dequantized_4bit", 1e-3)).all(), "the order of the task"
+for way in ("dequantized_4bit", "original_4bit"):
+    assert (column("original", 1e-3) < column(way, 1e-3)).all(), "the original W must be second"
 lost = {rate: column("dequantized_4bit", rate) - column("apart", rate) for rate in merging.RATES}
 assert lost[1e-3].min() > 3 * lost[4e-3].max(), "small updates must lose more to four bits"
 assert 1.6 < column("size", 4e-3).mean() / column("size", 1e-3).mean() < 2.5, "half as large"
@@ -191,8 +195,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# Ŵ + ΔW is the trained model. Four bits lose updates below 3 % of the weight, and repeated merging
-# in four bits lets the scales grow.
+# Ŵ + ΔW is the trained model. On random weights, four bits lose updates below 3 % of the weight,
+# and repeated merging in four bits lets the scales grow.
 #
 # **What to try.**
 #

@@ -136,8 +136,8 @@ for kind in ("other", "sibling"):
 # adding them, does each adapter still do its task? And after stacking?
 #
 # <details><summary>Answer</summary>
-# No: both losses are many times as high. In the stack only the second task works, because its
-# adapter was trained with the first one in place.
+# No: both losses are more than four times as high. In the stack only the second task works, because
+# its adapter was trained with the first one in place.
 # </details>
 
 
@@ -187,7 +187,9 @@ merged = minilora.merge(upon, with_first)  # a stack of two merges like one adap
 apart = loss(back, upon, with_first)
 assert abs(loss(back, {}, merged) - apart) < 1e-3, "a merged stack is the same model"
 assert max(errors.values()) < 1e-5, "the sum itself must be exact"
-assert np.abs(column("cosine_turned")).max() < 0.15, "the updates must be almost orthogonal"
+assert np.abs(column("cosine_turned")).max() < 0.1, "the updates must be almost orthogonal"
+for ours, alone in (("there_1.0", "one"), ("back_1.0", "turned")):
+    assert (column(ours) > 4 * column(alone)).all(), "added: four times the loss, with every seed"
 for weight in (1.0, 0.5):
     assert (column(f"there_{weight}") > 2.5 * column("one")).all(), "the first task must suffer"
     assert (column(f"back_{weight}") > 2 * column("turned")).all(), "the second task must suffer"
@@ -208,8 +210,9 @@ if not QUICK:  # seed 0 of the sweep again, each loss told apart from another on
 # %% [markdown]
 # ## What was shown
 #
-# Concatenation adds updates exactly. The mean of factors works only for adapters with the same
-# start. Two tasks disturb each other, although their updates are almost orthogonal.
+# Concatenation adds updates exactly. On `micro` (0.1 million parameters, five seeds), the mean of
+# factors is near the mean of updates only for adapters with the same start. Two tasks disturb each
+# other, although their updates are almost orthogonal.
 #
 # **What to try.**
 #

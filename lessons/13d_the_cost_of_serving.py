@@ -151,11 +151,13 @@ print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
 # the weights with each other in both columns.
 #
 # A separate adapter has few multiplications, but two small products per projection, and each call
-# has a fixed cost. A merged adapter costs nothing (LoRA, Sec. 4).
+# has a fixed cost. A merged adapter has none of them (LoRA, Sec. 4).
 
 # %%
 # Checks
+assert 12.65e6 < num_parameters(dense) < 12.75e6, "12.7 million parameters"
 assert 6.5 < nbytes(dense) / nbytes(quantized) < 7.5, "the 4-bit model must have a seventh"
+assert 3.7 < nbytes(dense) / nbytes(eight_bit) < 4.1, "the 8-bit model must have a quarter"
 assert in_adapter < 0.04 * in_base, "the adapter has less than 4 % of the multiplications"
 x = rng.standard_normal(512, np.float32)
 q = quantized["model"]["layers"]["0"]["mlp"]["gate_proj"]["weight"]
@@ -175,9 +177,10 @@ assert together == alone, "a prompt gets the same tokens in a batch and alone"
 # %% [markdown]
 # ## What was shown
 #
-# Lessons 13 to 13d together: a separate adapter is exact, can be switched at no cost, and takes a
-# little time. Merged into the dequantized base on which it was trained, it is exact, too. All other
-# ways change the model. Write down which way you used, and evaluate the model that you ship.
+# Lessons 13 to 13d together: a separate adapter is exact, can be switched without a change of the
+# base, and needs more products. Merged into the dequantized base on which it was trained, it is
+# exact, too. All other ways here change the model. Write down which way you used, and evaluate the
+# model that you ship.
 #
 # **What to try.**
 #

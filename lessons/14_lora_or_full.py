@@ -4,10 +4,10 @@
 # **The question.** When is a low-rank update enough, and when does full fine-tuning learn more?
 #
 # Two answers are common. LoRA matches full fine-tuning if it adapts all layers (QLoRA, Dettmers et
-# al. 2023, Sec. 4). LoRA learns less and forgets less (Biderman et al. 2024). Which of them holds
-# depends on the distance between what the base knows and what it has to learn.
-# [Lesson 14b](14b_more_rank_or_all.py) compares ranks, and what is forgotten.
-# [Lesson 14c](14c_noise_and_cost.py) asks about little data, wrong answers, and memory.
+# al. 2023, Sec. 4). LoRA learns less and forgets less (Biderman et al. 2024). Here, they are
+# compared at two distances between what the base knows and what it has to learn. [Lesson
+# 14b](14b_more_rank_or_all.py) compares ranks, and what is forgotten. [Lesson
+# 14c](14c_noise_and_cost.py) asks about little data, wrong answers, and memory.
 #
 # **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 0, and what a rank is.
 
@@ -107,7 +107,7 @@ assert rows_of_sweep[0]["text"] == cipher(tasks.notes(1, train_seed)[0][0]["text
 assert known < floor + 0.02, "the base must know its own notes"
 assert unknown > 10 * known, "the new language must be far away"
 assert abs(exact_solution - known) < 1e-4, "the permuted embedding must be an exact solution"
-assert rank > 8, "the change of the embedding must need more than rank 8"
+assert rank == 16, "90 % of the change of the embedding must need rank 16"
 
 # %% [markdown]
 # ## LoRA and full fine-tuning on the large shift
@@ -155,7 +155,7 @@ for size, loss in here.items():
 for size, other in (("r = 8", "full"), ("full", "r = 8")):
     agrees = belongs(here[size], in_sweep[size], in_sweep[other])
     assert QUICK or agrees, f"{size} must agree with the sweep"
-assert lower == HOLDS, "full fine-tuning must have the lower loss"
+assert lower == HOLDS and (ratio > 0).all(), "full fine-tuning must have the lower loss"
 assert 0.45 < np.exp(-ratio.mean()) < 0.55, "about half of it"
 assert exact_solution < in_sweep["full"].min(), "and none must reach the exact solution"
 assert round(exact_solution, 3) == 0.207, "the loss of the exact solution"
@@ -165,9 +165,8 @@ assert round(exact_solution, 3) == 0.207, "the loss of the exact solution"
 #
 # On this large shift, full fine-tuning of `micro` (0.1 million parameters) learns more than LoRA on
 # the projections, with each of eight seeds: the change that the task needs is in the embedding. In
-# lesson 14b, LoRA with a trained embedding comes close. Ask what has to change in the model. If the
-# change is in matrices that you adapt, a small rank is enough. If it is elsewhere (new symbols, a
-# new alphabet), train those matrices too, or all.
+# lesson 14b, LoRA with a trained embedding closes most of the gap. So ask what has to change in the
+# model, and whether you train those matrices.
 #
 # **What to try.**
 #

@@ -53,7 +53,7 @@ from minilora.tree import arrays, flatten, get, num_parameters, overlay
 #
 # <details><summary>Answer</summary>
 # None. Gradients are taken for the first argument only, so the second one is frozen. Dropout is on
-# if a random generator is passed, and only <code>train</code> passes one.
+# if a random generator is passed, and <code>train</code> passes one.
 # </details>
 
 # %%
@@ -100,13 +100,13 @@ assert list(get(quantized, path)) == ["weight"], "the base must not be changed"
 # %% [markdown]
 # ## Dropout
 #
-# In PEFT, `model.train()` switches dropout on and `model.eval()` switches it off. A model from
-# `from_pretrained` starts with it off, and a Trainer switches it. In minilora, it needs an `rng`.
+# In PEFT, `model.train()` switches dropout on and `model.eval()` switches it off. In minilora, it
+# needs an `rng`.
 #
 # **Predict.** With dropout 0.5: is the loss without an `rng` the same twice? With two generators?
 #
 # <details><summary>Answer</summary>
-# It is the same twice without one. Each generator gives another loss.
+# It is the same twice without one. The two generators give two other losses.
 # </details>
 
 # %%
@@ -136,7 +136,8 @@ assert len(set(losses)) == 3, "each rng must give another loss"
 # **Predict.** How large is the error of rounding again, as a share of the update?
 #
 # <details><summary>Answer</summary>
-# About two fifths, in this run. Lesson 13b measures the effect on the answers.
+# About two fifths, in this run of `micro` (0.1 million parameters). Lesson 13b measures the effect
+# on the answers.
 # </details>
 
 # %%
@@ -182,7 +183,7 @@ assert abs(reference - optimized) < 1e-4 * reference, "both implementations must
 # %% [markdown]
 # ## What was shown
 #
-# The names are those of PEFT. PEFT changes an object. minilora passes arguments; you can see them.
+# Most names are those of PEFT. PEFT changes an object. minilora passes arguments; you can see them.
 #
 # **What to try.**
 #

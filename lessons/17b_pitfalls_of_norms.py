@@ -59,8 +59,8 @@ def train(norms_rate=None):
 # **Predict.** What happens at the rate of the adapters? And at ten times this rate?
 #
 # <details><summary>Answer</summary>
-# In this run, nothing bad at the rate of the adapters, and at ten times this rate a loss that is
-# several times as high.
+# In this run, nothing bad at the rate of the adapters. At ten times this rate, the loss is more
+# than twice as high.
 # </details>
 
 # %%
@@ -108,8 +108,8 @@ if not QUICK:
 # too large? Ten thousand times?
 #
 # <details><summary>Answer</summary>
-# Without the norms, by more than a fifth: little enough to be overlooked. An ε a hundred times too
-# large is hardly visible. Ten thousand times too large destroys the model.
+# In this run, by more than a fifth without the norms, and by less than a tenth with an ε a hundred
+# times too large. Ten thousand times too large destroys the model.
 # </details>
 
 # %%
@@ -135,14 +135,15 @@ table(["rms_norm_eps", "held-out loss", "exact"], cells)
 assert config.rms_norm_eps == 1e-5, "the base's own ε"
 if not QUICK:
     assert lost > 1.2 * loss[1.0], "without the trained norms, the loss must rise"
-    assert with_eps[1e-3] < 1.2 * loss[1.0], "an ε a hundred times too large is hardly visible"
+    assert with_eps[1e-3] < 1.1 * loss[1.0], "an ε a hundred times too large is hardly visible"
     assert with_eps[1e-1] > 1, "an ε ten thousand times too large must destroy the model"
     assert np.isclose(with_eps[1e-5], loss[1.0]), "with its own ε, the model must be the same"
 
 # %% [markdown]
 # ## What was shown
 #
-# Norms can be trained at the rate of the adapters. Save them, and check a loaded model once.
+# On this small model, norms can be trained at the rate of the adapters. Save them, and check a
+# loaded model once.
 #
 # **What to try.**
 #

@@ -109,7 +109,7 @@ assert before["loss"] > 2, "before training, the loss must be high"
 # test rows is then answered right, every character?
 #
 # <details><summary>Answer</summary>
-# More than a third: that is checked. In one full run it was 71 %.
+# More than a third.
 # </details>
 
 # %%
@@ -161,9 +161,9 @@ right_tool = sum(tool == expected for tool, expected in tools)
 print(f"{are_calls} of {len(tools)} wrong answers are calls, {right_tool} of the right tool")
 
 # %% [markdown]
-# Wrong answers are calls, too, and most of them call the right tool. What is wrong are values: an
-# argument is invented, left out, or copied from the wrong place. `micro` learns its questions in
-# the same order (lesson 15b): first what all answers share, then what must be read in the request.
+# At most one of these wrong answers is not a call, and at least half call the right tool. What is
+# wrong then are values. This fits the order in which `micro` learns (lesson 15b): first what all
+# answers share, then what must be read in the request.
 
 # %%
 # Checks

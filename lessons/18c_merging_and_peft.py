@@ -81,8 +81,8 @@ del dense
 
 # %% [markdown]
 # The sum of a 4-bit weight and an update is no longer one of sixteen values times a scale.
-# Quantizing it to 4 bits again loses much of the update (lesson 13b). On a small device, keep base
-# and adapter separate.
+# Quantizing it to 4 bits again loses the update (lesson 22). On a small device, keep base and
+# adapter separate.
 
 # %%
 # Checks
@@ -144,7 +144,7 @@ if installed:
 # ## What was shown
 #
 # A merged model is dense, and much larger than a 4-bit base with its adapter. The folder that
-# minilora writes is an adapter of PEFT, equal to the last digits. On the command line:
+# minilora writes is an adapter of PEFT, with the same logits up to rounding. On the command line:
 #
 # ```sh
 # minilora merge --adapter-path tools --out merged

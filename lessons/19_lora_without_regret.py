@@ -50,7 +50,7 @@ from minilora.tree import named_leaves
 # **Predict.** What is the factor for `micro` (width 48) and `tiny` (width 128) with α = 32?
 #
 # <details><summary>Answer</summary>
-# By the formula 2.6 and 6.9; measured below, about 3 and about 9. The factor grows with the width.
+# By the formula 2.6 and 6.9; measured below, about 3 and about 8. It is larger for the wider model.
 # </details>
 
 
@@ -88,8 +88,8 @@ table(["factor for an equal first gain", "formula", *(f"r = {r}" for r in RANKS)
 for model in ("micro", "tiny"):
     of_ranks = [factor[model, r] for r in RANKS]
     assert max(of_ranks) < 1.3 * min(of_ranks), f"{model}: the factor must not depend on the rank"
-assert 2 < factor["micro", 8] < 4, "width 48 must need about three times the rate"
-assert 2 < factor["tiny", 8] / factor["micro", 8] < 4, "width 128 must need 128/48 times more"
+assert 2.5 < factor["micro", 8] < 3.5, "width 48 must need about three times the rate"
+assert 7 < factor["tiny", 8] < 10, "width 128 must need about eight times the rate"
 
 # %% [markdown]
 # ## The best rates
@@ -102,7 +102,7 @@ assert 2 < factor["tiny", 8] / factor["micro", 8] < 4, "width 128 must need 128/
 # **Predict.** Do r = 1 and r = 64 have the same best rate? Is the factor larger in short runs?
 #
 # <details><summary>Answer</summary>
-# The best rates of r = 1 and r = 64 differ by at most 2.2 times. The factor is 2.3 after 25 steps
+# The best rates of r = 1 and r = 64 differ by less than 3 times. The factor is 2.3 after 25 steps
 # and 1.9 after 200 steps. That it is larger in short runs is not shown.
 # </details>
 
@@ -180,7 +180,10 @@ with figure("regret_rates", "learning rate", ylabel, titles, width=7.6, columns=
 
 # %%
 # Checks
-assert set(ten.values()) == {FAILS}, "the factor must be below 7"
+assert set(ten.values()) == {FAILS}, "the factor must not be 7 to 15"
+for case, x in factors.items():
+    assert verdict(x, np.log(1.45), np.log(7)) == HOLDS, f"{case}: the factor must be 1.5 to 7"
+assert len(regret.SEEDS) == 8 and len(regret.CHOOSING) == 5, "eight seeds, else five"
 means = [f"{np.exp(x.mean()):.1f}" for x in (short_runs, long_runs)]
 assert means == ["2.3", "1.9"], "the factors after 25 and after 200 steps"
 for steps in STEPS:
@@ -201,8 +204,7 @@ if not QUICK:  # a run of the sweep again
 # ## What was shown
 #
 # On byte-level models of 0.1 and 1 million parameters, LoRA's best rate hardly depends on the rank,
-# and it is 1.5 to 7 times that of full fine-tuning. The factor differs between models and between
-# seeds. So sweep the rate for your model.
+# and it is 1.5 to 7 times that of full fine-tuning. So sweep the rate for your model.
 #
 # **What to try.**
 #

@@ -40,7 +40,7 @@ n = short(2**20, 2**17)
 #
 # <details><summary>Answer</summary>
 # Eight: 0, 0.5, 1, 1.5, 2, 3, 4, 6. Neighbours differ by a factor of 2 in E8M0, and by at most
-# 1.125 in E4M3. In float32, which NF4 uses, they differ by less than a millionth.
+# 1.125 in E4M3, from 2^−6 on. In float32, which NF4 uses, they differ by less than a millionth.
 # </details>
 
 
@@ -75,6 +75,7 @@ assert list(magnitudes) == defined, "E2M1: the values of all exponents and manti
 assert list(e2m1(np.array([2.5, 3.5, 5]))) == [2, 4, 4], "a tie goes to the even mantissa"
 assert e4m3(2.0**-9) == 2**-9 and e4m3(2.0**-10) == 0, "the smallest E4M3 is 2^−9"
 assert (scales[1:] / scales[:-1]).max() == 1.125, "neighbours in E4M3 differ by at most an eighth"
+assert np.finfo(np.float32).eps < 1e-6, "and in float32 by less than a millionth"
 
 # %% [markdown]
 # ## The two formats
@@ -87,8 +88,8 @@ assert (scales[1:] / scales[:-1]).max() == 1.125, "neighbours in E4M3 differ by 
 # round the scale up instead, so that nothing is clipped. Is the error then smaller?
 #
 # <details><summary>Answer</summary>
-# Not for normal weights: three of ten blocks are clipped, but rounding up doubles the steps of
-# others. It helps if almost every block is clipped, as with uniform weights.
+# Not for normal weights: three of ten blocks are clipped, and rounding up doubles all steps of
+# these blocks. It helps with uniform weights from −1 to 1, of which almost every block is clipped.
 # </details>
 
 
@@ -161,9 +162,10 @@ with figure("four_bits_today", "weights", "‖ŵ − w‖/‖w‖", title) as ax
 # ![Bars: the errors of four formats for four kinds of weights](../figures/four_bits_today.png)
 #
 # NVFP4 is more accurate than MXFP4, as claimed. But on normal weights and on those of `micro`, NF4
-# with double quantization is better than both, with fewer bits. NVFP4 wins on heavy tails, int4
-# without tails. The gain of the new formats is speed: processors multiply them directly, NF4 needs
-# a look-up. (FP4 is bitsandbytes' code, whose values are not those of E2M1: lesson 5.)
+# with double quantization is better than both, with fewer bits. NVFP4 wins on heavy tails
+# (Laplace), int4 without tails (uniform). New processors multiply the new formats directly, and NF4
+# needs a look-up; speed is not measured here. (FP4 is bitsandbytes' code, whose values are not
+# those of E2M1: lesson 5.)
 
 # %%
 # Checks. The standard error of these errors is below 0.3 % (the sums have 2^17 terms or more).
@@ -171,9 +173,12 @@ assert all(E["NVFP4"][d] < 0.9 * E["MXFP4"][d] for d in WEIGHTS), "NVFP4 must be
 assert all(E["NF4-DQ"][d] < 0.98 * E["NVFP4"][d] for d in ("normal", "micro")), "NF4 must win"
 best = {d: min(E, key=lambda f: E[f][d]) for d in WEIGHTS}
 assert best["Laplace"] == "NVFP4" and best["uniform"] == "int4", "the tails decide"
+assert best["normal"] == best["micro"] == "NF4-DQ", "NF4 must be the best on normal weights"
 assert E["MXFP4, up"]["normal"] > 0.99 * E["MXFP4"]["normal"], "rounding up must not help"
 assert E["MXFP4, up"]["uniform"] < 0.8 * E["MXFP4"]["uniform"], "but with uniform weights it must"
 assert 0.28 < clipped < 0.31, "three of ten blocks are clipped"
+largest = blocks_of(WEIGHTS["uniform"], 32)[1]
+assert np.mean(largest > 0.75) > 0.99, "uniform: almost every block is clipped (above 6/8)"
 
 # %% [markdown]
 # ## What was shown

@@ -122,7 +122,7 @@ assert min(found, key=found.get)[:2] == ("NF4", 16), "NF4's values in small bloc
 # **Predict.** One half of a tensor is 10⁷ times smaller than the other. Which scale loses it?
 #
 # <details><summary>Answer</summary>
-# E4M3: its smallest number is 2^−9, 2 · 10⁵ times below 448. E8M0 spans 2^254, as float32 does.
+# E4M3: its smallest number is 2^−9, 2 · 10⁵ times below 448. E8M0 spans 2^254.
 # </details>
 
 # %%
@@ -143,7 +143,7 @@ assert lost["e4m3"] == 1 and max(lost["exact"], lost["e8m0"]) < 0.13, "only E4M3
 # Each weight is also cut into blocks that begin at its 4th, 8th, … element. The spread over these
 # cuts is the error bar.
 #
-# **Predict.** MXFP4's error is the same if its scale is rounded up. Is its cost the same, too?
+# **Predict.** MXFP4's error is nearly the same if its scale is rounded up. Is its cost, too?
 #
 # <details><summary>Answer</summary>
 # No: rounded down, it costs more in every cut. Clipping errs in one direction: towards zero.
@@ -186,14 +186,14 @@ assert abs(errors["MXFP4"] / errors["MXFP4, up"] - 1) < 0.02, "the errors must b
 # %% [markdown]
 # ## What was shown
 #
-# MXFP4 loses most by its scale, a power of two. Small blocks and E4M3 scales make NVFP4 better.
-# Rounding MX's scale up does not change the error, but `micro` (0.1 million parameters) then loses
-# much less.
+# On normal weights, MXFP4 loses most by its scale, a power of two. Small blocks and E4M3 scales
+# make NVFP4 better. Rounding MX's scale up hardly changes the error, but `micro` (0.1 million
+# parameters) then loses less.
 #
 # **What to try.**
 #
-# 1. `SIZES`: with `e8m0`, smaller blocks are worse. Try 1024. Where is the best size?
-# 2. `np.roll(coarse, -shift)`: multiply by 1.02, the mean bias of MXFP4. Is that the whole cost?
+# 1. `SIZES`: with `e8m0`, smaller blocks of NF4 are worse. Try 1024. Where is the best size?
+# 2. `np.roll(coarse, -shift)`: multiply by 1.02 against MXFP4's bias. Is that the whole cost?
 # 3. `small = 1e-7 * …`: from which factor on does E4M3 keep the small half?
 #
 # **Where to stop with a debugger.** `quantized` (`absmax`).

@@ -4,7 +4,7 @@
     lora_config, train_config = LoraConfig(r=8, lora_alpha=16), TrainConfig(learning_rate=4e-3)
     adapters, base = minilora.get_peft_model(base, lora_config)  # PiSSA and LoftQ change the base
     rows = minilora.load_rows("questions", "train")
-    examples, cut = minilora.encode_rows(rows, tokenizer, train_config)
+    examples, cut = minilora.encode_rows(rows, tokenizer, train_config)  # cut: rows too long
     adapters, history = minilora.train(adapters, base, examples, model_config, train_config)
     minilora.save_adapter("adapters", adapters, base, lora_config, "tiny")
     dense = minilora.merge_and_unload(adapters, base)
@@ -53,7 +53,7 @@ def __dir__() -> list[str]:
 def forward(
     adapters: Tree, base: Tree, tokens: Array, model_config: ModelConfig, ops: Any = None
 ) -> Array:
-    """Compute the logits (B, T, V) float32 of token ids (B, T); ops: see `methods.operations`."""
+    """Compute the logits (B, T, V) float32 of token ids (B, T); ops: see `operations`."""
     return model.forward(adapters, base, tokens, model_config, operations(adapters, base, ops))
 
 
@@ -95,7 +95,7 @@ def train(
     check_examples("valid", valid, model_config.vocab_size)
     ops = operations(adapters, base, ops)
     state = state or callbacks.init_state(adapters, train_config)
-    if callbacks.should_stop(state, train_config.early_stopping_patience):  # before it was resumed
+    if callbacks.should_stop(state, train_config.early_stopping_patience):  # it had ended
         return TrainResult(state.get("best", adapters), [])
     with (
         Progress(train_config.iters, "step", state["step"], quiet) as progress,
@@ -108,6 +108,7 @@ def train(
         each_step += [last.after_step, callbacks.progress_of(progress, quiet)]
         if on_step:
             each_step.append(on_step)
+        # a gradient per shard: one shard for the reference, and for very many parameters
         parallel_map, num_shards = kernels.parallel(ops, num_parameters(adapters))
         result = training.train(
             adapters, base, examples, model_config, train_config, ops, state, each_step,

@@ -18,7 +18,7 @@ from .tree import Array
 class Example(NamedTuple):
     """Token ids, and a mask: 1 for each token that the model is trained to predict, else 0.
 
-    answer: 1 for each token that exact match compares, else 0; None for the tokens of the mask.
+    answer: 1 for each token that exact match compares, else 0; if it is None, `mask` is used.
     """
 
     tokens: list[int]

@@ -56,7 +56,7 @@ FRACTION = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
 def check_number(name: str, value: Any, rule: Rule) -> None:
     """Raise InputError unless `value` is a number that satisfies `rule`.
 
-    The message has the name in backticks: the command line shows its flag instead.
+    The name is in backticks, so that the command line can replace it by its flag.
     """
     if not (isinstance(value, Real) and rule.holds(value)):
         raise InputError(f"`{name}` must {rule.text}, got {value!r}")
@@ -75,13 +75,17 @@ class ModelConfig:
     head_dim: int
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-5
-    tie_word_embeddings: bool = True  # for config.json: a model without a tree `lm_head` is tied
+    tie_word_embeddings: bool = (
+        True  # only for config.json: the model uses `lm_head` if the tree has it
+    )
     max_position_embeddings: int = 2048
     eos_token_id: tuple[int, ...] = ()  # each of them ends generation
     bos_token_id: int | None = None
     rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
     sliding_window: int | None = None  # keys that a token sees, its own included; None: all
-    model_type: str = "llama"  # for config.json, unless trained biases need another type
+    model_type: str = (
+        "llama"  # written to config.json; with trained biases, a type that has them is written
+    )
     # what differs from Llama in other families
     hidden_act: str = "silu"  # or gelu_pytorch_tanh
     norms: tuple[str | None, str | None, str | None, str | None] = LLAMA_NORMS

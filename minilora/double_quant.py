@@ -63,7 +63,7 @@ DYNAMIC_MAP = dynamic_map()
 def double_quantize(absmax: Array, offset: np.float32 | None = None) -> DoubleQuantized:
     """Quantize the absmax (m,) float32 of a tensor's blocks to eight bits each.
 
-    offset: None for their mean. Raises InputError if their sum overflows.
+    offset: None for their mean, or a mean that is known. Raises InputError if their sum overflows.
     """
     if offset is None:
         with np.errstate(over="ignore"):

@@ -37,8 +37,8 @@ LORA = ("lora_A", "lora_B", "lora_scaling", "lora_dropout")  # what an adapter a
 def matmul(x: Array, w: Any) -> Array:
     """Compute x Wᵀ with W (out, in), an array or quantized: (..., in) -> (..., out).
 
-    W may be trained or frozen. A quantized W is dequantized for this product, and again in the
-    backward pass (QLoRA, Sec. 3, Eq. 5). Autograd keeps only the quantized W.
+    A dense W may be trained or frozen. A quantized W is always frozen; it is dequantized for this
+    product, and again in the backward pass (QLoRA, Sec. 3, Eq. 5). Autograd keeps only its codes.
     """
     return _matmul(x, dense(w).T)
 
@@ -141,7 +141,7 @@ def row_rng(rng: Any, rows: int) -> RowRng | None:
 
 
 def dropout(x: Array, p: float, rng: Any) -> Array:
-    """Compute x∘m/(1−p) with m ~ Bernoulli(1−p), whose mean is x; return x if rng is None."""
+    """Compute x∘m/(1−p), m ~ Bernoulli(1−p), whose expectation is x; return x if rng is None."""
     if rng is None or p == 0:
         return x
     return x * ((rng.random(x.shape, dtype=np.float32) >= p) / np.float32(1 - p)).astype(x.dtype)
@@ -376,7 +376,7 @@ def cross_entropy(hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
 
 
 def value_and_grad(f: Function) -> Function:
-    """Return a function that computes f(tree, …) and its gradient, a tree of the arrays' paths."""
+    """Return a function that computes f(tree, …) and its gradient, a tree of arrays like `tree`."""
 
     # autograd's own function would record each access to a dict, and the gradient of each setting;
     # here it gets a tuple of the arrays
@@ -412,8 +412,8 @@ def _checkpoint(f: Function, *inputs: Array) -> Array:
 
 
 def _checkpoint_vjp(argnums: Any, y: Array, args: Any, kwargs: Any) -> Function:
-    # argnums: the numbers of the traced arguments. Argument 0 is f; x is untraced below the first
-    # adapter.
+    # argnums: the numbers of the traced arguments. Argument 0 is f, and 1 is x, which is not traced
+    # in the layers before the first adapter.
     def of_traced(traced: Any) -> Array:
         values = list(args)
         for n, value in zip(argnums, traced):
@@ -438,7 +438,7 @@ NORMS = (
     "pre_feedforward_layernorm", "post_feedforward_layernorm",
 )  # fmt: skip
 PROJECTION = ("weight", "bias", *LORA)
-ENTRIES: dict[str, tuple[str, ...]] = {  # the entries that these operations read, by node
+ENTRIES: dict[str, tuple[str, ...]] = {  # {kind of a node: the entries that are read in it}
     "": ("model", "lm_head"), "model": ("embed_tokens", "layers", "norm"),
     "layer": (*NORMS, "self_attn", "mlp"), "self_attn": (*ATTENTION, *QK_NORMS), "mlp": MLP,
     **dict.fromkeys(ALL_LINEAR, PROJECTION),

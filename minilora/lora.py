@@ -109,9 +109,9 @@ def regex_targets(base: Tree, paths: list[str], regex: Any) -> set[str]:
 def excluded_modules(base: Tree, names: str | Sequence[str] | None) -> set[str]:
     """Return the paths of all modules that exclude_modules names: a list, or one expression."""
     excluded = set[str]()
-    is_regex = isinstance(names, str)
-    matching = matches if is_regex else names_module
-    for name in [names] if isinstance(names, str) else names or ():
+    matching = matches if isinstance(names, str) else names_module
+    listed = [names] if isinstance(names, str) else names or ()
+    for name in listed:
         found = {path for path in modules(base) if matching(name, path)}
         if not found:
             way = "give a list of names, or an expression for whole paths, such as '.*q_proj'"
@@ -124,7 +124,7 @@ def modules(base: Tree) -> set[str]:
     """Return the paths of the modules of a model, with the head also if it is tied."""
     found = {"lm_head"}
     for path, _ in named_leaves(base):
-        # what is below `lora_stack` belongs to other adapters: see methods/several.py
+        # a base can hold adapters below `lora_stack` (methods/several.py): these are no modules
         names = path.partition(".lora_stack.")[0].split(".")
         found.update(".".join(names[:n]) for n in range(1, len(names)))
     return found

@@ -66,7 +66,7 @@ def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
     without its scaling or without a weight to adapt.
     """
     params = overlay(base, adapters)
-    layers = tuple(base["model"]["layers"])  # an adapter has no layer that the base lacks
+    layers = tuple(base["model"]["layers"])  # a layer that only the adapter has is an error
     path = first_unread(params, ops.ENTRIES | {"layers": layers})
     if path is not None:
         advice = "remove it, or use minilora.operations, which reads other methods"
@@ -88,8 +88,9 @@ def first_unread(
     """Return the path of the first entry below a node that nothing reads, or None.
 
     entries: {kind of node: the names that are read in it}. The root has the kind "", each of
-    layers.0, layers.1, … has the kind "layer", and every other node has its name as its kind. A
-    node of an unknown kind belongs to a method and is not searched.
+    layers.0, layers.1, … has the kind "layer", and every other node has its name as its kind. What
+    is inside a node that is read, but whose kind is not in `entries`, belongs to a method and is
+    not checked.
     """
     for name, value in node.items():
         path = f"{place}.{name}" if place else name
@@ -118,7 +119,7 @@ def hidden_states(
     first = caches[0] if caches else None  # it knows the number of earlier tokens
     ctx = Context(model_config, ops, None, segment_starts, first)
     x, positions, segment_starts = ops.embed(tokens, node, ctx)
-    ropes: dict[tuple[float, bool], Rope] = {}  # by the base, and whether it is scaled
+    ropes: dict[tuple[float, bool], Rope] = {}  # by (rope_theta, whether the rotation is unscaled)
     for i in range(model_config.num_hidden_layers):
         config = model_config.of_layer(i)
         kind = config.rope_theta, config.rope_scaling is None
@@ -133,7 +134,7 @@ def hidden_states(
         x = checkpoint(layer, x, layer_node) if checkpointing else layer(x, layer_node)
     if x.shape[1] > tokens.shape[1]:  # a trained prompt comes first; its states are not returned
         x = x[:, -tokens.shape[1] :]
-    return norm(x, node, "norm", ctx)
+    return norm(x, node, "norm", ctx)  # the settings of a norm are those of all layers
 
 
 def lm_head(params: Tree) -> Any:

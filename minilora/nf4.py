@@ -159,7 +159,9 @@ def normalize(w: Array, block_size: int) -> tuple[Array, Array]:
     absmax = np.abs(blocks).max(axis=1)
     # x = w · (1/absmax)
     x = (blocks * (1 / np.maximum(absmax, TINY))[:, None]).ravel()
-    if rest.size:  # as bitsandbytes: divide in a short last block, which can change the last bit
+    if rest.size:
+        # as bitsandbytes: a short last block is divided by its absmax, which can change the last
+        # bit, and its absmax is at least TINY
         last = np.maximum(np.abs(rest).max(), TINY)
         x, absmax = np.append(x, rest / last), np.append(absmax, last)
     return x, absmax

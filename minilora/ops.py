@@ -1,9 +1,10 @@
 """The type of the argument `ops`: the operations that a model is computed with.
 
 Each costly operation of parts 3 and 4 of `lessons/00_qlora_in_one_file.py` has two implementations:
-`layers` is the reference, and `kernels.fused` is optimized. `methods.operations` wraps one of them
-for other methods, stacked adapters and one adapter per row. The functions of the core take `ops` as
-an argument.
+`layers` is the reference, and `kernels.fused` is optimized. `minilora.operations` wraps one of them
+for other methods, stacked adapters and one adapter per row: then `ENTRIES` also lists the entries
+of the method, and the operation that gets the node (`linear` for a projection) reads them. The
+functions of the core take `ops` as an argument.
 """
 
 from typing import Any, Protocol
@@ -15,7 +16,9 @@ from .tree import Array, Tree
 class Ops(Protocol):
     """The operations of a decoder. `layers` has their shapes and equations."""
 
-    ENTRIES: dict[str, tuple[str, ...]]  # the entries that the operations read, by node
+    ENTRIES: dict[
+        str, tuple[str, ...]
+    ]  # {kind of a node: the entries that are read in it}: see `model.first_unread`
 
     def embed(self, tokens: Array, node: Tree, ctx: Context) -> tuple[Array, Array, Array]:
         """Look up token ids."""

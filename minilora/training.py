@@ -138,7 +138,7 @@ def num_targets(examples: Iterable[Example]) -> int:
 def accumulate(
     shards: list[tuple[int, float, Tree]], total: int, loss: float = 0.0, grads: Tree | None = None
 ) -> tuple[float, Tree]:
-    """Return (loss, grads) of a batch plus those of some of its shards, weighted by their targets.
+    """Add the losses and gradients of shards, weighted by their targets, to the sums so far.
 
     shards: (number of target tokens, mean loss, gradient) of each. total: the number of target
     tokens of the whole batch. loss, grads: the sums of the shards before.

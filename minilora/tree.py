@@ -66,7 +66,7 @@ def layer_of(path: str) -> int:
 
 def is_node(value: Any) -> bool:
     """Return whether a value of a tree is a node and not a leaf."""
-    return hasattr(value, "items")  # a dict, or autograd's box of one
+    return hasattr(value, "items")  # a dict, or its box if autograd differentiates a whole tree
 
 
 def overlay(lower: Tree, upper: Tree, place: str = "") -> Tree:
@@ -88,7 +88,7 @@ def overlay(lower: Tree, upper: Tree, place: str = "") -> Tree:
 
 
 def arrays(tree: Tree) -> Tree:
-    """Return the tree of the leaves that are arrays: without settings such as `lora_scaling`."""
+    """Return the tree without its settings, such as `lora_scaling`."""
     return unflatten({path: leaf for path, leaf in named_leaves(tree) if hasattr(leaf, "shape")})
 
 

@@ -24,7 +24,7 @@ settings.load_profile("short")
 def pytest_addoption(parser):
     text = "every method with every storage"
     parser.addoption("--all-combinations", action="store_true", help=text)
-    text = "every fault, hundreds of kills and interrupts, six times as many examples per property"
+    text = "every fault, hundreds of kills and interrupts, ten times as many examples per property"
     parser.addoption("--long", action="store_true", help=text)
     text = "only the tests that --long or --all-combinations lengthens, with N draws per test"
     parser.addoption("--draw", type=int, metavar="N", help=text)

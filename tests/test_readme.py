@@ -8,6 +8,7 @@ import sys
 import tomllib
 import tracemalloc
 from argparse import BooleanOptionalAction
+from itertools import combinations, product
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from models import moved
 import minilora
 from minilora import cli, tree
 from minilora.cli.arguments import COURSE, Parser, parser
+from minilora.course import student
 from minilora.course.commands import add_commands
+from minilora.course.exercises import Exercise
 from minilora.data.tasks import BUILTIN
 from minilora.kernels import fused, weights
 from minilora.methods.registry import METHODS
@@ -146,6 +149,47 @@ def test_the_counts_of_the_lessons_and_exercises():
         text = (LESSONS / file).read_text(encoding="utf-8").replace("\n# ", " ")
         assert f"**Time:** {time} to run" in text, file
     assert sorted(listed) == sorted(path.name for path in LESSONS.glob("[0-9]*.py"))
+    every = ("# **The question", "**Predict.**", "# ## What was shown", "**What to try.**")
+    for file in listed:
+        text = (LESSONS / file).read_text(encoding="utf-8")
+        missing = [part for part in (*every, "**Further reading.**") if part not in text]
+        assert not missing and ("\n# Checks" in text or file.startswith("00_")), (file, missing)
+
+
+def test_the_table_of_the_exercises():
+    text = (LESSONS / "exercises.toml").read_text(encoding="utf-8")
+    rows = []
+    for e in tomllib.loads(text)["exercise"]:
+        n = len(e["mistake"])
+        assert n >= 3, e["id"]
+        numbers = [str(e[key]) for key in ("difficulty", "minutes", "points")]
+        rows.append([e["id"], e["lesson"], *numbers, f"{n} of {n}"])
+    assert sorted(table("lessons/README.md", "exercise | lesson")) == sorted(rows)
+
+
+def test_the_limits_of_a_student():
+    text = page("lessons/exercises/README.md").replace("\n ", "")
+    most, of_file = (student.LIMITS[name] // 2**20 for name in ("AS", "FSIZE"))
+    assert f"gets {most // 1024} GB of memory, {of_file} MB per file and for all prints" in text
+    assert f"up to {student.ANSWER >> 21} MB" in text
+    assert "nine seconds per file" in text and Exercise.seconds == 9
+
+
+def test_the_lessons_of_a_paper_name_it():
+    """Or a helper that they import does."""
+    papers = table("lessons/README.md", "paper | lessons")
+    assert len(papers) > 40
+    for paper, lessons in papers:
+        authors, title = re.fullmatch(r"(.*?) \d{4}: \*(.*)\*", paper).groups()
+        author = re.match(r"Ben Zaken|[\w-]+", authors)[0]
+        names = [title.split(":")[0], *re.findall(r"\((.*?)\)", title)]
+        pattern = rf"(?<!\w)({author}|(?i:{'|'.join(map(re.escape, names))}))(?!\w)"
+        for number in lessons.split(", "):
+            files = [path.read_text(encoding="utf-8") for path in LESSONS.glob(f"{number}*.py")]
+            modules = re.findall(r"^(?:from|import) (\w+)", "\n".join(files), re.MULTILINE)
+            helpers = [LESSONS / f"{module}.py" for module in modules]
+            files += [path.read_text(encoding="utf-8") for path in helpers if path.exists()]
+            assert any(re.search(pattern, text) for text in files), (paper, number)
 
 
 # ------------------------------------------------------------------------------------- the guide
@@ -237,6 +281,11 @@ def test_the_scores_of_the_methods():
             mean[method, name] = scores.mean()
     forgets = sorted(compare.TABLE, key=lambda method: mean[method, "notes_after"])
     answers = sorted(compare.TABLE, key=lambda method: mean[method, "exact_match"])
+    low_rank = ("lora", "lora+", "pissa", "dora")
+    for (one, other), name in product(combinations(low_rank, 2), ("loss", "exact_match")):
+        scores = (np.array(common.of(stored, name, method=method)) for method in (one, other))
+        _, low, high = common.interval(np.subtract(*scores))
+        assert low < 0 < high, (one, other, name)
     assert forgets[-2:] == ["full", "prefix"] and mean["prefix", "exact_match"] == 0
     assert answers[-1] == "full" and set(answers[-4:-1]) == {"lora", "lora+", "pissa"}
 
@@ -304,7 +353,7 @@ def test_the_numbers_of_several_adapters():
 
 ASSERTED = [  # per rule of thumb, what its lessons assert about it
     ("NF4's bin shares",),
-    ("every ΔW must be nearer to low rank than a random", "a third of the directions is needed"),
+    ("every ΔW must be nearer to low rank than a random", "about a third of the directions"),
     ("float16 must be like float32", "bfloat16 must be worse than float32"),
     ("the same α·η at low rates (0.016): the same loss",),
     ("without warm-up, a lower loss", "a constant rate must be better"),
@@ -326,6 +375,35 @@ def test_the_lessons_of_a_rule_of_thumb_assert_it(number):
 
 def test_every_rule_of_thumb_has_its_assertions():
     assert len(table("faq.md", "rule | what")) == len(ASSERTED)
+
+
+FINDINGS = [  # per finding since 2023, how its verdict begins, and what its lesson asserts
+    ("does not hold here", "the factor must not be 7 to 15"),
+    ("holds here", "the rank hardly matters"),
+    ("not shown either way", "a larger factor in short runs must not be shown"),
+    ("does not hold here", "must be behind after 100 steps"),
+    ("does not hold here", "LoRA must not lose more with the larger batch"),
+    ("holds here", "on facts, the MLP must win"),
+    ("not shown either way", "0.6 and 0.9 bits"),
+    ("holds here", "int8 keeps 90 %"),
+    ("does not hold here", "full adds some"),
+    ("does not hold here", "the whole update must bring back more"),
+    ("not shown either way", "the smaller the update, the larger the share that way 2 loses"),
+    ("holds here", "NVFP4 must be better than MXFP4"),
+    ("holds here", "a power of two is coarse"),
+    ("not shown either way", "must not be shown to be better or worse"),
+    ("not shown either way", "must not be shown to be close or far"),
+    ("holds here", "must be better than {method}"),
+]
+
+
+def test_the_lessons_of_a_finding_assert_it():
+    rows = table("faq.md", "claim | source")
+    assert len(rows) == len(FINDINGS)
+    for (claim, _, said, link), (verdict, message) in zip(rows, FINDINGS):
+        file = re.search(r"\(\.\./(.*?\.py)\)", link)[1]
+        assert said.startswith(verdict), claim
+        assert message in (LESSONS / file).read_text(encoding="utf-8"), claim
 
 
 def test_the_merge_table_of_the_faq_is_the_one_of_lesson_13b(tmp_path, monkeypatch):
@@ -467,6 +545,12 @@ def test_the_minutes_of_the_longest_exercises():
     assert {name: minutes[name] for name, _ in left_out} == {n: int(m) for n, m in left_out}
     weeks = ", ".join(row[3] for row in table("teachers.md", "week |")[:9])
     assert sorted(weeks.split(", ")) == sorted(minutes)
+    rows = [row[3] for row in table("teachers.md", "week |")[:9]]
+    sums = [sum(minutes[name] for name in row.split(", ")) for row in rows]
+    assert f"at most {max(sums)} minutes" in page("teachers.md")
+    assert sums[0] == sums[4] == max(sums)  # weeks 1 and 5 have the most
+    for _, _, row in table("teachers.md", "day |"):
+        assert sum(minutes[name] for name in row.split(", ")) < 120
 
 
 def test_the_line_of_loras_product_is_the_one_that_the_guide_names():

@@ -35,7 +35,7 @@ torch = pytest.importorskip("torch", reason="the peers group is not installed")
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
 peft = pytest.importorskip("peft", reason="the peers group is not installed")
 
-RANDOM = "random Mistral, Qwen2, Qwen3 and Gemma 3"
+RANDOM = "random models of other families"
 WINDOW = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 0}
 OTHER = {"head_dim": 16, "rms_norm_eps": 0.1}
 SLIDING, MIXED = ["sliding_attention"] * 3, ["sliding_attention", "full_attention"]

@@ -5,13 +5,9 @@ the sliding layers rotate with another base.
 """
 
 from ...config import ATTENTION, InputError
+from ...layers import NORMS
 from ..fields import boolean, layer_types, nested, rope, size
 from .family import Family
-
-NORMS = (
-    "input_layernorm", "post_attention_layernorm",
-    "pre_feedforward_layernorm", "post_feedforward_layernorm",
-)  # fmt: skip
 
 
 def read(raw):
