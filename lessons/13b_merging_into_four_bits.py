@@ -165,11 +165,12 @@ cells = [[WAYS[way], *(f"{live[rate][way]:.4f}" for rate in merging.RATES)] for 
 table(["held-out loss, one run each", *map(str, merging.RATES)], cells)
 
 # %% [markdown]
-# **Merge into the base on which the adapter was trained, dequantized.** All other ways are worse in
-# every seed. If you need four bits again, evaluate *after* quantizing.
+# **Merge into the base on which the adapter was trained, dequantized.** All other ways have a higher
+# held-out loss, at both rates and in every seed. If you need four bits again, evaluate *after*
+# quantizing.
 #
-# The error of the weights does not order the rest: after the run at 0.001, W + ΔW is better than
-# four bits in every seed. And size matters: that run's updates are half as large, and it loses
+# The error of the weights does not order the rest: after the run at 0.001, W + ΔW has a lower loss
+# than four bits in every seed. And size matters: that run's updates are half as large, and it loses
 # several times as much to four bits as the other.
 
 # %%
