@@ -172,9 +172,9 @@ assert num_parameters(start("full")) == everything, "full fine-tuning must train
 # %% [markdown]
 # ## What was shown
 #
-# On a model of 0.1 million parameters, wrong answers cost LoRA (r = 8) fewer right answers with more
-# data (three seeds). Full fine-tuning costs several times the training state, and one model per
-# task.
+# On a model of 0.1 million parameters, wrong answers cost LoRA (r = 8) fewer right answers with
+# more data (three seeds). Full fine-tuning costs several times the training state, and one model
+# per task.
 #
 # **What to try.**
 #
