@@ -144,19 +144,19 @@ for code in sorted(VALUES, key=error.get):
     costs[code] = np.array([cost(VALUES[code], 8 * i) for i in range(short(8, 2))])  # (cuts, sets)
     numbers = costs[code].mean(), *costs[code].mean(axis=0)
     rows.append([code, f"{error[code]:.4f}", *(f"{x:.5f}" for x in numbers)])
-table(["code", "RMSE", "cost (nats per token)", "of notes 1", "notes 2", "notes 3"], rows)
+table(["code", "normal RMSE", "cost (nats per token)", "of notes 1", "notes 2", "notes 3"], rows)
 differences = (costs["least squares"] - costs["nf4"]).mean(axis=1)  # per cut
 scatter = differences.std(ddof=1) / len(differences) ** 0.5
 print(f"least squares minus NF4: {differences.mean():.5f} ± {scatter:.5f} (standard error)")
 
 # %% [markdown]
-# Error and cost rank the codes differently. E2M1 has less error than int4 and costs more on each
-# set of notes; bitsandbytes' fp4 has a third more error than NF4 and costs several times as much.
-# So the mean error over all weights does not predict what `micro` loses. The order of the three
-# cheapest codes is not shown: int4 and "least squares" change places with the notes, and NF4 is the
-# cheapest on each set, but "least squares" costs less than three standard errors more. QLoRA's
-# Table 2 has NF4 as the best code, too, but E2M1 before int4. NF4 costs this base less than a
-# hundredth of its loss, so all these costs are small.
+# The error on normal numbers and the cost rank the codes differently. E2M1 has less error than int4
+# and costs `micro` more on each set of notes; bitsandbytes' fp4 has a third more error than NF4 and
+# costs `micro` several times as much. So the error on normal numbers does not predict what it
+# loses. The order of the three cheapest codes is not shown: int4 and "least squares" change places
+# with the notes, and NF4 is the cheapest on each set, but "least squares" costs less than three
+# standard errors more. QLoRA's Table 2 has NF4 as the best code, too, but E2M1 before int4. NF4
+# costs this base less than a hundredth of its loss, so all these costs are small.
 
 # %%
 # Checks

@@ -81,10 +81,11 @@ with figure("float16_range", xlabel, ylabel, "Gradients of a model that has lear
 # ![Most squares of the gradient's entries are too small for float16](../figures/float16_range.png)
 #
 # The gradients are those of `micro`, a model of 0.1 million parameters, after 150 steps. float16
-# fails by its *range*, at both ends. Loss scaling (Micikevicius et al. 2018) lifts small gradients,
-# but the second moment needs a larger range. In minilora, activations, gradients and moments are
-# always float32, and `adapter_dtype` only sets how the adapters are stored. A weight that leaves
-# the range of float16 stops the run with an error that names the weight.
+# fails by its *range*, at both ends. Loss scaling (Micikevicius et al. 2018) lifts small gradients
+# and their squares; that it keeps a whole run in range is not tested here. In minilora,
+# activations, gradients and moments are always float32, and `adapter_dtype` only sets how the
+# adapters are stored. A weight that leaves the range of float16 stops the run with an error that
+# names the weight.
 
 # %%
 # Checks

@@ -32,7 +32,8 @@ from minilora.evaluation import plot
 #
 # - The first step's gain is proportional to α·η. So a 16 times larger alpha needs a 16 times
 #   smaller rate.
-# - (α, η, A₀) and (c²·α, η/c, A₀/c) are the same run. So what matters is α·η², and a 16 times
+# - Without clipping and decay, and with Adam's ε times c, (α, η, A₀) and (c²·α, η/c, A₀/c) are the
+#   same run (lesson 8). So what matters is α·η², and a 16 times
 #   larger alpha needs a 4 times smaller rate.
 #
 # ![Two lines in the plane of alpha and rate: constant α·η, and constant

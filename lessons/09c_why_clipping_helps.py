@@ -134,8 +134,8 @@ if not QUICK:
 # **Predict.** Do both hold?
 #
 # <details><summary>Answer</summary>
-# Both hold. Without clipping, the loss is at most 1.6 times that of the usual run. With β₂ = 0.999,
-# it is at least 2.7 times. But β₂ = 0.95 also helps a little with clipping ("beta2 0.95", a
+# Both hold. Without clipping, the loss is at most 1.6 times that of the usual run if β₂ = 0.95, and
+# at least 2.7 times if β₂ = 0.999. But β₂ = 0.95 also helps a little with clipping ("beta2 0.95", a
 # control).
 # </details>
 

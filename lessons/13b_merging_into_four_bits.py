@@ -67,8 +67,8 @@ assert np.abs(growth[largest == 1]).max() < 1e-5, "with one, it may not"
 # A QLoRA adapter is trained on the dequantized weights Ŵ. It can be merged in three ways:
 #
 # 1. **Ŵ + ΔW, dense:** this is what was trained. It is exact.
-# 2. **quantize(Ŵ + ΔW):** four bits again. An element gets another code only if ΔW moves it by half
-#    the gap between two codes. A smaller change is rounded away.
+# 2. **quantize(Ŵ + ΔW):** four bits again. An element gets another code only if its share of the
+#    absmax crosses the middle between two values. All other changes are rounded away.
 # 3. **W + ΔW**, with the original 16-bit W: this adds W − Ŵ, the error of quantizing the base. In
 #    NF4 its norm is 9 % of ‖W‖, and the adapter was trained *with* this error in place.
 #
@@ -165,11 +165,12 @@ cells = [[WAYS[way], *(f"{live[rate][way]:.4f}" for rate in merging.RATES)] for 
 table(["held-out loss, one run each", *map(str, merging.RATES)], cells)
 
 # %% [markdown]
-# **Merge into the base on which the adapter was trained, dequantized.** All other ways are worse in
-# every seed. If you need four bits again, evaluate *after* quantizing.
+# **Merge into the base on which the adapter was trained, dequantized.** All other ways have a
+# higher held-out loss, at both rates and in every seed. If you need four bits again, evaluate
+# *after* quantizing.
 #
-# The error of the weights does not order the rest: after the run at 0.001, W + ΔW is better than
-# four bits in every seed. And size matters: that run's updates are half as large, and it loses
+# The error of the weights does not order the rest: after the run at 0.001, W + ΔW has a lower loss
+# than four bits in every seed. And size matters: that run's updates are half as large, and it loses
 # several times as much to four bits as the other.
 
 # %%

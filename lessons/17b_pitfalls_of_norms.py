@@ -85,9 +85,9 @@ with figure("pitfalls_norms", xlabel, ylabel, "One run: ten times the rate is ha
 # %% [markdown]
 # ![Held-out loss over the rate of the norms](../figures/pitfalls_norms.png)
 #
-# - **Symptom:** at ten times the adapters' rate, a loss that stays high. This is one run; with
-#   eight seeds ([lesson 10](10_freezing_and_normalization.py)), the loss is 1.02 to 3.4 times as
-#   high, and more of the base's own text is forgotten.
+# - **Symptom:** at ten times the adapters' rate, a loss that stays high. This is one run. With
+#   eight seeds ([lesson 10](10_freezing_and_normalization.py)), the mean loss is higher, but not
+#   that of every seed, and more of the base's own text is forgotten.
 # - **Why:** each weight scales a whole channel of all tokens.
 # - **Fix:** the adapters' rate, or less. At the adapters' rate no harm is shown on this model of
 #   0.1 million parameters, in this run or with the eight seeds. A smaller rate is a safety margin.

@@ -118,7 +118,7 @@ table(["QLoRA run", "held-out loss", "exact"], rows)
 
 # %% [markdown]
 # - **Symptom:** the loss is higher after merging than in the run, without an error.
-# - **Why:** a change below half a gap of the 4-bit values is rounded away (lesson 13b).
+# - **Why:** a change that moves no weight to another code is rounded away (lesson 13b).
 # - **Fix:** keep the adapter separate, merge into a dense tree, or merge into 8 bits.
 #
 # This is one run of `micro`; lesson 13b has five seeds at two learning rates.

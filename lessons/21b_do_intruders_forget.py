@@ -119,8 +119,9 @@ with figure("intruder_repair", "task loss", "loss on the base's own text", title
 # The claim does not hold here, on `micro` (0.1 million parameters, three seeds). Scaling the
 # intruders brings almost nothing back. Scaling the whole update by 0.9 brings more back in every
 # seed, and costs the task less. So little of the damage is in the intruders. A possible reason is
-# the size: the norm of ΔW is more than a third of W's. In SmolLM2, an update was 1 % of a weight
-# (lesson 22). The control with the whole update is worth running there, too.
+# the size: in the median projection, the norm of ΔW is more than a third of W's. In SmolLM2, an
+# update was 1 % of a weight (lesson 22). The control with the whole update is worth running there,
+# too.
 
 # %%
 # Checks

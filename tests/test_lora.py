@@ -74,7 +74,7 @@ def test_the_usual_counts_in_closed_form(config, r):
     [(("q_proj", "v_proj"), 8, 4_194_304), (("all-linear",), 64, 159_907_840)],
 )
 def test_llama_7b(names, r, expected):
-    # LoRA's and QLoRA's published numbers; weights without memory, as only their shapes count
+    # Σ r·(in + out) over the shapes of LLaMA-7B; weights without memory, as only shapes count
     def empty(out, into):
         return {"weight": np.broadcast_to(np.float32(0), (out, into))}
 
