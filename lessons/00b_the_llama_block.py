@@ -127,7 +127,7 @@ assert np.allclose(by_hand, from_layers), "layers.attention differs from the loo
 # $$W_{down}(\mathrm{silu}(W_{gate}x) \circ W_{up}x), \qquad \mathrm{silu}(a) = a/(1 + e^{-a})$$
 #
 # The block adds each sublayer to its input: x + attention(norm(x)), and then x + MLP(norm(x)).
-# Below is layer 0 of `micro`. Adapters go on its seven matrices: q, k, v, o, gate, up, down.
+# Below is layer 0 of `micro`. Adapters can go on its seven matrices: q, k, v, o, gate, up, down.
 #
 # ![A Llama layer, with A and B on its seven projections](../figures/drawings/llama_block.svg)
 
