@@ -210,10 +210,10 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # argument and `base` as its second, and autograd differentiates the first argument only. That is
 # how the base stays frozen. The functions below read `params`, one dict with the entries of both.
 #
-# Autograd can differentiate x Wᵀ. But it would keep every dequantized W until the backward pass,
-# and lose the memory that 4 bits save. `@primitive` tells it not to look inside `matmul`, so it
-# keeps the quantized W. `defvjp` gives it the derivative: how to get the gradient of the input x
-# from the gradient g of the output y. W is dequantized for this once more.
+# Autograd can differentiate x Wᵀ. But it would keep every dequantized W until the backward pass.
+# `@primitive` tells it not to look inside `matmul`, so it keeps the quantized W. `defvjp` gives it
+# the derivative: how to get the gradient of the input x from the gradient g of the output y. W is
+# dequantized for this once more.
 #
 # **Predict.** B is zero. Can the adapter learn anything at the first step?
 #
@@ -272,7 +272,7 @@ def dense(w):
 # *In the package: `layers.py`, `model.py` (caches, packed rows), `kernels/fused.py` (speed).*
 #
 # A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D, its
-# *embedding*. Each layer adds to this vector: first what attention collects from earlier tokens,
+# *embedding*. Each layer adds to this vector: first what attention collects from the tokens so far,
 # then what the MLP (three matrices, applied to each token alone) computes from the result. At the
 # end, the product of the vector with the embedding of each token gives one number per token of the
 # vocabulary, its *logit*. Softmax makes them the probabilities p of the next token. The loss is the

@@ -148,7 +148,7 @@ assert 0.9 < nbytes(adapters) / nbytes(quantized) < 1, "nearly as many as the 4-
 # ## Merging
 #
 # W₀ + (α/r)·BA is a matrix of W₀'s shape, so a trained adapter can be added to its weight. After
-# that, no adapter is left. Merging is correct if two calls of one function agree:
+# that, no adapter is left. Merging is correct if two calls of one function agree, up to rounding:
 #
 #     forward(adapters, base, x) == forward({}, merge(adapters, base), x)
 #

@@ -152,10 +152,10 @@ for r, seed in RUNS:
     print(f"r = {r}, seed {seed}: A has moved by {moved[r, seed]:.2f} of its length")
 
 # %% [markdown]
-# The start can explain the difference. With G = ∂L/∂W and B = 0, the first gradients are ∂L/∂B =
-# s·G·Aᵀ and ∂L/∂A = s·Bᵀ·G = 0. So the columns of B come from G, which at the start does not depend
-# on A. The rows of A begin at random, and training moves A by 0.4 to 0.7 of its length, in the mean
-# over the matrices.
+# A possible reason is the start. With G = ∂L/∂W and B = 0, the first gradients are ∂L/∂B = s·G·Aᵀ
+# and ∂L/∂A = s·Bᵀ·G = 0. So the columns of B come from G, which at the start does not depend on A.
+# The rows of A begin at random, and training moves A by 0.4 to 0.7 of its length, in the mean over
+# the matrices.
 #
 # Always compare with chance: with d = 48, φ(8, 8) = 0.19 is near chance. With d = 12,288, it would
 # be hundreds of times more.
