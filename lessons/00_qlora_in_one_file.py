@@ -356,10 +356,10 @@ def loss(adapters, base, rows, config):
 # *In the package: `data/tasks.py` (the language, its exact entropy), `data/rows.py` (your rows),
 # `batching.py` (padding, packing), `generation.py` (a cache, sampling).*
 #
-# The base model was trained on sentences about who keeps what where. It has never seen a question
-# about them. A row has a prompt (a sentence and a question) and an answer. All names have three
-# letters; colours, things and places have four. So every row has the same length and needs no
-# padding.
+# The base model was trained on sentences about who keeps what where. It has seen short questions
+# such as "Who?", but not the one asked here. A row has a prompt (a sentence and a question) and an
+# answer. All names have three letters; colours, things and places have four. So every row has the
+# same length and needs no padding.
 
 # %%
 NAMES = "Ada Ben Cal Dot Eve Fay Gus Hal Ivo Jan Kai Lea Mia Ned Oda Pia"
