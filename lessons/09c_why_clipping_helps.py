@@ -47,7 +47,7 @@ show("ten times the rate", "ten times, no clipping")
 
 # %% [markdown]
 # At ten times the rate, clipping is not enough: the loss stays above 0.3. At our rate, clipping
-# lowers the loss without any bad row. So there must be another reason.
+# lowers the loss although no bad row is planted. Why?
 
 # %%
 # Checks
@@ -150,7 +150,7 @@ show(USUAL, "beta2 0.95", "clipping at 0.1")
 #
 # Is β₂ = 0.95 simply better for this run? In the control, with clipping, 0.95 lowers the loss by a
 # quarter, on average over the seeds. Without clipping it lowers the loss *to* less than a third. So
-# a part of its gain without clipping has nothing to do with clipping, but not most of it.
+# it gains more without clipping, with every seed.
 #
 # This fits the explanation: the first, large gradients stay in Adam's v. (A run that is long enough
 # for v to forget them is not done here.)
