@@ -68,8 +68,8 @@ assert bare["loss"] > 3.5, "the base does not know the form"
 # ## Are the labels right?
 #
 # A first check trains few parameters: a **linear head** on the frozen base (the method `head`), or
-# an adapter of **rank 1**. Train them on the data. Then train it on the same data with the answers
-# shuffled among the rows.
+# an adapter of **rank 1**. Train them on the data. Then train them on the same data with the
+# answers shuffled among the rows.
 #
 # - Only the first run may succeed.
 # - If the second succeeds, the answer may leak into the prompt, or the score may be wrong.

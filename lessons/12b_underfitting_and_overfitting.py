@@ -102,7 +102,8 @@ if not QUICK:
 # ## What was shown
 #
 # In these three runs, the gap between the two losses shows overfitting, and their height
-# underfitting. The held-out loss ends less than a tenth above its lowest value.
+# underfitting. The held-out loss of the run that overfits ends less than a tenth above its lowest
+# value.
 #
 # **What to try.**
 #
