@@ -198,8 +198,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# Ŵ + ΔW is the trained model. On random weights, four bits keep less than a tenth of an update of 3
-# %, and repeated merging in four bits lets some scales grow.
+# Ŵ + ΔW is the trained model. Four bits keep less than a tenth of an update of 3 % of random
+# weights, and repeated merging in four bits lets some scales grow.
 #
 # **What to try.**
 #
