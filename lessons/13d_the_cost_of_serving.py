@@ -150,8 +150,8 @@ print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
 # multiplies eight times as often. So compare the column "ratio" with 8, and the three ways to store
 # the weights with each other in both columns.
 #
-# A separate adapter has few multiplications, but two small products per projection, and each call
-# has a fixed cost. A merged adapter has none of them (LoRA, Sec. 4).
+# A separate adapter has few multiplications, but two small products per projection. A merged
+# adapter has none of them (LoRA, Sec. 4).
 
 # %%
 # Checks

@@ -100,9 +100,9 @@ with figure("lora_or_full", xlabel, ylabel, title) as axes:
 #
 # - **Small shift.** Rank 8 and full fine-tuning answer more than 97 % with each seed. Full
 #   fine-tuning has a lower loss, but no more right answers are shown.
-# - **Large shift.** The loss of rank 8 is more than 1.5 times that of full fine-tuning. Rank 32
-#   trains nine tenths as many parameters as the model has, and gains less than 0.1 nats over rank 8
-#   on average (three seeds, the better of two rates).
+# - **Large shift.** The loss of rank 8 is more than 1.5 times that of full fine-tuning on average.
+#   Rank 32 trains nine tenths as many parameters as the model has, and gains less than 0.1 nats
+#   over rank 8 on average (three seeds, the better of two rates).
 # - Most of this gap closes on average if the embedding is trained, too.
 #
 # So "LoRA on all layers matches full fine-tuning" holds here for the right answers on the small

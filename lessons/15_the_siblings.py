@@ -195,7 +195,7 @@ for name, other in (("lora", "full"), ("full", "lora")):  # two runs of the swee
 # ## What was shown
 #
 # On `micro` (0.1 million parameters, five seeds), the low-rank methods and full fine-tuning answer
-# most questions on average. The others answer fewer than three of ten.
+# most questions on average. The others answer fewer than three of ten on average.
 #
 # **What to try.**
 #

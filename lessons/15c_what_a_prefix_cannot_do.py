@@ -110,9 +110,9 @@ with figure("prefix_ratio", "letter of the text", "ratio of weights", title) as 
 # changes their ratios](../figures/drawings/prefix_attention.svg)
 #
 # So within one layer, a prefix cannot move attention from one letter to another, and LoRA on q can
-# (Petrov et al. 2024). But the layer above gets another input and may attend elsewhere because of
-# it. So this may be a reason why virtual tokens learn slowly. It does not prove that they cannot
-# learn the task.
+# (Petrov et al. 2024). This may be a reason why virtual tokens learn slowly. It does not prove that
+# they cannot learn the task: the layer above gets another input and may attend elsewhere because of
+# it.
 
 # %%
 # Checks
