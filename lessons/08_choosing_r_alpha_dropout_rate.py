@@ -40,7 +40,7 @@ ALL = ("all-linear",)
 # ## Alpha is a learning rate and a start
 #
 # "Tuning α is roughly the same as tuning the learning rate, if we scale the initialization
-# appropriately" (LoRA, Sec. 4.1, under Adam). An exact version: let c be any number. Replace A by
+# appropriately" (LoRA, Sec. 4.1, under Adam). An exact version: let c be positive. Replace A by
 # A/c, B by B/c, and α by c²·α. Then the update is the same:
 #
 # $$\frac{c^2\alpha}{r} \cdot \frac{B}{c} \cdot \frac{A}{c} = \frac{\alpha}{r} B A$$
