@@ -71,11 +71,10 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 #
 # *In the package: `nf4.py`, `double_quant.py` (other block sizes, short blocks, FP4, speed).*
 #
-# NF4 has sixteen values between -1 and 1. They are closer together near zero, where most weights
-# are. The matrices of the layers, the *projections* (`_proj`), are quantized; the rest stays
-# *dense* (one float32 per number). A matrix is cut into blocks of 64 numbers. Each block stores its
-# largest magnitude, the *absmax*. Each number is stored as a 4-bit code, the index of the nearest
-# of the sixteen values:
+# NF4 has sixteen values between -1 and 1. They are closer together near zero. The matrices of the
+# layers, the *projections* (`_proj`), are quantized; the rest stays *dense* (one float32 per
+# number). A matrix is cut into blocks of 64 numbers. Each block stores its largest magnitude, the
+# *absmax*. Each number is stored as a 4-bit code, the index of the nearest of the sixteen values:
 #
 # $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
 #
@@ -96,8 +95,8 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # <details><summary>Answer</summary>
 #
 # The number with the largest magnitude, because 1 and -1 are among the sixteen values, and every
-# zero, because 0 is one of them. With double quantization the absmax changes slightly, so only the
-# zeros are exact.
+# zero, because 0 is one of them. With double quantization the absmax can change, so only the zeros
+# are sure to be exact.
 #
 # </details>
 
@@ -164,7 +163,7 @@ def double_quantize(absmax):
 # steps, takes their midpoints, and multiplies them by 10ⁱ⁻⁶.
 #
 # **You may skip the next cell.** It is long for one reason: float32 rounds, so the order of the
-# additions decides the last bit. Computed as below, the result equals that of bitsandbytes (the
+# additions can change the last bit. Computed as below, the result equals that of bitsandbytes (the
 # 4-bit library of QLoRA's authors) bit for bit. Up to rounding, `np.linspace` for `edges` and
 # `np.mean` for `mean` give the same numbers.
 
@@ -211,10 +210,10 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # argument and `base` as its second, and autograd differentiates the first argument only. That is
 # how the base stays frozen. The functions below read `params`, one dict with the entries of both.
 #
-# Autograd can differentiate x Wᵀ. But it would keep every dequantized W until the backward pass,
-# and lose the memory that 4 bits save. `@primitive` tells it not to look inside `matmul`, so it
-# keeps the quantized W. `defvjp` gives it the derivative: how to get the gradient of the input x
-# from the gradient g of the output y. W is dequantized for this once more.
+# Autograd can differentiate x Wᵀ. But it would keep every dequantized W until the backward pass.
+# `@primitive` tells it not to look inside `matmul`, so it keeps the quantized W. `defvjp` gives it
+# the derivative: how to get the gradient of the input x from the gradient g of the output y. W is
+# dequantized for this once more.
 #
 # **Predict.** B is zero. Can the adapter learn anything at the first step?
 #
@@ -273,7 +272,7 @@ def dense(w):
 # *In the package: `layers.py`, `model.py` (caches, packed rows), `kernels/fused.py` (speed).*
 #
 # A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D, its
-# *embedding*. Each layer adds to this vector: first what attention collects from earlier tokens,
+# *embedding*. Each layer adds to this vector: first what attention collects from the tokens so far,
 # then what the MLP (three matrices, applied to each token alone) computes from the result. At the
 # end, the product of the vector with the embedding of each token gives one number per token of the
 # vocabulary, its *logit*. Softmax makes them the probabilities p of the next token. The loss is the
@@ -357,9 +356,10 @@ def loss(adapters, base, rows, config):
 # *In the package: `data/tasks.py` (the language, its exact entropy), `data/rows.py` (your rows),
 # `batching.py` (padding, packing), `generation.py` (a cache, sampling).*
 #
-# The base model was trained on sentences about who keeps what where. It has never seen a question
-# about them. A row has a prompt (a sentence and a question) and an answer. All names have three
-# letters and all other words have four, so every row has the same length and needs no padding.
+# The base model was trained on sentences about who keeps what where. It has seen short questions
+# such as "Who?", but not the one asked here. A row has a prompt (a sentence and a question) and an
+# answer. All names have three letters; colours, things and places have four. So every row has the
+# same length and needs no padding.
 
 # %%
 NAMES = "Ada Ben Cal Dot Eve Fay Gus Hal Ivo Jan Kai Lea Mia Ned Oda Pia"
@@ -442,7 +442,7 @@ report("after training", adapters, base)
 #
 # (α/r)·BA has the shape of W₀, so an adapter can be added to its weight. The merged model has the
 # shape of the dense base, and no adapter to compute. It stays in float32: rounding it to 4 bits
-# again would lose a part of what the adapter learned (lesson 13b measures how much).
+# again can lose a part of what the adapter learned (lesson 13b measures how much).
 
 # %%
 merged = {path: dense(w) for path, w in base.items()}
@@ -456,7 +456,7 @@ report("merged", {}, merged)
 # %% [markdown]
 # ## What was shown
 #
-# - A model is a function and a dict of arrays. LoRA adds a second, small dict.
+# - A model is a function and a dict of arrays. LoRA adds a second dict.
 # - The frozen weights are stored in 4 bits. Each product dequantizes its weight and drops it again.
 # - The base stays frozen because the gradient is taken for the first argument only.
 # - The trained product BA has the shape of the weight, so it can be merged into the weight.

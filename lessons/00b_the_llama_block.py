@@ -28,7 +28,7 @@ np.set_printoptions(precision=4, suppress=True)
 #
 # <details><summary>Answer</summary>
 # The mean of the squares is (9 + 16)/2 = 12.5, and its root is 3.5355. So y = (0.8485, 1.1314). For
-# (300, 400) the result is the same: RMSNorm keeps the direction and removes the length.
+# (300, 400) the result is the same: the length is removed.
 # </details>
 
 # %%
@@ -47,13 +47,13 @@ assert np.allclose(layers.rms_norm(100 * x, ones, 0.0), normed), "RMSNorm must r
 # Attention compares the query of one token with the key of another, by an inner product (part 3).
 # It does not know where the tokens are. So queries and keys are rotated by an angle that grows with
 # the position t. A vector is cut into pairs: its entry j is a, and its entry j + hd/2 is b. Pair j
-# has its own speed (RoFormer, Sec. 3.2.2, Eq. 34); θ_base is a constant, often 10,000:
+# has its own speed (RoFormer, Sec. 3.2.2, Eq. 34); θ_base is a constant:
 #
 # $$\theta_{t,j} = t \cdot \theta_{\text{base}}^{-2j/hd}, \qquad
 #   (a, b) \to (a\cos\theta - b\sin\theta,\; b\cos\theta + a\sin\theta)$$
 #
 # The inner product of a query rotated for position t and a key rotated for position s depends on
-# t − s only: attention sees distances.
+# t − s only.
 #
 # ![A pair of numbers rotates with the position of its token](../figures/drawings/rope.svg)
 
@@ -127,7 +127,7 @@ assert np.allclose(by_hand, from_layers), "layers.attention differs from the loo
 # $$W_{down}(\mathrm{silu}(W_{gate}x) \circ W_{up}x), \qquad \mathrm{silu}(a) = a/(1 + e^{-a})$$
 #
 # The block adds each sublayer to its input: x + attention(norm(x)), and then x + MLP(norm(x)).
-# Below is layer 0 of `micro`. Adapters go on its seven matrices: q, k, v, o, gate, up, down.
+# Below is layer 0 of `micro`. Adapters can go on its seven matrices: q, k, v, o, gate, up, down.
 #
 # ![A Llama layer, with A and B on its seven projections](../figures/drawings/llama_block.svg)
 
@@ -186,8 +186,9 @@ assert other == sure_loss, "a token with mask 0 must not count"
 # %% [markdown]
 # ## What was shown
 #
-# RMSNorm removes lengths, rotation makes attention depend on distances, attention takes a weighted
-# mean of earlier values, SwiGLU multiplies two projections, and the loss is −log p of the target.
+# RMSNorm removes lengths (exactly if ε = 0), rotation makes inner products depend on distances,
+# attention takes a weighted mean of the values so far, SwiGLU multiplies one projection by SiLU of
+# another, and the loss is the mean of −log p of the targets.
 #
 # **What to try.**
 #

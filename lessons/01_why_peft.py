@@ -43,8 +43,7 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 #
 # <details><summary>Answer</summary>
 # Neither: LoRA's step needs more than half of the bytes, and a base in 4 bits saves a tenth of
-# those. For a small model and a thousand tokens, most bytes are activations, and LoRA needs four
-# fifths of those.
+# those. Here most bytes are activations, and LoRA needs four fifths of those.
 # </details>
 
 # %%
@@ -101,7 +100,8 @@ print(f"QLoRA's {total['full'] / total['QLoRA']:.2f} times")
 # But **LoRA saves few activations**: the gradient of A needs the same inputs as the gradient of W.
 # In the table, LoRA has a fifth fewer. That is one array per layer, the input of `down_proj`, which
 # `kernels.fused.mlp` recomputes in the backward pass. (It does so for LoRA only, but could do it
-# for every method.) So LoRA helps most if the weights have more bytes than the activations.
+# for every method.) With one row, its activations weigh less: by `memory_estimate`, LoRA then saves
+# more than half.
 #
 # ![LoRA's backward pass: the gradient g of the output gives the gradients of B and A through the
 # rank-r bottleneck. The gradient of W is never computed.](../figures/drawings/lora_gradient.svg)
@@ -138,7 +138,7 @@ assert full > 2 * lora, "with one row, most bytes are weights: LoRA saves more"
 # %% [markdown]
 # ## What was shown
 #
-# PEFT saves the gradients and the moments of the weights that are not trained. QLoRA saves bytes of
+# LoRA saves the gradients and the moments of the weights that are not trained. QLoRA saves bytes of
 # the frozen weights, too. Both keep four fifths of the activations here.
 #
 # **What to try.**

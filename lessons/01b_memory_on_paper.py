@@ -22,9 +22,9 @@ rng = np.random.default_rng(0)
 # %% [markdown]
 # ## 7 and 65 billion parameters
 #
-# `np.broadcast_to(0, shape)` is an array with a shape, a dtype and an `nbytes`, but without memory.
-# A tree of such arrays is a model on paper. `num_parameters` and `lora.target_paths` treat it like
-# a real one.
+# `np.broadcast_to(0, shape)` is an array with a shape, a dtype and an `nbytes`, but with the memory
+# of one number. A tree of such arrays is a model on paper. `num_parameters` and `lora.target_paths`
+# treat it like a real one.
 #
 # ![The seven matrices of a layer of LLaMA-65B, to scale, with their numbers of
 # weights](../figures/drawings/llama_65b.svg)
@@ -124,11 +124,11 @@ with figure("ledger", "GB", "", title, width=8, height=3) as axes:
 #
 # Twelve bytes per parameter (2 for the weight, 2 for its gradient, 8 for the moments) are the 780
 # GB. (Lesson 1 had sixteen bytes, because its weights and gradients are in float32, not in 16
-# bits.) LoRA saves ten of the twelve. The other two are the frozen weight, and they alone are more
-# than 48 GB. Only fewer bits for the frozen weight lead below that.
+# bits.) For a frozen weight, LoRA saves ten of the twelve. The other two are the weight itself, and
+# they alone are more than 48 GB. With QLoRA's fewer bits the sum is below that.
 #
 # These sums leave out what a framework needs in addition, and the activations of the one layer that
-# is being recomputed. A few GB are left for them.
+# is being recomputed. Below 48 GB, a few GB are left.
 
 # %%
 # Checks
@@ -161,8 +161,8 @@ assert 2 < 48 - sums["65B", "QLoRA"] < 6, "a few GB are left"
 # %% [markdown]
 # ## What was shown
 #
-# Both numbers follow from the shapes. QLoRA's 48 GB are possible because the frozen weights have
-# fewer bits; LoRA alone does not reach that.
+# By these sums, both numbers follow from the shapes. QLoRA stays below 48 GB because the frozen
+# weights have fewer bits; LoRA with weights in 16 bits does not.
 #
 # **What to try.**
 #

@@ -33,7 +33,7 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # projections?
 #
 # <details><summary>Answer</summary>
-# Eleven times, not thousands: r·(in + out)/(in·out) is small only if the matrices are large.
+# Eleven times, not thousands: with the same r, r·(in + out)/(in·out) is larger for small matrices.
 # </details>
 
 # %%
@@ -53,8 +53,8 @@ print(f"a hundred tasks: {100 * nbytes(tiny) / 1e6:.0f} MB of models,", end=" ")
 print(f"or {(nbytes(tiny) + 100 * size) / 1e6:.0f} MB of one base and a hundred adapters")
 
 # %% [markdown]
-# In 16 bits, GPT-3's adapter has 36 MiB. The paper's "35 MB" is 350 GB divided by a rounded 10,000.
-# The saving grows with the width of the model.
+# In 16 bits, GPT-3's adapter has 36 MiB. The paper's "35 MB" equals 350 GB divided by 10,000. With
+# the same r, the saving grows with the width.
 
 # %%
 # Checks
@@ -122,8 +122,8 @@ for name in ("whole", "place", "whole"):
     print(f"{name:<6}", repr(answers[-1]))
 
 # %% [markdown]
-# To swap an adapter is to pass another small tree. No array is copied or loaded, and no byte of the
-# base is written. So a server can hold one base and many adapters.
+# To swap an adapter is to pass another small tree. No byte of the base is copied or written. So a
+# server can hold one base and many adapters.
 
 # %%
 # Checks
@@ -145,7 +145,7 @@ for path, w in named_leaves(base):
 # %% [markdown]
 # ## What was shown
 #
-# A task costs r·(in + out) numbers per matrix, on disk and in memory.
+# A task costs r·(in + out) numbers per matrix, and in its file a header.
 #
 # **What to try.**
 #

@@ -36,8 +36,8 @@ batch = data.collate([[example] for example in train_set[:16]])  # 16 rows of on
 # such a product: each row of BA is a sum of multiples of the r rows of A. One says that the *rank*
 # of BA, the number of its independent rows, is at most r.
 #
-# The product is never computed in training: (BA)x = B(Ax). So a token costs r·(out + in)
-# multiplications, not out·in.
+# The product is never computed in training: (BA)x = B(Ax). So per token, BA costs
+# r·(out + in) multiplications, not out·in.
 #
 # ![W' is W plus α/r times B (out, r) times A (r, in). B starts at zero, A at
 # random.](../figures/drawings/low_rank_update.svg)
@@ -175,8 +175,9 @@ for name, norm_a, norm_b, before, after, moved in results:
 # %% [markdown]
 # ## What was shown
 #
-# Two thin factors have few numbers and give a matrix of the full shape. One of them starts at zero,
-# so that training begins at the base; the other does not, so that there is a gradient.
+# Two thin factors have fewer numbers than W if r is small, and give a matrix of its shape. One of
+# them starts at zero, so that training begins at the base; the other does not, so that there is a
+# gradient.
 #
 # **What to try.**
 #

@@ -29,9 +29,9 @@ batch = data.collate([[example] for example in examples[:16]])
 # %% [markdown]
 # ## The first step
 #
-# The first step of AdamW moves each number of B by the learning rate η, whatever the size of its
-# gradient g: at this step Adam's averages are m̂ = g and v̂ = g², and m̂/√v̂ is ±1. A does not
-# move: B is zero, so the gradient of A is zero. So after one step
+# The first step of AdamW moves each number of B by the learning rate η (up to Adam's ε), whatever
+# the size of its gradient g: at this step Adam's averages are m̂ = g and v̂ = g², and m̂/√v̂ is ±1.
+# A does not move: B is zero, so the gradient of A is zero. So after one step
 #
 # $$\Delta W = -s\,\eta\,\mathrm{sign}\!\left(\frac{\partial L}{\partial B}\right) A$$
 #
@@ -49,8 +49,8 @@ batch = data.collate([[example] for example in examples[:16]])
 # **Predict.** Under which rule does the first ΔW have the same size at every r?
 #
 # <details><summary>Answer</summary>
-# α/√r: then s·√r is constant. Under α/r the update shrinks as 1/√r, and under a constant s it grows
-# as √r.
+# α/√r, approximately: then s·√r is constant. Under α/r the update shrinks about as 1/√r, and under
+# a constant s it grows about as √r.
 # </details>
 
 
@@ -151,18 +151,18 @@ scaling.draw(losses)  # one panel per rule
 # %% [markdown]
 # ![Held-out loss over the learning rate at two ranks, one panel per rule](../figures/scaling.png)
 #
-# If one learning rate is to serve all ranks, s must fall as r grows. That is LoRA's reason for α/r,
-# and it **holds here**, for r = 2 and r = 32 in 100 steps of `micro` (0.1 million parameters). That
-# α/√r does the same **does not hold here**.
+# LoRA's reason for α/r is that one learning rate can then serve several ranks. Within a factor of
+# about 1.3, by the parabolas, this **holds here**, for r = 2 and r = 32 in 100 steps of `micro`
+# (0.1 million parameters). That α/√r does the same **does not hold here**.
 #
 # By the first step, the best rate of r = 32 should be √16 = 4 times smaller under a constant s,
 # equal under α/√r, and 4 times larger under α/r. The parabolas say: 4 times smaller, 2.7 times
-# smaller, and 1.3 times larger. So the size of the first step does not decide which rate is best in
-# a whole run.
+# smaller, and 1.3 times larger. So the size of the first step alone does not decide which rate is
+# best in a whole run.
 #
 # α/r does not give the lowest loss: at r = 32 and at the best rate of each rule, the runs with a
-# constant s are better than those with α/r, with every seed. Whether a constant s is better than
-# α/√r is **not shown either way**: the seeds disagree.
+# constant s have a lower loss than those with α/r, with every seed. Whether a constant s has a
+# lower loss than α/√r is **not shown either way**: the seeds disagree.
 
 # %%
 # Checks
@@ -190,10 +190,10 @@ if not QUICK:  # four runs of the sweep again, each told apart from the other ra
 # %% [markdown]
 # ## What was shown
 #
-# Dividing by r lets one learning rate serve two ranks of `micro`. Dividing by √r keeps the size of
-# the first update, and not the best rate. At r = 32, a constant s with a rate of its own is better
-# than α/r. At the first step, α and the learning rate are one knob (lesson 8 says how far that
-# goes).
+# Dividing by r lets one learning rate serve two ranks of `micro`, within a factor of about 1.3 (by
+# the parabolas). Dividing by √r nearly keeps the size of the first update, but not the best rate.
+# At r = 32, a constant s with a rate of its own has a lower loss than α/r. At the first step, α and
+# the learning rate are one knob (lesson 8 says how far that goes).
 #
 # **What to try.**
 #

@@ -40,7 +40,7 @@ valid, _ = data.encode_rows(data.load_rows("questions", "valid"), words, masked)
 #
 # <details><summary>Answer</summary>
 # 17 to 18 in the mean (of eight seeds), about a third of the directions, and 29 in a random matrix.
-# So the update is more concentrated than chance, but not of low rank.
+# So the update is more concentrated than chance.
 # </details>
 
 # %%
@@ -79,8 +79,8 @@ if not QUICK:  # the first seed of the sweep again
 #
 # <details><summary>Answer</summary>
 # The strongest 16 directions answer nearly everything, 16 random ones nothing. Two directions of ΔW
-# answer nothing, but LoRA with r = 2 answers most questions. So LoRA needs a much lower rank than
-# the update of full fine-tuning has.
+# answer nothing, but LoRA with r = 2 answers most questions. So LoRA at rank 2 does what ΔW cut to
+# rank 2 does not.
 # </details>
 
 # %%
@@ -102,9 +102,9 @@ print(f"LoRA, r = 2, same number of steps: loss {lora_two['loss']:.3f},", end=" 
 print(f"exact match {lora_two['exact_match']:.3f}")
 
 # %% [markdown]
-# In this run, the strongest 16 of 48 directions answer nearly everything, and 16 random ones
-# nothing. So the task is in the leading directions of ΔW. But ΔW cut to its strongest two
-# directions answers nothing, while LoRA at r = 2 answers most questions after as many steps.
+# With each of eight seeds (below), the strongest 16 of 48 directions answer nearly everything, and
+# 16 random ones nothing. ΔW cut to its strongest two directions answers nothing; LoRA of rank 2
+# answers most questions after as many steps.
 #
 # ## Eight seeds
 #
@@ -132,9 +132,9 @@ print(f"LoRA with r = 2 answers {exact['lora_2'].min():.0%} to {exact['lora_2'].
 
 # %% [markdown]
 # So "the update of fine-tuning has low rank" does not hold here, in full fine-tuning of a model of
-# 0.1 million parameters, and it is not why LoRA works here. A weaker statement holds: *among the
-# updates that solve the task, some have low rank*, and training with two thin factors finds one of
-# them. Whether a large model's update has low rank, this model cannot show.
+# 0.1 million parameters. A weaker statement holds: *among the updates that answer most questions,
+# some have low rank*, and training with two thin factors finds one of them, with every seed.
+# Whether a large model's update has low rank, this model cannot show.
 
 # %%
 # Checks
@@ -179,9 +179,9 @@ with figure("spectrum", xlabel, ylabels, titles, columns=2, width=9.6, height=3.
 # ## What was shown
 #
 # Full fine-tuning of `micro` (0.1 million parameters): with each of eight seeds, about a third of
-# all directions carry nine tenths of the change. LoRA did not approximate that change: it found
-# another solution, one of low rank. This is one model and one task; it says nothing about large
-# models.
+# all directions carry nine tenths of the change (mean over the matrices). Cut to rank 2, that
+# change answers nothing; LoRA at r = 2 answers most questions. This is one model and one task; it
+# says nothing about large models.
 #
 # **What to try.**
 #

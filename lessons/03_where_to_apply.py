@@ -6,7 +6,7 @@
 #
 # This lesson repeats two experiments of the LoRA paper in miniature: its Table 5 (one budget, which
 # matrices) and Table 6 (which rank). GPT-3 has a width of 12,288 and `micro` has one of 48, so
-# results that depend on the width will differ. Lessons [3b](03b_do_two_runs_agree.py) and
+# results that depend on the width may differ. Lessons [3b](03b_do_two_runs_agree.py) and
 # [3c](03c_amplification.py) look at the trained matrices.
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 0.
@@ -49,7 +49,7 @@ def loss_cells(loss):
 # place for a single large adapter?
 #
 # <details><summary>Answer</summary>
-# q. v alone is the worst of the ten here, although it is better than q for GPT-3.
+# q. v alone has the highest loss of the ten here, although its accuracy is above q's for GPT-3.
 # </details>
 
 # %%
@@ -77,16 +77,17 @@ with figure("budget", "held-out loss (nats per target token)", "", title) as axe
 # %% [markdown]
 # ![Held-out loss of ten ways to spend one budget](../figures/budget.png)
 #
-# On `micro` (0.1 million parameters), the paper's conclusion holds, and the order of its columns
-# does not.
+# On `micro` (0.1 million parameters), the paper's conclusion holds, but not the place of v among
+# its columns.
 #
-# - *Spread the budget* **holds here**: every seed of q, k, v, o together is better than every seed
-#   of q, k, v, o or down alone, and so is every seed of all seven at r = 4. Rank 38 is near the
-#   full rank of 48, and one matrix of attention has it. **Not shown either way**: whether all seven
-#   are better than attention's four, and q and v better than q alone. There the seeds overlap.
-# - *"v before q and k"* **does not hold here**: v alone is the worst of the ten, with every seed.
-#   One possible reason: the base can already copy a word, because its own language needs that. The
-#   questions need it to look at other places, and q and k decide where a head looks.
+# - *Spread the budget* **holds here**: every seed of q, k, v, o together has a lower loss than
+#   every seed of q, k, v, o or down alone, and so is every seed of all seven at r = 4. Rank 38 is
+#   near the full rank of 48, and one matrix of attention has it. **Not shown either way**: whether
+#   all seven have a lower loss than attention's four, and q and v than q alone. There the seeds
+#   overlap.
+# - *"v before q and k"* **does not hold here**: v alone has the highest loss of the ten, with every
+#   seed. One possible reason: the base can already copy a word, because its own language needs
+#   that. The questions need it to look at other places, and q and k decide where a head looks.
 
 # %%
 # Checks
@@ -107,9 +108,9 @@ for name in targets.SPENT:
 # %% [markdown]
 # ## When a task underfits
 #
-# A usual ladder: begin with q and v, add o, then the MLP of some layers, then everything. One
-# should climb if the training loss is as high as the held-out loss. Then nothing is memorized: the
-# adapter cannot do the task. Each rung has r = 8, the rate 0.01 and five seeds.
+# A usual ladder: begin with q and v, add o, then the MLP of some layers, then everything. A usual
+# sign to climb: the training loss is as high as the held-out loss, as for q and v here. Each rung
+# has r = 8, the rate 0.01 and five seeds.
 #
 # **Predict.** Which rung brings most? Does it matter which layer's MLP is added?
 #
@@ -128,8 +129,8 @@ for name in targets.CLIMB:
 table(["rung", "parameters", "training loss", "held-out loss", "of seeds"], rows)
 
 # %% [markdown]
-# All seven are better than q, v, o and every MLP with every seed, and better than each rung below
-# with at least four of five. With an adapter this small, begin with all seven. QLoRA found for
+# All seven have a lower loss than q, v, o and every MLP with every seed, and than each rung below
+# with at least four of five. So on `micro`, begin with all seven. The QLoRA paper (Sec. 4) says for
 # LLaMA that adapters on all linear layers are needed to match full fine-tuning.
 
 # %%
@@ -154,7 +155,8 @@ assert best < worst, "the three layers must overlap"
 # **Predict.** Is r = 1 enough here? Can r = 64 be worse than r = 32?
 #
 # <details><summary>Answer</summary>
-# r = 1 is too little. r = 64 is worse, at a learning rate that suits r = 32.
+# r = 1 is too little: it has more than four times the loss of r = 16 on q and v, and of r = 4 on
+# all seven. On all seven at rate 0.01, r = 64 has a higher loss than r = 32.
 # </details>
 
 # %%
@@ -176,10 +178,10 @@ table(["r", "q v, rate 0.01", "all, rate 0.01", "all, rate 0.004"], rows)
 # %% [markdown]
 # "Rank hardly matters" **holds here in a range**: on all seven matrices of `micro` and at rate
 # 0.01, the mean losses from r = 4 to 32 differ by less than a factor of 2.5. r = 1 is too little,
-# and on q and v the mean loss falls up to r = 32. (GPT-3 has 96 layers of rank one; this base has
-# three.) r = 64 is worse than r = 32 at rate 0.01, with every seed, and the best of its column at
-# 0.4 of that rate: with alpha = 2r, a larger rank also means a longer step (lesson 8). A product of
-# rank 64 cannot have a rank above 48 here, the width.
+# and on q and v the mean loss falls up to r = 32. On all seven, rank 64 has a higher loss than rank
+# 32 at rate 0.01, and the lowest of its column at 0.4 of that rate, each with every seed. A
+# possible reason: with alpha = 2r, a larger rank also means a longer first step (lesson 2b). BA
+# cannot have a rank above 48 here, the width.
 
 # %%
 # Checks
@@ -203,8 +205,9 @@ if not QUICK:  # runs of both sweeps again, each told apart from another case
 # %% [markdown]
 # ## What was shown
 #
-# On `micro`, put small adapters on all seven matrices. At rate 0.01, the mean losses of ranks 4 to
-# 32 differ by less than a factor of 2.5 (five seeds).
+# On `micro` at r = 8, adapters on all seven matrices have a lower loss than each rung with fewer,
+# with at least four of five seeds. At rate 0.01, their mean losses at ranks 4 to 32 differ by less
+# than a factor of 2.5.
 #
 # **What to try.**
 #

@@ -71,9 +71,9 @@ for (d, i, j), found in random_phi.items():  # 200 draws: i = j = 1 scatters by 
 # ## Two runs
 #
 # Adapters on all seven matrices are trained from different starts: r = 4, r = 8 twice, and r = 32.
-# ΔW = s·BA has two sides. Its right singular vectors are directions of the *input* (the rows of A
-# span them), and its left ones are directions of the *output* (the columns of B span them). The
-# paper looks at A.
+# (The seed also orders the batches.) ΔW = s·BA has two sides. Its right singular vectors are
+# directions of the *input* (the rows of A span them), and its left ones are directions of the
+# *output* (the columns of B span them). The paper looks at A.
 #
 # **Predict.** Which side do two runs share more, the input's or the output's?
 #
@@ -136,8 +136,8 @@ with figure("subspaces", "leading directions compared, i = j", "φ(i, j)", title
 # %% [markdown]
 # ![The output side is shared more than the input side](../figures/subspaces.png)
 #
-# Both pairs of runs share directions: more than by chance, and more on the output's side than on
-# the input's. φ(1, 1) of the input does not reach the paper's 0.5 for A.
+# Both pairs of runs share directions: more than by chance, and φ(8, 8) is higher on the output's
+# side than on the input's. φ(1, 1) of the input does not reach the paper's 0.5 for A.
 
 # %%
 moved = {}
@@ -152,9 +152,10 @@ for r, seed in RUNS:
     print(f"r = {r}, seed {seed}: A has moved by {moved[r, seed]:.2f} of its length")
 
 # %% [markdown]
-# The start can explain the difference. With G = ∂L/∂W and B = 0, the first gradients are ∂L/∂B =
-# s·G·Aᵀ and ∂L/∂A = s·Bᵀ·G = 0. So the columns of B come from G, which at the start does not depend
-# on A. The rows of A begin at random, and training moves them by 0.4 to 0.7 of their length.
+# A possible reason is the start. With G = ∂L/∂W and B = 0, the first gradients are ∂L/∂B = s·G·Aᵀ
+# and ∂L/∂A = s·Bᵀ·G = 0. So the columns of B come from G, which at the start does not depend on A.
+# The rows of A begin at random, and training moves A by 0.4 to 0.7 of its length, in the mean over
+# the matrices.
 #
 # Always compare with chance: with d = 48, φ(8, 8) = 0.19 is near chance. With d = 12,288, it would
 # be hundreds of times more.
@@ -185,8 +186,8 @@ for name, pair in PAIRS.items():
 # %% [markdown]
 # ## What was shown
 #
-# Two pairs of runs of `micro` (0.1 million parameters) agree more on the output's side of ΔW than
-# on the input's. A possible reason: B starts at zero, and A at random.
+# In two pairs of runs of `micro` (0.1 million parameters), φ(8, 8) is higher on the output's side
+# of ΔW than on the input's. A possible reason: B starts at zero, and A at random.
 #
 # **What to try.**
 #

@@ -152,7 +152,7 @@ assert worst < 1e-12, "a factor's gradient must be the projected full gradient"
 #
 # <details><summary>Answer</summary>
 # They shrink it by (1 − ηλ)⁵⁰⁰, to 82 %. Decoupled weight decay does not need a gradient. On its
-# own text, the loss of `micro` rises from 0.21 to 3.5 nats per token: the model is destroyed.
+# own text, the loss of `micro` rises from 0.21 to 3.5 nats per token.
 # </details>
 
 # %%
@@ -183,8 +183,8 @@ assert before < 0.215 and 3.3 < after < 3.6, "and that must destroy the model"
 # %% [markdown]
 # ## What was shown
 #
-# The gradients of A and B are projections of the full gradient. Frozen weights stay unchanged if
-# the optimizer never gets them. Lesson 4b follows the gradient through AdamW.
+# The gradients of A and B are s·BᵀG and s·GAᵀ, with the full gradient G. Frozen weights stay
+# unchanged if the optimizer never gets them. Lesson 4b follows the gradient through AdamW.
 #
 # **What to try.**
 #

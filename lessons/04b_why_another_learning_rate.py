@@ -43,7 +43,7 @@ def model_and_batch(name):
 # **Predict.** The gradient is multiplied by a thousand. What happens to the first step?
 #
 # <details><summary>Answer</summary>
-# Nothing: it is ±η in every entry. At t = 1 the fraction is g/|g|.
+# Nothing, up to ε: it is ±η in every entry. At t = 1 the fraction is g/|g|.
 # </details>
 
 
@@ -108,7 +108,7 @@ for factor, expected in ((1, -4e-3 * np.sign(g_B)), (1000, first_step[1])):
 # **Predict.** For s = 2 and r = 8: how much smaller is LoRA's first step at width 48? At 4096?
 #
 # <details><summary>Answer</summary>
-# About two times at width 48, and about 20 times at width 4096.
+# About two times at width 48, and, by the formula, about 20 times at width 4096.
 # </details>
 
 
@@ -151,11 +151,11 @@ assert 15 < 1 / wide < 25, "about 20 at width 4096"
 # %% [markdown]
 # ## What was shown
 #
-# Adam's first step has the size of the learning rate in every entry, whatever the gradient is. In
-# LoRA that step is in B, and it changes W less than a full step would. So the rule "ten times the
-# rate of full fine-tuning" is no constant: by this line, the factor grows as √in, is about 20 at
-# width 4096, and about two on `micro`. [Lesson 4c](04c_learning_rates_measured.py) measures whole
-# runs.
+# Adam's first step has the size of the learning rate in every entry (up to ε), whatever the size of
+# the gradient. In LoRA that step is in B, and at r = 8 and s = 2 it changes `micro` and `tiny` less
+# than a full step. By the first step, the factor in "ten times the rate of full fine-tuning" is no
+# constant: it grows as √in, is about 20 at width 4096, and about two on `micro`. [Lesson
+# 4c](04c_learning_rates_measured.py) measures whole runs.
 #
 # **What to try.**
 #

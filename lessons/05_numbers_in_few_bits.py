@@ -3,9 +3,9 @@
 #
 # **The question.** How can sixteen values represent a million weights? Which sixteen has NF4?
 #
-# Storing a weight in four bits takes one division and one look-up. This lesson explains the
-# mechanism and where the values of NF4 come from. Lesson 5b measures whether they are good, lesson
-# 5c how many weights should share a scale, and lesson 5d multiplies in eight bits.
+# This lesson explains how a weight is stored in four bits, and where the values of NF4 come from.
+# Lesson 5b measures whether they are good, lesson 5c how many weights should share a scale, and
+# lesson 5d multiplies in eight bits.
 #
 # **Time:** a second to run, ten minutes to read. **You need:** what a quantile is.
 
@@ -41,7 +41,7 @@ def rms(x):
 #
 # <details><summary>Answer</summary>
 # At most absmax/14. With 10 as the absmax, the step between two values is 10/7 = 1.43. All weights
-# below half of it, 0.71, become zero.
+# of a magnitude below half of it, 0.71, become zero.
 # </details>
 
 
@@ -60,8 +60,9 @@ for w in (small, outlier):
     print("weights", w, " codes", q.astype(int), f" largest error {np.abs(w_hat - w).max():.3f}")
 
 # %% [markdown]
-# The error is proportional to the absmax, so one outlier spoils its block: six of seven neighbours
-# became zero. The block size decides how many neighbours an outlier can spoil.
+# The bound on the error is proportional to the absmax, so one outlier can spoil its block: here,
+# six of seven neighbours became zero. The block size decides how many neighbours an outlier can
+# spoil.
 
 # %%
 # Checks
@@ -77,8 +78,8 @@ assert np.count_nonzero(int4(outlier)[0]) == 2, "only the outlier and −0.72 ma
 # below. The others are:
 #
 # - **int4** is evenly spaced.
-# - **E2M1** is the FP4 of QLoRA's tables: a float with a sign, two bits of exponent and one bit of
-#   mantissa, divided by its largest value, 6.
+# - **E2M1** is a float with a sign, two bits of exponent and one bit of mantissa, divided by its
+#   largest value, 6.
 # - **fp4** is bitsandbytes' version. Where E2M1 has 1/12, it has 1/192.
 #
 # ![A block of eight weights in NF4, FP4 and int4](../figures/drawings/quantize_a_block.svg)
@@ -87,9 +88,9 @@ assert np.count_nonzero(int4(outlier)[0]) == 2, "only the outlier and −0.72 ma
 # what factor is int8 better than int4?
 #
 # <details><summary>Answer</summary>
-# NF4 is best and bitsandbytes' fp4 is worst: it spends a value on 1/192, next to zero, and has
-# nothing between there and 1/6. The step of int8 is 7/127 of int4's, and so is its error: about
-# 18 times smaller.
+# Of the codes of four bits, NF4 has the least error and bitsandbytes' fp4 the most: it has a value
+# at 1/192, next to zero, and nothing between there and 1/6. The step of int8 is 7/127 of int4's,
+# and so is its error: about 18 times smaller.
 # </details>
 
 # %%
@@ -130,7 +131,7 @@ for name in ("nf4", "fp4"):  # the library packs bytes in a loop, and gives the 
 # %% [markdown]
 # ## Where NF4's sixteen values come from
 #
-# Weights are nearly normal, so NF4 takes its values from the quantile function Q of the normal
+# NF4 is made for normal weights: it takes its values from the quantile function Q of the normal
 # distribution. The paper prints (QLoRA, Eq. 4):
 #
 # $$q_i = \frac{1}{2}\left(Q\!\left(\frac{i}{2^k + 1}\right) +
@@ -184,7 +185,8 @@ assert abs(half_gap - 0.1519036) < 1e-7, "half of the widest gap of NF4"
 # ## What was shown
 #
 # A block stores one scale, and each weight the index of the nearest of sixteen values. NF4's values
-# are quantiles of a normal distribution, with an exact zero, but not those of the paper's Eq. 4.
+# are scaled quantiles of a normal distribution, with an exact zero, but not those of the paper's
+# Eq. 4.
 #
 # **What to try.**
 #

@@ -35,7 +35,7 @@ VALUES = dict(codes.VALUES)  # NF4, FP4, E2M1 and int4: sixteen values each; two
 # whose bins *are* equal better or worse than NF4?
 #
 # <details><summary>Answer</summary>
-# They hold 9.3 % and 1.7 %. A code with equal bins is worse: its error is 1.4 times as large.
+# With normal weights, they hold 9.3 % and 1.7 %. A code with equal bins has 1.4 times NF4's error.
 # </details>
 
 # %%
@@ -82,10 +82,9 @@ with figure("nf4_bins", "code", "share of the weights (%)", "How full NF4's bins
 # ![The distance of a weight to the nearest value: small teeth for NF4, wide ones outside for a code
 # with equal bins](../figures/drawings/gaps_of_codes.svg)
 #
-# Both halves of the saying are wrong. NF4's bins are not equal: its quantiles are those of weights
-# divided by *one* scale, but each block is divided by its largest weight. And equal bins are not a
-# good goal: they put values where weights are many, not where errors are large. NF4 is not the code
-# of least error, either; that code gains 5 % (Yoshida 2023 says so, too).
+# NF4's bins are not equal. A possible reason: its quantiles are those of weights divided by *one*
+# scale, but each block is divided by its largest weight. A code with equal bins has more error. And
+# NF4 is not the code of least error, either: "least squares" has 5 % less.
 
 # %%
 # Checks
@@ -106,12 +105,12 @@ assert 0.94 < error["least squares"] / error["nf4"] < 0.96, "least squares must 
 # error cost the model the least?
 #
 # <details><summary>Answer</summary>
-# About 3: trained weights are close to normal. No: "least squares" does not cost less than NF4, and
+# About 3, as that of normal numbers. No: the mean cost of "least squares" is not below NF4's, and
 # E2M1 has less error than int4 and costs more.
 # </details>
 #
-# One rounding is one random draw. So each weight is also cut into other blocks, which begin at its
-# 8th, 16th, … element. And the cost is measured on three sets of notes.
+# Each weight is also cut into other blocks, which begin at its 8th, 16th, … element. The cost is
+# measured on three sets of notes.
 
 # %%
 config, base, tokenizer = minilora.load("micro")
@@ -152,11 +151,10 @@ print(f"least squares minus NF4: {differences.mean():.5f} ± {scatter:.5f} (stan
 # %% [markdown]
 # The error on normal numbers and the cost rank the codes differently. E2M1 has less error than int4
 # and costs `micro` more on each set of notes; bitsandbytes' fp4 has a third more error than NF4 and
-# costs `micro` several times as much. So the error on normal numbers does not predict what it
-# loses. The order of the three cheapest codes is not shown: int4 and "least squares" change places
-# with the notes, and NF4 is the cheapest on each set, but "least squares" costs less than three
-# standard errors more. QLoRA's Table 2 has NF4 as the best code, too, but E2M1 before int4. NF4
-# costs this base less than a hundredth of its loss, so all these costs are small.
+# costs `micro` several times as much. The order of the three cheapest codes is not shown: int4 and
+# "least squares" change places with the notes, and NF4 is the cheapest on each set, but "least
+# squares" costs less than three standard errors more. QLoRA's Table 2 has NF4 as the best code, and
+# E2M1 before int4. NF4 costs this base less than a hundredth of its loss.
 
 # %%
 # Checks
@@ -183,8 +181,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# A code must fit the distribution of weights divided by the largest of their block. Equal bins are
-# not a good goal, and less error is not always less cost.
+# On normal numbers, NF4's bins are not equal, and a code with equal bins has more error. Less error
+# is not always less cost: E2M1 has less than int4, and costs `micro` more.
 #
 # **What to try.**
 #

@@ -79,7 +79,7 @@ assert 0.25 < separate / in_one < 0.4, "separate outliers: about a third of the 
 # projections reach 6?
 #
 # <details><summary>Answer</summary>
-# Only the input of down_proj does. It is a product of two numbers (SwiGLU), so it can be large.
+# On 32 notes, only the input of down_proj does. It is a product of two numbers (SwiGLU).
 # </details>
 #
 # The inputs of the seven projections come from three operations: the norm (q, k, v, gate, up),
@@ -125,10 +125,9 @@ header = ["down_proj of layer", "largest", "outlier columns", "error in int8", "
 table(header, rows)
 
 # %% [markdown]
-# There are outliers, and handling them separately reduces the error, in the last layers to a third.
-# But the outlier columns are not few: in the last layer, most columns have an outlier somewhere in
-# 32 notes. Most of that product is done in floating point. So the eight bits save memory there, but
-# few of the multiplications.
+# There are outliers, and handling them separately reduces the error of the product, in the last two
+# layers to about a third. But the outlier columns are not few: in the last layer, most columns have
+# an outlier somewhere in 32 notes. Most of that product is done in floating point.
 
 # %%
 # Checks
@@ -142,8 +141,8 @@ assert columns.min() > 0.1 and columns[-1] > 0.6, "they are many columns (found:
 # %% [markdown]
 # ## What was shown
 #
-# LLM.int8 multiplies whole numbers and handles columns with outliers in floating point. In our
-# small model the outliers come from SwiGLU, and they are spread over many columns.
+# LLM.int8 multiplies whole numbers and handles columns with outliers in floating point. In `tiny`,
+# on 32 notes, the outliers come from SwiGLU, and they are spread over many columns.
 #
 # **What to try.**
 #

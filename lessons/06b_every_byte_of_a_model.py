@@ -71,8 +71,8 @@ table(
 )
 
 # %% [markdown]
-# √2 is the distance of two independent normal numbers. No histogram shows this bug, because the
-# distribution is right. Only a comparison of single elements shows it.
+# √2 is the RMS of the difference of two independent standard normal numbers. A histogram does not
+# show this bug, because the numbers are the same. A comparison of single elements shows it.
 
 # %%
 # Checks
@@ -163,9 +163,8 @@ for name in ("micro", "tiny"):
     files[name] = extra / len(weights), on_disk, in_memory
 
 # %% [markdown]
-# In a small model, everything that is *not* a code counts: the embedding, the offsets, groups that
-# are not full, and on disk the maps. In a large model all this is nearly nothing, and the formula's
-# 4.127 bits remain.
+# In a small model, what is *not* a code counts, too: the embedding, the offsets, groups that are
+# not full, and on disk the maps.
 
 # %%
 # Checks
@@ -177,7 +176,7 @@ for name, (extra_per_weight, on_disk, in_memory) in files.items():
 # %% [markdown]
 # ## What was shown
 #
-# An estimate of memory is right only if its parts add up to the byte. Here they do.
+# The parts of `tiny` in memory add up to the byte.
 #
 # **What to try.**
 #

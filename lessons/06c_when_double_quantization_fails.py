@@ -26,8 +26,9 @@ def rms(x):
 # %% [markdown]
 # ## One large block
 #
-# An absmax is wrong by up to half of the map's widest gap, which is 0.9/128 of the largest in its
-# group of 256. If that largest is more than 142 times the others, this is more than they are.
+# An absmax is wrong by up to half of the map's widest gap, which is 0.9/128 of the largest
+# difference to the offset in its group of 256. If that is 143 times an absmax, the error can be
+# larger than this absmax.
 #
 # ![Left: the levels of 8 bits are finer than the absmax of the blocks. Right: with one large block,
 # they are wider than all others](../figures/drawings/one_large_absmax.svg)
@@ -37,7 +38,8 @@ def rms(x):
 #
 # <details><summary>Answer</summary>
 # Up to 100 it hardly grows. At 1,000 it is clearly larger. At 10,000 the absmax of all the other
-# blocks come out below zero: all their weights change sign, but for those that round to zero.
+# blocks come out below zero. At 100,000 all their weights have changed sign, but for those that
+# round to zero.
 # </details>
 
 # %%
@@ -74,8 +76,7 @@ with figure("large_block", "factor on the weights of one block", "RMSE / RMS of 
 # %% [markdown]
 # ![Beyond a factor of 100 the error of the other blocks grows](../figures/large_block.png)
 #
-# bitsandbytes gives the same result, bit for bit. Are trained weights like that? It is worth a
-# look:
+# Are trained weights like that?
 
 # %%
 trained = {}
@@ -107,8 +108,8 @@ for name, (ratio, smallest) in trained.items():
 # **Predict.** A weight is quantized, dequantized, and quantized again. Is the result the same?
 #
 # <details><summary>Answer</summary>
-# With plain NF4, yes. With double quantization, the codes are the same, but nearly all absmax
-# change a little, because their mean and their largest change.
+# For this normal weight: with plain NF4, yes. With double quantization, the codes are the same, but
+# nearly all absmax change a little.
 # </details>
 
 # %%
@@ -142,9 +143,9 @@ for name, (largest_error, same_codes, same_absmax, drift) in again.items():
 # %% [markdown]
 # ## What was shown
 #
-# Double quantization assumes that the blocks of a weight have similar sizes. Those of trained
-# weights do. Quantizing a second time changes the absmax, and an error can exceed plain NF4's
-# bound.
+# Double quantization fails if one block of 256 is 10,000 times as large as the others. In `micro`
+# and `tiny`, no absmax is ten times the median one of its weight. Quantizing a second time changes
+# the absmax, and an error can exceed plain NF4's bound.
 #
 # **What to try.**
 #

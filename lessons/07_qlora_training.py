@@ -54,9 +54,9 @@ rng = np.random.default_rng(0)
 # for the weight before quantization? And what is the gradient with respect to the codes?
 #
 # <details><summary>Answer</summary>
-# With g·Ŵ: the gradient belongs to the function that is computed. g·W is off by NF4's own error,
-# about 9 %. The gradient with respect to the codes is zero almost everywhere, because a small
-# change of a weight does not change its code.
+# With g·Ŵ: the gradient belongs to the function that is computed. g·W is off by about NF4's own
+# error (9 % of normal weights, lesson 5). Rounding has the gradient zero almost everywhere: moving
+# the weights by about 1e-6 changes no code.
 # </details>
 
 # %%
@@ -95,7 +95,7 @@ moved = nf4.quantize(w + np.float32(1e-6) * rng.standard_normal(w.shape).astype(
 print(f"codes that change when the weights move by 1e-6: {np.sum(moved.codes != q.codes)}")
 
 # %% [markdown]
-# Rounding is flat, or it jumps. So the codes cannot be trained by gradients: the adapter learns.
+# Rounding is flat, or it jumps. So its gradient cannot train the codes: the adapter learns.
 
 # %%
 # Checks
@@ -147,7 +147,7 @@ assert changed == len(old), "every array of the adapter must change"
 #
 # <details><summary>Answer</summary>
 # After training, no difference is seen: all four intervals contain zero. That is not a proof of no
-# difference. It excludes a cost of more than 0.003 nats per token.
+# difference. The intervals exclude a mean cost of more than 0.003 nats per token.
 # </details>
 
 # %%
@@ -196,10 +196,9 @@ with figure("qlora", xlabel, ylabel, "One LoRA on five bases, twelve seeds each"
 # ![The losses of all five bases overlap](../figures/qlora.png)
 #
 # QLoRA's main claim is that four bits cost the fine-tuned model nothing. On this model of 0.1
-# million parameters, no cost is seen, and a cost of more than 0.003 nats per token is excluded. Its
-# other claim, that NF4 is better than FP4 after training, is not shown either way: FP4 costs this
-# base less than 3 % of its loss, and the adapters make up for that. To rank codes, one needs models
-# that suffer from them.
+# million parameters, no cost is seen, and a mean cost of more than 0.003 nats per token is excluded
+# (95 %). Its other claim, that NF4 is better than FP4 after training, is not shown either way.
+# Before training, FP4 costs this base less than 3 % of its loss.
 
 # %%
 # Checks
@@ -221,7 +220,7 @@ if live:
 #
 # QLoRA needs no gradient of a code, only products with the dequantized weight. The frozen bytes do
 # not change. On a model of 0.1 million parameters, four bits cost the fine-tuned model less than
-# 0.003 nats per token: twelve seeds show no cost at all, and exclude a larger one.
+# 0.003 nats per token (95 % interval of the mean of twelve seeds), and no cost is shown.
 #
 # **What to try.**
 #

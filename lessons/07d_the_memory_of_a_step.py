@@ -31,7 +31,7 @@ rng = np.random.default_rng(0)
 # for the backward pass, apart from the input, in each way?
 #
 # <details><summary>Answer</summary>
-# The dense copy is 4 MB. With the codes, nearly nothing is kept: the codes are there anyway.
+# The dense copy is 4 MB. With the codes, less than 128 kB is kept: the codes are there anyway.
 # </details>
 
 # %%
@@ -81,7 +81,7 @@ assert kept_dense > 4 * 2**20, "the dense copy must have 4 MB"
 # **Predict.** With the weights at an eighth, how much smaller is the whole step?
 #
 # <details><summary>Answer</summary>
-# About half: with NF4, activations are the largest part, and they do not shrink.
+# To about half: with NF4, activations are more than 60 % of the estimate.
 # </details>
 
 # %%
@@ -96,11 +96,9 @@ for scheme in ("none", "nf4-dq"):
 table([f"MB, {depth} layers of width 512", "measured", "estimate", "of it activations"], rows)
 
 # %% [markdown]
-# Both steps are within a quarter of the estimate: a dense copy lives for one product only, in a few
-# megabytes that are used again.
+# Both steps are within a quarter of the estimate, which counts no dense copies.
 #
-# One trap in measuring: on Linux, `ru_maxrss` of a child process starts at its parent's peak.
-# `sweeps/one_step.py` reads `VmHWM` instead.
+# On Linux, `sweeps/one_step.py` reads the peak of its process from `VmHWM`, not from `ru_maxrss`.
 
 # %%
 # Checks
@@ -114,8 +112,8 @@ assert activations["nf4-dq"] > 0.6 * predicted["nf4-dq"], "activations must be t
 # %% [markdown]
 # ## What was shown
 #
-# Dequantizing again in the backward pass saves the memory of a dense copy of every weight. The
-# whole step shrinks to half, not to an eighth, because of the activations.
+# Dequantizing again in the backward pass saves the memory of a dense copy. The whole step shrinks
+# to about half, not to an eighth: most of the estimate is activations.
 #
 # **What to try.**
 #

@@ -30,11 +30,11 @@ from minilora.evaluation import plot
 #
 # Lesson 8 has two results that seem to contradict each other:
 #
-# - The first step's gain is proportional to α·η. So a 16 times larger alpha needs a 16 times
-#   smaller rate.
+# - The first step's gain is about proportional to α·η. By this, a 16 times larger alpha needs a 16
+#   times smaller rate.
 # - Without clipping and decay, and with Adam's ε times c, (α, η, A₀) and (c²·α, η/c, A₀/c) are the
-#   same run (lesson 8). So what matters is α·η², and a 16 times
-#   larger alpha needs a 4 times smaller rate.
+#   same run (lesson 8). If the start of A does not matter, α·η² does, and a 16 times larger alpha
+#   needs a 4 times smaller rate.
 #
 # ![Two lines in the plane of alpha and rate: constant α·η, and constant
 # α·η²](../figures/drawings/alpha_and_rate_plane.svg)
@@ -42,8 +42,8 @@ from minilora.evaluation import plot
 # **Predict.** Alpha is 16 times as large. Is the best rate 16 times smaller, or 4 times?
 #
 # <details><summary>Answer</summary>
-# Nearer to four times: about five. At the lowest rates α·η decides, because A has hardly moved. At
-# high rates the start of A is forgotten.
+# Nearer to four times: about five, from alpha 4 to 64. A possible reason: at low rates A hardly
+# moves, and at high rates its start is forgotten.
 # </details>
 
 # %%
@@ -96,15 +96,16 @@ with figure("alpha_and_rate", xlabels, ylabel, titles, width=8.4, columns=2) as 
 # ![Loss over alpha for three ranks, over the rate for three alphas](../figures/alpha_and_rate.png)
 #
 # Alpha 4 at 0.004 and alpha 16 at 0.001 have the same α·η, and their mean losses are equal to a
-# quarter. At high rates, alpha 4 at 0.064 and alpha 64 at 0.016 both fail: they have the same α·η².
-# And alpha 64 at 0.004, with the same α·η as the first of these two, has the lowest mean of all.
+# quarter. At high rates, alpha 4 at 0.064 and alpha 64 at 0.016 both fail (above 0.25 nats with
+# each seed): they have the same α·η². And alpha 64 at 0.004, with the same α·η as the first of
+# these two, has the lowest mean of all.
 #
 # The grid has steps of four, so its factor of four could be anything from one to sixteen. A
 # parabola through the lowest point of each curve and its two neighbours says between three and ten
-# (the 95 % interval of three seeds). That excludes the 16 times of α·η, on this model of 0.1
-# million parameters.
+# (the 95 % interval of the mean of three seeds). That excludes the 16 times of α·η, on this model
+# of 0.1 million parameters.
 #
-# So fix alpha, and then sweep the rate. To sweep both is to sweep one thing twice.
+# So if alpha changes, the rate must be swept again.
 
 # %%
 # Checks
@@ -129,8 +130,8 @@ if not QUICK:  # a run of the sweep again
 # %% [markdown]
 # ## What was shown
 #
-# On a model of 0.1 million parameters and near the best rate, alpha times 16 needs a rate divided
-# by less than 16, about 5: nearer to α·η² than to α·η.
+# On a model of 0.1 million parameters and from alpha 4 to 64, the best rate is divided by less than
+# 16, about 5: nearer to α·η² than to α·η.
 #
 # **What to try.**
 #

@@ -4,9 +4,8 @@
 # **The question.** Accumulation, warm-up, clipping, schedules, weight decay: what does each of them
 # prevent? We find out by removing it.
 #
-# Each part is removed alone, with five seeds, on the questions and the base `micro` (0.1 million
-# parameters). Some are missed at once. Some are not missed here at all, and then the lesson says
-# so.
+# Each part is removed or changed, with five seeds, on the questions and the base `micro` (0.1
+# million parameters). The lessons say which of them are missed here.
 #
 # This lesson is about accumulation, [lesson 9b](09b_warm_up.py) about warm-up, [lesson
 # 9c](09c_why_clipping_helps.py) about clipping, and [lesson 9d](09d_schedules_and_decay.py) about
@@ -100,7 +99,7 @@ print(f"target tokens of a question: {lengths}")
 # %% [markdown]
 # The first two agree up to rounding. The third is another loss and another gradient. (The trainer
 # of Hugging Face had this bug until 2024, see below.) It does not show if all micro-batches have
-# equally many target tokens. Our questions are such a case: every answer has 23.
+# equally many target tokens. The 100 questions here are such a case: each has 23.
 
 # %%
 # Checks
@@ -115,13 +114,13 @@ assert loss_means > 1.3 * loss and off_means > 0.4, "the mean of means must be s
 # ## A large batch is not a goal
 #
 # `sweeps/optimization.csv` has the runs of this lesson: 200 steps of 16 rows at a learning rate of
-# 4e-3, unless the name of the case says otherwise. The three cases below see 3,200 rows each, and
-# so equally many target tokens.
+# 4e-3, unless the name of the case says otherwise. The three cases below see 3,200 rows each.
 #
-# **Predict.** At one learning rate: 800 steps of 4 rows, or 50 steps of 64 rows?
+# **Predict.** Which has the lower held-out loss, at one learning rate: 800 steps of 4 rows, or 50
+# steps of 64 rows?
 #
 # <details><summary>Answer</summary>
-# 800 steps of 4 rows. The larger batch takes fewer steps, at the same rate.
+# 800 steps of 4 rows, with every seed.
 # </details>
 
 # %%
@@ -129,8 +128,8 @@ USUAL = "all as it is"
 show("4 rows, 800 steps", USUAL, "64 rows, 50 steps")
 
 # %% [markdown]
-# So accumulate to reach a batch that you want but that the machine cannot hold. Do not accumulate
-# because larger is better.
+# So a larger batch alone is no gain here. Accumulate to reach a batch that you want but that the
+# machine cannot hold.
 
 # %%
 # Checks
@@ -145,8 +144,9 @@ if not QUICK:  # two runs of the sweep again
 # %% [markdown]
 # ## What was shown
 #
-# Accumulation must weight micro-batches by their target tokens. At one learning rate and for the
-# same number of rows, a larger batch is worse on `micro`.
+# Accumulation must weight micro-batches by their target tokens. On `micro`, at one learning rate
+# and for the same number of rows, batches of 4, 16 and 64 rows end in this order: the larger the
+# batch, the higher the held-out loss.
 #
 # **What to try.**
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 10. Freezing: norms and biases
 #
-# **The question.** Norms and biases are the smallest groups of parameters. What happens when they
-# are trained, alone or together with LoRA?
+# **The question.** Norms and biases are few parameters. What happens when they are trained, alone
+# or together with LoRA?
 #
 # [Lesson 10b](10b_batch_statistics.py) is about a network that changes although all its weights are
 # frozen, and [lesson 10c](10c_which_statistics.py) trains it. [Lesson
@@ -25,7 +25,7 @@ sweep = read_sweep("freezing")
 # ## Few parameters, large steps
 #
 # BitFit (Ben Zaken et al. 2022) trains the biases alone. The weights of the norms can be trained
-# alone, too. Norms are said to be delicate.
+# alone, too.
 #
 # ![Bars: micro has 336 norm weights, 1,488 biases, 21,888 numbers in LoRA, 95,568 in
 # all](../figures/drawings/trained_parameters.svg)
@@ -33,11 +33,12 @@ sweep = read_sweep("freezing")
 # `sweeps/freezing.py` trains each group alone at two rates, for 150 steps, with eight seeds. LoRA's
 # rate in this lesson is 0.01.
 #
-# **Predict.** Do norms and biases learn more at LoRA's rate, or at ten times this rate?
+# **Predict.** Do norms and biases have a lower held-out loss at LoRA's rate, or at ten times this
+# rate?
 #
 # <details><summary>Answer</summary>
-# At ten times the rate. Adam moves each parameter by about the learning rate per step, however
-# small the gradient is. If there are few parameters, each must move far.
+# At ten times the rate, on average over the seeds. (A possible reason: if there are few parameters,
+# each must move far, and Adam moves each by about the learning rate per step.)
 # </details>
 
 
@@ -76,8 +77,9 @@ for group in ("norm", "bias"):
 # all? (`sweeps/freezing.py`, eight seeds)
 #
 # <details><summary>Answer</summary>
-# At a tenth of the rate, biases lower the loss. Norms show no effect at a tenth, and neither norms
-# nor biases at the same rate. At ten times the rate, the model forgets much more of its own text.
+# At a tenth of the rate, biases lower the mean held-out loss. Norms show no effect at a tenth, and
+# neither norms nor biases at the same rate. At ten times the rate, the mean loss on the base's own
+# text is higher by more than half a nat.
 # </details>
 
 # %%
@@ -97,7 +99,8 @@ for group in ("norm", "bias"):
 table(["150 steps, eight seeds", "held-out loss", "loss on the base's own text"], cells)
 
 # %% [markdown]
-# On this model of 0.1 million parameters and with eight seeds:
+# On this model of 0.1 million parameters, for the mean over the seeds (its 95 % interval from eight
+# seeds):
 #
 # - A tenth of the rate: biases lower the held-out loss. Of norms, no effect is shown.
 # - The same rate: no effect is shown, neither on the held-out loss nor on forgetting.
@@ -123,9 +126,10 @@ if not QUICK:  # one run of the sweep again
 # %% [markdown]
 # ## What was shown
 #
-# On a model of 0.1 million parameters: trained alone, norms and biases learn more at ten times
-# LoRA's learning rate. Trained with LoRA, they do no harm that is shown at its rate or a tenth of
-# it, and biases help at a tenth. At ten times the rate, the model forgets much more.
+# On a model of 0.1 million parameters, on average over eight seeds: trained alone, norms and biases
+# have a lower held-out loss at ten times LoRA's learning rate. Trained with LoRA, they do no harm
+# that is shown at its rate or a tenth of it, and biases lower the held-out loss at a tenth. At ten
+# times the rate, the loss on the base's own text is higher.
 #
 # **What to try.**
 #

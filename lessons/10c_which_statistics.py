@@ -32,8 +32,8 @@ sans_test = pictures.draw("sans", N, 99)
 # **Predict.** Which of these combinations fails? Does the training loss show it?
 #
 # <details><summary>Answer</summary>
-# Trained with the batch's, validated with the base's. The training loss is low, and the validation
-# loss is many times as high, which looks like overfitting.
+# Trained with the batch's, validated with the base's. The training loss does not show it: with 32
+# pictures per step, the validation loss is more than five times as high, as in overfitting.
 # </details>
 
 # %%
@@ -55,18 +55,18 @@ header = ["pictures per step, statistics", "train loss", "bold: old", "new"]
 table([*header, "accuracy: bold, old", "new", "Sans, old"], cells)
 
 # %% [markdown]
-# (One network of 0.04 million parameters, one seed.) The second row is the trap. It is not
-# overfitting: with new statistics the same weights do well. Use the base's statistics in both
-# places, or new ones in both.
+# (One network of 0.04 million parameters, one seed.) The second row is the trap. It is not only
+# overfitting: with new statistics, the same weights have less than two thirds of the loss. Use the
+# base's statistics in both places, or new ones in both.
 #
 # ![Training and validation with the base's or with other statistics: one of four combinations is
 # the trap](../figures/drawings/which_statistics.svg)
 #
-# With four pictures per step, the training loss is far *higher* than the validation loss. The mean
-# and variance of four pictures are noisy, and those of validation are not.
+# With the statistics of four pictures per step, the training loss is more than twice the validation
+# loss with new statistics. (A possible reason: the mean and variance of four pictures are noisy.)
 #
-# The last column: weights trained with the batch's statistics still read Sans with its old
-# statistics. Both typefaces share the weights, and each has 224 numbers of its statistics.
+# The last column: weights trained with the statistics of 32 pictures still read more than 0.8 of
+# Sans with its old statistics, and more than weights trained with the base's.
 #
 # ## A bias before batch normalization
 #
@@ -76,7 +76,8 @@ table([*header, "accuracy: bold, old", "new", "Sans, old"], cells)
 # **Predict.** What is the gradient of a bias in front of batch normalization?
 #
 # <details><summary>Answer</summary>
-# Zero, if the batch's statistics are used: the mean contains the bias, and is subtracted.
+# Zero up to rounding, if the batch's statistics are used: the mean contains the bias, and is
+# subtracted.
 # </details>
 
 # %%
@@ -105,8 +106,8 @@ assert with_batch < 1e-4 * with_running, "no gradient reaches a bias before batc
 # %% [markdown]
 # ## What was shown
 #
-# Train and validate with the same kind of statistics. With the batch's statistics, BitFit's biases
-# do nothing in front of batch normalization; train its β instead.
+# Train and validate with the same kind of statistics. With the batch's statistics, a bias in front
+# of batch normalization gets no gradient.
 #
 # **What to try.**
 #

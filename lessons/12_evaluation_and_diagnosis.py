@@ -37,13 +37,14 @@ PER_ANSWER = 23  # target tokens: 22 letters and the end
 #
 # $$H = \log 24 + \log 8 + \log 24 + \log 8 \quad \text{nats per answer}$$
 #
-# This is divided by the answer's 23 tokens. A model that reads the question can reach 0, because
-# the question contains the answer.
+# This is divided by the answer's 23 tokens. A model that reads the question can come near 0,
+# because the question contains the answer.
 #
 # **Predict.** The loss fell from 4.0 to 0.45 nats per token. Has the model learned to answer?
 #
 # <details><summary>Answer</summary>
-# No. H/23 is 0.457. A model that has learned only the form of the answers has this loss.
+# This loss does not show it. H/23 is 0.457, and a model can have this loss if it has learned only
+# the form of the answers.
 # </details>
 
 # %%
@@ -66,17 +67,16 @@ assert bare["loss"] > 3.5, "the base does not know the form"
 # %% [markdown]
 # ## Are the labels right?
 #
-# A common first check trains a model with almost no room: a **linear head** on the frozen base (the
-# method `head`), or an adapter of **rank 1**. Such a model is cheap and cannot memorize the rows.
-# Train it on the data. Then train it on the same data with the answers shuffled among the rows.
+# A first check trains few parameters: a **linear head** on the frozen base (the method `head`), or
+# an adapter of **rank 1**. Train them on the data. Then train them on the same data with the
+# answers shuffled among the rows.
 #
 # - Only the first run may succeed.
-# - If the second succeeds, the answer leaks into the prompt, or the score is wrong.
+# - If the second succeeds, the answer may leak into the prompt, or the score may be wrong.
 # - If the first fails, the labels or the preprocessing may be wrong.
 #
 # The head gets a task made for it: after " In the", it must give one letter, A to H, for the place.
-# The base is about to name the place, so its state must contain it. It never saw these names of
-# places.
+# There, the base's own text names the place, but not by these letters.
 #
 # ![The same rows with right answers and with shuffled ones](../figures/drawings/label_check.svg)
 #
@@ -84,8 +84,7 @@ assert bare["loss"] > 3.5, "the base does not know the form"
 # labels?
 #
 # <details><summary>Answer</summary>
-# All runs with shuffled labels fail. The head also fails on the full question with right labels: a
-# linear map of one state cannot copy four words out of a sentence.
+# All runs with shuffled labels fail. The head also fails on the full question with right labels.
 # </details>
 
 # %%
@@ -120,11 +119,13 @@ assert wrong["loss"] > 0.95 * blind_place, "and its loss must be that of a guess
 # their end (a `max_seq_length` of 70, where a row has 75 tokens), and an inverted prompt mask. The
 # held-out rows are always complete and right.
 #
-# **Predict.** Three faults give an exact match of 0 %. Can the two losses tell them apart?
+# **Predict.** With three faults, less than 1 % of the answers of rank 1 are right. Can the two
+# losses tell them apart?
 #
 # <details><summary>Answer</summary>
-# Yes. Shuffled labels: both losses are at H/23. Answers cut: a low training loss and a high
-# held-out loss. Mask inverted: the held-out loss is near the base's.
+# Yes. Shuffled labels: both losses are within 5 % of H/23. Answers cut: the training loss is below
+# half of H/23, and the held-out loss is more than three times the training loss. Mask inverted: the
+# held-out loss is near the base's, and the training loss is above half of H/23.
 # </details>
 
 # %%
@@ -146,12 +147,13 @@ table(["trained", "task", "fault", "train loss", "held-out loss", "exact match"]
 
 # %% [markdown]
 # - **A check that fails on right labels shows nothing.** On the full question, the head fails with
-#   shuffled labels, but with right labels, too, and its loss is worse than a guess. So use the head
-#   where the answer is linear in the state, and rank 1 for the full question.
-# - **The losses tell which fault it is.** "Answers cut" looks like overfitting. But so few
-#   parameters cannot memorize 4,000 rows, so the training rows must differ from the held-out ones.
+#   shuffled labels, but with right labels, too: there, its loss is worse than a guess. So here, use
+#   rank 1 for the full question.
+# - **The losses tell which fault it is.** "Answers cut" looks like overfitting. But with shuffled
+#   labels, rank 1 does not memorize its rows: its training loss stays near H/23. So look for a
+#   difference between the training rows and the held-out ones.
 # - **Look at the loss, not only at the score.** In one seed of shuffled places 36 % are right, at a
-#   loss within 2.5 % of a guess: eight letters are almost equally likely, and the ties broke well.
+#   loss within 2.5 % of a guess.
 
 # %%
 # Checks
@@ -187,8 +189,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# Compute the loss of a model that ignores the question: below it, learning begins. Train a model
-# with little room on right and on shuffled labels, and read both losses.
+# Compute the loss of a model that ignores the question: a lower one needs the question. Train few
+# parameters on right and on shuffled labels, and read both losses.
 #
 # **What to try.**
 #

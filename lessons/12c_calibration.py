@@ -82,11 +82,11 @@ if not QUICK:
 #
 # $$p(\mathrm{answer}) = \prod_t p_t$$
 #
-# **Predict.** The run on 4,000 rows has an ECE per token of about 0.01. What is its ECE per answer?
+# **Predict.** The run on 4,000 rows has an ECE per token below 0.02. What is its ECE per answer?
 #
 # <details><summary>Answer</summary>
-# 0.15 to 0.26 with the five seeds of lesson 12d. In this run, nearly all answers are right, but the
-# mean confidence is lower by 0.08 or more.
+# 0.15 to 0.26 with the five seeds of lesson 12d. In this run, more than 85 % of the answers are
+# right, and the mean confidence is lower than this share by more than 0.08.
 # </details>
 
 
@@ -122,9 +122,9 @@ with figure("confidence", "confidence of the answer", ["answers", ""], titles, *
 # %% [markdown]
 # ![Histograms of the confidence of right and wrong answers of two runs](../figures/confidence.png)
 #
-# The run on 4,000 rows is right, and is not sure enough of it. This does not contradict its
-# good ECE per token. If a token is certainly right and has probability 0.993, it is off by 0.007.
-# For 23 such tokens the product is 0.85. **Measure the event on which you decide.**
+# The run on 4,000 rows is less sure than right. This does not contradict its low ECE per token. If
+# a token is certainly right and has probability 0.993, it is off by 0.007. For 23 such tokens the
+# product is 0.85. **Measure the event on which you decide.**
 
 # %%
 # Checks
@@ -141,16 +141,16 @@ if not QUICK:
 # %% [markdown]
 # ## How large is an ECE by chance?
 #
-# Also a calibrated model has an ECE above 0. The number of right answers in a bin varies by chance,
-# and the absolute values add up. So draw outcomes from the model's own confidences: these are
-# calibrated by construction.
+# Also a calibrated model shows an ECE above 0. The number of right answers in a bin varies by
+# chance, and the absolute values add up. So draw outcomes from the model's own confidences: these
+# are calibrated by construction.
 #
 # **Predict.** The ECE of the run on 32 rows is about 0.08 (0.08 to 0.22 with the five seeds of
 # lesson 12d). How much of it is chance?
 #
 # <details><summary>Answer</summary>
-# A calibrated model would show about 0.04, and 0.06 or more in less than one of 20 samples. So 0.08
-# is too large for chance.
+# A calibrated model would show about 0.04, and 0.06 or more in less than one of 20 samples. So
+# chance alone rarely gives 0.08.
 # </details>
 
 # %%
@@ -176,8 +176,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# A model can be calibrated per token and not per answer. Compare an ECE with the one that a
-# calibrated model of the same confidences would show.
+# A model can have an ECE below 0.02 per token, and above 0.1 per answer. Compare an ECE with the
+# one that a calibrated model of the same confidences would show.
 #
 # **What to try.**
 #

@@ -46,7 +46,7 @@ config, base, words = minilora.load("micro")
 #
 # The classes are the eight places of the small models' language. In its notes, a sentence may be
 # followed by " In the" and its place again. So the head reads a sentence with one of two ends: as
-# it is, or with " In the" after it, where the base is about to repeat the place.
+# it is, or with " In the" after it.
 
 # %%
 ENDS = {"the note": "", 'the note, then " In the"': " In the"}
@@ -80,9 +80,8 @@ for end in ENDS:
 # what can LoRA learn from 24 notes, about three per class?
 #
 # <details><summary>Answer</summary>
-# Alone, only with " In the". At the end of the note, the next byte is a space, whatever the place
-# is, and the head alone finds fewer than three places of ten. LoRA changes the state. On 24 notes
-# it already finds nine places of ten.
+# Alone, only with " In the". At the end of the note, the head alone finds fewer than three places
+# of ten. With LoRA, 24 notes are enough for more than 85 %.
 # </details>
 
 
@@ -149,12 +148,12 @@ with figure("class_head", xlabel, ylabels, titles, width=9.2, height=3.6, column
 #
 # (`micro`, 0.1 million parameters, one seed, and one learning rate for the head and one for LoRA.)
 #
-# - **A head reads only what is in the state.** At the end of the note fewer than three of ten are
-#   right, also with 400 rows. A text whose next token is the answer helps at once.
-# - **LoRA moves the answer into the last state.** It needs no such end, and few rows.
-# - **The accuracy does not show everything.** After " In the" the head is right almost always, and
-#   its mean confidence is below 0.8. ECE and Brier score show it. (A reason may be that W, after
-#   150 steps from zero, is still too small for large logits.)
+# - **The end of the text matters for the head alone.** At the end of the note fewer than three of
+#   ten are right, also with 400 rows. After " In the", more than 95 % are, also with 24 rows.
+# - **LoRA needs no such end.** With 24 rows, more than 85 % are right.
+# - **The accuracy does not show everything.** After " In the" the head alone is right in more than
+#   95 %, and its mean confidence is below 0.8. The ECE shows it, and with 400 rows the Brier score,
+#   too. (A reason may be that W, after 150 steps from zero, is still too small for large logits.)
 
 # %%
 # Checks
@@ -181,8 +180,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# A head for classes is one matrix on the last token's state. Alone it can only read what the state
-# contains. LoRA changes the state, with the same loss. Accuracy, ECE and Brier score can disagree.
+# A head for classes is one matrix on the last token's state. At the end of a note, it finds the
+# place with LoRA and not alone. A head with a high accuracy can have a high ECE.
 #
 # **What to try.**
 #

@@ -32,14 +32,15 @@ def update_of(size):
 # ## Why the error grows with each switch
 #
 # Lesson 13 added an update of 1 % to an NF4 weight and subtracted it again, ten times. The error
-# grew each time, although almost no code changed.
+# grew, although almost no code changed.
 #
 # **Predict.** If the codes do not change, what does?
 #
 # <details><summary>Answer</summary>
 # The absmax of some blocks. The largest element of a block is stored exactly, with the code of −1
 # or 1. If a second element is near enough to get such a code, too, +ΔW may make one of the two
-# larger, and −ΔW the other. The new absmax is the larger of them, both times. So it only grows.
+# larger, and −ΔW the other. The new absmax is the larger of them, both times. So it can grow with
+# each switch.
 # </details>
 
 # %%
@@ -68,16 +69,17 @@ assert np.abs(growth[largest == 1]).max() < 1e-5, "with one, it may not"
 #
 # 1. **Ŵ + ΔW, dense:** this is what was trained. It is exact.
 # 2. **quantize(Ŵ + ΔW):** four bits again. An element gets another code only if its share of the
-#    absmax crosses the middle between two values. All other changes are rounded away.
+#    absmax crosses the middle between two values. Other changes of the share are rounded away.
 # 3. **W + ΔW**, with the original 16-bit W: this adds W − Ŵ, the error of quantizing the base. In
-#    NF4 its norm is 9 % of ‖W‖, and the adapter was trained *with* this error in place.
+#    NF4 its norm is 9 % of ‖W‖ (normal weights), and the adapter was trained *with* this error in
+#    place.
 #
 # ![The three ways as arrows from W and from Ŵ](../figures/drawings/three_merges.svg)
 #
 # **Predict.** At which ‖ΔW‖/‖W‖ does the second way keep half of the update?
 #
 # <details><summary>Answer</summary>
-# Between 3 % and 10 %: at 3 % it keeps a twentieth, at 10 % more than four fifths.
+# Between 3 % and 10 %: at 3 % it keeps less than a tenth, at 10 % more than four fifths.
 # </details>
 
 # %%
@@ -110,8 +112,8 @@ with figure("dead_zone", "‖ΔW‖/‖W‖", "error / ‖ΔW‖", title) as axe
 # %% [markdown]
 # ![Error of three ways to merge over the size of the update](../figures/dead_zone.png)
 #
-# An error of 1 is what discarding the adapter would give. At 1 % and 3 %, four bits are *worse*
-# than discarding it. Measured against the trained model, the original W is worse still.
+# An error of 1 is what discarding the adapter would give. At 1 % and 3 %, four bits have a *larger*
+# error, and the original W one that is larger still.
 
 # %%
 # Checks
@@ -134,8 +136,8 @@ assert kept[0.1] > 0.8, "at 10 %, more than four fifths"
 # **Predict.** Order the merged models from best to worst.
 #
 # <details><summary>Answer</summary>
-# Ŵ + ΔW is best: it equals the separate adapter. After the run at 0.001, the original W is second.
-# The error of the weights said that it would be worse than four bits.
+# Ŵ + ΔW has the lowest held-out loss, that of the separate adapter. After the run at 0.001, the
+# original W is second, although its error on random weights is larger than that of four bits.
 # </details>
 
 # %%
@@ -165,13 +167,13 @@ cells = [[WAYS[way], *(f"{live[rate][way]:.4f}" for rate in merging.RATES)] for 
 table(["held-out loss, one run each", *map(str, merging.RATES)], cells)
 
 # %% [markdown]
-# **Merge into the base on which the adapter was trained, dequantized.** All other ways have a
+# **Merge into the base on which the adapter was trained, dequantized.** The other ways have a
 # higher held-out loss, at both rates and in every seed. If you need four bits again, evaluate
 # *after* quantizing.
 #
-# The error of the weights does not order the rest: after the run at 0.001, W + ΔW has a lower loss
-# than four bits in every seed. And size matters: that run's updates are half as large, and it loses
-# several times as much to four bits as the other.
+# The error on random weights does not order the rest: after the run at 0.001, W + ΔW has a lower
+# loss than four bits in every seed. That run's updates are about half as large as those at 0.004,
+# and four bits raise its loss by more than three times as much.
 
 # %%
 # Checks
@@ -196,8 +198,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# Ŵ + ΔW is the trained model. On random weights, four bits lose updates below 3 % of the weight,
-# and repeated merging in four bits lets the scales grow.
+# Ŵ + ΔW is the trained model. Four bits keep less than a tenth of an update of 3 % of random
+# weights, and repeated merging in four bits lets some scales grow.
 #
 # **What to try.**
 #

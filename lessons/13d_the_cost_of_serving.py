@@ -42,9 +42,9 @@ rng = np.random.default_rng(0)
 #
 # <details><summary>Answer</summary>
 # The table below says it for your machine. Each code has to be decoded, so a seventh of the bytes
-# is not a seventh of the time. The adapter has less than 4 % of the multiplications, but its many
-# small products can cost more of the time than that. A batch reads or decodes each weight once for
-# all rows, but it does not save a multiplication.
+# need not be a seventh of the time. The adapter has less than 4 % of the multiplications, but many
+# small products, which may cost more of the time. A batch reads or decodes each weight once for all
+# rows, but it does not save a multiplication.
 # </details>
 
 # %%
@@ -150,8 +150,8 @@ print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
 # multiplies eight times as often. So compare the column "ratio" with 8, and the three ways to store
 # the weights with each other in both columns.
 #
-# A separate adapter has few multiplications, but two small products per projection, and each call
-# has a fixed cost. A merged adapter has none of them (LoRA, Sec. 4).
+# A separate adapter has few multiplications, but two small products per projection. A merged
+# adapter has none of them (LoRA, Sec. 4).
 
 # %%
 # Checks
@@ -178,9 +178,9 @@ assert together == alone, "a prompt gets the same tokens in a batch and alone"
 # ## What was shown
 #
 # Lessons 13 to 13d together: a separate adapter is exact, can be switched without a change of the
-# base, and needs more products. Merged into the dequantized base on which it was trained, it is
-# exact, too. All other ways here change the model. Write down which way you used, and evaluate the
-# model that you ship.
+# base, and needs more products. Merged into the dequantized base on which it was trained, it has
+# the same loss. The other merges of lesson 13b have a higher one. Write down which way you used,
+# and evaluate the model that you ship.
 #
 # **What to try.**
 #

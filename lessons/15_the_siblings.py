@@ -2,11 +2,11 @@
 # # 15. Other methods than LoRA
 #
 # **The question.** What do the other methods of parameter-efficient fine-tuning train, and what do
-# they learn and forget with the same number of parameters?
+# they learn and forget?
 #
 # A method is defined by the parameters it adds, their initialization, and the line that uses them.
-# [Lesson 15b](15b_why_prompts_learn_little.py) asks why prompts learn nothing here, and
-# [lesson 15c](15c_what_a_prefix_cannot_do.py) shows what a prefix cannot change.
+# [Lesson 15b](15b_why_prompts_learn_little.py) asks why prompts answer nothing here, and [lesson
+# 15c](15c_what_a_prefix_cannot_do.py) shows what a prefix cannot change.
 #
 # ![Eight ways to adapt a layer: what each trains, and the equation. LoRA, DoRA, IA3, bottleneck,
 # prefix, prompt, BitFit and full fine-tuning.](../figures/drawings/methods.svg)
@@ -35,8 +35,7 @@ tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn. Who, wha
 #
 # L is the number of layers, d the width, f the MLP's, k that of keys, V the size of the vocabulary.
 #
-# **Predict.** Before the first step, which methods compute exactly what the base computes? Which
-# cannot, whatever their initialization is?
+# **Predict.** Before the first step, which methods compute exactly what the base computes?
 #
 # <details><summary>Answer</summary>
 # All except those with virtual tokens (prefix, prompt, P-tuning), and PiSSA, which differs by
@@ -86,8 +85,7 @@ table(["method", "trained", "distance from the base", "a leaf"], rows)
 # %% [markdown]
 # A zero (LoRA's B, VeRA's b, the second matrix of the bottleneck, BitFit's biases) or a one (IA³,
 # and DoRA's m/‖W‖) gives exactly the base. PiSSA takes W apart and adds the parts up again, which
-# gives the base up to rounding. Virtual tokens change the model from the start, with any initial
-# values.
+# gives the base up to rounding. Virtual tokens change the model from the start.
 
 # %%
 # Checks
@@ -104,14 +102,14 @@ assert min(distance[name] for name in VIRTUAL) > 0.1, "virtual tokens must chang
 # ## What they learn, and what they forget
 #
 # Each method trains for 200 steps with five seeds (`sweeps/siblings.csv`), at a rate that was the
-# best in a sweep of its own with one seed. "Own text" is the loss on the notes that the base was
-# trained on.
+# best in a sweep of its own with one seed. "Own text" is the loss on held-out notes of the base's
+# own language.
 #
 # **Predict.** Which method forgets most? Does a method that learns less also forget less?
 #
 # <details><summary>Answer</summary>
 # The prefix: it forgets most on average, and answers no question. So "learns less, forgets less"
-# does not hold.
+# does not hold here.
 # </details>
 
 # %%
@@ -155,10 +153,11 @@ with figure("siblings", xlabel, ylabel, "What is learned and what is forgotten")
 # average](../figures/siblings.png)
 #
 # - With this many parameters of `micro`, the low-rank methods answer most questions on average. The
-#   others, except full fine-tuning, answer fewer than three of ten. The order of the low-rank
-#   methods is not shown: DoRA's runs alone go from a third of the answers to all, and VeRA's from a
-#   twentieth to nine tenths.
-# - Full fine-tuning learns best and forgets about three times as much as LoRA.
+#   others, except full fine-tuning, answer fewer than three of ten on average. The order of the
+#   low-rank methods is not shown: DoRA's runs alone go from a third of the answers to all, and
+#   VeRA's from a twentieth to nine tenths.
+# - Full fine-tuning trains all parameters, has the lowest mean loss, and forgets about three times
+#   as much as LoRA.
 # - "What learns less forgets less" does not hold here: the prefix answers nothing, and forgets more
 #   than each low-rank method, with every seed.
 #
@@ -196,7 +195,7 @@ for name, other in (("lora", "full"), ("full", "lora")):  # two runs of the swee
 # ## What was shown
 #
 # On `micro` (0.1 million parameters, five seeds), the low-rank methods and full fine-tuning answer
-# most questions on average. The others answer few.
+# most questions on average. The others answer fewer than three of ten on average.
 #
 # **What to try.**
 #

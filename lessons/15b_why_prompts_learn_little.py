@@ -63,7 +63,8 @@ assert np.abs(losses["prefix"] - H).max() < 0.1, "prefixes must end near this lo
 # **Predict.** How many nats per answer does a prompt spend on the form, how many on the content?
 #
 # <details><summary>Answer</summary>
-# With 64 tokens, nearly none on the form. On the content it is about as bad as a guess, 10.5 nats.
+# With 64 tokens, less than 1 nat on the form. On the content it is within a fifth of a guess, 10.5
+# nats.
 # </details>
 
 
@@ -129,15 +130,15 @@ if not QUICK:
 # %% [markdown]
 # ## A skill that the base has
 #
-# A prompt can select what the base can do already. After a sentence, the base says "Who? Ada." with
-# probability 1/3, and then ends with probability 1/3: 2·ln 3 / 11 nats per token. Now train a
-# prompt so that it always says this.
+# Can a prompt select what the base can do already? In the base's language, "Who? Ada." follows a
+# sentence with probability 1/3, and the text ends there with probability 1/3: 2·ln 3 / 11 nats per
+# token. Now train a prompt so that it always says this.
 #
 # **Predict.** 16 virtual tokens, 200 steps. Will the name be right, although a prompt only guessed
-# the names above?
+# the words above?
 #
 # <details><summary>Answer</summary>
-# Yes, in almost every row.
+# Yes, in more than four of five rows.
 # </details>
 
 
@@ -187,8 +188,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# In 200 steps on `micro` (0.1 million parameters), a prompt can select a skill of the base, but it
-# does not build a new one. Prompts become better as models grow (Lester et al. 2021).
+# In 200 steps on `micro` (0.1 million parameters), a prompt selected a skill of the base, and did
+# not learn to answer a new question.
 #
 # **What to try.**
 #
@@ -200,5 +201,6 @@ if not QUICK:
 #
 # **Exercises.** cross-entropy, attention.
 #
-# **Further reading.** Prompts: [arXiv:2104.08691](https://arxiv.org/abs/2104.08691).
-# Liu et al. 2021 (P-tuning): [arXiv:2103.10385](https://arxiv.org/abs/2103.10385).
+# **Further reading.** Lester et al. 2021 (prompts):
+# [arXiv:2104.08691](https://arxiv.org/abs/2104.08691). Liu et al. 2021 (P-tuning):
+# [arXiv:2103.10385](https://arxiv.org/abs/2103.10385).

@@ -39,7 +39,7 @@ tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn. Who, wha
 # the same for all letters of the text? Is it also so for LoRA on q?
 #
 # <details><summary>Answer</summary>
-# The ratio is 1 − λ, the same for all letters that a token sees. LoRA changes q, so its ratios
+# The ratio is 1 − λ, the same for all letters that a token sees. LoRA changes q, and its ratios
 # differ from letter to letter.
 # </details>
 
@@ -110,9 +110,9 @@ with figure("prefix_ratio", "letter of the text", "ratio of weights", title) as 
 # changes their ratios](../figures/drawings/prefix_attention.svg)
 #
 # So within one layer, a prefix cannot move attention from one letter to another, and LoRA on q can
-# (Petrov et al. 2024). To copy a thing to its place in the answer, attention has to move. But the
-# layer above gets another input and may attend elsewhere because of it. So this may be a reason
-# why virtual tokens learn slowly. It does not prove that they cannot learn the task.
+# (Petrov et al. 2024). This may be a reason why virtual tokens learn slowly. It does not prove that
+# they cannot learn the task: the layer above gets another input and may attend elsewhere because of
+# it.
 
 # %%
 # Checks
@@ -128,8 +128,8 @@ assert QUICK or variation(adapted) > 0.1, "with LoRA on q, the ratio must differ
 # instead of N(0, 1) numbers: which of them helps a prompt?
 #
 # <details><summary>Answer</summary>
-# More steps and more tokens together. 800 steps with 16 tokens are not enough; with 64 tokens, they
-# are, in part. The vocabulary is the better start.
+# More steps and more tokens together: only with both is the loss below 0.6 times that of a guess.
+# The vocabulary is the better start, by the loss (16 tokens, 800 steps).
 # </details>
 
 # %%
@@ -154,10 +154,10 @@ H = sum(np.log(len(x)) for x in (tasks.NAMES, tasks.COLOURS, tasks.THINGS, tasks
 print(f"form known, content guessed (lesson 15b): {H:.3f}")
 
 # %% [markdown]
-# With more steps alone, 16 tokens stay above this loss. With more tokens alone (200 steps), 64 stay
-# near it. 64 tokens in 800 steps go below it and answer one question in eight (`micro`, two seeds).
-# So it is slow, not impossible. LoRA at r = 2 answers nine of ten
-# after 200 steps (lesson 15).
+# With more steps alone, 16 tokens stay above this loss. With more tokens alone (200 steps), 64 do
+# not fall 5 % below it. 64 tokens in 800 steps fall more than 40 % below it and answer about one
+# question in eight on average (`micro`, two seeds). LoRA at r = 2 answers more than nine of ten on
+# average after 200 steps (lesson 15).
 
 # %%
 # Checks
@@ -185,8 +185,8 @@ for kind in kinds:
 # %% [markdown]
 # ## What was shown
 #
-# In its layer, a prefix adds something to each token's attention, but does not redirect it. Virtual
-# tokens can learn this task, but slowly.
+# In its layer, a prefix changes all attention weights of a token on the text by one factor. With
+# more steps and more tokens, a prompt learned a part of this task.
 #
 # **What to try.**
 #

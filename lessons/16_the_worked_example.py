@@ -42,8 +42,8 @@ from minilora.tree import arrays, flatten, get, num_parameters, overlay
 # dense = model.merge_and_unload()
 # ```
 #
-# In minilora most names are the same ([the whole list](guide/peft.md)). But in PEFT `model` is an
-# object that changes; here a model is two trees of arrays, and functions return new trees.
+# In minilora several names are the same ([the whole list](guide/peft.md)). But in PEFT `model` is
+# an object that changes; here a model is two trees of arrays, and the functions return new trees.
 #
 # ![PEFT: one object that changes with each call. minilora: each function returns new
 # trees](../figures/drawings/object_or_trees.svg)
@@ -79,8 +79,8 @@ print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1][
 # **Trained.** In PEFT, `get_peft_model` sets `requires_grad`. In minilora, the gradient has the
 # arrays of the first argument, and no others.
 #
-# **Changed.** In PEFT, `get_peft_model` puts its layers into the model that it gets. In
-# minilora, the base stays as it was, and the adapter is a new tree.
+# **Changed.** In PEFT, `get_peft_model` puts its layers into the model that it gets. In minilora,
+# the base gets no array of the adapter: the adapter is a tree of its own.
 
 # %%
 sequences = [[example] for example in examples]
@@ -136,8 +136,8 @@ assert len(set(losses)) == 3, "each rng must give another loss"
 # **Predict.** How large is the error of rounding again, as a share of the update?
 #
 # <details><summary>Answer</summary>
-# About two fifths, in this run of `micro` (0.1 million parameters). Lesson 13b measures the effect
-# on the answers.
+# In the mean over the matrices, about two fifths, in this run of `micro` (0.1 million parameters).
+# Lesson 13b measures the effect on the loss.
 # </details>
 
 # %%
@@ -169,7 +169,7 @@ assert QUICK or 0.3 < ratio < 0.5, "rounding again must change two fifths of the
 #
 # `minilora.loss` and `minilora.train` use the optimized operations (`kernels/fused.py`).
 # `MINILORA_PLAIN=1` selects the reference (`layers.py`). `train` calls autograd and orders the rows
-# by (seed, step). minilora runs on one machine, on the CPU, and computes in float32.
+# by (seed, step). minilora runs on one machine, on the CPU.
 
 # %%
 of_ops = [float(model.loss(adapters, quantized, batch, config, o)) for o in (layers, kernels.OPS)]
@@ -183,7 +183,7 @@ assert abs(reference - optimized) < 1e-4 * reference, "both implementations must
 # %% [markdown]
 # ## What was shown
 #
-# Most names are those of PEFT. PEFT changes an object. minilora passes arguments; you can see them.
+# Several names are those of PEFT. PEFT changes an object. minilora passes trees and returns trees.
 #
 # **What to try.**
 #

@@ -3,9 +3,9 @@
 #
 # **The question.** How do you recognize each common mistake, and what fixes it?
 #
-# This lesson makes four mistakes on purpose. For each it shows the symptom, a fix, and often a
-# change that seems right and does not help. [Lesson 17b](17b_pitfalls_of_norms.py) is about norms,
-# [lesson 17c](17c_pitfalls_of_quantization.py) about quantization and merging.
+# This lesson makes four mistakes on purpose. For each it shows the symptom and a fix, and for three
+# a change that seems right and is not enough. [Lesson 17b](17b_pitfalls_of_norms.py) is about
+# norms, [lesson 17c](17c_pitfalls_of_quantization.py) about quantization and merging.
 #
 # ![A decision tree for a run that goes wrong: is the training loss finite, does it fall, does the
 # held-out loss fall as well, and does the text that the model generates
@@ -65,8 +65,8 @@ show({"sound": sound})
 
 # %% [markdown]
 # This is a sound run of `micro` (0.1 million parameters): rank 8 on all projections, rate 0.01.
-# Each mistake changes one thing. Each run is one seed. So the checks ask for a factor of three or
-# more between the held-out losses of a mistake and of its fix.
+# Each run is one seed. So the checks ask for a factor of three or more between the held-out losses
+# of a mistake and of its fix.
 #
 # ## 1. Too little capacity
 #
@@ -75,7 +75,8 @@ show({"sound": sound})
 # **Predict.** Do training loss and held-out loss differ? Does a higher learning rate help?
 #
 # <details><summary>Answer</summary>
-# They agree, and both are high. With five times the rate, hardly an answer is right.
+# They are within 1.5 times of each other, and both are high. With five times the rate, hardly an
+# answer is right.
 # </details>
 
 # %%
@@ -84,9 +85,9 @@ small, small_fast = run(narrow), run(narrow, learning_rate=5e-2)
 show({"rank 1 on q": small, "five times the rate": small_fast, "fix: rank 8 on all": sound})
 
 # %% [markdown]
-# - **Symptom:** training loss and held-out loss agree, and both are high.
-# - **Why:** the model cannot fit even its training rows.
-# - **Fix:** a higher rank, on more matrices. A higher learning rate alone does not repair it: both
+# - **Symptom:** training loss and held-out loss are close, and both are high.
+# - **Why:** a possible reason is too few trained numbers: the training rows are not fitted either.
+# - **Fix:** a higher rank, on more matrices. Five times the learning rate does not repair it: both
 #   losses stay high, and hardly an answer is right.
 #
 # ## 2. Too little data: 24 rows
@@ -94,7 +95,8 @@ show({"rank 1 on q": small, "five times the rate": small_fast, "fix: rank 8 on a
 # **Predict.** Does the held-out loss fall and then rise, so that stopping early saves the run?
 #
 # <details><summary>Answer</summary>
-# No. The best held-out loss on the way is far above what 400 rows give in as many steps.
+# Stopping early does not save it. The best held-out loss on the way is more than three times that
+# of 400 rows after as many steps.
 # </details>
 
 # %%
@@ -105,8 +107,8 @@ print(f"the lowest held-out loss on the way, with 24 rows: {best:.4f}")
 
 # %% [markdown]
 # - **Symptom:** a gap. The training loss is low, and the held-out loss is high.
-# - **Why:** it learns its rows by heart.
-# - **Fix:** more rows. Stopping early is not enough.
+# - **Why:** a possible reason: it learns its rows by heart.
+# - **Fix:** more rows. Stopping early is not enough here.
 #
 # ## 3. Wrong targets
 #
@@ -115,7 +117,7 @@ print(f"the lowest held-out loss on the way, with 24 rows: {best:.4f}")
 # **Predict.** A model has to copy words from its prompt. Which matrices must change?
 #
 # <details><summary>Answer</summary>
-# Those of attention: it moves information between positions. The MLP sees one position.
+# Adapters on the MLP alone are not enough here. Only attention moves information between positions.
 # </details>
 
 # %%
@@ -125,10 +127,10 @@ wrong_wide = run(LoraConfig(r=42, lora_alpha=84, target_modules=MLP))
 show({"MLP": wrong, "MLP, three times the rank": wrong_wide, "fix: all projections": sound})
 
 # %% [markdown]
-# - **Symptom:** that of too little capacity: both losses agree, at several times the sound run's.
-# - **Why:** the trained matrices are not those that the task needs.
-# - **Fix:** all projections, QLoRA's advice, or those that the task needs. At this rate, more rank
-#   is not enough.
+# - **Symptom:** that of too little capacity: both losses are close. The held-out loss is more than
+#   four times the sound run's.
+# - **Why:** a possible reason: the task needs other matrices, those of attention.
+# - **Fix:** all projections, QLoRA's advice. At this rate, three times the rank is not enough.
 #
 # ## 4. A learning rate that is too high
 #
@@ -137,7 +139,7 @@ show({"MLP": wrong, "MLP, three times the rank": wrong_wide, "fix: all projectio
 # **Predict.** Does the loss go to infinity?
 #
 # <details><summary>Answer</summary>
-# No. It falls at first and then stays high.
+# No. It falls, but ends more than ten times as high as at the sound rate.
 # </details>
 
 # %%
@@ -146,9 +148,10 @@ show({"rate 0.04": fast, "fix: rate 0.01": sound})
 print(f"first step: {fast.losses[0]:.2f}, worst step: {max(fast.losses):.2f}")
 
 # %% [markdown]
-# - **Symptom:** the loss falls at first, then stays high. It looks like too little capacity.
-# - **Why:** Adam's steps are bounded, so the loss does not explode.
-# - **Fix:** a lower rate. Try this before a higher rank.
+# - **Symptom:** the loss falls, but ends far above the sound run's.
+# - **Why:** the steps are too large. A possible reason that the loss does not explode: Adam's steps
+#   are bounded.
+# - **Fix:** a lower rate.
 
 # %%
 panels_of = [
@@ -193,7 +196,8 @@ if not QUICK:
 # %% [markdown]
 # ## What was shown
 #
-# If both losses are high: capacity, targets or rate; try the rate first. If one is high: data.
+# In these runs, the held-out loss was high with too little capacity, with wrong targets, and with a
+# rate that is too high. With too little data, the training loss was far below the held-out loss.
 #
 # **What to try.**
 #

@@ -47,15 +47,16 @@ print(f"full fine-tuning, before any activation: {FULL_MB:,.0f} MB")
 print(f"in float32 the base would be {quotient:.1f} times as large")
 
 # %% [markdown]
-# The base is a sixth of its size in float32, not an eighth, because the embedding stays in 8 bits,
-# as in its file (`low_precision.py`). The largest part of the estimate is now the activations. They
-# do not shrink with the weights; `gradient_checkpointing` makes them small (lesson 7).
+# The base is a sixth of its size in float32, not an eighth: the embedding stays in 8 bits, as in
+# its file (`low_precision.py`), and the scales take bytes, too. The largest part of the estimate is
+# now the activations. `--gradient-checkpointing` recomputes them instead of storing them
+# ([memory](guide/speed-and-memory.md)).
 #
 # ![SmolLM2 by parameters and by bytes: projections in 4.13 bits, embedding in 9 with its scales,
 # adapters in 32](../figures/drawings/smollm2_bytes.svg)
 #
-# The file of SmolLM2 is in 4 bits already (Q4_1). So this lesson cannot show what quantizing costs
-# a model. The lessons with the embedded models, which were never quantized, show it.
+# SmolLM2's file is quantized to 4 bits already (Q4_1). So this lesson cannot show what quantizing
+# costs a model. The lessons with the embedded models can.
 
 # %%
 # Checks
@@ -75,8 +76,8 @@ assert 0.1 < nbytes(adapters) / nbytes(base) < 0.125, "the adapter: a ninth of t
 # %% [markdown]
 # ## What was shown
 #
-# LoRA trains less than 2 % of this model. With a base in 4 bits, a step needs less than a quarter
-# of the memory that full fine-tuning needs for its weights and their state alone.
+# LoRA trains less than 2 % of this model. By the estimate, a step with a base in 4 bits needs less
+# than a quarter of the memory that full fine-tuning needs for its weights and their state alone.
 #
 # **What to try.**
 #

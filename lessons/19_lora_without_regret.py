@@ -14,7 +14,7 @@
 # ![Two claims as sketches: LoRA's best rate is ten times as high; every rank follows full
 # fine-tuning until its capacity is used](../figures/drawings/regret_claims.svg)
 #
-# The factor is contested: a [reproduction with
+# A [reproduction with
 # DistilBERT](https://github.com/thinking-machines-lab/tinker-feedback/issues/67) found about 3.
 # [Lesson 19b](19b_equal_until_full.py) tests the second claim.
 #
@@ -35,12 +35,12 @@ from minilora.tree import named_leaves
 # %% [markdown]
 # ## A prediction from the first step
 #
-# Adam's first step is −η·sign(gradient), so the loss falls by about η times the sum of the absolute
-# gradients. For full fine-tuning this is ‖G‖₁, with G = ∂L/∂W. For LoRA, only B has a gradient,
-# (α/r)·[G a₁ … G a_r], where a_k are the rows of A. Let n be the number of columns of G. The
-# entries of A have variance 1/(3n). An entry of G a_k is a sum of n terms. If the entries of G are
-# independent, its size is about 1/√3 of the size of an entry of G. And G a_k is only one column, so
-# ‖G a_k‖₁ ≈ ‖G‖₁/(√3·n). The sum over k cancels 1/r:
+# Adam's first step is about −η·sign(gradient). To first order, the loss falls by η times the sum of
+# the absolute gradients. For full fine-tuning this is ‖G‖₁, with G = ∂L/∂W. For LoRA, only B has a
+# gradient, (α/r)·[G a₁ … G a_r], where a_k are the rows of A. Let n be the number of columns of G.
+# The entries of A have variance 1/(3n). An entry of G a_k is a sum of n terms. If the entries of G
+# are independent, its size is about 1/√3 of the size of an entry of G. And G a_k is only one
+# column, so ‖G a_k‖₁ ≈ ‖G‖₁/(√3·n). The sum over k cancels 1/r:
 #
 # $$\text{full: } \eta \lVert G \rVert_1 \qquad \text{LoRA: } \eta\,\frac{\alpha}{r} \sum_{k=1}^r
 #   \lVert G a_k \rVert_1 \approx \eta\,\frac{\alpha}{\sqrt{3}\,n} \lVert G \rVert_1$$
@@ -102,8 +102,9 @@ assert 7 < factor["tiny", 8] < 10, "width 128 must need about eight times the ra
 # **Predict.** Do r = 1 and r = 64 have the same best rate? Is the factor larger in short runs?
 #
 # <details><summary>Answer</summary>
-# The best rates of r = 1 and r = 64 differ by less than 3 times. The factor is 2.3 after 25 steps
-# and 1.9 after 200 steps. That it is larger in short runs is not shown.
+# In the mean, the best rates of r = 1 and r = 64 differ by less than 3 times. The mean factor of
+# `micro` is 2.3 after 25 steps and 1.9 after 200 steps. That it is larger in short runs is not
+# shown.
 # </details>
 
 # %%
@@ -162,21 +163,21 @@ with figure("regret_rates", "learning rate", ylabel, titles, width=7.6, columns=
 # ![Held-out loss over the learning rate for three ranks and full fine-tuning, after 25 and 200
 # steps](../figures/regret_rates.png)
 #
-# On byte-level models of 0.1 and 1 million parameters:
+# On byte-level models of 0.1 and 1 million parameters (the ranges are 95 % intervals of the mean,
+# not of single seeds):
 #
-# - **Ranks.** With 64 times the rank, the best rate changes by 0.8 to 2.2 times (five seeds). This
-#   part holds here.
-# - **Short runs.** The factor after 25 steps is 0.8 to 1.9 times that after 200 steps: not shown
-#   either way.
-# - **10 times** does not hold here. For `micro`, the factor is 1.6 to 3.4 after 25 steps and 1.5 to
-#   2.4 after 200. For `tiny` it is 2.5 to 6.8 (five seeds), less than the first step predicts. This
+# - **Ranks.** With 64 times the rank, the best rate of `micro` changes by 0.8 to 2.2 times after 25
+#   or 200 steps (five seeds). "Less than 3 times" holds here.
+# - **Short runs.** For `micro`, the factor after 25 steps is 0.8 to 1.9 times that after 200: a
+#   larger one is not shown.
+# - **10 times** does not hold here. For `micro`, the factor is 1.6 to 3.4 times after 25 steps and
+#   1.5 to 2.4 times after 200. For `tiny` it is 2.5 to 6.8 times after 25 steps (five seeds). This
 #   is no evidence against 10 times in models of billions of parameters.
 #
-# The prediction is not shown to be wrong for `micro`, and is too large for `tiny`. Its formula is
-# far off for large models: for a width of 4,096 (Llama 3.1 8B) and α = 32 it gives √3·4096/32 =
-# 222, where Schulman et al. measured about 10. One possible reason: in a larger model, G is
-# concentrated on few inputs. Then ‖G‖₁/‖G a_k‖₁ is smaller, and so is the factor. This is not
-# tested here.
+# For 25 steps, the prediction is not shown to be wrong for `micro`, and is too large for `tiny` in
+# the mean. For a width of 4,096 (Llama 3.1 8B) and α = 32 the formula gives √3·4096/32 = 222.
+# Schulman et al. report about 10. One possible reason: in a larger model, G is concentrated on few
+# inputs. Then ‖G‖₁/‖G a_k‖₁ is smaller, and so is the factor. This is not tested here.
 
 # %%
 # Checks
@@ -203,8 +204,9 @@ if not QUICK:  # a run of the sweep again
 # %% [markdown]
 # ## What was shown
 #
-# On byte-level models of 0.1 and 1 million parameters, LoRA's best rate hardly depends on the rank,
-# and it is 1.5 to 7 times that of full fine-tuning. So sweep the rate for your model.
+# On byte-level models of 0.1 and 1 million parameters, the mean best rate of LoRA at r = 8 is 1.5
+# to 7 times that of full fine-tuning. For `micro`, r = 1 and r = 64 differ by less than 3 times in
+# the mean. So sweep the rate for your model.
 #
 # **What to try.**
 #

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 21b. Do intruders forget?
 #
-# **The question.** Fine-tuning makes a model forget its own text. Is this damage in the intruder
-# dimensions, so that it can be removed and the task stays?
+# **The question.** In lesson 21, fine-tuning made a model forget its own text. Is this damage in
+# the intruder dimensions, so that it can be removed and the task stays?
 #
 # The claim (Shuttleworth et al. 2024): LoRA's forgetting is mostly in the intruders. Scaling their
 # singular values down, for example to 0.7 of their size, brings back much of the pretraining loss
@@ -27,9 +27,9 @@ print(f"the base has loss {known:.3f} on its own text")
 # ## Three repairs
 #
 # The repair multiplies the singular values of the intruders by λ; PEFT's default is λ = ¾. Two
-# controls say whether intruders are special. One scales as many *other* singular vectors of the ten
-# largest. The other is the simplest repair: scale the whole update, W₀ + λΔW (Wortsman et al.
-# 2022).
+# controls say whether intruders are special. One scales *other* singular vectors of the ten
+# largest, as many if there are so many. The other is the simplest repair: scale the whole update,
+# W₀ + λΔW (Wortsman et al. 2022).
 #
 # ![Singular values after an update of full rank and of rank one with the same norm. The update of
 # rank one adds one tall bar with a small cosine](../figures/drawings/intruder_dimensions.svg)
@@ -71,8 +71,8 @@ assert QUICK or share["update · 0.9"] > share["intruders · 0.75"], "the contro
 # nats. How much of it comes back with λ = ¾ for the intruders, and with 0.9 for the whole update?
 #
 # <details><summary>Answer</summary>
-# With the three seeds of the sweep, from −5 to 7 % with the intruders, and a fifth with the whole
-# update, which costs the task less.
+# With the three seeds of the sweep, from −5 to 7 % with the intruders, and a mean of a fifth with
+# the whole update, which has the lower task loss.
 # </details>
 
 # %%
@@ -117,11 +117,9 @@ with figure("intruder_repair", "task loss", "loss on the base's own text", title
 # weights](../figures/intruder_repair.png)
 #
 # The claim does not hold here, on `micro` (0.1 million parameters, three seeds). Scaling the
-# intruders brings almost nothing back. Scaling the whole update by 0.9 brings more back in every
-# seed, and costs the task less. So little of the damage is in the intruders. A possible reason is
-# the size: in the median projection, the norm of ΔW is more than a third of W's. In SmolLM2, an
-# update was 1 % of a weight (lesson 22). The control with the whole update is worth running there,
-# too.
+# intruders by ¾ brings 7 % back at most. Scaling the whole update by 0.9 brings more back in every
+# seed, and has the lower task loss. A possible reason is the size: in the median projection, the
+# norm of ΔW is more than a third of W's. In SmolLM2, an update was 1 % of a weight (lesson 22).
 
 # %%
 # Checks
@@ -141,9 +139,10 @@ assert (column("task", "others", 0.75) > 2 * column("task", "intruders", 0.75)).
 # %% [markdown]
 # ## What was shown
 #
-# In this small model, intruders carry little of the forgetting. Before you repair them, try W₀ +
-# λΔW: it needs no decomposition, and the adapter keeps its rank. (PEFT's repair cuts the result to
-# rank r again. And its λ is the part that is kept: its description says that it is subtracted.)
+# In this small model, scaling the intruders by ¾ brought little back, and scaling the whole update
+# by 0.9 more. Before you repair intruders, try W₀ + λΔW: it needs no decomposition, and the adapter
+# keeps its rank. (PEFT's repair cuts the result to rank r again. And its λ is the part that is
+# kept: its description says that it is subtracted.)
 #
 # **What to try.**
 #

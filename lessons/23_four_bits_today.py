@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 23. Four bits today
 #
-# **The question.** New models and processors use MXFP4 and NVFP4. What do they change in a 4-bit
-# block, and are they more accurate than NF4?
+# **The question.** What do MXFP4 and NVFP4 change in a 4-bit block, and are they more accurate than
+# NF4?
 #
 # The claims: MXFP4 (OCP Microscaling specification 1.0, 2023) gets by with one cheap scale per
 # block. NVFP4 (NVIDIA 2025) reduces its error with smaller blocks and finer scales.
@@ -40,7 +40,8 @@ n = short(2**20, 2**17)
 #
 # <details><summary>Answer</summary>
 # Eight: 0, 0.5, 1, 1.5, 2, 3, 4, 6. Neighbours differ by a factor of 2 in E8M0, and by at most
-# 1.125 in E4M3, from 2^−6 on. In float32, which NF4 uses, they differ by less than a millionth.
+# 1.125 in E4M3, from 2^−6 on. In float32, which NF4 uses, they differ by a factor of less than
+# 1.000001.
 # </details>
 
 
@@ -88,8 +89,9 @@ assert np.finfo(np.float32).eps < 1e-6, "and in float32 by less than a millionth
 # round the scale up instead, so that nothing is clipped. Is the error then smaller?
 #
 # <details><summary>Answer</summary>
-# Not for normal weights: three of ten blocks are clipped, and rounding up doubles all steps of
-# these blocks. It helps with uniform weights from −1 to 1, of which almost every block is clipped.
+# Hardly for normal weights (by less than 1 %): three of ten blocks are clipped, and rounding up
+# doubles all steps of these blocks. It helps with uniform weights from −1 to 1, of which almost
+# every block is clipped.
 # </details>
 
 
@@ -161,11 +163,10 @@ with figure("four_bits_today", "weights", "‖ŵ − w‖/‖w‖", title) as ax
 # %% [markdown]
 # ![Bars: the errors of four formats for four kinds of weights](../figures/four_bits_today.png)
 #
-# NVFP4 is more accurate than MXFP4, as claimed. But on normal weights and on those of `micro`, NF4
-# with double quantization is better than both, with fewer bits. NVFP4 wins on heavy tails
-# (Laplace), int4 without tails (uniform). New processors multiply the new formats directly, and NF4
-# needs a look-up; speed is not measured here. (FP4 is bitsandbytes' code, whose values are not
-# those of E2M1: lesson 5.)
+# NVFP4 has a smaller error than MXFP4 on these weights, as claimed. But on normal weights and on
+# those of `micro`, NF4 with double quantization has a smaller one than both, with fewer bits. NVFP4
+# has the smallest on heavy tails (Laplace), int4 without tails (uniform). Speed is not measured
+# here. (FP4 is bitsandbytes' code, whose values are not those of E2M1: lesson 5.)
 
 # %%
 # Checks. The standard error of these errors is below 0.3 % (the sums have 2^17 terms or more).
@@ -183,8 +184,8 @@ assert np.mean(largest > 0.75) > 0.99, "uniform: almost every block is clipped (
 # %% [markdown]
 # ## What was shown
 #
-# On nearly normal weights, NF4 in 4.127 bits is more accurate than NVFP4 in 4.5 and MXFP4 in 4.25.
-# NVFP4 is the best of the three on heavy tails.
+# On normal weights and those of `micro`, NF4 in 4.127 bits has a smaller error than NVFP4 in 4.5
+# and MXFP4 in 4.25. NVFP4 has the smallest of the three on Laplace weights.
 #
 # **What to try.**
 #

@@ -72,8 +72,8 @@ def error(w, w_hat):
 
 
 # %% [markdown]
-# **Predict.** NVFP4's error is 17 % below that of MXFP4. Is it because of its blocks or because of
-# its scales? Would NF4's values do better in NVFP4's blocks?
+# **Predict.** On normal weights, NVFP4's error is 17 % below that of MXFP4. Is it because of its
+# blocks or because of its scales? Would NF4's values do better in NVFP4's blocks?
 #
 # <details><summary>Answer</summary>
 # More because of its scales. A power of two costs 14 %, E4M3 costs 1 %, and half the block gains
@@ -140,13 +140,15 @@ assert lost["e4m3"] == 1 and max(lost["exact"], lost["e8m0"]) < 0.13, "only E4M3
 # %% [markdown]
 # ## A model
 #
-# Each weight is also cut into blocks that begin at its 4th, 8th, … element. The spread over these
+# Each weight is also cut into blocks that are shifted by 4, 8, … elements. The spread over these
 # cuts is the error bar.
 #
-# **Predict.** MXFP4's error is nearly the same if its scale is rounded up. Is its cost, too?
+# **Predict.** On normal weights, MXFP4's error is nearly the same if its scale is rounded up. Is
+# its cost in a model, too?
 #
 # <details><summary>Answer</summary>
-# No: rounded down, it costs more in every cut. Clipping errs in one direction: towards zero.
+# No: rounded down, it costs more in every cut. A possible reason: clipping errs in one direction,
+# towards zero.
 # </details>
 
 # %%
@@ -186,9 +188,9 @@ assert abs(errors["MXFP4"] / errors["MXFP4, up"] - 1) < 0.02, "the errors must b
 # %% [markdown]
 # ## What was shown
 #
-# On normal weights, MXFP4 loses most by its scale, a power of two. Small blocks and E4M3 scales
-# make NVFP4 better. Rounding MX's scale up hardly changes the error, but `micro` (0.1 million
-# parameters) then loses less.
+# On normal weights, MXFP4 loses more by its scale, a power of two, than by its larger blocks. Small
+# blocks and E4M3 scales make NVFP4's error smaller. Rounding MX's scale up hardly changes the
+# error, but `micro` (0.1 million parameters) then loses less.
 #
 # **What to try.**
 #

@@ -37,12 +37,12 @@ RATES = experiment.RATES["lora"]
 # left out, because the base is not quantized; rsLoRA at one rank is LoRA with another α.) Each rate
 # has two seeds. LoRA and LoRA+ have eight more at the two rates of the question below.
 #
-# **Predict.** You compare the four methods at a rate of 5e-3, and a friend does it at 2e-2. Do you
-# agree on the best method?
+# **Predict.** You compare LoRA with LoRA+ at a rate of 5e-3, and a friend does it at 2e-2. Do you
+# agree on the better method?
 #
 # <details><summary>Answer</summary>
-# No. At 5e-3, LoRA+ has a lower loss than LoRA. At 2e-2, LoRA has the lower loss. Both comparisons
-# are correct, and neither says which method is better.
+# No. At 5e-3, LoRA+ has a lower mean loss than LoRA. At 2e-2, LoRA has the lower one. Both
+# comparisons are correct, and neither says which method is better.
 # </details>
 
 
@@ -92,8 +92,8 @@ with figure("rates_of_methods", "learning rate", "loss on valid (nats per token)
 # %% [markdown]
 # ![Loss over the learning rate of LoRA, LoRA+, PiSSA and DoRA](../figures/rates_of_methods.png)
 #
-# LoRA+ multiplies the rate of B by four, so its curve lies to the left of LoRA's. A paper that
-# compares LoRA+ with LoRA at 5e-3 reports a gain. At 2e-2 it would report a loss.
+# LoRA+ multiplies the rate of B by four, and its best rate is lower than LoRA's. Compared with LoRA
+# at 5e-3, LoRA+ has a lower mean loss here, and at 2e-2 a higher one.
 
 # %%
 # Checks
@@ -113,8 +113,8 @@ assert {len(experiment.RATES[m]) for m in ALL} == {4, 5}, "four or five rates"
 #
 # <details><summary>Answer</summary>
 # This cannot be decided here. The means of the variants lie 5 points or more from LoRA's, and
-# single seeds differ by more: one of LoRA+ gets nearly all answers right, and another few. A single
-# seed shows no order.
+# single seeds of LoRA+ differ by more: one gets nearly all answers right, and another less than a
+# fifth.
 # </details>
 
 
@@ -165,12 +165,12 @@ full = claim("LoRA's loss over that of full fine-tuning, > 2 times", ratio, np.l
 # %% [markdown]
 # Of a model of 0.1 million parameters:
 #
-# - **Vanilla LoRA suffices** is not shown either way. No variant is shown to be better than LoRA,
-#   and none is shown to be worse.
+# - **Vanilla LoRA suffices** is not shown either way. No variant is shown to have a lower loss than
+#   LoRA, and none is shown to have a higher one.
 # - **Within 1 to 2 %** is not shown either way. The intervals of exact match are at least 10 points
-#   wide. So eight seeds cannot show that a difference is less than 2 points.
-# - **Full fine-tuning** has a lower loss than LoRA, with 17 times as many trained parameters. This
-#   holds here.
+#   wide. So these eight seeds cannot show that a difference is less than 2 points.
+# - **Full fine-tuning** has a lower mean loss than LoRA, with 17 times as many trained parameters.
+#   This holds here.
 
 # %%
 # Checks
@@ -192,10 +192,11 @@ if not QUICK:  # a run of the sweep again
 # %% [markdown]
 # ## What was shown
 #
-# On a model of 0.1 million parameters, LoRA+ beats LoRA at one learning rate and loses at another.
-# Each at its best rate, eight seeds do not show whether a variant beats LoRA, nor whether all are
-# within 2 points. They show that full fine-tuning is better than LoRA. Tune the rate of both
-# methods on a validation split, use several seeds, and print their spread.
+# On a model of 0.1 million parameters, LoRA+ has a lower mean loss than LoRA at one learning rate
+# and a higher one at another. Each at its best rate, eight seeds do not show whether a variant has
+# a lower loss than LoRA, nor whether all are within 2 points. They show that full fine-tuning has a
+# lower mean loss than LoRA. Tune the rate of both methods on a validation split, use several seeds,
+# and print their spread.
 #
 # **What to try.**
 #

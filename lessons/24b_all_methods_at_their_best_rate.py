@@ -42,7 +42,7 @@ at_best = partial(experiment.at_best, sweep)
 # **Predict.** How far apart are the lowest and the highest of the 14 best rates?
 #
 # <details><summary>Answer</summary>
-# Full fine-tuning needs 0.005, and IA³ and the head need 0.2: 40 times as much.
+# The best rate of full fine-tuning is 0.005, and that of IA³ and the head 0.2: 40 times as much.
 # </details>
 
 # %%
@@ -53,7 +53,7 @@ for method, rate in chosen.items():
 table(["best rate", "methods"], [[f"{r:g}", ", ".join(by_rate[r])] for r in sorted(by_rate)])
 
 # %% [markdown]
-# If a paper compares methods at one rate, its result depends on this rate (lesson 24).
+# If a paper compares methods at one rate, its result can depend on this rate (lesson 24).
 
 # %%
 # Checks
@@ -70,17 +70,17 @@ assert chosen["ia3"] == chosen["head"] == max(chosen.values()), "IA³ and the he
 # ## The scores
 #
 # The scores are of the test split and of eight seeds, which chose nothing. The methods are in the
-# order of their mean loss. A method is better than a later one if the interval of the paired
-# difference of the log losses lies above zero. There are 14·13/2 = 91 pairs, and 95 % intervals may
-# be wrong for about five of them. So the level is 1 − 0.05/91 (Bonferroni): then even one wrong
-# verdict is unlikely. The last column has the later methods for which it is not shown.
+# order of their mean loss. A method is called better than a later one if the interval of the mean
+# paired difference of the log losses lies above zero. There are 14·13/2 = 91 pairs, and 95 %
+# intervals may be wrong for about five of them. So the level is 1 − 0.05/91 (Bonferroni): then even
+# one wrong verdict is unlikely. The last column has the later methods for which it is not shown.
 #
 # **Predict.** Which methods learn the task? Does the number of parameters decide?
 #
 # <details><summary>Answer</summary>
 # Full fine-tuning, LoRA, its variants and VeRA answer more than half of the questions in the mean,
 # the others less than a twentieth. The head has more than twice the parameters of LoRA and answers
-# no question. IA³ has an eighth of LoRA's, and a lower loss than the head.
+# no question. IA³ has an eighth of LoRA's, and a lower mean loss than the head.
 # </details>
 
 # %%
@@ -119,9 +119,9 @@ with figure("all_best_rates", xlabel, "", title) as axes:
 # In the order of the means: full fine-tuning; LoRA and its variants; VeRA; bottleneck and BitFit;
 # IA³, prompt and prefix; the norms, the head and P-tuning. Of a model of 0.1 million parameters:
 #
-# - **More expressive than virtual tokens** holds here for LoRA, its variants, VeRA, the bottleneck
-#   and BitFit. For IA³, it holds against the prefix, and it is not shown either way against the
-#   prompt.
+# - **More expressive than virtual tokens**, measured by the loss, holds here for LoRA, its
+#   variants, VeRA, the bottleneck and BitFit. For IA³, it holds against the prefix, and it is not
+#   shown either way against the prompt.
 # - **Prompts need large models.** The prompt's loss is near 0.457, the loss of knowing only the
 #   form of an answer (lesson 15b). At most 1 % of the answers are right. This agrees with the
 #   claim, but a small model alone cannot show what a large one does: not shown either way.
@@ -177,9 +177,9 @@ if not QUICK:  # a run of the sweep again
 # %% [markdown]
 # ## What was shown
 #
-# With tuned rates and eight seeds, LoRA and its variants are better than virtual tokens on a model
-# of 0.1 million parameters. Between LoRA and its variants, no difference is shown. On this task,
-# start with LoRA.
+# With tuned rates and eight seeds, LoRA and its variants have a lower mean loss than virtual tokens
+# on a model of 0.1 million parameters. Between LoRA and its variants, no difference of the loss is
+# shown.
 #
 # **What to try.**
 #
