@@ -217,8 +217,7 @@ def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
     """Rotate the pairs of elements (j, j + hd/2) of x (B, T, heads, hd); cos, sin: (B, T, hd/2)."""
     half = x.shape[-1] // 2
     a, b = x[..., :half], x[..., half:]
-    cos = cos[..., None, :]
-    sin = sin[..., None, :]  # the same for every head
+    cos, sin = cos[..., None, :], sin[..., None, :]  # the same for every head
     # (a, b) → (a·cos − b·sin, b·cos + a·sin)   (RoFormer, Eq. 34; pairs as in Hugging Face)
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
 

@@ -41,7 +41,7 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-# the flags of the names that stand in backticks in messages
+# the names in backticks in messages, and their flags
 NAMED = (
     *(f.name for f in fields(TrainConfig)), *SIZES, "lora_alpha", "lora_dropout", "target_modules",
     "layers_to_transform", "epochs", "temp", "top_p", "max_tokens", "prompt", "columns", "dtype",
@@ -112,7 +112,7 @@ class Parser(argparse.ArgumentParser):
 def parse(argv):
     """Return the settings of a command; `train` also reads a recipe, a checkpoint and a TOML file.
 
-    The settings have `given`: the flags that stand in the TOML file or in `argv`.
+    The settings have `given`: the flags that are in the TOML file or in `argv`.
     """
     args = parser().parse_args(argv)
     args.given = flags_in(argv)

@@ -52,8 +52,9 @@ def train_and_save(args):
     check_packing(loaded.adapters, train_config)
     loaded = loaded._replace(tokenizer=tokenizer)
     columns = columns_of(args.columns)
-    splits = read_splits(args.data, ["train", "valid"], loaded, columns, train_config)
-    train_split, valid_split = splits
+    train_split, valid_split = read_splits(
+        args.data, ["train", "valid"], loaded, columns, train_config
+    )
     examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
     check_held_out(valid, train_config)
     unused = unused_settings(args, loaded, train_config, examples, valid)
@@ -210,7 +211,7 @@ class RunWriter:
         """
         if not (self.rows and self.latest):
             return
-        (adapters, state) = self.latest
+        adapters, state = self.latest
         text = run_folder.as_json_lines(self.rows)
         first = {"rows": self.rows} if self.new else {}
         try:

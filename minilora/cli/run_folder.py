@@ -257,8 +257,8 @@ Trained by minilora with `{args.method}`. The settings are in `train_config.toml
 def front_matter(args, config):
     """Return the metadata in YAML that the Hugging Face hub reads, as PEFT writes them."""
     if isinstance(config, LoraConfig):
-        in_peft = config.init_lora_weights != "loftq"
-        tags = ["lora"]  # PEFT rejects our LoftQ
+        in_peft = config.init_lora_weights != "loftq"  # PEFT rejects our LoftQ
+        tags = ["lora"]
     else:
         in_peft = METHODS[config.method].peft_fields is not None
         tags = []

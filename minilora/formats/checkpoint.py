@@ -201,7 +201,7 @@ def load_state(path, like=None, optimizer="adamw"):
     lacks a tree of the state of this optimizer, or has other shapes than the tree `like`.
     """
     entries = safetensors_file.read_header(path)
-    (numbers, metadata) = read_metadata(path)
+    numbers, metadata = read_metadata(path)
     ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
     ours = unflatten(ours) if like is None else arrays(like)
     names = ("best_loss", "step", "best_step", "worse")

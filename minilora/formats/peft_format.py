@@ -81,8 +81,8 @@ def shapes(config, with_bias, modules, base):
     places = replaceable(base)
     expected = {path: places[path] for path in named(modules, places)}
     for path in lora.target_paths(base, config):
-        (n, m) = get(base, path)["weight"].shape
-        (r, _) = config.rank_and_scaling(path)
+        n, m = get(base, path)["weight"].shape
+        r, _ = config.rank_and_scaling(path)
         expected |= {f"{path}.lora_A": (r, m), f"{path}.lora_B": (n, r)}
         if with_bias:
             expected[f"{path}.bias"] = (n,)

@@ -171,8 +171,8 @@ def write(path, entries, metadata=None):
     """Write {name: Entry} to `path`; raise InputError if a number does not fit its type."""
     # widest types first, so that every tensor starts at a multiple of its item size
     names = sorted(entries, key=lambda name: (-DTYPES[entries[name].dtype].itemsize, name))
-    header = {"__metadata__": metadata or {"format": "pt"}}
-    end = 0  # transformers needs "format"
+    header = {"__metadata__": metadata or {"format": "pt"}}  # transformers needs "format"
+    end = 0
     for name in names:
         dtype, shape = entries[name].dtype, entries[name].shape
         start = end

@@ -101,8 +101,8 @@ def project_backward(gs, x, *projections, needs_x=True):
     if adapted:
         flat = rows(x)
         ups = np.concatenate([p.scaling * (g @ p.B) for g, p in adapted], axis=1)
-        dA = ups.T @ flat
-        end = 0  # the gradients of all A, stacked
+        dA = ups.T @ flat  # the gradients of all A, stacked
+        end = 0
         for i, z in down_project(flat, projections):
             start = end
             end = end + len(projections[i].A)

@@ -1,6 +1,6 @@
 """Methods that train leaves of the base: BitFit, the norms, the head, all weights.
 
-Such a leaf is at its own path in the adapter, and stands in the place of the base's leaf.
+Such a leaf is at its own path in the adapter, and replaces the leaf of the base.
 """
 
 import numpy as np

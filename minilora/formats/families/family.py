@@ -10,12 +10,8 @@ from typing import Any
 from ...config import ModelConfig
 
 DEFAULTS = ModelConfig(1, 1, 1, 1, 1, 1, 2)
-FIXED = {
-    "hidden_act",
-    "norms",
-    "norm_offset",
-    "qk_norm",
-}  # the fields that `Family.fields` may have
+# the fields that `Family.fields` may have
+FIXED = {"hidden_act", "norms", "norm_offset", "qk_norm"}
 
 
 @dataclass(frozen=True)
