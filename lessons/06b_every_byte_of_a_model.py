@@ -185,7 +185,7 @@ for name, (extra_per_weight, on_disk, in_memory) in files.items():
 # 3. `"float16"` in `save_quantized`: use "float32". Which row of the table changes?
 #
 # **Where to stop with a debugger.** `nf4.pack_4bit`, `nf4.normalize` (`rest`: a short last block),
-# `quantized_file._four_bit_sources` (`parts`).
+# `quantized_file._parts` (`parts`).
 #
 # **Exercises.** packing-nibbles, test-nibbles, memory-estimate.
 #

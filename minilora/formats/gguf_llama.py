@@ -50,11 +50,10 @@ def read(path):
 
 def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
-    found = re.findall(r"^(blk\.\d+\.|)(\w+)\.(weight|bias)$", name)
-    if not (found and found[0][1] in NAMES):
+    found = re.fullmatch(r"(blk\.\d+\.|)(\w+)\.(weight|bias)", name)
+    if not (found and found[2] in NAMES):
         raise InputError(f"{where} is not supported: {gguf_file.INSTEAD}")
-    block, module, leaf = found[0]
-    return f"{block.replace('blk', 'model.layers')}{NAMES[module]}.{leaf}"
+    return f"{found[1].replace('blk', 'model.layers')}{NAMES[found[2]]}.{found[3]}"
 
 
 def _in_order(entry, heads):
@@ -70,40 +69,33 @@ def _config(metadata, tied):
     kind = metadata.get("general.architecture")
     if kind != "llama":
         raise InputError(f"the architecture is {kind!r}; only llama is supported")
+    for key, value in metadata.items():
+        # without a type, llama.cpp divides the positions by the factor; 0 means no factor
+        if key.startswith("llama.rope.scal") and value not in ("none", 0, 1):
+            raise InputError(f"{key} {value!r} is not supported: {gguf_file.INSTEAD}")
 
     def whole(name, default=None):
         return size(metadata, f"llama.{name}", default)
-
-    def real(name, default=None):
-        return float(positive(metadata, f"llama.{name}", default))
 
     def token(name):
         return ids(metadata, f"tokenizer.ggml.{name}_token_id")
 
     heads, width = whole("attention.head_count"), whole("embedding_length")
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    key = "llama.rope.scaling.type"
-    stretch = metadata.get(key, "none")
-    if stretch != "none":
-        raise InputError(f"{key} {stretch!r} is not supported: {gguf_file.INSTEAD}")
-    for name in ("rope.scaling.factor", "rope.scale_linear"):
-        factor = metadata.get(f"llama.{name}", 0)
-        # without a type, llama.cpp divides the positions by the factor; 0 means no factor
-        if key not in metadata and factor not in (0, 1):
-            raise InputError(f"llama.{name} {factor!r} is not supported: {gguf_file.INSTEAD}")
     head_dim = whole("attention.key_length", whole("rope.dimension_count", width // heads))
     rotated = whole("rope.dimension_count", head_dim)
     if rotated != head_dim:
         what = f"llama.rope.dimension_count rotates {rotated} of the {head_dim} numbers of a head"
         raise InputError(f"{what}, which is not supported: {gguf_file.INSTEAD}")
+    tokens = metadata.get("tokenizer.ggml.tokens")
     return ModelConfig(
         vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
         hidden_size=width, intermediate_size=whole("feed_forward_length"),
         num_hidden_layers=whole("block_count"), num_attention_heads=heads,
         num_key_value_heads=whole("attention.head_count_kv", heads),
         head_dim=head_dim,
-        rope_theta=real("rope.freq_base", 10000),
-        rms_norm_eps=real("attention.layer_norm_rms_epsilon"), tie_word_embeddings=tied,
+        rope_theta=positive(metadata, "llama.rope.freq_base", 10000),
+        rms_norm_eps=positive(metadata, "llama.attention.layer_norm_rms_epsilon"),
+        tie_word_embeddings=tied,
         max_position_embeddings=whole("context_length", 2048),
         eos_token_id=tuple(dict.fromkeys(token("eos") + token("eot"))),
         bos_token_id=next(iter(token("bos")), None),

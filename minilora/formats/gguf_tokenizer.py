@@ -6,12 +6,14 @@ the vocabulary and the merges. Other tokenizers need a Hugging Face folder.
 
 from ..config import InputError
 from ..data.tokenizer import PretrainedTokenizer, library, one_error
+from .fields import ids
 from .files import errors_in
 from .gguf_file import INSTEAD
 
 CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
 ID_KEYS = {
-    "bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding",
+    "bos_token": "tokenizer.ggml.bos_token_id", "eos_token": "tokenizer.ggml.eos_token_id",
+    "unk_token": "tokenizer.ggml.unknown_token_id", "pad_token": "tokenizer.ggml.padding_token_id",
 }  # fmt: skip
 
 
@@ -22,16 +24,26 @@ def from_metadata(path, metadata):
     """
     template = metadata.get("tokenizer.chat_template")
     with errors_in(path):
-        with one_error("its tokenizer is broken"):
-            backend, special = _backend(metadata)
-        if "eos_token" not in special:
-            raise InputError("tokenizer.ggml.eos_token_id is missing")
         if not isinstance(template, str | None):
             raise InputError("tokenizer.chat_template must be text")
-    settings = special | {"tokenizer_class": "PreTrainedTokenizerFast"}
-    settings["model_max_length"] = metadata.get("llama.context_length")
-    settings["clean_up_tokenization_spaces"] = False
-    eos = _get(metadata, "eos_token_id")
+        tokens = _tokens(metadata)
+        special_ids = {name: ids(metadata, key) for name, key in ID_KEYS.items()}
+        for name, found in special_ids.items():
+            if any(i >= len(tokens) for i in found):
+                raise InputError(f"{name} has the id {found}, but there are {len(tokens)} tokens")
+        special = {name: tokens[found[0]] for name, found in special_ids.items() if found}
+        if "eos_token" not in special:
+            raise InputError(f"{ID_KEYS['eos_token']} is missing")
+        with one_error("its tokenizer is broken"):
+            backend = _byte_level(metadata, tokens)
+            if metadata.get("tokenizer.ggml.add_bos_token"):
+                _add_bos(backend, special["bos_token"])
+    settings = special | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "model_max_length": metadata.get("llama.context_length"),
+        "clean_up_tokenization_spaces": False,
+    }
+    eos = special_ids["eos_token"][0]
     return PretrainedTokenizer(backend, eos, special, template, settings, str(path))
 
 
@@ -42,51 +54,42 @@ def _get(metadata, name):
     return metadata[key]
 
 
-def _backend(metadata):
-    """Return (tokenizers.Tokenizer, {"eos_token": "<|im_end|>", …})."""
-    kind, tokens = _get(metadata, "model"), _get(metadata, "tokens")
-    if kind != "gpt2":
-        raise InputError(f"tokenizer.ggml.model {kind!r} is not supported: {INSTEAD}")
+def _tokens(metadata):
+    """Return the texts of all tokens, after checking the type of the tokenizer."""
+    for name, supported in (("model", ["gpt2"]), ("pre", ["smollm", "gpt-2"])):
+        value = _get(metadata, name)
+        if value not in supported:
+            raise InputError(f"tokenizer.ggml.{name} {value!r} is not supported: {INSTEAD}")
+    tokens = _get(metadata, "tokens")
     texts = isinstance(tokens, list) and all(isinstance(t, str) and len(t) < 4096 for t in tokens)
     if not (texts and len(set(tokens)) == len(tokens)):
         raise InputError("tokenizer.ggml.tokens must be distinct texts of at most 4,095 characters")
-    special = {}
-    for name, key in ID_KEYS.items():
-        i = metadata.get(f"tokenizer.ggml.{key}_token_id")
-        if not (i is None or (type(i) is int and 0 <= i < len(tokens))):
-            raise InputError(f"{name} has the id {i!r}, but there are {len(tokens)} tokens")
-        if i is not None:
-            special[name] = tokens[i]
+    return tokens
+
+
+def _byte_level(metadata, tokens):
+    """Return GPT-2's BPE over bytes written as printable characters (Radford et al. 2019, 2.2)."""
     tk = library("tokenizers")
-    vocabulary = {token: i for i, token in enumerate(tokens)}
-    backend = _byte_level(tk, metadata, vocabulary)
-    if metadata.get("tokenizer.ggml.add_bos_token"):
-        if "bos_token" not in special:
-            raise InputError("tokenizer.ggml.bos_token_id is missing")
-        bos = special["bos_token"]
-        backend.post_processor = tk.processors.TemplateProcessing(
-            single=f"{bos} $A", special_tokens=[(bos, _get(metadata, "bos_token_id"))]
-        )
+    merges = [tuple(merge.split(" ", 1)) for merge in _get(metadata, "merges")]
+    backend = tk.Tokenizer(tk.models.BPE({token: i for i, token in enumerate(tokens)}, merges))
+    steps = [tk.pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    if metadata["tokenizer.ggml.pre"] == "smollm":
+        # SmolLM splits off each digit before GPT-2's pre-tokenizer: in "a  12" both spaces stay
+        # together, while GPT-2 alone would join one of them to the number
+        steps.insert(0, tk.pre_tokenizers.Digits(individual_digits=True))
+    backend.pre_tokenizer = tk.pre_tokenizers.Sequence(steps)
+    backend.decoder = tk.decoders.ByteLevel()
     # these tokens are matched in a text before BPE; control tokens are not printed
     for token, use in zip(tokens, metadata.get("tokenizer.ggml.token_type", ())):
         if use == CONTROL:
             backend.add_special_tokens([tk.AddedToken(token, normalized=False, special=True)])
         elif use == USER_DEFINED:
             backend.add_tokens([tk.AddedToken(token, normalized=False)])
-    return backend, special
-
-
-def _byte_level(tk, metadata, vocabulary):
-    """Return GPT-2's BPE over bytes written as printable characters (Radford et al. 2019, 2.2)."""
-    pre = metadata.get("tokenizer.ggml.pre")
-    if pre not in ("smollm", "gpt-2"):
-        raise InputError(f"tokenizer.ggml.pre {pre!r} is not supported: {INSTEAD}")
-    merges = [tuple(merge.split(" ", 1)) for merge in _get(metadata, "merges")]
-    backend = tk.Tokenizer(tk.models.BPE(vocabulary, merges))
-    # SmolLM splits off each digit before GPT-2's pre-tokenizer: in "a  12" both spaces stay
-    # together, while GPT-2 alone would join one of them to the number
-    digits = [tk.pre_tokenizers.Digits(individual_digits=True)] if pre == "smollm" else []
-    by_gpt2 = tk.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.pre_tokenizer = tk.pre_tokenizers.Sequence([*digits, by_gpt2])
-    backend.decoder = tk.decoders.ByteLevel()
     return backend
+
+
+def _add_bos(backend, bos):
+    """Let the tokenizer put the token `bos` before each text."""
+    first = [(bos, backend.token_to_id(bos))]
+    processors = library("tokenizers").processors
+    backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=first)

@@ -21,20 +21,20 @@ from ..kernels import dense
 from ..tree import flatten
 from . import hf_tokenizer, safetensors_file
 from .families import FAMILIES
-from .fields import boolean, ids, positive, rope, size
-from .files import errors_in, new_folder, pickle_refusal, read_json, write_json
-from .safetensors_file import FORMAT_NAME, Entry
+from .fields import boolean, ids, nested, positive, rope, size
+from .files import errors_in, new_folder, read_json, write_json
+from .safetensors_file import FORMAT_NAME, Entry, check_names_and_shapes
 
 CONFIGS = ("config.json", "generation_config.json")
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # of the weights
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}  # field of config.json: projections
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
     "num_key_value_heads", "head_dim",
 )  # fmt: skip
 OTHERS = (
-    "rms_norm_eps", "rope_theta", "rope_scaling", "max_position_embeddings", "tie_word_embeddings",
+    "model_type", "hidden_act", "rms_norm_eps", "rope_theta", "rope_scaling",
+    "max_position_embeddings", "tie_word_embeddings", "bos_token_id",
 )  # fmt: skip
 
 
@@ -46,34 +46,33 @@ def read_config(folder):
     path, other = (Path(folder) / name for name in CONFIGS)
     raw, generation = read_json(path), read_json(other, {})
     with errors_in(path):
-        kind = raw.get("model_type")
-        if not isinstance(kind, str) or kind not in FAMILIES:
+        family = FAMILIES.get(str(raw.get("model_type")))
+        if family is None:
             known = ", ".join(FAMILIES)
-            raise InputError(f"model_type {kind!r} is not implemented; {known} are")
-        family = FAMILIES[kind]
+            raise InputError(
+                f"model_type {raw.get('model_type')!r} is not implemented; {known} are"
+            )
         raw = family.defaults | raw
         implemented = family.fields.get("hidden_act", "silu")
         act = raw.get("hidden_act") or raw.get("hidden_activation") or implemented
         if act != implemented:
             raise InputError(f"hidden_act {act!r} is not implemented; only {implemented} is")
+        for name in BIASES:
+            boolean(raw, name)
         heads = size(raw, "num_attention_heads")
-        width = size(raw, "hidden_size")
-        defaults = {"num_key_value_heads": heads, "head_dim": width // heads}
+        head_dim = size(raw, "hidden_size") // heads
+        defaults = {"num_key_value_heads": heads, "head_dim": head_dim}
         fields = {name: size(raw, name, defaults.get(name)) for name in SIZES} | family.fields
+        fields["rope_theta"], fields["rope_scaling"] = rope(raw)
         fields |= {
-            "rms_norm_eps": float(positive(raw, "rms_norm_eps", 1e-6)),
+            "rms_norm_eps": positive(raw, "rms_norm_eps", 1e-6),
             "tie_word_embeddings": boolean(raw, "tie_word_embeddings"),
             "max_position_embeddings": size(raw, "max_position_embeddings", 2048),
             "eos_token_id": ids(raw | generation, "eos_token_id"),
             "bos_token_id": next(iter(ids(raw, "bos_token_id")), None),
-            "generation_config": generation or None, "model_type": kind,
+            "generation_config": generation or None, "model_type": family.model_type,
         }  # fmt: skip
-        for name in BIASES:
-            boolean(raw, name)
-        own = family.read(raw)
-        if "rope_theta" not in own:
-            own["rope_theta"], own["rope_scaling"] = rope(raw)
-        return ModelConfig(**fields, **own), raw
+        return ModelConfig(**fields | family.read(raw)), raw
 
 
 def as_json(config, dtype, biased):
@@ -81,12 +80,10 @@ def as_json(config, dtype, biased):
     family = FAMILIES[config.model_type]
     eos = list(config.eos_token_id)
     flags = {name: names[0] in biased for name, names in BIASES.items() if names in family.biases}
-    return {
-        "architectures": [family.architecture], "model_type": config.model_type,
-        **{name: getattr(config, name) for name in SIZES}, "hidden_act": config.hidden_act,
-        **{name: getattr(config, name) for name in OTHERS}, **flags, **family.write(config),
-        "bos_token_id": config.bos_token_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else eos or None, "torch_dtype": dtype,
+    copied = {name: getattr(config, name) for name in (*SIZES, *OTHERS)}
+    return copied | flags | family.write(config) | {
+        "architectures": [family.architecture], "torch_dtype": dtype,
+        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
     }  # fmt: skip
 
 
@@ -131,47 +128,39 @@ def model_type(config, paths):
     raise InputError(f"no model_type of config.json has {every}: train without --also-train bias")
 
 
+def weight_files(folder):
+    """Return the files of the tensors: model.safetensors, or the index and its shards."""
+    index = folder / INDEX
+    if (folder / WEIGHTS).is_file() or not index.is_file():
+        return [folder / WEIGHTS]
+    names = nested(read_json(index), "weight_map").values()
+    if not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise InputError(f"{index}: weight_map must map each tensor to a file of this folder")
+    return [index, *(folder / name for name in sorted(set(names)))]
+
+
 def files(folder):
     """Return the files that `load` reads in a folder: config, tokenizer and weights."""
-    index = folder / INDEX
-    weights = [folder / WEIGHTS]
-    if not weights[0].is_file() and index.is_file():
-        weights = [index, *(folder / name for name in set(read_index(index).values()))]
     others = [folder / name for name in (*CONFIGS, *hf_tokenizer.FILES)]
-    return sorted(path for path in (*others, *weights) if path.is_file())
-
-
-def read_index(path):
-    """Read {tensor: name of its file} of the index of a model in several files."""
-    where = read_json(path).get("weight_map")
-    names = where.values() if isinstance(where, dict) else [None]
-    if not all(isinstance(s, str) and "/" not in s and "\\" not in s for s in names):
-        raise InputError(f"{path}: weight_map must map each tensor to a file of this folder")
-    return where
+    return sorted(path for path in (*others, *weight_files(folder)) if path.is_file())
 
 
 def read_tensors(folder):
-    """Read {name: Entry} of model.safetensors or the shards of its index; never open a pickle."""
-    single, index = folder / WEIGHTS, folder / INDEX
-    if single.is_file():
-        return safetensors_file.read_header(single)
-    if not index.is_file():
-        pickled = next((path for kind in PICKLES for path in sorted(folder.glob(kind))), None)
-        none = f"{folder} has no {WEIGHTS} and no {INDEX}"
-        raise InputError(pickle_refusal(pickled) if pickled else none)
-    where = read_index(index)
-    headers = {s: safetensors_file.read_header(folder / s) for s in sorted(set(where.values()))}
-    for name, shard in where.items():
-        if name not in headers[shard]:
-            raise InputError(f"{folder / shard} lacks tensor {name}, listed in {index}")
-    return {name: headers[shard][name] for name, shard in where.items()}
+    """Read {name: Entry} of the files of the tensors."""
+    tensors: dict = {}
+    for path in weight_files(folder):
+        if path.name != INDEX:
+            if not path.is_file():
+                raise InputError(f"{path} is missing: save the weights as safetensors, no pickle")
+            tensors |= safetensors_file.read_header(path)
+    return tensors
 
 
-def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {}, **fields):
+def write(folder, config, base, tokenizer, dtype, quantized=lambda *_: {}, **fields):
     """Write a new folder with config.json (and `fields` in it), the tensors and the tokenizer.
 
-    generation_config.json is written as it was read. `quantized(path, leaf)` returns {name: Entry}
-    for a leaf that is stored quantized, else {}. The other leaves are stored in `dtype` and
+    generation_config.json is written as it was read. `quantized(path, leaf, dtype)` returns {name:
+    Entry} for a leaf that is stored quantized, else {}. The other leaves are stored in `dtype` and
     dequantized one by one. Raises InputError and writes nothing if the folder exists and is not
     empty, or if a leaf is missing, is not part of a model of this type, or has the wrong shape.
     """
@@ -181,24 +170,19 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda path, leaf: {
     kind = model_type(config, leaves)
     tied = "lm_head.weight" not in leaves
     config = replace(config, model_type=kind, tie_word_embeddings=tied)
-    own = FAMILIES[kind].biased(with_bias(leaves))
-    expected = shapes(config, own)
-    for path, w in leaves.items():
-        if path not in expected:
-            raise InputError(f"{path} is not part of a {kind}: merge the adapter first")
-        if w.shape != expected[path]:
-            raise InputError(f"{path} has the shape {w.shape}, not {expected[path]}")
+    biased = FAMILIES[kind].biased(with_bias(leaves))
+    expected = shapes(config, biased)
+    # in Hugging Face's format all projections of a group have biases or none has: add zeros
+    zeros = {p: np.zeros(n, np.float32) for p, n in expected.items() if p.endswith(".bias")}
+    leaves = zeros | leaves
+    check_names_and_shapes(leaves, expected, f"the base, as a {kind}")
     tensors: dict = {}
-    for path, shape in expected.items():
-        # in Hugging Face's format all projections of a group have biases or none has: add zeros
-        if path not in leaves and not path.endswith(".bias"):
-            raise InputError(f"the base lacks {path}")
-        leaf = leaves.get(path)
-        read = partial(np.zeros, shape, np.float32) if leaf is None else partial(dense, leaf)
-        tensors |= quantized(path, leaf) or {path: Entry(FORMAT_NAME[dtype], shape, read)}
+    for path, leaf in leaves.items():
+        own = quantized(path, leaf, dtype)
+        tensors |= own or {path: Entry(FORMAT_NAME[dtype], leaf.shape, partial(dense, leaf))}
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / WEIGHTS, tensors)
-        write_json(temporary / "config.json", as_json(config, dtype, own) | fields)
+        write_json(temporary / "config.json", as_json(config, dtype, biased) | fields)
         if config.generation_config:
             write_json(temporary / "generation_config.json", config.generation_config)
         if isinstance(tokenizer, PretrainedTokenizer):

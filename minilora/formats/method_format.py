@@ -9,13 +9,13 @@ its network there, without the network. A prefix is (n, L·2·K·hd): keys and v
 
 import numpy as np
 
-from ..config import InputError
+from ..config import InputError, Rule, check_number
 from ..methods.method import MethodConfig
 from ..methods.registry import METHODS
 from ..tree import arrays, named_leaves, unflatten
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
 
-LARGEST = 2**12  # largest valid size in a file
+SIZE = Rule("be a whole number from 1 to 4,096", lambda n: type(n) is int and 1 <= n <= 4096)
 PEFT_TYPES = {m.peft_fields["peft_type"]: m for m in METHODS.values() if m.peft_fields}
 
 
@@ -26,10 +26,12 @@ def _fixed(method):
 def as_json(config, base_name):
     """Return the object for adapter_config.json; `base_name` is the name or folder of the base."""
     method = METHODS[config.method]
-    written = NEUTRAL | method.free_fields | _fixed(method)
+    written = method.free_fields | _fixed(method) | {
+        "base_model_name_or_path": str(base_name), "inference_mode": True,
+    }  # fmt: skip
     if method.size:
         written[method.peft_size or method.size] = getattr(config, method.size)
-    return dict(sorted((written | {"base_model_name_or_path": str(base_name)}).items()))
+    return dict(sorted(written.items()))
 
 
 def read_config(raw):
@@ -46,14 +48,12 @@ def read_config(raw):
     if not kind and name not in own:
         raise InputError("no peft_type and no known minilora_method")
     method = PEFT_TYPES[kind] if kind else METHODS[name]
-    size = method.peft_size or method.size
+    size = method.peft_size or method.size or ""
     refuse_unknown(raw, {*NEUTRAL, *method.free_fields, size}, _fixed(method))
     if method.size is None:
         return MethodConfig(method.name)
-    n = raw.get(size)
-    if not (type(n) is int and 1 <= n <= LARGEST):
-        raise InputError(f"{size} is malformed: {n!r}")
-    return MethodConfig(method.name, **{method.size: n})
+    check_number(size, raw.get(size), SIZE)
+    return MethodConfig(method.name, **{method.size: raw[size]})
 
 
 def shapes(config, base):

@@ -22,10 +22,13 @@ from ..quant.schemes import is_projection, quantize_leaf
 from ..tree import Tree, set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
 from .families import FAMILIES
+from .fields import nested
+from .files import errors_in
 from .hf_folder import read_config, shapes, with_bias
-from .safetensors_file import check_floats
+from .safetensors_file import check_floats, check_names_and_shapes
 
-EMBEDDED = Path(__file__).parents[1] / "data" / "bases"
+EMBEDDED = ("tiny", "micro")
+NAMES = (*EMBEDDED, *fetch.MODELS)
 TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 
 
@@ -51,53 +54,38 @@ def load(
     Raises InputError naming the file and the tensor or field that cannot be used.
     """
     place = _place(os.fspath(name))
-    if place.is_dir():
-        config, tensors, tokenizer, biased = _folder(place)
-    else:
-        config, tensors, metadata = gguf_llama.read(place)
-        tokenizer = gguf_tokenizer.from_metadata(place, metadata)
-        biased = with_bias(tensors)
-    # the largest id may be that of a token that the tokenizer adds to every text
-    n = max([tokenizer.vocab_size, *(i + 1 for i in tokenizer.encode(""))])
-    rows = config.vocab_size
-    if n > rows:
-        raise InputError(
-            f"{place}: the tokenizer has {n} tokens, but the embedding only {rows} rows"
-        )
-    for i in config.eos_token_id:
-        if i >= rows:
-            raise InputError(
-                f"{place}: eos_token_id {i} is outside the vocabulary of {rows} tokens"
-            )
+    read = _folder if place.is_dir() else _gguf
+    config, tensors, tokenizer, biased = read(place)
+    check_vocabulary(place, config, tokenizer)
     if low_precision is None:
         types = {entry.dtype for entry in tensors.values()}
         low_precision = scheme != "none" or not types.isdisjoint(quantized_file.TYPES)
-    origin = next((entry.where.split(": tensor")[0] for entry in tensors.values()), place)
     n = config.num_hidden_layers
-    last = f"model.layers.{n - 1}.{next(filter(None, config.norms))}.weight"
-    if last not in tensors:
-        raise InputError(f"tensor {last} is missing from {origin}")
     if n > len(tensors):
-        raise InputError(f"num_hidden_layers is {n}, but {origin} has {len(tensors)} tensors")
-    base: dict = {}
+        raise InputError(f"num_hidden_layers is {n}, but {place} has {len(tensors)} tensors")
     expected = shapes(config, FAMILIES[config.model_type].biased(biased))
-    for path, entry in tensors.items():
+    for path in list(tensors):
         # old folders also contain rotary frequencies, or a copy of a tied head
-        needless = path.endswith("rotary_emb.inv_freq") or path == "lm_head.weight"
-        if path not in expected and not needless:
-            raise InputError(f"{entry.where} is not part of a {config.model_type}")
-    for path, shape in expected.items():
-        if path not in tensors:
-            raise InputError(f"tensor {path} is missing from {origin}")
-        entry = tensors[path]
-        if entry.shape != shape:
-            raise InputError(
-                f"{entry.where} has the shape {entry.shape}, but the config says {shape}"
-            )
+        tied = path == "lm_head.weight" and path not in expected
+        if tied or path.endswith("rotary_emb.inv_freq"):
+            del tensors[path]
+    check_names_and_shapes(tensors, expected, place)
+    base: dict = {}
+    for path, entry in tensors.items():
         keep = low_precision and path in TABLES and entry.read_low_precision
         w = entry.read_low_precision() if keep else entry.read()
         set_leaf(base, path, _leaf(path, entry.where, w, scheme, block_size))
     return Pretrained(config, base, tokenizer)
+
+
+def check_vocabulary(place, config, tokenizer):
+    """Raise InputError if a token of the tokenizer or of the config has no row in the embedding."""
+    # the largest id may be that of a token that the tokenizer adds to every text
+    last = max([tokenizer.vocab_size - 1, *tokenizer.encode(""), *config.eos_token_id])
+    rows = config.vocab_size
+    if last >= rows:
+        what = f"the tokenizer or eos_token_id has the token {last}"
+        raise InputError(f"{place}: {what}, but the embedding has {rows} rows")
 
 
 def files(name):
@@ -108,24 +96,19 @@ def files(name):
 
 def is_builtin(name):
     """Return whether `name` is that of a model in the package, or of one to fetch."""
-    return _is_embedded(name) or name in fetch.MODELS
-
-
-def _is_embedded(name):
-    return Path(name).name == name and (EMBEDDED / name / "config.json").is_file()
+    return name in NAMES
 
 
 def _place(name):
     """Return the folder or file of a model's name."""
-    if _is_embedded(name):
-        return EMBEDDED / name
+    if name in EMBEDDED:
+        return Path(__file__).parents[1] / "data" / "bases" / name
     if name in fetch.MODELS:
         return fetch.cached(name)
-    if not ((name and Path(name).is_dir()) or name.endswith(".gguf")):
-        known = "tiny, micro, smollm2, a Hugging Face folder or a .gguf file"
-        near = did_you_mean(name, ("tiny", "micro", *fetch.MODELS))
-        raise InputError(f"there is no model {name!r}: give {known}{near}")
     path = Path(name)
+    if not name or not (path.is_dir() or name.endswith(".gguf")):
+        known = f"{', '.join(NAMES)}, a Hugging Face folder or a .gguf file"
+        raise InputError(f"there is no model {name!r}: give {known}{did_you_mean(name, NAMES)}")
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise InputError(f"{name} is the folder of an adapter: give it to --adapter-path")
     return path
@@ -140,10 +123,18 @@ def _folder(folder):
         tokenizer = hf_tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
     config = replace(config, eos_token_id=config.eos_token_id or (tokenizer.eos_token_id,))
     tensors = hf_folder.read_tensors(folder)
-    if raw.get("quantization_config"):
-        tensors = quantized_file.join(folder, raw["quantization_config"], tensors)
-    fields = [names for field, names in hf_folder.BIASES.items() if raw.get(field)]
-    return config, tensors, tokenizer, {name for names in fields for name in names}
+    with errors_in(folder / "config.json"):
+        settings = nested(raw, "quantization_config")
+    if settings:
+        tensors = quantized_file.join(folder, settings, tensors)
+    biased = [names for field, names in hf_folder.BIASES.items() if raw.get(field)]
+    return config, tensors, tokenizer, {name for names in biased for name in names}
+
+
+def _gguf(path):
+    """Return the same of a GGUF file."""
+    config, tensors, metadata = gguf_llama.read(path)
+    return config, tensors, gguf_tokenizer.from_metadata(path, metadata), with_bias(tensors)
 
 
 def _leaf(path, where, w, scheme, block_size):

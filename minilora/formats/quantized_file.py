@@ -13,17 +13,19 @@ import math
 import numpy as np
 
 from .. import nf4
-from ..config import InputError
+from ..config import POSITIVE_INT, InputError, Rule
 from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized
 from ..quant.int8 import Int8
 from ..tree import named_leaves
 from . import hf_folder
-from .files import errors_in
+from .fields import number, size
+from .files import errors_in, parse_object
 from .safetensors_file import Entry, check_floats, entry
 
 STATE = ".quant_state.bitsandbytes__"
 MAPS = {"nf4": nf4.NF4, "fp4": nf4.FP4}
 TYPES = ("int8", *MAPS)  # dtypes of the entries of quantized weights
+FINITE = Rule("be a finite number", lambda value: abs(value) < 1e38)
 
 
 def scheme(leaf):
@@ -41,94 +43,90 @@ def join(folder, settings, tensors):
 
     `settings` is quantization_config of config.json, which must be of bitsandbytes.
     """
-    with errors_in(f"{folder}/config.json"):
-        if not isinstance(settings, dict):
-            raise InputError("quantization_config must be an object")
-        kind = settings.get("quant_method", "bitsandbytes")
-        if kind != "bitsandbytes":
-            raise InputError(f"quant_method {kind!r} is not supported; only bitsandbytes is")
+    kind = settings.get("quant_method", "bitsandbytes")
+    if kind != "bitsandbytes":
+        what = f"quant_method {kind!r} is not supported; only bitsandbytes is"
+        raise InputError(f"{folder}/config.json: {what}")
     rest = dict(tensors)
     joined = {}
-    for name in tensors:
+    for name, found in tensors.items():
         weight, _, quant_type = name.partition(STATE)
-        if quant_type:
-            own = [key for key in rest if key.startswith(weight + ".")]
-            parts = {key.removeprefix(weight + "."): rest.pop(key) for key in own}
-            joined[weight] = _four_bit(quant_type, rest.pop(weight, None), tensors[name], parts)
-        elif name.endswith(".SCB"):
+        if not quant_type and name.endswith(".SCB"):
             weight = name.removesuffix("SCB") + "weight"
-            rest.pop(weight + "_format", None)
-            rest.pop(name, None)
-            joined[weight] = _eight_bit(rest.pop(weight, None), tensors[name])
+            own = [name, weight + "_format"]
+        elif quant_type:
+            own = [key for key in rest if key.startswith(weight + ".")]
+        else:
+            continue
+        parts = {key.removeprefix(weight + "."): rest.pop(key, None) for key in own}
+        codes = rest.pop(weight, None)
+        if codes is None:
+            raise InputError(f"{found.where} has no weight")
+        if quant_type:
+            joined[weight] = _four_bit(codes, found, parts)
+        else:
+            joined[weight] = _eight_bit(codes, found)
     return rest | joined
+
+
+def _read(found, dtype, shape):
+    """Return the numbers of a part of a weight, which must have this type and shape."""
+    if (found.dtype, found.shape) != (dtype, shape):
+        raise InputError(f"{found.where} is {found.dtype} {found.shape}, not {dtype} {shape}")
+    w = found.read()
+    return check_floats(found.where, w) if dtype == "F32" else w
 
 
 def _eight_bit(codes, absmax):
     """Return the Entry of the 8-bit weight with these parts."""
-    if codes is None:
-        raise InputError(f"{absmax.where} has no weight")
     shape = codes.shape
     if len(shape) != 2:
-        raise InputError(f"{codes.where} is int8 {shape}, which is not a matrix")
+        raise InputError(f"{codes.where} has the shape {shape}, which is not a matrix")
 
     def read():
-        return Int8(_part(codes, np.int8, shape), _part(absmax, np.float32, shape[:1]))
+        return Int8(_read(codes, "I8", shape), _read(absmax, "F32", shape[:1]))
 
     return Entry("int8", shape, read, codes.where)
 
 
-def _four_bit(quant_type, codes, state, parts):
+def _four_bit(codes, state, parts):
     """Return the Entry of the 4-bit weight with these parts, {name below the weight: Entry}."""
-    if codes is None:
-        raise InputError(f"{state.where} has no weight")
-    try:
-        fields = json.loads(bytes(state.read()))
-        shape = tuple(fields["shape"])
-        block_size = fields["blocksize"]
+    double = "nested_absmax" in parts
+    fields = parse_object(bytes(state.read()), state.where)
+    with errors_in(state.where):
+        quant_type, block_size = str(fields.get("quant_type")), size(fields, "blocksize")
         nf4.check_4bit(block_size, quant_type)
-        sizes = all(type(size) is int and size > 0 for size in (*shape, block_size))
-        sound = sizes and len(shape) == 2 and fields["quant_type"] == quant_type
-        sound = sound and fields.get("nested_blocksize", NESTED_BLOCK_SIZE) == NESTED_BLOCK_SIZE
-        sound = sound and ("nested_absmax" not in parts or abs(fields["nested_offset"]) < 1e38)
-    except (ValueError, KeyError, TypeError, RecursionError):
-        sound = False
-    if not sound:
-        raise InputError(f"{state.where} is malformed")
+        shape = fields.get("shape")
+        if not (
+            isinstance(shape, list) and len(shape) == 2 and all(map(POSITIVE_INT.holds, shape))
+        ):
+            raise InputError(f"shape must be two whole numbers from 1, got {shape!r}")
+        if size(fields, "nested_blocksize", NESTED_BLOCK_SIZE) != NESTED_BLOCK_SIZE:
+            raise InputError(f"nested_blocksize must be {NESTED_BLOCK_SIZE}")
+        offset = number(fields, "nested_offset", None if double else 0, FINITE)
     n = math.prod(shape)
     m = -(-n // block_size)
 
-    def part(name, shape, dtype=np.float32):
+    def part(name, dtype, shape):
         if name not in parts:
             raise InputError(f"{codes.where} has no {name}")
-        return _part(parts[name], dtype, shape)
+        return _read(parts[name], dtype, shape)
 
     def check_map(name, values):
-        if not np.allclose(part(name, values.shape), values, rtol=0, atol=1e-6):
-            raise InputError(
-                f"{codes.where} has another code: its {name} differs from bitsandbytes'"
-            )
-
-    def stored_absmax():
-        if "nested_absmax" not in parts:
-            return part("absmax", (m,))
-        check_map("nested_quant_map", DYNAMIC_MAP)
-        nested = part("nested_absmax", (-(-m // NESTED_BLOCK_SIZE),))
-        offset = fields["nested_offset"]
-        return DoubleQuantized(part("absmax", (m,), np.uint8), nested, np.float32(offset))
+        if not np.allclose(part(name, "F32", values.shape), values, rtol=0, atol=1e-6):
+            raise InputError(f"{codes.where}: {name} differs from that of bitsandbytes")
 
     def read():
         check_map("quant_map", MAPS[quant_type])
-        packed = _part(codes, np.uint8, (-(-n // 2), 1)).reshape(-1)
-        return nf4.Quantized(packed, stored_absmax(), shape, block_size, quant_type)
+        absmax = part("absmax", "U8" if double else "F32", (m,))
+        if double:
+            check_map("nested_quant_map", DYNAMIC_MAP)
+            nested = part("nested_absmax", "F32", (-(-m // NESTED_BLOCK_SIZE),))
+            absmax = DoubleQuantized(absmax, nested, np.float32(offset))
+        packed = _read(codes, "U8", (-(-n // 2), 1)).reshape(-1)
+        return nf4.Quantized(packed, absmax, tuple(shape), block_size, quant_type)
 
-    return Entry(quant_type, shape, read, codes.where)
-
-
-def _part(found, dtype, shape):
-    w = found.read()
-    if w.dtype != dtype or w.shape != shape:
-        raise InputError(f"{found.where} is {w.dtype} {w.shape}, not {np.dtype(dtype)} {shape}")
-    return check_floats(found.where, w) if dtype is np.float32 else w
+    return Entry(quant_type, tuple(shape), read, codes.where)
 
 
 def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
@@ -137,47 +135,48 @@ def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
     The other weights are stored in `dtype`, to which bitsandbytes dequantizes. Raises InputError as
     `save_pretrained` does, and if not all projections use the same scheme.
     """
-    schemes = {scheme(w) for path, w in named_leaves(base) if path.endswith("_proj.weight")}
-    if not (len(schemes) == 1 and ("none", None) not in schemes):
+    schemes = {scheme(w)[0] for path, w in named_leaves(base) if path.endswith("_proj.weight")}
+    if len(schemes) != 1 or "none" in schemes:
         raise InputError(
             f"all projections must be quantized with one scheme, not {sorted(schemes)}"
         )
-    ((name, _),) = schemes
-    four_bits = name != "int8"
-    settings = {  # as transformers' BitsAndBytesConfig writes them
-        "quant_method": "bitsandbytes", "load_in_4bit": four_bits, "load_in_8bit": not four_bits,
-        "bnb_4bit_quant_type": name.removesuffix("-dq") if four_bits else "fp4",
-        "bnb_4bit_use_double_quant": name.endswith("-dq"), "bnb_4bit_quant_storage": "uint8",
-        "bnb_4bit_compute_dtype": dtype, "llm_int8_threshold": 6.0,
-    }  # fmt: skip
+    name = schemes.pop()
+    settings = {"quant_method": "bitsandbytes", "load_in_8bit": name == "int8"}
+    if name != "int8":
+        settings |= {
+            "load_in_4bit": True, "bnb_4bit_quant_type": name.removesuffix("-dq"),
+            "bnb_4bit_use_double_quant": name.endswith("-dq"), "bnb_4bit_compute_dtype": dtype,
+        }  # fmt: skip
+    hf_folder.write(folder, config, base, tokenizer, dtype, _parts, quantization_config=settings)
 
-    def quantized(path, leaf):
-        if isinstance(leaf, nf4.Quantized):
-            return _four_bit_sources(path, leaf, dtype)
-        if not isinstance(leaf, Int8):
-            return {}
+
+def _parts(path, leaf, dtype):
+    """Return {name: Entry} of the parts of a quantized weight; {} for another leaf."""
+    if isinstance(leaf, Int8):
         return {
             path: entry("I8", leaf.codes),
             path.removesuffix("weight") + "SCB": entry("F32", leaf.absmax),
             path + "_format": entry("U8", np.array(0, np.uint8)),  # row-major
         }
-
-    hf_folder.write(folder, config, base, tokenizer, dtype, quantized, quantization_config=settings)
-
-
-def _four_bit_sources(path, leaf, dtype):
-    state = {"quant_type": leaf.quant_type, "blocksize": leaf.block_size, "dtype": dtype}
-    state["shape"] = list(leaf.shape)
+    if not isinstance(leaf, nf4.Quantized):
+        return {}
+    state = {
+        "quant_type": leaf.quant_type, "blocksize": leaf.block_size, "dtype": dtype,
+        "shape": leaf.shape,
+    }  # fmt: skip
+    absmax = leaf.stored_absmax
     parts = {"quant_map": entry("F32", MAPS[leaf.quant_type])}
-    if isinstance(leaf.stored_absmax, DoubleQuantized):
-        state |= {"nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32"}
-        state["nested_offset"] = float(leaf.stored_absmax.offset)
-        parts["absmax"] = entry("U8", leaf.stored_absmax.codes)
-        parts["nested_absmax"] = entry("F32", leaf.stored_absmax.nested_absmax)
+    if isinstance(absmax, DoubleQuantized):
+        state |= {
+            "nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32",
+            "nested_offset": float(absmax.offset),
+        }  # fmt: skip
+        parts["absmax"] = entry("U8", absmax.codes)
+        parts["nested_absmax"] = entry("F32", absmax.nested_absmax)
         parts["nested_quant_map"] = entry("F32", DYNAMIC_MAP)
     else:
-        parts["absmax"] = entry("F32", leaf.stored_absmax)
+        parts["absmax"] = entry("F32", absmax)
     text = np.frombuffer(json.dumps(state).encode(), np.uint8)
     parts[STATE[1:] + leaf.quant_type] = entry("U8", text)
-    codes = entry("U8", leaf.codes.reshape(-1, 1))
-    return {path: codes} | {f"{path}.{name}": found for name, found in parts.items()}
+    named = {f"{path}.{name}": found for name, found in parts.items()}
+    return {path: entry("U8", leaf.codes.reshape(-1, 1))} | named

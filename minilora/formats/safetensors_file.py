@@ -5,6 +5,10 @@ This generalizes part 1 of `lessons/00_qlora_in_one_file.py` to large and damage
 Nothing in such a file is executed, which is why it replaced pickled checkpoints. The safetensors
 library has no bfloat16 for NumPy, and a large model must be read tensor by tensor, so this module
 does not use it. Every number in the header is checked against the file before it is used.
+`entry_in_file` does this for the tensors of GGUF files, too.
+
+A quantized tensor of GGUF consists of blocks of 32 weights. Each block has a scale (and for Q4_1 an
+offset) in float16, and a small integer per weight.
 """
 
 import json
@@ -17,13 +21,18 @@ from typing import Any
 import numpy as np
 
 from ..config import InputError
-from ..data.row_files import parse_json
 from ..optim import from_bfloat16, to_bfloat16
-from ..quant.low_precision import halves
-from .files import check_start
+from ..quant.low_precision import LowPrecision, halves
+from .files import check_start, parse_object
 
 FLOATS = {name: np.dtype(kind) for name, kind in (("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"))}
-DTYPES = FLOATS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
+BLOCK = 32  # weights that share a scale
+BLOCKS = {
+    "Q4_0": np.dtype([("d", "<f2"), ("q", "u1", BLOCK // 2)]),
+    "Q4_1": np.dtype([("d", "<f2"), ("m", "<f2"), ("q", "u1", BLOCK // 2)]),
+    "Q8_0": np.dtype([("d", "<f2"), ("q", "i1", BLOCK)]),
+}
+DTYPES: dict[str, np.dtype] = FLOATS | BLOCKS | {"U8": np.dtype("u1"), "I8": np.dtype("i1")}
 FORMAT_NAME = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
@@ -38,20 +47,74 @@ class Entry:
     read_low_precision: Callable[[], Any] | None = None  # a matrix kept in F16, BF16 or Q8_0
 
 
-def read_raw(where, path, dtype, count, offset):
-    """Read `count` numbers from byte `offset` of a file; raise InputError if some are missing."""
-    raw = np.fromfile(path, dtype, count, offset=offset)
-    if raw.size != count:
-        raise InputError(f"{where} is incomplete: copy the truncated file again")
-    return raw
+def entry(dtype, w):
+    """Return the Entry that writes the array w as `dtype`."""
+    return Entry(dtype, w.shape, lambda: w)
+
+
+def entry_in_file(path, where, dtype, shape, start, expected, size):
+    """Return (Entry, end) of the tensor whose bytes begin at `start` of a file of `size` bytes.
+
+    Raises InputError naming `where` if the type is not supported, if the shape is impossible, or if
+    the bytes do not begin at `expected` or do not end in the file.
+    """
+    if dtype not in DTYPES:
+        way = "use a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
+        raise InputError(f"{where} has the unsupported type {dtype}: {way}")
+    # a NumPy array has at most 32 dimensions; those of an empty array have a limit, too
+    if len(shape) > 32 or math.prod(n or 1 for n in shape) >= 2**48:
+        raise InputError(f"{where} has the impossible shape {shape}")
+    if start != expected:
+        raise InputError(f"{where} overlaps another tensor or leaves a gap")
+    stored_shape = shape
+    if dtype in BLOCKS:
+        width = shape[-1] if shape else 1
+        if width % BLOCK != 0:
+            raise InputError(f"{where} has rows of {width}, not whole blocks of {BLOCK}")
+        stored_shape = (*shape[:-1], width // BLOCK)
+    count = math.prod(stored_shape)
+    end = start + count * DTYPES[dtype].itemsize
+    if end > size:
+        raise InputError(f"{where} ends at byte {end} of {size}: copy the truncated file again")
+
+    def raw():
+        stored = np.fromfile(path, DTYPES[dtype], count, offset=start)
+        if stored.size != count:
+            raise InputError(f"{where} is incomplete: copy the truncated file again")
+        return stored.reshape(stored_shape)
+
+    kept = (lambda: to_low_precision(raw(), dtype)) if dtype in ("F16", "BF16", "Q8_0") else None
+    return Entry(dtype, shape, lambda: decode(raw(), dtype), where, kept), end
 
 
 @np.errstate(invalid="ignore")  # `check_floats` raises an error for NaN
 def decode(raw, dtype):
-    """Return the stored numbers as float32 if `dtype` is a float type, in the same shape."""
+    """Return the stored numbers as float32, or unchanged if they are 8-bit integers."""
     if dtype == "BF16":
         return from_bfloat16(raw)
-    return raw.astype(np.float32, copy=False) if dtype in FLOATS else raw
+    if dtype not in BLOCKS:
+        return raw.astype(np.float32, copy=False) if dtype in FLOATS else raw
+    d, q = raw["d"].astype(np.float32)[..., None], raw["q"]
+    if dtype == "Q8_0":
+        x = d * q  # x = d·q, q in −128 … 127
+    elif dtype == "Q4_0":
+        x = d * (_nibbles(q) - np.float32(8))  # x = d·(q − 8), q in 0 … 15
+    else:
+        x = d * _nibbles(q) + raw["m"].astype(np.float32)[..., None]  # x = d·q + m
+    return x.reshape(*raw.shape[:-1], -1)
+
+
+def _nibbles(packed):
+    """(..., 16) bytes -> (..., 32) codes: the low nibbles are the first 16, then the high ones."""
+    return np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.float32)
+
+
+def to_low_precision(raw, dtype):
+    """Return the matrix of these stored numbers, kept in their type (F16, BF16 or Q8_0)."""
+    if dtype != "Q8_0":
+        return halves(raw, dtype)
+    codes = np.ascontiguousarray(raw["q"]).reshape(len(raw), -1)
+    return LowPrecision(dtype, codes, raw["d"].astype(np.float32))
 
 
 def encode(w, dtype, where="tensor"):
@@ -59,15 +122,11 @@ def encode(w, dtype, where="tensor"):
 
     Raises InputError naming `where` if a number is not finite or too large for the type.
     """
-    if not is_finite(w):
-        raise InputError(f"{where} has a NaN or an infinite number")
-    if dtype == "BF16":
-        raw = to_bfloat16(w)
-    else:
-        with np.errstate(over="ignore"):
-            raw = np.ascontiguousarray(w, FLOATS[dtype])
+    with np.errstate(over="ignore"):
+        raw = to_bfloat16(w) if dtype == "BF16" else np.ascontiguousarray(w, FLOATS[dtype])
     if not is_finite(decode(raw, dtype)):
-        raise InputError(f"{where} has a number that {dtype} cannot hold: write float32 instead")
+        what = "a number that is not finite, or too large for this type"
+        raise InputError(f"{where} has {what}: {dtype}")
     return raw
 
 
@@ -85,6 +144,18 @@ def check_floats(where, w):
     return w
 
 
+def check_names_and_shapes(found, expected, place):
+    """Raise InputError unless {name: entry or array} has exactly the names and shapes expected."""
+    for name in (*found, *expected):
+        if name not in expected:
+            raise InputError(f"{place}: tensor {name} does not belong to this model")
+        if name not in found:
+            raise InputError(f"{place}: tensor {name} is missing")
+        if found[name].shape != expected[name]:
+            what = f"tensor {name} has the shape {found[name].shape}, not {expected[name]}"
+            raise InputError(f"{place}: {what}")
+
+
 def read_header(path):
     """Read {tensor name: Entry} of a safetensors file.
 
@@ -94,20 +165,16 @@ def read_header(path):
     path = os.fspath(path)
     header, data, size = read_json_header(path)
     header.pop("__metadata__", None)
-    found = {name: _entry(path, name, fields, data) for name, fields in header.items()}
-    end = 0
+    fields = {name: _fields(path, name, raw) for name, raw in header.items()}
+    end = data
     entries = {}
-    for name, (start, stop, entry) in sorted(found.items(), key=lambda item: item[1][:2]):
-        if start != end:
-            raise InputError(f"{entry.where} overlaps another tensor or leaves a gap")
-        last = data + stop
-        if last > size:
-            raise InputError(
-                f"{entry.where} ends at byte {last} of {size}: copy the truncated file again"
-            )
-        entries[name], end = entry, stop
-    if data + end != size:
-        raise InputError(f"{path} has {size - data - end} bytes that no tensor uses")
+    for name, (start, stop, dtype, shape) in sorted(fields.items(), key=lambda item: item[1][:2]):
+        where = f"{path}: tensor {name}"
+        entries[name], end = entry_in_file(path, where, dtype, shape, data + start, end, size)
+        if end != data + stop:
+            raise InputError(f"{where} has the shape {shape}, which does not fit its bytes")
+    if end != size:
+        raise InputError(f"{path} has {size - end} bytes that no tensor uses")
     return entries
 
 
@@ -119,52 +186,24 @@ def read_json_header(path):
             length = int.from_bytes(file.read(8), "little")
             text = file.read(min(length, size))
             file.seek(0)
-            start = file.read(64)
+            check_start(path, file.read(64))
     except (OSError, ValueError) as error:  # ValueError: an impossible file name
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
-    check_start(path, start)
     if 8 + length > size:
         raise InputError(f"{path} is truncated or not a safetensors file")
-    header = parse_json(text, f"{path} is not a safetensors file: its header is not JSON")
-    if not isinstance(header, dict):
-        raise InputError(f"{path}: the header of the file is not a JSON object")
-    return header, 8 + length, size
+    return parse_object(text, f"{path} is not a safetensors file: its header"), 8 + length, size
 
 
-def _entry(path, name, fields, data):
-    """Check the header's fields of one tensor; return (first byte, end, Entry)."""
-    where = f"{path}: tensor {name}"
-    if not name.isprintable():
-        raise InputError(f"{path}: {name!r} is not a valid tensor name")
+def _fields(path, name, raw):
+    """Return (first byte, end, dtype, shape) of a tensor in the header."""
     try:
-        dtype, shape, (start, stop) = fields["dtype"], fields["shape"], fields["data_offsets"]
-        sizes = all(type(n) is int and 0 <= n < 2**63 for n in (*shape, start, stop))
-        sound = sizes and isinstance(dtype, str) and is_possible(shape)
+        dtype, shape, (start, stop) = raw["dtype"], tuple(raw["shape"]), raw["data_offsets"]
     except (TypeError, KeyError, ValueError):
-        sound = False
-    if not sound:
+        dtype, shape, start, stop = None, (), None, None
+    sizes = (*shape, start, stop)
+    if not (isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in sizes)):
         raise InputError(f"{path}: the header's entry for tensor {name} is malformed")
-    if dtype not in DTYPES:
-        raise InputError(f"{where} has the unsupported type {dtype}")
-    count = math.prod(shape)
-    if count * DTYPES[dtype].itemsize != stop - start:
-        raise InputError(f"{where} has the shape {shape}, which does not fit {stop - start} bytes")
-
-    def raw():
-        return read_raw(where, path, DTYPES[dtype], count, data + start).reshape(shape)
-
-    stored = (lambda: halves(raw(), dtype)) if dtype in ("F16", "BF16") else None
-    return start, stop, Entry(dtype, tuple(shape), lambda: decode(raw(), dtype), where, stored)
-
-
-def is_possible(shape):
-    """Tell whether a NumPy array can have this shape; empty arrays have a limit, too."""
-    return len(shape) <= 32 and math.prod(n or 1 for n in shape) < 2**48
-
-
-def entry(dtype, w):
-    """Return the Entry that writes the array w as `dtype`."""
-    return Entry(dtype, w.shape, lambda: w)
+    return start, stop, dtype, shape
 
 
 def write(path, entries, metadata=None):
