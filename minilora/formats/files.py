@@ -97,7 +97,8 @@ def errors_in(path):
 def require_new(path):
     """Raise InputError unless `path` is new or an empty folder, and can be written."""
     path = Path(path)
-    if os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir())):
+    empty = path.is_dir() and not any(path.iterdir())
+    if os.path.lexists(path) and not empty:
         raise InputError(f"{path} exists already: choose a new folder")
     place = next(folder for folder in path.absolute().parents if folder.exists())
     if not os.access(place, os.W_OK):
@@ -201,10 +202,9 @@ def append(path, size, text):
 
 
 def sync(path):
-    """Flush a file to the disk before it is renamed, or the names in a folder (on POSIX only)."""
-    posix = os.name == "posix"
-    if posix or path.is_file():
-        number = os.open(path, os.O_RDONLY if posix else os.O_RDWR)
+    """Flush a file, or the names in a folder, to the disk before the next step (on POSIX only)."""
+    if os.name == "posix":
+        number = os.open(path, os.O_RDONLY)
         try:
             os.fsync(number)
         finally:

@@ -7,7 +7,6 @@ the tensors into a Llama.
 import mmap
 import os
 import struct
-from dataclasses import dataclass
 
 from ..config import InputError
 from . import fields
@@ -22,53 +21,46 @@ SCALARS = {
 }  # fmt: skip
 
 
-@dataclass
-class Cursor:
-    """A position in the file's bytes. Reading past the end raises InputError."""
-
-    data: mmap.mmap
-    at: int
-
-    def bytes(self, count):
-        """Read `count` bytes."""
-        start = self.at
-        self.at = self.at + count
-        if self.at > len(self.data):
-            raise InputError("the file is truncated: its header is cut off")
-        return self.data[start : self.at]
-
-    def numbers(self, form, count=1):
-        """Read little-endian numbers of a `struct` format."""
-        return struct.unpack(f"<{count}{form}", self.bytes(count * struct.calcsize("<" + form)))
-
-    def number(self, form):
-        """Read one number."""
-        return self.numbers(form)[0]
-
-    def string(self):
-        """Read a text: its length, then UTF-8."""
-        try:
-            return self.bytes(self.number("Q")).decode()
-        except UnicodeDecodeError as error:
-            raise InputError(f"the text before byte {self.at} is not UTF-8") from error
-
-    def value(self, kind):
-        """Read a metadata value of type number `kind`; an array becomes a list."""
-        if kind == STRING:
-            return self.string()
-        if kind == ARRAY:
-            kind, count = self.number("I"), self.number("Q")
-            if kind == STRING:
-                return [self.string() for _ in range(count)]
-            return list(self.numbers(scalar(kind), count))
-        return self.number(scalar(kind))
+def take(data, count):
+    """Read the next `count` bytes; raise InputError if the file ends before."""
+    raw = data.read(min(count, len(data)))
+    if len(raw) != count:
+        raise InputError("the file is truncated: its header is cut off")
+    return raw
 
 
-def scalar(kind):
-    """Return the `struct` format of a number in the metadata."""
-    if kind not in SCALARS:
+def numbers(data, form, count=1):
+    """Read little-endian numbers of a `struct` format."""
+    size = struct.calcsize("<" + form)
+    return struct.unpack(f"<{count}{form}", take(data, count * size))
+
+
+def number(data, form):
+    """Read one number."""
+    return numbers(data, form)[0]
+
+
+def string(data):
+    """Read a text: its length, then UTF-8."""
+    try:
+        return take(data, number(data, "Q")).decode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"the text before byte {data.tell()} is not UTF-8") from error
+
+
+def value(data):
+    """Read a metadata value: its type, then a text, a number, or an array (returned as a list)."""
+    kind, count = number(data, "I"), 1
+    is_array = kind == ARRAY
+    if is_array:
+        kind, count = number(data, "I"), number(data, "Q")
+    if kind == STRING:
+        values = [string(data) for _ in range(count)]
+    elif kind in SCALARS:
+        values = list(numbers(data, SCALARS[kind], count))
+    else:
         raise InputError(f"a metadata value has the type {kind}, which is not supported")
-    return SCALARS[kind]
+    return values if is_array else values[0]
 
 
 def read_header(path):
@@ -84,10 +76,10 @@ def read_header(path):
             if not start.startswith(b"GGUF"):
                 raise InputError(f"{path} is not a GGUF file")
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                size = len(data)
-                cursor = Cursor(data, at=4)
+                data.seek(4)
                 with errors_in(path):
-                    metadata, table = _parse(cursor)
+                    metadata, table = _parse(data)
+                header_end, size = data.tell(), len(data)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     alignment = metadata.get("general.alignment", 32)
@@ -95,7 +87,7 @@ def read_header(path):
     def aligned(at):
         return -(-at // alignment) * alignment
 
-    start = end = aligned(cursor.at)
+    start = end = aligned(header_end)
     entries = {}
     for name, (shape, number, offset) in table.items():
         # llama.cpp requires tensors without gaps, each starting at a multiple of the alignment
@@ -107,25 +99,26 @@ def read_header(path):
     return metadata, entries
 
 
-def _parse(cursor):
+def _parse(data):
     """Return (metadata, {tensor name: (shape, type number, offset)})."""
-    version = cursor.number("I")
+    version = number(data, "I")
     if version not in (2, 3):
         raise InputError(f"this is GGUF version {version}, not 2 or 3")
-    tensors, keys = cursor.numbers("Q", 2)
-    metadata, table = {}, {}
+    tensors, keys = numbers(data, "Q", 2)
+    metadata: dict = {}
+    table: dict = {}
     for _ in range(keys):
-        key = cursor.string()
+        key = string(data)
         if key in metadata:
             raise InputError(f"{key} occurs twice")
-        metadata[key] = cursor.value(cursor.number("I"))
+        metadata[key] = value(data)
     fields.size(metadata, "general.alignment", 32)
     for _ in range(tensors):
-        name, dimensions = cursor.string(), cursor.number("I")
+        name, dimensions = string(data), number(data, "I")
         if name in table:
             raise InputError(f"tensor {name} occurs twice")
         if not (1 <= dimensions <= 4):
             raise InputError(f"tensor {name} has {dimensions} dimensions")
-        shape = cursor.numbers("Q", dimensions)[::-1]  # GGUF stores columns first
-        table[name] = shape, cursor.number("I"), cursor.number("Q")
+        shape = numbers(data, "Q", dimensions)[::-1]  # GGUF stores columns first
+        table[name] = shape, number(data, "I"), number(data, "Q")
     return metadata, table

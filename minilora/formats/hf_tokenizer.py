@@ -16,10 +16,10 @@ def from_folder(folder, eos_token_id=None):
     if not path.is_file():
         way = "write one with transformers: AutoTokenizer.from_pretrained(...).save_pretrained(...)"
         raise InputError(f"{folder} has no tokenizer.json: {way}")
-    tokenizers = library("tokenizers")
     with one_error(f"{path} is not a tokenizer"):
-        check_start(path, path.read_bytes())
-        backend = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        check_start(path, text.encode())
+        backend = library("tokenizers").Tokenizer.from_str(text)
     backend.no_padding()
     backend.no_truncation()
     settings = read_json(folder / "tokenizer_config.json", default={})
@@ -27,8 +27,9 @@ def from_folder(folder, eos_token_id=None):
     eos = backend.token_to_id(special["eos_token"]) if "eos_token" in special else eos_token_id
     if eos is None:
         raise InputError(f"{folder}/tokenizer_config.json names no eos_token of tokenizer.json")
-    template = _template(folder, settings)
-    return PretrainedTokenizer(backend, eos, special, template, settings, str(path))
+    return PretrainedTokenizer(
+        backend, eos, special, _template(folder, settings), settings, str(path)
+    )
 
 
 def _text(folder, name, value):

@@ -160,18 +160,24 @@ def read_config(raw, base):
     if patterns and "layers" not in ([patterns] if isinstance(patterns, str) else patterns):
         what = f"layers_pattern {patterns!r} matches no list of layers of this model"
         raise InputError(f"{what}: the list is named 'layers'")
-    bias = fields.pop("bias")
     fields["exclude_modules"] = without_useless(fields["exclude_modules"], lora.modules(base))
     if fields["layers_to_transform"] == []:
         fields["layers_to_transform"] = None  # for PEFT, an empty list means all layers
+    bias = fields["bias"]
+    if bias in ("all", "lora_only"):
+        fields["bias"] = "none"
     config = LoraConfig(**fields)
-    adapted = lora.target_paths(base, config)
+    check_biases(bias, lora.target_paths(base, config), base)
+    return config, lora_bias, modules
+
+
+def check_biases(bias, adapted, base):
+    """Raise InputError if `bias` of PEFT's config means that the file has biases of the base."""
     for path, _ in named_leaves(base):
-        trained = bias == "all" or path.removesuffix(".bias") in adapted
-        if bias != "none" and path.endswith(".bias") and trained:
+        trained = bias == "all" or (bias == "lora_only" and path.removesuffix(".bias") in adapted)
+        if trained and path.endswith(".bias"):
             what = f"bias = {bias!r} is not implemented where the base has biases, such as {path}"
             raise InputError(f"{what}: train with bias='none' or with lora_bias=True")
-    return config, lora_bias, modules
 
 
 def without_useless(excluded, paths):

@@ -64,14 +64,13 @@ def load(
     if n > len(tensors):
         raise InputError(f"num_hidden_layers is {n}, but {place} has {len(tensors)} tensors")
     expected = shapes(config, FAMILIES[config.model_type].biased(biased))
-    for path in list(tensors):
-        # old folders also contain rotary frequencies, or a copy of a tied head
-        tied = path == "lm_head.weight" and path not in expected
-        if tied or path.endswith("rotary_emb.inv_freq"):
-            del tensors[path]
-    check_names_and_shapes(tensors, expected, place)
+    # old folders also contain rotary frequencies, or a copy of a tied head
+    needless = ("rotary_emb.inv_freq", "lm_head.weight")
+    used = {p: e for p, e in tensors.items() if p in expected or not p.endswith(needless)}
+    check_names_and_shapes(used, expected, place)
     base: dict = {}
-    for path, entry in tensors.items():
+    for path in expected:
+        entry = tensors[path]
         keep = low_precision and path in TABLES and entry.read_low_precision
         w = entry.read_low_precision() if keep else entry.read()
         set_leaf(base, path, _leaf(path, entry.where, w, scheme, block_size))
@@ -149,9 +148,9 @@ def _leaf(path, where, w, scheme, block_size):
         return quantize_leaf(path, w, scheme, block_size, quantize_4bit) if quantized else w
     if not is_projection(path):  # a quantized output head
         return dense(w)
-    name, size = quantized_file.scheme(w)
-    if not (scheme == "none" or (name == scheme and size in (block_size, None))):
-        kind = f"{name}, blocks of {size}" if size else name
+    stored = quantized_file.scheme(w)
+    if scheme != "none" and stored not in ((scheme, block_size), (scheme, None)):
+        kind = f"{stored[0]}, blocks of {stored[1]}" if stored[1] else stored[0]
         raise InputError(f"{where} is stored in {kind}: give --quantize none to keep that")
     return w
 
