@@ -1,5 +1,6 @@
 """Read GGUF files that are written byte by byte, and damaged ones."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,6 @@ from toy_models import (
 )
 
 from minilora.config import ATTENTION, InputError
-from minilora.formats import gguf_llama
 from minilora.formats.pretrained import load
 from minilora.formats.safetensors_file import BLOCKS, decode
 
@@ -58,13 +58,6 @@ def test_a_gguf_file_loads(tmp_path, expected, changes):
     assert words.settings["clean_up_tokenization_spaces"] is False  # as llama.cpp prints a text
 
 
-def test_half_rotation_order_undoes_the_permutation():
-    """Two heads of width 4: llama.cpp stores rows 0 2 1 3 of each."""
-    stored = np.float32([[0], [2], [1], [3], [4], [6], [5], [7]])
-    back = gguf_llama.half_rotation_order(stored, heads=2)
-    np.testing.assert_array_equal(back[:, 0], np.arange(8))
-
-
 def test_blocks_by_hand():
     """Two rows of one block of each type, computed from the definition of the format."""
     codes = np.arange(16, dtype=np.uint8)
@@ -88,25 +81,17 @@ def test_blocks_by_hand():
         ("general__architecture", "gemma", "architecture is 'gemma'"),
         ("general__alignment", 0, "`general.alignment` must be a whole number from 1, got 0"),
         ("llama__block_count", None, "m.gguf: `llama.block_count` must be a whole number from 1"),
-        ("llama__block_count", 3, "tensor model.layers.2.input_layernorm.weight is missing"),
-        ("llama__attention__head_count", 3, "m.gguf: num_attention_heads 3 is not a multiple"),
         ("llama__attention__layer_norm_rms_epsilon", None, "must be a positive number, got None"),
-        ("llama__rope__freq_base", -1.0, "llama.rope.freq_base` must be a positive number"),
         ("llama__rope__scaling__type", "yarn", "type 'yarn' is not supported: " + FOLDER),
         ("llama__rope__scaling__factor", 2.0, "factor 2.0 is not supported: " + FOLDER),
         ("llama__rope__scale_linear", 4.0, "scale_linear 4.0 is not supported: " + FOLDER),
         ("llama__rope__dimension_count", 4, r"q_proj.weight has the shape \(32, 32\)"),
-        ("llama__attention__key_length", 2**32 - 2, "q_proj.weight has the shape"),
-        ("llama__embedding_length", 64, r"embed_tokens.weight has the shape \(261, 32\)"),
+        ("llama__attention__key_length", 16, "rotates 8 of the 16 numbers of a head, .*" + FOLDER),
         ("llama__vocab_size", 260, "has the token 260, but the embedding has 260 rows"),
         ("tokenizer__ggml__model", None, "tokenizer.ggml.model is missing"),
-        ("tokenizer__ggml__model", ["gpt2"], r"model \['gpt2'\] is not supported"),
         ("tokenizer__ggml__pre", "llama-bpe", "pre 'llama-bpe' is not supported: " + FOLDER),
         ("tokenizer__ggml__tokens", ["a", "b", "a"], "tokens must be distinct texts"),
-        ("tokenizer__ggml__tokens", [1, 2, 3], "tokens must be distinct texts"),
         ("tokenizer__ggml__token_type", 3, "m.gguf: its tokenizer is broken"),
-        ("tokenizer__ggml__merges", ["he"], "m.gguf: its tokenizer is broken"),
-        ("tokenizer__ggml__eot_token_id", "x", "eot_token_id must be a token id"),
         ("tokenizer__ggml__eot_token_id", 261, "has the token 261, but the embedding has 261"),
         ("tokenizer__ggml__bos_token_id", 261, r"bos_token has the id \(261,\), but there are 261"),
         ("tokenizer__ggml__eos_token_id", None, "tokenizer.ggml.eos_token_id is missing"),
@@ -115,13 +100,7 @@ def test_blocks_by_hand():
 )
 def test_gguf_metadata_that_is_refused(tmp_path, key, value, message):
     with pytest.raises(InputError, match=message):
-        load(toy(tmp_path, **{key: value})[0])
-
-
-def test_partial_rotation_is_refused(tmp_path):
-    keys = {"llama__rope__dimension_count": 4, "llama__attention__key_length": 8}
-    with pytest.raises(InputError, match="rotates 4 of the 8 numbers of a head, .*" + FOLDER):
-        load(toy(tmp_path, **keys)[0])
+        load(toy(tmp_path, **{"llama__rope__dimension_count": 8, key: value})[0])
 
 
 NAN, ONES = np.full((32, 32), np.nan, np.float32).tobytes(), np.ones((32, 32), "f4").tobytes()
@@ -138,9 +117,7 @@ INFINITE = (np.float16(np.inf).tobytes() + bytes(32)) * 32
         ("blk.1.attn_q.weight", (12, (32, 32), ONES), "unsupported type number 12: use a file"),
         ("blk.1.attn_q.weight", (2, (64, 16), ONES), "rows of 16, not whole blocks"),
         ("blk.1.attn_q.weight", (0, (1,) * 5, ONES), "has 5 dimensions"),
-        ("blk.7.attn_q.weight", (0, (32, 32), ONES), "7.self_attn.q_proj.weight does not belong"),
         ("blk.0.ffn_gate_exps.weight", (0, (32, 32), ONES), "is not supported"),
-        ("weight", (0, (32, 32), ONES), "tensor weight is not supported"),
         ("rope_freqs.weight", (0, (4,), ONES[:16]), "is not supported: " + FOLDER),
         ("z", (0, (2**40, 32), b""), "tensor z ends at byte"),
         ("z", (0, (0, 2**64 - 1), b""), "tensor z has the impossible shape"),
@@ -157,37 +134,23 @@ def test_gguf_tensors_that_are_refused(tmp_path, name, tensor, message):
     ("old", "new", "message"),
     [
         (b"blk.1.ffn_up.weight", b"blk.0.ffn_up.weight", "blk.0.ffn_up.weight occurs twice"),
-        (b"a.c", b"a.b", "a.b occurs twice"),
+        (rb"(0.attn_norm.weight.{16}).{8}", rb"\g<1>" + bytes(8), "overlaps another tensor"),
         (b"GGUF\x03", b"GGUF\x09", "GGUF version 9"),
         (b"llama.block", b"llama\xffblock", "is not UTF-8"),
     ],
 )
 def test_a_header_with_one_change(tmp_path, old, new, message):
-    path, _ = toy(tmp_path, a__b=1, a__c=2)
-    path.write_bytes(path.read_bytes().replace(old, new))
-    with pytest.raises(InputError, match=message):
-        load(path)
-
-
-def test_a_tensor_in_the_place_of_another_is_refused(tmp_path):
-    """As in llama.cpp, the offsets in the table must follow one another without gaps."""
     path, _ = toy(tmp_path)
-    whole = path.read_bytes()
-    names = [b"blk.0.ffn_gate.weight", b"blk.0.ffn_up.weight"]
-    ends = [whole.index(name) + len(name) + 4 + 16 + 4 for name in names]
-    offset = whole[ends[0] : ends[0] + 8]
-    path.write_bytes(whole[: ends[1]] + offset + whole[ends[1] + 8 :])
-    with pytest.raises(InputError, match=r"blk.0.ffn_up.weight overlaps another tensor or"):
+    path.write_bytes(re.sub(old, new, path.read_bytes(), flags=re.DOTALL))
+    with pytest.raises(InputError, match=message):
         load(path)
 
 
 def test_a_gguf_file_cut_off_anywhere(tmp_path):
     path, _ = toy(tmp_path)
     whole = path.read_bytes()
-    cut = [whole[:size] for size in (10, 24, 200, 3000, len(whole) // 2, len(whole) - 1)]
-    lies = [whole[:start] + b"\xff" * 8 + whole[start + 8 :] for start in (8, 16, 24)]
-    for content in (*cut, *lies):
-        path.write_bytes(content)
+    for size in (10, 24, 200, 3000, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:size])
         with pytest.raises(InputError, match="truncated"):
             load(path)
 

@@ -18,7 +18,7 @@ from minilora.formats.families import FAMILIES
 from minilora.formats.files import new_folder
 from minilora.formats.pretrained import files, load, save_pretrained, shapes
 from minilora.formats.quantized_file import save_quantized
-from minilora.tree import flatten, get, unflatten
+from minilora.tree import flatten, unflatten
 
 LLAMA3 = {
     "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -59,12 +59,6 @@ def test_save_and_load(tmp_path, dtype, tied):
     }
     assert back == replace(config, tie_word_embeddings=tied), "a head unties the embedding"
     assert_same(base, stored)
-    # float16 keeps 11 significant bits, bfloat16 8: half a unit in the last place
-    bound = {"float32": 0, "float16": 2**-11, "bfloat16": 2**-8}[dtype]
-    # (numbers below float16's normal range, 2⁻¹⁴, keep fewer)
-    normal = {p: np.abs(x) >= 2**-14 for p, x in w.items()}
-    error = max(np.max(np.abs(stored[p] / x - 1)[normal[p]]) for p, x in w.items())
-    assert error <= bound and (dtype == "float32" or error > bound / 2)
     # transformers loads a model in the type that config.json names
     assert json.loads((tmp_path / "out" / "config.json").read_text())["torch_dtype"] == dtype
     header = safetensors_file.read_header(tmp_path / "out" / "model.safetensors")
@@ -126,7 +120,6 @@ def test_a_bias_trained_in_one_place_is_zero_in_the_others(tmp_path):
     ("fields", "theta", "scaling"),
     [
         ({"rope_parameters": None}, 1e4, None),
-        ({"rope_parameters": None, "rope_theta": 5e5}, 5e5, None),
         ({"rope_parameters": {"rope_theta": 5e5, **LLAMA3}}, 5e5, LLAMA3),
         ({"rope_parameters": None, "rope_theta": 5e5, "rope_scaling": LLAMA3}, 5e5, LLAMA3),
         (
@@ -156,37 +149,27 @@ def test_defaults(tmp_path):
     ("changes", "message"),
     [
         ({"model_type": "phi3"}, f"model_type 'phi3' .*; {', '.join(FAMILIES)} are"),
-        ({"model_type": ["llama"]}, "model_type .* is not implemented"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented; only silu is"),
-        ({"hidden_size": None}, "config.json: `hidden_size` must be a whole number from 1"),
         ({"hidden_size": "x" * 10**6}, "`hidden_size` must be .* … "),
-        ({"num_attention_heads": 0}, "`num_attention_heads` must be a whole number from 1"),
         ({"num_key_value_heads": 3}, "config.json: num_attention_heads 4 is not a multiple"),
         ({"rms_norm_eps": 10**400}, "`rms_norm_eps` must be a positive number"),
-        ({"rms_norm_eps": True}, "`rms_norm_eps` must be a positive number"),
         ({"rms_norm_eps": 1e-300}, "`rms_norm_eps` must be a positive number"),
         ({"eos_token_id": "</s>"}, "eos_token_id must be a token id"),
-        ({"eos_token_id": -1}, "eos_token_id must be a token id"),
         ({"eos_token_id": 256}, "has the token 256, but the embedding has 256 rows"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings must be true or false"),
-        ({"attention_bias": "false"}, "attention_bias must be true or false"),
         (
             {"rope_parameters": {"rope_theta": 5e5, **LLAMA3, "high_freq_factor": 1.0}},
             "low_freq_factor 1.0 .* below high_freq_factor",
         ),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope type 'yarn' is not implemented"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "`factor` must be a positive number"),
         ({"rope_parameters": [1]}, "rope_parameters must be an object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"quantization_config": {"quant_method": "gptq"}}, "'gptq' is not supported"),
-        ({"quantization_config": "nf4"}, "quantization_config must be an object"),
         # the header says one thing, the configuration another
         ({"intermediate_size": 48}, r"proj.weight has the shape \(\d+, \d+\), not"),
-        ({"num_hidden_layers": 3}, "tensor model.layers.2.input_layernorm.weight is missing"),
         ({"num_hidden_layers": 10**12}, "num_hidden_layers is 1000000000000, .* has 20 tensors"),
         ({"num_hidden_layers": 1}, "tensor model.layers.1.[a-z_.]+ does not belong"),
         ({"attention_bias": True}, "self_attn.q_proj.bias is missing"),
-        ({"vocab_size": 512}, "has no tokenizer.json"),
         ({"tie_word_embeddings": False}, "tensor lm_head.weight is missing"),
     ],
 )
@@ -201,7 +184,6 @@ def test_configurations_that_are_refused(tmp_path, changes, message):
     [
         (np.full((32, 32), np.nan, np.float32), "q_proj.weight has a NaN"),
         (np.full((32, 32), -np.inf, np.float16), "q_proj.weight has a NaN or an infinite"),
-        (np.ones((16, 32), np.float32), r"q_proj.weight has the shape \(16, 32\)"),
         (np.ones((32, 32), np.int8), "q_proj.weight holds int8"),
     ],
 )
@@ -281,34 +263,24 @@ def test_a_save_leaves_other_files_alone(tmp_path):
     with new_folder(tmp_path / "out") as first:
         (first / "a").write_text("first")
         again = new_folder(tmp_path / "out")
-        with pytest.raises(InputError, match="another process is writing .*out.tmp: wait"), again:
+        with pytest.raises(InputError, match=r"another process is writing .*out\.tmp: wait"), again:
             raise AssertionError
     assert (tmp_path / "out" / "a").read_text() == "first"
     assert (tmp_path / ".out.tmp" / "notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name", ["micro", "tiny"])
-def test_embedded_bases(name):
-    config, base, words = load(name)
-    assert set(flatten(base)) == set(shapes(config))
-    assert isinstance(words, ByteTokenizer) and config.eos_token_id == (255,)
-    assert get(base, "model.norm.weight").dtype == np.float32
-
-
 def test_a_tokenizer_with_ids_beyond_the_embedding(tmp_path):
-    """The largest id may be a token of the vocabulary or one that the post-processor adds."""
+    """The largest id may be one that the post-processor adds."""
     words = tiny()
     config = replace(CONFIG, vocab_size=words.vocab_size, eos_token_id=(2,))
     save_pretrained(tmp_path / "out", config, unflatten(leaves(config)), words)
     path = tmp_path / "out" / "tokenizer.json"
     raw = json.loads(path.read_text())
-    model = raw["model"] | {"vocab": raw["model"]["vocab"] | {"far": 261}}
     first = {
         "type": "TemplateProcessing", "pair": [], "special_tokens": {
             "far": {"id": "far", "ids": [300], "tokens": ["far"]}},
         "single": [{"SpecialToken": {"id": "far", "type_id": 0}}],
     }  # fmt: skip
-    for parts, last in (({"model": model}, 261), ({"post_processor": first}, 300)):
-        path.write_text(json.dumps(raw | parts))
-        with pytest.raises(InputError, match=f"has the token {last}, but the embedding has 261"):
-            load(tmp_path / "out")
+    path.write_text(json.dumps(raw | {"post_processor": first}))
+    with pytest.raises(InputError, match="has the token 300, but the embedding has 261"):
+        load(tmp_path / "out")

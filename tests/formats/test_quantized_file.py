@@ -1,6 +1,7 @@
 """Quantized folders: round trips are exact, and malformed files are errors."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,28 +146,20 @@ BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
     ("name", "change", "message"),
     [
         ("nf4", drop(""), "quant_state.bitsandbytes__nf4 has no weight"),
-        ("nf4", drop(".absmax"), "q_proj.weight has no absmax"),
         ("nf4", put("", np.zeros((511, 1), np.uint8)), r"q_proj.weight is U8 \(511, 1\)"),
         ("nf4", put(".absmax", FLOATS), "absmax has a NaN"),
-        ("nf4", put(".absmax", np.ones(15, np.float32)), r"absmax is F32 \(15,\), not F32 \(16,\)"),
         ("nf4", put(".quant_map", np.ones(16, np.float32)), "quant_map differs from that of bits"),
         ("nf4", put(STATE, np.frombuffer(b"[" * 100_000, np.uint8)), "nf4 is not JSON"),
         ("nf4", put(".SCB", np.ones(32, np.float32)), r"SCB has no weight"),
         ("nf4", twice, r"bitsandbytes__(nf4|fp4) has no weight"),
         ("nf4", state(shape=[64, 16]), r"q_proj.weight has the shape \(64, 16\)"),
         ("nf4", state(shape=None), SHAPE),
-        ("nf4", state(shape=[0, 10**30]), SHAPE),
-        ("nf4", state(shape=[32]), SHAPE),
         ("nf4", state(blocksize=True), BLOCKS),
-        ("nf4", state(blocksize=10**30), BLOCKS),
         ("nf4", state(blocksize=48), "bitsandbytes__nf4: a block size of 48 is not a power of two"),
-        ("nf4", state(blocksize=32), r"absmax is F32 \(16,\), not F32 \(32,\)"),
         ("nf4", state(quant_type="af4"), "bitsandbytes__nf4: there is no 4-bit type 'af4'"),
-        ("nf4-dq", state(nested_offset=None), "`nested_offset` must be a finite number, got None"),
         ("nf4-dq", state(nested_offset=10**400), "`nested_offset` must be a finite number"),
         ("nf4-dq", state(nested_blocksize=128), "nested_blocksize must be 256"),
         ("nf4-dq", put(".absmax", np.ones(16, np.float32)), "absmax is F32"),
-        ("nf4-dq", put(".nested_absmax", FLOATS[:1]), "nested_absmax has a NaN"),
         ("nf4-dq", put(".nested_quant_map", np.ones(256, np.float32)), "nested_quant_map differs"),
         ("int8", put("", np.ones((32, 32), np.uint8)), r"is U8 \(32, 32\), not I8"),
         ("int8", drop(""), "q_proj.SCB has no weight"),
@@ -182,19 +175,9 @@ def test_malformed_codes_are_refused(tmp_path, name, change, message):
 
 def test_a_quantized_head_is_dequantized(tmp_path):
     """bitsandbytes can be told to quantize the output head as well; here it is always dense."""
-    saved(tmp_path)
-    head = nf4.quantize(leaves()["model.embed_tokens.weight"])
-
-    def add(tensors):
-        state = {"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [256, 32]}
-        parts = {
-            "": head.codes.reshape(-1, 1), ".absmax": head.absmax, ".quant_map": nf4.NF4,
-            STATE: np.frombuffer(json.dumps(state).encode(), np.uint8),
-        }  # fmt: skip
-        tensors.update({f"lm_head.weight{name}": value for name, value in parts.items()})
-
-    rewrite(tmp_path / "q", add)
-    path = tmp_path / "q" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"tie_word_embeddings": False}))
-    base = load(tmp_path / "q")[1]
-    np.testing.assert_array_equal(base["lm_head"]["weight"], head.dequantize())
+    w = leaves(replace(CONFIG, tie_word_embeddings=False))
+    base = quantize(unflatten(w), "nf4")
+    base["lm_head"]["weight"] = head = nf4.quantize(w["lm_head.weight"])
+    save_quantized(tmp_path / "q", CONFIG, base)
+    back = load(tmp_path / "q")[1]
+    np.testing.assert_array_equal(back["lm_head"]["weight"], head.dequantize())

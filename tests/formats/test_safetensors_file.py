@@ -22,22 +22,16 @@ finite32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
 def test_written_tensors_are_read_by_the_library_and_back(tmp_path_factory, w):
     path = tmp_path_factory.mktemp("st") / "w.safetensors"
     odd = np.arange(3, dtype=np.uint8)
-    safetensors_file.write(path, {"b": entry("U8", odd), "a": entry("F32", w)})
+    safetensors_file.write(path, {"0": entry("U8", odd), "a": entry("F32", w)})
     theirs = safetensors.numpy.load_file(path)
     ours = safetensors_file.read_header(path)
     for tensors in (theirs, {name: found.read() for name, found in ours.items()}):
         np.testing.assert_array_equal(tensors["a"], w)
-        np.testing.assert_array_equal(tensors["b"], odd)
+        np.testing.assert_array_equal(tensors["0"], odd)
+    header, start, _ = safetensors_file.read_json_header(path)
+    assert start % 8 == 0 and header["a"]["data_offsets"][0] == 0, "float32 is aligned"
     with safetensors.safe_open(path, "np") as file:
         assert file.metadata() == {"format": "pt"}, "without it transformers refuses the file"
-
-
-def test_float32_starts_at_a_multiple_of_four_bytes(tmp_path):
-    path = tmp_path / "w.safetensors"
-    entries = {"a": entry("U8", np.zeros(3, "u1")), "b": entry("F32", np.zeros(1, "f4"))}
-    safetensors_file.write(path, entries)
-    header, start, _ = safetensors_file.read_json_header(path)
-    assert start % 8 == 0 and header["b"]["data_offsets"] == [0, 4]
 
 
 @pytest.mark.parametrize("number", [3.4028235e38, np.nan, -np.inf])
@@ -69,17 +63,13 @@ def of_w(*args):
         (of_w()[:-20], "truncated"),
         (of_w()[:-1], "tensor w ends at byte"),
         (b"\x80\x02}q\x00.", "truncated or not a safetensors"),
-        (file_of({}, length=2**60), "truncated or not a safetensors"),
         (file_of(b"{'w': 1}"), "not JSON"),
         (file_of(b"[1]"), "header must hold one JSON object"),
         (file_of({"w": 5}), "entry for tensor w is malformed"),
-        (file_of({"w": {"dtype": "F32"}}), "tensor w is malformed"),
         (of_w("F32", (-4,), (0, -16)), "tensor w is malformed"),
         (of_w("F32", (0, 10**30), (0, 0)), "tensor w is malformed"),
-        (of_w(["F32"]), "tensor w is malformed"),
         (of_w("F8\nx"), r"unsupported type F8\\nx"),
         (of_w("Q8_0", ()), "not whole blocks"),
-        (of_w("F32", (5,)), "ends at byte"),
         (of_w("F32", (3,)), r"the shape \(3,\), which does not fit"),
         (of_w("F32", (4,), (16, 0)), "leaves a gap"),
         (of_w("F32", (3,), (0, 12)), "4 bytes that no tensor uses"),
