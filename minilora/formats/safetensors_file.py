@@ -196,33 +196,31 @@ def read_json_header(path):
 
 def _fields(path, name, raw):
     """Return (first byte, end, dtype, shape) of a tensor in the header."""
-    try:
-        dtype, shape, (start, stop) = raw["dtype"], tuple(raw["shape"]), raw["data_offsets"]
-    except (TypeError, KeyError, ValueError):
-        dtype, shape, start, stop = None, (), None, None
-    sizes = (*shape, start, stop)
-    if not (isinstance(dtype, str) and all(type(n) is int and n >= 0 for n in sizes)):
-        raise InputError(f"{path}: the header's entry for tensor {name} is malformed")
-    return start, stop, dtype, shape
+    match raw:
+        case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, stop]}:
+            if all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
+                return start, stop, dtype, tuple(shape)
+    raise InputError(f"{path}: the header's entry for tensor {name} is malformed")
 
 
 def write(path, entries, metadata=None):
     """Write {name: Entry} to `path`; raise InputError if a number does not fit its type."""
-    # widest types first, so that every tensor starts at a multiple of its item size
-    names = sorted(entries, key=lambda name: (-DTYPES[entries[name].dtype].itemsize, name))
     header = {"__metadata__": metadata or {"format": "pt"}}  # transformers needs "format"
     end = 0
+    # widest types first, so that every tensor starts at a multiple of its item size
+    widths = {name: DTYPES[found.dtype].itemsize for name, found in entries.items()}
+    names = sorted(entries, key=lambda name: (-widths[name], name))
     for name in names:
-        dtype, shape = entries[name].dtype, entries[name].shape
-        start = end
-        end = end + math.prod(shape) * DTYPES[dtype].itemsize
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+        start, shape = end, entries[name].shape
+        end = start + math.prod(shape) * widths[name]
+        header[name] = {
+            "dtype": entries[name].dtype, "shape": shape, "data_offsets": [start, end],
+        }  # fmt: skip
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            w = entries[name].read()
-            dtype = entries[name].dtype
+            w, dtype = entries[name].read(), entries[name].dtype
             raw = encode(w, dtype, name) if dtype in FLOATS else w
             file.write(np.ascontiguousarray(raw, DTYPES[dtype]).data)

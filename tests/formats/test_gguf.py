@@ -80,8 +80,8 @@ def test_blocks_by_hand():
     [
         ("general__architecture", "gemma", "architecture is 'gemma'"),
         ("general__alignment", 0, "`general.alignment` must be a whole number from 1, got 0"),
-        ("llama__block_count", None, "m.gguf: `llama.block_count` must be a whole number from 1"),
-        ("llama__attention__layer_norm_rms_epsilon", None, "must be a positive number, got None"),
+        ("llama__block_count", None, "m.gguf: `num_hidden_layers` must be a whole"),
+        ("llama__attention__layer_norm_rms_epsilon", None, "layer_norm_rms_epsilon is missing"),
         ("llama__rope__scaling__type", "yarn", "type 'yarn' is not supported: " + FOLDER),
         ("llama__rope__scaling__factor", 2.0, "factor 2.0 is not supported: " + FOLDER),
         ("llama__rope__scale_linear", 4.0, "scale_linear 4.0 is not supported: " + FOLDER),

@@ -8,9 +8,9 @@ import pytest
 from minilora import layers
 from minilora.config import ALL_LINEAR, ModelConfig
 from minilora.data.tokenizer import ByteTokenizer
-from minilora.formats import gguf_file
 from minilora.formats.hf_folder import shapes
 from minilora.formats.pretrained import load, save_pretrained
+from minilora.formats.safetensors_file import DTYPES, decode
 from minilora.generation import sample
 from minilora.tree import flatten, unflatten
 
@@ -163,7 +163,8 @@ def test_dequantizing_equals_the_gguf_library(equal, name):
     w = np.random.default_rng(0).standard_normal((6, 96), dtype=np.float32) * 3
     raw = np.ascontiguousarray(gguf.quants.quantize(w, kind)).view(np.uint8)
     theirs = gguf.quants.dequantize(raw, kind).reshape(-1)
-    equal(*GGUF, (gguf_file.dequantize(raw.reshape(-1), name), theirs), case=name)
+    ours = decode(raw.reshape(-1).view(DTYPES[name]), name).reshape(-1)
+    equal(*GGUF, (ours, theirs), case=name)
 
 
 def write_gguf(gguf, path, kind):

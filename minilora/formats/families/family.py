@@ -9,7 +9,6 @@ from typing import Any
 
 from ...config import ModelConfig
 
-DEFAULTS = ModelConfig(1, 1, 1, 1, 1, 1, 2)
 # the fields that `Family.fields` may have
 FIXED = {"hidden_act", "norms", "norm_offset", "qk_norm"}
 
@@ -40,7 +39,7 @@ class Family:
     def fits(self, config: ModelConfig, some: set[str]) -> bool:
         """Return whether a model of this family can have this shape, and `some` biases."""
         same = all(
-            getattr(config, name) == self.fields.get(name, getattr(DEFAULTS, name))
+            getattr(config, name) == self.fields.get(name, getattr(ModelConfig, name))
             for name in FIXED
         )
         window = self.sliding or config.sliding_window is None
