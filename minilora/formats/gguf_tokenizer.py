@@ -28,15 +28,19 @@ def from_metadata(path, metadata):
             raise InputError("tokenizer.chat_template must be text")
         tokens = _tokens(metadata)
         special_ids = {name: ids(metadata, key) for name, key in ID_KEYS.items()}
+        special = {}
         for name, found in special_ids.items():
-            if any(i >= len(tokens) for i in found):
-                raise InputError(f"{name} has the id {found}, but there are {len(tokens)} tokens")
-        special = {name: tokens[found[0]] for name, found in special_ids.items() if found}
-        if "eos_token" not in special:
-            raise InputError(f"{ID_KEYS['eos_token']} is missing")
+            for i in found:
+                if i >= len(tokens):
+                    raise InputError(f"{name} has the id {i}, but there are {len(tokens)} tokens")
+                special[name] = tokens[i]
+        add_bos = metadata.get("tokenizer.ggml.add_bos_token")
+        for name in ("eos_token", "bos_token") if add_bos else ("eos_token",):
+            if name not in special:
+                raise InputError(f"{ID_KEYS[name]} is missing")
         with one_error("its tokenizer is broken"):
             backend = _byte_level(metadata, tokens)
-            if metadata.get("tokenizer.ggml.add_bos_token"):
+            if add_bos:
                 _add_bos(backend, special["bos_token"])
     settings = special | {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -150,11 +150,12 @@ def files(folder):
 
 def read_tensors(folder):
     """Read {name: Entry} of the files of the tensors."""
+    paths = weight_files(folder)
+    if not paths[0].is_file():
+        raise InputError(f"{paths[0]} is missing: save the weights as safetensors, no pickle")
     tensors: dict = {}
-    for path in weight_files(folder):
+    for path in paths:
         if path.name != INDEX:
-            if not path.is_file():
-                raise InputError(f"{path} is missing: save the weights as safetensors, no pickle")
             tensors |= safetensors_file.read_header(path)
     return tensors
 

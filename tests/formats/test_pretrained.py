@@ -80,7 +80,7 @@ def test_shards(tmp_path):
     for weight_map, message in (
         (dict.fromkeys(names, where[names[0]]), "is missing"),
         ({names[0]: "../secret.safetensors"}, "weight_map must map"),
-        ({names[0]: "none\n\x1b[2J"}, r"none\\n\\x1b\[2J is missing"),
+        ({names[0]: "none\n\x1b[2J"}, r"none\\n\\x1b\[2J cannot be read"),
         (["a"], "weight_map must be an object"),
     ):
         index.write_text(json.dumps({"weight_map": weight_map}))
