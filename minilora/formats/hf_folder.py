@@ -39,7 +39,7 @@ OTHERS = (
 
 
 def read_config(folder):
-    """Read (ModelConfig, the JSON object) of folder/config.json.
+    """Read (ModelConfig, biased projections, quantization_config or {}) of folder/config.json.
 
     Raises InputError naming the file and the field that is missing, malformed or not implemented.
     """
@@ -47,7 +47,9 @@ def read_config(folder):
     raw, generation = read_json(path), read_json(other, {})
     with errors_in(path):
         config = model_config(raw | {"eos_token_id": (raw | generation).get("eos_token_id")})
-    return replace(config, generation_config=generation or None), raw
+        biased = {name for field in BIASES if raw.get(field) for name in BIASES[field]}
+        quantization = nested(raw, "quantization_config")
+    return replace(config, generation_config=generation or None), biased, quantization
 
 
 def model_config(raw):

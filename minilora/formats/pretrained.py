@@ -22,8 +22,6 @@ from ..quant.schemes import is_projection, quantize_leaf
 from ..tree import Tree, set_leaf
 from . import fetch, gguf_llama, gguf_tokenizer, hf_folder, hf_tokenizer, quantized_file
 from .families import FAMILIES
-from .fields import nested
-from .files import errors_in
 from .hf_folder import read_config, shapes, with_bias
 from .safetensors_file import check_floats, check_names_and_shapes
 
@@ -115,19 +113,16 @@ def _place(name):
 
 def _folder(folder):
     """Return (ModelConfig, {path: Entry}, tokenizer, projections with a bias) of a folder."""
-    config, raw = read_config(folder)
+    config, biased, quantization = read_config(folder)
     if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
         tokenizer = ByteTokenizer()
     else:
         tokenizer = hf_tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
     config = replace(config, eos_token_id=config.eos_token_id or (tokenizer.eos_token_id,))
     tensors = hf_folder.read_tensors(folder)
-    with errors_in(folder / "config.json"):
-        settings = nested(raw, "quantization_config")
-    if settings:
-        tensors = quantized_file.join(folder, settings, tensors)
-    biased = [names for field, names in hf_folder.BIASES.items() if raw.get(field)]
-    return config, tensors, tokenizer, {name for names in biased for name in names}
+    if quantization:
+        tensors = quantized_file.join(folder, quantization, tensors)
+    return config, tensors, tokenizer, biased
 
 
 def _gguf(path):

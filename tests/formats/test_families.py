@@ -95,7 +95,7 @@ def test_the_defaults_of_gemma(tmp_path):
         "num_hidden_layers": 7, "num_attention_heads": 4, "num_key_value_heads": 1,
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(raw))
-    config, _ = read_config(tmp_path)
+    config = read_config(tmp_path)[0]
     assert config.layer_types == (SLIDING,) * 5 + (FULL, SLIDING)
     assert (config.head_dim, config.query_pre_attn_scalar) == (256, 256)
     assert (config.sliding_window, config.tie_word_embeddings) == (4096, True)
