@@ -158,10 +158,11 @@ def locked(folder):
 
     number = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is writing {folder}: wait for it") from error
+        with suppress(OSError):  # of a file system without locks
+            try:
+                fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"another process is writing {folder}: wait for it") from error
         yield
     finally:
         os.close(number)
