@@ -50,7 +50,11 @@ def tensors(adapters, base, config):
         if scaling != expected:
             what = f"the scaling {scaling}, but its LoraConfig says {expected}"
             raise InputError(f"the adapter on {path} has {what}")
-    modules = [path.removesuffix(".weight") for path in trained if path in replaceable(base)]
+    places = replaceable(base)
+    modules = [path.removesuffix(".weight") for path in trained if path in places]
+    ends = sorted({module.rpartition(".")[2] for module in modules})
+    if len(named(ends, places)) == len(modules):
+        modules = ends  # PEFT compares ends
     if EMBEDDING in trained and "lm_head" not in adapters | base:
         what = "PEFT's format cannot hold a trained embedding that is also the head"
         raise InputError(f"{what}: put lm_head.weight into one of the two trees")
@@ -129,6 +133,8 @@ def _is_valid(name, value):
     if isinstance(default, list):
         kind = int if name == "layers_to_transform" else str
         items = value if isinstance(value, list) else [value]
+        if default and not items:
+            return False
         return all(type(item) is kind and item != "" for item in items)
     if type(default) in (int, float):
         return type(value) in (int, float) and abs(value) < 2**31  # not NaN
