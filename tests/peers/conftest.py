@@ -19,10 +19,9 @@ from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
 from minilora.tree import flatten
 
-TINY = {
-    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 255,
-    "tie_word_embeddings": True,
+SHAPE = {  # rows of whole blocks of 64, which bitsandbytes needs on a CPU
+    "vocab_size": 256, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 255, "bos_token_id": None,
 }  # fmt: skip
 ROWS = pytest.StashKey[dict]()
 
@@ -163,26 +162,33 @@ def eager():
 
 
 @pytest.fixture(scope="session")
-def tiny_llama(tmp_path_factory):
-    """tiny_llama(**fields of LlamaConfig) -> a folder with a random Llama, float32.
+def random_model(tmp_path_factory):
+    """random_model(family, **fields of its config) -> a folder with a random model, float32.
 
     Its weights are so large that a mistake in any of them shows in the logits.
     """
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     made = {}
 
-    def make(**fields):
-        name = repr(sorted(fields.items()))
+    def make(family="Llama", **fields):
+        name = repr((family, sorted(fields.items())))
         if name not in made:
             torch.manual_seed(0)
-            llama = transformers.LlamaForCausalLM(transformers.LlamaConfig(**TINY | fields))
-            for path, p in llama.named_parameters():
+            config = getattr(transformers, f"{family}Config")(**SHAPE | fields)
+            model = transformers.AutoModelForCausalLM.from_config(config)
+            for path, p in model.named_parameters():
                 torch.nn.init.normal_(p, mean=1.0 if "norm" in path else 0.0, std=0.15)
-            made[name] = tmp_path_factory.mktemp("llama")
-            llama.save_pretrained(made[name])
+            made[name] = tmp_path_factory.mktemp("model")
+            model.save_pretrained(made[name])
         return made[name]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(random_model):
+    """tiny_llama(**fields of LlamaConfig) -> a folder with a random Llama with a tied head."""
+    return lambda **fields: random_model(**{"tie_word_embeddings": True} | fields)
 
 
 @pytest.fixture(scope="session")

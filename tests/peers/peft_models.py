@@ -33,15 +33,19 @@ def llama_of(folder):
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def random_peft(llama, **fields):
-    """A PEFT model on `llama` in which every trained number differs from where it started."""
+def random_peft(llama, config=None, size=0.1, **fields):
+    """A PEFT model on `llama` in which every trained number differs from where it started.
+
+    config: a config of PEFT; None for a LoraConfig with these fields.
+    """
     torch.manual_seed(1)
     with quietly():
-        theirs = peft.get_peft_model(llama, peft.LoraConfig(task_type="CAUSAL_LM", **fields))
+        config = config or peft.LoraConfig(task_type="CAUSAL_LM", **fields)
+        theirs = peft.get_peft_model(llama, config)
     with torch.no_grad():
         for p in theirs.parameters():
             if p.requires_grad:
-                p += 0.1 * torch.randn_like(p)
+                p += size * torch.randn_like(p)
     return theirs.eval()
 
 

@@ -14,6 +14,7 @@ from peft_models import (
     prose_batch,
     quietly,
     random_batch,
+    random_peft,
     their_logits,
     transformers_loss,
 )
@@ -33,30 +34,17 @@ torch = pytest.importorskip("torch", reason="the peers group is not installed")
 peft = pytest.importorskip("peft", reason="the peers group is not installed")
 
 TASK = {"task_type": "CAUSAL_LM"}
+LORA = {"target_modules": ALL, "r": 4, "lora_alpha": 6, **TASK}
 CONFIGS = {
-    "dora": lambda: peft.LoraConfig(use_dora=True, target_modules=ALL, r=4, lora_alpha=6, **TASK),
-    "pissa": lambda: peft.LoraConfig(
-        init_lora_weights="pissa", target_modules=ALL, r=4, lora_alpha=6, **TASK
-    ),
-    "vera": lambda: peft.VeraConfig(r=5, **TASK),
-    "ia3": lambda: peft.IA3Config(**TASK),
-    "prompt": lambda: peft.PromptTuningConfig(num_virtual_tokens=5, **TASK),
-    "p-tuning": lambda: peft.PromptEncoderConfig(num_virtual_tokens=5, **TASK),
-    "prefix": lambda: peft.PrefixTuningConfig(num_virtual_tokens=5, **TASK),
+    "dora": peft.LoraConfig(use_dora=True, **LORA),
+    "pissa": peft.LoraConfig(init_lora_weights="pissa", **LORA),
+    "vera": peft.VeraConfig(r=5, **TASK),
+    "ia3": peft.IA3Config(**TASK),
+    "prompt": peft.PromptTuningConfig(num_virtual_tokens=5, **TASK),
+    "p-tuning": peft.PromptEncoderConfig(num_virtual_tokens=5, **TASK),
+    "prefix": peft.PrefixTuningConfig(num_virtual_tokens=5, **TASK),
 }
 EVERY = pytest.mark.parametrize("name", CONFIGS)
-
-
-def moved_peft(llama, name, size=0.1):
-    """PEFT's model of that method, every trained number moved away from its start."""
-    torch.manual_seed(1)
-    with quietly():
-        theirs = peft.get_peft_model(llama, CONFIGS[name]())
-    with torch.no_grad():
-        for p in theirs.parameters():
-            if p.requires_grad:
-                p += size * torch.randn_like(p)
-    return theirs.eval()
 
 
 def their_gradients(theirs, batch, loss_of):
@@ -197,7 +185,7 @@ def test_logits_and_gradients(
 ):
     folder = tiny_llama(tie_word_embeddings=tied)
     config, dense, _ = load(folder)
-    theirs, batch = moved_peft(llama_of(folder), name), random_batch(256, B=3, T=24)
+    theirs, batch = random_peft(llama_of(folder), CONFIGS[name]), random_batch(256, B=3, T=24)
     trees = trees_of(theirs, name, dense, tmp_path)
     if name == "pissa":
         same_residuals("random Llamas", theirs, *trees, dense)
@@ -215,7 +203,7 @@ def test_on_the_real_base(
     smollm2, their_smollm2, prose, tmp_path, same_here, same_gradients, same_residuals, name
 ):
     config, dense, _, _ = smollm2
-    theirs = moved_peft(deepcopy(their_smollm2), name, size=0.001)
+    theirs = random_peft(deepcopy(their_smollm2), CONFIGS[name], size=0.001)
     # Points where float32 is good for 1e-4. Five times this prefix draws attention away from the
     # first token: one rounding of every weight then moves its gradient by 8e-5 in place of 6e-6.
     # Three times P-tuning's own rows have a gradient off by 4e-5 there, its own 2e-4.
@@ -272,7 +260,7 @@ MERGED = [n for n in CONFIGS if n in METHODS and "merge_projection" in METHODS[n
 def test_merged_as_peft_merges(tiny_llama, tmp_path, tokens, same_logits, name):
     folder = tiny_llama(attention_bias=True, mlp_bias=True)
     config, base, _ = load(folder)
-    theirs = moved_peft(llama_of(folder), name)
+    theirs = random_peft(llama_of(folder), CONFIGS[name])
     adapters = load_adapter(peft_folder(tmp_path, theirs), base).adapters
     expected = their_logits(theirs.merge_and_unload(), tokens)
     same_logits(

@@ -17,12 +17,12 @@ from peft_models import (
 )
 
 import minilora
-from minilora import lora
 from minilora.cli import main
 from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats.checkpoint import load_adapter, save_adapter
 from minilora.formats.peft_format import LORA_NEUTRAL
 from minilora.formats.pretrained import load
+from minilora.lora import target_paths
 from minilora.methods.replaced import also_train
 from minilora.tree import arrays, flatten
 
@@ -67,6 +67,8 @@ PEFT_CONFIGS = {
     "excluded in layers": {
         "target_modules": ALL, "exclude_modules": ["v_proj"], "layers_to_transform": [0, 2],
     },
+    "biases that the base lacks": {"bias": "lora_only"},
+    "all biases that the base lacks": {"bias": "all"},
     "layers pattern": {
         "target_modules": ALL, "layers_to_transform": [1], "layers_pattern": ["h", "layers"],
     },
@@ -80,43 +82,25 @@ PEFT_CONFIGS = {
 # --- PEFT's folders here
 
 
-@pytest.mark.parametrize("name", PEFT_CONFIGS)
-@pytest.mark.parametrize("biased", [False, True])
-def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, name, biased):
-    base_folder = tiny_llama(attention_bias=biased, mlp_bias=biased)
-    theirs = random_peft(llama_of(base_folder), **PEFT_CONFIGS[name])
+@pytest.mark.parametrize(
+    ("name", "tied"),
+    [(name, False) for name in PEFT_CONFIGS]
+    + [(name, True) for name, fields in PEFT_CONFIGS.items() if "modules_to_save" in fields],
+)
+def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, name, tied):
+    """PEFT trains copies: with a tied head, the head stays the frozen embedding."""
+    fields = PEFT_CONFIGS[name]
+    biased = name == "biases"
+    base_folder = tiny_llama(tie_word_embeddings=tied, attention_bias=biased, mlp_bias=biased)
+    theirs = random_peft(llama_of(base_folder), **fields)
     peft_folder(tmp_path, theirs)
     config, base, _ = load(base_folder)
     adapters, base, _ = load_adapter(tmp_path, base)
     expected = their_logits(theirs, tokens)
     same_logits(*PEFT_HERE, expected, adapters, base, tokens, config, loss=True)
-    # and it is no empty claim: without the adapter the logits are others
+    # without the adapter the logits are others
     bare = minilora.forward({}, base, tokens, config)
     assert np.abs(bare - expected).max() > 0.01 * np.abs(expected).max()
-
-
-@pytest.mark.parametrize("modules", [["embed_tokens"], ["embed_tokens", "lm_head"], ["lm_head"]])
-def test_modules_to_save_of_a_tied_model_of_peft_here(
-    tiny_llama, tmp_path, tokens, same_logits, modules
-):
-    """PEFT trains copies: without lm_head in the list, the head stays the frozen embedding."""
-    base_folder = tiny_llama(tie_word_embeddings=True)
-    theirs = random_peft(llama_of(base_folder), modules_to_save=modules)
-    peft_folder(tmp_path, theirs)
-    config, base, _ = load(base_folder)
-    adapters, base, _ = load_adapter(tmp_path, base)
-    expected = their_logits(theirs, tokens)
-    same_logits(*PEFT_HERE, expected, adapters, base, tokens, config, loss=True)
-
-
-@pytest.mark.parametrize("bias", ["lora_only", "all"])
-def test_bias_of_peft_where_the_base_has_none(tiny_llama, tmp_path, tokens, same_logits, bias):
-    theirs = random_peft(llama_of(tiny_llama()), bias=bias)
-    peft_folder(tmp_path, theirs)
-    config, base, _ = load(tiny_llama())
-    adapters, base, _ = load_adapter(tmp_path, base)
-    expected = their_logits(theirs, tokens)
-    same_logits(*PEFT_HERE, expected, adapters, base, tokens, config, loss=True)
 
 
 @pytest.mark.parametrize(
@@ -126,7 +110,7 @@ def test_a_string_of_targets_that_peft_refuses_is_refused(tiny_llama, targets):
     with pytest.raises(ValueError, match=r"not found|not supported"):
         random_peft(llama_of(tiny_llama()), target_modules=targets)
     with pytest.raises(InputError, match="is a regular expression, and matches"):
-        lora.target_paths(load(tiny_llama())[1], LoraConfig(target_modules=targets))
+        target_paths(load(tiny_llama())[1], LoraConfig(target_modules=targets))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -149,61 +133,43 @@ def test_half_precision_adapters_of_peft_here(tiny_llama, tmp_path, tokens, same
     same_logits(*PEFT_HERE, expected, adapters, base, tokens, config, loss=True)
 
 
-REFUSED = {
-    "trained biases": ("bias", {"bias": "lora_only"}),
-    "all trained biases": ("bias", {"bias": "all"}),
-    "a saved projection": ("modules_to_save", {"modules_to_save": ["k_proj"]}),
-    "a tied embedding": (
-        "ensure_weight_tying", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
-    ),
-    "an adapted head": ("lm_head", {"target_modules": ["q_proj", "lm_head"]}),
-    "replicated layers": ("layer_replication", {"layer_replication": [[0, 2], [1, 3]]}),
-    "tokens": ("trainable_token_indices", {"trainable_token_indices": [1, 2]}),
-    "alora": ("alora_invocation_tokens", {"alora_invocation_tokens": [1]}),
-    "olora": ("init_lora_weights", {"init_lora_weights": "olora"}),
-}  # fmt: skip
+def lora(**fields):
+    return peft.LoraConfig(task_type="CAUSAL_LM", **fields)
+
+
+def vera(**fields):
+    return peft.VeraConfig(task_type="CAUSAL_LM", r=2, **fields)
+
+
+TIED_EMBEDDING = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}
+NORMS = peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["norm"])
+LOHA = peft.LoHaConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2)
+REFUSED = {  # a config of PEFT, and what the message names
+    "trained biases": (lora(bias="lora_only"), "bias"),
+    "all trained biases": (lora(bias="all"), "bias"),
+    "a saved projection": (lora(modules_to_save=["k_proj"]), "modules_to_save"),
+    "a tied embedding": (lora(**TIED_EMBEDDING), "ensure_weight_tying"),
+    "an adapted head": (lora(target_modules=["q_proj", "lm_head"]), "lm_head"),
+    "replicated layers": (lora(layer_replication=[[0, 2], [1, 3]]), "layer_replication"),
+    "tokens": (lora(trainable_token_indices=[1, 2]), "trainable_token_indices"),
+    "alora": (lora(alora_invocation_tokens=[1]), "alora_invocation_tokens"),
+    "olora": (lora(init_lora_weights="olora"), "init_lora_weights"),
+    "norms": (NORMS, "peft_type 'LN_TUNING' is not implemented"),
+    "loha": (LOHA, "peft_type 'LOHA' is not implemented"),
+    "vera, targets": (vera(target_modules=["q_proj"]), r"target_modules = \['q_proj'\] is not"),
+    "vera, layers": (vera(layers_to_transform=[1]), r"layers_to_transform = \[1\] is not"),
+    "vera, no A": (vera(save_projection=False), r"tensor base_model\.vera_A is missing"),
+}
 
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_what_cannot_be_honoured_is_refused_by_name(tiny_llama, tmp_path, what):
-    named, fields = REFUSED[what]
+    config, named = REFUSED[what]
     base_folder = tiny_llama(attention_bias=True, mlp_bias=True)
     with quietly():
-        peft_folder(tmp_path, random_peft(llama_of(base_folder), **fields))
+        peft.get_peft_model(llama_of(base_folder), config).save_pretrained(tmp_path)
     with pytest.raises(InputError, match=named):
         load_adapter(tmp_path, load(base_folder)[1])
-
-
-@pytest.mark.parametrize(
-    ("config", "named"),
-    [
-        (
-            lambda: peft.LNTuningConfig(task_type="CAUSAL_LM", target_modules=["norm"]),
-            "peft_type 'LN_TUNING' is not implemented",
-        ),
-        (
-            lambda: peft.LoHaConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2),
-            "peft_type 'LOHA' is not implemented",
-        ),
-        (
-            lambda: peft.VeraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], r=2),
-            r"target_modules = \['q_proj'\] is not implemented",
-        ),
-        (
-            lambda: peft.VeraConfig(task_type="CAUSAL_LM", r=2, layers_to_transform=[1]),
-            r"layers_to_transform = \[1\] is not implemented",
-        ),
-        (
-            lambda: peft.VeraConfig(task_type="CAUSAL_LM", r=2, save_projection=False),
-            r"tensor base_model\.vera_A is missing",
-        ),
-    ],
-)
-def test_other_methods_and_settings_are_refused_by_name(tiny_llama, tmp_path, config, named):
-    with quietly():
-        peft.get_peft_model(llama_of(tiny_llama()), config()).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match=named):
-        load_adapter(tmp_path, load(tiny_llama())[1])
 
 
 def test_a_start_that_changes_the_base_is_no_adapter_of_that_base(tiny_llama, tmp_path, tokens):
@@ -213,9 +179,7 @@ def test_a_start_that_changes_the_base_is_no_adapter_of_that_base(tiny_llama, tm
     """
     llama = llama_of(tiny_llama())
     with quietly():
-        theirs = peft.get_peft_model(
-            llama, peft.LoraConfig(task_type="CAUSAL_LM", init_lora_weights="olora")
-        )
+        theirs = peft.get_peft_model(llama, lora(init_lora_weights="olora"))
     expected = their_logits(theirs.eval(), tokens)
     peft_folder(tmp_path, theirs)
     path = tmp_path / "adapter_config.json"
@@ -228,6 +192,7 @@ def test_a_start_that_changes_the_base_is_no_adapter_of_that_base(tiny_llama, tm
 
 # --- our folders in PEFT
 
+HALF = ("bfloat16", "float16")
 OUR_CONFIGS = {
     "defaults": (LoraConfig(), ()),
     "all seven": (LoraConfig(target_modules=("all-linear",), r=2, lora_alpha=5.0), ()),
@@ -264,9 +229,12 @@ def our_adapter(base, config, groups):
     return moved(adapters, lambda w: np.float32(w + 0.1 * rng.standard_normal(w.shape)))
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("name", OUR_CONFIGS)
+@pytest.mark.parametrize(
+    ("name", "tied", "dtype"),
+    [(name, False, "float32") for name in OUR_CONFIGS]
+    + [(name, True, "float32") for name, (_, groups) in OUR_CONFIGS.items() if groups]
+    + [(name, False, dtype) for name in ("all seven", "everything") for dtype in HALF],
+)
 def test_our_adapter_in_peft(tiny_llama, tmp_path, tokens, same_logits, name, tied, dtype):
     base_folder, (lora_config, groups) = tiny_llama(tie_word_embeddings=tied), OUR_CONFIGS[name]
     config, base, _ = load(base_folder)
@@ -324,10 +292,9 @@ def test_a_trained_bias_cannot_be_merged_there_and_can_here(
 
 
 @pytest.mark.parametrize("scheme", ["none", "nf4-dq", "int8"])
-@pytest.mark.parametrize("name", ["all seven", "rslora", "patterns", "everything"])
-def test_the_merged_folder_in_transformers(tiny_llama, tmp_path, tokens, same_logits, name, scheme):
+def test_the_merged_folder_in_transformers(tiny_llama, tmp_path, tokens, same_logits, scheme):
     """What `minilora merge` writes computes there what base and adapter compute here."""
-    (lora_config, groups), base_folder = OUR_CONFIGS[name], tiny_llama()
+    (lora_config, groups), base_folder = OUR_CONFIGS["everything"], tiny_llama()
     config, base, _ = load(base_folder, scheme)
     adapters = our_adapter(base, lora_config, groups)
     save_adapter(tmp_path / "adapter", adapters, base, lora_config, base_folder)
@@ -337,5 +304,5 @@ def test_the_merged_folder_in_transformers(tiny_llama, tmp_path, tokens, same_lo
     same_file = ((p / "generation_config.json").read_bytes() for p in (base_folder, merged))
     assert len({*same_file}) == 1
     theirs = their_logits(llama_of(merged), tokens)
-    what = "merged folder", "transformers"
+    what = "minilora merge, all schemes", "transformers"
     same_logits(*what, theirs, adapters, base, tokens, config, loss=True)

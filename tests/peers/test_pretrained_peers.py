@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from peft_models import llama_of, their_logits
 
 from minilora import layers
-from minilora.config import ALL_LINEAR, ModelConfig
-from minilora.data.tokenizer import ByteTokenizer
+from minilora.config import ModelConfig
 from minilora.formats.hf_folder import shapes
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import DTYPES, decode
@@ -18,101 +18,31 @@ torch = pytest.importorskip("torch", reason="the peers group is not installed")
 transformers = pytest.importorskip("transformers", reason="the peers group is not installed")
 LlamaRotaryEmbedding = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
 
-WEIGHTS = "weights of folders and GGUF files, both ways", "transformers"
-GGUF = "blocks of GGUF files: values", "gguf"
-LLAMAS = "random Llamas, Hugging Face folders both ways and GGUF files", "transformers"
+RANDOM, PEER = "random models", "transformers"
+WEIGHTS = "weights of folders and GGUF files, both ways"
 CONFIG = ModelConfig(
     vocab_size=256, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
     num_attention_heads=4, num_key_value_heads=2, head_dim=16, eos_token_id=(255,),
 )  # fmt: skip
-TOKENS = np.random.default_rng(0).integers(256, size=(2, 40))
 LINEAR = {"rope_type": "linear", "factor": 4.0}
-LLAMA3 = {
-    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}  # fmt: skip
 
 
-def hf_config(**fields):
-    theirs = {
-        "vocab_size": 256, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "eos_token_id": 255,
-    }  # fmt: skip
-    return transformers.LlamaConfig(**theirs | fields)
-
-
-def random_model(**fields):
-    """A Llama of transformers whose weights are large enough to tell every mistake apart."""
-    torch.manual_seed(0)
-    llama = transformers.LlamaForCausalLM(hf_config(**fields)).eval()
-    with torch.no_grad():
-        for name, p in llama.named_parameters():
-            torch.nn.init.normal_(p, mean=1.0 if "norm" in name else 0.0, std=0.2)
-    return llama
-
-
-def their_logits(llama):
-    with torch.no_grad():
-        return llama(torch.tensor(TOKENS)).logits.float().numpy()
-
-
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {},
-        {"tie_word_embeddings": True},
-        {"attention_bias": True, "mlp_bias": True},
-        {"head_dim": 32, "rms_norm_eps": 1e-2},
-        {"rope_parameters": {"rope_theta": 500.0, "rope_type": "default"}},
-        {"rope_parameters": {"rope_theta": 500.0, **LINEAR}},
-        {"rope_parameters": {"rope_theta": 500.0, **LLAMA3}},
-    ],
-)
-def test_a_folder_of_transformers_here(tmp_path, same_logits, fields):
-    llama = random_model(**fields)
-    llama.save_pretrained(tmp_path)
-    config, base, _ = load(tmp_path)
-    assert set(flatten(base)) <= set(llama.state_dict())
-    same_logits(*LLAMAS, their_logits(llama), {}, base, TOKENS, config)
-
-
-def test_shards_of_transformers_here(tmp_path, same_logits):
-    llama = random_model()
+def test_shards_of_transformers_here(random_model, tmp_path, tokens, same_logits):
+    llama = llama_of(random_model())
     llama.save_pretrained(tmp_path, max_shard_size="40KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     config, base, _ = load(tmp_path)
-    same_logits(*LLAMAS, their_logits(llama), {}, base, TOKENS, config)
+    same_logits(RANDOM, PEER, their_logits(llama, tokens), {}, base, tokens, config)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_folders_here(tmp_path, equal, dtype):
+def test_half_precision_folders_here(random_model, tmp_path, equal, dtype):
     """The numbers that torch reads are the numbers read here, bit for bit."""
-    llama = random_model().to(dtype)
+    llama = llama_of(random_model()).to(dtype)
     llama.save_pretrained(tmp_path)
     base = flatten(load(tmp_path)[1])
     for name, p in llama.named_parameters():
-        equal(*WEIGHTS, (base[name], p.detach().float()), case=name)
-
-
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("biased", [True, False])
-@pytest.mark.parametrize("scaling", [None, LINEAR, LLAMA3])
-def test_our_folder_in_transformers(tmp_path, same_logits, tied, biased, scaling):
-    config = replace(CONFIG, tie_word_embeddings=tied, rope_scaling=scaling, rope_theta=500.0)
-    rng = np.random.default_rng(0)
-    w = {
-        path: rng.standard_normal(shape, dtype=np.float32) * np.float32(0.2)
-        for path, shape in shapes(config, ALL_LINEAR if biased else ()).items()
-    }
-    base = unflatten(w)
-    save_pretrained(tmp_path / "out", config, base, ByteTokenizer())
-    llama, info = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path / "out", output_loading_info=True
-    )
-    assert not any(info.values()), "no tensor missing, unexpected or misshapen"
-    assert llama.dtype == torch.float32
-    assert llama.config.eos_token_id == 255
-    same_logits(*LLAMAS, their_logits(llama), {}, base, TOKENS, config)
+        equal(WEIGHTS, PEER, (base[name], p.detach().float()), case=name)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -126,7 +56,7 @@ def test_our_half_precision_folder_in_transformers(tmp_path, equal, dtype):
     state = llama.state_dict()
     for path, x in w.items():
         rounded = torch.tensor(x).to(state[path].dtype)
-        equal(*WEIGHTS, (rounded.float(), state[path].float()), case=path)
+        equal(WEIGHTS, PEER, (rounded.float(), state[path].float()), case=path)
 
 
 @pytest.mark.parametrize("theta", [1e4, 1e5, 5e5])
@@ -135,13 +65,14 @@ def test_our_half_precision_folder_in_transformers(tmp_path, equal, dtype):
 def test_rotary_frequencies(equal, theta, head_dim, scaling):
     """Bit for bit: an ulp of a frequency is 3e-5 of a cosine near position 1,000."""
     parameters = {"rope_theta": theta, "rope_type": "default", **(scaling or {})}
-    theirs = LlamaRotaryEmbedding(hf_config(head_dim=head_dim, rope_parameters=parameters))
+    their_config = transformers.LlamaConfig(head_dim=head_dim, rope_parameters=parameters)
+    theirs = LlamaRotaryEmbedding(their_config)
     config = replace(CONFIG, head_dim=head_dim, rope_theta=theta, rope_scaling=scaling)
     equal("rotary frequencies", "transformers", (layers.rope_frequencies(config), theirs.inv_freq))
 
 
 @pytest.mark.parametrize("kind", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
-def test_a_gguf_file_of_the_gguf_library(tmp_path, equal, same_logits, kind):
+def test_a_gguf_file_of_the_gguf_library(tmp_path, equal, tokens, same_logits, kind):
     """Written by the library, read here and by transformers: the same numbers in the same rows."""
     gguf = pytest.importorskip("gguf")
     pytest.importorskip("tokenizers")
@@ -152,8 +83,8 @@ def test_a_gguf_file_of_the_gguf_library(tmp_path, equal, same_logits, kind):
     config, base, _ = load(path)
     state = llama.state_dict()
     for name, x in flatten(base).items():
-        equal(*WEIGHTS, (x, state[name]), case=name)
-    same_logits(*LLAMAS, their_logits(llama), {}, base, TOKENS, config)
+        equal(WEIGHTS, PEER, (x, state[name]), case=name)
+    same_logits(RANDOM, PEER, their_logits(llama, tokens), {}, base, tokens, config)
 
 
 @pytest.mark.parametrize("name", ["F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1"])
@@ -164,7 +95,7 @@ def test_dequantizing_equals_the_gguf_library(equal, name):
     raw = np.ascontiguousarray(gguf.quants.quantize(w, kind)).view(np.uint8)
     theirs = gguf.quants.dequantize(raw, kind).reshape(-1)
     ours = decode(raw.reshape(-1).view(DTYPES[name]), name).reshape(-1)
-    equal(*GGUF, (ours, theirs), case=name)
+    equal("blocks of GGUF files: values", "gguf", (ours, theirs), case=name)
 
 
 def write_gguf(gguf, path, kind):

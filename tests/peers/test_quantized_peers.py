@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from peft_models import llama_of, their_logits
 
 from minilora.cli import main
 from minilora.formats.pretrained import load, save_pretrained
@@ -22,24 +23,12 @@ PEERS = "transformers + bitsandbytes"
 READ = "quantized folders read here: each weight", PEERS
 WRITTEN = "quantized folders written here: each weight", PEERS
 FOUR_BITS = "random Llamas in NF4 or FP4", PEERS
-TOKENS = np.random.default_rng(0).integers(256, size=(2, 40))
 
 
 @pytest.fixture(scope="module")
-def dense(tmp_path_factory):
-    """A Llama of transformers, saved dense; its rows are whole blocks of 64 and of 128."""
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=256, hidden_size=128, intermediate_size=384, num_hidden_layers=2,
-        num_attention_heads=4, num_key_value_heads=2, eos_token_id=255, tie_word_embeddings=False,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("dense")
-    llama = transformers.LlamaForCausalLM(config)
-    with torch.no_grad():
-        for name, p in llama.named_parameters():
-            torch.nn.init.normal_(p, mean=1.0 if "norm" in name else 0.0, std=0.2)
-    llama.save_pretrained(folder)
-    return folder
+def dense(random_model):
+    """A folder with a dense Llama whose rows are whole blocks of 64 and of 128."""
+    return random_model(hidden_size=128, intermediate_size=384)
 
 
 def by_transformers(folder, scheme, dtype=torch.float32):
@@ -61,10 +50,10 @@ def dequantized(module):
 
 
 def projections(llama):
-    """{path: module} of bitsandbytes' layers, seven in each of two blocks."""
+    """{path: module} of bitsandbytes' layers."""
     kinds = (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)
     found = {f"{name}.weight": m for name, m in llama.named_modules() if isinstance(m, kinds)}
-    assert len(found) == 14
+    assert len(found) == 7 * llama.config.num_hidden_layers
     return found
 
 
@@ -82,7 +71,7 @@ def test_a_folder_of_transformers_here(dense, tmp_path, equal, scheme):
 
 
 @pytest.mark.parametrize("scheme", ["nf4-dq", "nf4", "fp4", "int8"])
-def test_our_folder_in_transformers(dense, tmp_path, equal, same_logits, scheme):
+def test_our_folder_in_transformers(dense, tmp_path, equal, tokens, same_logits, scheme):
     main(["quantize", "--model", str(dense), "--quantize", scheme, "--out", str(tmp_path / "q")])
     config, base, _ = load(dense, scheme)
     llama, info = transformers.AutoModelForCausalLM.from_pretrained(
@@ -92,14 +81,9 @@ def test_our_folder_in_transformers(dense, tmp_path, equal, same_logits, scheme)
     theirs, ours = projections(llama), flatten(base)
     for path, module in theirs.items():
         equal(*WRITTEN, (ours[path].dequantize(), dequantized(module)), case=path)
-    if scheme != "int8":  # bitsandbytes' 8-bit product quantizes its input as well
-        same_logits(*FOUR_BITS, their_logits(llama), {}, base, TOKENS, config)
-
-
-def their_logits(llama):
     llama.train()  # in evaluation, processors with bfloat16 products get weights of that precision
-    with torch.no_grad():
-        return llama(torch.tensor(TOKENS)).logits.float().numpy()
+    if scheme != "int8":  # bitsandbytes' 8-bit product quantizes its input as well
+        same_logits(*FOUR_BITS, their_logits(llama, tokens), {}, base, tokens, config)
 
 
 def test_other_block_sizes_in_transformers(dense, tmp_path, equal):
@@ -125,28 +109,21 @@ def test_a_half_precision_folder_of_transformers_here(dense, tmp_path):
         assert np.all(np.abs(w - theirs.float().numpy()) <= 2.0**-8 * np.abs(w))
 
 
-def test_biases_stay_dense(tmp_path):
-    torch.manual_seed(0)
-    config = transformers.LlamaConfig(
-        vocab_size=256, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
-        num_attention_heads=4, num_key_value_heads=2, eos_token_id=255, attention_bias=True,
-    )  # fmt: skip
-    llama = transformers.LlamaForCausalLM(config)
-    torch.nn.init.normal_(llama.model.layers[1].self_attn.k_proj.bias)
-    llama.save_pretrained(tmp_path / "dense")
-    by_transformers(tmp_path / "dense", "nf4").save_pretrained(tmp_path / "q")
+def test_biases_stay_dense(random_model, tmp_path):
+    dense = random_model(attention_bias=True)
+    by_transformers(dense, "nf4").save_pretrained(tmp_path / "q")
     bias = "model.layers.1.self_attn.k_proj.bias"
-    expected = llama.state_dict()[bias].numpy()
+    expected = llama_of(dense).state_dict()[bias]
     config, base, words = load(tmp_path / "q")
     np.testing.assert_array_equal(flatten(base)[bias], expected)
     save_quantized(tmp_path / "again", config, base, words)
     back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "again")
-    np.testing.assert_array_equal(back.state_dict()[bias].numpy(), expected)
+    np.testing.assert_array_equal(back.state_dict()[bias], expected)
 
 
-def test_the_dense_folder_of_a_quantized_base(dense, tmp_path, same_logits):
+def test_the_dense_folder_of_a_quantized_base(dense, tmp_path, tokens, same_logits):
     """What `merge` does without an adapter: codes out, the same function in transformers."""
     config, base, words = load(dense, "nf4-dq")
     save_pretrained(tmp_path / "d", config, base, words)
     llama = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "d")
-    same_logits(*FOUR_BITS, their_logits(llama), {}, base, TOKENS, config)
+    same_logits(*FOUR_BITS, their_logits(llama, tokens), {}, base, tokens, config)

@@ -1,14 +1,16 @@
-"""SmolLM2 itself against transformers: every tensor, and logits at four lengths."""
+"""SmolLM2 itself against transformers and PEFT: every tensor, logits, gradients."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
 import pytest
 from comparisons import relative
-from peft_models import their_logits
+from peft_models import four_bit_peft, prose_batch, small_random_peft, their_logits
 
 from minilora import kernels, load, model
 from minilora.evaluation.memory import nbytes
+from minilora.quant.schemes import quantize
 from minilora.tree import flatten, num_parameters
 
 torch = pytest.importorskip("torch", reason="the peers group is not installed")
@@ -61,6 +63,21 @@ def test_logits_beside_padding(smollm2, their_smollm2, prose, compared, lengths)
     for row in range(len(lengths)):
         difference = relative(ours[row_of == row], theirs[row_of == row])
         compared("SmolLM2: logits", "transformers", difference, LOGITS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("four_bits", [False, True])
+def test_gradients(smollm2, their_smollm2, prose, same_gradients, four_bits):
+    """210 adapters, 420 factors."""
+    config, base, _, _ = smollm2
+    theirs, batch = deepcopy(their_smollm2), prose_batch(prose, (128, 100))
+    what, against = "SmolLM2", "PyTorch + PEFT"
+    if four_bits:
+        base, theirs = quantize(base, "nf4-dq"), four_bit_peft(theirs)
+        what, against = "SmolLM2 in NF4", "PyTorch + PEFT + bitsandbytes"
+    else:
+        theirs = small_random_peft(theirs)
+    same_gradients(what, against, theirs, base, config, batch)
 
 
 def test_the_numbers_of_the_base(smollm2):
