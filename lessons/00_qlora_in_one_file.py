@@ -3,7 +3,16 @@
 #
 # **The question.** What is QLoRA, all of it?
 #
-# This file fine-tunes a language model with QLoRA. It uses NumPy, autograd (it computes gradients
+# **Why.** Fine-tuning changes the weights of a trained model. Training a weight with Adam takes 16
+# bytes: 4 for the weight, 4 for its gradient, 8 for two averages. For the 6.7 billion weights of a
+# LLaMA-7B, that is 108 GB. LoRA freezes them and trains two small matrices, A and B, next to some
+# of them: 4 million numbers for two projections of every layer at rank 8, or 0.06 %. A frozen
+# weight has no gradient and no averages. QLoRA also stores it in 4 bits instead of 32, so the
+# layers of the 7B model take 3.3 GB instead of 26. This works because a frozen weight is only read:
+# for each product it is turned back into float32, and A and B are trained next to the weights as
+# they were rounded.
+#
+# This file does all of it with a small model. It uses NumPy, autograd (it computes gradients
 # of NumPy code) and the standard library, and nothing from `minilora`. Read it from top to bottom:
 #
 # 1. the base model, read from a file
@@ -27,10 +36,9 @@
 # products, and the idea of a gradient. If part 4 is new to you, read lesson 0b with it: it explains
 # the Llama block, one equation at a time.
 #
-# Letters in shapes: `B` rows of a batch, `T` tokens of a row, `D` width of the model, `H` attention
-# heads, `hd` width of a head, `V` vocabulary, `r` rank, `m` blocks of a weight. (In part 3, A and B
-# are the matrices of an adapter; in part 6, m and v are Adam's averages.) Weights have the shape
-# (out, in), as in PyTorch: y = x Wᵀ.
+# Letters in shapes: `N` rows of a batch, `T` tokens of a row, `D` width of the model, `H` attention
+# heads, `hd` width of a head, `M` blocks of a weight. Weights have the shape (out, in), as in
+# PyTorch: y = x Wᵀ.
 
 # %%
 import json
@@ -54,7 +62,8 @@ from autograd.extend import defvjp, primitive
 # layers.
 
 # %%
-MICRO = Path(find_spec("minilora").origin).parent / "data" / "bases" / "micro"
+package = find_spec("minilora")  # not installed: run this file in the folder of the repository
+MICRO = (Path(package.origin).parent if package else Path("minilora")) / "data/bases/micro"
 config = json.loads((MICRO / "config.json").read_text())
 raw = (MICRO / "model.safetensors").read_bytes()
 start = 8 + int.from_bytes(raw[:8], "little")
@@ -106,22 +115,47 @@ NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.3949174880981
     0.16093020141124725, 0.24611230194568634, 0.33791524171829224, 0.44070982933044434,
     0.5626170039176941, 0.7229568362236023, 1.0], np.float32)  # fmt: skip
 
+# %% [markdown]
+# The 256 values for the absmax (Dettmers 2016) are 0, 1, and 127 positive values with their
+# negatives. The positive values come in seven decades. Decade i divides the range from 0.1 to 1
+# into 2ⁱ equal steps, takes their midpoints, and multiplies them by 10ⁱ⁻⁶.
+#
+# **You may skip the next cell.** It would be shorter with `np.linspace` for `edges`. But float32
+# rounds, and the last bit depends on how `edges` is computed. Computed as below, the values equal
+# those of bitsandbytes (the 4-bit library of QLoRA's authors) bit for bit.
 
+# %%
+values, low = [np.array([0, 1], np.float32)], np.float32(0.1)
+for i in range(7):
+    k, width = np.arange(2**i + 1) / 2**i, np.float64(1 - low)
+    edges = np.where(k < 0.5, low + width * k, 1 - width * (1 - k)).astype(np.float32)
+    midpoints = np.float32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / 2)
+    values += [midpoints, -midpoints]
+DYNAMIC_MAP = np.sort(np.concatenate(values))
+
+
+# %% [markdown]
+# Now the two functions, `quantize` and `dequantize`, with their helpers. Two details are there only
+# for the last bit, as in bitsandbytes: 1/absmax is rounded before the product, and the second level
+# rounds to one of 65,536 equal steps before it takes the nearest value.
+
+
+# %%
 class NF4Weight(NamedTuple):
-    """A weight (out, in) in 4 bits per number; m = out·in/64 blocks."""
+    """A weight (out, in) in 4 bits per number; M = out·in/64 blocks."""
 
-    codes: np.ndarray  # (32·m,) uint8: two codes per byte, the first one in the high four bits
-    absmax_codes: np.ndarray  # (m,) uint8
-    nested_absmax: np.ndarray  # (⌈m/256⌉,) float32: the scales
-    offset: np.float32  # the mean of the m absmax values
+    codes: np.ndarray  # (32·M,) uint8: two codes per byte, the first one in the high four bits
+    absmax_codes: np.ndarray  # (M,) uint8
+    nested_absmax: np.ndarray  # (⌈M/256⌉,) float32: the scales
+    offset: np.float32  # the mean of the M absmax values
     shape: tuple
 
 
 def quantize(w):
-    """Quantize w (out, in) float32; its size is a multiple of 64, and at least 512."""
+    """Quantize w (out, in) float32; its size is a multiple of 64."""
     blocks = w.reshape(-1, 64)
     absmax = np.max(np.abs(blocks), axis=1)
-    # w·(1/absmax), as in bitsandbytes: w/absmax can differ in the last bit; 1e-38 replaces 0
+    # 1e-38 replaces an absmax of 0
     normalized = blocks * (1 / np.maximum(absmax, np.float32(1e-38)))[:, None]
     # code = argminᵢ |NF4ᵢ − w/absmax|   (QLoRA, Sec. 3)
     codes = nearest(normalized, NF4)
@@ -143,49 +177,18 @@ def nearest(x, values):
 
 
 def double_quantize(absmax):
-    """Quantize the absmax values (m,) of a weight: (absmax_codes, nested_absmax, offset)."""
-    offset = mean(absmax)
-    # −m mod 256 zeros fill the last block
+    """Quantize the absmax values (M,) of a weight: (absmax_codes, nested_absmax, offset)."""
+    offset = np.mean(absmax)
+    # −M mod 256 zeros fill the last block
     blocks = np.pad(absmax - offset, (0, -len(absmax) % 256)).reshape(-1, 256)
     nested = np.max(np.abs(blocks), axis=1)
     # 1/nested is rounded, so a product can be just outside [-1, 1]
     normalized = np.clip(blocks * (1 / np.maximum(nested, np.float32(1e-38)))[:, None], -1, 1)
     normalized[nested == 0] = -1  # as in bitsandbytes; any index will do, because the scale is 0
-    # bitsandbytes rounds to one of 65,536 equal steps before it takes the nearest value
+    # to one of 65,536 equal steps, as in bitsandbytes
     steps = (normalized + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
     rounded = steps.astype(np.uint16) * np.float32(2) / np.float32(65535) - 1
     return nearest(rounded, DYNAMIC_MAP)[: len(absmax)], nested, offset
-
-
-# %% [markdown]
-# The 256 values (Dettmers 2016) are 0, 1, and 127 positive values with their negatives. The
-# positive values come in seven decades. Decade i divides the range from 0.1 to 1 into 2ⁱ equal
-# steps, takes their midpoints, and multiplies them by 10ⁱ⁻⁶.
-#
-# **You may skip the next cell.** It is long for one reason: float32 rounds, so the order of the
-# additions can change the last bit. Computed as below, the result equals that of bitsandbytes (the
-# 4-bit library of QLoRA's authors) bit for bit. Up to rounding, `np.linspace` for `edges` and
-# `np.mean` for `mean` give the same numbers.
-
-# %%
-parts, low = [np.array([0, 1], np.float32)], np.float32(0.1)
-for i in range(7):
-    k, width = np.arange(2**i + 1) / 2**i, np.float64(1 - low)
-    edges = np.where(k < 0.5, low + width * k, 1 - width * (1 - k)).astype(np.float32)
-    midpoints = np.float32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / 2)
-    parts += [midpoints, -midpoints]
-DYNAMIC_MAP = np.sort(np.concatenate(parts))
-
-
-def mean(x):
-    """Average x (m,), m at least 8, with the additions in torch's order."""
-    a, b = len(x) // 32 * 32, len(x) // 8 * 8
-    rows = list(x[:a].reshape(-1, 4, 8))  # four vectors of eight numbers are added side by side
-    while len(rows) > 16:  # in groups of 16, so that fewer digits are lost
-        rows = [sum(rows[i : i + 16]) for i in range(0, len(rows), 16)]
-    four = np.zeros((4, 8), np.float32) + sum(rows)
-    four[0] = sum(x[a:b].reshape(-1, 8), start=four[0])
-    return sum(sum(four), start=sum(x[b:])) / np.float32(len(x))
 
 
 # %% [markdown]
@@ -194,6 +197,17 @@ def mean(x):
 # %%
 base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.items()}
 
+
+def nbytes(w):
+    """Count the bytes of a weight."""
+    return sum(part.nbytes for part in w[:4]) if isinstance(w, NF4Weight) else w.nbytes
+
+
+for when, weights in {"float32": dense_base, "NF4": base}.items():
+    projections = sum(nbytes(w) for path, w in weights.items() if "_proj" in path)
+    whole = sum(nbytes(w) for w in weights.values())
+    print(f"{when}: the projections take {projections:,} bytes, the whole model {whole:,}")
+
 # %% [markdown]
 # ## 3. LoRA
 #
@@ -201,9 +215,13 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # `kernels/fused_projection.py` (speed).*
 #
 # Each projection, with its frozen weight W₀, gets an *adapter*: two small matrices, A of shape (r,
-# in) and B of shape (out, r). The *rank* r is small, here 8, and α is a fixed number:
+# in) and B of shape (out, r). The *rank* r is small, here 8:
 #
 # $$h = W_0 x + \frac{\alpha}{r} B A x$$
+#
+# α is a fixed number, here 16, which scales the update. It is divided by r because B A x is a sum
+# of r terms: with 1/r, another rank does not need another learning rate, or so the idea goes.
+# Lesson 2b shows what α/r does and where the idea fails.
 #
 # A starts with random numbers and B starts at zero, so the adapter changes nothing before training.
 # The trained matrices are in a separate dict, `adapters`. The loss takes `adapters` as its first
@@ -293,7 +311,7 @@ def rms_norm(x, weight, config):
 
 
 def apply_rope(x, theta):
-    """Encode positions 0, 1, 2, … in x (B, H, T, hd) by rotating pairs (j, j + hd/2)."""
+    """Encode positions 0, 1, 2, … in x (N, H, T, hd) by rotating pairs (j, j + hd/2)."""
     T, hd = x.shape[-2:]
     # angle(t, j) = t·θ^(−2j/hd)   (RoFormer, Sec. 3.2.2)
     frequencies = 1 / (theta ** (np.arange(0, hd, 2) / hd)).astype(np.float32)
@@ -304,12 +322,12 @@ def apply_rope(x, theta):
 
 
 def attention(x, layer, params, config):
-    """Collect from earlier tokens: (B, T, D) -> (B, T, D)."""
+    """Collect from earlier tokens: (N, T, D) -> (N, T, D)."""
     q, k, v = (linear(x, f"{layer}.self_attn.{n}_proj", params) for n in "qkv")
-    shape = (*x.shape[:2], -1, config["head_dim"])  # (B, T, H, hd)
+    shape = (*x.shape[:2], -1, config["head_dim"])  # (N, T, H, hd)
     q, k, v = (np.transpose(np.reshape(y, shape), (0, 2, 1, 3)) for y in (q, k, v))
     q, k = apply_rope(q, config["rope_theta"]), apply_rope(k, config["rope_theta"])
-    scores = q @ np.swapaxes(k, -1, -2) / config["head_dim"] ** 0.5  # (B, H, T, T)
+    scores = q @ np.swapaxes(k, -1, -2) / config["head_dim"] ** 0.5  # (N, H, T, T)
     scores = np.where(np.tri(x.shape[1], dtype=bool), scores, -np.inf)  # no later tokens
     # softmax(QKᵀ/√hd) V   (Vaswani et al. 2017, Eq. 1)
     p = np.exp(scores - np.max(scores, axis=-1, keepdims=True))
@@ -319,16 +337,16 @@ def attention(x, layer, params, config):
 
 
 def mlp(x, layer, params):
-    """Apply the gated feed-forward layer: (B, T, D) -> (B, T, D)."""
+    """Apply the gated feed-forward layer: (N, T, D) -> (N, T, D)."""
     gate, up = (linear(x, f"{layer}.mlp.{n}_proj", params) for n in ("gate", "up"))
     # W_down(gate·σ(gate) ∘ up)   (SwiGLU: Shazeer 2020, Eq. 6)
     return linear(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj", params)
 
 
 def forward(adapters, base, tokens, config):
-    """Compute the logits (B, T, V) of tokens (B, T)."""
+    """Compute the logits (N, T, vocabulary) of tokens (N, T)."""
     params = {**base, **adapters}  # the factors have other names than the weights
-    x = params["model.embed_tokens"][tokens]  # (B, T, D)
+    x = params["model.embed_tokens"][tokens]  # (N, T, D)
     for layer in [f"model.layers.{i}" for i in range(config["num_hidden_layers"])]:
         h = rms_norm(x, params[f"{layer}.input_layernorm"], config)
         x = x + attention(h, layer, params, config)
@@ -339,7 +357,7 @@ def forward(adapters, base, tokens, config):
 
 def loss(adapters, base, rows, config):
     """Mean negative log-likelihood, in nats, of the answers' tokens in rows of (prompt, answer)."""
-    tokens = np.array([[*(prompt + answer).encode(), 255] for prompt, answer in rows])  # (B, T)
+    tokens = np.array([[*(prompt + answer).encode(), 255] for prompt, answer in rows])  # (N, T)
     start = len(rows[0][0])  # the first token of the answers
     # position t predicts token t + 1, so the first answer token is predicted at start − 1
     logits = forward(adapters, base, tokens[:, :-1], config)[:, start - 1 :]
@@ -389,10 +407,11 @@ def generate(adapters, base, prompt, config):
 #
 # *In the package: `optim.py` (decay, schedules), `training.py` (accumulation, resuming).*
 #
-# Adam (AdamW without weight decay) keeps two running averages per parameter: of the gradient, and
-# of its square. At each step, an average keeps a share β of its old value. A parameter moves by the
-# first average divided by the square root of the second, times the learning rate. Both averages
-# begin at zero; dividing by 1 − βᵗ after t steps corrects that (`m_hat`, `v_hat`). The learning
+# Adam (AdamW without weight decay) keeps two running averages per parameter: of the gradient, m,
+# and of its square, s (v in the paper). At each step, an average keeps a share β of its old value.
+# A parameter moves by the first average divided by the square root of the second, times the
+# learning rate. Both averages begin at zero; dividing by 1 − βᵗ after t steps corrects that
+# (`m_hat`, `s_hat`). The learning
 # rate rises from zero in a short *warm-up* and falls back to zero along half a cosine. A gradient
 # that is longer than 1, over all parameters, is shortened to length 1 (*clipping*).
 
@@ -418,8 +437,12 @@ def report(when, adapters, base):
 
 report("before training", adapters, base)
 
-m, v = dict.fromkeys(adapters, 0), dict.fromkeys(adapters, 0)
-losses = np.zeros(STEPS)  # for a plot, and for the test that compares them with the package's
+trained = sum(w.size for w in adapters.values())
+share = trained / sum(w.size for w in dense_base.values())
+print(f"A and B have {trained:,} numbers, {share:.1%} of the base's")
+
+m, s = dict.fromkeys(adapters, 0), dict.fromkeys(adapters, 0)
+losses = np.zeros(STEPS)
 for step in range(STEPS):
     batch = rows[step * BATCH_SIZE : (step + 1) * BATCH_SIZE]
     losses[step], grads = value_and_grad(loss)(adapters, base, batch, config)
@@ -428,10 +451,12 @@ for step in range(STEPS):
     for n, g in grads.items():
         g = g * min(1, MAX_NORM / (norm + 1e-6))  # clipping
         m[n] = BETA1 * m[n] + (1 - BETA1) * g
-        v[n] = BETA2 * v[n] + (1 - BETA2) * g * g
-        m_hat, v_hat = m[n] / (1 - BETA1**t), v[n] / (1 - BETA2**t)
-        # θ ← θ − η·m̂/(√v̂ + ε)   (Loshchilov and Hutter 2019, Alg. 2, without weight decay)
-        adapters[n] = adapters[n] - rates[step] * m_hat / (np.sqrt(v_hat) + EPS)
+        s[n] = BETA2 * s[n] + (1 - BETA2) * g * g
+        m_hat, s_hat = m[n] / (1 - BETA1**t), s[n] / (1 - BETA2**t)
+        # θ ← θ − η·m̂/(√ŝ + ε)   (Loshchilov and Hutter 2019, Alg. 2, without weight decay)
+        adapters[n] = adapters[n] - rates[step] * m_hat / (np.sqrt(s_hat) + EPS)
+    if t == 1 or t % 25 == 0:
+        print(f"step {t:3}: loss {losses[step]:.4f}")
 report("after training", adapters, base)
 
 # %% [markdown]
@@ -452,6 +477,18 @@ for path in merged:
         # W' = W₀ + (α/r)·BA   (LoRA, Sec. 4)
         merged[path] = merged[path] + ALPHA / RANK * (B @ A)
 report("merged", {}, merged)
+
+# %% [markdown]
+# The curve of the loss needs matplotlib. Without it, this cell does nothing.
+
+# %%
+if find_spec("matplotlib"):
+    import matplotlib.pyplot as plt
+
+    plt.semilogy(range(1, STEPS + 1), losses)
+    plt.xlabel("step")
+    plt.ylabel("loss of the batch, in nats per token")
+    plt.show()
 
 # %% [markdown]
 # ## What was shown

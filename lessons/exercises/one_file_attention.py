@@ -1,15 +1,15 @@
 """one-file-attention: let each token collect from earlier tokens.
 
-x is (B, T, D). hd is config["head_dim"], and there are H = D/hd heads.
+x is (N, T, D). hd is config["head_dim"], and there are H = D/hd heads.
 
 1. q, k and v are `linear(x, f"{layer}.self_attn.q_proj", params)`, and the same with k_proj and
    v_proj. Element hd·h + i of the last axis is element i of head h.
-2. Rotate q and k with `apply_rope(·, config["rope_theta"])`, which takes (B, H, T, hd).
+2. Rotate q and k with `apply_rope(·, config["rope_theta"])`, which takes (N, H, T, hd).
 3. The scores are q·k/√hd. Token t sees the tokens 0 to t. Apply the softmax over them, without
    overflow for large scores, and multiply by v.
-4. Put the heads side by side again, (B, T, D), and apply f"{layer}.self_attn.o_proj" with `linear`.
+4. Put the heads side by side again, (N, T, D), and apply f"{layer}.self_attn.o_proj" with `linear`.
 
-Return (B, T, D).
+Return (N, T, D).
 """
 
 import numpy as np

@@ -1,6 +1,6 @@
 """one-file-double-quantize: quantize the absmax values of a weight to 8 bits.
 
-absmax is (m,) float32, with m at least 8. The offset is `mean(absmax)`. Subtract it, and cut the
+absmax is (m,) float32. The offset is `np.mean(absmax)`. Subtract it, and cut the
 differences into blocks of 256; the last block may be shorter, and no block is constant. The scale
 of a block is the largest magnitude in it. Divide each difference by its scale, and take the index
 of the nearest of the 256 values DYNAMIC_MAP. The lesson first rounds to one of 65,536 equal steps,
@@ -11,7 +11,7 @@ Return (absmax_codes (m,) of whole numbers, nested_absmax (⌈m/256⌉,) float32
 
 import numpy as np
 
-from minilora.course.one_file import DYNAMIC_MAP, mean
+from minilora.course.one_file import DYNAMIC_MAP
 from minilora.course.outcome import close
 
 CASES = {"m": (8, 600), "spread": [0.1, 0.5]}
@@ -48,6 +48,6 @@ def tolerance(absmax):
 
 def property_largest_magnitudes(function, absmax):
     """the scale of a block is the largest distance from the mean in it"""
-    rest = np.abs(absmax - mean(absmax))
+    rest = np.abs(absmax - np.mean(absmax))
     expected = [rest[at : at + 256].max() for at in range(0, rest.size, 256)]
     close(np.asarray(function(absmax)[1], "f4"), np.array(expected), 2.0**-20)

@@ -1,12 +1,12 @@
 """one-file-forward: compute the logits of a Llama.
 
 1. `params` is one dict with the entries of `base` and of `adapters`.
-2. x is params["model.embed_tokens"][tokens], (B, T, D), with tokens (B, T).
+2. x is params["model.embed_tokens"][tokens], (N, T, D), with tokens (N, T).
 3. For i from 0 to config["num_hidden_layers"] − 1, layer = f"model.layers.{i}":
    x ← x + attention(h, layer, params, config), with h = rms_norm(x, w, config) and
    w = params[f"{layer}.input_layernorm"]; then x ← x + mlp(h, layer, params), with h the norm of
    the new x and w = params[f"{layer}.post_attention_layernorm"].
-4. Return the logits (B, T, V): `rms_norm` of x with params["model.norm"], times the transpose of
+4. Return the logits (N, T, V): `rms_norm` of x with params["model.norm"], times the transpose of
    params["model.embed_tokens"] (V, D).
 """
 

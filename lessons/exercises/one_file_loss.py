@@ -3,7 +3,7 @@
 rows is a list of (prompt, answer), two texts of ASCII letters. All prompts have the same length,
 and so have all answers. A token is a byte of the text, and 255 ends a text: the tokens of a row are
 those of the prompt, those of the answer, and 255. `forward(adapters, base, tokens, config)` takes
-tokens (B, T) and returns the logits (B, T, V) of the next tokens.
+tokens (N, T) and returns the logits (N, T, V) of the next tokens.
 
 Return the mean of −log softmax(logits)[token], with the natural logarithm, over the tokens of the
 answers with their ends (255): a number. The tokens of the prompts are inputs only.

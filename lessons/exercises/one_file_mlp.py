@@ -2,7 +2,7 @@
 
 gate and up are `linear(x, f"{layer}.mlp.gate_proj", params)`, and the same with up_proj. Return
 `linear` of gate·σ(gate)·up with f"{layer}.mlp.down_proj", where σ(a) = 1/(1 + e⁻ᵃ). x and the
-result are (B, T, D).
+result are (N, T, D).
 """
 
 import numpy as np
