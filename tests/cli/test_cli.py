@@ -287,7 +287,7 @@ EMPTY = (
     "generate --prompt a --adapter-path=", "generate --prompt a --model=", "evaluate --data=",
     "evaluate --adapter-path=", "merge --adapter-path a --out=", "quantize --out=",
     "train --adapter-path=", "train --init-adapter=", "train --config=", "fetch smollm2 --source=",
-    "learn list --dir=", "teach grade x --user=", "chat --adapter-path=",
+    "learn init --only=", "teach grade x --out=", "chat --adapter-path=",
 )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ planted. The planted ones are in lessons/exercises.toml, and `minilora teach che
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -398,7 +399,7 @@ def collate_lists(sequences):
 def calibration_bin_by_bin(confidence, hit):
     edges = np.linspace(0, 1, 16)
     gap = 0.0
-    for low, high in zip(edges[:-1], edges[1:]):
+    for low, high in pairwise(edges):
         here = (confidence > low) & (confidence <= high)
         gap += abs((confidence[here] - hit[here]).sum())
     return gap / confidence.size
