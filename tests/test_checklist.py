@@ -5,16 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from checklist import Rows, questions, total_rate
-from models import random_base
 from sweeps import compare
 from sweeps.pretraining import llama
 
 from minilora import optim
 from minilora.cli.arguments import parse
 from minilora.config import LoraConfig, ModelConfig, TrainConfig
-from minilora.evaluation.memory import nbytes
 from minilora.methods.method import MethodConfig
-from minilora.quant.schemes import quantize
 
 LORA = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 TRAIN = TrainConfig(iters=200, batch_size=16, learning_rate=4e-3, mask_prompt=True)
@@ -70,12 +67,9 @@ def test_each_rule_fires_alone(says):
 
 
 SILENT = (
-    {"lora_alpha": 8}, {"r": 32, "lora_alpha": 32}, {"lora_dropout": 0.1, "iters": 251},
-    {"target_modules": ("q_proj", "o_proj")}, {"learning_rate": 1e-4}, {"warmup_ratio": 0.1},
-    {"adapter_dtype": "float16"}, {"also_train": ["norm"]}, {"scheme": "none"},
-    {"also_train": ["bias"], "also_train_lr_scale": 1.0}, {"weight_decay": 0.1},
-    {"mask_prompt": False, "prompts": False},
-    {"r": 48, "lora_alpha": 48, "target_modules": ("q_proj", "gate_proj")},
+    {"lora_dropout": 0.1, "iters": 251}, {"target_modules": ("q_proj", "o_proj")},
+    {"learning_rate": 1e-4}, {"warmup_ratio": 0.1}, {"weight_decay": 0.1}, {"scheme": "none"},
+    {"also_train": ["bias"], "also_train_lr_scale": 1.0}, {"mask_prompt": False, "prompts": False},
     {"lora_config": MethodConfig("prompt"), "learning_rate": 0.5},
 )  # fmt: skip
 
@@ -110,15 +104,6 @@ def test_a_step_below_the_named_one_is_rounded_away(dtype, rate):
         grid = optim.round_to(a, dtype)
         moved = optim.round_to({"lora_A": grid["lora_A"] + np.float32(size)}, dtype)
         assert np.array_equal(moved["lora_A"], grid["lora_A"]) == fires
-
-
-def test_double_quantization_saves_what_is_said():
-    config = llama(64, 128, 2, 4, 2)
-    sizes = [nbytes(quantize(random_base(config), scheme)) for scheme in ("nf4", "nf4-dq")]
-    (said,) = asked(scheme="nf4", model_config=config)
-    saved = float(said.split(",")[1].split()[0]) * 1e6
-    # two digits are printed; each weight keeps a whole second-level absmax and its offset
-    assert sizes[0] - sizes[1] == pytest.approx(saved, rel=0.05)
 
 
 def test_the_rates_are_those_that_are_named():

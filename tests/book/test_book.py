@@ -112,15 +112,6 @@ def test_every_lesson_has_a_notebook_with_outputs():
         assert outputs and not any(out.output_type == "error" for out in outputs), page
 
 
-def test_a_page_shows_the_figures_of_its_own_run():
-    """A full build writes figures next to the book; a quick build writes none, and shows stored."""
-    shown = {target for page in LESSONS for target in targets(page)}
-    for own in (BOOK.parent / "figures").glob("*.png"):
-        # a number follows the name if a page of the guide shows the stored figure of this name
-        names = [name for name in shown if re.fullmatch(rf"_images/{own.stem}\d*\.png", name)]
-        assert any((BOOK / name).read_bytes() == own.read_bytes() for name in names), own.name
-
-
 def test_the_search_finds_a_function(browser):
     visit(browser, "search.html?q=quantize")
     count = "return document.querySelectorAll('#search-results ul.search li').length"
