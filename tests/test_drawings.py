@@ -84,10 +84,6 @@ def test_the_budgets_are_those_of_the_sweep():
 
 def test_the_parameters_of_the_drawings_are_those_of_the_models():
     assert "65.3 billion" in " ".join(words("llama_65b"))  # lesson 1b asserts 65,285,660,672
-    bars = drawn("trained_parameters").axes[1].patches
-    assert [int(bar.get_width()) for bar in bars] == [336, 1488, 21888, 95568]
-    # 2,442,240 numbers of LoRA in float32; the loaded model has 54,770,040 and 31,850,496 bytes
-    assert {"2.4", "9.8", "54.8", "31.9"} <= set(words("smollm2_bytes"))
     shapes = hf_folder.projection_shapes(MODULES["elements"].SMOLLM2)
     assert shapes["k_proj"] == (192, 576) and shapes["down_proj"] == (576, 1536)
 

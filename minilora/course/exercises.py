@@ -72,7 +72,7 @@ class Exercise:
     imports: Sequence[str] = ()  # lines of the student's file
     helpers: Sequence[str] = ()  # functions of the same module that the student also writes
     kind: str = "function"
-    seconds: float = 9  # the time limit of a file
+    seconds: int = 9  # most processor time of a file
     mistakes: Sequence[Mistake] = ()
 
     def __post_init__(self):

@@ -17,7 +17,6 @@ import socket
 import sys
 import tempfile
 import threading
-import time
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
@@ -31,6 +30,7 @@ from .outcome import Crash, Outcome, Stopped, difference, leaves
 
 KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # environment variables
 ANSWER = 2**24  # most bytes of arrays in an answer
+WAIT = 90  # seconds on the clock until code that neither returns nor computes is stopped
 LIMITS = {"AS": 2**32, "FSIZE": 2**22}  # most bytes of memory, and of a file
 HARMLESS = {"ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer"}  # NumPy's, in pickles
 FORKS = hasattr(os, "fork")
@@ -101,22 +101,17 @@ def running(e, source):
 
 
 class Student:
-    """A function in another process, which has `left` seconds for its answers."""
+    """A function in another process, which has `seconds` of processor time."""
 
     def __init__(self, folder, seconds):
         self.connection, theirs = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=serve, args=(theirs, folder), daemon=True)
+        self.process = CONTEXT.Process(target=serve, args=(theirs, folder, seconds), daemon=True)
         with patch.dict(os.environ, environment(), clear=True):
             self.process.start()
         theirs.close()
-        self.over = "the process of your code ended"
-        self.left = seconds
-        with suppress(EOFError):  # the imports do not count
-            self.connection.recv_bytes()
 
-    def end(self, over=None):
+    def end(self):
         """Kill the process and its children, and wake the thread that waits for an answer."""
-        self.over = over or self.over
         with suppress(OSError, AttributeError):  # the process has ended, or no groups here
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
@@ -125,17 +120,15 @@ class Student:
 
     def ask(self, kind, *many):
         """Send requests of one kind and wait; return the Outcome of each."""
-        timer = threading.Timer(self.left, self.end, ["out of time: an endless loop?"])
+        timer = threading.Timer(WAIT, self.end)
         timer.start()
-        began = time.monotonic()
         try:
             self.connection.send((kind, *many))
             return [decode_answer(self.connection.recv_bytes(2 * ANSWER)) for _ in many]
         except (EOFError, OSError):
-            raise Stopped(self.over) from None
+            raise Stopped("your code ended its process, or is an endless loop") from None
         finally:
             timer.cancel()
-            self.left -= time.monotonic() - began
 
 
 def decode_answer(answer):
@@ -158,10 +151,9 @@ def packed(value, touched, crash):
         return packed(None, (), Crash(type(error).__name__, f"the result is not data: {error}"))
 
 
-def serve(connection, folder):
+def serve(connection, folder, seconds):
     """Answer requests until the connection closes. The student's process runs this function."""
-    confine(folder)
-    connection.send_bytes(b"ready")
+    confine(folder, seconds)
     subject: Any = None
     with suppress(EOFError):
         while True:
@@ -175,8 +167,8 @@ def serve(connection, folder):
                 connection.send_bytes(packed(*answer))
 
 
-def confine(folder):
-    """Give this process a private folder and no input or output; limit its memory and files."""
+def confine(folder, seconds):
+    """Give this process a private folder and no input or output; limit what it can use."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
@@ -186,7 +178,7 @@ def confine(folder):
         import resource
 
         os.setsid()
-        for kind, most in LIMITS.items():
+        for kind, most in {**LIMITS, "CPU": seconds}.items():
             with suppress(ValueError, OSError):  # already lower, or unknown to the system
                 resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
 

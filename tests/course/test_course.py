@@ -42,7 +42,7 @@ def written(exercise, path, body):
     return path
 
 
-def checked(exercise, path, body, seconds=60.0):
+def checked(exercise, path, body, seconds=9):
     """Return the text of the open verdict on the stub with this body, in a process of its own."""
     source = written(exercise, path / exercise.file, body).read_bytes()
     return judge.verdicts(replace(exercise, seconds=seconds), source)[0].text
@@ -204,8 +204,8 @@ ODD = {
     "    return 'bytes'\n": "got       'bytes'",
     "    return codes[::2] * 16 + codes[1::2] + 1.5\n": "float64",
     "    x = []\n    x.append(x)\n    return x\n": "maximum recursion depth",
-    "    raise SystemExit\n": "the process of your code ended",
-    "    import os\n    os._exit(0)\n": "the process of your code ended",
+    "    raise SystemExit\n": "your code ended its process",
+    "    import os\n    os._exit(0)\n": "your code ended its process",
     "    return np.zeros(2**32)\n": "MemoryError",
     "    return codes.nothing\n": "return codes.nothing",
     "    from minilora import nf4\n    return nf4.pack_4bit(codes)\n": "cannot call minilora's",
@@ -222,22 +222,11 @@ def test_each_odd_result_has_its_own_sentence(body, tmp_path):
 
 
 def test_an_endless_loop_is_stopped_and_costs_only_its_own_points(tmp_path):
-    assert "endless loop" in checked(PACK, tmp_path, "    while True:\n        pass\n", 0.5)
-    assert checked(PACK, tmp_path, "    return codes[0::2] * 16 + codes[1::2]\n") == "passed"
+    assert "endless loop" in checked(PACK, tmp_path, "    while True:\n        pass\n", 1)
+    # of the clock, about two seconds pass: as on a busy machine, they do not count
+    slow = "    import time\n    time.sleep(0.02)\n    return codes[0::2] * 16 + codes[1::2]\n"
+    assert checked(PACK, tmp_path, slow, 1) == "passed"
     assert judge.verdicts(PACK, None)[0].text == "the file was not handed in"
-
-
-def test_the_time_of_the_judge_does_not_count(tmp_path, monkeypatch):
-    diagnose = judge.diagnose
-
-    def slowly(*arguments):
-        time.sleep(1.2)
-        return diagnose(*arguments)
-
-    monkeypatch.setattr(judge, "diagnose", slowly)
-    source = written(NEAREST, tmp_path / NEAREST.file, TIES).read_bytes()
-    for verdict in judge.verdicts(replace(NEAREST, seconds=1.0), source, seed=7):
-        assert "ties-upward" in verdict.text
 
 
 HOSTILE = """    import os, signal, subprocess, sys
