@@ -53,8 +53,8 @@ def add_commands(top):
         ("learn", "Solve exercises in a folder of plain files.", learn),
         ("teach", "Grade exercises.", teach),
     ):
-        commands = modules.add_parser(module, description=text)
-        commands = commands.add_subparsers(dest="command", required=True)
+        parser = modules.add_parser(module, description=text)
+        commands = parser.add_subparsers(dest="command", required=True)
         for name, (about, *parents) in table.items():
             options = {"description": about, "allow_abbrev": False, "parents": parents}
             commands.add_parser(name, help=about, **options)

@@ -198,6 +198,8 @@ def load(folder=LESSONS):
             where = entry.get("id", "an exercise without id")
             mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
             e = Exercise(**entry, folder=path.parent / "exercises", mistakes=mistakes)
+            if e.kind not in ("function", "test"):
+                raise InputError("kind must be function or test")
             if e.module and not find_spec(e.module):
                 raise InputError(f"there is no module {e.module}")
             if not e.lesson_file:

@@ -57,7 +57,7 @@ def do_init(args):
     missing = [path for path in files if not path.exists()]
     for path in missing:
         replace_text(path, files[path])
-    print(f"{folder}: {len(missing)} new files, {len(files) - len(missing)} kept unchanged")
+    print(f"{folder}: files written: {len(missing)}, kept: {len(files) - len(missing)}")
     print(f"next: cd {folder}, then minilora learn next")
 
 

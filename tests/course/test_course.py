@@ -280,7 +280,7 @@ def test_nothing_that_a_student_wrote_is_overwritten(space, capsys):
     (space / PACK.file).unlink()
     argv = ["learn", "init", ".", "--only", NEAREST.id, PACK.id]
     assert main(argv) == 0
-    assert "1 new files" in capsys.readouterr().out
+    assert "files written: 1, kept: 2" in capsys.readouterr().out
     assert (space / NEAREST.file).read_text(encoding="utf-8") == mine
     (space / NEAREST.file).rename(space / "mine.py")
     assert main(argv) == 0
@@ -508,6 +508,7 @@ HINTS = 'hints = ["", "", ""]\n'
         (ENTRY + 'hints = ["one"]\n', "three hints"),
         (ENTRY + HINTS + "color = 1\n", "color"),
         (ENTRY.replace('"05"', '"99"') + HINTS, "no lesson 99"),
+        (ENTRY + HINTS + 'kind = "essay"\n', "kind must be"),
         (ENTRY.replace("nf4", "nothing") + HINTS, "nearest-code: there is no module"),
         (ENTRY + HINTS + "[[exercise]]\n" + ENTRY + HINTS, "twice"),
         ("= 3", "not a list of exercises"),
