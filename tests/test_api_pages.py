@@ -1,23 +1,36 @@
-"""The API reference (lessons/api) has every public name and every module of the package."""
+"""The API reference names all that is public, and the examples in docstrings are right.
 
+That every public name has a docstring, and its form, are ruff's rules D (pyproject.toml).
+"""
+
+import doctest
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+
+import pytest
 
 import minilora
 
 ROOT = Path(__file__).parents[1]
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in sorted((ROOT / "minilora").rglob("*.py"))
+}
 PAGES = "".join(path.read_text("utf-8") for path in ROOT.glob("lessons/api/*.md"))
 
 
-def test_every_public_name_is_on_a_page():
+def test_every_public_name_and_module_is_on_a_page():
     for name in minilora.__all__:
         value = getattr(minilora, name)
         if not isinstance(value, ModuleType | dict | str):
             assert f":: minilora.{name}\n" in PAGES, name
+    for module, path in FILES.items():
+        if not path.name.startswith("__") and module.split(".")[1] not in ("cli", "course"):
+            assert f"automodule:: {module}\n" in PAGES, module
 
 
-def test_every_module_is_on_a_page():
-    for path in (ROOT / "minilora").rglob("*.py"):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        if not path.name.startswith("__") and parts[1] not in ("cli", "course"):
-            assert f"automodule:: {'.'.join(parts)}\n" in PAGES, path
+@pytest.mark.parametrize("module", [m for m, path in FILES.items() if ">>>" in path.read_text()])
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(import_module(module))
+    assert result.attempted and not result.failed

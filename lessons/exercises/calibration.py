@@ -11,7 +11,7 @@ import numpy as np
 from minilora.course.outcome import close
 
 CASES = {"n": (2, 40), "sure": [False, True]}
-HIDDEN = {"n": (41, 200), "stored": ["as drawn", "Fortran order"]}
+HIDDEN = {"n": (41, 200)}
 
 
 def arguments(rng, n, sure):

@@ -11,7 +11,7 @@ from minilora.course.outcome import close
 from minilora.optim import global_norm
 
 CASES = {"leaves": (1, 3), "size": (2, 4), "limit": (0.25, 8.0)}
-HIDDEN = {"leaves": (4, 6), "size": (5, 9), "stored": ["as drawn", "Fortran order"]}
+HIDDEN = {"leaves": (4, 6), "size": (5, 9)}
 
 
 def arguments(rng, leaves, size, limit):

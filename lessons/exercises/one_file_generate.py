@@ -9,7 +9,7 @@ first 255, which ends a text, and return them as a str: `bytes(…).decode(error
 from minilora.course.exercises import load
 
 CASES = {"length": (2, 5), "letters": [False, True], "end": [False, True]}
-HIDDEN = {"length": (6, 9), "stored": ["as drawn", "Fortran order"]}
+HIDDEN = {"length": (6, 9)}
 
 
 def arguments(rng, length, letters, end):

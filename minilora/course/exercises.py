@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,8 +23,8 @@ from ..config import InputError, did_you_mean
 
 PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
-TEMPLATES = Path(__file__).parent / "templates"
-LAYOUTS = ("as drawn", "Fortran order", "float32")  # how the arrays of a call are stored
+DEFAULTS = {"HIDDEN": {}, "observe": lambda value, *_: value, "tolerance": lambda *_: 0.0}
+TEMPLATE = Path(__file__).parent / "exercise.txt"  # of a student's file
 
 
 def functions(source, names, message=None):
@@ -71,15 +72,19 @@ class Exercise:
     imports: Sequence[str] = ()  # lines of the student's file
     helpers: Sequence[str] = ()  # functions of the same module that the student also writes
     kind: str = "function"
-    seconds: float = 9  # the time limit of a file
+    seconds: int = 9  # most processor time of a file
     mistakes: Sequence[Mistake] = ()
 
     def __post_init__(self):
         self.module, _, self.name = self.function.rpartition(":")
-        self.about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
         self.file = f"{self.id.replace('-', '_')}.py"  # name of the student's and the Python file
         self.is_test = self.kind == "test"
-        self.sought = ["check"] if self.is_test else [*self.helpers, self.name]  # to write
+        self.about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
+        self.sought = [*self.helpers, self.name]  # the functions to write; the last one is checked
+        if self.is_test:
+            self.about = f"a test of {self.about}"
+            self.sought = ["check"]
+        self.answer = self.sought[-1]
         self.source = (self.folder / self.file).read_text(encoding="utf-8")
         # the docstring of the Python file: a line about the exercise, and the task
         self.task = (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
@@ -88,7 +93,8 @@ class Exercise:
     @cached_property
     def checks(self):
         """The cases and properties that the Python file defines."""
-        return SimpleNamespace(**runpy.run_path(str(self.folder / self.file), run_name=self.id))
+        names = runpy.run_path(str(self.folder / self.file), run_name=self.id)
+        return SimpleNamespace(**{**DEFAULTS, **names})
 
     @property
     def rules(self):
@@ -98,8 +104,9 @@ class Exercise:
     @cached_property
     def text(self):
         """The source of the reference's module, or else of the Python file."""
-        module = self.module and importlib.import_module(self.module)
-        return inspect.getsource(module) if module else self.source
+        if not self.module:
+            return self.source
+        return inspect.getsource(importlib.import_module(self.module))
 
     @cached_property
     def reference(self):
@@ -109,15 +116,10 @@ class Exercise:
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
-        text, imports = self.text, self.imports
-        if self.is_test:
-            text = self.source
-            nodes = ast.parse(self.source).body
-            imports = [ast.unparse(n) for n in nodes if isinstance(n, ast.Import | ast.ImportFrom)]
+        text = self.source if self.is_test else self.text
         written = functions(text, self.sought, None if solved else self.id)
-        template = (TEMPLATES / "exercise.txt").read_text(encoding="utf-8")
-        parts = {"what": "a test of " * self.is_test, "imports": "\n".join(imports)}
-        return template.format(e=self, functions=written, answer=self.sought[-1], **parts)
+        template = TEMPLATE.read_text(encoding="utf-8")
+        return template.format(e=self, imports="\n".join(self.imports), functions=written)
 
     def edited(self, mistake=None):
         """Return the reference's source, with a mistake's edit."""
@@ -130,15 +132,13 @@ class Exercise:
         return compiled(self.module, self.edited(mistake), self.name)
 
     def draw(self, rule, count, seed=0, hidden=False):
-        """Draw `count` calls to check a rule: dicts with one value for each choice of CASES.
+        """Draw `count` calls to check a rule: for each, pairs of the names of CASES and values.
 
-        Hidden calls have choices from HIDDEN and vary how arrays are stored, with float32 only for
-        the reference, because the bounds of properties hold for float64.
+        Choices from HIDDEN replace those of CASES in hidden calls.
         """
         choices = self.checks.CASES
         if hidden:
-            ways = LAYOUTS[:2] if rule.startswith("property_") else LAYOUTS
-            choices = {**choices, "stored": list(ways), **getattr(self.checks, "HIDDEN", {})}
+            choices = {**choices, **self.checks.HIDDEN}
         text = f"{seed} {self.id} {rule}".encode()
         rng = np.random.default_rng(list(hashlib.sha256(text).digest()))
 
@@ -152,26 +152,15 @@ class Exercise:
             return float(rng.uniform(*choice))
 
         return [
-            {"seed": int(rng.integers(2**32)), **{key: value(c) for key, c in choices.items()}}
+            (("seed", int(rng.integers(2**32))), *((key, value(c)) for key, c in choices.items()))
             for _ in range(count)
         ]
 
     def arguments(self, case):
         """Make the arguments of the call that `case` describes."""
-        sizes = {key: value for key, value in case.items() if key not in ("seed", "stored")}
-        drawn = tuple(self.checks.arguments(np.random.default_rng(case["seed"]), **sizes))
-        return stored(drawn, case.get("stored"))
-
-
-def stored(value, way):
-    """Return arguments with all float64 arrays as float32, or with all arrays in Fortran order."""
-    if isinstance(value, np.ndarray):
-        if way == "float32" and value.dtype == np.float64:
-            return value.astype(np.float32)
-        return np.asfortranarray(value) if way == "Fortran order" else value
-    if isinstance(value, dict):
-        return {key: stored(inner, way) for key, inner in value.items()}
-    return type(value)(stored(v, way) for v in value) if type(value) in (list, tuple) else value
+        sizes = dict(case)
+        rng = np.random.default_rng(sizes.pop("seed"))
+        return tuple(self.checks.arguments(rng, **sizes))
 
 
 @lru_cache(1024)
@@ -182,14 +171,20 @@ def compiled(module, text, name):
     return namespace[name]
 
 
+def find(name):
+    """Return the exercise with this id or file name."""
+    known = load()
+    name = Path(name).stem.replace("_", "-")
+    if name not in known:
+        near = did_you_mean(name, known)
+        raise InputError(f"there is no exercise {name!r}: choose from {', '.join(known)}{near}")
+    return known[name]
+
+
 def select(only):
     """Return the exercises with these ids in the order of the file; without ids, all of them."""
-    known = load()
-    for name in only or ():
-        if name not in known:
-            near = did_you_mean(name, known)
-            raise InputError(f"there is no exercise {name!r}: choose from {', '.join(known)}{near}")
-    return [e for e in known.values() if not only or e.id in only]
+    wanted = [find(name) for name in only or load()]
+    return [e for e in load().values() if e in wanted]
 
 
 @lru_cache
@@ -205,6 +200,8 @@ def load(folder=LESSONS):
             e = Exercise(**entry, folder=path.parent / "exercises", mistakes=mistakes)
             if e.kind not in ("function", "test"):
                 raise InputError("kind must be function or test")
+            if e.module and not find_spec(e.module):
+                raise InputError(f"there is no module {e.module}")
             if not e.lesson_file:
                 raise InputError(f"there is no lesson {e.lesson}")
             if len(e.hints) != 3:
@@ -212,6 +209,6 @@ def load(folder=LESSONS):
             if e.id in exercises:
                 raise InputError("the id occurs twice")
             exercises[e.id] = e
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
         raise InputError(f"{path} is not a list of exercises: {where}: {error}") from error
     return exercises

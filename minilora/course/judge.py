@@ -5,32 +5,29 @@ The judge asks a subject for values: `student.Local` in this process, `student.S
 
 import inspect
 import random
-from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
 
-from .outcome import NONE, Crash, Outcome, Stopped, describe, difference, leaves, other_kind, same
+from .outcome import Crash, Outcome, Stopped, describe, difference, leaves, same
 from .student import Local, running
 
 REFERENCE = "it gives what the reference gives"  # the last rule of every exercise
 CALLS, CALLS_OF_A_PROPERTY = 40, 16  # calls per rule
-ENOUGH, SAMPLES = 8, 24  # wrong calls, of which the smallest is shown; calls to tell mistakes apart
+SAMPLES = 24  # calls to tell mistakes apart
 
 
 class Problem(NamedTuple):
     """A call on which a subject breaks a rule."""
 
-    case: dict
+    case: tuple
     rule: str  # a sentence that is true of right answers
     mine: Outcome
     detail: str = ""  # the message of the property's assertion
 
 
-@dataclass(frozen=True)
-class Verdict:
+class Verdict(NamedTuple):
     """The result of a check."""
 
     status: str  # passed, failed, or todo (not written yet)
@@ -40,42 +37,42 @@ class Verdict:
 
 
 TODO = Verdict("todo", 0.0, "not written yet")
+MISSING = Verdict("todo", 0.0, "the file was not handed in")
 
 
 def outcomes(exercise, subject, cases):
     """Call the subject on each case; return the Outcomes, with what the exercise compares."""
     found = []
-    observe = getattr(exercise.checks, "observe", lambda value, *_: value)
     for case, one in zip(cases, subject.ask("call", *map(exercise.arguments, cases))):
         try:
-            value = None if one.crash else observe(one.value, *exercise.arguments(case))
-            found.append(one._replace(value=value))
+            if not one.crash:
+                value = exercise.checks.observe(one.value, *exercise.arguments(case))
+                one = one._replace(value=value)
         except Exception as error:  # `observe` cannot read this kind of result
-            says = NONE if one.value is None else f"the result cannot be read: {error}"
-            found.append(Outcome(crash=Crash("unreadable", says)))
+            text = f"{describe(one.value)} is not the kind of result that is asked for: {error}"
+            one = Outcome(crash=Crash("unreadable", text))
+        found.append(one)
     return found
 
 
 @lru_cache(2**14)
-def expected(exercise, items):
-    """Return the reference's Outcome on the call with these items, and the allowed distance."""
-    case = dict(items)
+def expected(exercise, case):
+    """Return the reference's Outcome on a call, and the allowed distance."""
     (right,) = outcomes(exercise, Local(exercise.mistaken()), [case])
-    tolerance = getattr(exercise.checks, "tolerance", lambda *_: 0.0)
-    as_drawn = exercise.arguments({**case, "stored": "as drawn"})
-    wider = case.get("stored") == "float32" and difference(as_drawn, exercise.arguments(case))
-    return right, tolerance(*as_drawn) * (2**29 if wider else 1)  # roundings of 2⁻²⁴, not 2⁻⁵³
+    return right, exercise.checks.tolerance(*exercise.arguments(case))
 
 
 def problem(exercise, subject, case, mine, rule):
     """Return the Problem with the subject's outcome `mine` on `case`, or None."""
-    right, bound = expected(exercise, tuple(case.items()))
+    right, bound = expected(exercise, case)
     if mine.crash:  # also if the reference raises: then the proof of the exercise fails
         return Problem(case, "the call returns", mine)
     if mine.touched != right.touched:
         return Problem(case, "the arguments are left as they are", mine)
     if rule == REFERENCE:
         return None if same(mine, right, bound) else Problem(case, REFERENCE, mine)
+
+    holds = getattr(exercise.checks, rule)
 
     def function(*arguments):
         (answer,) = subject.ask("call", arguments)
@@ -84,26 +81,28 @@ def problem(exercise, subject, case, mine, rule):
         return answer.value
 
     try:
-        getattr(exercise.checks, rule)(function, *exercise.arguments(case))
+        holds(function, *exercise.arguments(case))
     except Exception as error:  # the property does not hold, or cannot read this kind of result
         mine = Outcome(crash=error) if isinstance(error, Crash) else mine
-        said = " ".join((getattr(exercise.checks, rule).__doc__ or rule).split())
-        return Problem(case, said, mine, (str(error).splitlines() or [""])[0])
+        said = " ".join((holds.__doc__ or rule).split())
+        return Problem(case, said, mine, str(error).partition("\n")[0])
     return None
 
 
 def wrong_calls(exercise, subject, rule, seed=0, hidden=False):
-    """Yield a Problem for each drawn call that breaks the rule."""
-    drawn = exercise.draw(rule, CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY, seed, hidden)
+    """Return a Problem for each drawn call that breaks the rule."""
+    count = CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY
+    drawn = exercise.draw(rule, count, seed, hidden)
     pairs = zip(drawn, outcomes(exercise, subject, drawn))
-    return filter(None, (problem(exercise, subject, case, mine, rule) for case, mine in pairs))
+    found = (problem(exercise, subject, case, mine, rule) for case, mine in pairs)
+    return [wrong for wrong in found if wrong]
 
 
 def diagnose(exercise, subject, case):
     """Return "name: diagnosis" of the mistake that answers like the subject, or an empty string."""
     drawn = [case, *exercise.draw("samples", SAMPLES)]
     mine = outcomes(exercise, subject, drawn)
-    right, bounds = zip(*(expected(exercise, tuple(case.items())) for case in drawn))
+    right, bounds = zip(*(expected(exercise, case) for case in drawn))
     if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
         return ""  # where the subject differs from the reference, it raises
     for m in exercise.mistakes:
@@ -113,16 +112,14 @@ def diagnose(exercise, subject, case):
     return ""
 
 
-def verdicts(exercise, source, seed=None, user=None):
+def verdicts(exercise, source, seed=None):
     """Return the Verdicts on a file's bytes: open, and hidden, which without a seed is the same."""
+    if source is None:
+        return MISSING, MISSING
     opened = None
     try:
-        if source is None:
-            raise Stopped(f"{exercise.file} was not handed in")
-        with running(exercise, source, user) as subject:
+        with running(exercise, source) as subject:
             opened = hidden = check(exercise, subject)
-            if opened.status == "failed" and (line := subject.output()):
-                opened = replace(opened, text=f"{opened.text}\n  it printed {line!r}")
             if seed is not None and opened is not TODO:
                 hidden = check(exercise, subject, seed, hidden=True)
     except Stopped as stop:
@@ -136,9 +133,9 @@ def check(exercise, subject, seed=0, hidden=False):
         return check_test(exercise, subject, seed, hidden)
     broken = {}
     for rule in [*exercise.rules, REFERENCE]:
-        if wrong := list(islice(wrong_calls(exercise, subject, rule, seed, hidden), ENOUGH)):
+        if wrong := wrong_calls(exercise, subject, rule, seed, hidden):
             broken[rule] = wrong
-            if any(is_unwritten(exercise, one.mine.crash) for one in wrong):
+            if any(is_unwritten(one.mine.crash) for one in wrong):
                 return TODO
     if not broken:
         return Verdict("passed", 1.0, "passed")
@@ -154,25 +151,27 @@ def check(exercise, subject, seed=0, hidden=False):
     return Verdict("failed", share, text + f"\n  likely    {mistake}" * bool(mistake), mistake)
 
 
-def is_unwritten(exercise, crash):
+def is_unwritten(crash):
     """Tell whether a Crash is the stub's NotImplementedError."""
-    return crash and crash.kind == "NotImplementedError" and f"{exercise.id}:" in crash.text
+    return crash and crash.kind == "NotImplementedError"
 
 
 def check_test(exercise, subject, seed, hidden):
     """Return the Verdict on a test; its share is the share of planted mistakes that it catches."""
     mistakes = [m for m in exercise.mistakes if hidden or not m.hidden]
-    random.Random(seed).shuffle(mistakes)
+    tested = [None, *mistakes]  # None is the reference
+    random.Random(seed).shuffle(tested)  # counting the calls must not help
     missed = []
-    for m in [None, *mistakes, None]:  # twice the reference: counting the calls must not help
-        source = exercise.module, exercise.edited(m), exercise.name
+    for mistake in tested:
+        source = exercise.module, exercise.edited(mistake), exercise.name
         ((_, _, crash),) = subject.ask("test", source)
-        if is_unwritten(exercise, crash):
+        if is_unwritten(crash):
             return TODO
-        if crash and not m:
+        if crash and not mistake:
             text = "your test raises on the reference, which is right"
             return Verdict("failed", 0.0, text + f"\n  it raised {crash.text}" * (not hidden))
-        missed += [m] * bool(m and not crash)
+        if mistake and not crash:
+            missed.append(mistake)
     caught = f"{len(mistakes) - len(missed)} of {len(mistakes)} planted mistakes"
     text = f"the reference passes your test, which catches {caught}"
     text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if not hidden)
@@ -183,9 +182,9 @@ def explain(exercise, wrong):
     """Explain a Problem: the rule, the call, its arguments, the expected and the actual result."""
     arguments = exercise.arguments(wrong.case)
     mine = wrong.mine
-    right, bound = expected(exercise, tuple(wrong.case.items()))
+    right, bound = expected(exercise, wrong.case)
     names = list(inspect.signature(exercise.mistaken()).parameters)[: len(arguments)]
-    made = ", ".join(f"{key}={value!r}" for key, value in wrong.case.items())
+    made = ", ".join(f"{key}={value!r}" for key, value in wrong.case)
     lines = [f"is true   {wrong.rule}", f"not for   {exercise.name}({', '.join(names)}), where"]
     lines += [f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)]
     lines += [f"made by   arguments({made})"]
@@ -193,10 +192,10 @@ def explain(exercise, wrong):
         lines.append(f"raised    {mine.crash.text}")
     elif mine.touched != right.touched:
         lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
-    elif says := other_kind(right.value, mine.value):
-        lines.append(f"because   {says}")
     elif found := difference(right.value, mine.value, bound):
         lines += [f"expected  {found[0]}", f"got       {found[1]}", f"first at  {found[2]}"]
+        if mine.value is None:
+            lines.append("hint      does every branch of the function end in `return`?")
     elif wrong.detail:
         lines.append(f"there     {wrong.detail}")
     return "\n  ".join(lines)

@@ -287,7 +287,7 @@ EMPTY = (
     "generate --prompt a --adapter-path=", "generate --prompt a --model=", "evaluate --data=",
     "evaluate --adapter-path=", "merge --adapter-path a --out=", "quantize --out=",
     "train --adapter-path=", "train --init-adapter=", "train --config=", "fetch smollm2 --source=",
-    "learn list --dir=", "teach grade x --user=", "chat --adapter-path=",
+    "learn init --only=", "teach grade x --out=", "chat --adapter-path=",
 )  # fmt: skip
 
 
@@ -307,7 +307,7 @@ TYPOS = {
     "--verison": "there is no flag --verison; did you mean --version?",
     "fetch smollm": "; did you mean smollm2?",
     "learn inti": "); did you mean init? (see minilora learn --help)",
-    "learn list --dri x": "; did you mean --dir? (see minilora learn list --help)",
+    "teach grade x --uot y": "; did you mean --out? (see minilora teach grade --help)",
     "learn hint x 4": "(choose from 1, 2, 3) (see",
 }
 

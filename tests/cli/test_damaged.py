@@ -308,9 +308,7 @@ def test_a_terminal_that_knows_only_ascii(whole, tmp_path):
         "inspect": ["--data", data],
     }  # fmt: skip
     calls = [[k, *map(str, w), "--adapter-path", str(tmp_path / "ä")] for k, w in words.items()]
-    learn = str(tmp_path / "kurs")
-    calls += [["learn", "init", learn], ["learn", "list", "--dir", learn]]
-    calls += [["learn", "hint", "nearest-code", "--dir", learn]]
+    calls += [["learn", "init"], ["learn", "list"], ["learn", "hint", "nearest-code"]]
     script = (
         "import sys, json\nfrom minilora import cli\n"
         "assert sys.stdout.encoding == 'ascii', sys.stdout.encoding\n"
@@ -319,7 +317,7 @@ def test_a_terminal_that_knows_only_ascii(whole, tmp_path):
     environment = os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"}
     done = subprocess.run(
         [sys.executable, "-c", script, json.dumps(calls)],
-        env=environment, capture_output=True, check=False,
+        env=environment, cwd=tmp_path, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and b"Traceback" not in done.stderr, done.stderr.decode()
     assert done.stdout.isascii() and rb"\xe9" in done.stdout
