@@ -14,9 +14,9 @@ from autograd import elementwise_grad, make_vjp
 from autograd.test_util import check_grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import TINY, attention_inputs, bits, random_starts, seeds
+from models import TINY, attention_inputs, random_starts, seeds
 
-from minilora import layers, nf4
+from minilora import layers
 
 U32, U64 = 2.0**-24, 2.0**-53  # unit roundoff
 
@@ -100,33 +100,38 @@ def test_a_quantized_weight_is_unpacked_once_each_way():
     assert counted.calls == 2
 
 
-@given(seeds, sizes, sizes)
-def test_a_product_with_codes_is_the_product_with_what_they_stand_for(seed, out, into):
-    x, w = (a.astype(np.float32) for a in arrays(seed, (2, into), (out, into)))
-    q = nf4.quantize(w, 16)
-    assert bits(layers.matmul(x, q)) == bits(layers.matmul(x, q.dequantize()))
-
-
 # ---------------------------------------------------------------------------------- dropout
 
 
-@given(st.floats(0, 0.99), seeds, st.sampled_from([np.float32, np.float64]))
-def test_dropout_zeroes_or_scales(p, seed, dtype):
-    x = np.ones((7, 5), dtype)
-    y = layers.dropout(x, p, np.random.default_rng(seed))
-    assert y.dtype == dtype
-    kept = np.float32(1) / np.float32(1 - p)
-    assert np.isin(y, [0, kept]).all()
-    assert (p > 0) or (y == 1).all()
-    assert layers.dropout(x, p, None) is x and layers.dropout(x, 0, np.random.default_rng(0)) is x
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dropout_keeps_what_is_drawn_from_p_on(dtype):
+    class Drawn:
+        def random(self, shape, dtype):
+            assert (shape, dtype) == ((4,), np.float32)
+            return np.float32([0, 0.5, 0.75, 0.875])
+
+    # [0, 1) has as many numbers below p as p is long; p itself is not one of them
+    x = np.array([1, 2, 3, 4], dtype)
+    y = layers.dropout(x, 0.75, Drawn())
+    assert y.dtype == dtype and y.tolist() == [0, 0, 12, 16]
+    assert layers.dropout(x, 0.75, None) is x and layers.dropout(x, 0, Drawn()) is x
 
 
-def test_dropout_keeps_the_mean():
-    n, p = 100_000, 0.3
-    y = layers.dropout(np.ones(n), p, np.random.default_rng(0))
-    # n draws of variance p/(1−p): six standard deviations are one chance in 5·10⁸
-    assert abs(y.mean() - 1) < 6 * math.sqrt(p / (1 - p) / n)
-    assert abs((y == 0).mean() - p) < 6 * math.sqrt(p * (1 - p) / n)
+def test_every_row_has_a_generator_of_its_own():
+    seeds = [[3], [1, 4], [1, 5, 9]]
+    rng = layers.RowRng(seeds)
+    drawn = rng.random((3, 3, 2), np.float32)
+    assert drawn.dtype == np.float32 and rng.random((3, 1), np.float64).dtype == np.float64
+    for seed, row in zip(seeds, drawn, strict=True):
+        np.testing.assert_array_equal(row, np.random.default_rng(seed).random((3, 2), np.float32))
+    assert rng.child(7).seeds == [[3, 7], [1, 4, 7], [1, 5, 9, 7]]
+    assert layers.row_rng(rng, 5) is rng and layers.row_rng(None, 5) is None
+    # a seed or a generator gives every row a seed of 63 random bits
+    from_int, from_rng = (layers.row_rng(r, 64).seeds for r in (5, np.random.default_rng(5)))
+    assert from_int == from_rng != layers.row_rng(6, 64).seeds
+    assert len({seed for (seed,) in from_int}) == 64
+    # that 64 rows have none above half of 2⁶³ has the chance 2⁻⁶⁴
+    assert [2**62] <= max(from_int) < [2**63]
 
 
 def test_dropout_is_on_the_adapters_branch_only():
@@ -139,38 +144,6 @@ def test_dropout_is_on_the_adapters_branch_only():
     y = layers.linear(x, frozen | {"lora_A": a, "lora_B": b}, np.random.default_rng(0))
     z = layers.dropout(x, 0.5, np.random.default_rng(0))  # of the input, before A
     np.testing.assert_allclose(y, x @ w.T + z @ a.T @ b.T, rtol=0, atol=100 * U64)
-
-
-@given(st.lists(st.lists(st.integers(0, 9), min_size=1, max_size=3), min_size=1, max_size=4))
-def test_a_rows_numbers_depend_on_its_own_seed(seeds):
-    rng = layers.RowRng(seeds)
-    drawn = rng.random((len(seeds), 3, 2), np.float32)
-    assert drawn.dtype == np.float32 and drawn.shape == (len(seeds), 3, 2)
-    for seed, row in zip(seeds, drawn):
-        np.testing.assert_array_equal(row, np.random.default_rng(seed).random((3, 2), np.float32))
-    assert rng.random((len(seeds), 1), np.float64).dtype == np.float64
-    assert rng.child(7).seeds == [[*seed, 7] for seed in seeds]
-    assert layers.row_rng(rng, 5) is rng and layers.row_rng(None, 5) is None
-
-
-def test_a_seed_or_a_generator_gives_every_row_a_seed_of_its_own():
-    from_int, from_rng = (layers.row_rng(r, 64).seeds for r in (5, np.random.default_rng(5)))
-    assert from_int == from_rng != layers.row_rng(6, 64).seeds
-    assert len({seed for (seed,) in from_int}) == 64  # a list of one whole number per row
-    assert all(type(seed) is int and 0 <= seed < 2**63 for (seed,) in from_int)
-    # 63 random bits: that 64 rows have none above half of that has the chance 2⁻⁶⁴
-    assert max(from_int) >= [2**62]
-
-
-def test_what_dropout_keeps_is_what_is_drawn_from_p_on():
-    class Drawn:
-        def random(self, shape, dtype):
-            assert (shape, dtype) == ((4,), np.float32)
-            return np.float32([0, 0.25, 0.5, 0.75])
-
-    # [0, 1) has as many numbers below p as p is long; p itself is not one of them
-    y = layers.dropout(np.array([1.0, 2.0, 3.0, 4.0]), 0.5, Drawn())
-    np.testing.assert_array_equal(y, [0, 0, 6, 8])
 
 
 # ------------------------------------------------------------------------- norm and SwiGLU
@@ -210,25 +183,6 @@ def test_swiglu_far_from_zero(dtype):
 
 
 # --------------------------------------------------------------------------------- rotation
-
-
-def angle_bound(angle, theta):
-    """How far off the cosine of an angle t·θ^(−y) may be that is computed in float32.
-
-    In units of roundoff: the exponent's rounding counts ln θ fold, θ's own once, power two,
-    division and product one each, all relative to the angle; then two for the cosine itself.
-    """
-    return U32 * ((5 + math.log(theta)) * angle + 2)
-
-
-@given(st.integers(0, 3000), st.sampled_from([2, 4, 6, 64]), st.floats(100, 1e6))
-def test_the_angle_is_the_papers(t, hd, theta):
-    config = replace(TINY, head_dim=hd, rope_theta=theta)
-    cos, sin = layers.rope_cos_sin(np.array([[t]]), config, np.float64)
-    exact = np.array([t * theta ** (-2 * j / hd) for j in range(hd // 2)])
-    assert cos.shape == sin.shape == (1, 1, hd // 2)
-    assert (np.abs(cos[0, 0] - np.cos(exact)) <= angle_bound(exact, theta)).all()
-    assert (np.abs(sin[0, 0] - np.sin(exact)) <= angle_bound(exact, theta)).all()
 
 
 @given(st.sampled_from([2, 4, 6, 10, 64, 96]), st.sampled_from([10000.0, 500000.0, 1000003.0]))
@@ -275,52 +229,25 @@ def test_rotation_is_a_complex_product_of_the_two_halves(seed, hd):
     gradients_agree(lambda x: layers.apply_rope(x, np.cos(angle), np.sin(angle)), x)
 
 
-@few
-@given(seeds, st.integers(0, 40), st.integers(0, 40), st.integers(0, 40))
-def test_a_score_depends_on_the_distance_only(seed, t, s, shift):
-    q, k = (x.reshape(1, 1, 1, 6) for x in arrays(seed, 6, 6))
-
-    def score(t, s):
-        at = [layers.rope_cos_sin(np.array([[p]]), TINY, np.float64) for p in (t, s)]
-        return float(np.sum(layers.apply_rope(q, *at[0]) * layers.apply_rope(k, *at[1])))
-
-    # Two scores of two turned vectors each; an error of cosine and sine moves a vector by at most
-    # √2 of its length times as much.
-    bound = 4 * math.sqrt(2) * angle_bound(80, TINY.rope_theta) * np.linalg.norm(q)
-    assert abs(score(t, s) - score(t + shift, s + shift)) <= bound * np.linalg.norm(k)
-
-
-def test_linear_stretching_is_slower_time():
-    stretched = replace(TINY, rope_scaling={"rope_type": "linear", "factor": 4.0})
-    np.testing.assert_array_equal(
-        layers.rope_frequencies(stretched), layers.rope_frequencies(TINY) / 4
-    )
-
-
-def test_llama3_stretching():
+def test_frequencies_for_longer_contexts():
+    plain = layers.rope_frequencies(TINY)
+    linear = replace(TINY, rope_scaling={"rope_type": "linear", "factor": 4.0})
+    np.testing.assert_array_equal(layers.rope_frequencies(linear), plain / 4)
     # as Llama 3.1's reference code has it, one wavelength at a time
     scaling = {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 8192,
     }  # fmt: skip
     config = replace(TINY, head_dim=64, rope_theta=500000.0)
+    frequencies = layers.rope_frequencies(config).tolist()
     new = layers.rope_frequencies(replace(config, rope_scaling=scaling))
-    kinds = set()
-    for f, got in zip(layers.rope_frequencies(config).tolist(), new.tolist()):
+    assert new.dtype == np.float32
+    for f, got in zip(frequencies, new.tolist(), strict=True):
         wavelength = 2 * math.pi / f
-        if wavelength < 8192 / 4.0:
-            kinds.add("fast")
-            expected = f
-        elif wavelength > 8192 / 1.0:
-            kinds.add("slow")
-            expected = f / 8.0
-        else:
-            kinds.add("between")
-            smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
-            expected = (1 - smooth) * f / 8.0 + smooth * f
+        # 0 above a wavelength of 8192/1, 1 below 8192/4: all three kinds occur
+        smooth = min(1, max(0, (8192 / wavelength - 1.0) / (4.0 - 1.0)))
         # `smooth` has an error of 5 roundings of a number up to 4 (over 3), weighed by at most f
-        assert abs(got - expected) <= 12 * U32 * f
-    assert kinds == {"fast", "slow", "between"} and new.dtype == np.float32
+        assert abs(got - (1 - smooth) * f / 8 - smooth * f) <= 12 * U32 * f
 
 
 # -------------------------------------------------------------------------------- attention
@@ -347,57 +274,18 @@ def attention_by_loops(q, k, v, angles, starts, hd):
     return y
 
 
-@settings(max_examples=40)
+@few
 @given(attention_inputs())
 def test_attention_by_loops(inputs):
-    q, k, v, angles, starts, hd = inputs
+    *qkv, angles, starts, hd = inputs
+    q, k, v = qkv
     exact = attention_by_loops(*inputs)
     # A score is a sum of hd products, no larger in size than S; p = eˢ/Σeˢ is off by twice the
     # score's error, relatively, and by the sum's T roundings; y is a mean of v weighed by p.
     S = 2 * math.sqrt(hd) * np.abs(q).max() * np.abs(k).max()
     bound = 2 * (hd + q.shape[1] + 6) * U64 * (1 + S) * np.abs(v).max()
-    np.testing.assert_allclose(layers.attention(q, k, v, angles, starts), exact, rtol=0, atol=bound)
-
-
-@few
-@given(attention_inputs())
-def test_gradient_of_attention(inputs):
-    *qkv, angles, starts, _ = inputs
+    np.testing.assert_allclose(layers.attention(*inputs[:5]), exact, rtol=0, atol=bound)
     gradients_agree(lambda q, k, v: layers.attention(q, k, v, angles, starts), *qkv)
-
-
-def test_visible():
-    starts = np.array([[0, 0, 2, 2]])
-    expected = [[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
-    np.testing.assert_array_equal(layers.attention_mask(starts, 4)[0], np.array(expected, bool))
-    # the last two of four tokens, when the first two are in a cache
-    np.testing.assert_array_equal(
-        layers.attention_mask(np.zeros((1, 2), int), 4)[0], [[1, 1, 1, 0], [1] * 4]
-    )
-
-
-@given(seeds, st.integers(1, 3), st.integers(1, 5), st.integers(0, 4))
-def test_what_a_token_sees_after_others_in_a_cache(seed, B, T, past):
-    starts = random_starts(np.random.default_rng(seed), B, T)
-    seen = layers.attention_mask(starts, past + T)
-    assert seen.shape == (B, T, past + T) and seen.dtype == bool
-    for b, t, s in np.ndindex(B, T, past + T):
-        own = starts[b, t] <= s - past <= t  # keys of the same example that are not later
-        assert seen[b, t, s] == (s < past or own)
-
-
-@given(seeds, st.lists(st.integers(1, 3), min_size=1, max_size=4))
-def test_the_cache_holds_the_keys_and_values_in_the_order_of_the_tokens(seed, sizes):
-    cache, rng = layers.LayerCache(), np.random.default_rng(seed)
-    assert cache.length == 0
-    k, v = rng.standard_normal((2, 2, sum(sizes), 3, 4))
-    for n in sizes:
-        part, at = slice(cache.length, cache.length + n), cache.length + n
-        keys, values = cache.extend(k[:, part], v[:, part])
-        assert cache.length == at
-        for got, held, given_ in ((keys, cache.k, k), (values, cache.v, v)):
-            assert held is got
-            np.testing.assert_array_equal(got, given_[:, :at])
 
 
 windows = st.none() | st.integers(1, 6)
@@ -405,26 +293,28 @@ windows = st.none() | st.integers(1, 6)
 
 @given(seeds, st.integers(1, 3), st.integers(1, 5), st.integers(0, 4), windows)
 def test_a_window_is_the_last_keys_of_those(seed, B, T, past, window):
+    """Of the cached keys, and those of the same example that are not later."""
     starts = random_starts(np.random.default_rng(seed), B, T)
-    every = layers.attention_mask(starts, past + T)
     seen = layers.attention_mask(starts, past + T, window)
-    for b, t, s in np.ndindex(every.shape):
+    assert seen.shape == (B, T, past + T) and seen.dtype == bool
+    for b, t, s in np.ndindex(seen.shape):
+        own = starts[b, t] <= s - past <= t
         last = range(past + t + 1)[-(window or 0) :]  # the token's own key and those before it
-        assert seen[b, t, s] == (every[b, t, s] and s in last)
+        assert seen[b, t, s] == ((s < past or own) and s in last)
 
 
-@given(seeds, st.lists(st.integers(1, 3), min_size=1, max_size=5), st.integers(1, 4))
+@given(seeds, st.lists(st.integers(1, 3), min_size=1, max_size=5), windows)
 def test_the_cache_keeps_what_a_window_needs(seed, sizes, window):
-    cache, at = layers.LayerCache(), 0
+    cache, at, kept = layers.LayerCache(), 0, window or 99
     k, v = np.random.default_rng(seed).standard_normal((2, 2, sum(sizes), 3, 4))
     for n in sizes:
+        assert cache.length == at
         keys, values = cache.extend(k[:, at : at + n], v[:, at : at + n], window)
         at += n
-        first = max(0, at - n - window)
         for got, held, given_ in ((keys, cache.k, k), (values, cache.v, v)):
-            np.testing.assert_array_equal(got, given_[:, first:at])
-            np.testing.assert_array_equal(held, given_[:, max(0, at - window) : at])
-        assert cache.length == at
+            np.testing.assert_array_equal(got, given_[:, max(0, at - n - kept) : at])
+            np.testing.assert_array_equal(held, given_[:, max(0, at - kept) : at])
+    assert cache.length == at
 
 
 @few
@@ -449,68 +339,6 @@ def test_attention_token_by_token_with_a_cache(inputs, window, data):
     np.testing.assert_allclose(np.concatenate(parts, axis=1), whole, rtol=0, atol=bound)
 
 
-def context(rope, starts, cache=None, **fields):
-    """The context of a sublayer whose heads have the width of the angles."""
-    config = replace(TINY, head_dim=2 * rope[0].shape[-1], **fields)
-    return layers.Context(config, layers, rope, starts, cache)
-
-
-def test_a_sublayer_hands_on_its_cache():
-    rng = np.random.default_rng(0)
-    shapes = {"q_proj": (8, 6), "k_proj": (4, 6), "v_proj": (4, 6), "o_proj": (6, 8)}
-    frozen = {name: {"weight": rng.standard_normal(shape)} for name, shape in shapes.items()}
-    x, starts, cache = rng.standard_normal((1, 5, 6)), np.zeros((1, 5), int), layers.LayerCache()
-    rope = layers.rope_cos_sin(np.arange(5)[None], replace(TINY, head_dim=4), np.float64)
-    whole = layers.self_attention(x, frozen, context(rope, starts))
-    for t in range(5):
-        now, at = slice(t, t + 1), tuple(a[:, t : t + 1] for a in rope)
-        y = layers.self_attention(x[:, now], frozen, context(at, starts[:, now], cache))
-        # numbers of size ten or so, through four sums of at most eight terms
-        np.testing.assert_allclose(y, whole[:, now], rtol=0, atol=1e4 * U64)
-    assert cache.length == 5
-
-
-def normed_sublayer(seed, hd=4):
-    """(x, q_norm, k_norm, frozen, rope, starts) of a sublayer whose heads are normalized."""
-    rng, shapes = (
-        np.random.default_rng(seed),
-        {"q_proj": (2 * hd, 6), "k_proj": (hd, 6), "v_proj": (hd, 6), "o_proj": (6, 2 * hd)},
-    )
-    frozen = {name: {"weight": rng.standard_normal(shape)} for name, shape in shapes.items()}
-    x, q_norm, k_norm = rng.standard_normal((2, 5, 6)), *rng.standard_normal((2, hd))
-    frozen |= {"q_norm": {"weight": q_norm}, "k_norm": {"weight": k_norm}}
-    starts = random_starts(rng, 2, 5)
-    rope = layers.rope_cos_sin(np.arange(5) - starts, replace(TINY, head_dim=hd), np.float64)
-    return x, q_norm, k_norm, frozen, rope, starts
-
-
-@few
-@given(seeds)
-def test_each_head_of_q_and_k_is_normalized_before_the_rotation(seed):
-    x, q_norm, k_norm, frozen, rope, starts = normed_sublayer(seed)
-    q, k, v = (x @ frozen[f"{n}_proj"]["weight"].T for n in "qkv")
-    for h in range(3):  # two heads of q, one of k; every head with the weight of all
-        part, w = (q[..., 4 * h : 4 * h + 4], q_norm) if h < 2 else (k, k_norm)
-        part *= w / np.sqrt(np.mean(part**2, axis=-1, keepdims=True) + 0.1)
-    mixed = layers.attention(q, k, v, rope, starts) @ frozen["o_proj"]["weight"].T
-    got = layers.self_attention(x, frozen, context(rope, starts, rms_norm_eps=0.1, qk_norm=True))
-    # numbers of size ten or so, through five sums of at most eight terms
-    np.testing.assert_allclose(got, mixed, rtol=0, atol=1e4 * U64)
-
-
-@few
-@given(seeds, windows)
-def test_gradient_of_the_norms_of_the_heads(seed, window):
-    x, q_norm, k_norm, frozen, *rest = normed_sublayer(seed)
-    ctx = context(*rest, rms_norm_eps=0.1, sliding_window=window, qk_norm=True)
-
-    def f(x, q_norm, k_norm):
-        trained = {"q_norm": {"weight": q_norm}, "k_norm": {"weight": k_norm}}
-        return layers.self_attention(x, frozen | trained, ctx)
-
-    gradients_agree(f, x, q_norm, k_norm)
-
-
 # ---------------------------------------------------------------------------- cross-entropy
 
 
@@ -530,12 +358,6 @@ def test_cross_entropy(seed, T, width, vocab):
     size = 1 + np.abs(hidden).max() * np.abs(head).max() * width
     assert abs(loss - math.fsum(terms) / len(terms)) < (width + vocab + len(terms) + 8) * U64 * size
     gradients_agree(lambda h, e: layers.cross_entropy(h, e, targets, mask), hidden, head)
-
-
-def test_cross_entropy_of_a_uniform_guess_is_the_logarithm_of_the_vocabulary():
-    hidden, head = np.zeros((1, 3, 4), np.float32), np.ones((7, 4), np.float32)
-    loss = layers.cross_entropy(hidden, head, np.array([[0, 3, 6]]), np.ones((1, 3), np.float32))
-    assert abs(loss - math.log(7)) < 4 * U32 * math.log(7)
 
 
 # ----------------------------------------------------------------------------------- gradients
@@ -558,23 +380,17 @@ def test_value_and_grad_passes_everything_on_and_keeps_the_paths(seed, a, b):
     assert grads.keys() == {"x"} and grads["x"].keys() == {"w", "y"}
 
 
-@few
-@given(seeds)
-def test_a_checkpoint_has_the_gradient_of_what_it_recomputes(seed):
-    x, w, v = arrays(seed, (2, 3), (3, 3), 3)
+def test_a_checkpoint_has_the_gradient_of_what_it_recomputes():
+    x, w, v = arrays(0, (2, 3), (3, 3), 3)
 
     def block(x, tree):
         return anp.tanh(x @ tree["a"]["w"]) * tree["v"] + x
 
-    def kept(x, w, v):
-        return block(x, {"a": {"w": w}, "v": v})
-
     def recomputed(x, w, v):
         return layers.checkpoint(block, x, {"a": {"w": w}, "v": v})
 
-    np.testing.assert_array_equal(recomputed(x, w, v), kept(x, w, v))
+    np.testing.assert_array_equal(recomputed(x, w, v), block(x, {"a": {"w": w}, "v": v}))
     gradients_agree(recomputed, x, w, v)
     gradients_agree(lambda w, v: recomputed(x, w, v), w, v)  # autograd traces nothing below it
-    gradients_agree(lambda w: recomputed(x, w, v), w)
     gradients_agree(lambda x: recomputed(x, w, v), x)
     gradients_agree(lambda x, v: recomputed(x, w, v), x, v)
