@@ -19,8 +19,10 @@ from minilora.layers import LayerCache
 U64 = 2.0**-53  # unit roundoff
 
 
-@given(configs(), seeds, st.integers(1, 4), st.sampled_from((layers, fused)), st.booleans())
-def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, split, ops, four_bit):
+@given(
+    configs(), seeds, st.sets(st.integers(1, 4)), st.sampled_from((layers, fused)), st.booleans()
+)
+def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, splits, ops, four_bit):
     base = random_base(config, seed, np.float64)
     params = model.parameters(*adapted(quantized(base) if four_bit else base, seed), ops)
     tokens = np.random.default_rng(seed).integers(config.vocab_size, size=(2, 5))
@@ -29,7 +31,7 @@ def test_the_cache_gives_the_states_of_the_whole_sequence(config, seed, split, o
     whole = model.hidden_states(params, tokens, starts, config, ops)
     parts = [
         model.hidden_states(params, part, starts[:, : part.shape[1]], config, ops, caches)
-        for part in np.split(tokens, [split], axis=1)
+        for part in np.split(tokens, sorted(splits), axis=1)
     ]
     # the same sums in another order: a thousand roundings, each amplified by RMSNorms near zero
     bound = 1000 * 1e4 * U64 * max(1, np.abs(whole).max())
@@ -167,17 +169,6 @@ def test_the_prompt_is_read_once_and_then_one_token_at_a_time(monkeypatch):
     caches = [cache for _, _, cache in calls]
     assert all(cache is caches[0] for cache in caches)
     assert len(set(map(id, caches[0]))) == TINY.num_hidden_layers
-
-
-def test_a_longer_prompt_is_read_while_a_shorter_one_is_continued(monkeypatch):
-    calls = scripted(monkeypatch, [0, 1, 3, 2])
-    prompts = [[3, 1, 1, 0], [1, 3]]
-    found = minilora.generate_batch([{}, {}], EMPTY, prompts, TINY, max_tokens=3)
-    assert found == [[2, 2, 2], [2, 2, 2]]
-    read = [tokens for tokens, _, _ in calls]
-    assert read == [[[3, 1], [1, 3]], [[1], [2]], [[0], [2]], [[2], [2]], [[2], [2]]]
-    stop = replace(TINY, eos_token_id=(2,))
-    assert minilora.generate_batch([{}, {}], EMPTY, prompts, stop) == [[], []]
 
 
 def test_the_usual_options(monkeypatch):

@@ -147,20 +147,14 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
         adapters, frozen, examples, 1, TINY, config, kernels.OPS, kernels.parallel_map, 2
     )
     assert rows == batch_at(examples, 1, n * size, config.seed)
-    f, large = value_and_grad(minilora.loss), collate(rows)
-    expected, expected_grads = f(adapters, frozen, large, TINY)
-    micro = [rows[i : i + size] for i in range(0, n * size, size)]
-    parts = [collate(shard) for batch in micro for shard in split_batch(batch, 2)]
-    shares = [part["mask"].sum() / large["mask"].sum() for part in parts]
-    alone = [f(adapters, frozen, part, TINY) for part in parts]
-    # all is float64 but the weights m/Σm and the shares, which round once each
-    bound = 4 * U32 * sum(s * value for s, (value, _) in zip(shares, alone))
-    assert abs(loss - expected) <= bound
+    expected, expected_grads = value_and_grad(minilora.loss)(adapters, frozen, collate(rows), TINY)
+    # all is float64 but the weights m/Σm, which round to 2⁻²⁴ of the part of a row; a part can be
+    # some ten times larger than the sum
+    assert loss == pytest.approx(float(expected), rel=100 * U32)
+    largest = max(np.abs(g).max() for _, g in named_leaves(expected_grads))
     for path, g in named_leaves(grads):
-        size = sum(s * np.abs(flatten(tree)[path]) for s, (_, tree) in zip(shares, alone))
-        assert (np.abs(g - flatten(expected_grads)[path]) <= 4 * U32 * size + 1e-12).all(), path
-    naive = np.mean([value for value, _ in alone])
-    assert len(set(shares)) == 1 or abs(naive - expected) > bound
+        expected = flatten(expected_grads)[path]
+        np.testing.assert_allclose(g, expected, rtol=0, atol=100 * U32 * largest)
 
 
 def test_shares_are_dealt_out_in_turn():
@@ -284,19 +278,6 @@ def test_packing_trains_on_the_same_tokens():
     assert sum(row["tokens"] for row in history[: -(-every // 29)]) == every
 
 
-def test_the_first_step_moves_each_leaf_by_its_own_rate():
-    # Adam's first step is the rate itself, wherever there is a gradient to speak of
-    config = replace(
-        SMALL, iters=1, warmup_ratio=0, lr_schedule="constant", max_grad_norm=1e9,
-        also_train_lr_scale=0.25,
-    )  # fmt: skip
-    before, frozen = setting(dropout=0.0)
-    after, _ = train(before, frozen, EXAMPLES, TINY, config)
-    for path, w in named_leaves(arrays(after)):
-        moved = np.abs(w - flatten(before)[path]).max()
-        assert moved == pytest.approx(0.02 if ".lora_" in path else 0.005, rel=1e-3), path
-
-
 @given(st.integers(1, 5), st.floats(0.1, 1.0), st.sampled_from([0.5, 1.0, 16.0]), st.booleans())
 def test_the_rate_of_every_leaf(depth, decay, ratio, factors):
     """η·λ^(layers above it)·(LoRA+'s ratio for B)·(the scale of other leaves), each by itself."""
@@ -384,16 +365,6 @@ def test_the_bookkeeping_of_the_best_evaluation(losses, patience, keep_best):
         state = after
 
 
-def test_keep_best_returns_the_best_adapters_of_all_steps(monkeypatch, capsys):
-    scripted(monkeypatch, [3.0, 1.0, 2.0])
-    best, _, steps = run(replace(SMALL, keep_best=True))
-    assert len(steps) == 6 and fingerprint(best) == fingerprint(steps[3][1])
-    assert fingerprint(best) != fingerprint(steps[-1][1])
-    said = capsys.readouterr().out.splitlines()
-    assert said[-1] == "kept: step 4, the trained step with the lowest held-out loss, 1.0000"
-    assert not any("early stopping" in line for line in said)
-
-
 @pytest.mark.parametrize(("field", "value"), [("keep_best", True), ("early_stopping_patience", 2)])
 def test_the_best_adapters_need_held_out_rows(field, value):
     with pytest.raises(InputError, match=rf"^`{field}` needs held-out rows"):
@@ -467,25 +438,17 @@ def test_an_interrupt_has_the_last_complete_step(monkeypatch, module, name, call
 # ------------------------------------------------------------------------------ not finite
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("what", ["loss", "gradient"])
-def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, bad, what):
-    real = gradient_at
-
+@pytest.mark.parametrize(("loss", "scale"), [(math.nan, 0), (math.inf, 0), (1, math.nan)])
+def test_a_number_that_is_not_finite_stops_the_run(monkeypatch, loss, scale):
     def fake(adapters, base, sequences, step, *rest):
-        loss, grads, rows = real(adapters, base, sequences, step, *rest)
-        if step == 3 and what == "loss":
-            return bad, tree_map(np.zeros_like, grads), rows
-        if step == 3:
-            return 0.5, tree_map(lambda g: np.full_like(g, bad), grads), rows
-        return loss, grads, rows
+        result = gradient_at(adapters, base, sequences, step, *rest)
+        if step < 3:
+            return result
+        return loss, tree_map(lambda g: g * scale, result[1]), result[2]
 
     monkeypatch.setattr(training, "gradient_at", fake)
     steps = []
-    with (
-        np.errstate(invalid="ignore"),
-        pytest.raises(InputError, match="at step 4: lower `learning_rate`"),
-    ):
+    with pytest.raises(InputError, match="at step 4: lower `learning_rate`"):
         train(*setting(), EXAMPLES, TINY, SMALL, (), None, lambda *step: steps.append(step))
     # `on_step` got the state of step 3, which is finite
     assert steps[-1][2]["step"] == 3
