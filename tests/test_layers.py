@@ -14,7 +14,7 @@ from autograd import elementwise_grad, make_vjp
 from autograd.test_util import check_grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import TINY, attention_inputs, random_starts, seeds
+from models import TINY, random_starts, seeds
 
 from minilora import layers
 
@@ -171,19 +171,6 @@ def test_the_angles_are_float32_as_checkpoints_are_trained_with(hd, theta):
     assert [x.dtype for x in layers.rope_cos_sin(t, config)] == [np.float32] * 2
 
 
-def test_embed_looks_up_and_counts_from_the_start_of_the_segment():
-    (rows,), tokens = arrays(4, (5, 3)), np.array([[4, 0, 4], [1, 2, 3]])
-    starts, frozen = np.array([[0, 0, 2], [0, 1, 1]]), {"embed_tokens": {"weight": rows}}
-    ctx = layers.Context(TINY, layers, None, starts)
-    x, positions, same = layers.embed(tokens, frozen, ctx)
-    np.testing.assert_array_equal(x, [[rows[t] for t in row] for row in tokens])
-    assert positions.tolist() == [[0, 1, 0], [0, 0, 1]] and same is starts
-    cache = layers.LayerCache()
-    cache.length = 5
-    _, positions, _ = layers.embed(tokens, frozen, ctx._replace(cache=cache))
-    assert positions.tolist() == [[5, 6, 5], [5, 5, 6]]
-
-
 def test_frequencies_for_longer_contexts():
     plain = layers.rope_frequencies(TINY)
     linear = replace(TINY, rope_scaling={"rope_type": "linear", "factor": 4.0})
@@ -206,40 +193,6 @@ def test_frequencies_for_longer_contexts():
 
 
 # -------------------------------------------------------------------------------- attention
-
-
-def attention_by_loops(q, k, v, angles, starts, hd):
-    """One row, one token, one head at a time, in float64."""
-    (B, T, _), y = q.shape, np.zeros(q.shape)
-    phase = np.asarray(angles[0], float) + 1j * np.asarray(angles[1], float)
-
-    def head(x, b, h):
-        return x[b, :, h * hd : (h + 1) * hd]
-
-    def turned(x):
-        return x[:, : hd // 2] + 1j * x[:, hd // 2 :]
-
-    groups = q.shape[-1] // k.shape[-1]
-    for b, t, h in np.ndindex(B, T, q.shape[-1] // hd):
-        query, keys = (turned(head(x, b, n)) * phase[b] for x, n in ((q, h), (k, h // groups)))
-        seen = slice(starts[b, t], t + 1)
-        p = np.exp((keys[seen] @ query[t].conj()).real / math.sqrt(hd))
-        head(y, b, h)[t] = p / p.sum() @ head(v, b, h // groups)[seen]
-    return y
-
-
-@few
-@given(attention_inputs())
-def test_attention_by_loops(inputs):
-    *qkv, angles, starts, hd = inputs
-    q, k, v = qkv
-    exact = attention_by_loops(*inputs)
-    # A score is a sum of hd products, no larger in size than S; p = eˢ/Σeˢ is off by twice the
-    # score's error, relatively, and by the sum's T roundings; y is a mean of v weighed by p.
-    S = 2 * math.sqrt(hd) * np.abs(q).max() * np.abs(k).max()
-    bound = 2 * (hd + q.shape[1] + 6) * U64 * (1 + S) * np.abs(v).max()
-    np.testing.assert_allclose(layers.attention(*inputs[:5]), exact, rtol=0, atol=bound)
-    gradients_agree(lambda q, k, v: layers.attention(q, k, v, angles, starts), *qkv)
 
 
 windows = st.none() | st.integers(1, 6)
@@ -277,18 +230,16 @@ def test_the_cache_keeps_what_a_window_needs(seed, sizes, window):
 @few
 @given(seeds, sizes, sizes, st.integers(2, 7))
 def test_cross_entropy(seed, T, width, vocab):
-    hidden, head, _ = arrays(seed, (2, T, width), (vocab, width), 1)
+    hidden, head = arrays(seed, (2, T, width), (vocab, width))
     rng = np.random.default_rng(seed)
     targets, mask = rng.integers(vocab, size=(2, T)), rng.integers(2, size=(2, T)).astype(float)
     mask[1, T - 1] = 1
-    terms = []
-    for at in zip(*np.nonzero(mask)):
-        z = [math.fsum(hidden[at] * row) for row in head]
-        terms.append(math.log(math.fsum(map(math.exp, z))) - z[targets[at]])
+    z = hidden @ head.T
+    log_p = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+    picked = np.take_along_axis(log_p, targets[..., None], axis=-1)[..., 0]
+    # some fifty roundings of logits below a hundred
     loss = layers.cross_entropy(hidden, head, targets, mask)
-    # the logits' own sums, then a sum over the vocabulary and one over the rows
-    size = 1 + np.abs(hidden).max() * np.abs(head).max() * width
-    assert abs(loss - math.fsum(terms) / len(terms)) < (width + vocab + len(terms) + 8) * U64 * size
+    assert abs(loss + (mask * picked).sum() / mask.sum()) < 50 * 100 * U64
     gradients_agree(lambda h, e: layers.cross_entropy(h, e, targets, mask), hidden, head)
 
 

@@ -348,13 +348,3 @@ def test_an_adapter_needs_its_scaling_and_a_weight(ops, entry, message):
         get(tree, "model.layers.1.self_attn.v_proj").pop(entry, None)
     with pytest.raises(InputError, match=message):
         model.forward(*trees, np.arange(4)[None], TINY, ops)
-
-
-def test_the_head_is_the_trained_one_or_the_bases_or_the_embedding():
-    tied, untied = random_base(TINY), random_base(replace(TINY, tie_word_embeddings=False))
-    embedding, own, new = tied["model"]["embed_tokens"]["weight"], untied["lm_head"]["weight"], 7
-    assert model.lm_head(tied) is embedding
-    assert model.lm_head(untied) is own
-    for base in (tied, untied):
-        assert model.lm_head(overlay(base, {"lm_head": {"weight": new}})) is new
-    assert model.lm_head(overlay(tied, {"model": {"embed_tokens": {"weight": new}}})) is new

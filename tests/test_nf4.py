@@ -230,7 +230,7 @@ def test_the_groups_grow_with_the_number_of_rows(rows, group):
 
 # ----------------------------------------------------------------------------- compiled loops
 
-# the second is large enough for several threads, and ends in a short block
+# also one that is large enough for several threads, and ends in a short block
 every_shape = shapes | st.just((1001, 777))
 
 
