@@ -11,7 +11,7 @@ from models import TINY, adapted, configs, quantized, random_base, seeds
 
 import minilora
 from minilora import generate, generation, layers, model
-from minilora.config import ALL_LINEAR, InputError
+from minilora.config import InputError
 from minilora.generation import sample
 from minilora.kernels import fused
 from minilora.layers import LayerCache
@@ -186,14 +186,3 @@ def test_any_of_the_end_tokens_stops(monkeypatch):
         config = replace(TINY, eos_token_id=end)
         found = list(generation.generate({}, EMPTY, [1], config, layers, max_tokens=3))
         assert len(found) == length
-
-
-def test_dropout_is_not_active():
-    """An adapter with dropout generates what it generates without, alone and in a batch."""
-    base, options, found = random_base(TINY), {"max_tokens": 9, "temp": 1.0, "rng": 0}, []
-    for p in (0.0, 0.9):
-        adapters, _ = adapted(base, target_modules=ALL_LINEAR, lora_dropout=p)
-        alone = list(generate(adapters, base, [1, 2, 3], TINY, **options))
-        each = [adapters, {}]
-        found.append([alone, minilora.generate_batch(each, base, [[1], [4, 5]], TINY, **options)])
-    assert found[0] == found[1]
