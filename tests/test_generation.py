@@ -137,7 +137,7 @@ def test_the_ranges_of_the_options(option, good, bad):
     for value in bad:
         with pytest.raises(InputError, match=f"`{option}` must .* got {value}"):
             next(generate({}, base, [1], TINY, rng=0, **{option: value}))
-    with pytest.raises(InputError, match="the prompt is empty"):
+    with pytest.raises(InputError, match="prompt is empty"):
         next(generate({}, base, [], TINY))
 
 

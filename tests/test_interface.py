@@ -129,7 +129,7 @@ def test_token_ids_are_checked_before_anything_is_computed(door, monkeypatch):
             call(ids)
 
 
-@pytest.mark.parametrize("ids", [[1, 2, 3], 1, []])
+@pytest.mark.parametrize("ids", [[1, 2, 3], 1])
 def test_the_tokens_of_a_forward_pass_are_a_matrix(ids):
     with pytest.raises(InputError, match=r"tokens must be token ids of the shape \(B, T\), got"):
         minilora.forward({}, random_base(TINY), ids, TINY)

@@ -336,13 +336,13 @@ def test_a_leaf_that_nothing_reads_is_refused_wherever_it_stands(ops, path):
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ("lora_scaling", r"^model.layers.1.self_attn.v_proj has no lora_scaling"),
-        ("weight", r"^the base has no model\.layers\.1.*weight that"),
+        ("v_proj.lora_scaling", r"^model.layers.1.self_attn.v_proj has no lora_scaling"),
+        ("v_proj", r"^the base has no model\.layers\.1.*v_proj.* that"),
     ],
 )
 def test_an_adapter_needs_its_scaling_and_a_weight(ops, entry, message):
     trees = adapted(random_base(TINY))
-    for tree in trees:
-        get(tree, "model.layers.1.self_attn.v_proj").pop(entry, None)
+    *nodes, name = f"model.layers.1.self_attn.{entry}".split(".")
+    del get(trees[name == "v_proj"], ".".join(nodes))[name]
     with pytest.raises(InputError, match=message):
         model.forward(*trees, np.arange(4)[None], TINY, ops)
