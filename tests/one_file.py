@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 
 LESSON = Path(__file__).parents[1] / "lessons" / "00_qlora_in_one_file.py"
@@ -14,6 +15,7 @@ LESSON = Path(__file__).parents[1] / "lessons" / "00_qlora_in_one_file.py"
 @cache
 def one_file():
     """(the lesson's names, the printed text); the lesson runs once per process, in 15 s."""
+    matplotlib.use("Agg")  # the lesson shows a curve at its end, and no window may wait here
     names, printed = {"__name__": "__main__"}, io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(LESSON.read_text(encoding="utf-8"), str(LESSON), "exec"), names)

@@ -1,19 +1,20 @@
 """The order of the subpackages: each imports only those before it, and no imports form a cycle."""
 
 import ast
+import os
+import re
 import subprocess
 import sys
+import traceback
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-import numpy as np
-
 import minilora
+from minilora import layers, training
 from minilora.batching import Example
 
 PACKAGE = Path(minilora.__file__).parent
 ORDER = ("core", "quant", "kernels", "methods", "data", "formats", "evaluation", "course", "cli")
-CORE = ("config", "tree", "layers", "ops", "model", "lora", "double_quant", "nf4", "optim",
-        "batching", "training", "generation")  # fmt: skip
 
 
 def module_of(path):
@@ -26,59 +27,56 @@ FILES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def imports(module):
-    """The modules of the package that `module` imports anywhere, in functions too."""
-    path, found = FILES[module], set()
+    """(modules of the package, other packages) that `module` imports anywhere, in functions too."""
+    path, inside, outside = FILES[module], set(), set()
     here = path.relative_to(PACKAGE).parts[:-1]
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            assert not any(alias.name.split(".")[0] == "minilora" for alias in node.names), path
-        if not isinstance(node, ast.ImportFrom) or not node.level:
-            continue
-        base = (*here[: len(here) + 1 - node.level], *filter(None, [node.module]))
-        for alias in node.names:
-            inner = ".".join((*base, *alias.name.split(".")))
-            found.add(inner if inner in FILES else ".".join(base))
-    return found - {module, ""}
+            outside |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            outside.add(node.module.partition(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = (*here[: len(here) + 1 - node.level], *filter(None, [node.module]))
+            for alias in node.names:
+                inner = ".".join((*base, alias.name))
+                inside.add(inner if inner in FILES else ".".join(base))
+    assert "minilora" not in outside, path  # imports of the package are relative
+    return inside - {module, ""}, outside
 
 
-EDGES = {module: imports(module) for module in FILES if module not in ("", "__main__")}
+EDGES = {module: imports(module)[0] for module in FILES if module not in ("", "__main__")}
+CORE = {module for module in EDGES if module.partition(".")[0] not in ORDER}
 
 
 def place(module):
     """The position of the module's subpackage in ORDER."""
-    package = module.partition(".")[0]
-    return ORDER.index(package if package in ORDER else "core")
-
-
-def test_every_module_is_found():
-    assert {"quant.int8", "kernels.fused", "cli.run"} <= EDGES.keys()
-    assert {module for module in EDGES if "." not in module} == {*CORE, *ORDER[1:]}
-    assert EDGES["quant.schemes"] == {"nf4", "config", "tree", "quant.int8"}
-    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
-    assert folders == set(ORDER) - {"core"}
+    return 0 if module in CORE else ORDER.index(module.partition(".")[0])
 
 
 def test_a_subpackage_imports_only_those_before_it():
-    upwards = {(a, b) for a, found in EDGES.items() for b in found if place(b) > place(a)}
-    assert upwards == set()
+    assert EDGES["quant.schemes"] == {"nf4", "config", "tree", "quant.int8"}
+    folders = {path.name for path in PACKAGE.iterdir() if (path / "__init__.py").exists()}
+    assert folders == set(ORDER[1:])
+    assert not {(a, b) for a, found in EDGES.items() for b in found if place(b) > place(a)}
+    TopologicalSorter(EDGES).prepare()  # raises CycleError
 
 
 def test_the_core_is_closed():
     """It imports NumPy, autograd, the standard library and itself."""
-    allowed = {"numpy", "autograd", *sys.stdlib_module_names}
+    assert {"layers", "model", "lora", "nf4", "training"} <= CORE
     for module in CORE:
-        tree = ast.parse(FILES[module].read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Import):
-                assert {alias.name.partition(".")[0] for alias in node.names} <= allowed, module
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                assert node.module.partition(".")[0] in allowed, module
-        assert EDGES[module] <= set(CORE), module
+        inside, outside = imports(module)
+        assert inside <= CORE, module
+        assert outside <= {"numpy", "autograd", *sys.stdlib_module_names}, module
+
+
+def run_python(script, **environment):
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, **environment}, check=True)
 
 
 def test_the_core_trains_without_numba():
     """With numba and llvmlite blocked, the core imports and trains, and a command runs."""
-    script = f"""
+    run_python(f"""
 import sys, warnings
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -103,73 +101,12 @@ assert history[2]["loss"] < history[0]["loss"]
 from minilora.cli import main
 assert main(["inspect", "--model", "micro"]) == 0
 assert not {{"numba", "llvmlite"}} & set(sys.modules)
-"""
-    subprocess.run([sys.executable, "-c", script], check=True)
-
-
-def test_breakpoints_show_arrays_and_few_calls_lead_to_the_matmul():
-    """In `layers.linear`, a traced x has its array as `_value`; the guide states the calls."""
-    names, values = [], []
-
-    def watch(frame, event, argument):
-        code = frame.f_code
-        if code.co_filename != str(FILES["layers"]):
-            return
-        if code.co_name == "_matmul" and not names:  # the first one: from there up to `train`
-            inner = frame
-            while inner is not None and inner.f_code.co_name != "train":
-                if inner.f_code.co_filename.startswith(str(PACKAGE)):
-                    names.append(inner.f_code.co_name)
-                inner = inner.f_back
-        if code.co_name == "linear":
-            values.append(frame.f_locals["x"])
-
-    config, base, _ = minilora.load("micro")
-    adapters, base = minilora.get_peft_model(base, minilora.LoraConfig())
-    examples = [Example(list(b"Ada keeps a red ball."), [1] * 21)]
-    sys.settrace(watch)
-    try:
-        minilora.train(
-            adapters, base, examples, config, minilora.TrainConfig(iters=1), ops=minilora.layers
-        )
-    finally:
-        sys.settrace(None)
-    calls = ["_matmul", "matmul", "linear", "project", "self_attention", "decoder_layer"]
-    calls += ["hidden_states", "loss", "gradient_at"]
-    inner = ("shard_gradient", "evaluate", "of_leaves")  # functions in functions
-    assert [name for name in names if name[0] != "<" and name not in inner] == calls, names
-    page = PACKAGE.parent / "lessons" / "guide" / "design.md"
-    text = " ".join(page.read_text(encoding="utf-8").split())
-    assert " → ".join(f"`{name}`" for name in ["train", *calls[::-1]]) in text
-    assert "there are nine calls" in text and len(calls) == 9
-    traced = [x for x in values if not isinstance(x, np.ndarray)]
-    assert traced and all(isinstance(x._value, np.ndarray) for x in traced)
-    assert "[[" in str(traced[0])  # what `print(x)` shows
-
-
-def test_no_imports_form_a_cycle():
-    done: set = set()
-
-    def visit(module, path):
-        assert module not in path, " -> ".join([*path[path.index(module) :], module])
-        if module not in done:
-            for other in sorted(EDGES.get(module, ())):
-                visit(other, [*path, module])
-            done.add(module)
-
-    for module in EDGES:
-        visit(module, [])
-
-
-def test_every_subpackage_says_what_it_is_for():
-    for name in ORDER[1:]:
-        docstring = ast.get_docstring(ast.parse(FILES[name].read_text(encoding="utf-8")))
-        assert "Read `" in docstring and len(docstring.split()) > 15, name
+""")
 
 
 def test_importing_changes_nothing_of_the_process():
     """Imports set no environment variable, thread, listener of numba or warning filter."""
-    script = (
+    run_python(
         "import os, threading, warnings, numpy, autograd, numba, matplotlib\n"
         "from numba.core import event\n"
         "def state():\n"
@@ -178,5 +115,31 @@ def test_importing_changes_nothing_of_the_process():
         "before = state()\n"
         "import minilora, minilora.cli\n"
         "assert state() == before\n"
+        "from minilora.kernels import fused, OPS\n"
+        "assert OPS is fused\n",
+        MINILORA_PLAIN="",
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    run_python(
+        "from minilora import kernels, layers; assert kernels.OPS is layers", MINILORA_PLAIN="1"
+    )
+
+
+def test_few_calls_lead_from_the_loop_to_the_matmul(monkeypatch):
+    """The guide states them; functions inside of functions are not counted."""
+    stacks, product = [], layers._matmul
+
+    def watched(x, m):
+        frames = traceback.extract_stack()
+        stacks.append([f.name for f in frames if f.filename.startswith(str(PACKAGE))])
+        return product(x, m)
+
+    monkeypatch.setattr(layers, "_matmul", watched)
+    config, base, _ = minilora.load("micro")
+    adapters, base = minilora.get_peft_model(base, minilora.LoraConfig())
+    examples = [Example([65, 66], [1, 1])]
+    training.train(adapters, base, examples, config, minilora.TrainConfig(iters=1), layers)
+    inner = ("shard_gradient", "evaluate", "of_leaves")
+    calls = [name for name in stacks[0] if name[0] != "<" and name not in inner] + ["_matmul"]
+    page = (PACKAGE.parent / "lessons" / "guide" / "design.md").read_text(encoding="utf-8")
+    stated = re.search(r"there are nine calls .*?:\s+(`train` .*?`_matmul`)", page, re.DOTALL)[1]
+    assert re.findall(r"`(\w+)`", stated) == calls and len(calls) == 1 + 9

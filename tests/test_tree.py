@@ -34,7 +34,7 @@ def test_map_keeps_the_shape_and_the_tree(t):
     assert tree.flatten(t) == before
 
 
-def test_put_makes_nodes_and_get_names_what_is_missing():
+def test_set_leaf_makes_nodes_and_get_names_what_is_missing():
     t = {}
     tree.set_leaf(t, "a.b.c", 1)
     tree.set_leaf(t, "a.d", 2)
@@ -54,12 +54,11 @@ def test_count_is_of_logical_parameters_however_they_are_stored(scheme):
     assert memory.nbytes(few_bits) < memory.nbytes(base) * 2 / 3
 
 
-def test_count_passes_over_plain_numbers():
-    assert (
-        tree.num_parameters({"weight": np.ones((2, 3)), "lora_scaling": 2.0, "scalar": np.ones(())})
-        == 7
-    )
+def test_settings_are_no_arrays():
+    weight, settings = {"weight": np.ones((2, 3)), "scalar": np.ones(())}, {"lora_scaling": 2.0}
+    assert tree.num_parameters(weight | settings) == 7
     assert tree.num_parameters({}) == memory.nbytes({}) == 0
+    assert tree.arrays({"q_proj": weight | settings, "k_proj": settings}) == {"q_proj": weight}
 
 
 def test_the_layer_of_a_leaf():
@@ -97,11 +96,3 @@ def test_overlay_keeps_what_autograd_traces():
         return tree.overlay({"a": {"w": 2.0, "v": 5.0}}, t)["a"]["w"] ** 2
 
     assert grad(loss)({"a": {"w": 3.0}})["a"]["w"] == 6.0
-
-
-def test_arrays_leaves_settings_out():
-    w = np.ones((2, 3))
-    node = {"lora_A": w, "lora_scaling": 2.0}
-    assert tree.arrays({"q_proj": node, "k_proj": {"lora_scaling": 1.0}}) == {
-        "q_proj": {"lora_A": w}
-    }
