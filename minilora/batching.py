@@ -5,6 +5,7 @@ is four arrays (B, T): `tokens`, `targets` (the next token of each), `mask` (1 w
 the target) and `segment_starts` (where each token's example begins; it sees nothing earlier).
 """
 
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -33,20 +34,20 @@ def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
     and compiled loops rely on this check: in NumPy, the id −1 would be the last row of a matrix.
     """
     shape = "a list of token ids" if ndim == 1 else "token ids of the shape (B, T)"
-    advice = "encode a text with tokenizer.encode"
     try:
         array = np.asarray(ids)
-    except ValueError as error:
-        raise InputError(f"{name} must be {shape}, not of different lengths: {advice}") from error
-    if array.dtype.kind not in "iu" or array.ndim != ndim or array.size == 0:
-        got = f"{array.dtype} of the shape {array.shape}"
-        raise InputError(f"{name} must be {shape}, got {got}: {advice}")
-    lowest, highest = array.min(), array.max()
-    if lowest < 0 or highest >= vocab_size:
-        wrong = lowest if lowest < 0 else highest
+    except ValueError:  # lists of different lengths
+        array = np.array(None)
+    if array.size == 0:
+        raise InputError(f"{name} is empty: give some text")
+    if array.dtype.kind not in "iu" or array.ndim != ndim:
+        got = f"got {array.dtype} of the shape {array.shape}"
+        raise InputError(f"{name} must be {shape}, {got}: encode a text with tokenizer.encode")
+    wrong = array[(array < 0) | (array >= vocab_size)]
+    if wrong.size:
         vocabulary = f"the vocabulary has the ids 0 to {vocab_size - 1}"
         advice = "encode texts with the tokenizer of this model"
-        raise InputError(f"{name} has the token id {wrong}, but {vocabulary}: {advice}")
+        raise InputError(f"{name} has the token id {wrong[0]}, but {vocabulary}: {advice}")
     return array
 
 
@@ -56,9 +57,10 @@ def check_examples(name: str, examples: Sequence[Example], vocab_size: int) -> N
         if not isinstance(example, Example):
             raise InputError("rows are not examples: encode them first, with minilora.encode_rows")
         token_array(f"{name}[{i}]", example.tokens, vocab_size, 1)
-        n, m = len(example.tokens), len(example.mask)
-        if n != m:
-            raise InputError(f"{name}[{i}] has {n} tokens, but a mask of {m}: give each token one")
+        n = len(example.tokens)
+        if len(example.mask) != n:
+            mask = f"a mask of {len(example.mask)}"
+            raise InputError(f"{name}[{i}] has {n} tokens, but {mask}: give each token one")
 
 
 def pack_examples(examples: Sequence[Example], length: int) -> list[list[Example]]:
@@ -68,21 +70,19 @@ def pack_examples(examples: Sequence[Example], length: int) -> list[list[Example
     list of one or more examples.
     """
     sequences: list[list[Example]] = []
-    with_room: list[list[list[Example]]] = [[] for _ in range(length)]  # [n]: n tokens are free
-    for example in sorted(examples, key=lambda e: -len(e.tokens)):
+    unfilled: list[tuple[int, int, list[Example]]] = []  # (free tokens, −time, sequence), ascending
+    for time, example in enumerate(sorted(examples, key=lambda e: -len(e.tokens))):
         need = len(example.tokens) - 1
         if need >= length:
             what = f"an example of {need + 1} tokens is longer than {length}"
             raise InputError(f"{what}: encode its row with this max_seq_length")
-        best: list[Example] = []
-        room = next((n for n in range(need, length) if with_room[n]), None)
-        if room is None:
-            room = length - 1
-            sequences.append(best)
-        else:
-            best = with_room[room].pop()
-        best.append(example)
-        with_room[room - need].append(best)
+        best = bisect_left(unfilled, need, key=lambda entry: entry[0])
+        if best == len(unfilled):
+            sequences.append([])
+            unfilled.append((length - 1, -time, sequences[-1]))
+        free, _, sequence = unfilled.pop(best)
+        sequence.append(example)
+        insort(unfilled, (free - need, -time, sequence))
     return sequences
 
 

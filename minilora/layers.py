@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import autograd
 import autograd.numpy as np
-from autograd.extend import defvjp, defvjp_argnums, primitive
+from autograd.extend import defvjp, primitive
 from autograd.tracer import isbox
 
 from .config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, ModelConfig
@@ -28,6 +28,7 @@ from .tree import Array, Tree, arrays, flatten, overlay, unflatten, without
 
 Function = Callable[..., Any]
 Rope = tuple[Array, Array]  # cosines and sines of the rotary angles, (B, T, hd/2) each
+Ops = Any  # the operations: this module, the optimized `kernels.fused`, or `minilora.operations`
 LORA = ("lora_A", "lora_B", "lora_scaling", "lora_dropout")  # what an adapter adds to a projection
 
 # --------------------------------------------------------------------------------- linear with LoRA
@@ -305,7 +306,7 @@ class Context(NamedTuple):
     """What a layer reads besides its input and its parameters."""
 
     config: ModelConfig  # of the layer: see `ModelConfig.of_layer`
-    ops: Any  # see `ops.Ops`: this module, the optimized operations, or a wrapper of them
+    ops: Ops
     rope: Rope | None  # of the positions of the tokens; None before the first layer
     segment_starts: Array  # (B, T)
     cache: LayerCache | None = None  # of the layer
@@ -396,38 +397,27 @@ def checkpoint(f: Function, x: Array, node: Tree) -> Array:
 
     Dropout draws the same mask again, because a RowRng has no state.
     """
-    # autograd's own `checkpoint` would recompute f once per leaf
-    traced = {path: leaf for path, leaf in flatten(node).items() if isbox(leaf)}
+    # autograd's own `checkpoint` would recompute f once per leaf; here all are one argument
+    inputs = {"x": x, "node": node}
+    traced = {path: leaf for path, leaf in flatten(inputs).items() if isbox(leaf)}
 
-    def of_arrays(x: Array, *leaves: Array) -> Array:
-        return f(x, overlay(node, unflatten(dict(zip(traced, leaves)))))
+    def of_leaves(leaves: Any) -> Any:
+        tree = overlay(inputs, unflatten(dict(zip(traced, leaves))))
+        return f(tree["x"], tree["node"])
 
-    return _checkpoint(of_arrays, x, *traced.values())
+    return _checkpoint(of_leaves, autograd.builtins.tuple(traced.values()))
 
 
 @primitive
-def _checkpoint(f: Function, *inputs: Array) -> Array:
-    return f(*inputs)
+def _checkpoint(f: Function, leaves: Any) -> Array:
+    return f(leaves)
 
 
-def _checkpoint_vjp(argnums: Any, y: Array, args: Any, kwargs: Any) -> Function:
-    # argnums: the numbers of the traced arguments. Argument 0 is f, and 1 is x, which is not traced
-    # in the layers before the first adapter.
-    def of_traced(traced: Any) -> Array:
-        values = list(args)
-        for n, value in zip(argnums, traced):
-            values[n] = value
-        f, *inputs = values
-        return f(*inputs)
-
-    def vjp(g: Array) -> Any:
-        backward, _ = autograd.make_vjp(of_traced)(tuple(args[n] for n in argnums))
-        return backward(g)
-
-    return vjp
+def _checkpoint_vjp(y: Array, f: Function, leaves: Any) -> Function:
+    return lambda g: autograd.make_vjp(f)(leaves)[0](g)
 
 
-defvjp_argnums(_checkpoint, _checkpoint_vjp)
+defvjp(_checkpoint, None, _checkpoint_vjp)
 
 
 # ---------------------------------------------------------------------------------- what is read

@@ -15,10 +15,11 @@ from typing import Any
 import autograd.numpy as np
 
 from .batching import token_array
-from .config import ALL_LINEAR, InputError, ModelConfig
+from .config import InputError, ModelConfig
 from .layers import (
     Context,
     LayerCache,
+    Ops,
     Rope,
     checkpoint,
     decoder_layer,
@@ -26,8 +27,7 @@ from .layers import (
     rope_cos_sin,
     row_rng,
 )
-from .ops import Ops
-from .tree import Array, Tree, get, is_node, named_leaves, overlay
+from .tree import Array, Tree, is_node, overlay
 
 
 def loss(
@@ -66,42 +66,32 @@ def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
     without its scaling or without a weight to adapt.
     """
     params = overlay(base, adapters)
-    layers = tuple(base["model"]["layers"])  # a layer that only the adapter has is an error
-    path = first_unread(params, ops.ENTRIES | {"layers": layers})
-    if path is not None:
-        advice = "remove it, or use minilora.operations, which reads other methods"
-        raise InputError(f"these operations do not read {path}: {advice}")
-    # an adapter may add a head to a tied model, but no projection and no norm
-    weights = {path for path, _ in named_leaves(base) if path.endswith(".weight")}
-    for path, _ in named_leaves(adapters):
-        node, _, name = path.rpartition(".")
-        if node.endswith((*ALL_LINEAR, "norm")) and f"{node}.weight" not in weights:
-            raise InputError(f"the base has no {node}.weight that {path} could adapt or replace")
-        if name == "lora_A" and "lora_scaling" not in get(params, node):
-            raise InputError(f"{node} has no lora_scaling: get_peft_model and load_adapter set it")
+    layers = tuple(base["model"]["layers"])  # a layer that only the adapter has is not read
+    check_entries(params, base, ops.ENTRIES | {"layers": layers})
     return params
 
 
-def first_unread(
-    node: Tree, entries: dict[str, tuple[str, ...]], kind: str = "", place: str = ""
-) -> str | None:
-    """Return the path of the first entry below a node that nothing reads, or None.
+def check_entries(
+    node: Tree, base: Tree, entries: dict[str, tuple[str, ...]], kind: str = "", place: str = ""
+) -> None:
+    """Raise InputError for an entry of a node that is not read, or that needs a node of the base.
 
-    entries: {kind of node: the names that are read in it}. The root has the kind "", each of
-    layers.0, layers.1, … has the kind "layer", and every other node has its name as its kind. What
-    is inside a node that is read, but whose kind is not in `entries`, belongs to a method and is
-    not checked.
+    base: the node of the base at the same place. entries: {kind of node: the names that are read in
+    it}. The root has the kind "", each of layers.0, layers.1, … has the kind "layer", and every
+    other node has its name as its kind. A node whose kind is not in `entries` belongs to a method.
     """
     for name, value in node.items():
         path = f"{place}.{name}" if place else name
         if name not in entries[kind]:
-            return path
+            advice = "remove it, or use minilora.operations, which reads other methods"
+            raise InputError(f"these operations do not read {path}: {advice}")
         child_kind = "layer" if kind == "layers" else name
         if is_node(value) and child_kind in entries:
-            found = first_unread(value, entries, child_kind, path)
-            if found is not None:
-                return found
-    return None
+            if name not in base and name != "lm_head":  # an adapter may add a head to a tied model
+                raise InputError(f"the base has no {path} that the adapter could adapt or replace")
+            check_entries(value, base.get(name, {}), entries, child_kind, path)
+    if "lora_A" in node and "lora_scaling" not in node:
+        raise InputError(f"{place} has no lora_scaling: get_peft_model and load_adapter set it")
 
 
 def hidden_states(

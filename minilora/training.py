@@ -19,8 +19,7 @@ import numpy as np
 from . import model
 from .batching import Example, batch_at, collate, pack_examples
 from .config import InputError, ModelConfig, TrainConfig
-from .layers import Function, RowRng, value_and_grad
-from .ops import Ops
+from .layers import Function, Ops, RowRng, value_and_grad
 from .optim import OPTIMIZERS, clip, get_lr, round_to
 from .tree import Tree, arrays, layer_of, named_leaves, overlay, tree_map
 

@@ -12,7 +12,7 @@ from minilora.batching import Example
 
 PACKAGE = Path(minilora.__file__).parent
 ORDER = ("core", "quant", "kernels", "methods", "data", "formats", "evaluation", "course", "cli")
-CORE = ("config", "tree", "layers", "ops", "model", "lora", "double_quant", "nf4", "optim",
+CORE = ("config", "tree", "layers", "model", "lora", "double_quant", "nf4", "optim",
         "batching", "training", "generation")  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from models import TINY
+from models import TINY, random_base
 
 from minilora.config import (
     ALL_LINEAR,
@@ -19,11 +19,12 @@ from minilora.config import (
     LoraConfig,
     ModelConfig,
     TrainConfig,
-    check_number,
+    check_setting,
     names_module,
     scaling,
 )
 from minilora.formats.hf_folder import projection_shapes
+from minilora.lora import target_paths
 
 Q = "model.layers.3.self_attn.q_proj"
 
@@ -47,7 +48,9 @@ def test_an_exception_takes_its_own_rank_and_alpha():
 
 
 def test_one_layer_may_be_a_number():
-    assert LoraConfig(layers_to_transform=1) == LoraConfig(layers_to_transform=(1,))
+    base = random_base(TINY)
+    one, several = (LoraConfig(layers_to_transform=layers) for layers in (1, (1,)))
+    assert target_paths(base, one) == target_paths(base, several)
 
 
 def test_a_switch_is_true_or_false():
@@ -79,10 +82,10 @@ RANGES = {  # per rule: accepted values up to the limits, and refused values bey
 def test_a_rule_takes_its_range_and_nothing_else(rule):
     good, bad = RANGES[rule]
     for value in good:
-        check_number("some_field", value, rule)
+        check_setting("some_field", value, rule)
     for value in bad:
         with pytest.raises(InputError, match=r"^`some_field` must ") as error:
-            check_number("some_field", value, rule)
+            check_setting("some_field", value, rule)
         assert str(error.value) == f"`some_field` must {rule.text}, got {value!r}"
 
 
@@ -252,7 +255,7 @@ def test_a_count_is_a_whole_number(field):
 
 
 def test_a_model_has_whole_groups_of_heads_and_pairs_to_turn():
-    with pytest.raises(InputError, match="num_attention_heads 4 is not a multiple"):
+    with pytest.raises(InputError, match="num_attention_heads 4 is no multiple"):
         replace(TINY, num_key_value_heads=3)
     with pytest.raises(InputError, match="head_dim 5 is odd"):
         replace(TINY, head_dim=5)

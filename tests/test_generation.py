@@ -176,7 +176,7 @@ def test_the_ranges_of_the_options(option, good, bad):
 
 
 def test_an_empty_prompt_is_refused():
-    with pytest.raises(InputError, match="the prompt is empty"):
+    with pytest.raises(InputError, match="a prompt is empty"):
         next(generate({}, random_base(TINY), [], TINY))
 
 

@@ -36,7 +36,7 @@ def test_public_functions_are_typed():
 
 NAMES = {
     ("q_proj",): {"q_proj"}, ".*q_proj": {"q_proj"}, "all-linear": set(ALL_LINEAR),
-    "All-Linear": set(ALL_LINEAR), ("all-linear",): set(ALL_LINEAR),
+    ("all-linear",): set(ALL_LINEAR),
     ("q_proj", "v_proj"): {"q_proj", "v_proj"}, r".*\.(q|v)_proj": {"q_proj", "v_proj"},
     r".*mlp\..*_proj": {"gate_proj", "up_proj", "down_proj"},
     ("self_attn.k_proj",): {"k_proj"}, r".*self_attn\.k_proj": {"k_proj"},
@@ -65,8 +65,8 @@ def test_a_string_of_targets_matches_whole_paths_as_in_peft(targets):
     with pytest.raises(InputError) as error:
         lora.target_paths(random_base(TINY), LoraConfig(target_modules=targets))
     message = str(error.value)
-    assert f"{targets!r} is a regular expression, and matches no whole path" in message
-    assert f"[{targets!r}]" in message and "'.*q_proj'" in message
+    assert f"`target_modules` has {targets!r}, which matches nothing" in message
+    assert "expression for whole paths, such as '.*q_proj'" in message
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_string_of_targets_matches_whole_paths_as_in_peft(targets):
     [(r".*(q_proj|lm_head)", "lm_head"), (r".*mlp.*", "model.layers.0.mlp"), (".*", "lm_head")],
 )
 def test_an_expression_that_matches_other_modules_is_refused_as_in_peft(targets, other):
-    with pytest.raises(InputError, match=f"matches {other}, too, which is not a projection"):
+    with pytest.raises(InputError, match=f"matches {other}, which is not a projection"):
         lora.target_paths(random_base(TINY), LoraConfig(target_modules=targets))
 
 
@@ -107,8 +107,8 @@ def test_a_module_is_excluded_in_one_layer():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"exclude_modules": "v_proj"}, "exclude_modules 'v_proj' matches nothing in this model"),
-        ({"exclude_modules": ["q_proj", "vproj"]}, "exclude_modules 'vproj' matches nothing"),
+        ({"exclude_modules": "v_proj"}, "`exclude_modules` has 'v_proj', which matches nothing"),
+        ({"exclude_modules": ["q_proj", "vproj"]}, "`exclude_modules` has 'vproj', which matches nothing"),
         ({"exclude_modules": ["q_proj", "v_proj"]}, "no targets: name a module and a layer"),
         (
             {"target_modules": ["layers.0.self_attn.q_proj"], "layers_to_transform": [1]},
@@ -319,7 +319,7 @@ def test_token_ids_may_be_lists():
     assert minilora.loss({}, base, batch_with(), TINY) == minilora.loss({}, base, arrays, TINY)
 
 
-@pytest.mark.parametrize("ids", [[1, 2, 3], 1, []])
+@pytest.mark.parametrize("ids", [[1, 2, 3], 1])
 def test_the_tokens_of_a_forward_pass_are_a_matrix(ids):
     with pytest.raises(InputError, match=r"tokens must be token ids of the shape \(B, T\), got"):
         minilora.forward({}, random_base(TINY), ids, TINY)

@@ -66,7 +66,7 @@ def method_name(adapter_config: LoraConfig | MethodConfig) -> str:
 
 
 def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
-    """Return operations (see `ops.Ops`) that read the entries of both trees.
+    """Return operations that read the entries of both trees.
 
     ops: `layers`, `kernels.fused`, a result of this function, or None for the optimized operations.
     Each method that occurs in the trees is wrapped around them, in this order.

@@ -1806,7 +1806,7 @@ def test_a_standard_input_that_is_no_text(base, monkeypatch, capsys):
             status = run(command, "--model", base)
             assert status == 2 and says in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    assert "the prompt is empty" in error_of(capsys, run("generate --prompt - --model", base))
+    assert "a prompt is empty" in error_of(capsys, run("generate --prompt - --model", base))
 
 
 def test_top_p_without_a_temperature_gets_a_warning(base, asked, capsys):
