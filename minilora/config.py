@@ -133,16 +133,14 @@ class ModelConfig:
         if self.head_dim % 2 != 0:
             raise InputError(f"head_dim {self.head_dim} is odd: rotation needs pairs")
 
-    def of_layer(self, i: int) -> "ModelConfig":
-        """Return the settings of layer i, with its own window and rotary base."""
-        if self.layer_types is None:
-            return self
-        if self.layer_types[i] == "full_attention":
+    def of_layers(self, kind: str) -> "ModelConfig":
+        """Return the settings of the layers of a kind in `layer_types`; "" if there is one kind."""
+        if kind == "full_attention":
             return replace(self, sliding_window=None)
-        if self.rope_local_base_freq is None:
-            return self
-        # Gemma 3 scales only the rotation of its full layers
-        return replace(self, rope_theta=self.rope_local_base_freq, rope_scaling=None)
+        if kind == "sliding_attention" and self.rope_local_base_freq is not None:
+            # Gemma 3 scales only the rotation of its full layers
+            return replace(self, rope_theta=self.rope_local_base_freq, rope_scaling=None)
+        return self
 
 
 INITIALIZERS = ("pissa", "loftq")  # of A and B; they also modify the frozen weight

@@ -305,7 +305,7 @@ def gelu(x: Array) -> Array:
 class Context(NamedTuple):
     """What a layer reads besides its input and its parameters."""
 
-    config: ModelConfig  # of the layer: see `ModelConfig.of_layer`
+    config: ModelConfig  # of the layer: see `ModelConfig.of_layers`
     ops: Ops
     rope: Rope | None  # of the positions of the tokens; None before the first layer
     segment_starts: Array  # (B, T)

@@ -16,17 +16,7 @@ import autograd.numpy as np
 
 from .batching import token_array
 from .config import InputError, ModelConfig
-from .layers import (
-    Context,
-    LayerCache,
-    Ops,
-    Rope,
-    checkpoint,
-    decoder_layer,
-    norm,
-    rope_cos_sin,
-    row_rng,
-)
+from .layers import Context, LayerCache, Ops, checkpoint, decoder_layer, norm, rope_cos_sin, row_rng
 from .tree import Array, Tree, is_node, overlay
 
 
@@ -109,16 +99,13 @@ def hidden_states(
     first = caches[0] if caches else None  # it knows the number of earlier tokens
     ctx = Context(model_config, ops, None, segment_starts, first)
     x, positions, segment_starts = ops.embed(tokens, node, ctx)
-    ropes: dict[tuple[float, bool], Rope] = {}  # by (rope_theta, whether the rotation is unscaled)
-    for i in range(model_config.num_hidden_layers):
-        config = model_config.of_layer(i)
-        kind = config.rope_theta, config.rope_scaling is None
-        if kind not in ropes:
-            ropes[kind] = rope_cos_sin(positions, config, x.dtype)
-        ctx = Context(
-            config, ops, ropes[kind], segment_starts,
-            cache=caches[i] if caches else None, rng=rng.child(i) if rng else None,
-        )  # fmt: skip
+    kinds = model_config.layer_types or ("",) * model_config.num_hidden_layers
+    configs = {kind: model_config.of_layers(kind) for kind in kinds}
+    ropes = {kind: rope_cos_sin(positions, config, x.dtype) for kind, config in configs.items()}
+    for i, kind in enumerate(kinds):
+        cache = caches[i] if caches else None
+        layer_rng = rng.child(i) if rng else None
+        ctx = Context(configs[kind], ops, ropes[kind], segment_starts, cache, layer_rng)
         layer = partial(decoder_layer, ctx=ctx)
         layer_node = node["layers"][str(i)]
         x = checkpoint(layer, x, layer_node) if checkpointing else layer(x, layer_node)

@@ -17,12 +17,11 @@ The results have the same bits as those of bitsandbytes on a CPU, and those of `
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from .config import InputError
-from .double_quant import NESTED_BLOCK_SIZE, DoubleQuantized, double_dequantize, double_quantize
+from .double_quant import DoubleQuantized, double_dequantize, double_quantize
 from .tree import Array
 
 NF4 = np.array([
@@ -74,31 +73,13 @@ CODEBOOKS = {"nf4": Codebook.from_values(NF4), "fp4": Codebook.from_values(FP4)}
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A tensor of n elements, 4 bits each, in m = ⌈n/b⌉ blocks; checks the sizes of its arrays."""
+    """A tensor of n elements, 4 bits each, in m = ⌈n/b⌉ blocks."""
 
     codes: Array  # (⌈n/2⌉,) uint8
     stored_absmax: Array | DoubleQuantized  # (m,) float32, or 8 bits each
     shape: tuple[int, ...]  # of the tensor
     block_size: int
     quant_type: str  # "nf4" or "fp4"
-
-    def __post_init__(self) -> None:
-        check_4bit(self.block_size, self.quant_type)
-        n = math.prod(self.shape)
-        absmax = self.stored_absmax
-        m = -(-n // self.block_size)
-        parts: list[Any] = [(self.codes, -(-n // 2), np.uint8)]
-        if isinstance(absmax, DoubleQuantized):
-            blocks = -(-m // NESTED_BLOCK_SIZE)
-            parts += [(absmax.codes, m, np.uint8), (absmax.nested_absmax, blocks, np.float32)]
-        else:
-            parts.append((absmax, m, np.float32))
-        # compiled loops check no bounds
-        weight = f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size}"
-        for part, size, dtype in parts:
-            if not (part.shape == (size,) and part.dtype == dtype and part.flags.c_contiguous):
-                needs = f"needs a contiguous array ({size},) of {np.dtype(dtype)}"
-                raise InputError(f"{weight} {needs}, got {part.shape} of {part.dtype}")
 
     @property
     def absmax(self) -> Array:

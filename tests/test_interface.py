@@ -108,7 +108,10 @@ def test_a_module_is_excluded_in_one_layer():
     ("fields", "message"),
     [
         ({"exclude_modules": "v_proj"}, "`exclude_modules` has 'v_proj', which matches nothing"),
-        ({"exclude_modules": ["q_proj", "vproj"]}, "`exclude_modules` has 'vproj', which matches nothing"),
+        (
+            {"exclude_modules": ["q_proj", "vproj"]},
+            "`exclude_modules` has 'vproj', which matches nothing",
+        ),
         ({"exclude_modules": ["q_proj", "v_proj"]}, "no targets: name a module and a layer"),
         (
             {"target_modules": ["layers.0.self_attn.q_proj"], "layers_to_transform": [1]},

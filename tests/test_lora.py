@@ -220,9 +220,7 @@ def test_targets_come_in_the_order_of_the_tree_and_each_once():
     assert lora.target_paths(base, config) == paths
 
 
-@pytest.mark.parametrize(
-    "name", ["query", "proj", "model.layers.2.self_attn.q_proj", ""]
-)
+@pytest.mark.parametrize("name", ["query", "proj", "model.layers.2.self_attn.q_proj", ""])
 def test_a_target_that_matches_nothing_is_refused(name):
     with pytest.raises(
         InputError, match=f"`target_modules` has '{name}', which matches nothing.*q_proj, k_proj"

@@ -85,7 +85,7 @@ def test_a_window_in_some_layers_both_ways(tmp_path, fields, types):
     w = leaves(expected, biased=QKV if kind == "qwen2" else ())
     config, base, _ = load(folder(tmp_path, w, **fields))
     assert replace(config, rms_norm_eps=CONFIG.rms_norm_eps) == expected
-    windows = [config.of_layer(i).sliding_window for i in range(2)]
+    windows = [config.of_layers(kind).sliding_window for kind in config.layer_types or ("", "")]
     assert windows == [3 if t == SLIDING else None for t in types]
     save_pretrained(tmp_path / "out", config, base)
     written = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -159,8 +159,9 @@ def test_the_defaults_of_gemma(tmp_path):
     assert config.layer_types == (SLIDING,) * 5 + (FULL, SLIDING)
     assert (config.head_dim, config.query_pre_attn_scalar) == (256, 256)
     assert (config.sliding_window, config.tie_word_embeddings) == (4096, True)
-    assert [config.of_layer(i).rope_theta for i in (4, 5)] == [1e4, 1e6]
-    assert [config.of_layer(i).sliding_window for i in (4, 5)] == [4096, None]
+    kinds = [config.of_layers(config.layer_types[i]) for i in (4, 5)]
+    assert [kind.rope_theta for kind in kinds] == [1e4, 1e6]
+    assert [kind.sliding_window for kind in kinds] == [4096, None]
 
 
 TYPES = "layer_types must name sliding_attention or full_attention for each of 2 layers"

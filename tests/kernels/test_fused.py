@@ -452,9 +452,7 @@ def test_the_two_implementations_have_the_same_signatures():
         for function in (getattr(layers, name), getattr(fused, name)):
             function = getattr(function, "fun", function)  # what autograd's primitive wraps
             parameters = inspect.signature(function).parameters
-            names.append(
-                [n for n in parameters if n != "matmul"]
-            )  # of `layers.linear`
+            names.append([n for n in parameters if n != "matmul"])  # of `layers.linear`
         assert names[0] == names[1], name
 
 
