@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from . import generation, kernels, layers, lora, model, nf4, training
-from .batching import Example, check_examples
+from .batching import Example
 from .config import InputError, LoraConfig, ModelConfig, TrainConfig
 from .data.rows import encode_rows, load_rows
 from .evaluation import callbacks
 from .evaluation.memory import print_trainable_parameters
-from .evaluation.metrics import evaluate
+from .evaluation.metrics import check_examples, evaluate
 from .evaluation.progress import Progress
 from .formats.checkpoint import load_adapter, save_adapter
 from .formats.pretrained import load, save_pretrained

@@ -27,6 +27,9 @@ class Example(NamedTuple):
     answer: list[int] | None = None
 
 
+Row = list[Example]  # of a batch: one example, or several packed ones
+
+
 def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
     """Return token ids as an array; raise InputError unless all are ids of the vocabulary.
 
@@ -51,26 +54,13 @@ def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
     return array
 
 
-def check_examples(name: str, examples: Sequence[Example], vocab_size: int) -> None:
-    """Raise InputError unless all elements are of the type Example and fit the vocabulary."""
-    for i, example in enumerate(examples):
-        if not isinstance(example, Example):
-            raise InputError("rows are not examples: encode them first, with minilora.encode_rows")
-        token_array(f"{name}[{i}]", example.tokens, vocab_size, 1)
-        n = len(example.tokens)
-        if len(example.mask) != n:
-            mask = f"a mask of {len(example.mask)}"
-            raise InputError(f"{name}[{i}] has {n} tokens, but {mask}: give each token one")
+def pack_examples(examples: Sequence[Example], length: int) -> list[Row]:
+    """Put examples into rows by best fit: at most `length` − 1 input tokens per row.
 
-
-def pack_examples(examples: Sequence[Example], length: int) -> list[list[Example]]:
-    """Put examples into sequences by best fit: at most `length` − 1 input tokens per sequence.
-
-    The last token of an example is only a target. A sequence becomes one row of a batch. It is a
-    list of one or more examples.
+    The last token of an example is only a target.
     """
-    sequences: list[list[Example]] = []
-    unfilled: list[tuple[int, int, list[Example]]] = []  # (free tokens, −time, sequence), ascending
+    rows: list[Row] = []
+    unfilled: list[tuple[int, int, Row]] = []  # (free tokens, −time of the last example, row)
     for time, example in enumerate(sorted(examples, key=lambda e: -len(e.tokens))):
         need = len(example.tokens) - 1
         if need >= length:
@@ -78,20 +68,20 @@ def pack_examples(examples: Sequence[Example], length: int) -> list[list[Example
             raise InputError(f"{what}: encode its row with this max_seq_length")
         best = bisect_left(unfilled, need, key=lambda entry: entry[0])
         if best == len(unfilled):
-            sequences.append([])
-            unfilled.append((length - 1, -time, sequences[-1]))
-        free, _, sequence = unfilled.pop(best)
-        sequence.append(example)
-        insort(unfilled, (free - need, -time, sequence))
-    return sequences
+            rows.append([])
+            unfilled.append((length - 1, -time, rows[-1]))
+        free, _, row = unfilled.pop(best)
+        row.append(example)
+        insort(unfilled, (free - need, -time, row))
+    return rows
 
 
-def collate(sequences: Sequence[list[Example]]) -> dict[str, Array]:
-    """Return the batch {name: (B, T)} of B sequences, padded on the right (mask 0)."""
-    T = max(sum(len(example.tokens) - 1 for example in row) for row in sequences)
+def collate(rows: Sequence[Row]) -> dict[str, Array]:
+    """Return the batch {name: (B, T)} of B rows, padded on the right (mask 0)."""
+    T = max(sum(len(example.tokens) - 1 for example in row) for row in rows)
     names = ("tokens", "targets", "mask", "segment_starts")
-    batch = {name: np.zeros((len(sequences), T), np.int64) for name in names}
-    for i, row in enumerate(sequences):
+    batch = {name: np.zeros((len(rows), T), np.int64) for name in names}
+    for i, row in enumerate(rows):
         start = 0
         for tokens, mask, _ in row:
             end = start + len(tokens) - 1
@@ -104,17 +94,15 @@ def collate(sequences: Sequence[list[Example]]) -> dict[str, Array]:
     return batch | {"mask": batch["mask"].astype(np.float32)}
 
 
-def batch_at(
-    sequences: list[list[Example]], step: int, size: int, seed: int
-) -> list[list[Example]]:
-    """Return batch number `step`; each epoch uses every sequence once, in a new order.
+def batch_at(rows: list[Row], step: int, size: int, seed: int) -> list[Row]:
+    """Return batch number `step`; each epoch uses every row once, in a new order.
 
     The result depends only on the arguments, so a resumed run has no position to restore.
     """
     batch = []
     for i in range(step * size, (step + 1) * size):
-        epoch, position = divmod(i, len(sequences))
-        batch.append(sequences[_order(len(sequences), epoch, seed)[position]])
+        epoch, position = divmod(i, len(rows))
+        batch.append(rows[_order(len(rows), epoch, seed)[position]])
     return batch
 
 

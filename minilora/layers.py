@@ -52,19 +52,9 @@ defvjp(
 )
 
 
-@primitive
 def lora_matmul(x: Array, a: Array, b: Array, scaling: float) -> Array:
     """Compute s·BAx, with the scaling s, a (r, in) and b (out, r): (..., in) -> (..., out)."""
-    return _matmul(scaling * _matmul(x, a.T), b.T)
-
-
-# ∂L/∂x = (s·∂L/∂y B) A    ∂L/∂A = (s·∂L/∂y B)ᵀ x    ∂L/∂B = (∂L/∂y)ᵀ (s·xAᵀ), s·xAᵀ recomputed
-defvjp(
-    lora_matmul,
-    lambda y, x, a, b, s: lambda g: _matmul(s * _matmul(g, b), a),
-    lambda y, x, a, b, s: lambda g: _rows(s * _matmul(g, b)).T @ _rows(x),
-    lambda y, x, a, b, s: lambda g: _rows(g).T @ _rows(s * _matmul(x, a.T)),
-)
+    return matmul(scaling * matmul(x, a), b)
 
 
 def dense(w: Any) -> Array:
@@ -111,15 +101,14 @@ def lora_delta(node: Tree) -> Array:
     return np.float32(node["lora_scaling"]) * (node["lora_B"] @ node["lora_A"])
 
 
-class RowRng:
+class RowRng(NamedTuple):
     """Random numbers for dropout, from one generator per row of a batch.
 
     seeds: per row, a list of integers. The mask of a row depends only on its seed, so it is the
     same for any number of cores, any split into micro-batches, and any padding.
     """
 
-    def __init__(self, seeds: list[list[int]]) -> None:
-        self.seeds = seeds
+    seeds: list[list[int]]
 
     def child(self, number: int) -> "RowRng":
         """Return the generators of the layer or projection with this number."""

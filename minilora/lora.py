@@ -24,9 +24,7 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
     rng: a NumPy generator or a seed. Raises InputError if a target matches no projection.
     """
     if lora_config.init_lora_weights is not True or lora_config.use_dora:
-        raise InputError(
-            "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ"
-        )
+        raise InputError("lora.init is plain LoRA: use get_peft_model for DoRA, PiSSA and LoftQ")
     rng = np.random.default_rng(rng)
     adapters: Tree = {}
     for path in target_paths(base, lora_config):

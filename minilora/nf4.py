@@ -119,9 +119,7 @@ def quantize(
 def check_4bit(block_size: int, quant_type: str) -> None:
     """Raise InputError unless weights can be quantized with this block size and type."""
     if not (16 <= block_size <= 65536 and block_size & (block_size - 1) == 0):
-        raise InputError(
-            f"a block size of {block_size} is not a power of two from 16 to 65,536: use 64"
-        )
+        raise InputError(f"a block size of {block_size} is not a power of two from 16 to 65,536")
     if quant_type not in CODEBOOKS:
         raise InputError(f"there is no 4-bit type {quant_type!r}: use nf4 or fp4")
 

@@ -6,7 +6,7 @@ frozen ones do not change or decay.
 """
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -43,9 +43,8 @@ def adamw(
     return params, {"m": m, "v": v, "step": t}
 
 
-Init = Callable[[Tree], Tree]
-Step = Callable[[Tree, Tree, Tree, dict[str, float], TrainConfig], tuple[Tree, Tree]]
-OPTIMIZERS: dict[str, tuple[Init, Step]] = {"adamw": (adamw_init, adamw)}  # and methods/muon.py
+# {name: (init, step)}; `methods/muon.py` has another one
+OPTIMIZERS: dict[str, tuple[Any, Any]] = {"adamw": (adamw_init, adamw)}
 
 
 def global_norm(grads: Tree) -> float:
@@ -73,13 +72,13 @@ def get_lr(step: int, train_config: TrainConfig) -> float:
     warmup = math.ceil(train_config.warmup_ratio * train_config.iters)
     if step < warmup:
         return train_config.learning_rate * (step / warmup)
-    if train_config.lr_schedule == "constant":
-        return train_config.learning_rate
     rest = max(1, train_config.iters - warmup)
-    if train_config.lr_schedule == "linear":
-        return train_config.learning_rate * max(0.0, (train_config.iters - step) / rest)
     done = (step - warmup) / rest
-    return train_config.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
+    shares = {
+        "constant": 1.0, "linear": (train_config.iters - step) / rest,
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
+    }  # fmt: skip
+    return train_config.learning_rate * max(0.0, shares[train_config.lr_schedule])
 
 
 def round_to(params: Tree, dtype: str) -> Tree:

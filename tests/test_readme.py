@@ -551,11 +551,3 @@ def test_the_minutes_of_the_longest_exercises():
     assert sums[0] == sums[4] == max(sums)  # weeks 1 and 5 have the most
     for _, _, row in table("teachers.md", "day |"):
         assert sum(minutes[name] for name in row.split(", ")) < 120
-
-
-def test_the_line_of_loras_product_is_the_one_that_the_guide_names():
-    number = int(re.search(r"break minilora/layers\.py:(\d+)", page("design.md"))[1])
-    source = (ROOT / "minilora" / "layers.py").read_text(encoding="utf-8")
-    _, _, body = source.partition("def lora_matmul(")
-    line = source.splitlines()[number - 1]
-    assert line.startswith("    return _matmul(scaling") and line in body.partition("defvjp")[0]
