@@ -21,6 +21,7 @@ import numpy as np
 from . import generation, kernels, layers, lora, model, nf4, training
 from .batching import Example
 from .config import InputError, LoraConfig, ModelConfig, TrainConfig
+from .data.packing import pack_examples
 from .data.rows import encode_rows, load_rows
 from .evaluation import callbacks
 from .evaluation.memory import print_trainable_parameters
@@ -93,6 +94,9 @@ def train(
     callbacks.check_held_out(valid, train_config)
     check_examples("examples", examples, model_config.vocab_size)
     check_examples("valid", valid, model_config.vocab_size)
+    rows = (
+        pack_examples(examples, train_config.max_seq_length) if train_config.packing else examples
+    )
     ops = operations(adapters, base, ops)
     state = state or callbacks.init_state(adapters, train_config)
     if callbacks.should_stop(state, train_config.early_stopping_patience):  # it had ended
@@ -111,7 +115,7 @@ def train(
         # a gradient per shard: one shard for the reference, and for very many parameters
         parallel_map, num_shards = kernels.parallel(ops, num_parameters(adapters))
         result = training.train(
-            adapters, base, examples, model_config, train_config, ops, state, each_step,
+            adapters, base, rows, model_config, train_config, ops, state, each_step,
             parallel_map, num_shards,
         )  # fmt: skip
     if not quiet:

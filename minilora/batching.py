@@ -1,11 +1,10 @@
-"""From examples to batches: packing, padding, and the order of an epoch.
+"""From examples to batches: padding, and the order of an epoch.
 
 This file generalizes part 5 of `lessons/00_qlora_in_one_file.py` to examples of any length. A batch
 is four arrays (B, T): `tokens`, `targets` (the next token of each), `mask` (1 where the loss counts
 the target) and `segment_starts` (where each token's example begins; it sees nothing earlier).
 """
 
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -27,7 +26,7 @@ class Example(NamedTuple):
     answer: list[int] | None = None
 
 
-Row = list[Example]  # of a batch: one example, or several packed ones
+Row = list[Example]  # of a batch: one example, or several that are packed (data/packing.py)
 
 
 def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
@@ -52,28 +51,6 @@ def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
         advice = "encode texts with the tokenizer of this model"
         raise InputError(f"{name} has the token id {wrong[0]}, but {vocabulary}: {advice}")
     return array
-
-
-def pack_examples(examples: Sequence[Example], length: int) -> list[Row]:
-    """Put examples into rows by best fit: at most `length` − 1 input tokens per row.
-
-    The last token of an example is only a target.
-    """
-    rows: list[Row] = []
-    unfilled: list[tuple[int, int, Row]] = []  # (free tokens, −time of the last example, row)
-    for time, example in enumerate(sorted(examples, key=lambda e: -len(e.tokens))):
-        need = len(example.tokens) - 1
-        if need >= length:
-            what = f"an example of {need + 1} tokens is longer than {length}"
-            raise InputError(f"{what}: encode its row with this max_seq_length")
-        best = bisect_left(unfilled, need, key=lambda entry: entry[0])
-        if best == len(unfilled):
-            rows.append([])
-            unfilled.append((length - 1, -time, rows[-1]))
-        free, _, row = unfilled.pop(best)
-        row.append(example)
-        insort(unfilled, (free - need, -time, row))
-    return rows
 
 
 def collate(rows: Sequence[Row]) -> dict[str, Array]:

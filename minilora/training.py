@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import model
-from .batching import Example, Row, batch_at, collate, pack_examples
+from .batching import Example, Row, batch_at, collate
 from .config import InputError, ModelConfig, TrainConfig
 from .layers import Function, Ops, RowRng, value_and_grad
 from .optim import OPTIMIZERS, clip, get_lr, round_to
@@ -34,12 +34,13 @@ class TrainResult(NamedTuple):
 
 
 def train(
-    adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
+    adapters: Tree, base: Tree, examples: Sequence[Example | Row], model_config: ModelConfig,
     train_config: TrainConfig, ops: Ops, state: Tree | None = None,
     callbacks: Sequence[Callback] = (), parallel_map: Function = map, num_shards: int = 1,
 ) -> TrainResult:  # fmt: skip
     """Fit `adapters` to the examples; return TrainResult(adapters, history).
 
+    A row of a batch is an example, or a list of examples that `data.pack_examples` packed.
     The history has a dict per step: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` (all,
     not only the targets) and `seconds`.
     state: the state of the run to continue. num_shards: the number of parts of a batch that
@@ -53,9 +54,7 @@ def train(
     """
     if not examples:
         raise InputError("there are no examples to train on")
-    rows = [[example] for example in examples]
-    if train_config.packing:
-        rows = pack_examples(examples, train_config.max_seq_length)
+    rows = [example if isinstance(example, list) else [example] for example in examples]
     trained = round_to(arrays(adapters), train_config.adapter_dtype)
     adapters = overlay(adapters, trained)
     init, _ = OPTIMIZERS[train_config.optimizer]

@@ -649,7 +649,7 @@ def test_a_run_that_diverges_says_so_and_warns_of_nothing_else(ops, rate):
 def test_without_a_target_or_an_example_there_is_nothing_to_train():
     adapters, frozen = setting()
     silent = [Example([1, 2, 3], [1, 0, 0])] * 3
-    with pytest.raises(InputError, match="no token of the batch of step 1 is a target"):
+    with pytest.raises(InputError, match="the batch of step 1 has no target token"):
         train(adapters, frozen, silent, TINY, SMALL)
     with pytest.raises(InputError, match="there are no examples to train on"):
         training.train(adapters, frozen, [], TINY, SMALL, layers)

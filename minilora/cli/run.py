@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import layers, train
-from ..batching import pack_examples
 from ..config import POSITIVE, InputError, TrainConfig, check_setting
+from ..data.packing import pack_examples
 from ..data.rows import split_row
 from ..evaluation import memory
 from ..evaluation.callbacks import check_held_out, evaluation_row, kept_step

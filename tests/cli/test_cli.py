@@ -30,7 +30,7 @@ from minilora import (
     get_peft_model,
     load_rows,
 )
-from minilora.batching import Example, pack_examples
+from minilora.batching import Example
 from minilora.cli import run_folder
 from minilora.cli.arguments import FLAGS, Parser, flag, parse, parser
 from minilora.cli.commands import load_model
@@ -46,6 +46,7 @@ from minilora.cli.run import check_memory
 from minilora.cli.stored_paths import absolute
 from minilora.config import ALL_LINEAR, InputError
 from minilora.course.commands import add_commands
+from minilora.data.packing import pack_examples
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation import memory
 from minilora.evaluation.plot import curve

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY, random_examples, seeds
 
-from minilora.batching import Example, batch_at, collate, pack_examples
+from minilora.batching import Example, batch_at, collate
 from minilora.config import InputError, TrainConfig
 from minilora.data import row_files, rows
+from minilora.data.packing import pack_examples
 from minilora.data.rows import (
     check_row,
     encode,
