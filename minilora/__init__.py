@@ -26,7 +26,6 @@ from .data.rows import encode_rows, load_rows
 from .evaluation import callbacks
 from .evaluation.memory import print_trainable_parameters
 from .evaluation.metrics import check_examples, evaluate
-from .evaluation.progress import Progress
 from .formats.checkpoint import load_adapter, save_adapter
 from .formats.pretrained import load, save_pretrained
 from .kernels import quantize_4bit
@@ -94,33 +93,20 @@ def train(
     callbacks.check_held_out(valid, train_config)
     check_examples("examples", examples, model_config.vocab_size)
     check_examples("valid", valid, model_config.vocab_size)
-    rows = (
-        pack_examples(examples, train_config.max_seq_length) if train_config.packing else examples
-    )
     ops = operations(adapters, base, ops)
     state = state or callbacks.init_state(adapters, train_config)
     if callbacks.should_stop(state, train_config.early_stopping_patience):  # it had ended
         return TrainResult(state.get("best", adapters), [])
-    with (
-        Progress(train_config.iters, "step", state["step"], quiet) as progress,
-        callbacks.LastStep(adapters, state) as last,
-    ):
-        each_step: list[Callback] = []
-        if valid:  # first, because the others see its scores
-            evaluation = callbacks.evaluation(base, valid, model_config, train_config, ops, quiet)
-            each_step.append(evaluation)
-        each_step += [last.after_step, callbacks.progress_of(progress, quiet)]
-        if on_step:
-            each_step.append(on_step)
+    packed = pack_examples(examples, train_config.max_seq_length) if train_config.packing else None
+    with callbacks.of_run(
+        adapters, base, valid, model_config, train_config, state, on_step, ops, quiet
+    ) as each_step:
         # a gradient per shard: one shard for the reference, and for very many parameters
         parallel_map, num_shards = kernels.parallel(ops, num_parameters(adapters))
-        result = training.train(
-            adapters, base, rows, model_config, train_config, ops, state, each_step,
+        return training.train(
+            adapters, base, packed or examples, model_config, train_config, ops, state, each_step,
             parallel_map, num_shards,
         )  # fmt: skip
-    if not quiet:
-        callbacks.print_end(last.state, train_config)
-    return result
 
 
 def generate(
