@@ -1,13 +1,6 @@
 """LoRA and QLoRA from scratch, in NumPy and autograd: a reference to read, and to compute with.
 
-    model_config, base, tokenizer = minilora.load("tiny", "nf4-dq")
-    lora_config, train_config = LoraConfig(r=8, lora_alpha=16), TrainConfig(learning_rate=4e-3)
-    adapters, base = minilora.get_peft_model(base, lora_config)  # PiSSA and LoftQ change the base
-    rows = minilora.load_rows("questions", "train")
-    examples, cut = minilora.encode_rows(rows, tokenizer, train_config)  # cut: rows too long
-    adapters, history = minilora.train(adapters, base, examples, model_config, train_config)
-    minilora.save_adapter("adapters", adapters, base, lora_config, "tiny")
-    dense = minilora.merge_and_unload(adapters, base)
+README.md has a run in a dozen lines, from the model to the saved adapter.
 
 The functions here use the optimized operations if numba is installed. The functions of the core
 (`minilora.model`, `minilora.training`, `minilora.generation`) take the operations as `ops`.

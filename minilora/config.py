@@ -6,9 +6,8 @@ fields have the names of Hugging Face (model), PEFT (LoRA), and mlx_lm and trans
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -28,16 +27,6 @@ class InputError(ValueError):
         return text if len(text) <= 1200 else f"{text[:800]} … {text[-300:]}"
 
 
-def did_you_mean(word: object, known: Iterable[str]) -> str:
-    """Return the end of a message that asks for the known name that resembles `word`, or "".
-
-    >>> did_you_mean("Tinny", ["micro", "tiny"]), did_you_mean("large", ["micro", "tiny"])
-    ('; did you mean tiny?', '')
-    """
-    near = get_close_matches(str(word).lower(), known, n=1, cutoff=0.7)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
 class Rule(NamedTuple):
     """A condition on a setting, as an error message says it after "must", and as a function."""
 
@@ -51,10 +40,7 @@ NON_NEGATIVE_INT = Rule("be a whole number from 0", lambda value: type(value) is
 POSITIVE = Rule("be a positive number", lambda value: 0 < value < math.inf)
 NON_NEGATIVE = Rule("be a finite number from 0", lambda value: 0 <= value < math.inf)
 FRACTION = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
-NAMES = Rule(
-    "be a list of names, or one regular expression",
-    lambda value: all(isinstance(name, str) for name in value),
-)
+NAMES = Rule("be a list of names, or one regex", lambda value: all(type(n) is str for n in value))
 OF_TYPE: dict[Any, Rule] = {bool: SWITCH, int: POSITIVE_INT, float: POSITIVE}
 
 

@@ -46,9 +46,8 @@ def generate(
 
 
 def check_generation(
-    prompts: Sequence[Sequence[int]], max_tokens: int, temp: float, top_p: float,
-    model_config: ModelConfig,
-) -> None:  # fmt: skip
+    prompts: Sequence[Any], max_tokens: int, temp: float, top_p: float, model_config: ModelConfig
+) -> None:
     """Raise InputError for a prompt that is not token ids, and for a value out of range."""
     check_setting("temp", temp, NON_NEGATIVE)
     check_setting("top_p", top_p, SHARE)

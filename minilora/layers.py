@@ -402,11 +402,7 @@ def _checkpoint(f: Function, leaves: Any) -> Array:
     return f(leaves)
 
 
-def _checkpoint_vjp(y: Array, f: Function, leaves: Any) -> Function:
-    return lambda g: autograd.make_vjp(f)(leaves)[0](g)
-
-
-defvjp(_checkpoint, None, _checkpoint_vjp)
+defvjp(_checkpoint, None, lambda y, f, leaves: lambda g: autograd.make_vjp(f)(leaves)[0](g))
 
 
 # ---------------------------------------------------------------------------------- what is read

@@ -131,11 +131,10 @@ def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree
     return unflatten(leaves)
 
 
-def merge_projections(node: Tree, ops: Ops, name: str = "") -> Any:
+def merge_projections(node: Any, ops: Ops, name: str = "") -> Any:
     """Return a tree in which each projection is merged with its adapter."""
     if name in ALL_LINEAR:
         return ops.merge_projection(node)
-    return {
-        key: merge_projections(value, ops, key) if is_node(value) else value
-        for key, value in node.items()
-    }
+    if not is_node(node):
+        return node
+    return {key: merge_projections(child, ops, key) for key, child in node.items()}

@@ -74,10 +74,8 @@ def get_lr(step: int, train_config: TrainConfig) -> float:
         return train_config.learning_rate * (step / warmup)
     rest = max(1, train_config.iters - warmup)
     done = (step - warmup) / rest
-    shares = {
-        "constant": 1.0, "linear": (train_config.iters - step) / rest,
-        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-    }  # fmt: skip
+    shares = {"constant": 1.0, "linear": (train_config.iters - step) / rest}
+    shares["cosine"] = 0.5 * (1 + math.cos(math.pi * done))
     return train_config.learning_rate * max(0.0, shares[train_config.lr_schedule])
 
 

@@ -76,8 +76,7 @@ def train(
         adapters, state = update(adapters, grads, state, lr, train_config)
         tokens = sum(len(example.tokens) - 1 for row in batch for example in row)
         metrics = {"step": step + 1, "loss": loss, "learning_rate": lr, "grad_norm": norm}
-        metrics |= {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}
-        records = [metrics]
+        records = [metrics | {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}]
         for callback in callbacks:
             stop = bool(callback(records, adapters, state)) or stop
         history += records

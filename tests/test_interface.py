@@ -198,15 +198,15 @@ def test_rows_that_are_not_encoded_are_refused():
         (lambda: LoraConfig(task_type="SEQ_CLS"), "`task_type` must be one of"),
         (
             lambda: LoraConfig(target_modules=None),
-            "`target_modules` must be a list of names, or one",
+            "`target_modules` must be a list of names, or one regex",
         ),
         (
             lambda: LoraConfig(target_modules=[1]),
-            "`target_modules` must be a list of names, or one",
+            "`target_modules` must be a list of names, or one regex",
         ),
         (
             lambda: LoraConfig(exclude_modules=5),
-            "`exclude_modules` must be a list of names, or one",
+            "`exclude_modules` must be a list of names, or one regex",
         ),
         (
             lambda: LoraConfig(target_modules=".*q_proj", layers_to_transform=0),

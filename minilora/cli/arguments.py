@@ -19,8 +19,8 @@ from ..config import (
     InputError,
     LoraConfig,
     TrainConfig,
-    did_you_mean,
 )
+from ..data.hints import did_you_mean
 from ..data.rows import KEYS
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text

@@ -8,7 +8,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from ..config import InputError, did_you_mean
+from ..config import InputError
+from ..data.hints import did_you_mean
 from ..formats.files import read_json, replace_text, write_errors
 from . import exercises, judge
 
