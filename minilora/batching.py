@@ -29,30 +29,6 @@ class Example(NamedTuple):
 Row = list[Example]  # of a batch: one example, or several that are packed (data/packing.py)
 
 
-def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
-    """Return token ids as an array; raise InputError unless all are ids of the vocabulary.
-
-    name: what the message calls the ids. ndim: 1 for a list of ids, 2 for a batch (B, T). Layers
-    and compiled loops rely on this check: in NumPy, the id −1 would be the last row of a matrix.
-    """
-    shape = "a list of token ids" if ndim == 1 else "token ids of the shape (B, T)"
-    try:
-        array = np.asarray(ids)
-    except ValueError:  # lists of different lengths
-        array = np.array(None)
-    if array.size == 0:
-        raise InputError(f"{name} is empty: give some text")
-    if array.dtype.kind not in "iu" or array.ndim != ndim:
-        got = f"got {array.dtype} of the shape {array.shape}"
-        raise InputError(f"{name} must be {shape}, {got}: encode a text with tokenizer.encode")
-    wrong = array[(array < 0) | (array >= vocab_size)]
-    if wrong.size:
-        vocabulary = f"the vocabulary has the ids 0 to {vocab_size - 1}"
-        advice = "encode texts with the tokenizer of this model"
-        raise InputError(f"{name} has the token id {wrong[0]}, but {vocabulary}: {advice}")
-    return array
-
-
 def collate(rows: Sequence[Row]) -> dict[str, Array]:
     """Return the batch {name: (B, T)} of B rows, padded on the right (mask 0)."""
     T = max(sum(len(example.tokens) - 1 for example in row) for row in rows)
@@ -86,3 +62,27 @@ def batch_at(rows: list[Row], step: int, size: int, seed: int) -> list[Row]:
 @lru_cache(maxsize=4)
 def _order(n: int, epoch: int, seed: int) -> Array:
     return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
+    """Return token ids as an array; raise InputError unless all are ids of the vocabulary.
+
+    name: what the message calls the ids. ndim: 1 for a list of ids, 2 for a batch (B, T). Layers
+    and compiled loops rely on this check: in NumPy, the id −1 would be the last row of a matrix.
+    """
+    shape = "a list of token ids" if ndim == 1 else "token ids of the shape (B, T)"
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # lists of different lengths
+        array = np.array(None)
+    if array.size == 0:
+        raise InputError(f"{name} is empty: give some text")
+    if array.dtype.kind not in "iu" or array.ndim != ndim:
+        got = f"got {array.dtype} of the shape {array.shape}"
+        raise InputError(f"{name} must be {shape}, {got}: encode a text with tokenizer.encode")
+    wrong = array[(array < 0) | (array >= vocab_size)]
+    if wrong.size:
+        vocabulary = f"the vocabulary has the ids 0 to {vocab_size - 1}"
+        advice = "encode texts with the tokenizer of this model"
+        raise InputError(f"{name} has the token id {wrong[0]}, but {vocabulary}: {advice}")
+    return array

@@ -45,17 +45,6 @@ def generate(
         tokens = np.array([[token]])
 
 
-def check_generation(
-    prompts: Sequence[Any], max_tokens: int, temp: float, top_p: float, model_config: ModelConfig
-) -> None:
-    """Raise InputError for a prompt that is not token ids, and for a value out of range."""
-    check_setting("temp", temp, NON_NEGATIVE)
-    check_setting("top_p", top_p, SHARE)
-    check_setting("max_tokens", max_tokens, POSITIVE_INT)
-    for prompt in prompts:
-        token_array("a prompt", prompt, model_config.vocab_size, 1)
-
-
 def sample(logits: Array, temp: float, top_p: float, rng: np.random.Generator) -> int:
     """Return the id of the next token, chosen or sampled from the logits (V,)."""
     if temp == 0:
@@ -68,3 +57,14 @@ def sample(logits: Array, temp: float, top_p: float, rng: np.random.Generator) -
     # the smallest set whose probability reaches top_p   (Holtzman et al. 2020, Eq. 2)
     kept = order[: np.searchsorted(np.cumsum(p[order]), top_p) + 1]
     return int(rng.choice(kept, p=p[kept] / p[kept].sum()))
+
+
+def check_generation(
+    prompts: Sequence[Any], max_tokens: int, temp: float, top_p: float, model_config: ModelConfig
+) -> None:
+    """Raise InputError for a prompt that is not token ids, and for a value out of range."""
+    check_setting("temp", temp, NON_NEGATIVE)
+    check_setting("top_p", top_p, SHARE)
+    check_setting("max_tokens", max_tokens, POSITIVE_INT)
+    for prompt in prompts:
+        token_array("a prompt", prompt, model_config.vocab_size, 1)

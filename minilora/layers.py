@@ -52,11 +52,6 @@ defvjp(
 )
 
 
-def lora_matmul(x: Array, a: Array, b: Array, scaling: float) -> Array:
-    """Compute s·BAx, with the scaling s, a (r, in) and b (out, r): (..., in) -> (..., out)."""
-    return matmul(scaling * matmul(x, a), b)
-
-
 def dense(w: Any) -> Array:
     """Return a weight as an array (out, in); a quantized weight is dequantized."""
     return w.dequantize() if hasattr(w, "dequantize") else w
@@ -85,6 +80,11 @@ def linear(x: Array, node: Tree, rng: "RowRng | None" = None, matmul: Function =
         z = dropout(x, node["lora_dropout"], rng)
         h = h + lora_matmul(z, node["lora_A"], node["lora_B"], node["lora_scaling"])
     return h + node["bias"] if "bias" in node else h
+
+
+def lora_matmul(x: Array, a: Array, b: Array, scaling: float) -> Array:
+    """Compute s·BAx, with the scaling s, a (r, in) and b (out, r): (..., in) -> (..., out)."""
+    return matmul(scaling * matmul(x, a), b)
 
 
 def merge_projection(node: Tree) -> Tree:
@@ -411,10 +411,9 @@ NORMS = (
     "input_layernorm", "post_attention_layernorm",
     "pre_feedforward_layernorm", "post_feedforward_layernorm",
 )  # fmt: skip
-PROJECTION = ("weight", "bias", *LORA)
 ENTRIES: dict[str, tuple[str, ...]] = {  # {kind of a node: the entries that are read in it}
     "": ("model", "lm_head"), "model": ("embed_tokens", "layers", "norm"),
     "layer": (*NORMS, "self_attn", "mlp"), "self_attn": (*ATTENTION, *QK_NORMS), "mlp": MLP,
-    **dict.fromkeys(ALL_LINEAR, PROJECTION),
+    **dict.fromkeys(ALL_LINEAR, ("weight", "bias", *LORA)),
     **dict.fromkeys((*NORMS, *QK_NORMS, "norm", "embed_tokens", "lm_head"), ("weight",)),
 }  # fmt: skip

@@ -42,6 +42,42 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
     return adapters
 
 
+def adapted_paths(adapters: Tree) -> list[str]:
+    """Return the paths of the projections that have low-rank factors."""
+    paths = (path for path, _ in named_leaves(adapters))
+    return [path.removesuffix(".lora_A") for path in paths if path.endswith(".lora_A")]
+
+
+@np.errstate(over="ignore", invalid="ignore")  # the last check names the path
+def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree:
+    """Return a dense base that computes without adapters what `base` computes with `adapters`.
+
+    Quantized weights are dequantized. Quantizing the result again (`minilora.quantize`) would lose
+    much of the update. dtype: of the result. Raises InputError, with the path, for an entry that is
+    not part of a weight or a bias, and for a weight that is not finite.
+    """
+    leaves = flatten(merge_projections(parameters(adapters, base, ops), ops))
+    nodes = modules(base)
+    for path, leaf in leaves.items():
+        node, _, name = path.rpartition(".")
+        if name not in ("weight", "bias") or node not in nodes:
+            raise InputError(f"{path} cannot be merged: keep it as an adapter")
+        # a head or an embedding can be stored in few bits, too
+        leaves[path] = dense(leaf).astype(dtype)
+        if not np.isfinite(leaves[path]).all():
+            raise InputError(f"merging would make {path} not finite: merge an earlier checkpoint")
+    return unflatten(leaves)
+
+
+def merge_projections(node: Any, ops: Ops, name: str = "") -> Any:
+    """Return a tree in which each projection is merged with its adapter."""
+    if name in ALL_LINEAR:
+        return ops.merge_projection(node)
+    if not is_node(node):
+        return node
+    return {key: merge_projections(child, ops, key) for key, child in node.items()}
+
+
 def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     """Return the paths of the projections that `lora_config` adapts, in the order of the tree.
 
@@ -102,39 +138,3 @@ def modules(base: Tree) -> set[str]:
         names = path.split(".")
         found.update(".".join(names[:n]) for n in range(1, len(names)))
     return found
-
-
-def adapted_paths(adapters: Tree) -> list[str]:
-    """Return the paths of the projections that have low-rank factors."""
-    paths = (path for path, _ in named_leaves(adapters))
-    return [path.removesuffix(".lora_A") for path in paths if path.endswith(".lora_A")]
-
-
-@np.errstate(over="ignore", invalid="ignore")  # the last check names the path
-def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree:
-    """Return a dense base that computes without adapters what `base` computes with `adapters`.
-
-    Quantized weights are dequantized. Quantizing the result again (`minilora.quantize`) would lose
-    much of the update. dtype: of the result. Raises InputError, with the path, for an entry that is
-    not part of a weight or a bias, and for a weight that is not finite.
-    """
-    leaves = flatten(merge_projections(parameters(adapters, base, ops), ops))
-    nodes = modules(base)
-    for path, leaf in leaves.items():
-        node, _, name = path.rpartition(".")
-        if name not in ("weight", "bias") or node not in nodes:
-            raise InputError(f"{path} cannot be merged: keep it as an adapter")
-        # a head or an embedding can be stored in few bits, too
-        leaves[path] = dense(leaf).astype(dtype)
-        if not np.isfinite(leaves[path]).all():
-            raise InputError(f"merging would make {path} not finite: merge an earlier checkpoint")
-    return unflatten(leaves)
-
-
-def merge_projections(node: Any, ops: Ops, name: str = "") -> Any:
-    """Return a tree in which each projection is merged with its adapter."""
-    if name in ALL_LINEAR:
-        return ops.merge_projection(node)
-    if not is_node(node):
-        return node
-    return {key: merge_projections(child, ops, key) for key, child in node.items()}

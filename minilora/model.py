@@ -49,41 +49,6 @@ def forward(
     return logits(x, params, ops)
 
 
-def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
-    """Return the one tree that the layers read: `base` with the leaves of `adapters` laid over it.
-
-    Raises InputError, with the path, for an entry that `ops` does not read, and for an adapter
-    without its scaling or without a weight to adapt.
-    """
-    params = overlay(base, adapters)
-    layers = tuple(base["model"]["layers"])  # a layer that only the adapter has is not read
-    check_entries(params, base, ops.ENTRIES | {"layers": layers})
-    return params
-
-
-def check_entries(
-    node: Tree, base: Tree, entries: dict[str, tuple[str, ...]], kind: str = "", place: str = ""
-) -> None:
-    """Raise InputError for an entry of a node that is not read, or that needs a node of the base.
-
-    base: the node of the base at the same place. entries: {kind of node: the names that are read in
-    it}. The root has the kind "", each of layers.0, layers.1, … has the kind "layer", and every
-    other node has its name as its kind. A node whose kind is not in `entries` belongs to a method.
-    """
-    for name, value in node.items():
-        path = f"{place}.{name}" if place else name
-        if name not in entries[kind]:
-            advice = "remove it, or use minilora.operations, which reads other methods"
-            raise InputError(f"these operations do not read {path}: {advice}")
-        child_kind = "layer" if kind == "layers" else name
-        if is_node(value) and child_kind in entries:
-            if name not in base and name != "lm_head":  # an adapter may add a head to a tied model
-                raise InputError(f"the base has no {path} that the adapter could adapt or replace")
-            check_entries(value, base.get(name, {}), entries, child_kind, path)
-    if "lora_A" in node and "lora_scaling" not in node:
-        raise InputError(f"{place} has no lora_scaling: get_peft_model and load_adapter set it")
-
-
 def hidden_states(
     params: Tree, tokens: Array, segment_starts: Array, model_config: ModelConfig, ops: Ops,
     caches: list[LayerCache] | None = None, rng: Any = None, checkpointing: bool = False,
@@ -123,3 +88,38 @@ def lm_head(params: Tree) -> Any:
 def logits(x: Array, params: Tree, ops: Ops) -> Array:
     """Compute the logits (..., V) of hidden states (..., D)."""
     return ops.linear(x, {"weight": lm_head(params)})
+
+
+def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
+    """Return the one tree that the layers read: `base` with the leaves of `adapters` laid over it.
+
+    Raises InputError, with the path, for an entry that `ops` does not read, and for an adapter
+    without its scaling or without a weight to adapt.
+    """
+    params = overlay(base, adapters)
+    layers = tuple(base["model"]["layers"])  # a layer that only the adapter has is not read
+    check_entries(params, base, ops.ENTRIES | {"layers": layers})
+    return params
+
+
+def check_entries(
+    node: Tree, base: Tree, entries: dict[str, tuple[str, ...]], kind: str = "", place: str = ""
+) -> None:
+    """Raise InputError for an entry of a node that is not read, or that needs a node of the base.
+
+    base: the node of the base at the same place. entries: {kind of node: the names that are read in
+    it}. The root has the kind "", each of layers.0, layers.1, … has the kind "layer", and every
+    other node has its name as its kind. A node whose kind is not in `entries` belongs to a method.
+    """
+    for name, value in node.items():
+        path = f"{place}.{name}" if place else name
+        if name not in entries[kind]:
+            advice = "remove it, or use minilora.operations, which reads other methods"
+            raise InputError(f"these operations do not read {path}: {advice}")
+        child_kind = "layer" if kind == "layers" else name
+        if is_node(value) and child_kind in entries:
+            if name not in base and name != "lm_head":  # an adapter may add a head to a tied model
+                raise InputError(f"the base has no {path} that the adapter could adapt or replace")
+            check_entries(value, base.get(name, {}), entries, child_kind, path)
+    if "lora_A" in node and "lora_scaling" not in node:
+        raise InputError(f"{place} has no lora_scaling: get_peft_model and load_adapter set it")

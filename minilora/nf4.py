@@ -116,20 +116,6 @@ def quantize(
     return Quantized(codes, stored_absmax, w.shape, block_size, quant_type)
 
 
-def check_4bit(block_size: int, quant_type: str) -> None:
-    """Raise InputError unless weights can be quantized with this block size and type."""
-    if not (16 <= block_size <= 65536 and block_size & (block_size - 1) == 0):
-        raise InputError(f"a block size of {block_size} is not a power of two from 16 to 65,536")
-    if quant_type not in CODEBOOKS:
-        raise InputError(f"there is no 4-bit type {quant_type!r}: use nf4 or fp4")
-
-
-def require_finite(*arrays: Array) -> None:
-    """Raise InputError if an array contains a NaN or an infinity."""
-    if not all(np.isfinite(w).all() for w in arrays):
-        raise InputError("a weight has a NaN or an infinity: use an undamaged copy of the file")
-
-
 def normalize(w: Array, block_size: int) -> tuple[Array, Array]:
     """Divide w (n,) by the absmax of each block; return x (n,) in [-1, 1] and the absmax (m,)."""
     whole = w.size // block_size * block_size
@@ -161,3 +147,17 @@ def dequantize(q: Quantized) -> Array:
     values = CODEBOOKS[q.quant_type].values[unpack_4bit(q.codes)[:n]]
     # ŵ = value[code] · absmax of its block
     return (values * np.repeat(q.absmax, q.block_size)[:n]).reshape(q.shape)
+
+
+def check_4bit(block_size: int, quant_type: str) -> None:
+    """Raise InputError unless weights can be quantized with this block size and type."""
+    if not (16 <= block_size <= 65536 and block_size & (block_size - 1) == 0):
+        raise InputError(f"a block size of {block_size} is not a power of two from 16 to 65,536")
+    if quant_type not in CODEBOOKS:
+        raise InputError(f"there is no 4-bit type {quant_type!r}: use nf4 or fp4")
+
+
+def require_finite(*arrays: Array) -> None:
+    """Raise InputError if an array contains a NaN or an infinity."""
+    if not all(np.isfinite(w).all() for w in arrays):
+        raise InputError("a weight has a NaN or an infinity: use an undamaged copy of the file")
