@@ -38,20 +38,6 @@ FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])  # 0 − 0 is +0, not −0
 TINY = np.float32(1e-38)  # replaces a smaller absmax, so that nothing is divided by zero
 
 
-def pack_4bit(codes: Array) -> Array:
-    """Pack two 4-bit codes per byte, the first in the high half: (2k,) -> (k,) uint8.
-
-    >>> pack_4bit(np.array([1, 2, 15, 0]))
-    array([ 18, 240], dtype=uint8)
-    """
-    return (codes[0::2] << 4 | codes[1::2]).astype(np.uint8)
-
-
-def unpack_4bit(packed: Array) -> Array:
-    """Unpack the two 4-bit codes of each byte, the inverse of `pack_4bit`: (k,) -> (2k,)."""
-    return np.stack([packed >> 4, packed & 15], axis=1).ravel()
-
-
 @dataclass(frozen=True, eq=False)
 class Codebook:
     """The sixteen values of a 4-bit type, with the midpoints that are used to find the nearest."""
@@ -147,6 +133,20 @@ def dequantize(q: Quantized) -> Array:
     values = CODEBOOKS[q.quant_type].values[unpack_4bit(q.codes)[:n]]
     # ŵ = value[code] · absmax of its block
     return (values * np.repeat(q.absmax, q.block_size)[:n]).reshape(q.shape)
+
+
+def pack_4bit(codes: Array) -> Array:
+    """Pack two 4-bit codes per byte, the first in the high half: (2k,) -> (k,) uint8.
+
+    >>> pack_4bit(np.array([1, 2, 15, 0]))
+    array([ 18, 240], dtype=uint8)
+    """
+    return (codes[0::2] << 4 | codes[1::2]).astype(np.uint8)
+
+
+def unpack_4bit(packed: Array) -> Array:
+    """Unpack the two 4-bit codes of each byte, the inverse of `pack_4bit`: (k,) -> (2k,)."""
+    return np.stack([packed >> 4, packed & 15], axis=1).ravel()
 
 
 def check_4bit(block_size: int, quant_type: str) -> None:
