@@ -115,7 +115,7 @@ class ModelConfig:
         check_settings(self)
         q, k = self.num_attention_heads, self.num_key_value_heads
         if q % k:
-            raise InputError(f"num_attention_heads {q} is no multiple of num_key_value_heads {k}")
+            raise InputError(f"num_attention_heads {q} is not a multiple of {k} key/value heads")
         if self.head_dim % 2 != 0:
             raise InputError(f"head_dim {self.head_dim} is odd: rotation needs pairs")
 
@@ -192,7 +192,8 @@ def matches(regex: str, path: str) -> bool:
     try:
         return re.fullmatch(regex, path) is not None
     except (re.error, OverflowError, RecursionError) as error:
-        raise InputError(f"{regex!r} is not a regular expression: {error}") from error
+        where = "in target_modules or exclude_modules or rank_pattern or alpha_pattern"
+        raise InputError(f"{regex!r} {where} is not a regular expression: {error}") from error
 
 
 def _first_match(pattern: dict[str, Any], path: str, default: Any) -> Any:

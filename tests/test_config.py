@@ -255,7 +255,7 @@ def test_a_count_is_a_whole_number(field):
 
 
 def test_a_model_has_whole_groups_of_heads_and_pairs_to_turn():
-    with pytest.raises(InputError, match="num_attention_heads 4 is no multiple"):
+    with pytest.raises(InputError, match="num_attention_heads 4 is not a multiple"):
         replace(TINY, num_key_value_heads=3)
     with pytest.raises(InputError, match="head_dim 5 is odd"):
         replace(TINY, head_dim=5)
