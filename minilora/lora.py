@@ -57,7 +57,7 @@ def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree
     not part of a weight or a bias, and for a weight that is not finite.
     """
     leaves = flatten(merge_projections(parameters(adapters, base, ops), ops))
-    nodes = modules(base)
+    nodes = set(modules(base))
     for path, leaf in leaves.items():
         node, _, name = path.rpartition(".")
         if name not in ("weight", "bias") or node not in nodes:
@@ -89,9 +89,7 @@ def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
     >>> target_paths(base, LoraConfig(target_modules=("q_proj", "up_proj")))
     ['model.layers.0.self_attn.q_proj', 'model.layers.0.mlp.up_proj']
     """
-    weights = tuple(f".{name}.weight" for name in ALL_LINEAR)
-    paths = [path for path, _ in named_leaves(base) if path.endswith(weights)]
-    projections = [path.removesuffix(".weight") for path in paths]
+    projections = [path for path in modules(base) if path.rpartition(".")[2] in ALL_LINEAR]
     found = selected("target_modules", lora_config.target_modules, base)
     others = sorted(found.difference(projections))
     if others:
@@ -124,17 +122,17 @@ def selected(field: str, names: str | Sequence[str], base: Tree) -> set[str]:
         fits = matches if isinstance(names, str) else names_module
         matching = {path for path in paths if fits(name, path)}
         if not matching:
-            names = f"give a list of {', '.join(ALL_LINEAR)}, or all-linear"
-            advice = f"{names}, or an expression for whole paths, such as '.*q_proj'"
+            a_list = f"give a list of {', '.join(ALL_LINEAR)}, or all-linear"
+            advice = f"{a_list}, or an expression for whole paths, such as '.*q_proj'"
             raise InputError(f"`{field}` has {name!r}, which matches nothing here: {advice}")
         found |= matching
     return found
 
 
-def modules(base: Tree) -> set[str]:
-    """Return the paths of the modules of a model, with the head also if it is tied."""
-    found = {"lm_head"}
+def modules(base: Tree) -> list[str]:
+    """Return the paths of the modules, in the order of the tree; the head even if it is tied."""
+    found = dict[str, None]()
     for path, _ in named_leaves(base):
         names = path.split(".")
-        found.update(".".join(names[:n]) for n in range(1, len(names)))
-    return found
+        found |= dict.fromkeys(".".join(names[:n]) for n in range(1, len(names)))
+    return list(found | {"lm_head": None})

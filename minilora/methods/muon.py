@@ -26,6 +26,7 @@ def muon(
 ) -> tuple[Tree, Tree]:  # fmt: skip
     """Take one step; arguments and results are those of `adamw`."""
     matrices, others = split_matrices(params)
+    # `tree_map` follows its first tree, so the gradients and rates may have more leaves
     others, moments = adamw(others, grads, state, learning_rates, train_config)
     momentum = tree_map(lambda m, g: MOMENTUM * m + g, state["momentum"], grads)
 
