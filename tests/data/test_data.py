@@ -616,6 +616,9 @@ def test_packing_takes_the_tightest_place():
 
     sequences = pack_examples([of(n) for n in (6, 5, 4, 3, 2)], 11)
     assert sorted(sorted(len(e.tokens) - 1 for e in b) for b in sequences) == [[2, 3, 5], [4, 6]]
+    # of two places of one size, it takes the one that was filled last
+    sequences = pack_examples([of(n) for n in (6, 6, 2)], 11)
+    assert [[len(e.tokens) - 1 for e in b] for b in sequences] == [[6], [6, 2]]
 
 
 # --------------------------------------------------------------------------------- collating
