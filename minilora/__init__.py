@@ -1,13 +1,6 @@
 """LoRA and QLoRA from scratch, in NumPy and autograd: a reference to read, and to compute with.
 
-    model_config, base, tokenizer = minilora.load("tiny", "nf4-dq")
-    lora_config, train_config = LoraConfig(r=8, lora_alpha=16), TrainConfig(learning_rate=4e-3)
-    adapters, base = minilora.get_peft_model(base, lora_config)  # PiSSA and LoftQ change the base
-    rows = minilora.load_rows("questions", "train")
-    examples, cut = minilora.encode_rows(rows, tokenizer, train_config)  # cut: rows too long
-    adapters, history = minilora.train(adapters, base, examples, model_config, train_config)
-    minilora.save_adapter("adapters", adapters, base, lora_config, "tiny")
-    dense = minilora.merge_and_unload(adapters, base)
+README.md has a run in a dozen lines, from the model to the saved adapter.
 
 The functions here use the optimized operations if numba is installed. The functions of the core
 (`minilora.model`, `minilora.training`, `minilora.generation`) take the operations as `ops`.
@@ -19,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from . import generation, kernels, layers, lora, model, nf4, training
-from .batching import Example, check_examples
+from .batching import Example
 from .config import InputError, LoraConfig, ModelConfig, TrainConfig
+from .data.packing import pack_examples
 from .data.rows import encode_rows, load_rows
 from .evaluation import callbacks
 from .evaluation.memory import print_trainable_parameters
-from .evaluation.metrics import evaluate
-from .evaluation.progress import Progress
+from .evaluation.metrics import check_examples, evaluate
 from .formats.checkpoint import load_adapter, save_adapter
 from .formats.pretrained import load, save_pretrained
 from .kernels import quantize_4bit
@@ -97,26 +90,16 @@ def train(
     state = state or callbacks.init_state(adapters, train_config)
     if callbacks.should_stop(state, train_config.early_stopping_patience):  # it had ended
         return TrainResult(state.get("best", adapters), [])
-    with (
-        Progress(train_config.iters, "step", state["step"], quiet) as progress,
-        callbacks.LastStep(adapters, state) as last,
-    ):
-        each_step: list[Callback] = []
-        if valid:  # first, because the others see its scores
-            evaluation = callbacks.evaluation(base, valid, model_config, train_config, ops, quiet)
-            each_step.append(evaluation)
-        each_step += [last.after_step, callbacks.progress_of(progress, quiet)]
-        if on_step:
-            each_step.append(on_step)
+    packed = pack_examples(examples, train_config.max_seq_length) if train_config.packing else None
+    with callbacks.of_run(
+        adapters, base, valid, model_config, train_config, state, on_step, ops, quiet
+    ) as each_step:
         # a gradient per shard: one shard for the reference, and for very many parameters
         parallel_map, num_shards = kernels.parallel(ops, num_parameters(adapters))
-        result = training.train(
-            adapters, base, examples, model_config, train_config, ops, state, each_step,
+        return training.train(
+            adapters, base, packed or examples, model_config, train_config, ops, state, each_step,
             parallel_map, num_shards,
         )  # fmt: skip
-    if not quiet:
-        callbacks.print_end(last.state, train_config)
-    return result
 
 
 def generate(

@@ -1,4 +1,4 @@
-"""From examples to batches: packing, padding, and the order of an epoch.
+"""From examples to batches: padding, and the order of an epoch.
 
 This file generalizes part 5 of `lessons/00_qlora_in_one_file.py` to examples of any length. A batch
 is four arrays (B, T): `tokens`, `targets` (the next token of each), `mask` (1 where the loss counts
@@ -26,72 +26,15 @@ class Example(NamedTuple):
     answer: list[int] | None = None
 
 
-def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
-    """Return token ids as an array; raise InputError unless all are ids of the vocabulary.
-
-    name: what the message calls the ids. ndim: 1 for a list of ids, 2 for a batch (B, T). Layers
-    and compiled loops rely on this check: in NumPy, the id −1 would be the last row of a matrix.
-    """
-    shape = "a list of token ids" if ndim == 1 else "token ids of the shape (B, T)"
-    advice = "encode a text with tokenizer.encode"
-    try:
-        array = np.asarray(ids)
-    except ValueError as error:
-        raise InputError(f"{name} must be {shape}, not of different lengths: {advice}") from error
-    if array.dtype.kind not in "iu" or array.ndim != ndim or array.size == 0:
-        got = f"{array.dtype} of the shape {array.shape}"
-        raise InputError(f"{name} must be {shape}, got {got}: {advice}")
-    lowest, highest = array.min(), array.max()
-    if lowest < 0 or highest >= vocab_size:
-        wrong = lowest if lowest < 0 else highest
-        vocabulary = f"the vocabulary has the ids 0 to {vocab_size - 1}"
-        advice = "encode texts with the tokenizer of this model"
-        raise InputError(f"{name} has the token id {wrong}, but {vocabulary}: {advice}")
-    return array
+Row = list[Example]  # of a batch: one example, or several that are packed (data/packing.py)
 
 
-def check_examples(name: str, examples: Sequence[Example], vocab_size: int) -> None:
-    """Raise InputError unless all elements are of the type Example and fit the vocabulary."""
-    for i, example in enumerate(examples):
-        if not isinstance(example, Example):
-            raise InputError("rows are not examples: encode them first, with minilora.encode_rows")
-        token_array(f"{name}[{i}]", example.tokens, vocab_size, 1)
-        n, m = len(example.tokens), len(example.mask)
-        if n != m:
-            raise InputError(f"{name}[{i}] has {n} tokens, but a mask of {m}: give each token one")
-
-
-def pack_examples(examples: Sequence[Example], length: int) -> list[list[Example]]:
-    """Put examples into sequences by best fit: at most `length` − 1 input tokens per sequence.
-
-    The last token of an example is only a target. A sequence becomes one row of a batch. It is a
-    list of one or more examples.
-    """
-    sequences: list[list[Example]] = []
-    with_room: list[list[list[Example]]] = [[] for _ in range(length)]  # [n]: n tokens are free
-    for example in sorted(examples, key=lambda e: -len(e.tokens)):
-        need = len(example.tokens) - 1
-        if need >= length:
-            what = f"an example of {need + 1} tokens is longer than {length}"
-            raise InputError(f"{what}: encode its row with this max_seq_length")
-        best: list[Example] = []
-        room = next((n for n in range(need, length) if with_room[n]), None)
-        if room is None:
-            room = length - 1
-            sequences.append(best)
-        else:
-            best = with_room[room].pop()
-        best.append(example)
-        with_room[room - need].append(best)
-    return sequences
-
-
-def collate(sequences: Sequence[list[Example]]) -> dict[str, Array]:
-    """Return the batch {name: (B, T)} of B sequences, padded on the right (mask 0)."""
-    T = max(sum(len(example.tokens) - 1 for example in row) for row in sequences)
+def collate(rows: Sequence[Row]) -> dict[str, Array]:
+    """Return the batch {name: (B, T)} of B rows, padded on the right (mask 0)."""
+    T = max(sum(len(example.tokens) - 1 for example in row) for row in rows)
     names = ("tokens", "targets", "mask", "segment_starts")
-    batch = {name: np.zeros((len(sequences), T), np.int64) for name in names}
-    for i, row in enumerate(sequences):
+    batch = {name: np.zeros((len(rows), T), np.int64) for name in names}
+    for i, row in enumerate(rows):
         start = 0
         for tokens, mask, _ in row:
             end = start + len(tokens) - 1
@@ -104,20 +47,42 @@ def collate(sequences: Sequence[list[Example]]) -> dict[str, Array]:
     return batch | {"mask": batch["mask"].astype(np.float32)}
 
 
-def batch_at(
-    sequences: list[list[Example]], step: int, size: int, seed: int
-) -> list[list[Example]]:
-    """Return batch number `step`; each epoch uses every sequence once, in a new order.
+def batch_at(rows: list[Row], step: int, size: int, seed: int) -> list[Row]:
+    """Return batch number `step`; each epoch uses every row once, in a new order.
 
     The result depends only on the arguments, so a resumed run has no position to restore.
     """
     batch = []
     for i in range(step * size, (step + 1) * size):
-        epoch, position = divmod(i, len(sequences))
-        batch.append(sequences[_order(len(sequences), epoch, seed)[position]])
+        epoch, position = divmod(i, len(rows))
+        batch.append(rows[_order(len(rows), epoch, seed)[position]])
     return batch
 
 
 @lru_cache(maxsize=4)
 def _order(n: int, epoch: int, seed: int) -> Array:
     return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
+    """Return token ids as an array; raise InputError unless all are ids of the vocabulary.
+
+    name: what the message calls the ids. ndim: 1 for a list of ids, 2 for a batch (B, T). Layers
+    and compiled loops rely on this check: in NumPy, the id −1 would be the last row of a matrix.
+    """
+    shape = "a list of token ids" if ndim == 1 else "token ids of the shape (B, T)"
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # lists of different lengths
+        array = np.array(None)
+    if array.size == 0:
+        raise InputError(f"{name} is empty: give some text")
+    if array.dtype.kind not in "iu" or array.ndim != ndim:
+        got = f"got {array.dtype} of the shape {array.shape}"
+        raise InputError(f"{name} must be {shape}, {got}: encode a text with tokenizer.encode")
+    wrong = array[(array < 0) | (array >= vocab_size)]
+    if wrong.size:
+        vocabulary = f"the vocabulary has the ids 0 to {vocab_size - 1}"
+        advice = "encode texts with the tokenizer of this model"
+        raise InputError(f"{name} has the token id {wrong[0]}, but {vocabulary}: {advice}")
+    return array

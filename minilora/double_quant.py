@@ -14,7 +14,6 @@ number of absmax values.
 """
 
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -43,18 +42,15 @@ def dynamic_map() -> Array:
     """Compute the values of the dynamic map, ascending: (256,) float32."""
     # 0, 1, and ± the midpoints of 2ⁱ equal steps from 0.1 to 1, times 10^(i-6), for i = 0 … 6
     values = [np.array([0, 1], np.float32)]
+    low = np.float32(0.1)
+    width = np.float64(1 - low)
     for i in range(7):
-        edges = _linspace(2**i + 1)
-        middles = np.float32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / np.float32(2))
-        values += [middles, -middles]
+        # as in torch, an edge is computed from the nearer end and rounded once
+        k = np.arange(2**i + 1) / 2**i
+        edges = np.where(k < 0.5, low + width * k, 1 - width * (1 - k)).astype(np.float32)
+        midpoints = np.float32(10.0 ** (i - 6)) * ((edges[:-1] + edges[1:]) / 2)
+        values += [midpoints, -midpoints]
     return np.sort(np.concatenate(values))
-
-
-def _linspace(n: int) -> Array:
-    """Return n points from 0.1 to 1, computed from the nearer end and rounded once, as in torch."""
-    start, k = np.float32(0.1), np.arange(n, dtype=np.float64)
-    step = np.float64((1 - start) / np.float32(n - 1))
-    return np.where(k < n // 2, start + step * k, 1 - step * k[::-1]).astype(np.float32)
 
 
 DYNAMIC_MAP = dynamic_map()
@@ -78,16 +74,10 @@ def double_quantize(absmax: Array, offset: np.float32 | None = None) -> DoubleQu
     # bitsandbytes first rounds x to one of 65,536 equal steps, then takes the nearest value: one
     # code in a thousand is not the nearest to x, most of them close to zero.
     step = (x + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
-    codes = _code_of_step()[step.astype(np.uint16)].ravel()[:m]
+    rounded = step.astype(np.uint16) * np.float32(2) / np.float32(65535) - 1
+    midpoints = (DYNAMIC_MAP[:-1] + DYNAMIC_MAP[1:]) / 2
+    codes = np.searchsorted(midpoints, rounded.ravel()[:m]).astype(np.uint8)
     return DoubleQuantized(codes, nested_absmax, offset)
-
-
-@cache
-def _code_of_step() -> Array:
-    """Return the code nearest to each of 65,536 equal steps from -1 to 1; at a tie, the lower."""
-    steps = np.arange(65536, dtype=np.float32) * np.float32(2) / np.float32(65535) - 1
-    midpoints = (DYNAMIC_MAP[:-1] + DYNAMIC_MAP[1:]) / np.float32(2)
-    return np.searchsorted(midpoints, steps, side="left").astype(np.uint8)
 
 
 def double_dequantize(q: DoubleQuantized) -> Array:

@@ -12,10 +12,11 @@ import numpy as np
 
 from . import model
 from .batching import token_array
-from .config import POSITIVE_INT, InputError, ModelConfig, check_number
-from .layers import LayerCache
-from .ops import Ops
+from .config import NON_NEGATIVE, POSITIVE_INT, ModelConfig, Rule, check_setting
+from .layers import LayerCache, Ops
 from .tree import Array, Tree
+
+SHARE = Rule("lie in (0, 1]", lambda value: 0 < value <= 1)
 
 
 def generate(
@@ -44,22 +45,6 @@ def generate(
         tokens = np.array([[token]])
 
 
-def check_generation(
-    prompts: Sequence[Sequence[int]], max_tokens: int, temp: float, top_p: float,
-    model_config: ModelConfig,
-) -> None:  # fmt: skip
-    """Raise InputError for a prompt that is not token ids, and for a value out of range."""
-    if not (temp >= 0):
-        raise InputError(f"`temp` must not be negative, got {temp}")
-    if not (0 < top_p <= 1):
-        raise InputError(f"`top_p` must lie in (0, 1], got {top_p}")
-    check_number("max_tokens", max_tokens, POSITIVE_INT)
-    for prompt in prompts:
-        if hasattr(prompt, "__len__") and len(prompt) == 0:
-            raise InputError("the prompt is empty: give some text")
-        token_array("a prompt", prompt, model_config.vocab_size, 1)
-
-
 def sample(logits: Array, temp: float, top_p: float, rng: np.random.Generator) -> int:
     """Return the id of the next token, chosen or sampled from the logits (V,)."""
     if temp == 0:
@@ -72,3 +57,14 @@ def sample(logits: Array, temp: float, top_p: float, rng: np.random.Generator) -
     # the smallest set whose probability reaches top_p   (Holtzman et al. 2020, Eq. 2)
     kept = order[: np.searchsorted(np.cumsum(p[order]), top_p) + 1]
     return int(rng.choice(kept, p=p[kept] / p[kept].sum()))
+
+
+def check_generation(
+    prompts: Sequence[Any], max_tokens: int, temp: float, top_p: float, model_config: ModelConfig
+) -> None:
+    """Raise InputError for a prompt that is not token ids, and for a value out of range."""
+    check_setting("temp", temp, NON_NEGATIVE)
+    check_setting("top_p", top_p, SHARE)
+    check_setting("max_tokens", max_tokens, POSITIVE_INT)
+    for prompt in prompts:
+        token_array("a prompt", prompt, model_config.vocab_size, 1)

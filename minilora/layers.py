@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import autograd
 import autograd.numpy as np
-from autograd.extend import defvjp, defvjp_argnums, primitive
+from autograd.extend import defvjp, primitive
 from autograd.tracer import isbox
 
 from .config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, ModelConfig
@@ -28,6 +28,7 @@ from .tree import Array, Tree, arrays, flatten, overlay, unflatten, without
 
 Function = Callable[..., Any]
 Rope = tuple[Array, Array]  # cosines and sines of the rotary angles, (B, T, hd/2) each
+Ops = Any  # the operations: this module, the optimized `kernels.fused`, or `minilora.operations`
 LORA = ("lora_A", "lora_B", "lora_scaling", "lora_dropout")  # what an adapter adds to a projection
 
 # --------------------------------------------------------------------------------- linear with LoRA
@@ -48,21 +49,6 @@ defvjp(
     matmul,
     lambda y, x, w: lambda g: _matmul(g, dense(w)),
     lambda y, x, w: lambda g: _rows(g).T @ _rows(x),
-)
-
-
-@primitive
-def lora_matmul(x: Array, a: Array, b: Array, scaling: float) -> Array:
-    """Compute s·BAx, with the scaling s, a (r, in) and b (out, r): (..., in) -> (..., out)."""
-    return _matmul(scaling * _matmul(x, a.T), b.T)
-
-
-# ∂L/∂x = (s·∂L/∂y B) A    ∂L/∂A = (s·∂L/∂y B)ᵀ x    ∂L/∂B = (∂L/∂y)ᵀ (s·xAᵀ), s·xAᵀ recomputed
-defvjp(
-    lora_matmul,
-    lambda y, x, a, b, s: lambda g: _matmul(s * _matmul(g, b), a),
-    lambda y, x, a, b, s: lambda g: _rows(s * _matmul(g, b)).T @ _rows(x),
-    lambda y, x, a, b, s: lambda g: _rows(g).T @ _rows(s * _matmul(x, a.T)),
 )
 
 
@@ -96,6 +82,11 @@ def linear(x: Array, node: Tree, rng: "RowRng | None" = None, matmul: Function =
     return h + node["bias"] if "bias" in node else h
 
 
+def lora_matmul(x: Array, a: Array, b: Array, scaling: float) -> Array:
+    """Compute s·BAx, with the scaling s, a (r, in) and b (out, r): (..., in) -> (..., out)."""
+    return matmul(scaling * matmul(x, a), b)
+
+
 def merge_projection(node: Tree) -> Tree:
     """Return the node of a projection with its adapter in the weight: a dense (out, in) float32."""
     weight = dense(node["weight"])
@@ -110,15 +101,14 @@ def lora_delta(node: Tree) -> Array:
     return np.float32(node["lora_scaling"]) * (node["lora_B"] @ node["lora_A"])
 
 
-class RowRng:
+class RowRng(NamedTuple):
     """Random numbers for dropout, from one generator per row of a batch.
 
     seeds: per row, a list of integers. The mask of a row depends only on its seed, so it is the
     same for any number of cores, any split into micro-batches, and any padding.
     """
 
-    def __init__(self, seeds: list[list[int]]) -> None:
-        self.seeds = seeds
+    seeds: list[list[int]]
 
     def child(self, number: int) -> "RowRng":
         """Return the generators of the layer or projection with this number."""
@@ -304,8 +294,8 @@ def gelu(x: Array) -> Array:
 class Context(NamedTuple):
     """What a layer reads besides its input and its parameters."""
 
-    config: ModelConfig  # of the layer: see `ModelConfig.of_layer`
-    ops: Any  # see `ops.Ops`: this module, the optimized operations, or a wrapper of them
+    config: ModelConfig  # of the layer: see `ModelConfig.of_layers`
+    ops: Ops
     rope: Rope | None  # of the positions of the tokens; None before the first layer
     segment_starts: Array  # (B, T)
     cache: LayerCache | None = None  # of the layer
@@ -396,38 +386,23 @@ def checkpoint(f: Function, x: Array, node: Tree) -> Array:
 
     Dropout draws the same mask again, because a RowRng has no state.
     """
-    # autograd's own `checkpoint` would recompute f once per leaf
-    traced = {path: leaf for path, leaf in flatten(node).items() if isbox(leaf)}
+    # autograd's own `checkpoint` would recompute f once per leaf; here all are one argument
+    inputs = {"x": x, "node": node}
+    traced = {path: leaf for path, leaf in flatten(inputs).items() if isbox(leaf)}
 
-    def of_arrays(x: Array, *leaves: Array) -> Array:
-        return f(x, overlay(node, unflatten(dict(zip(traced, leaves)))))
+    def of_leaves(leaves: Any) -> Any:
+        tree = overlay(inputs, unflatten(dict(zip(traced, leaves))))
+        return f(tree["x"], tree["node"])
 
-    return _checkpoint(of_arrays, x, *traced.values())
+    return _checkpoint(of_leaves, autograd.builtins.tuple(traced.values()))
 
 
 @primitive
-def _checkpoint(f: Function, *inputs: Array) -> Array:
-    return f(*inputs)
+def _checkpoint(f: Function, leaves: Any) -> Array:
+    return f(leaves)
 
 
-def _checkpoint_vjp(argnums: Any, y: Array, args: Any, kwargs: Any) -> Function:
-    # argnums: the numbers of the traced arguments. Argument 0 is f, and 1 is x, which is not traced
-    # in the layers before the first adapter.
-    def of_traced(traced: Any) -> Array:
-        values = list(args)
-        for n, value in zip(argnums, traced):
-            values[n] = value
-        f, *inputs = values
-        return f(*inputs)
-
-    def vjp(g: Array) -> Any:
-        backward, _ = autograd.make_vjp(of_traced)(tuple(args[n] for n in argnums))
-        return backward(g)
-
-    return vjp
-
-
-defvjp_argnums(_checkpoint, _checkpoint_vjp)
+defvjp(_checkpoint, None, lambda y, f, leaves: lambda g: autograd.make_vjp(f)(leaves)[0](g))
 
 
 # ---------------------------------------------------------------------------------- what is read
@@ -436,10 +411,9 @@ NORMS = (
     "input_layernorm", "post_attention_layernorm",
     "pre_feedforward_layernorm", "post_feedforward_layernorm",
 )  # fmt: skip
-PROJECTION = ("weight", "bias", *LORA)
 ENTRIES: dict[str, tuple[str, ...]] = {  # {kind of a node: the entries that are read in it}
     "": ("model", "lm_head"), "model": ("embed_tokens", "layers", "norm"),
     "layer": (*NORMS, "self_attn", "mlp"), "self_attn": (*ATTENTION, *QK_NORMS), "mlp": MLP,
-    **dict.fromkeys(ALL_LINEAR, PROJECTION),
+    **dict.fromkeys(ALL_LINEAR, ("weight", "bias", *LORA)),
     **dict.fromkeys((*NORMS, *QK_NORMS, "norm", "embed_tokens", "lm_head"), ("weight",)),
 }  # fmt: skip

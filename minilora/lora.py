@@ -13,12 +13,9 @@ from typing import Any
 import numpy as np
 
 from .config import ALL_LINEAR, InputError, LoraConfig, matches, names_module
-from .layers import ENTRIES, dense
-from .model import first_unread, parameters
-from .ops import Ops
-from .tree import Tree, get, is_node, layer_of, named_leaves, set_leaf, unflatten
-
-DENSE = ENTRIES | dict.fromkeys(ALL_LINEAR, ("weight", "bias"))  # the entries of a merged model
+from .layers import Ops, dense
+from .model import parameters
+from .tree import Tree, flatten, get, is_node, layer_of, named_leaves, set_leaf, unflatten
 
 
 def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
@@ -27,9 +24,7 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
     rng: a NumPy generator or a seed. Raises InputError if a target matches no projection.
     """
     if lora_config.init_lora_weights is not True or lora_config.use_dora:
-        raise InputError(
-            "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ"
-        )
+        raise InputError("lora.init is plain LoRA: use get_peft_model for DoRA, PiSSA and LoftQ")
     rng = np.random.default_rng(rng)
     adapters: Tree = {}
     for path in target_paths(base, lora_config):
@@ -47,89 +42,6 @@ def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
     return adapters
 
 
-def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
-    """Return the paths of the projections that `lora_config` adapts, in the order of the tree.
-
-    As in PEFT, a name in a list matches the end of a path, and a string (except all-linear) is a
-    regular expression that must match a whole path. Raises InputError if a target or an excluded
-    name matches nothing, if a target matches other modules, or if a layer does not exist.
-
-    >>> names = "self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"
-    >>> base = unflatten({f"model.layers.0.{name}.weight": np.ones((2, 2)) for name in names})
-    >>> target_paths(base, LoraConfig(target_modules=("q_proj", "up_proj")))
-    ['model.layers.0.self_attn.q_proj', 'model.layers.0.mlp.up_proj']
-    """
-    weights = tuple(f"{name}.weight" for name in ALL_LINEAR)
-    inside = (path for path, _ in named_leaves(base) if layer_of(path) >= 0)
-    paths = [path.removesuffix(".weight") for path in inside if path.endswith(weights)]
-    targets = lora_config.target_modules
-    is_regex = isinstance(targets, str)
-    found = regex_targets(base, paths, targets) if is_regex else named_targets(paths, targets)
-    found -= excluded_modules(base, lora_config.exclude_modules)
-    depth = len(base["model"]["layers"])
-    chosen = lora_config.layers_to_transform
-    layers = tuple(range(depth)) if chosen is None else chosen
-    for layer in layers:
-        if not (0 <= layer < depth):
-            raise InputError(
-                f"`layers_to_transform` has {layer}: this model has layers 0 to {depth - 1}"
-            )
-    adapted = [path for path in paths if path in found and layer_of(path) in layers]
-    if not adapted:
-        raise InputError("the adapter has no targets: name a module and a layer, and exclude less")
-    return adapted
-
-
-def named_targets(paths: list[str], targets: Sequence[str]) -> set[str]:
-    """Return the paths that a list of names selects; raise InputError if one selects nothing."""
-    found = set[str]()
-    for target in targets:
-        every = target == "all-linear"
-        matching = {path for path in paths if every or names_module(target, path)}
-        if not matching:
-            names = f"choose from {', '.join(ALL_LINEAR)} or all-linear"
-            raise InputError(f"`target_modules` has {target}, which matches nothing here: {names}")
-        found |= matching
-    return found
-
-
-def regex_targets(base: Tree, paths: list[str], regex: Any) -> set[str]:
-    """Return the paths that a regular expression matches; raise InputError unless it fits."""
-    found = {path for path in modules(base) if matches(regex, path)}
-    what = f"target_modules {regex!r} is a regular expression, and matches"
-    if found.isdisjoint(paths):
-        way = f"give a list, such as [{regex!r}], or an expression such as '.*q_proj'"
-        raise InputError(f"{what} no whole path of a projection: {way}")
-    other = sorted(found.difference(paths))
-    if other:
-        raise InputError(f"{what} {other[0]}, too, which is not a projection: match only those")
-    return found
-
-
-def excluded_modules(base: Tree, names: str | Sequence[str] | None) -> set[str]:
-    """Return the paths of all modules that exclude_modules names: a list, or one expression."""
-    excluded = set[str]()
-    matching = matches if isinstance(names, str) else names_module
-    listed = [names] if isinstance(names, str) else names or ()
-    for name in listed:
-        found = {path for path in modules(base) if matching(name, path)}
-        if not found:
-            way = "give a list of names, or an expression for whole paths, such as '.*q_proj'"
-            raise InputError(f"exclude_modules {name!r} matches nothing in this model: {way}")
-        excluded |= found
-    return excluded
-
-
-def modules(base: Tree) -> set[str]:
-    """Return the paths of the modules of a model, with the head also if it is tied."""
-    found = {"lm_head"}
-    for path, _ in named_leaves(base):
-        # a base can hold adapters below `lora_stack` (methods/several.py): these are no modules
-        names = path.partition(".lora_stack.")[0].split(".")
-        found.update(".".join(names[:n]) for n in range(1, len(names)))
-    return found
-
-
 def adapted_paths(adapters: Tree) -> list[str]:
     """Return the paths of the projections that have low-rank factors."""
     paths = (path for path, _ in named_leaves(adapters))
@@ -144,23 +56,83 @@ def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree
     much of the update. dtype: of the result. Raises InputError, with the path, for an entry that is
     not part of a weight or a bias, and for a weight that is not finite.
     """
-    merged = merge_projections(parameters(adapters, base, ops), ops)
-    path = first_unread(merged, DENSE | {"layers": tuple(merged["model"]["layers"])})
-    if path is not None:
-        raise InputError(f"{path} cannot be merged: keep it as an adapter")
-    # a head or an embedding can be stored in few bits, too
-    leaves = {path: dense(leaf) for path, leaf in named_leaves(merged)}
+    leaves = flatten(merge_projections(parameters(adapters, base, ops), ops))
+    nodes = set(modules(base))
     for path, leaf in leaves.items():
-        if not np.isfinite(leaf.astype(dtype)).all():
+        node, _, name = path.rpartition(".")
+        if name not in ("weight", "bias") or node not in nodes:
+            raise InputError(f"{path} cannot be merged: keep it as an adapter")
+        # a head or an embedding can be stored in few bits, too
+        leaves[path] = dense(leaf).astype(dtype)
+        if not np.isfinite(leaves[path]).all():
             raise InputError(f"merging would make {path} not finite: merge an earlier checkpoint")
-    return unflatten({path: leaf.astype(dtype) for path, leaf in leaves.items()})
+    return unflatten(leaves)
 
 
-def merge_projections(node: Tree, ops: Ops, name: str = "") -> Tree:
+def merge_projections(node: Any, ops: Ops, name: str = "") -> Any:
     """Return a tree in which each projection is merged with its adapter."""
     if name in ALL_LINEAR:
         return ops.merge_projection(node)
-    return {
-        key: merge_projections(value, ops, key) if is_node(value) else value
-        for key, value in node.items()
-    }
+    if not is_node(node):
+        return node
+    return {key: merge_projections(child, ops, key) for key, child in node.items()}
+
+
+def target_paths(base: Tree, lora_config: LoraConfig) -> list[str]:
+    """Return the paths of the projections that `lora_config` adapts, in the order of the tree.
+
+    Raises InputError if a target or an excluded name matches nothing, if a target matches another
+    module than a projection, or if a layer does not exist.
+
+    >>> names = "self_attn.q_proj", "self_attn.k_proj", "mlp.up_proj"
+    >>> base = unflatten({f"model.layers.0.{name}.weight": np.ones((2, 2)) for name in names})
+    >>> target_paths(base, LoraConfig(target_modules=("q_proj", "up_proj")))
+    ['model.layers.0.self_attn.q_proj', 'model.layers.0.mlp.up_proj']
+    """
+    projections = [path for path in modules(base) if path.rpartition(".")[2] in ALL_LINEAR]
+    found = selected("target_modules", lora_config.target_modules, base)
+    others = sorted(found.difference(projections))
+    if others:
+        what = f"`target_modules` matches {others[0]}, which is not a projection"
+        raise InputError(f"{what}: match only projections")
+    if lora_config.exclude_modules:
+        found -= selected("exclude_modules", lora_config.exclude_modules, base)
+    chosen = lora_config.layers_to_transform
+    depth = len(base["model"]["layers"])
+    layers = range(depth) if chosen is None else np.atleast_1d(chosen)
+    for layer in layers:
+        if layer not in range(depth):
+            what = f"`layers_to_transform` has {layer}"
+            raise InputError(f"{what}: this model has layers 0 to {depth - 1}")
+    adapted = [path for path in projections if path in found and layer_of(path) in layers]
+    if not adapted:
+        raise InputError("the adapter has no targets: name a module and a layer, and exclude less")
+    return adapted
+
+
+def selected(field: str, names: str | Sequence[str], base: Tree) -> set[str]:
+    """Return the paths of the modules that a field of a LoraConfig names, as in PEFT.
+
+    A string is a regular expression that must match a whole path. A name in a list matches the end
+    of a path. Raises InputError for one that matches nothing.
+    """
+    paths = modules(base)
+    found = set[str]()
+    for name in [names] if isinstance(names, str) else names:
+        fits = matches if isinstance(names, str) else names_module
+        matching = {path for path in paths if fits(name, path)}
+        if not matching:
+            a_list = f"give a list of {', '.join(ALL_LINEAR)}, or all-linear"
+            advice = f"{a_list}, or an expression for whole paths, such as '.*q_proj'"
+            raise InputError(f"`{field}` has {name!r}, which matches nothing here: {advice}")
+        found |= matching
+    return found
+
+
+def modules(base: Tree) -> list[str]:
+    """Return the paths of the modules, in the order of the tree; the head even if it is tied."""
+    found = dict[str, None]()
+    for path, _ in named_leaves(base):
+        names = path.split(".")
+        found |= dict.fromkeys(".".join(names[:n]) for n in range(1, len(names)))
+    return list(found | {"lm_head": None})

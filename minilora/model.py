@@ -15,19 +15,9 @@ from typing import Any
 import autograd.numpy as np
 
 from .batching import token_array
-from .config import ALL_LINEAR, InputError, ModelConfig
-from .layers import (
-    Context,
-    LayerCache,
-    Rope,
-    checkpoint,
-    decoder_layer,
-    norm,
-    rope_cos_sin,
-    row_rng,
-)
-from .ops import Ops
-from .tree import Array, Tree, get, is_node, named_leaves, overlay
+from .config import InputError, ModelConfig
+from .layers import Context, LayerCache, Ops, checkpoint, decoder_layer, norm, rope_cos_sin, row_rng
+from .tree import Array, Tree, is_node, overlay
 
 
 def loss(
@@ -59,51 +49,6 @@ def forward(
     return logits(x, params, ops)
 
 
-def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
-    """Return the one tree that the layers read: `base` with the leaves of `adapters` laid over it.
-
-    Raises InputError, with the path, for an entry that `ops` does not read, and for an adapter
-    without its scaling or without a weight to adapt.
-    """
-    params = overlay(base, adapters)
-    layers = tuple(base["model"]["layers"])  # a layer that only the adapter has is an error
-    path = first_unread(params, ops.ENTRIES | {"layers": layers})
-    if path is not None:
-        advice = "remove it, or use minilora.operations, which reads other methods"
-        raise InputError(f"these operations do not read {path}: {advice}")
-    # an adapter may add a head to a tied model, but no projection and no norm
-    weights = {path for path, _ in named_leaves(base) if path.endswith(".weight")}
-    for path, _ in named_leaves(adapters):
-        node, _, name = path.rpartition(".")
-        if node.endswith((*ALL_LINEAR, "norm")) and f"{node}.weight" not in weights:
-            raise InputError(f"the base has no {node}.weight that {path} could adapt or replace")
-        if name == "lora_A" and "lora_scaling" not in get(params, node):
-            raise InputError(f"{node} has no lora_scaling: get_peft_model and load_adapter set it")
-    return params
-
-
-def first_unread(
-    node: Tree, entries: dict[str, tuple[str, ...]], kind: str = "", place: str = ""
-) -> str | None:
-    """Return the path of the first entry below a node that nothing reads, or None.
-
-    entries: {kind of node: the names that are read in it}. The root has the kind "", each of
-    layers.0, layers.1, … has the kind "layer", and every other node has its name as its kind. What
-    is inside a node that is read, but whose kind is not in `entries`, belongs to a method and is
-    not checked.
-    """
-    for name, value in node.items():
-        path = f"{place}.{name}" if place else name
-        if name not in entries[kind]:
-            return path
-        child_kind = "layer" if kind == "layers" else name
-        if is_node(value) and child_kind in entries:
-            found = first_unread(value, entries, child_kind, path)
-            if found is not None:
-                return found
-    return None
-
-
 def hidden_states(
     params: Tree, tokens: Array, segment_starts: Array, model_config: ModelConfig, ops: Ops,
     caches: list[LayerCache] | None = None, rng: Any = None, checkpointing: bool = False,
@@ -119,16 +64,13 @@ def hidden_states(
     first = caches[0] if caches else None  # it knows the number of earlier tokens
     ctx = Context(model_config, ops, None, segment_starts, first)
     x, positions, segment_starts = ops.embed(tokens, node, ctx)
-    ropes: dict[tuple[float, bool], Rope] = {}  # by (rope_theta, whether the rotation is unscaled)
-    for i in range(model_config.num_hidden_layers):
-        config = model_config.of_layer(i)
-        kind = config.rope_theta, config.rope_scaling is None
-        if kind not in ropes:
-            ropes[kind] = rope_cos_sin(positions, config, x.dtype)
-        ctx = Context(
-            config, ops, ropes[kind], segment_starts,
-            cache=caches[i] if caches else None, rng=rng.child(i) if rng else None,
-        )  # fmt: skip
+    kinds = model_config.layer_types or ("",) * model_config.num_hidden_layers
+    configs = {kind: model_config.of_layers(kind) for kind in kinds}
+    ropes = {kind: rope_cos_sin(positions, config, x.dtype) for kind, config in configs.items()}
+    for i, kind in enumerate(kinds):
+        cache = caches[i] if caches else None
+        layer_rng = rng.child(i) if rng else None
+        ctx = Context(configs[kind], ops, ropes[kind], segment_starts, cache, layer_rng)
         layer = partial(decoder_layer, ctx=ctx)
         layer_node = node["layers"][str(i)]
         x = checkpoint(layer, x, layer_node) if checkpointing else layer(x, layer_node)
@@ -146,3 +88,38 @@ def lm_head(params: Tree) -> Any:
 def logits(x: Array, params: Tree, ops: Ops) -> Array:
     """Compute the logits (..., V) of hidden states (..., D)."""
     return ops.linear(x, {"weight": lm_head(params)})
+
+
+def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
+    """Return the one tree that the layers read: `base` with the leaves of `adapters` laid over it.
+
+    Raises InputError, with the path, for an entry that `ops` does not read, and for an adapter
+    without its scaling or without a weight to adapt.
+    """
+    params = overlay(base, adapters)
+    layers = tuple(base["model"]["layers"])  # a layer that only the adapter has is not read
+    check_entries(params, base, ops.ENTRIES | {"layers": layers})
+    return params
+
+
+def check_entries(
+    node: Tree, base: Tree, entries: dict[str, tuple[str, ...]], kind: str = "", place: str = ""
+) -> None:
+    """Raise InputError for an entry of a node that is not read, or that needs a node of the base.
+
+    base: the node of the base at the same place. entries: {kind of node: the names that are read in
+    it}. The root has the kind "", each of layers.0, layers.1, … has the kind "layer", and every
+    other node has its name as its kind. A node whose kind is not in `entries` belongs to a method.
+    """
+    for name, value in node.items():
+        path = f"{place}.{name}" if place else name
+        if name not in entries[kind]:
+            advice = "remove it, or use minilora.operations, which reads other methods"
+            raise InputError(f"these operations do not read {path}: {advice}")
+        child_kind = "layer" if kind == "layers" else name
+        if is_node(value) and child_kind in entries:
+            if name not in base and name != "lm_head":  # an adapter may add a head to a tied model
+                raise InputError(f"the base has no {path} that the adapter could adapt or replace")
+            check_entries(value, base.get(name, {}), entries, child_kind, path)
+    if "lora_A" in node and "lora_scaling" not in node:
+        raise InputError(f"{place} has no lora_scaling: get_peft_model and load_adapter set it")

@@ -17,12 +17,11 @@ The results have the same bits as those of bitsandbytes on a CPU, and those of `
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from .config import InputError
-from .double_quant import NESTED_BLOCK_SIZE, DoubleQuantized, double_dequantize, double_quantize
+from .double_quant import DoubleQuantized, double_dequantize, double_quantize
 from .tree import Array
 
 NF4 = np.array([
@@ -37,20 +36,6 @@ _MAGNITUDES = np.array([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4], np.fl
 FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])  # 0 − 0 is +0, not −0
 
 TINY = np.float32(1e-38)  # replaces a smaller absmax, so that nothing is divided by zero
-
-
-def pack_4bit(codes: Array) -> Array:
-    """Pack two 4-bit codes per byte, the first in the high half: (2k,) -> (k,) uint8.
-
-    >>> pack_4bit(np.array([1, 2, 15, 0]))
-    array([ 18, 240], dtype=uint8)
-    """
-    return (codes[0::2] << 4 | codes[1::2]).astype(np.uint8)
-
-
-def unpack_4bit(packed: Array) -> Array:
-    """Unpack the two 4-bit codes of each byte, the inverse of `pack_4bit`: (k,) -> (2k,)."""
-    return np.stack([packed >> 4, packed & 15], axis=1).ravel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,31 +59,13 @@ CODEBOOKS = {"nf4": Codebook.from_values(NF4), "fp4": Codebook.from_values(FP4)}
 
 @dataclass(frozen=True, eq=False)
 class Quantized:
-    """A tensor of n elements, 4 bits each, in m = ⌈n/b⌉ blocks; checks the sizes of its arrays."""
+    """A tensor of n elements, 4 bits each, in m = ⌈n/b⌉ blocks."""
 
     codes: Array  # (⌈n/2⌉,) uint8
     stored_absmax: Array | DoubleQuantized  # (m,) float32, or 8 bits each
     shape: tuple[int, ...]  # of the tensor
     block_size: int
     quant_type: str  # "nf4" or "fp4"
-
-    def __post_init__(self) -> None:
-        check_4bit(self.block_size, self.quant_type)
-        n = math.prod(self.shape)
-        absmax = self.stored_absmax
-        m = -(-n // self.block_size)
-        parts: list[Any] = [(self.codes, -(-n // 2), np.uint8)]
-        if isinstance(absmax, DoubleQuantized):
-            blocks = -(-m // NESTED_BLOCK_SIZE)
-            parts += [(absmax.codes, m, np.uint8), (absmax.nested_absmax, blocks, np.float32)]
-        else:
-            parts.append((absmax, m, np.float32))
-        # compiled loops check no bounds
-        weight = f"a 4-bit weight of shape {self.shape} in blocks of {self.block_size}"
-        for part, size, dtype in parts:
-            if not (part.shape == (size,) and part.dtype == dtype and part.flags.c_contiguous):
-                needs = f"needs a contiguous array ({size},) of {np.dtype(dtype)}"
-                raise InputError(f"{weight} {needs}, got {part.shape} of {part.dtype}")
 
     @property
     def absmax(self) -> Array:
@@ -135,22 +102,6 @@ def quantize(
     return Quantized(codes, stored_absmax, w.shape, block_size, quant_type)
 
 
-def check_4bit(block_size: int, quant_type: str) -> None:
-    """Raise InputError unless weights can be quantized with this block size and type."""
-    if not (16 <= block_size <= 65536 and block_size & (block_size - 1) == 0):
-        raise InputError(
-            f"a block size of {block_size} is not a power of two from 16 to 65,536: use 64"
-        )
-    if quant_type not in CODEBOOKS:
-        raise InputError(f"there is no 4-bit type {quant_type!r}: use nf4 or fp4")
-
-
-def require_finite(*arrays: Array) -> None:
-    """Raise InputError if an array contains a NaN or an infinity."""
-    if not all(np.isfinite(w).all() for w in arrays):
-        raise InputError("a weight has a NaN or an infinity: use an undamaged copy of the file")
-
-
 def normalize(w: Array, block_size: int) -> tuple[Array, Array]:
     """Divide w (n,) by the absmax of each block; return x (n,) in [-1, 1] and the absmax (m,)."""
     whole = w.size // block_size * block_size
@@ -182,3 +133,31 @@ def dequantize(q: Quantized) -> Array:
     values = CODEBOOKS[q.quant_type].values[unpack_4bit(q.codes)[:n]]
     # ŵ = value[code] · absmax of its block
     return (values * np.repeat(q.absmax, q.block_size)[:n]).reshape(q.shape)
+
+
+def pack_4bit(codes: Array) -> Array:
+    """Pack two 4-bit codes per byte, the first in the high half: (2k,) -> (k,) uint8.
+
+    >>> pack_4bit(np.array([1, 2, 15, 0]))
+    array([ 18, 240], dtype=uint8)
+    """
+    return (codes[0::2] << 4 | codes[1::2]).astype(np.uint8)
+
+
+def unpack_4bit(packed: Array) -> Array:
+    """Unpack the two 4-bit codes of each byte, the inverse of `pack_4bit`: (k,) -> (2k,)."""
+    return np.stack([packed >> 4, packed & 15], axis=1).ravel()
+
+
+def check_4bit(block_size: int, quant_type: str) -> None:
+    """Raise InputError unless weights can be quantized with this block size and type."""
+    if not (16 <= block_size <= 65536 and block_size & (block_size - 1) == 0):
+        raise InputError(f"a block size of {block_size} is not a power of two from 16 to 65,536")
+    if quant_type not in CODEBOOKS:
+        raise InputError(f"there is no 4-bit type {quant_type!r}: use nf4 or fp4")
+
+
+def require_finite(*arrays: Array) -> None:
+    """Raise InputError if an array contains a NaN or an infinity."""
+    if not all(np.isfinite(w).all() for w in arrays):
+        raise InputError("a weight has a NaN or an infinity: use an undamaged copy of the file")

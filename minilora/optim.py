@@ -6,12 +6,12 @@ frozen ones do not change or decay.
 """
 
 import math
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from .config import InputError, TrainConfig
-from .tree import Array, Tree, flatten, layer_of, named_leaves, overlay, tree_map, unflatten
+from .tree import Array, Tree, named_leaves, tree_map, unflatten
 
 
 def adamw_init(params: Tree) -> Tree:
@@ -43,66 +43,8 @@ def adamw(
     return params, {"m": m, "v": v, "step": t}
 
 
-def muon_init(params: Tree) -> Tree:
-    """Return the state before the first step: momenta of the matrices, m and v of the others."""
-    matrices, others = split_matrices(params)
-    return {"momentum": tree_map(np.zeros_like, matrices), **adamw_init(others)}
-
-
-def muon(
-    params: Tree, grads: Tree, state: Tree, learning_rates: dict[str, float],
-    train_config: TrainConfig,
-) -> tuple[Tree, Tree]:  # fmt: skip
-    """Take one step of Muon (Jordan et al. 2024) on the matrices of the layers, of AdamW on others.
-
-    Arguments and results are those of `adamw`.
-    """
-    matrices, others = split_matrices(params)
-    gradients, other_gradients = split_matrices(grads)
-    others, moments = adamw(
-        others, other_gradients, state,
-        {path: learning_rates[path] for path in flatten(others)}, train_config,
-    )  # fmt: skip
-    momentum = tree_map(lambda m, g: MOMENTUM * m + g, state["momentum"], gradients)
-
-    def step(w: Array, m: Array, g: Array, lr: float) -> Array:
-        # W ← W − η·λ·W − η·√max(1, out/in)·UVᵀ, with USVᵀ = μM + G (Nesterov)
-        update = orthogonalize(MOMENTUM * m + g) * max(1.0, w.shape[0] / w.shape[1]) ** 0.5
-        return w * (1 - lr * train_config.weight_decay) - lr * update
-
-    rates = unflatten({path: learning_rates[path] for path in flatten(matrices)})
-    matrices = tree_map(step, matrices, momentum, gradients, rates)
-    return overlay(matrices, others), {"momentum": momentum, **moments}
-
-
-MOMENTUM = 0.95
-
-
-def split_matrices(params: Tree) -> tuple[Tree, Tree]:
-    """Return the tree of the matrices of the layers, and the tree of all other leaves."""
-    leaves = flatten(params)
-    matrices = {p: w for p, w in leaves.items() if w.ndim == 2 and layer_of(p) >= 0}
-    others = {p: w for p, w in leaves.items() if p not in matrices}
-    return unflatten(matrices), unflatten(others)
-
-
-def orthogonalize(m: Array) -> Array:
-    """Return nearly UVᵀ of m = USVᵀ: five Newton-Schulz iterations bring S to about 0.7 to 1.2."""
-    if m.shape[0] > m.shape[1]:
-        return orthogonalize(m.T).T
-    x = m / (np.linalg.norm(m) + 1e-7)
-    for _ in range(5):
-        # X ← aX + bXXᵀX + c(XXᵀ)²X: each singular value s becomes as + bs³ + cs⁵
-        gram = x @ x.T
-        x = 3.4445 * x + (-4.775 * gram + 2.0315 * gram @ gram) @ x
-    return x
-
-
-Init = Callable[[Tree], Tree]
-Step = Callable[[Tree, Tree, Tree, dict[str, float], TrainConfig], tuple[Tree, Tree]]
-OPTIMIZERS: dict[str, tuple[Init, Step]] = {
-    "adamw": (adamw_init, adamw), "muon": (muon_init, muon),
-}  # fmt: skip
+# {name: (init, step)}; `methods/muon.py` has another one
+OPTIMIZERS: dict[str, tuple[Any, Any]] = {"adamw": (adamw_init, adamw)}
 
 
 def global_norm(grads: Tree) -> float:
@@ -130,13 +72,11 @@ def get_lr(step: int, train_config: TrainConfig) -> float:
     warmup = math.ceil(train_config.warmup_ratio * train_config.iters)
     if step < warmup:
         return train_config.learning_rate * (step / warmup)
-    if train_config.lr_schedule == "constant":
-        return train_config.learning_rate
     rest = max(1, train_config.iters - warmup)
-    if train_config.lr_schedule == "linear":
-        return train_config.learning_rate * max(0.0, (train_config.iters - step) / rest)
     done = (step - warmup) / rest
-    return train_config.learning_rate * max(0.0, 0.5 * (1 + math.cos(math.pi * done)))
+    shares = {"constant": 1.0, "linear": (train_config.iters - step) / rest}
+    shares["cosine"] = 0.5 * (1 + math.cos(math.pi * done))
+    return train_config.learning_rate * max(0.0, shares[train_config.lr_schedule])
 
 
 def round_to(params: Tree, dtype: str) -> Tree:

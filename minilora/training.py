@@ -17,10 +17,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import model
-from .batching import Example, batch_at, collate, pack_examples
+from .batching import Example, Row, batch_at, collate
 from .config import InputError, ModelConfig, TrainConfig
-from .layers import Function, RowRng, value_and_grad
-from .ops import Ops
+from .layers import Function, Ops, RowRng, value_and_grad
 from .optim import OPTIMIZERS, clip, get_lr, round_to
 from .tree import Tree, arrays, layer_of, named_leaves, overlay, tree_map
 
@@ -35,12 +34,13 @@ class TrainResult(NamedTuple):
 
 
 def train(
-    adapters: Tree, base: Tree, examples: Sequence[Example], model_config: ModelConfig,
+    adapters: Tree, base: Tree, examples: Sequence[Example | Row], model_config: ModelConfig,
     train_config: TrainConfig, ops: Ops, state: Tree | None = None,
     callbacks: Sequence[Callback] = (), parallel_map: Function = map, num_shards: int = 1,
 ) -> TrainResult:  # fmt: skip
     """Fit `adapters` to the examples; return TrainResult(adapters, history).
 
+    A row of a batch is an example, or a list of examples that `data.pack_examples` packed.
     The history has a dict per step: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` (all,
     not only the targets) and `seconds`.
     state: the state of the run to continue. num_shards: the number of parts of a batch that
@@ -54,22 +54,19 @@ def train(
     """
     if not examples:
         raise InputError("there are no examples to train on")
-    sequences = [[example] for example in examples]  # each is a row of a batch
-    if train_config.packing:
-        sequences = pack_examples(examples, train_config.max_seq_length)
+    rows = [example if isinstance(example, list) else [example] for example in examples]
     trained = round_to(arrays(adapters), train_config.adapter_dtype)
     adapters = overlay(adapters, trained)
     init, _ = OPTIMIZERS[train_config.optimizer]
     state = state or init(trained)
     history: list[Tree] = []
     stop = False
-    while state["step"] < train_config.iters and not stop:
+    while not stop and state["step"] < train_config.iters:
         began = time.perf_counter()
         step = state["step"]
         loss, grads, batch = gradient_at(
-            adapters, base, sequences, step, model_config, train_config, ops, parallel_map,
-            num_shards,
-        )  # fmt: skip
+            adapters, base, rows, step, model_config, train_config, ops, parallel_map, num_shards
+        )
         grads, norm = clip(grads, train_config.max_grad_norm)
         if not math.isfinite(loss + norm):
             seen = f"the loss is {loss:g} and the gradient norm {norm:g} at step {step + 1}"
@@ -79,8 +76,7 @@ def train(
         adapters, state = update(adapters, grads, state, lr, train_config)
         tokens = sum(len(example.tokens) - 1 for row in batch for example in row)
         metrics = {"step": step + 1, "loss": loss, "learning_rate": lr, "grad_norm": norm}
-        metrics |= {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}
-        records = [metrics]
+        records = [metrics | {"tokens": tokens, "seconds": round(time.perf_counter() - began, 4)}]
         for callback in callbacks:
             stop = bool(callback(records, adapters, state)) or stop
         history += records
@@ -88,44 +84,40 @@ def train(
 
 
 def gradient_at(
-    adapters: Tree, base: Tree, sequences: list[list[Example]], step: int,
-    model_config: ModelConfig, train_config: TrainConfig, ops: Ops,
-    parallel_map: Function = map, num_shards: int = 1,
-) -> tuple[float, Tree, list[list[Example]]]:  # fmt: skip
-    """Compute (mean loss, its gradient, the sequences) of all micro-batches of a step."""
+    adapters: Tree, base: Tree, rows: list[Row], step: int, model_config: ModelConfig,
+    train_config: TrainConfig, ops: Ops, parallel_map: Function = map, num_shards: int = 1,
+) -> tuple[float, Tree, list[Row]]:  # fmt: skip
+    """Compute (mean loss, its gradient, the rows) of all micro-batches of a step."""
     size = train_config.batch_size
     n = size * train_config.grad_accumulation_steps
-    batch = batch_at(sequences, step, n, train_config.seed)
+    batch = batch_at(rows, step, n, train_config.seed)
     total = sum(map(num_targets, batch))
     if not total:
-        raise InputError(
-            f"no token of the batch of step {step + 1} is a target: leave such rows out"
-        )
+        raise InputError(f"the batch of step {step + 1} has no target token: leave such rows out")
 
-    def shard_gradient(shard: list[tuple[int, list[Example]]]) -> tuple[int, float, Tree]:
-        positions, rows = zip(*shard)
-        rng = RowRng([[train_config.seed, step, position] for position in positions])
+    def shard_gradient(positions: Sequence[int]) -> tuple[int, float, Tree]:
+        shard = [batch[i] for i in positions]
+        rng = RowRng([[train_config.seed, step, i] for i in positions])
         with np.errstate(over="ignore", invalid="ignore"):  # `train` raises if it is not finite
             loss, grads = value_and_grad(model.loss)(
-                adapters, base, collate(rows), model_config, ops, rng=rng,
-                checkpointing=train_config.gradient_checkpointing,
+                adapters, base, collate(shard), model_config, ops, rng,
+                train_config.gradient_checkpointing,
             )  # fmt: skip
-        return sum(map(num_targets, rows)), float(loss), grads
+        return sum(map(num_targets, shard)), float(loss), grads
 
     loss = 0.0
     grads = dict[str, Any]()
     for start in range(0, n, size):
-        micro_batch = list(enumerate(batch))[start : start + size]
-        shards = split_batch(micro_batch, num_shards)
+        shards = split_batch(range(start, start + size), num_shards)
         # without a target, the mean loss would be 0/0
-        shards = [shard for shard in shards if any(num_targets(row) for _, row in shard)]
+        shards = [shard for shard in shards if any(num_targets(batch[i]) for i in shard)]
         parts = list(parallel_map(shard_gradient, shards))
         loss, grads = accumulate(parts, total, loss, grads)
     return loss, grads, batch
 
 
-def split_batch(rows: list[Any], num_shards: int) -> list[list[Any]]:
-    """Split the rows of a batch into at most `num_shards` lists, none of which is empty."""
+def split_batch(rows: Sequence[Any], num_shards: int) -> list[Sequence[Any]]:
+    """Split the rows of a batch into at most `num_shards` parts, none of which is empty."""
     n = min(num_shards, len(rows))
     return [rows[i::n] for i in range(n)]
 

@@ -98,7 +98,7 @@ def without(node: Tree, *names: str) -> Tree:
 
 
 def tree_map(f: Callable[..., Any], tree: Any, *others: Any) -> Any:
-    """Return the tree of f(leaf, *leaves of the other trees at the same path)."""
+    """Return the tree of f(leaf, *leaves of the others at its path); they may have more leaves."""
     if not isinstance(tree, dict):
         return f(tree, *others)
     return {key: tree_map(f, node, *(other[key] for other in others)) for key, node in tree.items()}

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from minilora import layers, lora
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR, ATTENTION, QK_NORMS, LoraConfig, ModelConfig
-from minilora.ops import Ops
+from minilora.methods.registry import OPERATIONS
 from minilora.quant.schemes import quantize
 from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map, unflatten
 
@@ -182,7 +182,7 @@ def spying(ops, seen):
 
         return call
 
-    spies = {name: spy(name) for name in vars(Ops) if name[0] != "_"}
+    spies = {name: spy(name) for name in OPERATIONS}
     return SimpleNamespace(**spies, ENTRIES=ops.ENTRIES)
 
 

@@ -11,15 +11,13 @@ from hypothesis.extra import numpy as hnp
 from models import read_only, seeds
 
 from minilora.config import InputError, TrainConfig
+from minilora.methods.muon import muon, muon_init, orthogonalize
 from minilora.optim import (
     adamw,
     adamw_init,
     clip,
     get_lr,
     global_norm,
-    muon,
-    muon_init,
-    orthogonalize,
     round_to,
     to_bfloat16,
 )

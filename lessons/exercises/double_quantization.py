@@ -4,8 +4,7 @@ absmax is (m,) float32, offset is a float32 near its mean. Subtract the offset. 
 into blocks of NESTED_BLOCK_SIZE = 256 neighbours; the last block may be shorter. The nested absmax
 of a block is its largest magnitude. Divide each number by the nested absmax of its block, and give
 it the code of the nearest of the 256 values of `minilora.double_quant.DYNAMIC_MAP`, all in [−1, 1].
-bitsandbytes first rounds to the nearest of 65,536 equal steps from −1 to 1, whose codes are in
-`_code_of_step()` (65536,). This is also accepted.
+bitsandbytes first rounds to the nearest of 65,536 equal steps from −1 to 1. This is also accepted.
 
 Return DoubleQuantized(codes (m,) uint8, nested_absmax (⌈m/256⌉,) float32, offset).
 """

@@ -6,10 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import finetune, write_sweep
 
-from minilora.config import CHOICES
-
 RATES = (4e-3, 5e-4, 6e-5)
-DTYPES = CHOICES["adapter_dtype"]
+DTYPES = ("float32", "bfloat16", "float16")
 JOBS = [(d, rate, seed) for seed in range(3) for rate in RATES for d in DTYPES]
 # what lesson 7b compares, with more seeds
 JOBS += [(d, rate, seed) for seed in range(3, 8) for rate in (4e-3, 6e-5) for d in DTYPES]

@@ -15,13 +15,12 @@ from importlib.metadata import version
 from itertools import takewhile
 
 from ..config import (
-    CHOICES,
     INITIALIZERS,
     InputError,
     LoraConfig,
     TrainConfig,
-    did_you_mean,
 )
+from ..data.hints import did_you_mean
 from ..data.rows import KEYS
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text
@@ -316,7 +315,8 @@ def train_flags(sub):
             add(flag(f.name), action=switch, default=f.default, help=text)
         else:
             kind = {"int": int, "float": float}.get(getattr(f.type, "__name__", f.type), str)
-            add(flag(f.name), type=kind, default=f.default, choices=CHOICES.get(f.name), help=text)
+            choices = f.metadata.get("choices")
+            add(flag(f.name), type=kind, default=f.default, choices=choices, help=text)
     add("--epochs", type=float, help="passes over the rows, instead of --iters")
     add("--save-every", type=positive, default=50, help="steps between checkpoints")
     text = "keep the adapter of every --save-every steps in a folder such as checkpoint-100"

@@ -17,9 +17,9 @@ from ..formats.fetch import MODELS
 from ..formats.files import read_json
 from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
+from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import GROUPS, also_train
-from ..optim import split_matrices
 from ..training import learning_rates
 from ..tree import arrays, flatten
 from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, flag, toml_settings

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from .. import layers, train
-from ..batching import pack_examples
-from ..config import POSITIVE, InputError, TrainConfig, check_number
+from ..config import POSITIVE, InputError, TrainConfig, check_setting
+from ..data.packing import pack_examples
 from ..data.rows import split_row
 from ..evaluation import memory
 from ..evaluation.callbacks import check_held_out, evaluation_row, kept_step
@@ -123,7 +123,7 @@ def train_and_save(args):
 
 def steps_of_epochs(epochs, examples, train_config):
     """Return ⌈E·n/(batch·accumulation)⌉, for E epochs of n sequences (rows or packed rows)."""
-    check_number("epochs", epochs, POSITIVE)
+    check_setting("epochs", epochs, POSITIVE)
     packed = pack_examples(examples, train_config.max_seq_length) if train_config.packing else None
     per_step = train_config.batch_size * train_config.grad_accumulation_steps
     # 1.1 epochs of 10 rows are 11 rows; in floating point, they would be a little more

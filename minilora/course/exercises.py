@@ -19,7 +19,8 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from ..config import InputError, did_you_mean
+from ..config import InputError
+from ..data.hints import did_you_mean
 
 PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"

@@ -3,5 +3,6 @@
 Read `rows.py` first. `tasks.py` and `toolcalls.py` generate the built-in data sets.
 """
 
-from ..batching import Example, batch_at, collate, pack_examples  # noqa: F401
+from ..batching import Example, batch_at, collate  # noqa: F401
+from .packing import pack_examples  # noqa: F401
 from .rows import encode, encode_rows, load_rows, read_rows  # noqa: F401

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from ..batching import Example
-from ..config import InputError, TrainConfig, did_you_mean
+from ..config import InputError, TrainConfig
 from . import tasks
+from .hints import did_you_mean
 from .row_files import SUFFIXES, parse_json, read_values
 
 Row = dict[str, Any]

@@ -5,7 +5,8 @@ what a callback gets, changes and returns.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from ..batching import Example
@@ -21,6 +22,27 @@ INTERRUPTED = (  # for Python and notebooks; the command line writes a checkpoin
     "in a notebook: `import sys; adapters = sys.last_value.adapters`"
 )
 NO_BEST = {"best_loss": math.inf, "best_step": 0, "worse": 0}  # the state before an evaluation
+
+
+@contextmanager
+def of_run(
+    adapters: Tree, base: Tree, valid: Sequence[Example], model_config: ModelConfig,
+    train_config: TrainConfig, state: Tree, on_step: Callback | None, ops: Any, quiet: bool,
+) -> Iterator[list[Callback]]:  # fmt: skip
+    """Yield the callbacks of a run: evaluation, progress and `on_step`; see `minilora.train`."""
+    with (
+        Progress(train_config.iters, "step", state["step"], quiet) as progress,
+        LastStep(adapters, state) as last,
+    ):
+        each_step: list[Callback] = []
+        if valid:  # first, because the others see its scores
+            each_step.append(evaluation(base, valid, model_config, train_config, ops, quiet))
+        each_step += [last.after_step, progress_of(progress, quiet)]
+        if on_step:
+            each_step.append(on_step)
+        yield each_step
+    if not quiet:
+        print_end(last.state, train_config)
 
 
 def evaluation(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import model
-from ..batching import Example, check_examples, collate
+from ..batching import Example, collate, token_array
 from ..config import InputError, ModelConfig
 from ..kernels.chunking import LOGIT_FLOATS, chunks
 from ..methods.registry import operations
@@ -124,3 +124,15 @@ def calibration_error(confidence, hit):
     # ECE = Σ_m |B_m|/N · |accuracy(B_m) − confidence(B_m)|   (Guo et al. 2017, Eq. 3)
     gap = np.bincount(which, weights=hit.astype(float) - confidence, minlength=BINS)
     return float(np.abs(gap).sum() / len(hit))
+
+
+def check_examples(name: str, examples: Sequence[Example], vocab_size: int) -> None:
+    """Raise InputError unless all elements are of the type Example and fit the vocabulary."""
+    for i, example in enumerate(examples):
+        if not isinstance(example, Example):
+            raise InputError("rows are not examples: encode them first, with minilora.encode_rows")
+        token_array(f"{name}[{i}]", example.tokens, vocab_size, 1)
+        n = len(example.tokens)
+        if len(example.mask) != n:
+            mask = f"a mask of {len(example.mask)}"
+            raise InputError(f"{name}[{i}] has {n} tokens, but {mask}: give each token one")

@@ -1,6 +1,6 @@
 """Check fields of a JSON object, or of the metadata of a GGUF file. A field of null is missing."""
 
-from ..config import POSITIVE_INT, InputError, Rule, check_number
+from ..config import POSITIVE_INT, InputError, Rule, check_setting
 
 # in the range of float32
 POSITIVE = Rule(
@@ -13,7 +13,7 @@ LAYER_TYPES = ("sliding_attention", "full_attention")
 def number(raw, name, default, rule):
     """Return raw[name], or the default; raise InputError unless it is a number of this kind."""
     value = default if raw.get(name) is None else raw[name]
-    check_number(name, value, rule)
+    check_setting(name, value, rule)
     return value
 
 

@@ -9,7 +9,7 @@ its network there, without the network. A prefix is (n, L·2·K·hd): keys and v
 
 import numpy as np
 
-from ..config import InputError, Rule, check_number
+from ..config import InputError, Rule, check_setting
 from ..methods.method import MethodConfig
 from ..methods.registry import METHODS
 from ..tree import arrays, named_leaves, unflatten
@@ -52,7 +52,7 @@ def read_config(raw):
     refuse_unknown(raw, {*NEUTRAL, *method.free_fields, size}, _fixed(method))
     if method.size is None:
         return MethodConfig(method.name)
-    check_number(size, raw.get(size), SIZE)
+    check_setting(size, raw.get(size), SIZE)
     return MethodConfig(method.name, **{method.size: raw[size]})
 
 

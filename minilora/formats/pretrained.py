@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..config import InputError, ModelConfig, did_you_mean
+from ..config import InputError, ModelConfig
+from ..data.hints import did_you_mean
 from ..data.tokenizer import ByteTokenizer
 from ..kernels import dense, quantize_4bit
 from ..quant.low_precision import LowPrecision

@@ -1,5 +1,7 @@
 """Compiled loops for 4-bit weights, with the same bits as `nf4.py` and `double_quant.py`."""
 
+import math
+
 import numpy as np
 
 from .. import nf4
@@ -70,9 +72,14 @@ def read_rows(q, first, out):
 
 
 def parts(q):
-    """Return the arrays of q that the loops read; `Quantized` has checked their sizes."""
+    """Return the arrays of q that the loops read; they check no bounds, so too few codes raise."""
+    nf4.check_4bit(q.block_size, q.quant_type)
     values = CODEBOOKS[q.quant_type].values
-    return q.codes, absmax(q), values, BYTE_VALUES[q.quant_type], q.block_size
+    scales = absmax(q)
+    n = math.prod(q.shape)
+    if q.codes.dtype != np.uint8 or 2 * q.codes.size < n or scales.size * q.block_size < n:
+        raise InputError(f"a 4-bit weight of shape {q.shape} has too few codes or absmax")
+    return q.codes, scales, values, BYTE_VALUES[q.quant_type], q.block_size
 
 
 def absmax(q):
@@ -80,7 +87,10 @@ def absmax(q):
     stored = q.stored_absmax
     if not isinstance(stored, DoubleQuantized):
         return stored
-    out = np.empty(stored.codes.size, np.float32)
+    m = stored.codes.size
+    if stored.codes.dtype != np.uint8 or stored.nested_absmax.size * NESTED_BLOCK_SIZE < m:
+        raise InputError(f"the absmax of a 4-bit weight of shape {q.shape} have too few parts")
+    out = np.empty(m, np.float32)
     a = stored.codes, stored.nested_absmax, stored.offset, DYNAMIC_MAP, out
     parallel_rows(_double_dequantize, out.size, *a)
     return out

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..config import POSITIVE_INT, check_number
+from ..config import check_settings
 from ..tree import Tree
 
 
@@ -26,8 +26,7 @@ class MethodConfig:
     vera_r: int = size(256, "rank of vera")
 
     def __post_init__(self) -> None:
-        for name in SIZES:
-            check_number(name, getattr(self, name), POSITIVE_INT)
+        check_settings(self)
 
 
 SIZES = {f.name: f for f in fields(MethodConfig)[1:]}
@@ -38,8 +37,8 @@ class Method:
     """A method of fine-tuning.
 
     init(base, config, rng) returns a new adapter. `entries` maps the name of a node to the names of
-    the entries that the method adds to it. `wraps` maps the name of an operation (see `ops.Ops`) to
-    a function f(operation, *its arguments) that is called in its place.
+    the entries that the method adds to it. `wraps` maps the name of an operation to a function
+    f(operation, *its arguments) that is called in its place.
     """
 
     name: str

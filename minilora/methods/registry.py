@@ -18,8 +18,9 @@ import numpy as np
 
 from .. import kernels, lora
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
+from ..optim import OPTIMIZERS
 from ..tree import Tree, named_leaves
-from . import bottleneck, dora, ia3, initializers, prefix, prompt, replaced, several, vera
+from . import bottleneck, dora, ia3, initializers, muon, prefix, prompt, replaced, several, vera
 from .method import Method, MethodConfig
 
 METHODS = {
@@ -30,6 +31,7 @@ METHODS = {
         prefix.METHOD, replaced.FULL,
     )
 }  # fmt: skip
+OPTIMIZERS["muon"] = (muon.muon_init, muon.muon)
 ORDER = (several.PER_ROW, several.STACK, *METHODS.values())  # of application and of merging
 
 
@@ -66,7 +68,7 @@ def method_name(adapter_config: LoraConfig | MethodConfig) -> str:
 
 
 def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
-    """Return operations (see `ops.Ops`) that read the entries of both trees.
+    """Return operations that read the entries of both trees.
 
     ops: `layers`, `kernels.fused`, a result of this function, or None for the optimized operations.
     Each method that occurs in the trees is wrapped around them, in this order.

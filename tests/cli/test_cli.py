@@ -30,7 +30,7 @@ from minilora import (
     get_peft_model,
     load_rows,
 )
-from minilora.batching import Example, pack_examples
+from minilora.batching import Example
 from minilora.cli import run_folder
 from minilora.cli.arguments import FLAGS, Parser, flag, parse, parser
 from minilora.cli.commands import load_model
@@ -46,6 +46,7 @@ from minilora.cli.run import check_memory
 from minilora.cli.stored_paths import absolute
 from minilora.config import ALL_LINEAR, InputError
 from minilora.course.commands import add_commands
+from minilora.data.packing import pack_examples
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation import memory
 from minilora.evaluation.plot import curve
@@ -1806,7 +1807,7 @@ def test_a_standard_input_that_is_no_text(base, monkeypatch, capsys):
             status = run(command, "--model", base)
             assert status == 2 and says in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr("sys.stdin", io.StringIO(""))
-    assert "the prompt is empty" in error_of(capsys, run("generate --prompt - --model", base))
+    assert "a prompt is empty" in error_of(capsys, run("generate --prompt - --model", base))
 
 
 def test_top_p_without_a_temperature_gets_a_warning(base, asked, capsys):

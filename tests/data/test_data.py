@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import TINY, random_examples, seeds
 
-from minilora.batching import Example, batch_at, collate, pack_examples
+from minilora.batching import Example, batch_at, collate
 from minilora.config import InputError, TrainConfig
 from minilora.data import row_files, rows
+from minilora.data.packing import pack_examples
 from minilora.data.rows import (
     check_row,
     encode,
@@ -615,6 +616,9 @@ def test_packing_takes_the_tightest_place():
 
     sequences = pack_examples([of(n) for n in (6, 5, 4, 3, 2)], 11)
     assert sorted(sorted(len(e.tokens) - 1 for e in b) for b in sequences) == [[2, 3, 5], [4, 6]]
+    # of two places of one size, it takes the one that was filled last
+    sequences = pack_examples([of(n) for n in (6, 6, 2)], 11)
+    assert [[len(e.tokens) - 1 for e in b] for b in sequences] == [[6], [6, 2]]
 
 
 # --------------------------------------------------------------------------------- collating

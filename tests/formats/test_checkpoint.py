@@ -34,9 +34,10 @@ from minilora.formats import peft_format
 from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
 from minilora.formats.peft_format import as_json
 from minilora.methods.method import MethodConfig
+from minilora.methods.muon import muon_init
 from minilora.methods.registry import get_peft_model
 from minilora.methods.replaced import also_train
-from minilora.optim import adamw_init, muon_init, round_to
+from minilora.optim import adamw_init, round_to
 from minilora.tree import arrays, flatten, get, named_leaves, overlay, set_leaf, tree_map, unflatten
 
 Q0 = "model.layers.0.self_attn.q_proj"

@@ -22,7 +22,7 @@ from minilora import layers
 from minilora.config import ATTENTION, MLP
 from minilora.kernels import chunking, fused, fused_attention, fused_loss
 from minilora.layers import Context
-from minilora.ops import Ops
+from minilora.methods.registry import OPERATIONS
 from minilora.tree import flatten, overlay, unflatten
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}  # unit roundoff
@@ -446,17 +446,14 @@ def test_the_hidden_units_are_not_kept():
     assert 2 * hidden <= kept < 2.1 * hidden, vjp  # gate and up
 
 
-def test_the_two_implementations_have_the_signatures_of_the_protocol():
-    for name, protocol in inspect.getmembers(Ops, inspect.isfunction):
-        if name.startswith("_"):
-            continue
-        expected = list(inspect.signature(protocol).parameters)[1:]  # without self
-        for ops in (layers, fused):
-            function = getattr(ops, name)
+def test_the_two_implementations_have_the_same_signatures():
+    for name in OPERATIONS:
+        names = []
+        for function in (getattr(layers, name), getattr(fused, name)):
             function = getattr(function, "fun", function)  # what autograd's primitive wraps
-            parameters = list(inspect.signature(function).parameters.values())
-            assert [p.name for p in parameters[: len(expected)]] == expected, (ops, name)
-            assert all(p.default is not p.empty for p in parameters[len(expected) :]), (ops, name)
+            parameters = inspect.signature(function).parameters
+            names.append([n for n in parameters if n != "matmul"])  # of `layers.linear`
+        assert names[0] == names[1], name
 
 
 # ---------------------------------------------------------------- finite differences, layout

@@ -414,7 +414,7 @@ def test_what_a_batch_refuses():
     for adapters, prompts in (([{}], []), ([], []), ([{}, {}], [[1]])):
         with pytest.raises(InputError, match="prompts need as many adapters"):
             minilora.generate_batch(adapters, base, prompts, TINY)
-    with pytest.raises(InputError, match="the prompt is empty"):
+    with pytest.raises(InputError, match="a prompt is empty"):
         minilora.generate_batch([{}, {}], base, [[1], []], TINY)
 
 

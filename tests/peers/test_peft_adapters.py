@@ -109,7 +109,7 @@ def test_an_adapter_of_peft_here(tiny_llama, tmp_path, tokens, same_logits, name
 def test_a_string_of_targets_that_peft_refuses_is_refused(tiny_llama, targets):
     with pytest.raises(ValueError, match=r"not found|not supported"):
         random_peft(llama_of(tiny_llama()), target_modules=targets)
-    with pytest.raises(InputError, match="is a regular expression, and matches"):
+    with pytest.raises(InputError, match=r"matches nothing here|is not a projection"):
         target_paths(load(tiny_llama())[1], LoraConfig(target_modules=targets))
 
 
