@@ -6,23 +6,15 @@ checked in one place.
 """
 
 import argparse
+import json
 import os
 import tomllib
 from dataclasses import fields
 from datetime import date
 from functools import partial
 from importlib.metadata import version
-from itertools import takewhile
 
-from ..config import (
-    CHOICES,
-    INITIALIZERS,
-    InputError,
-    LoraConfig,
-    TrainConfig,
-    did_you_mean,
-)
-from ..data.rows import KEYS
+from ..config import CHOICES, INITIALIZERS, InputError, LoraConfig, TrainConfig, did_you_mean
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text
 from ..methods.method import SIZES
@@ -49,18 +41,13 @@ NAMED = (
 FLAGS = {name: flag(name) for name in NAMED} | {"r": "--lora-r", "scheme": "--quantize"}
 
 
-class HelpFormatter(argparse.HelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Print the default of a flag after its text, unless the text describes the default."""
 
     def _get_help_string(self, action):
-        text = action.help or ""
-        no_default = action.required or action.default is argparse.SUPPRESS
-        if no_default or not action.option_strings or "default:" in text:
-            return text
-        default = action.default
-        if isinstance(default, list):
-            default = " ".join(default)
-        return f"{text} (default: {'none' if default in (None, '') else default})"
+        if action.required or "default:" in action.help:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,21 +55,9 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(**{"formatter_class": HelpFormatter, **kwargs})
-        self.words = []  # the arguments that are being parsed
 
     def error(self, message):
-        """Raise InputError, which also names each mistyped flag and the flag that it resembles."""
-        flags = self._option_string_actions
-        words = self.words
-        if self._subparsers:  # the flags after the command are not those of this parser
-            words = list(takewhile(lambda word: word.startswith("-"), words))
-        for word in words:
-            name = word.partition("=")[0]
-            if not name.startswith("--") or name in flags or " " in name:
-                continue
-            if name not in message:
-                message += f"; there is no flag {name}"
-            message += did_you_mean(name, flags)
+        """Raise InputError."""
         raise InputError(f"{message} (see {self.prog} --help)")
 
     def _check_value(self, action, value):
@@ -98,10 +73,11 @@ class Parser(argparse.ArgumentParser):
         An empty value, such as that of an unset variable of the shell, is an error, too: a command
         would use its default, for example no adapter.
         """
-        self.words = args or []
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            names = (word.partition("=")[0] for word in unknown)
+            near = "".join(did_you_mean(name, self._option_string_actions) for name in names)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         for action in self._actions:
             value = getattr(found, action.dest, None)
             if value in ("", [""]) and action.dest not in ("prompt", "system_prompt"):
@@ -148,23 +124,30 @@ def settings_to_resume(folder):
     path = os.path.join(folder, CHECKPOINT)
     if not os.path.exists(path):
         raise InputError(f"there is no run to resume in {folder}: give its --adapter-path")
+    settings = check_settings(run_metadata(path)["settings"], path)
+    return find(settings, folder) | {"adapter_path": folder}
+
+
+def run_metadata(path):
+    """Return the metadata of a checkpoint; raise InputError if this version did not write it."""
     metadata = read_metadata(path)[1]
-    settings = check_settings(checkpoint_settings(metadata, path), path)
-    return find(settings, folder, metadata["digests"]) | {"adapter_path": folder}
+    kinds = {"settings": dict, "digests": dict, "threads": int}
+    sound = all(isinstance(metadata.get(name), kind) for name, kind in kinds.items())
+    if not sound or metadata.get("version") != CHECKPOINT_VERSION:
+        way = "delete it, or train again with --overwrite"
+        raise InputError(f"{path} is not a checkpoint of this version of minilora: {way}")
+    return metadata
 
 
-def toml_settings(path, written=False):
-    """Return {name: value} of a TOML file, checked like flags; raise InputError if it is malformed.
-
-    A file that a run has `written` must have the format_version of this version.
-    """
+def toml_settings(path):
+    """Return {name: value} of a TOML file, checked like flags; raise InputError if malformed."""
     text = read_text(path)
     try:
         settings = tomllib.loads(text)
         str(settings)  # ValueError for a number with more digits than Python prints
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
-    found = settings.pop("format_version", 1 if written else FORMAT_VERSION)
+    found = settings.pop("format_version", FORMAT_VERSION)
     if found != FORMAT_VERSION:
         which = f"{path} has format_version {found!r}, but this version reads {FORMAT_VERSION}"
         raise InputError(f"{which}: train again, or delete the file and give --model")
@@ -174,13 +157,11 @@ def toml_settings(path, written=False):
     return check_settings(named, path)
 
 
-def checkpoint_settings(metadata, path):
-    """Return the settings in the metadata of a checkpoint; raise InputError if it has none."""
-    kinds = {"settings": dict, "digests": dict, "threads": int, "rows": list}
-    sound = all(isinstance(metadata.get(name, []), kind) for name, kind in kinds.items())
-    if not (sound and metadata.get("version") == FORMAT_VERSION):
-        raise InputError(f"{path} is not a checkpoint of a run of this version: use --overwrite")
-    return metadata["settings"]
+def as_toml(settings):
+    """Return settings (strings, numbers, booleans and lists of them) as TOML."""
+    settings = {"format_version": FORMAT_VERSION, **settings}
+    text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
+    return text.replace("\x7f", "\\u007f")  # TOML forbids this character, JSON does not
 
 
 def check_settings(settings, path):
@@ -215,7 +196,7 @@ def as_flags(settings):
 
 BLOCK_SIZE = "number of weights that share one absmax, in 4 bits"
 LISTS = ("target_modules", "layers_to_transform", "also_train", "columns")
-FORMAT_VERSION = 2  # of the settings and of the checkpoint's metadata
+FORMAT_VERSION, CHECKPOINT_VERSION = 2, 3  # of train_config.toml; of the checkpoint
 CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
 NOT_IN_A_FILE = ("resume", "overwrite", "dry_run", "quiet")
 
@@ -290,7 +271,7 @@ def train_flags(sub):
     add(
         "--data", default=DEFAULT_DATA, help="built-in data, a .jsonl, .json or .csv file, a folder"
     )
-    add("--columns", nargs="+", type=column, metavar="KEY=COLUMN", help=COLUMNS_HELP)
+    add("--columns", nargs="+", metavar="KEY=COLUMN", help=COLUMNS_HELP)
     add("--quantize", choices=SCHEMES, default="nf4-dq", help="storage of the frozen projections")
     add("--block-size", type=block_size, default=64, help=BLOCK_SIZE)
     add("--method", choices=tuple(METHODS), default="lora", help="see lessons/guide/methods.md")
@@ -370,15 +351,6 @@ def whole_number(text, least=0):
     return int(text)
 
 
-def column(text):
-    """Return a value of --columns, a key of a row and the name of its column."""
-    key, equals, name = text.partition("=")
-    if key not in KEYS or not equals or not name:
-        keys = ", ".join(KEYS)
-        raise argparse.ArgumentTypeError(f"must be KEY=COLUMN, where KEY is {keys}; got {text}")
-    return text
-
-
 positive = partial(whole_number, least=1)
 
 
@@ -433,7 +405,7 @@ def sampling_flags(sub):
 def data_flags(sub, data):
     """Add the flags that choose the rows and the tokens that count; data: the help of --data."""
     sub.add_argument("--data", help=data)
-    sub.add_argument("--columns", nargs="+", type=column, metavar="KEY=COLUMN", help=COLUMNS_HELP)
+    sub.add_argument("--columns", nargs="+", metavar="KEY=COLUMN", help=COLUMNS_HELP)
     text = "tokens; longer rows are cut; default: as in training, or 2048"
     sub.add_argument("--max-seq-length", type=positive, help=text)
     switch = argparse.BooleanOptionalAction

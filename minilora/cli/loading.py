@@ -6,15 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, ModelConfig
-from ..formats.checkpoint import (
-    CONFIG,
-    load_adapter,
-    needs_dense_base,
-    read_metadata,
-    trains_all_weights,
-)
+from ..formats.checkpoint import CONFIG, load_adapter, needs_dense_base, trains_all_weights
 from ..formats.fetch import MODELS
-from ..formats.files import read_json
+from ..formats.files import read_json, read_text
 from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
 from ..methods.registry import METHODS, get_peft_model, method_name
@@ -22,7 +16,7 @@ from ..methods.replaced import GROUPS, also_train
 from ..optim import split_matrices
 from ..training import learning_rates
 from ..tree import arrays, flatten
-from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, flag, toml_settings
+from .arguments import CHECKPOINT, SETTINGS, as_toml, flag, run_metadata, toml_settings
 from .stored_paths import digest, find
 
 
@@ -34,7 +28,7 @@ class LoadedModel(NamedTuple):
     tokenizer: object
     adapters: dict = {}  # noqa: RUF012
     adapter_config: LoraConfig | MethodConfig | None = None  # None: no adapter
-    settings: dict = {}  # noqa: RUF012  settings of the run that trained the adapter
+    run: tuple = ({}, {})  # of the adapter; see `read_run`
     name: str = ""  # of the base, and how its projections are stored
     scheme: str = "none"
 
@@ -44,29 +38,33 @@ def warn(text):
     print(f"warning: {text}", file=sys.stderr)
 
 
-def run_settings(folder):
-    """Return the settings of the run in `folder`, or {} if there are none."""
+def read_run(folder):
+    """Return (settings, {setting: SHA-256 of its files when the run began}) of the run in `folder`.
+
+    Both are empty if no run wrote the folder; without the checkpoint, the second is empty. Raises
+    InputError if a kill has left the adapter of an older run next to the checkpoint.
+    """
     path = Path(folder) / SETTINGS
+    checkpoint = path.with_name(CHECKPOINT)
+    digests = {}
+    if checkpoint.exists():
+        metadata = run_metadata(checkpoint)
+        digests = metadata["digests"]
+        # the settings are the last file that a run writes after its checkpoint
+        if not path.exists() or read_text(path) != as_toml(metadata["settings"]):
+            way = f"write it again with `minilora train --resume --adapter-path {folder}`"
+            raise InputError(f"{path} is not that of {CHECKPOINT}: {way}")
     if not path.exists():
-        return {}
-    return find(toml_settings(path, written=True), folder, run_digests(folder))
+        return {}, digests
+    return find(toml_settings(path), folder), digests
 
 
-def run_digests(folder):
-    """Return {setting: SHA-256 of its files when the run began}; {} without a checkpoint."""
-    path = Path(folder) / CHECKPOINT
-    if not path.exists():
-        return {}
-    metadata = read_metadata(path)[1]
-    checkpoint_settings(metadata, path)  # raises InputError if the metadata are damaged
-    return metadata["digests"]
-
-
-def warn_of_another_base(folder, settings, name, scheme, block_size):
+def warn_of_another_base(folder, run, name, scheme, block_size):
     """Warn if the base `name`, stored in `scheme`, is not the one that the adapter was trained on.
 
-    An adapter also corrects the errors of the storage.
+    An adapter also corrects the errors of the storage. run: see `read_run`.
     """
+    settings, digests = run
     risk = "an adapter can lose all that it learned on another base (lesson 13b)"
     trained_on = settings.get("quantize", scheme), settings.get("block_size", block_size)
     before, now = (
@@ -78,8 +76,7 @@ def warn_of_another_base(folder, settings, name, scheme, block_size):
     named = read_json(Path(folder) / CONFIG, {}).get("base_model_name_or_path")
     if not settings and isinstance(named, str) and not _same_model(named, name):
         warn(f"{folder} names the base {named}, not {name}: {risk}")
-    expected = run_digests(folder).get("model")
-    if expected is not None and digest("model", name) != expected:
+    if "model" in digests and digest("model", name) != digests["model"]:
         warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
 
 
@@ -94,10 +91,10 @@ def load_for_training(args):
     if args.init_adapter:
         folder = args.init_adapter
         how = (args.quantize, args.block_size)
-        settings = run_settings(folder)
+        run = read_run(folder)
         if "--model" not in args.given:  # the base of the adapter, if it is known
-            args.model = settings.get("model", args.model)
-        warn_of_another_base(folder, settings, args.model, *how)
+            args.model = run[0].get("model", args.model)
+        warn_of_another_base(folder, run, args.model, *how)
         loaded = load_with_adapter(folder, args.model, *how)
         found = method_name(loaded.adapter_config)
         if found != args.method:
