@@ -8,7 +8,6 @@ import re
 import signal
 import sys
 import threading
-import weakref
 from contextlib import contextmanager, suppress
 from functools import cache
 
@@ -16,16 +15,6 @@ from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
 from .arguments import COURSE, FLAGS, Parser, parse
-
-_pending: list = []  # a weak reference to the latest Interrupted
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM. Until it is handled, other signals are ignored."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        _pending[:] = [weakref.ref(self)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -81,14 +70,16 @@ def report_error(error):
 
 @contextmanager
 def interruptible(terminated, for_good):
-    """Turn SIGINT and SIGTERM into Interrupted in the block, on the main thread.
+    """Turn the first SIGINT or SIGTERM in the block into KeyboardInterrupt, on the main thread.
 
     SIGTERM is appended to `terminated`. With `for_good`, both signals are ignored after the block.
     """
+    raised = []
 
     def interrupt(number, frame):
-        if not any(ref() for ref in _pending):
-            raise Interrupted
+        if not raised:
+            raised.append(number)
+            raise KeyboardInterrupt
 
     def terminate(number, frame):
         terminated.append(number)

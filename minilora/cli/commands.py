@@ -30,7 +30,7 @@ from .loading import (
     warn,
     warn_of_another_base,
 )
-from .run import fine_tune, physical_memory
+from .run import fine_tune
 
 train = fine_tune
 
@@ -74,7 +74,7 @@ def generate(args):
     first = next(iter(models.values()), None) or load_model(args, None)
     chosen = [models.get(path, first._replace(adapters={})) for path in paths]
     prompts = [prompt_ids(args, loaded.tokenizer, text) for loaded, text in zip(chosen, texts)]
-    check_lengths(args, first.model_config, prompts)
+    warn_of_length(args, first.model_config, prompts)
     if len(texts) == 1:
         print_answer(chosen[0], prompts[0], sampling(args))
         return
@@ -101,7 +101,7 @@ def chat(args):
         for line in typed_lines():
             messages.append({"role": "user", "content": line})
             prompt = encode_chat(tokenizer, messages) if has_template else tokenizer.encode(line)
-            check_lengths(args, loaded.model_config, [prompt])
+            warn_of_length(args, loaded.model_config, [prompt])
             answer = print_answer(loaded, prompt, options)
             messages.append({"role": "assistant", "content": answer})
     except KeyboardInterrupt:
@@ -181,15 +181,9 @@ def first_messages(args, tokenizer, has_template):
     return messages[:1]
 
 
-def check_lengths(args, model_config, prompts):
-    """Raise InputError if the keys and values do not fit into memory; warn of a long text."""
+def warn_of_length(args, model_config, prompts):
+    """Warn of a text that is longer than the model is made for."""
     n = args.max_tokens
-    numbers = 2 * model_config.num_hidden_layers * model_config.num_key_value_heads
-    numbers *= model_config.head_dim * n
-    if 4 * numbers * len(prompts) >= physical_memory():
-        raise InputError(
-            f"--max-tokens {n}: keys and values of so many tokens do not fit into memory; lower it"
-        )
     longest = max(map(len, prompts))
     known = model_config.max_position_embeddings
     if longest + n > known:

@@ -65,10 +65,6 @@ def train_and_save(args):
         train_config = replace(train_config, iters=args.iters)
     memory.print_trainable_parameters(loaded.adapters, loaded.base)
     check_memory(loaded, examples, train_config)
-    if Path(args.data).is_file():
-        whole = len(train_split.rows) + len(held_out)
-        how = "every tenth row is held out" if held_out else "fewer than ten, so none is held out"
-        print(f"{args.data}: {whole} rows, {len(train_split.rows)} for training; {how}")
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
     warn_of_common_rows(held_out, train_split.rows, "held-out rows", "the rows to train on")

@@ -225,7 +225,7 @@ def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, 
     assert "--columns prompt=KEY completion=KEY" in error_of(capsys, train(base, table, out))
     assert train(base, table, out, "--columns prompt=question completion=answer") == 0
     printed = capsys.readouterr().out
-    assert f"{table}: 20 rows, 18 for training" in printed and "asked: '9+1=\\nis'" in printed
+    assert "\n18 rows to train on\n" in printed and "asked: '9+1=\\nis'" in printed
     assert run("train --resume --iters 5", *at(out)) == 0
     capsys.readouterr()
     assert run("evaluate --json", *at(out)) == 0

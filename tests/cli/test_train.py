@@ -35,7 +35,7 @@ from minilora.cli.loading import (
     unused_settings,
 )
 from minilora.cli.run import check_memory, print_sample, steps_of_epochs
-from minilora.config import ALL_LINEAR, InputError
+from minilora.config import InputError
 from minilora.evaluation import plot
 from minilora.formats.checkpoint import (
     load_state,
@@ -159,7 +159,7 @@ def test_a_dry_run_writes_nothing(base, data, tmp_path, capsys):
     assert train(base, data, out, "--dry-run --iters 1000000000000000000") == 0
     printed, said = capsys.readouterr()
     assert "trainable params" in printed and not out.exists()
-    assert "20 rows, 18 for training; every tenth row is held out" in printed
+    assert "\n18 rows to train on\n2 rows held out\n" in printed
     assert "warning: 1 of 2 held-out rows are among the rows to train on" in said
 
 
@@ -635,12 +635,9 @@ def test_every_setting_of_a_full_run_counts(base):
 
 
 OF_ADAPTER = {  # flags for the adapter of rank 5 below: what is wrong with them
-    "": None, "--lora-r 5 --lora-alpha 3 --use-rslora": None, "--target-modules all-linear": None,
-    "--lora-r 16": "--lora-r 16 has no effect: the adapter in {folder} has 5; leave --lora-r out",
-    "--target-modules q_proj": r"--target-modules \['q_proj'\] has no effect",
-    "--no-use-rslora": "--use-rslora False has no effect",
-    "--init-lora-weights pissa": "--init-lora-weights pissa has no effect",
-    "--layers-to-transform 1 0": r"--layers-to-transform \[1, 0\] has no effect",
+    "": None,
+    "--lora-r 5": "--lora-r has no effect: the adapter in {folder} has its own; leave --lora-r out",
+    "--no-use-rslora": "--use-rslora has no effect", "--vera-r 3": "--vera-r has no effect",
     "--method ia3": "has the method lora: give --method lora",
 }  # fmt: skip
 
@@ -660,11 +657,10 @@ def test_an_adapter_to_start_from_has_its_own_settings(flags, base, tmp_path):
         return
     loaded = load_for_training(args)
     settings = run_folder.metadata(args)["settings"]
-    assert (settings["lora_r"], settings["lora_alpha"], settings["use_rslora"]) == (5, 3, True)
-    assert set(settings["target_modules"]) == set(ALL_LINEAR)
-    assert settings["also_train"] == ["head", "norm"]  # the adapter trains the norms already
+    assert loaded.adapter_config.r == 5 and settings["also_train"] == ["head"]
+    # the adapter trains the norms already
     assert {"lm_head.weight", "model.norm.weight"} <= flatten(loaded.adapters).keys()
-    assert not {"layers_to_transform", "init_lora_weights"} & settings.keys()
+    assert not {"lora_r", "target_modules", "layers_to_transform", "vera_r"} & settings.keys()
 
 
 def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path):
@@ -679,4 +675,5 @@ def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path):
     words = "train --method p-tuning --quantize int8 --data", data, *at(third)
     assert run(*words, "--iters 1 --adapter-dtype bfloat16 --init-adapter", first) == 0
     settings = settings_of(third)
-    assert settings["num_virtual_tokens"] == 3 and settings["model"] == str(base)
+    assert "num_virtual_tokens" not in settings and settings["model"] == str(base)
+    assert run("train -c", third / "train_config.toml", "--overwrite") == 0
