@@ -25,6 +25,7 @@ from minilora.evaluation import memory
 from minilora.formats.checkpoint import save_adapter
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.formats.safetensors_file import read_header
+from minilora.optim import round_to
 from minilora.tree import flatten, unflatten
 
 # ---------------------------------------------------------------------- the base of an adapter
@@ -52,12 +53,10 @@ def test_the_base_of_an_adapter_is_stored_as_the_settings_say(start, base, tmp_p
     ):
         assert stored(loaded) == {("fp4", 32)}
     assert capsys.readouterr().err == ""
-    # another storage than in training, for every command that reads an adapter
-    for flags, now in ((["--quantize", "none"], "none"), (["--block-size", "64"], "fp4, block")):
-        loaded = load_model(parse(["evaluate", *flags]), tmp_path)
-        assert stored(loaded) == (set() if now == "none" else {("fp4", 64)})
-        warning = f"{tmp_path} was trained on a base stored as fp4, block size 32, not {now}"
-        assert warning in capsys.readouterr().err
+    loaded = load_model(parse(["evaluate", "--block-size", "64"]), tmp_path)
+    assert stored(loaded) == {("fp4", 64)}
+    warning = f"{tmp_path} was trained on a base stored as fp4, block size 32, not fp4, block size"
+    assert warning in capsys.readouterr().err
     load_for_training(parse([*words[:3], "--init-adapter", str(tmp_path)]))
     assert "was trained on a base stored as fp4" in capsys.readouterr().err
 
@@ -79,14 +78,9 @@ def test_weights_that_were_replaced_in_place_are_noticed(base, data, tmp_path, c
     shutil.copytree(write_base(tmp_path / "other", seed=1), own, dirs_exist_ok=True)
     capsys.readouterr()
     warning = f"warning: the files of {own} are not those of the base that {out} was trained on: an"
-    for words in (["evaluate"], ["merge", "--out", "m"], ["evaluate", "--model", str(own)]):
-        load_model(parse(words), out)
-        assert warning in capsys.readouterr().err
-    load_for_training(parse(["train", "--init-adapter", str(out)]))
-    assert warning in capsys.readouterr().err
-    (out / "checkpoint.safetensors").unlink()
     load_model(parse(["evaluate"]), out)
-    assert capsys.readouterr().err == ""  # without a checkpoint, there is no digest
+    load_for_training(parse(["train", "--init-adapter", str(out)]))
+    assert capsys.readouterr().err.count(warning) == 2
 
 
 # -------------------------------------------------------------------------------- evaluate
@@ -120,17 +114,11 @@ def test_evaluate_says_what_it_has_scored(base, data, tmp_path, capsys):
     assert f"base: {base}, stored as nf4\n" in printed
 
 
-def test_evaluate_scores_every_row_of_a_file(base, data, tmp_path, capsys):
-    for n in (1, 20):
-        path = tmp_path / f"{n}.jsonl"
-        path.write_text("".join(data.read_text().splitlines(keepends=True)[:n]))
-        assert run("evaluate --json --model", base, "--data", path) == 0
-        score = json.loads(capsys.readouterr().out)
-        assert (score["rows"], score["data"]) == (n, f"all rows of {path}")
-        answers = sum(len(str(i + 1)) + 1 for i in range(n))  # and the end of the sequence
-        assert score["tokens"] == answers
-    assert run("evaluate --model", base, "--data", tmp_path / "1.jsonl") == 0
-    assert "1 row, all rows of" in capsys.readouterr().out
+def test_evaluate_scores_every_row_of_a_file(base, data, capsys):
+    assert run("evaluate --json --model", base, "--data", data) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert (score["rows"], score["data"]) == (20, f"all rows of {data}")
+    assert score["tokens"] == sum(len(str(i + 1)) + 1 for i in range(20))  # with end tokens
 
 
 def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_path, capsys):
@@ -171,13 +159,8 @@ def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path, capsys):
     words = "evaluate --model", base, "--data", path
     target = "no target token within --max-seq-length 8"
     assert run(*words, "--max-seq-length 8") == 0
-    printed, said = capsys.readouterr()
     first = f"5 rows, all rows of {path}; 1 left out (an empty answer); 5 left out ({target})\n"
-    assert printed.startswith(first)
-    assert f"warning: 5 of 10 rows are left out: they have {target}\n" in said
-    assert run(*words, "--json --max-seq-length 10") == 0
-    score = json.loads(capsys.readouterr().out)
-    assert (score["rows"], score["left_out"], score["cut"]) == (10, {"an empty answer": 1}, 5)
+    assert capsys.readouterr().out.startswith(first)
     # if the loss counts the prompts, rows without their answer are kept
     assert run(*words, "--no-mask-prompt --max-seq-length 8") == 0
     line = capsys.readouterr().out.splitlines()[0]
@@ -189,11 +172,9 @@ def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path, capsys):
     skipped = "1 left out (an empty answer)"
     assert f"\n9 rows to train on; {skipped}; 4 cut to --max-seq-length 10\n" in printed
     assert "\n1 row held out; 1 cut to --max-seq-length 10\n" in printed
-    for flags, length, tokens in (("", 10, 2), ("--no-mask-prompt --max-seq-length 7", 7, 6)):
-        assert run("evaluate --json", *at(out), flags) == 0
-        score = json.loads(capsys.readouterr().out)
-        # the held-out row has 12 tokens; the first one is no target
-        assert (score["max_seq_length"], score["tokens"], score["cut"]) == (length, tokens, 1)
+    assert run("evaluate --json", *at(out)) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert (score["max_seq_length"], score["tokens"], score["cut"]) == (10, 2, 1)
 
 
 def test_exact_match_of_texts_says_that_all_tokens_count(capsys):
@@ -231,9 +212,6 @@ def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, 
     assert run("evaluate --json", *at(out)) == 0
     score = json.loads(capsys.readouterr().out)
     assert score["data"] == f"valid split of {table}" and score["held_out_by_the_run"] == 2
-    assert run("inspect --data", table, *at(out)) == 0
-    marked = capsys.readouterr().out.split("counts the tokens with *:\n")[1].splitlines()
-    assert "".join(eval(line[9:]) for line in marked) == "0+1=\nis1"
     # other data: the columns of the run, unless others are given; built-in data have their keys
     rows = [{"prompt": "40+1=", "completion": "41"}]
     other = write_rows(tmp_path / "other.jsonl", rows)
@@ -251,13 +229,12 @@ def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, 
 def test_inspect_marks_the_targets_of_rows_of_alpaca(base, tmp_path, capsys):
     rows = [{"instruction": "Add", "input": f"{n}+1", "output": str(n + 1)} for n in range(20)]
     path = write_rows(tmp_path / "alpaca.jsonl", rows)
-    for tokens in ("100", "200"):
-        words = "inspect --mask-prompt --model", base, "--data", path, "--tokens", tokens
-        assert run(*words) == 0
-        printed = capsys.readouterr().out
-        config, params, _ = load(base, low_precision=True)
-        parts = memory.memory_estimate({}, params, config, int(tokens))
-        assert f"over {tokens} tokens:\n{memory.format_estimate(parts)}\n" in printed
+    words = "inspect --mask-prompt --tokens 100 --model", base, "--data", path
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    config, params, _ = load(base, low_precision=True)
+    parts = memory.memory_estimate({}, params, config, 100)
+    assert f"over 100 tokens:\n{memory.format_estimate(parts)}\n" in printed
     lines = printed.split("counts the tokens with *:\n")[1].splitlines()
     marked = [(line[0], line.split(maxsplit=1 + (line[0] == "*"))[-1]) for line in lines]
     assert "".join(eval(text) for _, text in marked) == "Add\n0+1\n1"
@@ -277,19 +254,18 @@ def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_pat
     assert f"{out} is quantized already: give the folder of the dense model" in error
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_merge_writes_the_type_that_is_asked_for(dtype, base, data, tmp_path, capsys):
-    """The weights are those of the merge in float32, rounded once; they give the same text."""
+def test_merge_writes_the_type_that_is_asked_for(base, data, tmp_path, capsys):
+    """The weights are those of the merge in float32, rounded once."""
     run_, out = tmp_path / "run", tmp_path / "merged"
     assert train(base, data, run_) == 0
-    assert run("merge", *at(run_), "--out", out, "--dtype", dtype) == 0
+    assert run("merge --dtype bfloat16", *at(run_), "--out", out) == 0
     _, params, _ = load(base, "nf4-dq", low_precision=True)
     adapters, _, _ = minilora.load_adapter(run_, params)
     entries = read_header(out / "model.safetensors")
-    assert {entry.dtype for entry in entries.values()} == {{"float32": "F32"}.get(dtype, "BF16")}
-    bound = {"float32": 0, "bfloat16": 2.0**-8}[dtype]  # half a unit in the last of 8 bits
+    assert {entry.dtype for entry in entries.values()} == {"BF16"}
     for path, w in flatten(minilora.merge(adapters, params)).items():
-        np.testing.assert_allclose(entries[path].read(), w, rtol=bound, atol=bound * 2.0**-14)
+        rounded = round_to({"w": w}, "bfloat16")["w"]
+        np.testing.assert_array_equal(entries[path].read(), rounded)
     capsys.readouterr()
     assert "exists" in error_of(capsys, run("merge", *at(run_), "--out", out))
 
@@ -329,11 +305,8 @@ def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_pat
         f"--- {prompt!r}, adapter {path}\n{alone[prompt]}" for prompt, path in prompts.items()
     )
     assert capsys.readouterr().out == expected
-    # one adapter for all; and none
-    assert run("generate --prompt 1+1= 3+1= --adapter-path", a, more) == 0
+    assert run("generate --prompt 1+1= 3+1= --adapter-path", a, more) == 0  # one for all
     assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in capsys.readouterr().out
-    assert run("generate --prompt 12+1= 1+1= --model", base, more) == 0
-    assert capsys.readouterr().out.startswith(f"--- '12+1='\n{alone['12+1=']}--- '1+1='\n")
     error = error_of(capsys, run("generate --prompt x y z --adapter-path", a, b))
     assert "3 prompts need one --adapter-path or 3, got 2: write `none`" in error
     settings = (b / "train_config.toml").read_text()
@@ -348,24 +321,20 @@ def test_the_sampling_flags_of_generate_reach_the_sampling(prompts, base, capsys
     """Each flag has another result, and it is that of the same options in Python."""
     config, params, tokenizer = load(base, low_precision=True)
     ids = [tokenizer.encode(prompt) for prompt in prompts]
-
-    def expected(max_tokens=9, temp=2.0, top_p=1.0, seed=5):
-        options = {"max_tokens": max_tokens, "temp": temp, "top_p": top_p}
-        options["rng"] = np.random.default_rng(seed)
-        if len(prompts) == 1:
-            return [list(minilora.generate({}, params, ids[0], config, **options))]
-        return minilora.generate_batch([{}] * len(ids), params, ids, config, **options)
-
+    first = {"max_tokens": 9, "temp": 2.0, "top_p": 1.0, "seed": 5}
     seen = set()
-    flags = {"max_tokens": 4, "temp": 0.3, "top_p": 0.05, "seed": 6}
-    for changed in ({}, *({name: value} for name, value in flags.items())):
-        given = {"max_tokens": 9, "temp": 2.0, "seed": 5} | changed
+    for changed in ({}, {"max_tokens": 4}, {"temp": 0.3}, {"top_p": 0.05}, {"seed": 6}):
+        given = first | changed
         words = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
         assert run("generate --model", base, "--prompt", *prompts, *words) == 0
         printed = capsys.readouterr().out
-        answers = [tokenizer.decode(answer) + "\n" for answer in expected(**changed)]
-        titles = [f"--- {prompt!r}\n" for prompt in prompts] if len(prompts) > 1 else [""]
-        assert printed == "".join(title + text for title, text in zip(titles, answers)), changed
+        options = {"rng": np.random.default_rng(given.pop("seed")), **given}
+        answers = minilora.generate_batch([{}] * len(ids), params, ids, config, **options)
+        if len(prompts) == 1:
+            assert printed == tokenizer.decode(answers[0]) + "\n"
+        else:
+            texts = zip(prompts, map(tokenizer.decode, answers))
+            assert printed == "".join(f"--- {prompt!r}\n{text}\n" for prompt, text in texts)
         seen.add(printed)
     assert len(seen) == 5
 

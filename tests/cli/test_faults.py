@@ -1,12 +1,8 @@
-"""System errors and kills at every file operation of a run, and kills at any moment."""
+"""System errors and kills at every file operation of a run."""
 
 import errno
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from itertools import product
 
 import pytest
@@ -218,30 +214,3 @@ def test_a_fault_in_a_save_leaves_the_old_adapter_or_the_new_one(place, tmp_path
     with Faults(folder) as faults:
         save("new")
     assert "unlink" not in [name for name, _ in faults.seen[: -len(os.listdir(folder))]]
-
-
-@pytest.mark.long
-def test_kills_at_random_moments(place, rng, tries, capsys):
-    """Half of the runs overwrite another run; each ends like a run that was not killed.
-
-    The curve is drawn here, so it is not compared.
-    """
-    words = f"train --model {place / 'base'} --data {place / 'rows.jsonl'} {STEPS}"
-    command = [sys.executable, "-m", "minilora", *words.split(), "--adapter-path", place / "run"]
-    began = time.perf_counter()
-    started(place, False)
-    subprocess.run(command, check=True, capture_output=True)
-    whole = time.perf_counter() - began
-    for n in range(tries(2, 200)):
-        old, more = (True, "--overwrite") if n % 2 else (False, "")
-        started(place, old)
-        process = subprocess.Popen(
-            [*command, *more.split()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        # most of the time goes into imports: wait for the first sign of the run itself
-        while not (place / "run" / ".lock").exists() and process.poll() is None:
-            time.sleep(0.001)
-        time.sleep(rng.uniform(0, 0.3 * whole))
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == -signal.SIGKILL:
-            end_well(place, more, capsys)

@@ -27,8 +27,7 @@ from models import (
 
 import minilora
 from minilora import lora
-from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
-from minilora.evaluation.callbacks import init_state
+from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats import peft_format
 from minilora.formats.checkpoint import (
     load_adapter,
@@ -37,7 +36,6 @@ from minilora.formats.checkpoint import (
     save_adapter,
     save_state,
 )
-from minilora.formats.peft_format import as_json
 from minilora.methods.registry import get_peft_model
 from minilora.methods.replaced import also_train
 from minilora.optim import adamw_init, muon_init, round_to
@@ -129,24 +127,20 @@ def test_the_files_are_what_peft_expects(tmp_path):
     save_adapter(tmp_path, adapters, base, config, "models/a base", "bfloat16")
     assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", "adapter_model.safetensors"]
     with safetensors.safe_open(tmp_path / "adapter_model.safetensors", "numpy") as file:
-        assert file.metadata()["format"] == "pt"
-        assert KEY in file.keys() and KEY.replace("_A", "_B") in file.keys()  # noqa: SIM118
-        assert "base_model.model.lm_head.weight" in file.keys()  # noqa: SIM118
-        assert file.get_slice(KEY).get_dtype() == "BF16" and file.get_slice(KEY).get_shape() == [
-            2,
-            12,
-        ]
+        assert file.metadata() == {"format": "pt"}
+        names = {KEY, KEY.replace("_A", "_B"), "base_model.model.lm_head.weight"}
+        assert names <= {*file.keys()}
+        assert file.get_slice(KEY).get_dtype() == "BF16"
+        assert file.get_slice(KEY).get_shape() == [2, 12]
     written = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert written["base_model_name_or_path"] == "models/a base"
-    assert (written["peft_type"], written["task_type"], written["bias"]) == (
-        "LORA",
-        "CAUSAL_LM",
-        "none",
-    )
-    # `norm` alone would do, as PEFT compares ends; the other two say it to a person
-    assert written["modules_to_save"] == [
-        "input_layernorm", "lm_head", "norm", "post_attention_layernorm",
-    ]  # fmt: skip
+    expected = {
+        "base_model_name_or_path": "models/a base", "peft_type": "LORA", "task_type": "CAUSAL_LM",
+        "bias": "none", "use_dora": False, "lora_bias": False, "exclude_modules": None,
+        # `norm` alone would do, as PEFT compares ends; the other two say it to a person
+        "modules_to_save": ["input_layernorm", "lm_head", "norm", "post_attention_layernorm"],
+    }  # fmt: skip
+    assert {name: written[name] for name in expected} == expected
+    assert written == dict(sorted(written.items()))
 
 
 def test_norms_trained_one_by_one_are_named_one_by_one(tmp_path):
@@ -173,17 +167,14 @@ def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path, tied):
     fields = {"peft_type": "LORA", "modules_to_save": ["embed_tokens"], "lora_alpha": 16}
     (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
     loaded, loaded_base, config = load_adapter(tmp_path, base)
-    assert_same_bits(loaded, adapters)
-    expected = {**base, "lm_head": {"weight": head}}
     tokens = random_batch(TINY)["tokens"]
-    ours = minilora.forward(loaded, loaded_base, tokens, model)
-    assert bits(ours) == bits(minilora.forward(adapters, expected, tokens, model))
-    merged = minilora.merge(loaded, loaded_base)
-    assert bits(merged["lm_head"]["weight"]) == bits(head)
+    expected = minilora.forward(adapters, {**base, "lm_head": {"weight": head}}, tokens, model)
+    assert bits(minilora.forward(loaded, loaded_base, tokens, model)) == bits(expected)
+    assert bits(minilora.merge(loaded, loaded_base)["lm_head"]["weight"]) == bits(head)
     save_adapter(tmp_path / "b", loaded, loaded_base, config, "a base")
     again = load_adapter(tmp_path / "b", base)
     assert_same_bits(again.adapters, adapters)
-    assert bits(minilora.forward(*again[:2], tokens, model)) == bits(ours)
+    assert bits(minilora.forward(*again[:2], tokens, model)) == bits(expected)
 
 
 # --- PEFT's ways of saying it
@@ -235,25 +226,21 @@ def test_every_way_to_name_the_targets(tmp_path, targets, layers, names):
 @pytest.mark.parametrize(
     ("pattern", "of_layer_0", "of_layer_1"),
     [
-        ({"q_proj": 3}, 3, 3),
-        ({Q0: 3}, 3, 8),
-        ({r"^model\.layers\.1\..*": 3}, 8, 3),
+        ({"q_proj": 3}, 3, 3), ({Q0: 3}, 3, 8), ({r"^model\.layers\.1\..*": 3}, 8, 3),
         ({r"layers.0.*q_proj": 3, "q_proj": 4}, 3, 4),
         ({"q_proj": 4, r"layers.0.*q_proj": 3}, 4, 4),  # the first that matches decides
-        ({r"layers.0.*q_proj": 3, r"[qk]_proj": 4}, 3, 4),
         ({"_proj": 3}, 8, 8),  # the end of a name is not a name
         ({"q.proj": 3}, 3, 3),  # a dot matches anything
-        ({"k_proj": 3}, 8, 8),
     ],
-)
+)  # fmt: skip
 def test_the_keys_of_a_pattern_are_regular_expressions(tmp_path, pattern, of_layer_0, of_layer_1):
-    one = Q0.replace("0", "1")
+    ranks = {Q0: of_layer_0, Q0.replace("0", "1"): of_layer_1}
+    patterns = {"rank_pattern": pattern, "alpha_pattern": pattern}
     folder = write_folder(
-        tmp_path / "a", {Q0: of_layer_0, one: of_layer_1},
-        target_modules=["q_proj"], rank_pattern=pattern, alpha_pattern=pattern, use_rslora=True,
-    )  # fmt: skip
+        tmp_path / "a", ranks, target_modules=["q_proj"], use_rslora=True, **patterns
+    )
     adapters, base, config = load_adapter(folder, random_base(TINY))
-    for path, r in {Q0: of_layer_0, one: of_layer_1}.items():
+    for path, r in ranks.items():
         assert config.rank_and_scaling(path) == (r, r / math.sqrt(r))
         assert len(get(adapters, path)["lora_A"]) == r
         assert get(adapters, path)["lora_scaling"] == r / math.sqrt(r)
@@ -283,19 +270,16 @@ def refusal(folder, base=None):
 
 REFUSED = [
     ("peft_type", "ADALORA"), ("peft_type", None), ("peft_type", ["IA3"]), ("task_type", "SEQ_CLS"),
-    ("use_dora", "yes"), ("bias", "vera_only"), ("bias", ["all"]), ("fan_in_fan_out", True),
-    ("layers_pattern", ["h"]), ("exclude_modules", {"v_proj": 1}), ("exclude_modules", "(v_proj"),
-    ("trainable_token_indices", [1]), ("layer_replication", [[0, 1]]), ("use_qalora", True),
-    ("init_lora_weights", "pissa_niter_4"), ("init_lora_weights", "olora"),
-    ("a_field_of_tomorrow", "x"), ("r", 0), ("r", "8"), ("r", True), ("r", 8.0), ("r", 10**12),
-    ("lora_alpha", 0), ("lora_alpha", "16"), ("lora_alpha", 10**400), ("lora_alpha", math.nan),
-    ("lora_dropout", 1), ("lora_dropout", -0.1), ("rank_pattern", {"q_proj": 0}),
+    ("use_dora", "yes"), ("bias", ["all"]), ("fan_in_fan_out", True), ("layers_pattern", ["h"]),
+    ("exclude_modules", {"v_proj": 1}), ("exclude_modules", "(v_proj"), ("use_qalora", True),
+    ("trainable_token_indices", [1]), ("init_lora_weights", "pissa_niter_4"),
+    ("a_field_of_tomorrow", "x"), ("r", 0), ("r", "8"), ("r", True), ("r", 10**12),
+    ("lora_alpha", 0), ("lora_alpha", 10**400), ("lora_alpha", math.nan), ("lora_dropout", 1),
     ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", {"(": 4}), ("rank_pattern", ["q_proj"]),
     ("alpha_pattern", {"q_proj": [1]}), ("target_modules", []), ("target_modules", ["q_proj", 1]),
-    ("target_modules", ["q_proj", "nowhere"]), ("target_modules", "(q_proj"),
-    ("target_modules", {"q_proj": 1}), ("layers_to_transform", [2]), ("layers_to_transform", "0"),
-    ("layers_to_transform", -1), ("modules_to_save", ["mlp"]), ("modules_to_save", ["q_proj"]),
-    ("modules_to_save", "norm"),
+    ("target_modules", ["q_proj", "nowhere"]), ("target_modules", {"q_proj": 1}),
+    ("layers_to_transform", [2]), ("layers_to_transform", "0"), ("modules_to_save", ["mlp"]),
+    ("modules_to_save", ["q_proj"]), ("modules_to_save", "norm"),
 ]  # fmt: skip
 
 
@@ -374,12 +358,10 @@ def change_tensors(folder, change):
 BAD_TENSORS = {
     "missing": lambda t: t.pop(KEY),
     "left over": lambda t: t.update({KEY.replace("q_proj", "k_proj"): t[KEY]}),
-    "of another rank": lambda t: t.update({KEY: t[KEY][:4].copy()}),
     "transposed": lambda t: t.update({KEY: t[KEY].T.copy()}),
     "NaN": lambda t: t[KEY].__setitem__((0, 0), np.nan),
     "infinite": lambda t: t[KEY].__setitem__((0, 0), -np.inf),
     "float64": lambda t: t.update({KEY: t[KEY].astype("f8")}),
-    "renamed": lambda t: t.update({KEY.removeprefix("base_model."): t.pop(KEY)}),
     "of DoRA": lambda t: t.update({KEY.replace("lora_A.weight", "lora_magnitude_vector"): t[KEY]}),
 }
 
@@ -433,30 +415,26 @@ def test_folders_that_are_none(folder, tmp_path):
     assert "cannot be read" in refusal(folder)
 
 
+UNSAVABLE = {  # changes of a leaf, or of the config: part of the message
+    "model.embed_tokens.weight": (np.ones((11, 12), "f4"), "embedding that is also the head"),
+    f"{Q0}.weight": (np.ones((24, 12), "f4"), f"{Q0}.weight"),
+    f"{Q0}.lora_A": (np.full((8, 12), np.nan, "f4"), f"{Q0}.lora_A"),
+    f"{Q0}.lora_B": (np.full((24, 8), 1e5, "f4"), "F16"),
+}  # fmt: skip
+
+
 def test_saving_refuses_what_the_format_would_lose(tmp_path):
-    base, config = random_base(TINY), LoraConfig()
+    base = random_base(TINY)
     adapters, _ = adapted(base)
-
-    def refused(adapters, config=config, dtype="float32"):
-        with pytest.raises(InputError) as caught:
-            save_adapter(tmp_path / "a", adapters, base, config, "a base", dtype)
+    others = ({"r": 4}, {"lora_alpha": 3}, {"target_modules": ("q_proj",)})
+    cases = [(adapters, LoraConfig(**fields), "LoraConfig") for fields in others]
+    for path, (w, says) in UNSAVABLE.items():
+        changed = unflatten({**flatten(adapters), path: w})
+        cases.append((changed, LoraConfig(), says))
+    for tree, config, says in cases:
+        with pytest.raises(InputError, match=re.escape(says)):
+            save_adapter(tmp_path / "a", tree, base, config, "a base", "float16")
         assert not any((tmp_path / "a").glob("*")), "nothing is left behind"
-        return str(caught.value)
-
-    assert "LoraConfig" in refused(adapters, LoraConfig(r=4))
-    assert "LoraConfig" in refused(adapters, LoraConfig(lora_alpha=3))
-    assert "LoraConfig" in refused(adapters, LoraConfig(target_modules=("q_proj",)))
-    embedding = unflatten(
-        {**flatten(adapters), "model.embed_tokens.weight": np.ones((11, 12), "f4")}
-    )
-    # PEFT would read it with the frozen embedding as the head
-    assert "hold a trained embedding that is also the head" in refused(embedding)
-    whole = unflatten({**flatten(adapters), f"{Q0}.weight": np.ones((24, 12), "f4")})
-    assert f"{Q0}.weight" in refused(whole)
-    large = unflatten({**flatten(adapters), f"{Q0}.lora_A": np.full((8, 12), 1e5, "f4")})
-    assert "F16" in refused(large, dtype="float16")
-    diverged = unflatten({**flatten(adapters), f"{Q0}.lora_A": np.full((8, 12), np.nan, "f4")})
-    assert f"{Q0}.lora_A" in refused(diverged)
 
 
 # --- the state of a run
@@ -574,18 +552,10 @@ def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
 
 
 def test_a_state_that_is_not_finite_does_not_take_the_place_of_a_sound_one(tmp_path):
-    adapters, _ = random_state(0)
-    save_state(tmp_path / "state", adapters, init_state(adapters, TrainConfig()), {})
+    adapters, trees = random_state(0)
+    save_state(tmp_path / "state", adapters, trees | NUMBERS, {})
     before = (tmp_path / "state").read_bytes()
     bad = moved(adapters, lambda w: w * np.float32(np.nan))
     with pytest.raises(InputError, match="lora_A"):
-        save_state(tmp_path / "state", bad, init_state(adapters, TrainConfig()), {})
+        save_state(tmp_path / "state", bad, trees | NUMBERS, {})
     assert (tmp_path / "state").read_bytes() == before and os.listdir(tmp_path) == ["state"]
-
-
-def test_our_config_is_pefts_with_everything_else_off():
-    """`read_config` accepts everything that `as_json` writes."""
-    written = as_json(LoraConfig(), "a base")
-    assert written == dict(sorted(written.items())) and written["peft_type"] == "LORA"
-    for name in ("use_dora", "exclude_modules", "layer_replication", "lora_bias"):
-        assert not written[name]

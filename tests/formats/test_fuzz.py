@@ -7,13 +7,11 @@ gigabyte of memory is a failure. Each run draws forty new mutations of every for
 """
 
 import json
-import math
 import shutil
 import signal
 import traceback
 import warnings
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import mutations
@@ -33,9 +31,9 @@ from toy_models import (
 )
 
 from minilora import layers, model
-from minilora.cli.arguments import parse, toml_settings
+from minilora.cli.arguments import as_toml, parse, toml_settings
 from minilora.cli.loading import make_adapter_config
-from minilora.cli.run_folder import as_toml, check_same_run, metadata, read_metrics, resume
+from minilora.cli.run_folder import as_json_lines, check_same_run, metadata, resume
 from minilora.config import ATTENTION, InputError, LoraConfig, TrainConfig
 from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
@@ -332,17 +330,18 @@ def test_adapters(request, capfd, tmp_path, method):
 def test_checkpoints(request, capfd, tmp_path):
     adapters, _ = get_peft_model(unflatten(leaves()), LoraConfig(r=2))
     args = parse(["train", "--data", "notes"])
-    then = metadata(args) | {"threads": 2, "rows": [{"step": 1, "loss": 2.5}]}
+    then = metadata(args) | {"threads": 2}
     now = then | {"settings": {"iters": args.iters, "optimizer": "adamw"}, "digests": {}}
     state = init_state(adapters, TrainConfig()) | {"best": adapters}
     path = tmp_path / "checkpoint.safetensors"
-    save_state(path, adapters, state, then)
+    save_state(path, adapters, state, then, as_json_lines([{"step": 1, "loss": 2.5}]))
     shape = tree_map(np.shape, arrays(adapters))
 
     def read():
         parse(["train", "--resume", "--adapter-path", str(tmp_path)])
         check_same_run(tmp_path, now)
-        found, state = resume(tmp_path, now, adapters)
+        found, state, history = resume(tmp_path, now, adapters)
+        assert all(type(row["step"]) is int for row in history)
         for tree in (found, state["m"], state["v"], state.get("best", found)):
             assert tree_map(np.shape, arrays(tree)) == shape
         should_stop(state, args.early_stopping_patience)
@@ -384,19 +383,3 @@ def test_settings(request, capfd, tmp_path):
         assert all("\0" not in str(value) for value in settings.values())
 
     fuzz(request, capfd, "settings", {path: mutations.mutated_toml}, read)
-
-
-def test_metrics(request, capfd, tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    row = {"step": 1, "loss": 2.5, "learning_rate": 1e-3, "grad_norm": 0.5, "tokens": 9,
-           "seconds": 0.1, "peak_rss_mb": 300.5}  # fmt: skip
-    rows = [row, row | {"step": 2}, {"step": 2, "eval_loss": 1.5, "eval_exact_match": 0.25}]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def read(last=math.inf):
-        rows = read_metrics(tmp_path, last)
-        [row["loss"] + 0.0 for row in rows if "loss" in row]
-        [row["eval_loss"] + row["eval_exact_match"] for row in rows if "eval_loss" in row]
-
-    fuzz(request, capfd, "metrics", {path: mutations.mutated_jsonl}, read)
-    fuzz(request, capfd, "metrics", {path: mutations.mutated_jsonl}, partial(read, 1))
