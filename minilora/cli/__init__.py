@@ -8,8 +8,7 @@ import re
 import signal
 import sys
 import threading
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager
 
 from ..config import InputError
 from ..course import commands as course_commands
@@ -55,9 +54,6 @@ def dispatch(argv):
         course_commands.add_commands(top)
         return course_commands.run(top.parse_args(argv))
     args = parse(argv)
-    if not vars(args).get("quiet"):
-        with suppress(ImportError):  # without numba, nothing is compiled
-            announce_compiling()
     return getattr(commands, args.command)(args)
 
 
@@ -74,7 +70,7 @@ def interruptible(terminated, for_good):
 
     SIGTERM is appended to `terminated`. With `for_good`, both signals are ignored after the block.
     """
-    raised = []
+    raised: list = []
 
     def interrupt(number, frame):
         if not raised:
@@ -96,19 +92,3 @@ def interruptible(terminated, for_good):
     finally:
         for number, old in before.items():
             signal.signal(number, signal.SIG_IGN if for_good else old)
-
-
-@cache
-def announce_compiling():
-    """Print one line when numba first compiles a loop (not when it loads one from the cache)."""
-    from numba.core import event
-
-    class Listener(event.Listener):
-        def on_start(self, event_):
-            event.unregister("numba:compile", self)
-            print("compiling kernels", file=sys.stderr, flush=True)
-
-        def on_end(self, event_):
-            pass
-
-    event.register("numba:compile", Listener())

@@ -14,6 +14,7 @@ from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields, replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from .. import layers, train
 from ..batching import pack_examples
@@ -170,7 +171,7 @@ class RunWriter:
         self.folder, self.args, self.loaded, self.metadata = folder, args, loaded, metadata
         self.can_resume = args.resume
         self.history: list = []  # the records of all steps and evaluations
-        self.latest = None  # (adapters, state) of the last step
+        self.latest: Any = None  # (adapters, state) of the last step
         self.saved = 0  # number of the records that the last checkpoint has
         self.text = ""  # these records, as in metrics.jsonl
         self.draw = True  # the curve lacks an evaluation
@@ -191,7 +192,8 @@ class RunWriter:
             return
         text = self.text + run_folder.as_json_lines(self.history[self.saved :])
         try:
-            save_state(self.folder / CHECKPOINT, *self.latest, self.metadata, text)
+            adapters, state = self.latest
+            save_state(self.folder / CHECKPOINT, adapters, state, self.metadata, text)
             self.can_resume = True
             with write_errors(self.folder):
                 self.write_derived_files(text)
