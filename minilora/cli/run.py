@@ -208,8 +208,8 @@ class RunWriter:
         adapters, state = self.latest
         step = state["step"]
         replace_text(folder / run_folder.METRICS, text)
-        for n, path in run_folder.checkpoints(folder).items():
-            if n > step or n % args.save_every or not args.keep_checkpoints:  # of an older run
+        if step <= args.save_every:  # the first checkpoint of the run
+            for path in run_folder.checkpoints(folder):  # of an older run
                 shutil.rmtree(path)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
         self.save_adapter(folder, state.get("best", adapters))

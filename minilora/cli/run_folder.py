@@ -59,9 +59,8 @@ def is_checkpoint(path):
 
 
 def checkpoints(folder):
-    """Return {step: folder} of the folders that --keep-checkpoints has written."""
-    found = [path for path in folder.iterdir() if is_checkpoint(path)]
-    return {int(path.name.partition("-")[2]): path for path in found}
+    """Return the folders in `folder` that --keep-checkpoints has written."""
+    return [path for path in folder.iterdir() if is_checkpoint(path)]
 
 
 @contextmanager
@@ -91,7 +90,7 @@ def lock(folder):
                 file.truncate(0)
                 file.write(str(os.getpid()))
                 file.flush()
-                for place in (folder, *checkpoints(folder).values()):
+                for place in (folder, *checkpoints(folder)):
                     for left in place.glob("*.tmp"):  # of a killed run
                         if is_own_file(left):
                             left.unlink()
