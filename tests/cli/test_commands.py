@@ -142,8 +142,7 @@ def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_
     spaced = {"prompt": " 3+1=\n", "completion": "4 "}  # white space does not make another row
     assert common_rows([{"messages": turns}, rows[0]], [spaced]) == 1
 
-    lines = data.read_text().splitlines(keepends=True)
-    data.write_text("".join(lines[10:] + lines[:5]))
+    data.write_text(data.read_text() + "\n")
     assert run("evaluate --adapter-path", out, "--data", other) == 0
     changed = f"warning: {data} has changed since the run: it may lack rows that the adapter"
     assert changed in capsys.readouterr().err
