@@ -15,10 +15,14 @@ import numpy as np
 import pytest
 from small_run import at, error_of, metrics, run, train, write_rows
 
-from minilora import cli
-from minilora.data import rows
+from minilora import LoraConfig, cli, get_peft_model
+from minilora.cli.arguments import as_toml, parse
+from minilora.cli.commands import load_model
+from minilora.cli.run import fine_tune
+from minilora.config import InputError
 from minilora.formats import safetensors_file
-from minilora.formats.checkpoint import read_metadata
+from minilora.formats.checkpoint import read_metadata, save_adapter
+from minilora.formats.pretrained import load
 
 
 @pytest.fixture(scope="module")
@@ -151,34 +155,23 @@ def test_an_odd_name_comes_back(base, data, tmp_path, name, capsys):
 
 # ------------------------------------------------------------------------ the date, the terminal
 
-DATED = "{{ strftime_now('%d %b %Y') }}|{% for m in messages %}{{ m['content'] }}|{% endfor %}"
 
+def test_the_date_of_a_chat_template_is_the_date_of_the_run(base, data, tmp_path, monkeypatch):
+    """A run that is resumed or evaluated on another day reads the same text."""
 
-def test_the_date_of_a_chat_template_is_the_date_of_the_run(base, data, monkeypatch, tmp_path):
-    """A run that is resumed or evaluated on another day reads the same bytes."""
-    tokenizers = pytest.importorskip("tokenizers")
-    own = shutil.copytree(base, tmp_path / "base")
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())[:255]
-    vocabulary = {letter: i for i, letter in enumerate([*alphabet, "<end>"])}
-    words = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, []))
-    words.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    words.save(str(own / "tokenizer.json"))
-    (own / "tokenizer_config.json").write_text('{"eos_token": "<end>"}')
-    (own / "chat_template.jinja").write_text(DATED)
-    real, seen = rows.encode, set()
+    def dates(name, splits, loaded, *more):
+        raise InputError(f"the date is {loaded.tokenizer.chat_date}")
 
-    def spy(row, tokenizer, *mask):
-        seen.add(rows.split_row(row, tokenizer)[0][:11])
-        return real(row, tokenizer, *mask)
-
-    monkeypatch.setattr(rows, "encode", spy)
-    out = tmp_path / "dated"
-    assert train(own, data, out, "--chat-date 2001-02-03") == 0
-    assert run("train --resume", *at(out)) == run("evaluate", *at(out)) == 0
-    assert seen == {"03 Feb 2001"}
-    seen.clear()
-    assert train(own, data, tmp_path / "today", "--dry-run") == 0
-    assert seen == {date.today().strftime("%d %b %Y")}
+    monkeypatch.setattr("minilora.cli.run.read_splits", dates)
+    words = ["train", "--model", str(base), "--data", str(data), "--dry-run"]
+    for flags, day in ((["--chat-date", "2001-02-03"], "2001-02-03"), ([], str(date.today()))):
+        with pytest.raises(InputError, match=f"the date is {day}"):
+            fine_tune(parse([*words, *flags]))
+    dense, config = load(base).base, LoraConfig()
+    save_adapter(tmp_path, *get_peft_model(dense, config), config, str(base))
+    settings = {"model": str(base), "chat_date": "2001-02-03"}
+    (tmp_path / "train_config.toml").write_text(as_toml(settings))
+    assert load_model(parse(["evaluate"]), tmp_path).tokenizer.chat_date == "2001-02-03"
 
 
 def test_a_terminal_that_knows_only_ascii(base, tmp_path, monkeypatch):
