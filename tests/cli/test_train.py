@@ -94,6 +94,9 @@ def test_all_files_of_a_run_are_written_again_from_its_checkpoint(
     assert "train --resume" in error_of(capsys, run("evaluate", *at(out)))
     assert run("train --resume", *at(out)) == 0
     assert files(out) == before and {path.name for path in out.iterdir()} == names
+    shutil.rmtree(out / "checkpoint-4")  # a kill came before it
+    assert run("train --resume --iters 5", *at(out)) == 0
+    assert files(out / "checkpoint-4") and step_of(out) == 5
 
 
 def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, tmp_path, capsys):
