@@ -291,13 +291,6 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value)
     assert re.search(rf"\W{name}\W", message)
 
 
-def test_a_fields_name_with_control_characters_stays_on_one_line(folder):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "a\nb\x1b": 1}))
-    message = refusal(folder)
-    assert message.isprintable() and r"a\nb\x1b = 1 is not implemented" in message
-
-
 def test_excluded_modules_of_a_file_have_no_factors(tmp_path):
     """PEFT does not adapt them, and so the file has no tensors for them."""
     ranks = everywhere("q_proj")
@@ -316,8 +309,8 @@ def test_excluded_modules_of_a_file_have_no_factors(tmp_path):
 @pytest.mark.parametrize(
     ("bias", "biased", "refused"),
     [
-        ("all", ("o_proj",), True), ("all", ("q_proj",), True), ("lora_only", ("q_proj",), True),
-        ("lora_only", ("o_proj",), False), ("none", ("q_proj",), False), ("all", (), False),
+        ("all", ("o_proj",), True), ("lora_only", ("q_proj",), True),
+        ("lora_only", ("o_proj",), False), ("none", ("q_proj",), False),
     ],
 )  # fmt: skip
 def test_trained_biases_of_the_base_are_refused_where_it_has_them(folder, bias, biased, refused):
