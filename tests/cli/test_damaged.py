@@ -130,27 +130,12 @@ def test_a_damaged_file_is_refused_by_name_and_written_again(sound, capsys, file
 @pytest.mark.parametrize("name", ["a\0b", "a" * 300, "a\udcff", "a" * 300 + "/b"])
 def test_a_name_that_cannot_be_is_one_line(base, data, sound, tmp_path, capsys, name):
     path = str(tmp_path / name)
-    assert train(base, data, tmp_path / "new", "--dry-run") == 0
-    capsys.readouterr()
-    for words in (
-        ["--adapter-path", path], ["--model", path], ["--data", path], ["--init-adapter", path],
-        ["--resume", "--adapter-path", path],
-    ):  # fmt: skip
-        words = ["--model", str(base), "--data", str(data), "--adapter-path", "new", *words]
-        error_of(capsys, cli.main(["train", *words]))
+    words = ["--model", str(base), "--data", str(data), "--adapter-path", str(tmp_path / "new")]
+    for flag in ("--adapter-path", "--model", "--data", "--init-adapter"):
+        error_of(capsys, cli.main(["train", *words, flag, path]))
     if name != "a\udcff":  # a name for a folder where nothing has to be written down
         error_of(capsys, cli.main(["merge", "--adapter-path", str(sound), "--out", path]))
-    assert not Path("new").exists()
-
-
-@pytest.mark.parametrize("name", ["a\nb\x7f", 'ä\u2028"\\\U0001f600'])
-def test_an_odd_name_comes_back(base, data, tmp_path, name, capsys):
-    own = shutil.copytree(base, tmp_path / name)
-    out = str(tmp_path / f"{name}.run")
-    words = ["--model", str(own), "--data", str(data), "--iters", "1", "--adapter-path", out]
-    assert cli.main(["train", *words]) == 0
-    for command in (["evaluate"], ["train", "--resume"]):
-        assert cli.main([*command, "--adapter-path", out]) == 0, capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 # ------------------------------------------------------------------------ the date, the terminal
