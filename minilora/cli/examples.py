@@ -69,7 +69,6 @@ def encode_split(name, split, rows, left_out, loaded, train_config):
             examples, cut = encode_rows(rows, loaded.tokenizer, train_config)
     if len(examples) < len(rows):
         left_out[f"no {TARGET_WITHIN} {length}"] = len(rows) - len(examples)
-    warn_of_positions(examples, loaded.model_config)
     return SplitData(rows, examples, left_out, cut, length)
 
 
@@ -84,17 +83,6 @@ def columns_of(pairs):
     if len(columns) < len(pairs):
         raise InputError(f"--columns {' '.join(pairs)}: a key occurs twice")
     return columns
-
-
-def warn_of_positions(examples, model_config):
-    """Warn of examples that are longer than the texts that the model was trained on."""
-    limit = model_config.max_position_embeddings
-    # the last token of an example is only a target
-    long = [len(e.tokens) for e in examples if len(e.tokens) - 1 > limit]
-    if long:
-        which = f"{len(long)} of {len(examples)} rows have up to {max(long)} tokens"
-        advice = f"give --max-seq-length {limit}, or shorter rows"
-        warn(f"{which}, but the model was trained on texts of at most {limit}: {advice}")
 
 
 def compared(rows):

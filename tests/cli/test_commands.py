@@ -14,10 +14,9 @@ from toy_models import CONFIG, leaves, tiny
 
 import minilora
 from minilora import LoraConfig, cli, get_peft_model
-from minilora.batching import Example
 from minilora.cli.arguments import as_toml, parse
 from minilora.cli.commands import load_model
-from minilora.cli.examples import common_rows, compared, exact_match_of, warn_of_positions
+from minilora.cli.examples import common_rows, compared, exact_match_of
 from minilora.cli.loading import load_for_training
 from minilora.cli.run import print_scores
 from minilora.config import InputError
@@ -184,17 +183,6 @@ def test_exact_match_of_texts_says_that_all_tokens_count(capsys):
     line = "after: held-out loss 1.0000 nats per token, exact match 50.0 % of whole texts"
     rest = " (all tokens of a text must be right), on 1 of 3 held-out rows\n"
     assert capsys.readouterr().out == line + rest
-
-
-def test_rows_longer_than_the_positions_of_the_model_are_named(capsys):
-    """The last token of an example is only a target."""
-    examples = [Example([1] * n, [1] * n) for n in (512, 513)]
-    config = replace(CONFIG, max_position_embeddings=512)
-    warn_of_positions(examples, config)
-    assert capsys.readouterr().err == ""
-    warn_of_positions([*examples, Example([1] * 600, [1] * 600)], config)
-    says = "1 of 3 rows have up to 600 tokens, but the model was trained on texts of at most 512"
-    assert says in capsys.readouterr().err
 
 
 def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, capsys):
