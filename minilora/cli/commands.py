@@ -25,12 +25,12 @@ from .examples import compare_with_run, exact_match_of, load_examples
 from .loading import (
     LoadedModel,
     load_with_adapter,
+    read_run,
     refuse_unused_block_size,
-    run_settings,
     warn,
     warn_of_another_base,
 )
-from .run import fine_tune, physical_memory
+from .run import fine_tune
 
 train = fine_tune
 
@@ -42,7 +42,8 @@ def load_model(args, path, load=load):
     folder = Path(path or "")
     if path and (folder / "config.json").exists() and not (folder / CONFIG).exists():
         raise InputError(f"{path} is the folder of a model: give it to --model")
-    settings = run_settings(path) if path else {}
+    run = read_run(path) if path else ({}, {})
+    settings = run[0]
     name = args.model or settings.get("model") or ("" if path else "tiny")
     if not name:
         way = "give --model and --quantize, or use train --resume if it is an interrupted run"
@@ -53,10 +54,10 @@ def load_model(args, path, load=load):
     if not path:
         loaded = LoadedModel(*load(name, scheme, block_size, True))
         return loaded._replace(name=name, scheme=scheme)
-    warn_of_another_base(path, settings, name, scheme, block_size)
+    warn_of_another_base(path, run, name, scheme, block_size)
     loaded = load_with_adapter(path, name, scheme, block_size, load)
     tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
-    return loaded._replace(tokenizer=tokenizer, settings=settings, name=name, scheme=scheme)
+    return loaded._replace(tokenizer=tokenizer, run=run, name=name, scheme=scheme)
 
 
 def generate(args):
@@ -73,7 +74,7 @@ def generate(args):
     first = next(iter(models.values()), None) or load_model(args, None)
     chosen = [models.get(path, first._replace(adapters={})) for path in paths]
     prompts = [prompt_ids(args, loaded.tokenizer, text) for loaded, text in zip(chosen, texts)]
-    check_lengths(args, first.model_config, prompts)
+    warn_of_length(args, first.model_config, prompts)
     if len(texts) == 1:
         print_answer(chosen[0], prompts[0], sampling(args))
         return
@@ -100,7 +101,7 @@ def chat(args):
         for line in typed_lines():
             messages.append({"role": "user", "content": line})
             prompt = encode_chat(tokenizer, messages) if has_template else tokenizer.encode(line)
-            check_lengths(args, loaded.model_config, [prompt])
+            warn_of_length(args, loaded.model_config, [prompt])
             answer = print_answer(loaded, prompt, options)
             messages.append({"role": "assistant", "content": answer})
     except KeyboardInterrupt:
@@ -180,15 +181,9 @@ def first_messages(args, tokenizer, has_template):
     return messages[:1]
 
 
-def check_lengths(args, model_config, prompts):
-    """Raise InputError if the keys and values do not fit into memory; warn of a long text."""
+def warn_of_length(args, model_config, prompts):
+    """Warn of a text that is longer than the model is made for."""
     n = args.max_tokens
-    numbers = 2 * model_config.num_hidden_layers * model_config.num_key_value_heads
-    numbers *= model_config.head_dim * n
-    if 4 * numbers * len(prompts) >= physical_memory():
-        raise InputError(
-            f"--max-tokens {n}: keys and values of so many tokens do not fit into memory; lower it"
-        )
     longest = max(map(len, prompts))
     known = model_config.max_position_embeddings
     if longest + n > known:
@@ -217,7 +212,7 @@ def evaluate(args):
     """Print the scores on a split of the data, and which rows they are about."""
     loaded = load_model(args, args.adapter_path)
     data, facts = load_examples(args, loaded, args.split)
-    facts |= compare_with_run(data, args.adapter_path, loaded)
+    facts |= compare_with_run(data, loaded)
     facts |= {"model": loaded.name, "quantize": loaded.scheme}
     score = metrics.evaluate(loaded.adapters, loaded.base, data.examples, loaded.model_config)
     if args.json:
@@ -227,7 +222,7 @@ def evaluate(args):
     used = facts.get("held_out_by_the_run")
     if used:
         share = "which" if used == len(data.rows) else f"{used} of which"
-        stopping = loaded.settings.get("early_stopping_patience")
+        stopping = loaded.run[0].get("early_stopping_patience")
         purposes = "its curve and for early stopping" if stopping else "its curve"
         which += f", {share} the run used for {purposes}"
     print(data.summary(f", {which}"))

@@ -13,9 +13,7 @@ from ..data.rows import (
     row_content,
 )
 from ..data.tasks import BUILTIN
-from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in
-from .arguments import CHECKPOINT
 from .loading import warn
 from .stored_paths import digest
 
@@ -71,7 +69,6 @@ def encode_split(name, split, rows, left_out, loaded, train_config):
             examples, cut = encode_rows(rows, loaded.tokenizer, train_config)
     if len(examples) < len(rows):
         left_out[f"no {TARGET_WITHIN} {length}"] = len(rows) - len(examples)
-    warn_of_positions(examples, loaded.model_config)
     return SplitData(rows, examples, left_out, cut, length)
 
 
@@ -79,21 +76,13 @@ def columns_of(pairs):
     """Return {key: column} of the values of --columns, "KEY=COLUMN"; None if there are none."""
     if not pairs:
         return None
+    for pair in pairs:
+        if "=" not in pair:
+            raise InputError(f"--columns: must be KEY=COLUMN, got {pair}")
     columns = dict(pair.split("=", 1) for pair in pairs)
     if len(columns) < len(pairs):
         raise InputError(f"--columns {' '.join(pairs)}: a key occurs twice")
     return columns
-
-
-def warn_of_positions(examples, model_config):
-    """Warn of examples that are longer than the texts that the model was trained on."""
-    limit = model_config.max_position_embeddings
-    # the last token of an example is only a target
-    long = [len(e.tokens) for e in examples if len(e.tokens) - 1 > limit]
-    if long:
-        which = f"{len(long)} of {len(examples)} rows have up to {max(long)} tokens"
-        advice = f"give --max-seq-length {limit}, or shorter rows"
-        warn(f"{which}, but the model was trained on texts of at most {limit}: {advice}")
 
 
 def compared(rows):
@@ -131,7 +120,7 @@ def load_examples(args, loaded, split):
     The default is the data that the adapter was trained on. The facts say which rows they are, and
     which of their tokens the scores compare.
     """
-    settings = loaded.settings
+    settings = loaded.run[0]
     name = args.data or settings.get("data") or "questions"
     columns = args.columns
     if columns is None and name not in BUILTIN:
@@ -159,12 +148,12 @@ def load_examples(args, loaded, split):
     return data, facts
 
 
-def compare_with_run(data, folder, loaded):
+def compare_with_run(data, loaded):
     """Return {"trained_on", "held_out_by_the_run"}: the number of rows that the run used so.
 
     Warns of rows that the adapter was trained on. Without a run's data, the counts are unknown: {}.
     """
-    settings = loaded.settings
+    settings, digests = loaded.run
     if "data" not in settings:
         return {}
     name = settings["data"]
@@ -174,17 +163,8 @@ def compare_with_run(data, folder, loaded):
     except InputError as error:
         warn(f"the adapter may have been trained on these rows; its data cannot be read: {error}")
         return {}
-    if data_have_changed(folder, name):
+    if "data" in digests and digests["data"] != digest("data", name):
         warn(f"{name} has changed since the run: it may lack rows that the adapter was trained on")
     which = "the rows that the adapter was trained on"
     n = warn_of_common_rows(data.rows, trained, "rows", which)
     return {"trained_on": n, "held_out_by_the_run": common_rows(data.rows, held_out)}
-
-
-def data_have_changed(folder, name):
-    """Return whether the rows of `name` are not those of the run, if a checkpoint tells."""
-    try:
-        then = read_metadata(Path(folder) / CHECKPOINT)[1]["digests"]["data"]
-    except (InputError, KeyError, TypeError):
-        return False
-    return then != digest("data", name)

@@ -5,24 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from ..config import ALL_LINEAR, INITIALIZERS, InputError, LoraConfig, ModelConfig
-from ..formats.checkpoint import (
-    CONFIG,
-    load_adapter,
-    needs_dense_base,
-    read_metadata,
-    trains_all_weights,
-)
+from ..config import INITIALIZERS, InputError, LoraConfig, ModelConfig
+from ..formats.checkpoint import CONFIG, load_adapter, needs_dense_base, trains_all_weights
 from ..formats.fetch import MODELS
-from ..formats.files import read_json
+from ..formats.files import read_json, read_text
 from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
 from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
-from ..methods.replaced import GROUPS, also_train
+from ..methods.replaced import also_train
 from ..training import learning_rates
-from ..tree import arrays, flatten
-from .arguments import CHECKPOINT, SETTINGS, checkpoint_settings, flag, toml_settings
+from ..tree import arrays
+from .arguments import CHECKPOINT, SETTINGS, as_toml, flag, run_metadata, toml_settings
 from .stored_paths import digest, find
 
 
@@ -34,7 +28,7 @@ class LoadedModel(NamedTuple):
     tokenizer: object
     adapters: dict = {}  # noqa: RUF012
     adapter_config: LoraConfig | MethodConfig | None = None  # None: no adapter
-    settings: dict = {}  # noqa: RUF012  settings of the run that trained the adapter
+    run: tuple = ({}, {})  # of the adapter; see `read_run`
     name: str = ""  # of the base, and how its projections are stored
     scheme: str = "none"
 
@@ -44,29 +38,33 @@ def warn(text):
     print(f"warning: {text}", file=sys.stderr)
 
 
-def run_settings(folder):
-    """Return the settings of the run in `folder`, or {} if there are none."""
+def read_run(folder):
+    """Return (settings, {setting: SHA-256 of its files when the run began}) of the run in `folder`.
+
+    Both are empty if no run wrote the folder; without the checkpoint, the second is empty. Raises
+    InputError if a kill has left the adapter of an older run next to the checkpoint.
+    """
     path = Path(folder) / SETTINGS
+    checkpoint = path.with_name(CHECKPOINT)
+    digests = {}
+    if checkpoint.exists():
+        metadata = run_metadata(checkpoint)
+        digests = metadata["digests"]
+        # the settings are the last file that a run writes after its checkpoint
+        if not path.exists() or read_text(path) != as_toml(metadata["settings"]):
+            way = f"write it again with `minilora train --resume --adapter-path {folder}`"
+            raise InputError(f"{path} is not that of {CHECKPOINT}: {way}")
     if not path.exists():
-        return {}
-    return find(toml_settings(path, written=True), folder, run_digests(folder))
+        return {}, digests
+    return find(toml_settings(path), folder), digests
 
 
-def run_digests(folder):
-    """Return {setting: SHA-256 of its files when the run began}; {} without a checkpoint."""
-    path = Path(folder) / CHECKPOINT
-    if not path.exists():
-        return {}
-    metadata = read_metadata(path)[1]
-    checkpoint_settings(metadata, path)  # raises InputError if the metadata are damaged
-    return metadata["digests"]
-
-
-def warn_of_another_base(folder, settings, name, scheme, block_size):
+def warn_of_another_base(folder, run, name, scheme, block_size):
     """Warn if the base `name`, stored in `scheme`, is not the one that the adapter was trained on.
 
-    An adapter also corrects the errors of the storage.
+    An adapter also corrects the errors of the storage. run: see `read_run`.
     """
+    settings, digests = run
     risk = "an adapter can lose all that it learned on another base (lesson 13b)"
     trained_on = settings.get("quantize", scheme), settings.get("block_size", block_size)
     before, now = (
@@ -76,17 +74,11 @@ def warn_of_another_base(folder, settings, name, scheme, block_size):
     if before != now:
         warn(f"{folder} was trained on a base stored as {before}, not {now}: {risk}")
     named = read_json(Path(folder) / CONFIG, {}).get("base_model_name_or_path")
-    if not settings and isinstance(named, str) and not _same_model(named, name):
+    hub_name = MODELS[name].hub_name if name in MODELS else name
+    if not settings and isinstance(named, str) and Path(named).name != Path(hub_name).name:
         warn(f"{folder} names the base {named}, not {name}: {risk}")
-    expected = run_digests(folder).get("model")
-    if expected is not None and digest("model", name) != expected:
+    if "model" in digests and digest("model", name) != digests["model"]:
         warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
-
-
-def _same_model(one, other):
-    """Return whether two names, of which one can be a path or the hub's name, end alike."""
-    names = {MODELS[name].hub_name if name in MODELS else name for name in (one, other)}
-    return len({Path(name).name for name in names}) == 1
 
 
 def load_for_training(args):
@@ -94,15 +86,15 @@ def load_for_training(args):
     if args.init_adapter:
         folder = args.init_adapter
         how = (args.quantize, args.block_size)
-        settings = run_settings(folder)
+        run = read_run(folder)
         if "--model" not in args.given:  # the base of the adapter, if it is known
-            args.model = settings.get("model", args.model)
-        warn_of_another_base(folder, settings, args.model, *how)
+            args.model = run[0].get("model", args.model)
+        warn_of_another_base(folder, run, args.model, *how)
         loaded = load_with_adapter(folder, args.model, *how)
         found = method_name(loaded.adapter_config)
         if found != args.method:
             raise InputError(f"{folder} has the method {found}: give --method {found}")
-        use_settings_of(loaded, args)
+        leave_to_adapter(args)
     else:
         loaded = new_adapter(args, make_adapter_config(args))
     if args.also_train and not isinstance(loaded.adapter_config, LoraConfig):
@@ -112,50 +104,16 @@ def load_for_training(args):
     return loaded._replace(adapters=also_train(loaded.adapters, loaded.base, args.also_train))
 
 
-def use_settings_of(loaded, args):
-    """Set the flags that describe a new adapter to the values of the adapter of --init-adapter.
+def leave_to_adapter(args):
+    """Remove the settings that describe an adapter: the one of --init-adapter has its own.
 
-    Raises InputError if the user gave another value.
+    Raises InputError if the user gave one.
     """
-    config = loaded.adapter_config
-    if isinstance(config, MethodConfig):
-        size = METHODS[config.method].size
-        own = {size: getattr(config, size)} if size else {}
-    else:
-        layers, start = config.layers_to_transform, config.init_lora_weights
-        own = {
-            "lora_r": config.r, "lora_alpha": config.lora_alpha,
-            "lora_dropout": config.lora_dropout, "target_modules": list(config.target_modules),
-            "layers_to_transform": None if layers is None else list(layers),
-            "use_rslora": config.use_rslora,
-            "init_lora_weights": start if start in INITIALIZERS else None,
-        }  # fmt: skip
-        also = trained_groups(loaded.adapters, loaded.base)
-        args.also_train = [*args.also_train, *(g for g in also if g not in args.also_train)]
-    for name, value in own.items():
-        given = getattr(args, name)
-        if flag(name) in args.given and _as_set(given) != _as_set(value):
-            what = f"{flag(name)} {given} has no effect: the adapter in {args.init_adapter}"
-            raise InputError(f"{what} has {value}; leave {flag(name)} out")
-        setattr(args, name, value)
-
-
-def trained_groups(adapters, base):
-    """Return the groups of --also-train that an adapter of LoRA trains completely."""
-    trained = flatten(adapters).keys()
-    found = []
-    for group, leaves in GROUPS.items():
-        paths = {path for path, _ in leaves(adapters, base)}
-        if paths <= trained:
-            found.append(group)
-    return found
-
-
-def _as_set(value):
-    """Return a list of modules or layers as a set, whose order does not count."""
-    if isinstance(value, list):
-        return set(ALL_LINEAR if "all-linear" in value else value)
-    return value
+    for name in (*OF_LORA, *SIZES):
+        if flag(name) in args.given:
+            what = f"{flag(name)} has no effect: the adapter in {args.init_adapter} has its own"
+            raise InputError(f"{what}; leave {flag(name)} out")
+        setattr(args, name, None)
 
 
 WITHOUT_BLOCKS = ("none", "int8")

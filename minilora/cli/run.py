@@ -1,12 +1,15 @@
-"""Run `minilora train`, and write settings, metrics, checkpoints, adapter and curve.
+"""Run `minilora train`.
 
-Every file except metrics.jsonl is written under a temporary name and renamed. So a kill at any
-moment leaves the complete old or the complete new file. The first file is the first checkpoint.
+A run is one file, checkpoint.safetensors: the adapter, the state of the optimizer, the settings and
+the history. All other files are derived from it after each checkpoint, and again when the run is
+resumed. Each file is written under a temporary name and renamed, so a kill at any moment leaves the
+complete old or the complete new one.
 """
 
 import io
 import math
 import os
+import shutil
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields, replace
 from fractions import Fraction
@@ -22,13 +25,13 @@ from ..evaluation.callbacks import check_held_out, evaluation_row, kept_step
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
 from ..formats.checkpoint import save_adapter, save_state
-from ..formats.files import append, replace_text
+from ..formats.files import replace_text, write_errors
 from ..generation import generate
 from ..kernels import num_threads
 from ..methods.prompt import ENCODER, PROMPT, virtual_tokens
 from ..methods.registry import check_packing, operations
 from . import run_folder
-from .arguments import CHECKPOINT, SETTINGS
+from .arguments import CHECKPOINT, SETTINGS, as_toml
 from .examples import columns_of, compared, exact_match_of, read_splits, warn_of_common_rows
 from .loading import load_for_training, refuse_unused, unused_settings
 
@@ -48,12 +51,10 @@ def train_and_save(args):
     train_config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     run_folder.check_folder(folder, args)
     loaded = load_for_training(args)
-    tokenizer = replace(loaded.tokenizer, chat_date=args.chat_date)
     check_packing(loaded.adapters, train_config)
-    loaded = loaded._replace(tokenizer=tokenizer)
-    columns = columns_of(args.columns)
+    loaded = loaded._replace(tokenizer=replace(loaded.tokenizer, chat_date=args.chat_date))
     train_split, valid_split = read_splits(
-        args.data, ["train", "valid"], loaded, columns, train_config
+        args.data, ["train", "valid"], loaded, columns_of(args.columns), train_config
     )
     examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
     check_held_out(valid, train_config)
@@ -65,10 +66,6 @@ def train_and_save(args):
         train_config = replace(train_config, iters=args.iters)
     memory.print_trainable_parameters(loaded.adapters, loaded.base)
     check_memory(loaded, examples, train_config)
-    if Path(args.data).is_file():
-        whole = len(train_split.rows) + len(held_out)
-        how = "every tenth row is held out" if held_out else "fewer than ten, so none is held out"
-        print(f"{args.data}: {whole} rows, {len(train_split.rows)} for training; {how}")
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
     warn_of_common_rows(held_out, train_split.rows, "held-out rows", "the rows to train on")
@@ -76,49 +73,43 @@ def train_and_save(args):
     metadata = {**run_folder.metadata(args, unused), "threads": num_threads()}
     if args.resume:
         run_folder.check_same_run(folder, metadata)
-    scored = valid[: train_config.val_batches * train_config.batch_size]
     if args.dry_run:
         return
+    scored = valid[: train_config.val_batches * train_config.batch_size]
+    ops = operations(loaded.adapters, loaded.base, layers if args.plain else None)
+    model = loaded.base, loaded.model_config
+
+    def held_out_scores(step, adapters):
+        return evaluation_row(step, evaluate(adapters, model[0], scored, model[1], ops, args.quiet))
+
+    def show(when, adapters, scores):
+        print_scores(when, scores, len(scored), len(valid), held_out)
+        if not args.quiet:
+            print_sample(adapters, *model, loaded.tokenizer, held_out[0], ops)
+
     with run_folder.lock(folder):
-        adapters = loaded.adapters
-        state = None
-        if args.resume:
-            adapters, state = run_folder.resume(folder, metadata, adapters)
-        ops = operations(adapters, loaded.base, layers if args.plain else None)
         writer = RunWriter(folder, args, loaded, metadata)
-
-        def held_out_scores(step, adapters):
-            rows = scored, loaded.model_config
-            return evaluation_row(step, evaluate(adapters, loaded.base, *rows, ops, args.quiet))
-
-        def show(when, adapters, scores):
-            print_scores(when, scores, len(scored), len(valid), held_out)
-            if not args.quiet:
-                sample = tokenizer, held_out[0], ops
-                print_sample(adapters, loaded.base, loaded.model_config, *sample)
-
-        if state:
+        adapters, state = loaded.adapters, None
+        if args.resume:
+            adapters, state, writer.history = run_folder.resume(folder, metadata, adapters)
             writer.latest = adapters, state
-            writer.keep_checkpoint()  # a kill can have prevented it
+            writer.save()  # all files, with the settings of now
         elif scored:
             scores = held_out_scores(0, adapters)
-            writer.rows.append(scores)  # the first point of the curve
+            writer.history.append(scores)  # the first point of the curve
             show("before", adapters, scores)
         kept = run(writer, adapters, state, examples, scored, train_config, ops)
-        writer.save_adapter(folder, kept)
-        writer.draw()
         state = writer.latest[1]
-        history = run_folder.read_metrics(folder)
-        losses = [row["loss"] for row in history if "loss" in row]
+        losses = [row["loss"] for row in writer.history if "loss" in row]
         print(f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last")
         scores = None
-        step = kept_step(state)
         if scored:
-            found = [row for row in history if row["step"] == step and "eval_loss" in row]
+            step = kept_step(state)
+            found = [r for r in writer.history if r["step"] == step and "eval_loss" in r]
             scores = found[-1] if found else held_out_scores(step, kept)
             show("after", kept, scores)
         card = run_folder.model_card(args, loaded.adapter_config, state, scores, len(scored))
-        replace_text(folder / "README.md", card)
+        replace_text(folder / run_folder.CARD, card)
 
 
 def steps_of_epochs(epochs, examples, train_config):
@@ -149,6 +140,14 @@ def check_memory(loaded, examples, train_config):
         raise InputError(f"{much}: lower --batch-size or --max-seq-length")
 
 
+def physical_memory():
+    """Return this machine's memory in bytes; infinity if the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
+
+
 def run(writer, adapters, state, examples, valid, train_config, ops):
     """Train, and save the last steps also after an error; return the adapters to keep."""
     loaded, quiet = writer.loaded, writer.args.quiet
@@ -162,85 +161,72 @@ def run(writer, adapters, state, examples, valid, train_config, ops):
         writer.save()
 
 
-def physical_memory():
-    """Return this machine's memory in bytes; infinity if the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return math.inf
-
-
 class RunWriter:
-    """Write the metrics, a checkpoint and the adapter of a run every few steps.
+    """Write a checkpoint every few steps, and then the files that are derived from it.
 
     A run that ends before its first checkpoint changes nothing in the folder.
     """
 
     def __init__(self, folder, args, loaded, metadata):
         self.folder, self.args, self.loaded, self.metadata = folder, args, loaded, metadata
-        self.new = not args.resume
         self.can_resume = args.resume
-        self.metrics = folder / run_folder.METRICS
-        self.size = 0 if self.new else self.metrics.stat().st_size
-        self.latest: Any = None
-        self.rows: list = []
+        self.history: list = []  # the records of all steps and evaluations
+        self.latest: Any = None  # (adapters, state) of the last step
+        self.saved = 0  # number of the records that the last checkpoint has
+        self.text = ""  # these records, as in metrics.jsonl
+        self.draw = True  # the curve lacks an evaluation
 
-    def on_step(self, rows, adapters, state):
+    def on_step(self, records, adapters, state):
         """Record a step; `train` calls this after each step."""
-        rows[0]["peak_rss_mb"] = memory.peak_rss_mb()
-        self.rows += rows
+        records[0]["peak_rss_mb"] = memory.peak_rss_mb()
+        self.history += records
         self.latest = adapters, state
-        evaluated = len(rows) > 1
-        if state["step"] % self.args.save_every == 0 or (self.new and evaluated):
+        evaluated = len(records) > 1
+        self.draw |= evaluated
+        if state["step"] % self.args.save_every == 0 or (evaluated and not self.can_resume):
             self.save()
-        if evaluated:
-            self.draw()
-
-    def draw(self):
-        """Write the figure of all steps until now."""
-        history = run_folder.read_metrics(self.folder) + self.rows
-        base, data = (Path(self.metadata["settings"][name]).name for name in ("model", "data"))
-        state = self.latest[1]
-        kept = kept_step(state) if "best" in state else None
-        curve(self.folder / "curve.png", history, f"{base} on {data}", kept)
 
     def save(self):
-        """Write the new metrics, a checkpoint, the adapter of this step if asked, then the adapter.
-
-        The first checkpoint replaces an older run. It also holds the first rows of metrics.jsonl.
-        """
-        if not (self.rows and self.latest):
+        """Write a checkpoint, if there are new records, and the files that are derived from it."""
+        if self.latest is None or self.saved == len(self.history):
             return
-        adapters, state = self.latest
-        text = run_folder.as_json_lines(self.rows)
-        first = {"rows": self.rows} if self.new else {}
+        text = self.text + run_folder.as_json_lines(self.history[self.saved :])
         try:
-            if not self.new:
-                append(self.metrics, self.size, text)
-            save_state(self.folder / CHECKPOINT, adapters, state, self.metadata | first)
+            adapters, state = self.latest
+            save_state(self.folder / CHECKPOINT, adapters, state, self.metadata, text)
             self.can_resume = True
-            if self.new:
-                run_folder.begin_run(self.folder, text)
-            self.keep_checkpoint()
-            self.save_adapter(self.folder, state.get("best", adapters))
+            with write_errors(self.folder):
+                self.write_derived_files(text)
         except InputError as error:
             raise InputError(f"{error}; then {self.how_to_continue()}") from error
-        self.size = self.size + len(text)
-        self.rows = []
-        self.new = False
+        self.text = text
+        self.saved = len(self.history)
 
-    def keep_checkpoint(self):
-        """With --keep-checkpoints, write the adapter of a --save-every step into its own folder."""
+    def write_derived_files(self, text):
+        """Replace the files of an older checkpoint or run; `text` is that of metrics.jsonl."""
+        folder, args = self.folder, self.args
         adapters, state = self.latest
         step = state["step"]
-        if self.args.keep_checkpoints and step % self.args.save_every == 0:
-            self.save_adapter(self.folder / f"checkpoint-{step}", adapters)
+        replace_text(folder / run_folder.METRICS, text)
+        if step <= args.save_every:  # the first checkpoint of the run
+            for path in run_folder.checkpoints(folder):  # of an older run
+                shutil.rmtree(path)
+        (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
+        self.save_adapter(folder, state.get("best", adapters))
+        if args.keep_checkpoints and step % args.save_every == 0:
+            self.save_adapter(folder / f"checkpoint-{step}", adapters)
+        if self.draw:
+            names = (self.metadata["settings"][name] for name in ("model", "data"))
+            title = " on ".join(Path(name).name for name in names)
+            kept = kept_step(state) if "best" in state else None
+            curve(folder / run_folder.CURVE, self.history, title, kept)
+            self.draw = False
 
     def save_adapter(self, folder, adapters):
-        """Write the adapter, then the settings."""
+        """Write the adapter, then the settings; `loading.read_run` relies on this order."""
         model = adapters, self.loaded.base, self.loaded.adapter_config
         save_adapter(folder, *model, self.args.model, self.args.adapter_dtype)
-        replace_text(folder / SETTINGS, run_folder.as_toml(self.metadata["settings"]))
+        replace_text(folder / SETTINGS, as_toml(self.metadata["settings"]))
 
     def how_to_continue(self):
         """Return the sentence that tells the user how to continue an interrupted run."""

@@ -1,26 +1,27 @@
-"""Check, lock and read the folder of a training run, resume a run, and write its model card."""
+"""Check and lock the folder of a training run, resume a run, and write its model card.
+
+A run is one file, checkpoint.safetensors. `run.py` derives all other files from it.
+"""
 
 import json
-import math
 import os
-import shutil
+import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, LoraConfig
-from ..data.row_files import read_jsonl
 from ..evaluation.callbacks import NO_BEST, kept_step, should_stop
-from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
+from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_history, read_metadata
 from ..formats.fetch import MODELS
-from ..formats.files import replace_text, write_errors
+from ..formats.files import write_errors
 from ..methods.registry import METHODS
-from .arguments import CHECKPOINT, FORMAT_VERSION, SETTINGS, flag, settings_to_resume
+from .arguments import CHECKPOINT, CHECKPOINT_VERSION, SETTINGS, flag, settings_to_resume
 from .loading import WITHOUT_BLOCKS, warn
 from .stored_paths import INPUTS, absolute, digest
 
-LOCK, METRICS = ".lock", "metrics.jsonl"
-OTHERS = ("README.md", "curve.png")
-FILES = (*OTHERS, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS, LOCK)
+LOCK, METRICS, CARD, CURVE = ".lock", "metrics.jsonl", "README.md", "curve.png"
+FILES = (CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS, LOCK)
+HALF_WRITTEN = re.compile(r"\.\d+\.tmp$")  # the end of the name of a file that a kill has left
 MAY_CHANGE = ("adapter_path", "iters", "early_stopping_patience")  # when a run is resumed
 NOT_SETTINGS = ("command", "config", "given", "resume", "overwrite", "dry_run", "quiet")
 
@@ -29,15 +30,10 @@ def check_folder(folder, args):
     """Raise InputError if the run cannot be written to `folder`; change nothing."""
     if os.path.lexists(folder) and not folder.is_dir():
         raise InputError(f"{folder} is not a folder: choose another --adapter-path")
-    there = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
-    there = [name for name in there if name != LOCK and not _half_written(name)]  # see `lock`
-    if args.resume:
-        if CHECKPOINT not in there:
-            raise InputError(
-                f"{folder} has no checkpoint to resume from: start again with --overwrite"
-            )
+    if args.resume or not folder.exists():
         return
-    foreign = [name for name in there if name not in FILES and not is_checkpoint(folder / name)]
+    paths = sorted(folder.iterdir())
+    foreign = [path.name for path in paths if not (is_own_file(path) or is_checkpoint(path))]
     way = "choose another --adapter-path"
     if foreign:
         files = f"files that minilora did not create ({', '.join(foreign[:3])})"
@@ -46,17 +42,20 @@ def check_folder(folder, args):
     if args.overwrite and is_checkpoint(start) and start.parent == folder.resolve():
         what = f"--init-adapter {args.init_adapter} is part of the run that --overwrite replaces"
         raise InputError(f"{what}: {way}")
-    if there and not args.overwrite and not args.dry_run:
+    complete = [path for path in paths if path.name != LOCK and not HALF_WRITTEN.search(path.name)]
+    if complete and not args.overwrite and not args.dry_run:
         raise InputError(f"{folder} already contains a run: use --resume or --overwrite, or {way}")
 
 
+def is_own_file(path):
+    """Tell whether a run writes a file of this name; a killed run may have left half of it."""
+    return HALF_WRITTEN.sub("", path.name) in FILES
+
+
 def is_checkpoint(path):
-    """Return whether `path` is a folder that --keep-checkpoints has written."""
-    word, _, step = path.name.partition("-")
-    if word != "checkpoint" or not step.isdecimal() or path.is_symlink() or not path.is_dir():
-        return False
-    names = [file.name for file in path.iterdir()]
-    return all(name in (CONFIG, WEIGHTS, SETTINGS) or _half_written(name) for name in names)
+    """Tell whether `path` is a folder that --keep-checkpoints has written."""
+    named = re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()
+    return bool(named) and not path.is_symlink() and all(map(is_own_file, path.iterdir()))
 
 
 def checkpoints(folder):
@@ -64,10 +63,60 @@ def checkpoints(folder):
     return [path for path in folder.iterdir() if is_checkpoint(path)]
 
 
-def _half_written(name):
-    """Tell whether a killed run may have left a file with this name."""
-    whole, _, number = name.removesuffix(".tmp").rpartition(".")
-    return name.endswith(".tmp") and whole in FILES and number.isdecimal()
+@contextmanager
+def lock(folder):
+    """Make the run's folder and lock it, so that no other process writes to it in the block.
+
+    The system releases the lock when the process ends, also after a kill. A folder that is empty at
+    the end is removed. Systems without such locks get none.
+    """
+    path = folder / LOCK
+    try:
+        with write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with write_errors(path):
+            file = open(path, "a+")  # noqa: SIM115  the next line closes it
+        with file:
+            try:
+                with suppress(ImportError):  # only POSIX has such locks
+                    import fcntl
+
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                way = "wait for its end, or choose another --adapter-path"
+                used = f"{folder} is in use by process {path.read_text(errors='replace')}"
+                raise InputError(f"{used}: {way}") from None
+            with write_errors(path):
+                file.truncate(0)
+                file.write(str(os.getpid()))
+                file.flush()
+                for place in (folder, *checkpoints(folder)):
+                    for left in place.glob("*.tmp"):  # of a killed run
+                        if is_own_file(left):
+                            left.unlink()
+            try:
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # only if nothing was written
+
+
+def metadata(args, unused=()):
+    """Return the settings and file digests that must be the same when the run is resumed.
+
+    unused: the settings that have no effect on the run, which are left out.
+    """
+    left_out = {*NOT_SETTINGS, *unused}
+    used = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
+    settings = {name: absolute(name, value) for name, value in used.items()}
+    for name, value in settings.items():
+        if str(value).encode(errors="ignore").decode() != str(value):
+            raise InputError(f"{flag(name)} {value} is not UTF-8: rename it")
+    digests = {name: digest(name, settings[name]) for name in INPUTS if name in settings}
+    return {"version": CHECKPOINT_VERSION, "settings": settings, "digests": digests}
 
 
 def check_same_run(folder, metadata):
@@ -88,18 +137,19 @@ def check_same_run(folder, metadata):
 
 
 def resume(folder, metadata, start):
-    """Return (adapters, state) of the run's checkpoint, which is the run that `metadata` describes.
+    """Return (adapters, state, history) of the checkpoint of the run that `metadata` describes.
 
-    `start` has the adapters before the first step. Later rows of metrics.jsonl are removed. Two
-    settings may differ. With another --iters, the later steps are those of a run of that length.
-    --early-stopping-patience changes no step, only the end of the run and the adapters it keeps.
+    `start` has the adapters before the first step. Two settings may differ. With another --iters,
+    the later steps are those of a run of that length. --early-stopping-patience changes no step,
+    only the end of the run and the adapters it keeps.
     """
-    checkpoint, metrics = folder / CHECKPOINT, folder / METRICS
+    checkpoint = folder / CHECKPOINT
     settings = metadata["settings"]
-    then = read_metadata(checkpoint)[1]
-    adapters, state, _ = load_state(checkpoint, start, settings["optimizer"])
+    adapters, state, then = load_state(checkpoint, start, settings["optimizer"])
+    history = read_history(checkpoint)
     step = state["step"]
     last = settings["iters"]
+    same_length = last == then["settings"].get("iters")
     if step > last:
         past = f"--iters {last}: {checkpoint} is at step {step} already"
         raise InputError(f"{past}: give a larger number, or start again with --overwrite")
@@ -107,7 +157,7 @@ def resume(folder, metadata, start):
     if should_stop(state, patience) and step < last:
         ended = f"early stopping has ended the run in {folder} at step {step}"
         advice = "to continue it, give a larger --early-stopping-patience, or 0"
-        if last != then["settings"].get("iters"):
+        if not same_length:
             raise InputError(f"{ended}, so --iters {last} would make no step: {advice}")
         print(f"{ended}, so no step is left: {advice}")
     print(f"resumed at step {step} of {last}")
@@ -116,86 +166,12 @@ def resume(folder, metadata, start):
             del state["best"]
             warn(f"without early stopping, step {state['best_step']} is no longer kept as best")
         state |= NO_BEST
-    if last != then["settings"].get("iters"):
+    if not same_length:
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
-    now = metadata["threads"]
-    before = then["threads"]
+    now, before = metadata["threads"], then["threads"]
     if before != now:
         warn(f"the run was started with {before} threads, not {now}: the last bits can differ")
-    first = as_json_lines(then.get("rows", []))
-    if first and not (metrics.exists() and metrics.read_bytes().startswith(first.encode())):
-        begin_run(folder, first)  # a kill had prevented this
-    rows = read_metrics(folder, step)
-    if not rows or rows[-1]["step"] < step:
-        warn(f"{metrics} ends before the checkpoint at step {step}: the curve will lack steps")
-    replace_text(metrics, as_json_lines(rows))
-    return adapters, state
-
-
-def begin_run(folder, text):
-    """Remove the files of an older run except its adapter, and write the first metrics."""
-    with write_errors(folder):
-        for name in (SETTINGS, *OTHERS):
-            (folder / name).unlink(missing_ok=True)
-        for path in checkpoints(folder):
-            shutil.rmtree(path)
-    replace_text(folder / METRICS, text)
-
-
-def metadata(args, unused=()):
-    """Return the settings and file digests that must be the same when the run is resumed.
-
-    unused: the settings that have no effect on the run, which are left out.
-    """
-    left_out = {*NOT_SETTINGS, *unused}
-    used = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
-    settings = {name: absolute(name, value) for name, value in used.items()}
-    for name, value in settings.items():
-        if str(value).encode(errors="ignore").decode() != str(value):
-            raise InputError(f"{flag(name)} {value} is not UTF-8: rename it")
-    digests = {name: digest(name, settings[name]) for name in INPUTS if name in settings}
-    return {"version": FORMAT_VERSION, "settings": settings, "digests": digests}
-
-
-@contextmanager
-def lock(folder):
-    """Make the run's folder and lock it, so that no other process writes to it in the block.
-
-    The system releases the lock when the process ends, also after a kill. A folder that is empty at
-    the end is removed. Systems without such locks get none.
-    """
-    try:
-        with write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        path = folder / LOCK
-        with write_errors(path):
-            file = open(path, "a+")  # noqa: SIM115  the next line closes it
-        with file:
-            try:
-                with suppress(ImportError):  # only POSIX has such locks
-                    import fcntl
-
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                way = "wait for its end, or choose another --adapter-path"
-                used = f"{folder} is in use by process {path.read_text(errors='replace')}"
-                raise InputError(f"{used}: {way}") from None
-            with write_errors(path):
-                file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
-                for place in (folder, *checkpoints(folder)):
-                    for left in place.glob("*.tmp"):  # of a killed run
-                        if _half_written(left.name):
-                            left.unlink()
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    path.unlink()
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # only if nothing was written
+    return adapters, state, history
 
 
 def model_card(args, config, state, scores, scored):
@@ -271,41 +247,6 @@ def front_matter(args, config):
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in sorted(tags)), "---"])
 
 
-def read_metrics(folder, last=math.inf):
-    """Return the rows of metrics.jsonl up to step `last`; raise InputError if one is malformed."""
-    path = Path(folder) / METRICS
-    rows = list[dict]()
-    try:  # a kill can have damaged later rows
-        for row, where in read_jsonl(path) if path.exists() else ():
-            _check_metrics(row, where)
-            if row["step"] > last:
-                break
-            rows.append(row)
-    except InputError:
-        if not rows or rows[-1]["step"] != last:
-            raise
-    return rows
-
-
-def _check_metrics(row, where):
-    """Raise InputError unless `row` is of a step or an evaluation and has plottable numbers."""
-    sound = isinstance(row, dict) and type(row.get("step")) is int
-    kinds = {"loss"}, {"eval_loss", "eval_exact_match"}
-    sound = sound and set.union(*kinds) & row.keys() in kinds
-    for name, value in row.items() if sound else ():
-        number = type(value) is float or (type(value) is int and abs(value) < 2**63)
-        sound = sound and (number or name == "peak_rss_mb")
-    if not sound:
-        raise InputError(f"{where}: not a row of a run: restore the file or delete the line")
-
-
 def as_json_lines(rows):
     """Return rows as JSON, one per line."""
     return "".join(json.dumps(row) + "\n" for row in rows)
-
-
-def as_toml(settings):
-    """Return settings (strings, numbers, booleans and lists of them) as TOML."""
-    settings = {"format_version": FORMAT_VERSION, **settings}
-    text = "".join(f"{k} = {json.dumps(v, ensure_ascii=False)}\n" for k, v in settings.items())
-    return text.replace("\x7f", "\\u007f")  # TOML forbids this character, JSON does not

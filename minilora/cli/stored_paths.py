@@ -1,16 +1,16 @@
 """The paths in the settings of a run: absolute, found again after a move, and with a digest.
 
 An absolute path means the same file from every directory. If a project was moved as a whole, the
-files have the same relation to the folder of the run as before, so `find` tries this relation.
-Names of built-in models and data sets stay names.
+files have the same relation to the folder of the run as before. Names of built-in models and data
+sets stay names.
 """
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
-from ..config import InputError
-from ..data.rows import file_of, say_once
+from ..data.rows import file_of
 from ..data.tasks import BUILTIN
 from ..formats import pretrained
 from ..formats.checkpoint import CONFIG
@@ -31,43 +31,23 @@ def _is_path(setting, value):
     return setting in ("init_adapter", "adapter_path")
 
 
-def find(settings, folder, digests):
+def find(settings, folder):
     """Return the settings of the run that is now in `folder`, with paths that lead to its files.
 
-    digests: {setting: `digest` of its files}, as far as they are known.
+    A file that is no longer at its path is looked for at the same place relative to the run.
     """
     now = os.path.abspath(folder)
     then = os.path.abspath(settings.get("adapter_path", folder))
     found = {**settings, "adapter_path": now}
     for name in INPUTS:
-        if name in settings and _is_path(name, settings[name]):
-            stored = os.path.abspath(settings[name])
-            found[name] = _present_place(name, stored, then, now, digests.get(name))
+        if name not in settings or not _is_path(name, settings[name]):
+            continue
+        stored = os.path.abspath(settings[name])
+        moved = stored
+        with suppress(ValueError):  # on Windows, another drive
+            moved = os.path.normpath(os.path.join(now, os.path.relpath(stored, then)))
+        found[name] = moved if os.path.exists(moved) and not os.path.exists(stored) else stored
     return found
-
-
-def _present_place(setting, stored, then, now, expected):
-    """Return `stored`, or the path that has to `now` the relation that `stored` has to `then`.
-
-    The second is taken if the first does not exist, or if its files have the `expected` digest.
-    """
-    try:
-        relation = os.path.relpath(stored, then)
-    except ValueError:  # on Windows, another drive
-        return stored
-    moved = os.path.normpath(os.path.join(now, relation))
-    if moved == stored or not os.path.exists(moved):
-        return stored
-    if not os.path.exists(stored):
-        return moved
-    try:
-        same = digest(setting, moved) == expected
-    except (InputError, OSError):  # not the files of such a setting
-        return stored
-    if not same:
-        why = "its contents are not those of the run"
-        say_once(f"warning: {stored} is used and not {moved}, because {why}")
-    return moved if same else stored
 
 
 def digest(setting, name):

@@ -1,10 +1,10 @@
 """Write and read the files of a run: the adapter in PEFT's format, and the state for resuming.
 
 Each file is written under a temporary name, flushed to the disk and renamed. A kill at any moment
-leaves the complete old file or the complete new one. Nothing is pickled, and no pickle is opened.
+leaves the complete old file or the complete new one; while the two files of an adapter change, it
+can leave no weights. Nothing is pickled, and no pickle is opened.
 """
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -14,23 +14,17 @@ import numpy as np
 
 from .. import lora
 from ..config import INITIALIZERS, InputError, LoraConfig
-from ..data.row_files import parse_json
+from ..data.row_files import parse_json, parse_lines
 from ..methods import initializers
 from ..methods.method import MethodConfig
 from ..optim import OPTIMIZERS
-from ..tree import Tree, arrays, get, named_leaves, overlay, tree_map, unflatten
+from ..tree import Tree, arrays, get, named_leaves, overlay, unflatten
 from . import method_format, peft_format, safetensors_file
-from .files import atomic_write, errors_in, pickle_refusal, read_json, write_json
+from .files import atomic_write, errors_in, pickle_refusal, read_json, sync, write_json
 from .pretrained import is_builtin
 from .safetensors_file import FORMAT_NAME, check_floats, entry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-# Two files make one adapter: the weights' metadata hold a digest of these fields of the config.
-PAIR = "minilora_config_sha256"
-PAIRED = (
-    "peft_type", "minilora_method", "r", "lora_alpha", "use_rslora", "use_dora", "lora_bias",
-    "target_modules", "rank_pattern", "alpha_pattern", "layers_to_transform", "modules_to_save",
-)  # fmt: skip
 
 
 def save_adapter(
@@ -56,23 +50,20 @@ def save_adapter(
         fields = peft_format.as_json(adapter_config, base_name, with_bias, modules)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic_write(folder / CONFIG, folder / WEIGHTS) as (config_file, weights_file):
+    entries = {
+        name: entry("F32" if name.endswith("lora_B.bias") else FORMAT_NAME[dtype], w)
+        for name, w in tensors.items()
+    }
+    config = folder / CONFIG
+    with atomic_write(config, folder / WEIGHTS) as temporary:
+        config_file, weights_file = temporary
         write_json(config_file, fields)
-        entries = {
-            name: entry("F32" if name.endswith("lora_B.bias") else FORMAT_NAME[dtype], w)
-            for name, w in tensors.items()
-        }
-        metadata = {"format": "pt", PAIR: pair_digest(fields)}
-        safetensors_file.write(weights_file, entries, metadata)
-
-
-def pair_digest(fields):
-    """Return the SHA-256 of the fields that say how the weights are used."""
-    used = {name: fields[name] for name in PAIRED if name in fields}
-    start = fields.get("init_lora_weights")
-    if start in INITIALIZERS:  # others do not modify the base
-        used["init_lora_weights"] = start
-    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
+        safetensors_file.write(weights_file, entries, {"format": "pt"})
+        if not (config.exists() and config.read_bytes() == config_file.read_bytes()):
+            # a kill between the two renames must not leave the old weights with the new config
+            sync(config_file)
+            sync(weights_file)
+            (folder / WEIGHTS).unlink(missing_ok=True)
 
 
 class LoadedAdapter(NamedTuple):
@@ -104,13 +95,11 @@ def load_adapter(
     if raw.get("peft_type") != "LORA":
         with errors_in(folder / CONFIG):
             other = method_format.read_config(raw)
-        _check_pair(folder, raw)
         read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
         return LoadedAdapter(method_format.tree(other, read, base), base, other)
     with errors_in(folder / CONFIG):
         adapter_config, with_bias, modules = peft_format.read_config(raw, base)
         shapes = peft_format.shapes(adapter_config, with_bias, modules, base)
-    _check_pair(folder, raw)
     names = {path: peft_format.key(path) for path in shapes}
     read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
     adapters = unflatten({path: read[name] for path, name in names.items()})
@@ -130,15 +119,6 @@ def load_adapter(
                 bias = np.float32(own + scaling * np.float64(node["bias"]))
             node["bias"] = check_floats(f"{folder / WEIGHTS}: {path}.bias", bias)
     return LoadedAdapter(adapters, base, adapter_config)
-
-
-def _check_pair(folder, fields):
-    """Raise InputError unless config and weights were saved together; PEFT writes no digest."""
-    metadata = safetensors_file.read_json_header(folder / WEIGHTS)[0].get("__metadata__")
-    pair = metadata.get(PAIR) if isinstance(metadata, dict) else None
-    if pair is not None and pair != pair_digest(fields):
-        two = f"{CONFIG} and {WEIGHTS} in {folder} were not saved together"
-        raise InputError(f"{two}: save the adapter again (for a run, use train --resume)")
 
 
 def needs_dense_base(folder):
@@ -167,18 +147,23 @@ def _read(path, entries, shapes):
     return read
 
 
-def save_state(path, adapters, state, metadata):
-    """Write everything that a run needs to resume exactly, in one safetensors file.
+def save_state(path, adapters, state, metadata, history=""):
+    """Write everything that a run is into one safetensors file.
 
-    `state` is what `train` passes to on_step, `metadata` any JSON value. Raises InputError if the
-    file cannot be written or a number is not finite.
+    `state` is what `train` passes to on_step, `metadata` any JSON value, `history` the records so
+    far as JSON Lines. Raises InputError if the file cannot be written or a number is not finite.
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
     entries = {name: entry("F32", w) for name, w in named_leaves(arrays(trees))}
+    entries[HISTORY] = entry("U8", np.frombuffer(history.encode(), np.uint8))
     texts = {"minilora_run": json.dumps(numbers), "facts": json.dumps(metadata)}
     with atomic_write(Path(path)) as (temporary,):
         safetensors_file.write(temporary, entries, texts)
+
+
+HISTORY = "history"  # the tensor of this name has the bytes of metrics.jsonl
+COUNTS = ("step", "best_step", "worse")
 
 
 def read_metadata(path):
@@ -189,36 +174,46 @@ def read_metadata(path):
         raise InputError(complaint)
     numbers = parse_json(str(texts.get("minilora_run")), complaint)
     metadata = parse_json(str(texts.get("facts")), complaint)
-    if not (isinstance(numbers, dict) and isinstance(metadata, dict)):
+    if not (isinstance(metadata, dict) and isinstance(numbers, dict)):
+        raise InputError(complaint)
+    best = numbers.get("best_loss")
+    counts = [numbers.get(name) for name in COUNTS]
+    sound = type(best) in (int, float) and best == best  # not NaN
+    sound = sound and all(type(n) is int and 0 <= n < 2**63 for n in counts)
+    if not sound or len(numbers) != 1 + len(COUNTS):
         raise InputError(complaint)
     return numbers, metadata
 
 
-def load_state(path, like=None, optimizer="adamw"):
+def read_history(path):
+    """Read the list of the records of steps and evaluations that `save_state` wrote."""
+    found = safetensors_file.read_header(path).get(HISTORY)
+    if found is None or found.dtype != "U8":
+        raise InputError(f"{path} is not a checkpoint of a run: it has no history")
+    rows = [row for row, _ in parse_lines(path, found.read().tobytes())]
+    if not all(isinstance(row, dict) and type(row.get("step")) is int for row in rows):
+        raise InputError(f"{path} is not a checkpoint of a run: its history is damaged")
+    return rows
+
+
+def load_state(path, like, optimizer="adamw"):
     """Read (adapters, state, metadata) from a file that `save_state` wrote, bit for bit.
 
     optimizer: its name in `optim.OPTIMIZERS`. Raises InputError if the file is not a checkpoint,
     lacks a tree of the state of this optimizer, or has other shapes than the tree `like`.
     """
-    entries = safetensors_file.read_header(path)
     numbers, metadata = read_metadata(path)
-    ours = {n.removeprefix("adapters."): e for n, e in entries.items() if n.startswith("adapters.")}
-    ours = unflatten(ours) if like is None else arrays(like)
-    names = ("best_loss", "step", "best_step", "worse")
-    best, *counts = (numbers.get(name) for name in names)
-    sound = type(best) in (int, float) and best == best  # not NaN
-    sound = sound and all(type(n) is int and 0 <= n < 2**63 for n in counts)
-    if not (sound and ours and len(numbers) == len(names)):
-        raise InputError(f"{path} is not a checkpoint of a run")
+    entries = safetensors_file.read_header(path)
+    entries.pop(HISTORY, None)
     start, _ = OPTIMIZERS[optimizer]
-    zeros = start(tree_map(lambda found: np.zeros(found.shape, "f4"), ours))
-    moments = {name: tree for name, tree in zeros.items() if isinstance(tree, dict)}
+    ours = arrays(like)
+    moments = {name: tree for name, tree in start(ours).items() if isinstance(tree, dict)}
     trees = {"adapters": ours, **moments}
     if any(name.startswith("best.") for name in entries):
         trees["best"] = ours
-    shapes = {name: found.shape for name, found in named_leaves(trees)}
+    shapes = {name: leaf.shape for name, leaf in named_leaves(trees)}
     empty: Tree = {name: {} for name in moments}  # muon has no m and v if it trains only matrices
     state = numbers | empty | unflatten(_read(path, entries, shapes))
     for tree in {"adapters", "best"} & state.keys():  # the file has no settings such as the scaling
-        state[tree] = overlay(like or {}, state[tree])
+        state[tree] = overlay(like, state[tree])
     return state.pop("adapters"), state, metadata

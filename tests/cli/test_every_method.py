@@ -1,11 +1,22 @@
-"""Every method works with every command that reads an adapter."""
+"""Every method: a run, its folder, its checkpoint, and the commands that read them."""
 
 from itertools import product
 
+import numpy as np
 import pytest
+from models import random_examples
+from small_run import at, error_of, run
 
-from minilora import cli
+import minilora
+from minilora import TrainConfig
+from minilora.cli.arguments import as_toml, parse
+from minilora.cli.commands import load_model
+from minilora.cli.loading import load_for_training
+from minilora.evaluation.callbacks import init_state
+from minilora.formats.checkpoint import load_state, save_adapter, save_state
+from minilora.formats.pretrained import load
 from minilora.methods.registry import METHODS
+from minilora.tree import arrays, flatten
 
 STORAGE = ("none", "int8", "nf4", "nf4-dq", "fp4")
 IN_THE_CORE = ("lora", "bitfit", "norm", "head", "full")
@@ -14,9 +25,6 @@ UNMERGEABLE = [
     for name, method in METHODS.items()
     if name not in IN_THE_CORE and "merge_projection" not in method.wraps
 ]
-READING = (
-    "evaluate --split valid --json", "generate --prompt Ada --max-tokens 3", "inspect --data notes",
-)  # fmt: skip
 
 
 def combinations():
@@ -29,22 +37,68 @@ def combinations():
     ]
 
 
-def run(words):
-    return cli.main(words.split())
+def trained(loaded, state=None, on_step=None, **settings):
+    """The adapter after training steps on random tokens."""
+    config = TrainConfig(**{"iters": 2, "batch_size": 2, "learning_rate": 0.05, **settings})
+    examples = random_examples(loaded.model_config, 6)
+    model = loaded.adapters, loaded.base, examples, loaded.model_config, config
+    return minilora.train(*model, state=state, on_step=on_step, quiet=True).adapters
 
 
 @pytest.mark.parametrize(("method", "storage"), combinations())
-def test_a_methods_folder_is_read_by_every_command(method, storage, tmp_path, capsys):
+def test_a_methods_folder_is_read_by_every_command(method, storage, base, tmp_path, capsys):
+    words = ["train", "--model", str(base), "--method", method, "--quantize", storage]
+    loaded = load_for_training(parse(words))
+    adapters = trained(loaded)
     folder, merged = tmp_path / "run", tmp_path / "merged"
-    words = f"--model micro --method {method} --quantize {storage} --adapter-path {folder}"
-    assert run(f"train {words} --iters 1 --val-batches 1 --batch-size 2") == 0, capsys.readouterr()
-    for command in READING:
-        assert run(f"{command} --adapter-path {folder}") == 0, (command, capsys.readouterr())
-    status = run(f"merge --adapter-path {folder} --out {merged}")
+    save_adapter(folder, adapters, loaded.base, loaded.adapter_config, str(base))
+    settings = {"model": str(base), "quantize": storage, "block_size": 64}
+    (folder / "train_config.toml").write_text(as_toml(settings))
+    tokens = np.array([[1, 2, 3, 4]])
+    config = loaded.model_config
+    expected = minilora.forward(adapters, loaded.base, tokens, config)
+    assert np.abs(expected - minilora.forward({}, loaded.base, tokens, config)).max() > 1e-3
+
+    # the file holds the numbers, or for p-tuning the rows that its network gives
+    read = load_model(parse(["evaluate"]), folder)
+    again = load_for_training(parse([*words, "--init-adapter", str(folder)]))
+    for found in (read, again):
+        logits = minilora.forward(found.adapters, found.base, tokens, config)
+        np.testing.assert_allclose(logits, expected, atol=1e-5)
+    status = run("merge", *at(folder), "--out", merged)
     if method in UNMERGEABLE:
-        assert status == 2 and "cannot be merged" in capsys.readouterr().err
-    else:
-        assert status == 0, capsys.readouterr()
-        assert run(f"evaluate --model {merged} --data notes --split valid") == 0
-    rest = f"train {words.replace(str(folder), str(tmp_path / 'second'))} --init-adapter {folder}"
-    assert run(f"{rest} --iters 1 --val-batches 1 --batch-size 2") == 0, capsys.readouterr()
+        assert "cannot be merged" in error_of(capsys, status)
+        return
+    assert status == 0
+    logits = minilora.forward({}, load(merged).base, tokens, config)
+    np.testing.assert_allclose(logits, expected, atol=1e-4)
+
+
+TARGETS = "--target-modules q_proj down_proj"
+RESUMED = {
+    "p-tuning": "--method p-tuning --num-virtual-tokens 3", "prefix": "--method prefix",
+    "pissa": f"--init-lora-weights pissa {TARGETS}", "vera": "--method vera",
+    "loftq": f"--method dora --init-lora-weights loftq --lora-r 4 {TARGETS}",
+    "muon": f"--optimizer muon {TARGETS}",
+    "muon and AdamW": f"--optimizer muon --also-train norm head {TARGETS}",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_method_resumes_to_the_same_bytes(name, base, tmp_path):
+    """Resume from step 2 of 4: the checkpoint has the encoder; the base is initialized again."""
+    args = parse(["train", "--model", str(base), "--quantize", "nf4", *RESUMED[name].split()])
+    loaded, path = load_for_training(args), tmp_path / "checkpoint"
+
+    def save(records, adapters, state):
+        if state["step"] == 2:
+            save_state(path, adapters, state, {})
+
+    settings = {"iters": 4, "optimizer": args.optimizer}
+    start = init_state(loaded.adapters, TrainConfig(**settings))
+    whole = trained(loaded, start, save, **settings)
+    again = load_for_training(args)
+    adapters, state, _ = load_state(path, again.adapters, args.optimizer)
+    resumed = trained(again._replace(adapters=adapters), state, **settings)
+    for leaf, w in flatten(arrays(whole)).items():
+        assert flatten(resumed)[leaf].tobytes() == w.tobytes(), leaf

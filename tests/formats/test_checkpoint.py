@@ -4,7 +4,6 @@ import json
 import math
 import os
 import re
-import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -28,12 +27,15 @@ from models import (
 
 import minilora
 from minilora import lora
-from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
-from minilora.evaluation.callbacks import init_state
+from minilora.config import ALL_LINEAR, InputError, LoraConfig
 from minilora.formats import peft_format
-from minilora.formats.checkpoint import load_adapter, load_state, save_adapter, save_state
-from minilora.formats.peft_format import as_json
-from minilora.methods.method import MethodConfig
+from minilora.formats.checkpoint import (
+    load_adapter,
+    load_state,
+    read_history,
+    save_adapter,
+    save_state,
+)
 from minilora.methods.muon import muon_init
 from minilora.methods.registry import get_peft_model
 from minilora.methods.replaced import also_train
@@ -108,18 +110,6 @@ def test_trained_biases_come_back(tmp_path_factory, config, base_has_biases, see
             assert (found == b).all()  # dividing by a power of two only moves the exponent
 
 
-def test_a_projection_without_a_trained_bias_keeps_its_own(tmp_path):
-    base = random_base(TINY, biases=("q_proj",))
-    adapters, _ = adapted(base, target_modules=("q_proj", "v_proj"))
-    set_leaf(adapters, f"{Q0}.bias", np.ones(24, "f4"))
-    config = LoraConfig(target_modules=("q_proj", "v_proj"))
-    save_adapter(tmp_path, adapters, base, config, "a base")
-    loaded, _, _ = load_adapter(tmp_path, base)
-    other = Q0.replace("0", "1")
-    assert (get(loaded, other)["bias"] == get(base, other)["bias"]).all()
-    assert (get(loaded, other.replace("q_proj", "v_proj"))["bias"] == 0).all()
-
-
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_rounds_once(tmp_path, dtype):
     base, config = random_base(TINY), LoraConfig()
@@ -138,24 +128,20 @@ def test_the_files_are_what_peft_expects(tmp_path):
     save_adapter(tmp_path, adapters, base, config, "models/a base", "bfloat16")
     assert sorted(os.listdir(tmp_path)) == ["adapter_config.json", "adapter_model.safetensors"]
     with safetensors.safe_open(tmp_path / "adapter_model.safetensors", "numpy") as file:
-        assert file.metadata()["format"] == "pt"
-        assert KEY in file.keys() and KEY.replace("_A", "_B") in file.keys()  # noqa: SIM118
-        assert "base_model.model.lm_head.weight" in file.keys()  # noqa: SIM118
-        assert file.get_slice(KEY).get_dtype() == "BF16" and file.get_slice(KEY).get_shape() == [
-            2,
-            12,
-        ]
+        assert file.metadata() == {"format": "pt"}
+        names = {KEY, KEY.replace("_A", "_B"), "base_model.model.lm_head.weight"}
+        assert names <= {*file.keys()}
+        assert file.get_slice(KEY).get_dtype() == "BF16"
+        assert file.get_slice(KEY).get_shape() == [2, 12]
     written = json.loads((tmp_path / "adapter_config.json").read_text())
-    assert written["base_model_name_or_path"] == "models/a base"
-    assert (written["peft_type"], written["task_type"], written["bias"]) == (
-        "LORA",
-        "CAUSAL_LM",
-        "none",
-    )
-    # `norm` alone would do, as PEFT compares ends; the other two say it to a person
-    assert written["modules_to_save"] == [
-        "input_layernorm", "lm_head", "norm", "post_attention_layernorm",
-    ]  # fmt: skip
+    expected = {
+        "base_model_name_or_path": "models/a base", "peft_type": "LORA", "task_type": "CAUSAL_LM",
+        "bias": "none", "use_dora": False, "lora_bias": False, "exclude_modules": None,
+        # `norm` alone would do, as PEFT compares ends; the other two say it to a person
+        "modules_to_save": ["input_layernorm", "lm_head", "norm", "post_attention_layernorm"],
+    }  # fmt: skip
+    assert {name: written[name] for name in expected} == expected
+    assert written == dict(sorted(written.items()))
 
 
 def test_norms_trained_one_by_one_are_named_one_by_one(tmp_path):
@@ -182,17 +168,14 @@ def test_a_trained_embedding_leaves_the_head_as_it_was(tmp_path, tied):
     fields = {"peft_type": "LORA", "modules_to_save": ["embed_tokens"], "lora_alpha": 16}
     (tmp_path / "adapter_config.json").write_text(json.dumps(fields))
     loaded, loaded_base, config = load_adapter(tmp_path, base)
-    assert_same_bits(loaded, adapters)
-    expected = {**base, "lm_head": {"weight": head}}
     tokens = random_batch(TINY)["tokens"]
-    ours = minilora.forward(loaded, loaded_base, tokens, model)
-    assert bits(ours) == bits(minilora.forward(adapters, expected, tokens, model))
-    merged = minilora.merge(loaded, loaded_base)
-    assert bits(merged["lm_head"]["weight"]) == bits(head)
+    expected = minilora.forward(adapters, {**base, "lm_head": {"weight": head}}, tokens, model)
+    assert bits(minilora.forward(loaded, loaded_base, tokens, model)) == bits(expected)
+    assert bits(minilora.merge(loaded, loaded_base)["lm_head"]["weight"]) == bits(head)
     save_adapter(tmp_path / "b", loaded, loaded_base, config, "a base")
     again = load_adapter(tmp_path / "b", base)
     assert_same_bits(again.adapters, adapters)
-    assert bits(minilora.forward(*again[:2], tokens, model)) == bits(ours)
+    assert bits(minilora.forward(*again[:2], tokens, model)) == bits(expected)
 
 
 # --- PEFT's ways of saying it
@@ -220,13 +203,6 @@ def everywhere(*names, r=8):
     }
 
 
-def test_absent_fields_have_pefts_defaults(tmp_path):
-    folder = write_folder(tmp_path / "a", everywhere("q_proj", "v_proj"))
-    adapters, _, config = load_adapter(folder, random_base(TINY))
-    assert (config.r, config.lora_alpha, config.target_modules) == (8, 8, ("q_proj", "v_proj"))
-    assert get(adapters, Q0)["lora_scaling"] == 1.0 and get(adapters, Q0)["lora_dropout"] == 0.0
-
-
 @pytest.mark.parametrize(
     ("targets", "layers", "names"),
     [
@@ -242,32 +218,30 @@ def test_absent_fields_have_pefts_defaults(tmp_path):
 def test_every_way_to_name_the_targets(tmp_path, targets, layers, names):
     ranks = everywhere(*names)
     folder = write_folder(tmp_path / "a", ranks, target_modules=targets, layers_to_transform=layers)
-    adapters, _, _ = load_adapter(folder, random_base(TINY))
-    assert sorted(lora.adapted_paths(adapters)) == sorted(ranks)
+    adapters, _, config = load_adapter(folder, random_base(TINY))
+    assert sorted(lora.adapted_paths(adapters)) == sorted(ranks) and config.r == 8
+    node = get(adapters, Q0)  # fields that are absent have PEFT's defaults
+    assert node["lora_scaling"] == 1.0 and node["lora_dropout"] == 0.0
 
 
 @pytest.mark.parametrize(
     ("pattern", "of_layer_0", "of_layer_1"),
     [
-        ({"q_proj": 3}, 3, 3),
-        ({Q0: 3}, 3, 8),
-        ({r"^model\.layers\.1\..*": 3}, 8, 3),
+        ({"q_proj": 3}, 3, 3), ({Q0: 3}, 3, 8), ({r"^model\.layers\.1\..*": 3}, 8, 3),
         ({r"layers.0.*q_proj": 3, "q_proj": 4}, 3, 4),
         ({"q_proj": 4, r"layers.0.*q_proj": 3}, 4, 4),  # the first that matches decides
-        ({r"layers.0.*q_proj": 3, r"[qk]_proj": 4}, 3, 4),
         ({"_proj": 3}, 8, 8),  # the end of a name is not a name
         ({"q.proj": 3}, 3, 3),  # a dot matches anything
-        ({"k_proj": 3}, 8, 8),
     ],
-)
+)  # fmt: skip
 def test_the_keys_of_a_pattern_are_regular_expressions(tmp_path, pattern, of_layer_0, of_layer_1):
-    one = Q0.replace("0", "1")
+    ranks = {Q0: of_layer_0, Q0.replace("0", "1"): of_layer_1}
+    patterns = {"rank_pattern": pattern, "alpha_pattern": pattern}
     folder = write_folder(
-        tmp_path / "a", {Q0: of_layer_0, one: of_layer_1},
-        target_modules=["q_proj"], rank_pattern=pattern, alpha_pattern=pattern, use_rslora=True,
-    )  # fmt: skip
+        tmp_path / "a", ranks, target_modules=["q_proj"], use_rslora=True, **patterns
+    )
     adapters, base, config = load_adapter(folder, random_base(TINY))
-    for path, r in {Q0: of_layer_0, one: of_layer_1}.items():
+    for path, r in ranks.items():
         assert config.rank_and_scaling(path) == (r, r / math.sqrt(r))
         assert len(get(adapters, path)["lora_A"]) == r
         assert get(adapters, path)["lora_scaling"] == r / math.sqrt(r)
@@ -296,27 +270,17 @@ def refusal(folder, base=None):
 
 
 REFUSED = [
-    ("peft_type", "NO_SUCH_TYPE"), ("peft_type", "ADALORA"), ("peft_type", None),
-    ("task_type", "SEQ_CLS"), ("use_dora", "yes"), ("bias", "vera_only"), ("bias", ["all"]),
-    ("fan_in_fan_out", True), ("layers_pattern", "h"), ("layers_pattern", ["h"]),
-    ("layers_pattern", 5), ("exclude_modules", {"v_proj": 1}), ("exclude_modules", "(v_proj"),
-    ("target_parameters", ["x"]), ("trainable_token_indices", [1]),
-    ("alora_invocation_tokens", [1]), ("megatron_config", {"x": 1}), ("loftq_config", {"b": 4}),
-    ("layer_replication", [[0, 1]]), ("use_qalora", True), ("init_lora_weights", "pissa_niter_4"),
-    ("init_lora_weights", "olora"), ("init_lora_weights", "corda"),
-    ("init_lora_weights", "lora_ga"), ("a_field_of_tomorrow", "x"), ("r", 0), ("r", "8"),
-    ("r", True), ("r", 8.0), ("r", 10**12), ("lora_alpha", 0), ("lora_alpha", "16"),
-    ("lora_alpha", 10**400), ("lora_alpha", math.nan), ("lora_dropout", 1),
-    ("lora_dropout", -0.1), ("use_rslora", "yes"),
-    ("rank_pattern", {"q_proj": 0}), ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", {"(": 4}),
-    ("rank_pattern", ["q_proj"]), ("alpha_pattern", {"q_proj": [1]}), ("target_modules", []),
-    ("target_modules", ["q_proj", 1]), ("target_modules", ["q_proj", "nowhere"]),
-    ("target_modules", ["lm_head"]), ("target_modules", "q_proj"), ("target_modules", "(q_proj"),
-    ("target_modules", {"q_proj": 1}), ("layers_to_transform", [2]), ("layers_to_transform", "0"),
-    ("modules_to_save", ["mlp"]), ("modules_to_save", [""]), ("modules_to_save", ["q_proj"]),
-    ("modules_to_save", "norm"), ("peft_type", ["IA3"]), ("peft_type", {"a": 1}), ("peft_type", 5),
-    ("peft_type", ""), ("r", 10**30), ("lora_alpha", 10**30), ("lora_alpha", -math.inf),
-    ("layers_to_transform", [10**30]), ("layers_to_transform", -1),
+    ("peft_type", "ADALORA"), ("peft_type", None), ("peft_type", ["IA3"]), ("task_type", "SEQ_CLS"),
+    ("use_dora", "yes"), ("bias", ["all"]), ("fan_in_fan_out", True), ("layers_pattern", ["h"]),
+    ("exclude_modules", {"v_proj": 1}), ("exclude_modules", "(v_proj"), ("use_qalora", True),
+    ("trainable_token_indices", [1]), ("init_lora_weights", "pissa_niter_4"),
+    ("a_field_of_tomorrow", "x"), ("r", 0), ("r", "8"), ("r", True), ("r", 10**12),
+    ("lora_alpha", 0), ("lora_alpha", 10**400), ("lora_alpha", math.nan), ("lora_dropout", 1),
+    ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", {"(": 4}), ("rank_pattern", ["q_proj"]),
+    ("alpha_pattern", {"q_proj": [1]}), ("target_modules", []), ("target_modules", ["q_proj", 1]),
+    ("target_modules", ["q_proj", "nowhere"]), ("target_modules", {"q_proj": 1}),
+    ("layers_to_transform", [2]), ("layers_to_transform", "0"), ("modules_to_save", ["mlp"]),
+    ("modules_to_save", ["q_proj"]), ("modules_to_save", "norm"),
 ]  # fmt: skip
 
 
@@ -326,13 +290,6 @@ def test_a_field_that_cannot_be_honoured_is_refused_by_name(folder, name, value)
     path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
     message = refusal(folder).removeprefix(str(folder))
     assert re.search(rf"\W{name}\W", message)
-
-
-def test_a_fields_name_with_control_characters_stays_on_one_line(folder):
-    path = folder / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "a\nb\x1b": 1}))
-    message = refusal(folder)
-    assert message.isprintable() and r"a\nb\x1b = 1 is not implemented" in message
 
 
 def test_excluded_modules_of_a_file_have_no_factors(tmp_path):
@@ -353,8 +310,8 @@ def test_excluded_modules_of_a_file_have_no_factors(tmp_path):
 @pytest.mark.parametrize(
     ("bias", "biased", "refused"),
     [
-        ("all", ("o_proj",), True), ("all", ("q_proj",), True), ("lora_only", ("q_proj",), True),
-        ("lora_only", ("o_proj",), False), ("none", ("q_proj",), False), ("all", (), False),
+        ("all", ("o_proj",), True), ("lora_only", ("q_proj",), True),
+        ("lora_only", ("o_proj",), False), ("none", ("q_proj",), False),
     ],
 )  # fmt: skip
 def test_trained_biases_of_the_base_are_refused_where_it_has_them(folder, bias, biased, refused):
@@ -369,22 +326,13 @@ def test_trained_biases_of_the_base_are_refused_where_it_has_them(folder, bias, 
     assert what in refusal(folder, base)
 
 
-def test_a_pattern_of_targets_excludes_layers(folder):
-    path = folder / "adapter_config.json"
-    raw = json.loads(path.read_text()) | {"target_modules": ".*q_proj", "layers_to_transform": [0]}
-    path.write_text(json.dumps(raw))
-    assert "layers_to_transform" in refusal(folder)
-
-
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("init_lora_weights", "gaussian"), ("init_lora_weights", False), ("revision", "main"),
-        ("auto_mapping", {"x": 1}), ("inference_mode", False), ("eva_config", {"rho": 2.0}),
-        ("peft_version", "0.9"), ("a_field_of_tomorrow", False), ("another", None),
-        ("runtime_config", {"ephemeral_gpu_offload": False}), ("layers_pattern", "layers"),
-        ("layers_pattern", ["h", "layers"]), ("bias", "all"), ("bias", "lora_only"),
-        ("exclude_modules", []), ("exclude_modules", ["lm_head", "k_proj", "nowhere"]),
+        ("auto_mapping", {"x": 1}), ("eva_config", {"rho": 2.0}), ("a_field_of_tomorrow", False),
+        ("another", None), ("layers_pattern", ["h", "layers"]), ("bias", "all"),
+        ("bias", "lora_only"), ("exclude_modules", ["lm_head", "k_proj", "nowhere"]),
         ("exclude_modules", "v_proj"),  # an expression that matches no whole path: PEFT warns
     ],
 )  # fmt: skip
@@ -404,12 +352,10 @@ def change_tensors(folder, change):
 BAD_TENSORS = {
     "missing": lambda t: t.pop(KEY),
     "left over": lambda t: t.update({KEY.replace("q_proj", "k_proj"): t[KEY]}),
-    "of another rank": lambda t: t.update({KEY: t[KEY][:4].copy()}),
     "transposed": lambda t: t.update({KEY: t[KEY].T.copy()}),
     "NaN": lambda t: t[KEY].__setitem__((0, 0), np.nan),
     "infinite": lambda t: t[KEY].__setitem__((0, 0), -np.inf),
     "float64": lambda t: t.update({KEY: t[KEY].astype("f8")}),
-    "renamed": lambda t: t.update({KEY.removeprefix("base_model."): t.pop(KEY)}),
     "of DoRA": lambda t: t.update({KEY.replace("lora_A.weight", "lora_magnitude_vector"): t[KEY]}),
 }
 
@@ -430,14 +376,7 @@ def test_a_bias_too_large_once_scaled_is_refused(tmp_path):
     change_tensors(tmp_path, lambda t: t.update({key: np.full_like(t[key], 3e38)}))
     path = tmp_path / "adapter_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"lora_alpha": 80}))
-    change_metadata(tmp_path)
     assert f"{Q0}.bias has a NaN or an infinite number" in refusal(tmp_path)
-
-
-def change_metadata(folder):
-    """Write the tensors without the digest that pairs them with their config."""
-    path = folder / "adapter_model.safetensors"
-    safetensors.numpy.save_file(safetensors.numpy.load_file(path), path, {"format": "pt"})
 
 
 def test_an_adapter_of_another_base_is_refused(folder):
@@ -470,136 +409,26 @@ def test_folders_that_are_none(folder, tmp_path):
     assert "cannot be read" in refusal(folder)
 
 
-def test_saving_refuses_what_the_format_would_lose(tmp_path):
-    base, config = random_base(TINY), LoraConfig()
-    adapters, _ = adapted(base)
-
-    def refused(adapters, config=config, dtype="float32"):
-        with pytest.raises(InputError) as caught:
-            save_adapter(tmp_path / "a", adapters, base, config, "a base", dtype)
-        assert not any((tmp_path / "a").glob("*")), "nothing is left behind"
-        return str(caught.value)
-
-    assert "LoraConfig" in refused(adapters, LoraConfig(r=4))
-    assert "LoraConfig" in refused(adapters, LoraConfig(lora_alpha=3))
-    assert "LoraConfig" in refused(adapters, LoraConfig(target_modules=("q_proj",)))
-    embedding = unflatten(
-        {**flatten(adapters), "model.embed_tokens.weight": np.ones((11, 12), "f4")}
-    )
-    # PEFT would read it with the frozen embedding as the head
-    assert "hold a trained embedding that is also the head" in refused(embedding)
-    whole = unflatten({**flatten(adapters), f"{Q0}.weight": np.ones((24, 12), "f4")})
-    assert f"{Q0}.weight" in refused(whole)
-    large = unflatten({**flatten(adapters), f"{Q0}.lora_A": np.full((8, 12), 1e5, "f4")})
-    assert "F16" in refused(large, dtype="float16")
-    diverged = unflatten({**flatten(adapters), f"{Q0}.lora_A": np.full((8, 12), np.nan, "f4")})
-    assert f"{Q0}.lora_A" in refused(diverged)
-
-
-# --- a kill
-
-
-class Killed(BaseException):
-    """An exception that `except Exception` does not catch."""
-
-
-@pytest.mark.parametrize("calls_until_death", range(5))
-@pytest.mark.parametrize("what", ["replace", "fsync"])
-def test_a_kill_leaves_the_old_adapter_or_the_new_one(folder, monkeypatch, what, calls_until_death):
-    """A kill between the two renames leaves files of two saves, which is an error."""
-    base = random_base(TINY)
-    old, _, config = load_adapter(folder, base)
-    save_adapter(folder, old, base, config, "a base")
-    new = moved(old, lambda w: w + 1)
-    config = replace(config, lora_alpha=1000)
-    for path in lora.adapted_paths(old):
-        set_leaf(new, f"{path}.lora_scaling", config.rank_and_scaling(path)[1])
-    real, calls = getattr(os, what), []
-
-    def dying(*args):
-        calls.append(args)
-        if len(calls) > calls_until_death:
-            raise Killed
-        return real(*args)
-
-    monkeypatch.setattr(os, what, dying)
-    try:
-        save_adapter(folder, new, base, config, "a base")
-        killed = False
-    except Killed:
-        killed = True
-    assert killed == (calls_until_death < {"replace": 2, "fsync": 3}[what])
-    monkeypatch.undo()
-    if (what, calls_until_death) == ("replace", 1):
-        with pytest.raises(InputError, match="were not saved together"):
-            load_adapter(folder, base)
-        save_adapter(folder, new, base, config, "a base")
-    before = calls_until_death < (1 if what == "replace" else 2)
-    assert_same_bits(load_adapter(folder, base)[0], old if before else new)
-    assert load_adapter(folder, base)[2].lora_alpha == (config.lora_alpha if not before else 16)
-    assert sorted(os.listdir(folder)) == ["adapter_config.json", "adapter_model.safetensors"]
-
-
-OTHER_CONFIGS = {  # each is a valid field, with which the same weights compute something else
-    "r": 4, "lora_alpha": 3, "use_rslora": True, "use_dora": True, "lora_bias": True,
-    "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"q_proj": 3},
-    "layers_to_transform": [0], "modules_to_save": ["norm"], "init_lora_weights": "pissa",
+UNSAVABLE = {  # changes of a leaf, or of the config: part of the message
+    "model.embed_tokens.weight": (np.ones((11, 12), "f4"), "embedding that is also the head"),
+    f"{Q0}.weight": (np.ones((24, 12), "f4"), f"{Q0}.weight"),
+    f"{Q0}.lora_A": (np.full((8, 12), np.nan, "f4"), f"{Q0}.lora_A"),
+    f"{Q0}.lora_B": (np.full((24, 8), 1e5, "f4"), "F16"),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("field", OTHER_CONFIGS)
-def test_a_config_that_uses_the_weights_in_another_way_is_refused(field, tmp_path):
+def test_saving_refuses_what_the_format_would_lose(tmp_path):
     base = random_base(TINY)
     adapters, _ = adapted(base)
-    save_adapter(tmp_path, adapters, base, LoraConfig(), "a base")
-    path = tmp_path / "adapter_config.json"
-    written = json.loads(path.read_text())
-    for name, value in (("lora_dropout", 0.5), ("init_lora_weights", "gaussian")):
-        path.write_text(json.dumps(written | {name: value}))
-        load_adapter(tmp_path, base)  # the outputs of the adapter stay the same
-    path.write_text(json.dumps(written | {field: OTHER_CONFIGS[field]}))
-    with pytest.raises(InputError, match="were not saved together"):
-        load_adapter(tmp_path, base)
-
-
-@pytest.mark.parametrize(
-    ("method", "other"),
-    [("norm", {"minilora_method": "head"}),
-     ("prompt", {"peft_type": "P_TUNING", "prompt_tuning_init": None})],
-)  # fmt: skip
-def test_a_config_of_another_method_is_refused(method, other, tmp_path):
-    base, config = random_base(TINY), MethodConfig(method)
-    save_adapter(tmp_path, *get_peft_model(base, config), config, "a base")
-    path = tmp_path / "adapter_config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | other))
-    with pytest.raises(InputError, match="were not saved together"):
-        load_adapter(tmp_path, base)
-
-
-def test_what_a_kill_left_half_written_does_no_harm(folder):
-    """A process that dies cannot clean up after itself."""
-    base = random_base(TINY)
-    adapters, _, config = load_adapter(folder, base)
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        (folder / f"{name}.999999999.tmp").write_bytes(b"half")
-    assert_same_bits(load_adapter(folder, base)[0], adapters)
-    save_adapter(folder, adapters, base, config, "a base")
-    assert_same_bits(load_adapter(folder, base)[0], adapters)
-
-
-def test_a_disk_that_is_full_says_so(folder, monkeypatch):
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    base = random_base(TINY)
-    adapters, _, config = load_adapter(folder, base)
-    monkeypatch.setattr(os, "fsync", full)
-    way = "No space left on device: free space on its disk, or choose another folder"
-    with pytest.raises(InputError, match=rf"adapter_config\.json cannot be written: {way}"):
-        save_adapter(folder, adapters, base, config, "a base")
-    with pytest.raises(InputError, match=rf"state cannot be written: {way}"):
-        save_state(folder / "state", adapters, init_state(adapters, TrainConfig()), {})
-    assert len(os.listdir(folder)) == 2
+    others = ({"r": 4}, {"lora_alpha": 3}, {"target_modules": ("q_proj",)})
+    cases = [(adapters, LoraConfig(**fields), "LoraConfig") for fields in others]
+    for path, (w, says) in UNSAVABLE.items():
+        changed = unflatten({**flatten(adapters), path: w})
+        cases.append((changed, LoraConfig(), says))
+    for tree, config, says in cases:
+        with pytest.raises(InputError, match=re.escape(says)):
+            save_adapter(tmp_path / "a", tree, base, config, "a base", "float16")
+        assert not any((tmp_path / "a").glob("*")), "nothing is left behind"
 
 
 # --- the state of a run
@@ -631,14 +460,17 @@ json_values = st.recursive(
     seeds, st.booleans(), st.sampled_from(("adamw", "muon")), st.integers(0, 10**9),
     st.floats(allow_nan=False), st.integers(0, 99), st.integers(0, 10**9),
     st.dictionaries(st.text(), json_values),
+    st.lists(st.builds(dict, step=st.integers(), loss=st.floats(allow_nan=False))),
 )  # fmt: skip
 def test_a_state_comes_back_bit_for_bit(
-    tmp_path_factory, seed, with_best, optimizer, step, best_loss, worse, best_step, facts
+    tmp_path_factory, seed, with_best, optimizer, step, best_loss, worse, best_step, facts, rows
 ):
     path = tmp_path_factory.mktemp("run") / "state"
     adapters, trees = random_state(seed, with_best, optimizer)
     numbers = {"step": step, "best_loss": best_loss, "worse": worse, "best_step": best_step}
-    save_state(path, adapters, trees | numbers, facts)
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    save_state(path, adapters, trees | numbers, facts, lines)
+    assert read_history(path) == rows
     loaded, state, loaded_facts = load_state(path, adapters, optimizer)
     assert_same_bits(loaded, adapters)
     assert state.keys() == trees.keys() | numbers.keys()
@@ -648,92 +480,76 @@ def test_a_state_comes_back_bit_for_bit(
     assert os.listdir(path.parent) == ["state"]
 
 
-def test_the_state_before_the_first_step(tmp_path):
-    adapters = random_state(0)[0]
-    save_state(tmp_path / "state", adapters, init_state(adapters, TrainConfig()), {"model": "tiny"})
-    loaded, state, _ = load_state(tmp_path / "state")
-    assert_same_bits(loaded, arrays(adapters))  # the settings of an adapter are not in the file
-    assert (state["step"], state["best_loss"], state["worse"]) == (0, math.inf, 0)
-
-
 @pytest.mark.parametrize(
     ("optimizer", "other", "tree"), [("adamw", "muon", "m"), ("muon", "adamw", "momentum")]
 )
 def test_a_state_of_another_optimizer_is_refused(tmp_path, optimizer, other, tree):
     adapters, trees = random_state(0, False, optimizer)
-    numbers = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 0}
-    save_state(tmp_path / "state", adapters, trees | numbers, {})
+    save_state(tmp_path / "state", adapters, trees | NUMBERS, {})
     with pytest.raises(InputError, match=rf"tensor {tree}\.model\.\S* does not belong"):
         load_state(tmp_path / "state", adapters, other)
 
 
 def test_every_truncated_state_is_refused(tmp_path):
     tree = {"lm_head": {"weight": np.ones((2, 3), "f4")}}
-    save_state(tmp_path / "state", tree, {"m": tree, "v": tree, "step": 1}, {})
+    save_state(tmp_path / "state", tree, {"m": tree, "v": tree} | NUMBERS, {})
     whole = (tmp_path / "state").read_bytes()
     for length in range(len(whole)):
         (tmp_path / "cut").write_bytes(whole[:length])
         with pytest.raises(InputError, match="cut"):
-            load_state(tmp_path / "cut")
+            load_state(tmp_path / "cut", tree)
 
 
-def write_state(path, tensors, **metadata):
-    safetensors.numpy.save_file(tensors, path, metadata or None)
+BROKEN = {  # changes of a sound state: part of the message
+    "no m": lambda t: t.pop("m.lm_head.weight"),
+    "other": lambda t: t.update({"other.lm_head.bias": np.ones((2, 3), "f4")}),
+    "shape": lambda t: t.update({"v.lm_head.weight": np.ones((3, 2), "f4")}),
+    "infinite": lambda t: t["v.lm_head.weight"].fill(np.inf),
+    "float64": lambda t: t.update({"m.lm_head.weight": np.ones((2, 3))}),
+}
+NUMBERS = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 1}
+NO_NUMBERS = (
+    "[1]", "{", "null", "{}", '{"step": 1}',
+    *(json.dumps(NUMBERS | changed) for changed in (
+        {"step": -1}, {"step": True}, {"step": 10**30}, {"best_loss": "2"}, {"best_loss": math.nan},
+        {"best_step": -1}, {"worse": None}, {"best": 5},
+    )),
+)  # fmt: skip
 
 
 def test_a_foreign_or_broken_state_is_refused(tmp_path, folder):
-    w, path = np.ones((2, 3), "f4"), tmp_path / "state"
-    sound = {f"{tree}.lm_head.weight": w for tree in ("adapters", "m", "v")}
+    path, like = tmp_path / "state", {"lm_head": {"weight": np.ones((2, 3), "f4")}}
+    sound = {f"{tree}.lm_head.weight": np.ones((2, 3), "f4") for tree in ("adapters", "m", "v")}
+    marks = {"minilora_run": json.dumps(NUMBERS), "facts": "{}"}
 
-    def numbers(**changed):
-        texts = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 1, **changed}
-        return "{" + ", ".join(f'"{name}": {text}' for name, text in texts.items()) + "}"
-
-    marks = {"minilora_run": numbers(), "facts": "{}"}
-    write_state(path, sound, **marks)
-    assert load_state(path)[1]["step"] == 1
-
-    def refused(tensors=sound, **metadata):
-        write_state(path, tensors, **metadata)
+    def refused(tensors, marks):
+        safetensors.numpy.save_file(tensors, path, marks or None)
         with pytest.raises(InputError) as caught:
-            load_state(path)
+            load_state(path, like)
         assert str(path) in str(caught.value)
         return str(caught.value)
 
-    shutil.copy(folder / "adapter_model.safetensors", path)
+    safetensors.numpy.save_file(sound, path, marks)
+    assert load_state(path, like)[1]["step"] == 1
+    for change in BROKEN.values():
+        tensors = {name: w.copy() for name, w in sound.items()}
+        change(tensors)
+        assert ".lm_head" in refused(tensors, marks)
+    for text in NO_NUMBERS:
+        assert "not a checkpoint" in refused(sound, marks | {"minilora_run": text})
+    for other in ({}, {"facts": "{}"}):
+        assert "not a checkpoint" in refused(sound, other)
     with pytest.raises(InputError, match="not a checkpoint"):
-        load_state(path)
+        load_state(folder / "adapter_model.safetensors", like)
     with pytest.raises(InputError, match="cannot be read"):
-        load_state(tmp_path / "nowhere")
-    assert "not a checkpoint" in refused()
-    assert "not a checkpoint" in refused(facts="{}")
-    for broken in (
-        "[1]", "7", "{", "null", "{}", '{"step": "1"}', '{"step": -1}', '{"step": 1}',
-        numbers(best_loss='"2"'), numbers(best_loss="NaN"), numbers(best="5"), numbers(step="true"),
-        numbers(best_step="-1"), numbers(step=10**30), '{"step": 1, "best_loss": 2.0, "worse": 0}',
-    ):  # fmt: skip
-        assert "not a checkpoint" in refused(**marks | {"minilora_run": broken})
-    assert "not a checkpoint" in refused({}, **marks)
-    assert "m.lm_head" in refused({k: w for k in sound if k[0] != "m"}, **marks)
-    assert "other.lm_head" in refused({**sound, "other.lm_head.bias": w}, **marks)
-    assert "v.lm_head" in refused({**sound, "v.lm_head.weight": np.ones((3, 2), "f4")}, **marks)
-    assert "v.lm_head" in refused({**sound, "v.lm_head.weight": w * np.inf}, **marks)
-    assert "m.lm_head" in refused({**sound, "m.lm_head.weight": w.astype("f8")}, **marks)
+        load_state(tmp_path / "nowhere", like)
 
 
 def test_a_state_that_is_not_finite_does_not_take_the_place_of_a_sound_one(tmp_path):
-    adapters, _ = random_state(0)
-    save_state(tmp_path / "state", adapters, init_state(adapters, TrainConfig()), {})
+    adapters, trees = random_state(0)
+    save_state(tmp_path / "state", adapters, trees | NUMBERS, {})
     before = (tmp_path / "state").read_bytes()
     bad = moved(adapters, lambda w: w * np.float32(np.nan))
     with pytest.raises(InputError, match="lora_A"):
-        save_state(tmp_path / "state", bad, init_state(adapters, TrainConfig()), {})
+        save_state(tmp_path / "state", bad, trees | NUMBERS, {})
     assert (tmp_path / "state").read_bytes() == before and os.listdir(tmp_path) == ["state"]
-
-
-def test_our_config_is_pefts_with_everything_else_off():
-    """`read_config` accepts everything that `as_json` writes."""
-    written = as_json(LoraConfig(), "a base")
-    assert written == dict(sorted(written.items())) and written["peft_type"] == "LORA"
-    for name in ("use_dora", "exclude_modules", "lora_bias"):
-        assert not written[name]

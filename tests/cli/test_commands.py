@@ -1,0 +1,460 @@
+"""The commands that read a model and an adapter: evaluate, generate, chat, merge, quantize, …"""
+
+import io
+import json
+import os
+import shutil
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from small_run import at, error_of, metrics, run, train, write_base, write_rows
+from toy_models import CONFIG, leaves, tiny
+
+import minilora
+from minilora import LoraConfig, cli, get_peft_model
+from minilora.cli.arguments import as_toml, parse
+from minilora.cli.commands import load_model
+from minilora.cli.examples import common_rows, compared, exact_match_of
+from minilora.cli.loading import load_for_training
+from minilora.cli.run import print_scores
+from minilora.config import InputError
+from minilora.evaluation import memory
+from minilora.formats.checkpoint import save_adapter
+from minilora.formats.pretrained import load, save_pretrained
+from minilora.formats.safetensors_file import read_header
+from minilora.optim import round_to
+from minilora.tree import flatten, unflatten
+
+# ---------------------------------------------------------------------- the base of an adapter
+
+
+@pytest.mark.parametrize("start", [True, "pissa"])
+def test_the_base_of_an_adapter_is_stored_as_the_settings_say(start, base, tmp_path, capsys):
+    """For a new adapter, for the adapter of --init-adapter, and for the adapter of a run."""
+    dense, config = load(base)[1], LoraConfig(init_lora_weights=start)
+    save_adapter(tmp_path, *get_peft_model(dense, config), config, str(base))
+    words = ["train", "--model", str(base), "--quantize", "fp4", "--block-size", "32"]
+    start_flag = ["--init-lora-weights", start] if start == "pissa" else []
+    settings = {"model": str(base), "quantize": "fp4", "block_size": 32}
+    (tmp_path / "train_config.toml").write_text(as_toml(settings))
+
+    def stored(loaded):
+        w = loaded.base["model"]["layers"]["0"]["mlp"]["up_proj"]["weight"]
+        return w.quant_type, w.block_size
+
+    for loaded in (
+        load_for_training(parse([*words, *start_flag])),
+        load_for_training(parse([*words, "--init-adapter", str(tmp_path)])),
+        load_model(parse(["evaluate"]), tmp_path),
+    ):
+        assert stored(loaded) == ("fp4", 32)
+    assert capsys.readouterr().err == ""
+    loaded = load_model(parse(["evaluate", "--block-size", "64"]), tmp_path)
+    assert stored(loaded) == ("fp4", 64)
+    warning = f"{tmp_path} was trained on a base stored as fp4, block size 32, not fp4, block size"
+    assert warning in capsys.readouterr().err
+    load_for_training(parse([*words[:3], "--init-adapter", str(tmp_path)]))
+    assert "was trained on a base stored as fp4" in capsys.readouterr().err
+
+
+def test_a_folder_of_peft_has_the_name_of_its_base_only(base, tmp_path, capsys):
+    dense, config = load(base)[1], LoraConfig()
+    for name, warns in ((f"elsewhere/{base.name}", False), ("Org/another", True)):
+        save_adapter(tmp_path, *get_peft_model(dense, config), config, name)
+        load_model(parse(["inspect", "--model", str(base)]), tmp_path)
+        assert (f"names the base {name}, not {base}: " in capsys.readouterr().err) is warns
+    with pytest.raises(InputError, match="give --model and --quantize"):
+        load_model(parse(["inspect"]), tmp_path)
+
+
+def test_weights_that_were_replaced_in_place_are_noticed(base, data, tmp_path, capsys):
+    """Each command that reads the base for an adapter compares its digest with the checkpoint's."""
+    own, out = shutil.copytree(base, tmp_path / "base"), tmp_path / "run"
+    assert train(own, data, out) == 0
+    shutil.copytree(write_base(tmp_path / "other", seed=1), own, dirs_exist_ok=True)
+    capsys.readouterr()
+    warning = f"warning: the files of {own} are not those of the base that {out} was trained on: an"
+    load_model(parse(["evaluate"]), out)
+    load_for_training(parse(["train", "--init-adapter", str(out)]))
+    assert capsys.readouterr().err.count(warning) == 2
+
+
+# -------------------------------------------------------------------------------- evaluate
+
+
+def test_evaluate_says_what_it_has_scored(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out, "--quantize nf4 --early-stopping-patience 9") == 0
+    capsys.readouterr()
+    assert run("evaluate --json", *at(out)) == 0  # the split that the run made itself
+    printed, said = capsys.readouterr()
+    score = json.loads(printed)
+    assert score.keys() == {
+        "loss", "perplexity", "tokens", "exact_match", "ece", "brier", "rows", "data", "left_out",
+        "cut", "max_seq_length", "trained_on", "held_out_by_the_run", "loss_of", "exact_match_of",
+        "answers_cut_off", "model", "quantize",
+    }  # fmt: skip
+    # the file has no test rows, so these are its validation rows
+    facts = {
+        "rows": 2, "data": f"valid split of {data}", "left_out": {}, "cut": 0, "trained_on": 0,
+        "held_out_by_the_run": 2, "max_seq_length": 256, "loss_of": "all tokens",
+        "exact_match_of": "answers", "model": str(base), "quantize": "nf4",
+    }  # fmt: skip
+    assert {name: score[name] for name in facts} == facts and said == ""
+    loss = metrics(out)[-1]["eval_loss"]  # on the same base, as stored
+    assert score["loss"] == pytest.approx(loss, rel=1e-6)
+    assert run("evaluate", *at(out)) == 0
+    printed = capsys.readouterr().out
+    used = "which the run used for its curve and for early stopping"
+    assert f"2 rows, valid split of {data}, {used}\n" in printed
+    assert f"base: {base}, stored as nf4\n" in printed
+
+
+def test_evaluate_scores_every_row_of_a_file(base, data, capsys):
+    assert run("evaluate --json --model", base, "--data", data) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert (score["rows"], score["data"]) == (20, f"all rows of {data}")
+    assert score["tokens"] == sum(len(str(i + 1)) + 1 for i in range(20))  # with end tokens
+
+
+def test_evaluate_warns_of_rows_that_the_adapter_was_trained_on(base, data, tmp_path, capsys):
+    """What counts is what the rows say: in another file, form and order, with other keys."""
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    rows = [
+        {"prompt": "30+1=", "completion": "31"},  # unseen
+        {"instruction": "5+1=", "output": "6", "id": 7},
+        {"prompt": "8+1=", "completion": "9", "id": 1},
+        {"completion": "20", "prompt": "19+1="},  # held out
+    ]
+    other = write_rows(tmp_path / "other.jsonl", rows)
+    capsys.readouterr()
+    assert run("evaluate --json --adapter-path", out, "--data", other) == 0
+    printed, said = capsys.readouterr()
+    assert "warning: 2 of 4 rows are among the rows that the adapter was trained on: " in said
+    score = json.loads(printed)
+    assert score["trained_on"] == 2 and score["held_out_by_the_run"] == 1
+    turns = [{"role": "user", "content": "3+1="}, {"role": "assistant", "content": "4"}]
+    spaced = {"prompt": " 3+1=\n", "completion": "4 "}  # white space does not make another row
+    assert common_rows([{"messages": turns}, rows[0]], [spaced]) == 1
+
+    data.write_text(data.read_text() + "\n")
+    assert run("evaluate --adapter-path", out, "--data", other) == 0
+    changed = f"warning: {data} has changed since the run: it may lack rows that the adapter"
+    assert changed in capsys.readouterr().err
+    data.unlink()
+    assert run("evaluate --adapter-path", out, "--data", other) == 0
+    assert "the adapter may have been trained on these rows; its data" in capsys.readouterr().err
+
+
+def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path, capsys):
+    """Of the answers after 8 letters, a length of 8 leaves nothing, and a length of 10 leaves 2."""
+    rows = [{"prompt": "aaaaaaaa"[: 1 + 7 * (n % 2)], "completion": "bcd"} for n in range(10)]
+    path = write_rows(tmp_path / "rows.jsonl", [*rows, {"text": ""}])
+    words = "evaluate --model", base, "--data", path
+    target = "no target token within --max-seq-length 8"
+    assert run(*words, "--max-seq-length 8") == 0
+    first = f"5 rows, all rows of {path}; 1 left out (an empty answer); 5 left out ({target})\n"
+    assert capsys.readouterr().out.startswith(first)
+    # if the loss counts the prompts, rows without their answer are kept
+    assert run(*words, "--no-mask-prompt --max-seq-length 8") == 0
+    line = capsys.readouterr().out.splitlines()[0]
+    assert line.endswith("; 5 cut to --max-seq-length 8, 5 of them without any of the answer")
+
+    out = tmp_path / "run"
+    assert train(base, path, out, "--mask-prompt --max-seq-length 10") == 0
+    printed = capsys.readouterr().out
+    skipped = "1 left out (an empty answer)"
+    assert f"\n9 rows to train on; {skipped}; 4 cut to --max-seq-length 10\n" in printed
+    assert "\n1 row held out; 1 cut to --max-seq-length 10\n" in printed
+    assert run("evaluate --json", *at(out)) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert (score["max_seq_length"], score["tokens"], score["cut"]) == (10, 2, 1)
+
+
+def test_exact_match_of_texts_says_that_all_tokens_count(capsys):
+    text, answer = {"text": "a"}, {"prompt": "a", "completion": "b"}
+    assert compared([answer]) == exact_match_of([answer]) == "answers"
+    assert compared([text, answer]) == "answers and whole texts"
+    assert exact_match_of([text]) == "whole texts (all tokens of a text must be right)"
+    print_scores("after", {"eval_loss": 1.0, "eval_exact_match": 0.5}, 1, 3, [text])
+    line = "after: held-out loss 1.0000 nats per token, exact match 50.0 % of whole texts"
+    rest = " (all tokens of a text must be right), on 1 of 3 held-out rows\n"
+    assert capsys.readouterr().out == line + rest
+
+
+def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, capsys):
+    table, out = tmp_path / "rows.csv", tmp_path / "run"
+    lines = [f'{n},"{n}+1=\nis",{n + 1}' for n in range(20)]
+    table.write_text("\r\n".join(["id,question,answer", *lines, ""]))
+    assert "--columns prompt=KEY completion=KEY" in error_of(capsys, train(base, table, out))
+    assert train(base, table, out, "--columns prompt=question completion=answer") == 0
+    printed = capsys.readouterr().out
+    assert "\n18 rows to train on\n" in printed and "asked: '9+1=\\nis'" in printed
+    assert run("train --resume --iters 5", *at(out)) == 0
+    capsys.readouterr()
+    assert run("evaluate --json", *at(out)) == 0
+    score = json.loads(capsys.readouterr().out)
+    assert score["data"] == f"valid split of {table}" and score["held_out_by_the_run"] == 2
+    # other data: the columns of the run, unless others are given; built-in data have their keys
+    rows = [{"prompt": "40+1=", "completion": "41"}]
+    other = write_rows(tmp_path / "other.jsonl", rows)
+    assert run("evaluate --data", other, *at(out)) == 2
+    says = "line 1: no column 'question', only prompt, completion: correct --columns"
+    assert says in capsys.readouterr().err
+    given = "--columns prompt=prompt completion=completion"
+    assert run("evaluate", given, "--data", other, *at(out)) == 0
+    assert run("evaluate --data questions --split valid", *at(out)) == 0
+
+
+# ---------------------------------------------------------------- inspect, quantize, merge, fetch
+
+
+def test_inspect_marks_the_targets_of_rows_of_alpaca(base, tmp_path, capsys):
+    rows = [{"instruction": "Add", "input": f"{n}+1", "output": str(n + 1)} for n in range(20)]
+    path = write_rows(tmp_path / "alpaca.jsonl", rows)
+    words = "inspect --mask-prompt --tokens 100 --model", base, "--data", path
+    assert run(*words) == 0
+    printed = capsys.readouterr().out
+    config, params, _ = load(base, low_precision=True)
+    parts = memory.memory_estimate({}, params, config, 100)
+    assert f"over 100 tokens:\n{memory.format_estimate(parts)}\n" in printed
+    lines = printed.split("counts the tokens with *:\n")[1].splitlines()
+    marked = [(line[0], line.split(maxsplit=1 + (line[0] == "*"))[-1]) for line in lines]
+    assert "".join(eval(text) for _, text in marked) == "Add\n0+1\n1"
+    assert [text for mark, text in marked if mark == "*"] == ["'1'", "''"]  # and the end token
+
+
+def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_path, capsys):
+    out = tmp_path / "four-bit"
+    assert run("quantize --model", base, "--quantize nf4 --block-size 32 --out", out) == 0
+    assert "bits per weight" in capsys.readouterr().out
+    stored, direct = flatten(load(out)[1]), flatten(load(base, "nf4", 32)[1])
+    for path, leaf in direct.items():
+        if hasattr(leaf, "codes"):
+            assert np.array_equal(stored[path].codes, leaf.codes)
+            assert np.array_equal(stored[path].absmax, leaf.absmax)
+    error = error_of(capsys, run("quantize --model", out, "--out", tmp_path / "two"))
+    assert f"{out} is quantized already: give the folder of the dense model" in error
+
+
+def test_merge_writes_the_type_that_is_asked_for(base, data, tmp_path, capsys):
+    """The weights are those of the merge in float32, rounded once."""
+    run_, out = tmp_path / "run", tmp_path / "merged"
+    assert train(base, data, run_) == 0
+    assert run("merge --dtype bfloat16", *at(run_), "--out", out) == 0
+    _, params, _ = load(base, "nf4-dq", low_precision=True)
+    adapters, _, _ = minilora.load_adapter(run_, params)
+    entries = read_header(out / "model.safetensors")
+    assert {entry.dtype for entry in entries.values()} == {"BF16"}
+    for path, w in flatten(minilora.merge(adapters, params)).items():
+        rounded = round_to({"w": w}, "bfloat16")["w"]
+        np.testing.assert_array_equal(entries[path].read(), rounded)
+    capsys.readouterr()
+    assert "exists" in error_of(capsys, run("merge", *at(run_), "--out", out))
+
+
+def test_flags_that_reach_only_one_function(base, monkeypatch):
+    """--block-size and fetch --source: each could be ignored unseen."""
+    asked = []
+
+    def refuse(*args):
+        asked.append(args)
+        raise InputError("refused")
+
+    monkeypatch.setattr("minilora.cli.commands.load", refuse)
+    monkeypatch.setattr("minilora.formats.fetch.fetch", refuse)
+    words = "generate --prompt a --block-size 32 --quantize nf4-dq --model somewhere"
+    assert run(words) == run("fetch smollm2 --source a.whl") == 2
+    assert asked == [("somewhere", "nf4-dq", 32, True), ("smollm2", "a.whl")]
+
+
+# ------------------------------------------------------------------------- generate and chat
+
+
+def test_several_prompts_are_one_batch_each_with_its_adapter(base, data, tmp_path, capsys):
+    a, b = tmp_path / "a", tmp_path / "b"
+    for out, rank in ((a, "2"), (b, "3")):
+        assert train(base, data, out, "--target-modules all-linear --lora-r", rank) == 0
+    more = "--max-tokens 4 --quantize nf4-dq"
+    prompts = {"1+1=": a, "12+1=": "none", "7+1=": b, "3+1=": a}
+    alone = {}
+    for prompt, path in prompts.items():
+        capsys.readouterr()
+        of_base = ["--model", base] if path == "none" else at(path)
+        assert run("generate --prompt", prompt, *of_base, more) == 0
+        alone[prompt] = capsys.readouterr().out
+    assert run("generate --prompt", *prompts, "--adapter-path", *prompts.values(), more) == 0
+    expected = "".join(
+        f"--- {prompt!r}, adapter {path}\n{alone[prompt]}" for prompt, path in prompts.items()
+    )
+    assert capsys.readouterr().out == expected
+    assert run("generate --prompt 1+1= 3+1= --adapter-path", a, more) == 0  # one for all
+    assert f"--- '3+1=', adapter {a}\n{alone['3+1=']}" in capsys.readouterr().out
+    error = error_of(capsys, run("generate --prompt x y z --adapter-path", a, b))
+    assert "3 prompts need one --adapter-path or 3, got 2: write `none`" in error
+    settings = (b / "train_config.toml").read_text()
+    (b / "train_config.toml").write_text(settings.replace('"nf4-dq"', '"none"'))
+    (b / "checkpoint.safetensors").unlink()
+    error = error_of(capsys, run("generate --prompt x y --adapter-path", a, b))
+    assert "different bases" in error
+
+
+@pytest.mark.parametrize("prompts", [["1+1="], ["1+1=", "23+1="]], ids=["one", "batch"])
+def test_the_sampling_flags_of_generate_reach_the_sampling(prompts, base, capsys):
+    """Each flag has another result, and it is that of the same options in Python."""
+    config, params, tokenizer = load(base, low_precision=True)
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    first = {"max_tokens": 9, "temp": 2.0, "top_p": 1.0, "seed": 5}
+    seen = set()
+    for changed in ({}, {"max_tokens": 4}, {"temp": 0.3}, {"top_p": 0.05}, {"seed": 6}):
+        given = first | changed
+        words = [f"--{name.replace('_', '-')} {value}" for name, value in given.items()]
+        assert run("generate --model", base, "--prompt", *prompts, *words) == 0
+        printed = capsys.readouterr().out
+        options = {"rng": np.random.default_rng(given.pop("seed")), **given}
+        if len(prompts) == 1:
+            answer = list(minilora.generate({}, params, ids[0], config, **options))
+            assert printed == tokenizer.decode(answer) + "\n"
+        else:
+            answers = minilora.generate_batch([{}] * len(ids), params, ids, config, **options)
+            texts = zip(prompts, map(tokenizer.decode, answers))
+            assert printed == "".join(f"--- {prompt!r}\n{text}\n" for prompt, text in texts)
+        seen.add(printed)
+    assert len(seen) == 5
+
+
+TEMPLATE = (
+    "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def chat_base(tmp_path_factory):
+    """A folder with a random Llama, a tokenizer and a chat template."""
+    folder = tmp_path_factory.mktemp("chat") / "base"
+    config = replace(CONFIG, vocab_size=261, eos_token_id=(2,))
+    tokenizer = replace(tiny(), chat_template=TEMPLATE)
+    save_pretrained(folder, config, unflatten(leaves(config)), tokenizer)
+    return folder
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """[(prompt as text, options)] of each answer; the answers are `yes 1`, `yes 2`, …"""
+    calls, tokenizer = [], tiny()
+
+    def generate(adapters, base, prompt, config, ops, **options):
+        calls.append((tokenizer.decode(prompt), options))
+        yield from tokenizer.encode(f"yes {len(calls)}")
+
+    monkeypatch.setattr("minilora.generation.generate", generate)
+    return calls
+
+
+def test_a_chat_keeps_the_conversation(chat_base, asked, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\n\n  \nand then?\n exit \nnever\n"))
+    flags = "chat --max-tokens 7 --temp 0.5 --top-p 0.9 --seed 3 --system-prompt"
+    assert cli.main([*flags.split(), "Be brief", "--model", str(chat_base)]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == "yes 1\nyes 2\n" and printed.err == ""
+    first = "[system]Be brief[user]Hi[assistant]"
+    assert [prompt for prompt, _ in asked] == [first, f"{first}yes 1[user]and then?[assistant]"]
+    (_, one), (_, two) = asked
+    assert (one["max_tokens"], one["temp"], one["top_p"]) == (7, 0.5, 0.9)
+    assert one["rng"] is two["rng"]  # the second answer continues the random numbers
+    assert one["rng"].random() == np.random.default_rng(3).random()
+
+
+def test_a_chat_without_a_template_continues_each_line(base, data, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out, "--target-modules all-linear --learning-rate 0.1") == 0
+    capsys.readouterr()
+    answers = []
+    for words in ("generate --prompt 1+1=", "generate --prompt 23+1="):
+        assert run(words, "--max-tokens 5", *at(out)) == 0
+        answers.append(capsys.readouterr().out)
+    monkeypatch.setattr("sys.stdin", io.StringIO("1+1=\n23+1="))  # no line break at the end
+    assert run("chat --max-tokens 5", *at(out)) == 0
+    printed = capsys.readouterr()
+    assert printed.err == "this model has no chat template: each line is a prompt of its own\n"
+    assert printed.out == "".join(answers)
+    assert run("generate --max-tokens 5 --quantize nf4-dq --prompt 1+1= --model", base) == 0
+    assert capsys.readouterr().out != answers[0]
+
+
+class Interrupting(io.StringIO):
+    """Standard input that sends a signal to this process instead of the second line."""
+
+    def readline(self, *args):
+        if self.tell():
+            os.kill(os.getpid(), self.number)
+        return super().readline(*args)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 0), (signal.SIGTERM, 143)])
+def test_a_chat_ends_with_ctrl_c(number, status, base, monkeypatch, capsys):
+    stdin = Interrupting("1+1=\nnever\n")
+    stdin.number = number
+    monkeypatch.setattr("sys.stdin", stdin)
+    # a job in the background of a shell ignores SIGINT
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        assert run("chat --max-tokens 1 --model", base) == status
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().out.endswith("\n\n")  # the shell's prompt begins a new line
+
+
+def test_the_prompt_of_generate(chat_base, asked, monkeypatch, capsys):
+    for words, prompt in (
+        (["Hi"], "[user]Hi[assistant]"),
+        (["Hi", "--raw"], "Hi"),
+        (["Hi", "--system-prompt", ""], "[system][user]Hi[assistant]"),
+        (["-", "--raw"], "from\na file"),
+        (["-", "--system-prompt", "S"], "[system]S[user]from\na file[assistant]"),
+    ):
+        monkeypatch.setattr("sys.stdin", io.StringIO("from\na file\n"))
+        assert cli.main(["generate", "--model", str(chat_base), "--prompt", *words]) == 0
+        assert asked.pop()[0] == prompt
+        assert capsys.readouterr().out == "yes 1\n"
+
+
+def test_a_system_prompt_that_the_model_would_not_see_is_refused(base, chat_base, tmp_path, capsys):
+    says = "--system-prompt needs a chat template, and none is used here: put its text into"
+    words = "generate --prompt a --raw --system-prompt S --model", chat_base
+    for line in (["chat --system-prompt S --model", base], words):
+        assert says in error_of(capsys, run(*line))
+    hiding = shutil.copytree(chat_base, tmp_path / "hiding")
+    hides = TEMPLATE.replace("messages %}", "messages if m.role != 'system' %}")
+    (hiding / "chat_template.jinja").write_text(hides)
+    error = error_of(capsys, run("chat --system-prompt S --model", hiding))
+    assert "chat template of this model does not show --system-prompt" in error
+
+
+def test_a_standard_input_that_is_no_text(base, monkeypatch, capsys):
+    for raw, says in ((b"\xff", "standard input is not utf-8"), (None, "standard input is closed")):
+        for command in ("generate --prompt -", "chat"):
+            stdin = raw and io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8")
+            monkeypatch.setattr("sys.stdin", stdin)
+            status = run(command, "--model", base)
+            assert status == 2 and says in capsys.readouterr().err.splitlines()[-1]
+
+
+WARNINGS = {  # the base has 512 positions
+    "--prompt a --top-p 0.9": "--top-p has no effect with --temp 0",
+    "--prompt a --top-p 0.9 --temp 0.1": "", "--prompt a": "",
+    f"--max-tokens 6 --prompt {'a' * 506}": "",
+    f"--max-tokens 6 --prompt {'a' * 507}":
+        "the prompt (507 tokens) and --max-tokens 6 exceed the 512 tokens",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", WARNINGS, ids=range(len(WARNINGS)))
+def test_flags_of_generate_that_get_a_warning(flags, base, asked, capsys):
+    assert run("generate --model", base, flags) == 0
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {WARNINGS[flags]}") if WARNINGS[flags] else said == ""

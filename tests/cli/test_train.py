@@ -1,0 +1,626 @@
+"""`minilora train`: the folder of a run, resuming, and settings that a run refuses."""
+
+import os
+import re
+import shutil
+import tomllib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from small_run import (
+    at,
+    error_of,
+    files,
+    metrics,
+    run,
+    tensors,
+    train,
+    write_rows,
+)
+
+import minilora
+from minilora import LoraConfig, MethodConfig, TrainConfig, encode_rows, get_peft_model, load_rows
+from minilora.batching import Example, pack_examples
+from minilora.cli import run_folder
+from minilora.cli.arguments import flag, parse
+from minilora.cli.loading import (
+    LoadedModel,
+    load_for_training,
+    make_adapter_config,
+    refuse_unused,
+    unused_settings,
+)
+from minilora.cli.run import check_memory, print_sample, steps_of_epochs
+from minilora.cli.stored_paths import digest, find
+from minilora.config import InputError
+from minilora.evaluation import plot
+from minilora.formats.checkpoint import (
+    load_state,
+    read_history,
+    read_metadata,
+    save_adapter,
+    save_state,
+)
+from minilora.formats.pretrained import load
+from minilora.kernels import fused
+from minilora.methods.method import SIZES
+from minilora.methods.replaced import also_train
+from minilora.tree import flatten
+
+WEIGHTS, CHECKPOINT = "adapter_model.safetensors", "checkpoint.safetensors"
+
+
+def settings_of(folder):
+    return tomllib.loads((folder / "train_config.toml").read_text())
+
+
+def step_of(folder):
+    return read_metadata(folder / CHECKPOINT)[0]["step"]
+
+
+# ------------------------------------------------------------------------- the folder of a run
+
+
+def test_all_files_of_a_run_are_written_again_from_its_checkpoint(
+    base, data, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("minilora.cli.run.curve", plot.curve)
+    out = tmp_path / "run"
+    assert train(base, data, out, "--keep-checkpoints --save-every 4") == 0
+    names = {
+        "README.md", "adapter_config.json", WEIGHTS, CHECKPOINT, "checkpoint-4", "curve.png",
+        "metrics.jsonl", "train_config.toml",
+    }  # fmt: skip
+    assert {path.name for path in out.iterdir()} == names
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    rows = metrics(out)
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3, 4]
+    # the first evaluation is that of the base
+    assert [row["step"] for row in rows if "eval_loss" in row] == [0, 2, 4]
+    of_step = "step", "loss", "learning_rate", "grad_norm", "tokens", "seconds", "peak_rss_mb"
+    assert set(rows[1]) == set(of_step) and read_history(out / CHECKPOINT) == rows
+    printed = capsys.readouterr().out
+    for when, row in (("before", rows[0]), ("after", rows[-1])):
+        assert f"{when}: held-out loss {row['eval_loss']:.4f} nats" in printed
+    settings = settings_of(out)
+    assert settings["quantize"] == "nf4-dq" and settings["block_size"] == 64
+
+    before = files(out)
+    for name in names - {CHECKPOINT, "checkpoint-4"}:
+        (out / name).unlink()
+    shutil.rmtree(out / "checkpoint-4")
+    (out / "checkpoint-8").mkdir()  # of an older run that a killed run had begun to replace
+    assert "train --resume" in error_of(capsys, run("evaluate", *at(out)))
+    assert run("train --resume", *at(out)) == 0
+    assert files(out) == before and {path.name for path in out.iterdir()} == names
+    shutil.rmtree(out / "checkpoint-4")  # a kill came before it
+    assert run("train --resume --iters 5", *at(out)) == 0
+    assert files(out / "checkpoint-4") and step_of(out) == 5
+
+
+def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out) == 0
+    before = files(out)
+    capsys.readouterr()
+    assert "--overwrite" in error_of(capsys, train(base, data, out))
+    assert "--lora-r is 2, but" in error_of(capsys, train(base, data, out, "--resume --lora-r 2"))
+    (out / "thesis.tex").write_text("years of work")
+    assert "thesis.tex" in error_of(capsys, train(base, data, out, "--overwrite"))
+    (out / "thesis.tex").unlink()
+    assert files(out) == before
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:  # in the first step
+        patch.setattr("minilora.cli.run.train", interrupted)
+        assert train(base, data, out, "--overwrite --seed 4") == 130
+        assert files(out) == before
+        assert train(base, data, tmp_path / "new") == 130
+    assert not (tmp_path / "new").exists()
+    assert capsys.readouterr().err.endswith("start the same command again\n")
+    assert train(base, data, out, "--overwrite --seed 3") == 0
+    assert files(out).keys() == before.keys() and files(out) != before
+
+
+def test_two_runs_in_one_folder(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    with run_folder.lock(out):
+        line = error_of(capsys, train(base, data, out))
+    assert f"in use by process {os.getpid()}" in line and not out.exists()
+    assert train(base, data, out) == 0
+
+
+def test_a_dry_run_writes_nothing(base, data, tmp_path, capsys):
+    lines = data.read_text().splitlines(keepends=True)
+    lines[19] = lines[0]  # the second of two held-out rows
+    data.write_text("".join(lines))
+    out = tmp_path / "out"
+    assert train(base, data, out, "--dry-run --iters 1000000000000000000") == 0
+    printed, said = capsys.readouterr()
+    assert "trainable params" in printed and not out.exists()
+    assert "\n18 rows to train on\n2 rows held out\n" in printed
+    assert "warning: 1 of 2 held-out rows are among the rows to train on" in said
+
+
+def test_quiet_prints_the_last_line_only(base, data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("minilora.cli.run.generate", None)  # no sample is made
+    monkeypatch.setattr("minilora.evaluation.progress.SECONDS_BETWEEN_LINES", -1)
+    out = tmp_path / "run"
+    for more in ("", "--resume"):
+        assert train(base, data, out, "--quiet --keep-best", more) == 0
+        printed, errors = capsys.readouterr()
+        assert errors == ""
+        assert printed == f"written to {out}: try `minilora evaluate --adapter-path {out}`\n"
+    assert "quiet" not in settings_of(out)
+
+
+def test_a_run_without_held_out_rows_prints_its_loss(base, tmp_path, capsys):
+    few = write_rows(tmp_path / "few.jsonl", [{"text": "Ada keeps a red ball."}] * 3)
+    assert run("train --model", base, "--data", few, "--iters 4", *at(tmp_path / "run")) == 0
+    losses = [row["loss"] for row in metrics(tmp_path / "run")]
+    line = f"training loss: {losses[0]:.4f} in the first step, {losses[-1]:.4f} in the last\n"
+    assert line in capsys.readouterr().out
+
+
+def test_a_text_of_two_letters_has_no_sample(base, capsys):
+    config, params, tokenizer = load(base)
+    print_sample({}, params, config, tokenizer, {"text": "ab"}, fused)
+    assert capsys.readouterr().out == ""
+
+
+def test_every_evaluation_has_the_rows_of_val_batches_and_none_is_made_twice(
+    base, tmp_path, monkeypatch, capsys
+):
+    folder, counts = tmp_path / "splits", []
+    folder.mkdir()
+    rows = [{"prompt": f"{n}+1=", "completion": str(n + 1)} for n in range(9)]
+    for split in ("train", "valid"):
+        write_rows(folder / f"{split}.jsonl", rows)
+
+    def counting(adapters, base, examples, *more):
+        counts.append(len(examples))
+        return minilora.evaluate(adapters, base, examples, *more)
+
+    for place in ("minilora.cli.run.evaluate", "minilora.evaluation.callbacks.evaluate"):
+        monkeypatch.setattr(place, counting)
+    out = tmp_path / "run"
+    assert train(base, folder, out, "--iters 2 --val-batches 2 --batch-size 3") == 0
+    assert counts == [6, 6]  # before the first step, and after the last
+    printed = capsys.readouterr().out
+    assert len(re.findall(", on 6 of 9 held-out rows\n", printed)) == 2
+    last = metrics(out)[-1]
+    card = (out / "README.md").read_text()
+    assert f"- Held-out rows: 6: loss {last['eval_loss']:.6g}, perplexity" in card
+
+
+def test_a_diverged_run_names_the_step_and_keeps_the_checkpoint_before(
+    base, data, tmp_path, capsys
+):
+    out = tmp_path / "run"
+    with np.errstate(all="ignore"):
+        status = train(base, data, out, "--target-modules all-linear --learning-rate 1e30")
+    assert "at step" in error_of(capsys, status) and 1 <= step_of(out) < 4
+
+
+def test_plain_runs_none_of_the_optimized_operations(base, data, tmp_path, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("an optimized operation")
+
+    for name in set(fused.__all__) - {"ENTRIES"}:
+        monkeypatch.setattr(fused, name, forbidden)
+    assert train(base, data, tmp_path / "run", "--iters 2 --plain") == 0
+    with pytest.raises(AssertionError, match="an optimized operation"):
+        train(base, data, tmp_path / "run", "--overwrite")
+
+
+@pytest.mark.parametrize(
+    ("more", "method", "tokens"),
+    [
+        ({}, LoraConfig(), 4 * 8),
+        ({"grad_accumulation_steps": 9}, LoraConfig(), 4 * 8),
+        # the rows of 8 and 2 input tokens fill a sequence of 10, the other row is alone
+        ({"packing": True, "max_seq_length": 11}, LoraConfig(), 4 * 10),
+        ({}, MethodConfig("p-tuning", num_virtual_tokens=5), 4 * 13),
+    ],
+)
+def test_the_memory_check_is_of_the_longest_row(base, more, method, tokens, monkeypatch, capsys):
+    config, params, tokenizer = load(base)
+    loaded = LoadedModel(config, params, tokenizer, get_peft_model(params, method).adapters)
+    examples = [Example([1] * n, [1] * n) for n in (3, 9, 7)]
+    train_config = TrainConfig(batch_size=4, **more)
+    check_memory(loaded, examples, train_config)
+    assert capsys.readouterr().out.startswith(f"a step over {tokens} tokens:\n")
+    monkeypatch.setattr("minilora.cli.run.physical_memory", lambda: 1000)
+    with pytest.raises(InputError, match=r"a step needs .* lower --batch-size"):
+        check_memory(loaded, examples, train_config)
+
+
+CARDS = {  # flags: what the model card says, and how to write the base for PEFT
+    "": ("library_name: peft\n", "- lora\n- minilora\n", "tiny, stored as nf4-dq, blocks of 64.",
+         "--quantize nf4-dq --block-size 64 --out"),
+    "--quantize fp4 --block-size 32": ("stored as fp4, blocks of 32.", "--block-size 32 --out"),
+    "--quantize int8": ("tiny, stored as int8.", "--quantize int8 --out", "rounds the activations"),
+    "--quantize none": ("tiny, stored as none.",),
+    "--init-lora-weights pissa": ("stored as nf4-dq, blocks of 64.", "library_name: peft\n"),
+    "--init-lora-weights loftq": ("library_name: minilora\n", "- lora\n- minilora\n"),
+    "--method ia3 --quantize nf4": ("library_name: peft\n", "tags:\n- ia3\n- minilora\n"),
+    "--method bitfit": ("library_name: minilora\n", "tags:\n- bitfit\n- minilora\n"),
+    "--model smollm2 --method dora": (
+        "\nbase_model: HuggingFaceTB/SmolLM2-135M-Instruct\n", "- dora\n- lora\n- minilora\n",
+        "- base_model:adapter:HuggingFaceTB/SmolLM2-135M-Instruct\n",
+    ),
+}  # fmt: skip
+FOR_PEFT = (
+    "",
+    "--quantize fp4 --block-size 32",
+    "--quantize int8",
+    "--model smollm2 --method dora",
+)
+
+
+@pytest.mark.parametrize("flags", CARDS)
+def test_the_model_card_has_the_base_and_the_metadata_of_the_hub(flags):
+    args = parse(["train", *flags.split()])
+    text = run_folder.model_card(
+        args, make_adapter_config(args), {"step": 200}, {"eval_loss": 0.5}, 3
+    )
+    assert text.startswith("---\nlibrary_name: ") and "questions, 200 steps" in text
+    assert all(part in text for part in CARDS[flags]), text
+    assert ("minilora quantize" in text) == (flags in FOR_PEFT)
+
+
+# ----------------------------------------------------------------------------- resuming a run
+
+
+def test_a_finished_run_is_lengthened(base, data, tmp_path, capsys):
+    """The definition: the state at the end of the first run, then steps of the longer run."""
+    out = tmp_path / "run"
+    assert train(base, data, out, "--lora-dropout 0.2") == 0
+    capsys.readouterr()
+    error = error_of(capsys, run("train --resume --iters 3", *at(out)))
+    assert f"--iters 3: {out / CHECKPOINT} is at step 4 already" in error
+    config, params, tokenizer = load(base, "nf4-dq", low_precision=True)
+    lora_config = LoraConfig(lora_dropout=0.2)
+    start, _ = get_peft_model(params, lora_config)
+    first, state, _ = load_state(out / CHECKPOINT, start)
+    assert run("train --resume --iters 9", *at(out)) == 0
+    said = "from step 5 on, the learning rate is that of a run of 9 steps"
+    assert said in capsys.readouterr().out
+
+    settings = TrainConfig(iters=9, batch_size=2, learning_rate=0.01)
+    examples, _ = encode_rows(load_rows(str(data), "train"), tokenizer, settings)
+    longer, history = minilora.train(first, params, examples, config, settings, state=state)
+    save_adapter(tmp_path / "expected", longer, params, lora_config, str(base))
+    assert (out / WEIGHTS).read_bytes() == (tmp_path / "expected" / WEIGHTS).read_bytes()
+    rows = [row for row in metrics(out) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert [row["loss"] for row in rows[4:]] == [row["loss"] for row in history]
+    assert settings_of(out)["iters"] == 9 and "9 steps" in (out / "README.md").read_text()
+    assert run("train --resume", *at(out)) == 0  # the settings of the checkpoint are the new ones
+    assert run("train --resume --epochs 2", *at(out)) == 0 and step_of(out) == 18
+
+
+def test_epochs_are_steps():
+    """A packed sequence is one sequence: rows of 6 to 8 tokens, in sequences of 11 places."""
+    examples = [Example([1] * n, [1] * n) for n in (7, 8, 9) * 6]
+    config = TrainConfig(batch_size=2)
+    for epochs, steps in ((1, 9), (2.5, 23), (0.1, 1), (1.1, 10)):
+        assert steps_of_epochs(epochs, examples, config) == steps
+    config = TrainConfig(batch_size=3, grad_accumulation_steps=4)
+    assert steps_of_epochs(2, examples, config) == 3
+    packed = pack_examples(examples, 14)
+    assert len(packed) < len(examples)
+    config = TrainConfig(batch_size=1, packing=True, max_seq_length=14)
+    assert steps_of_epochs(4, examples, config) == 4 * len(packed)
+
+
+@pytest.fixture
+def scripted(monkeypatch):
+    """Evaluations whose losses are these, one per evaluation after a step.
+
+    Returns the list of the steps that the curves marked as kept, after each evaluation.
+    """
+    kept = []
+
+    def start(*losses):
+        remaining = iter(losses)
+        monkeypatch.setattr(
+            "minilora.evaluation.callbacks.evaluate",
+            lambda *_: {"loss": next(remaining), "exact_match": 0.5, "tokens": 9},
+        )
+
+    def draw(path, history, title, step):
+        assert path.with_name(CHECKPOINT).exists()
+        kept.append((step, sum("eval_loss" in row for row in history)))
+        path.write_text("a figure")
+
+    monkeypatch.setattr("minilora.cli.run.curve", draw)
+    start.kept = kept
+    return start
+
+
+STOPPING = "--iters 8 --early-stopping-patience 2 --keep-checkpoints"
+
+
+def test_a_run_that_early_stopping_has_ended_says_so(base, data, tmp_path, scripted, capsys):
+    out = tmp_path / "run"
+    scripted(1.0, 2.0, 3.0)
+    assert train(base, data, out, STOPPING) == 0
+    printed = capsys.readouterr().out
+    why = "the last 2 evaluations did not lower the held-out loss"
+    assert f"early stopping at step 6 of 8: {why}\n" in printed
+    assert "kept: step 2, the trained step with the lowest held-out loss, 1.0000\n" in printed
+    assert "after: held-out loss 1.0000 nats per token, exact match 50.0 %\n" in printed
+    card = (out / "README.md").read_text()
+    assert "6 of 8 steps, because early stopping ended the run. The adapter is that of" in card
+    assert "step 2, whose held-out loss is the lowest.\n" in card
+    assert "- Held-out rows: 2: loss 1, exact_match 0.5, tokens 9\n" in card
+    best, last = ((out / f"checkpoint-{step}" / WEIGHTS).read_bytes() for step in (2, 6))
+    assert (out / WEIGHTS).read_bytes() == best != last
+    assert scripted.kept == [(2, 2), (2, 3), (2, 4)]  # and the evaluation at step 0
+
+    before = files(out)
+    assert run("train --resume", *at(out)) == 0
+    said = capsys.readouterr().out
+    assert "resumed at step 6 of 8\n" in said
+    assert f"early stopping has ended the run in {out} at step 6, so no step is left: to" in said
+    assert files(out) == before
+    error = error_of(capsys, run("train --resume --iters 12", *at(out)))
+    assert f"early stopping has ended the run in {out} at step 6, so --iters 12 would" in error
+    assert files(out) == before
+
+
+@pytest.mark.parametrize("patience", [0, 3])
+def test_another_patience_gives_the_bytes_of_a_run_that_had_it_from_the_start(
+    patience, base, data, tmp_path, scripted, capsys
+):
+    whole, longer = tmp_path / "whole", tmp_path / "longer"
+    scripted(1.0, 2.0, 3.0, 0.5)
+    assert train(base, data, whole, STOPPING, f"--early-stopping-patience {patience}") == 0
+    scripted(1.0, 2.0, 3.0, 0.5)
+    assert train(base, data, longer, STOPPING) == 0
+    assert step_of(longer) == 6
+    assert run(f"train --resume --early-stopping-patience {patience}", *at(longer)) == 0
+    warning = "warning: without early stopping, step 2 is no longer kept as best\n"
+    assert (warning in capsys.readouterr().err) is (patience == 0)
+    (a, facts), (b, resumed) = (read_metadata(x / CHECKPOINT) for x in (whole, longer))
+    assert a == b and a["step"] == 8
+    assert facts["settings"] | {"adapter_path": str(longer)} == resumed["settings"]
+    assert tensors(whole / CHECKPOINT) == tensors(longer / CHECKPOINT)
+    for file in (WEIGHTS, "README.md", f"checkpoint-6/{WEIGHTS}"):
+        assert (whole / file).read_bytes() == (longer / file).read_bytes()
+
+
+def test_an_interrupted_run_keeps_the_best_step(base, data, tmp_path, scripted, monkeypatch):
+    """The interrupt comes after the last step, before the end of the run."""
+    out = tmp_path / "run"
+    scripted(1.0, 2.0)
+
+    def draw(path, history, title, kept):
+        if history[-1]["step"] == 4:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("minilora.cli.run.curve", draw)
+    assert train(base, data, out, "--keep-best --keep-checkpoints") == 130
+    best, last = ((out / f"checkpoint-{step}" / WEIGHTS).read_bytes() for step in (2, 4))
+    assert (out / WEIGHTS).read_bytes() == best != last
+
+
+def test_the_curve_marks_the_step_that_is_kept(tmp_path):
+    history = [{"step": step, "loss": 1.0} for step in range(1, 5)]
+    history += [{"step": step, "eval_loss": 1.0, "eval_exact_match": 0.5} for step in (2, 4)]
+    for kept in (None, 2):
+        plot.curve(tmp_path / f"{kept}.png", history, "a run", kept)
+    assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 2
+
+
+def test_kept_checkpoints_are_read_replaced_and_not_mistaken(base, data, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert train(base, data, out, "--keep-checkpoints --save-every 3 --iters 7") == 0
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["checkpoint-3", "checkpoint-6"]
+    part = out / "checkpoint-6"
+    assert run("evaluate --split valid", *at(part)) == 0
+    assert train(base, data, tmp_path / "second", "--init-adapter", part) == 0
+    # not from a part of the run that is replaced: --resume would not find it any more
+    capsys.readouterr()
+    line = error_of(capsys, train(base, data, out, "--overwrite --init-adapter", part))
+    assert f"--init-adapter {part} is part of the run that --overwrite replaces" in line
+    (part / "optimizer.pt").write_text("of another program")
+    before = files(out)
+    assert "checkpoint-6" in error_of(capsys, train(base, data, out, "--overwrite"))
+    assert files(out) == before
+    (part / "optimizer.pt").unlink()
+    assert train(base, data, out, "--overwrite") == 0
+    assert not [path for path in out.iterdir() if path.is_dir()]
+
+
+def stored_run(folder, words=""):
+    """Write only the checkpoint of a run of ia3 on `micro` at step 4; return its folder."""
+    folder.mkdir()
+    words = f"train --model micro --method ia3 --quantize none --iters 4 {words}"
+    facts = run_folder.metadata(parse([*words.split(), "--adapter-path", str(folder)]))
+    adapters = {"a": np.ones(1, "f4")}
+    state = {"m": adapters, "v": adapters, "best_loss": np.inf, "worse": 0, "best_step": 0}
+    save_state(folder / CHECKPOINT, adapters, state | {"step": 4}, facts | {"threads": 1})
+    return folder
+
+
+def test_defaults_then_recipe_then_checkpoint_then_file_then_flags(tmp_path, monkeypatch):
+    """Each place overrides the places before it, and the folder to resume can stand in the file."""
+    monkeypatch.chdir(tmp_path)
+    words = "--learning-rate 0.1 --also-train norm --save-every 7 --chat-date 2001-02-03"
+    stored_run(tmp_path / "other", words)
+    stored_run(tmp_path / "adapters")  # the default of --adapter-path
+    toml = tmp_path / "settings.toml"
+    toml.write_text('adapter-path = "other"\nlearning-rate = 0.2\niters = 8\nalso-train = []\n')
+    args = parse(["train", "--resume", "-c", "settings.toml", "--iters", "9"])
+    assert args.adapter_path == "other" and args.iters == 9 and args.learning_rate == 0.2
+    assert args.also_train == []  # an empty list of the file is a value
+    assert args.save_every == 7 and args.chat_date == "2001-02-03"  # of the checkpoint
+    assert args.mask_prompt is True and args.weight_decay == 0  # of the recipe, and the default
+    args = parse(["train", "--resume", "-c", "settings.toml", "--adapter-path", "adapters"])
+    assert args.adapter_path == "adapters" and args.save_every == 50 and args.iters == 8
+
+
+def test_a_resume_takes_no_other_value_of_any_setting(tmp_path):
+    out = stored_run(tmp_path / "run")
+    args = parse(["train", "--resume", "--adapter-path", str(out)])
+    metadata = run_folder.metadata(args)
+    run_folder.check_same_run(out, metadata)
+    names = vars(args).keys() - {*run_folder.NOT_SETTINGS, *run_folder.MAY_CHANGE, "epochs"}
+    assert len(names) > 35
+    for name in names:
+        changed = metadata | {"settings": metadata["settings"] | {name: "another"}}
+        with pytest.raises(InputError, match=f"{flag(name)} is another, but the run in"):
+            run_folder.check_same_run(out, changed)
+    with pytest.raises(InputError, match="the files of --model micro have changed"):
+        run_folder.check_same_run(out, metadata | {"digests": {"model": "another"}})
+
+
+def test_the_digests_are_of_the_files_that_training_reads(base, tmp_path):
+    """Other files may come into the folders of data and base; each file that is read counts."""
+    rows, own = tmp_path / "rows", shutil.copytree(base, tmp_path / "base")
+    rows.mkdir()
+    for split in ("train", "valid"):
+        write_rows(rows / f"{split}.jsonl")
+    for setting, folder, read in (
+        ("data", rows, ("train.jsonl", "valid.jsonl")),
+        ("model", own, ("config.json", "model.safetensors", "tokenizer.json")),
+    ):
+        before = digest(setting, folder)
+        for name in ("notes.txt", "test.jsonl", "model-00002-of-00002.safetensors"):
+            (folder / name).write_text("{}")
+        assert digest(setting, folder) == before
+        for name in read:
+            (folder / name).write_bytes(b"other")
+            assert digest(setting, folder) != before
+            before = digest(setting, folder)
+
+
+def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch):
+    """Relative paths mean the same from every folder, also after the whole project has moved."""
+    project, moved = tmp_path / "project", tmp_path / "moved"
+    project.mkdir()
+    shutil.copytree(base, project / "base")
+    data.rename(project / "rows.jsonl")
+    monkeypatch.chdir(project)
+    assert train("base", "rows.jsonl", "run", "--method ia3") == 0
+    names = {"model": "base", "data": "rows.jsonl", "adapter_path": "run"}
+    written = settings_of(project / "run")
+    assert {k: written[k] for k in names} == {k: str(project / v) for k, v in names.items()}
+    monkeypatch.chdir(tmp_path)
+    project.rename(moved)
+    assert run("evaluate", *at(moved / "run")) == 0
+    assert run("train --resume --iters 6", *at(moved / "run")) == 0
+    written = settings_of(moved / "run")
+    assert {k: written[k] for k in names} == {k: str(moved / v) for k, v in names.items()}
+    # a run that was moved alone keeps its base and rows, whatever is next to its new place
+    (tmp_path / "elsewhere" / "base").mkdir(parents=True)
+    assert find(written, tmp_path / "elsewhere" / "run")["model"] == str(moved / "base")
+
+
+# ------------------------------------------------------------------------------ the settings
+
+
+NO_EFFECT = {  # flags: the part of them that has no effect
+    "--method head --target-modules q_proj": "--target-modules",
+    "--method prompt --lora-alpha 3": "--lora-alpha",
+    "--method bitfit --layers-to-transform 0": "--layers-to-transform",
+    "--method norm --no-use-rslora": "--use-rslora",
+    "--method ia3 --init-lora-weights loftq": "--init-lora-weights",
+    "--num-virtual-tokens 3": "--num-virtual-tokens", "--method ia3 --vera-r 3": "--vera-r",
+    "--method bottleneck --num-virtual-tokens 3": "--num-virtual-tokens",
+    "--method prompt --bottleneck-size 3": "--bottleneck-size",
+    "--quantize none --block-size 32": "--block-size",
+    "--quantize int8 --block-size 64": "--block-size",
+    "--also-train-lr-scale 0.1": "--also-train-lr-scale",
+    "--method ia3 --loraplus-lr-ratio 16": "--loraplus-lr-ratio",
+    "--method prompt --layer-lr-decay 0.5": "--layer-lr-decay",
+    "--layers-to-transform 1 --layer-lr-decay 0.5": "--layer-lr-decay",
+    "--optimizer muon --adam-beta1 0.8": "--adam-beta1",
+    "--steps-per-eval 2": "--steps-per-eval", "--val-batches 2": "--val-batches",
+    "--early-stopping-patience 2": "--early-stopping-patience",
+    "--mask-prompt": "--mask-prompt", "--chat-date 2001-02-03": "--chat-date",
+}  # fmt: skip
+EFFECT = (  # some of the same flags, where they have one
+    "--method dora --lora-r 3 --target-modules q_proj", "--method prefix --num-virtual-tokens 3",
+    "--method bottleneck --bottleneck-size 3", "--quantize fp4 --block-size 32",
+    "--also-train norm --also-train-lr-scale 0.5", "--method dora --loraplus-lr-ratio 16",
+    "--method norm --layer-lr-decay 0.5", "--no-mask-prompt",
+    "--optimizer muon --also-train norm --adam-beta1 0.8",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [*NO_EFFECT, *EFFECT])
+def test_a_flag_without_effect_is_refused_and_not_stored(flags, base):
+    """The rows are two texts for training, and none is held out."""
+    args = parse(["train", "--model", str(base), *flags.split()])
+    loaded, examples = load_for_training(args), [Example([1, 2], [1, 1])] * 2
+    config = TrainConfig(mask_prompt=args.mask_prompt, optimizer=args.optimizer)
+    unused = unused_settings(args, loaded, config, examples, [])
+    stored = run_folder.metadata(args, unused)["settings"]
+    if flags in EFFECT:
+        refuse_unused(args.given, unused)
+        names = [word[2:].replace("-", "_") for word in flags.split() if word[:2] == "--"]
+        assert {name.removeprefix("no_") for name in names} <= stored.keys()
+        return
+    with pytest.raises(InputError, match=f"{NO_EFFECT[flags]} has no effect .*: leave it out"):
+        refuse_unused(args.given, unused)
+    assert NO_EFFECT[flags][2:].replace("-", "_") not in stored
+
+
+def test_every_setting_of_a_full_run_counts(base):
+    """With held-out rows, prompts and a date in the chat template, nothing is left out."""
+    args = parse(["train", "--model", str(base), "--also-train", "norm"])
+    loaded, masked = load_for_training(args), [Example([1, 2], [0, 1])]
+    loaded = loaded._replace(tokenizer=SimpleNamespace(chat_template="{{ strftime_now('%Y') }}"))
+    unused = unused_settings(args, loaded, TrainConfig(mask_prompt=True), masked, masked)
+    assert unused.keys() == {*SIZES}
+
+
+OF_ADAPTER = {  # flags for the adapter of rank 5 below: what is wrong with them
+    "": None,
+    "--lora-r 5": "--lora-r has no effect: the adapter in {folder} has its own; leave --lora-r out",
+    "--no-use-rslora": "--use-rslora has no effect", "--vera-r 3": "--vera-r has no effect",
+    "--method ia3": "has the method lora: give --method lora",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", OF_ADAPTER)
+def test_an_adapter_to_start_from_has_its_own_settings(flags, base, tmp_path):
+    dense = load(base)[1]
+    config = LoraConfig(r=5, lora_alpha=3, target_modules="all-linear", use_rslora=True)
+    adapters, _ = get_peft_model(dense, config)
+    adapters = also_train(adapters, dense, ["norm"])
+    save_adapter(tmp_path, adapters, dense, config, str(base))
+    words = ["train", "--model", str(base), "--also-train", "head", "--init-adapter"]
+    args = parse([*words, str(tmp_path), *flags.split()])
+    if OF_ADAPTER[flags]:
+        with pytest.raises(InputError, match=OF_ADAPTER[flags].format(folder=tmp_path)):
+            load_for_training(args)
+        return
+    loaded = load_for_training(args)
+    settings = run_folder.metadata(args)["settings"]
+    assert loaded.adapter_config.r == 5 and settings["also_train"] == ["head"]
+    # the adapter trains the norms already
+    assert {"lm_head.weight", "model.norm.weight"} <= flatten(loaded.adapters).keys()
+    assert not {"lora_r", "target_modules", "layers_to_transform", "vera_r"} & settings.keys()
+
+
+def test_the_settings_of_a_run_start_the_same_run(base, data, tmp_path):
+    """No value in train_config.toml is one that the run would refuse as a flag."""
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    assert train(base, data, first, "--method p-tuning --num-virtual-tokens 3 --quantize int8") == 0
+    settings = settings_of(first)
+    assert not {"lora_r", "bottleneck_size", "block_size", "chat_date"} & settings.keys()
+    assert run("train -c", first / "train_config.toml", *at(second)) == 0
+    assert (first / WEIGHTS).read_bytes() == (second / WEIGHTS).read_bytes()
+    # the base of an adapter to start from is that of its run
+    words = "train --method p-tuning --quantize int8 --data", data, *at(third)
+    assert run(*words, "--iters 1 --adapter-dtype bfloat16 --init-adapter", first) == 0
+    settings = settings_of(third)
+    assert "num_virtual_tokens" not in settings and settings["model"] == str(base)
+    assert run("train -c", third / "train_config.toml", "--overwrite") == 0
