@@ -163,13 +163,13 @@ def test_a_terminal_that_knows_only_ascii(base, tmp_path, monkeypatch):
     """Every command prints, with escapes for characters that the terminal lacks."""
     row = {"prompt": "é 漢 \U0001f600", "completion": "ü→"}
     data, out = write_rows(tmp_path / "rows.jsonl", [row] * 20), tmp_path / "ä"
-    learn = tmp_path / "kurs"
+    monkeypatch.chdir(tmp_path)
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding="ascii", write_through=True))
     assert train(base, data, out) == 0
     assert run("generate --prompt é --max-tokens 9", *at(out)) == 0
-    assert run("inspect --data", data, *at(out)) == run("learn init", learn) == 0
-    assert run("learn hint nearest-code --dir", learn) == 0
+    assert run("inspect --data", data, *at(out)) == run("learn init") == 0
+    assert run("learn hint nearest-code") == 0
     assert raw.getvalue().isascii() and rb"\xe9" in raw.getvalue()
 
 

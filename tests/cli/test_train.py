@@ -21,7 +21,7 @@ from small_run import (
 
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig, encode_rows, get_peft_model, load_rows
-from minilora.batching import Example, pack_examples
+from minilora.batching import Example
 from minilora.cli import run_folder
 from minilora.cli.arguments import flag, parse
 from minilora.cli.loading import (
@@ -34,6 +34,7 @@ from minilora.cli.loading import (
 from minilora.cli.run import check_memory, print_sample, steps_of_epochs
 from minilora.cli.stored_paths import digest, find
 from minilora.config import InputError
+from minilora.data.packing import pack_examples
 from minilora.evaluation import plot
 from minilora.formats.checkpoint import (
     load_state,

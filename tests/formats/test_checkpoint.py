@@ -207,7 +207,6 @@ def everywhere(*names, r=8):
     ("targets", "layers", "names"),
     [
         ("all-linear", None, ALL_LINEAR),
-        ("All-Linear", None, ALL_LINEAR),
         (list(ALL_LINEAR), [], ALL_LINEAR),
         ([Q0], None, [Q0]),
         (r".*\.layers\.0\..*(q|k)_proj", None, [Q0, Q0.replace("q_proj", "k_proj")]),
