@@ -198,7 +198,7 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 # ## 3. LoRA
 #
 # *In the package: `lora.py` (other targets and ranks), `layers.py` (biases, dropout),
-# `kernels/fused_projection.py` (speed).*
+# `kernels/linear.py` (speed).*
 #
 # Each projection, with its frozen weight W₀, gets an *adapter*: two small matrices, A of shape (r,
 # in) and B of shape (out, r). The *rank* r is small, here 8, and α is a fixed number:

@@ -41,9 +41,6 @@ class Ops(Protocol):
     def self_attention(self, x: Array, node: Tree, ctx: Context) -> Array:
         """Apply the attention sublayer."""
 
-    def mlp(self, x: Array, node: Tree, ctx: Context) -> Array:
-        """Apply the feed-forward sublayer."""
-
     def rms_norm(self, x: Array, weight: Array, eps: float) -> Array:
         """Normalize by the root mean square."""
 

@@ -24,9 +24,9 @@ from minilora.batching import Example
 from minilora.config import ALL_LINEAR
 from minilora.kernels import (
     OPS,
-    fused_attention,
-    fused_loss,
-    fused_projection,
+    attention,
+    linear,
+    loss,
     nf4,
     num_threads,
     parallel_map,
@@ -36,14 +36,8 @@ from minilora.kernels.threads import THREADS
 from minilora.optim import adamw_init, clip
 from minilora.tree import arrays
 
-PARTS = {  # functions whose own time is products with the NumPy around them
-    "weights": (weights.tiled_matmul, weights.tiled_matmul_backward),
-    "factors": (fused_projection.project, fused_projection.project_backward,
-                fused_projection.down_project),
-    "attention": (fused_attention.attention_forward, fused_attention.attention_backward,
-                  fused_attention.probabilities),
-    "head": (fused_loss._log_z, fused_loss._head_gradient),
-}  # fmt: skip
+# modules whose own time is products with the NumPy around them
+PARTS = {"weights": weights, "factors": linear, "attention": attention, "head": loss}
 WAITING = ("~", "<method 'acquire' of '_thread.lock' objects>")
 
 
@@ -108,15 +102,12 @@ def profile(folder, name, *arguments):
     whole = (time.perf_counter() - began) / steps
     mine = [vars(module).values() for key, module in sys.modules.items() if "minilora" in key]
     loops = [f.py_func for values in mine for f in values if hasattr(f, "py_func")]
-    part_of = {
-        (function.__code__.co_filename, function.__code__.co_name): part
-        for part, functions in {**PARTS, "loops": loops}.items()
-        for function in functions
-    }
+    part_of = {(f.__code__.co_filename, f.__code__.co_name): "loops" for f in loops}
     part_of[WAITING] = "waiting"
-    parts = dict.fromkeys(part_of.values(), 0.0)
+    module_of = {module.__file__: part for part, module in PARTS.items()}
+    parts = dict.fromkeys([*module_of.values(), "loops", "waiting"], 0.0)
     for (path, _, function), (_, _, own, *_) in pstats.Stats(profiler).stats.items():
-        if part := part_of.get((path, function)):
+        if part := part_of.get((path, function), module_of.get(path)):
             parts[part] += own / steps
     print(json.dumps({**parts, "rest": whole - sum(parts.values()), "seconds": whole}))
 
@@ -192,8 +183,8 @@ def floor(folder, targets="q_proj,v_proj"):
         A = {n: some(8, n) for n in x}
         B = {n: some(n, 8) for n in x}
         q, k = some(rows, K, G * LENGTH, hd), some(rows, K, LENGTH, hd)
-        p = some(rows, K, G * fused_attention.QUERIES, LENGTH)
-        return x, A, B, q, k, p, some(rows * LENGTH, fused_loss.TILE)
+        p = some(rows, K, G * attention.QUERIES, LENGTH)
+        return x, A, B, q, k, p, some(rows * LENGTH, loss.TILE)
 
     def products(x, A, B, q, k, p, z):
         for i, layer in base["model"]["layers"].items():
@@ -211,12 +202,12 @@ def floor(folder, targets="q_proj,v_proj"):
                         x[out].T @ x[8], x[8].T @ x[width]
                         if not enters:
                             x[8] @ A[width]
-            for b, some, keys in fused_attention.query_chunks(q, k):
-                some, seen, s = q[b, :, some], k[b, :, keys], p[b, :, :, keys]
+            for some, keys in attention.chunks(q, LENGTH):
+                some, seen, s = q[:, :, some], k[:, :, keys], p[..., keys]
                 for _ in range(3):
                     some @ seen.swapaxes(-1, -2)
                 s @ seen, s @ seen, s.swapaxes(-1, -2) @ some, s.swapaxes(-1, -2) @ some
-        for _, tile in weights.tiles(base["model"]["embed_tokens"]["weight"], fused_loss.TILE):
+        for _, tile in weights.tiles(base["model"]["embed_tokens"]["weight"], loss.TILE):
             x[config.hidden_size] @ tile.T, z[:, : len(tile)] @ tile
 
     parts = [share(i) for i in range(shares)]
