@@ -421,7 +421,7 @@ def test_nothing_is_recomputed_unless_asked(ops):
     params = model.parameters(adapters, frozen, ops)
     model.hidden_states(params, batch["tokens"], batch["segment_starts"], TINY, spying(ops, seen))
     names = [name for name, _ in seen]
-    assert names.count("mlp") == 3 * TINY.num_hidden_layers
+    assert names.count("swiglu") == 3 * TINY.num_hidden_layers
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -449,15 +449,15 @@ def test_nothing_below_the_first_adapted_layer_is_differentiated(ops, checkpoint
     if not checkpointing:  # else the backward pass computes the followed layers once more, traced
         # the first one to be followed comes after q and v of the first adapted layer
         assert followed("self_attention") == [False] * (first + 1) + [True] * (2 - first)
-        assert followed("mlp") == [False] * first + [True] * (3 - first)
+        assert followed("swiglu") == [False] * first + [True] * (3 - first)
         # two norms per layer and the last one
         assert followed("rms_norm") == [False] * (2 * first + 1) + [True] * (6 - 2 * first)
     for name, args in seen:
-        if name in ("self_attention", "mlp"):  # autograd never traces the base
+        if name == "self_attention":  # autograd never traces the base
             leaves = flatten(args[1])
             traced = {path.rpartition(".")[2] for path, w in leaves.items() if isbox(w)}
             assert traced <= {"lora_A", "lora_B"}
-    layers_of = [sum(n == name for n, _ in seen) for name in ("self_attention", "mlp")]
+    layers_of = [sum(n == name for n, _ in seen) for name in ("self_attention", "swiglu")]
     assert layers_of == [3 + (3 - first if checkpointing else 0)] * 2
 
 

@@ -6,9 +6,9 @@ from autograd.extend import defvjp_argnums, primitive
 from .loops import TINY, exp, fast_jit, rows
 from .threads import parallel_rows
 
-# With σ = 1/(1 + e^−a), u = a·σ, y = u∘b and g = ∂L/∂y:
-#   ∂L/∂a = g∘b∘σ∘(1 + a∘(1 − σ))        ∂L/∂b = g∘u
-# b is recomputed as y/u: an adapted down_proj keeps y in any case, so b is not kept. For this, an
+# With σ = 1/(1 + e^−a), y = a·σ∘b and g = ∂L/∂y:
+#   ∂L/∂a = g∘σ∘b∘(1 + a∘(1 − σ))        ∂L/∂b = g∘a∘σ
+# σ∘b is recomputed as y/a: an adapted down_proj keeps y in any case, so b is not kept. For this, an
 # a between ±1e-30 counts as 1e-30.
 
 
@@ -53,6 +53,5 @@ def _swiglu_back(lo, hi, gate, y, g, da, db):
         for j in range(gate.shape[1]):
             a = tiny if abs(gate[i, j]) < tiny else gate[i, j]  # NaN stays NaN
             s = one / (one + exp(-a))
-            b = y[i, j] / (a * s)
-            da[i, j] = g[i, j] * b * s * (one + a * (one - s))
+            da[i, j] = g[i, j] * (y[i, j] / a) * (one + a * (one - s))
             db[i, j] = g[i, j] * a * s
