@@ -50,13 +50,6 @@ def test_exp_is_within_two_units_of_the_last_place():
 
 
 @compiled_only
-@given(st.floats(-87, 88, width=32))
-def test_exp_of_any_number(x):
-    x = np.float32([x])
-    assert ulps(exp_in_kernel(x), np.exp(x.astype(np.float64))).max() <= 2
-
-
-@compiled_only
 def test_exp_at_and_beyond_its_ends():
     # It is constant there: at e⁻⁸⁷ = 1.6e-38, negligible next to the 1 of a softmax's largest; and
     # at e⁸⁸, so that no infinity arises where SwiGLU divides by it.

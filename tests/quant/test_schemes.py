@@ -42,25 +42,24 @@ def test_schemes():
     w = weights("normal", (32, 64))
     assert quantize_leaf("w", w, "none") is w
     assert isinstance(quantize_leaf("w", w, "int8"), int8.Int8)
-    for scheme, quant_type, double_quant in (
-        ("fp4", "fp4", 0),
-        ("nf4", "nf4", 0),
-        ("nf4-dq", "nf4", 1),
-    ):
-        ours, expected = (
-            quantize_leaf("w", w, scheme, 32),
-            nf4.quantize(w, 32, double_quant, quant_type),
-        )
-        assert (ours.quant_type, ours.block_size) == (quant_type, 32)
-        assert ours.nbytes == expected.nbytes
+    for scheme, code, double_quant in (("fp4", "fp4", 0), ("nf4", "nf4", 0), ("nf4-dq", "nf4", 1)):
+        ours = quantize_leaf("w", w, scheme, 32)
+        expected = nf4.quantize(w, 32, double_quant, code)
+        assert (ours.quant_type, ours.block_size, ours.nbytes) == (code, 32, expected.nbytes)
         np.testing.assert_array_equal(ours.dequantize(), expected.dequantize())
 
 
-def test_what_is_a_projection():
-    assert is_projection("model.layers.11.mlp.down_proj.weight")
-    assert not is_projection("model.layers.11.mlp.down_proj.bias")
-    assert not is_projection("model.layers.11.mlp.not_down_proj.weight")
-    assert not is_projection("model.embed_tokens.weight")
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("model.layers.11.mlp.down_proj.weight", True),
+        ("model.layers.11.mlp.down_proj.bias", False),
+        ("model.layers.11.mlp.not_down_proj.weight", False),
+        ("model.embed_tokens.weight", False),
+    ],
+)
+def test_what_is_a_projection(path, expected):
+    assert is_projection(path) == expected
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:])
