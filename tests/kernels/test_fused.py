@@ -5,13 +5,10 @@ reference *in float64, on the same numbers*: this bounds its error, not the sum 
 """
 
 import inspect
-import math
-from itertools import combinations
 
 import numpy as np
 import pytest
 from autograd import make_vjp
-from autograd.test_util import check_grads
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import attention_inputs, compiled_only, random_starts, seeds
@@ -21,8 +18,6 @@ from minilora.kernels import attention, fused, loss
 from minilora.methods.registry import OPERATIONS
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}  # unit roundoff
-SAFETY = 2  # the bounds are first order, and the reference in float64 has an error, too
-
 dtypes = st.sampled_from([np.float32, np.float64])
 
 
@@ -36,32 +31,23 @@ def cast(dtype, *arrays):
     return [np.asarray(x).astype(dtype) for x in arrays]
 
 
-def held_against_plain(name, args, rest, g, dtype, bounds):
-    """Assert that each output of the fused `name` lies within its bound of the plain float64 one.
+def held_against_plain(name, args, rest, g, dtype, roundings):
+    """Assert that each output of the fused `name` is near the plain one in float64.
 
-    args are differentiated, rest are not; bounds: one array or number for y and one per argument.
+    args are differentiated, rest are not. The bound: so many roundings of the largest number.
     """
     args = cast(dtype, *args)
     y, dargs = value_and_gradients(lambda *a: getattr(fused, name)(*a, *rest), args, g)
     exact = cast(np.float64, *args)
     y0, dargs0 = value_and_gradients(lambda *a: getattr(layers, name)(*a, *rest), exact, g)
-    for got, expected, bound in zip((y, *dargs), (y0, *dargs0), bounds, strict=True):
+    for got, expected in zip((y, *dargs), (y0, *dargs0), strict=True):
         assert got.shape == expected.shape and np.isfinite(got).all()
         assert got.dtype == dtype or got.ndim == 0
-        assert (np.abs(got - expected) <= SAFETY * UNIT[dtype] * bound).all()
+        largest = max(1, np.abs(expected).max())
+        assert np.abs(got - expected).max() <= roundings * UNIT[dtype] * largest
 
 
 # ---------------------------------------------------------------------------------- RMSNorm
-
-
-def rms_norm_bounds(x, w, eps, g):
-    """A sum over D terms in the root, its reciprocal, then two products a number."""
-    D, rows = x.shape[-1], x.size // x.shape[-1]
-    r = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + eps)
-    dot = np.sum(np.abs(g * w * x), axis=-1, keepdims=True)
-    dx = r * np.abs(g * w) + np.abs(x) * r**3 / D * dot
-    dw = np.sum(np.abs(g * x * r).reshape(-1, D), axis=0)
-    return [(D + 6) * np.abs(r * x * w), (4 * D + 10) * dx, (D + rows + 6) * dw]
 
 
 @st.composite
@@ -78,37 +64,21 @@ def rms_norm_inputs(draw):
 @given(rms_norm_inputs(), dtypes)
 def test_rms_norm(inputs, dtype):
     x, w, eps, g = inputs
-    x, w, g = cast(np.float64, *cast(dtype, x, w, g))
-    eps = float(dtype(eps))
-    # a weight of 0 counts as 1e-30, times 1/√ε, g and x̂²
-    bounds = [bound + 1e-24 / UNIT[dtype] for bound in rms_norm_bounds(x, w, eps, g)]
-    held_against_plain("rms_norm", (x, w), (eps,), g, dtype, bounds)
+    # a row has at most 33 terms; ∂L/∂x is the difference of two that are up to 1/√ε larger
+    held_against_plain("rms_norm", (x, w), (eps,), g, dtype, 3000)
 
 
 # ----------------------------------------------------------------------------------- SwiGLU
 
 
-def swiglu_bounds(gate, up, g, dtype):
-    """σ has the two units of the last place of `exp`, that is four of roundoff, and two more.
-
-    The exponent of the reference, of size |a|, is rounded in float64. Where 1 − σ or 1 + a(1 − σ)
-    cancels, the error stays that of its terms. Beyond ±87 the kernel's exponential is constant,
-    which changes the result by |a|·e^−87 at most: below 2^-100 for |a| < 10⁶.
-    """
-    s = 1 / (1 + np.exp(-np.clip(gate, -700, 700)))
-    y, da = np.abs(gate * s * up), np.abs(g * up) * s * (1 + np.abs(gate))
-    twin = (1 + np.abs(gate)) * UNIT[np.float64] / UNIT[dtype]
-    tiny = 2.0**-100 * (1 + np.abs(g)) * (1 + np.abs(up)) / UNIT[np.float32]
-    db = np.abs(g * gate * s)
-    return [(12 + twin) * y + tiny, (24 + 2 * twin) * da + tiny, (12 + twin) * db + tiny]
-
-
 @given(seeds, st.sampled_from([(1, 1), (2, 3, 5), (1, 33), (7, 8)]), st.floats(0.1, 40), dtypes)
 def test_swiglu(seed, shape, size, dtype):
     rng = np.random.default_rng(seed)
-    gate, up, g = cast(np.float64, *cast(dtype, *rng.standard_normal((3, *shape))))
-    gate = np.clip(gate * size, -80, 80).astype(dtype).astype(np.float64)
-    held_against_plain("swiglu", (gate, up), (), g, dtype, swiglu_bounds(gate, up, g, dtype))
+    gate, up, g = rng.standard_normal((3, *shape))
+    gate = np.clip(gate * size, -80, 80)
+    gate[0] *= rng.integers(2)  # gates of zero: up cannot be recomputed from y
+    # σ has four roundings, and 1 + a(1 − σ) is the sum of terms up to |a| larger
+    held_against_plain("swiglu", (gate, up), (), g, dtype, 50)
 
 
 @compiled_only
@@ -125,22 +95,6 @@ def test_swiglu_far_from_zero(dtype):
 # -------------------------------------------------------------------------------- Attention
 
 
-def attention_bounds(q, k, v, hd, g):
-    """Largest errors, from the sizes of the inputs alone.
-
-    A score, no larger than S, errs by hd + 6 roundings of S (turned twice, scaled, summed), so p
-    errs by twice that and by the softmax's own T + 8. Σ_s p = 1 bounds y and Σ_s|∂L/∂S| by twice
-    the largest |∂L/∂P| ≤ hd·|g|·|v|; keys and values add up T·G rows of it. Turning adds √2.
-    """
-    T, heads, kv = q.shape[1], q.shape[-1] // hd, k.shape[-1] // hd
-    q, k, v, g = (np.abs(x).max() for x in (q, k, v, g))
-    S = 2 * math.sqrt(hd) * q * k
-    of_p = 2 * (hd + 6) * (S + 1) + T + 8
-    rows, dp = T * heads // kv, hd * g * v
-    ds = 2 * dp * (2 * of_p + 2 * hd + T + 8) * math.sqrt(2 / hd)
-    return [v * (of_p + T), ds * k * 2, rows * ds * q * 2, rows * g * (of_p + rows)]
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @settings(max_examples=40)
 @given(
@@ -148,12 +102,13 @@ def attention_bounds(q, k, v, hd, g):
 )
 def test_attention(dtype, inputs, seed, size, window):
     q, k, v, angles, starts, hd = inputs
-    q, k, v = cast(np.float64, *cast(dtype, size * q, size * k, v))
     angles = tuple(cast(dtype, *angles))
-    g = np.random.default_rng(seed).standard_normal(q.shape).astype(dtype)
-    bounds = attention_bounds(q, k, v, hd, g)
+    g = np.random.default_rng(seed).standard_normal(q.shape)
+    # a score has hd + 6 roundings of its size, so many times p; p is summed over T·G rows
+    scores = size**2 * np.abs(q).max() * np.abs(k).max() * hd**0.5
     rest = angles, starts, None, window
-    held_against_plain("attention", (q, k, v), rest, g, dtype, bounds)
+    q, k = size * q, size * k
+    held_against_plain("attention", (q, k, v), rest, g, dtype, 100 * (hd + 6) * (scores + 1))
 
 
 def some_attention(seed=0, B=3, T=5, kv=2, groups=2, hd=4, dtype=np.float32):
@@ -180,8 +135,7 @@ def test_attention_of_some_tokens_at_a_time_is_the_same(monkeypatch, tokens):
     starts = np.array([[0, 0, 0, 0, 0, 0, 0], [0, 0, 2, 2, 2, 5, 5], [0, 1, 2, 3, 4, 5, 6]])
     monkeypatch.setattr(attention, "QUERIES", tokens)
     # sums of at most 7 + 4 terms of size one to ten, and the softmax's few roundings
-    bounds = [1000] * 4
-    held_against_plain("attention", (q, k, v), (angles, starts), q + 1, np.float64, bounds)
+    held_against_plain("attention", (q, k, v), (angles, starts), q + 1, np.float64, 1000)
 
 
 def test_segments_outside_their_rows_are_refused():
@@ -205,23 +159,14 @@ def cross_entropy_inputs(draw):
     return hidden * draw(st.sampled_from([0.01, 1, 30])), head, rng.integers(V, size=(B, T)), mask
 
 
-def cross_entropy_bounds(hidden, head, mask):
-    """A logit, no larger than Z, errs by D roundings of Z, and so, relatively, does e^logit.
-
-    c = m/Σm; |p − y| ≤ 1, and a row of it adds up to at most 2.
-    """
-    (V, D), n = head.shape, mask.sum()
-    h, e = np.abs(hidden).max(), np.abs(head).max()
-    of_p = 2 * (D + 1) * (D * h * e + 1) + V + 12
-    return [of_p, 2 * e * (of_p + V) / n, h * (of_p + n)]
-
-
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @given(cross_entropy_inputs())
 def test_cross_entropy(dtype, inputs):
     hidden, head, targets, mask = inputs
-    bounds = cross_entropy_bounds(hidden, head, mask)
-    held_against_plain("cross_entropy", (hidden, head), (targets, mask), 1.0, dtype, bounds)
+    # a logit has D roundings of its size, and so, relatively, has p
+    logits = head.shape[1] * np.abs(hidden).max() * np.abs(head).max()
+    rest = targets, mask
+    held_against_plain("cross_entropy", (hidden, head), rest, 1.0, dtype, 50 * (logits + 10))
 
 
 def some_cross_entropy(dtype=np.float32):
@@ -250,7 +195,7 @@ def test_cross_entropy_tile_by_tile(monkeypatch, tile, size):
     monkeypatch.setattr(loss, "TILE", tile)
     # a logit, a sum of 4 terms up to size·10, has 5 roundings; p errs by as much of itself
     inputs = (hidden * size, head), (targets, mask), 1.0
-    held_against_plain("cross_entropy", *inputs, np.float64, [100 * size**2] * 3)
+    held_against_plain("cross_entropy", *inputs, np.float64, 100 * size**2)
 
 
 def test_cross_entropy_with_large_logits_is_finite():
@@ -302,23 +247,6 @@ def test_the_two_implementations_have_the_same_arguments(name):
     assert all(p.default is not p.empty for p in list(expected.values())[len(ours) :])
 
 
-# ---------------------------------------------------------------- finite differences, layout
-
-
-@given(rms_norm_inputs(), attention_inputs(), cross_entropy_inputs())
-def test_finite_differences(norm, attention, entropy):
-    check = lambda f, *args: check_grads(f, modes=["rev"], order=1)(*args)  # noqa: E731
-    x, w, _, g = norm
-    x = x / np.abs(x).max()  # the step of the difference is fixed, so must be the size
-    check(lambda x, w: fused.rms_norm(x, w, 1e-2), x, w)
-    check(fused.swiglu, 3 * x, g)
-    *qkv, angles, starts, _ = attention
-    check(lambda q, k, v: fused.attention(q, k, v, angles, starts), *qkv)
-    hidden, head, targets, mask = entropy
-    hidden = hidden / np.abs(hidden).max()
-    check(lambda h, e: fused.cross_entropy(h, e, targets, mask), hidden, head)
-
-
 # ------------------------------------------------------- which arguments, which memory order
 
 
@@ -334,7 +262,8 @@ def call(name):
     }[name]
 
 
-EACH = pytest.mark.parametrize("name", ["rms_norm", "swiglu", "attention", "cross_entropy"])
+NAMES = ("rms_norm", "swiglu", "attention", "cross_entropy")
+EACH = pytest.mark.parametrize("name", NAMES)
 
 
 @EACH
@@ -344,41 +273,29 @@ def test_any_of_the_arguments_may_be_traced(name):
     f = getattr(fused, name)
     g = np.random.default_rng(0).standard_normal(f(*args, *rest).shape)
     _, together = value_and_gradients(lambda *a: f(*a, *rest), args, g)
-    for size in range(1, len(args)):
-        for chosen in combinations(range(len(args)), size):
-
-            def of_chosen(*values, chosen=chosen):
-                full = dict(enumerate(args)) | dict(zip(chosen, values))
-                return f(*full.values(), *rest)
-
-            _, grads = value_and_gradients(of_chosen, [args[i] for i in chosen], g)
-            for i, grad in zip(chosen, grads, strict=True):
-                np.testing.assert_array_equal(grad, together[i])
-
-
-def other_layouts(x):
-    """The same numbers in another order of memory."""
-    yield np.asfortranarray(x)
-    yield np.repeat(x, 2, axis=-1)[..., ::2]
-    yield np.broadcast_to(x[:1], x.shape)
+    for n, arg in enumerate(args):
+        of_one = lambda x: f(*args[:n], x, *args[n + 1 :], *rest)  # noqa: B023, E731
+        _, (grad,) = value_and_gradients(of_one, [arg], g)
+        np.testing.assert_array_equal(grad, together[n])
 
 
 @EACH
 def test_the_order_in_memory_does_not_matter(name):
     (first, *others), rest = call(name)
     f = lambda *a: getattr(fused, name)(*a, *rest)  # noqa: E731
-    for x in other_layouts(first):
-        results = []
-        for same in (x, np.ascontiguousarray(x)):
-            np.full(x.size, np.nan, np.float32)  # stale memory must not look right
-            g = np.ones_like(f(same, *others)).T.copy().T  # this too in another order
-            results.append([f(same, *others), *value_and_gradients(f, (same, *others), g)[1]])
-        for a, b in zip(*results):
+    g = np.ones_like(f(first, *others)).T.copy().T  # this too in another order
+    for x in (
+        np.asfortranarray(first), np.repeat(first, 2, axis=-1)[..., ::2],
+        np.broadcast_to(first[:1], first.shape),
+    ):  # fmt: skip
+        found = value_and_gradients(f, (x, *others), g)
+        expected = value_and_gradients(f, (np.ascontiguousarray(x), *others), g)
+        for a, b in zip((found[0], *found[1]), (expected[0], *expected[1])):
             np.testing.assert_array_equal(a, b)
 
 
 def test_nan_and_infinity_are_never_hidden():
-    # A diverged run has to be seen in its loss; `fast` kernels may reorder, not assume finiteness.
+    """A diverged run has to be seen in its loss: fast kernels may not assume finite numbers."""
     for bad in (np.nan, np.inf):
         hidden, head, targets, _ = some_cross_entropy()
         mask = np.ones((2, 5), np.float32)

@@ -23,10 +23,6 @@ class Halves:
     def shape(self):
         return self.halves.shape
 
-    @property
-    def nbytes(self):
-        return self.halves.nbytes
-
     def dequantize(self):
         return self.halves.astype(np.float32)
 

@@ -122,8 +122,6 @@ def test_matvec(kind, seed):
     y = compiled.matvec(w, x)
     assert (np.abs(y - dense @ x) <= bound).all()
     assert bits(weights.matmul(x, w)) == bits(y) == bits(weights.matmul(x[None, None], w))
-    rows = np.stack([x, -x])
-    assert bits(layers.matmul(rows, w)) == bits(rows @ exact(w).T)
 
 
 def test_matvec_of_small_numbers():
