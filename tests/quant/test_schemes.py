@@ -1,31 +1,25 @@
 """Which weights are quantized, and the report of their errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from arrays import weights
+from models import TINY, random_base
 
 from minilora import nf4
-from minilora.config import ALL_LINEAR, InputError
+from minilora.config import InputError
 from minilora.evaluation.memory import nbytes
 from minilora.quant import int8
 from minilora.quant.schemes import SCHEMES, error_report, is_projection, quantize, quantize_leaf
-from minilora.tree import flatten, num_parameters, set_leaf
+from minilora.tree import flatten, num_parameters
 
-
-def small_base():
-    base = {}
-    for i, name in enumerate(ALL_LINEAR):
-        block = "self_attn" if name[0] in "qkvo" and name != "up_proj" else "mlp"
-        set_leaf(base, f"model.layers.0.{block}.{name}.weight", weights("normal", (32, 64), i))
-    set_leaf(base, "model.layers.0.input_layernorm.weight", np.ones(64, np.float32))
-    set_leaf(base, "model.embed_tokens.weight", weights("normal", (100, 64)))
-    set_leaf(base, "lm_head.weight", weights("normal", (100, 64)))
-    return base
+CONFIG = replace(TINY, hidden_size=32, intermediate_size=64, tie_word_embeddings=False)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_only_the_seven_projections_change(scheme):
-    base = small_base()
+    base = random_base(CONFIG)
     before = {path: w.copy() for path, w in flatten(base).items()}
     quantized = flatten(quantize(base, scheme, 32))
     assert list(quantized) == list(before)
@@ -64,7 +58,7 @@ def test_what_is_a_projection(path, expected):
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:])
 def test_error_report_is_what_one_would_compute(scheme):
-    base = small_base()
+    base = random_base(CONFIG)
     rows = error_report(base, quantize(base, scheme, 32))
     assert [row.path for row in rows] == [path for path in flatten(base) if "_proj" in path]
     for row in rows:
