@@ -212,7 +212,7 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 # ## 3. LoRA
 #
 # *In the package: `lora.py` (other targets and ranks), `layers.py` (biases, dropout),
-# `kernels/fused_projection.py` (speed).*
+# `kernels/linear.py` (speed).*
 #
 # Each projection, with its frozen weight W₀, gets an *adapter*: two small matrices, A of shape (r,
 # in) and B of shape (out, r). The *rank* r is small, here 8:

@@ -14,7 +14,7 @@ import numpy as np
 from common import held_out_notes, table
 
 import minilora
-from minilora import TrainConfig, data, layers, model
+from minilora import TrainConfig, data, model
 from minilora.kernels import fused
 from minilora.quant import int8
 from minilora.tree import get
@@ -104,7 +104,6 @@ def recording(name):
 
 
 ops = SimpleNamespace(**vars(fused))
-ops.self_attention, ops.mlp = layers.self_attention, layers.mlp  # they call the operations
 for name in inputs:
     setattr(ops, name, recording(name))
 model.hidden_states(base, batch["tokens"], batch["segment_starts"], config, ops)

@@ -309,7 +309,7 @@ def decoder_layer(x: Array, node: Tree, ctx: Context) -> Array:
     h = ctx.ops.self_attention(h, node["self_attn"], ctx)
     x = x + norm(h, node, after_attention, ctx)
     h = norm(x, node, before_mlp, ctx)
-    h = ctx.ops.mlp(h, node["mlp"], ctx)
+    h = mlp(h, node["mlp"], ctx)
     return x + norm(h, node, after_mlp, ctx)
 
 

@@ -2,10 +2,9 @@
 
 import sys
 
-from ..layers import LORA
 from ..methods.registry import ORDER
 from ..quant.schemes import is_projection
-from ..tree import Tree, arrays, flatten, get, layer_of, named_leaves, num_parameters
+from ..tree import Tree, arrays, flatten, layer_of, named_leaves, num_parameters
 
 ADAM_FLOATS = 2  # m and v, float32, per trained parameter
 
@@ -30,9 +29,9 @@ def activation_floats(adapters, base, model_config):
     """Count the floats per token that the optimized operations keep for the backward pass.
 
     A layer keeps the outputs of both norms and one number per norm, rotated q and k, v, one number
-    per head, gate and up. A trained o_proj or down_proj keeps its input, but with plain LoRA that
-    of down_proj is recomputed. The lowest adapted layer is counted in full. The scores of prefix
-    tuning, which grow with the square of the length, are not counted.
+    per head, gate and the input of down_proj. A trained o_proj keeps its input. The lowest adapted
+    layer is counted in full. The scores of prefix tuning, which grow with the square of the length,
+    are not counted.
     """
     D, F, hd = model_config.hidden_size, model_config.intermediate_size, model_config.head_dim
     H, K = model_config.num_attention_heads, model_config.num_key_value_heads
@@ -52,19 +51,10 @@ def activation_floats(adapters, base, model_config):
             kept += extra[name](name, w)
         elif name in ("lora_A", "weight") and node.endswith("o_proj"):
             kept += w.shape[1]
-        elif name in ("lora_A", "weight") and node.endswith("down_proj"):
-            sublayer = get(adapters, node.removesuffix(".down_proj"))
-            kept += 0 if is_plain_lora(sublayer) else w.shape[1]
     # the backward pass ends at the lowest of these layers; at none if only the head is trained
     virtual = ("model.embed", "model.prompt")
     layers = [0 if path.startswith(virtual) else layer_of(path) for path in flatten(trained)]
     return (L - min((n for n in layers if n >= 0), default=L)) * layer + kept
-
-
-def is_plain_lora(node):
-    """Return whether a sublayer of an adapter trains only LoRA factors, without dropout."""
-    leaves = {path.rpartition(".")[2]: leaf for path, leaf in named_leaves(node)}
-    return set(leaves) <= set(LORA) and not leaves.get("lora_dropout")
 
 
 def format_estimate(parts):

@@ -12,12 +12,12 @@ import numpy as np
 from .. import model
 from ..batching import Example, collate, token_array
 from ..config import InputError, ModelConfig
-from ..kernels.chunking import LOGIT_FLOATS, chunks
 from ..methods.registry import operations
 from ..tree import Tree
 from .progress import Progress
 
 TOKENS = 4096  # per batch
+LOGIT_FLOATS = 2**22  # logits in memory at a time (16 MiB), for any vocabulary
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 
 
@@ -90,7 +90,8 @@ def token_scores(params, batch, model_config, ops):
     at = np.nonzero(batch["mask"])
     h = x[at]
     targets = batch["targets"][at]
-    pieces = chunks(len(targets), model_config.vocab_size, LOGIT_FLOATS)
+    size = -(-LOGIT_FLOATS // model_config.vocab_size)
+    pieces = [slice(i, i + size) for i in range(0, len(targets), size)]
     parts = [_scores(model.logits(h[i], params, ops), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
     compared = batch.get("answer", batch["mask"])[at] > 0

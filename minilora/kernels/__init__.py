@@ -1,6 +1,7 @@
 """The optimized operations: derived backward passes, numba loops, tiles, threads.
 
-Read `fused.py` first: it has the operations of `layers.py`, with the derivation of each gradient.
+`fused.py` lists the operations. Read `linear.py` and `attention.py` first: each file derives its
+gradient.
 The package imports `OPS` and the functions in `__all__` from here. Without numba, or with the
 environment variable MINILORA_PLAIN=1, they are those of the reference implementation.
 """

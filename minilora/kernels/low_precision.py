@@ -5,64 +5,48 @@ import numpy as np
 from numba.extending import overload
 
 from ..config import InputError
-from ..quant.low_precision import MOVE, LowPrecision
+from ..quant.int8 import Int8
+from ..quant.low_precision import MOVE, ONE
 from .loops import fast_jit, jit
 from .threads import parallel_rows
 
 
-def read_int8_rows(q, first, out):
-    """Dequantize n rows of an Int8 matrix, from row `first` on, into out (n, in) float32."""
-    codes, absmax = (part[first : first + len(out)] for part in (q.codes, q.absmax))
-    if codes.shape != out.shape or len(absmax) != len(out):
-        raise InputError("rows outside the matrix")
-    parallel_rows(_int8_rows, len(out), codes, absmax, out, width=out.shape[1])
-
-
-@jit
-def _int8_rows(lo, hi, codes, absmax, out):
-    """Fill rows lo to hi - 1 of out; `read_int8_rows` checks the shapes."""
-    for i in range(lo, hi):
-        for j in range(codes.shape[1]):
-            out[i, j] = np.float32(codes[i, j]) * absmax[i] * np.float32(1 / 127)
-
-
 def read_rows(w, first, out):
-    """Convert n rows of a LowPrecision matrix, from row `first` on, into out (n, width) float32."""
-    codes, scales, *moves = _parts(w)
+    """Dequantize n rows of w, from row `first` on, into out (n, width) float32."""
+    codes, scales, *numbers = parts(w)
     codes = codes[first : first + len(out)]
-    scales = scales[first : first + len(out)]
     if codes.shape != out.shape:
         raise InputError("rows outside the matrix")
-    parallel_rows(_rows, len(out), codes, scales, *moves, out, width=w.shape[1])
+    parallel_rows(_rows, len(out), codes, scales[first:], *numbers, out, width=w.shape[1])
 
 
 def matvec(w, x):
-    """Compute W x for a LowPrecision W (rows, width) and x (width,): (rows,) float32."""
+    """Compute W x for W (rows, width) and x (width,): (rows,) float32."""
     x, y = np.ascontiguousarray(x, np.float32), np.empty(w.shape[0], np.float32)
     if x.shape != w.shape[1:]:
         raise InputError(f"x has the shape {x.shape}, but the matrix has {w.shape}")
-    parallel_rows(_matvec, len(y), *_parts(w), x, y, width=x.size)
+    parallel_rows(_matvec, len(y), *parts(w), x, y, width=x.size)
     return y
 
 
-def int8_matvec(q, x):
-    """Compute W x for an Int8 W (out, in) and x (in,): (out,) float32."""
-    # a row is one block of Q8_0, with the scale absmax/127
-    return matvec(LowPrecision("Q8_0", q.codes, q.absmax[:, None] * np.float32(1 / 127)), x)
+def parts(w):
+    """Return (codes, scales of every row, unit, shift, power), after checking their shapes.
 
-
-def _parts(w):
-    """Return (codes, scales of every row, shift, power), after checking their shapes."""
-    (n, width), (m, blocks) = w.codes.shape, w.scales.shape
+    An element is number(code)·scale·unit; shift and power convert a code of sixteen bits.
+    """
+    if isinstance(w, Int8):
+        scales, numbers = w.absmax[:, None], (np.float32(1 / 127), *MOVE["Q8_0"])
+    else:
+        scales, numbers = w.scales, (ONE, *MOVE[w.kind])
+    (n, width), (m, blocks) = w.codes.shape, scales.shape
     if not (m in (1, n) and blocks and width % blocks == 0):
         raise InputError("the scales do not fit the codes")
-    scales = np.broadcast_to(w.scales, (n, blocks))
-    return w.codes, scales, *MOVE[w.kind]
+    return w.codes, np.broadcast_to(scales, (n, blocks)), *numbers
 
 
 @jit
-def _rows(lo, hi, codes, scales, shift, power, out):
-    """Fill rows lo to hi - 1 of out; `read_rows` and `_parts` check the shapes."""
+def _rows(lo, hi, codes, scales, unit, shift, power, out):
+    """Fill rows lo to hi - 1 of out; `read_rows` and `parts` check the shapes."""
     size = codes.shape[1] // scales.shape[1]
     for i in range(lo, hi):
         for b in range(scales.shape[1]):
@@ -71,12 +55,12 @@ def _rows(lo, hi, codes, scales, shift, power, out):
             block = out[i, at]
             packed = codes[i, at]
             for j in range(block.size):
-                block[j] = _number(packed[j], shift, power) * scale
+                block[j] = _number(packed[j], shift, power) * scale * unit
 
 
 @fast_jit
-def _matvec(lo, hi, codes, scales, shift, power, x, y):
-    """Fill rows lo to hi - 1 of y = W x; `matvec` and `_parts` check the shapes."""
+def _matvec(lo, hi, codes, scales, unit, shift, power, x, y):
+    """Fill rows lo to hi - 1 of y = W x; `matvec` and `parts` check the shapes."""
     size = codes.shape[1] // scales.shape[1]
     for i in range(lo, hi):
         total = np.float32(0)
@@ -88,7 +72,7 @@ def _matvec(lo, hi, codes, scales, shift, power, x, y):
             for j in range(block.size):
                 part += _number(packed[j], shift, power) * block[j]
             total += part * scales[i, b]
-        y[i] = total
+        y[i] = total * unit
 
 
 def _number(code, shift, power):

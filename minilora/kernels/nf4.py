@@ -48,9 +48,22 @@ def _quantize(w, block_size, quant_type):
 def dequantize(q):
     """Compute the dense tensor of q, of shape `q.shape`, float32."""
     out = np.empty(q.shape, np.float32)
-    a = (*parts(q), out.reshape(-1))
-    parallel_rows(_dequantize, -(-out.size // SPAN), *a, width=SPAN)
+    _decode(q, 0, out)
     return out
+
+
+def read_rows(q, first, out):
+    """Dequantize n rows of q, from the even row `first` on, into out (n, in) float32."""
+    # with an even number of rows before it, a row begins with a whole byte
+    if not (first % 2 == 0 and 0 <= first <= q.shape[0] - len(out)):
+        raise InputError("rows outside the weight")
+    _decode(q, first * q.shape[1], out)
+
+
+def _decode(q, start, out):
+    """Write the elements from `start` on of q, as a flat tensor, to out."""
+    spans = -(-out.size // SPAN)
+    parallel_rows(_dequantize, spans, start, *parts(q), out.reshape(-1), width=SPAN)
 
 
 def matvec(q, x):
@@ -61,14 +74,6 @@ def matvec(q, x):
         raise InputError(f"x has the shape {x.shape}, but the weight has {q.shape}")
     parallel_rows(_matvec, rows, *parts(q), x, y, width=width)
     return y
-
-
-def read_rows(q, first, out):
-    """Dequantize n rows of q, from the even row `first` on, into out (n, in) float32."""
-    # with an even number of rows before it, a row begins with a whole byte
-    if not (first % 2 == 0 and 0 <= first <= q.shape[0] - len(out)):
-        raise InputError("rows outside the weight")
-    decode(first * q.shape[1], *parts(q), out.reshape(-1))
 
 
 def parts(q):
@@ -137,10 +142,10 @@ def _rank(x, midpoints):
 
 
 @jit
-def _dequantize(lo, hi, codes, absmax, values, table, block_size, out):
-    """Fill spans lo to hi - 1 of the flat tensor."""
-    for start in range(lo * SPAN, min(hi * SPAN, out.size), SPAN):
-        decode(start, codes, absmax, values, table, block_size, out[start : start + SPAN])
+def _dequantize(lo, hi, start, codes, absmax, values, table, block_size, out):
+    """Fill spans lo to hi - 1 of out, the elements from `start` on of a flat tensor."""
+    for i in range(lo * SPAN, min(hi * SPAN, out.size), SPAN):
+        decode(start + i, codes, absmax, values, table, block_size, out[i : i + SPAN])
 
 
 @fast_jit

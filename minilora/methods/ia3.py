@@ -45,7 +45,8 @@ METHOD = Method(
     "ia3", init,
     entries=dict.fromkeys(TARGETS, (L,)),
     wraps={"linear": linear, "merge_projection": merge_projection},
-    extra_floats=lambda name, leaf: leaf.size,  # the input or output before scaling
+    # the output before scaling; the input is kept in any case
+    extra_floats=lambda name, leaf: leaf.size if len(leaf) > 1 else 0,
     peft_fields={
         "peft_type": "IA3", "target_modules": list(TARGETS),
         "feedforward_modules": ["down_proj"], "fan_in_fan_out": False,

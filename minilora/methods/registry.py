@@ -88,8 +88,8 @@ def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
 
 
 OPERATIONS = (
-    "embed", "linear", "merge_projection", "attention", "swiglu", "self_attention", "mlp",
-    "rms_norm", "cross_entropy",
+    "embed", "linear", "merge_projection", "attention", "swiglu", "self_attention", "rms_norm",
+    "cross_entropy",
 )  # fmt: skip
 
 

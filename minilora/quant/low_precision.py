@@ -44,18 +44,14 @@ class LowPrecision:
 
     def __getitem__(self, index):
         """Return the rows `index` of the dense matrix in float32: (*index.shape, width)."""
-        shift, power = MOVE[self.kind]
-        index = np.arange(len(self.codes))[index]
         codes = self.codes[index]
-        scales = np.broadcast_to(self.scales, (len(self.codes), self.scales.shape[1]))[index]
         if self.kind == "Q8_0":
-            x = codes.astype(np.float32)
-        else:
-            bits = codes.astype(np.uint32)
-            x = ((bits & 0x8000) << 16 | (bits & 0x7FFF) << shift).view(np.float32) * power
-        size = codes.shape[-1] // scales.shape[-1]  # elements per block
-        blocks = x.reshape(*codes.shape[:-1], scales.shape[-1], size) * scales[..., None]
-        return blocks.reshape(codes.shape)
+            scales = self.scales[index]
+            size = self.codes.shape[1] // self.scales.shape[1]  # elements per block
+            return codes * np.repeat(scales, size, axis=-1)
+        shift, power = MOVE[self.kind]
+        bits = codes.astype(np.uint32)
+        return ((bits & 0x8000) << 16 | (bits & 0x7FFF) << shift).view(np.float32) * power
 
     def dequantize(self):
         """Return the dense matrix (rows, width) float32."""

@@ -23,30 +23,23 @@ class Halves:
     def shape(self):
         return self.halves.shape
 
-    @property
-    def nbytes(self):
-        return self.halves.nbytes
-
     def dequantize(self):
         return self.halves.astype(np.float32)
 
 
 def test_another_storage_needs_only_dequantize():
     """Forward pass, gradient, generation and merging equal those of the dequantized base."""
-    leaves = {
-        path: Halves(w.astype(np.float16)) if is_projection(path) else w
-        for path, w in flatten(random_base(TINY)).items()
-    }
-    dense = {path: w.dequantize() if type(w) is Halves else w for path, w in leaves.items()}
+    leaves = flatten(random_base(TINY))
+    stored = {p: Halves(w.astype("f2")) for p, w in leaves.items() if is_projection(p)}
+    dense = {path: w.dequantize() for path, w in stored.items()}
     batch = collate([[example] for example in random_examples(TINY, 3)])
     found = []
-    for base in (unflatten(leaves), unflatten(dense)):
+    for projections in (stored, dense):
+        base = unflatten(leaves | projections)
         adapters, base = minilora.get_peft_model(base, LoraConfig(init_lora_weights=True), 0)
         loss, grads = value_and_grad(minilora.loss)(adapters, base, batch, TINY)
         ids = list(minilora.generate(adapters, base, [1, 2], TINY, max_tokens=4))
         merged = minilora.merge(adapters, base)
-        found.append((float(loss), ids, [g.tobytes() for _, g in named_leaves(grads)], merged))
-    (*ours, merged), (*expected, same) = found
-    assert ours == expected
-    for path, w in named_leaves(merged):
-        np.testing.assert_array_equal(w, flatten(same)[path])
+        arrays = [leaf.tobytes() for tree in (grads, merged) for _, leaf in named_leaves(tree)]
+        found.append((float(loss), ids, arrays))
+    assert found[0] == found[1]

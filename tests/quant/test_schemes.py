@@ -1,31 +1,25 @@
 """Which weights are quantized, and the report of their errors."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from arrays import weights
+from models import TINY, random_base
 
 from minilora import nf4
-from minilora.config import ALL_LINEAR, InputError
+from minilora.config import InputError
 from minilora.evaluation.memory import nbytes
 from minilora.quant import int8
 from minilora.quant.schemes import SCHEMES, error_report, is_projection, quantize, quantize_leaf
-from minilora.tree import flatten, num_parameters, set_leaf
+from minilora.tree import flatten, num_parameters
 
-
-def small_base():
-    base = {}
-    for i, name in enumerate(ALL_LINEAR):
-        block = "self_attn" if name[0] in "qkvo" and name != "up_proj" else "mlp"
-        set_leaf(base, f"model.layers.0.{block}.{name}.weight", weights("normal", (32, 64), i))
-    set_leaf(base, "model.layers.0.input_layernorm.weight", np.ones(64, np.float32))
-    set_leaf(base, "model.embed_tokens.weight", weights("normal", (100, 64)))
-    set_leaf(base, "lm_head.weight", weights("normal", (100, 64)))
-    return base
+CONFIG = replace(TINY, hidden_size=32, intermediate_size=64, tie_word_embeddings=False)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_only_the_seven_projections_change(scheme):
-    base = small_base()
+    base = random_base(CONFIG)
     before = {path: w.copy() for path, w in flatten(base).items()}
     quantized = flatten(quantize(base, scheme, 32))
     assert list(quantized) == list(before)
@@ -42,30 +36,29 @@ def test_schemes():
     w = weights("normal", (32, 64))
     assert quantize_leaf("w", w, "none") is w
     assert isinstance(quantize_leaf("w", w, "int8"), int8.Int8)
-    for scheme, quant_type, double_quant in (
-        ("fp4", "fp4", 0),
-        ("nf4", "nf4", 0),
-        ("nf4-dq", "nf4", 1),
-    ):
-        ours, expected = (
-            quantize_leaf("w", w, scheme, 32),
-            nf4.quantize(w, 32, double_quant, quant_type),
-        )
-        assert (ours.quant_type, ours.block_size) == (quant_type, 32)
-        assert ours.nbytes == expected.nbytes
+    for scheme, code, double_quant in (("fp4", "fp4", 0), ("nf4", "nf4", 0), ("nf4-dq", "nf4", 1)):
+        ours = quantize_leaf("w", w, scheme, 32)
+        expected = nf4.quantize(w, 32, double_quant, code)
+        assert (ours.quant_type, ours.block_size, ours.nbytes) == (code, 32, expected.nbytes)
         np.testing.assert_array_equal(ours.dequantize(), expected.dequantize())
 
 
-def test_what_is_a_projection():
-    assert is_projection("model.layers.11.mlp.down_proj.weight")
-    assert not is_projection("model.layers.11.mlp.down_proj.bias")
-    assert not is_projection("model.layers.11.mlp.not_down_proj.weight")
-    assert not is_projection("model.embed_tokens.weight")
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("model.layers.11.mlp.down_proj.weight", True),
+        ("model.layers.11.mlp.down_proj.bias", False),
+        ("model.layers.11.mlp.not_down_proj.weight", False),
+        ("model.embed_tokens.weight", False),
+    ],
+)
+def test_what_is_a_projection(path, expected):
+    assert is_projection(path) == expected
 
 
 @pytest.mark.parametrize("scheme", SCHEMES[1:])
 def test_error_report_is_what_one_would_compute(scheme):
-    base = small_base()
+    base = random_base(CONFIG)
     rows = error_report(base, quantize(base, scheme, 32))
     assert [row.path for row in rows] == [path for path in flatten(base) if "_proj" in path]
     for row in rows:

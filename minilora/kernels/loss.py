@@ -1,10 +1,9 @@
-"""Optimized cross-entropy: one pass over the head, for `fused.py`. Letters as in `layers.py`."""
+"""Optimized cross-entropy: one pass over the head. Letters as in `layers.py`."""
 
 import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 from autograd.tracer import isbox
 
-from .chunking import LOGIT_FLOATS, chunks
 from .loops import exp, fast_jit, row_max
 from .threads import parallel_rows
 from .weights import TILE, tiles
@@ -33,10 +32,8 @@ def _cross_entropy(hidden, head, targets, mask, saved):
     if t.size and not 0 <= t.min() <= t.max() < head.shape[0]:  # the loops check no bounds
         raise IndexError(f"targets {t.min()} to {t.max()} are not all in [0, {head.shape[0]})")
     c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
-    log_z = np.empty_like(c)
     mean = np.zeros_like(h) if saved["hidden"] else None
-    for i in chunks(len(h), TILE, LOGIT_FLOATS):
-        log_z[i] = _log_z(h[i], head, mean if mean is None else mean[i])
+    log_z = _log_z(h, head, mean)
     e_target = head[t]
     nll = log_z - np.sum(h * e_target, axis=-1)
     if saved["hidden"]:
@@ -71,12 +68,11 @@ def _log_z(h, head, mean):
 
 def _head_gradient(h, head, targets, c, log_z):
     """Return ∂L/∂E (V, D) of a trained head."""
-    de = np.zeros_like(head)
-    for i in chunks(len(h), TILE, LOGIT_FLOATS):
-        for rows, tile in tiles(head, TILE):
-            z = h[i] @ tile.T
-            parallel_rows(_probabilities, len(z), z, c[i], log_z[i], width=z.shape[1])
-            de[rows] += z.T @ h[i]
+    de = np.empty_like(head)
+    for rows, tile in tiles(head, TILE):
+        z = h @ tile.T
+        parallel_rows(_probabilities, len(z), z, c, log_z, width=z.shape[1])
+        np.matmul(z.T, h, out=de[rows])
     np.subtract.at(de, targets, c[:, None] * h)
     return de
 

@@ -3,12 +3,13 @@
 import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 
-from .loops import fast_jit, rows
+from .loops import TINY, fast_jit, rows
 from .threads import parallel_rows
 
 # With r = 1/√(mean(x²) + ε), x̂ = r·x, y = x̂∘w and g = ∂L/∂y:
 #   ∂L/∂x = r·(g∘w − x̂·mean(g∘w∘x̂))        ∂L/∂w = Σ_rows g∘x̂
-# x̂ is recomputed as y/w: the projections after the norm keep y in any case, so x is not kept.
+# x̂ is recomputed as y/w: the projections after the norm keep y in any case, so x is not kept. For
+# this, a weight of 0 counts as 1e-30.
 
 
 def rms_norm(x, weight, eps):
@@ -20,28 +21,28 @@ def rms_norm(x, weight, eps):
 def _rms_norm(x, weight, eps, saved):
     y = np.empty(x.shape, x.dtype)
     width = x.shape[-1]
-    saved["r"] = np.empty(x.size // width, x.dtype)
-    parallel_rows(_norm, len(saved["r"]), rows(x), weight, eps, rows(y), saved["r"], width=width)
-    saved["x_hat"] = None if weight.all() else x * saved["r"].reshape(*x.shape[:-1], 1)
+    r = saved["r"] = np.empty(x.size // width, x.dtype)
+    parallel_rows(_norm, len(r), rows(x), _divisor(weight), eps, rows(y), r, width=width)
     return y
 
 
 def _rms_norm_vjp(argnums, y, args, kwargs):
-    weight, saved = args[1], args[3]
+    weight, saved = _divisor(args[1]), args[3]
 
     def vjp(g):
-        x_hat = saved["x_hat"]  # if it was not kept, it is z/divisor, which the loop computes
-        z, divisor = (y, weight) if x_hat is None else (x_hat, np.ones_like(weight))
         dx = np.empty(y.shape, y.dtype)
-        width = y.shape[-1]
-        a = (rows(z), divisor, weight, saved["r"], rows(g), rows(dx))
-        parallel_rows(_norm_back, len(saved["r"]), *a, width=width)
-        return tuple(dx if n == 0 else np.sum(rows(g * (z / divisor)), axis=0) for n in argnums)
+        a = (rows(y), weight, saved["r"], rows(g), rows(dx))
+        parallel_rows(_norm_back, len(saved["r"]), *a, width=y.shape[-1])
+        return tuple(dx if n == 0 else np.sum(rows(g * (y / weight)), axis=0) for n in argnums)
 
     return vjp
 
 
 defvjp_argnums(_rms_norm, _rms_norm_vjp)
+
+
+def _divisor(weight):
+    return np.where(weight == 0, weight.dtype.type(TINY), weight)
 
 
 @fast_jit
@@ -57,13 +58,13 @@ def _norm(lo, hi, x, w, eps, y, r):
 
 
 @fast_jit
-def _norm_back(lo, hi, z, divisor, w, r, g, dx):
-    D = z.shape[1]
+def _norm_back(lo, hi, y, w, r, g, dx):
+    D = y.shape[1]
     for i in range(lo, hi):
-        dot = z[i, 0] * 0
+        dot = y[i, 0] * 0
         for j in range(D):
-            dx[i, j] = z[i, j] / divisor[j]  # x̂
+            dx[i, j] = y[i, j] / w[j]  # x̂
             dot += g[i, j] * w[j] * dx[i, j]
-        mean = z.dtype.type(dot / D)
+        mean = y.dtype.type(dot / D)
         for j in range(D):
             dx[i, j] = r[i] * (g[i, j] * w[j] - dx[i, j] * mean)
