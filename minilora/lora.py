@@ -22,14 +22,11 @@ DENSE = ENTRIES | dict.fromkeys(ALL_LINEAR, ("weight", "bias"))  # the entries o
 
 
 def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
-    """Create an adapter that does not change the outputs yet.
+    """Create the factors of plain LoRA, which do not change the outputs yet.
 
+    `minilora.get_peft_model` calls this function, and adds what DoRA, PiSSA and LoftQ need.
     rng: a NumPy generator or a seed. Raises InputError if a target matches no projection.
     """
-    if lora_config.init_lora_weights is not True or lora_config.use_dora:
-        raise InputError(
-            "lora.init is plain LoRA only: use get_peft_model for DoRA, PiSSA and LoftQ"
-        )
     rng = np.random.default_rng(rng)
     adapters: Tree = {}
     for path in target_paths(base, lora_config):

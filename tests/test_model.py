@@ -565,7 +565,7 @@ def test_the_head_is_the_trained_one_or_the_bases_or_the_embedding():
 
 
 def test_the_environment_chooses_the_path_for_a_whole_run():
-    ask = "from minilora import kernels, layers; print(kernels.OPS is layers)"
+    ask = "from minilora import kernels, layers; print(kernels.ops is layers)"
     for value, answer in (("1", "True"), ("", "False")):
         env = {**os.environ, "MINILORA_PLAIN": value}
         out = subprocess.run([sys.executable, "-c", ask], env=env, capture_output=True, text=True)

@@ -113,7 +113,7 @@ def test_logits_on_the_dense_and_the_4_bit_base(lesson):
         (lesson.forward(lesson.adapters, lesson.base, tokens, lesson.config), (trained, base)),
         (lesson.forward({}, lesson.merged, tokens, lesson.config), (trained, base)),
     ]:
-        for ops in (layers, kernels.OPS):
+        for ops in (layers, kernels.ops):
             logits = minilora.forward(*ours, tokens, config, ops)
             assert np.abs(logits - theirs).max() < 21 * 128 * 2**-24 * np.abs(theirs).max()
 
@@ -134,7 +134,7 @@ class EnoughSteps(Exception):
 
 
 @pytest.mark.parametrize(
-    ("ops", "steps"), [(layers, 30), (kernels.OPS, STEPS)], ids=["plain", "fast"]
+    ("ops", "steps"), [(layers, 30), (kernels.ops, STEPS)], ids=["plain", "fast"]
 )
 def test_the_losses_of_the_steps(lesson, ops, steps):
     """The two sides round differently, and training amplifies the difference.

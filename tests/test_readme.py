@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 import tracemalloc
 from argparse import BooleanOptionalAction
@@ -57,7 +58,9 @@ def python_block(name, heading="# "):
 def test_the_dozen_lines(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    exec(python_block("README.md", "## In a dozen lines"), names)
+    lines = python_block("README.md", "## In a dozen lines")
+    assert textwrap.indent(lines, "    ") in minilora.__doc__
+    exec(lines, names)
 
     adapters, base, dense = (names[n] for n in ("adapters", "base", "dense"))
     model_config = names["model_config"]

@@ -149,7 +149,7 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
     examples = [[e] for e in random_examples(TINY, 12, seed)]
     config = replace(SMALL, batch_size=size, grad_accumulation_steps=n)
     loss, grads, rows = gradient_at(
-        adapters, frozen, examples, 1, TINY, config, kernels.OPS, kernels.parallel_map, 2
+        adapters, frozen, examples, 1, TINY, config, kernels.ops, kernels.parallel_map, 2
     )
 
     f = value_and_grad(minilora.loss)
@@ -185,7 +185,7 @@ def test_the_shares_of_the_cores_are_the_batch(monkeypatch, cores):
     whole = value_and_grad(minilora.loss)(adapters, frozen, collate(rows), TINY)
     monkeypatch.setattr(training, "batch_at", lambda rows, *rest: rows)
     loss, grads, _ = gradient_at(
-        adapters, frozen, rows, 0, TINY, config, kernels.OPS, kernels.parallel_map, cores
+        adapters, frozen, rows, 0, TINY, config, kernels.ops, kernels.parallel_map, cores
     )
     # shares n/total round to float32, once each; m/Σm does so in both
     assert loss == pytest.approx(whole[0], rel=4 * U32)
@@ -268,7 +268,7 @@ def test_a_micro_batch_has_a_dropout_mask_of_its_own():
 def test_a_rows_masks_depend_on_its_position_alone(monkeypatch, plain, cores, batch_size):
     """It does not depend on the cores, the micro-batches, the padding, or the implementation."""
     monkeypatch.setattr(threads, "THREADS", cores)
-    ops = layers if plain else kernels.OPS
+    ops = layers if plain else kernels.ops
     adapters, frozen = setting(dropout=0.5)
     rows, drawn = [[e] for e in EXAMPLES[:6]], {}
     monkeypatch.setattr(
@@ -668,7 +668,7 @@ def test_masks_may_be_arrays():
     adapters, frozen = setting(dropout=0.0)
     arrays = [[Example(e.tokens, np.array(e.mask))] for e in EXAMPLES]
     lists = [[e] for e in EXAMPLES]
-    run = (0, TINY, SMALL, kernels.OPS, map, 2)
+    run = (0, TINY, SMALL, kernels.ops, map, 2)
     loss, grads, _ = gradient_at(adapters, frozen, arrays, *run)
     other, expected, _ = gradient_at(adapters, frozen, lists, *run)
     assert loss == other

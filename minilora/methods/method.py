@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..config import POSITIVE_INT, check_number
-from ..tree import Tree
+from ..tree import Array, Tree
 
 
 def size(default: int, what: str) -> Any:
@@ -28,6 +28,11 @@ class MethodConfig:
     def __post_init__(self) -> None:
         for name in SIZES:
             check_number(name, getattr(self, name), POSITIVE_INT)
+
+
+def uniform(rng: Any, shape: tuple[int, ...], bound: float) -> Array:
+    """Draw float32 numbers from U(−bound, bound)."""
+    return rng.uniform(-bound, bound, shape).astype("f4")
 
 
 SIZES = {f.name: f for f in fields(MethodConfig)[1:]}

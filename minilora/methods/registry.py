@@ -18,6 +18,7 @@ import numpy as np
 
 from .. import kernels, lora
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
+from ..ops import Ops
 from ..tree import Tree, named_leaves
 from . import bottleneck, dora, ia3, initializers, prefix, prompt, replaced, several, vera
 from .method import Method, MethodConfig
@@ -30,7 +31,7 @@ METHODS = {
         prefix.METHOD, replaced.FULL,
     )
 }  # fmt: skip
-ORDER = (several.PER_ROW, several.STACK, *METHODS.values())  # of application and of merging
+ORDER = (several.METHOD, *METHODS.values())  # of application and of merging
 
 
 class AdaptedModel(NamedTuple):
@@ -71,31 +72,20 @@ def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
     ops: `layers`, `kernels.fused`, a result of this function, or None for the optimized operations.
     Each method that occurs in the trees is wrapped around them, in this order.
     """
-    ops = getattr(ops, "inner", ops) or kernels.OPS  # a wrapper is unwrapped first
-    used = methods_of(adapters, base)
+    ops = getattr(ops, "inner", ops) or kernels.ops  # a wrapper is unwrapped first
+    paths = [path for tree in (base, adapters) for path, _ in named_leaves(tree)]
+    names = {name for path in paths for name in path.split(".")}
+    used = [method for method in ORDER if names & method.names()]
     if not used:
         return ops
-    wrapped = {name: getattr(ops, name) for name in OPERATIONS}
+    wrapped = {name: getattr(ops, name) for name in vars(Ops) if not name.startswith("_")}
     entries = dict(ops.ENTRIES)
     for method in used:
-        for node, names in method.entries.items():
-            entries[node] = (*entries[node], *names)
+        for node, added in method.entries.items():
+            entries[node] = (*entries[node], *added)
         for name, f in method.wraps.items():
             wrapped[name] = partial(f, wrapped[name])
     return SimpleNamespace(**wrapped, ENTRIES=entries, inner=ops)
-
-
-OPERATIONS = (
-    "embed", "linear", "merge_projection", "attention", "swiglu", "self_attention", "mlp",
-    "rms_norm", "cross_entropy",
-)  # fmt: skip
-
-
-def methods_of(adapters: Tree, base: Tree) -> list[Method]:
-    """Return the methods whose entries occur in the trees, in this order."""
-    paths = [path for tree in (base, adapters) for path, _ in named_leaves(tree)]
-    names = {name for path in paths for name in path.split(".")}
-    return [method for method in ORDER if names & method.names()]
 
 
 def check_packing(adapters: Tree, train_config: TrainConfig) -> None:

@@ -23,12 +23,12 @@ from minilora import LoraConfig, ModelConfig, TrainConfig, training
 from minilora.batching import Example
 from minilora.config import ALL_LINEAR
 from minilora.kernels import (
-    OPS,
     fused_attention,
     fused_loss,
     fused_projection,
     nf4,
     num_threads,
+    ops,
     parallel_map,
     weights,
 )
@@ -63,7 +63,7 @@ def step(config, base, targets, rows=BATCH, length=LENGTH, checkpointing=False):
 
     def run():
         loss, grads, _ = training.gradient_at(
-            kept[0], base, sequences, 0, config, settings, OPS, parallel_map, num_threads()
+            kept[0], base, sequences, 0, config, settings, ops, parallel_map, num_threads()
         )
         grads, _ = clip(grads, settings.max_grad_norm)
         kept[:] = training.update(kept[0], grads, kept[1], settings.learning_rate, settings)

@@ -233,7 +233,7 @@ def test_generation_and_scores(kind):
     ]
     assert said[0] == said[1] and len(set(said[0])) > 2
     batch = random_batch(config)
-    parts = [metrics.token_scores(base, batch, config, kernels.OPS) for base in (held, dense)]
+    parts = [metrics.token_scores(base, batch, config, kernels.ops) for base in (held, dense)]
     assert bits(parts[0]["hit"]) == bits(parts[1]["hit"])
     np.testing.assert_allclose(parts[0]["nll"], parts[1]["nll"], rtol=0, atol=1e-5)
 
