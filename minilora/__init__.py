@@ -151,7 +151,8 @@ def quantize(base: Tree, scheme: str, block_size: int = 64) -> Tree:
 def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
-    In PEFT, this is `merge_and_unload`. Quantized weights are dequantized. dtype: of the result. Raises InputError for methods that do
-    not only modify weights and biases (prompts, prefixes, bottlenecks).
+    In PEFT, this is `merge_and_unload`. Quantized weights are dequantized. dtype: of the result.
+    Raises InputError for methods that do not only modify weights and biases (prompts, prefixes,
+    bottlenecks).
     """
     return lora.merge(adapters, base, operations(adapters, base), dtype)

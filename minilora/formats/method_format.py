@@ -26,7 +26,7 @@ def _fixed(method):
 def as_json(config, base_name):
     """Return the object for adapter_config.json; `base_name` is the name or folder of the base."""
     method = METHODS[config.method]
-    written = NEUTRAL | method.free_fields | _fixed(method)
+    written = NEUTRAL | _fixed(method)
     if method.size:
         written[method.peft_size or method.size] = getattr(config, method.size)
     return dict(sorted((written | {"base_model_name_or_path": str(base_name)}).items()))

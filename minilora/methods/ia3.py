@@ -50,5 +50,5 @@ METHOD = Method(
         "peft_type": "IA3", "target_modules": list(TARGETS),
         "feedforward_modules": ["down_proj"],
     },
-    free_fields={"init_ia3_weights": True},
+    free_fields=("init_ia3_weights",),
 )  # fmt: skip

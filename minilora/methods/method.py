@@ -55,9 +55,10 @@ class Method:
     peft_size: str | None = None  # its name in PEFT's file, if it has another there
     extra_floats: Callable[[str, Any], int] = lambda name, leaf: 0  # kept per token for a leaf
     # PEFT's adapter_config.json: fields that must have these values (None: PEFT lacks the method),
-    # and fields that may have any value. PEFT's tensors: from an adapter, and back with the base.
+    # and fields that may have any value, which are not written.
     peft_fields: dict[str, Any] | None = None
-    free_fields: dict[str, Any] = field(default_factory=dict)
+    free_fields: tuple[str, ...] = ()
+    # PEFT's tensors: from an adapter, and back with the base
     pack: Callable[[Tree], Tree] | None = None
     unpack: Callable[[Tree, Tree], Tree] | None = None
 

@@ -63,7 +63,5 @@ METHOD = Method(
     entries={"self_attn": NAMES}, wraps={"embed": embed, "self_attention": self_attention},
     size="num_virtual_tokens", pack=pack, unpack=unpack,
     peft_fields=VIRTUAL | {"peft_type": "PREFIX_TUNING"},
-    free_fields=SHAPE | {
-        "encoder_hidden_size": None, "prefix_projection": False, "init_weights": None,
-    },
+    free_fields=(*SHAPE, "encoder_hidden_size", "prefix_projection", "init_weights"),
 )  # fmt: skip

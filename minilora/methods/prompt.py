@@ -64,22 +64,22 @@ def unpack(tensors, base):
 
 
 VIRTUAL = {"num_transformer_submodules": 1}
-SHAPE = {"num_layers": None, "token_dim": None, "num_attention_heads": None}  # of the base
+SHAPE = ("num_layers", "token_dim", "num_attention_heads")  # of the base
 METHOD = Method(
     "prompt", init, entries={"model": (PROMPT,)}, wraps={"embed": embed},
     size="num_virtual_tokens", pack=pack, unpack=unpack,
     peft_fields=VIRTUAL | {"peft_type": "PROMPT_TUNING"},
-    free_fields=SHAPE | {
-        "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None,
-        "tokenizer_name_or_path": None, "tokenizer_kwargs": None,
-    },
+    free_fields=(
+        *SHAPE, "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path",
+        "tokenizer_kwargs",
+    ),
 )  # fmt: skip
 P_TUNING = Method(
     "p-tuning", init_p_tuning, entries={"model": (ENCODER,)},
     wraps={"embed": embed}, size="num_virtual_tokens", pack=pack, unpack=unpack,
     peft_fields=VIRTUAL | {"peft_type": "P_TUNING"},
-    free_fields=SHAPE | {
-        "encoder_reparameterization_type": "MLP", "encoder_hidden_size": None,
-        "encoder_num_layers": 2, "encoder_dropout": 0.0,
-    },
+    free_fields=(
+        *SHAPE, "encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers",
+        "encoder_dropout",
+    ),
 )  # fmt: skip

@@ -92,5 +92,5 @@ def check_packing(adapters: Tree, train_config: TrainConfig) -> None:
     """Raise InputError if `train_config` packs rows and the adapter is a trained prompt."""
     prompts = {prompt.PROMPT, prompt.ENCODER} & adapters.get("model", {}).keys()
     if train_config.packing and prompts:
-        reason = "only the first example of a row would see it"
-        raise InputError(f"`packing` does not fit a trained prompt, because {reason}: leave it out")
+        why = "only the first example of a row would see it"
+        raise InputError(f"`packing` does not fit a trained prompt: leave it out, because {why}")

@@ -4,7 +4,6 @@ import autograd.numpy as np
 
 from .. import lora
 from ..config import LoraConfig
-from ..layers import dense
 from ..tree import arrays, get, named_leaves, set_leaf, without
 from .method import Method, uniform
 
@@ -52,8 +51,9 @@ def merge_projection(merge, node):
     if SHARED not in node:
         return merge(node)
     a, b = sliced(node)
-    weight = dense(node["weight"]) + (node[B][:, None] * b) @ (node[D][:, None] * a)
-    return merge({**without(node, B, D, SHARED), "weight": weight})
+    merged = merge(without(node, B, D, SHARED))
+    merged["weight"] = merged["weight"] + (node[B][:, None] * b) @ (node[D][:, None] * a)
+    return merged
 
 
 def pack(adapters):
@@ -85,5 +85,5 @@ METHOD = Method(
         "peft_type": "VERA", "target_modules": list(TARGETS),
         "save_projection": True, "bias": "none",
     },
-    free_fields={"projection_prng_key": 0, "d_initial": D_INITIAL, "init_weights": True},
+    free_fields=("projection_prng_key", "d_initial", "init_weights"),
 )  # fmt: skip
