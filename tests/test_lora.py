@@ -189,14 +189,6 @@ def test_exceptions_in_rank_and_alpha():
         assert node["lora_scaling"] == scaling
 
 
-@pytest.mark.parametrize(
-    "fields", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "loftq"}]
-)
-def test_init_is_for_plain_lora(fields):
-    with pytest.raises(InputError, match="is plain LoRA"):
-        fresh(random_base(TINY), **fields)
-
-
 # ---------------------------------------------------------------------------------- targets
 
 

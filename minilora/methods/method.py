@@ -43,8 +43,8 @@ class Method:
     """A method of fine-tuning.
 
     init(base, config, rng) returns a new adapter. `entries` maps the name of a node to the names of
-    the entries that the method adds to it. `wraps` maps the name of an operation (see `ops.Ops`) to
-    a function f(operation, *its arguments) that is called in its place.
+    the entries that the method adds to it. `wraps` maps the name of an operation to a function
+    f(operation, *its arguments) that is called in its place.
     """
 
     name: str

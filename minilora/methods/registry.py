@@ -18,7 +18,6 @@ import numpy as np
 
 from .. import kernels, lora
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
-from ..ops import Ops
 from ..tree import Tree, named_leaves
 from . import bottleneck, dora, ia3, initializers, prefix, prompt, replaced, several, vera
 from .method import Method, MethodConfig
@@ -67,7 +66,7 @@ def method_name(adapter_config: LoraConfig | MethodConfig) -> str:
 
 
 def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
-    """Return operations (see `ops.Ops`) that read the entries of both trees.
+    """Return operations that read the entries of both trees.
 
     ops: `layers`, `kernels.fused`, a result of this function, or None for the optimized operations.
     Each method that occurs in the trees is wrapped around them, in this order.
@@ -78,7 +77,7 @@ def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
     used = [method for method in ORDER if names & method.names()]
     if not used:
         return ops
-    wrapped = {name: getattr(ops, name) for name in vars(Ops) if not name.startswith("_")}
+    wrapped = {name: getattr(ops, name) for name in OPERATIONS}
     entries = dict(ops.ENTRIES)
     for method in used:
         for node, added in method.entries.items():
@@ -86,6 +85,12 @@ def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
         for name, f in method.wraps.items():
             wrapped[name] = partial(f, wrapped[name])
     return SimpleNamespace(**wrapped, ENTRIES=entries, inner=ops)
+
+
+OPERATIONS = (
+    "embed", "linear", "merge_projection", "attention", "swiglu", "self_attention", "mlp",
+    "rms_norm", "cross_entropy",
+)  # fmt: skip
 
 
 def check_packing(adapters: Tree, train_config: TrainConfig) -> None:
