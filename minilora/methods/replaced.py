@@ -59,11 +59,13 @@ def bitfit(base, config, rng):
 
 def full(base, config, rng):
     """Copy all leaves of the base; raise InputError if one is quantized."""
-    advice = "set `scheme` to none, because the method full trains every weight"
+    copies = {}
     for path, w in named_leaves(base):
         if not isinstance(w, np.ndarray):
+            advice = "set `scheme` to none, because the method full trains every weight"
             raise InputError(f"{path} is quantized: {advice}")
-    return unflatten({path: np.array(w) for path, w in named_leaves(base)})
+        copies[path] = np.array(w)
+    return unflatten(copies)
 
 
 BITFIT, FULL = Method("bitfit", bitfit), Method("full", full)

@@ -450,7 +450,7 @@ def test_the_layout_of_a_prefix_is_that_of_peft(tmp_path):
 @pytest.mark.parametrize(
     ("name", "field", "value"),
     [
-        ("ia3", "target_modules", ["q_proj"]), ("ia3", "r", 8),
+        ("ia3", "target_modules", ["q_proj"]),
         ("ia3", "modules_to_save", ["norm"]), ("ia3", "peft_type", ["IA3"]),
         ("prompt", "num_virtual_tokens", 4),
         ("prompt", "num_virtual_tokens", 10**9), ("prompt", "num_virtual_tokens", "3"),
