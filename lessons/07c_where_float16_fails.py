@@ -11,7 +11,7 @@ import numpy as np
 from common import figure, short
 
 import minilora
-from minilora import InputError, LoraConfig, TrainConfig, data, kernels, layers, optim
+from minilora import InputError, LoraConfig, TrainConfig, data, layers, optim
 from minilora.evaluation import plot
 from minilora.training import gradient_at
 from minilora.tree import named_leaves
@@ -57,9 +57,9 @@ settings = TrainConfig(
 )
 learned, _ = minilora.train(adapters, base, examples, config, settings)
 one_row_each = [[example] for example in examples]
-_, grads, _ = gradient_at(
-    learned, base, one_row_each, 0, config, TrainConfig(batch_size=16), kernels.OPS
-)
+ops = minilora.operations(learned, base)
+in_one_batch = TrainConfig(batch_size=16)
+_, grads, _ = gradient_at(learned, base, one_row_each, 0, config, in_one_batch, ops)
 entries = np.concatenate([g.ravel() for _, g in named_leaves(grads)])
 lost = {"g": np.mean(np.float16(entries) == 0), "g²": np.mean(np.float16(entries**2) == 0)}
 lost_in_bfloat16 = np.mean(optim.round_to({"v": entries**2}, "bfloat16")["v"] == 0)

@@ -28,7 +28,7 @@ from common import (
 )
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, kernels
+from minilora import LoraConfig, TrainConfig, data
 from minilora.training import gradient_at
 from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map
 
@@ -118,7 +118,8 @@ def first_gain(r, alpha):
     for seed in range(short(3, 2)):
         config = LoraConfig(r=r, lora_alpha=alpha, target_modules=ALL)
         adapters, _ = minilora.get_peft_model(base, config, seed)
-        _, grads, _ = gradient_at(adapters, base, bins, 0, model_config, settings, kernels.OPS)
+        ops = minilora.operations(adapters, base)
+        _, grads, _ = gradient_at(adapters, base, bins, 0, model_config, settings, ops)
         of_b = [np.abs(g).sum() for path, g in named_leaves(grads) if path.endswith("lora_B")]
         sums.append(sum(of_b))
     return np.mean(sums)

@@ -22,7 +22,7 @@ from common import QUICK, agrees, table
 from sweeps.optimization import case, show, train
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, kernels, optim
+from minilora import LoraConfig, TrainConfig, data, optim
 from minilora.layers import value_and_grad
 from minilora.training import gradient_at, num_targets
 from minilora.tree import tree_map
@@ -80,8 +80,9 @@ def relative_distance(grads, others):
 
 large = replace(defaults, batch_size=32)
 cut = replace(defaults, batch_size=1, grad_accumulation_steps=32)
-loss, grads, batch = gradient_at(adapters, base, bins, 0, config, large, kernels.OPS)
-loss_cut, grads_cut, batch_cut = gradient_at(adapters, base, bins, 0, config, cut, kernels.OPS)
+ops = minilora.operations(adapters, base)
+loss, grads, batch = gradient_at(adapters, base, bins, 0, config, large, ops)
+loss_cut, grads_cut, batch_cut = gradient_at(adapters, base, bins, 0, config, cut, ops)
 tokens, tokens_cut = (sum(map(num_targets, sequences)) for sequences in (batch, batch_cut))
 loss_means, grads_means = mean_of_means(cut)
 off_cut, off_means = relative_distance(grads_cut, grads), relative_distance(grads_means, grads)

@@ -11,7 +11,7 @@ from common import QUICK, agrees, figure
 from sweeps.optimization import case, show, train
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, kernels, optim
+from minilora import LoraConfig, TrainConfig, data, optim
 from minilora.evaluation import plot
 from minilora.training import gradient_at
 from minilora.tree import arrays, flatten, tree_map
@@ -45,7 +45,8 @@ bins = [[example] for example in data.encode_rows(mixed, tokenizer, settings)[0]
 # </details>
 
 # %%
-_, first, _ = gradient_at(adapters, base, bins, 0, config, settings, kernels.OPS)
+ops = minilora.operations(adapters, base)
+_, first, _ = gradient_at(adapters, base, bins, 0, config, settings, ops)
 start = arrays(adapters)
 rates = dict.fromkeys(flatten(start), 4e-3)
 moved, _ = optim.adamw(start, first, optim.adamw_init(start), rates, settings)

@@ -14,7 +14,7 @@ import numpy as np
 from common import short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, kernels, layers, model
+from minilora import LoraConfig, TrainConfig, data, layers, model
 
 config, base, tokenizer = minilora.load("micro")
 lora_config = LoraConfig(r=8, target_modules=("all-linear",))
@@ -109,7 +109,8 @@ def logits(sequences, mask=True, restart=True):
             rope = layers.rope_cos_sin(np.arange(q.shape[1])[None], config)
         return layers.attention(q, k, v, rope, starts if mask else 0 * starts)
 
-    batch, ops = data.collate(sequences), kernels.OPS
+    batch = data.collate(sequences)
+    ops = minilora.operations({}, base)
     if not (mask and restart):
         ops = SimpleNamespace(**vars(layers))
         ops.attention = attention

@@ -15,7 +15,6 @@ import minilora
 from minilora import LoraConfig, TrainConfig, data, layers
 from minilora.data import tasks
 from minilora.evaluation import plot
-from minilora.methods.prefix import Prefix
 from minilora.tree import get, overlay
 
 config, base, tokenizer = minilora.load("micro")
@@ -56,8 +55,10 @@ identity = np.tile(np.eye(T, dtype="f4"), heads)[None]  # (1, T, H·hd)
 
 
 def attention_weights(q, prefix=None):
-    """Return the attention weights on the text, (T, H, S); prefix: its keys and values."""
-    cache = None if prefix is None else Prefix(*prefix)
+    """Return the weights of the text, (T, H, S); prefix: keys and values, (n, K·hd) each."""
+    cache = layers.LayerCache()
+    if prefix is not None:
+        cache.extend(*(p.reshape(1, len(p), -1, T) for p in prefix))  # before those of the text
     mixed = layers.attention(q, key, identity, angles, np.zeros((1, T), int), cache)
     return mixed.reshape(T, heads, T)
 
@@ -195,8 +196,8 @@ for kind in kinds:
 # 3. `layers"]["0"]`: take layer 1, with an h that is computed with and without the prefix in
 #    layer 0. Is the ratio still constant?
 #
-# **Where to stop with a debugger.** `Prefix.extend` at `np.concatenate` (the prefix enters every
-# layer here); `layers.attention_mask` (every token sees it).
+# **Where to stop with a debugger.** `prefix.self_attention` at `cache.extend` (the prefix enters
+# every layer here); `layers.attention_mask` (every token sees it).
 #
 # **Exercises.** prefix, attention.
 #

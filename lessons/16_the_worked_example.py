@@ -14,7 +14,7 @@ import numpy as np
 from common import QUICK, short, table
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data, kernels, layers, lora, model
+from minilora import LoraConfig, TrainConfig, data, layers, lora, model
 from minilora.training import gradient_at
 from minilora.tree import arrays, flatten, get, num_parameters, overlay
 
@@ -67,7 +67,7 @@ settings = TrainConfig(iters=iters, batch_size=16, learning_rate=4e-3, mask_prom
 rows = minilora.load_rows("questions", "train")
 examples, _ = minilora.encode_rows(rows, tokenizer, settings)
 adapters, history = minilora.train(first, quantized, examples, config, settings)
-dense = minilora.merge_and_unload(adapters, quantized)
+dense = minilora.merge(adapters, quantized)
 print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1]['loss']:.4f}")
 
 # %% [markdown]
@@ -84,7 +84,8 @@ print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1][
 
 # %%
 sequences = [[example] for example in examples]
-grads = gradient_at(adapters, quantized, sequences, 0, config, settings, kernels.OPS)[1]
+ops = minilora.operations(adapters, quantized)
+grads = gradient_at(adapters, quantized, sequences, 0, config, settings, ops)[1]
 print(f"{len(flatten(grads))} gradients; the base has {len(flatten(base))} arrays")
 
 # %%
@@ -115,7 +116,7 @@ with_dropout = overlay(fresh, arrays(adapters))  # its settings, and the trained
 batch = data.collate(sequences[:4])
 losses = []
 for rng in (None, None, np.random.default_rng(1), np.random.default_rng(2)):
-    loss = model.loss(with_dropout, quantized, batch, config, kernels.OPS, rng=rng)
+    loss = model.loss(with_dropout, quantized, batch, config, ops, rng=rng)
     losses.append(float(loss))
 print("twice without an rng, then with two of them:", *(f"{x:.3f}" for x in losses))
 
@@ -172,7 +173,7 @@ assert QUICK or 0.3 < ratio < 0.5, "rounding again must change two fifths of the
 # by (seed, step). minilora runs on one machine, on the CPU.
 
 # %%
-of_ops = [float(model.loss(adapters, quantized, batch, config, o)) for o in (layers, kernels.OPS)]
+of_ops = [float(model.loss(adapters, quantized, batch, config, o)) for o in (layers, ops)]
 reference, optimized = of_ops
 print(f"loss by the reference {reference:.7f}, optimized {optimized:.7f}")
 

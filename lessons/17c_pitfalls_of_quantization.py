@@ -105,7 +105,7 @@ assert added["with outliers"][0] < of_64 and of_64 > 0.01, "blocks of 16 cost le
 # %%
 held_out = data.load_rows("questions", "valid")[:100]
 run = finetune(scheme="nf4-dq", held_out=held_out, iters=short(200, 12), learning_rate=4e-3)
-merged = minilora.merge_and_unload(run.adapters, run.base)
+merged = minilora.merge(run.adapters, run.base)
 settings = TrainConfig(mask_prompt=True)
 questions, _ = data.encode_rows(held_out, tokenizer, settings)
 trees = {"merged, dense": merged}

@@ -72,7 +72,7 @@ assert distance(bare) > (0 if QUICK else 0.1), "the adapter must change the logi
 # </details>
 
 # %%
-dense = minilora.merge_and_unload(adapters, base)
+dense = minilora.merge(adapters, base)
 merged = distance(minilora.forward({}, dense, ids, config))
 separate_bytes, merged_bytes = nbytes(base) + nbytes(adapters), nbytes(dense)
 print(f"merged and separate logits differ by {merged:.1e} of the largest")

@@ -26,7 +26,7 @@ from common import FAILS, HOLDS, OPEN, QUICK, belongs, best_rates, claim, figure
 from sweeps import regret
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, data, kernels
+from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.config import ALL_LINEAR
 from minilora.evaluation import plot
 from minilora.training import gradient_at
@@ -62,7 +62,8 @@ RANKS = (1, 8, 64)
 def first_gain(adapters, base, config, examples):
     """Return the sum of the absolute gradients of B, or of the projections, at step 0."""
     settings = TrainConfig(batch_size=32)
-    _, grads, _ = gradient_at(adapters, base, examples, 0, config, settings, kernels.OPS)
+    ops = minilora.operations(adapters, base)
+    _, grads, _ = gradient_at(adapters, base, examples, 0, config, settings, ops)
     return sum(float(np.abs(g).sum()) for path, g in named_leaves(grads) if path.endswith(CHANGED))
 
 

@@ -52,7 +52,8 @@ def _shape(lora, model):
 
 
 def _rate(lora, settings, model, rows, also_train):
-    rate, beside = settings.learning_rate, settings.also_train_lr_scale
+    rate = settings.learning_rate
+    scale = settings.also_train_lr_scale
     if rate <= 5e-5:
         yield (
             f"--learning-rate {rate:g} is full fine-tuning's: B starts at zero and moves some "
@@ -71,9 +72,9 @@ def _rate(lora, settings, model, rows, also_train):
             f"--adapter-dtype {settings.adapter_dtype} rounds away steps below {least:.1g} where A "
             f"is large, and the rate is {rate:g}: float32 while it trains? (lesson 7)"
         )
-    if {"norm", "bias"} & set(also_train) and beside > 1:
+    if {"norm", "bias"} & set(also_train) and scale > 1:
         yield (
-            f"norms or biases learn at {beside:g} times the rate: ten times doubled the loss and "
+            f"norms or biases learn at {scale:g} times the rate: ten times doubled the loss and "
             "made micro forget more; is that meant? (lesson 10)"
         )
     seen = settings.iters * settings.batch_size * settings.grad_accumulation_steps

@@ -1,6 +1,20 @@
 """LoRA and QLoRA from scratch, in NumPy and autograd: a reference to read, and to compute with.
 
-README.md has a run in a dozen lines, from the model to the saved adapter.
+    import minilora
+    from minilora import LoraConfig, TrainConfig
+
+    model_config, base, tokenizer = minilora.load("tiny")
+    base = minilora.quantize(base, "nf4-dq")
+    lora_config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
+    adapters, base = minilora.get_peft_model(base, lora_config, rng=0)
+
+    train_config = TrainConfig(iters=200, batch_size=16, learning_rate=4e-3, mask_prompt=True)
+    rows = minilora.load_rows("questions", "train")
+    examples, _ = minilora.encode_rows(rows, tokenizer, train_config)
+    adapters, history = minilora.train(adapters, base, examples, model_config, train_config)
+
+    minilora.save_adapter("my_adapter", adapters, base, lora_config, "tiny")
+    dense = minilora.merge(adapters, base)
 
 The functions here use the optimized operations if numba is installed. The functions of the core
 (`minilora.model`, `minilora.training`, `minilora.generation`) take the operations as `ops`.
@@ -34,7 +48,7 @@ __all__ = [
     "METHODS", "InputError", "LoraConfig", "MethodConfig", "ModelConfig", "TrainConfig",
     "__version__", "encode_rows", "evaluate", "forward", "generate", "generate_batch",
     "get_peft_model", "layers", "load", "load_adapter", "load_rows", "lora", "loss", "merge",
-    "merge_and_unload", "nf4", "operations", "print_trainable_parameters", "quantize",
+    "nf4", "operations", "print_trainable_parameters", "quantize",
     "save_adapter", "save_pretrained", "train",
 ]  # fmt: skip
 
@@ -127,10 +141,8 @@ def quantize(base: Tree, scheme: str, block_size: int = 64) -> Tree:
 def merge(adapters: Tree, base: Tree, dtype: Any = np.float32) -> Tree:
     """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
-    Quantized weights are dequantized. dtype: of the result. Raises InputError for methods that do
-    not only modify weights and biases (prompts, prefixes, bottlenecks).
+    In PEFT, this is `merge_and_unload`. Quantized weights are dequantized. dtype: of the result.
+    Raises InputError for methods that do not only modify weights and biases (prompts, prefixes,
+    bottlenecks).
     """
     return lora.merge(adapters, base, operations(adapters, base), dtype)
-
-
-merge_and_unload = merge  # PEFT's name

@@ -19,8 +19,9 @@ from .tree import Tree, flatten, get, is_node, layer_of, named_leaves, set_leaf,
 
 
 def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
-    """Create an adapter that does not change the outputs yet.
+    """Create the factors of plain LoRA, which do not change the outputs yet.
 
+    `minilora.get_peft_model` calls this function, and adds what DoRA, PiSSA and LoftQ need.
     rng: a NumPy generator or a seed. Raises InputError if a target matches no projection.
     """
     if lora_config.init_lora_weights is not True or lora_config.use_dora:

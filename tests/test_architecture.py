@@ -115,12 +115,12 @@ def test_importing_changes_nothing_of_the_process():
         "before = state()\n"
         "import minilora, minilora.cli\n"
         "assert state() == before\n"
-        "from minilora.kernels import fused, OPS\n"
-        "assert OPS is fused\n",
+        "from minilora.kernels import fused, ops\n"
+        "assert ops is fused\n",
         MINILORA_PLAIN="",
     )
     run_python(
-        "from minilora import kernels, layers; assert kernels.OPS is layers", MINILORA_PLAIN="1"
+        "from minilora import kernels, layers; assert kernels.ops is layers", MINILORA_PLAIN="1"
     )
 
 

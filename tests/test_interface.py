@@ -15,7 +15,6 @@ from minilora.tree import arrays, flatten, num_parameters
 
 def test_dir_is_the_interface():
     assert dir(minilora) == sorted(minilora.__all__)
-    assert minilora.merge_and_unload is minilora.merge
     for name in minilora.__all__:
         value = getattr(minilora, name)
         # no function hides a module of its name

@@ -135,14 +135,6 @@ def test_rank_scaling_and_dropout_are_in_the_adapter():
         assert (node["lora_scaling"], node["lora_dropout"]) == (scaling, 0.25)
 
 
-@pytest.mark.parametrize(
-    "fields", [{"use_dora": True}, {"init_lora_weights": "pissa"}, {"init_lora_weights": "loftq"}]
-)
-def test_init_is_for_plain_lora(fields):
-    with pytest.raises(InputError, match="is plain LoRA"):
-        fresh(random_base(TINY), **fields)
-
-
 # ---------------------------------------------------------------------------------- targets
 
 

@@ -100,7 +100,7 @@ def test_logits_and_the_merged_weights(lesson):
             overlay(base, trained),
         ),
     ]:
-        for ops in (layers, kernels.OPS):
+        for ops in (layers, kernels.ops):
             logits = minilora.forward({}, ours, tokens, config, ops)
             assert np.abs(logits - theirs).max() < 21 * 128 * 2**-24 * np.abs(theirs).max()
     merged = flatten(minilora.merge(trained, base))
@@ -112,7 +112,7 @@ def test_logits_and_the_merged_weights(lesson):
 
 
 @pytest.mark.parametrize(
-    ("ops", "steps"), [(layers, 4), (kernels.OPS, STEPS)], ids=["plain", "fast"]
+    ("ops", "steps"), [(layers, 4), (kernels.ops, STEPS)], ids=["plain", "fast"]
 )
 def test_the_losses_of_the_steps(lesson, ops, steps):
     """The two sides round differently, and training amplifies the difference.

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import tomllib
 from pathlib import Path
 
@@ -53,6 +54,7 @@ def python_block(name, heading="# "):
 def test_the_dozen_lines(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     lines = python_block("README.md", "## In a dozen lines")
+    assert textwrap.indent(lines, "    ") in minilora.__doc__
     assert "iters=200" in lines
     names: dict = {}
     exec(lines.replace("iters=200", "iters=20"), names)

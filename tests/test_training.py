@@ -135,7 +135,7 @@ def test_accumulation_equals_the_large_batch(seed, n, size):
     examples = [[e] for e in random_examples(TINY, 12, seed)]
     config = replace(SMALL, batch_size=size, grad_accumulation_steps=n)
     loss, grads, rows = gradient_at(
-        adapters, frozen, examples, 1, TINY, config, kernels.OPS, kernels.parallel_map, 2
+        adapters, frozen, examples, 1, TINY, config, kernels.ops, kernels.parallel_map, 2
     )
     assert rows == batch_at(examples, 1, n * size, config.seed)
     expected, expected_grads = value_and_grad(minilora.loss)(adapters, frozen, collate(rows), TINY)
@@ -188,7 +188,7 @@ def test_one_share_for_the_reference_and_for_a_large_tree(monkeypatch):
 
 @pytest.mark.parametrize(
     ("ops", "cores", "batch_size"),
-    [(layers, 1, 6), (layers, 2, 3), (kernels.OPS, 1, 1), (kernels.OPS, 4, 3), (kernels.OPS, 8, 6)],
+    [(layers, 1, 6), (layers, 2, 3), (kernels.ops, 1, 1), (kernels.ops, 4, 3), (kernels.ops, 8, 6)],
 )
 def test_a_rows_masks_depend_on_its_position_alone(monkeypatch, ops, cores, batch_size):
     """It does not depend on the cores, the micro-batches, the padding, or the implementation."""

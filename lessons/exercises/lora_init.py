@@ -9,7 +9,7 @@ into a new tree, `adapters`. The node is a dict with
 - "lora_scaling": scaling;
 - "lora_dropout": lora_config.lora_dropout.
 
-Return `adapters`. Do not change the base. Your function need not reject other methods.
+Return `adapters`. Do not change the base.
 """
 
 import numpy as np

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import figure, finetune, write_sweep
 
 import minilora
-from minilora import kernels, model
+from minilora import model
 from minilora.data import tasks
 from minilora.evaluation import plot
 from minilora.evaluation.metrics import BINS, calibration_error
@@ -39,11 +39,12 @@ def answers(adapters, base, rows):
     )  # all prompts have one length, and all completions
     cache = [LayerCache() for _ in range(config.num_hidden_layers)]
     tokens, logits = prompts, []
-    params = model.parameters(adapters, base, kernels.OPS)
+    ops = minilora.operations(adapters, base)
+    params = model.parameters(adapters, base, ops)
     for _ in range(wanted.shape[1]):
         starts = np.zeros_like(tokens)
-        x = model.hidden_states(params, tokens, starts, config, kernels.OPS, cache)
-        logits.append(model.logits(x[:, -1], params, kernels.OPS))
+        x = model.hidden_states(params, tokens, starts, config, ops, cache)
+        logits.append(model.logits(x[:, -1], params, ops))
         tokens = logits[-1].argmax(axis=-1)[:, None]
     logits = np.stack(logits, axis=1)
     return logits, (logits.argmax(axis=-1) == wanted).all(axis=1)

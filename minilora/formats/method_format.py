@@ -26,7 +26,7 @@ def _fixed(method):
 def as_json(config, base_name):
     """Return the object for adapter_config.json; `base_name` is the name or folder of the base."""
     method = METHODS[config.method]
-    written = method.free_fields | _fixed(method) | {
+    written = _fixed(method) | {
         "base_model_name_or_path": str(base_name), "inference_mode": True,
     }  # fmt: skip
     if method.size:

@@ -1,9 +1,8 @@
 """The optimized operations: derived backward passes, numba loops, tiles, threads.
 
 `fused.py` lists the operations. Read `linear.py` and `attention.py` first: each file derives its
-gradient.
-The package imports `OPS` and the functions in `__all__` from here. Without numba, or with the
-environment variable MINILORA_PLAIN=1, they are those of the reference implementation.
+gradient. The package imports `ops` and the functions in `__all__` from here. Without numba, or
+with the environment variable MINILORA_PLAIN=1, they are those of the reference implementation.
 """
 
 import os
@@ -24,14 +23,14 @@ if not (number.isdecimal() and int(number) > 0):
 try:
     if PLAIN:
         raise ImportError
-    from . import fused as OPS
+    from . import fused as ops
     from .nf4 import quantize as quantize_4bit
     from .threads import num_threads, parallel_map
     from .weights import dense
 except ImportError as error:
     if not PLAIN:
         warnings.warn(f"{error}: minilora computes without numba, which is slower", stacklevel=2)
-    OPS = layers  # type: ignore[misc]
+    ops = layers  # type: ignore[misc]
     from ..layers import dense
     from ..nf4 import quantize as quantize_4bit
 
@@ -54,4 +53,4 @@ def parallel(ops: Any, num_trained: int) -> tuple[Any, int]:
     return parallel_map, num_threads()
 
 
-__all__ = ["OPS", "dense", "num_threads", "parallel", "parallel_map", "quantize_4bit"]
+__all__ = ["dense", "num_threads", "ops", "parallel", "parallel_map", "quantize_4bit"]

@@ -6,7 +6,7 @@ from .. import lora
 from ..config import LoraConfig
 from ..layers import gelu, matmul
 from ..tree import get, set_leaf
-from .method import Method
+from .method import Method, uniform
 
 TARGETS = ("o_proj", "down_proj")
 NAMES = ("bottleneck_down", "bottleneck_down_bias", "bottleneck_up", "bottleneck_up_bias")
@@ -18,17 +18,14 @@ def init(base, config, rng):
     m = config.bottleneck_size
     for path in lora.target_paths(base, LoraConfig(target_modules=TARGETS)):
         D = get(base, path)["weight"].shape[0]
-        set_leaf(adapters, f"{path}.bottleneck_down", uniform(rng, (m, D), D))
-        set_leaf(adapters, f"{path}.bottleneck_down_bias", np.zeros(m, "f4"))
-        set_leaf(adapters, f"{path}.bottleneck_up", np.zeros((D, m), "f4"))
-        set_leaf(adapters, f"{path}.bottleneck_up_bias", np.zeros(D, "f4"))
+        node = {
+            "bottleneck_down": uniform(rng, (m, D), 1 / np.sqrt(D)),
+            "bottleneck_down_bias": np.zeros(m, "f4"),
+            "bottleneck_up": np.zeros((D, m), "f4"),
+            "bottleneck_up_bias": np.zeros(D, "f4"),
+        }
+        set_leaf(adapters, path, node)
     return adapters
-
-
-def uniform(rng, shape, in_features):
-    """Draw weights from U(−1/√in, 1/√in), float32."""
-    bound = 1 / np.sqrt(in_features)
-    return rng.uniform(-bound, bound, shape).astype("f4")
 
 
 def linear(linear, x, node, rng=None):

@@ -3,7 +3,6 @@
 Letters: adapter i has the weight wᵢ and the scaling sᵢ = α/r; ΔWᵢ = sᵢ·BᵢAᵢ.
 """
 
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -32,30 +31,32 @@ def generate_batch(
     if not (len(adapters) == len(prompts) > 0):
         raise InputError(f"{len(prompts)} prompts need as many adapters, got {len(adapters)}")
     check_generation(prompts, max_tokens, temp, top_p, model_config)
-    one = adapters[0]
-    if any(tree is not one for tree in adapters):
-        one = per_row(adapters, list(range(len(adapters))))
-    ops = operations(one, base)
+    shared = adapters[0]
+    if any(tree is not shared for tree in adapters):
+        shared = per_row(adapters, range(len(adapters)))
+    ops = operations(shared, base)
+    params = model.parameters(shared, base, ops)
     rngs = np.random.default_rng(rng).spawn(len(prompts))
-    params = model.parameters(one, base, ops)
     caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
     rows = [list(prompt) for prompt in prompts]
-    read = min(map(len, prompts))
-    tokens = np.array([row[:read] for row in rows])
-    ended = [False for _ in rows]
-    while not all(ended):
+    answers: dict[int, list[int]] = {}
+    first = 0
+    last = min(map(len, prompts))
+    while len(answers) < len(rows):
+        tokens = np.array([row[first:last] for row in rows])
         starts = np.zeros_like(tokens)
         x = model.hidden_states(params, tokens, starts, model_config, ops, caches)
         logits = model.logits(x[:, -1], params, ops)
         for i, row in enumerate(rows):
-            if len(row) == read:  # the row is read to its end
+            if len(row) == last:  # the row is read to its end
                 row.append(sample(logits[i], temp, top_p, rngs[i]))
-                long = len(row) == len(prompts[i]) + max_tokens
-                ended[i] = ended[i] or long or row[-1] in model_config.eos_token_id
-        tokens = np.array([row[read : read + 1] for row in rows])
-        read = read + 1
-    found = [row[len(p) : len(p) + max_tokens] for row, p in zip(rows, prompts)]
-    return [list(takewhile(lambda t: t not in model_config.eos_token_id, ids)) for ids in found]
+                answer = row[len(prompts[i]) :]
+                ended = answer[-1] in model_config.eos_token_id
+                if i not in answers and (ended or len(answer) == max_tokens):
+                    answers[i] = answer[:-1] if ended else answer
+        first = last
+        last = last + 1
+    return [answers[i] for i in range(len(rows))]
 
 
 def combine(adapters, weights, combination_type="cat", r=None):
@@ -73,7 +74,7 @@ def combine(adapters, weights, combination_type="cat", r=None):
     combined: dict = {}
     errors = {}
     for path, found in factors(adapters).items():
-        parts = [(w * s, A, B) for w, (s, A, B) in zip(weights, found) if len(A)]
+        parts = [(weights[i] * s, A, B) for i, (s, A, B) in found.items()]
         rank = r or max(len(A) for _, A, _ in parts)
         A, B = (factor.astype("f4") for factor in COMBINATION_TYPES[combination_type](parts, rank))
         node = {"lora_A": A, "lora_B": B, "lora_scaling": 1.0, "lora_dropout": 0.0}

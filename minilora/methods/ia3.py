@@ -49,8 +49,7 @@ METHOD = Method(
     extra_floats=lambda name, leaf: leaf.size if len(leaf) > 1 else 0,
     peft_fields={
         "peft_type": "IA3", "target_modules": list(TARGETS),
-        "feedforward_modules": ["down_proj"], "fan_in_fan_out": False,
-        "exclude_modules": None, "modules_to_save": None,
+        "feedforward_modules": ["down_proj"],
     },
-    free_fields={"init_ia3_weights": True},
+    free_fields=("init_ia3_weights",),
 )  # fmt: skip

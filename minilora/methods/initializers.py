@@ -6,7 +6,6 @@ the file has only A and B, and the modified frozen weight follows from W.
 Letters: s the scaling α/r, Q the stored frozen weight, σ a singular value.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -15,8 +14,8 @@ from .. import lora
 from ..config import InputError
 from ..kernels import dense, quantize_4bit
 from ..layers import lora_delta
-from ..quant.schemes import is_projection, quantize_leaf
-from ..tree import get, named_leaves, overlay, unflatten
+from ..quant import schemes
+from ..tree import get, overlay, unflatten
 from . import dora
 
 LOFTQ_STEPS = 5  # the largest number in the paper
@@ -28,44 +27,40 @@ def init(base, config, rng, scheme="none", block_size=64):
     config.init_lora_weights: `pissa` or `loftq`. At first, PiSSA's (W − s·BA) + s·BA is W up to
     rounding and the quantization of W − s·BA; LoftQ's Q + s·BA is nearer to W than a quantized W.
     """
-    name = config.init_lora_weights
-    initialize = {"pissa": pissa, "loftq": loftq}[name]
-    if name == "loftq" and scheme == "none":
+    initialize = {"pissa": pissa, "loftq": loftq}[config.init_lora_weights]
+    if initialize is loftq and scheme == "none":
         raise InputError("loftq reduces the error of quantization: give a `scheme`, or use pissa")
-    adapters = lora.init(base, replace(config, init_lora_weights=True, use_dora=False), rng)
-    adapted = lora.adapted_paths(adapters)
-    stored = {}
-
-    def store(path, w):
-        return quantize_leaf(path, w, scheme, block_size, quantize_4bit)
-
-    for path, w in named_leaves(base):
-        if is_projection(path):
-            if not isinstance(w, np.ndarray):
-                raise InputError(f"{path} is quantized: {name} needs a dense base")
-            node = path.removesuffix(".weight")
-            if node in adapted:
-                stored[path] = initialize(w, get(adapters, node), partial(store, path))
-            else:
-                stored[path] = store(path, w)
-    base = overlay(base, unflatten(stored))
+    how = {"scheme": scheme, "block_size": block_size, "quantize_4bit": quantize_4bit}
+    adapters = lora.init(base, config, rng)
+    rests = {}
+    for node in lora.adapted_paths(adapters):
+        path = f"{node}.weight"
+        w = get(base, path)
+        if not isinstance(w, np.ndarray):
+            raise InputError(f"{path} is quantized: {config.init_lora_weights} needs a dense base")
+        store = partial(schemes.quantize_leaf, path, **how)
+        rests[path] = initialize(w, get(adapters, node), store)
+    base = schemes.quantize(overlay(base, unflatten(rests)), **how)
     if config.use_dora:
         dora.add_magnitudes(adapters, base)
     return adapters, base
 
 
 def pissa(w, node, store):
-    """Set A and B to the principal part of w, return the rest (Meng et al. 2024, Eqs. 2 to 4)."""
-    return store(without_principal(w, w, node))
+    """Set A and B to the principal part of w; return the rest (Meng et al. 2024, Eqs. 2 to 4)."""
+    return without_principal(w, w, node)
 
 
 def loftq(w, node, store):
-    """Quantize w − s·BA to q, fit A and B to w − q, and repeat (Li et al. 2023, Alg. 1)."""
+    """Quantize w − s·BA to q, fit A and B to w − q, and repeat (Li et al. 2023, Alg. 1).
+
+    Returns the w − s·BA whose quantization is the last q.
+    """
     rest = w
     for _ in range(LOFTQ_STEPS):
-        q = store(rest)
-        rest = without_principal(w, w - dense(q), node)
-    return q
+        last = rest
+        rest = without_principal(w, w - dense(store(last)), node)
+    return last
 
 
 def without_principal(w, part, node):

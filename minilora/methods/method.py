@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..config import check_settings
-from ..tree import Tree
+from ..tree import Array, Tree
 
 
 def size(default: int, what: str) -> Any:
@@ -27,6 +27,11 @@ class MethodConfig:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+
+def uniform(rng: Any, shape: tuple[int, ...], bound: float) -> Array:
+    """Draw float32 numbers from U(−bound, bound)."""
+    return rng.uniform(-bound, bound, shape).astype("f4")
 
 
 SIZES = {f.name: f for f in fields(MethodConfig)[1:]}
@@ -49,9 +54,10 @@ class Method:
     peft_size: str | None = None  # its name in PEFT's file, if it has another there
     extra_floats: Callable[[str, Any], int] = lambda name, leaf: 0  # kept per token for a leaf
     # PEFT's adapter_config.json: fields that must have these values (None: PEFT lacks the method),
-    # and fields that may have any value. PEFT's tensors: from an adapter, and back with the base.
+    # and fields that may have any value, which are not written.
     peft_fields: dict[str, Any] | None = None
-    free_fields: dict[str, Any] = field(default_factory=dict)
+    free_fields: tuple[str, ...] = ()
+    # PEFT's tensors: from an adapter, and back with the base
     pack: Callable[[Tree], Tree] | None = None
     unpack: Callable[[Tree, Tree], Tree] | None = None
 

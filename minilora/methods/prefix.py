@@ -32,29 +32,13 @@ def embed(embed, tokens, node, ctx):
 
 
 def self_attention(self_attention, x, node, ctx):
-    """Apply the attention sublayer, with the prefix before the other keys."""
-    if ctx.cache is None or ctx.cache.length == 0:
-        ctx = ctx._replace(cache=Prefix(node["prefix_k"], node["prefix_v"], ctx.cache))
-    return self_attention(x, node, ctx)
-
-
-class Prefix(LayerCache):
-    """Trained keys and values (n, K·hd), not rotated, that come before those of all tokens."""
-
-    def __init__(self, k, v, cache=None):
-        self.k = k
-        self.v = v
-        self.cache = cache
-        self.length = 0
-
-    def extend(self, k, v, window=None):
-        """Put the prefix before k and v (B, T, K, hd); return both as (B, n + T, K, hd)."""
-        # [P_k; K] and [P_v; V]   (Li and Liang 2021, Sec. 4.2)
-        shape = (1, -1, *k.shape[2:])
-        rows = len(k)
-        p_k, p_v = (np.repeat(np.reshape(p, shape), rows, axis=0) for p in (self.k, self.v))
-        k, v = np.concatenate([p_k, k], axis=1), np.concatenate([p_v, v], axis=1)
-        return (k, v) if self.cache is None else self.cache.extend(k, v, window)
+    """Apply the attention sublayer; the prefix comes first in the cache of its keys and values."""
+    cache = ctx.cache or LayerCache()
+    if cache.length == 0:
+        # [P_k; K] and [P_v; V]   (Li and Liang 2021, Sec. 4.2); P_k is not rotated
+        shape = (1, -1, ctx.config.num_key_value_heads, ctx.config.head_dim)
+        cache.extend(*(np.repeat(np.reshape(node[n], shape), len(x), axis=0) for n in NAMES))
+    return self_attention(x, node, ctx._replace(cache=cache))
 
 
 def paths(tree):
@@ -79,7 +63,5 @@ METHOD = Method(
     entries={"self_attn": NAMES}, wraps={"embed": embed, "self_attention": self_attention},
     size="num_virtual_tokens", pack=pack, unpack=unpack,
     peft_fields=VIRTUAL | {"peft_type": "PREFIX_TUNING"},
-    free_fields=SHAPE | {
-        "encoder_hidden_size": None, "prefix_projection": False, "init_weights": None,
-    },
+    free_fields=(*SHAPE, "encoder_hidden_size", "prefix_projection", "init_weights"),
 )  # fmt: skip

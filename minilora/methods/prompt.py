@@ -3,11 +3,11 @@
 import autograd.numpy as np
 
 from ..layers import matmul
-from ..tree import set_leaf, unflatten
-from .bottleneck import uniform
-from .method import Method
+from ..tree import unflatten
+from .method import Method, uniform
 
 PROMPT, ENCODER = "prompt_embeddings", "prompt_encoder"
+LAYERS = ("0", "2", "4")  # of P-tuning's MLP, in PEFT's numbers: 1 and 3 are the ReLUs
 
 
 def init(base, config, rng):
@@ -21,13 +21,13 @@ def init(base, config, rng):
 def init_p_tuning(base, config, rng):
     """Create virtual tokens N(0, 1), and an MLP of U(−1/√D, 1/√D) that transforms them."""
     D = base["model"]["embed_tokens"]["weight"].shape[1]
-    encoder: dict = {}
+    bound = 1 / np.sqrt(D)
     embedding = rng.standard_normal((config.num_virtual_tokens, D), "f4")
-    set_leaf(encoder, "embedding.weight", embedding)
-    for layer in ("0", "2", "4"):
-        set_leaf(encoder, f"mlp_head.{layer}.weight", uniform(rng, (D, D), D))
-        set_leaf(encoder, f"mlp_head.{layer}.bias", uniform(rng, (D,), D))
-    return {"model": {ENCODER: encoder}}
+    layers = {
+        n: {"weight": uniform(rng, (D, D), bound), "bias": uniform(rng, (D,), bound)}
+        for n in LAYERS
+    }
+    return {"model": {ENCODER: {"embedding": {"weight": embedding}, "mlp_head": layers}}}
 
 
 def embed(embed, tokens, node, ctx):
@@ -36,10 +36,9 @@ def embed(embed, tokens, node, ctx):
     if ctx.cache and ctx.cache.length:
         return x, positions, starts
     # [P; E(x)]   (Lester et al. 2021, Sec. 2)
-    rows = virtual_tokens(node)
-    n = len(rows)
-    x = np.concatenate([np.repeat(rows[None], len(tokens), axis=0), x], axis=1)
-    starts = np.pad(starts, ((0, 0), (n, 0)))  # 0 except in padding: rows are not packed
+    rows = np.repeat(virtual_tokens(node)[None], len(tokens), axis=0)
+    x = np.concatenate([rows, x], axis=1)
+    starts = np.pad(starts, ((0, 0), (rows.shape[1], 0)))  # rows are not packed
     return x, np.arange(x.shape[1]) - starts, starts
 
 
@@ -49,7 +48,7 @@ def virtual_tokens(node):
         return node[PROMPT]
     # PEFT's MLP of three layers (Liu et al. 2021)
     x, layers = node[ENCODER]["embedding"]["weight"], node[ENCODER]["mlp_head"]
-    for n in ("0", "2", "4"):  # PEFT's numbers: 1 and 3 are the ReLUs
+    for n in LAYERS:
         x = matmul(x if n == "0" else np.maximum(x, 0), layers[n]["weight"]) + layers[n]["bias"]
     return x
 
@@ -64,23 +63,23 @@ def unpack(tensors, base):
     return unflatten({f"model.{PROMPT}": tensors[PROMPT]})
 
 
-VIRTUAL = {"num_transformer_submodules": 1, "modules_to_save": None}
-SHAPE = {"num_layers": None, "token_dim": None, "num_attention_heads": None}  # of the base
+VIRTUAL = {"num_transformer_submodules": 1}
+SHAPE = ("num_layers", "token_dim", "num_attention_heads")  # of the base
 METHOD = Method(
     "prompt", init, entries={"model": (PROMPT,)}, wraps={"embed": embed},
     size="num_virtual_tokens", pack=pack, unpack=unpack,
     peft_fields=VIRTUAL | {"peft_type": "PROMPT_TUNING"},
-    free_fields=SHAPE | {
-        "prompt_tuning_init": "RANDOM", "prompt_tuning_init_text": None,
-        "tokenizer_name_or_path": None, "tokenizer_kwargs": None,
-    },
+    free_fields=(
+        *SHAPE, "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path",
+        "tokenizer_kwargs",
+    ),
 )  # fmt: skip
 P_TUNING = Method(
     "p-tuning", init_p_tuning, entries={"model": (ENCODER,)},
     wraps={"embed": embed}, size="num_virtual_tokens", pack=pack, unpack=unpack,
     peft_fields=VIRTUAL | {"peft_type": "P_TUNING"},
-    free_fields=SHAPE | {
-        "encoder_reparameterization_type": "MLP", "encoder_hidden_size": None,
-        "encoder_num_layers": 2, "encoder_dropout": 0.0,
-    },
+    free_fields=(
+        *SHAPE, "encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers",
+        "encoder_dropout",
+    ),
 )  # fmt: skip

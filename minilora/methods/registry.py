@@ -32,7 +32,7 @@ METHODS = {
     )
 }  # fmt: skip
 OPTIMIZERS["muon"] = (muon.muon_init, muon.muon)
-ORDER = (several.PER_ROW, several.STACK, *METHODS.values())  # of application and of merging
+ORDER = (several.METHOD, *METHODS.values())  # of application and of merging
 
 
 class AdaptedModel(NamedTuple):
@@ -73,15 +73,17 @@ def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
     ops: `layers`, `kernels.fused`, a result of this function, or None for the optimized operations.
     Each method that occurs in the trees is wrapped around them, in this order.
     """
-    ops = getattr(ops, "inner", ops) or kernels.OPS  # a wrapper is unwrapped first
-    used = methods_of(adapters, base)
+    ops = getattr(ops, "inner", ops) or kernels.ops  # a wrapper is unwrapped first
+    paths = [path for tree in (base, adapters) for path, _ in named_leaves(tree)]
+    names = {name for path in paths for name in path.split(".")}
+    used = [method for method in ORDER if names & method.names()]
     if not used:
         return ops
     wrapped = {name: getattr(ops, name) for name in OPERATIONS}
     entries = dict(ops.ENTRIES)
     for method in used:
-        for node, names in method.entries.items():
-            entries[node] = (*entries[node], *names)
+        for node, added in method.entries.items():
+            entries[node] = (*entries[node], *added)
         for name, f in method.wraps.items():
             wrapped[name] = partial(f, wrapped[name])
     return SimpleNamespace(**wrapped, ENTRIES=entries, inner=ops)
@@ -93,16 +95,9 @@ OPERATIONS = (
 )  # fmt: skip
 
 
-def methods_of(adapters: Tree, base: Tree) -> list[Method]:
-    """Return the methods whose entries occur in the trees, in this order."""
-    paths = [path for tree in (base, adapters) for path, _ in named_leaves(tree)]
-    names = {name for path in paths for name in path.split(".")}
-    return [method for method in ORDER if names & method.names()]
-
-
 def check_packing(adapters: Tree, train_config: TrainConfig) -> None:
     """Raise InputError if `train_config` packs rows and the adapter is a trained prompt."""
     prompts = {prompt.PROMPT, prompt.ENCODER} & adapters.get("model", {}).keys()
     if train_config.packing and prompts:
-        reason = "only the first example of a row would see it"
-        raise InputError(f"`packing` does not fit a trained prompt, because {reason}: leave it out")
+        why = "only the first example of a row would see it"
+        raise InputError(f"`packing` does not fit a trained prompt: leave it out, because {why}")

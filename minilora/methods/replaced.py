@@ -8,7 +8,7 @@ import numpy as np
 from .. import lora
 from ..config import ALL_LINEAR, InputError, LoraConfig
 from ..layers import dense
-from ..tree import flatten, get, named_leaves, overlay, unflatten
+from ..tree import get, named_leaves, overlay, unflatten
 from .method import Method
 
 
@@ -18,13 +18,13 @@ def also_train(adapters, base, groups):
     groups: any of `norm` (all RMSNorms), `bias` (of adapted projections) and `head` (the output
     matrix, untied from the embedding). `TrainConfig.also_train_lr_scale` scales their rate.
     """
-    trained = flatten(adapters)
-    added = {}
-    for group in groups:
-        for path, w in GROUPS[group](adapters, base):
-            if path not in trained:  # a resumed adapter has trained it already
-                added[path] = np.array(dense(w), "f4")
-    return overlay(adapters, unflatten(added))
+    added = {
+        path: np.array(dense(w), "f4")
+        for group in groups
+        for path, w in GROUPS[group](adapters, base)
+    }
+    # a resumed adapter has trained some already, and its leaves stay
+    return overlay(overlay(adapters, unflatten(added)), adapters)
 
 
 def norms(adapters, base):
@@ -59,11 +59,13 @@ def bitfit(base, config, rng):
 
 def full(base, config, rng):
     """Copy all leaves of the base; raise InputError if one is quantized."""
-    advice = "set `scheme` to none, because the method full trains every weight"
+    copies = {}
     for path, w in named_leaves(base):
         if not isinstance(w, np.ndarray):
+            advice = "set `scheme` to none, because the method full trains every weight"
             raise InputError(f"{path} is quantized: {advice}")
-    return unflatten({path: np.array(w) for path, w in named_leaves(base)})
+        copies[path] = np.array(w)
+    return unflatten(copies)
 
 
 BITFIT, FULL = Method("bitfit", bitfit), Method("full", full)

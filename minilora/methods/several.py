@@ -8,7 +8,7 @@ import autograd.numpy as np
 from .. import lora
 from ..config import ALL_LINEAR, InputError
 from ..layers import LORA, dense, lora_delta, lora_matmul
-from ..tree import flatten, get, named_leaves, overlay, set_leaf, without
+from ..tree import get, named_leaves, overlay, set_leaf, without
 from .method import Method
 
 STACKED = "lora_stack"  # {"0": the frozen adapter below, …}
@@ -24,32 +24,13 @@ def stack(adapters, base):
     below: dict = {}
     for path, leaf in named_leaves(adapters):
         node, _, name = path.rpartition(".")
-        if name in ("weight", "bias"):
-            set_leaf(below, path, leaf)
-        elif name not in LORA:
-            raise InputError(f"{path} cannot be stacked: merge that adapter instead")
-        elif name != "lora_dropout":
+        if name in LORA:
             number = len(get(base, node).get(STACKED, ()))
-            set_leaf(below, f"{node}.{STACKED}.{number}.{name}", leaf)
+            path = f"{node}.{STACKED}.{number}.{name}"
+        elif name not in ("weight", "bias"):
+            raise InputError(f"{path} cannot be stacked: merge that adapter instead")
+        set_leaf(below, path, leaf)
     return overlay(base, below)
-
-
-def stacked_linear(linear, x, node, rng=None):
-    """Add the updates of the frozen adapters below."""
-    if STACKED not in node:
-        return linear(x, node, rng)
-    h = linear(x, without(node, "bias"), rng)
-    for below in node[STACKED].values():
-        h = h + lora_matmul(x, below["lora_A"], below["lora_B"], below["lora_scaling"])
-    return h + node["bias"] if "bias" in node else h
-
-
-def merge_stacked(merge, node):
-    """Merge the adapters below first."""
-    weight = node["weight"]
-    for below in node.get(STACKED, {}).values():
-        weight = dense(weight) + lora_delta(below)
-    return merge({**without(node, STACKED), "weight": weight})
 
 
 def per_row(adapters, rows):
@@ -58,47 +39,59 @@ def per_row(adapters, rows):
     rows: B indices. Smaller ranks are padded with zeros. There is no dropout.
     """
     batch: dict = {}
-    for path, parts in factors(adapters).items():
-        scalings, As, Bs = zip(*parts)
-        r = max(map(len, As))
-        wide = [np.pad(A, ((0, r - len(A)), (0, 0))) for A in As]
-        tall = [np.pad(B, ((0, 0), (0, r - B.shape[1]))) for B in Bs]
-        set_leaf(batch, f"{path}.rows_A", np.stack(wide)[rows])
-        set_leaf(batch, f"{path}.rows_B", np.stack(tall)[rows])
-        set_leaf(batch, f"{path}.rows_scaling", np.array(scalings, "f4")[rows][:, None, None])
+    for path, found in factors(adapters).items():
+        _, A, B = next(iter(found.values()))
+        r = max(len(A) for _, A, _ in found.values())
+        As = np.zeros((len(adapters), r, A.shape[1]), A.dtype)
+        Bs = np.zeros((len(adapters), len(B), r), B.dtype)
+        scalings = np.zeros((len(adapters), 1, 1), "f4")
+        for i, (scaling, A, B) in found.items():
+            As[i, : len(A)] = A
+            Bs[i, :, : len(A)] = B
+            scalings[i] = scaling
+        set_leaf(
+            batch, path, {"rows_A": As[rows], "rows_B": Bs[rows], "rows_scaling": scalings[rows]}
+        )
     return batch
 
 
-def rows_linear(linear, x, node, rng=None):
-    """Add the update of each row's own adapter."""
-    if "rows_A" not in node:
-        return linear(x, node, rng)
-    h = linear(x, without(node, "bias"), rng)
-    A, B = np.swapaxes(node["rows_A"], -1, -2), np.swapaxes(node["rows_B"], -1, -2)
-    h = h + (node["rows_scaling"] * (x @ A)) @ B
-    return h + node["bias"] if "bias" in node else h
-
-
 def factors(adapters):
-    """Return {path: [(scaling, A, B) of each adapter]}, with rank 0 if one does not adapt it."""
-    trees = [flatten(tree) for tree in adapters]
-    for path in (path for tree in trees for path in tree):
-        if not path.endswith(LORA):
-            raise InputError(f"{path} is no low-rank factor: combine only LoRA adapters")
+    """Return {path: {number of each adapter on it: (scaling, A, B)}}."""
     found: dict = {}
-    for path in dict.fromkeys(path for tree in adapters for path in lora.adapted_paths(tree)):
-        names = [f"{path}.{name}" for name in ("lora_scaling", "lora_A", "lora_B")]
-        _, A, B = next([tree[name] for name in names] for tree in trees if names[1] in tree)
-        absent = dict(zip(names, (0.0, A[:0], B[:, :0])))
-        found[path] = [[(absent | tree)[name] for name in names] for tree in trees]
+    for number, tree in enumerate(adapters):
+        for path, _ in named_leaves(tree):
+            if not path.endswith(LORA):
+                raise InputError(f"{path} is no low-rank factor: combine only LoRA adapters")
+        for path in lora.adapted_paths(tree):
+            node = get(tree, path)
+            parts = node["lora_scaling"], node["lora_A"], node["lora_B"]
+            found.setdefault(path, {})[number] = parts
     return found
 
 
-STACK = Method(
-    "stack", stack,
-    entries=dict.fromkeys(ALL_LINEAR, (STACKED,)),
-    wraps={"linear": stacked_linear, "merge_projection": merge_stacked},
+def linear(linear, x, node, rng=None):
+    """Add the updates of each row's own adapter and of the frozen adapters below."""
+    if "rows_A" not in node and STACKED not in node:
+        return linear(x, node, rng)
+    h = linear(x, without(node, "bias"), rng)
+    if "rows_A" in node:
+        A, B = np.swapaxes(node["rows_A"], -1, -2), np.swapaxes(node["rows_B"], -1, -2)
+        h = h + (node["rows_scaling"] * (x @ A)) @ B
+    for below in node.get(STACKED, {}).values():
+        h = h + lora_matmul(x, below["lora_A"], below["lora_B"], below["lora_scaling"])
+    return h + node["bias"] if "bias" in node else h
+
+
+def merge_projection(merge, node):
+    """Merge the adapters below first."""
+    weight = node["weight"]
+    for below in node.get(STACKED, {}).values():
+        weight = dense(weight) + lora_delta(below)
+    return merge({**without(node, STACKED), "weight": weight})
+
+
+METHOD = Method(
+    "several", stack,
+    entries=dict.fromkeys(ALL_LINEAR, (STACKED, *ROWS)),
+    wraps={"linear": linear, "merge_projection": merge_projection},
 )  # fmt: skip
-PER_ROW = Method(
-    "per_row", per_row, entries=dict.fromkeys(ALL_LINEAR, ROWS), wraps={"linear": rows_linear}
-)

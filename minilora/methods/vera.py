@@ -4,9 +4,8 @@ import autograd.numpy as np
 
 from .. import lora
 from ..config import LoraConfig
-from ..layers import dense
-from ..tree import arrays, get, named_leaves, set_leaf, unflatten, without
-from .method import Method
+from ..tree import arrays, get, named_leaves, set_leaf, without
+from .method import Method, uniform
 
 TARGETS = ("q_proj", "v_proj")
 B, D = "vera_lambda_b", "vera_lambda_d"  # trained: b (out,) and d (r,)
@@ -19,22 +18,15 @@ SHARED_NAMES = ("base_model.vera_A", "base_model.vera_B")
 def init(base, config, rng):
     """Create A and B from U(−√(6/in), √(6/in)) and U(−√(6/r), √(6/r)), d = 0.1, b = 0."""
     paths = lora.target_paths(base, LoraConfig(target_modules=TARGETS))
-    out_features, in_features = (
-        max(get(base, p)["weight"].shape[i] for p in paths) for i in (0, 1)
-    )
+    shapes = [get(base, path)["weight"].shape for path in paths]
+    m, n = map(max, zip(*shapes))
     r = config.vera_r
-    shared = uniform(rng, (r, in_features)), uniform(rng, (out_features, r))
+    shared = uniform(rng, (r, n), (6 / n) ** 0.5), uniform(rng, (m, r), (6 / r) ** 0.5)  # as PEFT
     adapters: dict = {}
-    for path in paths:
-        zeros = np.zeros(get(base, path)["weight"].shape[0], "f4")
-        set_leaf(adapters, path, {B: zeros, D: np.full(r, D_INITIAL, "f4"), SHARED: shared})
+    for path, (out_features, _) in zip(paths, shapes):
+        b, d = np.zeros(out_features, "f4"), np.full(r, D_INITIAL, "f4")
+        set_leaf(adapters, path, {B: b, D: d, SHARED: shared})
     return adapters
-
-
-def uniform(rng, shape):
-    """Draw a matrix (out, in) from U(−√(6/in), √(6/in)), float32, as PEFT does."""
-    bound = (6 / shape[1]) ** 0.5
-    return rng.uniform(-bound, bound, shape).astype("f4")
 
 
 def sliced(node):
@@ -59,8 +51,9 @@ def merge_projection(merge, node):
     if SHARED not in node:
         return merge(node)
     a, b = sliced(node)
-    weight = dense(node["weight"]) + (node[B][:, None] * b) @ (node[D][:, None] * a)
-    return merge({**without(node, B, D, SHARED), "weight": weight})
+    merged = merge(without(node, B, D, SHARED))
+    merged["weight"] = merged["weight"] + (node[B][:, None] * b) @ (node[D][:, None] * a)
+    return merged
 
 
 def pack(adapters):
@@ -73,10 +66,12 @@ def pack(adapters):
 def unpack(tensors, base):
     """Return the adapter in the tensors of a file."""
     shared = tuple(tensors[name] for name in SHARED_NAMES)
-    vectors = {name: w for name, w in tensors.items() if name not in SHARED_NAMES}
-    adapters = unflatten({name.removeprefix(PREFIX): w for name, w in vectors.items()})
-    for name in vectors:
-        set_leaf(adapters, f"{name.removeprefix(PREFIX).rpartition('.')[0]}.{SHARED}", shared)
+    adapters: dict = {}
+    for name, w in tensors.items():
+        if name not in SHARED_NAMES:
+            path = name.removeprefix(PREFIX)
+            set_leaf(adapters, path, w)
+            set_leaf(adapters, f"{path.rpartition('.')[0]}.{SHARED}", shared)
     return adapters
 
 
@@ -87,8 +82,8 @@ METHOD = Method(
     size="vera_r", peft_size="r", pack=pack, unpack=unpack,
     extra_floats=lambda name, leaf: len(leaf),  # what the vector multiplies
     peft_fields={
-        "peft_type": "VERA", "target_modules": list(TARGETS), "vera_dropout": 0.0,
-        "save_projection": True, "fan_in_fan_out": False, "bias": "none", "modules_to_save": None,
+        "peft_type": "VERA", "target_modules": list(TARGETS),
+        "save_projection": True, "bias": "none",
     },
-    free_fields={"projection_prng_key": 0, "d_initial": D_INITIAL, "init_weights": True},
+    free_fields=("projection_prng_key", "d_initial", "init_weights"),
 )  # fmt: skip

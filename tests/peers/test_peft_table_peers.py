@@ -133,7 +133,7 @@ def test_unknown_keys_are_ignored_there_and_refused_here(tiny_llama, tmp_path):
 
 
 def test_a_merge_into_four_bits_quantizes_again_there(tiny_llama):
-    """PEFT warns and returns a 4-bit layer; `minilora.merge_and_unload` returns a dense tree."""
+    """PEFT warns and returns a 4-bit layer; `minilora.merge` returns a dense tree."""
     theirs = four_bit_peft(llama_of(tiny_llama(intermediate_size=128)))
     with pytest.warns(UserWarning, match="rounding errors"):
         merged = theirs.merge_and_unload()

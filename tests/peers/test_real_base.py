@@ -57,7 +57,7 @@ def test_logits_beside_padding(smollm2, their_smollm2, prose, compared, lengths)
         mask = torch.tensor(kept.astype(np.int64))
         states = their_smollm2.model(torch.tensor(ids), attention_mask=mask).last_hidden_state
         theirs = their_smollm2.lm_head(states[torch.tensor(kept)]).numpy()
-    states = model.hidden_states(base, ids, np.zeros_like(ids), config, kernels.OPS)
+    states = model.hidden_states(base, ids, np.zeros_like(ids), config, kernels.ops)
     ours = states[kept] @ model.lm_head(base).T
     row_of = np.nonzero(kept)[0]
     for row in range(len(lengths)):
