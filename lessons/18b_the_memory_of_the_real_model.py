@@ -11,6 +11,8 @@
 # `minilora fetch smollm2`.
 
 # %%
+import toolcalls
+
 import minilora
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation.memory import format_estimate, memory_estimate, nbytes
@@ -34,7 +36,7 @@ adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
 minilora.print_trainable_parameters(adapters, base)
 
 settings = TrainConfig(batch_size=4, mask_prompt=True)
-rows = data.load_rows("toolcalls", "train")
+rows = toolcalls.rows("train")
 examples, _ = data.encode_rows(rows, tokenizer, settings)
 tokens = settings.batch_size * max(len(example.tokens) - 1 for example in examples)
 parts = memory_estimate(adapters, base, config, tokens)

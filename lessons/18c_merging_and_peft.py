@@ -16,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import toolcalls
 from common import QUICK, short, table
 
 import minilora
@@ -34,11 +35,11 @@ adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
 # %%
 iters = short(20, 2)
 settings = TrainConfig(iters=iters, batch_size=4, learning_rate=1e-3, mask_prompt=True)
-rows = data.load_rows("toolcalls", "train")
+rows = toolcalls.rows("train")
 examples, _ = data.encode_rows(rows, tokenizer, settings)
 adapters, _ = minilora.train(adapters, base, examples, config, settings)
 
-test_rows, _ = data.encode_rows(data.load_rows("toolcalls", "test"), tokenizer, settings)
+test_rows, _ = data.encode_rows(toolcalls.rows("test"), tokenizer, settings)
 ids = np.array([test_rows[0].tokens])
 ours = minilora.forward(adapters, base, ids, config)
 bare = minilora.forward({}, base, ids, config)

@@ -5,6 +5,7 @@ from pathlib import Path
 from textwrap import wrap
 
 import numpy as np
+import toolcalls
 from elements import (
     BLUE,
     GREEN,
@@ -19,8 +20,6 @@ from elements import (
     plot_axes,
     text,
 )
-
-from minilora.data.rows import load_rows
 
 LESSONS = Path(__file__).parents[1]
 
@@ -197,7 +196,7 @@ def symptoms(ax):
     "compared with the right line, character by character.",
 )
 def tool_call(ax):
-    request, answer = (m["content"] for m in load_rows("toolcalls", "test")[0]["messages"])
+    request, answer = (m["content"] for m in toolcalls.rows("test")[0]["messages"])
     box(ax, 1.5, 13, 19, 6, "\n".join(wrap(f"“{request}”", 24)))
     box(ax, 25.5, 12.2, 14, 7.6, "SmolLM2\nin NF4\n+ adapters", "trained")
     box(ax, 44.5, 13, 24, 6, answer.replace(', "arguments"', ',\n "arguments"'), "temporary", 8)

@@ -18,6 +18,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import toolcalls
 from common import write_sweep
 
 import minilora
@@ -43,7 +44,7 @@ JOBS = [
 def task(model):
     """Return (rows to train on, rows to score, settings of the training run)."""
     if model == "smollm2":
-        rows = data.load_rows("toolcalls", "train")[:16]
+        rows = toolcalls.rows("train")[:16]
         return rows, rows, {"batch_size": 4, "learning_rate": 2e-3}
     settings = {"batch_size": 16, "learning_rate": 4e-3}
     return data.load_rows("questions", "train"), data.load_rows("questions", "valid"), settings
@@ -52,7 +53,7 @@ def task(model):
 def own_text(model):
     """Return rows of text that the base knows: its notes, or requests in plain English."""
     if model == "smollm2":
-        rows = data.load_rows("toolcalls", "test")[:32]
+        rows = toolcalls.rows("test")[:32]
         return [{"text": row["messages"][0]["content"]} for row in rows]
     return notes(96, seed=1)[0]
 

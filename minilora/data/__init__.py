@@ -1,6 +1,6 @@
 """Turn rows of a user into examples: JSONL, chat templates, tokenizers, built-in data sets.
 
-Read `rows.py` first. `tasks.py` and `toolcalls.py` generate the built-in data sets.
+Read `rows.py` first. `tasks.py` generates the built-in data sets.
 """
 
 from ..batching import Example, batch_at, collate, pack_examples  # noqa: F401

@@ -715,7 +715,7 @@ def test_built_in_names_are_no_paths(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     for model in ("tiny", "micro", "smollm2"):
         assert absolute("model", model) == model
-    for name in ("questions", "notes", "toolcalls", "toolcalls-few-shot"):
+    for name in ("questions", "notes"):
         assert absolute("data", name) == name
     assert absolute("data", "tiny") == str(tmp_path / "tiny")
     assert absolute("model", "./tiny") == str(tmp_path / "tiny")

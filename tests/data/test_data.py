@@ -268,7 +268,7 @@ def test_a_folder_without_the_file_of_a_split_names_the_files_it_needs(tmp_path)
 
 def test_a_split_that_does_not_exist_is_named(tmp_path):
     """It would be the held-out rows of a file."""
-    for name in ("questions", "toolcalls", write(tmp_path, '{"text": "a"}'), tmp_path):
+    for name in ("questions", write(tmp_path, '{"text": "a"}'), tmp_path):
         with pytest.raises(InputError, match="no split 'trian': give one of train, valid, test"):
             load_rows(name, "trian")
 

@@ -177,11 +177,6 @@ def test_held_out_rows_are_about_pairs_that_training_never_meets():
 # ----------------------------------------------------------------------------------- builtin
 
 
-def asked(row):
-    """Return the text of a row before its answer."""
-    return row["prompt"] if "prompt" in row else str(row["messages"][:-1])
-
-
 @pytest.mark.parametrize("name", tasks.BUILTIN)
 def test_a_builtin_set_has_its_counts_and_sound_rows(name):
     splits = [tasks.builtin(name, split) for split in tasks.SPLITS]
@@ -189,7 +184,7 @@ def test_a_builtin_set_has_its_counts_and_sound_rows(name):
     for row in (row for split in splits for row in split):
         check_row(row, name)
     if name != "notes":  # which are for pretraining; short ones recur
-        train, *held_out = ({asked(row) for row in split} for split in splits)
+        train, *held_out = ({row["prompt"] for row in split} for split in splits)
         assert not train & set.union(*held_out)
 
 
