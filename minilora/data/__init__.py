@@ -4,4 +4,4 @@ Read `rows.py` first. `tasks.py` generates the built-in data sets.
 """
 
 from ..batching import Example, batch_at, collate, pack_examples  # noqa: F401
-from .rows import encode, encode_rows, load_rows, read_rows  # noqa: F401
+from .rows import encode, encode_rows, load_rows  # noqa: F401

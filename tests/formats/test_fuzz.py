@@ -37,7 +37,7 @@ from minilora.cli.arguments import parse, toml_settings
 from minilora.cli.loading import make_adapter_config
 from minilora.cli.run_folder import as_toml, check_same_run, metadata, read_metrics, resume
 from minilora.config import ATTENTION, InputError, LoraConfig, TrainConfig
-from minilora.data.rows import encode, read_rows
+from minilora.data.rows import encode, read_usable
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation.callbacks import init_state, should_stop
 from minilora.formats import hf_folder, hf_tokenizer, safetensors_file
@@ -362,7 +362,7 @@ def test_rows(request, capfd, tmp_path):
     words, with_template = ByteTokenizer(), tiny()
 
     def read():
-        for row in read_rows(path):
+        for row in read_usable(path)[0]:
             encode(row, with_template)
             if "messages" not in row:
                 encode(row, words)
