@@ -8,9 +8,6 @@
 # [Lesson 18b](18b_the_memory_of_the_real_model.py) counts parameters and bytes, and
 # [lesson 18c](18c_merging_and_peft.py) merges an adapter and loads it in PEFT.
 #
-# ![A request in English goes through the model and becomes one line of JSON, which is parsed and
-# compared with the right call.](../figures/drawings/tool_call.svg)
-#
 # **Time:** 5 minutes to run (half a minute with `MINILORA_QUICK=1`), ten minutes to read. It
 # needs 1 GB of memory, and `minilora fetch smollm2` once (93 MB). **You need:** lessons 0, 6 and 7.
 

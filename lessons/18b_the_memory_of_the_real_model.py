@@ -54,9 +54,6 @@ print(f"in float32 the base would be {quotient:.1f} times as large")
 # now the activations. `--gradient-checkpointing` recomputes them instead of storing them
 # ([memory](guide/speed-and-memory.md)).
 #
-# ![SmolLM2 by parameters and by bytes: projections in 4.13 bits, embedding in 9 with its scales,
-# adapters in 32](../figures/drawings/smollm2_bytes.svg)
-#
 # SmolLM2's file is quantized to 4 bits already (Q4_1). So this lesson cannot show what quantizing
 # costs a model. The lessons with the embedded models can.
 

@@ -4,9 +4,6 @@
 # **The question.** How large is a merged model? And does PEFT compute the same logits with an
 # adapter of minilora?
 #
-# ![minilora writes a folder with a configuration and the factors; PEFT loads it and computes the
-# same logits](../figures/drawings/adapter_for_peft.svg)
-#
 # **Time:** half a minute to run, ten minutes to read. It needs more memory if PEFT is installed.
 # **You need:** lesson 18, and `minilora fetch smollm2`.
 

@@ -4,7 +4,7 @@ It compares minilora with itself, so it is not in the table of comparisons.
 """
 
 import pytest
-from sweeps import compare
+from sweeps import compare, runner
 from sweeps.compare import Job
 
 from minilora.kernels import threads
@@ -22,11 +22,9 @@ def test_jobs_over_a_dask_cluster(monkeypatch):
         ) as cluster,
         distributed.Client(cluster) as client,
     ):
-        there = compare.compare(jobs, client.get_executor())
+        there = runner.mapped(compare.run, jobs, client.get_executor())
         workers = client.scheduler_info()["workers"]
     monkeypatch.setattr(threads, "THREADS", 1)  # as there: shares of a batch round in another way
-    here = [compare.run_one(job) for job in jobs]
+    here = [compare.run(job) for job in jobs]
     assert len(workers) == 2 and len(there) == 3
-    for row in (*here, *there):
-        del row["step_ms"]  # all else follows from the job
     assert there == here
