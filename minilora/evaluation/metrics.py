@@ -33,8 +33,6 @@ def evaluate(
     is no match. All other scores are means over the target tokens. quiet: show no progress. Raises
     InputError if there are no targets.
     """
-    if not examples:
-        raise InputError("there are no examples to evaluate")
     check_examples("examples", examples, model_config.vocab_size)
     scored = [example for example in examples if any(example.mask[1:])]
     if not scored:
@@ -115,10 +113,8 @@ def _scores(logits, targets):
 def calibration_error(confidence, hit):
     """Compute the expected calibration error: the mean gap of confidence and accuracy over bins.
 
-    confidence: (N,) in (0, 1], hit: (N,) booleans. Returns NaN if a confidence is not finite.
+    confidence: (N,) in (0, 1], hit: (N,) booleans. Returns NaN if a confidence is NaN.
     """
-    if not np.isfinite(confidence).all():
-        return float("nan")
     # B_m has the confidences in ((m − 1)/M, m/M], for m = 1 … M = BINS   (Guo et al. 2017, Sec. 2)
     which = np.searchsorted(np.arange(1, BINS) / BINS, confidence)
     # ECE = Σ_m |B_m|/N · |accuracy(B_m) − confidence(B_m)|   (Guo et al. 2017, Eq. 3)
