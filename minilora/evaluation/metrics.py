@@ -41,15 +41,13 @@ def evaluate(
         )
     ops = operations(adapters, base, ops)
     params = model.parameters(adapters, base, ops)
-    tokens = sum(len(example.tokens) for example in scored)
-    bar: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1, "unit_scale": True}
     parts = []
-    with Progress(tokens, "token", quiet=quiet, **bar) as progress:
+    bar: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1}
+    with Progress(len(scored), "row", quiet=quiet, **bar) as progress:
         for rows in batches(scored):
             parts.append(token_scores(params, with_answer(rows), model_config, ops))
-            done = sum(len(example.tokens) for row in rows for example in row)
-            percent = 100 * (progress.n + done) / tokens
-            progress.advance(done, f"evaluating {len(scored):,} rows: {percent:.0f} %")
+            percent = 100 * (progress.n + len(rows)) / len(scored)
+            progress.advance(len(rows), f"evaluating {len(scored):,} rows: {percent:.0f} %")
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {
