@@ -13,7 +13,7 @@ from models import TINY, random_examples, seeds
 from minilora.batching import Example, batch_at, collate, pack_examples
 from minilora.config import InputError, TrainConfig
 from minilora.data import rows
-from minilora.data.rows import check_row, encode, encode_rows, load_rows, read_usable, split_row
+from minilora.data.rows import encode, encode_rows, load_rows, read_usable, split_row
 from minilora.data.tokenizer import ByteTokenizer
 
 BYTES, EOS = ByteTokenizer(), 255
@@ -154,26 +154,8 @@ def test_a_file_of_a_wrong_layout_is_named(tmp_path, name, content, message):
     assert "\n" not in str(error.value)
 
 
-@given(st.recursive(st.none() | st.floats() | st.text(), lambda inner: (
-    st.lists(inner, max_size=3) | st.dictionaries(
-        st.sampled_from(["text", "prompt", "completion", "messages", "role", "content",
-                         "instruction", "input", "output", "conversations", "from", "value"]),
-        inner, max_size=3)
-), max_leaves=12))  # fmt: skip
-def test_any_json_is_taken_or_refused_in_one_line(row):
-    try:
-        check_row(row, "here")
-    except InputError as error:
-        assert str(error).startswith("here: ") and "\n" not in str(error)
-    else:
-        assert row.keys() & {"text", "prompt", "messages", "instruction", "conversations"}
-
-
-@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
-def test_columns_name_the_keys_of_rows(tmp_path, name):
-    csv = "id,question,answer,text\n7,a,b,c\n"
-    jsonl = json.dumps({"question": "a", "answer": "b", "text": "c"})
-    path = write(tmp_path, csv if name == "rows.csv" else jsonl, name)
+def test_columns_name_the_keys_of_rows(tmp_path):
+    path = write(tmp_path, "id,question,answer,text\n7,a,b,c\n", "rows.csv")
     columns = {"prompt": "question", "completion": "answer"}
     # other columns are not read, so that the text does not make the row ambiguous
     assert load_rows(path, "train", columns=columns) == [{"prompt": "a", "completion": "b"}]
