@@ -24,9 +24,9 @@ def run(job, iters=150):
     """
     trains, rate, scale, decay, seed = job
     base = minilora.load("micro").base
-    first, _, beside = trains.partition("+")
+    first, _, group = trains.partition("+")
     adapters, _ = minilora.get_peft_model(base, ALONE[first], seed)
-    adapters = also_train(adapters, base, [beside] if beside else [])
+    adapters = also_train(adapters, base, [group] if group else [])
     done = finetune(
         start=(adapters, base), seed=seed, iters=iters, learning_rate=rate,
         also_train_lr_scale=scale, layer_lr_decay=decay,
@@ -41,12 +41,12 @@ def run(job, iters=150):
 
 # LoRA at two rates; norms or biases beside it at three scales; two decays at two rates. Then what
 # lessons 10 and 10d compare, with more seeds, and norms and biases alone at two rates.
-beside = [(f"lora+{group}", 1e-2, scale, 1.0) for group in ("norm", "bias") for scale in SCALES]
+both = [(f"lora+{group}", 1e-2, scale, 1.0) for group in ("norm", "bias") for scale in SCALES]
 decays = [("lora", rate, 1.0, decay) for decay in (1.0, 0.7, 0.4) for rate in (1e-2, 2e-2)]
 alone = [(trains, rate, 1.0, 1.0) for trains in ("norm", "bias") for rate in (1e-2, 1e-1)]
-compared = [("lora", rate, 1.0, decay) for rate, decay in COMPARED_DECAYS] + beside
+compared = [("lora", rate, 1.0, decay) for rate, decay in COMPARED_DECAYS] + both
 JOBS = [
-    *((*job, seed) for seed in SEEDS[:3] for job in decays + beside),
+    *((*job, seed) for seed in SEEDS[:3] for job in decays + both),
     *((*job, seed) for seed in SEEDS[3:] for job in compared),
     *((*job, seed) for seed in SEEDS for job in alone),
 ]
