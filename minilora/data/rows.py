@@ -297,9 +297,10 @@ def load_splits(name, splits, tokenizer=None, columns=None):
     if path.is_dir():
         return [read_usable(file_of(path, split), tokenizer, columns) for split in splits]
     if not path.is_file():
-        known = f"{', '.join(tasks.BUILTIN)}, a {', '.join(SUFFIXES)} file, or a folder"
+        known = f"{', '.join(tasks.BUILTIN)}, a {', '.join(SUFFIXES)} file"
+        folder = "or a folder with train.jsonl and valid.jsonl"
         near = did_you_mean(name, tasks.BUILTIN)
-        raise InputError(f"there is no data set or file {name!r}: give {known}{near}")
+        raise InputError(f"there is no data set or file {name!r}: give {known}, {folder}{near}")
     rows, left_out = read_usable(path, tokenizer, columns)
     train = [row for i, row in enumerate(rows) if i % 10 != 9]
     return [(train, left_out) if split == "train" else (rows[9::10], {}) for split in splits]
