@@ -35,6 +35,12 @@ def read_usable(path, tokenizer=None, columns=None):
     columns: see `load_rows`. Rows that cannot be learned are left out, and a warning counts them;
     see `reason_to_skip`. Raises InputError naming the file and the malformed line.
     """
+    for key in columns or ():
+        if key not in KEYS:
+            keys = ", ".join(KEYS)
+            raise InputError(
+                f"`columns`: {key!r} is no key of a row: give KEY=COLUMN, KEY of {keys}"
+            )
     values = read_values(path)
     rows = [(check_row(select(value, columns, where), where), where) for value, where in values]
     if not rows:

@@ -161,6 +161,8 @@ def test_columns_name_the_keys_of_rows(tmp_path):
     assert load_rows(path, "train", columns=columns) == [{"prompt": "a", "completion": "b"}]
     with pytest.raises(InputError, match=r"no column 'reply', only .*: correct `columns`"):
         load_rows(path, "train", columns=columns | {"completion": "reply"})
+    with pytest.raises(InputError, match="'question' is no key of a row: give KEY=COLUMN"):
+        load_rows(path, "train", columns={"question": "prompt"})
     optional = {"instruction": "question", "input": "context", "output": "answer"}
     assert load_rows(path, "train", columns=optional)[0]["prompt"] == "a"
     with pytest.raises(InputError, match="`columns` is for files: the rows of notes"):
