@@ -75,14 +75,15 @@ def finetune(
         adapters, base, examples, model_config, train_config, watched, on_step=on_step,
         quiet=not watched,
     )  # fmt: skip
-    return Run(adapters, base, history, minilora.evaluate(adapters, base, valid, model_config))
+    scores = minilora.evaluate(adapters, base, valid, model_config, quiet=True)
+    return Run(adapters, base, history, scores)
 
 
 def scores_of(adapters, base, rows, model="micro"):
     """Return the scores of an embedded model on data rows, of their answers only."""
     config, _, tokenizer = minilora.load(model)
     examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
-    return minilora.evaluate(adapters, base, examples, config)
+    return minilora.evaluate(adapters, base, examples, config, quiet=True)
 
 
 def notes_loss(adapters, base, n=256):
