@@ -129,6 +129,8 @@ def test_a_row_whose_answer_was_cut_off_is_no_match():
     no_target = Example(masked[0].tokens[:3], [0] * 3)
     for lost in (no_answer, no_target):
         assert evaluate({}, base, [masked[1], lost], TINY)["exact_match"] == 1 / 2
+    one_token = Example(masked[0].tokens, [0] * 6 + [1])  # is an answer, too
+    assert evaluate({}, base, [one_token], TINY)["exact_match"] == 1
 
 
 def test_examples_without_a_target_have_no_scores(monkeypatch):
