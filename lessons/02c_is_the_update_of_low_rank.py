@@ -44,7 +44,7 @@ valid, _ = data.encode_rows(data.load_rows("questions", "valid"), words, masked)
 # </details>
 
 # %%
-before, trained = experiment.train_projections(base, config, words, 0, short(200, 60))
+before, trained = experiment.train_projections(base, 0, short(200, 60))
 singular_values, random_values = [], []
 for path, w in before.items():
     singular_values.append(np.linalg.svd(trained[path] - w, compute_uv=False))

@@ -212,7 +212,7 @@ if not QUICK:  # runs of both sweeps again, each told apart from another case
 # **What to try.**
 #
 # 1. `targets.BEST[name]` in the first loop: use 1e-2 for all. Who loses?
-# 2. `targets.SPENT`: add "gate" alone and run `python lessons/sweeps/targets.py`.
+# 2. `targets.SPENT`: add "gate" alone and run `python lessons/sweeps targets`.
 # 3. `by_rank("all", 4e-3)`: is r = 2 enough at the lower rate?
 #
 # **Exercises.** lora-count, lora-init.

@@ -88,9 +88,6 @@ assert same, "but the same numbers, so the right distribution"
 # %% [markdown]
 # ## In memory
 #
-# ![Where the bytes of tiny are in NF4 with double quantization: embedding, 4-bit codes, scales,
-# norms.](../figures/drawings/model_bytes.svg)
-#
 # **Predict.** `tiny` has 1,016,960 parameters. In NF4 with double quantization, does it need
 # 4.127/32 of its dense size? Which part is the largest?
 #

@@ -36,9 +36,6 @@ from minilora.evaluation import plot
 #   same run (lesson 8). If the start of A does not matter, α·η² does, and a 16 times larger alpha
 #   needs a 4 times smaller rate.
 #
-# ![Two lines in the plane of alpha and rate: constant α·η, and constant
-# α·η²](../figures/drawings/alpha_and_rate_plane.svg)
-#
 # **Predict.** Alpha is 16 times as large. Is the best rate 16 times smaller, or 4 times?
 #
 # <details><summary>Answer</summary>

@@ -25,10 +25,8 @@ sweep = read_sweep("freezing")
 # ## Few parameters, large steps
 #
 # BitFit (Ben Zaken et al. 2022) trains the biases alone. The weights of the norms can be trained
-# alone, too.
-#
-# ![Bars: micro has 336 norm weights, 1,488 biases, 21,888 numbers in LoRA, 95,568 in
-# all](../figures/drawings/trained_parameters.svg)
+# alone, too. `micro` has 336 norm weights, 1,488 biases and 95,568 numbers in all. LoRA with r = 8
+# has 21,888.
 #
 # `sweeps/freezing.py` trains each group alone at two rates, for 150 steps, with eight seeds. LoRA's
 # rate in this lesson is 0.01.

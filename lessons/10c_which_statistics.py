@@ -59,9 +59,6 @@ table([*header, "accuracy: bold, old", "new", "Sans, old"], cells)
 # overfitting: with new statistics, the same weights have less than two thirds of the loss. Use the
 # base's statistics in both places, or new ones in both.
 #
-# ![Training and validation with the base's or with other statistics: one of four combinations is
-# the trap](../figures/drawings/which_statistics.svg)
-#
 # With the statistics of four pictures per step, the training loss is more than twice the validation
 # loss with new statistics. (A possible reason: the mean and variance of four pictures are noisy.)
 #

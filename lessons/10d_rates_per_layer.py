@@ -26,9 +26,6 @@ on_micro = {name: entry.rate for name, entry in compare.TABLE.items()}  # best r
 # Sans (lesson 10b) is trained on 1,040 pictures of an italic. The sweep trains four groups of
 # parameters at six rates: with eight seeds where two rates are compared, else with three.
 #
-# ![The top layer has the full rate, the layer below half of it, the lowest a
-# quarter](../figures/drawings/rates_per_layer.svg)
-#
 # **Predict.** LoRA's best rate on `micro` is 0.01, that of full fine-tuning 0.005 (one seed, lesson
 # 15). And here? (The rate with the lowest mean loss on the test pictures.)
 #
@@ -112,7 +109,7 @@ if not QUICK:  # one run of the sweep again
 #
 # Discriminative fine-tuning (Howard and Ruder 2018, Sec. 3.2) divides the learning rate by 2.6 from
 # each layer to the one below, because lower layers are said to be more general. The setting
-# `layer_lr_decay` is the factor; 1/2.6 is about 0.4.
+# `layer_lr_decay` is the factor; 1/2.6 is about 0.4. The top layer has the full rate.
 #
 # **Predict.** Does a decay of 0.4 keep Sans better than a smaller rate for all layers?
 #

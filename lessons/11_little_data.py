@@ -66,9 +66,6 @@ assert abs(hidden - (1 - (7 / 8) ** 2)) < 0.03, "two masks of up to 4 of 16"
 # Five examples per class, LoRA at r = 8, batches of 32, 200 steps, plain and augmented. The test
 # rows are other drawings of the same italic, and other sounds of the same reed.
 #
-# ![Three sets of rows. Training rows give gradients. Validation rows choose settings and when to
-# stop. Test rows give one number at the end.](../figures/drawings/data_splits.svg)
-#
 # **Predict.** When is the test loss of a plain run lowest? Does the accuracy fall then?
 #
 # <details><summary>Answer</summary>

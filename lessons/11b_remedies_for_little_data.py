@@ -40,9 +40,6 @@ def scores(kind, column="right", r=8, dropout=0.0, augmented=0):
 # network of 0.04 million parameters), and on 64 questions for `micro` (three seeds, 0.1 million).
 # All runs have a learning rate of 0.01.
 #
-# ![Augmentation acts on the rows, rank and dropout on the adapter, early stopping on the
-# steps](../figures/drawings/remedies_act.svg)
-#
 # **Predict.** Order the remedies from best to worst. Is the order the same for all three?
 #
 # <details><summary>Answer</summary>

@@ -8,9 +8,6 @@
 # [12c](12c_calibration.py) the model's confidence, [12d](12d_temperature_and_decisions.py) uses it
 # for decisions, and [12e](12e_a_new_head_for_classes.py) trains a head for classes.
 #
-# ![Three sets of rows. Training rows give gradients. Validation rows choose settings and when to
-# stop. Test rows give one number at the end.](../figures/drawings/data_splits.svg)
-#
 # **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** lesson 0, and what
 # a conditional probability is.
 
@@ -77,8 +74,6 @@ assert bare["loss"] > 3.5, "the base does not know the form"
 #
 # The head gets a task made for it: after " In the", it must give one letter, A to H, for the place.
 # There, the base's own text names the place, but not by these letters.
-#
-# ![The same rows with right answers and with shuffled ones](../figures/drawings/label_check.svg)
 #
 # **Predict.** Which of these runs fail? And does the head succeed on the full question, with right
 # labels?

@@ -22,10 +22,8 @@ FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the qu
 # ## Three runs
 #
 # Each run has 200 steps of 16 rows, on `micro` (0.1 million parameters), with one seed. A linear
-# head is trained on 4,000 rows, and an adapter of rank 8 on 32 rows and on 4,000 rows.
-#
-# ![Training and held-out loss, each low or high: fits, overfits, underfits, or a
-# mistake](../figures/drawings/two_losses.svg)
+# head is trained on 4,000 rows, and an adapter of rank 8 on 32 rows and on 4,000 rows. If both
+# losses are high, the model underfits. If only the held-out loss is high, the model overfits.
 #
 # **Predict.** Sketch both losses of each run. Where does the held-out loss of the second run rise
 # again?

@@ -175,8 +175,6 @@ cells = [[way, show(names[0]), show(names[1])] for way, names in WAYS.items()]
 table(["held-out loss, five seeds", *tasks], cells)
 
 # %% [markdown]
-# ![Two tasks added, and two tasks stacked](../figures/drawings/added_and_stacked.svg)
-#
 # **Almost orthogonal updates are not independent tasks.** Here, a stack keeps the task of the upper
 # adapter only. So measure the loss of each task. If a batch needs both, use one adapter per row
 # (lesson 13).

@@ -32,9 +32,6 @@ rng = np.random.default_rng(0)
 # ![A LoRA layer, where the base and the adapter are added, and a QLoRA layer, where the base is in
 # four bits.](../figures/drawings/lora_and_qlora.svg)
 #
-# ![Where the bytes of tiny are in NF4 with double quantization: embedding, 4-bit codes, scales,
-# norms.](../figures/drawings/model_bytes.svg)
-#
 # **Predict.** The 4-bit model has a seventh of the bytes to read. Is it seven times as fast? What
 # does an adapter cost in multiplications, and what in time? Is a batch of eight prompts eight times
 # as fast as one prompt?

@@ -35,9 +35,6 @@ def label(size):
 # seed. Rank 8, full and "8 + embedding" have eight seeds, the other sizes three. The scores are of
 # held-out rows.
 #
-# ![The small shift: a question about known words. The large shift: the letters are
-# permuted](../figures/drawings/two_shifts.svg)
-#
 # Full fine-tuning trains a copy of the whole base. "8 + embedding" trains rank 8 on the projections
 # and a copy of the embedding.
 #
@@ -118,7 +115,7 @@ assert large[1].min() > 1.5 * large[8].max(), "large shift: rank 1 is not enough
 share = column("trained", "large", 32)[0] / column("trained", "large", "full")[0]
 assert 0.9 < share < 0.95, "rank 32 trains nine tenths as many parameters as the model has"
 if not QUICK:  # a run of the sweep again
-    live = experiment.run_one(("small", 4000, 0.0, "full", 0))
+    live = experiment.run(("small", 4000, 0.0, "full", 0))
     for name in ("loss", "notes"):
         cell, rival = column(name, "small", "full"), column(name, "small", 8)
         assert belongs(live[name], cell, rival), f"{name}: {live[name]} is not the sweep's"

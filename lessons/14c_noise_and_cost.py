@@ -44,9 +44,6 @@ def show(runs):
 # %% [markdown]
 # ## Little data and wrong answers
 #
-# ![64 rows with 16 wrong answers, and 4,000 rows with 1,000 wrong
-# answers](../figures/drawings/noisy_rows.svg)
-#
 # **Predict.** With 64 rows, which method overfits? If a quarter of the answers is wrong, does a
 # small rank protect against them?
 #
@@ -120,7 +117,7 @@ assert clean[64].min() > 0.7, "without wrong answers, 64 rows must give more tha
 cost = {rows: clean[rows] - answered[rows] for rows in (64, 4000)}
 assert verdict(cost[64] - cost[4000]) == HOLDS, "more data: wrong answers must cost less"
 if not QUICK:  # a run of the sweep again
-    live = experiment.run_one(("small", 64, 0.25, 8, 0))["exact_match"]
+    live = experiment.run(("small", 64, 0.25, 8, 0))["exact_match"]
     assert belongs(live, answered[64], answered[4000]), f"{live:.0%} is not the sweep's"
 
 # %% [markdown]

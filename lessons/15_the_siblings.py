@@ -185,7 +185,7 @@ for name in (*low_rank, "vera"):
     assert after["prefix"].min() > after[name].max(), f"the prefix must forget more than {name}"
     assert column("full", "loss").max() < column(name, "loss").min(), "full must learn best"
 for name, other in (("lora", "full"), ("full", "lora")):  # two runs of the sweep again
-    here = compare.run_one(compare.Job(name, seed=0, iters=short(200, 5)))
+    here = compare.run(compare.Job(name, seed=0, iters=short(200, 5)))
     for score in ("loss", "notes_after"):
         own, others = (column(method, score) for method in (name, other))
         again = here[score]

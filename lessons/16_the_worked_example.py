@@ -45,9 +45,6 @@ from minilora.tree import arrays, flatten, get, num_parameters, overlay
 # In minilora several names are the same ([the whole list](guide/peft.md)). But in PEFT `model` is
 # an object that changes; here a model is two trees of arrays, and the functions return new trees.
 #
-# ![PEFT: one object that changes with each call. minilora: each function returns new
-# trees](../figures/drawings/object_or_trees.svg)
-#
 # **Predict.** In the cell below, which line freezes the base? Which line switches the model to
 # training mode?
 #
@@ -71,9 +68,6 @@ dense = minilora.merge(adapters, quantized)
 print(f"{num_parameters(adapters):,} parameters trained, last loss {history[-1]['loss']:.4f}")
 
 # %% [markdown]
-# ![The steps of a run: load a base, quantize it, create adapters, train them, then save them alone
-# or merge them into a dense model.](../figures/drawings/run_steps.svg)
-#
 # ## Trained and changed parameters
 #
 # **Trained.** In PEFT, `get_peft_model` sets `requires_grad`. In minilora, the gradient has the

@@ -8,9 +8,6 @@
 # [Lesson 18b](18b_the_memory_of_the_real_model.py) counts parameters and bytes, and
 # [lesson 18c](18c_merging_and_peft.py) merges an adapter and loads it in PEFT.
 #
-# ![A request in English goes through the model and becomes one line of JSON, which is parsed and
-# compared with the right call.](../figures/drawings/tool_call.svg)
-#
 # **Time:** 5 minutes to run (half a minute with `MINILORA_QUICK=1`), ten minutes to read. It
 # needs 1 GB of memory, and `minilora fetch smollm2` once (93 MB). **You need:** lessons 0, 6 and 7.
 
@@ -20,6 +17,7 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import numpy as np
+import toolcalls
 from common import FIGURES, QUICK, short, table
 
 import minilora
@@ -49,7 +47,7 @@ FULL_MB = 16 * num_parameters(base) / 1e6  # full fine-tuning: weights, gradient
 # </details>
 
 # %%
-rows = {split: data.load_rows("toolcalls", split) for split in ("train", "valid", "test")}
+rows = {split: toolcalls.rows(split) for split in ("train", "valid", "test")}
 examples = {split: data.encode_rows(some, tokenizer, settings)[0] for split, some in rows.items()}
 first = examples["train"][0]
 not_counted, counted = [], []
@@ -181,8 +179,9 @@ if not QUICK:
 # fine-tuning needs for its weights and their state. On the command line:
 #
 # ```sh
-# minilora train --model smollm2 --data toolcalls --adapter-path tools --dry-run
-# minilora train --model smollm2 --data toolcalls --adapter-path tools
+# python lessons/toolcalls.py toolcalls    # writes train.jsonl, valid.jsonl and test.jsonl
+# minilora train --model smollm2 --data toolcalls --mask-prompt --target-modules all-linear \
+#     --iters 260 --batch-size 4 --learning-rate 1e-3 --adapter-path tools
 # minilora evaluate --adapter-path tools
 # ```
 #

@@ -11,6 +11,8 @@
 # `minilora fetch smollm2`.
 
 # %%
+import toolcalls
+
 import minilora
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation.memory import format_estimate, memory_estimate, nbytes
@@ -34,7 +36,7 @@ adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
 minilora.print_trainable_parameters(adapters, base)
 
 settings = TrainConfig(batch_size=4, mask_prompt=True)
-rows = data.load_rows("toolcalls", "train")
+rows = toolcalls.rows("train")
 examples, _ = data.encode_rows(rows, tokenizer, settings)
 tokens = settings.batch_size * max(len(example.tokens) - 1 for example in examples)
 parts = memory_estimate(adapters, base, config, tokens)
@@ -51,9 +53,6 @@ print(f"in float32 the base would be {quotient:.1f} times as large")
 # its file (`low_precision.py`), and the scales take bytes, too. The largest part of the estimate is
 # now the activations. `--gradient-checkpointing` recomputes them instead of storing them
 # ([memory](guide/speed-and-memory.md)).
-#
-# ![SmolLM2 by parameters and by bytes: projections in 4.13 bits, embedding in 9 with its scales,
-# adapters in 32](../figures/drawings/smollm2_bytes.svg)
 #
 # SmolLM2's file is quantized to 4 bits already (Q4_1). So this lesson cannot show what quantizing
 # costs a model. The lessons with the embedded models can.

@@ -4,9 +4,6 @@
 # **The question.** How large is a merged model? And does PEFT compute the same logits with an
 # adapter of minilora?
 #
-# ![minilora writes a folder with a configuration and the factors; PEFT loads it and computes the
-# same logits](../figures/drawings/adapter_for_peft.svg)
-#
 # **Time:** half a minute to run, ten minutes to read. It needs more memory if PEFT is installed.
 # **You need:** lesson 18, and `minilora fetch smollm2`.
 
@@ -16,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import toolcalls
 from common import QUICK, short, table
 
 import minilora
@@ -34,11 +32,11 @@ adapters, _ = minilora.get_peft_model(base, lora_config, rng=0)
 # %%
 iters = short(20, 2)
 settings = TrainConfig(iters=iters, batch_size=4, learning_rate=1e-3, mask_prompt=True)
-rows = data.load_rows("toolcalls", "train")
+rows = toolcalls.rows("train")
 examples, _ = data.encode_rows(rows, tokenizer, settings)
 adapters, _ = minilora.train(adapters, base, examples, config, settings)
 
-test_rows, _ = data.encode_rows(data.load_rows("toolcalls", "test"), tokenizer, settings)
+test_rows, _ = data.encode_rows(toolcalls.rows("test"), tokenizer, settings)
 ids = np.array([test_rows[0].tokens])
 ours = minilora.forward(adapters, base, ids, config)
 bare = minilora.forward({}, base, ids, config)

@@ -11,9 +11,6 @@
 #   short runs. It hardly depends on the rank.
 # - At its best rate, LoRA learns like full fine-tuning, until its capacity is used.
 #
-# ![Two claims as sketches: LoRA's best rate is ten times as high; every rank follows full
-# fine-tuning until its capacity is used](../figures/drawings/regret_claims.svg)
-#
 # A [reproduction with
 # DistilBERT](https://github.com/thinking-machines-lab/tinker-feedback/issues/67) found about 3.
 # [Lesson 19b](19b_equal_until_full.py) tests the second claim.
@@ -196,7 +193,7 @@ assert verdicts["rank", 25] == HOLDS and verdicts["rank", 200] == HOLDS, "the ra
 assert verdicts["tiny"] == HOLDS, "tiny: the prediction must be too large"
 assert verdict(np.log(factor["micro", 8]) - short_runs) == OPEN, "micro: it must not be shown wrong"
 if not QUICK:  # a run of the sweep again
-    live = regret.run_one(("micro", 8, 8, 2e-3, 0))["loss"]
+    live = regret.run(("micro", 8, 8, 2e-3, 0))["loss"]
     rates, losses = regret.curve("micro", 8, 200, seeds=regret.SEEDS)
     print(f"r = 8 at {rates[1]:g}: loss {live:.4f}, in the sweep {losses[1, 0]:.4f}")
     cell, rival = np.log(losses[1]), np.log(losses[4])  # ten times full's best rate: too much

@@ -7,9 +7,6 @@
 # until the data exceed its capacity. Then it learns less per step.
 # [Lesson 19c](19c_batch_size_and_place.py) tests two more claims: about batch sizes and places.
 #
-# ![Two claims as sketches: the best rates, and ranks that follow full fine-tuning until their
-# capacity is used](../figures/drawings/regret_claims.svg)
-#
 # **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 19.
 
 # %%
@@ -123,7 +120,7 @@ learned = [share[n].mean() for n in (10, 19, 38, 76)]
 assert np.allclose(learned, [0.91, 0.55, 0.22, 1 / 14], atol=0.01), "the shares that are learned"
 assert few == HOLDS and many == FAILS, "of few facts nearly all is learned, of many less than half"
 if not QUICK:  # a run of the sweep again
-    live = regret.run_one(("micro", 8, 8, 2e-3, 5))["loss_200"]
+    live = regret.run(("micro", 8, 8, 2e-3, 5))["loss_200"]
     cell, rival = np.log(loss[8, 200]), np.log(loss["full", 200])
     print(f"r = 8, 200 steps: loss {live:.4f}, in the sweep {loss[8, 200][0]:.4f}")
     assert belongs(np.log(live), cell, rival), "the run must agree with the sweep"

@@ -127,7 +127,7 @@ assert len(capacity.TRIED) == 4 and len(capacity.CHOOSING) == 2, "facts: two see
 assert all(len(x) == 8 for x in by_heart.values()), "facts: eight seeds"
 assert not set(capacity.CHOOSING) & set(capacity.FRESH), "which did not choose the rate"
 if not QUICK:  # runs of the sweeps again
-    live = regret.run_one(("micro", 8, 64, 8e-3, 7))["loss"]
+    live = regret.run(("micro", 8, 64, 8e-3, 7))["loss"]
     print(f"r = 8, 64 rows: loss {live:.3f}, in the sweep {batch[8, 64][2]:.3f}")
     assert belongs(live, batch[8, 64], batch["full", 64]), "the run must agree with the sweep"
     live = place.run(("MLP", 2.5e-2, 3))["loss"]

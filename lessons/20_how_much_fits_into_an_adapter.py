@@ -51,10 +51,9 @@ sweep = read_sweep("capacity")
 # </details>
 
 # %%
-config, base, tokenizer = minilora.load("micro")
+base = minilora.load("micro").base
 rows = capacity.facts(38, seed=0)
-examples, _ = minilora.encode_rows(rows, tokenizer, minilora.TrainConfig(mask_prompt=True))
-before = capacity.bits_learned({}, base, examples, config)
+before = capacity.bits_learned({}, base, rows)
 print(f"all facts have {4 * capacity.ANSWER * len(rows)} bits; the base has {before:.0f} of them")
 assert before < 0, "the base must know less than the form of the answers"
 
@@ -228,7 +227,7 @@ assert set(int8.values()) == {HOLDS}, "8 bits must keep nearly all"
 assert set(nf4.values()) == {FAILS}, "NF4 must not"
 assert max(kept["r = 1", "nf4"]) < 0.5, "in NF4, r = 1 must lose most"
 if not QUICK:  # a run of the sweep again
-    live = capacity.run_one((1, "all", 1, 10, 500, 1e-2, 0))["bits"]
+    live = capacity.run((1, "all", 1, 10, 500, 1e-2, 0))["bits"]
     assert belongs(live, learned[10], learned[76]), "the run must agree with the sweep"
 
 # %% [markdown]
@@ -242,7 +241,7 @@ if not QUICK:  # a run of the sweep again
 # **What to try.**
 #
 # 1. `ANSWER, KEY = 12, 3` in `sweeps/capacity.py`: use answers of 24 letters, and half the facts.
-# 2. `capacity.run_one((1, "all", 1, 10, 500, 1e-2, 0))`: use 5,000 steps and 76 facts.
+# 2. `capacity.run((1, "all", 1, 10, 500, 1e-2, 0))`: use 5,000 steps and 76 facts.
 # 3. `int8` in `sweeps/capacity.py`: round to 6 bits (31 in place of 127). What is kept?
 #
 # **Exercises.** lora-count, absmax-blocks.

@@ -206,7 +206,7 @@ smaller = [
 # Checks
 assert smaller == [HOLDS, HOLDS], "the smaller the update, the larger the share that way 2 loses"
 assert abs(first.mean() - 0.7) < 0.03 and last.max() < 0.01, "70 % after 6 steps, 1 % after 200"
-live = experiment.run_one(("micro", "nf4", 6, 0))
+live = experiment.run(("micro", "nf4", 6, 0))
 live_lost = (live["nf4_merged"] - live["nf4"]) / (untrained - live["nf4"])
 assert belongs(live_lost, first, second), "the run must agree with the sweep"
 

@@ -11,9 +11,6 @@
 # kinds of tasks. Their result: each method prefers other rates. Each at its own best rate, all
 # methods reach a similar score, within 1 to 2 %.
 #
-# ![Two methods with the same lowest loss at different rates. At one rate for both, one seems
-# better](../figures/drawings/fair_comparison.svg)
-#
 # **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 15.
 
 # %%
@@ -185,7 +182,7 @@ assert full == HOLDS, "full fine-tuning must have the lower loss"
 trained = {method: at_best(method, "trained")[0] for method in ("lora", "full")}
 assert round(trained["full"] / trained["lora"]) == 17, "17 times as many parameters"
 if not QUICK:  # a run of the sweep again
-    live = experiment.run_one(("lora", chosen["lora"], 2))["loss"]
+    live = experiment.run(("lora", chosen["lora"], 2))["loss"]
     cell, rival = np.log(at_best("lora", "loss")), np.log(at_best("full", "loss"))
     assert belongs(np.log(live), cell, rival), "the run must agree with the sweep"
 

@@ -169,7 +169,7 @@ for method, percent in (("bottleneck", "19 ± 23"), ("bitfit", "12 ± 10")):
 assert max(at_best(method, "exact_match").max() for method in VIRTUAL) < 0.01
 
 if not QUICK:  # a run of the sweep again
-    live = experiment.run_one(("bitfit", chosen["bitfit"], 2))["loss"]
+    live = experiment.run(("bitfit", chosen["bitfit"], 2))["loss"]
     print(f"bitfit: loss {live:.3f}, in the sweep {at_best('bitfit', 'loss')[0]:.3f}")
     cell, rival = at_best("bitfit", "loss"), at_best("prompt", "loss")
     assert belongs(live, cell, rival), "the run must agree with the sweep"
@@ -185,7 +185,7 @@ if not QUICK:  # a run of the sweep again
 #
 # 1. `experiment.best_rate`: choose each rate by the test split. Do the groups change?
 # 2. `compare.TABLE`: lesson 15 has 16 rows per step. Which best rates differ, and why?
-# 3. `experiment.run_one(("ia3", 0.2, 0))`: train IA³ for 2,000 steps. Does it learn the task?
+# 3. `experiment.run(("ia3", 0.2, 0))`: train IA³ for 2,000 steps. Does it learn the task?
 #
 # **Exercises.** ia3, prefix, lora-count.
 #

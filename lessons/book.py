@@ -32,7 +32,8 @@ def code_key():
     """Return a hash of all that a lesson's outputs depend on, except the lesson itself."""
     files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.safetensors"), *PACKAGE.rglob("*.toml")]
     files += [path for path in LESSONS.glob("[a-z]*.py") if path.stem not in ("book", "conf")]
-    files += [*LESSONS.glob("sweeps/*"), *LESSONS.glob("exercises*/*")]
+    files += [LESSONS / "toolcalls.toml", *LESSONS.glob("sweeps/*")]
+    files += LESSONS.glob("exercises*/*")
     versions = [version(name) for name in ("numpy", "autograd", "numba", "matplotlib")]
     key = hashlib.sha256(f"{sys.version} {versions} {QUICK}".encode())
     for path in sorted(path for path in files if path.is_file()):

@@ -1,7 +1,8 @@
 """Helpers of the lessons: the quick switch, one fine-tuning run, tables, figures, sweeps.
 
-An experiment that takes too long for a lesson is a *sweep*: a script in `sweeps/` that writes a CSV
-of the same name. Its first line is the command that made it, followed by one row per run.
+An experiment that takes too long for a lesson is a *sweep*: a module in `sweeps/` with a CSV of the
+same name. `python lessons/sweeps NAME` writes it. Its first line is this command, followed by one
+row per run.
 """
 
 import csv
@@ -50,17 +51,20 @@ class Run(NamedTuple):
 
 
 def finetune(
-    config=None, model="micro", scheme="none", rows=None, held_out=None, seed=0, **settings
-):
-    """Fine-tune an embedded base with LoRA on the questions, and score it on held-out ones.
+    config=None, model="micro", scheme="none", rows=None, held_out=None, seed=0, start=None,
+    on_step=None, **settings
+):  # fmt: skip
+    """Fine-tune an embedded base on the questions, and score it on held-out ones.
 
-    config: LoraConfig (default: all projections, r = 8, alpha = 16). rows, held_out: lists of data
-    rows (default: the questions' splits train and valid). settings: fields of TrainConfig, over
-    200 steps of 16 rows at 4e-3; with `steps_per_eval`, the history has held-out scores as well.
+    config: LoraConfig or MethodConfig (default: LoRA, all projections, r = 8, alpha = 16). start:
+    (adapters, base) to train instead of new adapters of `config`. rows, held_out: lists of data
+    rows (default: the questions' splits train and valid). on_step: see `minilora.train`. settings:
+    fields of TrainConfig, over 200 steps of 16 rows at 4e-3; with `steps_per_eval`, the history has
+    held-out scores as well.
     """
     config = config or LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
     model_config, base, tokenizer = minilora.load(model, scheme)
-    adapters, _ = minilora.get_peft_model(base, config, seed)
+    adapters, base = start or minilora.get_peft_model(base, config, seed)
     defaults = {"iters": 200, "batch_size": 16, "learning_rate": 4e-3, "mask_prompt": True}
     train_config = TrainConfig(**{**defaults, "seed": seed, **settings})
     rows = data.load_rows("questions", "train") if rows is None else rows
@@ -68,9 +72,23 @@ def finetune(
     examples, valid = (data.encode_rows(r, tokenizer, train_config)[0] for r in (rows, held_out))
     watched = valid if "steps_per_eval" in settings else ()
     adapters, history = minilora.train(
-        adapters, base, examples, model_config, train_config, watched
-    )
-    return Run(adapters, base, history, minilora.evaluate(adapters, base, valid, model_config))
+        adapters, base, examples, model_config, train_config, watched, on_step=on_step,
+        quiet=not watched,
+    )  # fmt: skip
+    scores = minilora.evaluate(adapters, base, valid, model_config, quiet=True)
+    return Run(adapters, base, history, scores)
+
+
+def scores_of(adapters, base, rows, model="micro"):
+    """Return the scores of an embedded model on data rows, of their answers only."""
+    config, _, tokenizer = minilora.load(model)
+    examples, _ = data.encode_rows(rows, tokenizer, TrainConfig(mask_prompt=True))
+    return minilora.evaluate(adapters, base, examples, config, quiet=True)
+
+
+def notes_loss(adapters, base, n=256):
+    """Return the loss on n held-out notes, the language of the base, in nats per token."""
+    return scores_of(adapters, base, notes(n, seed=1)[0])["loss"]
 
 
 def held_out_notes(tokenizer, settings, n=256):
@@ -89,22 +107,6 @@ def table(header, rows):
     for row in rows:
         cells = [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:]))]
         print("  ".join(cells).rstrip())
-
-
-def write_sweep(name, function, jobs, command=None):
-    """Write sweeps/NAME.csv, one row per job: the dict `function(job)`; one process per core."""
-    from sweeps import compare  # here, because it imports this module
-
-    write_rows(name, compare.mapped(function, jobs), command)
-
-
-def write_rows(name, rows, command=None):
-    """Write sweeps/NAME.csv from a list of dicts."""
-    with open(SWEEPS / f"{name}.csv", "w", newline="") as file:
-        file.write(f"# {command or f'python lessons/sweeps/{name}.py'}\n")
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def read_sweep(name):

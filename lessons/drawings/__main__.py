@@ -1,13 +1,12 @@
 """Draw the drawings of the lessons and the README. Their numbers come from the package.
 
-python lessons/drawings            # writes figures/drawings/*.svg and *.png
+python lessons/drawings            # writes figures/drawings/*.svg
 python lessons/drawings masks      # only one of them
 """
 
 import sys
 
-import course  # noqa: F401  each module adds its drawings to DRAWINGS
-import few_bits  # noqa: F401
+import few_bits  # noqa: F401  each module adds its drawings to DRAWINGS
 import low_rank  # noqa: F401
 import optimizer  # noqa: F401
 import outcomes  # noqa: F401

@@ -50,8 +50,11 @@ def drawing(height, alt, width=7.0):
     return register
 
 
-def save(name, folder=FOLDER, kinds=("svg", "png")):
-    """Write one drawing as SVG and as PNG. The same code writes the same bytes."""
+def save(name, folder=FOLDER):
+    """Write one drawing as SVG. The same code writes the same bytes.
+
+    The drawing of the README is also written as PNG, because package indexes show no SVG.
+    """
     draw, width, height, _ = DRAWINGS[name]
     fig = Figure(figsize=(width, height), facecolor="white")
     ax = fig.add_axes((0, 0, 1, 1))
@@ -60,9 +63,8 @@ def save(name, folder=FOLDER, kinds=("svg", "png")):
     with matplotlib.rc_context({"svg.hashsalt": name, "mathtext.fontset": "dejavusans"}):
         draw(ax)
         folder.mkdir(parents=True, exist_ok=True)
-        if "svg" in kinds:
-            fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
-        if "png" in kinds:
+        fig.savefig(folder / f"{name}.svg", metadata={"Date": None, "Creator": None})
+        if name == "lora_and_qlora":
             fig.savefig(folder / f"{name}.png", dpi=200, metadata={"Software": None})
 
 

@@ -3,32 +3,10 @@
 from statistics import NormalDist
 
 import numpy as np
-from elements import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    KINDS,
-    ORANGE,
-    PURPLE,
-    SMOLLM2,
-    arrow,
-    bits_per_weight,
-    box,
-    circle,
-    drawing,
-    legend,
-    path,
-    plot_axes,
-    text,
-    title,
-)
-from matplotlib.patches import Rectangle
+from elements import *
 
-import minilora
 from minilora import nf4
 from minilora.formats.hf_folder import projection_shapes
-from minilora.tree import named_leaves, num_parameters
 
 
 @drawing(
@@ -357,35 +335,6 @@ def number_formats(ax):
         words = f"next number after 1: 1 + {step:.1g}     largest: {largest:.3g}"
         text(ax, 10.5, y - 1.5, words, 8.5, GREY, ha="left")
     legend(ax, 10.5, 2, 15, data="sign", frozen="exponent: range", trained="fraction: precision")
-
-
-@drawing(
-    2.7,
-    "Where the 577,396 bytes of the embedded model tiny are in NF4 with double quantization: in "
-    "the embedding, the 4-bit codes, the scales, and the norms.",
-)
-def model_bytes(ax):
-    _, base, _ = minilora.load("tiny", "nf4-dq")
-    sizes = {"embedding": 0, "4-bit codes": 0, "scales": 0, "norms": 0}
-    for name, leaf in named_leaves(base):
-        if isinstance(leaf, nf4.Quantized):
-            sizes["4-bit codes"] += leaf.codes.nbytes
-            sizes["scales"] += leaf.stored_absmax.nbytes
-        else:
-            sizes["embedding" if "embed" in name else "norms"] += leaf.nbytes
-    total, dense = sum(sizes.values()), 4 * num_parameters(base)
-    x, colors = 2.0, ("#9ecae9", BLUE, ORANGE, "#c4c4c4")
-    for i, ((name, size), color) in enumerate(zip(sizes.items(), colors)):
-        width = 66 * size / total
-        ax.add_patch(Rectangle((x, 13.5), width, 5, fc=color, ec="white", lw=0.8))
-        ax.add_patch(Rectangle((2 + 17 * i, 8.6), 1.6, 1.6, fc=color, lw=0))
-        text(ax, 4.3 + 17 * i, 9.4, f"{name}\n{size:,} bytes", 8.5, ha="left", va="center")
-        x += width
-    words = f"tiny in NF4 with double quantization: {total:,} bytes (float32: {dense:,})"
-    title(ax, 2, 22.6, words)
-    text(
-        ax, 2, 3.6, "the larger a model, the smaller the share of its embedding", 9, GREY, ha="left"
-    )
 
 
 @drawing(

@@ -1,26 +1,8 @@
 """The low-rank update: LoRA and QLoRA, the trees, the places, the gradient, singular values."""
 
 import numpy as np
-from elements import (
-    BLUE,
-    GREEN,
-    GREY,
-    KINDS,
-    ORANGE,
-    PURPLE,
-    arrow,
-    bits_per_weight,
-    box,
-    circle,
-    drawing,
-    legend,
-    matrix,
-    path,
-    plot_axes,
-    text,
-    title,
-)
-from matplotlib.patches import Polygon, Rectangle
+from elements import *
+from matplotlib.patches import Polygon
 
 import minilora
 from minilora import LoraConfig

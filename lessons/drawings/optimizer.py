@@ -1,29 +1,10 @@
 """Drawings of an optimizer step: initialization, signs, rates, dropout, trained parameters."""
 
 import numpy as np
-from elements import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    KINDS,
-    ORANGE,
-    PURPLE,
-    arrow,
-    box,
-    circle,
-    drawing,
-    path,
-    plot_axes,
-    text,
-    title,
-)
-from matplotlib.patches import Circle, Rectangle
+from elements import *
+from matplotlib.patches import Circle
 
-import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, optim
-from minilora.training import learning_rates
-from minilora.tree import num_parameters
+from minilora import TrainConfig, optim
 
 
 @drawing(
@@ -109,34 +90,6 @@ def one_entry_moves(ax):
 
 
 @drawing(
-    3.2,
-    "A plane of alpha and learning rate, both logarithmic. Along one line, α times η is constant. "
-    "Along a flatter one, α times η² is constant. From a point at alpha 4, the first line leads to "
-    "a sixteenth of the rate at alpha 64, the second to a quarter.",
-)
-def alpha_and_rate_plane(ax):
-    plot = plot_axes(ax, 9, 5.5, 33, 23, xlabel="alpha", ylabel="learning rate η")
-    alpha, start = np.array([4.0, 16, 64]), 1.6e-2
-    lines = (
-        ("α·η constant", start * 4 / alpha, BLUE, "-"),
-        ("α·η² constant", start * np.sqrt(4 / alpha), ORANGE, "--"),
-    )
-    for _, rates, color, style in lines:
-        plot.plot(alpha, rates, style, color=color, lw=1.8, marker="o", ms=4)
-    plot.set(xscale="log", yscale="log", xlim=(3, 90), ylim=(6e-4, 3e-2))
-    plot.minorticks_off()
-    plot.set_xticks(alpha, ["4", "16", "64"])
-    plot.set_yticks([1e-3, 4e-3, 1.6e-2], ["0.001", "0.004", "0.016"])
-    for y, (words, _, color, _), reason, end in (
-        (22.5, lines[0], "the size of the first update", "alpha · 16: rate / 16"),
-        (12, lines[1], "a whole run, if A₀ no longer counts", "alpha · 16: rate / 4"),
-    ):
-        text(ax, 45, y, words, 10, color, ha="left", weight="bold")
-        text(ax, 45, y - 2.4, reason, 9, ha="left")
-        text(ax, 45, y - 4.6, end, 9, GREY, ha="left")
-
-
-@drawing(
     2.8,
     "Dropout on the input of A: three of ten entries are zero, the others are divided by 0.7. The "
     "frozen W gets the input unchanged.",
@@ -189,58 +142,6 @@ def clipped_gradients(ax):
     )
     for y, words, color in lines:
         text(ax, 36, y, words, 9, color, ha="left")
-
-
-@drawing(
-    2.8,
-    "The learning rate of each layer of micro with layer_lr_decay of one half: the top layer has "
-    "the full rate, the layer below half of it, the lowest a quarter.",
-)
-def rates_per_layer(ax):
-    _, base, _ = minilora.load("micro")
-    chosen = LoraConfig(r=8, target_modules=("all-linear",))
-    adapters, _ = minilora.get_peft_model(base, chosen, 0)
-    rates = learning_rates(1.0, TrainConfig(layer_lr_decay=0.5), adapters)
-    found = {}
-    for name, rate in rates.items():
-        found[name.split(".")[2]] = rate
-    box(ax, 3, 2, 16, 3.6, "embedding", "frozen")
-    for layer, rate in found.items():
-        y = 7.4 + 5.4 * int(layer)
-        box(ax, 3, y, 16, 4, f"layer {layer}", "trained")
-        ax.add_patch(Rectangle((24, y + 0.6), 34 * rate, 2.8, fc="#fbdcc4", ec=ORANGE, lw=1.2))
-        text(ax, 25 + 34 * rate, y + 2, f"η · {rate:g}", ha="left")
-    text(ax, 24, 25, "layer_lr_decay = 0.5", 9, family="monospace", ha="left")
-    text(ax, 24, 3.8, "layer l of L:  η · 0.5^(L − 1 − l)", 9, GREY, ha="left")
-    arrow(ax, (11, 5.6), (11, 7.4))
-    arrow(ax, (11, 22.2), (11, 25.4))
-
-
-@drawing(
-    3.0,
-    "How many parameters of micro each choice trains: RMSNorm weights, biases, LoRA of rank 8, "
-    "and everything, on a logarithmic scale.",
-)
-def trained_parameters(ax):
-    _, base, _ = minilora.load("micro")
-    chosen = {"lora": LoraConfig(r=8, target_modules=("all-linear",))}
-    names = {
-        "norm": "norm weights",
-        "bitfit": "biases",
-        "lora": "LoRA, r = 8",
-        "full": "everything",
-    }
-    counts = []
-    for name in names:
-        config = chosen.get(name, MethodConfig(name))
-        adapters, _ = minilora.get_peft_model(base, config, 0)
-        counts.append(num_parameters(adapters))
-    plot = plot_axes(ax, 15, 6, 52, 20, xlabel="trained parameters of micro", xscale="log")
-    plot.barh(range(4), counts, 0.6, color=["#f3dfeb", "#f3dfeb", "#fbdcc4", "#d6e9f5"], ec=INK)
-    for y, count in enumerate(counts):
-        plot.text(count * 1.12, y, f"{count:,}", va="center", size=9)
-    plot.set(xlim=(100, 5 * max(counts)))
-    plot.set_yticks(range(4), names.values(), size=9)
 
 
 @drawing(
@@ -342,24 +243,3 @@ def one_norm_weight(ax):
             ax.add_patch(Rectangle(corner, 2.4, 2.4, fc=fill, ec="white", lw=1))
     text(ax, 50.8, 5.4, "one entry of A: one input, times s·B", 8.5, ORANGE)
     text(ax, 35, 1.8, "Adam moves both by the same η, but they do not do the same", 9, GREY)
-
-
-@drawing(
-    2.7,
-    "Where each remedy against little data acts: augmentation makes more rows, a lower rank and "
-    "dropout limit the adapter, early stopping ends the training.",
-)
-def remedies_act(ax):
-    places = (
-        (1.5, "training rows", "data", "augmentation:\nnew rows\nthat could occur"),
-        (20, "adapter", "trained", "lower rank:\nfewer numbers\ndropout: a part of x"),
-        (38.5, "steps", "temporary", "early stopping:\nthe lowest held-out loss"),
-        (57, "answers", "frozen", ""),
-    )
-    for i, (x, words, kind, remedy) in enumerate(places):
-        box(ax, x, 17, 12, 5, words, kind)
-        if i < 3:
-            arrow(ax, (x + 12, 19.5), (x + 18.5, 19.5))
-            text(ax, x + 6, 10.5, remedy, 8.5, PURPLE)
-            arrow(ax, (x + 6, 13.6), (x + 6, 16.9), color=PURPLE)
-    text(ax, 35, 3, "only augmentation adds rows; the others limit what is memorized", 9, GREY)

@@ -1,29 +1,9 @@
 """What comes out: errors of codes, merged models, judged answers, other ways to adapt."""
 
 import numpy as np
-from elements import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    KINDS,
-    ORANGE,
-    PURPLE,
-    SMOLLM2,
-    arrow,
-    bits_per_weight,
-    box,
-    drawing,
-    matrix,
-    path,
-    plot_axes,
-    text,
-    title,
-)
-from matplotlib.patches import Rectangle
+from elements import *
 
 from minilora import nf4
-from minilora.config import ModelConfig
 from minilora.formats.hf_folder import projection_shapes, shapes
 
 
@@ -136,29 +116,6 @@ def three_merges(ax):
 
 
 @drawing(
-    2.9,
-    "Two tasks. Added: each adapter was trained on the bare base and meets the other one for the "
-    "first time. Stacked: the second was trained with the first in place, so only the first is "
-    "disturbed.",
-)
-def added_and_stacked(ax):
-    title(ax, 1.5, 26, "added")
-    title(ax, 38, 26, "stacked")
-    for x, second in ((1.5, "ΔW₂, trained on W"), (38, "ΔW₂, trained on W + ΔW₁")):
-        box(ax, x, 5.5, 17, 4.5, "W", "frozen", 11)
-        box(ax, x, 11, 17, 4.5, "ΔW₁, trained on W", "trained", 8.5)
-        box(ax, x, 16.5, 17, 4.5, second, "trained", 8.5)
-    rows = (
-        (20, 18.7, "task 2: disturbed by ΔW₁", PURPLE),
-        (20, 13.2, "task 1: disturbed by ΔW₂", PURPLE),
-        (56.5, 18.7, "task 2: works", GREEN), (56.5, 13.2, "task 1: disturbed", PURPLE),
-    )  # fmt: skip
-    for x, y, words, color in rows:
-        text(ax, x, y, words.replace("disturbed by", "disturbed\nby"), 8.5, color, ha="left")
-    text(ax, 35, 2.2, "y = Wx + ΔW₁x + ΔW₂x in both cases", 9, GREY)
-
-
-@drawing(
     3.0,
     "The share of a square matrix that an adapter has, 2r over the width, for r = 4, 8 and 64: "
     "a third at width 48 and r = 8, less than 0.1 per cent at width 12,288 and r = 4.",
@@ -204,64 +161,6 @@ def llama_65b(ax):
     words = f"{layer / 1e6:.0f} million per layer; with the embedding and the head, 80 layers have "
     words += f"{total / 1e9:.1f} billion"
     text(ax, 2, 4, words, 9, BLUE, ha="left")
-
-
-@drawing(
-    3.2,
-    "Four cases of training loss and held-out loss, low or high. Both low: it fits. Training low "
-    "and held-out high: overfitting. Both high: underfitting. Training high and held-out low: look "
-    "for a mistake.",
-)
-def two_losses(ax):
-    cases = (
-        (0, 1, "fits", GREEN), (1, 1, "overfits:\nmore rows", PURPLE),
-        (0, 0, "dropout, or faulty\ntraining rows", GREY),
-        (1, 0, "underfits: more parameters,\nmore steps, a larger rate", PURPLE),
-    )  # fmt: skip
-    for column, row, words, color in cases:
-        x, y = 16 + 27 * column, 4.5 + 10.5 * row
-        ax.add_patch(Rectangle((x, y), 25.5, 9.5, fc="#f6f6f6", ec=GREY, lw=1))
-        for i, high in enumerate((1 - row, column)):
-            height = 7 if high else 1.6
-            fill = ("#fbdcc4", "#d6e9f5")[i]
-            ax.add_patch(Rectangle((x + 1.5 + 2.6 * i, y + 1), 2, height, fc=fill, ec=INK, lw=0.8))
-        text(ax, x + 7.5, y + 4.7, words, 9, color, ha="left")
-    for x, words in ((28.7, "held-out loss low"), (55.7, "held-out loss high")):
-        text(ax, x, 27, words, 9.5, weight="bold")
-    for y, words in ((20, "training\nloss low"), (9.5, "training\nloss high")):
-        text(ax, 8, y, words, 9.5, weight="bold")
-    text(ax, 35, 1.8, "orange: training loss     blue: held-out loss", 8.5, GREY)
-
-
-@drawing(
-    2.9,
-    "The same rows with right answers and with the answers shuffled among the rows. With shuffled "
-    "answers the loss must stay at that of a guess. If it falls, the answer leaks into the prompt.",
-)
-def label_check(ax):
-    prompts = (
-        "Ada keeps a kite … where?",
-        "Ben keeps a bell … where?",
-        "Cal keeps a coin … where?",
-    )
-    right, shuffled = ("barn", "dock", "loft"), ("loft", "barn", "dock")
-    for x, answers, name in ((1.5, right, "right labels"), (37, shuffled, "shuffled labels")):
-        title(ax, x, 26.3, name)
-        for i, (prompt, answer) in enumerate(zip(prompts, answers)):
-            y = 19.5 - 4.6 * i
-            box(ax, x, y, 19.5, 3.8, prompt, "data", 8)
-            box(ax, x + 21.5, y, 8, 3.8, answer, "trained" if x < 30 else "other", 8.5)
-            arrow(ax, (x + 19.5, y + 1.9), (x + 21.5, y + 1.9))
-    text(ax, 16, 6.2, "the loss must fall below a guess's", 9, GREEN)
-    text(ax, 52, 6.2, "the loss must stay at a guess's", 9, PURPLE)
-    text(
-        ax,
-        35,
-        2.4,
-        "both fail: labels or preprocessing are wrong, or the model is too small",
-        9,
-        GREY,
-    )
 
 
 @drawing(
@@ -338,37 +237,6 @@ def prefix_attention(ax):
 
 
 @drawing(
-    2.9,
-    "The parts of SmolLM2 by number of parameters and by bytes in memory: projections in 4.13 "
-    "bits, the embedding in 9 bits with its scales, and LoRA of rank 8 in 32 bits.",
-)
-def smollm2_bytes(ax):
-    weights = SMOLLM2.num_hidden_layers * sum(o * i for o, i in projection_shapes(SMOLLM2).values())
-    embedding = SMOLLM2.vocab_size * SMOLLM2.hidden_size
-    adapters = SMOLLM2.num_hidden_layers * sum(
-        8 * (o + i) for o, i in projection_shapes(SMOLLM2).values()
-    )
-    parts = (
-        ("projections", weights, bits_per_weight(), "#d6e9f5"),
-        ("embedding", embedding, 8 + 32 / 32, "#9ecae9"),  # a float32 scale per 32 weights
-        ("LoRA, r = 8", adapters, 32, "#fbdcc4"),
-    )
-    for y, words, unit in ((19, "parameters (million)", 0), (9.5, "megabytes in memory", 1)):
-        text(ax, 2, y + 5.6, words, 9.5, ha="left", weight="bold")
-        numbers = [n * (bits / 8 if unit else 1) / 1e6 for _, n, bits, _ in parts]
-        x, scale = 2.0, 64 / sum(numbers)
-        for number, (_, _, _, fill) in zip(numbers, parts):
-            ax.add_patch(Rectangle((x, y), number * scale, 4, fc=fill, ec=INK, lw=0.8))
-            narrow = number * scale < 3
-            middle = x + (number * scale / 2 if not narrow else number * scale + 1.8)
-            text(ax, middle, y + 2, f"{number:.1f}", 8.5)
-            x += number * scale
-    for i, (name, _, bits, fill) in enumerate(parts):
-        ax.add_patch(Rectangle((2 + 22 * i, 4), 1.8, 1.8, fc=fill, ec=INK, lw=0.8))
-        text(ax, 4.8 + 22 * i, 4.9, f"{name}, {bits:.3g} bits", 8.5, ha="left")
-
-
-@drawing(
     3.0,
     "UᵀWV for four directions on each side. In W's own leading directions it holds most of W, in "
     "random directions only a small part, near the chance level.",
@@ -398,131 +266,55 @@ def w_in_directions(ax):
 
 
 @drawing(
-    2.8,
-    "Two shifts. Small: a question about a sentence that the base could have written. Large: the "
-    "same notes with the letters permuted, so all words are new.",
+    3.1,
+    "A reliability diagram: answers grouped by the model's confidence. Where the share of right "
+    "answers is below the confidence, the model is too sure. The gaps, weighted, are the ECE.",
 )
-def two_shifts(ax):
-    box(ax, 24, 21, 22, 4.4, "base: notes in English words", "frozen", 8.5)
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    other = "".join(np.random.default_rng(5).permutation(list(letters)))  # as in lesson 14
-    permuted = str.maketrans(letters + letters.upper(), other + other.upper())
-    sentence = "Ada keeps a pink kite in the barn."
-    sides = (
-        (1.5, "small shift", f"{sentence}\nWho, what, where?", "known words, a new task"),
-        (37, "large shift", sentence.translate(permuted), "every letter means another one"),
+def reliability(ax):
+    confidence = np.array([0.15, 0.3, 0.5, 0.7, 0.9])
+    accuracy, rows = np.array([0.2, 0.28, 0.41, 0.52, 0.68]), np.array([20, 30, 40, 50, 60])
+    labels = {"xlabel": "confidence", "ylabel": "share of right answers"}
+    plot = plot_axes(ax, 7, 5, 25, 24, xlim=(0, 1), ylim=(0, 1), **labels)
+    plot.plot([0, 1], [0, 1], ":", color=INK, lw=1)
+    plot.bar(confidence, accuracy, 0.14, color="#9ecae9", edgecolor=BLUE)
+    plot.vlines(confidence, accuracy, confidence, color=ORANGE, lw=3)
+    ece = np.sum(rows * np.abs(accuracy - confidence)) / rows.sum()
+    lines = (
+        (24, "on the dotted line: calibrated", INK),
+        (20.5, "below it: the model is too sure", ORANGE),
+        (17, "above it: not sure enough", BLUE),
+        (11.5, "ECE = Σ (rows in the bin / all rows) · |gap|", INK),
+        (8, f"here: {ece:.3f}", ORANGE),
     )  # fmt: skip
-    for x, name, words, meaning in sides:
-        arrow(ax, (35, 21), (x + 15.5, 18.4))
-        text(ax, x + 15.5, 7.6, name, 10, weight="bold")
-        box(ax, x, 11.5, 31, 5.8, words, "data", 8.5)
-        text(ax, x + 15.5, 4.4, meaning, 9, GREY)
+    for y, words, color in lines:
+        text(ax, 37, y, words, 9.5, color, ha="left")
+    text(ax, 37, 3.4, "an example, made up", 8.5, GREY, ha="left")
 
 
 @drawing(
-    2.9,
-    "Rows with a quarter of wrong answers. Of 64 rows, the wrong ones can be memorized one by one. "
-    "Of 4,000 rows, the rule that most rows share is cheaper than all exceptions.",
+    3.7,
+    "A decision tree for a run that goes wrong: is the training loss finite, does it fall, "
+    "does the held-out loss fall as well, and does the text that the model generates agree.",
 )
-def noisy_rows(ax):
-    rng = np.random.default_rng(0)
-    for x, columns, lines, name in (
-        (2, 8, 8, "64 rows, 16 wrong"),
-        (26, 40, 16, "4,000 rows, 1,000 wrong (a part)"),
-    ):
-        side = 14 / lines
-        wrong = rng.permutation(columns * lines) < columns * lines // 4
-        for i in range(columns * lines):
-            corner = (x + side * (i % columns), 8 + side * (i // columns))
-            fill = PURPLE if wrong[i] else "#d6e9f5"
-            ax.add_patch(Rectangle(corner, 0.85 * side, 0.85 * side, fc=fill, lw=0))
-        text(ax, x, 25, name, 10, ha="left", weight="bold")
-    text(ax, 2, 4.8, "200 steps of 16 rows:\neach row seen 50 times", 8.5, GREY, ha="left")
-    text(
-        ax,
-        26,
-        4.8,
-        "each row seen at most once",
-        8.5,
-        GREY,
-        ha="left",
-    )
-    text(ax, 62.5, 15, "purple:\nwrong", 8.5, PURPLE, ha="left")
-
-
-@drawing(
-    3.0,
-    "PEFT's model is one object that changes with each call. minilora's model is two trees, and "
-    "each function returns new trees.",
-)
-def object_or_trees(ax):
-    title(ax, 1.5, 27, "PEFT: one object that changes")
-    title(ax, 38, 27, "minilora: new trees from trees")
-    left = (
-        "from_pretrained(4 bits)",
-        "get_peft_model",
-        "loss.backward(); step()",
-        "merge_and_unload",
-    )
-    right = ("load, quantize → base", "get_peft_model → adapters", "train → new adapters",
-             "merge → dense base")  # fmt: skip
-    for i, (a, b) in enumerate(zip(left, right)):
-        y = 20.5 - 5 * i
-        box(ax, 12, y, 19, 3.6, a, "data", 8)
-        arrow(ax, (12, y + 1.8), (9.4, y + 1.8))
-        box(ax, 38, y, 28, 3.6, b, "trained" if i in (1, 2) else "frozen", 8)
-        if i:
-            arrow(ax, (52, y + 5), (52, y + 3.6))
-    box(ax, 1.5, 5.5, 7.8, 18.6, "model", "frozen")
-    text(ax, 20, 2.4, "frozen: requires_grad = False", 8.5, GREY)
-    text(ax, 52, 2.4, "frozen: not the first argument of the loss", 8.5, GREY)
-
-
-@drawing(
-    2.9,
-    "The statistics of batch normalization in training and in validation. The base's in training "
-    "work with both. The batch's in training with the base's in validation is the trap.",
-)
-def which_statistics(ax):
-    for x, words in ((33.5, "validation: the base's"), (57, "validation: new ones")):
-        text(ax, x, 25.5, words, 9.5, weight="bold")
-    rows = (
-        (15.5, "training:\nthe base's", ("works", GREEN), ("works", GREEN)),
+def symptoms(ax):
+    questions = (
+        ("Is the training loss finite?", "rate too high, no warm-up,\n16-bit overflow"),
         (
-            5,
-            "training:\nthe batch's",
-            ("the trap: looks like overfitting", PURPLE),
-            ("works", GREEN),
+            "Does the training loss fall?",
+            "rate too low, B and A both zero,\nadapters not in the gradient",
+        ),
+        ("Does the held-out loss fall?", "too few rows, too many steps;\nor another distribution"),
+        (
+            "Are generated answers right?",
+            "other template or base than in\ntraining; prompt in the loss",
         ),
     )
-    for y, name, *cells in rows:
-        text(ax, 10, y + 4, name, 9.5, weight="bold")
-        for x, (words, color) in zip((22, 45.5), cells):
-            ax.add_patch(Rectangle((x, y), 23, 8.5, fc="#f6f6f6", ec=GREY, lw=1))
-            text(ax, x + 11.5, y + 4.2, words, 9, color)
-    text(
-        ax,
-        35,
-        2,
-        "new: mean and variance of the training pictures under the adapted weights",
-        8.5,
-        GREY,
-    )
-
-
-@drawing(
-    2.8,
-    "What minilora writes for PEFT: a folder with a configuration and the factors. PEFT reads it, "
-    "puts it on its own copy of the base, and computes the same logits.",
-)
-def adapter_for_peft(ax):
-    box(ax, 1.5, 9, 14, 9, "minilora\nadapters,\nbase", "trained")
-    ax.add_patch(Rectangle((24, 5), 22, 17, fc="white", ec=GREY, lw=1.2))
-    text(ax, 35, 23.8, "a folder", 9, GREY)
-    box(ax, 25.5, 15, 19, 5, "adapter_config.json\nr, lora_alpha, targets", "data", 8)
-    box(ax, 25.5, 7, 19, 5, "adapter_model.safetensors\nlora_A, lora_B per path", "trained", 8)
-    box(ax, 54.5, 9, 14, 9, "PEFT\non its own copy\nof the base", "frozen")
-    arrow(ax, (15.5, 13.5), (24, 13.5), "save", GREY)
-    arrow(ax, (46, 13.5), (54.5, 13.5), "load", GREY)
-    path(ax, (8.5, 9), (8.5, 2.6), (61.5, 2.6), (61.5, 9), color=GREEN)
-    text(ax, 35, 3.8, "the same logits", 9, GREEN)
+    for i, (question, cause) in enumerate(questions):
+        y = 30.5 - 8.1 * i
+        box(ax, 1.5, y, 27, 4.4, question, "frozen")
+        arrow(ax, (28.5, y + 2.2), (38, y + 2.2), "no", PURPLE)
+        box(ax, 38, y - 0.3, 30, 5, cause, "other")
+        if i < 3:
+            arrow(ax, (15, y), (15, y - 3.7), "yes", GREEN, (2.2, 0))
+    arrow(ax, (15, 6.2), (15, 3.6), "yes", GREEN, (2.2, 0))
+    text(ax, 15, 2.2, "done: report the test rows once", 9, GREEN)

@@ -1,25 +1,10 @@
 """What the model reads and how it is trained: masks, positions, targets, schedules, norms."""
 
 import numpy as np
-from elements import (
-    BLUE,
-    GREEN,
-    GREY,
-    INK,
-    ORANGE,
-    PURPLE,
-    arrow,
-    box,
-    drawing,
-    path,
-    plot_axes,
-    text,
-    title,
-)
-from matplotlib.patches import Circle, Rectangle
+from elements import *
+from matplotlib.patches import Circle
 
 from minilora import TrainConfig, layers, optim
-from minilora.config import ModelConfig
 
 
 @drawing(
@@ -208,64 +193,6 @@ def norms(ax):
         ax, 54, 12.6, "no running statistics:\ntraining and evaluation\ncompute the same", 9, GREEN
     )
     text(ax, 35, 2, "“frozen” must mean both: no gradient, and evaluation mode for BatchNorm", 9)
-
-
-@drawing(
-    3.0,
-    "Two claims as sketches. Left: the loss over the learning rate has its minimum at a rate ten "
-    "times as high for LoRA. Right: every rank follows full fine-tuning at first, and a low rank "
-    "leaves it earlier than a high rank.",
-)
-def regret_claims(ax):
-    rate = np.linspace(-1.2, 2.2, 200)
-    title(ax, 1.5, 28, "1. the best learning rate")
-    title(ax, 37, 28, "2. equal until the capacity is used")
-    labels = {"xlabel": "learning rate (logarithmic)", "ylabel": "loss"}
-    left = plot_axes(ax, 5, 5, 26, 21, xlim=(-1.2, 2.2), ylim=(0.6, 3.4), **labels)
-    for best, color, style in ((0, BLUE, "-"), (1, ORANGE, "--")):
-        left.plot(rate, 1 + 1.3 * (rate - best) ** 2, style, color=color, lw=1.8)
-        left.plot([best, best], [0.6, 1], ":", color=color, lw=1)
-    left.text(-0.7, 2.9, "full", color=BLUE, size=9, ha="right")
-    left.text(1.72, 2.9, "LoRA", color=ORANGE, size=9)
-    left.annotate("", (1, 0.75), (0, 0.75), arrowprops={"arrowstyle": "->", "color": INK})
-    left.text(0.5, 0.8, "10 times", size=8.5, ha="center")
-    labels = {"xlabel": "steps (logarithmic)", "ylabel": "loss"}
-    right = plot_axes(ax, 41, 5, 22, 21, xlim=(0, 4), ylim=(0, 3.3), **labels)
-    steps = np.linspace(0, 4, 200)
-    for leaves, color, style in ((4, BLUE, "-"), (2.8, ORANGE, "--"), (1.6, PURPLE, "-.")):
-        late = np.maximum(steps - leaves, 0)
-        right.plot(steps, 3 - 0.65 * steps + 0.45 * late, style, color=color, lw=1.8)
-    for y, words, color in ((0.4, "full", BLUE), (0.95, "high r", ORANGE), (1.5, "low r", PURPLE)):
-        right.text(4.1, y, words, color=color, size=9, va="center")
-    for plot in (left, right):
-        plot.set(xticks=[], yticks=[])
-    text(ax, 35, 1.4, "sketches of the claims, not data", 8.5, GREY)
-
-
-@drawing(
-    3.0,
-    "Two methods have the same lowest loss at different learning rates. Compared at one common "
-    "rate, the method that suits that rate seems better. Compared at its own best rate each, "
-    "they are equal.",
-)
-def fair_comparison(ax):
-    rate = np.linspace(-1.6, 2.4, 200)
-    for x, heading, at in ((1.5, "at one rate for both", (0, 0)), (37, "at its best each", (0, 1))):
-        title(ax, x, 28, heading)
-        labels = {"xlabel": "learning rate (logarithmic)", "ylabel": "held-out loss"}
-        plot = plot_axes(ax, x + 3.5, 5, 24, 21, xlim=(-1.6, 2.4), ylim=(0.5, 3.4), **labels)
-        plot.set(xticks=[], yticks=[])
-        for best, color, style, name in ((0, BLUE, "-", "A"), (1, ORANGE, "--", "B")):
-            plot.plot(rate, 1 + 1.1 * (rate - best) ** 2, style, color=color, lw=1.8)
-            plot.text(3.2 * best - 1.3, 3.1, name, color=color, size=10, weight="bold")
-        losses = []
-        for chosen, best, color in ((at[0], 0, BLUE), (at[1], 1, ORANGE)):
-            losses.append(1 + 1.1 * (chosen - best) ** 2)
-            plot.plot(chosen, losses[-1], "o", color=color, ms=7, zorder=5)
-        words = "“A is better”" if at[0] == at[1] else "no difference"
-        plot.plot(at, losses, ":", color=INK, lw=1.2)
-        plot.text(sum(at) / 2, 0.66, words, size=9, ha="center")
-    text(ax, 35, 1.4, "a sketch, not data", 8.5, GREY)
 
 
 @drawing(

@@ -1,10 +1,6 @@
-"""Lesson 7: adapters held in three types, at three learning rates: sweeps/adapter_dtypes.csv."""
+"""Lesson 7: adapters stored in three types, at three learning rates."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import finetune, write_sweep
+from common import finetune
 
 RATES = (4e-3, 5e-4, 6e-5)
 DTYPES = ("float32", "bfloat16", "float16")
@@ -13,8 +9,8 @@ JOBS = [(d, rate, seed) for seed in range(3) for rate in RATES for d in DTYPES]
 JOBS += [(d, rate, seed) for seed in range(3, 8) for rate in (4e-3, 6e-5) for d in DTYPES]
 
 
-def run_one(job):
-    """The scores on held-out questions after 200 steps of micro in NF4 at a constant rate."""
+def run(job):
+    """Return the scores of a job after 200 steps of micro in NF4 at a constant rate."""
     dtype, rate, seed = job
     settings = {"learning_rate": rate, "lr_schedule": "constant", "adapter_dtype": dtype}
     scores = finetune(scheme="nf4-dq", seed=seed, **settings).scores
@@ -22,7 +18,3 @@ def run_one(job):
         "adapter_dtype": dtype, "learning_rate": rate, "seed": seed,
         "loss": scores["loss"], "exact_match": scores["exact_match"],
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    write_sweep("adapter_dtypes", run_one, JOBS)

@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from common import SWEEPS, further_seeds, number, read_sweep, table
-from sweeps.compare import one_thread
+from sweeps.runner import one_thread
 
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
@@ -31,12 +31,6 @@ from minilora.config import InputError
 from minilora.kernels import num_threads
 
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.csv"))
-
-
-def function_and_jobs(module):
-    """Return the function of a sweep that runs a job, and its jobs."""
-    function = getattr(module, "run_one", None) or module.run
-    return function, getattr(module, "JOBS", None) or module.jobs()
 
 
 def run_until(function, jobs, seconds):
@@ -77,9 +71,9 @@ def is_outside(again, seeds):
 
 def check(name, seed, minutes):
     """Run a part of a sweep, print what differs, and return the share of results outside."""
-    function, jobs = function_and_jobs(import_module(f"sweeps.{name}"))
-    order = np.random.default_rng(seed).permutation(len(jobs))
-    rows = run_until(function, [jobs[i] for i in order], 60 * minutes)
+    sweep = import_module(f"sweeps.{name}")
+    order = np.random.default_rng(seed).permutation(len(sweep.JOBS))
+    rows = run_until(sweep.run, [sweep.JOBS[i] for i in order], 60 * minutes)
     stored, compared, cells = read_sweep(name), 0, []
     for row in rows:
         for column, again, seeds in comparisons(row, stored):
@@ -91,10 +85,9 @@ def check(name, seed, minutes):
                 )
                 cells.append([run, column, f"{again:.4g}", f"{low:.4g} to {high:.4g}"])
     share = len(cells) / compared
-    print(
-        f"{name}, seed {seed}: {len(rows)} of {len(jobs)} runs again, {compared} results,", end=" "
-    )
-    print(f"{share:.0%} of them outside the interval of 95 % of further seeds")
+    runs = f"{len(rows)} of {len(sweep.JOBS)} runs again, {compared} results"
+    outside = f"{share:.0%} of them outside the interval of 95 % of further seeds"
+    print(f"{name}, seed {seed}: {runs}, {outside}")
     if cells:
         table(["case", "result", "again", "further seeds"], cells)
     return share

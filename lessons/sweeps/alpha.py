@@ -1,20 +1,12 @@
 """Alpha from 16 to 128 against r and 2r, and alpha against the learning rate.
 
-    python lessons/sweeps/alpha.py
-
 About six minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`, all
 seven projections.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
 from itertools import product
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import finetune, write_sweep
+from common import finetune
 
 from minilora import LoraConfig
 
@@ -35,16 +27,11 @@ JOBS = [
 
 
 def run(job):
-    """The row of a job (part, r, alpha, rate, seed)."""
+    """Return the row of a job (part, r, alpha, rate, seed)."""
     part, r, alpha, rate, seed = job
     config = LoraConfig(r=r, lora_alpha=alpha, target_modules=("all-linear",))
-    with redirect_stderr(io.StringIO()):
-        done = finetune(config, seed=seed, learning_rate=rate, batch_size=8)
+    scores = finetune(config, seed=seed, learning_rate=rate, batch_size=8).scores
     return {
         "part": part, "r": r, "alpha": alpha, "rate": rate, "seed": seed,
-        "loss": done.scores["loss"], "exact_match": done.scores["exact_match"],
+        "loss": scores["loss"], "exact_match": scores["exact_match"],
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    write_sweep("alpha", run, JOBS)

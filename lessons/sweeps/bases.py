@@ -1,24 +1,16 @@
-"""Lesson 7: one adapter on one base that is stored in five ways, twelve seeds: sweeps/bases.csv."""
+"""Lesson 7: one adapter on one base that is stored in five ways, twelve seeds."""
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import finetune, write_sweep
+from common import finetune
 
 from minilora.quant.schemes import SCHEMES
 
 JOBS = [(scheme, seed) for seed in range(12) for scheme in SCHEMES]
 
 
-def run_one(job):
-    """The scores on held-out questions after 200 steps of micro, the base in `job`'s scheme."""
+def run(job):
+    """Return the scores on held-out questions after 200 steps of micro, stored in a scheme."""
     scheme, seed = job
     scores = finetune(scheme=scheme, seed=seed).scores
     return {
         "scheme": scheme, "seed": seed, "loss": scores["loss"], "exact_match": scores["exact_match"]
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    write_sweep("bases", run_one, JOBS)

@@ -1,24 +1,14 @@
 """Runs of lessons 24 and 24b: each method at several learning rates, then at its best, ten seeds.
 
 About a quarter of an hour of one core.
-
-python lessons/sweeps/best_rates.py
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import of, write_rows
+from common import finetune, of, scores_of
 from sweeps import compare
 
 import minilora
-from minilora import TrainConfig, data
+from minilora import data
 from minilora.tree import num_parameters
 
 FAMILY = ("lora", "lora+", "pissa", "dora")
@@ -35,43 +25,28 @@ FRESH = tuple(range(2, 10))  # the seeds at the best rate only, which are compar
 ONE_RATE = (("lora", 5e-3), ("lora+", 5e-3), ("lora+", 2e-2))  # compared at one rate for both, too
 
 
-def start(method, base, seed):
-    """Return (adapters, base): LoRA and its variants at one rank, the others at the budget."""
-    entry = compare.TABLE[method]
-    if method in FAMILY:
-        config = compare.config_of(entry, RANK)
-    else:
-        config = compare.sized(entry, base, compare.BUDGET)
-    return minilora.get_peft_model(base, config, seed)
-
-
-def run_one(job):
+def run(job):
     """Train a method at a rate; score it on the splits valid (to choose) and test (to report)."""
     method, rate, seed = job
-    config, base, tokenizer = minilora.load("micro")
-    settings = TrainConfig(
-        iters=200, batch_size=8, learning_rate=rate, mask_prompt=True, seed=seed,
-        loraplus_lr_ratio=compare.TABLE[method].loraplus_lr_ratio,
+    entry = compare.TABLE[method]
+    base = minilora.load("micro").base
+    config = compare.config_of(entry, RANK)
+    if method not in FAMILY:
+        config = compare.sized(entry, base, compare.BUDGET)
+    done = finetune(
+        config, seed=seed, batch_size=8, learning_rate=rate,
+        loraplus_lr_ratio=entry.loraplus_lr_ratio,
     )  # fmt: skip
-    adapters, base = start(method, base, seed)
-    train, valid, test = (
-        data.encode_rows(data.load_rows("questions", split), tokenizer, settings)[0]
-        for split in ("train", "valid", "test")
-    )
-    with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, base, train, config, settings)
-    chosen_by, reported = (
-        minilora.evaluate(adapters, base, examples, config) for examples in (valid, test)
-    )
+    test = scores_of(done.adapters, done.base, data.load_rows("questions", "test"))
     return {
         "method": method,
         "rate": rate,
         "seed": seed,
-        "trained": num_parameters(adapters),
-        "valid_loss": round(chosen_by["loss"], 5),
-        "valid_exact": chosen_by["exact_match"],
-        "loss": round(reported["loss"], 5),
-        "exact_match": reported["exact_match"],
+        "trained": num_parameters(done.adapters),
+        "valid_loss": round(done.scores["loss"], 5),
+        "valid_exact": done.scores["exact_match"],
+        "loss": round(test["loss"], 5),
+        "exact_match": test["exact_match"],
     }
 
 
@@ -92,8 +67,8 @@ def at_best(rows, method, column):
 
 JOBS = [(method, rate, seed) for seed in TRIED for method in RATES for rate in RATES[method]]
 
-if __name__ == "__main__":
-    rows = compare.mapped(run_one, JOBS)
+
+def more(rows):
+    """Return the jobs at the best rates, with other seeds."""
     best = [(method, best_rate(rows, method)) for method in RATES]
-    rows += compare.mapped(run_one, [(*pair, s) for pair in (*best, *ONE_RATE) for s in FRESH])
-    write_rows("best_rates", rows)
+    return [(*pair, seed) for pair in (*best, *ONE_RATE) for seed in FRESH]

@@ -2,24 +2,13 @@
 
 About a quarter of an hour of one core. The learning rate of the cases in TUNED is chosen from four
 rates with the seeds CHOOSING; the runs that are compared have the seeds FRESH.
-
-python lessons/sweeps/capacity.py
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from common import of, write_rows
-from sweeps import compare
+from common import finetune, of, scores_of
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, data, nf4
+from minilora import LoraConfig, MethodConfig, nf4
 from minilora.config import ALL_LINEAR, ATTENTION, MLP
 from minilora.optim import from_bfloat16, to_bfloat16
 from minilora.tree import arrays, get, num_parameters, overlay, tree_map, unflatten
@@ -54,13 +43,13 @@ def start(base, size, place, layer, seed):
     return minilora.get_peft_model(base, config, seed).adapters
 
 
-def bits_learned(adapters, base, examples, config):
+def bits_learned(adapters, base, rows):
     """Return Σ (4 bits − the cross-entropy in bits) over the letters of all answers.
 
     The end of the text is a target as well. It has no information, but its loss is subtracted.
     """
-    score = minilora.evaluate(adapters, base, examples, config)
-    return 4 * ANSWER * len(examples) - score["loss"] * score["tokens"] / np.log(2)
+    score = scores_of(adapters, base, rows)
+    return 4 * ANSWER * len(rows) - score["loss"] * score["tokens"] / np.log(2)
 
 
 def int8(w):
@@ -76,23 +65,20 @@ ROUNDED = {
 }
 
 
-def run_one(job):
+def run(job):
     """Train on n facts, all of them in every step; return the bits learned per parameter."""
     size, place, layer, n, steps, rate, seed = job
-    config, base, tokenizer = minilora.load("micro")
-    settings = TrainConfig(
-        iters=steps, batch_size=n, learning_rate=rate, mask_prompt=True, seed=seed,
-    )  # fmt: skip
-    examples, _ = data.encode_rows(facts(n, seed), tokenizer, settings)
-    adapters = start(base, size, place, layer, seed)
-    with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, base, examples, config, settings)
+    base, rows = minilora.load("micro").base, facts(n, seed)
+    adapters = finetune(
+        start=(start(base, size, place, layer, seed), base), rows=rows, held_out=rows, seed=seed,
+        iters=steps, batch_size=n, learning_rate=rate,
+    ).adapters  # fmt: skip
     trained = num_parameters(adapters)
-    bits = {"bits": bits_learned(adapters, base, examples, config) / trained}
+    bits = {"bits": bits_learned(adapters, base, rows) / trained}
     for name, function in ROUNDED.items():
         rounded = tree_map(lambda w, f=function: f(w).astype("f4"), arrays(adapters))
         rounded = overlay(adapters, rounded)
-        bits[f"bits_{name}"] = bits_learned(rounded, base, examples, config) / trained
+        bits[f"bits_{name}"] = bits_learned(rounded, base, rows) / trained
     return {
         "size": size,
         "place": place,
@@ -151,9 +137,8 @@ def at_best(rows, case, name="bits"):
     return column(rows, name, case, FRESH, best_rate(rows, case))
 
 
-if __name__ == "__main__":
-    rows = compare.mapped(run_one, JOBS)
+def more(rows):
+    """Return the jobs of TUNED at the best rates, with other seeds."""
     best = [(*case, best_rate(rows, case)) for case in TUNED]
     jobs = [(*case, seed) for seed in FRESH for case in best]
-    rows += compare.mapped(run_one, [job for job in jobs if job not in JOBS])
-    write_rows("capacity", rows)
+    return [job for job in jobs if job not in JOBS]

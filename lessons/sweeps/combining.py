@@ -1,21 +1,11 @@
 """Adapters of one task and of two, averaged, added and stacked.
 
-    python lessons/sweeps/combining.py
-
 About two minutes of one core. A run is 100 steps of 16 rows on `micro`, all seven projections at
 r = 4. The second task is the first one turned round.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import write_sweep
+from common import finetune
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data
@@ -26,7 +16,6 @@ from minilora.tree import get, tree_map
 
 JOBS = [0, 1, 2, 3, 4]  # seeds
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=("all-linear",))
-SETTINGS = {"batch_size": 16, "learning_rate": 1e-2, "mask_prompt": True}
 
 
 def forwards(rows):
@@ -53,13 +42,9 @@ def held_out(task):
 
 def fit(base, task, seed, start=None, iters=100):
     """An adapter of `base`; `seed` orders the rows, `start` (or seed) draws A."""
-    config, _, words = minilora.load("micro")
-    adapters, _ = minilora.get_peft_model(base, LORA, seed if start is None else start)
-    settings = TrainConfig(iters=iters, seed=seed, **SETTINGS)
-    examples, _ = data.encode_rows(task(data.load_rows("questions", "train")), words, settings)
-    with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, base, examples, config, settings)
-    return adapters
+    model = minilora.get_peft_model(base, LORA, seed if start is None else start)
+    rows = task(data.load_rows("questions", "train"))
+    return finetune(start=model, rows=rows, seed=seed, iters=iters, learning_rate=1e-2).adapters
 
 
 def mean_of_factors(a, b):
@@ -115,7 +100,3 @@ def run(seed):
     row["stack_there"] = loss(upon, there, with_one)
     row["stack_back"] = loss(upon, back, with_one)
     return row
-
-
-if __name__ == "__main__":
-    write_sweep("combining", run, JOBS)

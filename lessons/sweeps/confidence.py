@@ -1,21 +1,11 @@
 """How sure a fine-tuned model is of its answers, and how right, over the number of training rows.
 
-    python lessons/sweeps/confidence.py
-
 About four minutes of one core. A run is 200 steps of 16 rows on `micro`, all seven projections at
 r = 8, whatever the number of rows.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import figure, finetune, write_sweep
+from common import figure, finetune
 
 import minilora
 from minilora import model
@@ -74,9 +64,7 @@ def cost(p, hit, person):
 
 def run(job):
     n, seed = job
-    with redirect_stderr(io.StringIO()):
-        done = finetune(rows=tasks.questions("train", n, seed), seed=seed)
-    return scored(done, n, seed)
+    return scored(finetune(rows=tasks.questions("train", n, seed), seed=seed), n, seed)
 
 
 def scored(done, n, seed):
@@ -137,7 +125,3 @@ def draw_gaps(axes, sweep):
     axes.set_xticks(ROWS, [str(n) for n in ROWS])
     axes.minorticks_off()
     axes.legend(frameon=False, loc="upper right")
-
-
-if __name__ == "__main__":
-    write_sweep("confidence", run, JOBS)

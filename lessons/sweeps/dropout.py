@@ -1,21 +1,11 @@
 """Dropout on clean and on noisy labels, with 4,000 training rows and with 64.
 
-    python lessons/sweeps/dropout.py
-
 About three minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`, all seven
 projections at r = 8, alpha = 64: less than half an epoch of 4,000 rows, 25 epochs of 64.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import finetune, write_sweep
+from common import finetune
 
 from minilora import LoraConfig, data
 
@@ -45,8 +35,7 @@ def train(rows, noise, dropout, seed):
     """A Run on the first `rows` training rows, a share `noise` of them with another's answer."""
     config = LoraConfig(r=8, lora_alpha=64, lora_dropout=dropout, target_modules=("all-linear",))
     some = noisy(data.load_rows("questions", "train")[:rows], noise, np.random.default_rng(seed))
-    with redirect_stderr(io.StringIO()):
-        return finetune(config, rows=some, seed=seed, batch_size=8)
+    return finetune(config, rows=some, seed=seed, batch_size=8)
 
 
 def run(job):
@@ -58,7 +47,3 @@ def run(job):
         "loss": done.scores["loss"], "exact_match": done.scores["exact_match"],
         "ece": done.scores["ece"],
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    write_sweep("dropout", run, JOBS)

@@ -1,15 +1,9 @@
 """What is trained beside or in place of low-rank factors on `micro`, at which rates (lesson 10)."""
 
-import contextlib
-import io
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from common import held_out_notes, write_sweep
+from common import finetune, notes_loss
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora import LoraConfig, MethodConfig
 from minilora.methods.replaced import also_train
 from minilora.tree import num_parameters
 
@@ -29,45 +23,30 @@ def run(job, iters=150):
     held-out loss and the loss on the base's own text, in nats per token.
     """
     trains, rate, scale, decay, seed = job
-    config, base, tokenizer = minilora.load("micro")
+    base = minilora.load("micro").base
     first, _, group = trains.partition("+")
     adapters, _ = minilora.get_peft_model(base, ALONE[first], seed)
     adapters = also_train(adapters, base, [group] if group else [])
-    settings = TrainConfig(
-        iters=iters, batch_size=16, learning_rate=rate, mask_prompt=True, seed=seed,
+    done = finetune(
+        start=(adapters, base), seed=seed, iters=iters, learning_rate=rate,
         also_train_lr_scale=scale, layer_lr_decay=decay,
     )  # fmt: skip
-    train, valid = (
-        data.encode_rows(data.load_rows("questions", split), tokenizer, settings)[0]
-        for split in ("train", "valid")
-    )
-    notes, _ = held_out_notes(tokenizer, settings)
-    with contextlib.redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, base, train, config, settings)
-    score = minilora.evaluate(adapters, base, valid, config)
     return {
         "trains": trains, "rate": rate, "scale": scale, "decay": decay, "seed": seed,
-        "trained": num_parameters(adapters), "loss": score["loss"],
-        "exact_match": score["exact_match"],
-        "notes": minilora.evaluate(adapters, base, notes[:100], config)["loss"],
+        "trained": num_parameters(done.adapters), "loss": done.scores["loss"],
+        "exact_match": done.scores["exact_match"],
+        "notes": notes_loss(done.adapters, base, 100),
     }  # fmt: skip
 
 
-def jobs():
-    """LoRA at two rates; norms or biases beside it at three scales; two decays at two rates.
-
-    Then what lessons 10 and 10d compare, with more seeds, and norms and biases alone at two rates.
-    """
-    both = [(f"lora+{group}", 1e-2, scale, 1.0) for group in ("norm", "bias") for scale in SCALES]
-    decays = [("lora", rate, 1.0, decay) for decay in (1.0, 0.7, 0.4) for rate in (1e-2, 2e-2)]
-    alone = [(trains, rate, 1.0, 1.0) for trains in ("norm", "bias") for rate in (1e-2, 1e-1)]
-    compared = [("lora", rate, 1.0, decay) for rate, decay in COMPARED_DECAYS] + both
-    return [
-        *((*job, seed) for seed in SEEDS[:3] for job in decays + both),
-        *((*job, seed) for seed in SEEDS[3:] for job in compared),
-        *((*job, seed) for seed in SEEDS for job in alone),
-    ]
-
-
-if __name__ == "__main__":
-    write_sweep("freezing", run, jobs())
+# LoRA at two rates; norms or biases beside it at three scales; two decays at two rates. Then what
+# lessons 10 and 10d compare, with more seeds, and norms and biases alone at two rates.
+both = [(f"lora+{group}", 1e-2, scale, 1.0) for group in ("norm", "bias") for scale in SCALES]
+decays = [("lora", rate, 1.0, decay) for decay in (1.0, 0.7, 0.4) for rate in (1e-2, 2e-2)]
+alone = [(trains, rate, 1.0, 1.0) for trains in ("norm", "bias") for rate in (1e-2, 1e-1)]
+compared = [("lora", rate, 1.0, decay) for rate, decay in COMPARED_DECAYS] + both
+JOBS = [
+    *((*job, seed) for seed in SEEDS[:3] for job in decays + both),
+    *((*job, seed) for seed in SEEDS[3:] for job in compared),
+    *((*job, seed) for seed in SEEDS for job in alone),
+]

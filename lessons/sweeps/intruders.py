@@ -1,24 +1,14 @@
 """Lesson 21: intruder dimensions of LoRA and full fine-tuning, and what scaling them down does.
 
-    python lessons/sweeps/intruders.py
-
 About four minutes of one core. A run is 200 steps of 16 rows of the questions on `micro`. LoRA is
 on all seven projections; 1e-2 and 5e-3 are the tuned learning rates of sweeps/compare.py.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import held_out_notes, write_sweep
+from common import finetune, notes_loss, scores_of
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora import LoraConfig, MethodConfig, data
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten
 
@@ -33,18 +23,11 @@ TOP, EPSILON = 10, 0.5
 
 def trained(method, r, rate, seed, iters=200):
     """Return the dense tree of a base that was fine-tuned on the questions."""
-    config, base, words = minilora.load("micro")
     chosen = MethodConfig("full")
     if method != "full":
         chosen = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear")
-    adapters, _ = minilora.get_peft_model(base, chosen, seed)
-    settings = TrainConfig(
-        iters=iters, batch_size=16, learning_rate=rate, mask_prompt=True, seed=seed
-    )
-    examples, _ = data.encode_rows(data.load_rows("questions", "train"), words, settings)
-    with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, base, examples, config, settings)
-    return minilora.merge(adapters, base)
+    done = finetune(chosen, seed=seed, iters=iters, learning_rate=rate)
+    return minilora.merge(done.adapters, done.base)
 
 
 def parts(base, tree):
@@ -76,19 +59,11 @@ def scaled(tree, found, way, factor):
 
 def scores(tree):
     """Return (task loss, exact match, loss on the base's own text) on held-out rows."""
-    config, _, words = minilora.load("micro")
-    settings = TrainConfig(mask_prompt=True)
-    task, _ = data.encode_rows(data.load_rows("questions", "test"), words, settings)
-    of_task = minilora.evaluate({}, tree, task, config)
-    notes, _ = held_out_notes(words, TrainConfig())
-    return (
-        of_task["loss"],
-        of_task["exact_match"],
-        minilora.evaluate({}, tree, notes, config)["loss"],
-    )
+    task = scores_of({}, tree, data.load_rows("questions", "test"))
+    return task["loss"], task["exact_match"], notes_loss({}, tree)
 
 
-def run_one(job):
+def run(job):
     """Train, and score the model with each part scaled down by each factor."""
     base, tree = minilora.load("micro").base, trained(*job)
     found = parts(base, tree)
@@ -102,7 +77,3 @@ def run_one(job):
             names = (f"{name}_{way}_{factor}" for name in ("task", "exact", "notes"))
             row |= dict(zip(names, scores(scaled(tree, found, way, factor))))
     return row
-
-
-if __name__ == "__main__":
-    write_sweep("intruders", run_one, JOBS)

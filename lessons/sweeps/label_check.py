@@ -1,21 +1,10 @@
 """A linear head and an adapter of rank 1 on right and on broken data.
 
-    python lessons/sweeps/label_check.py
-
 About three minutes of one core. A run is 200 steps of 16 rows on `micro`. Held-out rows are always
 right; only the training data are broken, in one of `FAULTS`.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import write_sweep
 
 import minilora
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
@@ -80,10 +69,10 @@ def check(job, iters=200, **settings):
     )
     examples = examples_of(task, fault, "train", words, seed)
     held_out = examples_of(task, "none", "valid", words)
-    with redirect_stderr(io.StringIO()):
-        adapters, history = minilora.train(
-            adapters, base, examples, config, train_config, held_out if settings else ()
-        )
+    valid = held_out if settings else ()
+    adapters, history = minilora.train(
+        adapters, base, examples, config, train_config, valid, quiet=not valid
+    )
     scores = minilora.evaluate(adapters, base, held_out, config)
     losses = [step["loss"] for step in history if "loss" in step]
     row = {
@@ -96,7 +85,3 @@ def check(job, iters=200, **settings):
 
 def run(job):
     return check(job)[0]
-
-
-if __name__ == "__main__":
-    write_sweep("label_check", run, JOBS)

@@ -1,17 +1,10 @@
 """A few examples: rank, dropout, augmentation, and when to stop (lesson 11)."""
 
-import contextlib
-import io
-import sys
-from pathlib import Path
-
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import convnet
+import numpy as np
 import pictures
 import sounds
-from common import write_sweep
+from common import finetune, scores_of
 
 import minilora
 from minilora import LoraConfig, TrainConfig, data
@@ -70,31 +63,21 @@ def small(kind, r, dropout, augmented, seed, iters):
 
 def questions(kind, r, dropout, augmented, seed, iters):
     """The same of `micro` with 64 questions; `right` is exact match."""
-    model_config, base, tokenizer = minilora.load("micro")
-    lora_config = LoraConfig(
-        r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=("all-linear",)
-    )
-    adapters, _ = minilora.get_peft_model(base, lora_config, seed)
-    config = TrainConfig(
-        iters=iters, batch_size=16, learning_rate=1e-2, mask_prompt=True, seed=seed
-    )
-    rows = data.load_rows("questions", "train")[64 * seed : 64 * (seed + 1)]
+    base = minilora.load("micro").base
+    config = LoraConfig(r=r, lora_alpha=2 * r, lora_dropout=dropout, target_modules=("all-linear",))
+    train = data.load_rows("questions", "train")[64 * seed : 64 * (seed + 1)]
     held_out = data.load_rows("questions", "valid")
-    train, valid, test = (
-        data.encode_rows(r, tokenizer, config)[0] for r in (rows, held_out[:60], held_out[60:])
-    )
     scores = []
 
     def on_step(_, adapters, state):
         if state["step"] % EVERY == 0:
-            found = [minilora.evaluate(adapters, base, e, model_config)
-                     for e in (train, valid, test)]  # fmt: skip
+            splits = (train, held_out[:60], held_out[60:])
+            found = [scores_of(adapters, base, rows) for rows in splits]
             train_loss, valid_loss, test_loss = (score["loss"] for score in found)
             scores.append({"step": state["step"], "train": train_loss, "valid": valid_loss,
                            "test": test_loss, "right": found[2]["exact_match"]})  # fmt: skip
 
-    with contextlib.redirect_stderr(io.StringIO()):
-        minilora.train(adapters, base, train, model_config, config, on_step=on_step)
+    finetune(config, rows=train, seed=seed, on_step=on_step, iters=iters, learning_rate=1e-2)
     return scores
 
 
@@ -102,6 +85,3 @@ OTHERS = [(kind, *variant) for kind in ("pictures", "sounds") for variant in VAR
 # the questions have no augmentation, and the lessons read three seeds of theirs
 ASKED = [("questions", *variant) for variant in VARIANTS if not variant[2] and variant[0] < 32]
 JOBS = [(*case, seed) for seed in SEEDS for case in OTHERS + ASKED * (seed < 3)]
-
-if __name__ == "__main__":
-    write_sweep("little", run, JOBS)

@@ -1,23 +1,13 @@
 """Runs of lessons 14 to 14c: LoRA and full fine-tuning, two shifts, much or little data, noise.
 
 About eight minutes of one core.
-
-python lessons/sweeps/lora_or_full.py
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from common import held_out_notes, write_sweep
+from common import finetune, notes_loss
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora import LoraConfig, MethodConfig
 from minilora.data import tasks
 from minilora.tree import num_parameters, set_leaf
 
@@ -70,36 +60,28 @@ def start(base, size, seed):
     return adapters
 
 
-def run_one(job, iters=200, rate=None):
+def run(job, iters=200, rate=None):
     """One run: held-out loss and exact match, and the loss on the base's own notes."""
     shift, n, noise, size, seed = job
-    config, base, words = minilora.load("micro")
+    base = minilora.load("micro").base
     rate = rate or RATES["full" if size in ("full", "32, half the rate") else "lora"]
-    settings = TrainConfig(
-        iters=iters, batch_size=16, mask_prompt=True, seed=seed,
-        learning_rate=rate,
+    done = finetune(
+        rows=rows_of(shift, "train", n, noise, seed),
+        held_out=rows_of(shift, "test", 200, 0.0, seed),
+        seed=seed, start=(start(base, size, seed), base), iters=iters, learning_rate=rate,
         also_train_lr_scale=RATES["full"] / RATES["lora"],  # the embedding's, where it is trained
     )  # fmt: skip
-    train, test = (
-        data.encode_rows(rows_of(shift, split, m, x, seed), words, settings)[0]
-        for split, m, x in (("train", n, noise), ("test", 200, 0.0))
-    )
-    adapters = start(base, size, seed)
-    with redirect_stderr(io.StringIO()):
-        adapters, history = minilora.train(adapters, base, train, config, settings)
-    score = minilora.evaluate(adapters, base, test, config)
-    notes, _ = held_out_notes(words, TrainConfig())
     return {
         "shift": shift,
         "rows": n,
         "noise": noise,
         "size": size,
         "seed": seed,
-        "trained": num_parameters(adapters),
-        "train_loss": round(float(np.mean([row["loss"] for row in history[-10:]])), 5),
-        "loss": round(score["loss"], 5),
-        "exact_match": score["exact_match"],
-        "notes": round(minilora.evaluate(adapters, base, notes, config)["loss"], 4),
+        "trained": num_parameters(done.adapters),
+        "train_loss": round(float(np.mean([row["loss"] for row in done.history[-10:]])), 5),
+        "loss": round(done.scores["loss"], 5),
+        "exact_match": done.scores["exact_match"],
+        "notes": round(notes_loss(done.adapters, base), 4),
     }
 
 
@@ -115,6 +97,3 @@ JOBS = [
     *(("large", 4000, 0.0, size, seed) for size in (8, "8 + embedding", "full") for seed in MORE),
     *(("small", 4000, 0.0, size, seed) for size in (8, "full") for seed in MORE),
 ]  # fmt: skip
-
-if __name__ == "__main__":
-    write_sweep("lora_or_full", run_one, JOBS)

@@ -1,24 +1,14 @@
 """A QLoRA adapter merged in four ways, after a fast and after a gentle run.
 
-    python lessons/sweeps/merging.py
-
 About a minute of one core. A run is 200 steps of 16 rows on `micro` in NF4 with double
 quantization, all seven projections at r = 8.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import finetune, write_sweep
+from common import finetune, scores_of
 
 import minilora
-from minilora import TrainConfig, data
+from minilora import data
 from minilora.layers import dense, lora_delta
 from minilora.lora import adapted_paths
 from minilora.tree import get
@@ -58,24 +48,16 @@ def sizes(adapters, base):
 
 def run(job):
     rate, seed = job
-    with redirect_stderr(io.StringIO()):
-        done = finetune(scheme="nf4-dq", seed=seed, learning_rate=rate)
-    return scored(done, rate, seed)
+    return scored(finetune(scheme="nf4-dq", seed=seed, learning_rate=rate), rate, seed)
 
 
 def scored(done, rate, seed):
     """The row of a run."""
-    config, _, words = minilora.load("micro")
     rows = data.load_rows("questions", "valid")
-    held_out, _ = data.encode_rows(rows, words, TrainConfig(mask_prompt=True))
     row = {"rate": rate, "seed": seed}
     row["size"] = float(np.median(sizes(done.adapters, done.base)))
     row |= {"apart": done.scores["loss"], "exact_apart": done.scores["exact_match"]}
     for name, tree in merged_ways(done.adapters, done.base).items():
-        scores = minilora.evaluate({}, tree, held_out, config)
+        scores = scores_of({}, tree, rows)
         row |= {name: scores["loss"], f"exact_{name}": scores["exact_match"]}
     return row
-
-
-if __name__ == "__main__":
-    write_sweep("merging", run, JOBS)

@@ -1,21 +1,12 @@
-"""Lesson 9's runs: one setting changed at a time, five seeds each. About ten minutes of one core.
+"""Lesson 9: one setting changed at a time, five seeds each.
 
-python lessons/sweeps/optimization.py
+About ten minutes of one core.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
-
 import numpy as np
+from common import finetune, notes_loss, of, read_sweep, table
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from common import finetune, held_out_notes, of, read_sweep, table, write_sweep
-
-import minilora
-from minilora import TrainConfig, data
+from minilora import data
 
 NEVER = 1e9  # a max_grad_norm that nothing reaches
 CASES = {
@@ -72,37 +63,26 @@ def rows(bad=0):
     return good
 
 
-def notes_loss(adapters, base):
-    """The loss on the base's own language, in nats per byte."""
-    config, _, words = minilora.load("micro")
-    notes, _ = held_out_notes(words, TrainConfig())
-    return minilora.evaluate(adapters, base, notes, config)["loss"]
-
-
 def train(case, seed=0):
     """Return the Run of a case."""
     settings = dict(CASES[case])
-    with redirect_stderr(io.StringIO()):
-        return finetune(rows=rows(settings.pop("bad", 0)), seed=seed, **settings)
+    return finetune(rows=rows(settings.pop("bad", 0)), seed=seed, **settings)
 
 
-def run_one(job):
+def run(job):
     """One run: its held-out scores, the largest loss on the way, what is left of the notes."""
     case, seed = job
-    run = train(case, seed)
-    losses = [row["loss"] for row in run.history]
+    done = train(case, seed)
+    losses = [row["loss"] for row in done.history]
     return {
         "case": case,
         "seed": seed,
-        "loss": round(run.scores["loss"], 5),
-        "exact_match": run.scores["exact_match"],
+        "loss": round(done.scores["loss"], 5),
+        "exact_match": done.scores["exact_match"],
         "worst": round(max(losses), 3),
-        "notes": round(notes_loss(run.adapters, run.base), 4),
+        "notes": round(notes_loss(done.adapters, done.base), 4),
     }
 
 
 SEEDS = range(5)
 JOBS = [(case, seed) for case in CASES for seed in SEEDS]
-
-if __name__ == "__main__":
-    write_sweep("optimization", run_one, JOBS)

@@ -1,17 +1,9 @@
-"""Lesson 19c: attention or the MLP with one budget, on the questions: sweeps/place.csv.
-
-    python lessons/sweeps/place.py
+"""Lesson 19c: attention or the MLP with one budget, on the questions.
 
 About a minute of one core. The runs are those of sweeps/targets.py, with seeds that did not choose
 the learning rate there.
 """
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import write_sweep
 from sweeps import targets
 
 PLACES = {"attention": "q k v o", "MLP": "MLP"}  # the names in sweeps/targets.py
@@ -25,7 +17,3 @@ def run(job):
     row = targets.run(("budget", PLACES[place], rate, seed))
     names = ("trained", "loss", "exact_match")
     return {"place": place, "rate": rate, "seed": seed, **{name: row[name] for name in names}}
-
-
-if __name__ == "__main__":
-    write_sweep("place", run, JOBS)

@@ -1,19 +1,11 @@
 """Ranks from 1 to 64, on q and v and on all seven, the latter at two learning rates; alpha = 2r.
 
-    python lessons/sweeps/rank.py
-
 About six minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
 from itertools import product
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import finetune, write_sweep
+from common import finetune
 
 from minilora import LoraConfig
 from minilora.tree import num_parameters
@@ -29,14 +21,9 @@ def run(job):
     """The row of a job (targets, r, rate, seed)."""
     name, r, rate, seed = job
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=TARGETS[name])
-    with redirect_stderr(io.StringIO()):
-        done = finetune(config, seed=seed, learning_rate=rate, batch_size=8)
+    done = finetune(config, seed=seed, learning_rate=rate, batch_size=8)
     return {
         "targets": name, "r": r, "rate": rate, "seed": seed,
         "trained": num_parameters(done.adapters), "loss": done.scores["loss"],
         "exact_match": done.scores["exact_match"],
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    write_sweep("rank", run, JOBS)

@@ -1,26 +1,17 @@
 """Held-out loss over the learning rate: LoRA, full fine-tuning, and training from nothing.
 
-    python lessons/sweeps/rates.py
-
 About ten minutes of one core. A run is 200 steps of `micro` on the questions; all that differs is
 what is argument 0 of the loss, and from where it starts.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
 from itertools import product
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import write_sweep
+from common import finetune
 from sweeps.pretraining import random_params
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora import LoraConfig, MethodConfig
 from minilora.quant.schemes import is_projection
 from minilora.tree import named_leaves, unflatten
 
@@ -37,39 +28,26 @@ JOBS = [
 
 
 def start(way, seed=0, model="micro"):
-    """(adapters, base, model config, tokenizer) before the first step."""
-    config, base, tokenizer = minilora.load(model)
+    """Return (adapters, base) before the first step."""
+    config, base, _ = minilora.load(model)
     rng = np.random.default_rng(seed)
     if way == "scratch":
         base = random_params(config, rng)
     if way == "projections":
         weights = {path: w for path, w in named_leaves(base) if is_projection(path)}
-        return unflatten(weights), base, config, tokenizer
+        return unflatten(weights), base
     adapter_config = MethodConfig("full")
     if way == "lora":
         adapter_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    return *minilora.get_peft_model(base, adapter_config, rng), config, tokenizer
+    return minilora.get_peft_model(base, adapter_config, rng)
 
 
 def run(job, iters=200):
     """The row of a run: (way, rate, seed) and its scores on held-out questions."""
     way, rate, seed = job
-    adapters, base, config, tokenizer = start(way, seed)
-    settings = TrainConfig(
-        iters=iters, batch_size=16, learning_rate=rate, mask_prompt=True, seed=seed
-    )
-    rows, held_out = (
-        data.encode_rows(data.load_rows("questions", split), tokenizer, settings)[0]
-        for split in ("train", "valid")
-    )
-    with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, base, rows, config, settings)
-    score = minilora.evaluate(adapters, base, held_out, config)
+    settings = {"seed": seed, "iters": iters, "learning_rate": rate}
+    score = finetune(start=start(way, seed), **settings).scores
     return {
         "way": way, "rate": rate, "seed": seed,
         "loss": round(score["loss"], 5), "exact_match": score["exact_match"],
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    write_sweep("rates", run, JOBS)

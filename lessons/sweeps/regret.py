@@ -1,23 +1,15 @@
 """Runs of lessons 19 to 19c: LoRA and full fine-tuning over ranks, rates, lengths, batch sizes.
 
 About twenty minutes of one core.
-
-python lessons/sweeps/regret.py
 """
 
 import io
-import sys
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 
 import numpy as np
+from common import finetune, of, read_sweep
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from common import of, read_sweep, write_sweep
-
-import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora import LoraConfig, MethodConfig, data
 from minilora.config import ALL_LINEAR
 from minilora.tree import num_parameters
 
@@ -26,38 +18,28 @@ ROWS_SEEN = {"micro": 1600, "tiny": 400}  # by a whole run: 200 steps of 8 rows,
 ALPHA = 32
 
 
-def start(base, size, seed):
-    """Return adapters: every leaf for "full", else LoRA of the rank `size`."""
+def run(job):
+    """Train at a constant rate; return the held-out losses on the way, in nats per token."""
+    model, size, batch_size, rate, seed = job
     config = MethodConfig("full")
     if size != "full":
         config = LoraConfig(r=size, lora_alpha=ALPHA, target_modules=ALL_LINEAR)
-    return minilora.get_peft_model(base, config, seed).adapters
-
-
-def run_one(job):
-    """Train at a constant rate; return the held-out losses on the way, in nats per token."""
-    model, size, batch_size, rate, seed = job
-    config, base, tokenizer = minilora.load(model)
     steps = ROWS_SEEN[model] // batch_size
-    settings = TrainConfig(
-        iters=steps, batch_size=batch_size, learning_rate=rate, mask_prompt=True, seed=seed,
-        lr_schedule="constant", warmup_ratio=0.0, steps_per_eval=min(LENGTHS),
-    )  # fmt: skip
-    train, valid = (
-        data.encode_rows(data.load_rows("questions", split)[:n], tokenizer, settings)[0]
-        for split, n in (("train", 4000), ("valid", 64))
-    )
-    adapters = start(base, size, seed)
     with redirect_stderr(io.StringIO()), redirect_stdout(io.StringIO()):
-        _, history = minilora.train(adapters, base, train, config, settings, valid)
-    losses = {row["step"]: round(row["eval_loss"], 5) for row in history if "eval_loss" in row}
+        done = finetune(
+            config, model, held_out=data.load_rows("questions", "valid")[:64], seed=seed,
+            iters=steps, batch_size=batch_size, learning_rate=rate, lr_schedule="constant",
+            warmup_ratio=0.0, steps_per_eval=min(LENGTHS),
+        )  # fmt: skip
+    rows = [row for row in done.history if "eval_loss" in row]
+    losses = {row["step"]: round(row["eval_loss"], 5) for row in rows}
     return {
         "model": model,
         "size": size,
         "batch": batch_size,
         "rate": rate,
         "seed": seed,
-        "trained": num_parameters(adapters),
+        "trained": num_parameters(done.adapters),
         **{f"loss_{step}": losses.get(step, "") for step in LENGTHS},
         "loss": losses[steps],
     }
@@ -122,7 +104,3 @@ def at_best_rate(size, steps, batch=8):
     sweep = [row for row in read_sweep("regret") if row["seed"] in FRESH]
     case = {"model": "micro", "size": size, "batch": batch, "rate": best}
     return np.array(of(sweep, f"loss_{steps}", **case))
-
-
-if __name__ == "__main__":
-    write_sweep("regret", run_one, JOBS)

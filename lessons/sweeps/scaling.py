@@ -1,20 +1,12 @@
 """Held-out loss over the learning rate at two ranks, under three rules for the factor before BA.
 
-    python lessons/sweeps/scaling.py
-
 About seven minutes of one core. A run is 100 steps of `micro` on the questions with adapters on all
 projections. The rules agree at r = 8, where the factor is 2.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
 from itertools import product
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import figure, finetune, write_sweep
+from common import figure, finetune
 
 from minilora import LoraConfig
 from minilora.evaluation.plot import LINES
@@ -38,8 +30,7 @@ def config_of(rule, r):
 def run(job):
     """The row of a run: (rule, r, rate, seed) and its loss on held-out questions."""
     rule, r, rate, seed = job
-    with redirect_stderr(io.StringIO()):
-        done = finetune(config_of(rule, r), seed=seed, iters=100, learning_rate=rate)
+    done = finetune(config_of(rule, r), seed=seed, iters=100, learning_rate=rate)
     return {"rule": rule, "r": r, "rate": rate, "seed": seed, "loss": round(done.scores["loss"], 5)}
 
 
@@ -58,7 +49,3 @@ def draw(losses):
             axes.set_xticks(RATES, [f"{1000 * rate:g}" for rate in RATES])
             axes.minorticks_off()
             axes.legend(frameon=False, loc="upper left")
-
-
-if __name__ == "__main__":
-    write_sweep("scaling", run, JOBS)

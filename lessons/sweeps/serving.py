@@ -1,27 +1,18 @@
 """Lesson 22: adapters trained on a dense and on an NF4 base, each served in four ways.
 
     minilora fetch smollm2
-    python lessons/sweeps/serving.py
-
 About twenty minutes of one core. All seven projections at r = 8. `micro` and `tiny` learn the
 questions in 200 steps of 16 rows, and are scored on held-out rows. SmolLM2 learns 16 tool calls of
 lesson 18 by heart in 40 steps of 4 rows, and is scored on these. The 4-bit bases are NF4 with
 double quantization.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
-
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import write_sweep
+import toolcalls
+from common import finetune, scores_of
 
 import minilora
-from minilora import LoraConfig, TrainConfig, data
+from minilora import TrainConfig, data
 from minilora.data.tasks import notes
 from minilora.layers import dense, lora_delta
 from minilora.lora import adapted_paths
@@ -43,7 +34,7 @@ JOBS = [
 def task(model):
     """Return (rows to train on, rows to score, settings of the training run)."""
     if model == "smollm2":
-        rows = data.load_rows("toolcalls", "train")[:16]
+        rows = toolcalls.rows("train")[:16]
         return rows, rows, {"batch_size": 4, "learning_rate": 2e-3}
     settings = {"batch_size": 16, "learning_rate": 4e-3}
     return data.load_rows("questions", "train"), data.load_rows("questions", "valid"), settings
@@ -52,7 +43,7 @@ def task(model):
 def own_text(model):
     """Return rows of text that the base knows: its notes, or requests in plain English."""
     if model == "smollm2":
-        rows = data.load_rows("toolcalls", "test")[:32]
+        rows = toolcalls.rows("test")[:32]
         return [{"text": row["messages"][0]["content"]} for row in rows]
     return notes(96, seed=1)[0]
 
@@ -99,30 +90,22 @@ def median_size(adapters, base):
     return float(np.median(sizes))
 
 
-def run_one(job):
+def run(job):
     """Train one adapter; return the row of its scores in each way."""
     model, trained_on, steps, seed = job
     train_rows, test_rows, settings = task(model)
-    settings = TrainConfig(iters=steps, mask_prompt=True, seed=seed, **settings)
     loaded = {name: minilora.load(model, scheme) for name, scheme in SCHEMES.items()}
-    config, _, tokenizer = loaded["dense"]
     bases = {name: base for name, (_, base, _) in loaded.items()}
-    examples, held_out, texts = (
-        data.encode_rows(rows, tokenizer, settings)[0]
-        for rows in (train_rows, test_rows, own_text(model))
-    )
-    lora_config = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
-    adapters, base = minilora.get_peft_model(bases[trained_on], lora_config, seed)
-    with redirect_stderr(io.StringIO()):
-        adapters, _ = minilora.train(adapters, base, examples, config, settings)
+    done = finetune(
+        model=model, scheme=SCHEMES[trained_on], rows=train_rows, held_out=test_rows, seed=seed,
+        iters=steps, **settings,
+    )  # fmt: skip
     row = {"model": model, "trained_on": trained_on, "steps": steps, "seed": seed}
-    row |= {"size": median_size(adapters, base), "weight_error": weight_error(bases)}
+    row |= {"size": median_size(done.adapters, done.base), "weight_error": weight_error(bases)}
+    config, _, tokenizer = loaded["dense"]
+    texts, _ = data.encode_rows(own_text(model), tokenizer, TrainConfig())
     row |= {"drift": drift(bases.values(), texts, config)}
-    for name, trained, base in served(adapters, bases):
-        scores = minilora.evaluate(trained, base, held_out, config)
+    for name, adapters, base in served(done.adapters, bases):
+        scores = scores_of(adapters, base, test_rows, model)
         row |= {name: scores["loss"], f"exact_{name}": scores["exact_match"]}
     return row
-
-
-if __name__ == "__main__":
-    write_sweep("serving", run_one, JOBS)

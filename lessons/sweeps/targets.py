@@ -1,22 +1,13 @@
 """Which matrices: one budget spent in ten ways, and the climb from q and v to all seven.
 
-    python lessons/sweeps/targets.py
-
 About six minutes of one core. A run is 200 steps of 8 rows of the questions on `micro`, at a
 scaling of 2 throughout.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
 from itertools import product
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import finetune, write_sweep
+from common import finetune
 
 from minilora import LoraConfig
 from minilora.tree import num_parameters
@@ -77,15 +68,10 @@ def config(part, name):
 def run(job):
     """The row of a job (part, name, rate, seed)."""
     part, name, rate, seed = job
-    with redirect_stderr(io.StringIO()):
-        done = finetune(config(part, name), seed=seed, learning_rate=rate, batch_size=8)
+    done = finetune(config(part, name), seed=seed, learning_rate=rate, batch_size=8)
     return {
         "part": part, "name": name, "rate": rate, "seed": seed,
         "trained": num_parameters(done.adapters),
         "train_loss": float(np.mean([step["loss"] for step in done.history[-20:]])),
         "loss": done.scores["loss"], "exact_match": done.scores["exact_match"],
     }  # fmt: skip
-
-
-if __name__ == "__main__":
-    write_sweep("targets", run, JOBS)

@@ -1,14 +1,8 @@
 """What is trained, and at which rate, when a reader of one typeface meets another (lesson 10)."""
 
-import sys
-from pathlib import Path
-
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 import convnet
+import numpy as np
 import pictures
-from common import write_sweep
 
 from minilora import TrainConfig
 from minilora.tree import num_parameters
@@ -46,21 +40,14 @@ def run(job, typeface="italic"):
     }  # fmt: skip
 
 
-def jobs():
-    """Each at every rate; everything and LoRA with smaller rates below, at three.
-
-    Then the runs that lesson 10d compares, with more seeds.
-    """
-    kinds = ("lora", "norm", "head", "full")
-    alone = [(trains, rate, 1.0) for trains in kinds for rate in RATES]
-    decays = [(trains, rate, 0.4) for trains in ("lora", "full") for rate in (3e-3, 1e-2, 3e-2)]
-    compared = [(trains, rate, 1.0) for trains in ("lora", "full") for rate in RATES[1:5]]
-    compared += [("full", 3e-2, 0.4)]
-    return [
-        *((*job, seed) for seed in SEEDS[:3] for job in alone + decays),
-        *((*job, seed) for seed in SEEDS[3:] for job in compared),
-    ]
-
-
-if __name__ == "__main__":
-    write_sweep("unfreezing", run, jobs())
+# Each at every rate; everything and LoRA with smaller rates below, at three. Then the runs that
+# lesson 10d compares, with more seeds.
+kinds = ("lora", "norm", "head", "full")
+alone = [(trains, rate, 1.0) for trains in kinds for rate in RATES]
+decays = [(trains, rate, 0.4) for trains in ("lora", "full") for rate in (3e-3, 1e-2, 3e-2)]
+compared = [(trains, rate, 1.0) for trains in ("lora", "full") for rate in RATES[1:5]]
+compared += [("full", 3e-2, 0.4)]
+JOBS = [
+    *((*job, seed) for seed in SEEDS[:3] for job in alone + decays),
+    *((*job, seed) for seed in SEEDS[3:] for job in compared),
+]

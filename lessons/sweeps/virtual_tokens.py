@@ -1,24 +1,15 @@
 """Prompts and prefixes on micro: more steps, more tokens, another start, another task.
 
-    python lessons/sweeps/virtual_tokens.py
-
 About four minutes of one core. Lessons 15b and 15c read the CSV.
 """
 
-import io
-import sys
-from contextlib import redirect_stderr
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from common import write_sweep
+from common import finetune
 
 import minilora
-from minilora import LoraConfig, MethodConfig, TrainConfig, data
+from minilora import LoraConfig, MethodConfig, data
 
 RATES = {"lora": 1e-2, "prompt": 1e-1, "prefix": 5e-1}
 
@@ -52,13 +43,9 @@ def rows(task, split):
     ]
 
 
-def train(job):
-    """(adapters, base, history, held-out examples, model config) of a job."""
-    config, base, tokenizer = minilora.load("micro")
-    settings = TrainConfig(
-        iters=job.iters, batch_size=16, learning_rate=RATES[job.method], mask_prompt=True,
-        seed=job.seed,
-    )  # fmt: skip
+def run(job):
+    """Return the row of a job: what it was, and its scores on held-out rows."""
+    base = minilora.load("micro").base
     method = MethodConfig(job.method, num_virtual_tokens=job.tokens)
     if job.method == "lora":
         method = LoraConfig(r=job.tokens, lora_alpha=2 * job.tokens, target_modules=("all-linear",))
@@ -67,19 +54,10 @@ def train(job):
     if job.start == "normal":
         shape = adapters["model"]["prompt_embeddings"].shape
         adapters["model"]["prompt_embeddings"] = rng.standard_normal(shape, "f4")
-    train, valid = (
-        data.encode_rows(rows(job.task, split), tokenizer, settings)[0]
-        for split in ("train", "valid")
-    )
-    with redirect_stderr(io.StringIO()):
-        adapters, history = minilora.train(adapters, base, train, config, settings)
-    return adapters, base, history, valid, config
-
-
-def run(job):
-    """The row of a job: what it was, and its scores on held-out rows."""
-    adapters, base, _, valid, config = train(job)
-    score = minilora.evaluate(adapters, base, valid, config)
+    score = finetune(
+        rows=rows(job.task, "train"), held_out=rows(job.task, "valid"), seed=job.seed,
+        start=(adapters, base), iters=job.iters, learning_rate=RATES[job.method],
+    ).scores  # fmt: skip
     return job._asdict() | {name: round(score[name], 5) for name in ("loss", "exact_match")}
 
 
@@ -92,6 +70,3 @@ JOBS = [
         Job("prompt", 64), Job("prompt", 64, 800), Job("prefix", 8), Job("prefix", 8, 400),
     )
 ]  # fmt: skip
-
-if __name__ == "__main__":
-    write_sweep("virtual_tokens", run, JOBS)

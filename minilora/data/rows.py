@@ -8,7 +8,6 @@ import json
 import sys
 from collections import Counter
 from contextlib import suppress
-from difflib import get_close_matches
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -31,24 +30,24 @@ TARGET_WITHIN = "target token within --max-seq-length"
 REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
 
 
-def read_rows(path, tokenizer=None, columns=None):
-    """Return the rows of a file; raise InputError naming the file and the malformed line.
+def read_usable(path, tokenizer=None, columns=None):
+    """Return (rows of a file, {reason: number of rows that are left out}).
 
     columns: see `load_rows`. Rows that cannot be learned are left out, and a warning counts them;
-    see `reason_to_skip`.
+    see `reason_to_skip`. Raises InputError naming the file and the malformed line.
     """
-    return read_usable(path, tokenizer, columns)[0]
-
-
-def read_usable(path, tokenizer=None, columns=None):
-    """Return (rows of `read_rows`, {reason: number of rows that are left out})."""
-    check_columns(columns)
+    for key in columns or ():
+        if key not in KEYS:
+            keys = ", ".join(KEYS)
+            raise InputError(
+                f"`columns`: {key!r} is no key of a row: give KEY=COLUMN, KEY of {keys}"
+            )
     values = read_values(path)
     rows = [(check_row(select(value, columns, where), where), where) for value, where in values]
     if not rows:
         raise InputError(f"{path} is empty: write one JSON object per line")
     reasons = [reason_to_skip(row, tokenizer) for row, _ in rows]
-    left_out = Counter(reason for reason in reasons if reason)
+    left_out = Counter(filter(None, reasons))
     for reason, n in sorted(left_out.items()):
         count = f"{n}, the first is {rows[reasons.index(reason)][1]}"
         say_once(f"warning: rows that are skipped because they have {reason}: {count}")
@@ -61,19 +60,6 @@ def read_usable(path, tokenizer=None, columns=None):
 def say_once(text):
     """Print a line on standard error, but no line twice: many rows can be the reason for it."""
     print(text, file=sys.stderr)
-
-
-def check_columns(columns):
-    """Raise InputError unless `columns` is None or {key of a row: column of a file}."""
-    for key in columns or ():
-        if key not in KEYS:
-            known = ", ".join(KEYS)
-            raise InputError(
-                f"`columns`: {key!r} is no key of a row: give KEY=COLUMN, KEY of {known}"
-            )
-    for column, n in Counter((columns or {}).values()).items():
-        if n > 1:
-            raise InputError(f"`columns`: {column!r} is the column of {n} keys: give each its own")
 
 
 def select(row, columns, where):
@@ -95,43 +81,39 @@ def check_row(row, where):
         if keys <= row.keys():
             row = convert(row, where)
             say_once(f"{where.rpartition(',')[0]}: read as {name}")
-    known = {key for keys in FORMS for key in keys & set(row)}
+    known = {key for keys in FORMS for key in keys & row.keys()}
     if known not in FORMS:
-        forms = [*FORMS, ALPACA, SHAREGPT]
-        near = {key for key in set.union(*forms) if get_close_matches(key, row, cutoff=0.75)}
-        nearest = max(forms, key=lambda keys: len(keys & near))
-        needed = " and ".join(sorted(nearest)) if near and not nearest <= row.keys() else ONE_OF
         advice = "or --columns prompt=KEY completion=KEY"
-        raise InputError(f"{where}: the keys are {sorted(row)}: a row needs {needed}, {advice}")
-    for key in known - {"messages"}:
+        raise InputError(f"{where}: the keys are {sorted(row)}: a row needs {ONE_OF}, {advice}")
+    if "messages" in row:
+        return check_messages(row, where)
+    for key in known:
         check_text(key, row[key], where)
-    return check_messages(row, where) if "messages" in row else row
+    return row
 
 
 def check_text(key, text, where):
-    """Return `text`, the value of `key`; raise InputError if it is not a string of characters."""
+    """Return `text`, the value of `key`; raise InputError if it is not a string."""
     if not isinstance(text, str):
         raise InputError(f"{where}: {key} must be a string, not {text!r}")
-    if text.encode(errors="ignore").decode() != text:
-        raise InputError(f"{where}: a text has a lone surrogate: remove that character")
     return text
 
 
 def check_messages(row, where):
     """Return the row, with its tools as a list; raise InputError if a message is malformed."""
     messages = row["messages"]
-    tools = row.get("tools") or []
-    sound = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
-    sound = sound and all("role" in m and ("content" in m or "tool_calls" in m) for m in messages)
-    if not (sound and messages[-1:] and messages[-1]["role"] == "assistant"):
-        what = "objects with role and content, the last one of the assistant"
-        raise InputError(f"{where}: messages must be {what}")
+    is_chat = isinstance(messages, list) and all(isinstance(m, dict) for m in messages)
+    if not (is_chat and all("role" in m for m in messages) and messages[-1:]):
+        raise InputError(f"{where}: messages must be objects with role and content")
+    if messages[-1]["role"] != "assistant":
+        raise InputError(f"{where}: the last message must be of the assistant")
     if any(part.get("weight", 1) != 1 for part in (row, *messages)):
         advice = "remove the key, and leave out the turns that must not count"
         raise InputError(f"{where}: weights of messages are not implemented: {advice}")
     for message in messages:
         if message.get("content") is not None or not message.get("tool_calls"):
             check_text("content", message.get("content"), where)
+    tools = row.get("tools") or []
     if isinstance(tools, str):
         tools = parse_json(tools, f"{where}: tools are not JSON")
     if not isinstance(tools, list):
@@ -141,21 +123,22 @@ def check_messages(row, where):
 
 def alpaca(row, where):
     """Return a row of Alpaca as prompt and completion."""
-    given = {"input": row.get("input") or ""} | {key: row[key] for key in ALPACA}
-    parts = {key: check_text(key, text, where) for key, text in given.items()}
-    prompt = "\n".join(filter(None, [parts["instruction"], parts["input"]]))
-    return {"prompt": prompt, "separator": "\n", "completion": parts["output"]}
+    given = [key for key in ("instruction", "input") if row.get(key)]
+    prompt = "\n".join(check_text(key, row[key], where) for key in given)
+    return {"prompt": prompt, "separator": "\n", "completion": row["output"]}
 
 
 def sharegpt(row, where):
     """Return a row of ShareGPT as messages."""
     turns = row["conversations"]
-    system = row.get("system")
-    sound = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
-    if not (sound and all("value" in turn and isinstance(turn.get("from"), str) for turn in turns)):
+    are_turns = isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)
+    if not (are_turns and all({"from", "value"} <= turn.keys() for turn in turns)):
         raise InputError(f"{where}: conversations must be objects with from and value")
-    turns = [{"from": "system", "value": system}] * bool(system) + turns
-    messages = [{"role": ROLES.get(t["from"], t["from"]), "content": t["value"]} for t in turns]
+    messages = [
+        {"role": ROLES.get(str(t["from"]), t["from"]), "content": t["value"]} for t in turns
+    ]
+    if row.get("system"):
+        messages.insert(0, {"role": "system", "content": row["system"]})
     return {"messages": messages, "tools": row.get("tools")}
 
 
@@ -165,16 +148,23 @@ def reason_to_skip(row, tokenizer):
     last = messages[-1] if messages else {"content": row.get("text") or row.get("completion")}
     if not (last.get("tool_calls") or (last.get("content") or "").strip()):
         return "an empty answer"
+    if tokenizer and tokenizer.has_chat_template and hides_tools(messages, tools, tokenizer):
+        return "tools that the chat template of the model does not show"
+    return ""
+
+
+def hides_tools(messages, tools, tokenizer):
+    """Return whether the chat template leaves out the tools or the calls, or rejects them."""
 
     def text(messages, tools):
         with suppress(InputError):  # some templates reject a message without content
             return tokenizer.render(messages, tools=tools)
 
     no_calls = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
-    others = [part for part in ((messages, None), (no_calls, tools)) if part != (messages, tools)]
-    asked = others and tokenizer and tokenizer.has_chat_template
-    hidden = asked and text(messages, tools) in (None, *(text(*part) for part in others))
-    return "tools that the chat template of the model does not show" if hidden else ""
+    shown = text(messages, tools)
+    if tools and shown == text(messages, None):
+        return True
+    return no_calls != messages and shown in (None, text(no_calls, tools))
 
 
 def messages_of(row):
@@ -187,13 +177,12 @@ def messages_of(row):
 
 def row_content(row):
     """Return what a row says as one string: no form, no other keys, each space as one blank."""
-    if "text" in row:
-        return " ".join(row["text"].split())
-    turns = [
-        [m["role"], " ".join((m.get("content") or "").split()), m.get("tool_calls")]
-        for m in messages_of(row)
-    ]
-    return json.dumps([turns, row.get("tools")])
+    texts = (
+        [row["text"]]
+        if "text" in row
+        else [m.get("content") or json.dumps(m.get("tool_calls")) for m in messages_of(row)]
+    )
+    return " ".join(" ".join(texts).split())
 
 
 def split_turns(row, tokenizer):
@@ -290,11 +279,11 @@ def load_rows(
 ) -> list[Row]:
     """Return the rows of a split of a built-in data set, a file or a folder.
 
-    `split` is train, valid or test. tokenizer: see `read_rows`. columns: {key: column}, the name in
-    the file of each key of a row, for example {"prompt": "question", "completion": "answer"}; other
-    columns are not read. Of a file, valid and test are both every tenth row (none if there are
-    fewer than ten). A folder has train.jsonl and valid.jsonl, and may have test.jsonl; otherwise
-    test is valid.jsonl. A file is JSON Lines, a JSON list of rows, or CSV.
+    split: train, valid or test. tokenizer: see `reason_to_skip`. columns: {key: column}, the name
+    in the file of each key of a row, for example {"prompt": "question", "completion": "answer"};
+    other columns are not read. Of a file, valid and test are both every tenth row (none if there
+    are fewer than ten). A folder has train.jsonl and valid.jsonl, and may have test.jsonl;
+    otherwise test is valid.jsonl. A file is JSON Lines, a JSON list of rows, or CSV.
     """
     [(rows, _)] = load_splits(name, [split], tokenizer, columns)
     return rows
@@ -313,20 +302,12 @@ def load_splits(name, splits, tokenizer=None, columns=None):
             raise InputError(f"`columns` is for files: the rows of {name} have their keys already")
         return [(tasks.builtin(name, split), {}) for split in splits]
     if path.is_dir():
-        files = [file_of(path, split) for split in splits]
-        for file, split in zip(files, splits):
-            if not file.exists():
-                missing = f"{split}{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
-                advice = "a folder needs files named train and valid"
-                raise InputError(f"{path} has no {missing}: {advice}")
-        return [read_usable(file, tokenizer, columns) for file in files]
+        return [read_usable(file_of(path, split), tokenizer, columns) for split in splits]
     if not path.is_file():
-        ways = f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl"
-        known = f"{', '.join(tasks.BUILTIN)}, {ways}"
+        known = f"{', '.join(tasks.BUILTIN)}, a {', '.join(SUFFIXES)} file"
+        folder = "or a folder with train.jsonl and valid.jsonl"
         near = did_you_mean(name, tasks.BUILTIN)
-        raise InputError(
-            f"there is no data set or file {name!r}: give {known} and valid.jsonl{near}"
-        )
+        raise InputError(f"there is no data set or file {name!r}: give {known}, {folder}{near}")
     rows, left_out = read_usable(path, tokenizer, columns)
     train = [row for i, row in enumerate(rows) if i % 10 != 9]
     return [(train, left_out) if split == "train" else (rows[9::10], {}) for split in splits]
@@ -342,8 +323,5 @@ def existing_split(name, split):
 
 def file_of(folder, split):
     """Return the file of a split in a folder; train.jsonl if there is none for train."""
-    names = [f"{split}{suffix}" for suffix in SUFFIXES]
-    found = [name for name in names if (folder / name).exists()]
-    if len(found) > 1:
-        raise InputError(f"{folder} has {' and '.join(found)}: keep one file per split")
-    return folder / (found or names)[0]
+    files = [folder / f"{split}{suffix}" for suffix in SUFFIXES]
+    return next(filter(Path.exists, files), files[0])

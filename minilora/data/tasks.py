@@ -22,7 +22,6 @@ from typing import NamedTuple
 import numpy as np
 
 from ..config import InputError
-from . import toolcalls
 
 SPLITS = ("train", "valid", "test")
 
@@ -96,18 +95,12 @@ class Builtin(NamedTuple):
     recipe: str = ""  # default flags of `minilora train` for this data set
 
 
-COMMON = "--mask-prompt --target-modules all-linear"
 BUILTIN = {
     "notes": Builtin(lambda split, n, seed: notes(n, SPLITS.index(split) + 3 * seed)[0],
                      (4000, 200, 400)),
     "questions": Builtin(questions, (4000, 200, 400),
-                         f"--iters 200 --learning-rate 4e-3 --batch-size 16 {COMMON}"),
-    "toolcalls": Builtin(toolcalls.rows, (1600, 96, 240),
-                         f"--iters 260 --learning-rate 1e-3 --batch-size 4 {COMMON}"),
-    "toolcalls-few-shot": Builtin(
-        lambda *args: [toolcalls.few_shot_row(row) for row in toolcalls.rows(*args)],
-        (1600, 96, 240),
-    ),
+                         "--iters 200 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
+                         "--target-modules all-linear"),
 }  # fmt: skip
 
 

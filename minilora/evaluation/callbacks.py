@@ -119,11 +119,10 @@ class LastStep:
 
 def check_held_out(valid: Sequence[Example], train_config: TrainConfig) -> None:
     """Raise InputError if there are no held-out rows, and `train_config` needs their loss."""
-    problem = "needs held-out rows, but there are none: give more rows, or leave it out"
-    if train_config.early_stopping_patience and not valid:
-        raise InputError(f"`early_stopping_patience` {problem}")
-    if train_config.keep_best and not valid:
-        raise InputError(f"`keep_best` {problem}")
+    for name in ("early_stopping_patience", "keep_best"):
+        if getattr(train_config, name) and not valid:
+            problem = "needs held-out rows, but there are none: give more rows, or leave it out"
+            raise InputError(f"`{name}` {problem}")
 
 
 def init_state(adapters: Tree, train_config: TrainConfig) -> Tree:

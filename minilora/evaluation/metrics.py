@@ -33,8 +33,6 @@ def evaluate(
     is no match. All other scores are means over the target tokens. quiet: show no progress. Raises
     InputError if there are no targets.
     """
-    if not examples:
-        raise InputError("there are no examples to evaluate")
     check_examples("examples", examples, model_config.vocab_size)
     scored = [example for example in examples if any(example.mask[1:])]
     if not scored:
@@ -43,15 +41,13 @@ def evaluate(
         )
     ops = operations(adapters, base, ops)
     params = model.parameters(adapters, base, ops)
-    tokens = sum(len(example.tokens) for example in scored)
-    bar: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1, "unit_scale": True}
     parts = []
-    with Progress(tokens, "token", quiet=quiet, **bar) as progress:
+    bar: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1}
+    with Progress(len(scored), "row", quiet=quiet, **bar) as progress:
         for rows in batches(scored):
             parts.append(token_scores(params, with_answer(rows), model_config, ops))
-            done = sum(len(example.tokens) for row in rows for example in row)
-            percent = 100 * (progress.n + done) / tokens
-            progress.advance(done, f"evaluating {len(scored):,} rows: {percent:.0f} %")
+            percent = 100 * (progress.n + len(rows)) / len(scored)
+            progress.advance(len(rows), f"evaluating {len(scored):,} rows: {percent:.0f} %")
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {
@@ -116,10 +112,8 @@ def _scores(logits, targets):
 def calibration_error(confidence, hit):
     """Compute the expected calibration error: the mean gap of confidence and accuracy over bins.
 
-    confidence: (N,) in (0, 1], hit: (N,) booleans. Returns NaN if a confidence is not finite.
+    confidence: (N,) in (0, 1], hit: (N,) booleans. Returns NaN if a confidence is NaN.
     """
-    if not np.isfinite(confidence).all():
-        return float("nan")
     # B_m has the confidences in ((m − 1)/M, m/M], for m = 1 … M = BINS   (Guo et al. 2017, Sec. 2)
     which = np.searchsorted(np.arange(1, BINS) / BINS, confidence)
     # ECE = Σ_m |B_m|/N · |accuracy(B_m) − confidence(B_m)|   (Guo et al. 2017, Eq. 3)

@@ -68,20 +68,14 @@ def test_weights_and_optimizer_are_exact():
     adapters, base = adapted(quantized(random_base(CONFIG)))
     parts = memory.memory_estimate(adapters, base, CONFIG, 1)
     assert parts["frozen weights"] == nbytes(base)
-    assert (
-        parts["Adam's two moments"] == 2 * parts["trained weights"] == 8 * num_parameters(adapters)
-    )
+    trained = 4 * num_parameters(adapters)
+    assert (parts["trained weights"], parts["Adam's two moments"]) == (trained, 2 * trained)
 
 
 def test_counts_are_logical_and_bits_are_stored():
     base = random_base(CONFIG)
     four_bit = quantized(base)
     assert num_parameters(four_bit) == num_parameters(base)
-    weights = sum(
-        w.size
-        for w in (base["model"]["layers"][str(i)]["mlp"]["up_proj"]["weight"] for i in range(3))
-    )
-    assert weights == 3 * 48 * 96
     # blocks of 16: 4 + 32/16 bits, every weight here being a whole number of blocks
     assert memory.bits_per_weight(four_bit) == 4 + 32 / 16
     assert memory.bits_per_weight(base) == 32

@@ -19,8 +19,6 @@ from minilora.evaluation.metrics import calibration_error, evaluate
 
 U32 = 2.0**-24
 
-few = settings(max_examples=20)
-
 
 def slow_scores(adapters, base, examples, config):
     """(nll, probabilities, target, row) of every target token, one example at a time, float64."""
@@ -34,7 +32,7 @@ def slow_scores(adapters, base, examples, config):
                 yield -math.log(p[target]), p, target, row
 
 
-@few
+@settings(max_examples=12)
 @given(configs(), seeds, st.integers(1, 9))
 def test_every_score_by_its_definition(config, seed, n):
     # √ε of 0.3 keeps every norm, and so the error of float32, within a factor of ten or so
@@ -55,22 +53,6 @@ def test_every_score_by_its_definition(config, seed, n):
         hits = [pk.argmax() == t for pk, t in zip(p, target)]
         exact = [all(h for h, r in zip(hits, row) if r == i) for i in range(n)]
         assert scores["exact_match"] == sum(exact) / n
-
-
-def test_dropout_is_not_active():
-    examples, found = random_examples(TINY, 7), []
-    for p in (0.0, 0.9):
-        adapters, base = adapted(random_base(TINY), lora_dropout=p)
-        found.append(evaluate(adapters, base, examples, TINY))
-    assert found[0] == found[1]
-
-
-def test_the_loss_is_the_models():
-    adapters, base = adapted(random_base(TINY))
-    examples = random_examples(TINY, 7)
-    loss = minilora.loss(adapters, base, collate([[e] for e in examples]), TINY)
-    # both are means, in float64, of float32 terms near ln 11; batches differ in shape
-    assert evaluate(adapters, base, examples, TINY)["loss"] == pytest.approx(loss, rel=300 * U32)
 
 
 def test_no_score_and_no_output_has_dropout():
@@ -106,26 +88,6 @@ def test_evaluation_shows_how_much_is_done_and_the_time_left(monkeypatch, capsys
     assert capsys.readouterr() == ("", "")
 
 
-def test_evaluating_nothing_is_an_error():
-    with pytest.raises(InputError, match="no examples to evaluate"):
-        evaluate({}, random_base(TINY), [], TINY)
-
-
-def test_exact_match_is_what_greedy_decoding_says():
-    # Rows that greedy decoding made are matched; the same with one token changed are not.
-    base = random_base(TINY, 3)
-    rows = greedy_examples(base, 6)
-    assert evaluate({}, base, rows, TINY)["exact_match"] == 1
-    for at in range(3, 7):
-        tokens = list(rows[0].tokens)
-        tokens[at] = (tokens[at] + 1) % TINY.vocab_size
-        wrong = [Example(tokens, rows[0].mask), *rows[1:]]
-        assert evaluate({}, base, wrong, TINY)["exact_match"] == 5 / 6
-    # what the mask leaves out need not be likely
-    prompt = [Example([5, *rows[0].tokens[1:]], [0, 0, 0, 0, 0, 0, 1])]
-    assert evaluate({}, base, prompt, TINY)["tokens"] == 1
-
-
 def greedy_examples(base, n, prompt=3, answer=4):
     """Return n examples: random prompts, and the answers that greedy decoding gives to them."""
     rng, examples = np.random.default_rng(0), []
@@ -137,20 +99,27 @@ def greedy_examples(base, n, prompt=3, answer=4):
     return examples
 
 
-def test_exact_match_compares_the_answer_also_if_the_loss_counts_the_prompt():
+@pytest.mark.parametrize("counts_the_prompt", [False, True])
+def test_exact_match_is_what_greedy_decoding_says(counts_the_prompt):
+    """The answers of greedy decoding match; with another token in one of them, its row does not.
+
+    What precedes the answer need not be likely, whether or not the loss counts it.
+    """
     base = random_base(TINY, 3)
-    masked = greedy_examples(base, 6)
-    whole = [Example(e.tokens, [1] * 7, e.mask) for e in masked]
-    scores = evaluate({}, base, whole, TINY)
-    assert scores["exact_match"] == 1 and scores["tokens"] == 6 * 6
-    # the same targets without an answer: every token of the prompt would have to be the likeliest
-    plain = evaluate({}, base, [Example(e.tokens, e.mask) for e in whole], TINY)
-    assert plain["exact_match"] == 0 and plain["loss"] == scores["loss"]
+    rows = greedy_examples(base, 6)
+    if counts_the_prompt:
+        rows = [Example(e.tokens, [1] * 7, e.mask) for e in rows]
+    scores = evaluate({}, base, rows, TINY)
+    assert scores["exact_match"] == 1
+    assert scores["tokens"] == 6 * (6 if counts_the_prompt else 4)
     for at in range(3, 7):
-        tokens = list(whole[0].tokens)
+        tokens = list(rows[0].tokens)
         tokens[at] = (tokens[at] + 1) % TINY.vocab_size
-        wrong = [whole[0]._replace(tokens=tokens), *whole[1:]]
+        wrong = [rows[0]._replace(tokens=tokens), *rows[1:]]
         assert evaluate({}, base, wrong, TINY)["exact_match"] == 5 / 6
+    if counts_the_prompt:  # without an answer, every token has to be the likeliest
+        plain = evaluate({}, base, [Example(e.tokens, e.mask) for e in rows], TINY)
+        assert plain["exact_match"] == 0 and plain["loss"] == scores["loss"]
 
 
 def test_a_row_whose_answer_was_cut_off_is_no_match():
@@ -160,14 +129,15 @@ def test_a_row_whose_answer_was_cut_off_is_no_match():
     no_target = Example(masked[0].tokens[:3], [0] * 3)
     for lost in (no_answer, no_target):
         assert evaluate({}, base, [masked[1], lost], TINY)["exact_match"] == 1 / 2
+    one_token = Example(masked[0].tokens, [0] * 6 + [1])  # is an answer, too
+    assert evaluate({}, base, [one_token], TINY)["exact_match"] == 1
 
 
 def test_examples_without_a_target_have_no_scores(monkeypatch):
     base, silent = random_base(TINY), Example([1, 2, 3], [1, 0, 0])
-    with pytest.raises(InputError, match="there are no examples to evaluate"):
-        evaluate({}, base, [], TINY)
-    with pytest.raises(InputError, match="no token of the examples is a target"):
-        evaluate({}, base, [silent] * 2, TINY)
+    for examples in ([], [silent] * 2):
+        with pytest.raises(InputError, match="no token of the examples is a target"):
+            evaluate({}, base, examples, TINY)
     monkeypatch.setattr(metrics, "TOKENS", 3)  # so that one batch has no target at all
     other = Example([1, 2, 3, 4], [1, 1, 1, 1])
     alone, both = (evaluate({}, base, examples, TINY) for examples in ([other], [silent, other]))
@@ -189,18 +159,13 @@ def test_scores_do_not_depend_on_order_or_chunks(monkeypatch):
 
 @given(seeds, st.integers(1, 30), st.integers(8, 60))
 def test_batches_hold_every_row_once_and_are_small(seed, n, tokens):
-    examples = [Example(e.tokens, [1] * len(e.tokens)) for e in random_examples(TINY, n, seed)]
+    examples = random_examples(TINY, n, seed)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(metrics, "TOKENS", tokens)
-        parts = list(map(collate, metrics.batches(examples)))
+        parts = list(metrics.batches(examples))
     # a row alone may be as long as it likes; the longest here has 8 targets
-    assert all(part["tokens"].size <= tokens for part in parts)
-    rows = [
-        (tokens[: int(sum(mask))].tolist(), targets[: int(sum(mask))].tolist())
-        for part in parts
-        for tokens, targets, mask in zip(part["tokens"], part["targets"], part["mask"])
-    ]
-    assert sorted(rows) == sorted((e.tokens[:-1], e.tokens[1:]) for e in examples)
+    assert all(collate(part)["tokens"].size <= tokens for part in parts)
+    assert sorted(e for part in parts for [e] in part) == sorted(examples)
 
 
 # ------------------------------------------------------------------------------ calibration
@@ -218,10 +183,16 @@ def slow_calibration_error(confidence, hit):
     return error
 
 
-edges = st.integers(1, 15).map(lambda m: m / 15)
+# also the edges of the bins, each of which belongs to the lower one
+edges = st.integers(1, 15).map(lambda m: np.float32(m / 15))
 
 
-@given(hnp.arrays(np.float64, st.integers(1, 60), elements=st.floats(0.01, 1) | edges), seeds)
+@given(
+    hnp.arrays(
+        np.float32, st.integers(1, 60), elements=st.floats(0, 1, width=32, exclude_min=True) | edges
+    ),
+    seeds,
+)
 def test_calibration_error(confidence, seed):
     hit = np.random.default_rng(seed).random(confidence.size) < 0.5
     assert calibration_error(confidence, hit) == pytest.approx(
@@ -229,36 +200,5 @@ def test_calibration_error(confidence, seed):
     )
 
 
-@pytest.mark.parametrize("m", range(1, 16))
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_a_confidence_on_the_edge_of_two_bins_belongs_to_the_lower_one(m, dtype):
-    """The gaps of a right and a wrong answer cancel in one bin, and add up in two bins."""
-    edge = dtype(m / 15)
-    if float(edge) > m / 15:  # as float32, it lies above the edge of the definition
-        edge = np.nextafter(edge, dtype(0))
-    right_or_wrong = np.array([True, False])
-    below = np.array([edge, edge - dtype(0.01)])
-    gap = abs(1 - float(below.sum(dtype=np.float64))) / 2
-    assert calibration_error(below, right_or_wrong) == pytest.approx(gap, abs=1e-14)
-    if m < 15:
-        above = np.array([edge, edge + dtype(0.01)])
-        gap = (1 - float(above[0]) + float(above[1])) / 2
-        assert calibration_error(above, right_or_wrong) == pytest.approx(gap, abs=1e-14)
-
-
-def test_calibration_of_the_extremes():
-    ones, half = np.ones(8, np.float32), np.full(8, 0.5, np.float32)
-    assert calibration_error(ones, ones > 0) == 0
-    assert calibration_error(ones, ones < 0) == 1
-    assert calibration_error(half, np.arange(8) % 2 == 0) == 0
-    assert calibration_error(half, ones > 0) == 0.5
-    # over- and underconfidence in two bins do not cancel
-    mixed = np.float64([0.9] * 5 + [0.5] * 5)
-    assert calibration_error(mixed, np.arange(10) >= 5) == pytest.approx((0.9 + 0.5) / 2)
-
-
-def test_a_certain_model_has_brier_zero_and_a_wrong_one_two():
-    logits = np.float32([[200, 0, 0], [200, 0, 0]])
-    nll, hit, confidence, brier = metrics._scores(logits, np.array([0, 1]))
-    assert nll.tolist() == [0, 200] and hit.tolist() == [True, False]
-    assert confidence.tolist() == [1, 1] and brier.tolist() == [0, 2]
+def test_the_calibration_of_numbers_that_are_not_finite():
+    assert np.isnan(calibration_error(np.float32([0.5, np.nan]), np.array([True, False])))

@@ -5,13 +5,14 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+import toolcalls
 from comparisons import in_float64
 from peft_models import ALL, in_four_bits, llama_of, peft_folder, transformers_loss
 
 from minilora import train
 from minilora.batching import Example, batch_at, collate
 from minilora.config import TrainConfig
-from minilora.data.rows import encode_rows, load_rows
+from minilora.data.rows import encode_rows
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.optim import get_lr
@@ -126,9 +127,9 @@ def test_twenty_steps_of_training_follow_peft(tiny_llama, same_losses, fields, d
 
 @pytest.fixture(scope="session")
 def tool_calls(smollm2):
-    """The short ones among the rows that `minilora train --data toolcalls` reads."""
+    """The short ones among the rows of lesson 18."""
     settings = TrainConfig(mask_prompt=True, max_seq_length=256)
-    examples, _ = encode_rows(load_rows("toolcalls", "train")[:200], smollm2[2], settings)
+    examples, _ = encode_rows(toolcalls.rows("train", 200), smollm2[2], settings)
     return [example for example in examples if len(example.tokens) <= 60]
 
 

@@ -1,4 +1,7 @@
-"""Generate the data set `toolcalls`: a request in plain English, and one line of JSON.
+"""Generate the rows of lesson 18: a request in plain English, and one line of JSON.
+
+python lessons/toolcalls.py FOLDER               # writes train.jsonl, valid.jsonl and test.jsonl
+python lessons/toolcalls.py FOLDER --few-shot    # the same requests, after rules and examples
 
     Could you wake me tomorrow at 6:30 am?
     {"tool": "set_alarm", "arguments": {"time": "6:30 am", "day": "tomorrow"}}
@@ -21,14 +24,14 @@ unseen calls in known words, `test` for unseen calls in unseen words.
 import json
 import random
 import re
+import sys
 import tomllib
 import zlib
-from importlib.resources import files
+from pathlib import Path
 
-from ..config import InputError
-
-TABLE = tomllib.loads(files(__package__).joinpath("toolcalls.toml").read_text("utf-8"))
+TABLE = tomllib.loads(Path(__file__).with_suffix(".toml").read_text("utf-8"))
 POOLS, TOOLS = TABLE["pools"], TABLE["tools"]
+COUNTS = {"train": 1600, "valid": 96, "test": 240}  # rows of each split
 SPLIT_OF_BUCKET = 7 * ("train",) + ("valid",) + 2 * ("test",)  # tenths of all calls
 FEW_SHOTS = 6  # with 6, 8 and 12 examples SmolLM2-135M answers 2, 1 and 0 of 60 test rows exactly
 TRIES = 2000  # draws before a tool counts as exhausted; its rarest calls are a few percent
@@ -38,14 +41,13 @@ Copy values as they stand in the request. Give durations in minutes and currenci
 codes. Leave out an optional argument (marked ?) that the request does not mention."""
 
 
-def rows(split, n, seed=0):
-    """Return n chat rows `{"messages": [user, assistant]}` of "train", "valid" or "test".
+def rows(split, n=None, seed=0):
+    """Return n chat rows `{"messages": [user, assistant]}` of a split; n: default of COUNTS.
 
     The same split and seed give the same rows on every machine, and a smaller n gives the first of
     these rows. Each group of len(TOOLS) rows has each tool once, and no request occurs twice.
     """
-    if split not in SPLIT_OF_BUCKET:
-        raise InputError(f"toolcalls has train, valid and test, not {split!r}")
+    n = COUNTS[split] if n is None else n
     # `random` hashes a text seed itself, so it does not depend on PYTHONHASHSEED, and `random()`
     # is the only method whose numbers Python promises to keep in later versions
     rng = random.Random(f"toolcalls {split} {seed}")
@@ -59,7 +61,7 @@ def rows(split, n, seed=0):
             if split_of(answer) == split and request not in answers:
                 break
         else:
-            raise InputError(f"toolcalls {split} has no further {tool} request: ask for fewer rows")
+            raise ValueError(f"{split} has no further {tool} request: ask for fewer rows")
         answers[request] = answer
     return [
         {"messages": [_turn("user", request), _turn("assistant", answer)]}
@@ -109,3 +111,16 @@ def few_shot_row(row):
         system.append(f"{tool}({arguments}): {entry['description']}")
     shots = [turn for shot in rows("train", FEW_SHOTS) for turn in shot["messages"]]
     return {"messages": [_turn("system", "\n".join(system)), *shots, *row["messages"]]}
+
+
+def main(folder, few_shot=False):
+    """Write the rows of each split to a folder, for `minilora train --data FOLDER`."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for split in COUNTS:
+        chats = [few_shot_row(row) if few_shot else row for row in rows(split)]
+        lines = [json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats]
+        (Path(folder) / f"{split}.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], "--few-shot" in sys.argv)

@@ -1,0 +1,48 @@
+"""Run the jobs of a sweep in parallel, and write its CSV.
+
+A sweep is a module here with `JOBS` and `run(job)`, which returns the row of a run as a dict. Some
+have `more(rows)`, too: further jobs, which follow from the rows of JOBS.
+"""
+
+import csv
+from concurrent.futures import ProcessPoolExecutor
+from importlib import import_module
+from multiprocessing import get_context
+
+from common import SWEEPS
+from threadpoolctl import threadpool_limits
+from tqdm import tqdm
+
+from minilora.kernels import num_threads, threads
+
+
+def mapped(function, jobs, executor=None):
+    """Return [function(job), …] of the jobs run in parallel, with a progress bar.
+
+    executor: any `concurrent.futures.Executor` whose workers can import `function`. Default: one
+    process per core, with one thread each, so that step times can be compared.
+    """
+    if executor is None:
+        spawn = get_context("spawn")
+        with ProcessPoolExecutor(num_threads(), spawn, initializer=one_thread) as processes:
+            return mapped(function, jobs, processes)
+    return list(tqdm(executor.map(function, jobs), total=len(jobs), unit="run", disable=None))
+
+
+def one_thread():
+    """Have this process compute on one thread, a worker of `mapped`."""
+    threads.THREADS = 1
+    threadpool_limits(1)
+
+
+def write(name):
+    """Run all jobs of a sweep and write NAME.csv, one row per job."""
+    sweep = import_module(f"sweeps.{name}")
+    rows = mapped(sweep.run, sweep.JOBS)
+    if hasattr(sweep, "more"):
+        rows += mapped(sweep.run, sweep.more(rows))
+    with open(SWEEPS / f"{name}.csv", "w", newline="") as file:
+        file.write(f"# python lessons/sweeps {name}\n")
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
