@@ -193,7 +193,7 @@ def test_built_in_names_are_no_paths(tmp_path, monkeypatch):
         (tmp_path / name).mkdir()
     for model in ("tiny", "micro", "smollm2"):
         assert absolute("model", model) == model
-    for name in ("questions", "notes", "toolcalls"):
+    for name in ("questions", "notes"):
         assert absolute("data", name) == name
     for setting, name in (("data", "tiny"), ("model", "./tiny"), ("init_adapter", "tiny")):
         assert absolute(setting, name) == str(tmp_path / "tiny")
