@@ -121,7 +121,7 @@ def test_neither_evaluation_nor_recomputing_changes_the_run():
     assert fingerprint(run(replace(SMALL, gradient_checkpointing=True))[0]) == expected
     seen, config = [], replace(SMALL, gradient_checkpointing=True)
     gradient_at(*setting(), ROWS, 0, TINY, config, spying(layers, seen))
-    assert sum(name == "mlp" for name, _ in seen) == 2 * TINY.num_hidden_layers
+    assert sum(name == "swiglu" for name, _ in seen) == 2 * TINY.num_hidden_layers
 
 
 # ----------------------------------------------------------------------------- accumulation

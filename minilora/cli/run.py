@@ -23,7 +23,7 @@ from ..data.rows import split_row
 from ..evaluation import memory
 from ..evaluation.callbacks import check_held_out, evaluation_row, kept_step
 from ..evaluation.metrics import evaluate
-from ..evaluation.plot import curve
+from ..evaluation.plot import curve, figure_class
 from ..formats.checkpoint import save_adapter, save_state
 from ..formats.files import replace_text, write_errors
 from ..generation import generate
@@ -87,6 +87,8 @@ def train_and_save(args):
         if not args.quiet:
             print_sample(adapters, *model, loaded.tokenizer, held_out[0], ops)
 
+    # the curve needs matplotlib: an interrupt during its import would break every later import
+    figure_class()
     with run_folder.lock(folder):
         writer = RunWriter(folder, args, loaded, metadata)
         adapters, state = loaded.adapters, None

@@ -1,5 +1,7 @@
 """DoRA (Liu et al. 2024): LoRA, and a trained magnitude m per output of a projection."""
 
+from dataclasses import replace
+
 import autograd.numpy as np
 from autograd.extend import notrace_primitive
 
@@ -13,7 +15,7 @@ M = "lora_magnitude_vector"  # (out,)
 
 def init(base, config, rng):
     """Create the factors of LoRA, and m = ‖W₀‖ per row (Sec. 4.1)."""
-    adapters = lora.init(base, config, rng)
+    adapters = lora.init(base, replace(config, use_dora=False), rng)
     add_magnitudes(adapters, base)
     return adapters
 

@@ -6,6 +6,7 @@ the file has only A and B, and the modified frozen weight follows from W.
 Letters: s the scaling α/r, Q the stored frozen weight, σ a singular value.
 """
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -31,7 +32,8 @@ def init(base, config, rng, scheme="none", block_size=64):
     if initialize is loftq and scheme == "none":
         raise InputError("loftq reduces the error of quantization: give a `scheme`, or use pissa")
     how = {"scheme": scheme, "block_size": block_size, "quantize_4bit": quantize_4bit}
-    adapters = lora.init(base, config, rng)
+    plain = replace(config, init_lora_weights=True, use_dora=False)
+    adapters = lora.init(base, plain, rng)
     rests = {}
     for node in lora.adapted_paths(adapters):
         path = f"{node}.weight"
