@@ -6,7 +6,7 @@
 # **Why.** Fine-tuning changes the weights of a trained model. Training a weight with Adam takes 16
 # bytes: 4 for the weight, 4 for its gradient, 8 for two averages. For the 6.7 billion weights of a
 # LLaMA-7B, that is 108 GB. LoRA freezes them and trains two small matrices, A and B, next to some
-# of them: 4 million numbers for two projections of every layer at rank 8, or 0.06 %. A frozen
+# of them: 4 million numbers, or 0.06 %, for two matrices of every layer, if A has 8 rows. A frozen
 # weight has no gradient and no averages. QLoRA also stores it in 4 bits instead of 32, so the
 # layers of the 7B model take 3.3 GB instead of 26. This works because a frozen weight is only read:
 # for each product it is turned back into float32, and A and B are trained next to the weights as
@@ -57,9 +57,10 @@ from autograd.extend import defvjp, primitive
 # damaged files).*
 #
 # A safetensors file has three parts: eight bytes that give a length, a JSON header of that length,
-# and the numbers of all tensors. The names of the tensors are Hugging Face's. In this lesson, a
-# model is a dict from these names to arrays. The model `micro` comes with the package and has three
-# layers.
+# and the numbers of all tensors, here in float16. The names of the tensors are Hugging Face's. In
+# this lesson, a model is a dict from these names to arrays. The model `micro` comes with the
+# package and has three layers. It is *dense*: every number of a weight is stored, here as a
+# float32.
 
 # %%
 package = find_spec("minilora")  # not installed: run this file in the folder of the repository
@@ -80,10 +81,11 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 #
 # *In the package: `nf4.py`, `double_quant.py` (other block sizes, short blocks, FP4, speed).*
 #
-# NF4 has sixteen values between -1 and 1. They are closer together near zero. The matrices of the
-# layers, the *projections* (`_proj`), are quantized; the rest stays *dense* (one float32 per
-# number). A matrix is cut into blocks of 64 numbers. Each block stores its largest magnitude, the
-# *absmax*. Each number is stored as a 4-bit code, the index of the nearest of the sixteen values:
+# NF4 (4-bit NormalFloat) has sixteen fixed values from -1 to 1. They are closer together near zero,
+# where most weights are. The matrices of the layers, the *projections* (`_proj`), are quantized;
+# the rest stays dense. A matrix is cut into blocks of 64 numbers. Each block stores its largest
+# magnitude, the *absmax*. Each number is stored as a 4-bit code, the index of the nearest of the
+# sixteen values:
 #
 # $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
 #
@@ -92,9 +94,10 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # value.](../figures/drawings/nf4_number_line.svg)
 #
 # **Double quantization.** One float32 absmax per 64 weights costs half a bit per weight. So the
-# absmax values are quantized, too: subtract their mean, cut the differences into blocks of 256,
-# divide each block by its largest magnitude (its *scale*), and take the nearest of 256 fixed
-# values (in the code: `offset`, `nested_absmax`, `DYNAMIC_MAP`). A weight then needs
+# absmax values are quantized, too: subtract their mean (all are positive, and the 256 values below
+# have both signs), cut the differences into blocks of 256, divide each block by its largest
+# magnitude (its *scale*), and take the nearest of 256 fixed values (in the code: `offset`,
+# `nested_absmax`, `DYNAMIC_MAP`). A weight then needs
 #
 # $$4 + \frac{8}{64} + \frac{32}{64 \cdot 256} = 4.127 \text{ bits.}$$
 #
@@ -117,8 +120,8 @@ NF4 = np.array([-1.0, -0.6961928009986877, -0.5250730514526367, -0.3949174880981
 
 # %% [markdown]
 # The 256 values for the absmax (Dettmers 2016) are 0, 1, and 127 positive values with their
-# negatives. The positive values come in seven decades. Decade i divides the range from 0.1 to 1
-# into 2ⁱ equal steps, takes their midpoints, and multiplies them by 10ⁱ⁻⁶.
+# negatives. The positive values come in seven decades. Decade i (0 to 6) divides the range from 0.1
+# to 1 into 2ⁱ equal steps, takes their midpoints, and multiplies them by 10ⁱ⁻⁶.
 #
 # **You may skip the next cell.** It would be shorter with `np.linspace` for `edges`. But float32
 # rounds, and the last bit depends on how `edges` is computed. Computed as below, the values equal
@@ -135,9 +138,10 @@ DYNAMIC_MAP = np.sort(np.concatenate(values))
 
 
 # %% [markdown]
-# Now the two functions, `quantize` and `dequantize`, with their helpers. Two details are there only
-# for the last bit, as in bitsandbytes: 1/absmax is rounded before the product, and the second level
-# rounds to one of 65,536 equal steps before it takes the nearest value.
+# Now the two functions, `quantize` and `dequantize`, with their helpers. Some details are there
+# only to equal bitsandbytes bit for bit: a block is multiplied by 1/absmax and not divided by
+# absmax, and double quantization rounds to one of 65,536 equal steps before it takes the nearest
+# value.
 
 
 # %%
@@ -172,7 +176,7 @@ def dequantize(q):
 
 def nearest(x, values):
     """Return the index of the value nearest to each number of x, flat; at a tie, the lower one."""
-    # Count the midpoints that are below x: this is the index of the value nearest to x.
+    # Count the midpoints that are below x: the values are sorted, so this is the index.
     return np.searchsorted((values[:-1] + values[1:]) / 2, x.ravel()).astype(np.uint8)
 
 
@@ -185,14 +189,15 @@ def double_quantize(absmax):
     # 1/nested is rounded, so a product can be just outside [-1, 1]
     normalized = np.clip(blocks * (1 / np.maximum(nested, np.float32(1e-38)))[:, None], -1, 1)
     normalized[nested == 0] = -1  # as in bitsandbytes; any index will do, because the scale is 0
-    # to one of 65,536 equal steps, as in bitsandbytes
+    # [-1, 1] → 0, 1, …, 65535 → [-1, 1], as in bitsandbytes; adding 0.5 and cutting off rounds
     steps = (normalized + 1) * np.float32(0.5) * np.float32(65535) + np.float32(0.5)
     rounded = steps.astype(np.uint16) * np.float32(2) / np.float32(65535) - 1
     return nearest(rounded, DYNAMIC_MAP)[: len(absmax)], nested, offset
 
 
 # %% [markdown]
-# Now quantize the projections of the model:
+# Now quantize the projections of the model. `path` is the name of a weight, such as
+# `model.layers.0.self_attn.q_proj`:
 
 # %%
 base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.items()}
@@ -200,7 +205,7 @@ base = {path: quantize(w) if "_proj" in path else w for path, w in dense_base.it
 
 def nbytes(w):
     """Count the bytes of a weight."""
-    return sum(part.nbytes for part in w[:4]) if isinstance(w, NF4Weight) else w.nbytes
+    return sum(part.nbytes for part in w[:-1]) if isinstance(w, NF4Weight) else w.nbytes
 
 
 for when, weights in {"float32": dense_base, "NF4": base}.items():
@@ -214,32 +219,36 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 # *In the package: `lora.py` (other targets and ranks), `layers.py` (biases, dropout),
 # `kernels/linear.py` (speed).*
 #
-# Each projection, with its frozen weight W₀, gets an *adapter*: two small matrices, A of shape (r,
-# in) and B of shape (out, r). The *rank* r is small, here 8:
+# Each projection, with its frozen weight W₀ (here in 4 bits), gets an *adapter*: two small
+# matrices, its *factors*, A of shape (r, in) and B of shape (out, r). The *rank* r is small, here
+# 8:
 #
 # $$h = W_0 x + \frac{\alpha}{r} B A x$$
 #
+# In this formula, x is a column, as in the paper. In the code, it is a row: x W₀ᵀ and x Aᵀ Bᵀ.
+#
 # α is a fixed number, here 16, which scales the update. It is divided by r because B A x is a sum
-# of r terms: with 1/r, another rank does not need another learning rate, or so the idea goes.
-# Lesson 2b shows what α/r does and where the idea fails.
+# of r terms, one per column of B and row of A: with 1/r, another rank does not need another
+# learning rate, or so the idea goes. Lesson 2b shows what α/r does and where the idea fails.
 #
 # A starts with random numbers and B starts at zero, so the adapter changes nothing before training.
 # The trained matrices are in a separate dict, `adapters`. The loss takes `adapters` as its first
 # argument and `base` as its second, and autograd differentiates the first argument only. That is
 # how the base stays frozen. The functions below read `params`, one dict with the entries of both.
 #
-# Autograd can differentiate x Wᵀ. But it would keep every dequantized W until the backward pass.
-# `@primitive` tells it not to look inside `matmul`, so it keeps the quantized W. `defvjp` gives it
-# the derivative: how to get the gradient of the input x from the gradient g of the output y. W is
-# dequantized for this once more.
+# Autograd can differentiate x Wᵀ. But it would keep every dequantized W until it has computed the
+# gradients. `@primitive` tells it not to look inside `matmul`, so it keeps the quantized W.
+# `defvjp` (vector-Jacobian product) gives it the derivative: a function of the output y and the
+# inputs x and w, which returns a function from the gradient of the loss L with respect to y, g =
+# ∂L/∂y, to that with respect to x. W is dequantized for this once more.
 #
 # **Predict.** B is zero. Can the adapter learn anything at the first step?
 #
 # <details><summary>Answer</summary>
 #
 # Yes. The gradient of B is (α/r) G Aᵀ, where G is the gradient of the full weight. A is not zero,
-# so B moves at the first step. (In part 6, the learning rate of step 0 is zero, so B moves at step
-# 1.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. Lesson 2 tries
+# so B moves at the first step. (In part 6, the first step has the learning rate zero, so B moves at
+# the second step.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. Lesson 2 tries
 # all four starts: A and B each zero or random.
 #
 # </details>
@@ -291,11 +300,12 @@ def dense(w):
 #
 # A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D, its
 # *embedding*. Each layer adds to this vector: first what attention collects from the tokens so far,
-# then what the MLP (three matrices, applied to each token alone) computes from the result. At the
-# end, the product of the vector with the embedding of each token gives one number per token of the
-# vocabulary, its *logit*. Softmax makes them the probabilities p of the next token. The loss is the
-# mean of −log p of the answers' tokens; with the natural logarithm its unit is the *nat*. The
-# logits that predict the questions' own tokens are cut off.
+# then what the MLP (three matrices, applied to each token alone) computes from the result. Both
+# read the vector after `rms_norm` has scaled it. At the end, the product of the vector with the
+# embedding of each token gives one number per token of the vocabulary, its *logit*. Softmax makes
+# them the probabilities p of the next token. The loss is the mean of −log p of the answers' tokens;
+# with the natural logarithm its unit is the *nat*. The logits that predict the questions' own
+# tokens are cut off.
 #
 # ![One layer of a Llama: the attention sublayer above, the MLP below. A pair A, B can sit on each
 # of the seven projections. Other methods train norms, prefixes, scalings or
@@ -339,7 +349,7 @@ def attention(x, layer, params, config):
 def mlp(x, layer, params):
     """Apply the gated feed-forward layer: (N, T, D) -> (N, T, D)."""
     gate, up = (linear(x, f"{layer}.mlp.{n}_proj", params) for n in ("gate", "up"))
-    # W_down(gate·σ(gate) ∘ up)   (SwiGLU: Shazeer 2020, Eq. 6)
+    # W_down(gate·σ(gate) ∘ up), σ(a) = 1/(1 + e⁻ᵃ)   (SwiGLU: Shazeer 2020, Eq. 6)
     return linear(gate / (1 + np.exp(-gate)) * up, f"{layer}.mlp.down_proj", params)
 
 
@@ -424,7 +434,7 @@ rates = LEARNING_RATE * np.where(steps < WARMUP, steps / WARMUP, cosine)
 
 rng = np.random.default_rng(0)
 rows = [question(rng) for _ in range(STEPS * BATCH_SIZE)]
-held_out = [row for row in (question(rng) for _ in range(200)) if row not in rows]
+held_out = [row for row in (question(rng) for _ in range(200)) if row not in rows]  # not trained on
 adapters = init_lora(base, rng)
 
 
@@ -449,11 +459,11 @@ for step in range(STEPS):
     norm = np.sqrt(sum(np.sum(g * g) for g in grads.values()))
     t = step + 1
     for n, g in grads.items():
-        g = g * min(1, MAX_NORM / (norm + 1e-6))  # clipping
+        g = g * min(1, MAX_NORM / (norm + 1e-6))  # clipping; the 1e-6 is PyTorch's
         m[n] = BETA1 * m[n] + (1 - BETA1) * g
         s[n] = BETA2 * s[n] + (1 - BETA2) * g * g
         m_hat, s_hat = m[n] / (1 - BETA1**t), s[n] / (1 - BETA2**t)
-        # θ ← θ − η·m̂/(√ŝ + ε)   (Loshchilov and Hutter 2019, Alg. 2, without weight decay)
+        # p ← p − rate·m̂/(√ŝ + ε)   (Loshchilov and Hutter 2019, Alg. 2, without weight decay)
         adapters[n] = adapters[n] - rates[step] * m_hat / (np.sqrt(s_hat) + EPS)
     if t == 1 or t % 25 == 0:
         print(f"step {t:3}: loss {losses[step]:.4f}")
@@ -465,9 +475,9 @@ report("after training", adapters, base)
 # *In the package: `lora.py` (any targets), `formats/pretrained.py` (a folder that
 # transformers loads).*
 #
-# (α/r)·BA has the shape of W₀, so an adapter can be added to its weight. The merged model has the
-# shape of the dense base, and no adapter to compute. It stays in float32: rounding it to 4 bits
-# again can lose a part of what the adapter learned (lesson 13b measures how much).
+# (α/r)·BA has the shape of W₀, so an adapter can be added to its (dequantized) weight. The merged
+# model has the shape of the dense base, and no adapter to compute. It stays in float32: rounding it
+# to 4 bits again can lose a part of what the adapter learned (lesson 13b measures how much).
 
 # %%
 merged = {path: dense(w) for path, w in base.items()}
@@ -505,10 +515,11 @@ if find_spec("matplotlib"):
 #    does the first report say?
 # 3. `base = {path: quantize(w) if ...}`: leave all weights dense. How much does the loss change?
 #
-# **Exercises.** The functions of this file, without their bodies: one-file-nearest,
-# one-file-quantize, one-file-dequantize, one-file-double-quantize, one-file-init-lora,
-# one-file-linear, one-file-rms-norm, one-file-apply-rope, one-file-attention, one-file-mlp,
-# one-file-forward, one-file-loss, one-file-generate.
+# **Exercises** (`minilora learn init` writes them into a folder). The functions of this file,
+# without their bodies: one-file-nearest, one-file-quantize, one-file-dequantize,
+# one-file-double-quantize, one-file-init-lora, one-file-linear, one-file-rms-norm,
+# one-file-apply-rope, one-file-attention, one-file-mlp, one-file-forward, one-file-loss,
+# one-file-generate.
 #
 # **Further reading.**
 #
