@@ -93,7 +93,6 @@ def test_the_output_of_the_first_run(tmp_path, monkeypatch, capsys):
 def test_the_readme_is_the_projects():
     project = tomllib.loads(page("pyproject.toml"))["project"]
     text = page("README.md")
-    assert f"licence-{project['license']}-" in text
     assert f"version = {{{minilora.__version__}}}, license = {{{project['license']}}}" in text
     assert f"Python {project['requires-python'][2:]} or newer" in text
     assert text.count("```sh\n") == 2  # `.ci/run` runs the second
