@@ -18,7 +18,7 @@ from .tree import Array
 class Example(NamedTuple):
     """Token ids, and a mask: 1 for each token that the model is trained to predict, else 0.
 
-    answer: 1 for each token that exact match compares, else 0; if it is None, `mask` is used.
+    answer: 1 for each token that an evaluation compares (exact match), else 0; None for `mask`.
     """
 
     tokens: list[int]
@@ -73,7 +73,7 @@ def token_array(name: str, ids: Any, vocab_size: int, ndim: int) -> Array:
     shape = "a list of token ids" if ndim == 1 else "token ids of the shape (B, T)"
     try:
         array = np.asarray(ids)
-    except ValueError:  # lists of different lengths
+    except ValueError:  # lists of different lengths; the check of the dtype raises
         array = np.array(None)
     if array.size == 0:
         raise InputError(f"{name} is empty: give some text")

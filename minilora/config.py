@@ -40,6 +40,7 @@ NON_NEGATIVE_INT = Rule("be a whole number from 0", lambda value: type(value) is
 POSITIVE = Rule("be a positive number", lambda value: 0 < value < math.inf)
 NON_NEGATIVE = Rule("be a finite number from 0", lambda value: 0 <= value < math.inf)
 FRACTION = Rule("lie in [0, 1)", lambda value: 0 <= value < 1)
+# (the characters of a regex are strings, too)
 NAMES = Rule("be a list of names, or one regex", lambda value: all(type(n) is str for n in value))
 OF_TYPE: dict[Any, Rule] = {bool: SWITCH, int: POSITIVE_INT, float: POSITIVE}
 

@@ -2,14 +2,16 @@
 
 This file generalizes parts 3 and 4 of `lessons/00_qlora_in_one_file.py`. It adds grouped-query
 attention, packed rows, a cache, a sliding window, biases, dropout, and any weight with a method
-`dequantize`.
+`dequantize`. The branches on `embedding_scale`, `norm_offset`, `qk_norm`, `query_pre_attn_scalar`,
+`hidden_act` and four norms are for Qwen and Gemma (`config.ModelConfig`): a Llama takes none.
 
 Autograd derives the backward pass, for the parameters that it traces. Some functions define their
 own gradient, because autograd's gradient would need much more memory or time. In a debugger,
 `print(x)` or `x._value` shows the array of a traced x.
 
 An equation takes arrays. A layer takes (x, node, ctx): its input, its node of the parameters, and a
-`Context`. The parameters are one tree, the base with the adapter laid over it: see `tree.overlay`.
+`Context` (the settings, the operations, and what is known of the tokens). The parameters are one
+tree, the base with the adapter laid over it: see `tree.overlay`.
 
 Letters: B batch, T time, S keys, D model width, F feed-forward, H heads, K key/value heads,
 G = H/K, hd width of a head, V vocabulary, r rank. Weights are (out, in): y = x Wᵀ.
@@ -28,7 +30,10 @@ from .tree import Array, Tree, arrays, flatten, overlay, unflatten, without
 
 Function = Callable[..., Any]
 Rope = tuple[Array, Array]  # cosines and sines of the rotary angles, (B, T, hd/2) each
-Ops = Any  # the operations: this module, the optimized `kernels.fused`, or `minilora.operations`
+# This module, the optimized `kernels.fused`, or an object with the same functions, which the
+# function `minilora.operations` makes for other methods. What one of them replaces is called as
+# `ctx.ops.name`.
+Ops = Any
 LORA = ("lora_A", "lora_B", "lora_scaling", "lora_dropout")  # what an adapter adds to a projection
 
 # --------------------------------------------------------------------------------- linear with LoRA
@@ -143,8 +148,9 @@ def dropout(x: Array, p: float, rng: Any) -> Array:
 def embed(tokens: Array, node: Tree, ctx: "Context") -> tuple[Array, Array, Array]:
     """Look up token ids (B, T): states (B, T, D), positions (B, T), `segment_starts` (B, T).
 
-    node: the node `model`. A position counts from the start of the token's segment (its example).
-    `segment_starts` is returned because a trained prompt (see `methods`) makes it longer.
+    node: the node `model`. A position counts from the start of the token's segment (its example),
+    after the tokens in the cache. `segment_starts` is returned because a trained prompt (see
+    `methods`) makes it longer.
     """
     x = node["embed_tokens"]["weight"][tokens]
     if ctx.config.embedding_scale != 1:
@@ -367,8 +373,8 @@ def cross_entropy(hidden: Array, head: Any, targets: Array, mask: Array) -> Any:
 def value_and_grad(f: Function) -> Function:
     """Return a function that computes f(tree, …) and its gradient, a tree of arrays like `tree`."""
 
-    # autograd's own function would record each access to a dict, and the gradient of each setting;
-    # here it gets a tuple of the arrays
+    # given a tree, autograd would record each access to it, and differentiate the settings, too;
+    # so it gets a tuple of the arrays
     def evaluate(tree: Tree, *args: Any, **kwargs: Any) -> tuple[Any, Tree]:
         leaves = flatten(arrays(tree))
 
@@ -394,6 +400,7 @@ def checkpoint(f: Function, x: Array, node: Tree) -> Array:
         tree = overlay(inputs, unflatten(dict(zip(traced, leaves))))
         return f(tree["x"], tree["node"])
 
+    # autograd traces its own kind of tuple as one argument
     return _checkpoint(of_leaves, autograd.builtins.tuple(traced.values()))
 
 
@@ -402,11 +409,14 @@ def _checkpoint(f: Function, leaves: Any) -> Array:
     return f(leaves)
 
 
+# None: f has no gradient. make_vjp(f)(leaves) computes f again, recorded this time, and returns
+# (a function from ∂L/∂y to ∂L/∂leaves, y).
 defvjp(_checkpoint, None, lambda y, f, leaves: lambda g: autograd.make_vjp(f)(leaves)[0](g))
 
 
 # ---------------------------------------------------------------------------------- what is read
 
+# `model.check_entries` raises InputError for an entry of a tree that is not listed here
 NORMS = (
     "input_layernorm", "post_attention_layernorm",
     "pre_feedforward_layernorm", "post_feedforward_layernorm",

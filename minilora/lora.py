@@ -21,7 +21,8 @@ from .tree import Tree, flatten, get, is_node, layer_of, named_leaves, set_leaf,
 def init(base: Tree, lora_config: LoraConfig, rng: Any) -> Tree:
     """Create the factors of plain LoRA, which do not change the outputs yet.
 
-    `minilora.get_peft_model` calls this function, and adds what DoRA, PiSSA and LoftQ need.
+    For DoRA, PiSSA and LoftQ, `minilora.get_peft_model` calls this function with the settings of
+    plain LoRA, and adds what they need.
     rng: a NumPy generator or a seed. Raises InputError if a target matches no projection.
     """
     if lora_config.init_lora_weights is not True or lora_config.use_dora:
@@ -131,7 +132,10 @@ def selected(field: str, names: str | Sequence[str], base: Tree) -> set[str]:
 
 
 def modules(base: Tree) -> list[str]:
-    """Return the paths of the modules, in the order of the tree; the head even if it is tied."""
+    """Return the paths of all nodes (PyTorch's modules), in the order of the tree.
+
+    The head is one of them even if it is tied: an adapter may untie it.
+    """
     found = dict[str, None]()
     for path, _ in named_leaves(base):
         names = path.split(".")

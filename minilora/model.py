@@ -64,6 +64,7 @@ def hidden_states(
     first = caches[0] if caches else None  # it knows the number of earlier tokens
     ctx = Context(model_config, ops, None, segment_starts, first)
     x, positions, segment_starts = ops.embed(tokens, node, ctx)
+    # one kind in a Llama, and two if only some layers have a window
     kinds = model_config.layer_types or ("",) * model_config.num_hidden_layers
     configs = {kind: model_config.of_layers(kind) for kind in kinds}
     ropes = {kind: rope_cos_sin(positions, config, x.dtype) for kind, config in configs.items()}
@@ -76,7 +77,7 @@ def hidden_states(
         x = checkpoint(layer, x, layer_node) if checkpointing else layer(x, layer_node)
     if x.shape[1] > tokens.shape[1]:  # a trained prompt comes first; its states are not returned
         x = x[:, -tokens.shape[1] :]
-    return norm(x, node, "norm", ctx)  # the settings of a norm are those of all layers
+    return norm(x, node, "norm", ctx)  # with the last layer's ctx: all have the same norm
 
 
 def lm_head(params: Tree) -> Any:
@@ -97,7 +98,7 @@ def parameters(adapters: Tree, base: Tree, ops: Ops) -> Tree:
     without its scaling or without a weight to adapt.
     """
     params = overlay(base, adapters)
-    layers = tuple(base["model"]["layers"])  # a layer that only the adapter has is not read
+    layers = tuple(base["model"]["layers"])  # a layer that only the adapter has is an error
     check_entries(params, base, ops.ENTRIES | {"layers": layers})
     return params
 
@@ -109,7 +110,8 @@ def check_entries(
 
     base: the node of the base at the same place. entries: {kind of node: the names that are read in
     it}. The root has the kind "", each of layers.0, layers.1, … has the kind "layer", and every
-    other node has its name as its kind. A node whose kind is not in `entries` belongs to a method.
+    other node has its name as its kind. What is below another kind of node is read by a method of
+    `minilora.methods`.
     """
     for name, value in node.items():
         path = f"{place}.{name}" if place else name

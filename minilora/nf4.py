@@ -31,7 +31,7 @@ NF4 = np.array([
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 ], np.float32)  # fmt: skip
 
-# bitsandbytes' FP4: eight magnitudes, and their negatives with the sign bit set
+# bitsandbytes' FP4: the codes 0 to 7 are eight magnitudes, and 8 to 15 are their negatives
 _MAGNITUDES = np.array([0, 1 / 192, 2 / 3, 1, 1 / 3, 1 / 2, 1 / 6, 1 / 4], np.float32)
 FP4 = np.concatenate([_MAGNITUDES, 0 - _MAGNITUDES])  # 0 − 0 is +0, not −0
 

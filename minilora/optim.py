@@ -43,7 +43,7 @@ def adamw(
     return params, {"m": m, "v": v, "step": t}
 
 
-# {name: (init, step)}; `methods/muon.py` has another one
+# {name: (init, step)}; `methods/registry.py` adds muon
 OPTIMIZERS: dict[str, tuple[Any, Any]] = {"adamw": (adamw_init, adamw)}
 
 

@@ -43,7 +43,7 @@ def train(
     A row of a batch is an example, or a list of examples that `data.pack_examples` packed.
     The history has a dict per step: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` (all,
     not only the targets) and `seconds`.
-    state: the state of the run to continue. num_shards: the number of parts of a batch that
+    state: the state of the run to continue. num_shards: the number of parts of a micro-batch that
     `parallel_map` may compute at the same time.
     callbacks: each is called after every step as callback(records, adapters, state), where
     `records` is the list of the dicts that the step adds to the history. A callback may add to
@@ -87,7 +87,11 @@ def gradient_at(
     adapters: Tree, base: Tree, rows: list[Row], step: int, model_config: ModelConfig,
     train_config: TrainConfig, ops: Ops, parallel_map: Function = map, num_shards: int = 1,
 ) -> tuple[float, Tree, list[Row]]:  # fmt: skip
-    """Compute (mean loss, its gradient, the rows) of all micro-batches of a step."""
+    """Compute (mean loss, its gradient, the rows) of a step.
+
+    The rows are cut into micro-batches of `batch_size` rows, one after another, and each of them
+    into shards, which are computed at the same time.
+    """
     size = train_config.batch_size
     n = size * train_config.grad_accumulation_steps
     batch = batch_at(rows, step, n, train_config.seed)
