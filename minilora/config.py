@@ -100,7 +100,7 @@ class ModelConfig:
     bos_token_id: int | None = None
     rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
     sliding_window: int | None = setting(None, POSITIVE_INT)  # keys that a token sees; None: all
-    model_type: str = "llama"  # for config.json; with trained biases, a type that has them
+    model_type: str = "llama"  # for config.json; if biases were trained, a type that has biases
     # what differs from Llama in other families
     hidden_act: str = "silu"  # or gelu_pytorch_tanh
     norms: tuple[str | None, str | None, str | None, str | None] = LLAMA_NORMS
@@ -121,7 +121,7 @@ class ModelConfig:
             raise InputError(f"head_dim {self.head_dim} is odd: rotation needs pairs")
 
     def of_layers(self, kind: str) -> "ModelConfig":
-        """Return the settings of the layers of a kind in `layer_types`; "" if there is one kind."""
+        """Return the settings of the layers of this kind in `layer_types` ("" if that is None)."""
         if kind == "full_attention":
             return replace(self, sliding_window=None)
         if kind == "sliding_attention" and self.rope_local_base_freq is not None:
@@ -157,7 +157,7 @@ class LoraConfig:
             check_setting("rank_pattern", r, POSITIVE_INT)
         for alpha in self.alpha_pattern.values():
             check_setting("alpha_pattern", alpha, POSITIVE)
-        if "all-linear" in self.target_modules:
+        if "all-linear" in self.target_modules:  # the string itself, or in a list
             object.__setattr__(self, "target_modules", ALL_LINEAR)
         for name in ("target_modules", "exclude_modules"):
             value = getattr(self, name)
@@ -224,11 +224,11 @@ class TrainConfig:
     layer_lr_decay: float = 1.0  # rate of a layer / rate of the layer above
     loraplus_lr_ratio: float = 1.0  # rate of lora_B / rate of lora_A
     adapter_dtype: str = choice("float32", "bfloat16", "float16")
-    mask_prompt: bool = False
-    packing: bool = False
+    mask_prompt: bool = False  # only the tokens of the answers are targets, as in lesson 0
+    packing: bool = False  # several examples in a row of a batch
     gradient_checkpointing: bool = False
-    steps_per_eval: int = 50
-    val_batches: int = 8
+    steps_per_eval: int = 50  # from here to keep_best: for evaluation/callbacks.py
+    val_batches: int = 8  # of held-out rows per evaluation
     early_stopping_patience: int = setting(0, NON_NEGATIVE_INT)  # evaluations not better; 0: never
     keep_best: bool = False  # return the adapters with the lowest held-out loss, not the last
     seed: int = setting(0, NON_NEGATIVE_INT)

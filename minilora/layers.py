@@ -1,9 +1,10 @@
 """The operations of a Llama, one equation per function: the reference for the optimized kernels.
 
 This file generalizes parts 3 and 4 of `lessons/00_qlora_in_one_file.py`. It adds grouped-query
-attention, packed rows, a cache, a sliding window, biases, dropout, and any weight with a method
-`dequantize`. The branches on `embedding_scale`, `norm_offset`, `qk_norm`, `query_pre_attn_scalar`,
-`hidden_act` and four norms are for Qwen and Gemma (`config.ModelConfig`): a Llama takes none.
+attention, packed rows (several examples in a row), a cache, a sliding window, biases, dropout, and
+any weight with a method `dequantize`. The branches on `embedding_scale`, `norm_offset`, `qk_norm`,
+`query_pre_attn_scalar`, `hidden_act` and four norms are for Qwen and Gemma (`config.ModelConfig`):
+a Llama takes none.
 
 Autograd derives the backward pass, for the parameters that it traces. Some functions define their
 own gradient, because autograd's gradient would need much more memory or time. In a debugger,
@@ -31,8 +32,8 @@ from .tree import Array, Tree, arrays, flatten, overlay, unflatten, without
 Function = Callable[..., Any]
 Rope = tuple[Array, Array]  # cosines and sines of the rotary angles, (B, T, hd/2) each
 # This module, the optimized `kernels.fused`, or an object with the same functions, which the
-# function `minilora.operations` makes for other methods. What one of them replaces is called as
-# `ctx.ops.name`.
+# function `minilora.operations` makes for other methods. A function that another Ops replaces is
+# called through it, for example `ctx.ops.rms_norm`.
 Ops = Any
 LORA = ("lora_A", "lora_B", "lora_scaling", "lora_dropout")  # what an adapter adds to a projection
 
@@ -258,7 +259,7 @@ def attention(
     if cache is not None:
         k, v = cache.extend(k, v, window)
     S, K = k.shape[1], k.shape[2]
-    q = np.reshape(q, (B, T, K, -1, hd))
+    q = np.reshape(q, (B, T, K, -1, hd))  # G = H/K neighbouring heads of q share a head of k and v
     scores = np.einsum("btkgd,bskd->bkgts", q, k) / hd**0.5  # (B, K, G, T, S)
     mask = attention_mask(segment_starts, S, window)[:, None, None]
     scores = np.where(mask, scores, -np.inf)
@@ -390,9 +391,10 @@ def value_and_grad(f: Function) -> Function:
 def checkpoint(f: Function, x: Array, node: Tree) -> Array:
     """Compute f(x, node), and recompute it in the backward pass (Chen et al. 2016).
 
-    Dropout draws the same mask again, because a RowRng has no state.
+    The arrays inside f are not kept: a step needs less memory and more time. Dropout draws the same
+    mask again, because a RowRng has no state.
     """
-    # autograd's own `checkpoint` would recompute f once per leaf; here all are one argument
+    # a leaf is a box if autograd traces it; its own `checkpoint` would recompute f once per leaf
     inputs = {"x": x, "node": node}
     traced = {path: leaf for path, leaf in flatten(inputs).items() if isbox(leaf)}
 

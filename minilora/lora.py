@@ -50,7 +50,7 @@ def adapted_paths(adapters: Tree) -> list[str]:
     return [path.removesuffix(".lora_A") for path in paths if path.endswith(".lora_A")]
 
 
-@np.errstate(over="ignore", invalid="ignore")  # the last check names the path
+@np.errstate(over="ignore", invalid="ignore")  # no warnings: the last check raises, with the path
 def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree:
     """Return a dense base that computes without adapters what `base` computes with `adapters`.
 

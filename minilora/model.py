@@ -64,7 +64,7 @@ def hidden_states(
     first = caches[0] if caches else None  # it knows the number of earlier tokens
     ctx = Context(model_config, ops, None, segment_starts, first)
     x, positions, segment_starts = ops.embed(tokens, node, ctx)
-    # one kind in a Llama, and two if only some layers have a window
+    # per layer: all the same in a Llama, and two kinds if only some layers have a window
     kinds = model_config.layer_types or ("",) * model_config.num_hidden_layers
     configs = {kind: model_config.of_layers(kind) for kind in kinds}
     ropes = {kind: rope_cos_sin(positions, config, x.dtype) for kind, config in configs.items()}
@@ -110,8 +110,8 @@ def check_entries(
 
     base: the node of the base at the same place. entries: {kind of node: the names that are read in
     it}. The root has the kind "", each of layers.0, layers.1, … has the kind "layer", and every
-    other node has its name as its kind. What is below another kind of node is read by a method of
-    `minilora.methods`.
+    other node has its name as its kind. A node whose kind is not a key of `entries` is not checked
+    further: a method of `minilora.methods` reads it.
     """
     for name, value in node.items():
         path = f"{place}.{name}" if place else name
