@@ -21,8 +21,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config import InputError
-
 SPLITS = ("train", "valid", "test")
 
 # Names have three letters and different initials, all other words have four letters. A byte-level
@@ -41,12 +39,6 @@ FACTS = (1, 2, 3)  # facts in a note
 STATEMENT = "{name} keeps a {colour} {thing} in the {place}."
 ECHOES = ("Who? {name}.", "What? The {thing}, a {colour} one.", "In the {place}.")
 QUESTION, ANSWER = " Who, what, where?", " {name}, {colour} {thing}, {place}."
-
-
-def check_split(split):
-    """Raise InputError unless `split` is one of SPLITS."""
-    if split not in SPLITS:
-        raise InputError(f"there is no split {split!r}: give one of {', '.join(SPLITS)}")
 
 
 def _draw(rng, options):

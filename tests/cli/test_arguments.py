@@ -52,10 +52,8 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--data {bad}": "{bad}, line 2: ",
     "--iters=3 --epochs=1": "--iters and --epochs both set the number of steps: give one",
     "--epochs=nan": "--epochs must be",
-    "--columns question=prompt": "'question' is no key of a row: give KEY=COLUMN",
     "--columns prompt": "--columns: must be KEY=COLUMN",
     "--columns prompt=a prompt=b": "a key occurs twice",
-    "--data questions --columns prompt=a": "--columns is for files: the rows of questions",
 }
 
 
