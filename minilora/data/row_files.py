@@ -50,7 +50,7 @@ def parse_csv(path, data):
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():  # more cells than columns, or fewer
                 advice = "put a cell with a comma into double quotes"
-                raise InputError(f"{where}: the row needs {len(reader.fieldnames)} cells: {advice}")
+                raise InputError(f"{where}: more or fewer cells than the header has: {advice}")
             yield row, where
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error

@@ -44,9 +44,9 @@ def check_row(row, where, columns=None):
     keys = sorted(row)
     if columns:
         row = {key: row[column] for key, column in columns.items() if column in row}
-    if ALPACA <= row.keys():
+    if row.keys() >= ALPACA:
         row = alpaca(row, where)
-    elif SHAREGPT <= row.keys():
+    elif row.keys() >= SHAREGPT:
         row = sharegpt(row, where)
     known = {key for form in FORMS for key in form & row.keys()}
     if known not in FORMS:

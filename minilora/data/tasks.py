@@ -21,7 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-SPLITS = ("train", "valid", "test")
+COUNTS = {"train": 4000, "valid": 200, "test": 400}  # rows of each split of a built-in data set
+SPLITS = tuple(COUNTS)
 
 # Names have three letters and different initials, all other words have four letters. A byte-level
 # model can then find a word by its distance: even the small one learns that in a few hundred steps.
@@ -82,21 +83,20 @@ def questions(split, n, seed):
 class Builtin(NamedTuple):
     """A data set that `--data` can name."""
 
-    rows: Callable  # (split, n, seed) -> n rows
-    counts: tuple[int, int, int]  # rows of train, valid and test
+    rows: Callable  # (split, n) -> n rows
     recipe: str = ""  # default flags of `minilora train` for this data set
 
 
 BUILTIN = {
-    "notes": Builtin(lambda split, n, seed: notes(n, SPLITS.index(split) + 3 * seed)[0],
-                     (4000, 200, 400)),
-    "questions": Builtin(questions, (4000, 200, 400),
-                         "--iters 200 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
-                         "--target-modules all-linear"),
-}  # fmt: skip
+    "notes": Builtin(lambda split, n: notes(n, SPLITS.index(split))[0]),
+    "questions": Builtin(
+        lambda split, n: questions(split, n, seed=0),
+        "--iters 200 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
+        "--target-modules all-linear",
+    ),
+}
 
 
-def builtin(name, split, seed=0):
+def builtin(name, split):
     """Return the rows of a split of a built-in data set."""
-    task = BUILTIN[name]
-    return task.rows(split, task.counts[SPLITS.index(split)], seed)
+    return BUILTIN[name].rows(split, COUNTS[split])

@@ -42,11 +42,8 @@ class ByteTokenizer:
 
 def utf8(text):
     """Return the text's bytes in UTF-8; raise InputError for a lone surrogate."""
-    try:
+    with one_error("the text is not Unicode"):
         return text.encode()
-    except UnicodeEncodeError as error:
-        which = f"{text[error.start]!r} at character {error.start}"
-        raise InputError(f"the text has a lone surrogate {which}: remove it") from error
 
 
 @dataclass(frozen=True)

@@ -95,7 +95,7 @@ def test_held_out_rows_are_about_pairs_that_training_never_meets():
 @pytest.mark.parametrize("name", tasks.BUILTIN)
 def test_a_builtin_set_has_its_counts_and_rows_of_ascii(name):
     splits = [tasks.builtin(name, split) for split in tasks.SPLITS]
-    assert tuple(map(len, splits)) == tasks.BUILTIN[name].counts
+    assert [len(rows) for rows in splits] == [4000, 200, 400]
     for row in splits[2]:
         text = "".join(check_row(row, name).values())
         assert max(ByteTokenizer().encode(text)) < 128
