@@ -28,8 +28,6 @@ def generate_batch(
     0, so there is no padding. The first step reads as many tokens of each row as the shortest
     prompt has; a later step reads or generates one token of each row.
     """
-    if not (len(adapters) == len(prompts) > 0):
-        raise InputError(f"{len(prompts)} prompts need as many adapters, got {len(adapters)}")
     check_generation(prompts, max_tokens, temp, top_p, model_config)
     shared = adapters[0]
     if any(tree is not shared for tree in adapters):
@@ -66,11 +64,6 @@ def combine(adapters, weights, combination_type="cat", r=None):
     (default: the largest rank); "linear" adds the Aᵢ and the Bᵢ separately, each times √|wᵢsᵢ|.
     errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius norms.
     """
-    if combination_type not in COMBINATION_TYPES:
-        known = f"combination_type must be one of {', '.join(COMBINATION_TYPES)}"
-        raise InputError(f"{known}, not {combination_type!r}")
-    if len(weights) != len(adapters):
-        raise InputError(f"{len(adapters)} adapters need as many weights, got {len(weights)}")
     combined: dict = {}
     errors = {}
     for path, found in factors(adapters).items():
@@ -113,13 +106,11 @@ def linear(parts, r):
 COMBINATION_TYPES = {"cat": cat, "svd": svd, "linear": linear}
 
 
-def config_of_adapter(adapters):
-    """Return the LoraConfig of an adapter, with the rank and α of each path, for `save_adapter`."""
+def config_of_combined(adapters):
+    """Return the LoraConfig of a result of `combine`, with the rank of each path, for its file."""
     ranks = {path: len(get(adapters, path)["lora_A"]) for path in adapted_paths(adapters)}
-    alphas = {path: r * get(adapters, path)["lora_scaling"] for path, r in ranks.items()}
-    r, alpha = max(ranks.values()), max(alphas.values())
-    return LoraConfig(
-        r=r, lora_alpha=alpha, target_modules=tuple(ranks),
-        rank_pattern={path: n for path, n in ranks.items() if n != r},
-        alpha_pattern={path: a for path, a in alphas.items() if a != alpha},
-    )  # fmt: skip
+    r = max(ranks.values())
+    others: dict = {path: rank for path, rank in ranks.items() if rank != r}
+    return LoraConfig(  # α = r, because the scaling α/r is 1
+        r=r, lora_alpha=r, target_modules=tuple(ranks), rank_pattern=others, alpha_pattern=others
+    )
