@@ -15,7 +15,6 @@ from typing import Any
 from ..batching import Example
 from ..config import InputError, TrainConfig
 from . import tasks
-from .hints import did_you_mean
 from .row_files import SUFFIXES, parse_json, read_values
 
 Row = dict[str, Any]
@@ -265,8 +264,7 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
     if not path.is_file():
         known = f"{', '.join(tasks.BUILTIN)}, a {', '.join(SUFFIXES)} file"
         folder = "or a folder with train.jsonl and valid.jsonl"
-        near = did_you_mean(name, tasks.BUILTIN)
-        raise InputError(f"there is no data set or file {name!r}: give {known}, {folder}{near}")
+        raise InputError(f"there is no data set or file {name!r}: give {known}, {folder}")
     rows = read_rows(path, columns)
     return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]
 
