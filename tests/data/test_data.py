@@ -216,16 +216,6 @@ def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
 # --------------------------------------------------------------------------------- encoding
 
 
-@given(st.text(), st.text(), st.booleans())
-def test_the_mask_begins_where_the_completion_does(prompt, completion, mask_prompt):
-    example = encode({"prompt": prompt, "completion": completion}, BYTES, mask_prompt)
-    assert example.tokens == [*prompt.encode(), *completion.encode(), EOS]
-    n = len(prompt.encode())
-    assert example.mask == [int(not mask_prompt)] * n + [1] * (len(example.tokens) - n)
-    text = encode({"text": prompt}, BYTES, mask_prompt)
-    assert text == Example([*prompt.encode(), EOS], [1] * (n + 1), [1] * (n + 1))
-
-
 @pytest.mark.parametrize("mask_prompt", [False, True])
 @pytest.mark.parametrize(("row", "tokens", "answer"), [
     # one `^` at the very beginning, and nothing of what the template writes after the end token

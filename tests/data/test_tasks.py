@@ -62,13 +62,6 @@ def test_the_same_seed_gives_the_same_rows():
     assert tasks.notes(5, 0)[0] == tasks.notes(9, 0)[0][:5]
 
 
-def test_words_have_the_lengths_that_a_model_of_bytes_needs():
-    others = [*tasks.THINGS, *tasks.COLOURS, *tasks.PLACES]
-    assert len(set(others)) == len(others) and {len(word) for word in others} == {4}
-    assert {len(name) for name in tasks.NAMES} == {3}
-    assert len({name[0] for name in tasks.NAMES}) == len(tasks.NAMES)
-
-
 def subject(row):
     """Return (name, colour, thing, place) of a row of the task, from its prompt alone."""
     match = re.fullmatch(pattern(tasks.STATEMENT + tasks.QUESTION), row["prompt"])
