@@ -74,6 +74,8 @@ def check_messages(row, where):
         raise InputError(f"{where}: messages must be objects with role and content") from error
     if roles[-1:] != ["assistant"]:
         raise InputError(f"{where}: the last message must be of the assistant")
+    if any(message.get("weight", 1) != 1 for message in messages):
+        raise InputError(f"{where}: weights of messages are not implemented: leave turns out")
     for message in messages:
         if message.get("content") is not None or not message.get("tool_calls"):
             check_text("content", message.get("content"), where)
@@ -257,6 +259,8 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
     if split not in tasks.SPLITS:
         raise InputError(f"there is no split {split!r}: give one of {', '.join(tasks.SPLITS)}")
     if name in tasks.BUILTIN:
+        if columns:
+            raise InputError(f"`columns` is for files: the rows of {name} have their keys already")
         return tasks.builtin(name, split)
     path = Path(name)
     if path.is_dir():

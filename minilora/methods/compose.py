@@ -28,6 +28,8 @@ def generate_batch(
     0, so there is no padding. The first step reads as many tokens of each row as the shortest
     prompt has; a later step reads or generates one token of each row.
     """
+    if len(adapters) != len(prompts):
+        raise InputError(f"{len(prompts)} prompts need as many adapters, got {len(adapters)}")
     check_generation(prompts, max_tokens, temp, top_p, model_config)
     shared = adapters[0]
     if any(tree is not shared for tree in adapters):
@@ -64,6 +66,8 @@ def combine(adapters, weights, combination_type="cat", r=None):
     (default: the largest rank); "linear" adds the Aᵢ and the Bᵢ separately, each times √|wᵢsᵢ|.
     errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius norms.
     """
+    if len(weights) != len(adapters):
+        raise InputError(f"{len(adapters)} adapters need as many weights, got {len(weights)}")
     combined: dict = {}
     errors = {}
     for path, found in factors(adapters).items():

@@ -51,6 +51,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--iters=3 --epochs=1": "--iters and --epochs both set the number of steps: give one",
     "--epochs=nan": "--epochs must be",
     "--columns prompt": "--columns: must be KEY=COLUMN",
+    "--data questions --columns prompt=a": "--columns is for files: the rows of questions",
     "--columns prompt=a prompt=b": "a key occurs twice",
 }
 

@@ -100,6 +100,7 @@ def test_rows_of_all_forms(tmp_path):
     ('{"messages": [{"content": "a"}]}', "messages must be"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "the last message must be of the assist"),
     ('{"messages": [{"role": "assistant", "content": null}]}', "content must be a string, not N"),
+    ('{"messages": [{"role": "assistant", "content": "a", "weight": 0}]}', "weights of messages"),
     ('{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}', "tools are not JSON"),
     ('{"instruction": 1, "output": ""}', "instruction must be a string, not 1"),
     ('{"instruction": "a", "input": null, "output": 0}', "completion must be a string, not 0"),
@@ -152,6 +153,8 @@ def test_columns_name_the_keys_of_rows(tmp_path):
     assert load_rows(path, "train", columns=columns) == [{"prompt": "a", "completion": "b"}]
     with pytest.raises(InputError, match=r"line 2: the keys are .*'text'\]: .*--columns"):
         load_rows(path, "train", columns=columns | {"completion": "reply"})
+    with pytest.raises(InputError, match="`columns` is for files: the rows of notes"):
+        load_rows("notes", "train", columns)
     optional = {"instruction": "question", "input": "context", "output": "answer"}
     assert load_rows(path, "train", columns=optional)[0]["prompt"] == "a"
 

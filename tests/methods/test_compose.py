@@ -218,12 +218,14 @@ def test_all_prompts_can_share_an_adapter_of_any_method(name):
 @pytest.mark.parametrize(
     ("message", "call"),
     [
+        ("need as many adapters", lambda: minilora.generate_batch([{}], BASE, [[1], [2]], TINY)),
         ("prompt is empty", lambda: minilora.generate_batch([{}, {}], BASE, [[1], []], TINY)),
         (r"q_proj\.ia3_l cannot be stacked", lambda: several.stack({"q_proj": {"ia3_l": 1}}, BASE)),
         (
             r"q_proj\.rows_A.* cannot be merged",
             lambda: minilora.merge(several.per_row(three(BASE), [0, 1]), BASE),
         ),
+        ("2 adapters need as many weights", lambda: compose.combine([{}, {}], [1])),
         ("equal rank", lambda: compose.combine(three(BASE), [1, 1, 1], "linear")),
     ],
 )
