@@ -91,12 +91,9 @@ def test_rows_of_all_forms(tmp_path):
     (b'{"text": "\xff"}', "not UTF-8"),
     ("[1]", "the row must be a JSON object"),
     ('{"prompt": "a"}', r"the keys are \['prompt'\]: a row needs text, or prompt and completion"),
-    ('{"text": "a", "prompt": "a", "completion": "b"}', "the keys are"),
     ('{"text": null}', "text must be a string, not None"),
     ('{"prompt": "a", "completion": 1.5}', "completion must be a string, not 1.5"),
     ('{"messages": []}', "the last message must be of the assist"),
-    ('{"messages": "a"}', "messages must be"),
-    ('{"messages": ["a"]}', "messages must be"),
     ('{"messages": [{"content": "a"}]}', "messages must be"),
     ('{"messages": [{"role": "user", "content": "a"}]}', "the last message must be of the assist"),
     ('{"messages": [{"role": "assistant", "content": null}]}', "content must be a string, not N"),
@@ -104,9 +101,7 @@ def test_rows_of_all_forms(tmp_path):
     ('{"messages": [{"role": "assistant", "content": "a"}], "tools": "["}', "tools are not JSON"),
     ('{"instruction": 1, "output": ""}', "instruction must be a string, not 1"),
     ('{"instruction": "a", "input": null, "output": 0}', "completion must be a string, not 0"),
-    ('{"conversations": {"from": "human"}}', "conversations must be objects"),
     ('{"conversations": [{"from": "human"}]}', "conversations must be objects"),
-    ('{"conversations": ["a"]}', "conversations must be objects"),
     ('{"conversations": [{"from": "human", "value": "a"}]}', "the last message must be"),
 ])  # fmt: skip
 def test_a_bad_row_is_named_by_file_and_line(tmp_path, line, message):
@@ -128,7 +123,6 @@ def test_a_csv_file_is_rows_with_the_names_of_its_first_row(tmp_path):
 
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("rows.jsonl", "\n \r\n\t\n", " is empty"),
-    ("rows.json", "[]", " is empty"),
     ("rows.json", '[\n{"text": "a"},\n{"text": }]', ": not a JSON list of rows: .* line 3 column"),
     ("rows.json", b'[{"text":\n"\xff"}]', ", line 2: not UTF-8"),
     ("rows.json", '[{"text": "a"}, {"txt": "a"}]', r", row 2: the keys are \['txt'\]"),
@@ -222,11 +216,9 @@ def test_data_or_a_split_that_does_not_exist_is_named(tmp_path):
 @pytest.mark.parametrize("mask_prompt", [False, True])
 @pytest.mark.parametrize(("row", "tokens", "answer"), [
     # one `^` at the very beginning, and nothing of what the template writes after the end token
-    ({"prompt": "2+2?", "completion": "4"}, "^<u:2+2?|>\n<a:4|", "4|"),
     (chat_row("2+2?", "4"), "^<u:2+2?|>\n<a:4|", "4|"),
     (chat_row("1", "a", "2", "b"), "^<u:1|>\n<a:a|>\n<u:2|>\n<a:b|", "a|b|"),
     # a text is its own answer, with the chats that it may hold; a written end is not doubled
-    ({"text": "2+2=4"}, "^2+2=4|", "^2+2=4|"),
     ({"text": "<u:1|>\n<a:one|"}, "^<u:1|>\n<a:one|", "^<u:1|>\n<a:one|"),
     # an answer that nothing precedes is context if another one follows
     ({"messages": chat_row("", "hi", "q", "a")["messages"][1:]}, "^<a:hi|>\n<u:q|>\n<a:a|", "a|"),
