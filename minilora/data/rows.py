@@ -153,7 +153,9 @@ def split_turns(row, tokenizer):
     """
     if "text" in row:
         return [("", row["text"])]
-    if "prompt" in row and not tokenizer.has_chat_template:
+    if not tokenizer.has_chat_template:
+        if "messages" in row:
+            raise InputError("the model has no chat template: use prompt and completion, or text")
         return [(row["prompt"] + row.get("separator", ""), row["completion"])]
     messages = messages_of(row)
     render = partial(tokenizer.render, tools=row.get("tools"))
