@@ -39,24 +39,23 @@ def generate_batch(
     rngs = np.random.default_rng(rng).spawn(len(prompts))
     caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
     rows = [list(prompt) for prompt in prompts]
-    answers: dict[int, list[int]] = {}
+    ends = [len(row) + max_tokens for row in rows]  # of each row with its answer
     first = 0
     last = min(map(len, prompts))
-    while len(answers) < len(rows):
+    while last < max(ends):
         tokens = np.array([row[first:last] for row in rows])
         starts = np.zeros_like(tokens)
         x = model.hidden_states(params, tokens, starts, model_config, ops, caches)
         logits = model.logits(x[:, -1], params, ops)
         for i, row in enumerate(rows):
             if len(row) == last:  # the row is read to its end
-                row.append(sample(logits[i], temp, top_p, rngs[i]))
-                answer = row[len(prompts[i]) :]
-                ended = answer[-1] in model_config.eos_token_id
-                if i not in answers and (ended or len(answer) == max_tokens):
-                    answers[i] = answer[:-1] if ended else answer
+                token = sample(logits[i], temp, top_p, rngs[i])
+                row.append(token)
+                if token in model_config.eos_token_id:
+                    ends[i] = min(ends[i], last)
         first = last
         last = last + 1
-    return [answers[i] for i in range(len(rows))]
+    return [row[len(prompt) : end] for row, prompt, end in zip(rows, prompts, ends)]
 
 
 def combine(adapters, weights, combination_type="cat", r=None):
