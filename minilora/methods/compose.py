@@ -97,9 +97,7 @@ def svd(parts, r):
 
 
 def linear(parts, r):
-    """Return (A, B) as PEFT: the product of sums also has terms BᵢAⱼ with i ≠ j."""
-    if len({len(A) for _, A, _ in parts}) != 1:
-        raise InputError("linear adds only factors of equal rank: use combination_type cat or svd")
+    """Return (A, B) as PEFT, of equal ranks: the product of sums also has terms BᵢAⱼ with i ≠ j."""
     # B = Σ √|wᵢsᵢ|·Bᵢ, A = Σ ±√|wᵢsᵢ|·Aᵢ
     roots = [abs(ws) ** 0.5 for ws, _, _ in parts]
     A = sum(np.copysign(root, ws) * A for root, (ws, A, _) in zip(roots, parts))

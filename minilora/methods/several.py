@@ -64,8 +64,11 @@ def factors(adapters):
                 raise InputError(f"{path} is no low-rank factor: combine only LoRA adapters")
         for path in lora.adapted_paths(tree):
             node = get(tree, path)
-            parts = node["lora_scaling"], node["lora_A"], node["lora_B"]
-            found.setdefault(path, {})[number] = parts
+            found.setdefault(path, {})[number] = (
+                node["lora_scaling"],
+                node["lora_A"],
+                node["lora_B"],
+            )
     return found
 
 
