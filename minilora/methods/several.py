@@ -64,11 +64,8 @@ def factors(adapters):
                 raise InputError(f"{path} is no low-rank factor: combine only LoRA adapters")
         for path in lora.adapted_paths(tree):
             node = get(tree, path)
-            found.setdefault(path, {})[number] = (
-                node["lora_scaling"],
-                node["lora_A"],
-                node["lora_B"],
-            )
+            parts = node["lora_scaling"], node["lora_A"], node["lora_B"]
+            found.setdefault(path, {})[number] = parts
     return found
 
 
