@@ -89,10 +89,9 @@ def encoded(rows):
 
 def nats_per_token(adapters):
     """Return the mean loss at each token of an answer, (23,)."""
-    batch = data.collate([[example] for example in encoded(questions["valid"])])
     ops = minilora.operations(adapters, base)
     params = model.parameters(adapters, base, ops)
-    nll = metrics.token_scores(params, batch, config, ops)["nll"]
+    nll = metrics.token_scores(params, encoded(questions["valid"]), config, ops)["nll"]
     return nll.reshape(-1, tokens_per_answer).mean(axis=0)
 
 

@@ -133,10 +133,9 @@ print("output:", generate(adapters, request))
 # The squares are scores of 16 rows. Where the model is wrong: is it the form, the tool, or a value?
 
 # %%
-batch = data.collate([[example] for example in test[:24]])
 ops = minilora.operations(adapters, base)
 params = model.parameters(adapters, base, ops)
-exact = metrics.token_scores(params, batch, config, ops)["exact"]
+exact = metrics.token_scores(params, test[:24], config, ops)["exact"]
 wrong = []  # pairs (output, right line)
 for i in np.flatnonzero(~exact)[: short(6, 0)]:
     asked, expected = (turn["content"] for turn in rows["test"][i]["messages"])

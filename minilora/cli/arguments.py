@@ -15,7 +15,6 @@ from functools import partial
 from importlib.metadata import version
 
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
-from ..data.hints import did_you_mean
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text
 from ..methods.method import SIZES
@@ -64,13 +63,6 @@ class Parser(argparse.ArgumentParser):
         """Raise InputError."""
         raise InputError(f"{message} (see {self.prog} --help)")
 
-    def _check_value(self, action, value):
-        try:
-            super()._check_value(action, value)
-        except argparse.ArgumentError as error:
-            error.message += did_you_mean(value, map(str, action.choices))
-            raise
-
     def parse_known_args(self, args=None, namespace=None):
         """Raise InputError for unknown arguments here, so that it names the command's own help.
 
@@ -79,9 +71,7 @@ class Parser(argparse.ArgumentParser):
         """
         found, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            names = (word.partition("=")[0] for word in unknown)
-            near = "".join(did_you_mean(name, self._option_string_actions) for name in names)
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
         for action in self._actions:
             value = getattr(found, action.dest, None)
             if value in ("", [""]) and action.dest not in ("prompt", "system_prompt"):

@@ -4,14 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import InputError, TrainConfig
-from ..data.rows import (
-    TARGET_WITHIN,
-    encode_rows,
-    existing_split,
-    load_splits,
-    read_usable,
-    row_content,
-)
+from ..data.rows import encode_usable, existing_split, load_rows, read_rows, row_content
 from ..data.tasks import BUILTIN
 from ..formats.files import errors_in
 from .loading import warn
@@ -44,31 +37,17 @@ class SplitData(NamedTuple):
         return sum(not any(example.answer) for example in self.examples)
 
 
-def read_splits(name, splits, loaded, columns, train_config):
-    """Return the SplitData of each split of the data; [None] is all rows of a file.
+def read_split(name, split, loaded, columns, train_config):
+    """Return the SplitData of a split of the data; the split None is all rows of a file.
 
     It has no rows if there are too few for a held-out split. Raises InputError naming the split.
     """
-    if splits == [None]:
-        found = [read_usable(name, loaded.tokenizer, columns)]
-    else:
-        found = load_splits(name, splits, loaded.tokenizer, columns)
-    return [
-        encode_split(name, split, rows, left_out, loaded, train_config)
-        for split, (rows, left_out) in zip(splits, found)
-    ]
-
-
-def encode_split(name, split, rows, left_out, loaded, train_config):
-    """Return the SplitData of the rows of a split."""
+    rows = load_rows(name, split, columns) if split else read_rows(name, columns)
     length = train_config.max_seq_length
-    examples: list = []
-    cut = 0
-    if rows:
-        with errors_in(f"{split} rows of {name}" if split else name):
-            examples, cut = encode_rows(rows, loaded.tokenizer, train_config)
-    if len(examples) < len(rows):
-        left_out[f"no {TARGET_WITHIN} {length}"] = len(rows) - len(examples)
+    if not rows:
+        return SplitData(rows, [], {}, 0, length)
+    with errors_in(f"{split} rows of {name}" if split else name):
+        examples, cut, left_out = encode_usable(rows, loaded.tokenizer, train_config)
     return SplitData(rows, examples, left_out, cut, length)
 
 
@@ -136,7 +115,7 @@ def load_examples(args, loaded, split):
     if masked is None:
         masked = settings.get("mask_prompt", True)
     config = TrainConfig(max_seq_length=length, mask_prompt=masked)
-    [data] = read_splits(name, [split], loaded, columns_of(columns), config)
+    data = read_split(name, split, loaded, columns_of(columns), config)
     if not data.rows:
         raise InputError(
             f"{name} has no {split} rows: give a folder, or a file of ten rows or more"
@@ -157,9 +136,9 @@ def compare_with_run(data, loaded):
     if "data" not in settings:
         return {}
     name = settings["data"]
-    how = loaded.tokenizer, columns_of(settings.get("columns"))
+    columns = columns_of(settings.get("columns"))
     try:
-        (trained, _), (held_out, _) = load_splits(name, ["train", "valid"], *how)
+        trained, held_out = (load_rows(name, split, columns) for split in ("train", "valid"))
     except InputError as error:
         warn(f"the adapter may have been trained on these rows; its data cannot be read: {error}")
         return {}

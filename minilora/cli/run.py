@@ -32,7 +32,7 @@ from ..methods.prompt import ENCODER, PROMPT, virtual_tokens
 from ..methods.registry import check_packing, operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS, as_toml
-from .examples import columns_of, compared, exact_match_of, read_splits, warn_of_common_rows
+from .examples import columns_of, compared, exact_match_of, read_split, warn_of_common_rows
 from .loading import load_for_training, refuse_unused, unused_settings
 
 
@@ -53,9 +53,9 @@ def train_and_save(args):
     loaded = load_for_training(args)
     check_packing(loaded.adapters, train_config)
     loaded = loaded._replace(tokenizer=replace(loaded.tokenizer, chat_date=args.chat_date))
-    train_split, valid_split = read_splits(
-        args.data, ["train", "valid"], loaded, columns_of(args.columns), train_config
-    )
+    columns = columns_of(args.columns)
+    train_split = read_split(args.data, "train", loaded, columns, train_config)
+    valid_split = read_split(args.data, "valid", loaded, columns, train_config)
     examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
     check_held_out(valid, train_config)
     unused = unused_settings(args, loaded, train_config, examples, valid)

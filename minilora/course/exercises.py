@@ -20,7 +20,6 @@ from types import SimpleNamespace
 import numpy as np
 
 from ..config import InputError
-from ..data.hints import did_you_mean
 
 PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
@@ -177,8 +176,7 @@ def find(name):
     known = load()
     name = Path(name).stem.replace("_", "-")
     if name not in known:
-        near = did_you_mean(name, known)
-        raise InputError(f"there is no exercise {name!r}: choose from {', '.join(known)}{near}")
+        raise InputError(f"there is no exercise {name!r}: choose from {', '.join(known)}")
     return known[name]
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from ..config import InputError
 
 SUFFIXES = (".jsonl", ".json", ".csv")  # of the files in a folder
-LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 
 
 def read_values(path):
@@ -17,29 +16,15 @@ def read_values(path):
     A name that ends with .csv is CSV. Another file is a JSON list if it begins with a bracket,
     otherwise it has one JSON value per line. Raises InputError naming the malformed place.
     """
-    data = read_bytes(path)
+    try:
+        data = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if Path(path).suffix.lower() == ".csv":
         return parse_csv(path, data)
     if data.lstrip().startswith(b"["):
         return parse_list(path, data)
     return parse_lines(path, data)
-
-
-def read_jsonl(path):
-    """Yield (value, place) of each line of a JSONL file; the place is "FILE, line N"."""
-    return parse_lines(path, read_bytes(path))
-
-
-def read_bytes(path):
-    """Return the contents of a file without a byte-order mark; refuse a Git LFS pointer."""
-    try:
-        data = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    if data.startswith(LFS_POINTER):
-        what = "a Git LFS pointer, which only names the file"
-        raise InputError(f"{path} is {what}: run `git lfs pull` in its repository")
-    return data
 
 
 def parse_lines(path, data):
@@ -59,25 +44,16 @@ def parse_list(path, data):
 
 def parse_csv(path, data):
     """Yield ({column: cell}, place) of each row of a CSV file; its first row names the columns."""
-    reader = csv.reader(io.StringIO(decode(path, data), newline=""), strict=True)
-    header = list[str]()
-    while True:
-        where = f"{path}, line {reader.line_num + 1}"
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise InputError(f"{where}: not CSV: {error}") from error
-        if cells is None:
-            return
-        if not cells:  # an empty line
-            continue
-        if not header:
-            header = cells
-        elif len(cells) == len(header):
-            yield dict(zip(header, cells)), where
-        else:
-            counts = f"{len(cells)} cells, but the header has {len(header)}"
-            raise InputError(f"{where}: {counts}: put a cell with a comma into double quotes")
+    reader = csv.DictReader(io.StringIO(decode(path, data), newline=""), strict=True)
+    try:
+        for row in reader:
+            where = f"{path}, line {reader.line_num}"
+            if None in row or None in row.values():  # more cells than columns, or fewer
+                advice = "put a cell with a comma into double quotes"
+                raise InputError(f"{where}: more or fewer cells than the header has: {advice}")
+            yield row, where
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error
 
 
 def decode(path, data, line=1):

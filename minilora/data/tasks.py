@@ -21,9 +21,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..config import InputError
-
-SPLITS = ("train", "valid", "test")
+COUNTS = {"train": 4000, "valid": 200, "test": 400}  # rows of each split of a built-in data set
+SPLITS = tuple(COUNTS)
 
 # Names have three letters and different initials, all other words have four letters. A byte-level
 # model can then find a word by its distance: even the small one learns that in a few hundred steps.
@@ -41,12 +40,6 @@ FACTS = (1, 2, 3)  # facts in a note
 STATEMENT = "{name} keeps a {colour} {thing} in the {place}."
 ECHOES = ("Who? {name}.", "What? The {thing}, a {colour} one.", "In the {place}.")
 QUESTION, ANSWER = " Who, what, where?", " {name}, {colour} {thing}, {place}."
-
-
-def check_split(split):
-    """Raise InputError unless `split` is one of SPLITS."""
-    if split not in SPLITS:
-        raise InputError(f"there is no split {split!r}: give one of {', '.join(SPLITS)}")
 
 
 def _draw(rng, options):
@@ -90,21 +83,20 @@ def questions(split, n, seed):
 class Builtin(NamedTuple):
     """A data set that `--data` can name."""
 
-    rows: Callable  # (split, n, seed) -> n rows
-    counts: tuple[int, int, int]  # rows of train, valid and test
+    rows: Callable  # (split, n) -> n rows
     recipe: str = ""  # default flags of `minilora train` for this data set
 
 
 BUILTIN = {
-    "notes": Builtin(lambda split, n, seed: notes(n, SPLITS.index(split) + 3 * seed)[0],
-                     (4000, 200, 400)),
-    "questions": Builtin(questions, (4000, 200, 400),
-                         "--iters 200 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
-                         "--target-modules all-linear"),
-}  # fmt: skip
+    "notes": Builtin(lambda split, n: notes(n, SPLITS.index(split))[0]),
+    "questions": Builtin(
+        lambda split, n: questions(split, n, seed=0),
+        "--iters 200 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
+        "--target-modules all-linear",
+    ),
+}
 
 
-def builtin(name, split, seed=0):
+def builtin(name, split):
     """Return the rows of a split of a built-in data set."""
-    task = BUILTIN[name]
-    return task.rows(split, task.counts[SPLITS.index(split)], seed)
+    return BUILTIN[name].rows(split, COUNTS[split])

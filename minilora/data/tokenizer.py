@@ -35,18 +35,11 @@ class ByteTokenizer:
         """Return the text without the end token. Invalid UTF-8 becomes U+FFFD."""
         return bytes(i for i in ids if i != self.eos_token_id).decode("utf-8", errors="replace")
 
-    def render(self, messages, add_generation_prompt=False, tools=None):
-        """Raise InputError, because there is no chat template."""
-        raise InputError("this model has no chat template: use prompt and completion, or text rows")
-
 
 def utf8(text):
     """Return the text's bytes in UTF-8; raise InputError for a lone surrogate."""
-    try:
+    with one_error("the text is not Unicode"):
         return text.encode()
-    except UnicodeEncodeError as error:
-        which = f"{text[error.start]!r} at character {error.start}"
-        raise InputError(f"the text has a lone surrogate {which}: remove it") from error
 
 
 @dataclass(frozen=True)
@@ -86,8 +79,6 @@ class PretrainedTokenizer:
 
     def render(self, messages, add_generation_prompt=False, tools=None):
         """Return the text of a chat by the chat template, optionally with the generation prompt."""
-        if self.chat_template is None:
-            raise InputError("this model has no chat template")
         program = compiled(self.chat_template)
         now = datetime.fromisoformat(self.chat_date) if self.chat_date else datetime.now()
         with one_error("the chat template rejects these messages"):

@@ -42,12 +42,12 @@ def evaluate(
     ops = operations(adapters, base, ops)
     params = model.parameters(adapters, base, ops)
     parts = []
-    bar: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1}
-    with Progress(len(scored), "row", quiet=quiet, **bar) as progress:
-        for rows in batches(scored):
-            parts.append(token_scores(params, with_answer(rows), model_config, ops))
-            percent = 100 * (progress.n + len(rows)) / len(scored)
-            progress.advance(len(rows), f"evaluating {len(scored):,} rows: {percent:.0f} %")
+    options: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1}
+    with Progress(len(scored), "row", quiet=quiet, **options) as progress:
+        for batch in batches(scored):
+            parts.append(token_scores(params, batch, model_config, ops))
+            done = progress.n + len(batch)
+            progress.advance(len(batch), f"evaluating: {done:,} of {len(scored):,} rows")
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {
@@ -59,30 +59,23 @@ def evaluate(
 
 
 def batches(examples):
-    """Yield lists of rows of at most TOKENS tokens, padding included, of similar lengths."""
+    """Yield lists of examples of at most TOKENS tokens, padding included, of similar lengths."""
     batch: list = []
     for example in sorted(examples, key=lambda e: len(e.tokens)):
         if batch and (len(batch) + 1) * len(example.tokens) > TOKENS:
             yield batch
             batch = []
-        batch.append([example])
+        batch.append(example)
     yield batch
 
 
-def with_answer(sequences):
-    """Return the batch of `collate`, and `answer` (B, T): 1 for the targets of exact match."""
-    answers = [[e._replace(mask=e.mask if e.answer is None else e.answer)] for [e] in sequences]
-    return collate(sequences) | {"answer": collate(answers)["mask"]}
+def token_scores(params, examples, model_config, ops):
+    """Return arrays: `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per example.
 
-
-def token_scores(params, batch, model_config, ops):
-    """Return arrays: `nll`, `hit`, `confidence`, `brier` per target token, and `exact` per row.
-
-    params: see `model.parameters`. batch: of `collate` (exact match then compares all targets) or
-    of `with_answer`.
+    params: see `model.parameters`. The examples, a list of `Example`, are computed as one batch.
     """
-    tokens, starts = batch["tokens"], batch["segment_starts"]
-    x = model.hidden_states(params, tokens, starts, model_config, ops)
+    batch = collate([[example] for example in examples])
+    x = model.hidden_states(params, batch["tokens"], batch["segment_starts"], model_config, ops)
     at = np.nonzero(batch["mask"])
     h = x[at]
     targets = batch["targets"][at]
@@ -90,7 +83,8 @@ def token_scores(params, batch, model_config, ops):
     pieces = [slice(i, i + size) for i in range(0, len(targets), size)]
     parts = [_scores(model.logits(h[i], params, ops), targets[i]) for i in pieces]
     nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
-    compared = batch.get("answer", batch["mask"])[at] > 0
+    answers = [[e._replace(mask=e.mask if e.answer is None else e.answer)] for e in examples]
+    compared = collate(answers)["mask"][at] > 0
     misses = np.bincount(at[0], weights=compared & ~hit, minlength=len(x))
     exact = (misses == 0) & (np.bincount(at[0], weights=compared, minlength=len(x)) > 0)
     return {"nll": nll, "hit": hit, "confidence": confidence, "brier": brier, "exact": exact}

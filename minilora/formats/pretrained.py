@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..config import InputError, ModelConfig
-from ..data.hints import did_you_mean
 from ..data.tokenizer import ByteTokenizer
 from ..kernels import dense, quantize_4bit
 from ..quant.low_precision import LowPrecision
@@ -106,7 +105,7 @@ def _place(name):
     path = Path(name)
     if not name or not (path.is_dir() or name.endswith(".gguf")):
         known = f"{', '.join(NAMES)}, a Hugging Face folder or a .gguf file"
-        raise InputError(f"there is no model {name!r}: give {known}{did_you_mean(name, NAMES)}")
+        raise InputError(f"there is no model {name!r}: give {known}")
     if (path / "adapter_config.json").exists() and not (path / "config.json").exists():
         raise InputError(f"{name} is the folder of an adapter: give it to --adapter-path")
     return path

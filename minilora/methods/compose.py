@@ -28,7 +28,7 @@ def generate_batch(
     0, so there is no padding. The first step reads as many tokens of each row as the shortest
     prompt has; a later step reads or generates one token of each row.
     """
-    if not (len(adapters) == len(prompts) > 0):
+    if len(adapters) != len(prompts):
         raise InputError(f"{len(prompts)} prompts need as many adapters, got {len(adapters)}")
     check_generation(prompts, max_tokens, temp, top_p, model_config)
     shared = adapters[0]
@@ -39,24 +39,23 @@ def generate_batch(
     rngs = np.random.default_rng(rng).spawn(len(prompts))
     caches = [LayerCache() for _ in range(model_config.num_hidden_layers)]
     rows = [list(prompt) for prompt in prompts]
-    answers: dict[int, list[int]] = {}
+    ends = [len(row) + max_tokens for row in rows]  # of each row with its answer
     first = 0
     last = min(map(len, prompts))
-    while len(answers) < len(rows):
+    while last < max(ends):
         tokens = np.array([row[first:last] for row in rows])
         starts = np.zeros_like(tokens)
         x = model.hidden_states(params, tokens, starts, model_config, ops, caches)
         logits = model.logits(x[:, -1], params, ops)
         for i, row in enumerate(rows):
             if len(row) == last:  # the row is read to its end
-                row.append(sample(logits[i], temp, top_p, rngs[i]))
-                answer = row[len(prompts[i]) :]
-                ended = answer[-1] in model_config.eos_token_id
-                if i not in answers and (ended or len(answer) == max_tokens):
-                    answers[i] = answer[:-1] if ended else answer
+                token = sample(logits[i], temp, top_p, rngs[i])
+                row.append(token)
+                if token in model_config.eos_token_id:
+                    ends[i] = min(ends[i], last)
         first = last
         last = last + 1
-    return [answers[i] for i in range(len(rows))]
+    return [row[len(prompt) : end] for row, prompt, end in zip(rows, prompts, ends)]
 
 
 def combine(adapters, weights, combination_type="cat", r=None):
@@ -66,9 +65,6 @@ def combine(adapters, weights, combination_type="cat", r=None):
     (default: the largest rank); "linear" adds the Aᵢ and the Bᵢ separately, each times √|wᵢsᵢ|.
     errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius norms.
     """
-    if combination_type not in COMBINATION_TYPES:
-        known = f"combination_type must be one of {', '.join(COMBINATION_TYPES)}"
-        raise InputError(f"{known}, not {combination_type!r}")
     if len(weights) != len(adapters):
         raise InputError(f"{len(adapters)} adapters need as many weights, got {len(weights)}")
     combined: dict = {}
@@ -101,9 +97,7 @@ def svd(parts, r):
 
 
 def linear(parts, r):
-    """Return (A, B) as PEFT: the product of sums also has terms BᵢAⱼ with i ≠ j."""
-    if len({len(A) for _, A, _ in parts}) != 1:
-        raise InputError("linear adds only factors of equal rank: use combination_type cat or svd")
+    """Return (A, B) as PEFT, of equal ranks: the product of sums also has terms BᵢAⱼ with i ≠ j."""
     # B = Σ √|wᵢsᵢ|·Bᵢ, A = Σ ±√|wᵢsᵢ|·Aᵢ
     roots = [abs(ws) ** 0.5 for ws, _, _ in parts]
     A = sum(np.copysign(root, ws) * A for root, (ws, A, _) in zip(roots, parts))
@@ -113,13 +107,11 @@ def linear(parts, r):
 COMBINATION_TYPES = {"cat": cat, "svd": svd, "linear": linear}
 
 
-def config_of_adapter(adapters):
-    """Return the LoraConfig of an adapter, with the rank and α of each path, for `save_adapter`."""
+def config_of_combined(adapters):
+    """Return the LoraConfig of a result of `combine`, with the rank of each path, for its file."""
     ranks = {path: len(get(adapters, path)["lora_A"]) for path in adapted_paths(adapters)}
-    alphas = {path: r * get(adapters, path)["lora_scaling"] for path, r in ranks.items()}
-    r, alpha = max(ranks.values()), max(alphas.values())
-    return LoraConfig(
-        r=r, lora_alpha=alpha, target_modules=tuple(ranks),
-        rank_pattern={path: n for path, n in ranks.items() if n != r},
-        alpha_pattern={path: a for path, a in alphas.items() if a != alpha},
-    )  # fmt: skip
+    r = max(ranks.values())
+    others: dict = {path: rank for path, rank in ranks.items() if rank != r}
+    return LoraConfig(  # α = r, because the scaling α/r is 1
+        r=r, lora_alpha=r, target_modules=tuple(ranks), rank_pattern=others, alpha_pattern=others
+    )

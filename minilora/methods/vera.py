@@ -9,7 +9,7 @@ from .method import Method, uniform
 
 TARGETS = ("q_proj", "v_proj")
 B, D = "vera_lambda_b", "vera_lambda_d"  # trained: b (out,) and d (r,)
-SHARED = "vera_projections"  # (A, B), (r, largest in) and (largest out, r), which are not trained
+SHARED = "vera_projections"  # (A, B), (r, in) and (largest out, r), which are not trained
 D_INITIAL = 0.1
 PREFIX = "base_model.model."
 SHARED_NAMES = ("base_model.vera_A", "base_model.vera_B")
@@ -18,22 +18,14 @@ SHARED_NAMES = ("base_model.vera_A", "base_model.vera_B")
 def init(base, config, rng):
     """Create A and B from U(−√(6/in), √(6/in)) and U(−√(6/r), √(6/r)), d = 0.1, b = 0."""
     paths = lora.target_paths(base, LoraConfig(target_modules=TARGETS))
-    shapes = [get(base, path)["weight"].shape for path in paths]
-    m, n = map(max, zip(*shapes))
-    r = config.vera_r
+    outs, ins = zip(*(get(base, path)["weight"].shape for path in paths))
+    m, n, r = max(outs), ins[0], config.vera_r
     shared = uniform(rng, (r, n), (6 / n) ** 0.5), uniform(rng, (m, r), (6 / r) ** 0.5)  # as PEFT
     adapters: dict = {}
-    for path, (out_features, _) in zip(paths, shapes):
+    for path, out_features in zip(paths, outs):
         b, d = np.zeros(out_features, "f4"), np.full(r, D_INITIAL, "f4")
         set_leaf(adapters, path, {B: b, D: d, SHARED: shared})
     return adapters
-
-
-def sliced(node):
-    """Return the parts of A and B that a projection uses: (r, in), (out, r)."""
-    A, B = node[SHARED]
-    out_features, in_features = node["weight"].shape
-    return A[:, :in_features], B[:out_features]
 
 
 def linear(linear, x, node, rng=None):
@@ -42,17 +34,18 @@ def linear(linear, x, node, rng=None):
     if SHARED not in node:
         return h
     # h = W₀x + Λ_b B Λ_d Ax   (VeRA, Eq. 2)
-    a, b = sliced(node)
-    return h + node[B] * ((node[D] * (x @ a.T)) @ b.T)
+    a, b = node[SHARED]
+    return h + node[B] * ((node[D] * (x @ a.T)) @ b[: len(node[B])].T)
 
 
 def merge_projection(merge, node):
     """Add Λ_b B Λ_d A to the weight."""
     if SHARED not in node:
         return merge(node)
-    a, b = sliced(node)
+    a, b = node[SHARED]
     merged = merge(without(node, B, D, SHARED))
-    merged["weight"] = merged["weight"] + (node[B][:, None] * b) @ (node[D][:, None] * a)
+    b = node[B][:, None] * b[: len(node[B])]
+    merged["weight"] = merged["weight"] + b @ (node[D][:, None] * a)
     return merged
 
 

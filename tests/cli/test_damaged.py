@@ -147,7 +147,7 @@ def test_the_date_of_a_chat_template_is_the_date_of_the_run(base, data, tmp_path
     def dates(name, splits, loaded, *more):
         raise InputError(f"the date is {loaded.tokenizer.chat_date}")
 
-    monkeypatch.setattr("minilora.cli.run.read_splits", dates)
+    monkeypatch.setattr("minilora.cli.run.read_split", dates)
     words = ["train", "--model", str(base), "--data", str(data), "--dry-run"]
     for flags, day in ((["--chat-date", "2001-02-03"], "2001-02-03"), ([], str(date.today()))):
         with pytest.raises(InputError, match=f"the date is {day}"):

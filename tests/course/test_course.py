@@ -326,8 +326,7 @@ def test_a_file_is_checked_by_running_it(tmp_path):
         (["teach", "grade", ".", "--jobs", "0"], "--jobs"),
         (["teach", "grade", ".", "."], "two submissions"),
         (["teach", "grade", ".", "--only", "x"], "no exercise 'x'"),
-        (["teach", "grade", ".", "--only", "rms-norn"], "; did you mean rms-norm?"),
-        (["learn", "check", "nearest_cod.py"], "; did you mean nearest-code?"),
+        (["learn", "check", "nearest_cod.py"], "no exercise 'nearest-cod'"),
         (["learn", "init", "--only", "x"], "no exercise 'x'"),
     ],
 )

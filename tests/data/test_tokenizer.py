@@ -6,7 +6,7 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from toy_models import CHATML, POINTER, tiny, tiny_vocabulary
+from toy_models import CHATML, tiny, tiny_vocabulary
 
 from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled
@@ -32,10 +32,8 @@ def test_bytes_are_utf8_and_the_end_is_not_printed():
     assert t.decode([72, 105, 255]) == "Hi"
     assert t.decode([72, 0xC3]) == "H�", "a cut-off character is shown as such, not raised"
     assert not t.has_chat_template and t.vocab_size == 256
-    with pytest.raises(InputError, match="no chat template"):
-        t.render(CHAT)
     for tokenizer in (t, TINY):
-        with pytest.raises(InputError, match=r"lone surrogate .* at character 2"):
+        with pytest.raises(InputError, match=r"not Unicode: .* in position 2: surrogates"):
             tokenizer.encode("ab\ud83d")
 
 
@@ -64,21 +62,6 @@ def test_a_first_token_if_the_file_says_so():
     assert t.encode("he", add_special_tokens=False) == [he]
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({"model": "bert"}, "tokenizer.ggml.model 'bert' is not supported"),
-    ({"pre": "tekken"}, "tokenizer.ggml.pre 'tekken' is not supported"),
-    ({"merges": ["h zz"]}, "tokenizer is broken"),
-    ({"merges": ["he"]}, "tokenizer is broken"),
-    ({"eos_token_id": None}, "eos_token_id is missing"),
-    ({"eos_token_id": 5000}, "eos_token has the id 5000"),
-    ({"add_bos_token": True, "bos_token_id": None}, "bos_token_id is missing"),
-    ({"tokens": ["x" * 10**6, *tiny_vocabulary()]}, "tokens must be distinct texts"),
-])  # fmt: skip
-def test_gguf_tokenizers_that_are_refused(changes, message):
-    with pytest.raises(InputError, match=message):
-        tiny(**changes)
-
-
 # --- folders
 
 
@@ -103,10 +86,9 @@ def test_where_a_folder_has_its_template(folder):
     assert from_folder(folder).chat_template == CHATML, "the file wins, as in transformers"
     file.unlink()
     named = [{"name": "tools", "template": "T"}, {"name": "default", "template": "D"}]
-    for value, expected in (("here", "here"), (named, "D"), (None, None), ([7], None)):
+    for value, expected in (("here", "here"), (named, "D"), (None, None)):
         path.write_text(json.dumps({**config, "chat_template": value}))
         assert from_folder(folder).chat_template == expected
-        assert from_folder(folder).has_chat_template == (expected is not None)
 
 
 def test_the_end_token_is_an_object_or_comes_from_the_model(folder):
@@ -120,21 +102,16 @@ def test_the_end_token_is_an_object_or_comes_from_the_model(folder):
 @pytest.mark.parametrize(("name", "content", "message"), [
     ("tokenizer.json", None, "has no tokenizer.json"),
     ("tokenizer.json", "{", "is not a tokenizer"),
-    ("tokenizer.json", "", r"tokenizer\.json is empty: copy or download it again"),
-    ("tokenizer_config.json", "[1]", "must hold one JSON object"),
-    ("tokenizer_config.json", "{,}", "is not JSON"),
-    ("tokenizer_config.json", "{}", "names no eos_token"),
     ("tokenizer_config.json", '{"eos_token": "</s>"}', "names no eos_token"),
     ("tokenizer_config.json", '{"eos_token": 7}', "eos_token must be text"),
     ("tokenizer_config.json", '{"eos_token": "<|im_end|>", "chat_template": 7}', "must be text"),
-    ("tokenizer_config.json", POINTER, r"tokenizer_config\.json is a Git LFS pointer"),
 ])  # fmt: skip
 def test_broken_folders_are_refused(folder, name, content, message):
     (folder / "chat_template.jinja").unlink()
     if content is None:
         (folder / name).unlink()
     else:
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (folder / name).write_text(content)
     with pytest.raises(InputError, match=message):
         from_folder(folder)
 

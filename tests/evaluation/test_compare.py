@@ -125,11 +125,6 @@ def test_the_seed_chooses_the_sweep_and_each_has_its_turn(monkeypatch):
     assert found == again.NAMES
 
 
-def test_no_job_begins_after_the_time():
-    assert again.run_until(abs, [-1, -2], 60) == [1, 2]
-    assert len(again.run_until(abs, range(500), 0)) < 500
-
-
 # -------------------------------------------------------------------- what paired seeds show
 
 

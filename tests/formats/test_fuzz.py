@@ -31,7 +31,7 @@ from toy_models import (
 from minilora import layers, model
 from minilora.cli.arguments import parse
 from minilora.config import ATTENTION, InputError, LoraConfig, TrainConfig
-from minilora.data.rows import encode, read_usable
+from minilora.data.rows import encode, read_rows
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.evaluation.callbacks import init_state
 from minilora.formats import hf_folder, hf_tokenizer, safetensors_file
@@ -254,7 +254,7 @@ def test_rows(fuzz, tmp_path):
     with_template = tiny()
 
     def read():
-        for row in read_usable(path)[0]:
+        for row in read_rows(path):
             encode(row, with_template)
             if "messages" not in row:
                 encode(row, ByteTokenizer())

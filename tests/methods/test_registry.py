@@ -141,13 +141,6 @@ def test_a_prompt_starts_as_rows_of_the_embedding(n):
     assert n > 11 or equal.any(axis=0).all()
 
 
-def test_the_gelu_of_a_bottleneck():
-    """Torch's in the tanh form."""
-    np.testing.assert_allclose(
-        layers.gelu(np.array([2.0, -0.5])), [1.9545976940877752, -0.15428599017485606], rtol=1e-12
-    )
-
-
 def test_the_matrices_of_vera_are_shared_and_not_trained():
     base = random_base(TINY)
     start, _ = started("vera", base)

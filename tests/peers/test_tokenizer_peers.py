@@ -7,7 +7,7 @@ import re
 import pytest
 
 from minilora.config import InputError
-from minilora.data.rows import encode, read_usable
+from minilora.data.rows import encode, read_rows
 from minilora.formats import fetch, gguf_file, gguf_tokenizer
 from minilora.formats.hf_tokenizer import from_folder, save
 
@@ -224,7 +224,7 @@ def test_the_targets_of_a_chat_are_those_of_transformers(published, tmp_path):
         messages.append({"role": "assistant", "content": rng.choice(contents)})
         tools = rng.choice([None, TOOLS])
         path.write_text(json.dumps({"messages": messages, "tools": tools}))
-        tokens, mask, _ = encode(read_usable(path, ours)[0][0], ours, mask_prompt=True)
+        tokens, mask, _ = encode(read_rows(path)[0], ours, mask_prompt=True)
         expected = theirs.apply_chat_template(
             messages, tools=tools, return_assistant_tokens_mask=True, return_dict=True
         )
