@@ -65,6 +65,9 @@ def combine(adapters, weights, combination_type="cat", r=None):
     (default: the largest rank); "linear" adds the Aᵢ and the Bᵢ separately, each times √|wᵢsᵢ|.
     errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius norms.
     """
+    if combination_type not in COMBINATION_TYPES:
+        known = ", ".join(COMBINATION_TYPES)
+        raise InputError(f"`combination_type` must be one of {known}, not {combination_type!r}")
     if len(weights) != len(adapters):
         raise InputError(f"{len(adapters)} adapters need as many weights, got {len(weights)}")
     combined: dict = {}
@@ -97,7 +100,9 @@ def svd(parts, r):
 
 
 def linear(parts, r):
-    """Return (A, B) as PEFT, of equal ranks: the product of sums also has terms BᵢAⱼ with i ≠ j."""
+    """Return (A, B) as PEFT: the product of sums also has terms BᵢAⱼ with i ≠ j."""
+    if len({len(A) for _, A, _ in parts}) != 1:  # NumPy would add a rank of 1 to any other
+        raise InputError("linear adds only factors of equal rank: use combination_type cat or svd")
     # B = Σ √|wᵢsᵢ|·Bᵢ, A = Σ ±√|wᵢsᵢ|·Aᵢ
     roots = [abs(ws) ** 0.5 for ws, _, _ in parts]
     A = sum(np.copysign(root, ws) * A for root, (ws, A, _) in zip(roots, parts))

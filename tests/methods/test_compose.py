@@ -226,6 +226,8 @@ def test_all_prompts_can_share_an_adapter_of_any_method(name):
             lambda: minilora.merge(several.per_row(three(BASE), [0, 1]), BASE),
         ),
         ("2 adapters need as many weights", lambda: compose.combine([{}, {}], [1])),
+        ("one of cat, svd, linear, not 'ties'", lambda: compose.combine([], [], "ties")),
+        ("equal rank", lambda: compose.combine(three(BASE), [1, 1, 1], "linear")),
     ],
 )
 def test_what_is_refused(message, call):
