@@ -14,7 +14,7 @@ from ..batching import Example, collate, token_array
 from ..config import InputError, ModelConfig
 from ..methods.registry import operations
 from ..tree import Tree
-from .progress import Progress
+from .progress import progress_bar
 
 TOKENS = 4096  # per batch
 LOGIT_FLOATS = 2**22  # logits in memory at a time (16 MiB), for any vocabulary
@@ -43,11 +43,10 @@ def evaluate(
     params = model.parameters(adapters, base, ops)
     parts = []
     bar: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1}
-    with Progress(len(scored), "row", quiet=quiet, **bar) as progress:
+    with progress_bar(len(scored), "row", quiet, **bar) as progress:
         for rows in batches(scored):
             parts.append(token_scores(params, with_answer(rows), model_config, ops))
-            percent = 100 * (progress.n + len(rows)) / len(scored)
-            progress.advance(len(rows), f"evaluating {len(scored):,} rows: {percent:.0f} %")
+            progress.update(len(rows))
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {
