@@ -15,6 +15,9 @@ from .arguments import COURSE, Parser, parse
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit status: 0, 2 for an error, 130 or 143 if interrupted."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller has closed it, as `>&-` in a shell
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the end)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # bytes or characters without a form become escapes
             stream.reconfigure(errors="backslashreplace")
@@ -36,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt as error:
         print(str(InputError(error)) or "interrupted", file=sys.stderr)
         return 128 + (received or [signal.SIGINT])[0]
+    finally:
+        if argv is None:  # no traceback between here and the end of the process
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def dispatch(argv):

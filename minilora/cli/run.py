@@ -9,6 +9,7 @@ complete old or the complete new one.
 import io
 import json
 import math
+import os
 import shutil
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields, replace
@@ -83,6 +84,7 @@ def train_and_save(args):
         if not args.quiet:
             print_sample(adapters, *model, loaded.tokenizer, held_out[0], ops)
 
+    os.environ["MPLBACKEND"] = "agg"  # the only backend that `curve` needs
     # an interrupt during the import of matplotlib would break every later import of it
     import matplotlib.figure  # noqa: F401
 

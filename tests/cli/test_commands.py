@@ -173,7 +173,7 @@ def test_columns_are_named_once_and_then_known_to_every_command(base, tmp_path, 
     rows = [{"prompt": "40+1=", "completion": "41"}]
     other = write_rows(tmp_path / "other.jsonl", rows)
     assert run("evaluate --data", other, *at(out)) == 2
-    says = "line 1: no column 'question', only prompt, completion: correct --columns"
+    says = "line 1: no column 'question', only prompt, completion: correct `columns`"
     assert says in capsys.readouterr().err
     given = "--columns prompt=prompt completion=completion"
     assert run("evaluate", given, "--data", other, *at(out)) == 0

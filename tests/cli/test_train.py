@@ -144,7 +144,6 @@ def test_a_dry_run_writes_nothing(base, data, tmp_path, capsys):
 
 def test_quiet_prints_the_last_line_only(base, data, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("minilora.cli.run.generate", None)  # no sample is made
-    monkeypatch.setattr("minilora.evaluation.progress.SECONDS_BETWEEN_LINES", -1)
     out = tmp_path / "run"
     for more in ("", "--resume"):
         assert train(base, data, out, "--quiet --keep-best", more) == 0
@@ -426,7 +425,7 @@ def test_a_resume_takes_no_other_value_of_any_setting(tmp_path):
         changed = metadata | {"settings": metadata["settings"] | {name: "another"}}
         with pytest.raises(InputError, match=f"{flag(name)} is another, but the run in"):
             run_folder.check_same_run(out, changed)
-    with pytest.raises(InputError, match="the files of --model .*micro have changed"):
+    with pytest.raises(InputError, match="the files of --model micro have changed"):
         run_folder.check_same_run(out, metadata | {"digests": {"model": "another"}})
 
 
@@ -470,9 +469,8 @@ def test_a_project_that_was_moved_still_works(base, data, tmp_path, monkeypatch,
     written = settings_of(moved / "run")
     assert {k: written[k] for k in names} == {k: str(moved / v) for k, v in names.items()}
     other = write_rows(tmp_path / "other.jsonl", [{"text": "another row"}] * 20)
-    capsys.readouterr()
-    error = error_of(capsys, run("train --resume --data", other, *where[:2], *at(moved / "run")))
-    assert f"the files of --data {other} have changed" in error
+    assert run("train --resume --data", other, *where[:2], *at(moved / "run")) == 2
+    assert f"error: the files of --data {other} have changed" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------ the settings
