@@ -15,6 +15,7 @@ from functools import partial
 from importlib.metadata import version
 
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
+from ..data.tasks import BUILTIN
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text
 from ..methods.method import SIZES
@@ -89,8 +90,6 @@ def parse(argv):
     if args.resume:
         words = as_flags(settings_to_resume(args.adapter_path)) + words
         args = parser().parse_args(["train", *words])
-    from ..data.tasks import BUILTIN
-
     recipe = BUILTIN[args.data].recipe.split() if args.data in BUILTIN else []
     args = parser().parse_args(["train", *recipe, *words])
     args.given = given
@@ -216,8 +215,6 @@ def parser():
 
 def train_flags(sub):
     """Add the flags of `minilora train`, with the defaults of LoraConfig and TrainConfig."""
-    from ..data.tasks import BUILTIN
-
     recipes = [f"{name}: {data.recipe}." for name, data in BUILTIN.items() if data.recipe]
     sub.epilog = " ".join(["Some built-in data sets have other defaults.", *recipes])
     lora = LoraConfig()
@@ -249,8 +246,6 @@ def train_flags(sub):
         add(flag(f.name), TEXTS[f.name], default=f.default, **how)
     add("--epochs", "passes over the rows, instead of --iters", type=float)
     add("--save-every", "steps between checkpoints", type=positive, default=50)
-    text = "keep the adapter of every --save-every steps in a folder such as checkpoint-100"
-    add("--keep-checkpoints", text, action=SWITCH, default=False)
     text = "the date that a chat template shows; default: today"
     add("--chat-date", text, type=iso_date, default=str(date.today()))
     add("--adapter-path", "folder of the run", default="adapters")

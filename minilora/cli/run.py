@@ -10,7 +10,6 @@ import io
 import json
 import math
 import os
-import shutil
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields, replace
 from fractions import Fraction
@@ -26,7 +25,7 @@ from ..evaluation.callbacks import evaluation_row, kept_step
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
 from ..formats.checkpoint import save_adapter, save_state
-from ..formats.files import replace_text, write_errors
+from ..formats.files import replace_text
 from ..generation import generate
 from ..methods.registry import operations
 from . import run_folder
@@ -171,34 +170,21 @@ class RunWriter:
         """Write a checkpoint, if there are new records, and the files that are derived from it."""
         if self.latest is None or self.saved == len(self.history):
             return
-        text = "".join(json.dumps(row) + "\n" for row in self.history)
-        save_state(self.folder / CHECKPOINT, *self.latest, self.metadata, text)
-        with write_errors(self.folder):
-            self.write_derived_files(text)
-        self.saved = len(self.history)
-
-    def write_derived_files(self, text):
-        """Replace the files of an older checkpoint or run; `text` is that of metrics.jsonl."""
         folder, args = self.folder, self.args
         adapters, state = self.latest
-        step = state["step"]
+        text = "".join(json.dumps(row) + "\n" for row in self.history)
+        save_state(folder / CHECKPOINT, adapters, state, self.metadata, text)
         replace_text(folder / run_folder.METRICS, text)
-        if step <= args.save_every:  # the first checkpoint of the run
-            for path in run_folder.checkpoints(folder):  # of an older run
-                shutil.rmtree(path)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
-        self.save_adapter(folder, state.get("best", adapters))
-        if args.keep_checkpoints and step % args.save_every == 0:
-            self.save_adapter(folder / f"checkpoint-{step}", adapters)
+        best = state.get("best", adapters)
+        model = best, self.loaded.base, self.loaded.adapter_config, args.model
+        save_adapter(folder, *model, args.adapter_dtype)
         title = " on ".join(Path(name).name for name in (args.model, args.data))
         kept = kept_step(state) if "best" in state else None
         curve(folder / run_folder.CURVE, self.history, title, kept)
-
-    def save_adapter(self, folder, adapters):
-        """Write the adapter, then the settings; `loading.read_run` relies on this order."""
-        model = adapters, self.loaded.base, self.loaded.adapter_config
-        save_adapter(folder, *model, self.args.model, self.args.adapter_dtype)
+        # the last file: see `loading.read_run`
         replace_text(folder / SETTINGS, as_toml(self.metadata["settings"]))
+        self.saved = len(self.history)
 
 
 def print_scores(when, scores, scored, held_out):
@@ -215,8 +201,8 @@ def print_sample(adapters, base, model_config, tokenizer, row, ops):
     if prompt:
         ids = tokenizer.encode(prompt)
         said = generate(adapters, base, ids, model_config, ops, max_tokens=48)
-        asked = row["messages"][-2]["content"] if "messages" in row else prompt
         right = tokenizer.decode(tokenizer.encode(answer))
+        asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
         print(f"  asked: {asked.strip()!r}")
         print(f"  says:  {tokenizer.decode(list(said)).strip()!r}")
         print(f"  right: {right.strip()!r}")

@@ -12,13 +12,13 @@ from ..config import InputError, LoraConfig
 from ..evaluation.callbacks import kept_step, should_stop
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_history, read_metadata
 from ..formats.fetch import MODELS
-from ..formats.files import write_errors
+from ..formats.files import locked, write_errors
 from ..methods.registry import METHODS
 from .arguments import CHECKPOINT, CHECKPOINT_VERSION, SETTINGS, flag
 from .stored_paths import INPUTS, absolute, digest
 
-LOCK, METRICS, CARD, CURVE = ".lock", "metrics.jsonl", "README.md", "curve.png"
-FILES = (CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS, LOCK)
+METRICS, CARD, CURVE = "metrics.jsonl", "README.md", "curve.png"
+FILES = (CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS)
 HALF_WRITTEN = re.compile(r"\.\d+\.tmp$")  # the end of the name of a file that a kill has left
 MAY_CHANGE = ("adapter_path", "iters", *INPUTS)  # when a run is resumed; see check_same_run
 NOT_SETTINGS = ("command", "config", "given", "resume", "overwrite", "dry_run", "quiet")
@@ -30,71 +30,38 @@ def check_folder(folder, args):
         raise InputError(f"{folder} is not a folder: choose another --adapter-path")
     if args.resume or not folder.exists():
         return
-    paths = sorted(folder.iterdir())
-    foreign = [path.name for path in paths if not (is_own_file(path) or is_checkpoint(path))]
+    names = sorted(path.name for path in folder.iterdir())
+    foreign = [name for name in names if not is_own_file(name)]
     way = "choose another --adapter-path"
     if foreign:
         files = f"files that minilora did not create ({', '.join(foreign[:3])})"
         raise InputError(f"{folder} already contains {files}: {way}")
-    if args.overwrite and folder.resolve() in Path(args.init_adapter or "").resolve().parents:
-        what = f"--init-adapter {args.init_adapter} is part of the run that --overwrite replaces"
-        raise InputError(f"{what}: {way}")
-    complete = [path for path in paths if path.name != LOCK and not HALF_WRITTEN.search(path.name)]
-    if complete and not args.overwrite and not args.dry_run:
+    if set(names) & set(FILES) and not args.overwrite and not args.dry_run:
         raise InputError(f"{folder} already contains a run: use --resume or --overwrite, or {way}")
 
 
-def is_own_file(path):
+def is_own_file(name):
     """Tell whether a run writes a file of this name; a killed run may have left half of it."""
-    return HALF_WRITTEN.sub("", path.name) in FILES
-
-
-def is_checkpoint(path):
-    """Tell whether `path` is a folder that --keep-checkpoints has written."""
-    named = re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()
-    return bool(named) and not path.is_symlink() and all(map(is_own_file, path.iterdir()))
-
-
-def checkpoints(folder):
-    """Return the folders in `folder` that --keep-checkpoints has written."""
-    return [path for path in folder.iterdir() if is_checkpoint(path)]
+    return HALF_WRITTEN.sub("", name) in FILES
 
 
 @contextmanager
 def lock(folder):
     """Make the run's folder and lock it, so that no other process writes to it in the block.
 
-    The system releases the lock when the process ends, also after a kill. A folder that is empty at
-    the end is removed. Systems without such locks get none.
+    A folder that is empty at the end is removed.
     """
-    path = folder / LOCK
-    try:
-        with write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with write_errors(path):
-            file = open(path, "a+")  # noqa: SIM115  the next line closes it
-        with file:
-            try:
-                with suppress(ImportError):  # only POSIX has such locks
-                    import fcntl
-
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                way = "wait for its end, or choose another --adapter-path"
-                raise InputError(f"{folder} is in use by another process: {way}") from None
-            with write_errors(path):
-                for place in (folder, *checkpoints(folder)):
-                    for left in place.glob("*.tmp"):  # of a killed run
-                        if is_own_file(left):
-                            left.unlink()
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    path.unlink()
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # only if nothing was written
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        try:
+            for left in folder.glob("*.tmp"):  # of a killed run
+                if is_own_file(left.name):
+                    left.unlink()
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # only if nothing was written
 
 
 def metadata(args, unused=()):

@@ -54,9 +54,8 @@ def of_run(
         except KeyboardInterrupt as error:
             interrupt: Any = error
             interrupt.adapters, interrupt.state = last
-            step = interrupt.state["step"]
-            interrupt.history = [row for row in history if row["step"] <= step]
-            error.add_note(f"interrupted after step {step}: {INTERRUPTED}")
+            interrupt.history = history
+            error.add_note(f"interrupted after step {last[1]['step']}: {INTERRUPTED}")
             raise
     if not quiet:
         print_end(last[1], train_config)

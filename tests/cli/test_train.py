@@ -12,6 +12,7 @@ from small_run import (
     files,
     metrics,
     run,
+    tensors,
     train,
     write_rows,
 )
@@ -64,10 +65,10 @@ def test_all_files_of_a_run_are_written_again_from_its_checkpoint(
 ):
     monkeypatch.setattr("minilora.cli.run.curve", plot.curve)
     out = tmp_path / "run"
-    assert train(base, data, out, "--keep-checkpoints --save-every 4") == 0
+    assert train(base, data, out, "--save-every 4") == 0
     names = {
-        "README.md", "adapter_config.json", WEIGHTS, CHECKPOINT, "checkpoint-4", "curve.png",
-        "metrics.jsonl", "train_config.toml",
+        "README.md", "adapter_config.json", WEIGHTS, CHECKPOINT, "curve.png", "metrics.jsonl",
+        "train_config.toml",
     }  # fmt: skip
     assert {path.name for path in out.iterdir()} == names
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
@@ -84,16 +85,11 @@ def test_all_files_of_a_run_are_written_again_from_its_checkpoint(
     assert settings["quantize"] == "nf4-dq" and settings["block_size"] == 64
 
     before = files(out)
-    for name in names - {CHECKPOINT, "checkpoint-4"}:
+    for name in names - {CHECKPOINT}:
         (out / name).unlink()
-    shutil.rmtree(out / "checkpoint-4")
-    (out / "checkpoint-8").mkdir()  # of an older run that a killed run had begun to replace
     assert "train --resume" in error_of(capsys, run("evaluate", *at(out)))
     assert run("train --resume", *at(out)) == 0
-    assert files(out) == before and {path.name for path in out.iterdir()} == names
-    shutil.rmtree(out / "checkpoint-4")  # a kill came before it
-    assert run("train --resume --iters 5", *at(out)) == 0
-    assert files(out / "checkpoint-4") and step_of(out) == 5
+    assert files(out) == before
 
 
 def test_a_run_or_a_strangers_folder_is_never_overwritten(base, data, tmp_path, capsys):
@@ -126,7 +122,8 @@ def test_two_runs_in_one_folder(base, data, tmp_path, capsys):
     out = tmp_path / "run"
     with run_folder.lock(out):
         line = error_of(capsys, train(base, data, out))
-    assert "is in use by another process" in line and not out.exists()
+        assert f"another process is writing {out}: wait for it" in line and out.exists()
+    assert not out.exists()
     assert train(base, data, out) == 0
 
 
@@ -315,7 +312,16 @@ def scripted(monkeypatch):
     return start
 
 
-STOPPING = "--iters 8 --early-stopping-patience 2 --keep-checkpoints"
+STOPPING = "--iters 8 --early-stopping-patience 2"
+
+
+def assert_the_best_is_kept(folder):
+    """The weights of the folder are those of the tree `best` of its checkpoint, not the last."""
+    trees = tensors(folder / CHECKPOINT)
+    best, last = (
+        {w for name, w in trees.items() if name.startswith(tree)} for tree in ("best.", "adapters.")
+    )
+    assert {*tensors(folder / WEIGHTS).values()} == best != last
 
 
 def test_a_run_that_early_stopping_has_ended_says_so(base, data, tmp_path, scripted, capsys):
@@ -331,8 +337,7 @@ def test_a_run_that_early_stopping_has_ended_says_so(base, data, tmp_path, scrip
     assert "6 of 8 steps, because early stopping ended the run. The adapter is that of" in card
     assert "step 2, whose held-out loss is the lowest.\n" in card
     assert "- Held-out rows: 2: loss 1, exact_match 0.5, tokens 9\n" in card
-    best, last = ((out / f"checkpoint-{step}" / WEIGHTS).read_bytes() for step in (2, 6))
-    assert (out / WEIGHTS).read_bytes() == best != last
+    assert_the_best_is_kept(out)
     assert scripted.kept == [(2, 2), (2, 3), (2, 4)]  # and the evaluation at step 0
 
     before = files(out)
@@ -353,9 +358,8 @@ def test_an_interrupted_run_keeps_the_best_step(base, data, tmp_path, scripted, 
             raise KeyboardInterrupt
 
     monkeypatch.setattr("minilora.cli.run.curve", draw)
-    assert train(base, data, out, "--keep-best --keep-checkpoints") == 130
-    best, last = ((out / f"checkpoint-{step}" / WEIGHTS).read_bytes() for step in (2, 4))
-    assert (out / WEIGHTS).read_bytes() == best != last
+    assert train(base, data, out, "--keep-best") == 130
+    assert_the_best_is_kept(out)
 
 
 def test_the_curve_marks_the_step_that_is_kept(tmp_path):
@@ -364,26 +368,6 @@ def test_the_curve_marks_the_step_that_is_kept(tmp_path):
     for kept in (None, 2):
         plot.curve(tmp_path / f"{kept}.png", history, "a run", kept)
     assert len({path.read_bytes() for path in tmp_path.iterdir()}) == 2
-
-
-def test_kept_checkpoints_are_read_replaced_and_not_mistaken(base, data, tmp_path, capsys):
-    out = tmp_path / "run"
-    assert train(base, data, out, "--keep-checkpoints --save-every 3 --iters 7") == 0
-    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["checkpoint-3", "checkpoint-6"]
-    part = out / "checkpoint-6"
-    assert run("evaluate --split valid", *at(part)) == 0
-    assert train(base, data, tmp_path / "second", "--init-adapter", part) == 0
-    # not from a part of the run that is replaced: --resume would not find it any more
-    capsys.readouterr()
-    line = error_of(capsys, train(base, data, out, "--overwrite --init-adapter", part))
-    assert f"--init-adapter {part} is part of the run that --overwrite replaces" in line
-    (part / "optimizer.pt").write_text("of another program")
-    before = files(out)
-    assert "checkpoint-6" in error_of(capsys, train(base, data, out, "--overwrite"))
-    assert files(out) == before
-    (part / "optimizer.pt").unlink()
-    assert train(base, data, out, "--overwrite") == 0
-    assert not [path for path in out.iterdir() if path.is_dir()]
 
 
 def stored_run(folder, words=""):

@@ -513,7 +513,8 @@ NUMBERS = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 1}
 NO_NUMBERS = (
     "[1]", "{", "null", "{}", '{"step": 1}',
     *(json.dumps(NUMBERS | changed) for changed in (
-        {"step": -1}, {"step": True}, {"step": 10**30}, {"best_loss": "2"}, {"best_step": -1}, {"worse": None}, {"best": 5},
+        {"step": -1}, {"step": True}, {"step": 10**30}, {"best_loss": "2"}, {"best_step": -1},
+        {"worse": None}, {"best": 5},
     )),
 )  # fmt: skip
 
