@@ -6,6 +6,7 @@ Read `run.py` first: it contains all that `minilora train` does, from the first 
 import os
 import signal
 import sys
+from typing import Any
 
 from ..config import InputError
 from ..course import commands as course_commands
@@ -74,7 +75,8 @@ def interrupt_once():
             raise KeyboardInterrupt
 
     def terminate(number, frame):
-        signal.getsignal(signal.SIGINT)(number, frame)  # `kernels.threads` has its own for a while
+        handler: Any = signal.getsignal(signal.SIGINT)  # for a while, that of `kernels.threads`
+        handler(number, frame)
 
     signal.signal(signal.SIGINT, interrupt)
     signal.signal(signal.SIGTERM, terminate)

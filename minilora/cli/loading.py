@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import INITIALIZERS, InputError, LoraConfig, ModelConfig
-from ..formats.checkpoint import load_adapter, needs_dense_base, trains_all_weights
+from ..formats.checkpoint import load_adapter, needs_dense_base
 from ..formats.files import read_text
 from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
@@ -97,7 +97,7 @@ OF_LORA = (
 
 
 def unused_settings(args):
-    """Return {setting: why it has no effect on this run}."""
+    """Return {setting: why it has no effect}; raise InputError if the user gave its flag."""
     with_method = f"with --method {args.method}"
     unused = {name: with_method for name in SIZES if METHODS[args.method].size != name}
     if args.method not in ("lora", "dora"):
@@ -107,14 +107,10 @@ def unused_settings(args):
         unused |= dict.fromkeys(("method", *OF_LORA, *SIZES), own)
     if args.quantize in WITHOUT_BLOCKS:
         unused["block_size"] = f"with --quantize {args.quantize}"
-    return unused
-
-
-def refuse_unused(given, unused):
-    """Raise InputError if the user gave the flag of a setting that has no effect."""
     for name, why in unused.items():
-        if flag(name) in given:
+        if flag(name) in args.given:
             raise InputError(f"{flag(name)} has no effect {why}: leave it out")
+    return unused
 
 
 def make_adapter_config(args):
@@ -144,8 +140,7 @@ def new_adapter(args, adapter_config):
 def load_with_adapter(folder, name, scheme, block_size, load=load):
     """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`."""
     dense = needs_dense_base(folder)
-    low_precision = not trains_all_weights(folder)
-    config, base, tokenizer = load(name, "none" if dense else scheme, block_size, low_precision)
+    config, base, tokenizer = load(name, "none" if dense else scheme, block_size, not dense)
     how = (scheme, block_size) if dense else ()
     adapters, base, adapter_config = load_adapter(folder, base, *how)
     return LoadedModel(config, base, tokenizer, adapters, adapter_config)

@@ -31,7 +31,7 @@ from ..methods.registry import operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS, as_toml
 from .examples import columns_of, read_splits, warn_of_common_rows
-from .loading import load_for_training, refuse_unused, unused_settings
+from .loading import load_for_training, unused_settings
 
 
 def fine_tune(args):
@@ -49,7 +49,6 @@ def train_and_save(args):
     train_config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     run_folder.check_folder(folder, args)
     unused = unused_settings(args)
-    refuse_unused(args.given, unused)
     loaded = load_for_training(args)
     loaded = loaded._replace(tokenizer=replace(loaded.tokenizer, chat_date=args.chat_date))
     train_split, valid_split = read_splits(

@@ -3,7 +3,6 @@
 A run is one file, checkpoint.safetensors. `run.py` derives all other files from it.
 """
 
-import os
 import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,8 +25,6 @@ NOT_SETTINGS = ("command", "config", "given", "resume", "overwrite", "dry_run", 
 
 def check_folder(folder, args):
     """Raise InputError if the run cannot be written to `folder`; change nothing."""
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: choose another --adapter-path")
     if args.resume or not folder.exists():
         return
     names = sorted(path.name for path in folder.iterdir())

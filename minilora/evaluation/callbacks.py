@@ -23,7 +23,6 @@ INTERRUPTED = (  # for Python and notebooks; the command line writes a checkpoin
     "this exception has the `adapters`, the `history` and the `state` of that step; "
     "in a notebook: `import sys; adapters = sys.last_value.adapters`"
 )
-NO_BEST = {"best_loss": math.inf, "best_step": 0, "worse": 0}  # the state before an evaluation
 
 
 @contextmanager
@@ -110,7 +109,7 @@ def check_held_out(valid: Sequence[Example], train_config: TrainConfig) -> None:
 def init_state(adapters: Tree, train_config: TrainConfig) -> Tree:
     """Return the state before the first step: of the optimizer, and of the best evaluation."""
     start, _ = OPTIMIZERS[train_config.optimizer]
-    return {**start(arrays(adapters)), **NO_BEST}
+    return {**start(arrays(adapters)), "best_loss": math.inf, "best_step": 0, "worse": 0}
 
 
 def evaluation_row(step: int, scores: Tree) -> Tree:

@@ -128,13 +128,10 @@ def load_adapter(
 
 
 def needs_dense_base(folder):
-    """Tell whether the initialization changed the base, so that the dense base must be loaded."""
-    return read_json(Path(folder) / CONFIG).get("init_lora_weights") in INITIALIZERS
-
-
-def trains_all_weights(folder):
-    """Tell whether the adapter is a full fine-tuning, whose base is held in float32."""
-    return read_json(Path(folder) / CONFIG).get("minilora_method") == "full"
+    """Tell whether the adapter in `folder` needs the dense base, whose weights it changes."""
+    config = read_json(Path(folder) / CONFIG)
+    trains_all = config.get("minilora_method") == "full"
+    return trains_all or config.get("init_lora_weights") in INITIALIZERS
 
 
 def _read(path, entries, shapes):

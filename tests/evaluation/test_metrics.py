@@ -1,7 +1,6 @@
 """Scores against slow oracles: the loss, greedy decoding, and calibration counted one by one."""
 
 import math
-import re
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +13,7 @@ from models import TINY, adapted, as_dtype, configs, random_base, random_example
 import minilora
 from minilora.batching import Example, collate
 from minilora.config import ALL_LINEAR, InputError
-from minilora.evaluation import metrics, progress
+from minilora.evaluation import metrics
 from minilora.evaluation.metrics import calibration_error, evaluate
 
 U32 = 2.0**-24
@@ -72,20 +71,6 @@ def test_no_score_and_no_output_has_dropout():
             ]
         )
     assert found[0] == found[1]
-
-
-def test_evaluation_shows_how_much_is_done_and_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", -1)  # a line at once
-    monkeypatch.setattr(metrics, "TOKENS", 8)  # two rows per batch
-    rows = [Example([1, 2, 3, 4], [1] * 4)] * 8
-    evaluate({}, random_base(TINY), rows, TINY)
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == [
-        f"evaluating 8 rows: {percent} %" for percent in (25, 50, 75)
-    ]
-    assert all(re.search(r", 00:0\d left$", line) for line in lines)
-    evaluate({}, random_base(TINY), rows, TINY, quiet=True)
-    assert capsys.readouterr() == ("", "")
 
 
 def greedy_examples(base, n, prompt=3, answer=4):
