@@ -19,8 +19,8 @@ def main(argv: list[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller has closed it, as `>&-` in a shell
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the end)
-    for stream in (sys.stdin, sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # bytes or characters without a form become escapes
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # an ASCII terminal shows escapes
             stream.reconfigure(errors="backslashreplace")
     received = interrupt_once() if argv is None else []
     try:
@@ -29,6 +29,8 @@ def main(argv: list[str] | None = None) -> int:
         return status or 0
     except InputError as error:
         return report_error(error)
+    except UnicodeDecodeError as error:
+        return report_error(f"standard input is not {error.encoding}: convert the text")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit must not fail
         return report_error("the output cannot be written: its reader closed the pipe")

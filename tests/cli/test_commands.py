@@ -378,8 +378,9 @@ def test_a_system_prompt_that_the_model_would_not_see_is_refused(base, chat_base
         assert says in error_of(capsys, run(*line))
 
 
-def test_bytes_that_are_no_text_become_escapes(chat_base, asked, monkeypatch):
-    stdin = io.TextIOWrapper(io.BytesIO(b"a\xff"), encoding="utf-8")
-    monkeypatch.setattr("sys.stdin", stdin)
-    assert run("generate --prompt - --raw --model", chat_base) == 0
-    assert asked[0][0] == "a\\xff"
+def test_a_standard_input_that_is_no_text(base, monkeypatch, capsys):
+    for command in ("generate --prompt -", "chat"):
+        stdin = io.TextIOWrapper(io.BytesIO(b"\xff"), encoding="utf-8")
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert run(command, "--model", base) == 2
+        assert "standard input is not utf-8" in capsys.readouterr().err.splitlines()[-1]
