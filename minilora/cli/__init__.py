@@ -60,7 +60,10 @@ def dispatch(argv):
 
 def report_error(error):
     """Print an error as one line on standard error; return the exit status."""
-    print(f"error: {InputError(error)}", file=sys.stderr)
+    text = str(InputError(error))
+    for name, flag in {"`r`": "--lora-r", "`scheme`": "--quantize"}.items():
+        text = text.replace(name, flag)  # the other settings have the names of their flags
+    print(f"error: {text}", file=sys.stderr)
     return 2
 
 

@@ -14,7 +14,7 @@ from minilora.course.commands import add_commands
 
 TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: part of the message
     "--target-modules w_proj": "w_proj",
-    "--lora-r 0": "`r` must be",
+    "--lora-r 0": "--lora-r must be",
     "--lora-r 1000000000000": "",
     "--lora-r eight": "--lora-r",
     "--rank 8": "unrecognized arguments: --rank 8 (see minilora train --help)",
@@ -37,7 +37,7 @@ TRAIN = {  # flags after `train --model BASE --data ROWS --adapter-path OUT`: pa
     "--lr 1": "unrecognized arguments: --lr 1 (see",  # and not --lora-r
     "--quantize nf4dq": "(choose from ",
     "--optimizer sgd": "--optimizer",
-    "--method full": "none",
+    "--method full": "set --quantize to none",
     "--method prompt --packing": "`packing`",
     "--method bottleneck --bottleneck-size 0": "`bottleneck_size`",
     "--method ia3 --also-train norm": "--also-train",
