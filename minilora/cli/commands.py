@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 
 from .. import generation, lora
+from .. import quantize as quantize_base
 from ..config import InputError
 from ..evaluation import memory, metrics
 from ..formats import fetch as fetching
@@ -16,7 +17,7 @@ from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
 from ..methods.registry import operations
-from ..quant.schemes import error_report, is_projection
+from ..quant.schemes import error_report
 from ..tree import named_leaves
 from .arguments import SETTINGS
 from .examples import compare_with_run, load_examples
@@ -179,11 +180,8 @@ def merge(args):
 
 def quantize(args):
     """Write the quantized base, and print the error of each weight."""
-    name = args.model
-    config, base, tokenizer = load(name)
-    if not all(isinstance(w, np.ndarray) for path, w in named_leaves(base) if is_projection(path)):
-        raise InputError(f"{name} is quantized already: give the folder of the dense model")
-    quantized = load(name, args.quantize, args.block_size)[1]
+    config, base, tokenizer = load(args.model)
+    quantized = quantize_base(base, args.quantize, args.block_size)
     save_quantized(args.out, config, quantized, tokenizer)
     print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")
     for path, rmse, relative, _, bits in error_report(base, quantized):

@@ -208,7 +208,7 @@ def test_a_quantized_folder_holds_what_quantizing_on_loading_gives(base, tmp_pat
             assert np.array_equal(stored[path].codes, leaf.codes)
             assert np.array_equal(stored[path].absmax, leaf.absmax)
     error = error_of(capsys, run("quantize --model", out, "--out", tmp_path / "two"))
-    assert f"{out} is quantized already: give the folder of the dense model" in error
+    assert "q_proj.weight is quantized already: load the base without" in error
 
 
 def test_merge_writes_the_type_that_is_asked_for(base, data, tmp_path, capsys):
