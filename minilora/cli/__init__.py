@@ -4,16 +4,14 @@ Read `run.py` first: it contains all that `minilora train` does, from the first 
 """
 
 import os
-import re
 import signal
 import sys
-import threading
-from contextlib import contextmanager
+from typing import Any
 
 from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
-from .arguments import COURSE, FLAGS, Parser, parse
+from .arguments import COURSE, Parser, parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -24,14 +22,15 @@ def main(argv: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # an ASCII terminal shows escapes
             stream.reconfigure(errors="backslashreplace")
-    terminated: list = []
+    received = interrupt_once() if argv is None else []
     try:
-        with interruptible(terminated, for_good=argv is None):
-            status = dispatch(sys.argv[1:] if argv is None else argv) or 0
-            sys.stdout.flush()
-            return 143 if terminated else status
+        status = dispatch(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+        return status or 0
     except InputError as error:
         return report_error(error)
+    except UnicodeDecodeError as error:
+        return report_error(f"standard input is not {error.encoding}: convert the text")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the flush at exit must not fail
         return report_error("the output cannot be written: its reader closed the pipe")
@@ -42,13 +41,15 @@ def main(argv: list[str] | None = None) -> int:
         return report_error(f"{type(error).__name__}: too large for this machine ({error})")
     except KeyboardInterrupt as error:
         print(str(InputError(error)) or "interrupted", file=sys.stderr)
-        return 143 if terminated else 130
+        return 128 + (received or [signal.SIGINT])[0]
+    finally:
+        if argv is None:  # no traceback between here and the end of the process
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def dispatch(argv):
     """Run the command that `argv` names; return the exit status, or None for 0."""
-    if "\0" in "".join(argv):
-        raise InputError("an argument has a NUL character: remove it")
     if argv[:1] and argv[0] in COURSE:
         top = Parser(prog="minilora")
         course_commands.add_commands(top)
@@ -58,37 +59,30 @@ def dispatch(argv):
 
 
 def report_error(error):
-    """Print an error as one line on standard error, with flags; return the exit status."""
-    text = re.sub(r"`(\w+)`", lambda name: FLAGS.get(name[1], name[0]), str(InputError(error)))
+    """Print an error as one line on standard error; return the exit status."""
+    text = str(InputError(error))
+    for name, flag in {"`r`": "--lora-r", "`scheme`": "--quantize"}.items():
+        text = text.replace(name, flag)  # the other settings have the names of their flags
     print(f"error: {text}", file=sys.stderr)
     return 2
 
 
-@contextmanager
-def interruptible(terminated, for_good):
-    """Turn the first SIGINT or SIGTERM in the block into KeyboardInterrupt, on the main thread.
+def interrupt_once():
+    """Make the first SIGINT or SIGTERM raise KeyboardInterrupt, and ignore all later ones.
 
-    SIGTERM is appended to `terminated`. With `for_good`, both signals are ignored after the block.
+    Returns a list, to which that signal is added.
     """
-    raised: list = []
+    received: list = []
 
     def interrupt(number, frame):
-        if not raised:
-            raised.append(number)
+        if not received:
+            received.append(number)
             raise KeyboardInterrupt
 
     def terminate(number, frame):
-        terminated.append(number)
-        handler = signal.getsignal(signal.SIGINT)  # `kernels.threads` has its own
-        (handler if callable(handler) else interrupt)(number, frame)
+        handler: Any = signal.getsignal(signal.SIGINT)  # for a while, that of `kernels.threads`
+        handler(number, frame)
 
-    main = threading.current_thread() is threading.main_thread()
-    before = {}
-    try:
-        for number, handler in ((signal.SIGINT, interrupt), (signal.SIGTERM, terminate)):
-            if main and signal.getsignal(number) is not signal.SIG_IGN:
-                before[number] = signal.signal(number, handler)
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, signal.SIG_IGN if for_good else old)
+    signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGTERM, terminate)
+    return received

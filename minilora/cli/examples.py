@@ -27,14 +27,7 @@ class SplitData(NamedTuple):
             line += f"; {n} left out ({reason})"
         if self.cut:
             line += f"; {self.cut} cut to --max-seq-length {self.length}"
-        if self.answers_cut_off:
-            line += f", {self.answers_cut_off} of them without any of the answer"
         return line
-
-    @property
-    def answers_cut_off(self):
-        """The number of examples without a token of the answer; they are never an exact match."""
-        return sum(not any(example.answer) for example in self.examples)
 
 
 def read_split(name, split, loaded, columns, train_config):
@@ -58,35 +51,13 @@ def columns_of(pairs):
     for pair in pairs:
         if "=" not in pair:
             raise InputError(f"--columns: must be KEY=COLUMN, got {pair}")
-    columns = dict(pair.split("=", 1) for pair in pairs)
-    if len(columns) < len(pairs):
-        raise InputError(f"--columns {' '.join(pairs)}: a key occurs twice")
-    return columns
-
-
-def compared(rows):
-    """Return what exact match compares in these rows."""
-    kinds = {"text" in row for row in rows}
-    if kinds == {False}:
-        return "answers"
-    return "whole texts" if kinds == {True} else "answers and whole texts"
-
-
-def exact_match_of(rows):
-    """Return what exact match compares, in the words of a printed line."""
-    part = compared(rows)
-    return part if part == "answers" else f"{part} (all tokens of a text must be right)"
-
-
-def common_rows(rows, others):
-    """Count the rows whose content is that of one of the `others`."""
-    known = {row_content(row) for row in others}
-    return sum(row_content(row) in known for row in rows)
+    return dict(pair.split("=", 1) for pair in pairs)
 
 
 def warn_of_common_rows(rows, trained, which, where):
-    """Warn if some of the rows are among the `trained` rows; return their number."""
-    n = common_rows(rows, trained)
+    """Warn if the content of some rows is that of `trained` rows; return their number."""
+    known = {row_content(row) for row in trained}
+    n = sum(row_content(row) in known for row in rows)
     if n:
         advice = "rows that the model has not seen can score lower"
         warn(f"{n} of {len(rows)} {which} are among {where}: {advice}")
@@ -96,8 +67,7 @@ def warn_of_common_rows(rows, trained, which, where):
 def load_examples(args, loaded, split):
     """Return (SplitData, facts): all rows of the file --data, or a split of the data.
 
-    The default is the data that the adapter was trained on. The facts say which rows they are, and
-    which of their tokens the scores compare.
+    The default is the data that the adapter was trained on. The facts say which rows they are.
     """
     settings = loaded.run[0]
     name = args.data or settings.get("data") or "questions"
@@ -120,17 +90,14 @@ def load_examples(args, loaded, split):
         raise InputError(
             f"{name} has no {split} rows: give a folder, or a file of ten rows or more"
         )
-    part = compared(data.rows)
     facts = {"rows": len(data.examples), "data": described, "left_out": data.left_out}
-    facts |= {"max_seq_length": length, "cut": data.cut, "answers_cut_off": data.answers_cut_off}
-    facts |= {"loss_of": part if masked else "all tokens", "exact_match_of": part}
-    return data, facts
+    return data, facts | {"max_seq_length": length, "cut": data.cut}
 
 
 def compare_with_run(data, loaded):
-    """Return {"trained_on", "held_out_by_the_run"}: the number of rows that the run used so.
+    """Return {"trained_on": the number of these rows that the adapter was trained on}, and warn.
 
-    Warns of rows that the adapter was trained on. Without a run's data, the counts are unknown: {}.
+    Without a run's data, the number is unknown: {}.
     """
     settings, digests = loaded.run
     if "data" not in settings:
@@ -138,12 +105,11 @@ def compare_with_run(data, loaded):
     name = settings["data"]
     columns = columns_of(settings.get("columns"))
     try:
-        trained, held_out = (load_rows(name, split, columns) for split in ("train", "valid"))
+        trained = load_rows(name, "train", columns)
     except InputError as error:
         warn(f"the adapter may have been trained on these rows; its data cannot be read: {error}")
         return {}
     if "data" in digests and digests["data"] != digest("data", name):
         warn(f"{name} has changed since the run: it may lack rows that the adapter was trained on")
     which = "the rows that the adapter was trained on"
-    n = warn_of_common_rows(data.rows, trained, "rows", which)
-    return {"trained_on": n, "held_out_by_the_run": common_rows(data.rows, held_out)}
+    return {"trained_on": warn_of_common_rows(data.rows, trained, "rows", which)}

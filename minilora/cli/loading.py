@@ -1,23 +1,18 @@
 """Load a base and an adapter, for a new run or from the folder of an earlier run."""
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ..config import INITIALIZERS, InputError, LoraConfig, ModelConfig
-from ..formats.checkpoint import CONFIG, load_adapter, needs_dense_base, trains_all_weights
-from ..formats.fetch import MODELS
-from ..formats.files import read_json, read_text
+from ..formats.checkpoint import load_adapter, needs_dense_base
+from ..formats.files import read_text
 from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
-from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
-from ..training import learning_rates
-from ..tree import arrays
 from .arguments import CHECKPOINT, SETTINGS, as_toml, flag, run_metadata, toml_settings
-from .stored_paths import digest, find
+from .stored_paths import digest
 
 
 class LoadedModel(NamedTuple):
@@ -56,7 +51,7 @@ def read_run(folder):
             raise InputError(f"{path} is not that of {CHECKPOINT}: {way}")
     if not path.exists():
         return {}, digests
-    return find(toml_settings(path), folder), digests
+    return toml_settings(path), digests
 
 
 def warn_of_another_base(folder, run, name, scheme, block_size):
@@ -66,17 +61,10 @@ def warn_of_another_base(folder, run, name, scheme, block_size):
     """
     settings, digests = run
     risk = "an adapter can lose all that it learned on another base (lesson 13b)"
-    trained_on = settings.get("quantize", scheme), settings.get("block_size", block_size)
-    before, now = (
-        kind if kind in WITHOUT_BLOCKS else f"{kind}, block size {size}"
-        for kind, size in (trained_on, (scheme, block_size))
-    )
-    if before != now:
-        warn(f"{folder} was trained on a base stored as {before}, not {now}: {risk}")
-    named = read_json(Path(folder) / CONFIG, {}).get("base_model_name_or_path")
-    hub_name = MODELS[name].hub_name if name in MODELS else name
-    if not settings and isinstance(named, str) and Path(named).name != Path(hub_name).name:
-        warn(f"{folder} names the base {named}, not {name}: {risk}")
+    before = settings.get("quantize", scheme), settings.get("block_size", block_size)
+    if before != (scheme, block_size):
+        stored = "a base stored as {}, block size {}".format(*before)
+        warn(f"{folder} was trained on {stored}, not {scheme}, block size {block_size}: {risk}")
     if "model" in digests and digest("model", name) != digests["model"]:
         warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
 
@@ -91,10 +79,7 @@ def load_for_training(args):
             args.model = run[0].get("model", args.model)
         warn_of_another_base(folder, run, args.model, *how)
         loaded = load_with_adapter(folder, args.model, *how)
-        found = method_name(loaded.adapter_config)
-        if found != args.method:
-            raise InputError(f"{folder} has the method {found}: give --method {found}")
-        leave_to_adapter(args)
+        args.method = method_name(loaded.adapter_config)
     else:
         loaded = new_adapter(args, make_adapter_config(args))
     if args.also_train and not isinstance(loaded.adapter_config, LoraConfig):
@@ -104,71 +89,28 @@ def load_for_training(args):
     return loaded._replace(adapters=also_train(loaded.adapters, loaded.base, args.also_train))
 
 
-def leave_to_adapter(args):
-    """Remove the settings that describe an adapter: the one of --init-adapter has its own.
-
-    Raises InputError if the user gave one.
-    """
-    for name in (*OF_LORA, *SIZES):
-        if flag(name) in args.given:
-            what = f"{flag(name)} has no effect: the adapter in {args.init_adapter} has its own"
-            raise InputError(f"{what}; leave {flag(name)} out")
-        setattr(args, name, None)
-
-
 WITHOUT_BLOCKS = ("none", "int8")
 OF_LORA = (
     "lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora",
     "init_lora_weights",
 )  # fmt: skip
-RATES = {  # settings of the learning rates: why some adapters have none of these rates
-    "also_train_lr_scale": "without --also-train",
-    "layer_lr_decay": "if all trained parameters are in one layer",
-    "loraplus_lr_ratio": "on a method without the factors A and B",
-}
 
 
-def unused_settings(args, loaded, train_config, examples, valid):
-    """Return {setting: why it has no effect on this run}."""
-    unused: dict[str, str] = {}
+def unused_settings(args):
+    """Return {setting: why it has no effect}; raise InputError if the user gave its flag."""
+    with_method = f"with --method {args.method}"
+    unused = {name: with_method for name in SIZES if METHODS[args.method].size != name}
     if args.method not in ("lora", "dora"):
-        unused |= dict.fromkeys(OF_LORA, f"with --method {args.method}")
-    for name in SIZES:
-        if METHODS[args.method].size != name:
-            unused[name] = f"with --method {args.method}"
+        unused |= dict.fromkeys(OF_LORA, with_method)
+    if args.init_adapter:
+        own = f"with --init-adapter: the adapter in {args.init_adapter} has its own"
+        unused |= dict.fromkeys(("method", *OF_LORA, *SIZES), own)
     if args.quantize in WITHOUT_BLOCKS:
         unused["block_size"] = f"with --quantize {args.quantize}"
-    for name, why in RATES.items():
-        configs = [replace(train_config, **{name: value}) for value in (1.0, 2.0)]
-        one, two = (learning_rates(1.0, config, arrays(loaded.adapters)) for config in configs)
-        if one == two:
-            unused[name] = why
-    matrices, others = split_matrices(arrays(loaded.adapters))
-    if train_config.optimizer == "muon" and matrices and not others:
-        of_adam = ("adam_beta1", "adam_beta2", "adam_eps")
-        unused |= dict.fromkeys(of_adam, "with --optimizer muon and only matrices to train")
-    if not valid:
-        of_evaluation = ("steps_per_eval", "val_batches", "early_stopping_patience")
-        unused |= dict.fromkeys(of_evaluation, "without held-out rows")
-    if "strftime_now" not in (getattr(loaded.tokenizer, "chat_template", None) or ""):
-        unused["chat_date"] = "on this model, whose chat template shows no date"
-    if args.mask_prompt and all(all(example.mask) for example in examples):
-        unused["mask_prompt"] = "on rows without a prompt"
-    return unused
-
-
-def refuse_unused(given, unused):
-    """Raise InputError if the user gave the flag of a setting that has no effect."""
     for name, why in unused.items():
-        if flag(name) in given:
+        if flag(name) in args.given:
             raise InputError(f"{flag(name)} has no effect {why}: leave it out")
-
-
-def refuse_unused_block_size(args, scheme):
-    """Raise InputError if --block-size was given for weights that are stored without blocks."""
-    if "--block-size" in args.given and scheme in WITHOUT_BLOCKS:
-        what = f"--block-size has no effect with --quantize {scheme}"
-        raise InputError(f"{what}: leave it out, or give --quantize nf4")
+    return unused
 
 
 def make_adapter_config(args):
@@ -198,8 +140,7 @@ def new_adapter(args, adapter_config):
 def load_with_adapter(folder, name, scheme, block_size, load=load):
     """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`."""
     dense = needs_dense_base(folder)
-    low_precision = not trains_all_weights(folder)
-    config, base, tokenizer = load(name, "none" if dense else scheme, block_size, low_precision)
+    config, base, tokenizer = load(name, "none" if dense else scheme, block_size, not dense)
     how = (scheme, block_size) if dense else ()
     adapters, base, adapter_config = load_adapter(folder, base, *how)
     return LoadedModel(config, base, tokenizer, adapters, adapter_config)

@@ -7,9 +7,9 @@ complete old or the complete new one.
 """
 
 import io
+import json
 import math
 import os
-import shutil
 from contextlib import nullcontext, redirect_stdout
 from dataclasses import fields, replace
 from fractions import Fraction
@@ -17,23 +17,21 @@ from pathlib import Path
 from typing import Any
 
 from .. import layers, train
-from ..config import POSITIVE, InputError, TrainConfig, check_setting
+from ..config import POSITIVE, TrainConfig, check_setting
 from ..data.packing import pack_examples
 from ..data.rows import split_row
 from ..evaluation import memory
-from ..evaluation.callbacks import check_held_out, evaluation_row, kept_step
+from ..evaluation.callbacks import evaluation_row, kept_step
 from ..evaluation.metrics import evaluate
-from ..evaluation.plot import curve, figure_class
+from ..evaluation.plot import curve
 from ..formats.checkpoint import save_adapter, save_state
-from ..formats.files import replace_text, write_errors
+from ..formats.files import replace_text
 from ..generation import generate
-from ..kernels import num_threads
-from ..methods.prompt import ENCODER, PROMPT, virtual_tokens
-from ..methods.registry import check_packing, operations
+from ..methods.registry import operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS, as_toml
-from .examples import columns_of, compared, exact_match_of, read_split, warn_of_common_rows
-from .loading import load_for_training, refuse_unused, unused_settings
+from .examples import columns_of, read_split, warn_of_common_rows
+from .loading import load_for_training, unused_settings
 
 
 def fine_tune(args):
@@ -50,27 +48,24 @@ def train_and_save(args):
     folder = Path(args.adapter_path)
     train_config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     run_folder.check_folder(folder, args)
+    unused = unused_settings(args)
     loaded = load_for_training(args)
-    check_packing(loaded.adapters, train_config)
     loaded = loaded._replace(tokenizer=replace(loaded.tokenizer, chat_date=args.chat_date))
     columns = columns_of(args.columns)
     train_split = read_split(args.data, "train", loaded, columns, train_config)
     valid_split = read_split(args.data, "valid", loaded, columns, train_config)
     examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
-    check_held_out(valid, train_config)
-    unused = unused_settings(args, loaded, train_config, examples, valid)
-    refuse_unused(args.given, unused)
     if args.epochs is not None:
         args.iters = steps_of_epochs(args.epochs, examples, train_config)
         args.epochs = None
         train_config = replace(train_config, iters=args.iters)
     memory.print_trainable_parameters(loaded.adapters, loaded.base)
-    check_memory(loaded, examples, train_config)
+    print_memory(loaded, examples, train_config)
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
     warn_of_common_rows(held_out, train_split.rows, "held-out rows", "the rows to train on")
     print(f"{args.iters} steps of {args.batch_size * args.grad_accumulation_steps} sequences")
-    metadata = {**run_folder.metadata(args, unused), "threads": num_threads()}
+    metadata = run_folder.metadata(args, unused)
     if args.resume:
         run_folder.check_same_run(folder, metadata)
     if args.dry_run:
@@ -83,12 +78,14 @@ def train_and_save(args):
         return evaluation_row(step, evaluate(adapters, model[0], scored, model[1], ops, args.quiet))
 
     def show(when, adapters, scores):
-        print_scores(when, scores, len(scored), len(valid), held_out)
+        print_scores(when, scores, len(scored), len(valid))
         if not args.quiet:
             print_sample(adapters, *model, loaded.tokenizer, held_out[0], ops)
 
-    # the curve needs matplotlib: an interrupt during its import would break every later import
-    figure_class()
+    os.environ["MPLBACKEND"] = "agg"  # the only backend that `curve` needs
+    # an interrupt during the import of matplotlib would break every later import of it
+    import matplotlib.figure  # noqa: F401
+
     with run_folder.lock(folder):
         writer = RunWriter(folder, args, loaded, metadata)
         adapters, state = loaded.adapters, None
@@ -123,31 +120,14 @@ def steps_of_epochs(epochs, examples, train_config):
     return math.ceil(Fraction(str(epochs)) * len(packed or examples) / per_step)
 
 
-def check_memory(loaded, examples, train_config):
-    """Print the memory that a step needs; raise InputError if this machine has less."""
+def print_memory(loaded, examples, train_config):
+    """Print an estimate of the memory that a step needs."""
     longest = max(len(example.tokens) - 1 for example in examples)
     if train_config.packing:
-        packed = pack_examples(examples, train_config.max_seq_length)
-        longest = max(sum(len(example.tokens) - 1 for example in row) for row in packed)
-    node = loaded.adapters.get("model", {})
-    if PROMPT in node or ENCODER in node:
-        longest += len(virtual_tokens(node))
+        longest = train_config.max_seq_length - 1
     tokens = train_config.batch_size * longest
     parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
     print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
-    needed = sum(parts.values())
-    there = physical_memory()
-    if needed >= there:
-        much = f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB"
-        raise InputError(f"{much}: lower --batch-size or --max-seq-length")
-
-
-def physical_memory():
-    """Return this machine's memory in bytes; infinity if the system does not tell."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return math.inf
 
 
 def run(writer, adapters, state, examples, valid, train_config, ops):
@@ -156,9 +136,11 @@ def run(writer, adapters, state, examples, valid, train_config, ops):
     model = adapters, loaded.base, examples, loaded.model_config
     try:
         return train(*model, train_config, valid, state, writer.on_step, ops, quiet)[0]
-    except KeyboardInterrupt as error:
-        writer.save()
-        raise type(error)(f"interrupted: {writer.how_to_continue()}") from None
+    except KeyboardInterrupt:
+        way = f"continue with `minilora train --resume --adapter-path {writer.folder}`"
+        if writer.latest is None:
+            way = "start the same command again"
+        raise KeyboardInterrupt(f"interrupted: {way}") from None
     finally:
         writer.save()
 
@@ -166,96 +148,60 @@ def run(writer, adapters, state, examples, valid, train_config, ops):
 class RunWriter:
     """Write a checkpoint every few steps, and then the files that are derived from it.
 
-    A run that ends before its first checkpoint changes nothing in the folder.
+    A run that ends before its first step changes nothing in the folder.
     """
 
     def __init__(self, folder, args, loaded, metadata):
         self.folder, self.args, self.loaded, self.metadata = folder, args, loaded, metadata
-        self.can_resume = args.resume
         self.history: list = []  # the records of all steps and evaluations
         self.latest: Any = None  # (adapters, state) of the last step
         self.saved = 0  # number of the records that the last checkpoint has
-        self.text = ""  # these records, as in metrics.jsonl
-        self.draw = True  # the curve lacks an evaluation
 
     def on_step(self, records, adapters, state):
         """Record a step; `train` calls this after each step."""
         records[0]["peak_rss_mb"] = memory.peak_rss_mb()
         self.history += records
         self.latest = adapters, state
-        evaluated = len(records) > 1
-        self.draw |= evaluated
-        if state["step"] % self.args.save_every == 0 or (evaluated and not self.can_resume):
+        if state["step"] % self.args.save_every == 0:
             self.save()
 
     def save(self):
         """Write a checkpoint, if there are new records, and the files that are derived from it."""
         if self.latest is None or self.saved == len(self.history):
             return
-        text = self.text + run_folder.as_json_lines(self.history[self.saved :])
-        try:
-            adapters, state = self.latest
-            save_state(self.folder / CHECKPOINT, adapters, state, self.metadata, text)
-            self.can_resume = True
-            with write_errors(self.folder):
-                self.write_derived_files(text)
-        except InputError as error:
-            raise InputError(f"{error}; then {self.how_to_continue()}") from error
-        self.text = text
-        self.saved = len(self.history)
-
-    def write_derived_files(self, text):
-        """Replace the files of an older checkpoint or run; `text` is that of metrics.jsonl."""
         folder, args = self.folder, self.args
         adapters, state = self.latest
-        step = state["step"]
+        text = "".join(json.dumps(row) + "\n" for row in self.history)
+        save_state(folder / CHECKPOINT, adapters, state, self.metadata, text)
         replace_text(folder / run_folder.METRICS, text)
-        if step <= args.save_every:  # the first checkpoint of the run
-            for path in run_folder.checkpoints(folder):  # of an older run
-                shutil.rmtree(path)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
-        self.save_adapter(folder, state.get("best", adapters))
-        if args.keep_checkpoints and step % args.save_every == 0:
-            self.save_adapter(folder / f"checkpoint-{step}", adapters)
-        if self.draw:
-            names = (self.metadata["settings"][name] for name in ("model", "data"))
-            title = " on ".join(Path(name).name for name in names)
-            kept = kept_step(state) if "best" in state else None
-            curve(folder / run_folder.CURVE, self.history, title, kept)
-            self.draw = False
-
-    def save_adapter(self, folder, adapters):
-        """Write the adapter, then the settings; `loading.read_run` relies on this order."""
-        model = adapters, self.loaded.base, self.loaded.adapter_config
-        save_adapter(folder, *model, self.args.model, self.args.adapter_dtype)
+        best = state.get("best", adapters)
+        model = best, self.loaded.base, self.loaded.adapter_config, args.model
+        save_adapter(folder, *model, args.adapter_dtype)
+        title = " on ".join(Path(name).name for name in (args.model, args.data))
+        kept = kept_step(state) if "best" in state else None
+        curve(folder / run_folder.CURVE, self.history, title, kept)
+        # the last file: see `loading.read_run`
         replace_text(folder / SETTINGS, as_toml(self.metadata["settings"]))
-
-    def how_to_continue(self):
-        """Return the sentence that tells the user how to continue an interrupted run."""
-        if not self.can_resume:
-            return "start the same command again"
-        return f"continue with `minilora train --resume --adapter-path {self.folder}`"
+        self.saved = len(self.history)
 
 
-def print_scores(when, scores, scored, held_out, rows):
+def print_scores(when, scores, scored, held_out):
     """Print a dict of an evaluation, which counted `scored` of `held_out` rows."""
     loss = scores["eval_loss"]
     exact = 100 * scores["eval_exact_match"]
-    of = "" if compared(rows) == "answers" else f" of {exact_match_of(rows)}"
     part = "" if scored == held_out else f", on {scored} of {held_out} held-out rows"
-    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %{of}{part}")
+    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %{part}")
 
 
 def print_sample(adapters, base, model_config, tokenizer, row, ops):
-    """Print the prompt of a row, the model's answer and the right answer."""
+    """Print the prompt of a row, the model's answer and the right answer; nothing for a text."""
     prompt, answer = split_row(row, tokenizer)
-    if not prompt:  # a text row: continue its first third
-        prompt, answer = answer[: len(answer) // 3], answer[len(answer) // 3 :]
-    ids = tokenizer.encode(prompt)
-    if ids:  # a text of two letters gives no prompt
+    if prompt:
+        ids = tokenizer.encode(prompt)
         said = generate(adapters, base, ids, model_config, ops, max_tokens=48)
-        asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
         right = tokenizer.decode(tokenizer.encode(answer))
+        asked = row["messages"][-2]["content"] if len(row.get("messages", ())) > 1 else prompt
         print(f"  asked: {asked.strip()!r}")
         print(f"  says:  {tokenizer.decode(list(said)).strip()!r}")
         print(f"  right: {right.strip()!r}")

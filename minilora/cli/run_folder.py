@@ -3,105 +3,62 @@
 A run is one file, checkpoint.safetensors. `run.py` derives all other files from it.
 """
 
-import json
-import os
 import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, LoraConfig
-from ..evaluation.callbacks import NO_BEST, kept_step, should_stop
+from ..evaluation.callbacks import kept_step, should_stop
 from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_history, read_metadata
 from ..formats.fetch import MODELS
-from ..formats.files import write_errors
+from ..formats.files import locked, write_errors
 from ..methods.registry import METHODS
-from .arguments import CHECKPOINT, CHECKPOINT_VERSION, SETTINGS, flag, settings_to_resume
-from .loading import WITHOUT_BLOCKS, warn
+from .arguments import CHECKPOINT, CHECKPOINT_VERSION, SETTINGS, flag
 from .stored_paths import INPUTS, absolute, digest
 
-LOCK, METRICS, CARD, CURVE = ".lock", "metrics.jsonl", "README.md", "curve.png"
-FILES = (CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS, LOCK)
+METRICS, CARD, CURVE = "metrics.jsonl", "README.md", "curve.png"
+FILES = (CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS)
 HALF_WRITTEN = re.compile(r"\.\d+\.tmp$")  # the end of the name of a file that a kill has left
-MAY_CHANGE = ("adapter_path", "iters", "early_stopping_patience")  # when a run is resumed
+MAY_CHANGE = ("adapter_path", "iters", *INPUTS)  # when a run is resumed; see check_same_run
 NOT_SETTINGS = ("command", "config", "given", "resume", "overwrite", "dry_run", "quiet")
 
 
 def check_folder(folder, args):
     """Raise InputError if the run cannot be written to `folder`; change nothing."""
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise InputError(f"{folder} is not a folder: choose another --adapter-path")
     if args.resume or not folder.exists():
         return
-    paths = sorted(folder.iterdir())
-    foreign = [path.name for path in paths if not (is_own_file(path) or is_checkpoint(path))]
+    names = sorted(path.name for path in folder.iterdir())
+    foreign = [name for name in names if not is_own_file(name)]
     way = "choose another --adapter-path"
     if foreign:
         files = f"files that minilora did not create ({', '.join(foreign[:3])})"
         raise InputError(f"{folder} already contains {files}: {way}")
-    start = Path(args.init_adapter or "").resolve()
-    if args.overwrite and is_checkpoint(start) and start.parent == folder.resolve():
-        what = f"--init-adapter {args.init_adapter} is part of the run that --overwrite replaces"
-        raise InputError(f"{what}: {way}")
-    complete = [path for path in paths if path.name != LOCK and not HALF_WRITTEN.search(path.name)]
-    if complete and not args.overwrite and not args.dry_run:
+    if set(names) & set(FILES) and not args.overwrite and not args.dry_run:
         raise InputError(f"{folder} already contains a run: use --resume or --overwrite, or {way}")
 
 
-def is_own_file(path):
+def is_own_file(name):
     """Tell whether a run writes a file of this name; a killed run may have left half of it."""
-    return HALF_WRITTEN.sub("", path.name) in FILES
-
-
-def is_checkpoint(path):
-    """Tell whether `path` is a folder that --keep-checkpoints has written."""
-    named = re.fullmatch(r"checkpoint-\d+", path.name) and path.is_dir()
-    return bool(named) and not path.is_symlink() and all(map(is_own_file, path.iterdir()))
-
-
-def checkpoints(folder):
-    """Return the folders in `folder` that --keep-checkpoints has written."""
-    return [path for path in folder.iterdir() if is_checkpoint(path)]
+    return HALF_WRITTEN.sub("", name) in FILES
 
 
 @contextmanager
 def lock(folder):
     """Make the run's folder and lock it, so that no other process writes to it in the block.
 
-    The system releases the lock when the process ends, also after a kill. A folder that is empty at
-    the end is removed. Systems without such locks get none.
+    A folder that is empty at the end is removed.
     """
-    path = folder / LOCK
-    try:
-        with write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-        with write_errors(path):
-            file = open(path, "a+")  # noqa: SIM115  the next line closes it
-        with file:
-            try:
-                with suppress(ImportError):  # only POSIX has such locks
-                    import fcntl
-
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                way = "wait for its end, or choose another --adapter-path"
-                used = f"{folder} is in use by process {path.read_text(errors='replace')}"
-                raise InputError(f"{used}: {way}") from None
-            with write_errors(path):
-                file.truncate(0)
-                file.write(str(os.getpid()))
-                file.flush()
-                for place in (folder, *checkpoints(folder)):
-                    for left in place.glob("*.tmp"):  # of a killed run
-                        if is_own_file(left):
-                            left.unlink()
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    path.unlink()
-    finally:
-        with suppress(OSError):
-            folder.rmdir()  # only if nothing was written
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        try:
+            for left in folder.glob("*.tmp"):  # of a killed run
+                if is_own_file(left.name):
+                    left.unlink()
+            yield
+        finally:
+            with suppress(OSError):
+                folder.rmdir()  # only if nothing was written
 
 
 def metadata(args, unused=()):
@@ -112,25 +69,24 @@ def metadata(args, unused=()):
     left_out = {*NOT_SETTINGS, *unused}
     used = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
     settings = {name: absolute(name, value) for name, value in used.items()}
-    for name, value in settings.items():
-        if str(value).encode(errors="ignore").decode() != str(value):
-            raise InputError(f"{flag(name)} {value} is not UTF-8: rename it")
     digests = {name: digest(name, settings[name]) for name in INPUTS if name in settings}
     return {"version": CHECKPOINT_VERSION, "settings": settings, "digests": digests}
 
 
 def check_same_run(folder, metadata):
-    """Raise InputError unless `metadata` describes the run in `folder`; see MAY_CHANGE."""
+    """Raise InputError unless `metadata` describes the run in `folder`.
+
+    Only the number of steps may differ, and the paths of files whose contents are the same.
+    """
     settings = metadata["settings"]
-    then = settings_to_resume(folder)
+    then = read_metadata(folder / CHECKPOINT)[1]
     for name, value in settings.items():
-        before = then.get(name)
+        before = then["settings"].get(name)
         if name not in MAY_CHANGE and value != before:
             changed = f"{flag(name)} is {value}, but the run in {folder} has {before}"
             raise InputError(f"{changed}: resume it with the same settings")
-    digests = read_metadata(folder / CHECKPOINT)[1]["digests"]
     for name, value in metadata["digests"].items():
-        if value != digests.get(name):
+        if value != then["digests"].get(name):
             changed = f"the files of {flag(name)} {settings[name]} have changed"
             way = "restore them, or start again with --overwrite"
             raise InputError(f"{changed} since the run started: {way}")
@@ -139,39 +95,23 @@ def check_same_run(folder, metadata):
 def resume(folder, metadata, start):
     """Return (adapters, state, history) of the checkpoint of the run that `metadata` describes.
 
-    `start` has the adapters before the first step. Two settings may differ. With another --iters,
-    the later steps are those of a run of that length. --early-stopping-patience changes no step,
-    only the end of the run and the adapters it keeps.
+    `start` has the adapters before the first step. With another --iters, the later steps are those
+    of a run of that length.
     """
     checkpoint = folder / CHECKPOINT
     settings = metadata["settings"]
     adapters, state, then = load_state(checkpoint, start, settings["optimizer"])
-    history = read_history(checkpoint)
     step = state["step"]
     last = settings["iters"]
-    same_length = last == then["settings"].get("iters")
     if step > last:
         past = f"--iters {last}: {checkpoint} is at step {step} already"
         raise InputError(f"{past}: give a larger number, or start again with --overwrite")
-    patience = settings.get("early_stopping_patience", 0)
-    if should_stop(state, patience) and step < last:
-        ended = f"early stopping has ended the run in {folder} at step {step}"
-        advice = "to continue it, give a larger --early-stopping-patience, or 0"
-        if not same_length:
-            raise InputError(f"{ended}, so --iters {last} would make no step: {advice}")
-        print(f"{ended}, so no step is left: {advice}")
+    if should_stop(state, settings["early_stopping_patience"]):
+        print(f"early stopping has ended the run in {folder}: no step is left")
     print(f"resumed at step {step} of {last}")
-    if not patience and not settings.get("keep_best"):
-        if "best" in state:  # of an earlier --early-stopping-patience
-            del state["best"]
-            warn(f"without early stopping, step {state['best_step']} is no longer kept as best")
-        state |= NO_BEST
-    if not same_length:
+    if last != then["settings"]["iters"]:
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
-    now, before = metadata["threads"], then["threads"]
-    if before != now:
-        warn(f"the run was started with {before} threads, not {now}: the last bits can differ")
-    return adapters, state, history
+    return adapters, state, read_history(checkpoint)
 
 
 def model_card(args, config, state, scores, scored):
@@ -192,34 +132,12 @@ def model_card(args, config, state, scores, scored):
     if scores:
         numbers = {name.removeprefix("eval_"): scores[name] for name in scores if name != "step"}
         held_out = f"{scored}: " + ", ".join(f"{k} {v:.6g}" for k, v in numbers.items())
-    in_blocks = args.quantize not in WITHOUT_BLOCKS
-    stored = f"{args.quantize}, blocks of {args.block_size}" if in_blocks else args.quantize
-    # PiSSA and LoftQ change the base, so `minilora quantize` does not write the base of the adapter
-    unchanged = isinstance(config, LoraConfig) and config.init_lora_weights is True
-    blocks, limit = "", ""
-    if in_blocks:
-        blocks = f" --block-size {args.block_size}"
-        limit = " (on a CPU, its rows must be whole blocks; those of micro are not)"
-    peft = f"""
-In PEFT, on exactly this base{limit}:
-
-    # minilora quantize --model {absolute("model", args.model)} \\
-    #     --quantize {args.quantize}{blocks} --out base
-    import peft, transformers
-    base = transformers.AutoModelForCausalLM.from_pretrained("base")
-    model = peft.PeftModel.from_pretrained(base, ".")
-"""
-    if args.quantize == "int8":
-        peft += """
-In evaluation mode, bitsandbytes also rounds the activations of an int8 base to 8 bits, which
-minilora does not. On the built-in models, the logits then differ by 0.4 to 7 % of the largest one.
-"""
     return f"""{front_matter(args, config)}
 # An adapter for {base}
 
 Trained by minilora with `{args.method}`. The settings are in `train_config.toml`.
 
-- Base: {base}, stored as {stored}. On another base, or on this base with another storage,
+- Base: {base}, stored as {args.quantize}. On another base, or on this base with another storage,
   the adapter can lose all that it learned.
 - Data: {data}, {steps}.
 - Held-out rows: {held_out}
@@ -227,7 +145,7 @@ Trained by minilora with `{args.method}`. The settings are in `train_config.toml
     minilora evaluate --adapter-path .
     minilora generate --adapter-path . --prompt "…"
     minilora merge --adapter-path . --out merged    # base and adapter in one, for transformers
-{peft if unchanged and args.quantize != "none" else ""}"""
+"""
 
 
 def front_matter(args, config):
@@ -245,8 +163,3 @@ def front_matter(args, config):
         lines.append(f"base_model: {name}")
         tags.append(f"base_model:adapter:{name}")
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in sorted(tags)), "---"])
-
-
-def as_json_lines(rows):
-    """Return rows as JSON, one per line."""
-    return "".join(json.dumps(row) + "\n" for row in rows)

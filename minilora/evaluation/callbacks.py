@@ -9,19 +9,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from tqdm import tqdm
+
 from ..batching import Example
 from ..config import InputError, ModelConfig, TrainConfig
 from ..optim import OPTIMIZERS
 from ..training import Callback
 from ..tree import Tree, arrays
 from .metrics import evaluate
-from .progress import Progress
+from .progress import progress_bar
 
 INTERRUPTED = (  # for Python and notebooks; the command line writes a checkpoint instead
     "this exception has the `adapters`, the `history` and the `state` of that step; "
     "in a notebook: `import sys; adapters = sys.last_value.adapters`"
 )
-NO_BEST = {"best_loss": math.inf, "best_step": 0, "worse": 0}  # the state before an evaluation
 
 
 @contextmanager
@@ -30,19 +31,33 @@ def of_run(
     train_config: TrainConfig, state: Tree, on_step: Callback | None, ops: Any, quiet: bool,
 ) -> Iterator[list[Callback]]:  # fmt: skip
     """Yield the callbacks of a run: evaluation, progress and `on_step`; see `minilora.train`."""
-    with (
-        Progress(train_config.iters, "step", state["step"], quiet) as progress,
-        LastStep(adapters, state) as last,
-    ):
-        each_step: list[Callback] = []
-        if valid:  # first, because the others see its scores
-            each_step.append(evaluation(base, valid, model_config, train_config, ops, quiet))
-        each_step += [last.after_step, progress_of(progress, quiet)]
+    history: list[Tree] = []
+    last = adapters, state  # of the last complete step
+
+    def remember(records: list[Tree], adapters: Tree, state: Tree) -> None:
+        nonlocal last
+        history.extend(records)
+        last = adapters, state
+
+    each_step: list[Callback] = []
+    if valid:  # first, because the others see its scores
+        each_step.append(evaluation(base, valid, model_config, train_config, ops, quiet))
+    each_step.append(remember)
+    with progress_bar(train_config.iters, "step", quiet, initial=state["step"]) as progress:
+        if not quiet:
+            each_step.append(progress_of(progress))
         if on_step:
             each_step.append(on_step)
-        yield each_step
+        try:
+            yield each_step
+        except KeyboardInterrupt as error:
+            interrupt: Any = error
+            interrupt.adapters, interrupt.state = last
+            interrupt.history = history
+            error.add_note(f"interrupted after step {last[1]['step']}: {INTERRUPTED}")
+            raise
     if not quiet:
-        print_end(last.state, train_config)
+        print_end(last[1], train_config)
 
 
 def evaluation(
@@ -67,54 +82,20 @@ def evaluation(
     return after_step
 
 
-def progress_of(progress: Progress, quiet: bool = False) -> Callback:
+def progress_of(progress: tqdm) -> Callback:
     """Return a callback that shows the dicts that a step adds to the history."""
 
-    def after_step(records: list[Tree], adapters: Tree, state: Tree) -> bool:
-        now = records[0]
-        if len(records) > 1 and not quiet:
-            loss = records[1]["eval_loss"]
-            percent = 100 * records[1]["eval_exact_match"]
-            scores = f"held-out loss {loss:.4f}, exact match {percent:.1f} %"
-            is_best = "best" in state and kept_step(state) == now["step"]
-            best = ", the best so far" if is_best else ""
-            progress.write(f"step {now['step']}: train loss {now['loss']:.4f}, {scores}{best}")
-        speed = now["tokens"] / max(now["seconds"], 1e-4)
-        line = f"loss {now['loss']:.3f}, {speed:.0f} tokens/s with prompts"
-        progress.set_postfix_str(line)
-        progress.advance(1, f"step {now['step']} of {progress.total}: {line}")
-        return False
+    def after_step(records: list[Tree], adapters: Tree, state: Tree) -> None:
+        step, *evaluations = records
+        for scores in evaluations:
+            loss = f"train loss {step['loss']:.4f}, held-out loss {scores['eval_loss']:.4f}"
+            percent = 100 * scores["eval_exact_match"]
+            progress.write(f"step {step['step']}: {loss}, exact match {percent:.1f} %")
+        speed = step["tokens"] / max(step["seconds"], 1e-4)
+        progress.set_postfix_str(f"loss {step['loss']:.3f}, {speed:.0f} tokens/s with prompts")
+        progress.update()
 
     return after_step
-
-
-class LastStep:
-    """The adapters, the history and the state of the last complete step; an interrupt gets them."""
-
-    def __init__(self, adapters: Tree, state: Tree) -> None:
-        self.history: list = []
-        self.step = adapters, state
-
-    @property
-    def state(self) -> Tree:
-        """The state after this step."""
-        return self.step[1]
-
-    def after_step(self, records: list[Tree], adapters: Tree, state: Tree) -> None:
-        """Keep them; this is a callback."""
-        self.history += records
-        self.step = adapters, state
-
-    def __enter__(self) -> "LastStep":
-        return self
-
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            interrupt: Any = error
-            interrupt.adapters, interrupt.state = self.step
-            step = interrupt.state["step"]
-            interrupt.history = [row for row in self.history if row["step"] <= step]
-            error.add_note(f"interrupted after step {step}: {INTERRUPTED}")
 
 
 def check_held_out(valid: Sequence[Example], train_config: TrainConfig) -> None:
@@ -128,7 +109,7 @@ def check_held_out(valid: Sequence[Example], train_config: TrainConfig) -> None:
 def init_state(adapters: Tree, train_config: TrainConfig) -> Tree:
     """Return the state before the first step: of the optimizer, and of the best evaluation."""
     start, _ = OPTIMIZERS[train_config.optimizer]
-    return {**start(arrays(adapters)), **NO_BEST}
+    return {**start(arrays(adapters)), "best_loss": math.inf, "best_step": 0, "worse": 0}
 
 
 def evaluation_row(step: int, scores: Tree) -> Tree:

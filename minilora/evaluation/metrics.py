@@ -14,7 +14,7 @@ from ..batching import Example, collate, token_array
 from ..config import InputError, ModelConfig
 from ..methods.registry import operations
 from ..tree import Tree
-from .progress import Progress
+from .progress import progress_bar
 
 TOKENS = 4096  # per batch
 LOGIT_FLOATS = 2**22  # logits in memory at a time (16 MiB), for any vocabulary
@@ -42,12 +42,11 @@ def evaluate(
     ops = operations(adapters, base, ops)
     params = model.parameters(adapters, base, ops)
     parts = []
-    options: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1}
-    with Progress(len(scored), "row", quiet=quiet, **options) as progress:
+    bar: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1}
+    with progress_bar(len(scored), "row", quiet, **bar) as progress:
         for batch in batches(scored):
             parts.append(token_scores(params, batch, model_config, ops))
-            done = progress.n + len(batch)
-            progress.advance(len(batch), f"evaluating: {done:,} of {len(scored):,} rows")
+            progress.update(len(batch))
     scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     loss = float(np.mean(scores["nll"], dtype=np.float64))
     return {

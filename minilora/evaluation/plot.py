@@ -1,8 +1,6 @@
 """Figures in one style, which can be read in grey and without colour vision."""
 
-import os
-import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..formats.files import atomic_write
@@ -16,28 +14,15 @@ LINES = (  # they differ in darkness and dashes, not only in hue
 )
 
 
-def figure_class():
-    """Import matplotlib and return its Figure, whatever backend the variable MPLBACKEND names."""
-    # the import fails for an unknown backend, but a figure that is only saved needs none
-    imported = "matplotlib" in sys.modules
-    backend = None if imported else os.environ.pop("MPLBACKEND", None)
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    if backend is not None:
-        os.environ["MPLBACKEND"] = backend
-        with suppress(ValueError):
-            matplotlib.rcParams["backend"] = backend
-    return Figure
-
-
 @contextmanager
 def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1, rows=1):
     """Yield the axes of a figure; write it to `path` (PNG) at the end of the block.
 
     With several panels, the axes are a list, row by row, and each text is a list or one for all.
     """
-    fig = figure_class()(figsize=(width, height), layout="constrained")
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(width, height), layout="constrained")
     panels = list(fig.subplots(rows, columns, squeeze=False).ravel())
     for i, axes in enumerate(panels):
         x, y, head = (t if isinstance(t, str) else t[i] for t in (xlabel, ylabel, title))
@@ -66,14 +51,12 @@ def curve(path, history, title, kept=None):
     """
     trained = [row for row in history if "loss" in row]
     steps, losses = ([row[key] for row in trained] for key in ("step", "loss"))
-    every = slice(None, None, 1 + len(steps) // 2000)  # of a long run, some of the points
     held_out = [row for row in history if "eval_loss" in row]
     keys = "step", "eval_loss", "eval_exact_match"
     at, held_out_losses, exact = ([row[key] for row in held_out] for key in keys)
     with figure(path, "optimizer step", "loss (nats per target token)", title) as axes:
-        axes.plot(steps[every], losses[every], color=GREY, linewidth=0.6, alpha=0.6)
-        means = smooth(losses, 10)
-        axes.plot(steps[every], means[every], label="training (mean of 10 steps)", **LINES[0])
+        axes.plot(steps, losses, color=GREY, linewidth=0.6, alpha=0.6)
+        axes.plot(steps, smooth(losses, 10), label="training (mean of 10 steps)", **LINES[0])
         axes.set_ylim(bottom=0)
         if held_out:
             axes.plot(at, held_out_losses, marker="o", markersize=4, label="held out", **LINES[1])

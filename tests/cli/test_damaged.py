@@ -83,14 +83,11 @@ CHECKPOINTS = {
     "a setting of another type": change_json("facts", settings={"iters": "two"}),
     "a setting with a NUL": change_json("facts", settings={"model": "a\0b"}),
     "digests in a list": change_json("facts", digests=[]),
-    "threads in a text": change_json("facts", threads="2"),
     "facts in a list": lambda folder: change(folder, lambda m: m.update(facts="[1]")),
     "a step beyond the last": change_json("minilora_run", step=5),
     "a best loss in a text": change_json("minilora_run", best_loss="2"),
     "transposed factors": change_tensors(transpose),
     "no history": change_tensors(lambda entries: entries.pop("history")),
-    "a history of numbers": history(b"3\n"),
-    "a history without steps": history(b'{"loss": 1.0}\n'),
     "a history that is no UTF-8": history(b"\xff\n"),
 }
 

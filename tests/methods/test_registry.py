@@ -393,7 +393,7 @@ def test_what_is_saved_comes_back_bit_for_bit(name, scheme, tmp_path):
     adapters, frozen = get_peft_model(base, config, 0, scheme, 16)
     adapters = moved(adapters, lambda w: w + np.float32(0.01))
     save_adapter(tmp_path, adapters, frozen, config, "a base")
-    assert needs_dense_base(tmp_path) == starts
+    assert needs_dense_base(tmp_path) == (starts or name == "full")
     back, frozen_back, config_back = load_adapter(tmp_path, base, scheme, 16)
     assert config_back == config
     if name == "p-tuning":  # the file has what the network puts out
