@@ -4,6 +4,7 @@ Read `run.py` first: it contains all that `minilora train` does, from the first 
 """
 
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
-from .arguments import COURSE, Parser, parse
+from .arguments import COURSE, FLAGS, Parser, parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,9 +61,8 @@ def dispatch(argv):
 
 def report_error(error):
     """Print an error as one line on standard error; return the exit status."""
-    text = str(InputError(error))
-    for name, flag in {"`r`": "--lora-r", "`scheme`": "--quantize"}.items():
-        text = text.replace(name, flag)  # the other settings have the names of their flags
+    # the messages of the core name a field, as in `learning_rate`
+    text = re.sub(r"`(\w+)`", lambda name: FLAGS.get(name[1], name[0]), str(InputError(error)))
     print(f"error: {text}", file=sys.stderr)
     return 2
 

@@ -32,6 +32,14 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
+# the names in backticks in messages, and their flags
+NAMED = (
+    *(f.name for f in fields(TrainConfig)), *SIZES, "lora_alpha", "lora_dropout", "target_modules",
+    "layers_to_transform", "epochs", "temp", "top_p", "max_tokens", "prompt", "columns", "dtype",
+)  # fmt: skip
+FLAGS = {name: flag(name) for name in NAMED} | {"r": "--lora-r", "scheme": "--quantize"}
+
+
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Print the default of a flag after its text, unless the text describes the default."""
 

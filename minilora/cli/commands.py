@@ -25,6 +25,7 @@ from .loading import (
     LoadedModel,
     load_with_adapter,
     read_run,
+    refuse_block_size,
     warn_of_another_base,
 )
 from .run import fine_tune
@@ -41,6 +42,7 @@ def load_model(args, path, load=load):
         way = "give --model and --quantize"
         raise InputError(f"{path} has no {SETTINGS} that names the base of an adapter: {way}")
     scheme = args.quantize or settings.get("quantize", "none")
+    refuse_block_size(args, scheme)
     block_size = args.block_size or settings.get("block_size", 64)
     if path:
         warn_of_another_base(path, run, name, scheme, block_size)
@@ -180,6 +182,7 @@ def merge(args):
 
 def quantize(args):
     """Write the quantized base, and print the error of each weight."""
+    refuse_block_size(args, args.quantize)
     config, base, tokenizer = load(args.model)
     quantized = quantize_base(base, args.quantize, args.block_size)
     save_quantized(args.out, config, quantized, tokenizer)

@@ -1,6 +1,7 @@
 """Load a base and an adapter, for a new run or from the folder of an earlier run."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +10,11 @@ from ..formats.checkpoint import load_adapter, needs_dense_base
 from ..formats.files import read_text
 from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
+from ..methods.muon import split_matrices
 from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
+from ..training import learning_rates
+from ..tree import arrays
 from .arguments import CHECKPOINT, SETTINGS, as_toml, flag, run_metadata, toml_settings
 from .stored_paths import digest
 
@@ -96,7 +100,14 @@ OF_LORA = (
 )  # fmt: skip
 
 
-def unused_settings(args):
+RATES = {  # settings of the learning rates: why some adapters have none of these rates
+    "also_train_lr_scale": "without --also-train",
+    "layer_lr_decay": "if all trained parameters are in one layer",
+    "loraplus_lr_ratio": "on a method without the factors A and B",
+}
+
+
+def unused_settings(args, loaded, train_config, examples, valid):
     """Return {setting: why it has no effect}; raise InputError if the user gave its flag."""
     with_method = f"with --method {args.method}"
     unused = {name: with_method for name in SIZES if METHODS[args.method].size != name}
@@ -107,10 +118,29 @@ def unused_settings(args):
         unused |= dict.fromkeys(("method", *OF_LORA, *SIZES), own)
     if args.quantize in WITHOUT_BLOCKS:
         unused["block_size"] = f"with --quantize {args.quantize}"
+    trained = arrays(loaded.adapters)
+    for name, why in RATES.items():
+        configs = [replace(train_config, **{name: value}) for value in (1.0, 2.0)]
+        one, two = (learning_rates(1.0, config, trained) for config in configs)
+        if one == two:
+            unused[name] = why
+    if train_config.optimizer == "muon" and not split_matrices(trained)[1]:
+        of_adam = ("adam_beta1", "adam_beta2", "adam_eps")
+        unused |= dict.fromkeys(of_adam, "with --optimizer muon and only matrices to train")
+    if not valid:
+        unused |= dict.fromkeys(("steps_per_eval", "val_batches"), "without held-out rows")
+    if args.mask_prompt and all(all(example.mask) for example in examples):
+        unused["mask_prompt"] = "on rows without a prompt"
     for name, why in unused.items():
         if flag(name) in args.given:
             raise InputError(f"{flag(name)} has no effect {why}: leave it out")
     return unused
+
+
+def refuse_block_size(args, scheme):
+    """Raise InputError if --block-size was given for weights that are stored without blocks."""
+    if "--block-size" in args.given and scheme in WITHOUT_BLOCKS:
+        raise InputError(f"--block-size has no effect with --quantize {scheme}: leave it out")
 
 
 def make_adapter_config(args):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import layers, train
-from ..config import POSITIVE, TrainConfig, check_setting
+from ..config import POSITIVE, InputError, TrainConfig, check_setting
 from ..data.packing import pack_examples
 from ..data.rows import split_row
 from ..evaluation import memory
@@ -48,19 +48,19 @@ def train_and_save(args):
     folder = Path(args.adapter_path)
     train_config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     run_folder.check_folder(folder, args)
-    unused = unused_settings(args)
     loaded = load_for_training(args)
     loaded = loaded._replace(tokenizer=replace(loaded.tokenizer, chat_date=args.chat_date))
     columns = columns_of(args.columns)
     train_split = read_split(args.data, "train", loaded, columns, train_config)
     valid_split = read_split(args.data, "valid", loaded, columns, train_config)
     examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
+    unused = unused_settings(args, loaded, train_config, examples, valid)
     if args.epochs is not None:
         args.iters = steps_of_epochs(args.epochs, examples, train_config)
         args.epochs = None
         train_config = replace(train_config, iters=args.iters)
     memory.print_trainable_parameters(loaded.adapters, loaded.base)
-    print_memory(loaded, examples, train_config)
+    check_memory(loaded, examples, train_config)
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
     warn_of_common_rows(held_out, train_split.rows, "held-out rows", "the rows to train on")
@@ -120,14 +120,18 @@ def steps_of_epochs(epochs, examples, train_config):
     return math.ceil(Fraction(str(epochs)) * len(packed or examples) / per_step)
 
 
-def print_memory(loaded, examples, train_config):
-    """Print an estimate of the memory that a step needs."""
+def check_memory(loaded, examples, train_config):
+    """Print an estimate of a step's memory; raise InputError if this machine has less."""
     longest = max(len(example.tokens) - 1 for example in examples)
     if train_config.packing:
         longest = train_config.max_seq_length - 1
     tokens = train_config.batch_size * longest
     parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
     print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
+    needed, there = sum(parts.values()), memory.physical_memory()
+    if needed >= there:
+        much = f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB"
+        raise InputError(f"{much}: lower `batch_size` or `max_seq_length`")
 
 
 def run(writer, adapters, state, examples, valid, train_config, ops):

@@ -1,5 +1,7 @@
 """Memory of a fine-tuning step: an estimate, and the measured peak."""
 
+import math
+import os
 import sys
 
 from ..methods.registry import ORDER
@@ -82,6 +84,14 @@ def bits_per_weight(base):
 def nbytes(tree):
     """Count the bytes of the leaves in memory."""
     return sum(getattr(leaf, "nbytes", 0) for _, leaf in named_leaves(tree))
+
+
+def physical_memory() -> float:
+    """Return this machine's memory in bytes; infinity if the system does not tell."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def peak_rss_mb():

@@ -28,7 +28,7 @@ from minilora.cli.loading import (
     make_adapter_config,
     unused_settings,
 )
-from minilora.cli.run import print_memory, steps_of_epochs
+from minilora.cli.run import check_memory, steps_of_epochs
 from minilora.cli.stored_paths import digest
 from minilora.config import InputError
 from minilora.data.packing import pack_examples
@@ -215,7 +215,7 @@ def test_the_memory_of_a_step_is_that_of_the_longest_row(base, more, method, tok
     loaded = LoadedModel(config, params, tokenizer, get_peft_model(params, method).adapters)
     examples = [Example([1] * n, [1] * n) for n in (3, 9, 7)]
     train_config = TrainConfig(batch_size=4, **more)
-    print_memory(loaded, examples, train_config)
+    check_memory(loaded, examples, train_config)
     assert capsys.readouterr().out.startswith(f"a step over {tokens} tokens:\n")
 
 
@@ -466,24 +466,39 @@ NO_EFFECT = {  # flags: the part of them that has no effect
     "--num-virtual-tokens 3": "--num-virtual-tokens", "--method ia3 --vera-r 3": "--vera-r",
     "--quantize none --block-size 32": "--block-size",
     "--quantize int8 --block-size 64": "--block-size",
-    "--init-adapter x --lora-r 5": "--lora-r", "--init-adapter x --vera-r 3": "--vera-r",
-    "--init-adapter x --method ia3": "--method",
+    "--init-adapter {adapter} --lora-r 5": "--lora-r",
+    "--init-adapter {adapter} --method ia3": "--method",
+    "--also-train-lr-scale 0.1": "--also-train-lr-scale",
+    "--method ia3 --loraplus-lr-ratio 16": "--loraplus-lr-ratio",
+    "--layers-to-transform 1 --layer-lr-decay 0.5": "--layer-lr-decay",
+    "--optimizer muon --adam-beta1 0.8": "--adam-beta1",
+    "--steps-per-eval 2": "--steps-per-eval", "--val-batches 2": "--val-batches",
+    "--mask-prompt": "--mask-prompt",
 }  # fmt: skip
 EFFECT = (  # some of the same flags, where they have one
     "--method dora --lora-r 3 --target-modules q_proj", "--method prefix --num-virtual-tokens 3",
     "--method bottleneck --bottleneck-size 3", "--quantize fp4 --block-size 32",
+    "--also-train norm --also-train-lr-scale 0.5", "--method dora --loraplus-lr-ratio 16",
+    "--method norm --layer-lr-decay 0.5", "--no-mask-prompt",
+    "--optimizer muon --also-train norm --adam-beta1 0.8",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("flags", [*NO_EFFECT, *EFFECT])
-def test_a_flag_without_effect_is_refused(flags):
-    args = parse(["train", *flags.split()])
+def test_a_flag_without_effect_is_refused(flags, base, tmp_path):
+    """The rows are two texts for training, and none is held out."""
+    if "{adapter}" in flags:
+        dense, config = load(base)[1], LoraConfig()
+        save_adapter(tmp_path, *get_peft_model(dense, config), config, str(base))
+    args = parse(["train", "--model", str(base), *flags.format(adapter=tmp_path).split()])
+    loaded, examples = load_for_training(args), [Example([1, 2], [1, 1])] * 2
+    config = TrainConfig(mask_prompt=args.mask_prompt, optimizer=args.optimizer)
     if flags in EFFECT:
         names = {word[2:].replace("-", "_") for word in flags.split() if word[:2] == "--"}
-        assert not names & unused_settings(args).keys()
+        assert not names & unused_settings(args, loaded, config, examples, []).keys()
         return
     with pytest.raises(InputError, match=f"{NO_EFFECT[flags]} has no effect .*: leave it out"):
-        unused_settings(args)
+        unused_settings(args, loaded, config, examples, [])
 
 
 def test_an_adapter_to_start_from_has_its_own_settings(base, tmp_path):
@@ -494,8 +509,8 @@ def test_an_adapter_to_start_from_has_its_own_settings(base, tmp_path):
     save_adapter(tmp_path, adapters, dense, config, str(base))
     words = ["train", "--model", str(base), "--also-train", "head", "--init-adapter"]
     args = parse([*words, str(tmp_path)])
-    unused = unused_settings(args)
     loaded = load_for_training(args)
+    unused = unused_settings(args, loaded, TrainConfig(), [Example([1, 2], [0, 1])], [])
     settings = run_folder.metadata(args, unused)["settings"]
     assert loaded.adapter_config.r == 5 and settings["also_train"] == ["head"]
     assert args.method == "dora"
