@@ -35,8 +35,6 @@ def rms(x):
 #
 # $$4 + \frac{32}{B} = 4.5 \qquad\qquad 4 + \frac{8}{B} + \frac{32}{256\,B} = 4.127$$
 #
-# ![Codes, codes of absmax, scales, offset](../figures/drawings/double_quantized_bytes.svg)
-#
 # **Predict.** A weight is 1024 × 1024. Does the formula give its bytes exactly?
 #
 # <details><summary>Answer</summary>
@@ -66,8 +64,11 @@ assert abs(saved * 65e9 / 8e9 - 3) < 0.05, "approximately 3 GB for a 65B model (
 # %% [markdown]
 # ## The second level
 #
+# ![The bytes of a weight: codes, codes of absmax, nested absmax,
+# offset](../figures/drawings/double_quantized_bytes.svg)
+#
 # No absmax is negative. Their mean, the *offset*, is subtracted. The differences are divided by the
-# largest magnitude of 256, the *scale*, and rounded to the nearest value of the dynamic map
+# largest magnitude of 256, the *scale* (the nested absmax), and rounded to the nearest value of the dynamic map
 # (Dettmers 2016). The map has 0, 1, and 254 values in seven decades, each decade with twice as many
 # as the one below.
 #
