@@ -121,8 +121,8 @@ assert np.allclose(by_hand, from_layers), "layers.attention differs from the loo
 # %% [markdown]
 # ## 4. SwiGLU, and the whole block
 #
-# The MLP multiplies each token by two matrices, which gives `gate` and `up`. It multiplies up, entry
-# by entry (∘), by SiLU (a smooth ReLU) of the gate. A third matrix brings it back to width D
+# The MLP multiplies each token by two matrices, which gives `gate` and `up`. It multiplies up,
+# entry by entry (∘), by SiLU (a smooth ReLU) of the gate. A third matrix brings it back to width D
 # (Shazeer 2020, Eq. 6):
 #
 # $$W_{down}(\mathrm{silu}(W_{gate}x) \circ W_{up}x), \qquad \mathrm{silu}(a) = a/(1 + e^{-a})$$

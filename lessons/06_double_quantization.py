@@ -29,9 +29,9 @@ def rms(x):
 # %% [markdown]
 # ## Half a bit, and how to save most of it
 #
-# In blocks of B = 64, a weight needs 4 bits for its code and a 64th of a float32 absmax. Double
-# quantization stores each absmax in eight bits, and one float32 scale for 256 of them (QLoRA,
-# Sec. 3):
+# In blocks of B = 64, a weight needs 4 bits for its code and a 64th of a float32 absmax. [Double
+# quantization](guide/glossary.md) stores each absmax in eight bits, and one float32 scale for 256
+# of them (QLoRA, Sec. 3):
 #
 # $$4 + \frac{32}{B} = 4.5 \qquad\qquad 4 + \frac{8}{B} + \frac{32}{256\,B} = 4.127$$
 #
@@ -68,9 +68,9 @@ assert abs(saved * 65e9 / 8e9 - 3) < 0.05, "approximately 3 GB for a 65B model (
 # offset](../figures/drawings/double_quantized_bytes.svg)
 #
 # No absmax is negative. Their mean, the *offset*, is subtracted. The differences are divided by the
-# largest magnitude of 256, the *scale* (the nested absmax), and rounded to the nearest value of the dynamic map
-# (Dettmers 2016). The map has 0, 1, and 254 values in seven decades, each decade with twice as many
-# as the one below.
+# largest magnitude of 256, the *scale* (the nested absmax), and rounded to the nearest value of the
+# dynamic map (Dettmers 2016). The map has 0, 1, and 254 values in seven decades, each decade with
+# twice as many as the one below.
 #
 # **Predict.** Which share of the map's values is within a tenth of zero, and which share of the
 # differences? Are evenly spaced values better?
