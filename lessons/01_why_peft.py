@@ -43,7 +43,8 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 #
 # <details><summary>Answer</summary>
 # Neither: LoRA's step needs more than three quarters of the bytes, and a base in 4 bits saves a
-# tenth of those. Here most bytes are activations, and LoRA needs all of those.
+# tenth of those. Ten times is tempting, because the trained numbers are eleven times fewer. But
+# here most bytes are activations, and LoRA needs all of those.
 # </details>
 
 # %%

@@ -46,7 +46,8 @@ batch = data.collate([[example] for example in train_set[:16]])  # 16 rows of on
 # LoRA no longer save anything?
 #
 # <details><summary>Answer</summary>
-# 128 times fewer: d/(2r) for a square of side d. At r = d/2 = 2048, both have the same size.
+# 128 times fewer: d/(2r) for a square of side d. (256 is tempting: it counts one of the two
+# factors.) At r = d/2 = 2048, both have the same size.
 # </details>
 
 # %%

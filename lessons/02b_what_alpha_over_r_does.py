@@ -29,9 +29,10 @@ batch = data.collate([[example] for example in examples[:16]])
 # %% [markdown]
 # ## The first step
 #
-# The first step of AdamW moves each number of B by the learning rate η (up to Adam's ε), whatever
-# the size of its gradient g: at this step Adam's averages are m̂ = g and v̂ = g², and m̂/√v̂ is ±1.
-# A does not move: B is zero, so the gradient of A is zero. So after one step
+# The first step of AdamW ([lesson 4b](04b_why_another_learning_rate.py) writes it out) moves each
+# number of B by the learning rate η (up to Adam's ε), whatever the size of its gradient g: at this
+# step Adam's averages are m̂ = g and v̂ = g², and m̂/√v̂ is ±1. A does not move: B is zero, so the
+# gradient of A is zero. So after one step
 #
 # $$\Delta W = -s\,\eta\,\mathrm{sign}\!\left(\frac{\partial L}{\partial B}\right) A$$
 #
@@ -46,7 +47,8 @@ batch = data.collate([[example] for example in examples[:16]])
 # **Predict.** Under which rule does the first ΔW have the same size at every r?
 #
 # <details><summary>Answer</summary>
-# α/√r, approximately: then s·√r is constant. Under α/r the update shrinks about as 1/√r, and under
+# α/√r, approximately: then s·√r is constant. α/r is tempting, because it is LoRA's own rule, but it
+# divides by r what grows only as √r. Under α/r the update shrinks about as 1/√r, and under
 # a constant s it grows about as √r.
 # </details>
 

@@ -165,8 +165,9 @@ assert worst < 1e-12, "a factor's gradient must be the full gradient times the o
 # gradients do to a frozen weight?
 #
 # <details><summary>Answer</summary>
-# They shrink it by (1 − ηλ)⁵⁰⁰, to 82 %. Decoupled weight decay does not need a gradient. On its
-# own text, the loss of `micro` rises from 0.21 to 3.5 nats per token.
+# They shrink it by (1 − ηλ)⁵⁰⁰, to 82 %. "Nothing" is tempting, because Adam's own step is zero if
+# all gradients are zero. But decoupled weight decay does not need a gradient. On its own text, the
+# loss of `micro` rises from 0.21 to 3.5 nats per token.
 # </details>
 
 # %%

@@ -129,7 +129,8 @@ with figure("dynamic_map", xlabel, ylabel, title) as axes:
     axes.legend(frameon=False, loc="lower right")
 
 # %% [markdown]
-# ![Half of the map's values are near zero, fewer of the differences](../figures/dynamic_map.png)
+# ![Half of the map's values are near zero, fewer of the differences of normal weights, and more of
+# those of heavy-tailed ones](../figures/dynamic_map.png)
 #
 # For normal weights, the offset reduces the error of the absmax by a factor of three, and even
 # steps have a third less error than the map. For the weights with heavy tails, the map has less
