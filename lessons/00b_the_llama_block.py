@@ -121,13 +121,15 @@ assert np.allclose(by_hand, from_layers), "layers.attention differs from the loo
 # %% [markdown]
 # ## 4. SwiGLU, and the whole block
 #
-# The MLP projects each token twice, to `gate` and `up`. It multiplies up, entry by entry (∘), by
-# SiLU (a smooth ReLU) of the gate. A third matrix brings it back to width D (Shazeer 2020, Eq. 6):
+# The MLP multiplies each token by two matrices, which gives `gate` and `up`. It multiplies up,
+# entry by entry (∘), by SiLU (a smooth ReLU) of the gate. A third matrix brings it back to width D
+# (Shazeer 2020, Eq. 6):
 #
 # $$W_{down}(\mathrm{silu}(W_{gate}x) \circ W_{up}x), \qquad \mathrm{silu}(a) = a/(1 + e^{-a})$$
 #
 # The block adds each sublayer to its input: x + attention(norm(x)), and then x + MLP(norm(x)).
-# Below is layer 0 of `micro`. Adapters can go on its seven matrices: q, k, v, o, gate, up, down.
+# Below is layer 0 of `micro`. Adapters can go on its seven matrices, the
+# [*projections*](guide/glossary.md): q, k, v, o, gate, up, down.
 #
 # ![A Llama layer, with A and B on its seven projections](../figures/drawings/llama_block.svg)
 
@@ -187,8 +189,8 @@ assert other == sure_loss, "a token with mask 0 must not count"
 # ## What was shown
 #
 # RMSNorm removes lengths (exactly if ε = 0), rotation makes inner products depend on distances,
-# attention takes a weighted mean of the values so far, SwiGLU multiplies one projection by SiLU of
-# another, and the loss is the mean of −log p of the targets.
+# attention takes a weighted mean of the values so far, SwiGLU multiplies `up` by SiLU of `gate`,
+# and the loss is the mean of −log p of the targets.
 #
 # **What to try.**
 #

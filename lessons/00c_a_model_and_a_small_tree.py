@@ -30,9 +30,9 @@ for path in list(flatten(base))[:4]:
 # %% [markdown]
 # ## The base
 #
-# The base is the model before fine-tuning. It was trained on one kind of text: notes about who
-# keeps what where (`minilora.data.tasks`). We will ask it about such notes in a form that it has
-# not seen.
+# The [base](guide/glossary.md) is the model before fine-tuning. It was trained on one kind of text:
+# notes about who keeps what where (`minilora.data.tasks`). We will ask it about such notes in a
+# form that it has not seen.
 #
 # **Predict.** What will it answer before any training?
 #

@@ -32,18 +32,19 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # ## What one step keeps
 #
 # A training step needs the weights, a gradient per trained parameter, and Adam's two running
-# averages per trained parameter (its *moments*). It also needs the *activations*: the results of
-# the forward pass that the backward pass uses.
+# averages per trained parameter (its *moments*). It also needs the
+# [*activations*](guide/glossary.md): the results of the forward pass that the backward pass uses.
 #
-# ![Bytes per weight of the base in a step, for the projections of SmolLM2: full fine-tuning 16,
-# LoRA 4.37, QLoRA 0.88.](../figures/drawings/step_memory.svg)
+# ![Bytes per weight in a step, without activations, for the projections of SmolLM2: full
+# fine-tuning 16, LoRA 4.37, QLoRA 0.88.](../figures/drawings/step_memory.svg)
 #
 # **Predict.** For `tiny` and a batch of 16 × 64 tokens: is the whole step of LoRA ten times smaller
 # than that of full fine-tuning, or twice? What does a base in 4 bits save in addition?
 #
 # <details><summary>Answer</summary>
 # Neither: LoRA's step needs more than three quarters of the bytes, and a base in 4 bits saves a
-# tenth of those. Here most bytes are activations, and LoRA needs all of those.
+# tenth of those. Ten times is tempting, because the trained numbers are eleven times fewer. But
+# here most bytes are activations, and LoRA needs all of those.
 # </details>
 
 # %%

@@ -128,7 +128,7 @@ with figure("ledger", "GB", "", title, width=8, height=3) as axes:
 # they alone are more than 48 GB. With QLoRA's fewer bits the sum is below that.
 #
 # These sums leave out what a framework needs in addition, and the activations of the one layer that
-# is being recomputed. Below 48 GB, a few GB are left.
+# is being recomputed ([gradient checkpointing](guide/glossary.md)). Below 48 GB, a few GB are left.
 
 # %%
 # Checks

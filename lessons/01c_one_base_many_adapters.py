@@ -72,8 +72,8 @@ assert 10.5 < nbytes(tiny) / size < 11.5, "a checkpoint of tiny must shrink elev
 # same prompts, but wants only the place. `finetune` (in `common.py`) loads `micro`, trains a LoRA
 # adapter on `rows`, and scores it on `held_out`. `short(200, 60)` is 200, or 60 in a quick run.
 #
-# ![One frozen base is shared by three adapters. Each row of a batch names its
-# adapter.](../figures/drawings/one_base_many_adapters.svg)
+# ![One frozen base is shared by two adapters. Each row of a batch names its adapter, or
+# none.](../figures/drawings/one_base_many_adapters.svg)
 #
 # **Predict.** Both adapters are trained. Then the same prompt is answered with the first adapter,
 # the second, and the first again. What has to be written in memory each time?

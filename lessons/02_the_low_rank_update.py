@@ -33,8 +33,8 @@ batch = data.collate([[example] for example in train_set[:16]])  # 16 rows of on
 #
 # ΔW has the shape of W, (out, in). With B (out, r) and A (r, in), the product BA has the same
 # shape. The factors have r·(out + in) numbers in place of out·in. In return, not every matrix is
-# such a product: each row of BA is a sum of multiples of the r rows of A. One says that the *rank*
-# of BA, the number of its independent rows, is at most r.
+# such a product: each row of BA is a sum of multiples of the r rows of A. One says that the
+# [*rank*](guide/glossary.md) of BA, the number of its independent rows, is at most r.
 #
 # The product is never computed in training: (BA)x = B(Ax). So per token, BA costs
 # r·(out + in) multiplications, not out·in.
@@ -46,7 +46,8 @@ batch = data.collate([[example] for example in train_set[:16]])  # 16 rows of on
 # LoRA no longer save anything?
 #
 # <details><summary>Answer</summary>
-# 128 times fewer: d/(2r) for a square of side d. At r = d/2 = 2048, both have the same size.
+# 128 times fewer: d/(2r) for a square of side d. (256 is tempting: it counts one of the two
+# factors.) At r = d/2 = 2048, both have the same size.
 # </details>
 
 # %%
@@ -171,6 +172,31 @@ for name, norm_a, norm_b, before, after, moved in results:
         assert len(moved) == 42, f"{name}: both factors of all 21 matrices must move"
     else:
         assert not moved, f"{name}: not one bit may move"
+
+# %% [markdown]
+# ## The same layer in PyTorch
+#
+# This is a [projection](guide/glossary.md) with LoRA as a `torch.nn.Module`. It is shown as text,
+# because the lesson does not need PyTorch. `tests/peers/test_lora_module.py` runs this text and
+# compares its output and its gradients with `layers.linear`.
+#
+# ```python
+# import torch
+# from torch import nn
+#
+# class LoRALinear(nn.Module):
+#     def __init__(self, base, r=8, alpha=16):  # base: a trained nn.Linear
+#         super().__init__()
+#         self.base = base.requires_grad_(False)  # W is frozen
+#         self.A = nn.Parameter(torch.empty(r, base.in_features))
+#         self.B = nn.Parameter(torch.zeros(base.out_features, r))
+#         nn.init.kaiming_uniform_(self.A, a=5**0.5)  # uniform in ±1/√in
+#         self.scaling = alpha / r
+#     def forward(self, x):
+#         return self.base(x) + self.scaling * (x @ self.A.T) @ self.B.T
+# ```
+#
+# minilora has no such object: W is in the tree `base`, and A and B are in the tree `adapters`.
 
 # %% [markdown]
 # ## What was shown

@@ -29,9 +29,10 @@ batch = data.collate([[example] for example in examples[:16]])
 # %% [markdown]
 # ## The first step
 #
-# The first step of AdamW moves each number of B by the learning rate η (up to Adam's ε), whatever
-# the size of its gradient g: at this step Adam's averages are m̂ = g and v̂ = g², and m̂/√v̂ is ±1.
-# A does not move: B is zero, so the gradient of A is zero. So after one step
+# The first step of AdamW ([lesson 4b](04b_why_another_learning_rate.py) writes it out) moves each
+# number of B by the learning rate η (up to Adam's ε), whatever the size of its gradient g: at this
+# step Adam's averages are m̂ = g and v̂ = g², and m̂/√v̂ is ±1. A does not move: B is zero, so the
+# gradient of A is zero. So after one step
 #
 # $$\Delta W = -s\,\eta\,\mathrm{sign}\!\left(\frac{\partial L}{\partial B}\right) A$$
 #
@@ -43,13 +44,11 @@ batch = data.collate([[example] for example in examples[:16]])
 # - LoRA (Sec. 4.1): s = α/r
 # - rsLoRA (Kalajdzievski 2023): s = α/√r
 #
-# ![The size of the first update over the rank: without a factor it grows as √r, with α/r it falls,
-# with α/√r it stays.](../figures/drawings/scaling_rules.svg)
-#
 # **Predict.** Under which rule does the first ΔW have the same size at every r?
 #
 # <details><summary>Answer</summary>
-# α/√r, approximately: then s·√r is constant. Under α/r the update shrinks about as 1/√r, and under
+# α/√r, approximately: then s·√r is constant. α/r is tempting, because it is LoRA's own rule, but it
+# divides by r what grows only as √r. Under α/r the update shrinks about as 1/√r, and under
 # a constant s it grows about as √r.
 # </details>
 
@@ -85,6 +84,11 @@ for rule in scaling.RULES:
 table(["‖ΔW‖ of rule", *(f"r = {r}" for r in RANKS), "grows as"], rows)
 
 # %% [markdown]
+# The same by the formula s·√r, for comparison:
+#
+# ![The size of the first update over the rank by the formula: with a constant s it grows as √r,
+# with α/r it falls, with α/√r it stays.](../figures/drawings/scaling_rules.svg)
+#
 # ## α and the learning rate
 #
 # In the formula, s and η appear only as a product. "Tuning α is roughly the same as tuning the

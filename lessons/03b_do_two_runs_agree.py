@@ -29,8 +29,8 @@ config, base, _ = minilora.load("micro")
 #
 # φ is 1 if one subspace is within the other, and 0 if they are orthogonal.
 #
-# What does chance give? For a random i-dimensional subspace of d dimensions, the projection on it
-# has the expectation (i/d)·1. So the mean of ‖UᵢVⱼᵀ‖² is i·j/d, and the mean of φ is max(i, j)/d.
+# What does chance give? For i random orthonormal rows of length d, the mean of UᵢᵀUᵢ is the
+# identity times i/d. So the mean of ‖UᵢVⱼᵀ‖² is i·j/d, and the mean of φ is max(i, j)/d.
 #
 # ![Two runs find two subspaces. φ is one for the same directions, and near chance for random
 # ones.](../figures/drawings/subspaces.svg)

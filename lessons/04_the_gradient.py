@@ -34,20 +34,33 @@ batch = data.collate([[example] for example in examples[:16]])
 #
 # Let $g_t = \partial L/\partial h_t$ for each token t. A small change $dB$ changes $h_t$ by
 # $s\,dB\,A x_t$, and so L by $\sum_t g_t^\top s\,dB\,A x_t$. A small change $dA$ changes L by
-# $\sum_t g_t^\top s\,B\,dA\,x_t$. The factors of dB and dA are the gradients:
+# $\sum_t g_t^\top s\,B\,dA\,x_t$.
+#
+# The gradient of B has, for each entry $dB_{ij}$, the factor of this entry in the change of L. For
+# two vectors g and v,
+#
+# $$g^\top dB\, v = \sum_{ij} dB_{ij}\, g_i v_j$$
+#
+# So the factor of $dB_{ij}$ is $g_i v_j$, which is entry (i, j) of the matrix $g v^\top$. For B,
+# $v = A x_t$. For A, $g^\top B\,dA\,x = (B^\top g)^\top dA\,x$: here $B^\top g_t$ takes the place
+# of g, and $x_t$ that of v:
 #
 # $$\frac{\partial L}{\partial B} = s \sum_t g_t (A x_t)^\top \qquad
 #   \frac{\partial L}{\partial A} = s \sum_t (B^\top g_t)\, x_t^\top$$
 #
 # ![The gradients of B and A come from that of h](../figures/drawings/lora_gradient.svg)
 #
-# **Predict.** At the start B = 0. Which of the two gradients is zero then?
+# The formulas are compared with autograd and with finite differences (a step of 1e-5), in float64,
+# for the loss Σ C∘tanh(h).
+#
+# **Predict.** Which of the two is nearer to the formulas? Both have about 16 digits to compute
+# with.
 #
 # <details><summary>Answer</summary>
-# That of A, because it contains B.
+# Autograd, to within 1e-12: it applies the same chain rule, and only rounds elsewhere. A finite
+# difference is tempting, because it is close to the definition of a derivative. But it divides the
+# rounding of L by the step, and it has an error that grows with the square of the step.
 # </details>
-#
-# The formulas are compared with autograd and finite differences, for the loss Σ C∘tanh(h).
 
 # %%
 T, n_in, n_out, r, s = 10, 6, 5, 2, 1.5
@@ -94,6 +107,7 @@ for name in ("lora_A", "lora_B"):
 for name, (from_autograd, from_differences) in gaps.items():
     assert from_autograd < 1e-12, f"{name}: the formula differs from autograd"
     assert from_differences < 1e-7, f"{name}: off by more than ε² and the rounding of L over ε"
+    assert from_autograd < from_differences, f"{name}: autograd must be nearer"
 
 # %% [markdown]
 # ## What LoRA sees of the full gradient
@@ -103,7 +117,7 @@ for name, (from_autograd, from_differences) in gaps.items():
 # $$\frac{\partial L}{\partial B} = s\,G A^\top \qquad \frac{\partial L}{\partial A} = s\,B^\top G$$
 #
 # LoRA sees the full gradient only through the rows of A and the columns of B. To check this, the
-# gradients of all projections of a merged model are projected.
+# gradient of each projection of a merged model is multiplied by A and by B.
 #
 # **Predict.** Does it hold in all 21 projections at once, or only in the last one?
 #
@@ -134,7 +148,7 @@ print(f"{2 * len(paths)} gradients; the worst is off by {worst:.0e}")
 
 # %%
 # Checks
-assert worst < 1e-12, "a factor's gradient must be the projected full gradient"
+assert worst < 1e-12, "a factor's gradient must be the full gradient times the other factor"
 
 # %% [markdown]
 # ## Frozen means: not in the argument
@@ -151,8 +165,9 @@ assert worst < 1e-12, "a factor's gradient must be the projected full gradient"
 # gradients do to a frozen weight?
 #
 # <details><summary>Answer</summary>
-# They shrink it by (1 − ηλ)⁵⁰⁰, to 82 %. Decoupled weight decay does not need a gradient. On its
-# own text, the loss of `micro` rises from 0.21 to 3.5 nats per token.
+# They shrink it by (1 − ηλ)⁵⁰⁰, to 82 %. "Nothing" is tempting, because Adam's own step is zero if
+# all gradients are zero. But decoupled weight decay does not need a gradient. On its own text, the
+# loss of `micro` rises from 0.21 to 3.5 nats per token.
 # </details>
 
 # %%

@@ -29,9 +29,9 @@ def rms(x):
 # ## One block
 #
 # A weight matrix is cut into blocks of neighbouring numbers. A block stores its largest magnitude,
-# the *absmax*. All its numbers, divided by the absmax, are in [−1, 1], and each is rounded to the
-# nearest of a few fixed values. With k bits and evenly spaced values, these are q/M for
-# q = −M … M, with M = 2ᵏ⁻¹ − 1: M is 7 for int4 and 127 for int8. So
+# the [*absmax*](guide/glossary.md). All its numbers, divided by the absmax, are in [−1, 1], and
+# each is rounded to the nearest of a few fixed values. With k bits and evenly spaced values, these
+# are q/M for q = −M … M, with M = 2ᵏ⁻¹ − 1: M is 7 for int4 and 127 for int8. So
 #
 # $$q = \mathrm{round}(M w/\mathrm{absmax}), \qquad \hat w = \mathrm{absmax} \cdot q/M,
 #   \qquad |\hat w - w| \le \mathrm{absmax}/(2M)$$
@@ -72,7 +72,7 @@ for w in (small, outlier):
 assert np.count_nonzero(int4(outlier)[0]) == 2, "only the outlier and −0.72 may remain"
 
 # %% [markdown]
-# ## Four sets of sixteen values
+# ## Four codes of four bits
 #
 # Four codes are compared by their RMSE, the root of the mean squared error. **NF4** is explained
 # below. The others are:
@@ -80,16 +80,18 @@ assert np.count_nonzero(int4(outlier)[0]) == 2, "only the outlier and −0.72 ma
 # - **int4** is evenly spaced.
 # - **E2M1** is a float with a sign, two bits of exponent and one bit of mantissa, divided by its
 #   largest value, 6.
-# - **fp4** is bitsandbytes' version. Where E2M1 has 1/12, it has 1/192.
+# - **fp4** is bitsandbytes' version of E2M1. Where E2M1 has 1/12, it has 1/192.
 #
-# ![A block of eight weights in NF4, FP4 and int4](../figures/drawings/quantize_a_block.svg)
+# NF4 has sixteen different values. Each of the others has fifteen: int4 does not use −8, and the
+# two floats have zero twice.
 #
 # **Predict.** The weights are normal, in blocks of 64. Which code is best and which is worst? By
 # what factor is int8 better than int4?
 #
 # <details><summary>Answer</summary>
 # Of the codes of four bits, NF4 has the least error and bitsandbytes' fp4 the most: it has a value
-# at 1/192, next to zero, and nothing between there and 1/6. The step of int8 is 7/127 of int4's,
+# at 1/192, next to zero, and nothing between there and 1/6. (fp4 is tempting, because floats are
+# dense near zero, where most weights are.) The step of int8 is 7/127 of int4's,
 # and so is its error: about 18 times smaller.
 # </details>
 
@@ -103,7 +105,7 @@ for name, magnitudes in MAGNITUDES.items():
 
 
 def rounded(w, values, block_size=64):
-    """Quantize and dequantize w (n,) with sixteen values and one absmax per block."""
+    """Quantize and dequantize w (n,) with the values of a code and one absmax per block."""
     x, absmax = nf4.normalize(w, block_size)
     code = nf4.Codebook.from_values(values)
     return code.values[nf4.nearest(x, code)] * np.repeat(absmax, block_size)[: w.size]
@@ -116,9 +118,28 @@ by_error = sorted(error, key=error.get)
 table(["code", "RMSE on N(0, 1)"], [[name, f"{error[name]:.4f}"] for name in by_error])
 mean_error = np.abs(rounded(normal, nf4.NF4) - normal).mean()
 print(f"NF4's mean |error|: {mean_error:.6f}, expected 0.072798")
+even = np.linspace(-1, 1, 16, dtype=np.float32)  # int4 with all sixteen values, but without zero
+even_error = rms(rounded(normal, even) - normal)
+gained = (error["int4"] - even_error) / (error["int4"] - error["nf4"])
+print(f"sixteen evenly spaced values: {even_error:.4f}, {gained:.0%} of the way from int4 to NF4")
+
+# %% [markdown]
+# The same for one block. The columns are in the order of the table:
+#
+# ![A block of eight weights in NF4, E2M1, int4 and bitsandbytes'
+# FP4](../figures/drawings/quantize_a_block.svg)
+#
+# A sixteenth value is a part of NF4's advantage: sixteen *evenly* spaced values from −1 to 1 (they
+# have no zero) are nearly half of the way from int4 to NF4. The rest comes from the places of the
+# values.
 
 # %%
 # Checks
+assert {name: len(np.unique(values)) for name, values in VALUES.items()} == {
+    "nf4": 16, "fp4": 15, "e2m1": 15, "int4": 15,
+}, "only NF4 has sixteen different values"  # fmt: skip
+assert 0.4 < gained < 0.5, "a sixteenth value: nearly half of NF4's advantage over int4"
+assert [name for name in by_error if name != "int8"] == ["nf4", "e2m1", "int4", "fp4"], "the order"
 slack = short(5e-4, 15e-4)  # more than five standard errors
 for name, expected in {"nf4": 0.0920, "e2m1": 0.1057, "int4": 0.1077, "fp4": 0.1220}.items():
     assert abs(error[name] - expected) < slack, f"{name}: {error[name]} is not {expected}"

@@ -24,7 +24,7 @@ from minilora.tree import flatten, unflatten
 rng = np.random.default_rng(0)
 n = short(2**20, 2**17)
 normal = rng.standard_normal(n).astype(np.float32)
-VALUES = dict(codes.VALUES)  # NF4, FP4, E2M1 and int4: sixteen values each; two more come below
+VALUES = dict(codes.VALUES)  # NF4, FP4, E2M1 and int4; two more come below
 
 # %% [markdown]
 # ## The myth of equally filled bins

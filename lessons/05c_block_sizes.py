@@ -3,7 +3,7 @@
 #
 # **The question.** How large should a block be, and for which weights is NF4 the right code?
 #
-# `codes.py` has the sixteen values of four codes (NF4, FP4, E2M1 and int4), and `rounded`, which
+# `codes.py` has the values of four codes (NF4, FP4, E2M1 and int4), and `rounded`, which
 # quantizes and dequantizes with one absmax per block as in lesson 5.
 #
 # **Time:** a few seconds to run, five minutes to read. **You need:** lesson 5.

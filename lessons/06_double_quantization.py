@@ -29,13 +29,11 @@ def rms(x):
 # %% [markdown]
 # ## Half a bit, and how to save most of it
 #
-# In blocks of B = 64, a weight needs 4 bits for its code and a 64th of a float32 absmax. Double
-# quantization stores each absmax in eight bits, and one float32 scale for 256 of them (QLoRA,
-# Sec. 3):
+# In blocks of B = 64, a weight needs 4 bits for its code and a 64th of a float32 absmax. [Double
+# quantization](guide/glossary.md) stores each absmax in eight bits, and one float32 scale for 256
+# of them (QLoRA, Sec. 3):
 #
 # $$4 + \frac{32}{B} = 4.5 \qquad\qquad 4 + \frac{8}{B} + \frac{32}{256\,B} = 4.127$$
-#
-# ![Codes, codes of absmax, scales, offset](../figures/drawings/double_quantized_bytes.svg)
 #
 # **Predict.** A weight is 1024 × 1024. Does the formula give its bytes exactly?
 #
@@ -66,10 +64,13 @@ assert abs(saved * 65e9 / 8e9 - 3) < 0.05, "approximately 3 GB for a 65B model (
 # %% [markdown]
 # ## The second level
 #
+# ![The bytes of a weight: codes, codes of absmax, nested absmax,
+# offset](../figures/drawings/double_quantized_bytes.svg)
+#
 # No absmax is negative. Their mean, the *offset*, is subtracted. The differences are divided by the
-# largest magnitude of 256, the *scale*, and rounded to the nearest value of the dynamic map
-# (Dettmers 2016). The map has 0, 1, and 254 values in seven decades, each decade with twice as many
-# as the one below.
+# largest magnitude of 256, the *scale* (the nested absmax), and rounded to the nearest value of the
+# dynamic map (Dettmers 2016). The map has 0, 1, and 254 values in seven decades, each decade with
+# twice as many as the one below.
 #
 # **Predict.** Which share of the map's values is within a tenth of zero, and which share of the
 # differences? Are evenly spaced values better?
@@ -128,7 +129,8 @@ with figure("dynamic_map", xlabel, ylabel, title) as axes:
     axes.legend(frameon=False, loc="lower right")
 
 # %% [markdown]
-# ![Half of the map's values are near zero, fewer of the differences](../figures/dynamic_map.png)
+# ![Half of the map's values are near zero, fewer of the differences of normal weights, and more of
+# those of heavy-tailed ones](../figures/dynamic_map.png)
 #
 # For normal weights, the offset reduces the error of the absmax by a factor of three, and even
 # steps have a third less error than the map. For the weights with heavy tails, the map has less

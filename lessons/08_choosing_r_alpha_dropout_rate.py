@@ -96,15 +96,16 @@ for path, factor in factors_1.items():
 #   \text{the loss falls by about } \eta \left\lVert \frac{\partial L}{\partial B} \right\rVert_1
 #   = \eta\,\frac{\alpha}{r} \sum_{k=1}^{r} \lVert G a_k \rVert_1$$
 #
-# The sum has r terms of about the same size. So the gain of the first step is about η·α times a
-# number that does not depend on r.
+# The sum has r terms of about the same size.
 #
 # ![The first update over the rank, three rules](../figures/drawings/scaling_rules.svg)
 #
 # **Predict.** How does ‖∂L/∂B‖₁ change from r = 1 to r = 64 with alpha = 16? With alpha = 2r?
 #
 # <details><summary>Answer</summary>
-# With alpha = 16 it changes by less than 15 %. With alpha = 2r it grows about in proportion to r.
+# With alpha = 16 it changes by less than 15 %: the r terms are divided by r, so the gain of the
+# first step is about η·α times a number that does not depend on r. With alpha = 2r it grows about
+# in proportion to r.
 # </details>
 
 # %%

@@ -7,9 +7,9 @@
 # Each part is removed or changed, with five seeds, on the questions and the base `micro` (0.1
 # million parameters). The lessons say which of them are missed here.
 #
-# This lesson is about accumulation, [lesson 9b](09b_warm_up.py) about warm-up, [lesson
-# 9c](09c_why_clipping_helps.py) about clipping, and [lesson 9d](09d_schedules_and_decay.py) about
-# schedules and weight decay.
+# This lesson is about [gradient accumulation](guide/glossary.md), [lesson 9b](09b_warm_up.py) about
+# warm-up, [lesson 9c](09c_why_clipping_helps.py) about clipping, and [lesson
+# 9d](09d_schedules_and_decay.py) about schedules and weight decay.
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 0, and Adam's two
 # moments (lesson 4b).

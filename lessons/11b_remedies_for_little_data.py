@@ -148,10 +148,12 @@ assert late.sum() == 2, "questions: in two seeds of three the last step is the b
 # `train` then returns the best adapter, not the last. Here, four questions are trained at a high
 # learning rate.
 #
-# **Predict.** The patience is 3. How many evaluations follow the best one?
+# **Predict.** The run may have 400 steps, and it is evaluated every 5 steps. With a patience of 3:
+# does it reach step 200?
 #
 # <details><summary>Answer</summary>
-# Three.
+# No. With four questions the held-out loss soon rises, and the run ends three evaluations after the
+# lowest one.
 # </details>
 
 # %%

@@ -25,8 +25,8 @@ longest = max(len(example.tokens) for example in examples)
 # %% [markdown]
 # ## Padding and packing
 #
-# Texts have different lengths, and a batch is as long as its longest text. With `packing`, several
-# examples share a row, and there is little padding.
+# Texts have different lengths, and a batch is as long as its longest text. With
+# [packing](guide/glossary.md), several examples share a row, and there is little padding.
 #
 # ![Three attention masks of ten tokens. Causal: each token sees itself and all before it. Packed:
 # it sees only its own example. Window: it sees at most four

@@ -30,10 +30,10 @@ many = finetune(rows=tasks.questions("train", 4000, seed=0), iters=iters)
 # %% [markdown]
 # ## Confidence by token
 #
-# The confidence of a token is its probability p. A model is *calibrated* if, of the tokens that it
-# gives with confidence p, a share p is right. Two numbers measure this, over N tokens (or answers)
-# with the outcome y: 1 if right, 0 if wrong. The ECE sorts them into 15 bins B by confidence, from
-# (0, 1/15] to (14/15, 1]:
+# The confidence of a token is its probability p. A model is [*calibrated*](guide/glossary.md) if,
+# of the tokens that it gives with confidence p, a share p is right. Two numbers measure this, over
+# N tokens (or answers) with the outcome y: 1 if right, 0 if wrong. The ECE sorts them into 15 bins
+# B by confidence, from (0, 1/15] to (14/15, 1]:
 #
 # $$\mathrm{ECE} = \sum_B \frac{|B|}{N}\,\bigl|\mathrm{accuracy}(B) - \mathrm{confidence}(B)\bigr|
 #   \qquad \text{(Guo et al. 2017, Eq. 3)}$$

@@ -41,8 +41,8 @@ def loss(adapters, examples):
 # Two adapters are trained. One answers "Who, what, where?", the other "Where, what, who?". An
 # adapter is a tree of its own arrays, and both adapters are computed with the *same* base.
 #
-# ![One frozen base is shared by three adapters. Each row of a batch names its
-# adapter.](../figures/drawings/one_base_many_adapters.svg)
+# ![One frozen base is shared by two adapters. Each row of a batch names its adapter, or
+# none.](../figures/drawings/one_base_many_adapters.svg)
 #
 # **Predict.** How many bytes does the second adapter add? What must be done to switch?
 #

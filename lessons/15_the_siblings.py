@@ -29,9 +29,9 @@ tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn. Who, wha
 # %% [markdown]
 # ## The same number of parameters
 #
-# `TABLE` has a row per method. If a method has a size (a rank, a width, a number of virtual
-# tokens), the size is chosen so that the number of parameters is nearest to 5,472. This is LoRA on
-# all projections at r = 2.
+# `TABLE` has a row per method. If a method has a size (a rank, a width, a number of [virtual
+# tokens](guide/glossary.md)), the size is chosen so that the number of parameters is nearest to
+# 5,472. This is LoRA on all projections at r = 2.
 #
 # L is the number of layers, d the width, f the MLP's, k that of keys, V the size of the vocabulary.
 #

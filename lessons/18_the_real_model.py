@@ -128,7 +128,8 @@ table(["", *names], cells)
 print("output:", generate(adapters, request))
 
 # %% [markdown]
-# ![Loss falls and exact match rises over the steps](../figures/real-model.png)
+# ![The loss falls over the steps; exact match on 16 held-out rows after 50, 100 and 150 of
+# them](../figures/real-model.png)
 #
 # The squares are scores of 16 rows. Where the model is wrong: is it the form, the tool, or a value?
 

@@ -4,8 +4,8 @@
 # **The question.** How many parameters of SmolLM2 does LoRA train, and how much memory does a step
 # of training need?
 #
-# ![Bytes per weight of the base in a training step: full fine-tuning 16, LoRA 4.37, QLoRA
-# 0.88.](../figures/drawings/step_memory.svg)
+# ![Bytes per weight of the base's projections in a training step, without activations: full
+# fine-tuning 16, LoRA 4.37, QLoRA 0.88.](../figures/drawings/step_memory.svg)
 #
 # **Time:** a second to run, five minutes to read. **You need:** lessons 7 and 18, and
 # `minilora fetch smollm2`.

@@ -1,4 +1,4 @@
-"""Codes of sixteen values and small floats: rounding for lessons 5b, 5c and 23b."""
+"""Codes of four bits and small floats: rounding for lessons 5b, 5c and 23b."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ INT4 = np.arange(8) / 7
 
 
 def with_signs(magnitudes):
-    """Return eight magnitudes and their negatives, sixteen values."""
+    """Return eight magnitudes and their negatives (16,); if one is zero, 15 are different."""
     return np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
 
 
@@ -17,7 +17,7 @@ VALUES = {"nf4": nf4.NF4, "fp4": nf4.FP4, "e2m1": with_signs(E2M1), "int4": with
 
 
 def rounded(w, values, block_size=64):
-    """Quantize and dequantize w (n,) with sixteen values and one absmax per block (lesson 5)."""
+    """Quantize and dequantize w (n,) with a code of 16 values and one absmax per block."""
     x, absmax = nf4.normalize(w, block_size)
     code = nf4.Codebook.from_values(values)
     return code.values[nf4.nearest(x, code)] * np.repeat(absmax, block_size)[: w.size]

@@ -46,28 +46,32 @@ def nf4_number_line(ax):
 
 def block_of_eight():
     """Return eight weights and their largest magnitude, both float32."""
-    # RMSE of NF4, int4 and FP4: in the order and about in the ratios of a million normal weights
-    weights = np.float32([0.88, -0.26, 0.17, 0.39, -0.56, 0.29, -0.11, 0.52])
+    # RMSE of NF4, E2M1, int4 and FP4: in the order and about in the ratios of lesson 5
+    weights = np.float32([0.60, 0.05, -0.25, -0.18, -0.31, -0.55, 0.30, -0.10])
     return weights, np.abs(weights).max()
 
 
 @drawing(
     3.4,
-    "Eight weights of a block in NF4, FP4 and int4: for each the code and the value that the "
-    "code stands for, and the root of the mean squared error of the three formats: NF4 has the "
-    "smallest and FP4 the largest.",
+    "Eight weights of a block in NF4, E2M1, int4 and bitsandbytes' FP4: for each the code and the "
+    "value that the code stands for, and the root of the mean squared error of each format, which "
+    "grows in this order.",
 )
 def quantize_a_block(ax):
     weights, absmax = block_of_eight()
+    e2m1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6]) / 6
+    e2m1 = np.concatenate([e2m1, 0 - e2m1]).astype(np.float32)
     int4 = (np.arange(-7, 8) / 7).astype(np.float32)
-    formats = {"NF4": nf4.NF4, "FP4": nf4.FP4, "int4": int4}
+    formats = {"NF4": nf4.NF4, "E2M1": e2m1, "int4": int4, "FP4 (bitsandbytes)": nf4.FP4}
+    errors = []
     title(ax, 2, 31.5, f"one block, scale (absmax) = {absmax:.2f}")
-    text(ax, 3, 28.3, "weight", ha="left", weight="bold")
+    text(ax, 38, 31.5, "in each column: code → value", color=GREY, ha="left")
+    text(ax, 2, 28.3, "weight", ha="left", weight="bold")
     for column, (name, values) in enumerate(formats.items()):
-        x = 15 + 18.5 * column
+        x = 12 + 14.4 * column
         code = nf4.Codebook.from_values(values) if len(values) == 16 else None
         midpoints = (values[1:] + values[:-1]) / 2
-        text(ax, x, 28.3, f"{name}: code → value", ha="left", weight="bold")
+        text(ax, x, 28.3, name, ha="left", weight="bold")
         restored = []
         for i, w in enumerate(weights / absmax):
             number = nf4.nearest(w, code) if code else np.searchsorted(midpoints, w)
@@ -77,12 +81,13 @@ def quantize_a_block(ax):
             bar = Rectangle((x - 0.5, 24.6 - 2.6 * i), 100 * error, 2.1, fc="#fbdcc4", lw=0)
             ax.add_patch(bar)
             text(ax, x, 25.6 - 2.6 * i, words, ha="left", family="monospace")
-        rmse = np.sqrt(np.mean((np.array(restored) - weights) ** 2))
-        text(ax, x, 3.6, f"RMSE {rmse:.3f}", ha="left", color=ORANGE)
+        errors.append(np.sqrt(np.mean((np.array(restored) - weights) ** 2)))
+        text(ax, x, 3.6, f"RMSE {errors[-1]:.3f}", ha="left", color=ORANGE)
+    assert errors == sorted(errors), "the columns must be in the order of their errors"
     for i, w in enumerate(weights):
-        text(ax, 3, 25.6 - 2.6 * i, f"{w:5.2f}", ha="left", family="monospace")
+        text(ax, 2, 25.6 - 2.6 * i, f"{w:5.2f}", ha="left", family="monospace")
     words = "bars: size of an error. The block is chosen to show the order of a million weights"
-    text(ax, 3, 1.4, words, 8.5, GREY, ha="left")
+    text(ax, 2, 1.4, words, 8.5, GREY, ha="left")
 
 
 @drawing(
@@ -122,7 +127,7 @@ def double_quantized_bytes(ax):
         ax,
         68.5,
         1.6,
-        "absmax ≈ map[code] · scale + offset        weight ≈ NF4[code] · absmax",
+        "absmax ≈ map[code] · nested absmax + offset        weight ≈ NF4[code] · absmax",
         ha="right",
         color=GREEN,
     )
@@ -171,7 +176,7 @@ def qlora_passes(ax):
     path(ax, (9, 23.2), (9, 18.3), (0.7, 18.3), (0.7, 1.2), (52, 1.2), color=GREY)
     text(ax, 9.6, 19.4, "x is kept for ∂L/∂A and ∂L/∂B", 8.5, GREY, ha="left")
     text(ax, 22, 12, "g·Ŵ", 8.5, GREEN)
-    text(ax, 24.5, 29.4, "Ŵx", 8.5)
+    text(ax, 46, 29.4, "Ŵx", 8.5)
 
 
 @drawing(
@@ -332,7 +337,7 @@ def number_formats(ax):
                 x += 1.15
         step = 2.0**-fraction
         largest = (2 - step) * 2.0 ** (2 ** (exponent - 1) - 1)
-        words = f"next number after 1: 1 + {step:.1g}     largest: {largest:.3g}"
+        words = f"next number after 1: 1 + {step:.2g}     largest: {largest:.3g}"
         text(ax, 10.5, y - 1.5, words, 8.5, GREY, ha="left")
     legend(ax, 10.5, 2, 15, data="sign", frozen="exponent: range", trained="fraction: precision")
 
@@ -341,7 +346,7 @@ def number_formats(ax):
     3.3,
     "A block of NF4 has 64 elements and a float32 scale, a block of MXFP4 32 elements and a power "
     "of two, a block of NVFP4 16 elements and an E4M3 scale. Below, the scales from 1 to 4: three "
-    "powers of two, an E4M3 number at every eighth of an octave, and all numbers of float32.",
+    "powers of two, eight evenly spaced E4M3 numbers per octave, and all numbers of float32.",
 )
 def four_bit_blocks(ax):
     formats = (("NF4", 64, "float32", 32), ("MXFP4", 32, "E8M0", 8), ("NVFP4", 16, "E4M3", 8))

@@ -34,7 +34,11 @@ def lora_and_qlora(ax):
     count = f"{2 * r * n:,} numbers ({200 * r / n:.2f} %)"
     packed = n * n * bits_per_weight() / 8 / 1e6
     rows = (
-        ("W, 4096 × 4096", f"16 bits: {n * n * 2 / 1e6:.1f} MB", f"4.13 bits: {packed:.2f} MB"),
+        (
+            "W, 4096 × 4096",
+            f"16 bits: {n * n * 2 / 1e6:.1f} MB",
+            f"{bits_per_weight():.2f} bits: {packed:.2f} MB",
+        ),
         ("A and B, r = 8", count, count),
         ("gradients, Adam", "for A and B only", "for A and B only"),
     )
@@ -144,7 +148,7 @@ def llama_block(ax):
             box(ax, 32, y - 1.5, 5.5, 3, "RoPE", size=9)
             arrow(ax, (29.5, y), (32, y))
             path(ax, (37.5, y), (38.5, y), (38.5, 33.3), (39.5, 33.3))
-    box(ax, 39.5, 31.6, 10, 3.4, "softmax(QKᵀ)V")
+    box(ax, 39.5, 31.6, 10, 3.4, "attention")
     residual(ax, 33.3, 52.5, "o_proj", 49.5)
     other(ax, 52, 27.2, "prefix: more keys and values")
     other(ax, 45, 39.5, "IA³: scales k and v")
@@ -210,6 +214,7 @@ def lora_gradient(ax):
     box(ax, 28.5, 25.8, 8, 3.4, "W", "frozen", 11)
     path(ax, (7.5, 23.6), (7.5, 27.5), (28.5, 27.5))
     path(ax, (36.5, 27.5), (57.5, 27.5), (57.5, 23.6))
+    text(ax, 50.5, 23.4, "· s", color=ORANGE)
     text(ax, 44.8, 18.7, "forward", color=GREY)
     text(ax, 44.8, 16.2, "backward", color=GREEN)
     gradients = ((2, "Aᵀsg' + Wᵀg"), (27, "g' = Bᵀg   (r)"), (52, "g = ∂L/∂h"))
@@ -344,7 +349,7 @@ METHOD_PARTS = {  # rectangles x, y, width, height, from the upper left corner o
 
 @drawing(
     2.9,
-    "One frozen base is shared by three adapters. Each row of a batch names its adapter: the first "
+    "One frozen base is shared by two adapters. Each row of a batch names its adapter: the first "
     "row uses A1 and B1, the second A2 and B2, the third none.",
 )
 def one_base_many_adapters(ax):
@@ -364,9 +369,9 @@ def one_base_many_adapters(ax):
 
 @drawing(
     2.7,
-    "The size of the first update over the rank, for three rules that agree at r = 8: with a "
-    "constant factor it grows as the root of r, with alpha over r it falls, with alpha over the "
-    "root of r it stays.",
+    "The size of the first update over the rank by the formula, for three rules that agree at "
+    "r = 8: with a constant factor it grows as the root of r, with alpha over r it falls, with "
+    "alpha over the root of r it stays.",
 )
 def scaling_rules(ax):
     plot = plot_axes(
@@ -374,7 +379,7 @@ def scaling_rules(ax):
     )
     r = np.array([1, 2, 4, 8, 16, 32, 64])
     rules = (("constant:  s = 2", r / r, GREY, ":"), ("LoRA:  s = 16/r", 8 / r, BLUE, "-"),
-             ("rsLoRA:  s = 5.66/√r", np.sqrt(8 / r), ORANGE, "--"))  # fmt: skip
+             (f"rsLoRA:  s = {2 * np.sqrt(8):.2f}/√r", np.sqrt(8 / r), ORANGE, "--"))  # fmt: skip
     for (name, scale, color, style), y in zip(rules, (2.6, 0.42, 1.05)):
         plot.plot(r, scale * np.sqrt(r / 8), style, color=color, lw=1.8, marker="o", ms=3.5)
         plot.text(70, y, name, color=color, size=9, va="center")
@@ -389,13 +394,13 @@ def scaling_rules(ax):
 @drawing(
     2.7,
     "Two runs find two subspaces of the same space. The angle between their directions says how "
-    "much they agree: φ is one for the same directions, r over n for random ones.",
+    "much they agree: φ is one for the same directions, r over d for random ones.",
 )
 def subspaces(ax):
     cases = (
         (3, "the same", 4, "φ near 1"),
         (26, "partly shared", 40, "φ between"),
-        (49, "unrelated", 86, "φ near r/n"),
+        (49, "unrelated", 86, "φ near r/d"),
     )
     for x, name, angle, words in cases:
         text(ax, x + 9, 24.6, name, 10, weight="bold")

@@ -225,7 +225,7 @@ def memory_over_time(ax):
 @drawing(
     2.6,
     "A weight of RMSNorm multiplies one channel of every token, so its step moves a whole column. "
-    "An entry of A moves one row of the rank-r product a little.",
+    "An entry of A changes one column of the update of a projection.",
 )
 def one_norm_weight(ax):
     for x, name in ((3, "tokens after RMSNorm"), (40, "update of a projection")):

@@ -36,17 +36,17 @@ def gaps_of_codes(ax):
 
 @drawing(
     3.0,
-    "The absmax of eight blocks. Left: all are alike, and the steps of the 8-bit map are finer "
-    "than their differences. Right: one block is larger, so the steps are wider than all others.",
+    "The absmax of eight blocks. Left: all are alike, and a step between two levels is much "
+    "smaller than each of them. Right: one block is larger, so a step is wider than all others.",
 )
 def one_large_absmax(ax):
     small = np.array([1.0, 0.8, 1.2, 0.9, 1.1, 0.7, 1.05, 0.95])
-    for x, values, step, name in (
-        (8, small, 0.2, "blocks of one size"),
-        (43, np.append(small[:7], 9.0), 2.6, "one block is larger"),
+    for x, values, name in (
+        (8, small, "blocks of one size"),
+        (43, np.append(small[:7], 20.0), "one block is larger"),
     ):
         plot = plot_axes(ax, x, 5.5, 25, 19.5, xlabel="block", ylabel="absmax")
-        for level in np.arange(0, 1.12 * values.max(), step):
+        for level in values.max() * np.arange(17) / 16:  # the same 16 steps, up to the largest
             plot.axhline(level, color="#f0b37e", lw=0.9, zorder=0)
         plot.bar(range(8), values, color="#d6e9f5", edgecolor=BLUE, width=0.7)
         plot.set(xticks=[], ylim=(0, 1.15 * values.max()))
@@ -65,8 +65,8 @@ def rows_and_scales(ax):
         (30, 10, 4, "codes of W\n(out, in)", "frozen"),
     ):
         fill, edge, _ = KINDS[kind]
-        for row in range(rows):
-            color = "#fbdcc4" if row == 1 else fill
+        for row in range(rows):  # from below; the second from above is row i of x, and row j of W
+            color = "#fbdcc4" if row == rows - 2 else fill
             ax.add_patch(Rectangle((x, y + 3 * row), 12, 2.5, fc=color, ec=edge, lw=1))
             ax.add_patch(Rectangle((x - 3.4, y + 3 * row), 2.4, 2.5, fc="white", ec=ORANGE, lw=1))
         text(ax, x + 6, 25, name, 9)

@@ -57,7 +57,8 @@ def rope(ax):
     for t in range(8):
         text(ax, 35.3 + 4.6 * t, 27, str(t))
     text(ax, 51.4, 29.5, "position t in the sequence")
-    text(ax, 1.5, 1.8, "shown: the first 4 of 8 pairs (hd = 16)", 8.5, GREY, ha="left")
+    words = f"shown: the first 4 of {cos.shape[-1]} pairs (hd = {config.head_dim})"
+    text(ax, 1.5, 1.8, words, 8.5, GREY, ha="left")
     text(ax, 51.4, 1.8, "a score q·k depends only on the difference of positions", color=GREY)
 
 
