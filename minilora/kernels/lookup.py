@@ -19,13 +19,14 @@ AVX512 = "+avx512f" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
 
 
 @jit
-def decode_by_table(start, codes, absmax, values, table, block_size, out):
+def decode_by_table(start, parts, out):
     """Write the elements from `start` on of a flat tensor of N elements to out (n,) float32.
 
-    codes: (⌈N/2⌉,) uint8; absmax: (⌈N/block_size⌉,); values: (16,) by code; table: (256,) uint64,
-    the two float32 values of each byte. The caller guarantees that start is even, that
+    parts: codes (⌈N/2⌉,) uint8, absmax (⌈N/block_size⌉,), the sixteen values by code, table
+    (256,) uint64 with the two float32 values of each byte, block_size. The caller guarantees that start is even, that
     start + n ≤ N, and that block_size is a multiple of 16.
     """
+    codes, absmax, _, table, block_size = parts
     if out.size == 0:
         return
     packed = codes[start // 2 :]
@@ -42,8 +43,9 @@ def decode_by_table(start, codes, absmax, values, table, block_size, out):
 
 
 @jit
-def decode_by_sixteens(start, codes, absmax, values, table, block_size, out):
+def decode_by_sixteens(start, parts, out):
     """Do the same as `decode_by_table`, by sixteen elements if 16 divides `start`."""
+    codes, absmax, values, _, block_size = parts
     done = out.size // 16 * 16 if start % 16 == 0 else 0
     i = 0
     b = start // block_size
@@ -55,7 +57,7 @@ def decode_by_sixteens(start, codes, absmax, values, table, block_size, out):
         i = end
         b = b + 1
         end = end + block_size
-    decode_by_table(start + done, codes, absmax, values, table, block_size, out[done:])
+    decode_by_table(start + done, parts, out[done:])
 
 
 @intrinsic
@@ -90,4 +92,4 @@ def look_up_16(typingctx, values, codes, at, scale, out, to):
     return types.void(values, codes, types.intp, types.float32, out, types.intp), generate
 
 
-decode = decode_by_sixteens if AVX512 else decode_by_table
+decode_4bit = decode_by_sixteens if AVX512 else decode_by_table

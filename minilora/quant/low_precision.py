@@ -32,6 +32,11 @@ class LowPrecision:
         return self.codes.shape
 
     @property
+    def block_size(self):
+        """Number of elements per scale, for Q8_0."""
+        return 32
+
+    @property
     def nbytes(self):
         """Number of stored bytes."""
         return self.codes.nbytes + self.scales.nbytes
