@@ -19,51 +19,35 @@ AVX512 = "+avx512f" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
 
 
 @jit
-def decode_by_table(start, parts, out):
+def decode_4bit(start, parts, out):
     """Write the elements from `start` on of a flat tensor of N elements to out (n,) float32.
 
-    parts: codes (⌈N/2⌉,) uint8, absmax (⌈N/block_size⌉,), the sixteen values by code, table
-    (256,) uint64 with the two float32 values of each byte, block_size. The caller guarantees that start is even, that
-    start + n ≤ N, and that block_size is a multiple of 16.
+    parts: codes (⌈N/2⌉,) uint8, absmax (⌈N/2ᵏ⌉,), the sixteen values by code, and k; a block has 2ᵏ
+    elements, at least 16. The caller guarantees that 16 divides start, and that start + n ≤ N.
     """
-    codes, absmax, _, table, block_size = parts
-    if out.size == 0:
-        return
-    packed = codes[start // 2 :]
-    pairs = out[: out.size // 2 * 2].view(np.uint64)
-    for i in range(pairs.size):
-        pairs[i] = table[packed[i]]
-    if out.size % 2:
-        out[out.size - 1] = table[packed[pairs.size] :].view(np.float32)[0]
-    for b in range(start // block_size, (start + out.size - 1) // block_size + 1):
-        block = out[max(b * block_size - start, 0) : (b + 1) * block_size - start]
-        scale = absmax[b]
-        for i in range(block.size):
-            block[i] *= scale
+    codes, absmax, values, k = parts
+    whole = out.size // 16 * 16
+    for i in range(0, whole, 16):
+        scale = absmax[(start + i) >> k]
+        decode_16(values, codes, (start + i) // 2, scale, out, i)  # type: ignore[call-arg]
+    for i in range(whole, out.size):
+        code = codes[(start + i) // 2] >> (0 if i % 2 else 4) & 15
+        out[i] = values[code] * absmax[(start + i) >> k]
 
 
 @jit
-def decode_by_sixteens(start, parts, out):
-    """Do the same as `decode_by_table`, by sixteen elements if 16 divides `start`."""
-    codes, absmax, values, _, block_size = parts
-    done = out.size // 16 * 16 if start % 16 == 0 else 0
-    i = 0
-    b = start // block_size
-    end = block_size - start % block_size
-    while i < done:
-        scale = absmax[b]
-        for j in range(i, min(end, done), 16):
-            look_up_16(values, codes, (start + j) // 2, scale, out, j)  # type: ignore[call-arg]
-        i = end
-        b = b + 1
-        end = end + block_size
-    decode_by_table(start + done, parts, out[done:])
+def decode_pairs(values, codes, at, scale, out, to):
+    """Do the same as `look_up_16` on any processor."""
+    for i in range(8):
+        byte = codes[at + i]
+        out[to + 2 * i] = values[byte >> 4] * scale
+        out[to + 2 * i + 1] = values[byte & 15] * scale
 
 
 @intrinsic
 def look_up_16(typingctx, values, codes, at, scale, out, to):
     """Compute out[to : to + 16] = values[c]·scale for the sixteen codes c of codes[at : at + 8]."""
-    # `decode_by_sixteens` guarantees the bounds of `codes` and `out`
+    # `decode_4bit` guarantees the bounds of `codes` and `out`
 
     def generate(context, builder, signature, arguments):
         def pointer(n, kind):  # to element arguments[n + 1] of arguments[n]
@@ -92,4 +76,4 @@ def look_up_16(typingctx, values, codes, at, scale, out, to):
     return types.void(values, codes, types.intp, types.float32, out, types.intp), generate
 
 
-decode_4bit = decode_by_sixteens if AVX512 else decode_by_table
+decode_16 = look_up_16 if AVX512 else decode_pairs

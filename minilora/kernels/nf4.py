@@ -7,40 +7,28 @@ import numpy as np
 from .. import nf4
 from ..config import InputError
 from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized, double_quantize
-from ..nf4 import CODEBOOKS, TINY, Quantized, pack_4bit, unpack_4bit
+from ..nf4 import CODEBOOKS, TINY, Quantized
 from .loops import jit
 from .threads import parallel_rows
 
-# the two float32 values of each byte, as one uint64: (256,)
-PAIRS = unpack_4bit(np.arange(256))
-BYTE_VALUES = {name: book.values[PAIRS].view(np.uint64) for name, book in CODEBOOKS.items()}
 
 
 def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
-    """Quantize w (any shape, converted to float32) to four bits per element; see `nf4.quantize`."""
+    """Quantize w (any shape, converted to float32) to four bits per element; see `nf4.quantize`.
+
+    NumPy computes FP4, and a tensor whose last block is short.
+    """
     nf4.check_4bit(block_size, quant_type)
     w = np.ascontiguousarray(w, np.float32)
-    codes, absmax = _quantize(w.reshape(-1), block_size, quant_type)
+    if quant_type != "nf4" or w.size % block_size != 0:
+        return nf4.quantize(w, block_size, double_quant, quant_type)
+    codes = np.empty(w.size // 2, np.uint8)
+    absmax = np.empty(w.size // block_size, np.float32)
+    a = (w.reshape(-1), CODEBOOKS["nf4"].midpoints, block_size, codes, absmax)
+    parallel_rows(_encode, absmax.size, *a, width=2 * block_size)  # 15 comparisons per element
+    nf4.require_finite(absmax)
     stored_absmax = double_quantize(absmax) if double_quant else absmax
     return Quantized(codes, stored_absmax, w.shape, block_size, quant_type)
-
-
-def _quantize(w, block_size, quant_type):
-    """Return (packed codes, absmax) of w (n,); NumPy quantizes a short last block."""
-    whole = w.size // block_size
-    rest = w[whole * block_size :]
-    codes = np.empty((w.size + 1) // 2, np.uint8)
-    absmax = np.empty(whole + (rest.size > 0), np.float32)
-    codebook = CODEBOOKS[quant_type]
-    a = (w, codebook.midpoints, block_size, codes, absmax)
-    parallel_rows(_encode, whole, *a, width=2 * block_size)  # 15 comparisons per element
-    nf4.require_finite(absmax[:whole], rest)
-    if quant_type != "nf4":  # the loop wrote ranks, which are the codes of NF4 only
-        codes = pack_4bit(codebook.order[unpack_4bit(np.arange(256))])[codes]
-    if rest.size:
-        last = nf4.quantize(rest, block_size, quant_type=quant_type)
-        codes[whole * block_size // 2 :], absmax[whole:] = last.codes, last.absmax
-    return codes, absmax
 
 
 def parts(q):
@@ -51,7 +39,7 @@ def parts(q):
     n = math.prod(q.shape)
     if q.codes.dtype != np.uint8 or 2 * q.codes.size < n or scales.size * q.block_size < n:
         raise InputError(f"a 4-bit weight of shape {q.shape} has too few codes or absmax")
-    return q.codes, scales, values, BYTE_VALUES[q.quant_type], q.block_size
+    return q.codes, scales, values, q.block_size.bit_length() - 1
 
 
 def absmax(q):

@@ -19,8 +19,8 @@ from .loops import fast_jit, jit
 from .loops import rows as flat_rows
 from .threads import parallel_rows
 
-TILE = 1024  # rows of a weight that are decoded at a time; even, so that a tile begins with a byte
-SPAN = 4096  # elements that are decoded at a time, which fit in the first-level cache
+TILE = 1024  # rows of a weight that are decoded at a time; a multiple of 16
+SPAN = 4096  # elements that are decoded at a time, which fit in the first-level cache; likewise
 # the function of each storage that returns the arrays of a weight that its decoder reads
 STORAGE = {Quantized: nf4.parts, Int8: low_precision.parts, LowPrecision: low_precision.parts}
 DECODERS = {  # by the type of the codes
@@ -118,15 +118,15 @@ def _matvec(lo, hi, parts, x, y):
     """Fill rows lo to hi - 1 of y = W x: decode a group of rows, multiply each by x."""
     width = x.size
     group = max(1, SPAN // width)
-    buffer = np.empty(group * width + 1, np.float32)
+    buffer = np.empty(group * width + 16, np.float32)
     for first in range(lo, hi, group):
         last = min(first + group, hi)
         start = first * width
-        odd = start % 2  # the first row may begin in the middle of a byte
-        part = buffer[: odd + (last - first) * width]
-        decode(start - odd, parts, part)
+        before = start % 16  # 4-bit codes are decoded by sixteens
+        part = buffer[: before + (last - first) * width]
+        decode(start - before, parts, part)
         for i in range(first, last):
-            row = part[odd + (i - first) * width :]
+            row = part[before + (i - first) * width :]
             total = np.float32(0)
             for j in range(width):
                 total += row[j] * x[j]
