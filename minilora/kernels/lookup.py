@@ -19,35 +19,44 @@ AVX512 = "+avx512f" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
 
 
 @jit
-def decode_4bit(start, parts, out):
+def decode_by_table(start, parts, out):
     """Write the elements from `start` on of a flat tensor of N elements to out (n,) float32.
 
-    parts: codes (⌈N/2⌉,) uint8, absmax (⌈N/2ᵏ⌉,), the sixteen values by code, and k; a block has 2ᵏ
-    elements, at least 16. The caller guarantees that 16 divides start, and that start + n ≤ N.
+    parts: codes (⌈N/2⌉,) uint8, absmax (⌈N/2ᵏ⌉,), the sixteen values by code, the two values of
+    each byte (256,) uint64, and k; a block has 2ᵏ elements, at least 16. The caller guarantees that
+    16 divides start, and that start + n ≤ N.
     """
-    codes, absmax, values, k = parts
-    whole = out.size // 16 * 16
-    for i in range(0, whole, 16):
-        scale = absmax[(start + i) >> k]
-        decode_16(values, codes, (start + i) // 2, scale, out, i)  # type: ignore[call-arg]
-    for i in range(whole, out.size):
-        code = codes[(start + i) // 2] >> (0 if i % 2 else 4) & 15
-        out[i] = values[code] * absmax[(start + i) >> k]
+    codes, absmax, _, table, k = parts
+    if out.size == 0:
+        return
+    packed = codes[start // 2 :]
+    pairs = out[: out.size // 2 * 2].view(np.uint64)
+    for i in range(pairs.size):
+        pairs[i] = table[packed[i]]
+    if out.size % 2:
+        out[out.size - 1] = table[packed[pairs.size] :].view(np.float32)[0]
+    for b in range(start >> k, (start + out.size - 1 >> k) + 1):
+        block = out[max((b << k) - start, 0) : (b + 1 << k) - start]
+        scale = absmax[b]
+        for i in range(block.size):
+            block[i] *= scale
 
 
 @jit
-def decode_pairs(values, codes, at, scale, out, to):
-    """Do the same as `look_up_16` on any processor."""
-    for i in range(8):
-        byte = codes[at + i]
-        out[to + 2 * i] = values[byte >> 4] * scale
-        out[to + 2 * i + 1] = values[byte & 15] * scale
+def decode_by_sixteens(start, parts, out):
+    """Do the same as `decode_by_table`, by sixteen elements."""
+    codes, absmax, values, _, k = parts
+    whole = out.size // 16 * 16
+    for i in range(0, whole, 16):
+        scale = absmax[(start + i) >> k]
+        look_up_16(values, codes, (start + i) // 2, scale, out, i)  # type: ignore[call-arg]
+    decode_by_table(start + whole, parts, out[whole:])
 
 
 @intrinsic
 def look_up_16(typingctx, values, codes, at, scale, out, to):
     """Compute out[to : to + 16] = values[c]·scale for the sixteen codes c of codes[at : at + 8]."""
-    # `decode_4bit` guarantees the bounds of `codes` and `out`
+    # `decode_by_sixteens` guarantees the bounds of `codes` and `out`
 
     def generate(context, builder, signature, arguments):
         def pointer(n, kind):  # to element arguments[n + 1] of arguments[n]
@@ -76,4 +85,4 @@ def look_up_16(typingctx, values, codes, at, scale, out, to):
     return types.void(values, codes, types.intp, types.float32, out, types.intp), generate
 
 
-decode_16 = look_up_16 if AVX512 else decode_pairs
+decode_4bit = decode_by_sixteens if AVX512 else decode_by_table

@@ -8,19 +8,25 @@ import numpy as np
 
 from ..config import InputError
 from ..quant.int8 import Int8
-from ..quant.low_precision import MOVE, ONE
+from ..quant.low_precision import BLOCK
 from .loops import fast_jit, jit
+
+# 16 bits, shifted to the bits of float32, are the number divided by this power of two
+MOVE = {"F16": (13, np.float32(2**112)), "BF16": (16, np.float32(1))}
 
 
 def parts(w):
     """Return the arrays and numbers of w that its decoder reads, after checking their sizes."""
     codes = w.codes.reshape(-1)
-    if codes.dtype == np.uint16:
+    if isinstance(w, Int8):
+        scales, unit, block_size = w.absmax, np.float32(1 / 127), w.block_size
+    elif w.kind == "Q8_0":
+        scales, unit, block_size = w.scales.reshape(-1), np.float32(1), BLOCK
+    else:
         return codes, *MOVE[w.kind]
-    scales, unit = (w.absmax, np.float32(1 / 127)) if isinstance(w, Int8) else (w.scales, ONE)
-    if scales.size * w.block_size != codes.size:
+    if scales.size * block_size != codes.size:
         raise InputError(f"the scales of an 8-bit matrix of shape {w.shape} do not fit its codes")
-    return codes, scales.reshape(-1), unit, w.block_size
+    return codes, scales, unit, block_size
 
 
 @jit

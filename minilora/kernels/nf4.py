@@ -7,10 +7,13 @@ import numpy as np
 from .. import nf4
 from ..config import InputError
 from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized, double_quantize
-from ..nf4 import CODEBOOKS, TINY, Quantized
+from ..nf4 import CODEBOOKS, TINY, Quantized, unpack_4bit
 from .loops import jit
 from .threads import parallel_rows
 
+# the two float32 values of each byte, as one uint64: (256,)
+PAIRS = unpack_4bit(np.arange(256))
+BYTE_VALUES = {name: book.values[PAIRS].view(np.uint64) for name, book in CODEBOOKS.items()}
 
 
 def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
@@ -39,7 +42,7 @@ def parts(q):
     n = math.prod(q.shape)
     if q.codes.dtype != np.uint8 or 2 * q.codes.size < n or scales.size * q.block_size < n:
         raise InputError(f"a 4-bit weight of shape {q.shape} has too few codes or absmax")
-    return q.codes, scales, values, q.block_size.bit_length() - 1
+    return q.codes, scales, values, BYTE_VALUES[q.quant_type], q.block_size.bit_length() - 1
 
 
 def absmax(q):

@@ -4,7 +4,8 @@ A weight in a storage of `STORAGE` is decoded by compiled loops, one tile of row
 whole dense matrix is never in memory. Any other weight that is not dense is dequantized as a whole.
 """
 
-import numba
+import math
+
 import numpy as np
 from autograd.extend import defvjp, primitive
 from numba.extending import overload
@@ -55,8 +56,8 @@ def read(w, rows):
     """Return these rows of a weight (out, in) as a float32 matrix."""
     if type(w) not in STORAGE:
         return layers.dense(w)[rows]
-    out = np.empty((rows.stop - rows.start, w.shape[1]), np.float32)
-    a = rows.start * w.shape[1], STORAGE[type(w)](w), out.reshape(-1)
+    out = np.empty((rows.stop - rows.start, *w.shape[1:]), np.float32)
+    a = rows.start * math.prod(w.shape[1:]), STORAGE[type(w)](w), out.reshape(-1)
     parallel_rows(_read, -(-out.size // SPAN), *a, width=SPAN)
     return out
 
