@@ -26,7 +26,8 @@ rng = np.random.default_rng(0)
 # ## Six ways to serve one model
 #
 # A model of 12.7 million random parameters generates one token after the other. For a single token,
-# a 4-bit or 8-bit weight is multiplied directly from its codes (`kernels.weights.matvec`). For several tokens, each weight is dequantized first.
+# a 4-bit or 8-bit weight is multiplied directly from its codes (`kernels.weights.matvec`).
+# For several tokens, each weight is dequantized first.
 #
 # ![A LoRA layer, where the base and the adapter are added, and a QLoRA layer, where the base is in
 # four bits.](../figures/drawings/lora_and_qlora.svg)
