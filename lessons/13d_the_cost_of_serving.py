@@ -17,7 +17,7 @@ import minilora
 from minilora import LoraConfig
 from minilora.config import ModelConfig
 from minilora.evaluation.memory import nbytes
-from minilora.kernels import low_precision, nf4
+from minilora.kernels.weights import matvec
 from minilora.tree import arrays, named_leaves, num_parameters, overlay, tree_map
 
 rng = np.random.default_rng(0)
@@ -26,8 +26,8 @@ rng = np.random.default_rng(0)
 # ## Six ways to serve one model
 #
 # A model of 12.7 million random parameters generates one token after the other. For a single token,
-# a 4-bit or 8-bit weight is multiplied directly from its codes (`kernels.nf4.matvec`,
-# `kernels.low_precision.matvec`). For several tokens, each weight is dequantized first.
+# a 4-bit or 8-bit weight is multiplied directly from its codes (`kernels.weights.matvec`).
+# For several tokens, each weight is dequantized first.
 #
 # ![A LoRA layer, where the base and the adapter are added, and a QLoRA layer, where the base is in
 # four bits.](../figures/drawings/lora_and_qlora.svg)
@@ -157,11 +157,11 @@ assert 3.7 < nbytes(dense) / nbytes(eight_bit) < 4.1, "the 8-bit model must have
 assert in_adapter < 0.04 * in_base, "the adapter has less than 4 % of the multiplications"
 x = rng.standard_normal(512, np.float32)
 q = quantized["model"]["layers"]["0"]["mlp"]["gate_proj"]["weight"]
-error = np.abs(nf4.matvec(q, x) - q.dequantize() @ x)
+error = np.abs(matvec(q, x) - q.dequantize() @ x)
 terms = np.abs(q.dequantize()) @ np.abs(x)
 assert (error <= 512 * 2**-24 * terms).all(), "the product from the codes, to rounding"
 q = eight_bit["model"]["layers"]["0"]["mlp"]["gate_proj"]["weight"]
-error = np.abs(low_precision.matvec(q, x) - q.dequantize() @ x)
+error = np.abs(matvec(q, x) - q.dequantize() @ x)
 terms = np.abs(q.dequantize()) @ np.abs(x)
 assert (error <= 520 * 2**-24 * terms).all(), "the product from 8-bit codes, to rounding"
 together = minilora.generate_batch(alike, dense, prompts, shape, max_tokens=2)

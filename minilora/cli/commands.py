@@ -187,7 +187,7 @@ def quantize(args):
     quantized = quantize_base(base, args.quantize, args.block_size)
     save_quantized(args.out, config, quantized, tokenizer)
     print(f"{'weight':<52}{'RMSE':>10}{'relative':>10}{'bits':>8}")
-    for path, rmse, relative, _, bits in error_report(base, quantized):
+    for path, rmse, relative, bits in error_report(base, quantized):
         print(f"{path:<52}{rmse:>10.6f}{relative:>10.4f}{bits:>8.3f}")
     print(f"{memory.bits_per_weight(quantized):.3f} bits per weight, written to {args.out}")
 

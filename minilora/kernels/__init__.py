@@ -6,7 +6,6 @@ with the environment variable MINILORA_PLAIN=1, they are those of the reference 
 """
 
 import os
-import sys
 import warnings
 from typing import Any
 
@@ -14,12 +13,6 @@ from .. import layers
 
 MAX_PARALLEL_PARAMETERS = 2**24
 PLAIN = bool(os.environ.get("MINILORA_PLAIN"))
-number = os.environ.get("NUMBA_NUM_THREADS", "1")
-if not (number.isdecimal() and int(number) > 0):
-    # numba cannot be imported with 0 threads, and prints a traceback for a text
-    del os.environ["NUMBA_NUM_THREADS"]
-    text = f"NUMBA_NUM_THREADS={number} is not a number of threads: it is ignored"
-    print(f"minilora: {text}", file=sys.stderr)
 try:
     if PLAIN:
         raise ImportError
@@ -27,7 +20,8 @@ try:
     from .nf4 import quantize as quantize_4bit
     from .threads import num_threads, parallel_map
     from .weights import dense
-except ImportError as error:
+except (ImportError, RuntimeError, ValueError) as error:
+    # no numba, no folder for compiled code, or a bad NUMBA_NUM_THREADS
     if not PLAIN:
         warnings.warn(f"{error}: minilora computes without numba, which is slower", stacklevel=2)
     ops = layers  # type: ignore[misc]

@@ -7,7 +7,7 @@ import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 
 from .. import layers
-from .loops import exp, fast_jit, row_max, rows
+from .loops import exp, fast_jit, row_max
 from .threads import parallel_rows
 
 QUERIES = 64  # tokens per matmul: with fewer, fewer masked scores are computed
@@ -68,9 +68,10 @@ def _attention_vjp(argnums, y, args, kwargs):
         for (queries, keys), p in zip(chunks(q, T), saved["p"]):
             if p is None:
                 p = probabilities(q, k, starts, log_z, queries, keys, again=True)
-            # ∂L/∂P, which the loop replaces by ∂L/∂S
+            # ∂L/∂P, which becomes ∂L/∂S
             ds = matmul_transposed(g[:, :, queries], v[:, :, keys])
-            parallel_rows(_softmax_back, p.size // keys.stop, rows(p), rows(ds), width=keys.stop)
+            ds -= np.einsum("...s,...s->...", p, ds)[..., None]
+            ds *= p
             np.matmul(ds, k[:, :, keys], out=dq[:, :, queries])
             dk[:, :, keys] += ds.swapaxes(-1, -2) @ q[:, :, queries]
             dv[:, :, keys] += p.swapaxes(-1, -2) @ g[:, :, queries]
@@ -159,13 +160,3 @@ def _softmax(lo, hi, s, starts, log_z, offset, again):
                 seen[j] /= total
         row[:first] = 0
         row[t + 1 :] = 0
-
-
-@fast_jit
-def _softmax_back(lo, hi, p, ds):
-    for i in range(lo, hi):
-        dot = p[i, 0] * 0
-        for j in range(p.shape[1]):
-            dot += p[i, j] * ds[i, j]
-        for j in range(p.shape[1]):
-            ds[i, j] = p[i, j] * (ds[i, j] - dot)

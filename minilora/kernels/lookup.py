@@ -19,13 +19,14 @@ AVX512 = "+avx512f" in FEATURES.split(",") and not vars(config)["DISABLE_JIT"]
 
 
 @jit
-def decode_by_table(start, codes, absmax, values, table, block_size, out):
+def decode_by_table(start, parts, out):
     """Write the elements from `start` on of a flat tensor of N elements to out (n,) float32.
 
-    codes: (⌈N/2⌉,) uint8; absmax: (⌈N/block_size⌉,); values: (16,) by code; table: (256,) uint64,
-    the two float32 values of each byte. The caller guarantees that start is even, that
-    start + n ≤ N, and that block_size is a multiple of 16.
+    parts: codes (⌈N/2⌉,) uint8, absmax (⌈N/2ᵏ⌉,), the sixteen values by code, the two values of
+    each byte (256,) uint64, and k; a block has 2ᵏ elements, at least 16. The caller guarantees that
+    16 divides start, and that start + n ≤ N.
     """
+    codes, absmax, _, table, k = parts
     if out.size == 0:
         return
     packed = codes[start // 2 :]
@@ -34,28 +35,22 @@ def decode_by_table(start, codes, absmax, values, table, block_size, out):
         pairs[i] = table[packed[i]]
     if out.size % 2:
         out[out.size - 1] = table[packed[pairs.size] :].view(np.float32)[0]
-    for b in range(start // block_size, (start + out.size - 1) // block_size + 1):
-        block = out[max(b * block_size - start, 0) : (b + 1) * block_size - start]
+    for b in range(start >> k, (start + out.size - 1 >> k) + 1):
+        block = out[max((b << k) - start, 0) : (b + 1 << k) - start]
         scale = absmax[b]
         for i in range(block.size):
             block[i] *= scale
 
 
 @jit
-def decode_by_sixteens(start, codes, absmax, values, table, block_size, out):
-    """Do the same as `decode_by_table`, by sixteen elements if 16 divides `start`."""
-    done = out.size // 16 * 16 if start % 16 == 0 else 0
-    i = 0
-    b = start // block_size
-    end = block_size - start % block_size
-    while i < done:
-        scale = absmax[b]
-        for j in range(i, min(end, done), 16):
-            look_up_16(values, codes, (start + j) // 2, scale, out, j)  # type: ignore[call-arg]
-        i = end
-        b = b + 1
-        end = end + block_size
-    decode_by_table(start + done, codes, absmax, values, table, block_size, out[done:])
+def decode_by_sixteens(start, parts, out):
+    """Do the same as `decode_by_table`, by sixteen elements."""
+    codes, absmax, values, _, k = parts
+    whole = out.size // 16 * 16
+    for i in range(0, whole, 16):
+        scale = absmax[(start + i) >> k]
+        look_up_16(values, codes, (start + i) // 2, scale, out, i)  # type: ignore[call-arg]
+    decode_by_table(start + whole, parts, out[whole:])
 
 
 @intrinsic
@@ -90,4 +85,4 @@ def look_up_16(typingctx, values, codes, at, scale, out, to):
     return types.void(values, codes, types.intp, types.float32, out, types.intp), generate
 
 
-decode = decode_by_sixteens if AVX512 else decode_by_table
+decode_4bit = decode_by_sixteens if AVX512 else decode_by_table

@@ -9,9 +9,6 @@ numba caches compiled code next to the source, and notices only changes of that 
 a change to this file, delete `minilora/kernels/__pycache__`.
 """
 
-import sys
-from functools import cache, partial
-
 import numba
 import numpy as np
 from numba.extending import overload
@@ -21,28 +18,10 @@ TINY = 1e-30  # stands for a zero that the backward pass divides by
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 
-def jit(kernel):
-    """Compile at the first call, cache on disk, release Python's lock; reorder no operation."""
-    return _compiled(kernel)
-
-
-def fast_jit(kernel):
-    """Compile as `jit`, but allow reordered sums and fused products; NaN and infinity are kept."""
-    return _compiled(kernel, fastmath=FAST, error_model="numpy")
-
-
-def _compiled(kernel, **options):
-    try:
-        return numba.njit(nogil=True, cache=True, **options)(kernel)
-    except RuntimeError:  # neither the package's folder nor the user's cache can be written
-        _say_that_nothing_is_cached()
-        return numba.njit(nogil=True, **options)(kernel)
-
-
-@cache
-def _say_that_nothing_is_cached():
-    message = "no folder for compiled code can be written, so every start compiles again"
-    print(f"minilora: {message}: set NUMBA_CACHE_DIR to a folder", file=sys.stderr)
+# Both compile at the first call, cache on disk, and release Python's lock; `jit` reorders no
+# operation, `fast_jit` allows reordered sums and fused products.
+jit = numba.njit(nogil=True, cache=True)
+fast_jit = numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
 
 
 def rows(x):
@@ -50,7 +29,7 @@ def rows(x):
     return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
 
 
-@partial(_compiled, fastmath=True)
+@numba.njit(nogil=True, cache=True, fastmath=True)
 def row_max(x):
     """Return the maximum of x (n,), n ≥ 1, from four independent running maxima."""
     # NaN is ignored: a check takes four times as long, and the next loop over the row shows it

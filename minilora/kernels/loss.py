@@ -4,9 +4,7 @@ import numpy as np
 from autograd.extend import defvjp_argnums, primitive
 from autograd.tracer import isbox
 
-from .loops import exp, fast_jit, row_max
-from .threads import parallel_rows
-from .weights import TILE, tiles
+from .weights import tiles
 
 # With z = hEᵀ, p = softmax(z), weight c = m/Σm and target one-hot y:
 #   L = Σ c·(log Σ eᶻ − z[target])        ∂L/∂z = c·(p − y)
@@ -54,10 +52,14 @@ defvjp_argnums(
 def _log_z(h, head, mean):
     """Return log Σ eᶻ (n,) of the rows h (n, D); set `mean` (n, D), zeros or None, to pE."""
     top, total = np.full(len(h), -np.inf, h.dtype), np.zeros(len(h), h.dtype)
-    shrink = np.empty_like(top)
-    for _, tile in tiles(head, TILE):
+    for _, tile in tiles(head):
         z = h @ tile.T
-        parallel_rows(_exp_tile, len(z), z, top, total, shrink, width=z.shape[1])
+        larger = np.maximum(top, z.max(axis=1))
+        z -= larger[:, None]
+        np.exp(z, out=z)
+        shrink = np.exp(top - larger)
+        total = total * shrink + z.sum(axis=1)
+        top = larger
         if mean is not None:
             mean *= shrink[:, None]
             mean += z @ tile
@@ -69,29 +71,8 @@ def _log_z(h, head, mean):
 def _head_gradient(h, head, targets, c, log_z):
     """Return ∂L/∂E (V, D) of a trained head."""
     de = np.empty_like(head)
-    for rows, tile in tiles(head, TILE):
-        z = h @ tile.T
-        parallel_rows(_probabilities, len(z), z, c, log_z, width=z.shape[1])
-        np.matmul(z.T, h, out=de[rows])
+    for rows, tile in tiles(head):
+        p = np.exp(h @ tile.T - log_z[:, None])
+        np.matmul((c[:, None] * p).T, h, out=de[rows])
     np.subtract.at(de, targets, c[:, None] * h)
     return de
-
-
-@fast_jit
-def _exp_tile(lo, hi, z, top, total, shrink):
-    for i in range(lo, hi):
-        new = max(top[i], row_max(z[i]))
-        part = total[i] * 0
-        for j in range(z.shape[1]):
-            z[i, j] = exp(z[i, j] - new)
-            part += z[i, j]
-        shrink[i] = exp(top[i] - new)
-        top[i] = new
-        total[i] = total[i] * shrink[i] + part
-
-
-@fast_jit
-def _probabilities(lo, hi, z, c, log_z):
-    for i in range(lo, hi):
-        for j in range(z.shape[1]):
-            z[i, j] = exp(z[i, j] - log_z[i]) * c[i]

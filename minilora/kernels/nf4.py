@@ -7,73 +7,31 @@ import numpy as np
 from .. import nf4
 from ..config import InputError
 from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized, double_quantize
-from ..nf4 import CODEBOOKS, TINY, Quantized, pack_4bit, unpack_4bit
-from .lookup import decode
-from .loops import fast_jit, jit
+from ..nf4 import CODEBOOKS, TINY, Quantized, unpack_4bit
+from .loops import jit
 from .threads import parallel_rows
 
 # the two float32 values of each byte, as one uint64: (256,)
 PAIRS = unpack_4bit(np.arange(256))
 BYTE_VALUES = {name: book.values[PAIRS].view(np.uint64) for name, book in CODEBOOKS.items()}
-SPAN = 4096  # elements dequantized at a time, which fit in the first-level cache
 
 
 def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
-    """Quantize w (any shape, converted to float32) to four bits per element; see `nf4.quantize`."""
+    """Quantize w (any shape, converted to float32) to four bits per element; see `nf4.quantize`.
+
+    NumPy computes FP4, and a tensor whose last block is short.
+    """
     nf4.check_4bit(block_size, quant_type)
     w = np.ascontiguousarray(w, np.float32)
-    codes, absmax = _quantize(w.reshape(-1), block_size, quant_type)
+    if quant_type != "nf4" or w.size % block_size != 0:
+        return nf4.quantize(w, block_size, double_quant, quant_type)
+    codes = np.empty(w.size // 2, np.uint8)
+    absmax = np.empty(w.size // block_size, np.float32)
+    a = (w.reshape(-1), CODEBOOKS["nf4"].midpoints, block_size, codes, absmax)
+    parallel_rows(_encode, absmax.size, *a, width=2 * block_size)  # 15 comparisons per element
+    nf4.require_finite(absmax)
     stored_absmax = double_quantize(absmax) if double_quant else absmax
     return Quantized(codes, stored_absmax, w.shape, block_size, quant_type)
-
-
-def _quantize(w, block_size, quant_type):
-    """Return (packed codes, absmax) of w (n,); NumPy quantizes a short last block."""
-    whole = w.size // block_size
-    rest = w[whole * block_size :]
-    codes = np.empty((w.size + 1) // 2, np.uint8)
-    absmax = np.empty(whole + (rest.size > 0), np.float32)
-    codebook = CODEBOOKS[quant_type]
-    a = (w, codebook.midpoints, block_size, codes, absmax)
-    parallel_rows(_encode, whole, *a, width=2 * block_size)  # 15 comparisons per element
-    nf4.require_finite(absmax[:whole], rest)
-    if quant_type != "nf4":  # the loop wrote ranks, which are the codes of NF4 only
-        codes = pack_4bit(codebook.order[unpack_4bit(np.arange(256))])[codes]
-    if rest.size:
-        last = nf4.quantize(rest, block_size, quant_type=quant_type)
-        codes[whole * block_size // 2 :], absmax[whole:] = last.codes, last.absmax
-    return codes, absmax
-
-
-def dequantize(q):
-    """Compute the dense tensor of q, of shape `q.shape`, float32."""
-    out = np.empty(q.shape, np.float32)
-    _decode(q, 0, out)
-    return out
-
-
-def read_rows(q, first, out):
-    """Dequantize n rows of q, from the even row `first` on, into out (n, in) float32."""
-    # with an even number of rows before it, a row begins with a whole byte
-    if not (first % 2 == 0 and 0 <= first <= q.shape[0] - len(out)):
-        raise InputError("rows outside the weight")
-    _decode(q, first * q.shape[1], out)
-
-
-def _decode(q, start, out):
-    """Write the elements from `start` on of q, as a flat tensor, to out."""
-    spans = -(-out.size // SPAN)
-    parallel_rows(_dequantize, spans, start, *parts(q), out.reshape(-1), width=SPAN)
-
-
-def matvec(q, x):
-    """Compute W x for a quantized W (out, in) and x (in,), without the dense W: (out,) float32."""
-    rows, width = q.shape
-    x, y = np.ascontiguousarray(x, np.float32), np.empty(rows, np.float32)
-    if x.shape != (width,):
-        raise InputError(f"x has the shape {x.shape}, but the weight has {q.shape}")
-    parallel_rows(_matvec, rows, *parts(q), x, y, width=width)
-    return y
 
 
 def parts(q):
@@ -84,7 +42,7 @@ def parts(q):
     n = math.prod(q.shape)
     if q.codes.dtype != np.uint8 or 2 * q.codes.size < n or scales.size * q.block_size < n:
         raise InputError(f"a 4-bit weight of shape {q.shape} has too few codes or absmax")
-    return q.codes, scales, values, BYTE_VALUES[q.quant_type], q.block_size
+    return q.codes, scales, values, BYTE_VALUES[q.quant_type], q.block_size.bit_length() - 1
 
 
 def absmax(q):
@@ -139,30 +97,3 @@ def _rank(x, midpoints):
     for i in range(15):
         rank += x > midpoints[i]
     return rank
-
-
-@jit
-def _dequantize(lo, hi, start, codes, absmax, values, table, block_size, out):
-    """Fill spans lo to hi - 1 of out, the elements from `start` on of a flat tensor."""
-    for i in range(lo * SPAN, min(hi * SPAN, out.size), SPAN):
-        decode(start + i, codes, absmax, values, table, block_size, out[i : i + SPAN])
-
-
-@fast_jit
-def _matvec(lo, hi, codes, absmax, values, table, block_size, x, y):
-    """Fill rows lo to hi - 1 of y = W x: decode a group of rows, multiply each by x."""
-    width = x.size
-    group = max(1, SPAN // width)
-    buffer = np.empty(group * width + 1, np.float32)
-    for first in range(lo, hi, group):
-        last = min(first + group, hi)
-        start = first * width
-        odd = start % 2  # the first row may begin in the middle of a byte
-        part = buffer[: odd + (last - first) * width]
-        decode(start - odd, codes, absmax, values, table, block_size, part)
-        for i in range(first, last):
-            row = part[odd + (i - first) * width :]
-            total = np.float32(0)
-            for j in range(width):
-                total += row[j] * x[j]
-            y[i] = total

@@ -4,38 +4,73 @@ A weight in a storage of `STORAGE` is decoded by compiled loops, one tile of row
 whole dense matrix is never in memory. Any other weight that is not dense is dequantized as a whole.
 """
 
+import math
+
 import numpy as np
 from autograd.extend import defvjp, primitive
+from numba.extending import overload
 
 from .. import layers
 from ..nf4 import Quantized
 from ..quant.int8 import Int8
 from ..quant.low_precision import LowPrecision
 from . import low_precision, nf4
+from .lookup import decode_4bit
+from .loops import fast_jit, jit
 from .loops import rows as flat_rows
+from .threads import parallel_rows
 
-TILE = 1024  # rows of a weight that are decoded at a time (even)
-# the module of each storage, which has the functions `read_rows` and `matvec`
-STORAGE = {Quantized: nf4, Int8: low_precision, LowPrecision: low_precision}
+TILE = 1024  # rows of a weight that are decoded at a time; a multiple of 16
+SPAN = 4096  # elements that are decoded at a time, which fit in the first-level cache; likewise
+# the function of each storage that returns the arrays of a weight that its decoder reads
+STORAGE = {Quantized: nf4.parts, Int8: low_precision.parts, LowPrecision: low_precision.parts}
+DECODERS = {  # by the type of the codes
+    "uint8": decode_4bit, "int8": low_precision.decode_8bit, "uint16": low_precision.decode_16bit,
+}  # fmt: skip
+
+
+def decode(start, parts, out):
+    """Write the elements from `start` on of a flat tensor to out (n,) float32, in a kernel."""
+    DECODERS[str(parts[0].dtype)](start, parts, out)
+
+
+@overload(decode)
+def _decoder(start, parts, out):
+    return DECODERS[str(parts[0].dtype)].py_func
 
 
 def dense(w):
     """Return a weight (out, in) as a float32 array."""
-    return next(tiles(w, w.shape[0]))[1] if type(w) in STORAGE else layers.dense(w)
+    return read(w, slice(0, w.shape[0]))
 
 
-def tiles(w, size=TILE):
-    """Yield (slice of rows, float32 matrix) of w, tile by tile; the next tile may overwrite it."""
-    spans = [slice(i, min(i + size, w.shape[0])) for i in range(0, w.shape[0], size)]
+def tiles(w):
+    """Yield (slice of rows, float32 matrix) of w, tile by tile."""
+    w = w if type(w) in STORAGE else layers.dense(w)
+    for first in range(0, w.shape[0], TILE):
+        rows = slice(first, min(first + TILE, w.shape[0]))
+        yield rows, read(w, rows)
+
+
+def read(w, rows):
+    """Return these rows of a weight (out, in) as a float32 matrix."""
     if type(w) not in STORAGE:
-        w = layers.dense(w)
-        yield from ((rows, w[rows]) for rows in spans)
-        return
-    buffer = np.empty((min(size, w.shape[0]), w.shape[1]), np.float32)
-    for rows in spans:
-        tile = buffer[: rows.stop - rows.start]
-        STORAGE[type(w)].read_rows(w, rows.start, tile)
-        yield rows, tile
+        return layers.dense(w)[rows]
+    out = np.empty((rows.stop - rows.start, *w.shape[1:]), np.float32)
+    a = rows.start * math.prod(w.shape[1:]), STORAGE[type(w)](w), out.reshape(-1)
+    parallel_rows(_read, -(-out.size // SPAN), *a, width=SPAN)
+    return out
+
+
+def matvec(w, x):
+    """Compute W x for a stored W (out, in) and x (in,), without the dense W: (out,) float32."""
+    x, y = np.ascontiguousarray(x, np.float32), np.empty(w.shape[0], np.float32)
+    if x.shape != w.shape[1:]:
+        raise ValueError(f"x has the shape {x.shape}, but the weight has {w.shape}")
+    parts = STORAGE[type(w)](w)
+    loop = low_precision.matvec_8bit if parts[0].dtype == np.int8 else _matvec
+    parallel_rows(loop, len(y), parts, x, y, width=x.size)
+    return y
 
 
 def tiled_matmul(x, w):
@@ -44,7 +79,7 @@ def tiled_matmul(x, w):
     if type(w) not in STORAGE:
         y = flat @ layers.dense(w).T
     elif len(flat) == 1 and x.dtype == np.float32:
-        y = STORAGE[type(w)].matvec(w, flat[0])
+        y = matvec(w, flat[0])
     else:
         y = np.empty((len(flat), w.shape[0]), x.dtype)
         for rows, tile in tiles(w):
@@ -70,3 +105,30 @@ defvjp(
     lambda y, x, w: lambda g: tiled_matmul_backward(g, w),
     lambda y, x, w: lambda g: flat_rows(g).T @ flat_rows(x),
 )
+
+
+@jit
+def _read(lo, hi, start, parts, out):
+    """Decode spans lo to hi - 1 of out, the elements from `start` on of a flat tensor."""
+    for i in range(lo * SPAN, min(hi * SPAN, out.size), SPAN):
+        decode(start + i, parts, out[i : i + SPAN])
+
+
+@fast_jit
+def _matvec(lo, hi, parts, x, y):
+    """Fill rows lo to hi - 1 of y = W x: decode a group of rows, multiply each by x."""
+    width = x.size
+    group = max(1, SPAN // width)
+    buffer = np.empty(group * width + 16, np.float32)
+    for first in range(lo, hi, group):
+        last = min(first + group, hi)
+        start = first * width
+        before = start % 16  # 4-bit codes are decoded by sixteens
+        part = buffer[: before + (last - first) * width]
+        decode(start - before, parts, part)
+        for i in range(first, last):
+            row = part[before + (i - first) * width :]
+            total = np.float32(0)
+            for j in range(width):
+                total += row[j] * x[j]
+            y[i] = total

@@ -5,24 +5,21 @@ sixteen or eight bits. With a quantized base, they stay in this type. They are d
 exactly: the selected rows of the embedding, and the head tile by tile.
 
     Q8_0        x = d·q: blocks of 32 integers q, −128 … 127, with a scale d per block   (GGUF)
-    F16, BF16   16 bits: shifted to the bits of float32, they are x/2¹¹² and x
+    F16, BF16   16 bits; BF16 is the upper half of float32
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-ONE = np.float32(1)
-# the shift of the bits, and the power of two to multiply by
-MOVE = {"Q8_0": (0, ONE), "F16": (13, ONE * 2**112), "BF16": (16, ONE)}
-INFINITY = {"F16": 0x7C00, "BF16": 0x7F80}  # its bits; larger bits are NaN
+BLOCK = 32  # elements per scale of Q8_0
 
 
 @dataclass(frozen=True, eq=False)
 class LowPrecision:
     """A matrix with sixteen or eight bits per element."""
 
-    kind: str  # a key of MOVE
+    kind: str  # Q8_0, F16 or BF16
     codes: np.ndarray  # (rows, width): int8 for Q8_0, otherwise the bits as uint16
     scales: np.ndarray  # float32: (rows, width/32) for Q8_0, otherwise (1, 1), a one
 
@@ -40,18 +37,17 @@ class LowPrecision:
         """Return whether all numbers are finite."""
         if self.kind == "Q8_0":
             return bool(np.isfinite(self.scales).all())
-        return int((self.codes & 0x7FFF).max(initial=0)) < INFINITY[self.kind]
+        infinity = 0x7C00 if self.kind == "F16" else 0x7F80  # its bits; larger bits are NaN
+        return int((self.codes & 0x7FFF).max(initial=0)) < infinity
 
     def __getitem__(self, index):
         """Return the rows `index` of the dense matrix in float32: (*index.shape, width)."""
         codes = self.codes[index]
         if self.kind == "Q8_0":
-            scales = self.scales[index]
-            size = self.codes.shape[1] // self.scales.shape[1]  # elements per block
-            return codes * np.repeat(scales, size, axis=-1)
-        shift, power = MOVE[self.kind]
-        bits = codes.astype(np.uint32)
-        return ((bits & 0x8000) << 16 | (bits & 0x7FFF) << shift).view(np.float32) * power
+            return codes * np.repeat(self.scales[index], BLOCK, axis=-1)
+        if self.kind == "F16":
+            return codes.view(np.float16).astype(np.float32)
+        return (codes.astype(np.uint32) << 16).view(np.float32)
 
     def dequantize(self):
         """Return the dense matrix (rows, width) float32."""

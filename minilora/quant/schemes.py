@@ -59,7 +59,6 @@ class ErrorRow(NamedTuple):
     path: str
     rmse: float  # root mean square of the error
     relative_rmse: float  # rmse / root mean square of the weight
-    max_error: float  # largest error / absmax of its block
     bits: float  # stored bits per weight, with scales
 
 
@@ -72,17 +71,10 @@ def error_report(base, quantized):
             w = np.asarray(originals[path], np.float32)
             error = q.dequantize() - w
             rmse, size = _rms(error), _rms(w)
-            largest, absmax = _block_max(error, q.block_size), _block_max(w, q.block_size)
-            share = float((largest[absmax > 0] / absmax[absmax > 0]).max(initial=0))
             bits = 8 * q.nbytes / math.prod(q.shape)
-            rows.append(ErrorRow(path, rmse, rmse / size if size else 0.0, share, bits))
+            rows.append(ErrorRow(path, rmse, rmse / size if size else 0.0, bits))
     return rows
 
 
 def _rms(x):
     return float(np.sqrt(np.mean(np.square(x, dtype=np.float64))))
-
-
-def _block_max(x, block_size):
-    flat = np.abs(x).ravel()
-    return np.pad(flat, (0, -flat.size % block_size)).reshape(-1, block_size).max(axis=1)

@@ -25,7 +25,7 @@ from sweeps.pretraining import random_params
 import minilora
 from minilora import LoraConfig, ModelConfig, TrainConfig, kernels, training
 from minilora.batching import Example
-from minilora.kernels import nf4
+from minilora.kernels import nf4, weights
 from minilora.optim import adamw_init, clip
 from minilora.tree import arrays, named_leaves
 
@@ -111,13 +111,13 @@ def quantize(folder, rows, columns):
 
 def dequantize(folder, rows, columns):
     q = nf4.quantize(weight(rows, columns))
-    report(lambda: nf4.dequantize(q), repeat=100)
+    report(lambda: weights.dense(q), repeat=100)
 
 
 def matvec(folder):
     q = nf4.quantize(weight(4096, 4096))
     x = weight(1, 4096)[0]
-    report(lambda: nf4.matvec(q, x), repeat=50)
+    report(lambda: weights.matvec(q, x), repeat=50)
 
 
 def generate(folder, scheme):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from models import attention_inputs, random_starts, seeds
 
 from minilora import layers
-from minilora.kernels import attention, fused, loss
+from minilora.kernels import attention, fused, weights
 from minilora.methods.registry import OPERATIONS
 
 UNIT = {np.float32: 2.0**-24, np.float64: 2.0**-53}  # unit roundoff
@@ -182,7 +182,7 @@ def test_cross_entropy_tile_by_tile(monkeypatch, tile, size):
     """The largest logit can be in any tile; sums before it are rescaled, possibly to zero."""
     hidden, head, targets, mask = some_cross_entropy(np.float64)
     mask[0, 0] = 1
-    monkeypatch.setattr(loss, "TILE", tile)
+    monkeypatch.setattr(weights, "TILE", tile)
     # a logit, a sum of 4 terms up to size·10, has 5 roundings; p errs by as much of itself
     inputs = (hidden * size, head), (targets, mask), 1.0
     held_against_plain("cross_entropy", *inputs, np.float64, 100 * size**2)

@@ -1,9 +1,6 @@
 """The helpers of the fused operations: an exponential, and rows on several threads."""
 
 import math
-import os
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -165,23 +162,3 @@ def test_what_a_call_raises_comes_back_when_all_are_done(monkeypatch, bad):
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=1, max_size=40))
 def test_largest(x):
     assert loops.row_max(np.array(x, np.float32)) == max(x)
-
-
-@compiled_only
-def test_without_a_folder_for_compiled_code(tmp_path):
-    """Neither the package's folder nor the user's can be written: nothing is cached."""
-    script = (
-        "from numba.core import caching\n"
-        "named = [c for c in vars(caching).values() if 'UserProvidedCacheLocator' in str(c)]\n"
-        "caching.CacheImpl._locator_classes = named\n"
-        "import minilora, numpy as np\n"
-        "from minilora.kernels import nf4\n"
-        "print(nf4.dequantize(minilora.nf4.quantize(np.ones(64))).sum())"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
-    environment |= {"TMPDIR": str(tmp_path / "nowhere")}  # not even a temporary folder is needed
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "64.0\n"
-    assert done.stderr.count("every start compiles again") == len(done.stderr.splitlines()) == 1

@@ -15,8 +15,7 @@ from four_bits import (
 )
 
 from minilora import double_quant, nf4
-from minilora.kernels import nf4 as compiled
-from minilora.kernels.weights import tiled_matmul
+from minilora.kernels.weights import matvec, tiled_matmul
 from minilora.quant import int8
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -130,7 +129,7 @@ def test_linear4bit(compared):
     ŵ = q.dequantize()
     size = np.abs(x) @ np.abs(ŵ).T
     exact = x.astype(np.float64) @ ŵ.T.astype(np.float64)
-    for ours in (tiled_matmul(x, q), np.stack([compiled.matvec(q, row) for row in x])):
+    for ours in (tiled_matmul(x, q), np.stack([matvec(q, row) for row in x])):
         # the order of 128 additions is free: each rounds by at most 2⁻²⁴, here and there
         compared(
             "product with a 4-bit weight (relative to the sum of its terms' sizes)",

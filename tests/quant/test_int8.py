@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minilora.config import InputError
-from minilora.kernels import low_precision
-from minilora.kernels.weights import dense, matmul
+from minilora.kernels.weights import dense, matmul, matvec
 from minilora.quant import int8
 
 EPS = 2.0**-24  # the largest relative error of one float32 operation
@@ -33,7 +32,7 @@ def test_any_matrix(seed, kind, shape):
     exact = q.codes * (q.absmax[:, None].astype(np.float64) / 127)
     # Each product and sum has a rounding, the scales two. What is below float32's range is zero.
     bound = (shape[1] + 8) * EPS * (np.abs(exact) @ np.abs(x)) + 200 * np.abs(x).sum() * 2.0**-126
-    y = low_precision.matvec(q, x)
+    y = matvec(q, x)
     assert y.dtype == np.float32 and (np.abs(y - exact @ x) <= bound).all()
     for rows in (x, x[None], x[None, None]):
         assert matmul(rows, q).tobytes() == y.tobytes()

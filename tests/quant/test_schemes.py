@@ -65,18 +65,15 @@ def test_error_report_is_what_one_would_compute(scheme):
         w = flatten(base)[row.path].astype(np.float64)
         q = quantize_leaf(row.path, flatten(base)[row.path], scheme, 32)
         error, norm = q.dequantize() - w, np.linalg.norm
-        block = w.shape[1] if scheme == "int8" else 32
-        share = np.abs(error).reshape(-1, block) / np.abs(w).reshape(-1, block).max(1)[:, None]
         assert row.rmse == pytest.approx(np.sqrt((error**2).mean()), rel=1e-6)
         assert row.relative_rmse == pytest.approx(norm(error) / norm(w), rel=1e-6)
-        assert row.max_error == pytest.approx(share.max(), rel=1e-6)
         assert row.bits == 8 * q.nbytes / w.size
 
 
 def test_error_report_with_zeros_and_a_short_block():
     base = {"q_proj": {"weight": np.zeros((3, 7), np.float32)}}
     (row,) = error_report(base, quantize(base, "nf4", 16))
-    assert row[1:4] == (0, 0, 0)
+    assert row[1:3] == (0, 0)
 
 
 PATH = "model.layers.0.mlp.up_proj.weight"
