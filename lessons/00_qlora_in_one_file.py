@@ -516,9 +516,10 @@ if find_spec("matplotlib"):
 # 3. `base = {path: quantize(w) if ...}`: leave all weights dense. How much does the loss change?
 #
 # **Exercises.** `minilora learn init` writes them into a folder: the functions of this file,
-# without their bodies. one-file-nearest, one-file-quantize, one-file-dequantize, one-file-double-quantize,
-# one-file-init-lora, one-file-linear, one-file-rms-norm, one-file-apply-rope, one-file-attention,
-# one-file-mlp, one-file-forward, one-file-loss, one-file-generate.
+# without their bodies. one-file-nearest, one-file-quantize, one-file-dequantize,
+# one-file-double-quantize, one-file-init-lora, one-file-linear, one-file-rms-norm,
+# one-file-apply-rope, one-file-attention, one-file-mlp, one-file-forward, one-file-loss,
+# one-file-generate.
 #
 # **Further reading.**
 #
