@@ -173,3 +173,18 @@ def test_the_defaults():
     for config in (TINY, LoraConfig(), TrainConfig()):
         with pytest.raises(FrozenInstanceError):
             config.r = 1
+
+
+def test_each_kind_of_layer_has_its_own_settings():
+    linear = {"rope_type": "linear", "factor": 8.0}
+    kinds = ("full_attention", "sliding_attention")
+    config = replace(
+        TINY, layer_types=kinds, sliding_window=3, rope_theta=1e6, rope_scaling=linear,
+        rope_local_base_freq=1e4,
+    )  # fmt: skip
+    full, sliding = (config.of_layers(kind) for kind in kinds)
+    assert (full.sliding_window, full.rope_theta, full.rope_scaling) == (None, 1e6, linear)
+    assert (sliding.sliding_window, sliding.rope_theta, sliding.rope_scaling) == (3, 1e4, None)
+    one_base = replace(config, rope_local_base_freq=None).of_layers("sliding_attention")
+    assert (one_base.sliding_window, one_base.rope_theta, one_base.rope_scaling) == (3, 1e6, linear)
+    assert TINY.of_layers("") is TINY

@@ -346,3 +346,16 @@ def test_an_adapter_needs_its_scaling_and_a_weight(ops, entry, message):
     del get(trees[name == "v_proj"], ".".join(nodes))[name]
     with pytest.raises(InputError, match=message):
         model.forward(*trees, np.arange(4)[None], TINY, ops)
+
+
+@PATHS
+def test_scores_are_divided_by_the_root_of_query_pre_attn_scalar(ops):
+    """As if q were scaled; with a factor of 1/2, no bit differs."""
+    base = random_base(TINY)
+    config = replace(TINY, query_pre_attn_scalar=4 * TINY.head_dim)
+    path = "model.layers.{}.self_attn.q_proj.weight"
+    halves = {path.format(i): get(base, path.format(i)) / 2 for i in range(TINY.num_hidden_layers)}
+    tokens = np.arange(10).reshape(2, 5) % TINY.vocab_size
+    expected = model.forward(unflatten(halves), base, tokens, TINY, ops)
+    assert np.array_equal(model.forward({}, base, tokens, config, ops), expected)
+    assert not np.array_equal(model.forward({}, base, tokens, TINY, ops), expected)
