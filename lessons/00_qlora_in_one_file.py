@@ -4,13 +4,13 @@
 # **The question.** What is QLoRA, all of it?
 #
 # **Why.** Fine-tuning changes the weights of a trained model. Training a weight with Adam takes 16
-# bytes: 4 for the weight, 4 for its gradient, 8 for two averages. For the 6.7 billion weights of a
-# LLaMA-7B, that is 108 GB. LoRA freezes them and trains two small matrices, A and B, next to some
-# of them: 4 million numbers, or 0.06 %, for two matrices of every layer, if A has 8 rows. A frozen
-# weight has no gradient and no averages. QLoRA also stores it in 4 bits instead of 32, so the
-# layers of the 7B model take 3.3 GB instead of 26. This works because a frozen weight is only read:
-# for each product it is turned back into float32, and A and B are trained next to the weights as
-# they were rounded.
+# bytes: 4 for the weight, 4 for its gradient, 8 for Adam's two averages (part 6). For the 6.74
+# billion weights of a LLaMA-7B, that is 108 GB. LoRA freezes them and trains two small matrices, A
+# and B, next to some of them: 4 million numbers, or 0.06 %, for two matrices of every layer, if A
+# has 8 rows. A frozen weight has no gradient and no averages. QLoRA also stores it in 4 bits
+# instead of 32, so the layers of the 7B model take 3.3 GB instead of 26. This works because a
+# frozen weight is only read: for each product it is turned back into float32, and A and B are
+# trained next to the rounded weights.
 #
 # This file does all of it with a small model. It uses NumPy, autograd (it computes gradients
 # of NumPy code) and the standard library, and nothing from `minilora`. Read it from top to bottom:
@@ -37,8 +37,8 @@
 # the Llama block, one equation at a time.
 #
 # Letters in shapes: `N` rows of a batch, `T` tokens of a row, `D` width of the model, `H` attention
-# heads, `hd` width of a head, `M` blocks of a weight. Weights have the shape (out, in), as in
-# PyTorch: y = x Wᵀ.
+# heads, `hd` width of a head, `M` blocks of a weight matrix. Weight matrices have the shape (out,
+# in), as in PyTorch: y = x Wᵀ.
 
 # %%
 import json
@@ -84,8 +84,8 @@ print(f"{sum(w.size for w in dense_base.values()):,} parameters in {len(dense_ba
 # NF4 (4-bit NormalFloat) has sixteen fixed values from -1 to 1. They are closer together near zero,
 # where most weights are. The matrices of the layers, the *projections* (`_proj`), are quantized;
 # the rest stays dense. A matrix is cut into blocks of 64 numbers. Each block stores its largest
-# magnitude, the *absmax*. Each number is stored as a 4-bit code, the index of the nearest of the
-# sixteen values:
+# magnitude, the *absmax*. Each number, divided by the absmax, is stored as a 4-bit code, the index
+# of the nearest of the sixteen values:
 #
 # $$w \approx \mathrm{NF4}[\mathrm{code}] \cdot \mathrm{absmax}$$
 #
@@ -246,10 +246,10 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 #
 # <details><summary>Answer</summary>
 #
-# Yes. The gradient of B is (α/r) G Aᵀ, where G is the gradient of the full weight. A is not zero,
-# so B moves at the first step. (In part 6, the first step has the learning rate zero, so B moves at
-# the second step.) The gradient of A is (α/r) Bᵀ G, so A moves one step later. Lesson 2 tries
-# all four starts: A and B each zero or random.
+# Yes. The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is the gradient for the sum W' = W₀ + (α/r)
+# B A (it is never computed). A is not zero, so B moves at the first step. (In part 6, the first
+# step has the learning rate zero, so B moves at the second step.) The gradient of A is (α/r) Bᵀ G,
+# so A moves one step later. Lesson 2 tries all four starts: A and B each zero or random.
 #
 # </details>
 
@@ -299,7 +299,9 @@ def dense(w):
 # *In the package: `layers.py`, `model.py` (caches, packed rows), `kernels/fused.py` (speed).*
 #
 # A token is a byte of text, and 255 ends a text. Every token becomes a vector of width D, its
-# *embedding*. Each layer adds to this vector: first what attention collects from the tokens so far,
+# *embedding*. Each layer adds to this vector: first what attention collects from the tokens so far
+# (`apply_rope` rotates queries and keys by angles proportional to their positions, so that a score
+# depends on the distance of two tokens),
 # then what the MLP (three matrices, applied to each token alone) computes from the result. Both
 # read the vector after `rms_norm` has scaled it. At the end, the product of the vector with the
 # embedding of each token gives one number per token of the vocabulary, its *logit*. Softmax makes
@@ -368,7 +370,7 @@ def forward(adapters, base, tokens, config):
 def loss(adapters, base, rows, config):
     """Mean negative log-likelihood, in nats, of the answers' tokens in rows of (prompt, answer)."""
     tokens = np.array([[*(prompt + answer).encode(), 255] for prompt, answer in rows])  # (N, T)
-    start = len(rows[0][0])  # the first token of the answers
+    start = len(rows[0][0])  # the first token of the answers: all prompts have the same length
     # position t predicts token t + 1, so the first answer token is predicted at start − 1
     logits = forward(adapters, base, tokens[:, :-1], config)[:, start - 1 :]
     logits = logits - np.max(logits, axis=-1, keepdims=True)
@@ -430,7 +432,7 @@ STEPS, BATCH_SIZE, LEARNING_RATE, WARMUP = 200, 16, 2e-3, 12
 BETA1, BETA2, EPS, MAX_NORM = 0.9, 0.999, 1e-8, 1.0
 steps = np.arange(STEPS)
 cosine = 0.5 * (1 + np.cos(np.pi * (steps - WARMUP) / (STEPS - WARMUP)))
-rates = LEARNING_RATE * np.where(steps < WARMUP, steps / WARMUP, cosine)
+rates = LEARNING_RATE * np.where(steps < WARMUP, steps / WARMUP, cosine).astype(np.float32)
 
 rng = np.random.default_rng(0)
 rows = [question(rng) for _ in range(STEPS * BATCH_SIZE)]

@@ -100,7 +100,7 @@ class ModelConfig:
     bos_token_id: int | None = None
     rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
     sliding_window: int | None = setting(None, POSITIVE_INT)  # keys that a token sees; None: all
-    model_type: str = "llama"  # for config.json; if biases were trained, a type that has biases
+    model_type: str = "llama"  # for config.json; trained biases make it a type that has them
     # what differs from Llama in other families
     hidden_act: str = "silu"  # or gelu_pytorch_tanh
     norms: tuple[str | None, str | None, str | None, str | None] = LLAMA_NORMS
@@ -220,7 +220,7 @@ class TrainConfig:
     adam_beta1: float = setting(0.9, FRACTION)
     adam_beta2: float = setting(0.999, FRACTION)
     adam_eps: float = 1e-8
-    also_train_lr_scale: float = 0.1  # rate of other trained leaves / rate of the factors
+    also_train_lr_scale: float = 0.1  # rate of trained norms, biases, … / rate of the factors
     layer_lr_decay: float = 1.0  # rate of a layer / rate of the layer above
     loraplus_lr_ratio: float = 1.0  # rate of lora_B / rate of lora_A
     adapter_dtype: str = choice("float32", "bfloat16", "float16")
@@ -229,7 +229,7 @@ class TrainConfig:
     gradient_checkpointing: bool = False
     steps_per_eval: int = 50  # from here to keep_best: for evaluation/callbacks.py
     val_batches: int = 8  # of held-out rows per evaluation
-    early_stopping_patience: int = setting(0, NON_NEGATIVE_INT)  # evaluations not better; 0: never
+    early_stopping_patience: int = setting(0, NON_NEGATIVE_INT)  # evaluations without a better loss
     keep_best: bool = False  # return the adapters with the lowest held-out loss, not the last
     seed: int = setting(0, NON_NEGATIVE_INT)
 

@@ -59,13 +59,13 @@ DYNAMIC_MAP = dynamic_map()
 def double_quantize(absmax: Array, offset: np.float32 | None = None) -> DoubleQuantized:
     """Quantize the absmax (m,) float32 of a tensor's blocks to eight bits each.
 
-    offset: None for their mean, or a mean that is known. Raises InputError if their sum overflows.
+    offset: None for their mean, or a mean from elsewhere. Raises InputError if their sum overflows.
     """
     if offset is None:
         with np.errstate(over="ignore"):
             offset = mean(absmax)
     if not np.isfinite(offset):
-        raise InputError("the weights are too large for double quantization: use nf4, not nf4-dq")
+        raise InputError("the weights are too large for double quantization: quantize without it")
     m = absmax.size
     blocks = np.pad(absmax - offset, (0, -m % NESTED_BLOCK_SIZE)).reshape(-1, NESTED_BLOCK_SIZE)
     nested_absmax = np.abs(blocks).max(axis=1)
@@ -92,9 +92,9 @@ def mean(x: Array) -> Any:
     You may skip this function: up to the last bit, it is `np.mean`. A float32 sum depends on the
     order of its terms. The order of torch is: (1) vectors of eight numbers go in turn to four sums,
     each computed by groups (`_cascade`); (2) the vectors left over are added to the first of the
-    four sums; (3) the four sums are added; (4) to the sum of the numbers left over, their eight
-    numbers are added in turn. (From 32,768 numbers on, torch also splits the sum over its threads;
-    its last bit then depends on the machine.)
+    four sums; (3) the four sums are added, which gives one vector; (4) its eight numbers are added
+    in turn to the sum of the numbers left over. (From 32,768 numbers on, torch also splits the sum
+    over its threads; its last bit then depends on the machine.)
     """
     width = 8 if x.size >= 8 else 1  # fewer than eight numbers: four sums of single numbers
     vectors = x[: x.size // width * width].reshape(-1, width)

@@ -150,13 +150,13 @@ def embed(tokens: Array, node: Tree, ctx: "Context") -> tuple[Array, Array, Arra
     """Look up token ids (B, T): states (B, T, D), positions (B, T), `segment_starts` (B, T).
 
     node: the node `model`. A position counts from the start of the token's segment (its example),
-    after the tokens in the cache. `segment_starts` is returned because a trained prompt (see
-    `methods`) makes it longer.
+    after the tokens in the cache. `segment_starts` is returned because another Ops may replace this
+    function: prompt tuning puts trained vectors before the tokens, so all three become longer.
     """
     x = node["embed_tokens"]["weight"][tokens]
     if ctx.config.embedding_scale != 1:
         x = x * x.dtype.type(ctx.config.embedding_scale)
-    past = ctx.cache.length if ctx.cache else 0
+    past = ctx.cache.length if ctx.cache else 0  # the cache of the first layer
     return x, past + np.arange(tokens.shape[1]) - ctx.segment_starts, ctx.segment_starts
 
 
@@ -394,7 +394,8 @@ def checkpoint(f: Function, x: Array, node: Tree) -> Array:
     The arrays inside f are not kept: a step needs less memory and more time. Dropout draws the same
     mask again, because a RowRng has no state.
     """
-    # a leaf is a box if autograd traces it; its own `checkpoint` would recompute f once per leaf
+    # A primitive gives gradients only to its arguments, so the leaves that autograd traces (boxes)
+    # become one. `autograd.checkpoint` has an argument per leaf, and recomputes f once for each.
     inputs = {"x": x, "node": node}
     traced = {path: leaf for path, leaf in flatten(inputs).items() if isbox(leaf)}
 
@@ -418,7 +419,9 @@ defvjp(_checkpoint, None, lambda y, f, leaves: lambda g: autograd.make_vjp(f)(le
 
 # ---------------------------------------------------------------------------------- what is read
 
-# `model.check_entries` raises InputError for an entry of a tree that is not listed here
+# `model.check_entries` raises InputError for an entry of a tree that is not listed here. The kind
+# of a node is its name, "" for the root, and "layer" for each of layers.0, layers.1, …; the names
+# of these layers depend on the model.
 NORMS = (
     "input_layernorm", "post_attention_layernorm",
     "pre_feedforward_layernorm", "post_feedforward_layernorm",

@@ -54,8 +54,8 @@ def adapted_paths(adapters: Tree) -> list[str]:
 def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree:
     """Return a dense base that computes without adapters what `base` computes with `adapters`.
 
-    Quantized weights are dequantized. Quantizing the result again (`minilora.quantize`) would lose
-    much of the update. dtype: of the result. Raises InputError, with the path, for an entry that is
+    Quantized weights are dequantized. Quantizing the result again (`minilora.quantize`) can lose a
+    part of the update. dtype: of the result. Raises InputError, with the path, for an entry that is
     not part of a weight or a bias, and for a weight that is not finite.
     """
     leaves = flatten(merge_projections(parameters(adapters, base, ops), ops))
@@ -64,7 +64,7 @@ def merge(adapters: Tree, base: Tree, ops: Ops, dtype: Any = np.float32) -> Tree
         node, _, name = path.rpartition(".")
         if name not in ("weight", "bias") or node not in nodes:
             raise InputError(f"{path} cannot be merged: keep it as an adapter")
-        # a head or an embedding can be stored in few bits, too
+        # a head or an embedding can be stored in 8 or 16 bits, too (quant/low_precision.py)
         leaves[path] = dense(leaf).astype(dtype)
         if not np.isfinite(leaves[path]).all():
             raise InputError(f"merging would make {path} not finite: merge an earlier checkpoint")

@@ -6,7 +6,8 @@ packed rows, gradient checkpointing, and a choice of operations (`ops`).
     loss(adapters, base, batch, model_config, ops) -> scalar
 
 The gradient is taken with respect to the first argument, `adapters`. So `base`, the second one, is
-frozen. A leaf of `adapters` is at the path of its projection, or of the weight that it replaces.
+frozen. A leaf of `adapters` is in the node of its projection, or at the path of the weight that it
+replaces.
 """
 
 from functools import partial

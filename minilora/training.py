@@ -43,8 +43,8 @@ def train(
     A row of a batch is an example, or a list of examples that `data.pack_examples` packed.
     The history has a dict per step: `step`, `loss`, `learning_rate`, `grad_norm`, `tokens` (all,
     not only the targets) and `seconds`.
-    state: the state of the run to continue. num_shards: the number of parts of a micro-batch that
-    `parallel_map` may compute at the same time.
+    state: the state of the run to continue. num_shards: the number of parts of a micro-batch
+    (`batch_size` rows) that `parallel_map` may compute at the same time.
     callbacks: each is called after every step as callback(records, adapters, state), where
     `records` is the list of the dicts that the step adds to the history. A callback may add to
     `records` and to `state`; training ends if it returns true. If the state has `best`, these

@@ -66,7 +66,7 @@ def layer_of(path: str) -> int:
 
 def is_node(value: Any) -> bool:
     """Return whether a value of a tree is a node and not a leaf."""
-    return hasattr(value, "items")  # a dict, or its box if autograd traces the whole tree
+    return hasattr(value, "items")  # a dict, or its box if it is given to autograd's value_and_grad
 
 
 def overlay(lower: Tree, upper: Tree, place: str = "") -> Tree:
