@@ -6,6 +6,7 @@ another order differs by about √n·6e-8 of its size, and a dozen such sums fol
 
 import warnings
 from contextlib import contextmanager
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def random_peft(llama, config=None, size=0.1, **fields):
     torch.manual_seed(1)
     with quietly():
         config = config or peft.LoraConfig(task_type="CAUSAL_LM", **fields)
-        theirs = peft.get_peft_model(llama, config)
+        theirs = peft.get_peft_model(llama, deepcopy(config))  # PEFT writes the model's sizes to it
     with torch.no_grad():
         for p in theirs.parameters():
             if p.requires_grad:
