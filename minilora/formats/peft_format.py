@@ -118,7 +118,8 @@ def refuse_unknown(raw, free, fixed):
     """Raise InputError for a field that is not off, not in `free`, and not equal to `fixed`."""
     for name, value in raw.items():
         expected = fixed.get(name)
-        same = value in (None, False, "", [], {}, expected)
+        off = (None,) if name in fixed else (None, False, "", [], {})
+        same = value in (*off, expected)
         if isinstance(value, list) and isinstance(expected, list):  # PEFT's sets have no order
             same = sorted(value, key=repr) == sorted(expected, key=repr)
         if not same and name not in free:

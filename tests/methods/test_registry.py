@@ -26,6 +26,7 @@ from models import (
 import minilora
 from minilora import layers, model
 from minilora.config import ALL_LINEAR, InputError, LoraConfig, TrainConfig
+from minilora.formats import method_format
 from minilora.formats.checkpoint import load_adapter, needs_dense_base, save_adapter
 from minilora.kernels import fused
 from minilora.layers import LayerCache, value_and_grad
@@ -464,3 +465,16 @@ def test_a_field_that_cannot_be_honoured_is_refused(name, field, value, tmp_path
     assert "\n" not in message and str(tmp_path) in message
     # where the number is sound and the tensors are of another size, these are named
     assert field in message or "has the shape" in message
+
+
+PEFT_METHODS = [name for name, method in METHODS.items() if method.peft_fields]
+
+
+@pytest.mark.parametrize("name", PEFT_METHODS)
+def test_a_field_of_peft_that_is_off_is_not_what_the_method_needs(name):
+    written = method_format.as_json(MethodConfig(name), "a base")
+    assert method_format.read_config(written) == MethodConfig(name)
+    for field, value in METHODS[name].peft_fields.items():
+        if value:
+            with pytest.raises(InputError, match=f"{field} .* is not implemented|no peft_type"):
+                method_format.read_config(written | {field: type(value)()})
