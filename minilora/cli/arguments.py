@@ -69,6 +69,7 @@ class Parser(argparse.ArgumentParser):
         An empty value, such as that of an unset variable of the shell, is an error, too: a command
         would use its default, for example no adapter.
         """
+        args = sys.argv[1:] if args is None else args
         text = "".join(args)
         if "\0" in text or text != text.encode(errors="ignore").decode():
             self.error("an argument has a NUL or a character that is not UTF-8")
