@@ -8,6 +8,7 @@ checked in one place.
 import argparse
 import json
 import os
+import sys
 import tomllib
 from dataclasses import fields
 from datetime import date

@@ -117,6 +117,14 @@ def test_a_sweep_that_differs_is_told(outside, status, monkeypatch, capsys):
     assert "rank, seed 3: 5 of" in shown and "0.5" in shown
 
 
+def test_the_arguments_are_those_of_the_process(monkeypatch):
+    monkeypatch.setattr(again, "check", lambda name, *_: float(name == "targets"))
+    monkeypatch.setattr("sys.argv", ["again.py", "targets"])
+    assert again.main() == 0
+    monkeypatch.setattr("sys.argv", ["again.py", "rank"])
+    assert again.main() == 1
+
+
 def test_the_seed_chooses_the_sweep_and_each_has_its_turn(monkeypatch):
     found = []
     monkeypatch.setattr(again, "check", lambda name, *_: found.append(name) or 1.0)
