@@ -118,8 +118,8 @@ def refuse_unknown(raw, free, fixed):
     """Raise InputError for a field that is not off, not in `free`, and not equal to `fixed`."""
     for name, value in raw.items():
         expected = fixed.get(name)
-        off = (None,) if name in fixed else (None, False, "", [], {})
-        same = value in (*off, expected)
+        # a field that must have a value may be missing, but not be off
+        same = value in (None, expected) or (name not in fixed and value in (False, "", [], {}))
         if isinstance(value, list) and isinstance(expected, list):  # PEFT's sets have no order
             same = sorted(value, key=repr) == sorted(expected, key=repr)
         if not same and name not in free:
