@@ -395,7 +395,8 @@ def checkpoint(f: Function, x: Array, node: Tree) -> Array:
     mask again, because a RowRng has no state.
     """
     # A primitive gives gradients only to its arguments, so the leaves that autograd traces (boxes)
-    # become one. `autograd.checkpoint` has an argument per leaf, and recomputes f once for each.
+    # are passed as one, a tuple. `autograd.checkpoint` has an argument per leaf, and recomputes f
+    # once for each.
     inputs = {"x": x, "node": node}
     traced = {path: leaf for path, leaf in flatten(inputs).items() if isbox(leaf)}
 
