@@ -100,7 +100,8 @@ class ModelConfig:
     bos_token_id: int | None = None
     rope_scaling: dict[str, Any] | None = None  # Hugging Face's, llama3 or linear
     sliding_window: int | None = setting(None, POSITIVE_INT)  # keys that a token sees; None: all
-    model_type: str = "llama"  # in config.json: with trained biases, another with biases
+    # for config.json; a model with trained biases is written as a type that has biases
+    model_type: str = "llama"
     # what differs from Llama in other families
     hidden_act: str = "silu"  # or gelu_pytorch_tanh
     norms: tuple[str | None, str | None, str | None, str | None] = LLAMA_NORMS
