@@ -1,4 +1,4 @@
-"""What is trained beside or in place of low-rank factors on `micro`, at which rates (lesson 10)."""
+"""What is trained with or in place of low-rank factors on `micro`, at which rates (lesson 10)."""
 
 from common import finetune, notes_loss
 
@@ -12,7 +12,7 @@ ALONE = {
     "norm": MethodConfig("norm"), "bias": MethodConfig("bitfit"),
 }  # fmt: skip
 COMPARED_DECAYS = ((1e-2, 1.0), (2e-2, 1.0), (2e-2, 0.7), (2e-2, 0.4))  # rate, decay
-SCALES = (0.1, 1.0, 10.0)  # of the rate, for what is trained beside low-rank factors
+SCALES = (0.1, 1.0, 10.0)  # of the rate, for what is trained with low-rank factors
 SEEDS = range(8)
 
 
@@ -39,7 +39,7 @@ def run(job, iters=150):
     }  # fmt: skip
 
 
-# LoRA at two rates; norms or biases beside it at three scales; two decays at two rates. Then what
+# LoRA at two rates; norms or biases with it at three scales; two decays at two rates. Then what
 # lessons 10 and 10d compare, with more seeds, and norms and biases alone at two rates.
 both = [(f"lora+{group}", 1e-2, scale, 1.0) for group in ("norm", "bias") for scale in SCALES]
 decays = [("lora", rate, 1.0, decay) for decay in (1.0, 0.7, 0.4) for rate in (1e-2, 2e-2)]

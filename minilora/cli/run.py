@@ -128,7 +128,8 @@ def check_memory(loaded, examples, train_config):
     tokens = train_config.batch_size * longest
     parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, tokens)
     print(f"a step over {tokens} tokens:\n{memory.format_estimate(parts)}")
-    needed, there = sum(parts.values()), memory.physical_memory()
+    needed = sum(parts.values())
+    there = memory.physical_memory()
     if needed >= there:
         much = f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB"
         raise InputError(f"{much}: lower `batch_size` or `max_seq_length`")
@@ -136,7 +137,8 @@ def check_memory(loaded, examples, train_config):
 
 def run(writer, adapters, state, examples, valid, train_config, ops):
     """Train, and save the last steps also after an error; return the adapters to keep."""
-    loaded, quiet = writer.loaded, writer.args.quiet
+    loaded = writer.loaded
+    quiet = writer.args.quiet
     model = adapters, loaded.base, examples, loaded.model_config
     try:
         return train(*model, train_config, valid, state, writer.on_step, ops, quiet)[0]

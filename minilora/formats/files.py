@@ -126,7 +126,7 @@ def new_folder(path):
 
 @contextmanager
 def temporary_folder(path):
-    """Yield the folder .NAME.tmp/minilora.new beside `path`; remove it at the end of the block.
+    """Yield the folder .NAME.tmp/minilora.new next to `path`; remove it at the end of the block.
 
     A killed process leaves it, and the next one for the same path removes it. Raises InputError if
     another process has it.

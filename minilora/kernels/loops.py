@@ -13,7 +13,7 @@ import numba
 import numpy as np
 from numba.extending import overload
 
-TINY = 1e-30  # stands for a zero that the backward pass divides by
+TINY = 1e-30  # replaces a zero that the backward pass divides by
 # sums are reordered and products fused, but NaN and infinity are kept
 FAST = {"reassoc", "contract", "arcp", "nsz"}
 

@@ -381,7 +381,7 @@ def stored_run(folder, words=""):
 
 
 def test_defaults_then_recipe_then_checkpoint_then_file_then_flags(tmp_path, monkeypatch):
-    """Each place overrides the places before it, and the folder to resume can stand in the file."""
+    """Each place overrides the places before it, and the file can name the folder to resume."""
     monkeypatch.chdir(tmp_path)
     words = "--learning-rate 0.1 --also-train norm --save-every 7 --chat-date 2001-02-03"
     stored_run(tmp_path / "other", words)
