@@ -33,7 +33,7 @@
 # fast and safe.
 #
 # **Time:** a quarter of a minute to run, twenty minutes to read. **You need:** Python, matrix
-# products, and the idea of a gradient. If part 4 is new to you, read lesson 0b with it: it explains
+# products, and the idea of a gradient. If part 4 is new to you, read lesson 1 with it: it explains
 # the Llama block, one equation at a time.
 #
 # Letters in shapes: `N` rows of a batch, `T` tokens of a row, `D` width of the model, `H` attention
@@ -229,7 +229,8 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 #
 # α is a fixed number, here 16, which scales the update. It is divided by r because B A x is a sum
 # of r terms, one per column of B and row of A: with 1/r, another rank does not need another
-# learning rate, or so the idea goes. Lesson 2b shows what α/r does and where the idea fails.
+# learning rate, or so the idea goes. The study [What α/r
+# does](studies/lora/what_alpha_over_r_does.py) shows what α/r does and where the idea fails.
 #
 # A starts with random numbers and B starts at zero, so the adapter changes nothing before training.
 # The trained matrices are in a separate dict, `adapters`. The loss takes `adapters` as its first
@@ -249,7 +250,7 @@ for when, weights in {"float32": dense_base, "NF4": base}.items():
 # Yes. The gradient of B is (α/r) G Aᵀ, where G = ∂L/∂W' is the gradient for the sum W' = W₀ + (α/r)
 # B A (it is never computed). A is not zero, so B moves at the first step. (In part 6, the first
 # step has the learning rate zero, so B moves at the second step.) The gradient of A is (α/r) Bᵀ G,
-# so A moves one step later. Lesson 2 tries all four starts: A and B each zero or random.
+# so A moves one step later. Lesson 3 tries all four starts: A and B each zero or random.
 #
 # </details>
 
@@ -479,7 +480,8 @@ report("after training", adapters, base)
 #
 # (α/r)·BA has the shape of W₀, so an adapter can be added to its (dequantized) weight. The merged
 # model has the shape of the dense base, and no adapter to compute. It stays in float32: rounding it
-# to 4 bits again can lose a part of what the adapter learned (lesson 13b measures how much).
+# to 4 bits again can lose a part of what the adapter learned (the study [Merging into four
+# bits](studies/serving/merging_into_four_bits.py) measures how much).
 
 # %%
 merged = {path: dense(w) for path, w in base.items()}

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 0b. The Llama block
+# # 1. The Llama block
 #
 # **The question.** What does a Llama compute between its tokens and its loss?
 #

@@ -1,12 +1,13 @@
 # %% [markdown]
-# # 1. Why PEFT
+# # 2. Where the memory goes
 #
 # **The question.** Where do the bytes of fine-tuning go, and which of them do LoRA and QLoRA save?
 #
 # PEFT stands for parameter-efficient fine-tuning: methods that train few parameters. This lesson
-# measures the bytes of one training step of `tiny`, a base that comes with the package. [Lesson
-# 1b](01b_memory_on_paper.py) computes the same for Llamas of 7 and 65 billion parameters.
-# [Lesson 1c](01c_one_base_many_adapters.py) is about what is stored and swapped.
+# measures the bytes of one training step of `tiny`, a base that comes with the package. The study
+# [Memory on paper](studies/memory/memory_on_paper.py) computes the same for Llamas of 7 and 65
+# billion parameters. The study [One base, many adapters](studies/memory/one_base_many_adapters.py)
+# is about what is stored and swapped.
 #
 # **Time:** a second to run, ten minutes to read. **You need:** lesson 0.
 
@@ -15,9 +16,9 @@ import tracemalloc
 
 import numpy as np
 from autograd import make_vjp
-from common import table
 
 import minilora
+from lessons.helpers.common import table
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.batching import collate
 from minilora.evaluation import memory

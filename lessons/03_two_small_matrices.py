@@ -1,20 +1,21 @@
 # %% [markdown]
-# # 2. The low-rank update
+# # 3. Two small matrices
 #
 # **The question.** LoRA writes the change of a weight as ΔW = (α/r)·BA. Why two factors, and why
 # does one of them start at zero and the other not?
 #
-# [Lesson 2b](02b_what_alpha_over_r_does.py) asks what α/r does.
-# [Lesson 2c](02c_is_the_update_of_low_rank.py) asks whether full fine-tuning has a low rank, too.
+# The study [What α/r does](studies/lora/what_alpha_over_r_does.py) asks what α/r does. The study
+# [Is the update of low rank?](studies/lora/is_the_update_of_low_rank.py) asks whether full
+# fine-tuning has a low rank, too.
 #
 # **Time:** half a minute to run, ten minutes to read. **You need:** lesson 0, and the chain
 # rule.
 
 # %%
 import numpy as np
-from common import short, table
 
 import minilora
+from lessons.helpers.common import short, table
 from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import value_and_grad
 from minilora.optim import global_norm

@@ -1,16 +1,16 @@
 # %% [markdown]
-# # 4. The objective and the gradient
+# # 4. The gradient
 #
 # **The question.** What is the gradient of the loss with respect to A and B, and what keeps the
 # frozen weights unchanged?
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 2, and the chain rule.
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 3, and the chain rule.
 
 # %%
 import numpy as np
-from common import held_out_notes
 
 import minilora
+from lessons.helpers.common import held_out_notes
 from minilora import LoraConfig, TrainConfig, data, layers, model
 from minilora.layers import value_and_grad
 from minilora.lora import adapted_paths
@@ -199,7 +199,7 @@ assert before < 0.215 and 3.3 < after < 3.6, "and that must destroy the model"
 # ## What was shown
 #
 # The gradients of A and B are s·BᵀG and s·GAᵀ, with the full gradient G. Frozen weights stay
-# unchanged if the optimizer never gets them. Lesson 4b follows the gradient through AdamW.
+# unchanged if the optimizer never gets them. Lesson 5 follows the gradient through AdamW.
 #
 # **What to try.**
 #

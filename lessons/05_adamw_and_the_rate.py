@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 4b. Why another learning rate
+# # 5. AdamW and the learning rate
 #
 # **The question.** What does AdamW do with a gradient, and why does an adapter need another
 # learning rate than the full model?
@@ -10,9 +10,9 @@
 import math
 
 import numpy as np
-from common import table
 
 import minilora
+from lessons.helpers.common import table
 from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import lora_delta, value_and_grad
 from minilora.lora import adapted_paths
@@ -144,7 +144,9 @@ table(["LoRA's first step / full's", "measured", "predicted", "rate that compens
 # Checks
 for name, (measured, predicted) in quotients.items():
     assert 0.75 < measured / predicted < 1.35, f"{name}: the prediction is off"
-assert abs(1 / quotients["micro"][0] - 2.2) < 0.15, "2.2 on micro: lesson 4c uses this number"
+assert abs(1 / quotients["micro"][0] - 2.2) < 0.15, (
+    "2.2 on micro: the study `learning_rates_measured` uses this number"
+)
 assert quotients["tiny"][0] < quotients["micro"][0], "a wider model needs a larger factor"
 assert 15 < 1 / wide < 25, "about 20 at width 4096"
 
@@ -154,8 +156,8 @@ assert 15 < 1 / wide < 25, "about 20 at width 4096"
 # Adam's first step has the size of the learning rate in every entry (up to ε), whatever the size of
 # the gradient. In LoRA that step is in B, and at r = 8 and s = 2 it changes `micro` and `tiny` less
 # than a full step. By the first step, the factor in "ten times the rate of full fine-tuning" is no
-# constant: it grows as √in, is about 20 at width 4096, and about two on `micro`. [Lesson
-# 4c](04c_learning_rates_measured.py) measures whole runs.
+# constant: it grows as √in, is about 20 at width 4096, and about two on `micro`. The study
+# [Learning rates, measured](studies/lora/learning_rates_measured.py) measures whole runs.
 #
 # **What to try.**
 #

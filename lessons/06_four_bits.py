@@ -1,11 +1,13 @@
 # %% [markdown]
-# # 5. Numbers in few bits
+# # 6. Four bits
 #
 # **The question.** How can sixteen values represent a million weights? Which sixteen has NF4?
 #
 # This lesson explains how a weight is stored in four bits, and where the values of NF4 come from.
-# Lesson 5b measures whether they are good, lesson 5c how many weights should share a scale, and
-# lesson 5d multiplies in eight bits.
+# The study [What makes a code good?](studies/bits/what_makes_a_code_good.py) measures whether they
+# are good, the study [What makes a code good?](studies/bits/what_makes_a_code_good.py) how many
+# weights should share a scale, and the study [Outliers in the input:
+# LLM.int8](studies/bits/outliers_and_int8.py) multiplies in eight bits.
 #
 # **Time:** a second to run, ten minutes to read. **You need:** what a quantile is.
 
@@ -13,8 +15,8 @@
 from statistics import NormalDist
 
 import numpy as np
-from common import short, table
 
+from lessons.helpers.common import short, table
 from minilora import nf4
 
 rng = np.random.default_rng(0)

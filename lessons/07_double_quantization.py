@@ -1,19 +1,20 @@
 # %% [markdown]
-# # 6. Double quantization
+# # 7. Double quantization
 #
 # **The question.** Four bits per weight are four and a half, because of the scales. What reduces
 # them to 4.127, and what does that cost?
 #
-# [Lesson 6b](06b_every_byte_of_a_model.py) accounts for every byte of a model.
-# [Lesson 6c](06c_when_double_quantization_fails.py) shows weights for which the method fails.
+# The study [Every byte of a model](studies/bits/every_byte_of_a_model.py) accounts for every byte
+# of a model. The study [When double quantization
+# fails](studies/bits/when_double_quantization_fails.py) shows weights for which the method fails.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 5.
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 6.
 
 # %%
 import numpy as np
-from common import QUICK, figure, held_out_notes, short, table
 
 import minilora
+from lessons.helpers.common import QUICK, figure, held_out_notes, short, table
 from minilora import TrainConfig, double_quant, nf4
 from minilora.double_quant import double_dequantize, double_quantize
 from minilora.evaluation import plot

@@ -1,14 +1,14 @@
 # %% [markdown]
-# # 7. QLoRA training
+# # 8. Training through four bits
 #
 # **The question.** The base is in four bits. How does a gradient pass through it, and what does
 # that cost in quality?
 #
-# QLoRA is LoRA with a frozen weight in four bits, dequantized for each product. Lessons
-# [7b](07b_the_precision_of_adapters.py) to [7d](07d_the_memory_of_a_step.py) are about the type of
-# the adapters and about memory.
+# QLoRA is LoRA with a frozen weight in four bits, dequantized for each product. Lessons [The
+# precision of adapters](studies/bits/the_precision_of_adapters.py) to [The memory of a
+# step](studies/memory/the_memory_of_a_step.py) are about the type of the adapters and about memory.
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 5 and 6.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 6 and 7.
 
 # %%
 import pickle
@@ -16,7 +16,9 @@ import pickle
 import autograd.numpy as anp
 import numpy as np
 from autograd import grad
-from common import (
+
+import minilora
+from lessons.helpers.common import (
     HOLDS,
     OPEN,
     belongs,
@@ -30,8 +32,6 @@ from common import (
     short,
     table,
 )
-
-import minilora
 from minilora import LoraConfig, TrainConfig, data, layers, nf4
 from minilora.evaluation import plot
 from minilora.quant.schemes import SCHEMES
@@ -55,7 +55,7 @@ rng = np.random.default_rng(0)
 #
 # <details><summary>Answer</summary>
 # With g·Ŵ: the gradient belongs to the function that is computed. g·W is off by about NF4's own
-# error (9 % of normal weights, lesson 5). Rounding has the gradient zero almost everywhere: moving
+# error (9 % of normal weights, lesson 6). Rounding has the gradient zero almost everywhere: moving
 # the weights by about 1e-6 changes no code.
 # </details>
 
@@ -139,7 +139,7 @@ assert changed == len(old), "every array of the adapter must change"
 #
 # The same LoRA (r = 8 on all projections, 200 steps) was trained on `micro` in five forms: dense,
 # int8, FP4, NF4, and NF4 with double quantization. There are twelve seeds for each
-# (`sweeps/bases.py`). The seeds are paired: the difference to the dense base is taken seed by seed,
+# (`bases_sweep.py`). The seeds are paired: the difference to the dense base is taken seed by seed,
 # and its mean has a 95 % interval.
 #
 # **Predict.** FP4 costs the base more than twice as much as NF4 before training. And after

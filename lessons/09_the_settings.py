@@ -1,19 +1,23 @@
 # %% [markdown]
-# # 8. Choosing r and alpha
+# # 9. The settings: rank, alpha, rate
 #
 # **The question.** A recipe of LoRA sets r, alpha, dropout and a learning rate. Which of them
 # matter, and which are one knob twice?
 #
-# Lessons [8b](08b_alpha_and_the_rate.py) and [8c](08c_dropout_and_wrong_choices.py) are about the
-# learning rate and dropout. The curves are sweeps on `micro` (0.1 million parameters): 200 steps of
-# 8 rows of the questions, all seven matrices, three or eight seeds. The results are about this base
-# and this task.
+# The studies [What α/r does](studies/lora/what_alpha_over_r_does.py) and [Dropout, and what a wrong
+# choice costs](studies/training/dropout_and_wrong_choices.py) are about the learning rate and
+# dropout. The curves are sweeps on `micro` (0.1 million parameters): 200 steps of 8 rows of the
+# questions, all seven matrices, three or eight seeds. The results are about this base and this
+# task.
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 3, and Adam.
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 0 and the study [Where to
+# apply it](studies/lora/where_to_apply.py), and Adam.
 
 # %%
 import numpy as np
-from common import (
+
+import minilora
+from lessons.helpers.common import (
     HOLDS,
     OPEN,
     QUICK,
@@ -26,8 +30,6 @@ from common import (
     short,
     table,
 )
-
-import minilora
 from minilora import LoraConfig, TrainConfig, data
 from minilora.training import gradient_at
 from minilora.tree import arrays, flatten, named_leaves, overlay, tree_map
@@ -133,7 +135,8 @@ for r in short((1, 4, 16, 64), (4, 64)):
 table(["‖∂L/∂B‖₁ at r", "alpha = 16", "alpha = 2r"], cells)
 
 # %% [markdown]
-# This fits lesson 3, where r = 64 with alpha = 2r failed at a rate that suited r = 32.
+# This fits the study [Where to apply it](studies/lora/where_to_apply.py), where r = 64 with alpha =
+# 2r failed at a rate that suited r = 32.
 
 # %%
 # Checks
@@ -188,7 +191,8 @@ verdicts = {
 #
 # - "alpha = r" and "alpha = 2r": at r = 4, their mean losses are more than ten and more than five
 #   times that of alpha = 64. At r = 4, 16 and 64, alpha = 64 has less than 1.2 times the lowest
-#   mean loss; at a rate of 0.016 and r = 8 it fails (lesson 8b). So a rule for alpha needs a rate.
+# mean loss; at a rate of 0.016 and r = 8 it fails (the study [What α/r
+# does](studies/lora/what_alpha_over_r_does.py)). So a rule for alpha needs a rate.
 # - "alpha = 16, whatever r is" (QLoRA uses it at r = 64): at this rate and r = 4, alpha = 64 has
 #   the lower mean loss.
 # - "Large ranks need α/√r" (rsLoRA) is not shown either way: at alpha = 16, r = 64 has 0.8 to 2.1
@@ -219,7 +223,8 @@ for alpha, other in ((8, 64), (64, 8)):
 # Without clipping and decay, a change of alpha is a change of the rate, the start of A and ε. On a
 # model of 0.1 million parameters and at one rate, alpha = 4 in place of 64 raises the loss by more
 # than five times the factor of r = 4 in place of 64. With a fixed alpha, the best rates of r = 2
-# and 32 are equal or differ by a factor of two (lesson 2b).
+# and 32 are equal or differ by a factor of two (the study [What α/r
+# does](studies/lora/what_alpha_over_r_does.py)).
 #
 # **What to try.**
 #

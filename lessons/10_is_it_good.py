@@ -1,12 +1,13 @@
 # %% [markdown]
-# # 12. Evaluation and diagnosis
+# # 10. Is it good?
 #
 # **The question.** A fine-tuning run has ended and printed a loss. Is this loss good? And if it is
 # bad, is the fault in the data?
 #
-# Lesson [12b](12b_underfitting_and_overfitting.py) reads the curves of a run,
-# [12c](12c_calibration.py) the model's confidence, [12d](12d_temperature_and_decisions.py) uses it
-# for decisions, and [12e](12e_a_new_head_for_classes.py) trains a head for classes.
+# The study [Underfitting and overfitting](studies/evaluation/underfitting_and_overfitting.py) reads
+# the curves of a run, [Calibration](studies/evaluation/calibration.py) the model's confidence,
+# [Calibration](studies/evaluation/calibration.py) uses it for decisions, and [A new head for
+# classes](studies/evaluation/a_new_head_for_classes.py) trains a head for classes.
 #
 # **Time:** a quarter of a minute to run, fifteen minutes to read. **You need:** lesson 0, and what
 # a conditional probability is.
@@ -15,10 +16,10 @@
 import math
 
 import numpy as np
-from common import QUICK, agrees, of, read_sweep, short, table
-from sweeps.label_check import check, examples_of
 
 import minilora
+from lessons.helpers.common import QUICK, agrees, of, read_sweep, short, table
+from lessons.studies.evaluation.label_check_sweep import check, examples_of
 from minilora import TrainConfig, data
 from minilora.data import tasks
 
@@ -193,7 +194,7 @@ if not QUICK:
 # 2. `blind_place`: what is the loss of a guess that also knows which letters are frequent?
 # 3. `check((trained, task, fault, 0), iters)`: replace the seed 0 by 3. How lucky is it?
 #
-# **Where to stop with a debugger.** `examples_of` in `sweeps/label_check.py` makes the faults.
+# **Where to stop with a debugger.** `examples_of` in `label_check_sweep.py` makes the faults.
 #
 # **Exercises.** cross-entropy, prompt-mask.
 #

@@ -1,24 +1,25 @@
 # %% [markdown]
-# # 13. Composition and deployment
+# # 11. Merge, combine, serve
 #
 # **The question.** An adapter is trained. How is it used: separate from the base, one of several,
 # or merged into the weights? What does each way change?
 #
-# [Lesson 13b](13b_merging_into_four_bits.py) merges into a 4-bit base, [lesson
-# 13c](13c_averaging_and_stacking.py) combines several adapters, and [lesson
-# 13d](13d_the_cost_of_serving.py) measures the speed of each way.
+# The study [Merging into four bits](studies/serving/merging_into_four_bits.py) merges into a 4-bit
+# base, the study [Averaging and stacking adapters](studies/serving/averaging_and_stacking.py)
+# combines several adapters, and the study [The cost of
+# serving](studies/serving/the_cost_of_serving.py) measures the speed of each way.
 #
 # **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 0, and what
-# quantizing to NF4 does (lessons 5 and 6).
+# quantizing to NF4 does (lessons 6 and 7).
 
 # %%
 import time
 
 import numpy as np
-from common import QUICK, short, table
-from sweeps.combining import backwards, fit, forwards, held_out
 
 import minilora
+from lessons.helpers.common import QUICK, short, table
+from lessons.studies.serving.combining_sweep import backwards, fit, forwards, held_out
 from minilora import nf4
 from minilora.evaluation.memory import nbytes
 from minilora.methods import several
@@ -165,8 +166,8 @@ for kind, (_, one, ten) in errors.items():
         assert ten < 1.5 * one, f"{kind}: the error may not grow"
 
 # %% [markdown]
-# [Lesson 13b](13b_merging_into_four_bits.py) explains the growth in NF4. The safe way: keep the
-# base and the adapter, and merge from them each time.
+# The study [Merging into four bits](studies/serving/merging_into_four_bits.py) explains the growth
+# in NF4. The safe way: keep the base and the adapter, and merge from them each time.
 #
 # ## What was shown
 #

@@ -1,11 +1,12 @@
 # %% [markdown]
-# # 18c. Merging the real model, and loading it in PEFT
+# # 12. Your own text, and a real model
 #
 # **The question.** How large is a merged model? And does PEFT compute the same logits with an
 # adapter of minilora?
 #
 # **Time:** half a minute to run, ten minutes to read. It needs more memory if PEFT is installed.
-# **You need:** lesson 18, and `minilora fetch smollm2`.
+# **You need:** the study [A real model calls tools](studies/training/a_real_model_calls_tools.py),
+# and `minilora fetch smollm2`.
 
 # %%
 import importlib.util
@@ -13,10 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import toolcalls
-from common import QUICK, short, table
 
 import minilora
+from lessons.helpers import toolcalls
+from lessons.helpers.common import QUICK, short, table
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation.memory import nbytes
 
@@ -79,7 +80,8 @@ del dense
 
 # %% [markdown]
 # The sum of a 4-bit weight and an update is in general no longer one of sixteen values times a
-# scale. Quantizing it to 4 bits again can lose the update (lesson 22).
+# scale. Quantizing it to 4 bits again can lose the update (the study [Three ways to serve an
+# adapter in 4 bits](studies/serving/three_ways_to_serve.py)).
 
 # %%
 # Checks

@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from checklist import Rows, questions, total_rate
-from sweeps import compare
-from sweeps.pretraining import llama
 
+from lessons.helpers import compare
+from lessons.helpers.checklist import Rows, questions, total_rate
+from lessons.helpers.pretraining import llama
 from minilora import optim
 from minilora.cli.arguments import parse
 from minilora.config import LoraConfig, ModelConfig, TrainConfig

@@ -75,7 +75,7 @@ def test_a_drawing_is_stored_and_shown_and_agrees_with_its_alt_texts(name):
 
 
 def test_the_budgets_are_those_of_the_sweep():
-    from sweeps import targets
+    from lessons.studies.lora import targets_sweep as targets
 
     for ranks in targets.SPENT.values():
         assert MODULES["optimizer"].budget_of(ranks) == pytest.approx(targets.BUDGET, rel=0.02)
@@ -83,7 +83,9 @@ def test_the_budgets_are_those_of_the_sweep():
 
 
 def test_the_parameters_of_the_drawings_are_those_of_the_models():
-    assert "65.3 billion" in " ".join(words("llama_65b"))  # lesson 1b asserts 65,285,660,672
+    assert "65.3 billion" in " ".join(
+        words("llama_65b")
+    )  # the study `memory_on_paper` asserts 65,285,660,672
     shapes = hf_folder.projection_shapes(MODULES["elements"].SMOLLM2)
     assert shapes["k_proj"] == (192, 576) and shapes["down_proj"] == (576, 1536)
 

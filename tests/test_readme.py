@@ -185,7 +185,7 @@ def test_the_flags_of_train():
 
 def test_the_methods():
     assert [row[0].strip("`") for row in table("methods.md", "`--method` |")] == list(METHODS)
-    from sweeps import compare
+    from lessons.helpers import compare
 
     rows = table("methods.md", "200 steps")
     assert [row[0].partition(",")[0] for row in rows] == list(compare.TABLE)
@@ -202,8 +202,7 @@ def test_the_methods():
 
 
 def test_the_scores_of_the_methods():
-    import common
-    from sweeps import compare
+    from lessons.helpers import common, compare
 
     stored = common.read_sweep("siblings")
     for method, row in zip(compare.TABLE, table("methods.md", "200 steps")):
@@ -233,7 +232,7 @@ def test_the_losses_of_the_small_models_on_their_language():
     said = re.search(
         r"([\d.]+) nats per byte.*`tiny` reaches ([\d.]+) and `micro` reaches (\S+)\.", text
     )
-    from common import held_out_notes
+    from lessons.helpers.common import held_out_notes
 
     for number, name in ((2, "tiny"), (3, "micro")):
         model_config, base, tokenizer = minilora.load(name)
@@ -257,7 +256,7 @@ def test_several_adapters(tmp_path, monkeypatch):
 
 
 def test_the_numbers_of_several_adapters():
-    import common
+    from lessons.helpers import common
 
     runs = common.read_sweep("combining")
 
@@ -329,7 +328,7 @@ def test_the_lessons_of_a_finding_assert_it():
 
 
 def test_the_merge_table_of_the_faq_is_the_one_of_lesson_13b(tmp_path, monkeypatch):
-    import common
+    from lessons.helpers import common
 
     monkeypatch.setattr(common, "FIGURES", tmp_path)
     lesson = (LESSONS / "13b_merging_into_four_bits.py").read_text(encoding="utf-8")
@@ -360,7 +359,7 @@ def rounds_to(values, said):
 @pytest.mark.parametrize("start", ["08_", "08c", "10_", "19_", "20_", "24_"])
 def test_a_range_of_a_lesson_has_ends_of_intervals_that_it_prints(start, monkeypatch, capsys):
     """In its text and in its rows of the FAQ. A range may span two intervals."""
-    import common
+    from lessons.helpers import common
 
     monkeypatch.setattr(common, "QUICK", True)  # the intervals are of the sweep, in both kinds
     (path,) = LESSONS.glob(f"{start}*.py")

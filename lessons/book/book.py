@@ -126,7 +126,7 @@ def link_exercises(text):
 
     def link(match):
         name = match[1]
-        return f"[{name}](exercises.md#{name})" if name in ids else match[0]
+        return f"[{name}](../exercises.md#{name})" if name in ids else match[0]
 
     return EXERCISES.sub(lambda m: re.sub(r"`?([a-z0-9]+(?:-[a-z0-9]+)*)`?", link, m[0]), text)
 

@@ -1,8 +1,8 @@
 """Run a sweep again, and compare the new runs with the stored ones.
 
-    python lessons/sweeps/again.py             # the sweep of today: another one every day
-    python lessons/sweeps/again.py --seed 5    # the sweep and the order of the runs of seed 5
-    python lessons/sweeps/again.py targets     # this sweep
+    python -m lessons.helpers.again             # the sweep of today: another one every day
+    python -m lessons.helpers.again --seed 5    # the sweep and the order of the runs of seed 5
+    python -m lessons.helpers.again targets     # this sweep
 
 The runs come in a random order, and no further run begins after a minute. Each result is
 compared with those of the seeds of its case, in the CSV. Of twenty results, nineteen should be
@@ -24,9 +24,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import SWEEPS, further_seeds, number, read_sweep, table
-from sweeps.runner import one_thread
-
+from lessons.helpers.common import SWEEPS, further_seeds, number, read_sweep, table
+from lessons.helpers.sweep import one_thread
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import InputError

@@ -40,15 +40,15 @@ def _shape(lora, model):
     (r, scaling), names = lora.rank_and_scaling(""), lora.target_modules
     for name, (n, m) in projection_shapes(model).items():
         if {name, "all-linear"} & set(names) and r * (n + m) >= n * m:
-            yield f"r {r} trains {r * (n + m):,} numbers on {name}'s {n * m:,}: why? (lesson 2)"
+            yield f"r {r} trains {r * (n + m):,} numbers on {name}'s {n * m:,}: why? (lesson 3)"
             break
     if not 1 <= scaling <= 2:
         yield (
             f"lora_alpha {lora.lora_alpha} at r {r} scales the update by {scaling:.3g}, usual is 1 "
-            "to 2: that acts much like a factor of the rate; was that chosen with it? (lesson 8)"
+            "to 2: that acts much like a factor of the rate; was that chosen with it? (lesson 9)"
         )
     if set(names) <= {"q_proj", "v_proj"}:
-        yield "only q_proj and v_proj learn: is the task so near to what the base knows? (lesson 3)"
+        yield "only q_proj and v_proj learn: is the task so near to what the base knows? (the study `where_to_apply`)"
 
 
 def _rate(lora, settings, model, rows, also_train):
@@ -70,42 +70,42 @@ def _rate(lora, settings, model, rows, also_train):
     if rate < least:
         yield (
             f"--adapter-dtype {settings.adapter_dtype} rounds away steps below {least:.1g} where A "
-            f"is large, and the rate is {rate:g}: float32 while it trains? (lesson 7)"
+            f"is large, and the rate is {rate:g}: float32 while it trains? (lesson 8)"
         )
     if {"norm", "bias"} & set(also_train) and scale > 1:
         yield (
             f"norms or biases learn at {scale:g} times the rate: ten times doubled the loss and "
-            "made micro forget more; is that meant? (lesson 10)"
+            "made micro forget more; is that meant? (the study `norms_and_biases`)"
         )
     seen = settings.iters * settings.batch_size * settings.grad_accumulation_steps
     if lora.lora_dropout and seen <= rows.train:
-        yield f"lora_dropout, and none of {rows.train} rows is seen twice: what for? (lesson 8)"
+        yield f"lora_dropout, and none of {rows.train} rows is seen twice: what for? (lesson 9)"
 
 
 def _base(scheme, model, block_size):
     if scheme == "fp4":
-        yield "fp4 takes the bits of nf4 and has a third more error: is nf4 meant? (lesson 5)"
+        yield "fp4 takes the bits of nf4 and has a third more error: is nf4 meant? (lesson 6)"
     if scheme == "nf4":
         # 32/B bits a weight become 8/B + 32/(256·B)   (QLoRA, Sec. 3)
         bits = (32 - 8 - 32 / 256) / block_size
         weights = model.num_hidden_layers * sum(map(math.prod, projection_shapes(model).values()))
         saved = f"{bits:.3f} bits a weight, {bits * weights / 8e6:.2g} MB here"
-        yield f"nf4-dq saves {saved}, and adds hardly any error: is it meant? (lesson 6)"
+        yield f"nf4-dq saves {saved}, and adds hardly any error: is it meant? (lesson 7)"
 
 
 def _run(settings, rows):
     warmup, decay = settings.warmup_ratio, settings.weight_decay
     if rows.prompts and not settings.mask_prompt:
-        yield "the loss counts the rows' prompts: is the model to learn to say them? (lesson 16b)"
+        yield "the loss counts the rows' prompts: is the model to learn to say them? (the study `the_checklist`)"
     if rows.cut:
-        yield f"{rows.cut} of {rows.train} rows are cut, their sign to stop too: why? (lesson 16b)"
+        yield f"{rows.cut} of {rows.train} rows are cut, their sign to stop too: why? (the study `the_checklist`)"
     if not rows.held_out:
-        yield "no row is held out: how will learning be told from learning by heart? (lesson 12b)"
+        yield "no row is held out: how will learning be told from learning by heart? (the study `underfitting_and_overfitting`)"
     if warmup > 0.1:
-        yield f"--warmup-ratio {warmup:g} warms up for over a tenth of the run: why? (lesson 9)"
+        yield f"--warmup-ratio {warmup:g} warms up for over a tenth of the run: why? (the study `accumulation`)"
     lost = 1 - math.exp(-decay * total_rate(settings))  # of what the first step learned: Π (1 − ηλ)
     if lost > 0.1:
-        yield f"--weight-decay {decay:g} takes back {100 * lost:.0f} % of early steps (lesson 9)"
+        yield f"--weight-decay {decay:g} takes back {100 * lost:.0f} % of early steps (the study `accumulation`)"
 
 
 def total_rate(settings):

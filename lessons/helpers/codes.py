@@ -1,4 +1,4 @@
-"""Codes of four bits and small floats: rounding for lessons 5b, 5c and 23b."""
+"""Codes of four bits and small floats: rounding for the studies `what_makes_a_code_good` and `four_bits_today`."""
 
 import numpy as np
 
@@ -24,7 +24,7 @@ def rounded(w, values, block_size=64):
 
 
 def round_float(x, mantissa_bits, smallest_exponent, largest):
-    """Round x to the nearest float with so many mantissa bits, as lesson 23 derives it."""
+    """Round x to the nearest float with so many mantissa bits, as the study `four_bits_today` derives it."""
     step = np.exp2(np.maximum(np.frexp(x)[1] - 1, smallest_exponent) - mantissa_bits)
     return np.clip(np.rint(x / step) * step, -largest, largest)
 

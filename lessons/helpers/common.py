@@ -1,7 +1,7 @@
 """Helpers of the lessons: the quick switch, one fine-tuning run, tables, figures, sweeps.
 
 An experiment that takes too long for a lesson is a *sweep*: a module in `sweeps/` with a CSV of the
-same name. `python lessons/sweeps NAME` writes it. Its first line is this command, followed by one
+same name. `python -m lessons.helpers.sweep NAME` writes it. Its first line is this command, followed by one
 row per run.
 """
 

@@ -10,9 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
-from common import finetune, notes_loss
-
 import minilora
+from lessons.helpers.common import finetune, notes_loss
 from minilora import LoraConfig, MethodConfig, data
 from minilora.config import ALL_LINEAR
 from minilora.formats.checkpoint import WEIGHTS, save_adapter

@@ -1,6 +1,6 @@
-"""Lesson 7: one training step in a process of its own: its peak memory, measured and predicted.
+"""Lesson 8: one training step in a process of its own: its peak memory, measured and predicted.
 
-python lessons/sweeps/one_step.py SCHEME LAYERS prints, in MB, by how much the
+python -m lessons.helpers.one_step SCHEME LAYERS prints, in MB, by how much the
 process grew, what the estimate predicts, and how much of that is activations.
 """
 

@@ -6,10 +6,11 @@ Each letter is a little turned, a little moved, and has noise; `shifted` moves t
 from functools import lru_cache
 from pathlib import Path
 
-import convnet
 import matplotlib
 import numpy as np
 from matplotlib.ft2font import FT2Font
+
+from lessons.helpers import convnet
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 SIDE = 16  # pixels

@@ -1,6 +1,6 @@
 """Where the embedded bases come from: the same training loop, with the whole model as argument 0.
 
-python lessons/sweeps/pretraining.py micro --out DIR
+python -m lessons.helpers.pretraining micro --out DIR
 """
 
 import argparse
@@ -14,8 +14,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from common import held_out_notes
-
+from lessons.helpers.common import held_out_notes
 from minilora import train
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser

@@ -6,8 +6,9 @@ is the same on every instrument, and an instrument is the strength of its overto
 
 from functools import lru_cache
 
-import convnet
 import numpy as np
+
+from lessons.helpers import convnet
 
 RATE = 8000  # samples a second
 WINDOW, HOP = 256, 128  # samples: a column of the spectrogram, and from one to the next

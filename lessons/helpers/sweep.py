@@ -9,10 +9,10 @@ from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
 
-from common import SWEEPS
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
+from lessons.helpers.common import SWEEPS
 from minilora.kernels import num_threads, threads
 
 
@@ -42,7 +42,7 @@ def write(name):
     if hasattr(sweep, "more"):
         rows += mapped(sweep.run, sweep.more(rows))
     with open(SWEEPS / f"{name}.csv", "w", newline="") as file:
-        file.write(f"# python lessons/sweeps {name}\n")
+        file.write(f"# python -m lessons.helpers.sweep {name}\n")
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)

@@ -20,9 +20,9 @@ from cases import (
     tokens,
     weight,
 )
-from sweeps.pretraining import random_params
 
 import minilora
+from lessons.helpers.pretraining import random_params
 from minilora import LoraConfig, ModelConfig, TrainConfig, kernels, training
 from minilora.batching import Example
 from minilora.kernels import nf4, weights

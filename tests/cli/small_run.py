@@ -3,8 +3,8 @@
 import json
 
 import numpy as np
-from sweeps.pretraining import llama, random_params
 
+from lessons.helpers.pretraining import llama, random_params
 from minilora import cli
 from minilora.data.tokenizer import ByteTokenizer
 from minilora.formats.pretrained import save_pretrained

@@ -1,13 +1,13 @@
-"""The tool-call rows of lesson 18: splits are disjoint, answers follow from requests."""
+"""The tool-call rows of the study `a_real_model_calls_tools`: splits are disjoint, answers follow from requests."""
 
 import hashlib
 import json
 import re
 
 import pytest
-import toolcalls
-from toolcalls import POOLS, TOOLS, rows
 
+from lessons.helpers import toolcalls
+from lessons.helpers.toolcalls import POOLS, TOOLS, rows
 from minilora.data.rows import load_rows
 
 SPLITS = {"train": 600, "valid": 300, "test": 600}  # rows of each split for the tests

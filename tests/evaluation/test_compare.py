@@ -3,13 +3,14 @@
 import math
 from importlib import import_module
 
-import common
 import numpy as np
 import pytest
-from sweeps import again, best_rates, compare, runner
-from sweeps.compare import TABLE, Job
 
 import minilora
+from lessons.helpers import again, common, compare
+from lessons.helpers import sweep as runner
+from lessons.helpers.compare import TABLE, Job
+from lessons.studies.methods import best_rates_sweep as best_rates
 from minilora.config import InputError
 from minilora.methods import registry
 from minilora.tree import num_parameters
@@ -27,7 +28,7 @@ def test_every_method_is_in_the_table_and_in_its_sweeps(method):
         assert name in best_rates.ENDS, f"add {name} to ENDS in best_rates.py: {ends}"
         for sweep in ("siblings", "best_rates"):
             measured = {row["method"] for row in common.read_sweep(sweep)}
-            run = f"run python lessons/sweeps {sweep}, which writes all rows again"
+            run = f"run python -m lessons.helpers.sweep {sweep}, which writes all rows again"
             assert name in measured, f"{sweep}.csv has no row of {name}: {run}"
 
 
@@ -76,7 +77,11 @@ def test_a_sweep_writes_its_csv(tmp_path, monkeypatch):
     for module in (runner, common):
         monkeypatch.setattr(module, "SWEEPS", tmp_path)
     runner.write("twice")
-    assert (tmp_path / "twice.csv").read_text().startswith("# python lessons/sweeps twice\njob,")
+    assert (
+        (tmp_path / "twice.csv")
+        .read_text()
+        .startswith("# python -m lessons.helpers.sweep twice\njob,")
+    )
     assert common.read_sweep("twice") == [Sweep.run(float(job)) for job in (1, 2, 6)]
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from sweeps import pretraining
 
+from lessons.helpers import pretraining
 from minilora.formats.pretrained import load
 from minilora.tree import flatten
 

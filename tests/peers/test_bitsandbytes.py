@@ -1,6 +1,5 @@
 """Bit for bit what bitsandbytes does on a CPU: NF4, FP4, double quantization, LLM.int8."""
 
-import llm_int8
 import numpy as np
 import pytest
 from arrays import KINDS, SHAPES, weights
@@ -14,6 +13,7 @@ from four_bits import (
     torch,
 )
 
+from lessons.helpers import llm_int8
 from minilora import double_quant, nf4
 from minilora.kernels.weights import matvec, tiled_matmul
 from minilora.quant import int8

@@ -1,13 +1,13 @@
-"""The head for classes of lesson 12e against PEFT's `task_type="SEQ_CLS"`: logits, gradients."""
+"""The head for classes of the study `a_new_head_for_classes` against PEFT's `task_type="SEQ_CLS"`: logits, gradients."""
 
 import json
 
-import class_head
 import numpy as np
 import pytest
 from comparisons import in_float64, relative
 from peft_models import ALL, gradient_errors, quietly
 
+from lessons.helpers import class_head
 from minilora.formats.checkpoint import load_adapter
 from minilora.formats.pretrained import load
 from minilora.layers import value_and_grad
@@ -42,7 +42,7 @@ def sequence_classifier(folder):
 
 
 def ours_of(theirs, path, base):
-    """The trained tree: the adapter and the head that PEFT saved, as lesson 12e has them."""
+    """The trained tree: the adapter and the head that PEFT saved, as the study `a_new_head_for_classes` has them."""
     theirs.save_pretrained(path)
     file = path / "adapter_model.safetensors"
     tensors = load_file(file)

@@ -4,12 +4,12 @@ Each docstring is meant to be read on its own. What minilora does is said at the
 a choice changes the numbers that a user gets, it is the libraries', so that files and losses agree.
 """
 
-import llm_int8
 import numpy as np
 import pytest
 from arrays import weights
 from four_bits import bitsandbytes, functional, reference_values, their_values, theirs, torch
 
+from lessons.helpers import llm_int8
 from minilora import double_quant, lora, nf4
 from minilora.config import LoraConfig
 from minilora.quant import int8

@@ -1,4 +1,4 @@
-"""Intruder dimensions as lessons 21 and 21b find and scale them, against PEFT's function."""
+"""Intruder dimensions as the study `intruder_dimensions` find and scale them, against PEFT's function."""
 
 import numpy as np
 import pytest

@@ -5,10 +5,10 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
-import toolcalls
 from comparisons import in_float64
 from peft_models import ALL, in_four_bits, llama_of, peft_folder, transformers_loss
 
+from lessons.helpers import toolcalls
 from minilora import train
 from minilora.batching import Example, batch_at, collate
 from minilora.config import TrainConfig
@@ -127,7 +127,7 @@ def test_twenty_steps_of_training_follow_peft(tiny_llama, same_losses, fields, d
 
 @pytest.fixture(scope="session")
 def tool_calls(smollm2):
-    """The short ones among the rows of lesson 18."""
+    """The short ones among the rows of the study `a_real_model_calls_tools`."""
     settings = TrainConfig(mask_prompt=True, max_seq_length=256)
     examples, _ = encode_rows(toolcalls.rows("train", 200), smollm2[2], settings)
     return [example for example in examples if len(example.tokens) <= 60]

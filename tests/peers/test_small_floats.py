@@ -1,4 +1,4 @@
-"""The formats that lessons 23 and 23b write out, against ml_dtypes and torchao."""
+"""The formats that the study `four_bits_today` write out, against ml_dtypes and torchao."""
 
 from functools import partial
 
@@ -11,7 +11,7 @@ FUNCTIONS = ("floor_log2", "round_float", "e2m1", "e4m3", "blocks_of", "mxfp4", 
 
 @pytest.fixture(scope="module")
 def lesson():
-    """Return the functions of lesson 23 by name, without running its experiments."""
+    """Return the functions of the study `four_bits_today` by name, without running its experiments."""
     return defined_in("23_four_bits_today.py", FUNCTIONS)
 
 

@@ -1,12 +1,12 @@
-"""Int8: row absmax; and LLM.int8 of lesson 5d, which itself checks the error of its product."""
+"""Int8: row absmax; and LLM.int8 of the study `outliers_and_int8`, which itself checks the error of its product."""
 
-import llm_int8
 import numpy as np
 import pytest
 from arrays import KINDS, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lessons.helpers import llm_int8
 from minilora.config import InputError
 from minilora.kernels.weights import dense, matmul, matvec
 from minilora.quant import int8

@@ -1,7 +1,7 @@
 """Draw the drawings of the lessons and the README. Their numbers come from the package.
 
-python lessons/drawings            # writes figures/drawings/*.svg
-python lessons/drawings masks      # only one of them
+python -m lessons.book.drawings            # writes figures/drawings/*.svg
+python -m lessons.book.drawings masks      # only one of them
 """
 
 import sys

@@ -1,11 +1,11 @@
-"""Lesson 7: adapters stored in three types, at three learning rates."""
+"""Lesson 8: adapters stored in three types, at three learning rates."""
 
-from common import finetune
+from lessons.helpers.common import finetune
 
 RATES = (4e-3, 5e-4, 6e-5)
 DTYPES = ("float32", "bfloat16", "float16")
 JOBS = [(d, rate, seed) for seed in range(3) for rate in RATES for d in DTYPES]
-# what lesson 7b compares, with more seeds
+# what the study `the_precision_of_adapters` compares, with more seeds
 JOBS += [(d, rate, seed) for seed in range(3, 8) for rate in (4e-3, 6e-5) for d in DTYPES]
 
 

@@ -1,7 +1,6 @@
-"""Lesson 7: one adapter on one base that is stored in five ways, twelve seeds."""
+"""Lesson 8: one adapter on one base that is stored in five ways, twelve seeds."""
 
-from common import finetune
-
+from lessons.helpers.common import finetune
 from minilora.quant.schemes import SCHEMES
 
 JOBS = [(scheme, seed) for seed in range(12) for scheme in SCHEMES]

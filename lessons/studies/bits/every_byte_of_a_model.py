@@ -1,10 +1,12 @@
 # %% [markdown]
-# # 6b. Every byte of a model
+# # Every byte of a model
 #
 # **The question.** How are two codes packed into a byte, and where is every byte of a 4-bit model,
 # in memory and on disk?
 #
-# **Time:** a second to run, ten minutes to read. **You need:** lesson 6.
+# **Continues:** [lesson 7](../../07_double_quantization.py).
+#
+# **Time:** a second to run, ten minutes to read. **You need:** lesson 7.
 
 # %%
 import struct
@@ -13,9 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from common import table
 
 import minilora
+from lessons.helpers.common import table
 from minilora import nf4
 from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
@@ -38,7 +40,7 @@ def rms(x):
 #
 # ![The bytes of a weight in NF4 with double quantization: two codes per byte, one byte per 64
 # weights, one float32 per 16,384 weights, and one
-# offset.](../figures/drawings/double_quantized_bytes.svg)
+# offset.](../../../figures/drawings/double_quantized_bytes.svg)
 #
 # **Predict.** Which bytes store 1, −1, ½, −¼, 0, 0? (NF4's zero is code 7.) What does a weight look
 # like to a reader who takes the low half first?

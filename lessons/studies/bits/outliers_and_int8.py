@@ -1,19 +1,21 @@
 # %% [markdown]
-# # 5d. Outliers in the input: LLM.int8
+# # Outliers in the input: LLM.int8
 #
 # **The question.** In eight bits, one can multiply whole numbers if the input is quantized, too.
 # What about inputs with outliers?
 #
-# **Time:** a second to run, five minutes to read. **You need:** lesson 5.
+# **Continues:** [lesson 6](../../06_four_bits.py).
+#
+# **Time:** a second to run, five minutes to read. **You need:** lesson 6.
 
 # %%
 from types import SimpleNamespace
 
-import llm_int8
 import numpy as np
-from common import held_out_notes, table
 
 import minilora
+from lessons.helpers import llm_int8
+from lessons.helpers.common import held_out_notes, table
 from minilora import TrainConfig, data, model
 from minilora.kernels import fused
 from minilora.quant import int8
@@ -35,14 +37,14 @@ def rms(x):
 #   + \sum_{i\ \text{outlier column}} x_i\,w_i \qquad \text{(LLM.int8, Sec. 3)}$$
 #
 # ![One absmax per row of x and per row of W; an entry of y is a sum of products of whole numbers,
-# times both](../figures/drawings/rows_and_scales.svg)
+# times both](../../../figures/drawings/rows_and_scales.svg)
 #
 # An *outlier column* of x is one in which any |x| is at least 6. These columns are left out of the
 # first sum and multiplied in floating point. The paper finds outliers in all layers of models with
 # 6.7 billion parameters or more, and says that they are in few columns.
 #
 # ![LLM.int8 splits a product: columns of x with a number of 6 or more in floating point, the rest
-# in 8-bit integers.](../figures/drawings/llm_int8.svg)
+# in 8-bit integers.](../../../figures/drawings/llm_int8.svg)
 #
 # **Predict.** The block below has one column of outliers. What is the error of the product with and
 # without the second sum?

@@ -1,20 +1,32 @@
 # %% [markdown]
-# # 7b. The precision of adapters
+# # The precision of adapters
 #
 # **The question.** In which type may adapters be: float32, float16 or bfloat16?
 #
 # float32 has 24 significant bits, float16 has 11, and bfloat16 has 8. But bfloat16 has float32's
 # range, while float16 ends at 65504.
 #
-# **Time:** 10 seconds to run, 15 minutes to read. **You need:** lesson 7, Adam.
+# **Continues:** [lesson 8](../../08_training_through_four_bits.py).
+#
+# **Time:** 10 seconds to run, 15 minutes to read. **You need:** lesson 8, Adam.
 
 # %%
 from itertools import pairwise
 
 import numpy as np
-from common import HOLDS, QUICK, belongs, claim, figure, finetune, of, read_sweep, table
 
 import minilora
+from lessons.helpers.common import (
+    HOLDS,
+    QUICK,
+    belongs,
+    claim,
+    figure,
+    finetune,
+    of,
+    read_sweep,
+    table,
+)
 from minilora import LoraConfig, TrainConfig, data, optim
 from minilora.evaluation import plot
 from minilora.tree import arrays, flatten
@@ -49,7 +61,7 @@ def adapters_after_each_step(rate, n=20, dtype="float32"):
 # as the learning rate.
 #
 # ![The bits of float32, bfloat16 and float16: sign, exponent and
-# fraction.](../figures/drawings/number_formats.svg)
+# fraction.](../../../figures/drawings/number_formats.svg)
 #
 # **Predict.** Which of the two 16-bit types loses small steps? At a rate of 6e-5, which share of A
 # does not move, if its entries are within ±0.14?
@@ -101,7 +113,7 @@ for dtype, least, most in (("float32", 0, 1e-3), ("float16", 0.02, 0.3), ("bfloa
 # %% [markdown]
 # ## What that costs
 #
-# `sweeps/adapter_dtypes.py` trains 200 steps in each type, at three rates: with eight seeds at the
+# `adapter_dtypes_sweep.py` trains 200 steps in each type, at three rates: with eight seeds at the
 # lowest and the highest rate, and with three seeds between.
 
 # %%
@@ -138,7 +150,7 @@ with figure("adapter_dtypes", xlabel, ylabel, title) as axes:
 
 # %% [markdown]
 # ![bfloat16 has a higher loss, most at the lowest rate; float16 does
-# not](../figures/adapter_dtypes.png)
+# not](../../../figures/adapter_dtypes.png)
 #
 # On this model of 0.1 million parameters, bfloat16's mean loss is a quarter higher than float32's
 # at 6e-5 and a tenth higher at 4e-3. At both rates, float16's mean loss is that of float32, to 3 %.
@@ -162,7 +174,8 @@ if not QUICK:  # one run of the sweep again
 #
 # At a rate of 6e-5, most of A does not move in bfloat16, and less than a third in float16. On a
 # model of 0.1 million parameters and at two rates, bfloat16's mean loss is a tenth and a quarter
-# higher than float32's. [Lesson 7c](07c_where_float16_fails.py) asks where float16 fails.
+# higher than float32's. The study [The precision of adapters](the_precision_of_adapters.py) asks
+# where float16 fails.
 #
 # **What to try.**
 #

@@ -1,16 +1,20 @@
 # %% [markdown]
-# # 7c. Where float16 fails
+# # MERGE 7c. Where float16 fails
 #
-# **The question.** With adapters in float16, the mean loss was that of float32, to 3 % (lesson 7b).
-# Why are activations and Adam's moments not in float16?
+# **The question.** With adapters in float16, the mean loss was that of float32, to 3 % (the study
+# [The precision of adapters](the_precision_of_adapters.py)). Why are activations and Adam's moments
+# not in float16?
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 7b.
+# **Continues:** [lesson 8](../../08_training_through_four_bits.py).
+#
+# **Time:** a few seconds to run, five minutes to read. **You need:** the study [The precision of
+# adapters](the_precision_of_adapters.py).
 
 # %%
 import numpy as np
-from common import figure, short
 
 import minilora
+from lessons.helpers.common import figure, short
 from minilora import InputError, LoraConfig, TrainConfig, data, layers, optim
 from minilora.evaluation import plot
 from minilora.training import gradient_at
@@ -28,7 +32,7 @@ examples, _ = data.encode_rows(data.load_rows("questions", "train"), tokenizer, 
 # float16 has numbers up to 65504. The smallest above zero is 6e-8.
 #
 # ![The bits of float32, bfloat16 and float16: sign, exponent and
-# fraction.](../figures/drawings/number_formats.svg)
+# fraction.](../../../figures/drawings/number_formats.svg)
 #
 # **Predict.** Which three quantities of a training step leave it?
 #
@@ -78,7 +82,8 @@ with figure("float16_range", xlabel, ylabel, "Gradients of a model that has lear
     axes.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
-# ![Most squares of the gradient's entries are too small for float16](../figures/float16_range.png)
+# ![Most squares of the gradient's entries are too small for
+# float16](../../../figures/float16_range.png)
 #
 # The gradients are those of `micro`, a model of 0.1 million parameters, after 150 steps. float16
 # fails by its *range*, at both ends. Loss scaling (Micikevicius et al. 2018) lifts small gradients

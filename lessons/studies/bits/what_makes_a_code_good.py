@@ -1,21 +1,23 @@
 # %% [markdown]
-# # 5b. What makes a code good?
+# # What makes a code good?
 #
 # **The question.** NF4 is said to be optimal because its sixteen values are used equally often. Is
 # that so, and does the code with the least error also cost the model the least?
 #
 # `codes.py` has four codes, and `rounded`, which quantizes and dequantizes with one absmax per
-# block, as in lesson 5.
+# block, as in lesson 6.
 #
-# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 5.
+# **Continues:** [lesson 6](../../06_four_bits.py).
+#
+# **Time:** half a minute to run, ten minutes to read. **You need:** lesson 6.
 
 # %%
-import codes
 import numpy as np
-from codes import rms, rounded
-from common import QUICK, figure, held_out_notes, short, table
 
 import minilora
+from lessons.helpers import codes
+from lessons.helpers.codes import rms, rounded
+from lessons.helpers.common import QUICK, figure, held_out_notes, short, table
 from minilora import TrainConfig, nf4
 from minilora.evaluation import plot
 from minilora.quant.schemes import is_projection
@@ -77,10 +79,10 @@ with figure("nf4_bins", "code", "share of the weights (%)", "How full NF4's bins
     axes.annotate("equal share", (15.4, 6.4), ha="right", fontsize=9, color=plot.INK)
 
 # %% [markdown]
-# ![Bars: NF4's bins hold 1.7 to 9.3 % of the weights](../figures/nf4_bins.png)
+# ![Bars: NF4's bins hold 1.7 to 9.3 % of the weights](../../../figures/nf4_bins.png)
 #
 # ![The distance of a weight to the nearest value: small teeth for NF4, wide ones outside for a code
-# with equal bins](../figures/drawings/gaps_of_codes.svg)
+# with equal bins](../../../figures/drawings/gaps_of_codes.svg)
 #
 # NF4's bins are not equal. A possible reason: its quantiles are those of weights divided by *one*
 # scale, but each block is divided by its largest weight. A code with equal bins has more error. And

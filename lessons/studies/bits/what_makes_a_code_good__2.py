@@ -1,18 +1,20 @@
 # %% [markdown]
-# # 5c. How many weights share a scale?
+# # MERGE 5c. How many weights share a scale?
 #
 # **The question.** How large should a block be, and for which weights is NF4 the right code?
 #
 # `codes.py` has the values of four codes (NF4, FP4, E2M1 and int4), and `rounded`, which
-# quantizes and dequantizes with one absmax per block as in lesson 5.
+# quantizes and dequantizes with one absmax per block as in lesson 6.
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 5.
+# **Continues:** [lesson 6](../../06_four_bits.py).
+#
+# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 6.
 
 # %%
 import numpy as np
-from codes import VALUES, rms, rounded
-from common import figure, short, table
 
+from lessons.helpers.codes import VALUES, rms, rounded
+from lessons.helpers.common import figure, short, table
 from minilora import nf4
 from minilora.evaluation import plot
 
@@ -25,7 +27,7 @@ n = short(2**20, 2**17)
 # normal, but about one in 512 is twenty times as large.
 #
 # ![One outlier among 32 weights: in one block of 32 it spoils all others, in blocks of 8 only those
-# of its block.](../figures/drawings/blocks_and_outliers.svg)
+# of its block.](../../../figures/drawings/blocks_and_outliers.svg)
 #
 # **Predict.** How does NF4's error grow from blocks of 64 to blocks of 4096, for each kind? For
 # which kind is NF4 not the best code?
@@ -64,11 +66,12 @@ with figure("block_sizes", xlabel, ylabel, "NF4's error over the block size") as
     axes.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
-# ![Error over block size: flat for uniform weights, steep for outliers](../figures/block_sizes.png)
+# ![Error over block size: flat for uniform weights, steep for
+# outliers](../../../figures/block_sizes.png)
 #
 # With heavy tails or outliers, blocks of 64 have less than half the error of blocks of 4096. With
 # uniform weights, the error grows by less than 5 %. A float32 absmax per block costs 32/B bits per
-# weight, with B the block size. Lesson 6 reduces that cost.
+# weight, with B the block size. Lesson 7 reduces that cost.
 
 # %%
 # Checks

@@ -1,16 +1,18 @@
 # %% [markdown]
-# # 6c. When double quantization fails
+# # When double quantization fails
 #
 # **The question.** 256 blocks share a scale of their absmax. What if one block is much larger than
 # the others?
 #
-# **Time:** a second to run, five minutes to read. **You need:** lesson 6.
+# **Continues:** [lesson 7](../../07_double_quantization.py).
+#
+# **Time:** a second to run, five minutes to read. **You need:** lesson 7.
 
 # %%
 import numpy as np
-from common import figure, table
 
 import minilora
+from lessons.helpers.common import figure, table
 from minilora import double_quant, nf4
 from minilora.evaluation import plot
 from minilora.tree import flatten
@@ -31,7 +33,7 @@ def rms(x):
 # larger than this absmax.
 #
 # ![Left: a step between the levels is much smaller than each absmax. Right: with one large block, a
-# step is wider than all others](../figures/drawings/one_large_absmax.svg)
+# step is wider than all others](../../../figures/drawings/one_large_absmax.svg)
 #
 # **Predict.** 256 blocks have weights of the same size. Then one block is multiplied by f. How does
 # the error of the *other* 255 grow with f?
@@ -74,7 +76,7 @@ with figure("large_block", "factor on the weights of one block", "RMSE / RMS of 
     axes.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
-# ![Beyond a factor of 100 the error of the other blocks grows](../figures/large_block.png)
+# ![Beyond a factor of 100 the error of the other blocks grows](../../../figures/large_block.png)
 #
 # Are trained weights like that?
 
@@ -130,7 +132,7 @@ for name in ("nf4", "nf4-dq"):
 table(["", "largest |ŵ − w| / absmax", "same codes", "same absmax", "drift of the absmax"], rows)
 
 # %% [markdown]
-# The bound |ŵ − w| ≤ 0.152·absmax (lesson 5) does not hold either, because the absmax is rounded.
+# The bound |ŵ − w| ≤ 0.152·absmax (lesson 6) does not hold either, because the absmax is rounded.
 
 # %%
 # Checks

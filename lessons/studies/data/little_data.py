@@ -1,24 +1,27 @@
 # %% [markdown]
-# # 11. Little data
+# # Little data
 #
 # **The question.** There are five training examples per class. What happens to the losses and to
 # the share of right answers?
 #
-# [Lesson 11b](11b_remedies_for_little_data.py) compares the usual remedies. [Lesson
-# 11c](11c_packing.py) is about packing short examples into one row.
+# The study [Little data](little_data.py) compares the usual remedies. The study
+# [Packing](packing.py) is about packing short examples into one row.
 #
-# The data are pictures (a network that reads Sans gets an italic, lesson 10b) and sounds (a network
-# that knows a whistle gets a reed).
+# The data are pictures (a network that reads Sans gets an italic, the study [Batch statistics:
+# frozen, and yet it changes](../training/batch_statistics.py)) and sounds (a network that knows a
+# whistle gets a reed).
 #
-# **Time:** 20 seconds to run, ten minutes to read. **You need:** lessons 0 and 10b.
+# **Continues:** [lesson 10](../../10_is_it_good.py).
+#
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 0 and the study [Batch
+# statistics: frozen, and yet it changes](../training/batch_statistics.py).
 
 # %%
-import convnet
 import numpy as np
-import sounds
-from common import QUICK, agrees, figure, of, read_sweep, short
-from sweeps import little
 
+from lessons.helpers import convnet, sounds
+from lessons.helpers.common import QUICK, agrees, figure, of, read_sweep, short
+from lessons.studies.data import little_sweep as little
 from minilora import TrainConfig
 from minilora.evaluation import plot
 
@@ -27,7 +30,8 @@ from minilora.evaluation import plot
 #
 # A sound is a gesture (steady, rising, a warble, …) on an instrument. An instrument is a list of
 # overtones. The spectrogram of a sound is a picture of 16 frequency bands by 16 columns of time, so
-# the network of lesson 10b can read it.
+# the network of the study [Batch statistics: frozen, and yet it
+# changes](../training/batch_statistics.py) can read it.
 #
 # Augmentation moves a picture by up to a pixel. In a spectrogram it hides some bands and some
 # columns (SpecAugment, Park et al. 2019).
@@ -54,7 +58,7 @@ with figure("spectrogram", "time", ["frequency", ""], titles, **size) as panels:
 
 # %% [markdown]
 # ![The spectrogram of a sound, and the same with a band and a stretch of time
-# hidden](../figures/spectrogram.png)
+# hidden](../../../figures/spectrogram.png)
 
 # %%
 # Checks
@@ -135,7 +139,7 @@ with figure("little", xlabel, ylabels, list(KINDS), **size) as panels:
         axes.legend(frameon=False, loc="upper center", fontsize=8, ncols=2)
 
 # %% [markdown]
-# ![Loss over steps, in training and on test rows, plain and augmented](../figures/little.png)
+# ![Loss over steps, in training and on test rows, plain and augmented](../../../figures/little.png)
 #
 # The plain runs memorize their examples. From step 25 to 200 the test loss rises and the network
 # becomes surer of its answers, while the share of right answers hardly changes. So in these runs

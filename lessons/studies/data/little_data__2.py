@@ -1,17 +1,20 @@
 # %% [markdown]
-# # 11b. Remedies for little data
+# # MERGE 11b. Remedies for little data
 #
 # **The question.** Dropout, early stopping, a lower rank and augmentation are the usual remedies
 # for overfitting. Which of them help?
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 11.
+# **Continues:** [lesson 10](../../10_is_it_good.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** the study [Little
+# data](little_data.py).
 
 # %%
 import numpy as np
-from common import QUICK, agrees, figure, of, read_sweep, spread, table
-from sweeps import little
 
 import minilora
+from lessons.helpers.common import QUICK, agrees, figure, of, read_sweep, spread, table
+from lessons.studies.data import little_sweep as little
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation import plot
 
@@ -69,7 +72,7 @@ with figure("remedies", "share of right answers", "", KINDS, columns=3, width=9.
         axes.set_ylim(-0.5, len(names) - 0.5)
 
 # %% [markdown]
-# ![The share of right answers with each remedy, one dot per seed](../figures/remedies.png)
+# ![The share of right answers with each remedy, one dot per seed](../../../figures/remedies.png)
 #
 # **Augmentation** helps for pictures: in every seed, about half as many letters again are read. For
 # sounds, the masks lower the loss in three seeds of four, and on average no more sounds are
@@ -199,5 +202,6 @@ assert abs(of_kept - min(losses)) < 1e-6, "the best adapter must be returned, no
 #
 # **Exercises.** cross-entropy.
 #
-# **Further reading.** Lesson 8c, on dropout with more data. Prechelt 1998, *Early Stopping – But
-# When?*: [doi:10.1007/3-540-49430-8_3](https://doi.org/10.1007/3-540-49430-8_3).
+# **Further reading.** The study [Dropout, and what a wrong choice
+# costs](../training/dropout_and_wrong_choices.py), on dropout with more data. Prechelt 1998, *Early
+# Stopping – But When?*: [doi:10.1007/3-540-49430-8_3](https://doi.org/10.1007/3-540-49430-8_3).

@@ -1,12 +1,10 @@
-"""A few examples: rank, dropout, augmentation, and when to stop (lesson 11)."""
+"""A few examples: rank, dropout, augmentation, and when to stop (the study `little_data`)."""
 
-import convnet
 import numpy as np
-import pictures
-import sounds
-from common import finetune, scores_of
 
 import minilora
+from lessons.helpers import convnet, pictures, sounds
+from lessons.helpers.common import finetune, scores_of
 from minilora import LoraConfig, TrainConfig, data
 
 VARIANTS = (  # r, lora_dropout, augmented

@@ -1,19 +1,21 @@
 # %% [markdown]
-# # 11c. Packing
+# # Packing
 #
 # **The question.** Short examples leave padding in a batch. What is gained by packing several
 # examples into one row, and what must be done so that they do not see each other?
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0 and 0b.
+# **Continues:** [lesson 1](../../01_the_llama_block.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0 and 1.
 
 # %%
 import time
 from types import SimpleNamespace
 
 import numpy as np
-from common import short, table
 
 import minilora
+from lessons.helpers.common import short, table
 from minilora import LoraConfig, TrainConfig, data, layers, model
 
 config, base, tokenizer = minilora.load("micro")
@@ -26,11 +28,11 @@ longest = max(len(example.tokens) for example in examples)
 # ## Padding and packing
 #
 # Texts have different lengths, and a batch is as long as its longest text. With
-# [packing](guide/glossary.md), several examples share a row, and there is little padding.
+# [packing](../../guide/glossary.md), several examples share a row, and there is little padding.
 #
 # ![Three attention masks of ten tokens. Causal: each token sees itself and all before it. Packed:
 # it sees only its own example. Window: it sees at most four
-# tokens.](../figures/drawings/masks.svg)
+# tokens.](../../../figures/drawings/masks.svg)
 #
 # **Predict.** Which share of a batch of notes is text? Is packing faster by the inverse of this
 # share?
@@ -85,7 +87,7 @@ assert scores_per_token[512] > 1.5 * scores_per_token[None], "rows of 512: many 
 # twice: attention sees nothing before it, and positions are counted from it.
 #
 # ![A pair of numbers is a point in the plane. At position t it is rotated by t times the pair's
-# frequency.](../figures/drawings/rope.svg)
+# frequency.](../../../figures/drawings/rope.svg)
 #
 # **Predict.** Which of the two is needed, so that a packed example gets the logits that it gets
 # alone?

@@ -1,20 +1,23 @@
 # %% [markdown]
-# # 12e. A new head for classes
+# # A new head for classes
 #
 # **The question.** The answer is one of eight classes. Is a new head on the frozen model enough, or
 # must the model itself be trained, too? And which score shows the difference?
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 2 and 12c.
+# **Continues:** [lesson 10](../../10_is_it_good.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 3 and the study
+# [Calibration](calibration.py).
 
 # %%
 import math
 from functools import cache
 
 import numpy as np
-from class_head import class_logits, fit, last_states, probabilities
-from common import QUICK, figure, short, table
 
 import minilora
+from lessons.helpers.class_head import class_logits, fit, last_states, probabilities
+from lessons.helpers.common import QUICK, figure, short, table
 from minilora import LoraConfig, TrainConfig
 from minilora.data import tasks
 from minilora.evaluation import plot
@@ -34,7 +37,7 @@ config, base, words = minilora.load("micro")
 #
 # ![The tokens of a text go through the frozen model. The new head reads the state of the last token
 # and gives one logit per class. The model's own head is not
-# used.](../figures/drawings/class_head.svg)
+# used.](../../../figures/drawings/class_head.svg)
 #
 # PEFT has the same head: `task_type="SEQ_CLS"` adds the matrix `score` and saves it with the
 # adapter. A test compares our logits with PEFT's. The code is in `class_head.py`, next to this
@@ -144,7 +147,7 @@ with figure("class_head", xlabel, ylabels, titles, width=9.2, height=3.6, column
 
 # %% [markdown]
 # ![Accuracy and calibration error of the head, alone and with LoRA, over the number of training
-# rows](../figures/class_head.png)
+# rows](../../../figures/class_head.png)
 #
 # (`micro`, 0.1 million parameters, one seed, and one learning rate for the head and one for LoRA.)
 #

@@ -1,17 +1,29 @@
 # %% [markdown]
-# # 12c. Calibration
+# # Calibration
 #
 # **The question.** A model gives each answer with a probability. Are as many answers right as these
 # probabilities say?
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 12.
+# **Continues:** [lesson 10](../../10_is_it_good.py).
+#
+# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 10.
 
 # %%
 import numpy as np
-from common import QUICK, agrees, figure, finetune, held_out_notes, of, read_sweep, short, table
-from sweeps.confidence import answers
 
 import minilora
+from lessons.helpers.common import (
+    QUICK,
+    agrees,
+    figure,
+    finetune,
+    held_out_notes,
+    of,
+    read_sweep,
+    short,
+    table,
+)
+from lessons.studies.evaluation.confidence_sweep import answers
 from minilora import TrainConfig, data
 from minilora.data import tasks
 from minilora.evaluation import plot
@@ -30,10 +42,10 @@ many = finetune(rows=tasks.questions("train", 4000, seed=0), iters=iters)
 # %% [markdown]
 # ## Confidence by token
 #
-# The confidence of a token is its probability p. A model is [*calibrated*](guide/glossary.md) if,
-# of the tokens that it gives with confidence p, a share p is right. Two numbers measure this, over
-# N tokens (or answers) with the outcome y: 1 if right, 0 if wrong. The ECE sorts them into 15 bins
-# B by confidence, from (0, 1/15] to (14/15, 1]:
+# The confidence of a token is its probability p. A model is [*calibrated*](../../guide/glossary.md)
+# if, of the tokens that it gives with confidence p, a share p is right. Two numbers measure this,
+# over N tokens (or answers) with the outcome y: 1 if right, 0 if wrong. The ECE sorts them into 15
+# bins B by confidence, from (0, 1/15] to (14/15, 1]:
 #
 # $$\mathrm{ECE} = \sum_B \frac{|B|}{N}\,\bigl|\mathrm{accuracy}(B) - \mathrm{confidence}(B)\bigr|
 #   \qquad \text{(Guo et al. 2017, Eq. 3)}$$
@@ -42,7 +54,7 @@ many = finetune(rows=tasks.questions("train", 4000, seed=0), iters=iters)
 #
 # ![A reliability diagram: answers grouped by the model's confidence. Where the share of right
 # answers is below the confidence, the model is too sure. The gaps, weighted, are the
-# ECE.](../figures/drawings/reliability.svg)
+# ECE.](../../../figures/drawings/reliability.svg)
 #
 # **Predict.** Order these by their ECE per token: the base on its own notes, the base on the
 # questions, the run on 32 rows, the run on 4,000 rows.
@@ -85,8 +97,9 @@ if not QUICK:
 # **Predict.** The run on 4,000 rows has an ECE per token below 0.02. What is its ECE per answer?
 #
 # <details><summary>Answer</summary>
-# 0.15 to 0.26 with the five seeds of lesson 12d. In this run, more than 85 % of the answers are
-# right, and the mean confidence is lower than this share by more than 0.08.
+# 0.15 to 0.26 with the five seeds of the study [Calibration](calibration.py). In this run, more
+# than 85 % of the answers are right, and the mean confidence is lower than this share by more than
+# 0.08.
 # </details>
 
 
@@ -120,7 +133,8 @@ with figure("confidence", "confidence of the answer", ["answers", ""], titles, *
         axes.legend(frameon=False)
 
 # %% [markdown]
-# ![Histograms of the confidence of right and wrong answers of two runs](../figures/confidence.png)
+# ![Histograms of the confidence of right and wrong answers of two
+# runs](../../../figures/confidence.png)
 #
 # The run on 4,000 rows is less sure than right. This does not contradict its low ECE per token. If
 # a token is certainly right and has probability 0.993, it is off by 0.007. For 23 such tokens the
@@ -131,7 +145,7 @@ with figure("confidence", "confidence of the answer", ["answers", ""], titles, *
 assert abs(0.993**PER_ANSWER - 0.85) < 0.005, "0.993 to the power of 23"
 if not QUICK:
     p, hit = judged[4000]
-    own = of(read_sweep("confidence"), "ece_raw", n=4000)  # the sweep of lesson 12d
+    own = of(read_sweep("confidence"), "ece_raw", n=4000)  # the sweep of the study `calibration`
     ece = calibration_error(p, hit)
     assert agrees(ece, own) and ece > 0.1, f"per answer, it is not calibrated: {ece}, seeds {own}"
     assert [f"{x:.2f}" for x in (min(own), max(own))] == ["0.15", "0.26"], "ECE of five seeds"
@@ -146,7 +160,7 @@ if not QUICK:
 # are calibrated by construction.
 #
 # **Predict.** The ECE of the run on 32 rows is about 0.08 (0.08 to 0.22 with the five seeds of
-# lesson 12d). How much of it is chance?
+# the study [Calibration](calibration.py)). How much of it is chance?
 #
 # <details><summary>Answer</summary>
 # A calibrated model would show about 0.04, and 0.06 or more in less than one of 20 samples. So

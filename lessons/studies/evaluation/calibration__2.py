@@ -1,17 +1,20 @@
 # %% [markdown]
-# # 12d. Temperature and decisions
+# # MERGE 12d. Temperature and decisions
 #
 # **The question.** Can one number correct a model's confidence? And what is that worth, if a person
 # can answer in place of the model?
 #
-# **Time:** 20 seconds to run, ten minutes to read. **You need:** lessons 12 and 12c.
+# **Continues:** [lesson 10](../../10_is_it_good.py).
+#
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 10 and the study
+# [Calibration](calibration.py).
 
 # %%
 import numpy as np
-from common import QUICK, agrees, finetune, of, read_sweep, short, table
-from sweeps import confidence as confidence_sweep
-from sweeps.confidence import answers, confidence
 
+from lessons.helpers.common import QUICK, agrees, finetune, of, read_sweep, short, table
+from lessons.studies.evaluation import confidence_sweep
+from lessons.studies.evaluation.confidence_sweep import answers, confidence
 from minilora.data import tasks
 
 sweep = read_sweep("confidence")
@@ -30,7 +33,7 @@ def over_seeds(name, n):
 # 2017, Sec. 4.2, Eq. 9). The likeliest token stays the likeliest, so no greedy answer changes. Only
 # the confidence does: τ > 1 lowers it, τ < 1 raises it.
 #
-# ![Three temperatures and one list of logits](../figures/drawings/temperature.svg)
+# ![Three temperatures and one list of logits](../../../figures/drawings/temperature.svg)
 #
 # **Predict.** Is τ above 1 for 16 training rows? Is it for 4,000?
 #
@@ -99,7 +102,7 @@ for n in (32, 4000):
 confidence_sweep.draw_calibration(*judged[32], tau[32], sweep)
 
 # %% [markdown]
-# ![Reliability diagram; confidence minus accuracy over rows](../figures/calibration.png)
+# ![Reliability diagram; confidence minus accuracy over rows](../../../figures/calibration.png)
 #
 # Left: bins with at least ten answers. Right: the mean, least and most of five seeds.
 #

@@ -5,9 +5,9 @@ r = 8, whatever the number of rows.
 """
 
 import numpy as np
-from common import figure, finetune
 
 import minilora
+from lessons.helpers.common import figure, finetune
 from minilora import model
 from minilora.data import tasks
 from minilora.evaluation import plot

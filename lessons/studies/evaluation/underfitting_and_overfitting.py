@@ -1,22 +1,23 @@
 # %% [markdown]
-# # 12b. Underfitting and overfitting
+# # Underfitting and overfitting
 #
 # **The question.** What do the training loss and the held-out loss say about a run? And does the
 # held-out loss rise when a model overfits?
 #
-# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 12.
+# **Continues:** [lesson 10](../../10_is_it_good.py).
+#
+# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 10.
 
 # %%
 import math
 
-from common import QUICK, figure, finetune, short, table
-from sweeps.label_check import check
-
+from lessons.helpers.common import QUICK, figure, finetune, short, table
+from lessons.studies.evaluation.label_check_sweep import check
 from minilora.data import tasks
 from minilora.evaluation import plot
 
 ITERS, EVERY = short(200, 20), short(20, 10)
-FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the question (lesson 12)
+FLOOR = 2 * math.log(24 * 8) / 23  # nats per token: a model that ignores the question (lesson 10)
 
 # %% [markdown]
 # ## Three runs
@@ -77,7 +78,8 @@ with figure("underfit_overfit", xlabel, ylabels, list(HISTORIES), **size) as pan
         axes.legend(frameon=False, loc="upper right")
 
 # %% [markdown]
-# ![Training and held-out loss: both high, far apart, both low](../figures/underfit_overfit.png)
+# ![Training and held-out loss: both high, far apart, both
+# low](../../../figures/underfit_overfit.png)
 #
 # **Underfitting:** both losses are high and close together, here with 4,000 rows. With an adapter
 # of rank 8, both are low.
@@ -113,5 +115,6 @@ if not QUICK:
 #
 # **Exercises.** cross-entropy.
 #
-# **Further reading.** Lesson 11, where the held-out loss of another model does rise. Nakkiran et
-# al. 2019, *Deep Double Descent*: [arXiv:1912.02292](https://arxiv.org/abs/1912.02292).
+# **Further reading.** The study [Little data](../data/little_data.py), where the held-out loss of
+# another model does rise. Nakkiran et al. 2019, *Deep Double Descent*:
+# [arXiv:1912.02292](https://arxiv.org/abs/1912.02292).

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 0c. A model and a small tree
+# # A model and a small tree
 #
 # **The question.** What is fine-tuning with LoRA in this package, from the first line to the last?
 #
@@ -7,8 +7,10 @@
 # of lesson 0, from paths to arrays. LoRA adds a second, small tree. It has a node for each weight
 # that gets an adapter, and only this tree is trained.
 #
+# **Continues:** [lesson 0](../../00_qlora_in_one_file.py).
+#
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** Python, and
-# [lesson 0](00_qlora_in_one_file.py) or at least its parts 3 and 6.
+# [lesson 0](../../00_qlora_in_one_file.py) or at least its parts 3 and 6.
 
 # %%
 import os
@@ -30,9 +32,9 @@ for path in list(flatten(base))[:4]:
 # %% [markdown]
 # ## The base
 #
-# The [base](guide/glossary.md) is the model before fine-tuning. It was trained on one kind of text:
-# notes about who keeps what where (`minilora.data.tasks`). We will ask it about such notes in a
-# form that it has not seen.
+# The [base](../../guide/glossary.md) is the model before fine-tuning. It was trained on one kind of
+# text: notes about who keeps what where (`minilora.data.tasks`). We will ask it about such notes in
+# a form that it has not seen.
 #
 # **Predict.** What will it answer before any training?
 #
@@ -56,7 +58,7 @@ print("the right answer:", repr(rows[0]["completion"]))
 # %% [markdown]
 # ## The adapter
 #
-# The base is quantized to four bits (NF4 with double quantization: lessons 5 and 6). Then each of
+# The base is quantized to four bits (NF4 with double quantization: lessons 6 and 7). Then each of
 # the seven projections of a layer ("all-linear") gets two thin matrices, `lora_A` (r, in) and
 # `lora_B` (out, r). Their product times α/r (`lora_alpha` over `r`) is added to the weight W₀. Two
 # things are important:
@@ -68,7 +70,7 @@ print("the right answer:", repr(rows[0]["completion"]))
 #
 # ![Two trees. The base has a weight at each path. The adapters have lora_A, lora_B, their scaling
 # and their dropout at the paths of the seven projections, and nothing
-# elsewhere.](../figures/drawings/two_trees.svg)
+# elsewhere.](../../../figures/drawings/two_trees.svg)
 #
 # **Predict.** A float32 number has 32 bits. Why does the 4-bit base need more than an eighth of the
 # base's bytes?
@@ -117,7 +119,7 @@ assert embedding > nbytes(quantized) / 2, "the embedding must be most of the qua
 # one.
 #
 # ![A row of tokens and its targets, shifted by one. With mask_prompt only the answer's tokens
-# count.](../figures/drawings/targets.svg)
+# count.](../../../figures/drawings/targets.svg)
 
 # %%
 settings = TrainConfig(
@@ -177,13 +179,13 @@ assert 0 < difference < 21 * 128 * 2**-24, "merging differs by more than roundin
 #
 # Training changed no array of the loaded base. Everything learned is in a tree of `lora_A` and
 # `lora_B`. Here this tree is nearly as large as the 4-bit base; with the same r it is a ninth of
-# SmolLM2 in 4 bits (lesson 18b). The adapter can be kept separate (to swap it) or merged (to run
-# without it).
+# SmolLM2 in 4 bits (the study [The memory of a step](../memory/the_memory_of_a_step.py)). The
+# adapter can be kept separate (to swap it) or merged (to run without it).
 #
 # **What to try.**
 #
 # 1. `LoraConfig(r=8, ...)`: set r to 1, and then to 32. How do the bytes and the loss change?
-# 2. `target_modules=("all-linear",)`: adapt only `("q_proj", "v_proj")`. Lesson 3 does this
+# 2. `target_modules=("all-linear",)`: adapt only `("q_proj", "v_proj")`. The study [Where to apply it](where_to_apply.py) does this
 #    properly.
 # 3. `minilora.quantize(base, "nf4-dq")`: use "none". Is the loss after training lower?
 #
@@ -191,7 +193,7 @@ assert 0 < difference < 21 * 128 * 2**-24, "merging differs by more than roundin
 # `lora.init` (where B is set to zero), `training.train` (the loop).
 #
 # **Exercises.** The operations of the model: rms-norm, rotation, swiglu, cross-entropy, attention
-# (lesson 0b).
+# (lesson 1).
 #
 # **Further reading.** LoRA: [arXiv:2106.09685](https://arxiv.org/abs/2106.09685). QLoRA:
 # [arXiv:2305.14314](https://arxiv.org/abs/2305.14314).

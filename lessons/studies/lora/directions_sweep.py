@@ -1,13 +1,13 @@
-"""Lesson 2c: the change of the projections in full fine-tuning of `micro`.
+"""The study `is_the_update_of_low_rank`: the change of the projections in full fine-tuning of `micro`.
 
 About a minute of one core. Each seed trains all projections, and then scores models whose change is
 cut to a few directions, and a LoRA of rank 2.
 """
 
 import numpy as np
-from common import finetune, scores_of
 
 import minilora
+from lessons.helpers.common import finetune, scores_of
 from minilora import LoraConfig, data
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, named_leaves, unflatten

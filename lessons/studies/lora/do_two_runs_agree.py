@@ -1,16 +1,19 @@
 # %% [markdown]
-# # 3b. Do two runs find the same directions?
+# # Do two runs find the same directions?
 #
 # **The question.** Two adapters are trained from different random starts. Are their updates
 # similar?
 #
-# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 3, singular vectors.
+# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+#
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** the study [Where to apply
+# it](where_to_apply.py), singular vectors.
 
 # %%
 import numpy as np
-from common import QUICK, agrees, figure, finetune, of, read_sweep, short, table
 
 import minilora
+from lessons.helpers.common import QUICK, agrees, figure, finetune, of, read_sweep, short, table
 from minilora import LoraConfig, layers, lora
 from minilora.evaluation import plot
 from minilora.tree import get
@@ -33,7 +36,7 @@ config, base, _ = minilora.load("micro")
 # identity times i/d. So the mean of ‖UᵢVⱼᵀ‖² is i·j/d, and the mean of φ is max(i, j)/d.
 #
 # ![Two runs find two subspaces. φ is one for the same directions, and near chance for random
-# ones.](../figures/drawings/subspaces.svg)
+# ones.](../../../figures/drawings/subspaces.svg)
 #
 # **Predict.** The paper finds φ(1, 1) > 0.5 for A, between r = 8 and r = 64. GPT-3 has d = 12,288.
 # How far is 0.5 from chance there, and at d = 48?
@@ -86,7 +89,7 @@ for (d, i, j), found in random_phi.items():  # 200 draws: i = j = 1 scatters by 
 steps = short(200, 40)
 RUNS = ((4, 0), (8, 0), (8, 1), (32, 2))  # r and seed
 runs = {}
-for r, seed in RUNS:  # runs of `sweeps/rank.py`, again
+for r, seed in RUNS:  # runs of `rank_sweep.py`, again
     lora_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=("all-linear",))
     runs[r, seed] = finetune(lora_config, seed=seed, learning_rate=4e-3, batch_size=8, iters=steps)
 paths = lora.adapted_paths(runs[8, 0].adapters)
@@ -134,7 +137,7 @@ with figure("subspaces", "leading directions compared, i = j", "φ(i, j)", title
     axes.legend(frameon=False, loc="upper left", ncols=2)
 
 # %% [markdown]
-# ![The output side is shared more than the input side](../figures/subspaces.png)
+# ![The output side is shared more than the input side](../../../figures/subspaces.png)
 #
 # Both pairs of runs share directions: more than by chance, and φ(8, 8) is higher on the output's
 # side than on the input's. φ(1, 1) of the input does not reach the paper's 0.5 for A.

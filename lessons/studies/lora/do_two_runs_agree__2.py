@@ -1,15 +1,18 @@
 # %% [markdown]
-# # 3c. Amplification
+# # MERGE 3c. Amplification
 #
 # **The question.** How is the update ΔW related to the weight W that it is added to?
 #
-# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 3b.
+# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+#
+# **Time:** a quarter of a minute to run, five minutes to read. **You need:** the study [Do two runs
+# find the same directions?](do_two_runs_agree.py).
 
 # %%
 import numpy as np
-from common import QUICK, agrees, finetune, of, read_sweep, short, table
 
 import minilora
+from lessons.helpers.common import QUICK, agrees, finetune, of, read_sweep, short, table
 from minilora import LoraConfig, layers, lora
 from minilora.tree import get
 
@@ -28,7 +31,7 @@ config, base, _ = minilora.load("micro")
 # columns, the mean of ‖UᵀWV‖² is ‖W‖²·r²/(m·n), so ‖UᵀWV‖ is about ‖W‖·r/√(mn).
 #
 # ![W seen in its own leading directions, and in random
-# ones](../figures/drawings/w_in_directions.svg)
+# ones](../../../figures/drawings/w_in_directions.svg)
 #
 # **Predict.** The amplification is 21.5 in the paper, for r = 4. Is it larger or smaller here?
 #
@@ -87,7 +90,7 @@ table(header, rows)
 # gives depends on the width.
 #
 # ![Two runs find two subspaces. φ is one for the same directions, and near chance for random
-# ones.](../figures/drawings/subspaces.svg)
+# ones.](../../../figures/drawings/subspaces.svg)
 
 # %%
 # Checks

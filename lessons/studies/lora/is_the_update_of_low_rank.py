@@ -1,18 +1,31 @@
 # %% [markdown]
-# # 2c. Is the update of low rank?
+# # Is the update of low rank?
 #
 # **The question.** LoRA assumes that the change of the weights in fine-tuning "has a low intrinsic
 # rank" (Sec. 4.1). Is that true of full fine-tuning, where nothing limits the rank?
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 2, and what a
+# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 3, and what a
 # singular value decomposition is.
 
 # %%
 import numpy as np
-from common import FAILS, HOLDS, QUICK, belongs, claim, figure, of, read_sweep, short, table
-from sweeps import directions as experiment
 
 import minilora
+from lessons.helpers.common import (
+    FAILS,
+    HOLDS,
+    QUICK,
+    belongs,
+    claim,
+    figure,
+    of,
+    read_sweep,
+    short,
+    table,
+)
+from lessons.studies.lora import directions_sweep as experiment
 from minilora import TrainConfig, data
 from minilora.evaluation.plot import LINES
 
@@ -33,7 +46,7 @@ valid, _ = data.encode_rows(data.load_rows("questions", "valid"), words, masked)
 # is close to a matrix of low rank.
 #
 # ![A matrix is a sum of rank-one matrices. Keeping the largest three gives the best matrix of rank
-# three; the rest is the error.](../figures/drawings/singular_values.svg)
+# three; the rest is the error.](../../../figures/drawings/singular_values.svg)
 #
 # **Predict.** Of 48 directions, how many carry nine tenths of ‖ΔW‖²? And how many do it in a random
 # matrix?
@@ -108,7 +121,7 @@ print(f"exact match {lora_two['exact_match']:.3f}")
 #
 # ## Eight seeds
 #
-# One run could be an accident. `sweeps/directions.py` repeats it with eight seeds. A claim is
+# One run could be an accident. `directions_sweep.py` repeats it with eight seeds. A claim is
 # tested with the *paired* differences, one number per seed, and the 95 % interval of their mean
 # (Student's t). The verdict is *holds here* if the whole interval agrees with the claim, *does not
 # hold here* if the whole interval contradicts it, and *not shown either way* in between.
@@ -174,7 +187,8 @@ with figure("spectrum", xlabel, ylabels, titles, columns=2, width=9.6, height=3.
     right.legend(frameon=False, loc="lower left")
 
 # %% [markdown]
-# ![Energy of the directions of ΔW; the loss of models cut to k directions](../figures/spectrum.png)
+# ![Energy of the directions of ΔW; the loss of models cut to k
+# directions](../../../figures/spectrum.png)
 #
 # ## What was shown
 #
@@ -187,8 +201,8 @@ with figure("spectrum", xlabel, ylabels, titles, columns=2, width=9.6, height=3.
 #
 # 1. `short(200, 60)` in `train_projections(…)`: train ten times longer. Is ΔW more concentrated or
 #    less?
-# 2. `lora_of_rank_two` in `sweeps/directions.py`: use r = 1. Is rank one enough?
-# 3. `cut_to_random` in `sweeps/directions.py`: keep random directions of the output instead, `q @
+# 2. `lora_of_rank_two` in `directions_sweep.py`: use r = 1. Is rank one enough?
+# 3. `cut_to_random` in `directions_sweep.py`: keep random directions of the output instead, `q @
 #    q.T @ ...`.
 #
 # **Exercises.** lowrank-product, lora-merge.

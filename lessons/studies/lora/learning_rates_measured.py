@@ -1,32 +1,34 @@
 # %% [markdown]
-# # 4c. Learning rates, measured
+# # Learning rates, measured
 #
 # **The question.** "LoRA needs ten times the learning rate of full fine-tuning." Is that so in a
 # whole run?
 #
-# **Time:** 10 seconds to run, five minutes to read. **You need:** lesson 4b.
+# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+#
+# **Time:** 10 seconds to run, five minutes to read. **You need:** lesson 5.
 
 # %%
 import math
 
 import numpy as np
-from common import QUICK, agrees, figure, of, read_sweep, short, spread, table
-from sweeps import rates
 
+from lessons.helpers.common import QUICK, agrees, figure, of, read_sweep, short, spread, table
+from lessons.studies.lora import rates_sweep as rates
 from minilora.evaluation.plot import LINES
 
 # %% [markdown]
 # ## Four ways to train
 #
-# `sweeps/rates.py` trains `micro` on the questions for 200 steps, at six rates with five seeds:
+# `rates_sweep.py` trains `micro` on the questions for 200 steps, at six rates with five seeds:
 # LoRA, all of the model from the base, and all of the model from random weights. A fourth case
 # trains what LoRA adapts, the seven projections, and leaves the embedding and the norms frozen.
 #
-# From the first step (lesson 4b), LoRA's rate should be about two times that of full fine-tuning on
+# From the first step (lesson 5), LoRA's rate should be about two times that of full fine-tuning on
 # `micro`.
 #
 # ![An entry of W moves by η; an entry of ΔW is a sum of r small numbers of A, times s and
-# η](../figures/drawings/one_entry_moves.svg)
+# η](../../../figures/drawings/one_entry_moves.svg)
 #
 # **Predict.** Order the best learning rates of LoRA, full fine-tuning and training from random
 # weights.
@@ -84,12 +86,12 @@ with figure("rates", "learning rate", "held-out loss (nats per token)", title) a
 
 # %% [markdown]
 # ![Held-out loss over the learning rate of LoRA, full fine-tuning, and training from
-# random weights](../figures/rates.png)
+# random weights](../../../figures/rates.png)
 #
 # - For a loss of 0.1, on the left side of the curves, LoRA needs about four times the rate of full
 #   fine-tuning on `micro` (0.1 million parameters). The first step predicts a factor of 2.2 (lesson
-#   4b). The projections alone need 1.1 times the rate of full fine-tuning. The rest, a factor of
-#   about 1.8, is not explained here.
+# 5). The projections alone need 1.1 times the rate of full fine-tuning. The rest, a factor of
+# about 1.8, is not explained here.
 # - "Ten times" **does not hold here**: at ten times the best rate of full fine-tuning, LoRA has a
 #   higher loss than at three times, with every seed. By the first step, the factor grows as √in.
 # - From random weights, the best of six rates is that of LoRA, with every seed.
@@ -120,7 +122,7 @@ assert exact_lora[high].min() > 0.7, "at 3e-2 LoRA still learns, with every seed
 assert (exact_full[high] < 0.6).sum() == 3, "at 3e-2 full fine-tuning fails with three of five"
 assert 3.5 < reach["lora"] / reach["full"] < 4.7, "LoRA must need about four times the rate"
 assert 1.05 < reach["projections"] / reach["full"] < 1.2, "the projections alone 1.1 times"
-rest = reach["lora"] / reach["projections"] / 2.2  # lesson 4b asserts 2.2
+rest = reach["lora"] / reach["projections"] / 2.2  # lesson 5 asserts 2.2
 assert 1.6 < rest < 2, f"the rest must be a factor of about 1.8, not {rest:.2f}"
 worse = scores("lora")[high] > 1.5 * scores("lora")[best]
 assert worse.all(), "ten times the best rate of full fine-tuning must be too much for LoRA"
@@ -153,8 +155,8 @@ assert live["full"] < live["lora"] / 1.5, "at 1e-3, full fine-tuning must be ahe
 # **What to try.**
 #
 # 1. `rate_that_reaches(0.1, way)`: use a loss of 0.02. Is the factor the same?
-# 2. `RATES` in `sweeps/rates.py`: add 5e-3 and run the sweep. Where is LoRA's best rate?
-# 3. `LoraConfig(r=8, lora_alpha=16, ...)` in `sweeps/rates.py`: double alpha. What moves?
+# 2. `RATES` in `rates_sweep.py`: add 5e-3 and run the sweep. Where is LoRA's best rate?
+# 3. `LoraConfig(r=8, lora_alpha=16, ...)` in `rates_sweep.py`: double alpha. What moves?
 #
 # **Exercises.** adamw, warmup, clipping.
 #

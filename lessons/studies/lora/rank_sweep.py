@@ -5,8 +5,7 @@ About six minutes of one core. A run is 200 steps of 8 rows of the questions on 
 
 from itertools import product
 
-from common import finetune
-
+from lessons.helpers.common import finetune
 from minilora import LoraConfig
 from minilora.tree import num_parameters
 

@@ -7,10 +7,10 @@ what is argument 0 of the loss, and from where it starts.
 from itertools import product
 
 import numpy as np
-from common import finetune
-from sweeps.pretraining import random_params
 
 import minilora
+from lessons.helpers.common import finetune
+from lessons.helpers.pretraining import random_params
 from minilora import LoraConfig, MethodConfig
 from minilora.quant.schemes import is_projection
 from minilora.tree import named_leaves, unflatten

@@ -6,8 +6,7 @@ projections. The rules agree at r = 8, where the factor is 2.
 
 from itertools import product
 
-from common import figure, finetune
-
+from lessons.helpers.common import figure, finetune
 from minilora import LoraConfig
 from minilora.evaluation.plot import LINES
 

@@ -7,8 +7,8 @@ scaling of 2 throughout.
 from itertools import product
 
 import numpy as np
-from common import finetune
 
+from lessons.helpers.common import finetune
 from minilora import LoraConfig
 from minilora.tree import num_parameters
 

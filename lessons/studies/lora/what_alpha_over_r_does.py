@@ -1,18 +1,20 @@
 # %% [markdown]
-# # 2b. What α/r does
+# # What α/r does
 #
 # **The question.** LoRA multiplies BA by s = α/r. What is this factor for, and should it be α/√r
 # instead, as rsLoRA says?
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 2, and what Adam
+# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 3, and what Adam
 # does.
 
 # %%
 import numpy as np
-from common import QUICK, agrees, best_rates, of, read_sweep, spread, table
-from sweeps import scaling
 
 import minilora
+from lessons.helpers.common import QUICK, agrees, best_rates, of, read_sweep, spread, table
+from lessons.studies.lora import scaling_sweep as scaling
 from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import lora_delta, value_and_grad
 from minilora.lora import adapted_paths
@@ -29,7 +31,7 @@ batch = data.collate([[example] for example in examples[:16]])
 # %% [markdown]
 # ## The first step
 #
-# The first step of AdamW ([lesson 4b](04b_why_another_learning_rate.py) writes it out) moves each
+# The first step of AdamW ([lesson 5](../../05_adamw_and_the_rate.py) writes it out) moves each
 # number of B by the learning rate η (up to Adam's ε), whatever the size of its gradient g: at this
 # step Adam's averages are m̂ = g and v̂ = g², and m̂/√v̂ is ±1. A does not move: B is zero, so the
 # gradient of A is zero. So after one step
@@ -87,7 +89,7 @@ table(["‖ΔW‖ of rule", *(f"r = {r}" for r in RANKS), "grows as"], rows)
 # The same by the formula s·√r, for comparison:
 #
 # ![The size of the first update over the rank by the formula: with a constant s it grows as √r,
-# with α/r it falls, with α/√r it stays.](../figures/drawings/scaling_rules.svg)
+# with α/r it falls, with α/√r it stays.](../../../figures/drawings/scaling_rules.svg)
 #
 # ## α and the learning rate
 #
@@ -112,7 +114,7 @@ assert relative < 1e-3, "at the first step, α and η are one knob"
 # %% [markdown]
 # ## A whole run
 #
-# `sweeps/scaling.py` trains `micro` for 100 steps with r = 2 and r = 32, at six learning rates
+# `scaling_sweep.py` trains `micro` for 100 steps with r = 2 and r = 32, at six learning rates
 # under each rule, with five seeds. `read_sweep` reads its results. `of` gives a column of the runs
 # with the given settings, one number per seed. `best_rates` returns two rates, from the means over
 # the seeds: the one of the six with the lowest loss, and the minimum of a parabola through this
@@ -153,7 +155,8 @@ table([*header, "loss at the best rate, r = 32"], rows)
 scaling.draw(losses)  # one panel per rule
 
 # %% [markdown]
-# ![Held-out loss over the learning rate at two ranks, one panel per rule](../figures/scaling.png)
+# ![Held-out loss over the learning rate at two ranks, one panel per
+# rule](../../../figures/scaling.png)
 #
 # LoRA's reason for α/r is that one learning rate can then serve several ranks. Within a factor of
 # about 1.3, by the parabolas, this **holds here**, for r = 2 and r = 32 in 100 steps of `micro`
@@ -197,7 +200,7 @@ if not QUICK:  # four runs of the sweep again, each told apart from the other ra
 # Dividing by r lets one learning rate serve two ranks of `micro`, within a factor of about 1.3 (by
 # the parabolas). Dividing by √r nearly keeps the size of the first update, but not the best rate.
 # At r = 32, a constant s with a rate of its own has a lower loss than α/r. At the first step, α and
-# the learning rate are one knob (lesson 8 says how far that goes).
+# the learning rate are one knob (lesson 9 says how far that goes).
 #
 # **What to try.**
 #

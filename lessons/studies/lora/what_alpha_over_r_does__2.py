@@ -1,13 +1,16 @@
 # %% [markdown]
-# # 8b. Alpha and the learning rate
+# # MERGE 8b. Alpha and the learning rate
 #
 # **The question.** If alpha changes, how must the learning rate change?
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 8.
+# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+#
+# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 9.
 
 # %%
 import numpy as np
-from common import (
+
+from lessons.helpers.common import (
     HOLDS,
     QUICK,
     belongs,
@@ -21,19 +24,18 @@ from common import (
     read_sweep,
     table,
 )
-
 from minilora import LoraConfig
 from minilora.evaluation import plot
 
 # %% [markdown]
 # ## Two predictions
 #
-# Lesson 8 has two results that seem to contradict each other:
+# Lesson 9 has two results that seem to contradict each other:
 #
 # - The first step's gain is about proportional to α·η. By this, a 16 times larger alpha needs a 16
 #   times smaller rate.
 # - Without clipping and decay, and with Adam's ε times c, (α, η, A₀) and (c²·α, η/c, A₀/c) are the
-#   same run (lesson 8). If the start of A does not matter, α·η² does, and a 16 times larger alpha
+#   same run (lesson 9). If the start of A does not matter, α·η² does, and a 16 times larger alpha
 #   needs a 4 times smaller rate.
 #
 # **Predict.** Alpha is 16 times as large. Is the best rate 16 times smaller, or 4 times?
@@ -90,7 +92,8 @@ with figure("alpha_and_rate", xlabels, ylabel, titles, width=8.4, columns=2) as 
     right.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
-# ![Loss over alpha for three ranks, over the rate for three alphas](../figures/alpha_and_rate.png)
+# ![Loss over alpha for three ranks, over the rate for three
+# alphas](../../../figures/alpha_and_rate.png)
 #
 # Alpha 4 at 0.004 and alpha 16 at 0.001 have the same α·η, and their mean losses are equal to a
 # quarter. At high rates, alpha 4 at 0.064 and alpha 64 at 0.016 both fail (above 0.25 nats with

@@ -1,21 +1,25 @@
 # %% [markdown]
-# # 3. Where to apply it
+# # Where to apply it
 #
 # **The question.** A layer of a Llama has seven matrices. Which of them should get an adapter, and
 # of what rank?
 #
 # This lesson repeats two experiments of the LoRA paper in miniature: its Table 5 (one budget, which
 # matrices) and Table 6 (which rank). GPT-3 has a width of 12,288 and `micro` has one of 48, so
-# results that depend on the width may differ. Lessons [3b](03b_do_two_runs_agree.py) and
-# [3c](03c_amplification.py) look at the trained matrices.
+# results that depend on the width may differ. The studies [Do two runs find the same
+# directions?](do_two_runs_agree.py) and [Do two runs find the same
+# directions?](do_two_runs_agree.py) look at the trained matrices.
+#
+# **Continues:** [lesson 9](../../09_the_settings.py).
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 0.
 
 # %%
 import numpy as np
-from common import QUICK, agrees, figure, of, read_sweep, table
-from sweeps import rank, targets
 
+from lessons.helpers.common import QUICK, agrees, figure, of, read_sweep, table
+from lessons.studies.lora import rank_sweep as rank
+from lessons.studies.lora import targets_sweep as targets
 from minilora.evaluation import plot
 
 sweep = read_sweep("targets")
@@ -43,7 +47,8 @@ def loss_cells(loss):
 # The paper's Table 5 has the accuracy of GPT-3 on WikiSQL: q 70.4, k 70.0, v 73.0, o 73.2, q and k
 # 71.4, q and v 73.7, all four of attention 73.7 %.
 #
-# ![One budget spent on q, q and v, the MLP, and all seven](../figures/drawings/one_budget.svg)
+# ![One budget spent on q, q and v, the MLP, and all
+# seven](../../../figures/drawings/one_budget.svg)
 #
 # **Predict.** The task is to repeat words of the prompt in another order. Is q or v the better
 # place for a single large adapter?
@@ -75,7 +80,7 @@ with figure("budget", "held-out loss (nats per target token)", "", title) as axe
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
 
 # %% [markdown]
-# ![Held-out loss of ten ways to spend one budget](../figures/budget.png)
+# ![Held-out loss of ten ways to spend one budget](../../../figures/budget.png)
 #
 # On `micro` (0.1 million parameters), the paper's conclusion holds, but not the place of v among
 # its columns.
@@ -180,8 +185,8 @@ table(["r", "q v, rate 0.01", "all, rate 0.01", "all, rate 0.004"], rows)
 # 0.01, the mean losses from r = 4 to 32 differ by less than a factor of 2.5. r = 1 is too little,
 # and on q and v the mean loss falls up to r = 32. On all seven, rank 64 has a higher loss than rank
 # 32 at rate 0.01, and the lowest of its column at 0.4 of that rate, each with every seed. A
-# possible reason: with alpha = 2r, a larger rank also means a longer first step (lesson 2b). BA
-# cannot have a rank above 48 here, the width.
+# possible reason: with alpha = 2r, a larger rank also means a longer first step (the study [What
+# α/r does](what_alpha_over_r_does.py)). BA cannot have a rank above 48 here, the width.
 
 # %%
 # Checks
@@ -212,7 +217,7 @@ if not QUICK:  # runs of both sweeps again, each told apart from another case
 # **What to try.**
 #
 # 1. `targets.BEST[name]` in the first loop: use 1e-2 for all. Who loses?
-# 2. `targets.SPENT`: add "gate" alone and run `python lessons/sweeps targets`.
+# 2. `targets.SPENT`: add "gate" alone and run `python -m lessons.helpers.sweep targets`.
 # 3. `by_rank("all", 4e-3)`: is r = 2 enough at the lower rate?
 #
 # **Exercises.** lora-count, lora-init.

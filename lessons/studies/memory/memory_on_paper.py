@@ -1,16 +1,18 @@
 # %% [markdown]
-# # 1b. Memory on paper
+# # Memory on paper
 #
 # **The question.** The QLoRA paper (Sec. 1) says that fine-tuning LLaMA-65B in 16 bits takes more
 # than 780 GB, and with QLoRA less than 48 GB. Do both numbers follow from the shapes?
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 1.
+# **Continues:** [lesson 2](../../02_where_the_memory_goes.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 2.
 
 # %%
 import numpy as np
-from common import figure, table
 
 import minilora
+from lessons.helpers.common import figure, table
 from minilora import LoraConfig, ModelConfig, lora, nf4
 from minilora.evaluation.plot import LINES
 from minilora.formats.hf_folder import shapes
@@ -27,7 +29,7 @@ rng = np.random.default_rng(0)
 # treat it like a real one.
 #
 # ![The seven matrices of a layer of LLaMA-65B, to scale, with their numbers of
-# weights](../figures/drawings/llama_65b.svg)
+# weights](../../../figures/drawings/llama_65b.svg)
 #
 # **Predict.** 65 billion weights of 4 bits are 33 GB. What takes the rest of the 48 GB?
 #
@@ -120,15 +122,16 @@ with figure("ledger", "GB", "", title, width=8, height=3) as axes:
     axes.legend(frameon=False, loc="lower right", fontsize=9)
 
 # %% [markdown]
-# ![Bars: the bytes of a step of LLaMA-65B, by part and by method](../figures/ledger.png)
+# ![Bars: the bytes of a step of LLaMA-65B, by part and by method](../../../figures/ledger.png)
 #
 # Twelve bytes per parameter (2 for the weight, 2 for its gradient, 8 for the moments) are the 780
-# GB. (Lesson 1 had sixteen bytes, because its weights and gradients are in float32, not in 16
+# GB. (Lesson 2 had sixteen bytes, because its weights and gradients are in float32, not in 16
 # bits.) For a frozen weight, LoRA saves ten of the twelve. The other two are the weight itself, and
 # they alone are more than 48 GB. With QLoRA's fewer bits the sum is below that.
 #
 # These sums leave out what a framework needs in addition, and the activations of the one layer that
-# is being recomputed ([gradient checkpointing](guide/glossary.md)). Below 48 GB, a few GB are left.
+# is being recomputed ([gradient checkpointing](../../guide/glossary.md)). Below 48 GB, a few GB are
+# left.
 
 # %%
 # Checks

@@ -1,18 +1,19 @@
 # %% [markdown]
-# # 1c. One base, many adapters
+# # One base, many adapters
 #
 # **The question.** What is stored per task, and what changes in memory when the task changes?
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 1.
+# **Continues:** [lesson 2](../../02_where_the_memory_goes.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 2.
 
 # %%
 import tempfile
 from pathlib import Path
 
-from common import QUICK, finetune, short, table
-from sweeps.compare import file_bytes
-
 import minilora
+from lessons.helpers.common import QUICK, finetune, short, table
+from lessons.helpers.compare import file_bytes
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation.memory import nbytes
 from minilora.tree import arrays, flatten, named_leaves, num_parameters
@@ -27,7 +28,7 @@ ALL = LoraConfig(r=8, lora_alpha=16, target_modules=("all-linear",))
 # has 96 layers of width 12,288.
 #
 # ![The share 2r/width of a square matrix, for r = 4, 8 and 64: it falls as the width
-# grows](../figures/drawings/adapter_share.svg)
+# grows](../../../figures/drawings/adapter_share.svg)
 #
 # **Predict.** By what factor does a checkpoint of our small base `tiny` shrink, with r = 8 on all
 # projections?
@@ -73,7 +74,7 @@ assert 10.5 < nbytes(tiny) / size < 11.5, "a checkpoint of tiny must shrink elev
 # adapter on `rows`, and scores it on `held_out`. `short(200, 60)` is 200, or 60 in a quick run.
 #
 # ![One frozen base is shared by two adapters. Each row of a batch names its adapter, or
-# none.](../figures/drawings/one_base_many_adapters.svg)
+# none.](../../../figures/drawings/one_base_many_adapters.svg)
 #
 # **Predict.** Both adapters are trained. Then the same prompt is answered with the first adapter,
 # the second, and the first again. What has to be written in memory each time?

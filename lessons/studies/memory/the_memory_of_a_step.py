@@ -1,9 +1,11 @@
 # %% [markdown]
-# # 7d. The memory of a step
+# # The memory of a step
 #
 # **The question.** The frozen weights need an eighth of their bytes. Does a training step, too?
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 7.
+# **Continues:** [lesson 8](../../08_training_through_four_bits.py).
+#
+# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 8.
 
 # %%
 import subprocess
@@ -12,8 +14,8 @@ import tracemalloc
 
 import numpy as np
 from autograd import make_vjp
-from common import SWEEPS, short, table
 
+from lessons.helpers.common import SWEEPS, short, table
 from minilora import layers, nf4
 
 rng = np.random.default_rng(0)
@@ -25,7 +27,7 @@ rng = np.random.default_rng(0)
 # pass, or keep the codes and dequantize them again.
 #
 # ![The forward pass dequantizes W, multiplies, and drops it. The backward pass dequantizes W again.
-# Kept: the codes, the adapters and the input x.](../figures/drawings/qlora_passes.svg)
+# Kept: the codes, the adapters and the input x.](../../../figures/drawings/qlora_passes.svg)
 #
 # **Predict.** A 4-bit weight of 1024 × 1024 is multiplied with an input. How many bytes are kept
 # for the backward pass, apart from the input, in each way?
@@ -76,7 +78,7 @@ assert kept_dense > 4 * 2**20, "the dense copy must have 4 MB"
 # process, and its growth is compared with the estimate.
 #
 # ![Activations rise and fall; a dense copy of one weight exists for one product
-# only](../figures/drawings/memory_over_time.svg)
+# only](../../../figures/drawings/memory_over_time.svg)
 #
 # **Predict.** With the weights at an eighth, how much smaller is the whole step?
 #
@@ -98,7 +100,7 @@ table([f"MB, {depth} layers of width 512", "measured", "estimate", "of it activa
 # %% [markdown]
 # Both steps are within a quarter of the estimate, which counts no dense copies.
 #
-# On Linux, `sweeps/one_step.py` reads the peak of its process from `VmHWM`, not from `ru_maxrss`.
+# On Linux, `one_step.py` reads the peak of its process from `VmHWM`, not from `ru_maxrss`.
 
 # %%
 # Checks
@@ -117,7 +119,7 @@ assert activations["nf4-dq"] > 0.6 * predicted["nf4-dq"], "activations must be t
 #
 # **What to try.**
 #
-# 1. `B, T = 4, 64` in `sweeps/one_step.py`: use 1 and 16. How much smaller is the step in NF4 now?
+# 1. `B, T = 4, 64` in `one_step.py`: use 1 and 16. How much smaller is the step in NF4 now?
 # 2. `np.ones((4, 1024), ...)`: use 4,000 rows. Which of the two numbers grows?
 # 3. `depth = short(8, 4)`: use 16 layers. Does the estimate still hold?
 #

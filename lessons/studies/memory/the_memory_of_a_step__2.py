@@ -1,19 +1,20 @@
 # %% [markdown]
-# # 18b. The memory of the real model
+# # MERGE 18b. The memory of the real model
 #
 # **The question.** How many parameters of SmolLM2 does LoRA train, and how much memory does a step
 # of training need?
 #
 # ![Bytes per weight of the base's projections in a training step, without activations: full
-# fine-tuning 16, LoRA 4.37, QLoRA 0.88.](../figures/drawings/step_memory.svg)
+# fine-tuning 16, LoRA 4.37, QLoRA 0.88.](../../../figures/drawings/step_memory.svg)
 #
-# **Time:** a second to run, five minutes to read. **You need:** lessons 7 and 18, and
-# `minilora fetch smollm2`.
+# **Continues:** [lesson 8](../../08_training_through_four_bits.py).
+#
+# **Time:** a second to run, five minutes to read. **You need:** lesson 8 and the study [A real
+# model calls tools](../training/a_real_model_calls_tools.py), and `minilora fetch smollm2`.
 
 # %%
-import toolcalls
-
 import minilora
+from lessons.helpers import toolcalls
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation.memory import format_estimate, memory_estimate, nbytes
 from minilora.tree import num_parameters
@@ -52,7 +53,7 @@ print(f"in float32 the base would be {quotient:.1f} times as large")
 # The base is a sixth of its size in float32, not an eighth: the embedding stays in 8 bits, as in
 # its file (`low_precision.py`), and the scales take bytes, too. The largest part of the estimate is
 # now the activations. `--gradient-checkpointing` recomputes them instead of storing them
-# ([memory](guide/speed-and-memory.md)).
+# ([memory](../../guide/speed-and-memory.md)).
 #
 # SmolLM2's file is quantized to 4 bits already (Q4_1). So this lesson cannot show what quantizing
 # costs a model. The lessons with the embedded models can.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 24b. All methods at their best rate
+# # All methods at their best rate
 #
 # **The question.** How far apart are LoRA, IA³, prompts, biases and the other methods, if each has
 # its own best learning rate and eight seeds?
@@ -13,17 +13,30 @@
 #   of parameters.
 #
 # ![Eight ways to adapt a layer: what each trains, and the equation. LoRA, DoRA, IA3, bottleneck,
-# prefix, prompt, BitFit and full fine-tuning.](../figures/drawings/methods.svg)
+# prefix, prompt, BitFit and full fine-tuning.](../../../figures/drawings/methods.svg)
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 15 and 24.
+# **Continues:** [lesson 9](../../09_the_settings.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** the studies [Other methods than
+# LoRA](the_siblings.py) and [Methods at their best rate](methods_at_their_best_rate.py).
 
 # %%
 from functools import partial
 
 import numpy as np
-from common import HOLDS, OPEN, QUICK, belongs, figure, of, read_sweep, table, verdict
-from sweeps import best_rates as experiment
 
+from lessons.helpers.common import (
+    HOLDS,
+    OPEN,
+    QUICK,
+    belongs,
+    figure,
+    of,
+    read_sweep,
+    table,
+    verdict,
+)
+from lessons.studies.methods import best_rates_sweep as experiment
 from minilora.evaluation import plot
 
 sweep = read_sweep("best_rates")
@@ -33,11 +46,11 @@ at_best = partial(experiment.at_best, sweep)
 # %% [markdown]
 # ## The best rates
 #
-# The runs are those of lesson 24: `micro`, the questions, 200 steps of 8 rows. LoRA and its
-# variants have r = 2. If another method has a size (bottleneck, virtual tokens), its number of
-# parameters is as near to LoRA's 5,472 as possible. P-tuning keeps its 16 virtual tokens. Each
-# method is tried at four to six rates: 1, 2 and 5 times powers of ten. The rate with the lowest
-# mean loss on the validation split is chosen.
+# The runs are those of the study [Methods at their best rate](methods_at_their_best_rate.py):
+# `micro`, the questions, 200 steps of 8 rows. LoRA and its variants have r = 2. If another method
+# has a size (bottleneck, virtual tokens), its number of parameters is as near to LoRA's 5,472 as
+# possible. P-tuning keeps its 16 virtual tokens. Each method is tried at four to six rates: 1, 2
+# and 5 times powers of ten. The rate with the lowest mean loss on the validation split is chosen.
 #
 # **Predict.** How far apart are the lowest and the highest of the 14 best rates?
 #
@@ -53,7 +66,8 @@ for method, rate in chosen.items():
 table(["best rate", "methods"], [[f"{r:g}", ", ".join(by_rate[r])] for r in sorted(by_rate)])
 
 # %% [markdown]
-# If a paper compares methods at one rate, its result can depend on this rate (lesson 24).
+# If a paper compares methods at one rate, its result can depend on this rate (the study [Methods at
+# their best rate](methods_at_their_best_rate.py)).
 
 # %%
 # Checks
@@ -114,7 +128,7 @@ with figure("all_best_rates", xlabel, "", title) as axes:
     axes.invert_yaxis()
 
 # %% [markdown]
-# ![Test loss of all methods, eight seeds](../figures/all_best_rates.png)
+# ![Test loss of all methods, eight seeds](../../../figures/all_best_rates.png)
 #
 # In the order of the means: full fine-tuning; LoRA and its variants; VeRA; bottleneck and BitFit;
 # IA³, prompt and prefix; the norms, the head and P-tuning. Of a model of 0.1 million parameters:
@@ -123,13 +137,14 @@ with figure("all_best_rates", xlabel, "", title) as axes:
 #   variants, VeRA, the bottleneck and BitFit. For IA³, it holds against the prefix, and it is not
 #   shown either way against the prompt.
 # - **Prompts need large models.** The prompt's loss is near 0.457, the loss of knowing only the
-#   form of an answer (lesson 15b). At most 1 % of the answers are right. This agrees with the
-#   claim, but a small model alone cannot show what a large one does: not shown either way.
+#   form of an answer (the study [Prompts and prefixes](prompts_and_prefixes.py)). At most 1 % of
+# the answers are right. This agrees with the   claim, but a small model alone cannot show what a
+# large one does: not shown either way.
 # - **The number of parameters** does not decide. BitFit (1,488) is better than the head (12,288).
-# - **Within LoRA's family**, no difference is shown (lesson 24).
+# - **Within LoRA's family**, no difference is shown (the study [Methods at their best rate](methods_at_their_best_rate.py)).
 # - **VeRA** is better than the bottleneck, and DoRA is better than VeRA. Between VeRA and LoRA, no
 #   difference is shown. VeRA trains as many parameters as LoRA.
-# - **Other settings** give other scores. In lesson 15, with 16 rows per step and another rate of
+# - **Other settings** give other scores. In the study [Other methods than LoRA](the_siblings.py), with 16 rows per step and another rate of
 #   the bottleneck, it answers 19 ± 23 % of the questions, and BitFit 12 ± 10 % (five seeds).
 
 # %%
@@ -164,7 +179,9 @@ for method in ("prompt", "prefix"):
     assert 0.9 * 0.457 < mean < 1.1 * 0.457, f"{method}: only the form is learned"
 for method, percent in (("bottleneck", "19 ± 23"), ("bitfit", "12 ± 10")):
     exact = 100 * np.array(of(read_sweep("siblings"), "exact_match", method=method))
-    assert f"{exact.mean():.0f} ± {exact.std(ddof=1):.0f}" == percent, f"{method} in lesson 15"
+    assert f"{exact.mean():.0f} ± {exact.std(ddof=1):.0f}" == percent, (
+        f"{method} in the study `the_siblings`"
+    )
     assert len(exact) == 5, "five seeds"
 assert max(at_best(method, "exact_match").max() for method in VIRTUAL) < 0.01
 
@@ -184,7 +201,7 @@ if not QUICK:  # a run of the sweep again
 # **What to try.**
 #
 # 1. `experiment.best_rate`: choose each rate by the test split. Do the groups change?
-# 2. `compare.TABLE`: lesson 15 has 16 rows per step. Which best rates differ, and why?
+# 2. `compare.TABLE`: the study [Other methods than LoRA](the_siblings.py) has 16 rows per step. Which best rates differ, and why?
 # 3. `experiment.run(("ia3", 0.2, 0))`: train IA³ for 2,000 steps. Does it learn the task?
 #
 # **Exercises.** ia3, prefix, lora-count.

@@ -1,13 +1,13 @@
-"""Runs of lessons 24 and 24b: each method at several learning rates, then at its best, ten seeds.
+"""Runs of the studies `methods_at_their_best_rate` and `all_methods_at_their_best_rate`: each method at several learning rates, then at its best, ten seeds.
 
 About a quarter of an hour of one core.
 """
 
 import numpy as np
-from common import finetune, of, scores_of
-from sweeps import compare
 
 import minilora
+from lessons.helpers import compare
+from lessons.helpers.common import finetune, of, scores_of
 from minilora import data
 from minilora.tree import num_parameters
 

@@ -1,25 +1,40 @@
 # %% [markdown]
-# # 24. Methods at their best rate
+# # Methods at their best rate
 #
 # **The question.** If each method gets its own best learning rate, and each comparison has eight
 # seeds, how far apart are LoRA and its variants?
 #
-# [Lesson 24b](24b_all_methods_at_their_best_rate.py) does the same with the other methods.
+# The study [All methods at their best rate](all_methods_at_their_best_rate.py) does the same with
+# the other methods.
 #
 # [Lee et al. 2026](https://arxiv.org/abs/2602.04998) (*Learning Rate Matters: Vanilla LoRA May
 # Suffice*) searched the rate for LoRA and for nine variants, on models of several sizes and four
 # kinds of tasks. Their result: each method prefers other rates. Each at its own best rate, all
 # methods reach a similar score, within 1 to 2 %.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 15.
+# **Continues:** [lesson 9](../../09_the_settings.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** the study [Other methods than
+# LoRA](the_siblings.py).
 
 # %%
 from functools import partial
 
 import numpy as np
-from common import HOLDS, OPEN, QUICK, belongs, claim, figure, interval, of, read_sweep, table
-from sweeps import best_rates as experiment
 
+from lessons.helpers.common import (
+    HOLDS,
+    OPEN,
+    QUICK,
+    belongs,
+    claim,
+    figure,
+    interval,
+    of,
+    read_sweep,
+    table,
+)
+from lessons.studies.methods import best_rates_sweep as experiment
 from minilora.evaluation import plot
 
 sweep = read_sweep("best_rates")
@@ -29,7 +44,7 @@ RATES = experiment.RATES["lora"]
 # %% [markdown]
 # ## One rate for all
 #
-# `sweeps/best_rates.py` trains `micro` on the questions, 200 steps of 8 rows. LoRA, LoRA+, PiSSA
+# `best_rates_sweep.py` trains `micro` on the questions, 200 steps of 8 rows. LoRA, LoRA+, PiSSA
 # and DoRA adapt all seven projections at r = 2. (LoRA+ gives B four times the rate of A. LoftQ is
 # left out, because the base is not quantized; rsLoRA at one rank is LoRA with another α.) Each rate
 # has two seeds. LoRA and LoRA+ have eight more at the two rates of the question below.
@@ -87,7 +102,8 @@ with figure("rates_of_methods", "learning rate", "loss on valid (nats per token)
     axes.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
-# ![Loss over the learning rate of LoRA, LoRA+, PiSSA and DoRA](../figures/rates_of_methods.png)
+# ![Loss over the learning rate of LoRA, LoRA+, PiSSA and
+# DoRA](../../../figures/rates_of_methods.png)
 #
 # LoRA+ multiplies the rate of B by four, and its best rate is lower than LoRA's. Compared with LoRA
 # at 5e-3, LoRA+ has a lower mean loss here, and at 2e-2 a higher one.
@@ -138,7 +154,8 @@ with figure("best_rates", "", ylabel, title) as axes:
     axes.set(yscale="log", xticks=range(len(ALL)), xticklabels=ALL)
 
 # %% [markdown]
-# ![Test loss of LoRA, its variants and full fine-tuning, eight seeds](../figures/best_rates.png)
+# ![Test loss of LoRA, its variants and full fine-tuning, eight
+# seeds](../../../figures/best_rates.png)
 #
 # ## Which differences are real?
 #
@@ -199,7 +216,7 @@ if not QUICK:  # a run of the sweep again
 #
 # 1. `experiment.best_rate(sweep, method)`: choose by `valid_exact` instead. Does a rate change?
 # 2. `claim(beats, ratio, …)`: use the first three seeds, `ratio[:3]`. Which verdicts change?
-# 3. `RANK = 2` in `sweeps/best_rates.py`: use 8 and run the sweep. Do the methods come closer?
+# 3. `RANK = 2` in `best_rates_sweep.py`: use 8 and run the sweep. Do the methods come closer?
 #
 # **Exercises.** dora-norm, adamw.
 #

@@ -1,19 +1,22 @@
 # %% [markdown]
-# # 15b. Why prompts learn little here
+# # Prompts and prefixes
 #
 # **The question.** Prompt and prefix tuning end near one loss with every seed, with no right
 # answer. What have they learned, and what can a prompt teach?
 #
 # ![Prompt tuning: trained vectors before the embeddings. Prefix tuning: trained keys and values in
-# every layer](../figures/drawings/virtual_tokens.svg)
+# every layer](../../../figures/drawings/virtual_tokens.svg)
 #
-# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** lesson 15.
+# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+#
+# **Time:** a quarter of a minute to run, ten minutes to read. **You need:** the study [Other
+# methods than LoRA](the_siblings.py).
 
 # %%
 import numpy as np
-from common import QUICK, agrees, figure, of, read_sweep, short, table
 
 import minilora
+from lessons.helpers.common import QUICK, agrees, figure, of, read_sweep, short, table
 from minilora import LoraConfig, MethodConfig, TrainConfig, data, model
 from minilora.data import tasks
 from minilora.evaluation import metrics, plot
@@ -44,7 +47,7 @@ H = sum(np.log(len(words)) for words in lists) / tokens_per_answer
 print(f"form known, content guessed: {H:.3f} nats per token")
 losses = {name: np.array(of(siblings, "loss", method=name)) for name in ("prompt", "prefix")}
 for name, of_seeds in losses.items():
-    print(f"{name}, five seeds of lesson 15:", *(f"{loss:.3f}" for loss in of_seeds))
+    print(f"{name}, five seeds of the study `the_siblings`:", *(f"{loss:.3f}" for loss in of_seeds))
 
 # %%
 # Checks
@@ -171,7 +174,7 @@ with figure("virtual-tokens", xlabel, ylabel, titles, columns=2, width=8.4) as (
         axes.legend(frameon=False, loc="upper right", fontsize=8)
 
 # %% [markdown]
-# ![Prompts stop where the form is known, and LoRA goes on](../figures/virtual-tokens.png)
+# ![Prompts stop where the form is known, and LoRA goes on](../../../figures/virtual-tokens.png)
 
 # %%
 # Checks

@@ -1,17 +1,20 @@
 # %% [markdown]
-# # 15c. What a prefix cannot do
+# # MERGE 15c. What a prefix cannot do
 #
 # **The question.** How does a prefix change attention, and do more steps or more virtual tokens
 # help?
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 15b, and attention.
+# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** the study [Prompts and
+# prefixes](prompts_and_prefixes.py), and attention.
 
 # %%
 import numpy as np
-from common import QUICK, agrees, figure, of, read_sweep, short, table
-from sweeps import virtual_tokens
 
 import minilora
+from lessons.helpers.common import QUICK, agrees, figure, of, read_sweep, short, table
+from lessons.studies.methods import virtual_tokens_sweep as virtual_tokens
 from minilora import LoraConfig, TrainConfig, data, layers
 from minilora.data import tasks
 from minilora.evaluation import plot
@@ -105,10 +108,10 @@ with figure("prefix_ratio", "letter of the text", "ratio of weights", title) as 
 
 # %% [markdown]
 # ![The ratio is constant with a prefix and differs from letter to letter with
-# LoRA](../figures/prefix_ratio.png)
+# LoRA](../../../figures/prefix_ratio.png)
 #
 # ![A prefix takes a share λ of the attention and shrinks the other weights by the same factor; LoRA
-# changes their ratios](../figures/drawings/prefix_attention.svg)
+# changes their ratios](../../../figures/drawings/prefix_attention.svg)
 #
 # So within one layer, a prefix cannot move attention from one letter to another, and LoRA on q can
 # (Petrov et al. 2024). This may be a reason why virtual tokens learn slowly. It does not prove that
@@ -152,13 +155,13 @@ for method, task, n, iters, start in kinds:
     rows.append([method, task, int(n), int(iters), start, loss, exact])
 table(["method", "task", "tokens", "steps", "start", "loss, two seeds", "exact (%)"], rows)
 H = sum(np.log(len(x)) for x in (tasks.NAMES, tasks.COLOURS, tasks.THINGS, tasks.PLACES)) / 23
-print(f"form known, content guessed (lesson 15b): {H:.3f}")
+print(f"form known, content guessed (the study `prompts_and_prefixes`): {H:.3f}")
 
 # %% [markdown]
 # With more steps alone, 16 tokens stay above this loss. With more tokens alone (200 steps), 64 do
 # not fall 5 % below it. 64 tokens in 800 steps fall more than 40 % below it and answer about one
 # question in eight on average (`micro`, two seeds). LoRA at r = 2 answers more than nine of ten on
-# average after 200 steps (lesson 15).
+# average after 200 steps (the study [Other methods than LoRA](the_siblings.py)).
 
 # %%
 # Checks

@@ -1,25 +1,27 @@
 # %% [markdown]
-# # 15. Other methods than LoRA
+# # Other methods than LoRA
 #
 # **The question.** What do the other methods of parameter-efficient fine-tuning train, and what do
 # they learn and forget?
 #
 # A method is defined by the parameters it adds, their initialization, and the line that uses them.
-# [Lesson 15b](15b_why_prompts_learn_little.py) asks why prompts answer nothing here, and [lesson
-# 15c](15c_what_a_prefix_cannot_do.py) shows what a prefix cannot change.
+# The study [Prompts and prefixes](prompts_and_prefixes.py) asks why prompts answer nothing here,
+# and the study [Prompts and prefixes](prompts_and_prefixes.py) shows what a prefix cannot change.
 #
 # ![Eight ways to adapt a layer: what each trains, and the equation. LoRA, DoRA, IA3, bottleneck,
-# prefix, prompt, BitFit and full fine-tuning.](../figures/drawings/methods.svg)
+# prefix, prompt, BitFit and full fine-tuning.](../../../figures/drawings/methods.svg)
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 2.
+# **Continues:** [lesson 3](../../03_two_small_matrices.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 0 and 3.
 
 # %%
 import numpy as np
-from common import QUICK, agrees, figure, read_sweep, short, table
-from sweeps import compare
-from sweeps.compare import TABLE
 
 import minilora
+from lessons.helpers import compare
+from lessons.helpers.common import QUICK, agrees, figure, read_sweep, short, table
+from lessons.helpers.compare import TABLE
 from minilora.evaluation import plot
 from minilora.tree import flatten, num_parameters
 
@@ -30,8 +32,8 @@ tokens = np.array([tokenizer.encode("Ada keeps a pink kite in the barn. Who, wha
 # ## The same number of parameters
 #
 # `TABLE` has a row per method. If a method has a size (a rank, a width, a number of [virtual
-# tokens](guide/glossary.md)), the size is chosen so that the number of parameters is nearest to
-# 5,472. This is LoRA on all projections at r = 2.
+# tokens](../../guide/glossary.md)), the size is chosen so that the number of parameters is nearest
+# to 5,472. This is LoRA on all projections at r = 2.
 #
 # L is the number of layers, d the width, f the MLP's, k that of keys, V the size of the vocabulary.
 #
@@ -101,7 +103,7 @@ assert min(distance[name] for name in VIRTUAL) > 0.1, "virtual tokens must chang
 # %% [markdown]
 # ## What they learn, and what they forget
 #
-# Each method trains for 200 steps with five seeds (`sweeps/siblings.csv`), at a rate that was the
+# Each method trains for 200 steps with five seeds (`siblings_sweep.csv`), at a rate that was the
 # best in a sweep of its own with one seed. "Own text" is the loss on held-out notes of the base's
 # own language.
 #
@@ -150,7 +152,7 @@ with figure("siblings", xlabel, ylabel, "What is learned and what is forgotten")
 
 # %% [markdown]
 # ![Own text over task loss: the prefix learns little, and forgets most on
-# average](../figures/siblings.png)
+# average](../../../figures/siblings.png)
 #
 # - With this many parameters of `micro`, the low-rank methods answer most questions on average. The
 #   others, except full fine-tuning, answer fewer than three of ten on average. The order of the
@@ -161,7 +163,8 @@ with figure("siblings", xlabel, ylabel, "What is learned and what is forgotten")
 # - "What learns less forgets less" does not hold here: the prefix answers nothing, and forgets more
 #   than each low-rank method, with every seed.
 #
-# Without the adapter, the base is there again, bit for bit (lesson 15b). With PiSSA, keep the base.
+# Without the adapter, the base is there again, bit for bit (the study [Prompts and
+# prefixes](prompts_and_prefixes.py)). With PiSSA, keep the base.
 
 # %%
 # Checks

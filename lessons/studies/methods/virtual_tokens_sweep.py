@@ -1,14 +1,14 @@
 """Prompts and prefixes on micro: more steps, more tokens, another start, another task.
 
-About four minutes of one core. Lessons 15b and 15c read the CSV.
+About four minutes of one core. The study `prompts_and_prefixes` read the CSV.
 """
 
 from typing import NamedTuple
 
 import numpy as np
-from common import finetune
 
 import minilora
+from lessons.helpers.common import finetune
 from minilora import LoraConfig, MethodConfig, data
 
 RATES = {"lora": 1e-2, "prompt": 1e-1, "prefix": 5e-1}

@@ -1,17 +1,19 @@
 # %% [markdown]
-# # 13c. Averaging and stacking adapters
+# # Averaging and stacking adapters
 #
 # **The question.** Two adapters have been trained. Can their average, or their sum, do the work of
 # both?
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 2 and 13.
+# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 3 and 11.
 
 # %%
 import numpy as np
-from common import QUICK, agrees, of, read_sweep, short, table
-from sweeps.combining import backwards, fit, forwards, held_out
 
 import minilora
+from lessons.helpers.common import QUICK, agrees, of, read_sweep, short, table
+from lessons.studies.serving.combining_sweep import backwards, fit, forwards, held_out
 from minilora.layers import lora_delta
 from minilora.lora import adapted_paths
 from minilora.methods import compose, several
@@ -48,7 +50,7 @@ def show(name, digits=2):
 # $$\tfrac{1}{2}(B_1 + B_2) \cdot \tfrac{1}{2}(A_1 + A_2) =
 #   \tfrac{1}{4}(B_1A_1 + B_2A_2 + B_1A_2 + B_2A_1)$$
 #
-# ![The exact sum, and the mean of the factors](../figures/drawings/adapters_combined.svg)
+# ![The exact sum, and the mean of the factors](../../../figures/drawings/adapters_combined.svg)
 #
 # PEFT's `linear` with weights ½, ½ is (Σ √½·Bᵢ)(Σ √½·Aᵢ). `svd` cuts the exact sum to rank r.
 #
@@ -177,7 +179,7 @@ table(["held-out loss, five seeds", *tasks], cells)
 # %% [markdown]
 # **Almost orthogonal updates are not independent tasks.** Here, a stack keeps the task of the upper
 # adapter only. So measure the loss of each task. If a batch needs both, use one adapter per row
-# (lesson 13).
+# (lesson 11).
 
 # %%
 # Checks

@@ -5,9 +5,9 @@ r = 4. The second task is the first one turned round.
 """
 
 import numpy as np
-from common import finetune
 
 import minilora
+from lessons.helpers.common import finetune
 from minilora import LoraConfig, TrainConfig, data
 from minilora.layers import lora_delta
 from minilora.lora import adapted_paths

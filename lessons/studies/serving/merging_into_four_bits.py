@@ -1,17 +1,19 @@
 # %% [markdown]
-# # 13b. Merging into four bits
+# # Merging into four bits
 #
 # **The question.** A QLoRA adapter is trained on a 4-bit base. Into which weights should it be
 # merged, and may the result be quantized again?
 #
-# **Time:** 10 seconds to run, fifteen minutes to read. **You need:** lesson 13, and what
-# quantizing to NF4 does (lessons 5 and 6).
+# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+#
+# **Time:** 10 seconds to run, fifteen minutes to read. **You need:** lesson 11, and what
+# quantizing to NF4 does (lessons 6 and 7).
 
 # %%
 import numpy as np
-from common import QUICK, agrees, figure, finetune, of, read_sweep, short, table
-from sweeps import merging
 
+from lessons.helpers.common import QUICK, agrees, figure, finetune, of, read_sweep, short, table
+from lessons.studies.serving import merging_sweep as merging
 from minilora import nf4
 from minilora.evaluation import plot
 from minilora.optim import round_to
@@ -31,7 +33,7 @@ def update_of(size):
 # %% [markdown]
 # ## Why the error grows with each switch
 #
-# Lesson 13 added an update of 1 % to an NF4 weight and subtracted it again, ten times. The error
+# Lesson 11 added an update of 1 % to an NF4 weight and subtracted it again, ten times. The error
 # grew, although almost no code changed.
 #
 # **Predict.** If the codes do not change, what does?
@@ -74,7 +76,7 @@ assert np.abs(growth[largest == 1]).max() < 1e-5, "with one, it may not"
 #    NF4 its norm is 9 % of ‖W‖ (normal weights), and the adapter was trained *with* this error in
 #    place.
 #
-# ![The three ways as arrows from W and from Ŵ](../figures/drawings/three_merges.svg)
+# ![The three ways as arrows from W and from Ŵ](../../../figures/drawings/three_merges.svg)
 #
 # **Predict.** At which ‖ΔW‖/‖W‖ does the second way keep half of the update?
 #
@@ -110,7 +112,7 @@ with figure("dead_zone", "‖ΔW‖/‖W‖", "error / ‖ΔW‖", title) as axe
     axes.legend(frameon=False, loc="upper right")
 
 # %% [markdown]
-# ![Error of three ways to merge over the size of the update](../figures/dead_zone.png)
+# ![Error of three ways to merge over the size of the update](../../../figures/dead_zone.png)
 #
 # An error of 1 is what discarding the adapter would give. At 1 % and 3 %, four bits have a *larger*
 # error, and the original W one that is larger still.
@@ -207,7 +209,7 @@ if not QUICK:
 # 2. `nf4.quantize(W, double_quant=True)`: use `block_size=32`. Does the dead zone shrink?
 # 3. `SIZES`: add 0.05 and 0.07. Where exactly is half of the update kept?
 #
-# **Where to stop with a debugger.** `merged_ways` in `sweeps/merging.py`, and `nf4.quantize`.
+# **Where to stop with a debugger.** `merged_ways` in `merging_sweep.py`, and `nf4.quantize`.
 #
 # **Exercises.** test-merge, linear-4bit, nearest-code.
 #

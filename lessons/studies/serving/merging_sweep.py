@@ -5,9 +5,9 @@ quantization, all seven projections at r = 8.
 """
 
 import numpy as np
-from common import finetune, scores_of
 
 import minilora
+from lessons.helpers.common import finetune, scores_of
 from minilora import data
 from minilora.layers import dense, lora_delta
 from minilora.lora import adapted_paths

@@ -1,17 +1,17 @@
-"""Lesson 22: adapters trained on a dense and on an NF4 base, each served in four ways.
+"""The study `three_ways_to_serve`: adapters trained on a dense and on an NF4 base, each served in four ways.
 
     minilora fetch smollm2
 About twenty minutes of one core. All seven projections at r = 8. `micro` and `tiny` learn the
 questions in 200 steps of 16 rows, and are scored on held-out rows. SmolLM2 learns 16 tool calls of
-lesson 18 by heart in 40 steps of 4 rows, and is scored on these. The 4-bit bases are NF4 with
+the study `a_real_model_calls_tools` by heart in 40 steps of 4 rows, and is scored on these. The 4-bit bases are NF4 with
 double quantization.
 """
 
 import numpy as np
-import toolcalls
-from common import finetune, scores_of
 
 import minilora
+from lessons.helpers import toolcalls
+from lessons.helpers.common import finetune, scores_of
 from minilora import TrainConfig, data
 from minilora.data.tasks import notes
 from minilora.layers import dense, lora_delta

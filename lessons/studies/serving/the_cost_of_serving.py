@@ -1,19 +1,21 @@
 # %% [markdown]
-# # 13d. The cost of serving
+# # The cost of serving
 #
 # **The question.** How fast does a model generate with a separate adapter, a merged one, an 8-bit
 # or a 4-bit base, for one prompt and for eight at the same time?
 #
-# **Time:** 10 seconds to run, seven minutes to read. **You need:** lessons 6 and 13.
+# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+#
+# **Time:** 10 seconds to run, seven minutes to read. **You need:** lessons 7 and 11.
 
 # %%
 import time
 
 import numpy as np
-from common import short, table
-from sweeps.pretraining import random_params
 
 import minilora
+from lessons.helpers.common import short, table
+from lessons.helpers.pretraining import random_params
 from minilora import LoraConfig
 from minilora.config import ModelConfig
 from minilora.evaluation.memory import nbytes
@@ -30,7 +32,7 @@ rng = np.random.default_rng(0)
 # For several tokens, each weight is dequantized first.
 #
 # ![A LoRA layer, where the base and the adapter are added, and a QLoRA layer, where the base is in
-# four bits.](../figures/drawings/lora_and_qlora.svg)
+# four bits.](../../../figures/drawings/lora_and_qlora.svg)
 #
 # **Predict.** The 4-bit model has a seventh of the bytes to read. Is it seven times as fast? What
 # does an adapter cost in multiplications, and what in time? Is a batch of eight prompts eight times
@@ -139,8 +141,8 @@ print(f"in the adapter: {in_adapter:,}, which is {in_adapter / in_base:.1%}")
 # check depends on them. **A seventh of the bytes does not mean a seventh of the time**, because
 # each code has to be decoded. How fast this is depends on the processor: with AVX-512, one
 # instruction decodes sixteen codes ([speed and
-# memory](guide/speed-and-memory.md#what-bounds-a-step)). The 8-bit model reads a quarter of the
-# bytes, and a conversion to float32 decodes its codes.
+# memory](../../guide/speed-and-memory.md#what-bounds-a-step)). The 8-bit model reads a quarter of
+# the bytes, and a conversion to float32 decodes its codes.
 #
 # A step for eight prompts reads and decodes each weight once, as a step for one prompt does, and
 # multiplies eight times as often. So compare the column "ratio" with 8, and the three ways to store
@@ -173,10 +175,12 @@ assert together == alone, "a prompt gets the same tokens in a batch and alone"
 # %% [markdown]
 # ## What was shown
 #
-# Lessons 13 to 13d together: a separate adapter is exact, can be switched without a change of the
-# base, and needs more products. Merged into the dequantized base on which it was trained, it has
-# the same loss. The other merges of lesson 13b have a higher one. Write down which way you used,
-# and evaluate the model that you ship.
+# Lesson 11 and the studies [Merging into four bits](merging_into_four_bits.py), [Averaging and
+# stacking adapters](averaging_and_stacking.py) and [The cost of serving](the_cost_of_serving.py)
+# together: a separate adapter is exact, can be switched without a change of the base, and needs
+# more products. Merged into the dequantized base on which it was trained, it has the same loss. The
+# other merges of the study [Merging into four bits](merging_into_four_bits.py) have a higher one.
+# Write down which way you used, and evaluate the model that you ship.
 #
 # **What to try.**
 #

@@ -1,19 +1,21 @@
 # %% [markdown]
-# # 16. A worked example: PEFT and minilora
+# # The lines of PEFT
 #
 # **The question.** What do the usual lines of PEFT do behind the scenes, and what do the same lines
-# of minilora do?
-# [Lesson 16b](16b_the_checklist.py) asks about the settings of a run before it starts.
+# of minilora do? The study [The checklist](../training/the_checklist.py) asks about the settings of
+# a run before it starts.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0, 2 and 6.
+# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0, 3 and 7.
 
 # %%
 from dataclasses import replace
 
 import numpy as np
-from common import QUICK, short, table
 
 import minilora
+from lessons.helpers.common import QUICK, short, table
 from minilora import LoraConfig, TrainConfig, data, layers, lora, model
 from minilora.training import gradient_at
 from minilora.tree import arrays, flatten, get, num_parameters, overlay
@@ -42,8 +44,9 @@ from minilora.tree import arrays, flatten, get, num_parameters, overlay
 # dense = model.merge_and_unload()
 # ```
 #
-# In minilora several names are the same ([the whole list](guide/peft.md)). But in PEFT `model` is
-# an object that changes; here a model is two trees of arrays, and the functions return new trees.
+# In minilora several names are the same ([the whole list](../../guide/peft.md)). But in PEFT
+# `model` is an object that changes; here a model is two trees of arrays, and the functions return
+# new trees.
 #
 # **Predict.** In the cell below, which line freezes the base? Which line switches the model to
 # training mode?
@@ -132,7 +135,7 @@ assert len(set(losses)) == 3, "each rng must give another loss"
 #
 # <details><summary>Answer</summary>
 # In the mean over the matrices, about two fifths, in this run of `micro` (0.1 million parameters).
-# Lesson 13b measures the effect on the loss.
+# The study [Merging into four bits](merging_into_four_bits.py) measures the effect on the loss.
 # </details>
 
 # %%

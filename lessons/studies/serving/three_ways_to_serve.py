@@ -1,19 +1,25 @@
 # %% [markdown]
-# # 22. Three ways to serve an adapter in 4 bits
+# # Three ways to serve an adapter in 4 bits
 #
 # **The question.** You have an adapter and want a 4-bit model. Train on which base, merge or not,
 # and quantize when?
 #
 # An [open issue of llama.cpp](https://github.com/ggml-org/llama.cpp/issues/13485) asks to compare:
 # (1) train on the dense base, merge, quantize; (2) train on the quantized base, merge, quantize;
-# (3) train on the quantized base and keep the adapter separate. Lesson 13b compared ways to merge
-# *one* QLoRA adapter. Here two bases of training and three models are compared.
+# (3) train on the quantized base and keep the adapter separate. The study [Merging into four
+# bits](merging_into_four_bits.py) compared ways to merge *one* QLoRA adapter. Here two bases of
+# training and three models are compared.
 #
-# **Time:** 10 seconds to run, twelve minutes to read. **You need:** lessons 7, 13 and 13b.
+# **Continues:** [lesson 11](../../11_merge_combine_serve.py).
+#
+# **Time:** 10 seconds to run, twelve minutes to read. **You need:** lessons 8 and 11 and the study
+# [Merging into four bits](merging_into_four_bits.py).
 
 # %%
 import numpy as np
-from common import (
+
+import minilora
+from lessons.helpers.common import (
     FAILS,
     HOLDS,
     OPEN,
@@ -29,9 +35,7 @@ from common import (
     table,
     verdict,
 )
-from sweeps import serving as experiment
-
-import minilora
+from lessons.studies.serving import serving_sweep as experiment
 from minilora import TrainConfig, data, nf4
 from minilora.evaluation import plot
 
@@ -40,7 +44,7 @@ from minilora.evaluation import plot
 #
 # ![Three ways: train on the dense base, merge, quantize; train on the 4-bit base, merge, quantize
 # again; train on the 4-bit base and keep the adapter
-# separate](../figures/drawings/three_ways_to_serve.svg)
+# separate](../../../figures/drawings/three_ways_to_serve.svg)
 #
 # A crossing is an adapter of the 4-bit base on the dense base, or vice versa.
 #
@@ -213,9 +217,9 @@ assert belongs(live_lost, first, second), "the run must agree with the sweep"
 # %% [markdown]
 # ## Why way 2 loses a small update, and way 1 does not
 #
-# The dead zone (lesson 13b): quantize(Ŵ + ΔW) rounds away most of a random ΔW of 3 % or less. Ŵ is
-# W in 4 bits: each element *is* one of the sixteen values, and most elements of a small ΔW do not
-# reach the midpoint to the next.
+# The dead zone (the study [Merging into four bits](merging_into_four_bits.py)): quantize(Ŵ + ΔW)
+# rounds away most of a random ΔW of 3 % or less. Ŵ is W in 4 bits: each element *is* one of the
+# sixteen values, and most elements of a small ΔW do not reach the midpoint to the next.
 #
 # **Predict.** An element of the original W lies anywhere between two values. What does
 # quantize(W + ΔW) keep of an update of 1 %, in the mean?
@@ -250,7 +254,7 @@ with figure("kept_updates", "‖ΔW‖/‖W‖", "share of ΔW", "What 4 bits ke
 
 # %% [markdown]
 # ![Share of the update that is kept: all of it from W, and from Ŵ little of an update below 3 % of
-# the weight](../figures/kept_updates.png)
+# the weight](../../../figures/kept_updates.png)
 
 # %%
 # Checks. The noise of a share is about 0.09/(size · n), the quantization error over n² elements.

@@ -1,13 +1,13 @@
-"""Runs of lessons 19b, 19c and 20: how many random letters an adapter of `micro` learns by heart.
+"""Runs of the studies `equal_until_full` and `how_much_fits_into_an_adapter`: how many random letters an adapter of `micro` learns by heart.
 
 About a quarter of an hour of one core. The learning rate of the cases in TUNED is chosen from four
 rates with the seeds CHOOSING; the runs that are compared have the seeds FRESH.
 """
 
 import numpy as np
-from common import finetune, of, scores_of
 
 import minilora
+from lessons.helpers.common import finetune, of, scores_of
 from minilora import LoraConfig, MethodConfig, nf4
 from minilora.config import ALL_LINEAR, ATTENTION, MLP
 from minilora.optim import from_bfloat16, to_bfloat16

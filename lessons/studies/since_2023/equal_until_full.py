@@ -1,19 +1,35 @@
 # %% [markdown]
-# # 19b. Equal until it is full
+# # Equal until it is full
 #
 # **The question.** Does LoRA equal full fine-tuning as long as its capacity is sufficient?
 #
 # The second claim of *LoRA Without Regret* (Schulman et al. 2025): LoRA equals full fine-tuning
-# until the data exceed its capacity. Then it learns less per step.
-# [Lesson 19c](19c_batch_size_and_place.py) tests two more claims: about batch sizes and places.
+# until the data exceed its capacity. Then it learns less per step. The study [Equal until it is
+# full](equal_until_full.py) tests two more claims: about batch sizes and places.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 19.
+# **Continues:** [lesson 9](../../09_the_settings.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** the study [LoRA without
+# regret](lora_without_regret.py).
 
 # %%
 import numpy as np
-from common import FAILS, HOLDS, OPEN, QUICK, belongs, claim, figure, of, read_sweep, spread, table
-from sweeps import capacity, regret
 
+from lessons.helpers.common import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    QUICK,
+    belongs,
+    claim,
+    figure,
+    of,
+    read_sweep,
+    spread,
+    table,
+)
+from lessons.studies.since_2023 import capacity_sweep as capacity
+from lessons.studies.since_2023 import regret_sweep as regret
 from minilora.evaluation import plot
 
 STEPS = (25, 100, 200)
@@ -24,9 +40,10 @@ NAMES = {1: "r = 1", 8: "r = 8", 64: "r = 64", "full": "full"}
 # %% [markdown]
 # ## Equal until the capacity is used?
 #
-# The runs are like those of lesson 19: the questions, 8 rows per step. Each length of run has its
-# best rate. Five seeds of lesson 19 chose it from five rates, and eight other seeds are compared.
-# Rank 64 trains 175,104 numbers, more than the 95,568 of the model.
+# The runs are like those of the study [LoRA without regret](lora_without_regret.py): the questions,
+# 8 rows per step. Each length of run has its best rate. Five seeds of the study [LoRA without
+# regret](lora_without_regret.py) chose it from five rates, and eight other seeds are compared. Rank
+# 64 trains 175,104 numbers, more than the 95,568 of the model.
 #
 # **Predict.** Which rank follows full fine-tuning longest? Is r = 64 as good after 200 steps?
 #
@@ -65,7 +82,7 @@ with figure("regret_steps", "steps", "held-out loss (nats per token)", title) as
 
 # %% [markdown]
 # ![Held-out loss over the number of steps for three ranks and full
-# fine-tuning](../figures/regret_steps.png)
+# fine-tuning](../../../figures/regret_steps.png)
 #
 # After 25 steps, the 95 % intervals of the mean ratios of r = 8 and r = 64 contain 1: no difference
 # is shown, and a small one is not excluded. After 100 and after 200 steps, both have about twice
@@ -75,8 +92,9 @@ with figure("regret_steps", "steps", "held-out loss (nats per token)", title) as
 # until the capacity is used" does not hold after 100 and 200 steps. After 25 steps, it is not shown
 # either way.
 #
-# In `sweeps/capacity.py` (lesson 20), an adapter of rank 1 in one layer (912 parameters) sees
-# random letters 500 times, to learn them by heart.
+# In `capacity_sweep.py` (the study [How much fits into an
+# adapter](how_much_fits_into_an_adapter.py)), an adapter of rank 1 in one layer (912 parameters)
+# sees random letters 500 times, to learn them by heart.
 #
 # **Predict.** The facts have 0.5, 1, 2 and 4 bits per parameter. How much of that is learned?
 #
@@ -131,13 +149,14 @@ if not QUICK:  # a run of the sweep again
 # On the questions and a model of 0.1 million parameters, LoRA is behind full fine-tuning after 100
 # steps, in the mean: also r = 64, which has more parameters than the model. Of 10 facts, an adapter
 # of rank 1 learns more than three quarters, and of 38 facts less than half, in the mean. That
-# agrees with the claim, but does not prove it: in 1,500 steps it learns more (lesson 20).
+# agrees with the claim, but does not prove it: in 1,500 steps it learns more (the study [How much
+# fits into an adapter](how_much_fits_into_an_adapter.py)).
 #
 # **What to try.**
 #
-# 1. `(10, 19, 38, 76)`: add 152 facts to `CASES` in `sweeps/capacity.py`. Is less learned?
-# 2. `STEPS`: in `sweeps/regret.py`, run 400 steps. Does r = 8 stay behind?
-# 3. `facts(n, seed)` in `sweeps/capacity.py`: give each answer twelve times the same letter.
+# 1. `(10, 19, 38, 76)`: add 152 facts to `CASES` in `capacity_sweep.py`. Is less learned?
+# 2. `STEPS`: in `regret_sweep.py`, run 400 steps. Does r = 8 stay behind?
+# 3. `facts(n, seed)` in `capacity_sweep.py`: give each answer twelve times the same letter.
 #
 # **Exercises.** lora-count, lowrank-product.
 #

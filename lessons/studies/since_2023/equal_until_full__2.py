@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 19c. Batch size and place
+# # MERGE 19c. Batch size and place
 #
 # **The question.** Does LoRA lose more than full fine-tuning if the batch is large? Are adapters on
 # attention worse than adapters on the MLP?
@@ -10,15 +10,32 @@
 #   does not help.
 # - Adapters on attention only are worse than adapters on the MLP, with equally many parameters.
 #
-# ![One budget spent on q, q and v, the MLP, and all seven](../figures/drawings/one_budget.svg)
+# ![One budget spent on q, q and v, the MLP, and all
+# seven](../../../figures/drawings/one_budget.svg)
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lessons 3 and 19.
+# **Continues:** [lesson 9](../../09_the_settings.py).
+#
+# **Time:** a few seconds to run, five minutes to read. **You need:** the studies [Where to apply
+# it](../lora/where_to_apply.py) and [LoRA without regret](lora_without_regret.py).
 
 # %%
 import numpy as np
-from common import FAILS, HOLDS, QUICK, belongs, claim, figure, of, read_sweep, spread, table
-from sweeps import capacity, place, regret
 
+from lessons.helpers.common import (
+    FAILS,
+    HOLDS,
+    QUICK,
+    belongs,
+    claim,
+    figure,
+    of,
+    read_sweep,
+    spread,
+    table,
+)
+from lessons.studies.since_2023 import capacity_sweep as capacity
+from lessons.studies.since_2023 import place_sweep as place
+from lessons.studies.since_2023 import regret_sweep as regret
 from minilora.evaluation import plot
 
 SIZES = {8: "r = 8", 64: "r = 64", "full": "full"}
@@ -26,9 +43,10 @@ SIZES = {8: "r = 8", 64: "r = 64", "full": "full"}
 # %% [markdown]
 # ## Large batches
 #
-# The same 1,600 rows, in 200 steps of 8 rows or in 25 steps of 64 rows. As in lesson 19b, five
-# seeds chose the rate and eight others are compared. The claim is about the ratio of the losses of
-# LoRA and full fine-tuning: does it grow with the batch?
+# The same 1,600 rows, in 200 steps of 8 rows or in 25 steps of 64 rows. As in the study [Equal
+# until it is full](equal_until_full.py), five seeds chose the rate and eight others are compared.
+# The claim is about the ratio of the losses of LoRA and full fine-tuning: does it grow with the
+# batch?
 #
 # **Predict.** With the larger batch, does LoRA lose more than full fine-tuning?
 #
@@ -65,7 +83,7 @@ with figure("regret_batch", "learning rate", ylabel, title) as axes:
     axes.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
-# ![Held-out loss over the learning rate with 64 rows per step](../figures/regret_batch.png)
+# ![Held-out loss over the learning rate with 64 rows per step](../../../figures/regret_batch.png)
 #
 # With the larger batch and 25 steps, all losses are more than ten times as high. In the mean, full
 # fine-tuning has a higher loss than LoRA at r = 8. So the claim does not hold here, on a model of
@@ -80,10 +98,11 @@ assert all(min(batch[z, 64]) > 10 * max(batch[z, 8]) for z in SIZES), "all must 
 # %% [markdown]
 # ## Attention or MLP
 #
-# Lesson 3 spent one budget on different matrices (`sweeps/targets.py`, the questions). The same is
-# done here for facts (`sweeps/capacity.py`), with less than 10 % fewer parameters in the MLP. Each
-# place has its own learning rate. On the questions, one seed chose it from three rates, on facts,
-# two seeds from four. The eight seeds that are compared are others.
+# The study [Where to apply it](../lora/where_to_apply.py) spent one budget on different matrices
+# (`targets_sweep.py`, the questions). The same is done here for facts (`capacity_sweep.py`), with
+# less than 10 % fewer parameters in the MLP. Each place has its own learning rate. On the
+# questions, one seed chose it from three rates, on facts, two seeds from four. The eight seeds that
+# are compared are others.
 #
 # **Predict.** The questions ask the model to repeat words of the prompt. Which place is better
 # there? Which place is better for facts?
@@ -146,7 +165,7 @@ if not QUICK:  # runs of the sweeps again
 #
 # 1. `("micro", 8, 64, 8e-3, 7)`: use r = 1, and then full fine-tuning at 4e-3.
 # 2. `regret.curve(…, batch=64)`: draw the curves of 8 rows after 25 steps as well.
-# 3. `ROWS_SEEN` in `sweeps/regret.py`: use 6,400 rows, 100 steps of 64. Is LoRA still ahead?
+# 3. `ROWS_SEEN` in `regret_sweep.py`: use 6,400 rows, 100 steps of 64. Is LoRA still ahead?
 #
 # **Exercises.** lora-count, accumulation.
 #

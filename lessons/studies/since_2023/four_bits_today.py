@@ -1,22 +1,26 @@
 # %% [markdown]
-# # 23. Four bits today
+# # Four bits today
 #
 # **The question.** What do MXFP4 and NVFP4 change in a 4-bit block, and are they more accurate than
 # NF4?
 #
 # The claims: MXFP4 (OCP Microscaling specification 1.0, 2023) gets by with one cheap scale per
 # block. NVFP4 (NVIDIA 2025) reduces its error with smaller blocks and finer scales.
-# [Lesson 23b](23b_element_block_scale.py) asks which part helps, and what a model loses.
+# The study [Four bits today](four_bits_today.py) asks which part helps, and what a model loses.
 #
-# **Time:** a second to run, twelve minutes to read. **You need:** lessons 5, 5b and 6c.
+# **Continues:** [lesson 7](../../07_double_quantization.py).
+#
+# **Time:** a second to run, twelve minutes to read. **You need:** lesson 6 and the studies [What
+# makes a code good?](../bits/what_makes_a_code_good.py) and [When double quantization
+# fails](../bits/when_double_quantization_fails.py).
 
 # %%
 from functools import partial
 
 import numpy as np
-from common import figure, short, table
 
 import minilora
+from lessons.helpers.common import figure, short, table
 from minilora import nf4
 from minilora.evaluation import plot
 from minilora.quant.schemes import is_projection
@@ -66,7 +70,7 @@ print("E2M1:", magnitudes, "E4M3 from 1 to 1.5:", scales[(scales >= 1) & (scales
 # %% [markdown]
 # ![A block of NF4 has 64 elements and a float32 scale, a block of MXFP4 32 and a power of two, a
 # block of NVFP4 16 and an E4M3 scale. Below, the scales from 1 to
-# 4.](../figures/drawings/four_bit_blocks.svg)
+# 4.](../../../figures/drawings/four_bit_blocks.svg)
 
 # %%
 # Checks: the definitions of the specifications
@@ -161,12 +165,13 @@ with figure("four_bits_today", "weights", "‖ŵ − w‖/‖w‖", title) as ax
     axes.set_ylim(0, 0.17)
 
 # %% [markdown]
-# ![Bars: the errors of four formats for four kinds of weights](../figures/four_bits_today.png)
+# ![Bars: the errors of four formats for four kinds of
+# weights](../../../figures/four_bits_today.png)
 #
 # NVFP4 has a smaller error than MXFP4 on these weights, as claimed. But on normal weights and on
 # those of `micro`, NF4 with double quantization has a smaller one than both, with fewer bits. NVFP4
 # has the smallest on heavy tails (Laplace), int4 without tails (uniform). Speed is not measured
-# here. (FP4 is bitsandbytes' code, whose values are not those of E2M1: lesson 5.)
+# here. (FP4 is bitsandbytes' code, whose values are not those of E2M1: lesson 6.)
 
 # %%
 # Checks. The standard error of these errors is below 0.3 % (the sums have 2^17 terms or more).

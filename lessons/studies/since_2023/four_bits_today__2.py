@@ -1,17 +1,21 @@
 # %% [markdown]
-# # 23b. Element, block, or scale?
+# # MERGE 23b. Element, block, or scale?
 #
 # **The question.** MXFP4, NVFP4 and NF4 differ in elements, block size and scales. Which of the
 # three makes a format accurate, and what does a model lose?
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 6c and 23.
+# **Continues:** [lesson 7](../../07_double_quantization.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** the studies [When double
+# quantization fails](../bits/when_double_quantization_fails.py) and [Four bits
+# today](four_bits_today.py).
 
 # %%
 import numpy as np
-from codes import round_float
-from common import QUICK, figure, held_out_notes, short, table
 
 import minilora
+from lessons.helpers.codes import round_float
+from lessons.helpers.common import QUICK, figure, held_out_notes, short, table
 from minilora import TrainConfig, nf4
 from minilora.evaluation import plot
 from minilora.quant.schemes import is_projection
@@ -25,10 +29,11 @@ normal = rng.standard_normal(short(2**20, 2**17))
 # ## One function for all formats
 #
 # An element is a number in [−1, 1], rounded to one of at most sixteen values. A scale is the absmax
-# of a block, rounded to a number that can be stored. `round_float` is that of lesson 23.
+# of a block, rounded to a number that can be stored. `round_float` is that of the study [Four bits
+# today](four_bits_today.py).
 #
 # ![Blocks: NF4 64 elements, float32 scale; MXFP4 32, power of two; NVFP4 16, E4M3. Below, the
-# scales from 1 to 4.](../figures/drawings/four_bit_blocks.svg)
+# scales from 1 to 4.](../../../figures/drawings/four_bit_blocks.svg)
 
 # %%
 ELEMENTS = {
@@ -107,7 +112,7 @@ with figure("element_block_scale", "bits per weight", "‖ŵ − w‖/‖w‖", 
 
 # %% [markdown]
 # ![Error over bits per weight: three lines for three kinds of elements, NF4 the lowest. MXFP4 lies
-# far above the line of its elements, NVFP4 on it](../figures/element_block_scale.png)
+# far above the line of its elements, NVFP4 on it](../../../figures/element_block_scale.png)
 
 # %%
 # Checks. The standard error of each of these errors is below 0.3 %.

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 20. How much fits into an adapter
+# # How much fits into an adapter
 #
 # **The question.** How many bits can an adapter learn by heart, per trained parameter?
 #
@@ -8,11 +8,15 @@
 # et al. 2025](https://arxiv.org/abs/2505.24832) find about 3.6 bits of random text per parameter:
 # 3.5 in bfloat16, 3.8 in float32. What does an adapter store?
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0, 5 and 12.
+# **Continues:** [lesson 9](../../09_the_settings.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** lessons 0, 6 and 10.
 
 # %%
 import numpy as np
-from common import (
+
+import minilora
+from lessons.helpers.common import (
     FAILS,
     HOLDS,
     OPEN,
@@ -25,9 +29,7 @@ from common import (
     table,
     verdict,
 )
-from sweeps import capacity
-
-import minilora
+from lessons.studies.since_2023 import capacity_sweep as capacity
 from minilora.evaluation import plot
 
 sweep = read_sweep("capacity")
@@ -42,7 +44,7 @@ sweep = read_sweep("capacity")
 # $$\text{bits learned} = \sum_{\text{facts}} \Big( 12 \cdot \log_2 16
 #   - \sum_{\text{letters}} -\log_2 p(\text{letter}) \Big)$$
 #
-# ![What is learned of twelve random letters](../figures/drawings/memorized_bits.svg)
+# ![What is learned of twelve random letters](../../../figures/drawings/memorized_bits.svg)
 #
 # **Predict.** How many bits has the base "learned" before any training?
 #
@@ -60,7 +62,7 @@ assert before < 0, "the base must know less than the form of the answers"
 # %% [markdown]
 # ## Until it is full
 #
-# `sweeps/capacity.py` trains adapters of rank 1 in layer 1 of `micro`, with five to eight seeds, at
+# `capacity_sweep.py` trains adapters of rank 1 in layer 1 of `micro`, with five to eight seeds, at
 # a rate of 0.01. Each of 500 steps sees every fact. More and more facts are offered.
 #
 # **Predict.** With 4 bits offered per parameter, does the adapter learn 2 of them?
@@ -106,7 +108,7 @@ with figure("capacity", xlabel, "bits learned per parameter", title) as axes:
 
 # %% [markdown]
 # ![Bits learned of bits offered: a mean of 0.6 at most in 500 steps, 0.9 in
-# 1,500](../figures/capacity.png)
+# 1,500](../../../figures/capacity.png)
 #
 # In 500 steps, rank 1 in layer 1 of this model of 0.1 million parameters learns 0.6 bits per
 # parameter at most, in the mean. In 1,500 steps it learns 0.9 of 2 bits. So the mean does not reach
@@ -180,7 +182,8 @@ for name, values in share.items():
 #   here (the interval is 1.4 to 2.3 times). Which layer is the best is not shown (five seeds at a
 #   rate of 0.01).
 # - **Place.** Per parameter, the MLP at r = 2 stores more than attention at r = 3: this holds here
-#   (the interval is 1.2 to 1.7 times). On the questions, the MLP has the higher loss (lesson 19c).
+#   (the interval is 1.2 to 1.7 times). On the questions, the MLP has the higher loss (the study
+# [Equal until it is full](equal_until_full.py)).
 # - **Without an adapter.** A matrix that is trained itself, down_proj, learns a mean of 88 % of 0.6
 #   bits.
 
@@ -240,9 +243,9 @@ if not QUICK:  # a run of the sweep again
 #
 # **What to try.**
 #
-# 1. `ANSWER, KEY = 12, 3` in `sweeps/capacity.py`: use answers of 24 letters, and half the facts.
+# 1. `ANSWER, KEY = 12, 3` in `capacity_sweep.py`: use answers of 24 letters, and half the facts.
 # 2. `capacity.run((1, "all", 1, 10, 500, 1e-2, 0))`: use 5,000 steps and 76 facts.
-# 3. `int8` in `sweeps/capacity.py`: round to 6 bits (31 in place of 127). What is kept?
+# 3. `int8` in `capacity_sweep.py`: round to 6 bits (31 in place of 127). What is kept?
 #
 # **Exercises.** lora-count, absmax-blocks.
 #

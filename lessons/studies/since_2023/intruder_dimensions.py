@@ -1,21 +1,25 @@
 # %% [markdown]
-# # 21. Intruder dimensions
+# # Intruder dimensions
 #
 # **The question.** Does LoRA add singular vectors to a weight that full fine-tuning does not add?
 #
 # The claim (Shuttleworth et al. 2024): a weight after LoRA has new singular vectors with large
 # singular values, nearly orthogonal to all those of the base. The paper calls them *intruder
-# dimensions*. A weight after full fine-tuning has none. [Lesson 21b](21b_do_intruders_forget.py)
-# asks whether intruders are the reason for forgetting.
+# dimensions*. A weight after full fine-tuning has none. The study [Intruder
+# dimensions](intruder_dimensions.py) asks whether intruders are the reason for forgetting.
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 2c, 3b and 14b.
+# **Continues:** [lesson 10](../../10_is_it_good.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** the studies [Is the update of low
+# rank?](../lora/is_the_update_of_low_rank.py), [Do two runs find the same
+# directions?](../lora/do_two_runs_agree.py) and [LoRA or full fine-tuning](lora_or_full.py).
 
 # %%
 import numpy as np
-from common import HOLDS, QUICK, agrees, claim, figure, of, read_sweep, short, table
-from sweeps import intruders as experiment
 
 import minilora
+from lessons.helpers.common import HOLDS, QUICK, agrees, claim, figure, of, read_sweep, short, table
+from lessons.studies.since_2023 import intruders_sweep as experiment
 from minilora.evaluation import plot
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten
@@ -31,7 +35,7 @@ start = {path: w.astype(np.float64) for path, w in flatten(base).items() if is_p
 # of the paper; ten and 0.5 are PEFT's defaults).
 #
 # ![Singular values after an update of full rank and of rank one with the same norm. The update of
-# rank one adds one tall bar with a small cosine](../figures/drawings/intruder_dimensions.svg)
+# rank one adds one tall bar with a small cosine](../../../figures/drawings/intruder_dimensions.svg)
 #
 # **Predict.** What is the largest |cosine| of a *random* direction with 48 orthogonal ones? With
 # 4,096, as in a model with 7 billion parameters?
@@ -91,7 +95,7 @@ print(f"{path}: the intruders of LoRA are number {j + 1}")
 
 # %% [markdown]
 # ![Matrices of cosines after LoRA and after full fine-tuning, and the singular
-# values](../figures/intruders.png)
+# values](../../../figures/intruders.png)
 #
 # A dark cell on the diagonal is a vector that is still near that of the base. An intruder is one of
 # the first ten rows without a cell of 0.5 (among all 48 columns; the picture shows 24).
@@ -175,7 +179,7 @@ assert count[tuned[0]].min() >= 30, "tuned LoRA must have 30 or more"
 # 2. `("lora", 8, 1e-2, 0)` in `runs`: use rank 1. How many intruders can there be?
 # 3. `[0] for w in (W0, W)`: compare right singular vectors, `[2].T`. Are they the same in number?
 #
-# **Where to stop with a debugger.** `parts` in `sweeps/intruders.py` (`cosines`, `chosen`).
+# **Where to stop with a debugger.** `parts` in `intruders_sweep.py` (`cosines`, `chosen`).
 #
 # **Further reading.** Shuttleworth et al. 2024, *LoRA vs Full Fine-tuning: An Illusion of
 # Equivalence*: [arXiv:2410.21228](https://arxiv.org/abs/2410.21228). Biderman et al. 2024, on

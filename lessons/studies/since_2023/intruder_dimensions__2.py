@@ -1,21 +1,25 @@
 # %% [markdown]
-# # 21b. Do intruders forget?
+# # MERGE 21b. Do intruders forget?
 #
-# **The question.** In lesson 21, fine-tuning made a model forget its own text. Is this damage in
-# the intruder dimensions, so that it can be removed and the task stays?
+# **The question.** In the study [Intruder dimensions](intruder_dimensions.py), fine-tuning made a
+# model forget its own text. Is this damage in the intruder dimensions, so that it can be removed
+# and the task stays?
 #
 # The claim (Shuttleworth et al. 2024): LoRA's forgetting is mostly in the intruders. Scaling their
 # singular values down, for example to 0.7 of their size, brings back much of the pretraining loss
 # and costs the task almost nothing. PEFT offers this repair as `reduce_intruder_dimension`.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 21.
+# **Continues:** [lesson 10](../../10_is_it_good.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** the study [Intruder
+# dimensions](intruder_dimensions.py).
 
 # %%
 import numpy as np
-from common import HOLDS, QUICK, agrees, claim, figure, of, read_sweep, short, table
-from sweeps import intruders as experiment
 
 import minilora
+from lessons.helpers.common import HOLDS, QUICK, agrees, claim, figure, of, read_sweep, short, table
+from lessons.studies.since_2023 import intruders_sweep as experiment
 from minilora.evaluation import plot
 from minilora.tree import flatten, unflatten
 
@@ -32,12 +36,12 @@ print(f"the base has loss {known:.3f} on its own text")
 # W₀ + λΔW (Wortsman et al. 2022).
 #
 # ![Singular values after an update of full rank and of rank one with the same norm. The update of
-# rank one adds one tall bar with a small cosine](../figures/drawings/intruder_dimensions.svg)
+# rank one adds one tall bar with a small cosine](../../../figures/drawings/intruder_dimensions.svg)
 
 
 # %%
 def scale_down(W0, W, factor, top=10, epsilon=0.5):
-    """Return W with the singular values of its intruders (lesson 21) multiplied by `factor`."""
+    """Return W with the singular values of its intruders (the study `intruder_dimensions`) multiplied by `factor`."""
     U0 = np.linalg.svd(W0, full_matrices=False)[0]
     U, S, V = np.linalg.svd(W, full_matrices=False)
     j = np.flatnonzero(np.abs(U.T @ U0)[:top].max(axis=1) < epsilon)
@@ -114,12 +118,13 @@ with figure("intruder_repair", "task loss", "loss on the base's own text", title
 
 # %% [markdown]
 # ![Own text over task loss, after scaling three parts of the
-# weights](../figures/intruder_repair.png)
+# weights](../../../figures/intruder_repair.png)
 #
 # The claim does not hold here, on `micro` (0.1 million parameters, three seeds). Scaling the
 # intruders by ¾ brings 7 % back at most. Scaling the whole update by 0.9 brings more back in every
 # seed, and has the lower task loss. A possible reason is the size: in the median projection, the
-# norm of ΔW is more than a third of W's. In SmolLM2, an update was 1 % of a weight (lesson 22).
+# norm of ΔW is more than a third of W's. In SmolLM2, an update was 1 % of a weight (the study
+# [Three ways to serve an adapter in 4 bits](../serving/three_ways_to_serve.py)).
 
 # %%
 # Checks
@@ -150,7 +155,7 @@ assert (column("task", "others", 0.75) > 2 * column("task", "intruders", 0.75)).
 # 2. `LORA`: use the full run, `"method": "full", "r": 0, "rate": 5e-3`. Which repair helps?
 # 3. `top=10`: use 48. Does more come back if all intruders are scaled?
 #
-# **Where to stop with a debugger.** `scale_down` (`j`), and `scaled` in `sweeps/intruders.py`.
+# **Where to stop with a debugger.** `scale_down` (`j`), and `scaled` in `intruders_sweep.py`.
 #
 # **Further reading.** Shuttleworth et al. 2024:
 # [arXiv:2410.21228](https://arxiv.org/abs/2410.21228). PEFT's function:

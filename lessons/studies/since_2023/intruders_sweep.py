@@ -1,13 +1,13 @@
-"""Lesson 21: intruder dimensions of LoRA and full fine-tuning, and what scaling them down does.
+"""The study `intruder_dimensions`: intruder dimensions of LoRA and full fine-tuning, and what scaling them down does.
 
 About four minutes of one core. A run is 200 steps of 16 rows of the questions on `micro`. LoRA is
 on all seven projections; 1e-2 and 5e-3 are the tuned learning rates of sweeps/compare.py.
 """
 
 import numpy as np
-from common import finetune, notes_loss, scores_of
 
 import minilora
+from lessons.helpers.common import finetune, notes_loss, scores_of
 from minilora import LoraConfig, MethodConfig, data
 from minilora.quant.schemes import is_projection
 from minilora.tree import flatten, unflatten

@@ -1,22 +1,34 @@
 # %% [markdown]
-# # 14. LoRA or full fine-tuning
+# # LoRA or full fine-tuning
 #
 # **The question.** When is a low-rank update enough, and when does full fine-tuning learn more?
 #
 # Two papers answer. LoRA matches full fine-tuning if it adapts all layers (QLoRA, Dettmers et al.
 # 2023, Sec. 4). LoRA learns less and forgets less (Biderman et al. 2024). Here, they are compared
-# at two distances between what the base knows and what it has to learn. [Lesson
-# 14b](14b_more_rank_or_all.py) compares ranks, and what is forgotten. [Lesson
-# 14c](14c_noise_and_cost.py) asks about little data, wrong answers, and memory.
+# at two distances between what the base knows and what it has to learn. The study [LoRA or full
+# fine-tuning](lora_or_full.py) compares ranks, and what is forgotten. The study [Little data, wrong
+# answers, and memory](noise_and_cost.py) asks about little data, wrong answers, and memory.
+#
+# **Continues:** [lesson 9](../../09_the_settings.py).
 #
 # **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 0, and what a rank is.
 
 # %%
 import numpy as np
-from common import HOLDS, QUICK, belongs, claim, figure, held_out_notes, of, read_sweep, short
-from sweeps import lora_or_full as experiment
 
 import minilora
+from lessons.helpers.common import (
+    HOLDS,
+    QUICK,
+    belongs,
+    claim,
+    figure,
+    held_out_notes,
+    of,
+    read_sweep,
+    short,
+)
+from lessons.studies.since_2023 import lora_or_full_sweep as experiment
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.data import tasks
 from minilora.evaluation import plot
@@ -63,7 +75,7 @@ print(f"the entropy of both languages: {floor:.3f}")
 #
 # ![A matrix is a sum of rank-one matrices, each with a singular value. Keeping the largest three
 # gives the best matrix of rank three; the rest is the
-# error.](../figures/drawings/singular_values.svg)
+# error.](../../../figures/drawings/singular_values.svg)
 #
 # **Predict.** Of which rank is this change of the embedding, out of 48? Can an adapter on the
 # projections make it?
@@ -97,7 +109,7 @@ with figure("embedding_change", "rank", ylabel, title) as axes:
 
 # %% [markdown]
 # ![The share of the change that each rank holds: 90 % needs rank
-# 16](../figures/embedding_change.png)
+# 16](../../../figures/embedding_change.png)
 
 # %%
 # Checks
@@ -112,7 +124,7 @@ assert rank == 16, "90 % of the change of the embedding must need rank 16"
 # %% [markdown]
 # ## LoRA and full fine-tuning on the large shift
 #
-# Both train for 200 steps of 16 rows, with eight seeds (`sweeps/lora_or_full.py`). The scores are
+# Both train for 200 steps of 16 rows, with eight seeds (`lora_or_full_sweep.py`). The scores are
 # of held-out rows. Each method has the best of three learning rates. Only one of these seeds tried
 # them, and the same held-out rows chose.
 #
@@ -165,8 +177,9 @@ assert round(exact_solution, 3) == 0.207, "the loss of the exact solution"
 #
 # On this large shift, full fine-tuning of `micro` (0.1 million parameters) has a lower loss than
 # LoRA at r = 8 on the projections, with each of eight seeds. One exact solution changes only the
-# embedding. In lesson 14b, LoRA with a trained embedding closes most of the gap on average. So ask
-# what has to change in the model, and whether you train those matrices.
+# embedding. In the study [LoRA or full fine-tuning](lora_or_full.py), LoRA with a trained embedding
+# closes most of the gap on average. So ask what has to change in the model, and whether you train
+# those matrices.
 #
 # **What to try.**
 #

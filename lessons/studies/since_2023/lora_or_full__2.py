@@ -1,16 +1,19 @@
 # %% [markdown]
-# # 14b. More rank, or everything
+# # MERGE 14b. More rank, or everything
 #
 # **The question.** How does the loss depend on the number of trained parameters, and what does a
 # run forget?
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 14.
+# **Continues:** [lesson 9](../../09_the_settings.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** the study [LoRA or full
+# fine-tuning](lora_or_full.py).
 
 # %%
 import numpy as np
-from common import HOLDS, OPEN, QUICK, belongs, claim, figure, of, read_sweep, table
-from sweeps import lora_or_full as experiment
 
+from lessons.helpers.common import HOLDS, OPEN, QUICK, belongs, claim, figure, of, read_sweep, table
+from lessons.studies.since_2023 import lora_or_full_sweep as experiment
 from minilora.evaluation import plot
 
 sweep = read_sweep("lora_or_full")
@@ -29,11 +32,12 @@ def label(size):
 # %% [markdown]
 # ## Learning, over the number of trained parameters
 #
-# `sweeps/lora_or_full.py` trains `micro` on the two shifts of lesson 14: questions (small) and a
-# language with permuted letters (large). Each run has 200 steps of 16 rows. The learning rates are
-# those of lesson 14: one for full fine-tuning, and one for LoRA, which was chosen at r = 8 with one
-# seed. Rank 8, full and "8 + embedding" have eight seeds, the other sizes three. The scores are of
-# held-out rows.
+# `lora_or_full_sweep.py` trains `micro` on the two shifts of the study [LoRA or full
+# fine-tuning](lora_or_full.py): questions (small) and a language with permuted letters (large).
+# Each run has 200 steps of 16 rows. The learning rates are those of the study [LoRA or full
+# fine-tuning](lora_or_full.py): one for full fine-tuning, and one for LoRA, which was chosen at r =
+# 8 with one seed. Rank 8, full and "8 + embedding" have eight seeds, the other sizes three. The
+# scores are of held-out rows.
 #
 # Full fine-tuning trains a copy of the whole base. "8 + embedding" trains rank 8 on the projections
 # and a copy of the embedding.
@@ -91,7 +95,7 @@ with figure("lora_or_full", xlabel, ylabel, title) as axes:
     axes.legend(frameon=False, loc="lower left")
 
 # %% [markdown]
-# ![Held-out loss over trained parameters, one line per shift](../figures/lora_or_full.png)
+# ![Held-out loss over trained parameters, one line per shift](../../../figures/lora_or_full.png)
 #
 # On this model of 0.1 million parameters:
 #
@@ -167,7 +171,7 @@ with figure("forgetting", xlabel, ylabel, title) as axes:
     axes.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
-# ![Loss on the base's notes over the loss on the new task](../figures/forgetting.png)
+# ![Loss on the base's notes over the loss on the new task](../../../figures/forgetting.png)
 #
 # "Forgets less" holds here for r = 8 (eight seeds, a model of 0.1 million parameters), and r = 32
 # forgets more than r = 8, and more than three quarters as much as full fine-tuning (three seeds).
@@ -196,9 +200,9 @@ for size in SIZES:
 #
 # 1. `SMALL` in the figure's loop: draw exact match over the parameters instead of the loss.
 # 2. `column("notes", ...)` in the table: print the range of the seeds as well.
-# 3. `LARGE`: run `sweeps/lora_or_full.py` with a rank between 8 and 32, and add it.
+# 3. `LARGE`: run `lora_or_full_sweep.py` with a rank between 8 and 32, and add it.
 #
-# **Where to stop with a debugger.** `start` in `sweeps/lora_or_full.py` (the embedding becomes a
+# **Where to stop with a debugger.** `start` in `lora_or_full_sweep.py` (the embedding becomes a
 # trained leaf); `tree.overlay` (it is laid over the one of the base).
 #
 # **Exercises.** lora-count, cross-entropy.

@@ -1,12 +1,12 @@
-"""Runs of lessons 14 to 14c: LoRA and full fine-tuning, two shifts, much or little data, noise.
+"""Runs of the studies `lora_or_full` and `noise_and_cost`: LoRA and full fine-tuning, two shifts, much or little data, noise.
 
 About eight minutes of one core.
 """
 
 import numpy as np
-from common import finetune, notes_loss
 
 import minilora
+from lessons.helpers.common import finetune, notes_loss
 from minilora import LoraConfig, MethodConfig
 from minilora.data import tasks
 from minilora.tree import num_parameters, set_leaf
@@ -93,7 +93,7 @@ JOBS = [
     *((shift, 4000, 0.0, size, seed)
       for shift in ("small", "large") for size in (1, 32) for seed in SEEDS),
     *(("large", 4000, 0.0, size, seed) for size in RANKS for seed in SEEDS),
-    # what lessons 14 and 14b compare, with more seeds
+    # what the study `lora_or_full` compare, with more seeds
     *(("large", 4000, 0.0, size, seed) for size in (8, "8 + embedding", "full") for seed in MORE),
     *(("small", 4000, 0.0, size, seed) for size in (8, "full") for seed in MORE),
 ]  # fmt: skip

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 19. LoRA without regret
+# # LoRA without regret
 #
 # **The question.** How many times the learning rate of full fine-tuning does LoRA need, and does
 # the factor depend on the rank or on the length of the run?
@@ -13,16 +13,29 @@
 #
 # A [reproduction with
 # DistilBERT](https://github.com/thinking-machines-lab/tinker-feedback/issues/67) found about 3.
-# [Lesson 19b](19b_equal_until_full.py) tests the second claim.
+# The study [Equal until it is full](equal_until_full.py) tests the second claim.
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 4b and 8.
+# **Continues:** [lesson 9](../../09_the_settings.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 5 and 9.
 
 # %%
 import numpy as np
-from common import FAILS, HOLDS, OPEN, QUICK, belongs, best_rates, claim, figure, table, verdict
-from sweeps import regret
 
 import minilora
+from lessons.helpers.common import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    QUICK,
+    belongs,
+    best_rates,
+    claim,
+    figure,
+    table,
+    verdict,
+)
+from lessons.studies.since_2023 import regret_sweep as regret
 from minilora import LoraConfig, MethodConfig, TrainConfig, data
 from minilora.config import ALL_LINEAR
 from minilora.evaluation import plot
@@ -92,7 +105,7 @@ assert 7 < factor["tiny", 8] < 10, "width 128 must need about eight times the ra
 # %% [markdown]
 # ## The best rates
 #
-# `sweeps/regret.py` trains on the questions: 8 rows per step, a constant rate, α = 32, all seven
+# `regret_sweep.py` trains on the questions: 8 rows per step, a constant rate, α = 32, all seven
 # projections, with eight seeds for r = 8 and full fine-tuning of `micro`, else with five. A run is
 # scored after 25, 50, 100 and 200 steps. Each length has its best rate: the minimum of a parabola
 # through the lowest point and its two neighbours, in logarithms of rate and loss.
@@ -159,7 +172,7 @@ with figure("regret_rates", "learning rate", ylabel, titles, width=7.6, columns=
 
 # %% [markdown]
 # ![Held-out loss over the learning rate for three ranks and full fine-tuning, after 25 and 200
-# steps](../figures/regret_rates.png)
+# steps](../../../figures/regret_rates.png)
 #
 # On byte-level models of 0.1 and 1 million parameters (the ranges are 95 % intervals of the mean,
 # not of single seeds):
@@ -210,7 +223,7 @@ if not QUICK:  # a run of the sweep again
 #
 # 1. `lora_alpha=32` in the first table: use 8. How do the factors change?
 # 2. `best_rate("micro", size, steps)`: print it for each seed. How far apart are the seeds?
-# 3. `RATES` in `sweeps/regret.py`: add 3.2e-2 for `micro`. Which rank learns least at it?
+# 3. `RATES` in `regret_sweep.py`: add 3.2e-2 for `micro`. Which rank learns least at it?
 #
 # **Exercises.** lora-init, adamw, lowrank-gradient.
 #

@@ -1,17 +1,31 @@
 # %% [markdown]
-# # 14c. Little data, wrong answers, and memory
+# # Little data, wrong answers, and memory
 #
 # **The question.** Does a low rank protect against little or wrong data, and what does the step
 # from LoRA to full fine-tuning cost?
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 14b.
+# **Continues:** [lesson 10](../../10_is_it_good.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** the study [LoRA or full
+# fine-tuning](lora_or_full.py).
 
 # %%
 import numpy as np
-from common import HOLDS, OPEN, QUICK, belongs, claim, figure, of, read_sweep, table, verdict
-from sweeps import lora_or_full as experiment
 
 import minilora
+from lessons.helpers.common import (
+    HOLDS,
+    OPEN,
+    QUICK,
+    belongs,
+    claim,
+    figure,
+    of,
+    read_sweep,
+    table,
+    verdict,
+)
+from lessons.studies.since_2023 import lora_or_full_sweep as experiment
 from minilora import LoraConfig, MethodConfig
 from minilora.evaluation import plot
 from minilora.evaluation.memory import memory_estimate
@@ -87,7 +101,7 @@ with figure("wrong_answers", xlabel, ylabel, titles, columns=2, height=2.8) as p
 
 # %% [markdown]
 # ![Right answers with none and a quarter of the training answers wrong, at 64 and at 4,000
-# rows](../figures/wrong_answers.png)
+# rows](../../../figures/wrong_answers.png)
 #
 # On this model of 0.1 million parameters and with three seeds:
 #
@@ -158,8 +172,8 @@ print(f"full fine-tuning needs {state['full'] / state[8]:.1f} times the state of
 
 # %% [markdown]
 # On the small shift, the step from r = 8 to full costs more than four times the training state, a
-# file as large as the model per task, and more of the base's own language (lesson 14b). It gives a
-# lower loss. More right answers are not shown.
+# file as large as the model per task, and more of the base's own language (the study [LoRA or full
+# fine-tuning](lora_or_full.py)). It gives a lower loss. More right answers are not shown.
 
 # %%
 # Checks

@@ -1,12 +1,12 @@
-"""Lesson 19c: attention or the MLP with one budget, on the questions.
+"""The study `equal_until_full`: attention or the MLP with one budget, on the questions.
 
-About a minute of one core. The runs are those of sweeps/targets.py, with seeds that did not choose
+About a minute of one core. The runs are those of targets_sweep.py, with seeds that did not choose
 the learning rate there.
 """
 
-from sweeps import targets
+from lessons.studies.lora import targets_sweep as targets
 
-PLACES = {"attention": "q k v o", "MLP": "MLP"}  # the names in sweeps/targets.py
+PLACES = {"attention": "q k v o", "MLP": "MLP"}  # the names in targets_sweep.py
 SEEDS = range(3, 11)
 JOBS = [(place, targets.BEST[name], seed) for seed in SEEDS for place, name in PLACES.items()]
 

@@ -1,4 +1,4 @@
-"""Runs of lessons 19 to 19c: LoRA and full fine-tuning over ranks, rates, lengths, batch sizes.
+"""Runs of the studies `lora_without_regret` and `equal_until_full`: LoRA and full fine-tuning over ranks, rates, lengths, batch sizes.
 
 About twenty minutes of one core.
 """
@@ -7,8 +7,8 @@ import io
 from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
-from common import finetune, of, read_sweep
 
+from lessons.helpers.common import finetune, of, read_sweep
 from minilora import LoraConfig, MethodConfig, data
 from minilora.config import ALL_LINEAR
 from minilora.tree import num_parameters

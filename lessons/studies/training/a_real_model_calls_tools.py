@@ -1,15 +1,17 @@
 # %% [markdown]
-# # 18. The real model
+# # A real model calls tools
 #
 # **The question.** Can a language model that people use learn something useful on a small device?
 #
 # SmolLM2-135M-Instruct has 1,400 times the parameters of `micro`. It learns to answer a request in
-# plain English with one line of JSON, which names a tool and its arguments.
-# [Lesson 18b](18b_the_memory_of_the_real_model.py) counts parameters and bytes, and
-# [lesson 18c](18c_merging_and_peft.py) merges an adapter and loads it in PEFT.
+# plain English with one line of JSON, which names a tool and its arguments. The study [The memory
+# of a step](../memory/the_memory_of_a_step.py) counts parameters and bytes, and [lesson
+# 12](../../12_your_own_text.py) merges an adapter and loads it in PEFT.
+#
+# **Continues:** [lesson 12](../../12_your_own_text.py).
 #
 # **Time:** 5 minutes to run (half a minute with `MINILORA_QUICK=1`), ten minutes to read. It
-# needs 1 GB of memory, and `minilora fetch smollm2` once (93 MB). **You need:** lessons 0, 6 and 7.
+# needs 1 GB of memory, and `minilora fetch smollm2` once (93 MB). **You need:** lessons 0, 7 and 8.
 
 # %%
 import json
@@ -17,10 +19,10 @@ from pathlib import Path
 from tempfile import gettempdir
 
 import numpy as np
-import toolcalls
-from common import FIGURES, QUICK, short, table
 
 import minilora
+from lessons.helpers import toolcalls
+from lessons.helpers.common import FIGURES, QUICK, short, table
 from minilora import LoraConfig, TrainConfig, data, model
 from minilora.evaluation import metrics, plot
 from minilora.evaluation.memory import peak_rss_mb
@@ -129,7 +131,7 @@ print("output:", generate(adapters, request))
 
 # %% [markdown]
 # ![The loss falls over the steps; exact match on 16 held-out rows after 50, 100 and 150 of
-# them](../figures/real-model.png)
+# them](../../../figures/real-model.png)
 #
 # The squares are scores of 16 rows. Where the model is wrong: is it the form, the tool, or a value?
 

@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 9. Optimization
+# # Accumulation and the batch
 #
 # **The question.** Accumulation, warm-up, clipping, schedules, weight decay: what does each of them
 # prevent? We find out by removing it.
@@ -7,21 +7,24 @@
 # Each part is removed or changed, with five seeds, on the questions and the base `micro` (0.1
 # million parameters). The lessons say which of them are missed here.
 #
-# This lesson is about [gradient accumulation](guide/glossary.md), [lesson 9b](09b_warm_up.py) about
-# warm-up, [lesson 9c](09c_why_clipping_helps.py) about clipping, and [lesson
-# 9d](09d_schedules_and_decay.py) about schedules and weight decay.
+# This lesson is about [gradient accumulation](../../guide/glossary.md), the study
+# [Warm-up](warm_up.py) about warm-up, the study [Why clipping helps](why_clipping_helps.py) about
+# clipping, and the study [Schedules and weight decay](schedules_and_decay.py) about schedules and
+# weight decay.
+#
+# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
 #
 # **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 0, and Adam's two
-# moments (lesson 4b).
+# moments (lesson 5).
 
 # %%
 from dataclasses import replace
 
 import numpy as np
-from common import QUICK, agrees, table
-from sweeps.optimization import case, show, train
 
 import minilora
+from lessons.helpers.common import QUICK, agrees, table
+from lessons.studies.training.optimization_sweep import case, show, train
 from minilora import LoraConfig, TrainConfig, data, optim
 from minilora.layers import value_and_grad
 from minilora.training import gradient_at, num_targets
@@ -44,10 +47,10 @@ adapters, base = minilora.get_peft_model(base, lora_config, 0)
 # The second formula is a mean of means. It gives a token in a short micro-batch more weight.
 #
 # ![A row of tokens and its targets, shifted by one. With mask_prompt only the answer's tokens
-# count.](../figures/drawings/targets.svg)
+# count.](../../../figures/drawings/targets.svg)
 #
 # ![Two micro-batches with 6 and 2 target tokens: the sum of both losses is divided by all 8
-# tokens.](../figures/drawings/accumulation.svg)
+# tokens.](../../../figures/drawings/accumulation.svg)
 #
 # **Predict.** A batch has notes (long, with a low loss) and questions (about two dozen target
 # tokens, with a high loss). Each micro-batch is one row. Is the mean of means higher or lower than
@@ -114,7 +117,7 @@ assert loss_means > 1.3 * loss and off_means > 0.4, "the mean of means must be s
 # %% [markdown]
 # ## A large batch is not a goal
 #
-# `sweeps/optimization.csv` has the runs of this lesson: 200 steps of 16 rows at a learning rate of
+# `optimization_sweep.csv` has the runs of this lesson: 200 steps of 16 rows at a learning rate of
 # 4e-3, unless the name of the case says otherwise. The three cases below see 3,200 rows each.
 #
 # **Predict.** Which has the lower held-out loss, at one learning rate: 800 steps of 4 rows, or 50

@@ -1,22 +1,23 @@
 # %% [markdown]
-# # 10b. Batch statistics: frozen, and yet it changes
+# # Batch statistics: frozen, and yet it changes
 #
 # **The question.** A network with batch normalization has all weights frozen. Can it still change?
 #
-# [Lesson 10c](10c_which_statistics.py) trains such a network, with the right and the wrong
-# statistics.
+# The study [Batch statistics: frozen, and yet it changes](batch_statistics.py) trains such a
+# network, with the right and the wrong statistics.
 #
-# **Time:** a few seconds to run, ten minutes to read. **You need:** lesson 10, and what a
-# mean and a variance are.
+# **Continues:** [lesson 4](../../04_the_gradient.py).
+#
+# **Time:** a few seconds to run, ten minutes to read. **You need:** the study [Norms and
+# biases](norms_and_biases.py), and what a mean and a variance are.
 
 # %%
-import convnet
 import numpy as np
-import pictures
 from autograd import grad
-from common import QUICK, figure, short
 
 import minilora
+from lessons.helpers import convnet, pictures
+from lessons.helpers.common import QUICK, figure, short
 from minilora.evaluation import plot
 from minilora.tree import named_leaves, num_parameters, tree_map
 
@@ -71,7 +72,7 @@ assert np.isclose((grad(probed)(x) * nudge).sum(), slope, rtol=1e-10), "its back
 #
 # ![BatchNorm divides by statistics of the batch and updates running statistics in each forward
 # pass, without a gradient. RMSNorm has no such state: only its weight could be
-# trained.](../figures/drawings/norms.svg)
+# trained.](../../../figures/drawings/norms.svg)
 #
 # A network was trained to read DejaVu Sans. Thirty batches of bold letters pass through it. Only
 # the running statistics change.
@@ -119,7 +120,7 @@ print(f"the same pictures in two batches: logits differ by up to {in_two_batches
 print(f"a Llama's row in two batches: logits differ by up to {np.abs(apart - together).max():.0e}")
 
 # %% [markdown]
-# ![Accuracy on Sans falls and on bold rises over thirty batches](../figures/drift.png)
+# ![Accuracy on Sans falls and on bold rises over thirty batches](../../../figures/drift.png)
 #
 # (One network of 0.04 million parameters, one seed.) "No gradient" does not mean "frozen". If you
 # freeze such a network, also decide which statistics it uses. If you save an adapter for it, save

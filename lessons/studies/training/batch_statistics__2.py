@@ -1,18 +1,20 @@
 # %% [markdown]
-# # 10c. Batch statistics in training and in validation
+# # MERGE 10c. Batch statistics in training and in validation
 #
 # **The question.** A network with batch normalization is fine-tuned. Which statistics may be used
 # in training, and which in validation?
 #
-# **Time:** a few seconds to run, five minutes to read. **You need:** lesson 10b.
+# **Continues:** [lesson 4](../../04_the_gradient.py).
+#
+# **Time:** a few seconds to run, five minutes to read. **You need:** the study [Batch statistics:
+# frozen, and yet it changes](batch_statistics.py).
 
 # %%
-import convnet
 import numpy as np
-import pictures
 from autograd import grad
-from common import QUICK, short, table
 
+from lessons.helpers import convnet, pictures
+from lessons.helpers.common import QUICK, short, table
 from minilora import TrainConfig
 from minilora.optim import global_norm
 from minilora.tree import unflatten
@@ -68,7 +70,7 @@ table([*header, "accuracy: bold, old", "new", "Sans, old"], cells)
 # ## A bias before batch normalization
 #
 # ![BatchNorm uses the statistics of the batch in training and running ones in
-# evaluation](../figures/drawings/norms.svg)
+# evaluation](../../../figures/drawings/norms.svg)
 #
 # **Predict.** What is the gradient of a bias in front of batch normalization?
 #

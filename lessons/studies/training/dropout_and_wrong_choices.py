@@ -1,15 +1,19 @@
 # %% [markdown]
-# # 8c. Dropout, and what a wrong choice costs
+# # Dropout, and what a wrong choice costs
 #
 # **The question.** When does dropout help an adapter? And which wrong setting costs most?
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 8 and 8b.
+# **Continues:** [lesson 9](../../09_the_settings.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9 and the study [What α/r
+# does](../lora/what_alpha_over_r_does.py).
 
 # %%
 import sys
 
 import numpy as np
-from common import (
+
+from lessons.helpers.common import (
     HOLDS,
     OPEN,
     QUICK,
@@ -24,7 +28,6 @@ from common import (
     table,
     verdict,
 )
-
 from minilora.evaluation import plot
 
 sys.path.insert(0, str(SWEEPS))
@@ -40,10 +43,10 @@ import dropout  # the sweep's noisy labels and runs
 # - with right answers, or with 30 % of the training rows having another row's answer
 #
 # The held-out rows are always right. With 64 rows, the runs without dropout and with dropout 0.1
-# have eight seeds (`sweeps/dropout.py`); the others have three.
+# have eight seeds (`dropout_sweep.py`); the others have three.
 #
 # ![Dropout zeroes three of ten entries of the input of A and divides the others by
-# 0.7](../figures/drawings/dropout_entries.svg)
+# 0.7](../../../figures/drawings/dropout_entries.svg)
 #
 # **Predict.** In which of the four cases does dropout 0.1 help? Are wrong answers alone a reason to
 # use it?
@@ -85,7 +88,7 @@ with figure("dropout", xlabel, ylabel, title) as axes:
     axes.legend(frameon=False, loc="lower right")
 
 # %% [markdown]
-# ![Held-out loss over dropout, with and without wrong answers](../figures/dropout.png)
+# ![Held-out loss over dropout, with and without wrong answers](../../../figures/dropout.png)
 #
 # On this model of 0.1 million parameters:
 #

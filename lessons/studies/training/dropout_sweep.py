@@ -5,8 +5,8 @@ projections at r = 8, alpha = 64: less than half an epoch of 4,000 rows, 25 epoc
 """
 
 import numpy as np
-from common import finetune
 
+from lessons.helpers.common import finetune
 from minilora import LoraConfig, data
 
 NOISE = 0.3
@@ -15,7 +15,7 @@ SEEDS, MORE = (0, 1, 2), (3, 4, 5, 6, 7)
 JOBS = [
     (rows, noise, dropout, seed)
     for seed in SEEDS for rows in ROWS for noise in (0.0, NOISE) for dropout in ROWS[rows]
-] + [  # what lesson 8c compares, with more seeds
+] + [  # what the study `dropout_and_wrong_choices` compares, with more seeds
     (64, noise, dropout, seed)
     for seed in MORE for noise in (0.0, NOISE) for dropout in (0.0, 0.1)
 ]  # fmt: skip

@@ -1,21 +1,35 @@
 # %% [markdown]
-# # 10. Freezing: norms and biases
+# # Norms and biases
 #
 # **The question.** Norms and biases are few parameters. What happens when they are trained, alone
 # or together with LoRA?
 #
-# [Lesson 10b](10b_batch_statistics.py) is about a network that changes although all its weights are
-# frozen, and [lesson 10c](10c_which_statistics.py) trains it. [Lesson
-# 10d](10d_rates_per_layer.py) is about learning rates per group and per layer.
+# The study [Batch statistics: frozen, and yet it changes](batch_statistics.py) is about a network
+# that changes although all its weights are frozen, and the study [Batch statistics: frozen, and yet
+# it changes](batch_statistics.py) trains it. The study [Learning rates per
+# layer](rates_per_layer.py) is about learning rates per group and per layer.
+#
+# **Continues:** [lesson 4](../../04_the_gradient.py).
 #
 # **Time:** 10 seconds to run, five minutes to read. **You need:** lesson 0.
 
 # %%
 import numpy as np
-from common import FAILS, HOLDS, OPEN, QUICK, belongs, claim, of, read_sweep, spread, table
-from sweeps import freezing
 
 import minilora
+from lessons.helpers.common import (
+    FAILS,
+    HOLDS,
+    OPEN,
+    QUICK,
+    belongs,
+    claim,
+    of,
+    read_sweep,
+    spread,
+    table,
+)
+from lessons.studies.training import freezing_sweep as freezing
 from minilora.tree import num_parameters
 
 _, micro, _ = minilora.load("micro")
@@ -28,7 +42,7 @@ sweep = read_sweep("freezing")
 # alone, too. `micro` has 336 norm weights, 1,488 biases and 95,568 numbers in all. LoRA with r = 8
 # has 21,888.
 #
-# `sweeps/freezing.py` trains each group alone at two rates, for 150 steps, with eight seeds. LoRA's
+# `freezing_sweep.py` trains each group alone at two rates, for 150 steps, with eight seeds. LoRA's
 # rate in this lesson is 0.01.
 #
 # **Predict.** Do norms and biases have a lower held-out loss at LoRA's rate, or at ten times this
@@ -69,10 +83,10 @@ for group in ("norm", "bias"):
 # default 0.1.
 #
 # ![Where each setting acts: dropout on the input of A, the rank between A and B, α/r on the result,
-# the learning rate on the steps of A and B.](../figures/drawings/settings.svg)
+# the learning rate on the steps of A and B.](../../../figures/drawings/settings.svg)
 #
 # **Predict.** LoRA has a rate of 0.01. Which scale is best for norms or biases, and do they help at
-# all? (`sweeps/freezing.py`, eight seeds)
+# all? (`freezing_sweep.py`, eight seeds)
 #
 # <details><summary>Answer</summary>
 # At a tenth of the rate, biases lower the mean held-out loss. Norms show no effect at a tenth, and

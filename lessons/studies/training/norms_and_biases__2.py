@@ -1,21 +1,24 @@
 # %% [markdown]
-# # 17b. Pitfalls of norms
+# # MERGE 17b. Pitfalls of norms
 #
 # **The question.** What goes wrong if the norms are trained together with the adapters, or if the
 # norms are not those of the base?
 #
 # ![A norm weight scales one channel of every token; an entry of A changes one column of an
-# update](../figures/drawings/one_norm_weight.svg)
+# update](../../../figures/drawings/one_norm_weight.svg)
 #
-# **Time:** a quarter of a minute to run, five minutes to read. **You need:** lesson 17.
+# **Continues:** [lesson 4](../../04_the_gradient.py).
+#
+# **Time:** a quarter of a minute to run, five minutes to read. **You need:** the study
+# [Pitfalls](pitfalls.py).
 
 # %%
 from dataclasses import replace
 
 import numpy as np
-from common import QUICK, figure, short, table
 
 import minilora
+from lessons.helpers.common import QUICK, figure, short, table
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation import plot
 from minilora.methods.replaced import also_train
@@ -82,11 +85,11 @@ with figure("pitfalls_norms", xlabel, ylabel, "One run: ten times the rate is ha
     axes.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
-# ![Held-out loss over the rate of the norms](../figures/pitfalls_norms.png)
+# ![Held-out loss over the rate of the norms](../../../figures/pitfalls_norms.png)
 #
 # - **Symptom:** at ten times the adapters' rate, the loss is more than twice as high. This is one
-#   run. With eight seeds ([lesson 10](10_freezing_and_normalization.py)), the loss is higher in the
-#   mean, and more of the base's own text is forgotten in the mean.
+#   run. With eight seeds (the study [Norms and biases](norms_and_biases.py)), the loss is higher in
+# the   mean, and more of the base's own text is forgotten in the mean.
 # - **Why:** a possible reason: each weight scales a whole channel of all tokens.
 # - **Fix:** the adapters' rate, or less. At the adapters' rate no harm is shown with the eight
 #   seeds, on this model of 0.1 million parameters.

@@ -1,11 +1,11 @@
-"""Lesson 9: one setting changed at a time, five seeds each.
+"""The study `accumulation`: one setting changed at a time, five seeds each.
 
 About ten minutes of one core.
 """
 
 import numpy as np
-from common import finetune, notes_loss, of, read_sweep, table
 
+from lessons.helpers.common import finetune, notes_loss, of, read_sweep, table
 from minilora import data
 
 NEVER = 1e9  # a max_grad_norm that nothing reaches

@@ -1,15 +1,17 @@
 # %% [markdown]
-# # 17. Pitfalls
+# # Pitfalls
 #
 # **The question.** How do you recognize each common mistake, and what fixes it?
 #
 # This lesson makes four mistakes on purpose. For each it shows the symptom and a fix, and for three
-# a change that seems right and is not enough. [Lesson 17b](17b_pitfalls_of_norms.py) is about
-# norms, [lesson 17c](17c_pitfalls_of_quantization.py) about quantization and merging.
+# a change that seems right and is not enough. The study [Norms and biases](norms_and_biases.py) is
+# about norms, the study [Pitfalls](pitfalls.py) about quantization and merging.
 #
 # ![A decision tree for a run that goes wrong: is the training loss finite, does it fall, does the
 # held-out loss fall as well, and does the text that the model generates
-# agree.](../figures/drawings/symptoms.svg)
+# agree.](../../../figures/drawings/symptoms.svg)
+#
+# **Continues:** [lesson 10](../../10_is_it_good.py).
 #
 # **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 0.
 
@@ -17,8 +19,8 @@
 from typing import NamedTuple
 
 import numpy as np
-from common import QUICK, figure, finetune, short, table
 
+from lessons.helpers.common import QUICK, figure, finetune, short, table
 from minilora import LoraConfig, data
 from minilora.evaluation import plot
 from minilora.tree import num_parameters
@@ -174,7 +176,7 @@ with figure("pitfalls", xlabel, ylabel, titles, width=8.4, height=6, columns=2, 
         axes.legend(frameon=False, loc="lower left", fontsize=8)
 
 # %% [markdown]
-# ![Four panels: the losses of each mistake, next to the fixed run](../figures/pitfalls.png)
+# ![Four panels: the losses of each mistake, next to the fixed run](../../../figures/pitfalls.png)
 
 # %%
 # Checks

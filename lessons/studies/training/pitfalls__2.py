@@ -1,16 +1,19 @@
 # %% [markdown]
-# # 17c. Pitfalls of quantization
+# # MERGE 17c. Pitfalls of quantization
 #
 # **The question.** When are large blocks harmful, and what is lost if an adapter is merged into 4
 # bits?
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lessons 5 and 17.
+# **Continues:** [lesson 10](../../10_is_it_good.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 6 and the study
+# [Pitfalls](pitfalls.py).
 
 # %%
 import numpy as np
-from common import QUICK, figure, finetune, short, table
 
 import minilora
+from lessons.helpers.common import QUICK, figure, finetune, short, table
 from minilora import TrainConfig, data
 from minilora.evaluation import plot
 from minilora.quant.schemes import is_projection
@@ -27,7 +30,7 @@ config, base, tokenizer = minilora.load("micro")
 #
 # ![One outlier among 32 weights. In one block of 32 all other weights round to few values. In
 # blocks of 8 only the outlier's own block suffers, at the price of more
-# scales.](../figures/drawings/blocks_and_outliers.svg)
+# scales.](../../../figures/drawings/blocks_and_outliers.svg)
 #
 # **Predict.** How much worse are blocks of 4096 than blocks of 64, without and with outliers?
 #
@@ -75,7 +78,8 @@ with figure("pitfalls_quantization", xlabel, ylabel, "NF4 and outliers") as axes
     axes.legend(frameon=False, loc="upper left")
 
 # %% [markdown]
-# ![Added loss over the block size, with and without outliers](../figures/pitfalls_quantization.png)
+# ![Added loss over the block size, with and without
+# outliers](../../../figures/pitfalls_quantization.png)
 #
 # - **Symptom:** quantizing costs several times as much with large blocks as with small ones.
 # - **Why:** an outlier sets the scale of its whole block.
@@ -118,10 +122,11 @@ table(["QLoRA run", "held-out loss", "exact"], rows)
 
 # %% [markdown]
 # - **Symptom:** the loss is higher after merging into 4 bits than in the run, without an error.
-# - **Why:** a part of the update is rounded away (lesson 13b).
+# - **Why:** a part of the update is rounded away (the study [Merging into four bits](../serving/merging_into_four_bits.py)).
 # - **Fix:** keep the adapter separate, merge into a dense tree, or merge into 8 bits.
 #
-# This is one run of `micro`; lesson 13b has five seeds at two learning rates.
+# This is one run of `micro`; the study [Merging into four
+# bits](../serving/merging_into_four_bits.py) has five seeds at two learning rates.
 
 # %%
 # Checks
@@ -136,7 +141,7 @@ assert QUICK or loss["merged into nf4-dq"] > 1.3 * separate, "NF4 must lose a pa
 #
 # With outliers, blocks of 4096 cost several times as much as blocks of 64. Merging into 4 bits
 # raised the loss, without an error. If a run is good and its result is not, look at what was saved
-# (lesson 17b) and how it was merged.
+# (the study [Norms and biases](norms_and_biases.py)) and how it was merged.
 #
 # **What to try.**
 #

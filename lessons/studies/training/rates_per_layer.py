@@ -1,17 +1,32 @@
 # %% [markdown]
-# # 10d. Learning rates per group and per layer
+# # Learning rates per layer
 #
 # **The question.** Do vision models need smaller learning rates? And should lower layers learn more
 # slowly than upper ones?
 #
-# **Time:** 10 seconds to run, five minutes to read. **You need:** lessons 10 and 10b.
+# **Continues:** [lesson 9](../../09_the_settings.py).
+#
+# **Time:** 10 seconds to run, five minutes to read. **You need:** the studies [Norms and
+# biases](norms_and_biases.py) and [Batch statistics: frozen, and yet it
+# changes](batch_statistics.py).
 
 # %%
 import numpy as np
-import pictures
-from common import FAILS, HOLDS, QUICK, belongs, claim, figure, of, read_sweep, spread, table
-from sweeps import compare, unfreezing
 
+from lessons.helpers import compare, pictures
+from lessons.helpers.common import (
+    FAILS,
+    HOLDS,
+    QUICK,
+    belongs,
+    claim,
+    figure,
+    of,
+    read_sweep,
+    spread,
+    table,
+)
+from lessons.studies.training import unfreezing_sweep as unfreezing
 from minilora import TrainConfig
 from minilora.evaluation import plot
 from minilora.training import learning_rates
@@ -23,11 +38,13 @@ on_micro = {name: entry.rate for name, entry in compare.TABLE.items()}  # best r
 # ## Vision and the learning rate
 #
 # Vision models are said to need smaller learning rates than language models. The network that reads
-# Sans (lesson 10b) is trained on 1,040 pictures of an italic. The sweep trains four groups of
-# parameters at six rates: with eight seeds where two rates are compared, else with three.
+# Sans (the study [Batch statistics: frozen, and yet it changes](batch_statistics.py)) is trained on
+# 1,040 pictures of an italic. The sweep trains four groups of parameters at six rates: with eight
+# seeds where two rates are compared, else with three.
 #
-# **Predict.** LoRA's best rate on `micro` is 0.01, that of full fine-tuning 0.005 (one seed, lesson
-# 15). And here? (The rate with the lowest mean loss on the test pictures.)
+# **Predict.** LoRA's best rate on `micro` is 0.01, that of full fine-tuning 0.005 (one seed, the
+# study [Other methods than LoRA](../methods/the_siblings.py)). And here? (The rate with the lowest
+# mean loss on the test pictures.)
 #
 # <details><summary>Answer</summary>
 # Of the six rates, 0.03 for both: larger, not smaller. Only the head has a smaller best rate here.
@@ -81,7 +98,7 @@ with figure("unfreezing", *labels, titles, columns=2, width=8.8) as (letters, ax
     axes.legend(frameon=False, loc="upper left", ncols=2)
 
 # %% [markdown]
-# ![Typefaces, and accuracy over learning rate](../figures/unfreezing.png)
+# ![Typefaces, and accuracy over learning rate](../../../figures/unfreezing.png)
 #
 # On this network of 0.04 million parameters, the advice does not hold: a rate of 0.003, which is
 # below `micro`'s best, has a higher mean loss than 0.01, for LoRA and for everything. Whether large

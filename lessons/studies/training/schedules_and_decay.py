@@ -1,21 +1,24 @@
 # %% [markdown]
-# # 9d. Schedules and weight decay
+# # Schedules and weight decay
 #
 # **The question.** What do a falling learning rate and weight decay prevent in a short run?
 #
-# As in lesson 9, `case` reads a case of the sweep (`micro`, 0.1 million parameters, five seeds),
-# and `show` prints a table.
+# As in the study [Accumulation and the batch](accumulation.py), `case` reads a case of the sweep
+# (`micro`, 0.1 million parameters, five seeds), and `show` prints a table.
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9.
+# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** the study [Accumulation and the
+# batch](accumulation.py).
 
 # %%
 import math
 from dataclasses import replace
 
 import numpy as np
-from common import QUICK, agrees, figure, table
-from sweeps.optimization import case, show, train
 
+from lessons.helpers.common import QUICK, agrees, figure, table
+from lessons.studies.training.optimization_sweep import case, show, train
 from minilora import TrainConfig, optim
 from minilora.evaluation import plot
 
@@ -27,7 +30,7 @@ defaults = TrainConfig(iters=200, batch_size=16, learning_rate=4e-3, mask_prompt
 # ## Schedules
 #
 # ![The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half a
-# cosine.](../figures/drawings/schedules.svg)
+# cosine.](../../../figures/drawings/schedules.svg)
 #
 # **Predict.** Which gives the lowest held-out loss after 200 steps: a constant rate, a rate that
 # falls linearly to zero, or one that falls to zero along a cosine?
@@ -129,8 +132,8 @@ if not QUICK:  # three runs of the sweep again, each told apart from another cas
 # %% [markdown]
 # ## Everything at a glance
 #
-# One dot per seed, `micro`. Each case differs from "all as it is" in what its name says (lessons 9b
-# and 9c discuss the others).
+# One dot per seed, `micro`. Each case differs from "all as it is" in what its name says (the study
+# [Warm-up](warm_up.py) and 9c discuss the others).
 
 # %%
 CASES = [
@@ -163,21 +166,21 @@ with figure("optimization", "held-out loss (nats per target token)", "", title) 
     axes.set_yticklabels(reversed(CASES), fontsize=8)
 
 # %% [markdown]
-# ![Held-out loss of each change](../figures/optimization.png)
+# ![Held-out loss of each change](../../../figures/optimization.png)
 #
 # ## What was shown
 #
 # In short LoRA runs of `micro` at a rate of 4e-3, a constant rate has a lower loss than a falling
 # one, and a weight decay of 0.1 hardly changes the loss. Without warm-up, four of five seeds have a
-# lower loss (lesson 9b), and without clipping, all have a higher one (lesson 9c). Warm-up lowers
-# the loss at ten times the rate, and a falling rate at five times. A long run or a large model
-# needs a new test.
+# lower loss (the study [Warm-up](warm_up.py)), and without clipping, all have a higher one (the
+# study [Why clipping helps](why_clipping_helps.py)). Warm-up lowers the loss at ten times the rate,
+# and a falling rate at five times. A long run or a large model needs a new test.
 #
 # **What to try.**
 #
 # 1. `iters=200` in `defaults`: use 20,000. How much is left with λ = 0.1?
-# 2. `show(USUAL, ...)`: add the case "64 rows, 50 steps" of lesson 9. Where is it?
-# 3. `sweeps/optimization.py`: add a case with a linear warm-up over half of the run.
+# 2. `show(USUAL, ...)`: add the case "64 rows, 50 steps" of the study [Accumulation and the batch](accumulation.py). Where is it?
+# 3. `optimization_sweep.py`: add a case with a linear warm-up over half of the run.
 #
 # **Where to stop with a debugger.** `optim.get_lr`.
 #

@@ -1,19 +1,22 @@
 # %% [markdown]
-# # 16b. The checklist
+# # The checklist
 #
 # **The question.** What would an experienced reader question in the settings of a run, before it
 # starts? And what do three of the common mistakes cost?
 #
-# **Time:** 20 seconds to run, ten minutes to read. **You need:** lesson 16.
+# **Continues:** [lesson 9](../../09_the_settings.py).
+#
+# **Time:** 20 seconds to run, ten minutes to read. **You need:** the study [The lines of
+# PEFT](../serving/the_lines_of_peft.py).
 
 # %%
 from dataclasses import replace
 
 import numpy as np
-from checklist import Rows, questions
-from common import QUICK, figure, finetune, short, table
 
 import minilora
+from lessons.helpers.checklist import Rows, questions
+from lessons.helpers.common import QUICK, figure, finetune, short, table
 from minilora import LoraConfig, TrainConfig, data
 from minilora.evaluation import plot
 
@@ -30,7 +33,8 @@ rows = {split: data.load_rows("questions", split) for split in ("train", "valid"
 # raise?
 #
 # <details><summary>Answer</summary>
-# Ten. The first pair, the recipe of lesson 16, raises none.
+# Ten. The first pair, the recipe of the study [The lines of PEFT](../serving/the_lines_of_peft.py),
+# raises none.
 # </details>
 
 # %%
@@ -61,7 +65,7 @@ for line in asked:
 #
 # ![A decision tree for a run that goes wrong: is the training loss finite, does it fall, does the
 # held-out loss fall as well, and does the text that the model generates
-# agree.](../figures/drawings/symptoms.svg)
+# agree.](../../../figures/drawings/symptoms.svg)
 #
 # **Predict.** What is lost with the last token? Which costs more exact answers, the small rate or
 # counting the prompts?
@@ -107,7 +111,7 @@ with figure("checklist", xlabel, "", title, height=2.4) as axes:
     axes.set(xlim=(0, 100))
 
 # %% [markdown]
-# ![Right answers per run: the recipe gets nearly all](../figures/checklist.png)
+# ![Right answers per run: the recipe gets nearly all](../../../figures/checklist.png)
 #
 # These are runs of `micro` (0.1 million parameters) with one seed. With one token less, the output
 # above is right but does not end, and fewer than a tenth of the answers count as exact. With the

@@ -1,9 +1,8 @@
-"""What is trained, and at which rate, when a reader of one typeface meets another (lesson 10)."""
+"""What is trained, and at which rate, when a reader of one typeface meets another (the study `norms_and_biases`)."""
 
-import convnet
 import numpy as np
-import pictures
 
+from lessons.helpers import convnet, pictures
 from minilora import TrainConfig
 from minilora.tree import num_parameters
 
@@ -41,7 +40,7 @@ def run(job, typeface="italic"):
 
 
 # Each at every rate; everything and LoRA with smaller rates below, at three. Then the runs that
-# lesson 10d compares, with more seeds.
+# the study `rates_per_layer` compares, with more seeds.
 kinds = ("lora", "norm", "head", "full")
 alone = [(trains, rate, 1.0) for trains in kinds for rate in RATES]
 decays = [(trains, rate, 0.4) for trains in ("lora", "full") for rate in (3e-3, 1e-2, 3e-2)]

@@ -1,16 +1,19 @@
 # %% [markdown]
-# # 9b. Warm-up
+# # Warm-up
 #
 # **The question.** What does a warm-up of the learning rate prevent?
 #
-# **Time:** 10 seconds to run, five minutes to read. **You need:** lesson 9.
+# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+#
+# **Time:** 10 seconds to run, five minutes to read. **You need:** the study [Accumulation and the
+# batch](accumulation.py).
 
 # %%
 import numpy as np
-from common import QUICK, agrees, figure
-from sweeps.optimization import case, show, train
 
 import minilora
+from lessons.helpers.common import QUICK, agrees, figure
+from lessons.studies.training.optimization_sweep import case, show, train
 from minilora import LoraConfig, TrainConfig, data, optim
 from minilora.evaluation import plot
 from minilora.training import gradient_at
@@ -34,7 +37,7 @@ bins = [[example] for example in data.encode_rows(mixed, tokenizer, settings)[0]
 # one batch's gradient. Warm-up makes the first steps short.
 #
 # ![The learning rate over 100 steps: linear warm-up, then constant, linear to zero, or half a
-# cosine.](../figures/drawings/schedules.svg)
+# cosine.](../../../figures/drawings/schedules.svg)
 #
 # **Predict.** How far does the first step move a parameter whose gradient is a thousand times
 # smaller than another's? How far does it move `lora_A`?
@@ -97,7 +100,7 @@ with figure("warm_up", "held-out loss (nats per token)", "", title, height=2.4) 
 
 # %% [markdown]
 # ![Without warm-up: much the same loss at our rate, a higher loss at ten times
-# it](../figures/warm_up.png)
+# it](../../../figures/warm_up.png)
 #
 # **Not missed here.** At our rate, the run without warm-up has a lower loss with four of five
 # seeds, and with the fifth a loss that is about a tenth higher. No step has a loss above 4.5. At

@@ -1,21 +1,24 @@
 # %% [markdown]
-# # 9c. Why clipping helps
+# # Why clipping helps
 #
 # **The question.** Gradient clipping is said to protect against one bad batch. Is that why it helps
 # here?
 #
-# As in lesson 9, `case` reads a case of the sweep (`micro`, 0.1 million parameters, five seeds),
-# and `show` prints a table.
+# As in the study [Accumulation and the batch](accumulation.py), `case` reads a case of the sweep
+# (`micro`, 0.1 million parameters, five seeds), and `show` prints a table.
 #
-# **Time:** 10 seconds to run, ten minutes to read. **You need:** lesson 9.
+# **Continues:** [lesson 5](../../05_adamw_and_the_rate.py).
+#
+# **Time:** 10 seconds to run, ten minutes to read. **You need:** the study [Accumulation and the
+# batch](accumulation.py).
 
 # %%
 import math
 
 import numpy as np
-from common import QUICK, agrees, figure, finetune, short
-from sweeps.optimization import case, show, train
 
+from lessons.helpers.common import QUICK, agrees, figure, finetune, short
+from lessons.studies.training.optimization_sweep import case, show, train
 from minilora.evaluation import plot
 
 USUAL = "all as it is"  # 200 steps of 16 rows at 4e-3, clipping at 1
@@ -33,7 +36,7 @@ USUAL = "all as it is"  # 200 steps of 16 rows at 4e-3, clipping at 1
 # answers are 200 random letters. And clipping is taken away.
 #
 # ![Gradients longer than c end on a circle of radius c, shorter ones are
-# unchanged](../figures/drawings/clipped_gradients.svg)
+# unchanged](../../../figures/drawings/clipped_gradients.svg)
 #
 # **Predict.** What raises the loss more: bad rows with clipping, or no clipping with clean rows?
 #
@@ -110,7 +113,8 @@ with figure("clipping", xlabel, ylabel, title) as axes:
     axes.legend(frameon=False, loc="lower left", fontsize=8)
 
 # %% [markdown]
-# ![The gradient norm falls; without clipping, Adam's divisor stays high](../figures/clipping.png)
+# ![The gradient norm falls; without clipping, Adam's divisor stays
+# high](../../../figures/clipping.png)
 
 # %%
 # Checks

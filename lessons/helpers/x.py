@@ -1,6 +1,6 @@
 """Run sweeps: each writes the CSV of its name.
 
-python lessons/sweeps alpha rank    # all runs of these two sweeps
+python -m lessons.helpers.sweep alpha rank    # all runs of these two sweeps
 """
 
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sweeps.runner import write
+from lessons.helpers.sweep import write
 
 if __name__ == "__main__":  # each process imports this file again
     for name in sys.argv[1:]:
