@@ -5,13 +5,9 @@ Hypothesis has no deadlines, because the first example may compile a kernel.
 
 import os
 import random
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import settings
-
-sys.path.append(str(Path(__file__).parents[1] / "lessons"))  # `sweeps`, also in processes
 
 # Matrices are tiny here: a second thread in the products only waits for the first.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

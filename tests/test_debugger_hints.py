@@ -12,9 +12,14 @@ ROOT = Path(__file__).parents[1]
 LESSONS = ROOT / "lessons"
 HINT = re.compile(r"# \*\*Where to stop with a debugger\.\*\* (.*?)\n#\n", re.DOTALL)
 SPAN = re.compile(r"`([^`]+)`(?: in `([\w/]+\.py)`)?")
-FILES = [*ROOT.glob("minilora/**/*.py"), *LESSONS.glob("[a-z]*.py"), *LESSONS.glob("sweeps/*.py")]
+FILES = [
+    *ROOT.glob("minilora/**/*.py"),
+    *LESSONS.glob("helpers/*.py"),
+    *LESSONS.glob("studies/*/*.py"),
+]
+ALL = [*sorted(LESSONS.glob("[0-9]*.py")), *sorted(LESSONS.glob("studies/*/*.py"))]
 SOURCES = {path: path.read_text(encoding="utf-8") for path in FILES}
-TEXTS = {path: path.read_text(encoding="utf-8") for path in sorted(LESSONS.glob("[0-9]*.py"))}
+TEXTS = {path: path.read_text(encoding="utf-8") for path in ALL}
 HINTS = {path: HINT.search(text)[1] for path, text in TEXTS.items() if HINT.search(text)}
 
 
@@ -51,8 +56,8 @@ def test_a_stale_name_is_found():
     assert missing(hint, "") == ["share", "training.fit", "lost"]
 
 
-def test_the_breakpoint_of_lesson_00c():
-    text = TEXTS[LESSONS / "00c_a_model_and_a_small_tree.py"]
+def test_the_breakpoint_of_first_run():
+    text = TEXTS[LESSONS / "studies/lora/a_model_and_a_small_tree.py"]
     condition = re.search(r"b minilora\.layers\.linear, (.*)\n", text)[1]
     assert f"if {condition}" in inspect.getsource(layers.linear)
 

@@ -2,7 +2,6 @@
 
 import io
 import re
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -17,14 +16,16 @@ from minilora import layers, nf4
 from minilora.formats import hf_folder
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "lessons" / "drawings"
-sys.path.insert(0, str(FOLDER))
-MODULES = {path.stem: import_module(path.stem) for path in sorted(FOLDER.glob("[a-z]*.py"))}
-sys.path.remove(str(FOLDER))
-for module in MODULES:
-    del sys.modules[module]  # the names are common: `training`
+FOLDER = ROOT / "lessons" / "book" / "drawings"
+NAMES = sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
+MODULES = {name: import_module(f"lessons.book.drawings.{name}") for name in NAMES}
 DRAWINGS = MODULES["elements"].DRAWINGS
-PAGES = [ROOT / "README.md", *ROOT.glob("lessons/*.md"), *ROOT.glob("lessons/[0-9]*.py")]
+PAGES = [
+    ROOT / "README.md",
+    *ROOT.glob("lessons/*.md"),
+    *ROOT.glob("lessons/[0-9]*.py"),
+    *ROOT.glob("lessons/studies/*/*.py"),
+]
 TEXT = " ".join(path.read_text("utf-8") for path in PAGES).replace("\n# ", " ").replace("\n", " ")
 SHOWN = re.findall(r"!\[([^\]]*)\]\([./]*figures/drawings/(\w+)\.", TEXT)  # (alt text, name)
 NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?(?!\w)")

@@ -331,7 +331,7 @@ def test_the_merge_table_of_the_faq_is_the_one_of_lesson_13b(tmp_path, monkeypat
     from lessons.helpers import common
 
     monkeypatch.setattr(common, "FIGURES", tmp_path)
-    lesson = (LESSONS / "13b_merging_into_four_bits.py").read_text(encoding="utf-8")
+    lesson = (LESSONS / "studies/serving/merging_into_four_bits.py").read_text(encoding="utf-8")
     names: dict = {}
     exec(lesson.split("# %% [markdown]\n# ## What the task says")[0], names)
     columns = [

@@ -1,6 +1,6 @@
 """An animation of a run: the loss, one answer, and the singular values of one update ΔW.
 
-    python lessons/sweeps/animation.py   # writes figures/run.gif and its last frame, run_end.png
+    python -m lessons.book.animation   # writes figures/run.gif and its last frame, run_end.png
 
 Half a minute. QLoRA on `micro`, r = 8, 400 steps of 16 questions.
 """

@@ -21,8 +21,11 @@ from jupyter_cache import get_cache
 
 import minilora.course.exercises
 
-LESSONS = Path(__file__).parent
-LESSON_FILES = sorted(LESSONS.glob("[0-9]*.py"))
+LESSONS = Path(__file__).parents[1]
+FIGURES = LESSONS.parent / "figures"
+SWEEPS = [path for path in LESSONS.glob("studies/*/*_sweep.*") if path.suffix != ".pyc"]
+STUDIES = set(LESSONS.glob("studies/*/*.py")).difference(SWEEPS)
+LESSON_FILES = [*sorted(LESSONS.glob("[0-9]*.py")), *sorted(STUDIES)]
 PACKAGE = Path(minilora.__file__).parent
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
 BOOK_ONLY = "book"  # the tag of cells that the downloaded notebook does not have
@@ -31,8 +34,7 @@ BOOK_ONLY = "book"  # the tag of cells that the downloaded notebook does not hav
 def code_key():
     """Return a hash of all that a lesson's outputs depend on, except the lesson itself."""
     files = [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.safetensors"), *PACKAGE.rglob("*.toml")]
-    files += [path for path in LESSONS.glob("[a-z]*.py") if path.stem not in ("book", "conf")]
-    files += [LESSONS / "toolcalls.toml", *LESSONS.glob("sweeps/*")]
+    files += [*LESSONS.glob("helpers/*.*"), *SWEEPS]
     files += LESSONS.glob("exercises*/*")
     versions = [version(name) for name in ("numpy", "autograd", "numba", "matplotlib")]
     key = hashlib.sha256(f"{sys.version} {versions} {QUICK}".encode())
@@ -73,21 +75,23 @@ def choose_figures(app):
 
 def own_figure(name):
     """Return the path of the figure that this book's run wrote, or of the stored one."""
-    own = Path(os.environ["MINILORA_FIGURES"]) / name.removeprefix("../figures/")
-    return own if own.exists() else LESSONS / name
+    own = Path(os.environ["MINILORA_FIGURES"]) / name
+    return own if own.exists() else FIGURES / name
 
 
 def show_own_figures(app, doctree):
     """Point the pictures of a page at the figures that its run wrote."""
     folder = (LESSONS / app.env.docname).parent
     for image in doctree.findall(nodes.image):
-        if image["uri"].startswith("../figures/"):
-            image["uri"] = os.path.relpath(own_figure(image["uri"]), folder)
+        path = Path(os.path.normpath(folder / image["uri"]))
+        if path.is_relative_to(FIGURES):
+            own = own_figure(path.relative_to(FIGURES).as_posix())
+            image["uri"] = os.path.relpath(own, folder)
 
 
 def is_lesson(docname):
-    """Return whether a document is a lesson."""
-    return docname[0].isdigit()
+    """Return whether a document is a lesson of the path or a study."""
+    return docname[0].isdigit() or docname.startswith("studies/")
 
 
 def spread_lessons(app, env, docnames):
@@ -102,9 +106,10 @@ def add_to_lesson(app, docname, source):
     """Add a line with downloads below the title, and link the exercises that the lesson names."""
     if not is_lesson(docname):
         return
+    name = docname.rpartition("/")[2]
     links = (
-        f"{{nb-download}}`Notebook with outputs <{docname}.ipynb>` · "
-        f"{{download}}`Python file <{docname}.py>`"
+        f"{{nb-download}}`Notebook with outputs <{name}.ipynb>` · "
+        f"{{download}}`Python file <{name}.py>`"
     )
     title, rest = source[0].split("\n", 2)[1:]
     quick = QUICK or docname in app.config.book_quick
@@ -144,7 +149,7 @@ def clean_notebook(app, doctree):
             notebook = cache.merge_match_into_notebook(notebook)[1]
     notebook.cells = [c for c in notebook.cells if BOOK_ONLY not in c.metadata.get("tags", [])]
     for cell in notebook.cells:
-        cell.source = re.sub(r"\[([a-z0-9-]+)\]\(exercises\.md#[a-z0-9-]+\)", r"\1", cell.source)
+        cell.source = re.sub(r"\[([a-z0-9-]+)\]\(/exercises\.md#[a-z0-9-]+\)", r"\1", cell.source)
         if cell.cell_type == "markdown":
             attach_pictures(cell)
         else:
@@ -157,8 +162,8 @@ PICTURES = {".png": "image/png", ".svg": "image/svg+xml", ".gif": "image/gif"}
 
 def attach_pictures(cell):
     """Put the pictures of a Markdown cell into the cell, so that the notebook is one file."""
-    for name in set(re.findall(r"\]\((\.\./figures/[^)]+)\)", cell.source)):
-        path = own_figure(name)
+    for name in set(re.findall(r"\]\(((?:\.\./)+figures/[^)]+)\)", cell.source)):
+        path = own_figure(name.partition("figures/")[2])
         picture = base64.b64encode(path.read_bytes()).decode()
         cell.source = cell.source.replace(f"]({name})", f"](attachment:{path.name})")
         cell.setdefault("attachments", {})[path.name] = {PICTURES[path.suffix]: picture}
@@ -183,7 +188,12 @@ def lessons_with(exercise):
     texts = {file: EXERCISES.search(file.read_text("utf-8")) for file in LESSON_FILES}
     word = re.compile(rf"(?<![\w-]){exercise.id}(?![\w-])")
     found = [file for file, line in texts.items() if line and word.search(line[0])]
-    return ", ".join(f"[{file.stem.partition('_')[0]}]({file.name})" for file in found)
+    return ", ".join(f"[{title(file)}]({file.relative_to(LESSONS)})" for file in found)
+
+
+def title(file):
+    """Return the title of a lesson: its first heading."""
+    return re.search("^# # (.*)", file.read_text("utf-8"), re.MULTILINE)[1]
 
 
 def describe(exercise):

@@ -1,17 +1,14 @@
 """Settings of the book: Sphinx builds it from the lessons, and executes each of them.
 
     python -m pip install --group docs -e '.[hf]'
-    sphinx-build -W --keep-going -j 2 lessons build/book
+    sphinx-build -W --keep-going -j 2 -c lessons/book lessons build/book
 
 `MINILORA_QUICK=1` builds it from quick runs. Executed lessons are cached per version of the code.
 """
 
 import os
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent))
-import book
+from lessons.book import book
 
 project = "minilora"
 author = "the minilora authors"
@@ -22,9 +19,18 @@ extensions = [
     "myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx_codeautolink",
     "sphinx_copybutton",
 ]  # fmt: skip
-include_patterns = ["index.md", "exercises.md", "[0-9]*.py", "guide/**.md", "api/**.md"]
+include_patterns = [
+    "index.md",
+    "exercises.md",
+    "[0-9]*.py",
+    "studies/*/*.py",
+    "guide/**.md",
+    "api/**.md",
+]
 
-# Lessons are Python files in percent format. Each of them is executed in lessons/.
+exclude_patterns = ["**/*_sweep.py"]
+
+# Lessons are Python files in percent format. Each of them is executed in its folder.
 nb_custom_formats = {".py": ["jupytext.reads", {"fmt": "py:percent"}]}
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(book.CACHE)

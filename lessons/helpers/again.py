@@ -16,22 +16,18 @@ import math
 import sys
 from concurrent.futures import ProcessPoolExecutor, wait
 from datetime import date
-from importlib import import_module
 from multiprocessing import get_context
-from pathlib import Path
 
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from lessons.helpers.common import SWEEPS, further_seeds, number, read_sweep, table
-from lessons.helpers.sweep import one_thread
+from lessons.helpers.common import STUDIES, further_seeds, number, read_sweep, table
+from lessons.helpers.sweep import load, one_thread
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import InputError
 from minilora.kernels import num_threads
 
-NAMES = sorted(path.stem for path in SWEEPS.glob("*.csv"))
+NAMES = sorted(path.stem.removesuffix("_sweep") for path in STUDIES.glob("*/*.csv"))
 
 
 def run_until(function, jobs, seconds):
@@ -80,7 +76,7 @@ def chance(outside, compared):
 
 def check(name, seed, minutes):
     """Run a part of a sweep, print what differs; return the chance of so many results outside."""
-    sweep = import_module(f"sweeps.{name}")
+    sweep = load(name)
     order = np.random.default_rng(seed).permutation(len(sweep.JOBS))
     rows = run_until(sweep.run, [sweep.JOBS[i] for i in order], 60 * minutes)
     stored, compared, cells = read_sweep(name), 0, []

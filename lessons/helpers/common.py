@@ -1,8 +1,8 @@
 """Helpers of the lessons: the quick switch, one fine-tuning run, tables, figures, sweeps.
 
-An experiment that takes too long for a lesson is a *sweep*: a module in `sweeps/` with a CSV of the
-same name. `python -m lessons.helpers.sweep NAME` writes it. Its first line is this command, followed by one
-row per run.
+An experiment that takes too long for a lesson is a *sweep*: a module NAME_sweep.py next to the study
+that reads it, with a CSV of the same name. `python -m lessons.helpers.sweep NAME` writes the CSV. Its
+first line is this command, followed by one row per run.
 """
 
 import csv
@@ -21,9 +21,9 @@ from minilora.data.tasks import NAMES, notes
 from minilora.evaluation import plot
 
 QUICK = bool(os.environ.get("MINILORA_QUICK"))
-LESSONS = Path(__file__).parent
+LESSONS = Path(__file__).parents[1]
 FIGURES = Path(os.environ.get("MINILORA_FIGURES", LESSONS.parent / "figures"))
-SWEEPS = LESSONS / "sweeps"
+STUDIES = LESSONS / "studies"
 
 
 def short(full, quick):
@@ -109,9 +109,14 @@ def table(header, rows):
         print("  ".join(cells).rstrip())
 
 
+def csv_of(name):
+    """Return the path of the CSV of a sweep, NAME_sweep.csv next to its study."""
+    return next(STUDIES.glob(f"*/{name}_sweep.csv"))
+
+
 def read_sweep(name):
-    """Read the rows of sweeps/NAME.csv as dicts, numbers as floats."""
-    with open(SWEEPS / f"{name}.csv", newline="") as file:
+    """Read the rows of the sweep NAME as dicts, numbers as floats."""
+    with open(csv_of(name), newline="") as file:
         rows = list(csv.DictReader(line for line in file if not line.startswith("#")))
     return [{key: number(value) for key, value in row.items()} for row in rows]
 

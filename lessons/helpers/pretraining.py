@@ -7,12 +7,9 @@ import argparse
 import math
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from lessons.helpers.common import held_out_notes
 from minilora import train

@@ -1,18 +1,23 @@
 """Run the jobs of a sweep in parallel, and write its CSV.
 
-A sweep is a module here with `JOBS` and `run(job)`, which returns the row of a run as a dict. Some
-have `more(rows)`, too: further jobs, which follow from the rows of JOBS.
+    python -m lessons.helpers.sweep alpha rank    # all runs of these two sweeps
+
+A sweep is a module NAME_sweep.py next to its study, with `JOBS` and `run(job)`, which returns the
+row of a run as a dict. Some have `more(rows)`, too: further jobs, which follow from the rows of
+JOBS.
 """
 
 import csv
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module
 from multiprocessing import get_context
+from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from lessons.helpers.common import SWEEPS
+from lessons.helpers.common import STUDIES
 from minilora.kernels import num_threads, threads
 
 
@@ -35,14 +40,25 @@ def one_thread():
     threadpool_limits(1)
 
 
+def load(name):
+    """Import the module of a sweep."""
+    path = next(STUDIES.glob(f"*/{name}_sweep.py"))
+    return import_module(f"lessons.studies.{path.parent.name}.{path.stem}")
+
+
 def write(name):
-    """Run all jobs of a sweep and write NAME.csv, one row per job."""
-    sweep = import_module(f"sweeps.{name}")
+    """Run all jobs of a sweep and write its CSV, one row per job."""
+    sweep = load(name)
     rows = mapped(sweep.run, sweep.JOBS)
     if hasattr(sweep, "more"):
         rows += mapped(sweep.run, sweep.more(rows))
-    with open(SWEEPS / f"{name}.csv", "w", newline="") as file:
+    with open(Path(sweep.__file__).with_suffix(".csv"), "w", newline="") as file:
         file.write(f"# python -m lessons.helpers.sweep {name}\n")
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+
+
+if __name__ == "__main__":  # each process imports this file again
+    for name in sys.argv[1:]:
+        write(name)

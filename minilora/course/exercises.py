@@ -63,7 +63,7 @@ class Exercise:
 
     id: str
     function: str  # "minilora.nf4:nearest", or the name of a function of the Python file
-    lesson: str  # the number in the name of its file: "00b"
+    lesson: str  # the start of the name of its file: "06", "studies/bits/outliers_and_int8"
     difficulty: int  # 1 to 3
     minutes: int
     points: float
@@ -88,7 +88,7 @@ class Exercise:
         self.source = (self.folder / self.file).read_text(encoding="utf-8")
         # the docstring of the Python file: a line about the exercise, and the task
         self.task = (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
-        self.lesson_file = next(LESSONS.glob(f"{self.lesson}_*.py"), None)
+        self.lesson_file = next(LESSONS.glob(f"{self.lesson}*.py"), None)
 
     @cached_property
     def checks(self):

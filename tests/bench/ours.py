@@ -1,12 +1,6 @@
 """The cases of minilora: `python tests/bench/ours.py FOLDER CASE [ARGUMENTS]`; see __main__.py."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
-
-sys.path.append(str(Path(__file__).parents[2] / "lessons"))
-
 from cases import (
     BATCH,
     LENGTH,

@@ -24,7 +24,7 @@ from minilora import nf4
 
 BOOK = Path(os.environ.get("MINILORA_BOOK", "build/book")).resolve()
 PAGES = sorted(str(path.relative_to(BOOK)) for path in BOOK.rglob("*.html"))
-LESSONS = [page for page in PAGES if page[0].isdigit()]
+LESSONS = [page for page in PAGES if page[0].isdigit() or page.startswith("studies/")]
 FLAGS = (
     "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",

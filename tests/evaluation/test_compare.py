@@ -1,7 +1,6 @@
 """The sweeps of the lessons: sizes at a budget, runs, CSVs, runs again; what paired seeds show."""
 
 import math
-from importlib import import_module
 
 import numpy as np
 import pytest
@@ -72,22 +71,21 @@ class Sweep:
 
 
 def test_a_sweep_writes_its_csv(tmp_path, monkeypatch):
-    monkeypatch.setattr(runner, "import_module", lambda name: Sweep)
+    path = tmp_path / "subject" / "twice_sweep.py"
+    monkeypatch.setattr(Sweep, "__file__", str(path), raising=False)
     monkeypatch.setattr(runner, "mapped", lambda run, jobs: list(map(run, jobs)))
-    for module in (runner, common):
-        monkeypatch.setattr(module, "SWEEPS", tmp_path)
+    monkeypatch.setattr(runner, "load", lambda name: Sweep)
+    monkeypatch.setattr(common, "STUDIES", tmp_path)
+    (tmp_path / "subject").mkdir()
     runner.write("twice")
-    assert (
-        (tmp_path / "twice.csv")
-        .read_text()
-        .startswith("# python -m lessons.helpers.sweep twice\njob,")
-    )
+    first = "# python -m lessons.helpers.sweep twice\njob,"
+    assert path.with_suffix(".csv").read_text().startswith(first)
     assert common.read_sweep("twice") == [Sweep.run(float(job)) for job in (1, 2, 6)]
 
 
 @pytest.mark.parametrize("name", again.NAMES)
 def test_every_sweep_can_be_run_again_and_its_csv_has_all_runs(name):
-    sweep = import_module(f"sweeps.{name}")
+    sweep = runner.load(name)
     stored = common.read_sweep(name)
     columns = list(stored[0])
     names = columns[: columns.index("seed") + 1]

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="the peers group is not installed")
 
 def lora_linear():
     """Return the class of the only block of Python in lesson 3."""
-    lesson = (LESSONS / "02_the_low_rank_update.py").read_text("utf-8")
+    lesson = (LESSONS / "03_two_small_matrices.py").read_text("utf-8")
     (block,) = re.findall(r"^# ```python\n(.*?)^# ```$", lesson, re.MULTILINE | re.DOTALL)
     lines = [line.removeprefix("#").removeprefix(" ") for line in block.splitlines()]
     names = {}

@@ -12,7 +12,7 @@ FUNCTIONS = ("floor_log2", "round_float", "e2m1", "e4m3", "blocks_of", "mxfp4", 
 @pytest.fixture(scope="module")
 def lesson():
     """Return the functions of the study `four_bits_today` by name, without running its experiments."""
-    return defined_in("23_four_bits_today.py", FUNCTIONS)
+    return defined_in("studies/since_2023/four_bits_today.py", FUNCTIONS)
 
 
 def numbers():
@@ -36,7 +36,7 @@ def test_small_floats_round_as_in_ml_dtypes(lesson, name, dtype, largest):
 
 def test_the_scale_of_mxfp4_is_a_number_of_e8m0():
     ml_dtypes = pytest.importorskip("ml_dtypes", reason="the peers group is not installed")
-    e8m0 = defined_in("23b_element_block_scale.py", ("e8m0",))["e8m0"]
+    e8m0 = defined_in("studies/since_2023/four_bits_today__2.py", ("e8m0",))["e8m0"]
     absmax = np.exp2(np.random.default_rng(0).uniform(-100, 100, 5_000))
     scale = e8m0(absmax) / 6
     np.testing.assert_array_equal(scale.astype(ml_dtypes.float8_e8m0fnu).astype(float), scale)

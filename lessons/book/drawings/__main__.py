@@ -6,12 +6,14 @@ python -m lessons.book.drawings masks      # only one of them
 
 import sys
 
-import few_bits  # noqa: F401  each module adds its drawings to DRAWINGS
-import low_rank  # noqa: F401
-import optimizer  # noqa: F401
-import outcomes  # noqa: F401
-import training  # noqa: F401
-from elements import DRAWINGS, save
+from lessons.book.drawings import (
+    few_bits,  # noqa: F401  each module adds its drawings to DRAWINGS
+    low_rank,  # noqa: F401
+    optimizer,  # noqa: F401
+    outcomes,  # noqa: F401
+    training,  # noqa: F401
+)
+from lessons.book.drawings.elements import DRAWINGS, save
 
 for name in sys.argv[1:] or DRAWINGS:
     save(name)

@@ -14,7 +14,7 @@ from matplotlib.patches import FancyArrowPatch, FancyBboxPatch, Rectangle
 
 from minilora.config import ModelConfig
 
-FOLDER = Path(__file__).parents[2] / "figures" / "drawings"
+FOLDER = Path(__file__).parents[3] / "figures" / "drawings"
 INK, GREY, BLUE, ORANGE, GREEN, PURPLE = (
     "#222222", "#6b6b6b", "#0072b2", "#d55e00", "#00785a", "#a0497a"
 )  # fmt: skip

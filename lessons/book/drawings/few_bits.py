@@ -3,8 +3,8 @@
 from statistics import NormalDist
 
 import numpy as np
-from elements import *
 
+from lessons.book.drawings.elements import *
 from minilora import nf4
 from minilora.formats.hf_folder import projection_shapes
 

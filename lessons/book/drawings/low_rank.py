@@ -1,10 +1,10 @@
 """The low-rank update: LoRA and QLoRA, the trees, the places, the gradient, singular values."""
 
 import numpy as np
-from elements import *
 from matplotlib.patches import Polygon
 
 import minilora
+from lessons.book.drawings.elements import *
 from minilora import LoraConfig
 from minilora.tree import num_parameters
 

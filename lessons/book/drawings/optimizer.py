@@ -1,9 +1,9 @@
 """Drawings of an optimizer step: initialization, signs, rates, dropout, trained parameters."""
 
 import numpy as np
-from elements import *
 from matplotlib.patches import Circle
 
+from lessons.book.drawings.elements import *
 from minilora import TrainConfig, optim
 
 

@@ -1,8 +1,8 @@
 """What comes out: errors of codes, merged models, judged answers, other ways to adapt."""
 
 import numpy as np
-from elements import *
 
+from lessons.book.drawings.elements import *
 from minilora import nf4
 from minilora.formats.hf_folder import projection_shapes, shapes
 

@@ -1,9 +1,9 @@
 """What the model reads and how it is trained: masks, positions, targets, schedules, norms."""
 
 import numpy as np
-from elements import *
 from matplotlib.patches import Circle
 
+from lessons.book.drawings.elements import *
 from minilora import TrainConfig, layers, optim
 
 

@@ -9,15 +9,14 @@
 # does](../lora/what_alpha_over_r_does.py).
 
 # %%
-import sys
 
+import dropout  # the sweep's noisy labels and runs
 import numpy as np
 
 from lessons.helpers.common import (
     HOLDS,
     OPEN,
     QUICK,
-    SWEEPS,
     belongs,
     claim,
     figure,
@@ -29,9 +28,6 @@ from lessons.helpers.common import (
     verdict,
 )
 from minilora.evaluation import plot
-
-sys.path.insert(0, str(SWEEPS))
-import dropout  # the sweep's noisy labels and runs
 
 # %% [markdown]
 # ## Dropout

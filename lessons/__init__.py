@@ -1,0 +1,1 @@
+"""The lessons: the path, the studies, and what they share."""
