@@ -1,4 +1,4 @@
-"""Codes of four bits and small floats: rounding for the studies `what_makes_a_code_good` and `four_bits_today`."""
+"""Codes of four bits, and small floats."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Generate the rows of the study `a_real_model_calls_tools`: a request in plain English, and one line of JSON.
+"""Generate rows of tool calls: a request in plain English, and one line of JSON.
 
 python lessons/toolcalls.py FOLDER               # writes train.jsonl, valid.jsonl and test.jsonl
 python lessons/toolcalls.py FOLDER --few-shot    # the same requests, after rules and examples

@@ -64,7 +64,7 @@ def warn_of_another_base(folder, run, name, scheme, block_size):
     An adapter also corrects the errors of the storage. run: see `read_run`.
     """
     settings, digests = run
-    risk = "an adapter can lose all that it learned on another base (the study `merging_into_four_bits`)"
+    risk = "an adapter can lose all that it learned on another base (lesson 11)"
     before = settings.get("quantize", scheme), settings.get("block_size", block_size)
     if before != (scheme, block_size):
         stored = "a base stored as {}, block size {}".format(*before)

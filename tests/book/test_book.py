@@ -1,6 +1,6 @@
 """The built book, opened page by page in Chromium from its files: nothing may need a network.
 
-    sphinx-build -W --keep-going -j 2 lessons build/book
+    sphinx-build -W --keep-going -j 2 -c lessons/book lessons build/book
     MINILORA_BOOK=build/book python -m pytest tests/book
 
 Chromium and chromedriver must be on the PATH.

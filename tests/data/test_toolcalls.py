@@ -1,4 +1,4 @@
-"""The tool-call rows of the study `a_real_model_calls_tools`: splits are disjoint, answers follow from requests."""
+"""The rows of tool calls: splits are disjoint, answers follow from requests."""
 
 import hashlib
 import json

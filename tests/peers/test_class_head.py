@@ -1,4 +1,4 @@
-"""The head for classes of the study `a_new_head_for_classes` against PEFT's `task_type="SEQ_CLS"`: logits, gradients."""
+"""The study `a_new_head_for_classes` against PEFT's `task_type="SEQ_CLS"`: logits, gradients."""
 
 import json
 
@@ -42,7 +42,7 @@ def sequence_classifier(folder):
 
 
 def ours_of(theirs, path, base):
-    """The trained tree: the adapter and the head that PEFT saved, as the study `a_new_head_for_classes` has them."""
+    """The trained tree: the adapter and the head that PEFT saved, as the study has them."""
     theirs.save_pretrained(path)
     file = path / "adapter_model.safetensors"
     tensors = load_file(file)

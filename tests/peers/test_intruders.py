@@ -1,4 +1,4 @@
-"""Intruder dimensions as the study `intruder_dimensions` find and scale them, against PEFT's function."""
+"""Intruder dimensions as their study finds and scales them, against PEFT's function."""
 
 import numpy as np
 import pytest

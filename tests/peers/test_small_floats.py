@@ -11,7 +11,7 @@ FUNCTIONS = ("floor_log2", "round_float", "e2m1", "e4m3", "blocks_of", "mxfp4", 
 
 @pytest.fixture(scope="module")
 def lesson():
-    """Return the functions of the study `four_bits_today` by name, without running its experiments."""
+    """Return the functions of the study by name, without running its experiments."""
     return defined_in("studies/since_2023/four_bits_today.py", FUNCTIONS)
 
 

@@ -1,4 +1,4 @@
-"""Int8: row absmax; and LLM.int8 of the study `outliers_and_int8`, which itself checks the error of its product."""
+"""Int8: row absmax; and the LLM.int8 of a study, which itself checks its error."""
 
 import numpy as np
 import pytest
