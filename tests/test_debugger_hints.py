@@ -1,12 +1,9 @@
 """Names in the texts exist in the code: where to stop with a debugger, and what to change."""
 
-import inspect
 import re
 from pathlib import Path
 
 import pytest
-
-from minilora import layers
 
 ROOT = Path(__file__).parents[1]
 LESSONS = ROOT / "lessons"
@@ -54,12 +51,6 @@ def test_the_names_of_a_hint_exist(lesson):
 def test_a_stale_name_is_found():
     hint = "`training.accumulate` (`share`, `weight`), `training.fit`, `lost` in `minilora/lora.py`"
     assert missing(hint, "") == ["share", "training.fit", "lost"]
-
-
-def test_the_breakpoint_of_first_run():
-    text = TEXTS[LESSONS / "studies/lora/a_model_and_a_small_tree.py"]
-    condition = re.search(r"b minilora\.layers\.linear, (.*)\n", text)[1]
-    assert f"if {condition}" in inspect.getsource(layers.linear)
 
 
 def test_the_names_that_the_guide_finds_in_a_file():

@@ -93,7 +93,9 @@ def test_the_output_of_the_first_run(tmp_path, monkeypatch, capsys):
 def test_the_readme_is_the_projects():
     project = tomllib.loads(page("pyproject.toml"))["project"]
     text = page("README.md")
-    assert f"version = {{{minilora.__version__}}}, license = {{{project['license']}}}" in text
+    assert (
+        f"version {minilora.__version__}.\n" in text and f"the {project['license']} licence" in text
+    )
     assert f"Python {project['requires-python'][2:]} or newer" in text
     assert text.count("```sh\n") == 2  # `.ci/run` runs the second
 
@@ -120,11 +122,14 @@ def test_the_counts_and_the_tables_of_the_lessons_and_exercises():
     for e in EXERCISES:
         n = len(e["mistake"])
         numbers = [str(e[key]) for key in ("difficulty", "minutes", "points")]
-        rows.append([e["id"], e["lesson"], *numbers, f"{n} of {n}"])
+        lesson = e["lesson"].removeprefix("studies/")
+        rows.append([e["id"], lesson, *numbers, f"{n} of {n}"])
     assert sorted(table("lessons/README.md", "exercise | lesson")) == sorted(rows)
-    row = r"^\| \[\w+\]\((\w+\.py)\) .* \| (.*) \| .* \|$"
+    row = r"^\| \[.*\]\(([\w/]+\.py)\) .* \| (.*) \|$"
     times = dict(re.findall(row, page("lessons/README.md"), re.MULTILINE))
-    assert sorted(times) == sorted(path.name for path in LESSONS.glob("[0-9]*.py"))
+    studies = [path for path in LESSONS.glob("studies/*/*.py") if "_sweep" not in path.name]
+    files = [*LESSONS.glob("[0-9]*.py"), *studies]
+    assert sorted(times) == sorted(str(path.relative_to(LESSONS)) for path in files)
     for file, time in times.items():
         text = (LESSONS / file).read_text(encoding="utf-8").replace("\n# ", " ")
         assert f"**Time:** {time} to run" in text, file

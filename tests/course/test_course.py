@@ -484,7 +484,10 @@ def test_faults_of_a_set_are_told(capsys, monkeypatch):
     monkeypatch.setattr(exercises, "load", lambda: {"packing-nibbles": few})
     assert main(["teach", "check"]) == 1
     captured = capsys.readouterr()
-    assert "| packing-nibbles | 06b |" in captured.out and "2 of 2" in captured.out
+    assert (
+        "| packing-nibbles | studies/bits/every_byte_of_a_model |" in captured.out
+        and "2 of 2" in captured.out
+    )
     assert captured.err == "fault: packing-nibbles: fewer than three planted mistakes\n"
 
 
