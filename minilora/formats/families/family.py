@@ -9,16 +9,14 @@ from typing import Any
 
 from ...config import ModelConfig
 
-# the fields that `Family.fields` may have
-FIXED = {"hidden_act", "norms", "norm_offset", "qk_norm"}
-
 
 @dataclass(frozen=True)
 class Family:
     """A model_type of Hugging Face.
 
     read(raw) returns the fields of ModelConfig that config.json, the object `raw`, has in this
-    family only; write(model_config) returns the fields of config.json for them.
+    family only; the sizes in it are checked before. write(model_config) returns the fields of
+    config.json for them.
     """
 
     model_type: str
@@ -35,12 +33,3 @@ class Family:
         """Return the projections that have a bias in a model in which `some` have one."""
         groups = [g for g in self.biases if self.always_biased or not some.isdisjoint(g)]
         return {name for group in groups for name in group}
-
-    def fits(self, config: ModelConfig, some: set[str]) -> bool:
-        """Return whether a model of this family can have this shape, and `some` biases."""
-        same = all(
-            getattr(config, name) == self.fields.get(name, getattr(ModelConfig, name))
-            for name in FIXED
-        )
-        window = self.sliding or config.sliding_window is None
-        return same and window and some <= self.biased(some)
