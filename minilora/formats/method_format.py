@@ -9,13 +9,14 @@ its network there, without the network. A prefix is (n, L·2·K·hd): keys and v
 
 import numpy as np
 
-from ..config import InputError, Rule, check_setting
+from ..config import InputError
 from ..methods.method import MethodConfig
 from ..methods.registry import METHODS
 from ..tree import arrays, named_leaves, unflatten
+from .fields import UP_TO_4096, number
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
 
-SIZE = Rule("be a whole number from 1 to 4,096", lambda n: type(n) is int and 1 <= n <= 4096)
+OWN = {m.name: m for m in METHODS.values() if not m.peft_fields and m.name not in ("lora", "dora")}
 PEFT_TYPES = {m.peft_fields["peft_type"]: m for m in METHODS.values() if m.peft_fields}
 
 
@@ -26,12 +27,10 @@ def _fixed(method):
 def as_json(config, base_name):
     """Return the object for adapter_config.json; `base_name` is the name or folder of the base."""
     method = METHODS[config.method]
-    written = _fixed(method) | {
-        "base_model_name_or_path": str(base_name), "inference_mode": True,
-    }  # fmt: skip
+    written = _fixed(method) | {"base_model_name_or_path": base_name, "inference_mode": True}
     if method.size:
         written[method.peft_size or method.size] = getattr(config, method.size)
-    return dict(sorted(written.items()))
+    return written
 
 
 def read_config(raw):
@@ -39,21 +38,18 @@ def read_config(raw):
 
     Raises InputError naming the field that is malformed or not implemented.
     """
-    kind, name = raw.get("peft_type"), raw.get("minilora_method")
-    if kind is not None and str(kind) not in PEFT_TYPES:
-        raise InputError(
-            f"peft_type {kind!r} is not implemented; LORA, {', '.join(PEFT_TYPES)} are"
-        )
-    own = [m.name for m in METHODS.values() if not m.peft_fields and m.name not in ("lora", "dora")]
-    if not kind and name not in own:
-        raise InputError("no peft_type and no known minilora_method")
-    method = PEFT_TYPES[kind] if kind else METHODS[name]
+    kind = raw.get("peft_type")
+    name = raw.get("minilora_method")
+    method = PEFT_TYPES.get(str(kind)) or OWN.get(str(name))
+    if method is None:
+        known = ", ".join(["LORA", *PEFT_TYPES])
+        what = f"peft_type {kind!r} with minilora_method {name!r}"
+        raise InputError(f"{what} is not implemented; the peft_types {known} are")
     size = method.peft_size or method.size or ""
     refuse_unknown(raw, {*NEUTRAL, *method.free_fields, size}, _fixed(method))
     if method.size is None:
         return MethodConfig(method.name)
-    check_setting(size, raw.get(size), SIZE)
-    return MethodConfig(method.name, **{method.size: raw[size]})
+    return MethodConfig(method.name, **{method.size: number(raw, size, UP_TO_4096)})
 
 
 def shapes(config, base):
