@@ -12,6 +12,7 @@ from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled
 from minilora.formats.hf_tokenizer import from_folder, save
 
+tokenizers = pytest.importorskip("tokenizers")
 CHAT = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Hello"}]
 TINY = tiny()
 
@@ -55,8 +56,11 @@ def test_digits_are_cut_off_before_anything_merges():
     assert tiny(pre="gpt-2", **changes).encode("12 1") == [tokens.index("12"), tokens.index("Ġ1")]
 
 
-def test_a_first_token_if_the_file_says_so():
-    t, he = tiny(add_bos_token=True), tiny_vocabulary().index("he")
+def test_a_first_token_of_each_text():
+    t, he = tiny(), tiny_vocabulary().index("he")
+    t.backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
     assert t.encode("he") == [1, he]
     assert t.encode("<|im_start|>he") == [1, he], "no second BOS"
     assert t.encode("he", add_special_tokens=False) == [he]
