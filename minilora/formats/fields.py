@@ -10,7 +10,8 @@ UP_TO_4096 = Rule(
     "be a whole number from 1 to 4,096", lambda value: type(value) is int and 1 <= value <= 4096
 )
 LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
-SLIDING, FULL = "sliding_attention", "full_attention"
+SLIDING = "sliding_attention"
+FULL = "full_attention"
 
 
 def number(raw, name, rule, default=None):

@@ -84,14 +84,11 @@ def pickle_refusal(path):
 
 
 def require_new(path):
-    """Raise InputError unless `path` is new or an empty folder, and can be written."""
+    """Raise InputError unless `path` is new or an empty folder."""
     path = Path(path)
     empty = path.is_dir() and not any(path.iterdir())
     if os.path.lexists(path) and not empty:
         raise InputError(f"{path} exists already: choose a new folder")
-    place = next(folder for folder in path.absolute().parents if folder.exists())
-    if not os.access(place, os.W_OK):
-        raise InputError(f"{path} cannot be written: no permission to write {place}")
 
 
 @contextmanager

@@ -64,11 +64,9 @@ def _path(name, where):
 
 def _in_order(entry, heads):
     """Return an Entry that reads the rows in Hugging Face's order."""
-
-    def read():
-        return half_rotation_order(entry.read(), heads)
-
-    return replace(entry, read=read, read_low_precision=None)
+    return replace(
+        entry, read=lambda: half_rotation_order(entry.read(), heads), read_low_precision=None
+    )
 
 
 def _config(metadata, tied):

@@ -18,7 +18,7 @@ import numpy as np
 from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, InputError, ModelConfig
 from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import dense
-from ..tree import flatten
+from ..tree import arrays, flatten
 from . import hf_tokenizer, safetensors_file
 from .families import FAMILIES
 from .fields import POSITIVE, UP_TO_4096, ids, number, rope, size
@@ -126,14 +126,13 @@ def with_bias(paths):
     return {path.split(".")[-2] for path in paths if path.endswith(".bias")}
 
 
-def model_type(config, paths):
-    """Return the first model type, from `config.model_type` on, that can have these leaves."""
-    some = with_bias(paths)
+def family_with(config, some):
+    """Return the first Family, from that of the model on, that can have `some` biases."""
     own = FAMILIES[config.model_type]
     for family in (own, *FAMILIES.values()):
         window = family.sliding or config.sliding_window is None
         if window and family.fields == own.fields and some <= family.biased(some):
-            return family.model_type
+            return family
     every = f"biases of {', '.join(sorted(some))}, as this {config.model_type} model has"
     raise InputError(f"no model_type of config.json has {every}: train without --also-train bias")
 
@@ -154,7 +153,7 @@ def weight_files(folder):
 def files(folder):
     """Return the files that `load` reads in a folder: config, tokenizer and weights."""
     others = [folder / name for name in (*CONFIGS, *hf_tokenizer.FILES)]
-    return sorted(path for path in (*others, *weight_files(folder)) if path.is_file())
+    return sorted(filter(Path.is_file, [*others, *weight_files(folder)]))
 
 
 def read_tensors(folder):
@@ -177,11 +176,13 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda *_: {}, **fie
     dequantized one by one. Raises InputError and writes nothing if the folder exists and is not
     empty, or if a leaf is missing, is not part of a model of this type, or has the wrong shape.
     """
-    leaves = {path: w for path, w in flatten(base).items() if hasattr(w, "shape")}
-    kind = model_type(config, leaves)
+    leaves = flatten(arrays(base))
+    some = with_bias(leaves)
+    family = family_with(config, some)
+    biased = family.biased(some)
+    kind = family.model_type
     tied = "lm_head.weight" not in leaves
     config = replace(config, model_type=kind, tie_word_embeddings=tied)
-    biased = FAMILIES[kind].biased(with_bias(leaves))
     expected = shapes(config, biased)
     # in Hugging Face's format all projections of a group have biases or none has: add zeros
     zeros = {p: np.zeros(n, np.float32) for p, n in expected.items() if p.endswith(".bias")}

@@ -59,8 +59,9 @@ def load(
         types = {entry.dtype for entry in tensors.values()}
         low_precision = scheme != "none" or not types.isdisjoint(quantized_file.TYPES)
     expected = shapes(config, FAMILIES[config.model_type].biased(biased))
-    # old folders also contain rotary frequencies, or a copy of a tied head
-    needless = ("rotary_emb.inv_freq", "lm_head.weight")
+    # old folders also contain rotary frequencies, or a copy of a tied head; bitsandbytes' contain
+    # the layout of 8-bit weights
+    needless = ("rotary_emb.inv_freq", "lm_head.weight", ".weight_format")
     used = {p: e for p, e in tensors.items() if p in expected or not p.endswith(needless)}
     check_names_and_shapes(used, expected, place)
     base: dict = {}

@@ -23,8 +23,7 @@ from .files import errors_in, parse_object
 from .safetensors_file import Entry, check_floats, entry
 
 STATE = ".quant_state.bitsandbytes__"
-MAPS = {"nf4": nf4.NF4, "fp4": nf4.FP4}
-TYPES = ("int8", *MAPS)  # dtypes of the entries of quantized weights
+TYPES = ("int8", *nf4.CODEBOOKS)  # dtypes of the entries of quantized weights
 FINITE = Rule("be a finite number", lambda value: abs(value) < 1e38)
 
 
@@ -44,18 +43,20 @@ def join(tensors):
     joined = {}
     for name, found in tensors.items():
         weight, _, quant_type = name.partition(STATE)
-        if not quant_type and name.endswith(".SCB"):
+        if name.endswith(".SCB"):
             weight = name.removesuffix("SCB") + "weight"
-            own = [name, weight + "_format"]
-        elif quant_type:
-            own = [key for key in rest if key.startswith(weight + ".")]
-        else:
+        elif not quant_type:
             continue
-        parts = {key.removeprefix(weight + "."): rest.pop(key, None) for key in own}
         codes = rest.pop(weight, None)
         if codes is None:
             raise InputError(f"{found.where} has no weight")
-        joined[weight] = _four_bit(codes, found, parts) if quant_type else _eight_bit(codes, found)
+        if quant_type:
+            own = [key for key in rest if key.startswith(weight + ".")]
+            parts = {key.removeprefix(weight + "."): rest.pop(key) for key in own}
+            joined[weight] = _four_bit(codes, found, parts)
+        else:
+            del rest[name]
+            joined[weight] = _eight_bit(codes, found)
     return rest | joined
 
 
@@ -104,7 +105,7 @@ def _four_bit(codes, state, parts):
             raise InputError(f"{codes.where}: {name} differs from that of bitsandbytes")
 
     def read():
-        check_map("quant_map", MAPS[quant_type])
+        check_map("quant_map", nf4.CODEBOOKS[quant_type].values)
         absmax = part("absmax", "U8" if double else "F32", (m,))
         if double:
             check_map("nested_quant_map", DYNAMIC_MAP)
@@ -152,7 +153,7 @@ def _parts(path, leaf, dtype):
         "shape": leaf.shape,
     }  # fmt: skip
     absmax = leaf.stored_absmax
-    parts = {"quant_map": entry("F32", MAPS[leaf.quant_type])}
+    parts = {"quant_map": entry("F32", nf4.CODEBOOKS[leaf.quant_type].values)}
     if isinstance(absmax, DoubleQuantized):
         state |= {
             "nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32",

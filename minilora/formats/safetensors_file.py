@@ -87,7 +87,8 @@ def decode(raw, dtype):
         return from_bfloat16(raw)
     if dtype not in BLOCKS:
         return raw.astype(np.float32, copy=False) if dtype in FLOATS else raw
-    d, q = raw["d"].astype(np.float32)[..., None], raw["q"]
+    d = raw["d"].astype(np.float32)[..., None]
+    q = raw["q"]
     if dtype == "Q8_0":
         x = d * q  # x = d·q, q in −128 … 127
     elif dtype == "Q4_0":
@@ -187,19 +188,19 @@ def write(path, entries, metadata=None):
     header = {"__metadata__": metadata or {"format": "pt"}}  # transformers needs "format"
     end = 0
     # widest types first, so that every tensor starts at a multiple of its item size
-    widths = {name: DTYPES[found.dtype].itemsize for name, found in entries.items()}
-    names = sorted(entries, key=lambda name: (-widths[name], name))
+    names = sorted(entries, key=lambda name: (-DTYPES[entries[name].dtype].itemsize, name))
     for name in names:
-        start, shape = end, entries[name].shape
-        end = start + math.prod(shape) * widths[name]
-        header[name] = {
-            "dtype": entries[name].dtype, "shape": shape, "data_offsets": [start, end],
-        }  # fmt: skip
+        dtype = entries[name].dtype
+        shape = entries[name].shape
+        start = end
+        end += math.prod(shape) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            w, dtype = entries[name].read(), entries[name].dtype
+            w = entries[name].read()
+            dtype = entries[name].dtype
             raw = encode(w, dtype, name) if dtype in FLOATS else w
             file.write(np.ascontiguousarray(raw, DTYPES[dtype]).data)
