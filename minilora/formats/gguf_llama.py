@@ -23,8 +23,7 @@ KEYS = {  # of the metadata, after "llama."
     "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length",
     "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base",
-    "max_position_embeddings": "context_length",
+    "rope_theta": "rope.freq_base", "max_position_embeddings": "context_length",
 }  # fmt: skip
 
 
@@ -82,6 +81,7 @@ def _config(metadata, tied):
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     config = model_config(raw | {
         "model_type": "llama", "tie_word_embeddings": tied,
+        "rms_norm_eps": metadata["llama.attention.layer_norm_rms_epsilon"],
         "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
         "eos_token_id": [i for i in ends if i is not None],
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),

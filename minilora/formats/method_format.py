@@ -43,8 +43,8 @@ def read_config(raw):
     method = PEFT_TYPES.get(str(kind)) or OWN.get(str(name))
     if method is None:
         known = ", ".join(["LORA", *PEFT_TYPES])
-        what = f"peft_type {kind!r} with minilora_method {name!r}"
-        raise InputError(f"{what} is not implemented; the peft_types {known} are")
+        other = f"nor is minilora_method {name!r}"
+        raise InputError(f"peft_type {kind!r} is not implemented; {known} are; {other}")
     size = method.peft_size or method.size or ""
     refuse_unknown(raw, {*NEUTRAL, *method.free_fields, size}, _fixed(method))
     if method.size is None:

@@ -80,6 +80,7 @@ def test_blocks_by_hand():
         ("general__architecture", "gemma", "the architecture 'gemma' is not supported: " + FOLDER),
         ("general__alignment", 0, "`general.alignment` must be a whole number from 1, got 0"),
         ("llama__block_count", None, "m.gguf: `num_hidden_layers` must be a whole"),
+        ("llama__attention__layer_norm_rms_epsilon", None, "malformed: KeyError: .*rms_epsilon"),
         ("llama__rope__scaling__type", "yarn", "type 'yarn' is not supported: " + FOLDER),
         ("llama__rope__scaling__factor", 2.0, "factor 2.0 is not supported: " + FOLDER),
         ("llama__rope__scale_linear", 4.0, "scale_linear 4.0 is not supported: " + FOLDER),
