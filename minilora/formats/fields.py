@@ -9,7 +9,12 @@ POSITIVE = Rule(
 UP_TO_4096 = Rule(
     "be a whole number from 1 to 4,096", lambda value: type(value) is int and 1 <= value <= 4096
 )
-LLAMA3 = ("low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+ROPE = {  # kind of scaling: its numbers
+    "linear": ("factor",),
+    "llama3": (
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings",
+    ),
+}  # fmt: skip
 SLIDING = "sliding_attention"
 FULL = "full_attention"
 
@@ -46,10 +51,9 @@ def rope(raw):
     kind = found.get("rope_type", found.get("type", "default"))
     if kind == "default":
         return theta, None
-    if kind not in ("linear", "llama3"):
+    if kind not in ROPE:
         raise InputError(f"rope type {kind!r} is not implemented; default, linear and llama3 are")
-    names = ("factor", *LLAMA3) if kind == "llama3" else ("factor",)
-    scaling = {"rope_type": kind} | {name: number(found, name, POSITIVE) for name in names}
+    scaling = {"rope_type": kind} | {name: number(found, name, POSITIVE) for name in ROPE[kind]}
     if kind == "llama3":
         low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
         if low >= high:
