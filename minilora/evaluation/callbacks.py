@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from tqdm import tqdm
-
 from ..batching import Example
 from ..config import InputError, ModelConfig, TrainConfig
 from ..optim import OPTIMIZERS
@@ -31,13 +29,11 @@ def of_run(
     train_config: TrainConfig, state: Tree, on_step: Callback | None, ops: Any, quiet: bool,
 ) -> Iterator[list[Callback]]:  # fmt: skip
     """Yield the callbacks of a run: evaluation, progress and `on_step`; see `minilora.train`."""
-    history: list[Tree] = []
-    last = adapters, state  # of the last complete step
+    last: Tree = {"adapters": adapters, "state": state, "history": []}  # of the last complete step
 
-    def remember(records: list[Tree], adapters: Tree, state: Tree) -> None:
-        nonlocal last
-        history.extend(records)
-        last = adapters, state
+    def remember(records, adapters, state):
+        last["history"] += records
+        last.update(adapters=adapters, state=state)
 
     each_step: list[Callback] = []
     if valid:  # first, because the others see its scores
@@ -51,26 +47,21 @@ def of_run(
         try:
             yield each_step
         except KeyboardInterrupt as error:
-            interrupt: Any = error
-            interrupt.adapters, interrupt.state = last
-            interrupt.history = history
-            error.add_note(f"interrupted after step {last[1]['step']}: {INTERRUPTED}")
+            vars(error).update(last)
+            error.add_note(f"interrupted after step {last['state']['step']}: {INTERRUPTED}")
             raise
     if not quiet:
-        print_end(last[1], train_config)
+        print_end(last["state"], train_config)
 
 
-def evaluation(
-    base: Tree, valid: Sequence[Example], model_config: ModelConfig, train_config: TrainConfig,
-    ops: Any = None, quiet: bool = False,
-) -> Callback:  # fmt: skip
+def evaluation(base, valid, model_config, train_config, ops, quiet):
     """Return a callback that scores the held-out rows `valid` every `steps_per_eval` steps.
 
     It adds a dict to the history, and the best adapters so far to the state, if `train_config` asks
     for them. It ends the run if `early_stopping_patience` evaluations were not better.
     """
 
-    def after_step(records: list[Tree], adapters: Tree, state: Tree) -> bool:
+    def after_step(records, adapters, state):
         step = state["step"]
         if step % train_config.steps_per_eval != 0 and step != train_config.iters:
             return False
@@ -82,10 +73,10 @@ def evaluation(
     return after_step
 
 
-def progress_of(progress: tqdm) -> Callback:
+def progress_of(progress):
     """Return a callback that shows the dicts that a step adds to the history."""
 
-    def after_step(records: list[Tree], adapters: Tree, state: Tree) -> None:
+    def after_step(records, adapters, state):
         step, *evaluations = records
         for scores in evaluations:
             loss = f"train loss {step['loss']:.4f}, held-out loss {scores['eval_loss']:.4f}"
@@ -112,12 +103,12 @@ def init_state(adapters: Tree, train_config: TrainConfig) -> Tree:
     return {**start(arrays(adapters)), "best_loss": math.inf, "best_step": 0, "worse": 0}
 
 
-def evaluation_row(step: int, scores: Tree) -> Tree:
+def evaluation_row(step, scores):
     """Return the dict of an evaluation in the history."""
     return {"step": step} | {f"eval_{name}": value for name, value in scores.items()}
 
 
-def update_best(state: Tree, adapters: Tree, loss: float, train_config: TrainConfig) -> Tree:
+def update_best(state, adapters, loss, train_config):
     """Return the changes of the state after an evaluation: the best loss and adapters so far."""
     if not (train_config.early_stopping_patience or train_config.keep_best):
         return {}
@@ -131,12 +122,12 @@ def should_stop(state: Tree, patience: int) -> bool:
     return 0 < patience <= state["worse"]
 
 
-def kept_step(state: Tree) -> int:
+def kept_step(state):
     """Return the step whose adapters a run with this state returns."""
     return state["best_step"] if "best" in state else state["step"]
 
 
-def print_end(state: Tree, train_config: TrainConfig) -> None:
+def print_end(state, train_config):
     """Print whether early stopping ended the run, and which step is kept if it is the best."""
     step = state["step"]
     patience = train_config.early_stopping_patience

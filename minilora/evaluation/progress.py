@@ -1,12 +1,11 @@
 """The progress bar of training and evaluation."""
 
 import sys
-from typing import Any
 
 from tqdm.auto import tqdm
 
 
-def progress_bar(total: int, unit: str, quiet: bool = False, **options: Any) -> tqdm:
+def progress_bar(total, unit, quiet, **options):
     """Return a bar of tqdm, which shows nothing with `quiet` and outside terminal and notebook."""
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     return tqdm(total=total, unit=unit, disable=quiet or not watched, **options)
