@@ -7,27 +7,20 @@ what a callback gets, changes and returns.
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 from ..batching import Example
-from ..config import InputError, ModelConfig, TrainConfig
+from ..config import InputError, TrainConfig
 from ..optim import OPTIMIZERS
 from ..training import Callback
 from ..tree import Tree, arrays
 from .metrics import evaluate
 from .progress import progress_bar
 
-INTERRUPTED = (  # for Python and notebooks; the command line writes a checkpoint instead
-    "this exception has the `adapters`, the `history` and the `state` of that step; "
-    "in a notebook: `import sys; adapters = sys.last_value.adapters`"
-)
-
 
 @contextmanager
 def of_run(
-    adapters: Tree, base: Tree, valid: Sequence[Example], model_config: ModelConfig,
-    train_config: TrainConfig, state: Tree, on_step: Callback | None, ops: Any, quiet: bool,
-) -> Iterator[list[Callback]]:  # fmt: skip
+    adapters, base, valid, model_config, train_config, state, on_step, ops, quiet
+) -> Iterator[list[Callback]]:
     """Yield the callbacks of a run: evaluation, progress and `on_step`; see `minilora.train`."""
     last: Tree = {"adapters": adapters, "state": state, "history": []}  # of the last complete step
 
@@ -35,10 +28,9 @@ def of_run(
         last["history"] += records
         last.update(adapters=adapters, state=state)
 
-    each_step: list[Callback] = []
-    if valid:  # first, because the others see its scores
-        each_step.append(evaluation(base, valid, model_config, train_config, ops, quiet))
-    each_step.append(remember)
+    # first the evaluation, because the others see its scores
+    evaluations = [evaluation(base, valid, model_config, train_config, ops, quiet)] if valid else []
+    each_step = [*evaluations, remember]
     with progress_bar(train_config.iters, "step", quiet, initial=state["step"]) as progress:
         if not quiet:
             each_step.append(progress_of(progress))
@@ -48,7 +40,12 @@ def of_run(
             yield each_step
         except KeyboardInterrupt as error:
             vars(error).update(last)
-            error.add_note(f"interrupted after step {last['state']['step']}: {INTERRUPTED}")
+            # for Python and notebooks; the command line writes a checkpoint instead
+            error.add_note(
+                f"interrupted after step {last['state']['step']}: this exception has the "
+                "`adapters`, the `history` and the `state` of that step; "
+                "in a notebook: `import sys; adapters = sys.last_value.adapters`"
+            )
             raise
     if not quiet:
         print_end(last["state"], train_config)
@@ -79,9 +76,10 @@ def progress_of(progress):
     def after_step(records, adapters, state):
         step, *evaluations = records
         for scores in evaluations:
-            loss = f"train loss {step['loss']:.4f}, held-out loss {scores['eval_loss']:.4f}"
-            percent = 100 * scores["eval_exact_match"]
-            progress.write(f"step {step['step']}: {loss}, exact match {percent:.1f} %")
+            progress.write(
+                f"step {step['step']}: train loss {step['loss']:.4f}, held-out loss "
+                f"{scores['eval_loss']:.4f}, exact match {100 * scores['eval_exact_match']:.1f} %"
+            )
         speed = step["tokens"] / max(step["seconds"], 1e-4)
         progress.set_postfix_str(f"loss {step['loss']:.3f}, {speed:.0f} tokens/s with prompts")
         progress.update()
@@ -93,8 +91,7 @@ def check_held_out(valid: Sequence[Example], train_config: TrainConfig) -> None:
     """Raise InputError if there are no held-out rows, and `train_config` needs their loss."""
     for name in ("early_stopping_patience", "keep_best"):
         if getattr(train_config, name) and not valid:
-            problem = "needs held-out rows, but there are none: give more rows, or leave it out"
-            raise InputError(f"`{name}` {problem}")
+            raise InputError(f"`{name}` needs held-out rows, but there are none: give more rows")
 
 
 def init_state(adapters: Tree, train_config: TrainConfig) -> Tree:
