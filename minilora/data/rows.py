@@ -20,7 +20,6 @@ from .row_files import SUFFIXES, parse_json, read_values
 Row = dict[str, Any]
 FORMS: list[set[str]] = [{"text"}, {"prompt", "completion"}, {"messages"}]
 ONE_OF = "text, or prompt and completion, or messages, or the keys of Alpaca or ShareGPT"
-ALPACA, SHAREGPT = {"instruction", "output"}, {"conversations"}
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
 REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
 
@@ -43,9 +42,9 @@ def check_row(row, where, columns=None):
     keys = sorted(row)
     if columns:
         row = {key: row[column] for key, column in columns.items() if column in row}
-    if row.keys() >= ALPACA:
+    if row.keys() >= {"instruction", "output"}:
         row = alpaca(row, where)
-    elif row.keys() >= SHAREGPT:
+    elif "conversations" in row:
         row = sharegpt(row, where)
     known = {key for form in FORMS for key in form & row.keys()}
     if known not in FORMS:
@@ -112,7 +111,7 @@ def reason_to_leave_out(row, tokenizer):
     last = messages[-1]
     if not (last.get("tool_calls") or (last.get("content") or "").strip()):
         return "an empty answer"
-    if tokenizer.has_chat_template and hides_tools(messages, row.get("tools"), tokenizer):
+    if tokenizer.has_chat_template and hides_tools(messages, row.get("tools") or None, tokenizer):
         return "tools that the chat template does not show"
     return ""
 
@@ -124,11 +123,10 @@ def hides_tools(messages, tools, tokenizer):
         with suppress(InputError):  # some templates reject a message without content
             return tokenizer.render(messages, tools=tools)
 
-    no_calls = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
     shown = text(messages, tools)
-    if tools and shown == text(messages, None):
-        return True
-    return no_calls != messages and shown in (None, text(no_calls, tools))
+    no_calls = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
+    others = [(messages, None), (no_calls, tools)]
+    return any(shown in (None, text(*o)) for o in others if o != (messages, tools))
 
 
 def messages_of(row):
@@ -196,13 +194,13 @@ def encode(row, tokenizer, mask_prompt=False):
         head = tokenizer.encode(before, add_special_tokens=n == 1) if before else []
         tail = tokenizer.encode(answer, add_special_tokens=n == 1 and not before)
         end = tail.index(eos) + 1 if eos in tail and "text" not in row else len(tail)
-        tail, rest = tail[:end], tail[end:]
+        rest = tail[end:]
+        tail = tail[:end]
         if n == len(turns):
             tail = tail + [eos] * (tail[-1:] != [eos])
             rest = []
-        else:  # an end token, or the next turn, shows where the answer ends
-            if not rest and not turns[n][0]:
-                raise InputError(REWRITTEN)
+        elif not (rest or turns[n][0]):  # neither an end token nor the next turn ends the answer
+            raise InputError(REWRITTEN)
         tokens += head + tail + rest
         in_answer += [0] * len(head) + [1] * len(tail) + [0] * len(rest)
     return Example(tokens, in_answer if mask_prompt else [1] * len(tokens), in_answer)
@@ -217,8 +215,7 @@ def encode_rows(
     with an empty answer, with tools that the chat template does not show, or without a target token
     within max_seq_length. Raises InputError if no row is left.
     """
-    examples, num_cut, _ = encode_usable(rows, tokenizer, train_config)
-    return examples, num_cut
+    return encode_usable(rows, tokenizer, train_config)[:2]
 
 
 def encode_usable(rows, tokenizer, train_config):
@@ -243,10 +240,9 @@ def encode_usable(rows, tokenizer, train_config):
     if not examples:
         reasons = " and ".join(left_out) or "there is none"
         raise InputError(f"no row can be learned: {reasons}")
-    counts = dict(sorted(left_out.items()))
-    for reason, n in counts.items():
+    for reason, n in left_out.items():
         print(f"warning: {n} of {len(rows)} rows are left out: {reason}", file=sys.stderr)
-    return examples, num_cut, counts
+    return examples, num_cut, left_out
 
 
 def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> list[Row]:
@@ -268,9 +264,9 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
     if path.is_dir():
         return read_rows(file_of(path, existing_split(name, split)), columns)
     if not path.is_file():
-        known = f"{', '.join(tasks.BUILTIN)}, a {', '.join(SUFFIXES)} file"
-        folder = "or a folder with train.jsonl and valid.jsonl"
-        raise InputError(f"there is no data set or file {name!r}: give {known}, {folder}")
+        files = f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl and valid.jsonl"
+        known = ", ".join(tasks.BUILTIN)
+        raise InputError(f"there is no data set or file {name!r}: give {known}, {files}")
     rows = read_rows(path, columns)
     return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]
 
