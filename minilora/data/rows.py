@@ -259,7 +259,7 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
     if name in tasks.BUILTIN:
         if columns:
             raise InputError(f"`columns` is for files: the rows of {name} have their keys already")
-        return tasks.BUILTIN[name].rows(split, tasks.COUNTS[split])
+        return tasks.BUILTIN[name](split, tasks.COUNTS[split])
     path = Path(name)
     if path.is_dir():
         return read_rows(file_of(path, existing_split(name, split)), columns)

@@ -16,8 +16,6 @@ The task asks about such a sentence in a form that the built-in models have not 
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -52,19 +50,18 @@ def _fact(rng):
     return {part: _draw(rng, options) for part, options in WORDS.items()}
 
 
-def note(rng):
-    """Return ({"text": one note}, −log p(note) in nats)."""
-    facts = [_fact(rng) for _ in range(_draw(rng, FACTS))]
-    sentences = [f"{STATEMENT} {_draw(rng, ECHOES)}".format(**fact) for fact in facts]
-    draws = [FACTS, *[*WORDS.values(), ECHOES] * len(facts)]
-    return {"text": " ".join(sentences)}, sum(math.log(len(options)) for options in draws)
-
-
 def notes(n, seed):
-    """Return (n rows of the language, array of their −log p in nats)."""
+    """Return (n rows of the language, each with one note; array of their −log p in nats)."""
     rng = np.random.default_rng([1, seed])
-    rows, nats = zip(*(note(rng) for _ in range(n)))
-    return list(rows), np.array(nats)
+    rows = []
+    nats = []
+    for _ in range(n):
+        facts = [_fact(rng) for _ in range(_draw(rng, FACTS))]
+        sentences = [f"{STATEMENT} {_draw(rng, ECHOES)}".format(**fact) for fact in facts]
+        rows.append({"text": " ".join(sentences)})
+        draws = [FACTS, *[*WORDS.values(), ECHOES] * len(facts)]
+        nats.append(sum(math.log(len(options)) for options in draws))
+    return rows, np.array(nats)
 
 
 def questions(split, n, seed=0):
@@ -81,18 +78,9 @@ def questions(split, n, seed=0):
     return rows
 
 
-class Builtin(NamedTuple):
-    """A data set that `--data` can name."""
-
-    rows: Callable  # (split, n) -> n rows
-    recipe: str = ""  # default flags of `minilora train` for this data set
-
-
-BUILTIN = {
-    "notes": Builtin(lambda split, n: notes(n, SPLITS.index(split))[0]),
-    "questions": Builtin(
-        questions,
-        "--iters 200 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
-        "--target-modules all-linear",
-    ),
+# {data set that `--data` can name: function (split, n) -> n rows}
+BUILTIN = {"notes": lambda split, n: notes(n, SPLITS.index(split))[0], "questions": questions}
+RECIPES = {  # default flags of `minilora train` for a data set
+    "questions": "--iters 200 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
+    "--target-modules all-linear"
 }
