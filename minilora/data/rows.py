@@ -4,7 +4,6 @@ A row is {"text"}, {"prompt", "completion"} or {"messages"}. Rows of Alpaca and 
 of these when they are read. This generalizes part 5 of `lessons/00_qlora_in_one_file.py`.
 """
 
-import json
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -73,15 +72,16 @@ def check_messages(row, where):
         raise InputError(f"{where}: messages must be objects with role and content") from error
     if roles[-1:] != ["assistant"]:
         raise InputError(f"{where}: the last message must be of the assistant")
-    if any(message.get("weight", 1) != 1 for message in messages):
-        raise InputError(f"{where}: weights of messages are not implemented: leave turns out")
     for message in messages:
-        if message.get("content") is not None or not message.get("tool_calls"):
-            check_text("content", message.get("content"), where)
+        if message.get("weight", 1) != 1:
+            raise InputError(f"{where}: weights of messages are not implemented: leave turns out")
+        content = message.get("content")
+        if content is not None or not message.get("tool_calls"):
+            check_text("content", content, where)
     tools = row.get("tools")
     if isinstance(tools, str):
-        tools = parse_json(tools, f"{where}: tools are not JSON")
-    return row | {"tools": tools} if tools else row
+        return row | {"tools": parse_json(tools, f"{where}: tools are not JSON")}
+    return row
 
 
 def alpaca(row, where):
@@ -111,7 +111,7 @@ def reason_to_leave_out(row, tokenizer):
     last = messages[-1]
     if not (last.get("tool_calls") or (last.get("content") or "").strip()):
         return "an empty answer"
-    if tokenizer.has_chat_template and hides_tools(messages, row.get("tools") or None, tokenizer):
+    if tokenizer.chat_template and hides_tools(messages, row.get("tools") or None, tokenizer):
         return "tools that the chat template does not show"
     return ""
 
@@ -139,7 +139,7 @@ def messages_of(row):
 
 def row_content(row):
     """Return what a row says as one string: no form, no other keys, each space as one blank."""
-    texts = [m.get("content") or json.dumps(m.get("tool_calls")) for m in messages_of(row)]
+    texts = [m.get("content") or str(m.get("tool_calls")) for m in messages_of(row)]
     return " ".join(" ".join(texts).split())
 
 
@@ -151,7 +151,7 @@ def split_turns(row, tokenizer):
     """
     if "text" in row:
         return [("", row["text"])]
-    if not tokenizer.has_chat_template:
+    if not tokenizer.chat_template:
         if "messages" in row:
             raise InputError("the model has no chat template: use prompt and completion, or text")
         return [(row["prompt"] + row.get("separator", ""), row["completion"])]

@@ -5,11 +5,10 @@ what a callback gets, changes and returns.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from ..batching import Example
-from ..config import InputError, TrainConfig
+from ..config import InputError
 from ..optim import OPTIMIZERS
 from ..training import Callback
 from ..tree import Tree, arrays
@@ -87,14 +86,14 @@ def progress_of(progress):
     return after_step
 
 
-def check_held_out(valid: Sequence[Example], train_config: TrainConfig) -> None:
+def check_held_out(valid, train_config) -> None:
     """Raise InputError if there are no held-out rows, and `train_config` needs their loss."""
     for name in ("early_stopping_patience", "keep_best"):
         if getattr(train_config, name) and not valid:
             raise InputError(f"`{name}` needs held-out rows, but there are none: give more rows")
 
 
-def init_state(adapters: Tree, train_config: TrainConfig) -> Tree:
+def init_state(adapters, train_config) -> Tree:
     """Return the state before the first step: of the optimizer, and of the best evaluation."""
     start, _ = OPTIMIZERS[train_config.optimizer]
     return {**start(arrays(adapters)), "best_loss": math.inf, "best_step": 0, "worse": 0}
@@ -114,7 +113,7 @@ def update_best(state, adapters, loss, train_config):
     return {"worse": state["worse"] + 1}
 
 
-def should_stop(state: Tree, patience: int) -> bool:
+def should_stop(state, patience) -> bool:
     """Return whether the last `patience` evaluations did not improve the loss; 0: never."""
     return 0 < patience <= state["worse"]
 

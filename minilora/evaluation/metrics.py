@@ -49,12 +49,12 @@ def evaluate(
             parts.append(token_scores(params, batch, model_config, ops))
             progress.update(len(batch))
     scores = _joined(parts)
-    loss = float(np.mean(scores["nll"], dtype=np.float64))
+    loss = float(scores["nll"].mean(dtype=np.float64))
     return {
         "loss": loss, "perplexity": float(np.exp(loss)), "tokens": len(scores["nll"]),
-        "exact_match": float(np.sum(scores["exact"]) / len(examples)),
+        "exact_match": float(scores["exact"].sum() / len(examples)),
         "ece": calibration_error(scores["confidence"], scores["hit"]),
-        "brier": float(np.mean(scores["brier"], dtype=np.float64)),
+        "brier": float(scores["brier"].mean(dtype=np.float64)),
     }  # fmt: skip
 
 
@@ -96,15 +96,16 @@ def _joined(parts):
 def _scores(logits, targets):
     logits = logits - logits.max(axis=-1, keepdims=True)
     rows = np.arange(len(targets))
-    of_target = logits[rows, targets]
-    hit = logits.argmax(axis=-1) == targets
-    p = np.exp(logits, out=logits)
+    p = np.exp(logits)
     total = p.sum(axis=-1)
     p /= total[:, None]
-    # Σ_k (p_k − y_k)²   (Brier 1950), with y one-hot
-    brier = np.einsum("nv,nv->n", p, p) - 2 * p[rows, targets] + 1
-    nll = np.log(total) - of_target
-    return {"nll": nll, "hit": hit, "confidence": p.max(axis=-1), "brier": brier}
+    return {
+        "nll": np.log(total) - logits[rows, targets],
+        "hit": logits.argmax(axis=-1) == targets,
+        "confidence": p.max(axis=-1),
+        # Σ_k (p_k − y_k)²   (Brier 1950), with y one-hot
+        "brier": np.einsum("nv,nv->n", p, p) - 2 * p[rows, targets] + 1,
+    }
 
 
 def calibration_error(confidence, hit):

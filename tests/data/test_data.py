@@ -28,7 +28,7 @@ class Chat:
     """
 
     eos_token_id: int = ord("|")
-    has_chat_template: bool = True
+    chat_template: str = "of turns"
     shows: str = "tools calls"
     end: str = "|"
     thinks: bool = False
