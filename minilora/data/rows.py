@@ -18,7 +18,6 @@ from .row_files import SUFFIXES, parse_json, read_values
 
 Row = dict[str, Any]
 FORMS: list[set[str]] = [{"text"}, {"prompt", "completion"}, {"messages"}]
-ONE_OF = "text, or prompt and completion, or messages, or the keys of Alpaca or ShareGPT"
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
 REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
 
@@ -47,8 +46,10 @@ def check_row(row, where, columns=None):
         row = sharegpt(row, where)
     known = {key for form in FORMS for key in form & row.keys()}
     if known not in FORMS:
-        advice = "or --columns prompt=KEY completion=KEY"
-        raise InputError(f"{where}: the keys are {keys}: a row needs {ONE_OF}, {advice}")
+        raise InputError(
+            f"{where}: the keys are {keys}: a row needs text, or prompt and completion, "
+            "or messages, or the keys of Alpaca or ShareGPT, or --columns prompt=KEY completion=KEY"
+        )
     if "messages" in row:
         return check_messages(row, where)
     for key in known:
@@ -158,7 +159,7 @@ def split_turns(row, tokenizer):
     messages = messages_of(row)
     render = partial(tokenizer.render, tools=row.get("tools"))
     whole = render(messages)
-    turns = list[tuple[str, str]]()
+    turns = []
     end = 0
     # most chat templates need a message before an answer
     answers = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"] or [0]
@@ -222,7 +223,7 @@ def encode_usable(rows, tokenizer, train_config):
     """Return the result of `encode_rows`, and {reason: number of rows that are left out}."""
     length = train_config.max_seq_length
     num_cut = 0
-    examples: list[Example] = []
+    examples = []
     left_out = Counter[str]()
     for i, row in enumerate(rows):
         row = check_row(row, f"rows[{i}]")
@@ -265,8 +266,9 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
         return read_rows(file_of(path, existing_split(name, split)), columns)
     if not path.is_file():
         files = f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl and valid.jsonl"
-        known = ", ".join(tasks.BUILTIN)
-        raise InputError(f"there is no data set or file {name!r}: give {known}, {files}")
+        raise InputError(
+            f"there is no data set or file {name!r}: give {', '.join(tasks.BUILTIN)}, {files}"
+        )
     rows = read_rows(path, columns)
     return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]
 

@@ -1,7 +1,6 @@
 """What training does after each step: evaluate, keep the best adapters, show the progress.
 
-Each function here that returns `after_step` makes a callback of `training.train`, which describes
-what a callback gets, changes and returns.
+`training.train` describes what a callback gets, changes and returns.
 """
 
 import math
@@ -20,16 +19,29 @@ from .progress import progress_bar
 def of_run(
     adapters, base, valid, model_config, train_config, state, on_step, ops, quiet
 ) -> Iterator[list[Callback]]:
-    """Yield the callbacks of a run: evaluation, progress and `on_step`; see `minilora.train`."""
+    """Yield the callbacks of a run: evaluation, progress and `on_step`; see `minilora.train`.
+
+    The evaluation scores the held-out rows `valid` every `steps_per_eval` steps. It adds a dict to
+    the history, and the best adapters so far to the state, if `train_config` asks for them. It ends
+    the run if `early_stopping_patience` evaluations were not better.
+    """
     last: Tree = {"adapters": adapters, "state": state, "history": []}  # of the last complete step
 
     def remember(records, adapters, state):
         last["history"] += records
         last.update(adapters=adapters, state=state)
 
+    def evaluate_held_out(records, adapters, state):
+        step = state["step"]
+        if step % train_config.steps_per_eval != 0 and step != train_config.iters:
+            return False
+        scores = evaluate(adapters, base, valid, model_config, ops, quiet)
+        records.append(evaluation_row(step, scores))
+        state.update(update_best(state, adapters, scores["loss"], train_config))
+        return should_stop(state, train_config.early_stopping_patience)
+
     # first the evaluation, because the others see its scores
-    evaluations = [evaluation(base, valid, model_config, train_config, ops, quiet)] if valid else []
-    each_step = [*evaluations, remember]
+    each_step: list[Callback] = [evaluate_held_out, remember] if valid else [remember]
     with progress_bar(train_config.iters, "step", quiet, initial=state["step"]) as progress:
         if not quiet:
             each_step.append(progress_of(progress))
@@ -48,25 +60,6 @@ def of_run(
             raise
     if not quiet:
         print_end(last["state"], train_config)
-
-
-def evaluation(base, valid, model_config, train_config, ops, quiet):
-    """Return a callback that scores the held-out rows `valid` every `steps_per_eval` steps.
-
-    It adds a dict to the history, and the best adapters so far to the state, if `train_config` asks
-    for them. It ends the run if `early_stopping_patience` evaluations were not better.
-    """
-
-    def after_step(records, adapters, state):
-        step = state["step"]
-        if step % train_config.steps_per_eval != 0 and step != train_config.iters:
-            return False
-        scores = evaluate(adapters, base, valid, model_config, ops, quiet)
-        records.append(evaluation_row(step, scores))
-        state.update(update_best(state, adapters, scores["loss"], train_config))
-        return should_stop(state, train_config.early_stopping_patience)
-
-    return after_step
 
 
 def progress_of(progress):
@@ -131,7 +124,7 @@ def print_end(state, train_config):
         reason = f"the last {patience} evaluations did not lower the held-out loss"
         print(f"early stopping at step {step} of {train_config.iters}: {reason}")
     if "best" in state:
-        loss = f"{state['best_loss']:.4f}"
         print(
-            f"kept: step {kept_step(state)}, the trained step with the lowest held-out loss, {loss}"
+            f"kept: step {kept_step(state)}, the trained step with the lowest held-out loss, "
+            f"{state['best_loss']:.4f}"
         )

@@ -62,7 +62,7 @@ def activation_floats(adapters, base, model_config):
 
 def format_estimate(parts):
     """Return the estimate {part: bytes} as text, one line per part and the sum."""
-    parts = {**parts, "together": sum(parts.values())}
+    parts = parts | {"together": sum(parts.values())}
     return "\n".join(f"  {name:<20}{size / 1e6:>12,.2f} MB" for name, size in parts.items())
 
 
@@ -70,8 +70,10 @@ def print_trainable_parameters(adapters: Tree, base: Tree) -> None:
     """Print the number and the share of trained parameters, in the format of PEFT."""
     trained = num_parameters(adapters)
     total = num_parameters(overlay(base, adapters))
-    share = f"trainable%: {100 * trained / total:.4f}"
-    print(f"trainable params: {trained:,} || all params: {total:,} || {share}")
+    print(
+        f"trainable params: {trained:,} || all params: {total:,} || "
+        f"trainable%: {100 * trained / total:.4f}"
+    )
 
 
 def bits_per_weight(base):
@@ -85,7 +87,7 @@ def nbytes(tree):
     return sum(getattr(leaf, "nbytes", 0) for _, leaf in named_leaves(tree))
 
 
-def physical_memory() -> float:
+def physical_memory():
     """Return this machine's memory in bytes; infinity if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -120,7 +120,7 @@ def calibration_error(confidence, hit):
     return float(np.abs(gap).sum() / len(hit))
 
 
-def check_examples(name: str, examples: Sequence[Example], vocab_size: int) -> None:
+def check_examples(name, examples, vocab_size) -> None:
     """Raise InputError unless all elements are of the type Example and fit the vocabulary."""
     for i, example in enumerate(examples):
         if not isinstance(example, Example):

@@ -24,7 +24,7 @@ def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1, rows=1
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(width, height), layout="constrained")
-    panels = list(fig.subplots(rows, columns, squeeze=False).ravel())
+    panels = list(fig.subplots(rows, columns, squeeze=False).flat)
     for i, axes in enumerate(panels):
         x, y, head = (t if isinstance(t, str) else t[i] for t in (xlabel, ylabel, title))
         axes.set(xlabel=x, ylabel=y)
