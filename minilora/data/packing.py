@@ -1,13 +1,12 @@
 """Packing: several short examples share a row of a batch, so that fewer tokens are padding."""
 
 from bisect import bisect_left, insort_left
-from collections.abc import Sequence
 from operator import itemgetter
 
-from ..batching import Example, Row
+from ..batching import Row
 
 
-def pack_examples(examples: Sequence[Example], length: int) -> list[Row]:
+def pack_examples(examples, length) -> list[Row]:
     """Put examples into rows by best fit: at most `length` − 1 input tokens per row.
 
     The last token of an example is only a target. A longer example has a row of its own.

@@ -44,8 +44,10 @@ def parse_csv(path, text):
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():  # more cells than columns, or fewer
-                advice = "put a cell with a comma into double quotes"
-                raise InputError(f"{where}: more or fewer cells than the header has: {advice}")
+                raise InputError(
+                    f"{where}: more or fewer cells than the header has: "
+                    "put a cell with a comma into double quotes"
+                )
             yield row, where
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error

@@ -17,7 +17,7 @@ from . import tasks
 from .row_files import SUFFIXES, parse_json, read_values
 
 Row = dict[str, Any]
-FORMS: list[set[str]] = [{"text"}, {"prompt", "completion"}, {"messages"}]
+FORMS = [{"text"}, {"prompt", "completion"}, {"messages"}]
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
 REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
 
@@ -239,8 +239,7 @@ def encode_usable(rows, tokenizer, train_config):
         if reason:
             left_out[reason] += 1
     if not examples:
-        reasons = " and ".join(left_out) or "there is none"
-        raise InputError(f"no row can be learned: {reasons}")
+        raise InputError(f"no row can be learned: {' and '.join(left_out) or 'there is none'}")
     for reason, n in left_out.items():
         print(f"warning: {n} of {len(rows)} rows are left out: {reason}", file=sys.stderr)
     return examples, num_cut, left_out
@@ -265,9 +264,9 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
     if path.is_dir():
         return read_rows(file_of(path, existing_split(name, split)), columns)
     if not path.is_file():
-        files = f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl and valid.jsonl"
         raise InputError(
-            f"there is no data set or file {name!r}: give {', '.join(tasks.BUILTIN)}, {files}"
+            f"there is no data set or file {name!r}: give {', '.join(tasks.BUILTIN)}, "
+            f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl and valid.jsonl"
         )
     rows = read_rows(path, columns)
     return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]

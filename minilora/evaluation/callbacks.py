@@ -6,6 +6,7 @@
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from ..config import InputError
 from ..optim import OPTIMIZERS
@@ -33,7 +34,7 @@ def of_run(
 
     def evaluate_held_out(records, adapters, state):
         step = state["step"]
-        if step % train_config.steps_per_eval != 0 and step != train_config.iters:
+        if step % train_config.steps_per_eval and step != train_config.iters:
             return False
         scores = evaluate(adapters, base, valid, model_config, ops, quiet)
         records.append(evaluation_row(step, scores))
@@ -42,9 +43,9 @@ def of_run(
 
     # first the evaluation, because the others see its scores
     each_step: list[Callback] = [evaluate_held_out, remember] if valid else [remember]
-    with progress_bar(train_config.iters, "step", quiet, initial=state["step"]) as progress:
+    with progress_bar(train_config.iters, quiet, initial=state["step"]) as progress:
         if not quiet:
-            each_step.append(progress_of(progress))
+            each_step.append(partial(show, progress))
         if on_step:
             each_step.append(on_step)
         try:
@@ -62,21 +63,17 @@ def of_run(
         print_end(last["state"], train_config)
 
 
-def progress_of(progress):
-    """Return a callback that shows the dicts that a step adds to the history."""
-
-    def after_step(records, adapters, state):
-        step, *evaluations = records
-        for scores in evaluations:
-            progress.write(
-                f"step {step['step']}: train loss {step['loss']:.4f}, held-out loss "
-                f"{scores['eval_loss']:.4f}, exact match {100 * scores['eval_exact_match']:.1f} %"
-            )
-        speed = step["tokens"] / max(step["seconds"], 1e-4)
-        progress.set_postfix_str(f"loss {step['loss']:.3f}, {speed:.0f} tokens/s with prompts")
-        progress.update()
-
-    return after_step
+def show(progress, records, adapters, state):
+    """Show the dicts that a step adds to the history: a callback, if the bar is given first."""
+    step, *evaluations = records
+    for scores in evaluations:
+        progress.write(
+            f"step {step['step']}: train loss {step['loss']:.4f}, held-out loss "
+            f"{scores['eval_loss']:.4f}, exact match {100 * scores['eval_exact_match']:.1f} %"
+        )
+    speed = step["tokens"] / max(step["seconds"], 1e-4)
+    progress.set_postfix_str(f"loss {step['loss']:.3f}, {speed:.0f} tokens/s with prompts")
+    progress.update()
 
 
 def check_held_out(valid, train_config) -> None:
@@ -89,7 +86,7 @@ def check_held_out(valid, train_config) -> None:
 def init_state(adapters, train_config) -> Tree:
     """Return the state before the first step: of the optimizer, and of the best evaluation."""
     start, _ = OPTIMIZERS[train_config.optimizer]
-    return {**start(arrays(adapters)), "best_loss": math.inf, "best_step": 0, "worse": 0}
+    return start(arrays(adapters)) | {"best_loss": math.inf, "best_step": 0, "worse": 0}
 
 
 def evaluation_row(step, scores):
@@ -121,8 +118,10 @@ def print_end(state, train_config):
     step = state["step"]
     patience = train_config.early_stopping_patience
     if should_stop(state, patience) and step < train_config.iters:
-        reason = f"the last {patience} evaluations did not lower the held-out loss"
-        print(f"early stopping at step {step} of {train_config.iters}: {reason}")
+        print(
+            f"early stopping at step {step} of {train_config.iters}: "
+            f"the last {patience} evaluations did not lower the held-out loss"
+        )
     if "best" in state:
         print(
             f"kept: step {kept_step(state)}, the trained step with the lowest held-out loss, "

@@ -35,8 +35,11 @@ def activation_floats(adapters, base, model_config):
     layer is counted in full. The scores of prefix tuning, which grow with the square of the length,
     are not counted.
     """
-    D, F, hd = model_config.hidden_size, model_config.intermediate_size, model_config.head_dim
-    H, K = model_config.num_attention_heads, model_config.num_key_value_heads
+    D = model_config.hidden_size
+    F = model_config.intermediate_size
+    H = model_config.num_attention_heads
+    K = model_config.num_key_value_heads
+    hd = model_config.head_dim
     layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
     if model_config.qk_norm:  # both sides of the norms of the heads
         layer += (H + K) * (2 * hd + 1)

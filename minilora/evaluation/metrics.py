@@ -42,9 +42,7 @@ def evaluate(
     ops = operations(adapters, base, ops)
     params = model.parameters(adapters, base, ops)
     parts = []
-    with progress_bar(
-        len(scored), "row", quiet, desc="evaluating", delay=1, leave=False
-    ) as progress:
+    with progress_bar(len(scored), quiet, desc="evaluating", delay=1, leave=False) as progress:
         for batch in batches(scored):
             parts.append(token_scores(params, batch, model_config, ops))
             progress.update(len(batch))
@@ -79,7 +77,7 @@ def token_scores(params, examples, model_config, ops):
     at = np.nonzero(batch["mask"])
     h = x[at]
     targets = batch["targets"][at]
-    size = -(-LOGIT_FLOATS // model_config.vocab_size)
+    size = 1 + LOGIT_FLOATS // model_config.vocab_size
     pieces = [slice(i, i + size) for i in range(0, len(targets), size)]
     scores = _joined([_scores(model.logits(h[i], params, ops), targets[i]) for i in pieces])
     answers = [[e._replace(mask=e.mask if e.answer is None else e.answer)] for e in examples]

@@ -69,6 +69,6 @@ def curve(path, history, title, kept=None):
             exact = points(history, "eval_exact_match")
             share.plot(*exact, marker="s", markersize=4, **LINES[2])
             axes.plot([], [], marker="s", markersize=4, label="exact match (right)", **LINES[2])
-        if kept is not None:
+        if kept:
             axes.axvline(kept, label=f"kept: step {kept}", color=INK, linewidth=1, linestyle=":")
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)

@@ -5,7 +5,7 @@ import sys
 from tqdm.auto import tqdm
 
 
-def progress_bar(total, unit, quiet, **options):
+def progress_bar(total, quiet, **options):
     """Return a bar of tqdm, which shows nothing with `quiet` and outside terminal and notebook."""
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    return tqdm(total=total, unit=unit, disable=quiet or not watched, **options)
+    return tqdm(total=total, disable=quiet or not watched, **options)
