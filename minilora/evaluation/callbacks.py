@@ -12,8 +12,7 @@ from ..config import InputError
 from ..optim import OPTIMIZERS
 from ..training import Callback
 from ..tree import Tree, arrays
-from .metrics import evaluate
-from .progress import progress_bar
+from .metrics import evaluate, progress_bar
 
 
 @contextmanager

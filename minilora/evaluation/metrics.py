@@ -4,17 +4,18 @@ One forward pass gives all of them. Greedy decoding gives exactly the answer of 
 of the answer is the most probable one, so exact match needs no generation.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from .. import model
 from ..batching import Example, collate, token_array
 from ..config import InputError, ModelConfig
 from ..methods.registry import operations
 from ..tree import Tree
-from .progress import progress_bar
 
 TOKENS = 4096  # per batch
 LOGIT_FLOATS = 2**22  # logits in memory at a time (16 MiB), for any vocabulary
@@ -116,6 +117,12 @@ def calibration_error(confidence, hit):
     # ECE = Σ_m |B_m|/N · |accuracy(B_m) − confidence(B_m)|   (Guo et al. 2017, Eq. 3)
     gap = np.bincount(which, weights=hit.astype(float) - confidence, minlength=BINS)
     return float(np.abs(gap).sum() / len(hit))
+
+
+def progress_bar(total, quiet, **options):
+    """Return a bar of tqdm, which shows nothing with `quiet` and outside terminal and notebook."""
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(total=total, disable=quiet or not watched, **options)
 
 
 def check_examples(name, examples, vocab_size) -> None:
