@@ -17,10 +17,9 @@ def read_values(path):
     otherwise it has one JSON value per line. Raises InputError naming the malformed place.
     """
     try:
-        data = Path(path).read_bytes()
+        text = decode(path, Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    text = decode(path, data)
     if Path(path).suffix.lower() == ".csv":
         return parse_csv(path, text)
     if text.lstrip().startswith("["):

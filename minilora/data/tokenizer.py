@@ -57,7 +57,7 @@ class PretrainedTokenizer:
     @property
     def vocab_size(self):
         """The largest id plus one; ids may have gaps."""
-        return 1 + max(self.backend.get_vocab().values())
+        return 1 + max(self.backend.get_vocab().values(), default=-1)
 
     def encode(self, text, add_special_tokens=True):
         """Return ids, with special tokens. A text that starts with BOS gets no second BOS."""

@@ -114,11 +114,10 @@ def kept_step(state):
 
 def print_end(state, train_config):
     """Print whether early stopping ended the run, and which step is kept if it is the best."""
-    step = state["step"]
     patience = train_config.early_stopping_patience
-    if should_stop(state, patience) and step < train_config.iters:
+    if should_stop(state, patience) and state["step"] < train_config.iters:
         print(
-            f"early stopping at step {step} of {train_config.iters}: "
+            f"early stopping at step {state['step']} of {train_config.iters}: "
             f"the last {patience} evaluations did not lower the held-out loss"
         )
     if "best" in state:
