@@ -18,7 +18,7 @@ from minilora.cli.arguments import Parser, parser
 from minilora.course import student
 from minilora.course.commands import add_commands
 from minilora.course.exercises import Exercise
-from minilora.data.tasks import BUILTIN
+from minilora.data.tasks import RECIPES
 from minilora.kernels import weights
 from minilora.methods.registry import METHODS
 from minilora.quant.schemes import quantize_leaf
@@ -179,8 +179,7 @@ def test_the_flags_of_train():
     assert listed.keys() == commands.keys()
     for name, sub in course._actions[-1].choices.items():
         assert re.findall(r"`(\w+)`", listed[name]) == list(sub._actions[-1].choices)
-    recipes = {name: builtin.recipe for name, builtin in BUILTIN.items() if builtin.recipe}
-    assert dict(re.findall(r"^- `(\w+)`: `(--.*)`[,.]$", page("command-line.md"), re.M)) == recipes
+    assert dict(re.findall(r"^- `(\w+)`: `(--.*)`[,.]$", page("command-line.md"), re.M)) == RECIPES
 
 
 def test_the_methods():

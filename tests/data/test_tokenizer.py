@@ -32,7 +32,7 @@ def test_bytes_are_utf8_and_the_end_is_not_printed():
     assert t.encode("é🙂") == [0xC3, 0xA9, 0xF0, 0x9F, 0x99, 0x82]
     assert t.decode([72, 105, 255]) == "Hi"
     assert t.decode([72, 0xC3]) == "H�", "a cut-off character is shown as such, not raised"
-    assert not t.has_chat_template and t.vocab_size == 256
+    assert t.chat_template is None and t.vocab_size == 256
     for tokenizer in (t, TINY):
         with pytest.raises(InputError, match=r"not Unicode: .* in position 2: surrogates"):
             tokenizer.encode("ab\ud83d")
@@ -168,7 +168,7 @@ def test_a_missing_library_says_what_to_install(folder, monkeypatch):
 
 
 def rendered(template, messages=CHAT, **special):
-    return PretrainedTokenizer(None, 0, special, template).render(messages)
+    return PretrainedTokenizer(None, 0, special, template, {}, "").render(messages)
 
 
 def test_a_chat_template_prints_the_chat():
