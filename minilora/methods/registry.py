@@ -20,17 +20,37 @@ from .. import kernels, lora
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
 from ..optim import OPTIMIZERS
 from ..tree import Tree, named_leaves
-from . import bottleneck, dora, ia3, initializers, muon, prefix, prompt, replaced, several, vera
+from . import (
+    bottleneck,
+    dora,
+    ia3,
+    initializers,
+    muon,
+    prefix,
+    prompt,
+    replaced,
+    several,
+    vera,
+)
 from .method import Method, MethodConfig
 
 METHODS = {
     method.name: method
     for method in (
-        Method("lora", lora.init), dora.METHOD, vera.METHOD, ia3.METHOD, replaced.BITFIT,
-        replaced.NORM, replaced.HEAD, bottleneck.METHOD, prompt.METHOD, prompt.P_TUNING,
-        prefix.METHOD, replaced.FULL,
+        Method("lora", lora.init),
+        dora.METHOD,
+        vera.METHOD,
+        ia3.METHOD,
+        replaced.BITFIT,
+        replaced.NORM,
+        replaced.HEAD,
+        bottleneck.METHOD,
+        prompt.METHOD,
+        prompt.P_TUNING,
+        prefix.METHOD,
+        replaced.FULL,
     )
-}  # fmt: skip
+}
 OPTIMIZERS["muon"] = (muon.muon_init, muon.muon)
 ORDER = (several.METHOD, *METHODS.values())  # of application and of merging
 
