@@ -75,5 +75,5 @@ def tree(config, read, base):
     """Return the adapter that the tensors of a file, {name: array}, describe."""
     method = METHODS[config.method]
     if method.unpack:
-        return method.unpack(read, base)
+        return method.unpack(read, base, config)
     return unflatten({name.removeprefix(PREFIX): w for name, w in read.items()})

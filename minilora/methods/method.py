@@ -57,9 +57,9 @@ class Method:
     # and fields that may have any value, which are not written.
     peft_fields: dict[str, Any] | None = None
     free_fields: tuple[str, ...] = ()
-    # PEFT's tensors: from an adapter, and back with the base
+    # PEFT's tensors: from an adapter, and back with the base and the settings
     pack: Callable[[Tree], Tree] | None = None
-    unpack: Callable[[Tree, Tree], Tree] | None = None
+    unpack: Callable[[Tree, Tree, MethodConfig], Tree] | None = None
 
     def names(self) -> set[str]:
         """Return the names of all entries that the method adds."""

@@ -52,7 +52,7 @@ def pack(adapters):
     return {PROMPT: np.concatenate([get(adapters, path) for path in paths(adapters)], axis=1)}
 
 
-def unpack(tensors, base):
+def unpack(tensors, base, config):
     """Return the adapter in the tensors of a file."""
     parts = np.split(tensors[PROMPT], len(paths(base)), axis=1)
     return unflatten(dict(zip(paths(base), map(np.ascontiguousarray, parts))))

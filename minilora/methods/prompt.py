@@ -58,7 +58,7 @@ def pack(adapters):
     return {PROMPT: virtual_tokens(adapters["model"])}
 
 
-def unpack(tensors, base):
+def unpack(tensors, base, config):
     """Return the adapter in the tensors of a file."""
     return unflatten({f"model.{PROMPT}": tensors[PROMPT]})
 

@@ -56,7 +56,7 @@ def pack(adapters):
     return vectors | dict(zip(SHARED_NAMES, shared))
 
 
-def unpack(tensors, base):
+def unpack(tensors, base, config):
     """Return the adapter in the tensors of a file."""
     shared = tuple(tensors[name] for name in SHARED_NAMES)
     adapters: dict = {}
