@@ -32,7 +32,7 @@ from minilora.kernels import fused
 from minilora.layers import LayerCache, value_and_grad
 from minilora.lora import adapted_paths
 from minilora.methods import dora, initializers, prompt, vera
-from minilora.methods.method import MethodConfig
+from minilora.methods.method import SIZES, MethodConfig
 from minilora.methods.registry import METHODS, check_packing, get_peft_model, operations
 from minilora.tree import flatten, get, named_leaves, num_parameters
 
@@ -69,8 +69,8 @@ def trained(name, base, seed=0, dtype=np.float32):
 # --------------------------------------------------------------------------------- counting
 
 
-@given(configs(), st.integers(1, 5), st.integers(1, 5))
-def test_parameter_counts(config, n, m):
+@given(configs(), st.integers(1, 5))
+def test_parameter_counts(config, n):
     base, shapes = random_base(config), projection_shapes(config)
     L, d, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     q, k = shapes["q_proj"][0], shapes["k_proj"][0]
@@ -84,12 +84,12 @@ def test_parameter_counts(config, n, m):
         "prompt": n * d,
         "p-tuning": n * d + 3 * d * d + 3 * d,
         "prefix": 2 * L * n * k,
-        "bottleneck": 2 * L * (2 * d * m + m + d),
+        "bottleneck": 2 * L * (2 * d * n + n + d),
         "norm": (2 * L + 1) * d + config.qk_norm * L * 2 * config.head_dim,
         "head": config.vocab_size * d,
         "full": num_parameters(base),
     }
-    sizes = {"num_virtual_tokens": n, "vera_r": n, "bottleneck_size": m}
+    sizes = dict.fromkeys(SIZES, n)
     assert expected == {
         name: num_parameters(started(name, base, **sizes).adapters) for name in METHODS
     }
