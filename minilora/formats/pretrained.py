@@ -122,6 +122,7 @@ def _folder(folder):
     tensors = hf_folder.read_tensors(folder)
     if quantization:
         tensors = quantized_file.join(folder, quantization, tensors)
+    tensors = FAMILIES[config.model_type].split(config, tensors)
     return config, tensors, tokenizer, biased
 
 
