@@ -126,8 +126,9 @@ def with_bias(paths):
 def model_type(config, paths):
     """Return the first model type, from `config.model_type` on, that can have these leaves."""
     some = with_bias(paths)
+    names = {name for family in FAMILIES.values() for name in family.fields}
     for kind in (config.model_type, *FAMILIES):
-        if FAMILIES[kind].fits(config, some):
+        if FAMILIES[kind].fits(config, some, names):
             return kind
     every = f"biases of {', '.join(sorted(some))}, as this {config.model_type} model has"
     raise InputError(f"no model_type of config.json has {every}: train without --also-train bias")

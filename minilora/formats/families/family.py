@@ -10,8 +10,6 @@ from typing import Any
 from ...config import ModelConfig
 from ..safetensors_file import Entry
 
-# the fields that `Family.fields` may have
-FIXED = {"hidden_act", "norms", "norm_offset", "qk_norm"}
 Convert = Callable[[ModelConfig, dict[str, Entry]], dict[str, Entry]]
 
 
@@ -42,11 +40,14 @@ class Family:
         groups = [g for g in self.biases if self.always_biased or not some.isdisjoint(g)]
         return {name for group in groups for name in group}
 
-    def fits(self, config: ModelConfig, some: set[str]) -> bool:
-        """Return whether a model of this family can have this shape, and `some` biases."""
+    def fits(self, config: ModelConfig, some: set[str], names: set[str]) -> bool:
+        """Return whether a model of this family can have these settings, and `some` biases.
+
+        names: the fields of ModelConfig that a family, this or another, has the same in each model.
+        """
         same = all(
             getattr(config, name) == self.fields.get(name, getattr(ModelConfig, name))
-            for name in FIXED
+            for name in names
         )
         window = self.sliding or config.sliding_window is None
         return same and window and some <= self.biased(some)
