@@ -2,11 +2,9 @@
 
 import autograd.numpy as np
 
-from .. import lora
-from ..config import LoraConfig
 from ..layers import gelu, matmul
-from ..tree import get, set_leaf
-from .method import Method, uniform
+from ..tree import set_leaf
+from .method import Method, projections, uniform
 
 TARGETS = ("o_proj", "down_proj")
 NAMES = ("bottleneck_down", "bottleneck_down_bias", "bottleneck_up", "bottleneck_up_bias")
@@ -16,8 +14,7 @@ def init(base, config, rng):
     """Create the network after each sublayer; its up matrix is zero."""
     adapters: dict = {}
     m = config.bottleneck_size
-    for path in lora.target_paths(base, LoraConfig(target_modules=TARGETS)):
-        D = get(base, path)["weight"].shape[0]
+    for path, (D, _) in projections(base, TARGETS).items():
         node = {
             "bottleneck_down": uniform(rng, (m, D), 1 / np.sqrt(D)),
             "bottleneck_down_bias": np.zeros(m, "f4"),

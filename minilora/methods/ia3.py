@@ -2,10 +2,8 @@
 
 import autograd.numpy as np
 
-from .. import lora
-from ..config import LoraConfig
-from ..tree import get, set_leaf, without
-from .method import Method
+from ..tree import set_leaf, without
+from .method import Method, projections
 
 L = "ia3_l"  # (out, 1) of k_proj and v_proj, (1, in) of down_proj
 TARGETS = ("k_proj", "v_proj", "down_proj")
@@ -14,8 +12,7 @@ TARGETS = ("k_proj", "v_proj", "down_proj")
 def init(base, config, rng):
     """Create scales, all one."""
     adapters: dict = {}
-    for path in lora.target_paths(base, LoraConfig(target_modules=TARGETS)):
-        out_features, in_features = get(base, path)["weight"].shape
+    for path, (out_features, in_features) in projections(base, TARGETS).items():
         shape = (1, in_features) if path.endswith("down_proj") else (out_features, 1)
         set_leaf(adapters, f"{path}.{L}", np.ones(shape, "f4"))
     return adapters

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..config import check_settings
-from ..tree import Array, Tree
+from .. import lora
+from ..config import LoraConfig, check_settings
+from ..tree import Tree, get
 
 
-def size(default: int, what: str) -> Any:
+def size(default, what):
     """Return a field of MethodConfig: a size, whose flag has this default and this help."""
     return field(default=default, metadata={"help": what})
 
@@ -29,7 +30,13 @@ class MethodConfig:
         check_settings(self)
 
 
-def uniform(rng: Any, shape: tuple[int, ...], bound: float) -> Array:
+def projections(base, names):
+    """Return {path: shape (out, in) of the weight} of the projections of these names."""
+    paths = lora.target_paths(base, LoraConfig(target_modules=names))
+    return {path: get(base, path)["weight"].shape for path in paths}
+
+
+def uniform(rng, shape, bound):
     """Draw float32 numbers from U(−bound, bound)."""
     return rng.uniform(-bound, bound, shape).astype("f4")
 

@@ -2,11 +2,9 @@
 
 import autograd.numpy as np
 
-from .. import lora
-from ..config import LoraConfig
 from ..layers import LayerCache
 from ..tree import get, set_leaf, unflatten
-from .method import Method
+from .method import Method, projections
 from .prompt import PROMPT, SHAPE, VIRTUAL
 
 NAMES = ("prefix_k", "prefix_v")
@@ -15,9 +13,9 @@ NAMES = ("prefix_k", "prefix_v")
 def init(base, config, rng):
     """Create keys and values N(0, 1) of virtual tokens for each layer, (n, K·hd) each."""
     adapters: dict = {}
-    for path in lora.target_paths(base, LoraConfig(target_modules=("k_proj",))):
-        shape = config.num_virtual_tokens, get(base, path)["weight"].shape[0]
+    for path, (width, _) in projections(base, ("k_proj",)).items():
         node = path.removesuffix(".k_proj")
+        shape = config.num_virtual_tokens, width
         for name in NAMES:
             set_leaf(adapters, f"{node}.{name}", rng.standard_normal(shape, "f4"))
     return adapters

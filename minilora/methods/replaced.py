@@ -6,10 +6,10 @@ Such a leaf is at its own path in the adapter, and replaces the leaf of the base
 import numpy as np
 
 from .. import lora
-from ..config import ALL_LINEAR, InputError, LoraConfig
+from ..config import ALL_LINEAR, InputError
 from ..layers import dense
 from ..tree import get, named_leaves, overlay, unflatten
-from .method import Method
+from .method import Method, projections
 
 
 def also_train(adapters, base, groups):
@@ -53,8 +53,8 @@ GROUPS = {
 
 def bitfit(base, config, rng):
     """Create a bias per projection (BitFit, Ben Zaken et al. 2022), zero or that of the base."""
-    paths = lora.target_paths(base, LoraConfig(target_modules=ALL_LINEAR))
-    return unflatten({path: np.array(b, "f4") for path, b in biases(paths, base)})
+    found = biases(projections(base, ALL_LINEAR), base)
+    return unflatten({path: np.array(b, "f4") for path, b in found})
 
 
 def full(base, config, rng):

@@ -2,29 +2,26 @@
 
 import autograd.numpy as np
 
-from .. import lora
-from ..config import LoraConfig
-from ..tree import arrays, get, named_leaves, set_leaf, without
-from .method import Method, uniform
+from ..tree import arrays, named_leaves, set_leaf, without
+from .method import Method, projections, uniform
 
 TARGETS = ("q_proj", "v_proj")
 B, D = "vera_lambda_b", "vera_lambda_d"  # trained: b (out,) and d (r,)
 SHARED = "vera_projections"  # (A, B), (r, in) and (largest out, r), which are not trained
-D_INITIAL = 0.1
 PREFIX = "base_model.model."
 SHARED_NAMES = ("base_model.vera_A", "base_model.vera_B")
 
 
 def init(base, config, rng):
     """Create A and B from U(−√(6/in), √(6/in)) and U(−√(6/r), √(6/r)), d = 0.1, b = 0."""
-    paths = lora.target_paths(base, LoraConfig(target_modules=TARGETS))
-    outs, ins = zip(*(get(base, path)["weight"].shape for path in paths))
-    m, n, r = max(outs), ins[0], config.vera_r
+    r = config.vera_r
+    shapes = projections(base, TARGETS)
+    m, n = map(max, zip(*shapes.values()))
     shared = uniform(rng, (r, n), (6 / n) ** 0.5), uniform(rng, (m, r), (6 / r) ** 0.5)  # as PEFT
     adapters: dict = {}
-    for path, out_features in zip(paths, outs):
-        b, d = np.zeros(out_features, "f4"), np.full(r, D_INITIAL, "f4")
-        set_leaf(adapters, path, {B: b, D: d, SHARED: shared})
+    for path, (out_features, _) in shapes.items():
+        node = {B: np.zeros(out_features, "f4"), D: np.full(r, 0.1, "f4"), SHARED: shared}
+        set_leaf(adapters, path, node)
     return adapters
 
 
