@@ -45,12 +45,12 @@ def activation_floats(adapters, base, model_config):
         layer += 5 * F
     L = model_config.num_hidden_layers
     kept = D + 1
-    extra = {name: m.extra_floats for m in ORDER for name in m.names()}
+    extra = {name: floats for m in ORDER for name, floats in m.extra_floats.items()}
     trained = arrays(adapters)
     for path, w in named_leaves(trained):
         node, _, name = path.rpartition(".")
         if name in extra:
-            kept += extra[name](name, w)
+            kept += extra[name](w)
         elif name in ("lora_A", "weight") and node.endswith("o_proj"):
             kept += w.shape[1]
     # the backward pass ends at the lowest of these layers; at none if only the head is trained

@@ -35,13 +35,10 @@ def linear(linear, x, node, rng=None):
     return h + matmul(z, node["bottleneck_up"]) + node["bottleneck_up_bias"]
 
 
-def extra_floats(name, leaf):
-    """Return the floats per token that are kept: h, and the powers in gelu."""
-    return leaf.shape[1] + 8 * len(leaf) if name == "bottleneck_down" else 0
-
-
 METHOD = Method(
     "bottleneck", init,
     entries=dict.fromkeys(TARGETS, NAMES),
-    wraps={"linear": linear}, size="bottleneck_size", extra_floats=extra_floats,
+    wraps={"linear": linear}, size="bottleneck_size",
+    # h, and the powers in gelu
+    extra_floats={"bottleneck_down": lambda leaf: leaf.shape[1] + 8 * len(leaf)},
 )  # fmt: skip

@@ -43,7 +43,7 @@ METHOD = Method(
     entries=dict.fromkeys(TARGETS, (L,)),
     wraps={"linear": linear, "merge_projection": merge_projection},
     # the output before scaling; the input is kept in any case
-    extra_floats=lambda name, leaf: leaf.size if len(leaf) > 1 else 0,
+    extra_floats={L: lambda leaf: leaf.size if len(leaf) > 1 else 0},
     peft_fields={
         "peft_type": "IA3", "target_modules": list(TARGETS),
         "feedforward_modules": ["down_proj"],

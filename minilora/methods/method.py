@@ -8,13 +8,15 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from .. import lora
-from ..config import LoraConfig, check_settings
-from ..tree import Tree, get
+from ..config import LoraConfig, Rule, check_settings
+from ..tree import Tree, arrays, flatten, get, unflatten
+
+SIZE = Rule("be a whole number from 1 to 4,096", lambda n: type(n) is int and 1 <= n <= 4096)
 
 
 def size(default, what):
     """Return a field of MethodConfig: a size, whose flag has this default and this help."""
-    return field(default=default, metadata={"help": what})
+    return field(default=default, metadata={"rule": SIZE, "help": what})
 
 
 @dataclass(frozen=True)
@@ -59,15 +61,13 @@ class Method:
     wraps: dict[str, Callable[..., Any]] = field(default_factory=dict)
     size: str | None = None  # the one of SIZES that it has
     peft_size: str | None = None  # its name in PEFT's file, if it has another there
-    extra_floats: Callable[[str, Any], int] = lambda name, leaf: 0  # kept per token for a leaf
+    # of entries: the floats per token that the optimized operations keep for this leaf
+    extra_floats: dict[str, Callable[[Any], int]] = field(default_factory=dict)
     # PEFT's adapter_config.json: fields that must have these values (None: PEFT lacks the method),
     # and fields that may have any value, which are not written.
     peft_fields: dict[str, Any] | None = None
     free_fields: tuple[str, ...] = ()
-    # PEFT's tensors: from an adapter, and back with the base and the settings
-    pack: Callable[[Tree], Tree] | None = None
-    unpack: Callable[[Tree, Tree, MethodConfig], Tree] | None = None
-
-    def names(self) -> set[str]:
-        """Return the names of all entries that the method adds."""
-        return {name for names in self.entries.values() for name in names}
+    # the tensors of the file: from an adapter, and back with the base and the settings; PEFT's
+    # prefix is not part of a path
+    pack: Callable[[Tree], Tree] = lambda adapters: flatten(arrays(adapters))
+    unpack: Callable[[Tree, Tree, MethodConfig], Tree] = lambda tensors, *_: unflatten(tensors)

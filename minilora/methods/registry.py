@@ -19,7 +19,7 @@ import numpy as np
 from .. import kernels, lora
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
 from ..optim import OPTIMIZERS
-from ..tree import Tree, named_leaves
+from ..tree import Tree, flatten
 from . import (
     bottleneck,
     dora,
@@ -94,9 +94,8 @@ def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
     Each method that occurs in the trees is wrapped around them, in this order.
     """
     ops = getattr(ops, "inner", ops) or kernels.ops  # a wrapper is unwrapped first
-    paths = [path for tree in (base, adapters) for path, _ in named_leaves(tree)]
-    names = {name for path in paths for name in path.split(".")}
-    used = [method for method in ORDER if names & method.names()]
+    names = {name for path in flatten(base) | flatten(adapters) for name in path.split(".")}
+    used = [m for m in ORDER if any(names.intersection(added) for added in m.entries.values())]
     if not used:
         return ops
     wrapped = {name: getattr(ops, name) for name in OPERATIONS}

@@ -2,13 +2,12 @@
 
 import autograd.numpy as np
 
-from ..tree import arrays, named_leaves, set_leaf, without
+from ..tree import arrays, flatten, named_leaves, set_leaf, unflatten, without
 from .method import Method, projections, uniform
 
 TARGETS = ("q_proj", "v_proj")
 B, D = "vera_lambda_b", "vera_lambda_d"  # trained: b (out,) and d (r,)
 SHARED = "vera_projections"  # (A, B), (r, in) and (largest out, r), which are not trained
-PREFIX = "base_model.model."
 SHARED_NAMES = ("base_model.vera_A", "base_model.vera_B")
 
 
@@ -48,21 +47,15 @@ def merge_projection(merge, node):
 
 def pack(adapters):
     """Return the tensors of PEFT's file: the vectors, and A and B once."""
-    vectors = {PREFIX + path: w for path, w in named_leaves(arrays(adapters))}
     shared = next(leaf for path, leaf in named_leaves(adapters) if path.endswith(SHARED))
-    return vectors | dict(zip(SHARED_NAMES, shared))
+    return flatten(arrays(adapters)) | dict(zip(SHARED_NAMES, shared))
 
 
 def unpack(tensors, base, config):
     """Return the adapter in the tensors of a file."""
-    shared = tuple(tensors[name] for name in SHARED_NAMES)
-    adapters: dict = {}
-    for name, w in tensors.items():
-        if name not in SHARED_NAMES:
-            path = name.removeprefix(PREFIX)
-            set_leaf(adapters, path, w)
-            set_leaf(adapters, f"{path.rpartition('.')[0]}.{SHARED}", shared)
-    return adapters
+    shared = tuple(tensors.pop(name) for name in SHARED_NAMES)
+    nodes = {path.rpartition(".")[0] for path in tensors}
+    return unflatten(tensors | {f"{node}.{SHARED}": shared for node in nodes})
 
 
 METHOD = Method(
@@ -70,7 +63,7 @@ METHOD = Method(
     entries=dict.fromkeys(TARGETS, (B, D, SHARED)),
     wraps={"linear": linear, "merge_projection": merge_projection},
     size="vera_r", peft_size="r", pack=pack, unpack=unpack,
-    extra_floats=lambda name, leaf: len(leaf),  # what the vector multiplies
+    extra_floats={B: len, D: len},  # what the vector multiplies
     peft_fields={
         "peft_type": "VERA", "target_modules": list(TARGETS),
         "save_projection": True, "bias": "none",
