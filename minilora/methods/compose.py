@@ -73,7 +73,7 @@ def combine(adapters, weights, combination_type="cat", r=None):
     combined: dict = {}
     errors = {}
     for path, found in factors(adapters).items():
-        parts = [(weights[i] * s, A, B) for i, (s, A, B) in found.items()]
+        parts = [(weights[i] * s, A, B) for i, s, A, B in found]
         rank = r or max(len(A) for _, A, _ in parts)
         A, B = (factor.astype("f4") for factor in COMBINATION_TYPES[combination_type](parts, rank))
         node = {"lora_A": A, "lora_B": B, "lora_scaling": 1.0, "lora_dropout": 0.0}

@@ -40,23 +40,21 @@ def per_row(adapters, rows):
     """
     batch: dict = {}
     for path, found in factors(adapters).items():
-        _, A, B = next(iter(found.values()))
-        r = max(len(A) for _, A, _ in found.values())
+        *_, A, B = found[0]
+        r = max(len(A) for *_, A, _ in found)
         As = np.zeros((len(adapters), r, A.shape[1]), A.dtype)
         Bs = np.zeros((len(adapters), len(B), r), B.dtype)
         scalings = np.zeros((len(adapters), 1, 1), "f4")
-        for i, (scaling, A, B) in found.items():
+        for i, scaling, A, B in found:
             As[i, : len(A)] = A
             Bs[i, :, : len(A)] = B
             scalings[i] = scaling
-        set_leaf(
-            batch, path, {"rows_A": As[rows], "rows_B": Bs[rows], "rows_scaling": scalings[rows]}
-        )
+        set_leaf(batch, path, dict(zip(ROWS, (As[rows], Bs[rows], scalings[rows]))))
     return batch
 
 
 def factors(adapters):
-    """Return {path: {number of each adapter on it: (scaling, A, B)}}."""
+    """Return {path: [(number, scaling, A, B) of each adapter on it]}."""
     found: dict = {}
     for number, tree in enumerate(adapters):
         for path, _ in named_leaves(tree):
@@ -64,19 +62,17 @@ def factors(adapters):
                 raise InputError(f"{path} is no low-rank factor: combine only LoRA adapters")
         for path in lora.adapted_paths(tree):
             node = get(tree, path)
-            parts = node["lora_scaling"], node["lora_A"], node["lora_B"]
-            found.setdefault(path, {})[number] = parts
+            parts = number, node["lora_scaling"], node["lora_A"], node["lora_B"]
+            found.setdefault(path, []).append(parts)
     return found
 
 
 def linear(linear, x, node, rng=None):
     """Add the updates of each row's own adapter and of the frozen adapters below."""
-    if "rows_A" not in node and STACKED not in node:
-        return linear(x, node, rng)
     h = linear(x, without(node, "bias"), rng)
     if "rows_A" in node:
-        A, B = np.swapaxes(node["rows_A"], -1, -2), np.swapaxes(node["rows_B"], -1, -2)
-        h = h + (node["rows_scaling"] * (x @ A)) @ B
+        z = node["rows_scaling"] * (x @ node["rows_A"].swapaxes(1, 2))
+        h = h + z @ node["rows_B"].swapaxes(1, 2)
     for below in node.get(STACKED, {}).values():
         h = h + lora_matmul(x, below["lora_A"], below["lora_B"], below["lora_scaling"])
     return h + node["bias"] if "bias" in node else h
