@@ -28,8 +28,8 @@ def init(base, config, rng, scheme="none", block_size=64):
     config.init_lora_weights: `pissa` or `loftq`. At first, PiSSA's (W − s·BA) + s·BA is W up to
     rounding and the quantization of W − s·BA; LoftQ's Q + s·BA is nearer to W than a quantized W.
     """
-    initialize = {"pissa": pissa, "loftq": loftq}[config.init_lora_weights]
-    if initialize is loftq and scheme == "none":
+    with_loftq = config.init_lora_weights == "loftq"
+    if with_loftq and scheme == "none":
         raise InputError("loftq reduces the error of quantization: give a `scheme`, or use pissa")
     how = {"scheme": scheme, "block_size": block_size, "quantize_4bit": quantize_4bit}
     plain = replace(config, init_lora_weights=True, use_dora=False)
@@ -40,17 +40,16 @@ def init(base, config, rng, scheme="none", block_size=64):
         w = get(base, path)
         if not isinstance(w, np.ndarray):
             raise InputError(f"{path} is quantized: {config.init_lora_weights} needs a dense base")
-        store = partial(schemes.quantize_leaf, path, **how)
-        rests[path] = initialize(w, get(adapters, node), store)
+        factors = get(adapters, node)
+        if with_loftq:
+            rests[path] = loftq(w, factors, partial(schemes.quantize_leaf, path, **how))
+        else:
+            # PiSSA: the rest is frozen (Meng et al. 2024, Eqs. 2 to 4)
+            rests[path] = without_principal(w, w, factors)
     base = schemes.quantize(overlay(base, unflatten(rests)), **how)
     if config.use_dora:
         dora.add_magnitudes(adapters, base)
     return adapters, base
-
-
-def pissa(w, node, store):
-    """Set A and B to the principal part of w; return the rest (Meng et al. 2024, Eqs. 2 to 4)."""
-    return without_principal(w, w, node)
 
 
 def loftq(w, node, store):

@@ -5,7 +5,7 @@ import autograd.numpy as np
 from ..layers import LayerCache
 from ..tree import get, set_leaf, unflatten
 from .method import Method, projections
-from .prompt import PROMPT, SHAPE, VIRTUAL
+from .prompt import PROMPT, SHAPE
 
 NAMES = ("prefix_k", "prefix_v")
 
@@ -53,13 +53,13 @@ def pack(adapters):
 def unpack(tensors, base, config):
     """Return the adapter in the tensors of a file."""
     parts = np.split(tensors[PROMPT], len(paths(base)), axis=1)
-    return unflatten(dict(zip(paths(base), map(np.ascontiguousarray, parts))))
+    return unflatten(dict(zip(paths(base), parts)))
 
 
 METHOD = Method(
     "prefix", init,
     entries={"self_attn": NAMES}, wraps={"embed": embed, "self_attention": self_attention},
     size="num_virtual_tokens", pack=pack, unpack=unpack,
-    peft_fields=VIRTUAL | {"peft_type": "PREFIX_TUNING"},
+    peft_fields={"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 1},
     free_fields=(*SHAPE, "encoder_hidden_size", "prefix_projection", "init_weights"),
 )  # fmt: skip

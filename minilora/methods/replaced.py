@@ -8,7 +8,7 @@ import numpy as np
 from .. import lora
 from ..config import ALL_LINEAR, InputError
 from ..layers import dense
-from ..tree import get, named_leaves, overlay, unflatten
+from ..tree import get, named_leaves, overlay, tree_map, unflatten
 from .method import Method, projections
 
 
@@ -59,15 +59,14 @@ def bitfit(base, config, rng):
 
 def full(base, config, rng):
     """Copy all leaves of the base; raise InputError if one is quantized."""
-    copies = {}
     for path, w in named_leaves(base):
         if not isinstance(w, np.ndarray):
             advice = "set `scheme` to none, because the method full trains every weight"
             raise InputError(f"{path} is quantized: {advice}")
-        copies[path] = np.array(w)
-    return unflatten(copies)
+    return tree_map(np.array, base)
 
 
-BITFIT, FULL = Method("bitfit", bitfit), Method("full", full)
+BITFIT = Method("bitfit", bitfit)
 NORM = Method("norm", lambda base, config, rng: also_train({}, base, ["norm"]))
 HEAD = Method("head", lambda base, config, rng: also_train({}, base, ["head"]))
+FULL = Method("full", full)
