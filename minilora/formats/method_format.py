@@ -7,11 +7,9 @@ In PEFT's files, a prompt is one tensor `prompt_embeddings` (n, D). P-tuning sto
 its network there, without the network. A prefix is (n, L·2·K·hd): keys and values of each layer.
 """
 
-import numpy as np
-
 from ..config import InputError
 from ..methods.method import MethodConfig
-from ..methods.registry import METHODS
+from ..methods.registry import METHODS, get_peft_model
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
 
 KINDS = {  # {peft_type, or our name of the method: method}
@@ -48,7 +46,7 @@ def read_config(raw):
         raise InputError(
             f"peft_type or minilora_method {kind!r} is not implemented; LORA, {known} are"
         )
-    size = method.peft_size or method.size or ""
+    size = method.peft_size or method.size
     refuse_unknown(raw, {*NEUTRAL, *method.free_fields, size}, _fixed(method))
     sizes = {method.size: raw.get(size)} if method.size else {}
     return MethodConfig(method.name, **sizes)
@@ -56,7 +54,7 @@ def read_config(raw):
 
 def shapes(config, base):
     """Return {tensor name: shape} of the file of such an adapter on this base."""
-    adapters = METHODS[config.method].init(base, config, np.random.default_rng(0))
+    adapters = get_peft_model(base, config).adapters
     return {name: w.shape for name, w in tensors(adapters, config).items()}
 
 

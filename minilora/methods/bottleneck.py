@@ -3,7 +3,7 @@
 import autograd.numpy as np
 
 from ..layers import gelu, matmul
-from ..tree import set_leaf
+from ..tree import unflatten
 from .method import Method, projections, uniform
 
 TARGETS = ("o_proj", "down_proj")
@@ -12,17 +12,16 @@ NAMES = ("bottleneck_down", "bottleneck_down_bias", "bottleneck_up", "bottleneck
 
 def init(base, config, rng):
     """Create the network after each sublayer; its up matrix is zero."""
-    adapters: dict = {}
     m = config.bottleneck_size
-    for path, (D, _) in projections(base, TARGETS).items():
-        node = {
+    return unflatten({
+        path: {
             "bottleneck_down": uniform(rng, (m, D), 1 / np.sqrt(D)),
             "bottleneck_down_bias": np.zeros(m, "f4"),
             "bottleneck_up": np.zeros((D, m), "f4"),
             "bottleneck_up_bias": np.zeros(D, "f4"),
         }
-        set_leaf(adapters, path, node)
-    return adapters
+        for path, (D, _) in projections(base, TARGETS).items()
+    })  # fmt: skip
 
 
 def linear(linear, x, node, rng=None):
@@ -38,7 +37,7 @@ def linear(linear, x, node, rng=None):
 METHOD = Method(
     "bottleneck", init,
     entries=dict.fromkeys(TARGETS, NAMES),
-    wraps={"linear": linear}, size="bottleneck_size",
+    wraps=(linear,), size="bottleneck_size",
     # h, and the powers in gelu
     extra_floats={"bottleneck_down": lambda leaf: leaf.shape[1] + 8 * len(leaf)},
 )  # fmt: skip

@@ -7,7 +7,7 @@ from autograd.extend import notrace_primitive
 
 from .. import kernels, lora
 from ..config import ALL_LINEAR, InputError
-from ..tree import get, set_leaf, without
+from ..tree import get, without
 from .method import Method
 
 M = "lora_magnitude_vector"  # (out,)
@@ -28,7 +28,8 @@ def add_magnitudes(adapters, base):
             raise InputError(
                 "DoRA cannot be trained on a stacked adapter: merge that adapter first"
             )
-        set_leaf(adapters, f"{path}.{M}", row_norms({**node, **get(adapters, path)}))
+        own = get(adapters, path)
+        own[M] = row_norms(node | own)
 
 
 def linear(linear, x, node, rng=None):
@@ -64,6 +65,6 @@ def _row_norms(w, scaling, a, b):
 METHOD = Method(
     "dora", init,
     entries=dict.fromkeys(ALL_LINEAR, (M,)),
-    wraps={"linear": linear, "merge_projection": merge_projection},
+    wraps=(linear, merge_projection),
     extra_floats={M: len},  # the output before scaling
 )  # fmt: skip

@@ -41,7 +41,7 @@ def merge_projection(merge, node):
 METHOD = Method(
     "ia3", init,
     entries=dict.fromkeys(TARGETS, (L,)),
-    wraps={"linear": linear, "merge_projection": merge_projection},
+    wraps=(linear, merge_projection),
     # the output before scaling; the input is kept in any case
     extra_floats={L: lambda leaf: leaf.size if len(leaf) > 1 else 0},
     peft_fields={

@@ -16,13 +16,13 @@ from ..config import InputError
 from ..kernels import dense, quantize_4bit
 from ..layers import lora_delta
 from ..quant import schemes
-from ..tree import get, overlay, unflatten
+from ..tree import flatten, get, unflatten
 from . import dora
 
 LOFTQ_STEPS = 5  # the largest number in the paper
 
 
-def init(base, config, rng, scheme="none", block_size=64):
+def init(base, config, rng, scheme, block_size):
     """Create an adapter on a dense base as `lora.init` does, with the projections in `scheme`.
 
     config.init_lora_weights: `pissa` or `loftq`. At first, PiSSA's (W − s·BA) + s·BA is W up to
@@ -32,21 +32,20 @@ def init(base, config, rng, scheme="none", block_size=64):
     if with_loftq and scheme == "none":
         raise InputError("loftq reduces the error of quantization: give a `scheme`, or use pissa")
     how = {"scheme": scheme, "block_size": block_size, "quantize_4bit": quantize_4bit}
-    plain = replace(config, init_lora_weights=True, use_dora=False)
-    adapters = lora.init(base, plain, rng)
-    rests = {}
+    adapters = lora.init(base, replace(config, init_lora_weights=True, use_dora=False), rng)
+    leaves = flatten(base)
     for node in lora.adapted_paths(adapters):
         path = f"{node}.weight"
-        w = get(base, path)
+        w = leaves[path]
         if not isinstance(w, np.ndarray):
             raise InputError(f"{path} is quantized: {config.init_lora_weights} needs a dense base")
         factors = get(adapters, node)
         if with_loftq:
-            rests[path] = loftq(w, factors, partial(schemes.quantize_leaf, path, **how))
+            leaves[path] = loftq(w, factors, partial(schemes.quantize_leaf, path, **how))
         else:
             # PiSSA: the rest is frozen (Meng et al. 2024, Eqs. 2 to 4)
-            rests[path] = without_principal(w, w, factors)
-    base = schemes.quantize(overlay(base, unflatten(rests)), **how)
+            leaves[path] = without_principal(w, w, factors)
+    base = schemes.quantize(unflatten(leaves), **how)
     if config.use_dora:
         dora.add_magnitudes(adapters, base)
     return adapters, base

@@ -51,16 +51,16 @@ class Method:
     """A method of fine-tuning.
 
     init(base, config, rng) returns a new adapter. `entries` maps the name of a node to the names of
-    the entries that the method adds to it. `wraps` maps the name of an operation to a function
-    f(operation, *its arguments) that is called in its place.
+    the entries that the method adds to it. `wraps` has functions f(operation, *its arguments), each
+    of which is called in the place of the operation of its name.
     """
 
     name: str
     init: Callable[..., Tree]
     entries: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    wraps: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    size: str | None = None  # the one of SIZES that it has
-    peft_size: str | None = None  # its name in PEFT's file, if it has another there
+    wraps: tuple[Callable[..., Any], ...] = ()
+    size: str = ""  # the one of SIZES that it has
+    peft_size: str = ""  # its name in PEFT's file, if it has another there
     # of entries: the floats per token that the optimized operations keep for this leaf
     extra_floats: dict[str, Callable[[Any], int]] = field(default_factory=dict)
     # PEFT's adapter_config.json: fields that must have these values (None: PEFT lacks the method),

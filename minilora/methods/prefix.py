@@ -58,7 +58,7 @@ def unpack(tensors, base, config):
 
 METHOD = Method(
     "prefix", init,
-    entries={"self_attn": NAMES}, wraps={"embed": embed, "self_attention": self_attention},
+    entries={"self_attn": NAMES}, wraps=(embed, self_attention),
     size="num_virtual_tokens", pack=pack, unpack=unpack,
     peft_fields={"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 1},
     free_fields=(*SHAPE, "encoder_hidden_size", "prefix_projection", "init_weights"),

@@ -41,7 +41,7 @@ def embed(embed, tokens, node, ctx):
     # [P; E(x)]   (Lester et al. 2021, Sec. 2)
     rows = np.repeat(virtual_tokens(node)[None], len(tokens), axis=0)
     x = np.concatenate([rows, x], axis=1)
-    starts = np.pad(starts, ((0, 0), (rows.shape[1], 0)))  # rows are not packed
+    starts = np.zeros(x.shape[:2], int)  # rows are not packed
     return x, np.arange(x.shape[1]) - starts, starts
 
 
@@ -68,7 +68,7 @@ def unpack(tensors, base, config):
 
 SHAPE = ("num_layers", "token_dim", "num_attention_heads")  # of the base
 METHOD = Method(
-    "prompt", init, entries={"model": (PROMPT,)}, wraps={"embed": embed},
+    "prompt", init, entries={"model": (PROMPT,)}, wraps=(embed,),
     size="num_virtual_tokens", pack=pack, unpack=unpack,
     peft_fields={"peft_type": "PROMPT_TUNING", "num_transformer_submodules": 1},
     free_fields=(

@@ -80,7 +80,7 @@ def get_peft_model(
     return AdaptedModel(init(base, adapter_config, rng), base)
 
 
-def method_name(adapter_config: LoraConfig | MethodConfig) -> str:
+def method_name(adapter_config):
     """Return the name in METHODS of a LoraConfig or MethodConfig."""
     if isinstance(adapter_config, MethodConfig):
         return adapter_config.method
@@ -102,9 +102,9 @@ def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
     entries = dict(ops.ENTRIES)
     for method in used:
         for node, added in method.entries.items():
-            entries[node] = (*entries[node], *added)
-        for name, f in method.wraps.items():
-            wrapped[name] = partial(f, wrapped[name])
+            entries[node] += added
+        for f in method.wraps:
+            wrapped[f.__name__] = partial(f, wrapped[f.__name__])
     return SimpleNamespace(**wrapped, ENTRIES=entries, inner=ops)
 
 
@@ -116,7 +116,6 @@ OPERATIONS = (
 
 def check_packing(adapters: Tree, train_config: TrainConfig) -> None:
     """Raise InputError if `train_config` packs rows and the adapter is a trained prompt."""
-    prompts = {prompt.PROMPT, prompt.ENCODER} & adapters.get("model", {}).keys()
-    if train_config.packing and prompts:
-        why = "only the first example of a row would see it"
-        raise InputError(f"`packing` does not fit a trained prompt: leave it out, because {why}")
+    trained = adapters.get("model", {})
+    if train_config.packing and (prompt.PROMPT in trained or prompt.ENCODER in trained):
+        raise InputError("leave out `packing`: only the first example would see the trained prompt")

@@ -15,8 +15,9 @@ from .method import Method, projections
 def also_train(adapters, base, groups):
     """Return `adapters` with copies of other leaves of the base, which are trained as well.
 
-    groups: any of `norm` (all RMSNorms), `bias` (of adapted projections) and `head` (the output
-    matrix, untied from the embedding). `TrainConfig.also_train_lr_scale` scales their rate.
+    groups: any of `norm` (all RMSNorms), `bias` (of adapted projections, or of all if none is) and
+    `head` (the output matrix, untied from the embedding). `TrainConfig.also_train_lr_scale` scales
+    their rate.
     """
     added = {
         path: np.array(dense(w), "f4")
@@ -47,14 +48,10 @@ def output_matrix(adapters, base):
 
 GROUPS = {
     "norm": norms, "head": output_matrix,
-    "bias": lambda adapters, base: biases(lora.adapted_paths(adapters), base),
+    "bias": lambda adapters, base: biases(
+        lora.adapted_paths(adapters) or projections(base, ALL_LINEAR), base
+    ),
 }  # fmt: skip
-
-
-def bitfit(base, config, rng):
-    """Create a bias per projection (BitFit, Ben Zaken et al. 2022), zero or that of the base."""
-    found = biases(projections(base, ALL_LINEAR), base)
-    return unflatten({path: np.array(b, "f4") for path, b in found})
 
 
 def full(base, config, rng):
@@ -66,7 +63,12 @@ def full(base, config, rng):
     return tree_map(np.array, base)
 
 
-BITFIT = Method("bitfit", bitfit)
-NORM = Method("norm", lambda base, config, rng: also_train({}, base, ["norm"]))
-HEAD = Method("head", lambda base, config, rng: also_train({}, base, ["head"]))
+def training(group):
+    """Return the `init` of the method that trains this group alone."""
+    return lambda base, config, rng: also_train({}, base, [group])
+
+
+BITFIT = Method("bitfit", training("bias"))  # Ben Zaken et al. 2022
+NORM = Method("norm", training("norm"))
+HEAD = Method("head", training("head"))
 FULL = Method("full", full)

@@ -38,13 +38,14 @@ def per_row(adapters, rows):
 
     rows: B indices. Smaller ranks are padded with zeros. There is no dropout.
     """
+    n = len(adapters)
     batch: dict = {}
     for path, found in factors(adapters).items():
         *_, A, B = found[0]
         r = max(len(A) for *_, A, _ in found)
-        As = np.zeros((len(adapters), r, A.shape[1]), A.dtype)
-        Bs = np.zeros((len(adapters), len(B), r), B.dtype)
-        scalings = np.zeros((len(adapters), 1, 1), "f4")
+        As = np.zeros((n, r, A.shape[1]), A.dtype)
+        Bs = np.zeros((n, len(B), r), B.dtype)
+        scalings = np.zeros((n, 1, 1), "f4")
         for i, scaling, A, B in found:
             As[i, : len(A)] = A
             Bs[i, :, : len(A)] = B
@@ -83,11 +84,11 @@ def merge_projection(merge, node):
     weight = node["weight"]
     for below in node.get(STACKED, {}).values():
         weight = dense(weight) + lora_delta(below)
-    return merge({**without(node, STACKED), "weight": weight})
+    return merge(without(node, STACKED) | {"weight": weight})
 
 
 METHOD = Method(
     "several", stack,
     entries=dict.fromkeys(ALL_LINEAR, (STACKED, *ROWS)),
-    wraps={"linear": linear, "merge_projection": merge_projection},
+    wraps=(linear, merge_projection),
 )  # fmt: skip

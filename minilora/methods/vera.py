@@ -2,7 +2,7 @@
 
 import autograd.numpy as np
 
-from ..tree import arrays, flatten, named_leaves, set_leaf, unflatten, without
+from ..tree import arrays, flatten, named_leaves, unflatten, without
 from .method import Method, projections, uniform
 
 TARGETS = ("q_proj", "v_proj")
@@ -17,11 +17,10 @@ def init(base, config, rng):
     shapes = projections(base, TARGETS)
     m, n = map(max, zip(*shapes.values()))
     shared = uniform(rng, (r, n), (6 / n) ** 0.5), uniform(rng, (m, r), (6 / r) ** 0.5)  # as PEFT
-    adapters: dict = {}
-    for path, (out_features, _) in shapes.items():
-        node = {B: np.zeros(out_features, "f4"), D: np.full(r, 0.1, "f4"), SHARED: shared}
-        set_leaf(adapters, path, node)
-    return adapters
+    return unflatten({
+        path: {B: np.zeros(out_features, "f4"), D: np.full(r, 0.1, "f4"), SHARED: shared}
+        for path, (out_features, _) in shapes.items()
+    })  # fmt: skip
 
 
 def linear(linear, x, node, rng=None):
@@ -61,7 +60,7 @@ def unpack(tensors, base, config):
 METHOD = Method(
     "vera", init,
     entries=dict.fromkeys(TARGETS, (B, D, SHARED)),
-    wraps={"linear": linear, "merge_projection": merge_projection},
+    wraps=(linear, merge_projection),
     size="vera_r", peft_size="r", pack=pack, unpack=unpack,
     extra_floats={B: len, D: len},  # what the vector multiplies
     peft_fields={

@@ -287,7 +287,7 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
     trees = trained(name, random_base(TINY))
     config = TrainConfig(packing=True)
     if name in ("prompt", "p-tuning"):
-        with pytest.raises(InputError, match="`packing` does"):
+        with pytest.raises(InputError, match="leave out `packing`"):
             check_packing(trees[0], config)
         return
     check_packing(trees[0], config)
@@ -307,7 +307,8 @@ def test_merging_is_an_equation_or_refused_by_name(name, scheme):
     weight: a dozen sums after one another, each some units in the last place."""
     base = quantized(random_base(TINY, biases=("k_proj", "o_proj")), scheme)
     adapters, frozen = trained(name, base)
-    if name not in IN_THE_CORE and "merge_projection" not in METHODS[name].wraps:
+    wrapped = [f.__name__ for f in METHODS[name].wraps]
+    if name not in IN_THE_CORE and "merge_projection" not in wrapped:
         path = next(iter(flatten(adapters))).partition(".embedding")[0]
         with pytest.raises(InputError, match=f"^{path}.* cannot be merged"):
             minilora.merge(adapters, frozen)
