@@ -12,15 +12,16 @@ from ..methods.method import MethodConfig
 from ..methods.registry import METHODS, get_peft_model
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
 
-KINDS = {  # {peft_type, or our name of the method: method}
-    (m.peft_fields or {}).get("peft_type", m.name): m
-    for m in METHODS.values()
-    if m.name not in ("lora", "dora")
-}
-
 
 def _fixed(method):
     return (method.peft_fields or {"minilora_method": method.name}) | {"task_type": "CAUSAL_LM"}
+
+
+KINDS = {  # {peft_type, or our name of the method: method}
+    _fixed(m).get("peft_type", m.name): m
+    for m in METHODS.values()
+    if m.name not in ("lora", "dora")
+}
 
 
 def as_json(config, base_name):

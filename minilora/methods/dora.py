@@ -15,13 +15,11 @@ M = "lora_magnitude_vector"  # (out,)
 
 def init(base, config, rng):
     """Create the factors of LoRA, and m = ‖W₀‖ per row (Sec. 4.1)."""
-    adapters = lora.init(base, replace(config, use_dora=False), rng)
-    add_magnitudes(adapters, base)
-    return adapters
+    return add_magnitudes(lora.init(base, replace(config, use_dora=False), rng), base)
 
 
 def add_magnitudes(adapters, base):
-    """Set m = ‖W₀ + (α/r)·BA‖ in place, for each adapted projection."""
+    """Set m = ‖W₀ + (α/r)·BA‖ in place, for each adapted projection; return the adapters."""
     for path in lora.adapted_paths(adapters):
         node = get(base, path)
         if "lora_stack" in node:
@@ -30,6 +28,7 @@ def add_magnitudes(adapters, base):
             )
         own = get(adapters, path)
         own[M] = row_norms(node | own)
+    return adapters
 
 
 def linear(linear, x, node, rng=None):

@@ -22,7 +22,7 @@ def linear(linear, x, node, rng=None):
     """Scale the input of down_proj, and the outputs of k_proj and v_proj with their biases."""
     if L not in node:
         return linear(x, node, rng)
-    if node[L].shape[0] == 1:
+    if len(node[L]) == 1:
         return linear(x * node[L][0], node, rng)  # W_down(l_ff ∘ h)   (IA³, Sec. 3.3)
     return linear(x, node, rng) * node[L][:, 0]  # l_k ∘ K and l_v ∘ V
 
@@ -33,7 +33,7 @@ def merge_projection(merge, node):
         return merge(node)
     merged = merge(without(node, L))
     merged["weight"] = node[L] * merged["weight"]
-    if "bias" in merged and node[L].shape[0] > 1:
+    if "bias" in merged and len(node[L]) > 1:
         merged["bias"] = node[L][:, 0] * merged["bias"]
     return merged
 

@@ -19,8 +19,6 @@ from ..quant import schemes
 from ..tree import flatten, get, unflatten
 from . import dora
 
-LOFTQ_STEPS = 5  # the largest number in the paper
-
 
 def init(base, config, rng, scheme, block_size):
     """Create an adapter on a dense base as `lora.init` does, with the projections in `scheme`.
@@ -57,7 +55,7 @@ def loftq(w, node, store):
     Returns the w − s·BA whose quantization is the last q.
     """
     rest = w
-    for _ in range(LOFTQ_STEPS):
+    for _ in range(5):  # the largest number in the paper
         last = rest
         rest = without_principal(w, w - dense(store(last)), node)
     return last

@@ -62,12 +62,12 @@ class Method:
     size: str = ""  # the one of SIZES that it has
     peft_size: str = ""  # its name in PEFT's file, if it has another there
     # of entries: the floats per token that the optimized operations keep for this leaf
-    extra_floats: dict[str, Callable[[Any], int]] = field(default_factory=dict)
+    extra_floats: dict[str, Callable[..., int]] = field(default_factory=dict)
     # PEFT's adapter_config.json: fields that must have these values (None: PEFT lacks the method),
     # and fields that may have any value, which are not written.
     peft_fields: dict[str, Any] | None = None
     free_fields: tuple[str, ...] = ()
-    # the tensors of the file: from an adapter, and back with the base and the settings; PEFT's
-    # prefix is not part of a path
-    pack: Callable[[Tree], Tree] = lambda adapters: flatten(arrays(adapters))
-    unpack: Callable[[Tree, Tree, MethodConfig], Tree] = lambda tensors, *_: unflatten(tensors)
+    # pack(adapters) returns the tensors of the file, {path: array} without PEFT's prefix of paths;
+    # unpack(tensors, base, config) is its inverse
+    pack: Callable[..., Tree] = lambda adapters: flatten(arrays(adapters))
+    unpack: Callable[..., Tree] = lambda tensors, base, config: unflatten(tensors)

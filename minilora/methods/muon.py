@@ -14,7 +14,7 @@ MOMENTUM = 0.95
 def muon_init(params):
     """Return the state before the first step: momenta of the matrices, m and v of the others."""
     matrices, others = split_matrices(params)
-    return {"momentum": tree_map(np.zeros_like, matrices), **adamw_init(others)}
+    return {"momentum": tree_map(np.zeros_like, matrices)} | adamw_init(others)
 
 
 def muon(params, grads, state, learning_rates, train_config):
@@ -30,7 +30,7 @@ def muon(params, grads, state, learning_rates, train_config):
         return w * (1 - lr * train_config.weight_decay) - lr * update
 
     matrices = tree_map(step, matrices, momentum, grads, unflatten(learning_rates))
-    return overlay(matrices, others), {"momentum": momentum, **moments}
+    return overlay(matrices, others), {"momentum": momentum} | moments
 
 
 def split_matrices(params):

@@ -32,7 +32,7 @@ def embed(embed, tokens, node, ctx):
 def self_attention(self_attention, x, node, ctx):
     """Apply the attention sublayer; the prefix comes first in the cache of its keys and values."""
     cache = ctx.cache or LayerCache()
-    if cache.length == 0:
+    if not cache.length:
         # [P_k; K] and [P_v; V]   (Li and Liang 2021, Sec. 4.2); P_k is not rotated
         shape = (1, -1, ctx.config.num_key_value_heads, ctx.config.head_dim)
         cache.extend(*(np.repeat(np.reshape(node[n], shape), len(x), axis=0) for n in NAMES))

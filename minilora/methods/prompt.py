@@ -5,7 +5,6 @@ from dataclasses import replace
 import autograd.numpy as np
 
 from ..layers import linear
-from ..tree import unflatten
 from .method import Method, uniform
 
 PROMPT = "prompt_embeddings"
@@ -35,12 +34,12 @@ def init_p_tuning(base, config, rng):
 
 def embed(embed, tokens, node, ctx):
     """Look up token ids, after the virtual tokens if the cache is empty."""
-    x, positions, starts = embed(tokens, node, ctx)
+    found = embed(tokens, node, ctx)
     if ctx.cache and ctx.cache.length:
-        return x, positions, starts
+        return found
     # [P; E(x)]   (Lester et al. 2021, Sec. 2)
     rows = np.repeat(virtual_tokens(node)[None], len(tokens), axis=0)
-    x = np.concatenate([rows, x], axis=1)
+    x = np.concatenate([rows, found[0]], axis=1)
     starts = np.zeros(x.shape[:2], int)  # rows are not packed
     return x, np.arange(x.shape[1]) - starts, starts
 
@@ -63,7 +62,7 @@ def pack(adapters):
 
 def unpack(tensors, base, config):
     """Return the adapter in the tensors of a file."""
-    return unflatten({f"model.{PROMPT}": tensors[PROMPT]})
+    return {"model": tensors}
 
 
 SHAPE = ("num_layers", "token_dim", "num_attention_heads")  # of the base

@@ -76,8 +76,8 @@ def get_peft_model(
     rng = np.random.default_rng(rng)
     if getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS:
         return AdaptedModel(*initializers.init(base, adapter_config, rng, scheme, block_size))
-    init = METHODS[method_name(adapter_config)].init
-    return AdaptedModel(init(base, adapter_config, rng), base)
+    method = METHODS[method_name(adapter_config)]
+    return AdaptedModel(method.init(base, adapter_config, rng), base)
 
 
 def method_name(adapter_config):

@@ -8,6 +8,7 @@ import numpy as np
 from .. import lora
 from ..config import ALL_LINEAR, InputError
 from ..layers import dense
+from ..model import lm_head
 from ..tree import get, named_leaves, overlay, tree_map, unflatten
 from .method import Method, projections
 
@@ -40,14 +41,8 @@ def biases(paths, base):
         yield f"{path}.bias", node.get("bias", np.zeros(node["weight"].shape[0]))
 
 
-def output_matrix(adapters, base):
-    """Return [(path, output matrix)], which is the embedding if they are tied."""
-    node = base["lm_head"] if "lm_head" in base else base["model"]["embed_tokens"]
-    return [("lm_head.weight", node["weight"])]
-
-
 GROUPS = {
-    "norm": norms, "head": output_matrix,
+    "norm": norms, "head": lambda adapters, base: [("lm_head.weight", lm_head(base))],
     "bias": lambda adapters, base: biases(
         lora.adapted_paths(adapters) or projections(base, ALL_LINEAR), base
     ),
@@ -58,8 +53,9 @@ def full(base, config, rng):
     """Copy all leaves of the base; raise InputError if one is quantized."""
     for path, w in named_leaves(base):
         if not isinstance(w, np.ndarray):
-            advice = "set `scheme` to none, because the method full trains every weight"
-            raise InputError(f"{path} is quantized: {advice}")
+            raise InputError(
+                f"{path} is quantized: set `scheme` to none, because full trains every weight"
+            )
     return tree_map(np.array, base)
 
 
