@@ -4,7 +4,7 @@ Return a new tree, `adapters`, with two leaves for each layer i, "model.layers.i
 and "model.layers.i.self_attn.prefix_v", which are the two NAMES. `set_leaf` makes the nodes in
 between. Each leaf is (n, k) float32 from the standard normal distribution of `rng`; n is
 config.num_virtual_tokens, and k is the number of rows of the k_proj weight of the layer.
-`lora.target_paths(base, LoraConfig(target_modules=("k_proj",)))` has the paths of the k_proj's.
+`projections(base, ("k_proj",))` is {path: shape (out, in)} of the k_proj's.
 """
 
 import numpy as np

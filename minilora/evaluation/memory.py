@@ -48,7 +48,7 @@ def activation_floats(adapters, base, model_config):
         layer += 5 * F
     L = lowest = model_config.num_hidden_layers
     kept = D + 1
-    extra = {name: m.extra_floats for m in ORDER for name in m.names()}
+    extra = {name: floats for m in ORDER for name, floats in m.extra_floats.items()}
     for path, w in named_leaves(arrays(adapters)):
         # the backward pass ends at the lowest of these layers; at none if only the head is trained
         if path.startswith(("model.embed", "model.prompt")):
@@ -57,7 +57,7 @@ def activation_floats(adapters, base, model_config):
             lowest = min(lowest, layer_of(path))
         name = path.rpartition(".")[2]
         if name in extra:
-            kept += extra[name](name, w)
+            kept += extra[name](w)
         elif path.endswith(("o_proj.lora_A", "o_proj.weight")):
             kept += w.shape[1]
     return (L - lowest) * layer + kept

@@ -192,6 +192,7 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda *_: {}, **fie
     for path, leaf in leaves.items():
         own = quantized(path, leaf, dtype)
         tensors |= own or {path: Entry(FORMAT_NAME[dtype], leaf.shape, partial(dense, leaf))}
+    tensors = FAMILIES[kind].join(config, tensors)
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / WEIGHTS, tensors)
         write_json(temporary / "config.json", as_json(config, dtype, biased) | fields)

@@ -119,6 +119,7 @@ def _folder(folder):
         tokenizer = hf_tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
     config = replace(config, eos_token_id=config.eos_token_id or (tokenizer.eos_token_id,))
     tensors = quantized_file.join(hf_folder.read_tensors(folder))
+    tensors = FAMILIES[config.model_type].split(config, tensors)
     return config, tensors, tokenizer, biased
 
 

@@ -4,13 +4,18 @@ import json
 from dataclasses import replace
 
 import numpy as np
+import phi3
 import pytest
+import safetensors.numpy
 from toy_models import CONFIG, assert_same, folder, leaves
 
 from minilora.config import ATTENTION, MLP, InputError
+from minilora.formats.families import FAMILIES
 from minilora.formats.hf_folder import read_config
 from minilora.formats.pretrained import load, save_pretrained
+from minilora.formats.quantized_file import save_quantized
 from minilora.layers import NORMS
+from minilora.quant.schemes import quantize
 from minilora.tree import unflatten
 
 WINDOW = {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 0}
@@ -102,6 +107,40 @@ def test_the_defaults_of_gemma(tmp_path):
     assert (config.head_dim, config.query_pre_attn_scalar) == (256, 256)
     assert (config.sliding_window, config.tie_word_embeddings) == (4096, True)
     assert (config.rope_theta, config.rope_local_base_freq) == (1e6, 1e4)
+
+
+def as_phi3(w):
+    """The leaves of a model with two layers as a file of Phi-3 has them."""
+    w = dict(w)
+    for i in range(2):
+        for node, name, parts in (("self_attn", "qkv_proj", QKV), ("mlp", "gate_up_proj", MLP[:2])):
+            place = f"model.layers.{i}.{node}"
+            rows = [w.pop(f"{place}.{part}.weight") for part in parts]
+            w[f"{place}.{name}.weight"] = np.concatenate(rows)
+    return w
+
+
+def test_a_family_that_joins_tensors_splits_and_joins_them(tmp_path, monkeypatch):
+    monkeypatch.setitem(FAMILIES, "phi3", phi3.FAMILY)
+    config, base, _ = load(folder(tmp_path, as_phi3(leaves()), model_type="phi3"))
+    assert_same(base, leaves())
+    save_pretrained(tmp_path / "out", config, base)
+    written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+    assert_same(unflatten(written), as_phi3(leaves()))
+    with pytest.raises(
+        InputError, match=r"^model.*q_proj.weight is quantized, and a quantized phi"
+    ):
+        save_quantized(tmp_path / "q", config, quantize(base, "nf4"))
+    assert not (tmp_path / "q").exists()
+
+
+@pytest.mark.parametrize("shape", [(63, 32), (64, 31)])
+def test_a_joined_tensor_of_the_wrong_shape_is_named(tmp_path, monkeypatch, shape):
+    monkeypatch.setitem(FAMILIES, "phi3", phi3.FAMILY)
+    name = "model.layers.1.self_attn.qkv_proj.weight"
+    w = as_phi3(leaves()) | {name: np.zeros(shape, np.float32)}
+    with pytest.raises(InputError, match=rf"tensor {name} has the shape .*, not \(64, 32\)$"):
+        load(folder(tmp_path, w, model_type="phi3"))
 
 
 TYPES = "layer_types must name sliding_attention or full_attention for each of 2 layers"

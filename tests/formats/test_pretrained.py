@@ -148,7 +148,7 @@ def test_defaults(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "phi3"}, f"model_type 'phi3' .*; {', '.join(FAMILIES)} are"),
+        ({"model_type": "bert"}, f"model_type 'bert' .*; {', '.join(FAMILIES)} are"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not implemented; only silu is"),
         ({"hidden_size": "x" * 10**6}, "`hidden_size` must be .* … "),
         ({"num_key_value_heads": 3}, "config.json: num_attention_heads 4 is not a multiple"),

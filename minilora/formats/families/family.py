@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...config import ModelConfig
+from ..safetensors_file import Entry
+
+Convert = Callable[[ModelConfig, dict[str, Entry]], dict[str, Entry]]
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Family:
     read(raw) returns the fields of ModelConfig that config.json, the object `raw`, has in this
     family only; the sizes in it are checked before. write(model_config) returns the fields of
     config.json for them.
+    If a file of the family joins projections in one tensor, split(model_config, {name: Entry})
+    returns the tensors under our paths, and join(model_config, {path: Entry}) is its inverse.
     """
 
     model_type: str
@@ -28,6 +33,8 @@ class Family:
     defaults: dict[str, Any] = field(default_factory=dict)  # of config.json, if not Llama's
     read: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+    split: Convert = lambda config, tensors: tensors
+    join: Convert = lambda config, tensors: tensors
 
     def biased(self, some: set[str]) -> set[str]:
         """Return the projections that have a bias in a model in which `some` have one."""
