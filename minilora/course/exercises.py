@@ -5,9 +5,9 @@ keeps a function's decorators, signature, comments and docstring; its body becom
 """
 
 import ast
-import hashlib
 import importlib
 import inspect
+import random
 import runpy
 import tomllib
 from collections.abc import Sequence
@@ -131,30 +131,16 @@ class Exercise:
             return getattr(self.checks, f"mistake_{mistake.name.replace('-', '_')}", None)
         return compiled(self.module, self.edited(mistake), self.name)
 
-    def draw(self, rule, count, seed=0, hidden=False):
+    def draw(self, rule, count, seed=None):
         """Draw `count` calls to check a rule: for each, pairs of the names of CASES and values.
 
-        Choices from HIDDEN replace those of CASES in hidden calls.
+        For a hidden check, which has a seed, choices from HIDDEN replace those of CASES.
         """
-        choices = self.checks.CASES
-        if hidden:
-            choices = {**choices, **self.checks.HIDDEN}
-        text = f"{seed} {self.id} {rule}".encode()
-        rng = np.random.default_rng(list(hashlib.sha256(text).digest()))
-
-        def value(choice):
-            if isinstance(choice, list):
-                return choice[rng.integers(len(choice))]
-            if rng.random() < 0.2:  # the ends of a range are drawn often
-                return choice[rng.integers(2)]
-            if isinstance(choice[0], int):  # small numbers are drawn more often
-                return choice[0] + int((choice[1] + 1 - choice[0]) * rng.random() ** 2)
-            return float(rng.uniform(*choice))
-
-        return [
-            (("seed", int(rng.integers(2**32))), *((key, value(c)) for key, c in choices.items()))
-            for _ in range(count)
-        ]
+        choices = {"seed": range(2**32), **self.checks.CASES}
+        if seed is not None:
+            choices |= self.checks.HIDDEN
+        rng = random.Random(f"{seed} {self.id} {rule}")
+        return [tuple((key, rng.choice(c)) for key, c in choices.items()) for _ in range(count)]
 
     def arguments(self, case):
         """Make the arguments of the call that `case` describes."""

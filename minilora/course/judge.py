@@ -1,6 +1,7 @@
 """Decide whether a function is right; if not, find a small wrong call and the usual mistake.
 
 The judge asks a subject for values: `student.Local` in this process, `student.Student` in another.
+A hidden check has a private seed; an open one has the seed None.
 """
 
 import inspect
@@ -14,8 +15,8 @@ from .outcome import Crash, Outcome, Stopped, describe, difference, leaves, same
 from .student import Local, running
 
 REFERENCE = "it gives what the reference gives"  # the last rule of every exercise
-CALLS, CALLS_OF_A_PROPERTY = 40, 16  # calls per rule
-SAMPLES = 24  # calls to tell mistakes apart
+CALLS = 40  # calls to compare with the reference, and to tell mistakes apart
+CALLS_OF_A_PROPERTY = 16
 
 
 class Problem(NamedTuple):
@@ -89,10 +90,10 @@ def problem(exercise, subject, case, mine, rule):
     return None
 
 
-def wrong_calls(exercise, subject, rule, seed=0, hidden=False):
+def wrong_calls(exercise, subject, rule, seed=None):
     """Return a Problem for each drawn call that breaks the rule."""
     count = CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY
-    drawn = exercise.draw(rule, count, seed, hidden)
+    drawn = exercise.draw(rule, count, seed)
     pairs = zip(drawn, outcomes(exercise, subject, drawn))
     found = (problem(exercise, subject, case, mine, rule) for case, mine in pairs)
     return [wrong for wrong in found if wrong]
@@ -100,7 +101,7 @@ def wrong_calls(exercise, subject, rule, seed=0, hidden=False):
 
 def diagnose(exercise, subject, case):
     """Return "name: diagnosis" of the mistake that answers like the subject, or an empty string."""
-    drawn = [case, *exercise.draw("samples", SAMPLES)]
+    drawn = [case, *exercise.draw("samples", CALLS)]
     mine = outcomes(exercise, subject, drawn)
     right, bounds = zip(*(expected(exercise, case) for case in drawn))
     if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
@@ -121,19 +122,19 @@ def verdicts(exercise, source, seed=None):
         with running(exercise, source) as subject:
             opened = hidden = check(exercise, subject)
             if seed is not None and opened is not TODO:
-                hidden = check(exercise, subject, seed, hidden=True)
+                hidden = check(exercise, subject, seed)
     except Stopped as stop:
         hidden = Verdict("failed", 0.0, str(stop))
     return opened or hidden, hidden
 
 
-def check(exercise, subject, seed=0, hidden=False):
+def check(exercise, subject, seed=None):
     """Return the Verdict: half of the share is for the properties, half for the right values."""
     if exercise.is_test:
-        return check_test(exercise, subject, seed, hidden)
+        return check_test(exercise, subject, seed)
     broken = {}
     for rule in [*exercise.rules, REFERENCE]:
-        if wrong := wrong_calls(exercise, subject, rule, seed, hidden):
+        if wrong := wrong_calls(exercise, subject, rule, seed):
             broken[rule] = wrong
             if any(is_unwritten(one.mine.crash) for one in wrong):
                 return TODO
@@ -147,7 +148,8 @@ def check(exercise, subject, seed=0, hidden=False):
 
     least = min(next(iter(broken.values())), key=size)
     mistake = "" if least.mine.crash else diagnose(exercise, subject, least.case)
-    text = "a hidden check fails" if hidden else explain(exercise, least)  # no call, no value
+    # a hidden check says no call and no value
+    text = explain(exercise, least) if seed is None else "a hidden check fails"
     return Verdict("failed", share, text + f"\n  likely    {mistake}" * bool(mistake), mistake)
 
 
@@ -156,11 +158,12 @@ def is_unwritten(crash):
     return crash and crash.kind == "NotImplementedError"
 
 
-def check_test(exercise, subject, seed, hidden):
+def check_test(exercise, subject, seed):
     """Return the Verdict on a test; its share is the share of planted mistakes that it catches."""
-    mistakes = [m for m in exercise.mistakes if hidden or not m.hidden]
+    is_open = seed is None
+    mistakes = [m for m in exercise.mistakes if not (is_open and m.hidden)]
     tested = [None, *mistakes]  # None is the reference
-    random.Random(seed).shuffle(tested)  # counting the calls must not help
+    random.Random(seed or 0).shuffle(tested)  # counting the calls must not help
     missed = []
     for mistake in tested:
         source = exercise.module, exercise.edited(mistake), exercise.name
@@ -169,12 +172,12 @@ def check_test(exercise, subject, seed, hidden):
             return TODO
         if crash and not mistake:
             text = "your test raises on the reference, which is right"
-            return Verdict("failed", 0.0, text + f"\n  it raised {crash.text}" * (not hidden))
+            return Verdict("failed", 0.0, text + f"\n  it raised {crash.text}" * is_open)
         if mistake and not crash:
             missed.append(mistake)
     caught = f"{len(mistakes) - len(missed)} of {len(mistakes)} planted mistakes"
     text = f"the reference passes your test, which catches {caught}"
-    text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if not hidden)
+    text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if is_open)
     return Verdict("failed" if missed else "passed", 1 - len(missed) / len(mistakes), text)
 
 
