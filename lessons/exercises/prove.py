@@ -19,9 +19,13 @@ def main(exercises):
     faults, total = [], 0
     for e in exercises:
         began = time.perf_counter()
-        found = faults_of(e)
+        wrong = {}
+        try:
+            found = faults_of(e)
+            wrong = {m.name: fault for m in e.mistakes if (fault := fault_of(e, m))}
+        except Exception as error:  # in the entry or in the Python file
+            found = [f"{type(error).__name__}: {error}"]
         seconds = time.perf_counter() - began
-        wrong = {m.name: fault for m in e.mistakes if (fault := fault_of(e, m))}
         found += [f"{name}: {fault}" for name, fault in wrong.items()]
         faults += [f"fault: {e.id}: {fault}" for fault in found]
         caught = len(e.mistakes) - len(wrong)
@@ -37,6 +41,10 @@ def faults_of(exercise):
     """Return the faults of the texts, the stub and the solution of an exercise."""
     stub, solution = (exercise.student_file(solved).encode() for solved in (False, True))
     faults = ["fewer than three planted mistakes"] if len(exercise.mistakes) < 3 else []
+    if len(exercise.hints) != 3:
+        faults.append("not three hints, from gentle to plain")
+    if not exercise.lesson_file:
+        faults.append(f"there is no lesson {exercise.lesson}")
     if not exercise.task:
         faults.append("the docstring of the Python file has no task")
     if judge.verdicts(exercise, stub)[0] is not judge.TODO:

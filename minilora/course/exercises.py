@@ -13,7 +13,6 @@ import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,10 +32,9 @@ def functions(source, names, message=None):
     lines = source.splitlines()
     nodes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
     for name in names:
-        if name not in nodes:
-            raise InputError(f"there is no function {name}")
-        node, first = nodes[name], nodes[name].body[0]
-        begin = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
+        node = nodes[name]
+        first = node.body[0]
+        begin = [*node.decorator_list, node][0].lineno - 1
         end = node.end_lineno
         body = []
         if message:
@@ -54,12 +52,12 @@ class Mistake:
     says: str  # the diagnosis, one sentence
     find: str = ""
     replace: str = ""
-    hidden: bool = False  # in a `test` exercise: counted but never named
+    hidden: bool = False  # in an exercise that is a test: counted but never named
 
 
 @dataclass(eq=False)
 class Exercise:
-    """A function of the reference that a student writes, or (kind `test`) a test of it."""
+    """A function of the reference that a student writes, or a test of it."""
 
     id: str
     function: str  # "minilora.nf4:nearest", or the name of a function of the Python file
@@ -68,24 +66,22 @@ class Exercise:
     minutes: int
     points: float
     hints: Sequence[str]
-    folder: Path  # the folder of the Python file
     imports: Sequence[str] = ()  # lines of the student's file
     helpers: Sequence[str] = ()  # functions of the same module that the student also writes
-    kind: str = "function"
-    seconds: int = 9  # most processor time of a file
+    is_test: bool = False
     mistakes: Sequence[Mistake] = ()
 
     def __post_init__(self):
         self.module, _, self.name = self.function.rpartition(":")
         self.file = f"{self.id.replace('-', '_')}.py"  # name of the student's and the Python file
-        self.is_test = self.kind == "test"
         self.about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
         self.sought = [*self.helpers, self.name]  # the functions to write; the last one is checked
         if self.is_test:
             self.about = f"a test of {self.about}"
             self.sought = ["check"]
         self.answer = self.sought[-1]
-        self.source = (self.folder / self.file).read_text(encoding="utf-8")
+        self.path = LESSONS / "exercises" / self.file
+        self.source = self.path.read_text(encoding="utf-8")
         # the docstring of the Python file: a line about the exercise, and the task
         self.task = (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
         self.lesson_file = next(LESSONS.glob(f"{self.lesson}_*.py"), None)
@@ -93,7 +89,7 @@ class Exercise:
     @cached_property
     def checks(self):
         """The cases and properties that the Python file defines."""
-        names = runpy.run_path(str(self.folder / self.file), run_name=self.id)
+        names = runpy.run_path(str(self.path), run_name=self.id)
         return SimpleNamespace(**{**DEFAULTS, **names})
 
     @property
@@ -157,43 +153,29 @@ def compiled(module, text, name):
     return namespace[name]
 
 
-def find(name):
-    """Return the exercise with this id or file name."""
+def select(names=None):
+    """Return the exercises with these ids or file names, in the order of the course; or all."""
     known = load()
-    name = Path(name).stem.replace("_", "-")
-    if name not in known:
-        raise InputError(f"there is no exercise {name!r}: choose from {', '.join(known)}")
-    return known[name]
-
-
-def select(only):
-    """Return the exercises with these ids in the order of the file; without ids, all of them."""
-    wanted = [find(name) for name in only or load()]
-    return [e for e in load().values() if e in wanted]
+    ids = [Path(name).stem.replace("_", "-") for name in names or known]
+    for name in ids:
+        if name not in known:
+            raise InputError(f"there is no exercise {name!r}: choose from {', '.join(known)}")
+    return [e for e in known.values() if e.id in ids]
 
 
 @lru_cache
-def load(folder=LESSONS):
-    """Read `folder`/exercises.toml, check it, and return {id: Exercise}."""
-    path = Path(folder) / "exercises.toml"
+def load():
+    """Read exercises.toml; return {id: Exercise}."""
+    path = LESSONS / "exercises.toml"
     where = "the file"
     exercises: dict[str, Exercise] = {}
     try:
         for entry in tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]:
             where = entry.get("id", "an exercise without id")
-            mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
-            e = Exercise(**entry, folder=path.parent / "exercises", mistakes=mistakes)
-            if e.kind not in ("function", "test"):
-                raise InputError("kind must be function or test")
-            if e.module and not find_spec(e.module):
-                raise InputError(f"there is no module {e.module}")
-            if not e.lesson_file:
-                raise InputError(f"there is no lesson {e.lesson}")
-            if len(e.hints) != 3:
-                raise InputError("give three hints, from gentle to plain")
-            if e.id in exercises:
+            if where in exercises:
                 raise InputError("the id occurs twice")
-            exercises[e.id] = e
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
+            exercises[where] = Exercise(**entry, mistakes=mistakes)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a list of exercises: {where}: {error}") from error
     return exercises

@@ -86,7 +86,7 @@ def do_next(args):
 def do_check(args):
     """Check one exercise or all begun ones; return 1 if one of them is not passed."""
     read_progress()  # before a check that takes long
-    chosen = [exercises.find(args.id)] if args.id else [*filter(is_begun, present())]
+    chosen = exercises.select([args.id]) if args.id else [*filter(is_begun, present())]
     if not chosen:
         raise InputError("you have not begun an exercise yet: see minilora learn next")
     passed = [check_file(e) for e in chosen]
@@ -95,5 +95,5 @@ def do_check(args):
 
 def do_hint(args):
     """Print one of the three hints."""
-    e = exercises.find(args.id)
+    (e,) = exercises.select([args.id])
     print(f"hint {args.number} of 3: {e.hints[args.number - 1]}")

@@ -31,7 +31,8 @@ from .outcome import Crash, Outcome, Stopped, difference, leaves
 KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # environment variables
 ANSWER = 2**24  # most bytes of arrays in an answer
 WAIT = 90  # seconds on the clock until code that neither returns nor computes is stopped
-LIMITS = {"AS": 2**32, "FSIZE": 2**22}  # most bytes of memory, and of a file
+# most bytes of memory, seconds of processor time, and bytes of a file
+LIMITS = {"AS": 2**32, "CPU": 9, "FSIZE": 2**22}
 HARMLESS = {"ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer"}  # NumPy's, in pickles
 FORKS = hasattr(os, "fork")
 CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
@@ -89,7 +90,7 @@ def environment():
 def running(e, source):
     """Yield a Student for the source (bytes) of the exercise's file; end its processes then."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        student = Student(folder, e.seconds)
+        student = Student(folder)
         try:
             taken = e.sought if e.module and not e.is_test else []
             (answer,) = student.ask("load", (source, e.file, e.answer, e.module, taken))
@@ -101,11 +102,11 @@ def running(e, source):
 
 
 class Student:
-    """A function in another process, which has `seconds` of processor time."""
+    """A function in another process."""
 
-    def __init__(self, folder, seconds):
+    def __init__(self, folder):
         self.connection, theirs = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=serve, args=(theirs, folder, seconds), daemon=True)
+        self.process = CONTEXT.Process(target=serve, args=(theirs, folder, LIMITS), daemon=True)
         with patch.dict(os.environ, environment(), clear=True):
             self.process.start()
         theirs.close()
@@ -151,9 +152,9 @@ def packed(value, touched, crash):
         return packed(None, (), Crash(type(error).__name__, f"the result is not data: {error}"))
 
 
-def serve(connection, folder, seconds):
+def serve(connection, folder, limits):
     """Answer requests until the connection closes. The student's process runs this function."""
-    confine(folder, seconds)
+    confine(folder, limits)
     subject: Any = None
     with suppress(EOFError):
         while True:
@@ -167,7 +168,7 @@ def serve(connection, folder, seconds):
                 connection.send_bytes(packed(*answer))
 
 
-def confine(folder, seconds):
+def confine(folder, limits):
     """Give this process a private folder and no input or output; limit what it can use."""
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
@@ -178,7 +179,7 @@ def confine(folder, seconds):
         import resource
 
         os.setsid()
-        for kind, most in {**LIMITS, "CPU": seconds}.items():
+        for kind, most in limits.items():
             with suppress(ValueError, OSError):  # already lower, or unknown to the system
                 resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
 

@@ -12,7 +12,6 @@ import sys
 import time
 import zipfile
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ import minilora
 from minilora import nf4
 from minilora.cli import main
 from minilora.config import InputError
-from minilora.course import commands, exercises, judge, teach
+from minilora.course import commands, exercises, judge, student, teach
 from minilora.course.student import Local
 
 ALL = exercises.load()
@@ -42,10 +41,10 @@ def written(exercise, path, body):
     return path
 
 
-def checked(exercise, path, body, seconds=9):
+def checked(exercise, path, body):
     """Return the text of the open verdict on the stub with this body, in a process of its own."""
     source = written(exercise, path / exercise.file, body).read_bytes()
-    return judge.verdicts(replace(exercise, seconds=seconds), source)[0].text
+    return judge.verdicts(exercise, source)[0].text
 
 
 def answer(exercise, function, **how):
@@ -125,7 +124,7 @@ def test_a_verdict_depends_on_file_exercise_and_seed_alone(tmp_path):
         written(ALL[name], tmp_path / ALL[name].file, body)
     code = (
         "import sys; from pathlib import Path; from minilora.course import exercises, judge\n"
-        "for e in map(exercises.find, sys.argv[1:]):\n"
+        "for e in [exercises.load()[name] for name in sys.argv[1:]]:\n"
         "    print(repr(judge.verdicts(e, Path(e.file).read_bytes(), seed=7)))"
     )
     command = [sys.executable, "-c", code, *reversed(RARE)]
@@ -219,11 +218,12 @@ def test_each_odd_result_has_its_own_sentence(body, tmp_path):
     assert "outcome.py" not in text and "student.py" not in text and "Traceback" not in text
 
 
-def test_an_endless_loop_is_stopped_and_costs_only_its_own_points(tmp_path):
-    assert "endless loop" in checked(PACK, tmp_path, "    while True:\n        pass\n", 1)
+def test_an_endless_loop_is_stopped_and_costs_only_its_own_points(tmp_path, monkeypatch):
+    monkeypatch.setitem(student.LIMITS, "CPU", 1)
+    assert "endless loop" in checked(PACK, tmp_path, "    while True:\n        pass\n")
     # of the clock, about two seconds pass: as on a busy machine, they do not count
     slow = "    import time\n    time.sleep(0.02)\n    return codes[0::2] * 16 + codes[1::2]\n"
-    assert checked(PACK, tmp_path, slow, 1) == "passed"
+    assert checked(PACK, tmp_path, slow) == "passed"
     assert judge.verdicts(PACK, None)[0].text == "the file was not handed in"
 
 
@@ -498,37 +498,42 @@ points = 1
 HINTS = 'hints = ["", "", ""]\n'
 
 
+@pytest.fixture
+def broken_set(tmp_path, monkeypatch):
+    """A folder with the Python files of the exercises, in which `load` looks for a list."""
+    shutil.copytree(exercises.LESSONS / "exercises", tmp_path / "exercises")
+    monkeypatch.setattr(exercises, "LESSONS", tmp_path)
+    monkeypatch.setattr(exercises, "load", exercises.load.__wrapped__)
+    return tmp_path / "exercises.toml"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (ENTRY, "hints"),
-        (ENTRY + 'hints = ["one"]\n', "three hints"),
         (ENTRY + HINTS + "color = 1\n", "color"),
-        (ENTRY.replace('"05"', '"99"') + HINTS, "no lesson 99"),
-        (ENTRY + HINTS + 'kind = "essay"\n', "kind must be"),
-        (ENTRY.replace("nf4", "nothing") + HINTS, "nearest-code: there is no module"),
-        (ENTRY + HINTS + "[[exercise]]\n" + ENTRY + HINTS, "twice"),
+        (ENTRY + HINTS + "[[exercise]]\n" + ENTRY + HINTS, "nearest-code: the id occurs twice"),
         ("= 3", "not a list of exercises"),
     ],
 )
-def test_a_broken_set_is_one_line(tmp_path, text, says):
-    (tmp_path / "exercises.toml").write_text(f"[[exercise]]\n{text}", encoding="utf-8")
-    shutil.copytree(exercises.LESSONS / "exercises", tmp_path / "exercises")
+def test_a_broken_set_is_one_line(broken_set, text, says):
+    broken_set.write_text(f"[[exercise]]\n{text}", encoding="utf-8")
     with pytest.raises(InputError, match=says):
-        exercises.load(tmp_path)
+        exercises.load()
 
 
-def test_a_missing_module_ends_teach_check_with_one_line(tmp_path, monkeypatch, capsys):
-    """It was a traceback."""
-    (tmp_path / "exercises.toml").write_text(
-        f"[[exercise]]\n{ENTRY.replace('nf4', 'nothing')}{HINTS}", encoding="utf-8"
-    )
-    shutil.copytree(exercises.LESSONS / "exercises", tmp_path / "exercises")
-    monkeypatch.setattr(exercises, "load", partial(exercises.load, tmp_path))
-    assert main(["teach", "check"]) == 2
+def test_faults_of_an_entry_are_told(broken_set, capsys):
+    """A missing module was a traceback."""
+    entry = ENTRY.replace("nf4", "nothing") + HINTS
+    broken_set.write_text(f"[[exercise]]\n{entry}", encoding="utf-8")
+    assert main(["teach", "check"]) == 1
     error = capsys.readouterr().err
-    assert error.endswith("nearest-code: there is no module minilora.nothing\n")
+    assert error.startswith("fault: nearest-code: ModuleNotFoundError: No module named 'minilora.n")
     assert error.count("\n") == 1
+    broken_set.write_text(f"[[exercise]]\n{ENTRY}hints = []\n", encoding="utf-8")
+    assert main(["teach", "check"]) == 1
+    error = capsys.readouterr().err
+    assert "not three hints" in error and "there is no lesson 05" in error
 
 
 def test_minilora_does_not_import_its_course():
