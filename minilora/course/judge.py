@@ -50,8 +50,8 @@ def outcomes(exercise, subject, cases):
                 value = exercise.checks.observe(one.value, *exercise.arguments(case))
                 one = one._replace(value=value)
         except Exception as error:  # `observe` cannot read this kind of result
-            text = f"{describe(one.value)} is not the kind of result that is asked for: {error}"
-            one = Outcome(crash=Crash("unreadable", text))
+            text = f"{describe(one.value)} is not the kind of result that is asked for"
+            one = Outcome(crash=Crash(f"unreadable: {text}: {error}"))
         found.append(one)
     return found
 
@@ -172,7 +172,7 @@ def check_test(exercise, subject, seed):
             return TODO
         if crash and not mistake:
             text = "your test raises on the reference, which is right"
-            return Verdict("failed", 0.0, text + f"\n  it raised {crash.text}" * is_open)
+            return Verdict("failed", 0.0, text + f"\n  it raised {crash}" * is_open)
         if mistake and not crash:
             missed.append(mistake)
     caught = f"{len(mistakes) - len(missed)} of {len(mistakes)} planted mistakes"
@@ -192,11 +192,12 @@ def explain(exercise, wrong):
     lines += [f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)]
     lines += [f"made by   arguments({made})"]
     if mine.crash:
-        lines.append(f"raised    {mine.crash.text}")
+        lines.append(f"raised    {mine.crash}")
     elif mine.touched != right.touched:
         lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
     elif found := difference(right.value, mine.value, bound):
-        lines += [f"expected  {found[0]}", f"got       {found[1]}", f"first at  {found[2]}"]
+        lines += [f"expected  {describe(right.value)}", f"got       {describe(mine.value)}"]
+        lines.append(f"first at  {found}")
         if mine.value is None:
             lines.append("hint      does every branch of the function end in `return`?")
     elif wrong.detail:

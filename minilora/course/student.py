@@ -29,7 +29,7 @@ from .exercises import compiled
 from .outcome import Crash, Outcome, Stopped, difference, leaves
 
 KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # environment variables
-ANSWER = 2**24  # most bytes of arrays in an answer
+ANSWER = 2**24  # most bytes of an answer
 WAIT = 90  # seconds on the clock until code that neither returns nor computes is stopped
 # most bytes of memory, seconds of processor time, and bytes of a file
 LIMITS = {"AS": 2**32, "CPU": 9, "FSIZE": 2**22}
@@ -95,7 +95,7 @@ def running(e, source):
             taken = e.sought if e.module and not e.is_test else []
             (answer,) = student.ask("load", (source, e.file, e.answer, e.module, taken))
             if answer.crash:
-                raise Stopped(f"the file cannot be loaded: {answer.crash.text}")
+                raise Stopped(f"the file cannot be loaded: {answer.crash}")
             yield student
         finally:
             student.end()
@@ -125,7 +125,7 @@ class Student:
         timer.start()
         try:
             self.connection.send((kind, *many))
-            return [decode_answer(self.connection.recv_bytes(2 * ANSWER)) for _ in many]
+            return [decode_answer(self.connection.recv_bytes(ANSWER)) for _ in many]
         except (EOFError, OSError):
             raise Stopped("your code ended its process, or is an endless loop") from None
         finally:
@@ -137,19 +137,21 @@ def decode_answer(answer):
     try:
         value, touched, crash = Reader(io.BytesIO(answer)).load()
         list(leaves(value))  # RecursionError if a value contains itself
-        return Outcome(value, tuple(map(int, touched)), crash and Crash(*map(str, crash)))
+        return Outcome(value, tuple(map(int, touched)), crash and Crash(str(crash)))
     except Exception as error:
-        return Outcome(crash=Crash("TypeError", f"the result is not plain data: {error}"))
+        return Outcome(crash=Crash(f"TypeError: the result is not plain data: {error}"))
 
 
 def packed(value, touched, crash):
     """Return the bytes of an Outcome, or of a Crash if the result cannot be sent."""
     try:
-        if sum(getattr(leaf, "nbytes", 0) for _, leaf in leaves(value)) > ANSWER:
+        answer = pickle.dumps((value, touched, crash and str(crash)))
+        if len(answer) > ANSWER:
             raise OverflowError(f"the result is huge: more than {ANSWER >> 20} MB")
-        return pickle.dumps((value, touched, crash and (crash.kind, crash.text)))
+        return answer
     except Exception as error:
-        return packed(None, (), Crash(type(error).__name__, f"the result is not data: {error}"))
+        text = f"{type(error).__name__}: the result is not plain data: {error}"
+        return packed(None, (), Crash(text))
 
 
 def serve(connection, folder, limits):
@@ -197,7 +199,7 @@ def loaded(source, file, name, module, taken):
         return None, Outcome(crash=Crash.of(error, file))
     if callable(names.get(name)):
         return Local(names[name], file), Outcome()
-    return None, Outcome(crash=Crash("NameError", f"it has no function {name}"))
+    return None, Outcome(crash=Crash(f"NameError: it has no function {name}"))
 
 
 def block_function(module, name):
