@@ -47,10 +47,10 @@ def faults_of(exercise):
         faults.append(f"there is no lesson {exercise.lesson}")
     if not exercise.task:
         faults.append("the docstring of the Python file has no task")
-    if judge.verdicts(exercise, stub)[0] is not judge.TODO:
+    if judge.verdict(exercise, stub) != judge.TODO:
         faults.append("the stub does not count as not written")
-    verdicts = judge.verdicts(exercise, solution, seed=1)
-    return faults + [f"the reference {v.status}: {v.text}" for v in verdicts if v.share < 1]
+    verdicts = [judge.verdict(exercise, solution, seed) for seed in (None, 1)]
+    return faults + [f"the reference: {v.text}" for v in verdicts if v != judge.PASSED]
 
 
 def fault_of(exercise, mistake):
@@ -59,9 +59,7 @@ def fault_of(exercise, mistake):
         return f"its `find` occurs {times} times in the source of the reference, not once"
     if exercise.is_test:  # the solution passed, so it catches them all
         return ""
-    if not (function := exercise.mistaken(mistake)):
-        return "it has no `find`, and the Python file has no function mistake_…"
-    subject, rules = Local(function), [*exercise.rules, judge.REFERENCE]
+    subject, rules = Local(exercise.copy(mistake)), [*exercise.rules, judge.REFERENCE]
     found = chain.from_iterable(judge.wrong_calls(exercise, subject, rule) for rule in rules)
     if (wrong := next(found, None)) is None:
         return "it passes every property"

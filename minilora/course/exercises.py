@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -117,15 +118,14 @@ class Exercise:
         template = TEMPLATE.read_text(encoding="utf-8")
         return template.format(e=self, imports="\n".join(self.imports), functions=written)
 
-    def edited(self, mistake=None):
-        """Return the reference's source, with a mistake's edit."""
-        return self.reference.replace(mistake.find, mistake.replace) if mistake else self.reference
-
-    def mistaken(self, mistake=None):
-        """Return the reference, or the function with a mistake; None if there is no such one."""
-        if mistake and not mistake.find:
-            return getattr(self.checks, f"mistake_{mistake.name.replace('-', '_')}", None)
-        return compiled(self.module, self.edited(mistake), self.name)
+    def copy(self, mistake=None):
+        """Return a copy of the reference, or the function with a mistake."""
+        source = self.reference
+        if mistake:
+            if not mistake.find:
+                return getattr(self.checks, f"mistake_{mistake.name.replace('-', '_')}")
+            source = source.replace(mistake.find, mistake.replace)
+        return Copy(self.module, source, self.name)
 
     def draw(self, rule, count, seed=None):
         """Draw `count` calls to check a rule: for each, pairs of the names of CASES and values.
@@ -145,11 +145,23 @@ class Exercise:
         return tuple(self.checks.arguments(rng, **sizes))
 
 
+class Copy(NamedTuple):
+    """A function that is compiled where it is called, so that it can be sent to a process."""
+
+    module: str
+    source: str
+    name: str
+
+    def __call__(self, *arguments, **options):
+        """Call the function."""
+        return compiled(*self)(*arguments, **options)
+
+
 @lru_cache(1024)
-def compiled(module, text, name):
-    """Return the function `name` that `text` defines, in a copy of the module's namespace."""
+def compiled(module, source, name):
+    """Return the function `name` of the source, in a copy of the module's namespace."""
     namespace = dict(vars(importlib.import_module(module))) if module else {}
-    exec(compile(text, f"<{module}: {name}>", "exec"), namespace)
+    exec(compile(source, f"<{module}: {name}>", "exec"), namespace)
     return namespace[name]
 
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .outcome import Crash, Outcome, Stopped, describe, difference, leaves, same
+from .exercises import compiled
+from .outcome import UNWRITTEN, Crash, Outcome, Stopped, describe, difference, leaves, same
 from .student import Local, running
 
 REFERENCE = "it gives what the reference gives"  # the last rule of every exercise
@@ -31,20 +32,20 @@ class Problem(NamedTuple):
 class Verdict(NamedTuple):
     """The result of a check."""
 
-    status: str  # passed, failed, or todo (not written yet)
     share: float  # share of the points, 0 to 1
     text: str  # the explanation, several lines
     mistake: str = ""  # "name: diagnosis" of a recognized mistake
 
 
-TODO = Verdict("todo", 0.0, "not written yet")
-MISSING = Verdict("todo", 0.0, "the file was not handed in")
+PASSED = Verdict(1.0, "passed")
+TODO = Verdict(0.0, UNWRITTEN)
+MISSING = Verdict(0.0, "the file was not handed in")
 
 
 def outcomes(exercise, subject, cases):
     """Call the subject on each case; return the Outcomes, with what the exercise compares."""
     found = []
-    for case, one in zip(cases, subject.ask("call", *map(exercise.arguments, cases))):
+    for case, one in zip(cases, subject.ask(*map(exercise.arguments, cases))):
         try:
             if not one.crash:
                 value = exercise.checks.observe(one.value, *exercise.arguments(case))
@@ -59,7 +60,7 @@ def outcomes(exercise, subject, cases):
 @lru_cache(2**14)
 def expected(exercise, case):
     """Return the reference's Outcome on a call, and the allowed distance."""
-    (right,) = outcomes(exercise, Local(exercise.mistaken()), [case])
+    (right,) = outcomes(exercise, Local(exercise.copy()), [case])
     return right, exercise.checks.tolerance(*exercise.arguments(case))
 
 
@@ -76,7 +77,7 @@ def problem(exercise, subject, case, mine, rule):
     holds = getattr(exercise.checks, rule)
 
     def function(*arguments):
-        (answer,) = subject.ask("call", arguments)
+        (answer,) = subject.ask(arguments)
         if answer.crash:
             raise answer.crash
         return answer.value
@@ -107,39 +108,32 @@ def diagnose(exercise, subject, case):
     if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
         return ""  # where the subject differs from the reference, it raises
     for m in exercise.mistakes:
-        answers = outcomes(exercise, Local(exercise.mistaken(m)), drawn)
+        answers = outcomes(exercise, Local(exercise.copy(m)), drawn)
         if all(map(same, answers, mine, bounds)):
             return f"{m.name}: {m.says}"
     return ""
 
 
-def verdicts(exercise, source, seed=None):
-    """Return the Verdicts on a file's bytes: open, and hidden, which without a seed is the same."""
+def verdict(exercise, source, seed=None):
+    """Return the Verdict on a file's bytes, which a process of its own runs."""
     if source is None:
-        return MISSING, MISSING
-    opened = None
+        return MISSING
     try:
         with running(exercise, source) as subject:
-            opened = hidden = check(exercise, subject)
-            if seed is not None and opened is not TODO:
-                hidden = check(exercise, subject, seed)
+            return check(exercise, subject, seed)
     except Stopped as stop:
-        hidden = Verdict("failed", 0.0, str(stop))
-    return opened or hidden, hidden
+        return Verdict(0.0, str(stop))
 
 
 def check(exercise, subject, seed=None):
     """Return the Verdict: half of the share is for the properties, half for the right values."""
     if exercise.is_test:
         return check_test(exercise, subject, seed)
-    broken = {}
-    for rule in [*exercise.rules, REFERENCE]:
-        if wrong := wrong_calls(exercise, subject, rule, seed):
-            broken[rule] = wrong
-            if any(is_unwritten(one.mine.crash) for one in wrong):
-                return TODO
+    rules = [*exercise.rules, REFERENCE]
+    found = {rule: wrong_calls(exercise, subject, rule, seed) for rule in rules}
+    broken = {rule: wrong for rule, wrong in found.items() if wrong}
     if not broken:
-        return Verdict("passed", 1.0, "passed")
+        return PASSED
     held = [rule for rule in exercise.rules if rule not in broken]
     share = (len(held) / max(1, len(exercise.rules)) + (REFERENCE not in broken)) / 2
 
@@ -148,14 +142,10 @@ def check(exercise, subject, seed=None):
 
     least = min(next(iter(broken.values())), key=size)
     mistake = "" if least.mine.crash else diagnose(exercise, subject, least.case)
-    # a hidden check says no call and no value
-    text = explain(exercise, least) if seed is None else "a hidden check fails"
-    return Verdict("failed", share, text + f"\n  likely    {mistake}" * bool(mistake), mistake)
-
-
-def is_unwritten(crash):
-    """Tell whether a Crash is the stub's NotImplementedError."""
-    return crash and crash.kind == "NotImplementedError"
+    text = "failed"
+    if seed is None:  # a hidden check says no call and no value
+        text += explain(exercise, least)
+    return Verdict(share, text + f"\n  likely    {mistake}" * bool(mistake), mistake)
 
 
 def check_test(exercise, subject, seed):
@@ -166,19 +156,18 @@ def check_test(exercise, subject, seed):
     random.Random(seed or 0).shuffle(tested)  # counting the calls must not help
     missed = []
     for mistake in tested:
-        source = exercise.module, exercise.edited(mistake), exercise.name
-        ((_, _, crash),) = subject.ask("test", source)
-        if is_unwritten(crash):
-            return TODO
+        ((_, _, crash),) = subject.ask((exercise.copy(mistake),))
         if crash and not mistake:
             text = "your test raises on the reference, which is right"
-            return Verdict("failed", 0.0, text + f"\n  it raised {crash}" * is_open)
+            return Verdict(0.0, text + f"\n  it raised {crash}" * is_open)
         if mistake and not crash:
             missed.append(mistake)
+    if not missed:
+        return PASSED
     caught = f"{len(mistakes) - len(missed)} of {len(mistakes)} planted mistakes"
     text = f"the reference passes your test, which catches {caught}"
     text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if is_open)
-    return Verdict("failed" if missed else "passed", 1 - len(missed) / len(mistakes), text)
+    return Verdict(1 - len(missed) / len(mistakes), text)
 
 
 def explain(exercise, wrong):
@@ -186,9 +175,9 @@ def explain(exercise, wrong):
     arguments = exercise.arguments(wrong.case)
     mine = wrong.mine
     right, bound = expected(exercise, wrong.case)
-    names = list(inspect.signature(exercise.mistaken()).parameters)[: len(arguments)]
+    names = list(inspect.signature(compiled(*exercise.copy())).parameters)[: len(arguments)]
     made = ", ".join(f"{key}={value!r}" for key, value in wrong.case)
-    lines = [f"is true   {wrong.rule}", f"not for   {exercise.name}({', '.join(names)}), where"]
+    lines = ["", f"is true   {wrong.rule}", f"not for   {exercise.name}({', '.join(names)}), where"]
     lines += [f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)]
     lines += [f"made by   arguments({made})"]
     if mine.crash:

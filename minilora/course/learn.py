@@ -37,13 +37,13 @@ def check_file(exercise):
     path = Path(exercise.file)
     if not path.exists():
         raise InputError(f"{path} is missing: `minilora learn init` makes a new stub")
-    verdict = judge.verdicts(exercise, path.read_bytes())[0]
-    passed = verdict.status == "passed"
-    print(f"{exercise.id}: {verdict.status}" + f"\n  {verdict.text}" * (not passed), flush=True)
-    if passed:
-        progress = read_progress() | {exercise.id: "passed"}
-        replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")
-    return passed
+    verdict = judge.verdict(exercise, path.read_bytes())
+    print(f"{exercise.id}: {verdict.text}", flush=True)
+    if verdict != judge.PASSED:
+        return False
+    progress = read_progress() | {exercise.id: "passed"}
+    replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")
+    return True
 
 
 def do_init(args):

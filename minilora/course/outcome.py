@@ -29,6 +29,9 @@ class Crash(Exception):
         return str(self).partition(":")[0]
 
 
+UNWRITTEN = "not written yet"
+
+
 class Stopped(BaseException):
     """The end of a check. Not an `Exception`, so that no property catches it."""
 
