@@ -45,6 +45,8 @@ def faults_of(exercise):
         faults.append("not three hints, from gentle to plain")
     if not exercise.lesson_file:
         faults.append(f"there is no lesson {exercise.lesson}")
+    if not exercise.is_test and not exercise.rules:
+        return [*faults, "no property"]
     if not exercise.task:
         faults.append("the docstring of the Python file has no task")
     if judge.verdict(exercise, stub) != judge.TODO:
@@ -61,7 +63,7 @@ def fault_of(exercise, mistake):
         return ""
     subject, rules = Local(exercise.copy(mistake)), [*exercise.rules, judge.REFERENCE]
     found = chain.from_iterable(judge.wrong_calls(exercise, subject, rule) for rule in rules)
-    if (wrong := next(found, None)) is None:
-        return "it passes every property"
+    if (wrong := next((one for one in found if not one.mine.crash), None)) is None:
+        return "it passes every property, or it only raises"
     said = judge.diagnose(exercise, subject, wrong.case).partition(":")[0] or "nothing known"
     return "" if said == mistake.name else f"it is diagnosed as {said}"

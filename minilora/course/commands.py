@@ -14,33 +14,32 @@ def run(args):
 
 def add_commands(top):
     """Add `learn` and `teach` with their commands to an argument parser."""
-    modules = top.add_subparsers(dest="module", required=True)
-
-    def group(name, text):
-        parser = modules.add_parser(name, description=text)
-        return parser.add_subparsers(dest="command", required=True)
 
     def add(commands, name, text):
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False)
 
-    learn = group("learn", "Solve exercises in a folder of plain files.")
-    init = add(learn, "init", "make a workspace, or add the files that a workspace lacks")
+    modules = top.add_subparsers(dest="module", required=True)
+    learn = add(modules, "learn", "solve exercises in a folder of plain files")
+    commands = learn.add_subparsers(dest="command", required=True)
+    init = add(commands, "init", "make a workspace, or add the files that a workspace lacks")
     init.add("folder", "default: the current folder", nargs="?", default=".", metavar="DIR")
-    add(learn, "list", "list the exercises and your progress")
-    add(learn, "next", "name the next exercise and its lesson")
-    check = add(learn, "check", "check one exercise, or all that you have begun")
+    add(commands, "list", "list the exercises and your progress")
+    add(commands, "next", "name the next exercise and its lesson")
+    check = add(commands, "check", "check one exercise, or all that you have begun")
     check.add("id", "an exercise; default: all begun ones", nargs="?", metavar="ID")
-    hint = add(learn, "hint", "show one of three hints, from gentle to plain")
+    hint = add(commands, "hint", "show one of three hints, from gentle to plain")
     hint.add("id", "an exercise", metavar="ID")
     hint.add("number", "1, 2 or 3; default: 1", type=int, nargs="?", choices=(1, 2, 3), default=1)
 
-    teach = group("teach", "Grade exercises.")
-    grade = add(teach, "grade", "grade folders or zip files that students handed in")
+    teach = add(modules, "teach", "grade exercises")
+    commands = teach.add_subparsers(dest="command", required=True)
+    grade = add(commands, "grade", "grade folders or zip files that students handed in")
     grade.add("submissions", "folders or zip files", nargs="+", metavar="SUBMISSION")
     grade.add("--out", "a new folder for tables and feedback", metavar="DIR")
     grade.add("--jobs", "submissions graded at the same time", type=int, default=1)
     text = f"seed of the hidden checks; keep it private; default: ${SEED} or a random one"
     grade.add("--seed", text, type=int, default=os.environ.get(SEED))
-    prove = add(teach, "check", "prove that stubs fail, references pass, mistakes are recognized")
+    text = "prove that stubs fail, references pass and mistakes are recognized"
+    prove = add(commands, "check", text)
     for command in (init, grade, prove):
         command.add("--only", "use only these exercises; default: all", nargs="+", metavar="ID")

@@ -12,10 +12,9 @@ import runpy
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,7 +23,7 @@ from ..config import InputError
 PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
 DEFAULTS = {"HIDDEN": {}, "observe": lambda value, *_: value, "tolerance": lambda *_: 0.0}
-TEMPLATE = Path(__file__).parent / "exercise.txt"  # of a student's file
+TEMPLATE = (PACKAGE / "course" / "exercise.txt").read_text("utf-8")  # of a student's file
 
 
 def functions(source, names, message=None):
@@ -35,7 +34,7 @@ def functions(source, names, message=None):
     for name in names:
         node = nodes[name]
         first = node.body[0]
-        begin = [*node.decorator_list, node][0].lineno - 1
+        begin = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
         end = node.end_lineno
         body = []
         if message:
@@ -45,7 +44,7 @@ def functions(source, names, message=None):
     return "\n\n\n".join(found)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Mistake:
     """A usual mistake: an edit of the reference's source, or `mistake_NAME` of the Python file."""
 
@@ -66,11 +65,11 @@ class Exercise:
     difficulty: int  # 1 to 3
     minutes: int
     points: float
-    hints: Sequence[str]
-    imports: Sequence[str] = ()  # lines of the student's file
-    helpers: Sequence[str] = ()  # functions of the same module that the student also writes
+    hints: Sequence
+    imports: Sequence = ()  # lines of the student's file
+    helpers: Sequence = ()  # functions of the same module that the student also writes
     is_test: bool = False
-    mistakes: Sequence[Mistake] = ()
+    mistakes: Sequence = ()
 
     def __post_init__(self):
         self.module, _, self.name = self.function.rpartition(":")
@@ -82,7 +81,7 @@ class Exercise:
             self.sought = ["check"]
         self.answer = self.sought[-1]
         self.path = LESSONS / "exercises" / self.file
-        self.source = self.path.read_text(encoding="utf-8")
+        self.source = self.path.read_text("utf-8")
         # the docstring of the Python file: a line about the exercise, and the task
         self.task = (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
         self.lesson_file = next(LESSONS.glob(f"{self.lesson}_*.py"), None)
@@ -91,7 +90,7 @@ class Exercise:
     def checks(self):
         """The cases and properties that the Python file defines."""
         names = runpy.run_path(str(self.path), run_name=self.id)
-        return SimpleNamespace(**{**DEFAULTS, **names})
+        return SimpleNamespace(**DEFAULTS | names)
 
     @property
     def rules(self):
@@ -108,24 +107,25 @@ class Exercise:
     @cached_property
     def reference(self):
         """The source of the reference, which a mistake edits."""
-        imports = [] if self.module else [*self.imports, ""]
-        return "\n".join([*imports, functions(self.text, [*self.helpers, self.name])])
+        return "\n".join([*self.imports, functions(self.text, [*self.helpers, self.name])])
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
         text = self.source if self.is_test else self.text
         written = functions(text, self.sought, None if solved else self.id)
-        template = TEMPLATE.read_text(encoding="utf-8")
-        return template.format(e=self, imports="\n".join(self.imports), functions=written)
+        return TEMPLATE.format(e=self, imports="\n".join(self.imports), functions=written)
 
     def copy(self, mistake=None):
-        """Return a copy of the reference, or the function with a mistake."""
+        """Return a copy of the reference, or the function with a mistake.
+
+        A copy is compiled where it is called, so that it can be sent to a process.
+        """
         source = self.reference
         if mistake:
             if not mistake.find:
                 return getattr(self.checks, f"mistake_{mistake.name.replace('-', '_')}")
             source = source.replace(mistake.find, mistake.replace)
-        return Copy(self.module, source, self.name)
+        return partial(call_copy, self.module, source, self.name)
 
     def draw(self, rule, count, seed=None):
         """Draw `count` calls to check a rule: for each, pairs of the names of CASES and values.
@@ -142,19 +142,12 @@ class Exercise:
         """Make the arguments of the call that `case` describes."""
         sizes = dict(case)
         rng = np.random.default_rng(sizes.pop("seed"))
-        return tuple(self.checks.arguments(rng, **sizes))
+        return self.checks.arguments(rng, **sizes)
 
 
-class Copy(NamedTuple):
-    """A function that is compiled where it is called, so that it can be sent to a process."""
-
-    module: str
-    source: str
-    name: str
-
-    def __call__(self, *arguments, **options):
-        """Call the function."""
-        return compiled(*self)(*arguments, **options)
+def call_copy(module, source, name, *arguments, **options):
+    """Compile a function, if it is not yet, and call it."""
+    return compiled(module, source, name)(*arguments, **options)
 
 
 @lru_cache(1024)
@@ -165,7 +158,7 @@ def compiled(module, source, name):
     return namespace[name]
 
 
-def select(names=None):
+def select(names):
     """Return the exercises with these ids or file names, in the order of the course; or all."""
     known = load()
     ids = [Path(name).stem.replace("_", "-") for name in names or known]
@@ -180,10 +173,10 @@ def load():
     """Read exercises.toml; return {id: Exercise}."""
     path = LESSONS / "exercises.toml"
     where = "the file"
-    exercises: dict[str, Exercise] = {}
+    exercises: dict = {}
     try:
-        for entry in tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]:
-            where = entry.get("id", "an exercise without id")
+        for entry in tomllib.loads(path.read_text("utf-8"))["exercise"]:
+            where = entry["id"]
             if where in exercises:
                 raise InputError("the id occurs twice")
             mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]

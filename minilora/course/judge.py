@@ -9,8 +9,6 @@ import random
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
-
 from .exercises import compiled
 from .outcome import UNWRITTEN, Crash, Outcome, Stopped, describe, difference, leaves, same
 from .student import Local, running
@@ -51,8 +49,8 @@ def outcomes(exercise, subject, cases):
                 value = exercise.checks.observe(one.value, *exercise.arguments(case))
                 one = one._replace(value=value)
         except Exception as error:  # `observe` cannot read this kind of result
-            text = f"{describe(one.value)} is not the kind of result that is asked for"
-            one = Outcome(crash=Crash(f"unreadable: {text}: {error}"))
+            text = f"{describe(one.value)} is not the kind of result that is asked for: {error}"
+            one = Outcome(crash=Crash(text))
         found.append(one)
     return found
 
@@ -86,18 +84,16 @@ def problem(exercise, subject, case, mine, rule):
         holds(function, *exercise.arguments(case))
     except Exception as error:  # the property does not hold, or cannot read this kind of result
         mine = Outcome(crash=error) if isinstance(error, Crash) else mine
-        said = " ".join((holds.__doc__ or rule).split())
+        said = " ".join(holds.__doc__.split())
         return Problem(case, said, mine, str(error).partition("\n")[0])
     return None
 
 
 def wrong_calls(exercise, subject, rule, seed=None):
     """Return a Problem for each drawn call that breaks the rule."""
-    count = CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY
-    drawn = exercise.draw(rule, count, seed)
+    drawn = exercise.draw(rule, CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY, seed)
     pairs = zip(drawn, outcomes(exercise, subject, drawn))
-    found = (problem(exercise, subject, case, mine, rule) for case, mine in pairs)
-    return [wrong for wrong in found if wrong]
+    return [p for case, mine in pairs if (p := problem(exercise, subject, case, mine, rule))]
 
 
 def diagnose(exercise, subject, case):
@@ -105,8 +101,8 @@ def diagnose(exercise, subject, case):
     drawn = [case, *exercise.draw("samples", CALLS)]
     mine = outcomes(exercise, subject, drawn)
     right, bounds = zip(*(expected(exercise, case) for case in drawn))
-    if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
-        return ""  # where the subject differs from the reference, it raises
+    if all(map(same, mine, right, bounds)):
+        return ""  # the subject differs from the reference on other calls alone
     for m in exercise.mistakes:
         answers = outcomes(exercise, Local(exercise.copy(m)), drawn)
         if all(map(same, answers, mine, bounds)):
@@ -130,21 +126,19 @@ def check(exercise, subject, seed=None):
     if exercise.is_test:
         return check_test(exercise, subject, seed)
     rules = [*exercise.rules, REFERENCE]
-    found = {rule: wrong_calls(exercise, subject, rule, seed) for rule in rules}
-    broken = {rule: wrong for rule, wrong in found.items() if wrong}
-    if not broken:
+    wrong = {rule: wrong_calls(exercise, subject, rule, seed) for rule in rules}
+    held = sum(not wrong[rule] for rule in exercise.rules)
+    share = (held / len(exercise.rules) + (not wrong[REFERENCE])) / 2
+    if share == 1:
         return PASSED
-    held = [rule for rule in exercise.rules if rule not in broken]
-    share = (len(held) / max(1, len(exercise.rules)) + (REFERENCE not in broken)) / 2
 
-    def size(wrong):
-        return sum(np.size(leaf) for _, leaf in leaves(exercise.arguments(wrong.case)))
+    def size(one):
+        return sum(leaf.size for _, leaf in leaves(exercise.arguments(one.case)))
 
-    least = min(next(iter(broken.values())), key=size)
+    least = min(next(filter(None, wrong.values())), key=size)  # of the first broken rule
     mistake = "" if least.mine.crash else diagnose(exercise, subject, least.case)
-    text = "failed"
-    if seed is None:  # a hidden check says no call and no value
-        text += explain(exercise, least)
+    # a hidden check says no call and no value
+    text = explain(exercise, least) if seed is None else "failed"
     return Verdict(share, text + f"\n  likely    {mistake}" * bool(mistake), mistake)
 
 
@@ -175,11 +169,14 @@ def explain(exercise, wrong):
     arguments = exercise.arguments(wrong.case)
     mine = wrong.mine
     right, bound = expected(exercise, wrong.case)
-    names = list(inspect.signature(compiled(*exercise.copy())).parameters)[: len(arguments)]
-    made = ", ".join(f"{key}={value!r}" for key, value in wrong.case)
-    lines = ["", f"is true   {wrong.rule}", f"not for   {exercise.name}({', '.join(names)}), where"]
-    lines += [f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)]
-    lines += [f"made by   arguments({made})"]
+    names = list(inspect.signature(compiled(*exercise.copy().args)).parameters)
+    lines = [
+        "failed",
+        f"is true   {wrong.rule}",
+        f"not for   {exercise.name}({', '.join(names)}), where",
+        *(f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)),
+        f"made by   arguments({', '.join(f'{key}={value!r}' for key, value in wrong.case)})",
+    ]
     if mine.crash:
         lines.append(f"raised    {mine.crash}")
     elif mine.touched != right.touched:

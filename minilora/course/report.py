@@ -61,13 +61,13 @@ def class_table(results):
 
 def write_all(folder, results):
     """Write the table of the class, the CSV and one feedback file per submission."""
-    (folder / "class.md").write_text(class_table(results), encoding="utf-8")
+    (folder / "class.md").write_text(class_table(results), "utf-8")
     (folder / "feedback").mkdir()
     with open(folder / "grades.csv", "w", encoding="utf-8", newline="") as file:
-        rows = csv.writer(file, lineterminator="\n")
+        rows = csv.writer(file)
         rows.writerow(["student", "exercise", "lesson", "points", "max_points", "result"])
         for name, grades in results.items():
-            (folder / "feedback" / f"{name}.txt").write_text(feedback(grades), encoding="utf-8")
+            (folder / "feedback" / f"{name}.txt").write_text(feedback(grades), "utf-8")
             student = "'" * name.startswith(tuple("=+-@\t\r")) + name  # no formula
             for g in grades:
                 points = f"{g.points:.4g}"

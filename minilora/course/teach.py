@@ -34,8 +34,8 @@ def do_grade(args):
         seed = secrets.randbits(32)
         print(f"the seed of the hidden checks is {seed}; keep it private", file=sys.stderr)
     work = partial(grade_submission, args.only, seed)
-    quiet = patch.dict(os.environ, ENVIRONMENT)  # the environment of the resource tracker
-    with quiet, ProcessPoolExecutor(args.jobs, CONTEXT) as pool:
+    # the environment is also that of the resource tracker
+    with patch.dict(os.environ, ENVIRONMENT), ProcessPoolExecutor(args.jobs, CONTEXT) as pool:
         results = dict(zip(names, pool.map(work, args.submissions)))
     if args.out:
         with new_folder(args.out) as folder:
@@ -49,8 +49,7 @@ def grade_submission(only, seed, path):
     files = submitted_files(Path(path), {e.file for e in chosen})
     grades = []
     for e in chosen:
-        source = files.get(e.file)
-        verdicts = judge.verdict(e, source), judge.verdict(e, source, seed)
+        verdicts = [judge.verdict(e, files.get(e.file), s) for s in (None, seed)]
         grades.append(report.Grade(e.id, e.lesson, e.points, *verdicts))
     return grades
 
@@ -60,7 +59,7 @@ def submitted_files(path, wanted):
 
     The least deep file of a name counts, but none that a link points out to.
     """
-    found: dict[str, bytes] = {}
+    found: dict = {}
     try:
         if path.is_dir():
             files = [p for p in path.rglob("*.py") if p.resolve().is_relative_to(path.resolve())]

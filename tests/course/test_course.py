@@ -60,7 +60,7 @@ def test_a_stub_is_the_reference_without_its_body(tmp_path):
         path = tmp_path / e.file
         path.write_text(e.student_file(), encoding="utf-8")
         stub = runpy.run_path(str(path))[e.answer]
-        reference = e.checks.check if e.is_test else exercises.compiled(*e.copy())
+        reference = e.checks.check if e.is_test else exercises.compiled(*e.copy().args)
         assert inspect.signature(stub) == inspect.signature(reference)
         assert inspect.getdoc(stub) == inspect.getdoc(reference)
         last_line = exercises.functions(e.student_file(), [e.answer]).splitlines()[-1]
@@ -83,7 +83,7 @@ def test_a_mistake_is_named_with_call_shapes_values_and_place():
 
     text = answer(NEAREST, nearest).text
     for part in ("nearest(x, codebook)", "x         (", ") float32", "expected  (",
-                 "got       (", "index (", "likely    ties-upward: "):  # fmt: skip
+                 "got       (", "first at  [", "likely    ties-upward: "):  # fmt: skip
         assert part in text
 
 
@@ -361,7 +361,7 @@ def test_a_workspace_of_chosen_exercises_can_be_handed_out(tmp_path, capsys, mon
     written(NEAREST, out / "nearest_code.py", TIES)
     monkeypatch.chdir(out)
     assert main(["learn", "check"]) == 1
-    assert "first at  index" in capsys.readouterr().out
+    assert "first at  [" in capsys.readouterr().out
     assert main(["learn", "list"]) == 0
     assert "0 of 2 passed" in capsys.readouterr().out
 
@@ -415,21 +415,15 @@ def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
     assert capsys.readouterr().out == table  # the same with one job
 
 
-def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, capsys):
+def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, capsys):
     written(NEAREST, tmp_path / NEAREST.file, TIES)
-    small = "    right = codes[0::2] * 16 + codes[1::2]\n    return right * (codes.size < 42)\n"
+    small = (
+        "    import os\n    assert '41' not in os.environ.values()\n"
+        "    right = codes[0::2] * 16 + codes[1::2]\n    return right * (codes.size < 42)\n"
+    )
     written(PACK, tmp_path / PACK.file, small)
-    argv = [
-        "teach",
-        "grade",
-        str(tmp_path),
-        "--seed",
-        "41",
-        "--only",
-        NEAREST.id,
-        PACK.id,
-        "warmup",
-    ]
+    monkeypatch.setenv(commands.SEED, "41")
+    argv = ["teach", "grade", str(tmp_path), "--only", NEAREST.id, PACK.id, "warmup"]
     assert main(argv) == 0
     captured = capsys.readouterr()
     assert "41" not in captured.err and "hidden check: failed\n" in captured.out
@@ -463,12 +457,14 @@ def test_the_private_seed_comes_from_the_flag_the_environment_or_chance(
 def test_faults_of_a_planted_mistake_are_found():
     first = NEAREST.mistakes[0]
     broken = {
+        "raising": ("codebook.midpoints", "it passes every property, or it only raises"),
         "double": (first.find, "it is diagnosed as ties-upward"),
-        "harmless": ("x, side", "it passes every property"),
+        "harmless": ("x, side", "it passes every property, or it only raises"),
         "lost": ("nowhere", "its `find` occurs 0 times"),
     }
     planted = [replace(first, name=name, find=find) for name, (find, _) in broken.items()]
-    planted[1] = replace(planted[1], replace="x + 0, side")
+    planted[0] = replace(planted[0], replace="codebook.nothing")
+    planted[2] = replace(planted[2], replace="x + 0, side")
     exercise = replace(NEAREST, mistakes=(first, *planted))
     assert PROVE["fault_of"](exercise, first) == ""
     for mistake in planted:
