@@ -138,7 +138,7 @@ def check(exercise, subject, seed=None):
     least = min(next(filter(None, wrong.values())), key=size)  # of the first broken rule
     mistake = "" if least.mine.crash else diagnose(exercise, subject, least.case)
     # a hidden check says no call and no value
-    text = explain(exercise, least) if seed is None else "failed"
+    text = explain(exercise, *least) if seed is None else "failed"
     return Verdict(share, text + f"\n  likely    {mistake}" * bool(mistake), mistake)
 
 
@@ -164,28 +164,30 @@ def check_test(exercise, subject, seed):
     return Verdict(1 - len(missed) / len(mistakes), text)
 
 
-def explain(exercise, wrong):
+def explain(exercise, case, rule, mine, detail):
     """Explain a Problem: the rule, the call, its arguments, the expected and the actual result."""
-    arguments = exercise.arguments(wrong.case)
-    mine = wrong.mine
-    right, bound = expected(exercise, wrong.case)
+    arguments = exercise.arguments(case)
+    right, bound = expected(exercise, case)
     names = list(inspect.signature(compiled(*exercise.copy().args)).parameters)
     lines = [
         "failed",
-        f"is true   {wrong.rule}",
+        f"is true   {rule}",
         f"not for   {exercise.name}({', '.join(names)}), where",
         *(f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)),
-        f"made by   arguments({', '.join(f'{key}={value!r}' for key, value in wrong.case)})",
+        f"made by   arguments({', '.join(f'{key}={value!r}' for key, value in case)})",
     ]
     if mine.crash:
         lines.append(f"raised    {mine.crash}")
     elif mine.touched != right.touched:
         lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
     elif found := difference(right.value, mine.value, bound):
-        lines += [f"expected  {describe(right.value)}", f"got       {describe(mine.value)}"]
-        lines.append(f"first at  {found}")
+        lines += [
+            f"expected  {describe(right.value)}",
+            f"got       {describe(mine.value)}",
+            f"first at  {found}",
+        ]
         if mine.value is None:
             lines.append("hint      does every branch of the function end in `return`?")
-    elif wrong.detail:
-        lines.append(f"there     {wrong.detail}")
+    elif detail:
+        lines.append(f"there     {detail}")
     return "\n  ".join(lines)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+UNWRITTEN = "not written yet"  # what ends the check of a stub
+
 
 class Crash(Exception):
     """An exception in a student's function: "type: message", and the student's line."""
@@ -22,9 +24,6 @@ class Crash(Exception):
             if frame.filename == file:
                 where = f"\n    line {frame.lineno}: {frame.line}"
         return cls(f"{type(error).__name__}: {error}{where}"[:2000])
-
-
-UNWRITTEN = "not written yet"
 
 
 class Stopped(BaseException):

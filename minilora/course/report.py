@@ -60,14 +60,19 @@ def class_table(results):
 
 
 def write_all(folder, results):
-    """Write the table of the class, the CSV and one feedback file per submission."""
-    (folder / "class.md").write_text(class_table(results), "utf-8")
+    """Write the table of the class, the CSV and one feedback file per submission.
+
+    A character of a name or a message that is no text is written as an escape.
+    """
+    (folder / "class.md").write_text(class_table(results), "utf-8", "backslashreplace")
     (folder / "feedback").mkdir()
-    with open(folder / "grades.csv", "w", encoding="utf-8", newline="") as file:
+    table = folder / "grades.csv"
+    with open(table, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["student", "exercise", "lesson", "points", "max_points", "result"])
         for name, grades in results.items():
-            (folder / "feedback" / f"{name}.txt").write_text(feedback(grades), "utf-8")
+            text = feedback(grades)
+            (folder / "feedback" / f"{name}.txt").write_text(text, "utf-8", "backslashreplace")
             student = "'" * name.startswith(tuple("=+-@\t\r")) + name  # no formula
             for g in grades:
                 points = f"{g.points:.4g}"

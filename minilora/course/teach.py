@@ -34,8 +34,8 @@ def do_grade(args):
         seed = secrets.randbits(32)
         print(f"the seed of the hidden checks is {seed}; keep it private", file=sys.stderr)
     work = partial(grade_submission, args.only, seed)
-    # the environment is also that of the resource tracker
-    with patch.dict(os.environ, ENVIRONMENT), ProcessPoolExecutor(args.jobs, CONTEXT) as pool:
+    quiet = patch.dict(os.environ, ENVIRONMENT, clear=True)  # of the judges, too: without the seed
+    with quiet, ProcessPoolExecutor(args.jobs, CONTEXT) as pool:
         results = dict(zip(names, pool.map(work, args.submissions)))
     if args.out:
         with new_folder(args.out) as folder:

@@ -22,7 +22,7 @@ import minilora
 from minilora import nf4
 from minilora.cli import main
 from minilora.config import InputError
-from minilora.course import commands, exercises, judge, student, teach
+from minilora.course import commands, exercises, judge, report, student, teach
 from minilora.course.student import Local
 
 ALL = exercises.load()
@@ -65,6 +65,8 @@ def test_a_stub_is_the_reference_without_its_body(tmp_path):
         assert inspect.getdoc(stub) == inspect.getdoc(reference)
         last_line = exercises.functions(e.student_file(), [e.answer]).splitlines()[-1]
         assert f'"{e.id}: {e.answer} is not written yet"' in last_line
+        for mistake in e.mistakes:
+            assert mistake.says not in e.student_file()
 
 
 def test_a_stub_keeps_decorators_and_comments():
@@ -299,7 +301,7 @@ def test_a_way_through_an_exercise(space, capsys):
         assert f"hint {number} of 3: {hint}\n" in run("hint", "nearest-code", str(number)).out
     written(NEAREST, space / "nearest_code.py", TIES)
     out = run("check", status=1).out
-    assert "ties-upward" in out and "\033" not in out
+    assert "ties-upward" in out and "first at  [" in out and "\033" not in out
     written(NEAREST, space / "nearest_code.py", RIGHT_BODY)
     assert run("check", "nearest_code.py").out == "nearest-code: passed\n"
     listed = run("list").out
@@ -327,7 +329,6 @@ def test_a_file_is_checked_by_running_it(tmp_path):
         (["teach", "grade", ".", "."], "two submissions"),
         (["teach", "grade", ".", "--only", "x"], "no exercise 'x'"),
         (["learn", "check", "nearest_cod.py"], "no exercise 'nearest-cod'"),
-        (["learn", "init", "--only", "x"], "no exercise 'x'"),
     ],
 )
 def test_bad_input_is_one_line(space, capsys, argv, says):
@@ -347,23 +348,6 @@ def test_a_folder_without_or_with_broken_progress_is_named(tmp_path, monkeypatch
 
 
 # --- a teacher's side ---
-
-
-def test_a_workspace_of_chosen_exercises_can_be_handed_out(tmp_path, capsys, monkeypatch):
-    out = tmp_path / "course"
-    assert main(["learn", "init", str(out), "--only", "nearest-code", "test-merge"]) == 0
-    files = {p.relative_to(out).as_posix() for p in out.rglob("*") if p.is_file()}
-    assert files == {"progress.json", "nearest_code.py", "test_merge.py"}
-    whole = "".join((out / f).read_text(encoding="utf-8") for f in files)
-    for mistake in (*NEAREST.mistakes, *MERGE.mistakes):
-        assert mistake.name not in whole and mistake.says not in whole
-    assert "forward(*trees" not in whole
-    written(NEAREST, out / "nearest_code.py", TIES)
-    monkeypatch.chdir(out)
-    assert main(["learn", "check"]) == 1
-    assert "first at  [" in capsys.readouterr().out
-    assert main(["learn", "list"]) == 0
-    assert "0 of 2 passed" in capsys.readouterr().out
 
 
 def test_only_wanted_files_are_read_and_none_from_elsewhere(tmp_path, capsys):
@@ -413,6 +397,14 @@ def test_a_class_is_graded_with_a_report(tmp_path, capsys, monkeypatch):
     assert "ties-upward" in Path("class/feedback/=ann.txt").read_text(encoding="utf-8")
     assert main(argv) == 0
     assert capsys.readouterr().out == table  # the same with one job
+
+
+def test_a_name_or_a_message_that_is_no_text_stops_no_report(tmp_path):
+    open_check = judge.Verdict(0.0, "failed: \ud800")
+    grade = report.Grade("nearest-code", "05", 4, open_check, judge.TODO)
+    report.write_all(tmp_path, {"J\udcf6rg": [grade]})
+    assert "failed: \\ud800" in (tmp_path / "feedback/J\udcf6rg.txt").read_text(encoding="utf-8")
+    assert "J\\udcf6rg" in (tmp_path / "grades.csv").read_text(encoding="utf-8")
 
 
 def test_half_of_the_points_are_for_the_hidden_checks(tmp_path, monkeypatch, capsys):
