@@ -9,8 +9,8 @@ shards added, each with the weight n/total. The gradient is a float32 tree of th
 
 from minilora.course.outcome import close
 
-CASES = {"parts": (1, 4), "size": (1, 3), "alike": [False, True]}
-HIDDEN = {"parts": (5, 9), "size": (4, 7)}
+CASES = {"parts": range(1, 5), "size": range(1, 4), "alike": [False, True]}
+HIDDEN = {"parts": range(5, 10), "size": range(4, 8)}
 
 
 def arguments(rng, parts, size, alike):

@@ -11,8 +11,8 @@ import numpy as np
 
 from minilora.tree import flatten
 
-CASES = {"layers": (1, 2), "biased": [False, True]}
-HIDDEN = {"layers": (3, 5)}
+CASES = {"layers": range(1, 3), "biased": [False, True]}
+HIDDEN = {"layers": range(3, 6)}
 SHAPES = {
     "self_attn": {"q_proj": (8, 8), "k_proj": (4, 8), "v_proj": (4, 8), "o_proj": (8, 8)},
     "mlp": {"gate_proj": (12, 8), "up_proj": (12, 8), "down_proj": (8, 12)},

@@ -12,8 +12,8 @@ import numpy as np
 from minilora.methods.method import MethodConfig
 from minilora.tree import flatten
 
-CASES = {"layers": (1, 2), "n": (30, 36), "kv": [8, 10]}
-HIDDEN = {"layers": (3, 4), "n": (37, 50)}
+CASES = {"layers": range(1, 3), "n": range(30, 37), "kv": [8, 10]}
+HIDDEN = {"layers": range(3, 5), "n": range(37, 51)}
 
 
 def arguments(rng, layers, n, kv):
