@@ -110,7 +110,7 @@ def gradient_at(
         return sum(map(num_targets, shard)), float(loss), grads
 
     loss = 0.0
-    grads = dict[str, Any]()
+    grads: Tree = {}
     for start in range(0, n, size):
         shards = split_batch(range(start, start + size), num_shards)
         # without a target, the mean loss would be 0/0
@@ -132,12 +132,12 @@ def num_targets(examples: Iterable[Example]) -> int:
 
 
 def accumulate(
-    shards: list[tuple[int, float, Tree]], total: int, loss: float = 0.0, grads: Tree | None = None
+    shards: list[tuple[int, float, Tree]], total: int, loss: float, grads: Tree
 ) -> tuple[float, Tree]:
     """Add the losses and gradients of shards, weighted by their targets, to the sums so far.
 
     shards: (number of target tokens, mean loss, gradient) of each. total: the number of target
-    tokens of the whole batch. loss, grads: the sums of the shards before.
+    tokens of the whole batch. loss, grads: the sums of the shards before; 0.0 and {} at first.
     """
     for n, value, grad in shards:
         # L = Σ (n/total)·L of the shard: the mean over all targets, not a mean of means
@@ -145,7 +145,7 @@ def accumulate(
         loss += weight * value
         grad = tree_map(partial(np.multiply, weight), grad)
         grads = tree_map(np.add, grads, grad) if grads else grad
-    return loss, grads or {}
+    return loss, grads
 
 
 def update(

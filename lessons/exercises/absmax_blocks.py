@@ -11,13 +11,13 @@ import numpy as np
 from minilora.course.outcome import close
 
 CASES = {
-    "blocks": (0, 3),
-    "rest": (0, 3),
+    "blocks": range(4),
+    "rest": range(4),
     "block_size": [4, 8],
     "zeros": [False, True],
     "negative": [False, True],
 }
-HIDDEN = {"blocks": (4, 9), "block_size": [16, 64], "rest": (0, 15)}
+HIDDEN = {"blocks": range(4, 10), "block_size": [16, 64], "rest": range(16)}
 
 
 def arguments(rng, blocks, rest, block_size, zeros, negative):

@@ -18,14 +18,14 @@ from minilora.config import TrainConfig
 from minilora.course.outcome import close
 
 CASES = {
-    "rows": (1, 4),
-    "step": (0, 30),
+    "rows": range(1, 5),
+    "step": range(31),
     "decay": [0.0, 0.1],
     "eps": [1e-8, 0.1],
     "beta1": [0.9, 0.6],
     "beta2": [0.99, 0.9],
 }
-HIDDEN = {"rows": (5, 9), "step": (31, 90), "decay": [0.3]}
+HIDDEN = {"rows": range(5, 10), "step": range(31, 91), "decay": [0.3]}
 
 
 def arguments(rng, rows, step, decay, eps, beta1, beta2):

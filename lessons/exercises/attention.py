@@ -25,15 +25,15 @@ from minilora.course.outcome import close
 
 CASES = {
     "batch": [1, 2],
-    "length": (1, 5),
-    "groups": (1, 3),
-    "kv_heads": (1, 2),
-    "half": (1, 2),
+    "length": range(1, 6),
+    "groups": range(1, 4),
+    "kv_heads": range(1, 3),
+    "half": range(1, 3),
     "packed": [False, True],
     "cached": [-1, 0, 2],  # tokens in the cache; no cache below zero
     "large": [False, True],
 }
-HIDDEN = {"length": (6, 9), "groups": (2, 4), "half": (3, 4), "cached": [-1, 3, 5]}
+HIDDEN = {"length": range(6, 10), "groups": range(2, 5), "half": range(3, 5), "cached": [-1, 3, 5]}
 
 
 def arguments(rng, batch, length, groups, kv_heads, half, packed, cached, large):

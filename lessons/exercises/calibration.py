@@ -10,8 +10,8 @@ import numpy as np
 
 from minilora.course.outcome import close
 
-CASES = {"n": (2, 40), "sure": [False, True]}
-HIDDEN = {"n": (41, 200)}
+CASES = {"n": range(2, 41), "sure": [False, True]}
+HIDDEN = {"n": range(41, 201)}
 
 
 def arguments(rng, n, sure):

@@ -10,8 +10,8 @@ import numpy as np
 from minilora.course.outcome import close
 from minilora.optim import global_norm
 
-CASES = {"leaves": (1, 3), "size": (2, 4), "limit": (0.25, 8.0)}
-HIDDEN = {"leaves": (4, 6), "size": (5, 9)}
+CASES = {"leaves": range(1, 4), "size": range(2, 5), "limit": [0.25, 0.7, 2.0, 8.0]}
+HIDDEN = {"leaves": range(4, 7), "size": range(5, 10)}
 
 
 def arguments(rng, leaves, size, limit):

@@ -10,8 +10,8 @@ import numpy as np
 
 from minilora.course.outcome import close
 
-CASES = {"adapters": (1, 3), "out": (2, 4), "width": (2, 4)}
-HIDDEN = {"adapters": (4, 5), "out": (5, 9), "width": (5, 9)}
+CASES = {"adapters": range(1, 4), "out": range(2, 5), "width": range(2, 5)}
+HIDDEN = {"adapters": range(4, 6), "out": range(5, 10), "width": range(5, 10)}
 
 
 def arguments(rng, adapters, out, width):

@@ -10,12 +10,12 @@ import numpy as np
 from minilora.course.outcome import close
 
 CASES = {
-    "batch": (1, 3),
-    "length": (1, 4),
-    "vocab": (2, 6),
+    "batch": range(1, 4),
+    "length": range(1, 5),
+    "vocab": range(2, 7),
     "large": [False, True],
 }
-HIDDEN = {"length": (5, 9), "vocab": (7, 40)}
+HIDDEN = {"length": range(5, 10), "vocab": range(7, 41)}
 
 
 def arguments(rng, batch, length, vocab, large):

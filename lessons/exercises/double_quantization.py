@@ -14,8 +14,8 @@ import numpy as np
 from minilora.course.outcome import close
 from minilora.double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE
 
-CASES = {"m": (2, 600), "spread": [0.1, 0.5]}
-HIDDEN = {"m": (601, 1500), "spread": [0.3]}
+CASES = {"m": range(2, 601), "spread": [0.1, 0.5]}
+HIDDEN = {"m": range(601, 1501), "spread": [0.3]}
 STEP = 2 / 65535 + 2**-20
 
 

@@ -1,7 +1,7 @@
 """ia3: initialize IA³, with three vectors per layer.
 
 Return a new tree, `adapters`, with one leaf of float32 ones for each path of
-`lora.target_paths(base, LoraConfig(target_modules=TARGETS))`: `set_leaf(adapters, f"{path}.{L}",
+`projections(base, TARGETS)`, a dict {path: shape (out, in)}: `set_leaf(adapters, f"{path}.{L}",
 array)`. L is "ia3_l", and TARGETS are k_proj, v_proj and down_proj. For a weight (out, in), the
 leaf is (out, 1) at k_proj and v_proj, whose outputs are scaled, and (1, in) at down_proj, whose
 input is scaled.
@@ -11,8 +11,8 @@ import numpy as np
 
 from minilora.tree import flatten
 
-CASES = {"layers": (1, 2), "biased": [False, True]}
-HIDDEN = {"layers": (3, 5)}
+CASES = {"layers": range(1, 3), "biased": [False, True]}
+HIDDEN = {"layers": range(3, 6)}
 SHAPES = {
     "self_attn": {"q_proj": (8, 8), "k_proj": (4, 8), "v_proj": (4, 8), "o_proj": (8, 8)},
     "mlp": {"gate_proj": (12, 8), "up_proj": (12, 8), "down_proj": (8, 12)},

@@ -11,12 +11,12 @@ from minilora import nf4
 from minilora.quant import int8
 
 CASES = {
-    "rows": (2, 6),
-    "width": (2, 6),
-    "layers": (0, 2),
+    "rows": range(2, 7),
+    "width": range(2, 7),
+    "layers": range(3),
     "scheme": ["dense", "nf4", "nf4-dq", "int8"],
 }
-HIDDEN = {"rows": (7, 11), "width": (7, 13), "layers": (3, 5)}
+HIDDEN = {"rows": range(7, 12), "width": range(7, 14), "layers": range(3, 6)}
 
 
 def arguments(rng, rows, width, layers, scheme):

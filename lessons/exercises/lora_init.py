@@ -18,15 +18,15 @@ from minilora.config import LoraConfig
 from minilora.tree import flatten
 
 CASES = {
-    "layers": (1, 2),
-    "r": (2, 4),
+    "layers": range(1, 3),
+    "r": range(2, 5),
     "alpha": [3.0, 16.0],
     "everything": [False, True],
     "dropout": [0.0, 0.1],
     "patterns": [False, True],
     "rslora": [False, True],
 }
-HIDDEN = {"layers": (3, 4), "r": (5, 7), "alpha": [5.0]}
+HIDDEN = {"layers": range(3, 5), "r": range(5, 8), "alpha": [5.0]}
 
 
 def arguments(rng, layers, r, alpha, everything, dropout, patterns, rslora):

@@ -15,15 +15,15 @@ from minilora import layers, nf4
 from minilora.course.outcome import close
 
 CASES = {
-    "rows": (2, 6),
-    "width": (2, 6),
-    "r": (2, 3),
+    "rows": range(2, 7),
+    "width": range(2, 7),
+    "r": range(2, 4),
     "alpha": [1.0, 3.0, 16.0],
     "quantized": [False, True],
     "adapted": [True, True, False],
     "biased": [False, True],
 }
-HIDDEN = {"rows": (7, 9), "width": (7, 12), "r": (4, 5)}
+HIDDEN = {"rows": range(7, 10), "width": range(7, 13), "r": range(4, 6)}
 
 
 def arguments(rng, rows, width, r, alpha, quantized, adapted, biased):

@@ -20,8 +20,20 @@ def lora_matmul_backward(g, x, a, b, scaling):
     return up @ a, np.einsum("bti,bto->io", up, x), np.einsum("bti,bto->io", g, z)
 
 
-CASES = {"batch": (1, 2), "length": (1, 3), "width": (2, 4), "out": (2, 4), "r": (2, 3)}
-HIDDEN = {"batch": (3, 4), "length": (4, 6), "width": (5, 9), "out": (5, 8), "r": (4, 5)}
+CASES = {
+    "batch": range(1, 3),
+    "length": range(1, 4),
+    "width": range(2, 5),
+    "out": range(2, 5),
+    "r": range(2, 4),
+}
+HIDDEN = {
+    "batch": range(3, 5),
+    "length": range(4, 7),
+    "width": range(5, 10),
+    "out": range(5, 9),
+    "r": range(4, 6),
+}
 
 
 def arguments(rng, batch, length, width, out, r):

@@ -20,17 +20,23 @@ from minilora.layers import LORA, RowRng, dropout
 from minilora.tree import without
 
 CASES = {
-    "batch": (1, 2),
-    "length": (1, 3),
-    "width": (2, 5),
-    "out": (2, 5),
-    "r": (2, 3),
+    "batch": range(1, 3),
+    "length": range(1, 4),
+    "width": range(2, 6),
+    "out": range(2, 6),
+    "r": range(2, 4),
     "adapted": [True, True, False],
     "quantized": [False, True],
     "biased": [False, True],
     "p": [0.0, 0.5],
 }
-HIDDEN = {"batch": (3, 4), "length": (4, 7), "width": (6, 17), "r": (4, 6), "p": [0.0, 0.25]}
+HIDDEN = {
+    "batch": range(3, 5),
+    "length": range(4, 8),
+    "width": range(6, 18),
+    "r": range(4, 7),
+    "p": [0.0, 0.25],
+}
 
 
 def arguments(rng, batch, length, width, out, r, adapted, quantized, biased, p):

@@ -15,12 +15,12 @@ from minilora import nf4
 from minilora.config import ModelConfig
 
 CASES = {
-    "layers": (1, 3),
-    "r": (1, 4),
-    "tokens": (1, 64),
+    "layers": range(1, 4),
+    "r": range(1, 5),
+    "tokens": range(1, 65),
     "quantized": [False, True],
 }
-HIDDEN = {"layers": (4, 6), "r": (5, 9), "tokens": (65, 999)}
+HIDDEN = {"layers": range(4, 7), "r": range(5, 10), "tokens": range(65, 1000)}
 
 
 def arguments(rng, layers, r, tokens, quantized):

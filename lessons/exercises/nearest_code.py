@@ -10,8 +10,8 @@ import numpy as np
 
 from minilora import nf4
 
-CASES = {"n": (1, 40), "quant_type": ["nf4", "fp4"], "ties": [False, True]}
-HIDDEN = {"n": (41, 300)}
+CASES = {"n": range(1, 41), "quant_type": ["nf4", "fp4"], "ties": [False, True]}
+HIDDEN = {"n": range(41, 301)}
 
 
 def arguments(rng, n, quant_type, ties):

@@ -10,8 +10,8 @@ import numpy as np
 
 from minilora.course.outcome import close
 
-CASES = {"heads": (1, 2), "length": (1, 5), "half": (2, 4), "theta": [10.0, 10000.0]}
-HIDDEN = {"heads": (3, 4), "length": (6, 9), "half": (5, 9)}
+CASES = {"heads": range(1, 3), "length": range(1, 6), "half": range(2, 5), "theta": [10.0, 10000.0]}
+HIDDEN = {"heads": range(3, 5), "length": range(6, 10), "half": range(5, 10)}
 
 
 def arguments(rng, heads, length, half, theta):

@@ -17,8 +17,14 @@ import numpy as np
 from minilora.course.exercises import load
 from minilora.course.outcome import close
 
-CASES = {"batch": (1, 2), "length": (1, 5), "heads": (1, 3), "half": (1, 2), "large": [False, True]}
-HIDDEN = {"length": (6, 9), "heads": (2, 4), "half": (3, 4)}
+CASES = {
+    "batch": range(1, 3),
+    "length": range(1, 6),
+    "heads": range(1, 4),
+    "half": range(1, 3),
+    "large": [False, True],
+}
+HIDDEN = {"length": range(6, 10), "heads": range(2, 5), "half": range(3, 5)}
 
 
 def arguments(rng, batch, length, heads, half, large):

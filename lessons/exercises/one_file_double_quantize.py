@@ -14,8 +14,8 @@ import numpy as np
 from minilora.course.one_file import DYNAMIC_MAP
 from minilora.course.outcome import close
 
-CASES = {"m": (8, 600), "spread": [0.1, 0.5]}
-HIDDEN = {"m": (601, 1300), "spread": [0.3]}
+CASES = {"m": range(8, 601), "spread": [0.1, 0.5]}
+HIDDEN = {"m": range(601, 1301), "spread": [0.3]}
 STEP = 2 / 65535 + 2**-20
 
 

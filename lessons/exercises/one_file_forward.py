@@ -15,8 +15,8 @@ import numpy as np
 from minilora.course.one_file import RANK
 from minilora.course.outcome import close
 
-CASES = {"batch": (1, 2), "length": (1, 4), "layers": (1, 3), "half": (1, 2)}
-HIDDEN = {"length": (5, 8), "layers": (2, 4), "half": (3, 4)}
+CASES = {"batch": range(1, 3), "length": range(1, 5), "layers": range(1, 4), "half": range(1, 3)}
+HIDDEN = {"length": range(5, 9), "layers": range(2, 5), "half": range(3, 5)}
 
 
 def make_model(rng, layers, heads, half, vocab=11):

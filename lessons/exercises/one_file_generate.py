@@ -8,8 +8,8 @@ first 255, which ends a text, and return them as a str: `bytes(…).decode(error
 
 from minilora.course.exercises import load
 
-CASES = {"length": (2, 5), "letters": [False, True], "end": [False, True]}
-HIDDEN = {"length": (6, 9)}
+CASES = {"length": range(2, 6), "letters": [False, True], "end": [False, True]}
+HIDDEN = {"length": range(6, 10)}
 
 
 def arguments(rng, length, letters, end):

@@ -13,8 +13,8 @@ import numpy as np
 
 from minilora.course.one_file import RANK, NF4Weight
 
-CASES = {"layers": (1, 2), "out": [16, 32], "width": [64, 96]}
-HIDDEN = {"layers": (3, 4), "out": [48, 128], "width": [32, 160]}
+CASES = {"layers": range(1, 3), "out": [16, 32], "width": [64, 96]}
+HIDDEN = {"layers": range(3, 5), "out": [48, 128], "width": [32, 160]}
 
 
 def arguments(rng, layers, out, width):

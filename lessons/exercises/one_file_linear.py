@@ -10,9 +10,9 @@ import numpy as np
 from minilora.course.one_file import RANK, quantize
 from minilora.course.outcome import close
 
-CASES = {"rows": (1, 3), "out": [16, 32], "width": [32, 64], "kind": ["dense", "nf4"],
+CASES = {"rows": range(1, 4), "out": [16, 32], "width": [32, 64], "kind": ["dense", "nf4"],
          "adapted": [True, True, False]}  # fmt: skip
-HIDDEN = {"rows": (4, 6), "out": [48], "width": [128, 96]}
+HIDDEN = {"rows": range(4, 7), "out": [48], "width": [128, 96]}
 
 
 def arguments(rng, rows, out, width, kind, adapted):

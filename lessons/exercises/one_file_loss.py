@@ -14,8 +14,8 @@ import numpy as np
 from minilora.course.exercises import load
 from minilora.course.outcome import close
 
-CASES = {"count": (1, 3), "prompt": (1, 4), "answer": (1, 4)}
-HIDDEN = {"count": (4, 5), "prompt": (5, 8), "answer": (5, 7)}
+CASES = {"count": range(1, 4), "prompt": range(1, 5), "answer": range(1, 5)}
+HIDDEN = {"count": range(4, 6), "prompt": range(5, 9), "answer": range(5, 8)}
 
 
 def arguments(rng, count, prompt, answer):

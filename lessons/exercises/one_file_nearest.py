@@ -7,8 +7,8 @@ Exactly halfway between two values, take the lower one.
 
 import numpy as np
 
-CASES = {"rows": (1, 3), "width": (2, 6), "count": [16, 256], "ties": [False, True]}
-HIDDEN = {"rows": (4, 7), "width": (7, 40), "count": [2, 31]}
+CASES = {"rows": range(1, 4), "width": range(2, 7), "count": [16, 256], "ties": [False, True]}
+HIDDEN = {"rows": range(4, 8), "width": range(7, 41), "count": [2, 31]}
 
 
 def arguments(rng, rows, width, count, ties):

@@ -8,8 +8,8 @@ import numpy as np
 
 from minilora import nf4
 
-CASES = {"pairs": (2, 20)}
-HIDDEN = {"pairs": (21, 400)}
+CASES = {"pairs": range(2, 21)}
+HIDDEN = {"pairs": range(21, 401)}
 
 
 def arguments(rng, pairs):

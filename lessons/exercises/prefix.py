@@ -4,7 +4,7 @@ Return a new tree, `adapters`, with two leaves for each layer i, "model.layers.i
 and "model.layers.i.self_attn.prefix_v", which are the two NAMES. `set_leaf` makes the nodes in
 between. Each leaf is (n, k) float32 from the standard normal distribution of `rng`; n is
 config.num_virtual_tokens, and k is the number of rows of the k_proj weight of the layer.
-`lora.target_paths(base, LoraConfig(target_modules=("k_proj",)))` has the paths of the k_proj's.
+`projections(base, ("k_proj",))` is {path: shape (out, in)} of the k_proj's.
 """
 
 import numpy as np
@@ -12,8 +12,8 @@ import numpy as np
 from minilora.methods.method import MethodConfig
 from minilora.tree import flatten
 
-CASES = {"layers": (1, 2), "n": (30, 36), "kv": [8, 10]}
-HIDDEN = {"layers": (3, 4), "n": (37, 50)}
+CASES = {"layers": range(1, 3), "n": range(30, 37), "kv": [8, 10]}
+HIDDEN = {"layers": range(3, 5), "n": range(37, 51)}
 
 
 def arguments(rng, layers, n, kv):

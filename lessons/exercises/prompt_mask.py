@@ -16,8 +16,8 @@ import numpy as np
 
 from minilora.batching import Example
 
-CASES = {"rows": (1, 3), "packed": (1, 3), "longest": (1, 6)}
-HIDDEN = {"rows": (4, 6), "packed": (1, 4), "longest": (7, 20)}
+CASES = {"rows": range(1, 4), "packed": range(1, 4), "longest": range(1, 7)}
+HIDDEN = {"rows": range(4, 7), "packed": range(1, 5), "longest": range(7, 21)}
 
 
 def arguments(rng, rows, packed, longest):

@@ -19,9 +19,13 @@ def main(exercises):
     faults, total = [], 0
     for e in exercises:
         began = time.perf_counter()
-        found = faults_of(e)
+        wrong = {}
+        try:
+            found = faults_of(e)
+            wrong = {m.name: fault for m in e.mistakes if (fault := fault_of(e, m))}
+        except Exception as error:  # in the entry or in the Python file
+            found = [f"{type(error).__name__}: {error}"]
         seconds = time.perf_counter() - began
-        wrong = {m.name: fault for m in e.mistakes if (fault := fault_of(e, m))}
         found += [f"{name}: {fault}" for name, fault in wrong.items()]
         faults += [f"fault: {e.id}: {fault}" for fault in found]
         caught = len(e.mistakes) - len(wrong)
@@ -37,12 +41,18 @@ def faults_of(exercise):
     """Return the faults of the texts, the stub and the solution of an exercise."""
     stub, solution = (exercise.student_file(solved).encode() for solved in (False, True))
     faults = ["fewer than three planted mistakes"] if len(exercise.mistakes) < 3 else []
+    if len(exercise.hints) != 3:
+        faults.append("not three hints, from gentle to plain")
+    if not exercise.lesson_file:
+        faults.append(f"there is no lesson {exercise.lesson}")
+    if not exercise.is_test and not exercise.rules:
+        return [*faults, "no property"]
     if not exercise.task:
         faults.append("the docstring of the Python file has no task")
-    if judge.verdicts(exercise, stub)[0] is not judge.TODO:
+    if judge.verdict(exercise, stub) != judge.TODO:
         faults.append("the stub does not count as not written")
-    verdicts = judge.verdicts(exercise, solution, seed=1)
-    return faults + [f"the reference {v.status}: {v.text}" for v in verdicts if v.share < 1]
+    verdicts = [judge.verdict(exercise, solution, seed) for seed in (None, 1)]
+    return faults + [f"the reference: {v.text}" for v in verdicts if v != judge.PASSED]
 
 
 def fault_of(exercise, mistake):
@@ -51,11 +61,9 @@ def fault_of(exercise, mistake):
         return f"its `find` occurs {times} times in the source of the reference, not once"
     if exercise.is_test:  # the solution passed, so it catches them all
         return ""
-    if not (function := exercise.mistaken(mistake)):
-        return "it has no `find`, and the Python file has no function mistake_…"
-    subject, rules = Local(function), [*exercise.rules, judge.REFERENCE]
+    subject, rules = Local(exercise.copy(mistake)), [*exercise.rules, judge.REFERENCE]
     found = chain.from_iterable(judge.wrong_calls(exercise, subject, rule) for rule in rules)
-    if (wrong := next(found, None)) is None:
-        return "it passes every property"
+    if (wrong := next((one for one in found if not one.mine.crash), None)) is None:
+        return "it passes every property, or it only raises"
     said = judge.diagnose(exercise, subject, wrong.case).partition(":")[0] or "nothing known"
     return "" if said == mistake.name else f"it is diagnosed as {said}"

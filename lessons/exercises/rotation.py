@@ -10,8 +10,8 @@ import numpy as np
 
 from minilora.course.outcome import close
 
-CASES = {"length": (1, 4), "heads": (1, 3), "half": (2, 4)}
-HIDDEN = {"length": (5, 9), "heads": (3, 5), "half": (5, 9)}
+CASES = {"length": range(1, 5), "heads": range(1, 4), "half": range(2, 5)}
+HIDDEN = {"length": range(5, 10), "heads": range(3, 6), "half": range(5, 10)}
 
 
 def arguments(rng, length, heads, half):

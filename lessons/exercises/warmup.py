@@ -23,7 +23,7 @@ CASES = {
     "schedule": ["constant", "linear", "cosine"],
     "share": [0.0, 0.05, 0.2, 0.5, 0.9, 0.95, 1.0],
 }
-HIDDEN = {"iters": (91, 400), "ratio": [0.1, 0.5]}
+HIDDEN = {"iters": range(91, 401), "ratio": [0.1, 0.5]}
 
 
 def arguments(rng, iters, ratio, schedule, share):

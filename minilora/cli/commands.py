@@ -84,7 +84,7 @@ def chat(args):
     """Answer the lines of standard input; with a chat template, they are one conversation."""
     loaded = load_model(args, args.adapter_path)
     tokenizer = loaded.tokenizer
-    has_template = tokenizer.has_chat_template
+    has_template = tokenizer.chat_template
     messages = first_messages(args, has_template)
     if not has_template:
         text = "this model has no chat template: each line is a prompt of its own"
@@ -114,7 +114,7 @@ def sampling(args):
 
 def prompt_ids(args, tokenizer, text):
     """Return the token ids of a prompt, with the chat template unless --raw is given."""
-    has_template = tokenizer.has_chat_template and not args.raw
+    has_template = tokenizer.chat_template and not args.raw
     messages = first_messages(args, has_template)
     if not has_template:
         return tokenizer.encode(text)

@@ -5,15 +5,14 @@ keeps a function's decorators, signature, comments and docstring; its body becom
 """
 
 import ast
-import hashlib
 import importlib
 import inspect
+import random
 import runpy
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from importlib.util import find_spec
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -24,7 +23,7 @@ from ..config import InputError
 PACKAGE = Path(__file__).parents[1]  # installed, it contains lessons/; in a clone, it is next to it
 LESSONS = PACKAGE / "lessons" if (PACKAGE / "lessons").is_dir() else PACKAGE.parent / "lessons"
 DEFAULTS = {"HIDDEN": {}, "observe": lambda value, *_: value, "tolerance": lambda *_: 0.0}
-TEMPLATE = Path(__file__).parent / "exercise.txt"  # of a student's file
+TEMPLATE = (PACKAGE / "course" / "exercise.txt").read_text("utf-8")  # of a student's file
 
 
 def functions(source, names, message=None):
@@ -33,9 +32,8 @@ def functions(source, names, message=None):
     lines = source.splitlines()
     nodes = {n.name: n for n in ast.parse(source).body if isinstance(n, ast.FunctionDef)}
     for name in names:
-        if name not in nodes:
-            raise InputError(f"there is no function {name}")
-        node, first = nodes[name], nodes[name].body[0]
+        node = nodes[name]
+        first = node.body[0]
         begin = min([node.lineno, *(d.lineno for d in node.decorator_list)]) - 1
         end = node.end_lineno
         body = []
@@ -46,7 +44,7 @@ def functions(source, names, message=None):
     return "\n\n\n".join(found)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Mistake:
     """A usual mistake: an edit of the reference's source, or `mistake_NAME` of the Python file."""
 
@@ -54,12 +52,12 @@ class Mistake:
     says: str  # the diagnosis, one sentence
     find: str = ""
     replace: str = ""
-    hidden: bool = False  # in a `test` exercise: counted but never named
+    hidden: bool = False  # in an exercise that is a test: counted but never named
 
 
 @dataclass(eq=False)
 class Exercise:
-    """A function of the reference that a student writes, or (kind `test`) a test of it."""
+    """A function of the reference that a student writes, or a test of it."""
 
     id: str
     function: str  # "minilora.nf4:nearest", or the name of a function of the Python file
@@ -67,25 +65,23 @@ class Exercise:
     difficulty: int  # 1 to 3
     minutes: int
     points: float
-    hints: Sequence[str]
-    folder: Path  # the folder of the Python file
-    imports: Sequence[str] = ()  # lines of the student's file
-    helpers: Sequence[str] = ()  # functions of the same module that the student also writes
-    kind: str = "function"
-    seconds: int = 9  # most processor time of a file
-    mistakes: Sequence[Mistake] = ()
+    hints: Sequence
+    imports: Sequence = ()  # lines of the student's file
+    helpers: Sequence = ()  # functions of the same module that the student also writes
+    is_test: bool = False
+    mistakes: Sequence = ()
 
     def __post_init__(self):
         self.module, _, self.name = self.function.rpartition(":")
         self.file = f"{self.id.replace('-', '_')}.py"  # name of the student's and the Python file
-        self.is_test = self.kind == "test"
         self.about = f"`{self.name}`" + f" of {self.module}" * bool(self.module)
         self.sought = [*self.helpers, self.name]  # the functions to write; the last one is checked
         if self.is_test:
             self.about = f"a test of {self.about}"
             self.sought = ["check"]
         self.answer = self.sought[-1]
-        self.source = (self.folder / self.file).read_text(encoding="utf-8")
+        self.path = LESSONS / "exercises" / self.file
+        self.source = self.path.read_text("utf-8")
         # the docstring of the Python file: a line about the exercise, and the task
         self.task = (ast.get_docstring(ast.parse(self.source)) or "").partition("\n\n")[2]
         self.lesson_file = next(LESSONS.glob(f"{self.lesson}*.py"), None)
@@ -93,8 +89,8 @@ class Exercise:
     @cached_property
     def checks(self):
         """The cases and properties that the Python file defines."""
-        names = runpy.run_path(str(self.folder / self.file), run_name=self.id)
-        return SimpleNamespace(**{**DEFAULTS, **names})
+        names = runpy.run_path(str(self.path), run_name=self.id)
+        return SimpleNamespace(**DEFAULTS | names)
 
     @property
     def rules(self):
@@ -111,103 +107,80 @@ class Exercise:
     @cached_property
     def reference(self):
         """The source of the reference, which a mistake edits."""
-        imports = [] if self.module else [*self.imports, ""]
-        return "\n".join([*imports, functions(self.text, [*self.helpers, self.name])])
+        return "\n".join([*self.imports, functions(self.text, [*self.helpers, self.name])])
 
     def student_file(self, solved=False):
         """Return the text of a student's file: the stub, or the solution."""
         text = self.source if self.is_test else self.text
         written = functions(text, self.sought, None if solved else self.id)
-        template = TEMPLATE.read_text(encoding="utf-8")
-        return template.format(e=self, imports="\n".join(self.imports), functions=written)
+        return TEMPLATE.format(e=self, imports="\n".join(self.imports), functions=written)
 
-    def edited(self, mistake=None):
-        """Return the reference's source, with a mistake's edit."""
-        return self.reference.replace(mistake.find, mistake.replace) if mistake else self.reference
+    def copy(self, mistake=None):
+        """Return a copy of the reference, or the function with a mistake.
 
-    def mistaken(self, mistake=None):
-        """Return the reference, or the function with a mistake; None if there is no such one."""
-        if mistake and not mistake.find:
-            return getattr(self.checks, f"mistake_{mistake.name.replace('-', '_')}", None)
-        return compiled(self.module, self.edited(mistake), self.name)
+        A copy is compiled where it is called, so that it can be sent to a process.
+        """
+        source = self.reference
+        if mistake:
+            if not mistake.find:
+                return getattr(self.checks, f"mistake_{mistake.name.replace('-', '_')}")
+            source = source.replace(mistake.find, mistake.replace)
+        return partial(call_copy, self.module, source, self.name)
 
-    def draw(self, rule, count, seed=0, hidden=False):
+    def draw(self, rule, count, seed=None):
         """Draw `count` calls to check a rule: for each, pairs of the names of CASES and values.
 
-        Choices from HIDDEN replace those of CASES in hidden calls.
+        For a hidden check, which has a seed, choices from HIDDEN replace those of CASES.
         """
-        choices = self.checks.CASES
-        if hidden:
-            choices = {**choices, **self.checks.HIDDEN}
-        text = f"{seed} {self.id} {rule}".encode()
-        rng = np.random.default_rng(list(hashlib.sha256(text).digest()))
-
-        def value(choice):
-            if isinstance(choice, list):
-                return choice[rng.integers(len(choice))]
-            if rng.random() < 0.2:  # the ends of a range are drawn often
-                return choice[rng.integers(2)]
-            if isinstance(choice[0], int):  # small numbers are drawn more often
-                return choice[0] + int((choice[1] + 1 - choice[0]) * rng.random() ** 2)
-            return float(rng.uniform(*choice))
-
-        return [
-            (("seed", int(rng.integers(2**32))), *((key, value(c)) for key, c in choices.items()))
-            for _ in range(count)
-        ]
+        choices = {"seed": range(2**32), **self.checks.CASES}
+        if seed is not None:
+            choices |= self.checks.HIDDEN
+        rng = random.Random(f"{seed} {self.id} {rule}")
+        return [tuple((key, rng.choice(c)) for key, c in choices.items()) for _ in range(count)]
 
     def arguments(self, case):
         """Make the arguments of the call that `case` describes."""
         sizes = dict(case)
         rng = np.random.default_rng(sizes.pop("seed"))
-        return tuple(self.checks.arguments(rng, **sizes))
+        return self.checks.arguments(rng, **sizes)
+
+
+def call_copy(module, source, name, *arguments, **options):
+    """Compile a function, if it is not yet, and call it."""
+    return compiled(module, source, name)(*arguments, **options)
 
 
 @lru_cache(1024)
-def compiled(module, text, name):
-    """Return the function `name` that `text` defines, in a copy of the module's namespace."""
+def compiled(module, source, name):
+    """Return the function `name` of the source, in a copy of the module's namespace."""
     namespace = dict(vars(importlib.import_module(module))) if module else {}
-    exec(compile(text, f"<{module}: {name}>", "exec"), namespace)
+    exec(compile(source, f"<{module}: {name}>", "exec"), namespace)
     return namespace[name]
 
 
-def find(name):
-    """Return the exercise with this id or file name."""
+def select(names):
+    """Return the exercises with these ids or file names, in the order of the course; or all."""
     known = load()
-    name = Path(name).stem.replace("_", "-")
-    if name not in known:
-        raise InputError(f"there is no exercise {name!r}: choose from {', '.join(known)}")
-    return known[name]
-
-
-def select(only):
-    """Return the exercises with these ids in the order of the file; without ids, all of them."""
-    wanted = [find(name) for name in only or load()]
-    return [e for e in load().values() if e in wanted]
+    ids = [Path(name).stem.replace("_", "-") for name in names or known]
+    for name in ids:
+        if name not in known:
+            raise InputError(f"there is no exercise {name!r}: choose from {', '.join(known)}")
+    return [e for e in known.values() if e.id in ids]
 
 
 @lru_cache
-def load(folder=LESSONS):
-    """Read `folder`/exercises.toml, check it, and return {id: Exercise}."""
-    path = Path(folder) / "exercises.toml"
+def load():
+    """Read exercises.toml; return {id: Exercise}."""
+    path = LESSONS / "exercises.toml"
     where = "the file"
-    exercises: dict[str, Exercise] = {}
+    exercises: dict = {}
     try:
-        for entry in tomllib.loads(path.read_text(encoding="utf-8"))["exercise"]:
-            where = entry.get("id", "an exercise without id")
-            mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
-            e = Exercise(**entry, folder=path.parent / "exercises", mistakes=mistakes)
-            if e.kind not in ("function", "test"):
-                raise InputError("kind must be function or test")
-            if e.module and not find_spec(e.module):
-                raise InputError(f"there is no module {e.module}")
-            if not e.lesson_file:
-                raise InputError(f"there is no lesson {e.lesson}")
-            if len(e.hints) != 3:
-                raise InputError("give three hints, from gentle to plain")
-            if e.id in exercises:
+        for entry in tomllib.loads(path.read_text("utf-8"))["exercise"]:
+            where = entry["id"]
+            if where in exercises:
                 raise InputError("the id occurs twice")
-            exercises[e.id] = e
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            mistakes = [Mistake(**mistake) for mistake in entry.pop("mistake", ())]
+            exercises[where] = Exercise(**entry, mistakes=mistakes)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a list of exercises: {where}: {error}") from error
     return exercises

@@ -1,6 +1,7 @@
 """Decide whether a function is right; if not, find a small wrong call and the usual mistake.
 
 The judge asks a subject for values: `student.Local` in this process, `student.Student` in another.
+A hidden check has a private seed; an open one has the seed None.
 """
 
 import inspect
@@ -8,14 +9,13 @@ import random
 from functools import lru_cache
 from typing import NamedTuple
 
-import numpy as np
-
-from .outcome import Crash, Outcome, Stopped, describe, difference, leaves, same
+from .exercises import compiled
+from .outcome import UNWRITTEN, Crash, Outcome, Stopped, describe, difference, leaves, same
 from .student import Local, running
 
 REFERENCE = "it gives what the reference gives"  # the last rule of every exercise
-CALLS, CALLS_OF_A_PROPERTY = 40, 16  # calls per rule
-SAMPLES = 24  # calls to tell mistakes apart
+CALLS = 40  # calls to compare with the reference, and to tell mistakes apart
+CALLS_OF_A_PROPERTY = 16
 
 
 class Problem(NamedTuple):
@@ -30,27 +30,27 @@ class Problem(NamedTuple):
 class Verdict(NamedTuple):
     """The result of a check."""
 
-    status: str  # passed, failed, or todo (not written yet)
     share: float  # share of the points, 0 to 1
     text: str  # the explanation, several lines
     mistake: str = ""  # "name: diagnosis" of a recognized mistake
 
 
-TODO = Verdict("todo", 0.0, "not written yet")
-MISSING = Verdict("todo", 0.0, "the file was not handed in")
+PASSED = Verdict(1.0, "passed")
+TODO = Verdict(0.0, UNWRITTEN)
+MISSING = Verdict(0.0, "the file was not handed in")
 
 
 def outcomes(exercise, subject, cases):
     """Call the subject on each case; return the Outcomes, with what the exercise compares."""
     found = []
-    for case, one in zip(cases, subject.ask("call", *map(exercise.arguments, cases))):
+    for case, one in zip(cases, subject.ask(*map(exercise.arguments, cases))):
         try:
             if not one.crash:
                 value = exercise.checks.observe(one.value, *exercise.arguments(case))
                 one = one._replace(value=value)
         except Exception as error:  # `observe` cannot read this kind of result
             text = f"{describe(one.value)} is not the kind of result that is asked for: {error}"
-            one = Outcome(crash=Crash("unreadable", text))
+            one = Outcome(crash=Crash(text))
         found.append(one)
     return found
 
@@ -58,7 +58,7 @@ def outcomes(exercise, subject, cases):
 @lru_cache(2**14)
 def expected(exercise, case):
     """Return the reference's Outcome on a call, and the allowed distance."""
-    (right,) = outcomes(exercise, Local(exercise.mistaken()), [case])
+    (right,) = outcomes(exercise, Local(exercise.copy()), [case])
     return right, exercise.checks.tolerance(*exercise.arguments(case))
 
 
@@ -75,7 +75,7 @@ def problem(exercise, subject, case, mine, rule):
     holds = getattr(exercise.checks, rule)
 
     def function(*arguments):
-        (answer,) = subject.ask("call", arguments)
+        (answer,) = subject.ask(arguments)
         if answer.crash:
             raise answer.crash
         return answer.value
@@ -84,118 +84,110 @@ def problem(exercise, subject, case, mine, rule):
         holds(function, *exercise.arguments(case))
     except Exception as error:  # the property does not hold, or cannot read this kind of result
         mine = Outcome(crash=error) if isinstance(error, Crash) else mine
-        said = " ".join((holds.__doc__ or rule).split())
+        said = " ".join(holds.__doc__.split())
         return Problem(case, said, mine, str(error).partition("\n")[0])
     return None
 
 
-def wrong_calls(exercise, subject, rule, seed=0, hidden=False):
+def wrong_calls(exercise, subject, rule, seed=None):
     """Return a Problem for each drawn call that breaks the rule."""
-    count = CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY
-    drawn = exercise.draw(rule, count, seed, hidden)
+    drawn = exercise.draw(rule, CALLS if rule == REFERENCE else CALLS_OF_A_PROPERTY, seed)
     pairs = zip(drawn, outcomes(exercise, subject, drawn))
-    found = (problem(exercise, subject, case, mine, rule) for case, mine in pairs)
-    return [wrong for wrong in found if wrong]
+    return [p for case, mine in pairs if (p := problem(exercise, subject, case, mine, rule))]
 
 
 def diagnose(exercise, subject, case):
     """Return "name: diagnosis" of the mistake that answers like the subject, or an empty string."""
-    drawn = [case, *exercise.draw("samples", SAMPLES)]
+    drawn = [case, *exercise.draw("samples", CALLS)]
     mine = outcomes(exercise, subject, drawn)
     right, bounds = zip(*(expected(exercise, case) for case in drawn))
-    if all(m.crash or same(m, r, b) for m, r, b in zip(mine, right, bounds)):
-        return ""  # where the subject differs from the reference, it raises
+    if all(map(same, mine, right, bounds)):
+        return ""  # the subject differs from the reference on other calls alone
     for m in exercise.mistakes:
-        answers = outcomes(exercise, Local(exercise.mistaken(m)), drawn)
+        answers = outcomes(exercise, Local(exercise.copy(m)), drawn)
         if all(map(same, answers, mine, bounds)):
             return f"{m.name}: {m.says}"
     return ""
 
 
-def verdicts(exercise, source, seed=None):
-    """Return the Verdicts on a file's bytes: open, and hidden, which without a seed is the same."""
+def verdict(exercise, source, seed=None):
+    """Return the Verdict on a file's bytes, which a process of its own runs."""
     if source is None:
-        return MISSING, MISSING
-    opened = None
+        return MISSING
     try:
         with running(exercise, source) as subject:
-            opened = hidden = check(exercise, subject)
-            if seed is not None and opened is not TODO:
-                hidden = check(exercise, subject, seed, hidden=True)
+            return check(exercise, subject, seed)
     except Stopped as stop:
-        hidden = Verdict("failed", 0.0, str(stop))
-    return opened or hidden, hidden
+        return Verdict(0.0, str(stop))
 
 
-def check(exercise, subject, seed=0, hidden=False):
+def check(exercise, subject, seed=None):
     """Return the Verdict: half of the share is for the properties, half for the right values."""
     if exercise.is_test:
-        return check_test(exercise, subject, seed, hidden)
-    broken = {}
-    for rule in [*exercise.rules, REFERENCE]:
-        if wrong := wrong_calls(exercise, subject, rule, seed, hidden):
-            broken[rule] = wrong
-            if any(is_unwritten(one.mine.crash) for one in wrong):
-                return TODO
-    if not broken:
-        return Verdict("passed", 1.0, "passed")
-    held = [rule for rule in exercise.rules if rule not in broken]
-    share = (len(held) / max(1, len(exercise.rules)) + (REFERENCE not in broken)) / 2
+        return check_test(exercise, subject, seed)
+    rules = [*exercise.rules, REFERENCE]
+    wrong = {rule: wrong_calls(exercise, subject, rule, seed) for rule in rules}
+    held = sum(not wrong[rule] for rule in exercise.rules)
+    share = (held / len(exercise.rules) + (not wrong[REFERENCE])) / 2
+    if share == 1:
+        return PASSED
 
-    def size(wrong):
-        return sum(np.size(leaf) for _, leaf in leaves(exercise.arguments(wrong.case)))
+    def size(one):
+        return sum(leaf.size for _, leaf in leaves(exercise.arguments(one.case)))
 
-    least = min(next(iter(broken.values())), key=size)
+    least = min(next(filter(None, wrong.values())), key=size)  # of the first broken rule
     mistake = "" if least.mine.crash else diagnose(exercise, subject, least.case)
-    text = "a hidden check fails" if hidden else explain(exercise, least)  # no call, no value
-    return Verdict("failed", share, text + f"\n  likely    {mistake}" * bool(mistake), mistake)
+    # a hidden check says no call and no value
+    text = explain(exercise, *least) if seed is None else "failed"
+    return Verdict(share, text + f"\n  likely    {mistake}" * bool(mistake), mistake)
 
 
-def is_unwritten(crash):
-    """Tell whether a Crash is the stub's NotImplementedError."""
-    return crash and crash.kind == "NotImplementedError"
-
-
-def check_test(exercise, subject, seed, hidden):
+def check_test(exercise, subject, seed):
     """Return the Verdict on a test; its share is the share of planted mistakes that it catches."""
-    mistakes = [m for m in exercise.mistakes if hidden or not m.hidden]
+    is_open = seed is None
+    mistakes = [m for m in exercise.mistakes if not (is_open and m.hidden)]
     tested = [None, *mistakes]  # None is the reference
-    random.Random(seed).shuffle(tested)  # counting the calls must not help
+    random.Random(seed or 0).shuffle(tested)  # counting the calls must not help
     missed = []
     for mistake in tested:
-        source = exercise.module, exercise.edited(mistake), exercise.name
-        ((_, _, crash),) = subject.ask("test", source)
-        if is_unwritten(crash):
-            return TODO
+        ((_, _, crash),) = subject.ask((exercise.copy(mistake),))
         if crash and not mistake:
             text = "your test raises on the reference, which is right"
-            return Verdict("failed", 0.0, text + f"\n  it raised {crash.text}" * (not hidden))
+            return Verdict(0.0, text + f"\n  it raised {crash}" * is_open)
         if mistake and not crash:
             missed.append(mistake)
+    if not missed:
+        return PASSED
     caught = f"{len(mistakes) - len(missed)} of {len(mistakes)} planted mistakes"
     text = f"the reference passes your test, which catches {caught}"
-    text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if not hidden)
-    return Verdict("failed" if missed else "passed", 1 - len(missed) / len(mistakes), text)
+    text += "".join(f"\n  not caught: {m.name}: {m.says}" for m in missed if is_open)
+    return Verdict(1 - len(missed) / len(mistakes), text)
 
 
-def explain(exercise, wrong):
+def explain(exercise, case, rule, mine, detail):
     """Explain a Problem: the rule, the call, its arguments, the expected and the actual result."""
-    arguments = exercise.arguments(wrong.case)
-    mine = wrong.mine
-    right, bound = expected(exercise, wrong.case)
-    names = list(inspect.signature(exercise.mistaken()).parameters)[: len(arguments)]
-    made = ", ".join(f"{key}={value!r}" for key, value in wrong.case)
-    lines = [f"is true   {wrong.rule}", f"not for   {exercise.name}({', '.join(names)}), where"]
-    lines += [f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)]
-    lines += [f"made by   arguments({made})"]
+    arguments = exercise.arguments(case)
+    right, bound = expected(exercise, case)
+    names = list(inspect.signature(compiled(*exercise.copy().args)).parameters)
+    lines = [
+        "failed",
+        f"is true   {rule}",
+        f"not for   {exercise.name}({', '.join(names)}), where",
+        *(f"  {name:<9} {describe(value)}" for name, value in zip(names, arguments)),
+        f"made by   arguments({', '.join(f'{key}={value!r}' for key, value in case)})",
+    ]
     if mine.crash:
-        lines.append(f"raised    {mine.crash.text}")
+        lines.append(f"raised    {mine.crash}")
     elif mine.touched != right.touched:
         lines.append(f"changed   {', '.join(names[n] for n in mine.touched) or 'nothing'}")
     elif found := difference(right.value, mine.value, bound):
-        lines += [f"expected  {found[0]}", f"got       {found[1]}", f"first at  {found[2]}"]
+        lines += [
+            f"expected  {describe(right.value)}",
+            f"got       {describe(mine.value)}",
+            f"first at  {found}",
+        ]
         if mine.value is None:
             lines.append("hint      does every branch of the function end in `return`?")
-    elif wrong.detail:
-        lines.append(f"there     {wrong.detail}")
+    elif detail:
+        lines.append(f"there     {detail}")
     return "\n  ".join(lines)

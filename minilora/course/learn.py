@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from ..config import InputError
-from ..formats.files import read_json, replace_text, write_errors
+from ..formats.files import read_json, replace_text
 from . import exercises, judge
 
 PROGRESS = Path("progress.json")  # {id of an exercise: "passed"}
@@ -37,23 +37,20 @@ def check_file(exercise):
     path = Path(exercise.file)
     if not path.exists():
         raise InputError(f"{path} is missing: `minilora learn init` makes a new stub")
-    verdict = judge.verdicts(exercise, path.read_bytes())[0]
-    passed = verdict.status == "passed"
-    print(f"{exercise.id}: {verdict.status}" + f"\n  {verdict.text}" * (not passed), flush=True)
-    if passed:
-        progress = read_progress() | {exercise.id: "passed"}
-        replace_text(PROGRESS, json.dumps(progress, indent=1) + "\n")
-    return passed
+    verdict = judge.verdict(exercise, path.read_bytes())
+    print(f"{exercise.id}: {verdict.text}", flush=True)
+    if verdict != judge.PASSED:
+        return False
+    replace_text(PROGRESS, json.dumps(read_progress() | {exercise.id: "passed"}, indent=1) + "\n")
+    return True
 
 
 def do_init(args):
     """Make a workspace, or write the stubs that it lacks."""
     folder = Path(args.folder)
-    chosen = exercises.select(args.only)
-    with write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
     files = {folder / PROGRESS: "{}\n"}
-    files |= {folder / e.file: e.student_file() for e in chosen}
+    files |= {folder / e.file: e.student_file() for e in exercises.select(args.only)}
+    folder.mkdir(parents=True, exist_ok=True)
     missing = [path for path in files if not path.exists()]
     for path in missing:
         replace_text(path, files[path])
@@ -67,8 +64,10 @@ def do_list(args):
     shown = present()
     for e in shown:
         state = "passed" if e.id in progress else "begun" if is_begun(e) else "todo"
-        about = f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
-        print(f"{state:<7} {e.id:<25} lesson {e.lesson:<3} {about}")
+        print(
+            f"{state:<7} {e.id:<25} lesson {e.lesson:<3} "
+            f"{'*' * e.difficulty:<3} {e.minutes:>3} min {e.points:>3g} points"
+        )
     print(f"{sum(e.id in progress for e in shown)} of {len(shown)} passed")
 
 
@@ -84,16 +83,16 @@ def do_next(args):
 
 
 def do_check(args):
-    """Check one exercise or all begun ones; return 1 if one of them is not passed."""
+    """Check one exercise or all begun ones; return True, for status 1, if one is not passed."""
     read_progress()  # before a check that takes long
-    chosen = [exercises.find(args.id)] if args.id else [*filter(is_begun, present())]
+    chosen = exercises.select([args.id]) if args.id else [*filter(is_begun, present())]
     if not chosen:
         raise InputError("you have not begun an exercise yet: see minilora learn next")
     passed = [check_file(e) for e in chosen]
-    return int(not all(passed))
+    return not all(passed)
 
 
 def do_hint(args):
     """Print one of the three hints."""
-    e = exercises.find(args.id)
+    (e,) = exercises.select([args.id])
     print(f"hint {args.number} of 3: {e.hints[args.number - 1]}")

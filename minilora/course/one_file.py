@@ -4,7 +4,8 @@ from contextlib import redirect_stdout
 
 from .exercises import LESSONS
 
-__file__ = str(LESSONS / "00_qlora_in_one_file.py")  # for `inspect.getsource`
-text = LESSONS.joinpath(__file__).read_text(encoding="utf-8")
+path = LESSONS / "00_qlora_in_one_file.py"
+__file__ = str(path)  # for `inspect.getsource`
+text = path.read_text("utf-8")
 with redirect_stdout(None):
     exec(compile(text.partition("# ## 6. Training")[0], __file__, "exec"))

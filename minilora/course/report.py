@@ -4,12 +4,10 @@
 """
 
 import csv
-import io
 from collections import Counter
 from typing import NamedTuple
 
-from ..formats.files import replace_text
-from .judge import Verdict
+from .judge import MISSING, PASSED, TODO, Verdict
 
 
 class Grade(NamedTuple):
@@ -27,24 +25,13 @@ class Grade(NamedTuple):
         return self.max_points * (self.open.share + self.hidden.share) / 2
 
     @property
-    def text(self):
-        """What the open and the hidden check say, once if it is the same."""
-        said = dict.fromkeys([self.open.text, self.hidden.text])
-        return "\n  ".join(text for text in said if text != "passed") or "passed"
-
-    @property
-    def mistake(self):
-        """The recognized mistake, "name: diagnosis", or an empty string."""
-        return self.open.mistake or self.hidden.mistake
-
-    @property
-    def kind(self):
-        """One of `passed`, `not written`, `other mistakes` and the names of the mistakes."""
-        if self.open.status == self.hidden.status == "passed":
+    def result(self):
+        """`passed`, `not written`, "name: diagnosis" of a known mistake, or `other mistakes`."""
+        if self.open == self.hidden == PASSED:
             return "passed"
-        if self.open.status == "todo":
+        if self.open in (TODO, MISSING):
             return "not written"
-        return self.mistake.partition(":")[0] or "other mistakes"
+        return self.open.mistake or self.hidden.mistake or "other mistakes"
 
 
 def total_points(grades):
@@ -54,20 +41,12 @@ def total_points(grades):
 
 def feedback(grades):
     """Return the text for the student."""
-    lines = [f"{g.id}: {g.points:.3g} of {g.max_points:g}\n  {g.text}\n" for g in grades]
-    return f"{''.join(lines)}total {total_points(grades)}"
-
-
-def as_csv(results):
-    """Return CSV, one row per student and exercise; no cell begins like a spreadsheet formula."""
-    file = io.StringIO()
-    rows = csv.writer(file, lineterminator="\n")
-    rows.writerow(["student", "exercise", "lesson", "points", "max_points", "kind", "mistake"])
-    for name, grades in results.items():
-        for g in grades:
-            row = [name, g.id, g.lesson, f"{g.points:.4g}", f"{g.max_points:g}", g.kind, g.mistake]
-            rows.writerow("'" * cell.startswith(tuple("=+-@\t\r")) + cell for cell in row)
-    return file.getvalue()
+    texts = [
+        f"{g.id}: {g.points:.3g} of {g.max_points:g}\n"
+        f"  open check: {g.open.text}\n  hidden check: {g.hidden.text}\n"
+        for g in grades
+    ]
+    return f"{''.join(texts)}total {total_points(grades)}"
 
 
 def class_table(results):
@@ -75,15 +54,26 @@ def class_table(results):
     text = "".join(f"- {name}: {total_points(grades)}" for name, grades in results.items())
     text += "\n| exercise | students |\n| --- | --- |\n"
     for grades in zip(*results.values()):
-        kinds = Counter(g.kind for g in grades).most_common()
+        kinds = Counter(g.result.partition(":")[0] for g in grades).most_common()
         text += f"| {grades[0].id} | {', '.join(f'{kind} {n}' for kind, n in kinds)} |\n"
     return text
 
 
 def write_all(folder, results):
-    """Write the table of the class, the CSV and one feedback file per submission."""
-    replace_text(folder / "class.md", class_table(results))
-    replace_text(folder / "grades.csv", as_csv(results))
+    """Write the table of the class, the CSV and one feedback file per submission.
+
+    A character of a name or a message that is no text is written as an escape.
+    """
+    (folder / "class.md").write_text(class_table(results), "utf-8", "backslashreplace")
     (folder / "feedback").mkdir()
-    for name, grades in results.items():
-        replace_text(folder / "feedback" / f"{name}.txt", feedback(grades))
+    table = folder / "grades.csv"
+    with open(table, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["student", "exercise", "lesson", "points", "max_points", "result"])
+        for name, grades in results.items():
+            text = feedback(grades)
+            (folder / "feedback" / f"{name}.txt").write_text(text, "utf-8", "backslashreplace")
+            student = "'" * name.startswith(tuple("=+-@\t\r")) + name  # no formula
+            for g in grades:
+                points = f"{g.points:.4g}"
+                rows.writerow([student, g.id, g.lesson, points, g.max_points, g.result])

@@ -8,10 +8,10 @@ The judge reads its answers as pickles of arrays, plain containers and minilora'
 import copy
 import importlib
 import io
-import linecache
 import multiprocessing
 import os
 import pickle
+import runpy
 import signal
 import socket
 import sys
@@ -20,19 +20,25 @@ import threading
 import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
+from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
-import numpy as np
-
-from .exercises import compiled
-from .outcome import Crash, Outcome, Stopped, difference, leaves
+from .outcome import UNWRITTEN, Crash, Outcome, Stopped, difference, leaves
 
 KEPT = ("HOME", "LANG", "NUMBA_CACHE_DIR", "PATH", "SYSTEMROOT")  # environment variables
-ANSWER = 2**24  # most bytes of arrays in an answer
+ANSWER = 2**24  # most bytes of an answer
 WAIT = 90  # seconds on the clock until code that neither returns nor computes is stopped
-LIMITS = {"AS": 2**32, "FSIZE": 2**22}  # most bytes of memory, and of a file
+# most bytes of memory, seconds of processor time, and bytes of a file
+LIMITS = {"AS": 2**32, "CPU": 9, "FSIZE": 2**22}
 HARMLESS = {"ndarray", "dtype", "_reconstruct", "scalar", "_frombuffer"}  # NumPy's, in pickles
+ENVIRONMENT = {name: os.environ[name] for name in KEPT if name in os.environ} | {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "PYTHONPATH": os.pathsep.join(sys.path),
+    "PYTHONWARNINGS": "ignore:resource_tracker",  # it warns of locks of killed processes
+}
 FORKS = hasattr(os, "fork")
 CONTEXT: Any = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 CONTEXT.set_forkserver_preload([__name__, "minilora"])
@@ -42,23 +48,20 @@ class Local(NamedTuple):
     """A function in this process. A crash shows only lines of `file`."""
 
     function: Any
-    file: str | None = None
+    file: str = ""
 
-    def ask(self, kind, *many):
-        """Yield the Outcome of each call. For kind `test`, `many` holds sources to test."""
+    def ask(self, *many):
+        """Yield the Outcome of a call with each of these tuples of arguments."""
         for arguments in many:
-            if kind == "test":
-                arguments = (compiled(*arguments),)
             before = copy.deepcopy(arguments)
-            with np.errstate(all="ignore"), warnings.catch_warnings(action="ignore"):
+            with warnings.catch_warnings(action="ignore"):
                 try:
                     value = self.function(*arguments)
                 except Exception as error:
                     yield Outcome(crash=Crash.of(error, self.file))
                     continue
             pairs = enumerate(zip(before, arguments))
-            touched = tuple(n for n, (old, new) in pairs if difference(old, new))
-            yield Outcome() if kind == "test" else Outcome(value, touched)
+            yield Outcome(value, tuple(n for n, pair in pairs if difference(*pair)))
 
 
 class Reader(pickle.Unpickler):
@@ -75,40 +78,11 @@ class Reader(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not an array and not minilora's")
 
 
-def environment():
-    """Return the environment of a student's process: KEPT, and what Python needs."""
-    return {name: os.environ[name] for name in KEPT if name in os.environ} | {
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join(sys.path),
-        "PYTHONWARNINGS": "ignore:resource_tracker",  # it warns of locks of killed processes
-    }
+class Student(NamedTuple):
+    """A function in another process."""
 
-
-@contextmanager
-def running(e, source):
-    """Yield a Student for the source (bytes) of the exercise's file; end its processes then."""
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        student = Student(folder, e.seconds)
-        try:
-            taken = e.sought if e.module and not e.is_test else []
-            (answer,) = student.ask("load", (source, e.file, e.answer, e.module, taken))
-            if answer.crash:
-                raise Stopped(f"the file cannot be loaded: {answer.crash.text}")
-            yield student
-        finally:
-            student.end()
-
-
-class Student:
-    """A function in another process, which has `seconds` of processor time."""
-
-    def __init__(self, folder, seconds):
-        self.connection, theirs = CONTEXT.Pipe()
-        self.process = CONTEXT.Process(target=serve, args=(theirs, folder, seconds), daemon=True)
-        with patch.dict(os.environ, environment(), clear=True):
-            self.process.start()
-        theirs.close()
+    process: Any
+    connection: Any
 
     def end(self):
         """Kill the process and its children, and wake the thread that waits for an answer."""
@@ -118,17 +92,38 @@ class Student:
         with suppress(OSError, ValueError):
             socket.socket(fileno=os.dup(self.connection.fileno())).shutdown(socket.SHUT_RDWR)
 
-    def ask(self, kind, *many):
-        """Send requests of one kind and wait; return the Outcome of each."""
+    def ask(self, *many):
+        """Send tuples of arguments and wait; return the Outcome of each call."""
         timer = threading.Timer(WAIT, self.end)
         timer.start()
         try:
-            self.connection.send((kind, *many))
-            return [decode_answer(self.connection.recv_bytes(2 * ANSWER)) for _ in many]
+            self.connection.send(many)
+            return [decode_answer(self.connection.recv_bytes(ANSWER)) for _ in many]
         except (EOFError, OSError):
             raise Stopped("your code ended its process, or is an endless loop") from None
         finally:
             timer.cancel()
+
+
+@contextmanager
+def running(e, source):
+    """Yield a Student for the source (bytes) of the exercise's file; end its processes then."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        Path(folder, e.file).write_bytes(source)
+        connection, theirs = CONTEXT.Pipe()
+        blocked = e.sought if e.module and not e.is_test else []
+        arguments = theirs, folder, LIMITS, e.file, e.answer, e.module, blocked
+        student = Student(CONTEXT.Process(target=serve, args=arguments, daemon=True), connection)
+        with patch.dict(os.environ, ENVIRONMENT, clear=True):
+            student.process.start()
+        theirs.close()
+        try:
+            (loading,) = student.ask(())
+            if loading.crash:
+                raise Stopped(f"the file cannot be loaded: {loading.crash}")
+            yield student
+        finally:
+            student.end()
 
 
 def decode_answer(answer):
@@ -136,41 +131,54 @@ def decode_answer(answer):
     try:
         value, touched, crash = Reader(io.BytesIO(answer)).load()
         list(leaves(value))  # RecursionError if a value contains itself
-        return Outcome(value, tuple(map(int, touched)), crash and Crash(*map(str, crash)))
+        outcome = Outcome(value, tuple(map(int, touched)), crash and Crash(str(crash)))
     except Exception as error:
-        return Outcome(crash=Crash("TypeError", f"the result is not plain data: {error}"))
+        return Outcome(crash=Crash(f"TypeError: the result is not plain data: {error}"))
+    if str(outcome.crash).startswith("NotImplementedError"):  # of the stub
+        raise Stopped(UNWRITTEN)
+    return outcome
 
 
 def packed(value, touched, crash):
     """Return the bytes of an Outcome, or of a Crash if the result cannot be sent."""
     try:
-        if sum(getattr(leaf, "nbytes", 0) for _, leaf in leaves(value)) > ANSWER:
+        answer = pickle.dumps((value, touched, crash and str(crash)))
+        if len(answer) > ANSWER:
             raise OverflowError(f"the result is huge: more than {ANSWER >> 20} MB")
-        return pickle.dumps((value, touched, crash and (crash.kind, crash.text)))
+        return answer
     except Exception as error:
-        return packed(None, (), Crash(type(error).__name__, f"the result is not data: {error}"))
+        text = f"{type(error).__name__}: the result is not plain data: {error}"
+        return packed(None, (), Crash(text))
 
 
-def serve(connection, folder, seconds):
+def serve(connection, folder, limits, file, name, module, blocked):
     """Answer requests until the connection closes. The student's process runs this function."""
-    confine(folder, seconds)
-    subject: Any = None
+    confine(folder, limits)
+
+    @cache
+    def load():
+        for own in blocked:
+            block_function(importlib.import_module(module), own)
+        names = runpy.run_path(file)
+        if name not in names:
+            raise NameError(f"it has no function {name}")
+        return names[name]
+
+    def call(*arguments):
+        function = load()
+        return function(*arguments) if arguments else None  # the first call only loads the file
+
+    subject = Local(call, file)
     with suppress(EOFError):
         while True:
-            kind, *many = connection.recv()  # pickles of the judge are trusted
-            if kind == "load":
-                subject, loading = loaded(*many[0])
-                answers = [loading]
-            else:
-                answers = subject.ask(kind, *many)
-            for answer in answers:
+            for answer in subject.ask(*connection.recv()):  # pickles of the judge are trusted
                 connection.send_bytes(packed(*answer))
 
 
-def confine(folder, seconds):
+def confine(folder, limits):
     """Give this process a private folder and no input or output; limit what it can use."""
     nothing = os.open(os.devnull, os.O_RDWR)
-    for number in (0, 1, 2):
+    for number in range(3):
         os.dup2(nothing, number)
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder)
@@ -178,25 +186,9 @@ def confine(folder, seconds):
         import resource
 
         os.setsid()
-        for kind, most in {**LIMITS, "CPU": seconds}.items():
+        for kind, most in limits.items():
             with suppress(ValueError, OSError):  # already lower, or unknown to the system
                 resource.setrlimit(getattr(resource, f"RLIMIT_{kind}"), (most, most))
-
-
-def loaded(source, file, name, module, taken):
-    """Return (subject, Outcome) of a file, which cannot call the module's functions `taken`."""
-    for own in taken:
-        block_function(importlib.import_module(module), own)
-    text = source.decode("utf-8", "replace")
-    linecache.cache[file] = (len(text), None, text.splitlines(True), file)  # for tracebacks
-    names: dict = {"__name__": "submission", "__file__": file}
-    try:
-        exec(compile(source, file, "exec"), names)
-    except BaseException as error:
-        return None, Outcome(crash=Crash.of(error, file))
-    if callable(names.get(name)):
-        return Local(names[name], file), Outcome()
-    return None, Outcome(crash=Crash("NameError", f"it has no function {name}"))
 
 
 def block_function(module, name):
@@ -206,6 +198,6 @@ def block_function(module, name):
         raise RuntimeError(f"write {name} yourself: this exercise cannot call minilora's {name}")
 
     original = getattr(module, name)
-    for place in [m for key, m in sys.modules.items() if key.startswith("minilora")]:
-        if getattr(place, name, None) is original:
+    for key, place in [*sys.modules.items()]:
+        if key.startswith("minilora") and getattr(place, name, None) is original:
             setattr(place, name, refuse)

@@ -7,14 +7,13 @@ import sys
 import zipfile
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 from unittest.mock import patch
 
 from ..config import InputError
 from ..formats.files import new_folder
 from . import exercises, judge, report
-from .student import environment
+from .student import CONTEXT, ENVIRONMENT
 
 LARGEST = 2**20  # most bytes of a submitted file that are read
 
@@ -30,9 +29,13 @@ def do_grade(args):
     if args.jobs <= 0:
         raise InputError("--jobs must be a whole number from 1")
     exercises.select(args.only)
-    work = partial(grade_submission, args.only, private_seed(args.seed))
-    quiet = patch.dict(os.environ, environment())  # the environment of the resource tracker
-    with quiet, ProcessPoolExecutor(args.jobs, get_context("spawn")) as pool:
+    seed = args.seed
+    if seed is None:
+        seed = secrets.randbits(32)
+        print(f"the seed of the hidden checks is {seed}; keep it private", file=sys.stderr)
+    work = partial(grade_submission, args.only, seed)
+    quiet = patch.dict(os.environ, ENVIRONMENT, clear=True)  # of the judges, too: without the seed
+    with quiet, ProcessPoolExecutor(args.jobs, CONTEXT) as pool:
         results = dict(zip(names, pool.map(work, args.submissions)))
     if args.out:
         with new_folder(args.out) as folder:
@@ -40,20 +43,15 @@ def do_grade(args):
     print(report.class_table(results) if len(names) > 1 else report.feedback(results[name]), end="")
 
 
-def private_seed(seed):
-    """Return the seed of the hidden checks; without one, draw it and print it."""
-    if seed is None:
-        seed = secrets.randbits(32)
-        print(f"the seed of the hidden checks is {seed}; keep it private", file=sys.stderr)
-    return seed
-
-
 def grade_submission(only, seed, path):
     """Return the Grades of a folder or a zip file."""
     chosen = exercises.select(only)
     files = submitted_files(Path(path), {e.file for e in chosen})
-    checked = {e: judge.verdicts(e, files.get(e.file), seed) for e in chosen}
-    return [report.Grade(e.id, e.lesson, e.points, *both) for e, both in checked.items()]
+    grades = []
+    for e in chosen:
+        verdicts = [judge.verdict(e, files.get(e.file), s) for s in (None, seed)]
+        grades.append(report.Grade(e.id, e.lesson, e.points, *verdicts))
+    return grades
 
 
 def submitted_files(path, wanted):
@@ -61,7 +59,7 @@ def submitted_files(path, wanted):
 
     The least deep file of a name counts, but none that a link points out to.
     """
-    found: dict[str, bytes] = {}
+    found: dict = {}
     try:
         if path.is_dir():
             files = [p for p in path.rglob("*.py") if p.resolve().is_relative_to(path.resolve())]

@@ -17,51 +17,47 @@ def read_values(path):
     otherwise it has one JSON value per line. Raises InputError naming the malformed place.
     """
     try:
-        data = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf")  # a byte-order mark
+        text = decode(path, Path(path).read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
     if Path(path).suffix.lower() == ".csv":
-        return parse_csv(path, data)
-    if data.lstrip().startswith(b"["):
-        return parse_list(path, data)
-    return parse_lines(path, data)
+        return parse_csv(path, text)
+    if text.lstrip().startswith("["):
+        values = parse_json(text, f"{path}: not a JSON list of rows")
+        return ((value, f"{path}, row {n}") for n, value in enumerate(values, 1))
+    return parse_lines(path, text)
 
 
-def parse_lines(path, data):
+def parse_lines(path, text):
     """Yield (value, place) of each line that is not blank; each holds one JSON value."""
-    for n, line in enumerate(data.split(b"\n"), 1):
+    for n, line in enumerate(text.split("\n"), 1):
         if line.strip():
             where = f"{path}, line {n}"
-            yield parse_json(decode(path, line, n), f"{where}: not JSON"), where
+            yield parse_json(line, f"{where}: not JSON"), where
 
 
-def parse_list(path, data):
-    """Yield (value, place) of each element of a JSON list."""
-    values = parse_json(decode(path, data), f"{path}: not a JSON list of rows")
-    for n, value in enumerate(values, 1):
-        yield value, f"{path}, row {n}"
-
-
-def parse_csv(path, data):
+def parse_csv(path, text):
     """Yield ({column: cell}, place) of each row of a CSV file; its first row names the columns."""
-    reader = csv.DictReader(io.StringIO(decode(path, data), newline=""), strict=True)
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
         for row in reader:
             where = f"{path}, line {reader.line_num}"
             if None in row or None in row.values():  # more cells than columns, or fewer
-                advice = "put a cell with a comma into double quotes"
-                raise InputError(f"{where}: more or fewer cells than the header has: {advice}")
+                raise InputError(
+                    f"{where}: more or fewer cells than the header has: "
+                    "put a cell with a comma into double quotes"
+                )
             yield row, where
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num + 1}: not CSV: {error}") from error
 
 
-def decode(path, data, line=1):
-    """Return the text of bytes that begin in this line; raise InputError if they are not UTF-8."""
+def decode(path, data):
+    """Return the text of bytes without a byte-order mark; raise InputError if not in UTF-8."""
     try:
-        return data.decode()
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line += data.count(b"\n", 0, error.start)
+        line = error.object.count(b"\n", 0, error.start) + 1
         raise InputError(f"{path}, line {line}: not UTF-8: save the file as UTF-8") from error
 
 

@@ -4,7 +4,6 @@ A row is {"text"}, {"prompt", "completion"} or {"messages"}. Rows of Alpaca and 
 of these when they are read. This generalizes part 5 of `lessons/00_qlora_in_one_file.py`.
 """
 
-import json
 import sys
 from collections import Counter
 from contextlib import suppress
@@ -18,9 +17,7 @@ from . import tasks
 from .row_files import SUFFIXES, parse_json, read_values
 
 Row = dict[str, Any]
-FORMS: list[set[str]] = [{"text"}, {"prompt", "completion"}, {"messages"}]
-ONE_OF = "text, or prompt and completion, or messages, or the keys of Alpaca or ShareGPT"
-ALPACA, SHAREGPT = {"instruction", "output"}, {"conversations"}
+FORMS = [{"text"}, {"prompt", "completion"}, {"messages"}]
 ROLES = {"human": "user", "gpt": "assistant", "observation": "tool"}  # of ShareGPT, in chats
 REWRITTEN = "the model's chat template rewrites earlier turns: use text rows"
 
@@ -43,14 +40,16 @@ def check_row(row, where, columns=None):
     keys = sorted(row)
     if columns:
         row = {key: row[column] for key, column in columns.items() if column in row}
-    if row.keys() >= ALPACA:
+    if row.keys() >= {"instruction", "output"}:
         row = alpaca(row, where)
-    elif row.keys() >= SHAREGPT:
+    elif "conversations" in row:
         row = sharegpt(row, where)
     known = {key for form in FORMS for key in form & row.keys()}
     if known not in FORMS:
-        advice = "or --columns prompt=KEY completion=KEY"
-        raise InputError(f"{where}: the keys are {keys}: a row needs {ONE_OF}, {advice}")
+        raise InputError(
+            f"{where}: the keys are {keys}: a row needs text, or prompt and completion, "
+            "or messages, or the keys of Alpaca or ShareGPT, or --columns prompt=KEY completion=KEY"
+        )
     if "messages" in row:
         return check_messages(row, where)
     for key in known:
@@ -74,15 +73,16 @@ def check_messages(row, where):
         raise InputError(f"{where}: messages must be objects with role and content") from error
     if roles[-1:] != ["assistant"]:
         raise InputError(f"{where}: the last message must be of the assistant")
-    if any(message.get("weight", 1) != 1 for message in messages):
-        raise InputError(f"{where}: weights of messages are not implemented: leave turns out")
     for message in messages:
-        if message.get("content") is not None or not message.get("tool_calls"):
-            check_text("content", message.get("content"), where)
+        if message.get("weight", 1) != 1:
+            raise InputError(f"{where}: weights of messages are not implemented: leave turns out")
+        content = message.get("content")
+        if content is not None or not message.get("tool_calls"):
+            check_text("content", content, where)
     tools = row.get("tools")
     if isinstance(tools, str):
-        tools = parse_json(tools, f"{where}: tools are not JSON")
-    return row | {"tools": tools} if tools else row
+        return row | {"tools": parse_json(tools, f"{where}: tools are not JSON")}
+    return row
 
 
 def alpaca(row, where):
@@ -112,7 +112,7 @@ def reason_to_leave_out(row, tokenizer):
     last = messages[-1]
     if not (last.get("tool_calls") or (last.get("content") or "").strip()):
         return "an empty answer"
-    if tokenizer.has_chat_template and hides_tools(messages, row.get("tools"), tokenizer):
+    if tokenizer.chat_template and hides_tools(messages, row.get("tools") or None, tokenizer):
         return "tools that the chat template does not show"
     return ""
 
@@ -124,11 +124,10 @@ def hides_tools(messages, tools, tokenizer):
         with suppress(InputError):  # some templates reject a message without content
             return tokenizer.render(messages, tools=tools)
 
-    no_calls = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
     shown = text(messages, tools)
-    if tools and shown == text(messages, None):
-        return True
-    return no_calls != messages and shown in (None, text(no_calls, tools))
+    no_calls = [{k: v for k, v in m.items() if k != "tool_calls"} for m in messages]
+    others = [(messages, None), (no_calls, tools)]
+    return any(shown in (None, text(*o)) for o in others if o != (messages, tools))
 
 
 def messages_of(row):
@@ -141,7 +140,7 @@ def messages_of(row):
 
 def row_content(row):
     """Return what a row says as one string: no form, no other keys, each space as one blank."""
-    texts = [m.get("content") or json.dumps(m.get("tool_calls")) for m in messages_of(row)]
+    texts = [m.get("content") or str(m.get("tool_calls")) for m in messages_of(row)]
     return " ".join(" ".join(texts).split())
 
 
@@ -153,14 +152,14 @@ def split_turns(row, tokenizer):
     """
     if "text" in row:
         return [("", row["text"])]
-    if not tokenizer.has_chat_template:
+    if not tokenizer.chat_template:
         if "messages" in row:
             raise InputError("the model has no chat template: use prompt and completion, or text")
         return [(row["prompt"] + row.get("separator", ""), row["completion"])]
     messages = messages_of(row)
     render = partial(tokenizer.render, tools=row.get("tools"))
     whole = render(messages)
-    turns = list[tuple[str, str]]()
+    turns = []
     end = 0
     # most chat templates need a message before an answer
     answers = [i for i, m in enumerate(messages) if i and m["role"] == "assistant"] or [0]
@@ -196,13 +195,13 @@ def encode(row, tokenizer, mask_prompt=False):
         head = tokenizer.encode(before, add_special_tokens=n == 1) if before else []
         tail = tokenizer.encode(answer, add_special_tokens=n == 1 and not before)
         end = tail.index(eos) + 1 if eos in tail and "text" not in row else len(tail)
-        tail, rest = tail[:end], tail[end:]
+        rest = tail[end:]
+        tail = tail[:end]
         if n == len(turns):
             tail = tail + [eos] * (tail[-1:] != [eos])
             rest = []
-        else:  # an end token, or the next turn, shows where the answer ends
-            if not rest and not turns[n][0]:
-                raise InputError(REWRITTEN)
+        elif not (rest or turns[n][0]):  # neither an end token nor the next turn ends the answer
+            raise InputError(REWRITTEN)
         tokens += head + tail + rest
         in_answer += [0] * len(head) + [1] * len(tail) + [0] * len(rest)
     return Example(tokens, in_answer if mask_prompt else [1] * len(tokens), in_answer)
@@ -217,15 +216,14 @@ def encode_rows(
     with an empty answer, with tools that the chat template does not show, or without a target token
     within max_seq_length. Raises InputError if no row is left.
     """
-    examples, num_cut, _ = encode_usable(rows, tokenizer, train_config)
-    return examples, num_cut
+    return encode_usable(rows, tokenizer, train_config)[:2]
 
 
 def encode_usable(rows, tokenizer, train_config):
     """Return the result of `encode_rows`, and {reason: number of rows that are left out}."""
     length = train_config.max_seq_length
     num_cut = 0
-    examples: list[Example] = []
+    examples = []
     left_out = Counter[str]()
     for i, row in enumerate(rows):
         row = check_row(row, f"rows[{i}]")
@@ -241,12 +239,10 @@ def encode_usable(rows, tokenizer, train_config):
         if reason:
             left_out[reason] += 1
     if not examples:
-        reasons = " and ".join(left_out) or "there is none"
-        raise InputError(f"no row can be learned: {reasons}")
-    counts = dict(sorted(left_out.items()))
-    for reason, n in counts.items():
+        raise InputError(f"no row can be learned: {' and '.join(left_out) or 'there is none'}")
+    for reason, n in left_out.items():
         print(f"warning: {n} of {len(rows)} rows are left out: {reason}", file=sys.stderr)
-    return examples, num_cut, counts
+    return examples, num_cut, left_out
 
 
 def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> list[Row]:
@@ -263,14 +259,15 @@ def load_rows(name: str, split: str, columns: dict[str, str] | None = None) -> l
     if name in tasks.BUILTIN:
         if columns:
             raise InputError(f"`columns` is for files: the rows of {name} have their keys already")
-        return tasks.builtin(name, split)
+        return tasks.BUILTIN[name](split, tasks.COUNTS[split])
     path = Path(name)
     if path.is_dir():
         return read_rows(file_of(path, existing_split(name, split)), columns)
     if not path.is_file():
-        known = f"{', '.join(tasks.BUILTIN)}, a {', '.join(SUFFIXES)} file"
-        folder = "or a folder with train.jsonl and valid.jsonl"
-        raise InputError(f"there is no data set or file {name!r}: give {known}, {folder}")
+        raise InputError(
+            f"there is no data set or file {name!r}: give {', '.join(tasks.BUILTIN)}, "
+            f"a {', '.join(SUFFIXES)} file, or a folder with train.jsonl and valid.jsonl"
+        )
     rows = read_rows(path, columns)
     return [row for i, row in enumerate(rows) if (i % 10 == 9) == (split != "train")]
 

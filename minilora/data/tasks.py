@@ -16,8 +16,6 @@ The task asks about such a sentence in a form that the built-in models have not 
 """
 
 import math
-from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -27,19 +25,21 @@ SPLITS = tuple(COUNTS)
 # Names have three letters and different initials, all other words have four letters. A byte-level
 # model can then find a word by its distance: even the small one learns that in a few hundred steps.
 NAMES = (
-    "Ada", "Ben", "Cal", "Dot", "Eve", "Fay", "Gus", "Hal", "Ivo", "Jan", "Kai", "Lea",
-    "Mia", "Ned", "Oda", "Pia", "Rex", "Sue", "Tom", "Uma", "Val", "Wes", "Xia", "Zoe",
-)  # fmt: skip
+    "Ada Ben Cal Dot Eve Fay Gus Hal Ivo Jan Kai Lea "
+    "Mia Ned Oda Pia Rex Sue Tom Uma Val Wes Xia Zoe"
+).split()
 THINGS = (
-    "ball", "bell", "boat", "book", "cake", "coat", "coin", "dart", "doll", "drum", "flag", "fork",
-    "gong", "harp", "kite", "lamp", "mask", "nail", "pipe", "ring", "rope", "sled", "tent", "vase",
-)  # fmt: skip
-COLOURS = ("blue", "gold", "grey", "jade", "lime", "pink", "plum", "teal")
-PLACES = ("barn", "cave", "dock", "hall", "loft", "park", "shed", "yard")
+    "ball bell boat book cake coat coin dart doll drum flag fork "
+    "gong harp kite lamp mask nail pipe ring rope sled tent vase"
+).split()
+COLOURS = "blue gold grey jade lime pink plum teal".split()
+PLACES = "barn cave dock hall loft park shed yard".split()
+WORDS = {"name": NAMES, "colour": COLOURS, "thing": THINGS, "place": PLACES}
 FACTS = (1, 2, 3)  # facts in a note
 STATEMENT = "{name} keeps a {colour} {thing} in the {place}."
 ECHOES = ("Who? {name}.", "What? The {thing}, a {colour} one.", "In the {place}.")
-QUESTION, ANSWER = " Who, what, where?", " {name}, {colour} {thing}, {place}."
+QUESTION = " Who, what, where?"
+ANSWER = " {name}, {colour} {thing}, {place}."
 
 
 def _draw(rng, options):
@@ -47,26 +47,24 @@ def _draw(rng, options):
 
 
 def _fact(rng):
-    words = {"name": NAMES, "colour": COLOURS, "thing": THINGS, "place": PLACES}
-    return {part: _draw(rng, options) for part, options in words.items()}
-
-
-def note(rng):
-    """Return ({"text": one note}, −log p(note) in nats)."""
-    facts = [_fact(rng) for _ in range(_draw(rng, FACTS))]
-    sentences = [f"{STATEMENT} {_draw(rng, ECHOES)}".format(**fact) for fact in facts]
-    draws = [FACTS, *[NAMES, COLOURS, THINGS, PLACES, ECHOES] * len(facts)]
-    return {"text": " ".join(sentences)}, sum(math.log(len(options)) for options in draws)
+    return {part: _draw(rng, options) for part, options in WORDS.items()}
 
 
 def notes(n, seed):
-    """Return (n rows of the language, array of their −log p in nats)."""
+    """Return (n rows of the language, each with one note; array of their −log p in nats)."""
     rng = np.random.default_rng([1, seed])
-    rows, nats = zip(*(note(rng) for _ in range(n)))
-    return list(rows), np.array(nats)
+    rows = []
+    nats = []
+    for _ in range(n):
+        facts = [_fact(rng) for _ in range(_draw(rng, FACTS))]
+        sentences = [f"{STATEMENT} {_draw(rng, ECHOES)}".format(**fact) for fact in facts]
+        rows.append({"text": " ".join(sentences)})
+        draws = [FACTS, *[*WORDS.values(), ECHOES] * len(facts)]
+        nats.append(sum(math.log(len(options)) for options in draws))
+    return rows, np.array(nats)
 
 
-def questions(split, n, seed):
+def questions(split, n, seed=0):
     """Return n rows of the task, each with a prompt and its completion."""
     rng = np.random.default_rng([2, SPLITS.index(split), seed])
     rows: list = []
@@ -80,23 +78,9 @@ def questions(split, n, seed):
     return rows
 
 
-class Builtin(NamedTuple):
-    """A data set that `--data` can name."""
-
-    rows: Callable  # (split, n) -> n rows
-    recipe: str = ""  # default flags of `minilora train` for this data set
-
-
-BUILTIN = {
-    "notes": Builtin(lambda split, n: notes(n, SPLITS.index(split))[0]),
-    "questions": Builtin(
-        lambda split, n: questions(split, n, seed=0),
-        "--iters 200 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
-        "--target-modules all-linear",
-    ),
+# {data set that `--data` can name: function (split, n) -> n rows}
+BUILTIN = {"notes": lambda split, n: notes(n, SPLITS.index(split))[0], "questions": questions}
+RECIPES = {  # default flags of `minilora train` for a data set
+    "questions": "--iters 200 --learning-rate 4e-3 --batch-size 16 --mask-prompt "
+    "--target-modules all-linear"
 }
-
-
-def builtin(name, split):
-    """Return the rows of a split of a built-in data set."""
-    return BUILTIN[name].rows(split, COUNTS[split])

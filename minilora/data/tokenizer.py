@@ -8,7 +8,7 @@ import importlib
 import json
 import re
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from functools import cache, partial
 from typing import Any
@@ -24,7 +24,7 @@ class ByteTokenizer:
 
     vocab_size: int = 256
     eos_token_id: int = 255
-    has_chat_template: bool = False
+    chat_template: str | None = None
     chat_date: str | None = None
 
     def encode(self, text, add_special_tokens=True):
@@ -48,21 +48,16 @@ class PretrainedTokenizer:
 
     backend: Any  # a tokenizers.Tokenizer
     eos_token_id: int
-    special: dict = field(default_factory=dict)  # the texts of bos_token, eos_token, …
-    chat_template: str | None = None
-    settings: dict = field(default_factory=dict)  # tokenizer_config.json, for writing
-    source: str = "the tokenizer"  # its file, for messages
+    special: dict  # the texts of bos_token, eos_token, …
+    chat_template: str | None
+    settings: dict  # tokenizer_config.json, for writing
+    source: str  # its file, for messages
     chat_date: str | None = None  # the date for chat templates, YYYY-MM-DD; None: today
 
     @property
     def vocab_size(self):
         """The largest id plus one; ids may have gaps."""
-        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
-
-    @property
-    def has_chat_template(self):
-        """Whether there is a chat template."""
-        return self.chat_template is not None
+        return 1 + max(self.backend.get_vocab().values(), default=-1)
 
     def encode(self, text, add_special_tokens=True):
         """Return ids, with special tokens. A text that starts with BOS gets no second BOS."""
@@ -92,21 +87,19 @@ class PretrainedTokenizer:
 @cache
 def compiled(template):
     """Return a compiled chat template; raise InputError if it is not Jinja."""
-    jinja2, sandbox = library("jinja2"), library("jinja2.sandbox")
 
     def raise_exception(message):
-        raise jinja2.TemplateError(message)
+        raise ValueError(message)
 
-    environment = sandbox.ImmutableSandboxedEnvironment(
+    environment = library("jinja2.sandbox").ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     # Jinja's own tojson escapes HTML
     environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals["raise_exception"] = raise_exception
     # transformers has a block {% generation %} … {% endgeneration %} around the assistant's text.
-    # It prints its content unchanged, so it is replaced by an `if` that is always true.
-    for name, plain in (("generation", "if true"), ("endgeneration", "endif")):
-        template = re.sub(rf"(\{{%[-+]?\s*){name}(\s*[-+]?%\}})", rf"\g<1>{plain}\2", template)
+    # It prints its content unchanged, as {% with %} … {% endwith %} does.
+    template = re.sub(r"(\{%[-+]?\s*(?:end)?)generation(\s*[-+]?%\})", r"\1with\2", template)
     with one_error("the chat template is not Jinja"):
         return environment.from_string(template)
 
@@ -119,7 +112,7 @@ def one_error(what):
     except (InputError, KeyboardInterrupt):
         raise
     except BaseException as error:  # a template can raise anything; panics are BaseExceptions
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = (str(error) or repr(error)).splitlines()[0]
         raise InputError(f"{what}: {reason}") from error
 
 

@@ -6,7 +6,7 @@ import sys
 
 from ..methods.registry import ORDER
 from ..quant.schemes import is_projection
-from ..tree import Tree, arrays, flatten, layer_of, named_leaves, num_parameters
+from ..tree import Tree, arrays, layer_of, named_leaves, num_parameters, overlay
 
 ADAM_FLOATS = 2  # m and v, float32, per trained parameter
 
@@ -35,44 +35,48 @@ def activation_floats(adapters, base, model_config):
     layer is counted in full. The scores of prefix tuning, which grow with the square of the length,
     are not counted.
     """
-    D, F, hd = model_config.hidden_size, model_config.intermediate_size, model_config.head_dim
-    H, K = model_config.num_attention_heads, model_config.num_key_value_heads
+    D = model_config.hidden_size
+    F = model_config.intermediate_size
+    H = model_config.num_attention_heads
+    K = model_config.num_key_value_heads
+    hd = model_config.head_dim
     layer = 2 * (D + 1) + (H + 2 * K) * hd + H + 2 * F
     if model_config.qk_norm:  # both sides of the norms of the heads
         layer += (H + K) * (2 * hd + 1)
-    layer += 2 * sum(name is not None for name in model_config.norms[1::2]) * (D + 1)
+    layer += 2 * (D + 1) * sum(map(bool, model_config.norms[1::2]))
     if model_config.hidden_act != "silu":  # the powers in gelu, and its result
         layer += 5 * F
-    L = model_config.num_hidden_layers
+    L = lowest = model_config.num_hidden_layers
     kept = D + 1
-    extra = {name: m.extra_floats for m in ORDER for name in m.names()}
-    trained = arrays(adapters)
-    for path, w in named_leaves(trained):
-        node, _, name = path.rpartition(".")
+    extra = {name: floats for m in ORDER for name, floats in m.extra_floats.items()}
+    for path, w in named_leaves(arrays(adapters)):
+        # the backward pass ends at the lowest of these layers; at none if only the head is trained
+        if path.startswith(("model.embed", "model.prompt")):
+            lowest = 0
+        elif path.startswith("model.layers."):
+            lowest = min(lowest, layer_of(path))
+        name = path.rpartition(".")[2]
         if name in extra:
-            kept += extra[name](name, w)
-        elif name in ("lora_A", "weight") and node.endswith("o_proj"):
+            kept += extra[name](w)
+        elif path.endswith(("o_proj.lora_A", "o_proj.weight")):
             kept += w.shape[1]
-    # the backward pass ends at the lowest of these layers; at none if only the head is trained
-    virtual = ("model.embed", "model.prompt")
-    layers = [0 if path.startswith(virtual) else layer_of(path) for path in flatten(trained)]
-    return (L - min((n for n in layers if n >= 0), default=L)) * layer + kept
+    return (L - lowest) * layer + kept
 
 
 def format_estimate(parts):
     """Return the estimate {part: bytes} as text, one line per part and the sum."""
-    parts = {**parts, "together": sum(parts.values())}
+    parts = parts | {"together": sum(parts.values())}
     return "\n".join(f"  {name:<20}{size / 1e6:>12,.2f} MB" for name, size in parts.items())
 
 
 def print_trainable_parameters(adapters: Tree, base: Tree) -> None:
     """Print the number and the share of trained parameters, in the format of PEFT."""
-    replaced = flatten(base).keys()
-    added = sum(w.size for path, w in named_leaves(arrays(adapters)) if path not in replaced)
     trained = num_parameters(adapters)
-    total = num_parameters(base) + added
-    share = f"trainable%: {100 * trained / total:.4f}"
-    print(f"trainable params: {trained:,} || all params: {total:,} || {share}")
+    total = num_parameters(overlay(base, adapters))
+    print(
+        f"trainable params: {trained:,} || all params: {total:,} || "
+        f"trainable%: {100 * trained / total:.4f}"
+    )
 
 
 def bits_per_weight(base):
@@ -86,7 +90,7 @@ def nbytes(tree):
     return sum(getattr(leaf, "nbytes", 0) for _, leaf in named_leaves(tree))
 
 
-def physical_memory() -> float:
+def physical_memory():
     """Return this machine's memory in bytes; infinity if the system does not tell."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

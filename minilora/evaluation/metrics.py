@@ -4,17 +4,18 @@ One forward pass gives all of them. Greedy decoding gives exactly the answer of 
 of the answer is the most probable one, so exact match needs no generation.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from .. import model
 from ..batching import Example, collate, token_array
 from ..config import InputError, ModelConfig
 from ..methods.registry import operations
 from ..tree import Tree
-from .progress import progress_bar
 
 TOKENS = 4096  # per batch
 LOGIT_FLOATS = 2**22  # logits in memory at a time (16 MiB), for any vocabulary
@@ -42,18 +43,17 @@ def evaluate(
     ops = operations(adapters, base, ops)
     params = model.parameters(adapters, base, ops)
     parts = []
-    bar: dict[str, Any] = {"desc": "evaluating", "leave": False, "delay": 1}
-    with progress_bar(len(scored), "row", quiet, **bar) as progress:
+    with progress_bar(len(scored), quiet, desc="evaluating", delay=1, leave=False) as progress:
         for batch in batches(scored):
             parts.append(token_scores(params, batch, model_config, ops))
             progress.update(len(batch))
-    scores = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    loss = float(np.mean(scores["nll"], dtype=np.float64))
+    scores = _joined(parts)
+    loss = float(scores["nll"].mean(dtype=np.float64))
     return {
         "loss": loss, "perplexity": float(np.exp(loss)), "tokens": len(scores["nll"]),
-        "exact_match": float(np.sum(scores["exact"]) / len(examples)),
+        "exact_match": float(scores["exact"].sum() / len(examples)),
         "ece": calibration_error(scores["confidence"], scores["hit"]),
-        "brier": float(np.mean(scores["brier"], dtype=np.float64)),
+        "brier": float(scores["brier"].mean(dtype=np.float64)),
     }  # fmt: skip
 
 
@@ -78,28 +78,33 @@ def token_scores(params, examples, model_config, ops):
     at = np.nonzero(batch["mask"])
     h = x[at]
     targets = batch["targets"][at]
-    size = -(-LOGIT_FLOATS // model_config.vocab_size)
+    size = 1 + LOGIT_FLOATS // model_config.vocab_size
     pieces = [slice(i, i + size) for i in range(0, len(targets), size)]
-    parts = [_scores(model.logits(h[i], params, ops), targets[i]) for i in pieces]
-    nll, hit, confidence, brier = (np.concatenate(part) for part in zip(*parts))
+    scores = _joined([_scores(model.logits(h[i], params, ops), targets[i]) for i in pieces])
     answers = [[e._replace(mask=e.mask if e.answer is None else e.answer)] for e in examples]
-    compared = collate(answers)["mask"][at] > 0
-    misses = np.bincount(at[0], weights=compared & ~hit, minlength=len(x))
-    exact = (misses == 0) & (np.bincount(at[0], weights=compared, minlength=len(x)) > 0)
-    return {"nll": nll, "hit": hit, "confidence": confidence, "brier": brier, "exact": exact}
+    compared = collate(answers)["mask"] * batch["mask"] > 0
+    wrong = np.zeros_like(compared)
+    wrong[at] = ~scores["hit"]
+    return scores | {"exact": compared.any(axis=1) & ~(compared & wrong).any(axis=1)}
+
+
+def _joined(parts):
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _scores(logits, targets):
     logits = logits - logits.max(axis=-1, keepdims=True)
     rows = np.arange(len(targets))
-    of_target = logits[rows, targets]
-    best = logits.argmax(axis=-1)
-    p = np.exp(logits, out=logits)
+    p = np.exp(logits)
     total = p.sum(axis=-1)
     p /= total[:, None]
-    # Σ_k (p_k − y_k)²   (Brier 1950), with y one-hot
-    brier = np.einsum("nv,nv->n", p, p) - 2 * p[rows, targets] + 1
-    return np.log(total) - of_target, best == targets, p[rows, best], brier
+    return {
+        "nll": np.log(total) - logits[rows, targets],
+        "hit": logits.argmax(axis=-1) == targets,
+        "confidence": p.max(axis=-1),
+        # Σ_k (p_k − y_k)²   (Brier 1950), with y one-hot
+        "brier": np.einsum("nv,nv->n", p, p) - 2 * p[rows, targets] + 1,
+    }
 
 
 def calibration_error(confidence, hit):
@@ -114,13 +119,17 @@ def calibration_error(confidence, hit):
     return float(np.abs(gap).sum() / len(hit))
 
 
-def check_examples(name: str, examples: Sequence[Example], vocab_size: int) -> None:
+def progress_bar(total, quiet, **options):
+    """Return a bar of tqdm, which shows nothing with `quiet` and outside terminal and notebook."""
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    return tqdm(total=total, disable=quiet or not watched, **options)
+
+
+def check_examples(name, examples, vocab_size) -> None:
     """Raise InputError unless all elements are of the type Example and fit the vocabulary."""
     for i, example in enumerate(examples):
         if not isinstance(example, Example):
             raise InputError("rows are not examples: encode them first, with minilora.encode_rows")
         token_array(f"{name}[{i}]", example.tokens, vocab_size, 1)
-        n = len(example.tokens)
-        if len(example.mask) != n:
-            mask = f"a mask of {len(example.mask)}"
-            raise InputError(f"{name}[{i}] has {n} tokens, but {mask}: give each token one")
+        if len(example.mask) != len(example.tokens):
+            raise InputError(f"the mask of {name}[{i}] has another length than its tokens")

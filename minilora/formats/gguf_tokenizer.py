@@ -4,13 +4,19 @@ Only byte-level BPE is supported, with the pre-tokenizers of GPT-2 and SmolLM: t
 the vocabulary and the merges. Other tokenizers need a Hugging Face folder.
 """
 
-from ..config import InputError
+from ..config import NON_NEGATIVE_INT, InputError
 from ..data.tokenizer import PretrainedTokenizer, library, one_error
-from .fields import ids
+from .fields import number
 from .files import errors_in
-from .gguf_file import INSTEAD
+from .gguf_file import unsupported
 
-CONTROL, USER_DEFINED = 3, 4  # token types of GGUF
+# token types of GGUF
+CONTROL = 3
+USER_DEFINED = 4
+SUPPORTED: dict = {
+    "tokenizer.ggml.model": ["gpt2"], "tokenizer.ggml.pre": ["smollm", "gpt-2"],
+    "tokenizer.ggml.add_bos_token": [None, False],
+}  # fmt: skip
 ID_KEYS = {
     "bos_token": "tokenizer.ggml.bos_token_id", "eos_token": "tokenizer.ggml.eos_token_id",
     "unk_token": "tokenizer.ggml.unknown_token_id", "pad_token": "tokenizer.ggml.padding_token_id",
@@ -22,59 +28,30 @@ def from_metadata(path, metadata):
 
     Raises InputError naming the key that is missing or not supported.
     """
-    template = metadata.get("tokenizer.chat_template")
     with errors_in(path):
+        for key, supported in SUPPORTED.items():
+            if metadata.get(key) not in supported:
+                raise unsupported(f"{key} {metadata.get(key)!r}")
+        tokens = metadata["tokenizer.ggml.tokens"]
+        special = {name: tokens[metadata[key]] for name, key in ID_KEYS.items() if key in metadata}
+        eos = number(metadata, ID_KEYS["eos_token"], NON_NEGATIVE_INT)
+        template = metadata.get("tokenizer.chat_template")
         if not isinstance(template, str | None):
             raise InputError("tokenizer.chat_template must be text")
-        tokens = _tokens(metadata)
-        special_ids = {name: ids(metadata, key) for name, key in ID_KEYS.items()}
-        special = {}
-        for name, found in special_ids.items():
-            for i in found:
-                if i >= len(tokens):
-                    raise InputError(f"{name} has the id {i}, but there are {len(tokens)} tokens")
-                special[name] = tokens[i]
-        add_bos = metadata.get("tokenizer.ggml.add_bos_token")
-        for name in ("eos_token", "bos_token") if add_bos else ("eos_token",):
-            if name not in special:
-                raise InputError(f"{ID_KEYS[name]} is missing")
         with one_error("its tokenizer is broken"):
             backend = _byte_level(metadata, tokens)
-            if add_bos:
-                _add_bos(backend, special["bos_token"])
     settings = special | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": metadata.get("llama.context_length"),
         "clean_up_tokenization_spaces": False,
     }
-    eos = special_ids["eos_token"][0]
     return PretrainedTokenizer(backend, eos, special, template, settings, str(path))
-
-
-def _get(metadata, name):
-    key = f"tokenizer.ggml.{name}"
-    if key not in metadata:
-        raise InputError(f"{key} is missing")
-    return metadata[key]
-
-
-def _tokens(metadata):
-    """Return the texts of all tokens, after checking the type of the tokenizer."""
-    for name, supported in (("model", ["gpt2"]), ("pre", ["smollm", "gpt-2"])):
-        value = _get(metadata, name)
-        if value not in supported:
-            raise InputError(f"tokenizer.ggml.{name} {value!r} is not supported: {INSTEAD}")
-    tokens = _get(metadata, "tokens")
-    texts = isinstance(tokens, list) and all(isinstance(t, str) and len(t) < 4096 for t in tokens)
-    if not (texts and len(set(tokens)) == len(tokens)):
-        raise InputError("tokenizer.ggml.tokens must be distinct texts of at most 4,095 characters")
-    return tokens
 
 
 def _byte_level(metadata, tokens):
     """Return GPT-2's BPE over bytes written as printable characters (Radford et al. 2019, 2.2)."""
     tk = library("tokenizers")
-    merges = [tuple(merge.split(" ", 1)) for merge in _get(metadata, "merges")]
+    merges = [tuple(merge.split(" ", 1)) for merge in metadata["tokenizer.ggml.merges"]]
     backend = tk.Tokenizer(tk.models.BPE({token: i for i, token in enumerate(tokens)}, merges))
     steps = [tk.pre_tokenizers.ByteLevel(add_prefix_space=False)]
     if metadata["tokenizer.ggml.pre"] == "smollm":
@@ -90,10 +67,3 @@ def _byte_level(metadata, tokens):
         elif use == USER_DEFINED:
             backend.add_tokens([tk.AddedToken(token, normalized=False)])
     return backend
-
-
-def _add_bos(backend, bos):
-    """Let the tokenizer put the token `bos` before each text."""
-    first = [(bos, backend.token_to_id(bos))]
-    processors = library("tokenizers").processors
-    backend.post_processor = processors.TemplateProcessing(single=f"{bos} $A", special_tokens=first)

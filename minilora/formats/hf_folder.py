@@ -18,15 +18,16 @@ import numpy as np
 from ..config import ALL_LINEAR, ATTENTION, MLP, QK_NORMS, InputError, ModelConfig
 from ..data.tokenizer import PretrainedTokenizer
 from ..kernels import dense
-from ..tree import flatten
+from ..tree import arrays, flatten
 from . import hf_tokenizer, safetensors_file
 from .families import FAMILIES
-from .fields import boolean, ids, nested, positive, rope, size
+from .fields import POSITIVE, UP_TO_4096, ids, number, rope, size
 from .files import errors_in, new_folder, read_json, write_json
 from .safetensors_file import FORMAT_NAME, Entry, check_names_and_shapes
 
 CONFIGS = ("config.json", "generation_config.json")
-WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"  # of the weights
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 BIASES = {"attention_bias": ATTENTION, "mlp_bias": MLP}  # field of config.json: projections
 SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
@@ -39,17 +40,20 @@ OTHERS = (
 
 
 def read_config(folder):
-    """Read (ModelConfig, biased projections, quantization_config or {}) of folder/config.json.
+    """Read (ModelConfig, biased projections) of the two config files of a folder.
 
     Raises InputError naming the file and the field that is missing, malformed or not implemented.
     """
-    path, other = (Path(folder) / name for name in CONFIGS)
-    raw, generation = read_json(path), read_json(other, {})
+    path = folder / CONFIGS[0]
+    raw = read_json(path)
+    generation = read_json(folder / CONFIGS[1], {})
     with errors_in(path):
-        config = model_config(raw | {"eos_token_id": (raw | generation).get("eos_token_id")})
+        config = model_config(raw | generation)
         biased = {name for field in BIASES if raw.get(field) for name in BIASES[field]}
-        quantization = nested(raw, "quantization_config")
-    return replace(config, generation_config=generation or None), biased, quantization
+        method = (raw.get("quantization_config") or {}).get("quant_method", "bitsandbytes")
+        if method != "bitsandbytes":
+            raise InputError(f"quant_method {method!r} is not supported; only bitsandbytes is")
+    return replace(config, generation_config=generation or None), biased
 
 
 def model_config(raw):
@@ -63,19 +67,17 @@ def model_config(raw):
     act = raw.get("hidden_act") or raw.get("hidden_activation") or implemented
     if act != implemented:
         raise InputError(f"hidden_act {act!r} is not implemented; only {implemented} is")
-    for name in BIASES:
-        boolean(raw, name)
+    number(raw, "num_hidden_layers", UP_TO_4096)
     heads = size(raw, "num_attention_heads")
-    head_dim = size(raw, "hidden_size") // heads
-    defaults = {"num_key_value_heads": heads, "head_dim": head_dim}
+    defaults = {"num_key_value_heads": heads, "head_dim": size(raw, "hidden_size") // heads}
     fields = {name: size(raw, name, defaults.get(name)) for name in SIZES} | family.fields
     fields["rope_theta"], fields["rope_scaling"] = rope(raw)
     fields |= {
-        "rms_norm_eps": positive(raw, "rms_norm_eps", 1e-6),
-        "tie_word_embeddings": boolean(raw, "tie_word_embeddings"),
+        "rms_norm_eps": number(raw, "rms_norm_eps", POSITIVE, 1e-6),
+        "tie_word_embeddings": bool(raw.get("tie_word_embeddings")),
         "max_position_embeddings": size(raw, "max_position_embeddings", 2048),
         "eos_token_id": ids(raw, "eos_token_id"),
-        "bos_token_id": next(iter(ids(raw, "bos_token_id")), None), "model_type": kind,
+        "bos_token_id": raw.get("bos_token_id"), "model_type": kind,
     }  # fmt: skip
     return ModelConfig(**fields | family.read(raw))
 
@@ -83,19 +85,20 @@ def model_config(raw):
 def as_json(config, dtype, biased):
     """Return the object for config.json, with field names that transformers 4 and 5 both read."""
     family = FAMILIES[config.model_type]
-    eos = list(config.eos_token_id)
     flags = {name: names[0] in biased for name, names in BIASES.items() if names in family.biases}
     copied = {name: getattr(config, name) for name in (*SIZES, *OTHERS)}
     return copied | flags | family.write(config) | {
         "architectures": [family.architecture], "torch_dtype": dtype,
-        "eos_token_id": eos[0] if len(eos) == 1 else eos or None,
+        "eos_token_id": config.eos_token_id or None,
     }  # fmt: skip
 
 
 def projection_shapes(config):
     """Return {name: (out, in)} of a layer's seven projections."""
-    D, F, hd = config.hidden_size, config.intermediate_size, config.head_dim
-    q, kv = config.num_attention_heads * hd, config.num_key_value_heads * hd
+    D = config.hidden_size
+    F = config.intermediate_size
+    q = config.num_attention_heads * config.head_dim
+    kv = config.num_key_value_heads * config.head_dim
     return dict(zip(ALL_LINEAR, ((q, D), (kv, D), (kv, D), (D, q), (F, D), (F, D), (D, F))))
 
 
@@ -123,12 +126,13 @@ def with_bias(paths):
     return {path.split(".")[-2] for path in paths if path.endswith(".bias")}
 
 
-def model_type(config, paths):
-    """Return the first model type, from `config.model_type` on, that can have these leaves."""
-    some = with_bias(paths)
-    for kind in (config.model_type, *FAMILIES):
-        if FAMILIES[kind].fits(config, some):
-            return kind
+def family_with(config, some):
+    """Return the first Family, from that of the model on, that can have `some` biases."""
+    own = FAMILIES[config.model_type]
+    for family in (own, *FAMILIES.values()):
+        window = family.sliding or config.sliding_window is None
+        if window and family.fields == own.fields and some <= family.biased(some):
+            return family
     every = f"biases of {', '.join(sorted(some))}, as this {config.model_type} model has"
     raise InputError(f"no model_type of config.json has {every}: train without --also-train bias")
 
@@ -138,16 +142,18 @@ def weight_files(folder):
     index = folder / INDEX
     if (folder / WEIGHTS).is_file() or not index.is_file():
         return [folder / WEIGHTS]
-    names = nested(read_json(index), "weight_map").values()
-    if not all(isinstance(name, str) and Path(name).name == name for name in names):
-        raise InputError(f"{index}: weight_map must map each tensor to a file of this folder")
-    return [index, *(folder / name for name in sorted(set(names)))]
+    raw = read_json(index)
+    with errors_in(index):
+        names = set(raw["weight_map"].values())
+        if any(Path(name).name != name for name in names):
+            raise InputError("weight_map must map each tensor to a file of this folder")
+    return [index, *(folder / name for name in sorted(names))]
 
 
 def files(folder):
     """Return the files that `load` reads in a folder: config, tokenizer and weights."""
     others = [folder / name for name in (*CONFIGS, *hf_tokenizer.FILES)]
-    return sorted(path for path in (*others, *weight_files(folder)) if path.is_file())
+    return sorted(filter(Path.is_file, [*others, *weight_files(folder)]))
 
 
 def read_tensors(folder):
@@ -170,13 +176,13 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda *_: {}, **fie
     dequantized one by one. Raises InputError and writes nothing if the folder exists and is not
     empty, or if a leaf is missing, is not part of a model of this type, or has the wrong shape.
     """
-    if dtype not in FORMAT_NAME:
-        raise InputError(f"`dtype` must be one of {(*FORMAT_NAME,)}, got {dtype!r}")
-    leaves = {path: w for path, w in flatten(base).items() if hasattr(w, "shape")}
-    kind = model_type(config, leaves)
+    leaves = flatten(arrays(base))
+    some = with_bias(leaves)
+    family = family_with(config, some)
+    biased = family.biased(some)
+    kind = family.model_type
     tied = "lm_head.weight" not in leaves
     config = replace(config, model_type=kind, tie_word_embeddings=tied)
-    biased = FAMILIES[kind].biased(with_bias(leaves))
     expected = shapes(config, biased)
     # in Hugging Face's format all projections of a group have biases or none has: add zeros
     zeros = {p: np.zeros(n, np.float32) for p, n in expected.items() if p.endswith(".bias")}
@@ -186,6 +192,7 @@ def write(folder, config, base, tokenizer, dtype, quantized=lambda *_: {}, **fie
     for path, leaf in leaves.items():
         own = quantized(path, leaf, dtype)
         tensors |= own or {path: Entry(FORMAT_NAME[dtype], leaf.shape, partial(dense, leaf))}
+    tensors = FAMILIES[kind].join(config, tensors)
     with new_folder(folder) as temporary:
         safetensors_file.write(temporary / WEIGHTS, tensors)
         write_json(temporary / "config.json", as_json(config, dtype, biased) | fields)

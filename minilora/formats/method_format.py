@@ -7,31 +7,30 @@ In PEFT's files, a prompt is one tensor `prompt_embeddings` (n, D). P-tuning sto
 its network there, without the network. A prefix is (n, L·2·K·hd): keys and values of each layer.
 """
 
-import numpy as np
-
-from ..config import InputError, Rule, check_setting
+from ..config import InputError
 from ..methods.method import MethodConfig
-from ..methods.registry import METHODS
-from ..tree import arrays, named_leaves, unflatten
+from ..methods.registry import METHODS, get_peft_model
 from .peft_format import NEUTRAL, PREFIX, refuse_unknown
-
-SIZE = Rule("be a whole number from 1 to 4,096", lambda n: type(n) is int and 1 <= n <= 4096)
-PEFT_TYPES = {m.peft_fields["peft_type"]: m for m in METHODS.values() if m.peft_fields}
 
 
 def _fixed(method):
     return (method.peft_fields or {"minilora_method": method.name}) | {"task_type": "CAUSAL_LM"}
 
 
+KINDS = {  # {peft_type, or our name of the method: method}
+    _fixed(m).get("peft_type", m.name): m
+    for m in METHODS.values()
+    if m.name not in ("lora", "dora")
+}
+
+
 def as_json(config, base_name):
     """Return the object for adapter_config.json; `base_name` is the name or folder of the base."""
     method = METHODS[config.method]
-    written = _fixed(method) | {
-        "base_model_name_or_path": str(base_name), "inference_mode": True,
-    }  # fmt: skip
+    written = _fixed(method) | {"base_model_name_or_path": base_name, "inference_mode": True}
     if method.size:
         written[method.peft_size or method.size] = getattr(config, method.size)
-    return dict(sorted(written.items()))
+    return written
 
 
 def read_config(raw):
@@ -39,41 +38,35 @@ def read_config(raw):
 
     Raises InputError naming the field that is malformed or not implemented.
     """
-    kind, name = raw.get("peft_type"), raw.get("minilora_method")
-    if kind is not None and str(kind) not in PEFT_TYPES:
+    kind = raw.get("peft_type") or raw.get("minilora_method")
+    method = KINDS.get(str(kind))
+    if method is None:
+        known = ", ".join(KINDS)
         raise InputError(
-            f"peft_type {kind!r} is not implemented; LORA, {', '.join(PEFT_TYPES)} are"
+            f"peft_type or minilora_method {kind!r} is not implemented; LORA, {known} are"
         )
-    own = [m.name for m in METHODS.values() if not m.peft_fields and m.name not in ("lora", "dora")]
-    if not kind and name not in own:
-        raise InputError("no peft_type and no known minilora_method")
-    method = PEFT_TYPES[kind] if kind else METHODS[name]
-    size = method.peft_size or method.size or ""
+    size = method.peft_size or method.size
     refuse_unknown(raw, {*NEUTRAL, *method.free_fields, size}, _fixed(method))
-    if method.size is None:
-        return MethodConfig(method.name)
-    check_setting(size, raw.get(size), SIZE)
-    return MethodConfig(method.name, **{method.size: raw[size]})
+    sizes = {method.size: raw.get(size)} if method.size else {}
+    return MethodConfig(method.name, **sizes)
 
 
 def shapes(config, base):
     """Return {tensor name: shape} of the file of such an adapter on this base."""
-    adapters = METHODS[config.method].init(base, config, np.random.default_rng(0))
+    adapters = get_peft_model(base, config).adapters
     return {name: w.shape for name, w in tensors(adapters, config).items()}
 
 
 def tensors(adapters, config):
     """Return {tensor name: array} for the file."""
     method = METHODS[config.method]
-    if method.pack:
-        return method.pack(adapters)
-    prefix = PREFIX if method.peft_fields else ""
-    return {prefix + path: w for path, w in named_leaves(arrays(adapters))}
+    packed = method.pack(adapters)
+    if not method.peft_fields:
+        return packed
+    return {PREFIX + path if path.startswith("model.") else path: w for path, w in packed.items()}
 
 
 def tree(config, read, base):
     """Return the adapter that the tensors of a file, {name: array}, describe."""
-    method = METHODS[config.method]
-    if method.unpack:
-        return method.unpack(read, base)
-    return unflatten({name.removeprefix(PREFIX): w for name, w in read.items()})
+    leaves = {name.removeprefix(PREFIX): w for name, w in read.items()}
+    return METHODS[config.method].unpack(leaves, base, config)

@@ -8,14 +8,7 @@ versions, switch on something that is not implemented here; they must be off.
 import numpy as np
 
 from .. import lora
-from ..config import (
-    ALL_LINEAR,
-    INITIALIZERS,
-    InputError,
-    LoraConfig,
-    matches,
-    names_module,
-)
+from ..config import INITIALIZERS, InputError, LoraConfig, matches, names_module
 from ..methods.replaced import biases
 from ..tree import arrays, flatten, get, named_leaves
 from .safetensors_file import check_names_and_shapes
@@ -100,14 +93,17 @@ def named(modules, paths):
 # PEFT's default for a Llama
 HONOURED: dict = {
     "r": 8, "lora_alpha": 8, "lora_dropout": 0.0, "use_rslora": False, "use_dora": False,
-    "lora_bias": False, "bias": "none", "rank_pattern": {}, "alpha_pattern": {},
+    "lora_bias": False, "rank_pattern": {}, "alpha_pattern": {}, "layers_to_transform": [],
     "target_modules": ["q_proj", "v_proj"], "exclude_modules": [], "modules_to_save": [],
-    "layers_to_transform": [], "layers_pattern": [],
 }  # fmt: skip
 NEUTRAL = (
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_version", "revision",
 )  # fmt: skip
-LORA_NEUTRAL = ("eva_config", "megatron_core", "qalora_group_size", "runtime_config")
+# `bias`: a trained bias of the base is a tensor of the file, and refused by its name;
+# `layers_pattern`: PEFT cannot make an adapter with another pattern than `layers` for these models
+LORA_NEUTRAL = (
+    "bias", "eva_config", "layers_pattern", "megatron_core", "qalora_group_size", "runtime_config",
+)  # fmt: skip
 # Initializations that leave the base unchanged. For any other one, PEFT repeats the change of the
 # base when it loads the adapter, and so does `load_adapter` for config.INITIALIZERS. (PEFT's LoftQ
 # quantizes differently and has a loftq_config; PEFT rejects our LoftQ, which has none.)
@@ -121,25 +117,11 @@ def refuse_unknown(raw, free, fixed):
         # a field that must have a value may be missing, but not be off
         same = value in (None, expected) or (name not in fixed and value in (False, "", [], {}))
         if isinstance(value, list) and isinstance(expected, list):  # PEFT's sets have no order
-            same = sorted(value, key=repr) == sorted(expected, key=repr)
+            same = set(value) == set(expected)
         if not same and name not in free:
             raise InputError(
                 f"{name} = {value!r} is not implemented: the adapter's outputs would be wrong"
             )
-
-
-def _is_valid(name, value):
-    """Tell whether a field has a value of its type; LoraConfig checks its own fields further."""
-    default = HONOURED[name]
-    if isinstance(default, list):
-        kind = int if name == "layers_to_transform" else str
-        items = value if isinstance(value, list) else [value]
-        if default and not items:
-            return False
-        return all(type(item) is kind and item != "" for item in items)
-    if type(default) in (int, float):
-        return type(value) in (int, float) and abs(value) < 2**31  # not NaN
-    return type(value) is type(default)
 
 
 def read_config(raw, base):
@@ -153,38 +135,18 @@ def read_config(raw, base):
         raise InputError(f"init_lora_weights {start!r} is not implemented: it changes the base")
     free = {*HONOURED, *NEUTRAL, *LORA_NEUTRAL, "init_lora_weights"}
     refuse_unknown(raw, free, {"peft_type": "LORA", "task_type": "CAUSAL_LM"})
-    fields: dict = {"init_lora_weights": start if start in INITIALIZERS else True}
-    for name, default in HONOURED.items():
-        fields[name] = default if raw.get(name) is None else raw[name]
-        if not _is_valid(name, fields[name]):
-            raise InputError(f"{name} is malformed: {fields[name]!r}")
-    lora_bias, modules = fields.pop("lora_bias"), fields.pop("modules_to_save")
+    fields = HONOURED | {name: raw[name] for name in HONOURED if raw.get(name) is not None}
+    fields["init_lora_weights"] = start if start in INITIALIZERS else True
+    lora_bias = fields.pop("lora_bias")
+    modules = fields.pop("modules_to_save")
     for name in modules:
         if not named([name], replaceable(base)):
             others = "norms, embed_tokens and lm_head are"
             raise InputError(f"modules_to_save {name!r} is not implemented; {others}")
-    patterns = fields.pop("layers_pattern")
-    if patterns and "layers" not in ([patterns] if isinstance(patterns, str) else patterns):
-        what = f"layers_pattern {patterns!r} matches no list of layers of this model"
-        raise InputError(f"{what}: the list is named 'layers'")
     fields["exclude_modules"] = without_useless(fields["exclude_modules"], lora.modules(base))
     if fields["layers_to_transform"] == []:
         fields["layers_to_transform"] = None  # for PEFT, an empty list means all layers
-    bias = fields["bias"]
-    if bias in ("all", "lora_only"):
-        fields["bias"] = "none"
-    config = LoraConfig(**fields)
-    check_biases(bias, lora.target_paths(base, config), base)
-    return config, lora_bias, modules
-
-
-def check_biases(bias, adapted, base):
-    """Raise InputError if `bias` of PEFT's config means that the file has biases of the base."""
-    for path, _ in named_leaves(base):
-        trained = bias == "all" or (bias == "lora_only" and path.removesuffix(".bias") in adapted)
-        if trained and path.endswith(".bias"):
-            what = f"bias = {bias!r} is not implemented where the base has biases, such as {path}"
-            raise InputError(f"{what}: train with bias='none' or with lora_bias=True")
+    return LoraConfig(**fields), lora_bias, modules
 
 
 def without_useless(excluded, paths):
@@ -194,15 +156,9 @@ def without_useless(excluded, paths):
     return [name for name in excluded if any(names_module(name, path) for path in paths)] or None
 
 
-def as_json(config, base_name, lora_bias=False, modules=()):
+def as_json(config, base_name, lora_bias, modules):
     """Return the object for adapter_config.json."""
-    targets = config.target_modules
-    written = vars(config) | {
-        "peft_type": "LORA",
-        "base_model_name_or_path": str(base_name),
-        "inference_mode": True,
-        "target_modules": ALL_LINEAR if "all-linear" in targets else targets,
-        "lora_bias": lora_bias,
-        "modules_to_save": list(modules) or None,
-    }
-    return dict(sorted(written.items()))
+    return vars(config) | {
+        "peft_type": "LORA", "base_model_name_or_path": base_name, "inference_mode": True,
+        "lora_bias": lora_bias, "modules_to_save": modules or None,
+    }  # fmt: skip

@@ -51,19 +51,17 @@ def load(
     embedding and a head stored in F16, BF16 or Q8_0 stay in that type, as an exact `LowPrecision`.
     Raises InputError naming the file and the tensor or field that cannot be used.
     """
-    place = _place(os.fspath(name))
+    place = _place(name)
     read = _folder if place.is_dir() else _gguf
     config, tensors, tokenizer, biased = read(place)
     check_vocabulary(place, config, tokenizer)
     if low_precision is None:
         types = {entry.dtype for entry in tensors.values()}
         low_precision = scheme != "none" or not types.isdisjoint(quantized_file.TYPES)
-    n = config.num_hidden_layers
-    if n > len(tensors):
-        raise InputError(f"num_hidden_layers is {n}, but {place} has {len(tensors)} tensors")
     expected = shapes(config, FAMILIES[config.model_type].biased(biased))
-    # old folders also contain rotary frequencies, or a copy of a tied head
-    needless = ("rotary_emb.inv_freq", "lm_head.weight")
+    # old folders also contain rotary frequencies, or a copy of a tied head; bitsandbytes' contain
+    # the layout of 8-bit weights
+    needless = ("rotary_emb.inv_freq", "lm_head.weight", ".weight_format")
     used = {p: e for p, e in tensors.items() if p in expected or not p.endswith(needless)}
     check_names_and_shapes(used, expected, place)
     base: dict = {}
@@ -87,7 +85,7 @@ def check_vocabulary(place, config, tokenizer):
 
 def files(name):
     """Return the files that `load` reads for the model `name`."""
-    place = _place(os.fspath(name))
+    place = _place(name)
     return hf_folder.files(place) if place.is_dir() else [place]
 
 
@@ -98,6 +96,7 @@ def is_builtin(name):
 
 def _place(name):
     """Return the folder or file of a model's name."""
+    name = os.fspath(name)
     if name in EMBEDDED:
         return Path(__file__).parents[1] / "data" / "bases" / name
     if name in fetch.MODELS:
@@ -113,15 +112,14 @@ def _place(name):
 
 def _folder(folder):
     """Return (ModelConfig, {path: Entry}, tokenizer, projections with a bias) of a folder."""
-    config, biased, quantization = read_config(folder)
+    config, biased = read_config(folder)
     if config.vocab_size == 256 and not (folder / "tokenizer.json").exists():
         tokenizer = ByteTokenizer()
     else:
         tokenizer = hf_tokenizer.from_folder(folder, next(iter(config.eos_token_id), None))
     config = replace(config, eos_token_id=config.eos_token_id or (tokenizer.eos_token_id,))
-    tensors = hf_folder.read_tensors(folder)
-    if quantization:
-        tensors = quantized_file.join(folder, quantization, tensors)
+    tensors = quantized_file.join(hf_folder.read_tensors(folder))
+    tensors = FAMILIES[config.model_type].split(config, tensors)
     return config, tensors, tokenizer, biased
 
 

@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from .. import nf4
-from ..config import POSITIVE_INT, InputError, Rule
+from ..config import POSITIVE_INT, InputError, Rule, check_setting
 from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized
 from ..quant.int8 import Int8
 from ..tree import named_leaves
@@ -23,8 +23,7 @@ from .files import errors_in, parse_object
 from .safetensors_file import Entry, check_floats, entry
 
 STATE = ".quant_state.bitsandbytes__"
-MAPS = {"nf4": nf4.NF4, "fp4": nf4.FP4}
-TYPES = ("int8", *MAPS)  # dtypes of the entries of quantized weights
+TYPES = ("int8", *nf4.CODEBOOKS)  # dtypes of the entries of quantized weights
 FINITE = Rule("be a finite number", lambda value: abs(value) < 1e38)
 
 
@@ -38,33 +37,25 @@ def scheme(leaf):
     return "none", None
 
 
-def join(folder, settings, tensors):
-    """Return {path: Entry} in which the parts of each quantized weight are joined into one Entry.
-
-    `settings` is quantization_config of config.json, which must be of bitsandbytes.
-    """
-    kind = settings.get("quant_method", "bitsandbytes")
-    if kind != "bitsandbytes":
-        what = f"quant_method {kind!r} is not supported; only bitsandbytes is"
-        raise InputError(f"{folder}/config.json: {what}")
+def join(tensors):
+    """Return {path: Entry}, with the parts of each quantized weight joined into one Entry."""
     rest = dict(tensors)
     joined = {}
     for name, found in tensors.items():
         weight, _, quant_type = name.partition(STATE)
-        if not quant_type and name.endswith(".SCB"):
+        if name.endswith(".SCB"):
             weight = name.removesuffix("SCB") + "weight"
-            own = [name, weight + "_format"]
-        elif quant_type:
-            own = [key for key in rest if key.startswith(weight + ".")]
-        else:
+        elif not quant_type:
             continue
-        parts = {key.removeprefix(weight + "."): rest.pop(key, None) for key in own}
         codes = rest.pop(weight, None)
         if codes is None:
             raise InputError(f"{found.where} has no weight")
         if quant_type:
+            own = [key for key in rest if key.startswith(weight + ".")]
+            parts = {key.removeprefix(weight + "."): rest.pop(key) for key in own}
             joined[weight] = _four_bit(codes, found, parts)
         else:
+            del rest[name]
             joined[weight] = _eight_bit(codes, found)
     return rest | joined
 
@@ -94,16 +85,13 @@ def _four_bit(codes, state, parts):
     double = "nested_absmax" in parts
     fields = parse_object(bytes(state.read()), state.where)
     with errors_in(state.where):
-        quant_type, block_size = str(fields.get("quant_type")), size(fields, "blocksize")
+        quant_type = str(fields.get("quant_type"))
+        block_size = size(fields, "blocksize")
         nf4.check_4bit(block_size, quant_type)
-        shape = fields.get("shape")
-        if not (
-            isinstance(shape, list) and len(shape) == 2 and all(map(POSITIVE_INT.holds, shape))
-        ):
-            raise InputError(f"shape must be two whole numbers from 1, got {shape!r}")
-        if size(fields, "nested_blocksize", NESTED_BLOCK_SIZE) != NESTED_BLOCK_SIZE:
-            raise InputError(f"nested_blocksize must be {NESTED_BLOCK_SIZE}")
-        offset = number(fields, "nested_offset", None if double else 0, FINITE)
+        shape = tuple(fields["shape"])
+        for length in shape:
+            check_setting("shape", length, POSITIVE_INT)
+        offset = number(fields, "nested_offset", FINITE, None if double else 0)
     n = math.prod(shape)
     m = -(-n // block_size)
 
@@ -117,16 +105,16 @@ def _four_bit(codes, state, parts):
             raise InputError(f"{codes.where}: {name} differs from that of bitsandbytes")
 
     def read():
-        check_map("quant_map", MAPS[quant_type])
+        check_map("quant_map", nf4.CODEBOOKS[quant_type].values)
         absmax = part("absmax", "U8" if double else "F32", (m,))
         if double:
             check_map("nested_quant_map", DYNAMIC_MAP)
             nested = part("nested_absmax", "F32", (-(-m // NESTED_BLOCK_SIZE),))
             absmax = DoubleQuantized(absmax, nested, np.float32(offset))
         packed = _read(codes, "U8", (-(-n // 2), 1)).reshape(-1)
-        return nf4.Quantized(packed, absmax, tuple(shape), block_size, quant_type)
+        return nf4.Quantized(packed, absmax, shape, block_size, quant_type)
 
-    return Entry(quant_type, tuple(shape), read, codes.where)
+    return Entry(quant_type, shape, read, codes.where)
 
 
 def save_quantized(folder, config, base, tokenizer=None, dtype="float32"):
@@ -165,7 +153,7 @@ def _parts(path, leaf, dtype):
         "shape": leaf.shape,
     }  # fmt: skip
     absmax = leaf.stored_absmax
-    parts = {"quant_map": entry("F32", MAPS[leaf.quant_type])}
+    parts = {"quant_map": entry("F32", nf4.CODEBOOKS[leaf.quant_type].values)}
     if isinstance(absmax, DoubleQuantized):
         state |= {
             "nested_blocksize": NESTED_BLOCK_SIZE, "nested_dtype": "float32",

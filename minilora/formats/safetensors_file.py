@@ -23,7 +23,7 @@ import numpy as np
 from ..config import InputError
 from ..optim import from_bfloat16, to_bfloat16
 from ..quant.low_precision import LowPrecision, halves
-from .files import check_start, parse_object
+from .files import check_start, errors_in, parse_object
 
 FLOATS = {name: np.dtype(kind) for name, kind in (("F32", "<f4"), ("F16", "<f2"), ("BF16", "<u2"))}
 BLOCK = 32  # weights that share a scale
@@ -52,20 +52,15 @@ def entry(dtype, w):
     return Entry(dtype, w.shape, lambda: w)
 
 
-def entry_in_file(path, where, dtype, shape, start, expected, size):
+def entry_in_file(path, name, dtype, shape, start, size):
     """Return (Entry, end) of the tensor whose bytes begin at `start` of a file of `size` bytes.
 
-    Raises InputError naming `where` if the type is not supported, if the shape is impossible, or if
-    the bytes do not begin at `expected` or do not end in the file.
+    Raises InputError if the type is not supported, or if the bytes do not end in the file.
     """
+    where = f"{path}: tensor {name}"
     if dtype not in DTYPES:
         way = "use a file with F32, F16, BF16, Q8_0, Q4_0 or Q4_1"
         raise InputError(f"{where} has the unsupported type {dtype}: {way}")
-    # a NumPy array has at most 32 dimensions; those of an empty array have a limit, too
-    if len(shape) > 32 or math.prod(n or 1 for n in shape) >= 2**48:
-        raise InputError(f"{where} has the impossible shape {shape}")
-    if start != expected:
-        raise InputError(f"{where} overlaps another tensor or leaves a gap")
     stored_shape = shape
     if dtype in BLOCKS:
         width = shape[-1] if shape else 1
@@ -78,10 +73,8 @@ def entry_in_file(path, where, dtype, shape, start, expected, size):
         raise InputError(f"{where} ends at byte {end} of {size}: copy the truncated file again")
 
     def raw():
-        stored = np.fromfile(path, DTYPES[dtype], count, offset=start)
-        if stored.size != count:
-            raise InputError(f"{where} is incomplete: copy the truncated file again")
-        return stored.reshape(stored_shape)
+        with errors_in(where):  # of a shape that NumPy cannot have, or a file that has changed
+            return np.fromfile(path, DTYPES[dtype], count, offset=start).reshape(stored_shape)
 
     kept = (lambda: to_low_precision(raw(), dtype)) if dtype in ("F16", "BF16", "Q8_0") else None
     return Entry(dtype, shape, lambda: decode(raw(), dtype), where, kept), end
@@ -94,7 +87,8 @@ def decode(raw, dtype):
         return from_bfloat16(raw)
     if dtype not in BLOCKS:
         return raw.astype(np.float32, copy=False) if dtype in FLOATS else raw
-    d, q = raw["d"].astype(np.float32)[..., None], raw["q"]
+    d = raw["d"].astype(np.float32)[..., None]
+    q = raw["q"]
     if dtype == "Q8_0":
         x = d * q  # x = d·q, q in −128 … 127
     elif dtype == "Q4_0":
@@ -159,47 +153,33 @@ def check_names_and_shapes(found, expected, place):
 def read_header(path):
     """Read {tensor name: Entry} of a safetensors file.
 
-    The format requires that the tensors fill the rest of the file without gap or overlap. Raises
-    InputError if the file is missing or truncated, or contradicts its header.
+    Raises InputError if the file is missing or truncated, or contradicts its header.
     """
-    path = os.fspath(path)
     header, data, size = read_json_header(path)
     header.pop("__metadata__", None)
-    fields = {name: _fields(path, name, raw) for name, raw in header.items()}
-    end = data
-    entries = {}
-    for name, (start, stop, dtype, shape) in sorted(fields.items(), key=lambda item: item[1][:2]):
-        where = f"{path}: tensor {name}"
-        entries[name], end = entry_in_file(path, where, dtype, shape, data + start, end, size)
-        if end != data + stop:
-            raise InputError(f"{where} has the shape {shape}, which does not fit its bytes")
-    if end != size:
-        raise InputError(f"{path} has {size - end} bytes that no tensor uses")
-    return entries
+    return {name: _entry(path, name, raw, data, size) for name, raw in header.items()}
 
 
 def read_json_header(path):
     """Read (header, offset of the tensors' bytes, size of the file) of a safetensors file."""
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
-            text = file.read(min(length, size))
-            file.seek(0)
-            check_start(path, file.read(64))
-    except (OSError, ValueError) as error:  # ValueError: an impossible file name
-        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', error)}") from error
-    if 8 + length > size:
-        raise InputError(f"{path} is truncated or not a safetensors file")
-    return parse_object(text, f"{path} is not a safetensors file: its header"), 8 + length, size
+    check_start(path)
+    with errors_in(path), open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if 8 + length > size:
+            raise InputError("the file is truncated or not a safetensors file")
+        text = file.read(length)
+    return parse_object(text, f"the header of {path}"), 8 + length, size
 
 
-def _fields(path, name, raw):
-    """Return (first byte, end, dtype, shape) of a tensor in the header."""
+def _entry(path, name, raw, data, size):
+    """Return the Entry of a tensor in the header."""
     match raw:
         case {"dtype": str(dtype), "shape": [*shape], "data_offsets": [start, stop]}:
             if all(type(n) is int and n >= 0 for n in (*shape, start, stop)):
-                return start, stop, dtype, tuple(shape)
+                found, end = entry_in_file(path, name, dtype, tuple(shape), data + start, size)
+                if end == data + stop:
+                    return found
     raise InputError(f"{path}: the header's entry for tensor {name} is malformed")
 
 
@@ -208,19 +188,19 @@ def write(path, entries, metadata=None):
     header = {"__metadata__": metadata or {"format": "pt"}}  # transformers needs "format"
     end = 0
     # widest types first, so that every tensor starts at a multiple of its item size
-    widths = {name: DTYPES[found.dtype].itemsize for name, found in entries.items()}
-    names = sorted(entries, key=lambda name: (-widths[name], name))
+    names = sorted(entries, key=lambda name: (-DTYPES[entries[name].dtype].itemsize, name))
     for name in names:
-        start, shape = end, entries[name].shape
-        end = start + math.prod(shape) * widths[name]
-        header[name] = {
-            "dtype": entries[name].dtype, "shape": shape, "data_offsets": [start, end],
-        }  # fmt: skip
+        dtype = entries[name].dtype
+        shape = entries[name].shape
+        start = end
+        end += math.prod(shape) * DTYPES[dtype].itemsize
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
-            w, dtype = entries[name].read(), entries[name].dtype
+            w = entries[name].read()
+            dtype = entries[name].dtype
             raw = encode(w, dtype, name) if dtype in FLOATS else w
             file.write(np.ascontiguousarray(raw, DTYPES[dtype]).data)

@@ -2,11 +2,9 @@
 
 import autograd.numpy as np
 
-from .. import lora
-from ..config import LoraConfig
 from ..layers import gelu, matmul
-from ..tree import get, set_leaf
-from .method import Method, uniform
+from ..tree import unflatten
+from .method import Method, projections, uniform
 
 TARGETS = ("o_proj", "down_proj")
 NAMES = ("bottleneck_down", "bottleneck_down_bias", "bottleneck_up", "bottleneck_up_bias")
@@ -14,18 +12,16 @@ NAMES = ("bottleneck_down", "bottleneck_down_bias", "bottleneck_up", "bottleneck
 
 def init(base, config, rng):
     """Create the network after each sublayer; its up matrix is zero."""
-    adapters: dict = {}
     m = config.bottleneck_size
-    for path in lora.target_paths(base, LoraConfig(target_modules=TARGETS)):
-        D = get(base, path)["weight"].shape[0]
-        node = {
+    return unflatten({
+        path: {
             "bottleneck_down": uniform(rng, (m, D), 1 / np.sqrt(D)),
             "bottleneck_down_bias": np.zeros(m, "f4"),
             "bottleneck_up": np.zeros((D, m), "f4"),
             "bottleneck_up_bias": np.zeros(D, "f4"),
         }
-        set_leaf(adapters, path, node)
-    return adapters
+        for path, (D, _) in projections(base, TARGETS).items()
+    })  # fmt: skip
 
 
 def linear(linear, x, node, rng=None):
@@ -38,13 +34,10 @@ def linear(linear, x, node, rng=None):
     return h + matmul(z, node["bottleneck_up"]) + node["bottleneck_up_bias"]
 
 
-def extra_floats(name, leaf):
-    """Return the floats per token that are kept: h, and the powers in gelu."""
-    return leaf.shape[1] + 8 * len(leaf) if name == "bottleneck_down" else 0
-
-
 METHOD = Method(
     "bottleneck", init,
     entries=dict.fromkeys(TARGETS, NAMES),
-    wraps={"linear": linear}, size="bottleneck_size", extra_floats=extra_floats,
+    wraps=(linear,), size="bottleneck_size",
+    # h, and the powers in gelu
+    extra_floats={"bottleneck_down": lambda leaf: leaf.shape[1] + 8 * len(leaf)},
 )  # fmt: skip

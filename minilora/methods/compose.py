@@ -44,8 +44,7 @@ def generate_batch(
     last = min(map(len, prompts))
     while last < max(ends):
         tokens = np.array([row[first:last] for row in rows])
-        starts = np.zeros_like(tokens)
-        x = model.hidden_states(params, tokens, starts, model_config, ops, caches)
+        x = model.hidden_states(params, tokens, np.zeros_like(tokens), model_config, ops, caches)
         logits = model.logits(x[:, -1], params, ops)
         for i, row in enumerate(rows):
             if len(row) == last:  # the row is read to its end
@@ -54,7 +53,7 @@ def generate_batch(
                 if token in model_config.eos_token_id:
                     ends[i] = min(ends[i], last)
         first = last
-        last = last + 1
+        last += 1
     return [row[len(prompt) : end] for row, prompt, end in zip(rows, prompts, ends)]
 
 
@@ -66,14 +65,16 @@ def combine(adapters, weights, combination_type="cat", r=None):
     errors: {path: ‖ΔW − Σ wᵢ·ΔWᵢ‖ / ‖Σ wᵢ·ΔWᵢ‖}, Frobenius norms.
     """
     if combination_type not in COMBINATION_TYPES:
-        known = ", ".join(COMBINATION_TYPES)
-        raise InputError(f"`combination_type` must be one of {known}, not {combination_type!r}")
+        raise InputError(
+            f"`combination_type` must be one of {', '.join(COMBINATION_TYPES)}, "
+            f"not {combination_type!r}"
+        )
     if len(weights) != len(adapters):
         raise InputError(f"{len(adapters)} adapters need as many weights, got {len(weights)}")
     combined: dict = {}
     errors = {}
     for path, found in factors(adapters).items():
-        parts = [(weights[i] * s, A, B) for i, (s, A, B) in found.items()]
+        parts = [(weights[i] * s, A, B) for i, s, A, B in found]
         rank = r or max(len(A) for _, A, _ in parts)
         A, B = (factor.astype("f4") for factor in COMBINATION_TYPES[combination_type](parts, rank))
         node = {"lora_A": A, "lora_B": B, "lora_scaling": 1.0, "lora_dropout": 0.0}

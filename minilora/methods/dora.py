@@ -7,7 +7,7 @@ from autograd.extend import notrace_primitive
 
 from .. import kernels, lora
 from ..config import ALL_LINEAR, InputError
-from ..tree import get, set_leaf, without
+from ..tree import get, without
 from .method import Method
 
 M = "lora_magnitude_vector"  # (out,)
@@ -15,20 +15,20 @@ M = "lora_magnitude_vector"  # (out,)
 
 def init(base, config, rng):
     """Create the factors of LoRA, and m = ‖W₀‖ per row (Sec. 4.1)."""
-    adapters = lora.init(base, replace(config, use_dora=False), rng)
-    add_magnitudes(adapters, base)
-    return adapters
+    return add_magnitudes(lora.init(base, replace(config, use_dora=False), rng), base)
 
 
 def add_magnitudes(adapters, base):
-    """Set m = ‖W₀ + (α/r)·BA‖ in place, for each adapted projection."""
+    """Set m = ‖W₀ + (α/r)·BA‖ in place, for each adapted projection; return the adapters."""
     for path in lora.adapted_paths(adapters):
         node = get(base, path)
         if "lora_stack" in node:
             raise InputError(
                 "DoRA cannot be trained on a stacked adapter: merge that adapter first"
             )
-        set_leaf(adapters, f"{path}.{M}", row_norms({**node, **get(adapters, path)}))
+        own = get(adapters, path)
+        own[M] = row_norms(node | own)
+    return adapters
 
 
 def linear(linear, x, node, rng=None):
@@ -64,6 +64,6 @@ def _row_norms(w, scaling, a, b):
 METHOD = Method(
     "dora", init,
     entries=dict.fromkeys(ALL_LINEAR, (M,)),
-    wraps={"linear": linear, "merge_projection": merge_projection},
-    extra_floats=lambda name, leaf: len(leaf),  # the output before scaling
+    wraps=(linear, merge_projection),
+    extra_floats={M: len},  # the output before scaling
 )  # fmt: skip

@@ -2,10 +2,8 @@
 
 import autograd.numpy as np
 
-from .. import lora
-from ..config import LoraConfig
-from ..tree import get, set_leaf, without
-from .method import Method
+from ..tree import set_leaf, without
+from .method import Method, projections
 
 L = "ia3_l"  # (out, 1) of k_proj and v_proj, (1, in) of down_proj
 TARGETS = ("k_proj", "v_proj", "down_proj")
@@ -14,8 +12,7 @@ TARGETS = ("k_proj", "v_proj", "down_proj")
 def init(base, config, rng):
     """Create scales, all one."""
     adapters: dict = {}
-    for path in lora.target_paths(base, LoraConfig(target_modules=TARGETS)):
-        out_features, in_features = get(base, path)["weight"].shape
+    for path, (out_features, in_features) in projections(base, TARGETS).items():
         shape = (1, in_features) if path.endswith("down_proj") else (out_features, 1)
         set_leaf(adapters, f"{path}.{L}", np.ones(shape, "f4"))
     return adapters
@@ -25,7 +22,7 @@ def linear(linear, x, node, rng=None):
     """Scale the input of down_proj, and the outputs of k_proj and v_proj with their biases."""
     if L not in node:
         return linear(x, node, rng)
-    if node[L].shape[0] == 1:
+    if len(node[L]) == 1:
         return linear(x * node[L][0], node, rng)  # W_down(l_ff ∘ h)   (IA³, Sec. 3.3)
     return linear(x, node, rng) * node[L][:, 0]  # l_k ∘ K and l_v ∘ V
 
@@ -36,7 +33,7 @@ def merge_projection(merge, node):
         return merge(node)
     merged = merge(without(node, L))
     merged["weight"] = node[L] * merged["weight"]
-    if "bias" in merged and node[L].shape[0] > 1:
+    if "bias" in merged and len(node[L]) > 1:
         merged["bias"] = node[L][:, 0] * merged["bias"]
     return merged
 
@@ -44,9 +41,9 @@ def merge_projection(merge, node):
 METHOD = Method(
     "ia3", init,
     entries=dict.fromkeys(TARGETS, (L,)),
-    wraps={"linear": linear, "merge_projection": merge_projection},
+    wraps=(linear, merge_projection),
     # the output before scaling; the input is kept in any case
-    extra_floats=lambda name, leaf: leaf.size if len(leaf) > 1 else 0,
+    extra_floats={L: lambda leaf: leaf.size if len(leaf) > 1 else 0},
     peft_fields={
         "peft_type": "IA3", "target_modules": list(TARGETS),
         "feedforward_modules": ["down_proj"],

@@ -16,41 +16,37 @@ from ..config import InputError
 from ..kernels import dense, quantize_4bit
 from ..layers import lora_delta
 from ..quant import schemes
-from ..tree import get, overlay, unflatten
+from ..tree import flatten, get, unflatten
 from . import dora
 
-LOFTQ_STEPS = 5  # the largest number in the paper
 
-
-def init(base, config, rng, scheme="none", block_size=64):
+def init(base, config, rng, scheme, block_size):
     """Create an adapter on a dense base as `lora.init` does, with the projections in `scheme`.
 
     config.init_lora_weights: `pissa` or `loftq`. At first, PiSSA's (W − s·BA) + s·BA is W up to
     rounding and the quantization of W − s·BA; LoftQ's Q + s·BA is nearer to W than a quantized W.
     """
-    initialize = {"pissa": pissa, "loftq": loftq}[config.init_lora_weights]
-    if initialize is loftq and scheme == "none":
+    with_loftq = config.init_lora_weights == "loftq"
+    if with_loftq and scheme == "none":
         raise InputError("loftq reduces the error of quantization: give a `scheme`, or use pissa")
     how = {"scheme": scheme, "block_size": block_size, "quantize_4bit": quantize_4bit}
-    plain = replace(config, init_lora_weights=True, use_dora=False)
-    adapters = lora.init(base, plain, rng)
-    rests = {}
+    adapters = lora.init(base, replace(config, init_lora_weights=True, use_dora=False), rng)
+    leaves = flatten(base)
     for node in lora.adapted_paths(adapters):
         path = f"{node}.weight"
-        w = get(base, path)
+        w = leaves[path]
         if not isinstance(w, np.ndarray):
             raise InputError(f"{path} is quantized: {config.init_lora_weights} needs a dense base")
-        store = partial(schemes.quantize_leaf, path, **how)
-        rests[path] = initialize(w, get(adapters, node), store)
-    base = schemes.quantize(overlay(base, unflatten(rests)), **how)
+        factors = get(adapters, node)
+        if with_loftq:
+            leaves[path] = loftq(w, factors, partial(schemes.quantize_leaf, path, **how))
+        else:
+            # PiSSA: the rest is frozen (Meng et al. 2024, Eqs. 2 to 4)
+            leaves[path] = without_principal(w, w, factors)
+    base = schemes.quantize(unflatten(leaves), **how)
     if config.use_dora:
         dora.add_magnitudes(adapters, base)
     return adapters, base
-
-
-def pissa(w, node, store):
-    """Set A and B to the principal part of w; return the rest (Meng et al. 2024, Eqs. 2 to 4)."""
-    return without_principal(w, w, node)
 
 
 def loftq(w, node, store):
@@ -59,7 +55,7 @@ def loftq(w, node, store):
     Returns the w − s·BA whose quantization is the last q.
     """
     rest = w
-    for _ in range(LOFTQ_STEPS):
+    for _ in range(5):  # the largest number in the paper
         last = rest
         rest = without_principal(w, w - dense(store(last)), node)
     return last

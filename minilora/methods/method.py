@@ -7,13 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from ..config import check_settings
-from ..tree import Array, Tree
+from .. import lora
+from ..config import LoraConfig, Rule, check_settings
+from ..tree import Tree, arrays, flatten, get, unflatten
+
+SIZE = Rule("be a whole number from 1 to 4,096", lambda n: type(n) is int and 1 <= n <= 4096)
 
 
-def size(default: int, what: str) -> Any:
+def size(default, what):
     """Return a field of MethodConfig: a size, whose flag has this default and this help."""
-    return field(default=default, metadata={"help": what})
+    return field(default=default, metadata={"rule": SIZE, "help": what})
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,13 @@ class MethodConfig:
         check_settings(self)
 
 
-def uniform(rng: Any, shape: tuple[int, ...], bound: float) -> Array:
+def projections(base, names):
+    """Return {path: shape (out, in) of the weight} of the projections of these names."""
+    paths = lora.target_paths(base, LoraConfig(target_modules=names))
+    return {path: get(base, path)["weight"].shape for path in paths}
+
+
+def uniform(rng, shape, bound):
     """Draw float32 numbers from U(−bound, bound)."""
     return rng.uniform(-bound, bound, shape).astype("f4")
 
@@ -42,25 +51,23 @@ class Method:
     """A method of fine-tuning.
 
     init(base, config, rng) returns a new adapter. `entries` maps the name of a node to the names of
-    the entries that the method adds to it. `wraps` maps the name of an operation to a function
-    f(operation, *its arguments) that is called in its place.
+    the entries that the method adds to it. `wraps` has functions f(operation, *its arguments), each
+    of which is called in the place of the operation of its name.
     """
 
     name: str
     init: Callable[..., Tree]
     entries: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    wraps: dict[str, Callable[..., Any]] = field(default_factory=dict)
-    size: str | None = None  # the one of SIZES that it has
-    peft_size: str | None = None  # its name in PEFT's file, if it has another there
-    extra_floats: Callable[[str, Any], int] = lambda name, leaf: 0  # kept per token for a leaf
+    wraps: tuple[Callable[..., Any], ...] = ()
+    size: str = ""  # the one of SIZES that it has
+    peft_size: str = ""  # its name in PEFT's file, if it has another there
+    # of entries: the floats per token that the optimized operations keep for this leaf
+    extra_floats: dict[str, Callable[..., int]] = field(default_factory=dict)
     # PEFT's adapter_config.json: fields that must have these values (None: PEFT lacks the method),
     # and fields that may have any value, which are not written.
     peft_fields: dict[str, Any] | None = None
     free_fields: tuple[str, ...] = ()
-    # PEFT's tensors: from an adapter, and back with the base
-    pack: Callable[[Tree], Tree] | None = None
-    unpack: Callable[[Tree, Tree], Tree] | None = None
-
-    def names(self) -> set[str]:
-        """Return the names of all entries that the method adds."""
-        return {name for names in self.entries.values() for name in names}
+    # pack(adapters) returns the tensors of the file, {path: array} without PEFT's prefix of paths;
+    # unpack(tensors, base, config) is its inverse
+    pack: Callable[..., Tree] = lambda adapters: flatten(arrays(adapters))
+    unpack: Callable[..., Tree] = lambda tensors, base, config: unflatten(tensors)

@@ -3,43 +3,37 @@
 It trains the matrices of the layers. AdamW trains all other leaves, for example norms and biases.
 """
 
-from typing import Any
-
 import numpy as np
 
-from ..config import TrainConfig
 from ..optim import adamw, adamw_init
-from ..tree import Tree, flatten, layer_of, overlay, tree_map, unflatten
+from ..tree import flatten, layer_of, overlay, tree_map, unflatten
 
 MOMENTUM = 0.95
 
 
-def muon_init(params: Tree) -> Tree:
+def muon_init(params):
     """Return the state before the first step: momenta of the matrices, m and v of the others."""
     matrices, others = split_matrices(params)
-    return {"momentum": tree_map(np.zeros_like, matrices), **adamw_init(others)}
+    return {"momentum": tree_map(np.zeros_like, matrices)} | adamw_init(others)
 
 
-def muon(
-    params: Tree, grads: Tree, state: Tree, learning_rates: dict[str, float],
-    train_config: TrainConfig,
-) -> tuple[Tree, Tree]:  # fmt: skip
+def muon(params, grads, state, learning_rates, train_config):
     """Take one step; arguments and results are those of `adamw`."""
     matrices, others = split_matrices(params)
     # `tree_map` follows its first tree, so the gradients and rates may have more leaves
     others, moments = adamw(others, grads, state, learning_rates, train_config)
     momentum = tree_map(lambda m, g: MOMENTUM * m + g, state["momentum"], grads)
 
-    def step(w: Any, m: Any, g: Any, lr: float) -> Any:
+    def step(w, m, g, lr):
         # W ← W − η·λ·W − η·√max(1, out/in)·UVᵀ, with USVᵀ = μM + G (Nesterov)
         update = orthogonalize(MOMENTUM * m + g) * max(1.0, w.shape[0] / w.shape[1]) ** 0.5
         return w * (1 - lr * train_config.weight_decay) - lr * update
 
     matrices = tree_map(step, matrices, momentum, grads, unflatten(learning_rates))
-    return overlay(matrices, others), {"momentum": momentum, **moments}
+    return overlay(matrices, others), {"momentum": momentum} | moments
 
 
-def split_matrices(params: Tree) -> tuple[Tree, Tree]:
+def split_matrices(params):
     """Return the tree of the matrices of the layers, and the tree of all other leaves."""
     leaves = flatten(params)
     matrices = {p: w for p, w in leaves.items() if w.ndim == 2 and layer_of(p) >= 0}
@@ -47,7 +41,7 @@ def split_matrices(params: Tree) -> tuple[Tree, Tree]:
     return unflatten(matrices), unflatten(others)
 
 
-def orthogonalize(m: Any) -> Any:
+def orthogonalize(m):
     """Return nearly UVᵀ of m = USVᵀ: five Newton-Schulz iterations bring S to about 0.7 to 1.2."""
     if m.shape[0] > m.shape[1]:
         return orthogonalize(m.T).T

@@ -2,12 +2,10 @@
 
 import autograd.numpy as np
 
-from .. import lora
-from ..config import LoraConfig
 from ..layers import LayerCache
 from ..tree import get, set_leaf, unflatten
-from .method import Method
-from .prompt import PROMPT, SHAPE, VIRTUAL
+from .method import Method, projections
+from .prompt import PROMPT, SHAPE
 
 NAMES = ("prefix_k", "prefix_v")
 
@@ -15,9 +13,9 @@ NAMES = ("prefix_k", "prefix_v")
 def init(base, config, rng):
     """Create keys and values N(0, 1) of virtual tokens for each layer, (n, K·hd) each."""
     adapters: dict = {}
-    for path in lora.target_paths(base, LoraConfig(target_modules=("k_proj",))):
-        shape = config.num_virtual_tokens, get(base, path)["weight"].shape[0]
+    for path, (width, _) in projections(base, ("k_proj",)).items():
         node = path.removesuffix(".k_proj")
+        shape = config.num_virtual_tokens, width
         for name in NAMES:
             set_leaf(adapters, f"{node}.{name}", rng.standard_normal(shape, "f4"))
     return adapters
@@ -34,7 +32,7 @@ def embed(embed, tokens, node, ctx):
 def self_attention(self_attention, x, node, ctx):
     """Apply the attention sublayer; the prefix comes first in the cache of its keys and values."""
     cache = ctx.cache or LayerCache()
-    if cache.length == 0:
+    if not cache.length:
         # [P_k; K] and [P_v; V]   (Li and Liang 2021, Sec. 4.2); P_k is not rotated
         shape = (1, -1, ctx.config.num_key_value_heads, ctx.config.head_dim)
         cache.extend(*(np.repeat(np.reshape(node[n], shape), len(x), axis=0) for n in NAMES))
@@ -52,16 +50,16 @@ def pack(adapters):
     return {PROMPT: np.concatenate([get(adapters, path) for path in paths(adapters)], axis=1)}
 
 
-def unpack(tensors, base):
+def unpack(tensors, base, config):
     """Return the adapter in the tensors of a file."""
     parts = np.split(tensors[PROMPT], len(paths(base)), axis=1)
-    return unflatten(dict(zip(paths(base), map(np.ascontiguousarray, parts))))
+    return unflatten(dict(zip(paths(base), parts)))
 
 
 METHOD = Method(
     "prefix", init,
-    entries={"self_attn": NAMES}, wraps={"embed": embed, "self_attention": self_attention},
+    entries={"self_attn": NAMES}, wraps=(embed, self_attention),
     size="num_virtual_tokens", pack=pack, unpack=unpack,
-    peft_fields=VIRTUAL | {"peft_type": "PREFIX_TUNING"},
+    peft_fields={"peft_type": "PREFIX_TUNING", "num_transformer_submodules": 1},
     free_fields=(*SHAPE, "encoder_hidden_size", "prefix_projection", "init_weights"),
 )  # fmt: skip

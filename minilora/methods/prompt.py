@@ -1,12 +1,14 @@
 """Prompt tuning (Lester et al. 2021) and P-tuning (Liu et al. 2021): trained virtual tokens."""
 
+from dataclasses import replace
+
 import autograd.numpy as np
 
-from ..layers import matmul
-from ..tree import unflatten
+from ..layers import linear
 from .method import Method, uniform
 
-PROMPT, ENCODER = "prompt_embeddings", "prompt_encoder"
+PROMPT = "prompt_embeddings"
+ENCODER = "prompt_encoder"
 LAYERS = ("0", "2", "4")  # of P-tuning's MLP, in PEFT's numbers: 1 and 3 are the ReLUs
 
 
@@ -32,13 +34,13 @@ def init_p_tuning(base, config, rng):
 
 def embed(embed, tokens, node, ctx):
     """Look up token ids, after the virtual tokens if the cache is empty."""
-    x, positions, starts = embed(tokens, node, ctx)
+    found = embed(tokens, node, ctx)
     if ctx.cache and ctx.cache.length:
-        return x, positions, starts
+        return found
     # [P; E(x)]   (Lester et al. 2021, Sec. 2)
     rows = np.repeat(virtual_tokens(node)[None], len(tokens), axis=0)
-    x = np.concatenate([rows, x], axis=1)
-    starts = np.pad(starts, ((0, 0), (rows.shape[1], 0)))  # rows are not packed
+    x = np.concatenate([rows, found[0]], axis=1)
+    starts = np.zeros(x.shape[:2], int)  # rows are not packed
     return x, np.arange(x.shape[1]) - starts, starts
 
 
@@ -47,9 +49,9 @@ def virtual_tokens(node):
     if ENCODER not in node:
         return node[PROMPT]
     # PEFT's MLP of three layers (Liu et al. 2021)
-    x, layers = node[ENCODER]["embedding"]["weight"], node[ENCODER]["mlp_head"]
+    x = node[ENCODER]["embedding"]["weight"]
     for n in LAYERS:
-        x = matmul(x if n == "0" else np.maximum(x, 0), layers[n]["weight"]) + layers[n]["bias"]
+        x = linear(x if n == "0" else np.maximum(x, 0), node[ENCODER]["mlp_head"][n])
     return x
 
 
@@ -58,26 +60,24 @@ def pack(adapters):
     return {PROMPT: virtual_tokens(adapters["model"])}
 
 
-def unpack(tensors, base):
+def unpack(tensors, base, config):
     """Return the adapter in the tensors of a file."""
-    return unflatten({f"model.{PROMPT}": tensors[PROMPT]})
+    return {"model": tensors}
 
 
-VIRTUAL = {"num_transformer_submodules": 1}
 SHAPE = ("num_layers", "token_dim", "num_attention_heads")  # of the base
 METHOD = Method(
-    "prompt", init, entries={"model": (PROMPT,)}, wraps={"embed": embed},
+    "prompt", init, entries={"model": (PROMPT,)}, wraps=(embed,),
     size="num_virtual_tokens", pack=pack, unpack=unpack,
-    peft_fields=VIRTUAL | {"peft_type": "PROMPT_TUNING"},
+    peft_fields={"peft_type": "PROMPT_TUNING", "num_transformer_submodules": 1},
     free_fields=(
         *SHAPE, "prompt_tuning_init", "prompt_tuning_init_text", "tokenizer_name_or_path",
         "tokenizer_kwargs",
     ),
 )  # fmt: skip
-P_TUNING = Method(
-    "p-tuning", init_p_tuning, entries={"model": (ENCODER,)},
-    wraps={"embed": embed}, size="num_virtual_tokens", pack=pack, unpack=unpack,
-    peft_fields=VIRTUAL | {"peft_type": "P_TUNING"},
+P_TUNING = replace(
+    METHOD, name="p-tuning", init=init_p_tuning, entries={"model": (ENCODER,)},
+    peft_fields={"peft_type": "P_TUNING", "num_transformer_submodules": 1},
     free_fields=(
         *SHAPE, "encoder_reparameterization_type", "encoder_hidden_size", "encoder_num_layers",
         "encoder_dropout",

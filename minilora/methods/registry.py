@@ -19,18 +19,38 @@ import numpy as np
 from .. import kernels, lora
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
 from ..optim import OPTIMIZERS
-from ..tree import Tree, named_leaves
-from . import bottleneck, dora, ia3, initializers, muon, prefix, prompt, replaced, several, vera
+from ..tree import Tree, flatten
+from . import (
+    bottleneck,
+    dora,
+    ia3,
+    initializers,
+    muon,
+    prefix,
+    prompt,
+    replaced,
+    several,
+    vera,
+)
 from .method import Method, MethodConfig
 
 METHODS = {
     method.name: method
     for method in (
-        Method("lora", lora.init), dora.METHOD, vera.METHOD, ia3.METHOD, replaced.BITFIT,
-        replaced.NORM, replaced.HEAD, bottleneck.METHOD, prompt.METHOD, prompt.P_TUNING,
-        prefix.METHOD, replaced.FULL,
+        Method("lora", lora.init),
+        dora.METHOD,
+        vera.METHOD,
+        ia3.METHOD,
+        replaced.BITFIT,
+        replaced.NORM,
+        replaced.HEAD,
+        bottleneck.METHOD,
+        prompt.METHOD,
+        prompt.P_TUNING,
+        prefix.METHOD,
+        replaced.FULL,
     )
-}  # fmt: skip
+}
 OPTIMIZERS["muon"] = (muon.muon_init, muon.muon)
 ORDER = (several.METHOD, *METHODS.values())  # of application and of merging
 
@@ -56,11 +76,11 @@ def get_peft_model(
     rng = np.random.default_rng(rng)
     if getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS:
         return AdaptedModel(*initializers.init(base, adapter_config, rng, scheme, block_size))
-    init = METHODS[method_name(adapter_config)].init
-    return AdaptedModel(init(base, adapter_config, rng), base)
+    method = METHODS[method_name(adapter_config)]
+    return AdaptedModel(method.init(base, adapter_config, rng), base)
 
 
-def method_name(adapter_config: LoraConfig | MethodConfig) -> str:
+def method_name(adapter_config):
     """Return the name in METHODS of a LoraConfig or MethodConfig."""
     if isinstance(adapter_config, MethodConfig):
         return adapter_config.method
@@ -74,18 +94,17 @@ def operations(adapters: Tree, base: Tree, ops: Any = None) -> Any:
     Each method that occurs in the trees is wrapped around them, in this order.
     """
     ops = getattr(ops, "inner", ops) or kernels.ops  # a wrapper is unwrapped first
-    paths = [path for tree in (base, adapters) for path, _ in named_leaves(tree)]
-    names = {name for path in paths for name in path.split(".")}
-    used = [method for method in ORDER if names & method.names()]
+    names = {name for path in flatten(base) | flatten(adapters) for name in path.split(".")}
+    used = [m for m in ORDER if any(names.intersection(added) for added in m.entries.values())]
     if not used:
         return ops
     wrapped = {name: getattr(ops, name) for name in OPERATIONS}
     entries = dict(ops.ENTRIES)
     for method in used:
         for node, added in method.entries.items():
-            entries[node] = (*entries[node], *added)
-        for name, f in method.wraps.items():
-            wrapped[name] = partial(f, wrapped[name])
+            entries[node] += added
+        for f in method.wraps:
+            wrapped[f.__name__] = partial(f, wrapped[f.__name__])
     return SimpleNamespace(**wrapped, ENTRIES=entries, inner=ops)
 
 
@@ -97,7 +116,6 @@ OPERATIONS = (
 
 def check_packing(adapters: Tree, train_config: TrainConfig) -> None:
     """Raise InputError if `train_config` packs rows and the adapter is a trained prompt."""
-    prompts = {prompt.PROMPT, prompt.ENCODER} & adapters.get("model", {}).keys()
-    if train_config.packing and prompts:
-        why = "only the first example of a row would see it"
-        raise InputError(f"`packing` does not fit a trained prompt: leave it out, because {why}")
+    trained = adapters.get("model", {})
+    if train_config.packing and (prompt.PROMPT in trained or prompt.ENCODER in trained):
+        raise InputError("leave out `packing`: only the first example would see the trained prompt")

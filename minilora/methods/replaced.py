@@ -6,17 +6,19 @@ Such a leaf is at its own path in the adapter, and replaces the leaf of the base
 import numpy as np
 
 from .. import lora
-from ..config import ALL_LINEAR, InputError, LoraConfig
+from ..config import ALL_LINEAR, InputError
 from ..layers import dense
-from ..tree import get, named_leaves, overlay, unflatten
-from .method import Method
+from ..model import lm_head
+from ..tree import get, named_leaves, overlay, tree_map, unflatten
+from .method import Method, projections
 
 
 def also_train(adapters, base, groups):
     """Return `adapters` with copies of other leaves of the base, which are trained as well.
 
-    groups: any of `norm` (all RMSNorms), `bias` (of adapted projections) and `head` (the output
-    matrix, untied from the embedding). `TrainConfig.also_train_lr_scale` scales their rate.
+    groups: any of `norm` (all RMSNorms), `bias` (of adapted projections, or of all if none is) and
+    `head` (the output matrix, untied from the embedding). `TrainConfig.also_train_lr_scale` scales
+    their rate.
     """
     added = {
         path: np.array(dense(w), "f4")
@@ -39,35 +41,30 @@ def biases(paths, base):
         yield f"{path}.bias", node.get("bias", np.zeros(node["weight"].shape[0]))
 
 
-def output_matrix(adapters, base):
-    """Return [(path, output matrix)], which is the embedding if they are tied."""
-    node = base["lm_head"] if "lm_head" in base else base["model"]["embed_tokens"]
-    return [("lm_head.weight", node["weight"])]
-
-
 GROUPS = {
-    "norm": norms, "head": output_matrix,
-    "bias": lambda adapters, base: biases(lora.adapted_paths(adapters), base),
+    "norm": norms, "head": lambda adapters, base: [("lm_head.weight", lm_head(base))],
+    "bias": lambda adapters, base: biases(
+        lora.adapted_paths(adapters) or projections(base, ALL_LINEAR), base
+    ),
 }  # fmt: skip
-
-
-def bitfit(base, config, rng):
-    """Create a bias per projection (BitFit, Ben Zaken et al. 2022), zero or that of the base."""
-    paths = lora.target_paths(base, LoraConfig(target_modules=ALL_LINEAR))
-    return unflatten({path: np.array(b, "f4") for path, b in biases(paths, base)})
 
 
 def full(base, config, rng):
     """Copy all leaves of the base; raise InputError if one is quantized."""
-    copies = {}
     for path, w in named_leaves(base):
         if not isinstance(w, np.ndarray):
-            advice = "set `scheme` to none, because the method full trains every weight"
-            raise InputError(f"{path} is quantized: {advice}")
-        copies[path] = np.array(w)
-    return unflatten(copies)
+            raise InputError(
+                f"{path} is quantized: set `scheme` to none, because full trains every weight"
+            )
+    return tree_map(np.array, base)
 
 
-BITFIT, FULL = Method("bitfit", bitfit), Method("full", full)
-NORM = Method("norm", lambda base, config, rng: also_train({}, base, ["norm"]))
-HEAD = Method("head", lambda base, config, rng: also_train({}, base, ["head"]))
+def training(group):
+    """Return the `init` of the method that trains this group alone."""
+    return lambda base, config, rng: also_train({}, base, [group])
+
+
+BITFIT = Method("bitfit", training("bias"))  # Ben Zaken et al. 2022
+NORM = Method("norm", training("norm"))
+HEAD = Method("head", training("head"))
+FULL = Method("full", full)

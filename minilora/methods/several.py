@@ -38,25 +38,24 @@ def per_row(adapters, rows):
 
     rows: B indices. Smaller ranks are padded with zeros. There is no dropout.
     """
+    n = len(adapters)
     batch: dict = {}
     for path, found in factors(adapters).items():
-        _, A, B = next(iter(found.values()))
-        r = max(len(A) for _, A, _ in found.values())
-        As = np.zeros((len(adapters), r, A.shape[1]), A.dtype)
-        Bs = np.zeros((len(adapters), len(B), r), B.dtype)
-        scalings = np.zeros((len(adapters), 1, 1), "f4")
-        for i, (scaling, A, B) in found.items():
+        *_, A, B = found[0]
+        r = max(len(A) for *_, A, _ in found)
+        As = np.zeros((n, r, A.shape[1]), A.dtype)
+        Bs = np.zeros((n, len(B), r), B.dtype)
+        scalings = np.zeros((n, 1, 1), "f4")
+        for i, scaling, A, B in found:
             As[i, : len(A)] = A
             Bs[i, :, : len(A)] = B
             scalings[i] = scaling
-        set_leaf(
-            batch, path, {"rows_A": As[rows], "rows_B": Bs[rows], "rows_scaling": scalings[rows]}
-        )
+        set_leaf(batch, path, dict(zip(ROWS, (As[rows], Bs[rows], scalings[rows]))))
     return batch
 
 
 def factors(adapters):
-    """Return {path: {number of each adapter on it: (scaling, A, B)}}."""
+    """Return {path: [(number, scaling, A, B) of each adapter on it]}."""
     found: dict = {}
     for number, tree in enumerate(adapters):
         for path, _ in named_leaves(tree):
@@ -64,19 +63,17 @@ def factors(adapters):
                 raise InputError(f"{path} is no low-rank factor: combine only LoRA adapters")
         for path in lora.adapted_paths(tree):
             node = get(tree, path)
-            parts = node["lora_scaling"], node["lora_A"], node["lora_B"]
-            found.setdefault(path, {})[number] = parts
+            parts = number, node["lora_scaling"], node["lora_A"], node["lora_B"]
+            found.setdefault(path, []).append(parts)
     return found
 
 
 def linear(linear, x, node, rng=None):
     """Add the updates of each row's own adapter and of the frozen adapters below."""
-    if "rows_A" not in node and STACKED not in node:
-        return linear(x, node, rng)
     h = linear(x, without(node, "bias"), rng)
     if "rows_A" in node:
-        A, B = np.swapaxes(node["rows_A"], -1, -2), np.swapaxes(node["rows_B"], -1, -2)
-        h = h + (node["rows_scaling"] * (x @ A)) @ B
+        z = node["rows_scaling"] * (x @ node["rows_A"].swapaxes(1, 2))
+        h = h + z @ node["rows_B"].swapaxes(1, 2)
     for below in node.get(STACKED, {}).values():
         h = h + lora_matmul(x, below["lora_A"], below["lora_B"], below["lora_scaling"])
     return h + node["bias"] if "bias" in node else h
@@ -87,11 +84,11 @@ def merge_projection(merge, node):
     weight = node["weight"]
     for below in node.get(STACKED, {}).values():
         weight = dense(weight) + lora_delta(below)
-    return merge({**without(node, STACKED), "weight": weight})
+    return merge(without(node, STACKED) | {"weight": weight})
 
 
 METHOD = Method(
     "several", stack,
     entries=dict.fromkeys(ALL_LINEAR, (STACKED, *ROWS)),
-    wraps={"linear": linear, "merge_projection": merge_projection},
+    wraps=(linear, merge_projection),
 )  # fmt: skip

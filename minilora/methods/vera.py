@@ -2,30 +2,25 @@
 
 import autograd.numpy as np
 
-from .. import lora
-from ..config import LoraConfig
-from ..tree import arrays, get, named_leaves, set_leaf, without
-from .method import Method, uniform
+from ..tree import arrays, flatten, named_leaves, unflatten, without
+from .method import Method, projections, uniform
 
 TARGETS = ("q_proj", "v_proj")
 B, D = "vera_lambda_b", "vera_lambda_d"  # trained: b (out,) and d (r,)
 SHARED = "vera_projections"  # (A, B), (r, in) and (largest out, r), which are not trained
-D_INITIAL = 0.1
-PREFIX = "base_model.model."
 SHARED_NAMES = ("base_model.vera_A", "base_model.vera_B")
 
 
 def init(base, config, rng):
     """Create A and B from U(−√(6/in), √(6/in)) and U(−√(6/r), √(6/r)), d = 0.1, b = 0."""
-    paths = lora.target_paths(base, LoraConfig(target_modules=TARGETS))
-    outs, ins = zip(*(get(base, path)["weight"].shape for path in paths))
-    m, n, r = max(outs), ins[0], config.vera_r
+    r = config.vera_r
+    shapes = projections(base, TARGETS)
+    m, n = map(max, zip(*shapes.values()))
     shared = uniform(rng, (r, n), (6 / n) ** 0.5), uniform(rng, (m, r), (6 / r) ** 0.5)  # as PEFT
-    adapters: dict = {}
-    for path, out_features in zip(paths, outs):
-        b, d = np.zeros(out_features, "f4"), np.full(r, D_INITIAL, "f4")
-        set_leaf(adapters, path, {B: b, D: d, SHARED: shared})
-    return adapters
+    return unflatten({
+        path: {B: np.zeros(out_features, "f4"), D: np.full(r, 0.1, "f4"), SHARED: shared}
+        for path, (out_features, _) in shapes.items()
+    })  # fmt: skip
 
 
 def linear(linear, x, node, rng=None):
@@ -51,29 +46,23 @@ def merge_projection(merge, node):
 
 def pack(adapters):
     """Return the tensors of PEFT's file: the vectors, and A and B once."""
-    vectors = {PREFIX + path: w for path, w in named_leaves(arrays(adapters))}
     shared = next(leaf for path, leaf in named_leaves(adapters) if path.endswith(SHARED))
-    return vectors | dict(zip(SHARED_NAMES, shared))
+    return flatten(arrays(adapters)) | dict(zip(SHARED_NAMES, shared))
 
 
-def unpack(tensors, base):
+def unpack(tensors, base, config):
     """Return the adapter in the tensors of a file."""
-    shared = tuple(tensors[name] for name in SHARED_NAMES)
-    adapters: dict = {}
-    for name, w in tensors.items():
-        if name not in SHARED_NAMES:
-            path = name.removeprefix(PREFIX)
-            set_leaf(adapters, path, w)
-            set_leaf(adapters, f"{path.rpartition('.')[0]}.{SHARED}", shared)
-    return adapters
+    shared = tuple(tensors.pop(name) for name in SHARED_NAMES)
+    nodes = {path.rpartition(".")[0] for path in tensors}
+    return unflatten(tensors | {f"{node}.{SHARED}": shared for node in nodes})
 
 
 METHOD = Method(
     "vera", init,
     entries=dict.fromkeys(TARGETS, (B, D, SHARED)),
-    wraps={"linear": linear, "merge_projection": merge_projection},
+    wraps=(linear, merge_projection),
     size="vera_r", peft_size="r", pack=pack, unpack=unpack,
-    extra_floats=lambda name, leaf: len(leaf),  # what the vector multiplies
+    extra_floats={B: len, D: len},  # what the vector multiplies
     peft_fields={
         "peft_type": "VERA", "target_modules": list(TARGETS),
         "save_projection": True, "bias": "none",

@@ -138,7 +138,7 @@ def test_rows_that_are_left_out_and_cut_are_counted(base, tmp_path, capsys):
     words = "evaluate --model", base, "--data", path
     target = "no target token within --max-seq-length 8"
     assert run(*words, "--max-seq-length 8") == 0
-    first = f"5 rows, all rows of {path}; 1 left out (an empty answer); 5 left out ({target})\n"
+    first = f"5 rows, all rows of {path}; 5 left out ({target}); 1 left out (an empty answer)\n"
     assert capsys.readouterr().out.startswith(first)
     # if the loss counts the prompts, rows without their answer are kept
     assert run(*words, "--no-mask-prompt --max-seq-length 8") == 0

@@ -23,7 +23,7 @@ IN_THE_CORE = ("lora", "bitfit", "norm", "head", "full")
 UNMERGEABLE = [
     name
     for name, method in METHODS.items()
-    if name not in IN_THE_CORE and "merge_projection" not in method.wraps
+    if name not in IN_THE_CORE and "merge_projection" not in [f.__name__ for f in method.wraps]
 ]
 
 

@@ -370,10 +370,10 @@ def clip_where_larger(grads, max_norm):
 
 
 @right("accumulation")
-def accumulate_a_list(shards, total):
-    loss = sum(n * loss for n, loss, _ in shards) / total
-    grads = [tree_map(lambda g, n=n: g * np.float32(n / total), grad) for n, _, grad in shards]
-    return loss, tree_map(lambda *parts: sum(parts), *grads)
+def accumulate_a_list(shards, total, loss, grads):
+    loss += sum(n * loss for n, loss, _ in shards) / total
+    parts = [tree_map(lambda g, n=n: g * np.float32(n / total), grad) for n, _, grad in shards]
+    return loss, tree_map(lambda *parts: sum(parts), *parts, *([grads] if grads else []))
 
 
 @right("prompt-mask")

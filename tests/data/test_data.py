@@ -28,7 +28,7 @@ class Chat:
     """
 
     eos_token_id: int = ord("|")
-    has_chat_template: bool = True
+    chat_template: str = "of turns"
     shows: str = "tools calls"
     end: str = "|"
     thinks: bool = False
@@ -328,7 +328,7 @@ def test_rows_that_cannot_be_learned_are_left_out_with_a_warning(capsys):
     kept, cut = prepared(*lost, {"prompt": "abcde", "completion": "xyz"}, {"text": "a"})
     assert [targets_of(e) for e in kept] == ["x", "a\xff"]
     assert cut == 1  # of the rows that are kept
-    why = ("an empty answer", 2), ("no target token within --max-seq-length 6", 1)
+    why = ("no target token within --max-seq-length 6", 1), ("an empty answer", 2)
     warnings = [f"warning: {n} of 5 rows are left out: {reason}\n" for reason, n in why]
     assert capsys.readouterr().err == "".join(warnings)
     assert len(prepared(*lost, mask_prompt=False)[0]) == 1

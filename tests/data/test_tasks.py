@@ -7,7 +7,7 @@ from string import Formatter
 
 import pytest
 
-from minilora.data import tasks
+from minilora.data import load_rows, tasks
 
 
 def pattern(template):
@@ -85,6 +85,6 @@ def test_held_out_rows_are_about_pairs_that_training_never_meets():
 
 @pytest.mark.parametrize("name", tasks.BUILTIN)
 def test_a_builtin_set_has_its_counts_and_other_rows_in_each_split(name):
-    splits = [tasks.builtin(name, split) for split in tasks.SPLITS]
+    splits = [load_rows(name, split) for split in tasks.SPLITS]
     assert [len(rows) for rows in splits] == [4000, 200, 400]
     assert splits[1][0] != splits[2][0] != splits[0][0]

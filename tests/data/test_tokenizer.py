@@ -12,6 +12,7 @@ from minilora.config import InputError
 from minilora.data.tokenizer import ByteTokenizer, PretrainedTokenizer, compiled
 from minilora.formats.hf_tokenizer import from_folder, save
 
+tokenizers = pytest.importorskip("tokenizers")
 CHAT = [{"role": "user", "content": "Hi <b>"}, {"role": "assistant", "content": "Hello"}]
 TINY = tiny()
 
@@ -31,7 +32,7 @@ def test_bytes_are_utf8_and_the_end_is_not_printed():
     assert t.encode("é🙂") == [0xC3, 0xA9, 0xF0, 0x9F, 0x99, 0x82]
     assert t.decode([72, 105, 255]) == "Hi"
     assert t.decode([72, 0xC3]) == "H�", "a cut-off character is shown as such, not raised"
-    assert not t.has_chat_template and t.vocab_size == 256
+    assert t.chat_template is None and t.vocab_size == 256
     for tokenizer in (t, TINY):
         with pytest.raises(InputError, match=r"not Unicode: .* in position 2: surrogates"):
             tokenizer.encode("ab\ud83d")
@@ -55,8 +56,11 @@ def test_digits_are_cut_off_before_anything_merges():
     assert tiny(pre="gpt-2", **changes).encode("12 1") == [tokens.index("12"), tokens.index("Ġ1")]
 
 
-def test_a_first_token_if_the_file_says_so():
-    t, he = tiny(add_bos_token=True), tiny_vocabulary().index("he")
+def test_a_first_token_of_each_text():
+    t, he = tiny(), tiny_vocabulary().index("he")
+    t.backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)]
+    )
     assert t.encode("he") == [1, he]
     assert t.encode("<|im_start|>he") == [1, he], "no second BOS"
     assert t.encode("he", add_special_tokens=False) == [he]
@@ -164,7 +168,7 @@ def test_a_missing_library_says_what_to_install(folder, monkeypatch):
 
 
 def rendered(template, messages=CHAT, **special):
-    return PretrainedTokenizer(None, 0, special, template).render(messages)
+    return PretrainedTokenizer(None, 0, special, template, {}, "").render(messages)
 
 
 def test_a_chat_template_prints_the_chat():

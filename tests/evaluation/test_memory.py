@@ -14,7 +14,7 @@ from minilora.evaluation import memory
 from minilora.evaluation.memory import nbytes
 from minilora.formats.families import FAMILIES
 from minilora.methods.method import MethodConfig
-from minilora.methods.registry import get_peft_model
+from minilora.methods.registry import METHODS, get_peft_model
 from minilora.tree import arrays, num_parameters, overlay
 
 CONFIG = ModelConfig(
@@ -41,8 +41,7 @@ def kept_by_a_step(adapters, base, config=CONFIG):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["q and v", "lora", "dora", "vera", "ia3", "bitfit", "norm", "bottleneck", "prompt", "full"],
+    "name", ["q and v", *(n for n in METHODS if n not in ("head", "p-tuning", "prefix"))]
 )
 def test_the_activations_of_the_ledger_are_what_a_step_keeps(name):
     base, config = random_base(CONFIG), MethodConfig(name, num_virtual_tokens=1, vera_r=64)

@@ -269,15 +269,15 @@ def refusal(folder, base=None):
 
 
 REFUSED = [
-    ("peft_type", "ADALORA"), ("peft_type", None), ("peft_type", ["IA3"]), ("task_type", "SEQ_CLS"),
-    ("use_dora", "yes"), ("bias", ["all"]), ("fan_in_fan_out", True), ("layers_pattern", ["h"]),
-    ("exclude_modules", {"v_proj": 1}), ("exclude_modules", "(v_proj"), ("use_qalora", True),
+    ("peft_type", "ADALORA"), ("peft_type", None), ("task_type", "SEQ_CLS"),
+    ("use_dora", "yes"), ("fan_in_fan_out", True), ("exclude_modules", "(v_proj"),
+    ("use_qalora", True),
     ("trainable_token_indices", [1]), ("init_lora_weights", "pissa_niter_4"),
-    ("a_field_of_tomorrow", "x"), ("r", 0), ("r", "8"), ("r", True), ("r", 10**12),
-    ("lora_alpha", 0), ("lora_alpha", 10**400), ("lora_alpha", math.nan), ("lora_dropout", 1),
-    ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", {"(": 4}), ("rank_pattern", ["q_proj"]),
-    ("alpha_pattern", {"q_proj": [1]}), ("target_modules", []), ("target_modules", ["q_proj", 1]),
-    ("target_modules", ["q_proj", "nowhere"]), ("target_modules", {"q_proj": 1}),
+    ("a_field_of_tomorrow", "x"), ("r", 0), ("r", "8"), ("r", True),
+    ("lora_alpha", 0), ("lora_alpha", math.nan), ("lora_dropout", 1),
+    ("rank_pattern", {"q_proj": "4"}), ("rank_pattern", {"(": 4}),
+    ("alpha_pattern", {"q_proj": [1]}), ("target_modules", ["q_proj", 1]),
+    ("target_modules", ["q_proj", "nowhere"]),
     ("layers_to_transform", [2]), ("layers_to_transform", "0"), ("modules_to_save", ["mlp"]),
     ("modules_to_save", ["q_proj"]), ("modules_to_save", "norm"),
 ]  # fmt: skip
@@ -307,22 +307,28 @@ def test_excluded_modules_of_a_file_have_no_factors(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("bias", "biased", "refused"),
+    ("name", "value"),
     [
-        ("all", ("o_proj",), True), ("lora_only", ("q_proj",), True),
-        ("lora_only", ("o_proj",), False), ("none", ("q_proj",), False),
+        ("peft_type", ["IA3"]), ("r", 10**12), ("lora_alpha", 10**400),
+        ("rank_pattern", ["q_proj"]), ("target_modules", []), ("modules_to_save", [5]),
     ],
 )  # fmt: skip
-def test_trained_biases_of_the_base_are_refused_where_it_has_them(folder, bias, biased, refused):
+def test_a_malformed_field_is_one_line(folder, name, value):
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    refusal(folder)
+
+
+@pytest.mark.parametrize("bias", ["all", "lora_only"])
+def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
     """PEFT's "lora_only" trains the biases of the adapted projections, and "all" every bias."""
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "bias": bias}))
-    base = random_base(TINY, biases=biased)
-    if not refused:
-        assert load_adapter(folder, base).adapter_config.bias == "none"
-        return
-    what = f"bias = '{bias}' is not implemented where the base has biases, such as model.layers.0."
-    assert what in refusal(folder, base)
+    base = random_base(TINY, biases=("q_proj",))
+    assert load_adapter(folder, base).adapter_config.bias == "none"
+    name = f"base_model.model.{Q0}.bias"
+    change_tensors(folder, lambda tensors: tensors.update({name: np.ones(24, "f4")}))
+    assert f"tensor {name} does not belong to this adapter" in refusal(folder, base)
 
 
 @pytest.mark.parametrize(
@@ -330,7 +336,7 @@ def test_trained_biases_of_the_base_are_refused_where_it_has_them(folder, bias, 
     [
         ("init_lora_weights", "gaussian"), ("init_lora_weights", False), ("revision", "main"),
         ("auto_mapping", {"x": 1}), ("eva_config", {"rho": 2.0}), ("a_field_of_tomorrow", False),
-        ("another", None), ("layers_pattern", ["h", "layers"]), ("bias", "all"),
+        ("another", None), ("layers_pattern", ["layers"]), ("bias", "all"),
         ("bias", "lora_only"), ("exclude_modules", ["lm_head", "k_proj", "nowhere"]),
         ("exclude_modules", "v_proj"),  # an expression that matches no whole path: PEFT warns
     ],
@@ -402,7 +408,7 @@ def test_folders_that_are_none(folder, tmp_path):
     (folder / "adapter_config.json").write_text("[]")
     assert "one JSON object" in refusal(folder)
     (folder / "adapter_config.json").unlink()
-    assert "is missing" in refusal(folder)
+    assert "cannot be read" in refusal(folder)
     (folder / "adapter_model.safetensors").unlink()
     assert "cannot be read" in refusal(folder)
 
@@ -513,7 +519,7 @@ NUMBERS = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 1}
 NO_NUMBERS = (
     "[1]", "{", "null", "{}", '{"step": 1}',
     *(json.dumps(NUMBERS | changed) for changed in (
-        {"step": -1}, {"step": True}, {"step": 10**30}, {"best_loss": "2"}, {"best_step": -1},
+        {"step": -1}, {"step": True}, {"best_loss": "2"}, {"best_step": -1},
         {"worse": None}, {"best": 5},
     )),
 )  # fmt: skip

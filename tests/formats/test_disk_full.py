@@ -44,6 +44,6 @@ def test_no_limit_replaces_a_good_checkpoint_by_a_shorter_one(tmp_path):
     command = [sys.executable, "-c", SCRIPT, str(path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    way = "check that its folder exists and that you may write to it, or choose another folder"
+    way = "check the permission and the free space on its disk, or choose another folder"
     line = f"{path} cannot be written: File too large: {way}"
     assert done.stdout.splitlines() == [line] * 14

@@ -105,7 +105,7 @@ def use(config, base, words):
     ids = words.encode("hel 1 é\N{GRINNING FACE}")
     assert all(0 <= i < rows for i in (*config.eos_token_id, words.eos_token_id, *ids))
     words.decode(ids)
-    if words.has_chat_template:
+    if words.chat_template:
         words.encode(words.render(CHAT, add_generation_prompt=True))
     with np.errstate(all="ignore"):  # of weights that are random numbers
         model.forward({}, base, np.array([[*ids, words.eos_token_id][:4]]), config, layers)

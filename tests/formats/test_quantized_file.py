@@ -138,7 +138,6 @@ def norm_in_int8(tensors):
 
 
 FLOATS = np.float32([np.nan] * 16)
-SHAPE = "bitsandbytes__nf4: shape must be two whole numbers"
 BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
 
 
@@ -149,16 +148,21 @@ BLOCKS = "bitsandbytes__nf4: `blocksize` must be a whole number"
         ("nf4", put("", np.zeros((511, 1), np.uint8)), r"q_proj.weight is U8 \(511, 1\)"),
         ("nf4", put(".absmax", FLOATS), "absmax has a NaN"),
         ("nf4", put(".quant_map", np.ones(16, np.float32)), "quant_map differs from that of bits"),
-        ("nf4", put(STATE, np.frombuffer(b"[" * 100_000, np.uint8)), "nf4 is not JSON"),
+        (
+            "nf4",
+            put(STATE, np.frombuffer(b"[" * 100_000, np.uint8)),
+            "nf4 is malformed: RecursionError",
+        ),
         ("nf4", put(".SCB", np.ones(32, np.float32)), r"SCB has no weight"),
         ("nf4", twice, r"bitsandbytes__(nf4|fp4) has no weight"),
         ("nf4", state(shape=[64, 16]), r"q_proj.weight has the shape \(64, 16\)"),
-        ("nf4", state(shape=None), SHAPE),
+        ("nf4", state(shape=None), "bitsandbytes__nf4 is malformed: KeyError: 'shape'"),
+        ("nf4", state(shape=[32.0, 32]), "bitsandbytes__nf4: `shape` must be a whole number"),
         ("nf4", state(blocksize=True), BLOCKS),
         ("nf4", state(blocksize=48), "bitsandbytes__nf4: a block size of 48 is not a power of two"),
         ("nf4", state(quant_type="af4"), "bitsandbytes__nf4: there is no 4-bit type 'af4'"),
         ("nf4-dq", state(nested_offset=10**400), "`nested_offset` must be a finite number"),
-        ("nf4-dq", state(nested_blocksize=128), "nested_blocksize must be 256"),
+        ("nf4-dq", state(nested_offset=None), "`nested_offset` must be a finite number"),
         ("nf4-dq", put(".absmax", np.ones(16, np.float32)), "absmax is F32"),
         ("nf4-dq", put(".nested_quant_map", np.ones(256, np.float32)), "nested_quant_map differs"),
         ("int8", put("", np.ones((32, 32), np.uint8)), r"is U8 \(32, 32\), not I8"),

@@ -57,25 +57,20 @@ def of_w(*args):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "model.safetensors is empty: "),
-        (POINTER, "model.safetensors is a Git LFS pointer.*git lfs pull"),
-        (HTML, r"model.safetensors is a web page \(HTML\): download"),
+        (b"", "model.safetensors: the file is empty: "),
+        (POINTER, "model.safetensors: this is a Git LFS pointer: run `git lfs pull`"),
+        (HTML, r"model.safetensors: this is a web page \(HTML\): download"),
         (of_w()[:-20], "truncated"),
         (of_w()[:-1], "tensor w ends at byte"),
         (b"\x80\x02}q\x00.", "truncated or not a safetensors"),
-        (file_of(b"{'w': 1}"), "not JSON"),
-        (file_of(b"[1]"), "header must hold one JSON object"),
+        (file_of(b"{'w': 1}"), "the header of .*model.safetensors is malformed: JSONDecodeError"),
+        (file_of(b"[1]"), "this is not one JSON object"),
         (file_of({"w": 5}), "entry for tensor w is malformed"),
         (of_w("F32", (-4,), (0, -16)), "tensor w is malformed"),
-        (of_w("F32", (0, 10**30), (0, 0)), "tensor w is malformed"),
         (of_w("F8\nx"), r"unsupported type F8\\nx"),
         (of_w("Q8_0", ()), "not whole blocks"),
-        (of_w("F32", (3,)), r"the shape \(3,\), which does not fit"),
-        (of_w("F32", (4,), (16, 0)), "leaves a gap"),
-        (of_w("F32", (3,), (0, 12)), "4 bytes that no tensor uses"),
-        (file_of({"v": fields(), "w": fields("F32", (4,), (8, 24))}), "w overlaps another tensor"),
-        (file_of({"w": fields("F32", (0, 2**62, 2**62), (0, 0))}, b""), "w has the impossible"),
-        (file_of({"w": fields("F32", (2,) + (1,) * 70, (0, 8))}, b"12345678"), "w has the imposs"),
+        (of_w("F32", (3,)), "entry for tensor w is malformed"),
+        (of_w("F32", (4,), (16, 0)), "tensor w ends at byte"),
     ],
 )
 def test_headers_that_lie(tmp_path, content, message):
@@ -91,5 +86,13 @@ def test_a_file_that_shrinks_after_its_header_was_read(tmp_path):
     path.write_bytes(of_w())
     found = safetensors_file.read_header(path)["w"]
     path.write_bytes(of_w()[:-1])
-    with pytest.raises(InputError, match="tensor w is incomplete"):
+    with pytest.raises(InputError, match="tensor w is malformed"):
         found.read()
+
+
+@pytest.mark.parametrize("shape", [(0, 2**62, 2**62), (0, 10**30), (2,) + (1,) * 70])
+def test_a_shape_that_numpy_cannot_have(tmp_path, shape):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(of_w("F32", shape, (0, 8 if shape[0] else 0)))
+    with pytest.raises(InputError, match="tensor w is malformed"):
+        safetensors_file.read_header(path)["w"].read()

@@ -32,7 +32,7 @@ from minilora.kernels import fused
 from minilora.layers import LayerCache, value_and_grad
 from minilora.lora import adapted_paths
 from minilora.methods import dora, initializers, prompt, vera
-from minilora.methods.method import MethodConfig
+from minilora.methods.method import SIZES, MethodConfig
 from minilora.methods.registry import METHODS, check_packing, get_peft_model, operations
 from minilora.tree import flatten, get, named_leaves, num_parameters
 
@@ -69,8 +69,8 @@ def trained(name, base, seed=0, dtype=np.float32):
 # --------------------------------------------------------------------------------- counting
 
 
-@given(configs(), st.integers(1, 5), st.integers(1, 5))
-def test_parameter_counts(config, n, m):
+@given(configs(), st.integers(1, 5))
+def test_parameter_counts(config, n):
     base, shapes = random_base(config), projection_shapes(config)
     L, d, f = config.num_hidden_layers, config.hidden_size, config.intermediate_size
     q, k = shapes["q_proj"][0], shapes["k_proj"][0]
@@ -84,12 +84,12 @@ def test_parameter_counts(config, n, m):
         "prompt": n * d,
         "p-tuning": n * d + 3 * d * d + 3 * d,
         "prefix": 2 * L * n * k,
-        "bottleneck": 2 * L * (2 * d * m + m + d),
+        "bottleneck": 2 * L * (2 * d * n + n + d),
         "norm": (2 * L + 1) * d + config.qk_norm * L * 2 * config.head_dim,
         "head": config.vocab_size * d,
         "full": num_parameters(base),
     }
-    sizes = {"num_virtual_tokens": n, "vera_r": n, "bottleneck_size": m}
+    sizes = dict.fromkeys(SIZES, n)
     assert expected == {
         name: num_parameters(started(name, base, **sizes).adapters) for name in METHODS
     }
@@ -287,7 +287,7 @@ def test_packed_neighbours_stay_apart_or_packing_is_refused(name):
     trees = trained(name, random_base(TINY))
     config = TrainConfig(packing=True)
     if name in ("prompt", "p-tuning"):
-        with pytest.raises(InputError, match="`packing` does"):
+        with pytest.raises(InputError, match="leave out `packing`"):
             check_packing(trees[0], config)
         return
     check_packing(trees[0], config)
@@ -307,7 +307,8 @@ def test_merging_is_an_equation_or_refused_by_name(name, scheme):
     weight: a dozen sums after one another, each some units in the last place."""
     base = quantized(random_base(TINY, biases=("k_proj", "o_proj")), scheme)
     adapters, frozen = trained(name, base)
-    if name not in IN_THE_CORE and "merge_projection" not in METHODS[name].wraps:
+    wrapped = [f.__name__ for f in METHODS[name].wraps]
+    if name not in IN_THE_CORE and "merge_projection" not in wrapped:
         path = next(iter(flatten(adapters))).partition(".embedding")[0]
         with pytest.raises(InputError, match=f"^{path}.* cannot be merged"):
             minilora.merge(adapters, frozen)
@@ -476,5 +477,5 @@ def test_a_field_of_peft_that_is_off_is_not_what_the_method_needs(name):
     assert method_format.read_config(written) == MethodConfig(name)
     for field, value in METHODS[name].peft_fields.items():
         if value:
-            with pytest.raises(InputError, match=f"{field} .* is not implemented|no peft_type"):
+            with pytest.raises(InputError, match=f"{field} .* is not implemented"):
                 method_format.read_config(written | {field: type(value)()})

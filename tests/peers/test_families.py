@@ -5,6 +5,7 @@ read changes the logits of most tokens.
 """
 
 import numpy as np
+import phi3
 import pytest
 from comparisons import relative
 from models import moved
@@ -23,6 +24,7 @@ import minilora
 from minilora import layers
 from minilora.config import ALL_LINEAR, LoraConfig
 from minilora.formats.checkpoint import load_adapter, save_adapter
+from minilora.formats.families import FAMILIES
 from minilora.formats.pretrained import load, save_pretrained
 from minilora.kernels import fused
 from minilora.methods.replaced import also_train
@@ -61,6 +63,8 @@ MODELS = {  # one or two of each family, for all tests
     ),
     "Gemma 3": ("Gemma3Text", GEMMA),
 }  # fmt: skip
+# Families whose files join tensors. PEFT adapts the joined tensors, so only folders are compared.
+JOINED = {"Phi-3 with a window": ("Phi3", {"sliding_window": 6, "pad_token_id": None})}
 VARIANTS = {  # other settings of config.json, and the window that transformers reads in them
     "Llama, linear rope": ("Llama", {"rope_parameters": {"rope_theta": 500.0, **LINEAR}}, None),
     "Llama, wide heads": ("Llama", {"head_dim": 32, "rms_norm_eps": 1e-2}, None),
@@ -81,14 +85,21 @@ VARIANTS = {  # other settings of config.json, and the window that transformers 
     "Gemma 3, two bases": (
         "Gemma3Text", {**GEMMA, "rope_parameters": ONE_BASE, "attention_bias": True}, 6,
     ),
+    **{name: (*model, 6) for name, model in JOINED.items()},
 }  # fmt: skip
 EACH = pytest.mark.parametrize("name", MODELS)
+
+
+@pytest.fixture(autouse=True)
+def with_phi3(monkeypatch):
+    """A family that a contributor adds."""
+    monkeypatch.setitem(FAMILIES, "phi3", phi3.FAMILY)
 
 
 @pytest.fixture
 def folder(random_model, name):
     """The folder of the random model of this name."""
-    family, fields = MODELS[name]
+    family, fields = (MODELS | JOINED)[name]
     return random_model(family, **fields)
 
 
@@ -120,7 +131,7 @@ def test_settings_of_a_config_json(random_model, tokens, same_logits, variant):
     same_logits(RANDOM, "transformers", expected, {}, base, tokens, config, loss=True)
 
 
-@EACH
+@pytest.mark.parametrize("name", [*MODELS, *JOINED])
 def test_our_folder_in_transformers(folder, tmp_path, tokens, same_logits):
     """Without an adapter, and what `merge` makes of a base and an adapter."""
     config, base, tokenizer = load(folder)

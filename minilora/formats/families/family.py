@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...config import ModelConfig
+from ..safetensors_file import Entry
 
-# the fields that `Family.fields` may have
-FIXED = {"hidden_act", "norms", "norm_offset", "qk_norm"}
+Convert = Callable[[ModelConfig, dict[str, Entry]], dict[str, Entry]]
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,10 @@ class Family:
     """A model_type of Hugging Face.
 
     read(raw) returns the fields of ModelConfig that config.json, the object `raw`, has in this
-    family only; write(model_config) returns the fields of config.json for them.
+    family only; the sizes in it are checked before. write(model_config) returns the fields of
+    config.json for them.
+    If a file of the family joins projections in one tensor, split(model_config, {name: Entry})
+    returns the tensors under our paths, and join(model_config, {path: Entry}) is its inverse.
     """
 
     model_type: str
@@ -30,17 +33,10 @@ class Family:
     defaults: dict[str, Any] = field(default_factory=dict)  # of config.json, if not Llama's
     read: Callable[[dict[str, Any]], dict[str, Any]] = lambda raw: {}
     write: Callable[[ModelConfig], dict[str, Any]] = lambda config: {}
+    split: Convert = lambda config, tensors: tensors
+    join: Convert = lambda config, tensors: tensors
 
     def biased(self, some: set[str]) -> set[str]:
         """Return the projections that have a bias in a model in which `some` have one."""
         groups = [g for g in self.biases if self.always_biased or not some.isdisjoint(g)]
         return {name for group in groups for name in group}
-
-    def fits(self, config: ModelConfig, some: set[str]) -> bool:
-        """Return whether a model of this family can have this shape, and `some` biases."""
-        same = all(
-            getattr(config, name) == self.fields.get(name, getattr(ModelConfig, name))
-            for name in FIXED
-        )
-        window = self.sliding or config.sliding_window is None
-        return same and window and some <= self.biased(some)
