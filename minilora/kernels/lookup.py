@@ -57,6 +57,9 @@ def decode_by_sixteens(start, parts, out):
 def look_up_16(typingctx, values, codes, at, scale, out, to):
     """Compute out[to : to + 16] = values[c]·scale for the sixteen codes c of codes[at : at + 8]."""
     # `decode_by_sixteens` guarantees the bounds of `codes` and `out`
+    number = ir.IntType(32)
+    numbers = ir.VectorType(number, 16)
+    floats = ir.VectorType(ir.FloatType(), 16)
 
     def generate(context, builder, signature, arguments):
         def pointer(n, kind):  # to element arguments[n + 1] of arguments[n]
@@ -64,20 +67,14 @@ def look_up_16(typingctx, values, codes, at, scale, out, to):
             place = builder.gep(data, [arguments[n + 1]]) if n else data
             return builder.bitcast(place, kind.as_pointer())
 
-        def numbers(values):
-            return ir.Constant(ir.VectorType(ir.IntType(32), 16), values)
-
-        floats, wide = ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(32), 16)
         eight = builder.load(pointer(1, ir.VectorType(ir.IntType(8), 8)), align=1)
         # b₀ b₁ … → b₀ b₀ b₁ b₁ … → b₀»4 b₀ b₁»4 b₁ …: the instruction reads the low four bits
         twice = builder.shuffle_vector(eight, eight, numbers([i // 2 for i in range(16)]))
-        index = builder.lshr(builder.zext(twice, wide), numbers([4, 0] * 8))
-        kind = ir.FunctionType(floats, [floats, wide])
+        index = builder.lshr(builder.zext(twice, numbers), numbers([4, 0] * 8))
+        kind = ir.FunctionType(floats, [floats, numbers])
         vpermps = builder.module.declare_intrinsic("llvm.x86.avx512.permvar.sf.512", fnty=kind)
         found = builder.call(vpermps, [builder.load(pointer(0, floats), align=4), index])
-        zero = ir.IntType(32)(0)
-        none = ir.Constant(floats, ir.Undefined)
-        one = builder.insert_element(none, arguments[3], zero)
+        one = builder.insert_element(found, arguments[3], number(0))
         scales = builder.shuffle_vector(one, one, numbers([0] * 16))
         builder.store(builder.fmul(found, scales), pointer(4, floats), align=4)
         return context.get_dummy_value()
