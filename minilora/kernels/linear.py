@@ -16,8 +16,9 @@ from .weights import matmul, tiled_matmul, tiled_matmul_backward
 
 def linear(x, node, rng=None):
     """Compute `layers.linear`, but dequantize a weight tile by tile. Keeps x for LoRA."""
-    dropout = rng is not None and node.get("lora_dropout")
-    if "lora_A" not in node or dropout or isbox(node["weight"]):
+    if isbox(node["weight"]):
+        return layers.linear(x, node, rng)
+    if "lora_A" not in node or (rng and node["lora_dropout"]):
         return layers.linear(x, node, rng, matmul)
     h = _linear(x, node["lora_A"], node["lora_B"], node["lora_scaling"], node["weight"])
     return h + node["bias"] if "bias" in node else h
@@ -26,7 +27,7 @@ def linear(x, node, rng=None):
 @primitive
 def _linear(x, a, b, scaling, weight):
     y = tiled_matmul(x, weight)
-    flat = y.reshape(-1, y.shape[-1])  # the same memory as y
+    flat = rows(y)  # the same memory as y
     flat += scaling * (rows(x) @ a.T) @ b.T
     return y
 

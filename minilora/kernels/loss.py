@@ -51,7 +51,8 @@ defvjp_argnums(
 
 def _log_z(h, head, mean):
     """Return log Σ eᶻ (n,) of the rows h (n, D); set `mean` (n, D), zeros or None, to pE."""
-    top, total = np.full(len(h), -np.inf, h.dtype), np.zeros(len(h), h.dtype)
+    top = np.full(len(h), -np.inf, h.dtype)
+    total = np.zeros_like(top)
     for _, tile in tiles(head):
         z = h @ tile.T
         larger = np.maximum(top, z.max(axis=1))

@@ -23,15 +23,16 @@ def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
     """
     nf4.check_4bit(block_size, quant_type)
     w = np.ascontiguousarray(w, np.float32)
-    if quant_type != "nf4" or w.size % block_size != 0:
+    if quant_type != "nf4" or w.size % block_size:
         return nf4.quantize(w, block_size, double_quant, quant_type)
-    codes = np.empty(w.size // 2, np.uint8)
-    absmax = np.empty(w.size // block_size, np.float32)
-    a = (w.reshape(-1), CODEBOOKS["nf4"].midpoints, block_size, codes, absmax)
-    parallel_rows(_encode, absmax.size, *a, width=2 * block_size)  # 15 comparisons per element
+    codes = np.empty((w.size // block_size, block_size // 2), np.uint8)
+    absmax = np.empty(len(codes), np.float32)
+    shape = absmax.size, 2 * block_size  # 15 comparisons per element
+    blocks = w.reshape(-1, block_size)
+    parallel_rows(_encode, shape, blocks, CODEBOOKS["nf4"].midpoints, codes, absmax)
     nf4.require_finite(absmax)
     stored_absmax = double_quantize(absmax) if double_quant else absmax
-    return Quantized(codes, stored_absmax, w.shape, block_size, quant_type)
+    return Quantized(codes.reshape(-1), stored_absmax, w.shape, block_size, quant_type)
 
 
 def parts(q):
@@ -55,7 +56,7 @@ def absmax(q):
         raise InputError(f"the absmax of a 4-bit weight of shape {q.shape} have too few parts")
     out = np.empty(m, np.float32)
     a = stored.codes, stored.nested_absmax, stored.offset, DYNAMIC_MAP, out
-    parallel_rows(_double_dequantize, out.size, *a)
+    parallel_rows(_double_dequantize, (m, 1), *a)
     return out
 
 
@@ -66,28 +67,25 @@ def _double_dequantize(lo, hi, codes, absmax, offset, dynamic, out):
 
 
 @jit
-def _encode(lo, hi, w, midpoints, block_size, codes, absmax):
+def _encode(lo, hi, w, midpoints, codes, absmax):
     """Compute the absmax of blocks lo to hi - 1, and two ranks (0 to 15) per byte."""
     # A first loop computes all ranks of a block, a second reads two of them as one number: so both
     # loops are vectorized. (All processors that numba supports store the low half first.)
-    half = block_size // 2
+    bits = w.view(np.uint32)
     absmax_bits = absmax.view(np.uint32)
-    ranks = np.empty(block_size, np.int32)
+    ranks = np.empty(w.shape[1], np.int32)
     pairs = ranks.view(np.uint64)
     for b in range(lo, hi):
-        block = w[b * block_size : (b + 1) * block_size]
         # without the sign bit, floats are ordered like integers, and NaN is the largest
-        bits = block.view(np.uint32)
         largest = np.uint32(0)
-        for i in range(block_size):
-            largest = max(largest, bits[i] & np.uint32(0x7FFFFFFF))
+        for i in range(ranks.size):
+            largest = max(largest, bits[b, i] & np.uint32(0x7FFFFFFF))
         absmax_bits[b] = largest
         scale = np.float32(1) / max(absmax[b], TINY)
-        for i in range(block_size):
-            ranks[i] = _rank(block[i] * scale, midpoints)
-        packed = codes[b * half : (b + 1) * half]
-        for i in range(half):
-            packed[i] = (pairs[i] << np.uint64(4) | pairs[i] >> np.uint64(32)) & np.uint64(255)
+        for i in range(ranks.size):
+            ranks[i] = _rank(w[b, i] * scale, midpoints)
+        for i in range(pairs.size):
+            codes[b, i] = (pairs[i] << np.uint64(4) | pairs[i] >> np.uint64(32)) & np.uint64(255)
 
 
 @jit

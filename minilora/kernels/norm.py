@@ -20,19 +20,18 @@ def rms_norm(x, weight, eps):
 @primitive
 def _rms_norm(x, weight, eps, saved):
     y = np.empty(x.shape, x.dtype)
-    width = x.shape[-1]
-    r = saved["r"] = np.empty(x.size // width, x.dtype)
-    parallel_rows(_norm, len(r), rows(x), _divisor(weight), eps, rows(y), r, width=width)
+    r = saved["r"] = np.empty(x.size // x.shape[-1], x.dtype)
+    parallel_rows(_norm, x.shape, rows(x), _divisor(weight), eps, rows(y), r)
     return y
 
 
 def _rms_norm_vjp(argnums, y, args, kwargs):
-    weight, saved = _divisor(args[1]), args[3]
+    _, weight, _, saved = args
+    weight = _divisor(weight)
 
     def vjp(g):
-        dx = np.empty(y.shape, y.dtype)
-        a = (rows(y), weight, saved["r"], rows(g), rows(dx))
-        parallel_rows(_norm_back, len(saved["r"]), *a, width=y.shape[-1])
+        dx = np.empty_like(y)
+        parallel_rows(_norm_back, y.shape, rows(y), weight, saved["r"], rows(g), rows(dx))
         return tuple(dx if n == 0 else np.sum(rows(g * (y / weight)), axis=0) for n in argnums)
 
     return vjp
@@ -42,14 +41,14 @@ defvjp_argnums(_rms_norm, _rms_norm_vjp)
 
 
 def _divisor(weight):
-    return np.where(weight == 0, weight.dtype.type(TINY), weight)
+    return np.where(weight == 0, TINY, weight)
 
 
 @fast_jit
 def _norm(lo, hi, x, w, eps, y, r):
     D = x.shape[1]
     for i in range(lo, hi):
-        total = x[i, 0] * 0
+        total = 0.0
         for j in range(D):
             total += x[i, j] * x[i, j]
         r[i] = 1 / np.sqrt(total / D + eps)
@@ -61,7 +60,7 @@ def _norm(lo, hi, x, w, eps, y, r):
 def _norm_back(lo, hi, y, w, r, g, dx):
     D = y.shape[1]
     for i in range(lo, hi):
-        dot = y[i, 0] * 0
+        dot = 0.0
         for j in range(D):
             dx[i, j] = y[i, j] / w[j]  # x̂
             dot += g[i, j] * w[j] * dx[i, j]

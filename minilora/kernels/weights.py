@@ -57,19 +57,22 @@ def read(w, rows):
     if type(w) not in STORAGE:
         return layers.dense(w)[rows]
     out = np.empty((rows.stop - rows.start, *w.shape[1:]), np.float32)
-    a = rows.start * math.prod(w.shape[1:]), STORAGE[type(w)](w), out.reshape(-1)
-    parallel_rows(_read, -(-out.size // SPAN), *a, width=SPAN)
+    flat = out.reshape(-1)
+    spans = -(-flat.size // SPAN), SPAN
+    start = rows.start * math.prod(w.shape[1:])
+    parallel_rows(_read, spans, start, STORAGE[type(w)](w), flat)
     return out
 
 
 def matvec(w, x):
     """Compute W x for a stored W (out, in) and x (in,), without the dense W: (out,) float32."""
-    x, y = np.ascontiguousarray(x, np.float32), np.empty(w.shape[0], np.float32)
+    x = np.ascontiguousarray(x, np.float32)
     if x.shape != w.shape[1:]:
         raise ValueError(f"x has the shape {x.shape}, but the weight has {w.shape}")
+    y = np.empty(w.shape[0], np.float32)
     parts = STORAGE[type(w)](w)
     loop = low_precision.matvec_8bit if parts[0].dtype == np.int8 else _matvec
-    parallel_rows(loop, len(y), parts, x, y, width=x.size)
+    parallel_rows(loop, w.shape, parts, x, y)
     return y
 
 
@@ -100,11 +103,7 @@ def tiled_matmul_backward(g, w):
 
 
 matmul = primitive(tiled_matmul)
-defvjp(
-    matmul,
-    lambda y, x, w: lambda g: tiled_matmul_backward(g, w),
-    lambda y, x, w: lambda g: flat_rows(g).T @ flat_rows(x),
-)
+defvjp(matmul, lambda y, x, w: lambda g: tiled_matmul_backward(g, w))
 
 
 @jit
