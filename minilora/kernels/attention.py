@@ -4,9 +4,10 @@ Letters as in `layers.py`; G = H/K query heads share a key head; g is ∂L/∂y.
 """
 
 import numpy as np
-from autograd.extend import defvjp_argnums, primitive
+from autograd.extend import primitive
 
 from .. import layers
+from .gradients import define_gradients
 from .loops import exp, fast_jit, row_max, rows
 from .threads import parallel_rows
 
@@ -41,51 +42,48 @@ def first_keys(segment_starts, window=None):
 @primitive
 def _attention(q, k, v, rope, starts, saved):
     cos, sin = rope
-    hd = 2 * cos.shape[-1]
+    T, half = cos.shape[1:]
+    hd = 2 * half
     K = k.shape[-1] // hd
     q, k = rotate(q, cos, sin, hd**-0.5), rotate(k, cos, sin)
     q, k, v = saved["qkv"] = [group_heads(x, K, hd) for x in (q, k, v)]
     y = np.empty_like(q)
     chunks = probabilities(q, k, starts)
-    if starts.shape[1] <= QUERIES:
+    if T <= QUERIES:
         chunks = saved["chunks"] = list(chunks)
     for queries, keys, p in chunks:
         np.matmul(p, v[:, :, keys], out=y[:, :, queries])
-    return ungroup_heads(y, starts)
+    return ungroup_heads(y, T)
 
 
-def _attention_vjp(argnums, y, args, kwargs):
-    *_, (cos, sin), starts, saved = args
-
-    def vjp(g):
-        q, k, v = saved["qkv"]
-        _, K, _, hd = k.shape
-        g = group_heads(g, K, hd)
-        dq = np.empty_like(q)
-        dk = np.zeros_like(k)
-        dv = np.zeros_like(v)
-        for queries, keys, p in saved.get("chunks") or probabilities(q, k, starts):
-            # ∂L/∂P, which becomes ∂L/∂S
-            ds = matmul_transposed(g[:, :, queries], v[:, :, keys])
-            ds -= np.einsum("...s,...s->...", p, ds)[..., None]
-            ds *= p
-            np.matmul(ds, k[:, :, keys], out=dq[:, :, queries])
-            dk[:, :, keys] += ds.swapaxes(-1, -2) @ q[:, :, queries]
-            dv[:, :, keys] += p.swapaxes(-1, -2) @ g[:, :, queries]
-        dq, dk, dv = (ungroup_heads(x, starts) for x in (dq, dk, dv))
-        grads = rotate(dq, cos, -sin, hd**-0.5), rotate(dk, cos, -sin), dv
-        return tuple(grads[n] for n in argnums)
-
-    return vjp
+def _attention_backward(g, argnums, y, q, k, v, rope, starts, saved):
+    cos, sin = rope
+    q, k, v = saved["qkv"]
+    _, K, T, hd = k.shape
+    g = group_heads(g, K, hd)
+    dq = np.empty_like(q)
+    dk = np.zeros_like(k)
+    dv = np.zeros_like(v)
+    for queries, keys, p in saved.get("chunks") or probabilities(q, k, starts):
+        # ∂L/∂P, which becomes ∂L/∂S
+        ds = matmul_transposed(g[:, :, queries], v[:, :, keys])
+        ds -= np.einsum("...s,...s->...", p, ds)[..., None]
+        ds *= p
+        np.matmul(ds, k[:, :, keys], out=dq[:, :, queries])
+        dk[:, :, keys] += ds.swapaxes(-1, -2) @ q[:, :, queries]
+        dv[:, :, keys] += p.swapaxes(-1, -2) @ g[:, :, queries]
+    dq, dk, dv = (ungroup_heads(x, T) for x in (dq, dk, dv))
+    return rotate(dq, cos, -sin, hd**-0.5), rotate(dk, cos, -sin), dv
 
 
-defvjp_argnums(_attention, _attention_vjp)
+define_gradients(_attention, _attention_backward)
 
 
 def probabilities(q, k, starts):
     """Yield (rows of q, the keys that some of them see, P of both) of each matmul."""
-    G = q.shape[2] // starts.shape[1]
-    for t in range(0, starts.shape[1], QUERIES):
+    T = starts.shape[1]
+    G = q.shape[2] // T
+    for t in range(0, T, QUERIES):
         queries = slice(t * G, (t + QUERIES) * G)
         keys = slice(t + QUERIES)
         p = matmul_transposed(q[:, :, queries], k[:, :, keys])
@@ -105,10 +103,10 @@ def group_heads(x, K, hd):
     return x.reshape(B, T, K, -1).transpose(0, 2, 1, 3).copy().reshape(B, K, -1, hd)
 
 
-def ungroup_heads(x, starts):
+def ungroup_heads(x, T):
     """Reorder (B, K, T·G, hd) to (B, T, K·G·hd)."""
-    B, T = starts.shape
-    return x.reshape(B, -1, T, x.shape[2] // T * x.shape[3]).transpose(0, 2, 1, 3).reshape(B, T, -1)
+    B, K, *_ = x.shape
+    return x.reshape(B, K, T, -1).transpose(0, 2, 1, 3).reshape(B, T, -1)
 
 
 def rotate(x, cos, sin, scale=1.0):

@@ -3,10 +3,11 @@
 Part 3 of `lessons/00_qlora_in_one_file.py`, optimized. Letters as in `layers.py`; g is ∂L/∂y.
 """
 
-from autograd.extend import defvjp_argnums, primitive
+from autograd.extend import primitive
 from autograd.tracer import isbox
 
 from .. import layers
+from .gradients import define_gradients
 from .loops import rows
 from .weights import matmul, tiled_matmul, tiled_matmul_backward
 
@@ -32,22 +33,16 @@ def _linear(x, a, b, scaling, weight):
     return y
 
 
-def _linear_vjp(argnums, y, args, kwargs):
-    x, a, b, scaling, weight = args
-
-    def vjp(g):
-        flat = rows(g)
-        z = scaling * (rows(x) @ a.T)
-        dz = scaling * (flat @ b)
-        dx = None
-        if 0 in argnums:
-            dx = tiled_matmul_backward(flat, weight)
-            dx += dz @ a
-            dx = dx.reshape(x.shape)
-        grads = dx, dz.T @ rows(x), flat.T @ z
-        return tuple(grads[n] for n in argnums)
-
-    return vjp
+def _linear_backward(g, argnums, y, x, a, b, scaling, weight):
+    flat = rows(g)
+    z = scaling * (rows(x) @ a.T)
+    dz = scaling * (flat @ b)
+    dx = None
+    if 0 in argnums:
+        dx = tiled_matmul_backward(flat, weight)
+        dx += dz @ a
+        dx = dx.reshape(x.shape)
+    return dx, dz.T @ rows(x), flat.T @ z
 
 
-defvjp_argnums(_linear, _linear_vjp)
+define_gradients(_linear, _linear_backward)

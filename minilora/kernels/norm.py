@@ -1,8 +1,9 @@
 """Optimized RMSNorm: `layers.rms_norm` as one primitive, also for the norms of the heads."""
 
 import numpy as np
-from autograd.extend import defvjp_argnums, primitive
+from autograd.extend import primitive
 
+from .gradients import define_gradients
 from .loops import TINY, fast_jit, rows
 from .threads import parallel_rows
 
@@ -25,19 +26,14 @@ def _rms_norm(x, weight, eps, saved):
     return y
 
 
-def _rms_norm_vjp(argnums, y, args, kwargs):
-    _, weight, _, saved = args
+def _rms_norm_backward(g, argnums, y, x, weight, eps, saved):
     weight = _divisor(weight)
-
-    def vjp(g):
-        dx = np.empty_like(y)
-        parallel_rows(_norm_back, y.shape, rows(y), weight, saved["r"], rows(g), rows(dx))
-        return tuple(dx if n == 0 else np.sum(rows(g * (y / weight)), axis=0) for n in argnums)
-
-    return vjp
+    dx = np.empty_like(y)
+    parallel_rows(_norm_back, y.shape, rows(y), weight, saved["r"], rows(g), rows(dx))
+    return dx, np.sum(rows(g * (y / weight)), axis=0) if 1 in argnums else None
 
 
-defvjp_argnums(_rms_norm, _rms_norm_vjp)
+define_gradients(_rms_norm, _rms_norm_backward)
 
 
 def _divisor(weight):

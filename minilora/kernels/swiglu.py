@@ -1,8 +1,9 @@
 """Optimized SwiGLU: `layers.swiglu` as one primitive."""
 
 import numpy as np
-from autograd.extend import defvjp_argnums, primitive
+from autograd.extend import primitive
 
+from .gradients import define_gradients
 from .loops import ONE, TINY, exp, fast_jit, rows
 from .threads import parallel_rows
 
@@ -20,18 +21,13 @@ def swiglu(gate, up):
     return y
 
 
-def _swiglu_vjp(argnums, y, args, kwargs):
-    gate, _ = args
-
-    def vjp(g):
-        grads = np.empty_like(y), np.empty_like(y)
-        parallel_rows(_swiglu_back, y.shape, *map(rows, (gate, y, g, *grads)))
-        return tuple(grads[n] for n in argnums)
-
-    return vjp
+def _swiglu_backward(g, argnums, y, gate, up):
+    grads = np.empty_like(y), np.empty_like(y)
+    parallel_rows(_swiglu_back, y.shape, *map(rows, (gate, y, g, *grads)))
+    return grads
 
 
-defvjp_argnums(swiglu, _swiglu_vjp)
+define_gradients(swiglu, _swiglu_backward)
 
 
 @fast_jit
