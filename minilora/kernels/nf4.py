@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import nf4
 from ..config import InputError
-from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized, double_quantize
+from ..double_quant import double_quantize
 from ..nf4 import CODEBOOKS, TINY, Quantized, unpack_4bit
 from .loops import jit
 from .threads import parallel_rows
@@ -39,31 +39,11 @@ def parts(q):
     """Return the arrays of q that the loops read; they check no bounds, so too few codes raise."""
     nf4.check_4bit(q.block_size, q.quant_type)
     values = CODEBOOKS[q.quant_type].values
-    scales = absmax(q)
+    absmax = q.absmax
     n = math.prod(q.shape)
-    if q.codes.dtype != np.uint8 or 2 * q.codes.size < n or scales.size * q.block_size < n:
+    if q.codes.dtype != np.uint8 or 2 * q.codes.size < n or absmax.size * q.block_size < n:
         raise InputError(f"a 4-bit weight of shape {q.shape} has too few codes or absmax")
-    return q.codes, scales, values, BYTE_VALUES[q.quant_type], q.block_size.bit_length() - 1
-
-
-def absmax(q):
-    """Return the absmax (m,) float32 of q, dequantized if they are stored in 8 bits."""
-    stored = q.stored_absmax
-    if not isinstance(stored, DoubleQuantized):
-        return stored
-    m = stored.codes.size
-    if stored.codes.dtype != np.uint8 or stored.nested_absmax.size * NESTED_BLOCK_SIZE < m:
-        raise InputError(f"the absmax of a 4-bit weight of shape {q.shape} have too few parts")
-    out = np.empty(m, np.float32)
-    a = stored.codes, stored.nested_absmax, stored.offset, DYNAMIC_MAP, out
-    parallel_rows(_double_dequantize, (m, 1), *a)
-    return out
-
-
-@jit
-def _double_dequantize(lo, hi, codes, absmax, offset, dynamic, out):
-    for i in range(lo, hi):
-        out[i] = dynamic[codes[i]] * absmax[i // NESTED_BLOCK_SIZE] + offset
+    return q.codes, absmax, values, BYTE_VALUES[q.quant_type], q.block_size.bit_length() - 1
 
 
 @jit

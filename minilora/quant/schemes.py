@@ -70,7 +70,8 @@ def error_report(base, quantized):
         if isinstance(q, (int8.Int8, nf4.Quantized)):
             w = np.asarray(originals[path], np.float32)
             error = q.dequantize() - w
-            rmse, size = _rms(error), _rms(w)
+            rmse = _rms(error)
+            size = _rms(w)
             bits = 8 * q.nbytes / math.prod(q.shape)
             rows.append(ErrorRow(path, rmse, rmse / size if size else 0.0, bits))
     return rows
