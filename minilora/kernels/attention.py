@@ -52,7 +52,7 @@ def _attention(q, k, v, rope, starts, saved):
     if T <= QUERIES:
         chunks = saved["chunks"] = list(chunks)
     for queries, keys, p in chunks:
-        np.matmul(p, v[:, :, keys], out=y[:, :, queries])
+        y[:, :, queries] = p @ v[:, :, keys]
     return ungroup_heads(y, T)
 
 
@@ -69,7 +69,7 @@ def _attention_backward(g, argnums, y, q, k, v, rope, starts, saved):
         ds = matmul_transposed(g[:, :, queries], v[:, :, keys])
         ds -= np.einsum("...s,...s->...", p, ds)[..., None]
         ds *= p
-        np.matmul(ds, k[:, :, keys], out=dq[:, :, queries])
+        dq[:, :, queries] = ds @ k[:, :, keys]
         dk[:, :, keys] += ds.swapaxes(-1, -2) @ q[:, :, queries]
         dv[:, :, keys] += p.swapaxes(-1, -2) @ g[:, :, queries]
     dq, dk, dv = (ungroup_heads(x, T) for x in (dq, dk, dv))

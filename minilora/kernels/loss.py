@@ -75,6 +75,6 @@ def _head_gradient(h, head, targets, c, log_z):
     de = np.empty_like(head)
     for rows, tile in tiles(head):
         p = np.exp(h @ tile.T - log_z[:, None])
-        np.matmul((c[:, None] * p).T, h, out=de[rows])
+        de[rows] = (c[:, None] * p).T @ h
     np.subtract.at(de, targets, c[:, None] * h)
     return de
