@@ -87,7 +87,7 @@ def double_quantize(absmax: Array, offset: np.float32 | None = None) -> DoubleQu
 def double_dequantize(q: DoubleQuantized) -> Array:
     """Compute the absmax (m,) float32 that a DoubleQuantized represents."""
     nested_absmax = np.repeat(q.nested_absmax, NESTED_BLOCK_SIZE)[: q.codes.size]
-    return DYNAMIC_MAP.take(q.codes) * nested_absmax + q.offset
+    return DYNAMIC_MAP[q.codes] * nested_absmax + q.offset
 
 
 def mean(x: Array) -> Any:

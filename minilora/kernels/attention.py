@@ -45,7 +45,8 @@ def _attention(q, k, v, rope, starts, saved):
     T, half = cos.shape[1:]
     hd = 2 * half
     K = k.shape[-1] // hd
-    q, k = rotate(q, cos, sin, hd**-0.5), rotate(k, cos, sin)
+    scale = hd**-0.5
+    q, k = rotate(q, scale * cos, scale * sin), rotate(k, cos, sin)
     q, k, v = saved["qkv"] = [group_heads(x, K, hd) for x in (q, k, v)]
     y = np.empty_like(q)
     chunks = probabilities(q, k, starts)
@@ -73,7 +74,8 @@ def _attention_backward(g, argnums, y, q, k, v, rope, starts, saved):
         dk[:, :, keys] += ds.swapaxes(-1, -2) @ q[:, :, queries]
         dv[:, :, keys] += p.swapaxes(-1, -2) @ g[:, :, queries]
     dq, dk, dv = (ungroup_heads(x, T) for x in (dq, dk, dv))
-    return rotate(dq, cos, -sin, hd**-0.5), rotate(dk, cos, -sin), dv
+    scale = hd**-0.5
+    return rotate(dq, scale * cos, -scale * sin), rotate(dk, cos, -sin), dv
 
 
 define_gradients(_attention, _attention_backward)
@@ -109,23 +111,22 @@ def ungroup_heads(x, T):
     return x.reshape(B, K, T, -1).transpose(0, 2, 1, 3).reshape(B, T, -1)
 
 
-def rotate(x, cos, sin, scale=1.0):
-    """Rotate the heads of x (B, T, heads·hd) by the rotary angles (B, T, hd/2), times scale."""
+def rotate(x, cos, sin):
+    """Rotate the heads of x (B, T, heads·hd) by the rotary angles (B, T, hd/2)."""
     heads = np.ascontiguousarray(x).reshape(-1, 2 * cos.shape[-1])
     y = np.empty_like(heads)
-    parallel_rows(_rotate, y.shape, heads, rows(cos), rows(sin), x.dtype.type(scale), y)
+    parallel_rows(_rotate, y.shape, heads, rows(cos), rows(sin), y)
     return y.reshape(x.shape)
 
 
 @fast_jit
-def _rotate(lo, hi, x, cos, sin, scale, y):
-    heads = len(x) // len(cos)
-    half = cos.shape[1]
+def _rotate(lo, hi, x, cos, sin, y):
+    tokens, half = cos.shape
     for i in range(lo, hi):
+        t = i * tokens // len(x)
         for j in range(half):
-            c, s = scale * cos[i // heads, j], scale * sin[i // heads, j]
-            y[i, j] = x[i, j] * c - x[i, j + half] * s
-            y[i, j + half] = x[i, j + half] * c + x[i, j] * s
+            y[i, j] = x[i, j] * cos[t, j] - x[i, j + half] * sin[t, j]
+            y[i, j + half] = x[i, j + half] * cos[t, j] + x[i, j] * sin[t, j]
 
 
 @fast_jit

@@ -28,8 +28,6 @@ def _cross_entropy(hidden, head, targets, mask, saved):
     at = np.nonzero(mask)
     h = hidden[at]
     t = targets[at]
-    if t.size and not 0 <= t.min() <= t.max() < head.shape[0]:  # the loops check no bounds
-        raise IndexError(f"targets {t.min()} to {t.max()} are not all in [0, {head.shape[0]})")
     c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
     mean = np.zeros_like(h) if saved[0] else None
     log_z = _log_z(h, head, mean)

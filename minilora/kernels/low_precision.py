@@ -58,16 +58,13 @@ def decode_16bit(start, parts, out):
 def matvec_8bit(lo, hi, parts, x, y):
     """Fill rows lo to hi - 1 of y = W x for int8 codes, without decoding them to an array."""
     codes, scales, unit, block_size = parts
-    blocks = x.size // block_size  # per row
+    x = x.reshape(-1, block_size)
+    w = codes.reshape(-1, len(x), block_size)
     for i in range(lo, hi):
-        row = codes[i * x.size : (i + 1) * x.size]
         total = np.float32(0)
-        for b in range(blocks):
-            at = slice(b * block_size, (b + 1) * block_size)
-            packed = row[at]
-            block = x[at]
+        for b in range(len(x)):
             part = np.float32(0)
-            for j in range(block.size):
-                part += np.float32(packed[j]) * block[j]
-            total += part * scales[i * blocks + b]
+            for j in range(block_size):
+                part += np.float32(w[i, b, j]) * x[b, j]
+            total += part * scales[i * len(x) + b]
         y[i] = total * unit

@@ -6,7 +6,7 @@ import numpy as np
 
 from .. import nf4
 from ..config import InputError
-from ..double_quant import double_quantize
+from ..double_quant import DYNAMIC_MAP, NESTED_BLOCK_SIZE, DoubleQuantized, double_quantize
 from ..nf4 import CODEBOOKS, TINY, Quantized, unpack_4bit
 from .loops import jit
 from .threads import parallel_rows
@@ -39,11 +39,23 @@ def parts(q):
     """Return the arrays of q that the loops read; they check no bounds, so too few codes raise."""
     nf4.check_4bit(q.block_size, q.quant_type)
     values = CODEBOOKS[q.quant_type].values
-    absmax = q.absmax
+    absmax = q.stored_absmax
+    if isinstance(absmax, DoubleQuantized):
+        absmax = _double_dequantize(absmax.codes, absmax.nested_absmax, absmax.offset)
     n = math.prod(q.shape)
     if q.codes.dtype != np.uint8 or 2 * q.codes.size < n or absmax.size * q.block_size < n:
         raise InputError(f"a 4-bit weight of shape {q.shape} has too few codes or absmax")
     return q.codes, absmax, values, BYTE_VALUES[q.quant_type], q.block_size.bit_length() - 1
+
+
+@jit
+def _double_dequantize(codes, nested_absmax, offset):
+    # one number less per missing code or nested absmax, which `parts` notices
+    absmax = np.empty(min(codes.size, nested_absmax.size * NESTED_BLOCK_SIZE), np.float32)
+    for i in range(absmax.size):
+        value = DYNAMIC_MAP[np.uint8(codes[i])]
+        absmax[i] = value * nested_absmax[i // NESTED_BLOCK_SIZE] + offset
+    return absmax
 
 
 @jit

@@ -22,22 +22,19 @@ def rms_norm(x, weight, eps):
 def _rms_norm(x, weight, eps, saved):
     y = np.empty(x.shape, x.dtype)
     r = saved["r"] = np.empty(x.size // x.shape[-1], x.dtype)
-    parallel_rows(_norm, x.shape, rows(x), _divisor(weight), eps, rows(y), r)
+    w = saved["w"] = np.where(weight == 0, TINY, weight)
+    parallel_rows(_norm, x.shape, rows(x), w, eps, rows(y), r)
     return y
 
 
 def _rms_norm_backward(g, argnums, y, x, weight, eps, saved):
-    weight = _divisor(weight)
+    w = saved["w"]
     dx = np.empty_like(y)
-    parallel_rows(_norm_back, y.shape, rows(y), weight, saved["r"], rows(g), rows(dx))
-    return dx, np.sum(rows(g * (y / weight)), axis=0) if 1 in argnums else None
+    parallel_rows(_norm_back, y.shape, rows(y), w, saved["r"], rows(g), rows(dx))
+    return dx, np.sum(rows(g * (y / w)), axis=0) if 1 in argnums else None
 
 
 define_gradients(_rms_norm, _rms_norm_backward)
-
-
-def _divisor(weight):
-    return np.where(weight == 0, TINY, weight)
 
 
 @fast_jit
