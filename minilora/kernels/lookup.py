@@ -57,8 +57,8 @@ def decode_by_sixteens(start, parts, out):
 
 @intrinsic
 def look_up_16(typingctx, values, codes, scale, out):
-    """Compute out[:16] = values[c]·scale for the sixteen codes c of codes[:8]; all are addresses."""
-    # `decode_by_sixteens` guarantees the bounds of `codes` and `out`
+    """Compute values[c]·scale for sixteen codes c; values, codes and out are addresses."""
+    # `decode_by_sixteens` guarantees that eight bytes are at codes, and sixteen numbers at out
     number = ir.IntType(32)
     numbers = ir.VectorType(number, 16)
     floats = ir.VectorType(ir.FloatType(), 16)

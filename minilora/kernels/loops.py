@@ -9,6 +9,9 @@ numba caches compiled code next to the source, and notices only changes of that 
 a change to this file, delete `minilora/kernels/__pycache__`.
 """
 
+from functools import partial
+from typing import Any
+
 import numba
 import numpy as np
 from numba.extending import overload
@@ -21,8 +24,8 @@ FAST = {"reassoc", "contract", "arcp", "nsz"}
 
 # Both compile at the first call, cache on disk, and release Python's lock; `jit` reorders no
 # operation, `fast_jit` allows reordered sums and fused products.
-jit = numba.njit(nogil=True, cache=True)
-fast_jit = numba.njit(nogil=True, cache=True, fastmath=FAST, error_model="numpy")
+jit: Any = partial(numba.njit, nogil=True, cache=True)
+fast_jit = partial(jit, fastmath=FAST, error_model="numpy")
 
 
 def rows(x):
@@ -30,7 +33,7 @@ def rows(x):
     return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
 
 
-@numba.njit(nogil=True, cache=True, fastmath=True)
+@jit(fastmath=True)
 def row_max(x):
     """Return the maximum of x (n,), n ≥ 1, from four independent running maxima."""
     # NaN is ignored: a check takes four times as long, and the next loop over the row shows it
@@ -40,7 +43,7 @@ def row_max(x):
         a, b, c, d = max(a, x[i]), max(b, x[i + 1]), max(c, x[i + 2]), max(d, x[i + 3])
     for i in range(four, x.size):
         a = max(a, x[i])
-    return max(max(a, b), max(c, d))
+    return max(a, b, c, d)
 
 
 def exp(x):

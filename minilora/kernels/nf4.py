@@ -38,14 +38,14 @@ def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
 def parts(q):
     """Return the arrays of q that the loops read; they check no bounds, so too few codes raise."""
     nf4.check_4bit(q.block_size, q.quant_type)
-    values = CODEBOOKS[q.quant_type].values
     absmax = q.stored_absmax
     if isinstance(absmax, DoubleQuantized):
         absmax = _double_dequantize(absmax.codes, absmax.nested_absmax, absmax.offset)
     n = math.prod(q.shape)
     if q.codes.dtype != np.uint8 or 2 * q.codes.size < n or absmax.size * q.block_size < n:
         raise InputError(f"a 4-bit weight of shape {q.shape} has too few codes or absmax")
-    return q.codes, absmax, values, BYTE_VALUES[q.quant_type], q.block_size.bit_length() - 1
+    k = q.block_size.bit_length() - 1
+    return q.codes, absmax, CODEBOOKS[q.quant_type].values, BYTE_VALUES[q.quant_type], k
 
 
 @jit
@@ -75,15 +75,11 @@ def _encode(lo, hi, w, midpoints, codes, absmax):
         absmax_bits[b] = largest
         scale = np.float32(1) / max(absmax[b], TINY)
         for i in range(ranks.size):
-            ranks[i] = _rank(w[b, i] * scale, midpoints)
+            # counting the midpoints below x is faster than a binary search: it has no branches
+            x = w[b, i] * scale
+            rank = np.int32(0)
+            for m in range(15):
+                rank += x > midpoints[m]
+            ranks[i] = rank
         for i in range(pairs.size):
             codes[b, i] = (pairs[i] << np.uint64(4) | pairs[i] >> np.uint64(32)) & np.uint64(255)
-
-
-@jit
-def _rank(x, midpoints):
-    """Count the midpoints below x. This is faster than a binary search: it has no branches."""
-    rank = np.int32(0)
-    for i in range(15):
-        rank += x > midpoints[i]
-    return rank

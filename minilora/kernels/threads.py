@@ -31,8 +31,6 @@ def max_threads(available, omp_num_threads):
 # NUMBA_NUM_THREADS is this variable, or the number of available cores
 THREADS: int = max_threads(vars(config)["NUMBA_NUM_THREADS"], os.environ.get("OMP_NUM_THREADS", ""))
 SERIAL_BELOW = 2**20  # elements: starting a thread takes as long as computing so many
-M_TRIM_THRESHOLD = -1  # glibc's malloc.h
-M_MMAP_THRESHOLD = -3
 
 _free = threading.Lock()  # locked while a call uses all cores
 
@@ -47,11 +45,6 @@ def parallel_rows(kernel, shape, *args):
     with cores() as free:
         edges = [n * i // THREADS for i in range(THREADS + 1)] if free else [0, n]
         _run_all([partial(kernel, *span, *args) for span in pairwise(edges)])
-
-
-def num_threads():
-    """Return the number of calls that `parallel_map` computes at the same time."""
-    return THREADS
 
 
 def parallel_map(f, items):
@@ -114,5 +107,6 @@ def keep_freed_memory():
     """Make glibc keep freed memory for the next arrays instead of returning it to the system."""
     # getting zeroed pages from the system again takes a third of the time of a small model's step
     if sys.platform == "linux":
-        for threshold in (M_TRIM_THRESHOLD, M_MMAP_THRESHOLD):
-            ctypes.CDLL(None).mallopt(threshold, 2**30)
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, 2**30)  # M_TRIM_THRESHOLD in glibc's malloc.h
+        mallopt(-3, 2**30)  # M_MMAP_THRESHOLD

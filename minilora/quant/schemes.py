@@ -5,7 +5,6 @@ embedding, the norms and the head would lose most by quantization (QLoRA, Sec. 2
 full precision). These stay in the type of their file: see `low_precision.py`.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,11 +67,11 @@ def error_report(base, quantized):
     rows = []
     for path, q in named_leaves(quantized):
         if isinstance(q, (int8.Int8, nf4.Quantized)):
-            w = np.asarray(originals[path], np.float32)
+            w = originals[path]
             error = q.dequantize() - w
             rmse = _rms(error)
             size = _rms(w)
-            bits = 8 * q.nbytes / math.prod(q.shape)
+            bits = 8 * q.nbytes / w.size
             rows.append(ErrorRow(path, rmse, rmse / size if size else 0.0, bits))
     return rows
 
