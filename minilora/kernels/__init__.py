@@ -12,7 +12,7 @@ from typing import Any
 from .. import layers
 
 MAX_PARALLEL_PARAMETERS = 2**24
-PLAIN = bool(os.environ.get("MINILORA_PLAIN"))
+PLAIN = os.environ.get("MINILORA_PLAIN")
 try:
     if PLAIN:
         raise ImportError

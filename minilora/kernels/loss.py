@@ -28,7 +28,7 @@ def _cross_entropy(hidden, head, targets, mask, saved):
     at = np.nonzero(mask)
     h = hidden[at]
     t = targets[at]
-    c = mask[at].astype(h.dtype) / h.dtype.type(np.sum(mask))
+    c = mask[at].astype(h.dtype) / np.sum(mask)
     mean = np.zeros_like(h) if saved[0] else None
     log_z = _log_z(h, head, mean)
     e_target = head[t]
@@ -37,7 +37,11 @@ def _cross_entropy(hidden, head, targets, mask, saved):
         saved[0] = np.zeros_like(hidden)
         saved[0][at] = c[:, None] * (mean - e_target)
     if saved[1]:
-        saved[1] = _head_gradient(h, head, t, c, log_z)
+        de = saved[1] = np.empty_like(head)
+        for rows, tile in tiles(head):
+            p = np.exp(h @ tile.T - log_z[:, None])
+            de[rows] = (c[:, None] * p).T @ h
+        np.subtract.at(de, t, c[:, None] * h)
     return np.dot(nll.astype(np.float64), c.astype(np.float64))
 
 
@@ -66,13 +70,3 @@ def _log_z(h, head, mean):
     if mean is not None:
         mean /= total[:, None]
     return top + np.log(total)
-
-
-def _head_gradient(h, head, targets, c, log_z):
-    """Return ∂L/∂E (V, D) of a trained head."""
-    de = np.empty_like(head)
-    for rows, tile in tiles(head):
-        p = np.exp(h @ tile.T - log_z[:, None])
-        de[rows] = (c[:, None] * p).T @ h
-    np.subtract.at(de, targets, c[:, None] * h)
-    return de

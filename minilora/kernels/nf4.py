@@ -27,9 +27,8 @@ def quantize(w, block_size=64, double_quant=False, quant_type="nf4"):
         return nf4.quantize(w, block_size, double_quant, quant_type)
     codes = np.empty((w.size // block_size, block_size // 2), np.uint8)
     absmax = np.empty(len(codes), np.float32)
-    shape = absmax.size, 2 * block_size  # 15 comparisons per element
-    blocks = w.reshape(-1, block_size)
-    parallel_rows(_encode, shape, blocks, CODEBOOKS["nf4"].midpoints, codes, absmax)
+    a = w.reshape(-1, block_size), CODEBOOKS["nf4"].midpoints, codes, absmax
+    parallel_rows(_encode, (len(codes), 2 * block_size), *a)  # 15 comparisons per element
     nf4.require_finite(absmax)
     stored_absmax = double_quantize(absmax) if double_quant else absmax
     return Quantized(codes.reshape(-1), stored_absmax, w.shape, block_size, quant_type)
@@ -53,8 +52,7 @@ def _double_dequantize(codes, nested_absmax, offset):
     # one number less per missing code or nested absmax, which `parts` notices
     absmax = np.empty(min(codes.size, nested_absmax.size * NESTED_BLOCK_SIZE), np.float32)
     for i in range(absmax.size):
-        value = DYNAMIC_MAP[np.uint8(codes[i])]
-        absmax[i] = value * nested_absmax[i // NESTED_BLOCK_SIZE] + offset
+        absmax[i] = DYNAMIC_MAP[np.uint8(codes[i])] * nested_absmax[i // NESTED_BLOCK_SIZE] + offset
     return absmax
 
 

@@ -47,7 +47,7 @@ def quantize_leaf(path, w, scheme, block_size=64, quantize_4bit=nf4.quantize):
         if scheme == "int8":
             return int8.quantize(w)
         code, _, double_quant = scheme.partition("-")
-        return quantize_4bit(w, block_size, bool(double_quant), code)
+        return quantize_4bit(w, block_size, double_quant, code)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
