@@ -39,7 +39,7 @@ def parallel_rows(kernel, shape, *args):
     """Run kernel(lo, hi, *args) over the rows of this shape (..., width), a span per core."""
     # little work, or work while another call uses the cores, runs only on the calling thread
     n = math.prod(shape[:-1])
-    if n * shape[-1] < SERIAL_BELOW:
+    if THREADS == 1 or n * shape[-1] < SERIAL_BELOW:
         kernel(0, n, *args)
         return
     with cores() as free:
