@@ -2,8 +2,8 @@
 
 A kernel is a function `kernel(lo, hi, *arrays)` that fills the rows lo to hi - 1 of its outputs.
 With `NUMBA_DISABLE_JIT=1` it runs as Python, and a debugger can step through it. Compiled loops
-check no bounds: the caller of a kernel guarantees them. A sum from 0.0 on
-is computed in float64, a sum from np.float32(0) on in the type of its terms.
+check no bounds: the caller of a kernel guarantees them. numba computes a sum that starts at 0.0 in
+float64, and one that starts at np.float32(0) in the type of its terms.
 
 numba caches compiled code next to the source, and notices only changes of that source file. After
 a change to this file, delete `minilora/kernels/__pycache__`.
