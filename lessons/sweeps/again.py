@@ -30,7 +30,7 @@ from sweeps.runner import one_thread
 from minilora.cli import report_error
 from minilora.cli.arguments import Parser
 from minilora.config import InputError
-from minilora.kernels import num_threads
+from minilora.kernels import threads
 
 NAMES = sorted(path.stem for path in SWEEPS.glob("*.csv"))
 
@@ -38,7 +38,7 @@ NAMES = sorted(path.stem for path in SWEEPS.glob("*.csv"))
 def run_until(function, jobs, seconds):
     """Return the rows of the jobs that begin within `seconds`; one process per core."""
     spawn = get_context("spawn")
-    with ProcessPoolExecutor(num_threads(), spawn, initializer=one_thread) as processes:
+    with ProcessPoolExecutor(threads.THREADS, spawn, initializer=one_thread) as processes:
         futures = [processes.submit(function, job) for job in jobs]
         wait(futures, timeout=seconds)
         processes.shutdown(cancel_futures=True)

@@ -13,7 +13,7 @@ from common import SWEEPS
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
-from minilora.kernels import num_threads, threads
+from minilora.kernels import threads
 
 
 def mapped(function, jobs, executor=None):
@@ -24,7 +24,7 @@ def mapped(function, jobs, executor=None):
     """
     if executor is None:
         spawn = get_context("spawn")
-        with ProcessPoolExecutor(num_threads(), spawn, initializer=one_thread) as processes:
+        with ProcessPoolExecutor(threads.THREADS, spawn, initializer=one_thread) as processes:
             return mapped(function, jobs, processes)
     return list(tqdm(executor.map(function, jobs), total=len(jobs), unit="run", disable=None))
 
