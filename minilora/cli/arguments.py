@@ -122,7 +122,7 @@ def settings_to_resume(folder):
 def run_metadata(path):
     """Return the metadata of a checkpoint; raise InputError if this version did not write it."""
     metadata = read_metadata(path)[1]
-    sound = all(isinstance(metadata.get(name), dict) for name in ("settings", "digests"))
+    sound = all(isinstance(metadata.get(name), kind) for name, kind in FACTS.items())
     if not sound or metadata.get("version") != CHECKPOINT_VERSION:
         way = "delete it, or train again with --overwrite"
         raise InputError(f"{path} is not a checkpoint of this version of minilora: {way}")
@@ -165,7 +165,8 @@ def as_flags(settings):
     return flags
 
 
-CHECKPOINT_VERSION = 4
+CHECKPOINT_VERSION = 5
+FACTS = {"settings": dict, "digests": dict, "metrics_size": int, "metrics_sha256": str}
 CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
 SWITCH = argparse.BooleanOptionalAction
 

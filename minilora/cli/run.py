@@ -1,11 +1,17 @@
 """Run `minilora train`.
 
-A run is one file, checkpoint.safetensors: the adapter, the state of the optimizer, the settings and
-the history. All other files are derived from it after each checkpoint, and again when the run is
-resumed. Each file is written under a temporary name and renamed, so a kill at any moment leaves the
-complete old or the complete new one.
+A run that has ended is one file, checkpoint.safetensors: the adapter, the state of the optimizer,
+the settings and the records of all steps. All other files are derived from it after each
+checkpoint, and again when the run is resumed. Each file is written under a temporary name and
+renamed, so a kill at any moment leaves the complete old or the complete new one.
+
+The exception is metrics.jsonl, so that a save in a long run costs as much as in a short one. The
+checkpoint of a run that goes on has only the records since the checkpoint before, and the size of
+metrics.jsonl before them. Only after the rename of the checkpoint, the file is cut to this size and
+these records are appended. So a run that was killed needs metrics.jsonl, too.
 """
 
+import hashlib
 import io
 import json
 import math
@@ -25,7 +31,7 @@ from ..evaluation.callbacks import evaluation_row, kept_step
 from ..evaluation.metrics import evaluate
 from ..evaluation.plot import curve
 from ..formats.checkpoint import save_adapter, save_state
-from ..formats.files import replace_text
+from ..formats.files import append, replace_text
 from ..generation import generate
 from ..methods.registry import operations
 from . import run_folder
@@ -90,12 +96,15 @@ def train_and_save(args):
         writer = RunWriter(folder, args, loaded, metadata)
         adapters, state = loaded.adapters, None
         if args.resume:
-            adapters, state, writer.history = run_folder.resume(folder, metadata, adapters)
+            adapters, state, past, new = run_folder.resume(folder, metadata, adapters)
+            writer.size = len(past)
+            writer.record([json.loads(line) for line in (past + new).splitlines()])
+            writer.new = new
             writer.latest = adapters, state
             writer.save()  # all files, with the settings of now
         elif scored:
             scores = held_out_scores(0, adapters)
-            writer.history.append(scores)  # the first point of the curve
+            writer.record([scores])  # the first point of the curve
             show("before", adapters, scores)
         kept = run(writer, adapters, state, examples, scored, train_config, ops)
         state = writer.latest[1]
@@ -148,7 +157,7 @@ def run(writer, adapters, state, examples, valid, train_config, ops):
             way = "start the same command again"
         raise KeyboardInterrupt(f"interrupted: {way}") from None
     finally:
-        writer.save()
+        writer.end()
 
 
 class RunWriter:
@@ -161,25 +170,33 @@ class RunWriter:
         self.folder, self.args, self.loaded, self.metadata = folder, args, loaded, metadata
         self.history: list = []  # the records of all steps and evaluations
         self.latest: Any = None  # (adapters, state) of the last step
-        self.saved = 0  # number of the records that the last checkpoint has
+        self.new = ""  # the lines of the records since the last checkpoint
+        self.size = 0  # bytes of metrics.jsonl before these lines
+        self.digest = hashlib.sha256()  # of the lines of all records
+
+    def record(self, records):
+        """Add records of steps and evaluations."""
+        text = as_lines(records)
+        self.history += records
+        self.new += text
+        self.digest.update(text.encode())
 
     def on_step(self, records, adapters, state):
         """Record a step; `train` calls this after each step."""
         records[0]["peak_rss_mb"] = memory.peak_rss_mb()
-        self.history += records
+        self.record(records)
         self.latest = adapters, state
         if state["step"] % self.args.save_every == 0:
             self.save()
 
     def save(self):
         """Write a checkpoint, if there are new records, and the files that are derived from it."""
-        if self.latest is None or self.saved == len(self.history):
+        if self.latest is None or not self.new:
             return
         folder, args = self.folder, self.args
         adapters, state = self.latest
-        text = "".join(json.dumps(row) + "\n" for row in self.history)
-        save_state(folder / CHECKPOINT, adapters, state, self.metadata, text)
-        replace_text(folder / run_folder.METRICS, text)
+        self.write_checkpoint(self.size, self.new)
+        append(folder / run_folder.METRICS, self.size, self.new)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
         best = state.get("best", adapters)
         model = best, self.loaded.base, self.loaded.adapter_config, args.model
@@ -189,7 +206,24 @@ class RunWriter:
         curve(folder / run_folder.CURVE, self.history, title, kept)
         # the last file: see `loading.read_run`
         replace_text(folder / SETTINGS, as_toml(self.metadata["settings"]))
-        self.saved = len(self.history)
+        self.size += len(self.new)
+        self.new = ""
+
+    def write_checkpoint(self, size, lines):
+        """Write a checkpoint with the records that follow the first `size` bytes of the metrics."""
+        facts = {"metrics_size": size, "metrics_sha256": self.digest.hexdigest()}
+        save_state(self.folder / CHECKPOINT, *self.latest, self.metadata | facts, lines)
+
+    def end(self):
+        """Save, and write a checkpoint with the records of the whole run."""
+        self.save()
+        if self.latest is not None:
+            self.write_checkpoint(0, as_lines(self.history))
+
+
+def as_lines(records):
+    """Return records as JSON Lines, in ASCII."""
+    return "".join(json.dumps(row) + "\n" for row in records)
 
 
 def print_scores(when, scores, scored, held_out):

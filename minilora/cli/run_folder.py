@@ -1,8 +1,9 @@
 """Check and lock the folder of a training run, resume a run, and write its model card.
 
-A run is one file, checkpoint.safetensors. `run.py` derives all other files from it.
+`run.py` says which file is derived from which.
 """
 
+import hashlib
 import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -93,9 +94,9 @@ def check_same_run(folder, metadata):
 
 
 def resume(folder, metadata, start):
-    """Return (adapters, state, history) of the checkpoint of the run that `metadata` describes.
+    """Return (adapters, state, past, new) of the checkpoint of the run that `metadata` describes.
 
-    `start` has the adapters before the first step. With another --iters, the later steps are those
+    `past` is metrics.jsonl up to the new lines, which the checkpoint has. `start` has the adapters before the first step. With another --iters, the later steps are those
     of a run of that length.
     """
     checkpoint = folder / CHECKPOINT
@@ -111,7 +112,13 @@ def resume(folder, metadata, start):
     print(f"resumed at step {step} of {last}")
     if last != then["settings"]["iters"]:
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
-    return adapters, state, read_history(checkpoint)
+    new = read_history(checkpoint)
+    path = folder / METRICS
+    past = path.read_bytes()[: then["metrics_size"]] if path.exists() else b""
+    if hashlib.sha256(past + new).hexdigest() != then["metrics_sha256"]:
+        way = "restore it, or start again with --overwrite"
+        raise InputError(f"{path} has not the records of the steps before {checkpoint}: {way}")
+    return adapters, state, past.decode(), new.decode()
 
 
 def model_card(args, config, state, scores, scored):

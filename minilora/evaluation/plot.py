@@ -51,12 +51,15 @@ def curve(path, history, title, kept=None):
     """
     trained = [row for row in history if "loss" in row]
     steps, losses = ([row[key] for row in trained] for key in ("step", "loss"))
+    every = slice(None, None, len(trained) // 2000 + 1)  # more points would not be seen
     held_out = [row for row in history if "eval_loss" in row]
     keys = "step", "eval_loss", "eval_exact_match"
     at, held_out_losses, exact = ([row[key] for row in held_out] for key in keys)
     with figure(path, "optimizer step", "loss (nats per target token)", title) as axes:
-        axes.plot(steps, losses, color=GREY, linewidth=0.6, alpha=0.6)
-        axes.plot(steps, smooth(losses, 10), label="training (mean of 10 steps)", **LINES[0])
+        axes.plot(steps[every], losses[every], color=GREY, linewidth=0.6, alpha=0.6)
+        axes.plot(
+            steps[every], smooth(losses, 10)[every], label="training (mean of 10 steps)", **LINES[0]
+        )
         axes.set_ylim(bottom=0)
         if held_out:
             axes.plot(at, held_out_losses, marker="o", markersize=4, label="held out", **LINES[1])

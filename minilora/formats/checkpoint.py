@@ -14,7 +14,6 @@ import numpy as np
 
 from .. import lora
 from ..config import INITIALIZERS, InputError, LoraConfig
-from ..data.row_files import parse_lines
 from ..methods import initializers
 from ..methods.method import MethodConfig
 from ..optim import OPTIMIZERS
@@ -153,8 +152,8 @@ def _read(path, entries, shapes):
 def save_state(path, adapters, state, metadata, history=""):
     """Write everything that a run is into one safetensors file.
 
-    `state` is what `train` passes to on_step, `metadata` any JSON value, `history` the records so
-    far as JSON Lines. Raises InputError if the file cannot be written or a number is not finite.
+    `state` is what `train` passes to on_step, `metadata` any JSON value, `history` records of
+    steps and evaluations as JSON Lines. Raises InputError if the file cannot be written or a number is not finite.
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
@@ -165,7 +164,7 @@ def save_state(path, adapters, state, metadata, history=""):
         safetensors_file.write(temporary, entries, texts)
 
 
-HISTORY = "history"  # the tensor of this name has the bytes of metrics.jsonl
+HISTORY = "history"  # the tensor of this name has the bytes of records as JSON Lines
 COUNTS = ("step", "best_step", "worse")
 
 
@@ -185,11 +184,11 @@ def read_metadata(path):
 
 
 def read_history(path):
-    """Read the list of the records of steps and evaluations that `save_state` wrote."""
+    """Read the bytes of `history` in a file that `save_state` wrote."""
     found = safetensors_file.read_header(path).get(HISTORY)
     if found is None:
         raise InputError(f"{path} is not a checkpoint of a run: it has no history")
-    return [row for row, _ in parse_lines(path, found.read().tobytes())]
+    return found.read().tobytes()
 
 
 def load_state(path, like, optimizer="adamw"):

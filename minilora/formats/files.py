@@ -194,9 +194,8 @@ def replace_text(path, text):
 
 def append(path, size, text):
     """Cut a file to `size` bytes, append `text`, and flush the file to the disk."""
-    with write_errors(path), open(path, "r+b") as file:
+    with write_errors(path), open(path, "ab") as file:
         file.truncate(size)
-        file.seek(size)
         file.write(text.encode())
         file.flush()
         os.fsync(file.fileno())

@@ -88,7 +88,8 @@ CHECKPOINTS = {
     "a best loss in a text": change_json("minilora_run", best_loss="2"),
     "transposed factors": change_tensors(transpose),
     "no history": change_tensors(lambda entries: entries.pop("history")),
-    "a history that is no UTF-8": history(b"\xff\n"),
+    "a history that was changed": history(b"\xff\n"),
+    "no size of the metrics": change_json("facts", metrics_size=None),
 }
 
 

@@ -1,6 +1,7 @@
 """System errors and kills at every file operation of a run."""
 
 import errno
+import json
 import os
 import shutil
 from contextlib import suppress
@@ -54,9 +55,11 @@ def contents(folder):
     for path in folder.rglob("*"):
         name = str(path.relative_to(folder))
         if name == "checkpoint.safetensors":
-            rows = read_history(path)
-            found[name] = tensors(path), read_metadata(path), untimed(rows)
-            assert rows == metrics(folder) or folder.name == "run"
+            numbers, facts = read_metadata(path)
+            facts.pop("metrics_sha256")  # of records with timings
+            rows = untimed(map(json.loads, read_history(path).splitlines()))
+            found[name] = tensors(path), numbers, facts, rows
+            assert folder.name == "run" or rows == untimed(metrics(folder))
         elif name == "metrics.jsonl":
             found[name] = untimed(metrics(folder))
         elif not path.is_dir() and not name.endswith(LEFT_BY_A_KILL):

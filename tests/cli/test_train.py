@@ -3,6 +3,7 @@
 import re
 import shutil
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from minilora.cli.loading import (
     make_adapter_config,
     unused_settings,
 )
-from minilora.cli.run import check_memory, steps_of_epochs
+from minilora.cli.run import RunWriter, check_memory, steps_of_epochs
 from minilora.cli.stored_paths import digest
 from minilora.config import InputError
 from minilora.data.packing import pack_examples
@@ -76,7 +77,8 @@ def test_all_files_of_a_run_are_written_again_from_its_checkpoint(
     # the first evaluation is that of the base
     assert [row["step"] for row in rows if "eval_loss" in row] == [0, 2, 4]
     of_step = "step", "loss", "learning_rate", "grad_norm", "tokens", "seconds", "peak_rss_mb"
-    assert set(rows[1]) == set(of_step) and read_history(out / CHECKPOINT) == rows
+    assert set(rows[1]) == set(of_step)
+    assert read_history(out / CHECKPOINT) == (out / "metrics.jsonl").read_bytes()
     printed = capsys.readouterr().out
     for when, row in (("before", rows[0]), ("after", rows[-1])):
         assert f"{when}: held-out loss {row['eval_loss']:.4f} nats" in printed
@@ -88,6 +90,54 @@ def test_all_files_of_a_run_are_written_again_from_its_checkpoint(
         (out / name).unlink()
     assert "train --resume" in error_of(capsys, run("evaluate", *at(out)))
     assert run("train --resume", *at(out)) == 0
+    assert files(out) == before
+
+
+def bytes_written():
+    """The bytes that this process has written so far."""
+    return int(Path("/proc/self/io").read_text().split()[3])
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="no counts of the system")
+def test_a_save_does_not_write_the_records_of_earlier_saves(base, data, tmp_path, monkeypatch):
+    written, save = [], RunWriter.save
+
+    def counting(writer):
+        before = bytes_written()
+        save(writer)
+        written.append(bytes_written() - before)
+
+    monkeypatch.setattr(RunWriter, "save", counting)
+    more = "--iters 60 --save-every 1 --steps-per-eval 60 --quiet"
+    assert train(base, data, tmp_path / "run", more) == 0
+    assert max(written) - written[1] < 500  # the records of 60 steps are 10,000 bytes
+    assert len(metrics(tmp_path / "run")) == 62
+
+
+METRICS_OF_A_KILLED_RUN = {  # changes of the file: whether the run can go on
+    "longer": (lambda path: path.write_bytes(path.read_bytes() + b'{"st'), True),
+    "shorter": (lambda path: path.write_bytes(path.read_bytes()[:99]), False),
+    "missing": (lambda path: path.unlink(), False),
+    "changed": (lambda path: path.write_text(path.read_text().replace("loss", "gain")), False),
+}
+
+
+@pytest.mark.parametrize("what", METRICS_OF_A_KILLED_RUN)
+def test_a_killed_run_needs_its_metrics(base, data, tmp_path, monkeypatch, capsys, what):
+    out, (change, sound) = tmp_path / "run", METRICS_OF_A_KILLED_RUN[what]
+    with monkeypatch.context() as patch:  # as if a kill came after the last step
+        patch.setattr(RunWriter, "end", lambda writer: None)
+        assert train(base, data, out) == 0
+    rows = metrics(out)
+    change(out / "metrics.jsonl")
+    before = files(out)
+    status = run("train --resume", *at(out))
+    if sound:
+        assert status == 0 and metrics(out) == rows
+        assert read_history(out / CHECKPOINT) == (out / "metrics.jsonl").read_bytes()
+        return
+    line = error_of(capsys, status)
+    assert f"{out / 'metrics.jsonl'} has not the records" in line and "restore it" in line
     assert files(out) == before
 
 
@@ -374,6 +424,7 @@ def stored_run(folder, words=""):
     folder.mkdir()
     words = f"train --model micro --method ia3 --quantize none --iters 4 {words}"
     facts = run_folder.metadata(parse([*words.split(), "--adapter-path", str(folder)]))
+    facts |= {"metrics_size": 0, "metrics_sha256": ""}
     adapters = {"a": np.ones(1, "f4")}
     state = {"m": adapters, "v": adapters, "best_loss": np.inf, "worse": 0, "best_step": 0}
     save_state(folder / CHECKPOINT, adapters, state | {"step": 4}, facts)

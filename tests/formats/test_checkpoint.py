@@ -462,17 +462,16 @@ json_values = st.recursive(
     seeds, st.booleans(), st.sampled_from(("adamw", "muon")), st.integers(0, 10**9),
     st.floats(allow_nan=False), st.integers(0, 99), st.integers(0, 10**9),
     st.dictionaries(st.text(), json_values),
-    st.lists(st.builds(dict, step=st.integers(), loss=st.floats(allow_nan=False))),
+    st.text(),
 )  # fmt: skip
 def test_a_state_comes_back_bit_for_bit(
-    tmp_path_factory, seed, with_best, optimizer, step, best_loss, worse, best_step, facts, rows
+    tmp_path_factory, seed, with_best, optimizer, step, best_loss, worse, best_step, facts, text
 ):
     path = tmp_path_factory.mktemp("run") / "state"
     adapters, trees = random_state(seed, with_best, optimizer)
     numbers = {"step": step, "best_loss": best_loss, "worse": worse, "best_step": best_step}
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    save_state(path, adapters, trees | numbers, facts, lines)
-    assert read_history(path) == rows
+    save_state(path, adapters, trees | numbers, facts, text)
+    assert read_history(path).decode() == text
     loaded, state, loaded_facts = load_state(path, adapters, optimizer)
     assert_same_bits(loaded, adapters)
     assert state.keys() == trees.keys() | numbers.keys()
