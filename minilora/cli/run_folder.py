@@ -96,8 +96,8 @@ def check_same_run(folder, metadata):
 def resume(folder, metadata, start):
     """Return (adapters, state, past, new) of the checkpoint of the run that `metadata` describes.
 
-    `past` is metrics.jsonl up to the new lines, which the checkpoint has. `start` has the adapters before the first step. With another --iters, the later steps are those
-    of a run of that length.
+    `past` is metrics.jsonl up to the new lines, which the checkpoint has. `start` has the adapters
+    before the first step. With another --iters, the later steps are those of a run of that length.
     """
     checkpoint = folder / CHECKPOINT
     settings = metadata["settings"]

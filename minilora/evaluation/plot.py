@@ -57,9 +57,8 @@ def curve(path, history, title, kept=None):
     at, held_out_losses, exact = ([row[key] for row in held_out] for key in keys)
     with figure(path, "optimizer step", "loss (nats per target token)", title) as axes:
         axes.plot(steps[every], losses[every], color=GREY, linewidth=0.6, alpha=0.6)
-        axes.plot(
-            steps[every], smooth(losses, 10)[every], label="training (mean of 10 steps)", **LINES[0]
-        )
+        means = smooth(losses, 10)[every]
+        axes.plot(steps[every], means, label="training (mean of 10 steps)", **LINES[0])
         axes.set_ylim(bottom=0)
         if held_out:
             axes.plot(at, held_out_losses, marker="o", markersize=4, label="held out", **LINES[1])

@@ -152,8 +152,9 @@ def _read(path, entries, shapes):
 def save_state(path, adapters, state, metadata, history=""):
     """Write everything that a run is into one safetensors file.
 
-    `state` is what `train` passes to on_step, `metadata` any JSON value, `history` records of
-    steps and evaluations as JSON Lines. Raises InputError if the file cannot be written or a number is not finite.
+    `state` is what `train` passes to on_step, `metadata` an object for JSON, `history` records of
+    steps and evaluations as JSON Lines. Raises InputError if the file cannot be written or a number
+    is not finite.
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
