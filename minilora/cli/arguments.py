@@ -116,17 +116,7 @@ def settings_to_resume(folder):
     path = os.path.join(folder, CHECKPOINT)
     if not os.path.exists(path):
         raise InputError(f"there is no run to resume in {folder}: give its --adapter-path")
-    return as_parsed(run_metadata(path)["settings"], path) | {"adapter_path": folder}
-
-
-def run_metadata(path):
-    """Return the metadata of a checkpoint; raise InputError if this version did not write it."""
-    metadata = read_metadata(path)[1]
-    sound = all(isinstance(metadata.get(name), kind) for name, kind in FACTS.items())
-    if not sound or metadata.get("version") != CHECKPOINT_VERSION:
-        way = "delete it, or train again with --overwrite"
-        raise InputError(f"{path} is not a checkpoint of this version of minilora: {way}")
-    return metadata
+    return as_parsed(read_metadata(path)[1]["settings"], path) | {"adapter_path": folder}
 
 
 def toml_settings(path):
@@ -165,8 +155,6 @@ def as_flags(settings):
     return flags
 
 
-CHECKPOINT_VERSION = 5
-FACTS = {"settings": dict, "digests": dict, "metrics_size": int, "metrics_sha256": str}
 CHECKPOINT, SETTINGS = "checkpoint.safetensors", "train_config.toml"
 SWITCH = argparse.BooleanOptionalAction
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..config import INITIALIZERS, InputError, LoraConfig, ModelConfig
-from ..formats.checkpoint import load_adapter, needs_dense_base
+from ..formats.checkpoint import load_adapter, needs_dense_base, read_metadata
 from ..formats.files import read_text
 from ..formats.pretrained import load
 from ..methods.method import SIZES, MethodConfig
@@ -15,7 +15,7 @@ from ..methods.registry import METHODS, get_peft_model, method_name
 from ..methods.replaced import also_train
 from ..training import learning_rates
 from ..tree import arrays
-from .arguments import CHECKPOINT, SETTINGS, as_toml, flag, run_metadata, toml_settings
+from .arguments import CHECKPOINT, SETTINGS, as_toml, flag, toml_settings
 from .stored_paths import digest
 
 
@@ -47,7 +47,7 @@ def read_run(folder):
     checkpoint = path.with_name(CHECKPOINT)
     digests = {}
     if checkpoint.exists():
-        metadata = run_metadata(checkpoint)
+        metadata = read_metadata(checkpoint)[1]
         digests = metadata["digests"]
         # the settings are the last file that a run writes after its checkpoint
         if not path.exists() or read_text(path) != as_toml(metadata["settings"]):

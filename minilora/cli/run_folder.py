@@ -14,7 +14,7 @@ from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_history, read
 from ..formats.fetch import MODELS
 from ..formats.files import locked, write_errors
 from ..methods.registry import METHODS
-from .arguments import CHECKPOINT, CHECKPOINT_VERSION, SETTINGS, flag
+from .arguments import CHECKPOINT, SETTINGS, flag
 from .stored_paths import INPUTS, absolute, digest
 
 METRICS, CARD, CURVE = "metrics.jsonl", "README.md", "curve.png"
@@ -71,7 +71,7 @@ def metadata(args, unused=()):
     used = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
     settings = {name: absolute(name, value) for name, value in used.items()}
     digests = {name: digest(name, settings[name]) for name in INPUTS if name in settings}
-    return {"version": CHECKPOINT_VERSION, "settings": settings, "digests": digests}
+    return {"settings": settings, "digests": digests}
 
 
 def check_same_run(folder, metadata):

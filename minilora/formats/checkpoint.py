@@ -152,43 +152,48 @@ def _read(path, entries, shapes):
 def save_state(path, adapters, state, metadata, history=""):
     """Write everything that a run is into one safetensors file.
 
-    `state` is what `train` passes to on_step, `metadata` an object for JSON, `history` records of
-    steps and evaluations as JSON Lines. Raises InputError if the file cannot be written or a number
-    is not finite.
+    `state` is what `train` passes to on_step. `metadata` has the settings, the digests of the files
+    that training reads, and the size and digest of metrics.jsonl. `history` has records of steps
+    and evaluations as JSON Lines. Raises InputError if the file cannot be written or a number is
+    not finite.
     """
     trees = {"adapters": adapters} | {k: v for k, v in state.items() if isinstance(v, dict)}
     numbers = {k: v for k, v in state.items() if not isinstance(v, dict)}
     entries = {name: entry("F32", w) for name, w in named_leaves(arrays(trees))}
     entries[HISTORY] = entry("U8", np.frombuffer(history.encode(), np.uint8))
-    texts = {"minilora_run": json.dumps(numbers), "facts": json.dumps(metadata)}
+    texts = {RUN: json.dumps({"state": numbers, "facts": metadata})}
     with atomic_write(Path(path)) as (temporary,):
         safetensors_file.write(temporary, entries, texts)
 
 
-HISTORY = "history"  # the tensor of this name has the bytes of records as JSON Lines
-COUNTS = ("step", "best_step", "worse")
+RUN = "minilora_run_5"  # name of the metadata in the file; the number is that of its format
+HISTORY = "history"  # name of the tensor of the records
 
 
 def read_metadata(path):
     """Read (numbers of the state, metadata) of a file that `save_state` wrote."""
     texts = safetensors_file.read_json_header(path)[0].get("__metadata__")
-    if not isinstance(texts, dict):
-        texts = {}
-    complaint = f"{path} is not a checkpoint of a run"
-    numbers = parse_object(str(texts.get("minilora_run")), f"{complaint}: its state")
-    metadata = parse_object(str(texts.get("facts")), f"{complaint}: its metadata")
-    counts = [numbers.get(name) for name in COUNTS]
-    sound = len(numbers) == 1 + len(COUNTS) and type(numbers.get("best_loss")) in (int, float)
-    if not sound or not all(type(n) is int and n >= 0 for n in counts):
-        raise InputError(complaint)
-    return numbers, metadata
+    text = str(texts.get(RUN, "{}")) if isinstance(texts, dict) else "{}"
+    complaint = f"{path} is not a checkpoint of this version of minilora"
+    match parse_object(text, f"{complaint}: its metadata"):
+        case {
+            "state": {
+                "step": int(), "best_step": int(), "worse": int(), "best_loss": float(), **other
+            } as numbers,
+            "facts": {
+                "settings": dict(), "digests": dict(),
+                "metrics_size": int(), "metrics_sha256": str(),
+            } as metadata,
+        } if not other:  # fmt: skip
+            return numbers, metadata
+    raise InputError(f"{complaint}: delete it, or train again with --overwrite")
 
 
 def read_history(path):
     """Read the bytes of `history` in a file that `save_state` wrote."""
     found = safetensors_file.read_header(path).get(HISTORY)
     if found is None:
-        raise InputError(f"{path} is not a checkpoint of a run: it has no history")
+        raise InputError(f"{path} has no history: train again with --overwrite")
     return found.read().tobytes()
 
 

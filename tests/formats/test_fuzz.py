@@ -232,7 +232,8 @@ def test_checkpoints(fuzz, tmp_path):
     adapters, _ = get_peft_model(unflatten(leaves()), LoraConfig(r=2))
     state = init_state(adapters, TrainConfig()) | {"best": adapters}
     path = tmp_path / "checkpoint.safetensors"
-    save_state(path, adapters, state, {"settings": {"iters": 3}, "digests": {}})
+    facts = {"settings": {"iters": 3}, "digests": {}, "metrics_size": 0, "metrics_sha256": ""}
+    save_state(path, adapters, state, facts)
     shape = tree_map(np.shape, arrays(adapters))
 
     def read():
