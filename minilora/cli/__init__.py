@@ -12,7 +12,7 @@ from typing import Any
 from ..config import InputError
 from ..course import commands as course_commands
 from . import commands
-from .arguments import COURSE, FLAGS, Parser, parse
+from .arguments import COURSE, Parser, flag, parse
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,7 +62,10 @@ def dispatch(argv):
 def report_error(error):
     """Print an error as one line on standard error; return the exit status."""
     # the messages of the core name a field, as in `learning_rate`
-    text = re.sub(r"`(\w+)`", lambda name: FLAGS.get(name[1], name[0]), str(InputError(error)))
+    other = {"r": "lora_r", "scheme": "quantize"}
+    text = re.sub(
+        r"`(\w+)`", lambda name: flag(other.get(name[1], name[1])), str(InputError(error))
+    )
     print(f"error: {text}", file=sys.stderr)
     return 2
 

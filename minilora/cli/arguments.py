@@ -33,14 +33,6 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-# the names in backticks in messages, and their flags
-NAMED = (
-    *(f.name for f in fields(TrainConfig)), *SIZES, "lora_alpha", "lora_dropout", "target_modules",
-    "layers_to_transform", "epochs", "temp", "top_p", "max_tokens", "prompt", "columns", "dtype",
-)  # fmt: skip
-FLAGS = {name: flag(name) for name in NAMED} | {"r": "--lora-r", "scheme": "--quantize"}
-
-
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Print the default of a flag after its text, unless the text describes the default."""
 
@@ -147,7 +139,7 @@ def as_flags(settings):
     flags = []
     for name, value in settings.items():
         if isinstance(value, bool):
-            flags.append(flag(name) if value else "--no-" + flag(name)[2:])
+            flags.append(flag(name if value else f"no_{name}"))
         elif isinstance(value, list):
             flags += [flag(name), *map(str, value)]
         else:
@@ -191,8 +183,7 @@ def parser():
     sub = command("merge", "write base plus adapter as a dense Hugging Face folder")
     base_flags(sub)
     sub.add("--out", "a new folder", required=True)
-    dtypes = TrainConfig.__dataclass_fields__["adapter_dtype"].metadata["choices"]
-    sub.add("--dtype", "type of the weights in the file", choices=dtypes, default="float32")
+    sub.add("--dtype", "float32, bfloat16 or float16, for the weights", default="float32")
 
     sub = command("quantize", "write a 4-bit or 8-bit base and print the error per weight")
     new_base_flags(sub)
@@ -216,7 +207,6 @@ def train_flags(sub):
     """Add the flags of `minilora train`, with the defaults of LoraConfig and TrainConfig."""
     recipes = [f"{name}: {data.recipe}." for name, data in BUILTIN.items() if data.recipe]
     sub.epilog = " ".join(["Some built-in data sets have other defaults.", *recipes])
-    lora = LoraConfig()
     add = sub.add
     new_base_flags(sub)
     text = "built-in data, a .jsonl, .json or .csv file, a folder"
@@ -227,21 +217,22 @@ def train_flags(sub):
         add(flag(name), f.metadata["help"], type=int, default=f.default)
     text = "initialize A and B from the base; default: A random, B zero"
     add("--init-lora-weights", text, choices=INITIALIZERS)
-    add("--lora-r", "rank r", type=int, default=lora.r)
+    add("--lora-r", "rank r", type=int, default=LoraConfig.r)
     text = "alpha; the update is scaled by alpha/r"
-    add("--lora-alpha", text, type=number, default=lora.lora_alpha)
+    add("--lora-alpha", text, type=number, default=LoraConfig.lora_alpha)
     text = "dropout probability on the input of the adapter"
-    add("--lora-dropout", text, type=float, default=lora.lora_dropout)
+    add("--lora-dropout", text, type=float, default=LoraConfig.lora_dropout)
     text = "names of projections, or all-linear"
-    add("--target-modules", text, nargs="+", default=list(lora.target_modules))
+    add("--target-modules", text, nargs="+", default=list(LoraConfig.target_modules))
     text = "numbers of the layers that get an adapter; default: all"
     add("--layers-to-transform", text, nargs="+", type=int)
     add("--use-rslora", "scale the update by alpha/sqrt(r)", action=SWITCH, default=False)
     text = "parameters of the base to train together with A and B"
     add("--also-train", text, nargs="*", choices=tuple(GROUPS), default=[])
     for f in fields(TrainConfig):
-        kind, choices = type(f.default), f.metadata.get("choices")
-        how = {"action": SWITCH} if kind is bool else {"type": kind, "choices": choices}
+        kind = type(f.default)
+        options = {"type": kind, "choices": f.metadata.get("choices")}
+        how = {"action": SWITCH} if kind is bool else options
         add(flag(f.name), TEXTS[f.name], default=f.default, **how)
     add("--epochs", "passes over the rows, instead of --iters", type=float)
     add("--save-every", "steps between checkpoints", type=positive, default=50)

@@ -26,7 +26,6 @@ from .loading import (
     load_with_adapter,
     read_run,
     refuse_block_size,
-    warn_of_another_base,
 )
 from .run import fine_tune
 
@@ -37,7 +36,7 @@ def load_model(args, path, load=load):
     """Return the LoadedModel that the flags name; path: the folder of its adapter, or None."""
     run = read_run(path) if path else ({}, {})
     settings = run[0]
-    name = args.model or settings.get("model") or ("" if path else "tiny")
+    name = args.model or settings.get("model", None if path else "tiny")
     if not name:
         way = "give --model and --quantize"
         raise InputError(f"{path} has no {SETTINGS} that names the base of an adapter: {way}")
@@ -45,8 +44,7 @@ def load_model(args, path, load=load):
     refuse_block_size(args, scheme)
     block_size = args.block_size or settings.get("block_size", 64)
     if path:
-        warn_of_another_base(path, run, name, scheme, block_size)
-        loaded = load_with_adapter(path, name, scheme, block_size, load)
+        loaded = load_with_adapter(path, run, name, scheme, block_size, load)
         tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
         loaded = loaded._replace(tokenizer=tokenizer)
     else:
@@ -61,7 +59,7 @@ def generate(args):
     paths = paths * len(texts) if len(paths) == 1 else paths
     if len(paths) != len(texts):
         one_each = f"{len(texts)} prompts need one --adapter-path or {len(texts)}, got {len(paths)}"
-        raise InputError(f"{one_each}: write `none` for a prompt without an adapter")
+        raise InputError(f"{one_each}: write none for a prompt without an adapter")
     once = cache(load)
     folders = [path for path in dict.fromkeys(paths) if path != "none"]
     models = {path: load_model(args, path, once) for path in folders}

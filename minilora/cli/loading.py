@@ -76,13 +76,11 @@ def warn_of_another_base(folder, run, name, scheme, block_size):
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
     if args.init_adapter:
-        folder = args.init_adapter
-        how = (args.quantize, args.block_size)
-        run = read_run(folder)
+        run = read_run(args.init_adapter)
         if "--model" not in args.given:  # the base of the adapter, if it is known
             args.model = run[0].get("model", args.model)
-        warn_of_another_base(folder, run, args.model, *how)
-        loaded = load_with_adapter(folder, args.model, *how)
+        how = args.model, args.quantize, args.block_size
+        loaded = load_with_adapter(args.init_adapter, run, *how)
         args.method = method_name(loaded.adapter_config)
     else:
         loaded = new_adapter(args, make_adapter_config(args))
@@ -121,8 +119,8 @@ def unused_settings(args, loaded, train_config, examples, valid):
     trained = arrays(loaded.adapters)
     for name, why in RATES.items():
         configs = [replace(train_config, **{name: value}) for value in (1.0, 2.0)]
-        one, two = (learning_rates(1.0, config, trained) for config in configs)
-        if one == two:
+        rates = [learning_rates(1.0, config, trained) for config in configs]
+        if rates[0] == rates[1]:
             unused[name] = why
     if train_config.optimizer == "muon" and not split_matrices(trained)[1]:
         of_adam = ("adam_beta1", "adam_beta2", "adam_eps")
@@ -147,11 +145,10 @@ def make_adapter_config(args):
     """Return the LoraConfig or MethodConfig that the flags describe."""
     if args.method not in ("lora", "dora"):
         return MethodConfig(args.method, **{name: getattr(args, name) for name in SIZES})
-    layers = args.layers_to_transform
     return LoraConfig(
         r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout,
-        target_modules=tuple(args.target_modules), use_rslora=args.use_rslora,
-        layers_to_transform=None if layers is None else tuple(layers),
+        target_modules=args.target_modules, use_rslora=args.use_rslora,
+        layers_to_transform=args.layers_to_transform,
         use_dora=args.method == "dora", init_lora_weights=args.init_lora_weights or True,
     )  # fmt: skip
 
@@ -160,17 +157,20 @@ def new_adapter(args, adapter_config):
     """Return a LoadedModel with a new adapter on the base that --model and --quantize name."""
     dense = getattr(adapter_config, "init_lora_weights", True) in INITIALIZERS
     scheme = "none" if dense else args.quantize
-    low_precision = args.method != "full"
-    config, base, tokenizer = load(args.model, scheme, args.block_size, low_precision and not dense)
-    how = args.quantize, args.block_size
-    adapters, base = get_peft_model(base, adapter_config, args.seed, *how)
+    low_precision = not dense and args.method != "full"
+    config, base, tokenizer = load(args.model, scheme, args.block_size, low_precision)
+    how = args.seed, args.quantize, args.block_size
+    adapters, base = get_peft_model(base, adapter_config, *how)
     return LoadedModel(config, base, tokenizer, adapters, adapter_config)
 
 
-def load_with_adapter(folder, name, scheme, block_size, load=load):
-    """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`."""
+def load_with_adapter(folder, run, name, scheme, block_size, load=load):
+    """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`.
+
+    run: see `read_run`. A warning names a base that is not the one of the run.
+    """
+    warn_of_another_base(folder, run, name, scheme, block_size)
     dense = needs_dense_base(folder)
     config, base, tokenizer = load(name, "none" if dense else scheme, block_size, not dense)
-    how = (scheme, block_size) if dense else ()
-    adapters, base, adapter_config = load_adapter(folder, base, *how)
+    adapters, base, adapter_config = load_adapter(folder, base, scheme, block_size)
     return LoadedModel(config, base, tokenizer, adapters, adapter_config)

@@ -18,7 +18,7 @@ from .arguments import CHECKPOINT, SETTINGS, flag
 from .stored_paths import INPUTS, absolute, digest
 
 METRICS, CARD, CURVE = "metrics.jsonl", "README.md", "curve.png"
-FILES = (CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS)
+FILES = {CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS}
 HALF_WRITTEN = re.compile(r"\.\d+\.tmp$")  # the end of the name of a file that a kill has left
 MAY_CHANGE = ("adapter_path", "iters", *INPUTS)  # when a run is resumed; see check_same_run
 NOT_SETTINGS = ("command", "config", "given", "resume", "overwrite", "dry_run", "quiet")
@@ -34,7 +34,7 @@ def check_folder(folder, args):
     if foreign:
         files = f"files that minilora did not create ({', '.join(foreign[:3])})"
         raise InputError(f"{folder} already contains {files}: {way}")
-    if set(names) & set(FILES) and not args.overwrite and not args.dry_run:
+    if FILES & {*names} and not args.overwrite and not args.dry_run:
         raise InputError(f"{folder} already contains a run: use --resume or --overwrite, or {way}")
 
 
@@ -68,8 +68,11 @@ def metadata(args, unused=()):
     unused: the settings that have no effect on the run, which are left out.
     """
     left_out = {*NOT_SETTINGS, *unused}
-    used = {k: v for k, v in vars(args).items() if k not in left_out and v is not None}
-    settings = {name: absolute(name, value) for name, value in used.items()}
+    settings = {
+        name: absolute(name, value)
+        for name, value in vars(args).items()
+        if name not in left_out and value is not None
+    }
     digests = {name: digest(name, settings[name]) for name in INPUTS if name in settings}
     return {"settings": settings, "digests": digests}
 
@@ -130,15 +133,15 @@ def model_card(args, config, state, scores, scored):
     base, data = (Path(absolute(name, getattr(args, name))).name for name in ("model", "data"))
     made = state["step"]
     kept = kept_step(state)
-    steps = f"{made} steps" if made == args.iters else f"{made} of {args.iters} steps"
+    steps = f"{made} steps"
     if made < args.iters:
-        steps += ", because early stopping ended the run"
+        steps = f"{made} of {args.iters} steps, because early stopping ended the run"
     if kept < made:
         steps += f". The adapter is that of step {kept}, whose held-out loss is the lowest"
     held_out = "none"
     if scores:
-        numbers = {name.removeprefix("eval_"): scores[name] for name in scores if name != "step"}
-        held_out = f"{scored}: " + ", ".join(f"{k} {v:.6g}" for k, v in numbers.items())
+        numbers = [f"{k.removeprefix('eval_')} {v:.6g}" for k, v in scores.items() if k != "step"]
+        held_out = f"{scored}: {', '.join(numbers)}"
     return f"""{front_matter(args, config)}
 # An adapter for {base}
 
@@ -157,16 +160,14 @@ Trained by minilora with `{args.method}`. The settings are in `train_config.toml
 
 def front_matter(args, config):
     """Return the metadata in YAML that the Hugging Face hub reads, as PEFT writes them."""
+    tags = {args.method, "minilora"}
+    in_peft = METHODS[args.method].peft_fields
     if isinstance(config, LoraConfig):
         in_peft = config.init_lora_weights != "loftq"  # PEFT rejects our LoftQ
-        tags = ["lora"]
-    else:
-        in_peft = METHODS[config.method].peft_fields is not None
-        tags = []
-    tags += [tag for tag in (args.method, "minilora") if tag not in tags]
+        tags.add("lora")
     lines = [f"library_name: {'peft' if in_peft else 'minilora'}", "pipeline_tag: text-generation"]
     if args.model in MODELS:
         name = MODELS[args.model].hub_name
         lines.append(f"base_model: {name}")
-        tags.append(f"base_model:adapter:{name}")
+        tags.add(f"base_model:adapter:{name}")
     return "\n".join(["---", *lines, "tags:", *(f"- {tag}" for tag in sorted(tags)), "---"])

@@ -28,7 +28,7 @@ from .files import (
     sync,
     write_json,
 )
-from .pretrained import is_builtin
+from .pretrained import NAMES
 from .safetensors_file import FORMAT_NAME, check_floats, entry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -46,7 +46,7 @@ def save_adapter(
     place in the format, if a number does not fit `dtype`, or if `adapter_config` does not describe
     the tree.
     """
-    if os.path.exists(base_name) and not is_builtin(base_name):
+    if os.path.exists(base_name) and base_name not in NAMES:
         base_name = os.path.abspath(base_name)
     if isinstance(adapter_config, MethodConfig):
         tensors = method_format.tensors(adapters, adapter_config)
