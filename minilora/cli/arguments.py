@@ -172,6 +172,7 @@ def parser():
     sub = command("chat", "answer lines of standard input until its end, Ctrl-C or `exit`")
     base_flags(sub)
     sampling_flags(sub)
+    sub.set_defaults(raw=False)
 
     sub = command("evaluate", "compute loss, perplexity, exact match and calibration")
     base_flags(sub)

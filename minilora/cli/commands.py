@@ -65,7 +65,10 @@ def generate(args):
     models = {path: load_model(args, path, once) for path in folders}
     first = next(iter(models.values()), None) or load_model(args, None)
     chosen = [models.get(path, first._replace(adapters={})) for path in paths]
-    prompts = [prompt_ids(args, loaded.tokenizer, text) for loaded, text in zip(chosen, texts)]
+    prompts = [
+        prompt_ids(args, loaded.tokenizer, [{"role": "user", "content": text}])
+        for loaded, text in zip(chosen, texts)
+    ]
     if len(texts) == 1:
         print_answer(chosen[0], prompts[0], sampling(args))
         return
@@ -81,17 +84,14 @@ def generate(args):
 def chat(args):
     """Answer the lines of standard input; with a chat template, they are one conversation."""
     loaded = load_model(args, args.adapter_path)
-    tokenizer = loaded.tokenizer
-    has_template = tokenizer.has_chat_template
-    messages = first_messages(args, has_template)
-    if not has_template:
+    if not uses_template(args, loaded.tokenizer):
         text = "this model has no chat template: each line is a prompt of its own"
         print(text, file=sys.stderr)
     options = sampling(args)
+    messages = []
     for line in typed_lines():
         messages.append({"role": "user", "content": line})
-        prompt = encode_chat(tokenizer, messages) if has_template else tokenizer.encode(line)
-        answer = print_answer(loaded, prompt, options)
+        answer = print_answer(loaded, prompt_ids(args, loaded.tokenizer, messages), options)
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -110,28 +110,25 @@ def sampling(args):
     return {"max_tokens": args.max_tokens, "temp": args.temp, "top_p": args.top_p, "rng": rng}
 
 
-def prompt_ids(args, tokenizer, text):
-    """Return the token ids of a prompt, with the chat template unless --raw is given."""
-    has_template = tokenizer.has_chat_template and not args.raw
-    messages = first_messages(args, has_template)
-    if not has_template:
-        return tokenizer.encode(text)
-    return encode_chat(tokenizer, [*messages, {"role": "user", "content": text}])
+def prompt_ids(args, tokenizer, messages):
+    """Return the token ids of a conversation, up to the beginning of the next answer.
 
-
-def encode_chat(tokenizer, messages):
-    """Return the token ids of a conversation, up to the beginning of the next answer."""
+    Without a chat template, or with --raw, they are those of the last message.
+    """
+    if not uses_template(args, tokenizer):
+        return tokenizer.encode(messages[-1]["content"])
+    if args.system_prompt is not None:
+        messages = [{"role": "system", "content": args.system_prompt}, *messages]
     return tokenizer.encode(tokenizer.render(messages, add_generation_prompt=True))
 
 
-def first_messages(args, has_template):
-    """Return the messages before those of the user: the one of --system-prompt, or none."""
-    if args.system_prompt is None:
-        return []
-    if not has_template:
+def uses_template(args, tokenizer):
+    """Return whether prompts get the chat template; raise InputError if a system prompt needs it."""
+    used = tokenizer.has_chat_template and not args.raw
+    if args.system_prompt is not None and not used:
         what = "--system-prompt needs a chat template, and none is used here"
         raise InputError(f"{what}: put its text into the prompt")
-    return [{"role": "system", "content": args.system_prompt}]
+    return used
 
 
 def print_answer(loaded, prompt, options):
@@ -154,14 +151,18 @@ def print_answer(loaded, prompt, options):
 def evaluate(args):
     """Print the scores on a split of the data, and which rows they are about."""
     loaded = load_model(args, args.adapter_path)
-    data, facts = load_examples(args, loaded, args.split)
-    facts |= compare_with_run(data, loaded)
-    facts |= {"model": loaded.name, "quantize": loaded.scheme}
+    data, described = load_examples(args, loaded, args.split)
+    trained_on = compare_with_run(data, loaded)
     score = metrics.evaluate(loaded.adapters, loaded.base, data.examples, loaded.model_config)
     if args.json:
-        print(json.dumps({**score, **facts}))
+        facts = {
+            "rows": len(data.examples), "data": described, "left_out": data.left_out,
+            "max_seq_length": data.length, "cut": data.cut, **trained_on,
+            "model": loaded.name, "quantize": loaded.scheme,
+        }  # fmt: skip
+        print(json.dumps(score | facts))
         return
-    print(data.summary(f", {facts['data']}"))
+    print(data.summary(f", {described}"))
     print(f"base: {loaded.name}, stored as {loaded.scheme}")
     for name, value in score.items():
         print(f"{name:<12}{value:>12,}" if name == "tokens" else f"{name:<12}{value:>12.6f}")
@@ -201,8 +202,8 @@ def inspect(args):
     parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, args.tokens)
     print(f"a step over {args.tokens} tokens:\n{memory.format_estimate(parts)}")
     if args.data:
-        data, facts = load_examples(args, loaded, "train")
-        print(data.summary(f", {facts['data']}"))
+        data, described = load_examples(args, loaded, "train")
+        print(data.summary(f", {described}"))
         example = data.examples[0]
         print("the first of these rows, one token per line; the loss counts the tokens with *:")
         for token, counts in zip(example.tokens, [0, *example.mask[1:]]):

@@ -30,11 +30,13 @@ class SplitData(NamedTuple):
         return line
 
 
-def read_split(name, split, loaded, columns, train_config):
+def read_split(name, split, loaded, pairs, train_config):
     """Return the SplitData of a split of the data; the split None is all rows of a file.
 
-    It has no rows if there are too few for a held-out split. Raises InputError naming the split.
+    pairs: of --columns. The SplitData has no rows if there are too few for a held-out split. Raises
+    InputError naming the split.
     """
+    columns = columns_of(pairs)
     rows = load_rows(name, split, columns) if split else read_rows(name, columns)
     length = train_config.max_seq_length
     if not rows:
@@ -65,9 +67,9 @@ def warn_of_common_rows(rows, trained, which, where):
 
 
 def load_examples(args, loaded, split):
-    """Return (SplitData, facts): all rows of the file --data, or a split of the data.
+    """Return (SplitData, which rows they are): all of the file --data, or a split of the data.
 
-    The default is the data that the adapter was trained on. The facts say which rows they are.
+    The default is the data that the adapter was trained on.
     """
     settings = loaded.run[0]
     name = args.data or settings.get("data") or "questions"
@@ -85,13 +87,12 @@ def load_examples(args, loaded, split):
     if masked is None:
         masked = settings.get("mask_prompt", True)
     config = TrainConfig(max_seq_length=length, mask_prompt=masked)
-    data = read_split(name, split, loaded, columns_of(columns), config)
+    data = read_split(name, split, loaded, columns, config)
     if not data.rows:
         raise InputError(
             f"{name} has no {split} rows: give a folder, or a file of ten rows or more"
         )
-    facts = {"rows": len(data.examples), "data": described, "left_out": data.left_out}
-    return data, facts | {"max_seq_length": length, "cut": data.cut}
+    return data, described
 
 
 def compare_with_run(data, loaded):
@@ -103,9 +104,8 @@ def compare_with_run(data, loaded):
     if "data" not in settings:
         return {}
     name = settings["data"]
-    columns = columns_of(settings.get("columns"))
     try:
-        trained = load_rows(name, "train", columns)
+        trained = load_rows(name, "train", columns_of(settings.get("columns")))
     except InputError as error:
         warn(f"the adapter may have been trained on these rows; its data cannot be read: {error}")
         return {}

@@ -36,7 +36,7 @@ from ..generation import generate
 from ..methods.registry import operations
 from . import run_folder
 from .arguments import CHECKPOINT, SETTINGS, as_toml
-from .examples import columns_of, read_split, warn_of_common_rows
+from .examples import read_split, warn_of_common_rows
 from .loading import load_for_training, unused_settings
 
 
@@ -56,14 +56,14 @@ def train_and_save(args):
     run_folder.check_folder(folder, args)
     loaded = load_for_training(args)
     loaded = loaded._replace(tokenizer=replace(loaded.tokenizer, chat_date=args.chat_date))
-    columns = columns_of(args.columns)
-    train_split = read_split(args.data, "train", loaded, columns, train_config)
-    valid_split = read_split(args.data, "valid", loaded, columns, train_config)
-    examples, valid, held_out = train_split.examples, valid_split.examples, valid_split.rows
+    train_split = read_split(args.data, "train", loaded, args.columns, train_config)
+    valid_split = read_split(args.data, "valid", loaded, args.columns, train_config)
+    examples = train_split.examples
+    valid = valid_split.examples
+    held_out = valid_split.rows
     unused = unused_settings(args, loaded, train_config, examples, valid)
     if args.epochs is not None:
         args.iters = steps_of_epochs(args.epochs, examples, train_config)
-        args.epochs = None
         train_config = replace(train_config, iters=args.iters)
     memory.print_trainable_parameters(loaded.adapters, loaded.base)
     check_memory(loaded, examples, train_config)

@@ -21,7 +21,7 @@ METRICS, CARD, CURVE = "metrics.jsonl", "README.md", "curve.png"
 FILES = {CARD, CURVE, CONFIG, WEIGHTS, CHECKPOINT, METRICS, SETTINGS}
 HALF_WRITTEN = re.compile(r"\.\d+\.tmp$")  # the end of the name of a file that a kill has left
 MAY_CHANGE = ("adapter_path", "iters", *INPUTS)  # when a run is resumed; see check_same_run
-NOT_SETTINGS = ("command", "config", "given", "resume", "overwrite", "dry_run", "quiet")
+NOT_SETTINGS = ("command", "config", "given", "epochs", "resume", "overwrite", "dry_run", "quiet")
 
 
 def check_folder(folder, args):

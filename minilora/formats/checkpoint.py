@@ -29,7 +29,7 @@ from .files import (
     write_json,
 )
 from .pretrained import NAMES
-from .safetensors_file import FORMAT_NAME, check_floats, entry
+from .safetensors_file import FORMAT_NAME, check_floats, check_names_and_shapes, entry
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -135,18 +135,8 @@ def needs_dense_base(folder):
 
 def _read(path, entries, shapes):
     """Read {name: array} of exactly the tensors in {name: shape}."""
-    for name, found in entries.items():
-        if name not in shapes:
-            raise InputError(f"{found.where} does not belong to this adapter and this base")
-    read = {}
-    for name, shape in shapes.items():
-        if name not in entries:
-            raise InputError(f"{path}: tensor {name} is missing")
-        found = entries[name]
-        if found.shape != shape:
-            raise InputError(f"{found.where} has the shape {found.shape}, not {shape}")
-        read[name] = check_floats(found.where, found.read())
-    return read
+    check_names_and_shapes(entries, shapes, path)
+    return {name: check_floats(found.where, found.read()) for name, found in entries.items()}
 
 
 def save_state(path, adapters, state, metadata, history=""):
