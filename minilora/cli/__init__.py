@@ -18,9 +18,9 @@ from .arguments import COURSE, Parser, flag, parse
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return the exit status: 0, 2 for an error, 130 or 143 if interrupted."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the caller has closed it, as `>&-` in a shell
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 (open until the end)
-    for stream in (sys.stdout, sys.stderr):
+        # None: the caller has closed it, as `>&-` in a shell
+        stream = getattr(sys, name) or open(os.devnull, "w")  # noqa: SIM115 (open until the end)
+        setattr(sys, name, stream)
         if hasattr(stream, "reconfigure"):  # an ASCII terminal shows escapes
             stream.reconfigure(errors="backslashreplace")
     received = interrupt_once() if argv is None else []

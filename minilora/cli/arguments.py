@@ -1,6 +1,6 @@
 """Define the flags of every command, and read their values.
 
-The recipe of a built-in data set, the checkpoint of a run to resume, a TOML file (`-c`) and the
+The recipe of a built-in data set or the checkpoint of a run to resume, a TOML file (`-c`) and the
 command line become one list of flags in this order. So a later value wins, and every setting is
 checked in one place.
 """
@@ -87,14 +87,12 @@ def parse(argv):
     words = argv[1:]
     if args.config:
         words = as_flags(toml_settings(args.config)) + words
-    given = flags_in(words)
     args = parser().parse_args(["train", *words])  # the folder to resume can stand in the file
+    start = BUILTIN[args.data].recipe.split() if args.data in BUILTIN else []
     if args.resume:
-        words = as_flags(settings_to_resume(args.adapter_path)) + words
-        args = parser().parse_args(["train", *words])
-    recipe = BUILTIN[args.data].recipe.split() if args.data in BUILTIN else []
-    args = parser().parse_args(["train", *recipe, *words])
-    args.given = given
+        start = as_flags(settings_to_resume(args.adapter_path))
+    args = parser().parse_args(["train", *start, *words])
+    args.given = flags_in(words)
     return args
 
 
@@ -129,9 +127,11 @@ def as_toml(settings):
 def as_parsed(settings, path):
     """Return the settings as flags would set them; raise InputError naming the file."""
     with errors_in(path):
-        flags = as_flags(settings)
-        found = vars(parser().parse_args(["train", *flags]))
-    return {name: found[name] for name in settings if found[name] is not None}
+        found = vars(parser().parse_args(["train", *as_flags(settings)]))
+        for name in settings:
+            if name not in found:  # as no_packing
+                raise InputError(f"{name} is not a setting")
+    return {name: found[name] for name in settings}
 
 
 def as_flags(settings):

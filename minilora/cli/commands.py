@@ -27,7 +27,7 @@ from .loading import (
     read_run,
     refuse_block_size,
 )
-from .run import fine_tune
+from .run import fine_tune, print_size
 
 train = fine_tune
 
@@ -123,7 +123,7 @@ def prompt_ids(args, tokenizer, messages):
 
 
 def uses_template(args, tokenizer):
-    """Return whether prompts get the chat template; raise InputError if a system prompt needs it."""
+    """Return whether prompts get the chat template; raise InputError if --system-prompt lacks it."""
     used = tokenizer.has_chat_template and not args.raw
     if args.system_prompt is not None and not used:
         what = "--system-prompt needs a chat template, and none is used here"
@@ -133,11 +133,12 @@ def uses_template(args, tokenizer):
 
 def print_answer(loaded, prompt, options):
     """Print the continuation of a prompt token by token; return its text."""
-    adapters, base, tokenizer = loaded.adapters, loaded.base, loaded.tokenizer
-    ops = operations(adapters, base)
+    tokenizer = loaded.tokenizer
+    model = loaded.adapters, loaded.base
+    ops = operations(*model)
     ids = []
     printed = ""
-    for token in generation.generate(adapters, base, prompt, loaded.model_config, ops, **options):
+    for token in generation.generate(*model, prompt, loaded.model_config, ops, **options):
         ids.append(token)
         text = tokenizer.decode(ids)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete character
@@ -198,9 +199,7 @@ def inspect(args):
         if hasattr(leaf, "shape"):
             kind = getattr(leaf, "dtype", getattr(leaf, "kind", type(leaf).__name__))
             print(f"{path:<56}{'×'.join(map(str, leaf.shape)):>14}  {kind}")
-    memory.print_trainable_parameters(loaded.adapters, loaded.base)
-    parts = memory.memory_estimate(loaded.adapters, loaded.base, loaded.model_config, args.tokens)
-    print(f"a step over {args.tokens} tokens:\n{memory.format_estimate(parts)}")
+    print_size(loaded, args.tokens)
     if args.data:
         data, described = load_examples(args, loaded, "train")
         print(data.summary(f", {described}"))

@@ -45,17 +45,16 @@ def read_run(folder):
     """
     path = Path(folder) / SETTINGS
     checkpoint = path.with_name(CHECKPOINT)
+    text = read_text(path) if path.exists() else ""
     digests = {}
     if checkpoint.exists():
         metadata = read_metadata(checkpoint)[1]
         digests = metadata["digests"]
         # the settings are the last file that a run writes after its checkpoint
-        if not path.exists() or read_text(path) != as_toml(metadata["settings"]):
+        if text != as_toml(metadata["settings"]):
             way = f"write it again with `minilora train --resume --adapter-path {folder}`"
             raise InputError(f"{path} is not that of {CHECKPOINT}: {way}")
-    if not path.exists():
-        return {}, digests
-    return toml_settings(path), digests
+    return toml_settings(path) if text else {}, digests
 
 
 def warn_of_another_base(folder, run, name, scheme, block_size):
@@ -67,8 +66,8 @@ def warn_of_another_base(folder, run, name, scheme, block_size):
     risk = "an adapter can lose all that it learned on another base (lesson 13b)"
     before = settings.get("quantize", scheme), settings.get("block_size", block_size)
     if before != (scheme, block_size):
-        stored = "a base stored as {}, block size {}".format(*before)
-        warn(f"{folder} was trained on {stored}, not {scheme}, block size {block_size}: {risk}")
+        trained = f"{folder} was trained on a base stored as {before[0]}, block size {before[1]}"
+        warn(f"{trained}, not {scheme}, block size {block_size}: {risk}")
     if "model" in digests and digest("model", name) != digests["model"]:
         warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
 

@@ -97,9 +97,9 @@ def check_same_run(folder, metadata):
 
 
 def resume(folder, metadata, start):
-    """Return (adapters, state, past, new) of the checkpoint of the run that `metadata` describes.
+    """Return (adapters, state, old, new) of the checkpoint of the run that `metadata` describes.
 
-    `past` is metrics.jsonl up to the new lines, which the checkpoint has. `start` has the adapters
+    `old` is metrics.jsonl up to the new lines, which the checkpoint has. `start` has the adapters
     before the first step. With another --iters, the later steps are those of a run of that length.
     """
     checkpoint = folder / CHECKPOINT
@@ -117,11 +117,11 @@ def resume(folder, metadata, start):
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
     new = read_history(checkpoint)
     path = folder / METRICS
-    past = path.read_bytes()[: then["metrics_size"]] if path.exists() else b""
-    if hashlib.sha256(past + new).hexdigest() != then["metrics_sha256"]:
+    old = path.read_bytes()[: then["metrics_size"]] if path.exists() else b""
+    if hashlib.sha256(old + new).hexdigest() != then["metrics_sha256"]:
         way = "restore it, or start again with --overwrite"
         raise InputError(f"{path} has not the records of the steps before {checkpoint}: {way}")
-    return adapters, state, past.decode(), new.decode()
+    return adapters, state, old.decode(), new.decode()
 
 
 def model_card(args, config, state, scores, scored):
@@ -161,7 +161,7 @@ Trained by minilora with `{args.method}`. The settings are in `train_config.toml
 def front_matter(args, config):
     """Return the metadata in YAML that the Hugging Face hub reads, as PEFT writes them."""
     tags = {args.method, "minilora"}
-    in_peft = METHODS[args.method].peft_fields
+    in_peft = METHODS[args.method].peft_fields is not None
     if isinstance(config, LoraConfig):
         in_peft = config.init_lora_weights != "loftq"  # PEFT rejects our LoftQ
         tags.add("lora")
