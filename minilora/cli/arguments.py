@@ -24,7 +24,6 @@ from ..methods.registry import METHODS
 from ..methods.replaced import GROUPS
 from ..quant.schemes import SCHEMES
 
-DEFAULT_DATA = "questions"
 COURSE = {"learn": "solve exercises in a folder of plain files", "teach": "hand out and grade them"}
 
 
@@ -211,7 +210,7 @@ def train_flags(sub):
     add = sub.add
     new_base_flags(sub)
     text = "built-in data, a .jsonl, .json or .csv file, a folder"
-    add("--data", text, default=DEFAULT_DATA)
+    add("--data", text, default="questions")
     columns_flag(sub)
     add("--method", "see lessons/guide/methods.md", choices=tuple(METHODS), default="lora")
     for name, f in SIZES.items():

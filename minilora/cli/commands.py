@@ -8,7 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from .. import generation, lora
+from .. import generate as generate_tokens
+from .. import merge as merge_adapter
 from .. import quantize as quantize_base
 from ..config import InputError
 from ..evaluation import memory, metrics
@@ -16,7 +17,6 @@ from ..formats import fetch as fetching
 from ..formats.pretrained import load, save_pretrained
 from ..formats.quantized_file import save_quantized
 from ..methods.compose import generate_batch
-from ..methods.registry import operations
 from ..quant.schemes import error_report
 from ..tree import named_leaves
 from .arguments import SETTINGS
@@ -38,8 +38,10 @@ def load_model(args, path, load=load):
     settings = run[0]
     name = args.model or settings.get("model", None if path else "tiny")
     if not name:
-        way = "give --model and --quantize"
-        raise InputError(f"{path} has no {SETTINGS} that names the base of an adapter: {way}")
+        raise InputError(
+            f"{path} has no {SETTINGS} that names the base of an adapter: "
+            "give --model and --quantize"
+        )
     scheme = args.quantize or settings.get("quantize", "none")
     refuse_block_size(args, scheme)
     block_size = args.block_size or settings.get("block_size", 64)
@@ -58,8 +60,10 @@ def generate(args):
     paths = args.adapter_path or [None]
     paths = paths * len(texts) if len(paths) == 1 else paths
     if len(paths) != len(texts):
-        one_each = f"{len(texts)} prompts need one --adapter-path or {len(texts)}, got {len(paths)}"
-        raise InputError(f"{one_each}: write none for a prompt without an adapter")
+        raise InputError(
+            f"{len(texts)} prompts need one --adapter-path or {len(texts)}, got {len(paths)}: "
+            "write none for a prompt without an adapter"
+        )
     once = cache(load)
     folders = [path for path in dict.fromkeys(paths) if path != "none"]
     models = {path: load_model(args, path, once) for path in folders}
@@ -123,22 +127,23 @@ def prompt_ids(args, tokenizer, messages):
 
 
 def uses_template(args, tokenizer):
-    """Return whether prompts get the chat template; raise InputError if --system-prompt lacks it."""
+    """Tell whether prompts get the chat template; raise InputError if --system-prompt lacks it."""
     used = tokenizer.has_chat_template and not args.raw
     if args.system_prompt is not None and not used:
-        what = "--system-prompt needs a chat template, and none is used here"
-        raise InputError(f"{what}: put its text into the prompt")
+        raise InputError(
+            "--system-prompt needs a chat template, and none is used here: "
+            "put its text into the prompt"
+        )
     return used
 
 
 def print_answer(loaded, prompt, options):
     """Print the continuation of a prompt token by token; return its text."""
     tokenizer = loaded.tokenizer
-    model = loaded.adapters, loaded.base
-    ops = operations(*model)
+    model = loaded.adapters, loaded.base, prompt, loaded.model_config
     ids = []
     printed = ""
-    for token in generation.generate(*model, prompt, loaded.model_config, ops, **options):
+    for token in generate_tokens(*model, **options):
         ids.append(token)
         text = tokenizer.decode(ids)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):  # an incomplete character
@@ -174,8 +179,7 @@ def merge(args):
     loaded = load_model(args, args.adapter_path)
     if not loaded.adapters:
         raise InputError("there is no adapter to merge: give --adapter-path")
-    ops = operations(loaded.adapters, loaded.base)
-    dense = lora.merge(loaded.adapters, loaded.base, ops)
+    dense = merge_adapter(loaded.adapters, loaded.base)
     save_pretrained(args.out, loaded.model_config, dense, loaded.tokenizer, args.dtype)
     print(f"merged model written to {args.out}")
 

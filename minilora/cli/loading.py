@@ -52,8 +52,10 @@ def read_run(folder):
         digests = metadata["digests"]
         # the settings are the last file that a run writes after its checkpoint
         if text != as_toml(metadata["settings"]):
-            way = f"write it again with `minilora train --resume --adapter-path {folder}`"
-            raise InputError(f"{path} is not that of {CHECKPOINT}: {way}")
+            raise InputError(
+                f"{path} is not that of {CHECKPOINT}: "
+                f"write it again with `minilora train --resume --adapter-path {folder}`"
+            )
     return toml_settings(path) if text else {}, digests
 
 
@@ -66,8 +68,10 @@ def warn_of_another_base(folder, run, name, scheme, block_size):
     risk = "an adapter can lose all that it learned on another base (lesson 13b)"
     before = settings.get("quantize", scheme), settings.get("block_size", block_size)
     if before != (scheme, block_size):
-        trained = f"{folder} was trained on a base stored as {before[0]}, block size {before[1]}"
-        warn(f"{trained}, not {scheme}, block size {block_size}: {risk}")
+        warn(
+            f"{folder} was trained on a base stored as {before[0]}, block size {before[1]}, "
+            f"not {scheme}, block size {block_size}: {risk}"
+        )
     if "model" in digests and digest("model", name) != digests["model"]:
         warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
 
@@ -111,8 +115,10 @@ def unused_settings(args, loaded, train_config, examples, valid):
     if args.method not in ("lora", "dora"):
         unused |= dict.fromkeys(OF_LORA, with_method)
     if args.init_adapter:
-        own = f"with --init-adapter: the adapter in {args.init_adapter} has its own"
-        unused |= dict.fromkeys(("method", *OF_LORA, *SIZES), own)
+        unused |= dict.fromkeys(
+            ("method", *OF_LORA, *SIZES),
+            f"with --init-adapter: the adapter in {args.init_adapter} has its own",
+        )
     if args.quantize in WITHOUT_BLOCKS:
         unused["block_size"] = f"with --quantize {args.quantize}"
     trained = arrays(loaded.adapters)

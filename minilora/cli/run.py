@@ -147,8 +147,10 @@ def check_memory(loaded, examples, train_config):
     needed = print_size(loaded, train_config.batch_size * longest)
     there = memory.physical_memory()
     if needed >= there:
-        much = f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB"
-        raise InputError(f"{much}: lower `batch_size` or `max_seq_length`")
+        raise InputError(
+            f"a step needs {needed / 1e9:,.0f} GB, but this machine has {there / 1e9:,.0f} GB: "
+            "lower `batch_size` or `max_seq_length`"
+        )
 
 
 def print_size(loaded, tokens):
@@ -197,7 +199,8 @@ class RunWriter:
             return
         folder, args = self.folder, self.args
         adapters, state = self.latest
-        self.write_checkpoint(self.size, self.new)
+        facts = {"metrics_size": self.size, "metrics_sha256": self.digest.hexdigest()}
+        save_state(folder / CHECKPOINT, adapters, state, self.metadata | facts, self.new)
         append(folder / run_folder.METRICS, self.size, self.new)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
         best = state.get("best", adapters)
@@ -211,17 +214,11 @@ class RunWriter:
         self.size += len(self.new)
         self.new = ""
 
-    def write_checkpoint(self, size, lines):
-        """Write a checkpoint with the records that follow the first `size` bytes of the metrics."""
-        facts = {"metrics_size": size, "metrics_sha256": self.digest.hexdigest()}
-        adapters, state = self.latest
-        save_state(self.folder / CHECKPOINT, adapters, state, self.metadata | facts, lines)
-
     def end(self):
-        """Save, and write a checkpoint with the records of the whole run."""
+        """Save with the records of the whole run."""
+        self.size = 0
+        self.new = as_lines(self.history)
         self.save()
-        if self.latest is not None:
-            self.write_checkpoint(0, as_lines(self.history))
 
 
 def as_lines(records):

@@ -32,8 +32,10 @@ def check_folder(folder, args):
     foreign = [name for name in names if not is_own_file(name)]
     way = "choose another --adapter-path"
     if foreign:
-        files = f"files that minilora did not create ({', '.join(foreign[:3])})"
-        raise InputError(f"{folder} already contains {files}: {way}")
+        raise InputError(
+            f"{folder} already contains files that minilora did not create "
+            f"({', '.join(foreign[:3])}): {way}"
+        )
     if FILES & {*names} and not args.overwrite and not args.dry_run:
         raise InputError(f"{folder} already contains a run: use --resume or --overwrite, or {way}")
 
@@ -87,13 +89,16 @@ def check_same_run(folder, metadata):
     for name, value in settings.items():
         before = then["settings"].get(name)
         if name not in MAY_CHANGE and value != before:
-            changed = f"{flag(name)} is {value}, but the run in {folder} has {before}"
-            raise InputError(f"{changed}: resume it with the same settings")
+            raise InputError(
+                f"{flag(name)} is {value}, but the run in {folder} has {before}: "
+                "resume it with the same settings"
+            )
     for name, value in metadata["digests"].items():
         if value != then["digests"].get(name):
-            changed = f"the files of {flag(name)} {settings[name]} have changed"
-            way = "restore them, or start again with --overwrite"
-            raise InputError(f"{changed} since the run started: {way}")
+            raise InputError(
+                f"the files of {flag(name)} {settings[name]} have changed since the run started: "
+                "restore them, or start again with --overwrite"
+            )
 
 
 def resume(folder, metadata, start):
@@ -108,8 +113,10 @@ def resume(folder, metadata, start):
     step = state["step"]
     last = settings["iters"]
     if step > last:
-        past = f"--iters {last}: {checkpoint} is at step {step} already"
-        raise InputError(f"{past}: give a larger number, or start again with --overwrite")
+        raise InputError(
+            f"--iters {last}: {checkpoint} is at step {step} already: "
+            "give a larger number, or start again with --overwrite"
+        )
     if should_stop(state, settings["early_stopping_patience"]):
         print(f"early stopping has ended the run in {folder}: no step is left")
     print(f"resumed at step {step} of {last}")
@@ -119,8 +126,10 @@ def resume(folder, metadata, start):
     path = folder / METRICS
     old = path.read_bytes()[: then["metrics_size"]] if path.exists() else b""
     if hashlib.sha256(old + new).hexdigest() != then["metrics_sha256"]:
-        way = "restore it, or start again with --overwrite"
-        raise InputError(f"{path} has not the records of the steps before {checkpoint}: {way}")
+        raise InputError(
+            f"{path} has not the records of the steps before {checkpoint}: "
+            "restore it, or start again with --overwrite"
+        )
     return adapters, state, old.decode(), new.decode()
 
 

@@ -91,22 +91,23 @@ def load_adapter(
     tensor or field that is missing, unexpected, of the wrong shape, not finite or not implemented.
     A folder with only a pickle is refused unopened.
     """
-    folder = Path(folder)
-    pickled = folder / "adapter_model.bin"
-    if pickled.exists() and not (folder / WEIGHTS).exists():
+    config = Path(folder) / CONFIG
+    weights = config.with_name(WEIGHTS)
+    pickled = config.with_name("adapter_model.bin")
+    if pickled.exists() and not weights.exists():
         raise InputError(pickle_refusal(pickled))
-    entries = safetensors_file.read_header(folder / WEIGHTS)
-    raw = read_json(folder / CONFIG)
+    entries = safetensors_file.read_header(weights)
+    raw = read_json(config)
     if raw.get("peft_type") != "LORA":
-        with errors_in(folder / CONFIG):
+        with errors_in(config):
             other = method_format.read_config(raw)
-        read = _read(folder / WEIGHTS, entries, method_format.shapes(other, base))
+        read = _read(weights, entries, method_format.shapes(other, base))
         return LoadedAdapter(method_format.tree(other, read, base), base, other)
-    with errors_in(folder / CONFIG):
+    with errors_in(config):
         adapter_config, with_bias, modules = peft_format.read_config(raw, base)
         shapes = peft_format.shapes(adapter_config, with_bias, modules, base)
     names = {path: peft_format.key(path) for path in shapes}
-    read = _read(folder / WEIGHTS, entries, {names[path]: s for path, s in shapes.items()})
+    read = _read(weights, entries, {names[path]: shape for path, shape in shapes.items()})
     adapters = unflatten({path: read[name] for path, name in names.items()})
     if adapter_config.init_lora_weights in INITIALIZERS:
         _, base = initializers.init(base, adapter_config, 0, scheme, block_size)
@@ -122,7 +123,7 @@ def load_adapter(
             own = np.float64(get(base, path).get("bias", 0))
             with np.errstate(over="ignore"):
                 bias = np.float32(own + scaling * np.float64(node["bias"]))
-            node["bias"] = check_floats(f"{folder / WEIGHTS}: {path}.bias", bias)
+            node["bias"] = check_floats(f"{weights}: {path}.bias", bias)
     return LoadedAdapter(adapters, base, adapter_config)
 
 
