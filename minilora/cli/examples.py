@@ -50,10 +50,10 @@ def columns_of(pairs):
     """Return {key: column} of the values of --columns, "KEY=COLUMN"; None if there are none."""
     if not pairs:
         return None
-    for pair in pairs:
-        if "=" not in pair:
-            raise InputError(f"--columns: must be KEY=COLUMN, got {pair}")
-    return dict(pair.split("=", 1) for pair in pairs)
+    try:
+        return dict(pair.split("=", 1) for pair in pairs)
+    except ValueError as error:
+        raise InputError(f"--columns: must be KEY=COLUMN, got {' '.join(pairs)}") from error
 
 
 def warn_of_common_rows(rows, trained, which, where):

@@ -6,9 +6,10 @@ checkpoint, and again when the run is resumed. Each file is written under a temp
 renamed, so a kill at any moment leaves the complete old or the complete new one.
 
 The exception is metrics.jsonl, so that a save in a long run costs as much as in a short one. The
-checkpoint of a run that goes on has only the records since the checkpoint before, and the size of
-metrics.jsonl before them. Only after the rename of the checkpoint, the file is cut to this size and
-these records are appended. So a run that was killed needs metrics.jsonl, too.
+checkpoint of a run that goes on has only the records since the checkpoint before, the size of
+metrics.jsonl before them, and a digest of all records. Only after the rename of the checkpoint,
+metrics.jsonl is cut to this size and these records are appended. So a run that was killed needs
+this file, too. The first save of a process, and its last one, write all records.
 """
 
 import hashlib
@@ -83,7 +84,9 @@ def train_and_save(args):
         return evaluation_row(step, evaluate(*model, ops, args.quiet))
 
     def show(when, adapters, scores):
-        print_scores(when, scores, len(scored), len(valid))
+        part = f", on {len(scored)} of {len(valid)} held-out rows" if scored != valid else ""
+        loss = f"held-out loss {scores['eval_loss']:.4f} nats per token"
+        print(f"{when}: {loss}, exact match {100 * scores['eval_exact_match']:.1f} %{part}")
         if not args.quiet:
             print_sample(adapters, loaded, valid_split.rows[0], ops)
 
@@ -96,10 +99,8 @@ def train_and_save(args):
         adapters = loaded.adapters
         state = None
         if args.resume:
-            adapters, state, old, new = run_folder.resume(folder, metadata, adapters)
-            writer.size = len(old)
-            writer.record([json.loads(line) for line in (old + new).splitlines()])
-            writer.new = new
+            adapters, state, history = run_folder.resume(folder, metadata, adapters)
+            writer.record(history)
             writer.latest = adapters, state
             writer.save()  # all files, with the settings of now
         elif scored:
@@ -141,10 +142,10 @@ def steps_of_epochs(epochs, examples, train_config):
 
 def check_memory(loaded, examples, train_config):
     """Print the size of a step; raise InputError if this machine has less memory."""
-    longest = max(len(example.tokens) - 1 for example in examples)
+    longest = max(len(example.tokens) for example in examples)
     if train_config.packing:
-        longest = train_config.max_seq_length - 1
-    needed = print_size(loaded, train_config.batch_size * longest)
+        longest = train_config.max_seq_length
+    needed = print_size(loaded, train_config.batch_size * (longest - 1))
     there = memory.physical_memory()
     if needed >= there:
         raise InputError(
@@ -224,14 +225,6 @@ class RunWriter:
 def as_lines(records):
     """Return records as JSON Lines, in ASCII."""
     return "".join(json.dumps(row) + "\n" for row in records)
-
-
-def print_scores(when, scores, scored, held_out):
-    """Print a dict of an evaluation, which counted `scored` of `held_out` rows."""
-    loss = scores["eval_loss"]
-    exact = 100 * scores["eval_exact_match"]
-    part = "" if scored == held_out else f", on {scored} of {held_out} held-out rows"
-    print(f"{when}: held-out loss {loss:.4f} nats per token, exact match {exact:.1f} %{part}")
 
 
 def print_sample(adapters, loaded, row, ops):

@@ -4,13 +4,14 @@
 """
 
 import hashlib
+import json
 import re
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..config import InputError, LoraConfig
 from ..evaluation.callbacks import kept_step, should_stop
-from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_history, read_metadata
+from ..formats.checkpoint import CONFIG, WEIGHTS, load_state, read_metadata
 from ..formats.fetch import MODELS
 from ..formats.files import locked, write_errors
 from ..methods.registry import METHODS
@@ -102,14 +103,14 @@ def check_same_run(folder, metadata):
 
 
 def resume(folder, metadata, start):
-    """Return (adapters, state, old, new) of the checkpoint of the run that `metadata` describes.
+    """Return (adapters, state, history) of the run that `metadata` describes, at its checkpoint.
 
-    `old` is metrics.jsonl up to the new lines, which the checkpoint has. `start` has the adapters
-    before the first step. With another --iters, the later steps are those of a run of that length.
+    `start` has the adapters before the first step. With another --iters, the later steps are those
+    of a run of that length.
     """
     checkpoint = folder / CHECKPOINT
     settings = metadata["settings"]
-    adapters, state, then = load_state(checkpoint, start, settings["optimizer"])
+    adapters, state, then, new = load_state(checkpoint, start, settings["optimizer"])
     step = state["step"]
     last = settings["iters"]
     if step > last:
@@ -122,15 +123,15 @@ def resume(folder, metadata, start):
     print(f"resumed at step {step} of {last}")
     if last != then["settings"]["iters"]:
         print(f"from step {step + 1} on, the learning rate is that of a run of {last} steps")
-    new = read_history(checkpoint)
     path = folder / METRICS
-    old = path.read_bytes()[: then["metrics_size"]] if path.exists() else b""
-    if hashlib.sha256(old + new).hexdigest() != then["metrics_sha256"]:
+    lines = path.read_bytes()[: then["metrics_size"]] if path.exists() else b""
+    lines += new
+    if hashlib.sha256(lines).hexdigest() != then["metrics_sha256"]:
         raise InputError(
             f"{path} has not the records of the steps before {checkpoint}: "
             "restore it, or start again with --overwrite"
         )
-    return adapters, state, old.decode(), new.decode()
+    return adapters, state, [json.loads(line) for line in lines.splitlines()]
 
 
 def model_card(args, config, state, scores, scored):

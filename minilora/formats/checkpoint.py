@@ -180,23 +180,18 @@ def read_metadata(path):
     raise InputError(f"{complaint}: delete it, or train again with --overwrite")
 
 
-def read_history(path):
-    """Read the bytes of `history` in a file that `save_state` wrote."""
-    found = safetensors_file.read_header(path).get(HISTORY)
-    if found is None:
-        raise InputError(f"{path} has no history: train again with --overwrite")
-    return found.read().tobytes()
-
-
 def load_state(path, like, optimizer="adamw"):
-    """Read (adapters, state, metadata) from a file that `save_state` wrote, bit for bit.
+    """Read (adapters, state, metadata, history) from a file that `save_state` wrote, bit for bit.
 
-    optimizer: its name in `optim.OPTIMIZERS`. Raises InputError if the file is not a checkpoint,
-    lacks a tree of the state of this optimizer, or has other shapes than the tree `like`.
+    history: the bytes of its text. optimizer: its name in `optim.OPTIMIZERS`. Raises InputError if
+    the file is not a checkpoint, lacks a tree of the state of this optimizer, or has other shapes
+    than the tree `like`.
     """
     numbers, metadata = read_metadata(path)
     entries = safetensors_file.read_header(path)
-    entries.pop(HISTORY, None)
+    history = entries.pop(HISTORY, None)
+    if history is None:
+        raise InputError(f"{path} has no tensor {HISTORY}: train again with --overwrite")
     start, _ = OPTIMIZERS[optimizer]
     ours = arrays(like)
     moments = {name: tree for name, tree in start(ours).items() if isinstance(tree, dict)}
@@ -208,4 +203,4 @@ def load_state(path, like, optimizer="adamw"):
     state = numbers | empty | unflatten(_read(path, entries, shapes))
     for tree in {"adapters", "best"} & state.keys():  # the file has no settings such as the scaling
         state[tree] = overlay(like, state[tree])
-    return state.pop("adapters"), state, metadata
+    return state.pop("adapters"), state, metadata, history.read().tobytes()

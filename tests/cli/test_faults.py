@@ -9,11 +9,11 @@ from itertools import product
 
 import pytest
 from faults import Faults
-from small_run import metrics, run, tensors, write_base, write_rows
+from small_run import history, metrics, run, tensors, write_base, write_rows
 
 import minilora
 from minilora.config import InputError, LoraConfig
-from minilora.formats.checkpoint import load_adapter, read_history, read_metadata, save_adapter
+from minilora.formats.checkpoint import load_adapter, read_metadata, save_adapter
 from minilora.formats.pretrained import load
 
 STEPS = (
@@ -57,7 +57,7 @@ def contents(folder):
         if name == "checkpoint.safetensors":
             numbers, facts = read_metadata(path)
             facts.pop("metrics_sha256")  # of records with timings
-            rows = untimed(map(json.loads, read_history(path).splitlines()))
+            rows = untimed(map(json.loads, history(path).splitlines()))
             found[name] = tensors(path), numbers, facts, rows
             assert folder.name == "run" or rows == untimed(metrics(folder))
         elif name == "metrics.jsonl":

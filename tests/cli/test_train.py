@@ -11,6 +11,7 @@ from small_run import (
     at,
     error_of,
     files,
+    history,
     metrics,
     run,
     tensors,
@@ -36,7 +37,6 @@ from minilora.data.packing import pack_examples
 from minilora.evaluation import plot
 from minilora.formats.checkpoint import (
     load_state,
-    read_history,
     read_metadata,
     save_adapter,
     save_state,
@@ -78,7 +78,7 @@ def test_all_files_of_a_run_are_written_again_from_its_checkpoint(
     assert [row["step"] for row in rows if "eval_loss" in row] == [0, 2, 4]
     of_step = "step", "loss", "learning_rate", "grad_norm", "tokens", "seconds", "peak_rss_mb"
     assert set(rows[1]) == set(of_step)
-    assert read_history(out / CHECKPOINT) == (out / "metrics.jsonl").read_bytes()
+    assert history(out / CHECKPOINT) == (out / "metrics.jsonl").read_bytes()
     printed = capsys.readouterr().out
     for when, row in (("before", rows[0]), ("after", rows[-1])):
         assert f"{when}: held-out loss {row['eval_loss']:.4f} nats" in printed
@@ -136,7 +136,7 @@ def test_a_killed_run_needs_its_metrics(base, data, tmp_path, monkeypatch, capsy
     status = run("train --resume", *at(out))
     if sound:
         assert status == 0 and metrics(out) == rows
-        assert read_history(out / CHECKPOINT) == (out / "metrics.jsonl").read_bytes()
+        assert history(out / CHECKPOINT) == (out / "metrics.jsonl").read_bytes()
         return
     line = error_of(capsys, status)
     assert f"{out / 'metrics.jsonl'} has not the records" in line and "restore it" in line
@@ -306,19 +306,19 @@ def test_a_finished_run_is_lengthened(base, data, tmp_path, capsys):
     config, params, tokenizer = load(base, "nf4-dq", low_precision=True)
     lora_config = LoraConfig(lora_dropout=0.2)
     start, _ = get_peft_model(params, lora_config)
-    first, state, _ = load_state(out / CHECKPOINT, start)
+    first, state, *_ = load_state(out / CHECKPOINT, start)
     assert run("train --resume --iters 9", *at(out)) == 0
     said = "from step 5 on, the learning rate is that of a run of 9 steps"
     assert said in capsys.readouterr().out
 
     settings = TrainConfig(iters=9, batch_size=2, learning_rate=0.01)
     examples, _ = encode_rows(load_rows(str(data), "train"), tokenizer, settings)
-    longer, history = minilora.train(first, params, examples, config, settings, state=state)
+    longer, records = minilora.train(first, params, examples, config, settings, state=state)
     save_adapter(tmp_path / "expected", longer, params, lora_config, str(base))
     assert (out / WEIGHTS).read_bytes() == (tmp_path / "expected" / WEIGHTS).read_bytes()
     rows = [row for row in metrics(out) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 10))
-    assert [row["loss"] for row in rows[4:]] == [row["loss"] for row in history]
+    assert [row["loss"] for row in rows[4:]] == [row["loss"] for row in records]
     assert settings_of(out)["iters"] == 9 and "9 steps" in (out / "README.md").read_text()
     assert run("train --resume", *at(out)) == 0  # the settings of the checkpoint are the new ones
     assert run("train --resume --epochs 2", *at(out)) == 0 and step_of(out) == 18
