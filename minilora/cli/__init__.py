@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def dispatch(argv):
     """Run the command that `argv` names; return the exit status, or None for 0."""
-    if argv[:1] and argv[0] in COURSE:
+    if argv and argv[0] in COURSE:
         top = Parser(prog="minilora")
         course_commands.add_commands(top)
         return course_commands.run(top.parse_args(argv))

@@ -58,14 +58,15 @@ def generate(args):
     """Print the continuation of a prompt token by token, or those of a batch of prompts."""
     texts = [sys.stdin.read().removesuffix("\n") if text == "-" else text for text in args.prompt]
     paths = args.adapter_path or [None]
-    paths = paths * len(texts) if len(paths) == 1 else paths
+    if len(paths) == 1:
+        paths *= len(texts)
     if len(paths) != len(texts):
         raise InputError(
             f"{len(texts)} prompts need one --adapter-path or {len(texts)}, got {len(paths)}: "
             "write none for a prompt without an adapter"
         )
     once = cache(load)
-    folders = [path for path in dict.fromkeys(paths) if path != "none"]
+    folders = dict.fromkeys(path for path in paths if path != "none")
     models = {path: load_model(args, path, once) for path in folders}
     first = next(iter(models.values()), None) or load_model(args, None)
     chosen = [models.get(path, first._replace(adapters={})) for path in paths]

@@ -47,11 +47,9 @@ def read_split(name, split, loaded, pairs, train_config):
 
 
 def columns_of(pairs):
-    """Return {key: column} of the values of --columns, "KEY=COLUMN"; None if there are none."""
-    if not pairs:
-        return None
+    """Return {key: column} of the values of --columns, "KEY=COLUMN"; {} if there are none."""
     try:
-        return dict(pair.split("=", 1) for pair in pairs)
+        return dict(pair.split("=", 1) for pair in pairs or ())
     except ValueError as error:
         raise InputError(f"--columns: must be KEY=COLUMN, got {' '.join(pairs)}") from error
 

@@ -59,23 +59,6 @@ def read_run(folder):
     return toml_settings(path) if text else {}, digests
 
 
-def warn_of_another_base(folder, run, name, scheme, block_size):
-    """Warn if the base `name`, stored in `scheme`, is not the one that the adapter was trained on.
-
-    An adapter also corrects the errors of the storage. run: see `read_run`.
-    """
-    settings, digests = run
-    risk = "an adapter can lose all that it learned on another base (lesson 13b)"
-    before = settings.get("quantize", scheme), settings.get("block_size", block_size)
-    if before != (scheme, block_size):
-        warn(
-            f"{folder} was trained on a base stored as {before[0]}, block size {before[1]}, "
-            f"not {scheme}, block size {block_size}: {risk}"
-        )
-    if "model" in digests and digest("model", name) != digests["model"]:
-        warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
-
-
 def load_for_training(args):
     """Return the LoadedModel of a run, with a new adapter or the one of --init-adapter."""
     if args.init_adapter:
@@ -110,15 +93,11 @@ RATES = {  # settings of the learning rates: why some adapters have none of thes
 
 def unused_settings(args, loaded, train_config, examples, valid):
     """Return {setting: why it has no effect}; raise InputError if the user gave its flag."""
-    with_method = f"with --method {args.method}"
-    unused = {name: with_method for name in SIZES if METHODS[args.method].size != name}
-    if args.method not in ("lora", "dora"):
-        unused |= dict.fromkeys(OF_LORA, with_method)
+    own = OF_LORA if args.method in ("lora", "dora") else (METHODS[args.method].size,)
+    unused = {s: f"with --method {args.method}" for s in (*OF_LORA, *SIZES) if s not in own}
     if args.init_adapter:
-        unused |= dict.fromkeys(
-            ("method", *OF_LORA, *SIZES),
-            f"with --init-adapter: the adapter in {args.init_adapter} has its own",
-        )
+        why = f"with --init-adapter: the adapter in {args.init_adapter} has its own"
+        unused = dict.fromkeys(("method", *OF_LORA, *SIZES), why)
     if args.quantize in WITHOUT_BLOCKS:
         unused["block_size"] = f"with --quantize {args.quantize}"
     trained = arrays(loaded.adapters)
@@ -172,9 +151,19 @@ def new_adapter(args, adapter_config):
 def load_with_adapter(folder, run, name, scheme, block_size, load=load):
     """Return the LoadedModel of the adapter in `folder`, on the base `name` stored in `scheme`.
 
-    run: see `read_run`. A warning names a base that is not the one of the run.
+    Warn if it is not the base that the adapter was trained on. An adapter also corrects the errors
+    of the storage. run: see `read_run`.
     """
-    warn_of_another_base(folder, run, name, scheme, block_size)
+    settings, digests = run
+    risk = "an adapter can lose all that it learned on another base (lesson 13b)"
+    before = settings.get("quantize", scheme), settings.get("block_size", block_size)
+    if before != (scheme, block_size):
+        warn(
+            f"{folder} was trained on a base stored as {before[0]}, block size {before[1]}, "
+            f"not {scheme}, block size {block_size}: {risk}"
+        )
+    if "model" in digests and digest("model", name) != digests["model"]:
+        warn(f"the files of {name} are not those of the base that {folder} was trained on: {risk}")
     dense = needs_dense_base(folder)
     config, base, tokenizer = load(name, "none" if dense else scheme, block_size, not dense)
     adapters, base, adapter_config = load_adapter(folder, base, scheme, block_size)

@@ -62,10 +62,9 @@ def save_adapter(
         for name, w in tensors.items()
     }
     config = folder / CONFIG
-    with atomic_write(config, folder / WEIGHTS) as temporary:
-        config_file, weights_file = temporary
+    with atomic_write(config, folder / WEIGHTS) as (config_file, weights_file):
         write_json(config_file, fields)
-        safetensors_file.write(weights_file, entries, {"format": "pt"})
+        safetensors_file.write(weights_file, entries)
         if not (config.exists() and config.read_bytes() == config_file.read_bytes()):
             # a kill between the two renames must not leave the old weights with the new config
             sync(config_file)
