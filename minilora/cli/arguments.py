@@ -7,13 +7,13 @@ checked in one place.
 
 import argparse
 import json
-import os
 import sys
 import tomllib
 from dataclasses import fields
 from datetime import date
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 from ..config import INITIALIZERS, InputError, LoraConfig, TrainConfig
 from ..data.tasks import BUILTIN
@@ -102,8 +102,8 @@ def flags_in(words):
 
 def settings_to_resume(folder):
     """Return the settings of the checkpoint in `folder`; raise InputError if there is none."""
-    path = os.path.join(folder, CHECKPOINT)
-    if not os.path.exists(path):
+    path = Path(folder) / CHECKPOINT
+    if not path.exists():
         raise InputError(f"there is no run to resume in {folder}: give its --adapter-path")
     return as_parsed(read_metadata(path)[1]["settings"], path) | {"adapter_path": folder}
 

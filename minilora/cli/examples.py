@@ -59,8 +59,10 @@ def warn_of_common_rows(rows, trained, which, where):
     known = {row_content(row) for row in trained}
     n = sum(row_content(row) in known for row in rows)
     if n:
-        advice = "rows that the model has not seen can score lower"
-        warn(f"{n} of {len(rows)} {which} are among {where}: {advice}")
+        warn(
+            f"{n} of {len(rows)} {which} are among {where}: "
+            "rows that the model has not seen can score lower"
+        )
     return n
 
 

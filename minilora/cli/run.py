@@ -68,8 +68,7 @@ def train_and_save(args):
     check_memory(loaded, examples, train_config)
     print(train_split.summary(" to train on"))
     print(valid_split.summary(" held out"))
-    where = "held-out rows", "the rows to train on"
-    warn_of_common_rows(valid_split.rows, train_split.rows, *where)
+    warn_of_common_rows(valid_split.rows, train_split.rows, "held-out rows", "the rows to train on")
     print(f"{args.iters} steps of {args.batch_size * args.grad_accumulation_steps} sequences")
     metadata = run_folder.metadata(args, unused)
     if args.resume:

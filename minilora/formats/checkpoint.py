@@ -195,7 +195,7 @@ def load_state(path, like, optimizer="adamw"):
     ours = arrays(like)
     moments = {name: tree for name, tree in start(ours).items() if isinstance(tree, dict)}
     trees = {"adapters": ours, **moments}
-    if any(name.startswith("best.") for name in entries):
+    if numbers["best_step"]:
         trees["best"] = ours
     shapes = {name: leaf.shape for name, leaf in named_leaves(trees)}
     empty: Tree = {name: {} for name in moments}  # muon has no m and v if it trains only matrices
