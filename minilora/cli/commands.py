@@ -47,11 +47,10 @@ def load_model(args, path, load=load):
     block_size = args.block_size or settings.get("block_size", 64)
     if path:
         loaded = load_with_adapter(path, run, name, scheme, block_size, load)
-        tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
-        loaded = loaded._replace(tokenizer=tokenizer)
     else:
         loaded = LoadedModel(*load(name, scheme, block_size, True))
-    return loaded._replace(run=run, name=name, scheme=scheme)
+    tokenizer = replace(loaded.tokenizer, chat_date=settings.get("chat_date"))
+    return loaded._replace(run=run, name=name, scheme=scheme, tokenizer=tokenizer)
 
 
 def generate(args):
