@@ -65,8 +65,9 @@ def load_for_training(args):
         run = read_run(args.init_adapter)
         if "--model" not in args.given:  # the base of the adapter, if it is known
             args.model = run[0].get("model", args.model)
-        how = args.model, args.quantize, args.block_size
-        loaded = load_with_adapter(args.init_adapter, run, *how)
+        loaded = load_with_adapter(
+            args.init_adapter, run, args.model, args.quantize, args.block_size
+        )
         args.method = method_name(loaded.adapter_config)
     else:
         loaded = new_adapter(args, make_adapter_config(args))
@@ -107,8 +108,10 @@ def unused_settings(args, loaded, train_config, examples, valid):
         if rates[0] == rates[1]:
             unused[name] = why
     if train_config.optimizer == "muon" and not split_matrices(trained)[1]:
-        of_adam = ("adam_beta1", "adam_beta2", "adam_eps")
-        unused |= dict.fromkeys(of_adam, "with --optimizer muon and only matrices to train")
+        unused |= dict.fromkeys(
+            ("adam_beta1", "adam_beta2", "adam_eps"),
+            "with --optimizer muon and only matrices to train",
+        )
     if not valid:
         unused |= dict.fromkeys(("steps_per_eval", "val_batches"), "without held-out rows")
     if args.mask_prompt and all(all(example.mask) for example in examples):
@@ -143,8 +146,7 @@ def new_adapter(args, adapter_config):
     scheme = "none" if dense else args.quantize
     low_precision = not dense and args.method != "full"
     config, base, tokenizer = load(args.model, scheme, args.block_size, low_precision)
-    how = args.seed, args.quantize, args.block_size
-    adapters, base = get_peft_model(base, adapter_config, *how)
+    adapters, base = get_peft_model(base, adapter_config, args.seed, args.quantize, args.block_size)
     return LoadedModel(config, base, tokenizer, adapters, adapter_config)
 
 

@@ -9,7 +9,7 @@ The exception is metrics.jsonl, so that a save in a long run costs as much as in
 checkpoint of a run that goes on has only the records since the checkpoint before, the size of
 metrics.jsonl before them, and a digest of all records. Only after the rename of the checkpoint,
 metrics.jsonl is cut to this size and these records are appended. So a run that was killed needs
-this file, too. The first save of a process, and its last one, write all records.
+this file, too. The first save of a process, and its last one, write all records as a whole.
 """
 
 import hashlib
@@ -194,14 +194,16 @@ class RunWriter:
             self.save()
 
     def save(self):
-        """Write a checkpoint, if there are new records, and the files that are derived from it."""
-        if self.latest is None or not self.new:
-            return
-        folder, args = self.folder, self.args
+        """Write a checkpoint, and the files that are derived from it."""
+        folder = self.folder
+        args = self.args
         adapters, state = self.latest
         facts = {"metrics_size": self.size, "metrics_sha256": self.digest.hexdigest()}
         save_state(folder / CHECKPOINT, adapters, state, self.metadata | facts, self.new)
-        append(folder / run_folder.METRICS, self.size, self.new)
+        if self.size:
+            append(folder / run_folder.METRICS, self.size, self.new)
+        else:
+            replace_text(folder / run_folder.METRICS, self.new)
         (folder / run_folder.CARD).unlink(missing_ok=True)  # the end of the run writes it
         best = state.get("best", adapters)
         model = best, self.loaded.base, self.loaded.adapter_config, args.model
@@ -215,10 +217,11 @@ class RunWriter:
         self.new = ""
 
     def end(self):
-        """Save with the records of the whole run."""
-        self.size = 0
-        self.new = as_lines(self.history)
-        self.save()
+        """Save with the records of the whole run, if it has made a step."""
+        if self.latest is not None:
+            self.size = 0
+            self.new = as_lines(self.history)
+            self.save()
 
 
 def as_lines(records):
