@@ -80,17 +80,15 @@ def parse(argv):
     The settings have `given`: the flags that are in the TOML file or in `argv`.
     """
     args = parser().parse_args(argv)
-    args.given = flags_in(argv)
-    if args.command != "train":
-        return args
     words = argv[1:]
-    if args.config:
-        words = as_flags(toml_settings(args.config)) + words
-    args = parser().parse_args(["train", *words])  # the folder to resume can stand in the file
-    start = BUILTIN[args.data].recipe.split() if args.data in BUILTIN else []
-    if args.resume:
-        start = as_flags(settings_to_resume(args.adapter_path))
-    args = parser().parse_args(["train", *start, *words])
+    if args.command == "train":
+        if args.config:
+            words = as_flags(toml_settings(args.config)) + words
+        args = parser().parse_args(["train", *words])  # the folder to resume can stand in the file
+        start = BUILTIN[args.data].recipe.split() if args.data in BUILTIN else []
+        if args.resume:
+            start = as_flags(settings_to_resume(args.adapter_path))
+        args = parser().parse_args(["train", *start, *words])
     args.given = flags_in(words)
     return args
 
