@@ -57,7 +57,7 @@ def _attention(q, k, v, rope, starts, saved):
     return ungroup_heads(y, T)
 
 
-def _attention_backward(g, argnums, y, q, k, v, rope, starts, saved):
+def _attention_backward(g, argnums, rope, starts, saved):
     cos, sin = rope
     q, k, v = saved["qkv"]
     _, K, T, hd = k.shape
@@ -78,7 +78,7 @@ def _attention_backward(g, argnums, y, q, k, v, rope, starts, saved):
     return rotate(dq, scale * cos, -scale * sin), rotate(dk, cos, -sin), dv
 
 
-define_gradients(_attention, _attention_backward)
+define_gradients(_attention, lambda y, q, k, v, *others: others, _attention_backward)
 
 
 def probabilities(q, k, starts):

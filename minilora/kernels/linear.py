@@ -33,7 +33,7 @@ def _linear(x, a, b, scaling, weight):
     return y
 
 
-def _linear_backward(g, argnums, y, x, a, b, scaling, weight):
+def _linear_backward(g, argnums, x, a, b, scaling, weight):
     flat = rows(g)
     z = scaling * (rows(x) @ a.T)
     dz = scaling * (flat @ b)
@@ -45,4 +45,4 @@ def _linear_backward(g, argnums, y, x, a, b, scaling, weight):
     return dx, dz.T @ rows(x), flat.T @ z
 
 
-define_gradients(_linear, _linear_backward)
+define_gradients(_linear, lambda y, *args: args, _linear_backward)
